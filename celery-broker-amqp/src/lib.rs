@@ -1,0 +1,1 @@
+//! The RabbitMQ broker of Celery for Rust.

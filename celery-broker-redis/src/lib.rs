@@ -1,0 +1,1 @@
+//! The Redis broker of Celery for Rust.

@@ -1,0 +1,126 @@
+//! JSON as Python's `json` and kombu write it.
+//!
+//! The reader and writer are our own, because what Celery calls JSON is more
+//! than JSON. Python writes `NaN` and infinities bare and integers of any size;
+//! kombu wraps dates, decimals, UUIDs and bytes into maps with the keys
+//! `__type__` and `__value__`. A general JSON library rejects or rounds the
+//! first and knows nothing of the second. Also, parts of a message are passed
+//! over and handed on as text ([`Raw`](crate::Raw)), however deep they are.
+//! `serde_json` is the oracle of the property tests.
+
+mod cursor;
+mod reader;
+mod typed;
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
+
+use self::cursor::Cursor;
+use self::reader::Reader;
+use super::Serializer;
+use super::text::{TextWriter, json::Json};
+use crate::error::{DecodeError, EncodeError};
+
+/// Writes a value at the end of `out`.
+#[inline]
+pub(crate) fn write<T: Serialize + ?Sized>(
+    out: &mut Vec<u8>,
+    value: &T,
+) -> Result<(), EncodeError> {
+    value.serialize(&mut TextWriter::new(out, Json))
+}
+
+/// Reads the one value that the bytes are.
+#[inline]
+pub(crate) fn read<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, DecodeError> {
+    read_text(text(bytes)?)
+}
+
+/// Reads the one value that the text is.
+#[inline]
+pub(crate) fn read_text<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T, DecodeError> {
+    let mut reader = Reader::new(text);
+    match T::deserialize(&mut reader) {
+        Ok(value) => reader.end().map(|()| value).map_err(in_json),
+        Err(error) => Err(in_json(error.at_byte(reader.offset()))),
+    }
+}
+
+fn in_json(error: DecodeError) -> DecodeError {
+    error.in_content_type(Serializer::Json.content_type())
+}
+
+/// The bytes as text.
+#[inline]
+pub(crate) fn text(bytes: &[u8]) -> Result<&str, DecodeError> {
+    std::str::from_utf8(bytes).map_err(|error| {
+        in_json(DecodeError::malformed("the text is not UTF-8").at_byte(error.valid_up_to()))
+    })
+}
+
+/// The spans of the elements of the array that the text is.
+pub(crate) fn elements<'t, T, const N: usize>(
+    text: &'t str,
+    element: impl Fn(&'t str) -> T,
+) -> Result<SmallVec<[T; N]>, DecodeError>
+where
+    [T; N]: smallvec::Array<Item = T>,
+{
+    let mut elements = SmallVec::new();
+    parts(text, [b'[', b']'], |cursor| {
+        elements.push(element(cursor.span()?));
+        Ok(())
+    })
+    .map(|()| elements)
+    .map_err(in_json)
+}
+
+/// The keys and the spans of the values of the map that the text is.
+pub(crate) fn entries<'t, T, const N: usize>(
+    text: &'t str,
+    entry: impl Fn(Cow<'t, str>, &'t str) -> T,
+) -> Result<SmallVec<[T; N]>, DecodeError>
+where
+    [T; N]: smallvec::Array<Item = T>,
+{
+    let mut entries = SmallVec::new();
+    parts(text, [b'{', b'}'], |cursor| {
+        let key = cursor.string()?;
+        cursor.punctuation(b':')?;
+        entries.push(entry(key, cursor.span()?));
+        Ok(())
+    })
+    .map(|()| entries)
+    .map_err(in_json)
+}
+
+/// Reads what is between two brackets, part by part.
+#[inline]
+fn parts<'t>(
+    text: &'t str,
+    [open, close]: [u8; 2],
+    mut part: impl FnMut(&mut Cursor<'t>) -> Result<(), DecodeError>,
+) -> Result<(), DecodeError> {
+    let is_map = open == b'{';
+    let mut cursor = Cursor::new(text);
+    if cursor.token() != Some(open) {
+        return Err(cursor.unexpected(if is_map { "a map" } else { "an array" }));
+    }
+    cursor.at += 1;
+    if cursor.token() == Some(close) {
+        cursor.at += 1;
+        return cursor.end();
+    }
+    loop {
+        part(&mut cursor)?;
+        match cursor.token() {
+            Some(b',') => cursor.at += 1,
+            Some(byte) if byte == close => break,
+            _ => return Err(cursor.unexpected(if is_map { "`,` or `}`" } else { "`,` or `]`" })),
+        }
+    }
+    cursor.at += 1;
+    cursor.end()
+}

@@ -1,0 +1,97 @@
+//! kombu's typed values: maps with exactly the keys `__type__` and `__value__`.
+
+use std::borrow::Cow;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use super::cursor::Cursor;
+use crate::error::DecodeError;
+use crate::value::ExtendedKind;
+
+/// What a typed value stands for.
+pub(super) enum Typed<'de> {
+    Extended(ExtendedKind, Cow<'de, str>),
+    /// `bytes`: they were UTF-8, so they came as a text.
+    Text(Cow<'de, str>),
+    /// `base64`: any other bytes.
+    Bytes(Vec<u8>),
+}
+
+impl<'de> Typed<'de> {
+    /// Reads the map that begins at the cursor, if it is a typed value. An
+    /// unknown type is an error, as in kombu.
+    #[inline]
+    pub(super) fn read(cursor: &mut Cursor<'de>) -> Result<Option<Self>, DecodeError> {
+        let mut ahead = *cursor;
+        ahead.at += 1;
+        ahead.token();
+        if !ahead.rest().starts_with(b"\"__") {
+            return Ok(None);
+        }
+        let start = cursor.at;
+        let Some((name, value)) = parts(&mut ahead) else {
+            return Ok(None);
+        };
+        cursor.at = ahead.at;
+        Self::new(name, value)
+            .map(Some)
+            .map_err(|error| error.at_byte(start))
+    }
+
+    fn new(name: &'de str, value: &'de str) -> Result<Self, DecodeError> {
+        let name = Cursor::new(name).string()?;
+        if let Some(kind) = ExtendedKind::from_name(&name) {
+            return extended(kind, value).map(|text| Self::Extended(kind, text));
+        }
+        match &*name {
+            "bytes" => Cursor::new(value).string().map(Self::Text),
+            "base64" => {
+                let text = Cursor::new(value).string()?;
+                let bytes = STANDARD.decode(text.as_bytes());
+                bytes
+                    .map(Self::Bytes)
+                    .map_err(|error| DecodeError::malformed(format!("bad base64: {error}")))
+            }
+            _ => Err(DecodeError::new(format!("unknown __type__ {name:?}"))),
+        }
+    }
+}
+
+/// The text of a date, time, decimal or UUID.
+fn extended(kind: ExtendedKind, value: &str) -> Result<Cow<'_, str>, DecodeError> {
+    let mut cursor = Cursor::new(value);
+    match (kind, cursor.token()) {
+        // `{"hex": "..."}`, the arguments of Python's `UUID`; older versions
+        // of kombu wrote the text alone.
+        (ExtendedKind::Uuid, Some(b'{')) => {
+            let entries = super::entries::<_, 1>(value, |key, value| (key, value))?;
+            match entries.as_slice() {
+                [(key, hex)] if key == "hex" => Cursor::new(hex).string(),
+                _ => Err(DecodeError::new("a uuid has no key but \"hex\"")),
+            }
+        }
+        // Python's `Decimal` takes integers, too.
+        (ExtendedKind::Decimal, Some(b'-' | b'0'..=b'9')) => Ok(Cow::Borrowed(value)),
+        _ => cursor.string(),
+    }
+}
+
+/// The spans of `__type__` and `__value__`, if these are the only keys of the
+/// map. `None` for any other map, also for a malformed one: the reader of plain
+/// maps reports that.
+fn parts<'de>(cursor: &mut Cursor<'de>) -> Option<(&'de str, &'de str)> {
+    let first = cursor.string().ok()?;
+    cursor.punctuation(b':').ok()?;
+    let first_value = cursor.span().ok()?;
+    cursor.punctuation(b',').ok()?;
+    let second = cursor.string().ok()?;
+    cursor.punctuation(b':').ok()?;
+    let second_value = cursor.span().ok()?;
+    cursor.punctuation(b'}').ok()?;
+    match (&*first, &*second) {
+        ("__type__", "__value__") => Some((first_value, second_value)),
+        ("__value__", "__type__") => Some((second_value, first_value)),
+        _ => None,
+    }
+}

@@ -1,0 +1,159 @@
+//! Arrays and maps of a text.
+
+use serde::ser::{
+    Serialize, SerializeMap, SerializeSeq, SerializeStruct, SerializeStructVariant, SerializeTuple,
+    SerializeTupleStruct, SerializeTupleVariant,
+};
+
+use super::key::KeyWriter;
+use super::{Dialect, TextWriter};
+use crate::error::EncodeError;
+
+/// An array or map that is being written.
+pub(crate) struct Compound<'w, 'o, D: Dialect> {
+    writer: &'w mut TextWriter<'o, D>,
+    close: &'static [u8],
+    first: bool,
+    /// Whether the dialect leaves out what is in here.
+    left_out: bool,
+}
+
+impl<'w, 'o, D: Dialect> Compound<'w, 'o, D> {
+    #[inline]
+    pub(super) fn new(writer: &'w mut TextWriter<'o, D>, close: &'static [u8]) -> Self {
+        let left_out = !writer.dialect.enter();
+        Self {
+            writer,
+            close,
+            first: true,
+            left_out,
+        }
+    }
+
+    /// Begins an element or entry; `false` if it is to be left out.
+    #[inline]
+    fn begin(&mut self) -> bool {
+        if self.left_out {
+            // A container with something in it; an empty one stays empty.
+            if self.first {
+                self.first = false;
+                self.writer.out.extend_from_slice(b"...");
+            }
+            return false;
+        }
+        if self.writer.dialect.is_full(self.writer.out) {
+            return false;
+        }
+        if !self.first {
+            self.writer.out.extend_from_slice(D::COMMA);
+        }
+        self.first = false;
+        true
+    }
+
+    #[inline]
+    fn element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), EncodeError> {
+        if self.begin() {
+            value.serialize(&mut *self.writer)?;
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn field<T: Serialize + ?Sized>(
+        &mut self,
+        name: &'static str,
+        value: &T,
+    ) -> Result<(), EncodeError> {
+        if self.begin() {
+            self.writer.dialect.string(self.writer.out, name);
+            self.writer.out.extend_from_slice(D::COLON);
+            value.serialize(&mut *self.writer)?;
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn close(self) -> Result<(), EncodeError> {
+        self.writer.dialect.leave();
+        self.writer.put(self.close)
+    }
+}
+
+impl<D: Dialect> SerializeMap for Compound<'_, '_, D> {
+    type Ok = ();
+    type Error = EncodeError;
+
+    #[inline]
+    fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), EncodeError> {
+        if self.begin() {
+            key.serialize(KeyWriter::new(self.writer))?;
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), EncodeError> {
+        if self.left_out || self.writer.dialect.is_full(self.writer.out) {
+            return Ok(());
+        }
+        self.writer.out.extend_from_slice(D::COLON);
+        value.serialize(&mut *self.writer)
+    }
+
+    #[inline]
+    fn end(self) -> Result<(), EncodeError> {
+        self.close()
+    }
+}
+
+macro_rules! elements {
+    ($($trait:ident $method:ident),+) => {$(
+        impl<D: Dialect> $trait for Compound<'_, '_, D> {
+            type Ok = ();
+            type Error = EncodeError;
+
+            #[inline]
+            fn $method<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), EncodeError> {
+                self.element(value)
+            }
+
+            #[inline]
+            fn end(self) -> Result<(), EncodeError> {
+                self.close()
+            }
+        }
+    )+};
+}
+
+elements! {
+    SerializeSeq serialize_element,
+    SerializeTuple serialize_element,
+    SerializeTupleStruct serialize_field,
+    SerializeTupleVariant serialize_field
+}
+
+macro_rules! fields {
+    ($($trait:ident),+) => {$(
+        impl<D: Dialect> $trait for Compound<'_, '_, D> {
+            type Ok = ();
+            type Error = EncodeError;
+
+            #[inline]
+            fn serialize_field<T: Serialize + ?Sized>(
+                &mut self,
+                name: &'static str,
+                value: &T,
+            ) -> Result<(), EncodeError> {
+                self.field(name, value)
+            }
+
+            #[inline]
+            fn end(self) -> Result<(), EncodeError> {
+                self.close()
+            }
+        }
+    )+};
+}
+
+fields! { SerializeStruct, SerializeStructVariant }

@@ -1,0 +1,78 @@
+//! The flow style of YAML, as PyYAML reads it.
+
+use base64::display::Base64Display;
+use base64::engine::general_purpose::STANDARD;
+
+use super::json::escaped;
+use super::{Dialect, append};
+use crate::value::ExtendedKind;
+
+/// YAML 1.1 on one line: strings are always quoted, so that nothing is taken
+/// for a number, a date or a boolean.
+pub(crate) struct Yaml;
+
+impl Dialect for Yaml {
+    const COMMA: &'static [u8] = b", ";
+    const COLON: &'static [u8] = b": ";
+    const TEXT_KEYS: bool = false;
+
+    /// PyYAML takes `1e16` for a string: a float has a dot, and its exponent a
+    /// sign.
+    fn float(&self, out: &mut Vec<u8>, digits: &str) {
+        let (mantissa, exponent) = match digits.split_once('e') {
+            Some((mantissa, exponent)) => (mantissa, Some(exponent)),
+            None => (digits, None),
+        };
+        out.extend_from_slice(mantissa.as_bytes());
+        if !mantissa.contains('.') {
+            out.extend_from_slice(b".0");
+        }
+        if let Some(exponent) = exponent {
+            let sign: &[u8] = if exponent.starts_with('-') {
+                b"e"
+            } else {
+                b"e+"
+            };
+            out.extend_from_slice(sign);
+            out.extend_from_slice(exponent.as_bytes());
+        }
+    }
+
+    fn odd_float(&self, out: &mut Vec<u8>, value: f64) {
+        out.extend_from_slice(if value.is_nan() { b".nan" } else { b".inf" });
+    }
+
+    fn string(&self, out: &mut Vec<u8>, text: &str) {
+        out.push(b'"');
+        let mut written = 0;
+        for (at, character) in text.char_indices().filter(|(_, c)| !is_printable(*c)) {
+            escaped(out, &text[written..at]);
+            // All of them are in the first plane.
+            append(out, format_args!("\\u{:04x}", u32::from(character)));
+            written = at + character.len_utf8();
+        }
+        escaped(out, &text[written..]);
+        out.push(b'"');
+    }
+
+    fn bytes(&self, out: &mut Vec<u8>, bytes: &[u8]) {
+        append(
+            out,
+            format_args!("!!binary \"{}\"", Base64Display::new(bytes, &STANDARD)),
+        );
+    }
+
+    fn extended(&self, out: &mut Vec<u8>, _kind: ExtendedKind, text: &str) {
+        self.string(out, text);
+    }
+}
+
+/// What may stand in a quoted string as it is, or with the escapes of JSON.
+/// PyYAML rejects characters it does not call printable, and folds lines at
+/// Unicode's line separators.
+fn is_printable(character: char) -> bool {
+    !matches!(
+        character,
+        '\u{7f}'..='\u{9f}' | '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}'
+    )
+}

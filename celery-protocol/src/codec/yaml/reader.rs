@@ -1,0 +1,282 @@
+//! Reading YAML into a [`Value`], as Python would understand it.
+//!
+//! The library reads YAML 1.2, Python reads and writes YAML 1.1. Two things
+//! are put right here. Tags such as `!!binary` are hidden by the library, so
+//! the handle `!!` is declared to mean something that it shows. And a plain
+//! `12e5` is a text in Python, which therefore writes such texts without
+//! quotes: every float that was read is looked at again as a text.
+
+use std::borrow::Cow;
+use std::cell::Cell;
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::de::{
+    Deserialize as _, DeserializeSeed, Deserializer, EnumAccess, Error, IgnoredAny, MapAccess,
+    SeqAccess, VariantAccess, Visitor,
+};
+
+use crate::codec::json;
+use crate::error::{DecodeError, DecodeErrorKind};
+use crate::value::{BigInt, Map, Value};
+
+/// Reads the one document that the bytes are.
+pub(super) fn read(bytes: &[u8]) -> Result<Value, DecodeError> {
+    let text = with_visible_tags(json::text(bytes)?);
+    let budget = Budget::of(&text);
+    let mut value = (&budget)
+        .deserialize(serde_yaml::Deserializer::from_str(&text))
+        .map_err(|error| decode_error(&error, &budget))?;
+    // Without one of two equal keys, value and document do not run alike.
+    if has_floats(&value) && !budget.has_duplicates.get() {
+        Again(&mut value)
+            .deserialize(serde_yaml::Deserializer::from_str(&text))
+            .map_err(|error| decode_error(&error, &budget))?;
+    }
+    Ok(value)
+}
+
+#[cold]
+fn decode_error(error: &serde_yaml::Error, budget: &Budget) -> DecodeError {
+    if budget.left.get() == 0 {
+        return DecodeErrorKind::TooLarge {
+            limit: budget.limit,
+        }
+        .into();
+    }
+    let message = error.to_string();
+    if message.contains("recursion limit") {
+        return DecodeErrorKind::TooDeep {
+            limit: crate::codec::DECODE_DEPTH,
+        }
+        .into();
+    }
+    DecodeError::malformed(message)
+}
+
+/// The prefix that tags of the handle `!!` get.
+const CORE: &str = "celery-core-";
+
+/// Declares `!!` to mean a local tag, which the library shows, where it is
+/// used at all.
+fn with_visible_tags(text: &str) -> Cow<'_, str> {
+    if memchr::memmem::find(text.as_bytes(), b"!!").is_none() {
+        return Cow::Borrowed(text);
+    }
+    let has_start = text
+        .lines()
+        .find(|line| !line.trim().is_empty() && !line.starts_with('#'))
+        .is_some_and(|line| line.starts_with("---") || line.starts_with('%'));
+    let start = if has_start { "" } else { "---\n" };
+    Cow::Owned(format!("%TAG !! !{CORE}\n{start}{text}"))
+}
+
+/// What one reading keeps in mind: how much more may be read, so that aliases
+/// cannot make a small document huge, and whether keys came twice.
+struct Budget {
+    limit: usize,
+    left: Cell<usize>,
+    has_duplicates: Cell<bool>,
+}
+
+impl Budget {
+    /// What a document of honest aliases stays far below.
+    fn of(text: &str) -> Self {
+        let limit = text.len().saturating_mul(16).saturating_add(64 * 1024);
+        Self {
+            limit,
+            left: Cell::new(limit),
+            has_duplicates: Cell::new(false),
+        }
+    }
+
+    fn spend<E: Error>(&self, amount: usize) -> Result<(), E> {
+        match self.left.get().checked_sub(amount + 1) {
+            Some(left) => {
+                self.left.set(left);
+                Ok(())
+            }
+            None => {
+                self.left.set(0);
+                Err(E::custom("aliases make the document too large"))
+            }
+        }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for &Budget {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+macro_rules! scalars {
+    ($($method:ident($type:ty) => $value:expr;)+) => {$(
+        fn $method<E: Error>(self, value: $type) -> Result<Value, E> {
+            self.spend(0)?;
+            Ok($value(value))
+        }
+    )+};
+}
+
+impl<'de> Visitor<'de> for &Budget {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+
+    scalars! {
+        visit_bool(bool) => Value::from;
+        visit_i64(i64) => Value::from;
+        visit_u64(u64) => Value::from;
+        visit_i128(i128) => |value| BigInt::from(value).into();
+        visit_u128(u128) => |value| BigInt::from(value).into();
+        visit_f64(f64) => Value::from;
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Value, E> {
+        self.spend(0)?;
+        Ok(Value::Null)
+    }
+
+    fn visit_none<E: Error>(self) -> Result<Value, E> {
+        self.visit_unit()
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Value, E> {
+        self.spend(text.len())?;
+        Ok(text.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Value, A::Error> {
+        self.spend(0)?;
+        let mut array = Vec::new();
+        while let Some(element) = elements.next_element_seed(self)? {
+            array.push(element);
+        }
+        Ok(Value::Array(array))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        self.spend(0)?;
+        let mut map = Vec::new();
+        while let Some(key) = entries.next_key_seed(self)? {
+            map.push((key, entries.next_value_seed(self)?));
+        }
+        let count = map.len();
+        let map = Map::from_entries(map);
+        if map.len() < count {
+            self.has_duplicates.set(true);
+        }
+        Ok(Value::Map(map))
+    }
+
+    fn visit_enum<A: EnumAccess<'de>>(self, data: A) -> Result<Value, A::Error> {
+        let (tag, content) = data.variant::<String>()?;
+        match tag.strip_prefix(CORE) {
+            Some("binary") => {
+                let text: String = content.newtype_variant()?;
+                self.spend(text.len())?;
+                binary(&text).map_err(A::Error::custom)
+            }
+            Some("str" | "timestamp") => {
+                let text: String = content.newtype_variant()?;
+                self.spend(text.len())?;
+                Ok(Value::Str(text))
+            }
+            Some("null" | "bool" | "int" | "float" | "seq" | "map" | "set") => {
+                content.newtype_variant_seed(self)
+            }
+            // PyYAML's safe loader refuses others as well.
+            Some(name) => Err(A::Error::custom(format_args!("unknown tag !!{name}"))),
+            None => Err(A::Error::custom(format_args!("unknown tag !{tag}"))),
+        }
+    }
+}
+
+/// Base64, broken into lines as PyYAML writes it.
+fn binary(text: &str) -> Result<Value, base64::DecodeError> {
+    let text: String = text.chars().filter(|c| !c.is_ascii_whitespace()).collect();
+    STANDARD.decode(text).map(Value::Bytes)
+}
+
+fn has_floats(value: &Value) -> bool {
+    match value {
+        Value::Float(_) => true,
+        Value::Array(elements) => elements.iter().any(has_floats),
+        Value::Map(map) => map
+            .iter()
+            .any(|(key, value)| has_floats(key) || has_floats(value)),
+        _ => false,
+    }
+}
+
+/// Looks at each float of a value again, in the same document read as texts.
+struct Again<'v>(&'v mut Value);
+
+impl<'de> DeserializeSeed<'de> for Again<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        match self.0 {
+            Value::Float(_) => {
+                let text = String::deserialize(deserializer)?;
+                if let Some(value) = not_a_float(text) {
+                    *self.0 = value;
+                }
+                Ok(())
+            }
+            Value::Array(_) => deserializer.deserialize_seq(self),
+            Value::Map(_) => deserializer.deserialize_map(self),
+            _ => IgnoredAny::deserialize(deserializer).map(drop),
+        }
+    }
+}
+
+impl<'de> Visitor<'de> for Again<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the array or map that was read before")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
+        if let Value::Array(array) = self.0 {
+            for element in array {
+                elements.next_element_seed(Again(element))?;
+            }
+        }
+        while elements.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
+        if let Value::Map(map) = self.0 {
+            for (key, value) in map.entries_mut() {
+                if entries.next_key_seed(Again(key))?.is_some() {
+                    entries.next_value_seed(Again(value))?;
+                }
+            }
+        }
+        while entries.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(())
+    }
+}
+
+/// What Python reads where the library read a float: the same, unless the text
+/// has no dot or its exponent no sign.
+fn not_a_float(text: String) -> Option<Value> {
+    if let Ok(integer) = text.parse::<BigInt>() {
+        return Some(integer.into());
+    }
+    let signed = |exponent: &str| exponent.starts_with(['+', '-']);
+    let is_float = text.contains('.')
+        && text
+            .split_once(['e', 'E'])
+            .is_none_or(|(_, exponent)| signed(exponent));
+    (!is_float).then_some(Value::Str(text))
+}

@@ -1,0 +1,323 @@
+//! Content compressions, by the names Celery gives them.
+
+use std::io::{self, Read, Write};
+
+use crate::error::{DecodeError, DecodeErrorKind, EncodeError};
+
+/// A way to compress the body of a message after it was serialized.
+///
+/// All of them can always be named. Using one whose cargo feature is off is an
+/// error that names the feature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Compression {
+    /// `zlib` or `gzip`. Celery means a zlib stream by both.
+    Zlib,
+    /// `bzip2` or `bzip`.
+    Bzip2,
+    /// `lzma` or `xz`: the xz container.
+    Lzma,
+    /// `brotli`.
+    Brotli,
+    /// `zstd` or `zstandard`.
+    Zstd,
+}
+
+/// One row per compression, in the order of the enum.
+struct Row {
+    compression: Compression,
+    names: &'static [&'static str],
+    content_type: &'static str,
+}
+
+static TABLE: [Row; 5] = [
+    Row {
+        compression: Compression::Zlib,
+        names: &["zlib", "gzip"],
+        content_type: "application/x-gzip",
+    },
+    Row {
+        compression: Compression::Bzip2,
+        names: &["bzip2", "bzip"],
+        content_type: "application/x-bz2",
+    },
+    Row {
+        compression: Compression::Lzma,
+        names: &["lzma", "xz"],
+        content_type: "application/x-lzma",
+    },
+    Row {
+        compression: Compression::Brotli,
+        names: &["brotli"],
+        content_type: "application/x-brotli",
+    },
+    Row {
+        compression: Compression::Zstd,
+        names: &["zstd", "zstandard"],
+        content_type: "application/zstd",
+    },
+];
+
+impl Compression {
+    /// Every compression there is.
+    pub fn all() -> impl Iterator<Item = Self> {
+        TABLE.iter().map(|row| row.compression)
+    }
+
+    /// Finds a compression by its name in Celery's settings.
+    pub fn from_name(name: &str) -> Option<Self> {
+        let row = TABLE.iter().find(|row| row.names.contains(&name))?;
+        Some(row.compression)
+    }
+
+    /// Finds a compression by the `compression` header of a message.
+    ///
+    /// The header holds a content type. Names are taken too, as kombu takes
+    /// them.
+    pub fn from_content_type(content_type: &str) -> Option<Self> {
+        let row = TABLE.iter().find(|row| row.content_type == content_type);
+        row.map(|row| row.compression)
+            .or_else(|| Self::from_name(content_type))
+    }
+
+    /// The name in Celery's settings.
+    pub fn name(self) -> &'static str {
+        self.row().names[0]
+    }
+
+    /// What the `compression` header of a message says.
+    pub fn content_type(self) -> &'static str {
+        self.row().content_type
+    }
+
+    /// Compresses bytes.
+    ///
+    /// # Errors
+    ///
+    /// When the feature of the compression is off.
+    pub fn compress(self, bytes: &[u8]) -> Result<Vec<u8>, EncodeError> {
+        match self {
+            Self::Zlib => zlib::compress(bytes),
+            Self::Bzip2 => bzip2::compress(bytes),
+            Self::Lzma => lzma::compress(bytes),
+            Self::Brotli => brotli::compress(bytes),
+            Self::Zstd => zstd::compress(bytes),
+        }
+    }
+
+    /// Decompresses bytes, up to `limit` of them.
+    ///
+    /// # Errors
+    ///
+    /// When more than `limit` bytes come out ([`DecodeError::is_too_large`]),
+    /// when the bytes are malformed, cut off or followed by others, or when the
+    /// feature of the compression is off. A bomb costs no more than `limit`.
+    pub fn decompress(self, bytes: &[u8], limit: usize) -> Result<Vec<u8>, DecodeError> {
+        match self {
+            Self::Zlib => zlib::decompress(bytes, limit),
+            Self::Bzip2 => bzip2::decompress(bytes, limit),
+            Self::Lzma => lzma::decompress(bytes, limit),
+            Self::Brotli => brotli::decompress(bytes, limit),
+            Self::Zstd => zstd::decompress(bytes, limit),
+        }
+        .map_err(|error| error.in_content_type(self.content_type()))
+    }
+
+    fn row(self) -> &'static Row {
+        &TABLE[self as usize]
+    }
+}
+
+/// Memory that a decoder may take for its window, whatever a message asks for.
+#[cfg(any(feature = "lzma", feature = "zstd"))]
+const WINDOW: u32 = 27;
+
+/// Reads everything a decoder gives, up to `limit` bytes.
+#[allow(dead_code, reason = "unused when every compression is off")]
+fn read_limited(decoder: &mut impl Read, limit: usize) -> Result<Vec<u8>, DecodeError> {
+    let mut out = Vec::new();
+    let mut bounded = decoder.take((limit as u64).saturating_add(1));
+    bounded
+        .read_to_end(&mut out)
+        .map_err(|error| malformed(&error))?;
+    if out.len() > limit {
+        return Err(DecodeErrorKind::TooLarge { limit }.into());
+    }
+    Ok(out)
+}
+
+/// Makes sure that the compressed stream is all there was.
+#[allow(dead_code, reason = "unused when every compression is off")]
+fn nothing_after(rest: &[u8]) -> Result<(), DecodeError> {
+    match rest.len() {
+        0 => Ok(()),
+        more => Err(DecodeError::malformed(format!(
+            "{more} bytes follow the compressed stream"
+        ))),
+    }
+}
+
+#[allow(dead_code, reason = "unused when every compression is off")]
+fn malformed(error: &io::Error) -> DecodeError {
+    DecodeError::malformed(format!("the compressed stream is broken: {error}"))
+}
+
+#[allow(dead_code, reason = "unused when every compression is off")]
+fn failed(error: &io::Error) -> EncodeError {
+    EncodeError::new(format!("compression failed: {error}"))
+}
+
+/// Writes everything into an encoder.
+#[allow(dead_code, reason = "unused when every compression is off")]
+fn fill<W: Write>(mut encoder: W, bytes: &[u8]) -> Result<W, EncodeError> {
+    encoder.write_all(bytes).map_err(|error| failed(&error))?;
+    Ok(encoder)
+}
+
+/// Defines a compression by its two functions, or by errors that name the
+/// feature when it is off.
+macro_rules! compression {
+    ($module:ident, $feature:literal, $what:literal, {$($body:tt)*}) => {
+        #[cfg(feature = $feature)]
+        mod $module {
+            use super::*;
+
+            $($body)*
+        }
+
+        #[cfg(not(feature = $feature))]
+        mod $module {
+            use super::*;
+            use crate::codec::{decode_feature_off, encode_feature_off};
+
+            pub(super) fn compress(_bytes: &[u8]) -> Result<Vec<u8>, EncodeError> {
+                Err(encode_feature_off($what, $feature))
+            }
+
+            pub(super) fn decompress(_bytes: &[u8], _limit: usize) -> Result<Vec<u8>, DecodeError> {
+                Err(decode_feature_off($what, $feature))
+            }
+        }
+    };
+}
+
+compression!(zlib, "zlib", "the compression zlib", {
+    use flate2::bufread::ZlibDecoder;
+    use flate2::write::ZlibEncoder;
+
+    pub(super) fn compress(bytes: &[u8]) -> Result<Vec<u8>, EncodeError> {
+        let encoder = ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+        fill(encoder, bytes)?
+            .finish()
+            .map_err(|error| failed(&error))
+    }
+
+    pub(super) fn decompress(bytes: &[u8], limit: usize) -> Result<Vec<u8>, DecodeError> {
+        let mut decoder = ZlibDecoder::new(bytes);
+        let out = read_limited(&mut decoder, limit)?;
+        nothing_after(decoder.into_inner()).map(|()| out)
+    }
+});
+
+compression!(bzip2, "bzip2", "the compression bzip2", {
+    use ::bzip2::bufread::BzDecoder;
+    use ::bzip2::write::BzEncoder;
+
+    pub(super) fn compress(bytes: &[u8]) -> Result<Vec<u8>, EncodeError> {
+        let encoder = BzEncoder::new(Vec::new(), ::bzip2::Compression::default());
+        fill(encoder, bytes)?
+            .finish()
+            .map_err(|error| failed(&error))
+    }
+
+    pub(super) fn decompress(bytes: &[u8], limit: usize) -> Result<Vec<u8>, DecodeError> {
+        let mut decoder = BzDecoder::new(bytes);
+        let out = read_limited(&mut decoder, limit)?;
+        nothing_after(decoder.into_inner()).map(|()| out)
+    }
+});
+
+compression!(lzma, "lzma", "the compression lzma", {
+    use liblzma::bufread::XzDecoder;
+    use liblzma::stream::Stream;
+    use liblzma::write::XzEncoder;
+
+    pub(super) fn compress(bytes: &[u8]) -> Result<Vec<u8>, EncodeError> {
+        // Level 6 is what Python takes.
+        let encoder = XzEncoder::new(Vec::new(), 6);
+        fill(encoder, bytes)?
+            .finish()
+            .map_err(|error| failed(&error))
+    }
+
+    pub(super) fn decompress(bytes: &[u8], limit: usize) -> Result<Vec<u8>, DecodeError> {
+        let stream =
+            Stream::new_stream_decoder(1 << WINDOW, 0).map_err(|error| malformed(&error.into()))?;
+        let mut decoder = XzDecoder::new_stream(bytes, stream);
+        let out = read_limited(&mut decoder, limit)?;
+        nothing_after(decoder.into_inner()).map(|()| out)
+    }
+});
+
+compression!(brotli, "brotli", "the compression brotli", {
+    /// What Python's brotli takes by default.
+    const QUALITY: i32 = 11;
+
+    pub(super) fn compress(bytes: &[u8]) -> Result<Vec<u8>, EncodeError> {
+        let parameters = ::brotli::enc::BrotliEncoderParams {
+            quality: QUALITY,
+            size_hint: bytes.len(),
+            ..Default::default()
+        };
+        let mut out = Vec::new();
+        ::brotli::BrotliCompress(&mut &bytes[..], &mut out, &parameters)
+            .map_err(|error| failed(&error))?;
+        Ok(out)
+    }
+
+    pub(super) fn decompress(bytes: &[u8], limit: usize) -> Result<Vec<u8>, DecodeError> {
+        let mut rest = bytes;
+        let mut decoder = ::brotli::Decompressor::new(&mut rest, 4096);
+        read_limited(&mut decoder, limit)
+    }
+});
+
+compression!(zstd, "zstd", "the compression zstd", {
+    use ::zstd::stream::read::Decoder;
+
+    pub(super) fn compress(bytes: &[u8]) -> Result<Vec<u8>, EncodeError> {
+        ::zstd::stream::encode_all(bytes, ::zstd::DEFAULT_COMPRESSION_LEVEL)
+            .map_err(|error| failed(&error))
+    }
+
+    pub(super) fn decompress(bytes: &[u8], limit: usize) -> Result<Vec<u8>, DecodeError> {
+        let mut decoder = Decoder::with_buffer(bytes)
+            .map_err(|error| malformed(&error))?
+            .single_frame();
+        decoder
+            .window_log_max(WINDOW)
+            .map_err(|error| malformed(&error))?;
+        let out = read_limited(&mut decoder, limit)?;
+        nothing_after(decoder.finish()).map(|()| out)
+    }
+});
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn table_follows_the_enum() {
+        for (index, row) in TABLE.iter().enumerate() {
+            assert_eq!(row.compression as usize, index);
+            assert_eq!(
+                Compression::from_content_type(row.content_type),
+                Some(row.compression)
+            );
+            for name in row.names {
+                assert_eq!(Compression::from_name(name), Some(row.compression));
+            }
+        }
+        assert_eq!(Compression::from_name("rar"), None);
+    }
+}

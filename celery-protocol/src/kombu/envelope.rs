@@ -1,0 +1,396 @@
+//! The envelope itself.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+
+use crate::codec::Serializer;
+use crate::error::{DecodeError, EncodeError};
+use crate::headers::Headers;
+use crate::kombu::properties::EnvelopeProperties;
+use crate::message::{Message, Properties};
+use crate::raw::Raw;
+use crate::text::Text;
+use crate::value::Value;
+
+/// Where a message is sent to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Route<'a> {
+    /// The exchange; empty for the default one.
+    pub exchange: &'a str,
+    /// The routing key; the queue's name on the default exchange.
+    pub routing_key: &'a str,
+}
+
+/// Writes a message as kombu's envelope, into one buffer.
+///
+/// `delivery_tag` must be unique among all messages: it is the key under which
+/// consumers note that they hold the message.
+///
+/// # Errors
+///
+/// When a header or property has no form in JSON.
+pub fn encode(
+    message: &Message,
+    route: Route<'_>,
+    delivery_tag: &str,
+) -> Result<Vec<u8>, EncodeError> {
+    let properties = &message.properties;
+    let mut out = Writer::new(&message.body);
+    out.raw("{\"body\":\"").base64(&message.body).raw("\"");
+    out.member(",\"content-encoding\":", &properties.content_encoding)?;
+    out.member(",\"content-type\":", &properties.content_type)?;
+    out.raw(",\"headers\":");
+    let headers = message.headers.write_json(&mut out.buffer);
+    headers.map_err(|error| error.in_field("headers"))?;
+    write_properties(&mut out, properties, route, delivery_tag)
+        .map_err(|error| error.in_field("properties"))?;
+    out.raw("}");
+    Ok(out.buffer)
+}
+
+/// In Python's order. kombu's consumers need `delivery_info`, `priority` and
+/// `delivery_tag` to be there.
+fn write_properties(
+    out: &mut Writer,
+    properties: &Properties,
+    route: Route<'_>,
+    delivery_tag: &str,
+) -> Result<(), EncodeError> {
+    out.member(
+        ",\"properties\":{\"correlation_id\":",
+        &properties.correlation_id,
+    )?;
+    out.member(",\"reply_to\":", &properties.reply_to)?;
+    out.member(
+        ",\"delivery_mode\":",
+        &properties.delivery_mode.unwrap_or(PERSISTENT),
+    )?;
+    if let Some(expiration) = &properties.expiration {
+        out.member(",\"expiration\":", expiration)?;
+    }
+    out.member(",\"delivery_info\":{\"exchange\":", route.exchange)?;
+    out.member(",\"routing_key\":", route.routing_key)?;
+    if properties.delivery_info.redelivered {
+        out.raw(",\"redelivered\":true");
+    }
+    for (name, value) in &properties.delivery_info.extra {
+        out.entry(name, value)?;
+    }
+    out.member("},\"priority\":", &properties.priority.unwrap_or_default())?;
+    out.member(
+        ",\"body_encoding\":\"base64\",\"delivery_tag\":",
+        delivery_tag,
+    )?;
+    for (name, value) in &properties.extra {
+        out.entry(name, value)?;
+    }
+    out.raw("}");
+    Ok(())
+}
+
+const PERSISTENT: u8 = 2;
+
+struct Writer {
+    buffer: Vec<u8>,
+}
+
+impl Writer {
+    fn new(body: &[u8]) -> Self {
+        // Names, headers and properties of a usual task, and the body.
+        const AROUND: usize = 1024;
+        let buffer = Vec::with_capacity(AROUND + body.len().div_ceil(3) * 4);
+        Self { buffer }
+    }
+
+    fn raw(&mut self, text: &str) -> &mut Self {
+        self.buffer.extend_from_slice(text.as_bytes());
+        self
+    }
+
+    fn base64(&mut self, body: &[u8]) -> &mut Self {
+        let start = self.buffer.len();
+        self.buffer.resize(start + body.len().div_ceil(3) * 4, 0);
+        let written = BASE64.encode_slice(body, &mut self.buffer[start..]);
+        debug_assert_eq!(written, Ok(self.buffer.len() - start));
+        self
+    }
+
+    /// Writes what comes before a value, and the value.
+    fn member<T: Serialize + ?Sized>(
+        &mut self,
+        before: &str,
+        value: &T,
+    ) -> Result<(), EncodeError> {
+        self.raw(before);
+        Serializer::Json.encode_into(&mut self.buffer, value)
+    }
+
+    /// Writes an entry of a map; names that are no text have no place in JSON.
+    fn entry(&mut self, name: &Value, value: &Value) -> Result<(), EncodeError> {
+        let Some(name) = name.as_str() else {
+            return Err(EncodeError::new("expected names that are texts"));
+        };
+        self.member(",", name)?;
+        self.member(":", value)
+    }
+}
+
+/// Python writes padding and does not insist on it when it reads.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// Reads an envelope.
+///
+/// Headers stay a piece of `raw`; so does a body that is not encoded. What
+/// other producers do differently is read too: `correlationId` and `replyTo`, no
+/// `delivery_info`, no encodings. Unknown properties are kept, unknown entries
+/// beside `properties` are not.
+///
+/// # Errors
+///
+/// When the envelope is malformed or has no body.
+pub fn decode(raw: &Bytes) -> Result<Message, DecodeError> {
+    let envelope = Serializer::Json.decode::<Envelope<'_>>(raw);
+    let envelope = envelope.map_err(|error| error.in_field("envelope"))?;
+    let headers = read_headers(raw, envelope.headers.as_ref())?;
+    let Some(Text(body)) = envelope.body else {
+        return Err(DecodeError::new("a message must have one").in_field("envelope.body"));
+    };
+    let EnvelopeProperties {
+        mut properties,
+        body_encoding,
+    } = envelope.properties;
+    properties.content_type = content_type(envelope.content_type);
+    properties.content_encoding = content_encoding(envelope.content_encoding);
+    Ok(Message {
+        headers,
+        properties,
+        body: decode_body(raw, body, body_encoding.as_deref())?,
+    })
+}
+
+fn decode_body(
+    raw: &Bytes,
+    body: Cow<'_, str>,
+    encoding: Option<&str>,
+) -> Result<Bytes, DecodeError> {
+    let failed = |error: DecodeError| error.in_field("envelope.body");
+    match encoding {
+        Some("base64") => match BASE64.decode(body.as_bytes()) {
+            Ok(bytes) => Ok(bytes.into()),
+            Err(error) => Err(failed(DecodeError::malformed(format!(
+                "bad base64: {error}"
+            )))),
+        },
+        None => Ok(match body {
+            Cow::Borrowed(text) => raw.slice_ref(text.as_bytes()),
+            Cow::Owned(text) => text.into_bytes().into(),
+        }),
+        Some(other) => Err(failed(DecodeError::unknown("body encoding", other))),
+    }
+}
+
+/// The entries of an envelope; what is decoded is what is small.
+#[derive(Default)]
+struct Envelope<'a> {
+    body: Option<Text<'a>>,
+    content_type: Option<Text<'a>>,
+    content_encoding: Option<Text<'a>>,
+    headers: Option<Raw<'a>>,
+    properties: EnvelopeProperties<'a>,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Envelope<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(EnvelopeVisitor)
+    }
+}
+
+struct EnvelopeVisitor;
+
+impl<'de> Visitor<'de> for EnvelopeVisitor {
+    type Value = Envelope<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an envelope, a mapping")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut envelope = Envelope::default();
+        while let Some(Text(name)) = map.next_key()? {
+            match &*name {
+                "body" => envelope.body = map.next_value()?,
+                "content-type" => envelope.content_type = map.next_value()?,
+                "content-encoding" => envelope.content_encoding = map.next_value()?,
+                "headers" => envelope.headers = map.next_value()?,
+                "properties" => {
+                    let properties: Option<EnvelopeProperties<'de>> = map.next_value()?;
+                    envelope.properties = properties.unwrap_or_default();
+                }
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(envelope)
+    }
+}
+
+fn read_headers(raw: &Bytes, headers: Option<&Raw<'_>>) -> Result<Headers, DecodeError> {
+    let text = match headers {
+        Some(headers) if !headers.is_null() => headers.as_json().unwrap_or_default(),
+        _ => return Ok(Headers::empty()),
+    };
+    match text.trim_ascii() {
+        "{}" => Ok(Headers::empty()),
+        text if text.starts_with('{') => {
+            Ok(Headers::from_checked_json(raw.slice_ref(text.as_bytes())))
+        }
+        _ => Err(DecodeError::new("expected a mapping").in_field("envelope.headers")),
+    }
+}
+
+/// Without a content type, kombu hands the body on as it is; no serializer
+/// reads it.
+fn content_type(found: Option<Text<'_>>) -> Cow<'static, str> {
+    let Some(Text(found)) = found else {
+        return Cow::Borrowed("application/data");
+    };
+    match Serializer::from_content_type(&found) {
+        Some(serializer) => Cow::Borrowed(serializer.content_type()),
+        None => Cow::Owned(found.into_owned()),
+    }
+}
+
+fn content_encoding(found: Option<Text<'_>>) -> Cow<'static, str> {
+    match found.as_ref().map(|Text(found)| &**found) {
+        None | Some("utf-8") => Cow::Borrowed("utf-8"),
+        Some("binary") => Cow::Borrowed("binary"),
+        Some(other) => Cow::Owned(other.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::body::{Embed, encode_body};
+    use crate::codec::Accept;
+    use crate::task_headers::TaskHeaders;
+
+    const ROUTE: Route<'_> = Route {
+        exchange: "",
+        routing_key: "celery",
+    };
+
+    fn message() -> Message {
+        let body = encode_body(Serializer::Json, &(2, 3), &(), &Embed::default()).unwrap();
+        Message::task(
+            TaskHeaders::new("tasks.add", "id-1"),
+            Serializer::Json,
+            body,
+        )
+    }
+
+    fn read(text: &str) -> Result<Message, DecodeError> {
+        decode(&Bytes::copy_from_slice(text.as_bytes()))
+    }
+
+    #[test]
+    fn written_in_pythons_order() {
+        let text = String::from_utf8(encode(&message(), ROUTE, "tag-1").unwrap()).unwrap();
+        let (before, after) = text.split_once("\"headers\":{").unwrap();
+        assert!(before.starts_with("{\"body\":\"W1sy"), "{before}");
+        assert!(
+            before
+                .ends_with("\"content-encoding\":\"utf-8\",\"content-type\":\"application/json\",")
+        );
+        let expected = concat!(
+            r#"},"properties":{"correlation_id":"id-1","reply_to":null,"delivery_mode":2,"#,
+            r#""delivery_info":{"exchange":"","routing_key":"celery"},"priority":0,"#,
+            r#""body_encoding":"base64","delivery_tag":"tag-1"}}"#,
+        );
+        assert!(after.ends_with(expected), "{after}");
+    }
+
+    #[test]
+    fn everything_survives() {
+        let mut sent = message();
+        sent.properties.reply_to = Some("reply".into());
+        sent.properties.expiration = Some("60000".into());
+        sent.properties.priority = Some(9);
+        sent.properties.extra.insert("mine", "é");
+        sent.properties.delivery_info.redelivered = true;
+        sent.properties.delivery_info.extra.insert("more", 1);
+        let raw = Bytes::from(encode(&sent, ROUTE, "tag-1").unwrap());
+        let read = decode(&raw).unwrap();
+        sent.properties.delivery_info.routing_key = "celery".into();
+        sent.properties.delivery_tag = Some("tag-1".into());
+        assert_eq!(read, sent);
+    }
+
+    #[test]
+    fn headers_and_inline_body_are_not_copied() {
+        let raw =
+            Bytes::from_static(br#"{"body": "[[],{},{}]", "headers": {"task": "t", "id": "i"}}"#);
+        let message = decode(&raw).unwrap();
+        let within = raw.as_ptr_range();
+        assert!(within.contains(&message.body.as_ptr()));
+        let headers = message.headers.task().unwrap().unwrap();
+        assert!(within.contains(&headers.task.as_ptr()));
+    }
+
+    #[test]
+    fn sparse_envelopes_are_read() {
+        let message =
+            read(r#"{"body": "", "headers": null, "properties": null, "other": [1]}"#).unwrap();
+        assert!(message.headers.is_empty() && message.body.is_empty());
+        assert_eq!(message.properties.content_encoding, "utf-8");
+        assert!(
+            message
+                .payload(&Accept::json(), 1)
+                .unwrap_err()
+                .is_refused()
+        );
+
+        let text = r#"{"body":"W10","properties":{"body_encoding":"base64","priority":-1,
+            "delivery_mode":999,"expiration":60000,"delivery_info":null}}"#;
+        let message = read(text).unwrap();
+        assert_eq!(&message.body[..], b"[]");
+        assert_eq!(message.properties.priority, Some(0));
+        assert_eq!(message.properties.delivery_mode, Some(255));
+        assert_eq!(message.properties.expiration.as_deref(), Some("60000"));
+    }
+
+    #[test]
+    fn hostile_envelopes_name_the_field() {
+        let cases = [
+            ("", "envelope"),
+            ("[]", "envelope"),
+            ("{}", "envelope.body"),
+            (r#"{"body": 5}"#, "envelope"),
+            (r#"{"body": "", "headers": []}"#, "envelope.headers"),
+            (r#"{"body": "#, "envelope"),
+            (
+                r#"{"body": "*", "properties": {"body_encoding": "base64"}}"#,
+                "envelope.body",
+            ),
+            (
+                r#"{"body": "", "properties": {"body_encoding": "hex"}}"#,
+                "envelope.body",
+            ),
+        ];
+        for (text, field) in cases {
+            assert_eq!(read(text).unwrap_err().field(), Some(field), "{text}");
+        }
+        assert!(decode(&Bytes::from_static(b"{\"body\": \"\xff\"}")).is_err());
+    }
+}

@@ -1,0 +1,78 @@
+//! The Celery wire protocol, without any I/O.
+//!
+//! This crate turns the bytes of Celery's messages into types and back: task
+//! messages of protocol 2 and 1, the serializers and compressions, kombu's
+//! envelope, signatures and result documents. It opens no connection, starts no
+//! task, reads no clock and draws no random number (ids and times are
+//! arguments), so it serves synchronous programs, tests and other runtimes as
+//! well as the workspace around it.
+//!
+//! Reading is lazy and borrows. A worker looks at the [headers](TaskHeaders) and
+//! hands each argument, still undecoded, to the type that wants it:
+//!
+//! ```
+//! use bytes::Bytes;
+//! use celery_protocol::{Accept, Embed, Message, Serializer, TaskHeaders, encode_body, kombu};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // A sender.
+//! let body = encode_body(Serializer::Json, &(2, 3), &(), &Embed::default())?;
+//! let message = Message::task(TaskHeaders::new("tasks.add", "id-1"), Serializer::Json, body);
+//! let route = kombu::Route { exchange: "", routing_key: "celery" };
+//! let envelope = kombu::encode(&message, route, "tag-1")?;
+//!
+//! // A worker.
+//! let message = kombu::decode(&Bytes::from(envelope))?;
+//! let payload = message.payload(&Accept::json(), 1 << 20)?;
+//! let (headers, body) = payload.task()?;
+//! assert_eq!(headers.task, "tasks.add");
+//! let arguments = body.arguments()?;
+//! assert_eq!(arguments.positional[0].decode::<i64>()?, 2);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The types to read first are [`Message`] and [`Raw`], a value that has not been
+//! decoded.
+//!
+//! # Features
+//!
+//! JSON is always there. `msgpack` and `yaml` add serializers; `zlib`, `bzip2`,
+//! `lzma`, `brotli` and `zstd` add compressions. Everything can be named with
+//! all features off; using it is then an error that says which one to switch on.
+//! Pickle is recognised and never read.
+
+mod body;
+mod codec;
+mod compression;
+mod error;
+mod exception;
+mod headers;
+pub mod kombu;
+mod message;
+mod payload;
+mod raw;
+pub mod repr;
+mod result;
+mod signature;
+mod state;
+mod task_headers;
+mod text;
+pub mod time;
+pub mod v1;
+mod value;
+
+pub use crate::body::{Arguments, Body, Embed, encode_body};
+pub use crate::codec::{Accept, Serializer};
+pub use crate::compression::Compression;
+pub use crate::error::{DecodeError, DecodeErrorKind, EncodeError, EncodeErrorKind};
+pub use crate::exception::Exception;
+pub use crate::headers::Headers;
+pub use crate::message::{DeliveryInfo, Message, Properties};
+pub use crate::payload::Payload;
+pub use crate::raw::{Elements, Entries, Raw};
+pub use crate::result::{ResultDocument, compress_document};
+pub use crate::signature::Signature;
+pub use crate::state::State;
+pub use crate::task_headers::{TaskHeaders, TimeLimits};
+pub use crate::value::{BigInt, Extended, ExtendedKind, Map, MapIter, Value, ValueDeserializer};

@@ -1,0 +1,96 @@
+//! The decompressed body of a message, before it is decoded.
+
+use std::borrow::Cow;
+
+use crate::body::Body;
+use crate::codec::Serializer;
+use crate::error::DecodeError;
+use crate::headers::Headers;
+use crate::raw::Raw;
+use crate::task_headers::TaskHeaders;
+use crate::v1;
+
+/// The body of a message whose content type was accepted, decompressed.
+///
+/// It owns what had to be decompressed and lends everything else, so it must
+/// live as long as the [`Body`] read from it.
+#[derive(Clone, Debug)]
+pub struct Payload<'a> {
+    serializer: Serializer,
+    bytes: Cow<'a, [u8]>,
+    headers: &'a Headers,
+}
+
+impl<'a> Payload<'a> {
+    pub(crate) fn new(serializer: Serializer, bytes: Cow<'a, [u8]>, headers: &'a Headers) -> Self {
+        Self {
+            serializer,
+            bytes,
+            headers,
+        }
+    }
+
+    /// The serializer that wrote the body.
+    pub fn serializer(&self) -> Serializer {
+        self.serializer
+    }
+
+    /// The serialized body.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The task, of whichever protocol: version 2 by its headers, version 1 by
+    /// its body. A message that has both, the header `task` and a mapping as
+    /// body, is taken as Celery takes it: from the body, overridden by the
+    /// headers.
+    ///
+    /// # Errors
+    ///
+    /// When headers or body are not those of a task.
+    pub fn task(&self) -> Result<(TaskHeaders<'_>, Body<'_>), DecodeError> {
+        let Some(headers) = self.headers.task()? else {
+            return self.task_v1();
+        };
+        let raw = self.raw()?;
+        if is_map(&raw) {
+            return v1::read_hybrid(self.headers, &raw);
+        }
+        Ok((headers, Body::read(&raw)?))
+    }
+
+    /// The body of a task of protocol 2: `[args, kwargs, embed]`.
+    ///
+    /// # Errors
+    ///
+    /// When the body is malformed or not of that shape.
+    pub fn body(&self) -> Result<Body<'_>, DecodeError> {
+        Body::read(&self.raw()?)
+    }
+
+    /// A task of protocol 1, which is a mapping.
+    ///
+    /// # Errors
+    ///
+    /// When the body is malformed or no mapping with `task` and `id`.
+    pub fn task_v1(&self) -> Result<(TaskHeaders<'_>, Body<'_>), DecodeError> {
+        v1::read(&self.raw()?)
+    }
+
+    /// The body undecoded.
+    ///
+    /// # Errors
+    ///
+    /// When a text is not UTF-8, or YAML is malformed.
+    pub fn raw(&self) -> Result<Raw<'_>, DecodeError> {
+        let raw = Raw::read(self.serializer, &self.bytes);
+        raw.map_err(|error| error.in_field("body"))
+    }
+}
+
+fn is_map(raw: &Raw<'_>) -> bool {
+    match raw.as_json() {
+        Some(text) => text.trim_ascii_start().starts_with('{'),
+        None => raw.entries().is_ok(),
+    }
+}

@@ -1,0 +1,418 @@
+//! Result documents, as backends store them and `rpc://` sends them.
+
+use std::borrow::Cow;
+
+use serde::ser::{Serialize, SerializeMap, Serializer as SerdeSerializer};
+
+use crate::codec::Serializer;
+use crate::compression::Compression;
+use crate::error::{DecodeError, EncodeError};
+use crate::exception::Exception;
+use crate::raw::Raw;
+use crate::state::State;
+use crate::text::{Text, owned};
+
+/// What is known about the outcome of one task.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct ResultDocument<'a> {
+    /// The state of the task.
+    pub status: State,
+    /// The value it returned; the exception if the state is one of those; for
+    /// other states what the task or worker reported.
+    pub result: Raw<'a>,
+    /// The traceback as text.
+    pub traceback: Option<Cow<'a, str>>,
+    /// The tasks that this one sent, as an array of result tuples.
+    pub children: Option<Raw<'a>>,
+    /// When a ready state was reached, in ISO 8601.
+    pub date_done: Option<Cow<'a, str>>,
+    /// The group of the task, if it had one.
+    pub group_id: Option<Cow<'a, str>>,
+    /// The task that sent it, if there was one.
+    pub parent_id: Option<Cow<'a, str>>,
+    /// The name of the task. This and the rest up to `stamped_headers` are
+    /// stored only with `result_extended`.
+    pub name: Option<Cow<'a, str>>,
+    /// The positional arguments.
+    pub args: Option<Raw<'a>>,
+    /// The keyword arguments.
+    pub kwargs: Option<Raw<'a>>,
+    /// The node that ran it.
+    pub worker: Option<Cow<'a, str>>,
+    /// How many times it had been tried before.
+    pub retries: Option<u32>,
+    /// The queue it came from.
+    pub queue: Option<Cow<'a, str>>,
+    /// The names of the stamps; each stamp is an entry of `extra`.
+    pub stamped_headers: Option<Raw<'a>>,
+    /// All other entries.
+    pub extra: Vec<(Cow<'a, str>, Raw<'a>)>,
+    /// The id of the task.
+    pub task_id: Cow<'a, str>,
+}
+
+impl<'a> ResultDocument<'a> {
+    /// The document of a task in the given state.
+    pub fn new(task_id: impl Into<Cow<'a, str>>, status: State, result: Raw<'a>) -> Self {
+        Self {
+            status,
+            result,
+            traceback: None,
+            children: None,
+            date_done: None,
+            group_id: None,
+            parent_id: None,
+            name: None,
+            args: None,
+            kwargs: None,
+            worker: None,
+            retries: None,
+            queue: None,
+            stamped_headers: None,
+            extra: Vec::new(),
+            task_id: task_id.into(),
+        }
+    }
+
+    /// Reads a stored document; its values stay undecoded. Documents stored
+    /// with `result_compression` say so themselves and may unfold to at most
+    /// `limit` bytes.
+    ///
+    /// # Errors
+    ///
+    /// When the document is malformed, has no `status` or gives an entry a type
+    /// that Celery never gives it, or is larger than `limit`.
+    pub fn decode(
+        serializer: Serializer,
+        bytes: &'a [u8],
+        limit: usize,
+    ) -> Result<Self, DecodeError> {
+        let document = match Compressed::split(bytes)? {
+            None if bytes.len() > limit => {
+                Err(crate::error::DecodeErrorKind::TooLarge { limit }.into())
+            }
+            None => Self::read(serializer, bytes),
+            Some(compressed) => {
+                let bytes = compressed.decompress(limit)?;
+                ResultDocument::read(serializer, &bytes).map(ResultDocument::into_owned)
+            }
+        };
+        document.map_err(|error| error.in_field("result document"))
+    }
+
+    fn read(serializer: Serializer, bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        let mut document = Self::new("", State::Pending, Raw::NULL);
+        let mut has_status = false;
+        for (name, value) in Raw::read(serializer, bytes)?.entries()? {
+            has_status |= name == "status";
+            let put = document.put(&name, &value);
+            match put.map_err(|error| error.in_field(&name))? {
+                Put::Known => {}
+                Put::Unknown => document.extra.push((name, value)),
+            }
+        }
+        if !has_status {
+            return Err(DecodeError::new("a result must have one").in_field("status"));
+        }
+        Ok(document)
+    }
+
+    fn put(&mut self, name: &str, value: &Raw<'a>) -> Result<Put, DecodeError> {
+        match name {
+            "status" => self.status = State::named(&value.decode::<Text<'_>>()?.0),
+            "result" => self.result = value.clone(),
+            "traceback" => self.traceback = text(value)?,
+            "children" => self.children = present(value),
+            "date_done" => self.date_done = text(value)?,
+            "group_id" => self.group_id = text(value)?,
+            "parent_id" => self.parent_id = text(value)?,
+            "name" => self.name = text(value)?,
+            "args" => self.args = present(value),
+            "kwargs" => self.kwargs = present(value),
+            "worker" => self.worker = text(value)?,
+            "retries" => self.retries = value.decode()?,
+            "queue" => self.queue = text(value)?,
+            "stamped_headers" => self.stamped_headers = present(value),
+            "task_id" => self.task_id = text(value)?.unwrap_or_default(),
+            _ => return Ok(Put::Unknown),
+        }
+        Ok(Put::Known)
+    }
+
+    /// Writes the document.
+    ///
+    /// # Errors
+    ///
+    /// When a value has no form in the serializer.
+    pub fn encode(&self, serializer: Serializer) -> Result<Vec<u8>, EncodeError> {
+        let bytes = serializer.encode(self);
+        bytes.map_err(|error| error.in_field("result document"))
+    }
+
+    /// The exception of a failed, retried or revoked task; `None` in other
+    /// states, and where none was stored.
+    ///
+    /// # Errors
+    ///
+    /// When what is stored in its place is no exception.
+    pub fn exception(&self) -> Result<Option<Exception>, DecodeError> {
+        if !self.status.is_exception() || self.result.is_null() {
+            return Ok(None);
+        }
+        let exception = Exception::read(&self.result);
+        exception
+            .map(Some)
+            .map_err(|error| error.in_field("result"))
+    }
+
+    /// The same document without borrows.
+    pub fn into_owned(self) -> ResultDocument<'static> {
+        let entries = self.extra.into_iter();
+        ResultDocument {
+            status: self.status,
+            result: self.result.into_owned(),
+            traceback: self.traceback.map(owned),
+            children: self.children.map(Raw::into_owned),
+            date_done: self.date_done.map(owned),
+            group_id: self.group_id.map(owned),
+            parent_id: self.parent_id.map(owned),
+            name: self.name.map(owned),
+            args: self.args.map(Raw::into_owned),
+            kwargs: self.kwargs.map(Raw::into_owned),
+            worker: self.worker.map(owned),
+            retries: self.retries,
+            queue: self.queue.map(owned),
+            stamped_headers: self.stamped_headers.map(Raw::into_owned),
+            extra: entries
+                .map(|(name, value)| (owned(name), value.into_owned()))
+                .collect(),
+            task_id: owned(self.task_id),
+        }
+    }
+}
+
+/// Writes the entries in Python's order: the first five always, the others only
+/// when they are set, and the id last.
+impl Serialize for ResultDocument<'_> {
+    fn serialize<S: SerdeSerializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let texts = [
+            ("group_id", &self.group_id),
+            ("parent_id", &self.parent_id),
+            ("name", &self.name),
+        ];
+        let raws = [("args", &self.args), ("kwargs", &self.kwargs)];
+        let mut map = serializer.serialize_map(Some(self.count()))?;
+        map.serialize_entry("status", self.status.name())?;
+        map.serialize_entry("result", &self.result)?;
+        map.serialize_entry("traceback", &self.traceback)?;
+        map.serialize_entry("children", &self.children)?;
+        map.serialize_entry("date_done", &self.date_done)?;
+        for (name, value) in texts {
+            entry_if_set(&mut map, name, value.as_ref())?;
+        }
+        for (name, value) in raws {
+            entry_if_set(&mut map, name, value.as_ref())?;
+        }
+        entry_if_set(&mut map, "worker", self.worker.as_ref())?;
+        entry_if_set(&mut map, "retries", self.retries.as_ref())?;
+        entry_if_set(&mut map, "queue", self.queue.as_ref())?;
+        entry_if_set(&mut map, "stamped_headers", self.stamped_headers.as_ref())?;
+        for (name, value) in &self.extra {
+            map.serialize_entry(name, value)?;
+        }
+        map.serialize_entry("task_id", &self.task_id)?;
+        map.end()
+    }
+}
+
+impl ResultDocument<'_> {
+    /// How many entries are written; msgpack has to know beforehand.
+    fn count(&self) -> usize {
+        let optional = [
+            self.group_id.is_some(),
+            self.parent_id.is_some(),
+            self.name.is_some(),
+            self.args.is_some(),
+            self.kwargs.is_some(),
+            self.worker.is_some(),
+            self.retries.is_some(),
+            self.queue.is_some(),
+            self.stamped_headers.is_some(),
+        ];
+        6 + optional.into_iter().filter(|set| *set).count() + self.extra.len()
+    }
+}
+
+fn entry_if_set<M: SerializeMap, T: Serialize>(
+    map: &mut M,
+    name: &str,
+    value: Option<&T>,
+) -> Result<(), M::Error> {
+    value.map_or(Ok(()), |value| map.serialize_entry(name, value))
+}
+
+/// Whether an entry has a field of its own.
+enum Put {
+    Known,
+    Unknown,
+}
+
+fn text<'a>(value: &Raw<'a>) -> Result<Option<Cow<'a, str>>, DecodeError> {
+    let text: Option<Text<'a>> = value.decode()?;
+    Ok(text.map(|Text(text)| text))
+}
+
+fn present<'a>(value: &Raw<'a>) -> Option<Raw<'a>> {
+    Some(value).filter(|value| !value.is_null()).cloned()
+}
+
+/// A document under `result_compression` of Celery 5.7: a mark, the content
+/// type of the compression, a zero byte, the compressed document.
+struct Compressed<'a> {
+    content_type: &'a str,
+    bytes: &'a [u8],
+}
+
+const MARK: &[u8] = b"\0celery-compressed\0";
+
+impl<'a> Compressed<'a> {
+    fn split(document: &'a [u8]) -> Result<Option<Self>, DecodeError> {
+        let Some(rest) = document.strip_prefix(MARK) else {
+            return Ok(None);
+        };
+        let parts = memchr::memchr(0, rest).map(|end| (&rest[..end], &rest[end + 1..]));
+        let parts = parts.and_then(|(name, bytes)| Some((std::str::from_utf8(name).ok()?, bytes)));
+        let Some((content_type, bytes)) = parts else {
+            return Err(DecodeError::new("the name of its compression does not end")
+                .in_field("result document"));
+        };
+        Ok(Some(Self {
+            content_type,
+            bytes,
+        }))
+    }
+
+    fn decompress(&self, limit: usize) -> Result<Vec<u8>, DecodeError> {
+        let bytes = match Compression::from_content_type(self.content_type) {
+            Some(compression) => compression.decompress(self.bytes, limit),
+            None => Err(DecodeError::unknown("compression", self.content_type)),
+        };
+        bytes.map_err(|error| error.in_field("result document"))
+    }
+}
+
+/// Marks and compresses a written document, as Celery 5.7 does when
+/// `result_compression` is set.
+///
+/// # Errors
+///
+/// When the compression's feature is off.
+pub fn compress_document(
+    compression: Compression,
+    document: &[u8],
+) -> Result<Vec<u8>, EncodeError> {
+    let compressed = compression.compress(document)?;
+    Ok([
+        MARK,
+        compression.content_type().as_bytes(),
+        b"\0",
+        &compressed,
+    ]
+    .concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: usize = 1 << 20;
+
+    fn decode(text: &str) -> Result<ResultDocument<'_>, DecodeError> {
+        ResultDocument::decode(Serializer::Json, text.as_bytes(), LIMIT)
+    }
+
+    #[test]
+    fn written_in_pythons_order() {
+        let mut document = ResultDocument::new("id-1", State::Success, Raw::json("5"));
+        document.children = Some(Raw::json("[]"));
+        let expected = concat!(
+            r#"{"status":"SUCCESS","result":5,"traceback":null,"children":[],"#,
+            r#""date_done":null,"task_id":"id-1"}"#,
+        );
+        let written = document.encode(Serializer::Json).unwrap();
+        assert_eq!(String::from_utf8(written).unwrap(), expected);
+
+        document.queue = Some("celery".into());
+        document.retries = Some(1);
+        document.group_id = Some("g-1".into());
+        document.extra.push(("trace".into(), Raw::json("7")));
+        let written = document.encode(Serializer::Json).unwrap();
+        let written = String::from_utf8(written).unwrap();
+        assert!(written.ends_with(
+            r#""date_done":null,"group_id":"g-1","retries":1,"queue":"celery","trace":7,"task_id":"id-1"}"#
+        ), "{written}");
+        assert_eq!(decode(&written).unwrap(), document);
+    }
+
+    #[test]
+    fn exception_belongs_to_some_states() {
+        let exception =
+            r#"{"exc_type":"ValueError","exc_message":["boom"],"exc_module":"builtins"}"#;
+        for (state, has) in [
+            ("FAILURE", true),
+            ("RETRY", true),
+            ("REVOKED", true),
+            ("SUCCESS", false),
+        ] {
+            let text = format!(r#"{{"status":"{state}","result":{exception}}}"#);
+            let found = decode(&text).unwrap().exception().unwrap();
+            assert_eq!(found.is_some(), has, "{state}");
+        }
+        let nothing = decode(r#"{"status":"FAILURE","result":null}"#).unwrap();
+        assert_eq!(nothing.exception(), Ok(None));
+        let odd = decode(r#"{"status":"FAILURE","result":"boom"}"#).unwrap();
+        assert_eq!(odd.exception().unwrap_err().field(), Some("result"));
+    }
+
+    #[test]
+    fn nan_does_not_hide_the_document() {
+        let document = decode(r#"{"status":"SUCCESS","result":NaN,"task_id":"i"}"#).unwrap();
+        assert!(document.result.decode::<f64>().unwrap().is_nan());
+    }
+
+    #[test]
+    fn hostile_documents_name_the_field() {
+        let cases = [
+            ("{}", "result document.status"),
+            (r#"{"status":5}"#, "result document.status"),
+            (
+                r#"{"status":"SUCCESS","task_id":[]}"#,
+                "result document.task_id",
+            ),
+            ("\0celery-compressed\0application/x-gzip", "result document"),
+            (
+                "\0celery-compressed\0application/x-lz4\0",
+                "result document",
+            ),
+            ("5", "result document"),
+        ];
+        for (text, field) in cases {
+            assert_eq!(decode(text).unwrap_err().field(), Some(field), "{text:?}");
+        }
+        let large = ResultDocument::decode(Serializer::Json, b"{\"status\":\"SUCCESS\"}", 5);
+        assert!(large.unwrap_err().is_too_large());
+    }
+
+    #[cfg(feature = "zlib")]
+    #[test]
+    fn compressed_documents_are_read_and_bounded() {
+        let document = ResultDocument::new("id-1", State::Success, Raw::json("[1, 2]"));
+        let written = document.encode(Serializer::Json).unwrap();
+        let stored = compress_document(Compression::Zlib, &written).unwrap();
+        let read = ResultDocument::decode(Serializer::Json, &stored, LIMIT).unwrap();
+        assert_eq!(read, document);
+        let bomb = ResultDocument::decode(Serializer::Json, &stored, 10).unwrap_err();
+        assert!(bomb.is_too_large());
+    }
+}

@@ -1,0 +1,267 @@
+//! A call that is not made yet, as it travels inside messages.
+
+use std::borrow::Cow;
+
+use serde::ser::{Serialize, SerializeMap, Serializer as SerdeSerializer};
+
+use crate::codec::Serializer;
+use crate::error::{DecodeError, EncodeError};
+use crate::raw::Raw;
+use crate::value::{Map, Value};
+
+/// One signature, read one level deep: the signatures inside the arguments of a
+/// chain, group or chord stay undecoded.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Signature<'a> {
+    /// The name of the task; `celery.chain` and the like for compound ones.
+    pub task: Cow<'a, str>,
+    /// The positional arguments, an array.
+    pub args: Raw<'a>,
+    /// The keyword arguments, a map. Compound ones keep their parts here.
+    pub kwargs: Raw<'a>,
+    /// The options of the call, a map; ids when it is frozen.
+    pub options: Raw<'a>,
+    /// `chain`, `group` or `chord` for compound ones.
+    pub subtask_type: Option<Cow<'a, str>>,
+    /// Whether arguments given later, such as the result of the step before,
+    /// are thrown away.
+    pub immutable: bool,
+    /// Entries that Celery does not define.
+    pub extra: Vec<(Cow<'a, str>, Raw<'a>)>,
+}
+
+impl<'a> Signature<'a> {
+    /// A call of `task` without arguments.
+    pub fn new(task: impl Into<Cow<'a, str>>) -> Self {
+        Self {
+            task: task.into(),
+            args: Raw::json("[]"),
+            kwargs: Raw::json("{}"),
+            options: Raw::json("{}"),
+            subtask_type: None,
+            immutable: false,
+            extra: Vec::new(),
+        }
+    }
+
+    /// Reads one level of a signature. Everything but `task` may be missing.
+    ///
+    /// # Errors
+    ///
+    /// When it is not a map with `task`, or one of Celery's entries has another
+    /// type than Celery gives it.
+    pub fn read(raw: &Raw<'a>) -> Result<Self, DecodeError> {
+        let mut signature = Self::new("");
+        let mut named = false;
+        for (name, value) in raw.entries()? {
+            named |= name == "task";
+            signature.put(name, value)?;
+        }
+        if !named {
+            return Err(DecodeError::new("a signature must have one").in_field("task"));
+        }
+        Ok(signature)
+    }
+
+    fn put(&mut self, name: Cow<'a, str>, value: Raw<'a>) -> Result<(), DecodeError> {
+        let slot = match &*name {
+            "task" => {
+                self.task = text(&name, &value)?;
+                return Ok(());
+            }
+            "subtask_type" if !value.is_null() => {
+                self.subtask_type = Some(text(&name, &value)?);
+                return Ok(());
+            }
+            "immutable" => {
+                let immutable: Option<bool> = decode(&name, &value)?;
+                self.immutable = immutable.unwrap_or_default();
+                return Ok(());
+            }
+            "args" => &mut self.args,
+            "kwargs" => &mut self.kwargs,
+            "options" => &mut self.options,
+            "subtask_type" => return Ok(()),
+            _ => {
+                self.extra.push((name, value));
+                return Ok(());
+            }
+        };
+        // Celery writes none of them as null and reads null as empty.
+        if !value.is_null() {
+            *slot = value;
+        }
+        Ok(())
+    }
+
+    /// The same call with these positional arguments.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be written.
+    pub fn with_args<T: Serialize + ?Sized>(self, args: &T) -> Result<Self, EncodeError> {
+        let args = Raw::encode(Serializer::Json, args);
+        let args = args.map_err(|error| error.in_field("args"))?;
+        Ok(Self { args, ..self })
+    }
+
+    /// The same call with these keyword arguments.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be written.
+    pub fn with_kwargs<T: Serialize + ?Sized>(self, kwargs: &T) -> Result<Self, EncodeError> {
+        let kwargs = Raw::encode(Serializer::Json, kwargs);
+        let kwargs = kwargs.map_err(|error| error.in_field("kwargs"))?;
+        Ok(Self { kwargs, ..self })
+    }
+
+    /// The same call with one more option, or another value of it.
+    ///
+    /// # Errors
+    ///
+    /// When the options that are there cannot be read.
+    pub fn with_option(self, name: &str, value: impl Into<Value>) -> Result<Self, DecodeError> {
+        let mut options: Map = match self.options.to_value() {
+            Ok(Value::Map(options)) => options,
+            Ok(_) => return Err(DecodeError::new("expected a map").in_field("options")),
+            Err(error) => return Err(error.in_field("options")),
+        };
+        options.insert(name, value);
+        let options = Raw::from_value(Value::Map(options));
+        Ok(Self { options, ..self })
+    }
+
+    /// The value of one option; null ones count as absent, as in Celery.
+    ///
+    /// # Errors
+    ///
+    /// When the options cannot be read.
+    pub fn option(&self, name: &str) -> Result<Option<Raw<'a>>, DecodeError> {
+        let entries = self.options.entries();
+        let entries = entries.map_err(|error| error.in_field("options"))?;
+        let found = entries.into_iter().rev().find(|(key, _)| key == name);
+        Ok(found
+            .map(|(_, value)| value)
+            .filter(|value| !value.is_null()))
+    }
+
+    /// Whether it is a chain, group or chord, which is not sent as it stands.
+    pub fn is_compound(&self) -> bool {
+        let kind = self.subtask_type.as_deref();
+        kind.is_some_and(|kind| COMPOUND.contains(&kind))
+    }
+
+    /// The same signature without borrows.
+    pub fn into_owned(self) -> Signature<'static> {
+        let own = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
+        let entries = self.extra.into_iter();
+        Signature {
+            task: own(self.task),
+            args: self.args.into_owned(),
+            kwargs: self.kwargs.into_owned(),
+            options: self.options.into_owned(),
+            subtask_type: self.subtask_type.map(own),
+            immutable: self.immutable,
+            extra: entries
+                .map(|(name, value)| (own(name), value.into_owned()))
+                .collect(),
+        }
+    }
+}
+
+const COMPOUND: [&str; 3] = ["chain", "group", "chord"];
+
+/// Writes the entries in Python's order.
+impl Serialize for Signature<'_> {
+    fn serialize<S: SerdeSerializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(6 + self.extra.len()))?;
+        map.serialize_entry("task", &self.task)?;
+        map.serialize_entry("args", &self.args)?;
+        map.serialize_entry("kwargs", &self.kwargs)?;
+        map.serialize_entry("options", &self.options)?;
+        map.serialize_entry("subtask_type", &self.subtask_type)?;
+        map.serialize_entry("immutable", &self.immutable)?;
+        for (name, value) in &self.extra {
+            map.serialize_entry(name, value)?;
+        }
+        map.end()
+    }
+}
+
+fn text<'a>(name: &str, value: &Raw<'a>) -> Result<Cow<'a, str>, DecodeError> {
+    let crate::text::Text(text) = decode(name, value)?;
+    Ok(text)
+}
+
+fn decode<'a, T: serde::Deserialize<'a>>(name: &str, value: &Raw<'a>) -> Result<T, DecodeError> {
+    value.decode().map_err(|error| error.in_field(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn written_in_pythons_order() {
+        let signature = Signature::new("tasks.add").with_args(&(1,)).unwrap();
+        let json = Serializer::Json.encode(&signature).unwrap();
+        let expected = concat!(
+            r#"{"task":"tasks.add","args":[1],"kwargs":{},"options":{},"#,
+            r#""subtask_type":null,"immutable":false}"#,
+        );
+        assert_eq!(String::from_utf8(json).unwrap(), expected);
+    }
+
+    #[test]
+    fn read_one_level() {
+        let text = r#"{"task":"celery.chain","args":null,"kwargs":{"tasks":[{"task":1}]},
+            "subtask_type":"chain","immutable":null,"chord_size":2}"#;
+        let chain = Signature::read(&Raw::json(text)).unwrap();
+        assert!(chain.is_compound() && !chain.immutable);
+        assert_eq!(chain.args, Raw::json("[]"));
+        assert_eq!(chain.kwargs.as_json(), Some(r#"{"tasks":[{"task":1}]}"#));
+        assert_eq!(chain.extra[0].0, "chord_size");
+        let again = Raw::encode(Serializer::Json, &chain).unwrap();
+        assert_eq!(Signature::read(&again).unwrap(), chain);
+    }
+
+    #[test]
+    fn options_are_set_and_found() {
+        let signature = Signature::new("t").with_option("task_id", "id-1").unwrap();
+        let signature = signature.with_option("queue", ()).unwrap();
+        let id = signature.option("task_id").unwrap().unwrap();
+        assert_eq!(id.decode::<String>().unwrap(), "id-1");
+        assert_eq!(signature.option("queue").unwrap(), None);
+        assert_eq!(signature.option("other").unwrap(), None);
+    }
+
+    #[test]
+    fn wrong_types_name_the_field() {
+        let cases = [
+            (r#"{"args":[]}"#, Some("task")),
+            (r#"{"task":5}"#, Some("task")),
+            (r#"{"task":"t","immutable":"yes"}"#, Some("immutable")),
+            ("[]", None),
+        ];
+        for (text, field) in cases {
+            let error = Signature::read(&Raw::json(text)).unwrap_err();
+            assert_eq!(error.field(), field, "{text}");
+        }
+    }
+
+    #[test]
+    fn deep_signatures_do_not_overflow_the_stack() {
+        let deep = format!(
+            "{}{}",
+            r#"{"task":"t","kwargs":"#.repeat(900),
+            "{}".to_owned() + &"}".repeat(900)
+        );
+        let mut raw = Raw::json(&deep);
+        for _ in 0..900 {
+            raw = Signature::read(&raw).unwrap().kwargs;
+        }
+        assert_eq!(raw.as_json(), Some("{}"));
+    }
+}

@@ -1,0 +1,346 @@
+//! Protocol 1: the whole task is a mapping in the body, and there are no
+//! headers.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+
+use crate::body::{self, Body, Embed};
+use crate::codec::Serializer;
+use crate::error::{DecodeError, EncodeError};
+use crate::headers::Headers;
+use crate::raw::Raw;
+use crate::task_headers::{Found, Header, TaskHeaders};
+use crate::value::Value;
+
+/// Reads the mapping of protocol 1 as Celery's worker does: the old name
+/// `taskset` of a group wins over `group`, and there is no chain.
+pub(crate) fn read<'a>(raw: &Raw<'a>) -> Result<(TaskHeaders<'a>, Body<'a>), DecodeError> {
+    let found: Found<'a> = match raw.decode() {
+        Ok(found) => found,
+        Err(error) => return Err(diagnose(raw, error)),
+    };
+    let headers = found.task().map_err(in_body)?;
+    let Some(mut headers) = headers else {
+        let message = "a message without headers must have one in its body";
+        return Err(in_body(DecodeError::new(message).in_field("task")));
+    };
+    let body = take_body(&mut headers)?;
+    Ok((headers, body))
+}
+
+/// Reads a message that has both the headers of version 2 and the body of
+/// version 1: the headers override the body.
+pub(crate) fn read_hybrid<'a>(
+    headers: &Headers,
+    body: &Raw<'_>,
+) -> Result<(TaskHeaders<'a>, Body<'a>), DecodeError> {
+    let Value::Map(mut merged) = body.to_value().map_err(in_body)? else {
+        return Err(in_body(DecodeError::new("expected a mapping")));
+    };
+    if !merged.contains_key("args") {
+        let message = "a task's body must be [args, kwargs, embed] or a mapping with args";
+        return Err(in_body(DecodeError::new(message)));
+    }
+    for (name, value) in headers.to_map()? {
+        merged.insert(name, value);
+    }
+    read(&Raw::from_value(Value::Map(merged)))
+}
+
+/// Moves what protocol 2 keeps in the body out of the headers, where the
+/// reader left all that it does not know.
+fn take_body<'a>(headers: &mut TaskHeaders<'a>) -> Result<Body<'a>, DecodeError> {
+    let mut body = Body::new(Raw::json("[]"), Raw::json("{}"));
+    for (name, value) in std::mem::take(&mut headers.extra) {
+        match &*name {
+            "args" => body.args = value,
+            "kwargs" => body.kwargs = value,
+            "utc" => {}
+            "taskset" => headers.group = text(&value).map_err(|e| in_body(e.in_field(name)))?,
+            // Protocol 1 has no chain: its steps are nested callbacks.
+            _ => match body.embed.slot(&name).filter(|_| name != "chain") {
+                Some(slot) => *slot = Some(value).filter(|value| !value.is_null()),
+                None => headers.extra.push((name, value)),
+            },
+        }
+    }
+    Ok(body)
+}
+
+fn text<'a>(value: &Raw<'a>) -> Result<Option<Cow<'a, str>>, DecodeError> {
+    let text: Option<crate::text::Text<'a>> = value.decode()?;
+    Ok(text.map(|text| text.0))
+}
+
+/// Names the entry that could not be read.
+#[cold]
+fn diagnose(raw: &Raw<'_>, error: DecodeError) -> DecodeError {
+    let entries = match raw.entries() {
+        Ok(entries) => entries,
+        Err(error) => return in_body(error),
+    };
+    for (name, value) in entries {
+        let Ok(value) = value.to_value() else {
+            continue;
+        };
+        let alone = Value::Map([(Value::from(&*name), value)].into_iter().collect());
+        if let Err(error) = Found::deserialize(&alone) {
+            return in_body(error.in_field(name));
+        }
+    }
+    in_body(error)
+}
+
+fn in_body(error: DecodeError) -> DecodeError {
+    error.in_field("body")
+}
+
+/// Writes the body of protocol 1, which holds what protocol 2 has in headers.
+///
+/// `args` must write an array and `kwargs` a map with text keys; `()` stands
+/// for none of either. `utc` says that times without an offset are UTC, which
+/// is Celery's default.
+///
+/// # Errors
+///
+/// When the arguments have another shape or no form in the serializer, or when
+/// `embed` has a chain: in protocol 1 the steps of a chain are nested callbacks.
+pub fn encode_body<A, K>(
+    serializer: Serializer,
+    headers: &TaskHeaders<'_>,
+    args: &A,
+    kwargs: &K,
+    embed: &Embed<'_>,
+    utc: bool,
+) -> Result<Vec<u8>, EncodeError>
+where
+    A: Serialize + ?Sized,
+    K: Serialize + ?Sized,
+{
+    if embed.chain.is_some() {
+        let message = "protocol 1 has none, link the steps as callbacks";
+        return Err(EncodeError::new(message).in_field("embed.chain"));
+    }
+    let syntax = Syntax::of(serializer);
+    let mut out = Vec::with_capacity(2 * body::TYPICAL_SIZE);
+    out.extend_from_slice(syntax.open);
+    for (place, (name, entry)) in ENTRIES.iter().enumerate() {
+        if place > 0 {
+            out.extend_from_slice(syntax.separator);
+        }
+        syntax.write_name(&mut out, name);
+        match entry {
+            Entry::Args => body::write_args(serializer, &mut out, args)?,
+            Entry::Kwargs => body::write_kwargs(serializer, &mut out, kwargs)?,
+            Entry::Utc => write(serializer, &mut out, name, &utc)?,
+            Entry::Callbacks => write(serializer, &mut out, name, &embed.callbacks)?,
+            Entry::Errbacks => write(serializer, &mut out, name, &embed.errbacks)?,
+            Entry::Chord => write(serializer, &mut out, name, &embed.chord)?,
+            Entry::Header(header) => write(serializer, &mut out, name, &headers.field(*header))?,
+        }
+    }
+    out.extend_from_slice(syntax.close);
+    Ok(out)
+}
+
+/// Where an entry of the mapping comes from.
+enum Entry {
+    Header(Header),
+    Args,
+    Kwargs,
+    Utc,
+    Callbacks,
+    Errbacks,
+    Chord,
+}
+
+/// The mapping in Python's order. A group goes by its old name too.
+const ENTRIES: [(&str, Entry); 15] = [
+    ("task", Entry::Header(Header::Task)),
+    ("id", Entry::Header(Header::Id)),
+    ("args", Entry::Args),
+    ("kwargs", Entry::Kwargs),
+    ("group", Entry::Header(Header::Group)),
+    ("group_index", Entry::Header(Header::GroupIndex)),
+    ("retries", Entry::Header(Header::Retries)),
+    ("eta", Entry::Header(Header::Eta)),
+    ("expires", Entry::Header(Header::Expires)),
+    ("utc", Entry::Utc),
+    ("callbacks", Entry::Callbacks),
+    ("errbacks", Entry::Errbacks),
+    ("timelimit", Entry::Header(Header::TimeLimit)),
+    ("taskset", Entry::Header(Header::Group)),
+    ("chord", Entry::Chord),
+];
+
+/// How a mapping of fifteen is written around its values.
+struct Syntax {
+    open: &'static [u8],
+    quote: &'static [u8],
+    colon: &'static [u8],
+    separator: &'static [u8],
+    close: &'static [u8],
+}
+
+impl Syntax {
+    #[inline]
+    fn of(serializer: Serializer) -> Self {
+        match serializer {
+            Serializer::Json => Self {
+                open: b"{",
+                quote: b"\"",
+                colon: b":",
+                separator: b",",
+                close: b"}",
+            },
+            Serializer::Yaml => Self {
+                open: b"{",
+                quote: b"\"",
+                colon: b": ",
+                separator: b", ",
+                close: b"}",
+            },
+            // A "fixmap" of fifteen, the largest there is.
+            Serializer::MsgPack => Self {
+                open: b"\x8f",
+                quote: b"",
+                colon: b"",
+                separator: b"",
+                close: b"",
+            },
+        }
+    }
+
+    /// Writes the name of an entry; none needs an escape or is long.
+    #[inline]
+    fn write_name(&self, out: &mut Vec<u8>, name: &str) {
+        if self.quote.is_empty() {
+            // A "fixstr" carries its length, under 32, in its first byte.
+            out.push(0xa0 | name.len() as u8);
+        }
+        out.extend_from_slice(self.quote);
+        out.extend_from_slice(name.as_bytes());
+        out.extend_from_slice(self.quote);
+        out.extend_from_slice(self.colon);
+    }
+}
+
+#[inline]
+fn write<T: Serialize>(
+    serializer: Serializer,
+    out: &mut Vec<u8>,
+    name: &str,
+    value: &T,
+) -> Result<(), EncodeError> {
+    let written = serializer.encode_into(out, value);
+    written.map_err(|error| error.in_field(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_json(text: &str) -> Result<(TaskHeaders<'_>, Body<'_>), DecodeError> {
+        read(&Raw::json(text))
+    }
+
+    #[test]
+    fn written_in_pythons_order() {
+        let mut headers = TaskHeaders::new("tasks.add", "id-1");
+        headers.group = Some("g-1".into());
+        let body = encode_body(
+            Serializer::Json,
+            &headers,
+            &(2, 3),
+            &(),
+            &Embed::default(),
+            true,
+        );
+        let expected = concat!(
+            r#"{"task":"tasks.add","id":"id-1","args":[2,3],"kwargs":{},"group":"g-1","#,
+            r#""group_index":null,"retries":0,"eta":null,"expires":null,"utc":true,"#,
+            r#""callbacks":null,"errbacks":null,"timelimit":[null,null],"taskset":"g-1","#,
+            r#""chord":null}"#,
+        );
+        assert_eq!(String::from_utf8(body.unwrap()).unwrap(), expected);
+    }
+
+    #[test]
+    fn every_serializer_reads_back() {
+        let all = [Serializer::Json, Serializer::MsgPack, Serializer::Yaml];
+        for serializer in all
+            .into_iter()
+            .filter(|serializer| serializer.encode(&()).is_ok())
+        {
+            let mut headers = TaskHeaders::new("tasks.add", "id-1");
+            headers.retries = 2;
+            let embed = Embed {
+                callbacks: Some(Raw::json(r#"[{"task":"tasks.mul"}]"#)),
+                ..Embed::default()
+            };
+            let bytes = encode_body(serializer, &headers, &(2, "é"), &(), &embed, true).unwrap();
+            let (read_headers, body) = read(&Raw::read(serializer, &bytes).unwrap()).unwrap();
+            assert_eq!(
+                (&*read_headers.task, read_headers.retries),
+                ("tasks.add", 2)
+            );
+            assert!(read_headers.extra.is_empty());
+            let arguments = body.arguments().unwrap();
+            assert_eq!(arguments.positional[1].decode::<String>().unwrap(), "é");
+            assert_eq!(body.embed.callbacks().unwrap()[0].task, "tasks.mul");
+        }
+    }
+
+    #[test]
+    fn taskset_is_the_group() {
+        let text = r#"{"task":"t","id":"i","args":[1],"group":"new","taskset":"old","mine":1}"#;
+        let (headers, body) = read_json(text).unwrap();
+        assert_eq!(headers.group.as_deref(), Some("old"));
+        assert_eq!(headers.extra.len(), 1);
+        assert_eq!(body.args.as_json(), Some("[1]"));
+        assert_eq!(body.kwargs.as_json(), Some("{}"));
+    }
+
+    #[test]
+    fn chain_cannot_be_written() {
+        let embed = Embed {
+            chain: Some(Raw::json("[]")),
+            ..Embed::default()
+        };
+        let headers = TaskHeaders::new("t", "i");
+        let error = encode_body(Serializer::Json, &headers, &(), &(), &embed, true).unwrap_err();
+        assert_eq!(error.field(), Some("embed.chain"));
+    }
+
+    #[test]
+    fn hostile_bodies_name_the_field() {
+        let cases = [
+            (r#"{"id":"i"}"#, "body.task"),
+            (r#"{"task":"t"}"#, "body.id"),
+            (r#"{"task":"t","id":"i","eta":5}"#, "body.eta"),
+            (r#"{"task":"t","id":"i","taskset":5}"#, "body.taskset"),
+            ("[]", "body"),
+            ("", "body"),
+            (r#"{"task":"#, "body"),
+        ];
+        for (text, field) in cases {
+            assert_eq!(read_json(text).unwrap_err().field(), Some(field), "{text}");
+        }
+    }
+
+    #[test]
+    fn headers_override_the_body_of_a_hybrid() {
+        let map = [("task", "t"), ("id", "i"), ("eta", "2030-01-02T03:04:05")];
+        let map = map
+            .into_iter()
+            .map(|(name, text)| (Value::from(name), Value::from(text)));
+        let headers = Headers::from_map(map.collect());
+        let body = Raw::json(r#"{"task":"other","args":[1],"eta":null,"retries":4}"#);
+        let (read, body) = read_hybrid(&headers, &body).unwrap();
+        assert_eq!((&*read.task, &*read.id, read.retries), ("t", "i", 4));
+        assert!(read.eta_time().unwrap().is_some());
+        assert_eq!(body.arguments().unwrap().positional.len(), 1);
+        assert!(read_hybrid(&headers, &Raw::json("{}")).is_err());
+    }
+}

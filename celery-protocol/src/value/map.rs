@@ -1,0 +1,223 @@
+//! Mappings that keep their order and take any key.
+
+use std::collections::HashMap;
+use std::{slice, vec};
+
+use super::Value;
+
+/// A mapping in the order of insertion, whose keys need not be texts.
+///
+/// Looking a key up walks the entries: the mappings of messages are small.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Map {
+    entries: Vec<(Value, Value)>,
+}
+
+impl Map {
+    /// A mapping without entries.
+    pub const fn new() -> Self {
+        Self {
+            entries: Vec::new(),
+        }
+    }
+
+    pub(crate) fn with_capacity(capacity: usize) -> Self {
+        Self {
+            entries: Vec::with_capacity(capacity),
+        }
+    }
+
+    /// How many entries there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is no entry.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The value under a text key.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        let (_, value) = self.entries.iter().find(|(k, _)| k.as_str() == Some(key))?;
+        Some(value)
+    }
+
+    /// The value under a text key, to be changed.
+    pub fn get_mut(&mut self, key: &str) -> Option<&mut Value> {
+        let mut entries = self.entries.iter_mut();
+        let (_, value) = entries.find(|(k, _)| k.as_str() == Some(key))?;
+        Some(value)
+    }
+
+    /// Whether there is an entry under a text key.
+    pub fn contains_key(&self, key: &str) -> bool {
+        self.get(key).is_some()
+    }
+
+    /// Puts a value under a key and returns the one that was there. A key that
+    /// was there keeps its place.
+    pub fn insert(&mut self, key: impl Into<Value>, value: impl Into<Value>) -> Option<Value> {
+        let (key, value) = (key.into(), value.into());
+        match self.entries.iter_mut().find(|(k, _)| *k == key) {
+            Some((_, old)) => Some(std::mem::replace(old, value)),
+            None => {
+                self.entries.push((key, value));
+                None
+            }
+        }
+    }
+
+    /// Takes the entry under a text key out.
+    pub fn remove(&mut self, key: &str) -> Option<Value> {
+        let position = self
+            .entries
+            .iter()
+            .position(|(k, _)| k.as_str() == Some(key))?;
+        Some(self.entries.remove(position).1)
+    }
+
+    /// The entries in order.
+    pub fn iter(&self) -> Iter<'_> {
+        Iter {
+            entries: self.entries.iter(),
+        }
+    }
+
+    /// The keys in order.
+    pub fn keys(&self) -> impl Iterator<Item = &Value> {
+        self.entries.iter().map(|(key, _)| key)
+    }
+
+    /// The entries, to be changed in place.
+    #[cfg(feature = "yaml")]
+    pub(crate) fn entries_mut(&mut self) -> slice::IterMut<'_, (Value, Value)> {
+        self.entries.iter_mut()
+    }
+
+    /// Entries as they were read, where the last of equal keys wins, as in
+    /// Python.
+    pub(crate) fn from_entries(entries: Vec<(Value, Value)>) -> Self {
+        if entries.len() <= SMALL {
+            return entries.into_iter().collect();
+        }
+        Self {
+            entries: without_duplicates(entries),
+        }
+    }
+}
+
+impl<K: Into<Value>, V: Into<Value>> FromIterator<(K, V)> for Map {
+    fn from_iter<I: IntoIterator<Item = (K, V)>>(entries: I) -> Self {
+        let entries = entries.into_iter();
+        let mut map = Self::with_capacity(entries.size_hint().0);
+        map.extend(entries);
+        map
+    }
+}
+
+impl<K: Into<Value>, V: Into<Value>> Extend<(K, V)> for Map {
+    fn extend<I: IntoIterator<Item = (K, V)>>(&mut self, entries: I) {
+        for (key, value) in entries {
+            self.insert(key, value);
+        }
+    }
+}
+
+impl IntoIterator for Map {
+    type Item = (Value, Value);
+    type IntoIter = vec::IntoIter<(Value, Value)>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.entries.into_iter()
+    }
+}
+
+impl<'a> IntoIterator for &'a Map {
+    type Item = (&'a Value, &'a Value);
+    type IntoIter = Iter<'a>;
+
+    fn into_iter(self) -> Iter<'a> {
+        self.iter()
+    }
+}
+
+/// The entries of a [`Map`] in order.
+#[derive(Clone, Debug)]
+pub struct Iter<'a> {
+    entries: slice::Iter<'a, (Value, Value)>,
+}
+
+impl<'a> Iterator for Iter<'a> {
+    type Item = (&'a Value, &'a Value);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (key, value) = self.entries.next()?;
+        Some((key, value))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.entries.size_hint()
+    }
+}
+
+impl ExactSizeIterator for Iter<'_> {}
+
+/// Up to this many entries, comparing all keys is quicker than hashing them.
+const SMALL: usize = 16;
+
+/// Keeps the place of the first of equal keys and the value of the last.
+/// Hashes, so that a hostile mapping does not cost quadratic time.
+fn without_duplicates(entries: Vec<(Value, Value)>) -> Vec<(Value, Value)> {
+    let mut first = HashMap::with_capacity(entries.len());
+    let places: Vec<usize> = entries
+        .iter()
+        .enumerate()
+        .map(|(place, (key, _))| *first.entry(key).or_insert(place))
+        .collect();
+    if first.len() == entries.len() {
+        return entries;
+    }
+    let mut kept: Vec<Option<(Value, Value)>> = Vec::with_capacity(entries.len());
+    for ((key, value), place) in entries.into_iter().zip(places) {
+        if let Some(Some(entry)) = kept.get_mut(place) {
+            entry.1 = value;
+            kept.push(None);
+        } else {
+            kept.push(Some((key, value)));
+        }
+    }
+    kept.into_iter().flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_of_equal_keys_wins_and_order_is_kept() {
+        for padding in [0, 40] {
+            let mut entries: Vec<(Value, Value)> = vec![
+                ("a".into(), 1.into()),
+                ("b".into(), 2.into()),
+                ("a".into(), 3.into()),
+                (1.into(), 4.into()),
+            ];
+            entries.extend((100..100 + padding).map(|i| (i.into(), i.into())));
+            let map = Map::from_entries(entries);
+            assert_eq!(map.len(), 3 + padding as usize);
+            assert_eq!(map.get("a"), Some(&Value::Int(3)));
+            let keys: Vec<_> = map.keys().take(3).cloned().collect();
+            assert_eq!(keys, ["a".into(), "b".into(), Value::Int(1)]);
+        }
+    }
+
+    #[test]
+    fn entries_come_and_go_by_text_key() {
+        let mut map = Map::new();
+        assert_eq!(map.insert("x", 1), None);
+        assert_eq!(map.insert("x", 2), Some(Value::Int(1)));
+        assert_eq!(map.remove("x"), Some(Value::Int(2)));
+        assert!(map.is_empty() && !map.contains_key("x"));
+    }
+}

@@ -1,0 +1,208 @@
+//! A broker and a result backend together: [`App`].
+
+use std::sync::Arc;
+
+use crate::backend::ResultBackend;
+use crate::broker::{Broker, BoxFuture};
+use crate::client::Client;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::memory::{MemoryBackend, MemoryBroker};
+use crate::task::Tasks;
+use crate::worker::{Patience, Worker};
+
+/// A broker, perhaps a result backend, and the configuration: makes clients
+/// and workers. Cloning is cheap; clones share their connections.
+///
+/// ```
+/// use celery_runtime::{App, Task, TaskError, Tasks};
+///
+/// const ADD: Task<(i64, i64), i64> = Task::new("tasks.add").params(&["x", "y"]);
+///
+/// async fn add(x: i64, y: i64) -> Result<i64, TaskError> {
+///     Ok(x + y)
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let app = App::memory();
+/// let worker = tokio::spawn(app.worker(Tasks::new().with(ADD, add)).run());
+///
+/// let sum = app.client().send(ADD, (2, 2)).await?;
+/// assert_eq!(sum.get().await?, 4);
+/// # worker.abort();
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct App {
+    broker: Arc<dyn Broker>,
+    backend: Option<Arc<dyn ResultBackend>>,
+    config: Arc<Config>,
+    clock: Clock,
+}
+
+impl App {
+    /// An app on this broker, without results and with the default settings.
+    pub fn new(broker: Arc<dyn Broker>) -> Self {
+        Self {
+            broker,
+            backend: None,
+            config: Arc::new(Config::new()),
+            clock: Clock::system(),
+        }
+    }
+
+    /// An app inside this process: nothing to install, nothing kept when the
+    /// process ends.
+    pub fn memory() -> Self {
+        Self::new(Arc::new(MemoryBroker::new())).with_backend(Arc::new(MemoryBackend::new()))
+    }
+
+    /// The same with this result backend.
+    #[must_use]
+    pub fn with_backend(self, backend: Arc<dyn ResultBackend>) -> Self {
+        Self {
+            backend: Some(backend),
+            ..self
+        }
+    }
+
+    /// The same with these settings. The URLs in them are not looked at here:
+    /// the broker and the backend are there already.
+    #[must_use]
+    pub fn with_config(self, config: Config) -> Self {
+        Self {
+            config: Arc::new(config),
+            ..self
+        }
+    }
+
+    /// The same with another clock, for tests.
+    #[must_use]
+    pub fn with_clock(self, clock: Clock) -> Self {
+        Self { clock, ..self }
+    }
+
+    /// A client, which sends tasks and reads results.
+    pub fn client(&self) -> Client {
+        Client::new(
+            Arc::clone(&self.broker),
+            self.backend.clone(),
+            Arc::clone(&self.config),
+            self.clock.clone(),
+        )
+    }
+
+    /// A worker for these tasks.
+    pub fn worker(&self, tasks: Tasks) -> Worker {
+        Worker::new(self.clone(), tasks)
+    }
+
+    /// The broker.
+    pub fn broker(&self) -> &Arc<dyn Broker> {
+        &self.broker
+    }
+
+    /// The result backend, if there is one.
+    pub fn backend(&self) -> Option<&Arc<dyn ResultBackend>> {
+        self.backend.as_ref()
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &Arc<Config> {
+        &self.config
+    }
+
+    /// The clock.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// Ends all connections. Workers and clients of this app fail from then on.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped future may leave connections open.
+    pub async fn close(&self) {
+        self.broker.close().await;
+        if let Some(backend) = &self.backend {
+            backend.close().await;
+        }
+    }
+}
+
+/// Resolves at the first signal to stop: SIGTERM or SIGINT on Unix, Ctrl-C
+/// elsewhere. It resolves to the [`Patience`] that is lost at the second one.
+///
+/// # Cancel safety
+///
+/// Cancel safe; once called, the signals do not end the process any more.
+pub async fn shutdown_signal() -> SecondSignal {
+    let mut signals = Signals::new();
+    signals.next().await;
+    SecondSignal(signals)
+}
+
+/// Waits for another signal to stop.
+#[derive(Debug)]
+pub struct SecondSignal(Signals);
+
+impl Patience for SecondSignal {
+    fn lost(mut self) -> BoxFuture<'static, ()> {
+        Box::pin(async move { self.0.next().await })
+    }
+}
+
+#[cfg(unix)]
+#[derive(Debug)]
+struct Signals(Option<(tokio::signal::unix::Signal, tokio::signal::unix::Signal)>);
+
+#[cfg(unix)]
+impl Signals {
+    fn new() -> Self {
+        use tokio::signal::unix::{SignalKind, signal};
+
+        let both = signal(SignalKind::terminate())
+            .and_then(|terminate| Ok((terminate, signal(SignalKind::interrupt())?)));
+        if let Err(error) = &both {
+            tracing::error!("cannot listen for signals, so only killing ends this process: {error}");
+        }
+        Self(both.ok())
+    }
+
+    async fn next(&mut self) {
+        match &mut self.0 {
+            Some((terminate, interrupt)) => {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+            }
+            None => std::future::pending().await,
+        }
+    }
+}
+
+#[cfg(not(unix))]
+#[derive(Debug)]
+struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    fn new() -> Self {
+        Self
+    }
+
+    async fn next(&mut self) {
+        if let Err(error) = tokio::signal::ctrl_c().await {
+            tracing::error!("cannot listen for Ctrl-C: {error}");
+            std::future::pending().await
+        }
+    }
+}
+
+/// The name of this machine, as node names end in it.
+pub(crate) fn host() -> String {
+    gethostname::gethostname().to_string_lossy().into_owned()
+}

@@ -1,0 +1,379 @@
+//! The boundary to a message broker: [`Broker`], [`Consumer`], [`Subscription`].
+//!
+//! The traits say nothing that only Redis or only RabbitMQ can do. None of
+//! them reconnects: an implementation reports through
+//! [`ServiceError::is_transient`] whether an error may pass, and the worker's
+//! supervisor owns every retry, back-off and re-consume.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use celery_protocol::{DecodeError, Map, Message};
+
+use crate::error::ServiceError;
+
+/// A boxed future, the return type of every asynchronous method of a boundary.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Moves messages between clients and workers.
+///
+/// # Contract
+///
+/// All methods may be called concurrently and before any other; connections
+/// are made when first needed. Errors are final for the call: nothing is
+/// retried inside, and a method called again after an error starts anew.
+/// Dropping the future of [`publish`](Self::publish) leaves it open whether
+/// the messages were sent; all other futures may be dropped freely.
+pub trait Broker: fmt::Debug + Send + Sync {
+    /// Makes sure that `queue` exists and is bound to its exchange. Declaring
+    /// what exists with the same properties does nothing.
+    fn declare<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<(), ServiceError>>;
+
+    /// Sends messages, all in one round trip where the broker can. The answer
+    /// has one entry for each message, in their order; `Ok` means that the
+    /// broker has the message.
+    fn publish<'a>(
+        &'a self,
+        batch: &'a [Publication],
+    ) -> BoxFuture<'a, Vec<Result<(), ServiceError>>>;
+
+    /// Starts to consume. Messages are not taken before
+    /// [`Consumer::receive`] asks for them, or no more of them than
+    /// [`ConsumeOptions::prefetch`].
+    fn consume<'a>(
+        &'a self,
+        options: &'a ConsumeOptions,
+    ) -> BoxFuture<'a, Result<Arc<dyn Consumer>, ServiceError>>;
+
+    /// Sends a message to everybody subscribed to `exchange` now.
+    /// Delivery is at most once: who is away misses it.
+    fn broadcast<'a>(
+        &'a self,
+        exchange: &'a str,
+        routing_key: &'a str,
+        message: &'a Message,
+    ) -> BoxFuture<'a, Result<(), ServiceError>>;
+
+    /// Receives what is broadcast to `exchange` under routing keys that match
+    /// `pattern` (`*` one word, `#` any number; `""` or `#` everything).
+    fn subscribe<'a>(
+        &'a self,
+        exchange: &'a str,
+        pattern: &'a str,
+    ) -> BoxFuture<'a, Result<Box<dyn Subscription>, ServiceError>>;
+
+    /// Opens a private queue for replies that disappears, with what is left
+    /// in it, `expires` after its last use.
+    fn reply_queue<'a>(
+        &'a self,
+        name: &'a str,
+        expires: Duration,
+    ) -> BoxFuture<'a, Result<Box<dyn Subscription>, ServiceError>>;
+
+    /// How many messages wait in `queue`; those held by consumers not counted.
+    fn depth<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<u64, ServiceError>>;
+
+    /// Deletes the messages that wait in `queue` and says how many they were.
+    fn purge<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<u64, ServiceError>>;
+
+    /// Ends every connection of this broker. Later calls fail as closed.
+    fn close(&self) -> BoxFuture<'_, ()>;
+}
+
+/// Takes deliveries from queues and settles them.
+///
+/// # Contract
+///
+/// At most one [`receive`](Self::receive) runs at a time; the other methods
+/// may be called at any moment, also during it. After an error from `receive`
+/// the consumer is broken: it yields nothing more, and its owner makes a new
+/// one. Each delivery is settled once; settling it again, or after
+/// [`close`](Self::close), changes nothing.
+pub trait Consumer: fmt::Debug + Send + Sync {
+    /// Waits until at least one delivery is there, and takes at most `max`.
+    /// An empty answer means [interrupted](Self::interrupt).
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: dropping the future may strand deliveries that were
+    /// already taken until the broker gives them to somebody again. Call
+    /// [`interrupt`](Self::interrupt) and let it finish.
+    fn receive(&self, max: usize) -> BoxFuture<'_, Result<Vec<Delivery>, ServiceError>>;
+
+    /// Makes a pending `receive`, and every later one, return at once with
+    /// what it has.
+    fn interrupt(&self);
+
+    /// Tells the broker what became of deliveries, in one round trip.
+    /// On an error none, some or all of them may have been settled; doing the
+    /// same again is harmless.
+    fn settle<'a>(&'a self, batch: &'a [Settlement]) -> BoxFuture<'a, Result<(), ServiceError>>;
+
+    /// Whether a delivery taken by a broken consumer can still be settled
+    /// through a new one of the same broker. Where it is `false`, the broker
+    /// gives unsettled deliveries to somebody else when the connection ends.
+    fn settles_after_reconnect(&self) -> bool;
+
+    /// Ends consumption. Deliveries that were parked go back to their queues;
+    /// those not settled stay with the broker's own rules.
+    fn close(&self) -> BoxFuture<'_, Result<(), ServiceError>>;
+}
+
+/// Receives broadcast messages or replies; nothing is acknowledged.
+pub trait Subscription: fmt::Debug + Send {
+    /// Waits for the next message.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: a dropped future takes no message with it.
+    fn next(&mut self) -> BoxFuture<'_, Result<Message, ServiceError>>;
+}
+
+/// Names one delivery of this process towards the broker that made it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct DeliveryTag(Arc<str>);
+
+impl DeliveryTag {
+    /// A tag with the text by which the broker knows the delivery.
+    pub fn new(text: impl Into<Arc<str>>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text by which the broker knows the delivery.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// One message handed to a consumer, to be settled.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Delivery {
+    /// What to settle it by.
+    pub tag: DeliveryTag,
+    /// The queue that it was taken from.
+    pub queue: Arc<str>,
+    /// The message, or the bytes that should have been one.
+    pub content: Content,
+    /// Whether the broker says that it was handed out before.
+    pub redelivered: bool,
+    /// How often it was handed out before, where the broker counts.
+    pub delivery_count: Option<u32>,
+}
+
+impl Delivery {
+    /// A first delivery of `message` from `queue`.
+    pub fn new(tag: DeliveryTag, queue: Arc<str>, message: Message) -> Self {
+        Self {
+            tag,
+            queue,
+            redelivered: message.properties.delivery_info.redelivered,
+            content: Content::Message(message),
+            delivery_count: None,
+        }
+    }
+
+    /// Bytes taken from `queue` that are no message.
+    pub fn malformed(tag: DeliveryTag, queue: Arc<str>, raw: Bytes, error: DecodeError) -> Self {
+        Self {
+            tag,
+            queue,
+            content: Content::Malformed { raw, error },
+            redelivered: false,
+            delivery_count: None,
+        }
+    }
+}
+
+/// What was delivered.
+#[derive(Clone, Debug)]
+#[expect(clippy::exhaustive_enums, reason = "bytes are a message or they are not")]
+pub enum Content {
+    /// A message whose outer form could be read.
+    Message(Message),
+    /// Bytes that are not a message of this broker.
+    Malformed {
+        /// The bytes as they were in the queue.
+        raw: Bytes,
+        /// Why they cannot be read.
+        error: DecodeError,
+    },
+}
+
+/// What became of a delivery.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::exhaustive_enums, reason = "brokers must carry out each of them")]
+pub enum Settlement {
+    /// Done with: the broker forgets it.
+    Ack(DeliveryTag),
+    /// Refused: the broker drops it, or dead-letters it where set up to.
+    Reject(DeliveryTag),
+    /// Given back to its queue, flagged as redelivered.
+    Requeue(DeliveryTag, QueueEnd),
+    /// Not before this time: the broker takes it over, and a consumer of the
+    /// same queue (usually this one) receives it again at that time or soon
+    /// after. The window of unsettled deliveries does not count it.
+    Park(DeliveryTag, SystemTime),
+}
+
+impl Settlement {
+    /// The delivery that it settles.
+    pub fn tag(&self) -> &DeliveryTag {
+        match self {
+            Self::Ack(tag) | Self::Reject(tag) | Self::Requeue(tag, _) | Self::Park(tag, _) => tag,
+        }
+    }
+}
+
+/// Where a requeued message goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "a queue has two ends")]
+pub enum QueueEnd {
+    /// Next to be delivered.
+    Head,
+    /// Delivered after all that wait.
+    Tail,
+}
+
+/// What a consumer is to read.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ConsumeOptions {
+    /// The queues, in the order in which they were configured.
+    pub queues: Vec<Queue>,
+    /// How many unsettled deliveries the broker may push ahead of
+    /// [`Consumer::receive`]; brokers that are asked may ignore it.
+    pub prefetch: u16,
+}
+
+impl ConsumeOptions {
+    /// Reads `queues` with up to `prefetch` deliveries pushed ahead.
+    pub fn new(queues: Vec<Queue>, prefetch: u16) -> Self {
+        Self { queues, prefetch }
+    }
+}
+
+/// A message and where to send it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Publication {
+    /// The message.
+    pub message: Message,
+    /// The exchange; empty for the anonymous one, which takes the routing key
+    /// as the name of a queue.
+    pub exchange: String,
+    /// The routing key.
+    pub routing_key: String,
+}
+
+impl Publication {
+    /// `message` straight to the queue of that name.
+    pub fn to_queue(message: Message, queue: impl Into<String>) -> Self {
+        Self::to_exchange(message, String::new(), queue)
+    }
+
+    /// `message` to `exchange` with `routing_key`.
+    pub fn to_exchange(
+        message: Message,
+        exchange: impl Into<String>,
+        routing_key: impl Into<String>,
+    ) -> Self {
+        Self {
+            message,
+            exchange: exchange.into(),
+            routing_key: routing_key.into(),
+        }
+    }
+}
+
+/// A queue and its binding, as Celery's `task_queues` describes one.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Queue {
+    /// The name.
+    pub name: String,
+    /// The exchange that it is bound to; by default named like the queue.
+    pub exchange: String,
+    /// The type of that exchange.
+    pub exchange_kind: ExchangeKind,
+    /// The routing key of the binding; by default the queue's name.
+    pub routing_key: String,
+    /// Whether the queue outlives a restart of the broker.
+    pub durable: bool,
+    /// Arguments of the declaration (`x-max-priority`, `x-queue-type`, …).
+    pub arguments: Map,
+}
+
+impl Queue {
+    /// A durable queue, bound to the direct exchange of the same name, as
+    /// Celery declares a queue that only has a name.
+    pub fn new(name: impl Into<String>) -> Self {
+        let name = name.into();
+        Self {
+            exchange: name.clone(),
+            exchange_kind: ExchangeKind::Direct,
+            routing_key: name.clone(),
+            durable: true,
+            arguments: Map::new(),
+            name,
+        }
+    }
+
+    /// The same queue bound to `exchange` of type `kind` by `routing_key`.
+    #[must_use]
+    pub fn bound_to(
+        self,
+        exchange: impl Into<String>,
+        kind: ExchangeKind,
+        routing_key: impl Into<String>,
+    ) -> Self {
+        Self {
+            exchange: exchange.into(),
+            exchange_kind: kind,
+            routing_key: routing_key.into(),
+            ..self
+        }
+    }
+}
+
+impl From<&str> for Queue {
+    fn from(name: &str) -> Self {
+        Self::new(name)
+    }
+}
+
+impl From<String> for Queue {
+    fn from(name: String) -> Self {
+        Self::new(name)
+    }
+}
+
+/// How an exchange chooses queues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ExchangeKind {
+    /// Queues whose routing key is equal.
+    Direct,
+    /// Queues whose pattern matches.
+    Topic,
+    /// Every queue.
+    Fanout,
+    /// Queues whose arguments match the message's headers.
+    Headers,
+}
+
+impl ExchangeKind {
+    /// The name that brokers and settings use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Topic => "topic",
+            Self::Fanout => "fanout",
+            Self::Headers => "headers",
+        }
+    }
+}

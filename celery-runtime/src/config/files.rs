@@ -1,0 +1,266 @@
+//! Where settings come from: code, files, the environment.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::Config;
+use super::settings::{Input, Setting, find, nearest};
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// There is no setting of that name.
+    #[error("cannot set {name:?}: there is no such setting; did you mean {nearest:?}?")]
+    Unknown {
+        /// The name as it was given.
+        name: String,
+        /// The setting with the most similar name.
+        nearest: &'static str,
+    },
+    /// The value does not fit the setting.
+    #[error("cannot set {name}: {cause}")]
+    Value {
+        /// The setting.
+        name: String,
+        /// What is wrong with the value.
+        cause: String,
+    },
+    /// A setting without which nothing works is not set.
+    #[error(
+        "{name} is not set: give it in code, in a configuration file, or as {} in the environment",
+        env_name(.name)
+    )]
+    Missing {
+        /// The setting.
+        name: &'static str,
+    },
+    /// The file cannot be read.
+    #[error("cannot read configuration file {}: {cause}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        cause: String,
+    },
+    /// A URL is not one, or of a kind that this build does not support.
+    #[error("cannot use {url:?} as {setting}: {cause}")]
+    Url {
+        /// What the URL was for.
+        setting: &'static str,
+        /// The URL, without its password.
+        url: String,
+        /// What is wrong, and what to do.
+        cause: String,
+    },
+}
+
+impl ConfigError {
+    pub(crate) fn missing(name: &'static str) -> Self {
+        Self::Missing { name }
+    }
+
+    /// A URL that cannot be used; its password is left out of the message.
+    pub fn url(setting: &'static str, url: &str, cause: impl Into<String>) -> Self {
+        Self::Url {
+            setting,
+            url: super::url::redacted(url),
+            cause: cause.into(),
+        }
+    }
+}
+
+impl Config {
+    /// Sets one of Celery's settings by its name.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such setting, or the value does not fit it.
+    pub fn set(mut self, name: &str, value: impl Into<Value>) -> Result<Self, ConfigError> {
+        self.apply(name, &value.into())?;
+        Ok(self)
+    }
+
+    /// Reads settings from a TOML or JSON file (by its extension), in a table
+    /// by Celery's names.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read, or holds a setting that does not exist or
+    /// a value that does not fit.
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
+        Self::new().with_file(path)
+    }
+
+    /// The same on top of what is already set.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_file`](Self::from_file).
+    pub fn with_file(mut self, path: impl AsRef<Path>) -> Result<Self, ConfigError> {
+        let path = path.as_ref();
+        let failed = |cause: String| ConfigError::File {
+            path: path.to_owned(),
+            cause,
+        };
+        let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        let settings: serde_json::Map<String, Value> = match extension {
+            Some("toml") => toml::from_str(&text).map_err(|error| failed(error.to_string()))?,
+            Some("json") => {
+                serde_json::from_str(&text).map_err(|error| failed(error.to_string()))?
+            }
+            _ => return Err(failed("expected the extension .toml or .json".to_owned())),
+        };
+        for (name, value) in &settings {
+            self.apply(name, value)?;
+        }
+        Ok(self)
+    }
+
+    /// Reads the environment: `CELERY_` and a setting's name in upper case.
+    ///
+    /// # Errors
+    ///
+    /// When a value does not fit its setting. A name that is no setting is a
+    /// warning, since other programs use the prefix too.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        Self::new().with_env()
+    }
+
+    /// The same on top of what is already set.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_env`](Self::from_env).
+    pub fn with_env(self) -> Result<Self, ConfigError> {
+        self.with_variables(std::env::vars_os().filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        }))
+    }
+
+    /// The same with the variables as an argument.
+    pub(crate) fn with_variables(
+        mut self,
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        for (variable, text) in variables {
+            let Some(name) = variable.strip_prefix("CELERY_") else {
+                continue;
+            };
+            let name = name.to_ascii_lowercase();
+            match find(&name) {
+                Some(setting) => self.apply_setting(setting, &Value::String(text))?,
+                None => tracing::warn!(
+                    "environment variable {variable} is no setting of Celery; did you mean {}?",
+                    env_name(nearest(&name))
+                ),
+            }
+        }
+        Ok(self)
+    }
+
+    fn apply(&mut self, name: &str, value: &Value) -> Result<(), ConfigError> {
+        let setting = find(name).ok_or_else(|| ConfigError::Unknown {
+            name: name.to_owned(),
+            nearest: nearest(name),
+        })?;
+        self.apply_setting(setting, value)
+    }
+
+    fn apply_setting(&mut self, setting: &Setting, value: &Value) -> Result<(), ConfigError> {
+        let Some(apply) = setting.apply else {
+            tracing::warn!("setting {} has no effect in this version", setting.name);
+            return Ok(());
+        };
+        apply(self, Input(value)).map_err(|cause| ConfigError::Value {
+            name: setting.name.to_owned(),
+            cause,
+        })
+    }
+}
+
+fn env_name(setting: &str) -> String {
+    format!("CELERY_{}", setting.to_ascii_uppercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::OnUnknown;
+
+    fn env(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        Config::new().with_variables(
+            variables
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+        )
+    }
+
+    #[test]
+    fn the_environment_is_text() {
+        let config = env(&[
+            ("CELERY_BROKER_URL", "redis://h/1"),
+            ("CELERY_TASK_ACKS_LATE", "1"),
+            ("CELERY_WORKER_PREFETCH_MULTIPLIER", "1"),
+            ("CELERY_BROKER_TRANSPORT_OPTIONS", r#"{"visibility_timeout": 5}"#),
+            ("CELERY_TASK_ROUTES", r#"{"a.*": "slow"}"#),
+            ("CELERY_ACCEPT_CONTENT", "json,yaml"),
+            ("CELERY_TASK_TIME_LIMIT", "2.5"),
+            ("CELERY_ON_UNKNOWN", "requeue:3"),
+            ("CELERY_SOMETHING_ELSE", "ignored with a warning"),
+            ("PATH", "not ours"),
+        ])
+        .unwrap();
+        assert_eq!(config.broker_url.as_deref(), Some("redis://h/1"));
+        assert_eq!(config.task.acks_late, Some(true));
+        assert_eq!(config.worker_prefetch_multiplier, 1);
+        assert_eq!(config.broker_transport_options["visibility_timeout"], 5);
+        assert_eq!(config.task.time_limit, Some(Duration::from_millis(2500)));
+        assert_eq!(config.on_unknown, OnUnknown::Requeue(Duration::from_secs(3)));
+    }
+
+    #[test]
+    fn a_misspelt_setting_names_the_nearest() {
+        let error = Config::new().set("broker_ulr", "x").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "cannot set \"broker_ulr\": there is no such setting; did you mean \"broker_url\"?"
+        );
+    }
+
+    #[test]
+    fn a_value_that_does_not_fit_says_what_was_expected() {
+        let error = env(&[("CELERY_WORKER_CONCURRENCY", "many")]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "cannot set worker_concurrency: expected a number that is not negative, found \"many\""
+        );
+    }
+
+    #[test]
+    fn files_by_extension_and_later_wins() {
+        let folder = std::env::temp_dir().join(format!("celery-config-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let toml = folder.join("celery.toml");
+        std::fs::write(&toml, "task_default_queue = \"files\"\nresult_expires = 60\n").unwrap();
+        let config = Config::from_file(&toml).unwrap().set("result_expires", 0).unwrap();
+        assert_eq!(config.task_default_queue, "files");
+        assert_eq!(config.result_expires, None);
+
+        let json = folder.join("celery.json");
+        std::fs::write(&json, r#"{"task_defualt_queue": "x"}"#).unwrap();
+        let error = Config::from_file(&json).unwrap_err().to_string();
+        assert!(error.contains("task_default_queue"), "{error}");
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn what_is_missing_says_where_to_set_it() {
+        let error = Config::new().require_broker_url().unwrap_err().to_string();
+        assert!(error.contains("CELERY_BROKER_URL"), "{error}");
+    }
+}

@@ -1,0 +1,233 @@
+//! Configuration: [`Config`], by builder, by URL, and by Celery's own names.
+
+mod files;
+mod settings;
+pub mod url;
+
+use std::time::Duration;
+
+use celery_protocol::{Accept, Compression, Serializer};
+use serde_json::Map;
+
+use crate::broker::Queue;
+use crate::routing::Routes;
+use crate::task::TaskOptions;
+
+pub use files::ConfigError;
+
+/// Everything that can be set for clients and workers.
+///
+/// Later wins: a file ([`from_file`](Self::from_file)), then the environment
+/// ([`with_env`](Self::with_env)), then the methods called after them. Names
+/// and defaults are Celery's where Celery has the setting.
+///
+/// ```
+/// use celery_runtime::Config;
+///
+/// let config = Config::new()
+///     .broker_url("redis://localhost")
+///     .result_backend("redis://localhost/1")
+///     .set("worker_prefetch_multiplier", 1)?
+///     .set("task_routes", serde_json::json!({"images.*": "images"}))?;
+/// # Ok::<(), celery_runtime::ConfigError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub(crate) broker_url: Option<String>,
+    pub(crate) broker_transport_options: Map<String, serde_json::Value>,
+    pub(crate) broker_connection_max_retries: Option<u32>,
+    pub(crate) result_backend: Option<String>,
+    pub(crate) result_backend_transport_options: Map<String, serde_json::Value>,
+    pub(crate) result_expires: Option<Duration>,
+    pub(crate) result_extended: bool,
+    pub(crate) result_serializer: Serializer,
+    pub(crate) accept_content: Accept,
+    pub(crate) task_serializer: Serializer,
+    pub(crate) task_compression: Option<Compression>,
+    pub(crate) task_protocol: TaskProtocol,
+    pub(crate) task_default_queue: String,
+    pub(crate) task_queues: Vec<Queue>,
+    pub(crate) task_create_missing_queues: bool,
+    pub(crate) task_routes: Routes,
+    /// What tasks inherit that do not say otherwise.
+    pub(crate) task: TaskOptions,
+    pub(crate) worker_concurrency: usize,
+    pub(crate) worker_prefetch_multiplier: usize,
+    pub(crate) worker_hostname: Option<String>,
+    pub(crate) on_unknown: OnUnknown,
+    pub(crate) deadline: Duration,
+    pub(crate) shutdown_grace: Duration,
+    pub(crate) body_limit: usize,
+}
+
+/// Which message layout is written; both are always read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "Celery has two")]
+pub enum TaskProtocol {
+    /// The older layout, with everything in the body.
+    V1,
+    /// The layout since Celery 4.
+    V2,
+}
+
+/// What a worker does with a message that it cannot run: a task it does not
+/// know, or bytes it cannot read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnUnknown {
+    /// Moves it to the queue `<queue>.dead`, with the reason in its headers,
+    /// and stores FAILURE `NotRegistered` where an id can be read.
+    Keep,
+    /// Puts it back into its queue after this delay, for a worker that knows it.
+    Requeue(Duration),
+    /// Refuses it as Celery does: it is gone, unless the broker dead-letters.
+    Reject,
+}
+
+impl Config {
+    /// Celery's defaults; no broker yet.
+    pub fn new() -> Self {
+        Self {
+            broker_url: None,
+            broker_transport_options: Map::new(),
+            broker_connection_max_retries: Some(100),
+            result_backend: None,
+            result_backend_transport_options: Map::new(),
+            result_expires: Some(Duration::from_secs(86_400)),
+            result_extended: false,
+            result_serializer: Serializer::Json,
+            accept_content: Accept::json(),
+            task_serializer: Serializer::Json,
+            task_compression: None,
+            task_protocol: TaskProtocol::V2,
+            task_default_queue: "celery".to_owned(),
+            task_queues: Vec::new(),
+            task_create_missing_queues: true,
+            task_routes: Routes::new(),
+            task: TaskOptions::default(),
+            worker_concurrency: default_concurrency(),
+            worker_prefetch_multiplier: 4,
+            worker_hostname: None,
+            on_unknown: OnUnknown::Keep,
+            deadline: Duration::from_secs(5),
+            shutdown_grace: Duration::from_secs(10),
+            body_limit: 64 << 20,
+        }
+    }
+
+    /// Where messages go: `redis://…`, `amqp://…`, `memory://`.
+    #[must_use]
+    pub fn broker_url(self, url: impl Into<String>) -> Self {
+        Self {
+            broker_url: Some(url.into()),
+            ..self
+        }
+    }
+
+    /// Where results go. Without one, results are not stored.
+    #[must_use]
+    pub fn result_backend(self, url: impl Into<String>) -> Self {
+        Self {
+            result_backend: Some(url.into()),
+            ..self
+        }
+    }
+
+    /// How long a client waits for broker and backend before it gives up with
+    /// an error; 5 s by default.
+    #[must_use]
+    pub fn deadline(self, deadline: Duration) -> Self {
+        Self { deadline, ..self }
+    }
+
+    /// What workers do with messages that they cannot run; kept by default.
+    #[must_use]
+    pub fn on_unknown(self, on_unknown: OnUnknown) -> Self {
+        Self { on_unknown, ..self }
+    }
+
+    /// Which serializers are read; JSON alone by default.
+    #[must_use]
+    pub fn accept_content(self, accept: Accept) -> Self {
+        Self {
+            accept_content: accept,
+            ..self
+        }
+    }
+
+    /// Which queue a task goes to; see [`Routes`].
+    #[must_use]
+    pub fn task_routes(self, routes: Routes) -> Self {
+        Self {
+            task_routes: routes,
+            ..self
+        }
+    }
+
+    /// The broker's URL.
+    ///
+    /// # Errors
+    ///
+    /// When none was set.
+    pub fn require_broker_url(&self) -> Result<&str, ConfigError> {
+        self.broker_url
+            .as_deref()
+            .ok_or_else(|| ConfigError::missing("broker_url"))
+    }
+
+    /// The result backend's URL, if one was set.
+    pub fn result_backend_url(&self) -> Option<&str> {
+        self.result_backend.as_deref()
+    }
+
+    /// Celery's `broker_transport_options`.
+    pub fn broker_transport_options(&self) -> &Map<String, serde_json::Value> {
+        &self.broker_transport_options
+    }
+
+    /// Celery's `result_backend_transport_options`.
+    pub fn result_backend_transport_options(&self) -> &Map<String, serde_json::Value> {
+        &self.result_backend_transport_options
+    }
+
+    /// How long results are kept; for ever where `None`.
+    pub fn result_expires(&self) -> Option<Duration> {
+        self.result_expires
+    }
+
+    /// The serializer of results.
+    pub fn result_serializer(&self) -> Serializer {
+        self.result_serializer
+    }
+
+    /// The queue of that name as configured, or one with default properties.
+    pub(crate) fn queue(&self, name: &str) -> Queue {
+        self.task_queues
+            .iter()
+            .find(|queue| queue.name == name)
+            .cloned()
+            .unwrap_or_else(|| Queue::new(name))
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl From<&str> for Config {
+    fn from(broker_url: &str) -> Self {
+        Self::new().broker_url(broker_url)
+    }
+}
+
+impl From<String> for Config {
+    fn from(broker_url: String) -> Self {
+        Self::new().broker_url(broker_url)
+    }
+}
+
+fn default_concurrency() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}

@@ -1,0 +1,73 @@
+//! Workers and clients of Celery, and the boundaries to brokers and result
+//! backends.
+//!
+//! This crate knows no broker but the one in memory: Redis and RabbitMQ are
+//! crates of their own that implement [`Broker`] and [`ResultBackend`]. Most
+//! programs use the crate `celery`, which puts them together and re-exports
+//! what is here. Start reading at [`App`] and [`Task`].
+//!
+//! ```
+//! use celery_runtime::{App, Task, TaskError, Tasks};
+//!
+//! const ADD: Task<(i64, i64), i64> = Task::new("tasks.add").params(&["x", "y"]);
+//!
+//! async fn add(x: i64, y: i64) -> Result<i64, TaskError> {
+//!     Ok(x + y)
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let app = App::memory();
+//! let worker = tokio::spawn(app.worker(Tasks::new().with(ADD, add)).run());
+//! let sum = app.client().send(ADD, (2, 2)).await?;
+//! assert_eq!(sum.get().await?, 4);
+//! # worker.abort();
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! What is where:
+//!
+//! - `task`: declarations, handlers and their arguments;
+//! - `client`: sending and reading results;
+//! - `worker`: the life of a delivery, as a pure state machine and its driver;
+//! - `broker`, `backend`, `store`: the boundaries;
+//! - `memory`: all three inside this process;
+//! - `config`, `routing`: settings.
+
+mod app;
+mod backend;
+mod backoff;
+mod broker;
+mod client;
+mod clock;
+mod config;
+#[cfg(feature = "__conformance")]
+pub mod conformance;
+mod error;
+pub mod memory;
+mod routing;
+mod store;
+mod task;
+mod worker;
+
+pub use app::{App, SecondSignal, shutdown_signal};
+pub use backend::{Capabilities, Record, ResultBackend};
+pub use backoff::{Backoff, RetryBackoff};
+pub use broker::{
+    BoxFuture, Broker, ConsumeOptions, Consumer, Content, Delivery, DeliveryTag, ExchangeKind,
+    Publication, Queue, QueueEnd, Settlement, Subscription,
+};
+pub use client::{AsyncResult, Client, ResultError, SendError, Signature, TaskFailure};
+pub use clock::{Clock, Moment};
+pub use config::url;
+pub use config::{Config, ConfigError, OnUnknown, TaskProtocol};
+pub use error::{ServiceError, ServiceErrorKind};
+pub use routing::{Route, Routes};
+pub use store::Store;
+pub use task::{
+    ArgumentError, AutoRetry, BlockingHandler, Bound, Call, CallError, CallWriter, Context,
+    DynArgs, DynTask, Handler, Kwargs, Params, ParamsError, RegistryError, Requeue, Task,
+    TaskArgs, TaskError, TaskOptions, Tasks, UpdateError,
+};
+pub use worker::{LinkEvent, Patience, Worker, WorkerError};

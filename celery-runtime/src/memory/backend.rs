@@ -1,0 +1,224 @@
+//! The in-memory result backend.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use celery_protocol::{ResultDocument, Serializer, State};
+use tokio::sync::Notify;
+
+use super::faults::Faults;
+use crate::backend::{Capabilities, Record, ResultBackend};
+use crate::broker::BoxFuture;
+use crate::clock::Clock;
+use crate::error::{ServiceError, ServiceErrorKind};
+
+/// Celery's `result_expires`.
+const EXPIRES: Duration = Duration::from_secs(86_400);
+
+/// Results inside this process, kept for a day. Clones share them.
+///
+/// Documents are kept as JSON, as Redis has them.
+#[derive(Clone)]
+pub struct MemoryBackend {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    documents: Mutex<Documents>,
+    stored: Notify,
+    faults: Faults,
+    clock: Clock,
+}
+
+#[derive(Default)]
+struct Documents {
+    by_id: HashMap<String, Stored>,
+    groups: HashMap<String, Vec<String>>,
+    /// Ids in the order of their expiry.
+    expiry: VecDeque<(SystemTime, String)>,
+}
+
+struct Stored {
+    state: State,
+    text: Vec<u8>,
+    expires: SystemTime,
+}
+
+impl MemoryBackend {
+    /// An empty backend.
+    pub fn new() -> Self {
+        Self::with_clock(Clock::system())
+    }
+
+    /// An empty backend whose results expire by `clock`.
+    pub fn with_clock(clock: Clock) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                documents: Mutex::default(),
+                stored: Notify::new(),
+                faults: Faults::default(),
+                clock,
+            }),
+        }
+    }
+
+    /// The failures to switch on.
+    pub fn faults(&self) -> &Faults {
+        &self.shared.faults
+    }
+}
+
+impl Default for MemoryBackend {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for MemoryBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryBackend").finish_non_exhaustive()
+    }
+}
+
+impl ResultBackend for MemoryBackend {
+    fn store<'a>(&'a self, record: Record<'a>) -> BoxFuture<'a, Result<(), ServiceError>> {
+        Box::pin(async move {
+            self.shared.faults.check("store").await?;
+            let document = record.document;
+            let text = document
+                .encode(Serializer::Json)
+                .map_err(|error| invalid("store", &document.task_id, error.to_string()))?;
+            let now = self.shared.clock.now();
+            lock(&self.shared.documents).insert(document, text, now);
+            self.shared.stored.notify_waiters();
+            Ok(())
+        })
+    }
+
+    fn fetch<'a>(
+        &'a self,
+        ids: &'a [String],
+    ) -> BoxFuture<'a, Result<Vec<Option<ResultDocument<'static>>>, ServiceError>> {
+        Box::pin(async move {
+            self.shared.faults.check("fetch").await?;
+            ids.iter().map(|id| self.find(id)).collect()
+        })
+    }
+
+    fn wait<'a>(
+        &'a self,
+        id: &'a str,
+    ) -> BoxFuture<'a, Result<ResultDocument<'static>, ServiceError>> {
+        Box::pin(async move {
+            loop {
+                let stored = self.shared.stored.notified();
+                self.shared.faults.check("wait").await?;
+                match self.find(id)? {
+                    Some(document) if document.status.is_ready() => return Ok(document),
+                    _ => {}
+                }
+                tokio::select! {
+                    () = stored => {}
+                    error = self.shared.faults.broken("wait") => return Err(error),
+                }
+            }
+        })
+    }
+
+    fn forget<'a>(&'a self, ids: &'a [String]) -> BoxFuture<'a, Result<(), ServiceError>> {
+        Box::pin(async move {
+            self.shared.faults.check("forget").await?;
+            let mut documents = lock(&self.shared.documents);
+            for id in ids {
+                documents.by_id.remove(id);
+            }
+            Ok(())
+        })
+    }
+
+    fn store_group<'a>(
+        &'a self,
+        group_id: &'a str,
+        members: &'a [String],
+    ) -> BoxFuture<'a, Result<(), ServiceError>> {
+        Box::pin(async move {
+            self.shared.faults.check("store_group").await?;
+            let mut documents = lock(&self.shared.documents);
+            documents.groups.insert(group_id.to_owned(), members.to_vec());
+            Ok(())
+        })
+    }
+
+    fn fetch_group<'a>(
+        &'a self,
+        group_id: &'a str,
+    ) -> BoxFuture<'a, Result<Option<Vec<String>>, ServiceError>> {
+        Box::pin(async move {
+            self.shared.faults.check("fetch_group").await?;
+            Ok(lock(&self.shared.documents).groups.get(group_id).cloned())
+        })
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::SHARED
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+}
+
+impl MemoryBackend {
+    fn find(&self, id: &str) -> Result<Option<ResultDocument<'static>>, ServiceError> {
+        let now = self.shared.clock.now();
+        let documents = lock(&self.shared.documents);
+        let Some(stored) = documents.by_id.get(id).filter(|stored| stored.expires > now) else {
+            return Ok(None);
+        };
+        ResultDocument::decode(Serializer::Json, &stored.text, usize::MAX)
+            .map(|document| Some(document.into_owned()))
+            .map_err(|error| invalid("read", id, error.to_string()))
+    }
+}
+
+impl Documents {
+    fn insert(&mut self, document: &ResultDocument<'_>, text: Vec<u8>, now: SystemTime) {
+        self.expire(now);
+        let id = document.task_id.as_ref();
+        let success = |stored: &Stored| stored.state == State::Success && stored.expires > now;
+        if self.by_id.get(id).is_some_and(success) {
+            return;
+        }
+        let expires = now + EXPIRES;
+        let stored = Stored {
+            state: document.status.clone(),
+            text,
+            expires,
+        };
+        self.by_id.insert(id.to_owned(), stored);
+        self.expiry.push_back((expires, id.to_owned()));
+    }
+
+    fn expire(&mut self, now: SystemTime) {
+        while let Some((due, id)) = self.expiry.front()
+            && *due <= now
+        {
+            // Stored again since, it has a later entry of its own.
+            if self.by_id.get(id).is_some_and(|stored| stored.expires <= now) {
+                self.by_id.remove(id);
+            }
+            self.expiry.pop_front();
+        }
+    }
+}
+
+fn invalid(operation: &'static str, id: &str, cause: String) -> ServiceError {
+    let object = format!("the result of task {id}");
+    ServiceError::new(ServiceErrorKind::Invalid, operation, object, cause)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

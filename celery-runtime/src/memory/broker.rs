@@ -1,0 +1,474 @@
+//! The in-memory broker.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use celery_protocol::{Headers, Message};
+use tokio::sync::{Notify, broadcast};
+
+use super::faults::Faults;
+use super::queues::Queues;
+use crate::broker::{
+    BoxFuture, Broker, ConsumeOptions, Consumer, Delivery, ExchangeKind, Publication, Queue,
+    Settlement, Subscription,
+};
+use crate::clock::Clock;
+use crate::error::{ServiceError, ServiceErrorKind};
+
+/// Messages kept for a subscriber that does not read; then the oldest go.
+const BROADCAST_BACKLOG: usize = 1024;
+
+/// A broker inside this process, with priorities, delayed messages and
+/// redelivery. Priority 0 goes first, as on Redis.
+///
+/// Clones share their queues.
+#[derive(Clone)]
+pub struct MemoryBroker {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    queues: Mutex<Queues>,
+    bindings: Mutex<Vec<Queue>>,
+    exchanges: Mutex<HashMap<String, broadcast::Sender<(String, Message)>>>,
+    changed: Notify,
+    faults: Faults,
+    clock: Clock,
+    consumers: AtomicU64,
+}
+
+impl MemoryBroker {
+    /// An empty broker.
+    pub fn new() -> Self {
+        Self::with_clock(Clock::system())
+    }
+
+    /// An empty broker whose delayed messages follow `clock`.
+    pub fn with_clock(clock: Clock) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                queues: Mutex::default(),
+                bindings: Mutex::default(),
+                exchanges: Mutex::default(),
+                changed: Notify::new(),
+                faults: Faults::default(),
+                clock,
+                consumers: AtomicU64::new(0),
+            }),
+        }
+    }
+
+    /// The failures to switch on.
+    pub fn faults(&self) -> &Faults {
+        &self.shared.faults
+    }
+
+    /// How many deliveries consumers hold that are not settled.
+    pub fn held(&self) -> usize {
+        lock(&self.shared.queues).held()
+    }
+}
+
+impl Default for MemoryBroker {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for MemoryBroker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryBroker").finish_non_exhaustive()
+    }
+}
+
+impl Broker for MemoryBroker {
+    fn declare<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<(), ServiceError>> {
+        Box::pin(async move {
+            self.shared.faults.check("declare").await?;
+            let mut bindings = lock(&self.shared.bindings);
+            if !bindings.contains(queue) {
+                bindings.push(queue.clone());
+            }
+            Ok(())
+        })
+    }
+
+    fn publish<'a>(
+        &'a self,
+        batch: &'a [Publication],
+    ) -> BoxFuture<'a, Vec<Result<(), ServiceError>>> {
+        Box::pin(async move {
+            if let Err(error) = self.shared.faults.check("publish").await {
+                return vec![Err(error); batch.len()];
+            }
+            let answers = batch.iter().map(|one| self.shared.route(one)).collect();
+            self.shared.changed.notify_waiters();
+            answers
+        })
+    }
+
+    fn consume<'a>(
+        &'a self,
+        options: &'a ConsumeOptions,
+    ) -> BoxFuture<'a, Result<Arc<dyn Consumer>, ServiceError>> {
+        Box::pin(async move {
+            self.shared.faults.check("consume").await?;
+            let queues = options.queues.iter().map(|queue| queue.name.as_str().into());
+            let consumer: Arc<dyn Consumer> = Arc::new(MemoryConsumer {
+                id: self.shared.consumers.fetch_add(1, Ordering::Relaxed),
+                shared: Arc::clone(&self.shared),
+                queues: Mutex::new(queues.collect()),
+                interrupted: AtomicBool::new(false),
+                interrupt: Notify::new(),
+            });
+            Ok(consumer)
+        })
+    }
+
+    fn broadcast<'a>(
+        &'a self,
+        exchange: &'a str,
+        routing_key: &'a str,
+        message: &'a Message,
+    ) -> BoxFuture<'a, Result<(), ServiceError>> {
+        Box::pin(async move {
+            self.shared.faults.check("broadcast").await?;
+            let sender = self.shared.exchange(exchange);
+            // Nobody listens: that is what a broadcast is like.
+            let _ = sender.send((routing_key.to_owned(), message.clone()));
+            Ok(())
+        })
+    }
+
+    fn subscribe<'a>(
+        &'a self,
+        exchange: &'a str,
+        pattern: &'a str,
+    ) -> BoxFuture<'a, Result<Box<dyn Subscription>, ServiceError>> {
+        Box::pin(async move {
+            self.shared.faults.check("subscribe").await?;
+            let subscription: Box<dyn Subscription> = Box::new(FanoutSubscription {
+                pattern: pattern.to_owned(),
+                receiver: self.shared.exchange(exchange).subscribe(),
+                faults: self.shared.faults.clone(),
+            });
+            Ok(subscription)
+        })
+    }
+
+    fn reply_queue<'a>(
+        &'a self,
+        name: &'a str,
+        _expires: Duration,
+    ) -> BoxFuture<'a, Result<Box<dyn Subscription>, ServiceError>> {
+        Box::pin(async move {
+            self.shared.faults.check("reply_queue").await?;
+            let subscription: Box<dyn Subscription> = Box::new(ReplyQueue {
+                name: name.into(),
+                shared: Arc::clone(&self.shared),
+            });
+            Ok(subscription)
+        })
+    }
+
+    fn depth<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<u64, ServiceError>> {
+        Box::pin(async move {
+            self.shared.faults.check("depth").await?;
+            Ok(lock(&self.shared.queues).depth(&queue.name) as u64)
+        })
+    }
+
+    fn purge<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<u64, ServiceError>> {
+        Box::pin(async move {
+            self.shared.faults.check("purge").await?;
+            Ok(lock(&self.shared.queues).purge(&queue.name) as u64)
+        })
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        // There is no connection, and clones may still be in use.
+        Box::pin(std::future::ready(()))
+    }
+}
+
+impl Shared {
+    fn route(&self, publication: &Publication) -> Result<(), ServiceError> {
+        let Publication {
+            exchange,
+            routing_key,
+            ..
+        } = publication;
+        let message = stored(publication)?;
+        if exchange.is_empty() {
+            lock(&self.queues).push(routing_key, message);
+            return Ok(());
+        }
+        let targets: Vec<_> = lock(&self.bindings)
+            .iter()
+            .filter(|queue| queue.exchange == *exchange && is_bound(queue, routing_key))
+            .map(|queue| queue.name.clone())
+            .collect();
+        if targets.is_empty() {
+            return Err(unroutable(exchange, routing_key));
+        }
+        let mut queues = lock(&self.queues);
+        for queue in targets {
+            queues.push(&queue, message.clone());
+        }
+        Ok(())
+    }
+
+    fn exchange(&self, name: &str) -> broadcast::Sender<(String, Message)> {
+        lock(&self.exchanges)
+            .entry(name.to_owned())
+            .or_insert_with(|| broadcast::Sender::new(BROADCAST_BACKLOG))
+            .clone()
+    }
+}
+
+/// The message as bytes would bring it: headers as JSON, the way noted.
+fn stored(publication: &Publication) -> Result<Message, ServiceError> {
+    let mut message = publication.message.clone();
+    let mut headers = Vec::new();
+    let unwritable = |cause: String| {
+        let queue = format!("queue {}", publication.routing_key);
+        ServiceError::new(ServiceErrorKind::Invalid, "publish to", queue, cause)
+    };
+    message
+        .headers
+        .write_json(&mut headers)
+        .map_err(|error| unwritable(error.to_string()))?;
+    message.headers =
+        Headers::from_json(headers.into()).map_err(|error| unwritable(error.to_string()))?;
+    let info = &mut message.properties.delivery_info;
+    info.exchange.clone_from(&publication.exchange);
+    info.routing_key.clone_from(&publication.routing_key);
+    Ok(message)
+}
+
+fn is_bound(queue: &Queue, routing_key: &str) -> bool {
+    match queue.exchange_kind {
+        ExchangeKind::Fanout => true,
+        ExchangeKind::Topic => matches_topic(&queue.routing_key, routing_key),
+        _ => queue.routing_key == routing_key,
+    }
+}
+
+fn unroutable(exchange: &str, routing_key: &str) -> ServiceError {
+    ServiceError::new(
+        ServiceErrorKind::Unroutable,
+        "publish to",
+        format!("exchange {exchange:?} with routing key {routing_key:?}"),
+        "no queue is bound to it by that key",
+    )
+}
+
+/// AMQP's topic patterns: `*` is one word, `#` any number of them.
+fn matches_topic(pattern: &str, key: &str) -> bool {
+    fn words(pattern: &[&str], key: &[&str]) -> bool {
+        match (pattern.split_first(), key.split_first()) {
+            (None, None) => true,
+            (Some((&"#", rest)), _) => (0..=key.len()).any(|skip| words(rest, &key[skip..])),
+            (Some((&"*", rest)), Some((_, key))) => words(rest, key),
+            (Some((word, rest)), Some((first, key))) => word == first && words(rest, key),
+            _ => false,
+        }
+    }
+    let split = |text: &'_ str| -> Vec<String> { text.split('.').map(str::to_owned).collect() };
+    let (pattern, key) = (split(pattern), split(key));
+    let pattern: Vec<_> = pattern.iter().map(String::as_str).collect();
+    let key: Vec<_> = key.iter().map(String::as_str).collect();
+    words(&pattern, &key)
+}
+
+/// A consumer; what it holds goes back when it is dropped.
+struct MemoryConsumer {
+    id: u64,
+    shared: Arc<Shared>,
+    queues: Mutex<Vec<Arc<str>>>,
+    interrupted: AtomicBool,
+    interrupt: Notify,
+}
+
+impl Consumer for MemoryConsumer {
+    fn receive(&self, max: usize) -> BoxFuture<'_, Result<Vec<Delivery>, ServiceError>> {
+        Box::pin(async move {
+            loop {
+                let changed = self.shared.changed.notified();
+                let interrupt = self.interrupt.notified();
+                self.shared.faults.check("receive").await?;
+                if self.interrupted.load(Ordering::SeqCst) {
+                    return Ok(Vec::new());
+                }
+                let taken = self.take(max);
+                if !taken.is_empty() {
+                    return Ok(taken);
+                }
+                tokio::select! {
+                    () = changed => {}
+                    () = interrupt => {}
+                    () = self.next_due() => {}
+                    error = self.shared.faults.broken("receive") => return Err(error),
+                }
+            }
+        })
+    }
+
+    fn interrupt(&self) {
+        self.interrupted.store(true, Ordering::SeqCst);
+        self.interrupt.notify_waiters();
+    }
+
+    fn settle<'a>(&'a self, batch: &'a [Settlement]) -> BoxFuture<'a, Result<(), ServiceError>> {
+        Box::pin(async move {
+            self.shared.faults.check("settle").await?;
+            let mut queues = lock(&self.shared.queues);
+            for settlement in batch {
+                queues.settle(settlement);
+            }
+            drop(queues);
+            if batch.iter().any(|one| !matches!(one, Settlement::Ack(_))) {
+                self.shared.changed.notify_waiters();
+            }
+            Ok(())
+        })
+    }
+
+    fn settles_after_reconnect(&self) -> bool {
+        false
+    }
+
+    fn close(&self) -> BoxFuture<'_, Result<(), ServiceError>> {
+        Box::pin(async move {
+            self.interrupt();
+            Ok(())
+        })
+    }
+}
+
+impl MemoryConsumer {
+    fn take(&self, max: usize) -> Vec<Delivery> {
+        let mut order = lock(&self.queues);
+        let now = self.shared.clock.now();
+        let taken = lock(&self.shared.queues).take(self.id, &order, max, now);
+        // Fair over queues: the next look begins with another one.
+        if order.len() > 1 && !taken.is_empty() {
+            order.rotate_left(1);
+        }
+        taken
+    }
+
+    async fn next_due(&self) {
+        let due = lock(&self.shared.queues).next_due();
+        match due {
+            Some(due) => tokio::time::sleep(self.shared.clock.sleep_towards(due)).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for MemoryConsumer {
+    fn drop(&mut self) {
+        lock(&self.shared.queues).abandon(self.id);
+        self.shared.changed.notify_waiters();
+    }
+}
+
+impl fmt::Debug for MemoryConsumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryConsumer")
+            .field("queues", &self.queues)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+struct FanoutSubscription {
+    pattern: String,
+    receiver: broadcast::Receiver<(String, Message)>,
+    faults: Faults,
+}
+
+impl Subscription for FanoutSubscription {
+    fn next(&mut self) -> BoxFuture<'_, Result<Message, ServiceError>> {
+        Box::pin(async move {
+            loop {
+                let received = tokio::select! {
+                    received = self.receiver.recv() => received,
+                    error = self.faults.broken("subscribe") => return Err(error),
+                };
+                match received {
+                    Ok((key, message)) if self.wants(&key) => return Ok(message),
+                    // Others' messages, or some missed by not reading.
+                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+                }
+            }
+        })
+    }
+}
+
+impl FanoutSubscription {
+    fn wants(&self, routing_key: &str) -> bool {
+        matches!(&*self.pattern, "" | "#") || matches_topic(&self.pattern, routing_key)
+    }
+}
+
+/// A queue for replies; it and what is left in it go with the reader.
+struct ReplyQueue {
+    name: Arc<str>,
+    shared: Arc<Shared>,
+}
+
+impl Subscription for ReplyQueue {
+    fn next(&mut self) -> BoxFuture<'_, Result<Message, ServiceError>> {
+        Box::pin(async move {
+            loop {
+                let changed = self.shared.changed.notified();
+                self.shared.faults.check("reply_queue").await?;
+                if let Some(message) = self.take() {
+                    return Ok(message);
+                }
+                tokio::select! {
+                    () = changed => {}
+                    error = self.shared.faults.broken("reply_queue") => return Err(error),
+                }
+            }
+        })
+    }
+}
+
+impl ReplyQueue {
+    fn take(&self) -> Option<Message> {
+        let now = self.shared.clock.now();
+        let mut queues = lock(&self.shared.queues);
+        let names = [Arc::clone(&self.name)];
+        let delivery = queues.take(u64::MAX, &names, 1, now).pop()?;
+        queues.settle(&Settlement::Ack(delivery.tag));
+        match delivery.content {
+            crate::broker::Content::Message(message) => Some(message),
+            crate::broker::Content::Malformed { .. } => None,
+        }
+    }
+}
+
+impl Drop for ReplyQueue {
+    fn drop(&mut self) {
+        lock(&self.shared.queues).purge(&self.name);
+    }
+}
+
+impl fmt::Debug for ReplyQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ReplyQueue").field(&self.name).finish()
+    }
+}
+
+/// No code panics while it holds one of these locks; if it did, the queues
+/// would still be whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,199 @@
+//! The argument types of tasks: tuples, and structs through [`Kwargs`].
+
+use celery_protocol::repr;
+use celery_protocol::{Embed, EncodeError, Serializer, TaskHeaders, Value, encode_body, v1};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::params::{ArgumentError, Bound};
+
+/// The arguments of a task: `()`, a tuple of up to eight, or [`Kwargs`].
+///
+/// A tuple's elements stand for the parameters of the declaration in their
+/// order. Where a parameter is `*args` the element takes an array (a `Vec`),
+/// where it is `**kwargs` a map.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be the arguments of a task",
+    note = "use a tuple of at most eight types that serde can read and write, such as `(i64, String)`, \
+            or `Kwargs<T>` for a struct; one argument alone is written `(T,)`"
+)]
+pub trait TaskArgs: Sized + Send + Sync + 'static {
+    /// How many parameters the declaration must name; any number where `None`.
+    const ARITY: Option<usize>;
+
+    /// Takes the arguments out of a call.
+    ///
+    /// # Errors
+    ///
+    /// When an argument has another type than its parameter.
+    fn from_call(call: Bound<'_>) -> Result<Self, ArgumentError>;
+
+    /// Writes the arguments as the body of a call of a task with `params`.
+    ///
+    /// # Errors
+    ///
+    /// When the serializer cannot express one of them.
+    fn write_call(&self, params: &[&str], writer: &CallWriter<'_>) -> Result<Call, EncodeError>;
+}
+
+/// A struct whose fields are the parameters of a task, sent as keyword
+/// arguments and received from positional and keyword ones.
+///
+/// ```
+/// use celery_runtime::{Kwargs, Task};
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Serialize, Deserialize)]
+/// struct Resize {
+///     path: String,
+///     width: u32,
+/// }
+///
+/// const RESIZE: Task<Kwargs<Resize>, String> =
+///     Task::new("images.resize").params(&["path", "width=640"]);
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kwargs<T>(pub T);
+
+/// Writes a call's arguments in the form that its message needs.
+#[derive(Clone, Copy, Debug)]
+pub struct CallWriter<'a> {
+    serializer: Serializer,
+    embed: &'a Embed<'a>,
+    v1: Option<&'a TaskHeaders<'a>>,
+    represent: bool,
+}
+
+/// A call's arguments, written: the message body and their Python `repr`s.
+#[derive(Clone, Debug)]
+pub struct Call {
+    pub(crate) body: Vec<u8>,
+    pub(crate) argsrepr: String,
+    pub(crate) kwargsrepr: String,
+}
+
+impl<'a> CallWriter<'a> {
+    /// For messages of protocol 2.
+    pub fn new(serializer: Serializer, embed: &'a Embed<'a>) -> Self {
+        Self {
+            serializer,
+            embed,
+            v1: None,
+            represent: true,
+        }
+    }
+
+    /// For messages of protocol 1, whose body carries the headers too.
+    #[must_use]
+    pub fn v1(self, headers: &'a TaskHeaders<'a>) -> Self {
+        Self {
+            v1: Some(headers),
+            represent: false,
+            ..self
+        }
+    }
+
+    /// Writes positional arguments (an array) and keyword arguments (a map).
+    ///
+    /// # Errors
+    ///
+    /// When the serializer cannot express one of them.
+    pub fn write<A, K>(&self, args: &A, kwargs: &K) -> Result<Call, EncodeError>
+    where
+        A: Serialize + ?Sized,
+        K: Serialize + ?Sized,
+    {
+        let body = match self.v1 {
+            None => encode_body(self.serializer, args, kwargs, self.embed)?,
+            Some(headers) => {
+                v1::encode_body(self.serializer, headers, args, kwargs, self.embed, true)?
+            }
+        };
+        let (argsrepr, kwargsrepr) = if self.represent {
+            (repr::args(args), repr::kwargs(kwargs))
+        } else {
+            (String::new(), String::new())
+        };
+        Ok(Call {
+            body,
+            argsrepr,
+            kwargsrepr,
+        })
+    }
+}
+
+impl<T> TaskArgs for Kwargs<T>
+where
+    T: Serialize + DeserializeOwned + Send + Sync + 'static,
+{
+    const ARITY: Option<usize> = None;
+
+    fn from_call(call: Bound<'_>) -> Result<Self, ArgumentError> {
+        call.into_struct().map(Self)
+    }
+
+    fn write_call(&self, _params: &[&str], writer: &CallWriter<'_>) -> Result<Call, EncodeError> {
+        writer.write(&(), &self.0)
+    }
+}
+
+/// Spreads elements over positional and keyword arguments, for parameter
+/// lists with `*args` or `**kwargs`.
+fn write_variadic(
+    params: &[&str],
+    elements: Vec<Value>,
+    writer: &CallWriter<'_>,
+) -> Result<Call, EncodeError> {
+    let mut args = Vec::new();
+    let mut kwargs = Value::Map(celery_protocol::Map::new());
+    for (param, element) in params.iter().zip(elements) {
+        match (param.starts_with("**"), param.starts_with('*'), element) {
+            (true, _, map) => kwargs = map,
+            (_, true, Value::Array(rest)) => args.extend(rest),
+            (_, _, single) => args.push(single),
+        }
+    }
+    writer.write(&args, &kwargs)
+}
+
+macro_rules! tuple_args {
+    ($($count:literal => ($($name:ident),*)),* $(,)?) => {$(
+        impl<$($name),*> TaskArgs for ($($name,)*)
+        where
+            $($name: Serialize + DeserializeOwned + Send + Sync + 'static,)*
+        {
+            const ARITY: Option<usize> = Some($count);
+
+            #[allow(non_snake_case, unused_mut, unused_variables, reason = "one macro for all arities")]
+            fn from_call(mut call: Bound<'_>) -> Result<Self, ArgumentError> {
+                $(let $name = call.next()?;)*
+                Ok(($($name,)*))
+            }
+
+            #[allow(non_snake_case, reason = "the type names double as variable names")]
+            fn write_call(
+                &self,
+                params: &[&str],
+                writer: &CallWriter<'_>,
+            ) -> Result<Call, EncodeError> {
+                if params.iter().any(|param| param.starts_with('*')) {
+                    let ($($name,)*) = self;
+                    return write_variadic(params, vec![$(Value::from_serialize($name)?),*], writer);
+                }
+                writer.write(self, &())
+            }
+        }
+    )*};
+}
+
+tuple_args! {
+    0 => (),
+    1 => (A1),
+    2 => (A1, A2),
+    3 => (A1, A2, A3),
+    4 => (A1, A2, A3, A4),
+    5 => (A1, A2, A3, A4, A5),
+    6 => (A1, A2, A3, A4, A5, A6),
+    7 => (A1, A2, A3, A4, A5, A6, A7),
+    8 => (A1, A2, A3, A4, A5, A6, A7, A8),
+}

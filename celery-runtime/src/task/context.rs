@@ -1,0 +1,279 @@
+//! What a running task knows about itself: [`Context`].
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use celery_protocol::{
+    Accept, DecodeError, DeliveryInfo, Headers, Message, Raw, ResultDocument, Serializer, State,
+    TaskHeaders, Value,
+};
+use serde::Serialize;
+use tokio::sync::{Notify, Semaphore};
+
+use crate::backend::{Record, ResultBackend};
+use crate::error::ServiceError;
+
+/// Passed to handlers that take it as their first argument: the task's ids,
+/// its message, the application's state, and ways to report and retry.
+///
+/// Cloning is cheap. A clone that outlives the task still answers, but what it
+/// reports then is not waited for by anybody.
+pub struct Context<S = ()> {
+    job: Arc<Job>,
+    state: Arc<S>,
+}
+
+/// A progress report that was not stored.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UpdateError {
+    /// The state's name is one that the worker sets itself.
+    #[error("cannot report state {0} from inside a task: the worker sets it")]
+    Reserved(String),
+    /// The value cannot be written by the result serializer.
+    #[error("cannot write the progress of task {id}: {cause}")]
+    Encode {
+        /// The task's id.
+        id: String,
+        /// What the serializer says.
+        cause: celery_protocol::EncodeError,
+    },
+    /// The result backend failed.
+    #[error(transparent)]
+    Backend(#[from] ServiceError),
+}
+
+impl<S> Context<S> {
+    /// The id of this task.
+    pub fn id(&self) -> &str {
+        &self.job.id
+    }
+
+    /// The name that the task is registered under.
+    pub fn task(&self) -> &str {
+        &self.job.task
+    }
+
+    /// How often it was retried before this run.
+    pub fn retries(&self) -> u32 {
+        self.job.retries
+    }
+
+    /// The application's state, as given to
+    /// [`Tasks::with_state`](crate::Tasks::with_state).
+    pub fn state(&self) -> &S {
+        &self.state
+    }
+
+    /// The id of the first task of the workflow.
+    pub fn root_id(&self) -> Option<String> {
+        self.text(|headers| headers.root_id)
+    }
+
+    /// The id of the task that sent this one.
+    pub fn parent_id(&self) -> Option<String> {
+        self.text(|headers| headers.parent_id)
+    }
+
+    /// The id of the group that it belongs to.
+    pub fn group_id(&self) -> Option<String> {
+        self.text(|headers| headers.group)
+    }
+
+    /// All headers of the message.
+    ///
+    /// # Errors
+    ///
+    /// When a header has a type that Celery does not give it.
+    pub fn headers(&self) -> Result<TaskHeaders<'_>, DecodeError> {
+        self.job.headers()
+    }
+
+    /// A header of the message that Celery does not define, such as one from
+    /// the sender's `headers` option.
+    pub fn header(&self, name: &str) -> Option<Value> {
+        self.job
+            .message
+            .headers
+            .find(name)
+            .ok()
+            .flatten()?
+            .to_value()
+            .ok()
+    }
+
+    /// Exchange, routing key and flags with which the message arrived.
+    pub fn delivery_info(&self) -> &DeliveryInfo {
+        &self.job.message.properties.delivery_info
+    }
+
+    /// Whether the broker handed the message out before, so that the task may
+    /// have run already.
+    pub fn is_redelivered(&self) -> bool {
+        self.job.redelivered
+    }
+
+    /// The name of the worker.
+    pub fn hostname(&self) -> &str {
+        &self.job.services.hostname
+    }
+
+    /// Reports a state of the task's own, such as `PROGRESS`, with any value;
+    /// readers see it as `state` and `info` until the next one. Without a
+    /// result backend, or when results are ignored, nothing happens.
+    ///
+    /// # Errors
+    ///
+    /// See [`UpdateError`].
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped future may or may not have stored the state.
+    pub async fn update_state(
+        &self,
+        state: &str,
+        meta: impl Serialize + Send,
+    ) -> Result<(), UpdateError> {
+        let parsed = State::from(state);
+        if parsed.is_ready() {
+            return Err(UpdateError::Reserved(state.to_owned()));
+        }
+        let job = &self.job;
+        let Some(backend) = job.services.backend.as_deref().filter(|_| job.stores_result) else {
+            return Ok(());
+        };
+        let result = Raw::encode(job.services.result_serializer, &meta).map_err(|cause| {
+            UpdateError::Encode {
+                id: job.id.clone(),
+                cause,
+            }
+        })?;
+        let document = job.document(parsed, result);
+        backend.store(job.record(&document)).await?;
+        Ok(())
+    }
+
+    /// Resolves when the soft time limit is reached. A task that has called
+    /// this finishes on its own terms until the hard limit; any other is ended
+    /// at the soft limit with `SoftTimeLimitExceeded`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn soft_time_limit(&self) {
+        self.job.control.wait().await;
+    }
+
+    fn text(&self, pick: for<'h> fn(TaskHeaders<'h>) -> Option<Cow<'h, str>>) -> Option<String> {
+        pick(self.job.headers().ok()?).map(Cow::into_owned)
+    }
+
+    pub(crate) fn new(job: Arc<Job>, state: Arc<S>) -> Self {
+        Self { job, state }
+    }
+}
+
+impl<S> Clone for Context<S> {
+    fn clone(&self) -> Self {
+        Self::new(Arc::clone(&self.job), Arc::clone(&self.state))
+    }
+}
+
+impl<S> fmt::Debug for Context<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context")
+            .field("task", &self.job.task)
+            .field("id", &self.job.id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What all tasks of a worker share.
+#[derive(Debug)]
+pub(crate) struct Services {
+    pub(crate) backend: Option<Arc<dyn ResultBackend>>,
+    pub(crate) hostname: String,
+    pub(crate) accept: Accept,
+    /// Most bytes that a compressed body may unpack to.
+    pub(crate) body_limit: usize,
+    pub(crate) result_serializer: Serializer,
+    /// Whether documents carry name, arguments and worker (`result_extended`).
+    pub(crate) result_extended: bool,
+    /// Threads for blocking tasks. A thread abandoned at a time limit keeps its
+    /// permit until it really ends, which caps how many there can be.
+    pub(crate) blocking: Arc<Semaphore>,
+}
+
+/// One run of one task: what its handler, the driver and the report share.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) id: String,
+    pub(crate) task: Arc<str>,
+    pub(crate) retries: u32,
+    pub(crate) redelivered: bool,
+    pub(crate) stores_result: bool,
+    /// Whether the value is needed by the backend or by what follows the task.
+    pub(crate) wants_value: bool,
+    /// In the form of protocol 2, whichever it came in.
+    pub(crate) message: Message,
+    pub(crate) services: Arc<Services>,
+    pub(crate) control: TaskControl,
+}
+
+impl Job {
+    pub(crate) fn headers(&self) -> Result<TaskHeaders<'_>, DecodeError> {
+        headers_of(&self.message.headers, &self.id, &self.task)
+    }
+
+    /// An unfinished document of this task.
+    pub(crate) fn document<'a>(&'a self, state: State, result: Raw<'a>) -> ResultDocument<'a> {
+        ResultDocument::new(Cow::Borrowed(self.id.as_str()), state, result)
+    }
+
+    pub(crate) fn record<'a>(&'a self, document: &'a ResultDocument<'a>) -> Record<'a> {
+        let properties = &self.message.properties;
+        Record::new(document).reply(
+            properties.reply_to.as_deref(),
+            properties.correlation_id.as_deref(),
+        )
+    }
+}
+
+fn headers_of<'a>(
+    headers: &'a Headers,
+    id: &'a str,
+    task: &'a str,
+) -> Result<TaskHeaders<'a>, DecodeError> {
+    // A job is only made from a message whose headers were read before.
+    Ok(headers
+        .task()?
+        .unwrap_or_else(|| TaskHeaders::new(task, id)))
+}
+
+/// How the driver reaches into a running task.
+#[derive(Debug, Default)]
+pub(crate) struct TaskControl {
+    listens: AtomicBool,
+    reached: AtomicBool,
+    notify: Notify,
+}
+
+impl TaskControl {
+    /// Tells the task that its soft limit is reached. Answers whether it
+    /// listens; otherwise it has to be ended from outside.
+    pub(crate) fn reach_soft_limit(&self) -> bool {
+        self.reached.store(true, Ordering::SeqCst);
+        self.notify.notify_waiters();
+        self.listens.load(Ordering::SeqCst)
+    }
+
+    async fn wait(&self) {
+        self.listens.store(true, Ordering::SeqCst);
+        let notified = self.notify.notified();
+        if !self.reached.load(Ordering::SeqCst) {
+            notified.await;
+        }
+    }
+}

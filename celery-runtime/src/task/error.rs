@@ -1,0 +1,287 @@
+//! What handlers fail with: [`TaskError`].
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use celery_protocol::Exception;
+
+/// How a task ends when it does not return a value.
+///
+/// Any `std::error::Error` becomes one with `?`; Python readers of the result
+/// then see an exception named like the error's type, in a module named like
+/// its path. [`named`](Self::named) chooses both. For this reason `TaskError`
+/// itself does not implement `std::error::Error`: the two exclude each other.
+///
+/// ```
+/// use celery_runtime::TaskError;
+///
+/// fn parse(text: &str) -> Result<i64, TaskError> {
+///     if text.is_empty() {
+///         return Err(TaskError::exception("ValueError", "nothing to parse"));
+///     }
+///     Ok(text.parse()?)
+/// }
+/// # assert!(parse("").is_err() && parse("x").is_err() && parse("1").is_ok());
+/// ```
+pub struct TaskError(Box<Kind>);
+
+pub(crate) enum Kind {
+    Failed(Failure),
+    Retry(Retry),
+    Reject { requeue: Requeue, reason: String },
+    Ignore,
+}
+
+/// Whether a rejected message goes back to its queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "it does or it does not")]
+pub enum Requeue {
+    /// Back to the queue, to be delivered again.
+    Yes,
+    /// Dropped, or dead-lettered where the broker is set up to.
+    No,
+}
+
+/// An exception as Python reads it, and the Rust error behind it.
+pub(crate) struct Failure {
+    pub(crate) exception: Exception,
+    pub(crate) source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+/// A request to run the task again.
+#[derive(Default)]
+pub(crate) struct Retry {
+    pub(crate) when: Option<When>,
+    pub(crate) max_retries: Option<Option<u32>>,
+    pub(crate) because: Option<Failure>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum When {
+    After(Duration),
+    At(SystemTime),
+}
+
+impl TaskError {
+    /// A failure that Python sees as the builtin exception `name`
+    /// (`"ValueError"`, `"KeyError"`, …) with one argument, `message`.
+    pub fn exception(name: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::named("builtins", name, message)
+    }
+
+    /// A failure that Python sees as `module.name(message)`. A class that the
+    /// reader cannot import is made up for it; a name that is no exception
+    /// there (`builtins.str`) makes its reader fail.
+    pub fn named(
+        module: impl Into<String>,
+        name: impl Into<String>,
+        message: impl Into<String>,
+    ) -> Self {
+        Self::failed(Exception::new(module, name, message))
+    }
+
+    /// A failure with this exception, for several arguments or other types.
+    pub fn failed(exception: Exception) -> Self {
+        Self(Box::new(Kind::Failed(Failure {
+            exception,
+            source: None,
+        })))
+    }
+
+    /// A failure from an error whose type is not known here, such as
+    /// `Box<dyn Error>` or what `anyhow::Error` turns into. Python sees a
+    /// `RuntimeError`.
+    pub fn boxed(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        let source = error.into();
+        Self(Box::new(Kind::Failed(Failure {
+            exception: Exception::new("builtins", "RuntimeError", source.to_string()),
+            source: Some(source),
+        })))
+    }
+
+    /// Run the task again, after its `retry_delay` unless told otherwise by
+    /// [`after`](Self::after) or [`at`](Self::at).
+    pub fn retry() -> Self {
+        Self(Box::new(Kind::Retry(Retry::default())))
+    }
+
+    /// For a retry: how long to wait.
+    #[must_use]
+    pub fn after(self, delay: Duration) -> Self {
+        self.retrying(|retry| retry.when = Some(When::After(delay)))
+    }
+
+    /// For a retry: when to run again.
+    #[must_use]
+    pub fn at(self, time: SystemTime) -> Self {
+        self.retrying(|retry| retry.when = Some(When::At(time)))
+    }
+
+    /// For a retry: how often at most, instead of the task's `max_retries`.
+    #[must_use]
+    pub fn at_most(self, retries: u32) -> Self {
+        self.retrying(|retry| retry.max_retries = Some(Some(retries)))
+    }
+
+    /// For a retry: the error that caused it. It is what the result shows
+    /// meanwhile, and what the task fails with when no retry is left.
+    #[must_use]
+    pub fn because(self, error: impl Into<Self>) -> Self {
+        let failure = match *error.into().0 {
+            Kind::Failed(failure) => Some(failure),
+            _ => None,
+        };
+        self.retrying(|retry| retry.because = failure)
+    }
+
+    /// Refuse the message; see [`Requeue`].
+    pub fn reject(reason: impl Into<String>, requeue: Requeue) -> Self {
+        Self(Box::new(Kind::Reject {
+            requeue,
+            reason: reason.into(),
+        }))
+    }
+
+    /// Be done without storing any result.
+    pub fn ignore() -> Self {
+        Self(Box::new(Kind::Ignore))
+    }
+
+    pub(crate) fn into_kind(self) -> Kind {
+        *self.0
+    }
+
+    fn retrying(mut self, change: impl FnOnce(&mut Retry)) -> Self {
+        if let Kind::Retry(retry) = &mut *self.0 {
+            change(retry);
+        }
+        self
+    }
+}
+
+impl<E: StdError + Send + Sync + 'static> From<E> for TaskError {
+    fn from(error: E) -> Self {
+        Self(Box::new(Kind::Failed(Failure::from_error(error))))
+    }
+}
+
+impl fmt::Debug for TaskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &*self.0 {
+            Kind::Failed(failure) => write!(f, "Failed({})", failure.exception),
+            Kind::Retry(retry) => write!(f, "Retry({:?})", retry.when),
+            Kind::Reject { requeue, reason } => write!(f, "Reject({requeue:?}, {reason:?})"),
+            Kind::Ignore => f.write_str("Ignore"),
+        }
+    }
+}
+
+impl fmt::Display for TaskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &*self.0 {
+            Kind::Failed(failure) => write!(f, "{}", failure.exception),
+            Kind::Retry(_) => f.write_str("retry requested"),
+            Kind::Reject { reason, .. } => write!(f, "rejected: {reason}"),
+            Kind::Ignore => f.write_str("result ignored"),
+        }
+    }
+}
+
+impl Failure {
+    fn from_error<E: StdError + Send + Sync + 'static>(error: E) -> Self {
+        let (module, name) = python_name(std::any::type_name::<E>());
+        Self {
+            exception: Exception::new(module, name, error.to_string()),
+            source: Some(Box::new(error)),
+        }
+    }
+
+    /// The text for the result's `traceback`: the exception and its causes,
+    /// outermost last, in the words that Python uses for chained exceptions.
+    pub(crate) fn traceback(&self) -> String {
+        let mut causes = Vec::new();
+        let mut next = self.source.as_deref().and_then(StdError::source);
+        while let Some(cause) = next {
+            causes.push(cause.to_string());
+            next = cause.source();
+        }
+        let mut text = String::new();
+        for cause in causes.iter().rev() {
+            text.push_str(cause);
+            text.push_str(
+                "\n\nThe above exception was the direct cause of the following exception:\n\n",
+            );
+        }
+        text.push_str(&self.exception.to_string());
+        text.push('\n');
+        text
+    }
+}
+
+/// `std::num::error::ParseIntError` as Python would call it: module
+/// `std.num.error`, class `ParseIntError`. Type parameters are left out.
+fn python_name(type_name: &str) -> (String, String) {
+    let path = type_name.split('<').next().unwrap_or(type_name);
+    match path.rsplit_once("::") {
+        Some((module, name)) => (module.replace("::", "."), name.to_owned()),
+        None => ("builtins".to_owned(), "RuntimeError".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use celery_protocol::Value;
+
+    use super::*;
+
+    fn failure(error: TaskError) -> Failure {
+        match error.into_kind() {
+            Kind::Failed(failure) => failure,
+            _ => panic!("not a failure"),
+        }
+    }
+
+    #[test]
+    fn any_error_keeps_its_type_and_message() {
+        let failed = failure("x".parse::<i64>().unwrap_err().into());
+        assert_eq!(failed.exception.exc_type, "ParseIntError");
+        assert!(
+            failed.exception.exc_module.unwrap().contains("num"),
+            "the module says where it comes from"
+        );
+        assert_eq!(
+            failed.exception.exc_message,
+            [Value::from("invalid digit found in string")]
+        );
+    }
+
+    #[test]
+    fn causes_are_told_in_order() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("outer")]
+        struct Outer(#[source] std::io::Error);
+
+        let failed = failure(Outer(std::io::Error::other("inner")).into());
+        let text = failed.traceback();
+        assert!(text.starts_with("inner\n\nThe above exception"), "{text}");
+        assert!(text.ends_with("Outer('outer')\n"), "{text}");
+    }
+
+    #[test]
+    fn a_retry_is_described_in_one_expression() {
+        let error = TaskError::retry()
+            .after(Duration::from_secs(5))
+            .at_most(7)
+            .because(std::io::Error::other("busy"));
+        let Kind::Retry(retry) = error.into_kind() else {
+            panic!("not a retry")
+        };
+        assert!(matches!(retry.when, Some(When::After(delay)) if delay.as_secs() == 5));
+        assert_eq!(retry.max_retries, Some(Some(7)));
+        assert_eq!(
+            retry.because.unwrap().exception.exc_message,
+            [Value::from("busy")]
+        );
+    }
+}

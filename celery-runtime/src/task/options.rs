@@ -1,0 +1,110 @@
+//! What a declaration says beside name and parameters.
+
+use std::error::Error as StdError;
+use std::time::Duration;
+
+use crate::backoff::RetryBackoff;
+
+/// Settings of one task. What is `None` follows the worker's configuration.
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct TaskOptions {
+    /// Acknowledge after the task ran instead of before (`acks_late`).
+    pub acks_late: Option<bool>,
+    /// Acknowledge a late task also when it failed
+    /// (`acks_on_failure_or_timeout`); otherwise it is rejected.
+    pub acks_on_failure: Option<bool>,
+    /// Give the message back when the process running the task is lost
+    /// (`reject_on_worker_lost`).
+    pub reject_on_worker_lost: Option<bool>,
+    /// Store no result.
+    pub ignore_result: Option<bool>,
+    /// Store failures even where results are ignored.
+    pub store_errors: Option<bool>,
+    /// Store the state STARTED when the task begins.
+    pub track_started: Option<bool>,
+    /// Retries before the task fails; `Some(None)` is without end.
+    pub max_retries: Option<Option<u32>>,
+    /// Wait before a retry that names no delay.
+    pub retry_delay: Option<Duration>,
+    /// Time after which the task is told to finish.
+    pub soft_time_limit: Option<Duration>,
+    /// Time after which the task is ended.
+    pub time_limit: Option<Duration>,
+    /// Priority of its messages, 0 to 9.
+    pub priority: Option<u8>,
+    /// Failures after which the task is retried by itself.
+    pub autoretry: Option<AutoRetry>,
+}
+
+/// Which failures are retried without the task asking, and when.
+#[derive(Clone, Copy, Debug)]
+pub struct AutoRetry {
+    matches: fn(&(dyn StdError + 'static)) -> bool,
+    pub(crate) any: bool,
+    pub(crate) backoff: Option<RetryBackoff>,
+}
+
+impl AutoRetry {
+    /// Every failure, whatever its type.
+    pub const fn any() -> Self {
+        Self {
+            matches: |_| true,
+            any: true,
+            backoff: None,
+        }
+    }
+
+    /// Failures made from an error of type `E`, or caused by one.
+    pub const fn on<E: StdError + 'static>() -> Self {
+        Self {
+            matches: |error| error.is::<E>(),
+            any: false,
+            backoff: None,
+        }
+    }
+
+    /// Waits longer each time; without it the task's `retry_delay` applies.
+    #[must_use]
+    pub const fn backoff(self, backoff: RetryBackoff) -> Self {
+        Self {
+            backoff: Some(backoff),
+            ..self
+        }
+    }
+
+    /// Whether a failure with this error behind it is retried.
+    pub(crate) fn applies_to(&self, source: Option<&(dyn StdError + Send + Sync + 'static)>) -> bool {
+        if self.any {
+            return true;
+        }
+        let mut next = source.map(|error| error as &(dyn StdError + 'static));
+        while let Some(error) = next {
+            if (self.matches)(error) {
+                return true;
+            }
+            next = error.source();
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_type_is_found_along_the_causes() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("outer")]
+        struct Outer(#[source] std::io::Error);
+
+        let auto = AutoRetry::on::<std::io::Error>();
+        let outer = Outer(std::io::Error::other("x"));
+        assert!(auto.applies_to(Some(&outer)));
+        let other = "x".parse::<i64>().unwrap_err();
+        assert!(!auto.applies_to(Some(&other)));
+        assert!(!auto.applies_to(None));
+        assert!(AutoRetry::any().applies_to(None));
+    }
+}

@@ -1,0 +1,337 @@
+//! Declarations and handlers together: [`Tasks`].
+
+use std::collections::HashMap;
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use celery_protocol::{DecodeError, Raw, Value};
+use serde::Serialize;
+
+use super::args::TaskArgs;
+use super::context::{Context, Job};
+use super::error::TaskError;
+use super::handler::{BlockingHandler, Handler};
+use super::params::{Params, ParamsError};
+use super::{Declaration, DynArgs, DynTask, Task};
+use crate::broker::BoxFuture;
+
+/// The tasks that a worker serves.
+///
+/// `S` is the application's state, chosen by the handlers that take a
+/// [`Context<S>`](Context). A worker takes `Tasks<()>` only, so that a state
+/// that was forgotten is an error of the compiler:
+///
+/// ```
+/// use celery_runtime::{Context, Task, TaskError, Tasks};
+///
+/// const GREET: Task<(String,), String> = Task::new("tasks.greet").params(&["name"]);
+///
+/// struct Settings {
+///     greeting: String,
+/// }
+///
+/// async fn greet(ctx: Context<Settings>, name: String) -> Result<String, TaskError> {
+///     Ok(format!("{}, {name}!", ctx.state().greeting))
+/// }
+///
+/// let tasks: Tasks = Tasks::new().with(GREET, greet).with_state(Settings {
+///     greeting: "Hello".to_owned(),
+/// });
+/// ```
+pub struct Tasks<S = ()> {
+    entries: Vec<Entry<S>>,
+}
+
+struct Entry<S> {
+    declaration: Result<Declaration, ParamsError>,
+    bind: Box<dyn FnOnce(Arc<S>) -> Arc<dyn Run> + Send>,
+}
+
+impl<S: Send + Sync + 'static> Tasks<S> {
+    /// No tasks yet.
+    pub fn new() -> Self {
+        Self {
+            entries: Vec::new(),
+        }
+    }
+
+    /// Adds a task and the async function that runs it.
+    #[must_use]
+    pub fn with<M, A, R, H>(self, task: Task<A, R>, handler: H) -> Self
+    where
+        M: Send + Sync + 'static,
+        A: TaskArgs,
+        R: Serialize + Send + Sync + 'static,
+        H: Handler<M, A, R, S>,
+    {
+        self.add(task.declaration(), |params, state| {
+            Arc::new(AsyncTask {
+                params,
+                handler,
+                state,
+                types: PhantomData,
+            })
+        })
+    }
+
+    /// Adds a task and the blocking function that runs it, on one of as many
+    /// threads as the worker's concurrency. Its time limits end what is
+    /// waited for, not the thread.
+    #[must_use]
+    pub fn with_blocking<M, A, R, H>(self, task: Task<A, R>, handler: H) -> Self
+    where
+        M: Send + Sync + 'static,
+        A: TaskArgs,
+        R: Serialize + Send + Sync + 'static,
+        H: BlockingHandler<M, A, R, S>,
+    {
+        self.add(task.declaration(), |params, state| {
+            Arc::new(BlockingTask {
+                params,
+                handler: Arc::new(handler),
+                state,
+                types: PhantomData,
+            })
+        })
+    }
+
+    /// Adds a task known only at run time, with a handler of untyped values.
+    #[must_use]
+    pub fn with_dyn<M, H>(self, task: DynTask, handler: H) -> Self
+    where
+        M: Send + Sync + 'static,
+        H: Handler<M, DynArgs, Value, S>,
+    {
+        self.add(Ok(task.declaration), |params, state| {
+            Arc::new(AsyncTask {
+                params,
+                handler,
+                state,
+                types: PhantomData,
+            })
+        })
+    }
+
+    /// Gives all handlers the application's state.
+    pub fn with_state(self, state: S) -> Tasks {
+        let state = Arc::new(state);
+        let entries = self
+            .entries
+            .into_iter()
+            .map(|entry| {
+                let run = entry.declaration.is_ok().then(|| (entry.bind)(Arc::clone(&state)));
+                Entry {
+                    declaration: entry.declaration,
+                    bind: Box::new(move |_| run.expect("only bound for a valid declaration")),
+                }
+            })
+            .collect();
+        Tasks { entries }
+    }
+
+    fn add(
+        mut self,
+        declaration: Result<Declaration, ParamsError>,
+        make: impl FnOnce(Params, Arc<S>) -> Arc<dyn Run> + Send + 'static,
+    ) -> Self {
+        let params = declaration.as_ref().ok().map(|valid| valid.params.clone());
+        self.entries.push(Entry {
+            declaration,
+            bind: Box::new(move |state| {
+                make(params.expect("only bound for a valid declaration"), state)
+            }),
+        });
+        self
+    }
+}
+
+impl<S: Send + Sync + 'static> Default for Tasks<S> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<S> fmt::Debug for Tasks<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = self.entries.iter().map(|entry| match &entry.declaration {
+            Ok(declaration) => declaration.name.as_str(),
+            Err(_) => "(invalid)",
+        });
+        f.debug_list().entries(names).finish()
+    }
+}
+
+/// Tasks that cannot be served together.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegistryError {
+    /// A declaration's parameters cannot be read.
+    #[error(transparent)]
+    Params(#[from] ParamsError),
+    /// Two declarations share a name.
+    #[error("cannot register task {0:?} twice")]
+    Duplicate(String),
+}
+
+/// Tasks by name, ready to run.
+#[derive(Debug, Default)]
+pub(crate) struct Registry {
+    tasks: HashMap<String, Registered>,
+}
+
+pub(crate) struct Registered {
+    pub(crate) name: Arc<str>,
+    pub(crate) declaration: Declaration,
+    pub(crate) run: Arc<dyn Run>,
+}
+
+impl Registry {
+    pub(crate) fn new(tasks: Tasks) -> Result<Self, RegistryError> {
+        let state = Arc::new(());
+        let mut registry = Self::default();
+        for entry in tasks.entries {
+            let declaration = entry.declaration?;
+            let name = declaration.name.clone();
+            let registered = Registered {
+                name: name.as_str().into(),
+                declaration,
+                run: (entry.bind)(Arc::clone(&state)),
+            };
+            if registry.tasks.insert(name.clone(), registered).is_some() {
+                return Err(RegistryError::Duplicate(name));
+            }
+        }
+        Ok(registry)
+    }
+
+    pub(crate) fn find(&self, name: &str) -> Option<&Registered> {
+        self.tasks.get(name)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Registered> {
+        self.tasks.values()
+    }
+}
+
+impl fmt::Debug for Registered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Registered").field(&self.name).finish()
+    }
+}
+
+/// What a task returned, written by the result serializer; `None` where nobody
+/// wants it.
+pub(crate) type Returned = Result<Option<Raw<'static>>, TaskError>;
+
+/// A task that can be run, without its types.
+pub(crate) trait Run: Send + Sync {
+    fn run(self: Arc<Self>, invocation: Invocation) -> BoxFuture<'static, Returned>;
+}
+
+/// One call of a task.
+pub(crate) struct Invocation {
+    pub(crate) job: Arc<Job>,
+}
+
+impl Invocation {
+    fn arguments<A: TaskArgs>(&self, params: &Params) -> Result<A, TaskError> {
+        let services = &self.job.services;
+        let payload = self
+            .job
+            .message
+            .payload(&services.accept, services.body_limit)
+            .map_err(undecodable)?;
+        let arguments = payload
+            .body()
+            .and_then(|body| body.arguments())
+            .map_err(undecodable)?;
+        let call = params
+            .bind(arguments)
+            .map_err(|error| TaskError::exception("TypeError", error.to_string()))?;
+        A::from_call(call).map_err(|error| TaskError::exception("TypeError", error.to_string()))
+    }
+
+    fn returned<R: Serialize>(&self, value: &R) -> Returned {
+        if !self.job.wants_value {
+            return Ok(None);
+        }
+        Raw::encode(self.job.services.result_serializer, value)
+            .map(Some)
+            .map_err(|error| {
+                TaskError::named("kombu.exceptions", "EncodeError", error.to_string())
+            })
+    }
+}
+
+/// The outer form was read when the message arrived; only an argument's text
+/// can still turn out to be broken.
+fn undecodable(error: DecodeError) -> TaskError {
+    TaskError::named("kombu.exceptions", "DecodeError", error.to_string())
+}
+
+struct AsyncTask<M, A, R, S, H> {
+    params: Params,
+    handler: H,
+    state: Arc<S>,
+    types: PhantomData<fn(M, A) -> R>,
+}
+
+impl<M, A, R, S, H> Run for AsyncTask<M, A, R, S, H>
+where
+    M: Send + Sync + 'static,
+    A: TaskArgs,
+    R: Serialize + Send + Sync + 'static,
+    S: Send + Sync + 'static,
+    H: Handler<M, A, R, S>,
+{
+    fn run(self: Arc<Self>, invocation: Invocation) -> BoxFuture<'static, Returned> {
+        Box::pin(async move {
+            let args = invocation.arguments::<A>(&self.params)?;
+            let context = Context::new(Arc::clone(&invocation.job), Arc::clone(&self.state));
+            let value = self.handler.call(context, args).await?;
+            invocation.returned(&value)
+        })
+    }
+}
+
+struct BlockingTask<M, A, R, S, H> {
+    params: Params,
+    handler: Arc<H>,
+    state: Arc<S>,
+    types: PhantomData<fn(M, A) -> R>,
+}
+
+impl<M, A, R, S, H> Run for BlockingTask<M, A, R, S, H>
+where
+    M: Send + Sync + 'static,
+    A: TaskArgs,
+    R: Serialize + Send + Sync + 'static,
+    S: Send + Sync + 'static,
+    H: BlockingHandler<M, A, R, S>,
+{
+    fn run(self: Arc<Self>, invocation: Invocation) -> BoxFuture<'static, Returned> {
+        Box::pin(async move {
+            let args = invocation.arguments::<A>(&self.params)?;
+            let context = Context::new(Arc::clone(&invocation.job), Arc::clone(&self.state));
+            let threads = Arc::clone(&invocation.job.services.blocking);
+            let permit = threads
+                .acquire_owned()
+                .await
+                .expect("the semaphore lives as long as the worker");
+            let handler = Arc::clone(&self.handler);
+            let thread = tokio::task::spawn_blocking(move || {
+                let _permit = permit;
+                handler.call(context, args)
+            });
+            match thread.await {
+                Ok(value) => invocation.returned(&value?),
+                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                Err(_) => Err(TaskError::exception(
+                    "RuntimeError",
+                    "the worker's threads were shut down",
+                )),
+            }
+        })
+    }
+}

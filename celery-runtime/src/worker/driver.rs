@@ -1,0 +1,618 @@
+//! Carries out what the deliveries' state machines decide.
+//!
+//! One task owns everything: it waits for whatever happens next, tells the
+//! delivery concerned, and turns the actions that come back into futures. It
+//! decides nothing about a delivery itself. Settlements that come up together
+//! leave together.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use slab::Slab;
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use super::delivery::{
+    Action, Event, Letter, Life, Obstacle, Outcome, Report, Step, Stop, Verdict, soft_limit_exceeded,
+};
+use super::follow::Desk;
+use super::intake::{Intake, Read};
+use super::supervisor::Supervisor;
+use super::{WorkerError, pool, report};
+use crate::backend::Record;
+use crate::broker::{
+    BoxFuture, Broker, Consumer, Content, Delivery, DeliveryTag, Publication, Settlement,
+};
+use crate::clock::Clock;
+use crate::error::ServiceError;
+use crate::task::{Job, Run};
+
+/// Most deliveries taken from the broker at once, and events handled between
+/// two looks at everything else.
+const BATCH: usize = 256;
+
+/// Deliveries whose task is over and whose result or acknowledgement is still
+/// on its way, beyond which no more are received: it bounds what a backend
+/// that is away can pile up.
+const FINISHING: usize = 4096;
+
+/// Names an entry, and tells it from a later one in the same place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    serial: u64,
+    index: usize,
+}
+
+#[derive(Debug)]
+struct Entry {
+    serial: u64,
+    life: Life,
+    tag: DeliveryTag,
+    queue: Arc<str>,
+    work: Work,
+    running: Option<AbortHandle>,
+}
+
+enum Work {
+    Task { job: Arc<Job>, run: Arc<dyn Run> },
+    Refused(Content),
+}
+
+/// What came of a future of the driver.
+enum Finished {
+    Connected(Result<Arc<dyn Consumer>, ServiceError>),
+    Received(Result<Vec<Delivery>, ServiceError>),
+    Settled(Vec<Key>, Result<(), ServiceError>),
+    Stepped(Key, Result<(), Obstacle>),
+}
+
+/// Sizes of the worker.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Tasks at the same time.
+    pub(crate) concurrency: usize,
+    /// Tasks at the same time and in line.
+    pub(crate) window: usize,
+    /// How long each call of broker and backend may take.
+    pub(crate) deadline: Duration,
+    /// How long a stop waits for results and acknowledgements after the last
+    /// task has ended.
+    pub(crate) grace: Duration,
+}
+
+/// The running worker.
+pub(crate) struct Driver {
+    intake: Arc<Intake>,
+    desk: Desk,
+    broker: Arc<dyn Broker>,
+    clock: Clock,
+    supervisor: Supervisor,
+    limits: Limits,
+    consumer: Option<Arc<dyn Consumer>>,
+    receiving: bool,
+    entries: Slab<Entry>,
+    next_serial: u64,
+    pending: usize,
+    line: VecDeque<Key>,
+    free: usize,
+    timers: BinaryHeap<Reverse<(Instant, Key)>>,
+    /// Unbounded, and bounded all the same: each entry sends one message.
+    ended: mpsc::UnboundedReceiver<(Key, Outcome)>,
+    ends: mpsc::UnboundedSender<(Key, Outcome)>,
+    futures: FuturesUnordered<BoxFuture<'static, Finished>>,
+    settlements: Vec<(Key, Settlement)>,
+    stopping: Option<Stop>,
+    /// Set with the stop, once no task runs any more.
+    give_up_at: Option<Instant>,
+    failure: Option<ServiceError>,
+}
+
+impl Driver {
+    pub(crate) fn new(
+        intake: Intake,
+        desk: Desk,
+        clock: Clock,
+        supervisor: Supervisor,
+        limits: Limits,
+    ) -> Self {
+        let (ends, ended) = mpsc::unbounded_channel();
+        Self {
+            intake: Arc::new(intake),
+            desk,
+            broker: Arc::clone(&supervisor.broker),
+            clock,
+            supervisor,
+            limits,
+            consumer: None,
+            receiving: false,
+            entries: Slab::new(),
+            next_serial: 0,
+            pending: 0,
+            line: VecDeque::new(),
+            free: limits.concurrency,
+            timers: BinaryHeap::new(),
+            ended,
+            ends,
+            futures: FuturesUnordered::new(),
+            settlements: Vec::new(),
+            stopping: None,
+            give_up_at: None,
+            failure: None,
+        }
+    }
+
+    /// Works until a stop is asked for and everything taken is dealt with.
+    pub(crate) async fn run(
+        mut self,
+        mut stops: impl FnMut() -> BoxFuture<'static, Stop>,
+    ) -> Result<(), WorkerError> {
+        self.reconnect();
+        let mut stop = stops();
+        let mut ended = Vec::with_capacity(BATCH);
+        loop {
+            self.pump();
+            if self.is_over() {
+                break;
+            }
+            let wake = self.wake_at();
+            tokio::select! {
+                biased;
+                kind = &mut stop => {
+                    self.stop(kind);
+                    stop = stops();
+                }
+                _ = self.ended.recv_many(&mut ended, BATCH) => {
+                    for (key, outcome) in ended.drain(..) {
+                        self.event(key, Event::Returned(outcome));
+                    }
+                }
+                Some(finished) = self.futures.next() => self.finish(finished),
+                () = sleep_until(wake), if wake.is_some() => self.tick(),
+            }
+        }
+        self.close().await
+    }
+
+    /// Sends off what has collected: settlements, free slots, the next receive.
+    fn pump(&mut self) {
+        while self.free > 0 {
+            let Some(key) = self.line.pop_front() else {
+                break;
+            };
+            // Left the line meanwhile, as at a stop.
+            if self.entry(key).is_none_or(|entry| !entry.life.is_waiting()) {
+                continue;
+            }
+            self.free -= 1;
+            self.event(key, Event::Slot);
+        }
+        self.send_settlements();
+        self.receive();
+        if self.stopping.is_some() && self.give_up_at.is_none() && self.free == self.limits.concurrency
+        {
+            self.give_up_at = Some(Instant::now() + self.limits.grace);
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        let settled = self.entries.is_empty() && !self.receiving;
+        let given_up = self.give_up_at.is_some_and(|time| time <= Instant::now());
+        self.stopping.is_some() && (settled || given_up)
+    }
+
+    async fn close(self) -> Result<(), WorkerError> {
+        if let Some(consumer) = &self.consumer {
+            let closed = tokio::time::timeout(self.limits.deadline, consumer.close()).await;
+            if let Ok(Err(error)) = closed {
+                tracing::warn!("{error}");
+            }
+        }
+        match (self.failure.clone(), self.entries.len()) {
+            (Some(error), _) => Err(WorkerError::Broker(error)),
+            (None, 0) => Ok(()),
+            (None, count) => Err(WorkerError::Unsettled { count }),
+        }
+    }
+
+    fn reconnect(&mut self) {
+        let connecting = self.supervisor.connect();
+        self.futures
+            .push(Box::pin(async { Finished::Connected(connecting.await) }));
+    }
+
+    fn receive(&mut self) {
+        let Some(consumer) = self.consumer.clone() else {
+            return;
+        };
+        let finishing = self.entries.len() - self.pending;
+        let room = self.limits.window.saturating_sub(self.pending).min(BATCH);
+        let blocked = self.receiving || self.stopping.is_some() || finishing >= FINISHING;
+        if blocked || room == 0 {
+            return;
+        }
+        self.receiving = true;
+        self.futures
+            .push(Box::pin(async move { Finished::Received(consumer.receive(room).await) }));
+    }
+
+    fn send_settlements(&mut self) {
+        if self.settlements.is_empty() {
+            return;
+        }
+        let (keys, batch): (Vec<_>, Vec<_>) = self.settlements.drain(..).unzip();
+        let Some(consumer) = self.consumer.clone() else {
+            for key in keys {
+                self.event(key, Event::Failed(Obstacle::Passing));
+            }
+            return;
+        };
+        let deadline = self.limits.deadline;
+        self.futures.push(Box::pin(async move {
+            let result = match tokio::time::timeout(deadline, consumer.settle(&batch)).await {
+                Ok(result) => result,
+                Err(_) => Err(ServiceError::no_answer("settle", "deliveries", deadline)),
+            };
+            Finished::Settled(keys, result)
+        }));
+    }
+
+    fn finish(&mut self, finished: Finished) {
+        match finished {
+            Finished::Connected(Ok(consumer)) => {
+                if self.stopping.is_some() {
+                    consumer.interrupt();
+                }
+                self.consumer = Some(consumer);
+            }
+            Finished::Connected(Err(error)) => {
+                tracing::error!("the worker stops: {error}");
+                self.failure = Some(error);
+                self.stop(Stop::Warm);
+            }
+            Finished::Received(Ok(deliveries)) => {
+                self.receiving = false;
+                for delivery in deliveries {
+                    self.admit(delivery);
+                }
+            }
+            Finished::Received(Err(error)) => {
+                self.receiving = false;
+                self.lose_link(error);
+            }
+            Finished::Settled(keys, Ok(())) => {
+                for key in keys {
+                    self.event(key, Event::Done);
+                }
+            }
+            Finished::Settled(keys, Err(error)) => {
+                tracing::warn!("{error}");
+                let obstacle = obstacle(&error);
+                for key in keys {
+                    self.event(key, Event::Failed(obstacle.clone()));
+                }
+            }
+            Finished::Stepped(key, Ok(())) => self.event(key, Event::Done),
+            Finished::Stepped(key, Err(obstacle)) => self.event(key, Event::Failed(obstacle)),
+        }
+    }
+
+    fn lose_link(&mut self, error: ServiceError) {
+        let survives = self
+            .consumer
+            .take()
+            .is_some_and(|consumer| consumer.settles_after_reconnect());
+        self.supervisor.lost(error);
+        if !survives {
+            for key in self.keys() {
+                self.event(key, Event::Withdrawn);
+            }
+        }
+        self.reconnect();
+    }
+
+    fn stop(&mut self, stop: Stop) {
+        tracing::info!("{stop:?} stop: {} deliveries in hand", self.entries.len());
+        self.stopping = Some(stop);
+        if let Some(consumer) = &self.consumer {
+            consumer.interrupt();
+        }
+        // The last one taken goes back first, so that they line up at the
+        // head of the queue in the order in which they were taken.
+        for key in self.keys().into_iter().rev() {
+            self.event(key, Event::Stop(stop));
+        }
+    }
+
+    fn tick(&mut self) {
+        let now = Instant::now();
+        while let Some(Reverse((time, key))) = self.timers.peek().copied() {
+            if time > now {
+                break;
+            }
+            self.timers.pop();
+            self.event(key, Event::Tick);
+        }
+    }
+
+    fn wake_at(&self) -> Option<Instant> {
+        let timer = self.timers.peek().map(|Reverse((time, _))| *time);
+        timer.into_iter().chain(self.give_up_at).min()
+    }
+
+    /// Takes a delivery in.
+    fn admit(&mut self, delivery: Delivery) {
+        let (life, work) = match self.intake.read(delivery.content, delivery.redelivered) {
+            Read::Task { job, run, plan } => (Life::of_task(plan), Work::Task { job, run }),
+            Read::Refused { content, refusal } => {
+                tracing::error!("cannot run a message of queue {}: {}", delivery.queue, refusal.detail);
+                let policy = self.desk.config.on_unknown;
+                (Life::refused(refusal, policy), Work::Refused(content))
+            }
+        };
+        let serial = self.next_serial;
+        self.next_serial += 1;
+        let index = self.entries.insert(Entry {
+            serial,
+            life,
+            tag: delivery.tag,
+            queue: delivery.queue,
+            work,
+            running: None,
+        });
+        let key = Key { serial, index };
+        self.event(key, Event::Arrived);
+        if let Some(stop) = self.stopping {
+            self.event(key, Event::Stop(stop));
+        }
+    }
+
+    /// Tells a delivery what happened and does what it asks for.
+    fn event(&mut self, key: Key, event: Event) {
+        let now = self.clock.moment();
+        let Some(entry) = self.entry_mut(key) else {
+            return;
+        };
+        let was_pending = entry.life.is_pending();
+        let mut actions = Vec::new();
+        entry.life.handle(event, now, &mut actions);
+        let is_pending = entry.life.is_pending();
+        if let Some(time) = entry.life.timeout() {
+            self.timers.push(Reverse((time, key)));
+        }
+        self.pending = self.pending + usize::from(is_pending) - usize::from(was_pending);
+        for action in actions {
+            self.act(key, action);
+        }
+    }
+
+    fn act(&mut self, key: Key, action: Action) {
+        match action {
+            Action::Queue => self.line.push_back(key),
+            Action::FreeSlot => self.free += 1,
+            Action::Start => self.start(key),
+            Action::Warn => self.warn(key),
+            Action::Abort => {
+                if let Some(running) = self.entry_mut(key).and_then(|entry| entry.running.take()) {
+                    running.abort();
+                }
+            }
+            Action::Step(step) => self.step(key, step),
+            Action::Over => {
+                if self.entry(key).is_some() {
+                    self.entries.remove(key.index);
+                }
+            }
+        }
+    }
+
+    fn start(&mut self, key: Key) {
+        let ends = self.ends.clone();
+        let Some(entry) = self.entry_mut(key) else {
+            return;
+        };
+        let Work::Task { job, run } = &entry.work else {
+            return;
+        };
+        let task = pool::run(Arc::clone(run), Arc::clone(job));
+        // Owned by the entry: aborted by it, or by the driver's end.
+        let running = tokio::spawn(async move {
+            // The driver is gone only when nobody waits for the outcome.
+            let _ = ends.send((key, task.await));
+        });
+        entry.running = Some(running.abort_handle());
+    }
+
+    fn warn(&mut self, key: Key) {
+        let Some(entry) = self.entry_mut(key) else {
+            return;
+        };
+        let Work::Task { job, .. } = &entry.work else {
+            return;
+        };
+        if job.control.reach_soft_limit() {
+            return;
+        }
+        if let Some(running) = entry.running.take() {
+            running.abort();
+        }
+        let outcome = Outcome::Error {
+            error: soft_limit_exceeded(),
+            random: fastrand::f64(),
+        };
+        self.event(key, Event::Returned(outcome));
+    }
+
+    fn step(&mut self, key: Key, step: Step) {
+        match step {
+            Step::Settle(verdict) => {
+                let Some(entry) = self.entry(key) else { return };
+                let settlement = settlement(verdict, entry.tag.clone());
+                self.settlements.push((key, settlement));
+            }
+            Step::Store(report) => self.store(key, report),
+            Step::Send(letter) => match self.letters(key, &letter) {
+                Ok(letters) => self.send(key, letters),
+                Err(cause) => {
+                    self.futures.push(Box::pin(std::future::ready(Finished::Stepped(
+                        key,
+                        Err(Obstacle::Lasting(cause)),
+                    ))));
+                }
+            },
+        }
+    }
+
+    fn store(&mut self, key: Key, report: Report) {
+        let Some(entry) = self.entry(key) else { return };
+        let now = self.clock.now();
+        let services = Arc::clone(&self.intake.services);
+        let target = match &entry.work {
+            Work::Task { job, .. } => Ok(Arc::clone(job)),
+            Work::Refused(content) => Err(content.clone()),
+        };
+        self.perform(key, async move {
+            let Some(backend) = services.backend.as_deref() else {
+                return Ok(());
+            };
+            match (target, &report) {
+                (Ok(job), _) => {
+                    let document = report::document(&job, &report, now);
+                    backend.store(job.record(&document)).await
+                }
+                (Err(Content::Message(message)), Report::Failure(mishap)) => {
+                    let Ok(Some(headers)) = message.headers.task() else {
+                        return Ok(());
+                    };
+                    let serializer = services.result_serializer;
+                    let document = report::refused(&headers.id, mishap, serializer, now);
+                    let properties = &message.properties;
+                    let record = Record::new(&document).reply(
+                        properties.reply_to.as_deref(),
+                        properties.correlation_id.as_deref(),
+                    );
+                    backend.store(record).await
+                }
+                _ => Ok(()),
+            }
+        });
+    }
+
+    fn letters(&self, key: Key, letter: &Letter) -> Result<Vec<Publication>, String> {
+        let Some(entry) = self.entry(key) else {
+            return Ok(Vec::new());
+        };
+        let now = self.clock.now();
+        let letters = match (&entry.work, letter) {
+            (Work::Task { job, .. }, Letter::Retry { eta }) => self.desk.retry(job, *eta),
+            (Work::Task { job, .. }, Letter::Success(value)) => self.desk.success(job, value, now),
+            (Work::Task { job, .. }, Letter::Failure) => self.desk.failure(job, now),
+            (Work::Refused(content), Letter::Dead) => match entry.life.refusal() {
+                Some(refusal) => self.desk.dead(content, &entry.queue, refusal, now),
+                None => Ok(Vec::new()),
+            },
+            _ => Ok(Vec::new()),
+        };
+        letters.map_err(|error| error.to_string())
+    }
+
+    fn send(&mut self, key: Key, letters: Vec<Publication>) {
+        let broker = Arc::clone(&self.broker);
+        self.perform(key, async move {
+            let answers = broker.publish(&letters).await;
+            answers.into_iter().collect()
+        });
+    }
+
+    /// Runs a step's future within the deadline and reports how it went.
+    fn perform(
+        &mut self,
+        key: Key,
+        step: impl Future<Output = Result<(), ServiceError>> + Send + 'static,
+    ) {
+        let deadline = self.limits.deadline;
+        self.futures.push(Box::pin(async move {
+            let result = match tokio::time::timeout(deadline, step).await {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(error)) => {
+                    tracing::warn!("{error}");
+                    Err(obstacle(&error))
+                }
+                Err(_) => Err(Obstacle::Passing),
+            };
+            Finished::Stepped(key, result)
+        }));
+    }
+
+    /// All entries, in the order in which they were taken.
+    fn keys(&self) -> Vec<Key> {
+        let mut keys: Vec<_> = self
+            .entries
+            .iter()
+            .map(|(index, entry)| Key {
+                serial: entry.serial,
+                index,
+            })
+            .collect();
+        keys.sort_unstable();
+        keys
+    }
+
+    fn entry(&self, key: Key) -> Option<&Entry> {
+        let entry = self.entries.get(key.index)?;
+        (entry.serial == key.serial).then_some(entry)
+    }
+
+    fn entry_mut(&mut self, key: Key) -> Option<&mut Entry> {
+        let entry = self.entries.get_mut(key.index)?;
+        (entry.serial == key.serial).then_some(entry)
+    }
+}
+
+/// No task outlives its worker.
+impl Drop for Driver {
+    fn drop(&mut self) {
+        for (_, entry) in &mut self.entries {
+            if let Some(running) = entry.running.take() {
+                running.abort();
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Work {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Task { job, .. } => write!(f, "Task({})", job.id),
+            Self::Refused(_) => f.write_str("Refused"),
+        }
+    }
+}
+
+fn settlement(verdict: Verdict, tag: DeliveryTag) -> Settlement {
+    match verdict {
+        Verdict::Ack => Settlement::Ack(tag),
+        Verdict::Reject => Settlement::Reject(tag),
+        Verdict::Requeue(end) => Settlement::Requeue(tag, end),
+        Verdict::Park(until) => Settlement::Park(tag, until),
+    }
+}
+
+fn obstacle(error: &ServiceError) -> Obstacle {
+    if error.is_transient() {
+        Obstacle::Passing
+    } else {
+        Obstacle::Lasting(error.to_string())
+    }
+}
+
+async fn sleep_until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}

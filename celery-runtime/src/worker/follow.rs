@@ -1,0 +1,217 @@
+//! What is sent because of a task: the retry, callbacks, the next step of a
+//! chain, errbacks, and the copy of a message that nobody could run. Pure.
+
+use std::borrow::Cow;
+use std::time::SystemTime;
+
+use celery_protocol::{
+    Embed, EncodeError, Message, Properties, Raw, Serializer, Signature, TaskHeaders, Value, time,
+};
+use uuid::Uuid;
+
+use super::delivery::{Links, Refusal};
+use crate::broker::{Content, Publication};
+use crate::client::compose::{Outgoing, Sender, compose, raw_call};
+use crate::client::options::CallOptions;
+use crate::config::Config;
+use crate::task::Job;
+
+/// Appended to a queue's name for the messages that no worker could run.
+///
+/// Such a message is the one that came, byte for byte in its body, with five
+/// headers more; sent on without them it runs as if nothing had happened.
+const DEAD_SUFFIX: &str = ".dead";
+
+/// RabbitMQ's notes on dead-lettering belong to one message, not to a retry.
+const NOT_COPIED: &[&str] = &[
+    "redelivered",
+    "x-death",
+    "x-first-death-exchange",
+    "x-first-death-queue",
+    "x-first-death-reason",
+    "x-last-death-exchange",
+    "x-last-death-queue",
+    "x-last-death-reason",
+];
+
+/// Who sends, with which settings.
+#[derive(Debug)]
+pub(crate) struct Desk {
+    pub(crate) config: std::sync::Arc<Config>,
+    pub(crate) sender: Sender,
+    pub(crate) hostname: String,
+}
+
+/// Which messages follow a task with this embed.
+///
+/// # Errors
+///
+/// A sentence about what this version cannot run, so that the message is kept
+/// and nothing of the workflow is lost.
+pub(crate) fn links(embed: &Embed<'_>) -> Result<Links, String> {
+    if embed.chord.as_ref().is_some_and(|raw| !raw.is_null()) {
+        return Err("the task belongs to a chord, which this version does not run".to_owned());
+    }
+    let readable = |error: celery_protocol::DecodeError| error.to_string();
+    let callbacks = embed.callbacks().map_err(readable)?;
+    let errbacks = embed.errbacks().map_err(readable)?;
+    let chain = embed.chain().map_err(readable)?;
+    for signature in callbacks.iter().chain(&errbacks).chain(&chain) {
+        if signature.is_compound() {
+            return Err(format!(
+                "a {} follows the task, which this version does not run",
+                signature.task
+            ));
+        }
+    }
+    Ok(Links {
+        on_success: !callbacks.is_empty() || !chain.is_empty(),
+        on_failure: !errbacks.is_empty(),
+    })
+}
+
+impl Desk {
+    /// The same task again, at `eta` or at once.
+    pub(crate) fn retry(&self, job: &Job, eta: Option<SystemTime>) -> Result<Vec<Publication>, EncodeError> {
+        let headers = job.headers().map_err(unreadable)?;
+        let mut headers = headers.into_owned();
+        headers.retries = job.retries + 1;
+        headers.eta = eta.map(|eta| Cow::Owned(time::format(eta)));
+        // Sent from inside itself, so Celery makes the task its own parent.
+        headers.parent_id.get_or_insert_with(|| Cow::Owned(job.id.clone()));
+        headers.extra.retain(|(name, _)| !NOT_COPIED.contains(&&**name));
+
+        let mut properties = job.message.properties.clone();
+        let came_by = std::mem::take(&mut properties.delivery_info);
+        properties.delivery_tag = None;
+        let message = Message::new(headers.into(), properties, job.message.body.clone());
+        Ok(vec![Publication::to_exchange(
+            message,
+            came_by.exchange,
+            came_by.routing_key,
+        )])
+    }
+
+    /// The callbacks and the next step of the chain, with the task's value.
+    pub(crate) fn success(
+        &self,
+        job: &Job,
+        value: &Raw<'_>,
+        now: SystemTime,
+    ) -> Result<Vec<Publication>, EncodeError> {
+        with_embed(job, |headers, embed| {
+            let mut letters = Vec::new();
+            for callback in embed.callbacks().map_err(unreadable)? {
+                letters.push(self.follower(headers, &callback, value, None, now)?);
+            }
+            let Some(chain) = &embed.chain else {
+                return Ok(letters);
+            };
+            // Stored in reverse: the last element is the next step.
+            let mut rest = chain.elements().map_err(unreadable)?;
+            if let Some(next) = rest.pop() {
+                let next = Signature::read(&next).map_err(unreadable)?;
+                let rest = Raw::encode(chain.serializer(), &rest[..])?;
+                letters.push(self.follower(headers, &next, value, Some(rest), now)?);
+            }
+            Ok(letters)
+        })
+    }
+
+    /// The errbacks, with the id of the failed task.
+    pub(crate) fn failure(&self, job: &Job, now: SystemTime) -> Result<Vec<Publication>, EncodeError> {
+        let id = Raw::encode(Serializer::Json, &job.id)?;
+        with_embed(job, |headers, embed| {
+            let errbacks = embed.errbacks().map_err(unreadable)?;
+            errbacks
+                .iter()
+                .map(|errback| self.follower(headers, errback, &id, None, now))
+                .collect()
+        })
+    }
+
+    /// A message that cannot be run, for the queue of dead ones.
+    pub(crate) fn dead(
+        &self,
+        content: &Content,
+        queue: &str,
+        refusal: &Refusal,
+        now: SystemTime,
+    ) -> Result<Vec<Publication>, EncodeError> {
+        let mut message = match content {
+            Content::Message(message) => message.clone(),
+            Content::Malformed { raw, .. } => {
+                let mut properties = Properties::default();
+                properties.content_type = Cow::Borrowed("application/octet-stream");
+                properties.content_encoding = Cow::Borrowed("binary");
+                Message::new(celery_protocol::Headers::empty(), properties, raw.clone())
+            }
+        };
+        let notes = [
+            ("x-dead-reason", refusal.reason.to_owned()),
+            ("x-dead-detail", refusal.detail.clone()),
+            ("x-dead-queue", queue.to_owned()),
+            ("x-dead-time", time::format(now)),
+            ("x-dead-worker", self.hostname.clone()),
+        ];
+        for (name, note) in notes {
+            message
+                .headers
+                .set(name, Value::Str(note))
+                .map_err(unreadable)?;
+        }
+        message.properties.delivery_tag = None;
+        message.properties.delivery_info = celery_protocol::DeliveryInfo::default();
+        Ok(vec![Publication::to_queue(message, format!("{queue}{DEAD_SUFFIX}"))])
+    }
+
+    /// One call that follows the task: its stored arguments with `first`
+    /// before them, unless it is immutable.
+    fn follower(
+        &self,
+        task: &TaskHeaders<'_>,
+        signature: &Signature<'_>,
+        first: &Raw<'_>,
+        chain: Option<Raw<'static>>,
+        now: SystemTime,
+    ) -> Result<Publication, EncodeError> {
+        let mut options = CallOptions::from_wire(&signature.options).map_err(EncodeError::new)?;
+        options.embed.chain = chain;
+        options.parent_id = Some(task.id.clone().into_owned());
+        options.root_id = task.root_id.clone().map(Cow::into_owned);
+        let args = if signature.immutable {
+            signature.args.clone()
+        } else {
+            let mut args = signature.args.elements().map_err(unreadable)?;
+            args.insert(0, first.as_borrowed());
+            Raw::encode(signature.args.serializer(), &args[..])?
+        };
+        let id = options.task_id.clone();
+        let id = id.unwrap_or_else(|| Uuid::new_v4().to_string());
+        let outgoing = Outgoing {
+            task: signature.task.clone().into_owned().into(),
+            queue: None,
+            priority: None,
+            options: &options,
+            write: &raw_call(&args, &signature.kwargs),
+        };
+        compose(&self.config, &self.sender, &outgoing, id, now)
+    }
+}
+
+fn with_embed<T>(
+    job: &Job,
+    use_it: impl FnOnce(&TaskHeaders<'_>, &Embed<'_>) -> Result<T, EncodeError>,
+) -> Result<T, EncodeError> {
+    let headers = job.headers().map_err(unreadable)?;
+    let payload = job
+        .message
+        .payload(&job.services.accept, job.services.body_limit)
+        .map_err(unreadable)?;
+    let body = payload.body().map_err(unreadable)?;
+    use_it(&headers, &body.embed)
+}
+
+fn unreadable(error: celery_protocol::DecodeError) -> EncodeError {
+    EncodeError::new(error.to_string())
+}

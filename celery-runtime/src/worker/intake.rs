@@ -1,0 +1,221 @@
+//! Reading a delivery: which task it is, and what is known about it. Pure.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use celery_protocol::{DecodeError, Embed, Message, TaskHeaders, encode_body};
+
+use super::delivery::{Links, Mishap, Plan, Refusal, celery_exception};
+use super::follow;
+use crate::broker::Content;
+use crate::task::{Job, Registered, Registry, Run, Services, TaskControl, TaskOptions};
+
+/// Celery's defaults for what neither task nor configuration says.
+const MAX_RETRIES: Option<u32> = Some(3);
+const RETRY_DELAY: Duration = Duration::from_secs(180);
+
+/// Reads deliveries for one worker.
+#[derive(Debug)]
+pub(crate) struct Intake {
+    pub(crate) registry: Registry,
+    pub(crate) services: Arc<Services>,
+    /// What tasks inherit from the configuration.
+    pub(crate) defaults: TaskOptions,
+}
+
+/// A delivery that was read.
+pub(crate) enum Read {
+    Task {
+        job: Arc<Job>,
+        run: Arc<dyn Run>,
+        plan: Plan,
+    },
+    Refused { content: Content, refusal: Refusal },
+}
+
+impl Intake {
+    pub(crate) fn read(&self, content: Content, redelivered: bool) -> Read {
+        let message = match content {
+            Content::Message(message) => message,
+            Content::Malformed { raw, error } => {
+                let refusal = refuse("malformed", &error);
+                return Read::Refused {
+                    content: Content::Malformed { raw, error },
+                    refusal,
+                };
+            }
+        };
+        match self.read_message(message, redelivered) {
+            Ok((job, run, plan)) => Read::Task {
+                job: Arc::new(job),
+                run,
+                plan,
+            },
+            Err(refused) => {
+                let (message, refusal) = *refused;
+                Read::Refused {
+                    content: Content::Message(message),
+                    refusal,
+                }
+            }
+        }
+    }
+
+    fn read_message(
+        &self,
+        message: Message,
+        redelivered: bool,
+    ) -> Result<(Job, Arc<dyn Run>, Plan), Box<(Message, Refusal)>> {
+        let message = match self.as_v2(&message) {
+            Ok(None) => message,
+            Ok(Some(converted)) => converted,
+            Err(refusal) => return Err(Box::new((message, refusal))),
+        };
+        match self.plan(&message) {
+            Ok((registered, id, plan)) => {
+                let job = Job {
+                    id,
+                    task: Arc::clone(&registered.name),
+                    retries: plan.retries,
+                    redelivered,
+                    stores_result: plan.stores_result,
+                    wants_value: plan.stores_result || plan.links.on_success,
+                    message,
+                    services: Arc::clone(&self.services),
+                    control: TaskControl::default(),
+                };
+                Ok((job, Arc::clone(&registered.run), plan))
+            }
+            Err(refusal) => Err(Box::new((message, refusal))),
+        }
+    }
+
+    /// A message of protocol 1, rewritten in the form of protocol 2, so that
+    /// everything after this has one form to deal with.
+    fn as_v2(&self, message: &Message) -> Result<Option<Message>, Refusal> {
+        let headers = message.headers.task().map_err(|error| refuse("undecodable", &error))?;
+        if headers.is_some() {
+            return Ok(None);
+        }
+        let payload = message
+            .payload(&self.services.accept, self.services.body_limit)
+            .map_err(|error| refuse_content(&error))?;
+        let (headers, body) = payload
+            .task_v1()
+            .map_err(|error| refuse("undecodable", &error))?;
+        let body = encode_body(payload.serializer(), &body.args, &body.kwargs, &body.embed)
+            .map_err(|error| refuse("undecodable", &DecodeError::new(error.to_string())))?;
+        let mut converted = Message::task(headers.into_owned(), payload.serializer(), body);
+        converted.properties = message.properties.clone();
+        Ok(Some(converted))
+    }
+
+    fn plan(&self, message: &Message) -> Result<(&Registered, String, Plan), Refusal> {
+        let undecodable = |error: DecodeError| refuse("undecodable", &error);
+        let headers = message
+            .headers
+            .task()
+            .map_err(undecodable)?
+            .ok_or_else(|| refuse("undecodable", &DecodeError::new("there is no task header")))?;
+        let registered = self
+            .registry
+            .find(&headers.task)
+            .ok_or_else(|| unregistered(&headers.task))?;
+        let payload = message
+            .payload(&self.services.accept, self.services.body_limit)
+            .map_err(|error| refuse_content(&error))?;
+        let body = payload.body().map_err(undecodable)?;
+        body.arguments().map_err(undecodable)?;
+        let links = self.links(&body.embed)?;
+        let plan = self
+            .plan_of(&headers, &registered.declaration.options, links)
+            .map_err(undecodable)?;
+        Ok((registered, headers.id.into_owned(), plan))
+    }
+
+    fn links(&self, embed: &Embed<'_>) -> Result<Links, Refusal> {
+        if embed.is_empty() {
+            return Ok(Links::default());
+        }
+        follow::links(embed).map_err(|unsupported| Refusal {
+            reason: "unsupported",
+            detail: unsupported,
+            failure: None,
+        })
+    }
+
+    fn plan_of(
+        &self,
+        headers: &TaskHeaders<'_>,
+        task: &TaskOptions,
+        links: Links,
+    ) -> Result<Plan, DecodeError> {
+        let defaults = &self.defaults;
+        let flag = |pick: fn(&TaskOptions) -> Option<bool>| {
+            pick(task).or_else(|| pick(defaults)).unwrap_or(false)
+        };
+        // The message's own word goes before the task's, as in Celery.
+        let ignores = headers
+            .ignore_result
+            .unwrap_or_else(|| flag(|options| options.ignore_result));
+        let has_backend = self.services.backend.is_some();
+        let limit = |header: Option<f64>, task: Option<Duration>, default: Option<Duration>| {
+            let header = header.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+            header.or(task).or(default)
+        };
+        Ok(Plan {
+            acks_late: flag(|options| options.acks_late),
+            acks_on_failure: task
+                .acks_on_failure
+                .or(defaults.acks_on_failure)
+                .unwrap_or(true),
+            stores_result: has_backend && !ignores,
+            stores_errors: has_backend && flag(|options| options.store_errors),
+            track_started: flag(|options| options.track_started),
+            links,
+            eta: headers.eta_time()?,
+            expires: headers.expires_time()?,
+            soft_limit: limit(
+                headers.timelimit.soft,
+                task.soft_time_limit,
+                defaults.soft_time_limit,
+            ),
+            hard_limit: limit(headers.timelimit.hard, task.time_limit, defaults.time_limit),
+            retries: headers.retries,
+            max_retries: task
+                .max_retries
+                .or(defaults.max_retries)
+                .unwrap_or(MAX_RETRIES),
+            retry_delay: task
+                .retry_delay
+                .or(defaults.retry_delay)
+                .unwrap_or(RETRY_DELAY),
+            autoretry: task.autoretry,
+        })
+    }
+}
+
+fn unregistered(task: &str) -> Refusal {
+    Refusal {
+        reason: "unregistered",
+        detail: format!("no task named {task:?} is registered in this worker"),
+        failure: Some(celery_exception("NotRegistered", task)),
+    }
+}
+
+fn refuse_content(error: &DecodeError) -> Refusal {
+    let reason = if error.is_refused() {
+        "refused-content-type"
+    } else {
+        "undecodable"
+    };
+    refuse(reason, error)
+}
+
+fn refuse(reason: &'static str, error: &DecodeError) -> Refusal {
+    Refusal {
+        reason,
+        detail: error.to_string(),
+        failure: None::<Mishap>,
+    }
+}

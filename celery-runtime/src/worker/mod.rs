@@ -1,0 +1,316 @@
+//! Running tasks: [`Worker`].
+
+mod delivery;
+mod driver;
+mod follow;
+mod intake;
+mod pool;
+mod report;
+mod supervisor;
+
+use std::fmt;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+
+pub use supervisor::LinkEvent;
+
+use crate::app::App;
+use crate::broker::{BoxFuture, ConsumeOptions, Queue};
+use crate::client::compose::Sender;
+use crate::config::{ConfigError, OnUnknown};
+use crate::error::ServiceError;
+use crate::task::{Registry, RegistryError, Services, Tasks};
+
+use delivery::Stop;
+use driver::{Driver, Limits};
+use follow::Desk;
+use intake::Intake;
+use supervisor::{LinkHook, Supervisor};
+
+/// Takes messages from queues and runs their tasks. Made by
+/// [`App::worker`](crate::App::worker).
+///
+/// What is not set here follows the app's [`Config`](crate::Config).
+pub struct Worker {
+    app: App,
+    tasks: Tasks,
+    queues: Vec<String>,
+    concurrency: usize,
+    prefetch_multiplier: usize,
+    hostname: String,
+    on_unknown: OnUnknown,
+    grace: Duration,
+    hook: Option<LinkHook>,
+}
+
+/// Why a worker could not start, or did not end cleanly.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WorkerError {
+    /// The tasks cannot be served together.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The broker cannot be used, or was away for too long.
+    #[error(transparent)]
+    Broker(#[from] ServiceError),
+    /// The worker had to stop before the results or acknowledgements of some
+    /// tasks were taken. Their messages, where not acknowledged yet, will be
+    /// delivered again.
+    #[error(
+        "the worker stopped with {count} deliveries unsettled, because broker or backend did not \
+         answer in time"
+    )]
+    Unsettled {
+        /// How many.
+        count: usize,
+    },
+}
+
+/// The future given to [`Worker::run_until`] may resolve to this: a way to
+/// lose patience with a warm stop. `()` has endless patience; what
+/// [`shutdown_signal`](crate::shutdown_signal) gives loses it at the second
+/// signal.
+pub trait Patience: Send + 'static {
+    /// Resolves when running tasks shall be ended.
+    fn lost(self) -> BoxFuture<'static, ()>;
+}
+
+impl Patience for () {
+    fn lost(self) -> BoxFuture<'static, ()> {
+        Box::pin(std::future::pending())
+    }
+}
+
+impl Worker {
+    pub(crate) fn new(app: App, tasks: Tasks) -> Self {
+        let config = app.config();
+        Self {
+            queues: Vec::new(),
+            concurrency: config.worker_concurrency,
+            prefetch_multiplier: config.worker_prefetch_multiplier,
+            hostname: config
+                .worker_hostname
+                .clone()
+                .unwrap_or_else(|| format!("celery@{}", crate::app::host())),
+            on_unknown: config.on_unknown,
+            grace: config.shutdown_grace,
+            hook: None,
+            app,
+            tasks,
+        }
+    }
+
+    /// Consumes this queue; may be called again for more. Without any, the
+    /// worker consumes `task_queues` if configured, else the default queue
+    /// and those of its tasks' declarations.
+    #[must_use]
+    pub fn queue(mut self, name: impl Into<String>) -> Self {
+        self.queues.push(name.into());
+        self
+    }
+
+    /// How many tasks run at the same time; the number of cores by default.
+    #[must_use]
+    pub fn concurrency(self, tasks: usize) -> Self {
+        Self {
+            concurrency: tasks.max(1),
+            ..self
+        }
+    }
+
+    /// How many messages are held for each task that can run, those running
+    /// included; 4 by default. With 1, nothing is held that could not start
+    /// at once; 0 is without limit.
+    #[must_use]
+    pub fn prefetch_multiplier(self, messages: usize) -> Self {
+        Self {
+            prefetch_multiplier: messages,
+            ..self
+        }
+    }
+
+    /// The worker's name, `celery@<host>` by default.
+    #[must_use]
+    pub fn hostname(self, name: impl Into<String>) -> Self {
+        Self {
+            hostname: name.into(),
+            ..self
+        }
+    }
+
+    /// What becomes of messages that cannot be run.
+    #[must_use]
+    pub fn on_unknown(self, on_unknown: OnUnknown) -> Self {
+        Self { on_unknown, ..self }
+    }
+
+    /// How long a stop waits for broker and backend after the last task has
+    /// ended; 10 s by default.
+    #[must_use]
+    pub fn shutdown_grace(self, grace: Duration) -> Self {
+        Self { grace, ..self }
+    }
+
+    /// Calls `hook` whenever the connection to the broker is made or lost.
+    #[must_use]
+    pub fn on_link(self, hook: impl Fn(&LinkEvent) + Send + Sync + 'static) -> Self {
+        Self {
+            hook: Some(Arc::new(hook)),
+            ..self
+        }
+    }
+
+    /// Works until `shutdown` resolves, then stops warmly: running tasks
+    /// finish and are acknowledged, messages that were only held go back to
+    /// the head of their queue. See [`Patience`] for how that is cut short.
+    ///
+    /// The future is `Send`, so that it can be spawned.
+    ///
+    /// # Errors
+    ///
+    /// See [`WorkerError`]. A broker that is away at the start or later is
+    /// waited for, `broker_connection_max_retries` times.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends running tasks at their next await; messages
+    /// not acknowledged are delivered again by the broker's rules.
+    pub async fn run_until<F, P>(self, shutdown: F) -> Result<(), WorkerError>
+    where
+        F: Future<Output = P> + Send + 'static,
+        P: Patience,
+    {
+        let driver = self.driver()?;
+        let stops = stops(shutdown);
+        driver.run(stops).await
+    }
+
+    /// Works for ever, unless it fails.
+    ///
+    /// # Errors
+    ///
+    /// As [`run_until`](Self::run_until).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`run_until`](Self::run_until).
+    pub async fn run(self) -> Result<(), WorkerError> {
+        self.run_until(std::future::pending::<()>()).await
+    }
+
+    fn driver(self) -> Result<Driver, WorkerError> {
+        let app = &self.app;
+        let mut config = (**app.config()).clone();
+        config.on_unknown = self.on_unknown;
+        let config = Arc::new(config);
+        let registry = Registry::new(self.tasks)?;
+        let queues = queues(&config, &self.queues, &registry);
+        let names: Vec<_> = queues.iter().map(|queue| queue.name.as_str()).collect();
+        tracing::info!("{} consumes {}", self.hostname, names.join(", "));
+
+        let services = Arc::new(Services {
+            backend: app.backend().cloned(),
+            hostname: self.hostname.clone(),
+            accept: config.accept_content,
+            body_limit: config.body_limit,
+            result_serializer: config.result_serializer,
+            result_extended: config.result_extended,
+            blocking: Arc::new(Semaphore::new(self.concurrency)),
+        });
+        let window = window(self.concurrency, self.prefetch_multiplier);
+        let supervisor = Supervisor {
+            broker: Arc::clone(app.broker()),
+            options: ConsumeOptions::new(queues, u16::try_from(window).unwrap_or(0)),
+            max_retries: config.broker_connection_max_retries,
+            hook: self.hook,
+        };
+        let desk = Desk {
+            sender: Sender {
+                origin: self.hostname.clone(),
+                reply_to: uuid::Uuid::new_v4().to_string(),
+            },
+            hostname: self.hostname,
+            config: Arc::clone(&config),
+        };
+        let intake = Intake {
+            registry,
+            services,
+            defaults: config.task,
+        };
+        let limits = Limits {
+            concurrency: self.concurrency,
+            window,
+            deadline: config.deadline,
+            grace: self.grace,
+        };
+        Ok(Driver::new(intake, desk, app.clock().clone(), supervisor, limits))
+    }
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker")
+            .field("hostname", &self.hostname)
+            .field("tasks", &self.tasks)
+            .field("queues", &self.queues)
+            .field("concurrency", &self.concurrency)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the worker consumes: as asked, as configured, or what its tasks need.
+fn queues(config: &crate::Config, asked: &[String], registry: &Registry) -> Vec<Queue> {
+    if !asked.is_empty() {
+        return asked.iter().map(|name| config.queue(name)).collect();
+    }
+    if !config.task_queues.is_empty() {
+        return config.task_queues.clone();
+    }
+    let mut names = vec![config.task_default_queue.as_str()];
+    names.extend(registry.iter().filter_map(|task| task.declaration.queue.as_deref()));
+    names[1..].sort_unstable();
+    names.dedup();
+    names.into_iter().map(|name| config.queue(name)).collect()
+}
+
+/// AMQP counts in 16 bits, which also is more than enough to keep busy.
+fn window(concurrency: usize, multiplier: usize) -> usize {
+    match multiplier {
+        0 => usize::from(u16::MAX),
+        _ => concurrency.saturating_mul(multiplier).min(usize::from(u16::MAX)),
+    }
+}
+
+/// Gives the driver one stop after the other: warm when `shutdown` resolves,
+/// cold when the patience that it resolved to is lost.
+fn stops<F, P>(shutdown: F) -> impl FnMut() -> BoxFuture<'static, Stop>
+where
+    F: Future<Output = P> + Send + 'static,
+    P: Patience,
+{
+    let patience: Arc<Mutex<Option<P>>> = Arc::default();
+    let mut shutdown = Some(shutdown);
+    move || match shutdown.take() {
+        Some(shutdown) => {
+            let patience = Arc::clone(&patience);
+            Box::pin(async move {
+                let given = shutdown.await;
+                *patience.lock().unwrap_or_else(PoisonError::into_inner) = Some(given);
+                Stop::Warm
+            })
+        }
+        None => match patience.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(patience) => Box::pin(async move {
+                patience.lost().await;
+                Stop::Cold
+            }),
+            None => Box::pin(std::future::pending()),
+        },
+    }
+}

@@ -1,0 +1,49 @@
+//! A worker for the tasks of the examples:
+//!
+//!     cargo run --example worker -- redis://localhost redis://localhost/1
+//!
+//! Broker and result backend come from the command line or from the
+//! environment (`CELERY_BROKER_URL`, `CELERY_RESULT_BACKEND`); every other
+//! setting of Celery's is read from the environment, too, such as
+//! `CELERY_TASK_ACKS_LATE=1` or `CELERY_WORKER_CONCURRENCY=4`. Queues other
+//! than the default one follow as further arguments. The first SIGTERM or
+//! Ctrl-C lets running tasks finish, the second one does not.
+
+mod handlers;
+mod tasks;
+
+use celery::{Config, LinkEvent};
+use tracing_subscriber::EnvFilter;
+
+#[tokio::main]
+async fn main() -> std::process::ExitCode {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match work().await {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+async fn work() -> Result<(), celery::Error> {
+    let mut config = Config::from_env()?;
+    let mut arguments = std::env::args().skip(1);
+    if let Some(url) = arguments.next() {
+        config = config.broker_url(url);
+    }
+    if let Some(url) = arguments.next() {
+        config = config.result_backend(url);
+    }
+    let app = celery::connect(config)?;
+    let worker = app.worker(handlers::all()).on_link(|event| {
+        if matches!(event, LinkEvent::Connected) {
+            println!("ready");
+        }
+    });
+    let worker = arguments.fold(worker, |worker, queue| worker.queue(queue));
+    worker.run_until(celery::shutdown_signal()).await?;
+    Ok(())
+}

@@ -1,0 +1,226 @@
+//! From URLs to broker and result backend.
+
+use std::sync::Arc;
+
+use celery_runtime::memory::{MemoryBackend, MemoryBroker};
+use celery_runtime::url::ServiceUrl;
+use celery_runtime::{
+    App, Broker, Config, ConfigError, ResultBackend, ResultError, SendError, UpdateError,
+    WorkerError,
+};
+
+/// Anything that a program using Celery can fail with, for its `main`.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A task was not sent.
+    #[error(transparent)]
+    Send(#[from] SendError),
+    /// A result could not be had.
+    #[error(transparent)]
+    Result(#[from] ResultError),
+    /// A progress report was not stored.
+    #[error(transparent)]
+    Update(#[from] UpdateError),
+    /// A worker could not start or did not end cleanly.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+}
+
+/// An app on the broker, and the result backend if there is one, that the
+/// configuration names; a broker's URL alone will do.
+///
+/// Nothing is connected here: the first call that needs a server does that.
+///
+/// ```
+/// use celery::Config;
+///
+/// let app = celery::connect("memory://")?;
+///
+/// let config = Config::new()
+///     .broker_url("memory://")
+///     .result_backend("memory://");
+/// let with_results = celery::connect(config)?;
+/// # let _ = (app, with_results);
+/// # Ok::<(), celery::Error>(())
+/// ```
+///
+/// # Errors
+///
+/// When no broker is named, or a URL cannot be read or is of a kind that this
+/// build does not know; the error names the feature that is missing.
+pub fn connect(config: impl Into<Config>) -> Result<App, Error> {
+    let config = config.into();
+    let broker = broker(&config)?;
+    let backend = backend(&config)?;
+    let mut app = App::new(broker).with_config(config);
+    if let Some(backend) = backend {
+        app = app.with_backend(backend);
+    }
+    Ok(app)
+}
+
+/// The kinds of URL, and the feature that each needs.
+const KINDS: &[(&str, Kind)] = &[
+    ("memory", Kind::Memory),
+    ("redis", Kind::Redis),
+    ("rediss", Kind::Redis),
+    ("unix", Kind::Redis),
+    ("redis+socket", Kind::Redis),
+    ("socket", Kind::Redis),
+    ("sentinel", Kind::Redis),
+    ("amqp", Kind::Amqp),
+    ("amqps", Kind::Amqp),
+    ("pyamqp", Kind::Amqp),
+    ("rpc", Kind::Rpc),
+];
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Memory,
+    Redis,
+    Amqp,
+    Rpc,
+}
+
+fn kind(setting: &'static str, url: &str) -> Result<Kind, ConfigError> {
+    let parsed = ServiceUrl::parse_list(url).map_err(|cause| ConfigError::url(setting, url, cause))?;
+    let scheme = parsed.first().map_or("", |first| first.scheme.as_str());
+    KINDS
+        .iter()
+        .find(|(name, _)| *name == scheme)
+        .map(|(_, kind)| *kind)
+        .ok_or_else(|| {
+            let names: Vec<_> = KINDS.iter().map(|(name, _)| *name).collect();
+            let cause = format!("unknown scheme {scheme:?}; there are {}", names.join(", "));
+            ConfigError::url(setting, url, cause)
+        })
+}
+
+fn broker(config: &Config) -> Result<Arc<dyn Broker>, ConfigError> {
+    const SETTING: &str = "broker_url";
+    let url = config.require_broker_url()?;
+    match kind(SETTING, url)? {
+        Kind::Memory => Ok(Arc::new(MemoryBroker::new())),
+        Kind::Redis => redis_broker(SETTING, url, config),
+        Kind::Amqp => Err(ConfigError::url(SETTING, url, RABBITMQ)),
+        Kind::Rpc => Err(ConfigError::url(
+            SETTING,
+            url,
+            "rpc:// is a result backend; a broker is needed beside it",
+        )),
+    }
+}
+
+fn backend(config: &Config) -> Result<Option<Arc<dyn ResultBackend>>, ConfigError> {
+    const SETTING: &str = "result_backend";
+    let Some(url) = config.result_backend_url() else {
+        return Ok(None);
+    };
+    // Celery writes "disabled" for none.
+    if url.starts_with("disabled") {
+        return Ok(None);
+    }
+    match kind(SETTING, url)? {
+        Kind::Memory => Ok(Some(Arc::new(MemoryBackend::new()))),
+        Kind::Redis => redis_backend(SETTING, url, config).map(Some),
+        Kind::Amqp | Kind::Rpc => Err(ConfigError::url(SETTING, url, RABBITMQ)),
+    }
+}
+
+const RABBITMQ: &str = "RabbitMQ is not supported in this version; use redis:// or memory://";
+
+#[cfg(feature = "redis")]
+fn redis_broker(
+    setting: &'static str,
+    url: &str,
+    config: &Config,
+) -> Result<Arc<dyn Broker>, ConfigError> {
+    use celery_broker_redis::{RedisBroker, RedisOptions};
+
+    let options = RedisOptions::parse(url, config.broker_transport_options())
+        .map_err(|error| ConfigError::url(setting, url, error.to_string()))?;
+    Ok(Arc::new(RedisBroker::new(options)))
+}
+
+#[cfg(feature = "redis")]
+fn redis_backend(
+    setting: &'static str,
+    url: &str,
+    config: &Config,
+) -> Result<Arc<dyn ResultBackend>, ConfigError> {
+    use celery_backend_redis::RedisBackend;
+    use celery_broker_redis::RedisOptions;
+
+    let options = RedisOptions::parse(url, config.result_backend_transport_options())
+        .map_err(|error| ConfigError::url(setting, url, error.to_string()))?;
+    let backend = RedisBackend::new(options)
+        .result_expires(config.result_expires())
+        .serializer(config.result_serializer());
+    Ok(Arc::new(backend))
+}
+
+#[cfg(not(feature = "redis"))]
+const REDIS: &str = "this build has no Redis; switch on the feature `redis` of the crate `celery`";
+
+#[cfg(not(feature = "redis"))]
+fn redis_broker(
+    setting: &'static str,
+    url: &str,
+    _config: &Config,
+) -> Result<Arc<dyn Broker>, ConfigError> {
+    Err(ConfigError::url(setting, url, REDIS))
+}
+
+#[cfg(not(feature = "redis"))]
+fn redis_backend(
+    setting: &'static str,
+    url: &str,
+    _config: &Config,
+) -> Result<Arc<dyn ResultBackend>, ConfigError> {
+    Err(ConfigError::url(setting, url, REDIS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(config: impl Into<Config>) -> String {
+        connect(config).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_unknown_scheme_names_the_known_ones() {
+        let error = refusal("reddis://localhost");
+        assert!(error.contains("unknown scheme \"reddis\""), "{error}");
+        assert!(error.contains("rediss"), "{error}");
+    }
+
+    #[test]
+    fn errors_leave_the_password_out() {
+        let error = refusal("reddis://user:secret@localhost");
+        assert!(!error.contains("secret"), "{error}");
+    }
+
+    #[test]
+    fn no_url_says_where_to_set_one() {
+        let error = refusal(Config::new());
+        assert!(error.contains("CELERY_BROKER_URL"), "{error}");
+    }
+
+    #[test]
+    fn rabbitmq_is_told_to_come_later() {
+        let error = refusal("amqp://localhost");
+        assert!(error.contains("not supported in this version"), "{error}");
+    }
+
+    #[cfg(not(feature = "redis"))]
+    #[test]
+    fn a_missing_feature_is_named() {
+        let error = refusal("redis://localhost");
+        assert!(error.contains("feature `redis`"), "{error}");
+    }
+}

@@ -1,0 +1,59 @@
+//! A distributed task queue that speaks the wire protocol of Python's Celery:
+//! workers and clients in Rust that share queues and results with those in
+//! Python, and lose nothing.
+//!
+//! ```no_run
+//! use celery::{Task, TaskError, Tasks};
+//!
+//! const ADD: Task<(i64, i64), i64> = Task::new("tasks.add").params(&["x", "y"]);
+//!
+//! async fn add(x: i64, y: i64) -> Result<i64, TaskError> {
+//!     Ok(x + y)
+//! }
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), celery::Error> {
+//!     let app = celery::connect("redis://localhost")?;
+//!     app.worker(Tasks::new().with(ADD, add))
+//!         .run_until(celery::shutdown_signal())
+//!         .await?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! Read about [`Task`] and [`App`] first, then [`Config`].
+//!
+//! This crate only puts others together: `celery-protocol` is the wire format
+//! without I/O, `celery-runtime` the worker and the client, and brokers and
+//! result backends are crates of their own behind these features:
+//!
+//! | feature | default | brings |
+//! |---|---|---|
+//! | `redis` | yes | broker and result backend on Redis |
+//! | `amqp`, `rpc` | | reserved for RabbitMQ: they compile, and a URL of theirs is an error that says so |
+//! | `msgpack`, `yaml` | | serializers; JSON is always there |
+//! | `zlib`, `bzip2`, `lzma`, `brotli`, `zstd` | | content compressions; `compression` is all of them |
+//! | `tls-rustls`, `tls-native-tls` | | TLS for the integrations that are on |
+//! | `full` | | everything that can be on together |
+//!
+//! Broker and result backend in memory ([`App::memory`]) need no feature.
+//!
+//! What this crate does not do yet: chords and groups, remote control and
+//! events, isolated processes, periodic tasks. A message that needs a chord is
+//! kept in `<queue>.dead` and not lost.
+
+mod connect;
+
+pub use celery_protocol::{
+    Accept, BigInt, Compression, DecodeError, EncodeError, Exception, Extended, ExtendedKind, Map,
+    Raw, ResultDocument, Serializer, State, Value,
+};
+pub use celery_runtime::memory;
+pub use celery_runtime::{
+    App, AsyncResult, AutoRetry, BlockingHandler, Client, Clock, Config, ConfigError, Context,
+    DynArgs, DynTask, Handler, Kwargs, LinkEvent, OnUnknown, Patience, Queue, RegistryError,
+    Requeue, ResultError, RetryBackoff, Route, Routes, SecondSignal, SendError, ServiceError,
+    ServiceErrorKind, Signature, Task, TaskArgs, TaskError, TaskFailure, TaskOptions,
+    TaskProtocol, Tasks, UpdateError, Worker, WorkerError, shutdown_signal,
+};
+pub use connect::{Error, connect};

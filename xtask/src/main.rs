@@ -1,0 +1,67 @@
+//! The project's commands: `cargo xtask help`.
+
+mod bench;
+mod ci;
+mod fixtures;
+mod fuzz;
+mod invariants;
+mod peers;
+mod setup;
+mod shell;
+mod tally;
+mod test;
+
+use std::env;
+use std::process::ExitCode;
+
+const HELP: &str = "\
+The project's commands:
+
+  cargo xtask test [FILTER]
+      Set up what the tests need (redis-server, a virtual environment with Python Celery under
+      target/), run every test of the workspace whose name contains FILTER, and stop what was
+      started. Ends with `N passed, N failed`. Needs no preparation on Debian and Ubuntu as root;
+      elsewhere it says what is missing. CELERY_TEST_REDIS_SERVER and CELERY_TEST_PYTHON name a
+      redis-server and an interpreter with Celery to use instead.
+  cargo xtask ci
+      The checks besides the tests: format, lints, docs, each feature alone, dependencies.
+  cargo xtask fixtures
+      Record celery-protocol/fixtures anew from the pinned Python Celery.
+  cargo xtask fuzz [--seconds N] [--install]
+      Run every fuzz target, N seconds for all together (60). --install installs cargo-fuzz under
+      target/ if it is missing; otherwise nothing is run then.
+  cargo xtask bench [--peers] [--tasks N]
+      Run the benches and write BENCHMARKS.md; with --peers, N tasks (20000) over Redis through
+      Python Celery and through this project in one run.
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let outcome = match arguments[..] {
+        ["test"] => test::run(None),
+        ["test", filter] => test::run(Some(filter)),
+        ["ci"] => ci::run(),
+        ["fixtures"] => fixtures::run(),
+        ["fuzz", ref options @ ..] => fuzz::run(options),
+        ["bench", ref options @ ..] => bench::run(options),
+        [] | ["help" | "--help" | "-h"] => {
+            print!("{HELP}");
+            Ok(())
+        }
+        _ => Err(format!(
+            "no such command: {}\n\n{HELP}",
+            arguments.join(" ")
+        )),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            // A command that has said all there is to say leaves it empty.
+            if !message.is_empty() {
+                eprintln!("{}", message.trim_end());
+            }
+            ExitCode::FAILURE
+        }
+    }
+}

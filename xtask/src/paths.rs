@@ -1,0 +1,33 @@
+//! Where things are in the workspace.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+/// The folder of the workspace's `Cargo.toml`.
+///
+/// # Panics
+///
+/// If this crate has been moved out of the workspace's top level.
+#[must_use]
+pub fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("xtask lies one level below the workspace")
+        .to_owned()
+}
+
+/// The folder for everything that is built: `CARGO_TARGET_DIR`, or `target` in the workspace.
+#[must_use]
+pub fn target() -> PathBuf {
+    // A relative path is meant from the workspace: tests run in their package's folder.
+    match env::var_os("CARGO_TARGET_DIR") {
+        Some(folder) if !folder.is_empty() => workspace().join(folder),
+        _ => workspace().join("target"),
+    }
+}
+
+/// The folder of the Python application with the example tasks.
+#[must_use]
+pub fn python_app() -> PathBuf {
+    workspace().join("celery/examples/python")
+}

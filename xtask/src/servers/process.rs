@@ -1,0 +1,187 @@
+//! A server or Python program with its log, that cannot outlive the test.
+
+use std::fs::{self, File};
+use std::io;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use crate::group::{Group, poll, send_signal};
+use crate::paths;
+
+/// A running program. Dropping kills it; should its [`Group`] fail at that, [`kill_leaks`] finds
+/// it by its pid file.
+#[derive(Debug)]
+pub(super) struct Process {
+    group: Group,
+    pid_file: PathBuf,
+}
+
+impl Process {
+    /// Starts `command` in a process group of its own, its outputs appended to two files, which
+    /// may be the same.
+    pub(super) fn start(command: &mut Command, output: &Path, errors: &Path) -> io::Result<Self> {
+        let append = |path| File::options().create(true).append(true).open(path);
+        command
+            .stdin(Stdio::null())
+            .stdout(append(output)?)
+            .stderr(append(errors)?);
+        let group = Group::spawn(command)?;
+        let program = Path::new(command.get_program()).file_name();
+        let pid_file = registry()?.join(format!("{}.pid", group.id()));
+        fs::write(&pid_file, program.unwrap_or_default().as_encoded_bytes())?;
+        Ok(Self { group, pid_file })
+    }
+
+    pub(super) fn id(&self) -> u32 {
+        self.group.id()
+    }
+
+    /// The exit status, once the program has ended.
+    pub(super) fn exited(&mut self) -> Option<ExitStatus> {
+        self.group.exited()
+    }
+
+    /// Waits for the program to end by itself; `None` when `limit` has passed before.
+    pub(super) fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
+        self.group.wait(limit)
+    }
+
+    /// Sends a signal to the program alone, by its name without `SIG`.
+    pub(super) fn signal(&self, name: &str) {
+        assert!(
+            send_signal(name, &self.id().to_string()),
+            "cannot send SIG{name} to process {}",
+            self.id()
+        );
+    }
+
+    /// Kills the program and everything it started, and waits until it is gone.
+    pub(super) fn kill(&mut self) {
+        self.group.kill();
+        let _ = fs::remove_file(&self.pid_file);
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A new, empty folder for one program, removed when dropped.
+#[derive(Debug)]
+pub(super) struct Folder(PathBuf);
+
+impl Folder {
+    pub(super) fn new(kind: &str) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{kind}-{}-{number}", std::process::id());
+        let path = paths::target().join("servers").join(name);
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(&path)
+            .unwrap_or_else(|error| panic!("cannot create the folder {}: {error}", path.display()));
+        Self(path)
+    }
+}
+
+impl Deref for Folder {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // The logs of a failed test are kept.
+        if !thread::panicking() {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+}
+
+/// A process that survived the tests that started it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Leak {
+    /// Its process id.
+    pub pid: u32,
+    /// The program it runs.
+    pub program: String,
+}
+
+/// Kills every server that a test left running, and tells which they were.
+///
+/// Servers of tests that still run count too: call this when none does.
+#[must_use]
+pub fn kill_leaks() -> Vec<Leak> {
+    let Ok(files) = registry().and_then(fs::read_dir) else {
+        return Vec::new();
+    };
+    files
+        .flatten()
+        .filter_map(|file| {
+            let leak = read_pid_file(&file.path())?;
+            // The watchers need a moment after a test process has died.
+            let gone = poll(Duration::from_secs(2), || (!runs(&leak)).then_some(()));
+            if gone.is_none() {
+                send_signal("KILL", &format!("-{}", leak.pid));
+            }
+            let _ = fs::remove_file(file.path());
+            gone.is_none().then_some(leak)
+        })
+        .collect()
+}
+
+fn registry() -> io::Result<PathBuf> {
+    let folder = paths::target().join("servers").join("pids");
+    fs::create_dir_all(&folder)?;
+    Ok(folder)
+}
+
+fn read_pid_file(path: &Path) -> Option<Leak> {
+    Some(Leak {
+        pid: path.file_stem()?.to_str()?.parse().ok()?,
+        program: fs::read_to_string(path).ok()?,
+    })
+}
+
+/// Whether the process still lives and still is that program: process ids are used again.
+fn runs(leak: &Leak) -> bool {
+    let listed = Command::new("ps")
+        .args(["-o", "args=", "-p", &leak.pid.to_string()])
+        .output()
+        .map(|output| output.stdout)
+        .or_else(|_| fs::read(format!("/proc/{}/cmdline", leak.pid)));
+    listed.is_ok_and(|arguments| String::from_utf8_lossy(&arguments).contains(&leak.program))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(unix)]
+    fn the_pid_file_names_a_living_process_until_it_is_killed() {
+        let folder = Folder::new("sleeper");
+        let log = folder.join("log");
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 1000"]);
+        let mut process = Process::start(&mut command, &log, &log).unwrap();
+        let path = process.pid_file.clone();
+        let leak = read_pid_file(&path).expect("a pid file");
+        assert_eq!((leak.pid, leak.program.as_str()), (process.id(), "sh"));
+        assert!(runs(&leak));
+
+        process.kill();
+
+        assert!(!runs(&leak));
+        assert!(!path.exists());
+    }
+}

@@ -1,0 +1,511 @@
+//! A private Redis server, or Sentinel, on a free port.
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::ports::free_port;
+use super::process::{Folder, Process};
+use super::resp::{Connection, Reply};
+use super::settings::RedisServerBuilder;
+use super::tls::Certificates;
+use crate::group::poll;
+
+/// How long a server may take from its start to its first answer.
+const START_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long one command sent by the tests may take.
+const COMMAND_LIMIT: Duration = Duration::from_secs(10);
+
+/// A Redis server of one test, killed when dropped.
+///
+/// All methods take `&self`, so that a test may break the server while others use it.
+///
+/// ```no_run
+/// use xtask::servers::RedisServer;
+///
+/// let redis = RedisServer::start();
+/// redis.command(&["SET", "greeting", "hello"]);
+/// redis.kill();
+/// redis.restart(); // same port, same folder; nothing was saved
+/// assert_eq!(redis.command(&["EXISTS", "greeting"]).integer(), 0);
+/// ```
+#[derive(Debug)]
+pub struct RedisServer {
+    settings: RedisServerBuilder,
+    port: u16,
+    tls: Option<Tls>,
+    process: Mutex<Option<Process>>,
+    folder: Folder,
+}
+
+#[derive(Debug)]
+struct Tls {
+    port: u16,
+    certificates: Certificates,
+}
+
+impl RedisServer {
+    /// Starts a server that keeps nothing on disk.
+    ///
+    /// # Panics
+    ///
+    /// If there is no `redis-server` or it does not start.
+    #[must_use]
+    pub fn start() -> Self {
+        Self::builder().start()
+    }
+
+    /// Starts a server that also listens with TLS, see [`tls_url`](Self::tls_url).
+    ///
+    /// # Panics
+    ///
+    /// If there is no `redis-server` or no `openssl`, or they fail.
+    #[must_use]
+    pub fn with_tls() -> Self {
+        Self::builder().tls().start()
+    }
+
+    /// Starts a Sentinel that watches `master` under the name `name` and decides alone.
+    ///
+    /// It calls a master lost after half a second of silence.
+    ///
+    /// # Panics
+    ///
+    /// If there is no `redis-server` or it does not start.
+    #[must_use]
+    pub fn sentinel(name: &str, master: &Self) -> Self {
+        let mut lines = vec![
+            format!("sentinel monitor {name} 127.0.0.1 {} 1", master.port),
+            format!("sentinel down-after-milliseconds {name} 500"),
+            format!("sentinel failover-timeout {name} 5000"),
+        ];
+        if let Some(password) = &master.settings.password {
+            lines.push(format!("sentinel auth-pass {name} {password}"));
+        }
+        Self::builder().configure_sentinel(lines).start()
+    }
+
+    /// A server with settings of its own.
+    pub fn builder() -> RedisServerBuilder {
+        RedisServerBuilder::default()
+    }
+
+    /// `redis://127.0.0.1:PORT`, with the password if the server asks for one; no database.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("redis://{}127.0.0.1:{}", self.credentials(), self.port)
+    }
+
+    /// The same with a database: `redis://127.0.0.1:PORT/NUMBER`.
+    #[must_use]
+    pub fn database_url(&self, number: u32) -> String {
+        format!("{}/{number}", self.url())
+    }
+
+    /// `rediss://127.0.0.1:PORT`; its certificate is signed by [`authority`](Self::authority).
+    ///
+    /// # Panics
+    ///
+    /// If the server was started without TLS.
+    #[must_use]
+    pub fn tls_url(&self) -> String {
+        let port = self.tls().port;
+        format!("rediss://{}127.0.0.1:{port}", self.credentials())
+    }
+
+    /// The PEM file of the authority that signed the server's certificate.
+    ///
+    /// # Panics
+    ///
+    /// If the server was started without TLS.
+    #[must_use]
+    pub fn authority(&self) -> &Path {
+        &self.tls().certificates.authority
+    }
+
+    /// The path of the Unix socket, if the server was started with one.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        // Not in the server's folder: the system limits such paths to about a hundred bytes.
+        env::temp_dir().join(format!("celery-test-{}.sock", self.port))
+    }
+
+    /// The port without TLS.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The folder with the server's files and its log.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The process id, while the server runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.process().as_ref().map(Process::id)
+    }
+
+    /// Sends one command on a connection of its own and returns the answer.
+    ///
+    /// # Panics
+    ///
+    /// If the server does not answer.
+    pub fn command<W: AsRef<[u8]>>(&self, words: &[W]) -> Reply {
+        self.try_command(COMMAND_LIMIT, words)
+            .unwrap_or_else(|error| {
+                panic!("redis on port {} gave no answer: {error}", self.port);
+            })
+    }
+
+    /// Kills the server as a power cut would.
+    pub fn kill(&self) {
+        // Dropping kills.
+        self.process().take();
+    }
+
+    /// Ends the server in good order: it writes what it has to write.
+    ///
+    /// # Panics
+    ///
+    /// If it has not ended after ten seconds.
+    pub fn stop(&self) {
+        if let Some(mut running) = self.process().take() {
+            running.signal("TERM");
+            assert!(
+                running.wait(START_LIMIT).is_some(),
+                "redis on port {} does not stop",
+                self.port
+            );
+        }
+    }
+
+    /// Starts the server again on the same port, with what the same folder holds.
+    ///
+    /// A server that still runs is killed before.
+    ///
+    /// # Panics
+    ///
+    /// If it does not start.
+    pub fn restart(&self) {
+        self.kill();
+        let mut failure = None;
+        // The port may still be in the hands of a connection on its way out.
+        poll(START_LIMIT, || match self.launch() {
+            Ok(()) => Some(()),
+            Err(error) => {
+                failure = Some(error);
+                None
+            }
+        })
+        .unwrap_or_else(|| panic!("redis does not start again: {failure:?}"));
+    }
+
+    /// Stops the process in its tracks: connections stay open and nobody answers.
+    ///
+    /// # Panics
+    ///
+    /// If the server does not run.
+    #[cfg(unix)]
+    pub fn pause(&self) {
+        self.running("STOP");
+    }
+
+    /// Lets a paused process go on.
+    ///
+    /// # Panics
+    ///
+    /// If the server does not run.
+    #[cfg(unix)]
+    pub fn resume(&self) {
+        self.running("CONT");
+    }
+
+    #[cfg(unix)]
+    fn running(&self, signal: &str) {
+        let process = self.process();
+        let process = process.as_ref();
+        process.expect("the redis server runs").signal(signal);
+    }
+
+    fn process(&self) -> MutexGuard<'_, Option<Process>> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tls(&self) -> &Tls {
+        self.tls
+            .as_ref()
+            .expect("the server was started with_tls()")
+    }
+
+    fn credentials(&self) -> String {
+        match &self.settings.password {
+            Some(password) => format!(":{password}@"),
+            None => String::new(),
+        }
+    }
+
+    pub(super) fn settings(&self) -> &RedisServerBuilder {
+        &self.settings
+    }
+
+    /// Starts a server on a port that it gets for itself.
+    pub(super) fn start_with(settings: &RedisServerBuilder) -> Self {
+        loop {
+            let folder = Folder::new("redis");
+            let server = Self {
+                settings: settings.clone(),
+                port: free_port(),
+                tls: settings.tls.then(|| Tls {
+                    port: free_port(),
+                    certificates: Certificates::make(&folder),
+                }),
+                process: Mutex::new(None),
+                folder,
+            };
+            match server.launch() {
+                Ok(()) => return server,
+                // Somebody took the port between our look and the server's: take another one.
+                Err(StartError::Exited(log)) if log.contains("Address already in use") => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    /// Starts the process and waits until it answers.
+    fn launch(&self) -> Result<(), StartError> {
+        let mut command = self.command_line();
+        let log = self.folder.join("redis.log");
+        let mut process = Process::start(&mut command, &log, &log)
+            .map_err(|error| StartError::Program(command.get_program().to_owned(), error))?;
+        let pid = format!("process_id:{}\r\n", process.id());
+        let answer = poll(START_LIMIT, || {
+            if process.exited().is_some() {
+                return Some(Err(StartError::Exited(last_lines(&log))));
+            }
+            let Reply::Data(information) = self.try_command(START_LIMIT, &["INFO"]).ok()? else {
+                return None;
+            };
+            let information = String::from_utf8_lossy(&information);
+            // The process id tells our server from one that another test has on the same port.
+            let ready = information.contains(&pid) && !information.contains("loading:1");
+            ready.then_some(Ok(()))
+        });
+        answer.unwrap_or_else(|| Err(StartError::Silent(last_lines(&log))))?;
+        *self.process() = Some(process);
+        Ok(())
+    }
+
+    fn command_line(&self) -> Command {
+        let settings = &self.settings;
+        let mut command = match &settings.program {
+            Some(path) => Command::new(path),
+            None => Command::new(program()),
+        };
+        command.current_dir(&*self.folder);
+        if !settings.sentinel.is_empty() {
+            // Sentinel rewrites its file, and has one from the start.
+            let file = self.folder.join("sentinel.conf");
+            if !file.exists() {
+                fs::write(&file, settings.sentinel.join("\n"))
+                    .unwrap_or_else(|error| panic!("cannot write {}: {error}", file.display()));
+            }
+            command.arg(file);
+        }
+        command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"]);
+        if !settings.sentinel.is_empty() {
+            command.arg("--sentinel");
+            return command;
+        }
+        command.args(["--save", "", "--daemonize", "no"]);
+        command.arg("--dir").arg(&*self.folder);
+        if let Some(tls) = &self.tls {
+            command.args(["--tls-port", &tls.port.to_string()]);
+            command.args(["--tls-auth-clients", "no"]);
+            let files = &tls.certificates;
+            command.arg("--tls-ca-cert-file").arg(&files.authority);
+            command.arg("--tls-cert-file").arg(&files.certificate);
+            command.arg("--tls-key-file").arg(&files.key);
+        }
+        if settings.socket {
+            command.arg("--unixsocket").arg(self.socket());
+        }
+        if let Some(password) = &settings.password {
+            command.args(["--requirepass", password, "--masterauth", password]);
+        }
+        command.args(&settings.arguments);
+        command
+    }
+
+    fn try_command<W: AsRef<[u8]>>(&self, limit: Duration, words: &[W]) -> io::Result<Reply> {
+        let mut connection = Connection::open(self.port, limit)?;
+        if let Some(password) = &self.settings.password {
+            connection.command(&[b"AUTH", password.as_bytes()])?;
+        }
+        let words: Vec<&[u8]> = words.iter().map(AsRef::as_ref).collect();
+        connection.command(&words)
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        self.kill();
+        if self.settings.socket {
+            let _ = fs::remove_file(self.socket());
+        }
+    }
+}
+
+/// Why a server did not start.
+#[derive(Debug)]
+enum StartError {
+    Program(OsString, io::Error),
+    Exited(String),
+    Silent(String),
+}
+
+impl std::fmt::Display for StartError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Program(program, error) => write!(
+                f,
+                "cannot start {} ({error}): run the tests by `cargo xtask test`, or install \
+                 redis-server (Debian and Ubuntu: apt-get install redis-server), or set {} to \
+                 the program",
+                program.display(),
+                super::REDIS_SERVER
+            ),
+            Self::Exited(log) => write!(f, "redis-server ended at once:\n{log}"),
+            Self::Silent(log) => write!(f, "redis-server gives no answer:\n{log}"),
+        }
+    }
+}
+
+fn program() -> OsString {
+    env::var_os(super::REDIS_SERVER)
+        .filter(|path| !path.is_empty())
+        .unwrap_or_else(|| OsStr::new("redis-server").to_owned())
+}
+
+fn last_lines(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().rev().take(10).collect();
+    lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[ignore = "needs redis-server"]
+    fn a_killed_server_keeps_what_it_appended_and_its_port() {
+        let redis = RedisServer::builder().append_only().start();
+        redis.command(&["RPUSH", "list", "a", "b"]);
+        let port = redis.port();
+        redis.kill();
+        assert!(redis.try_command(COMMAND_LIMIT, &["PING"]).is_err());
+
+        redis.restart();
+
+        assert_eq!(redis.port(), port);
+        let list = redis.command(&["LRANGE", "list", "0", "-1"]);
+        assert_eq!(list.texts(), ["a", "b"]);
+    }
+
+    #[test]
+    #[ignore = "needs redis-server"]
+    fn passwords_and_users_are_asked_for() {
+        let redis = RedisServer::builder()
+            .password("secret")
+            .user("ann", "word")
+            .start();
+        let mut connection = Connection::open(redis.port(), COMMAND_LIMIT).unwrap();
+        let refused = connection.command(&[b"PING"]).unwrap();
+        assert!(matches!(refused, Reply::Error(text) if text.starts_with("NOAUTH")));
+        let user = connection.command(&[b"AUTH", b"ann", b"word"]).unwrap();
+        assert_eq!(user.text(), "OK");
+        assert_eq!(redis.command(&["PING"]).text(), "PONG");
+        assert!(redis.url().starts_with("redis://:secret@127.0.0.1:"));
+    }
+
+    #[test]
+    #[cfg(unix)]
+    #[ignore = "needs redis-server"]
+    fn a_paused_server_answers_only_after_it_is_resumed() {
+        let redis = RedisServer::start();
+        redis.pause();
+        let silence = redis.try_command(Duration::from_millis(100), &["PING"]);
+        assert!(silence.is_err());
+        redis.resume();
+        assert_eq!(redis.command(&["PING"]).text(), "PONG");
+    }
+
+    #[test]
+    #[ignore = "needs redis-server and openssl"]
+    fn tls_is_served_with_a_certificate_of_the_authority() {
+        let redis = RedisServer::with_tls();
+        let address = redis.tls_url().replace("rediss://", "");
+        let output = Command::new("openssl")
+            .args([
+                "s_client",
+                "-verify_return_error",
+                "-verify_ip",
+                "127.0.0.1",
+            ])
+            .args(["-connect", &address, "-CAfile"])
+            .arg(redis.authority())
+            .stdin(std::process::Stdio::null())
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+
+    #[test]
+    #[cfg(unix)]
+    #[ignore = "needs redis-server"]
+    fn the_unix_socket_is_there_until_the_server_is_dropped() {
+        let redis = RedisServer::builder().unix_socket().start();
+        let path = redis.socket();
+        std::os::unix::net::UnixStream::connect(&path).unwrap();
+        drop(redis);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    #[ignore = "needs redis-server"]
+    fn sentinel_promotes_the_replica_of_a_killed_master() {
+        let master = RedisServer::start();
+        let replica = RedisServer::builder().replica_of(&master).start();
+        let sentinel = RedisServer::sentinel("mymaster", &master);
+        let port_of_master = || {
+            let address = sentinel.command(&["SENTINEL", "get-master-addr-by-name", "mymaster"]);
+            address.texts()[1].clone()
+        };
+        assert_eq!(port_of_master(), master.port().to_string());
+        poll(Duration::from_secs(30), || {
+            let replicas = sentinel.command(&["SENTINEL", "replicas", "mymaster"]);
+            matches!(replicas, Reply::Array(list) if !list.is_empty()).then_some(())
+        })
+        .expect("sentinel finds the replica");
+
+        master.kill();
+
+        poll(Duration::from_secs(30), || {
+            (port_of_master() == replica.port().to_string()).then_some(())
+        })
+        .expect("sentinel promotes the replica");
+    }
+}

@@ -1,0 +1,162 @@
+//! The little of the Redis protocol that starting and inspecting a server needs.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+/// What a Redis server answers to a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reply {
+    /// No such key, or an empty answer.
+    Nil,
+    /// A number.
+    Integer(i64),
+    /// A status such as `OK`, or a string.
+    Data(Vec<u8>),
+    /// A list of replies.
+    Array(Vec<Self>),
+    /// The server refused the command; its own words.
+    Error(String),
+}
+
+impl Reply {
+    /// The text of a string or status, lossily, or the digits of a number.
+    ///
+    /// # Panics
+    ///
+    /// If the reply is of another kind.
+    #[must_use]
+    pub fn text(&self) -> String {
+        match self {
+            Self::Data(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+            Self::Integer(number) => number.to_string(),
+            other => panic!("expected a text from redis, found {other:?}"),
+        }
+    }
+
+    /// The number.
+    ///
+    /// # Panics
+    ///
+    /// If the reply is of another kind.
+    #[must_use]
+    pub fn integer(&self) -> i64 {
+        match self {
+            Self::Integer(number) => *number,
+            other => panic!("expected an integer from redis, found {other:?}"),
+        }
+    }
+
+    /// The texts of a list.
+    ///
+    /// # Panics
+    ///
+    /// If the reply is not a list of texts.
+    #[must_use]
+    pub fn texts(&self) -> Vec<String> {
+        match self {
+            Self::Array(replies) => replies.iter().map(Self::text).collect(),
+            other => panic!("expected a list from redis, found {other:?}"),
+        }
+    }
+}
+
+/// One connection with a time limit on every read and write.
+#[derive(Debug)]
+pub(super) struct Connection {
+    stream: BufReader<TcpStream>,
+}
+
+impl Connection {
+    pub(super) fn open(port: u16, limit: Duration) -> io::Result<Self> {
+        let stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_read_timeout(Some(limit))?;
+        stream.set_write_timeout(Some(limit))?;
+        stream.set_nodelay(true)?;
+        Ok(Self {
+            stream: BufReader::new(stream),
+        })
+    }
+
+    pub(super) fn command(&mut self, words: &[&[u8]]) -> io::Result<Reply> {
+        let mut request = format!("*{}\r\n", words.len()).into_bytes();
+        for word in words {
+            request.extend_from_slice(format!("${}\r\n", word.len()).as_bytes());
+            request.extend_from_slice(word);
+            request.extend_from_slice(b"\r\n");
+        }
+        self.stream.get_mut().write_all(&request)?;
+        read_reply(&mut self.stream)
+    }
+}
+
+fn read_reply(stream: &mut impl BufRead) -> io::Result<Reply> {
+    let mut line = String::new();
+    stream.read_line(&mut line)?;
+    let line = line.trim_end();
+    let Some(kind) = line.chars().next() else {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    };
+    let rest = &line[kind.len_utf8()..];
+    Ok(match kind {
+        '+' => Reply::Data(rest.as_bytes().to_vec()),
+        '-' => Reply::Error(rest.to_owned()),
+        ':' => Reply::Integer(number(rest)?),
+        '$' | '*' if rest == "-1" => Reply::Nil,
+        '$' => {
+            let length = usize::try_from(number(rest)?).map_err(io::Error::other)?;
+            let mut data = vec![0; length + 2];
+            stream.read_exact(&mut data)?;
+            data.truncate(length);
+            Reply::Data(data)
+        }
+        '*' => (0..number(rest)?)
+            .map(|_| read_reply(stream))
+            .collect::<io::Result<_>>()
+            .map(Reply::Array)?,
+        _ => return Err(io::Error::other(format!("unknown reply {line:?}"))),
+    })
+}
+
+fn number(text: &str) -> io::Result<i64> {
+    text.parse().map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(mut bytes: &[u8]) -> io::Result<Reply> {
+        read_reply(&mut bytes)
+    }
+
+    #[test]
+    fn reads_every_kind_of_reply() {
+        let cases: [(&[u8], Reply); 7] = [
+            (b"+PONG\r\n", Reply::Data(b"PONG".to_vec())),
+            (b"-ERR no\r\n", Reply::Error("ERR no".to_owned())),
+            (b":-12\r\n", Reply::Integer(-12)),
+            (b"$-1\r\n", Reply::Nil),
+            (b"$4\r\na\r\nb\r\n", Reply::Data(b"a\r\nb".to_vec())),
+            (b"*0\r\n", Reply::Array(Vec::new())),
+            (
+                b"*2\r\n:1\r\n*1\r\n$1\r\nx\r\n",
+                Reply::Array(vec![
+                    Reply::Integer(1),
+                    Reply::Array(vec![Reply::Data(b"x".to_vec())]),
+                ]),
+            ),
+        ];
+        for (bytes, reply) in cases {
+            assert_eq!(read(bytes).unwrap(), reply);
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_cut_off_or_foreign() {
+        for bytes in [&b""[..], b"$5\r\nab", b"*2\r\n:1\r\n", b"HTTP/1.1 200\r\n"] {
+            assert!(read(bytes).is_err(), "{bytes:?}");
+        }
+    }
+}

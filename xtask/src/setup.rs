@@ -1,0 +1,203 @@
+//! Finds or installs what the tests need: redis-server, openssl, a Python with Celery.
+//!
+//! Nothing is installed on the system but by root on Debian or Ubuntu; what is missing elsewhere
+//! is an error that says what to do. The Python packages go into a folder below `target/`.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use xtask::paths;
+use xtask::servers::{PYTHON, REDIS_SERVER};
+
+use crate::shell::{Outcome, on_path, output, run, say, succeeds};
+
+/// What the pinned Celery asks for; also the newest Ubuntu LTS but one has it.
+const OLDEST_PYTHON: (u32, u32) = (3, 10);
+
+/// Fails unless all serializers and compressions that kombu knows can be used.
+const CHECK: &str = "\
+import platform
+import celery, msgpack, redis, yaml
+from kombu.compression import get_encoder
+for name in ('zlib', 'bzip2', 'brotli', 'lzma', 'zstd'):
+    get_encoder(name)
+print(platform.python_version(), 'with Celery', celery.__version__)
+";
+
+/// The programs that tests start.
+#[derive(Debug)]
+pub(crate) struct Programs {
+    pub(crate) redis_server: PathBuf,
+    pub(crate) python: PathBuf,
+}
+
+impl Programs {
+    pub(crate) fn find_or_install() -> Result<Self, String> {
+        let redis_server = redis_server()?;
+        // The TLS tests make their certificates with it.
+        if on_path("openssl").is_none() {
+            install(&["openssl"], "openssl is not on PATH")?;
+        }
+        let python = python()?;
+        Ok(Self {
+            redis_server,
+            python,
+        })
+    }
+
+    /// The environment in which the tests find these programs.
+    pub(crate) fn environment(&self) -> [(&'static str, PathBuf); 3] {
+        [
+            (REDIS_SERVER, self.redis_server.clone()),
+            (PYTHON, self.python.clone()),
+            // Absolute, for the tests run in the folders of their packages.
+            ("CARGO_TARGET_DIR", paths::target()),
+        ]
+    }
+}
+
+/// The `redis-server` program.
+pub(crate) fn redis_server() -> Result<PathBuf, String> {
+    let path = match chosen(REDIS_SERVER) {
+        Some(path) => path,
+        None => match on_path("redis-server") {
+            Some(path) => path,
+            None => {
+                install(&["redis-server"], "redis-server is not on PATH")?;
+                on_path("redis-server").ok_or("redis-server was installed and is not on PATH")?
+            }
+        },
+    };
+    let version = output(Command::new(&path).arg("--version"))?;
+    say(&format!(
+        "redis-server: {}: {}",
+        path.display(),
+        version.trim()
+    ));
+    Ok(path)
+}
+
+/// A Python interpreter with the pinned packages.
+pub(crate) fn python() -> Result<PathBuf, String> {
+    let path = match chosen(PYTHON) {
+        Some(path) => path,
+        None => virtual_environment()?,
+    };
+    let version = output(Command::new(&path).args(["-c", CHECK])).map_err(|error| {
+        let path = path.display();
+        format!("{path} lacks packages of xtask/python/requirements.txt\n{error}")
+    })?;
+    say(&format!("Python: {}: {}", path.display(), version.trim()));
+    Ok(path)
+}
+
+fn chosen(variable: &str) -> Option<PathBuf> {
+    let path = env::var_os(variable).filter(|path| !path.is_empty())?;
+    Some(PathBuf::from(path))
+}
+
+/// The interpreter of the virtual environment, made anew when the requirements have changed.
+fn virtual_environment() -> Result<PathBuf, String> {
+    let folder = paths::target().join("venv");
+    let requirements = paths::workspace().join("xtask/python/requirements.txt");
+    let wanted = fs::read_to_string(&requirements)
+        .map_err(|error| format!("cannot read {}: {error}", requirements.display()))?;
+    let python = match cfg!(windows) {
+        true => folder.join("Scripts/python.exe"),
+        false => folder.join("bin/python"),
+    };
+    // The stamp is written last: an environment that was half made has none.
+    let stamp = folder.join("requirements.txt");
+    let current = fs::read_to_string(&stamp).is_ok_and(|stamp| stamp == wanted);
+    if current && succeeds(Command::new(&python).arg("--version")) {
+        return Ok(python);
+    }
+
+    say(&format!(
+        "making a virtual environment with Python Celery in {}",
+        folder.display()
+    ));
+    create(&system_python()?, &folder)?;
+    let mut pip = Command::new(&python);
+    pip.args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]);
+    run(pip.arg("--requirement").arg(&requirements)).map_err(|error| {
+        format!("{error}\nor set {PYTHON} to an interpreter that has these packages")
+    })?;
+    fs::write(&stamp, wanted)
+        .map_err(|error| format!("cannot write {}: {error}", stamp.display()))?;
+    Ok(python)
+}
+
+fn create(python: &Path, folder: &Path) -> Outcome {
+    let make = || {
+        let _ = fs::remove_dir_all(folder);
+        output(Command::new(python).args(["-m", "venv"]).arg(folder))
+    };
+    if let Err(reason) = make() {
+        // Debian keeps the part of Python's library that this needs in a package of its own.
+        install(&["python3-venv"], &reason)?;
+        make()?;
+    }
+    Ok(())
+}
+
+fn system_python() -> Result<PathBuf, String> {
+    let (major, minor) = OLDEST_PYTHON;
+    let check = format!("import sys; sys.exit(sys.version_info < ({major}, {minor}))");
+    let find = || {
+        ["python3", "python"].iter().find_map(|name| {
+            let path = on_path(name)?;
+            succeeds(Command::new(&path).args(["-c", &check])).then_some(path)
+        })
+    };
+    if let Some(path) = find() {
+        return Ok(path);
+    }
+    let missing = format!("no Python of version {major}.{minor} or later is on PATH");
+    install(&["python3", "python3-venv"], &missing)?;
+    find().ok_or(missing)
+}
+
+/// Installs Debian packages, or says why and what the person has to do instead.
+fn install(packages: &[&str], reason: &str) -> Outcome {
+    let packages = packages.join(" ");
+    if on_path("apt-get").is_none() {
+        return Err(format!(
+            "{reason}\ninstall the equivalent of Debian's {packages}, or set {REDIS_SERVER} and \
+             {PYTHON} to the programs to use; then run this again"
+        ));
+    }
+    if !is_root() {
+        return Err(format!(
+            "{reason}\nrun `sudo apt-get update && sudo apt-get install {packages}`, or set \
+             {REDIS_SERVER} and {PYTHON} to the programs to use; then run this again"
+        ));
+    }
+    say(&format!("{reason}: installing {packages}"));
+    apt_get(&["update", "-qq"])?;
+    let mut arguments = vec!["install", "-qq", "-y", "--no-install-recommends"];
+    arguments.extend(packages.split(' '));
+    apt_get(&arguments)
+}
+
+fn apt_get(arguments: &[&str]) -> Outcome {
+    let mut command = Command::new("apt-get");
+    command
+        .args(arguments)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        // Installs the package's service without starting it: the tests start their own servers.
+        .env("RUNLEVEL", "1");
+    run(&mut command)
+}
+
+fn is_root() -> bool {
+    output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0")
+}
