@@ -45,6 +45,7 @@
 mod body;
 mod codec;
 mod compression;
+mod embed;
 mod error;
 mod exception;
 mod headers;
@@ -62,9 +63,10 @@ pub mod time;
 pub mod v1;
 mod value;
 
-pub use crate::body::{Arguments, Body, Embed, encode_body};
+pub use crate::body::{Arguments, Body, encode_body};
 pub use crate::codec::{Accept, Serializer};
 pub use crate::compression::Compression;
+pub use crate::embed::Embed;
 pub use crate::error::{DecodeError, DecodeErrorKind, EncodeError, EncodeErrorKind};
 pub use crate::exception::Exception;
 pub use crate::headers::Headers;

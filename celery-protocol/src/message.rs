@@ -74,7 +74,8 @@ impl Message {
     /// `limit` bytes ([`is_too_large`](DecodeError::is_too_large)), or when it
     /// cannot be decompressed.
     pub fn payload(&self, accept: &Accept, limit: usize) -> Result<Payload<'_>, DecodeError> {
-        let serializer = accept.check(&self.properties.content_type)?;
+        let serializer = accept.check(&self.properties.content_type);
+        let serializer = serializer.map_err(|error| error.in_field("body"))?;
         let bytes = match self.compression()? {
             Some(compression) => {
                 let bytes = compression.decompress(&self.body, limit);
@@ -185,7 +186,8 @@ impl DeliveryInfo {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::body::{Embed, encode_body};
+    use crate::body::encode_body;
+    use crate::embed::Embed;
 
     const LIMIT: usize = 1 << 20;
 

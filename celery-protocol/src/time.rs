@@ -1,10 +1,12 @@
 //! Points in time as Celery writes them: ISO 8601.
 
-use std::time::SystemTime;
+use std::fmt;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use jiff::Timestamp;
-use jiff::civil;
-use jiff::tz::TimeZone;
+use jiff::SignedDuration;
+use jiff::civil::{DateTime, Time};
+use jiff::fmt::temporal::Pieces;
+use jiff::tz::Offset;
 
 use crate::error::DecodeError;
 
@@ -27,13 +29,26 @@ use crate::error::DecodeError;
 ///
 /// When the text is no such time.
 pub fn parse(text: &str) -> Result<SystemTime, DecodeError> {
-    if let Ok(timestamp) = text.parse::<Timestamp>() {
-        return Ok(timestamp.into());
+    let refused = |reason: &dyn fmt::Display| {
+        DecodeError::new(format!("{text:?} is no ISO 8601 time: {reason}"))
+    };
+    let pieces = Pieces::parse(text).map_err(|error| refused(&error))?;
+    if pieces.time_zone_annotation().is_some() {
+        return Err(refused(&"it names a time zone, not an offset"));
     }
-    text.parse::<civil::DateTime>()
-        .and_then(|naive| TimeZone::UTC.to_timestamp(naive))
-        .map(SystemTime::from)
-        .map_err(|error| DecodeError::new(format!("{text:?} is no ISO 8601 time: {error}")))
+    let local = pieces
+        .date()
+        .to_datetime(pieces.time().unwrap_or(Time::midnight()));
+    let offset = pieces.to_numeric_offset().unwrap_or(Offset::UTC);
+    let since_epoch =
+        local.duration_since(EPOCH) - SignedDuration::from_secs(offset.seconds().into());
+    let distance = since_epoch.unsigned_abs();
+    let time = if since_epoch.is_negative() {
+        UNIX_EPOCH.checked_sub(distance)
+    } else {
+        UNIX_EPOCH.checked_add(distance)
+    };
+    time.ok_or_else(|| refused(&"this system's clock does not reach it"))
 }
 
 /// Writes a time in UTC: `YYYY-MM-DDTHH:MM:SS[.ffffff]+00:00`, with
@@ -42,22 +57,36 @@ pub fn parse(text: &str) -> Result<SystemTime, DecodeError> {
 /// Times outside of the years 1 to 9999 are written as the nearest one inside,
 /// because Python has no others.
 pub fn format(time: SystemTime) -> String {
-    let time = civil_utc(time).clamp(
-        civil::date(1, 1, 1).at(0, 0, 0, 0),
-        civil::date(9999, 12, 31).at(23, 59, 59, 999_999_000),
-    );
+    let time = civil(time).clamp(FIRST, LAST);
     let micros = time.subsec_nanosecond() / 1000;
-    match micros {
-        0 => format!("{}+00:00", time.strftime("%Y-%m-%dT%H:%M:%S")),
-        _ => format!("{}.{micros:06}+00:00", time.strftime("%Y-%m-%dT%H:%M:%S")),
+    let mut text = format!(
+        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}",
+        time.year(),
+        time.month(),
+        time.day(),
+        time.hour(),
+        time.minute(),
+        time.second()
+    );
+    if micros > 0 {
+        text.push_str(&format!(".{micros:06}"));
+    }
+    text.push_str("+00:00");
+    text
+}
+
+/// Not through jiff's `Timestamp`, which ends before Python's last day does.
+fn civil(time: SystemTime) -> DateTime {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => EPOCH.checked_add(after).unwrap_or(DateTime::MAX),
+        Err(before) => EPOCH
+            .checked_sub(before.duration())
+            .unwrap_or(DateTime::MIN),
     }
 }
 
-fn civil_utc(time: SystemTime) -> civil::DateTime {
-    let timestamp = Timestamp::try_from(time).unwrap_or(if time < SystemTime::UNIX_EPOCH {
-        Timestamp::MIN
-    } else {
-        Timestamp::MAX
-    });
-    TimeZone::UTC.to_datetime(timestamp)
-}
+const EPOCH: DateTime = DateTime::constant(1970, 1, 1, 0, 0, 0, 0);
+
+/// Python's `datetime.min` and `datetime.max`.
+const FIRST: DateTime = DateTime::constant(1, 1, 1, 0, 0, 0, 0);
+const LAST: DateTime = DateTime::constant(9999, 12, 31, 23, 59, 59, 999_999_000);

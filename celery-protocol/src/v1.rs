@@ -5,8 +5,9 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-use crate::body::{self, Body, Embed};
+use crate::body::{self, Body};
 use crate::codec::Serializer;
+use crate::embed::Embed;
 use crate::error::{DecodeError, EncodeError};
 use crate::headers::Headers;
 use crate::raw::Raw;

@@ -3,7 +3,7 @@
 mod handlers;
 mod tasks;
 
-use celery::{App, AsyncResult, Client, SendError, Value};
+use celery::{App, AsyncResult, Client, Map, SendError, Value};
 use tasks::Number::{Float, Int};
 
 #[tokio::main]
@@ -41,7 +41,7 @@ async fn send(client: &Client) -> Result<Vec<(&'static str, AsyncResult<Value>)>
     let zero = client.send(tasks::DIVIDE, (Int(1), Int(0))).await?;
     let retry = client.send(tasks::RETRY, (2,)).await?;
     let fail = client.send(tasks::FAIL, ("as asked".to_owned(),)).await?;
-    let by_name = client.send_by_name("tasks.echo", ("hello",), [("to", "world")]).await;
+    let by_name = client.send_by_name("tasks.echo", ("hello",), Map::from([("to", "world")])).await;
 
     let untyped = |id: &str| client.result::<Value>(id);
     Ok(vec![

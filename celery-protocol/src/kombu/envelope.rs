@@ -170,7 +170,7 @@ pub fn decode(raw: &Bytes) -> Result<Message, DecodeError> {
         body_encoding,
     } = envelope.properties;
     properties.content_type = content_type(envelope.content_type);
-    properties.content_encoding = content_encoding(envelope.content_encoding);
+    properties.content_encoding = content_encoding(envelope.content_encoding.as_ref());
     Ok(Message {
         headers,
         properties,
@@ -271,8 +271,8 @@ fn content_type(found: Option<Text<'_>>) -> Cow<'static, str> {
     }
 }
 
-fn content_encoding(found: Option<Text<'_>>) -> Cow<'static, str> {
-    match found.as_ref().map(|Text(found)| &**found) {
+fn content_encoding(found: Option<&Text<'_>>) -> Cow<'static, str> {
+    match found.map(|Text(found)| &**found) {
         None | Some("utf-8") => Cow::Borrowed("utf-8"),
         Some("binary") => Cow::Borrowed("binary"),
         Some(other) => Cow::Owned(other.to_owned()),
@@ -282,8 +282,9 @@ fn content_encoding(found: Option<Text<'_>>) -> Cow<'static, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::body::{Embed, encode_body};
+    use crate::body::encode_body;
     use crate::codec::Accept;
+    use crate::embed::Embed;
     use crate::task_headers::TaskHeaders;
 
     const ROUTE: Route<'_> = Route {

@@ -116,6 +116,12 @@ impl<K: Into<Value>, V: Into<Value>> FromIterator<(K, V)> for Map {
     }
 }
 
+impl<K: Into<Value>, V: Into<Value>, const N: usize> From<[(K, V); N]> for Map {
+    fn from(entries: [(K, V); N]) -> Self {
+        entries.into_iter().collect()
+    }
+}
+
 impl<K: Into<Value>, V: Into<Value>> Extend<(K, V)> for Map {
     fn extend<I: IntoIterator<Item = (K, V)>>(&mut self, entries: I) {
         for (key, value) in entries {

@@ -69,15 +69,17 @@ proptest! {
 
             // Put into any serializer, they say the same.
             for target in serializers() {
+                let mut expected = value.clone();
+                if target != Serializer::Json {
+                    expected = expected.into_iter().map(without_types).collect();
+                }
+                let fits = |v: &Value| without_big_integers(v.clone()) == *v;
+                if target == Serializer::MsgPack && !expected.iter().all(fits) {
+                    prop_assert!(target.encode(&elements.as_slice()).is_err());
+                    continue;
+                }
                 let bytes = target.encode(&elements.as_slice()).unwrap();
                 let read: Vec<Value> = target.decode(&bytes).unwrap();
-                let expected: Vec<Value> = match target {
-                    Serializer::Json => value.clone(),
-                    _ if value.iter().any(|v| without_types(v.clone()) != *v) => continue,
-                    Serializer::MsgPack
-                        if value.iter().any(|v| without_big_integers(v.clone()) != *v) => continue,
-                    _ => value.clone(),
-                };
                 prop_assert_eq!(&read, &expected);
             }
         }

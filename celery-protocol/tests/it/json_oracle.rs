@@ -14,9 +14,8 @@ fn json() -> impl Strategy<Value = serde_json::Value> {
         any::<bool>().prop_map(Json::from),
         any::<i64>().prop_map(Json::from),
         any::<u64>().prop_map(Json::from),
-        any::<f64>()
-            .prop_filter("finite", |f| f.is_finite())
-            .prop_map(Json::from),
+        // By default the oracle rounds longer floats wrongly.
+        any::<i32>().prop_map(|n| Json::from(f64::from(n) / 64.0)),
         values::text().prop_map(Json::from),
     ];
     scalar.prop_recursive(5, 48, 8, |inner| {

@@ -58,7 +58,7 @@ fn recorded_messages() -> Vec<Json> {
         cases.push(case(
             &format!("{} passed on", fixture.name),
             &message,
-            expect.clone(),
+            &expect,
         ));
 
         let Ok(payload) = message.payload(&Accept::of(ALL), LIMIT) else {
@@ -74,13 +74,13 @@ fn recorded_messages() -> Vec<Json> {
         cases.push(case(
             &format!("{} built again", fixture.name),
             &again,
-            expect,
+            &expect,
         ));
     }
     cases
 }
 
-fn case(name: &str, message: &Message, expect: Json) -> Json {
+fn case(name: &str, message: &Message, expect: &Json) -> Json {
     let envelope = written_envelope(message);
     let envelope = std::str::from_utf8(&envelope).expect("an envelope is a text");
     json!({"name": name, "envelope": envelope, "expect": expect})
@@ -99,13 +99,13 @@ fn recorded_results() -> Vec<Json> {
             &fixture.name,
             fixture.serializer(),
             &again,
-            expect,
+            &expect,
         ));
     }
     cases
 }
 
-fn result_case(name: &str, serializer: Serializer, bytes: &[u8], expect: Json) -> Json {
+fn result_case(name: &str, serializer: Serializer, bytes: &[u8], expect: &Json) -> Json {
     json!({
         "name": name,
         "serializer": serializer.name(),
@@ -147,7 +147,7 @@ fn new_messages() -> Vec<Json> {
                 "embed": {"callbacks": [plain("tasks.mul")], "errbacks": null, "chain": null,
                           "chord": plain("tasks.xsum")},
             });
-            let mut new = case(&name, &message, expect);
+            let mut new = case(&name, &message, &expect);
             new["at_least"] = json!(["headers"]);
             cases.push(new);
         }
@@ -196,7 +196,7 @@ fn new_v1(serializer: Serializer) -> Json {
         "protocol": 1, "args": tag(&arguments()), "kwargs": tag(&keywords()),
         "task": {"task": "tasks.add", "id": "id-1", "timelimit": [30, null], "utc": true, "taskset": null},
     });
-    let mut new = case(&format!("new v1 {}", serializer.name()), &message, expect);
+    let mut new = case(&format!("new v1 {}", serializer.name()), &message, &expect);
     new["at_least"] = json!(["task"]);
     new
 }
@@ -222,7 +222,7 @@ fn new_results() -> Vec<Json> {
             .unwrap();
         let expect = json!({"exception": "ValueError"});
         let name = format!("new failure {}", serializer.name());
-        cases.push(result_case(&name, serializer, &failed, expect));
+        cases.push(result_case(&name, serializer, &failed, &expect));
 
         let result = Raw::from_value(arguments());
         let document = ResultDocument::new("id-1", State::Success, result)
@@ -233,13 +233,13 @@ fn new_results() -> Vec<Json> {
             "date_done": null, "task_id": "id-1",
         }});
         let name = format!("new success {}", serializer.name());
-        cases.push(result_case(&name, serializer, &document, expect.clone()));
+        cases.push(result_case(&name, serializer, &document, &expect));
         for compression in Compression::all() {
             let Ok(stored) = compress_document(compression, &document) else {
                 continue;
             };
             let name = format!("{name} {compression:?}");
-            cases.push(result_case(&name, serializer, &stored, expect.clone()));
+            cases.push(result_case(&name, serializer, &stored, &expect));
         }
     }
     cases

@@ -32,6 +32,7 @@ fn every_form_of_the_field_is_read() {
 fn bad_times_are_an_error_that_names_them() {
     for text in [
         "",
+        "2030-01-02T03:04:05[Europe/Berlin]",
         "tomorrow",
         "2030-13-01T00:00:00",
         "1893553445",
@@ -40,6 +41,16 @@ fn bad_times_are_an_error_that_names_them() {
     ] {
         let error = time::parse(text).unwrap_err();
         assert!(error.to_string().contains(&format!("{text:?}")), "{error}");
+    }
+}
+
+#[test]
+fn the_first_and_last_time_of_python_are_kept() {
+    for text in [
+        "0001-01-01T00:00:00+00:00",
+        "9999-12-31T23:59:59.999999+00:00",
+    ] {
+        assert_eq!(time::format(time::parse(text).unwrap()), text);
     }
 }
 

@@ -249,12 +249,12 @@ mod tests {
             queue: Some("asked".to_owned()),
             ..CallOptions::default()
         };
-        let none = CallOptions::default();
+        let (none, plain) = (CallOptions::default(), Config::new());
         let key = |config, queue, options| sent(config, queue, options).routing_key;
         assert_eq!(key(&routed, Some("declared"), &asked), "asked");
         assert_eq!(key(&routed, Some("declared"), &none), "routed");
-        assert_eq!(key(&Config::new(), Some("declared"), &none), "declared");
-        assert_eq!(key(&Config::new(), None, &none), "celery");
+        assert_eq!(key(&plain, Some("declared"), &none), "declared");
+        assert_eq!(key(&plain, None, &none), "celery");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::backend::ResultBackend;
 use crate::backoff::Backoff;
-use crate::error::ServiceError;
+use crate::error::{ServiceError, ServiceErrorKind};
 
 /// The result of a task that was sent: now, later, or never.
 ///
@@ -182,8 +182,7 @@ impl<R> AsyncResult<R> {
     pub async fn document(&self) -> Result<Option<ResultDocument<'static>>, ResultError> {
         let backend = self.backend()?;
         let ids = [self.id.clone()];
-        let fetch = self.reader.insist(|| backend.fetch(&ids));
-        let mut documents = fetch.await?;
+        let mut documents = self.reader.ask("read", || backend.fetch(&ids)).await?;
         Ok(documents.pop().flatten())
     }
 
@@ -199,7 +198,7 @@ impl<R> AsyncResult<R> {
     pub async fn forget(&self) -> Result<(), ResultError> {
         let backend = self.backend()?;
         let ids = [self.id.clone()];
-        self.reader.insist(|| backend.forget(&ids)).await?;
+        self.reader.ask("forget", || backend.forget(&ids)).await?;
         Ok(())
     }
 
@@ -273,10 +272,29 @@ impl<R: DeserializeOwned> AsyncResult<R> {
     }
 }
 
+/// A server that accepts connections only to end them does not count as there.
+const CONNECTED_FOR_A_WHILE: Duration = Duration::from_secs(1);
+
 impl Reader {
+    /// A call that answers at once when the backend is there: bounded by the
+    /// deadline in all.
+    async fn ask<'a, T, F>(
+        &self,
+        operation: &'static str,
+        call: impl FnMut() -> F,
+    ) -> Result<T, ServiceError>
+    where
+        F: Future<Output = Result<T, ServiceError>> + 'a,
+    {
+        match tokio::time::timeout(self.deadline, self.insist(call)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(ServiceError::no_answer(operation, "results", self.deadline)),
+        }
+    }
+
     /// Repeats what failed for a passing reason, until the backend has been
-    /// away for the deadline. Each success or new wait starts it afresh; a
-    /// call that never answers is bounded by the backend itself.
+    /// away for the deadline. A wait that lost its connection after a while
+    /// had one until then, and starts the time afresh.
     async fn insist<'a, T, F>(&self, mut call: impl FnMut() -> F) -> Result<T, ServiceError>
     where
         F: Future<Output = Result<T, ServiceError>> + 'a,
@@ -290,9 +308,9 @@ impl Reader {
                 Err(error) if !error.is_transient() => return Err(error),
                 Err(error) => error,
             };
-            // A wait that held for long was connected all that time.
-            if begun.elapsed() > self.deadline {
-                away_since = None;
+            let held = begun.elapsed() > CONNECTED_FOR_A_WHILE;
+            if held && error.kind() == ServiceErrorKind::Disconnected {
+                away_since = Some(Instant::now());
                 attempt = 0;
             }
             let since = *away_since.get_or_insert(begun);

@@ -79,7 +79,7 @@ impl Faults {
     pub(super) async fn broken(&self, operation: &'static str) -> ServiceError {
         let mut down_now = self.inner.down.subscribe();
         let _ = down_now.wait_for(|down| *down).await;
-        down(operation)
+        ServiceError::new(ServiceErrorKind::Disconnected, operation, "memory", "it went down")
     }
 
     fn planned(&self) -> MutexGuard<'_, VecDeque<(&'static str, ServiceErrorKind)>> {

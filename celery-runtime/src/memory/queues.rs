@@ -56,9 +56,12 @@ impl Queues {
         let mut taken = Vec::new();
         for priority in 0..PRIORITIES {
             let mut found = true;
-            while found && taken.len() < max {
+            while found {
                 found = false;
-                for queue in queues.iter().take(max - taken.len()) {
+                for queue in queues {
+                    if taken.len() == max {
+                        return taken;
+                    }
                     let lists = self.queues.get_mut(queue);
                     let Some(stored) = lists.and_then(|lists| lists[priority].pop_front()) else {
                         continue;

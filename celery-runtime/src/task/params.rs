@@ -339,14 +339,14 @@ fn plural(count: usize) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use celery_protocol::Body;
+
     use super::*;
 
     fn call(params: &[&str], args: &str, kwargs: &str) -> Result<Vec<Value>, String> {
         let params = Params::parse("tasks.add", params).unwrap();
-        let arguments = Arguments {
-            positional: Raw::json(args).elements().unwrap(),
-            keyword: Raw::json(kwargs).entries().unwrap(),
-        };
+        let body = Body::new(Raw::json(args), Raw::json(kwargs));
+        let arguments = body.arguments().unwrap();
         let mut bound = params.bind(arguments).map_err(|error| error.to_string())?;
         let count = params.named.len() + usize::from(params.rest) + usize::from(params.keywords);
         (0..count)
@@ -398,10 +398,8 @@ mod tests {
     #[test]
     fn a_bound_task_counts_self() {
         let params = Params::parse("tasks.add", ["x"]).unwrap().bound();
-        let arguments = Arguments {
-            positional: Raw::json("[1, 2]").elements().unwrap(),
-            keyword: Raw::json("{}").entries().unwrap(),
-        };
+        let body = Body::new(Raw::json("[1, 2]"), Raw::json("{}"));
+        let arguments = body.arguments().unwrap();
         assert_eq!(
             params.bind(arguments).unwrap_err().to_string(),
             "add() takes 2 positional arguments but 3 were given"

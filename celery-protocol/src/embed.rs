@@ -1,0 +1,194 @@
+//! What happens after a task: callbacks, errbacks, chain and chord.
+
+use std::borrow::Cow;
+
+use serde::ser::{Serialize, SerializeMap, Serializer as SerdeSerializer};
+
+use crate::error::DecodeError;
+use crate::raw::Raw;
+use crate::signature::Signature;
+
+/// What happens after a task, as it travels with the task.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Embed<'a> {
+    /// Sent with the result when the task succeeds: an array of signatures.
+    pub callbacks: Option<Raw<'a>>,
+    /// Called when the task fails: an array of signatures.
+    pub errbacks: Option<Raw<'a>>,
+    /// The rest of the chain, an array of signatures **in reverse**: the last
+    /// element is the next step.
+    pub chain: Option<Raw<'a>>,
+    /// The body of the chord whose header this task belongs to: one signature.
+    pub chord: Option<Raw<'a>>,
+    /// Entries that Celery does not define.
+    pub extra: Vec<(Cow<'a, str>, Raw<'a>)>,
+}
+
+impl<'a> Embed<'a> {
+    /// Finds the parts of an embed; null is an empty one.
+    ///
+    /// # Errors
+    ///
+    /// When it is not a map with text keys.
+    pub fn read(raw: &Raw<'a>) -> Result<Self, DecodeError> {
+        let mut embed = Self::default();
+        if raw.is_null() {
+            return Ok(embed);
+        }
+        for (name, value) in raw.entries()? {
+            embed.put(name, value);
+        }
+        Ok(embed)
+    }
+
+    fn put(&mut self, name: Cow<'a, str>, value: Raw<'a>) {
+        match self.slot(&name) {
+            Some(slot) => *slot = Some(value).filter(|value| !value.is_null()),
+            None => self.extra.push((name, value)),
+        }
+    }
+
+    /// The place of one of the four entries that Celery defines.
+    pub(crate) fn slot(&mut self, name: &str) -> Option<&mut Option<Raw<'a>>> {
+        match name {
+            "callbacks" => Some(&mut self.callbacks),
+            "errbacks" => Some(&mut self.errbacks),
+            "chain" => Some(&mut self.chain),
+            "chord" => Some(&mut self.chord),
+            _ => None,
+        }
+    }
+
+    /// Whether nothing happens after the task.
+    pub fn is_empty(&self) -> bool {
+        let slots = [&self.callbacks, &self.errbacks, &self.chain, &self.chord];
+        slots.iter().all(|slot| slot.is_none()) && self.extra.is_empty()
+    }
+
+    /// The signatures to send when the task succeeds.
+    ///
+    /// # Errors
+    ///
+    /// When the entry does not hold signatures.
+    pub fn callbacks(&self) -> Result<Vec<Signature<'a>>, DecodeError> {
+        signatures(self.callbacks.as_ref(), "embed.callbacks")
+    }
+
+    /// The signatures to call when the task fails.
+    ///
+    /// # Errors
+    ///
+    /// When the entry does not hold signatures.
+    pub fn errbacks(&self) -> Result<Vec<Signature<'a>>, DecodeError> {
+        signatures(self.errbacks.as_ref(), "embed.errbacks")
+    }
+
+    /// The rest of the chain as it lies in the message: **the last element is
+    /// the next step**.
+    ///
+    /// # Errors
+    ///
+    /// When the entry does not hold signatures.
+    pub fn chain(&self) -> Result<Vec<Signature<'a>>, DecodeError> {
+        signatures(self.chain.as_ref(), "embed.chain")
+    }
+
+    /// The body of the chord.
+    ///
+    /// # Errors
+    ///
+    /// When the entry does not hold a signature.
+    pub fn chord(&self) -> Result<Option<Signature<'a>>, DecodeError> {
+        let Some(raw) = &self.chord else {
+            return Ok(None);
+        };
+        let signature = Signature::read(raw);
+        signature
+            .map(Some)
+            .map_err(|error| error.in_field("embed.chord"))
+    }
+
+    /// The same embed without borrows.
+    pub fn into_owned(self) -> Embed<'static> {
+        let own = |(name, value): (Cow<'_, str>, Raw<'_>)| {
+            (Cow::Owned(name.into_owned()), value.into_owned())
+        };
+        Embed {
+            callbacks: self.callbacks.map(Raw::into_owned),
+            errbacks: self.errbacks.map(Raw::into_owned),
+            chain: self.chain.map(Raw::into_owned),
+            chord: self.chord.map(Raw::into_owned),
+            extra: self.extra.into_iter().map(own).collect(),
+        }
+    }
+}
+
+impl Serialize for Embed<'_> {
+    fn serialize<S: SerdeSerializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(4 + self.extra.len()))?;
+        map.serialize_entry("callbacks", &self.callbacks)?;
+        map.serialize_entry("errbacks", &self.errbacks)?;
+        map.serialize_entry("chain", &self.chain)?;
+        map.serialize_entry("chord", &self.chord)?;
+        for (name, value) in &self.extra {
+            map.serialize_entry(name, value)?;
+        }
+        map.end()
+    }
+}
+
+/// Signatures one level deep. Celery writes an array; one signature alone is
+/// taken as an array of one, as Celery's `maybe_list` does.
+fn signatures<'a>(slot: Option<&Raw<'a>>, field: &str) -> Result<Vec<Signature<'a>>, DecodeError> {
+    let Some(raw) = slot else {
+        return Ok(Vec::new());
+    };
+    let Ok(elements) = raw.elements() else {
+        let alone = Signature::read(raw).map_err(|error| error.in_field(field))?;
+        return Ok(vec![alone]);
+    };
+    let read = |(place, raw): (usize, &Raw<'a>)| {
+        let place = format!("{field}[{place}]");
+        Signature::read(raw).map_err(|error| error.in_field(place))
+    };
+    elements.iter().enumerate().map(read).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::Serializer;
+    use crate::value::Value;
+
+    #[test]
+    fn unknown_entries_survive() {
+        let embed = Embed::read(&Raw::json(r#"{"mine":1,"chain":[]}"#)).unwrap();
+        let written = Serializer::Json.encode(&embed).unwrap();
+        let again: Value = Serializer::Json.decode(&written).unwrap();
+        assert_eq!(again.get("mine"), Some(&Value::Int(1)));
+        assert_eq!(again.get("chain"), Some(&Value::Array(vec![])));
+    }
+
+    #[test]
+    fn lone_signature_is_a_list_of_one() {
+        let embed = Embed::read(&Raw::json(r#"{"callbacks":{"task":"t"}}"#)).unwrap();
+        assert_eq!(embed.callbacks().unwrap()[0].task, "t");
+    }
+
+    #[test]
+    fn hostile_signatures_name_their_place() {
+        let text = r#"{"chain":[{"task":"t"},{}],"chord":5,"errbacks":"x"}"#;
+        let embed = Embed::read(&Raw::json(text)).unwrap();
+        let field = |error: DecodeError| error.field().map(str::to_owned);
+        let chain = field(embed.chain().unwrap_err());
+        assert_eq!(chain.as_deref(), Some("embed.chain[1].task"));
+        assert_eq!(
+            field(embed.chord().unwrap_err()).as_deref(),
+            Some("embed.chord")
+        );
+        assert_eq!(
+            field(embed.errbacks().unwrap_err()).as_deref(),
+            Some("embed.errbacks")
+        );
+    }
+}

@@ -1,0 +1,169 @@
+//! Reading headers: one loop over what is there.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+
+use super::{Header, TaskHeaders};
+use crate::error::DecodeError;
+use crate::raw::Raw;
+use crate::text::Text;
+
+/// A mapping read as headers, before it is known to be a task's.
+#[derive(Debug)]
+pub(crate) struct Found<'a> {
+    pub(crate) headers: TaskHeaders<'a>,
+    pub(super) has_task: bool,
+    pub(super) has_id: bool,
+}
+
+impl<'a> Found<'a> {
+    /// The headers of a task; `None` when `task` is missing.
+    pub(crate) fn task(self) -> Result<Option<TaskHeaders<'a>>, DecodeError> {
+        match (self.has_task, self.has_id) {
+            (true, true) => Ok(Some(self.headers)),
+            (false, _) => Ok(None),
+            (true, false) => Err(DecodeError::new("a task message must have one").in_field("id")),
+        }
+    }
+
+    /// Takes one header from the message.
+    fn take<'de: 'a, A: MapAccess<'de>>(
+        &mut self,
+        header: Header,
+        map: &mut A,
+    ) -> Result<(), A::Error> {
+        let headers = &mut self.headers;
+        match header {
+            Header::Lang => headers.lang = optional_text(map)?.unwrap_or_default(),
+            Header::Task => {
+                headers.task = text(map)?;
+                self.has_task = true;
+            }
+            Header::Id => {
+                headers.id = text(map)?;
+                self.has_id = true;
+            }
+            Header::Shadow => headers.shadow = optional_text(map)?,
+            Header::Eta => headers.eta = optional_text(map)?,
+            Header::Expires => headers.expires = optional_text(map)?,
+            Header::Group => headers.group = optional_text(map)?,
+            Header::GroupIndex => headers.group_index = map.next_value()?,
+            Header::Retries => headers.retries = optional(map)?,
+            Header::TimeLimit => headers.timelimit = map.next_value()?,
+            Header::RootId => headers.root_id = optional_text(map)?,
+            Header::ParentId => headers.parent_id = optional_text(map)?,
+            Header::ArgsRepr => headers.argsrepr = display_text(map)?,
+            Header::KwargsRepr => headers.kwargsrepr = display_text(map)?,
+            Header::Origin => headers.origin = optional_text(map)?,
+            Header::IgnoreResult => headers.ignore_result = map.next_value()?,
+            Header::ReplacedTaskNesting => headers.replaced_task_nesting = optional(map)?,
+            Header::StampedHeaders => headers.stamped_headers = map.next_value()?,
+            Header::Stamps => headers.stamps = map.next_value()?,
+            Header::Compression => headers.compression = optional_text(map)?,
+        }
+        Ok(())
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Found<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(FoundVisitor)
+    }
+}
+
+struct FoundVisitor;
+
+impl<'de> Visitor<'de> for FoundVisitor {
+    type Value = Found<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a mapping of headers")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut found = Found {
+            headers: TaskHeaders::unset(),
+            has_task: false,
+            has_id: false,
+        };
+        let mut place = 0;
+        while let Some(Text(name)) = map.next_key()? {
+            match Header::named_near(&name, place) {
+                Some(header) => {
+                    found.take(header, &mut map)?;
+                    place = header as usize + 1;
+                }
+                None => {
+                    let value = map.next_value()?;
+                    found.headers.extra.push((name, value));
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Cow<'de, str>, A::Error> {
+    let Text(text) = map.next_value()?;
+    Ok(text)
+}
+
+fn optional_text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Option<Cow<'de, str>>, A::Error> {
+    let text: Option<Text<'de>> = map.next_value()?;
+    Ok(text.map(|Text(text)| text))
+}
+
+/// A text that is only shown. Python copies the lone surrogates of arguments
+/// into it; what cannot be read counts as absent, so that the task still can.
+fn display_text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Option<Cow<'de, str>>, A::Error> {
+    let raw: Raw<'de> = map.next_value()?;
+    let text = raw.decode::<Option<Text<'de>>>().unwrap_or_default();
+    Ok(text.map(|Text(text)| text))
+}
+
+/// A number for which other senders write null: rusty-celery's `retries`.
+fn optional<'de, A: MapAccess<'de>>(map: &mut A) -> Result<u32, A::Error> {
+    let number: Option<u32> = map.next_value()?;
+    Ok(number.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::Serializer;
+
+    #[test]
+    fn nulls_are_read_as_unset() {
+        let json = br#"{"task":"t","id":"i","lang":null,"retries":null,"timelimit":null,
+            "replaced_task_nesting":null,"stamps":null,"ignore_result":null,"eta":null}"#;
+        let headers: TaskHeaders<'_> = Serializer::Json.decode(json).unwrap();
+        let mut expected = TaskHeaders::new("t", "i");
+        expected.lang = "".into();
+        expected.root_id = None;
+        assert_eq!(headers, expected);
+    }
+
+    #[test]
+    fn names_are_found_in_any_order() {
+        let json = br#"{"retries":3,"id":"i","mine":{"a":[1]},"lang":"py","task":"t"}"#;
+        let headers: TaskHeaders<'_> = Serializer::Json.decode(json).unwrap();
+        assert_eq!(
+            (&*headers.task, &*headers.id, headers.retries),
+            ("t", "i", 3)
+        );
+        assert_eq!(
+            headers.extra("mine").unwrap().as_json(),
+            Some(r#"{"a":[1]}"#)
+        );
+        assert!(matches!(headers.task, Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn unreadable_representation_counts_as_absent() {
+        let json = br#"{"task":"t","id":"i","argsrepr":"['\ud800']","kwargsrepr":5}"#;
+        let headers: TaskHeaders<'_> = Serializer::Json.decode(json).unwrap();
+        assert_eq!((headers.argsrepr, headers.kwargsrepr), (None, None));
+    }
+}

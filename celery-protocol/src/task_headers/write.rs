@@ -1,0 +1,100 @@
+//! Writing headers: one field per name of the table.
+
+use std::borrow::Cow;
+
+use serde::ser::{Serialize, SerializeMap, Serializer as SerdeSerializer};
+
+use super::{Header, TABLE, TaskHeaders, TimeLimits};
+use crate::raw::Raw;
+
+/// What is written under one header.
+#[derive(Clone, Copy)]
+pub(crate) enum Field<'b> {
+    Null,
+    Text(&'b str),
+    Integer(i64),
+    Flag(bool),
+    Limits(TimeLimits),
+    Raw(&'b Raw<'b>),
+    EmptyMap,
+}
+
+impl<'b> Field<'b> {
+    fn text(text: &'b Option<Cow<'_, str>>) -> Self {
+        text.as_deref().map_or(Self::Null, Self::Text)
+    }
+}
+
+impl Serialize for Field<'_> {
+    fn serialize<S: SerdeSerializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Null => serializer.serialize_none(),
+            Self::Text(text) => serializer.serialize_str(text),
+            Self::Integer(integer) => serializer.serialize_i64(*integer),
+            Self::Flag(flag) => serializer.serialize_bool(*flag),
+            Self::Limits(limits) => limits.serialize(serializer),
+            Self::Raw(raw) => raw.serialize(serializer),
+            Self::EmptyMap => serializer.serialize_map(Some(0))?.end(),
+        }
+    }
+}
+
+impl TaskHeaders<'_> {
+    /// The headers of Celery's own that are written, in their order.
+    pub(crate) fn written(&self) -> impl Iterator<Item = (&'static str, Field<'_>)> {
+        let compressed = self.compression.is_some();
+        let unset = move |header| header == Header::Compression && !compressed;
+        TABLE
+            .iter()
+            .filter(move |(_, header)| !unset(*header))
+            .map(|(name, header)| (*name, self.field(*header)))
+    }
+
+    pub(crate) fn field(&self, header: Header) -> Field<'_> {
+        match header {
+            Header::Lang => Field::Text(&self.lang),
+            Header::Task => Field::Text(&self.task),
+            Header::Id => Field::Text(&self.id),
+            Header::Shadow => Field::text(&self.shadow),
+            Header::Eta => Field::text(&self.eta),
+            Header::Expires => Field::text(&self.expires),
+            Header::Group => Field::text(&self.group),
+            Header::GroupIndex => self.group_index.map_or(Field::Null, Field::Integer),
+            Header::Retries => Field::Integer(self.retries.into()),
+            Header::TimeLimit => Field::Limits(self.timelimit),
+            Header::RootId => Field::text(&self.root_id),
+            Header::ParentId => Field::text(&self.parent_id),
+            Header::ArgsRepr => Field::text(&self.argsrepr),
+            Header::KwargsRepr => Field::text(&self.kwargsrepr),
+            Header::Origin => Field::text(&self.origin),
+            Header::IgnoreResult => self.ignore_result.map_or(Field::Null, Field::Flag),
+            Header::ReplacedTaskNesting => Field::Integer(self.replaced_task_nesting.into()),
+            Header::StampedHeaders => self
+                .stamped_headers
+                .as_ref()
+                .map_or(Field::Null, Field::Raw),
+            Header::Stamps => self.stamps.as_ref().map_or(Field::EmptyMap, Field::Raw),
+            Header::Compression => Field::text(&self.compression),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::Serializer;
+
+    #[test]
+    fn new_headers_are_written_as_python_writes_them() {
+        let headers = TaskHeaders::new("tasks.add", "id-1");
+        let json = Serializer::Json.encode(&headers).unwrap();
+        let expected = concat!(
+            r#"{"lang":"rust","task":"tasks.add","id":"id-1","shadow":null,"eta":null,"#,
+            r#""expires":null,"group":null,"group_index":null,"retries":0,"#,
+            r#""timelimit":[null,null],"root_id":"id-1","parent_id":null,"argsrepr":null,"#,
+            r#""kwargsrepr":null,"origin":null,"ignore_result":null,"#,
+            r#""replaced_task_nesting":0,"stamped_headers":null,"stamps":{}}"#,
+        );
+        assert_eq!(String::from_utf8(json).unwrap(), expected);
+    }
+}

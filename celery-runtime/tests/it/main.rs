@@ -1,0 +1,13 @@
+//! Worker and client on the in-memory broker, with tokio's clock paused.
+
+mod support;
+
+mod limits;
+mod links;
+mod memory;
+mod outages;
+mod results;
+mod retries;
+mod shutdown;
+mod unknown;
+mod worker;

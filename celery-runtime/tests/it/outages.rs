@@ -1,0 +1,154 @@
+//! A broker or backend that goes away and comes back.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use celery_runtime::{
+    Config, LinkEvent, ServiceErrorKind, Task, TaskError, Tasks, WorkerError,
+};
+
+use crate::support::{Running, Setup, within};
+
+const LATE: Task<(u32,), u32> = Task::new("tasks.late").params(&["number"]).acks_late();
+
+fn counting(runs: &Arc<AtomicU32>) -> Tasks {
+    let runs = Arc::clone(runs);
+    Tasks::new().with(LATE, move |number: u32| {
+        runs.fetch_add(1, Ordering::SeqCst);
+        async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Ok::<_, TaskError>(number)
+        }
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_worker_resumes_after_each_of_twenty_outages() {
+    let runs = Arc::default();
+    let setup = Setup::new();
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&events);
+    let worker = setup.app.worker(counting(&runs)).concurrency(4).on_link(move |event| {
+        log.lock().unwrap().push(matches!(event, LinkEvent::Connected));
+    });
+    let _worker = Running::start(worker);
+    for _ in 0..20 {
+        let results = setup.client().apply_all((0..10).map(|number| LATE.s((number,)))).await;
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        setup.broker.faults().go_down();
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        setup.broker.faults().come_back();
+        for result in results {
+            within(10, result.unwrap().get()).await.unwrap();
+        }
+    }
+    assert_eq!(setup.depth("celery").await, 0);
+    let events = events.lock().unwrap();
+    assert_eq!(events.iter().filter(|connected| **connected).count(), 21);
+}
+
+#[tokio::test(start_paused = true)]
+async fn results_are_kept_until_the_backend_is_back() {
+    let runs = Arc::default();
+    let setup = Setup::new();
+    let _worker = setup.start(counting(&runs));
+    setup.backend.faults().go_down();
+    let result = setup.client().send(LATE, (5,)).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(setup.broker.held(), 1, "not acknowledged without its result");
+    setup.backend.faults().come_back();
+    assert_eq!(within(5, result.get()).await.unwrap(), 5);
+    assert_eq!(runs.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_acknowledgement_runs_a_late_task_again_and_loses_none() {
+    let runs = Arc::default();
+    let setup = Setup::new();
+    let worker = setup.start(counting(&runs));
+    let results = setup.client().apply_all((0..8).map(|number| LATE.s((number,)))).await;
+    setup.broker.faults().fail_next("settle", ServiceErrorKind::Disconnected);
+    for result in results {
+        within(60, result.unwrap().get()).await.unwrap();
+    }
+    worker.stop().await.unwrap();
+    assert_eq!(setup.broker.held(), 0);
+    assert_eq!(setup.depth("celery").await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_early_task_starts_only_after_its_acknowledgement() {
+    const EARLY: Task<(), ()> = Task::new("tasks.early");
+    let runs = Arc::new(AtomicU32::new(0));
+    let counter = Arc::clone(&runs);
+    let tasks = Tasks::new().with(EARLY, move || {
+        counter.fetch_add(1, Ordering::SeqCst);
+        std::future::ready(Ok::<_, TaskError>(()))
+    });
+    let setup = Setup::new();
+    let _worker = setup.start(tasks);
+    for _ in 0..5 {
+        setup.broker.faults().fail_next("settle", ServiceErrorKind::Disconnected);
+    }
+    let result = setup.client().send(EARLY, ()).await.unwrap();
+    within(60, result.get()).await.unwrap();
+    assert_eq!(runs.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn sending_to_a_broker_that_is_away_fails_within_the_deadline_every_time() {
+    let setup = Setup::new();
+    setup.broker.faults().go_down();
+    for _ in 0..3 {
+        let before = setup.elapsed();
+        let error = setup.client().send(LATE, (1,)).await.unwrap_err();
+        assert!(error.is_transient());
+        assert!(error.to_string().contains("tasks.late"), "{error}");
+        assert!(setup.elapsed() - before <= 5.1);
+    }
+    setup.broker.faults().come_back();
+    setup.client().send(LATE, (1,)).await.unwrap();
+    setup.broker.faults().freeze();
+    let error = within(6, setup.client().send(LATE, (1,))).await.unwrap_err();
+    assert!(error.to_string().contains("no answer within 5s"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn reading_a_result_from_a_backend_that_is_away_fails_within_the_deadline() {
+    let setup = Setup::new();
+    let result = setup.client().send(LATE, (1,)).await.unwrap();
+    setup.backend.faults().go_down();
+    within(6, result.get()).await.unwrap_err();
+    within(6, result.state()).await.unwrap_err();
+    setup.backend.faults().come_back();
+    setup.backend.faults().freeze();
+    within(6, result.state()).await.unwrap_err();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiter_outlives_a_short_outage_of_the_backend() {
+    let runs = Arc::default();
+    let setup = Setup::new();
+    let result = setup.client().send(LATE, (1,)).await.unwrap();
+    let waiter = tokio::spawn(async move { result.get().await });
+    tokio::task::yield_now().await;
+    for _ in 0..3 {
+        setup.backend.faults().go_down();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        setup.backend.faults().come_back();
+        tokio::time::sleep(Duration::from_secs(3)).await;
+    }
+    let _worker = setup.start(counting(&runs));
+    assert_eq!(within(10, waiter).await.unwrap().unwrap(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_gives_up_when_told_how_often_to_try() {
+    let config = Config::new().set("broker_connection_max_retries", 3).unwrap();
+    let setup = Setup::with_config(config);
+    setup.broker.faults().go_down();
+    let worker = setup.start(counting(&Arc::default()));
+    let error = within(60, worker.ended()).await.unwrap_err();
+    assert!(matches!(error, WorkerError::Broker(_)), "{error}");
+}

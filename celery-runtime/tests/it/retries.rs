@@ -1,0 +1,112 @@
+//! Retries: asked for, automatic, exhausted.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use celery_protocol::State;
+use celery_runtime::{
+    AutoRetry, Context, ResultError, RetryBackoff, Task, TaskError, Tasks,
+};
+
+use crate::support::{Setup, within};
+
+#[derive(Debug, thiserror::Error)]
+#[error("flaky")]
+struct Flaky;
+
+fn text(error: ResultError) -> String {
+    match error {
+        ResultError::Task(failure) => failure.exception.to_string(),
+        other => panic!("{other}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_waits_and_keeps_the_id() {
+    const RETRY: Task<(u32,), u32> = Task::new("tasks.retry").params(&["times=1"]);
+    async fn retry(ctx: Context, times: u32) -> Result<u32, TaskError> {
+        if ctx.retries() < times {
+            return Err(TaskError::retry().after(Duration::from_secs(60)));
+        }
+        Ok(ctx.retries())
+    }
+    let setup = Setup::new();
+    let _worker = setup.start(Tasks::new().with(RETRY, retry));
+    let result = setup.client().send(RETRY, (3,)).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(result.state().await.unwrap(), State::Retry);
+    assert_eq!(result.get().await.unwrap(), 3);
+    assert_eq!(setup.elapsed().round() as u64, 180);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_retries_left_the_cause_is_the_failure() {
+    const ALWAYS: Task<(), ()> = Task::new("tasks.always")
+        .max_retries(2)
+        .retry_delay(Duration::from_secs(1));
+    let runs = Arc::new(AtomicU32::new(0));
+    let counter = Arc::clone(&runs);
+    let always = move || {
+        counter.fetch_add(1, Ordering::SeqCst);
+        std::future::ready(Err::<(), _>(TaskError::retry().because(Flaky)))
+    };
+    let setup = Setup::new();
+    let _worker = setup.start(Tasks::new().with(ALWAYS, always));
+    let result = setup.client().send(ALWAYS, ()).await.unwrap();
+    let error = within(60, result.get()).await.unwrap_err();
+    assert_eq!(text(error), "Flaky('flaky')");
+    assert_eq!(runs.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn chosen_errors_are_retried_with_backoff() {
+    const FLAKY: Task<(), u32> = Task::new("tasks.flaky").max_retries(5).autoretry(
+        AutoRetry::on::<Flaky>().backoff(RetryBackoff {
+            jitter: false,
+            ..RetryBackoff::new(2)
+        }),
+    );
+    async fn flaky(ctx: Context) -> Result<u32, TaskError> {
+        match ctx.retries() {
+            0..3 => Err(Flaky.into()),
+            retries => Ok(retries),
+        }
+    }
+    let setup = Setup::new();
+    let _worker = setup.start(Tasks::new().with(FLAKY, flaky));
+    let result = setup.client().send(FLAKY, ()).await.unwrap();
+    assert_eq!(result.get().await.unwrap(), 3);
+    // 2 + 4 + 8 seconds.
+    assert_eq!(setup.elapsed().round() as u64, 14);
+}
+
+#[tokio::test(start_paused = true)]
+async fn other_errors_are_not_retried() {
+    const PLAIN: Task<(), ()> = Task::new("tasks.plain").autoretry(AutoRetry::on::<Flaky>());
+    async fn plain() -> Result<(), TaskError> {
+        Err(TaskError::exception("KeyError", "k"))
+    }
+    let setup = Setup::new();
+    let _worker = setup.start(Tasks::new().with(PLAIN, plain));
+    let result = setup.client().send(PLAIN, ()).await.unwrap();
+    assert_eq!(text(within(5, result.get()).await.unwrap_err()), "KeyError('k')");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retried_message_keeps_headers_and_gets_a_parent() {
+    const ONCE: Task<(), (Option<String>, String)> = Task::new("tasks.once");
+    async fn once(ctx: Context) -> Result<(Option<String>, String), TaskError> {
+        if ctx.retries() == 0 {
+            return Err(TaskError::retry().after(Duration::ZERO));
+        }
+        let trace = ctx.header("trace").and_then(|value| value.as_str().map(str::to_owned));
+        Ok((ctx.parent_id(), trace.unwrap_or_default()))
+    }
+    let setup = Setup::new();
+    let _worker = setup.start(Tasks::new().with(ONCE, once));
+    let result = setup.client().apply(ONCE.s(()).header("trace", "t-1")).await.unwrap();
+    let (parent, trace) = within(5, result.get()).await.unwrap();
+    assert_eq!(parent.as_deref(), Some(result.id()));
+    assert_eq!(trace, "t-1");
+}

@@ -1,0 +1,115 @@
+//! Stops: warm, cold, and by death.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use celery_protocol::State;
+use celery_runtime::{ServiceErrorKind, Task, TaskError, Tasks, WorkerError};
+
+use crate::support::{Running, Setup, within};
+
+const EARLY: Task<(u32,), u32> = Task::new("tasks.early").params(&["number"]);
+const LATE: Task<(u32,), u32> = Task::new("tasks.late").params(&["number"]).acks_late();
+
+/// Tasks of ten seconds that write down that they ended.
+fn tasks(log: &Arc<Mutex<Vec<u32>>>) -> Tasks {
+    let handler = || {
+        let log = Arc::clone(log);
+        move |number: u32| {
+            let log = Arc::clone(&log);
+            async move {
+                tokio::time::sleep(Duration::from_secs(10)).await;
+                log.lock().unwrap().push(number);
+                Ok::<_, TaskError>(number)
+            }
+        }
+    };
+    Tasks::new().with(EARLY, handler()).with(LATE, handler())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_warm_stop_finishes_what_runs_and_returns_the_rest_in_order() {
+    let log = Arc::default();
+    let setup = Setup::new();
+    let client = setup.client();
+    for task in [EARLY, LATE] {
+        client.apply_all((0..6).map(|number| task.s((number,)))).await;
+    }
+    let mut worker = Running::start(setup.app.worker(tasks(&log)).concurrency(2));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    worker.ask_to_stop();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(setup.depth("celery").await, 10, "prefetched ones go back at once");
+    worker.ended().await.unwrap();
+    assert_eq!(setup.elapsed().round() as u64, 10);
+    assert_eq!(*log.lock().unwrap(), [0, 1]);
+    assert_eq!(setup.broker.held(), 0);
+
+    let second = Running::start(setup.app.worker(tasks(&log)).concurrency(1));
+    tokio::time::sleep(Duration::from_secs(101)).await;
+    second.stop().await.unwrap();
+    assert_eq!(*log.lock().unwrap(), [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cold_stop_returns_late_tasks_and_marks_early_ones() {
+    let log = Arc::default();
+    let setup = Setup::new();
+    let early = setup.client().send(EARLY, (1,)).await.unwrap();
+    let late = setup.client().send(LATE, (2,)).await.unwrap();
+    let mut worker = setup.start(tasks(&log));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    worker.ask_to_stop();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    worker.lose_patience();
+    within(1, worker.ended()).await.unwrap();
+    assert!(log.lock().unwrap().is_empty());
+    assert_eq!(early.state().await.unwrap(), State::Retry);
+    assert_eq!(late.state().await.unwrap(), State::Pending);
+    let message = setup.take("celery").await;
+    assert!(message.properties.delivery_info.redelivered);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_killed_worker_loses_no_late_task() {
+    let log = Arc::default();
+    let setup = Setup::new();
+    let results = setup.client().apply_all((0..20).map(|number| LATE.s((number,)))).await;
+    let worker = setup.start(tasks(&log));
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    worker.kill().await;
+    let _second = setup.start(tasks(&log));
+    for result in results {
+        within(60, result.unwrap().get()).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn delayed_tasks_stay_in_the_broker() {
+    let log = Arc::default();
+    let setup = Setup::new();
+    let later = EARLY.s((1,)).countdown(Duration::from_secs(1000));
+    let later = setup.client().apply(later).await.unwrap();
+    let first = setup.start(tasks(&log));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    first.stop().await.unwrap();
+    let _second = setup.start(tasks(&log));
+    assert_eq!(later.get().await.unwrap(), 1);
+    assert_eq!(setup.elapsed().round() as u64, 1010);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_does_not_wait_for_ever_for_a_backend_that_is_away() {
+    let log = Arc::default();
+    let setup = Setup::new();
+    setup.client().send(LATE, (1,)).await.unwrap();
+    let worker = setup.start(tasks(&log));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    setup.backend.faults().go_down();
+    let error = within(60, worker.stop()).await.unwrap_err();
+    assert!(matches!(error, WorkerError::Unsettled { count: 1 }), "{error}");
+    // Not acknowledged without its result, so it will run again.
+    setup.backend.faults().come_back();
+    assert_eq!(setup.depth("celery").await, 1);
+    assert!(!ServiceErrorKind::Denied.is_transient());
+}

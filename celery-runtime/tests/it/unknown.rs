@@ -1,0 +1,113 @@
+//! Messages that cannot be run: none is lost.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use celery_protocol::{Headers, Message, Properties};
+use celery_runtime::{
+    Broker, OnUnknown, Publication, ResultError, Task, TaskError, Tasks,
+};
+
+use crate::support::{Running, Setup, within};
+
+const ADD: Task<(i64, i64), i64> = Task::new("tasks.add").params(&["x", "y"]);
+const NEW: Task<(i64,), i64> = Task::new("tasks.new").params(&["x"]);
+
+async fn add(x: i64, y: i64) -> Result<i64, TaskError> {
+    Ok(x + y)
+}
+
+fn reason(message: &Message) -> String {
+    let raw = message.headers.find("x-dead-reason").unwrap().unwrap();
+    raw.decode().unwrap()
+}
+
+async fn push(setup: &Setup, headers: &str, content_type: &'static str, body: &'static [u8]) {
+    let headers = Headers::from_json(Bytes::from(headers.to_owned())).unwrap();
+    let mut properties = Properties::default();
+    properties.content_type = content_type.into();
+    let message = Message::new(headers, properties, Bytes::from_static(body));
+    let answers = setup.broker.publish(&[Publication::to_queue(message, "celery")]).await;
+    answers.into_iter().next().unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_task_is_kept_and_fails_for_its_sender() {
+    let setup = Setup::new();
+    let _worker = setup.start(Tasks::new().with(ADD, add));
+    let result = setup.client().send(NEW, (7,)).await.unwrap();
+    match within(5, result.get()).await.unwrap_err() {
+        ResultError::Task(failure) => {
+            assert_eq!(failure.exception.to_string(), "NotRegistered('tasks.new')");
+        }
+        other => panic!("{other}"),
+    }
+    let kept = within(5, setup.take("celery.dead")).await;
+    assert_eq!(reason(&kept), "unregistered");
+    assert_eq!(setup.depth("celery").await, 0);
+
+    // Sent on as it is, it runs where the task is known.
+    setup.broker.publish(&[Publication::to_queue(kept, "new")]).await;
+    let tasks = Tasks::new().with(NEW, async |x: i64| Ok::<_, TaskError>(x));
+    let _second = Running::start(setup.app.worker(tasks).queue("new"));
+    let again = setup.client().result::<i64>(result.id());
+    while !matches!(again.get().await, Ok(7)) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_cannot_be_read_is_kept_while_real_work_goes_on() {
+    let setup = Setup::new();
+    let task = r#"{"task": "tasks.add", "id": "a"}"#;
+    let hostile: &[(&str, &str, &[u8], &str)] = &[
+        (task, "application/json", b"[[1, 2], {}", "undecodable"),
+        (task, "application/json", b"\xff\xfe\x00", "undecodable"),
+        (task, "application/json", b"[1, {}, {}]", "undecodable"),
+        (task, "application/json", b"[[], [], {}]", "undecodable"),
+        (task, "application/x-python-serialize", b"\x80\x04.", "refused-content-type"),
+        (r#"{"task": "tasks.add", "id": "b", "eta": "soon"}"#, "application/json", b"[[1, 2], {}, {}]", "undecodable"),
+        (r#"{"task": "tasks.add"}"#, "application/json", b"[[1, 2], {}, {}]", "undecodable"),
+        ("{}", "application/json", b"[]", "undecodable"),
+        (task, "application/json", br#"[[1, 2], {}, {"chord": {"task": "tasks.add", "args": [], "kwargs": {}, "options": {}}}]"#, "unsupported"),
+    ];
+    for (headers, content_type, body, _) in hostile {
+        push(&setup, headers, content_type, body).await;
+    }
+    let _worker = setup.start(Tasks::new().with(ADD, add));
+    let result = setup.client().send(ADD, (1, 2)).await.unwrap();
+    assert_eq!(within(5, result.get()).await.unwrap(), 3);
+    for (_, content_type, body, expected) in hostile {
+        let kept = within(5, setup.take("celery.dead")).await;
+        assert_eq!(reason(&kept), *expected, "{}", String::from_utf8_lossy(body));
+        assert_eq!(kept.body, *body);
+        assert_eq!(kept.properties.content_type, *content_type);
+    }
+    assert_eq!(setup.depth("celery").await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requeued_messages_wait_for_a_worker_that_knows_them() {
+    let setup = Setup::new();
+    let tasks = Tasks::new().with(ADD, add);
+    let worker = setup.app.worker(tasks).on_unknown(OnUnknown::Requeue(Duration::from_secs(5)));
+    let old = Running::start(worker);
+    let result = setup.client().send(NEW, (7,)).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(!result.ready().await.unwrap());
+    let tasks = Tasks::new().with(NEW, async |x: i64| Ok::<_, TaskError>(x));
+    let _new = setup.start(tasks);
+    old.stop().await.unwrap();
+    assert_eq!(within(60, result.get()).await.unwrap(), 7);
+}
+
+#[tokio::test(start_paused = true)]
+async fn rejected_messages_are_gone_as_with_celery() {
+    let setup = Setup::new();
+    let worker = setup.app.worker(Tasks::new().with(ADD, add)).on_unknown(OnUnknown::Reject);
+    let _worker = Running::start(worker);
+    let result = setup.client().send(NEW, (7,)).await.unwrap();
+    within(5, result.get()).await.unwrap_err();
+    assert_eq!(setup.depth("celery.dead").await, 0);
+    assert_eq!(setup.depth("celery").await, 0);
+}
