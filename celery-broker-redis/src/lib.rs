@@ -1,1 +1,6 @@
-//! The Redis broker of Celery for Rust.
+//! scratch
+mod config;
+#[doc(hidden)]
+pub mod link;
+mod transport;
+pub use config::RedisOptions;

@@ -39,7 +39,10 @@ impl<'a> Body<'a> {
     pub fn read(raw: &Raw<'a>) -> Result<Self, DecodeError> {
         let parts = raw.elements().map_err(in_body)?;
         let count = parts.len();
-        let Ok([args, kwargs, embed]) = <[Raw<'a>; 3]>::try_from(parts.into_vec()) else {
+        let mut parts = parts.into_iter();
+        let (Some(args), Some(kwargs), Some(embed), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
             let message = format!("expected [args, kwargs, embed], found {count} elements");
             return Err(in_body(DecodeError::new(message)));
         };

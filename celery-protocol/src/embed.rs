@@ -32,7 +32,7 @@ impl<'a> Embed<'a> {
     /// When it is not a map with text keys.
     pub fn read(raw: &Raw<'a>) -> Result<Self, DecodeError> {
         let mut embed = Self::default();
-        if raw.is_null() {
+        if raw.is_null() || raw.as_json().is_some_and(is_plainly_empty) {
             return Ok(embed);
         }
         for (name, value) in raw.entries()? {
@@ -137,6 +137,17 @@ impl Serialize for Embed<'_> {
     }
 }
 
+/// The embed of a task after which nothing happens, which most are, as this
+/// crate and as Python write it: it need not be read to be known.
+fn is_plainly_empty(json: &str) -> bool {
+    json == EMPTY || json == EMPTY_IN_PYTHON
+}
+
+pub(crate) const EMPTY: &str = r#"{"callbacks":null,"errbacks":null,"chain":null,"chord":null}"#;
+
+const EMPTY_IN_PYTHON: &str =
+    r#"{"callbacks": null, "errbacks": null, "chain": null, "chord": null}"#;
+
 /// Signatures one level deep. Celery writes an array; one signature alone is
 /// taken as an array of one, as Celery's `maybe_list` does.
 fn signatures<'a>(slot: Option<&Raw<'a>>, field: &str) -> Result<Vec<Signature<'a>>, DecodeError> {
@@ -159,6 +170,18 @@ mod tests {
     use super::*;
     use crate::codec::Serializer;
     use crate::value::Value;
+
+    #[test]
+    fn empty_ones_are_known_by_sight() {
+        let odd = r#"{"callbacks":null ,"errbacks":null,"chain":null,"chord":null}"#;
+        for text in [EMPTY, EMPTY_IN_PYTHON, odd, "{}", "null"] {
+            assert!(Embed::read(&Raw::json(text)).unwrap().is_empty(), "{text}");
+        }
+        assert_eq!(
+            Serializer::Json.encode(&Embed::default()).unwrap(),
+            EMPTY.as_bytes()
+        );
+    }
 
     #[test]
     fn unknown_entries_survive() {

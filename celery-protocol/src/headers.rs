@@ -1,8 +1,10 @@
 //! The headers of a message, in the form in which they arrived.
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 
 use bytes::Bytes;
+use memchr::memmem::{self, Finder};
 use serde::Deserialize;
 use serde::de::value::MapDeserializer;
 use serde::ser::{Serialize, Serializer as SerdeSerializer};
@@ -274,16 +276,28 @@ fn find_in_task<'a>(
 }
 
 fn find_in_json<'a>(text: &'a [u8], name: &str) -> Result<Option<Raw<'a>>, DecodeError> {
-    // Most questions are about headers that are absent: a name that occurs
-    // nowhere in the text (and no escape that could spell it) is no key of it.
-    let nowhere = memchr::memmem::find(text, name.as_bytes()).is_none();
-    if nowhere && memchr::memmem::find(text, br"\u00").is_none() {
+    if !may_spell(text, name) {
         return Ok(None);
     }
     let entries = decode_json::<Raw<'a>>(text)?.entries()?;
     // The last one wins, as in Python's dict.
     let found = entries.into_iter().rev().find(|(key, _)| key == name);
     Ok(found.map(|(_, value)| value))
+}
+
+/// Whether a key of the text can be `name`. Most questions are about headers
+/// that are absent: a name that occurs nowhere, where no escape could spell it,
+/// is no key.
+fn may_spell(text: &[u8], name: &str) -> bool {
+    static COMPRESSION: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("compression"));
+
+    // Every message is asked for this one, so its searcher is kept.
+    let occurs = match name {
+        "compression" => COMPRESSION.find(text).is_some(),
+        name => memmem::find(text, name.as_bytes()).is_some(),
+    };
+    let escaped = || memmem::find(text, br"\u00").is_some();
+    occurs || (memchr::memchr(b'\\', text).is_some() && escaped())
 }
 
 /// Writes what `Serialize` writes, without a question per key.

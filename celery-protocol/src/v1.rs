@@ -123,30 +123,37 @@ where
         let message = "protocol 1 has none, link the steps as callbacks";
         return Err(EncodeError::new(message).in_field("embed.chain"));
     }
-    let syntax = Syntax::of(serializer);
     let mut out = Vec::with_capacity(2 * body::TYPICAL_SIZE);
-    out.extend_from_slice(syntax.open);
-    for (place, (name, entry)) in ENTRIES.iter().enumerate() {
-        if place > 0 {
-            out.extend_from_slice(syntax.separator);
-        }
-        syntax.write_name(&mut out, name);
-        match entry {
-            Entry::Args => body::write_args(serializer, &mut out, args)?,
-            Entry::Kwargs => body::write_kwargs(serializer, &mut out, kwargs)?,
-            Entry::Utc => write(serializer, &mut out, name, &utc)?,
-            Entry::Callbacks => write(serializer, &mut out, name, &embed.callbacks)?,
-            Entry::Errbacks => write(serializer, &mut out, name, &embed.errbacks)?,
-            Entry::Chord => write(serializer, &mut out, name, &embed.chord)?,
-            Entry::Header(header) => write(serializer, &mut out, name, &headers.field(*header))?,
+    for entry in &ENTRIES {
+        entry.write_name(serializer, &mut out);
+        let name = entry.name;
+        match entry.source {
+            Source::Args => body::write_args(serializer, &mut out, args)?,
+            Source::Kwargs => body::write_kwargs(serializer, &mut out, kwargs)?,
+            Source::Utc => write(serializer, &mut out, name, &utc)?,
+            Source::Callbacks => write(serializer, &mut out, name, &embed.callbacks)?,
+            Source::Errbacks => write(serializer, &mut out, name, &embed.errbacks)?,
+            Source::Chord => write(serializer, &mut out, name, &embed.chord)?,
+            Source::Header(header) => write(serializer, &mut out, name, &headers.field(header))?,
         }
     }
-    out.extend_from_slice(syntax.close);
+    if serializer != Serializer::MsgPack {
+        out.push(b'}');
+    }
     Ok(out)
 }
 
-/// Where an entry of the mapping comes from.
-enum Entry {
+/// One entry of the mapping.
+struct Entry {
+    name: &'static str,
+    /// What JSON has before the value: punctuation, quotes, the name.
+    json: &'static str,
+    source: Source,
+}
+
+/// Where the value of an entry comes from.
+#[derive(Clone, Copy)]
+enum Source {
     Header(Header),
     Args,
     Kwargs,
@@ -157,73 +164,61 @@ enum Entry {
 }
 
 /// The mapping in Python's order. A group goes by its old name too.
-const ENTRIES: [(&str, Entry); 15] = [
-    ("task", Entry::Header(Header::Task)),
-    ("id", Entry::Header(Header::Id)),
-    ("args", Entry::Args),
-    ("kwargs", Entry::Kwargs),
-    ("group", Entry::Header(Header::Group)),
-    ("group_index", Entry::Header(Header::GroupIndex)),
-    ("retries", Entry::Header(Header::Retries)),
-    ("eta", Entry::Header(Header::Eta)),
-    ("expires", Entry::Header(Header::Expires)),
-    ("utc", Entry::Utc),
-    ("callbacks", Entry::Callbacks),
-    ("errbacks", Entry::Errbacks),
-    ("timelimit", Entry::Header(Header::TimeLimit)),
-    ("taskset", Entry::Header(Header::Group)),
-    ("chord", Entry::Chord),
+const ENTRIES: [Entry; 15] = [
+    entry("task", "{\"task\":", Source::Header(Header::Task)),
+    entry("id", ",\"id\":", Source::Header(Header::Id)),
+    entry("args", ",\"args\":", Source::Args),
+    entry("kwargs", ",\"kwargs\":", Source::Kwargs),
+    entry("group", ",\"group\":", Source::Header(Header::Group)),
+    entry(
+        "group_index",
+        ",\"group_index\":",
+        Source::Header(Header::GroupIndex),
+    ),
+    entry("retries", ",\"retries\":", Source::Header(Header::Retries)),
+    entry("eta", ",\"eta\":", Source::Header(Header::Eta)),
+    entry("expires", ",\"expires\":", Source::Header(Header::Expires)),
+    entry("utc", ",\"utc\":", Source::Utc),
+    entry("callbacks", ",\"callbacks\":", Source::Callbacks),
+    entry("errbacks", ",\"errbacks\":", Source::Errbacks),
+    entry(
+        "timelimit",
+        ",\"timelimit\":",
+        Source::Header(Header::TimeLimit),
+    ),
+    entry("taskset", ",\"taskset\":", Source::Header(Header::Group)),
+    entry("chord", ",\"chord\":", Source::Chord),
 ];
 
-/// How a mapping of fifteen is written around its values.
-struct Syntax {
-    open: &'static [u8],
-    quote: &'static [u8],
-    colon: &'static [u8],
-    separator: &'static [u8],
-    close: &'static [u8],
+const fn entry(name: &'static str, json: &'static str, source: Source) -> Entry {
+    Entry { name, json, source }
 }
 
-impl Syntax {
-    #[inline]
-    fn of(serializer: Serializer) -> Self {
-        match serializer {
-            Serializer::Json => Self {
-                open: b"{",
-                quote: b"\"",
-                colon: b":",
-                separator: b",",
-                close: b"}",
-            },
-            Serializer::Yaml => Self {
-                open: b"{",
-                quote: b"\"",
-                colon: b": ",
-                separator: b", ",
-                close: b"}",
-            },
-            // A "fixmap" of fifteen, the largest there is.
-            Serializer::MsgPack => Self {
-                open: b"\x8f",
-                quote: b"",
-                colon: b"",
-                separator: b"",
-                close: b"",
-            },
-        }
-    }
+/// In msgpack a "fixmap" of fifteen, the largest there is, opens with this.
+const FIXMAP_15: u8 = 0x8f;
 
-    /// Writes the name of an entry; none needs an escape or is long.
+/// In msgpack a "fixstr" carries its length, under 32, in its first byte.
+const FIXSTR: u8 = 0xa0;
+
+impl Entry {
+    /// Writes all that comes before the value.
     #[inline]
-    fn write_name(&self, out: &mut Vec<u8>, name: &str) {
-        if self.quote.is_empty() {
-            // A "fixstr" carries its length, under 32, in its first byte.
-            out.push(0xa0 | name.len() as u8);
+    fn write_name(&self, serializer: Serializer, out: &mut Vec<u8>) {
+        match serializer {
+            Serializer::Json => out.extend_from_slice(self.json.as_bytes()),
+            Serializer::Yaml => {
+                // YAML wants a space after the colon that JSON goes without.
+                out.extend_from_slice(self.json.as_bytes());
+                out.push(b' ');
+            }
+            Serializer::MsgPack => {
+                if out.is_empty() {
+                    out.push(FIXMAP_15);
+                }
+                out.push(FIXSTR | self.name.len() as u8);
+                out.extend_from_slice(self.name.as_bytes());
+            }
         }
-        out.extend_from_slice(self.quote);
-        out.extend_from_slice(name.as_bytes());
-        out.extend_from_slice(self.quote);
-        out.extend_from_slice(self.colon);
     }
 }
 
@@ -244,6 +239,14 @@ mod tests {
 
     fn read_json(text: &str) -> Result<(TaskHeaders<'_>, Body<'_>), DecodeError> {
         read(&Raw::json(text))
+    }
+
+    #[test]
+    fn names_are_spelled_alike() {
+        for (place, entry) in ENTRIES.iter().enumerate() {
+            let open = if place == 0 { '{' } else { ',' };
+            assert_eq!(entry.json, format!("{open}\"{}\":", entry.name));
+        }
     }
 
     #[test]

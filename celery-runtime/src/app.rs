@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::backend::ResultBackend;
-use crate::broker::{Broker, BoxFuture};
+use crate::broker::{BoxFuture, Broker};
 use crate::client::Client;
 use crate::clock::Clock;
 use crate::config::Config;
@@ -166,7 +166,9 @@ impl Signals {
         let both = signal(SignalKind::terminate())
             .and_then(|terminate| Ok((terminate, signal(SignalKind::interrupt())?)));
         if let Err(error) = &both {
-            tracing::error!("cannot listen for signals, so only killing ends this process: {error}");
+            tracing::error!(
+                "cannot listen for signals, so only killing ends this process: {error}"
+            );
         }
         Self(both.ok())
     }

@@ -26,7 +26,9 @@ impl Backoff {
         let doubled = self
             .first
             .saturating_mul(1u32.checked_shl(attempt).unwrap_or(u32::MAX));
-        doubled.min(self.max).mul_f64(1.0 - random.clamp(0.0, 1.0) / 2.0)
+        doubled
+            .min(self.max)
+            .mul_f64(1.0 - random.clamp(0.0, 1.0) / 2.0)
     }
 }
 

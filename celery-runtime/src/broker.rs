@@ -191,7 +191,11 @@ impl Delivery {
 
 /// What was delivered.
 #[derive(Clone, Debug)]
-#[expect(clippy::exhaustive_enums, reason = "bytes are a message or they are not")]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "bytes are a message or they are not"
+)]
+#[expect(clippy::large_enum_variant, reason = "the large one is the usual one")]
 pub enum Content {
     /// A message whose outer form could be read.
     Message(Message),
@@ -206,7 +210,10 @@ pub enum Content {
 
 /// What became of a delivery.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(clippy::exhaustive_enums, reason = "brokers must carry out each of them")]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "brokers must carry out each of them"
+)]
 pub enum Settlement {
     /// Done with: the broker forgets it.
     Ack(DeliveryTag),

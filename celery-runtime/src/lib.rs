@@ -67,7 +67,7 @@ pub use routing::{Route, Routes};
 pub use store::Store;
 pub use task::{
     ArgumentError, AutoRetry, BlockingHandler, Bound, Call, CallError, CallWriter, Context,
-    DynArgs, DynTask, Handler, Kwargs, Params, ParamsError, RegistryError, Requeue, Task,
-    TaskArgs, TaskError, TaskOptions, Tasks, UpdateError,
+    DynArgs, DynTask, Handler, Kwargs, Params, ParamsError, RegistryError, Requeue, Task, TaskArgs,
+    TaskError, TaskOptions, Tasks, UpdateError,
 };
 pub use worker::{LinkEvent, Patience, Worker, WorkerError};

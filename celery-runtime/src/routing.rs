@@ -71,8 +71,11 @@ impl Routes {
     pub fn find(&self, name: &str) -> Option<&Route> {
         self.routers.iter().find_map(|router| {
             let exact = router.iter().find(|(pattern, _)| pattern == name);
-            let matching =
-                || router.iter().find(|(pattern, _)| pattern.contains('*') && matches(pattern, name));
+            let matching = || {
+                router
+                    .iter()
+                    .find(|(pattern, _)| pattern.contains('*') && matches(pattern, name))
+            };
             exact.or_else(matching).map(|(_, route)| route)
         })
     }
@@ -171,7 +174,10 @@ mod tests {
         ]);
         let routes = Routes::from_json(&json).unwrap();
         let feeds = routes.find("feeds.pull").unwrap();
-        assert_eq!((feeds.queue.as_deref(), feeds.priority), (Some("feeds"), Some(3)));
+        assert_eq!(
+            (feeds.queue.as_deref(), feeds.priority),
+            (Some("feeds"), Some(3))
+        );
         assert_eq!(routes.find("mail.send"), Some(&Route::to("mail")));
         assert!(Routes::from_json(&serde_json::json!(5)).is_err());
     }

@@ -46,9 +46,6 @@ pub trait Store: fmt::Debug + Send + Sync {
 
     /// Adds one to the counter `key`, which dies `ttl` after its first count,
     /// and returns the new count.
-    fn count<'a>(
-        &'a self,
-        key: &'a str,
-        ttl: Duration,
-    ) -> BoxFuture<'a, Result<u64, ServiceError>>;
+    fn count<'a>(&'a self, key: &'a str, ttl: Duration)
+    -> BoxFuture<'a, Result<u64, ServiceError>>;
 }

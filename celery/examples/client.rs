@@ -34,12 +34,20 @@ async fn call() -> Result<(), celery::Error> {
     let sum = client.send(tasks::ADD, (Int(2), Int(3))).await?;
     println!("add(2, 3) = {}", sum.get_timeout(PATIENCE).await?);
 
-    let later = tasks::MUL.s((Int(6), Int(7))).countdown(Duration::from_secs(1));
-    println!("mul(6, 7), a second later = {}", client.apply(later).await?.get_timeout(PATIENCE).await?);
+    let later = tasks::MUL
+        .s((Int(6), Int(7)))
+        .countdown(Duration::from_secs(1));
+    println!(
+        "mul(6, 7), a second later = {}",
+        client.apply(later).await?.get_timeout(PATIENCE).await?
+    );
 
     let batch = (1..=3).map(|n| tasks::SUB.s((Int(n), Int(1))));
     for result in client.apply_all(batch).await {
-        println!("sub(n, 1), sent in one batch = {}", result?.get_timeout(PATIENCE).await?);
+        println!(
+            "sub(n, 1), sent in one batch = {}",
+            result?.get_timeout(PATIENCE).await?
+        );
     }
 
     let failed = client.send(tasks::DIVIDE, (Int(1), Int(0))).await?;

@@ -24,7 +24,11 @@ async fn main() -> Result<(), celery::Error> {
             Ok(value) => show(&value),
             Err(error) => error.to_string(),
         };
-        println!("{} {call:<22} {:<8} {outcome}", result.id(), result.state().await?);
+        println!(
+            "{} {call:<22} {:<8} {outcome}",
+            result.id(),
+            result.state().await?
+        );
     }
 
     let _ = stop.send(());
@@ -41,7 +45,9 @@ async fn send(client: &Client) -> Result<Vec<(&'static str, AsyncResult<Value>)>
     let zero = client.send(tasks::DIVIDE, (Int(1), Int(0))).await?;
     let retry = client.send(tasks::RETRY, (2,)).await?;
     let fail = client.send(tasks::FAIL, ("as asked".to_owned(),)).await?;
-    let by_name = client.send_by_name("tasks.echo", ("hello",), Map::from([("to", "world")])).await;
+    let by_name = client
+        .send_by_name("tasks.echo", ("hello",), Map::from([("to", "world")]))
+        .await;
 
     let untyped = |id: &str| client.result::<Value>(id);
     Ok(vec![

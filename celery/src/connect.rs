@@ -87,7 +87,8 @@ enum Kind {
 }
 
 fn kind(setting: &'static str, url: &str) -> Result<Kind, ConfigError> {
-    let parsed = ServiceUrl::parse_list(url).map_err(|cause| ConfigError::url(setting, url, cause))?;
+    let parsed =
+        ServiceUrl::parse_list(url).map_err(|cause| ConfigError::url(setting, url, cause))?;
     let scheme = parsed.first().map_or("", |first| first.scheme.as_str());
     KINDS
         .iter()

@@ -53,7 +53,7 @@ pub use celery_runtime::{
     App, AsyncResult, AutoRetry, BlockingHandler, Client, Clock, Config, ConfigError, Context,
     DynArgs, DynTask, Handler, Kwargs, LinkEvent, OnUnknown, Patience, Queue, RegistryError,
     Requeue, ResultError, RetryBackoff, Route, Routes, SecondSignal, SendError, ServiceError,
-    ServiceErrorKind, Signature, Task, TaskArgs, TaskError, TaskFailure, TaskOptions,
-    TaskProtocol, Tasks, UpdateError, Worker, WorkerError, shutdown_signal,
+    ServiceErrorKind, Signature, Task, TaskArgs, TaskError, TaskFailure, TaskOptions, TaskProtocol,
+    Tasks, UpdateError, Worker, WorkerError, shutdown_signal,
 };
 pub use connect::{Error, connect};

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
 
 use super::{Header, TaskHeaders};
 use crate::error::DecodeError;
@@ -89,19 +89,60 @@ impl<'de> Visitor<'de> for FoundVisitor {
             has_id: false,
         };
         let mut place = 0;
-        while let Some(Text(name)) = map.next_key()? {
-            match Header::named_near(&name, place) {
-                Some(header) => {
+        while let Some(name) = map.next_key_seed(NameNear(place))? {
+            match name {
+                Name::Known(header) => {
                     found.take(header, &mut map)?;
                     place = header as usize + 1;
                 }
-                None => {
+                Name::Other(name) => {
                     let value = map.next_value()?;
                     found.headers.extra.push((name, value));
                 }
             }
         }
         Ok(found)
+    }
+}
+
+/// The name of a header.
+enum Name<'de> {
+    Known(Header),
+    Other(Cow<'de, str>),
+}
+
+/// Reads a name that is expected at this place of the table.
+struct NameNear(usize);
+
+impl<'de> DeserializeSeed<'de> for NameNear {
+    type Value = Name<'de>;
+
+    #[inline]
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl<'de> Visitor<'de> for NameNear {
+    type Value = Name<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the name of a header")
+    }
+
+    #[inline]
+    fn visit_borrowed_str<E: Error>(self, name: &'de str) -> Result<Self::Value, E> {
+        Ok(match Header::named_near(name, self.0) {
+            Some(header) => Name::Known(header),
+            None => Name::Other(Cow::Borrowed(name)),
+        })
+    }
+
+    fn visit_str<E: Error>(self, name: &str) -> Result<Self::Value, E> {
+        Ok(match Header::named_near(name, self.0) {
+            Some(header) => Name::Known(header),
+            None => Name::Other(Cow::Owned(name.to_owned())),
+        })
     }
 }
 

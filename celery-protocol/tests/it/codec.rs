@@ -247,6 +247,8 @@ fn integers_name_the_limit_they_pass() {
     assert_eq!(float, 18_446_744_073_709_551_616.0);
     let value: Value = Serializer::Json.decode(b"-18446744073709551616").unwrap();
     assert!(matches!(value, Value::BigInt(_)));
+    let digits: BigInt = Serializer::Json.decode(b"-18446744073709551616").unwrap();
+    assert_eq!(digits.as_str(), "-18446744073709551616");
 }
 
 #[test]

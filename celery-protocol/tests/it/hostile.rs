@@ -1,7 +1,7 @@
 //! Bytes from strangers: nothing panics, overflows the stack or takes memory
 //! without bound.
 
-use celery_protocol::{Compression, DecodeError, Raw, Serializer, Value};
+use celery_protocol::{Compression, Raw, Serializer, Value};
 use proptest::prelude::*;
 use serde::Deserialize;
 
@@ -108,10 +108,10 @@ fn every_compression_with_its_feature_on_works() {
 
 #[test]
 fn bombs_stop_at_the_limit() {
-    let zeros = vec![0; 32 << 20];
+    let zeros = vec![0; 4 << 20];
     for compression in compressions() {
         let bomb = compression.compress(&zeros).unwrap();
-        assert!(bomb.len() < 1 << 16, "{compression:?}");
+        assert!(bomb.len() < 1 << 13, "{compression:?}");
         let error = compression.decompress(&bomb, 1 << 20).unwrap_err();
         assert!(error.is_too_large(), "{error}");
         assert_eq!(
@@ -151,7 +151,7 @@ fn nested(open: &str, close: &str, depth: usize) -> Vec<u8> {
 #[derive(Debug, Deserialize)]
 struct Node {
     #[allow(dead_code, reason = "only its depth matters")]
-    n: Option<Box<Node>>,
+    n: Option<Box<Self>>,
 }
 
 #[test]
@@ -230,7 +230,7 @@ fn lengths_that_lie_take_no_memory() {
         &[0xdb, 0xff, 0xff, 0xff, 0xff],
         &[0xc6, 0xff, 0xff, 0xff, 0xff],
     ] {
-        let read: Result<Value, DecodeError> = Serializer::MsgPack.decode(head);
+        let read = Serializer::MsgPack.decode::<Value>(head);
         assert!(read.is_err());
         assert!(Raw::msgpack(head).elements().is_err());
         assert!(Raw::msgpack(head).entries().is_err());
@@ -244,9 +244,9 @@ fn deep_yaml_is_an_error_and_no_overflow() {
         for (open, close) in [("[", "]"), ("{\"n\": ", "}")] {
             let read = |depth| Serializer::Yaml.decode::<Value>(&nested(open, close, depth));
             assert!(read(100).is_ok());
-            for depth in [130, 1000, 20_000] {
+            for depth in [130, 1000, 3000] {
                 let error = read(depth).unwrap_err();
-                assert!(error.is_too_deep() || error.offset().is_none(), "{error}");
+                assert!(error.is_too_deep(), "{error}");
             }
         }
     });

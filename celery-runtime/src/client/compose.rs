@@ -53,9 +53,7 @@ pub(crate) fn compose(
     headers.expires = expires.map(|time| Cow::Owned(time::format(time)));
     let embed = &options.embed;
     let call = match config.task_protocol {
-        TaskProtocol::V1 => {
-            (outgoing.write)(&CallWriter::new(serializer, embed).v1(&headers))?
-        }
+        TaskProtocol::V1 => (outgoing.write)(&CallWriter::new(serializer, embed).v1(&headers))?,
         TaskProtocol::V2 => (outgoing.write)(&CallWriter::new(serializer, embed))?,
     };
     let mut message = message(config.task_protocol, headers, serializer, call);
@@ -93,7 +91,9 @@ fn headers(
     let own = |text: &Option<String>| text.clone().map(Cow::Owned);
     let mut headers = TaskHeaders::new(outgoing.task.clone(), id);
     headers.shadow = own(&options.shadow);
-    headers.eta = options.eta.map(|eta: Time| Cow::Owned(time::format(eta.from(now))));
+    headers.eta = options
+        .eta
+        .map(|eta: Time| Cow::Owned(time::format(eta.from(now))));
     headers.group = own(&options.group_id);
     headers.group_index = options.group_index;
     headers.retries = options.retries;
@@ -237,7 +237,10 @@ mod tests {
         let publication = sent(&Config::new(), None, &options);
         let headers = publication.message.headers.task().unwrap().unwrap();
         assert_eq!(headers.eta.as_deref(), Some("2001-09-09T01:46:50+00:00"));
-        assert_eq!(headers.expires.as_deref(), Some("2001-09-09T01:47:40.500000+00:00"));
+        assert_eq!(
+            headers.expires.as_deref(),
+            Some("2001-09-09T01:47:40.500000+00:00")
+        );
         let expiration = publication.message.properties.expiration;
         assert_eq!(expiration.as_deref(), Some("60500"));
     }

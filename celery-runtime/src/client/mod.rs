@@ -202,10 +202,7 @@ impl Client {
         AsyncResult::new(id.into(), Arc::clone(&self.inner.reader))
     }
 
-    fn compose<R>(
-        &self,
-        signature: &Signature<R>,
-    ) -> Result<(String, Publication), EncodeError> {
+    fn compose<R>(&self, signature: &Signature<R>) -> Result<(String, Publication), EncodeError> {
         let Inner {
             config,
             clock,

@@ -90,7 +90,8 @@ impl CallOptions {
             "serializer" => {
                 let name = text(raw)?;
                 self.serializer = Some(
-                    Serializer::from_name(&name).ok_or_else(|| format!("no serializer {name:?}"))?,
+                    Serializer::from_name(&name)
+                        .ok_or_else(|| format!("no serializer {name:?}"))?,
                 );
             }
             "compression" => {

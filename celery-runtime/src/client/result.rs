@@ -46,7 +46,11 @@ pub struct TaskFailure {
 
 impl fmt::Display for TaskFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "task {} ended in {}: {}", self.id, self.state, self.exception)
+        write!(
+            f,
+            "task {} ended in {}: {}",
+            self.id, self.state, self.exception
+        )
     }
 }
 
@@ -141,7 +145,10 @@ impl<R> AsyncResult<R> {
     pub async fn info(&self) -> Result<Value, ResultError> {
         match self.document().await? {
             None => Ok(Value::Null),
-            Some(document) => document.result.to_value().map_err(|cause| self.decode(cause)),
+            Some(document) => document
+                .result
+                .to_value()
+                .map_err(|cause| self.decode(cause)),
         }
     }
 
@@ -166,7 +173,16 @@ impl<R> AsyncResult<R> {
         let value = children.to_value().map_err(|cause| self.decode(cause))?;
         let ids = value.as_array().unwrap_or_default().iter();
         Ok(ids
-            .filter_map(|tree| Some(tree.as_array()?.first()?.as_array()?.first()?.as_str()?.to_owned()))
+            .filter_map(|tree| {
+                Some(
+                    tree.as_array()?
+                        .first()?
+                        .as_array()?
+                        .first()?
+                        .as_str()?
+                        .to_owned(),
+                )
+            })
             .collect())
     }
 

@@ -281,17 +281,46 @@ impl<R> Signature<R> {
             ("exchange", text(&options.exchange)),
             ("routing_key", text(&options.routing_key)),
             ("shadow", text(&options.shadow)),
-            ("priority", options.priority.or(self.priority).map(|level| Value::Int(level.into()))),
+            (
+                "priority",
+                options
+                    .priority
+                    .or(self.priority)
+                    .map(|level| Value::Int(level.into())),
+            ),
             (eta_name, options.eta.map(moment)),
             ("expires", options.expires.map(moment)),
             ("time_limit", options.time_limit.map(seconds)),
             ("soft_time_limit", options.soft_time_limit.map(seconds)),
             ("ignore_result", options.ignore_result.map(Value::Bool)),
-            ("serializer", options.serializer.map(|one| Value::from(one.name()))),
-            ("compression", options.compression.map(|one| Value::from(one.name()))),
-            ("headers", (!options.headers.is_empty()).then(|| Value::Map(options.headers.clone()))),
-            ("link", options.embed.callbacks.as_ref().and_then(|raw| raw.to_value().ok())),
-            ("link_error", options.embed.errbacks.as_ref().and_then(|raw| raw.to_value().ok())),
+            (
+                "serializer",
+                options.serializer.map(|one| Value::from(one.name())),
+            ),
+            (
+                "compression",
+                options.compression.map(|one| Value::from(one.name())),
+            ),
+            (
+                "headers",
+                (!options.headers.is_empty()).then(|| Value::Map(options.headers.clone())),
+            ),
+            (
+                "link",
+                options
+                    .embed
+                    .callbacks
+                    .as_ref()
+                    .and_then(|raw| raw.to_value().ok()),
+            ),
+            (
+                "link_error",
+                options
+                    .embed
+                    .errbacks
+                    .as_ref()
+                    .and_then(|raw| raw.to_value().ok()),
+            ),
         ];
         entries
             .into_iter()

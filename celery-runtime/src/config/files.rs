@@ -206,7 +206,10 @@ mod tests {
             ("CELERY_BROKER_URL", "redis://h/1"),
             ("CELERY_TASK_ACKS_LATE", "1"),
             ("CELERY_WORKER_PREFETCH_MULTIPLIER", "1"),
-            ("CELERY_BROKER_TRANSPORT_OPTIONS", r#"{"visibility_timeout": 5}"#),
+            (
+                "CELERY_BROKER_TRANSPORT_OPTIONS",
+                r#"{"visibility_timeout": 5}"#,
+            ),
             ("CELERY_TASK_ROUTES", r#"{"a.*": "slow"}"#),
             ("CELERY_ACCEPT_CONTENT", "json,yaml"),
             ("CELERY_TASK_TIME_LIMIT", "2.5"),
@@ -220,7 +223,10 @@ mod tests {
         assert_eq!(config.worker_prefetch_multiplier, 1);
         assert_eq!(config.broker_transport_options["visibility_timeout"], 5);
         assert_eq!(config.task.time_limit, Some(Duration::from_millis(2500)));
-        assert_eq!(config.on_unknown, OnUnknown::Requeue(Duration::from_secs(3)));
+        assert_eq!(
+            config.on_unknown,
+            OnUnknown::Requeue(Duration::from_secs(3))
+        );
     }
 
     #[test]
@@ -246,8 +252,15 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("celery-config-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let toml = folder.join("celery.toml");
-        std::fs::write(&toml, "task_default_queue = \"files\"\nresult_expires = 60\n").unwrap();
-        let config = Config::from_file(&toml).unwrap().set("result_expires", 0).unwrap();
+        std::fs::write(
+            &toml,
+            "task_default_queue = \"files\"\nresult_expires = 60\n",
+        )
+        .unwrap();
+        let config = Config::from_file(&toml)
+            .unwrap()
+            .set("result_expires", 0)
+            .unwrap();
         assert_eq!(config.task_default_queue, "files");
         assert_eq!(config.result_expires, None);
 

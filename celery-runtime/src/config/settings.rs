@@ -41,8 +41,12 @@ pub(super) const SETTINGS: &[Setting] = &[
     row("broker_transport_options", |config, input| {
         input.map(&mut config.broker_transport_options)
     }),
-    row("broker_url", |config, input| input.optional_text(&mut config.broker_url)),
-    row("deadline", |config, input| input.duration(&mut config.deadline)),
+    row("broker_url", |config, input| {
+        input.optional_text(&mut config.broker_url)
+    }),
+    row("deadline", |config, input| {
+        input.duration(&mut config.deadline)
+    }),
     row("on_unknown", |config, input| {
         config.on_unknown = on_unknown(&input.text()?)?;
         Ok(())
@@ -59,7 +63,9 @@ pub(super) const SETTINGS: &[Setting] = &[
         config.result_expires = config.result_expires.filter(|expiry| !expiry.is_zero());
         Ok(())
     }),
-    row("result_extended", |config, input| input.flag(&mut config.result_extended)),
+    row("result_extended", |config, input| {
+        input.flag(&mut config.result_extended)
+    }),
     row("result_serializer", |config, input| {
         input.serializer(&mut config.result_serializer)
     }),
@@ -85,7 +91,9 @@ pub(super) const SETTINGS: &[Setting] = &[
         input.flag(&mut config.task_create_missing_queues)
     }),
     row("task_default_priority", |config, input| {
-        config.task.priority = input.nullable(Input::count)?.map(|level| level.min(255) as u8);
+        config.task.priority = input
+            .nullable(Input::count)?
+            .map(|level| level.min(255) as u8);
         Ok(())
     }),
     row("task_default_queue", |config, input| {
@@ -344,7 +352,10 @@ fn on_unknown(text: &str) -> Result<OnUnknown, String> {
 fn queues(value: &Value) -> Result<Vec<Queue>, String> {
     match value {
         Value::Array(items) => items.iter().map(|item| queue(None, item)).collect(),
-        Value::Object(map) => map.iter().map(|(name, item)| queue(Some(name), item)).collect(),
+        Value::Object(map) => map
+            .iter()
+            .map(|(name, item)| queue(Some(name), item))
+            .collect(),
         other => Err(format!("expected a list or a map of queues, found {other}")),
     }
 }
@@ -361,7 +372,11 @@ fn queue(name: Option<&str>, value: &Value) -> Result<Queue, String> {
         "topic" => ExchangeKind::Topic,
         "fanout" => ExchangeKind::Fanout,
         "headers" => ExchangeKind::Headers,
-        other => return Err(format!("queue {name:?} has unknown exchange type {other:?}")),
+        other => {
+            return Err(format!(
+                "queue {name:?} has unknown exchange type {other:?}"
+            ));
+        }
     };
     let routing_key = text("routing_key").unwrap_or(name);
     Ok(Queue::new(name).bound_to(exchange, kind, routing_key))

@@ -42,7 +42,9 @@ impl ServiceUrl {
             Some((credentials, host)) => (Some(credentials), host),
             None => (None, authority),
         };
-        let (user, password) = match credentials.map(|text| text.split_once(':').unwrap_or((text, ""))) {
+        let (user, password) = match credentials
+            .map(|text| text.split_once(':').unwrap_or((text, "")))
+        {
             Some((user, password)) => (non_empty(unescape(user)?), non_empty(unescape(password)?)),
             None => (None, None),
         };
@@ -121,7 +123,10 @@ pub fn redacted(url: &str) -> String {
         .map(|one| match (one.find("://"), one.rfind('@')) {
             (scheme, Some(at)) => {
                 let start = scheme.map_or(0, |found| found + 3);
-                match one.get(start..at).and_then(|credentials| credentials.find(':')) {
+                match one
+                    .get(start..at)
+                    .and_then(|credentials| credentials.find(':'))
+                {
                     Some(colon) => format!("{}:***{}", &one[..start + colon], &one[at..]),
                     None => one.to_owned(),
                 }
@@ -171,7 +176,9 @@ fn unescape(text: &str) -> Result<String, String> {
             rest = tail;
             continue;
         }
-        let digits = tail.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
+        let digits = tail
+            .get(..2)
+            .and_then(|digits| std::str::from_utf8(digits).ok());
         let value = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
         bytes.push(value.ok_or("there is a % without two hexadecimal digits; write %25 for it")?);
         rest = &tail[2..];
@@ -189,7 +196,8 @@ mod tests {
 
     #[test]
     fn all_parts() {
-        let url = ServiceUrl::parse("rediss://me:p%40ss:w@h.example:6380/2?ssl_cert_reqs=none").unwrap();
+        let url =
+            ServiceUrl::parse("rediss://me:p%40ss:w@h.example:6380/2?ssl_cert_reqs=none").unwrap();
         assert_eq!(url.scheme, "rediss");
         assert_eq!(url.user.as_deref(), Some("me"));
         assert_eq!(url.password.as_deref(), Some("p@ss:w"));
@@ -203,7 +211,10 @@ mod tests {
     #[test]
     fn sockets_ipv6_and_empty_users() {
         let socket = ServiceUrl::parse("redis+socket:///run/redis.sock?virtual_host=3").unwrap();
-        assert_eq!((socket.host, socket.path.as_str()), (None, "/run/redis.sock"));
+        assert_eq!(
+            (socket.host, socket.path.as_str()),
+            (None, "/run/redis.sock")
+        );
         let v6 = ServiceUrl::parse("redis://:pw@[::1]:6379").unwrap();
         assert_eq!((v6.host.as_deref(), v6.port), (Some("::1"), Some(6379)));
         assert_eq!((v6.user, v6.password.as_deref()), (None, Some("pw")));
@@ -220,7 +231,10 @@ mod tests {
 
     #[test]
     fn passwords_are_left_out_of_messages() {
-        assert_eq!(redacted("redis://u:s3@cret@h/1;redis://:x@b"), "redis://u:***@h/1;redis://:***@b");
+        assert_eq!(
+            redacted("redis://u:s3@cret@h/1;redis://:x@b"),
+            "redis://u:***@h/1;redis://:***@b"
+        );
         assert_eq!(redacted("nonsense"), "nonsense");
         let url = ServiceUrl::parse("redis://u:secret@h").unwrap();
         assert!(!format!("{url:?}").contains("secret"));
@@ -228,8 +242,20 @@ mod tests {
 
     #[test]
     fn nonsense_is_told_apart() {
-        assert!(ServiceUrl::parse("localhost:6379").unwrap_err().contains("scheme"));
-        assert!(ServiceUrl::parse("redis://h:99999").unwrap_err().contains("port"));
-        assert!(ServiceUrl::parse("redis://%zz@h").unwrap_err().contains('%'));
+        assert!(
+            ServiceUrl::parse("localhost:6379")
+                .unwrap_err()
+                .contains("scheme")
+        );
+        assert!(
+            ServiceUrl::parse("redis://h:99999")
+                .unwrap_err()
+                .contains("port")
+        );
+        assert!(
+            ServiceUrl::parse("redis://%zz@h")
+                .unwrap_err()
+                .contains('%')
+        );
     }
 }

@@ -146,7 +146,9 @@ impl ResultBackend for MemoryBackend {
         Box::pin(async move {
             self.shared.faults.check("store_group").await?;
             let mut documents = lock(&self.shared.documents);
-            documents.groups.insert(group_id.to_owned(), members.to_vec());
+            documents
+                .groups
+                .insert(group_id.to_owned(), members.to_vec());
             Ok(())
         })
     }
@@ -174,7 +176,11 @@ impl MemoryBackend {
     fn find(&self, id: &str) -> Result<Option<ResultDocument<'static>>, ServiceError> {
         let now = self.shared.clock.now();
         let documents = lock(&self.shared.documents);
-        let Some(stored) = documents.by_id.get(id).filter(|stored| stored.expires > now) else {
+        let Some(stored) = documents
+            .by_id
+            .get(id)
+            .filter(|stored| stored.expires > now)
+        else {
             return Ok(None);
         };
         ResultDocument::decode(Serializer::Json, &stored.text, usize::MAX)
@@ -206,7 +212,11 @@ impl Documents {
             && *due <= now
         {
             // Stored again since, it has a later entry of its own.
-            if self.by_id.get(id).is_some_and(|stored| stored.expires <= now) {
+            if self
+                .by_id
+                .get(id)
+                .is_some_and(|stored| stored.expires <= now)
+            {
                 self.by_id.remove(id);
             }
             self.expiry.pop_front();

@@ -116,7 +116,10 @@ impl Broker for MemoryBroker {
     ) -> BoxFuture<'a, Result<Arc<dyn Consumer>, ServiceError>> {
         Box::pin(async move {
             self.shared.faults.check("consume").await?;
-            let queues = options.queues.iter().map(|queue| queue.name.as_str().into());
+            let queues = options
+                .queues
+                .iter()
+                .map(|queue| queue.name.as_str().into());
             let consumer: Arc<dyn Consumer> = Arc::new(MemoryConsumer {
                 id: self.shared.consumers.fetch_add(1, Ordering::Relaxed),
                 shared: Arc::clone(&self.shared),

@@ -66,11 +66,21 @@ impl Faults {
             return Err(down(operation));
         }
         let mut planned = self.planned();
-        match planned.iter().position(|(planned, _)| *planned == operation) {
+        match planned
+            .iter()
+            .position(|(planned, _)| *planned == operation)
+        {
             None => Ok(()),
             Some(at) => {
-                let kind = planned.remove(at).map_or(ServiceErrorKind::Disconnected, |entry| entry.1);
-                Err(ServiceError::new(kind, operation, "memory", "planned by a test"))
+                let kind = planned
+                    .remove(at)
+                    .map_or(ServiceErrorKind::Disconnected, |entry| entry.1);
+                Err(ServiceError::new(
+                    kind,
+                    operation,
+                    "memory",
+                    "planned by a test",
+                ))
             }
         }
     }
@@ -79,14 +89,27 @@ impl Faults {
     pub(super) async fn broken(&self, operation: &'static str) -> ServiceError {
         let mut down_now = self.inner.down.subscribe();
         let _ = down_now.wait_for(|down| *down).await;
-        ServiceError::new(ServiceErrorKind::Disconnected, operation, "memory", "it went down")
+        ServiceError::new(
+            ServiceErrorKind::Disconnected,
+            operation,
+            "memory",
+            "it went down",
+        )
     }
 
     fn planned(&self) -> MutexGuard<'_, VecDeque<(&'static str, ServiceErrorKind)>> {
-        self.inner.planned.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner
+            .planned
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 fn down(operation: &'static str) -> ServiceError {
-    ServiceError::new(ServiceErrorKind::Unreachable, operation, "memory", "it is down")
+    ServiceError::new(
+        ServiceErrorKind::Unreachable,
+        operation,
+        "memory",
+        "it is down",
+    )
 }

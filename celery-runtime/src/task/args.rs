@@ -166,7 +166,7 @@ macro_rules! tuple_args {
 
             #[allow(non_snake_case, unused_mut, unused_variables, reason = "one macro for all arities")]
             fn from_call(mut call: Bound<'_>) -> Result<Self, ArgumentError> {
-                $(let $name = call.next()?;)*
+                $(let $name = call.take()?;)*
                 Ok(($($name,)*))
             }
 

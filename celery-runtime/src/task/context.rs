@@ -141,7 +141,12 @@ impl<S> Context<S> {
             return Err(UpdateError::Reserved(state.to_owned()));
         }
         let job = &self.job;
-        let Some(backend) = job.services.backend.as_deref().filter(|_| job.stores_result) else {
+        let Some(backend) = job
+            .services
+            .backend
+            .as_deref()
+            .filter(|_| job.stores_result)
+        else {
             return Ok(());
         };
         let result = Raw::encode(job.services.result_serializer, &meta).map_err(|cause| {

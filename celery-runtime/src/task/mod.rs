@@ -24,8 +24,8 @@ pub use registry::Tasks;
 
 pub(crate) use context::{Job, Services, TaskControl};
 pub(crate) use error::{Failure, Kind as TaskErrorKind, Retry, When};
-pub(crate) use registry::{Invocation, Registered, Registry, Run};
 pub use registry::RegistryError;
+pub(crate) use registry::{Invocation, Registered, Registry, Run};
 
 /// The declaration of a task: what worker, client and Python agree on.
 ///

@@ -74,7 +74,10 @@ impl AutoRetry {
     }
 
     /// Whether a failure with this error behind it is retried.
-    pub(crate) fn applies_to(&self, source: Option<&(dyn StdError + Send + Sync + 'static)>) -> bool {
+    pub(crate) fn applies_to(
+        &self,
+        source: Option<&(dyn StdError + Send + Sync + 'static)>,
+    ) -> bool {
         if self.any {
             return true;
         }

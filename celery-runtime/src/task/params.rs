@@ -187,7 +187,12 @@ impl Params {
     fn too_many(&self, given: usize) -> CallError {
         let own = usize::from(self.bound);
         let (given, most) = (given + own, self.named.len() + own);
-        let least = most - self.named.iter().filter(|param| param.default.is_some()).count();
+        let least = most
+            - self
+                .named
+                .iter()
+                .filter(|param| param.default.is_some())
+                .count();
         let takes = if least == most {
             format!("{most} positional argument{}", plural(most))
         } else {
@@ -205,7 +210,7 @@ impl Params {
         for (index, name) in names.iter().enumerate() {
             let separator = match (index, names.len()) {
                 (0, _) => "",
-                (last, 2) if last == 1 => " and ",
+                (1, 2) => " and ",
                 (last, count) if last + 1 == count => ", and ",
                 _ => ", ",
             };
@@ -237,7 +242,7 @@ impl<'a> Bound<'a> {
     /// # Errors
     ///
     /// When the argument is not a `T`.
-    pub fn next<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, ArgumentError> {
+    pub fn take<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, ArgumentError> {
         let index = self.next;
         self.next += 1;
         let params = self.params;
@@ -350,7 +355,7 @@ mod tests {
         let mut bound = params.bind(arguments).map_err(|error| error.to_string())?;
         let count = params.named.len() + usize::from(params.rest) + usize::from(params.keywords);
         (0..count)
-            .map(|_| bound.next().map_err(|error| error.to_string()))
+            .map(|_| bound.take().map_err(|error| error.to_string()))
             .collect()
     }
 
@@ -382,14 +387,54 @@ mod tests {
     #[test]
     fn errors_are_worded_as_python_words_them() {
         for (params, args, kwargs, expected) in [
-            (&["x", "y"][..], "[1]", "{}", "add() missing 1 required positional argument: 'y'"),
-            (&["x", "y"], "[]", "{}", "add() missing 2 required positional arguments: 'x' and 'y'"),
-            (&["x", "y", "z"], "[]", "{}", "add() missing 3 required positional arguments: 'x', 'y', and 'z'"),
-            (&["x"], "[1, 2]", "{}", "add() takes 1 positional argument but 2 were given"),
-            (&[], "[1]", "{}", "add() takes 0 positional arguments but 1 was given"),
-            (&["x", "y=2"], "[1, 2, 3]", "{}", "add() takes from 1 to 2 positional arguments but 3 were given"),
-            (&["x"], "[1]", r#"{"z": 1}"#, "add() got an unexpected keyword argument 'z'"),
-            (&["x"], "[1]", r#"{"x": 1}"#, "add() got multiple values for argument 'x'"),
+            (
+                &["x", "y"][..],
+                "[1]",
+                "{}",
+                "add() missing 1 required positional argument: 'y'",
+            ),
+            (
+                &["x", "y"],
+                "[]",
+                "{}",
+                "add() missing 2 required positional arguments: 'x' and 'y'",
+            ),
+            (
+                &["x", "y", "z"],
+                "[]",
+                "{}",
+                "add() missing 3 required positional arguments: 'x', 'y', and 'z'",
+            ),
+            (
+                &["x"],
+                "[1, 2]",
+                "{}",
+                "add() takes 1 positional argument but 2 were given",
+            ),
+            (
+                &[],
+                "[1]",
+                "{}",
+                "add() takes 0 positional arguments but 1 was given",
+            ),
+            (
+                &["x", "y=2"],
+                "[1, 2, 3]",
+                "{}",
+                "add() takes from 1 to 2 positional arguments but 3 were given",
+            ),
+            (
+                &["x"],
+                "[1]",
+                r#"{"z": 1}"#,
+                "add() got an unexpected keyword argument 'z'",
+            ),
+            (
+                &["x"],
+                "[1]",
+                r#"{"x": 1}"#,
+                "add() got multiple values for argument 'x'",
+            ),
         ] {
             assert_eq!(call(params, args, kwargs).unwrap_err(), expected);
         }
@@ -408,7 +453,14 @@ mod tests {
 
     #[test]
     fn a_bad_declaration_is_refused() {
-        for bad in [&["x y"][..], &["x=nope"], &["x=1", "y"], &["**k", "x"], &["*a", "x"], &[""]] {
+        for bad in [
+            &["x y"][..],
+            &["x=nope"],
+            &["x=1", "y"],
+            &["**k", "x"],
+            &["*a", "x"],
+            &[""],
+        ] {
             assert!(Params::parse("t", bad).is_err(), "{bad:?}");
         }
     }

@@ -120,7 +120,10 @@ impl<S: Send + Sync + 'static> Tasks<S> {
             .entries
             .into_iter()
             .map(|entry| {
-                let run = entry.declaration.is_ok().then(|| (entry.bind)(Arc::clone(&state)));
+                let run = entry
+                    .declaration
+                    .is_ok()
+                    .then(|| (entry.bind)(Arc::clone(&state)));
                 Entry {
                     declaration: entry.declaration,
                     bind: Box::new(move |_| run.expect("only bound for a valid declaration")),
@@ -241,11 +244,11 @@ impl Invocation {
             .job
             .message
             .payload(&services.accept, services.body_limit)
-            .map_err(undecodable)?;
+            .map_err(|error| undecodable(&error))?;
         let arguments = payload
             .body()
             .and_then(|body| body.arguments())
-            .map_err(undecodable)?;
+            .map_err(|error| undecodable(&error))?;
         let call = params
             .bind(arguments)
             .map_err(|error| TaskError::exception("TypeError", error.to_string()))?;
@@ -258,15 +261,13 @@ impl Invocation {
         }
         Raw::encode(self.job.services.result_serializer, value)
             .map(Some)
-            .map_err(|error| {
-                TaskError::named("kombu.exceptions", "EncodeError", error.to_string())
-            })
+            .map_err(|error| TaskError::named("kombu.exceptions", "EncodeError", error.to_string()))
     }
 }
 
 /// The outer form was read when the message arrived; only an argument's text
 /// can still turn out to be broken.
-fn undecodable(error: DecodeError) -> TaskError {
+fn undecodable(error: &DecodeError) -> TaskError {
     TaskError::named("kombu.exceptions", "DecodeError", error.to_string())
 }
 

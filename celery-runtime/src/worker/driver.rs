@@ -18,10 +18,11 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::delivery::{
-    Action, Event, Letter, Life, Obstacle, Outcome, Report, Step, Stop, Verdict, soft_limit_exceeded,
+    Action, Event, Letter, Obstacle, Outcome, Report, Step, Stop, Verdict, soft_limit_exceeded,
 };
 use super::follow::Desk;
 use super::intake::{Intake, Read};
+use super::life::Life;
 use super::supervisor::Supervisor;
 use super::{WorkerError, pool, report};
 use crate::backend::Record;
@@ -60,7 +61,7 @@ struct Entry {
 
 enum Work {
     Task { job: Arc<Job>, run: Arc<dyn Run> },
-    Refused(Content),
+    Refused(Box<Content>),
 }
 
 /// What came of a future of the driver.
@@ -193,7 +194,9 @@ impl Driver {
         }
         self.send_settlements();
         self.receive();
-        if self.stopping.is_some() && self.give_up_at.is_none() && self.free == self.limits.concurrency
+        if self.stopping.is_some()
+            && self.give_up_at.is_none()
+            && self.free == self.limits.concurrency
         {
             self.give_up_at = Some(Instant::now() + self.limits.grace);
         }
@@ -236,8 +239,9 @@ impl Driver {
             return;
         }
         self.receiving = true;
-        self.futures
-            .push(Box::pin(async move { Finished::Received(consumer.receive(room).await) }));
+        self.futures.push(Box::pin(async move {
+            Finished::Received(consumer.receive(room).await)
+        }));
     }
 
     fn send_settlements(&mut self) {
@@ -349,7 +353,11 @@ impl Driver {
         let (life, work) = match self.intake.read(delivery.content, delivery.redelivered) {
             Read::Task { job, run, plan } => (Life::of_task(plan), Work::Task { job, run }),
             Read::Refused { content, refusal } => {
-                tracing::error!("cannot run a message of queue {}: {}", delivery.queue, refusal.detail);
+                tracing::error!(
+                    "cannot run a message of queue {}: {}",
+                    delivery.queue,
+                    refusal.detail
+                );
                 let policy = self.desk.config.on_unknown;
                 (Life::refused(refusal, policy), Work::Refused(content))
             }
@@ -458,10 +466,11 @@ impl Driver {
             Step::Send(letter) => match self.letters(key, &letter) {
                 Ok(letters) => self.send(key, letters),
                 Err(cause) => {
-                    self.futures.push(Box::pin(std::future::ready(Finished::Stepped(
-                        key,
-                        Err(Obstacle::Lasting(cause)),
-                    ))));
+                    self.futures
+                        .push(Box::pin(std::future::ready(Finished::Stepped(
+                            key,
+                            Err(Obstacle::Lasting(cause)),
+                        ))));
                 }
             },
         }
@@ -484,7 +493,10 @@ impl Driver {
                     let document = report::document(&job, &report, now);
                     backend.store(job.record(&document)).await
                 }
-                (Err(Content::Message(message)), Report::Failure(mishap)) => {
+                (Err(content), Report::Failure(mishap)) => {
+                    let Content::Message(message) = &*content else {
+                        return Ok(());
+                    };
                     let Ok(Some(headers)) = message.headers.task() else {
                         return Ok(());
                     };

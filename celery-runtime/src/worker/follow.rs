@@ -72,14 +72,22 @@ pub(crate) fn links(embed: &Embed<'_>) -> Result<Links, String> {
 
 impl Desk {
     /// The same task again, at `eta` or at once.
-    pub(crate) fn retry(&self, job: &Job, eta: Option<SystemTime>) -> Result<Vec<Publication>, EncodeError> {
-        let headers = job.headers().map_err(unreadable)?;
+    pub(crate) fn retry(
+        &self,
+        job: &Job,
+        eta: Option<SystemTime>,
+    ) -> Result<Vec<Publication>, EncodeError> {
+        let headers = job.headers().map_err(|error| unreadable(&error))?;
         let mut headers = headers.into_owned();
         headers.retries = job.retries + 1;
         headers.eta = eta.map(|eta| Cow::Owned(time::format(eta)));
         // Sent from inside itself, so Celery makes the task its own parent.
-        headers.parent_id.get_or_insert_with(|| Cow::Owned(job.id.clone()));
-        headers.extra.retain(|(name, _)| !NOT_COPIED.contains(&&**name));
+        headers
+            .parent_id
+            .get_or_insert_with(|| Cow::Owned(job.id.clone()));
+        headers
+            .extra
+            .retain(|(name, _)| !NOT_COPIED.contains(&&**name));
 
         let mut properties = job.message.properties.clone();
         let came_by = std::mem::take(&mut properties.delivery_info);
@@ -101,16 +109,16 @@ impl Desk {
     ) -> Result<Vec<Publication>, EncodeError> {
         with_embed(job, |headers, embed| {
             let mut letters = Vec::new();
-            for callback in embed.callbacks().map_err(unreadable)? {
+            for callback in embed.callbacks().map_err(|error| unreadable(&error))? {
                 letters.push(self.follower(headers, &callback, value, None, now)?);
             }
             let Some(chain) = &embed.chain else {
                 return Ok(letters);
             };
             // Stored in reverse: the last element is the next step.
-            let mut rest = chain.elements().map_err(unreadable)?;
+            let mut rest = chain.elements().map_err(|error| unreadable(&error))?;
             if let Some(next) = rest.pop() {
-                let next = Signature::read(&next).map_err(unreadable)?;
+                let next = Signature::read(&next).map_err(|error| unreadable(&error))?;
                 let rest = Raw::encode(chain.serializer(), &rest[..])?;
                 letters.push(self.follower(headers, &next, value, Some(rest), now)?);
             }
@@ -119,10 +127,14 @@ impl Desk {
     }
 
     /// The errbacks, with the id of the failed task.
-    pub(crate) fn failure(&self, job: &Job, now: SystemTime) -> Result<Vec<Publication>, EncodeError> {
+    pub(crate) fn failure(
+        &self,
+        job: &Job,
+        now: SystemTime,
+    ) -> Result<Vec<Publication>, EncodeError> {
         let id = Raw::encode(Serializer::Json, &job.id)?;
         with_embed(job, |headers, embed| {
-            let errbacks = embed.errbacks().map_err(unreadable)?;
+            let errbacks = embed.errbacks().map_err(|error| unreadable(&error))?;
             errbacks
                 .iter()
                 .map(|errback| self.follower(headers, errback, &id, None, now))
@@ -158,11 +170,14 @@ impl Desk {
             message
                 .headers
                 .set(name, Value::Str(note))
-                .map_err(unreadable)?;
+                .map_err(|error| unreadable(&error))?;
         }
         message.properties.delivery_tag = None;
         message.properties.delivery_info = celery_protocol::DeliveryInfo::default();
-        Ok(vec![Publication::to_queue(message, format!("{queue}{DEAD_SUFFIX}"))])
+        Ok(vec![Publication::to_queue(
+            message,
+            format!("{queue}{DEAD_SUFFIX}"),
+        )])
     }
 
     /// One call that follows the task: its stored arguments with `first`
@@ -182,7 +197,10 @@ impl Desk {
         let args = if signature.immutable {
             signature.args.clone()
         } else {
-            let mut args = signature.args.elements().map_err(unreadable)?;
+            let mut args = signature
+                .args
+                .elements()
+                .map_err(|error| unreadable(&error))?;
             args.insert(0, first.as_borrowed());
             Raw::encode(signature.args.serializer(), &args[..])?
         };
@@ -203,15 +221,15 @@ fn with_embed<T>(
     job: &Job,
     use_it: impl FnOnce(&TaskHeaders<'_>, &Embed<'_>) -> Result<T, EncodeError>,
 ) -> Result<T, EncodeError> {
-    let headers = job.headers().map_err(unreadable)?;
+    let headers = job.headers().map_err(|error| unreadable(&error))?;
     let payload = job
         .message
         .payload(&job.services.accept, job.services.body_limit)
-        .map_err(unreadable)?;
-    let body = payload.body().map_err(unreadable)?;
+        .map_err(|error| unreadable(&error))?;
+    let body = payload.body().map_err(|error| unreadable(&error))?;
     use_it(&headers, &body.embed)
 }
 
-fn unreadable(error: celery_protocol::DecodeError) -> EncodeError {
+fn unreadable(error: &celery_protocol::DecodeError) -> EncodeError {
     EncodeError::new(error.to_string())
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use celery_protocol::{DecodeError, Embed, Message, TaskHeaders, encode_body};
 
-use super::delivery::{Links, Mishap, Plan, Refusal, celery_exception};
+use super::delivery::{Links, Plan, Refusal, celery_exception};
 use super::follow;
 use crate::broker::Content;
 use crate::task::{Job, Registered, Registry, Run, Services, TaskControl, TaskOptions};
@@ -30,8 +30,14 @@ pub(crate) enum Read {
         run: Arc<dyn Run>,
         plan: Plan,
     },
-    Refused { content: Content, refusal: Refusal },
+    Refused {
+        content: Box<Content>,
+        refusal: Refusal,
+    },
 }
+
+/// A task that can be run, its code, and what was decided about it.
+type Runnable = (Job, Arc<dyn Run>, Plan);
 
 impl Intake {
     pub(crate) fn read(&self, content: Content, redelivered: bool) -> Read {
@@ -40,7 +46,7 @@ impl Intake {
             Content::Malformed { raw, error } => {
                 let refusal = refuse("malformed", &error);
                 return Read::Refused {
-                    content: Content::Malformed { raw, error },
+                    content: Box::new(Content::Malformed { raw, error }),
                     refusal,
                 };
             }
@@ -54,7 +60,7 @@ impl Intake {
             Err(refused) => {
                 let (message, refusal) = *refused;
                 Read::Refused {
-                    content: Content::Message(message),
+                    content: Box::new(Content::Message(message)),
                     refusal,
                 }
             }
@@ -65,7 +71,7 @@ impl Intake {
         &self,
         message: Message,
         redelivered: bool,
-    ) -> Result<(Job, Arc<dyn Run>, Plan), Box<(Message, Refusal)>> {
+    ) -> Result<Runnable, Box<(Message, Refusal)>> {
         let message = match self.as_v2(&message) {
             Ok(None) => message,
             Ok(Some(converted)) => converted,
@@ -93,7 +99,10 @@ impl Intake {
     /// A message of protocol 1, rewritten in the form of protocol 2, so that
     /// everything after this has one form to deal with.
     fn as_v2(&self, message: &Message) -> Result<Option<Message>, Refusal> {
-        let headers = message.headers.task().map_err(|error| refuse("undecodable", &error))?;
+        let headers = message
+            .headers
+            .task()
+            .map_err(|error| refuse("undecodable", &error))?;
         if headers.is_some() {
             return Ok(None);
         }
@@ -199,7 +208,7 @@ fn unregistered(task: &str) -> Refusal {
     Refusal {
         reason: "unregistered",
         detail: format!("no task named {task:?} is registered in this worker"),
-        failure: Some(celery_exception("NotRegistered", task)),
+        failure: Some(Box::new(celery_exception("NotRegistered", task))),
     }
 }
 
@@ -216,6 +225,6 @@ fn refuse(reason: &'static str, error: &DecodeError) -> Refusal {
     Refusal {
         reason,
         detail: error.to_string(),
-        failure: None::<Mishap>,
+        failure: None,
     }
 }

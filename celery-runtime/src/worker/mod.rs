@@ -1,9 +1,11 @@
 //! Running tasks: [`Worker`].
 
+mod conclusion;
 mod delivery;
 mod driver;
 mod follow;
 mod intake;
+mod life;
 mod pool;
 mod report;
 mod supervisor;
@@ -249,7 +251,13 @@ impl Worker {
             deadline: config.deadline,
             grace: self.grace,
         };
-        Ok(Driver::new(intake, desk, app.clock().clone(), supervisor, limits))
+        Ok(Driver::new(
+            intake,
+            desk,
+            app.clock().clone(),
+            supervisor,
+            limits,
+        ))
     }
 }
 
@@ -273,7 +281,11 @@ fn queues(config: &crate::Config, asked: &[String], registry: &Registry) -> Vec<
         return config.task_queues.clone();
     }
     let mut names = vec![config.task_default_queue.as_str()];
-    names.extend(registry.iter().filter_map(|task| task.declaration.queue.as_deref()));
+    names.extend(
+        registry
+            .iter()
+            .filter_map(|task| task.declaration.queue.as_deref()),
+    );
     names[1..].sort_unstable();
     names.dedup();
     names.into_iter().map(|name| config.queue(name)).collect()
@@ -283,7 +295,9 @@ fn queues(config: &crate::Config, asked: &[String], registry: &Registry) -> Vec<
 fn window(concurrency: usize, multiplier: usize) -> usize {
     match multiplier {
         0 => usize::from(u16::MAX),
-        _ => concurrency.saturating_mul(multiplier).min(usize::from(u16::MAX)),
+        _ => concurrency
+            .saturating_mul(multiplier)
+            .min(usize::from(u16::MAX)),
     }
 }
 
@@ -305,7 +319,11 @@ where
                 Stop::Warm
             })
         }
-        None => match patience.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        None => match patience
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+        {
             Some(patience) => Box::pin(async move {
                 patience.lost().await;
                 Stop::Cold

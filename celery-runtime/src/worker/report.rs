@@ -61,7 +61,9 @@ fn describe<'a>(document: &mut ResultDocument<'a>, job: &'a Job, now: SystemTime
     let queue = &job.message.properties.delivery_info.routing_key;
     document.queue = Some(Cow::Borrowed(queue));
     document.stamped_headers = headers.stamped_headers;
-    let payload = job.message.payload(&job.services.accept, job.services.body_limit);
+    let payload = job
+        .message
+        .payload(&job.services.accept, job.services.body_limit);
     if let Ok(payload) = payload
         && let Ok(body) = payload.body()
     {

@@ -28,7 +28,10 @@ async fn the_hard_limit_ends_a_task_and_frees_its_slot() {
     let client = setup.client();
     let long = client.apply_all((0..8).map(|_| SLEEP.s((1000,)))).await;
     for result in long {
-        assert_eq!(text(within(60, result.unwrap().get()).await.unwrap_err()), "TimeLimitExceeded(5)");
+        assert_eq!(
+            text(within(60, result.unwrap().get()).await.unwrap_err()),
+            "TimeLimitExceeded(5)"
+        );
     }
     assert_eq!(setup.elapsed().round() as u64, 10);
     let short = client.send(SLEEP, (1,)).await.unwrap();
@@ -45,10 +48,16 @@ async fn the_message_goes_before_the_task_and_the_configuration() {
     let _worker = setup.start(Tasks::new().with(LIMITED, sleep));
     let client = setup.client();
     let declared = client.send(LIMITED, (1000,)).await.unwrap();
-    assert_eq!(text(within(60, declared.get()).await.unwrap_err()), "TimeLimitExceeded(20)");
+    assert_eq!(
+        text(within(60, declared.get()).await.unwrap_err()),
+        "TimeLimitExceeded(20)"
+    );
     let sent = LIMITED.s((1000,)).time_limit(Duration::from_millis(1500));
     let sent = client.apply(sent).await.unwrap();
-    assert_eq!(text(within(60, sent.get()).await.unwrap_err()), "TimeLimitExceeded(1.5)");
+    assert_eq!(
+        text(within(60, sent.get()).await.unwrap_err()),
+        "TimeLimitExceeded(1.5)"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -57,7 +66,10 @@ async fn a_task_that_ignores_the_soft_limit_is_ended_by_it() {
     let _worker = setup.start(Tasks::new().with(SLEEP, sleep));
     let call = SLEEP.s((1000,)).soft_time_limit(Duration::from_secs(3));
     let result = setup.client().apply(call).await.unwrap();
-    assert_eq!(text(within(60, result.get()).await.unwrap_err()), "SoftTimeLimitExceeded()");
+    assert_eq!(
+        text(within(60, result.get()).await.unwrap_err()),
+        "SoftTimeLimitExceeded()"
+    );
     assert_eq!(setup.elapsed().round() as u64, 3);
 }
 

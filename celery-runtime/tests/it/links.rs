@@ -18,7 +18,9 @@ fn tasks() -> Tasks {
     }
     Tasks::new()
         .with(ADD, async |x: i64, y: i64| Ok::<_, TaskError>(x + y))
-        .with(FAIL, async || Err::<(), _>(TaskError::exception("ValueError", "no")))
+        .with(FAIL, async || {
+            Err::<(), _>(TaskError::exception("ValueError", "no"))
+        })
         .with(NOTE, note)
 }
 
@@ -32,17 +34,32 @@ async fn a_chain_written_by_python_runs_to_its_end() {
     };
     // The remaining steps are stored in reverse.
     let chain = [step("third", 300), step("second", 20)].join(", ");
-    let body = format!(r#"[[1, 2], {{}}, {{"callbacks": null, "errbacks": null, "chain": [{chain}], "chord": null}}]"#);
+    let body = format!(
+        r#"[[1, 2], {{}}, {{"callbacks": null, "errbacks": null, "chain": [{chain}], "chord": null}}]"#
+    );
     let headers = r#"{"task": "tasks.add", "id": "first", "root_id": "first"}"#;
     let headers = Headers::from_json(Bytes::from_static(headers.as_bytes())).unwrap();
     let message = Message::new(headers, Properties::default(), body);
-    setup.broker.publish(&[Publication::to_queue(message, "celery")]).await;
+    setup
+        .broker
+        .publish(&[Publication::to_queue(message, "celery")])
+        .await;
 
     let _worker = setup.start(tasks());
     let client = setup.client();
-    assert_eq!(within(5, client.result::<i64>("third").get()).await.unwrap(), 323);
+    assert_eq!(
+        within(5, client.result::<i64>("third").get())
+            .await
+            .unwrap(),
+        323
+    );
     assert_eq!(client.result::<i64>("second").get().await.unwrap(), 23);
-    let document = client.result::<Value>("third").document().await.unwrap().unwrap();
+    let document = client
+        .result::<Value>("third")
+        .document()
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(document.parent_id.as_deref(), Some("second"));
 }
 
@@ -54,11 +71,18 @@ async fn callbacks_get_the_value_and_errbacks_the_id() {
 
     let callback = celery_runtime::Signature::named("tasks.add", (10,), ()).task_id("callback");
     client.apply(ADD.s((1, 2)).link(&callback)).await.unwrap();
-    assert_eq!(within(5, client.result::<i64>("callback").get()).await.unwrap(), 13);
+    assert_eq!(
+        within(5, client.result::<i64>("callback").get())
+            .await
+            .unwrap(),
+        13
+    );
 
     let errback = celery_runtime::Signature::named("tasks.note", (), ()).task_id("errback");
     let failed = client.apply(FAIL.s(()).link_error(&errback)).await.unwrap();
-    let noted = within(5, client.result::<String>("errback").get()).await.unwrap();
+    let noted = within(5, client.result::<String>("errback").get())
+        .await
+        .unwrap();
     assert_eq!(noted, failed.id());
 }
 

@@ -1,5 +1,7 @@
 //! Worker and client on the in-memory broker, with tokio's clock paused.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod support;
 
 mod limits;

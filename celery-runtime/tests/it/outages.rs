@@ -4,9 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use celery_runtime::{
-    Config, LinkEvent, ServiceErrorKind, Task, TaskError, Tasks, WorkerError,
-};
+use celery_runtime::{Config, LinkEvent, ServiceErrorKind, Task, TaskError, Tasks, WorkerError};
 
 use crate::support::{Running, Setup, within};
 
@@ -29,12 +27,21 @@ async fn the_worker_resumes_after_each_of_twenty_outages() {
     let setup = Setup::new();
     let events = Arc::new(Mutex::new(Vec::new()));
     let log = Arc::clone(&events);
-    let worker = setup.app.worker(counting(&runs)).concurrency(4).on_link(move |event| {
-        log.lock().unwrap().push(matches!(event, LinkEvent::Connected));
-    });
+    let worker = setup
+        .app
+        .worker(counting(&runs))
+        .concurrency(4)
+        .on_link(move |event| {
+            log.lock()
+                .unwrap()
+                .push(matches!(event, LinkEvent::Connected));
+        });
     let _worker = Running::start(worker);
     for _ in 0..20 {
-        let results = setup.client().apply_all((0..10).map(|number| LATE.s((number,)))).await;
+        let results = setup
+            .client()
+            .apply_all((0..10).map(|number| LATE.s((number,))))
+            .await;
         tokio::time::sleep(Duration::from_millis(1500)).await;
         setup.broker.faults().go_down();
         tokio::time::sleep(Duration::from_secs(10)).await;
@@ -56,7 +63,11 @@ async fn results_are_kept_until_the_backend_is_back() {
     setup.backend.faults().go_down();
     let result = setup.client().send(LATE, (5,)).await.unwrap();
     tokio::time::sleep(Duration::from_secs(60)).await;
-    assert_eq!(setup.broker.held(), 1, "not acknowledged without its result");
+    assert_eq!(
+        setup.broker.held(),
+        1,
+        "not acknowledged without its result"
+    );
     setup.backend.faults().come_back();
     assert_eq!(within(5, result.get()).await.unwrap(), 5);
     assert_eq!(runs.load(Ordering::SeqCst), 1);
@@ -67,8 +78,14 @@ async fn a_lost_acknowledgement_runs_a_late_task_again_and_loses_none() {
     let runs = Arc::default();
     let setup = Setup::new();
     let worker = setup.start(counting(&runs));
-    let results = setup.client().apply_all((0..8).map(|number| LATE.s((number,)))).await;
-    setup.broker.faults().fail_next("settle", ServiceErrorKind::Disconnected);
+    let results = setup
+        .client()
+        .apply_all((0..8).map(|number| LATE.s((number,))))
+        .await;
+    setup
+        .broker
+        .faults()
+        .fail_next("settle", ServiceErrorKind::Disconnected);
     for result in results {
         within(60, result.unwrap().get()).await.unwrap();
     }
@@ -89,7 +106,10 @@ async fn an_early_task_starts_only_after_its_acknowledgement() {
     let setup = Setup::new();
     let _worker = setup.start(tasks);
     for _ in 0..5 {
-        setup.broker.faults().fail_next("settle", ServiceErrorKind::Disconnected);
+        setup
+            .broker
+            .faults()
+            .fail_next("settle", ServiceErrorKind::Disconnected);
     }
     let result = setup.client().send(EARLY, ()).await.unwrap();
     within(60, result.get()).await.unwrap();
@@ -110,7 +130,9 @@ async fn sending_to_a_broker_that_is_away_fails_within_the_deadline_every_time()
     setup.broker.faults().come_back();
     setup.client().send(LATE, (1,)).await.unwrap();
     setup.broker.faults().freeze();
-    let error = within(6, setup.client().send(LATE, (1,))).await.unwrap_err();
+    let error = within(6, setup.client().send(LATE, (1,)))
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("no answer within 5s"), "{error}");
 }
 
@@ -145,7 +167,9 @@ async fn a_waiter_outlives_a_short_outage_of_the_backend() {
 
 #[tokio::test(start_paused = true)]
 async fn a_worker_gives_up_when_told_how_often_to_try() {
-    let config = Config::new().set("broker_connection_max_retries", 3).unwrap();
+    let config = Config::new()
+        .set("broker_connection_max_retries", 3)
+        .unwrap();
     let setup = Setup::with_config(config);
     setup.broker.faults().go_down();
     let worker = setup.start(counting(&Arc::default()));

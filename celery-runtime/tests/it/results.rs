@@ -18,8 +18,13 @@ async fn progress_is_seen_while_the_task_runs() {
     const SLOW: Task<(), u32> = Task::new("tasks.slow").track_started();
     async fn slow(ctx: Context) -> Result<u32, TaskError> {
         tokio::time::sleep(Duration::from_secs(10)).await;
-        ctx.update_state("PROGRESS", [("done", 1)].into_iter().collect::<std::collections::BTreeMap<_, _>>())
-            .await?;
+        ctx.update_state(
+            "PROGRESS",
+            [("done", 1)]
+                .into_iter()
+                .collect::<std::collections::BTreeMap<_, _>>(),
+        )
+        .await?;
         let refused = ctx.update_state("SUCCESS", 1).await.unwrap_err();
         assert!(matches!(refused, UpdateError::Reserved(_)));
         tokio::time::sleep(Duration::from_secs(10)).await;
@@ -33,7 +38,10 @@ async fn progress_is_seen_while_the_task_runs() {
     assert!(result.info().await.unwrap().get("pid").is_some());
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert_eq!(result.state().await.unwrap().name(), "PROGRESS");
-    assert_eq!(result.info().await.unwrap().get("done"), Some(&Value::Int(1)));
+    assert_eq!(
+        result.info().await.unwrap().get("done"),
+        Some(&Value::Int(1))
+    );
     assert_eq!(result.get().await.unwrap(), 1);
 }
 
@@ -46,7 +54,10 @@ async fn ignored_results_leave_nothing_behind() {
     let kept = client.send(ADD, (1, 2)).await.unwrap();
     within(5, kept.get()).await.unwrap();
     assert_eq!(ignored.state().await.unwrap(), State::Pending);
-    let error = ignored.get_timeout(Duration::from_secs(3)).await.unwrap_err();
+    let error = ignored
+        .get_timeout(Duration::from_secs(3))
+        .await
+        .unwrap_err();
     assert!(matches!(error, ResultError::TimedOut { .. }));
     kept.forget().await.unwrap();
     assert_eq!(kept.state().await.unwrap(), State::Pending);
@@ -56,7 +67,10 @@ async fn ignored_results_leave_nothing_behind() {
 async fn extended_results_describe_the_call() {
     let config = Config::new().set("result_extended", true).unwrap();
     let setup = Setup::with_config(config);
-    let worker = setup.app.worker(Tasks::new().with(ADD, add)).hostname("w@host");
+    let worker = setup
+        .app
+        .worker(Tasks::new().with(ADD, add))
+        .hostname("w@host");
     let _worker = crate::support::Running::start(worker);
     let result = setup.client().send(ADD, (1, 2)).await.unwrap();
     within(5, result.get()).await.unwrap();
@@ -64,19 +78,26 @@ async fn extended_results_describe_the_call() {
     assert_eq!(document.name.as_deref(), Some("tasks.add"));
     assert_eq!(document.worker.as_deref(), Some("w@host"));
     assert_eq!(document.queue.as_deref(), Some("celery"));
-    assert_eq!(document.args.unwrap().decode::<(i64, i64)>().unwrap(), (1, 2));
+    assert_eq!(
+        document.args.unwrap().decode::<(i64, i64)>().unwrap(),
+        (1, 2)
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_value_that_cannot_be_written_is_an_encode_error() {
     const ODD: Task<(), std::collections::BTreeMap<(i32, i32), i32>> = Task::new("tasks.odd");
     let setup = Setup::new();
-    let _worker = setup.start(Tasks::new().with(ODD, async || Ok::<_, TaskError>([((1, 2), 3)].into())));
+    let _worker =
+        setup.start(Tasks::new().with(ODD, async || Ok::<_, TaskError>([((1, 2), 3)].into())));
     let result = setup.client().send(ODD, ()).await.unwrap();
     match within(5, result.get()).await.unwrap_err() {
         ResultError::Task(failure) => {
             assert_eq!(failure.exception.exc_type, "EncodeError");
-            assert_eq!(failure.exception.exc_module.as_deref(), Some("kombu.exceptions"));
+            assert_eq!(
+                failure.exception.exc_module.as_deref(),
+                Some("kombu.exceptions")
+            );
         }
         other => panic!("{other}"),
     }
@@ -89,7 +110,12 @@ async fn without_a_backend_tasks_run_and_results_are_an_error() {
     let worker = crate::support::Running::start(app.worker(Tasks::new().with(ADD, add)));
     let result = app.client().send(ADD, (1, 2)).await.unwrap();
     let error = result.get().await.unwrap_err();
-    assert!(error.to_string().contains("no result_backend is configured"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("no result_backend is configured"),
+        "{error}"
+    );
     worker.stop().await.unwrap();
 }
 

@@ -5,9 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use celery_protocol::State;
-use celery_runtime::{
-    AutoRetry, Context, ResultError, RetryBackoff, Task, TaskError, Tasks,
-};
+use celery_runtime::{AutoRetry, Context, ResultError, RetryBackoff, Task, TaskError, Tasks};
 
 use crate::support::{Setup, within};
 
@@ -61,12 +59,13 @@ async fn without_retries_left_the_cause_is_the_failure() {
 
 #[tokio::test(start_paused = true)]
 async fn chosen_errors_are_retried_with_backoff() {
-    const FLAKY: Task<(), u32> = Task::new("tasks.flaky").max_retries(5).autoretry(
-        AutoRetry::on::<Flaky>().backoff(RetryBackoff {
-            jitter: false,
-            ..RetryBackoff::new(2)
-        }),
-    );
+    const FLAKY: Task<(), u32> =
+        Task::new("tasks.flaky")
+            .max_retries(5)
+            .autoretry(AutoRetry::on::<Flaky>().backoff(RetryBackoff {
+                jitter: false,
+                ..RetryBackoff::new(2)
+            }));
     async fn flaky(ctx: Context) -> Result<u32, TaskError> {
         match ctx.retries() {
             0..3 => Err(Flaky.into()),
@@ -90,7 +89,10 @@ async fn other_errors_are_not_retried() {
     let setup = Setup::new();
     let _worker = setup.start(Tasks::new().with(PLAIN, plain));
     let result = setup.client().send(PLAIN, ()).await.unwrap();
-    assert_eq!(text(within(5, result.get()).await.unwrap_err()), "KeyError('k')");
+    assert_eq!(
+        text(within(5, result.get()).await.unwrap_err()),
+        "KeyError('k')"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -100,12 +102,18 @@ async fn a_retried_message_keeps_headers_and_gets_a_parent() {
         if ctx.retries() == 0 {
             return Err(TaskError::retry().after(Duration::ZERO));
         }
-        let trace = ctx.header("trace").and_then(|value| value.as_str().map(str::to_owned));
+        let trace = ctx
+            .header("trace")
+            .and_then(|value| value.as_str().map(str::to_owned));
         Ok((ctx.parent_id(), trace.unwrap_or_default()))
     }
     let setup = Setup::new();
     let _worker = setup.start(Tasks::new().with(ONCE, once));
-    let result = setup.client().apply(ONCE.s(()).header("trace", "t-1")).await.unwrap();
+    let result = setup
+        .client()
+        .apply(ONCE.s(()).header("trace", "t-1"))
+        .await
+        .unwrap();
     let (parent, trace) = within(5, result.get()).await.unwrap();
     assert_eq!(parent.as_deref(), Some(result.id()));
     assert_eq!(trace, "t-1");

@@ -33,13 +33,19 @@ async fn a_warm_stop_finishes_what_runs_and_returns_the_rest_in_order() {
     let setup = Setup::new();
     let client = setup.client();
     for task in [EARLY, LATE] {
-        client.apply_all((0..6).map(|number| task.s((number,)))).await;
+        client
+            .apply_all((0..6).map(|number| task.s((number,))))
+            .await;
     }
     let mut worker = Running::start(setup.app.worker(tasks(&log)).concurrency(2));
     tokio::time::sleep(Duration::from_secs(1)).await;
     worker.ask_to_stop();
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(setup.depth("celery").await, 10, "prefetched ones go back at once");
+    assert_eq!(
+        setup.depth("celery").await,
+        10,
+        "prefetched ones go back at once"
+    );
     worker.ended().await.unwrap();
     assert_eq!(setup.elapsed().round() as u64, 10);
     assert_eq!(*log.lock().unwrap(), [0, 1]);
@@ -74,7 +80,10 @@ async fn a_cold_stop_returns_late_tasks_and_marks_early_ones() {
 async fn a_killed_worker_loses_no_late_task() {
     let log = Arc::default();
     let setup = Setup::new();
-    let results = setup.client().apply_all((0..20).map(|number| LATE.s((number,)))).await;
+    let results = setup
+        .client()
+        .apply_all((0..20).map(|number| LATE.s((number,))))
+        .await;
     let worker = setup.start(tasks(&log));
     tokio::time::sleep(Duration::from_secs(15)).await;
     worker.kill().await;
@@ -107,7 +116,10 @@ async fn a_stop_does_not_wait_for_ever_for_a_backend_that_is_away() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     setup.backend.faults().go_down();
     let error = within(60, worker.stop()).await.unwrap_err();
-    assert!(matches!(error, WorkerError::Unsettled { count: 1 }), "{error}");
+    assert!(
+        matches!(error, WorkerError::Unsettled { count: 1 }),
+        "{error}"
+    );
     // Not acknowledged without its result, so it will run again.
     setup.backend.faults().come_back();
     assert_eq!(setup.depth("celery").await, 1);

@@ -4,12 +4,12 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use celery_protocol::Message;
 use celery_runtime::memory::{MemoryBackend, MemoryBroker};
 use celery_runtime::{
     App, Broker, Client, Clock, Config, ConsumeOptions, Content, Queue, Settlement, Tasks, Worker,
     WorkerError,
 };
-use celery_protocol::Message;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -63,7 +63,10 @@ impl Setup {
         let options = ConsumeOptions::new(vec![Queue::new(queue)], 1);
         let consumer = self.broker.consume(&options).await.unwrap();
         let delivery = consumer.receive(1).await.unwrap().pop().unwrap();
-        consumer.settle(&[Settlement::Ack(delivery.tag)]).await.unwrap();
+        consumer
+            .settle(&[Settlement::Ack(delivery.tag)])
+            .await
+            .unwrap();
         match delivery.content {
             Content::Message(message) => message,
             Content::Malformed { error, .. } => panic!("malformed: {error}"),
@@ -72,7 +75,11 @@ impl Setup {
 
     /// Seconds that have passed since the start.
     pub(crate) fn elapsed(&self) -> f64 {
-        self.clock.now().duration_since(start_time()).unwrap().as_secs_f64()
+        self.clock
+            .now()
+            .duration_since(start_time())
+            .unwrap()
+            .as_secs_f64()
     }
 }
 

@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use celery_protocol::{Headers, Message, Properties};
-use celery_runtime::{
-    Broker, OnUnknown, Publication, ResultError, Task, TaskError, Tasks,
-};
+use celery_runtime::{Broker, OnUnknown, Publication, ResultError, Task, TaskError, Tasks};
 
 use crate::support::{Running, Setup, within};
 
@@ -27,7 +25,10 @@ async fn push(setup: &Setup, headers: &str, content_type: &'static str, body: &'
     let mut properties = Properties::default();
     properties.content_type = content_type.into();
     let message = Message::new(headers, properties, Bytes::from_static(body));
-    let answers = setup.broker.publish(&[Publication::to_queue(message, "celery")]).await;
+    let answers = setup
+        .broker
+        .publish(&[Publication::to_queue(message, "celery")])
+        .await;
     answers.into_iter().next().unwrap().unwrap();
 }
 
@@ -47,7 +48,10 @@ async fn an_unknown_task_is_kept_and_fails_for_its_sender() {
     assert_eq!(setup.depth("celery").await, 0);
 
     // Sent on as it is, it runs where the task is known.
-    setup.broker.publish(&[Publication::to_queue(kept, "new")]).await;
+    setup
+        .broker
+        .publish(&[Publication::to_queue(kept, "new")])
+        .await;
     let tasks = Tasks::new().with(NEW, async |x: i64| Ok::<_, TaskError>(x));
     let _second = Running::start(setup.app.worker(tasks).queue("new"));
     let again = setup.client().result::<i64>(result.id());
@@ -79,7 +83,12 @@ async fn whatever_cannot_be_read_is_kept_while_real_work_goes_on() {
     assert_eq!(within(5, result.get()).await.unwrap(), 3);
     for (_, content_type, body, expected) in hostile {
         let kept = within(5, setup.take("celery.dead")).await;
-        assert_eq!(reason(&kept), *expected, "{}", String::from_utf8_lossy(body));
+        assert_eq!(
+            reason(&kept),
+            *expected,
+            "{}",
+            String::from_utf8_lossy(body)
+        );
         assert_eq!(kept.body, *body);
         assert_eq!(kept.properties.content_type, *content_type);
     }
@@ -90,7 +99,10 @@ async fn whatever_cannot_be_read_is_kept_while_real_work_goes_on() {
 async fn requeued_messages_wait_for_a_worker_that_knows_them() {
     let setup = Setup::new();
     let tasks = Tasks::new().with(ADD, add);
-    let worker = setup.app.worker(tasks).on_unknown(OnUnknown::Requeue(Duration::from_secs(5)));
+    let worker = setup
+        .app
+        .worker(tasks)
+        .on_unknown(OnUnknown::Requeue(Duration::from_secs(5)));
     let old = Running::start(worker);
     let result = setup.client().send(NEW, (7,)).await.unwrap();
     tokio::time::sleep(Duration::from_secs(60)).await;
@@ -104,7 +116,10 @@ async fn requeued_messages_wait_for_a_worker_that_knows_them() {
 #[tokio::test(start_paused = true)]
 async fn rejected_messages_are_gone_as_with_celery() {
     let setup = Setup::new();
-    let worker = setup.app.worker(Tasks::new().with(ADD, add)).on_unknown(OnUnknown::Reject);
+    let worker = setup
+        .app
+        .worker(Tasks::new().with(ADD, add))
+        .on_unknown(OnUnknown::Reject);
     let _worker = Running::start(worker);
     let result = setup.client().send(NEW, (7,)).await.unwrap();
     within(5, result.get()).await.unwrap_err();

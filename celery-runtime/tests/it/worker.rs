@@ -33,12 +33,18 @@ async fn positional_and_keyword_arguments() {
     let client = setup.client();
     let typed = client.send(ADD, (2, 3)).await.unwrap();
     assert_eq!(within(5, typed.get()).await.unwrap(), 5);
-    for (args, kwargs) in [(vec![1], vec![("y", 4)]), (vec![], vec![("x", 1), ("y", 4)])] {
+    for (args, kwargs) in [
+        (vec![1], vec![("y", 4)]),
+        (vec![], vec![("x", 1), ("y", 4)]),
+    ] {
         let kwargs: Map = kwargs
             .into_iter()
             .map(|(name, value)| (Value::from(name), Value::Int(value)))
             .collect();
-        let result = client.send_by_name("tasks.add", args, kwargs).await.unwrap();
+        let result = client
+            .send_by_name("tasks.add", args, kwargs)
+            .await
+            .unwrap();
         assert_eq!(within(5, result.get()).await.unwrap(), Value::Int(5));
     }
 }
@@ -47,7 +53,11 @@ async fn positional_and_keyword_arguments() {
 async fn a_bad_call_fails_as_python_words_it() {
     let setup = Setup::new();
     let _worker = setup.start(Tasks::new().with(ADD, add));
-    let result = setup.client().send_by_name("tasks.add", (1,), ()).await.unwrap();
+    let result = setup
+        .client()
+        .send_by_name("tasks.add", (1,), ())
+        .await
+        .unwrap();
     let failure = failure(within(5, result.get()).await);
     assert_eq!(
         failure.exception.to_string(),
@@ -88,12 +98,28 @@ async fn state_context_and_structs() {
         ctx: Context<String>,
         Kwargs(greeting): Kwargs<Greeting>,
     ) -> Result<String, TaskError> {
-        Ok(format!("{} {}{}", ctx.state(), greeting.name, greeting.punctuation))
+        Ok(format!(
+            "{} {}{}",
+            ctx.state(),
+            greeting.name,
+            greeting.punctuation
+        ))
     }
     let setup = Setup::new();
-    let _worker = setup.start(Tasks::new().with(GREET, greet).with_state("Hello".to_owned()));
-    let result = setup.client().send_by_name("tasks.greet", ("you",), ()).await.unwrap();
-    assert_eq!(within(5, result.get()).await.unwrap(), Value::from("Hello you!"));
+    let _worker = setup.start(
+        Tasks::new()
+            .with(GREET, greet)
+            .with_state("Hello".to_owned()),
+    );
+    let result = setup
+        .client()
+        .send_by_name("tasks.greet", ("you",), ())
+        .await
+        .unwrap();
+    assert_eq!(
+        within(5, result.get()).await.unwrap(),
+        Value::from("Hello you!")
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -103,7 +129,11 @@ async fn untyped_tasks() {
     }
     let setup = Setup::new();
     let _worker = setup.start(Tasks::new().with_dyn(DynTask::new("any.name"), count));
-    let result = setup.client().send_by_name("any.name", (1, "2"), Map::from([("k", 3)])).await.unwrap();
+    let result = setup
+        .client()
+        .send_by_name("any.name", (1, "2"), Map::from([("k", 3)]))
+        .await
+        .unwrap();
     assert_eq!(within(5, result.get()).await.unwrap(), Value::Int(3));
 }
 
@@ -137,14 +167,19 @@ async fn eta_countdown_and_expiry() {
 
     let later = ADD.s((1, 1)).countdown(Duration::from_secs(3600));
     let later = client.apply(later).await.unwrap();
-    let day = ADD.s((2, 2)).eta(start_time() + Duration::from_secs(86_000));
+    let day = ADD
+        .s((2, 2))
+        .eta(start_time() + Duration::from_secs(86_000));
     let day = client.apply(day).await.unwrap();
     assert_eq!(later.get().await.unwrap(), 2);
     assert_eq!(setup.elapsed().round() as u64, 3600);
     assert_eq!(day.get().await.unwrap(), 4);
     assert_eq!(setup.elapsed().round() as u64, 86_000);
 
-    let expired = ADD.s((1, 1)).countdown(Duration::from_secs(10)).expires_in(Duration::from_secs(5));
+    let expired = ADD
+        .s((1, 1))
+        .countdown(Duration::from_secs(10))
+        .expires_in(Duration::from_secs(5));
     let expired = client.apply(expired).await.unwrap();
     let failure = failure(within(60, expired.get()).await);
     assert_eq!(failure.state.name(), "REVOKED");
@@ -161,13 +196,24 @@ async fn lower_priorities_go_first_and_queues_take_turns() {
     };
     let setup = Setup::new();
     let client = setup.client();
-    let calls = [(1, "a", 9), (2, "a", 0), (3, "b", 0), (4, "b", 3), (5, "a", 0)];
+    let calls = [
+        (1, "a", 9),
+        (2, "a", 0),
+        (3, "b", 0),
+        (4, "b", 3),
+        (5, "a", 0),
+    ];
     let mut results = Vec::new();
     for (number, queue, priority) in calls {
         let call = PUSH.s((number,)).queue(queue).priority(priority);
         results.push(client.apply(call).await.unwrap());
     }
-    let worker = setup.app.worker(Tasks::new().with(PUSH, push)).queue("a").queue("b").concurrency(1);
+    let worker = setup
+        .app
+        .worker(Tasks::new().with(PUSH, push))
+        .queue("a")
+        .queue("b")
+        .concurrency(1);
     let _worker = crate::support::Running::start(worker);
     for result in results {
         within(5, result.get()).await.unwrap();
@@ -197,7 +243,12 @@ async fn a_prefetch_multiplier_of_one_holds_nothing_back() {
     let client = setup.client();
     let worker = |name: &str| {
         let tasks = Tasks::new().with(WAIT, wait);
-        let worker = setup.app.worker(tasks).concurrency(1).prefetch_multiplier(1).hostname(name);
+        let worker = setup
+            .app
+            .worker(tasks)
+            .concurrency(1)
+            .prefetch_multiplier(1)
+            .hostname(name);
         crate::support::Running::start(worker)
     };
     let long = client.send(WAIT, (600,)).await.unwrap();
@@ -214,15 +265,21 @@ async fn a_prefetch_multiplier_of_one_holds_nothing_back() {
 #[tokio::test(start_paused = true)]
 async fn named_exchanges_reach_bound_queues() {
     let setup = Setup::new();
-    let queue = Queue::new("images")
-        .bound_to("media", celery_runtime::ExchangeKind::Topic, "image.#");
+    let queue =
+        Queue::new("images").bound_to("media", celery_runtime::ExchangeKind::Topic, "image.#");
     setup.broker.declare(&queue).await.unwrap();
-    let call = ADD.s((1, 2)).exchange("media").routing_key("image.png.small");
+    let call = ADD
+        .s((1, 2))
+        .exchange("media")
+        .routing_key("image.png.small");
     setup.client().apply(call).await.unwrap();
     assert_eq!(setup.depth("images").await, 1);
     let call = ADD.s((1, 2)).exchange("media").routing_key("sound.wav");
     let error = setup.client().apply(call).await.unwrap_err().to_string();
-    assert!(error.contains("media") && error.contains("sound.wav"), "{error}");
+    assert!(
+        error.contains("media") && error.contains("sound.wav"),
+        "{error}"
+    );
 }
 
 #[test]

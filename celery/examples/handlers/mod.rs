@@ -5,16 +5,20 @@ use std::time::Duration;
 use celery::{Context, Map, TaskError, Tasks, Value};
 use serde::Serialize;
 
-use crate::tasks::{
-    ADD, DIVIDE, ECHO, Echo, FAIL, MUL, Number, PROGRESS, RETRY, SLEEP, SUB, XSUM,
-};
+use crate::tasks::{ADD, DIVIDE, ECHO, Echo, FAIL, MUL, Number, PROGRESS, RETRY, SLEEP, SUB, XSUM};
 
 /// What a worker of these tasks serves.
 pub fn all() -> Tasks {
     Tasks::new()
-        .with(ADD, async |x, y| arithmetic(x, y, i64::checked_add, |x, y| x + y))
-        .with(SUB, async |x, y| arithmetic(x, y, i64::checked_sub, |x, y| x - y))
-        .with(MUL, async |x, y| arithmetic(x, y, i64::checked_mul, |x, y| x * y))
+        .with(ADD, async |x, y| {
+            arithmetic(x, y, i64::checked_add, |x, y| x + y)
+        })
+        .with(SUB, async |x, y| {
+            arithmetic(x, y, i64::checked_sub, |x, y| x - y)
+        })
+        .with(MUL, async |x, y| {
+            arithmetic(x, y, i64::checked_mul, |x, y| x * y)
+        })
         .with(DIVIDE, divide)
         .with(XSUM, xsum)
         .with(SLEEP, sleep)
@@ -88,7 +92,9 @@ async fn progress(ctx: Context, steps: u32) -> Result<u32, TaskError> {
             current,
             total: steps,
         };
-        ctx.update_state("PROGRESS", step).await.map_err(TaskError::from)?;
+        ctx.update_state("PROGRESS", step)
+            .await
+            .map_err(TaskError::from)?;
     }
     Ok(steps)
 }

@@ -34,7 +34,7 @@ pub struct Echo {
 }
 
 impl Number {
-    fn as_f64(self) -> f64 {
+    pub fn as_f64(self) -> f64 {
         match self {
             Self::Int(number) => number as f64,
             Self::Float(number) => number,

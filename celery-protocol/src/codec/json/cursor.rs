@@ -72,9 +72,9 @@ impl<'de> Cursor<'de> {
 
     /// Reads a keyword such as `null`.
     #[inline]
-    pub(super) fn keyword(&mut self, keyword: &str) -> Result<(), DecodeError> {
-        if self.rest().starts_with(keyword.as_bytes()) {
-            self.at += keyword.len();
+    pub(super) fn keyword<const N: usize>(&mut self, keyword: &[u8; N]) -> Result<(), DecodeError> {
+        if self.rest().first_chunk() == Some(keyword) {
+            self.at += N;
             return Ok(());
         }
         Err(self.unexpected("a value"))
@@ -222,12 +222,12 @@ impl<'de> Cursor<'de> {
             Some(b'0') => self.at += 1,
             Some(b'1'..=b'9') => self.digits(),
             Some(b'I') => {
-                self.keyword("Infinity")?;
+                self.keyword(b"Infinity")?;
                 let sign = if negative { -1.0 } else { 1.0 };
                 return Ok(Kind::Float(Some(f64::INFINITY * sign)));
             }
             Some(b'N') if !negative => {
-                self.keyword("NaN")?;
+                self.keyword(b"NaN")?;
                 return Ok(Kind::Float(Some(f64::NAN)));
             }
             _ => return Err(self.unexpected("a value")),
@@ -284,9 +284,9 @@ impl<'de> Cursor<'de> {
     fn skip_scalar(&mut self) -> Result<(), DecodeError> {
         match self.peek() {
             Some(b'"') => self.skip_string(),
-            Some(b'n') => self.keyword("null"),
-            Some(b't') => self.keyword("true"),
-            Some(b'f') => self.keyword("false"),
+            Some(b'n') => self.keyword(b"null"),
+            Some(b't') => self.keyword(b"true"),
+            Some(b'f') => self.keyword(b"false"),
             _ => self.skip_number().map(drop),
         }
     }

@@ -69,12 +69,14 @@ where
     [T; N]: smallvec::Array<Item = T>,
 {
     let mut elements = SmallVec::new();
-    parts(text, [b'[', b']'], |cursor| {
+    let read = parts(text, [b'[', b']'], |cursor| {
         elements.push(element(cursor.span()?));
         Ok(())
-    })
-    .map(|()| elements)
-    .map_err(in_json)
+    });
+    match read {
+        Ok(()) => Ok(elements),
+        Err(error) => Err(in_json(error)),
+    }
 }
 
 /// The keys and the spans of the values of the map that the text is.
@@ -86,14 +88,16 @@ where
     [T; N]: smallvec::Array<Item = T>,
 {
     let mut entries = SmallVec::new();
-    parts(text, [b'{', b'}'], |cursor| {
+    let read = parts(text, [b'{', b'}'], |cursor| {
         let key = cursor.string()?;
         cursor.punctuation(b':')?;
         entries.push(entry(key, cursor.span()?));
         Ok(())
-    })
-    .map(|()| entries)
-    .map_err(in_json)
+    });
+    match read {
+        Ok(()) => Ok(entries),
+        Err(error) => Err(in_json(error)),
+    }
 }
 
 /// Reads what is between two brackets, part by part.

@@ -56,15 +56,15 @@ impl<'de> Reader<'de> {
                 Some(typed) => visit_typed::<V, NOTHING_LOST>(typed, visitor),
             },
             Some(b'n') => {
-                self.cursor.keyword("null")?;
+                self.cursor.keyword(b"null")?;
                 visitor.visit_unit()
             }
             Some(b't') => {
-                self.cursor.keyword("true")?;
+                self.cursor.keyword(b"true")?;
                 visitor.visit_bool(true)
             }
             Some(b'f') => {
-                self.cursor.keyword("false")?;
+                self.cursor.keyword(b"false")?;
                 visitor.visit_bool(false)
             }
             _ => match self.cursor.number()? {
@@ -204,7 +204,7 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
     #[inline]
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
         if self.cursor.token() == Some(b'n') {
-            self.cursor.keyword("null")?;
+            self.cursor.keyword(b"null")?;
             return visitor.visit_none();
         }
         visitor.visit_some(self)

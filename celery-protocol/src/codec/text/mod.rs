@@ -6,6 +6,7 @@ pub(crate) mod escape;
 pub(crate) mod json;
 mod key;
 mod special;
+#[cfg(feature = "yaml")]
 pub(crate) mod yaml;
 
 use serde::{Serialize, Serializer};

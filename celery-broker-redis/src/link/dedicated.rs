@@ -1,0 +1,119 @@
+//! A connection of one owner, outside the pool.
+
+use std::fmt;
+use std::sync::Arc;
+
+use celery_runtime::ServiceError;
+use redis::aio::MultiplexedConnection;
+use redis::{PushInfo, PushKind};
+use tokio::sync::Notify;
+
+use super::{Attempt, Command, Link, Reply, Script, single};
+
+impl Link {
+    /// A new connection that stays with its owner.
+    ///
+    /// # Errors
+    ///
+    /// When there is no connection.
+    pub async fn dedicated(&self, attempt: Attempt<'_>) -> Result<Dedicated, ServiceError> {
+        if self.is_closed() {
+            return Err(self.closed_error(attempt));
+        }
+        let pushed = Arc::new(Notify::new());
+        let notify = Arc::clone(&pushed);
+        let made = self.inner.connector.connect(move |info: PushInfo| {
+            if matches!(info.kind, PushKind::Invalidate | PushKind::Disconnection) {
+                notify.notify_one();
+            }
+        });
+        let made = made.await.map_err(|error| attempt.unconnected(self, &error))?;
+        Ok(Dedicated {
+            connection: made.connection,
+            link: self.clone(),
+            pushed: made.pushes.then_some(pushed),
+        })
+    }
+}
+
+/// A connection of one owner.
+pub struct Dedicated {
+    connection: MultiplexedConnection,
+    link: Link,
+    pushed: Option<Arc<Notify>>,
+}
+
+impl Dedicated {
+    /// Whether the server can tell about changed keys.
+    pub fn can_push(&self) -> bool {
+        self.pushed.is_some()
+    }
+
+    /// Waits until the server told about a changed key, or the connection
+    /// ended, since this was asked the last time. Never returns where the
+    /// server [cannot push](Self::can_push).
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn pushed(&self) {
+        match &self.pushed {
+            Some(pushed) => pushed.notified().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Runs one command.
+    ///
+    /// # Errors
+    ///
+    /// When the connection broke, or the server refuses the command or does
+    /// not answer.
+    pub async fn call(&mut self, attempt: Attempt<'_>, command: Command) -> Result<Reply, ServiceError> {
+        let value = self.send(attempt, command).await?;
+        Reply::new(value).map_err(|error| attempt.failed(&self.link, &error))
+    }
+
+    /// Runs a script.
+    ///
+    /// # Errors
+    ///
+    /// As [`call`](Self::call).
+    pub async fn script(
+        &mut self,
+        attempt: Attempt<'_>,
+        script: &Script,
+        keys: &[&str],
+        arguments: &[&[u8]],
+    ) -> Result<Reply, ServiceError> {
+        let mut value = self.send(attempt, script.by_hash(keys, arguments)).await?;
+        if let redis::Value::ServerError(error) = &value
+            && error.code() == "NOSCRIPT"
+        {
+            value = self.send(attempt, script.by_text(keys, arguments)).await?;
+        }
+        Reply::new(value).map_err(|error| attempt.failed(&self.link, &error))
+    }
+
+    async fn send(
+        &mut self,
+        attempt: Attempt<'_>,
+        command: Command,
+    ) -> Result<redis::Value, ServiceError> {
+        let pipeline = single(command);
+        let answer = self.connection.send_packed_commands(&pipeline, 0, 1).await;
+        match answer {
+            Ok(mut values) => Ok(values.pop().unwrap_or(redis::Value::Nil)),
+            Err(error) => Err(attempt.failed(&self.link, &error)),
+        }
+    }
+}
+
+impl fmt::Debug for Dedicated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Dedicated")
+            .field("link", &self.link)
+            .field("can_push", &self.can_push())
+            .finish_non_exhaustive()
+    }
+}

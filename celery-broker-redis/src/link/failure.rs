@@ -1,0 +1,224 @@
+//! From the library's errors to ours.
+
+use std::io;
+use std::time::Duration;
+
+use celery_runtime::{ServiceError, ServiceErrorKind};
+use redis::{ErrorKind, RedisError};
+
+use super::Link;
+
+/// What is attempted, for the error that may come of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Attempt<'a> {
+    operation: &'static str,
+    object: &'a str,
+}
+
+impl<'a> Attempt<'a> {
+    /// `operation` is a verb ("publish to"), `object` what it works on ("queue
+    /// celery"); the address is added.
+    pub fn new(operation: &'static str, object: &'a str) -> Self {
+        Self { operation, object }
+    }
+
+    /// An error of this attempt.
+    pub fn error(
+        &self,
+        link: &Link,
+        kind: ServiceErrorKind,
+        cause: impl Into<String>,
+    ) -> ServiceError {
+        ServiceError::new(kind, self.operation, self.object_on(link), cause)
+    }
+
+    /// The attempt had no answer in time.
+    pub(super) fn no_answer(&self, link: &Link, limit: Duration) -> ServiceError {
+        ServiceError::no_answer(self.operation, self.object_on(link), limit)
+    }
+
+    /// The attempt failed on a connection that was there.
+    pub(super) fn failed(&self, link: &Link, error: &RedisError) -> ServiceError {
+        let limit = link.options().limits.response;
+        self.judged(link, error, limit, ServiceErrorKind::Disconnected)
+    }
+
+    /// The attempt failed because there is no connection.
+    pub(super) fn unconnected(&self, link: &Link, error: &RedisError) -> ServiceError {
+        let limit = link.options().limits.connect;
+        self.judged(link, error, limit, ServiceErrorKind::Unreachable)
+    }
+
+    fn judged(
+        &self,
+        link: &Link,
+        error: &RedisError,
+        limit: Duration,
+        otherwise: ServiceErrorKind,
+    ) -> ServiceError {
+        if error.is_timeout() {
+            return self.no_answer(link, limit).with_source(error.clone());
+        }
+        let text = error.to_string();
+        let row = TABLE.iter().find(|row| speaks_of(error, &text, row.code));
+        let (kind, remedy) = match row {
+            Some(row) => (row.kind, row.remedy),
+            None => (kind_without_code(error, otherwise), ""),
+        };
+        let failure = self.error(link, kind, cause(error, text)).with_source(error.clone());
+        match remedy {
+            "" => failure,
+            remedy => failure.with_remedy(remedy),
+        }
+    }
+
+    fn object_on(&self, link: &Link) -> String {
+        match self.object {
+            "" => link.options().address().to_owned(),
+            object => format!("{object} on {}", link.options().address()),
+        }
+    }
+}
+
+/// What an error code of the server means to us.
+struct Row {
+    code: &'static str,
+    kind: ServiceErrorKind,
+    /// Empty where the kind's own remedy is right.
+    remedy: &'static str,
+}
+
+const fn row(code: &'static str, kind: ServiceErrorKind, remedy: &'static str) -> Row {
+    Row { code, kind, remedy }
+}
+
+const TABLE: &[Row] = &[
+    row("NOAUTH", ServiceErrorKind::Denied, ""),
+    row("WRONGPASS", ServiceErrorKind::Denied, ""),
+    row("NOPERM", ServiceErrorKind::Denied, ""),
+    row("DENIED", ServiceErrorKind::Denied, "set a password, or turn off the server's protected mode"),
+    row(
+        "WRONGTYPE",
+        ServiceErrorKind::Invalid,
+        "something else uses a key of this name: rename the queue, or set global_keyprefix",
+    ),
+    row("LOADING", ServiceErrorKind::Disconnected, ""),
+    row("READONLY", ServiceErrorKind::Disconnected, "this server is a replica: is a failover going on?"),
+    row("MASTERDOWN", ServiceErrorKind::Disconnected, ""),
+    row("TRYAGAIN", ServiceErrorKind::Disconnected, ""),
+    row("CLUSTERDOWN", ServiceErrorKind::Disconnected, ""),
+    row("BUSY", ServiceErrorKind::Disconnected, "a script of somebody's keeps the server busy"),
+    row("MISCONF", ServiceErrorKind::Disconnected, "the server cannot write to its disk"),
+    row("NOREPLICAS", ServiceErrorKind::Disconnected, ""),
+    row("OOM", ServiceErrorKind::Disconnected, "the server's memory is full"),
+    row("MOVED", ServiceErrorKind::Unsupported, "Redis Cluster is not supported: queues need one server"),
+    row("CROSSSLOT", ServiceErrorKind::Unsupported, "Redis Cluster is not supported: queues need one server"),
+];
+
+/// Whether the server answered, so that the connection is as good as before.
+pub(super) fn is_refusal(error: &RedisError) -> bool {
+    matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension)
+        && !["READONLY", "MASTERDOWN"].iter().any(|code| speaks_of(error, &error.to_string(), code))
+}
+
+/// Servers before Redis 7 wrap the errors of a script's commands into the text.
+fn speaks_of(error: &RedisError, text: &str, code: &str) -> bool {
+    match error.code() {
+        Some("ERR") | None => text
+            .split(|c: char| !c.is_ascii_alphabetic())
+            .any(|word| word == code),
+        Some(found) => found == code,
+    }
+}
+
+fn kind_without_code(error: &RedisError, otherwise: ServiceErrorKind) -> ServiceErrorKind {
+    match error.kind() {
+        ErrorKind::AuthenticationFailed => ServiceErrorKind::Denied,
+        ErrorKind::Io | ErrorKind::Parse => otherwise,
+        ErrorKind::MasterNameNotFoundBySentinel | ErrorKind::NoValidReplicasFoundBySentinel => {
+            ServiceErrorKind::Unreachable
+        }
+        ErrorKind::RESP3NotSupported => ServiceErrorKind::Unsupported,
+        _ => ServiceErrorKind::Invalid,
+    }
+}
+
+fn cause(error: &RedisError, text: String) -> String {
+    let refused = std::error::Error::source(error)
+        .and_then(|source| source.downcast_ref::<io::Error>())
+        .is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+    match (refused, error.kind(), error.detail()) {
+        (true, ..) => "connection refused".to_owned(),
+        (_, ErrorKind::AuthenticationFailed, Some(detail)) => detail.to_owned(),
+        (_, ErrorKind::AuthenticationFailed, None) => "the server refuses the password".to_owned(),
+        (_, ErrorKind::Server(_) | ErrorKind::Extension, Some(detail)) => {
+            let code = error.code().filter(|code| *code != "ERR");
+            code.map_or_else(|| detail.to_owned(), |code| format!("{code} {detail}"))
+        }
+        _ => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use redis::make_extension_error;
+    use serde_json::Map;
+
+    use super::*;
+    use crate::config::RedisOptions;
+
+    fn judge(error: &RedisError) -> ServiceError {
+        let options = RedisOptions::parse("redis://:secret@h:1/2", &Map::new()).unwrap();
+        Attempt::new("publish to", "queue celery").failed(&Link::new(options), error)
+    }
+
+    fn code(code: &str, detail: &str) -> RedisError {
+        make_extension_error(code.into(), Some(detail.into()))
+    }
+
+    #[tokio::test]
+    async fn the_text_says_what_was_tried_where_and_what_to_do() {
+        let error = judge(&code("WRONGTYPE", "Operation against a key"));
+        assert_eq!(error.kind(), ServiceErrorKind::Invalid);
+        assert_eq!(
+            error.to_string(),
+            "cannot publish to queue celery on redis://h:1/2: WRONGTYPE Operation against a key \
+             (something else uses a key of this name: rename the queue, or set global_keyprefix)"
+        );
+        assert!(error.source().is_some());
+    }
+
+    #[tokio::test]
+    async fn codes_have_kinds() {
+        for (name, kind) in [
+            ("NOAUTH", ServiceErrorKind::Denied),
+            ("WRONGPASS", ServiceErrorKind::Denied),
+            ("NOPERM", ServiceErrorKind::Denied),
+            ("LOADING", ServiceErrorKind::Disconnected),
+            ("READONLY", ServiceErrorKind::Disconnected),
+            ("MASTERDOWN", ServiceErrorKind::Disconnected),
+            ("WHATEVER", ServiceErrorKind::Invalid),
+        ] {
+            assert_eq!(judge(&code(name, "text")).kind(), kind, "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn old_servers_hide_the_code_in_a_scripts_error() {
+        let text = "Error running script (call to f_1): @user_script:3: WRONGTYPE Operation";
+        assert_eq!(judge(&code("ERR", text)).kind(), ServiceErrorKind::Invalid);
+        let error = judge(&code("ERR", "Error running script: @user_script:3: READONLY You"));
+        assert_eq!(error.kind(), ServiceErrorKind::Disconnected);
+    }
+
+    #[tokio::test]
+    async fn lost_and_silent_connections_are_told_apart() {
+        let lost = judge(&io::Error::from(io::ErrorKind::BrokenPipe).into());
+        assert_eq!(lost.kind(), ServiceErrorKind::Disconnected);
+        let silent = judge(&io::Error::from(io::ErrorKind::TimedOut).into());
+        assert_eq!(silent.kind(), ServiceErrorKind::TimedOut);
+        assert!(silent.to_string().contains("no answer within 5s"), "{silent}");
+    }
+}

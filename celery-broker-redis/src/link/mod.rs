@@ -1,0 +1,221 @@
+//! Connections to Redis in terms of our own: what the broker and the result
+//! backend share.
+//!
+//! This module is public for `celery-backend-redis` alone and follows no
+//! version rules. No type of the library underneath appears in it.
+
+mod command;
+mod connect;
+mod dedicated;
+mod failure;
+mod pool;
+mod pubsub;
+
+use std::fmt;
+use std::sync::Arc;
+
+use celery_runtime::{ServiceError, ServiceErrorKind};
+use redis::aio::MultiplexedConnection;
+use tokio::sync::watch;
+
+use crate::config::RedisOptions;
+use connect::Connector;
+use pool::Pool;
+
+pub use command::{Command, Reply, Script};
+pub use dedicated::Dedicated;
+pub use failure::Attempt;
+pub use pubsub::{Change, Channels, Messages, Published};
+
+/// The connections of one broker or backend to one Redis, or to one of several
+/// that stand in for each other. Clones share them.
+#[derive(Clone)]
+pub struct Link {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    options: RedisOptions,
+    connector: Connector,
+    pool: Pool,
+    closed: watch::Sender<bool>,
+}
+
+impl Link {
+    /// Connections that are made when first needed.
+    pub fn new(options: RedisOptions) -> Self {
+        let connector = Connector::new(&options);
+        let pool = Pool::new(connector.clone(), &options.limits);
+        Self::with_pool(pool, connector, options)
+    }
+
+    /// The same with somebody else's pool for commands.
+    pub fn from_pool(pool: deadpool_redis::Pool, options: RedisOptions) -> Self {
+        let connector = Connector::new(&options);
+        Self::with_pool(Pool::Theirs(pool), connector, options)
+    }
+
+    fn with_pool(pool: Pool, connector: Connector, options: RedisOptions) -> Self {
+        let inner = Inner {
+            options,
+            connector,
+            pool,
+            closed: watch::Sender::new(false),
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
+    }
+
+    /// What was configured.
+    pub fn options(&self) -> &RedisOptions {
+        &self.inner.options
+    }
+
+    /// Runs one command.
+    ///
+    /// # Errors
+    ///
+    /// When there is no connection, or the server refuses the command.
+    pub async fn call(&self, attempt: Attempt<'_>, command: Command) -> Result<Reply, ServiceError> {
+        let mut answers = self.pipeline(attempt, vec![command]).await?;
+        answers.pop().unwrap_or(Ok(Reply::Nil))
+    }
+
+    /// Runs commands in one round trip; each has an outcome of its own.
+    ///
+    /// # Errors
+    ///
+    /// When there is no connection, or it breaks.
+    pub async fn pipeline(
+        &self,
+        attempt: Attempt<'_>,
+        commands: Vec<Command>,
+    ) -> Result<Vec<Result<Reply, ServiceError>>, ServiceError> {
+        let mut pipeline = redis::Pipeline::with_capacity(commands.len());
+        for command in commands {
+            pipeline.add_command(command.into_inner());
+        }
+        let values = self.run(attempt, &pipeline).await?;
+        let outcome = |value| Reply::new(value).map_err(|error| attempt.failed(self, &error));
+        Ok(values.into_iter().map(outcome).collect())
+    }
+
+    /// Runs commands in one round trip and as one step.
+    ///
+    /// # Errors
+    ///
+    /// When there is no connection, it breaks, or the server refuses a command.
+    pub async fn atomic(
+        &self,
+        attempt: Attempt<'_>,
+        commands: Vec<Command>,
+    ) -> Result<Vec<Reply>, ServiceError> {
+        let mut pipeline = redis::Pipeline::with_capacity(commands.len());
+        pipeline.atomic();
+        for command in commands {
+            pipeline.add_command(command.into_inner());
+        }
+        let values = self.run(attempt, &pipeline).await?;
+        let outcome = |value| Reply::new(value).map_err(|error| attempt.failed(self, &error));
+        values.into_iter().map(outcome).collect()
+    }
+
+    /// Runs a script, by its hash where the server knows it.
+    ///
+    /// # Errors
+    ///
+    /// When there is no connection, it breaks, or the script fails.
+    pub async fn script(
+        &self,
+        attempt: Attempt<'_>,
+        script: &Script,
+        keys: &[&str],
+        arguments: &[&[u8]],
+    ) -> Result<Reply, ServiceError> {
+        let by_hash = script.by_hash(keys, arguments);
+        let mut values = self.run(attempt, &single(by_hash)).await?;
+        if let Some(redis::Value::ServerError(error)) = values.first()
+            && error.code() == "NOSCRIPT"
+        {
+            let by_text = script.by_text(keys, arguments);
+            values = self.run(attempt, &single(by_text)).await?;
+        }
+        let value = values.pop().unwrap_or(redis::Value::Nil);
+        Reply::new(value).map_err(|error| attempt.failed(self, &error))
+    }
+
+    /// Ends all connections, also those that listen. Later calls fail.
+    pub fn close(&self) {
+        self.inner.closed.send_replace(true);
+        self.inner.pool.close();
+    }
+
+    /// Returns when the link was closed.
+    pub async fn closed(&self) {
+        let mut closed = self.inner.closed.subscribe();
+        // The sender lives as long as `self`.
+        let _ = closed.wait_for(|closed| *closed).await;
+    }
+
+    /// Whether the link was closed.
+    pub fn is_closed(&self) -> bool {
+        *self.inner.closed.borrow()
+    }
+
+    /// The error of everything that is tried after [`close`](Self::close).
+    pub fn closed_error(&self, attempt: Attempt<'_>) -> ServiceError {
+        attempt.error(self, ServiceErrorKind::Closed, "it was closed by this process")
+    }
+
+    /// Sends a pipeline on a pooled connection. Errors of single commands are
+    /// among the values; a broken connection does not go back to the pool.
+    async fn run(
+        &self,
+        attempt: Attempt<'_>,
+        pipeline: &redis::Pipeline,
+    ) -> Result<Vec<redis::Value>, ServiceError> {
+        if self.is_closed() {
+            return Err(self.closed_error(attempt));
+        }
+        let mut connection = self.inner.pool.take(self, attempt).await?;
+        let mut shared: MultiplexedConnection = connection.shared();
+        shared.set_response_timeout(self.options().limits.response);
+        let answer = match pipeline.is_transaction() {
+            true => transaction(&mut shared, pipeline).await,
+            false => shared.send_packed_commands(pipeline, 0, pipeline.len()).await,
+        };
+        answer.map_err(|error| {
+            if !failure::is_refusal(&error) {
+                connection.discard();
+            }
+            attempt.failed(self, &error)
+        })
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Link").field(&self.options().address()).finish()
+    }
+}
+
+fn single(command: Command) -> redis::Pipeline {
+    let mut pipeline = redis::Pipeline::with_capacity(1);
+    pipeline.add_command(command.into_inner());
+    pipeline
+}
+
+/// The values of a transaction's commands.
+async fn transaction(
+    connection: &mut MultiplexedConnection,
+    pipeline: &redis::Pipeline,
+) -> redis::RedisResult<Vec<redis::Value>> {
+    let skipped = pipeline.len() + 1;
+    let mut answers = connection.send_packed_commands(pipeline, skipped, 1).await?;
+    match answers.pop() {
+        Some(redis::Value::Array(values)) => Ok(values),
+        Some(redis::Value::ServerError(error)) => Err(error.into()),
+        _ => Ok(Vec::new()),
+    }
+}

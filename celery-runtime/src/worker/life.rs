@@ -1,0 +1,407 @@
+//! The life of one delivery, as a pure state machine.
+//!
+//! Events and the time come in through [`Life::handle`], actions go out. The
+//! machine decides; the driver carries out and reports back. It knows no
+//! broker, no backend and no clock, so every order of events can be tested.
+//!
+//! ```text
+//! Arrived -> Waiting -> Acknowledging -> Announcing -> Running -> Finishing -> Over
+//!    |          |        (early ack)     (STARTED)                ^  |
+//!    |          +--- late ack ----------------^                   |  | (a step failed)
+//!    +-> Finishing (expired, parked, refused)                     +- Pausing
+//! ```
+//!
+//! Two rules make losing a task impossible: a message is acknowledged early
+//! only right before its task starts, and the task starts only after the
+//! acknowledgement went out; and whatever has to happen after a task (messages
+//! to send, the result to store) happens before a late acknowledgement, each
+//! step repeated until it succeeds.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::delivery::{
+    Action, Event, Letter, Obstacle, Plan, Refusal, Report, Step, Stop, Verdict, celery_exception,
+    time_limit_exceeded,
+};
+use crate::backoff::Backoff;
+use crate::broker::QueueEnd;
+use crate::clock::Moment;
+use crate::config::OnUnknown;
+
+/// One delivery from its arrival until the broker has forgotten it.
+#[derive(Debug)]
+pub(crate) struct Life {
+    work: Work,
+    phase: Phase,
+    steps: VecDeque<Step>,
+    attempt: u32,
+    withdrawn: bool,
+    stopping: Option<Stop>,
+}
+
+#[derive(Debug)]
+enum Work {
+    Task(Plan),
+    Refused { refusal: Refusal, policy: OnUnknown },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Phase {
+    Arrived,
+    Waiting,
+    Acknowledging,
+    Announcing,
+    Running {
+        soft: Option<Instant>,
+        hard: Option<Instant>,
+    },
+    Finishing,
+    Pausing {
+        until: Instant,
+    },
+    Over,
+}
+
+impl Life {
+    /// A task that this worker knows.
+    pub(crate) fn of_task(plan: Plan) -> Self {
+        Self::new(Work::Task(plan))
+    }
+
+    /// A message that cannot be run, and what to do with such.
+    pub(crate) fn refused(refusal: Refusal, policy: OnUnknown) -> Self {
+        Self::new(Work::Refused { refusal, policy })
+    }
+
+    fn new(work: Work) -> Self {
+        Self {
+            work,
+            phase: Phase::Arrived,
+            steps: VecDeque::new(),
+            attempt: 0,
+            withdrawn: false,
+            stopping: None,
+        }
+    }
+
+    /// Takes note of an event and says what to do now.
+    pub(crate) fn handle(&mut self, event: Event, now: Moment, actions: &mut Vec<Action>) {
+        match (event, self.phase) {
+            (_, Phase::Over) => {}
+            (Event::Arrived, _) => self.arrive(now, actions),
+            (Event::Slot, Phase::Waiting) => self.take_slot(now, actions),
+            (Event::Done, Phase::Acknowledging) => self.announce(now, actions),
+            // The state STARTED is a courtesy: the task runs without it, too.
+            (Event::Done | Event::Failed(_), Phase::Announcing) => self.start(now, actions),
+            (Event::Done, Phase::Finishing) => self.step_done(actions),
+            (Event::Failed(obstacle), Phase::Acknowledging) => {
+                self.ack_failed(&obstacle, now, actions);
+            }
+            (Event::Failed(obstacle), Phase::Finishing) => self.step_failed(obstacle, now, actions),
+            (Event::Returned(outcome), Phase::Running { .. }) => {
+                actions.push(Action::FreeSlot);
+                let steps = self.plan().conclude(outcome, now);
+                self.finish_with(steps, actions);
+            }
+            (Event::Tick, _) => self.tick(now, actions),
+            (Event::Stop(stop), _) => self.stop(stop, actions),
+            (Event::Withdrawn, _) => self.withdraw(actions),
+            // A slot for what left the line, a report about what was given up.
+            (Event::Slot, _) => actions.push(Action::FreeSlot),
+            (Event::Done | Event::Failed(_) | Event::Returned(_), _) => {}
+        }
+    }
+
+    /// When [`Event::Tick`] is wanted.
+    pub(crate) fn timeout(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Running { soft, hard } => soft.into_iter().chain(hard).min(),
+            Phase::Pausing { until } => Some(until),
+            _ => None,
+        }
+    }
+
+    /// Whether it counts against the window of messages held for running.
+    pub(crate) fn is_pending(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Waiting | Phase::Acknowledging | Phase::Announcing | Phase::Running { .. }
+        )
+    }
+
+    /// Whether it is in line for a slot.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.phase == Phase::Waiting
+    }
+
+    /// Why the message was refused.
+    pub(crate) fn refusal(&self) -> Option<&Refusal> {
+        match &self.work {
+            Work::Refused { refusal, .. } => Some(refusal),
+            Work::Task(_) => None,
+        }
+    }
+
+    fn arrive(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        match &self.work {
+            Work::Task(plan) => match plan.eta {
+                _ if is_expired(plan, now) => self.expire(actions),
+                Some(eta) if eta > now.wall => {
+                    self.finish_with([Step::Settle(Verdict::Park(eta))], actions);
+                }
+                _ => {
+                    self.phase = Phase::Waiting;
+                    actions.push(Action::Queue);
+                }
+            },
+            Work::Refused { refusal, policy } => {
+                let failure = refusal
+                    .failure
+                    .as_deref()
+                    .map(|mishap| Step::Store(Report::Failure(mishap.clone())));
+                match *policy {
+                    OnUnknown::Keep => {
+                        let keep = [Step::Send(Letter::Dead), Step::Settle(Verdict::Ack)];
+                        self.finish_with(failure.into_iter().chain(keep), actions);
+                    }
+                    OnUnknown::Reject => {
+                        let reject = [Step::Settle(Verdict::Reject)];
+                        self.finish_with(failure.into_iter().chain(reject), actions);
+                    }
+                    OnUnknown::Requeue(delay) => {
+                        self.steps
+                            .push_back(Step::Settle(Verdict::Requeue(QueueEnd::Tail)));
+                        self.phase = Phase::Pausing {
+                            until: now.instant + delay,
+                        };
+                    }
+                }
+            }
+        }
+    }
+
+    fn take_slot(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        let plan = self.plan();
+        if is_expired(plan, now) {
+            actions.push(Action::FreeSlot);
+            self.expire(actions);
+        } else if plan.acks_late {
+            self.announce(now, actions);
+        } else {
+            self.phase = Phase::Acknowledging;
+            actions.push(Action::Step(Step::Settle(Verdict::Ack)));
+        }
+    }
+
+    /// The acknowledgement before the start did not go out, so the task must
+    /// not start: the broker may hand the message to somebody else.
+    fn ack_failed(&mut self, obstacle: &Obstacle, now: Moment, actions: &mut Vec<Action>) {
+        actions.push(Action::FreeSlot);
+        if self.stopping.is_some() || *obstacle != Obstacle::Passing {
+            return self.over(actions);
+        }
+        self.phase = Phase::Pausing {
+            until: now.instant + self.next_delay(),
+        };
+    }
+
+    /// Stores STARTED first where it is wanted, and waits for it, since it
+    /// must not overwrite the result.
+    fn announce(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        let plan = self.plan();
+        if plan.track_started && plan.stores_result {
+            self.phase = Phase::Announcing;
+            actions.push(Action::Step(Step::Store(Report::Started)));
+        } else {
+            self.start(now, actions);
+        }
+    }
+
+    fn start(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        self.attempt = 0;
+        let plan = self.plan();
+        if self.stopping == Some(Stop::Cold) {
+            actions.push(Action::FreeSlot);
+            let steps = self.plan().cancel();
+            return self.finish_with(steps, actions);
+        }
+        self.phase = Phase::Running {
+            soft: plan.soft_limit.map(|limit| now.instant + limit),
+            hard: plan.hard_limit.map(|limit| now.instant + limit),
+        };
+        actions.push(Action::Start);
+    }
+
+    fn tick(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        match self.phase {
+            Phase::Running {
+                hard: Some(hard), ..
+            } if hard <= now.instant => {
+                actions.push(Action::Abort);
+                actions.push(Action::FreeSlot);
+                let plan = self.plan();
+                let mishap = time_limit_exceeded(plan.hard_limit.unwrap_or_default());
+                // A late message whose task ran out of time may run again.
+                let steps = plan.fail(mishap, Verdict::Requeue(QueueEnd::Tail));
+                self.finish_with(steps, actions);
+            }
+            Phase::Running {
+                soft: Some(soft),
+                hard,
+            } if soft <= now.instant => {
+                self.phase = Phase::Running { soft: None, hard };
+                actions.push(Action::Warn);
+            }
+            Phase::Pausing { until } if until <= now.instant => self.resume(actions),
+            _ => {}
+        }
+    }
+
+    /// After a pause: the step that failed again, or the line for a slot
+    /// where it was the early acknowledgement.
+    fn resume(&mut self, actions: &mut Vec<Action>) {
+        if self.steps.is_empty() {
+            self.phase = Phase::Waiting;
+            actions.push(Action::Queue);
+        } else {
+            self.phase = Phase::Finishing;
+            self.next_step(actions);
+        }
+    }
+
+    fn stop(&mut self, stop: Stop, actions: &mut Vec<Action>) {
+        self.stopping = Some(stop);
+        match (self.phase, stop) {
+            // A prefetched message goes back to where it was taken from.
+            (Phase::Waiting, _) => {
+                self.finish_with([Step::Settle(Verdict::Requeue(QueueEnd::Head))], actions);
+            }
+            (Phase::Pausing { .. }, _) if self.steps.is_empty() => {
+                self.finish_with([Step::Settle(Verdict::Requeue(QueueEnd::Head))], actions);
+            }
+            (Phase::Pausing { .. }, _) => {
+                self.phase = Phase::Finishing;
+                self.next_step(actions);
+            }
+            (Phase::Running { .. }, Stop::Cold) => {
+                actions.push(Action::Abort);
+                actions.push(Action::FreeSlot);
+                let steps = self.plan().cancel();
+                self.finish_with(steps, actions);
+            }
+            _ => {}
+        }
+    }
+
+    /// The connection that delivered it is gone and with it the right to
+    /// settle: somebody else gets the message.
+    fn withdraw(&mut self, actions: &mut Vec<Action>) {
+        self.withdrawn = true;
+        match self.phase {
+            Phase::Waiting => self.over(actions),
+            Phase::Pausing { .. } if self.steps.is_empty() => self.over(actions),
+            Phase::Acknowledging => {
+                actions.push(Action::FreeSlot);
+                self.over(actions);
+            }
+            // Running ones finish: their results count, their acknowledgement
+            // is left out.
+            _ => {}
+        }
+    }
+
+    fn expire(&mut self, actions: &mut Vec<Action>) {
+        let stores = matches!(&self.work, Work::Task(plan) if plan.stores_result);
+        let revoked = stores.then_some(Step::Store(Report::Revoked("expired")));
+        let steps = revoked.into_iter().chain([Step::Settle(Verdict::Ack)]);
+        self.finish_with(steps, actions);
+    }
+
+    fn finish_with(&mut self, steps: impl IntoIterator<Item = Step>, actions: &mut Vec<Action>) {
+        self.steps.extend(steps);
+        self.next_step(actions);
+    }
+
+    /// Asks for the first step that is left. It stays in the list until it is
+    /// done, so that nothing is forgotten when it fails.
+    fn next_step(&mut self, actions: &mut Vec<Action>) {
+        self.phase = Phase::Finishing;
+        while let Some(step) = self.steps.front() {
+            if self.withdrawn && matches!(step, Step::Settle(_)) {
+                self.steps.pop_front();
+                continue;
+            }
+            return actions.push(Action::Step(step.clone()));
+        }
+        self.over(actions);
+    }
+
+    fn step_done(&mut self, actions: &mut Vec<Action>) {
+        self.attempt = 0;
+        self.steps.pop_front();
+        self.next_step(actions);
+    }
+
+    fn step_failed(&mut self, obstacle: Obstacle, now: Moment, actions: &mut Vec<Action>) {
+        match obstacle {
+            Obstacle::Passing => {
+                self.phase = Phase::Pausing {
+                    until: now.instant + self.next_delay(),
+                };
+            }
+            Obstacle::Lasting(cause) => {
+                let step = self.steps.pop_front();
+                self.give_up(step.as_ref(), &cause);
+                self.next_step(actions);
+            }
+        }
+    }
+
+    /// A step that can never succeed must not be passed over as if it had.
+    fn give_up(&mut self, step: Option<&Step>, cause: &str) {
+        match step {
+            // What was to follow cannot be sent: the task has failed, whatever
+            // it returned.
+            Some(Step::Send(Letter::Success(_) | Letter::Retry { .. })) => {
+                let mishap = celery_exception("OperationalError", cause);
+                self.steps = self.plan().fail(mishap, Verdict::Reject).into();
+            }
+            // Never acknowledge a message that could not be kept.
+            Some(Step::Send(Letter::Dead)) => {
+                self.steps = [Step::Settle(Verdict::Requeue(QueueEnd::Tail))].into();
+            }
+            Some(Step::Store(Report::Success(_))) => {
+                let mishap = celery_exception("BackendStoreError", cause);
+                self.steps.push_front(Step::Store(Report::Failure(mishap)));
+            }
+            _ => {}
+        }
+    }
+
+    fn over(&mut self, actions: &mut Vec<Action>) {
+        self.phase = Phase::Over;
+        actions.push(Action::Over);
+    }
+
+    /// Only tasks get slots, run and end.
+    fn plan(&self) -> &Plan {
+        match &self.work {
+            Work::Task(plan) => plan,
+            Work::Refused { .. } => unreachable!("a refused message was treated as a task"),
+        }
+    }
+
+    fn next_delay(&mut self) -> Duration {
+        let delay = Backoff::CONNECTION.delay(self.attempt, 0.0);
+        self.attempt = self.attempt.saturating_add(1);
+        delay
+    }
+}
+
+/// Celery's rule: strictly later than the time of expiry.
+fn is_expired(plan: &Plan, now: Moment) -> bool {
+    plan.expires.is_some_and(|expires| now.wall > expires)
+}
