@@ -1,4 +1,4 @@
-//! Values of one serializer: what is read is written, and reads the same.
+//! JSON values: what is read is written, and reads the same.
 
 #![no_main]
 
@@ -14,6 +14,9 @@ fuzz_target!(|data: &[u8]| {
     let Ok(value) = SERIALIZER.decode::<Value>(data) else {
         return;
     };
+    if looks_typed(&value) {
+        return;
+    }
     let Ok(written) = SERIALIZER.encode(&value) else {
         return;
     };
@@ -23,3 +26,17 @@ fuzz_target!(|data: &[u8]| {
     let rewritten = SERIALIZER.encode(&again).expect("what was read is written");
     assert_eq!(rewritten, written);
 });
+
+/// Whether a plain map has exactly the keys by which kombu knows a typed value,
+/// which nobody can tell apart once it is written. Equal keys in the input make
+/// such maps.
+fn looks_typed(value: &Value) -> bool {
+    match value {
+        Value::Array(items) => items.iter().any(looks_typed),
+        Value::Map(map) => {
+            let keys = map.contains_key("__type__") && map.contains_key("__value__");
+            keys && map.len() == 2 || map.iter().any(|(_, item)| looks_typed(item))
+        }
+        _ => false,
+    }
+}

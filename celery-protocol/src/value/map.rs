@@ -95,6 +95,17 @@ impl Map {
         self.entries.iter_mut()
     }
 
+    /// Entries of which some may have equal keys, until the mapping settles.
+    #[cfg(feature = "yaml")]
+    pub(crate) fn unsettled(entries: Vec<(Value, Value)>) -> Self {
+        Self { entries }
+    }
+
+    #[cfg(feature = "yaml")]
+    pub(crate) fn settle(&mut self) {
+        *self = Self::from_entries(std::mem::take(&mut self.entries));
+    }
+
     /// Entries as they were read, where the last of equal keys wins, as in
     /// Python.
     pub(crate) fn from_entries(entries: Vec<(Value, Value)>) -> Self {

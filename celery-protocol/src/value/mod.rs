@@ -3,12 +3,15 @@
 mod de;
 mod extended;
 mod map;
+mod parts;
 mod ser;
+mod source;
+mod special;
 
-pub use self::de::ValueDeserializer;
-pub(crate) use self::de::{SpecialAccess, SpecialTag, beyond};
 pub use self::extended::{BigInt, Extended, ExtendedKind};
 pub use self::map::{Iter as MapIter, Map};
+pub use self::source::ValueDeserializer;
+pub(crate) use self::special::{SpecialAccess, SpecialTag, beyond, visit_big};
 
 use std::hash::{Hash, Hasher};
 

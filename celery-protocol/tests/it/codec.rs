@@ -439,6 +439,7 @@ fn yaml_is_read_as_python_means_it() {
 - plain text
 - 1.0e+16
 - 12e5
+- [0o17, +.5, -.inf, .5, 1.5e3, 15]
 - .nan
 - 123456789012345678901234567890123456789012345678901234567890
 - \"\\xE9\"
@@ -456,6 +457,14 @@ fn yaml_is_read_as_python_means_it() {
         "plain text".into(),
         1e16.into(),
         "12e5".into(),
+        Value::Array(vec![
+            "0o17".into(),
+            "+.5".into(),
+            f64::NEG_INFINITY.into(),
+            0.5.into(),
+            "1.5e3".into(),
+            15.into(),
+        ]),
         f64::NAN.into(),
         big.parse::<BigInt>().unwrap().into(),
         "é".into(),
@@ -466,6 +475,16 @@ fn yaml_is_read_as_python_means_it() {
         "see !!binary".into(),
     ]);
     assert_eq!(value, expected);
+}
+
+#[test]
+#[cfg(feature = "yaml")]
+fn yaml_keys_that_look_alike_are_kept() {
+    let value: Value = Serializer::Yaml
+        .decode(b"{1e5: 1, 1E5: 2, a: 3, a: 4}")
+        .unwrap();
+    let expected: celery_protocol::Map = [("1e5", 1), ("1E5", 2), ("a", 4)].into_iter().collect();
+    assert_eq!(value, expected.into());
 }
 
 #[test]

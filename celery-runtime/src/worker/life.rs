@@ -200,8 +200,13 @@ impl Life {
     /// not start: the broker may hand the message to somebody else.
     fn ack_failed(&mut self, obstacle: &Obstacle, now: Moment, actions: &mut Vec<Action>) {
         actions.push(Action::FreeSlot);
-        if self.stopping.is_some() || *obstacle != Obstacle::Passing {
+        if *obstacle != Obstacle::Passing {
             return self.over(actions);
+        }
+        // Where the acknowledgement went out after all, giving back does nothing.
+        if self.stopping.is_some() {
+            let back = Step::Settle(Verdict::Requeue(QueueEnd::Head));
+            return self.finish_with([back], actions);
         }
         self.phase = Phase::Pausing {
             until: now.instant + self.next_delay(),
@@ -405,3 +410,6 @@ impl Life {
 fn is_expired(plan: &Plan, now: Moment) -> bool {
     plan.expires.is_some_and(|expires| now.wall > expires)
 }
+
+#[cfg(test)]
+mod tests;

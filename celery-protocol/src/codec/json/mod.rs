@@ -9,8 +9,13 @@
 //! `serde_json` is the oracle of the property tests.
 
 mod cursor;
+mod key;
+mod number;
 mod reader;
+mod skip;
+mod string;
 mod typed;
+mod variant;
 
 use std::borrow::Cow;
 

@@ -2,23 +2,25 @@
 
 use std::borrow::Cow;
 
-use serde::de::value::{BorrowedStrDeserializer, StringDeserializer};
+use serde::de::value::SeqDeserializer;
 use serde::de::{
-    DeserializeSeed, Deserializer, EnumAccess, Error as _, IntoDeserializer as _, MapAccess,
-    SeqAccess, Unexpected, VariantAccess, Visitor,
+    DeserializeSeed, Deserializer, IntoDeserializer as _, MapAccess, SeqAccess, Visitor,
 };
 use serde::forward_to_deserialize_any;
 
-use super::cursor::{Cursor, Number};
+use super::cursor::Cursor;
+use super::key::Key;
+use super::number::Number;
 use super::typed::Typed;
+use super::variant::Variant;
 use crate::codec::DECODE_DEPTH;
 use crate::codec::token::{self, delivered};
 use crate::error::{DecodeError, DecodeErrorKind};
-use crate::value::{SpecialAccess, beyond};
+use crate::value::{SpecialAccess, beyond, visit_big};
 
 /// Reads types from a JSON text and lends them parts of it.
 pub(super) struct Reader<'de> {
-    cursor: Cursor<'de>,
+    pub(super) cursor: Cursor<'de>,
     /// How many containers are open.
     depth: usize,
 }
@@ -223,7 +225,7 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
                 Some(Typed::Bytes(bytes)) => bytes,
                 Some(typed) => return visit_typed::<V, false>(typed, visitor),
             };
-            return visitor.visit_seq(serde::de::value::SeqDeserializer::new(bytes.into_iter()));
+            return visitor.visit_seq(SeqDeserializer::new(bytes.into_iter()));
         }
         self.any::<V, false>(visitor)
     }
@@ -319,7 +321,7 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
 }
 
 #[inline]
-fn visit_text<'de, V: Visitor<'de>>(
+pub(super) fn visit_text<'de, V: Visitor<'de>>(
     text: Cow<'de, str>,
     visitor: V,
 ) -> Result<V::Value, DecodeError> {
@@ -341,17 +343,6 @@ fn visit_typed<'de, V: Visitor<'de>, const NOTHING_LOST: bool>(
         Typed::Text(Cow::Borrowed(text)) => visitor.visit_borrowed_bytes(text.as_bytes()),
         Typed::Text(Cow::Owned(text)) => visitor.visit_byte_buf(text.into_bytes()),
         Typed::Bytes(bytes) => visitor.visit_byte_buf(bytes),
-    }
-}
-
-/// An integer beyond 64 bits goes to visitors of 128 bits only.
-fn visit_big<'de, V: Visitor<'de>>(digits: &str, visitor: V) -> Result<V::Value, DecodeError> {
-    if let Ok(value) = digits.parse() {
-        return visitor.visit_i128(value);
-    }
-    match digits.parse() {
-        Ok(value) => visitor.visit_u128(value),
-        Err(_) => Err(beyond(digits, "128 bits")),
     }
 }
 
@@ -415,126 +406,5 @@ impl<'de> MapAccess<'de> for Entries<'_, 'de> {
     ) -> Result<T::Value, DecodeError> {
         self.reader.cursor.punctuation(b':')?;
         seed.deserialize(&mut *self.reader)
-    }
-}
-
-/// A key of a map. JSON knows only texts as keys, so a number or boolean is
-/// read from its text.
-struct Key<'r, 'de> {
-    reader: &'r mut Reader<'de>,
-}
-
-macro_rules! from_text {
-    ($($method:ident $visit:ident),+) => {$(
-        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
-            let text = self.reader.cursor.string()?;
-            match text.parse() {
-                Ok(value) => visitor.$visit(value),
-                Err(_) => Err(DecodeError::invalid_value(Unexpected::Str(&text), &visitor)),
-            }
-        }
-    )+};
-}
-
-impl<'de> Deserializer<'de> for Key<'_, 'de> {
-    type Error = DecodeError;
-
-    #[inline]
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
-        visit_text(self.reader.cursor.string()?, visitor)
-    }
-
-    from_text! {
-        deserialize_bool visit_bool,
-        deserialize_i8 visit_i64, deserialize_i16 visit_i64,
-        deserialize_i32 visit_i64, deserialize_i64 visit_i64, deserialize_i128 visit_i128,
-        deserialize_u8 visit_u64, deserialize_u16 visit_u64,
-        deserialize_u32 visit_u64, deserialize_u64 visit_u64, deserialize_u128 visit_u128,
-        deserialize_f32 visit_f64, deserialize_f64 visit_f64
-    }
-
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
-        visitor.visit_some(self)
-    }
-
-    fn deserialize_newtype_struct<V: Visitor<'de>>(
-        self,
-        name: &'static str,
-        visitor: V,
-    ) -> Result<V::Value, DecodeError> {
-        match name {
-            token::VALUE => self.deserialize_any(visitor),
-            token::RAW => self.reader.deserialize_newtype_struct(name, visitor),
-            _ => visitor.visit_newtype_struct(self),
-        }
-    }
-
-    fn deserialize_enum<V: Visitor<'de>>(
-        self,
-        _name: &'static str,
-        _variants: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, DecodeError> {
-        let name = self.reader.cursor.string()?;
-        visitor.visit_enum(name.into_deserializer())
-    }
-
-    forward_to_deserialize_any! {
-        char str string bytes byte_buf unit unit_struct seq tuple tuple_struct map struct
-        identifier ignored_any
-    }
-}
-
-/// A variant of an enum with content, as serde writes it: `{"Name": content}`.
-struct Variant<'r, 'de> {
-    reader: &'r mut Reader<'de>,
-}
-
-impl<'de> EnumAccess<'de> for Variant<'_, 'de> {
-    type Error = DecodeError;
-    type Variant = Self;
-
-    fn variant_seed<V: DeserializeSeed<'de>>(
-        self,
-        seed: V,
-    ) -> Result<(V::Value, Self), DecodeError> {
-        let name = match self.reader.cursor.string()? {
-            Cow::Borrowed(name) => seed.deserialize(BorrowedStrDeserializer::new(name)),
-            Cow::Owned(name) => seed.deserialize(StringDeserializer::new(name)),
-        };
-        let name: Result<V::Value, DecodeError> = name;
-        self.reader.cursor.punctuation(b':')?;
-        Ok((name?, self))
-    }
-}
-
-impl<'de> VariantAccess<'de> for Variant<'_, 'de> {
-    type Error = DecodeError;
-
-    fn unit_variant(self) -> Result<(), DecodeError> {
-        serde::Deserialize::deserialize(self.reader)
-    }
-
-    fn newtype_variant_seed<T: DeserializeSeed<'de>>(
-        self,
-        seed: T,
-    ) -> Result<T::Value, DecodeError> {
-        seed.deserialize(self.reader)
-    }
-
-    fn tuple_variant<V: Visitor<'de>>(
-        self,
-        _len: usize,
-        visitor: V,
-    ) -> Result<V::Value, DecodeError> {
-        self.reader.deserialize_seq(visitor)
-    }
-
-    fn struct_variant<V: Visitor<'de>>(
-        self,
-        _fields: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, DecodeError> {
-        self.reader.deserialize_map(visitor)
     }
 }

@@ -4,7 +4,7 @@
 //! are put right here. Tags such as `!!binary` are hidden by the library, so
 //! the handle `!!` is declared to mean something that it shows. And a plain
 //! `12e5` is a text in Python, which therefore writes such texts without
-//! quotes: every float that was read is looked at again as a text.
+//! quotes: every number that may be one is looked at again as a text.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -28,12 +28,17 @@ pub(super) fn read(bytes: &[u8]) -> Result<Value, DecodeError> {
     let mut value = (&budget)
         .deserialize(serde_yaml::Deserializer::from_str(&text))
         .map_err(|error| decode_error(&error, &budget))?;
-    // Without one of two equal keys, value and document do not run alike.
-    if has_floats(&value) && !budget.has_duplicates.get() {
-        Again(&mut value)
+    let has_octals = text.contains("0o");
+    if has_octals || has_floats(&value) {
+        let again = Again {
+            value: &mut value,
+            has_octals,
+        };
+        again
             .deserialize(serde_yaml::Deserializer::from_str(&text))
             .map_err(|error| decode_error(&error, &budget))?;
     }
+    settle(&mut value);
     Ok(value)
 }
 
@@ -72,12 +77,10 @@ fn with_visible_tags(text: &str) -> Cow<'_, str> {
     Cow::Owned(format!("%TAG !! !{CORE}\n{start}{text}"))
 }
 
-/// What one reading keeps in mind: how much more may be read, so that aliases
-/// cannot make a small document huge, and whether keys came twice.
+/// How much may be read, so that aliases cannot make a small document huge.
 struct Budget {
     limit: usize,
     left: Cell<usize>,
-    has_duplicates: Cell<bool>,
 }
 
 impl Budget {
@@ -87,7 +90,6 @@ impl Budget {
         Self {
             limit,
             left: Cell::new(limit),
-            has_duplicates: Cell::new(false),
         }
     }
 
@@ -167,12 +169,7 @@ impl<'de> Visitor<'de> for &Budget {
         while let Some(key) = entries.next_key_seed(self)? {
             map.push((key, entries.next_value_seed(self)?));
         }
-        let count = map.len();
-        let map = Map::from_entries(map);
-        if map.len() < count {
-            self.has_duplicates.set(true);
-        }
-        Ok(Value::Map(map))
+        Ok(Value::Map(Map::unsettled(map)))
     }
 
     fn visit_enum<A: EnumAccess<'de>>(self, data: A) -> Result<Value, A::Error> {
@@ -215,18 +212,45 @@ fn has_floats(value: &Value) -> bool {
     }
 }
 
-/// Looks at each float of a value again, in the same document read as texts.
-struct Again<'v>(&'v mut Value);
+/// Drops the first of equal keys. Not before all numbers were looked at again:
+/// until then, value and document run alike.
+fn settle(value: &mut Value) {
+    match value {
+        Value::Array(elements) => elements.iter_mut().for_each(settle),
+        Value::Map(map) => {
+            for (key, value) in map.entries_mut() {
+                settle(key);
+                settle(value);
+            }
+            map.settle();
+        }
+        _ => {}
+    }
+}
+
+/// Looks at the numbers of a value again, in the same document read as texts.
+struct Again<'v> {
+    value: &'v mut Value,
+    /// Whether an integer may come from a text such as `0o17`.
+    has_octals: bool,
+}
 
 impl<'de> DeserializeSeed<'de> for Again<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        match self.0 {
+        match self.value {
             Value::Float(_) => {
                 let text = String::deserialize(deserializer)?;
                 if let Some(value) = not_a_float(text) {
-                    *self.0 = value;
+                    *self.value = value;
+                }
+                Ok(())
+            }
+            Value::Int(_) | Value::UInt(_) if self.has_octals => {
+                let text = String::deserialize(deserializer)?;
+                if text.contains("0o") {
+                    *self.value = Value::Str(text);
                 }
                 Ok(())
             }
@@ -245,9 +269,10 @@ impl<'de> Visitor<'de> for Again<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
-        if let Value::Array(array) = self.0 {
-            for element in array {
-                elements.next_element_seed(Again(element))?;
+        let has_octals = self.has_octals;
+        if let Value::Array(array) = self.value {
+            for value in array {
+                elements.next_element_seed(Again { value, has_octals })?;
             }
         }
         while elements.next_element::<IgnoredAny>()?.is_some() {}
@@ -255,10 +280,12 @@ impl<'de> Visitor<'de> for Again<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
-        if let Value::Map(map) = self.0 {
+        let has_octals = self.has_octals;
+        let again = |value| Again { value, has_octals };
+        if let Value::Map(map) = self.value {
             for (key, value) in map.entries_mut() {
-                if entries.next_key_seed(Again(key))?.is_some() {
-                    entries.next_value_seed(Again(value))?;
+                if entries.next_key_seed(again(key))?.is_some() {
+                    entries.next_value_seed(again(value))?;
                 }
             }
         }
@@ -268,15 +295,17 @@ impl<'de> Visitor<'de> for Again<'_> {
 }
 
 /// What Python reads where the library read a float: the same, unless the text
-/// has no dot or its exponent no sign.
+/// has no dot, its exponent no sign, or a dot follows its sign.
 fn not_a_float(text: String) -> Option<Value> {
     if let Ok(integer) = text.parse::<BigInt>() {
         return Some(integer.into());
     }
-    let signed = |exponent: &str| exponent.starts_with(['+', '-']);
-    let is_float = text.contains('.')
-        && text
-            .split_once(['e', 'E'])
-            .is_none_or(|(_, exponent)| signed(exponent));
+    let unsigned = text.trim_start_matches(['+', '-']);
+    let is_float = match unsigned.strip_prefix('.') {
+        Some(rest) => unsigned.len() == text.len() || rest.eq_ignore_ascii_case("inf"),
+        None => unsigned.contains('.'),
+    };
+    let has_sign = |(_, exponent): (&str, &str)| exponent.starts_with(['+', '-']);
+    let is_float = is_float && text.split_once(['e', 'E']).is_none_or(has_sign);
     (!is_float).then_some(Value::Str(text))
 }

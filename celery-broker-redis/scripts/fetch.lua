@@ -1,0 +1,92 @@
+-- Takes messages from queues and notes who holds them, in one step: there is
+-- no moment at which a message is in no structure.
+--
+-- KEYS  the index of held deliveries; the held deliveries; the lists, all of
+--       one priority step before those of the next; one holding hash a queue
+-- ARGV  how many to take; "1" to take from the queues in turns; the beginning
+--       of new delivery tags; the number that follows it; how many queues;
+--       then for each queue its name and the end of its entries
+--
+-- Answers a flat list of tag, number of the queue, message.
+
+local most = tonumber(ARGV[1])
+local in_turns = ARGV[2] == '1'
+local prefix, number = ARGV[3], tonumber(ARGV[4])
+local queues = tonumber(ARGV[5])
+local steps = (#KEYS - 2 - queues) / queues
+
+-- An answer is one piece in memory on both sides, so it is bounded.
+local room = 16 * 1024 * 1024
+
+local answer, index, entries = {}, {}, {}
+local now
+
+-- What is not JSON of the right form must not become an entry: one such entry
+-- makes kombu's restore raise, and strands everything that is held by anybody.
+-- Parsing costs 4 microseconds for a message of 1 kB and 90 for one of 100 kB
+-- (the whole script: 9 and 150), measured on Redis 7.0; looking at the first
+-- and last byte alone would cost nothing and let most garbage through.
+local function is_envelope(raw)
+  local ok, envelope = pcall(cjson.decode, raw)
+  return ok and type(envelope) == 'table' and envelope.body ~= nil
+    and type(envelope.headers) == 'table' and type(envelope.properties) == 'table'
+end
+
+local function take(key, queue)
+  local raw = redis.call('RPOP', key)
+  local tag = prefix .. string.format('%d', number) .. ':' .. ARGV[4 + 2 * queue]
+  number = number + 1
+  if is_envelope(raw) then
+    index[#index + 1] = now
+    index[#index + 1] = tag
+    entries[#entries + 1] = tag
+    entries[#entries + 1] = '[' .. raw .. ARGV[5 + 2 * queue]
+  else
+    tag = 'raw:' .. tag
+    redis.call('HSET', KEYS[2 + steps * queues + queue], tag, raw)
+  end
+  answer[#answer + 1] = tag
+  answer[#answer + 1] = queue
+  answer[#answer + 1] = raw
+  most = most - 1
+  room = room - #raw
+end
+
+local function is_full()
+  return most <= 0 or room <= 0
+end
+
+local time = redis.call('TIME')
+now = time[1] .. '.' .. string.format('%06d', time[2])
+
+for step = 0, steps - 1 do
+  -- Reading the lengths makes the server tell us when they change, and fails
+  -- on a key of another type before anything was taken.
+  local open = {}
+  for queue = 1, queues do
+    local key = KEYS[2 + step * queues + queue]
+    local length = redis.call('LLEN', key)
+    if length > 0 then
+      open[#open + 1] = { key = key, queue = queue, length = length }
+    end
+  end
+  while #open > 0 and not is_full() do
+    local left = {}
+    for _, list in ipairs(open) do
+      repeat
+        if is_full() then break end
+        take(list.key, list.queue)
+        list.length = list.length - 1
+      until in_turns or list.length == 0
+      if list.length > 0 then left[#left + 1] = list end
+    end
+    open = left
+  end
+  if is_full() then break end
+end
+
+if #index > 0 then
+  redis.call('ZADD', KEYS[1], unpack(index))
+  redis.call('HSET', KEYS[2], unpack(entries))
+end
+return answer

@@ -1,0 +1,150 @@
+//! The entries of `unacked`: `[envelope, exchange, routing_key]` in JSON.
+
+use bytes::Bytes;
+use celery_protocol::{Message, Raw, Serializer, kombu};
+
+/// An entry, written by us or by kombu.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Entry {
+    /// The message as it was in the queue, or as kombu wrote it anew.
+    pub(crate) envelope: Bytes,
+    pub(crate) exchange: String,
+    pub(crate) routing_key: String,
+}
+
+impl Entry {
+    /// Reads an entry; `None` if it is none.
+    pub(crate) fn parse(entry: &Bytes) -> Option<Self> {
+        let elements = Raw::read(Serializer::Json, entry).ok()?.elements().ok()?;
+        let [envelope, exchange, routing_key] = elements.as_slice() else {
+            return None;
+        };
+        let envelope = envelope.as_json()?;
+        envelope.trim_ascii_start().starts_with('{').then_some(())?;
+        Some(Self {
+            envelope: entry.slice_ref(envelope.as_bytes()),
+            exchange: text(exchange)?,
+            routing_key: text(routing_key)?,
+        })
+    }
+
+    /// What follows the envelope in entries of messages from `queue`: the
+    /// anonymous exchange and the queue, so that whoever restores one finds its
+    /// queue without any binding.
+    pub(crate) fn end(queue: &str) -> String {
+        let queue = serde_json::Value::from(queue);
+        format!(",\"\",{queue}]")
+    }
+}
+
+/// Null stands for the anonymous exchange.
+fn text(value: &Raw<'_>) -> Option<String> {
+    value.decode::<Option<String>>().ok().map(Option::unwrap_or_default)
+}
+
+/// An envelope that goes back to a queue.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Returned {
+    pub(crate) envelope: Bytes,
+    pub(crate) priority: Option<u8>,
+}
+
+impl Returned {
+    /// The envelope flagged as redelivered, in both places where kombu does so.
+    /// What cannot be read or written again goes back as it is.
+    pub(crate) fn flagged(envelope: &Bytes) -> Self {
+        let Ok(mut message) = kombu::decode(envelope) else {
+            return Self::unchanged(envelope);
+        };
+        let priority = message.properties.priority;
+        message.properties.delivery_info.redelivered = true;
+        match message.headers.set("redelivered", true.into()) {
+            Ok(()) => Self {
+                envelope: rewritten(&message).unwrap_or_else(|| envelope.clone()),
+                priority,
+            },
+            Err(_) => Self::unchanged(envelope),
+        }
+    }
+
+    /// The envelope as it is.
+    pub(crate) fn unchanged(envelope: &Bytes) -> Self {
+        let message = kombu::decode(envelope).ok();
+        Self {
+            envelope: envelope.clone(),
+            priority: message.and_then(|message| message.properties.priority),
+        }
+    }
+}
+
+fn rewritten(message: &Message) -> Option<Bytes> {
+    let properties = &message.properties;
+    let route = kombu::Route {
+        exchange: &properties.delivery_info.exchange,
+        routing_key: &properties.delivery_info.routing_key,
+    };
+    let own;
+    let tag = match &properties.delivery_tag {
+        Some(tag) => tag,
+        None => {
+            own = uuid::Uuid::new_v4().to_string();
+            &own
+        }
+    };
+    kombu::encode(message, route, tag).ok().map(Bytes::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ENVELOPE: &str = r#"{"body": "W10=", "content-encoding": "utf-8",
+        "content-type": "application/json", "headers": {"id": "i", "task": "t", "n": 1e400},
+        "properties": {"body_encoding": "base64", "priority": 4, "delivery_tag": "tag",
+        "delivery_info": {"exchange": "e", "routing_key": "k"}, "other": [1]}}"#;
+
+    fn bytes(text: &str) -> Bytes {
+        Bytes::copy_from_slice(text.as_bytes())
+    }
+
+    #[test]
+    fn entries_of_both_sides_are_read() {
+        let ours = bytes(&format!("[{ENVELOPE}{}", Entry::end("a\"b\x06")));
+        let entry = Entry::parse(&ours).unwrap();
+        assert_eq!(entry.routing_key, "a\"b\x06");
+        assert_eq!(entry.envelope, ENVELOPE);
+        let kombus = bytes(r#"[{"body": ""}, "celery", "celery"]"#);
+        assert_eq!(Entry::parse(&kombus).unwrap().exchange, "celery");
+        assert_eq!(Entry::parse(&bytes(r#"[{}, null, "q"]"#)).unwrap().exchange, "");
+    }
+
+    #[test]
+    fn anything_else_is_no_entry() {
+        for text in ["", "garbage", "{}", "[]", "[1,2,3]", r#"[{},"e"]"#, r#"[{},"e",5]"#] {
+            assert_eq!(Entry::parse(&bytes(text)), None, "{text}");
+        }
+        assert_eq!(Entry::parse(&Bytes::from_static(b"[{},\"\xff\",\"\"]")), None);
+    }
+
+    #[test]
+    fn both_flags_are_set_and_the_rest_stays() {
+        let returned = Returned::flagged(&bytes(ENVELOPE));
+        assert_eq!(returned.priority, Some(4));
+        let message = kombu::decode(&returned.envelope).unwrap();
+        assert!(message.properties.delivery_info.redelivered);
+        let flag = message.headers.find("redelivered").unwrap().unwrap();
+        assert_eq!(flag.as_json(), Some("true"));
+        let before = kombu::decode(&bytes(ENVELOPE)).unwrap();
+        assert_eq!(message.body, before.body);
+        assert_eq!(message.properties.delivery_tag, before.properties.delivery_tag);
+        assert_eq!(message.properties.extra, before.properties.extra);
+        assert_eq!(message.properties.delivery_info.exchange, "e");
+    }
+
+    #[test]
+    fn what_cannot_be_read_goes_back_as_it_is() {
+        let returned = Returned::flagged(&bytes("{\"no\": \"body\"}"));
+        assert_eq!(returned.envelope, "{\"no\": \"body\"}");
+        assert_eq!(returned.priority, None);
+    }
+}

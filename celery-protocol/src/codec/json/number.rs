@@ -1,0 +1,116 @@
+//! The numbers of JSON, and those that only Python writes.
+
+use super::cursor::Cursor;
+use crate::error::DecodeError;
+
+/// A number as JSON writes it.
+pub(super) enum Number<'de> {
+    Int(i64),
+    /// Above `i64::MAX`.
+    UInt(u64),
+    /// The digits of an integer beyond 64 bits.
+    Big(&'de str),
+    Float(f64),
+}
+
+impl<'de> Cursor<'de> {
+    /// Reads a number that begins here, or one of Python's `NaN`, `Infinity`
+    /// and `-Infinity`.
+    #[inline]
+    pub(super) fn number(&mut self) -> Result<Number<'de>, DecodeError> {
+        let start = self.at;
+        let negative = self.peek() == Some(b'-');
+        self.at += usize::from(negative);
+        let digits = self.at;
+        let mut value: u64 = 0;
+        while let Some(byte @ b'0'..=b'9') = self.peek() {
+            value = value.wrapping_mul(10).wrapping_add(u64::from(byte - b'0'));
+            self.at += 1;
+        }
+        let count = self.at - digits;
+        let plain = !matches!(self.peek(), Some(b'.' | b'e' | b'E'));
+        // Eighteen digits fit without a look at overflow.
+        if plain && count <= 18 && count > 0 && (count == 1 || self.text.as_bytes()[digits] != b'0')
+        {
+            let value = value as i64;
+            return Ok(Number::Int(if negative { -value } else { value }));
+        }
+        self.at = start;
+        self.long_number()
+    }
+
+    /// Reads a number with a fraction, an exponent or many digits.
+    fn long_number(&mut self) -> Result<Number<'de>, DecodeError> {
+        let start = self.at;
+        match self.skip_number()? {
+            Kind::Float(special) => {
+                let text = &self.text[start..self.at];
+                special
+                    .or_else(|| text.parse().ok())
+                    .map(Number::Float)
+                    .ok_or_else(|| self.unexpected("a number"))
+            }
+            Kind::Int => {
+                let text = &self.text[start..self.at];
+                if let Ok(value) = text.parse() {
+                    return Ok(Number::Int(value));
+                }
+                Ok(text.parse().map_or(Number::Big(text), Number::UInt))
+            }
+        }
+    }
+
+    /// Passes over a number.
+    pub(super) fn skip_number(&mut self) -> Result<Kind, DecodeError> {
+        let negative = self.peek() == Some(b'-');
+        self.at += usize::from(negative);
+        match self.peek() {
+            Some(b'0') => self.at += 1,
+            Some(b'1'..=b'9') => self.digits(),
+            Some(b'I') => {
+                self.keyword(b"Infinity")?;
+                let sign = if negative { -1.0 } else { 1.0 };
+                return Ok(Kind::Float(Some(f64::INFINITY * sign)));
+            }
+            Some(b'N') if !negative => {
+                self.keyword(b"NaN")?;
+                return Ok(Kind::Float(Some(f64::NAN)));
+            }
+            _ => return Err(self.unexpected("a value")),
+        }
+        let mut kind = Kind::Int;
+        if self.peek() == Some(b'.') {
+            self.at += 1;
+            self.some_digits()?;
+            kind = Kind::Float(None);
+        }
+        if let Some(b'e' | b'E') = self.peek() {
+            self.at += 1;
+            self.at += usize::from(matches!(self.peek(), Some(b'+' | b'-')));
+            self.some_digits()?;
+            kind = Kind::Float(None);
+        }
+        Ok(kind)
+    }
+
+    fn some_digits(&mut self) -> Result<(), DecodeError> {
+        let start = self.at;
+        self.digits();
+        if self.at == start {
+            return Err(self.unexpected("a digit"));
+        }
+        Ok(())
+    }
+
+    fn digits(&mut self) {
+        while let Some(b'0'..=b'9') = self.peek() {
+            self.at += 1;
+        }
+    }
+}
+
+/// What a number turned out to be; names are resolved already.
+pub(super) enum Kind {
+    Int,
+    Float(Option<f64>),
+}

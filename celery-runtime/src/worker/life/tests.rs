@@ -1,0 +1,609 @@
+//! The state machine without a driver: single stories, and every story that
+//! chance can tell.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use celery_protocol::Raw;
+use proptest::prelude::*;
+use tokio::time::Instant;
+
+use super::*;
+use crate::task::TaskError;
+use crate::worker::delivery::{Links, Outcome};
+
+/// A clock that only this test moves.
+#[derive(Clone, Copy)]
+struct Time(Moment);
+
+impl Time {
+    fn new() -> Self {
+        Self(Moment {
+            wall: UNIX_EPOCH + Duration::from_secs(1_795_000_000),
+            instant: Instant::now(),
+        })
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.0.wall += time;
+        self.0.instant += time;
+    }
+}
+
+fn plan() -> Plan {
+    Plan {
+        acks_late: false,
+        acks_on_failure: true,
+        stores_result: true,
+        stores_errors: false,
+        track_started: false,
+        links: Links::default(),
+        eta: None,
+        expires: None,
+        soft_limit: None,
+        hard_limit: None,
+        retries: 0,
+        max_retries: Some(3),
+        retry_delay: Duration::from_secs(180),
+        autoretry: None,
+    }
+}
+
+fn late() -> Plan {
+    Plan {
+        acks_late: true,
+        ..plan()
+    }
+}
+
+fn value() -> Event {
+    Event::Returned(Outcome::Value(Some(Raw::json("1"))))
+}
+
+fn error(error: TaskError) -> Event {
+    Event::Returned(Outcome::Error { error, random: 0.5 })
+}
+
+/// What the machine asks for, in short.
+fn tell(life: &mut Life, event: Event, time: Time) -> Vec<String> {
+    let mut actions = Vec::new();
+    life.handle(event, time.0, &mut actions);
+    actions.iter().map(name).collect()
+}
+
+fn name(action: &Action) -> String {
+    match action {
+        Action::Step(Step::Settle(verdict)) => format!("{verdict:?}"),
+        Action::Step(Step::Store(report)) => match report {
+            Report::Started => "store STARTED".to_owned(),
+            Report::Success(_) => "store SUCCESS".to_owned(),
+            Report::Failure(mishap) => format!("store FAILURE {}", mishap.exception.exc_type),
+            Report::Retry(mishap) => format!("store RETRY {}", mishap.exception.exc_type),
+            Report::Revoked(reason) => format!("store REVOKED {reason}"),
+        },
+        Action::Step(Step::Send(letter)) => match letter {
+            Letter::Retry { eta } => format!("send retry {}", eta.is_some()),
+            Letter::Success(_) => "send success".to_owned(),
+            Letter::Failure => "send failure".to_owned(),
+            Letter::Dead => "send dead".to_owned(),
+        },
+        other => format!("{other:?}"),
+    }
+}
+
+fn story(plan: Plan, events: Vec<(Event, &[&str])>) {
+    let time = Time::new();
+    let mut life = Life::of_task(plan);
+    for (index, (event, expected)) in events.into_iter().enumerate() {
+        let shown = format!("{event:?}");
+        assert_eq!(
+            tell(&mut life, event, time),
+            expected,
+            "event {index}: {shown}"
+        );
+    }
+}
+
+#[test]
+fn an_early_task_is_acknowledged_before_it_starts() {
+    story(
+        plan(),
+        vec![
+            (Event::Arrived, &["Queue"]),
+            (Event::Slot, &["Ack"]),
+            (Event::Done, &["Start"]),
+            (value(), &["FreeSlot", "store SUCCESS"]),
+            (Event::Done, &["Over"]),
+        ],
+    );
+}
+
+#[test]
+fn a_late_task_is_acknowledged_after_its_result() {
+    story(
+        Plan {
+            track_started: true,
+            links: Links {
+                on_success: true,
+                on_failure: true,
+            },
+            ..late()
+        },
+        vec![
+            (Event::Arrived, &["Queue"]),
+            (Event::Slot, &["store STARTED"]),
+            (Event::Done, &["Start"]),
+            (value(), &["FreeSlot", "send success"]),
+            (Event::Done, &["store SUCCESS"]),
+            (Event::Done, &["Ack"]),
+            (Event::Done, &["Over"]),
+        ],
+    );
+}
+
+#[test]
+fn a_failed_task_stores_tells_and_acknowledges() {
+    let links = Links {
+        on_success: true,
+        on_failure: true,
+    };
+    story(
+        Plan { links, ..late() },
+        vec![
+            (Event::Arrived, &["Queue"]),
+            (Event::Slot, &["Start"]),
+            (
+                error(TaskError::exception("ValueError", "no")),
+                &["FreeSlot", "store FAILURE ValueError"],
+            ),
+            (Event::Done, &["send failure"]),
+            (Event::Done, &["Ack"]),
+            (Event::Done, &["Over"]),
+        ],
+    );
+}
+
+#[test]
+fn retries_rejections_and_ignoring() {
+    let running = |plan: Plan, end: TaskError, expected: &[&str]| {
+        let time = Time::new();
+        let mut life = Life::of_task(plan);
+        tell(&mut life, Event::Arrived, time);
+        tell(&mut life, Event::Slot, time);
+        let mut told = tell(&mut life, error(end), time);
+        while told.last().is_some_and(|last| last != "Over") {
+            told.extend(tell(&mut life, Event::Done, time));
+        }
+        assert_eq!(told[1..], *expected);
+    };
+    running(
+        late(),
+        TaskError::retry(),
+        &["send retry true", "store RETRY Retry", "Ack", "Over"],
+    );
+    let at_once = TaskError::retry().after(Duration::ZERO);
+    running(
+        late(),
+        at_once,
+        &["send retry false", "store RETRY Retry", "Ack", "Over"],
+    );
+    let exhausted = Plan {
+        retries: 3,
+        ..late()
+    };
+    running(
+        exhausted,
+        TaskError::retry(),
+        &["store FAILURE MaxRetriesExceededError", "Ack", "Over"],
+    );
+    running(late(), TaskError::ignore(), &["Ack", "Over"]);
+    let reject = |requeue| TaskError::reject("no", requeue);
+    running(
+        late(),
+        reject(crate::Requeue::Yes),
+        &["Requeue(Tail)", "Over"],
+    );
+    running(
+        late(),
+        reject(crate::Requeue::No),
+        &["store FAILURE Reject", "Reject", "Over"],
+    );
+    let unforgiving = Plan {
+        acks_on_failure: false,
+        ..late()
+    };
+    running(
+        unforgiving,
+        TaskError::exception("ValueError", "no"),
+        &["store FAILURE ValueError", "Reject", "Over"],
+    );
+}
+
+#[test]
+fn eta_and_expiry_are_looked_at_before_a_slot_is_taken() {
+    let time = Time::new();
+    let soon = time.0.wall + Duration::from_secs(5);
+    let mut parked = Life::of_task(Plan {
+        eta: Some(soon),
+        ..plan()
+    });
+    let told = tell(&mut parked, Event::Arrived, time);
+    assert_eq!(told, [format!("Park({soon:?})")]);
+
+    let mut expired = Life::of_task(Plan {
+        expires: Some(time.0.wall - Duration::from_secs(1)),
+        ..plan()
+    });
+    assert_eq!(
+        tell(&mut expired, Event::Arrived, time),
+        ["store REVOKED expired"]
+    );
+    assert_eq!(tell(&mut expired, Event::Done, time), ["Ack"]);
+
+    let mut in_line = Life::of_task(Plan {
+        expires: Some(soon),
+        ..plan()
+    });
+    let mut later = time;
+    later.pass(Duration::from_secs(6));
+    assert_eq!(tell(&mut in_line, Event::Arrived, time), ["Queue"]);
+    assert_eq!(
+        tell(&mut in_line, Event::Slot, later),
+        ["FreeSlot", "store REVOKED expired"]
+    );
+}
+
+#[test]
+fn a_step_is_repeated_until_it_succeeds() {
+    let mut time = Time::new();
+    let mut life = Life::of_task(late());
+    tell(&mut life, Event::Arrived, time);
+    tell(&mut life, Event::Slot, time);
+    assert_eq!(
+        tell(&mut life, value(), time),
+        ["FreeSlot", "store SUCCESS"]
+    );
+    for _ in 0..50 {
+        assert!(tell(&mut life, Event::Failed(Obstacle::Passing), time).is_empty());
+        let pause = life.timeout().unwrap() - time.0.instant;
+        assert!(pause <= Duration::from_secs(2));
+        time.pass(pause);
+        assert_eq!(tell(&mut life, Event::Tick, time), ["store SUCCESS"]);
+    }
+    assert_eq!(tell(&mut life, Event::Done, time), ["Ack"]);
+}
+
+#[test]
+fn a_result_that_cannot_be_stored_becomes_a_failure() {
+    let lasting = || Event::Failed(Obstacle::Lasting("too large".to_owned()));
+    story(
+        late(),
+        vec![
+            (Event::Arrived, &["Queue"]),
+            (Event::Slot, &["Start"]),
+            (value(), &["FreeSlot", "store SUCCESS"]),
+            (lasting(), &["store FAILURE BackendStoreError"]),
+            (Event::Done, &["Ack"]),
+        ],
+    );
+}
+
+#[test]
+fn a_message_that_cannot_be_kept_is_not_acknowledged() {
+    let refusal = Refusal {
+        reason: "unregistered",
+        detail: String::new(),
+        failure: None,
+    };
+    let time = Time::new();
+    let mut life = Life::refused(refusal, OnUnknown::Keep);
+    assert_eq!(tell(&mut life, Event::Arrived, time), ["send dead"]);
+    let lasting = Event::Failed(Obstacle::Lasting("no".to_owned()));
+    assert_eq!(tell(&mut life, lasting, time), ["Requeue(Tail)"]);
+}
+
+#[test]
+fn what_the_broker_took_back_is_not_settled() {
+    story(
+        late(),
+        vec![
+            (Event::Arrived, &["Queue"]),
+            (Event::Slot, &["Start"]),
+            (Event::Withdrawn, &[]),
+            (value(), &["FreeSlot", "store SUCCESS"]),
+            (Event::Done, &["Over"]),
+        ],
+    );
+    story(
+        plan(),
+        vec![
+            (Event::Arrived, &["Queue"]),
+            (Event::Slot, &["Ack"]),
+            (Event::Withdrawn, &["FreeSlot", "Over"]),
+            (Event::Done, &[]),
+        ],
+    );
+}
+
+#[test]
+fn limits() {
+    let mut time = Time::new();
+    let mut life = Life::of_task(Plan {
+        soft_limit: Some(Duration::from_secs(3)),
+        hard_limit: Some(Duration::from_secs(5)),
+        ..late()
+    });
+    tell(&mut life, Event::Arrived, time);
+    tell(&mut life, Event::Slot, time);
+    time.pass(Duration::from_secs(3));
+    assert_eq!(tell(&mut life, Event::Tick, time), ["Warn"]);
+    assert!(tell(&mut life, Event::Tick, time).is_empty());
+    time.pass(Duration::from_secs(2));
+    assert_eq!(
+        tell(&mut life, Event::Tick, time),
+        ["Abort", "FreeSlot", "store FAILURE TimeLimitExceeded"]
+    );
+    assert!(
+        tell(&mut life, value(), time).is_empty(),
+        "what comes too late is ignored"
+    );
+}
+
+/// What chance does next.
+#[derive(Clone, Copy, Debug)]
+enum Chance {
+    Give,
+    Succeed,
+    FailPassing,
+    FailLasting,
+    Return(u8),
+    Pass(u16),
+    Warm,
+    Cold,
+    Withdraw,
+}
+
+fn chance() -> impl Strategy<Value = Chance> {
+    prop_oneof![
+        8 => Just(Chance::Give),
+        8 => Just(Chance::Succeed),
+        3 => Just(Chance::FailPassing),
+        1 => Just(Chance::FailLasting),
+        6 => (0u8..7).prop_map(Chance::Return),
+        4 => (0u16..3000).prop_map(Chance::Pass),
+        1 => Just(Chance::Warm),
+        1 => Just(Chance::Cold),
+        1 => Just(Chance::Withdraw),
+    ]
+}
+
+fn any_life() -> impl Strategy<Value = (Option<Plan>, OnUnknown)> {
+    let flags = proptest::array::uniform8(any::<bool>());
+    let times = (0u8..3, 0u8..3, 0u64..4, 0u64..4, 0u32..5);
+    let policy = prop_oneof![
+        Just(OnUnknown::Keep),
+        Just(OnUnknown::Reject),
+        Just(OnUnknown::Requeue(Duration::from_secs(1))),
+    ];
+    (flags, times, policy, 0u8..5).prop_map(|(flags, times, policy, kind)| {
+        let (eta, expires, soft, hard, retries) = times;
+        let start = UNIX_EPOCH + Duration::from_secs(1_795_000_000);
+        let offset = |n: u8, seconds: i64| -> Option<SystemTime> {
+            (n > 0).then(|| match n {
+                1 => start - Duration::from_secs(1),
+                _ => start + Duration::from_secs(seconds.unsigned_abs()),
+            })
+        };
+        let limit = |seconds: u64| (seconds > 0).then(|| Duration::from_secs(seconds));
+        let plan = Plan {
+            acks_late: flags[0],
+            acks_on_failure: flags[1],
+            stores_result: flags[2],
+            stores_errors: flags[3],
+            track_started: flags[4],
+            links: Links {
+                on_success: flags[5],
+                on_failure: flags[6],
+            },
+            eta: offset(eta, 2),
+            expires: offset(expires, 1),
+            soft_limit: limit(soft),
+            hard_limit: limit(hard),
+            retries,
+            ..plan()
+        };
+        ((kind > 0).then_some(plan), policy)
+    })
+}
+
+fn outcome(kind: u8) -> Outcome {
+    let error = match kind {
+        0 | 1 => return Outcome::Value(Some(Raw::json("1"))),
+        2 => return Outcome::Panic("oh".to_owned()),
+        3 => TaskError::retry().after(Duration::from_secs(1)),
+        4 => TaskError::ignore(),
+        5 => TaskError::reject("no", crate::Requeue::Yes),
+        _ => TaskError::exception("ValueError", "no"),
+    };
+    Outcome::Error { error, random: 0.5 }
+}
+
+/// A driver that believes nothing: it checks every action against the rules.
+struct Observer {
+    life: Life,
+    time: Time,
+    early: bool,
+    queued: bool,
+    slot: bool,
+    started: bool,
+    running: bool,
+    over: bool,
+    withdrawn: bool,
+    acked: bool,
+    /// Something is on its way; its report is awaited.
+    step: Option<String>,
+    settled: Vec<String>,
+    reported: bool,
+}
+
+impl Observer {
+    fn tell(&mut self, event: Event) {
+        let done = matches!(event, Event::Done);
+        if done && let Some(step) = self.step.take() {
+            match step.as_str() {
+                "Ack" if !self.started && self.early => self.acked = true,
+                verdict if is_verdict(verdict) => self.settled.push(step),
+                store if store.starts_with("store SUCCESS") => self.reported = true,
+                _ => {}
+            }
+        } else if matches!(event, Event::Failed(_)) {
+            self.step = None;
+        }
+        let mut actions = Vec::new();
+        self.life.handle(event, self.time.0, &mut actions);
+        for action in actions {
+            self.check(&action);
+        }
+    }
+
+    fn check(&mut self, action: &Action) {
+        assert!(!self.over, "{action:?} after the end");
+        match action {
+            Action::Queue => {
+                assert!(!self.slot && !self.queued);
+                self.queued = true;
+            }
+            Action::FreeSlot => {
+                assert!(self.slot, "a slot was freed that it did not have");
+                self.slot = false;
+                self.running = false;
+            }
+            Action::Start => {
+                assert!(
+                    self.slot && !self.started,
+                    "started twice or without a slot"
+                );
+                assert!(
+                    !self.early || self.acked,
+                    "started before its acknowledgement"
+                );
+                self.started = true;
+                self.running = true;
+            }
+            Action::Warn | Action::Abort => assert!(self.running),
+            Action::Step(_) => {
+                assert!(self.step.is_none(), "two steps at once");
+                let step = name(action);
+                assert!(
+                    !(self.withdrawn && is_verdict(&step)),
+                    "settled what was taken back"
+                );
+                assert!(
+                    !(is_verdict(&step) && !self.settled.is_empty()),
+                    "settled twice"
+                );
+                self.step = Some(step);
+            }
+            Action::Over => {
+                assert!(!self.slot, "ended with a slot in hand");
+                self.over = true;
+            }
+        }
+    }
+}
+
+fn is_verdict(step: &str) -> bool {
+    ["Ack", "Reject", "Requeue", "Park"]
+        .iter()
+        .any(|verdict| step.starts_with(verdict))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// Whatever happens in whatever order: no slot is lost or given twice, no
+    /// task starts unacknowledged or twice, nothing is settled twice; and once
+    /// faults cease, every delivery comes to its end.
+    #[test]
+    fn every_story_ends_well(
+        (plan, policy) in any_life(),
+        chances in proptest::collection::vec(chance(), 0..60),
+    ) {
+        let early = plan.as_ref().is_some_and(|plan| !plan.acks_late);
+        let life = match plan {
+            Some(plan) => Life::of_task(plan),
+            None => {
+                let refusal = Refusal { reason: "malformed", detail: String::new(), failure: None };
+                Life::refused(refusal, policy)
+            }
+        };
+        let mut observer = Observer {
+            life,
+            time: Time::new(),
+            early,
+            queued: false,
+            slot: false,
+            started: false,
+            running: false,
+            over: false,
+            withdrawn: false,
+            acked: false,
+            step: None,
+            settled: Vec::new(),
+            reported: false,
+        };
+        observer.tell(Event::Arrived);
+        for chance in chances {
+            play(&mut observer, chance);
+        }
+        // Faults cease.
+        for _ in 0..20 {
+            for chance in [Chance::Give, Chance::Succeed, Chance::Return(0), Chance::Pass(3000)] {
+                play(&mut observer, chance);
+            }
+        }
+        prop_assert!(observer.over, "it never ends: {:?}", observer.life);
+        let settled = observer.acked || !observer.settled.is_empty() || observer.withdrawn;
+        prop_assert!(settled, "the broker was never told");
+    }
+}
+
+fn play(observer: &mut Observer, chance: Chance) {
+    match chance {
+        Chance::Give if observer.queued => {
+            observer.queued = false;
+            // As the driver: who left the line gets no slot.
+            if observer.life.is_waiting() {
+                observer.slot = true;
+                observer.tell(Event::Slot);
+            }
+        }
+        Chance::Succeed if observer.step.is_some() => observer.tell(Event::Done),
+        Chance::FailPassing if observer.step.is_some() => {
+            observer.tell(Event::Failed(Obstacle::Passing));
+        }
+        // A verdict never fails for good: a broker that is gone is reconnected.
+        Chance::FailLasting
+            if observer
+                .step
+                .as_deref()
+                .is_some_and(|step| !is_verdict(step)) =>
+        {
+            observer.tell(Event::Failed(Obstacle::Lasting("no".to_owned())));
+        }
+        Chance::Return(kind) if observer.running => observer.tell(Event::Returned(outcome(kind))),
+        Chance::Pass(milliseconds) => {
+            observer
+                .time
+                .pass(Duration::from_millis(milliseconds.into()));
+            observer.tell(Event::Tick);
+        }
+        Chance::Warm => observer.tell(Event::Stop(Stop::Warm)),
+        Chance::Cold => observer.tell(Event::Stop(Stop::Cold)),
+        // The connection is lost: what was on its way is answered by nobody.
+        Chance::Withdraw if !observer.step.as_deref().is_some_and(is_verdict) => {
+            observer.withdrawn = true;
+            observer.tell(Event::Withdrawn);
+        }
+        _ => {}
+    }
+}
