@@ -19,7 +19,9 @@ local steps = (#KEYS - 2 - queues) / queues
 local room = 16 * 1024 * 1024
 
 local answer, index, entries = {}, {}, {}
-local now
+local failure
+local time = redis.call('TIME')
+local now = time[1] .. '.' .. string.format('%06d', time[2])
 
 -- What is not JSON of the right form must not become an entry: one such entry
 -- makes kombu's restore raise, and strands everything that is held by anybody.
@@ -30,6 +32,19 @@ local function is_envelope(raw)
   local ok, envelope = pcall(cjson.decode, raw)
   return ok and type(envelope) == 'table' and envelope.body ~= nil
     and type(envelope.headers) == 'table' and type(envelope.properties) == 'table'
+end
+
+-- Nothing may fail between a pop and its record, so types are looked at first.
+local function is_ready(queue)
+  local checks = { { 'ZCARD', KEYS[1] }, { 'HLEN', KEYS[2] }, { 'HLEN', KEYS[2 + steps * queues + queue] } }
+  for _, check in ipairs(checks) do
+    local answered = redis.pcall(check[1], check[2])
+    if type(answered) == 'table' then
+      failure = answered
+      return false
+    end
+  end
+  return true
 end
 
 local function take(key, queue)
@@ -53,20 +68,18 @@ local function take(key, queue)
 end
 
 local function is_full()
-  return most <= 0 or room <= 0
+  return failure or most <= 0 or room <= 0
 end
 
-local time = redis.call('TIME')
-now = time[1] .. '.' .. string.format('%06d', time[2])
-
 for step = 0, steps - 1 do
-  -- Reading the lengths makes the server tell us when they change, and fails
-  -- on a key of another type before anything was taken.
+  -- Reading the lengths also makes the server tell us when they change.
   local open = {}
   for queue = 1, queues do
     local key = KEYS[2 + step * queues + queue]
-    local length = redis.call('LLEN', key)
-    if length > 0 then
+    local length = redis.pcall('LLEN', key)
+    if type(length) == 'table' then
+      failure = length
+    elseif length > 0 and is_ready(queue) then
       open[#open + 1] = { key = key, queue = queue, length = length }
     end
   end
@@ -89,4 +102,6 @@ if #index > 0 then
   redis.call('ZADD', KEYS[1], unpack(index))
   redis.call('HSET', KEYS[2], unpack(entries))
 end
+-- What was taken goes out first; the failure comes again with the next call.
+if failure and #answer == 0 then return failure end
 return answer

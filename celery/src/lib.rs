@@ -44,6 +44,11 @@
 
 mod connect;
 
+/// The snippets of the README compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
+
 pub use celery_protocol::{
     Accept, BigInt, Compression, DecodeError, EncodeError, Exception, Extended, ExtendedKind, Map,
     Raw, ResultDocument, Serializer, State, Value,

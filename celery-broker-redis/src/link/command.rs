@@ -24,6 +24,11 @@ impl Command {
         self
     }
 
+    /// Adds one more argument.
+    pub fn push(&mut self, argument: impl AsRef<[u8]>) {
+        self.inner.arg(argument.as_ref());
+    }
+
     /// The same with more arguments.
     #[must_use]
     pub fn args<A: AsRef<[u8]>>(mut self, arguments: impl IntoIterator<Item = A>) -> Self {

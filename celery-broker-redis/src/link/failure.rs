@@ -18,7 +18,7 @@ pub struct Attempt<'a> {
 impl<'a> Attempt<'a> {
     /// `operation` is a verb ("publish to"), `object` what it works on ("queue
     /// celery"); the address is added.
-    pub fn new(operation: &'static str, object: &'a str) -> Self {
+    pub const fn new(operation: &'static str, object: &'a str) -> Self {
         Self { operation, object }
     }
 

@@ -13,7 +13,7 @@ use celery_protocol::{
 };
 use serde_json::{Value as Json, json};
 
-use crate::fixtures::{ALL, LIMIT, fixtures, rebuilt, written_envelope};
+use crate::fixtures::{ALL, LIMIT, fixtures, is_compiled_out, rebuilt, written_envelope};
 use crate::tagged::{tag, value};
 
 #[test]
@@ -25,7 +25,7 @@ fn reads_back_in_python() {
     cases.extend(recorded_results());
     cases.extend(new_messages());
     cases.extend(new_results());
-    assert!(cases.len() > 150, "only {} cases", cases.len());
+    assert!(cases.len() > 120, "only {} cases", cases.len());
 
     let file = env::temp_dir().join(format!("celery-protocol-cases-{}.json", std::process::id()));
     serde_json::to_writer(File::create(&file).unwrap(), &cases).unwrap();
@@ -61,6 +61,9 @@ fn recorded_messages() -> Vec<Json> {
             &expect,
         ));
 
+        if is_compiled_out(&message) {
+            continue;
+        }
         let Ok(payload) = message.payload(&Accept::of(ALL), LIMIT) else {
             continue;
         };

@@ -15,7 +15,8 @@ pub struct TaskOptions {
     /// (`acks_on_failure_or_timeout`); otherwise it is rejected.
     pub acks_on_failure: Option<bool>,
     /// Give the message back when the process running the task is lost
-    /// (`reject_on_worker_lost`).
+    /// (`reject_on_worker_lost`). So far tasks run in the worker's own process:
+    /// when that is lost, the broker gives every late message to another one.
     pub reject_on_worker_lost: Option<bool>,
     /// Store no result.
     pub ignore_result: Option<bool>,

@@ -46,7 +46,11 @@ pub struct Worker {
     on_unknown: OnUnknown,
     grace: Duration,
     hook: Option<LinkHook>,
+    teardown: Option<Teardown>,
 }
+
+/// Run once when the worker has ended.
+type Teardown = Box<dyn FnOnce() -> BoxFuture<'static, ()> + Send>;
 
 /// Why a worker could not start, or did not end cleanly.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +107,7 @@ impl Worker {
             on_unknown: config.on_unknown,
             grace: config.shutdown_grace,
             hook: None,
+            teardown: None,
             app,
             tasks,
         }
@@ -168,6 +173,21 @@ impl Worker {
         }
     }
 
+    /// Runs `teardown` when the last task has ended and before
+    /// [`run_until`](Self::run_until) returns, to close what the application's
+    /// state holds. It does not run when the future is dropped.
+    #[must_use]
+    pub fn on_stop<F, T>(self, teardown: F) -> Self
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Future<Output = ()> + Send + 'static,
+    {
+        Self {
+            teardown: Some(Box::new(|| Box::pin(teardown()))),
+            ..self
+        }
+    }
+
     /// Works until `shutdown` resolves, then stops warmly: running tasks
     /// finish and are acknowledged, messages that were only held go back to
     /// the head of their queue. See [`Patience`] for how that is cut short.
@@ -183,14 +203,18 @@ impl Worker {
     ///
     /// Dropping the future ends running tasks at their next await; messages
     /// not acknowledged are delivered again by the broker's rules.
-    pub async fn run_until<F, P>(self, shutdown: F) -> Result<(), WorkerError>
+    pub async fn run_until<F, P>(mut self, shutdown: F) -> Result<(), WorkerError>
     where
         F: Future<Output = P> + Send + 'static,
         P: Patience,
     {
+        let teardown = self.teardown.take();
         let driver = self.driver()?;
-        let stops = stops(shutdown);
-        driver.run(stops).await
+        let ended = driver.run(stops(shutdown)).await;
+        if let Some(teardown) = teardown {
+            teardown().await;
+        }
+        ended
     }
 
     /// Works for ever, unless it fails.

@@ -94,6 +94,21 @@ async fn a_killed_worker_loses_no_late_task() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn teardown_runs_after_the_last_task() {
+    let log: Arc<Mutex<Vec<u32>>> = Arc::default();
+    let setup = Setup::new();
+    setup.client().send(LATE, (1,)).await.unwrap();
+    let seen = Arc::clone(&log);
+    let worker = setup.app.worker(tasks(&log)).on_stop(|| async move {
+        seen.lock().unwrap().push(99);
+    });
+    let worker = Running::start(worker);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    worker.stop().await.unwrap();
+    assert_eq!(*log.lock().unwrap(), [1, 99]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn delayed_tasks_stay_in_the_broker() {
     let log = Arc::default();
     let setup = Setup::new();

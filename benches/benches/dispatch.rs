@@ -1,0 +1,144 @@
+//! What the runtime itself costs: tasks that do nothing, over the in-memory broker.
+//!
+//! The messages wait in the queue, encoded, before the clock starts; there is no result backend.
+//! The clock runs from the start of the worker until the last task has run. What is measured for
+//! each task is thus: taking it from the queue, reading headers and body, the state machine of the
+//! delivery, the early or late acknowledgement, binding the arguments, a spawned tokio task, and
+//! the way back of its outcome.
+//!
+//! The goal is 500,000 tasks a second on one thread.
+
+use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use celery_protocol::{Embed, Message, Serializer, TaskHeaders, encode_body};
+use celery_runtime::memory::MemoryBroker;
+use celery_runtime::{App, Broker, Publication, Task, TaskError, Tasks};
+use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::Notify;
+
+const NOOP: Task<(), ()> = Task::new("bench.noop").params(&[]);
+
+/// Tasks in one run of the worker.
+const TASKS: u64 = 100_000;
+
+/// Messages in one publish, before the clock starts.
+const BATCH: u64 = 1000;
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    one_thread(&mut criterion);
+    two_threads(&mut criterion);
+    criterion.final_summary();
+}
+
+/// How many no-op tasks does one thread run in a second, by the number of slots and the moment of
+/// the acknowledgement?
+fn one_thread(criterion: &mut Criterion) {
+    let runtime = Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.expect("a runtime starts");
+    let mut group = criterion.benchmark_group("dispatch, one thread");
+    let cases = [
+        ("early ack", NOOP.acks_early(), 64),
+        ("early ack", NOOP.acks_early(), 256),
+        ("early ack", NOOP.acks_early(), 512),
+        ("late ack", NOOP.acks_late(), 256),
+    ];
+    group.sampling_mode(SamplingMode::Flat).sample_size(10);
+    group.throughput(Throughput::Elements(TASKS));
+    for (name, task, slots) in cases {
+        group.bench_function(BenchmarkId::new(name, format!("{slots} slots")), |bencher| {
+            bencher.iter_custom(|runs| measure(&runtime, runs, task, slots));
+        });
+    }
+}
+
+/// What does a second thread change? The driver stays on one of them; no-op tasks that move to the
+/// other one cost more than they are worth, tasks that compute gain.
+fn two_threads(criterion: &mut Criterion) {
+    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all();
+    let runtime = runtime.build().expect("a runtime starts");
+    let mut group = criterion.benchmark_group("dispatch, two threads");
+    group.sampling_mode(SamplingMode::Flat).sample_size(10);
+    group.throughput(Throughput::Elements(TASKS));
+    for (name, task) in [("early ack", NOOP.acks_early()), ("late ack", NOOP.acks_late())] {
+        group.bench_function(BenchmarkId::new(name, "256 slots"), |bencher| {
+            bencher.iter_custom(|runs| measure(&runtime, runs, task, 256));
+        });
+    }
+}
+
+/// The time of several runs of the worker, without what comes before and after.
+fn measure(runtime: &Runtime, runs: u64, task: Task<(), ()>, slots: usize) -> Duration {
+    (0..runs)
+        .map(|_| runtime.block_on(run(task, slots)))
+        .sum()
+}
+
+/// From the start of a worker until it has run all tasks of a full queue.
+async fn run(task: Task<(), ()>, slots: usize) -> Duration {
+    let app = App::new(Arc::new(filled_broker().await));
+    let progress = Arc::new(Progress::default());
+    let counted = Arc::clone(&progress);
+    let tasks = Tasks::new().with(task, move || noop(Arc::clone(&counted)));
+    let last_ran = Arc::clone(&progress);
+    let worker = app
+        .worker(tasks)
+        .concurrency(slots)
+        .prefetch_multiplier(4)
+        .run_until(async move { last_ran.finished.notified().await });
+
+    let start = Instant::now();
+    let ended = tokio::spawn(worker).await;
+    ended
+        .expect("the worker does not panic")
+        .expect("the worker ends well");
+    let end = progress.end.get().expect("the worker ran all tasks");
+    end.duration_since(start)
+}
+
+/// Counts the tasks that ran.
+#[derive(Default)]
+struct Progress {
+    ran: AtomicU64,
+    end: OnceLock<Instant>,
+    finished: Notify,
+}
+
+async fn noop(progress: Arc<Progress>) -> Result<(), TaskError> {
+    if progress.ran.fetch_add(1, Ordering::Relaxed) + 1 == TASKS {
+        progress.end.get_or_init(Instant::now);
+        progress.finished.notify_one();
+    }
+    Ok(())
+}
+
+async fn filled_broker() -> MemoryBroker {
+    let broker = MemoryBroker::new();
+    for start in (0..TASKS).step_by(BATCH as usize) {
+        let batch: Vec<_> = (start..start + BATCH).map(publication).collect();
+        for answer in broker.publish(&batch).await {
+            answer.expect("the in-memory broker takes every message");
+        }
+    }
+    broker
+}
+
+/// A message as a client sends it.
+fn publication(number: u64) -> Publication {
+    let body = encode_body(Serializer::Json, &(), &(), &Embed::default());
+    let mut headers = TaskHeaders::new(NOOP.name(), format!("{number:08x}-{ID_REST}"));
+    headers.argsrepr = Some("()".into());
+    headers.kwargsrepr = Some("{}".into());
+    headers.origin = Some("gen1@host".into());
+    let body = body.expect("no arguments have a form in JSON");
+    let mut message = Message::task(headers, Serializer::Json, body);
+    message.properties.reply_to = Some(format!("00000000-{ID_REST}"));
+    message.properties.priority = Some(0);
+    Publication::to_queue(message, "celery")
+}
+
+/// What makes an id as long as a UUID.
+const ID_REST: &str = "f4c9-4600-bd20-96746e720eed";

@@ -1,0 +1,199 @@
+//! The broker.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use celery_protocol::Message;
+use celery_runtime::{
+    BoxFuture, Broker, ConsumeOptions, Consumer, ExchangeKind, Publication, Queue, ServiceError,
+    Subscription,
+};
+
+use crate::config::RedisOptions;
+use crate::consumer::RedisConsumer;
+use crate::fanout::FanoutSubscription;
+use crate::link::{Attempt, Command, Link, Reply};
+use crate::parked::Parked;
+use crate::reply::ReplySubscription;
+
+/// A broker on Redis, with the keys and messages of Celery's Redis transport.
+///
+/// Clones share connections.
+#[derive(Clone)]
+pub struct RedisBroker {
+    shared: Arc<Shared>,
+}
+
+/// What a broker, its consumers and its subscriptions share.
+pub(crate) struct Shared {
+    pub(crate) link: Link,
+    pub(crate) parked: Parked,
+    /// The types of exchanges that were declared here. Redis does not know
+    /// them: as in kombu, an exchange nobody declared in this process counts as
+    /// direct.
+    exchanges: Mutex<HashMap<String, ExchangeKind>>,
+}
+
+impl RedisBroker {
+    /// A broker that connects when it is first used.
+    pub fn new(options: RedisOptions) -> Self {
+        Self::on(Link::new(options))
+    }
+
+    /// The same with a pool of your own for commands. Consumers and
+    /// subscriptions make connections of theirs from `options`, which must
+    /// lead to the same database.
+    pub fn from_pool(pool: deadpool_redis::Pool, options: RedisOptions) -> Self {
+        Self::on(Link::from_pool(pool, options))
+    }
+
+    fn on(link: Link) -> Self {
+        let shared = Shared {
+            link,
+            parked: Parked::default(),
+            exchanges: Mutex::default(),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// Gives what dead workers held back to its queues, as every consumer does
+    /// by itself from time to time, and says how many messages that were.
+    ///
+    /// # Errors
+    ///
+    /// When the server cannot be reached or refuses.
+    pub async fn restore_abandoned(&self) -> Result<usize, ServiceError> {
+        self.shared.restore().await
+    }
+}
+
+impl Broker for RedisBroker {
+    fn declare<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<(), ServiceError>> {
+        Box::pin(self.shared.declare(queue))
+    }
+
+    fn publish<'a>(
+        &'a self,
+        batch: &'a [Publication],
+    ) -> BoxFuture<'a, Vec<Result<(), ServiceError>>> {
+        Box::pin(self.shared.publish(batch))
+    }
+
+    fn consume<'a>(
+        &'a self,
+        options: &'a ConsumeOptions,
+    ) -> BoxFuture<'a, Result<Arc<dyn Consumer>, ServiceError>> {
+        Box::pin(async move {
+            let consumer = RedisConsumer::start(Arc::clone(&self.shared), options).await?;
+            let consumer: Arc<dyn Consumer> = Arc::new(consumer);
+            Ok(consumer)
+        })
+    }
+
+    fn broadcast<'a>(
+        &'a self,
+        exchange: &'a str,
+        routing_key: &'a str,
+        message: &'a Message,
+    ) -> BoxFuture<'a, Result<(), ServiceError>> {
+        Box::pin(async move {
+            let envelope = self.shared.envelope(message, exchange, routing_key)?;
+            let channel = self.shared.channel(exchange, routing_key);
+            let object = format!("exchange {exchange}");
+            let attempt = Attempt::new("broadcast to", &object);
+            let command = Command::new("PUBLISH").arg(channel).arg(envelope);
+            self.shared.link.call(attempt, command).await.map(drop)
+        })
+    }
+
+    fn subscribe<'a>(
+        &'a self,
+        exchange: &'a str,
+        pattern: &'a str,
+    ) -> BoxFuture<'a, Result<Box<dyn Subscription>, ServiceError>> {
+        Box::pin(async move {
+            let subscription = FanoutSubscription::start(&self.shared, exchange, pattern).await?;
+            let subscription: Box<dyn Subscription> = Box::new(subscription);
+            Ok(subscription)
+        })
+    }
+
+    fn reply_queue<'a>(
+        &'a self,
+        name: &'a str,
+        expires: Duration,
+    ) -> BoxFuture<'a, Result<Box<dyn Subscription>, ServiceError>> {
+        Box::pin(async move {
+            let subscription = ReplySubscription::start(&self.shared, name, expires).await?;
+            let subscription: Box<dyn Subscription> = Box::new(subscription);
+            Ok(subscription)
+        })
+    }
+
+    fn depth<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<u64, ServiceError>> {
+        Box::pin(async move {
+            let object = format!("queue {}", queue.name);
+            let attempt = Attempt::new("count the messages of", &object);
+            let lengths = self.shared.lengths(&queue.name);
+            let lengths = self.shared.link.atomic(attempt, lengths).await?;
+            Ok(sum(&lengths))
+        })
+    }
+
+    fn purge<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<u64, ServiceError>> {
+        Box::pin(async move {
+            let object = format!("queue {}", queue.name);
+            let attempt = Attempt::new("purge", &object);
+            let mut commands = self.shared.lengths(&queue.name);
+            let lists = commands.len();
+            let layout = &self.shared.link.options().layout;
+            commands.push(Command::new("DEL").args(layout.lists(&queue.name)));
+            let answers = self.shared.link.atomic(attempt, commands).await?;
+            Ok(sum(answers.get(..lists).unwrap_or_default()))
+        })
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        self.shared.link.close();
+        Box::pin(std::future::ready(()))
+    }
+}
+
+impl fmt::Debug for RedisBroker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let address = self.shared.link.options().address();
+        f.debug_struct("RedisBroker").field("address", &address).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// Notes the type of an exchange.
+    pub(crate) fn remember(&self, exchange: &str, kind: ExchangeKind) {
+        let mut exchanges = self.exchanges.lock().unwrap_or_else(PoisonError::into_inner);
+        exchanges.insert(exchange.to_owned(), kind);
+    }
+
+    /// The type of an exchange, if it was declared here.
+    pub(crate) fn kind(&self, exchange: &str) -> Option<ExchangeKind> {
+        let exchanges = self.exchanges.lock().unwrap_or_else(PoisonError::into_inner);
+        exchanges.get(exchange).copied()
+    }
+
+    fn lengths(&self, queue: &str) -> Vec<Command> {
+        let lists = self.link.options().layout.lists(queue);
+        lists.map(|list| Command::new("LLEN").arg(list)).collect()
+    }
+}
+
+fn sum(numbers: &[Reply]) -> u64 {
+    numbers.iter().map(|number| u64::try_from(number.number()).unwrap_or_default()).sum()
+}

@@ -1,0 +1,184 @@
+//! Receiving what is broadcast.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use celery_protocol::{Message, kombu};
+use celery_runtime::{BoxFuture, ServiceError, Subscription};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::broker::Shared;
+use crate::link::{Attempt, Change, Channels, Messages, Published};
+use crate::topic::matches_words;
+
+/// Broadcasts that wait for a slow reader; more are dropped, as a broadcast may
+/// be.
+const BACKLOG: usize = 1024;
+
+/// What is broadcast to one exchange.
+#[derive(Debug)]
+pub(crate) struct FanoutSubscription {
+    messages: mpsc::Receiver<Result<Message, ServiceError>>,
+    /// Reads the connection also while nobody asks, and asks whether it lives.
+    reader: JoinHandle<()>,
+}
+
+impl FanoutSubscription {
+    pub(crate) async fn start(
+        shared: &Arc<Shared>,
+        exchange: &str,
+        pattern: &str,
+    ) -> Result<Self, ServiceError> {
+        let object = format!("exchange {exchange}");
+        let attempt = Attempt::new("subscribe to", &object);
+        let (mut channels, messages) = shared.link.pubsub(attempt).await?;
+        let names = channel_patterns(shared, exchange, pattern);
+        channels.change(attempt, Change::SubscribePatterns, &names).await?;
+        let (sender, receiver) = mpsc::channel(BACKLOG);
+        let reader = Reader {
+            shared: Arc::clone(shared),
+            before_key: format!("{}/", shared.channel(exchange, "")),
+            pattern: pattern.to_owned(),
+            object,
+            sender,
+        };
+        Ok(Self {
+            messages: receiver,
+            reader: tokio::spawn(reader.run(channels, messages)),
+        })
+    }
+}
+
+impl Subscription for FanoutSubscription {
+    fn next(&mut self) -> BoxFuture<'_, Result<Message, ServiceError>> {
+        Box::pin(async move {
+            match self.messages.recv().await {
+                Some(message) => message,
+                // The reader has told why it ended; there is nothing to add.
+                None => std::future::pending().await,
+            }
+        })
+    }
+}
+
+impl Drop for FanoutSubscription {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+struct Reader {
+    shared: Arc<Shared>,
+    before_key: String,
+    pattern: String,
+    object: String,
+    sender: mpsc::Sender<Result<Message, ServiceError>>,
+}
+
+impl Reader {
+    async fn run(self, mut channels: Channels, mut messages: Messages) {
+        let attempt = Attempt::new("receive from", &self.object);
+        let link = &self.shared.link;
+        let mut pings = tokio::time::interval(link.options().limits.health_check);
+        pings.tick().await;
+        let failure = loop {
+            tokio::select! {
+                message = messages.next() => match message {
+                    Some(message) => self.hand_on(&message),
+                    None => break channels.ended(attempt),
+                },
+                _ = pings.tick() => if let Err(error) = channels.ping(attempt).await {
+                    break error;
+                },
+                () = link.closed() => break link.closed_error(attempt),
+            }
+        };
+        // Waits for room: this one must not be dropped.
+        let _ = self.sender.send(Err(failure)).await;
+    }
+
+    fn hand_on(&self, published: &Published) {
+        let message = match kombu::decode(&published.payload) {
+            Ok(message) => message,
+            Err(error) => {
+                tracing::warn!(%error, channel = published.channel, "a broadcast is no message");
+                return;
+            }
+        };
+        let key = match published.channel.strip_prefix(&self.before_key) {
+            Some(key) => key,
+            None => &message.properties.delivery_info.routing_key,
+        };
+        if !matches_words(&self.pattern, key) {
+            return;
+        }
+        if self.sender.try_send(Ok(message)).is_err() {
+            tracing::warn!(object = self.object, "a broadcast is dropped: the reader is too slow");
+        }
+    }
+}
+
+/// The patterns of Redis for a pattern of AMQP. Redis's `*` goes over dots too,
+/// so that what arrives is matched once more.
+fn channel_patterns(shared: &Shared, exchange: &str, pattern: &str) -> Vec<String> {
+    let whole = escaped(&shared.channel(exchange, ""));
+    if !shared.link.options().layout.fanout_patterns {
+        return vec![whole];
+    }
+    match pattern {
+        "" | "#" => vec![format!("{whole}/*"), whole],
+        pattern => {
+            // `a.#` matches `a` too.
+            let loose = escaped(pattern).replace(".#", "*").replace("#.", "*").replace('#', "*");
+            vec![format!("{whole}/{}", loose.replace("\\*", "*"))]
+        }
+    }
+}
+
+/// Without the letters that mean something in Redis's patterns.
+fn escaped(name: &str) -> String {
+    let mut escaped = String::with_capacity(name.len());
+    for letter in name.chars() {
+        if "*?[]\\".contains(letter) {
+            escaped.push('\\');
+        }
+        escaped.push(letter);
+    }
+    escaped
+}
+
+/// Reads the payload of a reply or broadcast; what is no message is passed over.
+pub(crate) fn read_message(payload: &Bytes, from: &str) -> Option<Message> {
+    match kombu::decode(payload) {
+        Ok(message) => Some(message),
+        Err(error) => {
+            tracing::warn!(%error, from, "what was received is no message");
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{RedisBroker, RedisOptions};
+
+    fn patterns(options: serde_json::Value, pattern: &str) -> Vec<String> {
+        let options = options.as_object().expect("an object");
+        let options = RedisOptions::parse("redis://h/2", options).expect("options");
+        channel_patterns(RedisBroker::new(options).shared(), "ev[1]", pattern)
+    }
+
+    #[tokio::test]
+    async fn patterns_are_kombus_channels() {
+        assert_eq!(patterns(json!({}), "worker.*"), ["/2.ev\\[1\\]/worker.*"]);
+        assert_eq!(patterns(json!({}), "#"), ["/2.ev\\[1\\]/*", "/2.ev\\[1\\]"]);
+        assert_eq!(patterns(json!({}), "a.#"), ["/2.ev\\[1\\]/a*"]);
+        let options = json!({"global_keyprefix": "p:", "fanout_prefix": false});
+        assert_eq!(patterns(options, "a"), ["p:ev\\[1\\]/a"]);
+        assert_eq!(patterns(json!({"fanout_patterns": false}), "a"), ["/2.ev\\[1\\]"]);
+    }
+}

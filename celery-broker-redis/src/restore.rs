@@ -1,0 +1,187 @@
+//! Giving to others what a dead worker held: kombu's visibility timeout.
+
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock};
+
+use bytes::Bytes;
+use celery_runtime::ServiceError;
+
+use crate::broker::Shared;
+use crate::entry::{Entry, Returned};
+use crate::keys::{Tag, raw_tag};
+use crate::link::{Attempt, Command, Reply, Script};
+use crate::route::Binding;
+use crate::settle::MOVE;
+
+static EXPIRED: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("../scripts/expired.lua")));
+static HOLD: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("../scripts/hold.lua")));
+static UNLOCK: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("../scripts/unlock.lua")));
+
+const ATTEMPT: Attempt<'static> = Attempt::new("restore", "deliveries of dead workers");
+
+/// How many entries are read at a time; messages may be large.
+const CHUNK: usize = 20;
+
+/// The queue of entries that do not say theirs.
+const NOBODYS_QUEUE: &str = "celery";
+
+/// Sweeps at once and then from time to time, until it is dropped.
+///
+/// An error only ends one sweep: consumption has errors of its own, and the
+/// next sweep may do better.
+pub(crate) async fn run(shared: Arc<Shared>) {
+    let mut ticks = tokio::time::interval(shared.link.options().layout.restore_interval);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        match shared.restore().await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "restored deliveries of dead workers"),
+            Err(error) => tracing::warn!(%error, "the sweep for dead workers failed"),
+        }
+    }
+}
+
+impl Shared {
+    /// Puts back what was held longer than the visibility timeout, no more than
+    /// `unacked_restore_limit` at a time, and says how many that were. Does
+    /// nothing while another worker is at it.
+    pub(crate) async fn restore(&self) -> Result<usize, ServiceError> {
+        let layout = &self.link.options().layout;
+        let mutex = layout.unacked_mutex();
+        let token = uuid::Uuid::new_v4().to_string();
+        let lock = Command::new("SET").arg(&mutex).arg(&token).arg("NX").arg("PX");
+        let expire = layout.unacked_mutex_expire.as_millis() as i64;
+        if self.link.call(ATTEMPT, lock.number(expire.max(1))).await?.data().is_none() {
+            return Ok(0);
+        }
+        let swept = self.sweep().await;
+        let unlock = self.link.script(ATTEMPT, &UNLOCK, &[&mutex], &[token.as_bytes()]);
+        let unlocked = unlock.await;
+        let count = swept?;
+        unlocked?;
+        Ok(count)
+    }
+
+    async fn sweep(&self) -> Result<usize, ServiceError> {
+        let limit = self.link.options().layout.restore_limit;
+        let mut bindings = Bindings::default();
+        let mut count = 0;
+        while count < limit {
+            let (latest, expired) = self.expired(CHUNK.min(limit - count)).await?;
+            if expired.is_empty() {
+                break;
+            }
+            count += expired.len();
+            let mut commands = Vec::with_capacity(expired.len());
+            for (tag, entry) in &expired {
+                commands.push(self.restoration(&mut bindings, tag, entry, &latest).await?);
+            }
+            for answer in self.link.pipeline(ATTEMPT, commands).await? {
+                answer?;
+            }
+        }
+        Ok(count)
+    }
+
+    /// The latest score that counts as passed, and tag and entry of each.
+    async fn expired(&self, most: usize) -> Result<(String, Vec<(String, Bytes)>), ServiceError> {
+        let layout = &self.link.options().layout;
+        let keys = [layout.unacked_index(), layout.unacked()];
+        let timeout = format!("{:.6}", layout.visibility_timeout.as_secs_f64());
+        let most = most.to_string();
+        let arguments = [timeout.as_bytes(), most.as_bytes()];
+        let keys = keys.each_ref().map(String::as_str);
+        let mut replies = self
+            .link
+            .script(ATTEMPT, &EXPIRED, &keys, &arguments)
+            .await?
+            .list()
+            .into_iter();
+        let latest = replies.next().and_then(Reply::text).unwrap_or_default();
+        let mut expired = Vec::new();
+        while let (Some(tag), Some(entry)) = (replies.next(), replies.next()) {
+            if let (Some(tag), Some(entry)) = (tag.text(), entry.data()) {
+                expired.push((tag, entry));
+            }
+        }
+        Ok((latest, expired))
+    }
+
+    /// The command that ends one abandoned delivery.
+    async fn restoration(
+        &self,
+        bindings: &mut Bindings,
+        tag: &str,
+        entry: &Bytes,
+        latest: &str,
+    ) -> Result<Command, ServiceError> {
+        let layout = &self.link.options().layout;
+        let Some(parsed) = Entry::parse(entry) else {
+            tracing::error!(tag, "an entry of held deliveries is unreadable; it is set aside");
+            return Ok(self.set_aside(tag));
+        };
+        let queues = bindings.queues(self, &parsed).await?;
+        let returned = Returned::flagged(&parsed.envelope);
+        let lists = queues.iter().map(|queue| layout.list_for(queue, returned.priority));
+        let keys = [layout.unacked(), layout.unacked_index()];
+        let keys: Vec<String> = keys.into_iter().chain(lists).collect();
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let arguments = [tag.as_bytes(), b"RPUSH", &returned.envelope, latest.as_bytes()];
+        Ok(MOVE.by_text(&keys, &arguments))
+    }
+
+    fn set_aside(&self, tag: &str) -> Command {
+        let layout = &self.link.options().layout;
+        let queue = match Tag::parse(tag).queue {
+            "" => NOBODYS_QUEUE,
+            queue => queue,
+        };
+        let keys = [layout.unacked(), layout.unacked_index(), layout.holding(queue)];
+        let keys = keys.each_ref().map(String::as_str);
+        let unique = uuid::Uuid::new_v4().simple().to_string();
+        HOLD.by_text(&keys, &[tag.as_bytes(), raw_tag(&unique, queue).as_bytes()])
+    }
+}
+
+/// Bindings of exchanges, as far as one sweep needed them.
+#[derive(Default)]
+struct Bindings {
+    known: HashMap<String, Vec<Binding>>,
+}
+
+impl Bindings {
+    /// Where kombu would put it: all queues that the exchange and routing key
+    /// lead to. What leads nowhere goes to the queue named like the routing
+    /// key, because it must go somewhere.
+    async fn queues(&mut self, shared: &Shared, entry: &Entry) -> Result<Vec<String>, ServiceError> {
+        let own = || vec![entry.routing_key.clone()];
+        if entry.exchange.is_empty() {
+            return Ok(own());
+        }
+        if !self.known.contains_key(&entry.exchange) {
+            let bindings = shared.bindings(&entry.exchange).await?;
+            self.known.insert(entry.exchange.clone(), bindings);
+        }
+        let bindings = self.known.get(&entry.exchange).map(Vec::as_slice).unwrap_or_default();
+        let queues: Vec<String> = bindings
+            .iter()
+            .filter(|binding| binding.leads(&entry.routing_key))
+            .map(|binding| binding.queue.clone())
+            .collect();
+        match queues.is_empty() {
+            false => Ok(queues),
+            true => {
+                tracing::warn!(
+                    exchange = entry.exchange,
+                    routing_key = entry.routing_key,
+                    "a restored message leads to no queue; it goes to the one named like its key"
+                );
+                Ok(own())
+            }
+        }
+    }
+}

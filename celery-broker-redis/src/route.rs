@@ -1,0 +1,299 @@
+//! From publications to lists and channels.
+
+use std::collections::{HashMap, HashSet};
+
+use bytes::Bytes;
+use celery_protocol::{Message, kombu};
+use celery_runtime::{
+    ExchangeKind, Publication, Queue, ServiceError, ServiceErrorKind,
+};
+
+use crate::broker::Shared;
+use crate::link::{Attempt, Command, Reply};
+use crate::topic::matches_stored;
+
+/// One member of an exchange's binding set.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Binding {
+    pub(crate) routing_key: String,
+    pub(crate) pattern: String,
+    pub(crate) queue: String,
+}
+
+impl Binding {
+    /// Whether a message with this key goes to the queue. Only bindings of
+    /// topic exchanges have a pattern.
+    pub(crate) fn leads(&self, routing_key: &str) -> bool {
+        match self.pattern.as_str() {
+            "" => self.routing_key == routing_key,
+            pattern => matches_stored(pattern, routing_key),
+        }
+    }
+}
+
+impl Shared {
+    /// Writes the binding of a queue, after a look at its lists: a key of
+    /// another type is found here and not by the first message.
+    pub(crate) async fn declare(&self, queue: &Queue) -> Result<(), ServiceError> {
+        let layout = &self.link.options().layout;
+        let object = format!("queue {}", queue.name);
+        let attempt = Attempt::new("declare", &object);
+        let pattern = match queue.exchange_kind {
+            ExchangeKind::Direct | ExchangeKind::Fanout => String::new(),
+            ExchangeKind::Topic => kombu::topic_pattern(&queue.routing_key),
+            other => {
+                let cause = format!("there are no {} exchanges on Redis", other.name());
+                return Err(attempt.error(&self.link, ServiceErrorKind::Unsupported, cause));
+            }
+        };
+        let lists = layout.lists(&queue.name);
+        let mut commands: Vec<_> = lists.map(|list| Command::new("LLEN").arg(list)).collect();
+        if !queue.exchange.is_empty() {
+            let member = layout.binding_member(&queue.routing_key, &pattern, &queue.name);
+            let bind = |set: String| Command::new("SADD").arg(set).arg(&member);
+            commands.push(bind(layout.bindings(&queue.exchange)));
+            // Queues that expire stay out of it: kombu sweeps what has no such set.
+            if !queue.arguments.contains_key("x-expires") {
+                commands.push(bind(layout.permanent_bindings(&queue.exchange)));
+            }
+        }
+        self.link.atomic(attempt, commands).await?;
+        self.remember(&queue.exchange, queue.exchange_kind);
+        Ok(())
+    }
+
+    /// What the binding set of an exchange says; members that cannot be read
+    /// are passed over, as kombu does.
+    pub(crate) async fn bindings(&self, exchange: &str) -> Result<Vec<Binding>, ServiceError> {
+        let object = format!("exchange {exchange}");
+        let attempt = Attempt::new("read the bindings of", &object);
+        let members = self.link.call(attempt, self.members(exchange)).await?;
+        Ok(self.read_bindings(members))
+    }
+
+    /// Sends a batch: one round trip, and one before it for exchanges whose
+    /// bindings have to be read.
+    pub(crate) async fn publish(&self, batch: &[Publication]) -> Vec<Result<(), ServiceError>> {
+        let bindings = match self.bindings_for(batch).await {
+            Ok(bindings) => bindings,
+            Err(error) => return vec![Err(error); batch.len()],
+        };
+        let mut plan = Plan::default();
+        let mut outcomes: Vec<Result<(), ServiceError>> = Vec::with_capacity(batch.len());
+        for (number, publication) in batch.iter().enumerate() {
+            let planned = self.plan(&mut plan, number, publication, &bindings);
+            outcomes.push(planned);
+        }
+        let (commands, publications) = plan.into_commands();
+        if commands.is_empty() {
+            return outcomes;
+        }
+        let attempt = Attempt::new("publish to", "");
+        match self.link.pipeline(attempt, commands).await {
+            Ok(answers) => {
+                for (answer, numbers) in answers.into_iter().zip(publications) {
+                    if let Err(error) = answer {
+                        fail(&mut outcomes, &numbers, &error);
+                    }
+                }
+            }
+            Err(error) => {
+                let all: Vec<_> = publications.into_iter().flatten().collect();
+                fail(&mut outcomes, &all, &error);
+            }
+        }
+        outcomes
+    }
+
+    /// The channel of a fanout exchange.
+    pub(crate) fn channel(&self, exchange: &str, routing_key: &str) -> String {
+        let options = self.link.options();
+        let before = options.channel_prefix();
+        match routing_key {
+            key if !key.is_empty() && options.layout.fanout_patterns => {
+                format!("{before}{exchange}/{key}")
+            }
+            _ => format!("{before}{exchange}"),
+        }
+    }
+
+    /// The envelope of a message, under a delivery tag of its own.
+    pub(crate) fn envelope(
+        &self,
+        message: &Message,
+        exchange: &str,
+        routing_key: &str,
+    ) -> Result<Bytes, ServiceError> {
+        let route = kombu::Route {
+            exchange,
+            routing_key,
+        };
+        let tag = uuid::Uuid::new_v4().to_string();
+        let encoded = kombu::encode(message, route, &tag).map_err(|error| {
+            let object = format!("queue or exchange {exchange}{routing_key}");
+            let attempt = Attempt::new("publish to", &object);
+            attempt
+                .error(&self.link, ServiceErrorKind::Invalid, error.to_string())
+                .with_source(error)
+        })?;
+        Ok(encoded.into())
+    }
+
+    fn plan(
+        &self,
+        plan: &mut Plan,
+        number: usize,
+        publication: &Publication,
+        bindings: &HashMap<&str, Vec<Binding>>,
+    ) -> Result<(), ServiceError> {
+        let Publication {
+            message,
+            exchange,
+            routing_key,
+            ..
+        } = publication;
+        let envelope = self.envelope(message, exchange, routing_key)?;
+        let priority = message.properties.priority;
+        let list = |queue: &str| self.link.options().layout.list_for(queue, priority);
+        if exchange.is_empty() {
+            plan.push(list(routing_key), number, envelope);
+            return Ok(());
+        }
+        let Some(bindings) = bindings.get(exchange.as_str()) else {
+            plan.broadcast(self.channel(exchange, routing_key), number, envelope);
+            return Ok(());
+        };
+        let mut led = false;
+        for binding in bindings.iter().filter(|binding| binding.leads(routing_key)) {
+            led = true;
+            plan.push(list(&binding.queue), number, envelope.clone());
+        }
+        match led {
+            true => Ok(()),
+            false => Err(self.unroutable(exchange, routing_key)),
+        }
+    }
+
+    /// The bindings of all exchanges in the batch but fanout ones.
+    async fn bindings_for<'a>(
+        &self,
+        batch: &'a [Publication],
+    ) -> Result<HashMap<&'a str, Vec<Binding>>, ServiceError> {
+        let names: HashSet<&str> = batch
+            .iter()
+            .map(|publication| publication.exchange.as_str())
+            .filter(|exchange| !exchange.is_empty())
+            .filter(|exchange| self.kind(exchange) != Some(ExchangeKind::Fanout))
+            .collect();
+        if names.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let names: Vec<_> = names.into_iter().collect();
+        let commands = names.iter().map(|exchange| self.members(exchange)).collect();
+        let attempt = Attempt::new("read the bindings of", "exchanges");
+        let members = self.link.pipeline(attempt, commands).await?;
+        let mut bindings = HashMap::new();
+        for (exchange, members) in names.into_iter().zip(members) {
+            bindings.insert(exchange, self.read_bindings(members?));
+        }
+        Ok(bindings)
+    }
+
+    fn members(&self, exchange: &str) -> Command {
+        Command::new("SMEMBERS").arg(self.link.options().layout.bindings(exchange))
+    }
+
+    fn read_bindings(&self, members: Reply) -> Vec<Binding> {
+        let layout = &self.link.options().layout;
+        let binding = |member: Reply| {
+            let member = member.text()?;
+            let (routing_key, pattern, queue) = layout.split_binding(&member)?;
+            Some(Binding {
+                routing_key: routing_key.to_owned(),
+                pattern: pattern.to_owned(),
+                queue: queue.to_owned(),
+            })
+        };
+        members.list().into_iter().filter_map(binding).collect()
+    }
+
+    fn unroutable(&self, exchange: &str, routing_key: &str) -> ServiceError {
+        let object = format!("exchange {exchange:?} with routing key {routing_key:?}");
+        Attempt::new("publish to", &object).error(
+            &self.link,
+            ServiceErrorKind::Unroutable,
+            "no queue is bound to it by that key",
+        )
+    }
+}
+
+fn fail(outcomes: &mut [Result<(), ServiceError>], numbers: &[usize], error: &ServiceError) {
+    for number in numbers {
+        if let Some(outcome @ Ok(())) = outcomes.get_mut(*number) {
+            *outcome = Err(error.clone());
+        }
+    }
+}
+
+/// The commands of one batch: one `LPUSH` for all messages of a list, in their
+/// order, and the publications of the batch that each command carries.
+#[derive(Default)]
+struct Plan {
+    commands: Vec<(Command, Vec<usize>)>,
+    lists: HashMap<String, usize>,
+}
+
+impl Plan {
+    fn push(&mut self, list: String, number: usize, envelope: Bytes) {
+        let at = match self.lists.get(&list) {
+            Some(at) => *at,
+            None => {
+                self.commands.push((Command::new("LPUSH").arg(&list), Vec::new()));
+                self.lists.insert(list, self.commands.len() - 1);
+                self.commands.len() - 1
+            }
+        };
+        let (command, numbers) = &mut self.commands[at];
+        command.push(envelope);
+        numbers.push(number);
+    }
+
+    fn broadcast(&mut self, channel: String, number: usize, envelope: Bytes) {
+        let command = Command::new("PUBLISH").arg(channel).arg(envelope);
+        self.commands.push((command, vec![number]));
+    }
+
+    fn into_commands(self) -> (Vec<Command>, Vec<Vec<usize>>) {
+        self.commands.into_iter().unzip()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bindings_lead_by_key_or_by_pattern() {
+        let binding = |key: &str, pattern: String| Binding {
+            routing_key: key.into(),
+            pattern,
+            queue: "q".into(),
+        };
+        let direct = binding("a", String::new());
+        assert!(direct.leads("a") && !direct.leads("b"));
+        let topic = binding("a.*", kombu::topic_pattern("a.*"));
+        assert!(topic.leads("a.b") && !topic.leads("a.*.c"));
+    }
+
+    #[test]
+    fn messages_of_a_list_share_a_command() {
+        let mut plan = Plan::default();
+        plan.push("one".into(), 0, Bytes::new());
+        plan.push("two".into(), 1, Bytes::new());
+        plan.push("one".into(), 2, Bytes::new());
+        plan.broadcast("/0.x".into(), 3, Bytes::new());
+        let (commands, numbers) = plan.into_commands();
+        assert_eq!(commands.len(), 3);
+        assert_eq!(numbers, [vec![0, 2], vec![1], vec![3]]);
+    }
+}
