@@ -180,10 +180,10 @@ impl RedisConsumer {
             let new = crate::keys::raw_tag(&format!("{}-{number}", self.unique), queue);
             let holding = self.shared.held_in(old);
             let arguments = [old.as_bytes(), new.as_bytes()];
-            let raw = self.shared.link.script(self.attempt(), &ADOPT, &[&holding], &arguments);
-            let raw = raw.await?.data();
+            let link = &self.shared.link;
+            let raw = link.script(self.attempt(), &ADOPT, &[&holding], &arguments).await?;
             left.pop();
-            adopted.extend(raw.map(|raw| delivery(new, raw)));
+            adopted.extend(raw.data().map(|raw| delivery(new, raw)));
         }
         Ok(adopted)
     }

@@ -17,6 +17,11 @@ static FETCH: LazyLock<Script> =
 #[derive(Debug)]
 pub(crate) struct Fetcher {
     watch: Watch,
+    sources: Sources,
+}
+
+#[derive(Debug)]
+struct Sources {
     order: QueueOrder,
     /// In the order in which they are looked at next.
     queues: Vec<Source>,
@@ -44,13 +49,14 @@ impl Fetcher {
         if layout.order == QueueOrder::Sorted {
             queues.sort_by(|one, other| one.name.cmp(&other.name));
         }
-        Ok(Self {
-            watch: Watch::connect(link, attempt).await?,
+        let sources = Sources {
             order: layout.order,
             queues,
             unacked_index: layout.unacked_index(),
             unacked: layout.unacked(),
-        })
+        };
+        let watch = Watch::connect(link, attempt).await?;
+        Ok(Self { watch, sources })
     }
 
     /// Takes up to `most` messages, or none if there are none. The tags are
@@ -62,20 +68,21 @@ impl Fetcher {
         prefix: &str,
         first: u64,
     ) -> Result<Vec<Delivery>, ServiceError> {
-        let in_turns: &[u8] = match self.order {
+        let sources = &self.sources;
+        let in_turns: &[u8] = match sources.order {
             QueueOrder::RoundRobin => b"1",
             QueueOrder::Sorted | QueueOrder::Priority => b"0",
         };
-        let numbers = [most as u64, first, self.queues.len() as u64].map(|n| n.to_string());
+        let numbers = [most as u64, first, sources.queues.len() as u64].map(|n| n.to_string());
         let [most, first, count] = numbers.each_ref().map(String::as_bytes);
         let mut arguments = vec![most, in_turns, prefix.as_bytes(), first, count];
-        for queue in &self.queues {
+        for queue in &sources.queues {
             arguments.extend([queue.name.as_bytes(), queue.entry_end.as_bytes()]);
         }
-        let keys = self.keys();
+        let keys = sources.keys();
         let reply = self.watch.script(attempt, &FETCH, &keys, &arguments).await?;
         let (deliveries, served) = read(reply);
-        self.rotate(served);
+        self.sources.rotate(served);
         Ok(deliveries)
     }
 
@@ -88,7 +95,9 @@ impl Fetcher {
     pub(crate) fn found(&mut self) {
         self.watch.found();
     }
+}
 
+impl Sources {
     /// All lists of one priority before those of the next, as kombu orders them.
     fn keys(&self) -> Vec<&str> {
         let mut keys = vec![self.unacked_index.as_str(), self.unacked.as_str()];

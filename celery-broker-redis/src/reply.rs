@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 
 use crate::broker::Shared;
 use crate::fanout::read_message;
-use crate::link::{Attempt, Command, Script};
+use crate::link::{Attempt, Script};
 use crate::wait::Watch;
 
 static REPLY: LazyLock<Script> =

@@ -59,8 +59,8 @@ impl Shared {
             return Ok(0);
         }
         let swept = self.sweep().await;
-        let unlock = self.link.script(ATTEMPT, &UNLOCK, &[&mutex], &[token.as_bytes()]);
-        let unlocked = unlock.await;
+        let (keys, arguments) = ([mutex.as_str()], [token.as_bytes()]);
+        let unlocked = self.link.script(ATTEMPT, &UNLOCK, &keys, &arguments).await;
         let count = swept?;
         unlocked?;
         Ok(count)

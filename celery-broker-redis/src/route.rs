@@ -88,7 +88,12 @@ impl Shared {
         if commands.is_empty() {
             return outcomes;
         }
-        let attempt = Attempt::new("publish to", "");
+        let object = match batch {
+            [one] if one.exchange.is_empty() => format!("queue {}", one.routing_key),
+            [one] => format!("exchange {}", one.exchange),
+            _ => format!("{} queues", commands.len()),
+        };
+        let attempt = Attempt::new("publish to", &object);
         match self.link.pipeline(attempt, commands).await {
             Ok(answers) => {
                 for (answer, numbers) in answers.into_iter().zip(publications) {

@@ -29,7 +29,7 @@ use crate::backend::Record;
 use crate::broker::{
     BoxFuture, Broker, Consumer, Content, Delivery, DeliveryTag, Publication, Settlement,
 };
-use crate::clock::Clock;
+use crate::clock::{Clock, Moment};
 use crate::error::ServiceError;
 use crate::task::{Job, Run};
 
@@ -111,6 +111,10 @@ pub(crate) struct Driver {
     /// Set with the stop, once no task runs any more.
     give_up_at: Option<Instant>,
     failure: Option<ServiceError>,
+    /// Read once for everything that is handled together.
+    now: Moment,
+    /// Kept from event to event for its memory.
+    actions: Vec<Action>,
 }
 
 impl Driver {
@@ -122,6 +126,7 @@ impl Driver {
         limits: Limits,
     ) -> Self {
         let (ends, ended) = mpsc::unbounded_channel();
+        let now = clock.moment();
         Self {
             intake: Arc::new(intake),
             desk,
@@ -144,6 +149,8 @@ impl Driver {
             stopping: None,
             give_up_at: None,
             failure: None,
+            now,
+            actions: Vec::new(),
         }
     }
 
@@ -164,16 +171,24 @@ impl Driver {
             tokio::select! {
                 biased;
                 kind = &mut stop => {
+                    self.now = self.clock.moment();
                     self.stop(kind);
                     stop = stops();
                 }
                 _ = self.ended.recv_many(&mut ended, BATCH) => {
+                    self.now = self.clock.moment();
                     for (key, outcome) in ended.drain(..) {
                         self.event(key, Event::Returned(outcome));
                     }
                 }
-                Some(finished) = self.futures.next() => self.finish(finished),
-                () = sleep_until(wake), if wake.is_some() => self.tick(),
+                Some(finished) = self.futures.next() => {
+                    self.now = self.clock.moment();
+                    self.finish(finished);
+                }
+                () = sleep_until(wake), if wake.is_some() => {
+                    self.now = self.clock.moment();
+                    self.tick();
+                }
             }
         }
         self.close().await
@@ -333,7 +348,7 @@ impl Driver {
     }
 
     fn tick(&mut self) {
-        let now = Instant::now();
+        let now = self.now.instant;
         while let Some(Reverse((time, key))) = self.timers.peek().copied() {
             if time > now {
                 break;
@@ -381,21 +396,22 @@ impl Driver {
 
     /// Tells a delivery what happened and does what it asks for.
     fn event(&mut self, key: Key, event: Event) {
-        let now = self.clock.moment();
+        let now = self.now;
+        let mut actions = std::mem::take(&mut self.actions);
         let Some(entry) = self.entry_mut(key) else {
             return;
         };
         let was_pending = entry.life.is_pending();
-        let mut actions = Vec::new();
         entry.life.handle(event, now, &mut actions);
         let is_pending = entry.life.is_pending();
         if let Some(time) = entry.life.timeout() {
             self.timers.push(Reverse((time, key)));
         }
         self.pending = self.pending + usize::from(is_pending) - usize::from(was_pending);
-        for action in actions {
+        for action in actions.drain(..) {
             self.act(key, action);
         }
+        self.actions = actions;
     }
 
     fn act(&mut self, key: Key, action: Action) {
@@ -478,7 +494,7 @@ impl Driver {
 
     fn store(&mut self, key: Key, report: Report) {
         let Some(entry) = self.entry(key) else { return };
-        let now = self.clock.now();
+        let now = self.now.wall;
         let services = Arc::clone(&self.intake.services);
         let target = match &entry.work {
             Work::Task { job, .. } => Ok(Arc::clone(job)),
@@ -518,7 +534,7 @@ impl Driver {
         let Some(entry) = self.entry(key) else {
             return Ok(Vec::new());
         };
-        let now = self.clock.now();
+        let now = self.now.wall;
         let letters = match (&entry.work, letter) {
             (Work::Task { job, .. }, Letter::Retry { eta }) => self.desk.retry(job, *eta),
             (Work::Task { job, .. }, Letter::Success(value)) => self.desk.success(job, value, now),

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::tasks::{ADD, DIVIDE, ECHO, Echo, FAIL, MUL, Number, PROGRESS, RETRY, SLEEP, SUB, XSUM};
 
 /// What a worker of these tasks serves.
-pub fn all() -> Tasks {
+pub(crate) fn all() -> Tasks {
     Tasks::new()
         .with(ADD, async |x, y| {
             arithmetic(x, y, i64::checked_add, |x, y| x + y)

@@ -2,7 +2,11 @@
 //! `celery/examples/python/tasks.py` has the same ones under the same names,
 //! so that either side can call the other.
 
-#![allow(dead_code, reason = "every example uses some of them")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "every example uses some of them, as a library's users would"
+)]
 
 use celery::{Map, Task, Value};
 use serde::{Deserialize, Serialize};

@@ -498,7 +498,7 @@ impl Observer {
                     "settled what was taken back"
                 );
                 assert!(
-                    !(is_verdict(&step) && !self.settled.is_empty()),
+                    !is_verdict(&step) || self.settled.is_empty(),
                     "settled twice"
                 );
                 self.step = Some(step);

@@ -1,0 +1,10 @@
+//! The broker against real servers.
+
+mod connections;
+mod consume;
+mod fanout;
+mod faults;
+mod publish;
+mod restore;
+mod settle;
+mod support;

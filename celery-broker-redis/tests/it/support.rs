@@ -1,0 +1,150 @@
+//! What the tests share.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use celery_broker_redis::{RedisBroker, RedisOptions};
+use celery_protocol::{Embed, Message, Serializer, TaskHeaders, encode_body};
+use celery_runtime::{
+    Broker, ConsumeOptions, Consumer, Content, Delivery, DeliveryTag, Publication, Queue,
+    Settlement,
+};
+use serde_json::{Value, json};
+use xtask::servers::{RedisServer, Reply};
+
+/// How long anything may take that is expected to happen. No test waits for it
+/// to pass.
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+
+pub(crate) fn broker(server: &RedisServer) -> RedisBroker {
+    broker_with(server, &json!({}))
+}
+
+pub(crate) fn broker_with(server: &RedisServer, options: &Value) -> RedisBroker {
+    broker_at(&server.url(), options)
+}
+
+pub(crate) fn broker_at(url: &str, options: &Value) -> RedisBroker {
+    let options = options.as_object().expect("an object");
+    RedisBroker::new(RedisOptions::parse(url, options).expect("options"))
+}
+
+/// The message of a task whose id tells messages apart.
+pub(crate) fn task(id: &str) -> Message {
+    let body = encode_body(Serializer::Json, &(2, 3), &(), &Embed::default()).expect("a body");
+    Message::task(TaskHeaders::new("tasks.add", id.to_owned()), Serializer::Json, body)
+}
+
+pub(crate) fn urgent(id: &str, priority: u8) -> Message {
+    let mut message = task(id);
+    message.properties.priority = Some(priority);
+    message
+}
+
+pub(crate) async fn send(broker: &RedisBroker, queue: &str, ids: &[&str]) {
+    let batch: Vec<_> = ids.iter().map(|id| Publication::to_queue(task(id), queue)).collect();
+    for outcome in broker.publish(&batch).await {
+        outcome.expect("published");
+    }
+}
+
+pub(crate) async fn consumer(broker: &RedisBroker, queues: &[&str]) -> Arc<dyn Consumer> {
+    let queues = queues.iter().map(|queue| Queue::from(*queue)).collect();
+    broker.consume(&ConsumeOptions::new(queues, 8)).await.expect("a consumer")
+}
+
+/// Receives until there are `count` deliveries.
+pub(crate) async fn receive(consumer: &dyn Consumer, count: usize) -> Vec<Delivery> {
+    let mut received = Vec::new();
+    while received.len() < count {
+        let more = tokio::time::timeout(LIMIT, consumer.receive(count - received.len())).await;
+        received.extend(more.expect("in time").expect("a connection"));
+    }
+    received
+}
+
+pub(crate) async fn receive_one(consumer: &dyn Consumer) -> Delivery {
+    receive(consumer, 1).await.remove(0)
+}
+
+/// What is there now, without waiting.
+pub(crate) async fn receive_rest(consumer: Arc<dyn Consumer>) -> Vec<Delivery> {
+    let receiving = Arc::clone(&consumer);
+    let task = tokio::spawn(async move {
+        let mut all = Vec::new();
+        loop {
+            match receiving.receive(100).await.expect("a connection") {
+                none if none.is_empty() => return all,
+                some => all.extend(some),
+            }
+        }
+    });
+    // A marker behind everything tells that the rest was received; here the
+    // interrupt does, because it ends a `receive` only between two looks.
+    consumer.interrupt();
+    task.await.expect("received")
+}
+
+pub(crate) async fn ack(consumer: &dyn Consumer, delivery: &Delivery) {
+    consumer.settle(&[Settlement::Ack(delivery.tag.clone())]).await.expect("settled");
+}
+
+pub(crate) fn id(delivery: &Delivery) -> String {
+    match &delivery.content {
+        Content::Message(message) => message_id(message),
+        Content::Malformed { error, .. } => panic!("malformed: {error}"),
+    }
+}
+
+pub(crate) fn message_id(message: &Message) -> String {
+    let task = message.headers.task().expect("headers").expect("a task");
+    task.id.into_owned()
+}
+
+pub(crate) fn ids(deliveries: &[Delivery]) -> Vec<String> {
+    deliveries.iter().map(id).collect()
+}
+
+pub(crate) fn tags(deliveries: &[Delivery]) -> Vec<DeliveryTag> {
+    deliveries.iter().map(|delivery| delivery.tag.clone()).collect()
+}
+
+pub(crate) fn count(server: &RedisServer, command: &[&str]) -> i64 {
+    server.command(command).integer()
+}
+
+/// The messages in all four lists of a queue.
+pub(crate) fn waiting(server: &RedisServer, queue: &str) -> i64 {
+    let lists = ["", "\x06\x163", "\x06\x166", "\x06\x169"].map(|end| format!("{queue}{end}"));
+    lists.iter().map(|list| count(server, &["LLEN", list])).sum()
+}
+
+pub(crate) fn held(server: &RedisServer) -> i64 {
+    let entries = count(server, &["HLEN", "unacked"]);
+    assert_eq!(entries, count(server, &["ZCARD", "unacked_index"]), "entries and index");
+    entries
+}
+
+/// Every key of the server, sorted.
+pub(crate) fn keys(server: &RedisServer) -> Vec<String> {
+    let mut keys = server.command(&["KEYS", "*"]).texts();
+    keys.sort();
+    keys
+}
+
+/// Waits until the server's state is as expected.
+pub(crate) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let waited = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, waited).await.unwrap_or_else(|_| panic!("not in time: {what}"));
+}
+
+pub(crate) fn text(reply: Reply) -> String {
+    match reply {
+        Reply::Data(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        other => panic!("no data: {other:?}"),
+    }
+}
