@@ -58,8 +58,9 @@ fn one_thread(criterion: &mut Criterion) {
 /// What does a second thread change? The driver stays on one of them; no-op tasks that move to the
 /// other one cost more than they are worth, tasks that compute gain.
 fn two_threads(criterion: &mut Criterion) {
-    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all();
-    let runtime = runtime.build().expect("a runtime starts");
+    let mut runtime = Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(2).enable_all().build();
+    let runtime = runtime.expect("a runtime starts");
     let mut group = criterion.benchmark_group("dispatch, two threads");
     group.sampling_mode(SamplingMode::Flat).sample_size(10);
     group.throughput(Throughput::Elements(TASKS));

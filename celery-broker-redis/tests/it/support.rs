@@ -10,7 +10,7 @@ use celery_runtime::{
     Settlement,
 };
 use serde_json::{Value, json};
-use xtask::servers::{RedisServer, Reply};
+use xtask::servers::RedisServer;
 
 /// How long anything may take that is expected to happen. No test waits for it
 /// to pass.
@@ -65,24 +65,6 @@ pub(crate) async fn receive(consumer: &dyn Consumer, count: usize) -> Vec<Delive
 
 pub(crate) async fn receive_one(consumer: &dyn Consumer) -> Delivery {
     receive(consumer, 1).await.remove(0)
-}
-
-/// What is there now, without waiting.
-pub(crate) async fn receive_rest(consumer: Arc<dyn Consumer>) -> Vec<Delivery> {
-    let receiving = Arc::clone(&consumer);
-    let task = tokio::spawn(async move {
-        let mut all = Vec::new();
-        loop {
-            match receiving.receive(100).await.expect("a connection") {
-                none if none.is_empty() => return all,
-                some => all.extend(some),
-            }
-        }
-    });
-    // A marker behind everything tells that the rest was received; here the
-    // interrupt does, because it ends a `receive` only between two looks.
-    consumer.interrupt();
-    task.await.expect("received")
 }
 
 pub(crate) async fn ack(consumer: &dyn Consumer, delivery: &Delivery) {
@@ -140,11 +122,4 @@ pub(crate) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
         }
     };
     tokio::time::timeout(LIMIT, waited).await.unwrap_or_else(|_| panic!("not in time: {what}"));
-}
-
-pub(crate) fn text(reply: Reply) -> String {
-    match reply {
-        Reply::Data(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-        other => panic!("no data: {other:?}"),
-    }
 }

@@ -1,0 +1,148 @@
+//! Broadcasts and replies.
+
+use std::time::Duration;
+
+use celery_broker_redis::RedisBroker;
+use celery_runtime::{Broker, ExchangeKind, Publication, Queue, ServiceErrorKind, Subscription};
+use serde_json::json;
+use xtask::servers::RedisServer;
+
+use crate::support::{
+    LIMIT, broker, broker_at, broker_with, count, keys, message_id, send, task, until,
+};
+
+async fn next(subscription: &mut dyn Subscription) -> String {
+    let message = tokio::time::timeout(LIMIT, subscription.next()).await.expect("in time");
+    message_id(&message.expect("a message"))
+}
+
+async fn broadcast(broker: &RedisBroker, exchange: &str, key: &str, id: &str) {
+    broker.broadcast(exchange, key, &task(id)).await.expect("broadcast");
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn subscribers_get_what_matches_their_pattern() {
+    let server = RedisServer::start();
+    let broker = broker(&server);
+    let mut all = broker.subscribe("celeryev", "#").await.unwrap();
+    let mut every = broker.subscribe("celeryev", "").await.unwrap();
+    let mut workers = broker.subscribe("celeryev", "worker.*").await.unwrap();
+    broadcast(&broker, "celeryev", "task.multi", "1").await;
+    broadcast(&broker, "celeryev", "worker.online.twice", "2").await;
+    broadcast(&broker, "celeryev", "worker.online", "3").await;
+    broadcast(&broker, "other", "worker.online", "4").await;
+    broadcast(&broker, "celeryev", "", "5").await;
+    assert_eq!(next(&mut *workers).await, "3");
+    for subscription in [&mut all, &mut every] {
+        for id in ["1", "2", "3", "5"] {
+            assert_eq!(next(&mut **subscription).await, id);
+        }
+    }
+    assert!(keys(&server).is_empty());
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn channels_are_kombus() {
+    let server = RedisServer::start();
+    let broker = broker_at(&server.database_url(3), &json!({"global_keyprefix": "p:"}));
+    let mut pidbox = broker.subscribe("celery.pidbox", "").await.unwrap();
+    let channels = server.command(&["PUBSUB", "NUMPAT"]).integer();
+    assert_eq!(channels, 2);
+    // What kombu sends: not ours to build, so by hand.
+    let envelope = r#"{"body": "e30=", "headers": {"task": "t", "id": "by-hand"},
+        "properties": {"body_encoding": "base64"}}"#;
+    let heard = server.command(&["PUBLISH", "p:/3.celery.pidbox", envelope]).integer();
+    assert_eq!(heard, 1);
+    assert_eq!(next(&mut *pidbox).await, "by-hand");
+    // Something that is no message ends nothing.
+    server.command(&["PUBLISH", "p:/3.celery.pidbox", "garbage"]);
+    broadcast(&broker, "celery.pidbox", "", "ours").await;
+    assert_eq!(next(&mut *pidbox).await, "ours");
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn a_declared_fanout_exchange_is_published_to_subscribers() {
+    let server = RedisServer::start();
+    let broker = broker(&server);
+    let queue = Queue::new("bcast").bound_to("tasks", ExchangeKind::Fanout, "");
+    broker.declare(&queue).await.unwrap();
+    let mut subscription = broker.subscribe("tasks", "").await.unwrap();
+    let sent = [Publication::to_exchange(task("1"), "tasks", "")];
+    broker.publish(&sent).await.remove(0).unwrap();
+    assert_eq!(next(&mut *subscription).await, "1");
+    assert_eq!(count(&server, &["EXISTS", "bcast"]), 0);
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn a_lost_connection_is_an_error() {
+    let server = RedisServer::start();
+    let broker = broker(&server);
+    let mut subscription = broker.subscribe("celeryev", "#").await.unwrap();
+    server.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    let error = tokio::time::timeout(LIMIT, subscription.next()).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ServiceErrorKind::Disconnected, "{error}");
+}
+
+#[tokio::test]
+#[cfg(unix)]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn a_silent_server_is_an_error() {
+    let server = RedisServer::start();
+    let options = json!({"health_check_interval": 0.1, "socket_timeout": 0.3});
+    let broker = broker_with(&server, &options);
+    let mut subscription = broker.subscribe("celeryev", "#").await.unwrap();
+    server.pause();
+    let error = tokio::time::timeout(LIMIT, subscription.next()).await.unwrap().unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    server.resume();
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn replies_come_in_order_and_leave_nothing_behind() {
+    let server = RedisServer::start();
+    let broker = broker(&server);
+    let mut replies = broker.reply_queue("my-replies", Duration::from_millis(500)).await.unwrap();
+    let ids: Vec<String> = (0..200).map(|number| number.to_string()).collect();
+    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    send(&broker, "my-replies", &ids).await;
+    for id in &ids {
+        assert_eq!(next(&mut *replies).await, *id);
+    }
+    let ttl = count(&server, &["PTTL", "my-replies"]);
+    assert!(ttl > 0, "{ttl}");
+    drop(replies);
+    // Replies that come late find a list with a time to live.
+    send(&broker, "my-replies", &["late"]).await;
+    assert_ne!(count(&server, &["PTTL", "my-replies"]), -1);
+    until("the list is gone", || keys(&server).is_empty()).await;
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn a_reply_queue_in_use_outlives_its_time_to_live() {
+    let server = RedisServer::start();
+    let broker = broker(&server);
+    let mut replies = broker.reply_queue("mine", Duration::from_millis(150)).await.unwrap();
+    let waited = tokio::time::timeout(Duration::from_millis(600), replies.next()).await;
+    assert!(waited.is_err(), "nothing was sent");
+    assert_ne!(count(&server, &["PTTL", "mine"]), -2, "it is still there");
+    send(&broker, "mine", &["1"]).await;
+    assert_eq!(next(&mut *replies).await, "1");
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn a_reply_waits_for_the_next_reader_when_one_gives_up() {
+    let server = RedisServer::start();
+    let broker = broker(&server);
+    let mut replies = broker.reply_queue("mine", Duration::from_secs(60)).await.unwrap();
+    let gave_up = tokio::time::timeout(Duration::ZERO, replies.next()).await;
+    assert!(gave_up.is_err());
+    send(&broker, "mine", &["1"]).await;
+    assert_eq!(next(&mut *replies).await, "1");
+}

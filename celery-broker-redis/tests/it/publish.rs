@@ -1,0 +1,132 @@
+//! Publishing: which key, what is in it, what is refused.
+
+use celery_protocol::kombu;
+use celery_runtime::{Broker, ExchangeKind, Publication, Queue, ServiceErrorKind};
+use serde_json::{Value, json};
+use xtask::servers::RedisServer;
+
+use crate::support::{
+    broker, broker_with, count, ids, keys, receive, consumer, send, task, urgent, waiting,
+};
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn a_batch_lands_in_order_as_kombus_envelopes() {
+    let server = RedisServer::start();
+    let broker = broker(&server);
+    send(&broker, "celery", &["one", "two"]).await;
+
+    let envelopes = server.command(&["LRANGE", "celery", "0", "-1"]).texts();
+    let envelopes: Vec<Value> = envelopes.iter().map(|e| serde_json::from_str(e).unwrap()).collect();
+    // The right end is taken first.
+    assert_eq!(envelopes[1]["headers"]["id"], "one");
+    assert_eq!(envelopes[0]["headers"]["id"], "two");
+    let properties = &envelopes[0]["properties"];
+    let info = json!({"exchange": "", "routing_key": "celery"});
+    assert_eq!(properties["delivery_info"], info);
+    assert_eq!(properties["body_encoding"], "base64");
+    assert_ne!(properties["delivery_tag"], envelopes[1]["properties"]["delivery_tag"]);
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn priorities_have_lists_of_their_own() {
+    let server = RedisServer::start();
+    let broker = broker(&server);
+    let batch: Vec<_> = [0, 2, 3, 8, 9]
+        .map(|priority| Publication::to_queue(urgent("id", priority), "q"))
+        .into();
+    for outcome in broker.publish(&batch).await {
+        outcome.unwrap();
+    }
+    assert_eq!(keys(&server), ["q", "q\x06\x163", "q\x06\x166", "q\x06\x169"]);
+    assert_eq!(count(&server, &["LLEN", "q"]), 2);
+    let queue = Queue::new("q");
+    assert_eq!(broker.depth(&queue).await.unwrap(), 5);
+    assert_eq!(broker.purge(&queue).await.unwrap(), 5);
+    assert_eq!(broker.depth(&queue).await.unwrap(), 0);
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn named_exchanges_follow_their_bindings() {
+    let server = RedisServer::start();
+    let broker = broker(&server);
+    let topic = |name, key| Queue::new(name).bound_to("logs", ExchangeKind::Topic, key);
+    broker.declare(&topic("errors", "*.error")).await.unwrap();
+    broker.declare(&topic("all", "#")).await.unwrap();
+    let direct = Queue::new("images").bound_to("media", ExchangeKind::Direct, "image");
+    broker.declare(&direct).await.unwrap();
+    broker.declare(&direct).await.unwrap();
+
+    let batch = [
+        Publication::to_exchange(task("1"), "logs", "disk.error"),
+        Publication::to_exchange(task("2"), "logs", "disk.full"),
+        Publication::to_exchange(task("3"), "media", "image"),
+        Publication::to_exchange(task("4"), "media", "video"),
+        Publication::to_exchange(task("5"), "nowhere", "image"),
+    ];
+    let outcomes = broker.publish(&batch).await;
+
+    assert_eq!(waiting(&server, "errors"), 1);
+    assert_eq!(waiting(&server, "all"), 2);
+    assert_eq!(waiting(&server, "images"), 1);
+    let kinds: Vec<_> = outcomes.iter().map(|o| o.as_ref().err().map(|e| e.kind())).collect();
+    let unroutable = Some(ServiceErrorKind::Unroutable);
+    assert_eq!(kinds, [None, None, None, unroutable, unroutable]);
+    // What kombu writes for the same declaration.
+    let members = server.command(&["SMEMBERS", "_kombu.binding.media"]).texts();
+    assert_eq!(members, ["image\x06\x16\x06\x16images"]);
+    let members = server.command(&["SMEMBERS", "_kombu.binding_permanent.media"]).texts();
+    assert_eq!(members, ["image\x06\x16\x06\x16images"]);
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn a_key_of_another_type_is_refused_with_advice() {
+    let server = RedisServer::start();
+    let broker = broker(&server);
+    server.command(&["SET", "celery", "somebody's"]);
+
+    let batch = [
+        Publication::to_queue(task("1"), "celery"),
+        Publication::to_queue(task("2"), "other"),
+    ];
+    let outcomes = broker.publish(&batch).await;
+    let error = outcomes[0].as_ref().unwrap_err();
+    assert_eq!(error.kind(), ServiceErrorKind::Invalid);
+    assert!(error.to_string().contains("global_keyprefix"), "{error}");
+    assert!(outcomes[1].is_ok());
+    let error = broker.declare(&Queue::new("celery")).await.unwrap_err();
+    assert_eq!(error.kind(), ServiceErrorKind::Invalid, "{error}");
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn every_key_has_the_prefix() {
+    let server = RedisServer::start();
+    let broker = broker_with(&server, &json!({"global_keyprefix": "shop:"}));
+    broker.declare(&Queue::new("celery")).await.unwrap();
+    send(&broker, "celery", &["1", "2"]).await;
+    let consumer = consumer(&broker, &["celery"]).await;
+    assert_eq!(ids(&receive(&*consumer, 1).await), ["1"]);
+    let keys = keys(&server);
+    assert!(keys.iter().all(|key| key.starts_with("shop:")), "{keys:?}");
+    for key in ["shop:celery", "shop:unacked", "shop:unacked_index", "shop:_kombu.binding.celery"] {
+        assert!(keys.iter().any(|found| found == key), "{key} in {keys:?}");
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn the_body_survives_the_server() {
+    let server = RedisServer::start();
+    let broker = broker(&server);
+    let mut message = task("1");
+    message.body = vec![0, 255, 128, 10, 13].into();
+    let sent = Publication::to_queue(message, "q");
+    broker.publish(std::slice::from_ref(&sent)).await.remove(0).unwrap();
+    let raw = server.command(&["LINDEX", "q", "0"]).text();
+    let message = kombu::decode(&raw.into()).unwrap();
+    assert_eq!(message.body, sent.message.body);
+}

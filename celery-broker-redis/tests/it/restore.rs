@@ -1,0 +1,162 @@
+//! Giving to others what dead workers held.
+
+use celery_runtime::{Broker, Content, ExchangeKind, Queue};
+use serde_json::{Value, json};
+use xtask::servers::RedisServer;
+
+use crate::support::{
+    broker, broker_with, consumer, count, held, id, keys, receive_one, send, until, waiting,
+};
+
+/// An entry as kombu writes it, with the tag that the sender chose.
+fn kombus_entry(exchange: &str, routing_key: &str) -> String {
+    json!([
+        {
+            "body": "W1tdLCB7fSwge31d",
+            "content-encoding": "utf-8",
+            "content-type": "application/json",
+            "headers": {"lang": "py", "task": "tasks.add", "id": "from-python", "big": 12345678901234567890u64},
+            "properties": {
+                "correlation_id": "from-python", "reply_to": "r", "delivery_mode": 2,
+                "delivery_info": {"exchange": exchange, "routing_key": routing_key},
+                "priority": 4, "body_encoding": "base64", "delivery_tag": "kombus-tag",
+            },
+        },
+        exchange,
+        routing_key,
+    ])
+    .to_string()
+}
+
+fn abandon(server: &RedisServer, tag: &str, entry: &str) {
+    server.command(&["HSET", "unacked", tag, entry]);
+    server.command(&["ZADD", "unacked_index", "1000", tag]);
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn an_abandoned_delivery_is_next_in_its_queue() {
+    let server = RedisServer::start();
+    let broker = broker_with(&server, &json!({"visibility_timeout": 1}));
+    send(&broker, "q", &["held", "waiting"]).await;
+    let dead = consumer(&broker, &["q"]).await;
+    let delivery = receive_one(&*dead).await;
+    assert_eq!(broker.restore_abandoned().await.unwrap(), 0, "not yet");
+    server.command(&["ZADD", "unacked_index", "1000", delivery.tag.as_str()]);
+
+    assert_eq!(broker.restore_abandoned().await.unwrap(), 1);
+
+    let alive = consumer(&broker, &["q"]).await;
+    let again = receive_one(&*alive).await;
+    assert_eq!(id(&again), "held");
+    assert!(again.redelivered);
+    assert_ne!(again.tag, delivery.tag);
+    assert_eq!(count(&server, &["EXISTS", "unacked_mutex"]), 0);
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn a_new_consumer_sweeps_by_itself() {
+    let server = RedisServer::start();
+    let broker = broker(&server);
+    abandon(&server, "kombus-tag", &kombus_entry("", "q"));
+    let consumer = consumer(&broker, &["q"]).await;
+    let delivery = receive_one(&*consumer).await;
+    assert_eq!(id(&delivery), "from-python");
+    assert!(delivery.redelivered);
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn kombus_entries_keep_everything_and_follow_bindings() {
+    let server = RedisServer::start();
+    let broker = broker(&server);
+    let queue = Queue::new("q").bound_to("media", ExchangeKind::Direct, "image");
+    broker.declare(&queue).await.unwrap();
+    abandon(&server, "kombus-tag", &kombus_entry("media", "image"));
+
+    assert_eq!(broker.restore_abandoned().await.unwrap(), 1);
+
+    let envelope = server.command(&["LINDEX", "q\x06\x163", "0"]).text();
+    let envelope: Value = serde_json::from_str(&envelope).unwrap();
+    assert_eq!(envelope["headers"]["redelivered"], true);
+    assert_eq!(envelope["headers"]["big"], 12345678901234567890u64);
+    assert_eq!(envelope["properties"]["delivery_info"]["redelivered"], true);
+    assert_eq!(envelope["properties"]["delivery_tag"], "kombus-tag");
+    assert_eq!(envelope["properties"]["reply_to"], "r");
+    assert_eq!(envelope["body"], "W1tdLCB7fSwge31d");
+    assert_eq!(held(&server), 0);
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn a_message_that_leads_nowhere_is_kept() {
+    let server = RedisServer::start();
+    let broker = broker(&server);
+    abandon(&server, "kombus-tag", &kombus_entry("forgotten", "key"));
+    assert_eq!(broker.restore_abandoned().await.unwrap(), 1);
+    assert_eq!(waiting(&server, "key"), 1);
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn garbage_among_the_entries_strands_nothing() {
+    let server = RedisServer::start();
+    let broker = broker(&server);
+    for (number, garbage) in ["not json", "[]", "{}", "[5,\"\",\"q\"]", ""].iter().enumerate() {
+        abandon(&server, &format!("bad-{number}"), garbage);
+    }
+    abandon(&server, "kombus-tag", &kombus_entry("", "q"));
+    server.command(&["ZADD", "unacked_index", "1000", "tag-without-entry"]);
+
+    assert_eq!(broker.restore_abandoned().await.unwrap(), 6);
+
+    assert_eq!(held(&server), 0);
+    assert_eq!(waiting(&server, "q"), 1);
+    assert_eq!(count(&server, &["HLEN", "celery.dead.raw"]), 5);
+    // Whoever consumes that queue is handed the garbage.
+    let consumer = consumer(&broker, &["celery"]).await;
+    let delivery = receive_one(&*consumer).await;
+    assert!(matches!(delivery.content, Content::Malformed { .. }));
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn many_are_restored_in_one_sweep_up_to_the_limit() {
+    let server = RedisServer::start();
+    let broker = broker_with(&server, &json!({"unacked_restore_limit": 50}));
+    for number in 0..70 {
+        abandon(&server, &format!("tag-{number}"), &kombus_entry("", "q"));
+    }
+    assert_eq!(broker.restore_abandoned().await.unwrap(), 50);
+    assert_eq!((waiting(&server, "q"), held(&server)), (50, 20));
+    assert_eq!(broker.restore_abandoned().await.unwrap(), 20);
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn while_another_sweeps_nothing_is_done() {
+    let server = RedisServer::start();
+    let broker = broker(&server);
+    abandon(&server, "kombus-tag", &kombus_entry("", "q"));
+    server.command(&["SET", "unacked_mutex", "somebody's"]);
+    assert_eq!(broker.restore_abandoned().await.unwrap(), 0);
+    assert_eq!(server.command(&["GET", "unacked_mutex"]).text(), "somebody's");
+    assert_eq!(held(&server), 1);
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn the_sweep_ends_with_its_consumer() {
+    let server = RedisServer::start();
+    let options = json!({"unacked_restore_interval": 0.05});
+    let broker = broker_with(&server, &options);
+    let sweeping = consumer(&broker, &["q"]).await;
+    abandon(&server, "first", &kombus_entry("", "q"));
+    until("it is restored", || waiting(&server, "q") == 1).await;
+    sweeping.close().await.unwrap();
+    // Another broker's pool would be needed to sweep now: nobody holds the lock.
+    until("the lock is free", || !keys(&server).contains(&"unacked_mutex".to_owned())).await;
+    abandon(&server, "second", &kombus_entry("", "q"));
+    assert_eq!(broker.restore_abandoned().await.unwrap(), 1, "nobody was faster");
+}

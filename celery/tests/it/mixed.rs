@@ -1,0 +1,91 @@
+//! Workers in both languages on one queue, called from both.
+
+use std::collections::HashMap;
+
+use celery::Signature;
+
+use crate::support::{HOP, Inspect, PATIENCE, Running, Setup, WHO, start, story};
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
+async fn two_workers_share_what_two_clients_send() {
+    let setup = Setup::new();
+    let worker = setup.app().worker(story()).concurrency(2);
+    let worker = Running::start(worker.prefetch_multiplier(1)).await;
+    let python = start(setup.python_worker().argument("--prefetch-multiplier=1")).await;
+
+    let client = setup.client();
+    let ours = async {
+        let mut done_by = HashMap::new();
+        let sent = client.apply_all((0..100).map(|_| WHO.s(()))).await;
+        for sent in sent {
+            let who = sent.unwrap().get_timeout(PATIENCE).await.unwrap();
+            *done_by.entry(who).or_insert(0) += 1;
+        }
+        let sent = client.apply_all((0..50).map(|n| Signature::named("tasks.add", (n, n), ())));
+        for (n, sent) in sent.await.into_iter().enumerate() {
+            let sum = sent.unwrap().get_timeout(PATIENCE).await.unwrap();
+            assert_eq!(sum.as_u64(), Some(2 * n as u64));
+        }
+        done_by
+    };
+    let theirs = setup.python(
+        r#"
+sent = [send("story.who") for _ in range(100)]
+added = [send("tasks.add", (n, n)) for n in range(50)]
+done_by = [get(one) for one in sent]
+same([get(one) for one in added], [2 * n for n in range(50)])
+print(json.dumps({who: done_by.count(who) for who in set(done_by)}))
+"#,
+    );
+    let (ours, theirs) = tokio::join!(ours, theirs);
+    let theirs: HashMap<String, i32> = serde_json::from_str(&theirs).unwrap();
+    for who in ["rust", "python"] {
+        let count = ours.get(who).unwrap_or(&0) + theirs.get(who).unwrap_or(&0);
+        assert!(count > 0, "{who} has done nothing: {ours:?} {theirs:?}");
+    }
+    worker.stop().await;
+    python.terminate();
+    setup.redis.assert_nothing_held();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
+async fn retries_and_chains_go_on_wherever_they_arrive() {
+    let setup = Setup::new();
+    let worker = setup.app().worker(story()).concurrency(1);
+    let worker = Running::start(worker.prefetch_multiplier(1)).await;
+    let python = start(setup.python_worker().argument("--prefetch-multiplier=1")).await;
+
+    let client = setup.client();
+    let retried = client
+        .apply_all((0..10).map(|_| crate::tasks::RETRY.s((4,))))
+        .await;
+    let program = r#"
+hop = app.signature("story.hop")
+chains = [chain(app.signature("story.hop", ([],)), *[hop] * 5).apply_async() for _ in range(20)]
+retried = [send("tasks.retry", (4,)) for _ in range(10)]
+same([get(one) for one in retried], [4] * 10)
+for path in chains:
+    print(json.dumps(get(path)))
+"#;
+    let output = setup.python(program).await;
+    let paths: Vec<Vec<String>> = output
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(paths.len(), 20);
+    assert!(paths.iter().all(|path| path.len() == 6), "{paths:?}");
+    for crossing in [["rust", "python"], ["python", "rust"]] {
+        let crosses = |path: &Vec<String>| path.windows(2).any(|step| step == crossing);
+        assert!(paths.iter().any(crosses), "none goes {crossing:?}: {paths:?}");
+    }
+    for sent in retried {
+        assert_eq!(sent.unwrap().get_timeout(PATIENCE).await.unwrap(), 4);
+    }
+    let hop = client.send(HOP, (Vec::new(),)).await.unwrap();
+    assert_eq!(hop.get_timeout(PATIENCE).await.unwrap().len(), 1);
+    worker.stop().await;
+    python.terminate();
+    setup.redis.assert_nothing_held();
+}

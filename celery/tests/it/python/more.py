@@ -1,0 +1,54 @@
+"""The example tasks and more: an app for Python workers that tests talk to."""
+
+import json
+import os
+
+from tasks import app
+
+app.conf.broker_transport_options = json.loads(os.environ.get("MORE_TRANSPORT_OPTIONS", "{}"))
+app.conf.result_serializer = os.environ.get("MORE_RESULT_SERIALIZER", "json")
+app.conf.task_acks_late = bool(os.environ.get("MORE_ACKS_LATE"))
+
+
+# These have namesakes in Rust.
+
+
+@app.task(name="story.hop")
+def hop(path):
+    """Appends the worker's language to the path."""
+    return [*path, "python"]
+
+
+@app.task(name="story.who")
+def who():
+    return "python"
+
+
+@app.task(name="story.mark")
+def mark(number, after=0):
+    return number
+
+
+# These exist in Python alone.
+
+
+@app.task(name="more.label")
+def label(value, text="python"):
+    return f"{text}:{value}"
+
+
+@app.task(name="more.request", bind=True)
+def request(self, *args):
+    """What the task knows about its own message."""
+    names = ("id", "root_id", "parent_id", "retries", "eta", "expires", "timelimit", "shadow",
+             "ignore_result", "correlation_id", "reply_to", "origin", "argsrepr", "group")
+    seen = {name: getattr(self.request, name, None) for name in names}
+    seen["priority"] = self.request.delivery_info["priority"]
+    seen["routing_key"] = self.request.delivery_info["routing_key"]
+    seen["color"] = self.request.get("color")
+    return seen
+
+
+@app.task(name="more.errback")
+def errback(failed_id):
+    return f"{failed_id} failed"

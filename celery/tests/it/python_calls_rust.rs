@@ -1,0 +1,394 @@
+//! A Python client, a Rust worker.
+
+use xtask::paths;
+
+use crate::support::{Inspect, Ledger, Running, Setup, eventually, start, story};
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
+async fn the_example_client_finds_no_difference() {
+    let setup = Setup::new();
+    let worker = setup.worker().await;
+    let output = setup
+        .python("import client; client.main()")
+        .await;
+    let expected = paths::python_app().join("client.expected");
+    assert_eq!(output, std::fs::read_to_string(expected).unwrap());
+    worker.stop().await;
+    setup.redis.assert_nothing_held();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
+async fn arguments_come_by_place_by_name_and_mixed_in_both_protocols() {
+    let setup = Setup::new();
+    let worker = setup.worker().await;
+    let program = r#"
+for app.conf.task_protocol in (2, 1):
+    calls = [
+        (send("tasks.add", (2, 3)), 5),
+        (send("tasks.add", (2,), {"y": 3}), 5),
+        (send("tasks.add", (), {"y": 3, "x": 2}), 5),
+        (send("tasks.add", (2, 0.5)), 2.5),
+        (send("tasks.sub", (), {"x": 2, "y": 3}), -1),
+        (send("tasks.mul", (2**31, 2**31)), 2**62),
+        (send("tasks.divide", (1,), {"y": 4}), 0.25),
+        (send("tasks.xsum", ([1, 2, 3],)), 6),
+        (send("tasks.xsum", (), {"numbers": [0.5, 2]}), 2.5),
+        (send("tasks.sleep", (0.01,)), 0.01),
+        (send("tasks.retry"), 1),
+        (send("tasks.retry", (), {"times": 3}), 3),
+        (send("tasks.progress"), 3),
+        (send("tasks.echo"), {"args": [], "kwargs": {}}),
+        (send("tasks.echo", (1, [None, True]), {"ключ": "значение"}),
+         {"args": [1, [None, True]], "kwargs": {"ключ": "значение"}}),
+    ]
+    for result, expected in calls:
+        same(get(result), expected)
+        same(result.state, "SUCCESS")
+"#;
+    setup.python(program).await;
+    worker.stop().await;
+    setup.redis.assert_nothing_held();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
+async fn failures_are_pythons_own() {
+    let setup = Setup::new();
+    let worker = setup.worker().await;
+    let program = r#"
+def raised(function, *args, **kwargs):
+    try:
+        function(*args, **kwargs)
+    except Exception as error:
+        return error
+
+for app.conf.task_protocol in (2, 1):
+    # What Python raises when the function is called here.
+    calls = [
+        (tasks.divide, (1, 0), {}),
+        (tasks.divide, (1.5, 0), {}),
+        (tasks.fail, ("as it was asked to",), {}),
+        (tasks.add, (1,), {}),
+        (tasks.add, (), {}),
+        (tasks.add, (1, 2, 3), {}),
+        (tasks.add, (1,), {"x": 2}),
+        (tasks.add, (1, 2), {"z": 3}),
+        (tasks.xsum, (), {}),
+    ]
+    sent = [send(task.name, args, kwargs) for task, args, kwargs in calls]
+    for (task, args, kwargs), result in zip(calls, sent):
+        found, expected = failure(result), raised(task, *args, **kwargs)
+        same(type(found), type(expected))
+        same(str(found), str(expected))
+        same(found.args, expected.args)
+        same(result.state, "FAILURE")
+"#;
+    setup.python(program).await;
+    worker.stop().await;
+    setup.redis.assert_nothing_held();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
+async fn states_are_seen_while_a_task_is_on_its_way() {
+    let setup = Setup::new().set("task_track_started", true);
+    let worker = setup.serve(story()).await;
+    let program = r#"
+slow = send("tasks.sleep", (1.0,))
+until("it is started", lambda: slow.state == "STARTED")
+assert slow.info["pid"] > 0 and "@" in slow.info["hostname"], slow.info
+
+waiting = send("story.wait")
+until("it has progressed", lambda: waiting.state == "PROGRESS")
+same(waiting.info, {"current": 1, "total": 2})
+assert not waiting.ready()
+send("story.open")
+same(get(waiting), "opened")
+
+later = send("story.later")
+until("it is to be retried", lambda: later.state == "RETRY")
+assert isinstance(later.info, Exception), later.info
+assert not later.ready()
+same(get(slow), 1.0)
+"#;
+    setup.python(program).await;
+    worker.stop().await;
+    // The one to be retried in an hour.
+    assert_eq!(setup.redis.depth("celery"), 1);
+    setup.redis.assert_nothing_held();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
+async fn times_are_kept() {
+    let setup = Setup::new();
+    let worker = setup.serve(story()).await;
+    let program = r#"
+utc = datetime.datetime.now(timezone.utc)
+soon, past, hour = timedelta(seconds=0.6), timedelta(seconds=-5), timedelta(hours=1)
+elsewhere = timezone(timedelta(hours=5, minutes=30))
+for app.conf.task_protocol in (2, 1):
+    begun = time.time()
+    utc = datetime.datetime.now(timezone.utc)
+    waiting = [
+        send("story.now", countdown=0.6),
+        send("story.now", eta=utc + soon),
+        send("story.now", eta=(utc + soon).astimezone(elsewhere)),
+        send("story.now", eta=(utc + soon).replace(tzinfo=None)),
+        send("story.now", countdown=0.6, expires=3600),
+    ]
+    at_once = [
+        send("story.now", eta=utc + past),
+        send("story.now", expires=3600),
+        send("story.now", expires=utc + hour),
+        send("story.now", expires=(utc + hour).astimezone(elsewhere)),
+    ]
+    expired = [
+        send("story.now", expires=-1),
+        send("story.now", expires=utc + past),
+        send("story.now", countdown=0.6, expires=0.3),
+    ]
+    for result in waiting:
+        assert get(result) - begun >= 0.59, get(result) - begun
+    for result in at_once:
+        assert get(result) > 0
+    for result in expired:
+        error = failure(result)
+        assert isinstance(error, TaskRevokedError) and str(error) == "expired", repr(error)
+        same(result.state, "REVOKED")
+"#;
+    setup.python(program).await;
+    worker.stop().await;
+    setup.redis.assert_nothing_held();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
+async fn zero_is_the_highest_priority() {
+    let setup = Setup::new();
+    let program = r#"
+for number, priority in enumerate([9, 6, 3, 0, None]):
+    send("story.mark", (number,), priority=priority)
+"#;
+    setup.python(program).await;
+
+    let ledger = Ledger::default();
+    let worker = setup.app().worker(ledger.tasks()).concurrency(1);
+    let worker = Running::start(worker).await;
+    eventually("all have run", async || {
+        (ledger.numbers().len() == 5).then_some(())
+    })
+    .await;
+    // Without one it is 0.
+    assert_eq!(ledger.numbers(), [3, 4, 2, 1, 0]);
+    worker.stop().await;
+    setup.redis.assert_nothing_held();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
+async fn headers_of_the_sender_arrive_and_ignored_results_are_not_stored() {
+    let setup = Setup::new();
+    let worker = setup.serve(story()).await;
+    let program = r#"
+found = get(send("story.header", ("trace",), headers={"trace": {"id": [1, "two"]}}))
+same(found, {"id": [1, "two"]})
+same(get(send("story.header", ("trace",))), None)
+
+ignored = send("tasks.add", (1, 2), ignore_result=True)
+failed = send("tasks.fail", ("ignored",), ignore_result=True)
+# Both are over when one of a queue of one worker is, that was sent after them.
+for _ in range(8):
+    call("tasks.sleep", 0.01)
+for result in (ignored, failed):
+    same(app.backend.client.exists(f"celery-task-meta-{result.id}"), 0)
+"#;
+    setup.python(program).await;
+    worker.stop().await;
+    setup.redis.assert_nothing_held();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
+async fn chains_run_through_both_languages() {
+    let setup = Setup::new();
+    let worker = setup.worker().await;
+    let _python = start(setup.python_worker().queues(&["python"])).await;
+    let program = r#"
+add, sub, mul, echo, fail = (app.tasks[f"tasks.{name}"] for name in ("add", "sub", "mul", "echo", "fail"))
+def label(*args, **kwargs):
+    return app.signature("more.label", args, kwargs, queue="python")
+
+ours = (add.s(2, 3) | mul.s(4) | sub.s(1)).apply_async()
+same(get(ours), 19)
+same([get(ours.parent), get(ours.parent.parent)], [20, 5])
+
+mixed = (add.s(1, 2) | label() | echo.s("more", to="come") | label(text="end")).apply_async()
+same(get(mixed.parent), {"args": ["python:3", "more"], "kwargs": {"to": "come"}})
+same(get(mixed), "end:" + str({"args": ["python:3", "more"], "kwargs": {"to": "come"}}))
+
+alone = (add.s(1, 2) | add.si(10, 20) | add.s(y=5)).apply_async()
+same(get(alone), 35)
+
+broken = (add.s(1, 2) | fail.si("in the middle") | add.s(1)).apply_async()
+error = failure(broken.parent)
+same((type(error), str(error)), (ValueError, "in the middle"))
+same(broken.state, "PENDING")
+
+app.conf.task_protocol = 1
+same(get((add.s(2, 3) | label() | echo.s()).apply_async()), {"args": ["python:5"], "kwargs": {}})
+"#;
+    setup.python(program).await;
+    worker.stop().await;
+    assert_eq!(setup.redis.depth("celery.dead"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
+async fn callbacks_follow_success_and_errbacks_failure() {
+    let setup = Setup::new();
+    let worker = setup.worker().await;
+    let program = r#"
+def frozen(name, *args, **kwargs):
+    signature = app.signature(name, args, kwargs)
+    return signature, signature.freeze()
+
+link, linked = frozen("tasks.add", 10)
+other, also_linked = frozen("tasks.echo", "extra")
+error, on_error = frozen("tasks.echo", "unused")
+result = send("tasks.add", (1, 2), link=[link, other], link_error=error)
+same(get(result), 3)
+same(get(linked), 13)
+same(get(also_linked), {"args": [3, "extra"], "kwargs": {}})
+same(on_error.state, "PENDING")
+same({child.id for child in result.children}, {linked.id, also_linked.id})
+
+link, linked = frozen("tasks.add", 10)
+error, on_error = frozen("tasks.echo", "called")
+result = send("tasks.fail", ("no",), link=link, link_error=error)
+same(str(failure(result)), "no")
+same(get(on_error), {"args": [result.id, "called"], "kwargs": {}})
+same(linked.state, "PENDING")
+"#;
+    setup.python(program).await;
+    worker.stop().await;
+    setup.redis.assert_nothing_held();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
+async fn values_of_every_type_come_back_as_they_were_sent() {
+    let setup = Setup::new();
+    let worker = setup.worker().await;
+    let program = r#"
+elsewhere = timezone(timedelta(hours=-3))
+values = [
+    None, True, False, 0, -1, 2**31, 2**53 + 1, 2**63 - 1, -(2**63), 2**64 - 1,
+    2**64, 2**80, -(2**200), 0.1, -0.0, 1e300, 5e-324, math.inf, -math.inf,
+    "", "ünï©ødé \U0001f600 \x00 \u2028", "\\ud800", b"", b"\x00\xff\xfe", [], {}, [[[[]]]],
+    {"__type__": "no type of kombu's", "other": 1},
+    datetime.datetime(2026, 2, 3, 4, 5, 6, 789), datetime.datetime(2026, 2, 3, tzinfo=timezone.utc),
+    datetime.datetime(2026, 2, 3, 4, tzinfo=elsewhere), datetime.date(2026, 2, 28),
+    datetime.time(23, 59, 59), Decimal("1.10"), Decimal("1E+20"), uuid.UUID(int=5),
+]
+found = call("tasks.echo", *values, **{"named": values, "не ascii": 1})
+assert len(found["args"]) == len(values)
+for one, other in zip(found["args"] + found["kwargs"]["named"], values + values):
+    same(one, other)
+    same(repr(one), repr(other))
+same(math.isnan(call("tasks.echo", math.nan)["args"][0]), True)
+
+deep = []
+for _ in range(100):
+    deep = [deep]
+same(call("tasks.echo", deep)["args"], [deep])
+large = "x" * 5_000_000
+same(call("tasks.echo", large)["args"], [large])
+"#;
+    setup.python(program).await;
+    worker.stop().await;
+    setup.redis.assert_nothing_held();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
+async fn a_group_is_joined_by_its_sender_and_a_chord_is_kept() {
+    let setup = Setup::new();
+    let worker = setup.worker().await;
+    let program = r#"
+add, xsum = app.tasks["tasks.add"], app.tasks["tasks.xsum"]
+joined = group(add.s(n, n) for n in range(20)).apply_async()
+same(joined.get(timeout=PATIENCE), [2 * n for n in range(20)])
+
+# This version runs no chord; it must not lose one either.
+chord([add.s(1, 1), add.s(2, 2)])(xsum.s())
+"#;
+    setup.python(program).await;
+    let kept = eventually("the members of the chord are kept", async || {
+        let dead = setup.redis.messages("celery.dead");
+        (dead.len() == 2).then_some(dead)
+    })
+    .await;
+    for message in kept {
+        assert_eq!(message.header("x-dead-reason"), "unsupported");
+        assert!(message.header("x-dead-detail").contains("chord"));
+        assert_eq!(message.header("task"), "tasks.add");
+    }
+    worker.stop().await;
+    setup.redis.assert_nothing_held();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
+async fn pickle_is_refused_and_kept() {
+    let setup = Setup::new();
+    let worker = setup.worker().await;
+    let program = r#"
+print(send("tasks.add", (2, 3), serializer="pickle").id)
+same(call("tasks.add", 2, 3), 5)
+"#;
+    let id = setup.python(program).await;
+    let kept = eventually("the message is kept", async || {
+        setup.redis.messages("celery.dead").pop()
+    })
+    .await;
+    assert_eq!(kept.id(), id.trim());
+    assert_eq!(kept.header("x-dead-reason"), "refused-content-type");
+    let detail = kept.header("x-dead-detail");
+    assert!(detail.contains("application/x-python-serialize"), "{detail}");
+    assert_eq!(kept.0["content-type"], "application/x-python-serialize");
+    worker.stop().await;
+    setup.redis.assert_nothing_held();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
+async fn extended_results_describe_the_call() {
+    let setup = Setup::new()
+        .set("result_extended", true)
+        .set("worker_hostname", "rusty@here");
+    let worker = setup.worker().await;
+    let program = r#"
+result = send("tasks.sub", (7,), {"y": 9})
+same(get(result), -2)
+same(result.name, "tasks.sub")
+same(list(result.args), [7])
+same(result.kwargs, {"y": 9})
+same(result.worker, "rusty@here")
+same(result.retries, 0)
+same(result.queue, "celery")
+assert datetime.datetime.now(timezone.utc) - result.date_done < timedelta(minutes=5)
+
+retried = send("tasks.retry", (2,))
+same(get(retried), 2)
+same(retried.retries, 2)
+
+failed = send("tasks.fail", ("no",))
+failure(failed)
+same((failed.name, list(failed.args)), ("tasks.fail", ["no"]))
+"#;
+    setup.python(program).await;
+    worker.stop().await;
+}

@@ -1,0 +1,89 @@
+//! The example worker as a process of its own, which can be killed.
+
+use std::env;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use xtask::group::Group;
+
+use super::{PATIENCE, Setup, blocking};
+
+/// The example `worker`, connected. Killed when dropped.
+#[derive(Debug)]
+pub(crate) struct WorkerProcess {
+    group: Group,
+    log: PathBuf,
+}
+
+impl WorkerProcess {
+    /// Starts it with these settings, by their names in the environment, and
+    /// waits until it says that it is ready.
+    pub(crate) async fn start(setup: &Setup, settings: &[(&str, &str)]) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let log = setup.redis.folder().join(format!("worker-{number}.log"));
+        let mut command = Command::new(program());
+        command
+            .envs(setup.environment())
+            .envs(settings.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(File::create(&log).unwrap());
+        blocking(move || {
+            let mut group = Group::spawn(&mut command).unwrap();
+            let mut lines = BufReader::new(group.take_stdout().unwrap()).lines();
+            let ready = lines.next().and_then(Result::ok);
+            let worker = Self { group, log };
+            assert_eq!(ready.as_deref(), Some("ready"), "{}", worker.log());
+            worker
+        })
+        .await
+    }
+
+    /// Sends a signal, by its name without `SIG`.
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.group.id().to_string();
+        let sent = Command::new("sh")
+            .args(["-c", "kill -s \"$0\" \"$1\"", name, &pid])
+            .status();
+        assert!(sent.unwrap().success(), "cannot send SIG{name}");
+    }
+
+    /// Waits for its end; answers the exit code, `None` after a deadly signal.
+    pub(crate) async fn ended(mut self) -> Option<i32> {
+        blocking(move || match self.group.wait(PATIENCE) {
+            Some(status) => status.code(),
+            None => panic!("the worker does not end:\n{}", self.log()),
+        })
+        .await
+    }
+
+    /// Ends it as the lack of memory would.
+    pub(crate) async fn kill(self) {
+        self.signal("KILL");
+        assert_eq!(self.ended().await, None);
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+/// Cargo builds the examples beside the tests.
+fn program() -> PathBuf {
+    let tests = env::current_exe().unwrap();
+    let profile = tests.ancestors().nth(2).unwrap_or(Path::new("/"));
+    let program = profile
+        .join("examples")
+        .join(format!("worker{}", env::consts::EXE_SUFFIX));
+    assert!(
+        program.exists(),
+        "{} is missing: run `cargo xtask test`, or build it first with \
+         `cargo build -p celery --example worker`",
+        program.display()
+    );
+    program
+}

@@ -1,0 +1,118 @@
+//! Tasks for what only a test wants to see. `python/more.py` has those that
+//! both languages serve.
+
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use celery::{Context, Task, TaskError, Tasks, Value};
+use serde::Serialize;
+use tokio::sync::Semaphore;
+
+/// Appends the worker's language to the path.
+pub(crate) const HOP: Task<(Vec<String>,), Vec<String>> = Task::new("story.hop").params(&["path"]);
+
+/// Returns the worker's language.
+pub(crate) const WHO: Task<(), String> = Task::new("story.who");
+
+/// Notes a number in the ledger, after so many milliseconds.
+pub(crate) const MARK: Task<(i64, u64), i64> =
+    Task::new("story.mark").params(&["number", "after=0"]);
+
+/// Reports PROGRESS, and waits for `story.open`.
+const WAIT: Task<(), String> = Task::new("story.wait");
+const OPEN: Task<(), ()> = Task::new("story.open");
+
+/// Asks to be retried in an hour.
+const LATER: Task<(), ()> = Task::new("story.later");
+
+/// The time at which it runs, in seconds since 1970.
+const NOW: Task<(), f64> = Task::new("story.now");
+
+/// A header of its own message.
+const HEADER: Task<(String,), Value> = Task::new("story.header").params(&["name"]);
+
+/// The examples' tasks and the ones above, [`MARK`] excepted.
+pub(crate) fn story() -> Tasks {
+    let gate = Arc::new(Semaphore::new(0));
+    let opened = Arc::clone(&gate);
+    crate::handlers::all()
+        .with(HOP, hop)
+        .with(WHO, who)
+        .with(WAIT, move |ctx: Context| wait(ctx, Arc::clone(&gate)))
+        .with(OPEN, move || open(Arc::clone(&opened)))
+        .with(LATER, later)
+        .with(NOW, now)
+        .with(HEADER, header)
+}
+
+/// What ran, in the order in which it ran.
+#[derive(Clone, Default)]
+pub(crate) struct Ledger {
+    numbers: Arc<Mutex<Vec<i64>>>,
+}
+
+impl Ledger {
+    pub(crate) fn numbers(&self) -> Vec<i64> {
+        self.numbers.lock().unwrap().clone()
+    }
+
+    /// The tasks of [`story`], and [`MARK`], which notes in this ledger.
+    pub(crate) fn tasks(&self) -> Tasks {
+        let ledger = self.clone();
+        story().with(MARK, move |number, after| ledger.clone().mark(number, after))
+    }
+
+    async fn mark(self, number: i64, after: u64) -> Result<i64, TaskError> {
+        tokio::time::sleep(Duration::from_millis(after)).await;
+        self.numbers.lock().unwrap().push(number);
+        Ok(number)
+    }
+}
+
+async fn hop(mut path: Vec<String>) -> Result<Vec<String>, TaskError> {
+    path.push(who().await?);
+    Ok(path)
+}
+
+async fn who() -> Result<String, TaskError> {
+    Ok("rust".to_owned())
+}
+
+#[derive(Serialize)]
+struct Progress {
+    current: u32,
+    total: u32,
+}
+
+fn wait(
+    ctx: Context,
+    gate: Arc<Semaphore>,
+) -> impl Future<Output = Result<String, TaskError>> + Send + 'static {
+    async move {
+        let progress = Progress {
+            current: 1,
+            total: 2,
+        };
+        ctx.update_state("PROGRESS", progress).await?;
+        gate.acquire().await?.forget();
+        Ok("opened".to_owned())
+    }
+}
+
+async fn open(gate: Arc<Semaphore>) -> Result<(), TaskError> {
+    gate.add_permits(1);
+    Ok(())
+}
+
+async fn later() -> Result<(), TaskError> {
+    Err(TaskError::retry().after(Duration::from_secs(3600)))
+}
+
+async fn now() -> Result<f64, TaskError> {
+    Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64())
+}
+
+async fn header(ctx: Context, name: String) -> Result<Value, TaskError> {
+    Ok(ctx.header(&name).unwrap_or_default())
+}
