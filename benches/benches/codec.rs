@@ -1,2 +1,95 @@
-//! x
-fn main() {}
+//! Time and allocations of the wire protocol; what is measured, and beside which figures of
+//! others, is said in [`benches::codec`].
+//!
+//! After criterion's own report comes one table: the median time of each operation, the figure to
+//! compare with and the ratio, and how often the operation allocates.
+
+use std::collections::HashMap;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use benches::codec::reference;
+use benches::{Measure, Name, codec};
+use criterion::Criterion;
+
+fn main() {
+    let criterion = Criterion::default()
+        .configure_from_args()
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2));
+    let mut timing = Timing {
+        criterion,
+        times: Vec::new(),
+    };
+    codec::all(&mut timing);
+    timing.criterion.final_summary();
+    print(&timing.times, &allocations());
+}
+
+/// Gives every operation to criterion, and keeps what it measured for the table.
+struct Timing {
+    criterion: Criterion,
+    times: Vec<Time>,
+}
+
+/// Nanoseconds of one operation. On a machine with other work the best is nearer the truth.
+struct Time {
+    name: Name,
+    best: f64,
+    median: f64,
+}
+
+impl Measure for Timing {
+    fn measure<T>(&mut self, name: Name, mut operation: impl FnMut() -> T) {
+        let mut samples = Vec::new();
+        let mut group = self.criterion.benchmark_group(name.group);
+        group.bench_function(&name.case, |bencher| {
+            bencher.iter_custom(|count| {
+                let start = Instant::now();
+                for _ in 0..count {
+                    std::hint::black_box(operation());
+                }
+                let elapsed = start.elapsed();
+                samples.push(elapsed.as_secs_f64() * 1e9 / count as f64);
+                elapsed
+            });
+        });
+        group.finish();
+        samples.sort_unstable_by(f64::total_cmp);
+        if let [best, ..] = samples[..] {
+            let median = samples[samples.len() / 2];
+            self.times.push(Time { name, best, median });
+        }
+    }
+}
+
+/// Allocations and bytes of each operation, as the counting program prints them.
+fn allocations() -> HashMap<String, (String, String)> {
+    let output = Command::new(env!("CARGO_BIN_EXE_allocations")).output();
+    let output = output.expect("the counting program starts");
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| {
+            let mut columns = line.split('\t').map(str::to_owned);
+            Some((columns.next()?, (columns.next()?, columns.next()?)))
+        })
+        .collect()
+}
+
+fn print(times: &[Time], allocations: &HashMap<String, (String, String)>) {
+    println!(
+        "{:<38} {:>10} {:>10} {:>10} {:>6} {:>6} {:>8}",
+        "operation", "best ns", "median ns", "others' ns", "ratio", "allocs", "bytes"
+    );
+    let none = || "-".to_owned();
+    for Time { name, best, median } in times {
+        let others = reference(name);
+        let ratio = others.map_or_else(none, |others| format!("{:.2}", median / others));
+        let others = others.map_or_else(none, |others| others.to_string());
+        let name = name.to_string();
+        let (count, bytes) = allocations.get(&name).cloned().unwrap_or((none(), none()));
+        println!(
+            "{name:<38} {best:>10.1} {median:>10.1} {others:>10} {ratio:>6} {count:>6} {bytes:>8}"
+        );
+    }
+}

@@ -8,18 +8,15 @@
 //!
 //! The goal is 500,000 tasks a second on one thread.
 
-use std::sync::{Arc, OnceLock};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
+use benches::noop::{NOOP, consume};
 use celery_protocol::{Embed, Message, Serializer, TaskHeaders, encode_body};
 use celery_runtime::memory::MemoryBroker;
-use celery_runtime::{App, Broker, Publication, Task, TaskError, Tasks};
+use celery_runtime::{App, Broker, Publication, Task};
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::Notify;
-
-const NOOP: Task<(), ()> = Task::new("bench.noop").params(&[]);
 
 /// Tasks in one run of the worker.
 const TASKS: u64 = 100_000;
@@ -49,9 +46,12 @@ fn one_thread(criterion: &mut Criterion) {
     group.sampling_mode(SamplingMode::Flat).sample_size(10);
     group.throughput(Throughput::Elements(TASKS));
     for (name, task, slots) in cases {
-        group.bench_function(BenchmarkId::new(name, format!("{slots} slots")), |bencher| {
-            bencher.iter_custom(|runs| measure(&runtime, runs, task, slots));
-        });
+        group.bench_function(
+            BenchmarkId::new(name, format!("{slots} slots")),
+            |bencher| {
+                bencher.iter_custom(|runs| measure(&runtime, runs, task, slots));
+            },
+        );
     }
 }
 
@@ -64,7 +64,10 @@ fn two_threads(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("dispatch, two threads");
     group.sampling_mode(SamplingMode::Flat).sample_size(10);
     group.throughput(Throughput::Elements(TASKS));
-    for (name, task) in [("early ack", NOOP.acks_early()), ("late ack", NOOP.acks_late())] {
+    for (name, task) in [
+        ("early ack", NOOP.acks_early()),
+        ("late ack", NOOP.acks_late()),
+    ] {
         group.bench_function(BenchmarkId::new(name, "256 slots"), |bencher| {
             bencher.iter_custom(|runs| measure(&runtime, runs, task, 256));
         });
@@ -73,47 +76,11 @@ fn two_threads(criterion: &mut Criterion) {
 
 /// The time of several runs of the worker, without what comes before and after.
 fn measure(runtime: &Runtime, runs: u64, task: Task<(), ()>, slots: usize) -> Duration {
-    (0..runs)
-        .map(|_| runtime.block_on(run(task, slots)))
-        .sum()
-}
-
-/// From the start of a worker until it has run all tasks of a full queue.
-async fn run(task: Task<(), ()>, slots: usize) -> Duration {
-    let app = App::new(Arc::new(filled_broker().await));
-    let progress = Arc::new(Progress::default());
-    let counted = Arc::clone(&progress);
-    let tasks = Tasks::new().with(task, move || noop(Arc::clone(&counted)));
-    let last_ran = Arc::clone(&progress);
-    let worker = app
-        .worker(tasks)
-        .concurrency(slots)
-        .prefetch_multiplier(4)
-        .run_until(async move { last_ran.finished.notified().await });
-
-    let start = Instant::now();
-    let ended = tokio::spawn(worker).await;
-    ended
-        .expect("the worker does not panic")
-        .expect("the worker ends well");
-    let end = progress.end.get().expect("the worker ran all tasks");
-    end.duration_since(start)
-}
-
-/// Counts the tasks that ran.
-#[derive(Default)]
-struct Progress {
-    ran: AtomicU64,
-    end: OnceLock<Instant>,
-    finished: Notify,
-}
-
-async fn noop(progress: Arc<Progress>) -> Result<(), TaskError> {
-    if progress.ran.fetch_add(1, Ordering::Relaxed) + 1 == TASKS {
-        progress.end.get_or_init(Instant::now);
-        progress.finished.notify_one();
-    }
-    Ok(())
+    let one_run = || async {
+        let app = App::new(Arc::new(filled_broker().await));
+        consume(&app, task, TASKS, slots).await
+    };
+    (0..runs).map(|_| runtime.block_on(one_run())).sum()
 }
 
 async fn filled_broker() -> MemoryBroker {

@@ -171,20 +171,28 @@ impl Broker for RedisBroker {
 impl fmt::Debug for RedisBroker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let address = self.shared.link.options().address();
-        f.debug_struct("RedisBroker").field("address", &address).finish_non_exhaustive()
+        f.debug_struct("RedisBroker")
+            .field("address", &address)
+            .finish_non_exhaustive()
     }
 }
 
 impl Shared {
     /// Notes the type of an exchange.
     pub(crate) fn remember(&self, exchange: &str, kind: ExchangeKind) {
-        let mut exchanges = self.exchanges.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut exchanges = self
+            .exchanges
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         exchanges.insert(exchange.to_owned(), kind);
     }
 
     /// The type of an exchange, if it was declared here.
     pub(crate) fn kind(&self, exchange: &str) -> Option<ExchangeKind> {
-        let exchanges = self.exchanges.lock().unwrap_or_else(PoisonError::into_inner);
+        let exchanges = self
+            .exchanges
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         exchanges.get(exchange).copied()
     }
 
@@ -195,5 +203,8 @@ impl Shared {
 }
 
 fn sum(numbers: &[Reply]) -> u64 {
-    numbers.iter().map(|number| u64::try_from(number.number()).unwrap_or_default()).sum()
+    numbers
+        .iter()
+        .map(|number| u64::try_from(number.number()).unwrap_or_default())
+        .sum()
 }

@@ -125,10 +125,7 @@ impl RedisOptions {
     /// When the URL cannot be read or has a scheme that is not Redis's, and
     /// when an option is unknown or has a value that it cannot have. The text
     /// names the nearest option and no password.
-    pub fn parse(
-        url: &str,
-        transport_options: &Map<String, Value>,
-    ) -> Result<Self, ServiceError> {
+    pub fn parse(url: &str, transport_options: &Map<String, Value>) -> Result<Self, ServiceError> {
         let wrong = |cause: String| {
             ServiceError::new(
                 ServiceErrorKind::Invalid,
@@ -139,7 +136,11 @@ impl RedisOptions {
         };
         let urls = ServiceUrl::parse_list(url).map_err(wrong)?;
         let mut options = Self {
-            nodes: urls.iter().map(node).collect::<Result<_, _>>().map_err(wrong)?,
+            nodes: urls
+                .iter()
+                .map(node)
+                .collect::<Result<_, _>>()
+                .map_err(wrong)?,
             sentinel: None,
             address: address(&urls),
             layout: Layout::default(),
@@ -233,8 +234,14 @@ fn node(url: &ServiceUrl) -> Result<Node, String> {
     };
     Ok(Node {
         place,
-        user: url.user.clone().or_else(|| url.query("username").map(str::to_owned)),
-        password: url.password.clone().or_else(|| url.query("password").map(str::to_owned)),
+        user: url
+            .user
+            .clone()
+            .or_else(|| url.query("username").map(str::to_owned)),
+        password: url
+            .password
+            .clone()
+            .or_else(|| url.query("password").map(str::to_owned)),
         db,
     })
 }
@@ -277,12 +284,18 @@ fn number_of_db(text: &str) -> Result<u32, String> {
 }
 
 fn tls(url: &ServiceUrl) -> Result<Tls, String> {
-    let path = |name| url.query(name).filter(|path| !path.is_empty()).map(PathBuf::from);
+    let path = |name| {
+        url.query(name)
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from)
+    };
     let unverified = match url.query("ssl_cert_reqs").unwrap_or("required") {
         "required" | "CERT_REQUIRED" | "optional" | "CERT_OPTIONAL" => false,
         "none" | "CERT_NONE" => true,
         other => {
-            return Err(format!("ssl_cert_reqs is required, optional or none, not {other:?}"));
+            return Err(format!(
+                "ssl_cert_reqs is required, optional or none, not {other:?}"
+            ));
         }
     };
     let any_hostname = match url.query("ssl_check_hostname").unwrap_or("true") {
@@ -351,7 +364,12 @@ mod tests {
         assert_eq!(node.password.as_deref(), Some("p@ss"));
         assert_eq!(node.db, 3);
         assert_eq!(parse("redis://h?virtual_host=4").unwrap().db(), 4);
-        assert!(parse("redis://h/four").unwrap_err().to_string().contains("\"four\""));
+        assert!(
+            parse("redis://h/four")
+                .unwrap_err()
+                .to_string()
+                .contains("\"four\"")
+        );
     }
 
     #[test]
@@ -363,7 +381,11 @@ mod tests {
             "socket://run/redis.sock?virtual_host=5",
         ] {
             let options = parse(url).unwrap();
-            assert_eq!(options.nodes[0].place, Place::Socket("/run/redis.sock".into()), "{url}");
+            assert_eq!(
+                options.nodes[0].place,
+                Place::Socket("/run/redis.sock".into()),
+                "{url}"
+            );
             assert_eq!(options.db(), 5, "{url}");
         }
         assert!(parse("unix://").is_err());
@@ -371,7 +393,8 @@ mod tests {
 
     #[test]
     fn tls_follows_the_query() {
-        let url = "rediss://h?ssl_cert_reqs=CERT_NONE&ssl_ca_certs=/ca.pem&ssl_check_hostname=false";
+        let url =
+            "rediss://h?ssl_cert_reqs=CERT_NONE&ssl_ca_certs=/ca.pem&ssl_check_hostname=false";
         let Place::Tcp { tls: Some(tls), .. } = &parse(url).unwrap().nodes[0].place else {
             panic!("no TLS");
         };
@@ -389,7 +412,10 @@ mod tests {
         let options = parse_with("sentinel://:pw@a;sentinel://b:1/2", options).unwrap();
         assert_eq!(options.nodes.len(), 2);
         let sentinel = options.sentinel.as_ref().unwrap();
-        assert_eq!((sentinel.master.as_str(), sentinel.password.as_deref()), ("m", Some("s")));
+        assert_eq!(
+            (sentinel.master.as_str(), sentinel.password.as_deref()),
+            ("m", Some("s"))
+        );
     }
 
     #[test]

@@ -12,14 +12,13 @@ use celery_runtime::{
     Settlement,
 };
 use tokio::sync::{Mutex, Notify};
-use tokio::task::JoinHandle;
 
 use crate::broker::Shared;
 use crate::entry::Entry;
 use crate::fetch::Fetcher;
 use crate::keys::{Held, Tag};
 use crate::link::{Attempt, Command, Script};
-use crate::restore;
+use crate::restore::Sweeps;
 use crate::settle::score;
 
 static ADOPT: LazyLock<Script> =
@@ -30,6 +29,9 @@ static ADOPT: LazyLock<Script> =
 const MOST: usize = 1000;
 
 /// A consumer of some queues on one Redis.
+///
+/// What it holds when it is dropped stays noted on the server, for its successor
+/// to settle or for the visibility timeout.
 pub(crate) struct RedisConsumer {
     shared: Arc<Shared>,
     queues: Vec<String>,
@@ -41,7 +43,7 @@ pub(crate) struct RedisConsumer {
     closed: AtomicBool,
     /// Something happened that a waiting `receive` has to look at.
     wake: Notify,
-    restore: JoinHandle<()>,
+    sweeps: Sweeps,
     object: String,
 }
 
@@ -57,7 +59,11 @@ impl RedisConsumer {
         shared: Arc<Shared>,
         options: &ConsumeOptions,
     ) -> Result<Self, ServiceError> {
-        let queues: Vec<String> = options.queues.iter().map(|queue| queue.name.clone()).collect();
+        let queues: Vec<String> = options
+            .queues
+            .iter()
+            .map(|queue| queue.name.clone())
+            .collect();
         let object = match queues.as_slice() {
             [queue] => format!("queue {queue}"),
             queues => format!("{} queues", queues.len()),
@@ -69,7 +75,7 @@ impl RedisConsumer {
         }
         let fetcher = Fetcher::connect(&shared.link, attempt, &queues).await?;
         let left = left_behind(&shared, attempt, &queues).await?;
-        let restore = tokio::spawn(restore::run(Arc::clone(&shared)));
+        let sweeps = Sweeps::start(Arc::clone(&shared));
         Ok(Self {
             receiving: Mutex::new(Receiving { fetcher, left }),
             unique: uuid::Uuid::new_v4().simple().to_string(),
@@ -79,7 +85,7 @@ impl RedisConsumer {
             wake: Notify::new(),
             shared,
             queues,
-            restore,
+            sweeps,
             object,
         })
     }
@@ -132,7 +138,10 @@ impl RedisConsumer {
             let most = max - taken.len();
             let first = self.number.fetch_add(most as u64, Ordering::Relaxed);
             let prefix = format!("{}-", self.unique);
-            let fetched = receiving.fetcher.fetch(self.attempt(), most, &prefix, first).await?;
+            let fetched = receiving
+                .fetcher
+                .fetch(self.attempt(), most, &prefix, first)
+                .await?;
             taken.extend(fetched);
         }
         Ok(taken)
@@ -163,7 +172,9 @@ impl RedisConsumer {
         };
         let entries = answers.into_iter().step_by(2);
         let due = tags.into_iter().zip(entries);
-        Ok(due.filter_map(|(tag, entry)| redelivery(tag, entry.data()?)).collect())
+        Ok(due
+            .filter_map(|(tag, entry)| redelivery(tag, entry.data()?))
+            .collect())
     }
 
     async fn adopt(
@@ -181,7 +192,9 @@ impl RedisConsumer {
             let holding = self.shared.held_in(old);
             let arguments = [old.as_bytes(), new.as_bytes()];
             let link = &self.shared.link;
-            let raw = link.script(self.attempt(), &ADOPT, &[&holding], &arguments).await?;
+            let raw = link
+                .script(self.attempt(), &ADOPT, &[&holding], &arguments)
+                .await?;
             left.pop();
             adopted.extend(raw.data().map(|raw| delivery(new, raw)));
         }
@@ -193,7 +206,7 @@ impl RedisConsumer {
             return Ok(());
         }
         self.wake.notify_one();
-        self.restore.abort();
+        self.sweeps.stop().await;
         let parked = self.shared.parked.take_all(&self.queues);
         // The last one given back is the first one taken again.
         let parked: Vec<String> = parked.into_iter().rev().collect();
@@ -241,14 +254,6 @@ impl fmt::Debug for RedisConsumer {
     }
 }
 
-/// What a consumer holds stays noted on the server, for its successor to settle
-/// or for the visibility timeout.
-impl Drop for RedisConsumer {
-    fn drop(&mut self) {
-        self.restore.abort();
-    }
-}
-
 /// A delivery of bytes, whether they are a message or not.
 pub(crate) fn delivery(tag: String, raw: Bytes) -> Delivery {
     let queue: Arc<str> = Tag::parse(&tag).queue.into();
@@ -275,11 +280,18 @@ async fn left_behind(
     queues: &[String],
 ) -> Result<Vec<String>, ServiceError> {
     let layout = &shared.link.options().layout;
-    let commands = queues.iter().map(|queue| Command::new("HKEYS").arg(layout.holding(queue)));
+    let commands = queues
+        .iter()
+        .map(|queue| Command::new("HKEYS").arg(layout.holding(queue)));
     let answers = shared.link.pipeline(attempt, commands.collect()).await?;
     let mut left = Vec::new();
     for answer in answers {
-        left.extend(answer?.list().into_iter().filter_map(crate::link::Reply::text));
+        left.extend(
+            answer?
+                .list()
+                .into_iter()
+                .filter_map(crate::link::Reply::text),
+        );
     }
     Ok(left)
 }

@@ -39,7 +39,10 @@ impl Entry {
 
 /// Null stands for the anonymous exchange.
 fn text(value: &Raw<'_>) -> Option<String> {
-    value.decode::<Option<String>>().ok().map(Option::unwrap_or_default)
+    value
+        .decode::<Option<String>>()
+        .ok()
+        .map(Option::unwrap_or_default)
 }
 
 /// An envelope that goes back to a queue.
@@ -115,15 +118,29 @@ mod tests {
         assert_eq!(entry.envelope, ENVELOPE);
         let kombus = bytes(r#"[{"body": ""}, "celery", "celery"]"#);
         assert_eq!(Entry::parse(&kombus).unwrap().exchange, "celery");
-        assert_eq!(Entry::parse(&bytes(r#"[{}, null, "q"]"#)).unwrap().exchange, "");
+        assert_eq!(
+            Entry::parse(&bytes(r#"[{}, null, "q"]"#)).unwrap().exchange,
+            ""
+        );
     }
 
     #[test]
     fn anything_else_is_no_entry() {
-        for text in ["", "garbage", "{}", "[]", "[1,2,3]", r#"[{},"e"]"#, r#"[{},"e",5]"#] {
+        for text in [
+            "",
+            "garbage",
+            "{}",
+            "[]",
+            "[1,2,3]",
+            r#"[{},"e"]"#,
+            r#"[{},"e",5]"#,
+        ] {
             assert_eq!(Entry::parse(&bytes(text)), None, "{text}");
         }
-        assert_eq!(Entry::parse(&Bytes::from_static(b"[{},\"\xff\",\"\"]")), None);
+        assert_eq!(
+            Entry::parse(&Bytes::from_static(b"[{},\"\xff\",\"\"]")),
+            None
+        );
     }
 
     #[test]
@@ -136,7 +153,10 @@ mod tests {
         assert_eq!(flag.as_json(), Some("true"));
         let before = kombu::decode(&bytes(ENVELOPE)).unwrap();
         assert_eq!(message.body, before.body);
-        assert_eq!(message.properties.delivery_tag, before.properties.delivery_tag);
+        assert_eq!(
+            message.properties.delivery_tag,
+            before.properties.delivery_tag
+        );
         assert_eq!(message.properties.extra, before.properties.extra);
         assert_eq!(message.properties.delivery_info.exchange, "e");
     }

@@ -34,7 +34,9 @@ impl FanoutSubscription {
         let attempt = Attempt::new("subscribe to", &object);
         let (mut channels, messages) = shared.link.pubsub(attempt).await?;
         let names = channel_patterns(shared, exchange, pattern);
-        channels.change(attempt, Change::SubscribePatterns, &names).await?;
+        channels
+            .change(attempt, Change::SubscribePatterns, &names)
+            .await?;
         let (sender, receiver) = mpsc::channel(BACKLOG);
         let reader = Reader {
             shared: Arc::clone(shared),
@@ -114,7 +116,10 @@ impl Reader {
             return;
         }
         if self.sender.try_send(Ok(message)).is_err() {
-            tracing::warn!(object = self.object, "a broadcast is dropped: the reader is too slow");
+            tracing::warn!(
+                object = self.object,
+                "a broadcast is dropped: the reader is too slow"
+            );
         }
     }
 }
@@ -130,7 +135,10 @@ fn channel_patterns(shared: &Shared, exchange: &str, pattern: &str) -> Vec<Strin
         "" | "#" => vec![format!("{whole}/*"), whole],
         pattern => {
             // `a.#` matches `a` too.
-            let loose = escaped(pattern).replace(".#", "*").replace("#.", "*").replace('#', "*");
+            let loose = escaped(pattern)
+                .replace(".#", "*")
+                .replace("#.", "*")
+                .replace('#', "*");
             vec![format!("{whole}/{}", loose.replace("\\*", "*"))]
         }
     }
@@ -179,6 +187,9 @@ mod tests {
         assert_eq!(patterns(json!({}), "a.#"), ["/2.ev\\[1\\]/a*"]);
         let options = json!({"global_keyprefix": "p:", "fanout_prefix": false});
         assert_eq!(patterns(options, "a"), ["p:ev\\[1\\]/a"]);
-        assert_eq!(patterns(json!({"fanout_patterns": false}), "a"), ["/2.ev\\[1\\]"]);
+        assert_eq!(
+            patterns(json!({"fanout_patterns": false}), "a"),
+            ["/2.ev\\[1\\]"]
+        );
     }
 }

@@ -45,7 +45,10 @@ impl Fetcher {
         queues: &[String],
     ) -> Result<Self, ServiceError> {
         let layout = &link.options().layout;
-        let mut queues: Vec<_> = queues.iter().map(|queue| Source::new(layout, queue)).collect();
+        let mut queues: Vec<_> = queues
+            .iter()
+            .map(|queue| Source::new(layout, queue))
+            .collect();
         if layout.order == QueueOrder::Sorted {
             queues.sort_by(|one, other| one.name.cmp(&other.name));
         }
@@ -80,7 +83,10 @@ impl Fetcher {
             arguments.extend([queue.name.as_bytes(), queue.entry_end.as_bytes()]);
         }
         let keys = sources.keys();
-        let reply = self.watch.script(attempt, &FETCH, &keys, &arguments).await?;
+        let reply = self
+            .watch
+            .script(attempt, &FETCH, &keys, &arguments)
+            .await?;
         let (deliveries, served) = read(reply);
         self.sources.rotate(served);
         Ok(deliveries)
@@ -103,7 +109,12 @@ impl Sources {
         let mut keys = vec![self.unacked_index.as_str(), self.unacked.as_str()];
         let steps = self.queues.first().map_or(0, |queue| queue.lists.len());
         for step in 0..steps {
-            keys.extend(self.queues.iter().filter_map(|queue| queue.lists.get(step)).map(String::as_str));
+            keys.extend(
+                self.queues
+                    .iter()
+                    .filter_map(|queue| queue.lists.get(step))
+                    .map(String::as_str),
+            );
         }
         keys.extend(self.queues.iter().map(|queue| queue.holding.as_str()));
         keys

@@ -63,7 +63,9 @@ impl Parked {
             .map(|(key, _)| *key)
             .take(most)
             .collect();
-        keys.iter().filter_map(|key| state.due.remove(key)).collect()
+        keys.iter()
+            .filter_map(|key| state.due.remove(key))
+            .collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -98,7 +98,10 @@ impl Reader {
     async fn turn(&mut self) -> Result<(), ServiceError> {
         let link = self.shared.link.clone();
         let sender = self.sender.clone();
-        let Ok(room) = sender.reserve_many(BACKLOG.min(sender.capacity()).max(1)).await else {
+        let Ok(room) = sender
+            .reserve_many(BACKLOG.min(sender.capacity()).max(1))
+            .await
+        else {
             return std::future::pending().await;
         };
         let replies = self.take(room.len()).await?;
@@ -125,8 +128,13 @@ impl Reader {
         let attempt = Attempt::new("receive from", &self.object);
         let numbers = [most as u128, self.expires.as_millis()].map(|number| number.to_string());
         let [most, expires] = numbers.each_ref().map(String::as_bytes);
-        let taken = self.watch.script(attempt, &REPLY, &[&self.list], &[most, expires]).await?;
+        let taken = self
+            .watch
+            .script(attempt, &REPLY, &[&self.list], &[most, expires])
+            .await?;
         let replies = taken.list().into_iter().filter_map(|reply| reply.data());
-        Ok(replies.filter_map(|reply| read_message(&reply, &self.object)).collect())
+        Ok(replies
+            .filter_map(|reply| read_message(&reply, &self.object))
+            .collect())
     }
 }

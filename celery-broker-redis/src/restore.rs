@@ -1,10 +1,13 @@
 //! Giving to others what a dead worker held: kombu's visibility timeout.
 
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use celery_runtime::ServiceError;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 
 use crate::broker::Shared;
 use crate::entry::{Entry, Returned};
@@ -15,8 +18,7 @@ use crate::settle::MOVE;
 
 static EXPIRED: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../scripts/expired.lua")));
-static HOLD: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("../scripts/hold.lua")));
+static HOLD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("../scripts/hold.lua")));
 static UNLOCK: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../scripts/unlock.lua")));
 
@@ -28,15 +30,65 @@ const CHUNK: usize = 20;
 /// The queue of entries that do not say theirs.
 const NOBODYS_QUEUE: &str = "celery";
 
-/// Sweeps at once and then from time to time, until it is dropped.
-///
+/// How long the lock of a sweep that was cut off keeps others from it. Two
+/// sweeps at a time would do no harm, only work twice.
+const LOCK: Duration = Duration::from_secs(10);
+
+/// How long the end of a consumer waits for the end of its sweep.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The sweeps of one consumer: at once and then from time to time.
+#[derive(Debug)]
+pub(crate) struct Sweeps {
+    task: Mutex<Option<JoinHandle<()>>>,
+    stop: Arc<Notify>,
+}
+
+impl Sweeps {
+    pub(crate) fn start(shared: Arc<Shared>) -> Self {
+        let stop = Arc::new(Notify::new());
+        let task = tokio::spawn(run(shared, Arc::clone(&stop)));
+        Self {
+            task: Mutex::new(Some(task)),
+            stop,
+        }
+    }
+
+    /// Ends after the sweep that is under way, so that its lock is given back.
+    pub(crate) async fn stop(&self) {
+        self.stop.notify_one();
+        let Some(mut task) = self.take() else { return };
+        if tokio::time::timeout(PATIENCE, &mut task).await.is_err() {
+            task.abort();
+        }
+    }
+
+    fn take(&self) -> Option<JoinHandle<()>> {
+        self.task
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+}
+
+impl Drop for Sweeps {
+    fn drop(&mut self) {
+        if let Some(task) = self.take() {
+            task.abort();
+        }
+    }
+}
+
 /// An error only ends one sweep: consumption has errors of its own, and the
 /// next sweep may do better.
-pub(crate) async fn run(shared: Arc<Shared>) {
+async fn run(shared: Arc<Shared>, stop: Arc<Notify>) {
     let mut ticks = tokio::time::interval(shared.link.options().layout.restore_interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        ticks.tick().await;
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = stop.notified() => return,
+        }
         match shared.restore().await {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "restored deliveries of dead workers"),
@@ -53,9 +105,19 @@ impl Shared {
         let layout = &self.link.options().layout;
         let mutex = layout.unacked_mutex();
         let token = uuid::Uuid::new_v4().to_string();
-        let lock = Command::new("SET").arg(&mutex).arg(&token).arg("NX").arg("PX");
-        let expire = layout.unacked_mutex_expire.as_millis() as i64;
-        if self.link.call(ATTEMPT, lock.number(expire.max(1))).await?.data().is_none() {
+        let lock = Command::new("SET")
+            .arg(&mutex)
+            .arg(&token)
+            .arg("NX")
+            .arg("PX");
+        let expire = layout.unacked_mutex_expire.min(LOCK).as_millis() as i64;
+        if self
+            .link
+            .call(ATTEMPT, lock.number(expire.max(1)))
+            .await?
+            .data()
+            .is_none()
+        {
             return Ok(0);
         }
         let swept = self.sweep().await;
@@ -121,16 +183,26 @@ impl Shared {
     ) -> Result<Command, ServiceError> {
         let layout = &self.link.options().layout;
         let Some(parsed) = Entry::parse(entry) else {
-            tracing::error!(tag, "an entry of held deliveries is unreadable; it is set aside");
+            tracing::error!(
+                tag,
+                "an entry of held deliveries is unreadable; it is set aside"
+            );
             return Ok(self.set_aside(tag));
         };
         let queues = bindings.queues(self, &parsed).await?;
         let returned = Returned::flagged(&parsed.envelope);
-        let lists = queues.iter().map(|queue| layout.list_for(queue, returned.priority));
+        let lists = queues
+            .iter()
+            .map(|queue| layout.list_for(queue, returned.priority));
         let keys = [layout.unacked(), layout.unacked_index()];
         let keys: Vec<String> = keys.into_iter().chain(lists).collect();
         let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-        let arguments = [tag.as_bytes(), b"RPUSH", &returned.envelope, latest.as_bytes()];
+        let arguments = [
+            tag.as_bytes(),
+            b"RPUSH",
+            &returned.envelope,
+            latest.as_bytes(),
+        ];
         Ok(MOVE.by_text(&keys, &arguments))
     }
 
@@ -140,7 +212,11 @@ impl Shared {
             "" => NOBODYS_QUEUE,
             queue => queue,
         };
-        let keys = [layout.unacked(), layout.unacked_index(), layout.holding(queue)];
+        let keys = [
+            layout.unacked(),
+            layout.unacked_index(),
+            layout.holding(queue),
+        ];
         let keys = keys.each_ref().map(String::as_str);
         let unique = uuid::Uuid::new_v4().simple().to_string();
         HOLD.by_text(&keys, &[tag.as_bytes(), raw_tag(&unique, queue).as_bytes()])
@@ -157,7 +233,11 @@ impl Bindings {
     /// Where kombu would put it: all queues that the exchange and routing key
     /// lead to. What leads nowhere goes to the queue named like the routing
     /// key, because it must go somewhere.
-    async fn queues(&mut self, shared: &Shared, entry: &Entry) -> Result<Vec<String>, ServiceError> {
+    async fn queues(
+        &mut self,
+        shared: &Shared,
+        entry: &Entry,
+    ) -> Result<Vec<String>, ServiceError> {
         let own = || vec![entry.routing_key.clone()];
         if entry.exchange.is_empty() {
             return Ok(own());
@@ -166,7 +246,11 @@ impl Bindings {
             let bindings = shared.bindings(&entry.exchange).await?;
             self.known.insert(entry.exchange.clone(), bindings);
         }
-        let bindings = self.known.get(&entry.exchange).map(Vec::as_slice).unwrap_or_default();
+        let bindings = self
+            .known
+            .get(&entry.exchange)
+            .map(Vec::as_slice)
+            .unwrap_or_default();
         let queues: Vec<String> = bindings
             .iter()
             .filter(|binding| binding.leads(&entry.routing_key))

@@ -4,9 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 use celery_protocol::{Message, kombu};
-use celery_runtime::{
-    ExchangeKind, Publication, Queue, ServiceError, ServiceErrorKind,
-};
+use celery_runtime::{ExchangeKind, Publication, Queue, ServiceError, ServiceErrorKind};
 
 use crate::broker::Shared;
 use crate::link::{Attempt, Command, Reply};
@@ -194,7 +192,10 @@ impl Shared {
             return Ok(HashMap::new());
         }
         let names: Vec<_> = names.into_iter().collect();
-        let commands = names.iter().map(|exchange| self.members(exchange)).collect();
+        let commands = names
+            .iter()
+            .map(|exchange| self.members(exchange))
+            .collect();
         let attempt = Attempt::new("read the bindings of", "exchanges");
         let members = self.link.pipeline(attempt, commands).await?;
         let mut bindings = HashMap::new();
@@ -253,7 +254,8 @@ impl Plan {
         let at = match self.lists.get(&list) {
             Some(at) => *at,
             None => {
-                self.commands.push((Command::new("LPUSH").arg(&list), Vec::new()));
+                self.commands
+                    .push((Command::new("LPUSH").arg(&list), Vec::new()));
                 self.lists.insert(list, self.commands.len() - 1);
                 self.commands.len() - 1
             }

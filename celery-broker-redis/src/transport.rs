@@ -18,7 +18,12 @@ pub(crate) fn apply(
             return Err(wrong(name, &unknown(name)));
         };
         if !value.is_null() {
-            set(options, value).map_err(|expected| wrong(name, &format!("expected {expected}, found {}", shown(value))))?;
+            set(options, value).map_err(|expected| {
+                wrong(
+                    name,
+                    &format!("expected {expected}, found {}", shown(value)),
+                )
+            })?;
         }
     }
     match &options.sentinel {
@@ -29,7 +34,10 @@ pub(crate) fn apply(
             }
             Ok(())
         }
-        _ => Err(wrong("master_name", "sentinel:// needs the name of the master that it watches")),
+        _ => Err(wrong(
+            "master_name",
+            "sentinel:// needs the name of the master that it watches",
+        )),
     }
 }
 
@@ -41,26 +49,56 @@ type Setter = fn(&mut RedisOptions, &Value) -> Result<(), Expected>;
 /// Every option that kombu's Redis transport knows. The last block is accepted
 /// and means nothing here.
 const TABLE: &[(&str, Setter)] = &[
-    ("client_name", |o, v| put(&mut o.client_name, text(v).map(Some))),
-    ("fanout_patterns", |o, v| put(&mut o.layout.fanout_patterns, flag(v))),
-    ("fanout_prefix", |o, v| put(&mut o.layout.fanout_prefix, fanout_prefix(v))),
-    ("global_keyprefix", |o, v| put(&mut o.layout.prefix, text(v))),
-    ("health_check_interval", |o, v| put(&mut o.limits.health_check, positive(v))),
+    ("client_name", |o, v| {
+        put(&mut o.client_name, text(v).map(Some))
+    }),
+    ("fanout_patterns", |o, v| {
+        put(&mut o.layout.fanout_patterns, flag(v))
+    }),
+    ("fanout_prefix", |o, v| {
+        put(&mut o.layout.fanout_prefix, fanout_prefix(v))
+    }),
+    ("global_keyprefix", |o, v| {
+        put(&mut o.layout.prefix, text(v))
+    }),
+    ("health_check_interval", |o, v| {
+        put(&mut o.limits.health_check, positive(v))
+    }),
     ("master_name", |o, v| put(&mut sentinel(o).master, text(v))),
-    ("max_connections", |o, v| put(&mut o.limits.connections, count(v))),
+    ("max_connections", |o, v| {
+        put(&mut o.limits.connections, count(v))
+    }),
     ("priority_steps", |o, v| put(&mut o.layout.steps, steps(v))),
-    ("queue_order_strategy", |o, v| put(&mut o.layout.order, order(v))),
+    ("queue_order_strategy", |o, v| {
+        put(&mut o.layout.order, order(v))
+    }),
     ("sentinel_kwargs", |o, v| sentinel_kwargs(o, v)),
     ("sep", |o, v| put(&mut o.layout.separator, text(v))),
-    ("socket_connect_timeout", |o, v| put(&mut o.limits.connect, positive(v))),
-    ("socket_timeout", |o, v| put(&mut o.limits.response, positive(v))),
-    ("unacked_index_key", |o, v| put(&mut o.layout.unacked_index, text(v))),
+    ("socket_connect_timeout", |o, v| {
+        put(&mut o.limits.connect, positive(v))
+    }),
+    ("socket_timeout", |o, v| {
+        put(&mut o.limits.response, positive(v))
+    }),
+    ("unacked_index_key", |o, v| {
+        put(&mut o.layout.unacked_index, text(v))
+    }),
     ("unacked_key", |o, v| put(&mut o.layout.unacked, text(v))),
-    ("unacked_mutex_expire", |o, v| put(&mut o.layout.unacked_mutex_expire, positive(v))),
-    ("unacked_mutex_key", |o, v| put(&mut o.layout.unacked_mutex, text(v))),
-    ("unacked_restore_interval", |o, v| put(&mut o.layout.restore_interval, positive(v))),
-    ("unacked_restore_limit", |o, v| put(&mut o.layout.restore_limit, count(v))),
-    ("visibility_timeout", |o, v| put(&mut o.layout.visibility_timeout, positive(v))),
+    ("unacked_mutex_expire", |o, v| {
+        put(&mut o.layout.unacked_mutex_expire, positive(v))
+    }),
+    ("unacked_mutex_key", |o, v| {
+        put(&mut o.layout.unacked_mutex, text(v))
+    }),
+    ("unacked_restore_interval", |o, v| {
+        put(&mut o.layout.restore_interval, positive(v))
+    }),
+    ("unacked_restore_limit", |o, v| {
+        put(&mut o.layout.restore_limit, count(v))
+    }),
+    ("visibility_timeout", |o, v| {
+        put(&mut o.layout.visibility_timeout, positive(v))
+    }),
     // Without its bookkeeping nothing that a worker holds would survive it.
     ("ack_emulation", |_, v| match flag(v)? {
         true => Ok(()),
@@ -100,12 +138,18 @@ fn flag(value: &Value) -> Result<bool, Expected> {
 }
 
 fn count(value: &Value) -> Result<usize, Expected> {
-    let number = value.as_u64().and_then(|number| usize::try_from(number).ok());
-    number.filter(|number| *number > 0).ok_or("a number above 0")
+    let number = value
+        .as_u64()
+        .and_then(|number| usize::try_from(number).ok());
+    number
+        .filter(|number| *number > 0)
+        .ok_or("a number above 0")
 }
 
 fn positive(value: &Value) -> Result<Duration, Expected> {
-    let seconds = value.as_f64().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    let seconds = value
+        .as_f64()
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     seconds
         .filter(|time| !time.is_zero())
         .ok_or("a number of seconds above 0")
@@ -114,8 +158,17 @@ fn positive(value: &Value) -> Result<Duration, Expected> {
 fn steps(value: &Value) -> Result<Vec<u8>, Expected> {
     const EXPECTED: Expected = "a list of numbers from 0 to 9, at least one";
     let numbers = value.as_array().ok_or(EXPECTED)?;
-    let step = |number: &Value| number.as_u64().filter(|step| *step <= 9).map(|step| step as u8);
-    let mut steps: Vec<u8> = numbers.iter().map(step).collect::<Option<_>>().ok_or(EXPECTED)?;
+    let step = |number: &Value| {
+        number
+            .as_u64()
+            .filter(|step| *step <= 9)
+            .map(|step| step as u8)
+    };
+    let mut steps: Vec<u8> = numbers
+        .iter()
+        .map(step)
+        .collect::<Option<_>>()
+        .ok_or(EXPECTED)?;
     steps.sort_unstable();
     steps.dedup();
     match steps.is_empty() {
@@ -207,7 +260,10 @@ mod tests {
             "polling_interval": 1,
         }))
         .unwrap();
-        assert_eq!(options.layout.visibility_timeout, Duration::from_millis(2500));
+        assert_eq!(
+            options.layout.visibility_timeout,
+            Duration::from_millis(2500)
+        );
         assert_eq!(options.layout.steps, [0, 5, 9]);
         assert_eq!(options.layout.order, QueueOrder::Priority);
         assert_eq!(options.layout.fanout_prefix, "");
@@ -217,7 +273,12 @@ mod tests {
     #[test]
     fn a_misspelt_option_gets_the_nearest_name() {
         let error = parse(&json!({"visibilty_timeout": 5})).unwrap_err();
-        assert!(error.to_string().ends_with("did you mean visibility_timeout?"), "{error}");
+        assert!(
+            error
+                .to_string()
+                .ends_with("did you mean visibility_timeout?"),
+            "{error}"
+        );
         let error = parse(&json!({"zzz": 5})).unwrap_err();
         assert!(error.to_string().ends_with("none of that name"), "{error}");
     }
@@ -242,6 +303,11 @@ mod tests {
 
     #[test]
     fn a_master_without_sentinels_means_nothing() {
-        assert!(parse(&json!({"master_name": "m"})).unwrap().sentinel.is_none());
+        assert!(
+            parse(&json!({"master_name": "m"}))
+                .unwrap()
+                .sentinel
+                .is_none()
+        );
     }
 }

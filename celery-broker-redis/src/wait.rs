@@ -59,7 +59,9 @@ impl Watch {
         keys: &[&str],
         arguments: &[&[u8]],
     ) -> Result<Reply, ServiceError> {
-        self.connection.script(attempt, script, keys, arguments).await
+        self.connection
+            .script(attempt, script, keys, arguments)
+            .await
     }
 
     /// Something was found: the next look shall come soon.

@@ -1,10 +1,10 @@
 //! The headers of a message, in the form in which they arrived.
 
+mod json;
+
 use std::borrow::Cow;
-use std::sync::LazyLock;
 
 use bytes::Bytes;
-use memchr::memmem::{self, Finder};
 use serde::Deserialize;
 use serde::de::value::MapDeserializer;
 use serde::ser::{Serialize, Serializer as SerdeSerializer};
@@ -14,6 +14,8 @@ use crate::error::{DecodeError, EncodeError};
 use crate::raw::Raw;
 use crate::task_headers::{Found, Header, TaskHeaders};
 use crate::value::{Map, Value};
+
+pub(crate) use self::json::JsonHeaders;
 
 /// The headers of a message.
 ///
@@ -27,8 +29,7 @@ pub struct Headers(Repr);
 enum Repr {
     Empty,
     Task(Box<TaskHeaders<'static>>),
-    /// The text of a JSON object.
-    Json(Bytes),
+    Json(Box<JsonHeaders>),
     /// Always a [`Value::Map`], which deserializes without a copy.
     Map(Value),
 }
@@ -50,16 +51,18 @@ impl Headers {
     ///
     /// When the text is not one whole JSON object in UTF-8.
     pub fn from_json(text: Bytes) -> Result<Self, DecodeError> {
-        let raw: Raw<'_> = decode_json(&text)?;
-        if !is_object(&raw) {
-            return Err(DecodeError::new("expected a mapping").in_field("headers"));
-        }
-        Ok(Self(Repr::Json(text)))
+        let headers = JsonHeaders::read(&text);
+        let headers = headers.map_err(|error| error.in_field("headers"))?;
+        Ok(Self::from_indexed_json(headers))
     }
 
-    /// Headers as the text of a JSON object that was read from an envelope.
-    pub(crate) fn from_checked_json(text: Bytes) -> Self {
-        Self(Repr::Json(text))
+    /// Headers as they were read from an envelope.
+    #[inline]
+    pub(crate) fn from_indexed_json(headers: JsonHeaders) -> Self {
+        if headers.is_empty() {
+            return Self::empty();
+        }
+        Self(Repr::Json(Box::new(headers)))
     }
 
     /// Headers as a table, which is how AMQP delivers them.
@@ -75,7 +78,7 @@ impl Headers {
         match &self.0 {
             Repr::Empty => true,
             Repr::Task(_) => false,
-            Repr::Json(text) => text.iter().all(|byte| b"{} \t\r\n".contains(byte)),
+            Repr::Json(headers) => headers.is_empty(),
             Repr::Map(value) => value.as_map().is_none_or(Map::is_empty),
         }
     }
@@ -91,13 +94,13 @@ impl Headers {
         let found = match &self.0 {
             Repr::Empty => return Ok(None),
             Repr::Task(headers) => return Ok(Some(headers.borrowed())),
-            Repr::Json(text) => Serializer::Json.decode::<Found<'_>>(text),
-            Repr::Map(value) => Found::deserialize(value),
+            Repr::Json(headers) => headers.task(),
+            Repr::Map(value) => match Found::deserialize(value) {
+                Ok(found) => found.task(),
+                Err(error) => return self.diagnose(error),
+            },
         };
-        match found {
-            Ok(found) => found.task().map_err(|error| error.in_field("headers")),
-            Err(error) => self.diagnose(error),
-        }
+        found.map_err(|error| error.in_field("headers"))
     }
 
     /// Names the header that could not be read. Other messages than tasks give
@@ -127,7 +130,7 @@ impl Headers {
         match &self.0 {
             Repr::Empty => Ok(None),
             Repr::Task(headers) => find_in_task(headers, name),
-            Repr::Json(text) => find_in_json(text, name),
+            Repr::Json(headers) => headers.find(name),
             Repr::Map(value) => Ok(value.get(name).cloned().map(Raw::from_value)),
         }
     }
@@ -178,7 +181,7 @@ impl Headers {
                 let value = Value::from_serialize(headers.as_ref());
                 value.map_err(|error| DecodeError::new(error.to_string()).in_field("headers"))?
             }
-            Repr::Json(text) => decode_json(text)?,
+            Repr::Json(headers) => decode_json(headers.text())?,
             Repr::Map(value) => value.clone(),
         };
         match value {
@@ -196,7 +199,7 @@ impl Headers {
         match &self.0 {
             Repr::Empty => out.extend_from_slice(b"{}"),
             Repr::Task(headers) => write_task(headers, out)?,
-            Repr::Json(text) => out.extend_from_slice(text),
+            Repr::Json(headers) => out.extend_from_slice(headers.text()),
             Repr::Map(value) => Serializer::Json.encode_into(out, value)?,
         }
         Ok(())
@@ -226,7 +229,7 @@ impl Serialize for Headers {
         match &self.0 {
             Repr::Empty => Map::new().serialize(serializer),
             Repr::Task(headers) => headers.serialize(serializer),
-            Repr::Json(text) => match decode_json::<Raw<'_>>(text) {
+            Repr::Json(headers) => match decode_json::<Raw<'_>>(headers.text()) {
                 Ok(raw) => raw.serialize(serializer),
                 Err(error) => Err(serde::ser::Error::custom(error)),
             },
@@ -239,7 +242,7 @@ impl Serialize for Headers {
 impl PartialEq for Headers {
     fn eq(&self, other: &Self) -> bool {
         if let (Repr::Json(left), Repr::Json(right)) = (&self.0, &other.0)
-            && left == right
+            && left.text() == right.text()
         {
             return true;
         }
@@ -255,11 +258,6 @@ fn decode_json<'de, T: Deserialize<'de>>(text: &'de [u8]) -> Result<T, DecodeErr
     value.map_err(|error| error.in_field("headers"))
 }
 
-fn is_object(raw: &Raw<'_>) -> bool {
-    let text = raw.as_json().unwrap_or_default();
-    text.trim_start().starts_with('{')
-}
-
 fn find_in_task<'a>(
     headers: &'a TaskHeaders<'static>,
     name: &str,
@@ -273,31 +271,6 @@ fn find_in_task<'a>(
     let raw = Raw::encode(Serializer::Json, &headers.field(header));
     let raw = raw.map_err(|error| DecodeError::new(error.to_string()).in_field(name))?;
     Ok(Some(raw))
-}
-
-fn find_in_json<'a>(text: &'a [u8], name: &str) -> Result<Option<Raw<'a>>, DecodeError> {
-    if !may_spell(text, name) {
-        return Ok(None);
-    }
-    let entries = decode_json::<Raw<'a>>(text)?.entries()?;
-    // The last one wins, as in Python's dict.
-    let found = entries.into_iter().rev().find(|(key, _)| key == name);
-    Ok(found.map(|(_, value)| value))
-}
-
-/// Whether a key of the text can be `name`. Most questions are about headers
-/// that are absent: a name that occurs nowhere, where no escape could spell it,
-/// is no key.
-fn may_spell(text: &[u8], name: &str) -> bool {
-    static COMPRESSION: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("compression"));
-
-    // Every message is asked for this one, so its searcher is kept.
-    let occurs = match name {
-        "compression" => COMPRESSION.find(text).is_some(),
-        name => memmem::find(text, name.as_bytes()).is_some(),
-    };
-    let escaped = || memmem::find(text, br"\u00").is_some();
-    occurs || (memchr::memchr(b'\\', text).is_some() && escaped())
 }
 
 /// Writes what `Serialize` writes, without a question per key.

@@ -245,45 +245,74 @@ pub(crate) enum Header {
     Compression,
 }
 
-const TABLE: [(&str, Header); 20] = [
-    ("lang", Header::Lang),
-    ("task", Header::Task),
-    ("id", Header::Id),
-    ("shadow", Header::Shadow),
-    ("eta", Header::Eta),
-    ("expires", Header::Expires),
-    ("group", Header::Group),
-    ("group_index", Header::GroupIndex),
-    ("retries", Header::Retries),
-    ("timelimit", Header::TimeLimit),
-    ("root_id", Header::RootId),
-    ("parent_id", Header::ParentId),
-    ("argsrepr", Header::ArgsRepr),
-    ("kwargsrepr", Header::KwargsRepr),
-    ("origin", Header::Origin),
-    ("ignore_result", Header::IgnoreResult),
-    ("replaced_task_nesting", Header::ReplacedTaskNesting),
-    ("stamped_headers", Header::StampedHeaders),
-    ("stamps", Header::Stamps),
-    ("compression", Header::Compression),
+/// Names are spelled as JSON does, with quotes and colon.
+static TABLE: [(&str, Header); Header::COUNT] = [
+    ("\"lang\":", Header::Lang),
+    ("\"task\":", Header::Task),
+    ("\"id\":", Header::Id),
+    ("\"shadow\":", Header::Shadow),
+    ("\"eta\":", Header::Eta),
+    ("\"expires\":", Header::Expires),
+    ("\"group\":", Header::Group),
+    ("\"group_index\":", Header::GroupIndex),
+    ("\"retries\":", Header::Retries),
+    ("\"timelimit\":", Header::TimeLimit),
+    ("\"root_id\":", Header::RootId),
+    ("\"parent_id\":", Header::ParentId),
+    ("\"argsrepr\":", Header::ArgsRepr),
+    ("\"kwargsrepr\":", Header::KwargsRepr),
+    ("\"origin\":", Header::Origin),
+    ("\"ignore_result\":", Header::IgnoreResult),
+    ("\"replaced_task_nesting\":", Header::ReplacedTaskNesting),
+    ("\"stamped_headers\":", Header::StampedHeaders),
+    ("\"stamps\":", Header::Stamps),
+    ("\"compression\":", Header::Compression),
 ];
 
 impl Header {
+    pub(crate) const COUNT: usize = Self::Compression as usize + 1;
+
+    pub(crate) fn name(self) -> &'static str {
+        name_of(self.spelling())
+    }
+
+    /// The name as JSON has it before the value.
+    #[inline]
+    pub(crate) fn spelling(self) -> &'static str {
+        TABLE[self as usize].0
+    }
+
     pub(crate) fn named(name: &str) -> Option<Self> {
-        Self::named_near(name, 0)
+        let named = |spelling: &'static str| {
+            spelling.len() == name.len() + AROUND_NAME && name_of(spelling) == name
+        };
+        let (_, header) = TABLE.iter().find(|row| named(row.0))?;
+        Some(*header)
     }
 
     /// Finds a header, trying first the one at `place` of the table: senders
     /// write them in Python's order, so that the first look is mostly enough.
     #[inline]
     fn named_near(name: &str, place: usize) -> Option<Self> {
-        if let Some((_, header)) = TABLE.get(place).filter(|row| row.0 == name) {
-            return Some(*header);
-        }
-        let (_, header) = TABLE.iter().find(|row| row.0 == name)?;
-        Some(*header)
+        let near = Self::at(place).filter(|header| header.name() == name);
+        near.or_else(|| Self::named(name))
+    }
+
+    /// The header at a place of the table.
+    #[inline]
+    pub(crate) fn at(place: usize) -> Option<Self> {
+        Some(TABLE.get(place)?.1)
     }
 }
+
+/// The name in its spelling.
+#[inline]
+fn name_of(spelling: &'static str) -> &'static str {
+    &spelling[1..spelling.len() - (AROUND_NAME - 1)]
+}
+
+/// Two quotes and a colon.
+const AROUND_NAME: usize = 3;
 
 fn instant(text: Option<&str>, field: &str) -> Result<Option<SystemTime>, DecodeError> {
     let Some(text) = text else { return Ok(None) };
@@ -312,7 +341,8 @@ mod tests {
     fn table_follows_the_enum() {
         for (place, (name, header)) in TABLE.iter().enumerate() {
             assert_eq!(*header as usize, place);
-            assert_eq!(Header::named(name), Some(*header));
+            assert_eq!(Header::named(header.name()), Some(*header));
+            assert_eq!(*name, format!("\"{}\":", header.name()));
         }
     }
 }

@@ -79,7 +79,12 @@ impl Reply {
             Value::Double(number) => Self::Data(number.to_string().into()),
             Value::BigNumber(digits) => Self::Data(digits.into()),
             Value::Array(values) | Value::Set(values) | Value::Push { data: values, .. } => {
-                Self::List(values.into_iter().map(Self::new).collect::<Result<_, _>>()?)
+                Self::List(
+                    values
+                        .into_iter()
+                        .map(Self::new)
+                        .collect::<Result<_, _>>()?,
+                )
             }
             Value::Map(pairs) => {
                 let flat = pairs.into_iter().flat_map(|(key, value)| [key, value]);
@@ -97,7 +102,9 @@ impl Reply {
             Self::Number(number) => *number,
             Self::Data(digits) => {
                 let digits = std::str::from_utf8(digits).ok();
-                digits.and_then(|digits| digits.parse().ok()).unwrap_or_default()
+                digits
+                    .and_then(|digits| digits.parse().ok())
+                    .unwrap_or_default()
             }
             _ => 0,
         }
@@ -171,8 +178,16 @@ mod tests {
         let map = Value::Map(vec![(Value::Int(1), Value::Okay)]);
         let array = Value::Array(vec![Value::Int(1), Value::SimpleString("OK".into())]);
         assert_eq!(Reply::new(map).unwrap(), Reply::new(array).unwrap());
-        assert_eq!(Reply::new(Value::BulkString(b"12".to_vec())).unwrap().number(), 12);
-        assert_eq!(Reply::new(Value::Int(7)).unwrap().text().as_deref(), Some("7"));
+        assert_eq!(
+            Reply::new(Value::BulkString(b"12".to_vec()))
+                .unwrap()
+                .number(),
+            12
+        );
+        assert_eq!(
+            Reply::new(Value::Int(7)).unwrap().text().as_deref(),
+            Some("7")
+        );
         assert!(Reply::new(Value::Nil).unwrap().list().is_empty());
     }
 }

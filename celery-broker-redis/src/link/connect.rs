@@ -62,7 +62,8 @@ impl Connector {
         &self,
         push: impl Fn(PushInfo) + Clone + Send + Sync + 'static,
     ) -> RedisResult<Made> {
-        self.failover(|node| Box::pin(self.open(node, push.clone()))).await
+        self.failover(|node| Box::pin(self.open(node, push.clone())))
+            .await
     }
 
     /// A connection that can do nothing but publish and subscribe.
@@ -95,7 +96,8 @@ impl Connector {
                 }
             }
         }
-        Err(failure.unwrap_or_else(|| (ErrorKind::InvalidClientConfig, "no server is configured").into()))
+        Err(failure
+            .unwrap_or_else(|| (ErrorKind::InvalidClientConfig, "no server is configured").into()))
     }
 
     async fn open_pubsub(&self, node: usize) -> RedisResult<redis::aio::PubSub> {
@@ -116,7 +118,8 @@ impl Connector {
                 other => return other,
             }
         }
-        self.open_as(node, ProtocolVersion::RESP2, None::<fn(PushInfo)>).await
+        self.open_as(node, ProtocolVersion::RESP2, None::<fn(PushInfo)>)
+            .await
     }
 
     async fn open_as(
@@ -137,7 +140,9 @@ impl Connector {
                 Ok::<(), redis::aio::SendError>(())
             });
         }
-        let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+        let mut connection = client
+            .get_multiplexed_async_connection_with_config(&config)
+            .await?;
         if let Some(name) = &self.client_name {
             let mut command = redis::cmd("CLIENT");
             command.arg("SETNAME").arg(name);
@@ -156,7 +161,11 @@ impl Connector {
 
     /// Asks the Sentinels where the master is now.
     async fn master(&self, sentinel: &Sentinel, protocol: ProtocolVersion) -> RedisResult<Client> {
-        let addresses = self.nodes.iter().map(|node| address(&node.place)).collect::<Vec<_>>();
+        let addresses = self
+            .nodes
+            .iter()
+            .map(|node| address(&node.place))
+            .collect::<Vec<_>>();
         let mut builder =
             SentinelClientBuilder::new(addresses, &sentinel.master, SentinelServerType::Master)?
                 .set_client_to_redis_protocol(protocol)
@@ -187,10 +196,15 @@ impl fmt::Debug for Connector {
     }
 }
 
-async fn within<T>(limit: Duration, attempt: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
+async fn within<T>(
+    limit: Duration,
+    attempt: impl Future<Output = RedisResult<T>>,
+) -> RedisResult<T> {
     match timeout(limit, attempt).await {
         Ok(outcome) => outcome,
-        Err(_) => Err(RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut))),
+        Err(_) => Err(RedisError::from(std::io::Error::from(
+            std::io::ErrorKind::TimedOut,
+        ))),
     }
 }
 
@@ -223,8 +237,16 @@ fn tcp_settings() -> TcpSettings {
 
 fn address(place: &Place) -> ConnectionAddr {
     match place {
-        Place::Tcp { host, port, tls: None } => ConnectionAddr::Tcp(host.clone(), *port),
-        Place::Tcp { host, port, tls: Some(tls) } => ConnectionAddr::TcpTls {
+        Place::Tcp {
+            host,
+            port,
+            tls: None,
+        } => ConnectionAddr::Tcp(host.clone(), *port),
+        Place::Tcp {
+            host,
+            port,
+            tls: Some(tls),
+        } => ConnectionAddr::TcpTls {
             host: host.clone(),
             port: *port,
             insecure: tls.unverified,
@@ -244,7 +266,12 @@ fn tls_client(mut info: redis::ConnectionInfo, tls: &Tls) -> RedisResult<Client>
     let read = |path: &Path| -> RedisResult<Vec<u8>> {
         std::fs::read(path).map_err(|error| {
             let cause = format!("{}: {error}", path.display());
-            (ErrorKind::InvalidClientConfig, "cannot read a file for TLS", cause).into()
+            (
+                ErrorKind::InvalidClientConfig,
+                "cannot read a file for TLS",
+                cause,
+            )
+                .into()
         })
     };
     if tls.any_hostname {
@@ -263,7 +290,13 @@ fn tls_client(mut info: redis::ConnectionInfo, tls: &Tls) -> RedisResult<Client>
     if client_tls.is_none() && root_cert.is_none() {
         return Client::open(info);
     }
-    Client::build_with_tls(info, redis::TlsCertificates { client_tls, root_cert })
+    Client::build_with_tls(
+        info,
+        redis::TlsCertificates {
+            client_tls,
+            root_cert,
+        },
+    )
 }
 
 #[cfg(not(any(feature = "tls-rustls", feature = "tls-native-tls")))]

@@ -27,7 +27,9 @@ impl Link {
                 notify.notify_one();
             }
         });
-        let made = made.await.map_err(|error| attempt.unconnected(self, &error))?;
+        let made = made
+            .await
+            .map_err(|error| attempt.unconnected(self, &error))?;
         Ok(Dedicated {
             connection: made.connection,
             link: self.clone(),
@@ -69,7 +71,11 @@ impl Dedicated {
     ///
     /// When the connection broke, or the server refuses the command or does
     /// not answer.
-    pub async fn call(&mut self, attempt: Attempt<'_>, command: Command) -> Result<Reply, ServiceError> {
+    pub async fn call(
+        &mut self,
+        attempt: Attempt<'_>,
+        command: Command,
+    ) -> Result<Reply, ServiceError> {
         let value = self.send(attempt, command).await?;
         Reply::new(value).map_err(|error| attempt.failed(&self.link, &error))
     }

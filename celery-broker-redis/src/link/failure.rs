@@ -1,6 +1,5 @@
 //! From the library's errors to ours.
 
-use std::io;
 use std::time::Duration;
 
 use celery_runtime::{ServiceError, ServiceErrorKind};
@@ -59,13 +58,16 @@ impl<'a> Attempt<'a> {
         if error.is_timeout() {
             return self.no_answer(link, limit).with_source(error.clone());
         }
+        let error = &first(error);
         let text = error.to_string();
         let row = TABLE.iter().find(|row| speaks_of(error, &text, row.code));
         let (kind, remedy) = match row {
             Some(row) => (row.kind, row.remedy),
             None => (kind_without_code(error, otherwise), ""),
         };
-        let failure = self.error(link, kind, cause(error, text)).with_source(error.clone());
+        let failure = self
+            .error(link, kind, cause(error, &text))
+            .with_source(error.clone());
         match remedy {
             "" => failure,
             remedy => failure.with_remedy(remedy),
@@ -96,28 +98,57 @@ const TABLE: &[Row] = &[
     row("NOAUTH", ServiceErrorKind::Denied, ""),
     row("WRONGPASS", ServiceErrorKind::Denied, ""),
     row("NOPERM", ServiceErrorKind::Denied, ""),
-    row("DENIED", ServiceErrorKind::Denied, "set a password, or turn off the server's protected mode"),
+    row(
+        "DENIED",
+        ServiceErrorKind::Denied,
+        "set a password, or turn off the server's protected mode",
+    ),
     row(
         "WRONGTYPE",
         ServiceErrorKind::Invalid,
         "something else uses a key of this name: rename the queue, or set global_keyprefix",
     ),
     row("LOADING", ServiceErrorKind::Disconnected, ""),
-    row("READONLY", ServiceErrorKind::Disconnected, "this server is a replica: is a failover going on?"),
+    row(
+        "READONLY",
+        ServiceErrorKind::Disconnected,
+        "this server is a replica: is a failover going on?",
+    ),
     row("MASTERDOWN", ServiceErrorKind::Disconnected, ""),
     row("TRYAGAIN", ServiceErrorKind::Disconnected, ""),
     row("CLUSTERDOWN", ServiceErrorKind::Disconnected, ""),
-    row("BUSY", ServiceErrorKind::Disconnected, "a script of somebody's keeps the server busy"),
-    row("MISCONF", ServiceErrorKind::Disconnected, "the server cannot write to its disk"),
+    row(
+        "BUSY",
+        ServiceErrorKind::Disconnected,
+        "a script of somebody's keeps the server busy",
+    ),
+    row(
+        "MISCONF",
+        ServiceErrorKind::Disconnected,
+        "the server cannot write to its disk",
+    ),
     row("NOREPLICAS", ServiceErrorKind::Disconnected, ""),
-    row("OOM", ServiceErrorKind::Disconnected, "the server's memory is full"),
-    row("MOVED", ServiceErrorKind::Unsupported, "Redis Cluster is not supported: queues need one server"),
-    row("CROSSSLOT", ServiceErrorKind::Unsupported, "Redis Cluster is not supported: queues need one server"),
+    row(
+        "OOM",
+        ServiceErrorKind::Disconnected,
+        "the server's memory is full",
+    ),
+    row(
+        "MOVED",
+        ServiceErrorKind::Unsupported,
+        "Redis Cluster is not supported: queues need one server",
+    ),
+    row(
+        "CROSSSLOT",
+        ServiceErrorKind::Unsupported,
+        "Redis Cluster is not supported: queues need one server",
+    ),
 ];
 
 /// Whether the server answered, so that the connection is as good as before.
 pub(super) fn is_refusal(error: &RedisError) -> bool {
     matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension)
+        // Those come from a server that is the wrong one by now.
         && !["READONLY", "MASTERDOWN"].iter().any(|code| speaks_of(error, &error.to_string(), code))
 }
 
@@ -143,25 +174,38 @@ fn kind_without_code(error: &RedisError, otherwise: ServiceErrorKind) -> Service
     }
 }
 
-fn cause(error: &RedisError, text: String) -> String {
-    let refused = std::error::Error::source(error)
-        .and_then(|source| source.downcast_ref::<io::Error>())
-        .is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
-    match (refused, error.kind(), error.detail()) {
-        (true, ..) => "connection refused".to_owned(),
-        (_, ErrorKind::AuthenticationFailed, Some(detail)) => detail.to_owned(),
-        (_, ErrorKind::AuthenticationFailed, None) => "the server refuses the password".to_owned(),
-        (_, ErrorKind::Server(_) | ErrorKind::Extension, Some(detail)) => {
+fn cause(error: &RedisError, text: &str) -> String {
+    match (error.kind(), error.detail()) {
+        (ErrorKind::AuthenticationFailed, Some(detail)) => detail.to_owned(),
+        (ErrorKind::AuthenticationFailed, None) => "the server refuses the password".to_owned(),
+        (ErrorKind::Server(_) | ErrorKind::Extension, Some(detail)) => {
             let code = error.code().filter(|code| *code != "ERR");
             code.map_or_else(|| detail.to_owned(), |code| format!("{code} {detail}"))
         }
-        _ => text,
+        (ErrorKind::Io, _) => {
+            // The system's number says nothing that its text does not.
+            let words = text.split(" (os error").next().unwrap_or(text);
+            words.to_lowercase()
+        }
+        _ => text.to_owned(),
+    }
+}
+
+/// What went wrong first, where commands went together.
+fn first(error: &RedisError) -> RedisError {
+    match error.clone().into_server_errors() {
+        Some(errors) => match errors.first() {
+            Some((_, first)) => first.clone().into(),
+            None => error.clone(),
+        },
+        None => error.clone(),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::error::Error as _;
+    use std::io;
 
     use redis::make_extension_error;
     use serde_json::Map;
@@ -209,7 +253,10 @@ mod tests {
     async fn old_servers_hide_the_code_in_a_scripts_error() {
         let text = "Error running script (call to f_1): @user_script:3: WRONGTYPE Operation";
         assert_eq!(judge(&code("ERR", text)).kind(), ServiceErrorKind::Invalid);
-        let error = judge(&code("ERR", "Error running script: @user_script:3: READONLY You"));
+        let error = judge(&code(
+            "ERR",
+            "Error running script: @user_script:3: READONLY You",
+        ));
         assert_eq!(error.kind(), ServiceErrorKind::Disconnected);
     }
 
@@ -219,6 +266,9 @@ mod tests {
         assert_eq!(lost.kind(), ServiceErrorKind::Disconnected);
         let silent = judge(&io::Error::from(io::ErrorKind::TimedOut).into());
         assert_eq!(silent.kind(), ServiceErrorKind::TimedOut);
-        assert!(silent.to_string().contains("no answer within 5s"), "{silent}");
+        assert!(
+            silent.to_string().contains("no answer within 5s"),
+            "{silent}"
+        );
     }
 }

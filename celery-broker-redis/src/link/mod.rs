@@ -77,7 +77,11 @@ impl Link {
     /// # Errors
     ///
     /// When there is no connection, or the server refuses the command.
-    pub async fn call(&self, attempt: Attempt<'_>, command: Command) -> Result<Reply, ServiceError> {
+    pub async fn call(
+        &self,
+        attempt: Attempt<'_>,
+        command: Command,
+    ) -> Result<Reply, ServiceError> {
         let mut answers = self.pipeline(attempt, vec![command]).await?;
         answers.pop().unwrap_or(Ok(Reply::Nil))
     }
@@ -165,7 +169,11 @@ impl Link {
 
     /// The error of everything that is tried after [`close`](Self::close).
     pub fn closed_error(&self, attempt: Attempt<'_>) -> ServiceError {
-        attempt.error(self, ServiceErrorKind::Closed, "it was closed by this process")
+        attempt.error(
+            self,
+            ServiceErrorKind::Closed,
+            "it was closed by this process",
+        )
     }
 
     /// Sends a pipeline on a pooled connection. Errors of single commands are
@@ -183,7 +191,11 @@ impl Link {
         shared.set_response_timeout(self.options().limits.response);
         let answer = match pipeline.is_transaction() {
             true => transaction(&mut shared, pipeline).await,
-            false => shared.send_packed_commands(pipeline, 0, pipeline.len()).await,
+            false => {
+                shared
+                    .send_packed_commands(pipeline, 0, pipeline.len())
+                    .await
+            }
         };
         answer.map_err(|error| {
             if !failure::is_refusal(&error) {
@@ -196,7 +208,9 @@ impl Link {
 
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Link").field(&self.options().address()).finish()
+        f.debug_tuple("Link")
+            .field(&self.options().address())
+            .finish()
     }
 }
 
@@ -212,7 +226,9 @@ async fn transaction(
     pipeline: &redis::Pipeline,
 ) -> redis::RedisResult<Vec<redis::Value>> {
     let skipped = pipeline.len() + 1;
-    let mut answers = connection.send_packed_commands(pipeline, skipped, 1).await?;
+    let mut answers = connection
+        .send_packed_commands(pipeline, skipped, 1)
+        .await?;
     match answers.pop() {
         Some(redis::Value::Array(values)) => Ok(values),
         Some(redis::Value::ServerError(error)) => Err(error.into()),

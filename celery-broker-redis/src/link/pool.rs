@@ -22,10 +22,7 @@ pub(super) enum Pool {
 
 impl Pool {
     pub(super) fn new(connector: Connector, limits: &Limits) -> Self {
-        let manager = Manager {
-            connector,
-            idle: limits.health_check,
-        };
+        let manager = Manager { connector };
         let pool = managed::Pool::builder(manager)
             .max_size(limits.connections)
             .runtime(Runtime::Tokio1)
@@ -92,8 +89,11 @@ impl Taken {
 #[derive(Debug)]
 pub(super) struct Manager {
     connector: Connector,
-    idle: Duration,
 }
+
+/// A connection that was in use this shortly ago is taken for alive. In a longer
+/// pause the server may have gone and come back without our having looked.
+const FRESH: Duration = Duration::from_millis(100);
 
 /// A connection that tells when it broke.
 pub(super) struct Pooled {
@@ -127,15 +127,17 @@ impl managed::Manager for Manager {
     }
 
     /// A ping for each command would double the round trips, so only those are
-    /// asked that were idle for long or cannot tell.
+    /// asked that were idle for a while or cannot tell.
     async fn recycle(&self, pooled: &mut Pooled, metrics: &Metrics) -> RecycleResult<RedisError> {
         if pooled.broken.load(Ordering::Acquire) {
             return Err(RecycleError::message("the connection broke"));
         }
-        if pooled.tells && metrics.last_used() < self.idle {
+        if pooled.tells && metrics.last_used() < FRESH {
             return Ok(());
         }
-        redis::cmd("PING").exec_async(&mut pooled.connection).await?;
+        redis::cmd("PING")
+            .exec_async(&mut pooled.connection)
+            .await?;
         Ok(())
     }
 }

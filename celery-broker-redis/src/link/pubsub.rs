@@ -23,7 +23,9 @@ impl Link {
             return Err(self.closed_error(attempt));
         }
         let made = self.inner.connector.pubsub().await;
-        let (sink, stream) = made.map_err(|error| attempt.unconnected(self, &error))?.split();
+        let (sink, stream) = made
+            .map_err(|error| attempt.unconnected(self, &error))?
+            .split();
         let channels = Channels {
             sink,
             link: self.clone(),
@@ -42,7 +44,10 @@ pub struct Channels {
 
 /// What is done to a subscription.
 #[derive(Clone, Copy, Debug)]
-#[expect(clippy::exhaustive_enums, reason = "the commands of pub/sub that are used")]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "the commands of pub/sub that are used"
+)]
 pub enum Change {
     /// `SUBSCRIBE`.
     Subscribe,

@@ -27,7 +27,11 @@ async fn wrong_credentials_are_denied_without_showing_them() {
     for credentials in ["", ":wrongword@", "nobody:wrongword@"] {
         let broker = broker_at(&format!("redis://{credentials}{address}"), &json!({}));
         let error = broker.depth(&Queue::new("q")).await.unwrap_err();
-        assert_eq!(error.kind(), ServiceErrorKind::Denied, "{credentials}: {error}");
+        assert_eq!(
+            error.kind(),
+            ServiceErrorKind::Denied,
+            "{credentials}: {error}"
+        );
         let shown = format!("{error} {error:?} {broker:?}");
         assert!(!shown.contains("wrongword"), "{shown}");
         assert!(shown.contains("check user and password"), "{shown}");
@@ -48,7 +52,11 @@ async fn users_have_rights() {
         .user("ann", "word")
         .setting("user", &["bob", "on", ">word", "~other", "&*", "+@all"])
         .start();
-    let at = |user: &str| server.url().replace("redis://", &format!("redis://{user}:word@"));
+    let at = |user: &str| {
+        server
+            .url()
+            .replace("redis://", &format!("redis://{user}:word@"))
+    };
     let ann = broker_at(&at("ann"), &json!({}));
     send(&ann, "q", &["1"]).await;
     let bob = broker_at(&at("bob"), &json!({}));
@@ -112,7 +120,10 @@ async fn sentinel_knows_the_master_and_its_successor() {
     let broker = broker_at(&url, &json!({"master_name": "mymaster"}));
     send(&broker, "q", &["1"]).await;
     assert_eq!(waiting(&master, "q"), 1);
-    until("the replica has it", || count(&replica, &["LLEN", "q"]) == 1).await;
+    until("the replica has it", || {
+        count(&replica, &["LLEN", "q"]) == 1
+    })
+    .await;
     until("sentinel knows the replica", || {
         let masters = sentinel.command(&["INFO", "sentinel"]).text();
         masters.contains("slaves=1")
@@ -122,7 +133,10 @@ async fn sentinel_knows_the_master_and_its_successor() {
     master.kill();
 
     until("the replica is master", || {
-        replica.command(&["INFO", "replication"]).text().contains("role:master")
+        replica
+            .command(&["INFO", "replication"])
+            .text()
+            .contains("role:master")
     })
     .await;
     let consumer = loop {
@@ -168,13 +182,20 @@ async fn a_pool_of_the_users_own_is_used_and_left_open() {
 #[ignore = "needs redis-server and openssl; run cargo xtask test"]
 async fn tls_is_verified_unless_told_otherwise() {
     let server = RedisServer::with_tls();
-    let trusted = format!("{}?ssl_ca_certs={}", server.tls_url(), server.authority().display());
+    let trusted = format!(
+        "{}?ssl_ca_certs={}",
+        server.tls_url(),
+        server.authority().display()
+    );
     let broker = broker_at(&trusted, &json!({}));
     send(&broker, "q", &["1"]).await;
     let consumer = consumer(&broker, &["q"]).await;
     assert_eq!(id(&receive_one(&*consumer).await), "1");
 
-    let careless = broker_at(&format!("{}?ssl_cert_reqs=none", server.tls_url()), &json!({}));
+    let careless = broker_at(
+        &format!("{}?ssl_cert_reqs=none", server.tls_url()),
+        &json!({}),
+    );
     send(&careless, "q", &["2"]).await;
 
     let strict = broker_at(&server.tls_url(), &json!({}));

@@ -26,13 +26,20 @@ async fn taken_messages_are_noted_as_kombu_notes_them() {
     assert_eq!(&*taken[0].queue, "celery");
     assert!(!taken[0].redelivered);
     assert_eq!((waiting(&server, "celery"), held(&server)), (1, 2));
-    let entry = server.command(&["HGET", "unacked", taken[0].tag.as_str()]).text();
+    let entry = server
+        .command(&["HGET", "unacked", taken[0].tag.as_str()])
+        .text();
     let entry: Value = serde_json::from_str(&entry).unwrap();
     let envelope: Value = serde_json::from_str(&raw).unwrap();
     assert_eq!(entry, json!([envelope, "", "celery"]));
-    let score: f64 =
-        server.command(&["ZSCORE", "unacked_index", taken[0].tag.as_str()]).text().parse().unwrap();
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let score: f64 = server
+        .command(&["ZSCORE", "unacked_index", taken[0].tag.as_str()])
+        .text()
+        .parse()
+        .unwrap();
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap();
     assert!((score - now.as_secs_f64()).abs() < 60.0, "{score}");
 
     ack(&*consumer, &taken[0]).await;
@@ -103,7 +110,10 @@ async fn a_waiting_consumer_is_woken_by_the_message() {
         tokio::task::yield_now().await;
         let queue = if number % 2 == 0 { "a" } else { "b" };
         send(&broker, queue, &[&number.to_string()]).await;
-        let delivery = tokio::time::timeout(LIMIT, receiving).await.unwrap().unwrap();
+        let delivery = tokio::time::timeout(LIMIT, receiving)
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(id(&delivery), number.to_string());
         ack(&*consumer, &delivery).await;
     }
@@ -133,7 +143,9 @@ fn clients(server: &RedisServer) -> usize {
 
 fn tracking_clients(server: &RedisServer) -> usize {
     let list = server.command(&["CLIENT", "LIST"]).text();
-    list.lines().filter(|line| line.contains(" flags=t")).count()
+    list.lines()
+        .filter(|line| line.contains(" flags=t"))
+        .count()
 }
 
 #[tokio::test]
@@ -141,7 +153,18 @@ fn tracking_clients(server: &RedisServer) -> usize {
 async fn servers_without_tracking_are_polled() {
     // Access rules may forbid it, as some proxies do.
     let server = RedisServer::builder()
-        .setting("user", &["plain", "on", ">word", "~*", "&*", "+@all", "-client|tracking"])
+        .setting(
+            "user",
+            &[
+                "plain",
+                "on",
+                ">word",
+                "~*",
+                "&*",
+                "+@all",
+                "-client|tracking",
+            ],
+        )
         .start();
     let url = server.url().replace("redis://", "redis://plain:word@");
     let broker = crate::support::broker_at(&url, &json!({}));

@@ -12,12 +12,17 @@ use crate::support::{
 };
 
 async fn next(subscription: &mut dyn Subscription) -> String {
-    let message = tokio::time::timeout(LIMIT, subscription.next()).await.expect("in time");
+    let message = tokio::time::timeout(LIMIT, subscription.next())
+        .await
+        .expect("in time");
     message_id(&message.expect("a message"))
 }
 
 async fn broadcast(broker: &RedisBroker, exchange: &str, key: &str, id: &str) {
-    broker.broadcast(exchange, key, &task(id)).await.expect("broadcast");
+    broker
+        .broadcast(exchange, key, &task(id))
+        .await
+        .expect("broadcast");
 }
 
 #[tokio::test]
@@ -53,7 +58,9 @@ async fn channels_are_kombus() {
     // What kombu sends: not ours to build, so by hand.
     let envelope = r#"{"body": "e30=", "headers": {"task": "t", "id": "by-hand"},
         "properties": {"body_encoding": "base64"}}"#;
-    let heard = server.command(&["PUBLISH", "p:/3.celery.pidbox", envelope]).integer();
+    let heard = server
+        .command(&["PUBLISH", "p:/3.celery.pidbox", envelope])
+        .integer();
     assert_eq!(heard, 1);
     assert_eq!(next(&mut *pidbox).await, "by-hand");
     // Something that is no message ends nothing.
@@ -83,7 +90,10 @@ async fn a_lost_connection_is_an_error() {
     let broker = broker(&server);
     let mut subscription = broker.subscribe("celeryev", "#").await.unwrap();
     server.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
-    let error = tokio::time::timeout(LIMIT, subscription.next()).await.unwrap().unwrap_err();
+    let error = tokio::time::timeout(LIMIT, subscription.next())
+        .await
+        .unwrap()
+        .unwrap_err();
     assert_eq!(error.kind(), ServiceErrorKind::Disconnected, "{error}");
 }
 
@@ -96,7 +106,10 @@ async fn a_silent_server_is_an_error() {
     let broker = broker_with(&server, &options);
     let mut subscription = broker.subscribe("celeryev", "#").await.unwrap();
     server.pause();
-    let error = tokio::time::timeout(LIMIT, subscription.next()).await.unwrap().unwrap_err();
+    let error = tokio::time::timeout(LIMIT, subscription.next())
+        .await
+        .unwrap()
+        .unwrap_err();
     assert!(error.is_transient(), "{error}");
     server.resume();
 }
@@ -106,7 +119,10 @@ async fn a_silent_server_is_an_error() {
 async fn replies_come_in_order_and_leave_nothing_behind() {
     let server = RedisServer::start();
     let broker = broker(&server);
-    let mut replies = broker.reply_queue("my-replies", Duration::from_millis(500)).await.unwrap();
+    let mut replies = broker
+        .reply_queue("my-replies", Duration::from_millis(500))
+        .await
+        .unwrap();
     let ids: Vec<String> = (0..200).map(|number| number.to_string()).collect();
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
     send(&broker, "my-replies", &ids).await;
@@ -127,7 +143,10 @@ async fn replies_come_in_order_and_leave_nothing_behind() {
 async fn a_reply_queue_in_use_outlives_its_time_to_live() {
     let server = RedisServer::start();
     let broker = broker(&server);
-    let mut replies = broker.reply_queue("mine", Duration::from_millis(150)).await.unwrap();
+    let mut replies = broker
+        .reply_queue("mine", Duration::from_millis(150))
+        .await
+        .unwrap();
     let waited = tokio::time::timeout(Duration::from_millis(600), replies.next()).await;
     assert!(waited.is_err(), "nothing was sent");
     assert_ne!(count(&server, &["PTTL", "mine"]), -2, "it is still there");
@@ -140,7 +159,10 @@ async fn a_reply_queue_in_use_outlives_its_time_to_live() {
 async fn a_reply_waits_for_the_next_reader_when_one_gives_up() {
     let server = RedisServer::start();
     let broker = broker(&server);
-    let mut replies = broker.reply_queue("mine", Duration::from_secs(60)).await.unwrap();
+    let mut replies = broker
+        .reply_queue("mine", Duration::from_secs(60))
+        .await
+        .unwrap();
     let gave_up = tokio::time::timeout(Duration::ZERO, replies.next()).await;
     assert!(gave_up.is_err());
     send(&broker, "mine", &["1"]).await;

@@ -26,7 +26,9 @@ async fn a_killed_server_fails_calls_at_once_and_serves_them_when_back() {
         assert!(error.is_transient(), "{error}");
         server.restart();
         // No connection from before is handed out.
-        publish_one(&broker, &round.to_string()).await.expect("the server is back");
+        publish_one(&broker, &round.to_string())
+            .await
+            .expect("the server is back");
     }
     let error = consumer.receive(1).await.unwrap_err();
     assert!(error.is_transient(), "{error}");
@@ -38,7 +40,10 @@ async fn a_killed_server_fails_calls_at_once_and_serves_them_when_back() {
 
 async fn publish_one(broker: &RedisBroker, id: &str) -> Result<(), celery_runtime::ServiceError> {
     let sent = [Publication::to_queue(task(id), "q")];
-    tokio::time::timeout(LIMIT, broker.publish(&sent)).await.expect("in time").remove(0)
+    tokio::time::timeout(LIMIT, broker.publish(&sent))
+        .await
+        .expect("in time")
+        .remove(0)
 }
 
 #[tokio::test]
@@ -61,7 +66,10 @@ async fn nothing_is_lost_when_the_server_is_killed_in_mid_use() {
         for tag in server.command(&["HKEYS", "unacked"]).texts() {
             server.command(&["ZADD", "unacked_index", "1000", &tag]);
         }
-        broker.restore_abandoned().await.expect("the server is back");
+        broker
+            .restore_abandoned()
+            .await
+            .expect("the server is back");
     }
     sending.await.unwrap();
     assert_eq!(kills, 5);
@@ -115,14 +123,23 @@ async fn a_silent_server_is_noticed_by_everybody() {
     let receiving = tokio::spawn(async move { waiting.receive(1).await });
     server.pause();
 
-    let error = tokio::time::timeout(LIMIT, receiving).await.unwrap().unwrap().unwrap_err();
+    let error = tokio::time::timeout(LIMIT, receiving)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap_err();
     assert!(error.is_transient(), "{error}");
     assert_eq!(error.kind(), ServiceErrorKind::TimedOut);
-    assert!(error.to_string().contains("no answer within 500ms"), "{error}");
+    assert!(
+        error.to_string().contains("no answer within 500ms"),
+        "{error}"
+    );
     let error = publish_one(&broker, "2").await.unwrap_err();
     assert_eq!(error.kind(), ServiceErrorKind::TimedOut, "{error}");
     server.resume();
-    publish_one(&broker, "3").await.expect("the server answers again");
+    publish_one(&broker, "3")
+        .await
+        .expect("the server answers again");
 }
 
 #[tokio::test]
@@ -134,10 +151,17 @@ async fn every_waiting_consumer_hears_of_a_broken_connection() {
     let waiting = Arc::clone(&consumer);
     let receiving = tokio::spawn(async move { waiting.receive(1).await });
     crate::support::until("it is connected", || {
-        server.command(&["CLIENT", "LIST"]).text().contains("flags=t")
+        server
+            .command(&["CLIENT", "LIST"])
+            .text()
+            .contains("flags=t")
     })
     .await;
     server.command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
-    let error = tokio::time::timeout(LIMIT, receiving).await.unwrap().unwrap().unwrap_err();
+    let error = tokio::time::timeout(LIMIT, receiving)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap_err();
     assert_eq!(error.kind(), ServiceErrorKind::Disconnected, "{error}");
 }

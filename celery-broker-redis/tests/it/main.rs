@@ -1,5 +1,6 @@
 //! The broker against real servers.
 
+mod conformance;
 mod connections;
 mod consume;
 mod fanout;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use xtask::servers::RedisServer;
 
 use crate::support::{
-    broker, broker_with, count, ids, keys, receive, consumer, send, task, urgent, waiting,
+    broker, broker_with, consumer, count, ids, keys, receive, send, task, urgent, waiting,
 };
 
 #[tokio::test]
@@ -17,7 +17,10 @@ async fn a_batch_lands_in_order_as_kombus_envelopes() {
     send(&broker, "celery", &["one", "two"]).await;
 
     let envelopes = server.command(&["LRANGE", "celery", "0", "-1"]).texts();
-    let envelopes: Vec<Value> = envelopes.iter().map(|e| serde_json::from_str(e).unwrap()).collect();
+    let envelopes: Vec<Value> = envelopes
+        .iter()
+        .map(|e| serde_json::from_str(e).unwrap())
+        .collect();
     // The right end is taken first.
     assert_eq!(envelopes[1]["headers"]["id"], "one");
     assert_eq!(envelopes[0]["headers"]["id"], "two");
@@ -25,7 +28,10 @@ async fn a_batch_lands_in_order_as_kombus_envelopes() {
     let info = json!({"exchange": "", "routing_key": "celery"});
     assert_eq!(properties["delivery_info"], info);
     assert_eq!(properties["body_encoding"], "base64");
-    assert_ne!(properties["delivery_tag"], envelopes[1]["properties"]["delivery_tag"]);
+    assert_ne!(
+        properties["delivery_tag"],
+        envelopes[1]["properties"]["delivery_tag"]
+    );
 }
 
 #[tokio::test]
@@ -39,7 +45,10 @@ async fn priorities_have_lists_of_their_own() {
     for outcome in broker.publish(&batch).await {
         outcome.unwrap();
     }
-    assert_eq!(keys(&server), ["q", "q\x06\x163", "q\x06\x166", "q\x06\x169"]);
+    assert_eq!(
+        keys(&server),
+        ["q", "q\x06\x163", "q\x06\x166", "q\x06\x169"]
+    );
     assert_eq!(count(&server, &["LLEN", "q"]), 2);
     let queue = Queue::new("q");
     assert_eq!(broker.depth(&queue).await.unwrap(), 5);
@@ -71,13 +80,20 @@ async fn named_exchanges_follow_their_bindings() {
     assert_eq!(waiting(&server, "errors"), 1);
     assert_eq!(waiting(&server, "all"), 2);
     assert_eq!(waiting(&server, "images"), 1);
-    let kinds: Vec<_> = outcomes.iter().map(|o| o.as_ref().err().map(|e| e.kind())).collect();
+    let kinds: Vec<_> = outcomes
+        .iter()
+        .map(|o| o.as_ref().err().map(|e| e.kind()))
+        .collect();
     let unroutable = Some(ServiceErrorKind::Unroutable);
     assert_eq!(kinds, [None, None, None, unroutable, unroutable]);
     // What kombu writes for the same declaration.
-    let members = server.command(&["SMEMBERS", "_kombu.binding.media"]).texts();
+    let members = server
+        .command(&["SMEMBERS", "_kombu.binding.media"])
+        .texts();
     assert_eq!(members, ["image\x06\x16\x06\x16images"]);
-    let members = server.command(&["SMEMBERS", "_kombu.binding_permanent.media"]).texts();
+    let members = server
+        .command(&["SMEMBERS", "_kombu.binding_permanent.media"])
+        .texts();
     assert_eq!(members, ["image\x06\x16\x06\x16images"]);
 }
 
@@ -112,7 +128,12 @@ async fn every_key_has_the_prefix() {
     assert_eq!(ids(&receive(&*consumer, 1).await), ["1"]);
     let keys = keys(&server);
     assert!(keys.iter().all(|key| key.starts_with("shop:")), "{keys:?}");
-    for key in ["shop:celery", "shop:unacked", "shop:unacked_index", "shop:_kombu.binding.celery"] {
+    for key in [
+        "shop:celery",
+        "shop:unacked",
+        "shop:unacked_index",
+        "shop:_kombu.binding.celery",
+    ] {
         assert!(keys.iter().any(|found| found == key), "{key} in {keys:?}");
     }
 }
@@ -125,7 +146,11 @@ async fn the_body_survives_the_server() {
     let mut message = task("1");
     message.body = vec![0, 255, 128, 10, 13].into();
     let sent = Publication::to_queue(message, "q");
-    broker.publish(std::slice::from_ref(&sent)).await.remove(0).unwrap();
+    broker
+        .publish(std::slice::from_ref(&sent))
+        .await
+        .remove(0)
+        .unwrap();
     let raw = server.command(&["LINDEX", "q", "0"]).text();
     let message = kombu::decode(&raw.into()).unwrap();
     assert_eq!(message.body, sent.message.body);

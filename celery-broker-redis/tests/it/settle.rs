@@ -32,8 +32,14 @@ async fn a_batch_is_settled_and_settling_again_changes_nothing() {
     assert_eq!(ids(&again), ["head", "keep", "tail"]);
     let redelivered: Vec<_> = again.iter().map(|delivery| delivery.redelivered).collect();
     assert_eq!(redelivered, [true, false, true]);
-    let Content::Message(message) = &again[0].content else { panic!("no message") };
-    let flag = message.headers.find("redelivered").unwrap().expect("kombu's other flag");
+    let Content::Message(message) = &again[0].content else {
+        panic!("no message")
+    };
+    let flag = message
+        .headers
+        .find("redelivered")
+        .unwrap()
+        .expect("kombu's other flag");
     assert_eq!(flag.as_json(), Some("true"));
 }
 
@@ -46,7 +52,10 @@ async fn a_requeued_message_keeps_its_priority() {
     broker.publish(&sent).await.remove(0).unwrap();
     let consumer = consumer(&broker, &["q"]).await;
     let tag = receive_one(&*consumer).await.tag;
-    consumer.settle(&[Settlement::Requeue(tag, QueueEnd::Tail)]).await.unwrap();
+    consumer
+        .settle(&[Settlement::Requeue(tag, QueueEnd::Tail)])
+        .await
+        .unwrap();
     assert_eq!(keys(&server), ["q\x06\x166"]);
 }
 
@@ -58,8 +67,14 @@ async fn requeued_garbage_goes_back_as_it_was() {
     server.command(&["LPUSH", "q", "garbage"]);
     let consumer = consumer(&broker, &["q"]).await;
     let tag = receive_one(&*consumer).await.tag;
-    consumer.settle(&[Settlement::Requeue(tag, QueueEnd::Head)]).await.unwrap();
-    assert_eq!(server.command(&["LRANGE", "q", "0", "-1"]).texts(), ["garbage"]);
+    consumer
+        .settle(&[Settlement::Requeue(tag, QueueEnd::Head)])
+        .await
+        .unwrap();
+    assert_eq!(
+        server.command(&["LRANGE", "q", "0", "-1"]).texts(),
+        ["garbage"]
+    );
     assert_eq!(keys(&server), ["q"]);
 }
 
@@ -72,7 +87,10 @@ async fn nothing_is_pushed_when_somebody_else_ended_the_delivery() {
     let consumer = consumer(&broker, &["q"]).await;
     let tag = receive_one(&*consumer).await.tag;
     server.command(&["HDEL", "unacked", tag.as_str()]);
-    consumer.settle(&[Settlement::Requeue(tag, QueueEnd::Head)]).await.unwrap();
+    consumer
+        .settle(&[Settlement::Requeue(tag, QueueEnd::Head)])
+        .await
+        .unwrap();
     assert_eq!(waiting(&server, "q"), 0);
 }
 
@@ -100,15 +118,23 @@ async fn a_parked_message_comes_back_at_its_time() {
     let consumer = consumer(&broker, &["q"]).await;
     let taken = tags(&receive(&*consumer, 2).await);
     let now = SystemTime::now();
-    let (later, soon) = (now + Duration::from_secs(3600), now + Duration::from_millis(200));
+    let (later, soon) = (
+        now + Duration::from_secs(3600),
+        now + Duration::from_millis(200),
+    );
     let batch = [
         Settlement::Park(taken[0].clone(), later),
         Settlement::Park(taken[1].clone(), soon),
     ];
     consumer.settle(&batch).await.unwrap();
     // Nobody else takes it for abandoned before its time and the timeout.
-    let score = server.command(&["ZSCORE", "unacked_index", taken[0].as_str()]).text();
-    let due = later.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+    let score = server
+        .command(&["ZSCORE", "unacked_index", taken[0].as_str()])
+        .text();
+    let due = later
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap()
+        .as_secs_f64();
     assert!((score.parse::<f64>().unwrap() - due).abs() < 0.01);
 
     let delivery = receive_one(&*consumer).await;
@@ -127,7 +153,10 @@ async fn what_was_parked_survives_a_broken_consumer() {
     send(&broker, "q", &["1"]).await;
     let broken = consumer(&broker, &["q"]).await;
     let tag = receive_one(&*broken).await.tag;
-    broken.settle(&[Settlement::Park(tag, SystemTime::now())]).await.unwrap();
+    broken
+        .settle(&[Settlement::Park(tag, SystemTime::now())])
+        .await
+        .unwrap();
     drop(broken);
     let next = consumer(&broker, &["q"]).await;
     assert_eq!(id(&receive_one(&*next).await), "1");
@@ -141,7 +170,10 @@ async fn a_parked_message_that_was_settled_elsewhere_does_not_come() {
     send(&broker, "q", &["gone", "there"]).await;
     let consumer = consumer(&broker, &["q"]).await;
     let gone = receive_one(&*consumer).await.tag;
-    consumer.settle(&[Settlement::Park(gone.clone(), SystemTime::now())]).await.unwrap();
+    consumer
+        .settle(&[Settlement::Park(gone.clone(), SystemTime::now())])
+        .await
+        .unwrap();
     server.command(&["HDEL", "unacked", gone.as_str()]);
     server.command(&["ZREM", "unacked_index", gone.as_str()]);
     assert_eq!(id(&receive_one(&*consumer).await), "there");
@@ -153,7 +185,12 @@ async fn a_parked_message_that_was_settled_elsewhere_does_not_come() {
 async fn closing_gives_parked_messages_back_and_keeps_the_rest() {
     let server = RedisServer::start();
     let broker = broker(&server);
-    send(&broker, "q", &["running", "parked", "parked too", "waiting"]).await;
+    send(
+        &broker,
+        "q",
+        &["running", "parked", "parked too", "waiting"],
+    )
+    .await;
     let first = consumer(&broker, &["q"]).await;
     let taken = tags(&receive(&*first, 3).await);
     let far = SystemTime::now() + Duration::from_secs(3600);
@@ -165,12 +202,17 @@ async fn closing_gives_parked_messages_back_and_keeps_the_rest() {
 
     assert_eq!((waiting(&server, "q"), held(&server)), (3, 1));
     // After the end nothing is settled.
-    first.settle(&[Settlement::Ack(taken[0].clone())]).await.unwrap();
+    first
+        .settle(&[Settlement::Ack(taken[0].clone())])
+        .await
+        .unwrap();
     assert_eq!(held(&server), 1);
     let next = consumer(&broker, &["q"]).await;
     let again = receive(&*next, 3).await;
     assert_eq!(ids(&again), ["parked", "parked too", "waiting"]);
-    let Content::Message(message) = &again[0].content else { panic!("no message") };
+    let Content::Message(message) = &again[0].content else {
+        panic!("no message")
+    };
     assert_eq!(message_id(message), "parked");
     assert_eq!(count(&server, &["LLEN", "q"]), 0);
 }

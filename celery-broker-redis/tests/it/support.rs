@@ -32,7 +32,11 @@ pub(crate) fn broker_at(url: &str, options: &Value) -> RedisBroker {
 /// The message of a task whose id tells messages apart.
 pub(crate) fn task(id: &str) -> Message {
     let body = encode_body(Serializer::Json, &(2, 3), &(), &Embed::default()).expect("a body");
-    Message::task(TaskHeaders::new("tasks.add", id.to_owned()), Serializer::Json, body)
+    Message::task(
+        TaskHeaders::new("tasks.add", id.to_owned()),
+        Serializer::Json,
+        body,
+    )
 }
 
 pub(crate) fn urgent(id: &str, priority: u8) -> Message {
@@ -42,7 +46,10 @@ pub(crate) fn urgent(id: &str, priority: u8) -> Message {
 }
 
 pub(crate) async fn send(broker: &RedisBroker, queue: &str, ids: &[&str]) {
-    let batch: Vec<_> = ids.iter().map(|id| Publication::to_queue(task(id), queue)).collect();
+    let batch: Vec<_> = ids
+        .iter()
+        .map(|id| Publication::to_queue(task(id), queue))
+        .collect();
     for outcome in broker.publish(&batch).await {
         outcome.expect("published");
     }
@@ -50,7 +57,10 @@ pub(crate) async fn send(broker: &RedisBroker, queue: &str, ids: &[&str]) {
 
 pub(crate) async fn consumer(broker: &RedisBroker, queues: &[&str]) -> Arc<dyn Consumer> {
     let queues = queues.iter().map(|queue| Queue::from(*queue)).collect();
-    broker.consume(&ConsumeOptions::new(queues, 8)).await.expect("a consumer")
+    broker
+        .consume(&ConsumeOptions::new(queues, 8))
+        .await
+        .expect("a consumer")
 }
 
 /// Receives until there are `count` deliveries.
@@ -68,7 +78,10 @@ pub(crate) async fn receive_one(consumer: &dyn Consumer) -> Delivery {
 }
 
 pub(crate) async fn ack(consumer: &dyn Consumer, delivery: &Delivery) {
-    consumer.settle(&[Settlement::Ack(delivery.tag.clone())]).await.expect("settled");
+    consumer
+        .settle(&[Settlement::Ack(delivery.tag.clone())])
+        .await
+        .expect("settled");
 }
 
 pub(crate) fn id(delivery: &Delivery) -> String {
@@ -88,7 +101,10 @@ pub(crate) fn ids(deliveries: &[Delivery]) -> Vec<String> {
 }
 
 pub(crate) fn tags(deliveries: &[Delivery]) -> Vec<DeliveryTag> {
-    deliveries.iter().map(|delivery| delivery.tag.clone()).collect()
+    deliveries
+        .iter()
+        .map(|delivery| delivery.tag.clone())
+        .collect()
 }
 
 pub(crate) fn count(server: &RedisServer, command: &[&str]) -> i64 {
@@ -98,18 +114,26 @@ pub(crate) fn count(server: &RedisServer, command: &[&str]) -> i64 {
 /// The messages in all four lists of a queue.
 pub(crate) fn waiting(server: &RedisServer, queue: &str) -> i64 {
     let lists = ["", "\x06\x163", "\x06\x166", "\x06\x169"].map(|end| format!("{queue}{end}"));
-    lists.iter().map(|list| count(server, &["LLEN", list])).sum()
+    lists
+        .iter()
+        .map(|list| count(server, &["LLEN", list]))
+        .sum()
 }
 
 pub(crate) fn held(server: &RedisServer) -> i64 {
     let entries = count(server, &["HLEN", "unacked"]);
-    assert_eq!(entries, count(server, &["ZCARD", "unacked_index"]), "entries and index");
+    assert_eq!(
+        entries,
+        count(server, &["ZCARD", "unacked_index"]),
+        "entries and index"
+    );
     entries
 }
 
-/// Every key of the server, sorted.
+/// Every key of the server, sorted, but the lock of the sweeps.
 pub(crate) fn keys(server: &RedisServer) -> Vec<String> {
     let mut keys = server.command(&["KEYS", "*"]).texts();
+    keys.retain(|key| key != "unacked_mutex");
     keys.sort();
     keys
 }
@@ -121,5 +145,7 @@ pub(crate) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(LIMIT, waited).await.unwrap_or_else(|_| panic!("not in time: {what}"));
+    tokio::time::timeout(LIMIT, waited)
+        .await
+        .unwrap_or_else(|_| panic!("not in time: {what}"));
 }

@@ -1,22 +1,18 @@
 //! The envelope itself.
 
 use std::borrow::Cow;
-use std::fmt;
 
-use base64::Engine as _;
-use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use base64::{DecodeSliceError, Engine as _, alphabet};
 use bytes::Bytes;
 use serde::Serialize;
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use crate::codec::Serializer;
+use crate::codec::json::{self, Reader};
 use crate::error::{DecodeError, EncodeError};
-use crate::headers::Headers;
+use crate::headers::{Headers, JsonHeaders};
 use crate::kombu::properties::EnvelopeProperties;
 use crate::message::{Message, Properties};
-use crate::raw::Raw;
-use crate::text::Text;
 use crate::value::Value;
 
 /// Where a message is sent to.
@@ -159,21 +155,21 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 ///
 /// When the envelope is malformed or has no body.
 pub fn decode(raw: &Bytes) -> Result<Message, DecodeError> {
-    let envelope = Serializer::Json.decode::<Envelope<'_>>(raw);
-    let envelope = envelope.map_err(|error| error.in_field("envelope"))?;
-    let headers = read_headers(raw, envelope.headers.as_ref())?;
-    let Some(Text(body)) = envelope.body else {
+    let envelope = read(raw).map_err(|error| error.in_field("envelope"))?;
+    let Some(body) = envelope.body else {
         return Err(DecodeError::new("a message must have one").in_field("envelope.body"));
     };
     let EnvelopeProperties {
-        mut properties,
+        properties,
         body_encoding,
     } = envelope.properties;
-    properties.content_type = content_type(envelope.content_type);
-    properties.content_encoding = content_encoding(envelope.content_encoding.as_ref());
     Ok(Message {
-        headers,
-        properties,
+        headers: envelope.headers,
+        properties: Properties {
+            content_type: content_type(envelope.content_type),
+            content_encoding: content_encoding(envelope.content_encoding),
+            ..properties
+        },
         body: decode_body(raw, body, body_encoding.as_deref())?,
     })
 }
@@ -185,7 +181,7 @@ fn decode_body(
 ) -> Result<Bytes, DecodeError> {
     let failed = |error: DecodeError| error.in_field("envelope.body");
     match encoding {
-        Some("base64") => match BASE64.decode(body.as_bytes()) {
+        Some("base64") => match decode_base64(&body) {
             Ok(bytes) => Ok(bytes.into()),
             Err(error) => Err(failed(DecodeError::malformed(format!(
                 "bad base64: {error}"
@@ -199,70 +195,63 @@ fn decode_body(
     }
 }
 
+/// Decodes into exactly the memory that is needed, which [`Bytes`] then takes
+/// over as it is.
+fn decode_base64(text: &str) -> Result<Vec<u8>, DecodeSliceError> {
+    let digits = text.trim_end_matches('=').len();
+    let mut bytes = vec![0; digits / 4 * 3 + digits % 4 * 3 / 4];
+    let length = BASE64.decode_slice(text, &mut bytes)?;
+    bytes.truncate(length);
+    Ok(bytes)
+}
+
 /// The entries of an envelope; what is decoded is what is small.
 #[derive(Default)]
 struct Envelope<'a> {
-    body: Option<Text<'a>>,
-    content_type: Option<Text<'a>>,
-    content_encoding: Option<Text<'a>>,
-    headers: Option<Raw<'a>>,
+    body: Option<Cow<'a, str>>,
+    content_type: Option<Cow<'a, str>>,
+    content_encoding: Option<Cow<'a, str>>,
+    headers: Headers,
     properties: EnvelopeProperties<'a>,
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for Envelope<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(EnvelopeVisitor)
-    }
-}
-
-struct EnvelopeVisitor;
-
-impl<'de> Visitor<'de> for EnvelopeVisitor {
-    type Value = Envelope<'de>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an envelope, a mapping")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut envelope = Envelope::default();
-        while let Some(Text(name)) = map.next_key()? {
-            match &*name {
-                "body" => envelope.body = map.next_value()?,
-                "content-type" => envelope.content_type = map.next_value()?,
-                "content-encoding" => envelope.content_encoding = map.next_value()?,
-                "headers" => envelope.headers = map.next_value()?,
-                "properties" => {
-                    let properties: Option<EnvelopeProperties<'de>> = map.next_value()?;
-                    envelope.properties = properties.unwrap_or_default();
-                }
-                _ => {
-                    map.next_value::<IgnoredAny>()?;
-                }
+fn read(raw: &Bytes) -> Result<Envelope<'_>, DecodeError> {
+    let mut reader = Reader::new(json::text(raw)?);
+    let mut envelope = Envelope::default();
+    let read = reader.entries(|reader| {
+        match &*reader.name()? {
+            "body" => envelope.body = reader.text()?,
+            "content-type" => envelope.content_type = reader.text()?,
+            "content-encoding" => envelope.content_encoding = reader.text()?,
+            "headers" => envelope.headers = read_headers(reader, raw)?,
+            "properties" => envelope.properties.read(reader)?,
+            _ => {
+                reader.skip()?;
             }
         }
-        Ok(envelope)
+        Ok(())
+    });
+    match read.and_then(|()| reader.end()) {
+        Ok(()) => Ok(envelope),
+        Err(error) => Err(json::in_json(error.at_byte(reader.offset()))),
     }
 }
 
-fn read_headers(raw: &Bytes, headers: Option<&Raw<'_>>) -> Result<Headers, DecodeError> {
-    let text = match headers {
-        Some(headers) if !headers.is_null() => headers.as_json().unwrap_or_default(),
-        _ => return Ok(Headers::empty()),
-    };
-    match text.trim_ascii() {
-        "{}" => Ok(Headers::empty()),
-        text if text.starts_with('{') => {
-            Ok(Headers::from_checked_json(raw.slice_ref(text.as_bytes())))
-        }
-        _ => Err(DecodeError::new("expected a mapping").in_field("envelope.headers")),
+fn read_headers(reader: &mut Reader<'_>, raw: &Bytes) -> Result<Headers, DecodeError> {
+    if reader.at_map() {
+        return JsonHeaders::read_next(reader, raw).map(Headers::from_indexed_json);
     }
+    if reader.null()? {
+        return Ok(Headers::empty());
+    }
+    reader.skip()?;
+    Err(DecodeError::new("expected a mapping").in_field("headers"))
 }
 
 /// Without a content type, kombu hands the body on as it is; no serializer
 /// reads it.
-fn content_type(found: Option<Text<'_>>) -> Cow<'static, str> {
-    let Some(Text(found)) = found else {
+fn content_type(found: Option<Cow<'_, str>>) -> Cow<'static, str> {
+    let Some(found) = found else {
         return Cow::Borrowed("application/data");
     };
     match Serializer::from_content_type(&found) {
@@ -271,8 +260,8 @@ fn content_type(found: Option<Text<'_>>) -> Cow<'static, str> {
     }
 }
 
-fn content_encoding(found: Option<&Text<'_>>) -> Cow<'static, str> {
-    match found.map(|Text(found)| &**found) {
+fn content_encoding(found: Option<Cow<'_, str>>) -> Cow<'static, str> {
+    match found.as_deref() {
         None | Some("utf-8") => Cow::Borrowed("utf-8"),
         Some("binary") => Cow::Borrowed("binary"),
         Some(other) => Cow::Owned(other.to_owned()),

@@ -1,13 +1,11 @@
 //! The properties inside an envelope.
 
 use std::borrow::Cow;
-use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
-
+use crate::codec::json::Reader;
+use crate::error::DecodeError;
 use crate::message::{DeliveryInfo, Properties};
-use crate::text::Text;
-use crate::value::{Map, Value};
+use crate::value::Value;
 
 /// Properties as they lie in an envelope, where the two content properties are
 /// elsewhere and the encoding of the body is one more.
@@ -31,51 +29,39 @@ impl Default for EnvelopeProperties<'_> {
     }
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for EnvelopeProperties<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(PropertiesVisitor)
+impl<'a> EnvelopeProperties<'a> {
+    /// Reads the properties from an envelope; null stands for none.
+    pub(super) fn read(&mut self, reader: &mut Reader<'a>) -> Result<(), DecodeError> {
+        *self = Self::default();
+        if reader.null()? {
+            return Ok(());
+        }
+        reader.entries(|reader| self.read_one(reader))
+    }
+
+    #[inline]
+    fn read_one(&mut self, reader: &mut Reader<'a>) -> Result<(), DecodeError> {
+        let properties = &mut self.properties;
+        match &*reader.name()? {
+            // The second spelling is celery-node's.
+            "correlation_id" | "correlationId" => properties.correlation_id = text(reader)?,
+            "reply_to" | "replyTo" => properties.reply_to = text(reader)?,
+            "delivery_mode" => properties.delivery_mode = small(reader.value()?),
+            "priority" => properties.priority = small(reader.value()?),
+            "expiration" => properties.expiration = milliseconds(reader.value()?),
+            "delivery_info" => properties.delivery_info = delivery_info(reader)?,
+            "delivery_tag" => properties.delivery_tag = text(reader)?,
+            "body_encoding" => self.body_encoding = reader.text()?,
+            name => {
+                properties.extra.insert(name, reader.value::<Value>()?);
+            }
+        }
+        Ok(())
     }
 }
 
-struct PropertiesVisitor;
-
-impl<'de> Visitor<'de> for PropertiesVisitor {
-    type Value = EnvelopeProperties<'de>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a mapping of properties")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut found = EnvelopeProperties::default();
-        let properties = &mut found.properties;
-        while let Some(Text(name)) = map.next_key()? {
-            match &*name {
-                // The second spelling is celery-node's.
-                "correlation_id" | "correlationId" => {
-                    properties.correlation_id = map.next_value()?
-                }
-                "reply_to" | "replyTo" => properties.reply_to = map.next_value()?,
-                "delivery_mode" => properties.delivery_mode = small(map.next_value()?),
-                "priority" => properties.priority = small(map.next_value()?),
-                "expiration" => properties.expiration = milliseconds(map.next_value()?),
-                "delivery_info" => {
-                    let info: Option<ReadInfo> = map.next_value()?;
-                    properties.delivery_info = info.unwrap_or_default().0;
-                }
-                "delivery_tag" => properties.delivery_tag = map.next_value()?,
-                "body_encoding" => {
-                    let encoding: Option<Text<'de>> = map.next_value()?;
-                    found.body_encoding = encoding.map(|Text(encoding)| encoding);
-                }
-                _ => {
-                    let value: Value = map.next_value()?;
-                    properties.extra.insert(&*name, value);
-                }
-            }
-        }
-        Ok(found)
-    }
+fn text(reader: &mut Reader<'_>) -> Result<Option<String>, DecodeError> {
+    Ok(reader.text()?.map(Cow::into_owned))
 }
 
 /// Numbers of one byte on AMQP; kombu clamps what is beyond.
@@ -91,43 +77,24 @@ fn milliseconds(value: Value) -> Option<String> {
     }
 }
 
-#[derive(Default)]
-struct ReadInfo(DeliveryInfo);
-
-impl<'de> Deserialize<'de> for ReadInfo {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(InfoVisitor)
+fn delivery_info(reader: &mut Reader<'_>) -> Result<DeliveryInfo, DecodeError> {
+    let mut info = DeliveryInfo::default();
+    if reader.null()? {
+        return Ok(info);
     }
-}
-
-struct InfoVisitor;
-
-impl<'de> Visitor<'de> for InfoVisitor {
-    type Value = ReadInfo;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a mapping with exchange and routing_key")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ReadInfo, A::Error> {
-        let mut info = DeliveryInfo::default();
-        let mut extra = Map::new();
-        while let Some(Text(name)) = map.next_key()? {
-            match &*name {
-                "exchange" => info.exchange = or_default(map.next_value()?),
-                "routing_key" => info.routing_key = or_default(map.next_value()?),
-                "redelivered" => info.redelivered = or_default(map.next_value()?),
-                _ => {
-                    let value: Value = map.next_value()?;
-                    extra.insert(&*name, value);
-                }
+    reader.entries(|reader| {
+        match &*reader.name()? {
+            "exchange" => info.exchange = text(reader)?.unwrap_or_default(),
+            "routing_key" => info.routing_key = text(reader)?.unwrap_or_default(),
+            "redelivered" => {
+                let redelivered: Option<bool> = reader.value()?;
+                info.redelivered = redelivered.unwrap_or_default();
+            }
+            name => {
+                info.extra.insert(name, reader.value::<Value>()?);
             }
         }
-        info.extra = extra;
-        Ok(ReadInfo(info))
-    }
-}
-
-fn or_default<T: Default>(value: Option<T>) -> T {
-    value.unwrap_or_default()
+        Ok(())
+    })?;
+    Ok(info)
 }

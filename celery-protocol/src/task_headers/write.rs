@@ -47,7 +47,7 @@ impl TaskHeaders<'_> {
         TABLE
             .iter()
             .filter(move |(_, header)| !unset(*header))
-            .map(|(name, header)| (*name, self.field(*header)))
+            .map(|(_, header)| (header.name(), self.field(*header)))
     }
 
     pub(crate) fn field(&self, header: Header) -> Field<'_> {

@@ -17,8 +17,8 @@ pub trait Setup: Send + Sync {
 /// does not declare pass without doing anything.
 #[macro_export]
 macro_rules! backend_conformance {
-    ($(#[$attribute:meta])* $(,)? $setup:expr) => {
-        $crate::__conformance_tests!(backend [$(#[$attribute])*] $setup,
+    (@cases $attributes:tt $setup:expr) => {
+        $crate::__conformance_tests!(backend $attributes $setup,
             nothing_is_known_of_a_task_at_first
             a_document_is_read_back_whole
             a_success_is_never_replaced
@@ -29,6 +29,12 @@ macro_rules! backend_conformance {
             forgotten_results_are_gone
             groups_are_read_back
         );
+    };
+    (ignore = $reason:literal, $setup:expr) => {
+        $crate::backend_conformance!(@cases [#[ignore = $reason]] $setup);
+    };
+    ($setup:expr) => {
+        $crate::backend_conformance!(@cases [] $setup);
     };
 }
 

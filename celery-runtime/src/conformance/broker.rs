@@ -26,12 +26,12 @@ pub trait Setup: Send + Sync {
 /// One test for each case of the suite.
 ///
 /// ```ignore
-/// celery_runtime::broker_conformance!(#[ignore = "needs a server"], MySetup::start().await);
+/// celery_runtime::broker_conformance!(ignore = "needs a server", MySetup::start());
 /// ```
 #[macro_export]
 macro_rules! broker_conformance {
-    ($(#[$attribute:meta])* $(,)? $setup:expr) => {
-        $crate::__conformance_tests!(broker [$(#[$attribute])*] $setup,
+    (@cases $attributes:tt $setup:expr) => {
+        $crate::__conformance_tests!(broker $attributes $setup,
             messages_arrive_whole_and_in_order
             a_batch_has_an_answer_for_each_message
             no_more_than_asked_for_is_received
@@ -52,6 +52,12 @@ macro_rules! broker_conformance {
             broadcasts_reach_all_subscribers
             replies_arrive_and_are_private
         );
+    };
+    (ignore = $reason:literal, $setup:expr) => {
+        $crate::broker_conformance!(@cases [#[ignore = $reason]] $setup);
+    };
+    ($setup:expr) => {
+        $crate::broker_conformance!(@cases [] $setup);
     };
 }
 

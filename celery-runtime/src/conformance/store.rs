@@ -15,13 +15,19 @@ pub trait Setup: Send + Sync {
 /// One test for each case of the suite.
 #[macro_export]
 macro_rules! store_conformance {
-    ($(#[$attribute:meta])* $(,)? $setup:expr) => {
-        $crate::__conformance_tests!(store [$(#[$attribute])*] $setup,
+    (@cases $attributes:tt $setup:expr) => {
+        $crate::__conformance_tests!(store $attributes $setup,
             one_of_many_gets_the_key
             only_the_owner_extends_and_deletes
             counters_count_for_everybody
             keys_die_in_time
         );
+    };
+    (ignore = $reason:literal, $setup:expr) => {
+        $crate::store_conformance!(@cases [#[ignore = $reason]] $setup);
+    };
+    ($setup:expr) => {
+        $crate::store_conformance!(@cases [] $setup);
     };
 }
 

@@ -7,7 +7,10 @@ use crate::support::{Inspect, PATIENCE, Setup, start};
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
 async fn python_writes_and_we_read() {
-    let setup = Setup::new().set("accept_content", serde_json::json!(["json", "msgpack", "yaml"]));
+    let setup = Setup::new().set(
+        "accept_content",
+        serde_json::json!(["json", "msgpack", "yaml"]),
+    );
     let worker = setup.worker().await;
     let program = r#"
 COMPRESSIONS = [None, "zlib", "gzip", "bzip2", "lzma", "brotli", "zstd"]

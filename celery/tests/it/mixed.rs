@@ -78,7 +78,10 @@ for path in chains:
     assert!(paths.iter().all(|path| path.len() == 6), "{paths:?}");
     for crossing in [["rust", "python"], ["python", "rust"]] {
         let crosses = |path: &Vec<String>| path.windows(2).any(|step| step == crossing);
-        assert!(paths.iter().any(crosses), "none goes {crossing:?}: {paths:?}");
+        assert!(
+            paths.iter().any(crosses),
+            "none goes {crossing:?}: {paths:?}"
+        );
     }
     for sent in retried {
         assert_eq!(sent.unwrap().get_timeout(PATIENCE).await.unwrap(), 4);

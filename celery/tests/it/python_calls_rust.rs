@@ -9,9 +9,7 @@ use crate::support::{Inspect, Ledger, Running, Setup, eventually, start, story};
 async fn the_example_client_finds_no_difference() {
     let setup = Setup::new();
     let worker = setup.worker().await;
-    let output = setup
-        .python("import client; client.main()")
-        .await;
+    let output = setup.python("import client; client.main()").await;
     let expected = paths::python_app().join("client.expected");
     assert_eq!(output, std::fs::read_to_string(expected).unwrap());
     worker.stop().await;
@@ -357,7 +355,10 @@ same(call("tasks.add", 2, 3), 5)
     assert_eq!(kept.id(), id.trim());
     assert_eq!(kept.header("x-dead-reason"), "refused-content-type");
     let detail = kept.header("x-dead-detail");
-    assert!(detail.contains("application/x-python-serialize"), "{detail}");
+    assert!(
+        detail.contains("application/x-python-serialize"),
+        "{detail}"
+    );
     assert_eq!(kept.0["content-type"], "application/x-python-serialize");
     worker.stop().await;
     setup.redis.assert_nothing_held();

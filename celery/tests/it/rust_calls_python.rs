@@ -38,24 +38,43 @@ async fn every_task_answers_to_typed_calls_and_to_calls_by_name_in_both_protocol
         let client = setup.set("task_protocol", protocol).client();
         assert_eq!(call(&client, ADD.s((Int(2), Int(3)))).await, Int(5));
         assert_eq!(call(&client, SUB.s((Int(2), Float(0.5)))).await, Float(1.5));
-        assert_eq!(call(&client, MUL.s((Int(1 << 31), Int(1 << 31)))).await, Int(1 << 62));
+        assert_eq!(
+            call(&client, MUL.s((Int(1 << 31), Int(1 << 31)))).await,
+            Int(1 << 62)
+        );
         assert_eq!(call(&client, DIVIDE.s((Int(1), Int(4)))).await, 0.25);
-        assert_eq!(call(&client, XSUM.s((vec![Int(1), Float(0.5)],))).await, Float(1.5));
+        assert_eq!(
+            call(&client, XSUM.s((vec![Int(1), Float(0.5)],))).await,
+            Float(1.5)
+        );
         assert_eq!(call(&client, SLEEP.s((0.01,))).await, 0.01);
         assert_eq!(call(&client, RETRY.s((2,))).await, 2);
         assert_eq!(call(&client, PROGRESS.s((1,))).await, 1);
 
         let kwargs = Map::from([("ключ", "значение")]);
-        let echo = call(&client, ECHO.s((vec![1.into(), Value::Null], kwargs.clone()))).await;
+        let echo = call(
+            &client,
+            ECHO.s((vec![1.into(), Value::Null], kwargs.clone())),
+        )
+        .await;
         assert_eq!(echo.args, [Value::from(1), Value::Null]);
         assert_eq!(echo.kwargs, kwargs);
 
         let by_name = [
             (Signature::named("tasks.add", (2, 3), ()), 5.into()),
-            (Signature::named("tasks.add", (2,), Map::from([("y", 3)])), 5.into()),
-            (Signature::named("tasks.sub", (), Map::from([("y", 3), ("x", 2)])), (-1).into()),
+            (
+                Signature::named("tasks.add", (2,), Map::from([("y", 3)])),
+                5.into(),
+            ),
+            (
+                Signature::named("tasks.sub", (), Map::from([("y", 3), ("x", 2)])),
+                (-1).into(),
+            ),
             (Signature::named("tasks.retry", (), ()), 1.into()),
-            (Signature::named("more.label", ("x",), Map::from([("text", "t")])), "t:x".into()),
+            (
+                Signature::named("more.label", ("x",), Map::from([("text", "t")])),
+                "t:x".into(),
+            ),
         ];
         for (signature, expected) in by_name {
             assert_eq!(call(&client, signature).await, expected);
@@ -76,9 +95,15 @@ async fn failures_arrive_in_pythons_words() {
     assert_eq!(zero.state, State::Failure);
     assert_eq!(zero.exception.exc_type, "ZeroDivisionError");
     assert_eq!(zero.exception.exc_module.as_deref(), Some("builtins"));
-    assert_eq!(zero.exception.exc_message, [Value::from("division by zero")]);
+    assert_eq!(
+        zero.exception.exc_message,
+        [Value::from("division by zero")]
+    );
     let traceback = zero.traceback.unwrap();
-    assert!(traceback.starts_with("Traceback (most recent call last)"), "{traceback}");
+    assert!(
+        traceback.starts_with("Traceback (most recent call last)"),
+        "{traceback}"
+    );
 
     let asked = failure(&client, FAIL.s(("as asked".to_owned(),))).await;
     assert_eq!(asked.exception.to_string(), "ValueError('as asked')");
@@ -144,7 +169,7 @@ async fn all_options_of_a_call_arrive() {
             .priority(6)
             .expires_in(hour)
             .soft_time_limit(Duration::from_millis(20_500))
-            .time_limit(Duration::from_secs(30))
+            .time_limit(Duration::from_millis(30_500))
             .shadow("a shadow")
             .header("color", "blue"),
     )
@@ -157,24 +182,32 @@ async fn all_options_of_a_call_arrive() {
         ("group", Value::Null),
         ("retries", 0.into()),
         ("eta", Value::Null),
-        ("timelimit", vec![Value::from(30.0), Value::from(20.5)].into()),
+        (
+            "timelimit",
+            vec![Value::from(30.5), Value::from(20.5)].into(),
+        ),
         ("shadow", "a shadow".into()),
         ("color", "blue".into()),
         ("priority", 6.into()),
         ("routing_key", "special".into()),
-        ("argsrepr", r#"("it's", 1)"#.into()),
     ];
     for (name, value) in expected {
         assert_eq!(seen.get(name), Some(&value), "{name}");
     }
     let expires = time(&seen, "expires");
-    assert!(expires >= now + hour && expires <= SystemTime::now() + hour, "{seen:?}");
+    assert!(
+        expires >= now + hour && expires <= SystemTime::now() + hour,
+        "{seen:?}"
+    );
 
     let soon = Duration::from_millis(400);
     for waits in [request().countdown(soon), request().eta(now + soon)] {
         let seen = call(&client, waits).await;
         assert!(SystemTime::now() >= now + soon);
-        assert!(time(&seen, "eta") >= now + soon - Duration::from_millis(1), "{seen:?}");
+        assert!(
+            time(&seen, "eta") >= now + soon - Duration::from_millis(1),
+            "{seen:?}"
+        );
     }
 
     let ignored = client.apply(request().ignore_result()).await.unwrap();
@@ -224,7 +257,8 @@ async fn a_batch_arrives_whole_and_in_order() {
     let sent = client.apply_all(batch).await;
     let ids: Vec<_> = sent.iter().map(|one| one.as_ref().unwrap().id()).collect();
     let waiting = setup.redis.messages("celery");
-    assert!(ids.iter().eq(waiting.iter().map(|message| message.id())));
+    let waiting: Vec<_> = waiting.iter().map(|message| message.id()).collect();
+    assert_eq!(ids, waiting);
 
     let python = start(setup.python_worker()).await;
     for (number, sent) in numbers.zip(&sent) {

@@ -22,14 +22,26 @@ impl<'de> Cursor<'de> {
     }
 
     /// The first byte of the next token.
+    ///
+    /// Python writes one space between tokens and others none, so more than
+    /// that is left to a function of its own.
     #[inline]
     pub(super) fn token(&mut self) -> Option<u8> {
-        loop {
-            match self.peek() {
-                Some(b' ' | b'\n' | b'\r' | b'\t') => self.at += 1,
-                byte => return byte,
-            }
+        if self.peek() == Some(b' ') {
+            self.at += 1;
         }
+        match self.peek() {
+            Some(b' ' | b'\n' | b'\r' | b'\t') => self.token_after_space(),
+            byte => byte,
+        }
+    }
+
+    #[cold]
+    fn token_after_space(&mut self) -> Option<u8> {
+        while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.peek() {
+            self.at += 1;
+        }
+        self.peek()
     }
 
     /// Reads one byte of punctuation.

@@ -16,6 +16,7 @@ mod skip;
 mod string;
 mod typed;
 mod variant;
+mod walk;
 
 use std::borrow::Cow;
 
@@ -23,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use self::cursor::Cursor;
-use self::reader::Reader;
+pub(crate) use self::reader::Reader;
 use super::Serializer;
 use super::text::{TextWriter, json::Json};
 use crate::error::{DecodeError, EncodeError};
@@ -53,7 +54,7 @@ pub(crate) fn read_text<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T, D
     }
 }
 
-fn in_json(error: DecodeError) -> DecodeError {
+pub(crate) fn in_json(error: DecodeError) -> DecodeError {
     error.in_content_type(Serializer::Json.content_type())
 }
 
@@ -103,6 +104,14 @@ where
         Ok(()) => Ok(entries),
         Err(error) => Err(in_json(error)),
     }
+}
+
+/// The key and the span of the value of one entry of a map.
+pub(crate) fn entry(text: &str) -> Result<(Cow<'_, str>, &str), DecodeError> {
+    let mut cursor = Cursor::new(text);
+    let key = cursor.string().map_err(in_json)?;
+    cursor.punctuation(b':').map_err(in_json)?;
+    Ok((key, cursor.span().map_err(in_json)?))
 }
 
 /// Reads what is between two brackets, part by part.

@@ -19,7 +19,7 @@ use crate::error::{DecodeError, DecodeErrorKind};
 use crate::value::{SpecialAccess, beyond, visit_big};
 
 /// Reads types from a JSON text and lends them parts of it.
-pub(super) struct Reader<'de> {
+pub(crate) struct Reader<'de> {
     pub(super) cursor: Cursor<'de>,
     /// How many containers are open.
     depth: usize,
@@ -27,19 +27,21 @@ pub(super) struct Reader<'de> {
 
 impl<'de> Reader<'de> {
     #[inline]
-    pub(super) fn new(text: &'de str) -> Self {
+    pub(crate) fn new(text: &'de str) -> Self {
         Self {
             cursor: Cursor::new(text),
             depth: 0,
         }
     }
 
-    pub(super) fn offset(&self) -> usize {
+    /// How much of the text is read.
+    #[inline]
+    pub(crate) fn offset(&self) -> usize {
         self.cursor.at
     }
 
     #[inline]
-    pub(super) fn end(&mut self) -> Result<(), DecodeError> {
+    pub(crate) fn end(&mut self) -> Result<(), DecodeError> {
         self.cursor.end()
     }
 
@@ -126,7 +128,7 @@ impl<'de> Reader<'de> {
     }
 
     #[inline]
-    fn enter(&mut self) -> Result<(), DecodeError> {
+    pub(super) fn enter(&mut self) -> Result<(), DecodeError> {
         if self.depth == DECODE_DEPTH {
             let error = DecodeError::from(DecodeErrorKind::TooDeep {
                 limit: DECODE_DEPTH,
@@ -139,7 +141,7 @@ impl<'de> Reader<'de> {
     }
 
     #[inline]
-    fn leave(&mut self, bracket: u8) -> Result<(), DecodeError> {
+    pub(super) fn leave(&mut self, bracket: u8) -> Result<(), DecodeError> {
         self.depth -= 1;
         self.cursor.punctuation(bracket)
     }

@@ -38,46 +38,58 @@ impl<'de> Cursor<'de> {
     /// Passes over an array or map without recursion, so that its depth costs
     /// no stack.
     fn skip_nested(&mut self) -> Result<(), DecodeError> {
-        let mut open = Nesting::default();
-        'value: loop {
+        let start = self.at;
+        if self.skip_levels::<1>()? == Depth::Beyond {
+            self.at = start;
+            if self.skip_levels::<{ SCAN_DEPTH.div_ceil(64) }>()? == Depth::Beyond {
+                let error = DecodeError::from(DecodeErrorKind::TooDeep { limit: SCAN_DEPTH });
+                return Err(error.at_byte(self.at));
+            }
+        }
+        Ok(())
+    }
+
+    /// Passes over an array or map, noting which containers are open in so
+    /// many words. One word does for all but hostile nesting, and stays in a
+    /// register.
+    #[inline]
+    fn skip_levels<const WORDS: usize>(&mut self) -> Result<Depth, DecodeError> {
+        let mut open = Nesting::<WORDS>::default();
+        loop {
             match self.token() {
-                Some(b'[') => {
+                Some(bracket @ (b'[' | b'{')) => {
                     self.at += 1;
-                    open.push(self, Container::Array)?;
-                    if self.token() != Some(b']') {
-                        continue 'value;
+                    if !open.push(bracket == b'{') {
+                        return Ok(Depth::Beyond);
                     }
-                }
-                Some(b'{') => {
-                    self.at += 1;
-                    open.push(self, Container::Map)?;
-                    if self.token() != Some(b'}') {
-                        self.skip_key()?;
-                        continue 'value;
+                    if self.token() != Some(open.closing()) {
+                        if bracket == b'{' {
+                            self.skip_key()?;
+                        }
+                        continue;
                     }
                 }
                 _ => self.skip_scalar()?,
             }
-            while let Some(container) = open.last() {
-                match (self.token(), container) {
-                    (Some(b','), Container::Array) => {
+            loop {
+                match self.token() {
+                    Some(b',') => {
                         self.at += 1;
-                        continue 'value;
+                        if open.is_map {
+                            self.skip_key()?;
+                        }
+                        break;
                     }
-                    (Some(b','), Container::Map) => {
+                    Some(byte) if byte == open.closing() => {
                         self.at += 1;
-                        self.skip_key()?;
-                        continue 'value;
+                        if open.pop() {
+                            return Ok(Depth::Within);
+                        }
                     }
-                    (Some(b']'), Container::Array) | (Some(b'}'), Container::Map) => {
-                        self.at += 1;
-                        open.pop();
-                    }
-                    (_, Container::Array) => return Err(self.unexpected("`,` or `]`")),
-                    (_, Container::Map) => return Err(self.unexpected("`,` or `}`")),
+                    _ if open.is_map => return Err(self.unexpected("`,` or `}`")),
+                    _ => return Err(self.unexpected("`,` or `]`")),
                 }
             }
-            return Ok(());
         }
     }
 
@@ -115,49 +127,60 @@ impl<'de> Cursor<'de> {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Container {
-    Array,
-    Map,
+/// Whether all containers could be noted.
+#[derive(PartialEq, Eq)]
+enum Depth {
+    Within,
+    Beyond,
 }
 
-/// The containers that are open, one bit each.
-#[derive(Default)]
-struct Nesting {
-    /// Set for maps.
-    bits: [u64; SCAN_DEPTH.div_ceil(64)],
+/// The containers that are open.
+struct Nesting<const WORDS: usize> {
+    /// Whether the innermost one is a map.
+    is_map: bool,
+    /// The same of those around it, one bit each; the lowest is of no
+    /// container.
+    around: [u64; WORDS],
     depth: usize,
 }
 
-impl Nesting {
+impl<const WORDS: usize> Default for Nesting<WORDS> {
     #[inline]
-    fn push(&mut self, cursor: &Cursor<'_>, container: Container) -> Result<(), DecodeError> {
-        if self.depth == SCAN_DEPTH {
-            let error = DecodeError::from(DecodeErrorKind::TooDeep { limit: SCAN_DEPTH });
-            return Err(error.at_byte(cursor.at));
+    fn default() -> Self {
+        Self {
+            is_map: false,
+            around: [0; WORDS],
+            depth: 0,
         }
-        let bit = 1 << (self.depth % 64);
-        match container {
-            Container::Array => self.bits[self.depth / 64] &= !bit,
-            Container::Map => self.bits[self.depth / 64] |= bit,
+    }
+}
+
+impl<const WORDS: usize> Nesting<WORDS> {
+    /// Opens a container, unless too many are open.
+    #[inline]
+    fn push(&mut self, is_map: bool) -> bool {
+        if self.depth == (WORDS * 64).min(SCAN_DEPTH) {
+            return false;
         }
+        let word = &mut self.around[self.depth / 64];
+        let place = self.depth % 64;
+        *word = *word & !(1 << place) | u64::from(self.is_map) << place;
+        self.is_map = is_map;
         self.depth += 1;
-        Ok(())
+        true
     }
 
+    /// Closes the innermost container. True if it was the outermost, too.
     #[inline]
-    fn pop(&mut self) {
+    fn pop(&mut self) -> bool {
         self.depth -= 1;
+        self.is_map = self.around[self.depth / 64] >> (self.depth % 64) & 1 == 1;
+        self.depth == 0
     }
 
+    /// The bracket that closes the innermost container.
     #[inline]
-    fn last(&self) -> Option<Container> {
-        let depth = self.depth.checked_sub(1)?;
-        let bit = self.bits[depth / 64] >> (depth % 64) & 1;
-        Some(if bit == 1 {
-            Container::Map
-        } else {
-            Container::Array
-        })
+    fn closing(&self) -> u8 {
+        if self.is_map { b'}' } else { b']' }
     }
 }

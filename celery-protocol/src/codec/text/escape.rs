@@ -7,21 +7,32 @@
 /// without any.
 #[inline]
 pub(crate) fn first_special(bytes: &[u8], start: usize) -> usize {
-    let mut at = start;
-    while let Some(chunk) = bytes.get(at..).and_then(<[u8]>::first_chunk::<8>) {
-        let found = special_bytes(u64::from_le_bytes(*chunk));
+    match bytes.get(start..) {
+        Some(rest) => start + special_within(rest),
+        None => bytes.len(),
+    }
+}
+
+/// A function of its own keeps its constants out of the registers of callers.
+#[inline(never)]
+fn special_within(bytes: &[u8]) -> usize {
+    let (words, last) = bytes.as_chunks::<8>();
+    let mut at = 0;
+    for word in words {
+        let found = special_bytes(u64::from_le_bytes(*word));
         if found != 0 {
             return at + found.trailing_zeros() as usize / 8;
         }
         at += 8;
     }
-    while let Some(&byte) = bytes.get(at) {
-        if is_special(byte) {
-            return at;
-        }
-        at += 1;
-    }
-    bytes.len()
+    at + first_special_of_last(last)
+}
+
+/// Apart, because hardly a text ends this close to the end of a message.
+#[cold]
+fn first_special_of_last(last: &[u8]) -> usize {
+    let found = last.iter().position(|byte| is_special(*byte));
+    found.unwrap_or(last.len())
 }
 
 #[inline]
@@ -33,12 +44,11 @@ fn is_special(byte: u8) -> bool {
 /// later bytes too, so only the first one counts.
 #[inline]
 fn special_bytes(word: u64) -> u64 {
-    let quotes = word ^ each(b'"');
-    let backslashes = word ^ each(b'\\');
-    let control = word.wrapping_sub(each(0x20)) & !word;
-    let quotes = quotes.wrapping_sub(each(1)) & !quotes;
-    let backslashes = backslashes.wrapping_sub(each(1)) & !backslashes;
-    (control | quotes | backslashes) & each(0x80)
+    // This swaps `"` with the space, the byte after the control characters, so
+    // that one comparison finds them all. None of it sets a high bit.
+    let low = (word ^ each(b'"' ^ b' ')).wrapping_sub(each(0x21));
+    let backslashes = (word ^ each(b'\\')).wrapping_sub(each(1));
+    (low | backslashes) & !word & each(0x80)
 }
 
 const fn each(byte: u8) -> u64 {

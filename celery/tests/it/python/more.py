@@ -41,7 +41,7 @@ def label(value, text="python"):
 def request(self, *args):
     """What the task knows about its own message."""
     names = ("id", "root_id", "parent_id", "retries", "eta", "expires", "timelimit", "shadow",
-             "ignore_result", "correlation_id", "reply_to", "origin", "argsrepr", "group")
+             "ignore_result", "correlation_id", "reply_to", "origin", "group")
     seen = {name: getattr(self.request, name, None) for name in names}
     seen["priority"] = self.request.delivery_info["priority"]
     seen["routing_key"] = self.request.delivery_info["routing_key"]

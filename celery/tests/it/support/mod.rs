@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use xtask::servers::{Python, PythonWorker, PythonWorkerBuilder, RedisServer};
 
 pub(crate) use process::WorkerProcess;
-pub(crate) use redis::{Envelope, Inspect};
+pub(crate) use redis::Inspect;
 pub(crate) use story::{HOP, Ledger, MARK, WHO, story};
 
 /// How long anything may take that has to happen.

@@ -52,8 +52,8 @@ impl Inspect for RedisServer {
     }
 
     fn push(&self, queue: &str, message: &[u8]) {
-        self.command(&[b"LPUSH", queue.as_bytes(), message])
-            .integer();
+        let depth = self.command(&[b"LPUSH", queue.as_bytes(), message]);
+        assert!(depth.integer() > 0);
     }
 
     fn assert_nothing_held(&self) {

@@ -60,7 +60,9 @@ impl Ledger {
     /// The tasks of [`story`], and [`MARK`], which notes in this ledger.
     pub(crate) fn tasks(&self) -> Tasks {
         let ledger = self.clone();
-        story().with(MARK, move |number, after| ledger.clone().mark(number, after))
+        story().with(MARK, move |number, after| {
+            ledger.clone().mark(number, after)
+        })
     }
 
     async fn mark(self, number: i64, after: u64) -> Result<i64, TaskError> {

@@ -1,0 +1,321 @@
+//! The result backend.
+
+use std::fmt;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use celery_broker_redis::RedisOptions;
+use celery_broker_redis::link::{Attempt, Command, Link, Reply, Script};
+use celery_protocol::{ResultDocument, Serializer, State, Value};
+use celery_runtime::{
+    BoxFuture, Capabilities, Record, ResultBackend, ServiceError, ServiceErrorKind,
+};
+
+use crate::keys::Keys;
+use crate::listen::Listener;
+
+static STORE: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("../scripts/store.lua")));
+
+/// Redis keeps no value that is larger.
+const LARGEST: usize = 512 << 20;
+
+/// Results on Redis, as Celery keeps them. Clones share connections.
+#[derive(Clone)]
+pub struct RedisBackend {
+    link: Link,
+    keys: Keys,
+    listener: Arc<Listener>,
+    expires: Option<Duration>,
+    serializer: Serializer,
+}
+
+impl RedisBackend {
+    /// A backend that connects when it is first used. Results are JSON and are
+    /// kept for a day, Celery's defaults.
+    pub fn new(options: RedisOptions) -> Self {
+        let keys = Keys::new(options.key_prefix());
+        let link = Link::new(options);
+        Self {
+            listener: Arc::new(Listener::new(link.clone())),
+            keys,
+            link,
+            expires: Some(Duration::from_secs(86_400)),
+            serializer: Serializer::Json,
+        }
+    }
+
+    /// Keeps results for this long, in whole seconds; for ever where `None` or
+    /// zero, as Celery has it.
+    #[must_use]
+    pub fn result_expires(self, expires: Option<Duration>) -> Self {
+        Self { expires, ..self }
+    }
+
+    /// Writes and reads documents with this serializer, which has to be that of
+    /// everybody on this backend.
+    #[must_use]
+    pub fn serializer(self, serializer: Serializer) -> Self {
+        Self { serializer, ..self }
+    }
+
+    async fn store_document(&self, document: &ResultDocument<'_>) -> Result<(), ServiceError> {
+        let object = object(&document.task_id);
+        let attempt = Attempt::new("store", &object);
+        let text = document
+            .encode(self.serializer)
+            .map_err(|error| self.invalid(attempt, &error.to_string()))?;
+        if text.len() > LARGEST {
+            return Err(self.invalid(attempt, "it is larger than 512 MB"));
+        }
+        let key = self.keys.task(&document.task_id);
+        let mut known = Bytes::new();
+        loop {
+            let seconds = self.seconds();
+            let arguments = [&*text, seconds.as_bytes(), &known];
+            let answer = self
+                .link
+                .script(attempt, &STORE, &[&key], &arguments)
+                .await?;
+            // In a form that the script cannot read: it is looked at here, and
+            // replaced only if it is still the same.
+            let Some(old) = answer.data() else {
+                return Ok(());
+            };
+            if self.is_success(&old) {
+                return Ok(());
+            }
+            known = old;
+        }
+    }
+
+    fn is_success(&self, document: &[u8]) -> bool {
+        ResultDocument::decode(self.serializer, document, LARGEST)
+            .is_ok_and(|document| document.status == State::Success)
+    }
+
+    async fn fetch_documents(
+        &self,
+        ids: &[String],
+    ) -> Result<Vec<Option<ResultDocument<'static>>>, ServiceError> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let object = several(ids);
+        let attempt = Attempt::new("read", &object);
+        let command = Command::new("MGET").args(ids.iter().map(|id| self.keys.task(id)));
+        let answers = self.link.call(attempt, command).await?.list();
+        answers
+            .into_iter()
+            .map(|answer| {
+                answer
+                    .data()
+                    .map(|bytes| self.decode(attempt, &bytes))
+                    .transpose()
+            })
+            .collect()
+    }
+
+    /// Subscribes first and reads then, so that a result stored in between is
+    /// not missed.
+    async fn wait_for(&self, id: &str) -> Result<ResultDocument<'static>, ServiceError> {
+        let object = object(id);
+        let attempt = Attempt::new("wait for", &object);
+        let key = self.keys.task(id);
+        let mut announced = self.listener.subscribe(attempt, &key).await?;
+        let stored = self
+            .link
+            .call(attempt, Command::new("GET").arg(&key))
+            .await?;
+        let mut newest = stored.data();
+        loop {
+            if let Some(bytes) = newest {
+                let document = self.decode(attempt, &bytes)?;
+                if document.status.is_ready() {
+                    return Ok(document);
+                }
+            }
+            newest = Some(announced.next(attempt).await?);
+        }
+    }
+
+    async fn delete(&self, ids: &[String]) -> Result<(), ServiceError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let object = several(ids);
+        let command = Command::new("DEL").args(ids.iter().map(|id| self.keys.task(id)));
+        self.link
+            .call(Attempt::new("forget", &object), command)
+            .await
+            .map(drop)
+    }
+
+    async fn save_group(&self, group_id: &str, members: &[String]) -> Result<(), ServiceError> {
+        let object = format!("group {group_id}");
+        let attempt = Attempt::new("store", &object);
+        let document = [("result", group_tree(group_id, members))];
+        let document: celery_protocol::Map = document.into_iter().collect();
+        let text = self
+            .serializer
+            .encode(&document)
+            .map_err(|error| self.invalid(attempt, &error.to_string()))?;
+        let key = self.keys.group(group_id);
+        let mut set = Command::new("SET").arg(&key).arg(&text);
+        match self.seconds().as_str() {
+            "0" => {}
+            seconds => set = set.arg("EX").arg(seconds),
+        }
+        let publish = Command::new("PUBLISH").arg(&key).arg(&text);
+        self.link
+            .atomic(attempt, vec![set, publish])
+            .await
+            .map(drop)
+    }
+
+    async fn read_group(&self, group_id: &str) -> Result<Option<Vec<String>>, ServiceError> {
+        let object = format!("group {group_id}");
+        let attempt = Attempt::new("read", &object);
+        let command = Command::new("GET").arg(self.keys.group(group_id));
+        let Reply::Data(bytes) = self.link.call(attempt, command).await? else {
+            return Ok(None);
+        };
+        let document: Value = self
+            .serializer
+            .decode(&bytes)
+            .map_err(|error| self.invalid(attempt, &error.to_string()))?;
+        Ok(Some(members_of(&document)))
+    }
+
+    fn decode(
+        &self,
+        attempt: Attempt<'_>,
+        bytes: &[u8],
+    ) -> Result<ResultDocument<'static>, ServiceError> {
+        ResultDocument::decode(self.serializer, bytes, LARGEST)
+            .map(ResultDocument::into_owned)
+            .map_err(|error| self.invalid(attempt, &error.to_string()))
+    }
+
+    fn invalid(&self, attempt: Attempt<'_>, cause: &str) -> ServiceError {
+        attempt.error(&self.link, ServiceErrorKind::Invalid, cause)
+    }
+
+    /// Redis counts expiry in whole seconds; 0 stands for none.
+    fn seconds(&self) -> String {
+        let seconds = self
+            .expires
+            .map_or(0, |expires| expires.as_millis().div_ceil(1000));
+        seconds.to_string()
+    }
+}
+
+impl ResultBackend for RedisBackend {
+    fn store<'a>(&'a self, record: Record<'a>) -> BoxFuture<'a, Result<(), ServiceError>> {
+        Box::pin(self.store_document(record.document))
+    }
+
+    fn fetch<'a>(
+        &'a self,
+        ids: &'a [String],
+    ) -> BoxFuture<'a, Result<Vec<Option<ResultDocument<'static>>>, ServiceError>> {
+        Box::pin(self.fetch_documents(ids))
+    }
+
+    fn wait<'a>(
+        &'a self,
+        id: &'a str,
+    ) -> BoxFuture<'a, Result<ResultDocument<'static>, ServiceError>> {
+        Box::pin(self.wait_for(id))
+    }
+
+    fn forget<'a>(&'a self, ids: &'a [String]) -> BoxFuture<'a, Result<(), ServiceError>> {
+        Box::pin(self.delete(ids))
+    }
+
+    fn store_group<'a>(
+        &'a self,
+        group_id: &'a str,
+        members: &'a [String],
+    ) -> BoxFuture<'a, Result<(), ServiceError>> {
+        Box::pin(self.save_group(group_id, members))
+    }
+
+    fn fetch_group<'a>(
+        &'a self,
+        group_id: &'a str,
+    ) -> BoxFuture<'a, Result<Option<Vec<String>>, ServiceError>> {
+        Box::pin(self.read_group(group_id))
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::SHARED
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        self.link.close();
+        Box::pin(std::future::ready(()))
+    }
+}
+
+impl fmt::Debug for RedisBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let address = self.link.options().address();
+        f.debug_struct("RedisBackend")
+            .field("address", &address)
+            .field("expires", &self.expires)
+            .finish_non_exhaustive()
+    }
+}
+
+fn object(id: &str) -> String {
+    format!("the result of task {id}")
+}
+
+fn several(ids: &[String]) -> String {
+    match ids {
+        [id] => object(id),
+        ids => format!("the results of {} tasks", ids.len()),
+    }
+}
+
+/// Celery's tree of a saved group: `[[group, null], [[[id, null], null], …]]`.
+fn group_tree(group_id: &str, members: &[String]) -> Value {
+    let node = |id: &str| Value::Array(vec![id.into(), Value::Null]);
+    let members = members
+        .iter()
+        .map(|id| Value::Array(vec![node(id), Value::Null]))
+        .collect();
+    Value::Array(vec![node(group_id), Value::Array(members)])
+}
+
+/// The ids in such a tree; what is no member is left out.
+fn members_of(document: &Value) -> Vec<String> {
+    let id = |tree: &Value| {
+        let id = tree.as_array()?.first()?.as_array()?.first()?.as_str()?;
+        Some(id.to_owned())
+    };
+    let tree = document.get("result").and_then(Value::as_array);
+    let members = tree.and_then(|tree| tree.get(1)?.as_array());
+    members.unwrap_or_default().iter().filter_map(id).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn group_trees_are_celerys() {
+        let members = ["a".to_owned(), "b".to_owned()];
+        let tree = group_tree("g", &members);
+        let text = Serializer::Json.encode(&tree).unwrap();
+        assert_eq!(
+            String::from_utf8(text).unwrap(),
+            r#"[["g",null],[[["a",null],null],[["b",null],null]]]"#
+        );
+        let document: celery_protocol::Map = [("result", tree)].into_iter().collect();
+        assert_eq!(members_of(&Value::Map(document)), members);
+        assert!(members_of(&Value::Null).is_empty());
+    }
+}

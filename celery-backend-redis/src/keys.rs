@@ -1,0 +1,50 @@
+//! The names of keys, as Celery's key-value backends make them. Pure.
+
+/// The prefix of all keys of one backend.
+#[derive(Clone, Debug)]
+pub(crate) struct Keys {
+    prefix: String,
+}
+
+impl Keys {
+    /// Celery puts a `_` behind a `global_keyprefix` that ends in a letter or
+    /// digit.
+    pub(crate) fn new(global_keyprefix: &str) -> Self {
+        let prefix = match global_keyprefix.chars().last() {
+            None | Some(':' | '_' | '-' | '.') => global_keyprefix.to_owned(),
+            Some(_) => format!("{global_keyprefix}_"),
+        };
+        Self { prefix }
+    }
+
+    /// The document of a task; also the channel on which it is announced.
+    pub(crate) fn task(&self, id: &str) -> String {
+        format!("{}celery-task-meta-{id}", self.prefix)
+    }
+
+    /// The members of a group.
+    pub(crate) fn group(&self, id: &str) -> String {
+        format!("{}celery-taskset-meta-{id}", self.prefix)
+    }
+
+    /// A fact of a [`Store`](celery_runtime::Store), which Python knows nothing of.
+    pub(crate) fn fact(&self, key: &str) -> String {
+        format!("{}celery-rs-{key}", self.prefix)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_as_celery_writes_them() {
+        assert_eq!(Keys::new("").task("1"), "celery-task-meta-1");
+        assert_eq!(Keys::new("rp").task("1"), "rp_celery-task-meta-1");
+        for end in [":", "_", "-", "."] {
+            let prefix = format!("rp{end}");
+            let expected = format!("rp{end}celery-taskset-meta-1");
+            assert_eq!(Keys::new(&prefix).group("1"), expected);
+        }
+    }
+}

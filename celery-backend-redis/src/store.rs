@@ -1,0 +1,149 @@
+//! Shared facts on Redis.
+
+use std::fmt;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use bytes::Bytes;
+use celery_broker_redis::RedisOptions;
+use celery_broker_redis::link::{Attempt, Command, Link, Script};
+use celery_runtime::{BoxFuture, ServiceError, Store};
+
+use crate::keys::Keys;
+
+static COMPARE_AND_DELETE: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("../scripts/compare_and_delete.lua")));
+static EXTEND: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("../scripts/extend.lua")));
+static COUNT: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("../scripts/count.lua")));
+
+/// A [`Store`] on Redis, under keys that begin with `celery-rs-`. Clones share
+/// connections.
+#[derive(Clone)]
+pub struct RedisStore {
+    link: Link,
+    keys: Keys,
+}
+
+impl RedisStore {
+    /// A store that connects when it is first used.
+    pub fn new(options: RedisOptions) -> Self {
+        Self {
+            keys: Keys::new(options.key_prefix()),
+            link: Link::new(options),
+        }
+    }
+
+    async fn flag(
+        &self,
+        operation: &'static str,
+        key: &str,
+        script: &Script,
+        arguments: &[&[u8]],
+    ) -> Result<bool, ServiceError> {
+        let object = format!("key {key}");
+        let attempt = Attempt::new(operation, &object);
+        let key = self.keys.fact(key);
+        let answer = self
+            .link
+            .script(attempt, script, &[&key], arguments)
+            .await?;
+        Ok(answer.number() == 1)
+    }
+}
+
+impl Store for RedisStore {
+    fn put_if_absent<'a>(
+        &'a self,
+        key: &'a str,
+        value: &'a [u8],
+        ttl: Duration,
+    ) -> BoxFuture<'a, Result<bool, ServiceError>> {
+        Box::pin(async move {
+            let object = format!("key {key}");
+            let command = Command::new("SET")
+                .arg(self.keys.fact(key))
+                .arg(value)
+                .arg("NX")
+                .arg("PX")
+                .arg(milliseconds(ttl));
+            let answer = self
+                .link
+                .call(Attempt::new("set", &object), command)
+                .await?;
+            Ok(answer.data().is_some())
+        })
+    }
+
+    fn compare_and_delete<'a>(
+        &'a self,
+        key: &'a str,
+        value: &'a [u8],
+    ) -> BoxFuture<'a, Result<bool, ServiceError>> {
+        Box::pin(self.delete(key, value))
+    }
+
+    fn extend<'a>(
+        &'a self,
+        key: &'a str,
+        value: &'a [u8],
+        ttl: Duration,
+    ) -> BoxFuture<'a, Result<bool, ServiceError>> {
+        Box::pin(async move {
+            let ttl = milliseconds(ttl);
+            self.flag("extend", key, &EXTEND, &[value, ttl.as_bytes()])
+                .await
+        })
+    }
+
+    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Bytes>, ServiceError>> {
+        Box::pin(async move {
+            let object = format!("key {key}");
+            let command = Command::new("GET").arg(self.keys.fact(key));
+            let answer = self
+                .link
+                .call(Attempt::new("read", &object), command)
+                .await?;
+            Ok(answer.data())
+        })
+    }
+
+    fn count<'a>(
+        &'a self,
+        key: &'a str,
+        ttl: Duration,
+    ) -> BoxFuture<'a, Result<u64, ServiceError>> {
+        Box::pin(async move {
+            let object = format!("key {key}");
+            let attempt = Attempt::new("count in", &object);
+            let (key, ttl) = (self.keys.fact(key), milliseconds(ttl));
+            let answer = self
+                .link
+                .script(attempt, &COUNT, &[&key], &[ttl.as_bytes()])
+                .await?;
+            Ok(u64::try_from(answer.number()).unwrap_or_default())
+        })
+    }
+}
+
+impl RedisStore {
+    async fn delete(&self, key: &str, value: &[u8]) -> Result<bool, ServiceError> {
+        self.flag("delete", key, &COMPARE_AND_DELETE, &[value])
+            .await
+    }
+}
+
+impl fmt::Debug for RedisStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let address = self.link.options().address();
+        f.debug_struct("RedisStore")
+            .field("address", &address)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Redis refuses a time to live of 0.
+fn milliseconds(ttl: Duration) -> String {
+    ttl.as_millis().max(1).to_string()
+}

@@ -1,0 +1,89 @@
+//! Servers that are away, fall silent or refuse.
+
+use std::sync::Arc;
+
+use celery_backend_redis::RedisBackend;
+use celery_broker_redis::RedisOptions;
+use celery_protocol::State;
+use celery_runtime::{Record, ResultBackend, ServiceErrorKind};
+use serde_json::{Map, json};
+use tokio::time::timeout;
+use xtask::servers::RedisServer;
+
+use crate::support::{LIMIT, backend, channels, document, insist, options, status, store, until};
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn a_wait_outlives_a_restart_of_the_server() {
+    let server = RedisServer::builder().append_only().start();
+    let backend = Arc::new(backend(&server));
+    let waiting = {
+        let backend = Arc::clone(&backend);
+        tokio::spawn(async move { insist(&*backend, "1").await })
+    };
+    until("it listens", || channels(&server) == 1).await;
+    server.kill();
+    let stored = document("1", State::Success, "null");
+    let error = backend.store(Record::new(&stored)).await.unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    server.restart();
+    store(&backend, "1", State::Success, "null").await;
+    let found = timeout(LIMIT, waiting).await.unwrap().unwrap();
+    assert_eq!(found.status, State::Success);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn what_was_stored_survives_a_kill() {
+    let server = RedisServer::builder().append_only().start();
+    let backend = backend(&server);
+    store(&backend, "1", State::Success, "null").await;
+    server.kill();
+    server.restart();
+    assert_eq!(status(&backend, "1").await, State::Success);
+}
+
+#[tokio::test]
+#[cfg(unix)]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn a_server_that_stays_silent_ends_the_wait() {
+    let server = RedisServer::start();
+    let times = json!({"socket_timeout": 0.2, "socket_connect_timeout": 0.2});
+    let backend = Arc::new(RedisBackend::new(options(&server, &times)));
+    let waiting = {
+        let backend = Arc::clone(&backend);
+        tokio::spawn(async move { backend.wait("1").await })
+    };
+    until("it listens", || channels(&server) == 1).await;
+    server.pause();
+    let error = timeout(LIMIT, waiting).await.unwrap().unwrap().unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    server.resume();
+    // The next one is served.
+    store(&backend, "1", State::Success, "null").await;
+    timeout(LIMIT, backend.wait("1")).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn nobody_at_the_address_ends_the_wait_and_all_else() {
+    let options = RedisOptions::parse("redis://:secret@127.0.0.1:1", &Map::new()).unwrap();
+    let backend = RedisBackend::new(options);
+    let error = backend.fetch(&["1".to_owned()]).await.unwrap_err();
+    assert_eq!(error.kind(), ServiceErrorKind::Unreachable);
+    let text = "cannot read the result of task 1 on redis://127.0.0.1:1: connection refused";
+    assert!(error.to_string().starts_with(text), "{error}");
+    assert!(!format!("{backend:?} {error:?}").contains("secret"));
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn a_wrong_password_ends_the_wait_at_once() {
+    let server = RedisServer::builder().password("right").start();
+    let url = server.url().replace("right", "wrong");
+    let backend = RedisBackend::new(RedisOptions::parse(&url, &Map::new()).unwrap());
+    let error = timeout(LIMIT, backend.wait("1"))
+        .await
+        .unwrap()
+        .unwrap_err();
+    assert_eq!(error.kind(), ServiceErrorKind::Denied, "{error}");
+}

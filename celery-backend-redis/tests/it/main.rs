@@ -1,0 +1,10 @@
+//! The result backend against real servers.
+
+mod backend;
+mod conformance;
+mod faults;
+mod outages;
+mod store;
+mod support;
+mod wait;
+mod wire;

@@ -1,0 +1,70 @@
+//! The shared store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use celery_backend_redis::RedisStore;
+use celery_runtime::Store;
+use serde_json::json;
+use xtask::servers::RedisServer;
+
+use crate::support::{count, options, until};
+
+const LONG: Duration = Duration::from_secs(60);
+
+fn facts(server: &RedisServer) -> RedisStore {
+    RedisStore::new(options(server, &json!({"global_keyprefix": "shop"})))
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn only_one_gets_it_and_only_the_owner_keeps_or_deletes_it() {
+    let server = RedisServer::start();
+    let store = facts(&server);
+    assert!(store.put_if_absent("lock", b"me", LONG).await.unwrap());
+    assert!(!store.put_if_absent("lock", b"you", LONG).await.unwrap());
+    assert_eq!(store.get("lock").await.unwrap().unwrap(), "me");
+    assert!(!store.extend("lock", b"you", LONG).await.unwrap());
+    assert!(store.extend("lock", b"me", 10 * LONG).await.unwrap());
+    assert!(count(&server, &["PTTL", "shop_celery-rs-lock"]) > 500_000);
+    assert!(!store.compare_and_delete("lock", b"you").await.unwrap());
+    assert!(store.compare_and_delete("lock", b"me").await.unwrap());
+    assert!(!store.compare_and_delete("lock", b"me").await.unwrap());
+    assert_eq!(store.get("lock").await.unwrap(), None);
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn everything_dies_by_itself() {
+    let server = RedisServer::start();
+    let store = facts(&server);
+    let short = Duration::from_millis(20);
+    assert!(store.put_if_absent("lock", b"me", short).await.unwrap());
+    assert!(
+        store
+            .put_if_absent("at once", b"me", Duration::ZERO)
+            .await
+            .unwrap()
+    );
+    assert_eq!(store.count("counter", short).await.unwrap(), 1);
+    until("all keys are gone", || count(&server, &["DBSIZE"]) == 0).await;
+    assert!(!store.extend("lock", b"me", LONG).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn nobodys_count_is_lost() {
+    let server = RedisServer::start();
+    let store = Arc::new(facts(&server));
+    let counting = (0..50).map(|_| {
+        let store = Arc::clone(&store);
+        tokio::spawn(async move { store.count("counter", LONG).await.unwrap() })
+    });
+    let mut counts = Vec::new();
+    for counted in counting.collect::<Vec<_>>() {
+        counts.push(counted.await.unwrap());
+    }
+    counts.sort_unstable();
+    assert_eq!(counts, (1..=50).collect::<Vec<u64>>());
+    assert!(count(&server, &["PTTL", "shop_celery-rs-counter"]) > 0);
+}

@@ -1,0 +1,359 @@
+//! Bytes that nobody should send. The worker lives, real work goes on, and
+//! each message is kept where a person can look at it.
+
+use std::time::Duration;
+
+use celery::{AsyncResult, Value};
+use celery_protocol::kombu;
+use celery_runtime::{ConsumeOptions, Queue};
+use serde_json::{Value as Json, json};
+use xtask::servers::{RedisServer, Reply};
+
+use crate::support::{Inspect, PATIENCE, Setup, eventually, impatient, start};
+use crate::tasks::ADD;
+use crate::tasks::Number::{self, Int};
+
+/// Bytes, and the reason for which they end up in `celery.dead`.
+type Case = (Vec<u8>, &'static str);
+
+const MALFORMED: &str = "malformed";
+const UNDECODABLE: &str = "undecodable";
+const REFUSED: &str = "refused-content-type";
+
+/// A good message, for tests to spoil.
+fn good() -> Json {
+    json!({
+        "body": "[[2, 3], {}, {\"callbacks\": null, \"errbacks\": null, \"chain\": null, \"chord\": null}]",
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {"lang": "py", "task": "tasks.add", "id": "an-id", "retries": 0, "eta": null},
+        "properties": {
+            "correlation_id": "an-id",
+            "delivery_info": {"exchange": "", "routing_key": "celery"},
+            "delivery_tag": "a-tag",
+        },
+    })
+}
+
+/// The good message with another value at a JSON pointer.
+fn spoilt(pointer: &str, value: impl Into<Json>) -> Vec<u8> {
+    let mut message = good();
+    let (parent, name) = pointer.rsplit_once('/').unwrap();
+    message.pointer_mut(parent).unwrap()[name] = value.into();
+    message.to_string().into_bytes()
+}
+
+fn no_json() -> Vec<Case> {
+    let whole = good().to_string().into_bytes();
+    let cut = whole[..whole.len() / 2].to_vec();
+    let mut not_utf8 = whole.clone();
+    let place = whole.windows(5).position(|part| part == b"tasks").unwrap();
+    not_utf8[place] = 0xff;
+    let texts: [&[u8]; 12] = [
+        b"",
+        b"garbage",
+        b"\xff\xfe\x00\x80",
+        b"{",
+        b"{}{}",
+        b"null",
+        b"5",
+        b"\"text\"",
+        b"[]",
+        b"[{}, \"\", \"celery\"]",
+        b"{}",
+        b"{\"body\": null, \"headers\": {}, \"properties\": {}}",
+    ];
+    let texts = texts.map(<[u8]>::to_vec).into_iter();
+    let all = texts.chain([cut, not_utf8, vec![b'['; 20 << 20]]);
+    all.map(|bytes| (bytes, MALFORMED)).collect()
+}
+
+fn no_envelope() -> Vec<Case> {
+    vec![
+        (spoilt("/body", 5), MALFORMED),
+        (spoilt("/body", json!([[2, 3], {}, {}])), MALFORMED),
+        (spoilt("/headers", json!(["task"])), MALFORMED),
+        (spoilt("/headers", "task"), MALFORMED),
+        (spoilt("/properties", json!([])), MALFORMED),
+        (spoilt("/properties", 7), MALFORMED),
+        (spoilt("/properties/body_encoding", "klingon"), MALFORMED),
+        // The body is not base64.
+        (spoilt("/properties/body_encoding", "base64"), MALFORMED),
+        (spoilt("/properties/delivery_info", "celery"), MALFORMED),
+    ]
+}
+
+fn no_task() -> Vec<Case> {
+    vec![
+        (spoilt("/headers", Json::Null), UNDECODABLE),
+        (spoilt("/headers", json!({})), UNDECODABLE),
+        (spoilt("/headers/task", 5), UNDECODABLE),
+        (spoilt("/headers/id", json!({"id": 1})), UNDECODABLE),
+        (spoilt("/headers/retries", "many"), UNDECODABLE),
+        (spoilt("/headers/eta", "soon"), UNDECODABLE),
+        (spoilt("/headers/timelimit", "short"), UNDECODABLE),
+        (spoilt("/body", ""), UNDECODABLE),
+        (spoilt("/body", "[[2, 3], {}"), UNDECODABLE),
+        (spoilt("/body", "[[2, 3]]"), UNDECODABLE),
+        (spoilt("/body", "[5, {}, {}]"), UNDECODABLE),
+        (spoilt("/body", "[[2, 3], [], {}]"), UNDECODABLE),
+        (
+            spoilt("/body", "[[2, 3], {}, {\"callbacks\": 5}]"),
+            UNDECODABLE,
+        ),
+        (
+            spoilt("/body", "[[2, 3], {}, {\"chain\": [5]}]"),
+            UNDECODABLE,
+        ),
+        (spoilt("/body", "[".repeat(20 << 20)), UNDECODABLE),
+        (
+            spoilt("/headers/compression", "application/x-gzip"),
+            UNDECODABLE,
+        ),
+        (spoilt("/headers/compression", "klingon"), UNDECODABLE),
+        (
+            spoilt("/content-type", "application/x-python-serialize"),
+            REFUSED,
+        ),
+        (spoilt("/content-type", "application/klingon"), REFUSED),
+        (spoilt("/content-type", Json::Null), REFUSED),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn nothing_that_cannot_be_read_stops_the_worker_or_vanishes() {
+    let setup = Setup::new();
+    let client = setup.client();
+    let cases: Vec<Case> = [no_json(), no_envelope(), no_task()].concat();
+
+    let mut sums = Vec::new();
+    let (before, while_it_works) = cases.split_at(cases.len() / 2);
+    for case in before {
+        sums.push(push_among_work(&setup.redis, &client, case).await);
+    }
+    let worker = setup.worker().await;
+    for case in while_it_works {
+        sums.push(push_among_work(&setup.redis, &client, case).await);
+        assert_entries_are_kombus(&setup.redis);
+    }
+
+    for sum in sums {
+        assert_eq!(sum.get_timeout(PATIENCE).await.unwrap(), Int(3));
+    }
+    let mut expected: Vec<_> = cases.iter().map(remains).collect();
+    expected.sort_unstable();
+    let kept = eventually("all are kept", async || {
+        let kept = kept(&setup.redis);
+        (kept.len() >= expected.len()).then_some(kept)
+    })
+    .await;
+    let shown = |remains: &(String, Vec<u8>)| {
+        let body = String::from_utf8_lossy(&remains.1[..remains.1.len().min(80)]).into_owned();
+        format!("{}: {body}", remains.0)
+    };
+    let both = (kept.iter().map(shown), expected.iter().map(shown));
+    assert!(
+        both.0.clone().eq(both.1.clone()),
+        "{:#?}",
+        (both.0.collect::<Vec<_>>(), both.1.collect::<Vec<_>>())
+    );
+    assert!(kept == expected, "a body was changed");
+    worker.stop().await;
+    assert_eq!(setup.redis.depth("celery"), 0);
+    setup.redis.assert_nothing_held();
+}
+
+async fn push_among_work(
+    redis: &RedisServer,
+    client: &celery::Client,
+    (bytes, _): &Case,
+) -> AsyncResult<Number> {
+    redis.push("celery", bytes);
+    client.send(ADD, (Int(1), Int(2))).await.unwrap()
+}
+
+/// What is to be found of a case: the reason, and the message's body where it
+/// has one, else all of its bytes.
+fn remains((bytes, reason): &Case) -> (String, Vec<u8>) {
+    let body = match kombu::decode(&bytes.clone().into()) {
+        Ok(message) if *reason != MALFORMED => message.body.to_vec(),
+        _ => bytes.clone(),
+    };
+    ((*reason).to_owned(), body)
+}
+
+/// The messages of `celery.dead`, sorted: reason and body.
+fn kept(redis: &RedisServer) -> Vec<(String, Vec<u8>)> {
+    let Reply::Array(replies) = redis.command(&["LRANGE", "celery.dead", "0", "-1"]) else {
+        panic!("no list");
+    };
+    let mut kept: Vec<_> = replies
+        .into_iter()
+        .map(|reply| {
+            let Reply::Data(raw) = reply else {
+                panic!("no message: {reply:?}");
+            };
+            let message = kombu::decode(&raw.into()).unwrap();
+            let reason = message.headers.find("x-dead-reason").unwrap().unwrap();
+            (reason.decode().unwrap(), message.body.to_vec())
+        })
+        .collect();
+    kept.sort_unstable();
+    kept
+}
+
+/// One entry of another form would make kombu's restore raise.
+fn assert_entries_are_kombus(redis: &RedisServer) {
+    for entry in redis.held_entries() {
+        let entry: Json = serde_json::from_str(&entry).unwrap();
+        let parts = entry.as_array().expect("a list");
+        assert_eq!(parts.len(), 3);
+        assert!(parts[0].is_object() && parts[1].is_string() && parts[2].is_string());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
+#[cfg(feature = "zlib")]
+async fn a_bomb_is_not_unpacked() {
+    let setup = Setup::new();
+    let worker = setup.worker().await;
+    // What Python compresses here would be 256 MB.
+    let program = r#"
+import base64, zlib
+bomb = zlib.compress(b"[" + b" " * (256 << 20))
+message = {
+    "body": base64.b64encode(bomb).decode(),
+    "content-encoding": "utf-8", "content-type": "application/json",
+    "headers": {"task": "tasks.add", "id": "bomb", "compression": "application/x-gzip"},
+    "properties": {"body_encoding": "base64", "delivery_tag": "a-tag",
+                   "delivery_info": {"exchange": "", "routing_key": "celery"}},
+}
+app.connection().default_channel.client.lpush("celery", json.dumps(message))
+same(call("tasks.add", 1, 2), 3)
+"#;
+    setup.python(program).await;
+    let kept = eventually("the bomb is kept", async || {
+        setup.redis.messages("celery.dead").pop()
+    })
+    .await;
+    assert_eq!(
+        (kept.id(), kept.header("x-dead-reason")),
+        ("bomb", UNDECODABLE)
+    );
+    worker.stop().await;
+    setup.redis.assert_nothing_held();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
+async fn garbage_in_the_hands_of_a_dead_worker_disturbs_no_python_worker() {
+    let setup = Setup::new();
+    let garbage: Vec<Case> = [no_json(), no_envelope()].concat();
+    for (bytes, _) in &garbage {
+        setup.redis.push("celery", bytes);
+    }
+    let real = setup.client().send(ADD, (Int(1), Int(2))).await.unwrap();
+    take_everything_and_die(&setup, garbage.len() + 1).await;
+    assert_eq!(setup.redis.depth("celery"), 0);
+    assert_entries_are_kombus(&setup.redis);
+
+    // Python gives back what it can read. It consumes another queue: garbage in
+    // its own would end it, whoever has put it there.
+    let python = setup
+        .python_worker()
+        .queues(&["other"])
+        .environment("MORE_TRANSPORT_OPTIONS", impatient().to_string());
+    let python = start(python).await;
+    eventually("all deliveries are restored", async || {
+        (setup.redis.held() == 0).then_some(())
+    })
+    .await;
+    let log = python.terminate();
+    assert!(
+        !log.contains("Traceback") && !log.contains("CRITICAL"),
+        "{log}"
+    );
+
+    // The rest is found by the next worker of ours.
+    let worker = setup.worker().await;
+    assert_eq!(real.get_timeout(PATIENCE).await.unwrap(), Int(3));
+    let mut expected: Vec<_> = garbage.iter().map(remains).collect();
+    expected.sort_unstable();
+    let kept = eventually("all garbage is kept", async || {
+        let kept = kept(&setup.redis);
+        (kept.len() >= expected.len()).then_some(kept)
+    })
+    .await;
+    let reasons = |remains: &[(String, Vec<u8>)]| -> Vec<String> {
+        remains.iter().map(|(reason, _)| reason.clone()).collect()
+    };
+    // Python has written anew what it gave back.
+    assert_eq!(reasons(&kept), reasons(&expected));
+    worker.stop().await;
+    setup.redis.assert_nothing_held();
+}
+
+/// A consumer that is never heard of again.
+async fn take_everything_and_die(setup: &Setup, count: usize) {
+    let app = setup.app();
+    let options = ConsumeOptions::new(vec![Queue::new("celery")], 100);
+    let consumer = app.broker().consume(&options).await.unwrap();
+    let mut taken = 0;
+    while taken < count {
+        taken += consumer.receive(100).await.unwrap().len();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn messages_of_sparse_producers_run() {
+    let setup = Setup::new();
+    let worker = setup.worker().await;
+    for (producer, id) in [
+        ("foreign-node", "node"),
+        ("foreign-rusty-celery", "rusty"),
+        // Its id is in the body.
+        ("foreign-v1-taskset", "id-1"),
+    ] {
+        let fixtures = xtask::paths::workspace().join("celery-protocol/fixtures");
+        let recorded = std::fs::read(fixtures.join(producer).with_extension("json")).unwrap();
+        let recorded: Json = serde_json::from_slice(&recorded).unwrap();
+        let envelope = recorded["envelope"].as_str().unwrap().replace("id-1", id);
+        setup.redis.push("celery", envelope.as_bytes());
+        let result = setup.client().result::<Value>(id);
+        let value = result.get_timeout(PATIENCE).await;
+        assert_eq!(value.unwrap(), 5.into(), "{producer}");
+    }
+    worker.stop().await;
+    setup.redis.assert_nothing_held();
+}
+
+/// A header that is `null` where Celery writes a value is as good as none.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn headers_that_are_null_are_missing_headers() {
+    let setup = Setup::new();
+    let worker = setup.worker().await;
+    for name in [
+        "retries",
+        "eta",
+        "timelimit",
+        "lang",
+        "expires",
+        "root_id",
+        "ignore_result",
+    ] {
+        let id = format!("null-{name}");
+        let mut message = good();
+        message["headers"]["id"] = id.as_str().into();
+        message["headers"][name] = Json::Null;
+        setup.redis.push("celery", message.to_string().as_bytes());
+        let result = setup.client().result::<Value>(id);
+        let value = result.get_timeout(Duration::from_secs(5)).await;
+        assert_eq!(value.unwrap(), 5.into(), "{name}");
+    }
+    worker.stop().await;
+    setup.redis.assert_nothing_held();
+}
