@@ -298,10 +298,10 @@ fn tls(url: &ServiceUrl) -> Result<Tls, String> {
             ));
         }
     };
-    let any_hostname = match url.query("ssl_check_hostname").unwrap_or("true") {
-        "false" | "False" | "0" | "no" => true,
-        _ => false,
-    };
+    let any_hostname = matches!(
+        url.query("ssl_check_hostname"),
+        Some("false" | "False" | "0" | "no")
+    );
     let tls = Tls {
         unverified,
         any_hostname,
@@ -338,7 +338,7 @@ mod tests {
         RedisOptions::parse(url, &Map::new())
     }
 
-    fn parse_with(url: &str, options: Value) -> Result<RedisOptions, ServiceError> {
+    fn parse_with(url: &str, options: &Value) -> Result<RedisOptions, ServiceError> {
         RedisOptions::parse(url, options.as_object().expect("an object"))
     }
 
@@ -409,7 +409,7 @@ mod tests {
         let error = parse("sentinel://a;sentinel://b:1").unwrap_err();
         assert!(error.to_string().contains("master_name"), "{error}");
         let options = json!({"master_name": "m", "sentinel_kwargs": {"password": "s"}});
-        let options = parse_with("sentinel://:pw@a;sentinel://b:1/2", options).unwrap();
+        let options = parse_with("sentinel://:pw@a;sentinel://b:1/2", &options).unwrap();
         assert_eq!(options.nodes.len(), 2);
         let sentinel = options.sentinel.as_ref().unwrap();
         assert_eq!(
@@ -422,7 +422,7 @@ mod tests {
     fn nothing_printed_shows_a_password() {
         let url = "redis://ann:hidden1@h/1;redis://h2?password=hidden2";
         let options = json!({"sentinel_kwargs": {"password": "hidden3"}});
-        let options = parse_with(url, options).unwrap();
+        let options = parse_with(url, &options).unwrap();
         let shown = format!("{options:?} {}", options.address());
         assert!(!shown.contains("hidden"), "{shown}");
         let error = parse("redis://ann:hidden1@h/x").unwrap_err();

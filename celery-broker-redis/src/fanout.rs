@@ -101,12 +101,8 @@ impl Reader {
     }
 
     fn hand_on(&self, published: &Published) {
-        let message = match kombu::decode(&published.payload) {
-            Ok(message) => message,
-            Err(error) => {
-                tracing::warn!(%error, channel = published.channel, "a broadcast is no message");
-                return;
-            }
+        let Some(message) = read_message(&published.payload, &self.object) else {
+            return;
         };
         let key = match published.channel.strip_prefix(&self.before_key) {
             Some(key) => key,
@@ -174,7 +170,7 @@ mod tests {
     use super::*;
     use crate::{RedisBroker, RedisOptions};
 
-    fn patterns(options: serde_json::Value, pattern: &str) -> Vec<String> {
+    fn patterns(options: &serde_json::Value, pattern: &str) -> Vec<String> {
         let options = options.as_object().expect("an object");
         let options = RedisOptions::parse("redis://h/2", options).expect("options");
         channel_patterns(RedisBroker::new(options).shared(), "ev[1]", pattern)
@@ -182,13 +178,16 @@ mod tests {
 
     #[tokio::test]
     async fn patterns_are_kombus_channels() {
-        assert_eq!(patterns(json!({}), "worker.*"), ["/2.ev\\[1\\]/worker.*"]);
-        assert_eq!(patterns(json!({}), "#"), ["/2.ev\\[1\\]/*", "/2.ev\\[1\\]"]);
-        assert_eq!(patterns(json!({}), "a.#"), ["/2.ev\\[1\\]/a*"]);
-        let options = json!({"global_keyprefix": "p:", "fanout_prefix": false});
-        assert_eq!(patterns(options, "a"), ["p:ev\\[1\\]/a"]);
+        assert_eq!(patterns(&json!({}), "worker.*"), ["/2.ev\\[1\\]/worker.*"]);
         assert_eq!(
-            patterns(json!({"fanout_patterns": false}), "a"),
+            patterns(&json!({}), "#"),
+            ["/2.ev\\[1\\]/*", "/2.ev\\[1\\]"]
+        );
+        assert_eq!(patterns(&json!({}), "a.#"), ["/2.ev\\[1\\]/a*"]);
+        let options = json!({"global_keyprefix": "p:", "fanout_prefix": false});
+        assert_eq!(patterns(&options, "a"), ["p:ev\\[1\\]/a"]);
+        assert_eq!(
+            patterns(&json!({"fanout_patterns": false}), "a"),
             ["/2.ev\\[1\\]"]
         );
     }

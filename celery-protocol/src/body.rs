@@ -37,14 +37,10 @@ impl<'a> Body<'a> {
     ///
     /// When the body is not an array of three, or its last part is no map.
     pub fn read(raw: &Raw<'a>) -> Result<Self, DecodeError> {
-        let parts = raw.elements().map_err(in_body)?;
-        let count = parts.len();
-        let mut parts = parts.into_iter();
-        let (Some(args), Some(kwargs), Some(embed), None) =
-            (parts.next(), parts.next(), parts.next(), parts.next())
-        else {
-            let message = format!("expected [args, kwargs, embed], found {count} elements");
-            return Err(in_body(DecodeError::new(message)));
+        let parts = raw.three_elements(&Embed::EMPTY_ONES);
+        let [args, kwargs, embed] = match parts {
+            Some(parts) => parts,
+            None => three_of(raw).map_err(in_body)?,
         };
         let embed = Embed::read(&embed).map_err(|error| in_body(error.in_field("embed")))?;
         Ok(Self {
@@ -67,6 +63,17 @@ impl<'a> Body<'a> {
             keyword: keyword.map_err(|error| error.in_field("kwargs"))?,
         })
     }
+}
+
+/// The parts of a body that is not the JSON that most are.
+fn three_of<'a>(raw: &Raw<'a>) -> Result<[Raw<'a>; 3], DecodeError> {
+    let parts = raw.elements()?.into_vec();
+    parts.try_into().map_err(|parts: Vec<Raw<'a>>| {
+        let count = parts.len();
+        DecodeError::new(format!(
+            "expected [args, kwargs, embed], found {count} elements"
+        ))
+    })
 }
 
 fn in_body(error: DecodeError) -> DecodeError {

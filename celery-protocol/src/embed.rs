@@ -25,6 +25,9 @@ pub struct Embed<'a> {
 }
 
 impl<'a> Embed<'a> {
+    /// The embed of most tasks, as this crate and as Python write it.
+    pub(crate) const EMPTY_ONES: [&'static str; 2] = [EMPTY, EMPTY_IN_PYTHON];
+
     /// Finds the parts of an embed; null is an empty one.
     ///
     /// # Errors
@@ -140,7 +143,7 @@ impl Serialize for Embed<'_> {
 /// The embed of a task after which nothing happens, which most are, as this
 /// crate and as Python write it: it need not be read to be known.
 fn is_plainly_empty(json: &str) -> bool {
-    json == EMPTY || json == EMPTY_IN_PYTHON
+    Embed::EMPTY_ONES.contains(&json)
 }
 
 pub(crate) const EMPTY: &str = r#"{"callbacks":null,"errbacks":null,"chain":null,"chord":null}"#;

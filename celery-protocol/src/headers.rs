@@ -282,7 +282,7 @@ fn write_task(headers: &TaskHeaders<'_>, out: &mut Vec<u8>) -> Result<(), Encode
         out.push(b'"');
         out.extend_from_slice(name.as_bytes());
         out.extend_from_slice(b"\":");
-        Serializer::Json.encode_into(out, &field)?;
+        field.write(Serializer::Json, out)?;
         out.push(b',');
     }
     for (name, value) in &headers.extra {

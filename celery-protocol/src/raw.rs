@@ -155,6 +155,18 @@ impl<'a> Raw<'a> {
         }
     }
 
+    /// The elements of a borrowed JSON array of three; `None` for anything
+    /// else. See [`json::three_elements`].
+    #[inline]
+    pub(crate) fn three_elements(&self, last: &[&str]) -> Option<[Self; 3]> {
+        match &self.content {
+            Content::Json(Cow::Borrowed(text)) => {
+                json::three_elements(text, last).map(|spans| spans.map(Self::json))
+            }
+            _ => None,
+        }
+    }
+
     /// The entries of a map. Only their extents are looked for; equal keys all
     /// come.
     ///

@@ -17,6 +17,7 @@ use crate::time;
 
 pub use self::limits::TimeLimits;
 pub(crate) use self::read::Found;
+pub(crate) use self::write::Field;
 
 /// The headers of a task, as protocol version 2 carries them.
 ///

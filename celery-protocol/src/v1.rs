@@ -11,7 +11,7 @@ use crate::embed::Embed;
 use crate::error::{DecodeError, EncodeError};
 use crate::headers::Headers;
 use crate::raw::Raw;
-use crate::task_headers::{Found, Header, TaskHeaders};
+use crate::task_headers::{Field, Found, Header, TaskHeaders};
 use crate::value::Value;
 
 /// Reads the mapping of protocol 1 as Celery's worker does: the old name
@@ -131,10 +131,13 @@ where
             Source::Args => body::write_args(serializer, &mut out, args)?,
             Source::Kwargs => body::write_kwargs(serializer, &mut out, kwargs)?,
             Source::Utc => write(serializer, &mut out, name, &utc)?,
-            Source::Callbacks => write(serializer, &mut out, name, &embed.callbacks)?,
-            Source::Errbacks => write(serializer, &mut out, name, &embed.errbacks)?,
-            Source::Chord => write(serializer, &mut out, name, &embed.chord)?,
-            Source::Header(header) => write(serializer, &mut out, name, &headers.field(header))?,
+            Source::Callbacks => write_slot(serializer, &mut out, name, &embed.callbacks)?,
+            Source::Errbacks => write_slot(serializer, &mut out, name, &embed.errbacks)?,
+            Source::Chord => write_slot(serializer, &mut out, name, &embed.chord)?,
+            Source::Header(header) => headers
+                .field(header)
+                .write(serializer, &mut out)
+                .map_err(|error| error.in_field(name))?,
         }
     }
     if serializer != Serializer::MsgPack {
@@ -220,6 +223,19 @@ impl Entry {
             }
         }
     }
+}
+
+/// Writes an entry of the embed, which is mostly null.
+#[inline]
+fn write_slot(
+    serializer: Serializer,
+    out: &mut Vec<u8>,
+    name: &str,
+    slot: &Option<Raw<'_>>,
+) -> Result<(), EncodeError> {
+    let field = slot.as_ref().map_or(Field::Null, Field::Raw);
+    let written = field.write(serializer, out);
+    written.map_err(|error| error.in_field(name))
 }
 
 #[inline]

@@ -215,11 +215,21 @@ struct Envelope<'a> {
     properties: EnvelopeProperties<'a>,
 }
 
+/// In Python's order.
+const NAMES: [&str; 5] = [
+    "\"body\":",
+    "\"content-encoding\":",
+    "\"content-type\":",
+    "\"headers\":",
+    "\"properties\":",
+];
+
 fn read(raw: &Bytes) -> Result<Envelope<'_>, DecodeError> {
     let mut reader = Reader::new(json::text(raw)?);
     let mut envelope = Envelope::default();
+    let mut place = 0;
     let read = reader.entries(|reader| {
-        match &*reader.name()? {
+        match &*reader.name_near(&NAMES, &mut place)? {
             "body" => envelope.body = reader.text()?,
             "content-type" => envelope.content_type = reader.text()?,
             "content-encoding" => envelope.content_encoding = reader.text()?,

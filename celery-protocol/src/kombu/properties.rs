@@ -36,13 +36,17 @@ impl<'a> EnvelopeProperties<'a> {
         if reader.null()? {
             return Ok(());
         }
-        reader.entries(|reader| self.read_one(reader))
+        let mut place = 0;
+        reader.entries(|reader| {
+            let name = reader.name_near(&NAMES, &mut place)?;
+            self.read_one(&name, reader)
+        })
     }
 
     #[inline]
-    fn read_one(&mut self, reader: &mut Reader<'a>) -> Result<(), DecodeError> {
+    fn read_one(&mut self, name: &str, reader: &mut Reader<'a>) -> Result<(), DecodeError> {
         let properties = &mut self.properties;
-        match &*reader.name()? {
+        match name {
             // The second spelling is celery-node's.
             "correlation_id" | "correlationId" => properties.correlation_id = text(reader)?,
             "reply_to" | "replyTo" => properties.reply_to = text(reader)?,
@@ -52,13 +56,26 @@ impl<'a> EnvelopeProperties<'a> {
             "delivery_info" => properties.delivery_info = delivery_info(reader)?,
             "delivery_tag" => properties.delivery_tag = text(reader)?,
             "body_encoding" => self.body_encoding = reader.text()?,
-            name => {
+            _ => {
                 properties.extra.insert(name, reader.value::<Value>()?);
             }
         }
         Ok(())
     }
 }
+
+/// In Python's order.
+const NAMES: [&str; 7] = [
+    "\"correlation_id\":",
+    "\"reply_to\":",
+    "\"delivery_mode\":",
+    "\"delivery_info\":",
+    "\"priority\":",
+    "\"body_encoding\":",
+    "\"delivery_tag\":",
+];
+
+const INFO_NAMES: [&str; 2] = ["\"exchange\":", "\"routing_key\":"];
 
 fn text(reader: &mut Reader<'_>) -> Result<Option<String>, DecodeError> {
     Ok(reader.text()?.map(Cow::into_owned))
@@ -82,8 +99,9 @@ fn delivery_info(reader: &mut Reader<'_>) -> Result<DeliveryInfo, DecodeError> {
     if reader.null()? {
         return Ok(info);
     }
+    let mut place = 0;
     reader.entries(|reader| {
-        match &*reader.name()? {
+        match &*reader.name_near(&INFO_NAMES, &mut place)? {
             "exchange" => info.exchange = text(reader)?.unwrap_or_default(),
             "routing_key" => info.routing_key = text(reader)?.unwrap_or_default(),
             "redelivered" => {

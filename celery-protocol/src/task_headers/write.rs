@@ -5,6 +5,8 @@ use std::borrow::Cow;
 use serde::ser::{Serialize, SerializeMap, Serializer as SerdeSerializer};
 
 use super::{Header, TABLE, TaskHeaders, TimeLimits};
+use crate::codec::{Serializer, json};
+use crate::error::EncodeError;
 use crate::raw::Raw;
 
 /// What is written under one header.
@@ -22,6 +24,35 @@ pub(crate) enum Field<'b> {
 impl<'b> Field<'b> {
     fn text(text: &'b Option<Cow<'_, str>>) -> Self {
         text.as_deref().map_or(Self::Null, Self::Text)
+    }
+}
+
+impl Field<'_> {
+    /// Writes the value at the end of `out`. What most headers are needs no
+    /// serializer in JSON.
+    #[inline]
+    pub(crate) fn write(
+        self,
+        serializer: Serializer,
+        out: &mut Vec<u8>,
+    ) -> Result<(), EncodeError> {
+        match (serializer, self) {
+            (Serializer::Json, Self::Null) => out.extend_from_slice(b"null"),
+            (Serializer::Json, Self::Integer(0)) => out.push(b'0'),
+            (Serializer::Json, Self::EmptyMap) => out.extend_from_slice(b"{}"),
+            (Serializer::Json, Self::Text(text)) => json::write_str(out, text),
+            (
+                Serializer::Json,
+                Self::Limits(TimeLimits {
+                    hard: None,
+                    soft: None,
+                }),
+            ) => {
+                out.extend_from_slice(b"[null,null]");
+            }
+            _ => return serializer.encode_into(out, &self),
+        }
+        Ok(())
     }
 }
 
@@ -82,7 +113,6 @@ impl TaskHeaders<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec::Serializer;
 
     #[test]
     fn new_headers_are_written_as_python_writes_them() {

@@ -44,6 +44,13 @@ impl Time {
             Self::At(time) => time,
         }
     }
+
+    fn to_wire(self) -> Value {
+        match self {
+            Self::In(delay) => in_seconds(delay),
+            Self::At(time) => Value::Str(celery_protocol::time::format(time)),
+        }
+    }
 }
 
 impl CallOptions {
@@ -65,51 +72,79 @@ impl CallOptions {
 
     fn set(&mut self, name: &str, raw: &Raw<'_>) -> Result<(), String> {
         match name {
-            "task_id" => self.task_id = Some(text(raw)?),
-            "queue" => self.queue = Some(text(raw)?),
-            "exchange" => self.exchange = Some(text(raw)?),
-            "routing_key" => self.routing_key = Some(text(raw)?),
-            "shadow" => self.shadow = Some(text(raw)?),
-            "root_id" => self.root_id = Some(text(raw)?),
-            "parent_id" => self.parent_id = Some(text(raw)?),
-            "group_id" => self.group_id = Some(text(raw)?),
-            "group_index" => self.group_index = Some(read(raw)?),
             "priority" => self.priority = Some(read(raw)?),
             "retries" => self.retries = read(raw)?,
+            "group_index" => self.group_index = Some(read(raw)?),
             "ignore_result" => self.ignore_result = Some(read(raw)?),
             "time_limit" => self.time_limit = Some(seconds(raw)?),
             "soft_time_limit" => self.soft_time_limit = Some(seconds(raw)?),
             "countdown" => self.eta = Some(Time::In(seconds(raw)?)),
             "eta" => self.eta = Some(Time::At(time(raw)?)),
-            "expires" => {
-                self.expires = Some(match raw.decode::<f64>() {
-                    Ok(_) => Time::In(seconds(raw)?),
-                    Err(_) => Time::At(time(raw)?),
-                });
-            }
-            "serializer" => {
-                let name = text(raw)?;
-                self.serializer = Some(
-                    Serializer::from_name(&name)
-                        .ok_or_else(|| format!("no serializer {name:?}"))?,
-                );
-            }
-            "compression" => {
-                let name = text(raw)?;
-                self.compression = Some(
-                    Compression::from_name(&name)
-                        .ok_or_else(|| format!("no compression {name:?}"))?,
-                );
-            }
-            "headers" => match raw.to_value().map_err(|error| error.to_string())? {
-                Value::Map(map) => self.headers = map,
-                other => return Err(format!("expected a map, found {other:?}")),
-            },
+            "expires" => self.expires = Some(moment(raw)?),
+            "serializer" => self.serializer = Some(named(raw, Serializer::from_name)?),
+            "compression" => self.compression = Some(named(raw, Compression::from_name)?),
+            "headers" => self.headers = read(raw)?,
             "link" => self.embed.callbacks = list(raw)?,
             "link_error" => self.embed.errbacks = list(raw)?,
-            _ => {}
+            name => {
+                if let Some(slot) = self.text_option(name) {
+                    *slot = Some(text(raw)?);
+                }
+            }
         }
         Ok(())
+    }
+
+    /// The options that are plain text, by name.
+    fn text_option(&mut self, name: &str) -> Option<&mut Option<String>> {
+        Some(match name {
+            "task_id" => &mut self.task_id,
+            "queue" => &mut self.queue,
+            "exchange" => &mut self.exchange,
+            "routing_key" => &mut self.routing_key,
+            "shadow" => &mut self.shadow,
+            "root_id" => &mut self.root_id,
+            "parent_id" => &mut self.parent_id,
+            "group_id" => &mut self.group_id,
+            _ => return None,
+        })
+    }
+
+    /// Writes the options that a caller can set, by Celery's names.
+    pub(crate) fn write_wire(&self, wire: &mut Map) {
+        let text = |text: &Option<String>| text.as_deref().map(Value::from);
+        let raw = |raw: &Option<Raw<'static>>| raw.as_ref()?.to_value().ok();
+        let eta_name = match self.eta {
+            Some(Time::In(_)) => "countdown",
+            _ => "eta",
+        };
+        let headers = (!self.headers.is_empty()).then(|| Value::Map(self.headers.clone()));
+        let entries = [
+            ("task_id", text(&self.task_id)),
+            ("queue", text(&self.queue)),
+            ("exchange", text(&self.exchange)),
+            ("routing_key", text(&self.routing_key)),
+            ("shadow", text(&self.shadow)),
+            (
+                "priority",
+                self.priority.map(|level| Value::Int(level.into())),
+            ),
+            (eta_name, self.eta.map(Time::to_wire)),
+            ("expires", self.expires.map(Time::to_wire)),
+            ("time_limit", self.time_limit.map(in_seconds)),
+            ("soft_time_limit", self.soft_time_limit.map(in_seconds)),
+            ("ignore_result", self.ignore_result.map(Value::Bool)),
+            ("serializer", self.serializer.map(|one| one.name().into())),
+            ("compression", self.compression.map(|one| one.name().into())),
+            ("headers", headers),
+            ("link", raw(&self.embed.callbacks)),
+            ("link_error", raw(&self.embed.errbacks)),
+        ];
+        for (name, value) in entries {
+            if let Some(value) = value {
+                wire.insert(name, value);
+            }
+        }
     }
 }
 
@@ -129,6 +164,23 @@ fn seconds(raw: &Raw<'_>) -> Result<Duration, String> {
 
 fn time(raw: &Raw<'_>) -> Result<SystemTime, String> {
     celery_protocol::time::parse(&text(raw)?).map_err(|error| error.to_string())
+}
+
+/// Seconds from when the call is sent, or a point in time.
+fn moment(raw: &Raw<'_>) -> Result<Time, String> {
+    match raw.decode::<f64>() {
+        Ok(_) => seconds(raw).map(Time::In),
+        Err(_) => time(raw).map(Time::At),
+    }
+}
+
+fn named<T>(raw: &Raw<'_>, find: fn(&str) -> Option<T>) -> Result<T, String> {
+    let name = text(raw)?;
+    find(&name).ok_or_else(|| format!("there is none called {name:?}"))
+}
+
+fn in_seconds(time: Duration) -> Value {
+    Value::Float(time.as_secs_f64())
 }
 
 /// `link` is a list of signatures, or one alone.

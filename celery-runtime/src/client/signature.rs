@@ -262,70 +262,21 @@ impl<R> Signature<R> {
         Raw::encode(Serializer::Json, &signature)
     }
 
+    /// What Celery calls the options of a signature; unset ones are left out.
     fn wire_options(&self) -> Map {
-        let options = &self.options;
-        let seconds = |time: Duration| Value::Float(time.as_secs_f64());
-        let moment = |time: Time| match time {
-            Time::In(delay) => seconds(delay),
-            Time::At(time) => Value::Str(celery_protocol::time::format(time)),
-        };
-        let text = |text: &Option<String>| text.as_deref().map(Value::from);
-        let eta_name = match options.eta {
-            Some(Time::In(_)) => "countdown",
-            _ => "eta",
-        };
-        let queue = options.queue.as_deref().or(self.queue);
-        let entries = [
-            ("task_id", text(&options.task_id)),
-            ("queue", queue.map(Value::from)),
-            ("exchange", text(&options.exchange)),
-            ("routing_key", text(&options.routing_key)),
-            ("shadow", text(&options.shadow)),
+        let own = [
+            ("queue", self.queue.map(Value::from)),
             (
                 "priority",
-                options
-                    .priority
-                    .or(self.priority)
-                    .map(|level| Value::Int(level.into())),
-            ),
-            (eta_name, options.eta.map(moment)),
-            ("expires", options.expires.map(moment)),
-            ("time_limit", options.time_limit.map(seconds)),
-            ("soft_time_limit", options.soft_time_limit.map(seconds)),
-            ("ignore_result", options.ignore_result.map(Value::Bool)),
-            (
-                "serializer",
-                options.serializer.map(|one| Value::from(one.name())),
-            ),
-            (
-                "compression",
-                options.compression.map(|one| Value::from(one.name())),
-            ),
-            (
-                "headers",
-                (!options.headers.is_empty()).then(|| Value::Map(options.headers.clone())),
-            ),
-            (
-                "link",
-                options
-                    .embed
-                    .callbacks
-                    .as_ref()
-                    .and_then(|raw| raw.to_value().ok()),
-            ),
-            (
-                "link_error",
-                options
-                    .embed
-                    .errbacks
-                    .as_ref()
-                    .and_then(|raw| raw.to_value().ok()),
+                self.priority.map(|level| Value::Int(level.into())),
             ),
         ];
-        entries
+        let mut wire: Map = own
             .into_iter()
-            .filter_map(|(name, value)| Some((Value::from(name), value?)))
-            .collect()
+            .filter_map(|(name, value)| Some((name, value?)))
+            .collect();
+        self.options.write_wire(&mut wire);
+        wire
     }
 
     fn with(mut self, change: impl FnOnce(&mut CallOptions)) -> Self {

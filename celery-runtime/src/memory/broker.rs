@@ -11,6 +11,7 @@ use tokio::sync::{Notify, broadcast};
 
 use super::faults::Faults;
 use super::queues::Queues;
+use super::subscription::{FanoutSubscription, ReplyQueue, matches_topic};
 use crate::broker::{
     BoxFuture, Broker, ConsumeOptions, Consumer, Delivery, ExchangeKind, Publication, Queue,
     Settlement, Subscription,
@@ -30,13 +31,13 @@ pub struct MemoryBroker {
     shared: Arc<Shared>,
 }
 
-struct Shared {
-    queues: Mutex<Queues>,
+pub(super) struct Shared {
+    pub(super) queues: Mutex<Queues>,
     bindings: Mutex<Vec<Queue>>,
     exchanges: Mutex<HashMap<String, broadcast::Sender<(String, Message)>>>,
-    changed: Notify,
-    faults: Faults,
-    clock: Clock,
+    pub(super) changed: Notify,
+    pub(super) faults: Faults,
+    pub(super) clock: Clock,
     consumers: AtomicU64,
 }
 
@@ -153,11 +154,11 @@ impl Broker for MemoryBroker {
     ) -> BoxFuture<'a, Result<Box<dyn Subscription>, ServiceError>> {
         Box::pin(async move {
             self.shared.faults.check("subscribe").await?;
-            let subscription: Box<dyn Subscription> = Box::new(FanoutSubscription {
-                pattern: pattern.to_owned(),
-                receiver: self.shared.exchange(exchange).subscribe(),
-                faults: self.shared.faults.clone(),
-            });
+            let subscription: Box<dyn Subscription> = Box::new(FanoutSubscription::new(
+                pattern,
+                self.shared.exchange(exchange).subscribe(),
+                self.shared.faults.clone(),
+            ));
             Ok(subscription)
         })
     }
@@ -169,10 +170,8 @@ impl Broker for MemoryBroker {
     ) -> BoxFuture<'a, Result<Box<dyn Subscription>, ServiceError>> {
         Box::pin(async move {
             self.shared.faults.check("reply_queue").await?;
-            let subscription: Box<dyn Subscription> = Box::new(ReplyQueue {
-                name: name.into(),
-                shared: Arc::clone(&self.shared),
-            });
+            let subscription: Box<dyn Subscription> =
+                Box::new(ReplyQueue::new(name, Arc::clone(&self.shared)));
             Ok(subscription)
         })
     }
@@ -267,24 +266,6 @@ fn unroutable(exchange: &str, routing_key: &str) -> ServiceError {
         format!("exchange {exchange:?} with routing key {routing_key:?}"),
         "no queue is bound to it by that key",
     )
-}
-
-/// AMQP's topic patterns: `*` is one word, `#` any number of them.
-fn matches_topic(pattern: &str, key: &str) -> bool {
-    fn words(pattern: &[&str], key: &[&str]) -> bool {
-        match (pattern.split_first(), key.split_first()) {
-            (None, None) => true,
-            (Some((&"#", rest)), _) => (0..=key.len()).any(|skip| words(rest, &key[skip..])),
-            (Some((&"*", rest)), Some((_, key))) => words(rest, key),
-            (Some((word, rest)), Some((first, key))) => word == first && words(rest, key),
-            _ => false,
-        }
-    }
-    let split = |text: &'_ str| -> Vec<String> { text.split('.').map(str::to_owned).collect() };
-    let (pattern, key) = (split(pattern), split(key));
-    let pattern: Vec<_> = pattern.iter().map(String::as_str).collect();
-    let key: Vec<_> = key.iter().map(String::as_str).collect();
-    words(&pattern, &key)
 }
 
 /// A consumer; what it holds goes back when it is dropped.
@@ -388,90 +369,8 @@ impl fmt::Debug for MemoryConsumer {
     }
 }
 
-#[derive(Debug)]
-struct FanoutSubscription {
-    pattern: String,
-    receiver: broadcast::Receiver<(String, Message)>,
-    faults: Faults,
-}
-
-impl Subscription for FanoutSubscription {
-    fn next(&mut self) -> BoxFuture<'_, Result<Message, ServiceError>> {
-        Box::pin(async move {
-            loop {
-                let received = tokio::select! {
-                    received = self.receiver.recv() => received,
-                    error = self.faults.broken("subscribe") => return Err(error),
-                };
-                match received {
-                    Ok((key, message)) if self.wants(&key) => return Ok(message),
-                    // Others' messages, or some missed by not reading.
-                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
-                    Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
-                }
-            }
-        })
-    }
-}
-
-impl FanoutSubscription {
-    fn wants(&self, routing_key: &str) -> bool {
-        matches!(&*self.pattern, "" | "#") || matches_topic(&self.pattern, routing_key)
-    }
-}
-
-/// A queue for replies; it and what is left in it go with the reader.
-struct ReplyQueue {
-    name: Arc<str>,
-    shared: Arc<Shared>,
-}
-
-impl Subscription for ReplyQueue {
-    fn next(&mut self) -> BoxFuture<'_, Result<Message, ServiceError>> {
-        Box::pin(async move {
-            loop {
-                let changed = self.shared.changed.notified();
-                self.shared.faults.check("reply_queue").await?;
-                if let Some(message) = self.take() {
-                    return Ok(message);
-                }
-                tokio::select! {
-                    () = changed => {}
-                    error = self.shared.faults.broken("reply_queue") => return Err(error),
-                }
-            }
-        })
-    }
-}
-
-impl ReplyQueue {
-    fn take(&self) -> Option<Message> {
-        let now = self.shared.clock.now();
-        let mut queues = lock(&self.shared.queues);
-        let names = [Arc::clone(&self.name)];
-        let delivery = queues.take(u64::MAX, &names, 1, now).pop()?;
-        queues.settle(&Settlement::Ack(delivery.tag));
-        match delivery.content {
-            crate::broker::Content::Message(message) => Some(message),
-            crate::broker::Content::Malformed { .. } => None,
-        }
-    }
-}
-
-impl Drop for ReplyQueue {
-    fn drop(&mut self) {
-        lock(&self.shared.queues).purge(&self.name);
-    }
-}
-
-impl fmt::Debug for ReplyQueue {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("ReplyQueue").field(&self.name).finish()
-    }
-}
-
 /// No code panics while it holds one of these locks; if it did, the queues
 /// would still be whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

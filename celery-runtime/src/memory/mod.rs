@@ -10,6 +10,7 @@ mod broker;
 mod faults;
 mod queues;
 mod store;
+mod subscription;
 
 pub use backend::MemoryBackend;
 pub use broker::MemoryBroker;

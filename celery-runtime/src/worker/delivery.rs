@@ -155,8 +155,18 @@ pub(crate) struct Refusal {
     pub(crate) reason: &'static str,
     /// A sentence for people.
     pub(crate) detail: String,
-    /// Stored as the task's failure, where an id could be read.
-    pub(crate) failure: Option<Box<Mishap>>,
+    /// The task that it would have been, where that could be read and somebody
+    /// may wait for its result.
+    pub(crate) task: Option<Box<RefusedTask>>,
+}
+
+/// What is known of a task that nobody here can run.
+#[derive(Clone, Debug)]
+pub(crate) struct RefusedTask {
+    pub(crate) id: String,
+    pub(crate) reply_to: Option<String>,
+    /// Stored as its failure.
+    pub(crate) mishap: Mishap,
 }
 
 impl Mishap {

@@ -7,31 +7,25 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use slab::Slab;
 use tokio::sync::mpsc;
-use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::delivery::{
-    Action, Event, Letter, Obstacle, Outcome, Report, Step, Stop, Verdict, soft_limit_exceeded,
-};
-use super::follow::Desk;
+use super::carrier::{Carried, Carrier};
+use super::delivery::{Action, Event, Obstacle, Outcome, Step, Stop, Verdict, soft_limit_exceeded};
+use super::entries::{Entries, Entry, Key, Work};
 use super::intake::{Intake, Read};
 use super::life::Life;
 use super::supervisor::Supervisor;
-use super::{WorkerError, pool, report};
-use crate::backend::Record;
-use crate::broker::{
-    BoxFuture, Broker, Consumer, Content, Delivery, DeliveryTag, Publication, Settlement,
-};
+use super::{WorkerError, pool};
+use crate::broker::{BoxFuture, Consumer, Delivery, DeliveryTag, Settlement};
 use crate::clock::{Clock, Moment};
+use crate::config::OnUnknown;
 use crate::error::ServiceError;
-use crate::task::{Job, Run};
 
 /// Most deliveries taken from the broker at once, and events handled between
 /// two looks at everything else.
@@ -42,34 +36,12 @@ const BATCH: usize = 256;
 /// that is away can pile up.
 const FINISHING: usize = 4096;
 
-/// Names an entry, and tells it from a later one in the same place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Key {
-    serial: u64,
-    index: usize,
-}
-
-#[derive(Debug)]
-struct Entry {
-    serial: u64,
-    life: Life,
-    tag: DeliveryTag,
-    queue: Arc<str>,
-    work: Work,
-    running: Option<AbortHandle>,
-}
-
-enum Work {
-    Task { job: Arc<Job>, run: Arc<dyn Run> },
-    Refused(Box<Content>),
-}
-
 /// What came of a future of the driver.
 enum Finished {
     Connected(Result<Arc<dyn Consumer>, ServiceError>),
     Received(Result<Vec<Delivery>, ServiceError>),
     Settled(Vec<Key>, Result<(), ServiceError>),
-    Stepped(Key, Result<(), Obstacle>),
+    Stepped(Key, Carried),
 }
 
 /// Sizes of the worker.
@@ -79,8 +51,6 @@ pub(crate) struct Limits {
     pub(crate) concurrency: usize,
     /// Tasks at the same time and in line.
     pub(crate) window: usize,
-    /// How long each call of broker and backend may take.
-    pub(crate) deadline: Duration,
     /// How long a stop waits for results and acknowledgements after the last
     /// task has ended.
     pub(crate) grace: Duration,
@@ -88,16 +58,15 @@ pub(crate) struct Limits {
 
 /// The running worker.
 pub(crate) struct Driver {
-    intake: Arc<Intake>,
-    desk: Desk,
-    broker: Arc<dyn Broker>,
+    intake: Intake,
+    carrier: Carrier,
+    on_unknown: OnUnknown,
     clock: Clock,
     supervisor: Supervisor,
     limits: Limits,
     consumer: Option<Arc<dyn Consumer>>,
     receiving: bool,
-    entries: Slab<Entry>,
-    next_serial: u64,
+    entries: Entries,
     pending: usize,
     line: VecDeque<Key>,
     free: usize,
@@ -120,7 +89,7 @@ pub(crate) struct Driver {
 impl Driver {
     pub(crate) fn new(
         intake: Intake,
-        desk: Desk,
+        carrier: Carrier,
         clock: Clock,
         supervisor: Supervisor,
         limits: Limits,
@@ -128,16 +97,15 @@ impl Driver {
         let (ends, ended) = mpsc::unbounded_channel();
         let now = clock.moment();
         Self {
-            intake: Arc::new(intake),
-            desk,
-            broker: Arc::clone(&supervisor.broker),
+            on_unknown: carrier.desk.config.on_unknown,
+            intake,
+            carrier,
             clock,
             supervisor,
             limits,
             consumer: None,
             receiving: false,
-            entries: Slab::new(),
-            next_serial: 0,
+            entries: Entries::default(),
             pending: 0,
             line: VecDeque::new(),
             free: limits.concurrency,
@@ -201,7 +169,11 @@ impl Driver {
                 break;
             };
             // Left the line meanwhile, as at a stop.
-            if self.entry(key).is_none_or(|entry| !entry.life.is_waiting()) {
+            if self
+                .entries
+                .find(key)
+                .is_none_or(|entry| !entry.life.is_waiting())
+            {
                 continue;
             }
             self.free -= 1;
@@ -225,7 +197,7 @@ impl Driver {
 
     async fn close(self) -> Result<(), WorkerError> {
         if let Some(consumer) = &self.consumer {
-            let closed = tokio::time::timeout(self.limits.deadline, consumer.close()).await;
+            let closed = tokio::time::timeout(self.carrier.deadline, consumer.close()).await;
             if let Ok(Err(error)) = closed {
                 tracing::warn!("{error}");
             }
@@ -270,7 +242,7 @@ impl Driver {
             }
             return;
         };
-        let deadline = self.limits.deadline;
+        let deadline = self.carrier.deadline;
         self.futures.push(Box::pin(async move {
             let result = match tokio::time::timeout(deadline, consumer.settle(&batch)).await {
                 Ok(result) => result,
@@ -310,7 +282,7 @@ impl Driver {
             }
             Finished::Settled(keys, Err(error)) => {
                 tracing::warn!("{error}");
-                let obstacle = obstacle(&error);
+                let obstacle = Obstacle::from(&error);
                 for key in keys {
                     self.event(key, Event::Failed(obstacle.clone()));
                 }
@@ -327,7 +299,7 @@ impl Driver {
             .is_some_and(|consumer| consumer.settles_after_reconnect());
         self.supervisor.lost(error);
         if !survives {
-            for key in self.keys() {
+            for key in self.entries.keys() {
                 self.event(key, Event::Withdrawn);
             }
         }
@@ -342,7 +314,7 @@ impl Driver {
         }
         // The last one taken goes back first, so that they line up at the
         // head of the queue in the order in which they were taken.
-        for key in self.keys().into_iter().rev() {
+        for key in self.entries.keys().into_iter().rev() {
             self.event(key, Event::Stop(stop));
         }
     }
@@ -373,21 +345,19 @@ impl Driver {
                     delivery.queue,
                     refusal.detail
                 );
-                let policy = self.desk.config.on_unknown;
-                (Life::refused(refusal, policy), Work::Refused(content))
+                (
+                    Life::refused(refusal, self.on_unknown),
+                    Work::Refused(content),
+                )
             }
         };
-        let serial = self.next_serial;
-        self.next_serial += 1;
-        let index = self.entries.insert(Entry {
-            serial,
+        let key = self.entries.insert(Entry {
             life,
             tag: delivery.tag,
             queue: delivery.queue,
             work,
             running: None,
         });
-        let key = Key { serial, index };
         self.event(key, Event::Arrived);
         if let Some(stop) = self.stopping {
             self.event(key, Event::Stop(stop));
@@ -398,7 +368,7 @@ impl Driver {
     fn event(&mut self, key: Key, event: Event) {
         let now = self.now;
         let mut actions = std::mem::take(&mut self.actions);
-        let Some(entry) = self.entry_mut(key) else {
+        let Some(entry) = self.entries.find_mut(key) else {
             return;
         };
         let was_pending = entry.life.is_pending();
@@ -421,22 +391,18 @@ impl Driver {
             Action::Start => self.start(key),
             Action::Warn => self.warn(key),
             Action::Abort => {
-                if let Some(running) = self.entry_mut(key).and_then(|entry| entry.running.take()) {
-                    running.abort();
+                if let Some(entry) = self.entries.find_mut(key) {
+                    entry.abort();
                 }
             }
             Action::Step(step) => self.step(key, step),
-            Action::Over => {
-                if self.entry(key).is_some() {
-                    self.entries.remove(key.index);
-                }
-            }
+            Action::Over => self.entries.remove(key),
         }
     }
 
     fn start(&mut self, key: Key) {
         let ends = self.ends.clone();
-        let Some(entry) = self.entry_mut(key) else {
+        let Some(entry) = self.entries.find_mut(key) else {
             return;
         };
         let Work::Task { job, run } = &entry.work else {
@@ -452,7 +418,7 @@ impl Driver {
     }
 
     fn warn(&mut self, key: Key) {
-        let Some(entry) = self.entry_mut(key) else {
+        let Some(entry) = self.entries.find_mut(key) else {
             return;
         };
         let Work::Task { job, .. } = &entry.work else {
@@ -461,9 +427,7 @@ impl Driver {
         if job.control.reach_soft_limit() {
             return;
         }
-        if let Some(running) = entry.running.take() {
-            running.abort();
-        }
+        entry.abort();
         let outcome = Outcome::Error {
             error: soft_limit_exceeded(),
             random: fastrand::f64(),
@@ -472,152 +436,20 @@ impl Driver {
     }
 
     fn step(&mut self, key: Key, step: Step) {
-        match step {
+        let Some(entry) = self.entries.find(key) else {
+            return;
+        };
+        let now = self.now.wall;
+        let step = match step {
             Step::Settle(verdict) => {
-                let Some(entry) = self.entry(key) else { return };
                 let settlement = settlement(verdict, entry.tag.clone());
-                self.settlements.push((key, settlement));
+                return self.settlements.push((key, settlement));
             }
-            Step::Store(report) => self.store(key, report),
-            Step::Send(letter) => match self.letters(key, &letter) {
-                Ok(letters) => self.send(key, letters),
-                Err(cause) => {
-                    self.futures
-                        .push(Box::pin(std::future::ready(Finished::Stepped(
-                            key,
-                            Err(Obstacle::Lasting(cause)),
-                        ))));
-                }
-            },
-        }
-    }
-
-    fn store(&mut self, key: Key, report: Report) {
-        let Some(entry) = self.entry(key) else { return };
-        let now = self.now.wall;
-        let services = Arc::clone(&self.intake.services);
-        let target = match &entry.work {
-            Work::Task { job, .. } => Ok(Arc::clone(job)),
-            Work::Refused(content) => Err(content.clone()),
+            Step::Store(report) => self.carrier.store(entry, report, now),
+            Step::Send(letter) => self.carrier.send(entry, &letter, now),
         };
-        self.perform(key, async move {
-            let Some(backend) = services.backend.as_deref() else {
-                return Ok(());
-            };
-            match (target, &report) {
-                (Ok(job), _) => {
-                    let document = report::document(&job, &report, now);
-                    backend.store(job.record(&document)).await
-                }
-                (Err(content), Report::Failure(mishap)) => {
-                    let Content::Message(message) = &*content else {
-                        return Ok(());
-                    };
-                    let Ok(Some(headers)) = message.headers.task() else {
-                        return Ok(());
-                    };
-                    let serializer = services.result_serializer;
-                    let document = report::refused(&headers.id, mishap, serializer, now);
-                    let properties = &message.properties;
-                    let record = Record::new(&document).reply(
-                        properties.reply_to.as_deref(),
-                        properties.correlation_id.as_deref(),
-                    );
-                    backend.store(record).await
-                }
-                _ => Ok(()),
-            }
-        });
-    }
-
-    fn letters(&self, key: Key, letter: &Letter) -> Result<Vec<Publication>, String> {
-        let Some(entry) = self.entry(key) else {
-            return Ok(Vec::new());
-        };
-        let now = self.now.wall;
-        let letters = match (&entry.work, letter) {
-            (Work::Task { job, .. }, Letter::Retry { eta }) => self.desk.retry(job, *eta),
-            (Work::Task { job, .. }, Letter::Success(value)) => self.desk.success(job, value, now),
-            (Work::Task { job, .. }, Letter::Failure) => self.desk.failure(job, now),
-            (Work::Refused(content), Letter::Dead) => match entry.life.refusal() {
-                Some(refusal) => self.desk.dead(content, &entry.queue, refusal, now),
-                None => Ok(Vec::new()),
-            },
-            _ => Ok(Vec::new()),
-        };
-        letters.map_err(|error| error.to_string())
-    }
-
-    fn send(&mut self, key: Key, letters: Vec<Publication>) {
-        let broker = Arc::clone(&self.broker);
-        self.perform(key, async move {
-            let answers = broker.publish(&letters).await;
-            answers.into_iter().collect()
-        });
-    }
-
-    /// Runs a step's future within the deadline and reports how it went.
-    fn perform(
-        &mut self,
-        key: Key,
-        step: impl Future<Output = Result<(), ServiceError>> + Send + 'static,
-    ) {
-        let deadline = self.limits.deadline;
-        self.futures.push(Box::pin(async move {
-            let result = match tokio::time::timeout(deadline, step).await {
-                Ok(Ok(())) => Ok(()),
-                Ok(Err(error)) => {
-                    tracing::warn!("{error}");
-                    Err(obstacle(&error))
-                }
-                Err(_) => Err(Obstacle::Passing),
-            };
-            Finished::Stepped(key, result)
-        }));
-    }
-
-    /// All entries, in the order in which they were taken.
-    fn keys(&self) -> Vec<Key> {
-        let mut keys: Vec<_> = self
-            .entries
-            .iter()
-            .map(|(index, entry)| Key {
-                serial: entry.serial,
-                index,
-            })
-            .collect();
-        keys.sort_unstable();
-        keys
-    }
-
-    fn entry(&self, key: Key) -> Option<&Entry> {
-        let entry = self.entries.get(key.index)?;
-        (entry.serial == key.serial).then_some(entry)
-    }
-
-    fn entry_mut(&mut self, key: Key) -> Option<&mut Entry> {
-        let entry = self.entries.get_mut(key.index)?;
-        (entry.serial == key.serial).then_some(entry)
-    }
-}
-
-/// No task outlives its worker.
-impl Drop for Driver {
-    fn drop(&mut self) {
-        for (_, entry) in &mut self.entries {
-            if let Some(running) = entry.running.take() {
-                running.abort();
-            }
-        }
-    }
-}
-
-impl std::fmt::Debug for Work {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Task { job, .. } => write!(f, "Task({})", job.id),
-            Self::Refused(_) => f.write_str("Refused"),
-        }
+        let step = step.map(move |carried| Finished::Stepped(key, carried));
+        self.futures.push(Box::pin(step));
     }
 }
 
@@ -627,14 +459,6 @@ fn settlement(verdict: Verdict, tag: DeliveryTag) -> Settlement {
         Verdict::Reject => Settlement::Reject(tag),
         Verdict::Requeue(end) => Settlement::Requeue(tag, end),
         Verdict::Park(until) => Settlement::Park(tag, until),
-    }
-}
-
-fn obstacle(error: &ServiceError) -> Obstacle {
-    if error.is_transient() {
-        Obstacle::Passing
-    } else {
-        Obstacle::Lasting(error.to_string())
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use celery_protocol::{DecodeError, Embed, Message, TaskHeaders, encode_body};
 
-use super::delivery::{Links, Plan, Refusal, celery_exception};
+use super::delivery::{Links, Plan, Refusal, RefusedTask, celery_exception};
 use super::follow;
 use crate::broker::Content;
 use crate::task::{Job, Registered, Registry, Run, Services, TaskControl, TaskOptions};
@@ -72,12 +72,12 @@ impl Intake {
         message: Message,
         redelivered: bool,
     ) -> Result<Runnable, Box<(Message, Refusal)>> {
-        let message = match self.as_v2(&message) {
-            Ok(None) => message,
-            Ok(Some(converted)) => converted,
+        // A message that is refused is kept as it came.
+        let converted = match self.as_v2(&message) {
+            Ok(converted) => converted,
             Err(refusal) => return Err(Box::new((message, refusal))),
         };
-        match self.plan(&message) {
+        match self.plan(converted.as_ref().unwrap_or(&message)) {
             Ok((registered, id, plan)) => {
                 let job = Job {
                     id,
@@ -86,7 +86,7 @@ impl Intake {
                     redelivered,
                     stores_result: plan.stores_result,
                     wants_value: plan.stores_result || plan.links.on_success,
-                    message,
+                    message: converted.unwrap_or(message),
                     services: Arc::clone(&self.services),
                     control: TaskControl::default(),
                 };
@@ -129,7 +129,7 @@ impl Intake {
         let registered = self
             .registry
             .find(&headers.task)
-            .ok_or_else(|| unregistered(&headers.task))?;
+            .ok_or_else(|| unregistered(&headers, message))?;
         let payload = message
             .payload(&self.services.accept, self.services.body_limit)
             .map_err(|error| refuse_content(&error))?;
@@ -149,7 +149,7 @@ impl Intake {
         follow::links(embed).map_err(|unsupported| Refusal {
             reason: "unsupported",
             detail: unsupported,
-            failure: None,
+            task: None,
         })
     }
 
@@ -204,11 +204,16 @@ impl Intake {
     }
 }
 
-fn unregistered(task: &str) -> Refusal {
+fn unregistered(headers: &TaskHeaders<'_>, message: &Message) -> Refusal {
+    let task = headers.task.as_ref();
     Refusal {
         reason: "unregistered",
         detail: format!("no task named {task:?} is registered in this worker"),
-        failure: Some(Box::new(celery_exception("NotRegistered", task))),
+        task: Some(Box::new(RefusedTask {
+            id: headers.id.clone().into_owned(),
+            reply_to: message.properties.reply_to.clone(),
+            mishap: celery_exception("NotRegistered", task),
+        })),
     }
 }
 
@@ -225,6 +230,6 @@ fn refuse(reason: &'static str, error: &DecodeError) -> Refusal {
     Refusal {
         reason,
         detail: error.to_string(),
-        failure: None,
+        task: None,
     }
 }

@@ -159,9 +159,9 @@ impl Life {
             },
             Work::Refused { refusal, policy } => {
                 let failure = refusal
-                    .failure
+                    .task
                     .as_deref()
-                    .map(|mishap| Step::Store(Report::Failure(mishap.clone())));
+                    .map(|task| Step::Store(Report::Failure(task.mishap.clone())));
                 match *policy {
                     OnUnknown::Keep => {
                         let keep = [Step::Send(Letter::Dead), Step::Settle(Verdict::Ack)];

@@ -1,8 +1,10 @@
 //! Running tasks: [`Worker`].
 
+mod carrier;
 mod conclusion;
 mod delivery;
 mod driver;
+mod entries;
 mod follow;
 mod intake;
 mod life;
@@ -26,6 +28,7 @@ use crate::config::{ConfigError, OnUnknown};
 use crate::error::ServiceError;
 use crate::task::{Registry, RegistryError, Services, Tasks};
 
+use carrier::Carrier;
 use delivery::Stop;
 use driver::{Driver, Limits};
 use follow::Desk;
@@ -264,6 +267,12 @@ impl Worker {
             hostname: self.hostname,
             config: Arc::clone(&config),
         };
+        let carrier = Carrier {
+            broker: Arc::clone(app.broker()),
+            services: Arc::clone(&services),
+            desk,
+            deadline: config.deadline,
+        };
         let intake = Intake {
             registry,
             services,
@@ -272,12 +281,11 @@ impl Worker {
         let limits = Limits {
             concurrency: self.concurrency,
             window,
-            deadline: config.deadline,
             grace: self.grace,
         };
         Ok(Driver::new(
             intake,
-            desk,
+            carrier,
             app.clock().clone(),
             supervisor,
             limits,

@@ -61,6 +61,21 @@ async fn an_unknown_task_is_kept_and_fails_for_its_sender() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_unknown_task_of_protocol_1_is_kept_as_it_came() {
+    let setup = Setup::new();
+    let _worker = setup.start(Tasks::new().with(ADD, add));
+    let body = br#"{"task": "tasks.new", "id": "v1", "args": [7], "kwargs": {}}"#;
+    push(&setup, "{}", "application/json", body).await;
+    let result = setup.client().result::<i64>("v1");
+    match within(5, result.get()).await.unwrap_err() {
+        ResultError::Task(failure) => assert_eq!(failure.exception.exc_type, "NotRegistered"),
+        other => panic!("{other}"),
+    }
+    let kept = within(5, setup.take("celery.dead")).await;
+    assert_eq!(kept.body, body[..]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn whatever_cannot_be_read_is_kept_while_real_work_goes_on() {
     let setup = Setup::new();
     let task = r#"{"task": "tasks.add", "id": "a"}"#;

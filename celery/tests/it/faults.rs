@@ -1,50 +1,23 @@
-//! Kills, pauses and outages in mid-work: what was acknowledged is not lost.
+//! Kills, silence and outages in mid-work: what was acknowledged is not lost.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-use celery::{AsyncResult, Client, ResultError, Signature, State};
+use celery::{AsyncResult, Client, ResultError, State};
+use tokio::sync::oneshot;
 use xtask::servers::RedisServer;
 
 use crate::support::{
-    Inspect, Ledger, MARK, PATIENCE, Running, Setup, WorkerProcess, eventually, impatient, start,
-    within,
+    Inspect, Ledger, MARK, PATIENCE, Running, Setup, WorkerProcess, assert_sums, count_done,
+    eventually, impatient, send_adds, send_sleeps, start, within,
 };
-use crate::tasks::Number::{self, Int};
-use crate::tasks::{ADD, SLEEP};
-
-/// A worker process that acknowledges late, with the given settings beside.
-async fn late_worker(setup: &Setup, concurrency: &str) -> WorkerProcess {
-    let options = impatient().to_string();
-    let settings = [
-        ("CELERY_TASK_ACKS_LATE", "1"),
-        ("CELERY_WORKER_CONCURRENCY", concurrency),
-        ("CELERY_BROKER_TRANSPORT_OPTIONS", &options),
-    ];
-    WorkerProcess::start(setup, &settings).await
-}
-
-/// Sends calls that sleep this long each; all are acknowledged.
-async fn send_sleeps(client: &Client, count: usize, seconds: f64) -> Vec<AsyncResult<f64>> {
-    let calls = (0..count).map(|_| SLEEP.s((seconds,)));
-    let sent = client.apply_all(calls).await;
-    sent.into_iter().map(Result::unwrap).collect()
-}
-
-async fn count_done<R>(results: &[AsyncResult<R>]) -> usize {
-    let mut done = 0;
-    for result in results {
-        done += usize::from(result.ready().await.unwrap());
-    }
-    done
-}
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs redis-server; run cargo xtask test"]
 async fn what_a_killed_worker_held_is_done_by_another() {
     let setup = Setup::new().set("broker_transport_options", impatient());
     let results = send_sleeps(&setup.client(), 60, 0.1).await;
-    let first = late_worker(&setup, "4").await;
+    let first = WorkerProcess::late(&setup, "4").await;
     eventually("it is in mid-work", async || {
         (count_done(&results).await >= 10).then_some(())
     })
@@ -52,7 +25,7 @@ async fn what_a_killed_worker_held_is_done_by_another() {
 
     first.kill().await;
     assert!(setup.redis.held() >= 4, "it held nothing");
-    let second = late_worker(&setup, "4").await;
+    let second = WorkerProcess::late(&setup, "4").await;
 
     for result in &results {
         let slept = result.get_timeout(PATIENCE).await;
@@ -65,6 +38,57 @@ async fn what_a_killed_worker_held_is_done_by_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
+async fn what_a_killed_python_worker_held_is_done_by_ours() {
+    let setup = Setup::new().set("broker_transport_options", impatient());
+    let python = setup
+        .python_worker()
+        .environment("MORE_TRANSPORT_OPTIONS", impatient().to_string())
+        .environment("MORE_ACKS_LATE", "1");
+    let python = start(python.pool("prefork")).await;
+    let client = setup.client();
+    let sleeps = send_sleeps(&client, 1, 1.0).await;
+    let adds = send_adds(&client, 8).await;
+    // One runs, the others wait for it.
+    eventually("it holds tasks", async || {
+        (setup.redis.held() >= 4).then_some(())
+    })
+    .await;
+    python.kill();
+    assert!(setup.redis.held() >= 4, "it held nothing");
+
+    let worker = setup.worker().await;
+    assert_eq!(sleeps[0].get_timeout(PATIENCE).await.unwrap(), 1.0);
+    assert_sums(&adds).await;
+    worker.stop().await;
+    setup.redis.assert_nothing_held();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
+async fn what_our_killed_worker_held_is_done_by_python() {
+    let setup = Setup::new().set("broker_transport_options", impatient());
+    let client = setup.client();
+    let sleeps = send_sleeps(&client, 1, 0.5).await;
+    let adds = send_adds(&client, 8).await;
+    let worker = WorkerProcess::late(&setup, "1").await;
+    eventually("it holds tasks", async || {
+        (setup.redis.held() == 4).then_some(())
+    })
+    .await;
+    worker.kill().await;
+
+    let python = setup
+        .python_worker()
+        .environment("MORE_TRANSPORT_OPTIONS", impatient().to_string());
+    let python = start(python).await;
+    assert_eq!(sleeps[0].get_timeout(PATIENCE).await.unwrap(), 0.5);
+    assert_sums(&adds).await;
+    python.terminate();
+    setup.redis.assert_nothing_held();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs redis-server; run cargo xtask test"]
 async fn redis_is_killed_five_times_under_load_and_nothing_is_lost() {
     let setup = Setup::durable()
@@ -72,7 +96,7 @@ async fn redis_is_killed_five_times_under_load_and_nothing_is_lost() {
         .set("task_acks_late", true);
     let ledger = Ledger::default();
     let mut worker = setup.serve(ledger.tasks()).await;
-    let (stop, stopped) = tokio::sync::oneshot::channel();
+    let (stop, stopped) = oneshot::channel();
     let producer = tokio::spawn(produce(setup.client(), stopped));
 
     for round in 1..=5 {
@@ -120,10 +144,10 @@ async fn redis_is_killed_five_times_under_load_and_nothing_is_lost() {
     setup.redis.assert_nothing_held();
 }
 
-type Acknowledged = std::collections::HashMap<i64, AsyncResult<i64>>;
+type Acknowledged = HashMap<i64, AsyncResult<i64>>;
 
 /// Sends numbers until it is told to stop; answers those that were taken.
-async fn produce(client: Client, mut stop: tokio::sync::oneshot::Receiver<()>) -> Acknowledged {
+async fn produce(client: Client, mut stop: oneshot::Receiver<()>) -> Acknowledged {
     let mut acknowledged = Acknowledged::new();
     let mut number = 0;
     while stop.try_recv().is_err() {
@@ -178,169 +202,6 @@ async fn a_silent_redis_is_an_error_in_time_and_work_resumes_after_it() {
     })
     .await;
     worker.stop().await;
-    setup.redis.assert_nothing_held();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
-async fn what_a_killed_python_worker_held_is_done_by_ours() {
-    let setup = Setup::new().set("broker_transport_options", impatient());
-    let python = setup
-        .python_worker()
-        .environment("MORE_TRANSPORT_OPTIONS", impatient().to_string())
-        .environment("MORE_ACKS_LATE", "1");
-    let python = start(python.pool("prefork")).await;
-    let client = setup.client();
-    let sleeps = send_sleeps(&client, 1, 1.0).await;
-    let adds = client
-        .apply_all((0..8).map(|n| ADD.s((Int(n), Int(1)))))
-        .await;
-    // One runs, the others wait for it.
-    eventually("it holds tasks", async || {
-        (setup.redis.held() >= 4).then_some(())
-    })
-    .await;
-    python.kill();
-    assert!(setup.redis.held() >= 4, "it held nothing");
-
-    let worker = setup.worker().await;
-    assert_eq!(sleeps[0].get_timeout(PATIENCE).await.unwrap(), 1.0);
-    assert_sums(adds).await;
-    worker.stop().await;
-    setup.redis.assert_nothing_held();
-}
-
-async fn assert_sums(adds: Vec<Result<AsyncResult<Number>, celery::SendError>>) {
-    for (n, add) in (0..).zip(adds) {
-        let sum = add.unwrap().get_timeout(PATIENCE).await.unwrap();
-        assert_eq!(sum, Int(n + 1));
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
-async fn what_our_killed_worker_held_is_done_by_python() {
-    let setup = Setup::new().set("broker_transport_options", impatient());
-    let client = setup.client();
-    let sleeps = send_sleeps(&client, 1, 0.5).await;
-    let adds = client
-        .apply_all((0..8).map(|n| ADD.s((Int(n), Int(1)))))
-        .await;
-    let worker = late_worker(&setup, "1").await;
-    eventually("it holds tasks", async || {
-        (setup.redis.held() == 4).then_some(())
-    })
-    .await;
-    worker.kill().await;
-
-    let python = setup
-        .python_worker()
-        .environment("MORE_TRANSPORT_OPTIONS", impatient().to_string());
-    let python = start(python).await;
-    assert_eq!(sleeps[0].get_timeout(PATIENCE).await.unwrap(), 0.5);
-    assert_sums(adds).await;
-    python.terminate();
-    setup.redis.assert_nothing_held();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server; run cargo xtask test"]
-async fn sigterm_finishes_what_runs_and_gives_the_rest_back_in_order() {
-    let setup = Setup::new();
-    let client = setup.client();
-    let sleeps = send_sleeps(&client, 2, 1.0).await;
-    let adds = client
-        .apply_all((0..10).map(|n| ADD.s((Int(n), Int(1)))))
-        .await;
-    let order: Vec<_> = adds
-        .iter()
-        .map(|add| add.as_ref().unwrap().id().to_owned())
-        .collect();
-
-    let worker = late_worker(&setup, "2").await;
-    eventually("two run and six are held", async || {
-        (setup.redis.held() == 8).then_some(())
-    })
-    .await;
-    worker.signal("TERM");
-    assert_eq!(worker.ended().await, Some(0));
-
-    assert_eq!(count_done(&sleeps).await, 2);
-    let waiting = setup.redis.messages("celery");
-    assert!(waiting.iter().map(|message| message.id()).eq(order.iter()));
-    setup.redis.assert_nothing_held();
-
-    let second = late_worker(&setup, "2").await;
-    assert_sums(adds).await;
-    second.signal("TERM");
-    assert_eq!(second.ended().await, Some(0));
-    setup.redis.assert_nothing_held();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_second_sigterm_does_not_wait_for_running_tasks() {
-    let setup = Setup::new();
-    // Longer than the patience of this test with the worker's end.
-    let long = send_sleeps(&setup.client(), 2, 600.0).await;
-    let worker = late_worker(&setup, "1").await;
-    eventually("one runs and one is held", async || {
-        (setup.redis.held() == 2).then_some(())
-    })
-    .await;
-    worker.signal("TERM");
-    eventually("the held one is given back", async || {
-        (setup.redis.depth("celery") == 1).then_some(())
-    })
-    .await;
-    worker.signal("TERM");
-    worker.ended().await;
-
-    let waiting = setup.redis.messages("celery");
-    assert!(
-        waiting
-            .iter()
-            .map(|message| message.id())
-            .eq(long.iter().map(AsyncResult::id))
-    );
-    setup.redis.assert_nothing_held();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server; run cargo xtask test"]
-async fn rolling_restarts_under_load_lose_nothing() {
-    let setup = Setup::new();
-    let client = setup.client();
-    let (stop, mut stopped) = tokio::sync::oneshot::channel();
-    let producer = tokio::spawn(async move {
-        let mut results = Vec::new();
-        while stopped.try_recv().is_err() {
-            let call = Signature::named("tasks.sleep", (0.01,), ());
-            results.push(client.apply(call).await.unwrap());
-            tokio::time::sleep(Duration::from_millis(3)).await;
-        }
-        results
-    });
-
-    // Early acknowledgements: a task that was started must be finished.
-    let settings = [("CELERY_WORKER_CONCURRENCY", "4")];
-    let mut worker = WorkerProcess::start(&setup, &settings).await;
-    for _ in 0..20 {
-        let next = WorkerProcess::start(&setup, &settings).await;
-        worker.signal("TERM");
-        assert_eq!(worker.ended().await, Some(0));
-        worker = next;
-    }
-    stop.send(()).unwrap();
-    let results = within("the producer ends", producer).await.unwrap();
-    println!("{} tasks over 20 restarts", results.len());
-    for result in results {
-        let slept = result.get_timeout(PATIENCE).await.unwrap();
-        assert_eq!(slept.as_f64(), Some(0.01));
-    }
-    worker.signal("TERM");
-    assert_eq!(worker.ended().await, Some(0));
-    assert_eq!(setup.redis.depth("celery"), 0);
     setup.redis.assert_nothing_held();
 }
 

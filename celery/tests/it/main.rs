@@ -20,4 +20,6 @@ mod formats;
 mod hostile;
 mod mixed;
 mod python_calls_rust;
+mod results;
 mod rust_calls_python;
+mod shutdown;

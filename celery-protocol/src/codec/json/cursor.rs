@@ -53,6 +53,8 @@ impl<'de> Cursor<'de> {
         }
         Err(self.unexpected(match byte {
             b':' => "`:`",
+            b',' => "`,`",
+            b'[' => "`[`",
             b']' => "`]`",
             b'}' => "`}`",
             _ => "`\"`",

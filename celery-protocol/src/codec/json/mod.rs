@@ -26,7 +26,7 @@ use smallvec::SmallVec;
 use self::cursor::Cursor;
 pub(crate) use self::reader::Reader;
 use super::Serializer;
-use super::text::{TextWriter, json::Json};
+use super::text::{Dialect as _, TextWriter, json::Json};
 use crate::error::{DecodeError, EncodeError};
 
 /// Writes a value at the end of `out`.
@@ -36,6 +36,12 @@ pub(crate) fn write<T: Serialize + ?Sized>(
     value: &T,
 ) -> Result<(), EncodeError> {
     value.serialize(&mut TextWriter::new(out, Json))
+}
+
+/// Writes a text at the end of `out`.
+#[inline]
+pub(crate) fn write_str(out: &mut Vec<u8>, text: &str) {
+    Json.string(out, text);
 }
 
 /// Reads the one value that the bytes are.
@@ -104,6 +110,31 @@ where
         Ok(()) => Ok(entries),
         Err(error) => Err(in_json(error)),
     }
+}
+
+/// The spans of the elements of an array of three whose last one is probably
+/// spelled as one of `last`, which spares looking for its end. `None` if it is
+/// anything else than an array of three.
+pub(crate) fn three_elements<'t>(text: &'t str, last: &[&str]) -> Option<[&'t str; 3]> {
+    let mut cursor = Cursor::new(text);
+    cursor.punctuation(b'[').ok()?;
+    let first = cursor.span().ok()?;
+    cursor.punctuation(b',').ok()?;
+    let second = cursor.span().ok()?;
+    cursor.punctuation(b',').ok()?;
+    cursor.token();
+    let start = cursor.at;
+    match last
+        .iter()
+        .find(|last| cursor.rest().starts_with(last.as_bytes()))
+    {
+        Some(last) => cursor.at += last.len(),
+        None => cursor.skip_value().ok()?,
+    }
+    let third = &text[start..cursor.at];
+    cursor.punctuation(b']').ok()?;
+    cursor.end().ok()?;
+    Some([first, second, third])
 }
 
 /// The key and the span of the value of one entry of a map.

@@ -9,24 +9,31 @@ impl<'de> Cursor<'de> {
     /// Passes over the next value and returns its text.
     #[inline]
     pub(super) fn span(&mut self) -> Result<&'de str, DecodeError> {
-        self.token();
+        let first = self.token();
         let start = self.at;
-        self.skip_value()?;
+        self.skip_from(first)?;
         Ok(&self.text[start..self.at])
     }
 
     /// Passes over the next value. Its grammar is checked and nothing else.
     #[inline]
     pub(super) fn skip_value(&mut self) -> Result<(), DecodeError> {
-        match self.token() {
+        let first = self.token();
+        self.skip_from(first)
+    }
+
+    /// Passes over the value whose first byte is known.
+    #[inline]
+    pub(super) fn skip_from(&mut self, first: Option<u8>) -> Result<(), DecodeError> {
+        match first {
             Some(b'[' | b'{') => self.skip_nested(),
-            _ => self.skip_scalar(),
+            _ => self.skip_scalar(first),
         }
     }
 
     #[inline]
-    fn skip_scalar(&mut self) -> Result<(), DecodeError> {
-        match self.peek() {
+    fn skip_scalar(&mut self, first: Option<u8>) -> Result<(), DecodeError> {
+        match first {
             Some(b'"') => self.skip_string(),
             Some(b'n') => self.keyword(b"null"),
             Some(b't') => self.keyword(b"true"),
@@ -69,7 +76,7 @@ impl<'de> Cursor<'de> {
                         continue;
                     }
                 }
-                _ => self.skip_scalar()?,
+                first => self.skip_scalar(first)?,
             }
             loop {
                 match self.token() {

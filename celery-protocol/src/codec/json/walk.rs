@@ -44,6 +44,27 @@ impl<'de> Reader<'de> {
         Ok(name)
     }
 
+    /// Reads a key that is probably one of `names`, spelled with quotes and
+    /// colon, and probably the one at `place`: senders have an order.
+    #[inline]
+    pub(crate) fn name_near<'n: 'de>(
+        &mut self,
+        names: &[&'n str],
+        place: &mut usize,
+    ) -> Result<Cow<'de, str>, DecodeError> {
+        if let Some(spelling) = names.get(*place)
+            && self.has_name(spelling)
+        {
+            *place += 1;
+            return Ok(Cow::Borrowed(name_of(spelling)));
+        }
+        let name = self.name()?;
+        if let Some(found) = names.iter().position(|spelling| name_of(spelling) == name) {
+            *place = found + 1;
+        }
+        Ok(name)
+    }
+
     /// Passes over a key and its colon, if they are spelled like this.
     #[inline]
     pub(crate) fn has_name(&mut self, spelling: &str) -> bool {
@@ -93,9 +114,17 @@ impl<'de> Reader<'de> {
     /// Passes over the next value and says where it is.
     #[inline]
     pub(crate) fn skip(&mut self) -> Result<Range<usize>, DecodeError> {
-        self.cursor.token();
+        let first = self.cursor.token();
         let start = self.cursor.at;
-        self.cursor.skip_value()?;
+        self.cursor.skip_from(first)?;
         Ok(start..self.cursor.at)
     }
+}
+
+/// The name in its spelling with quotes and colon.
+#[inline]
+fn name_of(spelling: &str) -> &str {
+    spelling
+        .get(1..spelling.len().saturating_sub(2))
+        .unwrap_or_default()
 }

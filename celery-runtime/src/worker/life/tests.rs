@@ -292,7 +292,7 @@ fn a_message_that_cannot_be_kept_is_not_acknowledged() {
     let refusal = Refusal {
         reason: "unregistered",
         detail: String::new(),
-        failure: None,
+        task: None,
     };
     let time = Time::new();
     let mut life = Life::refused(refusal, OnUnknown::Keep);
@@ -532,7 +532,7 @@ proptest! {
         let life = match plan {
             Some(plan) => Life::of_task(plan),
             None => {
-                let refusal = Refusal { reason: "malformed", detail: String::new(), failure: None };
+                let refusal = Refusal { reason: "malformed", detail: String::new(), task: None };
                 Life::refused(refusal, policy)
             }
         };

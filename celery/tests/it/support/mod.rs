@@ -1,5 +1,6 @@
 //! What the stories have in common: a server, workers on it, Python beside it.
 
+mod load;
 mod process;
 mod redis;
 mod story;
@@ -14,6 +15,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use xtask::servers::{Python, PythonWorker, PythonWorkerBuilder, RedisServer};
 
+pub(crate) use load::{assert_sums, count_done, send_adds, send_sleeps};
 pub(crate) use process::WorkerProcess;
 pub(crate) use redis::Inspect;
 pub(crate) use story::{HOP, Ledger, MARK, WHO, story};

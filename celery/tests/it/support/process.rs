@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use xtask::group::Group;
 
-use super::{PATIENCE, Setup, blocking};
+use super::{PATIENCE, Setup, blocking, impatient};
 
 /// The example `worker`, connected. Killed when dropped.
 #[derive(Debug)]
@@ -41,6 +41,17 @@ impl WorkerProcess {
             worker
         })
         .await
+    }
+
+    /// One that acknowledges late, and has little patience with others.
+    pub(crate) async fn late(setup: &Setup, concurrency: &str) -> Self {
+        let options = impatient().to_string();
+        let settings = [
+            ("CELERY_TASK_ACKS_LATE", "1"),
+            ("CELERY_WORKER_CONCURRENCY", concurrency),
+            ("CELERY_BROKER_TRANSPORT_OPTIONS", &options),
+        ];
+        Self::start(setup, &settings).await
     }
 
     /// Sends a signal, by its name without `SIG`.

@@ -1,0 +1,130 @@
+//! What the in-memory broker's subscribers hold.
+
+use std::fmt;
+use std::sync::Arc;
+
+use celery_protocol::Message;
+use tokio::sync::broadcast;
+
+use super::broker::{Shared, lock};
+use super::faults::Faults;
+use crate::broker::{BoxFuture, Content, Settlement, Subscription};
+use crate::error::ServiceError;
+
+/// Receives what is broadcast to an exchange.
+#[derive(Debug)]
+pub(super) struct FanoutSubscription {
+    pattern: String,
+    receiver: broadcast::Receiver<(String, Message)>,
+    faults: Faults,
+}
+
+impl Subscription for FanoutSubscription {
+    fn next(&mut self) -> BoxFuture<'_, Result<Message, ServiceError>> {
+        Box::pin(async move {
+            loop {
+                let received = tokio::select! {
+                    received = self.receiver.recv() => received,
+                    error = self.faults.broken("subscribe") => return Err(error),
+                };
+                match received {
+                    Ok((key, message)) if self.wants(&key) => return Ok(message),
+                    // Others' messages, or some missed by not reading.
+                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+                }
+            }
+        })
+    }
+}
+
+impl FanoutSubscription {
+    pub(super) fn new(
+        pattern: &str,
+        receiver: broadcast::Receiver<(String, Message)>,
+        faults: Faults,
+    ) -> Self {
+        Self {
+            pattern: pattern.to_owned(),
+            receiver,
+            faults,
+        }
+    }
+
+    fn wants(&self, routing_key: &str) -> bool {
+        matches!(&*self.pattern, "" | "#") || matches_topic(&self.pattern, routing_key)
+    }
+}
+
+/// A queue for replies; it and what is left in it go with the reader.
+pub(super) struct ReplyQueue {
+    name: Arc<str>,
+    shared: Arc<Shared>,
+}
+
+impl Subscription for ReplyQueue {
+    fn next(&mut self) -> BoxFuture<'_, Result<Message, ServiceError>> {
+        Box::pin(async move {
+            loop {
+                let changed = self.shared.changed.notified();
+                self.shared.faults.check("reply_queue").await?;
+                if let Some(message) = self.take() {
+                    return Ok(message);
+                }
+                tokio::select! {
+                    () = changed => {}
+                    error = self.shared.faults.broken("reply_queue") => return Err(error),
+                }
+            }
+        })
+    }
+}
+
+impl ReplyQueue {
+    pub(super) fn new(name: &str, shared: Arc<Shared>) -> Self {
+        Self {
+            name: name.into(),
+            shared,
+        }
+    }
+
+    fn take(&self) -> Option<Message> {
+        let now = self.shared.clock.now();
+        let mut queues = lock(&self.shared.queues);
+        let names = [Arc::clone(&self.name)];
+        let delivery = queues.take(u64::MAX, &names, 1, now).pop()?;
+        queues.settle(&Settlement::Ack(delivery.tag));
+        match delivery.content {
+            Content::Message(message) => Some(message),
+            Content::Malformed { .. } => None,
+        }
+    }
+}
+
+impl Drop for ReplyQueue {
+    fn drop(&mut self) {
+        lock(&self.shared.queues).purge(&self.name);
+    }
+}
+
+impl fmt::Debug for ReplyQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ReplyQueue").field(&self.name).finish()
+    }
+}
+
+/// AMQP's topic patterns: `*` is one word, `#` any number of them.
+pub(super) fn matches_topic(pattern: &str, key: &str) -> bool {
+    fn words(pattern: &[&str], key: &[&str]) -> bool {
+        match (pattern.split_first(), key.split_first()) {
+            (None, None) => true,
+            (Some((&"#", rest)), _) => (0..=key.len()).any(|skip| words(rest, &key[skip..])),
+            (Some((&"*", rest)), Some((_, key))) => words(rest, key),
+            (Some((word, rest)), Some((first, key))) => word == first && words(rest, key),
+            _ => false,
+        }
+    }
+    let pattern: Vec<_> = pattern.split('.').collect();
+    let key: Vec<_> = key.split('.').collect();
+    words(&pattern, &key)
+}

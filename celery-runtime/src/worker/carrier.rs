@@ -1,0 +1,148 @@
+//! Carries out the steps of deliveries that take broker or backend: storing
+//! results and sending messages.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use super::delivery::{Letter, Obstacle, RefusedTask, Report};
+use super::entries::{Entry, Work};
+use super::follow::Desk;
+use super::report;
+use crate::backend::Record;
+use crate::broker::{BoxFuture, Broker, Publication};
+use crate::error::ServiceError;
+use crate::task::{Job, Services};
+
+/// Makes the futures of steps; each is bounded by the deadline.
+#[derive(Debug)]
+pub(crate) struct Carrier {
+    pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) services: Arc<Services>,
+    pub(crate) desk: Desk,
+    pub(crate) deadline: Duration,
+}
+
+/// How a step went.
+pub(crate) type Carried = Result<(), Obstacle>;
+
+impl Carrier {
+    /// Stores what the report says about the entry's task.
+    pub(crate) fn store(
+        &self,
+        entry: &Entry,
+        report: Report,
+        now: SystemTime,
+    ) -> BoxFuture<'static, Carried> {
+        let services = Arc::clone(&self.services);
+        match &entry.work {
+            Work::Task { job, .. } => {
+                let job = Arc::clone(job);
+                self.perform(async move { store(&services, &job, &report, now).await })
+            }
+            Work::Refused(_) => match entry
+                .life
+                .refusal()
+                .and_then(|refusal| refusal.task.clone())
+            {
+                Some(task) => {
+                    self.perform(async move { store_refused(&services, &task, now).await })
+                }
+                None => done(Ok(())),
+            },
+        }
+    }
+
+    /// Sends what the letter says on behalf of the entry's task.
+    pub(crate) fn send(
+        &self,
+        entry: &Entry,
+        letter: &Letter,
+        now: SystemTime,
+    ) -> BoxFuture<'static, Carried> {
+        let letters = match self.letters(entry, letter, now) {
+            Ok(letters) => letters,
+            Err(cause) => return done(Err(Obstacle::Lasting(cause))),
+        };
+        let broker = Arc::clone(&self.broker);
+        self.perform(async move { broker.publish(&letters).await.into_iter().collect() })
+    }
+
+    fn letters(
+        &self,
+        entry: &Entry,
+        letter: &Letter,
+        now: SystemTime,
+    ) -> Result<Vec<Publication>, String> {
+        let desk = &self.desk;
+        let letters = match (&entry.work, letter) {
+            (Work::Task { job, .. }, Letter::Retry { eta }) => desk.retry(job, *eta),
+            (Work::Task { job, .. }, Letter::Success(value)) => desk.success(job, value, now),
+            (Work::Task { job, .. }, Letter::Failure) => desk.failure(job, now),
+            (Work::Refused(content), Letter::Dead) => match entry.life.refusal() {
+                Some(refusal) => desk.dead(content, &entry.queue, refusal, now),
+                None => Ok(Vec::new()),
+            },
+            _ => Ok(Vec::new()),
+        };
+        letters.map_err(|error| error.to_string())
+    }
+
+    /// Runs a step's future within the deadline.
+    fn perform(
+        &self,
+        step: impl Future<Output = Result<(), ServiceError>> + Send + 'static,
+    ) -> BoxFuture<'static, Carried> {
+        let deadline = self.deadline;
+        Box::pin(async move {
+            match tokio::time::timeout(deadline, step).await {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(error)) => {
+                    tracing::warn!("{error}");
+                    Err(Obstacle::from(&error))
+                }
+                Err(_) => Err(Obstacle::Passing),
+            }
+        })
+    }
+}
+
+impl From<&ServiceError> for Obstacle {
+    fn from(error: &ServiceError) -> Self {
+        if error.is_transient() {
+            Self::Passing
+        } else {
+            Self::Lasting(error.to_string())
+        }
+    }
+}
+
+fn done(carried: Carried) -> BoxFuture<'static, Carried> {
+    Box::pin(std::future::ready(carried))
+}
+
+async fn store(
+    services: &Services,
+    job: &Job,
+    report: &Report,
+    now: SystemTime,
+) -> Result<(), ServiceError> {
+    let Some(backend) = services.backend.as_deref() else {
+        return Ok(());
+    };
+    let document = report::document(job, report, now);
+    backend.store(job.record(&document)).await
+}
+
+async fn store_refused(
+    services: &Services,
+    task: &RefusedTask,
+    now: SystemTime,
+) -> Result<(), ServiceError> {
+    let Some(backend) = services.backend.as_deref() else {
+        return Ok(());
+    };
+    let document = report::refused(&task.id, &task.mishap, services.result_serializer, now);
+    let record = Record::new(&document).reply(task.reply_to.as_deref(), Some(&task.id));
+    backend.store(record).await
+}

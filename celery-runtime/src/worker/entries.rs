@@ -1,0 +1,115 @@
+//! The deliveries that a worker has in hand.
+
+use std::fmt;
+use std::sync::Arc;
+
+use slab::Slab;
+use tokio::task::AbortHandle;
+
+use super::life::Life;
+use crate::broker::{Content, DeliveryTag};
+use crate::task::{Job, Run};
+
+/// Names an entry, and tells it from a later one in the same place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Key {
+    serial: u64,
+    index: usize,
+}
+
+/// One delivery: its life, and what its steps are made from.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) life: Life,
+    pub(crate) tag: DeliveryTag,
+    pub(crate) queue: Arc<str>,
+    pub(crate) work: Work,
+    /// Ends the task while it runs.
+    pub(crate) running: Option<AbortHandle>,
+}
+
+pub(crate) enum Work {
+    Task { job: Arc<Job>, run: Arc<dyn Run> },
+    Refused(Box<Content>),
+}
+
+/// All of them, by key.
+#[derive(Debug, Default)]
+pub(crate) struct Entries {
+    slab: Slab<(u64, Entry)>,
+    next_serial: u64,
+}
+
+impl Entry {
+    /// Ends the task, if one runs.
+    pub(crate) fn abort(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.abort();
+        }
+    }
+}
+
+impl Entries {
+    pub(crate) fn insert(&mut self, entry: Entry) -> Key {
+        let serial = self.next_serial;
+        self.next_serial += 1;
+        let index = self.slab.insert((serial, entry));
+        Key { serial, index }
+    }
+
+    pub(crate) fn find(&self, key: Key) -> Option<&Entry> {
+        let (serial, entry) = self.slab.get(key.index)?;
+        (*serial == key.serial).then_some(entry)
+    }
+
+    pub(crate) fn find_mut(&mut self, key: Key) -> Option<&mut Entry> {
+        let (serial, entry) = self.slab.get_mut(key.index)?;
+        (*serial == key.serial).then_some(entry)
+    }
+
+    pub(crate) fn remove(&mut self, key: Key) {
+        if self.find(key).is_some() {
+            self.slab.remove(key.index);
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.slab.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.slab.is_empty()
+    }
+
+    /// All keys, in the order in which the deliveries were taken.
+    pub(crate) fn keys(&self) -> Vec<Key> {
+        let mut keys: Vec<_> = self
+            .slab
+            .iter()
+            .map(|(index, (serial, _))| Key {
+                serial: *serial,
+                index,
+            })
+            .collect();
+        keys.sort_unstable();
+        keys
+    }
+}
+
+/// No task outlives its worker.
+impl Drop for Entries {
+    fn drop(&mut self) {
+        for (_, (_, entry)) in &mut self.slab {
+            entry.abort();
+        }
+    }
+}
+
+impl fmt::Debug for Work {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Task { job, .. } => write!(f, "Task({})", job.id),
+            Self::Refused(_) => f.write_str("Refused"),
+        }
+    }
+}

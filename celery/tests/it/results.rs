@@ -1,0 +1,73 @@
+//! Many who wait for results, and what they leave behind.
+
+use std::time::Duration;
+
+use xtask::servers::RedisServer;
+
+use crate::support::{Inspect, PATIENCE, Setup, WHO, assert_sums, eventually, send_adds, story};
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn every_waiter_wakes_up_though_subscriptions_break() {
+    let setup = Setup::new();
+    let client = setup.client();
+    let sent = client.apply_all((0..300).map(|_| WHO.s(()))).await;
+    let mut waiters = tokio::task::JoinSet::new();
+    for sent in sent {
+        waiters.spawn(async move { sent.unwrap().get_timeout(PATIENCE).await });
+    }
+    for _ in 0..5 {
+        break_subscriptions(&setup.redis).await;
+    }
+    let worker = setup.serve(story()).await;
+    for _ in 0..5 {
+        setup.redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+        let woken = waiters.join_next().await.unwrap().unwrap();
+        assert_eq!(woken.unwrap(), "rust");
+    }
+    while let Some(woken) = waiters.join_next().await {
+        assert_eq!(woken.unwrap().unwrap(), "rust");
+    }
+    worker.stop().await;
+    setup.redis.assert_nothing_held();
+}
+
+/// Ends the connections that listen, as soon as there are any.
+async fn break_subscriptions(redis: &RedisServer) {
+    eventually("somebody listens", async || {
+        let ended = redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+        (ended.integer() > 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn nothing_is_left_of_results_that_were_waited_for() {
+    let setup = Setup::new();
+    let worker = setup.worker().await;
+    let client = setup.client();
+    assert_sums(&send_adds(&client, 50).await).await;
+    let connections = count_connections(&setup.redis);
+
+    for _ in 0..10 {
+        assert_sums(&send_adds(&client, 50).await).await;
+    }
+    for number in 0..50 {
+        let nobodys = client.result::<i64>(format!("nobody's {number}"));
+        let waited = nobodys.get_timeout(Duration::from_millis(1)).await;
+        waited.unwrap_err();
+    }
+    assert!(count_connections(&setup.redis) <= connections);
+    eventually("nobody listens", async || {
+        let channels = setup.redis.command(&["PUBSUB", "CHANNELS"]).texts();
+        channels.is_empty().then_some(())
+    })
+    .await;
+    worker.stop().await;
+    setup.redis.assert_nothing_held();
+}
+
+fn count_connections(redis: &RedisServer) -> usize {
+    redis.command(&["CLIENT", "LIST"]).text().lines().count()
+}

@@ -1,0 +1,136 @@
+//! Warm and cold stops, restarts, and what becomes of deliveries that wait.
+
+use std::time::Duration;
+
+use celery::{AsyncResult, Signature};
+use tokio::sync::oneshot;
+
+use crate::support::{
+    Inspect, Ledger, MARK, PATIENCE, Setup, WorkerProcess, assert_sums, count_done, eventually,
+    impatient, send_adds, send_sleeps, within,
+};
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn sigterm_finishes_what_runs_and_gives_the_rest_back_in_order() {
+    let setup = Setup::new();
+    let client = setup.client();
+    let sleeps = send_sleeps(&client, 2, 1.0).await;
+    let adds = send_adds(&client, 10).await;
+    let order: Vec<_> = adds.iter().map(|add| add.id().to_owned()).collect();
+
+    let worker = WorkerProcess::late(&setup, "2").await;
+    eventually("two run and six are held", async || {
+        (setup.redis.held() == 8).then_some(())
+    })
+    .await;
+    worker.signal("TERM");
+    assert_eq!(worker.ended().await, Some(0));
+
+    assert_eq!(count_done(&sleeps).await, 2);
+    let waiting = setup.redis.messages("celery");
+    assert!(waiting.iter().map(|message| message.id()).eq(order.iter()));
+    setup.redis.assert_nothing_held();
+
+    let second = WorkerProcess::late(&setup, "2").await;
+    assert_sums(&adds).await;
+    second.signal("TERM");
+    assert_eq!(second.ended().await, Some(0));
+    setup.redis.assert_nothing_held();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn a_second_sigterm_does_not_wait_for_running_tasks() {
+    let setup = Setup::new();
+    // Longer than the patience of this test with the worker's end.
+    let long = send_sleeps(&setup.client(), 2, 600.0).await;
+    let worker = WorkerProcess::late(&setup, "1").await;
+    eventually("one runs and one is held", async || {
+        (setup.redis.held() == 2).then_some(())
+    })
+    .await;
+    worker.signal("TERM");
+    eventually("the held one is given back", async || {
+        (setup.redis.depth("celery") == 1).then_some(())
+    })
+    .await;
+    worker.signal("TERM");
+    worker.ended().await;
+
+    let waiting = setup.redis.messages("celery");
+    assert!(
+        waiting
+            .iter()
+            .map(|message| message.id())
+            .eq(long.iter().map(AsyncResult::id))
+    );
+    setup.redis.assert_nothing_held();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn rolling_restarts_under_load_lose_nothing() {
+    let setup = Setup::new();
+    let client = setup.client();
+    let (stop, mut stopped) = oneshot::channel();
+    let producer = tokio::spawn(async move {
+        let mut results = Vec::new();
+        while stopped.try_recv().is_err() {
+            let call = Signature::named("tasks.sleep", (0.01,), ());
+            results.push(client.apply(call).await.unwrap());
+            tokio::time::sleep(Duration::from_millis(3)).await;
+        }
+        results
+    });
+
+    // Early acknowledgements: a task that was started must be finished.
+    let settings = [("CELERY_WORKER_CONCURRENCY", "4")];
+    let mut worker = WorkerProcess::start(&setup, &settings).await;
+    for _ in 0..20 {
+        let next = WorkerProcess::start(&setup, &settings).await;
+        worker.signal("TERM");
+        assert_eq!(worker.ended().await, Some(0));
+        worker = next;
+    }
+    stop.send(()).unwrap();
+    let results = within("the producer ends", producer).await.unwrap();
+    println!("{} tasks over 20 restarts", results.len());
+    for result in results {
+        let slept = result.get_timeout(PATIENCE).await.unwrap();
+        assert_eq!(slept.as_f64(), Some(0.01));
+    }
+    worker.signal("TERM");
+    assert_eq!(worker.ended().await, Some(0));
+    assert_eq!(setup.redis.depth("celery"), 0);
+    setup.redis.assert_nothing_held();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn tasks_for_later_run_once_however_short_the_visibility_timeout() {
+    let setup = Setup::new().set("broker_transport_options", impatient());
+    let ledger = Ledger::default();
+    let first = setup.serve(ledger.tasks()).await;
+    let second = setup.serve(ledger.tasks()).await;
+    let client = setup.client();
+    // Twice the time after which workers look after each other.
+    let later = |number| MARK.s((number, 0)).countdown(Duration::from_secs(4));
+    let sent = client.apply_all((0..30).map(later)).await;
+    eventually("all are held", async || {
+        (setup.redis.held() == 30).then_some(())
+    })
+    .await;
+
+    first.stop().await;
+    let third = setup.serve(ledger.tasks()).await;
+    for (number, sent) in (0..).zip(sent) {
+        assert_eq!(sent.unwrap().get_timeout(PATIENCE).await.unwrap(), number);
+    }
+    second.stop().await;
+    third.stop().await;
+    let mut ran = ledger.numbers();
+    ran.sort_unstable();
+    assert!(ran.iter().copied().eq(0..30), "{ran:?}");
+    setup.redis.assert_nothing_held();
+}
