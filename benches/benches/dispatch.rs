@@ -31,13 +31,16 @@ fn main() {
     criterion.final_summary();
 }
 
+/// What a worker is asked for: the acknowledgement in words and as an option, and its slots.
+type Case = (&'static str, Task<(), ()>, usize);
+
 /// How many no-op tasks does one thread run in a second, by the number of slots and the moment of
 /// the acknowledgement?
 fn one_thread(criterion: &mut Criterion) {
     let runtime = Builder::new_current_thread().enable_all().build();
     let runtime = runtime.expect("a runtime starts");
     let mut group = criterion.benchmark_group("dispatch, one thread");
-    let cases = [
+    let cases: [Case; 4] = [
         ("early ack", NOOP.acks_early(), 64),
         ("early ack", NOOP.acks_early(), 256),
         ("early ack", NOOP.acks_early(), 512),
@@ -53,6 +56,8 @@ fn one_thread(criterion: &mut Criterion) {
             },
         );
     }
+    group.finish();
+    print_processor_time(&runtime, &cases);
 }
 
 /// What does a second thread change? The driver stays on one of them; no-op tasks that move to the
@@ -81,6 +86,30 @@ fn measure(runtime: &Runtime, runs: u64, task: Task<(), ()>, slots: usize) -> Du
         consume(&app, task, TASKS, slots).await
     };
     (0..runs).map(|_| runtime.block_on(one_run())).sum()
+}
+
+/// Prints what a task costs on the processor, which does not depend on what else the machine does
+/// meanwhile; where the system does not tell, nothing.
+fn print_processor_time(runtime: &Runtime, cases: &[Case]) {
+    for (name, task, slots) in cases {
+        let one_run = async {
+            let app = App::new(Arc::new(filled_broker().await));
+            let start = processor_time()?;
+            consume(&app, *task, TASKS, *slots).await;
+            Some(processor_time()? - start)
+        };
+        if let Some(time) = runtime.block_on(one_run) {
+            let each = time.as_nanos() as u64 / TASKS;
+            println!("{name}, {slots} slots: {each} ns of processor time per task");
+        }
+    }
+}
+
+/// How long this thread has run until now.
+fn processor_time() -> Option<Duration> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    let nanoseconds = text.split(' ').next()?.parse().ok()?;
+    Some(Duration::from_nanos(nanoseconds))
 }
 
 async fn filled_broker() -> MemoryBroker {

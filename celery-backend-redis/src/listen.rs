@@ -138,6 +138,8 @@ impl Announced {
 
 impl Drop for Announced {
     fn drop(&mut self) {
+        // Before the request: whoever carries it out counts who still listens.
+        self.newest = watch::Sender::new(None).subscribe();
         let key = std::mem::take(&mut self.key);
         // A task that has ended has no subscriptions left to end.
         let _ = self.requests.send(Request::Leave(key));

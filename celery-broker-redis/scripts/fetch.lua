@@ -25,10 +25,17 @@ local now = time[1] .. '.' .. string.format('%06d', time[2])
 
 -- What is not JSON of the right form must not become an entry: one such entry
 -- makes kombu's restore raise, and strands everything that is held by anybody.
--- Parsing costs 4 microseconds for a message of 1 kB and 90 for one of 100 kB
--- (the whole script: 9 and 150), measured on Redis 7.0; looking at the first
--- and last byte alone would cost nothing and let most garbage through.
+-- Measured on Redis 7.0: of 16 microseconds that this script spends on a message
+-- of 0.9 kB (taken 100 at a time), 7 are for parsing it; of 720 on one of
+-- 100 kB, 390. The server does nothing else meanwhile, so of large messages only
+-- both ends are looked at: that finds what was cut off. The client parses each
+-- of them anyway and settles what is no message at once.
+local large = 16 * 1024
+
 local function is_envelope(raw)
+  if #raw > large and string.byte(raw, 1) == 123 and string.byte(raw, -1) == 125 then
+    return true
+  end
   local ok, envelope = pcall(cjson.decode, raw)
   return ok and type(envelope) == 'table' and envelope.body ~= nil
     and type(envelope.headers) == 'table' and type(envelope.properties) == 'table'

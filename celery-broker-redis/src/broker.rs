@@ -13,6 +13,7 @@ use celery_runtime::{
 
 use crate::config::RedisOptions;
 use crate::consumer::RedisConsumer;
+use crate::doubt::Doubts;
 use crate::fanout::FanoutSubscription;
 use crate::link::{Attempt, Command, Link, Reply};
 use crate::parked::Parked;
@@ -30,6 +31,7 @@ pub struct RedisBroker {
 pub(crate) struct Shared {
     pub(crate) link: Link,
     pub(crate) parked: Parked,
+    pub(crate) doubts: Doubts,
     /// The types of exchanges that were declared here. Redis does not know
     /// them: as in kombu, an exchange nobody declared in this process counts as
     /// direct.
@@ -53,6 +55,7 @@ impl RedisBroker {
         let shared = Shared {
             link,
             parked: Parked::default(),
+            doubts: Doubts::default(),
             exchanges: Mutex::default(),
         };
         Self {

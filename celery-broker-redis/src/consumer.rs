@@ -75,6 +75,7 @@ impl RedisConsumer {
         }
         let fetcher = Fetcher::connect(&shared.link, attempt, &queues).await?;
         let left = left_behind(&shared, attempt, &queues).await?;
+        shared.resolve_doubts(attempt, &queues).await?;
         let sweeps = Sweeps::start(Arc::clone(&shared));
         Ok(Self {
             receiving: Mutex::new(Receiving { fetcher, left }),
@@ -124,27 +125,30 @@ impl RedisConsumer {
     }
 
     /// What is there: first what dead consumers left, then what was parked,
-    /// then what waits in the queues.
+    /// then what waits in the queues. They do not mix, so that nothing taken is
+    /// forgotten when the next step fails.
     async fn take(
         &self,
         receiving: &mut Receiving,
         max: usize,
     ) -> Result<Vec<Delivery>, ServiceError> {
-        let mut taken = self.adopt(&mut receiving.left, max).await?;
-        if taken.len() < max {
-            taken.extend(self.due(max - taken.len()).await?);
+        let left = self.adopt(&mut receiving.left, max).await?;
+        if !left.is_empty() {
+            return Ok(left);
         }
-        if taken.len() < max {
-            let most = max - taken.len();
-            let first = self.number.fetch_add(most as u64, Ordering::Relaxed);
-            let prefix = format!("{}-", self.unique);
-            let fetched = receiving
-                .fetcher
-                .fetch(self.attempt(), most, &prefix, first)
-                .await?;
-            taken.extend(fetched);
+        let due = self.due(max).await?;
+        if !due.is_empty() {
+            return Ok(due);
         }
-        Ok(taken)
+        let first = self.number.fetch_add(max as u64, Ordering::Relaxed);
+        let prefix = format!("{}-", self.unique);
+        let taking = self.shared.doubts.begin(&prefix, first, max, &self.queues);
+        let fetched = receiving
+            .fetcher
+            .fetch(self.attempt(), max, &prefix, first)
+            .await?;
+        taking.settled();
+        Ok(fetched)
     }
 
     /// Parked deliveries whose time has come and that are still ours.

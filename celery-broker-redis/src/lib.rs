@@ -58,6 +58,7 @@
 mod broker;
 mod config;
 mod consumer;
+mod doubt;
 mod entry;
 mod fanout;
 mod fetch;

@@ -88,6 +88,7 @@ async fn run(shared: Arc<Shared>, stop: Arc<Notify>) {
         tokio::select! {
             _ = ticks.tick() => {}
             () = stop.notified() => return,
+            () = shared.link.closed() => return,
         }
         match shared.restore().await {
             Ok(0) => {}

@@ -50,6 +50,10 @@ impl Headers {
     /// # Errors
     ///
     /// When the text is not one whole JSON object in UTF-8.
+    #[allow(
+        clippy::needless_pass_by_value,
+        reason = "the headers keep their share of the text"
+    )]
     pub fn from_json(text: Bytes) -> Result<Self, DecodeError> {
         let headers = JsonHeaders::read(&text);
         let headers = headers.map_err(|error| error.in_field("headers"))?;
@@ -382,6 +386,24 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn last_of_equal_headers_counts() {
+        let text = br#" { "task":"t" , "eta":5,"mine":1,"id":"i","eta":"e","m\u0069ne":2 } "#;
+        let headers = Headers::from_json(Bytes::from_static(text)).unwrap();
+        let task = headers.task().unwrap().unwrap();
+        assert_eq!((task.eta.as_deref(), task.extra.len()), (Some("e"), 2));
+        let mine = headers.find("mine").unwrap().unwrap();
+        assert_eq!(mine.as_json(), Some("2"));
+        assert!(matches!(task.task, Cow::Borrowed("t")));
+    }
+
+    #[test]
+    fn null_is_no_name_of_a_task() {
+        let text = br#"{"task": null, "id": "i"}"#;
+        let headers = Headers::from_json(Bytes::from_static(text)).unwrap();
+        assert_eq!(headers.task().unwrap_err().field(), Some("headers.task"));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use xtask::servers::RedisServer;
 
 use crate::support::{LIMIT, backend, channels, document, insist, options, status, store, until};
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs redis-server; run cargo xtask test"]
 async fn a_wait_outlives_a_restart_of_the_server() {
     let server = RedisServer::builder().append_only().start();

@@ -165,3 +165,29 @@ async fn every_waiting_consumer_hears_of_a_broken_connection() {
         .unwrap_err();
     assert_eq!(error.kind(), ServiceErrorKind::Disconnected, "{error}");
 }
+
+#[tokio::test]
+#[cfg(unix)]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn what_a_silent_server_took_later_is_found_by_the_next_consumer() {
+    let server = RedisServer::start();
+    let broker = broker_with(&server, &json!({"socket_timeout": 0.5}));
+    let late = consumer(&broker, &["q", "r"]).await;
+    // A server that does not know the script does nothing at first.
+    send(&broker, "q", &["0"]).await;
+    ack(&*late, &receive_one(&*late).await).await;
+    send(&broker, "q", &["1", "2", "3"]).await;
+    server.pause();
+    let error = late.receive(2).await.unwrap_err();
+    assert_eq!(error.kind(), ServiceErrorKind::TimedOut, "{error}");
+    server.resume();
+    // Nobody was told of what it took.
+    crate::support::until("it takes them", || held(&server) == 2).await;
+    drop(late);
+
+    let next = consumer(&broker, &["q", "r"]).await;
+
+    let taken = crate::support::receive(&*next, 3).await;
+    assert_eq!(crate::support::ids(&taken), ["1", "2", "3"]);
+    assert_eq!(held(&server), 3);
+}

@@ -46,13 +46,13 @@ async fn an_abandoned_delivery_is_next_in_its_queue() {
     server.command(&["ZADD", "unacked_index", "1000", delivery.tag.as_str()]);
 
     assert_eq!(broker.restore_abandoned().await.unwrap(), 1);
+    assert_eq!(count(&server, &["EXISTS", "unacked_mutex"]), 0);
 
     let alive = consumer(&broker, &["q"]).await;
     let again = receive_one(&*alive).await;
     assert_eq!(id(&again), "held");
     assert!(again.redelivered);
     assert_ne!(again.tag, delivery.tag);
-    assert_eq!(count(&server, &["EXISTS", "unacked_mutex"]), 0);
 }
 
 #[tokio::test]

@@ -202,13 +202,13 @@ impl Index {
                 Some(header) if reader.has_name(header.spelling()) => Some(header),
                 _ => Header::named(&reader.name()?),
             };
-            let value = reader.skip()?;
-            let end = value.end - origin;
+            let value = reader.skip()? - origin;
+            let end = reader.offset() - origin;
             self.count += 1;
             match header {
                 Some(header) => {
                     place = header as usize + 1;
-                    self.known[header as usize] = Span::new(value.start - origin, end);
+                    self.known[header as usize] = Span::new(value, end);
                 }
                 None => self.others.push(Span::new(start, end)),
             }

@@ -167,7 +167,7 @@ pub fn decode(raw: &Bytes) -> Result<Message, DecodeError> {
         headers: envelope.headers,
         properties: Properties {
             content_type: content_type(envelope.content_type),
-            content_encoding: content_encoding(envelope.content_encoding),
+            content_encoding: content_encoding(envelope.content_encoding.as_deref()),
             ..properties
         },
         body: decode_body(raw, body, body_encoding.as_deref())?,
@@ -270,8 +270,8 @@ fn content_type(found: Option<Cow<'_, str>>) -> Cow<'static, str> {
     }
 }
 
-fn content_encoding(found: Option<Cow<'_, str>>) -> Cow<'static, str> {
-    match found.as_deref() {
+fn content_encoding(found: Option<&str>) -> Cow<'static, str> {
+    match found {
         None | Some("utf-8") => Cow::Borrowed("utf-8"),
         Some("binary") => Cow::Borrowed("binary"),
         Some(other) => Cow::Owned(other.to_owned()),

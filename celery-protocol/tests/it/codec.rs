@@ -477,6 +477,53 @@ fn yaml_is_read_as_python_means_it() {
     assert_eq!(value, expected);
 }
 
+/// Python's dict keeps the last of equal keys before kombu looks at it.
+#[test]
+fn last_of_equal_keys_makes_the_typed_value() {
+    let cases = [
+        r#"{"__type__":"date","__value__":5,"__value__":"2030-01-02"}"#,
+        r#"{"__value__":"x","__type__":"bytes","__value__":"2030-01-02","__type__":"date"}"#,
+    ];
+    for text in cases {
+        let value: Value = Serializer::Json.decode(text.as_bytes()).unwrap();
+        assert_eq!(value, Extended::date("2030-01-02").into(), "{text}");
+        let date: String = Serializer::Json.decode(text.as_bytes()).unwrap();
+        assert_eq!(date, "2030-01-02", "{text}");
+    }
+    for text in [
+        r#"{"__type__":"date","__type__":"time"}"#,
+        r#"{"__value__":1,"__value__":2}"#,
+        r#"{"__type__":"date","__value__":"x","__value__":"y","more":1}"#,
+    ] {
+        let value: Value = Serializer::Json.decode(text.as_bytes()).unwrap();
+        assert!(value.as_map().is_some(), "{text}");
+    }
+    let broken = br#"{"__type__":"date","__value__":"2030-01-02",}"#;
+    assert!(Serializer::Json.decode::<Value>(broken).is_err());
+}
+
+#[test]
+#[cfg(feature = "yaml")]
+fn yaml_keys_of_any_length_are_read_back() {
+    // Parsers take up to 1,024 characters for a key, with its quotes, and more
+    // only after a question mark.
+    for length in [10, 600, 1021, 1022, 1023, 1024, 1025, 5000] {
+        for character in ["k", "é", "\""] {
+            let key = character.repeat(length);
+            let key_length = Serializer::Yaml.encode(&key).unwrap().len();
+            let inner: celery_protocol::Map =
+                [("a", 1), (&*key, 2), ("b", 3)].into_iter().collect();
+            let outer: celery_protocol::Map = [(key, Value::from(inner))].into_iter().collect();
+            let value = Value::Array(vec![outer.into(), 4.into()]);
+            let text = Serializer::Yaml.encode(&value).unwrap();
+            let read = Serializer::Yaml.decode::<Value>(&text);
+            assert_eq!(read, Ok(value), "{length} times {character}");
+            let is_marked = text.windows(3).any(|part| part == b"{? ");
+            assert_eq!(is_marked, key_length > 1024, "{length} times {character}");
+        }
+    }
+}
+
 #[test]
 #[cfg(feature = "yaml")]
 fn yaml_keys_that_look_alike_are_kept() {

@@ -279,18 +279,10 @@ async fn garbage_in_the_hands_of_a_dead_worker_disturbs_no_python_worker() {
     // The rest is found by the next worker of ours.
     let worker = setup.worker().await;
     assert_eq!(real.get_timeout(PATIENCE).await.unwrap(), Int(3));
-    let mut expected: Vec<_> = garbage.iter().map(remains).collect();
-    expected.sort_unstable();
-    let kept = eventually("all garbage is kept", async || {
-        let kept = kept(&setup.redis);
-        (kept.len() >= expected.len()).then_some(kept)
+    eventually("all garbage is kept", async || {
+        (kept(&setup.redis).len() == garbage.len()).then_some(())
     })
     .await;
-    let reasons = |remains: &[(String, Vec<u8>)]| -> Vec<String> {
-        remains.iter().map(|(reason, _)| reason.clone()).collect()
-    };
-    // Python has written anew what it gave back.
-    assert_eq!(reasons(&kept), reasons(&expected));
     worker.stop().await;
     setup.redis.assert_nothing_held();
 }

@@ -78,20 +78,24 @@ fn extended(kind: ExtendedKind, value: &str) -> Result<Cow<'_, str>, DecodeError
 }
 
 /// The spans of `__type__` and `__value__`, if these are the only keys of the
-/// map. `None` for any other map, also for a malformed one: the reader of plain
-/// maps reports that.
+/// map. Of equal keys the last one counts, as in Python's dict. `None` for any
+/// other map, also for a malformed one: the reader of plain maps reports that.
 fn parts<'de>(cursor: &mut Cursor<'de>) -> Option<(&'de str, &'de str)> {
-    let first = cursor.string().ok()?;
-    cursor.punctuation(b':').ok()?;
-    let first_value = cursor.span().ok()?;
-    cursor.punctuation(b',').ok()?;
-    let second = cursor.string().ok()?;
-    cursor.punctuation(b':').ok()?;
-    let second_value = cursor.span().ok()?;
-    cursor.punctuation(b'}').ok()?;
-    match (&*first, &*second) {
-        ("__type__", "__value__") => Some((first_value, second_value)),
-        ("__value__", "__type__") => Some((second_value, first_value)),
-        _ => None,
+    let (mut name, mut value) = (None, None);
+    loop {
+        let key = cursor.string().ok()?;
+        let part = match &*key {
+            "__type__" => &mut name,
+            "__value__" => &mut value,
+            _ => return None,
+        };
+        cursor.punctuation(b':').ok()?;
+        *part = Some(cursor.span().ok()?);
+        if cursor.token() != Some(b',') {
+            break;
+        }
+        cursor.at += 1;
     }
+    cursor.punctuation(b'}').ok()?;
+    Some((name?, value?))
 }

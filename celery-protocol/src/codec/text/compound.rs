@@ -87,7 +87,9 @@ impl<D: Dialect> SerializeMap for Compound<'_, '_, D> {
     #[inline]
     fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), EncodeError> {
         if self.begin() {
+            let start = self.writer.out.len();
             key.serialize(KeyWriter::new(self.writer))?;
+            self.writer.dialect.end_key(self.writer.out, start);
         }
         Ok(())
     }

@@ -49,6 +49,10 @@ pub(crate) trait Dialect {
         false
     }
 
+    /// Puts right a key that was written from `start` on.
+    #[inline]
+    fn end_key(&self, _out: &mut Vec<u8>, _start: usize) {}
+
     /// Enters a container. `false` leaves out what is in it.
     #[inline]
     fn enter(&mut self) -> bool {

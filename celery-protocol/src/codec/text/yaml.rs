@@ -65,7 +65,19 @@ impl Dialect for Yaml {
     fn extended(&self, out: &mut Vec<u8>, _kind: ExtendedKind, text: &str) {
         self.string(out, text);
     }
+
+    /// Parsers look for the colon of a key so far and no further, unless a
+    /// question mark says that it is one.
+    fn end_key(&self, out: &mut Vec<u8>, start: usize) {
+        if out.len() - start > SIMPLE_KEY {
+            out.splice(start..start, *b"? ");
+        }
+    }
 }
+
+/// How many characters a key may have without being announced; it never has
+/// more of them than bytes.
+const SIMPLE_KEY: usize = 1024;
 
 /// What may stand in a quoted string as it is, or with the escapes of JSON.
 /// PyYAML rejects characters it does not call printable, and folds lines at
