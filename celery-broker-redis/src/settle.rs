@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use celery_runtime::{QueueEnd, ServiceError, Settlement};
@@ -106,10 +106,10 @@ impl Shared {
         }
         if !parked.is_empty() {
             // XX: what is no longer ours must not come back into the index.
-            // Others restore it only a visibility timeout after this time.
             let mut command = Command::new("ZADD").arg(layout.unacked_index()).arg("XX");
             for (tag, until) in parked {
-                command = command.arg(score(until)).arg(tag);
+                let held_since = held_since(until, layout.visibility_timeout);
+                command = command.arg(score(held_since)).arg(tag);
             }
             commands.push(command);
         }
@@ -169,6 +169,20 @@ impl Shared {
         let arguments = [requeue.tag.as_bytes(), push, &returned.envelope, b""];
         Some(MOVE.by_text(&keys, &arguments))
     }
+}
+
+/// How long others wait for a worker to hand out what it parked. They are
+/// workers with clocks of their own, and a restart takes a moment.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Since when a delivery that is parked `until` a time counts as held: so that
+/// the visibility timeout passes, for every worker alike, shortly after that
+/// time. Nobody restores it before it is due, and a dead worker delays it by
+/// seconds and not by the whole timeout.
+fn held_since(until: SystemTime, visibility_timeout: Duration) -> SystemTime {
+    until
+        .checked_sub(visibility_timeout)
+        .map_or(until, |since| since + GRACE)
 }
 
 /// A time as kombu notes it: seconds since 1970.

@@ -1,7 +1,6 @@
 //! Tasks for what only a test wants to see. `python/more.py` has those that
 //! both languages serve.
 
-use std::future::Future;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -87,19 +86,14 @@ struct Progress {
     total: u32,
 }
 
-fn wait(
-    ctx: Context,
-    gate: Arc<Semaphore>,
-) -> impl Future<Output = Result<String, TaskError>> + Send + 'static {
-    async move {
-        let progress = Progress {
-            current: 1,
-            total: 2,
-        };
-        ctx.update_state("PROGRESS", progress).await?;
-        gate.acquire().await?.forget();
-        Ok("opened".to_owned())
-    }
+async fn wait(ctx: Context, gate: Arc<Semaphore>) -> Result<String, TaskError> {
+    let progress = Progress {
+        current: 1,
+        total: 2,
+    };
+    ctx.update_state("PROGRESS", progress).await?;
+    gate.acquire().await?.forget();
+    Ok("opened".to_owned())
 }
 
 async fn open(gate: Arc<Semaphore>) -> Result<(), TaskError> {
