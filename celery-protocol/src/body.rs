@@ -56,12 +56,12 @@ impl<'a> Body<'a> {
     ///
     /// When `args` is not an array, or `kwargs` is not a map with text keys.
     pub fn arguments(&self) -> Result<Arguments<'a>, DecodeError> {
-        let positional = self.args.elements();
-        let keyword = self.kwargs.entries();
-        Ok(Arguments {
-            positional: positional.map_err(|error| error.in_field("args"))?,
-            keyword: keyword.map_err(|error| error.in_field("kwargs"))?,
-        })
+        let mut arguments = Arguments::default();
+        let positional = self.args.elements_into(&mut arguments.positional);
+        positional.map_err(|error| error.in_field("args"))?;
+        let keyword = self.kwargs.entries_into(&mut arguments.keyword);
+        keyword.map_err(|error| error.in_field("kwargs"))?;
+        Ok(arguments)
     }
 }
 

@@ -139,6 +139,15 @@ impl Headers {
         }
     }
 
+    /// The value of one of Celery's own headers.
+    #[inline]
+    pub(crate) fn find_known(&self, header: Header) -> Result<Option<Raw<'_>>, DecodeError> {
+        match &self.0 {
+            Repr::Json(headers) => headers.find_known(header),
+            _ => self.find(header.name()),
+        }
+    }
+
     /// Sets one header, replacing the one that was there.
     ///
     /// # Errors

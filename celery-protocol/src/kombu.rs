@@ -9,6 +9,7 @@
 //!  "priority": 0, "body_encoding": "base64", "delivery_tag": "<unique>"}}
 //! ```
 
+mod base64;
 mod envelope;
 mod keys;
 mod properties;

@@ -10,7 +10,7 @@ use crate::error::{DecodeError, EncodeError};
 use crate::headers::Headers;
 use crate::payload::Payload;
 use crate::raw::Raw;
-use crate::task_headers::TaskHeaders;
+use crate::task_headers::{Header, TaskHeaders};
 use crate::value::Map;
 
 /// A message, whatever carries it.
@@ -88,7 +88,7 @@ impl Message {
 
     fn compression(&self) -> Result<Option<Compression>, DecodeError> {
         const HEADER: &str = "headers.compression";
-        let raw: Raw<'_> = match self.headers.find("compression")? {
+        let raw: Raw<'_> = match self.headers.find_known(Header::Compression)? {
             Some(raw) if !raw.is_null() => raw,
             _ => return Ok(None),
         };

@@ -136,10 +136,30 @@ impl<'a> Raw<'a> {
     /// When this is not an array, or is malformed, or nests deeper than 1,000
     /// levels.
     pub fn elements(&self) -> Result<Elements<'a>, DecodeError> {
+        let mut elements = Elements::new();
+        self.elements_into(&mut elements)?;
+        Ok(elements)
+    }
+
+    /// As [`elements`](Self::elements), to where they are to be: they are some
+    /// hundred bytes, which every move would copy. `out` must be empty.
+    #[inline]
+    pub(crate) fn elements_into(&self, out: &mut Elements<'a>) -> Result<(), DecodeError> {
         match &self.content {
-            Content::Json(Cow::Borrowed(text)) => json::elements(text, Self::json),
-            Content::Json(Cow::Owned(text)) => {
-                json::elements(text, |span| Raw::json(span).into_owned())
+            Content::Json(Cow::Borrowed(text)) => json::elements(text, out, Self::json),
+            _ => {
+                *out = self.other_elements()?;
+                Ok(())
+            }
+        }
+    }
+
+    fn other_elements(&self) -> Result<Elements<'a>, DecodeError> {
+        match &self.content {
+            Content::Json(text) => {
+                let mut elements = Elements::new();
+                json::elements(text, &mut elements, |span| Raw::json(span).into_owned())?;
+                Ok(elements)
             }
             Content::MsgPack(Cow::Borrowed(bytes)) => msgpack::elements(bytes, Self::msgpack),
             Content::MsgPack(Cow::Owned(bytes)) => {
@@ -175,13 +195,35 @@ impl<'a> Raw<'a> {
     /// When this is not a map, when a key is not a text, or when it is
     /// malformed or nests deeper than 1,000 levels.
     pub fn entries(&self) -> Result<Entries<'a>, DecodeError> {
+        let mut entries = Entries::new();
+        self.entries_into(&mut entries)?;
+        Ok(entries)
+    }
+
+    /// As [`entries`](Self::entries), to where they are to be. `out` must be
+    /// empty.
+    #[inline]
+    pub(crate) fn entries_into(&self, out: &mut Entries<'a>) -> Result<(), DecodeError> {
         match &self.content {
             Content::Json(Cow::Borrowed(text)) => {
-                json::entries(text, |key, span| (key, Self::json(span)))
+                json::entries(text, out, |key, span| (key, Self::json(span)))
             }
-            Content::Json(Cow::Owned(text)) => json::entries(text, |key, span| {
-                (Cow::Owned(key.into_owned()), Raw::json(span).into_owned())
-            }),
+            _ => {
+                *out = self.other_entries()?;
+                Ok(())
+            }
+        }
+    }
+
+    fn other_entries(&self) -> Result<Entries<'a>, DecodeError> {
+        match &self.content {
+            Content::Json(text) => {
+                let mut entries = Entries::new();
+                json::entries(text, &mut entries, |key, span| {
+                    (Cow::Owned(key.into_owned()), Raw::json(span).into_owned())
+                })?;
+                Ok(entries)
+            }
             Content::MsgPack(Cow::Borrowed(bytes)) => {
                 msgpack::entries(bytes, |key, span| (Cow::Borrowed(key), Self::msgpack(span)))
             }

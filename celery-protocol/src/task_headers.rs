@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use serde::de::{Deserialize, Deserializer, Error as _};
 use serde::ser::{Serialize, SerializeMap, Serializer as SerdeSerializer};
 
+use crate::codec::json::Spelling;
 use crate::error::DecodeError;
 use crate::raw::Raw;
 use crate::text::owned;
@@ -246,48 +247,44 @@ pub(crate) enum Header {
     Compression,
 }
 
-/// Names are spelled as JSON does, with quotes and colon.
-static TABLE: [(&str, Header); Header::COUNT] = [
-    ("\"lang\":", Header::Lang),
-    ("\"task\":", Header::Task),
-    ("\"id\":", Header::Id),
-    ("\"shadow\":", Header::Shadow),
-    ("\"eta\":", Header::Eta),
-    ("\"expires\":", Header::Expires),
-    ("\"group\":", Header::Group),
-    ("\"group_index\":", Header::GroupIndex),
-    ("\"retries\":", Header::Retries),
-    ("\"timelimit\":", Header::TimeLimit),
-    ("\"root_id\":", Header::RootId),
-    ("\"parent_id\":", Header::ParentId),
-    ("\"argsrepr\":", Header::ArgsRepr),
-    ("\"kwargsrepr\":", Header::KwargsRepr),
-    ("\"origin\":", Header::Origin),
-    ("\"ignore_result\":", Header::IgnoreResult),
-    ("\"replaced_task_nesting\":", Header::ReplacedTaskNesting),
-    ("\"stamped_headers\":", Header::StampedHeaders),
-    ("\"stamps\":", Header::Stamps),
-    ("\"compression\":", Header::Compression),
+static TABLE: [(Spelling, Header); Header::COUNT] = [
+    (Spelling::new("\"lang\":"), Header::Lang),
+    (Spelling::new("\"task\":"), Header::Task),
+    (Spelling::new("\"id\":"), Header::Id),
+    (Spelling::new("\"shadow\":"), Header::Shadow),
+    (Spelling::new("\"eta\":"), Header::Eta),
+    (Spelling::new("\"expires\":"), Header::Expires),
+    (Spelling::new("\"group\":"), Header::Group),
+    (Spelling::new("\"group_index\":"), Header::GroupIndex),
+    (Spelling::new("\"retries\":"), Header::Retries),
+    (Spelling::new("\"timelimit\":"), Header::TimeLimit),
+    (Spelling::new("\"root_id\":"), Header::RootId),
+    (Spelling::new("\"parent_id\":"), Header::ParentId),
+    (Spelling::new("\"argsrepr\":"), Header::ArgsRepr),
+    (Spelling::new("\"kwargsrepr\":"), Header::KwargsRepr),
+    (Spelling::new("\"origin\":"), Header::Origin),
+    (Spelling::new("\"ignore_result\":"), Header::IgnoreResult),
+    (
+        Spelling::new("\"replaced_task_nesting\":"),
+        Header::ReplacedTaskNesting,
+    ),
+    (
+        Spelling::new("\"stamped_headers\":"),
+        Header::StampedHeaders,
+    ),
+    (Spelling::new("\"stamps\":"), Header::Stamps),
+    (Spelling::new("\"compression\":"), Header::Compression),
 ];
 
 impl Header {
     pub(crate) const COUNT: usize = Self::Compression as usize + 1;
 
     pub(crate) fn name(self) -> &'static str {
-        name_of(self.spelling())
-    }
-
-    /// The name as JSON has it before the value.
-    #[inline]
-    pub(crate) fn spelling(self) -> &'static str {
-        TABLE[self as usize].0
+        TABLE[self as usize].0.name()
     }
 
     pub(crate) fn named(name: &str) -> Option<Self> {
-        let named = |spelling: &'static str| {
-            spelling.len() == name.len() + AROUND_NAME && name_of(spelling) == name
-        };
-        let (_, header) = TABLE.iter().find(|row| named(row.0))?;
+        let (_, header) = TABLE.iter().find(|(spelling, _)| spelling.is(name))?;
         Some(*header)
     }
 
@@ -295,25 +292,18 @@ impl Header {
     /// write them in Python's order, so that the first look is mostly enough.
     #[inline]
     fn named_near(name: &str, place: usize) -> Option<Self> {
-        let near = Self::at(place).filter(|header| header.name() == name);
-        near.or_else(|| Self::named(name))
+        match TABLE.get(place) {
+            Some((spelling, header)) if spelling.is(name) => Some(*header),
+            _ => Self::named(name),
+        }
     }
 
-    /// The header at a place of the table.
+    /// All headers by their names, in Python's order.
     #[inline]
-    pub(crate) fn at(place: usize) -> Option<Self> {
-        Some(TABLE.get(place)?.1)
+    pub(crate) fn table() -> &'static [(Spelling, Self)] {
+        &TABLE
     }
 }
-
-/// The name in its spelling.
-#[inline]
-fn name_of(spelling: &'static str) -> &'static str {
-    &spelling[1..spelling.len() - (AROUND_NAME - 1)]
-}
-
-/// Two quotes and a colon.
-const AROUND_NAME: usize = 3;
 
 fn instant(text: Option<&str>, field: &str) -> Result<Option<SystemTime>, DecodeError> {
     let Some(text) = text else { return Ok(None) };
@@ -343,7 +333,7 @@ mod tests {
         for (place, (name, header)) in TABLE.iter().enumerate() {
             assert_eq!(*header as usize, place);
             assert_eq!(Header::named(header.name()), Some(*header));
-            assert_eq!(*name, format!("\"{}\":", header.name()));
+            assert_eq!(name.text(), format!("\"{}\":", header.name()));
         }
     }
 }

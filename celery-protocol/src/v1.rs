@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use crate::body::{self, Body};
-use crate::codec::Serializer;
+use crate::codec::{Serializer, json};
 use crate::embed::Embed;
 use crate::error::{DecodeError, EncodeError};
 use crate::headers::Headers;
@@ -124,26 +124,129 @@ where
         return Err(EncodeError::new(message).in_field("embed.chain"));
     }
     let mut out = Vec::with_capacity(2 * body::TYPICAL_SIZE);
+    if serializer == Serializer::Json {
+        write_json(&mut out, headers, args, kwargs, embed, utc)?;
+        return Ok(out);
+    }
+    write_entries(serializer, &mut out, headers, args, kwargs, embed, utc)?;
+    Ok(out)
+}
+
+/// Writes the mapping in JSON, where all that is between the values is known.
+#[inline]
+fn write_json<A, K>(
+    out: &mut Vec<u8>,
+    headers: &TaskHeaders<'_>,
+    args: &A,
+    kwargs: &K,
+    embed: &Embed<'_>,
+    utc: bool,
+) -> Result<(), EncodeError>
+where
+    A: Serialize + ?Sized,
+    K: Serialize + ?Sized,
+{
+    out.extend_from_slice(b"{\"task\":");
+    json::write_str(out, &headers.task);
+    out.extend_from_slice(b",\"id\":");
+    json::write_str(out, &headers.id);
+    out.extend_from_slice(b",\"args\":");
+    body::write_args(Serializer::Json, out, args)?;
+    out.extend_from_slice(b",\"kwargs\":");
+    body::write_kwargs(Serializer::Json, out, kwargs)?;
+    write_json_metadata(out, headers, embed, utc)
+}
+
+/// Writes what does not depend on the types of the arguments.
+fn write_json_metadata(
+    out: &mut Vec<u8>,
+    headers: &TaskHeaders<'_>,
+    embed: &Embed<'_>,
+    utc: bool,
+) -> Result<(), EncodeError> {
+    let header = |out: &mut Vec<u8>, header: Header| {
+        let written = headers.field(header).write(Serializer::Json, out);
+        written.map_err(|error| error.in_field(header.name()))
+    };
+    let slot = |out: &mut Vec<u8>, name, slot: &Option<Raw<'_>>| {
+        write_slot(Serializer::Json, out, name, slot)
+    };
+    // Most calls are in no group.
+    if headers.group.is_none() && headers.group_index.is_none() {
+        out.extend_from_slice(b",\"group\":null,\"group_index\":null,\"retries\":");
+    } else {
+        out.extend_from_slice(b",\"group\":");
+        header(out, Header::Group)?;
+        out.extend_from_slice(b",\"group_index\":");
+        header(out, Header::GroupIndex)?;
+        out.extend_from_slice(b",\"retries\":");
+    }
+    header(out, Header::Retries)?;
+    out.extend_from_slice(b",\"eta\":");
+    header(out, Header::Eta)?;
+    out.extend_from_slice(b",\"expires\":");
+    header(out, Header::Expires)?;
+    out.extend_from_slice(if utc {
+        &b",\"utc\":true"[..]
+    } else {
+        b",\"utc\":false"
+    });
+    if embed.callbacks.is_none() && embed.errbacks.is_none() {
+        out.extend_from_slice(b",\"callbacks\":null,\"errbacks\":null,\"timelimit\":");
+    } else {
+        out.extend_from_slice(b",\"callbacks\":");
+        slot(out, "callbacks", &embed.callbacks)?;
+        out.extend_from_slice(b",\"errbacks\":");
+        slot(out, "errbacks", &embed.errbacks)?;
+        out.extend_from_slice(b",\"timelimit\":");
+    }
+    header(out, Header::TimeLimit)?;
+    if headers.group.is_none() && embed.chord.is_none() {
+        out.extend_from_slice(b",\"taskset\":null,\"chord\":null}");
+        return Ok(());
+    }
+    out.extend_from_slice(b",\"taskset\":");
+    header(out, Header::Group)?;
+    out.extend_from_slice(b",\"chord\":");
+    slot(out, "chord", &embed.chord)?;
+    out.push(b'}');
+    Ok(())
+}
+
+/// Writes the mapping in any serializer.
+fn write_entries<A, K>(
+    serializer: Serializer,
+    out: &mut Vec<u8>,
+    headers: &TaskHeaders<'_>,
+    args: &A,
+    kwargs: &K,
+    embed: &Embed<'_>,
+    utc: bool,
+) -> Result<(), EncodeError>
+where
+    A: Serialize + ?Sized,
+    K: Serialize + ?Sized,
+{
     for entry in &ENTRIES {
-        entry.write_name(serializer, &mut out);
+        entry.write_name(serializer, out);
         let name = entry.name;
         match entry.source {
-            Source::Args => body::write_args(serializer, &mut out, args)?,
-            Source::Kwargs => body::write_kwargs(serializer, &mut out, kwargs)?,
-            Source::Utc => write(serializer, &mut out, name, &utc)?,
-            Source::Callbacks => write_slot(serializer, &mut out, name, &embed.callbacks)?,
-            Source::Errbacks => write_slot(serializer, &mut out, name, &embed.errbacks)?,
-            Source::Chord => write_slot(serializer, &mut out, name, &embed.chord)?,
+            Source::Args => body::write_args(serializer, out, args)?,
+            Source::Kwargs => body::write_kwargs(serializer, out, kwargs)?,
+            Source::Utc => write(serializer, out, name, &utc)?,
+            Source::Callbacks => write_slot(serializer, out, name, &embed.callbacks)?,
+            Source::Errbacks => write_slot(serializer, out, name, &embed.errbacks)?,
+            Source::Chord => write_slot(serializer, out, name, &embed.chord)?,
             Source::Header(header) => headers
                 .field(header)
-                .write(serializer, &mut out)
+                .write(serializer, out)
                 .map_err(|error| error.in_field(name))?,
         }
     }
     if serializer != Serializer::MsgPack {
         out.push(b'}');
     }
-    Ok(out)
+    Ok(())
 }
 
 /// One entry of the mapping.
@@ -255,6 +358,30 @@ mod tests {
 
     fn read_json(text: &str) -> Result<(TaskHeaders<'_>, Body<'_>), DecodeError> {
         read(&Raw::json(text))
+    }
+
+    #[test]
+    fn fast_and_general_writing_agree() {
+        let mut in_group = TaskHeaders::new("tasks.add", "id-1");
+        in_group.group = Some("group-1".into());
+        in_group.group_index = Some(3);
+        in_group.eta = Some("2009-11-17T12:30:56Z".into());
+        let linked = |slot| {
+            let mut embed = Embed::default();
+            *embed.slot(slot).unwrap() = Some(Raw::json("[{}]"));
+            embed
+        };
+        let embeds = ["callbacks", "errbacks", "chord"].map(linked);
+        let headers = [TaskHeaders::new("tasks.add", "id-1"), in_group];
+        for headers in &headers {
+            for embed in embeds.iter().chain([&Embed::default()]) {
+                let fast = encode_body(Serializer::Json, headers, &(2,), &(), embed, true);
+                let mut general = Vec::new();
+                let json = Serializer::Json;
+                write_entries(json, &mut general, headers, &(2,), &(), embed, true).unwrap();
+                assert_eq!(fast.unwrap(), general);
+            }
+        }
     }
 
     #[test]

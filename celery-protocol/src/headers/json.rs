@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use serde::Deserialize;
 
-use crate::codec::json::{self, Reader};
+use crate::codec::json::{self, Kind, Name, Reader};
 use crate::error::{DecodeError, DecodeErrorKind};
 use crate::raw::Raw;
 use crate::task_headers::{Header, TaskHeaders, TimeLimits};
@@ -64,9 +64,7 @@ impl JsonHeaders {
     /// The value of one header. The last one wins, as in Python's dict.
     pub(super) fn find(&self, name: &str) -> Result<Option<Raw<'_>>, DecodeError> {
         if let Some(header) = Header::named(name) {
-            let value = self.value(header);
-            return json::text(value)
-                .map(|text| Some(text).filter(|text| !text.is_empty()).map(Raw::json));
+            return self.find_known(header);
         }
         for entry in self.index.others.iter().rev() {
             let (key, value) = json::entry(json::text(entry.of(&self.text))?)?;
@@ -77,15 +75,46 @@ impl JsonHeaders {
         Ok(None)
     }
 
+    /// The value of one of Celery's own headers.
+    #[inline]
+    pub(super) fn find_known(&self, header: Header) -> Result<Option<Raw<'_>>, DecodeError> {
+        match self.index.kinds[header as usize] {
+            Kind::None => Ok(None),
+            _ => json::text(self.index.known[header as usize].of(&self.text))
+                .map(|text| Some(Raw::json(text))),
+        }
+    }
+
     /// The headers of a task; `None` when `task` is missing.
+    #[inline]
     pub(super) fn task(&self) -> Result<Option<TaskHeaders<'_>>, DecodeError> {
-        if self.value(Header::Task).is_empty() {
+        if let Kind::None = self.index.kinds[Header::Task as usize] {
             return Ok(None);
         }
-        if self.value(Header::Id).is_empty() {
+        let text = json::text(&self.text)?;
+        Known {
+            text,
+            index: &self.index,
+        }
+        .task()
+        .map(Some)
+    }
+}
+
+/// Celery's own headers, once the text is known to be one.
+#[derive(Clone, Copy)]
+struct Known<'a> {
+    text: &'a str,
+    index: &'a Index,
+}
+
+impl<'a> Known<'a> {
+    #[inline]
+    fn task(self) -> Result<TaskHeaders<'a>, DecodeError> {
+        if let Kind::None = self.kind(Header::Id) {
             return Err(DecodeError::new("a task message must have one").in_field("id"));
         }
-        Ok(Some(TaskHeaders {
+        Ok(TaskHeaders {
             lang: self.text_of(Header::Lang)?.unwrap_or_default(),
             task: self.required(Header::Task)?,
             id: self.required(Header::Id)?,
@@ -94,7 +123,7 @@ impl JsonHeaders {
             expires: self.text_of(Header::Expires)?,
             group: self.text_of(Header::Group)?,
             group_index: self.decode(Header::GroupIndex)?,
-            retries: self.decode(Header::Retries)?.unwrap_or_default(),
+            retries: self.count(Header::Retries)?,
             timelimit: self.limits()?,
             root_id: self.text_of(Header::RootId)?,
             parent_id: self.text_of(Header::ParentId)?,
@@ -102,39 +131,47 @@ impl JsonHeaders {
             argsrepr: self.text_of(Header::ArgsRepr).unwrap_or_default(),
             kwargsrepr: self.text_of(Header::KwargsRepr).unwrap_or_default(),
             origin: self.text_of(Header::Origin)?,
-            ignore_result: self.decode(Header::IgnoreResult)?,
-            replaced_task_nesting: self
-                .decode(Header::ReplacedTaskNesting)?
-                .unwrap_or_default(),
-            stamped_headers: self.raw(Header::StampedHeaders)?,
-            stamps: self.raw(Header::Stamps)?,
+            ignore_result: self.flag(Header::IgnoreResult)?,
+            replaced_task_nesting: self.count(Header::ReplacedTaskNesting)?,
+            stamped_headers: self.raw(Header::StampedHeaders),
+            stamps: self.raw(Header::Stamps),
             compression: self.text_of(Header::Compression)?,
             extra: self.others()?,
-        }))
+        })
+    }
+
+    #[inline]
+    fn kind(self, header: Header) -> Kind {
+        self.index.kinds[header as usize]
     }
 
     /// The text of a value, empty if there is none.
     #[inline]
-    fn value(&self, header: Header) -> &[u8] {
-        self.index.known[header as usize].of(&self.text)
+    fn value(self, header: Header) -> &'a str {
+        let Span { start, end } = self.index.known[header as usize];
+        &self.text[start as usize..end as usize]
     }
 
     #[inline]
-    fn text_of(&self, header: Header) -> Result<Option<Cow<'_, str>>, DecodeError> {
-        let value = self.value(header);
-        match value {
-            [] | [b'n', ..] => Ok(None),
-            [b'"', text @ .., b'"'] if memchr::memchr(b'\\', text).is_none() => {
-                json::text(text).map(|text| Some(Cow::Borrowed(text)))
+    fn text_of(self, header: Header) -> Result<Option<Cow<'a, str>>, DecodeError> {
+        match self.kind(header) {
+            Kind::None | Kind::Null => Ok(None),
+            Kind::PlainText => {
+                let Span { start, end } = self.index.known[header as usize];
+                let within = start as usize + 1..end as usize - 1;
+                Ok(Some(Cow::Borrowed(&self.text[within])))
             }
-            _ => {
-                let text: Option<Text<'_>> = self.decode(header)?;
-                Ok(text.map(|Text(text)| text))
-            }
+            Kind::Other => self.odd_text_of(header),
         }
     }
 
-    fn required(&self, header: Header) -> Result<Cow<'_, str>, DecodeError> {
+    fn odd_text_of(self, header: Header) -> Result<Option<Cow<'a, str>>, DecodeError> {
+        let text: Option<Text<'a>> = self.decode(header)?;
+        Ok(text.map(|Text(text)| text))
+    }
+
+    #[inline]
+    fn required(self, header: Header) -> Result<Cow<'a, str>, DecodeError> {
         let text = self.text_of(header)?;
         text.ok_or_else(|| {
             DecodeError::new("expected a string, found null").in_field(header.name())
@@ -142,38 +179,55 @@ impl JsonHeaders {
     }
 
     #[inline]
-    fn decode<'a, T: Deserialize<'a>>(&'a self, header: Header) -> Result<Option<T>, DecodeError> {
-        match self.value(header) {
-            [] | [b'n', ..] => Ok(None),
-            value => match json::read(value) {
+    fn decode<T: Deserialize<'a>>(self, header: Header) -> Result<Option<T>, DecodeError> {
+        match self.kind(header) {
+            Kind::None | Kind::Null => Ok(None),
+            _ => match json::read_text(self.value(header)) {
                 Ok(value) => Ok(Some(value)),
                 Err(error) => Err(error.in_field(header.name())),
             },
         }
     }
 
+    /// A number that is mostly zero.
     #[inline]
-    fn limits(&self) -> Result<TimeLimits, DecodeError> {
+    fn count(self, header: Header) -> Result<u32, DecodeError> {
+        match self.value(header) {
+            "0" => Ok(0),
+            _ => Ok(self.decode(header)?.unwrap_or_default()),
+        }
+    }
+
+    #[inline]
+    fn flag(self, header: Header) -> Result<Option<bool>, DecodeError> {
+        match self.value(header) {
+            "false" => Ok(Some(false)),
+            _ => self.decode(header),
+        }
+    }
+
+    #[inline]
+    fn limits(self) -> Result<TimeLimits, DecodeError> {
         match self.value(Header::TimeLimit) {
             // By far the most are like this.
-            b"[null, null]" | b"[null,null]" => Ok(TimeLimits::default()),
+            "[null, null]" | "[null,null]" => Ok(TimeLimits::default()),
             _ => Ok(self.decode(Header::TimeLimit)?.unwrap_or_default()),
         }
     }
 
     #[inline]
-    fn raw(&self, header: Header) -> Result<Option<Raw<'_>>, DecodeError> {
-        match self.value(header) {
-            [] | [b'n', ..] => Ok(None),
-            value => json::text(value).map(|text| Some(Raw::json(text))),
+    fn raw(self, header: Header) -> Option<Raw<'a>> {
+        match self.kind(header) {
+            Kind::None | Kind::Null => None,
+            _ => Some(Raw::json(self.value(header))),
         }
     }
 
     #[inline]
-    fn others(&self) -> Result<Vec<(Cow<'_, str>, Raw<'_>)>, DecodeError> {
+    fn others(self) -> Result<Vec<(Cow<'a, str>, Raw<'a>)>, DecodeError> {
         let mut others = Vec::with_capacity(self.index.others.len());
-        for entry in &self.index.others {
-            let (name, value) = json::entry(json::text(entry.of(&self.text))?)?;
+        for Span { start, end } in &self.index.others {
+            let (name, value) = json::entry(&self.text[*start as usize..*end as usize])?;
             others.push((name, Raw::json(value)));
         }
         Ok(others)
@@ -185,6 +239,8 @@ impl JsonHeaders {
 struct Index {
     /// The values of Celery's own headers, in the order of their table.
     known: [Span; Header::COUNT],
+    /// What those values are.
+    kinds: [Kind; Header::COUNT],
     /// The other entries, from their key on.
     others: Vec<Span>,
     count: usize,
@@ -195,30 +251,31 @@ impl Index {
     fn read(&mut self, reader: &mut Reader<'_>, origin: usize) -> Result<(), DecodeError> {
         let mut place = 0;
         reader.entries(|reader| {
+            let usual = Header::table().get(place..).unwrap_or_default();
+            reader.skip_usual(usual, |header, value, kind| {
+                self.known[header as usize] = Span::new(value.start - origin, value.end - origin);
+                self.kinds[header as usize] = kind;
+                self.count += 1;
+                place += 1;
+            });
             let start = reader.offset() - origin;
-            // Senders write the headers in Python's order, so that each is
-            // mostly the one after the last.
-            let header = match Header::at(place) {
-                Some(header) if reader.has_name(header.spelling()) => Some(header),
-                _ => Header::named(&reader.name()?),
-            };
-            let value = reader.skip()? - origin;
+            let name = reader.name_near(Header::table(), &mut place)?;
+            let (value, kind) = reader.skip()?;
             let end = reader.offset() - origin;
             self.count += 1;
-            match header {
-                Some(header) => {
-                    place = header as usize + 1;
-                    self.known[header as usize] = Span::new(value, end);
+            match name {
+                Name::Known(header) => {
+                    self.known[header as usize] = Span::new(value - origin, end);
+                    self.kinds[header as usize] = kind;
                 }
-                None => self.others.push(Span::new(start, end)),
+                Name::Other(_) => self.others.push(Span::new(start, end)),
             }
             Ok(())
         })
     }
 }
 
-/// A part of the text, which is shorter than 4 GiB. No value is empty, so an
-/// empty one says that there is none.
+/// A part of the text, which is shorter than 4 GiB.
 #[derive(Clone, Copy, Debug, Default)]
 struct Span {
     start: u32,

@@ -2,15 +2,14 @@
 
 use std::borrow::Cow;
 
-use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use base64::{DecodeSliceError, Engine as _, alphabet};
 use bytes::Bytes;
 use serde::Serialize;
 
 use crate::codec::Serializer;
-use crate::codec::json::{self, Reader};
+use crate::codec::json::{self, Name, Reader, Spelling};
 use crate::error::{DecodeError, EncodeError};
 use crate::headers::{Headers, JsonHeaders};
+use crate::kombu::base64;
 use crate::kombu::properties::EnvelopeProperties;
 use crate::message::{Message, Properties};
 use crate::value::Value;
@@ -111,10 +110,7 @@ impl Writer {
     }
 
     fn base64(&mut self, body: &[u8]) -> &mut Self {
-        let start = self.buffer.len();
-        self.buffer.resize(start + body.len().div_ceil(3) * 4, 0);
-        let written = BASE64.encode_slice(body, &mut self.buffer[start..]);
-        debug_assert_eq!(written, Ok(self.buffer.len() - start));
+        base64::encode(body, &mut self.buffer);
         self
     }
 
@@ -138,12 +134,6 @@ impl Writer {
     }
 }
 
-/// Python writes padding and does not insist on it when it reads.
-const BASE64: GeneralPurpose = GeneralPurpose::new(
-    &alphabet::STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
-
 /// Reads an envelope.
 ///
 /// Headers stay a piece of `raw`; so does a body that is not encoded. What
@@ -155,22 +145,26 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 ///
 /// When the envelope is malformed or has no body.
 pub fn decode(raw: &Bytes) -> Result<Message, DecodeError> {
-    let envelope = read(raw).map_err(|error| error.in_field("envelope"))?;
+    let mut envelope = Envelope::default();
+    if let Err(error) = envelope.read(raw) {
+        return Err(error.in_field("envelope"));
+    }
     let Some(body) = envelope.body else {
         return Err(DecodeError::new("a message must have one").in_field("envelope.body"));
     };
     let EnvelopeProperties {
         properties,
         body_encoding,
+        ..
     } = envelope.properties;
     Ok(Message {
+        body: decode_body(raw, body, body_encoding.as_deref())?,
         headers: envelope.headers,
         properties: Properties {
             content_type: content_type(envelope.content_type),
             content_encoding: content_encoding(envelope.content_encoding.as_deref()),
             ..properties
         },
-        body: decode_body(raw, body, body_encoding.as_deref())?,
     })
 }
 
@@ -181,7 +175,7 @@ fn decode_body(
 ) -> Result<Bytes, DecodeError> {
     let failed = |error: DecodeError| error.in_field("envelope.body");
     match encoding {
-        Some("base64") => match decode_base64(&body) {
+        Some("base64") => match base64::decode(&body) {
             Ok(bytes) => Ok(bytes.into()),
             Err(error) => Err(failed(DecodeError::malformed(format!(
                 "bad base64: {error}"
@@ -195,16 +189,6 @@ fn decode_body(
     }
 }
 
-/// Decodes into exactly the memory that is needed, which [`Bytes`] then takes
-/// over as it is.
-fn decode_base64(text: &str) -> Result<Vec<u8>, DecodeSliceError> {
-    let digits = text.trim_end_matches('=').len();
-    let mut bytes = vec![0; digits / 4 * 3 + digits % 4 * 3 / 4];
-    let length = BASE64.decode_slice(text, &mut bytes)?;
-    bytes.truncate(length);
-    Ok(bytes)
-}
-
 /// The entries of an envelope; what is decoded is what is small.
 #[derive(Default)]
 struct Envelope<'a> {
@@ -215,35 +199,48 @@ struct Envelope<'a> {
     properties: EnvelopeProperties<'a>,
 }
 
+/// The entries that Python writes.
+#[derive(Clone, Copy)]
+enum Entry {
+    Body,
+    ContentEncoding,
+    ContentType,
+    Headers,
+    Properties,
+}
+
 /// In Python's order.
-const NAMES: [&str; 5] = [
-    "\"body\":",
-    "\"content-encoding\":",
-    "\"content-type\":",
-    "\"headers\":",
-    "\"properties\":",
+static NAMES: [(Spelling, Entry); 5] = [
+    (Spelling::new("\"body\":"), Entry::Body),
+    (
+        Spelling::new("\"content-encoding\":"),
+        Entry::ContentEncoding,
+    ),
+    (Spelling::new("\"content-type\":"), Entry::ContentType),
+    (Spelling::new("\"headers\":"), Entry::Headers),
+    (Spelling::new("\"properties\":"), Entry::Properties),
 ];
 
-fn read(raw: &Bytes) -> Result<Envelope<'_>, DecodeError> {
-    let mut reader = Reader::new(json::text(raw)?);
-    let mut envelope = Envelope::default();
-    let mut place = 0;
-    let read = reader.entries(|reader| {
-        match &*reader.name_near(&NAMES, &mut place)? {
-            "body" => envelope.body = reader.text()?,
-            "content-type" => envelope.content_type = reader.text()?,
-            "content-encoding" => envelope.content_encoding = reader.text()?,
-            "headers" => envelope.headers = read_headers(reader, raw)?,
-            "properties" => envelope.properties.read(reader)?,
-            _ => {
-                reader.skip()?;
+impl<'a> Envelope<'a> {
+    #[inline]
+    fn read(&mut self, raw: &'a Bytes) -> Result<(), DecodeError> {
+        let mut reader = Reader::new(json::text(raw)?);
+        let mut place = 0;
+        let read = reader.entries(|reader| {
+            match reader.name_near(&NAMES, &mut place)? {
+                Name::Known(Entry::Body) => self.body = reader.text()?,
+                Name::Known(Entry::ContentType) => self.content_type = reader.text()?,
+                Name::Known(Entry::ContentEncoding) => self.content_encoding = reader.text()?,
+                Name::Known(Entry::Headers) => self.headers = read_headers(reader, raw)?,
+                Name::Known(Entry::Properties) => self.properties.read(reader)?,
+                Name::Other(_) => {
+                    reader.skip()?;
+                }
             }
-        }
-        Ok(())
-    });
-    match read.and_then(|()| reader.end()) {
-        Ok(()) => Ok(envelope),
-        Err(error) => Err(json::in_json(error.at_byte(reader.offset()))),
+            Ok(())
+        });
+        read.and_then(|()| reader.end())
+            .map_err(|error| json::in_json(error.at_byte(reader.offset())))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::codec::json::Reader;
+use crate::codec::json::{Name, Reader, Spelling};
 use crate::error::DecodeError;
 use crate::message::{DeliveryInfo, Properties};
 use crate::value::Value;
@@ -14,9 +14,12 @@ pub(super) struct EnvelopeProperties<'a> {
     pub(super) properties: Properties,
     /// How the body is written into the envelope.
     pub(super) body_encoding: Option<Cow<'a, str>>,
+    /// Whether they were read before.
+    filled: bool,
 }
 
 impl Default for EnvelopeProperties<'_> {
+    #[inline]
     fn default() -> Self {
         let properties = Properties {
             delivery_mode: None,
@@ -25,37 +28,55 @@ impl Default for EnvelopeProperties<'_> {
         Self {
             properties,
             body_encoding: None,
+            filled: false,
         }
     }
 }
 
 impl<'a> EnvelopeProperties<'a> {
-    /// Reads the properties from an envelope; null stands for none.
+    /// Reads the properties from an envelope; null stands for none. Of equal
+    /// entries the last one counts, with all that is in it.
     pub(super) fn read(&mut self, reader: &mut Reader<'a>) -> Result<(), DecodeError> {
-        *self = Self::default();
+        if self.filled {
+            *self = Self::default();
+        }
+        self.filled = true;
         if reader.null()? {
             return Ok(());
         }
         let mut place = 0;
-        reader.entries(|reader| {
-            let name = reader.name_near(&NAMES, &mut place)?;
-            self.read_one(&name, reader)
+        reader.entries(|reader| match reader.name_near(&NAMES, &mut place)? {
+            Name::Known(property) => self.read_known(property, reader),
+            Name::Other(name) => self.read_other(&name, reader),
         })
     }
 
     #[inline]
-    fn read_one(&mut self, name: &str, reader: &mut Reader<'a>) -> Result<(), DecodeError> {
+    fn read_known(
+        &mut self,
+        property: Property,
+        reader: &mut Reader<'a>,
+    ) -> Result<(), DecodeError> {
+        let properties = &mut self.properties;
+        match property {
+            Property::CorrelationId => properties.correlation_id = text(reader)?,
+            Property::ReplyTo => properties.reply_to = text(reader)?,
+            Property::DeliveryMode => properties.delivery_mode = small(reader)?,
+            Property::DeliveryInfo => read_info(reader, &mut properties.delivery_info)?,
+            Property::Priority => properties.priority = small(reader)?,
+            Property::BodyEncoding => self.body_encoding = reader.text()?,
+            Property::DeliveryTag => properties.delivery_tag = text(reader)?,
+        }
+        Ok(())
+    }
+
+    fn read_other(&mut self, name: &str, reader: &mut Reader<'a>) -> Result<(), DecodeError> {
         let properties = &mut self.properties;
         match name {
-            // The second spelling is celery-node's.
-            "correlation_id" | "correlationId" => properties.correlation_id = text(reader)?,
-            "reply_to" | "replyTo" => properties.reply_to = text(reader)?,
-            "delivery_mode" => properties.delivery_mode = small(reader.value()?),
-            "priority" => properties.priority = small(reader.value()?),
+            // As celery-node spells them.
+            "correlationId" => properties.correlation_id = text(reader)?,
+            "replyTo" => properties.reply_to = text(reader)?,
             "expiration" => properties.expiration = milliseconds(reader.value()?),
-            "delivery_info" => properties.delivery_info = delivery_info(reader)?,
-            "delivery_tag" => properties.delivery_tag = text(reader)?,
-            "body_encoding" => self.body_encoding = reader.text()?,
             _ => {
                 properties.extra.insert(name, reader.value::<Value>()?);
             }
@@ -64,26 +85,55 @@ impl<'a> EnvelopeProperties<'a> {
     }
 }
 
+/// The properties that Python always writes.
+#[derive(Clone, Copy, Debug)]
+enum Property {
+    CorrelationId,
+    ReplyTo,
+    DeliveryMode,
+    DeliveryInfo,
+    Priority,
+    BodyEncoding,
+    DeliveryTag,
+}
+
 /// In Python's order.
-const NAMES: [&str; 7] = [
-    "\"correlation_id\":",
-    "\"reply_to\":",
-    "\"delivery_mode\":",
-    "\"delivery_info\":",
-    "\"priority\":",
-    "\"body_encoding\":",
-    "\"delivery_tag\":",
+static NAMES: [(Spelling, Property); 7] = [
+    (
+        Spelling::new("\"correlation_id\":"),
+        Property::CorrelationId,
+    ),
+    (Spelling::new("\"reply_to\":"), Property::ReplyTo),
+    (Spelling::new("\"delivery_mode\":"), Property::DeliveryMode),
+    (Spelling::new("\"delivery_info\":"), Property::DeliveryInfo),
+    (Spelling::new("\"priority\":"), Property::Priority),
+    (Spelling::new("\"body_encoding\":"), Property::BodyEncoding),
+    (Spelling::new("\"delivery_tag\":"), Property::DeliveryTag),
 ];
 
-const INFO_NAMES: [&str; 2] = ["\"exchange\":", "\"routing_key\":"];
+/// The entries of `delivery_info` that Python always writes.
+#[derive(Clone, Copy, Debug)]
+enum Info {
+    Exchange,
+    RoutingKey,
+}
 
+/// In Python's order.
+static INFO_NAMES: [(Spelling, Info); 2] = [
+    (Spelling::new("\"exchange\":"), Info::Exchange),
+    (Spelling::new("\"routing_key\":"), Info::RoutingKey),
+];
+
+#[inline]
 fn text(reader: &mut Reader<'_>) -> Result<Option<String>, DecodeError> {
     Ok(reader.text()?.map(Cow::into_owned))
 }
 
 /// Numbers of one byte on AMQP; kombu clamps what is beyond.
-fn small(number: Option<i64>) -> Option<u8> {
-    number.map(|number| number.clamp(0, u8::MAX.into()) as u8)
+#[inline]
+fn small(reader: &mut Reader<'_>) -> Result<Option<u8>, DecodeError> {
+    let number = reader.integer_or_null()?;
+    Ok(number.map(|number| number.clamp(0, u8::MAX.into()) as u8))
 }
 
 /// Celery writes a text; a number says the same.
@@ -94,25 +144,25 @@ fn milliseconds(value: Value) -> Option<String> {
     }
 }
 
-fn delivery_info(reader: &mut Reader<'_>) -> Result<DeliveryInfo, DecodeError> {
-    let mut info = DeliveryInfo::default();
+/// Reads `delivery_info`; null stands for an empty one.
+fn read_info(reader: &mut Reader<'_>, info: &mut DeliveryInfo) -> Result<(), DecodeError> {
+    *info = DeliveryInfo::default();
     if reader.null()? {
-        return Ok(info);
+        return Ok(());
     }
     let mut place = 0;
     reader.entries(|reader| {
-        match &*reader.name_near(&INFO_NAMES, &mut place)? {
-            "exchange" => info.exchange = text(reader)?.unwrap_or_default(),
-            "routing_key" => info.routing_key = text(reader)?.unwrap_or_default(),
-            "redelivered" => {
+        match reader.name_near(&INFO_NAMES, &mut place)? {
+            Name::Known(Info::Exchange) => info.exchange = text(reader)?.unwrap_or_default(),
+            Name::Known(Info::RoutingKey) => info.routing_key = text(reader)?.unwrap_or_default(),
+            Name::Other(name) if name == "redelivered" => {
                 let redelivered: Option<bool> = reader.value()?;
                 info.redelivered = redelivered.unwrap_or_default();
             }
-            name => {
-                info.extra.insert(name, reader.value::<Value>()?);
+            Name::Other(name) => {
+                info.extra.insert(&*name, reader.value::<Value>()?);
             }
         }
         Ok(())
-    })?;
-    Ok(info)
+    })
 }

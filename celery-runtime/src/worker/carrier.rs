@@ -37,8 +37,8 @@ impl Carrier {
         let services = Arc::clone(&self.services);
         match &entry.work {
             Work::Task { job, .. } => {
-                let job = Arc::clone(job);
-                self.perform(async move { store(&services, &job, &report, now).await })
+                let (job, children) = (Arc::clone(job), entry.children.clone());
+                self.perform(async move { store(&services, &job, &report, &children, now).await })
             }
             Work::Refused(_) => match entry
                 .life
@@ -56,14 +56,22 @@ impl Carrier {
     /// Sends what the letter says on behalf of the entry's task.
     pub(crate) fn send(
         &self,
-        entry: &Entry,
+        entry: &mut Entry,
         letter: &Letter,
         now: SystemTime,
     ) -> BoxFuture<'static, Carried> {
-        let letters = match self.letters(entry, letter, now) {
-            Ok(letters) => letters,
-            Err(cause) => return done(Err(Obstacle::Lasting(cause))),
+        let letters = match entry.letters.clone() {
+            Some(unsent) => unsent,
+            None => match self.letters(entry, letter, now) {
+                Ok(letters) => Arc::from(letters),
+                Err(cause) => return done(Err(Obstacle::Lasting(cause))),
+            },
         };
+        entry.letters = Some(Arc::clone(&letters));
+        if matches!(letter, Letter::Success(_) | Letter::Retry { .. }) {
+            let id = |letter: &Publication| letter.message.properties.correlation_id.clone();
+            entry.children = letters.iter().filter_map(id).collect();
+        }
         let broker = Arc::clone(&self.broker);
         self.perform(async move { broker.publish(&letters).await.into_iter().collect() })
     }
@@ -125,12 +133,13 @@ async fn store(
     services: &Services,
     job: &Job,
     report: &Report,
+    children: &[String],
     now: SystemTime,
 ) -> Result<(), ServiceError> {
     let Some(backend) = services.backend.as_deref() else {
         return Ok(());
     };
-    let document = report::document(job, report, now);
+    let document = report::document(job, report, children, now);
     backend.store(job.record(&document)).await
 }
 

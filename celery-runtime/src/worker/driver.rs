@@ -351,13 +351,8 @@ impl Driver {
                 )
             }
         };
-        let key = self.entries.insert(Entry {
-            life,
-            tag: delivery.tag,
-            queue: delivery.queue,
-            work,
-            running: None,
-        });
+        let entry = Entry::new(life, delivery.tag, delivery.queue, work);
+        let key = self.entries.insert(entry);
         self.event(key, Event::Arrived);
         if let Some(stop) = self.stopping {
             self.event(key, Event::Stop(stop));
@@ -371,6 +366,9 @@ impl Driver {
         let Some(entry) = self.entries.find_mut(key) else {
             return;
         };
+        if matches!(event, Event::Done) {
+            entry.letters = None;
+        }
         let was_pending = entry.life.is_pending();
         entry.life.handle(event, now, &mut actions);
         let is_pending = entry.life.is_pending();
@@ -436,7 +434,7 @@ impl Driver {
     }
 
     fn step(&mut self, key: Key, step: Step) {
-        let Some(entry) = self.entries.find(key) else {
+        let Some(entry) = self.entries.find_mut(key) else {
             return;
         };
         let now = self.now.wall;

@@ -7,7 +7,7 @@ use slab::Slab;
 use tokio::task::AbortHandle;
 
 use super::life::Life;
-use crate::broker::{Content, DeliveryTag};
+use crate::broker::{Content, DeliveryTag, Publication};
 use crate::task::{Job, Run};
 
 /// Names an entry, and tells it from a later one in the same place.
@@ -26,6 +26,11 @@ pub(crate) struct Entry {
     pub(crate) work: Work,
     /// Ends the task while it runs.
     pub(crate) running: Option<AbortHandle>,
+    /// What is being sent for it: kept until it is sent, so that a repeated
+    /// attempt sends the same tasks and not others of the same kind.
+    pub(crate) letters: Option<Arc<[Publication]>>,
+    /// The tasks that were sent because of it, which its result names.
+    pub(crate) children: Vec<String>,
 }
 
 pub(crate) enum Work {
@@ -41,6 +46,18 @@ pub(crate) struct Entries {
 }
 
 impl Entry {
+    pub(crate) fn new(life: Life, tag: DeliveryTag, queue: Arc<str>, work: Work) -> Self {
+        Self {
+            life,
+            tag,
+            queue,
+            work,
+            running: None,
+            letters: None,
+            children: Vec::new(),
+        }
+    }
+
     /// Ends the task, if one runs.
     pub(crate) fn abort(&mut self) {
         if let Some(running) = self.running.take() {

@@ -12,6 +12,7 @@ use crate::task::Job;
 pub(crate) fn document<'a>(
     job: &'a Job,
     report: &'a Report,
+    children: &[String],
     now: SystemTime,
 ) -> ResultDocument<'a> {
     let serializer = job.services.result_serializer;
@@ -24,7 +25,7 @@ pub(crate) fn document<'a>(
     };
     let mut document = job.document(state, result);
     document.traceback = traceback.map(Cow::Borrowed);
-    document.children = Some(Raw::json("[]"));
+    document.children = Some(trees(children, serializer));
     describe(&mut document, job, now);
     document
 }
@@ -70,6 +71,15 @@ fn describe<'a>(document: &mut ResultDocument<'a>, job: &'a Job, now: SystemTime
         document.args = Some(body.args.into_owned());
         document.kwargs = Some(body.kwargs.into_owned());
     }
+}
+
+/// Each child as Celery writes a result: `[[id, parent], children]`.
+fn trees(children: &[String], serializer: Serializer) -> Raw<'static> {
+    if children.is_empty() {
+        return Raw::json("[]");
+    }
+    let trees: Vec<_> = children.iter().map(|id| ((id, ()), ())).collect();
+    encode(&trees, serializer)
 }
 
 fn started(job: &Job) -> Raw<'static> {

@@ -70,13 +70,16 @@ async fn callbacks_get_the_value_and_errbacks_the_id() {
     let client = setup.client();
 
     let callback = celery_runtime::Signature::named("tasks.add", (10,), ()).task_id("callback");
-    client.apply(ADD.s((1, 2)).link(&callback)).await.unwrap();
+    let linked = client.apply(ADD.s((1, 2)).link(&callback)).await.unwrap();
     assert_eq!(
         within(5, client.result::<i64>("callback").get())
             .await
             .unwrap(),
         13
     );
+
+    within(5, linked.get()).await.unwrap();
+    assert_eq!(linked.children().await.unwrap(), ["callback"]);
 
     let errback = celery_runtime::Signature::named("tasks.note", (), ()).task_id("errback");
     let failed = client.apply(FAIL.s(()).link_error(&errback)).await.unwrap();

@@ -34,6 +34,7 @@ async fn a_retry_waits_and_keeps_the_id() {
     let result = setup.client().send(RETRY, (3,)).await.unwrap();
     tokio::time::sleep(Duration::from_secs(30)).await;
     assert_eq!(result.state().await.unwrap(), State::Retry);
+    assert_eq!(result.children().await.unwrap(), [result.id()]);
     assert_eq!(result.get().await.unwrap(), 3);
     assert_eq!(setup.elapsed().round() as u64, 180);
 }

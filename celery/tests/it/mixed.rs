@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use celery::Signature;
 
-use crate::support::{HOP, Inspect, PATIENCE, Running, Setup, WHO, start, story};
+use crate::support::{AGAIN, HOP, Inspect, PATIENCE, Running, Setup, WHO, start, story};
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
@@ -58,13 +58,11 @@ async fn retries_and_chains_go_on_wherever_they_arrive() {
     let python = start(setup.python_worker().argument("--prefetch-multiplier=1")).await;
 
     let client = setup.client();
-    let retried = client
-        .apply_all((0..10).map(|_| crate::tasks::RETRY.s((4,))))
-        .await;
+    let retried = client.apply_all((0..10).map(|_| AGAIN.s((4,)))).await;
     let program = r#"
 hop = app.signature("story.hop")
 chains = [chain(app.signature("story.hop", ([],)), *[hop] * 5).apply_async() for _ in range(20)]
-retried = [send("tasks.retry", (4,)) for _ in range(10)]
+retried = [send("story.again", (4,)) for _ in range(10)]
 same([get(one) for one in retried], [4] * 10)
 for path in chains:
     print(json.dumps(get(path)))

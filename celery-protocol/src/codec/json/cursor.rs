@@ -31,8 +31,8 @@ impl<'de> Cursor<'de> {
             self.at += 1;
         }
         match self.peek() {
-            Some(b' ' | b'\n' | b'\r' | b'\t') => self.token_after_space(),
-            byte => byte,
+            Some(byte) if byte > b' ' => Some(byte),
+            _ => self.token_after_space(),
         }
     }
 

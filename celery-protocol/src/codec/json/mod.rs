@@ -13,6 +13,7 @@ mod key;
 mod number;
 mod reader;
 mod skip;
+mod spelling;
 mod string;
 mod typed;
 mod variant;
@@ -25,6 +26,9 @@ use smallvec::SmallVec;
 
 use self::cursor::Cursor;
 pub(crate) use self::reader::Reader;
+pub(crate) use self::skip::Kind;
+pub(crate) use self::spelling::Spelling;
+pub(crate) use self::walk::Name;
 use super::Serializer;
 use super::text::{Dialect as _, TextWriter, json::Json};
 use crate::error::{DecodeError, EncodeError};
@@ -72,44 +76,40 @@ pub(crate) fn text(bytes: &[u8]) -> Result<&str, DecodeError> {
     })
 }
 
-/// The spans of the elements of the array that the text is.
+/// Adds the spans of the elements of the array that the text is.
+#[inline]
 pub(crate) fn elements<'t, T, const N: usize>(
     text: &'t str,
+    elements: &mut SmallVec<[T; N]>,
     element: impl Fn(&'t str) -> T,
-) -> Result<SmallVec<[T; N]>, DecodeError>
+) -> Result<(), DecodeError>
 where
     [T; N]: smallvec::Array<Item = T>,
 {
-    let mut elements = SmallVec::new();
     let read = parts(text, [b'[', b']'], |cursor| {
         elements.push(element(cursor.span()?));
         Ok(())
     });
-    match read {
-        Ok(()) => Ok(elements),
-        Err(error) => Err(in_json(error)),
-    }
+    read.map_err(in_json)
 }
 
-/// The keys and the spans of the values of the map that the text is.
+/// Adds the keys and the spans of the values of the map that the text is.
+#[inline]
 pub(crate) fn entries<'t, T, const N: usize>(
     text: &'t str,
+    entries: &mut SmallVec<[T; N]>,
     entry: impl Fn(Cow<'t, str>, &'t str) -> T,
-) -> Result<SmallVec<[T; N]>, DecodeError>
+) -> Result<(), DecodeError>
 where
     [T; N]: smallvec::Array<Item = T>,
 {
-    let mut entries = SmallVec::new();
     let read = parts(text, [b'{', b'}'], |cursor| {
         let key = cursor.string()?;
         cursor.punctuation(b':')?;
         entries.push(entry(key, cursor.span()?));
         Ok(())
     });
-    match read {
-        Ok(()) => Ok(entries),
-        Err(error) => Err(in_json(error)),
-    }
+    read.map_err(in_json)
 }
 
 /// The spans of the elements of an array of three whose last one is probably

@@ -19,16 +19,38 @@ impl<'de> Cursor<'de> {
     #[inline]
     pub(super) fn skip_value(&mut self) -> Result<(), DecodeError> {
         let first = self.token();
-        self.skip_from(first)
+        self.skip_from(first).map(drop)
     }
 
     /// Passes over the value whose first byte is known.
     #[inline]
-    pub(super) fn skip_from(&mut self, first: Option<u8>) -> Result<(), DecodeError> {
+    pub(super) fn skip_from(&mut self, first: Option<u8>) -> Result<Kind, DecodeError> {
         match first {
-            Some(b'[' | b'{') => self.skip_nested(),
-            _ => self.skip_scalar(first),
+            Some(b'n') => self.keyword(b"null").map(|()| Kind::Null),
+            Some(b'"') => self.skip_text(),
+            _ => self.skip_other(first),
         }
+    }
+
+    /// Passes over a text, and says whether it has escapes.
+    #[inline]
+    fn skip_text(&mut self) -> Result<Kind, DecodeError> {
+        let end = first_special(self.text.as_bytes(), self.at + 1);
+        if self.text.as_bytes().get(end) == Some(&b'"') {
+            self.at = end + 1;
+            return Ok(Kind::PlainText);
+        }
+        self.skip_string().map(|()| Kind::Other)
+    }
+
+    fn skip_other(&mut self, first: Option<u8>) -> Result<Kind, DecodeError> {
+        // Empty ones are far more usual than what takes looking for the end.
+        match self.rest() {
+            [b'{', b'}', ..] | [b'[', b']', ..] => self.at += 2,
+            [b'[' | b'{', ..] => self.skip_nested()?,
+            _ => self.skip_scalar(first)?,
+        }
+        Ok(Kind::Other)
     }
 
     #[inline]
@@ -38,7 +60,14 @@ impl<'de> Cursor<'de> {
             Some(b'n') => self.keyword(b"null"),
             Some(b't') => self.keyword(b"true"),
             Some(b'f') => self.keyword(b"false"),
-            _ => self.skip_number().map(drop),
+            _ => {
+                // One digit before punctuation is a number as it stands.
+                if let Some([b'0'..=b'9', b',' | b']' | b'}']) = self.rest().first_chunk() {
+                    self.at += 1;
+                    return Ok(());
+                }
+                self.skip_number().map(drop)
+            }
         }
     }
 
@@ -132,6 +161,18 @@ impl<'de> Cursor<'de> {
             }
         }
     }
+}
+
+/// What a value that was passed over is, as far as that showed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) enum Kind {
+    /// There is no value.
+    #[default]
+    None,
+    Null,
+    /// A text without escapes.
+    PlainText,
+    Other,
 }
 
 /// Whether all containers could be noted.

@@ -12,6 +12,12 @@ impl<'de> Cursor<'de> {
     #[inline]
     pub(super) fn string(&mut self) -> Result<Cow<'de, str>, DecodeError> {
         self.punctuation(b'"')?;
+        self.opened_string()
+    }
+
+    /// Reads a text whose first quote is read.
+    #[inline]
+    pub(super) fn opened_string(&mut self) -> Result<Cow<'de, str>, DecodeError> {
         let start = self.at;
         let end = first_special(self.text.as_bytes(), start);
         if self.text.as_bytes().get(end) == Some(&b'"') {

@@ -29,6 +29,13 @@ def mark(number, after=0):
     return number
 
 
+@app.task(name="story.again", bind=True, max_retries=None)
+def again(self, times):
+    if self.request.retries < times:
+        raise self.retry(countdown=0.2)
+    return self.request.retries
+
+
 # These exist in Python alone.
 
 

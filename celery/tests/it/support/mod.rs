@@ -18,7 +18,7 @@ use xtask::servers::{Python, PythonWorker, PythonWorkerBuilder, RedisServer};
 pub(crate) use load::{assert_sums, count_done, send_adds, send_sleeps};
 pub(crate) use process::WorkerProcess;
 pub(crate) use redis::Inspect;
-pub(crate) use story::{HOP, Ledger, MARK, WHO, story};
+pub(crate) use story::{AGAIN, HOP, Ledger, MARK, WHO, story};
 
 /// How long anything may take that has to happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -30,6 +30,8 @@ pub(crate) fn impatient() -> Json {
         "visibility_timeout": 2,
         "unacked_restore_interval": 0.5,
         "unacked_restore_throttle": 1,
+        // Of a worker that is killed while it looks after others.
+        "unacked_mutex_expire": 1,
     })
 }
 

@@ -14,6 +14,12 @@ pub(crate) const HOP: Task<(Vec<String>,), Vec<String>> = Task::new("story.hop")
 /// Returns the worker's language.
 pub(crate) const WHO: Task<(), String> = Task::new("story.who");
 
+/// Retries so often, then returns how often it did.
+///
+/// Not at once, as `tasks.retry` does: Python looks at a result's state before
+/// it writes RETRY, and what was stored in between it overwrites.
+pub(crate) const AGAIN: Task<(u32,), u32> = Task::new("story.again").params(&["times"]);
+
 /// Notes a number in the ledger, after so many milliseconds.
 pub(crate) const MARK: Task<(i64, u64), i64> =
     Task::new("story.mark").params(&["number", "after=0"]);
@@ -38,6 +44,7 @@ pub(crate) fn story() -> Tasks {
     crate::handlers::all()
         .with(HOP, hop)
         .with(WHO, who)
+        .with(AGAIN, again)
         .with(WAIT, move |ctx: Context| wait(ctx, Arc::clone(&gate)))
         .with(OPEN, move || open(Arc::clone(&opened)))
         .with(LATER, later)
@@ -78,6 +85,14 @@ async fn hop(mut path: Vec<String>) -> Result<Vec<String>, TaskError> {
 
 async fn who() -> Result<String, TaskError> {
     Ok("rust".to_owned())
+}
+
+async fn again(ctx: Context, times: u32) -> Result<u32, TaskError> {
+    if ctx.retries() < times {
+        let delay = Duration::from_millis(200);
+        return Err(TaskError::retry().after(delay).at_most(times));
+    }
+    Ok(ctx.retries())
 }
 
 #[derive(Serialize)]
