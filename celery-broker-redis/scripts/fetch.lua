@@ -32,13 +32,23 @@ local now = time[1] .. '.' .. string.format('%06d', time[2])
 -- each of them anyway and settles what is no message at once.
 local large = 4 * 1024 * 1024
 
+-- kombu's restore writes into these three, and a list there makes it raise, too.
+-- Lua has one type for maps and lists, so of empty ones the text is looked at.
+local function is_map(raw, name, value)
+  if type(value) ~= 'table' or value[1] ~= nil then return false end
+  return next(value) ~= nil or not string.find(raw, '"' .. name .. '"%s*:%s*%[')
+end
+
 local function is_envelope(raw)
   if #raw > large and string.byte(raw, 1) == 123 and string.byte(raw, -1) == 125 then
     return true
   end
   local ok, envelope = pcall(cjson.decode, raw)
   return ok and type(envelope) == 'table' and envelope.body ~= nil
-    and type(envelope.headers) == 'table' and type(envelope.properties) == 'table'
+    and is_map(raw, 'headers', envelope.headers)
+    and is_map(raw, 'properties', envelope.properties)
+    and (envelope.properties.delivery_info == nil
+      or is_map(raw, 'delivery_info', envelope.properties.delivery_info))
 end
 
 -- Nothing may fail between a pop and its record, so types are looked at first.

@@ -62,11 +62,11 @@ impl Headers {
 
     /// Headers as they were read from an envelope.
     #[inline]
-    pub(crate) fn from_indexed_json(headers: JsonHeaders) -> Self {
+    pub(crate) fn from_indexed_json(headers: Box<JsonHeaders>) -> Self {
         if headers.is_empty() {
             return Self::empty();
         }
-        Self(Repr::Json(Box::new(headers)))
+        Self(Repr::Json(headers))
     }
 
     /// Headers as a table, which is how AMQP delivers them.

@@ -23,7 +23,7 @@ pub(crate) struct JsonHeaders {
 
 impl JsonHeaders {
     /// Takes a text that is one JSON object and nothing else.
-    pub(super) fn read(text: &Bytes) -> Result<Self, DecodeError> {
+    pub(super) fn read(text: &Bytes) -> Result<Box<Self>, DecodeError> {
         let mut reader = Reader::new(json::text(text)?);
         let read = if reader.at_map() {
             Self::read_next(&mut reader, text).and_then(|headers| {
@@ -37,20 +37,25 @@ impl JsonHeaders {
     }
 
     /// Reads the JSON object that comes next in `text`, which the reader reads.
+    /// The index is large enough to be filled where it stays.
     #[inline]
-    pub(crate) fn read_next(reader: &mut Reader<'_>, text: &Bytes) -> Result<Self, DecodeError> {
+    pub(crate) fn read_next(
+        reader: &mut Reader<'_>,
+        text: &Bytes,
+    ) -> Result<Box<Self>, DecodeError> {
         if u32::try_from(text.len()).is_err() {
             let limit = u32::MAX as usize;
             return Err(DecodeErrorKind::TooLarge { limit }.into());
         }
         reader.at_map();
         let start = reader.offset();
-        let mut index = Index::default();
-        index.read(reader, start)?;
-        Ok(Self {
-            text: text.slice(start..reader.offset()),
-            index,
-        })
+        let mut headers = Box::new(Self {
+            text: Bytes::new(),
+            index: Index::default(),
+        });
+        headers.index.read(reader, start)?;
+        headers.text = text.slice(start..reader.offset());
+        Ok(headers)
     }
 
     pub(super) fn text(&self) -> &Bytes {

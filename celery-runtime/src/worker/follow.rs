@@ -5,7 +5,8 @@ use std::borrow::Cow;
 use std::time::SystemTime;
 
 use celery_protocol::{
-    Embed, EncodeError, Message, Properties, Raw, Serializer, Signature, TaskHeaders, Value, time,
+    DecodeError, Embed, EncodeError, Message, Properties, Raw, Serializer, Signature, TaskHeaders,
+    Value, time,
 };
 use uuid::Uuid;
 
@@ -42,26 +43,37 @@ pub(crate) struct Desk {
     pub(crate) hostname: String,
 }
 
-/// Which messages follow a task with this embed.
-///
-/// # Errors
-///
-/// A sentence about what this version cannot run, so that the message is kept
-/// and nothing of the workflow is lost.
-pub(crate) fn links(embed: &Embed<'_>) -> Result<Links, String> {
-    if embed.chord.as_ref().is_some_and(|raw| !raw.is_null()) {
-        return Err("the task belongs to a chord, which this version does not run".to_owned());
+/// Why it cannot be said what follows a task.
+#[derive(Debug)]
+pub(crate) enum Unlinked {
+    /// What follows cannot be read.
+    Unreadable(DecodeError),
+    /// What follows is nothing that this version runs, in a sentence.
+    Unsupported(String),
+}
+
+impl From<DecodeError> for Unlinked {
+    fn from(error: DecodeError) -> Self {
+        Self::Unreadable(error)
     }
-    let readable = |error: celery_protocol::DecodeError| error.to_string();
-    let callbacks = embed.callbacks().map_err(readable)?;
-    let errbacks = embed.errbacks().map_err(readable)?;
-    let chain = embed.chain().map_err(readable)?;
+}
+
+/// Which messages follow a task with this embed. Where the answer is an error,
+/// the message is kept, so that nothing of its workflow is lost.
+pub(crate) fn links(embed: &Embed<'_>) -> Result<Links, Unlinked> {
+    let callbacks = embed.callbacks()?;
+    let errbacks = embed.errbacks()?;
+    let chain = embed.chain()?;
+    if embed.chord.as_ref().is_some_and(|raw| !raw.is_null()) {
+        let detail = "the task belongs to a chord, which this version does not run";
+        return Err(Unlinked::Unsupported(detail.to_owned()));
+    }
     for signature in callbacks.iter().chain(&errbacks).chain(&chain) {
         if signature.is_compound() {
-            return Err(format!(
+            return Err(Unlinked::Unsupported(format!(
                 "a {} follows the task, which this version does not run",
                 signature.task
-            ));
+            )));
         }
     }
     Ok(Links {
@@ -230,6 +242,6 @@ fn with_embed<T>(
     use_it(&headers, &body.embed)
 }
 
-fn unreadable(error: &celery_protocol::DecodeError) -> EncodeError {
+fn unreadable(error: &DecodeError) -> EncodeError {
     EncodeError::new(error.to_string())
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use celery_protocol::{DecodeError, Embed, Message, TaskHeaders, encode_body};
 
 use super::delivery::{Links, Plan, Refusal, RefusedTask, celery_exception};
-use super::follow;
+use super::follow::{self, Unlinked};
 use crate::broker::Content;
 use crate::task::{Job, Registered, Registry, Run, Services, TaskControl, TaskOptions};
 
@@ -147,10 +147,13 @@ impl Intake {
         if embed.is_empty() {
             return Ok(Links::default());
         }
-        follow::links(embed).map_err(|unsupported| Refusal {
-            reason: "unsupported",
-            detail: unsupported,
-            task: None,
+        follow::links(embed).map_err(|unlinked| match unlinked {
+            Unlinked::Unreadable(error) => refuse("undecodable", &error),
+            Unlinked::Unsupported(detail) => Refusal {
+                reason: "unsupported",
+                detail,
+                task: None,
+            },
         })
     }
 

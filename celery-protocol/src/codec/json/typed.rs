@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use smallvec::SmallVec;
 
 use super::cursor::Cursor;
 use crate::error::DecodeError;
@@ -65,7 +66,8 @@ fn extended(kind: ExtendedKind, value: &str) -> Result<Cow<'_, str>, DecodeError
         // `{"hex": "..."}`, the arguments of Python's `UUID`; older versions
         // of kombu wrote the text alone.
         (ExtendedKind::Uuid, Some(b'{')) => {
-            let entries = super::entries::<_, 1>(value, |key, value| (key, value))?;
+            let mut entries = SmallVec::<[_; 1]>::new();
+            super::entries(value, &mut entries, |key, value| (key, value))?;
             match entries.as_slice() {
                 [(key, hex)] if key == "hex" => Cursor::new(hex).string(),
                 _ => Err(DecodeError::new("a uuid has no key but \"hex\"")),
