@@ -8,11 +8,11 @@
 //!
 //! The goal is 500,000 tasks a second on one thread, which is not reached yet.
 //!
-//! Where the cost goes, in instructions for each task as valgrind counts them (about 22,000 in all,
-//! of which the goal allows a third): reading the delivery 6,700 (headers 2,800; body and arguments
-//! 1,800), the driver's events 4,800 (dropping job and entry 1,900; `tokio::spawn` 1,100; the state
-//! machine 700), taking it from the queue 3,400 (cloning the message 2,300), binding and running
-//! 3,200, settling 1,200. Allocation is a fifth of everything, copying an eighth.
+//! Where the cost goes, in instructions for each task as valgrind counts them (about 19,000 in all,
+//! of which the goal allows less than a half): reading the delivery 4,800 (headers 1,200; body and
+//! arguments 1,600), the driver's events 4,600 (dropping job and entry 2,000; `tokio::spawn` 1,100;
+//! the state machine 700), taking it from the queue 3,000 (cloning the message 1,100), binding and
+//! running 2,200, settling 1,000. Allocation is a fifth of everything, copying an eighth.
 
 use std::sync::Arc;
 use std::time::Duration;
