@@ -44,7 +44,7 @@ local function is_envelope(raw)
     return true
   end
   local ok, envelope = pcall(cjson.decode, raw)
-  return ok and type(envelope) == 'table' and envelope.body ~= nil
+  return ok and type(envelope) == 'table' and type(envelope.body) == 'string'
     and is_map(raw, 'headers', envelope.headers)
     and is_map(raw, 'properties', envelope.properties)
     and (envelope.properties.delivery_info == nil

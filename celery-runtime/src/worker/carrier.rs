@@ -68,7 +68,7 @@ impl Carrier {
             },
         };
         entry.letters = Some(Arc::clone(&letters));
-        if matches!(letter, Letter::Success(_) | Letter::Retry { .. }) {
+        if matches!(letter, Letter::Success(_)) {
             let id = |letter: &Publication| letter.message.properties.correlation_id.clone();
             entry.children = letters.iter().filter_map(id).collect();
         }

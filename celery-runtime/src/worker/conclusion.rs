@@ -111,10 +111,13 @@ impl Plan {
             When::After(delay) => Some(now.wall + delay),
             When::At(time) => Some(time),
         };
-        let mut steps = vec![Step::Send(Letter::Retry { eta })];
+        let mut steps = Vec::new();
+        // Stored before the retry is sent: whoever runs it must find nothing
+        // that could overwrite his result.
         if self.stores_result {
             steps.push(Step::Store(Report::Retry(mishap)));
         }
+        steps.push(Step::Send(Letter::Retry { eta }));
         self.settled(steps, Verdict::Ack)
     }
 

@@ -25,7 +25,11 @@ pub(crate) fn document<'a>(
     };
     let mut document = job.document(state, result);
     document.traceback = traceback.map(Cow::Borrowed);
-    document.children = Some(trees(children, serializer));
+    document.children = Some(match report {
+        // Celery counts the retry as a task that was sent: this one.
+        Report::Retry(_) => trees(std::slice::from_ref(&job.id), serializer),
+        _ => trees(children, serializer),
+    });
     describe(&mut document, job, now);
     document
 }

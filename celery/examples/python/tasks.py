@@ -66,7 +66,9 @@ def fail(message):
 def retry(self, times=1):
     """Retries `times` times, then returns how often it did."""
     if self.request.retries < times:
-        raise self.retry(countdown=0)
+        # Not at once: Celery stores RETRY after it has sent the retry, and would
+        # overwrite the result of one that is quicker than that.
+        raise self.retry(countdown=0.2)
     return self.request.retries
 
 

@@ -178,13 +178,13 @@ fn retries_rejections_and_ignoring() {
     running(
         late(),
         TaskError::retry(),
-        &["send retry true", "store RETRY Retry", "Ack", "Over"],
+        &["store RETRY Retry", "send retry true", "Ack", "Over"],
     );
     let at_once = TaskError::retry().after(Duration::ZERO);
     running(
         late(),
         at_once,
-        &["send retry false", "store RETRY Retry", "Ack", "Over"],
+        &["store RETRY Retry", "send retry false", "Ack", "Over"],
     );
     let exhausted = Plan {
         retries: 3,
