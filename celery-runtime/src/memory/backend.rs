@@ -2,13 +2,14 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use celery_protocol::{ResultDocument, Serializer, State};
 use tokio::sync::Notify;
 
 use super::faults::Faults;
+use super::lock;
 use crate::backend::{Capabilities, Record, ResultBackend};
 use crate::broker::BoxFuture;
 use crate::clock::Clock;
@@ -227,8 +228,4 @@ impl Documents {
 fn invalid(operation: &'static str, id: &str, cause: String) -> ServiceError {
     let object = format!("the result of task {id}");
     ServiceError::new(ServiceErrorKind::Invalid, operation, object, cause)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

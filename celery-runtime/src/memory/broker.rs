@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use celery_protocol::{Headers, Message};
 use tokio::sync::{Notify, broadcast};
 
 use super::faults::Faults;
+use super::lock;
 use super::queues::Queues;
 use super::subscription::{FanoutSubscription, ReplyQueue, matches_topic};
 use crate::broker::{
@@ -367,10 +368,4 @@ impl fmt::Debug for MemoryConsumer {
             .field("queues", &self.queues)
             .finish_non_exhaustive()
     }
-}
-
-/// No code panics while it holds one of these locks; if it did, the queues
-/// would still be whole.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

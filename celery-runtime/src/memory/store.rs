@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
+use super::lock;
 use crate::broker::BoxFuture;
 use crate::clock::Clock;
 use crate::error::{ServiceError, ServiceErrorKind};
@@ -135,8 +136,4 @@ fn not_a_counter(key: &str) -> ServiceError {
         format!("key {key}"),
         "it holds something that is no number",
     )
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use celery_protocol::Message;
 use tokio::sync::broadcast;
 
-use super::broker::{Shared, lock};
+use super::broker::Shared;
 use super::faults::Faults;
+use super::lock;
 use crate::broker::{BoxFuture, Content, Settlement, Subscription};
 use crate::error::ServiceError;
 

@@ -10,9 +10,9 @@ use crate::clock::Moment;
 use crate::task::{Failure, Requeue, Retry, TaskError, TaskErrorKind, When};
 
 impl Plan {
-    /// The steps that an outcome leads to, in Celery's order: first what
-    /// follows is sent, then the result is stored, then the message is
-    /// acknowledged.
+    /// The steps that an outcome leads to. After a success what follows is
+    /// sent first and the result stored then, as Celery does; a retry is
+    /// stored first and sent then. Acknowledging comes last.
     pub(crate) fn conclude(&self, outcome: Outcome, now: Moment) -> Vec<Step> {
         match outcome {
             Outcome::Value(value) => self.succeed(value),
