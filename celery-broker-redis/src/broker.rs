@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use celery_protocol::Message;
 use celery_runtime::{
-    BoxFuture, Broker, ConsumeOptions, Consumer, ExchangeKind, Publication, Queue, ServiceError,
-    Subscription,
+    BoxFuture, Broker, ConsumeOptions, Consumer, Exchange, ExchangeKind, Publication, Queue,
+    ServiceError, Subscription,
 };
 
 use crate::config::RedisOptions;
@@ -104,14 +104,14 @@ impl Broker for RedisBroker {
 
     fn broadcast<'a>(
         &'a self,
-        exchange: &'a str,
+        exchange: &'a Exchange,
         routing_key: &'a str,
         message: &'a Message,
     ) -> BoxFuture<'a, Result<(), ServiceError>> {
         Box::pin(async move {
-            let envelope = self.shared.envelope(message, exchange, routing_key)?;
-            let channel = self.shared.channel(exchange, routing_key);
-            let object = format!("exchange {exchange}");
+            let envelope = self.shared.envelope(message, &exchange.name, routing_key)?;
+            let channel = self.shared.channel(&exchange.name, routing_key);
+            let object = format!("exchange {}", exchange.name);
             let attempt = Attempt::new("broadcast to", &object);
             let command = Command::new("PUBLISH").arg(channel).arg(envelope);
             self.shared.link.call(attempt, command).await.map(drop)
@@ -120,11 +120,12 @@ impl Broker for RedisBroker {
 
     fn subscribe<'a>(
         &'a self,
-        exchange: &'a str,
+        exchange: &'a Exchange,
         pattern: &'a str,
     ) -> BoxFuture<'a, Result<Box<dyn Subscription>, ServiceError>> {
         Box::pin(async move {
-            let subscription = FanoutSubscription::start(&self.shared, exchange, pattern).await?;
+            let subscription =
+                FanoutSubscription::start(&self.shared, &exchange.name, pattern).await?;
             let subscription: Box<dyn Subscription> = Box::new(subscription);
             Ok(subscription)
         })

@@ -36,7 +36,7 @@ impl Shared {
         let layout = &self.link.options().layout;
         let object = format!("queue {}", queue.name);
         let attempt = Attempt::new("declare", &object);
-        let pattern = match queue.exchange_kind {
+        let pattern = match queue.exchange.kind {
             ExchangeKind::Direct | ExchangeKind::Fanout => String::new(),
             ExchangeKind::Topic => kombu::topic_pattern(&queue.routing_key),
             other => {
@@ -46,17 +46,17 @@ impl Shared {
         };
         let lists = layout.lists(&queue.name);
         let mut commands: Vec<_> = lists.map(|list| Command::new("LLEN").arg(list)).collect();
-        if !queue.exchange.is_empty() {
+        if !queue.exchange.name.is_empty() {
             let member = layout.binding_member(&queue.routing_key, &pattern, &queue.name);
             let bind = |set: String| Command::new("SADD").arg(set).arg(&member);
-            commands.push(bind(layout.bindings(&queue.exchange)));
+            commands.push(bind(layout.bindings(&queue.exchange.name)));
             // Queues that expire stay out of it: kombu sweeps what has no such set.
             if !queue.arguments.contains_key("x-expires") {
-                commands.push(bind(layout.permanent_bindings(&queue.exchange)));
+                commands.push(bind(layout.permanent_bindings(&queue.exchange.name)));
             }
         }
         self.link.atomic(attempt, commands).await?;
-        self.remember(&queue.exchange, queue.exchange_kind);
+        self.remember(&queue.exchange.name, queue.exchange.kind);
         Ok(())
     }
 

@@ -21,6 +21,12 @@ pub trait ResultBackend: fmt::Debug + Send + Sync {
     /// Stores a document under its task id and wakes those who wait for it.
     fn store<'a>(&'a self, record: Record<'a>) -> BoxFuture<'a, Result<(), ServiceError>>;
 
+    /// Gets ready for the results of `ids`: called before their tasks are
+    /// sent. A backend that is made of messages has to be there to get them.
+    fn expect<'a>(&'a self, _ids: &'a [String]) -> BoxFuture<'a, Result<(), ServiceError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// Reads the documents of `ids`, in their order; `None` where there is none,
     /// which Celery calls PENDING.
     fn fetch<'a>(

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use celery_protocol::{DecodeError, Map, Message};
+use celery_protocol::{DecodeError, Map, Message, Value};
 
 use crate::error::ServiceError;
 
@@ -29,13 +29,15 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// Dropping the future of [`publish`](Self::publish) leaves it open whether
 /// the messages were sent; all other futures may be dropped freely.
 pub trait Broker: fmt::Debug + Send + Sync {
-    /// Makes sure that `queue` exists and is bound to its exchange. Declaring
+    /// Makes sure that `queue` exists and is bound to its exchanges. Declaring
     /// what exists with the same properties does nothing.
     fn declare<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<(), ServiceError>>;
 
     /// Sends messages, all in one round trip where the broker can. The answer
     /// has one entry for each message, in their order; `Ok` means that the
-    /// broker has the message.
+    /// broker has the message. The queue for which a message
+    /// [is meant](Publication::queue) is declared before, unless it is known
+    /// to exist.
     fn publish<'a>(
         &'a self,
         batch: &'a [Publication],
@@ -53,7 +55,7 @@ pub trait Broker: fmt::Debug + Send + Sync {
     /// Delivery is at most once: who is away misses it.
     fn broadcast<'a>(
         &'a self,
-        exchange: &'a str,
+        exchange: &'a Exchange,
         routing_key: &'a str,
         message: &'a Message,
     ) -> BoxFuture<'a, Result<(), ServiceError>>;
@@ -62,7 +64,7 @@ pub trait Broker: fmt::Debug + Send + Sync {
     /// `pattern` (`*` one word, `#` any number; `""` or `#` everything).
     fn subscribe<'a>(
         &'a self,
-        exchange: &'a str,
+        exchange: &'a Exchange,
         pattern: &'a str,
     ) -> BoxFuture<'a, Result<Box<dyn Subscription>, ServiceError>>;
 
@@ -79,6 +81,12 @@ pub trait Broker: fmt::Debug + Send + Sync {
 
     /// Deletes the messages that wait in `queue` and says how many they were.
     fn purge<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<u64, ServiceError>>;
+
+    /// Why messages are not taken at the moment, where the broker has said so:
+    /// for the text of an error after a deadline.
+    fn obstacle(&self) -> Option<String> {
+        None
+    }
 
     /// Ends every connection of this broker. Later calls fail as closed.
     fn close(&self) -> BoxFuture<'_, ()>;
@@ -112,6 +120,10 @@ pub trait Consumer: fmt::Debug + Send + Sync {
     /// On an error none, some or all of them may have been settled; doing the
     /// same again is harmless.
     fn settle<'a>(&'a self, batch: &'a [Settlement]) -> BoxFuture<'a, Result<(), ServiceError>>;
+
+    /// Changes [`ConsumeOptions::prefetch`] from the next `receive` on. Brokers
+    /// that are asked for each delivery have nothing to change.
+    fn set_prefetch(&self, _prefetch: u16) {}
 
     /// Whether a delivery taken by a broken consumer can still be settled
     /// through a new one of the same broker. Where it is `false`, the broker
@@ -252,8 +264,9 @@ pub enum QueueEnd {
 pub struct ConsumeOptions {
     /// The queues, in the order in which they were configured.
     pub queues: Vec<Queue>,
-    /// How many unsettled deliveries the broker may push ahead of
-    /// [`Consumer::receive`]; brokers that are asked may ignore it.
+    /// How many unsettled deliveries of each queue the broker may push ahead
+    /// of [`Consumer::receive`]; 0 for none, so that the others get what this
+    /// consumer did not ask for. Brokers that are asked may ignore it.
     pub prefetch: u16,
 }
 
@@ -275,6 +288,9 @@ pub struct Publication {
     pub exchange: String,
     /// The routing key.
     pub routing_key: String,
+    /// The queue that is to get it. A broker without such a queue declares it
+    /// first, so that the first message is not lost.
+    pub queue: Option<Arc<Queue>>,
 }
 
 impl Publication {
@@ -293,24 +309,40 @@ impl Publication {
             message,
             exchange: exchange.into(),
             routing_key: routing_key.into(),
+            queue: None,
+        }
+    }
+
+    /// The same, with the queue to declare first.
+    #[must_use]
+    pub fn meant_for(self, queue: Arc<Queue>) -> Self {
+        Self {
+            queue: Some(queue),
+            ..self
         }
     }
 }
 
-/// A queue and its binding, as Celery's `task_queues` describes one.
+/// A queue and its bindings, as Celery's `task_queues` describes one.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Queue {
     /// The name.
     pub name: String,
-    /// The exchange that it is bound to; by default named like the queue.
-    pub exchange: String,
-    /// The type of that exchange.
-    pub exchange_kind: ExchangeKind,
+    /// The exchange that it is bound to; by default a direct one, named like
+    /// the queue.
+    pub exchange: Exchange,
     /// The routing key of the binding; by default the queue's name.
     pub routing_key: String,
-    /// Whether the queue outlives a restart of the broker.
+    /// Arguments of the binding, which exchanges of kind
+    /// [`Headers`](ExchangeKind::Headers) compare.
+    pub binding_arguments: Map,
+    /// More bindings, beside the one above.
+    pub bindings: Vec<Binding>,
+    /// Whether the queue outlives a restart of the broker; it does by default.
     pub durable: bool,
+    /// Whether the queue disappears with its last consumer.
+    pub auto_delete: bool,
     /// Arguments of the declaration (`x-max-priority`, `x-queue-type`, …).
     pub arguments: Map,
 }
@@ -321,29 +353,67 @@ impl Queue {
     pub fn new(name: impl Into<String>) -> Self {
         let name = name.into();
         Self {
-            exchange: name.clone(),
-            exchange_kind: ExchangeKind::Direct,
+            exchange: Exchange::direct(name.as_str()),
             routing_key: name.clone(),
+            binding_arguments: Map::new(),
+            bindings: Vec::new(),
             durable: true,
+            auto_delete: false,
             arguments: Map::new(),
             name,
         }
     }
 
-    /// The same queue bound to `exchange` of type `kind` by `routing_key`.
-    #[must_use]
-    pub fn bound_to(
-        self,
-        exchange: impl Into<String>,
-        kind: ExchangeKind,
-        routing_key: impl Into<String>,
-    ) -> Self {
+    /// A queue of this consumer alone that gets a copy of every message sent
+    /// to the fanout exchange called `name`, as Celery's `Broadcast`. Make it
+    /// once for each worker: its own name is random.
+    pub fn broadcast(name: impl Into<String>) -> Self {
+        let own = format!("bcast.{}", uuid::Uuid::new_v4());
         Self {
-            exchange: exchange.into(),
-            exchange_kind: kind,
+            auto_delete: true,
+            ..Self::new(own).bound_to(Exchange::fanout(name), "")
+        }
+    }
+
+    /// The same queue bound to `exchange` by `routing_key`.
+    #[must_use]
+    pub fn bound_to(self, exchange: Exchange, routing_key: impl Into<String>) -> Self {
+        Self {
+            exchange,
             routing_key: routing_key.into(),
             ..self
         }
+    }
+
+    /// The same queue with one more binding.
+    #[must_use]
+    pub fn also_bound_to(mut self, binding: Binding) -> Self {
+        self.bindings.push(binding);
+        self
+    }
+
+    /// The same queue with an argument of its declaration.
+    #[must_use]
+    pub fn argument(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.arguments.insert(name.into(), value);
+        self
+    }
+
+    /// The same queue with priorities from 0 to `highest` (`x-max-priority`).
+    #[must_use]
+    pub fn max_priority(self, highest: u8) -> Self {
+        self.argument("x-max-priority", i64::from(highest))
+    }
+
+    /// The same as a quorum queue of RabbitMQ (`x-queue-type`).
+    #[must_use]
+    pub fn quorum(self) -> Self {
+        self.argument("x-queue-type", "quorum")
+    }
+
+    /// Whether it is declared as a quorum queue.
+    pub fn is_quorum(&self) -> bool {
+        self.arguments.get("x-queue-type").and_then(Value::as_str) == Some("quorum")
     }
 }
 
@@ -356,6 +426,78 @@ impl From<&str> for Queue {
 impl From<String> for Queue {
     fn from(name: String) -> Self {
         Self::new(name)
+    }
+}
+
+/// One more way to a queue.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Binding {
+    /// The exchange.
+    pub exchange: Exchange,
+    /// The routing key, or the pattern where the exchange has patterns.
+    pub routing_key: String,
+    /// Arguments, which exchanges of kind [`Headers`](ExchangeKind::Headers)
+    /// compare.
+    pub arguments: Map,
+}
+
+impl Binding {
+    /// A binding to `exchange` by `routing_key`.
+    pub fn new(exchange: Exchange, routing_key: impl Into<String>) -> Self {
+        Self {
+            exchange,
+            routing_key: routing_key.into(),
+            arguments: Map::new(),
+        }
+    }
+}
+
+/// What messages are sent to, and which passes them on to queues.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Exchange {
+    /// The name; empty for the anonymous one, to which every queue is bound by
+    /// its name.
+    pub name: String,
+    /// How it chooses queues.
+    pub kind: ExchangeKind,
+    /// Whether it outlives a restart of the broker; it does by default.
+    pub durable: bool,
+}
+
+impl Exchange {
+    /// A durable exchange.
+    pub fn new(name: impl Into<String>, kind: ExchangeKind) -> Self {
+        Self {
+            name: name.into(),
+            kind,
+            durable: true,
+        }
+    }
+
+    /// A durable direct exchange.
+    pub fn direct(name: impl Into<String>) -> Self {
+        Self::new(name, ExchangeKind::Direct)
+    }
+
+    /// A durable topic exchange.
+    pub fn topic(name: impl Into<String>) -> Self {
+        Self::new(name, ExchangeKind::Topic)
+    }
+
+    /// A durable fanout exchange.
+    pub fn fanout(name: impl Into<String>) -> Self {
+        Self::new(name, ExchangeKind::Fanout)
+    }
+
+    /// The same, gone when the broker restarts.
+    #[must_use]
+    pub fn transient(self) -> Self {
+        Self {
+            durable: false,
+            ..self
+        }
     }
 }
 
@@ -374,6 +516,13 @@ pub enum ExchangeKind {
 }
 
 impl ExchangeKind {
+    /// The kind of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Direct, Self::Topic, Self::Fanout, Self::Headers]
+            .into_iter()
+            .find(|kind| kind.name() == name)
+    }
+
     /// The name that brokers and settings use.
     pub fn name(self) -> &'static str {
         match self {

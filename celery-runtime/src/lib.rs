@@ -55,8 +55,8 @@ pub use app::{App, SecondSignal, shutdown_signal};
 pub use backend::{Capabilities, Record, ResultBackend};
 pub use backoff::{Backoff, RetryBackoff};
 pub use broker::{
-    BoxFuture, Broker, ConsumeOptions, Consumer, Content, Delivery, DeliveryTag, ExchangeKind,
-    Publication, Queue, QueueEnd, Settlement, Subscription,
+    Binding, BoxFuture, Broker, ConsumeOptions, Consumer, Content, Delivery, DeliveryTag, Exchange,
+    ExchangeKind, Publication, Queue, QueueEnd, Settlement, Subscription,
 };
 pub use client::{AsyncResult, Client, ResultError, SendError, Signature, TaskFailure};
 pub use clock::{Clock, Moment};

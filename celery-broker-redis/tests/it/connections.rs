@@ -38,7 +38,10 @@ async fn wrong_credentials_are_denied_without_showing_them() {
         let options = celery_runtime::ConsumeOptions::new(vec!["q".into()], 1);
         let error = broker.consume(&options).await.unwrap_err();
         assert_eq!(error.kind(), ServiceErrorKind::Denied, "{error}");
-        let error = broker.subscribe("e", "#").await.unwrap_err();
+        let error = broker
+            .subscribe(&celery_runtime::Exchange::topic("e"), "#")
+            .await
+            .unwrap_err();
         assert_eq!(error.kind(), ServiceErrorKind::Denied, "{error}");
     }
     let broker = broker_at(&server.url(), &json!({}));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use celery_broker_redis::RedisBroker;
-use celery_runtime::{Broker, ExchangeKind, Publication, Queue, ServiceErrorKind, Subscription};
+use celery_runtime::{Broker, Exchange, Publication, Queue, ServiceErrorKind, Subscription};
 use serde_json::json;
 use xtask::servers::RedisServer;
 
@@ -20,7 +20,7 @@ async fn next(subscription: &mut dyn Subscription) -> String {
 
 async fn broadcast(broker: &RedisBroker, exchange: &str, key: &str, id: &str) {
     broker
-        .broadcast(exchange, key, &task(id))
+        .broadcast(&Exchange::topic(exchange), key, &task(id))
         .await
         .expect("broadcast");
 }
@@ -30,9 +30,18 @@ async fn broadcast(broker: &RedisBroker, exchange: &str, key: &str, id: &str) {
 async fn subscribers_get_what_matches_their_pattern() {
     let server = RedisServer::start();
     let broker = broker(&server);
-    let mut all = broker.subscribe("celeryev", "#").await.unwrap();
-    let mut every = broker.subscribe("celeryev", "").await.unwrap();
-    let mut workers = broker.subscribe("celeryev", "worker.*").await.unwrap();
+    let mut all = broker
+        .subscribe(&Exchange::topic("celeryev"), "#")
+        .await
+        .unwrap();
+    let mut every = broker
+        .subscribe(&Exchange::topic("celeryev"), "")
+        .await
+        .unwrap();
+    let mut workers = broker
+        .subscribe(&Exchange::topic("celeryev"), "worker.*")
+        .await
+        .unwrap();
     broadcast(&broker, "celeryev", "task.multi", "1").await;
     broadcast(&broker, "celeryev", "worker.online.twice", "2").await;
     broadcast(&broker, "celeryev", "worker.online", "3").await;
@@ -52,7 +61,10 @@ async fn subscribers_get_what_matches_their_pattern() {
 async fn channels_are_kombus() {
     let server = RedisServer::start();
     let broker = broker_at(&server.database_url(3), &json!({"global_keyprefix": "p:"}));
-    let mut pidbox = broker.subscribe("celery.pidbox", "").await.unwrap();
+    let mut pidbox = broker
+        .subscribe(&Exchange::fanout("celery.pidbox"), "")
+        .await
+        .unwrap();
     let channels = server.command(&["PUBSUB", "NUMPAT"]).integer();
     assert_eq!(channels, 2);
     // What kombu sends: not ours to build, so by hand.
@@ -74,9 +86,12 @@ async fn channels_are_kombus() {
 async fn a_declared_fanout_exchange_is_published_to_subscribers() {
     let server = RedisServer::start();
     let broker = broker(&server);
-    let queue = Queue::new("bcast").bound_to("tasks", ExchangeKind::Fanout, "");
+    let queue = Queue::new("bcast").bound_to(Exchange::fanout("tasks"), "");
     broker.declare(&queue).await.unwrap();
-    let mut subscription = broker.subscribe("tasks", "").await.unwrap();
+    let mut subscription = broker
+        .subscribe(&Exchange::topic("tasks"), "")
+        .await
+        .unwrap();
     let sent = [Publication::to_exchange(task("1"), "tasks", "")];
     broker.publish(&sent).await.remove(0).unwrap();
     assert_eq!(next(&mut *subscription).await, "1");
@@ -88,7 +103,10 @@ async fn a_declared_fanout_exchange_is_published_to_subscribers() {
 async fn a_lost_connection_is_an_error() {
     let server = RedisServer::start();
     let broker = broker(&server);
-    let mut subscription = broker.subscribe("celeryev", "#").await.unwrap();
+    let mut subscription = broker
+        .subscribe(&Exchange::topic("celeryev"), "#")
+        .await
+        .unwrap();
     server.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
     let error = tokio::time::timeout(LIMIT, subscription.next())
         .await
@@ -104,7 +122,10 @@ async fn a_silent_server_is_an_error() {
     let server = RedisServer::start();
     let options = json!({"health_check_interval": 0.1, "socket_timeout": 0.3});
     let broker = broker_with(&server, &options);
-    let mut subscription = broker.subscribe("celeryev", "#").await.unwrap();
+    let mut subscription = broker
+        .subscribe(&Exchange::topic("celeryev"), "#")
+        .await
+        .unwrap();
     server.pause();
     let error = tokio::time::timeout(LIMIT, subscription.next())
         .await

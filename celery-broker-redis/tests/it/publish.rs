@@ -1,7 +1,7 @@
 //! Publishing: which key, what is in it, what is refused.
 
 use celery_protocol::kombu;
-use celery_runtime::{Broker, ExchangeKind, Publication, Queue, ServiceErrorKind};
+use celery_runtime::{Broker, Exchange, Publication, Queue, ServiceErrorKind};
 use serde_json::{Value, json};
 use xtask::servers::RedisServer;
 
@@ -61,10 +61,10 @@ async fn priorities_have_lists_of_their_own() {
 async fn named_exchanges_follow_their_bindings() {
     let server = RedisServer::start();
     let broker = broker(&server);
-    let topic = |name, key| Queue::new(name).bound_to("logs", ExchangeKind::Topic, key);
+    let topic = |name, key| Queue::new(name).bound_to(Exchange::topic("logs"), key);
     broker.declare(&topic("errors", "*.error")).await.unwrap();
     broker.declare(&topic("all", "#")).await.unwrap();
-    let direct = Queue::new("images").bound_to("media", ExchangeKind::Direct, "image");
+    let direct = Queue::new("images").bound_to(Exchange::direct("media"), "image");
     broker.declare(&direct).await.unwrap();
     broker.declare(&direct).await.unwrap();
 

@@ -1,6 +1,6 @@
 //! Giving to others what dead workers held.
 
-use celery_runtime::{Broker, Content, ExchangeKind, Queue};
+use celery_runtime::{Broker, Content, Exchange, Queue};
 use serde_json::{Value, json};
 use xtask::servers::RedisServer;
 
@@ -72,7 +72,7 @@ async fn a_new_consumer_sweeps_by_itself() {
 async fn kombus_entries_keep_everything_and_follow_bindings() {
     let server = RedisServer::start();
     let broker = broker(&server);
-    let queue = Queue::new("q").bound_to("media", ExchangeKind::Direct, "image");
+    let queue = Queue::new("q").bound_to(Exchange::direct("media"), "image");
     broker.declare(&queue).await.unwrap();
     abandon(&server, "kombus-tag", &kombus_entry("media", "image"));
 

@@ -156,9 +156,12 @@ fn destination(
         return (exchange, routing_key.unwrap_or_else(|| queue.to_owned()));
     }
     let queue = config.queue(queue);
-    match queue.exchange_kind {
+    match queue.exchange.kind {
         ExchangeKind::Direct => (String::new(), queue.name),
-        _ => (queue.exchange, routing_key.unwrap_or(queue.routing_key)),
+        _ => (
+            queue.exchange.name,
+            routing_key.unwrap_or(queue.routing_key),
+        ),
     }
 }
 

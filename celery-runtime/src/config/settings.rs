@@ -6,7 +6,7 @@ use celery_protocol::{Accept, Compression, Serializer};
 use serde_json::{Map, Value};
 
 use super::{Config, OnUnknown, TaskProtocol};
-use crate::broker::{ExchangeKind, Queue};
+use crate::broker::{Exchange, ExchangeKind, Queue};
 use crate::routing::Routes;
 
 /// A setting and what setting it does. `None` marks one that Celery has and
@@ -379,5 +379,5 @@ fn queue(name: Option<&str>, value: &Value) -> Result<Queue, String> {
         }
     };
     let routing_key = text("routing_key").unwrap_or(name);
-    Ok(Queue::new(name).bound_to(exchange, kind, routing_key))
+    Ok(Queue::new(name).bound_to(Exchange::new(exchange, kind), routing_key))
 }

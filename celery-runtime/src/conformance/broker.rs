@@ -8,8 +8,8 @@ use celery_protocol::{Headers, Message, Properties, TaskHeaders, Value};
 
 use super::{fresh, soon};
 use crate::broker::{
-    Broker, ConsumeOptions, Consumer, Content, Delivery, ExchangeKind, Publication, Queue,
-    QueueEnd, Settlement, Subscription,
+    Broker, ConsumeOptions, Consumer, Content, Delivery, Exchange, Publication, Queue, QueueEnd,
+    Settlement, Subscription,
 };
 
 /// A broker to test, and what is particular about it.
@@ -380,27 +380,27 @@ pub async fn exchanges_route_by_their_kind(setup: &dyn Setup) {
     let (direct, topic) = (fresh("direct"), fresh("topic"));
     let cases = [
         (
-            Queue::new(fresh("one")).bound_to(&direct, ExchangeKind::Direct, "one"),
+            Queue::new(fresh("one")).bound_to(Exchange::direct(&direct), "one"),
             "one",
             true,
         ),
         (
-            Queue::new(fresh("two")).bound_to(&direct, ExchangeKind::Direct, "two"),
+            Queue::new(fresh("two")).bound_to(Exchange::direct(&direct), "two"),
             "one",
             false,
         ),
         (
-            Queue::new(fresh("star")).bound_to(&topic, ExchangeKind::Topic, "a.*.c"),
+            Queue::new(fresh("star")).bound_to(Exchange::topic(&topic), "a.*.c"),
             "a.b.c",
             true,
         ),
         (
-            Queue::new(fresh("hash")).bound_to(&topic, ExchangeKind::Topic, "a.#"),
+            Queue::new(fresh("hash")).bound_to(Exchange::topic(&topic), "a.#"),
             "a.b.c",
             true,
         ),
         (
-            Queue::new(fresh("none")).bound_to(&topic, ExchangeKind::Topic, "b.#"),
+            Queue::new(fresh("none")).bound_to(Exchange::topic(&topic), "b.#"),
             "a.b.c",
             false,
         ),
@@ -431,7 +431,7 @@ pub async fn exchanges_route_by_their_kind(setup: &dyn Setup) {
 pub async fn nobody_bound_is_an_error(setup: &dyn Setup) {
     let broker = setup.broker();
     let exchange = fresh("exchange");
-    let queue = Queue::new(fresh("bound")).bound_to(&exchange, ExchangeKind::Direct, "bound");
+    let queue = Queue::new(fresh("bound")).bound_to(Exchange::direct(&exchange), "bound");
     soon("declare", broker.declare(&queue))
         .await
         .expect("declared");
@@ -487,7 +487,7 @@ pub async fn depth_and_purge(setup: &dyn Setup) {
 /// Every subscriber whose pattern matches gets a copy.
 pub async fn broadcasts_reach_all_subscribers(setup: &dyn Setup) {
     let (broker, other) = (setup.broker(), setup.broker());
-    let exchange = fresh("events");
+    let exchange = Exchange::topic(fresh("events"));
     let mut all = soon("subscribe", broker.subscribe(&exchange, "#"))
         .await
         .expect("subscribed");

@@ -14,8 +14,8 @@ use super::lock;
 use super::queues::Queues;
 use super::subscription::{FanoutSubscription, ReplyQueue, matches_topic};
 use crate::broker::{
-    BoxFuture, Broker, ConsumeOptions, Consumer, Delivery, ExchangeKind, Publication, Queue,
-    Settlement, Subscription,
+    BoxFuture, Broker, ConsumeOptions, Consumer, Delivery, Exchange, ExchangeKind, Publication,
+    Queue, Settlement, Subscription,
 };
 use crate::clock::Clock;
 use crate::error::{ServiceError, ServiceErrorKind};
@@ -90,10 +90,7 @@ impl Broker for MemoryBroker {
     fn declare<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<(), ServiceError>> {
         Box::pin(async move {
             self.shared.faults.check("declare").await?;
-            let mut bindings = lock(&self.shared.bindings);
-            if !bindings.contains(queue) {
-                bindings.push(queue.clone());
-            }
+            self.shared.declare(queue);
             Ok(())
         })
     }
@@ -135,13 +132,13 @@ impl Broker for MemoryBroker {
 
     fn broadcast<'a>(
         &'a self,
-        exchange: &'a str,
+        exchange: &'a Exchange,
         routing_key: &'a str,
         message: &'a Message,
     ) -> BoxFuture<'a, Result<(), ServiceError>> {
         Box::pin(async move {
             self.shared.faults.check("broadcast").await?;
-            let sender = self.shared.exchange(exchange);
+            let sender = self.shared.exchange(&exchange.name);
             // Nobody listens: that is what a broadcast is like.
             let _ = sender.send((routing_key.to_owned(), message.clone()));
             Ok(())
@@ -150,14 +147,14 @@ impl Broker for MemoryBroker {
 
     fn subscribe<'a>(
         &'a self,
-        exchange: &'a str,
+        exchange: &'a Exchange,
         pattern: &'a str,
     ) -> BoxFuture<'a, Result<Box<dyn Subscription>, ServiceError>> {
         Box::pin(async move {
             self.shared.faults.check("subscribe").await?;
             let subscription: Box<dyn Subscription> = Box::new(FanoutSubscription::new(
                 pattern,
-                self.shared.exchange(exchange).subscribe(),
+                self.shared.exchange(&exchange.name).subscribe(),
                 self.shared.faults.clone(),
             ));
             Ok(subscription)
@@ -198,12 +195,22 @@ impl Broker for MemoryBroker {
 }
 
 impl Shared {
+    fn declare(&self, queue: &Queue) {
+        let mut bindings = lock(&self.bindings);
+        if !bindings.contains(queue) {
+            bindings.push(queue.clone());
+        }
+    }
+
     fn route(&self, publication: &Publication) -> Result<(), ServiceError> {
         let Publication {
             exchange,
             routing_key,
             ..
         } = publication;
+        if let Some(queue) = publication.queue.as_deref() {
+            self.declare(queue);
+        }
         let message = stored(publication)?;
         if exchange.is_empty() {
             lock(&self.queues).push(routing_key, message);
@@ -211,7 +218,7 @@ impl Shared {
         }
         let targets: Vec<_> = lock(&self.bindings)
             .iter()
-            .filter(|queue| queue.exchange == *exchange && is_bound(queue, routing_key))
+            .filter(|queue| is_bound(queue, exchange, routing_key))
             .map(|queue| queue.name.clone())
             .collect();
         if targets.is_empty() {
@@ -252,12 +259,18 @@ fn stored(publication: &Publication) -> Result<Message, ServiceError> {
     Ok(message)
 }
 
-fn is_bound(queue: &Queue, routing_key: &str) -> bool {
-    match queue.exchange_kind {
-        ExchangeKind::Fanout => true,
-        ExchangeKind::Topic => matches_topic(&queue.routing_key, routing_key),
-        _ => queue.routing_key == routing_key,
-    }
+fn is_bound(queue: &Queue, exchange: &str, routing_key: &str) -> bool {
+    let first = (&queue.exchange, &queue.routing_key);
+    let more = queue.bindings.iter();
+    let more = more.map(|binding| (&binding.exchange, &binding.routing_key));
+    std::iter::once(first).chain(more).any(|(bound_to, key)| {
+        bound_to.name == exchange
+            && match bound_to.kind {
+                ExchangeKind::Fanout => true,
+                ExchangeKind::Topic => matches_topic(key, routing_key),
+                _ => key == routing_key,
+            }
+    })
 }
 
 fn unroutable(exchange: &str, routing_key: &str) -> ServiceError {

@@ -265,8 +265,7 @@ async fn a_prefetch_multiplier_of_one_holds_nothing_back() {
 #[tokio::test(start_paused = true)]
 async fn named_exchanges_reach_bound_queues() {
     let setup = Setup::new();
-    let queue =
-        Queue::new("images").bound_to("media", celery_runtime::ExchangeKind::Topic, "image.#");
+    let queue = Queue::new("images").bound_to(celery_runtime::Exchange::topic("media"), "image.#");
     setup.broker.declare(&queue).await.unwrap();
     let call = ADD
         .s((1, 2))
