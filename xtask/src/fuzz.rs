@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use xtask::paths;
+use xtask::paths::{self, on_path};
 
-use crate::shell::{Outcome, cargo, on_path, run as run_command, say, stream};
+use crate::shell::{Outcome, cargo, run as run_command, say, stream};
 
 /// Seconds for all targets together when nothing is said.
 const SECONDS: u64 = 60;

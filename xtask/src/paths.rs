@@ -31,3 +31,12 @@ pub fn target() -> PathBuf {
 pub fn python_app() -> PathBuf {
     workspace().join("celery/examples/python")
 }
+
+/// The program of this name in the folders of `PATH`.
+#[must_use]
+pub fn on_path(program: &str) -> Option<PathBuf> {
+    let name = format!("{program}{}", env::consts::EXE_SUFFIX);
+    env::split_paths(&env::var_os("PATH")?)
+        .map(|folder| folder.join(&name))
+        .find(|path| path.is_file())
+}

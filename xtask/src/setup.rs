@@ -1,4 +1,5 @@
-//! Finds or installs what the tests need: redis-server, openssl, a Python with Celery.
+//! Finds or installs what the tests need: redis-server, rabbitmq-server, openssl, a Python with
+//! Celery.
 //!
 //! Nothing is installed on the system but by root on Debian or Ubuntu; what is missing elsewhere
 //! is an error that says what to do. The Python packages go into a folder below `target/`.
@@ -8,10 +9,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use xtask::paths;
-use xtask::servers::{PYTHON, REDIS_SERVER};
+use xtask::paths::{self, on_path};
+use xtask::servers::{PYTHON, RABBITMQ_SERVER, REDIS_SERVER, RabbitServer};
 
-use crate::shell::{Outcome, on_path, output, run, say, succeeds};
+use crate::shell::{Outcome, output, run, say, succeeds};
 
 /// What the pinned Celery asks for; also the newest Ubuntu LTS but one has it.
 const OLDEST_PYTHON: (u32, u32) = (3, 10);
@@ -19,7 +20,7 @@ const OLDEST_PYTHON: (u32, u32) = (3, 10);
 /// Fails unless all serializers and compressions that kombu knows can be used.
 const CHECK: &str = "\
 import platform
-import celery, msgpack, redis, yaml
+import aio_celery, celery, msgpack, redis, yaml
 from kombu.compression import get_encoder
 for name in ('zlib', 'bzip2', 'brotli', 'lzma', 'zstd'):
     get_encoder(name)
@@ -30,12 +31,14 @@ print(platform.python_version(), 'with Celery', celery.__version__)
 #[derive(Debug)]
 pub(crate) struct Programs {
     pub(crate) redis_server: PathBuf,
+    pub(crate) rabbitmq_server: PathBuf,
     pub(crate) python: PathBuf,
 }
 
 impl Programs {
     pub(crate) fn find_or_install() -> Result<Self, String> {
         let redis_server = redis_server()?;
+        let rabbitmq_server = rabbitmq_server()?;
         // The TLS tests make their certificates with it.
         if on_path("openssl").is_none() {
             install(&["openssl"], "openssl is not on PATH")?;
@@ -43,14 +46,16 @@ impl Programs {
         let python = python()?;
         Ok(Self {
             redis_server,
+            rabbitmq_server,
             python,
         })
     }
 
     /// The environment in which the tests find these programs.
-    pub(crate) fn environment(&self) -> [(&'static str, PathBuf); 3] {
+    pub(crate) fn environment(&self) -> [(&'static str, PathBuf); 4] {
         [
             (REDIS_SERVER, self.redis_server.clone()),
+            (RABBITMQ_SERVER, self.rabbitmq_server.clone()),
             (PYTHON, self.python.clone()),
             // Absolute, for the tests run in the folders of their packages.
             ("CARGO_TARGET_DIR", paths::target()),
@@ -60,16 +65,9 @@ impl Programs {
 
 /// The `redis-server` program.
 pub(crate) fn redis_server() -> Result<PathBuf, String> {
-    let path = match chosen(REDIS_SERVER) {
-        Some(path) => path,
-        None => match on_path("redis-server") {
-            Some(path) => path,
-            None => {
-                install(&["redis-server"], "redis-server is not on PATH")?;
-                on_path("redis-server").ok_or("redis-server was installed and is not on PATH")?
-            }
-        },
-    };
+    let path = server("redis-server", || {
+        chosen(REDIS_SERVER).or_else(|| on_path("redis-server"))
+    })?;
     let version = output(Command::new(&path).arg("--version"))?;
     say(&format!(
         "redis-server: {}: {}",
@@ -77,6 +75,27 @@ pub(crate) fn redis_server() -> Result<PathBuf, String> {
         version.trim()
     ));
     Ok(path)
+}
+
+/// The `rabbitmq-server` program; the folders that it lies in tell its version.
+fn rabbitmq_server() -> Result<PathBuf, String> {
+    let path = server("rabbitmq-server", RabbitServer::program)?;
+    say(&format!("rabbitmq-server: {}", path.display()));
+    Ok(path)
+}
+
+/// Looks for a server, and if there is none installs the Debian package of its name.
+fn server(package: &str, find: impl Fn() -> Option<PathBuf>) -> Result<PathBuf, String> {
+    if let Some(path) = find() {
+        return Ok(path);
+    }
+    install(&[package], &format!("{package} is not installed"))?;
+    // The package starts a service of its own where systemd runs, and the tests start their own
+    // servers.
+    if succeeds(Command::new("systemctl").args(["is-active", "--quiet", package])) {
+        run(Command::new("systemctl").args(["stop", package]))?;
+    }
+    find().ok_or_else(|| format!("{package} was installed and is not found"))
 }
 
 /// A Python interpreter with the pinned packages.
@@ -171,14 +190,15 @@ fn install(packages: &[&str], reason: &str) -> Outcome {
     let packages = packages.join(" ");
     if on_path("apt-get").is_none() {
         return Err(format!(
-            "{reason}\ninstall the equivalent of Debian's {packages}, or set {REDIS_SERVER} and \
-             {PYTHON} to the programs to use; then run this again"
+            "{reason}\ninstall the equivalent of Debian's {packages}, or set {REDIS_SERVER}, \
+             {RABBITMQ_SERVER} and {PYTHON} to the programs to use; then run this again"
         ));
     }
     if !is_root() {
         return Err(format!(
             "{reason}\nrun `sudo apt-get update && sudo apt-get install {packages}`, or set \
-             {REDIS_SERVER} and {PYTHON} to the programs to use; then run this again"
+             {REDIS_SERVER}, {RABBITMQ_SERVER} and {PYTHON} to the programs to use; then run this \
+             again"
         ));
     }
     say(&format!("{reason}: installing {packages}"));

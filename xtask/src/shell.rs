@@ -3,7 +3,6 @@
 use std::env;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -103,14 +102,6 @@ pub(crate) fn stream(
             }
         }
     }
-}
-
-/// The program of this name in the folders of `PATH`.
-pub(crate) fn on_path(program: &str) -> Option<PathBuf> {
-    let name = format!("{program}{}", env::consts::EXE_SUFFIX);
-    env::split_paths(&env::var_os("PATH")?)
-        .map(|folder| folder.join(&name))
-        .find(|path| path.is_file())
 }
 
 #[cfg(all(test, unix))]

@@ -9,20 +9,27 @@
 
 mod ports;
 mod process;
+mod proxy;
 mod python;
+mod rabbit;
 mod redis;
 mod resp;
 mod settings;
 mod tls;
 
 pub use process::{Leak, kill_leaks};
+pub use proxy::Proxy;
 pub use python::{Python, PythonWorker, PythonWorkerBuilder};
+pub use rabbit::{RabbitServer, RabbitServerBuilder};
 pub use redis::RedisServer;
 pub use resp::Reply;
 pub use settings::RedisServerBuilder;
 
 /// Environment variable: the `redis-server` program to start; without it, the one on `PATH`.
 pub const REDIS_SERVER: &str = "CELERY_TEST_REDIS_SERVER";
+
+/// Environment variable: the `rabbitmq-server` program to start; without it, the installed one.
+pub const RABBITMQ_SERVER: &str = "CELERY_TEST_RABBITMQ_SERVER";
 
 /// Environment variable: the Python interpreter that has Celery installed.
 pub const PYTHON: &str = "CELERY_TEST_PYTHON";

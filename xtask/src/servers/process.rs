@@ -1,5 +1,6 @@
 //! A server or Python program with its log, that cannot outlive the test.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
 use std::ops::Deref;
@@ -24,15 +25,27 @@ impl Process {
     /// Starts `command` in a process group of its own, its outputs appended to two files, which
     /// may be the same.
     pub(super) fn start(command: &mut Command, output: &Path, errors: &Path) -> io::Result<Self> {
+        let program = Path::new(command.get_program()).file_name();
+        let name = program.unwrap_or_default().to_owned();
+        Self::start_as(&name, command, output, errors)
+    }
+
+    /// The same for a program that becomes another one: `name` is a word of the command line that
+    /// it keeps, by which [`kill_leaks`] knows it again.
+    pub(super) fn start_as(
+        name: &OsStr,
+        command: &mut Command,
+        output: &Path,
+        errors: &Path,
+    ) -> io::Result<Self> {
         let append = |path| File::options().create(true).append(true).open(path);
         command
             .stdin(Stdio::null())
             .stdout(append(output)?)
             .stderr(append(errors)?);
         let group = Group::spawn(command)?;
-        let program = Path::new(command.get_program()).file_name();
         let pid_file = registry()?.join(format!("{}.pid", group.id()));
-        fs::write(&pid_file, program.unwrap_or_default().as_encoded_bytes())?;
+        fs::write(&pid_file, name.as_encoded_bytes())?;
         Ok(Self { group, pid_file })
     }
 
@@ -70,6 +83,38 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Why a server did not start.
+#[derive(Debug)]
+pub(super) enum StartError {
+    Program(OsString, io::Error),
+    Exited(String),
+    Silent(String),
+}
+
+impl StartError {
+    /// The text for the person who runs the tests. The Debian package is called `program` as
+    /// well.
+    pub(super) fn explain(&self, program: &str, variable: &str) -> String {
+        match self {
+            Self::Program(path, error) => format!(
+                "cannot start {} ({error}): run the tests by `cargo xtask test`, or install \
+                 {program} (Debian and Ubuntu: apt-get install {program}), or set {variable} to \
+                 the program",
+                path.display()
+            ),
+            Self::Exited(log) => format!("{program} ended at once:\n{log}"),
+            Self::Silent(log) => format!("{program} gives no answer:\n{log}"),
+        }
+    }
+}
+
+/// The end of a log.
+pub(super) fn last_lines(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().rev().take(10).collect();
+    lines.into_iter().rev().collect::<Vec<_>>().join("\n")
 }
 
 /// A new, empty folder for one program, removed when dropped.
@@ -112,7 +157,7 @@ impl Drop for Folder {
 pub struct Leak {
     /// Its process id.
     pub pid: u32,
-    /// The program it runs.
+    /// The program it runs, or another word that tells it from others.
     pub program: String,
 }
 

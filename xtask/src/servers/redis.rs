@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::ports::free_port;
-use super::process::{Folder, Process};
+use super::process::{Folder, Process, StartError, last_lines};
 use super::resp::{Connection, Reply};
 use super::settings::RedisServerBuilder;
 use super::tls::Certificates;
@@ -275,7 +275,7 @@ impl RedisServer {
                 Ok(()) => return server,
                 // Somebody took the port between our look and the server's: take another one.
                 Err(StartError::Exited(log)) if log.contains("Address already in use") => {}
-                Err(error) => panic!("{error}"),
+                Err(error) => panic!("{}", error.explain("redis-server", super::REDIS_SERVER)),
             }
         }
     }
@@ -364,41 +364,10 @@ impl Drop for RedisServer {
     }
 }
 
-/// Why a server did not start.
-#[derive(Debug)]
-enum StartError {
-    Program(OsString, io::Error),
-    Exited(String),
-    Silent(String),
-}
-
-impl std::fmt::Display for StartError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Program(program, error) => write!(
-                f,
-                "cannot start {} ({error}): run the tests by `cargo xtask test`, or install \
-                 redis-server (Debian and Ubuntu: apt-get install redis-server), or set {} to \
-                 the program",
-                program.display(),
-                super::REDIS_SERVER
-            ),
-            Self::Exited(log) => write!(f, "redis-server ended at once:\n{log}"),
-            Self::Silent(log) => write!(f, "redis-server gives no answer:\n{log}"),
-        }
-    }
-}
-
 fn program() -> OsString {
     env::var_os(super::REDIS_SERVER)
         .filter(|path| !path.is_empty())
         .unwrap_or_else(|| OsStr::new("redis-server").to_owned())
-}
-
-fn last_lines(log: &Path) -> String {
-    let text = fs::read_to_string(log).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().rev().take(10).collect();
-    lines.into_iter().rev().collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]

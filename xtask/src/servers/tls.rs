@@ -14,28 +14,69 @@ pub(super) struct Certificates {
 
 impl Certificates {
     pub(super) fn make(folder: &Path) -> Self {
-        let extensions = folder.join("server.ext");
-        // Version 3 with alternative names: rustls accepts no certificate without them.
-        fs::write(
-            &extensions,
-            "subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n",
-        )
-        .unwrap_or_else(|error| panic!("cannot write {}: {error}", extensions.display()));
-        for arguments in [
+        openssl(
+            folder,
             "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 30 \
              -subj /CN=celery-test-authority -keyout ca.key -out ca.crt",
-            "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes \
-             -subj /CN=localhost -keyout server.key -out server.csr",
-            "x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 30 \
-             -extfile server.ext -out server.crt",
-        ] {
-            openssl(folder, arguments);
-        }
+        );
+        // Version 3 with alternative names: rustls accepts no certificate without them.
+        let extensions = "subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n";
+        sign(folder, "server", "localhost", extensions);
         Self {
             authority: folder.join("ca.crt"),
             certificate: folder.join("server.crt"),
             key: folder.join("server.key"),
         }
+    }
+}
+
+/// Files with which a client proves who it is: two in PEM, and both of them as one in PKCS#12.
+#[derive(Debug, Clone)]
+pub(super) struct ClientCertificate {
+    pub(super) certificate: PathBuf,
+    pub(super) key: PathBuf,
+    pub(super) bundle: PathBuf,
+}
+
+impl ClientCertificate {
+    pub(super) const BUNDLE_PASSWORD: &str = "bundle";
+
+    /// Made by the authority whose [`Certificates`] are in the same folder.
+    pub(super) fn make(folder: &Path) -> Self {
+        let extensions = "basicConstraints=CA:FALSE\nextendedKeyUsage=clientAuth\n";
+        sign(folder, "client", "celery-test-client", extensions);
+        let password = Self::BUNDLE_PASSWORD;
+        openssl(
+            folder,
+            &format!(
+                "pkcs12 -export -in client.crt -inkey client.key -certfile ca.crt \
+                 -passout pass:{password} -out client.p12"
+            ),
+        );
+        Self {
+            certificate: folder.join("client.crt"),
+            key: folder.join("client.key"),
+            bundle: folder.join("client.p12"),
+        }
+    }
+}
+
+/// Makes `NAME.key` and `NAME.crt`, signed by the authority.
+fn sign(folder: &Path, name: &str, subject: &str, extensions: &str) {
+    let file = folder.join(format!("{name}.ext"));
+    fs::write(&file, extensions)
+        .unwrap_or_else(|error| panic!("cannot write {}: {error}", file.display()));
+    for arguments in [
+        format!(
+            "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes \
+             -subj /CN={subject} -keyout {name}.key -out {name}.csr"
+        ),
+        format!(
+            "x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 30 \
+             -extfile {name}.ext -out {name}.crt"
+        ),
+    ] {
+        openssl(folder, &arguments);
     }
 }
 
