@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use celery_protocol::Message;
@@ -18,6 +18,7 @@ use crate::fanout::FanoutSubscription;
 use crate::link::{Attempt, Command, Link, Reply};
 use crate::parked::Parked;
 use crate::reply::ReplySubscription;
+use crate::route::ways;
 
 /// A broker on Redis, with the keys and messages of Celery's Redis transport.
 ///
@@ -36,6 +37,8 @@ pub(crate) struct Shared {
     /// them: as in kombu, an exchange nobody declared in this process counts as
     /// direct.
     exchanges: Mutex<HashMap<String, ExchangeKind>>,
+    /// The queues that were declared here, by name.
+    declared: Mutex<HashMap<String, Queue>>,
 }
 
 impl RedisBroker {
@@ -57,6 +60,7 @@ impl RedisBroker {
             parked: Parked::default(),
             doubts: Doubts::default(),
             exchanges: Mutex::default(),
+            declared: Mutex::default(),
         };
         Self {
             shared: Arc::new(shared),
@@ -182,28 +186,35 @@ impl fmt::Debug for RedisBroker {
 }
 
 impl Shared {
-    /// Notes the type of an exchange.
-    pub(crate) fn remember(&self, exchange: &str, kind: ExchangeKind) {
-        let mut exchanges = self
-            .exchanges
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        exchanges.insert(exchange.to_owned(), kind);
+    /// Notes a queue that was declared and the types of its exchanges.
+    pub(crate) fn remember(&self, queue: &Queue) {
+        let mut exchanges = lock(&self.exchanges);
+        for (exchange, _) in ways(queue) {
+            exchanges.insert(exchange.name.clone(), exchange.kind);
+        }
+        drop(exchanges);
+        lock(&self.declared).insert(queue.name.clone(), queue.clone());
+    }
+
+    /// Whether the queue was declared here, as it is.
+    pub(crate) fn has_declared(&self, queue: &Queue) -> bool {
+        lock(&self.declared).get(&queue.name) == Some(queue)
     }
 
     /// The type of an exchange, if it was declared here.
     pub(crate) fn kind(&self, exchange: &str) -> Option<ExchangeKind> {
-        let exchanges = self
-            .exchanges
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        exchanges.get(exchange).copied()
+        lock(&self.exchanges).get(exchange).copied()
     }
 
     fn lengths(&self, queue: &str) -> Vec<Command> {
         let lists = self.link.options().layout.lists(queue);
         lists.map(|list| Command::new("LLEN").arg(list)).collect()
     }
+}
+
+/// No code panics while it holds one of these locks.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn sum(numbers: &[Reply]) -> u64 {

@@ -8,8 +8,8 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use celery_protocol::kombu;
 use celery_runtime::{
-    BoxFuture, ConsumeOptions, Consumer, Delivery, DeliveryTag, ServiceError, ServiceErrorKind,
-    Settlement,
+    BoxFuture, ConsumeOptions, Consumer, Delivery, DeliveryTag, ExchangeKind, Queue, ServiceError,
+    ServiceErrorKind, Settlement,
 };
 use tokio::sync::{Mutex, Notify};
 
@@ -19,6 +19,7 @@ use crate::fetch::Fetcher;
 use crate::keys::{Held, Tag};
 use crate::link::{Attempt, Command, Script};
 use crate::restore::Sweeps;
+use crate::route::ways;
 use crate::settle::score;
 
 static ADOPT: LazyLock<Script> =
@@ -72,6 +73,14 @@ impl RedisConsumer {
         if queues.is_empty() {
             let cause = "there is no queue to consume";
             return Err(attempt.error(&shared.link, ServiceErrorKind::Invalid, cause));
+        }
+        if let Some((queue, exchange)) = options.queues.iter().find_map(fanned_out) {
+            let cause = format!(
+                "queue {queue} is bound to the fanout exchange {exchange}, whose messages Redis \
+                 sends to who listens and keeps in no queue"
+            );
+            let error = attempt.error(&shared.link, ServiceErrorKind::Unsupported, cause);
+            return Err(error.with_remedy("broadcast tasks need RabbitMQ"));
         }
         let fetcher = Fetcher::connect(&shared.link, attempt, &queues).await?;
         let left = left_behind(&shared, attempt, &queues).await?;
@@ -256,6 +265,13 @@ impl fmt::Debug for RedisConsumer {
             .field("queues", &self.queues)
             .finish_non_exhaustive()
     }
+}
+
+/// A queue and the fanout exchange that it is bound to, if there is one.
+fn fanned_out(queue: &Queue) -> Option<(&str, &str)> {
+    let mut ways = ways(queue);
+    let (exchange, _) = ways.find(|(exchange, _)| exchange.kind == ExchangeKind::Fanout)?;
+    Some((&queue.name, &exchange.name))
 }
 
 /// A delivery of bytes, whether they are a message or not.

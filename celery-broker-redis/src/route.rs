@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 use celery_protocol::{Message, kombu};
-use celery_runtime::{ExchangeKind, Publication, Queue, ServiceError, ServiceErrorKind};
+use celery_runtime::{Exchange, ExchangeKind, Publication, Queue, ServiceError, ServiceErrorKind};
 
 use crate::broker::Shared;
 use crate::link::{Attempt, Command, Reply};
@@ -18,6 +18,9 @@ pub(crate) struct Binding {
     pub(crate) queue: String,
 }
 
+/// By exchange.
+type Bindings<'a> = HashMap<&'a str, Vec<Binding>>;
+
 impl Binding {
     /// Whether a message with this key goes to the queue. Only bindings of
     /// topic exchanges have a pattern.
@@ -30,33 +33,34 @@ impl Binding {
 }
 
 impl Shared {
-    /// Writes the binding of a queue, after a look at its lists: a key of
+    /// Writes the bindings of a queue, after a look at its lists: a key of
     /// another type is found here and not by the first message.
     pub(crate) async fn declare(&self, queue: &Queue) -> Result<(), ServiceError> {
         let layout = &self.link.options().layout;
         let object = format!("queue {}", queue.name);
         let attempt = Attempt::new("declare", &object);
-        let pattern = match queue.exchange.kind {
-            ExchangeKind::Direct | ExchangeKind::Fanout => String::new(),
-            ExchangeKind::Topic => kombu::topic_pattern(&queue.routing_key),
-            other => {
-                let cause = format!("there are no {} exchanges on Redis", other.name());
-                return Err(attempt.error(&self.link, ServiceErrorKind::Unsupported, cause));
-            }
-        };
         let lists = layout.lists(&queue.name);
         let mut commands: Vec<_> = lists.map(|list| Command::new("LLEN").arg(list)).collect();
-        if !queue.exchange.name.is_empty() {
-            let member = layout.binding_member(&queue.routing_key, &pattern, &queue.name);
+        for (exchange, routing_key) in ways(queue) {
+            let Some(pattern) = pattern(exchange.kind, routing_key) else {
+                let cause = format!("there are no {} exchanges on Redis", exchange.kind.name());
+                return Err(attempt.error(&self.link, ServiceErrorKind::Unsupported, cause));
+            };
+            // Fanout exchanges are channels: who reads their set would only
+            // push to lists that nobody takes from.
+            if exchange.name.is_empty() || exchange.kind == ExchangeKind::Fanout {
+                continue;
+            }
+            let member = layout.binding_member(routing_key, &pattern, &queue.name);
             let bind = |set: String| Command::new("SADD").arg(set).arg(&member);
-            commands.push(bind(layout.bindings(&queue.exchange.name)));
+            commands.push(bind(layout.bindings(&exchange.name)));
             // Queues that expire stay out of it: kombu sweeps what has no such set.
             if !queue.arguments.contains_key("x-expires") {
-                commands.push(bind(layout.permanent_bindings(&queue.exchange.name)));
+                commands.push(bind(layout.permanent_bindings(&exchange.name)));
             }
         }
         self.link.atomic(attempt, commands).await?;
-        self.remember(&queue.exchange.name, queue.exchange.kind);
+        self.remember(queue);
         Ok(())
     }
 
@@ -70,17 +74,20 @@ impl Shared {
     }
 
     /// Sends a batch: one round trip, and one before it for exchanges whose
-    /// bindings have to be read.
+    /// bindings have to be read. What has to be declared takes some more.
     pub(crate) async fn publish(&self, batch: &[Publication]) -> Vec<Result<(), ServiceError>> {
-        let bindings = match self.bindings_for(batch).await {
-            Ok(bindings) => bindings,
+        let (bindings, refused) = match self.bound(batch).await {
+            Ok(bound) => bound,
             Err(error) => return vec![Err(error); batch.len()],
         };
         let mut plan = Plan::default();
         let mut outcomes: Vec<Result<(), ServiceError>> = Vec::with_capacity(batch.len());
         for (number, publication) in batch.iter().enumerate() {
-            let planned = self.plan(&mut plan, number, publication, &bindings);
-            outcomes.push(planned);
+            let refused = meant_for(publication).and_then(|queue| refused.get(&*queue.name));
+            outcomes.push(match refused {
+                Some(error) => Err(error.clone()),
+                None => self.plan(&mut plan, number, publication, &bindings),
+            });
         }
         let (commands, publications) = plan.into_commands();
         if commands.is_empty() {
@@ -147,7 +154,7 @@ impl Shared {
         plan: &mut Plan,
         number: usize,
         publication: &Publication,
-        bindings: &HashMap<&str, Vec<Binding>>,
+        bindings: &Bindings<'_>,
     ) -> Result<(), ServiceError> {
         let Publication {
             message,
@@ -177,11 +184,40 @@ impl Shared {
         }
     }
 
+    /// The bindings that the batch needs, once the queues that it is meant for
+    /// are bound; and those that cannot be, by name.
+    async fn bound<'a>(
+        &self,
+        batch: &'a [Publication],
+    ) -> Result<(Bindings<'a>, HashMap<&'a str, ServiceError>), ServiceError> {
+        let bindings = self.bindings_for(batch).await?;
+        let mut refused = HashMap::new();
+        let mut looked_at = HashSet::new();
+        for publication in batch {
+            let Some(queue) = meant_for(publication) else {
+                continue;
+            };
+            let is_bound = self.has_declared(queue) && leads_to(&bindings, publication, queue);
+            if is_bound || !looked_at.insert(queue.name.as_str()) {
+                continue;
+            }
+            match self.declare(queue).await {
+                Err(error) if error.is_transient() => return Err(error),
+                Err(error) => drop(refused.insert(queue.name.as_str(), error)),
+                Ok(()) => {}
+            }
+        }
+        match looked_at.is_empty() {
+            true => Ok((bindings, refused)),
+            false => Ok((self.bindings_for(batch).await?, refused)),
+        }
+    }
+
     /// The bindings of all exchanges in the batch but fanout ones.
     async fn bindings_for<'a>(
         &self,
         batch: &'a [Publication],
-    ) -> Result<HashMap<&'a str, Vec<Binding>>, ServiceError> {
+    ) -> Result<Bindings<'a>, ServiceError> {
         let names: HashSet<&str> = batch
             .iter()
             .map(|publication| publication.exchange.as_str())
@@ -231,6 +267,37 @@ impl Shared {
             "no queue is bound to it by that key",
         )
     }
+}
+
+/// All ways to a queue: exchange and routing key.
+pub(crate) fn ways(queue: &Queue) -> impl Iterator<Item = (&Exchange, &str)> {
+    let first = (&queue.exchange, queue.routing_key.as_str());
+    let more = queue.bindings.iter();
+    let more = more.map(|binding| (&binding.exchange, binding.routing_key.as_str()));
+    std::iter::once(first).chain(more)
+}
+
+/// What kombu writes beside a routing key; `None` for kinds that Redis has not.
+fn pattern(kind: ExchangeKind, routing_key: &str) -> Option<String> {
+    match kind {
+        ExchangeKind::Direct | ExchangeKind::Fanout => Some(String::new()),
+        ExchangeKind::Topic => Some(kombu::topic_pattern(routing_key)),
+        _ => None,
+    }
+}
+
+/// The queue to declare before a publication. The anonymous exchange leads to
+/// every list without.
+fn meant_for(publication: &Publication) -> Option<&Queue> {
+    let queue = publication.queue.as_deref();
+    queue.filter(|_| !publication.exchange.is_empty())
+}
+
+/// Whether there is any binding to the queue. One that is gone, as after a
+/// restart without persistence, is made anew. Channels need none.
+fn leads_to(bindings: &Bindings<'_>, publication: &Publication, queue: &Queue) -> bool {
+    let bindings = bindings.get(publication.exchange.as_str());
+    bindings.is_none_or(|bindings| bindings.iter().any(|one| one.queue == queue.name))
 }
 
 fn fail(outcomes: &mut [Result<(), ServiceError>], numbers: &[usize], error: &ServiceError) {

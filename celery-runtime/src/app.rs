@@ -8,6 +8,7 @@ use crate::client::Client;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::memory::{MemoryBackend, MemoryBroker};
+use crate::queues::Queues;
 use crate::task::Tasks;
 use crate::worker::{Patience, Worker};
 
@@ -39,16 +40,19 @@ pub struct App {
     broker: Arc<dyn Broker>,
     backend: Option<Arc<dyn ResultBackend>>,
     config: Arc<Config>,
+    queues: Arc<Queues>,
     clock: Clock,
 }
 
 impl App {
     /// An app on this broker, without results and with the default settings.
     pub fn new(broker: Arc<dyn Broker>) -> Self {
+        let config = Config::new();
         Self {
             broker,
             backend: None,
-            config: Arc::new(Config::new()),
+            queues: Arc::new(Queues::new(&config.queues)),
+            config: Arc::new(config),
             clock: Clock::system(),
         }
     }
@@ -73,6 +77,7 @@ impl App {
     #[must_use]
     pub fn with_config(self, config: Config) -> Self {
         Self {
+            queues: Arc::new(Queues::new(&config.queues)),
             config: Arc::new(config),
             ..self
         }
@@ -90,6 +95,7 @@ impl App {
             Arc::clone(&self.broker),
             self.backend.clone(),
             Arc::clone(&self.config),
+            Arc::clone(&self.queues),
             self.clock.clone(),
         )
     }
@@ -112,6 +118,11 @@ impl App {
     /// The settings.
     pub fn config(&self) -> &Arc<Config> {
         &self.config
+    }
+
+    /// The queues, as the settings describe them.
+    pub(crate) fn queues(&self) -> &Arc<Queues> {
+        &self.queues
     }
 
     /// The clock.

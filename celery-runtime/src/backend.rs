@@ -120,4 +120,11 @@ impl Capabilities {
         shared: true,
         groups: true,
     };
+
+    /// A backend that gives results to the process that asked for them, and
+    /// nothing else.
+    pub const PRIVATE: Self = Self {
+        shared: false,
+        groups: false,
+    };
 }

@@ -345,6 +345,8 @@ pub struct Queue {
     pub auto_delete: bool,
     /// Arguments of the declaration (`x-max-priority`, `x-queue-type`, …).
     pub arguments: Map,
+    /// The name by which a broadcast queue is routed to, since its own is random.
+    pub(crate) alias: Option<String>,
 }
 
 impl Queue {
@@ -360,19 +362,38 @@ impl Queue {
             durable: true,
             auto_delete: false,
             arguments: Map::new(),
+            alias: None,
             name,
         }
     }
 
-    /// A queue of this consumer alone that gets a copy of every message sent
-    /// to the fanout exchange called `name`, as Celery's `Broadcast`. Make it
-    /// once for each worker: its own name is random.
+    /// A queue of one consumer alone that gets a copy of every message sent
+    /// to the fanout exchange called `name`, as Celery's `Broadcast`. Its own
+    /// name is random; tasks are routed to it by `name`. Among the
+    /// [`task_queues`](crate::Config::task_queues) it stands for one such queue
+    /// in each worker.
     pub fn broadcast(name: impl Into<String>) -> Self {
-        let own = format!("bcast.{}", uuid::Uuid::new_v4());
+        let name = name.into();
         Self {
             auto_delete: true,
-            ..Self::new(own).bound_to(Exchange::fanout(name), "")
+            alias: Some(name.clone()),
+            ..Self::new(random_name()).bound_to(Exchange::fanout(name), "")
         }
+    }
+
+    /// Whether it was made by [`broadcast`](Self::broadcast). Only who consumes
+    /// such a queue declares it.
+    pub fn is_broadcast(&self) -> bool {
+        self.alias.is_some()
+    }
+
+    /// The same for one more consumer: a broadcast queue gets another name.
+    pub(crate) fn for_consumer(&self) -> Self {
+        let mut queue = self.clone();
+        if queue.is_broadcast() {
+            queue.name = random_name();
+        }
+        queue
     }
 
     /// The same queue bound to `exchange` by `routing_key`.
@@ -427,6 +448,11 @@ impl From<String> for Queue {
     fn from(name: String) -> Self {
         Self::new(name)
     }
+}
+
+/// kombu's form of it.
+fn random_name() -> String {
+    format!("bcast.{}", uuid::Uuid::new_v4())
 }
 
 /// One more way to a queue.

@@ -34,6 +34,8 @@ pub enum ServiceErrorKind {
     Disconnected,
     /// No answer within the configured time.
     TimedOut,
+    /// The server would not take it now, as when a queue is full.
+    Refused,
     /// The server refused the credentials or the permissions do not suffice.
     Denied,
     /// The request itself can never succeed: wrong type of key, bad argument.
@@ -74,6 +76,20 @@ impl ServiceError {
         deadline: std::time::Duration,
     ) -> Self {
         let cause = format!("no answer within {deadline:?}");
+        Self::new(ServiceErrorKind::TimedOut, operation, object, cause)
+    }
+
+    /// The same, with what the service said is in its way, if anything.
+    pub(crate) fn no_answer_for(
+        operation: &'static str,
+        object: impl Into<String>,
+        deadline: std::time::Duration,
+        obstacle: Option<String>,
+    ) -> Self {
+        let Some(obstacle) = obstacle else {
+            return Self::no_answer(operation, object, deadline);
+        };
+        let cause = format!("no answer within {deadline:?}: {obstacle}");
         Self::new(ServiceErrorKind::TimedOut, operation, object, cause)
     }
 
@@ -130,7 +146,7 @@ impl ServiceErrorKind {
     pub fn is_transient(self) -> bool {
         matches!(
             self,
-            Self::Unreachable | Self::Disconnected | Self::TimedOut
+            Self::Unreachable | Self::Disconnected | Self::TimedOut | Self::Refused
         )
     }
 

@@ -33,7 +33,7 @@
 //! - `worker`: the life of a delivery, as a pure state machine and its driver;
 //! - `broker`, `backend`, `store`: the boundaries;
 //! - `memory`: all three inside this process;
-//! - `config`, `routing`: settings.
+//! - `config`, `queues`, `routing`: settings.
 
 mod app;
 mod backend;
@@ -46,6 +46,7 @@ mod config;
 pub mod conformance;
 mod error;
 pub mod memory;
+mod queues;
 mod routing;
 mod store;
 mod task;
@@ -61,8 +62,9 @@ pub use broker::{
 pub use client::{AsyncResult, Client, ResultError, SendError, Signature, TaskFailure};
 pub use clock::{Clock, Moment};
 pub use config::url;
-pub use config::{Config, ConfigError, OnUnknown, TaskProtocol};
+pub use config::{Config, ConfigError, OnUnknown, QueueType, TaskProtocol};
 pub use error::{ServiceError, ServiceErrorKind};
+pub use queues::QueueNotFound;
 pub use routing::{Route, Routes};
 pub use store::Store;
 pub use task::{

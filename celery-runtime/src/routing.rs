@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+use crate::broker::ExchangeKind;
+
 /// Celery's `task_routes`: the first pattern that matches a task's name gives
 /// its queue. Exact names are looked at before patterns with `*`.
 ///
@@ -28,6 +30,8 @@ pub struct Route {
     pub queue: Option<String>,
     /// The exchange, where not the queue's.
     pub exchange: Option<String>,
+    /// The kind of the exchange, where not the queue's.
+    pub exchange_type: Option<ExchangeKind>,
     /// The routing key, where not the queue's.
     pub routing_key: Option<String>,
     /// The priority of messages.
@@ -114,9 +118,13 @@ fn route(value: &Value) -> Result<Route, String> {
         return Err(format!("expected a queue's name or a map, found {value}"));
     }
     let text = |key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
+    let kind = text("exchange_type").map(|name| {
+        ExchangeKind::named(&name).ok_or_else(|| format!("there is no exchange type {name:?}"))
+    });
     Ok(Route {
         queue: text("queue"),
         exchange: text("exchange"),
+        exchange_type: kind.transpose()?,
         routing_key: text("routing_key"),
         priority: value
             .get("priority")

@@ -55,7 +55,7 @@ pub enum Error {
 pub fn connect(config: impl Into<Config>) -> Result<App, Error> {
     let config = config.into();
     let broker = broker(&config)?;
-    let backend = backend(&config)?;
+    let backend = backend(&config, &broker)?;
     let mut app = App::new(broker).with_config(config);
     if let Some(backend) = backend {
         app = app.with_backend(backend);
@@ -107,7 +107,7 @@ fn broker(config: &Config) -> Result<Arc<dyn Broker>, ConfigError> {
     match kind(SETTING, url)? {
         Kind::Memory => Ok(Arc::new(MemoryBroker::new())),
         Kind::Redis => redis_broker(SETTING, url, config),
-        Kind::Amqp => Err(ConfigError::url(SETTING, url, RABBITMQ)),
+        Kind::Amqp => amqp_broker(SETTING, url, config),
         Kind::Rpc => Err(ConfigError::url(
             SETTING,
             url,
@@ -116,7 +116,10 @@ fn broker(config: &Config) -> Result<Arc<dyn Broker>, ConfigError> {
     }
 }
 
-fn backend(config: &Config) -> Result<Option<Arc<dyn ResultBackend>>, ConfigError> {
+fn backend(
+    config: &Config,
+    broker: &Arc<dyn Broker>,
+) -> Result<Option<Arc<dyn ResultBackend>>, ConfigError> {
     const SETTING: &str = "result_backend";
     let Some(url) = config.result_backend_url() else {
         return Ok(None);
@@ -128,11 +131,14 @@ fn backend(config: &Config) -> Result<Option<Arc<dyn ResultBackend>>, ConfigErro
     match kind(SETTING, url)? {
         Kind::Memory => Ok(Some(Arc::new(MemoryBackend::new()))),
         Kind::Redis => redis_backend(SETTING, url, config).map(Some),
-        Kind::Amqp | Kind::Rpc => Err(ConfigError::url(SETTING, url, RABBITMQ)),
+        Kind::Rpc => rpc_backend(SETTING, url, config, broker).map(Some),
+        Kind::Amqp => Err(ConfigError::url(
+            SETTING,
+            url,
+            "results come back over RabbitMQ with rpc://",
+        )),
     }
 }
-
-const RABBITMQ: &str = "RabbitMQ is not supported in this version; use redis:// or memory://";
 
 #[cfg(feature = "redis")]
 fn redis_broker(
@@ -185,6 +191,75 @@ fn redis_backend(
     Err(ConfigError::url(setting, url, REDIS))
 }
 
+#[cfg(feature = "amqp")]
+fn amqp_broker(
+    setting: &'static str,
+    url: &str,
+    config: &Config,
+) -> Result<Arc<dyn Broker>, ConfigError> {
+    let options = amqp_options(url, config)
+        .map_err(|error| ConfigError::url(setting, url, error.to_string()))?;
+    Ok(Arc::new(celery_broker_amqp::AmqpBroker::new(options)))
+}
+
+#[cfg(feature = "amqp")]
+fn amqp_options(
+    url: &str,
+    config: &Config,
+) -> Result<celery_broker_amqp::AmqpOptions, celery_runtime::ServiceError> {
+    let mut options = celery_broker_amqp::AmqpOptions::parse(url)?
+        .transport_options(config.broker_transport_options())?
+        .heartbeat(config.broker_heartbeat().unwrap_or_default())
+        .connect_timeout(config.broker_connection_timeout())
+        .delayed_queue_type(config.broker_native_delayed_delivery_queue_type());
+    if let Some(method) = config.broker_login_method() {
+        options = options.login_method(method)?;
+    }
+    if let Some(tls) = config.broker_use_ssl() {
+        options = options.use_ssl(tls)?;
+    }
+    Ok(options)
+}
+
+#[cfg(not(feature = "amqp"))]
+fn amqp_broker(
+    setting: &'static str,
+    url: &str,
+    _config: &Config,
+) -> Result<Arc<dyn Broker>, ConfigError> {
+    const AMQP: &str =
+        "this build has no RabbitMQ; switch on the feature `amqp` of the crate `celery`";
+    Err(ConfigError::url(setting, url, AMQP))
+}
+
+#[cfg(feature = "rpc")]
+fn rpc_backend(
+    _setting: &'static str,
+    _url: &str,
+    config: &Config,
+    broker: &Arc<dyn Broker>,
+) -> Result<Arc<dyn ResultBackend>, ConfigError> {
+    let mut backend = celery_broker_amqp::RpcBackend::new(Arc::clone(broker))
+        .result_expires(config.result_expires())
+        .serializer(config.result_serializer());
+    if config.result_persistent() {
+        backend = backend.persistent();
+    }
+    Ok(Arc::new(backend))
+}
+
+#[cfg(not(feature = "rpc"))]
+fn rpc_backend(
+    setting: &'static str,
+    url: &str,
+    _config: &Config,
+    _broker: &Arc<dyn Broker>,
+) -> Result<Arc<dyn ResultBackend>, ConfigError> {
+    const RPC: &str =
+        "this build has no rpc results; switch on the feature `rpc` of the crate `celery`";
+    Err(ConfigError::url(setting, url, RPC))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,10 +287,29 @@ mod tests {
         assert!(error.contains("CELERY_BROKER_URL"), "{error}");
     }
 
+    #[cfg(feature = "amqp")]
     #[test]
-    fn rabbitmq_is_told_to_come_later() {
+    fn rabbitmq_is_a_broker_and_rpc_its_backend() {
+        let config = Config::new()
+            .broker_url("amqp://localhost")
+            .result_backend("rpc://");
+        #[cfg(feature = "rpc")]
+        assert!(connect(config).unwrap().backend().is_some());
+        #[cfg(not(feature = "rpc"))]
+        assert!(refusal(config).contains("feature `rpc`"));
+        let error = refusal("amqp://localhost?heartbeet=1");
+        assert!(error.contains("heartbeet"), "{error}");
+        let swapped = Config::new()
+            .broker_url("amqp://localhost")
+            .result_backend("amqp://localhost");
+        assert!(refusal(swapped).contains("rpc://"));
+    }
+
+    #[cfg(not(feature = "amqp"))]
+    #[test]
+    fn a_build_without_rabbitmq_says_so() {
         let error = refusal("amqp://localhost");
-        assert!(error.contains("not supported in this version"), "{error}");
+        assert!(error.contains("feature `amqp`"), "{error}");
     }
 
     #[cfg(not(feature = "redis"))]

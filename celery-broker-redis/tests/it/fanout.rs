@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use celery_broker_redis::RedisBroker;
-use celery_runtime::{Broker, Exchange, Publication, Queue, ServiceErrorKind, Subscription};
+use celery_runtime::{
+    Broker, ConsumeOptions, Exchange, Publication, Queue, ServiceErrorKind, Subscription,
+};
 use serde_json::json;
 use xtask::servers::RedisServer;
 
@@ -96,6 +98,22 @@ async fn a_declared_fanout_exchange_is_published_to_subscribers() {
     broker.publish(&sent).await.remove(0).unwrap();
     assert_eq!(next(&mut *subscription).await, "1");
     assert_eq!(count(&server, &["EXISTS", "bcast"]), 0);
+    assert!(keys(&server).is_empty(), "a channel needs no binding");
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn a_broadcast_queue_cannot_be_consumed() {
+    let server = RedisServer::start();
+    let broker = broker(&server);
+    let queues = vec![Queue::new("celery"), Queue::broadcast("news")];
+    let error = broker
+        .consume(&ConsumeOptions::new(queues, 0))
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ServiceErrorKind::Unsupported);
+    let text = error.to_string();
+    assert!(text.contains("news") && text.contains("RabbitMQ"), "{text}");
 }
 
 #[tokio::test]

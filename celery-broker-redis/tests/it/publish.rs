@@ -1,7 +1,11 @@
 //! Publishing: which key, what is in it, what is refused.
 
+use std::sync::Arc;
+
 use celery_protocol::kombu;
-use celery_runtime::{Broker, Exchange, Publication, Queue, ServiceErrorKind};
+use celery_runtime::{
+    Binding, Broker, Exchange, ExchangeKind, Publication, Queue, ServiceErrorKind,
+};
 use serde_json::{Value, json};
 use xtask::servers::RedisServer;
 
@@ -154,4 +158,60 @@ async fn the_body_survives_the_server() {
     let raw = server.command(&["LINDEX", "q", "0"]).text();
     let message = kombu::decode(&raw.into()).unwrap();
     assert_eq!(message.body, sent.message.body);
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn a_queue_that_is_meant_is_bound_first_and_once() {
+    let server = RedisServer::start();
+    let broker = broker(&server);
+    let queue = Queue::new("errors")
+        .bound_to(Exchange::topic("logs"), "*.error")
+        .also_bound_to(Binding::new(Exchange::direct("alarms"), "red"));
+    let queue = Arc::new(queue);
+    let send = async |exchange: &str, key: &str| {
+        let publication = Publication::to_exchange(task("1"), exchange, key);
+        let batch = [publication.meant_for(Arc::clone(&queue))];
+        broker.publish(&batch).await.remove(0)
+    };
+    send("logs", "disk.error").await.unwrap();
+    send("alarms", "red").await.unwrap();
+    assert_eq!(waiting(&server, "errors"), 2);
+    assert_eq!(count(&server, &["SCARD", "_kombu.binding.logs"]), 1);
+    assert_eq!(count(&server, &["SCARD", "_kombu.binding.alarms"]), 1);
+    let error = send("logs", "disk.full").await.unwrap_err();
+    assert_eq!(error.kind(), ServiceErrorKind::Unroutable);
+
+    // As after a restart of a server that keeps nothing.
+    server.command(&["FLUSHALL"]);
+    send("logs", "disk.error").await.unwrap();
+    assert_eq!(waiting(&server, "errors"), 1);
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn the_anonymous_exchange_needs_no_declaration() {
+    let server = RedisServer::start();
+    let broker = broker(&server);
+    let queue = Arc::new(Queue::new("q"));
+    let batch = [Publication::to_queue(task("1"), "q").meant_for(queue)];
+    broker.publish(&batch).await.remove(0).unwrap();
+    assert_eq!(keys(&server), ["q"]);
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn a_queue_that_cannot_be_declared_fails_its_own_messages_only() {
+    let server = RedisServer::start();
+    let broker = broker(&server);
+    let headers = Exchange::new("h", ExchangeKind::Headers);
+    let impossible = Arc::new(Queue::new("q").bound_to(headers, ""));
+    let batch = [
+        Publication::to_exchange(task("1"), "h", "k").meant_for(impossible),
+        Publication::to_queue(task("2"), "other"),
+    ];
+    let outcomes = broker.publish(&batch).await;
+    let error = outcomes[0].as_ref().unwrap_err();
+    assert_eq!(error.kind(), ServiceErrorKind::Unsupported, "{error}");
+    assert!(outcomes[1].is_ok());
 }

@@ -1,19 +1,23 @@
 //! From a call to its message. Pure: ids and time are arguments.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use celery_protocol::{Embed, EncodeError, Headers, Message, Raw, Serializer, TaskHeaders, time};
 
 use super::options::{CallOptions, Time};
-use crate::broker::{ExchangeKind, Publication};
+use crate::broker::{ExchangeKind, Publication, Queue};
 use crate::config::{Config, TaskProtocol};
+use crate::queues::{QueueNotFound, Queues};
 use crate::routing::Route;
 use crate::task::{Call, CallWriter};
 
-/// Who sends.
+/// Who sends, with which settings.
 #[derive(Clone, Debug)]
 pub(crate) struct Sender {
+    pub(crate) config: Arc<Config>,
+    pub(crate) queues: Arc<Queues>,
     /// `gen<pid>@<hostname>`.
     pub(crate) origin: String,
     /// The queue for replies: the rpc backend's, else an id of this sender,
@@ -31,20 +35,30 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) write: &'a dyn Fn(&CallWriter<'_>) -> Result<Call, EncodeError>,
 }
 
+/// Why there is no message for a call.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Uncomposed {
+    /// An argument has no form in the serializer, or the compression's feature
+    /// is off.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    /// Its queue does not exist and must not be made.
+    #[error(transparent)]
+    Queue(#[from] QueueNotFound),
+}
+
 /// Builds the message of a call and finds its way.
 ///
 /// # Errors
 ///
-/// When an argument has no form in the serializer, or the compression's
-/// feature is off.
+/// See [`Uncomposed`].
 pub(crate) fn compose(
-    config: &Config,
     sender: &Sender,
     outgoing: &Outgoing<'_>,
     id: String,
     now: SystemTime,
-) -> Result<Publication, EncodeError> {
-    let options = outgoing.options;
+) -> Result<Publication, Uncomposed> {
+    let (config, options) = (&*sender.config, outgoing.options);
     let route = config.task_routes.find(&outgoing.task);
     let serializer = options.serializer.unwrap_or(config.task_serializer);
     let expires = options.expires.map(|expires| expires.from(now));
@@ -68,7 +82,8 @@ pub(crate) fn compose(
         message.compress(compression)?;
     }
     let properties = &mut message.properties;
-    properties.reply_to = Some(sender.reply_to.clone());
+    let reply_to = options.reply_to.as_ref().unwrap_or(&sender.reply_to);
+    properties.reply_to = Some(reply_to.clone());
     properties.expiration = expires.map(|time| milliseconds_until(time, now));
     // Celery always writes a priority; unset is 0.
     let priority = options
@@ -77,8 +92,19 @@ pub(crate) fn compose(
         .or(outgoing.priority)
         .or(config.task.priority);
     properties.priority = Some(priority.unwrap_or(0));
-    let (exchange, routing_key) = destination(config, outgoing, route);
-    Ok(Publication::to_exchange(message, exchange, routing_key))
+    properties.delivery_mode = Some(config.task_default_delivery_mode);
+    let way = destination(&sender.queues, outgoing, route)?;
+    let publication = Publication::to_exchange(message, way.exchange, way.routing_key);
+    Ok(match way.queue.and_then(declarable) {
+        Some(queue) => publication.meant_for(queue),
+        None => publication,
+    })
+}
+
+/// The queue, where it is the sender's to declare: a broadcast queue belongs to
+/// who consumes it.
+pub(crate) fn declarable(queue: Arc<Queue>) -> Option<Arc<Queue>> {
+    (!queue.is_broadcast()).then_some(queue)
 }
 
 fn headers(
@@ -129,40 +155,59 @@ fn message(
     }
 }
 
-/// The call's own word first, then the route's, then the declaration's, then
-/// the default. A direct queue is reached through the anonymous exchange, as
-/// Celery does.
+/// Where a message goes.
+struct Way {
+    exchange: String,
+    routing_key: String,
+    /// Unknown where a route names an exchange and no queue.
+    queue: Option<Arc<Queue>>,
+}
+
+/// Celery's rules: the call's own word first, then the route's, then the
+/// declaration's, then the default. Where exchange or routing key is left open,
+/// a direct queue is reached through the anonymous exchange, and any other
+/// through its own.
 fn destination(
-    config: &Config,
+    queues: &Queues,
     outgoing: &Outgoing<'_>,
     route: Option<&Route>,
-) -> (String, String) {
+) -> Result<Way, QueueNotFound> {
     let options = outgoing.options;
-    let exchange = options
-        .exchange
-        .clone()
-        .or_else(|| route.and_then(|route| route.exchange.clone()));
-    let routing_key = options
-        .routing_key
-        .clone()
-        .or_else(|| route.and_then(|route| route.routing_key.clone()));
-    let queue = options
-        .queue
-        .as_deref()
-        .or_else(|| route.and_then(|route| route.queue.as_deref()))
-        .or(outgoing.queue)
-        .unwrap_or(&config.task_default_queue);
-    if let Some(exchange) = exchange {
-        return (exchange, routing_key.unwrap_or_else(|| queue.to_owned()));
+    let said = |call: &Option<String>, routed: fn(&Route) -> &Option<String>| {
+        let routed = route.and_then(|route| routed(route).clone());
+        call.clone().or(routed).filter(|name| !name.is_empty())
+    };
+    let exchange = said(&options.exchange, |route| &route.exchange);
+    let routing_key = said(&options.routing_key, |route| &route.routing_key);
+    let queue = said(&options.queue, |route| &route.queue);
+    let queue = queue.as_deref().or(outgoing.queue);
+
+    if let (Some(exchange), Some(routing_key)) = (&exchange, &routing_key) {
+        let queue = match queue {
+            Some(queue) => Some(queues.find(queue)?),
+            None if route.is_some() => None,
+            None => Some(queues.default_queue()?),
+        };
+        return Ok(Way {
+            exchange: exchange.clone(),
+            routing_key: routing_key.clone(),
+            queue,
+        });
     }
-    let queue = config.queue(queue);
-    match queue.exchange.kind {
-        ExchangeKind::Direct => (String::new(), queue.name),
+    let queue = queue.map_or_else(|| queues.default_queue(), |name| queues.find(name))?;
+    let kind = route.and_then(|route| route.exchange_type);
+    let (exchange, routing_key) = match kind.unwrap_or(queue.exchange.kind) {
+        ExchangeKind::Direct => (String::new(), queue.name.clone()),
         _ => (
-            queue.exchange.name,
-            routing_key.unwrap_or(queue.routing_key),
+            exchange.unwrap_or_else(|| queue.exchange.name.clone()),
+            routing_key.unwrap_or_else(|| queue.routing_key.clone()),
         ),
-    }
+    };
+    Ok(Way {
+        exchange,
+        routing_key,
+        queue: Some(queue),
+    })
 }
 
 /// `str(int(seconds * 1000))`, and `0` for what is past.
@@ -198,10 +243,21 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
+    use crate::broker::Exchange;
     use crate::routing::Routes;
 
     fn sent(config: &Config, queue: Option<&str>, options: &CallOptions) -> Publication {
+        try_sent(config, queue, options).unwrap()
+    }
+
+    fn try_sent(
+        config: &Config,
+        queue: Option<&str>,
+        options: &CallOptions,
+    ) -> Result<Publication, Uncomposed> {
         let sender = Sender {
+            queues: Arc::new(Queues::new(&config.queues)),
+            config: Arc::new(config.clone()),
             origin: "gen1@host".to_owned(),
             reply_to: "replies".to_owned(),
         };
@@ -213,7 +269,7 @@ mod tests {
             write: &|writer| writer.write(&(2, 3), &()),
         };
         let now = UNIX_EPOCH + Duration::from_secs(1_000_000_000);
-        compose(config, &sender, &outgoing, "id-1".to_owned(), now).unwrap()
+        compose(&sender, &outgoing, "id-1".to_owned(), now)
     }
 
     #[test]
@@ -261,6 +317,112 @@ mod tests {
         assert_eq!(key(&routed, Some("declared"), &none), "routed");
         assert_eq!(key(&plain, Some("declared"), &none), "declared");
         assert_eq!(key(&plain, None, &none), "celery");
+    }
+
+    /// Exchange, routing key and the queue to declare.
+    fn way(config: &Config, options: &CallOptions) -> (String, String, Option<String>) {
+        let sent = sent(config, None, options);
+        let queue = sent.queue.map(|queue| queue.name.clone());
+        (sent.exchange, sent.routing_key, queue)
+    }
+
+    fn call(queue: Option<&str>, exchange: Option<&str>, key: Option<&str>) -> CallOptions {
+        CallOptions {
+            queue: queue.map(str::to_owned),
+            exchange: exchange.map(str::to_owned),
+            routing_key: key.map(str::to_owned),
+            ..CallOptions::default()
+        }
+    }
+
+    fn ends(exchange: &str, key: &str, queue: Option<&str>) -> (String, String, Option<String>) {
+        (exchange.into(), key.into(), queue.map(str::to_owned))
+    }
+
+    #[test]
+    fn a_direct_queue_is_reached_by_its_name() {
+        let config = Config::new();
+        for (options, expected) in [
+            (call(None, None, None), ends("", "celery", Some("celery"))),
+            (call(Some("q"), None, None), ends("", "q", Some("q"))),
+            // As in Celery, one of the two alone says nothing.
+            (call(Some("q"), None, Some("k")), ends("", "q", Some("q"))),
+            (call(Some("q"), Some("e"), None), ends("", "q", Some("q"))),
+            (
+                call(Some("q"), Some("e"), Some("k")),
+                ends("e", "k", Some("q")),
+            ),
+            (
+                call(None, Some("e"), Some("k")),
+                ends("e", "k", Some("celery")),
+            ),
+        ] {
+            assert_eq!(way(&config, &options), expected);
+        }
+    }
+
+    #[test]
+    fn other_queues_are_reached_through_their_exchange() {
+        let topic = Queue::new("q").bound_to(Exchange::topic("logs"), "log.*");
+        let config = Config::new().task_queues([topic]);
+        for (options, expected) in [
+            (
+                call(Some("q"), None, None),
+                ends("logs", "log.*", Some("q")),
+            ),
+            (
+                call(Some("q"), None, Some("log.a")),
+                ends("logs", "log.a", Some("q")),
+            ),
+            (
+                call(Some("q"), Some("e"), None),
+                ends("e", "log.*", Some("q")),
+            ),
+            // Once there are task_queues, the default queue is one or missing.
+            (call(None, None, None), ends("", "celery", Some("celery"))),
+        ] {
+            assert_eq!(way(&config, &options), expected);
+        }
+    }
+
+    #[test]
+    fn a_route_may_name_everything() {
+        let route = serde_json::json!({"tasks.*": {
+            "exchange": "media", "exchange_type": "topic", "routing_key": "a.b",
+        }});
+        let config = Config::new().set("task_routes", route).unwrap();
+        let (none, keyed) = (call(None, None, None), call(Some("q"), None, Some("k")));
+        assert_eq!(way(&config, &none), ends("media", "a.b", None));
+        assert_eq!(way(&config, &keyed), ends("media", "k", Some("q")));
+    }
+
+    #[test]
+    fn a_broadcast_goes_to_its_exchange_and_is_not_declared() {
+        let config = Config::new().task_queues([Queue::broadcast("news")]);
+        let news = call(Some("news"), None, None);
+        assert_eq!(way(&config, &news), ends("news", "celery", None));
+    }
+
+    #[test]
+    fn a_queue_that_must_not_be_made_is_an_error() {
+        let config = Config::new()
+            .set("task_create_missing_queues", false)
+            .unwrap();
+        assert!(try_sent(&config, None, &CallOptions::default()).is_ok());
+        let error = try_sent(&config, Some("q"), &CallOptions::default()).unwrap_err();
+        assert!(matches!(error, Uncomposed::Queue(_)), "{error}");
+    }
+
+    #[test]
+    fn the_delivery_mode_follows_its_setting() {
+        let mode = |value: serde_json::Value| {
+            let config = Config::new().set("task_default_delivery_mode", value);
+            let sent = sent(&config.unwrap(), None, &CallOptions::default());
+            sent.message.properties.delivery_mode
+        };
+        assert_eq!(mode(2.into()), Some(2));
+        assert_eq!(mode("transient".into()), Some(1));
+        assert_eq!(mode("1".into()), Some(1));
     }
 
     #[test]

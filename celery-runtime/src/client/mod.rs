@@ -6,10 +6,10 @@ mod result;
 mod signature;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use celery_protocol::{EncodeError, Value};
 use serde::Serialize;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 pub use result::{AsyncResult, ResultError, TaskFailure};
@@ -21,9 +21,10 @@ use crate::broker::{Broker, Publication};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::{ServiceError, ServiceErrorKind};
+use crate::queues::{QueueNotFound, Queues};
 use crate::task::{Task, TaskArgs};
 
-use compose::{Sender, compose};
+use compose::{Sender, Uncomposed, compose};
 use result::Reader;
 
 /// Sends tasks to workers in any language, and reads their results.
@@ -39,7 +40,6 @@ pub struct Client {
 struct Inner {
     broker: Arc<dyn Broker>,
     reader: Arc<Reader>,
-    config: Arc<Config>,
     clock: Clock,
     sender: Sender,
 }
@@ -56,6 +56,22 @@ pub enum SendError {
         /// What the serializer says.
         cause: EncodeError,
     },
+    /// Its queue does not exist and must not be made.
+    #[error("task {task} was not sent: {cause}")]
+    Queue {
+        /// The task's name.
+        task: String,
+        /// Which queue, and what to do.
+        cause: QueueNotFound,
+    },
+    /// The result backend is not ready for its result.
+    #[error("task {task} was not sent, since its result could not be received: {cause}")]
+    Backend {
+        /// The task's name.
+        task: String,
+        /// What the backend failed at.
+        cause: ServiceError,
+    },
     /// The broker did not take it.
     #[error("task {task} was not sent: {cause}")]
     Broker {
@@ -70,7 +86,10 @@ impl SendError {
     /// Whether sending again later may succeed. After a lost connection or a
     /// timeout the broker may have the task already.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Broker { cause, .. } if cause.is_transient())
+        match self {
+            Self::Broker { cause, .. } | Self::Backend { cause, .. } => cause.is_transient(),
+            Self::Encode { .. } | Self::Queue { .. } => false,
+        }
     }
 }
 
@@ -79,25 +98,27 @@ impl Client {
         broker: Arc<dyn Broker>,
         backend: Option<Arc<dyn ResultBackend>>,
         config: Arc<Config>,
+        queues: Arc<Queues>,
         clock: Clock,
     ) -> Self {
         let reply_to = backend
             .as_deref()
             .and_then(ResultBackend::reply_to)
             .unwrap_or_else(|| Uuid::new_v4().to_string());
-        let sender = Sender {
-            origin: format!("gen{}@{}", std::process::id(), crate::app::host()),
-            reply_to,
-        };
         let reader = Arc::new(Reader {
             backend,
             deadline: config.deadline,
         });
+        let sender = Sender {
+            config,
+            queues,
+            origin: format!("gen{}@{}", std::process::id(), crate::app::host()),
+            reply_to,
+        };
         Self {
             inner: Arc::new(Inner {
                 broker,
                 reader,
-                config,
                 clock,
                 sender,
             }),
@@ -108,8 +129,9 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// When an argument cannot be written, or the broker does not take the
-    /// message within the configured deadline (5 s by default).
+    /// When an argument cannot be written, when the task's queue must not be
+    /// made, or when result backend and broker are not ready for the task
+    /// within the configured deadline (5 s by default).
     ///
     /// # Cancel safety
     ///
@@ -168,30 +190,24 @@ impl Client {
         &self,
         signatures: impl IntoIterator<Item = Signature<R>>,
     ) -> Vec<Result<AsyncResult<R>, SendError>> {
+        let until = Instant::now() + self.inner.sender.config.deadline;
+        let composed = signatures.into_iter().map(|one| self.compose(&one));
+        let composed = self.expected(composed.collect()).await;
         let mut batch = Vec::new();
-        let mut results: Vec<Result<(String, String), SendError>> = Vec::new();
-        for signature in signatures {
-            let task = signature.task().to_owned();
-            results.push(match self.compose(&signature) {
-                Ok((id, publication)) => {
-                    batch.push(publication);
-                    Ok((id, task))
-                }
-                Err(cause) => Err(SendError::Encode { task, cause }),
-            });
+        let mut sent = Vec::new();
+        for one in composed {
+            sent.push(one.map(|composed| {
+                batch.push(composed.publication);
+                (composed.id, composed.task)
+            }));
         }
-        let mut answers = self.publish(&batch).await.into_iter();
-        results
-            .into_iter()
-            .map(|composed| {
-                let (id, task) = composed?;
-                match answers.next() {
-                    Some(Ok(())) => Ok(self.result(id)),
-                    Some(Err(cause)) => Err(SendError::Broker { task, cause }),
-                    None => Err(SendError::Broker {
-                        task,
-                        cause: no_answer(),
-                    }),
+        let mut answers = self.publish(&batch, until).await.into_iter();
+        sent.into_iter()
+            .map(|one| {
+                let (id, task) = one?;
+                match answers.next().unwrap_or_else(|| Err(no_answer())) {
+                    Ok(()) => Ok(self.result(id)),
+                    Err(cause) => Err(SendError::Broker { task, cause }),
                 }
             })
             .collect()
@@ -202,25 +218,67 @@ impl Client {
         AsyncResult::new(id.into(), Arc::clone(&self.inner.reader))
     }
 
-    fn compose<R>(&self, signature: &Signature<R>) -> Result<(String, Publication), EncodeError> {
-        let Inner {
-            config,
-            clock,
-            sender,
-            ..
-        } = &*self.inner;
-        signature.outgoing(|outgoing| {
+    fn compose<R>(&self, signature: &Signature<R>) -> Result<Composed, SendError> {
+        let Inner { clock, sender, .. } = &*self.inner;
+        let task = signature.task().to_owned();
+        let ignores = signature
+            .ignores_result()
+            .or(sender.config.task.ignore_result);
+        let composed = signature.outgoing(|outgoing| {
             let id = outgoing.options.task_id.clone();
             let id = id.unwrap_or_else(|| Uuid::new_v4().to_string());
-            let publication = compose(config, sender, outgoing, id.clone(), clock.now())?;
+            let publication = compose(sender, outgoing, id.clone(), clock.now())?;
             Ok((id, publication))
-        })
+        });
+        match composed {
+            Ok((id, publication)) => Ok(Composed {
+                task,
+                id,
+                wants_result: !ignores.unwrap_or(false),
+                publication,
+            }),
+            Err(Uncomposed::Encode(cause)) => Err(SendError::Encode { task, cause }),
+            Err(Uncomposed::Queue(cause)) => Err(SendError::Queue { task, cause }),
+        }
     }
 
-    /// Publishes, and tries again until the deadline while the broker cannot
+    /// What can be sent once the backend is ready for the results.
+    async fn expected(
+        &self,
+        composed: Vec<Result<Composed, SendError>>,
+    ) -> Vec<Result<Composed, SendError>> {
+        let Some(backend) = self.inner.reader.backend.as_deref() else {
+            return composed;
+        };
+        let wanted = composed.iter().flatten().filter(|one| one.wants_result);
+        let ids: Vec<_> = wanted.map(|one| one.id.clone()).collect();
+        if ids.is_empty() {
+            return composed;
+        }
+        let expecting = self.inner.reader.ask("expect", || backend.expect(&ids));
+        let Err(cause) = expecting.await else {
+            return composed;
+        };
+        let refuse = |one: Composed| match one.wants_result {
+            true => Err(SendError::Backend {
+                task: one.task,
+                cause: cause.clone(),
+            }),
+            false => Ok(one),
+        };
+        composed
+            .into_iter()
+            .map(|one| one.and_then(refuse))
+            .collect()
+    }
+
+    /// Publishes, and tries again `until` the deadline while the broker cannot
     /// be reached. Once a message may have left, it is not sent twice.
-    async fn publish(&self, batch: &[Publication]) -> Vec<Result<(), ServiceError>> {
-        let deadline = self.inner.config.deadline;
+    async fn publish(
+        &self,
+        batch: &[Publication],
+        until: Instant,
+    ) -> Vec<Result<(), ServiceError>> {
         let mut unreachable = None;
         let attempts = async {
             for attempt in 0.. {
@@ -236,19 +294,29 @@ impl Client {
             }
             Vec::new()
         };
-        match tokio::time::timeout(deadline, attempts).await {
+        match tokio::time::timeout_at(until, attempts).await {
             Ok(answers) => answers,
             Err(_) => {
-                let error = unreachable.unwrap_or_else(|| timed_out(batch, deadline));
+                let error = unreachable.unwrap_or_else(|| self.timed_out(batch));
                 vec![Err(error); batch.len()]
             }
         }
     }
+
+    fn timed_out(&self, batch: &[Publication]) -> ServiceError {
+        let queue = batch.first().map_or("", |first| first.routing_key.as_str());
+        let Inner { broker, sender, .. } = &*self.inner;
+        let (deadline, obstacle) = (sender.config.deadline, broker.obstacle());
+        ServiceError::no_answer_for("publish to", format!("queue {queue}"), deadline, obstacle)
+    }
 }
 
-fn timed_out(batch: &[Publication], deadline: Duration) -> ServiceError {
-    let queue = batch.first().map_or("", |first| first.routing_key.as_str());
-    ServiceError::no_answer("publish to", format!("queue {queue}"), deadline)
+/// A call that is ready to be sent.
+struct Composed {
+    task: String,
+    id: String,
+    wants_result: bool,
+    publication: Publication,
 }
 
 fn no_answer() -> ServiceError {

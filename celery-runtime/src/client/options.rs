@@ -25,6 +25,8 @@ pub(crate) struct CallOptions {
     pub(crate) retries: u32,
     pub(crate) root_id: Option<String>,
     pub(crate) parent_id: Option<String>,
+    /// Where its result is waited for, if not at the sender's.
+    pub(crate) reply_to: Option<String>,
     pub(crate) group_id: Option<String>,
     pub(crate) group_index: Option<i64>,
     pub(crate) embed: Embed<'static>,
@@ -105,6 +107,7 @@ impl CallOptions {
             "shadow" => &mut self.shadow,
             "root_id" => &mut self.root_id,
             "parent_id" => &mut self.parent_id,
+            "reply_to" => &mut self.reply_to,
             "group_id" => &mut self.group_id,
             _ => return None,
         })

@@ -294,7 +294,7 @@ const CONNECTED_FOR_A_WHILE: Duration = Duration::from_secs(1);
 impl Reader {
     /// A call that answers at once when the backend is there: bounded by the
     /// deadline in all.
-    async fn ask<'a, T, F>(
+    pub(super) async fn ask<'a, T, F>(
         &self,
         operation: &'static str,
         call: impl FnMut() -> F,

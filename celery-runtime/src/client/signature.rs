@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use celery_protocol::{Compression, EncodeError, Map, Raw, Serializer, Value};
 use serde::Serialize;
 
-use super::compose::{Outgoing, arguments_of};
+use super::compose::{Outgoing, Uncomposed, arguments_of};
 use super::options::{CallOptions, Time};
 use crate::task::{Call, CallWriter, Task, TaskArgs};
 
@@ -29,6 +29,7 @@ pub struct Signature<R> {
     arguments: Arc<dyn Arguments>,
     queue: Option<&'static str>,
     priority: Option<u8>,
+    ignore_result: Option<bool>,
     pub(crate) options: CallOptions,
     /// What could not be written while building; reported when it is sent.
     error: Option<EncodeError>,
@@ -72,6 +73,7 @@ impl<A: TaskArgs, R> Task<A, R> {
         Signature {
             queue: self.default_queue(),
             priority: self.task_options().priority,
+            ignore_result: self.task_options().ignore_result,
             ..Signature::of(Cow::Borrowed(self.name()), arguments)
         }
     }
@@ -104,6 +106,7 @@ impl<R> Signature<R> {
             arguments,
             queue: None,
             priority: None,
+            ignore_result: None,
             options: CallOptions::default(),
             error: None,
             result: PhantomData,
@@ -284,13 +287,18 @@ impl<R> Signature<R> {
         self
     }
 
+    /// Whether call or declaration say that there will be no result.
+    pub(crate) fn ignores_result(&self) -> Option<bool> {
+        self.options.ignore_result.or(self.ignore_result)
+    }
+
     /// Hands the call's parts to `use_it`, in the form that messages are made of.
     pub(crate) fn outgoing<T>(
         &self,
-        use_it: impl FnOnce(&Outgoing<'_>) -> Result<T, EncodeError>,
-    ) -> Result<T, EncodeError> {
+        use_it: impl FnOnce(&Outgoing<'_>) -> Result<T, Uncomposed>,
+    ) -> Result<T, Uncomposed> {
         if let Some(error) = &self.error {
-            return Err(error.clone());
+            return Err(error.clone().into());
         }
         use_it(&Outgoing {
             task: self.task.clone(),
@@ -309,6 +317,7 @@ impl<R> Clone for Signature<R> {
             arguments: Arc::clone(&self.arguments),
             queue: self.queue,
             priority: self.priority,
+            ignore_result: self.ignore_result,
             options: self.options.clone(),
             error: self.error.clone(),
             result: PhantomData,

@@ -190,7 +190,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::OnUnknown;
+    use crate::config::{OnUnknown, QueueType};
 
     fn env(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
         Config::new().with_variables(
@@ -230,6 +230,66 @@ mod tests {
     }
 
     #[test]
+    fn connections_to_rabbitmq_have_settings() {
+        let plain = Config::new();
+        assert_eq!(plain.broker_heartbeat(), Some(Duration::from_secs(120)));
+        assert_eq!(plain.broker_connection_timeout(), Duration::from_secs(4));
+        assert_eq!(plain.broker_use_ssl(), None);
+        assert!(!plain.result_persistent());
+        let delayed = plain.broker_native_delayed_delivery_queue_type();
+        assert_eq!(delayed, QueueType::Quorum);
+
+        let config = env(&[
+            ("CELERY_BROKER_HEARTBEAT", "0"),
+            ("CELERY_BROKER_LOGIN_METHOD", "EXTERNAL"),
+            ("CELERY_BROKER_USE_SSL", r#"{"ca_certs": "/ca.pem"}"#),
+            (
+                "CELERY_BROKER_NATIVE_DELAYED_DELIVERY_QUEUE_TYPE",
+                "classic",
+            ),
+            ("CELERY_RESULT_PERSISTENT", "true"),
+            ("CELERY_WORKER_DETECT_QUORUM_QUEUES", "false"),
+        ])
+        .unwrap();
+        assert_eq!(config.broker_heartbeat(), None);
+        assert_eq!(config.broker_login_method(), Some("EXTERNAL"));
+        assert_eq!(config.broker_use_ssl().unwrap()["ca_certs"], "/ca.pem");
+        assert!(config.result_persistent());
+        let delayed = config.broker_native_delayed_delivery_queue_type();
+        assert_eq!(delayed, QueueType::Classic);
+
+        let ssl = |value: Value| {
+            let config = Config::new().set("broker_use_ssl", value).unwrap();
+            config.broker_use_ssl().map(serde_json::Map::len)
+        };
+        assert_eq!(ssl(true.into()), Some(0));
+        assert_eq!(ssl(false.into()), None);
+        assert_eq!(ssl(Value::Null), None);
+    }
+
+    #[test]
+    fn several_urls_are_one_list() {
+        let urls = serde_json::json!(["amqp://a", "amqp://b"]);
+        let config = Config::new().set("broker_url", urls).unwrap();
+        assert_eq!(config.require_broker_url().unwrap(), "amqp://a;amqp://b");
+    }
+
+    #[test]
+    fn queues_can_be_listed_in_the_environment() {
+        for text in ["a, b", r#"["a", "b"]"#, r#"{"a": {}, "b": {}}"#] {
+            let config = env(&[("CELERY_TASK_QUEUES", text)]).unwrap();
+            let names = config.queues.listed.iter().map(|one| &one.queue.name);
+            assert_eq!(names.collect::<Vec<_>>(), ["a", "b"], "{text}");
+        }
+        let error = env(&[("CELERY_TASK_QUEUES", r#"{"a": {"dureable": true}}"#)]);
+        let error = error.unwrap_err().to_string();
+        assert!(
+            error.contains("task_queues") && error.contains("dureable"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn a_misspelt_setting_names_the_nearest() {
         let error = Config::new().set("broker_ulr", "x").unwrap_err();
         assert_eq!(
@@ -261,7 +321,7 @@ mod tests {
             .unwrap()
             .set("result_expires", 0)
             .unwrap();
-        assert_eq!(config.task_default_queue, "files");
+        assert_eq!(config.queues.default_queue, "files");
         assert_eq!(config.result_expires, None);
 
         let json = folder.join("celery.json");

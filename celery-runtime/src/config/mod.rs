@@ -1,6 +1,7 @@
 //! Configuration: [`Config`], by builder, by URL, and by Celery's own names.
 
 mod files;
+pub(crate) mod queues;
 mod settings;
 pub mod url;
 
@@ -14,6 +15,9 @@ use crate::routing::Routes;
 use crate::task::TaskOptions;
 
 pub use files::ConfigError;
+pub use queues::QueueType;
+
+use queues::{Listed, QueueSettings};
 
 /// Everything that can be set for clients and workers.
 ///
@@ -36,23 +40,29 @@ pub struct Config {
     pub(crate) broker_url: Option<String>,
     pub(crate) broker_transport_options: Map<String, serde_json::Value>,
     pub(crate) broker_connection_max_retries: Option<u32>,
+    pub(crate) broker_connection_timeout: Duration,
+    pub(crate) broker_heartbeat: Option<Duration>,
+    pub(crate) broker_login_method: Option<String>,
+    pub(crate) broker_use_ssl: Option<Map<String, serde_json::Value>>,
+    pub(crate) broker_native_delayed_delivery_queue_type: QueueType,
     pub(crate) result_backend: Option<String>,
     pub(crate) result_backend_transport_options: Map<String, serde_json::Value>,
     pub(crate) result_expires: Option<Duration>,
     pub(crate) result_extended: bool,
+    pub(crate) result_persistent: bool,
     pub(crate) result_serializer: Serializer,
     pub(crate) accept_content: Accept,
     pub(crate) task_serializer: Serializer,
     pub(crate) task_compression: Option<Compression>,
     pub(crate) task_protocol: TaskProtocol,
-    pub(crate) task_default_queue: String,
-    pub(crate) task_queues: Vec<Queue>,
-    pub(crate) task_create_missing_queues: bool,
+    pub(crate) task_default_delivery_mode: u8,
+    pub(crate) queues: QueueSettings,
     pub(crate) task_routes: Routes,
     /// What tasks inherit that do not say otherwise.
     pub(crate) task: TaskOptions,
     pub(crate) worker_concurrency: usize,
     pub(crate) worker_prefetch_multiplier: usize,
+    pub(crate) worker_direct: bool,
     pub(crate) worker_hostname: Option<String>,
     pub(crate) on_unknown: OnUnknown,
     pub(crate) deadline: Duration,
@@ -91,22 +101,28 @@ impl Config {
             broker_url: None,
             broker_transport_options: Map::new(),
             broker_connection_max_retries: Some(100),
+            broker_connection_timeout: Duration::from_secs(4),
+            broker_heartbeat: Some(Duration::from_secs(120)),
+            broker_login_method: None,
+            broker_use_ssl: None,
+            broker_native_delayed_delivery_queue_type: QueueType::Quorum,
             result_backend: None,
             result_backend_transport_options: Map::new(),
             result_expires: Some(Duration::from_secs(86_400)),
             result_extended: false,
+            result_persistent: false,
             result_serializer: Serializer::Json,
             accept_content: Accept::json(),
             task_serializer: Serializer::Json,
             task_compression: None,
             task_protocol: TaskProtocol::V2,
-            task_default_queue: "celery".to_owned(),
-            task_queues: Vec::new(),
-            task_create_missing_queues: true,
+            task_default_delivery_mode: 2,
+            queues: QueueSettings::default(),
             task_routes: Routes::new(),
             task: TaskOptions::default(),
             worker_concurrency: default_concurrency(),
             worker_prefetch_multiplier: 4,
+            worker_direct: false,
             worker_hostname: None,
             on_unknown: OnUnknown::Keep,
             deadline: Duration::from_secs(5),
@@ -155,6 +171,56 @@ impl Config {
         }
     }
 
+    /// The queues that exist by configuration, and that a worker consumes
+    /// which is not told otherwise. Others are still made when they are named,
+    /// unless `task_create_missing_queues` is off.
+    ///
+    /// As a setting it is a list of entries with a `name`, or a map from names
+    /// to entries; a name alone is an entry that says nothing more. An entry
+    /// may have these keys, which are Celery's and kombu's:
+    ///
+    /// | key | if left out |
+    /// |---|---|
+    /// | `exchange` | `task_default_exchange`, of `task_default_exchange_type` |
+    /// | `exchange_type` | `direct`; only beside `exchange` |
+    /// | `routing_key` | the name |
+    /// | `binding_arguments` | none |
+    /// | `bindings` | no others; each has `exchange`, `exchange_type`, `routing_key`, `arguments` |
+    /// | `durable`, `auto_delete` | `true`, `false` |
+    /// | `queue_arguments` | none |
+    /// | `expires`, `message_ttl` | never; in seconds |
+    /// | `max_length`, `max_length_bytes` | no limit |
+    /// | `max_priority` | `task_queue_max_priority` |
+    /// | `broadcast` | `false`; `true` is Celery's `Broadcast(name)`: [`Queue::broadcast`] |
+    ///
+    /// ```
+    /// use celery_runtime::{Config, Exchange, Queue};
+    ///
+    /// let in_code = Config::new().task_queues([
+    ///     Queue::new("mail"),
+    ///     Queue::new("logs").bound_to(Exchange::topic("events"), "log.#"),
+    /// ]);
+    /// let as_a_setting = Config::new().set("task_queues", serde_json::json!({
+    ///     "mail": {"exchange": "mail"},
+    ///     "logs": {"exchange": "events", "exchange_type": "topic", "routing_key": "log.#"},
+    ///     "news": {"broadcast": true},
+    /// }))?;
+    /// # let _ = (in_code, as_a_setting);
+    /// # Ok::<(), celery_runtime::ConfigError>(())
+    /// ```
+    #[must_use]
+    pub fn task_queues(mut self, queues: impl IntoIterator<Item = impl Into<Queue>>) -> Self {
+        self.queues.listed = queues.into_iter().map(Listed::new).collect();
+        self
+    }
+
+    /// Where tasks go for which nothing else is said; `celery` by default.
+    #[must_use]
+    pub fn task_default_queue(mut self, name: impl Into<String>) -> Self {
+        self.queues.default_queue = name.into();
+        self
+    }
+
     /// Which queue a task goes to; see [`Routes`].
     #[must_use]
     pub fn task_routes(self, routes: Routes) -> Self {
@@ -200,13 +266,38 @@ impl Config {
         self.result_serializer
     }
 
-    /// The queue of that name as configured, or one with default properties.
-    pub(crate) fn queue(&self, name: &str) -> Queue {
-        self.task_queues
-            .iter()
-            .find(|queue| queue.name == name)
-            .cloned()
-            .unwrap_or_else(|| Queue::new(name))
+    /// Whether `rpc://` results survive a restart of the broker.
+    pub fn result_persistent(&self) -> bool {
+        self.result_persistent
+    }
+
+    /// How long an attempt to connect to the broker may take.
+    pub fn broker_connection_timeout(&self) -> Duration {
+        self.broker_connection_timeout
+    }
+
+    /// How often both sides of a connection to the broker show that they live;
+    /// never where `None`. The broker may ask for less time.
+    pub fn broker_heartbeat(&self) -> Option<Duration> {
+        self.broker_heartbeat
+    }
+
+    /// How to log in to the broker (`PLAIN`, `AMQPLAIN`, `EXTERNAL`), where not
+    /// as the broker's URL suggests.
+    pub fn broker_login_method(&self) -> Option<&str> {
+        self.broker_login_method.as_deref()
+    }
+
+    /// What TLS to the broker uses (`ca_certs`, `certfile`, `keyfile`, …); an
+    /// empty map is TLS with its defaults, `None` leaves it to the URL.
+    pub fn broker_use_ssl(&self) -> Option<&Map<String, serde_json::Value>> {
+        self.broker_use_ssl.as_ref()
+    }
+
+    /// The type of the queues in which RabbitMQ keeps messages that are not
+    /// due, as Celery's native delayed delivery does.
+    pub fn broker_native_delayed_delivery_queue_type(&self) -> QueueType {
+        self.broker_native_delayed_delivery_queue_type
     }
 }
 

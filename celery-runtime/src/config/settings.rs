@@ -5,8 +5,9 @@ use std::time::Duration;
 use celery_protocol::{Accept, Compression, Serializer};
 use serde_json::{Map, Value};
 
+use super::queues::{QueueType, exchange_kind, read_queues};
 use super::{Config, OnUnknown, TaskProtocol};
-use crate::broker::{Exchange, ExchangeKind, Queue};
+use crate::broker::ExchangeKind;
 use crate::routing::Routes;
 
 /// A setting and what setting it does. `None` marks one that Celery has and
@@ -38,11 +39,32 @@ pub(super) const SETTINGS: &[Setting] = &[
     row("broker_connection_max_retries", |config, input| {
         input.optional_count(&mut config.broker_connection_max_retries)
     }),
+    row("broker_connection_timeout", |config, input| {
+        input.duration(&mut config.broker_connection_timeout)
+    }),
+    row("broker_heartbeat", |config, input| {
+        input.optional_duration(&mut config.broker_heartbeat)?;
+        // Celery writes 0 for "off", too.
+        config.broker_heartbeat = config.broker_heartbeat.filter(|beat| !beat.is_zero());
+        Ok(())
+    }),
+    row("broker_login_method", |config, input| {
+        input.optional_text(&mut config.broker_login_method)
+    }),
+    row(
+        "broker_native_delayed_delivery_queue_type",
+        |config, input| input.queue_type(&mut config.broker_native_delayed_delivery_queue_type),
+    ),
     row("broker_transport_options", |config, input| {
         input.map(&mut config.broker_transport_options)
     }),
     row("broker_url", |config, input| {
-        input.optional_text(&mut config.broker_url)
+        config.broker_url = input.nullable(Input::urls)?;
+        Ok(())
+    }),
+    row("broker_use_ssl", |config, input| {
+        config.broker_use_ssl = input.nullable(Input::ssl)?.flatten();
+        Ok(())
     }),
     row("deadline", |config, input| {
         input.duration(&mut config.deadline)
@@ -66,6 +88,10 @@ pub(super) const SETTINGS: &[Setting] = &[
     row("result_extended", |config, input| {
         input.flag(&mut config.result_extended)
     }),
+    row("result_persistent", |config, input| {
+        config.result_persistent = input.nullable(Input::truth)?.unwrap_or(false);
+        Ok(())
+    }),
     row("result_serializer", |config, input| {
         input.serializer(&mut config.result_serializer)
     }),
@@ -87,21 +113,46 @@ pub(super) const SETTINGS: &[Setting] = &[
             .transpose()?;
         Ok(())
     }),
+    row(
+        "task_create_missing_queue_exchange_type",
+        |config, input| {
+            config.queues.missing_exchange_kind = input.nullable(Input::exchange_kind)?;
+            Ok(())
+        },
+    ),
+    row("task_create_missing_queue_type", |config, input| {
+        input.queue_type(&mut config.queues.missing_type)
+    }),
     row("task_create_missing_queues", |config, input| {
-        input.flag(&mut config.task_create_missing_queues)
+        input.flag(&mut config.queues.create_missing)
+    }),
+    row("task_default_delivery_mode", |config, input| {
+        config.task_default_delivery_mode = input.delivery_mode()?;
+        Ok(())
+    }),
+    row("task_default_exchange", |config, input| {
+        input.optional_text(&mut config.queues.default_exchange)
+    }),
+    row("task_default_exchange_type", |config, input| {
+        config.queues.default_exchange_kind = input.exchange_kind()?;
+        Ok(())
     }),
     row("task_default_priority", |config, input| {
-        config.task.priority = input
-            .nullable(Input::count)?
-            .map(|level| level.min(255) as u8);
+        config.task.priority = input.nullable(Input::level)?;
         Ok(())
     }),
     row("task_default_queue", |config, input| {
-        config.task_default_queue = input.text()?;
+        config.queues.default_queue = input.text()?;
         Ok(())
+    }),
+    row("task_default_queue_type", |config, input| {
+        input.queue_type(&mut config.queues.default_type)
     }),
     row("task_default_retry_delay", |config, input| {
         input.optional_duration(&mut config.task.retry_delay)
+    }),
+    row("task_default_routing_key", |config, input| {
+        input.optional_text(&mut config.queues.default_routing_key)
     }),
     row("task_ignore_result", |config, input| {
         input.optional_flag(&mut config.task.ignore_result)
@@ -118,8 +169,12 @@ pub(super) const SETTINGS: &[Setting] = &[
         };
         Ok(())
     }),
+    row("task_queue_max_priority", |config, input| {
+        config.queues.max_priority = input.nullable(Input::level)?;
+        Ok(())
+    }),
     row("task_queues", |config, input| {
-        config.task_queues = queues(&input.json()?)?;
+        config.queues.listed = input.nullable(Input::queues)?.unwrap_or_default();
         Ok(())
     }),
     row("task_reject_on_worker_lost", |config, input| {
@@ -148,6 +203,14 @@ pub(super) const SETTINGS: &[Setting] = &[
         config.worker_concurrency = (input.count()? as usize).max(1);
         Ok(())
     }),
+    // What it asks for is always so here: prefetch is counted per consumer,
+    // which is what quorum queues need.
+    row("worker_detect_quorum_queues", |_, input| {
+        input.truth().map(drop)
+    }),
+    row("worker_direct", |config, input| {
+        input.flag(&mut config.worker_direct)
+    }),
     row("worker_hostname", |config, input| {
         input.optional_text(&mut config.worker_hostname)
     }),
@@ -157,8 +220,6 @@ pub(super) const SETTINGS: &[Setting] = &[
     }),
     ignored("beat_schedule"),
     ignored("broker_connection_retry_on_startup"),
-    ignored("broker_connection_timeout"),
-    ignored("broker_heartbeat"),
     ignored("broker_pool_limit"),
     ignored("enable_utc"),
     ignored("event_serializer"),
@@ -166,15 +227,9 @@ pub(super) const SETTINGS: &[Setting] = &[
     ignored("include"),
     ignored("redis_max_connections"),
     ignored("task_annotations"),
-    ignored("task_default_delivery_mode"),
-    ignored("task_default_exchange"),
-    ignored("task_default_exchange_type"),
-    ignored("task_default_queue_type"),
     ignored("task_default_rate_limit"),
-    ignored("task_default_routing_key"),
     ignored("task_inherit_parent_priority"),
     ignored("task_publish_retry"),
-    ignored("task_queue_max_priority"),
     ignored("task_send_sent_event"),
     ignored("timezone"),
     ignored("worker_enable_remote_control"),
@@ -316,6 +371,68 @@ impl Input<'_> {
         Ok(())
     }
 
+    /// A priority.
+    fn level(self) -> Result<u8, String> {
+        let level = self.count()?;
+        u8::try_from(level).map_err(|_| format!("expected at most 255, found {level}"))
+    }
+
+    /// One URL, or a list of them as the one text that stands for a list.
+    fn urls(self) -> Result<String, String> {
+        match self.0 {
+            Value::Array(_) => self.texts().map(|urls| urls.join(";")),
+            _ => self.text(),
+        }
+    }
+
+    /// `true` or `false`, or what TLS shall use.
+    fn ssl(self) -> Result<Option<Map<String, Value>>, String> {
+        if let Ok(on) = self.truth() {
+            return Ok(on.then(Map::new));
+        }
+        let mut options = Map::new();
+        self.map(&mut options)?;
+        Ok(Some(options))
+    }
+
+    /// A list of queues, or names with commas between them.
+    fn queues(self) -> Result<Vec<super::queues::Listed>, String> {
+        match self.0 {
+            Value::String(text) if !text.trim_start().starts_with(['[', '{']) => {
+                let names = self.texts()?.into_iter().map(Value::String);
+                read_queues(&names.collect())
+            }
+            _ => read_queues(&self.json()?),
+        }
+    }
+
+    fn exchange_kind(self) -> Result<ExchangeKind, String> {
+        exchange_kind(&self.text()?)
+    }
+
+    fn queue_type(self, target: &mut QueueType) -> Result<(), String> {
+        *target = match self.text()?.as_str() {
+            "classic" => QueueType::Classic,
+            "quorum" => QueueType::Quorum,
+            other => return Err(format!("expected classic or quorum, found {other:?}")),
+        };
+        Ok(())
+    }
+
+    fn delivery_mode(self) -> Result<u8, String> {
+        if let Ok(mode @ 1..=2) = self.level() {
+            return Ok(mode);
+        }
+        match self.0.as_str() {
+            Some("transient") => Ok(1),
+            Some("persistent") => Ok(2),
+            _ => Err(format!(
+                "expected 1 (transient) or 2 (persistent), found {}",
+                self.0
+            )),
+        }
+    }
+
     fn serializer(self, target: &mut Serializer) -> Result<(), String> {
         let name = self.text()?;
         *target = Serializer::from_name(&name)
@@ -345,39 +462,4 @@ fn on_unknown(text: &str) -> Result<OnUnknown, String> {
             "expected keep, reject or requeue:<seconds>, found {text:?}"
         )),
     }
-}
-
-/// `["a", {"name": "b", "exchange": "e", "exchange_type": "topic", "routing_key": "k"}]`,
-/// or a map from names to such objects.
-fn queues(value: &Value) -> Result<Vec<Queue>, String> {
-    match value {
-        Value::Array(items) => items.iter().map(|item| queue(None, item)).collect(),
-        Value::Object(map) => map
-            .iter()
-            .map(|(name, item)| queue(Some(name), item))
-            .collect(),
-        other => Err(format!("expected a list or a map of queues, found {other}")),
-    }
-}
-
-fn queue(name: Option<&str>, value: &Value) -> Result<Queue, String> {
-    let text = |key: &str| value.get(key).and_then(Value::as_str);
-    let name = name
-        .or_else(|| value.as_str())
-        .or_else(|| text("name"))
-        .ok_or_else(|| format!("queue {value} has no name"))?;
-    let exchange = text("exchange").unwrap_or(name);
-    let kind = match text("exchange_type").unwrap_or("direct") {
-        "direct" => ExchangeKind::Direct,
-        "topic" => ExchangeKind::Topic,
-        "fanout" => ExchangeKind::Fanout,
-        "headers" => ExchangeKind::Headers,
-        other => {
-            return Err(format!(
-                "queue {name:?} has unknown exchange type {other:?}"
-            ));
-        }
-    };
-    let routing_key = text("routing_key").unwrap_or(name);
-    Ok(Queue::new(name).bound_to(Exchange::new(exchange, kind), routing_key))
 }

@@ -1,5 +1,6 @@
 //! The contract of [`Broker`], [`Consumer`] and [`Subscription`].
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -8,8 +9,8 @@ use celery_protocol::{Headers, Message, Properties, TaskHeaders, Value};
 
 use super::{fresh, soon};
 use crate::broker::{
-    Broker, ConsumeOptions, Consumer, Content, Delivery, Exchange, Publication, Queue, QueueEnd,
-    Settlement, Subscription,
+    Binding, Broker, ConsumeOptions, Consumer, Content, Delivery, Exchange, Publication, Queue,
+    QueueEnd, Settlement, Subscription,
 };
 
 /// A broker to test, and what is particular about it.
@@ -17,10 +18,39 @@ pub trait Setup: Send + Sync {
     /// A new client of the same server.
     fn broker(&self) -> Arc<dyn Broker>;
 
-    /// Whether the lowest number is the most urgent, as on Redis.
-    fn lowest_priority_first(&self) -> bool {
+    /// A queue of the kind to test, called `name`; every case declares what it
+    /// gets from here. A plain one by default.
+    fn queue(&self, name: &str) -> Queue {
+        Queue::new(name)
+    }
+
+    /// The same with priorities 0 to 9, where the broker must be told.
+    fn priority_queue(&self, name: &str) -> Queue {
+        self.queue(name)
+    }
+
+    /// Whether a message that was given back to the head of its queue is there
+    /// for the very next fetch; a replicated queue may take a moment for it.
+    fn requeues_at_once(&self) -> bool {
         true
     }
+
+    /// In which order messages of different priorities are delivered.
+    fn priorities(&self) -> Priorities {
+        Priorities::LowestFirst
+    }
+}
+
+/// What the queues of a [`Setup`] make of priorities.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "the cases answer to each of them")]
+pub enum Priorities {
+    /// 0 is the most urgent, as on Redis.
+    LowestFirst,
+    /// 9 is the most urgent, as on RabbitMQ.
+    HighestFirst,
+    /// There are none: messages come in the order in which they were sent.
+    None,
 }
 
 /// One test for each case of the suite.
@@ -33,6 +63,10 @@ macro_rules! broker_conformance {
     (@cases $attributes:tt $setup:expr) => {
         $crate::__conformance_tests!(broker $attributes $setup,
             messages_arrive_whole_and_in_order
+            prefetched_messages_arrive_once_and_in_order
+            changing_the_prefetch_loses_nothing
+            a_publication_brings_its_queue_along
+            a_publication_brings_its_bindings_along
             a_batch_has_an_answer_for_each_message
             no_more_than_asked_for_is_received
             acknowledged_and_rejected_messages_are_gone
@@ -94,14 +128,25 @@ async fn publish(broker: &dyn Broker, queue: &Queue, ids: &[&str]) {
     }
 }
 
+/// A consumer that holds no more than it was asked for, so that counts of what
+/// waits are exact.
 async fn consumer(broker: &dyn Broker, queues: &[&Queue]) -> Arc<dyn Consumer> {
+    consumer_ahead(broker, queues, 0).await
+}
+
+/// A consumer with up to `prefetch` deliveries ahead.
+async fn consumer_ahead(
+    broker: &dyn Broker,
+    queues: &[&Queue],
+    prefetch: u16,
+) -> Arc<dyn Consumer> {
     for queue in queues {
         soon("declare", broker.declare(queue))
             .await
             .expect("declared");
     }
     let queues = queues.iter().map(|queue| (*queue).clone()).collect();
-    let options = ConsumeOptions::new(queues, 100);
+    let options = ConsumeOptions::new(queues, prefetch);
     soon("consume", broker.consume(&options))
         .await
         .expect("consuming")
@@ -132,7 +177,7 @@ fn ids(deliveries: &[Delivery]) -> Vec<String> {
 /// What is published arrives, in order, with all of its parts.
 pub async fn messages_arrive_whole_and_in_order(setup: &dyn Setup) {
     let broker = setup.broker();
-    let queue = Queue::new(fresh("whole"));
+    let queue = setup.queue(&fresh("whole"));
     let consumer = consumer(&*broker, &[&queue]).await;
     publish(&*broker, &queue, &["a", "b", "c"]).await;
     let deliveries = take(&*consumer, 3).await;
@@ -141,7 +186,7 @@ pub async fn messages_arrive_whole_and_in_order(setup: &dyn Setup) {
         panic!("malformed");
     };
     let sent = message("a");
-    assert_eq!(arrived.headers, sent.headers);
+    assert_eq!(by_name(&arrived.headers), by_name(&sent.headers));
     assert_eq!(arrived.body, sent.body);
     assert_eq!(arrived.properties.correlation_id.as_deref(), Some("a"));
     assert_eq!(arrived.properties.content_type, "application/json");
@@ -150,10 +195,115 @@ pub async fn messages_arrive_whole_and_in_order(setup: &dyn Setup) {
     assert_eq!(*deliveries[0].queue, *queue.name);
 }
 
+/// Headers without the order in which they are written, which AMQP does not keep.
+fn by_name(headers: &Headers) -> BTreeMap<String, Value> {
+    let map = headers.to_map().expect("readable headers");
+    let name = |key: &Value| key.as_str().unwrap_or_default().to_owned();
+    map.iter()
+        .map(|(key, value)| (name(key), value.clone()))
+        .collect()
+}
+
+/// What is pushed ahead comes once and in its queue's order, however it is
+/// received and settled.
+pub async fn prefetched_messages_arrive_once_and_in_order(setup: &dyn Setup) {
+    const EACH: usize = 250;
+    let broker = setup.broker();
+    let queues = [setup.queue(&fresh("one")), setup.queue(&fresh("two"))];
+    let consumer = consumer_ahead(&*broker, &[&queues[0], &queues[1]], 100).await;
+    let numbers: Vec<_> = (0..EACH).map(|n| n.to_string()).collect();
+    let sent: Vec<_> = numbers.iter().map(String::as_str).collect();
+    for queue in &queues {
+        publish(&*broker, queue, &sent).await;
+    }
+    let mut arrived = [Vec::new(), Vec::new()];
+    for size in (1..=20).cycle() {
+        let left = 2 * EACH - arrived[0].len() - arrived[1].len();
+        if left == 0 {
+            break;
+        }
+        let taken = take(&*consumer, size.min(left)).await;
+        for delivery in &taken {
+            assert!(!delivery.redelivered, "{}", id(delivery));
+            arrived[usize::from(*delivery.queue == *queues[1].name)].push(id(delivery));
+        }
+        let acks = taken.into_iter().map(|one| Settlement::Ack(one.tag));
+        settle(&*consumer, &acks.collect::<Vec<_>>()).await;
+    }
+    assert_eq!(arrived, [sent.as_slice(), sent.as_slice()]);
+    soon("close", consumer.close()).await.expect("closed");
+    for queue in &queues {
+        assert_eq!(soon("depth", broker.depth(queue)).await.expect("depth"), 0);
+    }
+}
+
+/// More or less may be pushed ahead at any time; everything still arrives.
+pub async fn changing_the_prefetch_loses_nothing(setup: &dyn Setup) {
+    let broker = setup.broker();
+    let queue = setup.queue(&fresh("change"));
+    let consumer = consumer(&*broker, &[&queue]).await;
+    let numbers: Vec<_> = (100..220).map(|n| n.to_string()).collect();
+    let sent: Vec<_> = numbers.iter().map(String::as_str).collect();
+    publish(&*broker, &queue, &sent).await;
+    let mut arrived = Vec::new();
+    for prefetch in [0, 30, 1, 100, 0, 5] {
+        consumer.set_prefetch(prefetch);
+        // Never more unsettled than the prefetch lets through.
+        let step = match usize::from(prefetch) {
+            0 => 20,
+            prefetch => prefetch.min(20),
+        };
+        for _ in 0..20 / step {
+            let taken = take(&*consumer, step).await;
+            arrived.extend(ids(&taken));
+            let acks = taken.into_iter().map(|one| Settlement::Ack(one.tag));
+            settle(&*consumer, &acks.collect::<Vec<_>>()).await;
+        }
+    }
+    arrived.sort_unstable();
+    assert_eq!(arrived, sent);
+}
+
+/// A message for a queue that nobody declared is not lost.
+pub async fn a_publication_brings_its_queue_along(setup: &dyn Setup) {
+    let broker = setup.broker();
+    let queue = Arc::new(setup.queue(&fresh("undeclared")));
+    let batch = ["a", "b"].map(|id| {
+        Publication::to_queue(message(id), queue.name.as_str()).meant_for(Arc::clone(&queue))
+    });
+    for answer in soon("publish", broker.publish(&batch)).await {
+        answer.expect("published");
+    }
+    assert_eq!(soon("depth", broker.depth(&queue)).await.expect("depth"), 2);
+    let consumer = consumer(&*broker, &[&queue]).await;
+    assert_eq!(ids(&take(&*consumer, 2).await), ["a", "b"]);
+}
+
+/// Neither is one for an exchange to which nothing was bound before.
+pub async fn a_publication_brings_its_bindings_along(setup: &dyn Setup) {
+    let broker = setup.broker();
+    let (topic, direct) = (fresh("topic"), fresh("direct"));
+    let queue = setup
+        .queue(&fresh("unbound"))
+        .bound_to(Exchange::topic(&topic), "a.*")
+        .also_bound_to(Binding::new(Exchange::direct(&direct), "key"));
+    let queue = Arc::new(queue);
+    for (id, exchange, key) in [("1", &topic, "a.b"), ("2", &direct, "key")] {
+        let publication = Publication::to_exchange(message(id), exchange.as_str(), key);
+        let batch = [publication.meant_for(Arc::clone(&queue))];
+        soon("publish", broker.publish(&batch))
+            .await
+            .remove(0)
+            .expect("published");
+    }
+    let consumer = consumer(&*broker, &[&queue]).await;
+    assert_eq!(ids(&take(&*consumer, 2).await), ["1", "2"]);
+}
+
 /// A batch is answered message by message.
 pub async fn a_batch_has_an_answer_for_each_message(setup: &dyn Setup) {
     let broker = setup.broker();
-    let queue = Queue::new(fresh("batch"));
+    let queue = setup.queue(&fresh("batch"));
     soon("declare", broker.declare(&queue))
         .await
         .expect("declared");
@@ -173,7 +323,7 @@ pub async fn a_batch_has_an_answer_for_each_message(setup: &dyn Setup) {
 /// `receive(max)` gives at most `max`.
 pub async fn no_more_than_asked_for_is_received(setup: &dyn Setup) {
     let broker = setup.broker();
-    let queue = Queue::new(fresh("max"));
+    let queue = setup.queue(&fresh("max"));
     let consumer = consumer(&*broker, &[&queue]).await;
     publish(&*broker, &queue, &["a", "b", "c"]).await;
     assert_eq!(
@@ -195,7 +345,7 @@ pub async fn no_more_than_asked_for_is_received(setup: &dyn Setup) {
 /// Settled deliveries do not come back.
 pub async fn acknowledged_and_rejected_messages_are_gone(setup: &dyn Setup) {
     let broker = setup.broker();
-    let queue = Queue::new(fresh("ack"));
+    let queue = setup.queue(&fresh("ack"));
     let first = consumer(&*broker, &[&queue]).await;
     publish(&*broker, &queue, &["a", "b"]).await;
     let taken = take(&*first, 2).await;
@@ -215,7 +365,7 @@ pub async fn acknowledged_and_rejected_messages_are_gone(setup: &dyn Setup) {
 /// The first settlement counts; later ones do nothing.
 pub async fn settling_twice_is_harmless(setup: &dyn Setup) {
     let broker = setup.broker();
-    let queue = Queue::new(fresh("twice"));
+    let queue = setup.queue(&fresh("twice"));
     let consumer = consumer(&*broker, &[&queue]).await;
     publish(&*broker, &queue, &["a"]).await;
     let taken = take(&*consumer, 1).await;
@@ -233,7 +383,7 @@ pub async fn settling_twice_is_harmless(setup: &dyn Setup) {
 /// Requeued at the head it is the next one, flagged.
 pub async fn requeued_at_the_head_comes_next(setup: &dyn Setup) {
     let broker = setup.broker();
-    let queue = Queue::new(fresh("head"));
+    let queue = setup.queue(&fresh("head"));
     let consumer = consumer(&*broker, &[&queue]).await;
     publish(&*broker, &queue, &["a", "b", "c"]).await;
     let taken = take(&*consumer, 2).await;
@@ -242,7 +392,10 @@ pub async fn requeued_at_the_head_comes_next(setup: &dyn Setup) {
         Settlement::Requeue(taken[0].tag.clone(), QueueEnd::Head),
     ];
     settle(&*consumer, &batch).await;
-    let again = take(&*consumer, 3).await;
+    let mut again = take(&*consumer, 3).await;
+    if !setup.requeues_at_once() {
+        again.sort_by_key(id);
+    }
     assert_eq!(ids(&again), ["a", "b", "c"]);
     assert!(again[0].redelivered && again[1].redelivered && !again[2].redelivered);
 }
@@ -250,7 +403,7 @@ pub async fn requeued_at_the_head_comes_next(setup: &dyn Setup) {
 /// Requeued at the tail it waits behind the others.
 pub async fn requeued_at_the_tail_comes_last(setup: &dyn Setup) {
     let broker = setup.broker();
-    let queue = Queue::new(fresh("tail"));
+    let queue = setup.queue(&fresh("tail"));
     let consumer = consumer(&*broker, &[&queue]).await;
     publish(&*broker, &queue, &["a", "b", "c"]).await;
     let taken = take(&*consumer, 1).await;
@@ -265,7 +418,7 @@ pub async fn requeued_at_the_tail_comes_last(setup: &dyn Setup) {
 /// Parked messages are out of the way until their time.
 pub async fn parked_messages_come_when_due(setup: &dyn Setup) {
     let broker = setup.broker();
-    let queue = Queue::new(fresh("park"));
+    let queue = setup.queue(&fresh("park"));
     let consumer = consumer(&*broker, &[&queue]).await;
     publish(&*broker, &queue, &["later", "now"]).await;
     let taken = take(&*consumer, 1).await;
@@ -283,7 +436,7 @@ pub async fn parked_messages_come_when_due(setup: &dyn Setup) {
 /// A consumer that closes leaves what it parked to the others.
 pub async fn closing_returns_what_was_parked(setup: &dyn Setup) {
     let broker = setup.broker();
-    let queue = Queue::new(fresh("parked"));
+    let queue = setup.queue(&fresh("parked"));
     let first = consumer(&*broker, &[&queue]).await;
     publish(&*broker, &queue, &["a"]).await;
     let taken = take(&*first, 1).await;
@@ -298,7 +451,7 @@ pub async fn closing_returns_what_was_parked(setup: &dyn Setup) {
 /// Priorities order what waits, within one queue and over several.
 pub async fn urgent_messages_go_first(setup: &dyn Setup) {
     let broker = setup.broker();
-    let queue = Queue::new(fresh("priority"));
+    let queue = setup.priority_queue(&fresh("priority"));
     soon("declare", broker.declare(&queue))
         .await
         .expect("declared");
@@ -312,17 +465,18 @@ pub async fn urgent_messages_go_first(setup: &dyn Setup) {
             .expect("published");
     }
     let consumer = consumer(&*broker, &[&queue]).await;
-    let mut expected = ["0", "3", "6", "9"];
-    if !setup.lowest_priority_first() {
-        expected.reverse();
-    }
+    let expected = match setup.priorities() {
+        Priorities::LowestFirst => ["0", "3", "6", "9"],
+        Priorities::HighestFirst => ["9", "6", "3", "0"],
+        Priorities::None => ["9", "0", "3", "6"],
+    };
     assert_eq!(ids(&take(&*consumer, 4).await), expected);
 }
 
 /// Queues take turns.
 pub async fn a_full_queue_does_not_starve_another(setup: &dyn Setup) {
     let broker = setup.broker();
-    let (full, small) = (Queue::new(fresh("full")), Queue::new(fresh("small")));
+    let (full, small) = (setup.queue(&fresh("full")), setup.queue(&fresh("small")));
     let many: Vec<_> = (0..200).map(|n| n.to_string()).collect();
     let many: Vec<_> = many.iter().map(String::as_str).collect();
     soon("declare", broker.declare(&full))
@@ -341,7 +495,7 @@ pub async fn a_full_queue_does_not_starve_another(setup: &dyn Setup) {
 /// `interrupt` makes a pending receive return, empty.
 pub async fn interrupting_ends_a_receive(setup: &dyn Setup) {
     let broker = setup.broker();
-    let queue = Queue::new(fresh("interrupt"));
+    let queue = setup.queue(&fresh("interrupt"));
     let consumer = consumer(&*broker, &[&queue]).await;
     let pending = Arc::clone(&consumer);
     let pending = tokio::spawn(async move { pending.receive(1).await });
@@ -362,7 +516,7 @@ pub async fn interrupting_ends_a_receive(setup: &dyn Setup) {
 /// A consumer that waits is woken by a message.
 pub async fn a_message_wakes_a_waiting_consumer(setup: &dyn Setup) {
     let broker = setup.broker();
-    let queue = Queue::new(fresh("wake"));
+    let queue = setup.queue(&fresh("wake"));
     let consumer = consumer(&*broker, &[&queue]).await;
     for round in ["a", "b", "c"] {
         let pending = Arc::clone(&consumer);
@@ -380,27 +534,37 @@ pub async fn exchanges_route_by_their_kind(setup: &dyn Setup) {
     let (direct, topic) = (fresh("direct"), fresh("topic"));
     let cases = [
         (
-            Queue::new(fresh("one")).bound_to(Exchange::direct(&direct), "one"),
+            setup
+                .queue(&fresh("one"))
+                .bound_to(Exchange::direct(&direct), "one"),
             "one",
             true,
         ),
         (
-            Queue::new(fresh("two")).bound_to(Exchange::direct(&direct), "two"),
+            setup
+                .queue(&fresh("two"))
+                .bound_to(Exchange::direct(&direct), "two"),
             "one",
             false,
         ),
         (
-            Queue::new(fresh("star")).bound_to(Exchange::topic(&topic), "a.*.c"),
+            setup
+                .queue(&fresh("star"))
+                .bound_to(Exchange::topic(&topic), "a.*.c"),
             "a.b.c",
             true,
         ),
         (
-            Queue::new(fresh("hash")).bound_to(Exchange::topic(&topic), "a.#"),
+            setup
+                .queue(&fresh("hash"))
+                .bound_to(Exchange::topic(&topic), "a.#"),
             "a.b.c",
             true,
         ),
         (
-            Queue::new(fresh("none")).bound_to(Exchange::topic(&topic), "b.#"),
+            setup
+                .queue(&fresh("none"))
+                .bound_to(Exchange::topic(&topic), "b.#"),
             "a.b.c",
             false,
         ),
@@ -431,7 +595,9 @@ pub async fn exchanges_route_by_their_kind(setup: &dyn Setup) {
 pub async fn nobody_bound_is_an_error(setup: &dyn Setup) {
     let broker = setup.broker();
     let exchange = fresh("exchange");
-    let queue = Queue::new(fresh("bound")).bound_to(Exchange::direct(&exchange), "bound");
+    let queue = setup
+        .queue(&fresh("bound"))
+        .bound_to(Exchange::direct(&exchange), "bound");
     soon("declare", broker.declare(&queue))
         .await
         .expect("declared");
@@ -449,7 +615,7 @@ pub async fn nobody_bound_is_an_error(setup: &dyn Setup) {
 /// Declaring what exists changes nothing.
 pub async fn declaring_twice_does_nothing(setup: &dyn Setup) {
     let broker = setup.broker();
-    let queue = Queue::new(fresh("declared"));
+    let queue = setup.queue(&fresh("declared"));
     soon("declare", broker.declare(&queue))
         .await
         .expect("declared");
@@ -466,7 +632,7 @@ pub async fn declaring_twice_does_nothing(setup: &dyn Setup) {
 /// Depth counts what waits, purge deletes it.
 pub async fn depth_and_purge(setup: &dyn Setup) {
     let broker = setup.broker();
-    let queue = Queue::new(fresh("depth"));
+    let queue = setup.queue(&fresh("depth"));
     let consumer = consumer(&*broker, &[&queue]).await;
     publish(&*broker, &queue, &["a", "b", "c"]).await;
     let _held = take(&*consumer, 3).await;

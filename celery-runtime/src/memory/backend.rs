@@ -98,6 +98,12 @@ impl ResultBackend for MemoryBackend {
         })
     }
 
+    fn expect<'a>(&'a self, _ids: &'a [String]) -> BoxFuture<'a, Result<(), ServiceError>> {
+        Box::pin(std::future::ready(
+            self.shared.faults.check_planned("expect"),
+        ))
+    }
+
     fn fetch<'a>(
         &'a self,
         ids: &'a [String],

@@ -188,6 +188,10 @@ impl Broker for MemoryBroker {
         })
     }
 
+    fn obstacle(&self) -> Option<String> {
+        self.shared.faults.obstacle()
+    }
+
     fn close(&self) -> BoxFuture<'_, ()> {
         // There is no connection, and clones may still be in use.
         Box::pin(std::future::ready(()))
@@ -195,11 +199,23 @@ impl Broker for MemoryBroker {
 }
 
 impl Shared {
+    /// Bindings are only added: those of an earlier declaration stay.
     fn declare(&self, queue: &Queue) {
         let mut bindings = lock(&self.bindings);
         if !bindings.contains(queue) {
             bindings.push(queue.clone());
         }
+    }
+
+    /// The queues that get a message, each once.
+    fn targets(&self, exchange: &str, routing_key: &str) -> Vec<String> {
+        let mut targets = Vec::new();
+        for queue in lock(&self.bindings).iter() {
+            if is_bound(queue, exchange, routing_key) && !targets.contains(&queue.name) {
+                targets.push(queue.name.clone());
+            }
+        }
+        targets
     }
 
     fn route(&self, publication: &Publication) -> Result<(), ServiceError> {
@@ -208,19 +224,16 @@ impl Shared {
             routing_key,
             ..
         } = publication;
-        if let Some(queue) = publication.queue.as_deref() {
-            self.declare(queue);
-        }
         let message = stored(publication)?;
+        // The anonymous exchange leads to every queue without a binding.
         if exchange.is_empty() {
             lock(&self.queues).push(routing_key, message);
             return Ok(());
         }
-        let targets: Vec<_> = lock(&self.bindings)
-            .iter()
-            .filter(|queue| is_bound(queue, exchange, routing_key))
-            .map(|queue| queue.name.clone())
-            .collect();
+        if let Some(queue) = publication.queue.as_deref() {
+            self.declare(queue);
+        }
+        let targets = self.targets(exchange, routing_key);
         if targets.is_empty() {
             return Err(unroutable(exchange, routing_key));
         }

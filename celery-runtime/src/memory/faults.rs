@@ -1,10 +1,11 @@
 //! Failures that tests switch on.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::watch;
 
+use super::lock;
 use crate::error::{ServiceError, ServiceErrorKind};
 
 /// Makes the in-memory broker or backend fail on demand.
@@ -27,6 +28,7 @@ struct Inner {
     planned: Mutex<VecDeque<(&'static str, ServiceErrorKind)>>,
     down: watch::Sender<bool>,
     frozen: watch::Sender<bool>,
+    obstacle: Mutex<Option<String>>,
 }
 
 impl Faults {
@@ -45,8 +47,17 @@ impl Faults {
         self.inner.frozen.send_replace(true);
     }
 
-    /// Ends [`freeze`](Self::freeze).
+    /// The same, and the broker says why in [`Broker::obstacle`].
+    ///
+    /// [`Broker::obstacle`]: crate::Broker::obstacle
+    pub fn obstruct(&self, reason: impl Into<String>) {
+        *lock(&self.inner.obstacle) = Some(reason.into());
+        self.freeze();
+    }
+
+    /// Ends [`freeze`](Self::freeze) and [`obstruct`](Self::obstruct).
     pub fn thaw(&self) {
+        *lock(&self.inner.obstacle) = None;
         self.inner.frozen.send_replace(false);
     }
 
@@ -57,6 +68,10 @@ impl Faults {
         self.planned().push_back((operation, kind));
     }
 
+    pub(super) fn obstacle(&self) -> Option<String> {
+        lock(&self.inner.obstacle).clone()
+    }
+
     /// Passes, fails, or waits, as was planned for `operation`.
     pub(super) async fn check(&self, operation: &'static str) -> Result<(), ServiceError> {
         let mut frozen = self.inner.frozen.subscribe();
@@ -65,6 +80,11 @@ impl Faults {
         if *self.inner.down.borrow() {
             return Err(down(operation));
         }
+        self.check_planned(operation)
+    }
+
+    /// The same for what needs no service: only a planned failure shows.
+    pub(super) fn check_planned(&self, operation: &'static str) -> Result<(), ServiceError> {
         let mut planned = self.planned();
         match planned
             .iter()
@@ -98,10 +118,7 @@ impl Faults {
     }
 
     fn planned(&self) -> MutexGuard<'_, VecDeque<(&'static str, ServiceErrorKind)>> {
-        self.inner
-            .planned
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner.planned)
     }
 }
 

@@ -38,7 +38,10 @@ impl Carrier {
         match &entry.work {
             Work::Task { job, .. } => {
                 let (job, children) = (Arc::clone(job), entry.children.clone());
-                self.perform(async move { store(&services, &job, &report, &children, now).await })
+                let object = format!("the result of task {}", job.id);
+                self.perform("store", object, async move {
+                    store(&services, &job, &report, &children, now).await
+                })
             }
             Work::Refused(_) => match entry
                 .life
@@ -46,7 +49,10 @@ impl Carrier {
                 .and_then(|refusal| refusal.task.clone())
             {
                 Some(task) => {
-                    self.perform(async move { store_refused(&services, &task, now).await })
+                    let object = format!("the result of task {}", task.id);
+                    self.perform("store", object, async move {
+                        store_refused(&services, &task, now).await
+                    })
                 }
                 None => done(Ok(())),
             },
@@ -73,7 +79,10 @@ impl Carrier {
             entry.children = letters.iter().filter_map(id).collect();
         }
         let broker = Arc::clone(&self.broker);
-        self.perform(async move { broker.publish(&letters).await.into_iter().collect() })
+        let object = destinations(&letters);
+        self.perform("publish to", object, async move {
+            broker.publish(&letters).await.into_iter().collect()
+        })
     }
 
     fn letters(
@@ -84,7 +93,7 @@ impl Carrier {
     ) -> Result<Vec<Publication>, String> {
         let desk = &self.desk;
         let letters = match (&entry.work, letter) {
-            (Work::Task { job, .. }, Letter::Retry { eta }) => desk.retry(job, *eta),
+            (Work::Task { job, .. }, Letter::Retry { eta }) => desk.retry(job, &entry.queue, *eta),
             (Work::Task { job, .. }, Letter::Success(value)) => desk.success(job, value, now),
             (Work::Task { job, .. }, Letter::Failure) => desk.failure(job, now),
             (Work::Refused(content), Letter::Dead) => match entry.life.refusal() {
@@ -99,18 +108,23 @@ impl Carrier {
     /// Runs a step's future within the deadline.
     fn perform(
         &self,
+        operation: &'static str,
+        object: String,
         step: impl Future<Output = Result<(), ServiceError>> + Send + 'static,
     ) -> BoxFuture<'static, Carried> {
-        let deadline = self.deadline;
+        let (deadline, broker) = (self.deadline, Arc::clone(&self.broker));
         Box::pin(async move {
-            match tokio::time::timeout(deadline, step).await {
-                Ok(Ok(())) => Ok(()),
-                Ok(Err(error)) => {
-                    tracing::warn!("{error}");
-                    Err(Obstacle::from(&error))
+            let performed = tokio::time::timeout(deadline, step).await;
+            let error = match performed {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) => error,
+                Err(_) => {
+                    let obstacle = broker.obstacle();
+                    ServiceError::no_answer_for(operation, object, deadline, obstacle)
                 }
-                Err(_) => Err(Obstacle::Passing),
-            }
+            };
+            tracing::warn!("{error}");
+            Err(Obstacle::from(&error))
         })
     }
 }
@@ -122,6 +136,14 @@ impl From<&ServiceError> for Obstacle {
         } else {
             Self::Lasting(error.to_string())
         }
+    }
+}
+
+/// Where letters go, in short.
+fn destinations(letters: &[Publication]) -> String {
+    match letters {
+        [one] => format!("queue {}", one.routing_key),
+        letters => format!("{} queues", letters.len()),
     }
 }
 

@@ -54,6 +54,8 @@ pub(crate) enum Event {
     Stop(Stop),
     /// The broker has taken the delivery back.
     Withdrawn,
+    /// The broker has delivered it again, to us: it can be settled once more.
+    Regained,
 }
 
 /// Why a step could not be carried out.

@@ -26,6 +26,7 @@ use crate::broker::{BoxFuture, Consumer, Delivery, DeliveryTag, Settlement};
 use crate::clock::{Clock, Moment};
 use crate::config::OnUnknown;
 use crate::error::ServiceError;
+use crate::task::Job;
 
 /// Most deliveries taken from the broker at once, and events handled between
 /// two looks at everything else.
@@ -97,7 +98,7 @@ impl Driver {
         let (ends, ended) = mpsc::unbounded_channel();
         let now = clock.moment();
         Self {
-            on_unknown: carrier.desk.config.on_unknown,
+            on_unknown: carrier.desk.sender.config.on_unknown,
             intake,
             carrier,
             clock,
@@ -301,6 +302,7 @@ impl Driver {
         if !survives {
             for key in self.entries.keys() {
                 self.event(key, Event::Withdrawn);
+                self.entries.note_withdrawn(key);
             }
         }
         self.reconnect();
@@ -335,9 +337,16 @@ impl Driver {
         timer.into_iter().chain(self.give_up_at).min()
     }
 
-    /// Takes a delivery in.
+    /// Takes a delivery in. One that is the return of what runs here already
+    /// starts nothing.
     fn admit(&mut self, delivery: Delivery) {
+        let again = delivery.redelivered || delivery.delivery_count.is_some_and(|count| count > 0);
         let (life, work) = match self.intake.read(delivery.content, delivery.redelivered) {
+            Read::Task { job, .. }
+                if again && self.regain(&job, &delivery.queue, &delivery.tag) =>
+            {
+                return;
+            }
             Read::Task { job, run, plan } => (Life::of_task(plan), Work::Task { job, run }),
             Read::Refused { content, refusal } => {
                 tracing::error!(
@@ -357,6 +366,20 @@ impl Driver {
         if let Some(stop) = self.stopping {
             self.event(key, Event::Stop(stop));
         }
+    }
+
+    /// Hands a delivery to the entry that lost it with its connection, if there
+    /// is one.
+    fn regain(&mut self, job: &Job, queue: &str, tag: &DeliveryTag) -> bool {
+        let Some(key) = self.entries.take_returned(job, queue) else {
+            return false;
+        };
+        if let Some(entry) = self.entries.find_mut(key) {
+            entry.tag = tag.clone();
+        }
+        tracing::info!("task {} is delivered again and still in hand", job.id);
+        self.event(key, Event::Regained);
+        true
     }
 
     /// Tells a delivery what happened and does what it asks for.

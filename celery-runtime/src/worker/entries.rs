@@ -1,5 +1,6 @@
 //! The deliveries that a worker has in hand.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -43,6 +44,9 @@ pub(crate) enum Work {
 pub(crate) struct Entries {
     slab: Slab<(u64, Entry)>,
     next_serial: u64,
+    /// Those that go on without their delivery, by the id of their task. Of two
+    /// with the same id one is known.
+    withdrawn: HashMap<String, Key>,
 }
 
 impl Entry {
@@ -85,9 +89,41 @@ impl Entries {
     }
 
     pub(crate) fn remove(&mut self, key: Key) {
-        if self.find(key).is_some() {
-            self.slab.remove(key.index);
+        if self.find(key).is_none() {
+            return;
         }
+        let (_, entry) = self.slab.remove(key.index);
+        if let Work::Task { job, .. } = &entry.work
+            && self.withdrawn.get(&job.id) == Some(&key)
+        {
+            self.withdrawn.remove(&job.id);
+        }
+    }
+
+    /// Remembers an entry whose delivery was withdrawn, if it goes on without.
+    pub(crate) fn note_withdrawn(&mut self, key: Key) {
+        let Some(entry) = self.find(key).filter(|entry| entry.life.awaits_return()) else {
+            return;
+        };
+        if let Work::Task { job, .. } = &entry.work {
+            let id = job.id.clone();
+            self.withdrawn.insert(id, key);
+        }
+    }
+
+    /// The entry whose delivery this is, come back: the same attempt of the
+    /// same task in the same queue. It is given out once.
+    pub(crate) fn take_returned(&mut self, job: &Job, queue: &str) -> Option<Key> {
+        let key = *self.withdrawn.get(&job.id)?;
+        let entry = self.find(key)?;
+        let Work::Task { job: held, .. } = &entry.work else {
+            return None;
+        };
+        let is_same = held.retries == job.retries && *entry.queue == *queue;
+        (is_same && entry.life.awaits_return()).then(|| {
+            self.withdrawn.remove(&job.id);
+            key
+        })
     }
 
     pub(crate) fn len(&self) -> usize {

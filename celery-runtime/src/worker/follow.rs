@@ -2,6 +2,7 @@
 //! chain, errbacks, and the copy of a message that nobody could run. Pure.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use celery_protocol::{
@@ -11,10 +12,9 @@ use celery_protocol::{
 use uuid::Uuid;
 
 use super::delivery::{Links, Refusal};
-use crate::broker::{Content, Publication};
-use crate::client::compose::{Outgoing, Sender, compose, raw_call};
+use crate::broker::{Content, Publication, Queue};
+use crate::client::compose::{Outgoing, Sender, Uncomposed, compose, declarable, raw_call};
 use crate::client::options::CallOptions;
-use crate::config::Config;
 use crate::task::Job;
 
 /// Appended to a queue's name for the messages that no worker could run.
@@ -38,9 +38,10 @@ const NOT_COPIED: &[&str] = &[
 /// Who sends, with which settings.
 #[derive(Debug)]
 pub(crate) struct Desk {
-    pub(crate) config: std::sync::Arc<Config>,
     pub(crate) sender: Sender,
     pub(crate) hostname: String,
+    /// What the worker consumes.
+    pub(crate) queues: Vec<Arc<Queue>>,
 }
 
 /// Why it cannot be said what follows a task.
@@ -83,12 +84,14 @@ pub(crate) fn links(embed: &Embed<'_>) -> Result<Links, Unlinked> {
 }
 
 impl Desk {
-    /// The same task again, at `eta` or at once.
+    /// The same task again, at `eta` or at once, the way by which it came to
+    /// `queue`.
     pub(crate) fn retry(
         &self,
         job: &Job,
+        queue: &str,
         eta: Option<SystemTime>,
-    ) -> Result<Vec<Publication>, EncodeError> {
+    ) -> Result<Vec<Publication>, Uncomposed> {
         let headers = job.headers().map_err(|error| unreadable(&error))?;
         let mut headers = headers.into_owned();
         headers.retries = job.retries + 1;
@@ -105,11 +108,12 @@ impl Desk {
         let came_by = std::mem::take(&mut properties.delivery_info);
         properties.delivery_tag = None;
         let message = Message::new(headers.into(), properties, job.message.body.clone());
-        Ok(vec![Publication::to_exchange(
-            message,
-            came_by.exchange,
-            came_by.routing_key,
-        )])
+        let again = Publication::to_exchange(message, came_by.exchange, came_by.routing_key);
+        let consumed = self.queues.iter().find(|one| one.name == queue).cloned();
+        Ok(vec![match consumed.and_then(declarable) {
+            Some(queue) => again.meant_for(queue),
+            None => again,
+        }])
     }
 
     /// The callbacks and the next step of the chain, with the task's value.
@@ -118,7 +122,7 @@ impl Desk {
         job: &Job,
         value: &Raw<'_>,
         now: SystemTime,
-    ) -> Result<Vec<Publication>, EncodeError> {
+    ) -> Result<Vec<Publication>, Uncomposed> {
         with_embed(job, |headers, embed| {
             let mut letters = Vec::new();
             for callback in embed.callbacks().map_err(|error| unreadable(&error))? {
@@ -143,7 +147,7 @@ impl Desk {
         &self,
         job: &Job,
         now: SystemTime,
-    ) -> Result<Vec<Publication>, EncodeError> {
+    ) -> Result<Vec<Publication>, Uncomposed> {
         let id = Raw::encode(Serializer::Json, &job.id)?;
         with_embed(job, |headers, embed| {
             let errbacks = embed.errbacks().map_err(|error| unreadable(&error))?;
@@ -161,7 +165,7 @@ impl Desk {
         queue: &str,
         refusal: &Refusal,
         now: SystemTime,
-    ) -> Result<Vec<Publication>, EncodeError> {
+    ) -> Result<Vec<Publication>, Uncomposed> {
         let mut message = match content {
             Content::Message(message) => message.clone(),
             Content::Malformed { raw, .. } => {
@@ -186,10 +190,9 @@ impl Desk {
         }
         message.properties.delivery_tag = None;
         message.properties.delivery_info = celery_protocol::DeliveryInfo::default();
-        Ok(vec![Publication::to_queue(
-            message,
-            format!("{queue}{DEAD_SUFFIX}"),
-        )])
+        let dead = format!("{queue}{DEAD_SUFFIX}");
+        let queue = self.sender.queues.our_own(&dead);
+        Ok(vec![Publication::to_queue(message, dead).meant_for(queue)])
     }
 
     /// One call that follows the task: its stored arguments with `first`
@@ -201,8 +204,9 @@ impl Desk {
         first: &Raw<'_>,
         chain: Option<Raw<'static>>,
         now: SystemTime,
-    ) -> Result<Publication, EncodeError> {
-        let mut options = CallOptions::from_wire(&signature.options).map_err(EncodeError::new)?;
+    ) -> Result<Publication, Uncomposed> {
+        let options = CallOptions::from_wire(&signature.options);
+        let mut options = options.map_err(EncodeError::new)?;
         options.embed.chain = chain;
         options.parent_id = Some(task.id.clone().into_owned());
         options.root_id = task.root_id.clone().map(Cow::into_owned);
@@ -225,14 +229,14 @@ impl Desk {
             options: &options,
             write: &raw_call(&args, &signature.kwargs),
         };
-        compose(&self.config, &self.sender, &outgoing, id, now)
+        compose(&self.sender, &outgoing, id, now)
     }
 }
 
 fn with_embed<T>(
     job: &Job,
-    use_it: impl FnOnce(&TaskHeaders<'_>, &Embed<'_>) -> Result<T, EncodeError>,
-) -> Result<T, EncodeError> {
+    use_it: impl FnOnce(&TaskHeaders<'_>, &Embed<'_>) -> Result<T, Uncomposed>,
+) -> Result<T, Uncomposed> {
     let headers = job.headers().map_err(|error| unreadable(&error))?;
     let payload = job
         .message

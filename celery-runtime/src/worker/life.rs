@@ -39,6 +39,8 @@ pub(crate) struct Life {
     steps: VecDeque<Step>,
     attempt: u32,
     withdrawn: bool,
+    /// The settlement that is on its way is of a delivery that was withdrawn.
+    stale: bool,
     stopping: Option<Stop>,
 }
 
@@ -83,6 +85,7 @@ impl Life {
             steps: VecDeque::new(),
             attempt: 0,
             withdrawn: false,
+            stale: false,
             stopping: None,
         }
     }
@@ -96,6 +99,10 @@ impl Life {
             (Event::Done, Phase::Acknowledging) => self.announce(now, actions),
             // The state STARTED is a courtesy: the task runs without it, too.
             (Event::Done | Event::Failed(_), Phase::Announcing) => self.start(now, actions),
+            (Event::Done | Event::Failed(_), Phase::Finishing) if self.stale => {
+                self.stale = false;
+                self.next_step(actions);
+            }
             (Event::Done, Phase::Finishing) => self.step_done(actions),
             (Event::Failed(obstacle), Phase::Acknowledging) => {
                 self.ack_failed(&obstacle, now, actions);
@@ -109,6 +116,7 @@ impl Life {
             (Event::Tick, _) => self.tick(now, actions),
             (Event::Stop(stop), _) => self.stop(stop, actions),
             (Event::Withdrawn, _) => self.withdraw(actions),
+            (Event::Regained, _) => self.withdrawn = false,
             // A slot for what left the line, a report about what was given up.
             (Event::Slot, _) => actions.push(Action::FreeSlot),
             (Event::Done | Event::Failed(_) | Event::Returned(_), _) => {}
@@ -135,6 +143,13 @@ impl Life {
     /// Whether it is in line for a slot.
     pub(crate) fn is_waiting(&self) -> bool {
         self.phase == Phase::Waiting
+    }
+
+    /// Whether it goes on without its delivery, and would settle the message
+    /// at its end if that came back.
+    pub(crate) fn awaits_return(&self) -> bool {
+        let is_late = matches!(&self.work, Work::Task(plan) if plan.acks_late);
+        self.withdrawn && is_late && self.phase != Phase::Over
     }
 
     /// Why the message was refused.
@@ -302,7 +317,7 @@ impl Life {
     }
 
     /// The connection that delivered it is gone and with it the right to
-    /// settle: somebody else gets the message.
+    /// settle: somebody else gets the message, or we do, once more.
     fn withdraw(&mut self, actions: &mut Vec<Action>) {
         self.withdrawn = true;
         match self.phase {
@@ -312,8 +327,13 @@ impl Life {
                 actions.push(Action::FreeSlot);
                 self.over(actions);
             }
+            // What comes of a settlement that was sent before says nothing about
+            // a delivery that may follow.
+            Phase::Finishing if matches!(self.steps.front(), Some(Step::Settle(_))) => {
+                self.stale = true;
+            }
             // Running ones finish: their results count, their acknowledgement
-            // is left out.
+            // is left out, unless the message is regained by then.
             _ => {}
         }
     }

@@ -26,6 +26,7 @@ use crate::broker::{BoxFuture, ConsumeOptions, Queue};
 use crate::client::compose::Sender;
 use crate::config::{ConfigError, OnUnknown};
 use crate::error::ServiceError;
+use crate::queues::{QueueNotFound, Queues};
 use crate::task::{Registry, RegistryError, Services, Tasks};
 
 use carrier::Carrier;
@@ -65,6 +66,9 @@ pub enum WorkerError {
     /// The configuration cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// A queue that it shall consume does not exist and must not be made.
+    #[error(transparent)]
+    Queue(#[from] QueueNotFound),
     /// The broker cannot be used, or was away for too long.
     #[error(transparent)]
     Broker(#[from] ServiceError),
@@ -239,7 +243,10 @@ impl Worker {
         config.on_unknown = self.on_unknown;
         let config = Arc::new(config);
         let registry = Registry::new(self.tasks)?;
-        let queues = queues(&config, &self.queues, &registry);
+        let mut queues = queues(app.queues(), &self.queues, &registry)?;
+        if config.worker_direct {
+            queues.push(app.queues().direct(&self.hostname));
+        }
         let names: Vec<_> = queues.iter().map(|queue| queue.name.as_str()).collect();
         tracing::info!("{} consumes {}", self.hostname, names.join(", "));
 
@@ -255,17 +262,19 @@ impl Worker {
         let window = window(self.concurrency, self.prefetch_multiplier);
         let supervisor = Supervisor {
             broker: Arc::clone(app.broker()),
-            options: ConsumeOptions::new(queues, u16::try_from(window).unwrap_or(0)),
+            options: consume_options(&queues, window, self.prefetch_multiplier),
             max_retries: config.broker_connection_max_retries,
             hook: self.hook,
         };
         let desk = Desk {
             sender: Sender {
+                config: Arc::clone(&config),
+                queues: Arc::clone(app.queues()),
                 origin: self.hostname.clone(),
                 reply_to: uuid::Uuid::new_v4().to_string(),
             },
             hostname: self.hostname,
-            config: Arc::clone(&config),
+            queues,
         };
         let carrier = Carrier {
             broker: Arc::clone(app.broker()),
@@ -305,22 +314,56 @@ impl fmt::Debug for Worker {
 }
 
 /// What the worker consumes: as asked, as configured, or what its tasks need.
-fn queues(config: &crate::Config, asked: &[String], registry: &Registry) -> Vec<Queue> {
-    if !asked.is_empty() {
-        return asked.iter().map(|name| config.queue(name)).collect();
-    }
-    if !config.task_queues.is_empty() {
-        return config.task_queues.clone();
-    }
-    let mut names = vec![config.task_default_queue.as_str()];
-    names.extend(
-        registry
-            .iter()
-            .filter_map(|task| task.declaration.queue.as_deref()),
-    );
-    names[1..].sort_unstable();
+fn queues(
+    known: &Queues,
+    asked: &[String],
+    registry: &Registry,
+) -> Result<Vec<Arc<Queue>>, QueueNotFound> {
+    let found = match asked {
+        [] if known.has_default_only() => default_and_declared(known, registry)?,
+        [] => known.configured().to_vec(),
+        asked => find_all(known, asked.iter().map(String::as_str))?,
+    };
+    let own = |queue: &Arc<Queue>| match queue.is_broadcast() {
+        true => Arc::new(queue.for_consumer()),
+        false => Arc::clone(queue),
+    };
+    Ok(found.iter().map(own).collect())
+}
+
+fn default_and_declared(
+    known: &Queues,
+    registry: &Registry,
+) -> Result<Vec<Arc<Queue>>, QueueNotFound> {
+    let declared = registry
+        .iter()
+        .filter_map(|task| task.declaration.queue.as_deref());
+    let mut names: Vec<_> = declared.collect();
+    names.sort_unstable();
     names.dedup();
-    names.into_iter().map(|name| config.queue(name)).collect()
+    let default = known.default_queue()?;
+    names.retain(|name| *name != default.name);
+    let mut found = vec![default];
+    found.extend(find_all(known, names)?);
+    Ok(found)
+}
+
+fn find_all<'a>(
+    known: &Queues,
+    names: impl IntoIterator<Item = &'a str>,
+) -> Result<Vec<Arc<Queue>>, QueueNotFound> {
+    names.into_iter().map(|name| known.find(name)).collect()
+}
+
+/// With one message for each task that can run, nothing is pushed ahead that
+/// another worker could start at once.
+fn consume_options(queues: &[Arc<Queue>], window: usize, multiplier: usize) -> ConsumeOptions {
+    let prefetch = match multiplier {
+        1 => 0,
+        _ => u16::try_from(window).unwrap_or(u16::MAX),
+    };
+    let queues = queues.iter().map(|queue| (**queue).clone());
+    ConsumeOptions::new(queues.collect(), prefetch)
 }
 
 /// AMQP counts in 16 bits, which also is more than enough to keep busy.
@@ -362,5 +405,21 @@ where
             }),
             None => Box::pin(std::future::pending()),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_pushed_ahead_of_a_worker_that_holds_only_what_it_runs() {
+        let queues = [Arc::new(Queue::new("q"))];
+        let prefetch = |multiplier| {
+            let window = window(10, multiplier);
+            consume_options(&queues, window, multiplier).prefetch
+        };
+        assert_eq!([1, 2, 4].map(prefetch), [0, 20, 40]);
+        assert_eq!(prefetch(0), u16::MAX);
     }
 }

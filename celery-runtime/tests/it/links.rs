@@ -64,6 +64,25 @@ async fn a_chain_written_by_python_runs_to_its_end() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_follows_is_answered_where_its_signature_says() {
+    let setup = Setup::new();
+    let step = r#"{"task": "tasks.add", "args": [1], "kwargs": {}, "options": {"task_id": "second", "reply_to": "client", "queue": "other"}, "subtask_type": null, "immutable": false}"#;
+    let body = format!(
+        r#"[[1, 2], {{}}, {{"callbacks": null, "errbacks": null, "chain": [{step}], "chord": null}}]"#
+    );
+    let headers = r#"{"task": "tasks.add", "id": "first", "root_id": "first"}"#;
+    let headers = Headers::from_json(Bytes::from_static(headers.as_bytes())).unwrap();
+    let message = Message::new(headers, Properties::default(), body);
+    setup
+        .broker
+        .publish(&[Publication::to_queue(message, "celery")])
+        .await;
+    let _worker = setup.start(tasks());
+    let sent = within(5, setup.take("other")).await;
+    assert_eq!(sent.properties.reply_to.as_deref(), Some("client"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn callbacks_get_the_value_and_errbacks_the_id() {
     let setup = Setup::new();
     let _worker = setup.start(tasks());

@@ -8,6 +8,7 @@ mod limits;
 mod links;
 mod memory;
 mod outages;
+mod queues;
 mod results;
 mod retries;
 mod shutdown;

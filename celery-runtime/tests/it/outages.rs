@@ -95,6 +95,37 @@ async fn a_lost_acknowledgement_runs_a_late_task_again_and_loses_none() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_late_task_goes_on_when_its_message_comes_back() {
+    const LONG: Task<(), u32> = Task::new("tasks.long").acks_late();
+    let runs = Arc::new(AtomicU32::new(0));
+    let counter = Arc::clone(&runs);
+    let tasks = Tasks::new().with(LONG, move || {
+        let run = counter.fetch_add(1, Ordering::SeqCst);
+        async move {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            Ok::<_, TaskError>(run)
+        }
+    });
+    let setup = Setup::new();
+    let worker = setup.start(tasks);
+    let result = setup.client().send(LONG, ()).await.unwrap();
+    for _ in 0..2 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        setup.broker.faults().go_down();
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(setup.broker.held(), 0, "it went back to its queue");
+        setup.broker.faults().come_back();
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(setup.broker.held(), 1, "and was taken again");
+    }
+    assert_eq!(within(60, result.get()).await.unwrap(), 0);
+    worker.stop().await.unwrap();
+    assert_eq!(runs.load(Ordering::SeqCst), 1);
+    assert_eq!(setup.broker.held(), 0);
+    assert_eq!(setup.depth("celery").await, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_early_task_starts_only_after_its_acknowledgement() {
     const EARLY: Task<(), ()> = Task::new("tasks.early");
     let runs = Arc::new(AtomicU32::new(0));
@@ -134,6 +165,28 @@ async fn sending_to_a_broker_that_is_away_fails_within_the_deadline_every_time()
         .await
         .unwrap_err();
     assert!(error.to_string().contains("no answer within 5s"), "{error}");
+    setup.broker.faults().obstruct("the disk is full");
+    let error = setup.client().send(LATE, (1,)).await.unwrap_err();
+    let said = "no answer within 5s: the disk is full";
+    assert!(error.to_string().contains(said), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_is_not_sent_while_its_result_could_not_be_received() {
+    let setup = Setup::new();
+    let faults = setup.backend.faults();
+    faults.fail_next("expect", ServiceErrorKind::Denied);
+    let ignoring = LATE.s((2,)).ignore_result();
+    let answers = setup.client().apply_all([LATE.s((1,)), ignoring]).await;
+    let error = answers[0].as_ref().unwrap_err().to_string();
+    assert!(error.contains("tasks.late"), "{error}");
+    assert!(error.contains("planned by a test"), "{error}");
+    answers[1].as_ref().unwrap();
+    assert_eq!(setup.depth("celery").await, 1);
+
+    // What passes is waited for.
+    faults.fail_next("expect", ServiceErrorKind::Disconnected);
+    setup.client().send(LATE, (3,)).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -325,6 +325,76 @@ fn what_the_broker_took_back_is_not_settled() {
 }
 
 #[test]
+fn what_comes_back_is_settled_in_the_end() {
+    story(
+        late(),
+        vec![
+            (Event::Arrived, &["Queue"]),
+            (Event::Slot, &["Start"]),
+            (Event::Withdrawn, &[]),
+            (Event::Regained, &[]),
+            (value(), &["FreeSlot", "store SUCCESS"]),
+            (Event::Done, &["Ack"]),
+            (Event::Done, &["Over"]),
+        ],
+    );
+}
+
+#[test]
+fn a_settlement_of_the_lost_delivery_does_not_count_for_the_next() {
+    let to_the_ack = |then: Vec<(Event, &'static [&'static str])>| {
+        let mut events: Vec<(Event, &[&str])> = vec![
+            (Event::Arrived, &["Queue"]),
+            (Event::Slot, &["Start"]),
+            (value(), &["FreeSlot", "store SUCCESS"]),
+            (Event::Done, &["Ack"]),
+            (Event::Withdrawn, &[]),
+        ];
+        events.extend(then);
+        story(late(), events);
+    };
+    to_the_ack(vec![(Event::Done, &["Over"])]);
+    to_the_ack(vec![(Event::Failed(Obstacle::Passing), &["Over"])]);
+    for report in [Event::Done, Event::Failed(Obstacle::Passing)] {
+        to_the_ack(vec![
+            (Event::Regained, &[]),
+            (report, &["Ack"]),
+            (Event::Done, &["Over"]),
+        ]);
+    }
+    // Lost and regained again, all while the first one is on its way.
+    to_the_ack(vec![
+        (Event::Regained, &[]),
+        (Event::Withdrawn, &[]),
+        (Event::Regained, &[]),
+        (Event::Done, &["Ack"]),
+        (Event::Done, &["Over"]),
+    ]);
+}
+
+#[test]
+fn only_late_tasks_that_go_on_await_their_return() {
+    let mut early = Life::of_task(plan());
+    let mut waiting = Life::of_task(late());
+    let mut running = Life::of_task(late());
+    let time = Time::new();
+    for life in [&mut early, &mut waiting, &mut running] {
+        tell(life, Event::Arrived, time);
+    }
+    tell(&mut early, Event::Slot, time);
+    tell(&mut early, Event::Done, time);
+    tell(&mut running, Event::Slot, time);
+    assert!(!running.awaits_return(), "nothing is lost yet");
+    for life in [&mut early, &mut waiting, &mut running] {
+        tell(life, Event::Withdrawn, time);
+    }
+    assert!(!early.awaits_return() && !waiting.awaits_return());
+    assert!(running.awaits_return());
+    tell(&mut running, Event::Regained, time);
+    assert!(!running.awaits_return());
+}
+
+#[test]
 fn limits() {
     let mut time = Time::new();
     let mut life = Life::of_task(Plan {
@@ -360,6 +430,7 @@ enum Chance {
     Warm,
     Cold,
     Withdraw,
+    Regain,
 }
 
 fn chance() -> impl Strategy<Value = Chance> {
@@ -373,6 +444,7 @@ fn chance() -> impl Strategy<Value = Chance> {
         1 => Just(Chance::Warm),
         1 => Just(Chance::Cold),
         1 => Just(Chance::Withdraw),
+        2 => Just(Chance::Regain),
     ]
 }
 
@@ -439,19 +511,21 @@ struct Observer {
     over: bool,
     withdrawn: bool,
     acked: bool,
-    /// Something is on its way; its report is awaited.
-    step: Option<String>,
-    settled: Vec<String>,
+    /// Which delivery of the message it is; each is settled at most once.
+    delivery: u32,
+    /// Something is on its way for this delivery; its report is awaited.
+    step: Option<(String, u32)>,
+    settled: Vec<u32>,
     reported: bool,
 }
 
 impl Observer {
     fn tell(&mut self, event: Event) {
         let done = matches!(event, Event::Done);
-        if done && let Some(step) = self.step.take() {
+        if done && let Some((step, delivery)) = self.step.take() {
             match step.as_str() {
                 "Ack" if !self.started && self.early => self.acked = true,
-                verdict if is_verdict(verdict) => self.settled.push(step),
+                verdict if is_verdict(verdict) => self.settled.push(delivery),
                 store if store.starts_with("store SUCCESS") => self.reported = true,
                 _ => {}
             }
@@ -498,10 +572,10 @@ impl Observer {
                     "settled what was taken back"
                 );
                 assert!(
-                    !is_verdict(&step) || self.settled.is_empty(),
+                    !is_verdict(&step) || !self.settled.contains(&self.delivery),
                     "settled twice"
                 );
-                self.step = Some(step);
+                self.step = Some((step, self.delivery));
             }
             Action::Over => {
                 assert!(!self.slot, "ended with a slot in hand");
@@ -547,6 +621,7 @@ proptest! {
             over: false,
             withdrawn: false,
             acked: false,
+            delivery: 0,
             step: None,
             settled: Vec::new(),
             reported: false,
@@ -562,7 +637,8 @@ proptest! {
             }
         }
         prop_assert!(observer.over, "it never ends: {:?}", observer.life);
-        let settled = observer.acked || !observer.settled.is_empty() || observer.withdrawn;
+        let settled = observer.settled.contains(&observer.delivery);
+        let settled = settled || observer.acked || observer.withdrawn;
         prop_assert!(settled, "the broker was never told");
     }
 }
@@ -585,8 +661,8 @@ fn play(observer: &mut Observer, chance: Chance) {
         Chance::FailLasting
             if observer
                 .step
-                .as_deref()
-                .is_some_and(|step| !is_verdict(step)) =>
+                .as_ref()
+                .is_some_and(|(step, _)| !is_verdict(step)) =>
         {
             observer.tell(Event::Failed(Obstacle::Lasting("no".to_owned())));
         }
@@ -599,10 +675,15 @@ fn play(observer: &mut Observer, chance: Chance) {
         }
         Chance::Warm => observer.tell(Event::Stop(Stop::Warm)),
         Chance::Cold => observer.tell(Event::Stop(Stop::Cold)),
-        // The connection is lost: what was on its way is answered by nobody.
-        Chance::Withdraw if !observer.step.as_deref().is_some_and(is_verdict) => {
+        // A settlement that is on its way is reported on all the same.
+        Chance::Withdraw => {
             observer.withdrawn = true;
             observer.tell(Event::Withdrawn);
+        }
+        Chance::Regain if observer.life.awaits_return() => {
+            observer.withdrawn = false;
+            observer.delivery += 1;
+            observer.tell(Event::Regained);
         }
         _ => {}
     }

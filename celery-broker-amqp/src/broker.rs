@@ -1,0 +1,192 @@
+//! The broker: what each method of the trait does.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use celery_protocol::Message;
+use celery_runtime::{
+    BoxFuture, Broker, ConsumeOptions, Consumer, Exchange, Publication, Queue, ServiceError,
+    ServiceErrorKind, Subscription,
+};
+
+use crate::consumer::AmqpConsumer;
+use crate::failure::Attempt;
+use crate::known::Kind;
+use crate::link::{Link, Live};
+use crate::message;
+use crate::options::AmqpOptions;
+use crate::publish::Letter;
+use crate::subscription::AmqpSubscription;
+use crate::table::short;
+use crate::topology::Desk;
+
+/// A RabbitMQ as the broker of clients and workers.
+///
+/// It has at most two connections: one to publish and to declare, one to
+/// consume, since RabbitMQ stops reading from those who publish when it is
+/// short of memory or disk. Both are made when they are needed.
+///
+/// Cloning is cheap; clones share the connections.
+#[derive(Clone)]
+pub struct AmqpBroker {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) options: Arc<AmqpOptions>,
+    pub(crate) publishing: Link,
+    pub(crate) consuming: Link,
+}
+
+impl AmqpBroker {
+    /// A broker at the address that the options name. Nothing is connected
+    /// before the first call.
+    pub fn new(options: AmqpOptions) -> Self {
+        let options = Arc::new(options);
+        Self {
+            shared: Arc::new(Shared {
+                publishing: Link::new(Arc::clone(&options), "publishes"),
+                consuming: Link::new(Arc::clone(&options), "consumes"),
+                options,
+            }),
+        }
+    }
+}
+
+impl Broker for AmqpBroker {
+    fn declare<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<(), ServiceError>> {
+        Box::pin(async move {
+            let object = format!("queue {}", queue.name);
+            let live = self.shared.live("declare", &object).await?;
+            self.shared.declare(&live, queue).await
+        })
+    }
+
+    fn publish<'a>(
+        &'a self,
+        batch: &'a [Publication],
+    ) -> BoxFuture<'a, Vec<Result<(), ServiceError>>> {
+        Box::pin(self.shared.publish(batch))
+    }
+
+    fn consume<'a>(
+        &'a self,
+        options: &'a ConsumeOptions,
+    ) -> BoxFuture<'a, Result<Arc<dyn Consumer>, ServiceError>> {
+        Box::pin(async move {
+            let consumer = AmqpConsumer::start(&self.shared, options).await?;
+            Ok(Arc::new(consumer) as Arc<dyn Consumer>)
+        })
+    }
+
+    fn broadcast<'a>(
+        &'a self,
+        exchange: &'a Exchange,
+        routing_key: &'a str,
+        message: &'a Message,
+    ) -> BoxFuture<'a, Result<(), ServiceError>> {
+        Box::pin(self.shared.broadcast(exchange, routing_key, message))
+    }
+
+    fn subscribe<'a>(
+        &'a self,
+        exchange: &'a Exchange,
+        pattern: &'a str,
+    ) -> BoxFuture<'a, Result<Box<dyn Subscription>, ServiceError>> {
+        Box::pin(async move {
+            let subscribed = AmqpSubscription::to_exchange(&self.shared, exchange, pattern).await?;
+            Ok(Box::new(subscribed) as Box<dyn Subscription>)
+        })
+    }
+
+    fn reply_queue<'a>(
+        &'a self,
+        name: &'a str,
+        expires: Duration,
+    ) -> BoxFuture<'a, Result<Box<dyn Subscription>, ServiceError>> {
+        Box::pin(async move {
+            let replies = AmqpSubscription::to_replies(&self.shared, name, expires).await?;
+            Ok(Box::new(replies) as Box<dyn Subscription>)
+        })
+    }
+
+    fn depth<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<u64, ServiceError>> {
+        Box::pin(async move {
+            let object = format!("queue {}", queue.name);
+            let live = self.shared.live("count the messages of", &object).await?;
+            let attempt = self.shared.attempt("count the messages of", &object);
+            let waiting = Desk::new(&live, attempt).waiting(&queue.name).await?;
+            Ok(waiting.unwrap_or(0).into())
+        })
+    }
+
+    fn purge<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<u64, ServiceError>> {
+        Box::pin(async move {
+            let object = format!("queue {}", queue.name);
+            let live = self.shared.live("purge", &object).await?;
+            let attempt = self.shared.attempt("purge", &object);
+            let purged = Desk::new(&live, attempt).purge(&queue.name).await?;
+            Ok(purged.unwrap_or(0).into())
+        })
+    }
+
+    fn obstacle(&self) -> Option<String> {
+        self.shared.publishing.blocked()
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            self.shared.publishing.close().await;
+            self.shared.consuming.close().await;
+        })
+    }
+}
+
+impl fmt::Debug for AmqpBroker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("AmqpBroker")
+            .field(&self.shared.options.address())
+            .finish()
+    }
+}
+
+impl Shared {
+    pub(crate) fn attempt<'a>(&'a self, operation: &'static str, object: &'a str) -> Attempt<'a> {
+        Attempt::new(operation, object, self.options.address())
+    }
+
+    /// The connection for everything but consuming.
+    async fn live(&self, operation: &'static str, object: &str) -> Result<Arc<Live>, ServiceError> {
+        self.publishing.live(self.attempt(operation, object)).await
+    }
+
+    async fn broadcast(
+        &self,
+        exchange: &Exchange,
+        routing_key: &str,
+        message: &Message,
+    ) -> Result<(), ServiceError> {
+        let object = format!("exchange {}", exchange.name);
+        let attempt = self.attempt("broadcast to", &object);
+        let live = self.publishing.live(attempt).await?;
+        if !live.known.has(Kind::Exchange, &exchange.name) {
+            Desk::new(&live, attempt).exchange(exchange).await?;
+            live.known.note(Kind::Exchange, &exchange.name);
+        }
+        let invalid = |cause| attempt.error(ServiceErrorKind::Invalid, cause);
+        let letter = Letter {
+            exchange: short(&exchange.name).map_err(invalid)?,
+            routing_key: short(routing_key).map_err(invalid)?,
+            properties: message::write(message).map_err(invalid)?,
+            body: &message.body,
+        };
+        let sent = self.send(&live, vec![letter]).await.pop();
+        match sent {
+            // Nobody listens: that is what a broadcast is like.
+            Some(Err(error)) if error.kind() == ServiceErrorKind::Unroutable => Ok(()),
+            sent => sent.unwrap_or(Ok(())),
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! What lapin and RabbitMQ fail with, in the words of the runtime.
+
+use std::error::Error as StdError;
+use std::future::Future;
+use std::io;
+use std::time::Duration;
+
+use celery_runtime::{ServiceError, ServiceErrorKind as Kind};
+use lapin::ErrorKind;
+
+/// Something that is attempted on the server.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Attempt<'a> {
+    operation: &'static str,
+    object: &'a str,
+    /// The server, without its password.
+    address: &'a str,
+}
+
+impl<'a> Attempt<'a> {
+    pub(crate) fn new(operation: &'static str, object: &'a str, address: &'a str) -> Self {
+        Self {
+            operation,
+            object,
+            address,
+        }
+    }
+
+    /// The error of this attempt.
+    pub(crate) fn error(self, kind: Kind, cause: impl Into<String>) -> ServiceError {
+        let Self {
+            operation,
+            object,
+            address,
+        } = self;
+        let place = match object {
+            "" => address.to_owned(),
+            object => format!("{object} on {address}"),
+        };
+        ServiceError::new(kind, operation, place, cause)
+    }
+
+    /// What lapin says, as an error of this attempt.
+    pub(crate) fn failed(self, error: lapin::Error) -> ServiceError {
+        let cause = explain(&error).1;
+        self.refused(&cause, error)
+    }
+
+    /// What the server says, explained in our own words.
+    pub(crate) fn refused(self, cause: &str, error: lapin::Error) -> ServiceError {
+        let (kind, text) = explain(&error);
+        let own = self.error(kind, cause).with_source(error);
+        match remedy(&text) {
+            Some(remedy) => own.with_remedy(remedy),
+            None => own,
+        }
+    }
+
+    /// What lapin says about a connection that was to be made. Nothing was
+    /// sent on it yet, so whatever passes may be tried again at once.
+    pub(crate) fn unreached(self, error: lapin::Error) -> ServiceError {
+        let (kind, cause) = explain(&error);
+        if !kind.is_transient() {
+            return self.failed(error);
+        }
+        self.error(Kind::Unreachable, cause).with_source(error)
+    }
+}
+
+/// Waits for an answer, which has to come within `limit`.
+pub(crate) async fn within<T>(
+    limit: Duration,
+    answer: impl Future<Output = lapin::Result<T>>,
+) -> lapin::Result<T> {
+    match tokio::time::timeout(limit, answer).await {
+        Ok(answer) => answer,
+        Err(_) => {
+            let silence = format!("no answer within {limit:?}");
+            Err(io::Error::new(io::ErrorKind::TimedOut, silence).into())
+        }
+    }
+}
+
+/// Whether an answer did not come.
+pub(crate) fn is_silence(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::IOError(error) if error.kind() == io::ErrorKind::TimedOut)
+}
+
+/// The number that the server closed a channel or connection with.
+pub(crate) fn reply_code(error: &lapin::Error) -> Option<u16> {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => Some(error.get_id()),
+        _ => None,
+    }
+}
+
+fn explain(error: &lapin::Error) -> (Kind, String) {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => {
+            let text = error.get_message().as_str().to_owned();
+            (closed_with(error.get_id(), &text), text)
+        }
+        ErrorKind::IOError(error) => (of_io(error), io_text(error)),
+        ErrorKind::InvalidChannel(_)
+        | ErrorKind::InvalidChannelState(..)
+        | ErrorKind::InvalidConnectionState(_) => {
+            (Kind::Disconnected, "the connection is closed".to_owned())
+        }
+        ErrorKind::MissingHeartbeatError => (
+            Kind::Disconnected,
+            "the server is silent, its heartbeats do not come".to_owned(),
+        ),
+        _ => (Kind::Disconnected, error.to_string()),
+    }
+}
+
+/// AMQP's reply codes. Where the server closes for a reason of its own, it may
+/// be back soon; where it refuses what was asked, it will do so again.
+fn closed_with(code: u16, text: &str) -> Kind {
+    match code {
+        403 => Kind::Denied,
+        // The server gave up on an acknowledgement, see `REMEDIES`.
+        406 if text.contains(ACK_TIMEOUT) => Kind::Disconnected,
+        402 | 404..=406 | 530 => Kind::Invalid,
+        540 => Kind::Unsupported,
+        _ => Kind::Disconnected,
+    }
+}
+
+const ACK_TIMEOUT: &str = "delivery acknowledgement on channel";
+
+/// What helps, by what the server says.
+const REMEDIES: [(&str, &str); 3] = [
+    (
+        ACK_TIMEOUT,
+        "a task ran for longer than RabbitMQ's consumer_timeout before it was acknowledged: raise \
+         that, or do not acknowledge this task late",
+    ),
+    (
+        "vhost",
+        "check the virtual host in the URL; `rabbitmqctl add_vhost` makes one",
+    ),
+    (
+        "inequivalent arg",
+        "make the settings agree (task_queues, task_queue_max_priority, task_default_queue_type), \
+         or delete what exists",
+    ),
+];
+
+fn remedy(cause: &str) -> Option<&'static str> {
+    REMEDIES
+        .iter()
+        .find(|(sign, _)| cause.contains(sign))
+        .map(|(_, remedy)| *remedy)
+}
+
+fn of_io(error: &io::Error) -> Kind {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused
+        | io::ErrorKind::HostUnreachable
+        | io::ErrorKind::NetworkUnreachable
+        | io::ErrorKind::NotFound
+        | io::ErrorKind::AddrNotAvailable => Kind::Unreachable,
+        io::ErrorKind::TimedOut => Kind::TimedOut,
+        io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => Kind::Invalid,
+        _ => Kind::Disconnected,
+    }
+}
+
+/// The text of the innermost error, which is the one that says something.
+fn io_text(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => return "connection refused".to_owned(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionAborted => {
+            return "the server closed the connection".to_owned();
+        }
+        _ => {}
+    }
+    let mut innermost: &(dyn StdError + 'static) = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_server_refuses_is_final_and_what_it_lost_is_not() {
+        for (code, kind) in [
+            (403, Kind::Denied),
+            (404, Kind::Invalid),
+            (406, Kind::Invalid),
+            (530, Kind::Invalid),
+            (540, Kind::Unsupported),
+            (320, Kind::Disconnected),
+            (541, Kind::Disconnected),
+        ] {
+            assert_eq!(closed_with(code, ""), kind, "{code}");
+        }
+        let text = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out";
+        assert_eq!(closed_with(406, text), Kind::Disconnected);
+        assert!(remedy(text).unwrap().contains("consumer_timeout"));
+    }
+
+    #[test]
+    fn the_attempt_names_object_and_server() {
+        let attempt = Attempt::new("declare", "queue q", "amqp://h:1//");
+        let error = attempt.failed(io::Error::from(io::ErrorKind::ConnectionRefused).into());
+        assert_eq!(
+            error.to_string(),
+            "cannot declare queue q on amqp://h:1//: connection refused \
+             (is the server running at this address?)"
+        );
+    }
+}

@@ -1,0 +1,237 @@
+//! Between Celery's messages and AMQP's. Pure.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use celery_protocol::{DeliveryInfo, Headers, Map, Message, Properties, Value};
+use lapin::BasicProperties;
+use lapin::types::{FieldTable, ShortString};
+
+use crate::table::{Unwritable, read_table, short, write_map};
+
+/// What RabbitMQ adds to the headers of a quorum queue's messages.
+const COUNTERS: [&str; 2] = ["x-delivery-count", "x-acquired-count"];
+
+/// The properties of a message that is about to be sent, headers included.
+///
+/// # Errors
+///
+/// When a header or property has no form in AMQP.
+pub(crate) fn write(message: &Message) -> Result<BasicProperties, Unwritable> {
+    let ours = &message.properties;
+    let headers = message
+        .headers
+        .to_map()
+        .map_err(|error| error.to_string())?;
+    let mut properties = BasicProperties::default()
+        .with_content_type(short(&ours.content_type)?)
+        .with_content_encoding(short(&ours.content_encoding)?)
+        .with_headers(write_map(&headers)?)
+        .with_delivery_mode(ours.delivery_mode.unwrap_or(2));
+    if let Some(priority) = ours.priority {
+        properties = properties.with_priority(priority);
+    }
+    if let Some(id) = &ours.correlation_id {
+        properties = properties.with_correlation_id(short(id)?);
+    }
+    if let Some(queue) = &ours.reply_to {
+        properties = properties.with_reply_to(short(queue)?);
+    }
+    if let Some(milliseconds) = &ours.expiration {
+        properties = properties.with_expiration(short(milliseconds)?);
+    }
+    write_rest(properties, &ours.extra)
+}
+
+/// The properties that Celery does not use and others may.
+fn write_rest(mut properties: BasicProperties, extra: &Map) -> Result<BasicProperties, Unwritable> {
+    let text = |name: &str| {
+        extra
+            .get(name)
+            .and_then(Value::as_str)
+            .map(short)
+            .transpose()
+    };
+    if let Some(id) = text("message_id")? {
+        properties = properties.with_message_id(id);
+    }
+    if let Some(kind) = text("type")? {
+        properties = properties.with_type(kind);
+    }
+    if let Some(app) = text("app_id")? {
+        properties = properties.with_app_id(app);
+    }
+    if let Some(time) = extra.get("timestamp").and_then(Value::as_u64) {
+        properties = properties.with_timestamp(time);
+    }
+    Ok(properties)
+}
+
+/// A message that arrived, and how often RabbitMQ has delivered it before,
+/// where it counts.
+pub(crate) fn read(
+    properties: &BasicProperties,
+    info: DeliveryInfo,
+    body: Bytes,
+) -> (Message, Option<u32>) {
+    let own = |text: &Option<ShortString>| text.as_ref().map(|text| text.as_str().to_owned());
+    let empty = FieldTable::default();
+    let mut headers = read_table(properties.headers().as_ref().unwrap_or(&empty));
+    let [count, _] = COUNTERS.map(|name| headers.remove(name));
+    let count = count.as_ref().and_then(Value::as_u64);
+
+    let mut ours = Properties::default();
+    // What kombu takes a message without these for.
+    ours.content_type =
+        own(properties.content_type()).map_or("application/data".into(), Into::into);
+    ours.content_encoding = own(properties.content_encoding()).map_or("utf-8".into(), Into::into);
+    ours.correlation_id = own(properties.correlation_id());
+    ours.reply_to = own(properties.reply_to());
+    ours.delivery_mode = *properties.delivery_mode();
+    ours.priority = *properties.priority();
+    ours.expiration = own(properties.expiration());
+    ours.delivery_info = info;
+    ours.extra = read_rest(properties);
+    let message = Message::new(Headers::from_map(headers), ours, body);
+    (
+        message,
+        count.map(|count| count.min(u32::MAX.into()) as u32),
+    )
+}
+
+/// The properties of a message that is put at the end of its queue.
+pub(crate) fn again(properties: &BasicProperties) -> BasicProperties {
+    let again = copy(properties, |name| !COUNTERS.contains(&name));
+    match properties.expiration() {
+        Some(expiration) => again.with_expiration(expiration.clone()),
+        None => again,
+    }
+}
+
+/// The properties of a message that waits for its time.
+///
+/// It goes without its history of dead letters, by which RabbitMQ would take a
+/// second wait for a circle, and without its expiration, which is counted
+/// anew: the worker goes by the header `expires`.
+pub(crate) fn parked(properties: &BasicProperties) -> BasicProperties {
+    copy(properties, |name| {
+        !(COUNTERS.contains(&name)
+            || name == "x-death"
+            || name.starts_with("x-first-death-")
+            || name.starts_with("x-last-death-"))
+    })
+}
+
+/// The properties with those headers that are `kept`. The user's id stays
+/// away: RabbitMQ takes it from nobody but that user.
+fn copy(properties: &BasicProperties, kept: impl Fn(&str) -> bool) -> BasicProperties {
+    let mut copy = BasicProperties::default();
+    if let Some(headers) = properties.headers() {
+        let headers = headers.inner().iter();
+        let headers = headers.filter(|(name, _)| kept(name.as_str()));
+        let headers: BTreeMap<_, _> = headers
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect();
+        copy = copy.with_headers(headers.into());
+    }
+    macro_rules! copy {
+        ($($field:ident, $with:ident;)*) => {
+            $(if let Some(value) = properties.$field() {
+                copy = copy.$with(value.clone());
+            })*
+        };
+    }
+    copy! {
+        content_type, with_content_type;
+        content_encoding, with_content_encoding;
+        delivery_mode, with_delivery_mode;
+        priority, with_priority;
+        correlation_id, with_correlation_id;
+        reply_to, with_reply_to;
+        message_id, with_message_id;
+        timestamp, with_timestamp;
+        kind, with_type;
+        app_id, with_app_id;
+        cluster_id, with_cluster_id;
+    }
+    copy
+}
+
+fn read_rest(properties: &BasicProperties) -> Map {
+    let mut extra = Map::new();
+    for (name, value) in [
+        ("message_id", properties.message_id()),
+        ("type", properties.kind()),
+        ("app_id", properties.app_id()),
+    ] {
+        if let Some(value) = value {
+            extra.insert(name, value.as_str());
+        }
+    }
+    if let Some(time) = properties.timestamp() {
+        extra.insert(
+            "timestamp",
+            Value::Int(i64::try_from(*time).unwrap_or(i64::MAX)),
+        );
+    }
+    extra
+}
+
+#[cfg(test)]
+mod tests {
+    use celery_protocol::TaskHeaders;
+
+    use super::*;
+
+    fn message() -> Message {
+        let mut properties = Properties::default();
+        properties.correlation_id = Some("id-1".to_owned());
+        properties.reply_to = Some("replies".to_owned());
+        properties.priority = Some(3);
+        properties.expiration = Some("60000".to_owned());
+        properties.extra.insert("app_id", "app");
+        let headers = Headers::from_task(TaskHeaders::new("tasks.add", "id-1"));
+        Message::new(headers, properties, &b"[[], {}, {}]"[..])
+    }
+
+    /// The headers without their order, which a table does not keep.
+    fn by_name(message: &Message) -> BTreeMap<String, Value> {
+        let headers = message.headers.to_map().unwrap();
+        let name = |key: &Value| key.as_str().unwrap_or_default().to_owned();
+        headers
+            .iter()
+            .map(|(key, value)| (name(key), value.clone()))
+            .collect()
+    }
+
+    #[test]
+    fn a_message_arrives_as_it_was_sent() {
+        let sent = message();
+        let written = write(&sent).unwrap();
+        let (read, count) = read(&written, DeliveryInfo::default(), sent.body.clone());
+        assert_eq!(by_name(&read), by_name(&sent));
+        assert_eq!(read.properties, sent.properties);
+        assert_eq!(count, None);
+    }
+
+    #[test]
+    fn the_count_of_deliveries_is_no_header_of_the_task() {
+        let mut sent = message();
+        sent.headers.set("x-delivery-count", Value::Int(2)).unwrap();
+        let written = write(&sent).unwrap();
+        let (read, count) = read(&written, DeliveryInfo::default(), Bytes::new());
+        assert_eq!(count, Some(2));
+        assert_eq!(by_name(&read), by_name(&message()));
+    }
+
+    #[test]
+    fn a_bare_message_is_data() {
+        let (read, _) = read(
+            &BasicProperties::default(),
+            DeliveryInfo::default(),
+            Bytes::new(),
+        );
+        assert_eq!(read.properties.content_type, "application/data");
+        assert!(read.headers.is_empty());
+    }
+}

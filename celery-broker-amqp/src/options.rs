@@ -1,0 +1,461 @@
+//! What URLs and Celery's settings say about a RabbitMQ. Pure.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use celery_runtime::url::{ServiceUrl, redacted};
+use celery_runtime::{QueueType, ServiceError, ServiceErrorKind};
+use serde_json::{Map, Value};
+
+/// Where a RabbitMQ is, and how to speak to it.
+///
+/// ```
+/// use celery_broker_amqp::AmqpOptions;
+///
+/// let options = AmqpOptions::parse("amqp://me:secret@one.example/shop;amqp://two.example/shop")?;
+/// assert_eq!(options.address(), "amqp://me:***@one.example/shop;amqp://two.example/shop");
+/// # Ok::<(), celery_runtime::ServiceError>(())
+/// ```
+#[derive(Clone, PartialEq)]
+pub struct AmqpOptions {
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) address: String,
+    pub(crate) tls: Tls,
+    pub(crate) login: Login,
+    heartbeat: Option<Duration>,
+    connect_timeout: Option<Duration>,
+    pub(crate) response_timeout: Duration,
+    pub(crate) confirms: Confirms,
+    pub(crate) delayed_queue_type: QueueType,
+    pub(crate) connection_name: Option<String>,
+}
+
+/// One server.
+#[derive(Clone, PartialEq)]
+pub(crate) struct Node {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) user: String,
+    pub(crate) password: String,
+    pub(crate) virtual_host: String,
+    pub(crate) encrypted: bool,
+}
+
+/// How a server proves who it is, and how we do. Files are read when a
+/// connection is made.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Tls {
+    pub(crate) authorities: Option<PathBuf>,
+    pub(crate) certificate: Option<PathBuf>,
+    pub(crate) key: Option<PathBuf>,
+    /// The name in the server's certificate, where it is not the host's.
+    pub(crate) server_name: Option<String>,
+}
+
+/// How the client says who it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Login {
+    Plain,
+    AmqPlain,
+    /// By its certificate.
+    External,
+}
+
+/// Whether a send waits until the broker has the message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Confirms {
+    On,
+    Off,
+}
+
+/// Where neither a URL nor a setting says otherwise.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl AmqpOptions {
+    /// Reads one URL, or several with `;` between them for failover.
+    ///
+    /// `amqp://user:password@host:port/vhost`, where user and password are
+    /// `guest`, the port is 5672 and the virtual host is `/` if not given
+    /// (`//` and `/%2f` say so, too); `amqps://` with TLS has port 5671.
+    /// The query may have `heartbeat` and `connection_timeout` in seconds, and
+    /// for TLS the files `cacertfile`, `certfile` and `keyfile` and the name
+    /// `server_name_indication`.
+    ///
+    /// # Errors
+    ///
+    /// When a URL cannot be read.
+    pub fn parse(urls: &str) -> Result<Self, ServiceError> {
+        let invalid = |cause: String| invalid("read the URL", redacted(urls), cause);
+        let parsed = ServiceUrl::parse_list(urls).map_err(invalid)?;
+        let address: Vec<_> = parsed.iter().map(ToString::to_string).collect();
+        let mut options = Self {
+            nodes: parsed.iter().map(Node::read).collect(),
+            address: address.join(";"),
+            tls: Tls::default(),
+            login: Login::Plain,
+            heartbeat: None,
+            connect_timeout: None,
+            response_timeout: RESPONSE_TIMEOUT,
+            confirms: Confirms::On,
+            delayed_queue_type: QueueType::Quorum,
+            connection_name: None,
+        };
+        for (name, value) in parsed.iter().flat_map(|url| &url.query) {
+            options.read_query(name, value).map_err(invalid)?;
+        }
+        Ok(options)
+    }
+
+    /// The URLs, without their passwords.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// How often both sides show that they are there, where the URL does not
+    /// say; a peer that is silent for twice this time is taken for dead. 10 s
+    /// by default, and never more than what the server asks for; zero leaves
+    /// it to the server.
+    #[must_use]
+    pub fn heartbeat(self, heartbeat: Duration) -> Self {
+        Self {
+            heartbeat: self.heartbeat.or(Some(heartbeat)),
+            ..self
+        }
+    }
+
+    /// How long it may take to connect to one server, where the URL does not
+    /// say; 4 s by default.
+    #[must_use]
+    pub fn connect_timeout(self, limit: Duration) -> Self {
+        Self {
+            connect_timeout: self.connect_timeout.or(Some(limit)),
+            ..self
+        }
+    }
+
+    /// How long the server may take to answer anything but a message, such as
+    /// the declaration of a queue; 5 s by default.
+    #[must_use]
+    pub fn response_timeout(self, response_timeout: Duration) -> Self {
+        Self {
+            response_timeout,
+            ..self
+        }
+    }
+
+    /// The type of the queues for delayed messages; quorum by default. Where
+    /// they exist already, they stay what they are.
+    #[must_use]
+    pub fn delayed_queue_type(self, delayed_queue_type: QueueType) -> Self {
+        Self {
+            delayed_queue_type,
+            ..self
+        }
+    }
+
+    /// Celery's `broker_transport_options`. Of these, `confirm_publish`
+    /// (default `true`, other than in Celery), `client_properties` (of which
+    /// `connection_name` is shown by RabbitMQ) and `login_method` have an
+    /// effect here.
+    ///
+    /// # Errors
+    ///
+    /// When a value is of the wrong type.
+    pub fn transport_options(mut self, given: &Map<String, Value>) -> Result<Self, ServiceError> {
+        for (name, value) in given {
+            self.read_transport_option(name, value)
+                .map_err(|cause| invalid("read the transport option", name.clone(), cause))?;
+        }
+        Ok(self)
+    }
+
+    /// Celery's `broker_login_method`: `PLAIN` (the default), `AMQPLAIN` or
+    /// `EXTERNAL`.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such method.
+    pub fn login_method(self, name: &str) -> Result<Self, ServiceError> {
+        let login = Login::named(name)
+            .map_err(|cause| invalid("read", "broker_login_method".to_owned(), cause))?;
+        Ok(Self { login, ..self })
+    }
+
+    /// TLS, with Celery's `broker_use_ssl`: a map of `ca_certs`, `certfile`,
+    /// `keyfile` (paths of PEM files) and `server_hostname`. Certificates are
+    /// always verified.
+    ///
+    /// # Errors
+    ///
+    /// When it asks not to verify, or has something of the wrong type.
+    pub fn use_ssl(mut self, given: &Map<String, Value>) -> Result<Self, ServiceError> {
+        self.read_use_ssl(given)
+            .map_err(|cause| invalid("read", "broker_use_ssl".to_owned(), cause))?;
+        Ok(self)
+    }
+
+    /// In the whole seconds that AMQP has.
+    pub(crate) fn heartbeat_seconds(&self) -> u16 {
+        let seconds = self.heartbeat.unwrap_or(HEARTBEAT).as_secs_f64().ceil();
+        seconds.min(f64::from(u16::MAX)) as u16
+    }
+
+    pub(crate) fn connect_limit(&self) -> Duration {
+        self.connect_timeout.unwrap_or(CONNECT_TIMEOUT)
+    }
+
+    fn read_query(&mut self, name: &str, value: &str) -> Result<(), String> {
+        let seconds = || {
+            let seconds: f64 = value.parse().map_err(|_| not_seconds(name, value))?;
+            Duration::try_from_secs_f64(seconds).map_err(|_| not_seconds(name, value))
+        };
+        match name {
+            "heartbeat" => self.heartbeat = Some(seconds()?),
+            "connection_timeout" => self.connect_timeout = Some(seconds()?),
+            "cacertfile" | "ssl_ca_certs" => self.tls.authorities = Some(value.into()),
+            "certfile" | "ssl_certfile" => self.tls.certificate = Some(value.into()),
+            "keyfile" | "ssl_keyfile" => self.tls.key = Some(value.into()),
+            "server_name_indication" => self.tls.server_name = Some(value.to_owned()),
+            "auth_mechanism" => self.login = Login::named(value)?,
+            "verify" | "ssl_cert_reqs" => verified(value)?,
+            _ => {
+                return Err(format!(
+                    "the query has {name:?}, which is none of heartbeat, connection_timeout, \
+                     cacertfile, certfile, keyfile, server_name_indication and auth_mechanism"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn read_transport_option(&mut self, name: &str, value: &Value) -> Result<(), String> {
+        match name {
+            "confirm_publish" => {
+                self.confirms = match value.as_bool() {
+                    Some(true) => Confirms::On,
+                    Some(false) => Confirms::Off,
+                    None => return Err(format!("expected true or false, found {value}")),
+                };
+            }
+            "login_method" => self.login = Login::named(&text(value)?)?,
+            "client_properties" => {
+                if let Some(name) = value.get("connection_name") {
+                    self.connection_name = Some(text(name)?);
+                }
+            }
+            // Everything else is about py-amqp.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn read_use_ssl(&mut self, given: &Map<String, Value>) -> Result<(), String> {
+        for (name, value) in given {
+            match name.as_str() {
+                "ca_certs" => self.tls.authorities = Some(text(value)?.into()),
+                "certfile" => self.tls.certificate = Some(text(value)?.into()),
+                "keyfile" => self.tls.key = Some(text(value)?.into()),
+                "server_hostname" => self.tls.server_name = Some(text(value)?),
+                "cert_reqs" => verified(&text(value).unwrap_or_else(|_| value.to_string()))?,
+                // What Python's ssl module has beside.
+                _ => {}
+            }
+        }
+        for node in &mut self.nodes {
+            node.encrypted = true;
+        }
+        Ok(())
+    }
+}
+
+impl Node {
+    fn read(url: &ServiceUrl) -> Self {
+        let encrypted = url.scheme == "amqps";
+        let path = url.path.strip_prefix('/').unwrap_or(&url.path);
+        let or = |given: &Option<String>, default: &str| {
+            given.clone().unwrap_or_else(|| default.to_owned())
+        };
+        Self {
+            host: or(&url.host, "localhost"),
+            port: url.port.unwrap_or(if encrypted { 5671 } else { 5672 }),
+            user: or(&url.user, "guest"),
+            password: or(&url.password, "guest"),
+            virtual_host: if path.is_empty() { "/" } else { path }.to_owned(),
+            encrypted,
+        }
+    }
+}
+
+/// For messages: without the password.
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.encrypted { "amqps" } else { "amqp" };
+        let Self {
+            host,
+            port,
+            virtual_host,
+            ..
+        } = self;
+        write!(f, "{scheme}://{host}:{port}/{virtual_host}")
+    }
+}
+
+impl fmt::Debug for AmqpOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AmqpOptions")
+            .field("address", &self.address)
+            .field("heartbeat", &self.heartbeat)
+            .field("confirms", &self.confirms)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Login {
+    fn named(name: &str) -> Result<Self, String> {
+        match name.to_ascii_uppercase().as_str() {
+            "PLAIN" => Ok(Self::Plain),
+            "AMQPLAIN" => Ok(Self::AmqPlain),
+            "EXTERNAL" => Ok(Self::External),
+            _ => Err(format!(
+                "there is no login method {name:?}, only PLAIN, AMQPLAIN and EXTERNAL"
+            )),
+        }
+    }
+}
+
+fn verified(setting: &str) -> Result<(), String> {
+    let skips = [
+        "none",
+        "verify_none",
+        "cert_none",
+        "cert_optional",
+        "optional",
+        "0",
+        "1",
+    ];
+    if skips.contains(&setting.to_ascii_lowercase().as_str()) {
+        return Err(
+            "the server's certificate is always verified; name its authority by ca_certs \
+             (in a URL: cacertfile)"
+                .to_owned(),
+        );
+    }
+    Ok(())
+}
+
+fn not_seconds(name: &str, value: &str) -> String {
+    format!("{name} is a number of seconds, found {value:?}")
+}
+
+fn text(value: &Value) -> Result<String, String> {
+    match value {
+        Value::String(text) => Ok(text.clone()),
+        other => Err(format!("expected text, found {other}")),
+    }
+}
+
+fn invalid(operation: &'static str, object: String, cause: String) -> ServiceError {
+    ServiceError::new(ServiceErrorKind::Invalid, operation, object, cause)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn node(url: &str) -> Node {
+        AmqpOptions::parse(url).unwrap().nodes.remove(0)
+    }
+
+    #[test]
+    fn urls_are_read_as_kombu_reads_them() {
+        for (url, virtual_host) in [
+            ("amqp://h", "/"),
+            ("amqp://h/", "/"),
+            ("amqp://h//", "/"),
+            ("amqp://h/%2f", "/"),
+            ("pyamqp://h/shop", "shop"),
+            ("amqp://h/a%2Fb%20c", "a/b c"),
+        ] {
+            assert_eq!(node(url).virtual_host, virtual_host, "{url}");
+        }
+        let plain = node("amqp://");
+        assert_eq!((plain.host.as_str(), plain.port), ("localhost", 5672));
+        assert_eq!(
+            (plain.user.as_str(), plain.password.as_str()),
+            ("guest", "guest")
+        );
+        let full = node("amqps://me:p%40ss@h.example/");
+        assert_eq!((full.user.as_str(), full.password.as_str()), ("me", "p@ss"));
+        assert_eq!((full.port, full.encrypted), (5671, true));
+    }
+
+    #[test]
+    fn several_urls_are_several_nodes() {
+        let options = AmqpOptions::parse("amqp://a:1;amqp://b:2").unwrap();
+        let hosts: Vec<_> = options
+            .nodes
+            .iter()
+            .map(|node| (&*node.host, node.port))
+            .collect();
+        assert_eq!(hosts, [("a", 1), ("b", 2)]);
+    }
+
+    #[test]
+    fn passwords_are_not_shown() {
+        let options = AmqpOptions::parse("amqp://me:secret@h/").unwrap();
+        let shown = format!("{options:?} {} {}", options.address(), options.nodes[0]);
+        assert!(!shown.contains("secret"), "{shown}");
+    }
+
+    #[test]
+    fn the_query_has_what_rabbitmqs_uris_have() {
+        let options = AmqpOptions::parse(
+            "amqps://h?heartbeat=3&connection_timeout=0.5&cacertfile=ca.pem&\
+             server_name_indication=rabbit",
+        )
+        .unwrap();
+        assert_eq!(options.connect_limit(), Duration::from_millis(500));
+        let options = options.heartbeat(Duration::from_secs(60));
+        assert_eq!(options.heartbeat_seconds(), 3, "the URL goes first");
+        assert_eq!(options.tls.authorities, Some("ca.pem".into()));
+        assert_eq!(options.tls.server_name.as_deref(), Some("rabbit"));
+        let error = AmqpOptions::parse("amqp://h?heartbeet=3")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("heartbeet") && error.contains("heartbeat"),
+            "{error}"
+        );
+        let error = AmqpOptions::parse("amqps://h?verify=verify_none").unwrap_err();
+        assert!(error.to_string().contains("cacertfile"), "{error}");
+    }
+
+    #[test]
+    fn celerys_settings_are_understood() {
+        let given =
+            json!({"confirm_publish": false, "client_properties": {"connection_name": "me"}});
+        let options = AmqpOptions::parse("amqp://h")
+            .unwrap()
+            .transport_options(given.as_object().unwrap())
+            .unwrap()
+            .use_ssl(json!({"ca_certs": "ca.pem"}).as_object().unwrap())
+            .unwrap()
+            .login_method("external")
+            .unwrap();
+        assert_eq!(options.confirms, Confirms::Off);
+        assert_eq!(options.connection_name.as_deref(), Some("me"));
+        assert_eq!(options.login, Login::External);
+        assert!(options.nodes[0].encrypted && options.tls.authorities.is_some());
+        let options = AmqpOptions::parse("amqp://h").unwrap();
+        let unverified = json!({"cert_reqs": "CERT_NONE"});
+        let error = options
+            .use_ssl(unverified.as_object().unwrap())
+            .unwrap_err();
+        assert!(error.to_string().contains("always verified"), "{error}");
+    }
+}

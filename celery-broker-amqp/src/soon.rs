@@ -1,0 +1,69 @@
+//! Deliveries that are due in a moment and wait here for it.
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::link::lock;
+
+/// Tags by the time at which they are due.
+#[derive(Debug, Default)]
+pub(crate) struct Soon {
+    tags: Mutex<BTreeSet<(Instant, u64)>>,
+    changed: Notify,
+}
+
+impl Soon {
+    pub(crate) fn insert(&self, due: Instant, tag: u64) {
+        lock(&self.tags).insert((due, tag));
+        self.changed.notify_one();
+    }
+
+    /// One whose time has come.
+    pub(crate) fn take_due(&self) -> Option<u64> {
+        let mut tags = lock(&self.tags);
+        let (due, _) = tags.first()?;
+        if *due > Instant::now() {
+            return None;
+        }
+        tags.pop_first().map(|(_, tag)| tag)
+    }
+
+    /// Waits until there is one whose time has come.
+    pub(crate) async fn due(&self) {
+        loop {
+            let first = lock(&self.tags).first().map(|(due, _)| *due);
+            let Some(first) = first else {
+                self.changed.notified().await;
+                continue;
+            };
+            tokio::select! {
+                () = tokio::time::sleep_until(first) => return,
+                () = self.changed.notified() => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_that_is_due_comes_first() {
+        let soon = Soon::default();
+        let now = Instant::now();
+        soon.insert(now + Duration::from_millis(80), 2);
+        soon.insert(now + Duration::from_millis(30), 1);
+        assert_eq!(soon.take_due(), None);
+        soon.due().await;
+        assert_eq!(now.elapsed(), Duration::from_millis(30));
+        assert_eq!((soon.take_due(), soon.take_due()), (Some(1), None));
+        soon.due().await;
+        assert_eq!(soon.take_due(), Some(2));
+    }
+}

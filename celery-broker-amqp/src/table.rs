@@ -1,0 +1,163 @@
+//! Between Celery's values and AMQP's tables. Pure.
+
+use celery_protocol::{Extended, Map, Value};
+use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
+
+/// Why something has no form in AMQP, in a sentence.
+pub(crate) type Unwritable = String;
+
+/// A name or key, which AMQP limits to 255 bytes.
+pub(crate) fn short(text: &str) -> Result<ShortString, Unwritable> {
+    ShortString::try_new(text).map_err(|_| {
+        let start: String = text.chars().take(40).collect();
+        format!(
+            "AMQP limits names and properties to 255 bytes, and {start:?}… has {}",
+            text.len()
+        )
+    })
+}
+
+/// A map as a table.
+///
+/// # Errors
+///
+/// When a key is no text, or longer than 255 bytes.
+pub(crate) fn write_map(map: &Map) -> Result<FieldTable, Unwritable> {
+    let mut table = FieldTable::default();
+    for (key, value) in map {
+        let Value::Str(key) = key else {
+            return Err(format!("AMQP's tables have texts as keys, found {key:?}"));
+        };
+        table.insert(short(key)?, write(value)?);
+    }
+    Ok(table)
+}
+
+/// As py-amqp writes it: integers by their size, bytes as strings.
+fn write(value: &Value) -> Result<AMQPValue, Unwritable> {
+    let text = |text: &str| AMQPValue::LongString(LongString::from(text));
+    Ok(match value {
+        Value::Bool(flag) => AMQPValue::Boolean(*flag),
+        Value::Int(number) => match i32::try_from(*number) {
+            Ok(small) => AMQPValue::LongInt(small),
+            Err(_) => AMQPValue::LongLongInt(*number),
+        },
+        // A table has no integers beyond 63 bits.
+        Value::UInt(number) => text(&number.to_string()),
+        Value::BigInt(number) => text(number.as_str()),
+        Value::Float(number) => AMQPValue::Double(*number),
+        Value::Str(string) => text(string),
+        Value::Bytes(bytes) => AMQPValue::LongString(LongString::from(bytes.as_slice())),
+        Value::Extended(extended) => text(extended.as_str()),
+        Value::Array(items) => {
+            let items: Result<Vec<_>, _> = items.iter().map(write).collect();
+            AMQPValue::FieldArray(items?.into())
+        }
+        Value::Map(map) => AMQPValue::FieldTable(write_map(map)?),
+        _ => AMQPValue::Void,
+    })
+}
+
+/// A table as a map.
+pub(crate) fn read_table(table: &FieldTable) -> Map {
+    table
+        .inner()
+        .iter()
+        .map(|(key, value)| (Value::Str(key.as_str().to_owned()), read(value)))
+        .collect()
+}
+
+/// Integers of any width become one, and strings that are no UTF-8 bytes.
+pub(crate) fn read(value: &AMQPValue) -> Value {
+    match value {
+        AMQPValue::Boolean(flag) => Value::Bool(*flag),
+        AMQPValue::ShortShortInt(number) => Value::Int((*number).into()),
+        AMQPValue::ShortShortUInt(number) => Value::Int((*number).into()),
+        AMQPValue::ShortInt(number) => Value::Int((*number).into()),
+        AMQPValue::ShortUInt(number) => Value::Int((*number).into()),
+        AMQPValue::LongInt(number) => Value::Int((*number).into()),
+        AMQPValue::LongUInt(number) => Value::Int((*number).into()),
+        AMQPValue::LongLongInt(number) => Value::Int(*number),
+        AMQPValue::Float(number) => Value::Float((*number).into()),
+        AMQPValue::Double(number) => Value::Float(*number),
+        AMQPValue::DecimalValue(decimal) => Value::Extended(Extended::decimal(decimal_text(
+            decimal.value,
+            decimal.scale,
+        ))),
+        AMQPValue::ShortString(text) => Value::Str(text.as_str().to_owned()),
+        AMQPValue::LongString(text) => match std::str::from_utf8(text.as_bytes()) {
+            Ok(text) => Value::Str(text.to_owned()),
+            Err(_) => Value::Bytes(text.as_bytes().to_vec()),
+        },
+        AMQPValue::FieldArray(items) => Value::Array(items.as_slice().iter().map(read).collect()),
+        // Seconds since 1970, as far as an integer of ours goes.
+        AMQPValue::Timestamp(seconds) => Value::Int(i64::try_from(*seconds).unwrap_or(i64::MAX)),
+        AMQPValue::FieldTable(table) => Value::Map(read_table(table)),
+        AMQPValue::ByteArray(bytes) => Value::Bytes(bytes.as_slice().to_vec()),
+        AMQPValue::Void => Value::Null,
+    }
+}
+
+/// A decimal is an integer and the number of its digits behind the point.
+fn decimal_text(value: u32, scale: u8) -> String {
+    let digits = format!("{value:0width$}", width = usize::from(scale) + 1);
+    let (whole, fraction) = digits.split_at(digits.len() - usize::from(scale));
+    match fraction {
+        "" => whole.to_owned(),
+        _ => format!("{whole}.{fraction}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(json: &str) -> Map {
+        let value: Value = celery_protocol::Serializer::Json
+            .decode(json.as_bytes())
+            .unwrap();
+        value.as_map().unwrap().clone()
+    }
+
+    #[test]
+    fn headers_come_back_as_they_were() {
+        let headers = map(
+            // A table is sorted by its keys.
+            r#"{"eta": null, "far": 5000000000, "ignore_result": false, "ratio": 0.5, "retries": 0,
+                "stamps": {"a": ["b"]}, "task": "t", "timelimit": [null, 2.5]}"#,
+        );
+        assert_eq!(read_table(&write_map(&headers).unwrap()), headers);
+    }
+
+    #[test]
+    fn integers_of_every_width_are_integers() {
+        for value in [
+            AMQPValue::ShortShortInt(7),
+            AMQPValue::ShortShortUInt(7),
+            AMQPValue::ShortInt(7),
+            AMQPValue::ShortUInt(7),
+            AMQPValue::LongInt(7),
+            AMQPValue::LongUInt(7),
+            AMQPValue::LongLongInt(7),
+            AMQPValue::Timestamp(7),
+        ] {
+            assert_eq!(read(&value), Value::Int(7));
+        }
+    }
+
+    #[test]
+    fn decimals_have_their_point_where_it_was() {
+        for (value, scale, text) in [(1234, 2, "12.34"), (5, 3, "0.005"), (5, 0, "5")] {
+            assert_eq!(decimal_text(value, scale), text);
+        }
+    }
+
+    #[test]
+    fn what_has_no_form_says_why() {
+        let long = "k".repeat(300);
+        assert!(short(&long).unwrap_err().contains("255 bytes"));
+        let mut odd = Map::new();
+        odd.insert(Value::Int(1), Value::Null);
+        assert!(write_map(&odd).unwrap_err().contains("texts as keys"));
+    }
+}

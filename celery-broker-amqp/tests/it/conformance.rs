@@ -1,0 +1,105 @@
+//! The contract of the runtime, on classic and on quorum queues.
+
+use std::sync::Arc;
+
+use celery_broker_amqp::{AmqpBroker, AmqpOptions};
+use celery_runtime::conformance::broker::Priorities;
+use celery_runtime::{Broker, Queue, conformance};
+use xtask::servers::RabbitServer;
+
+/// A virtual host of its own, and the type of queues.
+struct Setup {
+    url: String,
+    quorum: bool,
+}
+
+impl Setup {
+    fn classic() -> Self {
+        Self {
+            url: RabbitServer::shared().fresh_url(),
+            quorum: false,
+        }
+    }
+
+    fn quorum() -> Self {
+        Self {
+            quorum: true,
+            ..Self::classic()
+        }
+    }
+}
+
+impl conformance::broker::Setup for Setup {
+    fn broker(&self) -> Arc<dyn Broker> {
+        Arc::new(AmqpBroker::new(AmqpOptions::parse(&self.url).unwrap()))
+    }
+
+    fn queue(&self, name: &str) -> Queue {
+        match self.quorum {
+            true => Queue::new(name).quorum(),
+            false => Queue::new(name),
+        }
+    }
+
+    fn priority_queue(&self, name: &str) -> Queue {
+        match self.quorum {
+            true => self.queue(name),
+            false => self.queue(name).max_priority(9),
+        }
+    }
+
+    fn requeues_at_once(&self) -> bool {
+        !self.quorum
+    }
+
+    fn priorities(&self) -> Priorities {
+        match self.quorum {
+            true => Priorities::None,
+            false => Priorities::HighestFirst,
+        }
+    }
+}
+
+mod classic {
+    use celery_runtime::broker_conformance;
+
+    use super::Setup;
+
+    broker_conformance!(
+        ignore = "needs rabbitmq-server; run cargo xtask test",
+        Setup::classic()
+    );
+}
+
+mod quorum {
+    use celery_runtime::broker_conformance;
+
+    use super::Setup;
+
+    broker_conformance!(
+        ignore = "needs rabbitmq-server; run cargo xtask test",
+        Setup::quorum()
+    );
+}
+
+#[cfg(feature = "rpc")]
+mod rpc {
+    use std::sync::Arc;
+
+    use celery_broker_amqp::RpcBackend;
+    use celery_runtime::conformance::broker::Setup as _;
+    use celery_runtime::{ResultBackend, backend_conformance, conformance};
+
+    use super::Setup;
+
+    impl conformance::backend::Setup for Setup {
+        fn backend(&self) -> Arc<dyn ResultBackend> {
+            Arc::new(RpcBackend::new(self.broker()))
+        }
+    }
+
+    backend_conformance!(
+        ignore = "needs rabbitmq-server; run cargo xtask test",
+        Setup::classic()
+    );
+}
