@@ -55,10 +55,11 @@ pub use celery_protocol::{
 };
 pub use celery_runtime::memory;
 pub use celery_runtime::{
-    App, AsyncResult, AutoRetry, BlockingHandler, Client, Clock, Config, ConfigError, Context,
-    DynArgs, DynTask, Handler, Kwargs, LinkEvent, OnUnknown, Patience, Queue, RegistryError,
-    Requeue, ResultError, RetryBackoff, Route, Routes, SecondSignal, SendError, ServiceError,
-    ServiceErrorKind, Signature, Task, TaskArgs, TaskError, TaskFailure, TaskOptions, TaskProtocol,
-    Tasks, UpdateError, Worker, WorkerError, shutdown_signal,
+    App, AsyncResult, AutoRetry, Binding, BlockingHandler, Client, Clock, Config, ConfigError,
+    Context, DynArgs, DynTask, Exchange, ExchangeKind, Handler, Kwargs, LinkEvent, OnUnknown,
+    Patience, Queue, QueueNotFound, QueueType, RegistryError, Requeue, ResultError, RetryBackoff,
+    Route, Routes, SecondSignal, SendError, ServiceError, ServiceErrorKind, Signature, Task,
+    TaskArgs, TaskError, TaskFailure, TaskOptions, TaskProtocol, Tasks, UpdateError, Worker,
+    WorkerError, shutdown_signal,
 };
 pub use connect::{Error, connect};

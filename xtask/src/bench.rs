@@ -20,7 +20,7 @@ const PAGE: &str = "BENCHMARKS.md";
 const NEW_PAGE: &str = "\
 # Benchmarks
 
-Written by `cargo xtask bench` and `cargo xtask bench --peers`. Figures of different machines do
+Written by `cargo xtask bench`, alone and with `--rabbitmq` and `--peers`. Figures of different machines do
 not compare; within one section all are of one run.
 ";
 
@@ -28,6 +28,7 @@ not compare; within one section all are of one run.
 pub(crate) fn run(options: &[&str]) -> Outcome {
     match *options {
         [] => micro(),
+        ["--rabbitmq"] => rabbitmq(),
         ["--peers"] => peers(peers::TASKS),
         ["--peers", "--tasks", number] => {
             let number = number.parse();
@@ -45,6 +46,9 @@ fn micro() -> Outcome {
     // Figures of an older run must not pass for those of this one.
     let _ = fs::remove_dir_all(&results);
     let mut bench = cargo(&["bench", "--package", "benches"]);
+    for name in ["codec", "dispatch", "throughput"] {
+        bench.args(["--bench", name]);
+    }
     run_command(bench.env("CARGO_TARGET_DIR", paths::target()))?;
 
     let mut figures = Vec::new();
@@ -55,6 +59,19 @@ fn micro() -> Outcome {
         table.push_str(&figure.row());
     }
     write_section("cargo xtask bench", "Codec and dispatch", &table)
+}
+
+/// The bench itself prints the tables.
+fn rabbitmq() -> Outcome {
+    let programs = Programs::find_or_install()?;
+    let mut bench = cargo(&["bench", "--package", "benches", "--bench", "rabbitmq"]);
+    let tables = output(bench.envs(programs.environment()))?;
+    println!("{tables}");
+    write_section(
+        "cargo xtask bench --rabbitmq",
+        "Beside bare lapin and aio-celery, over RabbitMQ",
+        &tables,
+    )
 }
 
 fn peers(tasks: u64) -> Outcome {

@@ -30,8 +30,9 @@ The project's commands:
   cargo xtask fuzz [--seconds N] [--install]
       Run every fuzz target, N seconds for all together (60). --install installs cargo-fuzz under
       target/ if it is missing; otherwise nothing is run then.
-  cargo xtask bench [--peers] [--tasks N]
-      Run the benches and write BENCHMARKS.md; with --peers, N tasks (20000) over Redis through
+  cargo xtask bench [--rabbitmq | --peers [--tasks N]]
+      Run the benches and write BENCHMARKS.md; with --rabbitmq, beside a bare loop over lapin and
+      aio-celery; with --peers, N tasks (20000) over Redis through
       Python Celery and through this project in one run.
 ";
 

@@ -3,3 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod conformance;
+mod consumer;
+mod delay;
+mod faults;
+mod link;
+mod publish;
+#[cfg(feature = "rpc")]
+mod rpc;
+mod settle;
+mod subscription;
+mod support;
+mod topology;

@@ -232,7 +232,7 @@ mod tests {
     #[test]
     fn connections_to_rabbitmq_have_settings() {
         let plain = Config::new();
-        assert_eq!(plain.broker_heartbeat(), Some(Duration::from_secs(120)));
+        assert_eq!(plain.broker_heartbeat(), Some(Duration::from_secs(10)));
         assert_eq!(plain.broker_connection_timeout(), Duration::from_secs(4));
         assert_eq!(plain.broker_use_ssl(), None);
         assert!(!plain.result_persistent());

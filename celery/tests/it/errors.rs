@@ -5,11 +5,24 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use celery::{Config, ResultError, Signature, WorkerError};
+#[cfg(feature = "amqp")]
+use xtask::servers::RabbitServer;
 use xtask::servers::RedisServer;
 
-use crate::support::{Inspect, PATIENCE, Setup, eventually};
+use crate::support::{Look, PATIENCE, Setup, stories};
 use crate::tasks::ADD;
 use crate::tasks::Number::Int;
+
+stories! {
+    a_queue_that_nobody_reads: redis, rabbitmq, rpc;
+    an_app_without_a_result_backend: redis, rabbitmq;
+    a_task_that_nobody_registered: redis, rabbitmq, rpc;
+}
+
+/// The kinds of broker in this build.
+fn schemes() -> impl Iterator<Item = &'static str> {
+    ["redis"].into_iter().chain(cfg!(feature = "amqp").then_some("amqp"))
+}
 
 /// A send fails within this, and is an error of the test after twice of it.
 const DEADLINE: Duration = Duration::from_secs(1);
@@ -49,25 +62,28 @@ async fn no_server_at_the_url() {
         .and_then(|listener| listener.local_addr())
         .unwrap()
         .port();
-    let address = format!("redis://127.0.0.1:{port}");
     let hint = "is the server running at this address?";
+    for scheme in schemes() {
+        let address = format!("127.0.0.1:{port}");
+        let error = refusal(&format!("{scheme}://:secret@{address}")).await;
+        assert_says(
+            &error,
+            &["task tasks.add was not sent", scheme, &address, "refused", hint],
+        );
+        assert!(!error.to_string().contains("secret"));
+        assert!(error.is_transient());
 
-    let error = refusal(&format!("redis://:secret@127.0.0.1:{port}")).await;
-    assert_says(
-        &error,
-        &["task tasks.add was not sent", &address, "refused", hint],
-    );
-    assert!(!error.to_string().contains("secret"));
-    assert!(error.is_transient());
-
-    let error = worker_refusal(&address).await;
-    assert_says(&error, &["cannot", &address, "refused", hint]);
+        let error = worker_refusal(&format!("{scheme}://{address}")).await;
+        assert_says(&error, &["cannot", scheme, &address, "refused", hint]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_host_of_that_name() {
-    let error = refusal("redis://no-such-host.invalid").await;
-    assert_says(&error, &["tasks.add", "no-such-host.invalid"]);
+    for scheme in schemes() {
+        let error = refusal(&format!("{scheme}://no-such-host.invalid")).await;
+        assert_says(&error, &["tasks.add", "no-such-host.invalid"]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -92,6 +108,28 @@ async fn a_wrong_password_and_none() {
     refusal_is_none(&redis.url()).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+#[cfg(feature = "amqp")]
+async fn a_wrong_password_and_a_wrong_virtual_host() {
+    let rabbit = RabbitServer::shared();
+    let address = format!("127.0.0.1:{}", rabbit.port());
+    for (url, hint) in [
+        (format!("amqp://guest:mistaken@{address}"), "check user and password"),
+        (rabbit.vhost_url("mistaken"), "virtual host"),
+    ] {
+        let error = refusal(&url).await;
+        assert_says(&error, &["tasks.add", &address, hint]);
+        assert!(!error.to_string().contains(":mistaken"), "{error}");
+        assert!(!error.is_transient(), "{error}");
+
+        let error = worker_refusal(&url).await;
+        assert_says(&error, &["cannot", &address, hint]);
+        assert!(!error.to_string().contains(":mistaken"), "{error}");
+    }
+    refusal_is_none(&rabbit.url()).await;
+}
+
 async fn refusal_is_none(url: &str) {
     let client = celery::connect(url).unwrap().client();
     client.send(ADD, (Int(1), Int(2))).await.unwrap();
@@ -112,10 +150,7 @@ async fn a_key_that_is_no_queue() {
     assert_eq!(redis.command(&["GET", "celery"]).text(), "somebody else's");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_queue_that_nobody_reads() {
-    let setup = Setup::new();
+async fn a_queue_that_nobody_reads(setup: Setup) {
     let sent = setup.client().send(ADD, (Int(1), Int(2))).await.unwrap();
     let error = sent
         .get_timeout(Duration::from_millis(200))
@@ -128,38 +163,30 @@ async fn a_queue_that_nobody_reads() {
     );
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server; run cargo xtask test"]
-async fn an_app_without_a_result_backend() {
-    let redis = RedisServer::start();
-    let client = celery::connect(redis.url()).unwrap().client();
+async fn an_app_without_a_result_backend(setup: Setup) {
+    let client = celery::connect(setup.broker_url()).unwrap().client();
     let sent = client.send(ADD, (Int(1), Int(2))).await.unwrap();
     let error = sent.get().await.unwrap_err();
     assert_says(&error, &[sent.id(), "no result_backend is configured"]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_task_that_nobody_registered() {
-    let setup = Setup::new();
+async fn a_task_that_nobody_registered(setup: Setup) {
     let worker = setup.worker().await;
     let call = Signature::named("tasks.nowhere", (), ());
-    let sent = setup.client().apply(call).await.unwrap();
+    let client = setup.client();
+    let sent = client.apply(call).await.unwrap();
     let error = sent.get_timeout(PATIENCE).await.unwrap_err();
     assert_says(&error, &[sent.id(), "NotRegistered('tasks.nowhere')"]);
 
-    let kept = eventually("its message is kept", async || {
-        setup.redis.messages("celery.dead").pop()
-    })
-    .await;
+    let kept = setup.kept().await;
     assert_eq!(kept.id(), sent.id());
-    assert_eq!(kept.header("x-dead-reason"), "unregistered");
+    assert_eq!(kept.text("x-dead-reason"), "unregistered");
     assert_says(
-        &kept.header("x-dead-detail"),
+        &kept.text("x-dead-detail"),
         &["tasks.nowhere", "registered"],
     );
     worker.stop().await;
-    setup.redis.assert_nothing_held();
+    setup.assert_nothing_left().await;
 }
 
 #[test]

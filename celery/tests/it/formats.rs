@@ -2,12 +2,17 @@
 
 use celery::{Compression, Map, Serializer, Signature, Value};
 
-use crate::support::{Inspect, PATIENCE, Setup, start};
+use crate::support::{PATIENCE, Setup, start, stories};
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
-async fn python_writes_and_we_read() {
-    let setup = Setup::new().set(
+stories! {
+    python_writes_and_we_read: redis, rabbitmq;
+    python_reads_our_results: redis, rabbitmq, rpc;
+    we_write_and_python_reads: redis, rabbitmq;
+    we_read_pythons_results: redis, rabbitmq, rpc;
+}
+
+async fn python_writes_and_we_read(setup: Setup) {
+    let setup = setup.set(
         "accept_content",
         serde_json::json!(["json", "msgpack", "yaml"]),
     );
@@ -26,15 +31,13 @@ for result in sent:
 "#;
     setup.python(program).await;
     worker.stop().await;
-    assert_eq!(setup.redis.depth("celery.dead"), 0);
-    setup.redis.assert_nothing_held();
+    assert_eq!(setup.depth("celery.dead").await, 0);
+    setup.assert_nothing_left().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
-async fn python_reads_our_results() {
+async fn python_reads_our_results(setup: Setup) {
     for serializer in ["json", "msgpack", "yaml"] {
-        let setup = Setup::new().set("result_serializer", serializer);
+        let setup = setup.set("result_serializer", serializer);
         let worker = setup.worker().await;
         let program = format!("app.conf.result_serializer = {serializer:?}\n{RESULTS}");
         setup.python(program).await;
@@ -49,10 +52,7 @@ error = failure(send("tasks.divide", (1, 0)))
 same((type(error), str(error)), (ZeroDivisionError, "division by zero"))
 "#;
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
-async fn we_write_and_python_reads() {
-    let setup = Setup::new();
+async fn we_write_and_python_reads(setup: Setup) {
     let _python = start(setup.python_worker()).await;
     let args = vec![
         Value::from("ünï"),
@@ -90,11 +90,9 @@ async fn we_write_and_python_reads() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
-async fn we_read_pythons_results() {
+async fn we_read_pythons_results(setup: Setup) {
     for serializer in ["json", "msgpack", "yaml"] {
-        let setup = Setup::new().set("result_serializer", serializer);
+        let setup = setup.set("result_serializer", serializer);
         let worker = setup.python_worker();
         let _python = start(worker.environment("MORE_RESULT_SERIALIZER", serializer)).await;
         let client = setup.client();

@@ -7,11 +7,22 @@ use celery::{AsyncResult, Value};
 use celery_protocol::kombu;
 use celery_runtime::{ConsumeOptions, Queue};
 use serde_json::{Value as Json, json};
-use xtask::servers::{RedisServer, Reply};
+use xtask::servers::RedisServer;
 
-use crate::support::{Inspect, PATIENCE, Setup, eventually, impatient, start};
+use crate::support::{Inspect, Look, PATIENCE, Setup, eventually, impatient, start, stories};
 use crate::tasks::ADD;
 use crate::tasks::Number::{self, Int};
+
+stories! {
+    nothing_that_cannot_be_read_stops_the_worker_or_vanishes: redis, rabbitmq;
+    messages_of_sparse_producers_run: redis, rabbitmq;
+    headers_that_are_null_are_missing_headers: redis, rabbitmq;
+}
+
+#[cfg(feature = "zlib")]
+stories! {
+    a_bomb_is_not_unpacked: redis, rabbitmq;
+}
 
 /// Bytes, and the reason for which they end up in `celery.dead`.
 type Case = (Vec<u8>, &'static str);
@@ -120,22 +131,25 @@ fn no_task() -> Vec<Case> {
     ]
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server; run cargo xtask test"]
-async fn nothing_that_cannot_be_read_stops_the_worker_or_vanishes() {
-    let setup = Setup::new();
+async fn nothing_that_cannot_be_read_stops_the_worker_or_vanishes(setup: Setup) {
     let client = setup.client();
-    let cases: Vec<Case> = [no_json(), no_envelope(), no_task()].concat();
+    // RabbitMQ itself reads what is around a task.
+    let cases: Vec<Case> = match setup.is_on_redis() {
+        true => [no_json(), no_envelope(), no_task()].concat(),
+        false => no_task(),
+    };
 
     let mut sums = Vec::new();
     let (before, while_it_works) = cases.split_at(cases.len() / 2);
     for case in before {
-        sums.push(push_among_work(&setup.redis, &client, case).await);
+        sums.push(push_among_work(&setup, &client, case).await);
     }
     let worker = setup.worker().await;
     for case in while_it_works {
-        sums.push(push_among_work(&setup.redis, &client, case).await);
-        assert_entries_are_kombus(&setup.redis);
+        sums.push(push_among_work(&setup, &client, case).await);
+        if setup.is_on_redis() {
+            assert_entries_are_kombus(&setup.redis);
+        }
     }
 
     for sum in sums {
@@ -143,11 +157,7 @@ async fn nothing_that_cannot_be_read_stops_the_worker_or_vanishes() {
     }
     let mut expected: Vec<_> = cases.iter().map(remains).collect();
     expected.sort_unstable();
-    let kept = eventually("all are kept", async || {
-        let kept = kept(&setup.redis);
-        (kept.len() >= expected.len()).then_some(kept)
-    })
-    .await;
+    let kept = kept(&setup, expected.len()).await;
     let shown = |remains: &(String, Vec<u8>)| {
         let body = String::from_utf8_lossy(&remains.1[..remains.1.len().min(80)]).into_owned();
         format!("{}: {body}", remains.0)
@@ -160,16 +170,15 @@ async fn nothing_that_cannot_be_read_stops_the_worker_or_vanishes() {
     );
     assert!(kept == expected, "a body was changed");
     worker.stop().await;
-    assert_eq!(setup.redis.depth("celery"), 0);
-    setup.redis.assert_nothing_held();
+    setup.assert_nothing_left().await;
 }
 
 async fn push_among_work(
-    redis: &RedisServer,
+    setup: &Setup,
     client: &celery::Client,
     (bytes, _): &Case,
 ) -> AsyncResult<Number> {
-    redis.push("celery", bytes);
+    setup.push(bytes).await;
     client.send(ADD, (Int(1), Int(2))).await.unwrap()
 }
 
@@ -183,21 +192,17 @@ fn remains((bytes, reason): &Case) -> (String, Vec<u8>) {
     ((*reason).to_owned(), body)
 }
 
-/// The messages of `celery.dead`, sorted: reason and body.
-fn kept(redis: &RedisServer) -> Vec<(String, Vec<u8>)> {
-    let Reply::Array(replies) = redis.command(&["LRANGE", "celery.dead", "0", "-1"]) else {
-        panic!("no list");
-    };
-    let mut kept: Vec<_> = replies
-        .into_iter()
-        .map(|reply| {
-            let Reply::Data(raw) = reply else {
-                panic!("no message: {reply:?}");
-            };
-            let message = kombu::decode(&raw.into()).unwrap();
-            let reason = message.headers.find("x-dead-reason").unwrap().unwrap();
-            (reason.decode().unwrap(), message.body.to_vec())
-        })
+/// The messages of `celery.dead`, sorted, once there are that many: reason
+/// and body.
+async fn kept(setup: &Setup, count: usize) -> Vec<(String, Vec<u8>)> {
+    eventually("all are kept", async || {
+        (setup.depth("celery.dead").await >= count).then_some(())
+    })
+    .await;
+    let kept = setup.messages("celery.dead").await;
+    let mut kept: Vec<_> = kept
+        .iter()
+        .map(|message| (message.text("x-dead-reason"), message.body.to_vec()))
         .collect();
     kept.sort_unstable();
     kept
@@ -213,37 +218,25 @@ fn assert_entries_are_kombus(redis: &RedisServer) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
 #[cfg(feature = "zlib")]
-async fn a_bomb_is_not_unpacked() {
-    let setup = Setup::new();
+async fn a_bomb_is_not_unpacked(setup: Setup) {
     let worker = setup.worker().await;
     // What Python compresses here would be 256 MB.
     let program = r#"
-import base64, zlib
-bomb = zlib.compress(b"[" + b" " * (256 << 20))
-message = {
-    "body": base64.b64encode(bomb).decode(),
-    "content-encoding": "utf-8", "content-type": "application/json",
-    "headers": {"task": "tasks.add", "id": "bomb", "compression": "application/x-gzip"},
-    "properties": {"body_encoding": "base64", "delivery_tag": "a-tag",
-                   "delivery_info": {"exchange": "", "routing_key": "celery"}},
-}
-app.connection().default_channel.client.lpush("celery", json.dumps(message))
+import zlib
+headers = {"task": "tasks.add", "id": "bomb", "compression": "application/x-gzip"}
+with app.connection_for_write() as connection:
+    connection.Producer().publish(
+        zlib.compress(b"[" + b" " * (256 << 20)), routing_key="celery", headers=headers,
+        content_type="application/json", content_encoding="utf-8")
 same(call("tasks.add", 1, 2), 3)
 "#;
     setup.python(program).await;
-    let kept = eventually("the bomb is kept", async || {
-        setup.redis.messages("celery.dead").pop()
-    })
-    .await;
-    assert_eq!(
-        (kept.id(), kept.header("x-dead-reason")),
-        ("bomb", UNDECODABLE)
-    );
+    let kept = setup.kept().await;
+    assert_eq!(kept.id(), "bomb");
+    assert_eq!(kept.text("x-dead-reason"), UNDECODABLE);
     worker.stop().await;
-    setup.redis.assert_nothing_held();
+    setup.assert_nothing_left().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -279,10 +272,7 @@ async fn garbage_in_the_hands_of_a_dead_worker_disturbs_no_python_worker() {
     // The rest is found by the next worker of ours.
     let worker = setup.worker().await;
     assert_eq!(real.get_timeout(PATIENCE).await.unwrap(), Int(3));
-    eventually("all garbage is kept", async || {
-        (kept(&setup.redis).len() == garbage.len()).then_some(())
-    })
-    .await;
+    assert_eq!(kept(&setup, garbage.len()).await.len(), garbage.len());
     worker.stop().await;
     setup.redis.assert_nothing_held();
 }
@@ -298,10 +288,7 @@ async fn take_everything_and_die(setup: &Setup, count: usize) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server; run cargo xtask test"]
-async fn messages_of_sparse_producers_run() {
-    let setup = Setup::new();
+async fn messages_of_sparse_producers_run(setup: Setup) {
     let worker = setup.worker().await;
     for (producer, id) in [
         ("foreign-node", "node"),
@@ -313,20 +300,17 @@ async fn messages_of_sparse_producers_run() {
         let recorded = std::fs::read(fixtures.join(producer).with_extension("json")).unwrap();
         let recorded: Json = serde_json::from_slice(&recorded).unwrap();
         let envelope = recorded["envelope"].as_str().unwrap().replace("id-1", id);
-        setup.redis.push("celery", envelope.as_bytes());
+        setup.push(envelope.as_bytes()).await;
         let result = setup.client().result::<Value>(id);
         let value = result.get_timeout(PATIENCE).await;
         assert_eq!(value.unwrap(), 5.into(), "{producer}");
     }
     worker.stop().await;
-    setup.redis.assert_nothing_held();
+    setup.assert_nothing_left().await;
 }
 
 /// A header that is `null` where Celery writes a value is as good as none.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server; run cargo xtask test"]
-async fn headers_that_are_null_are_missing_headers() {
-    let setup = Setup::new();
+async fn headers_that_are_null_are_missing_headers(setup: Setup) {
     let worker = setup.worker().await;
     for name in [
         "retries",
@@ -341,11 +325,11 @@ async fn headers_that_are_null_are_missing_headers() {
         let mut message = good();
         message["headers"]["id"] = id.as_str().into();
         message["headers"][name] = Json::Null;
-        setup.redis.push("celery", message.to_string().as_bytes());
+        setup.push(message.to_string().as_bytes()).await;
         let result = setup.client().result::<Value>(id);
         let value = result.get_timeout(Duration::from_secs(5)).await;
         assert_eq!(value.unwrap(), 5.into(), "{name}");
     }
     worker.stop().await;
-    setup.redis.assert_nothing_held();
+    setup.assert_nothing_left().await;
 }

@@ -1,7 +1,8 @@
-//! The facade on real servers: Redis as broker and result backend, Python
-//! Celery on the other side.
+//! The facade on real servers: Redis and RabbitMQ, Python Celery on the other
+//! side.
 //!
-//! Python programs and the Python app with more tasks are in `python/`.
+//! A story that takes a `Setup` is told on several servers, as the table at
+//! the top of its file says. Python programs and the Python app with more tasks are in `python/`.
 
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]

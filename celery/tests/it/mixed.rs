@@ -4,12 +4,14 @@ use std::collections::HashMap;
 
 use celery::Signature;
 
-use crate::support::{AGAIN, HOP, Inspect, PATIENCE, Running, Setup, WHO, start, story};
+use crate::support::{AGAIN, HOP, PATIENCE, Running, Setup, WHO, start, stories, story};
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
-async fn two_workers_share_what_two_clients_send() {
-    let setup = Setup::new();
+stories! {
+    two_workers_share_what_two_clients_send: redis, rabbitmq, rpc;
+    retries_and_chains_go_on_wherever_they_arrive: redis, rabbitmq, rpc;
+}
+
+async fn two_workers_share_what_two_clients_send(setup: Setup) {
     let worker = setup.app().worker(story()).concurrency(2);
     let worker = Running::start(worker.prefetch_multiplier(1)).await;
     let python = start(setup.python_worker().argument("--prefetch-multiplier=1")).await;
@@ -46,13 +48,10 @@ print(json.dumps({who: done_by.count(who) for who in set(done_by)}))
     }
     worker.stop().await;
     python.terminate();
-    setup.redis.assert_nothing_held();
+    setup.assert_nothing_left().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
-async fn retries_and_chains_go_on_wherever_they_arrive() {
-    let setup = Setup::new();
+async fn retries_and_chains_go_on_wherever_they_arrive(setup: Setup) {
     let worker = setup.app().worker(story()).concurrency(1);
     let worker = Running::start(worker.prefetch_multiplier(1)).await;
     let python = start(setup.python_worker().argument("--prefetch-multiplier=1")).await;
@@ -88,5 +87,5 @@ for path in chains:
     assert_eq!(hop.get_timeout(PATIENCE).await.unwrap().len(), 1);
     worker.stop().await;
     python.terminate();
-    setup.redis.assert_nothing_held();
+    setup.assert_nothing_left().await;
 }

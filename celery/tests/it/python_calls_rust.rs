@@ -2,24 +2,35 @@
 
 use xtask::paths;
 
-use crate::support::{Inspect, Ledger, Running, Setup, eventually, start, story};
+use crate::support::{Ledger, Look, Running, Setup, eventually, start, stories, story};
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
-async fn the_example_client_finds_no_difference() {
-    let setup = Setup::new();
+stories! {
+    the_example_client_finds_no_difference: redis, rabbitmq, rpc;
+    arguments_come_by_place_by_name_and_mixed_in_both_protocols: redis, rabbitmq;
+    failures_are_pythons_own: redis, rabbitmq, rpc;
+    states_are_seen_while_a_task_is_on_its_way: redis, rabbitmq, rpc;
+    times_are_kept: redis, rabbitmq;
+    zero_is_the_highest_priority: redis;
+    headers_of_the_sender_arrive_and_ignored_results_are_not_stored: redis, rabbitmq;
+    chains_run_through_both_languages: redis, rabbitmq, rpc;
+    callbacks_follow_success_and_errbacks_failure: redis, rabbitmq, rpc;
+    values_of_every_type_come_back_as_they_were_sent: redis, rabbitmq, rpc;
+    a_group_is_joined_by_its_sender_and_a_chord_is_kept: redis, rabbitmq;
+    pickle_is_refused_and_kept: redis, rabbitmq;
+    extended_results_describe_the_call: redis, rabbitmq, rpc;
+    a_lone_surrogate_fails_the_task_and_says_so: redis, rabbitmq;
+}
+
+async fn the_example_client_finds_no_difference(setup: Setup) {
     let worker = setup.worker().await;
     let output = setup.python("import client; client.main()").await;
     let expected = paths::python_app().join("client.expected");
     assert_eq!(output, std::fs::read_to_string(expected).unwrap());
     worker.stop().await;
-    setup.redis.assert_nothing_held();
+    setup.assert_nothing_left().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
-async fn arguments_come_by_place_by_name_and_mixed_in_both_protocols() {
-    let setup = Setup::new();
+async fn arguments_come_by_place_by_name_and_mixed_in_both_protocols(setup: Setup) {
     let worker = setup.worker().await;
     let program = r#"
 for app.conf.task_protocol in (2, 1):
@@ -47,13 +58,10 @@ for app.conf.task_protocol in (2, 1):
 "#;
     setup.python(program).await;
     worker.stop().await;
-    setup.redis.assert_nothing_held();
+    setup.assert_nothing_left().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
-async fn failures_are_pythons_own() {
-    let setup = Setup::new();
+async fn failures_are_pythons_own(setup: Setup) {
     let worker = setup.worker().await;
     let program = r#"
 def raised(function, *args, **kwargs):
@@ -85,13 +93,11 @@ for app.conf.task_protocol in (2, 1):
 "#;
     setup.python(program).await;
     worker.stop().await;
-    setup.redis.assert_nothing_held();
+    setup.assert_nothing_left().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
-async fn states_are_seen_while_a_task_is_on_its_way() {
-    let setup = Setup::new().set("task_track_started", true);
+async fn states_are_seen_while_a_task_is_on_its_way(setup: Setup) {
+    let setup = setup.set("task_track_started", true);
     let worker = setup.serve(story()).await;
     let program = r#"
 slow = send("tasks.sleep", (1.0,))
@@ -113,15 +119,12 @@ same(get(slow), 1.0)
 "#;
     setup.python(program).await;
     worker.stop().await;
+    setup.assert_nothing_held().await;
     // The one to be retried in an hour.
-    assert_eq!(setup.redis.depth("celery"), 1);
-    setup.redis.assert_nothing_held();
+    assert_eq!(setup.undone().await, 1);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
-async fn times_are_kept() {
-    let setup = Setup::new();
+async fn times_are_kept(setup: Setup) {
     let worker = setup.serve(story()).await;
     let program = r#"
 utc = datetime.datetime.now(timezone.utc)
@@ -159,13 +162,10 @@ for app.conf.task_protocol in (2, 1):
 "#;
     setup.python(program).await;
     worker.stop().await;
-    setup.redis.assert_nothing_held();
+    setup.assert_nothing_left().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
-async fn zero_is_the_highest_priority() {
-    let setup = Setup::new();
+async fn zero_is_the_highest_priority(setup: Setup) {
     let program = r#"
 for number, priority in enumerate([9, 6, 3, 0, None]):
     send("story.mark", (number,), priority=priority)
@@ -182,13 +182,10 @@ for number, priority in enumerate([9, 6, 3, 0, None]):
     // Without one it is 0.
     assert_eq!(ledger.numbers(), [3, 4, 2, 1, 0]);
     worker.stop().await;
-    setup.redis.assert_nothing_held();
+    setup.assert_nothing_left().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
-async fn headers_of_the_sender_arrive_and_ignored_results_are_not_stored() {
-    let setup = Setup::new();
+async fn headers_of_the_sender_arrive_and_ignored_results_are_not_stored(setup: Setup) {
     let worker = setup.serve(story()).await;
     let program = r#"
 found = get(send("story.header", ("trace",), headers={"trace": {"id": [1, "two"]}}))
@@ -205,13 +202,10 @@ for result in (ignored, failed):
 "#;
     setup.python(program).await;
     worker.stop().await;
-    setup.redis.assert_nothing_held();
+    setup.assert_nothing_left().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
-async fn chains_run_through_both_languages() {
-    let setup = Setup::new();
+async fn chains_run_through_both_languages(setup: Setup) {
     let worker = setup.worker().await;
     let _python = start(setup.python_worker().queues(&["python"])).await;
     let program = r#"
@@ -240,13 +234,10 @@ same(get((add.s(2, 3) | label() | echo.s()).apply_async()), {"args": ["python:5"
 "#;
     setup.python(program).await;
     worker.stop().await;
-    assert_eq!(setup.redis.depth("celery.dead"), 0);
+    assert_eq!(setup.depth("celery.dead").await, 0);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
-async fn callbacks_follow_success_and_errbacks_failure() {
-    let setup = Setup::new();
+async fn callbacks_follow_success_and_errbacks_failure(setup: Setup) {
     let worker = setup.worker().await;
     let program = r#"
 def frozen(name, *args, **kwargs):
@@ -272,13 +263,10 @@ same(linked.state, "PENDING")
 "#;
     setup.python(program).await;
     worker.stop().await;
-    setup.redis.assert_nothing_held();
+    setup.assert_nothing_left().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
-async fn values_of_every_type_come_back_as_they_were_sent() {
-    let setup = Setup::new();
+async fn values_of_every_type_come_back_as_they_were_sent(setup: Setup) {
     let worker = setup.worker().await;
     let program = r#"
 elsewhere = timezone(timedelta(hours=-3))
@@ -307,13 +295,10 @@ same(call("tasks.echo", large)["args"], [large])
 "#;
     setup.python(program).await;
     worker.stop().await;
-    setup.redis.assert_nothing_held();
+    setup.assert_nothing_left().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
-async fn a_group_is_joined_by_its_sender_and_a_chord_is_kept() {
-    let setup = Setup::new();
+async fn a_group_is_joined_by_its_sender_and_a_chord_is_kept(setup: Setup) {
     let worker = setup.worker().await;
     let program = r#"
 add, xsum = app.tasks["tasks.add"], app.tasks["tasks.xsum"]
@@ -325,49 +310,42 @@ chord([add.s(1, 1), add.s(2, 2)])(xsum.s())
 "#;
     setup.python(program).await;
     let kept = eventually("the members of the chord are kept", async || {
-        let dead = setup.redis.messages("celery.dead");
+        let dead = setup.messages("celery.dead").await;
         (dead.len() == 2).then_some(dead)
     })
     .await;
     for message in kept {
-        assert_eq!(message.header("x-dead-reason"), "unsupported");
-        assert!(message.header("x-dead-detail").contains("chord"));
-        assert_eq!(message.header("task"), "tasks.add");
+        assert_eq!(message.text("x-dead-reason"), "unsupported");
+        assert!(message.text("x-dead-detail").contains("chord"));
+        assert_eq!(message.text("task"), "tasks.add");
     }
     worker.stop().await;
-    setup.redis.assert_nothing_held();
+    setup.assert_nothing_left().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
-async fn pickle_is_refused_and_kept() {
-    let setup = Setup::new();
+async fn pickle_is_refused_and_kept(setup: Setup) {
     let worker = setup.worker().await;
     let program = r#"
 print(send("tasks.add", (2, 3), serializer="pickle").id)
 same(call("tasks.add", 2, 3), 5)
 "#;
     let id = setup.python(program).await;
-    let kept = eventually("the message is kept", async || {
-        setup.redis.messages("celery.dead").pop()
-    })
-    .await;
+    let kept = setup.kept().await;
     assert_eq!(kept.id(), id.trim());
-    assert_eq!(kept.header("x-dead-reason"), "refused-content-type");
-    let detail = kept.header("x-dead-detail");
+    assert_eq!(kept.text("x-dead-reason"), "refused-content-type");
+    let detail = kept.text("x-dead-detail");
     assert!(
         detail.contains("application/x-python-serialize"),
         "{detail}"
     );
-    assert_eq!(kept.0["content-type"], "application/x-python-serialize");
+    let content_type = &kept.properties.content_type;
+    assert_eq!(content_type, "application/x-python-serialize");
     worker.stop().await;
-    setup.redis.assert_nothing_held();
+    setup.assert_nothing_left().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
-async fn extended_results_describe_the_call() {
-    let setup = Setup::new()
+async fn extended_results_describe_the_call(setup: Setup) {
+    let setup = setup
         .set("result_extended", true)
         .set("worker_hostname", "rusty@here");
     let worker = setup.worker().await;
@@ -395,10 +373,7 @@ same((failed.name, list(failed.args)), ("tasks.fail", ["no"]))
 }
 
 /// Python can write half of a character into JSON; no Rust text can hold it.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
-async fn a_lone_surrogate_fails_the_task_and_says_so() {
-    let setup = Setup::new();
+async fn a_lone_surrogate_fails_the_task_and_says_so(setup: Setup) {
     let worker = setup.worker().await;
     let program = r#"
 error = failure(send("tasks.echo", ("\ud800",)))
@@ -406,5 +381,5 @@ assert "lone surrogate" in str(error), repr(error)
 "#;
     setup.python(program).await;
     worker.stop().await;
-    setup.redis.assert_nothing_held();
+    setup.assert_nothing_left().await;
 }

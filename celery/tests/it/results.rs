@@ -4,7 +4,28 @@ use std::time::Duration;
 
 use xtask::servers::RedisServer;
 
-use crate::support::{Inspect, PATIENCE, Setup, WHO, assert_sums, eventually, send_adds, story};
+use crate::support::{
+    Inspect, PATIENCE, Setup, WHO, assert_sums, eventually, send_adds, stories, story,
+};
+
+stories! {
+    every_waiter_wakes_up: redis, rabbitmq, rpc;
+}
+
+async fn every_waiter_wakes_up(setup: Setup) {
+    let client = setup.client();
+    let sent = client.apply_all((0..300).map(|_| WHO.s(()))).await;
+    let mut waiters = tokio::task::JoinSet::new();
+    for sent in sent {
+        waiters.spawn(async move { sent.unwrap().get_timeout(PATIENCE).await });
+    }
+    let worker = setup.serve(story()).await;
+    while let Some(woken) = waiters.join_next().await {
+        assert_eq!(woken.unwrap().unwrap(), "rust");
+    }
+    worker.stop().await;
+    setup.assert_nothing_left().await;
+}
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs redis-server; run cargo xtask test"]

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use celery::{Client, Map, ResultError, Signature, State, TaskFailure, Value};
 use serde::de::DeserializeOwned;
 
-use crate::support::{Inspect, PATIENCE, Setup, eventually, start};
+use crate::support::{Look, PATIENCE, Setup, eventually, start, stories};
 use crate::tasks::Number::{Float, Int};
 use crate::tasks::{ADD, DIVIDE, ECHO, FAIL, MUL, PROGRESS, RETRY, SLEEP, SUB, XSUM};
 
@@ -29,10 +29,16 @@ async fn failure<R: DeserializeOwned>(client: &Client, call: Signature<R>) -> Ta
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
-async fn every_task_answers_to_typed_calls_and_to_calls_by_name_in_both_protocols() {
-    let setup = Setup::new();
+stories! {
+    every_task_answers_to_typed_calls_and_to_calls_by_name_in_both_protocols: redis, rabbitmq, rpc;
+    failures_arrive_in_pythons_words: redis, rabbitmq, rpc;
+    progress_and_results_are_read_by_id_by_anybody: redis, rabbitmq;
+    all_options_of_a_call_arrive: redis, rabbitmq;
+    callbacks_and_errbacks_are_called_by_python: redis, rabbitmq;
+    a_batch_arrives_whole_and_in_order: redis, rabbitmq;
+}
+
+async fn every_task_answers_to_typed_calls_and_to_calls_by_name_in_both_protocols(setup: Setup) {
     // One at a time: of several, one may finish a retried task before the other
     // has noted the retry, and Python then writes RETRY over SUCCESS.
     let python = start(setup.python_worker()).await;
@@ -83,13 +89,10 @@ async fn every_task_answers_to_typed_calls_and_to_calls_by_name_in_both_protocol
         }
     }
     python.terminate();
-    setup.redis.assert_nothing_held();
+    setup.assert_nothing_left().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
-async fn failures_arrive_in_pythons_words() {
-    let setup = Setup::new();
+async fn failures_arrive_in_pythons_words(setup: Setup) {
     let _python = start(setup.python_worker().concurrency(2)).await;
     let client = setup.client();
 
@@ -125,10 +128,7 @@ async fn failures_arrive_in_pythons_words() {
     assert_eq!(expired.exception.exc_type, "TaskRevokedError");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
-async fn progress_and_results_are_read_by_id_by_anybody() {
-    let setup = Setup::new();
+async fn progress_and_results_are_read_by_id_by_anybody(setup: Setup) {
     let _python = start(setup.python_worker()).await;
     let sent = setup.client().send(PROGRESS, (10,)).await.unwrap();
 
@@ -153,10 +153,7 @@ async fn progress_and_results_are_read_by_id_by_anybody() {
     assert_eq!(sent.state().await.unwrap(), State::Pending);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
-async fn all_options_of_a_call_arrive() {
-    let setup = Setup::new();
+async fn all_options_of_a_call_arrive(setup: Setup) {
     let _python = start(setup.python_worker().queues(&["celery", "special"])).await;
     let client = setup.client();
     let request = || Signature::named("more.request", ("it's", 1), ());
@@ -223,10 +220,7 @@ fn time(seen: &Value, name: &str) -> SystemTime {
     celery_protocol::time::parse(seen.get(name).unwrap().as_str().unwrap()).unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
-async fn callbacks_and_errbacks_are_called_by_python() {
-    let setup = Setup::new();
+async fn callbacks_and_errbacks_are_called_by_python(setup: Setup) {
     let _python = start(setup.python_worker()).await;
     let client = setup.client();
 
@@ -249,18 +243,14 @@ async fn callbacks_and_errbacks_are_called_by_python() {
     assert_eq!(told.get_timeout(PATIENCE).await.unwrap(), "failing failed");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
-async fn a_batch_arrives_whole_and_in_order() {
-    let setup = Setup::new();
+async fn a_batch_arrives_whole_and_in_order(setup: Setup) {
     let client = setup.client();
     let numbers = 0..100;
     let batch = numbers.clone().map(|number| ADD.s((Int(number), Int(1))));
     let sent = client.apply_all(batch).await;
     let ids: Vec<_> = sent.iter().map(|one| one.as_ref().unwrap().id()).collect();
-    let waiting = setup.redis.messages("celery");
-    let waiting: Vec<_> = waiting.iter().map(|message| message.id()).collect();
-    assert_eq!(ids, waiting);
+    let waiting = setup.messages("celery").await;
+    assert!(waiting.iter().map(Look::id).eq(ids));
 
     let python = start(setup.python_worker()).await;
     for (number, sent) in numbers.zip(&sent) {
@@ -268,5 +258,5 @@ async fn a_batch_arrives_whole_and_in_order() {
         assert_eq!(sum, Int(number + 1));
     }
     python.terminate();
-    setup.redis.assert_nothing_held();
+    setup.assert_nothing_left().await;
 }

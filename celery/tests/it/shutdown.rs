@@ -2,76 +2,82 @@
 
 use std::time::Duration;
 
-use celery::{AsyncResult, Signature};
+use celery::{AsyncResult, Signature, State};
 use tokio::sync::oneshot;
 
 use crate::support::{
-    Inspect, Ledger, MARK, PATIENCE, Setup, WorkerProcess, assert_sums, count_done, eventually,
-    impatient, send_adds, send_sleeps, within,
+    Ledger, Look, MARK, PATIENCE, Setup, WorkerProcess, assert_sums, count_done, eventually,
+    impatient, send_adds, send_sleeps, stories, within,
 };
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server; run cargo xtask test"]
-async fn sigterm_finishes_what_runs_and_gives_the_rest_back_in_order() {
-    let setup = Setup::new();
+stories! {
+    sigterm_finishes_what_runs_and_gives_the_rest_back_in_order: redis, rabbitmq;
+    a_second_sigterm_does_not_wait_for_running_tasks: redis, rabbitmq;
+    rolling_restarts_under_load_lose_nothing: redis, rabbitmq;
+    tasks_for_later_run_once_however_short_the_visibility_timeout: redis, rabbitmq;
+}
+
+async fn sigterm_finishes_what_runs_and_gives_the_rest_back_in_order(setup: Setup) {
     let client = setup.client();
     let sleeps = send_sleeps(&client, 2, 1.0).await;
     let adds = send_adds(&client, 10).await;
     let order: Vec<_> = adds.iter().map(|add| add.id().to_owned()).collect();
 
     let worker = WorkerProcess::late(&setup, "2").await;
-    eventually("two run and six are held", async || {
-        (setup.redis.held() == 8).then_some(())
+    for sleep in &sleeps {
+        wait_until_started(sleep).await;
+    }
+    eventually("six more are held", async || {
+        (setup.depth("celery").await == 4).then_some(())
     })
     .await;
     worker.signal("TERM");
     assert_eq!(worker.ended().await, Some(0));
 
     assert_eq!(count_done(&sleeps).await, 2);
-    let waiting = setup.redis.messages("celery");
-    assert!(waiting.iter().map(|message| message.id()).eq(order.iter()));
-    setup.redis.assert_nothing_held();
+    let waiting = setup.messages("celery").await;
+    assert!(waiting.iter().map(Look::id).eq(order));
+    setup.assert_nothing_held().await;
 
     let second = WorkerProcess::late(&setup, "2").await;
     assert_sums(&adds).await;
     second.signal("TERM");
     assert_eq!(second.ended().await, Some(0));
-    setup.redis.assert_nothing_held();
+    setup.assert_nothing_left().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_second_sigterm_does_not_wait_for_running_tasks() {
-    let setup = Setup::new();
+async fn a_second_sigterm_does_not_wait_for_running_tasks(setup: Setup) {
     // Longer than the patience of this test with the worker's end.
     let long = send_sleeps(&setup.client(), 2, 600.0).await;
     let worker = WorkerProcess::late(&setup, "1").await;
-    eventually("one runs and one is held", async || {
-        (setup.redis.held() == 2).then_some(())
+    wait_until_started(&long[0]).await;
+    eventually("the other one is held", async || {
+        (setup.depth("celery").await == 0).then_some(())
     })
     .await;
     worker.signal("TERM");
     eventually("the held one is given back", async || {
-        (setup.redis.depth("celery") == 1).then_some(())
+        (setup.depth("celery").await == 1).then_some(())
     })
     .await;
     worker.signal("TERM");
     worker.ended().await;
 
-    let waiting = setup.redis.messages("celery");
-    assert!(
-        waiting
-            .iter()
-            .map(|message| message.id())
-            .eq(long.iter().map(AsyncResult::id))
-    );
-    setup.redis.assert_nothing_held();
+    let waiting = setup.messages("celery").await;
+    let long = long.iter().map(AsyncResult::id);
+    assert!(waiting.iter().map(Look::id).eq(long));
+    setup.assert_nothing_held().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server; run cargo xtask test"]
-async fn rolling_restarts_under_load_lose_nothing() {
-    let setup = Setup::new();
+async fn wait_until_started(result: &AsyncResult<f64>) {
+    eventually("it is started", async || {
+        let state = result.state().await.unwrap();
+        (state == State::Started).then_some(())
+    })
+    .await;
+}
+
+async fn rolling_restarts_under_load_lose_nothing(setup: Setup) {
     let client = setup.client();
     let (stop, mut stopped) = oneshot::channel();
     let producer = tokio::spawn(async move {
@@ -102,14 +108,11 @@ async fn rolling_restarts_under_load_lose_nothing() {
     }
     worker.signal("TERM");
     assert_eq!(worker.ended().await, Some(0));
-    assert_eq!(setup.redis.depth("celery"), 0);
-    setup.redis.assert_nothing_held();
+    setup.assert_nothing_left().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs redis-server; run cargo xtask test"]
-async fn tasks_for_later_run_once_however_short_the_visibility_timeout() {
-    let setup = Setup::new().set("broker_transport_options", impatient());
+async fn tasks_for_later_run_once_however_short_the_visibility_timeout(setup: Setup) {
+    let setup = setup.set("broker_transport_options", impatient());
     let ledger = Ledger::default();
     let first = setup.serve(ledger.tasks()).await;
     let second = setup.serve(ledger.tasks()).await;
@@ -117,10 +120,7 @@ async fn tasks_for_later_run_once_however_short_the_visibility_timeout() {
     // Twice the time after which workers look after each other.
     let later = |number| MARK.s((number, 0)).countdown(Duration::from_secs(4));
     let sent = client.apply_all((0..30).map(later)).await;
-    eventually("all are held", async || {
-        (setup.redis.held() == 30).then_some(())
-    })
-    .await;
+    setup.wait_for_delayed(30).await;
 
     first.stop().await;
     let third = setup.serve(ledger.tasks()).await;
@@ -132,5 +132,5 @@ async fn tasks_for_later_run_once_however_short_the_visibility_timeout() {
     let mut ran = ledger.numbers();
     ran.sort_unstable();
     assert!(ran.iter().copied().eq(0..30), "{ran:?}");
-    setup.redis.assert_nothing_held();
+    setup.assert_nothing_left().await;
 }

@@ -3,11 +3,13 @@
 import json
 import os
 
+import settings
 from tasks import app
 
 app.conf.broker_transport_options = json.loads(os.environ.get("MORE_TRANSPORT_OPTIONS", "{}"))
 app.conf.result_serializer = os.environ.get("MORE_RESULT_SERIALIZER", "json")
 app.conf.task_acks_late = bool(os.environ.get("MORE_ACKS_LATE"))
+settings.apply(app)
 
 
 # These have namesakes in Rust.

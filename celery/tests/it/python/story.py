@@ -13,6 +13,7 @@ from celery import chain, chord, group
 from celery.exceptions import TaskRevokedError
 from celery.result import AsyncResult
 
+import settings
 import tasks
 from tasks import app
 
@@ -20,6 +21,7 @@ from tasks import app
 PATIENCE = 30
 
 app.conf.accept_content = ["json", "msgpack", "yaml"]
+settings.apply(app)
 
 
 def send(name, args=(), kwargs=None, **options):

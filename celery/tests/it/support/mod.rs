@@ -1,23 +1,29 @@
-//! What the stories have in common: a server, workers on it, Python beside it.
+//! What the stories have in common: servers, workers on them, Python beside.
 
 mod load;
 mod process;
+mod queues;
+mod rabbit;
 mod redis;
+mod stages;
 mod story;
 
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use celery::{App, Client, Config, LinkEvent, Tasks, Worker, WorkerError};
-use serde_json::{Value as Json, json};
+use serde_json::{Map, Value as Json, json};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
-use xtask::servers::{Python, PythonWorker, PythonWorkerBuilder, RedisServer};
+use xtask::servers::{Python, PythonWorker, PythonWorkerBuilder, RabbitServer, RedisServer};
 
 pub(crate) use load::{assert_sums, count_done, send_adds, send_sleeps};
 pub(crate) use process::WorkerProcess;
+pub(crate) use queues::Look;
+pub(crate) use rabbit::{Content, Vhost};
 pub(crate) use redis::Inspect;
+pub(crate) use stages::{scene, stories};
 pub(crate) use story::{AGAIN, HOP, Ledger, MARK, WHO, story};
 
 /// How long anything may take that has to happen.
@@ -35,13 +41,25 @@ pub(crate) fn impatient() -> Json {
     })
 }
 
-/// A Redis server that is broker and result backend, and how to use it.
+/// A broker and a result backend, and how to use them.
 pub(crate) struct Setup {
-    pub(crate) redis: Arc<RedisServer>,
+    /// Started when it is first used: broker and result backend, or one of them.
+    pub(crate) redis: Arc<LazyRedis>,
+    /// The broker, where Redis is not.
+    vhost: Option<Arc<Vhost>>,
     config: Config,
+    /// The settings that Python has, too.
+    common: Map<String, Json>,
 }
 
+type LazyRedis = LazyLock<RedisServer, Box<dyn FnOnce() -> RedisServer + Send>>;
+
 impl Setup {
+    /// Broker and result backend on Redis.
+    pub(crate) fn redis() -> Self {
+        Self::new()
+    }
+
     pub(crate) fn new() -> Self {
         Self::on(RedisServer::start())
     }
@@ -56,17 +74,55 @@ impl Setup {
             .broker_url(redis.url())
             .result_backend(redis.url());
         Self {
-            redis: Arc::new(redis),
+            redis: Arc::new(LazyLock::new(Box::new(|| redis))),
+            vhost: None,
             config,
+            common: Map::new(),
         }
     }
 
-    /// The same server with one more of Celery's settings for our side.
+    /// The broker is RabbitMQ, with nothing in it; results are on Redis.
+    pub(crate) fn rabbitmq() -> Self {
+        let setup = Self::rpc();
+        let results = setup.redis.url();
+        setup.set("result_backend", results)
+    }
+
+    /// The broker is RabbitMQ, with nothing in it; results come over it, too.
+    pub(crate) fn rpc() -> Self {
+        let vhost = Vhost::fresh();
+        let config = Config::new()
+            .broker_url(vhost.url())
+            .result_backend("rpc://");
+        Self {
+            redis: Arc::new(LazyLock::new(Box::new(RedisServer::start))),
+            vhost: Some(Arc::new(vhost)),
+            config,
+            common: Map::new(),
+        }
+    }
+
+    /// The same servers with one more of Celery's settings for our side.
     pub(crate) fn set(&self, name: &str, value: impl Into<Json>) -> Self {
         Self {
             redis: Arc::clone(&self.redis),
+            vhost: self.vhost.clone(),
             config: self.config.clone().set(name, value.into()).unwrap(),
+            common: self.common.clone(),
         }
+    }
+
+    /// The same servers with one more of Celery's settings for both languages.
+    pub(crate) fn with(&self, name: &str, value: impl Into<Json>) -> Self {
+        let value = value.into();
+        let mut setup = self.set(name, value.clone());
+        setup.common.insert(name.to_owned(), value);
+        setup
+    }
+
+    /// What is in the RabbitMQ.
+    pub(crate) fn vhost(&self) -> &Vhost {
+        self.vhost.as_deref().expect("the broker is RabbitMQ")
     }
 
     pub(crate) fn app(&self) -> App {
@@ -86,13 +142,29 @@ impl Setup {
         Running::start(self.app().worker(tasks).concurrency(4)).await
     }
 
-    /// The environment in which a program finds the server.
+    pub(crate) fn broker_url(&self) -> &str {
+        self.config.require_broker_url().unwrap()
+    }
+
+    pub(crate) fn result_backend_url(&self) -> &str {
+        self.config.result_backend_url().unwrap_or_default()
+    }
+
+    /// Where logs may be written.
+    fn folder(&self) -> &Path {
+        match self.vhost {
+            Some(_) => RabbitServer::shared().folder(),
+            None => self.redis.folder(),
+        }
+    }
+
+    /// The environment in which a program finds the servers.
     pub(crate) fn environment(&self) -> Vec<(String, String)> {
-        let url = self.redis.url();
         let own = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         vec![
-            own("CELERY_BROKER_URL", &url),
-            own("CELERY_RESULT_BACKEND", &url),
+            own("CELERY_BROKER_URL", self.broker_url()),
+            own("CELERY_RESULT_BACKEND", self.result_backend_url()),
+            own("STORY_SETTINGS", &json!(self.common).to_string()),
             own("PYTHONPATH", &python_path()),
         ]
     }
@@ -100,7 +172,11 @@ impl Setup {
     /// Runs a Python program that may use all of `python/story.py`; answers
     /// what it printed.
     pub(crate) async fn python(&self, code: impl Into<String>) -> String {
-        let code = format!("from story import *\n{}", code.into());
+        self.python_program(format!("from story import *\n{}", code.into()))
+            .await
+    }
+
+    async fn python_program(&self, code: String) -> String {
         let environment = self.environment();
         blocking(move || {
             let environment: Vec<_> = environment
@@ -114,12 +190,14 @@ impl Setup {
 
     /// A Python worker of the examples' tasks and of `python/more.py`.
     pub(crate) fn python_worker(&self) -> PythonWorkerBuilder {
-        let url = self.redis.url();
-        Python::new()
-            .worker(&url, &url)
+        let worker = Python::new()
+            .worker(self.broker_url(), self.result_backend_url())
             .app(python_folder(), "more")
-            .environment("PYTHONPATH", python_path())
-            .environment("CELERY_ACCEPT_CONTENT", "json,msgpack,yaml")
+            .environment("CELERY_ACCEPT_CONTENT", "json,msgpack,yaml");
+        let environment = self.environment().into_iter();
+        environment.fold(worker, |worker, (name, value)| {
+            worker.environment(name, value)
+        })
     }
 }
 

@@ -24,7 +24,7 @@ impl WorkerProcess {
     pub(crate) async fn start(setup: &Setup, settings: &[(&str, &str)]) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let log = setup.redis.folder().join(format!("worker-{number}.log"));
+        let log = setup.folder().join(format!("worker-{number}.log"));
         let mut command = Command::new(program());
         command
             .envs(setup.environment())
@@ -49,6 +49,7 @@ impl WorkerProcess {
         let settings = [
             ("CELERY_TASK_ACKS_LATE", "1"),
             ("CELERY_WORKER_CONCURRENCY", concurrency),
+            ("CELERY_TASK_TRACK_STARTED", "1"),
             ("CELERY_BROKER_TRANSPORT_OPTIONS", &options),
         ];
         Self::start(setup, &settings).await

@@ -1,15 +1,11 @@
 //! Looking into the server.
 
-use serde_json::Value as Json;
-use xtask::servers::{RedisServer, Reply};
+use xtask::servers::RedisServer;
 
 /// What kombu and the workers keep on the server.
 pub(crate) trait Inspect {
     /// How many messages wait in a queue.
     fn depth(&self, queue: &str) -> i64;
-
-    /// The messages of a queue, the next one first.
-    fn messages(&self, queue: &str) -> Vec<Envelope>;
 
     /// How many deliveries are held by workers.
     fn held(&self) -> i64;
@@ -27,20 +23,6 @@ pub(crate) trait Inspect {
 impl Inspect for RedisServer {
     fn depth(&self, queue: &str) -> i64 {
         self.command(&["LLEN", queue]).integer()
-    }
-
-    fn messages(&self, queue: &str) -> Vec<Envelope> {
-        let Reply::Array(replies) = self.command(&["LRANGE", queue, "0", "-1"]) else {
-            panic!("{queue} is not a list");
-        };
-        replies
-            .iter()
-            .rev()
-            .map(|reply| match reply {
-                Reply::Data(bytes) => Envelope(serde_json::from_slice(bytes).unwrap()),
-                other => panic!("{queue} holds {other:?}"),
-            })
-            .collect()
     }
 
     fn held(&self) -> i64 {
@@ -64,20 +46,5 @@ impl Inspect for RedisServer {
             "left over: {keys:?} {raw:?} {:?}",
             self.held_entries()
         );
-    }
-}
-
-/// A message as kombu puts it into a list.
-#[derive(Clone, Debug)]
-pub(crate) struct Envelope(pub(crate) Json);
-
-impl Envelope {
-    pub(crate) fn header(&self, name: &str) -> &str {
-        self.0["headers"][name].as_str().unwrap_or_default()
-    }
-
-    /// The task's id.
-    pub(crate) fn id(&self) -> &str {
-        self.header("id")
     }
 }

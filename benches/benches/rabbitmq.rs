@@ -1,0 +1,386 @@
+//! Messages a second through a private RabbitMQ on this machine: this library beside a bare loop
+//! over lapin that asks the server for the same, and beside aio-celery.
+//!
+//! Server and clients share the machine's cores, and other programs disturb them, so that only
+//! ratios mean something. All sides therefore take turns, round after round, and the table has
+//! the medians. That is why this bench does not use criterion, which measures one after the other.
+//!
+//! A round of publishing ends when the server has all of its messages in the queue.
+
+use std::env;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use celery::{App, Config, Task};
+use celery_broker_amqp::{AmqpBroker, AmqpOptions};
+use celery_protocol::{Headers, Message, Properties, TaskHeaders};
+use celery_runtime::{Broker, ConsumeOptions, Publication, Queue, Settlement};
+use futures_util::StreamExt;
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions,
+    ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
+use lapin::types::FieldTable;
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+use serde_json::json;
+use xtask::servers::{PYTHON, RABBITMQ_SERVER, RabbitServer};
+
+/// Messages of a round.
+const MESSAGES: usize = 10_000;
+
+/// Those of the rounds beside aio-celery, as many as in the first example of its README.
+const AIO_MESSAGES: usize = 50_000;
+
+const ROUNDS: usize = 7;
+
+const AIO_ROUNDS: usize = 3;
+
+/// Messages on their way at the same time.
+const WINDOW: usize = 1000;
+
+/// Deliveries that the server pushes ahead.
+const PREFETCH: u16 = 256;
+
+/// Bytes of a message's body.
+const BODY: usize = 700;
+
+const QUEUE: &str = "bench";
+
+const ADD: Task<(i64, i64), i64> = Task::new("tasks.add")
+    .params(&["x", "y"])
+    .queue(QUEUE)
+    .ignore_result();
+
+#[tokio::main]
+async fn main() {
+    if RabbitServer::program().is_none() {
+        println!("skipped: there is no rabbitmq-server, neither on PATH nor in {RABBITMQ_SERVER}");
+        return;
+    }
+    let server = RabbitServer::start();
+    let bench = Bench {
+        url: server.url(),
+        eye: Eye::open(&server.url()).await,
+    };
+    bench.publishing().await;
+    bench.consuming().await;
+    bench.beside_aio_celery().await;
+}
+
+struct Bench {
+    url: String,
+    eye: Eye,
+}
+
+impl Bench {
+    async fn publishing(&self) {
+        for (title, confirms) in [("with confirms", true), ("without confirms", false)] {
+            let mut bare = Side::new("bare lapin");
+            let mut ours = Side::new("this library");
+            for _ in 0..ROUNDS {
+                bare.add(MESSAGES, self.publish_bare(confirms).await);
+                ours.add(MESSAGES, self.publish_ours(confirms).await);
+            }
+            let what = format!("publish {MESSAGES} messages of {BODY} bytes, {title}");
+            report(&what, &[bare, ours]);
+        }
+    }
+
+    async fn consuming(&self) {
+        let mut bare = Side::new("bare lapin");
+        let mut ours = Side::new("this library");
+        for _ in 0..ROUNDS {
+            self.publish_ours(true).await;
+            bare.add(MESSAGES, self.consume_bare().await);
+            self.publish_ours(true).await;
+            ours.add(MESSAGES, self.consume_ours().await);
+        }
+        let what = format!("consume and acknowledge {MESSAGES} messages of {BODY} bytes");
+        report(&what, &[bare, ours]);
+    }
+
+    async fn beside_aio_celery(&self) {
+        let Some(python) = env::var_os(PYTHON) else {
+            println!("aio-celery is skipped: {PYTHON} is not set; `cargo xtask bench` sets it");
+            return;
+        };
+        let mut theirs = Side::new("aio-celery");
+        let mut confirmed = Side::new("this library, with confirms");
+        let mut unconfirmed = Side::new("this library, without confirms");
+        for _ in 0..AIO_ROUNDS {
+            theirs.add(AIO_MESSAGES, self.publish_aio(&python).await);
+            confirmed.add(AIO_MESSAGES, self.call(true).await);
+            unconfirmed.add(AIO_MESSAGES, self.call(false).await);
+        }
+        let what = format!("call a task {AIO_MESSAGES} times");
+        report(&what, &[theirs, confirmed, unconfirmed]);
+    }
+
+    async fn publish_bare(&self, confirms: bool) -> Duration {
+        self.eye.empty().await;
+        let channel = channel(&self.url).await;
+        if confirms {
+            let options = ConfirmSelectOptions::default();
+            channel.confirm_select(options).await.expect("confirms");
+        }
+        let options = BasicPublishOptions {
+            mandatory: confirms,
+            ..BasicPublishOptions::default()
+        };
+        let (properties, body) = (bare_properties(), vec![b'x'; BODY]);
+        let mut flying = std::collections::VecDeque::new();
+        let start = Instant::now();
+        for _ in 0..MESSAGES {
+            let confirm = channel
+                .basic_publish("".into(), QUEUE.into(), options, &body, properties.clone())
+                .await
+                .expect("sent");
+            if confirms {
+                flying.push_back(confirm);
+            }
+            if flying.len() >= WINDOW {
+                flying.pop_front().expect("one").await.expect("confirmed");
+            }
+        }
+        for confirm in flying {
+            confirm.await.expect("confirmed");
+        }
+        self.eye.sees(MESSAGES).await;
+        start.elapsed()
+    }
+
+    async fn publish_ours(&self, confirms: bool) -> Duration {
+        self.eye.empty().await;
+        let broker = self.broker(confirms);
+        // In one call, which has about as many on their way as the bare loop.
+        let batch = vec![publication(); MESSAGES];
+        broker.depth(&Queue::new(QUEUE)).await.expect("connected");
+        let start = Instant::now();
+        for answer in broker.publish(&batch).await {
+            answer.expect("taken");
+        }
+        self.eye.sees(MESSAGES).await;
+        let time = start.elapsed();
+        broker.close().await;
+        time
+    }
+
+    async fn consume_bare(&self) -> Duration {
+        let channel = channel(&self.url).await;
+        let qos = BasicQosOptions::default();
+        channel.basic_qos(PREFETCH, qos).await.expect("qos");
+        let start = Instant::now();
+        let options = BasicConsumeOptions::default();
+        let none = FieldTable::default();
+        let consumer = channel.basic_consume(QUEUE.into(), "".into(), options, none);
+        let mut deliveries = consumer.await.expect("consuming").take(MESSAGES);
+        while let Some(delivery) = deliveries.next().await {
+            let tag = delivery.expect("a delivery").delivery_tag;
+            let ack = channel.basic_ack(tag, BasicAckOptions::default());
+            ack.await.expect("acknowledged");
+        }
+        start.elapsed()
+    }
+
+    async fn consume_ours(&self) -> Duration {
+        let broker = self.broker(true);
+        let start = Instant::now();
+        let options = ConsumeOptions::new(vec![Queue::new(QUEUE)], PREFETCH);
+        let consumer = broker.consume(&options).await.expect("consuming");
+        let mut count = 0;
+        while count < MESSAGES {
+            let deliveries = consumer.receive(PREFETCH.into()).await.expect("deliveries");
+            count += deliveries.len();
+            let acks = deliveries.into_iter().map(|one| Settlement::Ack(one.tag));
+            let acks: Vec<_> = acks.collect();
+            consumer.settle(&acks).await.expect("acknowledged");
+        }
+        let time = start.elapsed();
+        broker.close().await;
+        time
+    }
+
+    async fn publish_aio(&self, python: &std::ffi::OsStr) -> Duration {
+        self.eye.empty().await;
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/python/aio_publish.py");
+        let mut command = Command::new(python);
+        command.args([script, &self.url, &AIO_MESSAGES.to_string(), QUEUE]);
+        let printed = tokio::task::spawn_blocking(move || command.output());
+        self.eye.sees(AIO_MESSAGES).await;
+        let end = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .expect("after 1970");
+        let output = printed.await.expect("no panic").expect("Python runs");
+        let begin = String::from_utf8_lossy(&output.stdout).trim().parse();
+        let Ok(begin) = begin else {
+            panic!("{}", String::from_utf8_lossy(&output.stderr));
+        };
+        end.saturating_sub(Duration::from_secs_f64(begin))
+    }
+
+    /// Calls a task by a client, in batches.
+    async fn call(&self, confirms: bool) -> Duration {
+        self.eye.empty().await;
+        let app = App::new(Arc::new(self.broker(confirms))).with_config(Config::new());
+        let client = app.client();
+        app.broker()
+            .depth(&Queue::new(QUEUE))
+            .await
+            .expect("connected");
+        let start = Instant::now();
+        for batch in 0..AIO_MESSAGES / WINDOW {
+            let calls = (0..WINDOW).map(|number| {
+                let number = (batch * WINDOW + number) as i64;
+                ADD.s((number, number))
+            });
+            for sent in client.apply_all(calls).await {
+                sent.expect("taken");
+            }
+        }
+        self.eye.sees(AIO_MESSAGES).await;
+        let time = start.elapsed();
+        app.close().await;
+        time
+    }
+
+    fn broker(&self, confirms: bool) -> AmqpBroker {
+        let given = json!({"confirm_publish": confirms});
+        let options = AmqpOptions::parse(&self.url)
+            .and_then(|options| options.transport_options(given.as_object().expect("an object")));
+        AmqpBroker::new(options.expect("the server's own URL"))
+    }
+}
+
+/// Sees how many messages the server has.
+struct Eye(Channel);
+
+impl Eye {
+    async fn open(url: &str) -> Self {
+        Self(channel(url).await)
+    }
+
+    /// Makes the queue anew.
+    async fn empty(&self) {
+        let deleted = self
+            .0
+            .queue_delete(QUEUE.into(), QueueDeleteOptions::default());
+        deleted.await.expect("deleted");
+        self.count().await;
+    }
+
+    async fn sees(&self, messages: usize) {
+        while self.count().await < messages {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn count(&self) -> usize {
+        let options = QueueDeclareOptions {
+            durable: true,
+            ..QueueDeclareOptions::default()
+        };
+        let none = FieldTable::default();
+        let queue = self.0.queue_declare(QUEUE.into(), options, none).await;
+        queue.expect("declared").message_count() as usize
+    }
+}
+
+async fn channel(url: &str) -> Channel {
+    let properties = ConnectionProperties::default();
+    let connection = Connection::connect(url, properties)
+        .await
+        .expect("connected");
+    // The channel keeps its connection.
+    connection.create_channel().await.expect("a channel")
+}
+
+fn publication() -> Publication {
+    let mut headers = TaskHeaders::new("tasks.add", "4ea7b1b5-8e8b-4a3d-a2ea-2d0e2a2c7b4f");
+    headers.argsrepr = Some("(2, 3)".into());
+    headers.kwargsrepr = Some("{}".into());
+    let mut properties = Properties::default();
+    properties.correlation_id = Some("4ea7b1b5-8e8b-4a3d-a2ea-2d0e2a2c7b4f".to_owned());
+    properties.priority = Some(0);
+    let body = Bytes::from(vec![b'x'; BODY]);
+    let message = Message::new(Headers::from_task(headers), properties, body);
+    Publication::to_queue(message, QUEUE)
+}
+
+/// What [`publication`] has, as lapin wants it.
+fn bare_properties() -> BasicProperties {
+    use lapin::types::AMQPValue::{FieldArray, LongInt, LongString, Void};
+
+    let id = "4ea7b1b5-8e8b-4a3d-a2ea-2d0e2a2c7b4f";
+    let mut headers = FieldTable::default();
+    for (name, text) in [
+        ("lang", "rust"),
+        ("task", "tasks.add"),
+        ("id", id),
+        ("root_id", id),
+        ("argsrepr", "(2, 3)"),
+        ("kwargsrepr", "{}"),
+    ] {
+        headers.insert(name.into(), LongString(text.into()));
+    }
+    for name in [
+        "shadow",
+        "eta",
+        "expires",
+        "group",
+        "group_index",
+        "parent_id",
+        "origin",
+        "ignore_result",
+        "stamped_headers",
+    ] {
+        headers.insert(name.into(), Void);
+    }
+    for name in ["retries", "replaced_task_nesting"] {
+        headers.insert(name.into(), LongInt(0));
+    }
+    headers.insert("timelimit".into(), FieldArray(vec![Void, Void].into()));
+    BasicProperties::default()
+        .with_content_type("application/json".into())
+        .with_content_encoding("utf-8".into())
+        .with_delivery_mode(2)
+        .with_priority(0)
+        .with_correlation_id(id.into())
+        .with_headers(headers)
+}
+
+/// The rates of one side, round by round.
+struct Side {
+    name: &'static str,
+    rates: Vec<f64>,
+}
+
+impl Side {
+    fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            rates: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, messages: usize, time: Duration) {
+        self.rates.push(messages as f64 / time.as_secs_f64());
+    }
+
+    fn median(&self) -> f64 {
+        let mut rates = self.rates.clone();
+        rates.sort_by(f64::total_cmp);
+        rates[rates.len() / 2]
+    }
+}
+
+/// A table of the medians, each with its ratio to the first.
+fn report(what: &str, sides: &[Side]) {
+    println!("| {what} | a second | ratio |\n|---|---:|---:|");
+    for side in sides {
+        let (name, rate) = (side.name, side.median());
+        println!("| {name} | {rate:.0} | {:.2} |", rate / sides[0].median());
+    }
+    println!();
+}

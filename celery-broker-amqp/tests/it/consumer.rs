@@ -1,0 +1,303 @@
+//! What the server may push, and what becomes of it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use celery_runtime::{Broker, ConsumeOptions, Queue, QueueEnd, ServiceErrorKind, Settlement};
+
+use crate::support::{
+    Site, ack_all, consumer, id, ids, numbers, post, receive, receive_one, send, settle, to, until,
+    within,
+};
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn each_queue_has_a_window_of_its_own() {
+    let site = Site::fresh();
+    let broker = site.broker();
+    let queues = [Queue::new("one"), Queue::new("two").quorum()];
+    for queue in &queues {
+        send(&broker, queue, &numbers(0..30)).await;
+    }
+    let consumer = consumer(&broker, &[&queues[0], &queues[1]], 7).await;
+    for queue in &queues {
+        until("the window is full", async || site.counts(&queue.name) == (23, 7)).await;
+    }
+    let windows = site.rows("list_consumers", &["queue_name", "prefetch_count", "ack_required"]);
+    assert_eq!(windows, [["one", "7", "true"], ["two", "7", "true"]]);
+    assert_eq!(
+        site.channels(&["prefetch_count", "global_prefetch_count"])
+            .iter()
+            .filter(|row| row[1] != "0")
+            .count(),
+        0
+    );
+    let taken = receive(&*consumer, 3).await;
+    ack_all(&*consumer, &taken).await;
+    until("three more were pushed", async || {
+        let (one, two) = (site.counts("one"), site.counts("two"));
+        one.1 == 7 && two.1 == 7 && one.0 + two.0 == 43
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn without_a_prefetch_nothing_leaves_the_server_that_was_not_asked_for() {
+    let site = Site::fresh();
+    let broker = site.broker();
+    let queues = [Queue::new("one"), Queue::new("two").quorum()];
+    for queue in &queues {
+        send(&broker, queue, &numbers(0..10)).await;
+    }
+    let first = consumer(&broker, &[&queues[0], &queues[1]], 0).await;
+    assert_eq!(receive(&*first, 3).await.len(), 3);
+    until("three are held", async || {
+        site.counts("one").1 + site.counts("two").1 == 3
+    })
+    .await;
+    // Somebody else has all the others at once.
+    let second = consumer(&broker, &[&queues[0], &queues[1]], 0).await;
+    let rest = receive(&*second, 17).await;
+    assert!(rest.iter().all(|one| !one.redelivered));
+    // What comes while both wait goes to one of them, and is not held back.
+    let waiting = {
+        let first = Arc::clone(&first);
+        tokio::spawn(async move { first.receive(5).await })
+    };
+    until("it waits", async || !site.rows("list_consumers", &["queue_name"]).is_empty()).await;
+    send(&broker, &queues[0], &["late"]).await;
+    let taken = within("receive", waiting).await.unwrap().unwrap();
+    assert_eq!(ids(&taken), ["late"]);
+    until("nothing is pushed any more", async || {
+        site.rows("list_consumers", &["queue_name"]).is_empty()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn the_window_changes_with_the_next_receive() {
+    let site = Site::fresh();
+    let (broker, queue) = (site.broker(), Queue::new("q"));
+    send(&broker, &queue, &numbers(0..50)).await;
+    let consumer = consumer(&broker, &[&queue], 4).await;
+    let mut taken = receive(&*consumer, 1).await;
+    for window in [20, 2, 0, 6] {
+        consumer.set_prefetch(window);
+        taken.extend(receive(&*consumer, 1).await);
+        let credits = site.rows("list_consumers", &["prefetch_count"]);
+        match window {
+            0 => assert!(credits.is_empty(), "{credits:?}"),
+            window => assert_eq!(credits, [[window.to_string()]]),
+        }
+    }
+    while taken.len() < 50 {
+        ack_all(&*consumer, &taken).await;
+        taken.extend(receive(&*consumer, 1).await);
+    }
+    assert_eq!(ids(&taken), numbers(0..50));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn two_connections_are_enough_for_everything() {
+    let site = Site::fresh();
+    let (broker, queue) = (site.broker(), Queue::new("q"));
+    let events = celery_runtime::Exchange::topic("celeryev");
+    let first = consumer(&broker, &[&queue], 4).await;
+    let second = consumer(&broker, &[&queue], 0).await;
+    let _events = within("subscribe", broker.subscribe(&events, "#")).await.unwrap();
+    let replies = broker.reply_queue("replies", Duration::from_secs(60));
+    let _replies = within("reply queue", replies).await.unwrap();
+    send(&broker, &queue, &numbers(0..50)).await;
+    within("broadcast", broker.broadcast(&events, "a", &crate::support::task("e"))).await.unwrap();
+    let taken = receive(&*first, 1).await.remove(0);
+    let later = std::time::SystemTime::now() + Duration::from_secs(1);
+    settle(&*first, &[Settlement::Park(taken.tag, later)]).await;
+    let taken = receive_one(&*second).await;
+    settle(&*second, &[Settlement::Requeue(taken.tag, QueueEnd::Tail)]).await;
+
+    let mut connections = site.connections(&["client_properties"]);
+    connections.sort();
+
+    assert_eq!(connections.len(), 2, "{connections:?}");
+    for (row, name) in connections.iter().zip(["celery (consumes)", "celery (publishes)"]) {
+        assert!(row[0].contains(name), "{row:?}");
+    }
+    within("close", broker.close()).await;
+    until("they are closed", async || site.connections(&["name"]).is_empty()).await;
+    let error = broker.depth(&queue).await.unwrap_err();
+    assert_eq!(error.kind(), ServiceErrorKind::Closed, "{error}");
+    let options = ConsumeOptions::new(vec![queue], 1);
+    let error = broker.consume(&options).await.unwrap_err();
+    assert_eq!(error.kind(), ServiceErrorKind::Closed, "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn an_interrupted_consumer_gives_others_what_it_had_ahead() {
+    let site = Site::fresh();
+    let broker = site.broker();
+    let queues = [Queue::new("one"), Queue::new("two").quorum()];
+    for queue in &queues {
+        send(&broker, queue, &numbers(0..10)).await;
+    }
+    let first = consumer(&broker, &[&queues[0], &queues[1]], 10).await;
+    let kept = receive(&*first, 4).await;
+    until("everything was pushed", async || {
+        queues.iter().all(|queue| site.counts(&queue.name) == (0, 10))
+    })
+    .await;
+
+    first.interrupt();
+
+    let second = consumer(&broker, &[&queues[0], &queues[1]], 20).await;
+    let taken = receive(&*second, 16).await;
+    let mine: BTreeSet<_> = kept.iter().map(|one| (one.queue.to_string(), id(one))).collect();
+    assert!(taken.iter().all(|one| !mine.contains(&(one.queue.to_string(), id(one)))));
+    // The first one still settles what it was given.
+    assert!(first.receive(5).await.unwrap().is_empty());
+    ack_all(&*first, &kept).await;
+    ack_all(&*second, &taken).await;
+    for queue in &queues {
+        until("nothing is left", async || site.counts(&queue.name) == (0, 0)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn an_interrupt_reaches_one_that_waits() {
+    let site = Site::fresh();
+    let (broker, queue) = (site.broker(), Queue::new("q"));
+    for prefetch in [0, 4] {
+        let consumer = consumer(&broker, &[&queue], prefetch).await;
+        let waiting = {
+            let consumer = Arc::clone(&consumer);
+            tokio::spawn(async move { consumer.receive(1).await })
+        };
+        until("it waits", async || !site.rows("list_consumers", &["queue_name"]).is_empty()).await;
+        consumer.interrupt();
+        let taken = within("the interrupt", waiting).await.unwrap().unwrap();
+        assert!(taken.is_empty());
+        until("nothing is pushed any more", async || {
+            site.rows("list_consumers", &["queue_name"]).is_empty()
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn a_consumer_that_is_dropped_or_closed_returns_what_it_held() {
+    let site = Site::fresh();
+    let (broker, queue) = (site.broker(), Queue::new("q"));
+    send(&broker, &queue, &numbers(0..10)).await;
+    for closes in [true, false] {
+        for prefetch in [0, 5] {
+            let consumer = consumer(&broker, &[&queue], prefetch).await;
+            let taken = receive(&*consumer, 3).await;
+            assert_eq!(taken.len(), 3);
+            if closes {
+                within("close", consumer.close()).await.unwrap();
+                // What comes after the end changes nothing.
+                settle(&*consumer, &[Settlement::Ack(taken[0].tag.clone())]).await;
+            }
+            drop(consumer);
+            until("all are there again", async || site.counts("q") == (10, 0)).await;
+        }
+    }
+    until("no channel is left", async || {
+        site.channels(&["number", "consumer_count"]).iter().all(|row| row[1] == "0")
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn deliveries_say_how_often_they_came() {
+    let site = Site::fresh();
+    let broker = site.broker();
+    let (classic, quorum) = (Queue::new("classic"), Queue::new("quorum").quorum());
+    for (queue, counts) in [(&classic, [None; 3]), (&quorum, [None, Some(1), Some(2)])] {
+        send(&broker, queue, &["1"]).await;
+        let consumer = consumer(&broker, &[queue], 1).await;
+        for (round, count) in counts.into_iter().enumerate() {
+            let delivery = receive_one(&*consumer).await;
+            assert_eq!(delivery.redelivered, round > 0, "{} {round}", queue.name);
+            assert_eq!(delivery.delivery_count, count, "{} {round}", queue.name);
+            let back = Settlement::Requeue(delivery.tag, QueueEnd::Head);
+            settle(&*consumer, &[back]).await;
+        }
+        // Sent anew, it has no past.
+        let delivery = receive_one(&*consumer).await;
+        settle(&*consumer, &[Settlement::Requeue(delivery.tag, QueueEnd::Tail)]).await;
+        let delivery = receive_one(&*consumer).await;
+        assert!(!delivery.redelivered && delivery.delivery_count.is_none());
+        ack_all(&*consumer, &[delivery]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn a_queue_that_is_deleted_ends_its_consumer() {
+    let site = Site::fresh();
+    let (broker, raw) = (site.broker(), site.raw().await);
+    let queues = [Queue::new("one"), Queue::new("two")];
+    for prefetch in [0, 4] {
+        let first = consumer(&broker, &[&queues[0], &queues[1]], prefetch).await;
+        let waiting = {
+            let first = Arc::clone(&first);
+            tokio::spawn(async move { first.receive(1).await })
+        };
+        until("it waits", async || !site.rows("list_consumers", &["queue_name"]).is_empty()).await;
+        raw.delete("one").await;
+        let error = within("the end", waiting).await.unwrap().unwrap_err();
+        assert!(error.is_transient(), "{error}");
+        assert!(error.to_string().contains("queue one"), "{error}");
+        drop(first);
+        let second = consumer(&broker, &[&queues[0], &queues[1]], prefetch).await;
+        post(&broker, to("one", "1")).await.unwrap();
+        ack_all(&*second, &receive(&*second, 1).await).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn a_queue_that_does_not_exist_cannot_be_consumed() {
+    let site = Site::fresh();
+    let broker = site.broker();
+    let options = ConsumeOptions::new(vec!["nowhere".into()], 4);
+    let error = within("consume", broker.consume(&options)).await.unwrap_err();
+    assert!(error.to_string().contains("nowhere"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn tags_of_another_consumer_settle_nothing() {
+    let site = Site::fresh();
+    let (broker, queue) = (site.broker(), Queue::new("q"));
+    send(&broker, &queue, &numbers(0..4)).await;
+    let old = consumer(&broker, &[&queue], 4).await;
+    let stale = receive(&*old, 4).await;
+    within("close", old.close()).await.unwrap();
+    let new = consumer(&broker, &[&queue], 4).await;
+    let fresh = receive(&*new, 4).await;
+    assert_ne!(stale[0].tag, fresh[0].tag);
+    let now = std::time::SystemTime::now();
+    settle(
+        &*new,
+        &[
+            Settlement::Ack(stale[0].tag.clone()),
+            Settlement::Reject(stale[1].tag.clone()),
+            Settlement::Requeue(stale[2].tag.clone(), QueueEnd::Tail),
+            Settlement::Park(stale[3].tag.clone(), now + Duration::from_secs(60)),
+        ],
+    )
+    .await;
+    drop(old);
+    assert_eq!(site.counts("q"), (0, 4));
+    ack_all(&*new, &fresh).await;
+    until("all are acknowledged", async || site.counts("q") == (0, 0)).await;
+}

@@ -1,0 +1,451 @@
+//! Sending: `Ok` only for what is in a queue, and an error for nothing else.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use celery_broker_amqp::{AmqpBroker, AmqpOptions};
+use celery_protocol::{Headers, Message, Properties};
+use celery_runtime::{Broker, Exchange, Publication, Queue, ServiceError, ServiceErrorKind};
+use lapin::options::ExchangeDeleteOptions;
+use lapin::types::FieldTable;
+use serde_json::json;
+
+use crate::support::{
+    Dice, Site, bring, consumer, id, ids, message, message_id, numbers, post, receive, receive_one,
+    send, task, to, until, within,
+};
+
+/// A message of so many bytes.
+fn bytes(size: usize) -> Message {
+    let body: Vec<u8> = (0..size).map(|number| (number % 251) as u8).collect();
+    Message::new(Headers::empty(), Properties::default(), body)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn what_is_sent_is_in_the_queue_when_the_call_returns() {
+    let site = Site::fresh();
+    let (broker, queue) = (site.broker(), Queue::new("q"));
+    let raw = site.raw().await;
+    send(&broker, &queue, &numbers(0..300)).await;
+    // A message less than what was confirmed would be `None` here.
+    for number in 0..300 {
+        assert!(raw.take("q").await.is_some(), "{number}");
+    }
+    assert!(raw.take("q").await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn bodies_of_all_sizes_arrive_and_come_back() {
+    let site = Site::fresh();
+    let (broker, queue) = (site.broker(), Queue::new("q"));
+    within("declare", broker.declare(&queue)).await.unwrap();
+    // A frame has 128 KiB, 8 bytes of which are not for the body.
+    let frame = 128 * 1024 - 8;
+    let sizes = [0, 1, frame - 1, frame, frame + 1, 1 << 20, 5 << 20];
+    let batch: Vec<_> = sizes
+        .iter()
+        .flat_map(|size| ["q", "nobody"].map(|to| Publication::to_queue(bytes(*size), to)))
+        .collect();
+
+    let answers = within("publish", broker.publish(&batch)).await;
+
+    for (number, answer) in answers.iter().enumerate() {
+        assert_eq!(answer.is_ok(), number % 2 == 0, "{number}: {answer:?}");
+    }
+    let consumer = consumer(&broker, &[&queue], 4).await;
+    for size in sizes {
+        let delivery = receive_one(&*consumer).await;
+        assert_eq!(message(&delivery).body, bytes(size).body, "{size}");
+        crate::support::ack_all(&*consumer, &[delivery]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn one_message_for_nobody_in_a_batch_is_the_only_error() {
+    let site = Site::fresh();
+    let queue = Arc::new(Queue::new("q").bound_to(Exchange::topic("feeds"), "feed.*"));
+    let broker = site.broker();
+    let mut batch: Vec<_> = (0..500)
+        .map(|number| {
+            Publication::to_exchange(task(&number.to_string()), "feeds", "feed.a")
+                .meant_for(Arc::clone(&queue))
+        })
+        .collect();
+    batch[250] = Publication::to_exchange(task("250"), "feeds", "nobody.hears");
+
+    let answers = within("publish", broker.publish(&batch)).await;
+
+    for (number, answer) in answers.iter().enumerate() {
+        assert_eq!(answer.is_err(), number == 250, "{number}: {answer:?}");
+    }
+    let error = answers[250].as_ref().unwrap_err();
+    assert_eq!(error.kind(), ServiceErrorKind::Unroutable);
+    let text = error.to_string();
+    assert!(text.contains("feeds") && text.contains("nobody.hears"), "{text}");
+    assert_eq!(broker.depth(&queue).await.unwrap(), 499);
+}
+
+/// RabbitMQ confirms several at once, and the client library then mistakes one
+/// returned message for another.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn many_messages_for_nobody_are_told_from_all_others() {
+    const TASKS: usize = 32;
+    const ROUNDS: usize = 5;
+    const SIZE: usize = 60;
+    let site = Site::fresh();
+    let (broker, queue) = (site.broker(), Queue::new("q"));
+    within("declare", broker.declare(&queue)).await.unwrap();
+    let sending: Vec<_> = (0..TASKS)
+        .map(|number| {
+            let broker = broker.clone();
+            tokio::spawn(async move {
+                let mut dice = Dice::new(number as u64);
+                let mut arrived = Vec::new();
+                for round in 0..ROUNDS {
+                    let lost: BTreeSet<_> = (0..SIZE).filter(|_| dice.below(3) == 0).collect();
+                    let batch: Vec<_> = (0..SIZE)
+                        .map(|one| {
+                            let queue = if lost.contains(&one) { "nobody" } else { "q" };
+                            to(queue, &format!("{number}-{round}-{one}"))
+                        })
+                        .collect();
+                    let answers = within("publish", broker.publish(&batch)).await;
+                    for (one, answer) in answers.iter().enumerate() {
+                        assert_eq!(answer.is_err(), lost.contains(&one), "{one} of {lost:?}");
+                        if answer.is_ok() {
+                            arrived.push(message_id(&batch[one].message));
+                        }
+                    }
+                }
+                arrived
+            })
+        })
+        .collect();
+    let mut sent = BTreeSet::new();
+    for one in sending {
+        sent.extend(within("all are sent", one).await.unwrap());
+    }
+    let consumer = consumer(&broker, &[&queue], 500).await;
+    let mut arrived = BTreeSet::new();
+    while arrived.len() < sent.len() {
+        let taken = receive(&*consumer, 1).await;
+        arrived.extend(ids(&taken));
+        crate::support::ack_all(&*consumer, &taken).await;
+    }
+    assert_eq!(arrived, sent);
+    assert_eq!(broker.depth(&queue).await.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn a_queue_that_was_deleted_is_declared_again_and_gets_its_message() {
+    let site = Site::fresh();
+    let (broker, raw) = (site.broker(), site.raw().await);
+    let plain = Arc::new(Queue::new("plain"));
+    let routed = Arc::new(Queue::new("routed").bound_to(Exchange::topic("feeds"), "feed"));
+    let letters = |id: &str| {
+        let feed = Publication::to_exchange(task(id), "feeds", "feed");
+        [bring(&plain, id), feed.meant_for(Arc::clone(&routed))]
+    };
+    for round in 0..3 {
+        let answers = within("publish", broker.publish(&letters(&round.to_string()))).await;
+        for answer in answers {
+            answer.unwrap();
+        }
+        for queue in [&plain, &routed] {
+            let taken = raw.take(&queue.name).await;
+            assert!(taken.is_some(), "{} in round {round}", queue.name);
+            raw.delete(&queue.name).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn a_binding_that_was_removed_is_made_again() {
+    let site = Site::fresh();
+    let (broker, raw) = (site.broker(), site.raw().await);
+    let queue = Arc::new(Queue::new("q").bound_to(Exchange::topic("feeds"), "feed"));
+    let letter = || Publication::to_exchange(task("1"), "feeds", "feed").meant_for(Arc::clone(&queue));
+    post(&broker, letter()).await.unwrap();
+    let none = FieldTable::default();
+    raw.channel
+        .queue_unbind("q".into(), "feeds".into(), "feed".into(), none)
+        .await
+        .unwrap();
+    post(&broker, letter()).await.unwrap();
+    assert_eq!(broker.depth(&queue).await.unwrap(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn an_exchange_that_was_deleted_is_declared_again() {
+    let site = Site::fresh();
+    let (broker, raw) = (site.broker(), site.raw().await);
+    let queue = Arc::new(Queue::new("q").bound_to(Exchange::topic("feeds"), "feed"));
+    let letter = || Publication::to_exchange(task("1"), "feeds", "feed").meant_for(Arc::clone(&queue));
+    for round in 1..=3 {
+        post(&broker, letter()).await.unwrap();
+        assert_eq!(broker.depth(&queue).await.unwrap(), round);
+        let options = ExchangeDeleteOptions::default();
+        raw.channel.exchange_delete("feeds".into(), options).await.unwrap();
+    }
+}
+
+/// An exchange that nobody declares costs those their channel that are on
+/// their way with it, but not the next ones.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn an_exchange_that_went_does_not_harm_other_messages_for_ever() {
+    let site = Site::fresh();
+    let (broker, raw) = (site.broker(), site.raw().await);
+    let queue = Queue::new("q").bound_to(Exchange::topic("feeds"), "feed");
+    within("declare", broker.declare(&queue)).await.unwrap();
+    let batch = [
+        to("q", "1"),
+        Publication::to_exchange(task("2"), "feeds", "feed"),
+        to("q", "3"),
+    ];
+    for answer in within("publish", broker.publish(&batch)).await {
+        answer.unwrap();
+    }
+    let options = ExchangeDeleteOptions::default();
+    raw.channel.exchange_delete("feeds".into(), options).await.unwrap();
+    // Nobody could know it at the first time.
+    let first = within("publish", broker.publish(&batch)).await;
+    assert_eq!(kind(&first[1]), Some(ServiceErrorKind::Unroutable), "{first:?}");
+
+    let second = within("publish", broker.publish(&batch)).await;
+
+    assert_eq!(kind(&second[1]), Some(ServiceErrorKind::Unroutable), "{second:?}");
+    assert!(second[1].as_ref().unwrap_err().to_string().contains("feeds"));
+    assert_eq!((kind(&second[0]), kind(&second[2])), (None, None), "{second:?}");
+}
+
+fn kind(answer: &Result<(), ServiceError>) -> Option<ServiceErrorKind> {
+    answer.as_ref().err().map(ServiceError::kind)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn an_exchange_that_does_not_exist_is_named() {
+    let site = Site::fresh();
+    let (broker, queue) = (site.broker(), Queue::new("q"));
+    within("declare", broker.declare(&queue)).await.unwrap();
+    let batch = [
+        to("q", "1"),
+        Publication::to_exchange(task("2"), "nowhere", "some.key"),
+        to("q", "3"),
+    ];
+    let answers = within("publish", broker.publish(&batch)).await;
+    let error = answers[1].as_ref().unwrap_err();
+    assert_eq!(error.kind(), ServiceErrorKind::Unroutable, "{error}");
+    let text = error.to_string();
+    assert!(text.contains("nowhere") && text.contains("some.key"), "{text}");
+    assert!(answers[0].is_ok() && answers[2].is_ok(), "{answers:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn names_that_amqp_cannot_carry_are_errors() {
+    let site = Site::fresh();
+    let (broker, queue) = (site.broker(), Queue::new("q"));
+    within("declare", broker.declare(&queue)).await.unwrap();
+    let long = "n".repeat(256);
+    let with = |change: fn(&mut Message, &str)| {
+        let mut message = task("1");
+        change(&mut message, &long);
+        Publication::to_queue(message, "q")
+    };
+    let batch = [
+        to("q", "0"),
+        to(&long, "1"),
+        to(&long, "1").meant_for(Arc::new(Queue::new(long.as_str()))),
+        Publication::to_exchange(task("1"), long.as_str(), "key"),
+        Publication::to_exchange(task("1"), "amq.topic", long.as_str()),
+        with(|message, long| message.properties.reply_to = Some(long.to_owned())),
+        with(|message, long| message.properties.correlation_id = Some(long.to_owned())),
+        with(|message, long| message.headers.set(long, true.into()).unwrap()),
+        to("q", "2"),
+    ];
+    let answers = within("publish", broker.publish(&batch)).await;
+    for (number, answer) in answers.iter().enumerate() {
+        if number == 0 || number == batch.len() - 1 {
+            assert!(answer.is_ok(), "{answer:?}");
+            continue;
+        }
+        let error = answer.as_ref().unwrap_err();
+        assert_eq!(error.kind(), ServiceErrorKind::Invalid, "{number}: {error}");
+        assert!(error.to_string().contains("255 bytes"), "{number}: {error}");
+    }
+    let topic = Exchange::topic(long.as_str());
+    let error = broker.broadcast(&topic, "key", &task("1")).await.unwrap_err();
+    assert_eq!(error.kind(), ServiceErrorKind::Invalid, "{error}");
+    let error = broker.subscribe(&topic, "#").await.unwrap_err();
+    assert_eq!(error.kind(), ServiceErrorKind::Invalid, "{error}");
+    let error = broker.reply_queue(&long, Duration::from_secs(60)).await.unwrap_err();
+    assert_eq!(error.kind(), ServiceErrorKind::Invalid, "{error}");
+    assert_eq!(broker.depth(&queue).await.unwrap(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn a_full_queue_refuses_what_it_has_no_room_for() {
+    let site = Site::fresh();
+    let broker = site.broker();
+    let full = |name: &str| {
+        Queue::new(name)
+            .argument("x-max-length", 10)
+            .argument("x-overflow", "reject-publish")
+    };
+    for queue in [full("classic"), full("quorum").quorum()] {
+        within("declare", broker.declare(&queue)).await.unwrap();
+        let batch: Vec<_> = (0..40).map(|one| to(&queue.name, &one.to_string())).collect();
+        let mut refused = within("publish", broker.publish(&batch)).await;
+        refused.retain(Result::is_err);
+        // A quorum queue notices a little later that it is full.
+        until("it is full", async || {
+            refused.push(post(&broker, to(&queue.name, "late")).await);
+            refused.last().unwrap().is_err()
+        })
+        .await;
+        refused.retain(Result::is_err);
+        for answer in &refused {
+            let error = answer.as_ref().unwrap_err();
+            assert_eq!(error.kind(), ServiceErrorKind::Refused, "{error}");
+            assert!(error.to_string().contains(&format!("queue {}", queue.name)), "{error}");
+        }
+        if queue.name == "classic" {
+            assert_eq!((refused.len(), broker.depth(&queue).await.unwrap()), (31, 10));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn without_confirmations_messages_arrive_all_the_same() {
+    let site = Site::fresh();
+    let given = json!({"confirm_publish": false});
+    let options = AmqpOptions::parse(&site.url).unwrap();
+    let broker = AmqpBroker::new(options.transport_options(given.as_object().unwrap()).unwrap());
+    let queue = Queue::new("q");
+    send(&broker, &queue, &numbers(0..200)).await;
+    // As Celery without confirmations: nobody is told.
+    post(&broker, to("nobody", "lost")).await.unwrap();
+    until("they are there", async || broker.depth(&queue).await.unwrap() == 200).await;
+
+    // Calls that are given up leave the connection to others.
+    let large = [Publication::to_queue(bytes(8 << 20), "q")];
+    for _ in 0..50 {
+        let _ = tokio::time::timeout(Duration::from_micros(300), broker.publish(&large)).await;
+    }
+    let before = broker.depth(&queue).await.unwrap();
+    post(&broker, to("q", "after")).await.unwrap();
+    until("it is there", async || broker.depth(&queue).await.unwrap() > before).await;
+    assert_eq!(site.connections(&["name"]).len(), 1);
+    assert_no_accident(&site);
+}
+
+/// RabbitMQ ends the connection of a client that breaks its rules.
+fn assert_no_accident(site: &Site) {
+    let log = xtask::servers::RabbitServer::shared().folder().join("rabbit.log");
+    let log = std::fs::read_to_string(log).unwrap();
+    let vhost = format!("vhost: '{}'", site.url.rsplit('/').next().unwrap());
+    let accidents: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains("[error]") && line.contains(&vhost))
+        .collect();
+    assert!(accidents.is_empty(), "{accidents:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn calls_that_are_given_up_harm_nobody_and_leave_no_channel() {
+    let site = Site::fresh();
+    let (broker, queue) = (site.broker(), Queue::new("q"));
+    within("declare", broker.declare(&queue)).await.unwrap();
+    let others = {
+        let broker = broker.clone();
+        tokio::spawn(async move {
+            for number in 0..200 {
+                post(&broker, to("q", &number.to_string())).await.unwrap();
+            }
+        })
+    };
+    let mut dice = Dice::new(7);
+    let mut given_up = 0;
+    for number in 0..200 {
+        let size = if number % 4 == 0 { 1 << 20 } else { 100 };
+        let batch = vec![Publication::to_queue(bytes(size), "q"); 3];
+        let time = Duration::from_micros(dice.below(3000) as u64);
+        given_up += usize::from(tokio::time::timeout(time, broker.publish(&batch)).await.is_err());
+    }
+    within("the others", others).await.unwrap();
+    println!("{given_up} of 200 calls were given up");
+    assert!(given_up > 20);
+    post(&broker, to("q", "after")).await.unwrap();
+    until("the channels are closed", async || site.channels(&["number"]).len() <= 16).await;
+    assert_eq!(site.connections(&["name"]).len(), 1);
+    assert_no_accident(&site);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn ten_thousand_messages_of_64_tasks_share_a_few_channels() {
+    let site = Site::fresh();
+    let (broker, queue) = (site.broker(), Queue::new("q"));
+    within("declare", broker.declare(&queue)).await.unwrap();
+    let sending: Vec<_> = (0..64)
+        .map(|task| {
+            let broker = broker.clone();
+            tokio::spawn(async move {
+                for round in 0..16 {
+                    let batch: Vec<_> = (0..10)
+                        .map(|one| to("q", &format!("{task}-{round}-{one}")))
+                        .collect();
+                    for answer in within("publish", broker.publish(&batch)).await {
+                        answer.unwrap();
+                    }
+                }
+            })
+        })
+        .collect();
+    let mut most = 0;
+    while !sending.iter().all(tokio::task::JoinHandle::is_finished) {
+        most = most.max(site.channels(&["number"]).len());
+    }
+    for one in sending {
+        one.await.unwrap();
+    }
+    assert!(most <= 18, "{most} channels");
+    assert_eq!(broker.depth(&queue).await.unwrap(), 64 * 160);
+    let raw = site.raw().await;
+    let mut seen = BTreeSet::new();
+    while let Some(taken) = raw.take("q").await {
+        let id = taken.properties.correlation_id().clone().unwrap();
+        assert!(seen.insert(id.to_string()), "{id} came twice");
+    }
+    assert_eq!(seen.len(), 64 * 160);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn a_batch_larger_than_what_may_be_in_flight_arrives_in_order() {
+    let site = Site::fresh();
+    let (broker, queue) = (site.broker(), Queue::new("q"));
+    let sent = numbers(0..3000);
+    send(&broker, &queue, &sent).await;
+    let consumer = consumer(&broker, &[&queue], 1000).await;
+    let mut arrived = Vec::new();
+    while arrived.len() < sent.len() {
+        let taken = within("receive", consumer.receive(500)).await.unwrap();
+        arrived.extend(taken.iter().map(id));
+        crate::support::ack_all(&*consumer, &taken).await;
+    }
+    assert_eq!(arrived, sent);
+}

@@ -1,0 +1,177 @@
+//! What becomes of deliveries: exactly those that are named, and as told.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime};
+
+use celery_protocol::Value;
+use celery_runtime::{Broker, Delivery, Exchange, Queue, QueueEnd, Settlement};
+
+use crate::support::{
+    Dice, Site, ack_all, consumer, id, message, numbers, receive, receive_one, send, settle, until,
+    within,
+};
+
+/// Where a delivery is, as far as a test is concerned.
+fn place(delivery: &Delivery) -> (String, String) {
+    (delivery.queue.to_string(), id(delivery))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn acknowledgements_leave_nothing_behind() {
+    let site = Site::fresh();
+    let (broker, queue) = (site.broker(), Queue::new("q"));
+    send(&broker, &queue, &numbers(0..1000)).await;
+    let consumer = consumer(&broker, &[&queue], 1000).await;
+    let taken = receive(&*consumer, 1000).await;
+    assert_eq!(site.counts("q"), (0, 1000));
+    ack_all(&*consumer, &taken).await;
+    until("all are acknowledged", async || site.counts("q") == (0, 0)).await;
+    // Once more is harmless, and the channel lives.
+    ack_all(&*consumer, &taken).await;
+    send(&broker, &queue, &["after"]).await;
+    assert_eq!(id(&receive_one(&*consumer).await), "after");
+}
+
+/// Two queues share a channel and its tags: whatever the order in which their
+/// deliveries are settled, what was not settled comes again, and nothing else.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn in_any_order_exactly_what_is_settled_is_gone() {
+    const EACH: usize = 60;
+    for seed in 0..6 {
+        let mut dice = Dice::new(seed);
+        let site = Site::fresh();
+        let broker = site.broker();
+        let queues = [Queue::new("one"), Queue::new("two").quorum()];
+        for queue in &queues {
+            send(&broker, queue, &numbers(0..EACH)).await;
+        }
+        let first = consumer(&broker, &[&queues[0], &queues[1]], [0, 25][dice.below(2)]).await;
+        let mut held: Vec<Delivery> = Vec::new();
+        let mut gone = BTreeSet::new();
+        for _ in 0..30 {
+            if held.len() < 30 {
+                held.extend(within("receive", first.receive(1 + dice.below(10))).await.unwrap());
+            }
+            let mut batch = Vec::new();
+            for _ in 0..dice.below(held.len().min(12) + 1) {
+                let one = held.swap_remove(dice.below(held.len()));
+                gone.insert(place(&one));
+                batch.push(match dice.below(5) {
+                    0 => Settlement::Reject(one.tag),
+                    _ => Settlement::Ack(one.tag),
+                });
+            }
+            settle(&*first, &batch).await;
+        }
+        within("close", first.close()).await.unwrap();
+
+        let second = consumer(&broker, &[&queues[0], &queues[1]], 200).await;
+        let rest = receive(&*second, 2 * EACH - gone.len()).await;
+
+        let again: BTreeSet<_> = rest.iter().map(place).collect();
+        assert_eq!(again.len(), rest.len(), "seed {seed}");
+        assert!(again.is_disjoint(&gone), "seed {seed}");
+        ack_all(&*second, &rest).await;
+        for queue in &queues {
+            until("nothing is left", async || site.counts(&queue.name) == (0, 0)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn a_rejected_message_goes_to_the_dead_letters() {
+    let site = Site::fresh();
+    let broker = site.broker();
+    let dead = Queue::new("dead").bound_to(Exchange::direct("dead"), "q.dead");
+    let queue = Queue::new("q")
+        .argument("x-dead-letter-exchange", "dead")
+        .argument("x-dead-letter-routing-key", "q.dead");
+    within("declare", broker.declare(&dead)).await.unwrap();
+    send(&broker, &queue, &["1"]).await;
+    let consumer = consumer(&broker, &[&queue, &dead], 4).await;
+    let delivery = receive_one(&*consumer).await;
+    settle(&*consumer, &[Settlement::Reject(delivery.tag)]).await;
+
+    let delivery = receive_one(&*consumer).await;
+
+    assert_eq!((&*delivery.queue, id(&delivery).as_str()), ("dead", "1"));
+    let headers = message(&delivery).headers.to_map().unwrap();
+    let Some(Value::Array(deaths)) = headers.get("x-death") else {
+        panic!("no x-death in {headers:?}");
+    };
+    let death = deaths[0].as_map().unwrap();
+    let text = |name: &str| death.get(name).and_then(Value::as_str).map(str::to_owned);
+    assert_eq!(text("reason").as_deref(), Some("rejected"));
+    assert_eq!(text("queue").as_deref(), Some("q"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn what_goes_to_the_end_of_the_queue_keeps_all_its_parts() {
+    let site = Site::fresh();
+    let (broker, queue) = (site.broker(), Queue::new("q"));
+    let mut sent = crate::support::task("1");
+    let properties = &mut sent.properties;
+    properties.reply_to = Some("replies".to_owned());
+    properties.expiration = Some("600000".to_owned());
+    properties.priority = Some(3);
+    properties.extra.insert("app_id", "app");
+    properties.extra.insert("timestamp", Value::Int(1_700_000_000));
+    let batch = [celery_runtime::Publication::to_queue(sent, "q")];
+    send(&broker, &queue, &["0"]).await;
+    broker.publish(&batch).await.remove(0).unwrap();
+    let consumer = consumer(&broker, &[&queue], 4).await;
+    let first = receive(&*consumer, 2).await;
+    ack_all(&*consumer, &first[..1]).await;
+    let tail = Settlement::Requeue(first[1].tag.clone(), QueueEnd::Tail);
+    settle(&*consumer, &[tail]).await;
+
+    let second = receive_one(&*consumer).await;
+
+    assert_eq!(message(&second).properties, message(&first[1]).properties);
+    assert_eq!(message(&second).body, message(&first[1]).body);
+    assert_eq!(
+        message(&second).headers.to_map().unwrap(),
+        message(&first[1]).headers.to_map().unwrap()
+    );
+}
+
+/// The window is full of what cannot be sent on: it must not cost others
+/// their acknowledgement.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn what_cannot_be_sent_anew_does_not_fail_the_others_of_its_batch() {
+    let site = Site::fresh();
+    let (broker, raw) = (site.broker(), site.raw().await);
+    let queue = Queue::new("q");
+    // Somebody uses the name of a level for something else.
+    raw.channel
+        .exchange_declare(
+            "celery_delayed_11".into(),
+            lapin::ExchangeKind::Fanout,
+            lapin::options::ExchangeDeclareOptions::default(),
+            lapin::types::FieldTable::default(),
+        )
+        .await
+        .unwrap();
+    send(&broker, &queue, &["park", "ack"]).await;
+    let consumer = consumer(&broker, &[&queue], 4).await;
+    let taken = receive(&*consumer, 2).await;
+    let later = SystemTime::now() + Duration::from_secs(3600);
+
+    let batch = [
+        Settlement::Park(taken[0].tag.clone(), later),
+        Settlement::Ack(taken[1].tag.clone()),
+    ];
+    let settled = within("settle", consumer.settle(&batch)).await;
+
+    until("the acknowledged one is gone", async || site.counts("q").1 <= 1).await;
+    // An error that will not pass ends a task for the worker: the one whose
+    // acknowledgement went out would never run.
+    if let Err(error) = settled {
+        assert!(error.is_transient(), "{error}");
+    }
+}

@@ -1,0 +1,266 @@
+//! What the tests share.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use celery_broker_amqp::{AmqpBroker, AmqpOptions};
+use celery_protocol::{Embed, Message, Serializer, TaskHeaders, encode_body};
+use celery_runtime::{
+    Broker, ConsumeOptions, Consumer, Content, Delivery, Publication, Queue, ServiceError,
+    Settlement,
+};
+use lapin::options::{BasicGetOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::types::FieldTable;
+use lapin::{Channel, Connection, ConnectionProperties};
+use xtask::servers::RabbitServer;
+
+/// How long anything may take that is expected to happen. No test waits for it
+/// to pass.
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+
+/// A virtual host of its own on the server that the tests share.
+pub(crate) struct Site {
+    pub(crate) url: String,
+    vhost: String,
+}
+
+impl Site {
+    pub(crate) fn fresh() -> Self {
+        let vhost = blocking(|| RabbitServer::shared().fresh_vhost());
+        let url = RabbitServer::shared().vhost_url(&vhost);
+        Self { url, vhost }
+    }
+
+    pub(crate) fn broker(&self) -> AmqpBroker {
+        broker_at(&self.url)
+    }
+
+    /// The rows of one of `rabbitmqctl`'s listings, sorted.
+    pub(crate) fn rows(&self, listing: &str, columns: &[&str]) -> Vec<Vec<String>> {
+        let head = [listing, "-p", &self.vhost];
+        sorted(RabbitServer::shared(), &[&head, columns].concat())
+    }
+
+    /// The connections in this virtual host, each with these columns.
+    pub(crate) fn connections(&self, columns: &[&str]) -> Vec<Vec<String>> {
+        of_vhost("list_connections", &self.vhost, columns)
+    }
+
+    /// The channels in this virtual host, each with these columns.
+    pub(crate) fn channels(&self, columns: &[&str]) -> Vec<Vec<String>> {
+        of_vhost("list_channels", &self.vhost, columns)
+    }
+
+    /// Ready and unacknowledged messages of a queue.
+    pub(crate) fn counts(&self, queue: &str) -> (u64, u64) {
+        let columns = ["name", "messages_ready", "messages_unacknowledged"];
+        let rows = self.rows("list_queues", &columns);
+        let row = rows.iter().find(|row| row[0] == queue);
+        let row = row.unwrap_or_else(|| panic!("there is no queue {queue}: {rows:?}"));
+        (row[1].parse().unwrap(), row[2].parse().unwrap())
+    }
+
+    /// A client that knows nothing of Celery.
+    pub(crate) async fn raw(&self) -> Raw {
+        Raw::connect(&self.url).await
+    }
+}
+
+fn of_vhost(listing: &str, vhost: &str, columns: &[&str]) -> Vec<Vec<String>> {
+    let words = [&[listing, "vhost"], columns].concat();
+    sorted(RabbitServer::shared(), &words)
+        .into_iter()
+        .filter(|row| row[0] == vhost)
+        .map(|row| row[1..].to_vec())
+        .collect()
+}
+
+pub(crate) fn sorted(server: &RabbitServer, words: &[&str]) -> Vec<Vec<String>> {
+    let mut rows = blocking(|| server.list(words));
+    rows.sort();
+    rows
+}
+
+/// Runs what blocks its thread, so that the other threads go on.
+pub(crate) fn blocking<T>(work: impl FnOnce() -> T) -> T {
+    tokio::task::block_in_place(work)
+}
+
+/// A channel, and the connection that it needs.
+pub(crate) struct Raw {
+    pub(crate) channel: Channel,
+    _connection: Connection,
+}
+
+impl Raw {
+    pub(crate) async fn connect(url: &str) -> Self {
+        let connection = Connection::connect(url, ConnectionProperties::default()).await;
+        let connection = connection.unwrap();
+        Self {
+            channel: connection.create_channel().await.unwrap(),
+            _connection: connection,
+        }
+    }
+
+    pub(crate) async fn delete(&self, queue: &str) {
+        let options = QueueDeleteOptions::default();
+        self.channel
+            .queue_delete(queue.into(), options)
+            .await
+            .unwrap();
+    }
+
+    pub(crate) async fn declare(&self, queue: &str, arguments: FieldTable) {
+        let options = QueueDeclareOptions {
+            durable: true,
+            ..QueueDeclareOptions::default()
+        };
+        let declared = self.channel.queue_declare(queue.into(), options, arguments);
+        declared.await.unwrap();
+    }
+
+    /// Takes the next message, for good.
+    pub(crate) async fn take(&self, queue: &str) -> Option<lapin::message::Delivery> {
+        let options = BasicGetOptions { no_ack: true };
+        let taken = self.channel.basic_get(queue.into(), options).await.unwrap();
+        taken.map(|message| message.delivery)
+    }
+}
+
+pub(crate) fn broker_at(url: &str) -> AmqpBroker {
+    AmqpBroker::new(AmqpOptions::parse(url).unwrap())
+}
+
+/// The message of a task whose id tells messages apart.
+pub(crate) fn task(id: &str) -> Message {
+    let body = encode_body(Serializer::Json, &(2, 3), &(), &Embed::default()).unwrap();
+    let headers = TaskHeaders::new("tasks.add", id.to_owned());
+    let mut message = Message::task(headers, Serializer::Json, body);
+    message.properties.delivery_mode = Some(2);
+    message
+}
+
+pub(crate) fn to(queue: &str, id: &str) -> Publication {
+    Publication::to_queue(task(id), queue)
+}
+
+/// The same, with the queue to declare first.
+pub(crate) fn bring(queue: &Arc<Queue>, id: &str) -> Publication {
+    to(&queue.name, id).meant_for(Arc::clone(queue))
+}
+
+/// Sends one message.
+pub(crate) async fn post(broker: &dyn Broker, letter: Publication) -> Result<(), ServiceError> {
+    let batch = [letter];
+    within("publish", broker.publish(&batch)).await.remove(0)
+}
+
+/// Declares the queue and sends these to it.
+pub(crate) async fn send(broker: &dyn Broker, queue: &Queue, ids: &[impl AsRef<str>]) {
+    within("declare", broker.declare(queue)).await.unwrap();
+    let batch: Vec<_> = ids.iter().map(|id| to(&queue.name, id.as_ref())).collect();
+    for answer in within("publish", broker.publish(&batch)).await {
+        answer.unwrap();
+    }
+}
+
+pub(crate) fn numbers(range: std::ops::Range<usize>) -> Vec<String> {
+    range.map(|number| number.to_string()).collect()
+}
+
+/// A consumer of queues that it declares.
+pub(crate) async fn consumer(
+    broker: &dyn Broker,
+    queues: &[&Queue],
+    prefetch: u16,
+) -> Arc<dyn Consumer> {
+    for queue in queues {
+        within("declare", broker.declare(queue)).await.unwrap();
+    }
+    let queues = queues.iter().map(|queue| (*queue).clone()).collect();
+    let options = ConsumeOptions::new(queues, prefetch);
+    within("consume", broker.consume(&options)).await.unwrap()
+}
+
+/// Receives until there are `count` deliveries.
+pub(crate) async fn receive(consumer: &dyn Consumer, count: usize) -> Vec<Delivery> {
+    let mut received = Vec::new();
+    while received.len() < count {
+        let more = within("receive", consumer.receive(count - received.len())).await;
+        received.extend(more.unwrap());
+    }
+    received
+}
+
+pub(crate) async fn receive_one(consumer: &dyn Consumer) -> Delivery {
+    receive(consumer, 1).await.remove(0)
+}
+
+pub(crate) async fn settle(consumer: &dyn Consumer, batch: &[Settlement]) {
+    within("settle", consumer.settle(batch)).await.unwrap();
+}
+
+pub(crate) async fn ack_all(consumer: &dyn Consumer, deliveries: &[Delivery]) {
+    let acks = deliveries.iter().map(|one| Settlement::Ack(one.tag.clone()));
+    settle(consumer, &acks.collect::<Vec<_>>()).await;
+}
+
+pub(crate) fn message(delivery: &Delivery) -> &Message {
+    match &delivery.content {
+        Content::Message(message) => message,
+        Content::Malformed { error, .. } => panic!("malformed: {error}"),
+    }
+}
+
+pub(crate) fn id(delivery: &Delivery) -> String {
+    message_id(message(delivery))
+}
+
+pub(crate) fn message_id(message: &Message) -> String {
+    let task = message.headers.task().unwrap().expect("a task");
+    task.id.into_owned()
+}
+
+pub(crate) fn ids(deliveries: &[Delivery]) -> Vec<String> {
+    deliveries.iter().map(id).collect()
+}
+
+pub(crate) fn table(pairs: &[(&str, lapin::types::AMQPValue)]) -> FieldTable {
+    let mut table = FieldTable::default();
+    for (name, value) in pairs {
+        table.insert((*name).into(), value.clone());
+    }
+    table
+}
+
+/// Bounds what has to happen.
+pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(LIMIT, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("not within {LIMIT:?}: {what}"),
+    }
+}
+
+/// Waits until the server's state is as expected.
+pub(crate) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    within(what, async {
+        while !is_so().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}
+
+/// Numbers that look random and are the same in each run.
+pub(crate) struct Dice(u64);
+
+impl Dice {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub(crate) fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 33) as usize % limit
+    }
+}

@@ -1,0 +1,278 @@
+//! What is declared, as `rabbitmqctl` shows it.
+
+use std::sync::Arc;
+
+use celery_broker_amqp::{AmqpBroker, AmqpOptions};
+use celery_protocol::{Map, Value};
+use celery_runtime::{Binding, Broker, Exchange, ExchangeKind, Queue, QueueType, ServiceErrorKind};
+use lapin::types::AMQPValue;
+
+use crate::support::{Raw, Site, bring, broker_at, post, table, within};
+
+fn row(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+/// Queues, exchanges without RabbitMQ's own, and bindings without those of
+/// the anonymous exchange.
+fn listed(site: &Site) -> [Vec<Vec<String>>; 3] {
+    let queues = site.rows("list_queues", &["name", "durable", "auto_delete", "arguments"]);
+    let mut exchanges = site.rows("list_exchanges", &["name", "type", "durable", "auto_delete"]);
+    exchanges.retain(|row| !row[0].is_empty() && !row[0].starts_with("amq."));
+    let columns = ["source_name", "destination_kind", "destination_name", "routing_key", "arguments"];
+    let mut bindings = site.rows("list_bindings", &columns);
+    bindings.retain(|row| !row[0].is_empty());
+    [queues, exchanges, bindings]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn a_queue_with_a_name_only_is_declared_as_celerys_default_queue() {
+    let site = Site::fresh();
+    within("declare", site.broker().declare(&Queue::new("celery"))).await.unwrap();
+    let [queues, exchanges, bindings] = listed(&site);
+    assert_eq!(queues, [row(&["celery", "true", "false", "[]"])]);
+    assert_eq!(exchanges, [row(&["celery", "direct", "true", "false"])]);
+    assert_eq!(bindings, [row(&["celery", "queue", "celery", "celery", "[]"])]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn queues_are_declared_with_their_arguments_exchanges_and_bindings() {
+    let site = Site::fresh();
+    let mut any = Map::new();
+    any.insert("x-match", "any");
+    any.insert("kind", "picture");
+    let mut headed = Queue::new("headed")
+        .bound_to(Exchange::new("heads", ExchangeKind::Headers), "");
+    headed.binding_arguments = any;
+    let mut passing = Queue::new("passing").bound_to(Exchange::fanout("news").transient(), "");
+    passing.durable = false;
+    passing.auto_delete = true;
+    let limited = Queue::new("limited")
+        .argument("x-message-ttl", 60_000)
+        .argument("x-dead-letter-exchange", "dead")
+        .argument("x-dead-letter-routing-key", "limited.dead")
+        .argument("x-max-length", 5_000_000_000_i64)
+        .argument("x-overflow", "reject-publish")
+        .max_priority(9);
+    let many = Queue::new("many")
+        .bound_to(Exchange::topic("feeds"), "feed.*")
+        .also_bound_to(Binding::new(Exchange::topic("feeds"), "import.#"))
+        .also_bound_to(Binding::new(Exchange::direct("orders"), "order"))
+        .also_bound_to(Binding::new(Exchange::topic("amq.topic"), "own"));
+    let nameless = Queue::new("nameless").bound_to(Exchange::direct(""), "nameless");
+    let broker = site.broker();
+    for queue in [&headed, &passing, &limited, &many, &nameless, &Queue::new("replicated").quorum()] {
+        within("declare", broker.declare(queue)).await.unwrap();
+    }
+
+    let [queues, exchanges, bindings] = listed(&site);
+
+    let limits = "[{\"x-message-ttl\",60000}, {\"x-dead-letter-exchange\",\"dead\"}, \
+                  {\"x-dead-letter-routing-key\",\"limited.dead\"}, {\"x-max-length\",5000000000}, \
+                  {\"x-overflow\",\"reject-publish\"}, {\"x-max-priority\",9}]";
+    let of = |name: &str| queues.iter().find(|row| row[0] == name).unwrap()[1..].to_vec();
+    assert_eq!(of("headed"), row(&["true", "false", "[]"]));
+    assert_eq!(of("passing"), row(&["false", "true", "[]"]));
+    assert_eq!(arguments(&of("limited")[2]), arguments(limits));
+    assert_eq!(of("replicated")[2], "[{\"x-queue-type\",\"quorum\"}]");
+    assert_eq!(
+        exchanges,
+        [
+            row(&["feeds", "topic", "true", "false"]),
+            row(&["heads", "headers", "true", "false"]),
+            row(&["limited", "direct", "true", "false"]),
+            row(&["news", "fanout", "false", "false"]),
+            row(&["orders", "direct", "true", "false"]),
+            row(&["replicated", "direct", "true", "false"]),
+        ]
+    );
+    let keys: Vec<_> = bindings.iter().map(|row| format!("{} {} {}", row[0], row[2], row[3])).collect();
+    assert_eq!(
+        keys,
+        [
+            "amq.topic many own",
+            "feeds many feed.*",
+            "feeds many import.#",
+            "heads headed ",
+            "limited limited limited",
+            "news passing ",
+            "orders many order",
+            "replicated replicated replicated",
+        ]
+    );
+    let headed = bindings.iter().find(|row| row[0] == "heads").unwrap();
+    assert!(headed[4].contains("x-match") && headed[4].contains("picture"), "{headed:?}");
+}
+
+/// Arguments as the server lists them, in whatever order.
+fn arguments(text: &str) -> Vec<&str> {
+    let mut arguments: Vec<_> = text.trim_matches(['[', ']']).split(", {").collect();
+    for argument in &mut arguments {
+        *argument = argument.trim_matches(['{', '}', ' ']);
+    }
+    arguments.sort_unstable();
+    arguments
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn what_exists_in_another_form_is_an_error_that_names_both_forms() {
+    let site = Site::fresh();
+    let broker = site.broker();
+    let mut transient = Queue::new("transient");
+    transient.durable = false;
+    for exists in [
+        Queue::new("plain"),
+        Queue::new("urgent").max_priority(10),
+        Queue::new("typed"),
+        transient,
+        Queue::new("routed"),
+    ] {
+        within("declare", broker.declare(&exists)).await.unwrap();
+    }
+    for (wanted, theirs, ours) in [
+        (Queue::new("plain").max_priority(5), "x-max-priority none", "x-max-priority=5"),
+        (Queue::new("urgent").max_priority(5), "x-max-priority 10", "x-max-priority=5"),
+        (Queue::new("typed").quorum(), "x-queue-type", "x-queue-type=quorum"),
+        (Queue::new("transient"), "durable false", "durable=true"),
+        (
+            Queue::new("routed").bound_to(Exchange::topic("routed"), "#"),
+            "type direct",
+            "a durable topic exchange",
+        ),
+    ] {
+        let error = within("declare", broker.declare(&wanted)).await.unwrap_err();
+        let text = error.to_string();
+        assert_eq!(error.kind(), ServiceErrorKind::Invalid, "{text}");
+        assert!(text.contains(&format!("queue {}", wanted.name)), "{text}");
+        assert!(text.contains(theirs) && text.contains(ours), "{text}");
+        assert!(text.contains("make the settings agree"), "{text}");
+    }
+    // None of these cost the others their connection.
+    assert_eq!(site.connections(&["channels"]).len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn who_sends_by_name_takes_the_queue_as_it_is() {
+    let site = Site::fresh();
+    let elsewhere = Queue::new("q").max_priority(10).argument("x-max-length", 100);
+    within("declare", site.broker().declare(&elsewhere)).await.unwrap();
+    let broker = site.broker();
+    post(&broker, bring(&Arc::new(Queue::new("q")), "1")).await.unwrap();
+    assert_eq!(broker.depth(&elsewhere).await.unwrap(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn the_cascade_is_declared_and_bound_as_celery_does() {
+    let site = Site::fresh();
+    let options = AmqpOptions::parse(&site.url).unwrap();
+    let broker = AmqpBroker::new(options.delayed_queue_type(QueueType::Classic));
+    let queue = Queue::new("q").bound_to(Exchange::topic("feeds"), "feed").quorum();
+    within("declare", broker.declare(&queue)).await.unwrap();
+
+    let [queues, exchanges, bindings] = listed(&site);
+
+    assert_eq!((queues.len(), exchanges.len()), (29, 30));
+    let has = |rows: &[Vec<String>], row: Vec<String>| assert!(rows.contains(&row), "{row:?} in {rows:#?}");
+    for level in 0..28u32 {
+        let (name, next) = (format!("celery_delayed_{level}"), next(level));
+        let queue = queues.iter().find(|row| row[0] == name).unwrap();
+        let time = 1000u64 << level;
+        let own = format!(
+            "{{\"x-queue-type\",\"classic\"}}, {{\"x-overflow\",\"reject-publish\"}}, \
+             {{\"x-message-ttl\",{time}}}, {{\"x-dead-letter-exchange\",\"{next}\"}}"
+        );
+        assert_eq!((&*queue[1], &*queue[2]), ("true", "false"));
+        assert_eq!(arguments(&queue[3]), arguments(&own), "{name}");
+        has(&exchanges, row(&[&name, "topic", "true", "false"]));
+        let before = "*.".repeat(27 - level as usize);
+        has(&bindings, row(&[&name, "queue", &name, &format!("{before}1.#"), "[]"]));
+        has(&bindings, row(&[&name, "exchange", &next, &format!("{before}0.#"), "[]"]));
+    }
+    has(&exchanges, row(&["celery_delayed_delivery", "topic", "true", "false"]));
+    let key = format!("{}feed", "*.".repeat(28));
+    has(&bindings, row(&["celery_delayed_delivery", "exchange", "feeds", &key, "[]"]));
+    has(&bindings, row(&["feeds", "queue", "q", &key, "[]"]));
+    has(&bindings, row(&["feeds", "queue", "q", "feed", "[]"]));
+}
+
+fn next(level: u32) -> String {
+    match level {
+        0 => "celery_delayed_delivery".to_owned(),
+        _ => format!("celery_delayed_{}", level - 1),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn the_levels_are_replicated_where_they_are_not_told_otherwise() {
+    let site = Site::fresh();
+    let queue = Queue::new("q").bound_to(Exchange::fanout("feeds"), "").quorum();
+    within("declare", site.broker().declare(&queue)).await.unwrap();
+    let queues = site.rows("list_queues", &["name", "arguments"]);
+    let own = "{\"x-queue-type\",\"quorum\"}, {\"x-overflow\",\"reject-publish\"}, \
+               {\"x-message-ttl\",32000}, {\"x-dead-letter-exchange\",\"celery_delayed_4\"}, \
+               {\"x-dead-letter-strategy\",\"at-least-once\"}";
+    let fifth = queues.iter().find(|row| row[0] == "celery_delayed_5").unwrap();
+    assert_eq!(arguments(&fifth[1]), arguments(own));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn levels_of_another_type_serve_as_well() {
+    let site = Site::fresh();
+    let raw = Raw::connect(&site.url).await;
+    for level in 0..28u32 {
+        // What a Python worker with the type classic has declared.
+        let arguments = table(&[
+            ("x-queue-type", AMQPValue::LongString("classic".into())),
+            ("x-overflow", AMQPValue::LongString("reject-publish".into())),
+            ("x-message-ttl", AMQPValue::LongLongInt(1000 << level)),
+            ("x-dead-letter-exchange", AMQPValue::LongString(next(level).into())),
+        ]);
+        raw.declare(&format!("celery_delayed_{level}"), arguments).await;
+    }
+    let queue = Queue::new("q").bound_to(Exchange::topic("feeds"), "feed").quorum();
+    within("declare", site.broker().declare(&queue)).await.unwrap();
+    let queues = site.rows("list_queues", &["name", "type"]);
+    let classic = queues.iter().filter(|row| row[1] == "classic").count();
+    assert_eq!((classic, queues.len()), (28, 29));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn what_cannot_be_declared_says_why() {
+    let site = Site::fresh();
+    let broker = site.broker();
+    let long = "q".repeat(300);
+    let mut odd = Queue::new("odd");
+    odd.arguments.insert(Value::Int(1), Value::Null);
+    for (queue, cause) in [
+        (Queue::new(long.as_str()), "255 bytes"),
+        (Queue::new("q").bound_to(Exchange::direct(long.as_str()), "q"), "255 bytes"),
+        (Queue::new("q").bound_to(Exchange::direct("e"), long.as_str()), "255 bytes"),
+        (odd, "texts as keys"),
+        (Queue::new("q").argument("x-max-priority", "high"), "x-max-priority"),
+    ] {
+        let error = within("declare", broker.declare(&queue)).await.unwrap_err();
+        assert_eq!(error.kind(), ServiceErrorKind::Invalid, "{error}");
+        assert!(error.to_string().contains(cause), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn declaring_leaves_no_channel_behind() {
+    let site = Site::fresh();
+    let broker = broker_at(&site.url);
+    let queue = Queue::new("q").bound_to(Exchange::topic("feeds"), "feed");
+    for _ in 0..100 {
+        within("declare", broker.declare(&queue)).await.unwrap();
+        within("depth", broker.depth(&Queue::new("missing"))).await.unwrap();
+    }
+    crate::support::until("the channels are closed", async || site.channels(&["number"]).is_empty()).await;
+}

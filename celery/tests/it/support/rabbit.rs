@@ -1,0 +1,127 @@
+//! Looking into RabbitMQ.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+
+use celery::App;
+use celery_protocol::Message;
+use celery_runtime::{ConsumeOptions, Publication, Queue};
+use xtask::servers::RabbitServer;
+
+use super::{blocking, within};
+
+/// A virtual host of the node that all tests share, which nobody else uses.
+pub(crate) struct Vhost {
+    name: String,
+    observer: OnceLock<App>,
+}
+
+/// What is in a queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Content {
+    /// Messages that wait.
+    pub(crate) ready: u64,
+    /// Messages in the hands of a consumer.
+    pub(crate) held: u64,
+}
+
+impl Vhost {
+    pub(super) fn fresh() -> Self {
+        Self {
+            name: RabbitServer::shared().fresh_vhost(),
+            observer: OnceLock::new(),
+        }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        RabbitServer::shared().vhost_url(&self.name)
+    }
+
+    /// An app on it without anything else.
+    fn observer(&self) -> &App {
+        self.observer
+            .get_or_init(|| celery::connect(self.url()).unwrap())
+    }
+
+    /// Every queue, as RabbitMQ lists them; that takes half a second.
+    pub(crate) async fn queues(&self) -> BTreeMap<String, Content> {
+        let columns = ["name", "messages_ready", "messages_unacknowledged"];
+        let rows = self.list("list_queues", &columns).await;
+        let number = |text: &str| text.parse().unwrap_or_default();
+        let content = |row: &[String]| Content {
+            ready: number(&row[1]),
+            held: number(&row[2]),
+        };
+        rows.iter()
+            .map(|row| (row[0].clone(), content(row)))
+            .collect()
+    }
+
+    /// How many messages wait for their time.
+    pub(crate) async fn delayed(&self) -> usize {
+        let queues = self.queues().await;
+        let delayed = queues
+            .iter()
+            .filter(|(name, _)| is_for_delays(name))
+            .map(|(_, content)| content.ready)
+            .sum::<u64>();
+        usize::try_from(delayed).unwrap()
+    }
+
+    /// Rows of one of `rabbitmqctl`'s lists.
+    pub(crate) async fn list(&self, what: &str, columns: &[&str]) -> Vec<Vec<String>> {
+        let words = [&[what, "-p", &self.name], columns].concat();
+        let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
+        blocking(move || {
+            let words: Vec<_> = words.iter().map(String::as_str).collect();
+            RabbitServer::shared().list(&words)
+        })
+        .await
+    }
+
+    /// How many messages wait in a queue; none if there is no such queue.
+    pub(crate) async fn depth(&self, queue: &str) -> usize {
+        let broker = self.observer().broker();
+        let depth = broker.depth(&Queue::new(queue)).await.unwrap();
+        usize::try_from(depth).unwrap()
+    }
+
+    /// Puts a message at the end of a queue, made if there is none.
+    pub(crate) async fn publish(&self, queue: &str, message: Message) {
+        let publication =
+            Publication::to_queue(message, queue).meant_for(Arc::new(Queue::new(queue)));
+        let broker = self.observer().broker();
+        let mut answers = broker.publish(&[publication]).await;
+        answers.pop().unwrap().unwrap();
+    }
+
+    /// The messages of a queue, the next one first; they stay in it.
+    pub(crate) async fn messages(&self, queue: &str) -> Vec<Message> {
+        let depth = self.depth(queue).await;
+        if depth == 0 {
+            return Vec::new();
+        }
+        let all = u16::try_from(depth).unwrap();
+        let options = ConsumeOptions::new(vec![Queue::new(queue)], all);
+        let consumer = self.observer().broker().consume(&options).await.unwrap();
+        let mut messages = Vec::new();
+        while messages.len() < depth {
+            let deliveries = consumer.receive(depth - messages.len());
+            let deliveries = within("its messages come", deliveries).await.unwrap();
+            messages.extend(deliveries.into_iter().map(|one| match one.content {
+                celery_runtime::Content::Message(message) => message,
+                celery_runtime::Content::Malformed { error, .. } => panic!("{queue}: {error}"),
+            }));
+        }
+        // What is not settled goes back.
+        consumer.close().await.unwrap();
+        messages
+    }
+}
+
+/// Whether messages wait in this queue for their time.
+fn is_for_delays(queue: &str) -> bool {
+    ["celery_delayed_", "celery_parked_"]
+        .iter()
+        .any(|prefix| queue.starts_with(prefix))
+}
