@@ -199,7 +199,7 @@ impl ResultBackend for RpcBackend {
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             self.shared.reader.lock().await.take();
-            self.shared.inbox.fail(self.error(
+            self.shared.inbox.fail(&self.error(
                 ServiceErrorKind::Closed,
                 "the backend was closed".to_owned(),
             ));
@@ -300,7 +300,7 @@ async fn read(mut replies: Box<dyn Subscription>, inbox: Arc<Inbox>) {
     loop {
         match replies.next().await {
             Ok(message) => inbox.deliver(&message),
-            Err(error) => return inbox.fail(error),
+            Err(error) => return inbox.fail(&error),
         }
     }
 }

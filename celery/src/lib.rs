@@ -30,7 +30,8 @@
 //! | feature | default | brings |
 //! |---|---|---|
 //! | `redis` | yes | broker and result backend on Redis |
-//! | `amqp`, `rpc` | | reserved for RabbitMQ: they compile, and a URL of theirs is an error that says so |
+//! | `amqp` | | the RabbitMQ broker |
+//! | `rpc` | | results over RabbitMQ, `rpc://` |
 //! | `msgpack`, `yaml` | | serializers; JSON is always there |
 //! | `zlib`, `bzip2`, `lzma`, `brotli`, `zstd` | | content compressions; `compression` is all of them |
 //! | `tls-rustls`, `tls-native-tls` | | TLS for the integrations that are on |

@@ -73,7 +73,7 @@ impl Inbox {
     }
 
     /// Nothing comes any more: those who wait have to ask again.
-    pub(super) fn fail(&self, error: ServiceError) {
+    pub(super) fn fail(&self, error: &ServiceError) {
         let mut letters = lock(&self.letters);
         for (_, waiters) in letters.waiting.drain() {
             tell(waiters, || Err(error.clone()));
@@ -279,7 +279,7 @@ mod tests {
         };
         let mut marker = inbox.expect_marker("marker");
         let error = ServiceError::new(ServiceErrorKind::Disconnected, "read", "q", "gone");
-        inbox.fail(error);
+        inbox.fail(&error);
         assert!(waiter.try_recv().unwrap().is_err());
         assert!(marker.try_recv().unwrap().is_err());
     }
