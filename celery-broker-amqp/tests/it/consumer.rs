@@ -22,9 +22,15 @@ async fn each_queue_has_a_window_of_its_own() {
     }
     let consumer = consumer(&broker, &[&queues[0], &queues[1]], 7).await;
     for queue in &queues {
-        until("the window is full", async || site.counts(&queue.name) == (23, 7)).await;
+        until("the window is full", async || {
+            site.counts(&queue.name) == (23, 7)
+        })
+        .await;
     }
-    let windows = site.rows("list_consumers", &["queue_name", "prefetch_count", "ack_required"]);
+    let windows = site.rows(
+        "list_consumers",
+        &["queue_name", "prefetch_count", "ack_required"],
+    );
     assert_eq!(windows, [["one", "7", "true"], ["two", "7", "true"]]);
     assert_eq!(
         site.channels(&["prefetch_count", "global_prefetch_count"])
@@ -66,7 +72,10 @@ async fn without_a_prefetch_nothing_leaves_the_server_that_was_not_asked_for() {
         let first = Arc::clone(&first);
         tokio::spawn(async move { first.receive(5).await })
     };
-    until("it waits", async || !site.rows("list_consumers", &["queue_name"]).is_empty()).await;
+    until("it waits", async || {
+        !site.rows("list_consumers", &["queue_name"]).is_empty()
+    })
+    .await;
     send(&broker, &queues[0], &["late"]).await;
     let taken = within("receive", waiting).await.unwrap().unwrap();
     assert_eq!(ids(&taken), ["late"]);
@@ -108,11 +117,18 @@ async fn two_connections_are_enough_for_everything() {
     let events = celery_runtime::Exchange::topic("celeryev");
     let first = consumer(&broker, &[&queue], 4).await;
     let second = consumer(&broker, &[&queue], 0).await;
-    let _events = within("subscribe", broker.subscribe(&events, "#")).await.unwrap();
+    let _events = within("subscribe", broker.subscribe(&events, "#"))
+        .await
+        .unwrap();
     let replies = broker.reply_queue("replies", Duration::from_secs(60));
     let _replies = within("reply queue", replies).await.unwrap();
     send(&broker, &queue, &numbers(0..50)).await;
-    within("broadcast", broker.broadcast(&events, "a", &crate::support::task("e"))).await.unwrap();
+    within(
+        "broadcast",
+        broker.broadcast(&events, "a", &crate::support::task("e")),
+    )
+    .await
+    .unwrap();
     let taken = receive(&*first, 1).await.remove(0);
     let later = std::time::SystemTime::now() + Duration::from_secs(1);
     settle(&*first, &[Settlement::Park(taken.tag, later)]).await;
@@ -123,11 +139,17 @@ async fn two_connections_are_enough_for_everything() {
     connections.sort();
 
     assert_eq!(connections.len(), 2, "{connections:?}");
-    for (row, name) in connections.iter().zip(["celery (consumes)", "celery (publishes)"]) {
+    for (row, name) in connections
+        .iter()
+        .zip(["celery (consumes)", "celery (publishes)"])
+    {
         assert!(row[0].contains(name), "{row:?}");
     }
     within("close", broker.close()).await;
-    until("they are closed", async || site.connections(&["name"]).is_empty()).await;
+    until("they are closed", async || {
+        site.connections(&["name"]).is_empty()
+    })
+    .await;
     let error = broker.depth(&queue).await.unwrap_err();
     assert_eq!(error.kind(), ServiceErrorKind::Closed, "{error}");
     let options = ConsumeOptions::new(vec![queue], 1);
@@ -147,7 +169,9 @@ async fn an_interrupted_consumer_gives_others_what_it_had_ahead() {
     let first = consumer(&broker, &[&queues[0], &queues[1]], 10).await;
     let kept = receive(&*first, 4).await;
     until("everything was pushed", async || {
-        queues.iter().all(|queue| site.counts(&queue.name) == (0, 10))
+        queues
+            .iter()
+            .all(|queue| site.counts(&queue.name) == (0, 10))
     })
     .await;
 
@@ -155,14 +179,24 @@ async fn an_interrupted_consumer_gives_others_what_it_had_ahead() {
 
     let second = consumer(&broker, &[&queues[0], &queues[1]], 20).await;
     let taken = receive(&*second, 16).await;
-    let mine: BTreeSet<_> = kept.iter().map(|one| (one.queue.to_string(), id(one))).collect();
-    assert!(taken.iter().all(|one| !mine.contains(&(one.queue.to_string(), id(one)))));
+    let mine: BTreeSet<_> = kept
+        .iter()
+        .map(|one| (one.queue.to_string(), id(one)))
+        .collect();
+    assert!(
+        taken
+            .iter()
+            .all(|one| !mine.contains(&(one.queue.to_string(), id(one))))
+    );
     // The first one still settles what it was given.
     assert!(first.receive(5).await.unwrap().is_empty());
     ack_all(&*first, &kept).await;
     ack_all(&*second, &taken).await;
     for queue in &queues {
-        until("nothing is left", async || site.counts(&queue.name) == (0, 0)).await;
+        until("nothing is left", async || {
+            site.counts(&queue.name) == (0, 0)
+        })
+        .await;
     }
 }
 
@@ -177,7 +211,10 @@ async fn an_interrupt_reaches_one_that_waits() {
             let consumer = Arc::clone(&consumer);
             tokio::spawn(async move { consumer.receive(1).await })
         };
-        until("it waits", async || !site.rows("list_consumers", &["queue_name"]).is_empty()).await;
+        until("it waits", async || {
+            !site.rows("list_consumers", &["queue_name"]).is_empty()
+        })
+        .await;
         consumer.interrupt();
         let taken = within("the interrupt", waiting).await.unwrap().unwrap();
         assert!(taken.is_empty());
@@ -209,7 +246,9 @@ async fn a_consumer_that_is_dropped_or_closed_returns_what_it_held() {
         }
     }
     until("no channel is left", async || {
-        site.channels(&["number", "consumer_count"]).iter().all(|row| row[1] == "0")
+        site.channels(&["number", "consumer_count"])
+            .iter()
+            .all(|row| row[1] == "0")
     })
     .await;
 }
@@ -232,7 +271,11 @@ async fn deliveries_say_how_often_they_came() {
         }
         // Sent anew, it has no past.
         let delivery = receive_one(&*consumer).await;
-        settle(&*consumer, &[Settlement::Requeue(delivery.tag, QueueEnd::Tail)]).await;
+        settle(
+            &*consumer,
+            &[Settlement::Requeue(delivery.tag, QueueEnd::Tail)],
+        )
+        .await;
         let delivery = receive_one(&*consumer).await;
         assert!(!delivery.redelivered && delivery.delivery_count.is_none());
         ack_all(&*consumer, &[delivery]).await;
@@ -251,7 +294,10 @@ async fn a_queue_that_is_deleted_ends_its_consumer() {
             let first = Arc::clone(&first);
             tokio::spawn(async move { first.receive(1).await })
         };
-        until("it waits", async || !site.rows("list_consumers", &["queue_name"]).is_empty()).await;
+        until("it waits", async || {
+            !site.rows("list_consumers", &["queue_name"]).is_empty()
+        })
+        .await;
         raw.delete("one").await;
         let error = within("the end", waiting).await.unwrap().unwrap_err();
         assert!(error.is_transient(), "{error}");
@@ -269,7 +315,9 @@ async fn a_queue_that_does_not_exist_cannot_be_consumed() {
     let site = Site::fresh();
     let broker = site.broker();
     let options = ConsumeOptions::new(vec!["nowhere".into()], 4);
-    let error = within("consume", broker.consume(&options)).await.unwrap_err();
+    let error = within("consume", broker.consume(&options))
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("nowhere"), "{error}");
 }
 

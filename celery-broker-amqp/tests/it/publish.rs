@@ -85,7 +85,10 @@ async fn one_message_for_nobody_in_a_batch_is_the_only_error() {
     let error = answers[250].as_ref().unwrap_err();
     assert_eq!(error.kind(), ServiceErrorKind::Unroutable);
     let text = error.to_string();
-    assert!(text.contains("feeds") && text.contains("nobody.hears"), "{text}");
+    assert!(
+        text.contains("feeds") && text.contains("nobody.hears"),
+        "{text}"
+    );
     assert_eq!(broker.depth(&queue).await.unwrap(), 499);
 }
 
@@ -171,7 +174,8 @@ async fn a_binding_that_was_removed_is_made_again() {
     let site = Site::fresh();
     let (broker, raw) = (site.broker(), site.raw().await);
     let queue = Arc::new(Queue::new("q").bound_to(Exchange::topic("feeds"), "feed"));
-    let letter = || Publication::to_exchange(task("1"), "feeds", "feed").meant_for(Arc::clone(&queue));
+    let letter =
+        || Publication::to_exchange(task("1"), "feeds", "feed").meant_for(Arc::clone(&queue));
     post(&broker, letter()).await.unwrap();
     let none = FieldTable::default();
     raw.channel
@@ -188,12 +192,16 @@ async fn an_exchange_that_was_deleted_is_declared_again() {
     let site = Site::fresh();
     let (broker, raw) = (site.broker(), site.raw().await);
     let queue = Arc::new(Queue::new("q").bound_to(Exchange::topic("feeds"), "feed"));
-    let letter = || Publication::to_exchange(task("1"), "feeds", "feed").meant_for(Arc::clone(&queue));
+    let letter =
+        || Publication::to_exchange(task("1"), "feeds", "feed").meant_for(Arc::clone(&queue));
     for round in 1..=3 {
         post(&broker, letter()).await.unwrap();
         assert_eq!(broker.depth(&queue).await.unwrap(), round);
         let options = ExchangeDeleteOptions::default();
-        raw.channel.exchange_delete("feeds".into(), options).await.unwrap();
+        raw.channel
+            .exchange_delete("feeds".into(), options)
+            .await
+            .unwrap();
     }
 }
 
@@ -215,16 +223,37 @@ async fn an_exchange_that_went_does_not_harm_other_messages_for_ever() {
         answer.unwrap();
     }
     let options = ExchangeDeleteOptions::default();
-    raw.channel.exchange_delete("feeds".into(), options).await.unwrap();
+    raw.channel
+        .exchange_delete("feeds".into(), options)
+        .await
+        .unwrap();
     // Nobody could know it at the first time.
     let first = within("publish", broker.publish(&batch)).await;
-    assert_eq!(kind(&first[1]), Some(ServiceErrorKind::Unroutable), "{first:?}");
+    assert_eq!(
+        kind(&first[1]),
+        Some(ServiceErrorKind::Unroutable),
+        "{first:?}"
+    );
 
     let second = within("publish", broker.publish(&batch)).await;
 
-    assert_eq!(kind(&second[1]), Some(ServiceErrorKind::Unroutable), "{second:?}");
-    assert!(second[1].as_ref().unwrap_err().to_string().contains("feeds"));
-    assert_eq!((kind(&second[0]), kind(&second[2])), (None, None), "{second:?}");
+    assert_eq!(
+        kind(&second[1]),
+        Some(ServiceErrorKind::Unroutable),
+        "{second:?}"
+    );
+    assert!(
+        second[1]
+            .as_ref()
+            .unwrap_err()
+            .to_string()
+            .contains("feeds")
+    );
+    assert_eq!(
+        (kind(&second[0]), kind(&second[2])),
+        (None, None),
+        "{second:?}"
+    );
 }
 
 fn kind(answer: &Result<(), ServiceError>) -> Option<ServiceErrorKind> {
@@ -246,7 +275,10 @@ async fn an_exchange_that_does_not_exist_is_named() {
     let error = answers[1].as_ref().unwrap_err();
     assert_eq!(error.kind(), ServiceErrorKind::Unroutable, "{error}");
     let text = error.to_string();
-    assert!(text.contains("nowhere") && text.contains("some.key"), "{text}");
+    assert!(
+        text.contains("nowhere") && text.contains("some.key"),
+        "{text}"
+    );
     assert!(answers[0].is_ok() && answers[2].is_ok(), "{answers:?}");
 }
 
@@ -284,11 +316,17 @@ async fn names_that_amqp_cannot_carry_are_errors() {
         assert!(error.to_string().contains("255 bytes"), "{number}: {error}");
     }
     let topic = Exchange::topic(long.as_str());
-    let error = broker.broadcast(&topic, "key", &task("1")).await.unwrap_err();
+    let error = broker
+        .broadcast(&topic, "key", &task("1"))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ServiceErrorKind::Invalid, "{error}");
     let error = broker.subscribe(&topic, "#").await.unwrap_err();
     assert_eq!(error.kind(), ServiceErrorKind::Invalid, "{error}");
-    let error = broker.reply_queue(&long, Duration::from_secs(60)).await.unwrap_err();
+    let error = broker
+        .reply_queue(&long, Duration::from_secs(60))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ServiceErrorKind::Invalid, "{error}");
     assert_eq!(broker.depth(&queue).await.unwrap(), 2);
 }
@@ -305,7 +343,9 @@ async fn a_full_queue_refuses_what_it_has_no_room_for() {
     };
     for queue in [full("classic"), full("quorum").quorum()] {
         within("declare", broker.declare(&queue)).await.unwrap();
-        let batch: Vec<_> = (0..40).map(|one| to(&queue.name, &one.to_string())).collect();
+        let batch: Vec<_> = (0..40)
+            .map(|one| to(&queue.name, &one.to_string()))
+            .collect();
         let mut refused = within("publish", broker.publish(&batch)).await;
         refused.retain(Result::is_err);
         // A quorum queue notices a little later that it is full.
@@ -318,10 +358,16 @@ async fn a_full_queue_refuses_what_it_has_no_room_for() {
         for answer in &refused {
             let error = answer.as_ref().unwrap_err();
             assert_eq!(error.kind(), ServiceErrorKind::Refused, "{error}");
-            assert!(error.to_string().contains(&format!("queue {}", queue.name)), "{error}");
+            assert!(
+                error.to_string().contains(&format!("queue {}", queue.name)),
+                "{error}"
+            );
         }
         if queue.name == "classic" {
-            assert_eq!((refused.len(), broker.depth(&queue).await.unwrap()), (31, 10));
+            assert_eq!(
+                (refused.len(), broker.depth(&queue).await.unwrap()),
+                (31, 10)
+            );
         }
     }
 }
@@ -332,12 +378,19 @@ async fn without_confirmations_messages_arrive_all_the_same() {
     let site = Site::fresh();
     let given = json!({"confirm_publish": false});
     let options = AmqpOptions::parse(&site.url).unwrap();
-    let broker = AmqpBroker::new(options.transport_options(given.as_object().unwrap()).unwrap());
+    let broker = AmqpBroker::new(
+        options
+            .transport_options(given.as_object().unwrap())
+            .unwrap(),
+    );
     let queue = Queue::new("q");
     send(&broker, &queue, &numbers(0..200)).await;
     // As Celery without confirmations: nobody is told.
     post(&broker, to("nobody", "lost")).await.unwrap();
-    until("they are there", async || broker.depth(&queue).await.unwrap() == 200).await;
+    until("they are there", async || {
+        broker.depth(&queue).await.unwrap() == 200
+    })
+    .await;
 
     // Calls that are given up leave the connection to others.
     let large = [Publication::to_queue(bytes(8 << 20), "q")];
@@ -346,14 +399,19 @@ async fn without_confirmations_messages_arrive_all_the_same() {
     }
     let before = broker.depth(&queue).await.unwrap();
     post(&broker, to("q", "after")).await.unwrap();
-    until("it is there", async || broker.depth(&queue).await.unwrap() > before).await;
+    until("it is there", async || {
+        broker.depth(&queue).await.unwrap() > before
+    })
+    .await;
     assert_eq!(site.connections(&["name"]).len(), 1);
     assert_no_accident(&site);
 }
 
 /// RabbitMQ ends the connection of a client that breaks its rules.
 fn assert_no_accident(site: &Site) {
-    let log = xtask::servers::RabbitServer::shared().folder().join("rabbit.log");
+    let log = xtask::servers::RabbitServer::shared()
+        .folder()
+        .join("rabbit.log");
     let log = std::fs::read_to_string(log).unwrap();
     let vhost = format!("vhost: '{}'", site.url.rsplit('/').next().unwrap());
     let accidents: Vec<_> = log
@@ -383,13 +441,20 @@ async fn calls_that_are_given_up_harm_nobody_and_leave_no_channel() {
         let size = if number % 4 == 0 { 1 << 20 } else { 100 };
         let batch = vec![Publication::to_queue(bytes(size), "q"); 3];
         let time = Duration::from_micros(dice.below(3000) as u64);
-        given_up += usize::from(tokio::time::timeout(time, broker.publish(&batch)).await.is_err());
+        given_up += usize::from(
+            tokio::time::timeout(time, broker.publish(&batch))
+                .await
+                .is_err(),
+        );
     }
     within("the others", others).await.unwrap();
     println!("{given_up} of 200 calls were given up");
     assert!(given_up > 20);
     post(&broker, to("q", "after")).await.unwrap();
-    until("the channels are closed", async || site.channels(&["number"]).len() <= 16).await;
+    until("the channels are closed", async || {
+        site.channels(&["number"]).len() <= 16
+    })
+    .await;
     assert_eq!(site.connections(&["name"]).len(), 1);
     assert_no_accident(&site);
 }

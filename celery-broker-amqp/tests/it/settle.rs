@@ -52,7 +52,11 @@ async fn in_any_order_exactly_what_is_settled_is_gone() {
         let mut gone = BTreeSet::new();
         for _ in 0..30 {
             if held.len() < 30 {
-                held.extend(within("receive", first.receive(1 + dice.below(10))).await.unwrap());
+                held.extend(
+                    within("receive", first.receive(1 + dice.below(10)))
+                        .await
+                        .unwrap(),
+                );
             }
             let mut batch = Vec::new();
             for _ in 0..dice.below(held.len().min(12) + 1) {
@@ -75,7 +79,10 @@ async fn in_any_order_exactly_what_is_settled_is_gone() {
         assert!(again.is_disjoint(&gone), "seed {seed}");
         ack_all(&*second, &rest).await;
         for queue in &queues {
-            until("nothing is left", async || site.counts(&queue.name) == (0, 0)).await;
+            until("nothing is left", async || {
+                site.counts(&queue.name) == (0, 0)
+            })
+            .await;
         }
     }
 }
@@ -119,7 +126,9 @@ async fn what_goes_to_the_end_of_the_queue_keeps_all_its_parts() {
     properties.expiration = Some("600000".to_owned());
     properties.priority = Some(3);
     properties.extra.insert("app_id", "app");
-    properties.extra.insert("timestamp", Value::Int(1_700_000_000));
+    properties
+        .extra
+        .insert("timestamp", Value::Int(1_700_000_000));
     let batch = [celery_runtime::Publication::to_queue(sent, "q")];
     send(&broker, &queue, &["0"]).await;
     broker.publish(&batch).await.remove(0).unwrap();
@@ -168,7 +177,10 @@ async fn what_cannot_be_sent_anew_does_not_fail_the_others_of_its_batch() {
     ];
     let settled = within("settle", consumer.settle(&batch)).await;
 
-    until("the acknowledged one is gone", async || site.counts("q").1 <= 1).await;
+    until("the acknowledged one is gone", async || {
+        site.counts("q").1 <= 1
+    })
+    .await;
     // An error that will not pass ends a task for the worker: the one whose
     // acknowledgement went out would never run.
     if let Err(error) = settled {

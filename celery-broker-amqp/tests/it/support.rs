@@ -201,7 +201,9 @@ pub(crate) async fn settle(consumer: &dyn Consumer, batch: &[Settlement]) {
 }
 
 pub(crate) async fn ack_all(consumer: &dyn Consumer, deliveries: &[Delivery]) {
-    let acks = deliveries.iter().map(|one| Settlement::Ack(one.tag.clone()));
+    let acks = deliveries
+        .iter()
+        .map(|one| Settlement::Ack(one.tag.clone()));
     settle(consumer, &acks.collect::<Vec<_>>()).await;
 }
 
@@ -260,7 +262,10 @@ impl Dice {
     }
 
     pub(crate) fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        self.0 = self
+            .0
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
         (self.0 >> 33) as usize % limit
     }
 }

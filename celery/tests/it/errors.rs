@@ -21,7 +21,9 @@ stories! {
 
 /// The kinds of broker in this build.
 fn schemes() -> impl Iterator<Item = &'static str> {
-    ["redis"].into_iter().chain(cfg!(feature = "amqp").then_some("amqp"))
+    ["redis"]
+        .into_iter()
+        .chain(cfg!(feature = "amqp").then_some("amqp"))
 }
 
 /// A send fails within this, and is an error of the test after twice of it.
@@ -68,7 +70,13 @@ async fn no_server_at_the_url() {
         let error = refusal(&format!("{scheme}://:secret@{address}")).await;
         assert_says(
             &error,
-            &["task tasks.add was not sent", scheme, &address, "refused", hint],
+            &[
+                "task tasks.add was not sent",
+                scheme,
+                &address,
+                "refused",
+                hint,
+            ],
         );
         assert!(!error.to_string().contains("secret"));
         assert!(error.is_transient());
@@ -115,7 +123,10 @@ async fn a_wrong_password_and_a_wrong_virtual_host() {
     let rabbit = RabbitServer::shared();
     let address = format!("127.0.0.1:{}", rabbit.port());
     for (url, hint) in [
-        (format!("amqp://guest:mistaken@{address}"), "check user and password"),
+        (
+            format!("amqp://guest:mistaken@{address}"),
+            "check user and password",
+        ),
         (rabbit.vhost_url("mistaken"), "virtual host"),
     ] {
         let error = refusal(&url).await;

@@ -14,13 +14,24 @@ mod tasks;
 
 mod support;
 
+#[cfg(feature = "amqp")]
+mod aio_celery;
+#[cfg(feature = "amqp")]
+mod delays;
 mod errors;
+mod examples;
 mod faults;
 #[cfg(all(feature = "msgpack", feature = "yaml", feature = "compression"))]
 mod formats;
 mod hostile;
 mod mixed;
 mod python_calls_rust;
+#[cfg(feature = "amqp")]
+mod queues;
 mod results;
+#[cfg(feature = "rpc")]
+mod rpc;
 mod rust_calls_python;
+#[cfg(feature = "amqp")]
+mod settling;
 mod shutdown;

@@ -7,8 +7,8 @@ use celery::Signature;
 use crate::support::{AGAIN, HOP, PATIENCE, Running, Setup, WHO, start, stories, story};
 
 stories! {
-    two_workers_share_what_two_clients_send: redis, rabbitmq, rpc;
-    retries_and_chains_go_on_wherever_they_arrive: redis, rabbitmq, rpc;
+    two_workers_share_what_two_clients_send: redis, rabbitmq, quorum, rpc;
+    retries_and_chains_go_on_wherever_they_arrive: redis, rabbitmq, quorum, rpc;
 }
 
 async fn two_workers_share_what_two_clients_send(setup: Setup) {
@@ -57,7 +57,7 @@ async fn retries_and_chains_go_on_wherever_they_arrive(setup: Setup) {
     let python = start(setup.python_worker().argument("--prefetch-multiplier=1")).await;
 
     let client = setup.client();
-    let retried = client.apply_all((0..10).map(|_| AGAIN.s((4,)))).await;
+    let retried = client.apply_all((0..10).map(|_| AGAIN.s((4, 0.2)))).await;
     let program = r#"
 hop = app.signature("story.hop")
 chains = [chain(app.signature("story.hop", ([],)), *[hop] * 5).apply_async() for _ in range(20)]

@@ -5,14 +5,14 @@ use xtask::paths;
 use crate::support::{Ledger, Look, Running, Setup, eventually, start, stories, story};
 
 stories! {
-    the_example_client_finds_no_difference: redis, rabbitmq, rpc;
+    the_example_client_finds_no_difference: redis, rabbitmq, quorum, rpc;
     arguments_come_by_place_by_name_and_mixed_in_both_protocols: redis, rabbitmq;
     failures_are_pythons_own: redis, rabbitmq, rpc;
     states_are_seen_while_a_task_is_on_its_way: redis, rabbitmq, rpc;
-    times_are_kept: redis, rabbitmq;
+    times_are_kept: redis, rabbitmq, quorum;
     zero_is_the_highest_priority: redis;
     headers_of_the_sender_arrive_and_ignored_results_are_not_stored: redis, rabbitmq;
-    chains_run_through_both_languages: redis, rabbitmq, rpc;
+    chains_run_through_both_languages: redis, rabbitmq, quorum, native, rpc;
     callbacks_follow_success_and_errbacks_failure: redis, rabbitmq, rpc;
     values_of_every_type_come_back_as_they_were_sent: redis, rabbitmq, rpc;
     a_group_is_joined_by_its_sender_and_a_chord_is_kept: redis, rabbitmq;

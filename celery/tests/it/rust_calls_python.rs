@@ -30,10 +30,10 @@ async fn failure<R: DeserializeOwned>(client: &Client, call: Signature<R>) -> Ta
 }
 
 stories! {
-    every_task_answers_to_typed_calls_and_to_calls_by_name_in_both_protocols: redis, rabbitmq, rpc;
+    every_task_answers_to_typed_calls_and_to_calls_by_name_in_both_protocols: redis, rabbitmq, quorum, rpc;
     failures_arrive_in_pythons_words: redis, rabbitmq, rpc;
     progress_and_results_are_read_by_id_by_anybody: redis, rabbitmq;
-    all_options_of_a_call_arrive: redis, rabbitmq;
+    all_options_of_a_call_arrive: redis, rabbitmq, quorum;
     callbacks_and_errbacks_are_called_by_python: redis, rabbitmq;
     a_batch_arrives_whole_and_in_order: redis, rabbitmq;
 }

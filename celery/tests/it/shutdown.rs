@@ -14,7 +14,7 @@ stories! {
     sigterm_finishes_what_runs_and_gives_the_rest_back_in_order: redis, rabbitmq;
     a_second_sigterm_does_not_wait_for_running_tasks: redis, rabbitmq;
     rolling_restarts_under_load_lose_nothing: redis, rabbitmq;
-    tasks_for_later_run_once_however_short_the_visibility_timeout: redis, rabbitmq;
+    tasks_for_later_run_once_however_short_the_visibility_timeout: redis, rabbitmq, native;
 }
 
 async fn sigterm_finishes_what_runs_and_gives_the_rest_back_in_order(setup: Setup) {

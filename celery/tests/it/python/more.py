@@ -2,6 +2,9 @@
 
 import json
 import os
+import time
+
+from celery.exceptions import Reject
 
 import settings
 from tasks import app
@@ -32,10 +35,22 @@ def mark(number, after=0):
 
 
 @app.task(name="story.again", bind=True, max_retries=None)
-def again(self, times):
+def again(self, times, delay=0.2):
     if self.request.retries < times:
-        raise self.retry(countdown=0.2)
+        raise self.retry(countdown=delay)
     return self.request.retries
+
+
+@app.task(name="story.now")
+def now():
+    return time.time()
+
+
+@app.task(name="story.refuse", bind=True, acks_late=True)
+def refuse(self, requeue):
+    if self.request.delivery_info["redelivered"]:
+        return True
+    raise Reject("not now", requeue=requeue)
 
 
 # These exist in Python alone.

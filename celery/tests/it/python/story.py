@@ -58,3 +58,10 @@ def until(what, look):
 
 def same(found, expected):
     assert found == expected and type(found) is type(expected), f"{found!r} is not {expected!r}"
+
+
+def declare():
+    """Makes all queues that the settings know, as a worker does that starts."""
+    with app.connection_for_write() as connection:
+        for queue in app.amqp.queues.values():
+            queue(connection.default_channel).declare()

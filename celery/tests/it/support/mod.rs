@@ -8,7 +8,8 @@ mod redis;
 mod stages;
 mod story;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -19,12 +20,12 @@ use tokio::task::JoinHandle;
 use xtask::servers::{Python, PythonWorker, PythonWorkerBuilder, RabbitServer, RedisServer};
 
 pub(crate) use load::{assert_sums, count_done, send_adds, send_sleeps};
-pub(crate) use process::WorkerProcess;
+pub(crate) use process::{WorkerProcess, example};
 pub(crate) use queues::Look;
-pub(crate) use rabbit::{Content, Vhost};
+pub(crate) use rabbit::Vhost;
 pub(crate) use redis::Inspect;
 pub(crate) use stages::{scene, stories};
-pub(crate) use story::{AGAIN, HOP, Ledger, MARK, WHO, story};
+pub(crate) use story::{AGAIN, HOP, Ledger, MARK, NOW, REFUSE, WHO, story};
 
 /// How long anything may take that has to happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -102,6 +103,21 @@ impl Setup {
         }
     }
 
+    /// The same as [`rabbitmq`](Self::rabbitmq) with quorum queues.
+    pub(crate) fn quorum() -> Self {
+        Self::rabbitmq()
+            .with("task_default_queue_type", "quorum")
+            .with("task_create_missing_queue_type", "quorum")
+    }
+
+    /// Quorum queues on topic exchanges: then Python lets RabbitMQ wait until
+    /// a task is due.
+    pub(crate) fn native() -> Self {
+        Self::quorum()
+            .with("task_default_exchange_type", "topic")
+            .with("task_create_missing_queue_exchange_type", "topic")
+    }
+
     /// The same servers with one more of Celery's settings for our side.
     pub(crate) fn set(&self, name: &str, value: impl Into<Json>) -> Self {
         Self {
@@ -150,12 +166,15 @@ impl Setup {
         self.config.result_backend_url().unwrap_or_default()
     }
 
-    /// Where logs may be written.
-    fn folder(&self) -> &Path {
-        match self.vhost {
+    /// Where a program may write its log.
+    pub(crate) fn new_log(&self) -> PathBuf {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let folder = match self.vhost {
             Some(_) => RabbitServer::shared().folder(),
             None => self.redis.folder(),
-        }
+        };
+        folder.join(format!("worker-{number}.log"))
     }
 
     /// The environment in which a program finds the servers.
@@ -174,6 +193,12 @@ impl Setup {
     pub(crate) async fn python(&self, code: impl Into<String>) -> String {
         self.python_program(format!("from story import *\n{}", code.into()))
             .await
+    }
+
+    /// The same with all of `python/aio.py`.
+    pub(crate) async fn aio(&self, code: &str) {
+        self.python_program(format!("from aio import *\n{code}"))
+            .await;
     }
 
     async fn python_program(&self, code: String) -> String {

@@ -5,7 +5,6 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use xtask::group::Group;
 
@@ -22,10 +21,8 @@ impl WorkerProcess {
     /// Starts it with these settings, by their names in the environment, and
     /// waits until it says that it is ready.
     pub(crate) async fn start(setup: &Setup, settings: &[(&str, &str)]) -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let log = setup.folder().join(format!("worker-{number}.log"));
-        let mut command = Command::new(program());
+        let log = setup.new_log();
+        let mut command = Command::new(example("worker"));
         command
             .envs(setup.environment())
             .envs(settings.iter().copied())
@@ -85,16 +82,16 @@ impl WorkerProcess {
 }
 
 /// Cargo builds the examples beside the tests.
-fn program() -> PathBuf {
+pub(crate) fn example(name: &str) -> PathBuf {
     let tests = env::current_exe().unwrap();
     let profile = tests.ancestors().nth(2).unwrap_or(Path::new("/"));
     let program = profile
         .join("examples")
-        .join(format!("worker{}", env::consts::EXE_SUFFIX));
+        .join(format!("{name}{}", env::consts::EXE_SUFFIX));
     assert!(
         program.exists(),
         "{} is missing: run `cargo xtask test`, or build it first with \
-         `cargo build -p celery --example worker`",
+         `cargo build -p celery --examples`",
         program.display()
     );
     program

@@ -2,7 +2,8 @@
 
 /// Makes a test of each story (an async function that takes a
 /// [`Setup`](super::Setup)) on each of its stages, which are the functions of
-/// `Setup` called so: `redis`, `rabbitmq` with results on Redis, and `rpc`.
+/// `Setup` called so: `redis`; `rabbitmq`, `quorum` and `native` with results on
+/// Redis; `rpc`.
 macro_rules! stories {
     ($($story:ident: $($stage:ident),+;)+) => {
         $(
@@ -19,6 +20,12 @@ macro_rules! scene {
     };
     (rabbitmq, $story:ident) => {
         $crate::support::scene!(feature = "amqp", rabbitmq, $story);
+    };
+    (quorum, $story:ident) => {
+        $crate::support::scene!(feature = "amqp", quorum, $story);
+    };
+    (native, $story:ident) => {
+        $crate::support::scene!(feature = "amqp", native, $story);
     };
     (rpc, $story:ident) => {
         $crate::support::scene!(feature = "rpc", rpc, $story);

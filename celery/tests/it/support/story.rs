@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use celery::{Context, Task, TaskError, Tasks, Value};
+use celery::{Context, Requeue, Task, TaskError, Tasks, Value};
 use serde::Serialize;
 use tokio::sync::Semaphore;
 
@@ -14,11 +14,13 @@ pub(crate) const HOP: Task<(Vec<String>,), Vec<String>> = Task::new("story.hop")
 /// Returns the worker's language.
 pub(crate) const WHO: Task<(), String> = Task::new("story.who");
 
-/// Retries so often, then returns how often it did.
+/// Retries so often, each time after so many seconds, then returns how often
+/// it did.
 ///
 /// Not at once, as `tasks.retry` does: Python looks at a result's state before
 /// it writes RETRY, and what was stored in between it overwrites.
-pub(crate) const AGAIN: Task<(u32,), u32> = Task::new("story.again").params(&["times"]);
+pub(crate) const AGAIN: Task<(u32, f64), u32> =
+    Task::new("story.again").params(&["times", "delay=0.2"]);
 
 /// Notes a number in the ledger, after so many milliseconds.
 pub(crate) const MARK: Task<(i64, u64), i64> =
@@ -32,7 +34,12 @@ const OPEN: Task<(), ()> = Task::new("story.open");
 const LATER: Task<(), ()> = Task::new("story.later");
 
 /// The time at which it runs, in seconds since 1970.
-const NOW: Task<(), f64> = Task::new("story.now");
+pub(crate) const NOW: Task<(), f64> = Task::new("story.now");
+
+/// Rejects its message the first time, and answers the second time whether it
+/// is flagged as redelivered.
+pub(crate) const REFUSE: Task<(bool,), bool> =
+    Task::new("story.refuse").params(&["requeue"]).acks_late();
 
 /// A header of its own message.
 const HEADER: Task<(String,), Value> = Task::new("story.header").params(&["name"]);
@@ -50,6 +57,7 @@ pub(crate) fn story() -> Tasks {
         .with(LATER, later)
         .with(NOW, now)
         .with(HEADER, header)
+        .with(REFUSE, refuse)
 }
 
 /// What ran, in the order in which it ran.
@@ -87,9 +95,9 @@ async fn who() -> Result<String, TaskError> {
     Ok("rust".to_owned())
 }
 
-async fn again(ctx: Context, times: u32) -> Result<u32, TaskError> {
+async fn again(ctx: Context, times: u32, delay: f64) -> Result<u32, TaskError> {
     if ctx.retries() < times {
-        let delay = Duration::from_millis(200);
+        let delay = Duration::try_from_secs_f64(delay)?;
         return Err(TaskError::retry().after(delay).at_most(times));
     }
     Ok(ctx.retries())
@@ -122,6 +130,17 @@ async fn later() -> Result<(), TaskError> {
 
 async fn now() -> Result<f64, TaskError> {
     Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64())
+}
+
+async fn refuse(ctx: Context, requeue: bool) -> Result<bool, TaskError> {
+    let again = match requeue {
+        true => Requeue::Yes,
+        false => Requeue::No,
+    };
+    match ctx.is_redelivered() {
+        true => Ok(true),
+        false => Err(TaskError::reject("not now", again)),
+    }
 }
 
 async fn header(ctx: Context, name: String) -> Result<Value, TaskError> {
