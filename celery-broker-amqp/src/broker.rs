@@ -23,9 +23,9 @@ use crate::topology::Desk;
 
 /// A RabbitMQ as the broker of clients and workers.
 ///
-/// It has at most two connections: one to publish and to declare, one to
-/// consume, since RabbitMQ stops reading from those who publish when it is
-/// short of memory or disk. Both are made when they are needed.
+/// It has at most two connections: one to publish, one for everything else,
+/// since RabbitMQ stops reading from those who publish when it is short of
+/// memory or disk. Both are made when they are needed.
 ///
 /// Cloning is cheap; clones share the connections.
 #[derive(Clone)]
@@ -157,9 +157,11 @@ impl Shared {
         Attempt::new(operation, object, self.options.address())
     }
 
-    /// The connection for everything but consuming.
+    /// The connection for declarations and questions. Not the one to publish
+    /// on, from which RabbitMQ stops reading when it is short of memory: a
+    /// worker must be able to consume then.
     async fn live(&self, operation: &'static str, object: &str) -> Result<Arc<Live>, ServiceError> {
-        self.publishing.live(self.attempt(operation, object)).await
+        self.consuming.live(self.attempt(operation, object)).await
     }
 
     async fn broadcast(

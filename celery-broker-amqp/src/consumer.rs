@@ -7,11 +7,13 @@
 //! started, with just the credit that was asked for, and cancelled with the
 //! first delivery.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::fmt;
-use std::pin::Pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 
 use bytes::Bytes;
 use celery_protocol::DeliveryInfo;
@@ -37,6 +39,7 @@ use crate::link::{Live, lock};
 use crate::message;
 use crate::soon::Soon;
 use crate::table::short;
+use crate::topology::Desk;
 
 /// A consumer of some queues.
 pub(crate) struct AmqpConsumer {
@@ -57,6 +60,8 @@ pub(crate) struct Inner {
     pub(crate) ledger: Mutex<Ledger>,
     /// Deliveries that are due in a moment.
     pub(crate) soon: Soon,
+    /// The queues to which parked messages find their way back.
+    pub(crate) ways_back: Mutex<HashSet<usize>>,
     /// Settlements go out one batch after the other: an acknowledgement of
     /// several must not overtake a rejection among them.
     pub(crate) settling: tokio::sync::Mutex<()>,
@@ -95,6 +100,13 @@ impl AmqpConsumer {
         let object = format!("queues {}", names.join(", "));
         let attempt = shared.attempt("consume", &object);
         let live = shared.consuming.live(attempt).await?;
+        let mut ways_back = HashSet::new();
+        for (number, queue) in options.queues.iter().enumerate() {
+            let mut desk = Desk::new(&live, attempt);
+            if delay::rebind_parked(&mut desk, &queue.name).await? {
+                ways_back.insert(number);
+            }
+        }
         let channel = live.open().await.map_err(|error| attempt.failed(error))?;
         let inner = Arc::new(Inner {
             shared: Arc::clone(shared),
@@ -110,6 +122,7 @@ impl AmqpConsumer {
             intake: tokio::sync::Mutex::default(),
             ledger: Mutex::default(),
             soon: Soon::default(),
+            ways_back: Mutex::new(ways_back),
             settling: tokio::sync::Mutex::default(),
             interrupted: AtomicBool::new(false),
             interrupt: Notify::new(),
@@ -349,9 +362,26 @@ impl Inner {
             self.channel
                 .basic_reject(tag, BasicRejectOptions { requeue })
         });
-        let rejected = self.live.answer(try_join_all(rejections)).await;
-        rejected.map_err(|error| self.attempt("settle messages of").failed(error))?;
-        lock(&self.ledger).remove(tags.into_iter().map(|(tag, _)| tag));
+        let tags = tags.iter().map(|&(tag, _)| tag).collect();
+        self.write(try_join_all(rejections), tags).await
+    }
+
+    /// Writes settlements. From the moment at which lapin has them they will go
+    /// out, whether or not somebody waits for that, and a second time would be
+    /// one too many for the server.
+    pub(crate) async fn write<T>(
+        &self,
+        frames: impl Future<Output = lapin::Result<T>>,
+        tags: Vec<u64>,
+    ) -> Result<(), ServiceError> {
+        let mut frames = pin!(frames);
+        let first = poll_fn(|context| Poll::Ready(frames.as_mut().poll(context))).await;
+        lock(&self.ledger).remove(tags);
+        let written = match first {
+            Poll::Ready(written) => written,
+            Poll::Pending => self.live.answer(frames).await,
+        };
+        written.map_err(|error| self.attempt("settle messages of").failed(error))?;
         Ok(())
     }
 
@@ -397,7 +427,7 @@ impl Inner {
         let (name, queue) = &self.queues[held.number];
         let (exchange, routing_key) = (held.exchange.as_str(), held.routing_key.as_str());
         // After a delay the message looks as if it had come directly.
-        let mut info = if delay::parked_for(routing_key) == Some(name) {
+        let mut info = if delay::is_parked_for(name, routing_key) {
             DeliveryInfo::new("", &**name)
         } else if let Some(key) = delay::undelayed(exchange, routing_key) {
             DeliveryInfo::new(queue.exchange.name.as_str(), key)

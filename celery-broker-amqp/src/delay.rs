@@ -20,7 +20,7 @@ use std::time::{Duration, SystemTime};
 use celery_protocol::{Map, Value, time};
 use celery_runtime::{Exchange, ExchangeKind, Publication, Queue, QueueType, ServiceError};
 
-use crate::known::Kind;
+use crate::known::{Kind, Known};
 use crate::topology::Desk;
 
 /// The levels of Celery's cascade.
@@ -35,8 +35,11 @@ const DELIVERY: &str = "celery_delayed_delivery";
 /// Where our tenths of a second end.
 const PARKED: &str = "celery_parked";
 
-/// Routing keys have at most 255 bytes.
-const LONGEST_KEY: usize = 255;
+/// What the names of the levels begin with.
+const LEVEL: &str = "celery_delayed_";
+
+/// The longest name of a queue that fits into a routing key with the rest.
+const LONGEST_NAME: usize = 180;
 
 /// Where a message that has to wait is sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,36 +53,34 @@ pub(crate) struct Detour {
 }
 
 /// The way of a message that is to come to `queue` after `delay`, rounded up
-/// to tenths of a second and at most eight years. `None` where the queue's
-/// name is too long for it.
-pub(crate) fn park(queue: &str, delay: Duration) -> Option<Detour> {
+/// to tenths of a second and at most eight years.
+pub(crate) fn park(queue: &str, delay: Duration) -> Detour {
     let all = delay.as_millis().div_ceil(100);
     let all = all.min(u128::from(LONGEST) * 10);
     let (seconds, tenths) = ((all / 10) as u32, (all % 10) as u32);
-    let routing_key = format!("{}{queue}.{PARKED}.f{tenths}", digits(seconds));
     let exchange = match levels(seconds).next_back() {
         None => DELIVERY.to_owned(),
         Some(highest) => level_name(highest),
     };
-    (routing_key.len() <= LONGEST_KEY).then_some(Detour {
+    Detour {
         exchange,
-        routing_key,
+        routing_key: format!("{}{}.f{tenths}", digits(seconds), home(queue)),
         seconds,
         tenths,
-    })
+    }
 }
 
-/// The queue that a parked message came back to, by its routing key.
-pub(crate) fn parked_for(routing_key: &str) -> Option<&str> {
-    let (rest, tenths) = routing_key.rsplit_once('.')?;
-    let rest = rest.strip_suffix(PARKED)?.strip_suffix('.')?;
-    let is_tenths = tenths.len() == 2 && tenths.starts_with('f');
-    is_tenths.then(|| without_digits(rest)).flatten()
+/// Whether a message with this routing key was parked for `queue`.
+pub(crate) fn is_parked_for(queue: &str, routing_key: &str) -> bool {
+    without_digits(routing_key)
+        .and_then(|rest| rest.rsplit_once(".f"))
+        .is_some_and(|(home_words, tenths)| tenths.len() == 1 && home_words == home(queue))
 }
 
 /// The routing key before Celery's own delay.
-pub(crate) fn undelayed(exchange: &str, routing_key: &str) -> Option<String> {
-    (exchange == DELIVERY).then(|| without_digits(routing_key).map(str::to_owned))?
+pub(crate) fn undelayed<'a>(exchange: &str, routing_key: &'a str) -> Option<&'a str> {
+    let is_delayed = exchange == DELIVERY || exchange.starts_with(LEVEL);
+    is_delayed.then(|| without_digits(routing_key))?
 }
 
 /// Whether Celery delays messages for this queue natively.
@@ -129,19 +130,24 @@ pub(crate) async fn bind_native(
 
 /// Makes sure that what is parked for a queue finds its way back.
 pub(crate) async fn bind_parked(desk: &mut Desk<'_>, queue: &str) -> Result<(), ServiceError> {
-    if desk.known().has(Kind::Parking, queue) {
-        return Ok(());
-    }
     for exchange in [DELIVERY, PARKED] {
         desk.exchange(&Exchange::topic(exchange)).await?;
     }
-    let pattern = |tenths: &str| format!("{}{queue}.{PARKED}.{tenths}", any(LEVELS));
+    let pattern = |tenths: &str| format!("{}{}.{tenths}", any(LEVELS), home(queue));
     desk.bind_queue(queue, DELIVERY, &pattern("f0"), &Map::new())
         .await?;
     desk.bind_queue(queue, PARKED, &pattern("*"), &Map::new())
-        .await?;
-    desk.known().note(Kind::Parking, queue);
-    Ok(())
+        .await
+}
+
+/// Makes the way back to a queue again where messages may be on it: with a
+/// queue that is deleted its bindings go, too. Answers whether there may be.
+pub(crate) async fn rebind_parked(desk: &mut Desk<'_>, queue: &str) -> Result<bool, ServiceError> {
+    let parks = desk.exchange_exists(PARKED).await?;
+    if parks {
+        bind_parked(desk, queue).await?;
+    }
+    Ok(parks)
 }
 
 impl Detour {
@@ -156,6 +162,14 @@ impl Detour {
             0 => Ok(()),
             tenths => declare_tenths(desk, tenths, queue_type).await,
         }
+    }
+
+    /// Takes nothing of it for known any more.
+    pub(crate) fn forget(&self, known: &Known) {
+        for level in levels(self.seconds) {
+            known.forget(Kind::Exchange, &level_name(level));
+        }
+        known.forget(Kind::Queue, &tenths_name(self.tenths));
     }
 }
 
@@ -193,7 +207,7 @@ async fn declare_tenths(
     tenths: u32,
     queue_type: QueueType,
 ) -> Result<(), ServiceError> {
-    let name = format!("{PARKED}_{tenths}00ms");
+    let name = tenths_name(tenths);
     if desk.known().has(Kind::Queue, &name) {
         return Ok(());
     }
@@ -226,8 +240,26 @@ fn waiting_queue(name: &str, delay: Duration, next: &str, queue_type: QueueType)
     }
 }
 
+fn tenths_name(tenths: u32) -> String {
+    format!("{PARKED}_{tenths}00ms")
+}
+
 fn level_name(level: u32) -> String {
-    format!("celery_delayed_{level}")
+    format!("{LEVEL}{level}")
+}
+
+/// The words of a routing key that lead to `queue`, and to no other: its name,
+/// or a fingerprint where the name is too long or would be a pattern.
+fn home(queue: &str) -> String {
+    if queue.len() <= LONGEST_NAME && !queue.contains(['*', '#']) {
+        return format!("{queue}.{PARKED}");
+    }
+    // FNV-1a, the same in every version of this library.
+    let mark = queue.bytes().fold(
+        0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128,
+        |mark, byte| (mark ^ u128::from(byte)).wrapping_mul(0x0100_0000_0000_0000_0000_013b),
+    );
+    format!("{mark:032x}.{PARKED}")
 }
 
 /// The levels that a delay of so many seconds may pass, lowest first.
@@ -279,31 +311,41 @@ mod tests {
             (950, 1, "f0", "celery_delayed_0"),
             (5_010, 5, "f1", "celery_delayed_2"),
         ] {
-            let way = park("q.high", Duration::from_millis(milliseconds)).unwrap();
+            let way = park("q.high", Duration::from_millis(milliseconds));
             assert_eq!(way.exchange, exchange, "{milliseconds}");
             let expected = format!("{}q.high.celery_parked.{tenths}", digits(seconds));
             assert_eq!(way.routing_key, expected);
-            assert_eq!(parked_for(&way.routing_key), Some("q.high"));
+            assert!(is_parked_for("q.high", &way.routing_key));
+            assert!(!is_parked_for("high", &way.routing_key));
         }
     }
 
     #[test]
     fn a_delay_of_centuries_is_eight_years() {
-        let way = park("q", Duration::from_secs(u64::MAX)).unwrap();
+        let way = park("q", Duration::from_secs(u64::MAX));
         assert!(way.routing_key.starts_with(&"1.".repeat(28)), "{way:?}");
-        assert_eq!(park(&"q".repeat(200), Duration::from_secs(1)), None);
+    }
+
+    #[test]
+    fn names_that_are_long_or_patterns_have_a_fingerprint() {
+        for name in ["q".repeat(255), "jobs.*".to_owned(), "#".to_owned()] {
+            let way = park(&name, Duration::from_secs(1));
+            assert!(is_parked_for(&name, &way.routing_key), "{name}");
+            let has_pattern = way.routing_key.contains(['*', '#']);
+            assert!(!has_pattern && way.routing_key.len() < 255, "{way:?}");
+        }
+        assert_ne!(home("jobs.*"), home("jobs.#"));
     }
 
     #[test]
     fn other_routing_keys_are_left_alone() {
         for key in ["celery", "a.celery_parked.f0", "", "0.1.0"] {
-            assert_eq!(parked_for(key), None, "{key}");
+            assert!(!is_parked_for("a", key), "{key}");
         }
         let delayed = format!("{}feed.import", digits(7));
-        assert_eq!(
-            undelayed(DELIVERY, &delayed).as_deref(),
-            Some("feed.import")
-        );
+        for exchange in [DELIVERY, "celery_delayed_0"] {
+            assert_eq!(undelayed(exchange, &delayed), Some("feed.import"));
+        }
         assert_eq!(undelayed("feeds", &delayed), None);
     }
 

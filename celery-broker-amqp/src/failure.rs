@@ -130,20 +130,25 @@ fn closed_with(code: u16, text: &str) -> Kind {
 const ACK_TIMEOUT: &str = "delivery acknowledgement on channel";
 
 /// What helps, by what the server says.
-const REMEDIES: [(&str, &str); 3] = [
+const REMEDIES: [(&str, &str); 4] = [
     (
         ACK_TIMEOUT,
         "a task ran for longer than RabbitMQ's consumer_timeout before it was acknowledged: raise \
          that, or do not acknowledge this task late",
     ),
     (
-        "vhost",
-        "check the virtual host in the URL; `rabbitmqctl add_vhost` makes one",
-    ),
-    (
         "inequivalent arg",
         "make the settings agree (task_queues, task_queue_max_priority, task_default_queue_type), \
          or delete what exists",
+    ),
+    (
+        "NOT_ALLOWED - ",
+        "check the virtual host in the URL; `rabbitmqctl add_vhost` makes one",
+    ),
+    (
+        "peer certificate",
+        "name its authority by ca_certs (in a URL: cacertfile), and the name that is in it by \
+         server_hostname (server_name_indication)",
     ),
 ];
 

@@ -9,7 +9,7 @@ use crate::link::lock;
 /// Names that were declared or seen on one connection.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
-    names: Mutex<[HashSet<String>; 3]>,
+    names: Mutex<[HashSet<String>; 2]>,
 }
 
 /// What a name is the name of.
@@ -17,8 +17,6 @@ pub(crate) struct Known {
 pub(crate) enum Kind {
     Queue,
     Exchange,
-    /// A queue that delayed messages find their way back to.
-    Parking,
 }
 
 impl Known {

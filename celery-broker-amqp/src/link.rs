@@ -14,7 +14,9 @@ use lapin::uri::{
 };
 use lapin::{Channel, Connection, ConnectionProperties, Event};
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::failure::{Attempt, is_silence, within};
 use crate::known::Known;
@@ -30,10 +32,17 @@ pub(crate) struct Link {
     options: Arc<AmqpOptions>,
     /// What RabbitMQ shows it as.
     purpose: &'static str,
-    current: tokio::sync::Mutex<Option<Arc<Live>>>,
+    current: tokio::sync::Mutex<Current>,
     /// The node that was there last.
     node: AtomicUsize,
     closed: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Current {
+    live: Option<Arc<Live>>,
+    /// When the last attempt failed, and why.
+    failed: Option<(Instant, lapin::Error)>,
 }
 
 impl Link {
@@ -49,30 +58,46 @@ impl Link {
 
     /// The connection, made now where there is none that works.
     pub(crate) async fn live(&self, attempt: Attempt<'_>) -> Result<Arc<Live>, ServiceError> {
+        let asked = Instant::now();
         let mut current = self.current.lock().await;
         if self.closed.load(Ordering::SeqCst) {
             return Err(attempt.error(ServiceErrorKind::Closed, "the broker was closed"));
         }
-        if let Some(live) = current.as_ref()
+        if let Some(live) = &current.live
             && live.is_usable().await
         {
             return Ok(Arc::clone(live));
         }
-        *current = None;
-        let live = Arc::new(self.connect(attempt).await?);
-        *current = Some(Arc::clone(&live));
-        Ok(live)
+        // Those who waited for an attempt share its end.
+        if let Some((at, error)) = &current.failed
+            && *at > asked
+        {
+            return Err(attempt.unreached(error.clone()));
+        }
+        current.live = None;
+        match self.connect().await {
+            Ok(live) => {
+                let live = Arc::new(live);
+                current.live = Some(Arc::clone(&live));
+                Ok(live)
+            }
+            Err(Unreached::Lapin(error)) => {
+                current.failed = Some((Instant::now(), error.clone()));
+                Err(attempt.unreached(error))
+            }
+            Err(Unreached::Invalid(cause)) => Err(attempt.error(ServiceErrorKind::Invalid, cause)),
+        }
     }
 
     /// Why the server takes nothing on this connection, if it said so.
     pub(crate) fn blocked(&self) -> Option<String> {
         let current = self.current.try_lock().ok()?;
-        current.as_ref()?.blocked()
+        current.live.as_ref()?.blocked()
     }
 
     pub(crate) async fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
-        let Some(live) = self.current.lock().await.take() else {
+        let Some(live) = self.current.lock().await.live.take() else {
             return;
         };
         // One that does not answer is dropped all the same.
@@ -80,40 +105,34 @@ impl Link {
     }
 
     /// Tries each node once, first the one that was there last.
-    async fn connect(&self, attempt: Attempt<'_>) -> Result<Live, ServiceError> {
+    async fn connect(&self) -> Result<Live, Unreached> {
         let nodes = &self.options.nodes;
         let first = self.node.load(Ordering::Relaxed);
-        let mut failure = None;
+        let mut failure = Unreached::Invalid("the URL names no server".to_owned());
         for number in (0..nodes.len()).map(|offset| (first + offset) % nodes.len()) {
-            match self.connect_to(&nodes[number], attempt).await {
+            match self.connect_to(&nodes[number]).await {
                 Ok(connection) => {
                     self.node.store(number, Ordering::Relaxed);
                     return Ok(Live::new(connection, self.options.response_timeout));
                 }
                 Err(error) => {
                     if nodes.len() > 1 {
-                        tracing::warn!("{}: {error}", nodes[number]);
+                        tracing::warn!("cannot connect to {}: {error}", nodes[number]);
                     }
-                    failure = Some(error);
+                    failure = error;
                 }
             }
         }
-        Err(failure
-            .unwrap_or_else(|| attempt.error(ServiceErrorKind::Invalid, "the URL names no server")))
+        Err(failure)
     }
 
-    async fn connect_to(
-        &self,
-        node: &Node,
-        attempt: Attempt<'_>,
-    ) -> Result<Connection, ServiceError> {
-        let tls = identity(&self.options.tls)
-            .map_err(|cause| attempt.error(ServiceErrorKind::Invalid, cause))?;
+    async fn connect_to(&self, node: &Node) -> Result<Connection, Unreached> {
+        let tls = identity(&self.options.tls).map_err(Unreached::Invalid)?;
         let name = self.options.connection_name.as_deref().unwrap_or("celery");
         let properties = ConnectionProperties::default()
             .with_connection_name(format!("{name} ({})", self.purpose).into());
         let server_name = self.options.tls.server_name.clone();
-        let runtime = lapin::runtime::default_runtime().map_err(|error| attempt.failed(error))?;
+        let runtime = lapin::runtime::default_runtime()?;
         let encrypted = node.encrypted;
         let connecting = Connection::connector(
             uri(node, &self.options),
@@ -130,10 +149,18 @@ impl Link {
             },
             properties,
         );
-        within(self.options.connect_limit(), connecting)
-            .await
-            .map_err(|error| attempt.unreached(error))
+        Ok(within(self.options.connect_limit(), connecting).await?)
     }
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+enum Unreached {
+    /// The options cannot be used.
+    #[error("{0}")]
+    Invalid(String),
+    #[error(transparent)]
+    Lapin(#[from] lapin::Error),
 }
 
 /// A connection as it was made.
@@ -141,7 +168,7 @@ pub(crate) struct Live {
     connection: Connection,
     /// How long an answer may take.
     limit: Duration,
-    blocked: Arc<Mutex<Option<String>>>,
+    blocked: watch::Receiver<Option<String>>,
     /// An answer did not come, so that it has to be asked before it is used.
     suspect: AtomicBool,
     watcher: JoinHandle<()>,
@@ -155,8 +182,8 @@ pub(crate) struct Live {
 
 impl Live {
     fn new(connection: Connection, limit: Duration) -> Self {
-        let blocked = Arc::default();
-        let watcher = tokio::spawn(watch(connection.events_listener(), Arc::clone(&blocked)));
+        let (notice, blocked) = watch::channel(None);
+        let watcher = tokio::spawn(listen(connection.events_listener(), notice));
         Self {
             connection,
             limit,
@@ -197,7 +224,15 @@ impl Live {
     }
 
     fn blocked(&self) -> Option<String> {
-        lock(&self.blocked).clone()
+        self.blocked.borrow().clone()
+    }
+
+    /// Waits while the server takes nothing: what is given to it then is taken
+    /// later, when its sender may have given up or sent it again.
+    pub(crate) async fn unblocked(&self) {
+        let mut blocked = self.blocked.clone();
+        // An error means that the connection is gone, which shows soon.
+        let _ = blocked.wait_for(Option::is_none).await;
     }
 
     async fn is_usable(&self) -> bool {
@@ -232,21 +267,26 @@ impl fmt::Debug for Live {
     }
 }
 
-/// Keeps note of what the server says about the connection.
-async fn watch(
+/// Passes on what the server says about the connection.
+async fn listen(
     events: impl futures_util::Stream<Item = Event>,
-    blocked: Arc<Mutex<Option<String>>>,
+    blocked: watch::Sender<Option<String>>,
 ) {
     let mut events = std::pin::pin!(events);
     while let Some(event) = events.next().await {
         match event {
             Event::ConnectionBlocked(reason) => {
-                tracing::warn!("RabbitMQ takes no messages: {reason}");
-                *lock(&blocked) = Some(format!("RabbitMQ takes no messages ({reason})"));
+                let notice = format!("RabbitMQ takes no messages ({reason})");
+                tracing::warn!("{notice}");
+                blocked.send_replace(Some(notice));
             }
             Event::ConnectionUnblocked => {
                 tracing::info!("RabbitMQ takes messages again");
-                *lock(&blocked) = None;
+                blocked.send_replace(None);
+            }
+            // The connection is gone, and so is whatever blocked it.
+            Event::Error(_) => {
+                blocked.send_replace(None);
             }
             _ => {}
         }

@@ -8,6 +8,8 @@ use celery_runtime::url::{ServiceUrl, redacted};
 use celery_runtime::{QueueType, ServiceError, ServiceErrorKind};
 use serde_json::{Map, Value};
 
+use crate::table::short;
+
 /// Where a RabbitMQ is, and how to speak to it.
 ///
 /// ```
@@ -92,7 +94,11 @@ impl AmqpOptions {
         let parsed = ServiceUrl::parse_list(urls).map_err(invalid)?;
         let address: Vec<_> = parsed.iter().map(ToString::to_string).collect();
         let mut options = Self {
-            nodes: parsed.iter().map(Node::read).collect(),
+            nodes: parsed
+                .iter()
+                .map(Node::read)
+                .collect::<Result<_, _>>()
+                .map_err(invalid)?,
             address: address.join(";"),
             tls: Tls::default(),
             login: Login::Plain,
@@ -272,20 +278,22 @@ impl AmqpOptions {
 }
 
 impl Node {
-    fn read(url: &ServiceUrl) -> Self {
+    fn read(url: &ServiceUrl) -> Result<Self, String> {
         let encrypted = url.scheme == "amqps";
         let path = url.path.strip_prefix('/').unwrap_or(&url.path);
         let or = |given: &Option<String>, default: &str| {
             given.clone().unwrap_or_else(|| default.to_owned())
         };
-        Self {
+        let virtual_host = if path.is_empty() { "/" } else { path };
+        short(virtual_host)?;
+        Ok(Self {
             host: or(&url.host, "localhost"),
             port: url.port.unwrap_or(if encrypted { 5671 } else { 5672 }),
             user: or(&url.user, "guest"),
             password: or(&url.password, "guest"),
-            virtual_host: if path.is_empty() { "/" } else { path }.to_owned(),
+            virtual_host: virtual_host.to_owned(),
             encrypted,
-        }
+        })
     }
 }
 

@@ -135,15 +135,36 @@ impl Shared {
         })
     }
 
-    /// Sends letters over one channel.
+    /// Sends letters, those to one exchange over one channel: the server closes
+    /// the channel of a message whose exchange is gone, and what else is on it
+    /// stays unconfirmed.
     pub(crate) async fn send(
         &self,
         live: &Arc<Live>,
         letters: Vec<Letter<'_>>,
     ) -> Vec<Result<(), ServiceError>> {
-        if letters.is_empty() {
-            return Vec::new();
+        let mut answers: Vec<_> = letters.iter().map(|_| Ok(())).collect();
+        let mut rest: Vec<_> = letters.into_iter().enumerate().collect();
+        while let Some((_, first)) = rest.first() {
+            let exchange = first.exchange.clone();
+            let same = |(_, letter): &(usize, Letter<'_>)| letter.exchange == exchange;
+            let (now, later): (Vec<_>, Vec<_>) = rest.into_iter().partition(same);
+            let (numbers, letters): (Vec<_>, Vec<_>) = now.into_iter().unzip();
+            let sent = self.send_together(live, letters).await;
+            for (number, answer) in numbers.into_iter().zip(sent) {
+                answers[number] = answer;
+            }
+            rest = later;
         }
+        answers
+    }
+
+    async fn send_together(
+        &self,
+        live: &Arc<Live>,
+        letters: Vec<Letter<'_>>,
+    ) -> Vec<Result<(), ServiceError>> {
+        live.unblocked().await;
         let confirms = self.options.confirms;
         let lane = match Lane::take(live, confirms).await {
             Ok(lane) => lane,
@@ -210,19 +231,9 @@ impl Shared {
     fn unconfirmed(&self, letter: &Copy<'_>, error: lapin::Error) -> ServiceError {
         let object = named(letter.exchange.as_str(), letter.routing_key.as_str());
         let failed = self.attempt("publish to", &object).failed(error);
-        // An exchange went while messages were on their way to it.
-        let missing = format!("no exchange '{}'", letter.exchange);
-        let (text, kind) = (failed.to_string(), failed.kind());
-        match kind {
-            ServiceErrorKind::Invalid if text.contains(&missing) => {
-                self.unsent(letter, ServiceErrorKind::Unroutable, "the exchange is gone")
-            }
-            ServiceErrorKind::Invalid if text.contains("no exchange '") => self.unsent(
-                letter,
-                ServiceErrorKind::Disconnected,
-                "the channel was closed before the message was confirmed",
-            ),
-            _ => failed,
+        match failed.to_string().contains("no exchange '") {
+            true => self.unsent(letter, ServiceErrorKind::Unroutable, "the exchange is gone"),
+            false => failed,
         }
     }
 }

@@ -252,13 +252,11 @@ impl RpcBackend {
     /// Makes sure that the reply queue is there and is read.
     async fn open(&self) -> Result<(), ServiceError> {
         let mut reader = self.shared.reader.lock().await;
-        if reader
-            .as_ref()
-            .is_some_and(|reader| !reader.0.is_finished())
-        {
+        if reader.is_some() && self.shared.inbox.is_open() {
             return Ok(());
         }
         let replies = self.broker.reply_queue(&self.queue, self.expires).await?;
+        self.shared.inbox.open();
         let reading = read(replies, Arc::clone(&self.shared.inbox));
         *reader = Some(Reader(tokio::spawn(reading)));
         Ok(())

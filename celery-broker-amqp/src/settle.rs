@@ -10,7 +10,6 @@ use tokio::time::Instant;
 
 use crate::consumer::Inner;
 use crate::delay::{self, Detour};
-use crate::known::Kind;
 use crate::ledger::{Ack, Held};
 use crate::link::{Live, lock};
 use crate::message;
@@ -32,6 +31,17 @@ struct Plan {
     moves: Vec<Move>,
 }
 
+/// What became of messages that were to be sent anew.
+#[derive(Default)]
+struct Moved {
+    /// The server has them.
+    gone: Vec<u64>,
+    /// They can never be sent.
+    stuck: Vec<Move>,
+    /// Of those that may be sent later.
+    failure: Option<ServiceError>,
+}
+
 struct Move {
     tag: u64,
     held: Held,
@@ -43,24 +53,40 @@ enum Way {
     /// To the end of the queue.
     Tail,
     /// When its time has come.
-    Parked(Detour),
+    Parked { detour: Detour, due: Instant },
 }
 
 impl Inner {
     pub(crate) async fn settle(&self, batch: &[Settlement]) -> Result<(), ServiceError> {
-        let Plan {
-            mut acks,
-            rejections,
-            moves,
-        } = self.plan(batch, SystemTime::now());
-        let moved = self.move_on(moves, &mut acks).await;
-        let turn = self.settling.lock().await;
+        let plan = self.plan(batch, SystemTime::now());
+        self.send_off(plan.rejections, plan.acks).await?;
+        let Moved {
+            gone,
+            stuck,
+            failure,
+        } = self.move_on(plan.moves).await;
+        let mut back = Vec::new();
+        for one in stuck {
+            match one.way {
+                Way::Tail => back.push((one.tag, true)),
+                // Kept here until it is due, as it cannot be elsewhere.
+                Way::Parked { due, .. } => self.soon.insert(due, one.tag),
+            }
+        }
+        self.send_off(back, gone).await?;
+        failure.map_or(Ok(()), Err)
+    }
+
+    async fn send_off(
+        &self,
+        rejections: Vec<(u64, bool)>,
+        acks: Vec<u64>,
+    ) -> Result<(), ServiceError> {
+        let _turn = self.settling.lock().await;
         if !rejections.is_empty() {
             self.reject(rejections).await?;
         }
-        self.acknowledge(acks).await?;
-        drop(turn);
-        moved
+        self.acknowledge(acks).await
     }
 
     fn plan(&self, batch: &[Settlement], now: SystemTime) -> Plan {
@@ -75,66 +101,100 @@ impl Inner {
                 Settlement::Reject(_) => plan.rejections.push((tag, false)),
                 Settlement::Requeue(_, QueueEnd::Head) => plan.rejections.push((tag, true)),
                 Settlement::Requeue(_, QueueEnd::Tail) => {
-                    plan.moves.extend(self.move_of(tag, |_| Some(Way::Tail)));
+                    plan.moves.extend(self.move_of(tag, |_| Way::Tail));
                 }
                 Settlement::Park(_, until) => {
                     let left = until.duration_since(now).unwrap_or_default();
-                    let far = |queue: &str| (left > SOON).then(|| delay::park(queue, left))?;
-                    match self.move_of(tag, |queue| far(queue).map(Way::Parked)) {
-                        Some(parked) => plan.moves.push(parked),
-                        None => self.soon.insert(Instant::now() + left, tag),
+                    let due = Instant::now() + left;
+                    if left <= SOON {
+                        self.soon.insert(due, tag);
+                        continue;
                     }
+                    plan.moves.extend(self.move_of(tag, |queue| Way::Parked {
+                        detour: delay::park(queue, left),
+                        due,
+                    }));
                 }
             }
         }
         plan
     }
 
-    fn move_of(&self, tag: u64, way: impl FnOnce(&str) -> Option<Way>) -> Option<Move> {
+    fn move_of(&self, tag: u64, way: impl FnOnce(&str) -> Way) -> Option<Move> {
         let held = lock(&self.ledger).get(tag)?.clone();
-        let way = way(self.queue(&held))?;
+        let way = way(self.queue(&held));
         Some(Move { tag, held, way })
     }
 
-    /// Sends messages anew, and adds those that the server has to what is
-    /// acknowledged.
-    async fn move_on(&self, moves: Vec<Move>, acks: &mut Vec<u64>) -> Result<(), ServiceError> {
-        if moves.is_empty() {
-            return Ok(());
-        }
-        let attempt = self.attempt("put off messages of");
-        let live = self.shared.publishing.live(attempt).await?;
-        let mut letters = Vec::with_capacity(moves.len());
-        for one in &moves {
-            if let Way::Parked(detour) = &one.way {
-                self.prepare(&live, detour, self.queue(&one.held)).await?;
-            }
-            let letter = self.letter(one);
-            letters.push(letter.map_err(|cause| attempt.error(ServiceErrorKind::Invalid, cause))?);
-        }
-        let answers = self.shared.send(&live, letters).await;
-        let mut failure = Ok(());
-        for (one, answer) in moves.iter().zip(answers) {
-            match answer {
-                Ok(()) => acks.push(one.tag),
-                Err(error) => {
-                    // The way back may have gone with the queue.
-                    live.known.forget(Kind::Parking, self.queue(&one.held));
-                    failure = Err(error);
+    /// Sends messages anew, one by one a second time where something on their
+    /// way had to be declared again.
+    async fn move_on(&self, mut moves: Vec<Move>) -> Moved {
+        let mut moved = Moved::default();
+        for _ in 0..2 {
+            let answers = self.send_anew(&moves).await;
+            for (one, answer) in std::mem::take(&mut moves).into_iter().zip(answers) {
+                match answer {
+                    Ok(()) => moved.gone.push(one.tag),
+                    Err(error) if error.is_transient() => moved.failure = Some(error),
+                    Err(error) => {
+                        tracing::warn!("{error}");
+                        moves.push(one);
+                    }
                 }
             }
         }
-        failure
+        moved.stuck = moves;
+        moved
     }
 
-    async fn prepare(&self, live: &Live, detour: &Detour, queue: &str) -> Result<(), ServiceError> {
+    async fn send_anew(&self, moves: &[Move]) -> Vec<Result<(), ServiceError>> {
+        if moves.is_empty() {
+            return Vec::new();
+        }
+        let attempt = self.attempt("put off messages of");
+        let live = match self.shared.publishing.live(attempt).await {
+            Ok(live) => live,
+            Err(error) => return vec![Err(error); moves.len()],
+        };
+        let mut answers = Vec::with_capacity(moves.len());
+        let mut letters = Vec::with_capacity(moves.len());
+        for one in moves {
+            let prepared = match &one.way {
+                Way::Parked { detour, .. } => self.prepare(&live, detour, &one.held).await,
+                Way::Tail => Ok(()),
+            };
+            let letter = prepared.and_then(|()| {
+                self.letter(one)
+                    .map_err(|cause| attempt.error(ServiceErrorKind::Invalid, cause))
+            });
+            answers.push(letter.map(|letter| letters.push(letter)));
+        }
+        let mut sent = self.shared.send(&live, letters).await.into_iter();
+        for (one, answer) in moves.iter().zip(&mut answers) {
+            if answer.is_ok() {
+                *answer = sent.next().unwrap_or(Ok(()));
+            }
+            if let (Err(_), Way::Parked { detour, .. }) = (&answer, &one.way) {
+                // Somebody may have deleted what was known to be there.
+                detour.forget(&live.known);
+                lock(&self.ways_back).remove(&one.held.number);
+            }
+        }
+        answers
+    }
+
+    /// Makes sure that a parked message finds its way out and back.
+    async fn prepare(&self, live: &Live, detour: &Detour, held: &Held) -> Result<(), ServiceError> {
+        let queue = self.queue(held);
         let object = format!("the delayed messages of queue {queue}");
-        let attempt = self.shared.attempt("prepare", &object);
-        let mut desk = Desk::new(live, attempt);
-        delay::bind_parked(&mut desk, queue).await?;
-        detour
-            .declare(&mut desk, self.shared.options.delayed_queue_type)
-            .await
+        let mut desk = Desk::new(live, self.shared.attempt("prepare", &object));
+        let has_way_back = lock(&self.ways_back).contains(&held.number);
+        if !has_way_back {
+            delay::bind_parked(&mut desk, queue).await?;
+            lock(&self.ways_back).insert(held.number);
+        }
+        let queue_type = self.shared.options.delayed_queue_type;
+        detour.declare(&mut desk, queue_type).await
     }
 
     fn letter<'a>(&self, one: &'a Move) -> Result<Letter<'a>, String> {
@@ -144,7 +204,7 @@ impl Inner {
                 short(self.queue(&one.held))?,
                 message::again(&one.held.properties),
             ),
-            Way::Parked(detour) => (
+            Way::Parked { detour, .. } => (
                 short(&detour.exchange)?,
                 short(&detour.routing_key)?,
                 message::parked(&one.held.properties),
@@ -167,9 +227,6 @@ impl Inner {
             };
             self.channel.basic_ack(tag, BasicAckOptions { multiple })
         });
-        let written = self.live.answer(try_join_all(frames)).await;
-        written.map_err(|error| self.attempt("acknowledge messages of").failed(error))?;
-        lock(&self.ledger).remove(tags);
-        Ok(())
+        self.write(try_join_all(frames), tags).await
     }
 }

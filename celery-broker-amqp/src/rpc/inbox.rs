@@ -31,6 +31,8 @@ struct Letters {
     read: VecDeque<String>,
     waiting: HashMap<String, Vec<Sender<ResultDocument<'static>>>>,
     markers: HashMap<String, Sender<()>>,
+    /// Why nothing comes at the moment.
+    broken: Option<ServiceError>,
     dropped: u64,
 }
 
@@ -72,9 +74,21 @@ impl Inbox {
         }
     }
 
-    /// Nothing comes any more: those who wait have to ask again.
+    /// Whether replies come.
+    pub(super) fn is_open(&self) -> bool {
+        lock(&self.letters).broken.is_none()
+    }
+
+    /// Replies come from now on.
+    pub(super) fn open(&self) {
+        lock(&self.letters).broken = None;
+    }
+
+    /// Nothing comes any more: those who wait have to ask again, and so has
+    /// everybody until it is opened.
     pub(super) fn fail(&self, error: &ServiceError) {
         let mut letters = lock(&self.letters);
+        letters.broken = Some(error.clone());
         for (_, waiters) in letters.waiting.drain() {
             tell(waiters, || Err(error.clone()));
         }
@@ -101,6 +115,10 @@ impl Inbox {
             return Mail::Here(document);
         }
         let (sender, receiver) = oneshot::channel();
+        if let Some(error) = &letters.broken {
+            tell([sender], || Err(error.clone()));
+            return Mail::Awaited(receiver);
+        }
         let waiters = letters.waiting.entry(id.to_owned()).or_default();
         waiters.retain(|waiter| !waiter.is_closed());
         waiters.push(sender);
@@ -109,7 +127,12 @@ impl Inbox {
 
     pub(super) fn expect_marker(&self, id: &str) -> Receiver<()> {
         let (sender, receiver) = oneshot::channel();
-        lock(&self.letters).markers.insert(id.to_owned(), sender);
+        let mut letters = lock(&self.letters);
+        if let Some(error) = &letters.broken {
+            tell([sender], || Err(error.clone()));
+        } else {
+            letters.markers.insert(id.to_owned(), sender);
+        }
         receiver
     }
 
@@ -282,6 +305,16 @@ mod tests {
         inbox.fail(&error);
         assert!(waiter.try_recv().unwrap().is_err());
         assert!(marker.try_recv().unwrap().is_err());
+
+        let Mail::Awaited(mut too_late) = inbox.wait("id") else {
+            panic!("nothing came yet");
+        };
+        assert!(too_late.try_recv().unwrap().is_err());
+        inbox.open();
+        let Mail::Awaited(mut waiter) = inbox.wait("id") else {
+            panic!("nothing came yet");
+        };
+        assert!(waiter.try_recv().is_err());
     }
 
     #[test]

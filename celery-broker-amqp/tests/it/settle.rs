@@ -6,6 +6,8 @@ use std::time::{Duration, SystemTime};
 use celery_protocol::Value;
 use celery_runtime::{Broker, Delivery, Exchange, Queue, QueueEnd, Settlement};
 
+use futures_util::future::FutureExt;
+
 use crate::support::{
     Dice, Site, ack_all, consumer, id, message, numbers, receive, receive_one, send, settle, until,
     within,
@@ -50,8 +52,8 @@ async fn in_any_order_exactly_what_is_settled_is_gone() {
         let first = consumer(&broker, &[&queues[0], &queues[1]], [0, 25][dice.below(2)]).await;
         let mut held: Vec<Delivery> = Vec::new();
         let mut gone = BTreeSet::new();
-        for _ in 0..30 {
-            if held.len() < 30 {
+        for _ in 0..15 {
+            if held.len() < 30 && held.len() + gone.len() < 2 * EACH {
                 held.extend(
                     within("receive", first.receive(1 + dice.below(10)))
                         .await
@@ -186,4 +188,32 @@ async fn what_cannot_be_sent_anew_does_not_fail_the_others_of_its_batch() {
     if let Err(error) = settled {
         assert!(error.is_transient(), "{error}");
     }
+}
+
+/// A worker gives a settlement up after a while, and repeats it. The server
+/// ends the channel of who settles a delivery twice, and with it everything
+/// that the channel holds.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn what_was_given_up_on_its_way_may_be_settled_again() {
+    let site = Site::fresh();
+    let (broker, queue) = (site.broker(), Queue::new("q"));
+    send(&broker, &queue, &numbers(0..6)).await;
+    let consumer = consumer(&broker, &[&queue], 10).await;
+    let taken = receive(&*consumer, 6).await;
+    let tag = |number: usize| taken[number].tag.clone();
+    for batch in [
+        vec![Settlement::Ack(tag(0))],
+        vec![Settlement::Ack(tag(1)), Settlement::Ack(tag(2))],
+        vec![Settlement::Reject(tag(3))],
+        vec![Settlement::Reject(tag(4)), Settlement::Ack(tag(5))],
+    ] {
+        // It goes out with the first poll; the answer is not waited for.
+        let _ = consumer.settle(&batch).now_or_never();
+        settle(&*consumer, &batch).await;
+    }
+    send(&broker, &queue, &["after"]).await;
+    let after = receive_one(&*consumer).await;
+    assert_eq!((id(&after).as_str(), after.redelivered), ("after", false));
+    until("the others are gone", async || site.counts("q") == (0, 1)).await;
 }

@@ -21,6 +21,8 @@ mod delays;
 mod errors;
 mod examples;
 mod faults;
+#[cfg(feature = "amqp")]
+mod faults_amqp;
 #[cfg(all(feature = "msgpack", feature = "yaml", feature = "compression"))]
 mod formats;
 mod hostile;

@@ -215,8 +215,15 @@ impl Setup {
 
     /// A Python worker of the examples' tasks and of `python/more.py`.
     pub(crate) fn python_worker(&self) -> PythonWorkerBuilder {
+        // With RabbitMQ, the solo pool sleeps over tasks for later.
+        let pool = if self.is_on_redis() {
+            "solo"
+        } else {
+            "threads"
+        };
         let worker = Python::new()
             .worker(self.broker_url(), self.result_backend_url())
+            .pool(pool)
             .app(python_folder(), "more")
             .environment("CELERY_ACCEPT_CONTENT", "json,msgpack,yaml");
         let environment = self.environment().into_iter();

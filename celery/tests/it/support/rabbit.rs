@@ -52,24 +52,13 @@ impl Vhost {
 
     /// How many messages wait for their time.
     pub(crate) async fn delayed(&self) -> usize {
-        let queues = self.queues().await;
-        let delayed = queues
-            .iter()
-            .filter(|(name, _)| is_for_delays(name))
-            .map(|(_, content)| content.ready)
-            .sum::<u64>();
-        usize::try_from(delayed).unwrap()
-    }
-
-    /// Rows of one of `rabbitmqctl`'s lists.
-    pub(crate) async fn list(&self, what: &str, columns: &[&str]) -> Vec<Vec<String>> {
-        let words = [&[what, "-p", &self.name], columns].concat();
-        let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
-        blocking(move || {
-            let words: Vec<_> = words.iter().map(String::as_str).collect();
-            RabbitServer::shared().list(&words)
-        })
-        .await
+        let levels = (0..28).map(|level| format!("celery_delayed_{level}"));
+        let tenths = (1..10).map(|tenth| format!("celery_parked_{tenth}00ms"));
+        let mut delayed = 0;
+        for queue in levels.chain(tenths) {
+            delayed += self.depth(&queue).await;
+        }
+        delayed
     }
 
     /// How many messages wait in a queue; none if there is no such queue.
@@ -138,11 +127,4 @@ fn read_queue(text: &str) -> (String, Content) {
         .filter_map(|one| one.parse().ok());
     let (ready, held) = (numbers.next().unwrap(), numbers.next().unwrap());
     (name, Content { ready, held })
-}
-
-/// Whether messages wait in this queue for their time.
-fn is_for_delays(queue: &str) -> bool {
-    ["celery_delayed_", "celery_parked_"]
-        .iter()
-        .any(|prefix| queue.starts_with(prefix))
 }

@@ -1,0 +1,412 @@
+//! Messages that wait in the broker for their time.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant, SystemTime};
+
+use celery_broker_amqp::{AmqpBroker, AmqpOptions};
+use celery_protocol::Message;
+use celery_runtime::{
+    Broker, Consumer, Delivery, Exchange, Publication, Queue, QueueEnd, QueueType, Settlement,
+};
+
+use crate::support::{
+    Site, ack_all, consumer, id, ids, message, numbers, post, receive, receive_one, send, settle,
+    to, until, within,
+};
+
+async fn park(consumer: &dyn Consumer, deliveries: &[Delivery], until: SystemTime) {
+    let parks = deliveries
+        .iter()
+        .map(|one| Settlement::Park(one.tag.clone(), until));
+    settle(consumer, &parks.collect::<Vec<_>>()).await;
+}
+
+fn after(delay: Duration) -> SystemTime {
+    SystemTime::now() + delay
+}
+
+const QUICK: Duration = Duration::from_millis(1_300);
+const HOUR: Duration = Duration::from_secs(3_600);
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn a_thousand_parked_messages_are_out_of_the_way_and_come_back_once_and_in_time() {
+    const COUNT: usize = 1_000;
+    let mut lates = Vec::new();
+    for (levels, queue) in [
+        (QueueType::Classic, Queue::new("classic")),
+        (QueueType::Classic, Queue::new("quorum").quorum()),
+        (QueueType::Quorum, Queue::new("classic")),
+        (QueueType::Quorum, Queue::new("quorum").quorum()),
+    ] {
+        let site = Site::fresh();
+        let options = AmqpOptions::parse(&site.url).unwrap();
+        let broker = AmqpBroker::new(options.delayed_queue_type(levels));
+        send(&broker, &queue, &numbers(0..COUNT)).await;
+        let consumer = consumer(&broker, &[&queue], COUNT as u16).await;
+        let taken = receive(&*consumer, COUNT).await;
+        let due = after(Duration::from_secs(2));
+        let started = Instant::now();
+        park(&*consumer, &taken, due).await;
+        let parked = started.elapsed();
+
+        post(&broker, to(&queue.name, "now")).await.unwrap();
+        let now = receive_one(&*consumer).await;
+        assert_eq!(id(&now), "now");
+        assert!(SystemTime::now() < due, "what is parked was in the way");
+        ack_all(&*consumer, &[now]).await;
+
+        let mut expected: BTreeSet<_> = numbers(0..COUNT).into_iter().collect();
+        while !expected.is_empty() {
+            let back = within("receive", consumer.receive(COUNT)).await.unwrap();
+            assert!(SystemTime::now() >= due, "early");
+            for one in &back {
+                assert!(expected.remove(&id(one)), "{} came twice", id(one));
+            }
+            ack_all(&*consumer, &back).await;
+        }
+        let late = SystemTime::now().duration_since(due).unwrap();
+        println!(
+            "{}, levels {levels:?}: {COUNT} were parked within {parked:?}, the latest came {late:?} late",
+            queue.name
+        );
+        lates.push((levels, late));
+        until("nothing is left", async || {
+            site.counts(&queue.name) == (0, 0)
+        })
+        .await;
+    }
+    for (levels, late) in lates {
+        // A replicated level hands on 32 at a time, each time with the disk's word.
+        let limit = match levels {
+            QueueType::Quorum => Duration::from_secs(3),
+            _ => Duration::from_millis(1_500),
+        };
+        assert!(late < limit, "{late:?} late with levels {levels:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn parked_messages_do_not_count_against_the_window() {
+    let site = Site::fresh();
+    let (broker, queue) = (site.broker(), Queue::new("q"));
+    send(&broker, &queue, &numbers(0..40)).await;
+    let consumer = consumer(&broker, &[&queue], 4).await;
+    for _ in 0..40 {
+        let taken = receive_one(&*consumer).await;
+        park(&*consumer, &[taken], after(HOUR)).await;
+    }
+    post(&broker, to("q", "now")).await.unwrap();
+    assert_eq!(id(&receive_one(&*consumer).await), "now");
+    assert_eq!(site.counts("q"), (0, 1));
+    // An hour is 111000010000 in seconds: its highest level is the eleventh.
+    let waiting = Queue::new("celery_delayed_11");
+    assert_eq!(broker.depth(&waiting).await.unwrap(), 40);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn a_message_may_be_parked_again_and_again() {
+    let site = Site::fresh();
+    let (broker, queue) = (site.broker(), Queue::new("q.high"));
+    send(&broker, &queue, &["1"]).await;
+    let consumer = consumer(&broker, &[&queue], 4).await;
+    let first = receive_one(&*consumer).await;
+    let sent = message(&first).clone();
+    let mut delivery = first;
+    for delay in [
+        QUICK,
+        QUICK,
+        Duration::from_millis(350),
+        Duration::from_millis(350),
+    ] {
+        let due = after(delay);
+        park(&*consumer, &[delivery], due).await;
+        delivery = receive_one(&*consumer).await;
+        assert!(SystemTime::now() >= due, "early");
+        // As if it had come directly.
+        let back = message(&delivery);
+        assert_eq!(back.body, sent.body);
+        assert_eq!(back.properties, sent.properties);
+        assert_eq!(without_deaths(back), without_deaths(&sent));
+        assert!(!delivery.redelivered && delivery.delivery_count.is_none());
+    }
+}
+
+/// The names of a message's headers, but those that RabbitMQ adds on the way.
+fn without_deaths(message: &Message) -> Vec<String> {
+    let headers = message.headers.to_map().unwrap();
+    let mut names: Vec<_> = headers
+        .iter()
+        .filter_map(|(name, _)| name.as_str().map(str::to_owned))
+        .filter(|name| !name.contains("death"))
+        .collect();
+    names.sort();
+    names
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn queues_whose_names_end_alike_keep_apart() {
+    let site = Site::fresh();
+    let broker = site.broker();
+    let queues = ["high", "x.high", "y.x.high", "0.high", "x"].map(Queue::new);
+    let all: Vec<_> = queues.iter().collect();
+    for queue in &queues {
+        send(&broker, queue, &[queue.name.as_str()]).await;
+    }
+    let consumer = consumer(&broker, &all, 4).await;
+    let taken = receive(&*consumer, queues.len()).await;
+    park(&*consumer, &taken, after(QUICK)).await;
+    let back = receive(&*consumer, queues.len()).await;
+    for one in &back {
+        assert_eq!(id(one), *one.queue);
+    }
+    for queue in &queues {
+        assert_eq!(broker.depth(queue).await.unwrap(), 0, "{}", queue.name);
+    }
+}
+
+/// A queue may have any name, also one that looks like a pattern.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn a_queue_named_like_a_pattern_gets_its_own_messages_only() {
+    let site = Site::fresh();
+    let broker = site.broker();
+    let queues = ["jobs.*", "jobs.high", "#"].map(Queue::new);
+    for queue in &queues {
+        send(&broker, queue, &[queue.name.as_str()]).await;
+        let consumer = consumer(&broker, &[queue], 4).await;
+        let taken = receive_one(&*consumer).await;
+        park(&*consumer, &[taken], after(QUICK)).await;
+        within("close", consumer.close()).await.unwrap();
+    }
+    for queue in &queues {
+        let consumer = consumer(&broker, &[queue], 0).await;
+        assert_eq!(id(&receive_one(&*consumer).await), queue.name);
+        within("close", consumer.close()).await.unwrap();
+    }
+    // Those that were received went back.
+    for queue in &queues {
+        until("one each", async || broker.depth(queue).await.unwrap() > 0).await;
+        assert_eq!(broker.depth(queue).await.unwrap(), 1, "{}", queue.name);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn a_queue_with_a_long_name_has_delays_too() {
+    let site = Site::fresh();
+    let name = "long.".repeat(40);
+    let (broker, queue) = (site.broker(), Queue::new(name));
+    send(&broker, &queue, &["1", "2"]).await;
+    let consumer = consumer(&broker, &[&queue], 4).await;
+    let taken = receive(&*consumer, 2).await;
+    let due = after(QUICK);
+    park(&*consumer, &taken, due).await;
+    let back = receive(&*consumer, 2).await;
+    assert!(SystemTime::now() >= due, "early");
+    ack_all(&*consumer, &back).await;
+    until("nothing is left", async || {
+        site.counts(&queue.name) == (0, 0)
+    })
+    .await;
+}
+
+/// The window of unsettled deliveries does not count what is parked.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn a_queue_with_a_long_name_is_not_stopped_by_what_is_parked() {
+    let site = Site::fresh();
+    let (broker, queue) = (site.broker(), Queue::new("long.".repeat(40)));
+    send(&broker, &queue, &numbers(0..4)).await;
+    let consumer = consumer(&broker, &[&queue], 4).await;
+    let taken = receive(&*consumer, 4).await;
+    park(&*consumer, &taken, after(HOUR)).await;
+    post(&broker, to(&queue.name, "now")).await.unwrap();
+    let taken = tokio::time::timeout(Duration::from_secs(3), consumer.receive(1)).await;
+    let taken = taken
+        .expect("what is parked is in the way of what is not")
+        .unwrap();
+    assert_eq!(ids(&taken), ["now"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn what_is_due_already_or_in_a_moment_comes_at_once() {
+    let site = Site::fresh();
+    let (broker, queue) = (site.broker(), Queue::new("q"));
+    send(&broker, &queue, &numbers(0..3)).await;
+    for prefetch in [0, 4] {
+        let consumer = consumer(&broker, &[&queue], prefetch).await;
+        let taken = receive(&*consumer, 3).await;
+        let started = Instant::now();
+        park(&*consumer, &taken[..1], SystemTime::UNIX_EPOCH).await;
+        park(&*consumer, &taken[1..], after(Duration::from_millis(60))).await;
+        let back = receive(&*consumer, 3).await;
+        assert!(started.elapsed() >= Duration::from_millis(60), "early");
+        assert_eq!(ids(&back), ids(&taken));
+        within("close", consumer.close()).await.unwrap();
+        until("they went back", async || site.counts("q") == (3, 0)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn parked_messages_survive_their_consumer() {
+    let site = Site::fresh();
+    let (broker, queue) = (site.broker(), Queue::new("q"));
+    send(&broker, &queue, &["1"]).await;
+    let first = consumer(&broker, &[&queue], 4).await;
+    let due = after(QUICK);
+    park(&*first, &[receive_one(&*first).await], due).await;
+    within("close", first.close()).await.unwrap();
+    within("close", broker.close()).await;
+    drop(first);
+    let broker = site.broker();
+    let second = consumer(&broker, &[&queue], 4).await;
+    assert_eq!(id(&receive_one(&*second).await), "1");
+    assert!(SystemTime::now() >= due, "early");
+}
+
+/// The way back goes with the queue. It has to be made again with it, or what
+/// is parked never returns.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn parked_messages_find_a_queue_that_was_deleted_and_declared_again() {
+    let site = Site::fresh();
+    let (broker, raw) = (site.broker(), site.raw().await);
+    let queue = Queue::new("q");
+    let first = consumer(&broker, &[&queue], 4).await;
+    send(&broker, &queue, &["1"]).await;
+    park(&*first, &[receive_one(&*first).await], after(QUICK)).await;
+    assert_eq!(id(&receive_one(&*first).await), "1");
+    raw.delete("q").await;
+    within("the end", first.receive(1)).await.unwrap_err();
+    drop(first);
+
+    // As a worker does after that.
+    let second = consumer(&broker, &[&queue], 4).await;
+    for delay in [QUICK, Duration::from_millis(350)] {
+        post(&broker, to("q", "2")).await.unwrap();
+        park(&*second, &[receive_one(&*second).await], after(delay)).await;
+        let back = tokio::time::timeout(Duration::from_secs(5), receive_one(&*second)).await;
+        assert_eq!(id(&back.expect("it comes back")), "2", "{delay:?}");
+    }
+}
+
+/// Messages that were parked before the queue was deleted.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn messages_parked_before_their_queue_was_deleted_come_to_the_new_one() {
+    let site = Site::fresh();
+    let (broker, raw) = (site.broker(), site.raw().await);
+    let queue = Queue::new("q");
+    let first = consumer(&broker, &[&queue], 4).await;
+    send(&broker, &queue, &["1"]).await;
+    park(&*first, &[receive_one(&*first).await], after(QUICK)).await;
+    raw.delete("q").await;
+    drop(first);
+    let second = consumer(&broker, &[&queue], 4).await;
+    let back = tokio::time::timeout(Duration::from_secs(8), receive_one(&*second)).await;
+    assert_eq!(id(&back.expect("it comes back")), "1");
+}
+
+/// Somebody tidied up.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn levels_that_were_deleted_are_declared_again() {
+    let site = Site::fresh();
+    let (broker, raw) = (site.broker(), site.raw().await);
+    let queue = Queue::new("q");
+    send(&broker, &queue, &["1"]).await;
+    let consumer = consumer(&broker, &[&queue], 4).await;
+    let mut delivery = receive_one(&*consumer).await;
+    for deleted in [None, Some("celery_delayed_0"), Some("celery_parked_500ms")] {
+        if let Some(level) = deleted {
+            raw.delete(level).await;
+        }
+        // Always through both, whatever time has passed.
+        let parks = [Settlement::Park(
+            delivery.tag.clone(),
+            after(Duration::from_millis(1_450)),
+        )];
+        // The first attempt may tell what is missing.
+        let parked = async || consumer.settle(&parks).await.is_ok();
+        let attempts = tokio::time::timeout(Duration::from_secs(5), until("it is parked", parked));
+        attempts
+            .await
+            .unwrap_or_else(|_| panic!("cannot be parked without {deleted:?}"));
+        let back = tokio::time::timeout(Duration::from_secs(5), receive_one(&*consumer)).await;
+        delivery = back.unwrap_or_else(|_| panic!("lost without {deleted:?}"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn celerys_own_delay_is_taken_for_topics_of_quorum_queues() {
+    let site = Site::fresh();
+    let broker = site.broker();
+    let queue = Queue::new("q")
+        .bound_to(Exchange::topic("feeds"), "feed")
+        .quorum();
+    let consumer = consumer(&broker, &[&queue], 4).await;
+    let mut sent = crate::support::task("1");
+    let due = after(Duration::from_millis(2_500));
+    sent.headers
+        .set("eta", celery_protocol::time::format(due).into())
+        .unwrap();
+    let letter = Publication::to_exchange(sent, "feeds", "feed").meant_for(queue.clone().into());
+    let started = Instant::now();
+    post(&broker, letter).await.unwrap();
+
+    let delivery = receive_one(&*consumer).await;
+
+    // Whole seconds pass in the broker.
+    assert!(
+        started.elapsed() >= Duration::from_secs(2),
+        "{:?}",
+        started.elapsed()
+    );
+    let info = &message(&delivery).properties.delivery_info;
+    assert_eq!(
+        (info.exchange.as_str(), info.routing_key.as_str()),
+        ("feeds", "feed")
+    );
+    // The rest of it is parked under the same queue.
+    park(&*consumer, &[delivery], after(Duration::from_millis(400))).await;
+    assert_eq!(id(&receive_one(&*consumer).await), "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn parking_and_giving_back_at_once_do_not_disturb_acknowledgements() {
+    let site = Site::fresh();
+    let (broker, queue) = (site.broker(), Queue::new("q"));
+    send(&broker, &queue, &numbers(0..300)).await;
+    let consumer = consumer(&broker, &[&queue], 100).await;
+    let mut done = Vec::new();
+    while done.len() < 300 {
+        let taken = within("receive", consumer.receive(20)).await.unwrap();
+        let batch: Vec<_> = taken
+            .iter()
+            .enumerate()
+            .map(|(number, one)| match (number % 4, one.redelivered) {
+                (1, false) => Settlement::Park(one.tag.clone(), after(Duration::from_millis(250))),
+                (2, false) => Settlement::Requeue(one.tag.clone(), QueueEnd::Head),
+                _ => {
+                    done.push(id(one));
+                    Settlement::Ack(one.tag.clone())
+                }
+            })
+            .collect();
+        let (first, second) = batch.split_at(batch.len() / 2);
+        let (first, second) = tokio::join!(consumer.settle(first), consumer.settle(second));
+        first.unwrap();
+        second.unwrap();
+    }
+    done.sort_by_key(|id| id.parse::<usize>().unwrap());
+    assert_eq!(done, numbers(0..300));
+    until("nothing is left", async || site.counts("q") == (0, 0)).await;
+}

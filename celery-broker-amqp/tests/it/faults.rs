@@ -1,0 +1,389 @@
+//! Servers that die, fall silent, run out of memory or come back.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use celery_broker_amqp::AmqpBroker;
+use celery_runtime::{
+    Broker, ConsumeOptions, Consumer, Exchange, Queue, ServiceErrorKind, Settlement,
+};
+use xtask::servers::RabbitServer;
+
+use crate::support::{
+    LIMIT, ack_all, blocking, bring, broker_at, consumer, id, ids, numbers, post, receive,
+    receive_one, send, settle, sorted, to, until, within,
+};
+
+/// A server that a test may break.
+fn private() -> RabbitServer {
+    blocking(RabbitServer::start)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn nothing_is_lost_when_the_server_is_killed_in_mid_use() {
+    const COUNT: usize = 400;
+    let server = private();
+    let broker = broker_at(&server.url());
+    let queue = Queue::new("q");
+    let sending = tokio::spawn(publish_until_sent(broker.clone(), queue.clone(), COUNT));
+    let mut done = BTreeSet::new();
+    let mut kills = 0;
+    while done.len() < COUNT {
+        let options = ConsumeOptions::new(vec![queue.clone()], 8);
+        let made = async {
+            broker.declare(&queue).await?;
+            broker.consume(&options).await
+        };
+        match within("consume", made).await {
+            Ok(consumer) => work(&server, &*consumer, &mut done, &mut kills, COUNT).await,
+            Err(error) => assert!(error.is_transient(), "{error}"),
+        }
+    }
+    within("all are sent", sending).await.unwrap();
+    assert_eq!(kills, 2);
+    assert_eq!(done, numbers(0..COUNT).into_iter().collect());
+}
+
+/// Works until the connection breaks or everything is done; kills the server
+/// now and then.
+async fn work(
+    server: &RabbitServer,
+    consumer: &dyn Consumer,
+    done: &mut BTreeSet<String>,
+    kills: &mut usize,
+    count: usize,
+) {
+    while done.len() < count {
+        let taken = match within("receive", consumer.receive(7)).await {
+            Ok(taken) => taken,
+            Err(error) => return assert!(error.is_transient(), "{error}"),
+        };
+        if *kills < 2 && done.len() > (count / 3) * *kills + 40 {
+            *kills += 1;
+            blocking(|| {
+                server.kill();
+                server.restart();
+            });
+        }
+        for delivery in taken {
+            let settled = [Settlement::Ack(delivery.tag.clone())];
+            if within("settle", consumer.settle(&settled)).await.is_ok() {
+                done.insert(id(&delivery));
+            }
+        }
+    }
+}
+
+async fn publish_until_sent(broker: AmqpBroker, queue: Queue, count: usize) {
+    let queue = Arc::new(queue);
+    for number in 0..count {
+        while let Err(error) = post(&broker, bring(&queue, &number.to_string())).await {
+            assert!(error.is_transient(), "{error}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn closed_connections_are_errors_at_once_and_made_again() {
+    let server = private();
+    let broker = broker_at(&server.url());
+    let queue = Queue::new("q");
+    let mut events = broker.subscribe(&Exchange::topic("e"), "#").await.unwrap();
+    for round in 0..3 {
+        let consumer = consumer(&broker, &[&queue], 4).await;
+        post(&broker, to("q", &round.to_string())).await.unwrap();
+        let held = receive_one(&*consumer).await;
+        blocking(|| server.control(&["close_all_connections", "maintenance"]));
+        let error = within("the end", consumer.receive(1)).await.unwrap_err();
+        assert_eq!(error.kind(), ServiceErrorKind::Disconnected, "{error}");
+        assert!(error.to_string().contains("maintenance"), "{error}");
+        let late = [Settlement::Ack(held.tag)];
+        let error = within("settle", consumer.settle(&late)).await.unwrap_err();
+        assert!(error.is_transient(), "{error}");
+        // The one that publishes is found to be closed before it is used.
+        post(&broker, to("q", "again")).await.unwrap();
+        broker.purge(&queue).await.unwrap();
+    }
+    let error = within("the end", events.next()).await.unwrap_err();
+    assert!(error.is_transient(), "{error}");
+}
+
+/// RabbitMQ stops reading from those who publish. Everything else goes on.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn a_server_without_memory_takes_nothing_and_says_why() {
+    let server = private();
+    let broker = broker_at(&server.url());
+    let queue = Queue::new("q");
+    send(&broker, &queue, &numbers(0..20)).await;
+    let consumer = consumer(&broker, &[&queue], 10).await;
+    assert_eq!(broker.obstacle(), None);
+    alarm(&server, true);
+
+    let sending = {
+        let broker = broker.clone();
+        tokio::spawn(async move { post(&broker, to("q", "late")).await })
+    };
+    until("it says why", async || broker.obstacle().is_some()).await;
+    let obstacle = broker.obstacle().unwrap();
+    assert!(obstacle.contains("memory"), "{obstacle}");
+    // Calls that are given up meanwhile.
+    for _ in 0..40 {
+        let letter = [to("q", "given up")];
+        let sent = tokio::time::timeout(Duration::from_millis(20), broker.publish(&letter)).await;
+        assert!(sent.is_err(), "{sent:?}");
+    }
+    assert!(broker.obstacle().is_some());
+    // Consumers take and settle.
+    let taken = receive(&*consumer, 10).await;
+    let acked = tokio::time::timeout(Duration::from_secs(2), async {
+        ack_all(&*consumer, &taken).await;
+        receive(&*consumer, 10).await
+    });
+    let rest = acked.await.expect("consumers work without memory");
+    assert_eq!(ids(&rest), numbers(10..20));
+    assert!(!sending.is_finished());
+
+    alarm(&server, false);
+    within("it is sent", sending).await.unwrap().unwrap();
+    until("nothing is in the way", async || {
+        broker.obstacle().is_none()
+    })
+    .await;
+    ack_all(&*consumer, &rest).await;
+    post(&broker, to("q", "after")).await.unwrap();
+    let after = receive_until(&*consumer, "after").await;
+    println!(
+        "of 40 calls that were given up, {} arrived",
+        after.len() - 2
+    );
+    until("no channel is left", async || channels(&server) <= 18).await;
+    assert_eq!(sorted(&server, &["list_connections", "pid"]).len(), 2);
+}
+
+/// A worker that has lost its consumer gets a new one also while its own
+/// messages are not taken: only consuming empties the server.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn a_consumer_is_made_while_the_server_has_no_memory() {
+    let server = private();
+    let broker = broker_at(&server.url());
+    let queue = Queue::new("q");
+    send(&broker, &queue, &["1"]).await;
+    alarm(&server, true);
+    block(&broker).await;
+
+    let made = tokio::time::timeout(Duration::from_secs(4), consumer(&broker, &[&queue], 4)).await;
+
+    let consumer = made.expect("a consumer without memory");
+    assert_eq!(id(&receive_one(&*consumer).await), "1");
+    alarm(&server, false);
+}
+
+/// What cannot be parked now must not hold up the acknowledgements of its
+/// batch, and waits in the broker once, however often it was tried.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn parking_without_memory_neither_holds_up_others_nor_multiplies() {
+    let server = private();
+    let broker = broker_at(&server.url());
+    let queue = Queue::new("q");
+    send(&broker, &queue, &["warm", "park", "ack"]).await;
+    let consumer = consumer(&broker, &[&queue], 10).await;
+    let taken = receive(&*consumer, 3).await;
+    let later = |seconds| SystemTime::now() + Duration::from_secs(seconds);
+    settle(
+        &*consumer,
+        &[Settlement::Park(taken[0].tag.clone(), later(3_600))],
+    )
+    .await;
+    alarm(&server, true);
+    block(&broker).await;
+
+    // As a worker does: with a deadline, and again.
+    let both = [
+        Settlement::Park(taken[1].tag.clone(), later(3_600)),
+        Settlement::Ack(taken[2].tag.clone()),
+    ];
+    for _ in 0..5 {
+        let settled =
+            tokio::time::timeout(Duration::from_millis(500), consumer.settle(&both)).await;
+        assert!(settled.is_err(), "{settled:?}");
+    }
+    let held = || sorted(&server, &["list_queues", "name", "messages_unacknowledged"]);
+    let acked = held().contains(&vec!["q".to_owned(), "1".to_owned()]);
+
+    alarm(&server, false);
+    until("it is parked", async || {
+        consumer.settle(&both).await.is_ok()
+    })
+    .await;
+    until("nothing is held", async || {
+        held().contains(&vec!["q".to_owned(), "0".to_owned()])
+    })
+    .await;
+    until("all confirmed", async || channels(&server) <= 18).await;
+    let parked = broker
+        .depth(&Queue::new("celery_delayed_11"))
+        .await
+        .unwrap();
+    // One was parked before, and one was tried six times.
+    let gone = if acked { "went out" } else { "was held up" };
+    assert_eq!(
+        (gone, parked),
+        ("went out", 2),
+        "the acknowledgement, and what is parked"
+    );
+}
+
+/// Sends something that is not taken, and waits until that is known.
+async fn block(broker: &AmqpBroker) {
+    let letter = [to("nobody", "blocked")];
+    let _ = tokio::time::timeout(Duration::from_millis(100), broker.publish(&letter)).await;
+    until("it says why", async || broker.obstacle().is_some()).await;
+}
+
+fn alarm(server: &RabbitServer, raised: bool) {
+    let limit = if raised { "0.00001" } else { "0.6" };
+    blocking(|| server.control(&["set_vm_memory_high_watermark", limit]));
+}
+
+fn channels(server: &RabbitServer) -> usize {
+    sorted(server, &["list_channels", "pid"]).len()
+}
+
+/// Receives and acknowledges until this one came.
+async fn receive_until(consumer: &dyn Consumer, last: &str) -> Vec<String> {
+    let mut all = Vec::new();
+    while all.last().is_none_or(|id| id != last) {
+        let one = receive_one(consumer).await;
+        all.push(id(&one));
+        ack_all(consumer, &[one]).await;
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[cfg(unix)]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn a_silent_server_is_an_error_in_time_and_serves_again_after_it() {
+    /// What options have where nobody says otherwise, and a second more.
+    const ANSWER: Duration = Duration::from_secs(6);
+    let server = private();
+    let broker = broker_at(&format!("{}?heartbeat=2", server.url()));
+    let queue = Queue::new("q");
+    let first = consumer(&broker, &[&queue], 4).await;
+    post(&broker, to("q", "1")).await.unwrap();
+    let held = receive_one(&*first).await;
+    let waiting = {
+        let first = Arc::clone(&first);
+        tokio::spawn(async move { first.receive(1).await })
+    };
+    server.pause();
+
+    let options = ConsumeOptions::new(vec![queue.clone()], 1);
+    let other = Queue::new("other");
+    let exchange = Exchange::topic("e");
+    let paused = Instant::now();
+    while paused.elapsed() < silence() {
+        let started = Instant::now();
+        let (declared, depth, purged, consumed, subscribed, sent) = tokio::join!(
+            broker.declare(&other),
+            broker.depth(&queue),
+            broker.purge(&other),
+            broker.consume(&options),
+            broker.subscribe(&exchange, "#"),
+            post(&broker, to("q", "2")),
+        );
+        let errors = [
+            declared.unwrap_err(),
+            depth.unwrap_err(),
+            purged.unwrap_err(),
+            consumed.map(drop).unwrap_err(),
+            subscribed.map(drop).unwrap_err(),
+            sent.unwrap_err(),
+        ];
+        for error in &errors {
+            assert!(error.is_transient(), "{error}");
+        }
+        assert!(
+            started.elapsed() < ANSWER,
+            "{:?}: {errors:?}",
+            started.elapsed()
+        );
+    }
+    let error = within("the consumer notices", waiting)
+        .await
+        .unwrap()
+        .unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    let error = within("settle", first.settle(&[Settlement::Ack(held.tag)]))
+        .await
+        .unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    server.resume();
+
+    let resumed = Instant::now();
+    drop(first);
+    let second = loop {
+        match broker.consume(&options).await {
+            Ok(consumer) => break consumer,
+            Err(error) => assert!(error.is_transient(), "{error}"),
+        }
+        assert!(resumed.elapsed() < LIMIT);
+    };
+    let back = receive_one(&*second).await;
+    println!(
+        "the first message came {:?} after the server went on",
+        resumed.elapsed()
+    );
+    assert_eq!(id(&back), "1");
+    assert!(
+        resumed.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        resumed.elapsed()
+    );
+    post(&broker, to("q", "3")).await.unwrap();
+}
+
+/// Eight seconds, or a minute where there is time.
+fn silence() -> Duration {
+    match std::env::var_os("CELERY_TEST_LONG") {
+        Some(_) => Duration::from_secs(60),
+        None => Duration::from_secs(8),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn a_task_that_takes_too_long_for_the_server_is_told_with_a_remedy() {
+    let server = private();
+    blocking(|| {
+        for (name, milliseconds) in [("consumer_timeout", 1000), ("channel_tick_interval", 1000)] {
+            let set = format!("application:set_env(rabbit, {name}, {milliseconds}).");
+            server.control(&["eval", &set]);
+        }
+    });
+    let broker = broker_at(&server.url());
+    let queue = Queue::new("q");
+    send(&broker, &queue, &["1"]).await;
+    let first = consumer(&broker, &[&queue], 4).await;
+    let held = receive_one(&*first).await;
+    let error = within("the end", first.receive(1)).await.unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    assert!(error.to_string().contains("raise that"), "{error}");
+    let error = within("settle", first.settle(&[Settlement::Ack(held.tag)]))
+        .await
+        .unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    drop(first);
+    let second = consumer(&broker, &[&queue], 4).await;
+    let again = receive_one(&*second).await;
+    assert!(again.redelivered);
+    ack_all(&*second, &[again]).await;
+    assert_eq!(sorted(&server, &["list_connections", "pid"]).len(), 2);
+}

@@ -1,0 +1,173 @@
+//! Results as messages to whoever asked.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use celery_broker_amqp::RpcBackend;
+use celery_protocol::{Raw, ResultDocument, State};
+use celery_runtime::{Broker, Record, ResultBackend};
+
+use crate::support::{Site, until, within};
+
+fn document(id: &str, state: State) -> ResultDocument<'static> {
+    ResultDocument::new(id.to_owned(), state, Raw::json("5"))
+}
+
+async fn store(worker: &RpcBackend, document: &ResultDocument<'_>, reply_to: &str) {
+    let record = Record::new(document).reply(Some(reply_to), Some(&document.task_id));
+    within("store", worker.store(record)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn the_reply_queue_is_celerys_and_goes_with_the_client() {
+    let site = Site::fresh();
+    let broker: Arc<dyn Broker> = Arc::new(site.broker());
+    let backend = RpcBackend::new(broker).result_expires(Some(Duration::from_secs(3_600)));
+    let name = backend.reply_to().unwrap();
+    assert!(
+        site.rows("list_queues", &["name"]).is_empty(),
+        "opened before it is needed"
+    );
+    within("expect", backend.expect(&["id".to_owned()]))
+        .await
+        .unwrap();
+    let columns = [
+        "name",
+        "durable",
+        "auto_delete",
+        "exclusive",
+        "consumers",
+        "arguments",
+    ];
+    assert_eq!(
+        site.rows("list_queues", &columns),
+        [[
+            &name,
+            "true",
+            "true",
+            "false",
+            "1",
+            "[{\"x-expires\",3600000}]"
+        ]]
+    );
+    drop(backend);
+    until("it is gone", async || {
+        site.rows("list_queues", &["name"]).is_empty()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn results_have_celerys_properties() {
+    let site = Site::fresh();
+    let raw = site.raw().await;
+    for (name, persistent) in [("passing", false), ("kept", true)] {
+        let worker = RpcBackend::new(Arc::new(site.broker()));
+        let worker = if persistent {
+            worker.persistent()
+        } else {
+            worker
+        };
+        raw.declare(name, lapin::types::FieldTable::default()).await;
+        store(&worker, &document("15dd1bb7", State::Success), name).await;
+        let sent = raw.take(name).await.unwrap();
+        // As in the capture `amqp-firehose-success-rpc`.
+        let properties = &sent.properties;
+        let text = |text: &Option<lapin::types::ShortString>| text.clone().unwrap().to_string();
+        assert_eq!(
+            (sent.exchange.as_str(), sent.routing_key.as_str()),
+            ("", name)
+        );
+        assert_eq!(text(properties.correlation_id()), "15dd1bb7");
+        assert_eq!(text(properties.content_type()), "application/json");
+        assert_eq!(text(properties.content_encoding()), "utf-8");
+        assert_eq!(*properties.priority(), Some(0));
+        assert_eq!(
+            *properties.delivery_mode(),
+            Some(if persistent { 2 } else { 1 })
+        );
+        assert!(
+            properties
+                .headers()
+                .as_ref()
+                .is_some_and(|headers| headers.inner().is_empty())
+        );
+        assert!(properties.reply_to().is_none());
+        let body: serde_json::Value = serde_json::from_slice(&sent.data).unwrap();
+        for (field, value) in [
+            ("status", serde_json::json!("SUCCESS")),
+            ("result", serde_json::json!(5)),
+            ("traceback", serde_json::json!(null)),
+            ("task_id", serde_json::json!("15dd1bb7")),
+        ] {
+            assert_eq!(body[field], value, "{body}");
+        }
+        assert!(body.get("date_done").is_some(), "{body}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn who_waits_is_told_of_a_broken_connection_and_may_wait_again() {
+    let site = Site::fresh();
+    let raw = site.raw().await;
+    let client = RpcBackend::new(Arc::new(site.broker()));
+    let name = client.reply_to().unwrap();
+    let waiting = |id: &'static str| {
+        let client = client.clone();
+        tokio::spawn(async move { client.wait(id).await })
+    };
+    let opened = async || site.rows("list_queues", &["name", "consumers"]) == [[&*name, "1"]];
+    let first = waiting("a");
+    until("it waits", opened).await;
+    raw.delete(&name).await;
+    let error = within("the end", first).await.unwrap().unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    let second = waiting("b");
+    until("it waits", opened).await;
+    let worker = RpcBackend::new(Arc::new(site.broker()));
+    store(&worker, &document("b", State::Success), &name).await;
+    let found = within("the result", second).await.unwrap().unwrap();
+    assert_eq!(found.task_id, "b");
+    // Nobody is there for this one.
+    store(&worker, &document("c", State::Success), "nobody").await;
+    assert_eq!(worker.dropped(), 1);
+}
+
+/// A wait that begins in the moment in which the connection breaks ends, too.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn no_wait_hangs_that_begins_while_the_connection_breaks() {
+    let site = Site::fresh();
+    let raw = site.raw().await;
+    let client = RpcBackend::new(Arc::new(site.broker()));
+    let name = client.reply_to().unwrap();
+    for round in 0..40 {
+        within("expect", client.expect(&[])).await.unwrap();
+        let waits: Vec<_> = (0..20)
+            .map(|number| {
+                let client = client.clone();
+                tokio::spawn(async move {
+                    let id = format!("{round}-{number}");
+                    for _ in 0..number * 3 {
+                        tokio::task::yield_now().await;
+                    }
+                    client.wait(&id).await
+                })
+            })
+            .collect();
+        raw.delete(&name).await;
+        // Those who came later wait at a new queue: deleting that ends them.
+        for wait in waits {
+            let ended = tokio::time::timeout(Duration::from_secs(3), async {
+                while !wait.is_finished() {
+                    raw.delete(&name).await;
+                }
+            });
+            assert!(ended.await.is_ok(), "a wait of round {round} hangs");
+            wait.await.unwrap().unwrap_err();
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Broadcasts and replies.
+
+use std::time::Duration;
+
+use celery_runtime::{Broker, Exchange, Publication};
+
+use crate::support::{Site, message_id, post, task, to, until, within};
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn queues_are_those_of_celery_and_go_with_their_readers() {
+    let site = Site::fresh();
+    let broker = site.broker();
+    let pidbox = Exchange::fanout("celery.pidbox").transient();
+    let events = Exchange::topic("celeryev");
+    let one = within("subscribe", broker.subscribe(&pidbox, ""))
+        .await
+        .unwrap();
+    let two = within("subscribe", broker.subscribe(&events, "task.#"))
+        .await
+        .unwrap();
+    let three = broker.reply_queue("3f0c-reply", Duration::from_secs(86_400));
+    let three = within("reply queue", three).await.unwrap();
+
+    let columns = [
+        "name",
+        "durable",
+        "auto_delete",
+        "exclusive",
+        "consumers",
+        "arguments",
+    ];
+    let queues = site.rows("list_queues", &columns);
+    let ends: Vec<_> = queues.iter().map(|row| row[1..].join(" ")).collect();
+    let short = "false true true 1 [{\"x-expires\",60000},{\"x-message-ttl\",5000}]";
+    assert_eq!(
+        ends,
+        ["true true false 1 [{\"x-expires\",86400000}]", short, short]
+    );
+    assert!(queues[1][0].starts_with("celery.pidbox."), "{queues:?}");
+    assert!(queues[2][0].starts_with("celeryev."), "{queues:?}");
+    let mut exchanges = site.rows("list_exchanges", &["name", "type", "durable"]);
+    exchanges.retain(|row| row[0].starts_with("celery"));
+    assert_eq!(
+        exchanges,
+        [
+            ["celery.pidbox", "fanout", "false"],
+            ["celeryev", "topic", "true"]
+        ]
+    );
+    let consumers = site.rows("list_consumers", &["ack_required", "prefetch_count"]);
+    assert_eq!(consumers, [["false", "0"], ["false", "0"], ["false", "0"]]);
+
+    drop((one, two, three));
+    until("they are gone", async || {
+        site.rows("list_queues", &["name"]).is_empty()
+    })
+    .await;
+    until("with their channels", async || {
+        site.channels(&["consumer_count"])
+            .iter()
+            .all(|row| row[0] == "0")
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn a_wait_that_is_given_up_loses_no_message() {
+    let site = Site::fresh();
+    let broker = site.broker();
+    let mut replies = broker
+        .reply_queue("replies", Duration::from_secs(60))
+        .await
+        .unwrap();
+    let sending = {
+        let broker = broker.clone();
+        tokio::spawn(async move {
+            for number in 0..300 {
+                post(&broker, to("replies", &number.to_string()))
+                    .await
+                    .unwrap();
+            }
+        })
+    };
+    let mut expected = 0;
+    while expected < 300 {
+        let next = tokio::time::timeout(Duration::from_micros(200), replies.next());
+        if let Ok(message) = next.await {
+            assert_eq!(message_id(&message.unwrap()), expected.to_string());
+            expected += 1;
+        }
+    }
+    sending.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn a_broadcast_finds_its_exchange_again() {
+    let site = Site::fresh();
+    let (broker, raw) = (site.broker(), site.raw().await);
+    let exchange = Exchange::topic("celeryev");
+    let send = async || within("broadcast", broker.broadcast(&exchange, "a.b", &task("1"))).await;
+    // Nobody listens.
+    send().await.unwrap();
+    let options = lapin::options::ExchangeDeleteOptions::default();
+    raw.channel
+        .exchange_delete("celeryev".into(), options)
+        .await
+        .unwrap();
+    send().await.unwrap();
+    let mut events = broker.subscribe(&exchange, "a.*").await.unwrap();
+    send().await.unwrap();
+    let event = within("the event", events.next()).await.unwrap();
+    assert_eq!(message_id(&event), "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn a_subscription_whose_queue_goes_says_so() {
+    let site = Site::fresh();
+    let (broker, raw) = (site.broker(), site.raw().await);
+    let mut replies = broker
+        .reply_queue("replies", Duration::from_secs(60))
+        .await
+        .unwrap();
+    raw.delete("replies").await;
+    let error = within("the end", replies.next()).await.unwrap_err();
+    assert!(
+        error.is_transient() && error.to_string().contains("replies"),
+        "{error}"
+    );
+    let letter = Publication::to_queue(task("1"), "replies");
+    let error = post(&broker, letter).await.unwrap_err();
+    assert_eq!(error.kind(), celery_runtime::ServiceErrorKind::Unroutable);
+}

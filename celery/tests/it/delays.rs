@@ -1,0 +1,181 @@
+//! Tasks for later on RabbitMQ: at their time, and in nobody's hands before.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use celery::AsyncResult;
+use serde_json::json;
+
+use crate::support::{AGAIN, NOW, PATIENCE, Setup, start, stories, story};
+
+stories! {
+    a_python_client_sends_for_later: rabbitmq, quorum, native;
+    our_client_sends_for_later_to_python: rabbitmq, quorum, native;
+    our_client_sends_for_later_to_ours: rabbitmq, quorum, native;
+    retries_come_after_their_delay: rabbitmq, quorum, native;
+    the_cascade_may_be_there_as_classic_queues: native;
+    a_delay_reaches_every_queue_beside_a_quorum_queue: rabbitmq;
+}
+
+/// So long after its time a task may run.
+const LATE: f64 = 1.5;
+
+async fn a_python_client_sends_for_later(setup: Setup) {
+    let worker = setup.serve(story()).await;
+    // The client of a quorum queue on a topic exchange counts whole seconds.
+    let program = r#"
+for delay in (1, 2.5, 4):
+    due = time.time() + delay
+    print(json.dumps([send("story.now", countdown=delay).id, due]))
+eta = datetime.datetime.now(timezone.utc) + timedelta(seconds=2)
+print(json.dumps([send("story.now", eta=eta).id, eta.timestamp()]))
+"#;
+    let output = setup.python(program).await;
+    setup.wait_for_delayed(output.lines().count()).await;
+    assert_nothing_is_at_hand(&setup).await;
+    let client = setup.client();
+    for line in output.lines() {
+        let (id, due): (String, f64) = serde_json::from_str(line).unwrap();
+        assert_ran_in_time(&client.result(id), due).await;
+    }
+    worker.stop().await;
+    setup.assert_nothing_left().await;
+}
+
+async fn our_client_sends_for_later_to_python(setup: Setup) {
+    let python = start(setup.python_worker()).await;
+    for (sent, due) in send_for_later(&setup).await {
+        assert_ran_in_time(&sent, due).await;
+    }
+    python.terminate();
+    setup.assert_nothing_left().await;
+}
+
+async fn our_client_sends_for_later_to_ours(setup: Setup) {
+    let worker = setup.serve(story()).await;
+    let sent = send_for_later(&setup).await;
+    setup.wait_for_delayed(sent.len()).await;
+    assert_nothing_is_at_hand(&setup).await;
+    for (sent, due) in sent {
+        assert_ran_in_time(&sent, due).await;
+    }
+    worker.stop().await;
+    setup.assert_nothing_left().await;
+}
+
+/// Neither in the worker's hands nor in its queue.
+async fn assert_nothing_is_at_hand(setup: &Setup) {
+    let queues = setup.vhost().queues().await;
+    let held = queues.values().filter(|one| one.held > 0).count();
+    assert_eq!((held, queues["celery"].ready), (0, 0), "{queues:?}");
+}
+
+/// Results, and the times at which their tasks are due.
+async fn send_for_later(setup: &Setup) -> Vec<(AsyncResult<f64>, f64)> {
+    let client = setup.client();
+    let mut sent = Vec::new();
+    for delay in [1.2, 2.5, 4.0] {
+        let due = SystemTime::now() + Duration::from_secs_f64(delay);
+        let due_at = due.duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+        let result = client.apply(NOW.s(()).eta(due)).await.unwrap();
+        sent.push((result, due_at));
+    }
+    sent
+}
+
+async fn assert_ran_in_time(sent: &AsyncResult<f64>, due: f64) {
+    let ran = sent.get_timeout(PATIENCE).await.unwrap();
+    // Times are written in microseconds.
+    let late = ran - due;
+    assert!((-0.001..LATE).contains(&late), "{late} s late");
+}
+
+async fn retries_come_after_their_delay(setup: Setup) {
+    let python = start(setup.python_worker()).await;
+    let begun = Instant::now();
+    let theirs = setup.client().send(AGAIN, (2, DELAY)).await.unwrap();
+    assert_eq!(theirs.get_timeout(PATIENCE).await.unwrap(), 2);
+    assert_took_two_delays(begun.elapsed());
+
+    // Whichever of the two runs it next.
+    let worker = setup.serve(story()).await;
+    retry(&setup, 6).await;
+    python.terminate();
+    retry(&setup, 1).await;
+    worker.stop().await;
+    setup.assert_nothing_left().await;
+}
+
+const DELAY: f64 = 1.0;
+
+/// A Python client calls tasks that are retried twice.
+async fn retry(setup: &Setup, tasks: u32) {
+    let program = format!(
+        r#"
+begun = time.time()
+for sent in [send("story.again", (2, {DELAY})) for _ in range({tasks})]:
+    same(get(sent), 2)
+print(time.time() - begun)
+"#
+    );
+    let took = setup.python(program).await;
+    assert_took_two_delays(Duration::from_secs_f64(took.trim().parse().unwrap()));
+}
+
+fn assert_took_two_delays(took: Duration) {
+    let late = took.as_secs_f64() - 2.0 * DELAY;
+    assert!((0.0..2.0 * LATE).contains(&late), "{late} s late");
+}
+
+/// Where somebody else's settings made the cascade, it serves as it is.
+async fn the_cascade_may_be_there_as_classic_queues(setup: Setup) {
+    let classic = setup.with("broker_native_delayed_delivery_queue_type", "classic");
+    let python = start(classic.python_worker().queues(&["celery"])).await;
+    let log = python.terminate();
+    assert!(!log.contains("Traceback"), "{log}");
+    for setup in [&classic, &setup] {
+        let worker = setup.serve(story()).await;
+        let program = r#"
+due = time.time() + 2
+print(json.dumps([send("story.now", countdown=2).id, due]))
+"#;
+        let output = setup.python(program).await;
+        let (id, due): (String, f64) = serde_json::from_str(&output).unwrap();
+        setup.wait_for_delayed(1).await;
+        assert_ran_in_time(&setup.client().result(id), due).await;
+        worker.stop().await;
+    }
+    setup.assert_nothing_left().await;
+}
+
+/// As soon as one queue is a quorum queue, Python delays tasks natively for
+/// every queue whose exchange is not direct, and its worker binds them all.
+async fn a_delay_reaches_every_queue_beside_a_quorum_queue(setup: Setup) {
+    let on = |kind: &str| json!({"exchange": kind, "exchange_type": kind});
+    let setup = setup.with(
+        "task_queues",
+        json!({
+            "safe": {"queue_arguments": {"x-queue-type": "quorum"}},
+            "plain": {},
+            "topic": on("topic"),
+            "fanout": on("fanout"),
+            "headers": {
+                "exchange": "colors", "exchange_type": "headers",
+                "binding_arguments": {"color": "blue"},
+            },
+        }),
+    );
+    let worker = setup.serve(story()).await;
+    let program = r#"
+later = {queue: send("story.now", countdown=1, queue=queue, headers={"color": "blue"})
+         for queue in app.conf.task_queues}
+lost = lambda: [queue for queue, sent in later.items() if not sent.ready()]
+until("all came, or never come", lambda: not lost() or time.time() > begun + 8)
+print(lost())
+"#;
+    let lost = setup
+        .python(format!("begun = time.time()\n{program}"))
+        .await;
+    assert_eq!(lost.trim(), "[]", "lost");
+    worker.stop().await;
+    setup.assert_nothing_left().await;
+}

@@ -1,0 +1,815 @@
+//! RabbitMQ dies, falls silent, has no memory or no patience, in mid-work:
+//! what was acknowledged is not lost, and work goes on soon after.
+
+use std::collections::HashSet;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use celery::{
+    Client, Config, LinkEvent, Queue, SendError, Task, TaskError, Tasks, Worker, WorkerError,
+};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+use xtask::servers::{Proxy, RabbitServer};
+
+/// How long anything may take that has to happen.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How soon after the end of a fault tasks have to run again.
+const SOON: Duration = Duration::from_secs(2);
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+/// Notes a number in the ledger, after so many milliseconds.
+const MARK: Task<(i64, u64), i64> = Task::new("faults.mark").params(&["number", "after"]);
+
+/// What ran, and when it ended.
+#[derive(Clone, Default)]
+struct Ledger {
+    runs: Arc<Mutex<Vec<(i64, Instant)>>>,
+}
+
+impl Ledger {
+    fn tasks(&self) -> Tasks {
+        let ledger = self.clone();
+        Tasks::new().with(MARK, move |number, after| {
+            ledger.clone().mark(number, after)
+        })
+    }
+
+    async fn mark(self, number: i64, after: u64) -> Result<i64, TaskError> {
+        tokio::time::sleep(Duration::from_millis(after)).await;
+        self.runs.lock().unwrap().push((number, Instant::now()));
+        Ok(number)
+    }
+
+    fn count(&self) -> usize {
+        self.runs.lock().unwrap().len()
+    }
+
+    fn times(&self, number: i64) -> usize {
+        let runs = self.runs.lock().unwrap();
+        runs.iter().filter(|(ran, _)| *ran == number).count()
+    }
+
+    fn numbers(&self) -> HashSet<i64> {
+        self.runs
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|(number, _)| *number)
+            .collect()
+    }
+
+    /// When the first task ended after this moment.
+    fn first_after(&self, moment: Instant) -> Option<Instant> {
+        let runs = self.runs.lock().unwrap();
+        runs.iter()
+            .map(|(_, time)| *time)
+            .find(|time| *time > moment)
+    }
+}
+
+/// A server that the test may break, and how its programs are configured.
+struct Setup {
+    server: Arc<RabbitServer>,
+    config: Config,
+}
+
+impl Setup {
+    async fn new() -> Self {
+        let server = Arc::new(blocking(RabbitServer::start).await);
+        let config = Config::new().broker_url(server.url());
+        Self { server, config }
+    }
+
+    fn set(self, name: &str, value: impl Into<serde_json::Value>) -> Self {
+        let config = self.config.set(name, value.into()).unwrap();
+        Self { config, ..self }
+    }
+
+    fn url(self, url: String) -> Self {
+        Self {
+            config: self.config.broker_url(url),
+            ..self
+        }
+    }
+
+    fn client(&self) -> Client {
+        celery::connect(self.config.clone()).unwrap().client()
+    }
+
+    async fn serve(&self, ledger: &Ledger) -> Running {
+        self.serve_with(ledger, |worker| worker.concurrency(4))
+            .await
+    }
+
+    async fn serve_with(&self, ledger: &Ledger, how: impl FnOnce(Worker) -> Worker) -> Running {
+        let app = celery::connect(self.config.clone()).unwrap();
+        Running::start(how(app.worker(ledger.tasks()))).await
+    }
+
+    async fn on_server<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&RabbitServer) -> T + Send + 'static,
+    ) -> T {
+        let server = Arc::clone(&self.server);
+        blocking(move || work(&server)).await
+    }
+
+    async fn control(&self, words: &'static [&'static str]) -> String {
+        self.on_server(move |server| server.control(words)).await
+    }
+
+    /// Ready and unacknowledged messages of a queue; none if there is none.
+    async fn counts(&self, queue: &'static str) -> (usize, usize) {
+        let rows = self.on_server(|server| {
+            let columns = ["name", "messages_ready", "messages_unacknowledged"];
+            server.list(&[&["list_queues"], &columns[..]].concat())
+        });
+        let rows = rows.await;
+        let row = rows.iter().find(|row| row[0] == queue);
+        row.map_or((0, 0), |row| {
+            (row[1].parse().unwrap(), row[2].parse().unwrap())
+        })
+    }
+
+    async fn assert_nothing_left(&self) {
+        eventually("nothing is left", async || {
+            (self.counts("celery").await == (0, 0)).then_some(())
+        })
+        .await;
+    }
+
+    /// Messages in a queue, as AMQP tells it.
+    async fn depth(&self, queue: &str) -> u64 {
+        let app = celery::connect(self.config.clone()).unwrap();
+        let depth = app.broker().depth(&Queue::new(queue)).await.unwrap();
+        app.close().await;
+        depth
+    }
+}
+
+/// A worker inside this process, connected.
+struct Running {
+    stop: oneshot::Sender<()>,
+    links: watch::Receiver<Links>,
+    worker: JoinHandle<Result<(), WorkerError>>,
+}
+
+/// How often the worker was connected, and how often it lost that.
+#[derive(Clone, Copy, Debug, Default)]
+struct Links {
+    made: usize,
+    lost: usize,
+}
+
+impl Running {
+    async fn start(worker: Worker) -> Self {
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (count, mut links) = watch::channel(Links::default());
+        let worker = worker
+            .on_link(move |event| {
+                count.send_modify(|links| match event {
+                    LinkEvent::Lost(error) => {
+                        println!("the worker lost its connection: {error}");
+                        links.lost += 1;
+                    }
+                    _ => links.made += 1,
+                });
+            })
+            .run_until(async { stopped.await.unwrap_or(()) });
+        let worker = tokio::spawn(worker);
+        let connected = links.wait_for(|links| links.made > 0);
+        within("a worker connects", connected)
+            .await
+            .expect("the worker runs");
+        Self {
+            stop,
+            links,
+            worker,
+        }
+    }
+
+    /// Waits until the worker has lost its connection so often.
+    async fn lost(&mut self, times: usize) {
+        let lost = self.links.wait_for(|links| links.lost >= times);
+        within("the worker notices", lost)
+            .await
+            .expect("the worker runs");
+    }
+
+    /// Stops warmly.
+    async fn stop(self) {
+        let _ = self.stop.send(());
+        within("the worker stops", self.worker)
+            .await
+            .unwrap()
+            .unwrap();
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.unwrap()
+}
+
+async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(PATIENCE, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("not within {PATIENCE:?}: {what}"),
+    }
+}
+
+async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let found = async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    within(what, found).await
+}
+
+/// Sends numbers until it is told to stop; answers those that were taken.
+async fn produce(client: Client, mut stop: oneshot::Receiver<()>) -> Vec<i64> {
+    let mut acknowledged = Vec::new();
+    let mut number = 0;
+    while stop.try_recv().is_err() {
+        number += 1;
+        // A failed one may have arrived all the same; it does not count.
+        if client.send(MARK, (number, 5)).await.is_ok() {
+            acknowledged.push(number);
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    acknowledged
+}
+
+/// Waits until everything has run that was acknowledged, and prints figures.
+async fn assert_all_ran(what: &str, ledger: &Ledger, acknowledged: &[i64]) {
+    eventually("all have run that were acknowledged", async || {
+        let ran = ledger.numbers();
+        acknowledged
+            .iter()
+            .all(|number| ran.contains(number))
+            .then_some(())
+    })
+    .await;
+    let (runs, ran) = (ledger.count(), ledger.numbers().len());
+    println!(
+        "{what}: {} acknowledged, {ran} ran, {} of them twice",
+        acknowledged.len(),
+        runs - ran
+    );
+}
+
+/// Waits until the server talks AMQP; answers when it did.
+async fn handshake(port: u16) -> Instant {
+    blocking(move || {
+        let greet = || -> std::io::Result<()> {
+            let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.write_all(b"AMQP\x00\x00\x09\x01")?;
+            stream.read_exact(&mut [0])
+        };
+        let started = Instant::now();
+        while greet().is_err() {
+            assert!(
+                started.elapsed() < PATIENCE,
+                "the server does not come back"
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Instant::now()
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn rabbitmq_is_killed_five_times_under_load_and_nothing_is_lost() {
+    let setup = Setup::new().await.set("task_acks_late", true);
+    let ledger = Ledger::default();
+    let mut worker = setup.serve(&ledger).await;
+    let (stop, stopped) = oneshot::channel();
+    let producer = tokio::spawn(produce(setup.client(), stopped));
+    let mut delays = Vec::new();
+    for round in 1..=5 {
+        let before = ledger.count();
+        eventually("work goes on", async || {
+            (ledger.count() > before + 100).then_some(())
+        })
+        .await;
+        setup.on_server(RabbitServer::kill).await;
+        worker.lost(round).await;
+        let (back, ()) = tokio::join!(
+            handshake(setup.server.port()),
+            setup.on_server(RabbitServer::restart)
+        );
+        let first = eventually("tasks run again", async || ledger.first_after(back)).await;
+        delays.push(first - back);
+        println!(
+            "kill {round} of RabbitMQ: the first task {:?} after its return",
+            first - back
+        );
+    }
+    stop.send(()).unwrap();
+    let acknowledged = within("the producer ends", producer).await.unwrap();
+    assert_all_ran("five kills", &ledger, &acknowledged).await;
+    worker.stop().await;
+    setup.assert_nothing_left().await;
+    assert!(delays.iter().all(|delay| *delay <= SOON), "{delays:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn connections_are_closed_five_times_under_load_and_nothing_is_lost() {
+    let setup = Setup::new().await.set("task_acks_late", true);
+    let ledger = Ledger::default();
+    let mut worker = setup.serve(&ledger).await;
+    let (stop, stopped) = oneshot::channel();
+    let producer = tokio::spawn(produce(setup.client(), stopped));
+    for round in 1..=5 {
+        let before = ledger.count();
+        eventually("work goes on", async || {
+            (ledger.count() > before + 50).then_some(())
+        })
+        .await;
+        setup
+            .control(&["close_all_connections", "maintenance"])
+            .await;
+        worker.lost(round).await;
+        let lost = Instant::now();
+        let first = eventually("tasks run again", async || ledger.first_after(lost)).await;
+        println!(
+            "closing {round}: the next task {:?} after the worker noticed",
+            first - lost
+        );
+        assert!(first - lost < SOON);
+    }
+    stop.send(()).unwrap();
+    let acknowledged = within("the producer ends", producer).await.unwrap();
+    assert_all_ran("five closings", &ledger, &acknowledged).await;
+    worker.stop().await;
+    setup.assert_nothing_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn without_memory_senders_are_told_and_workers_go_on() {
+    const DEADLINE: Duration = Duration::from_secs(2);
+    let setup = Setup::new()
+        .await
+        .set("deadline", DEADLINE.as_secs())
+        .set("task_acks_late", true);
+    let ledger = Ledger::default();
+    let client = setup.client();
+    for sent in client
+        .apply_all((0..300).map(|number| MARK.s((number, 20))))
+        .await
+    {
+        sent.unwrap();
+    }
+    let worker = setup.serve(&ledger).await;
+    eventually("it works", async || (ledger.count() > 20).then_some(())).await;
+    setup
+        .control(&["set_vm_memory_high_watermark", "0.00001"])
+        .await;
+    let short = Instant::now();
+
+    for _ in 0..3 {
+        let started = Instant::now();
+        let error = client.send(MARK, (1_000, 0)).await.unwrap_err();
+        assert!(
+            started.elapsed() < DEADLINE + Duration::from_secs(1),
+            "{:?}",
+            started.elapsed()
+        );
+        assert!(
+            error.is_transient() && error.to_string().contains("memory"),
+            "{error}"
+        );
+    }
+    let many: Vec<_> = (0..40)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move { client.send(MARK, (1_000, 0)).await.unwrap_err() })
+        })
+        .collect();
+    for one in many {
+        let error = within("an error in time", one).await.unwrap();
+        assert!(matches!(error, SendError::Broker { .. }), "{error}");
+        assert!(error.to_string().contains("memory"), "{error}");
+    }
+    eventually("what was sent before has run", async || {
+        (0..300)
+            .all(|number| ledger.times(number) > 0)
+            .then_some(())
+    })
+    .await;
+    println!("without memory for {:?}", short.elapsed());
+    setup
+        .control(&["set_vm_memory_high_watermark", "0.6"])
+        .await;
+
+    let back = Instant::now();
+    eventually("tasks are taken again", async || {
+        client.send(MARK, (2_000, 0)).await.ok()
+    })
+    .await;
+    eventually("it runs", async || (ledger.times(2_000) == 1).then_some(())).await;
+    println!("the first task {:?} after there was memory", back.elapsed());
+    assert!(back.elapsed() < SOON, "{:?}", back.elapsed());
+    worker.stop().await;
+    setup.assert_nothing_left().await;
+}
+
+/// A worker that cannot put off what is not due yet goes on with what is.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn without_memory_tasks_for_later_do_not_stop_those_for_now() {
+    let setup = Setup::new().await;
+    let ledger = Ledger::default();
+    let client = setup.client();
+    let calls = (0..200).map(|number| match number % 10 {
+        9 => MARK.s((number, 5)).countdown(HOUR),
+        _ => MARK.s((number, 5)),
+    });
+    for sent in client.apply_all(calls).await {
+        sent.unwrap();
+    }
+    setup
+        .control(&["set_vm_memory_high_watermark", "0.00001"])
+        .await;
+    let worker = setup
+        .serve_with(&ledger, |worker| worker.concurrency(10))
+        .await;
+
+    let started = Instant::now();
+    let ran = async {
+        eventually("those for now have run", async || {
+            (ledger.count() == 180).then_some(())
+        })
+        .await
+    };
+    let ran = tokio::time::timeout(Duration::from_secs(20), ran).await;
+    println!(
+        "without memory {} of 180 tasks ran within {:?}",
+        ledger.count(),
+        started.elapsed()
+    );
+    setup
+        .control(&["set_vm_memory_high_watermark", "0.6"])
+        .await;
+    setup.assert_nothing_left().await;
+    // Whatever is not in the queue is in hand, and runs at last.
+    let at_last =
+        async { eventually("", async || (ledger.numbers().len() == 180).then_some(())).await };
+    let at_last = tokio::time::timeout(Duration::from_secs(10), at_last).await;
+    println!("links: {:?}", *worker.links.borrow());
+    worker.stop().await;
+    assert!(
+        at_last.is_ok(),
+        "{} of 180 are lost",
+        180 - ledger.numbers().len()
+    );
+    assert_eq!(
+        setup.depth("celery_delayed_11").await,
+        20,
+        "waiting for later"
+    );
+    assert!(ran.is_ok(), "tasks for later stop those for now");
+}
+
+/// Whoever may not declare what the delay needs has no delayed tasks, but all
+/// others run.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn tasks_that_cannot_be_put_off_do_not_cost_others() {
+    let setup = Setup::new().await;
+    setup.control(&["add_user", "ann", "word"]).await;
+    setup
+        .control(&["set_permissions", "ann", "^celery$", ".*", ".*"])
+        .await;
+    let url = setup.server.url().replace("guest:guest@", "ann:word@");
+    let setup = setup.url(url);
+    let ledger = Ledger::default();
+    let client = setup.client();
+    let calls = (0..200).map(|number| match number % 4 {
+        3 => MARK.s((number, 1)).countdown(Duration::from_secs(4)),
+        _ => MARK.s((number, 1)),
+    });
+    for sent in client.apply_all(calls).await {
+        sent.unwrap();
+    }
+    let worker = setup.serve(&ledger).await;
+    // What is not run yet waits somewhere; what neither ran nor waits is lost.
+    let settled = async {
+        eventually("all have run", async || {
+            (ledger.numbers().len() == 200).then_some(())
+        })
+        .await;
+    };
+    let settled = tokio::time::timeout(Duration::from_secs(12), settled).await;
+    let (ready, unacked) = setup.counts("celery").await;
+    let ran = ledger.numbers();
+    let now = (0..200)
+        .filter(|number| number % 4 != 3 && ran.contains(number))
+        .count();
+    println!(
+        "{now} of 150 for now ran, {} of 50 for later; {ready} ready, {unacked} unacknowledged",
+        ran.len() - now
+    );
+    assert_eq!(now, 150, "lost tasks that were acknowledged and never ran");
+    assert!(settled.is_ok(), "tasks for later are never run");
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[cfg(unix)]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn a_silent_rabbitmq_is_an_error_in_time_and_work_resumes_after_it() {
+    const DEADLINE: Duration = Duration::from_secs(2);
+    let silence = match std::env::var_os("CELERY_TEST_LONG") {
+        Some(_) => Duration::from_secs(60),
+        None => Duration::from_secs(8),
+    };
+    let setup = Setup::new()
+        .await
+        .set("deadline", DEADLINE.as_secs())
+        .set("task_acks_late", true);
+    let ledger = Ledger::default();
+    let worker = setup.serve(&ledger).await;
+    let client = setup.client();
+    client.send(MARK, (0, 0)).await.unwrap();
+    eventually("it runs", async || (ledger.times(0) == 1).then_some(())).await;
+
+    setup.on_server(RabbitServer::pause).await;
+    let paused = Instant::now();
+    while paused.elapsed() < silence {
+        let started = Instant::now();
+        let sends = (0..8).map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move { client.send(MARK, (1, 0)).await })
+        });
+        for sent in sends.collect::<Vec<_>>() {
+            let error = within("an error in time", sent).await.unwrap().unwrap_err();
+            assert!(error.is_transient(), "{error}");
+        }
+        assert!(
+            started.elapsed() < DEADLINE + Duration::from_secs(1),
+            "{:?}",
+            started.elapsed()
+        );
+    }
+    setup.on_server(RabbitServer::resume).await;
+
+    let back = Instant::now();
+    eventually("tasks are taken again", async || {
+        client.send(MARK, (2, 0)).await.ok()
+    })
+    .await;
+    let sent = back.elapsed();
+    eventually("it runs", async || (ledger.times(2) == 1).then_some(())).await;
+    println!(
+        "after a silence of {silence:?} a task was taken after {sent:?} and had run after {:?}",
+        back.elapsed()
+    );
+    assert!(back.elapsed() < SOON, "{:?}", back.elapsed());
+    worker.stop().await;
+    setup.assert_nothing_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn a_silent_network_is_noticed_and_forgotten() {
+    let setup = Setup::new().await.set("task_acks_late", true);
+    let network = Proxy::to(setup.server.port());
+    let client = setup.client();
+    let url = format!("amqp://127.0.0.1:{}?heartbeat=1", network.port());
+    let setup = setup.url(url);
+    let ledger = Ledger::default();
+    let mut worker = setup.serve(&ledger).await;
+    client.send(MARK, (1, 0)).await.unwrap();
+    eventually("it runs", async || (ledger.times(1) == 1).then_some(())).await;
+    // In hand while the network goes.
+    client.send(MARK, (2, 1_000)).await.unwrap();
+    eventually("it is taken", async || {
+        (setup.counts("celery").await == (0, 1)).then_some(())
+    })
+    .await;
+
+    network.silence();
+    let silent = Instant::now();
+    worker.lost(1).await;
+    let noticed = silent.elapsed();
+    network.heal();
+    let healed = Instant::now();
+    client.send(MARK, (3, 0)).await.unwrap();
+    eventually("it runs", async || (ledger.times(3) == 1).then_some(())).await;
+    println!(
+        "noticed after {noticed:?} with heartbeats of 1 s; the next task {:?} after the healing",
+        healed.elapsed()
+    );
+    assert!(noticed < Duration::from_millis(2_700), "{noticed:?}");
+    assert!(
+        healed.elapsed() < SOON + Duration::from_secs(2),
+        "{:?}",
+        healed.elapsed()
+    );
+    worker.stop().await;
+    // RabbitMQ notices by its own heartbeats, and gives the other one again.
+    println!("the task in hand ran {} times", ledger.times(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn a_queue_that_is_deleted_under_a_worker_is_served_again() {
+    let setup = Setup::new().await;
+    let ledger = Ledger::default();
+    let mut worker = setup.serve(&ledger).await;
+    let client = setup.client();
+    for round in 1..=3 {
+        client.send(MARK, (round, 0)).await.unwrap();
+        eventually("it runs", async || (ledger.times(round) == 1).then_some(())).await;
+        let later = MARK
+            .s((100 + round, 0))
+            .countdown(Duration::from_millis(1_500));
+        client.apply(later).await.unwrap();
+        eventually("the one for later runs", async || {
+            (ledger.times(100 + round) == 1).then_some(())
+        })
+        .await;
+        setup.control(&["delete_queue", "celery"]).await;
+        worker.lost(round as usize).await;
+    }
+    client.send(MARK, (0, 0)).await.unwrap();
+    eventually("it runs", async || (ledger.times(0) == 1).then_some(())).await;
+    worker.stop().await;
+    setup.assert_nothing_left().await;
+}
+
+/// RabbitMQ closes the channel of who holds a message for too long.
+async fn impatient() -> Setup {
+    let setup = Setup::new().await.set("task_acks_late", true);
+    for set in [
+        "application:set_env(rabbit, consumer_timeout, 3000).",
+        "application:set_env(rabbit, channel_tick_interval, 1000).",
+    ] {
+        setup
+            .on_server(move |server| server.control(&["eval", set]))
+            .await;
+    }
+    setup
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn a_task_that_outlasts_the_servers_patience_runs_once_beside_others() {
+    let setup = impatient().await;
+    let ledger = Ledger::default();
+    let client = setup.client();
+    let mut worker = setup.serve(&ledger).await;
+    client.send(MARK, (0, 10_000)).await.unwrap();
+    let mut short = 0;
+    while ledger.times(0) == 0 {
+        short += 1;
+        client.send(MARK, (short, 20)).await.unwrap();
+        eventually("a short one runs", async || {
+            (ledger.times(short) > 0).then_some(())
+        })
+        .await;
+        assert!(short < 5_000, "the long task never ends");
+    }
+    worker.lost(1).await;
+    setup.assert_nothing_left().await;
+    let twice = (1..=short)
+        .filter(|number| ledger.times(*number) > 1)
+        .count();
+    println!(
+        "{short} short tasks beside the long one, {twice} of them twice; lost {:?}",
+        *worker.links.borrow()
+    );
+    assert_eq!(ledger.times(0), 1, "the long task");
+    worker.stop().await;
+    assert_eq!(ledger.times(0), 1, "the long task");
+}
+
+/// The same where the worker takes nothing while it runs: then it learns of
+/// the end of its channel only when it acknowledges. With many queues it takes
+/// a while until it has a new one.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn a_task_that_outlasts_the_servers_patience_runs_once_alone() {
+    let setup = impatient().await;
+    let ledger = Ledger::default();
+    let client = setup.client();
+    let queues = (0..40).map(|number| format!("other-{number}"));
+    let worker = setup
+        .serve_with(&ledger, |worker| {
+            let worker = worker.concurrency(1).prefetch_multiplier(1).queue("celery");
+            queues.fold(worker, Worker::queue)
+        })
+        .await;
+    client.send(MARK, (1, 6_000)).await.unwrap();
+    client.send(MARK, (2, 0)).await.unwrap();
+    eventually("the next one runs", async || {
+        (ledger.times(2) > 0).then_some(())
+    })
+    .await;
+    // A message that was left would run meanwhile.
+    client.send(MARK, (3, 6_000)).await.unwrap();
+    eventually("the last one runs", async || {
+        (ledger.times(3) > 0).then_some(())
+    })
+    .await;
+    setup.assert_nothing_left().await;
+    worker.stop().await;
+    assert_eq!([1, 2, 3].map(|number| ledger.times(number)), [1, 1, 1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn very_many_tasks_for_later_are_out_of_the_way_of_classic_queues() {
+    very_many_tasks_for_later("classic").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn very_many_tasks_for_later_are_out_of_the_way_of_quorum_queues() {
+    very_many_tasks_for_later("quorum").await;
+}
+
+async fn very_many_tasks_for_later(queue_type: &str) {
+    const MOST_MEMORY: usize = 50 << 20;
+    let count = match std::env::var_os("CELERY_TEST_LONG") {
+        Some(_) => 100_000,
+        None => 20_000,
+    };
+    let setup = Setup::new()
+        .await
+        .set("task_default_queue_type", queue_type)
+        .set("deadline", 20);
+    let ledger = Ledger::default();
+    let client = setup.client();
+    let started = Instant::now();
+    for start in (0..count).step_by(500) {
+        let calls = (start..start + 500).map(|number| MARK.s((number, 0)).countdown(HOUR));
+        for sent in client.apply_all(calls).await {
+            sent.unwrap();
+        }
+    }
+    println!(
+        "{queue_type}: {count} tasks were sent within {:?}",
+        started.elapsed()
+    );
+    let before = resident();
+    let started = Instant::now();
+    let worker = setup.serve(&ledger).await;
+    let mut most = before;
+    // So many take longer than anything else here.
+    while setup.counts("celery").await != (0, 0) {
+        most = most.max(resident());
+        assert!(
+            started.elapsed() < Duration::from_secs(300),
+            "{:?}",
+            setup.counts("celery").await
+        );
+    }
+    println!(
+        "{queue_type}: all were put off within {:?}, with {} MB more memory",
+        started.elapsed(),
+        (most - before) >> 20
+    );
+
+    for number in 1..=10 {
+        let sent = Instant::now();
+        client.send(MARK, (-number, 0)).await.unwrap();
+        eventually("one for now runs", async || {
+            (ledger.times(-number) == 1).then_some(())
+        })
+        .await;
+        assert!(
+            sent.elapsed() < Duration::from_secs(1),
+            "{:?}",
+            sent.elapsed()
+        );
+    }
+    assert_eq!(ledger.count(), 10);
+    assert_eq!(setup.depth("celery_delayed_11").await, count as u64);
+    assert!(most - before < MOST_MEMORY, "{} MB", (most - before) >> 20);
+    worker.stop().await;
+    setup.assert_nothing_left().await;
+}
+
+/// Bytes of this process that are in memory.
+fn resident() -> usize {
+    const PAGE: usize = 4096;
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages = statm.split_whitespace().nth(1).unwrap();
+    pages.parse::<usize>().unwrap() * PAGE
+}
