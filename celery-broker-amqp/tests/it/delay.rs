@@ -323,7 +323,7 @@ async fn levels_that_were_deleted_are_declared_again() {
     send(&broker, &queue, &["1"]).await;
     let consumer = consumer(&broker, &[&queue], 4).await;
     let mut delivery = receive_one(&*consumer).await;
-    for deleted in [None, Some("celery_delayed_0"), Some("celery_parked_500ms")] {
+    for deleted in [None, Some("celery_delayed_0")] {
         if let Some(level) = deleted {
             raw.delete(level).await;
         }

@@ -8,6 +8,7 @@ use celery_broker_amqp::AmqpBroker;
 use celery_runtime::{
     Broker, ConsumeOptions, Consumer, Exchange, Queue, ServiceErrorKind, Settlement,
 };
+use futures_util::future::join_all;
 use xtask::servers::RabbitServer;
 
 use crate::support::{
@@ -195,6 +196,13 @@ async fn parking_without_memory_neither_holds_up_others_nor_multiplies() {
     send(&broker, &queue, &["warm", "park", "ack"]).await;
     let consumer = consumer(&broker, &[&queue], 10).await;
     let taken = receive(&*consumer, 3).await;
+    // As many channels as there may be, ready to send on.
+    let others = Queue::new("others");
+    within("declare", broker.declare(&others)).await.unwrap();
+    let posts = (0..32).map(|_| post(&broker, to("others", "1")));
+    for posted in join_all(posts).await {
+        posted.unwrap();
+    }
     let later = |seconds| SystemTime::now() + Duration::from_secs(seconds);
     settle(
         &*consumer,

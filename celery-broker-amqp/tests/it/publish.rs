@@ -403,7 +403,8 @@ async fn without_confirmations_messages_arrive_all_the_same() {
         broker.depth(&queue).await.unwrap() > before
     })
     .await;
-    assert_eq!(site.connections(&["name"]).len(), 1);
+    // One to publish, and one to ask on.
+    assert!(site.connections(&["name"]).len() <= 2);
     assert_no_accident(&site);
 }
 
@@ -455,7 +456,8 @@ async fn calls_that_are_given_up_harm_nobody_and_leave_no_channel() {
         site.channels(&["number"]).len() <= 16
     })
     .await;
-    assert_eq!(site.connections(&["name"]).len(), 1);
+    // One to publish, and one to ask on.
+    assert!(site.connections(&["name"]).len() <= 2);
     assert_no_accident(&site);
 }
 
