@@ -107,6 +107,9 @@ impl AmqpConsumer {
                 ways_back.insert(number);
             }
         }
+        shared
+            .bind_native_delays(&live, &options.queues, attempt)
+            .await?;
         let channel = live.open().await.map_err(|error| attempt.failed(error))?;
         let inner = Arc::new(Inner {
             shared: Arc::clone(shared),

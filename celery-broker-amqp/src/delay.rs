@@ -85,12 +85,13 @@ pub(crate) fn undelayed<'a>(exchange: &str, routing_key: &'a str) -> Option<&'a 
 
 /// Whether Celery delays messages for this queue natively.
 pub(crate) fn is_native(queue: &Queue) -> bool {
-    queue.is_quorum()
-        && !queue.exchange.name.is_empty()
-        && matches!(
-            queue.exchange.kind,
-            ExchangeKind::Topic | ExchangeKind::Fanout
-        )
+    queue.is_quorum() && has_pattern(queue)
+}
+
+/// Whether the queue's exchange passes on what comes out of the cascade.
+pub(crate) fn has_pattern(queue: &Queue) -> bool {
+    let kind = queue.exchange.kind;
+    !queue.exchange.name.is_empty() && matches!(kind, ExchangeKind::Topic | ExchangeKind::Fanout)
 }
 
 /// The way that Celery's own clients take for a task with a countdown of a

@@ -42,6 +42,24 @@ impl Shared {
         Ok(())
     }
 
+    /// Where one queue of a worker is a quorum queue, Celery's clients delay the
+    /// messages of all that have no direct exchange.
+    pub(crate) async fn bind_native_delays(
+        &self,
+        live: &Live,
+        queues: &[Queue],
+        attempt: Attempt<'_>,
+    ) -> Result<(), ServiceError> {
+        if !queues.iter().any(Queue::is_quorum) {
+            return Ok(());
+        }
+        let mut desk = Desk::new(live, attempt);
+        for queue in queues.iter().filter(|queue| delay::has_pattern(queue)) {
+            delay::bind_native(&mut desk, queue, self.options.delayed_queue_type).await?;
+        }
+        Ok(())
+    }
+
     /// Makes sure that a queue exists, for somebody who only sends to it by
     /// its name: what exists is taken as it is.
     pub(crate) async fn find_or_declare(

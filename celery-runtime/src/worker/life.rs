@@ -41,6 +41,8 @@ pub(crate) struct Life {
     withdrawn: bool,
     /// The settlement that is on its way is of a delivery that was withdrawn.
     stale: bool,
+    /// Until when a withdrawn delivery may come back, counted from now.
+    return_limit: Option<Instant>,
     stopping: Option<Stop>,
 }
 
@@ -62,6 +64,11 @@ enum Phase {
     },
     Finishing,
     Pausing {
+        until: Instant,
+    },
+    /// All is done but the settlement, of a delivery that was withdrawn and may
+    /// come back.
+    Awaiting {
         until: Instant,
     },
     Over,
@@ -86,12 +93,14 @@ impl Life {
             attempt: 0,
             withdrawn: false,
             stale: false,
+            return_limit: None,
             stopping: None,
         }
     }
 
     /// Takes note of an event and says what to do now.
     pub(crate) fn handle(&mut self, event: Event, now: Moment, actions: &mut Vec<Action>) {
+        self.return_limit = Some(now.instant + RETURN_LIMIT);
         match (event, self.phase) {
             (_, Phase::Over) => {}
             (Event::Arrived, _) => self.arrive(now, actions),
@@ -116,7 +125,12 @@ impl Life {
             (Event::Tick, _) => self.tick(now, actions),
             (Event::Stop(stop), _) => self.stop(stop, actions),
             (Event::Withdrawn, _) => self.withdraw(actions),
-            (Event::Regained, _) => self.withdrawn = false,
+            (Event::Regained, phase) => {
+                self.withdrawn = false;
+                if matches!(phase, Phase::Awaiting { .. }) {
+                    self.next_step(actions);
+                }
+            }
             // A slot for what left the line, a report about what was given up.
             (Event::Slot, _) => actions.push(Action::FreeSlot),
             (Event::Done | Event::Failed(_) | Event::Returned(_), _) => {}
@@ -127,7 +141,7 @@ impl Life {
     pub(crate) fn timeout(&self) -> Option<Instant> {
         match self.phase {
             Phase::Running { soft, hard } => soft.into_iter().chain(hard).min(),
-            Phase::Pausing { until } => Some(until),
+            Phase::Pausing { until } | Phase::Awaiting { until } => Some(until),
             _ => None,
         }
     }
@@ -276,6 +290,7 @@ impl Life {
                 actions.push(Action::Warn);
             }
             Phase::Pausing { until } if until <= now.instant => self.resume(actions),
+            Phase::Awaiting { until } if until <= now.instant => self.over(actions),
             _ => {}
         }
     }
@@ -302,7 +317,7 @@ impl Life {
             (Phase::Pausing { .. }, _) if self.steps.is_empty() => {
                 self.finish_with([Step::Settle(Verdict::Requeue(QueueEnd::Head))], actions);
             }
-            (Phase::Pausing { .. }, _) => {
+            (Phase::Pausing { .. } | Phase::Awaiting { .. }, _) => {
                 self.phase = Phase::Finishing;
                 self.next_step(actions);
             }
@@ -356,12 +371,22 @@ impl Life {
         self.phase = Phase::Finishing;
         while let Some(step) = self.steps.front() {
             if self.withdrawn && matches!(step, Step::Settle(_)) {
+                if let Some(until) = self.return_limit.filter(|_| self.may_return()) {
+                    self.phase = Phase::Awaiting { until };
+                    return;
+                }
                 self.steps.pop_front();
                 continue;
             }
             return actions.push(Action::Step(step.clone()));
         }
         self.over(actions);
+    }
+
+    /// Whether it is worth waiting for the delivery to come back: what is over
+    /// but for its late acknowledgement would run again.
+    fn may_return(&self) -> bool {
+        self.stopping.is_none() && matches!(&self.work, Work::Task(plan) if plan.acks_late)
     }
 
     fn step_done(&mut self, actions: &mut Vec<Action>) {
@@ -425,6 +450,10 @@ impl Life {
         delay
     }
 }
+
+/// How long a delivery that was withdrawn may take to come back, when nothing
+/// is left to be done but to settle it.
+const RETURN_LIMIT: Duration = Duration::from_secs(30);
 
 /// Celery's rule: strictly later than the time of expiry.
 fn is_expired(plan: &Plan, now: Moment) -> bool {

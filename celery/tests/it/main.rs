@@ -12,6 +12,10 @@ mod handlers;
 #[path = "../../examples/tasks/mod.rs"]
 mod tasks;
 
+#[cfg_attr(
+    not(feature = "rpc"),
+    allow(dead_code, unused_imports, reason = "some of it is for RabbitMQ alone")
+)]
 mod support;
 
 #[cfg(feature = "amqp")]

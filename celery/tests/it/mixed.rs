@@ -89,19 +89,3 @@ same([get(one) for one in retried], [4] * 10)
     python.terminate();
     setup.assert_nothing_left().await;
 }
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "x"]
-async fn zz_ttl() {
-    let setup = Setup::rabbitmq();
-        let out = setup.python(format!("ROUND=0\n{}", std::fs::read_to_string("/tmp/zz.py").unwrap())).await;
-        println!("ZZ {out}");
-    for wait in [1, 20, 60, 130] {
-        tokio::time::sleep(std::time::Duration::from_secs(wait)).await;
-        let code = r#"[begin {_,_,_,N} = amqqueue:get_name(Q), {ok, {_, S}, _} = ra:local_query(amqqueue:get_pid(Q), fun(X) -> {element(1,X), rabbit_fifo:overview(X)} end), {ok, R, _} = rabbit_amqqueue:stat(Q), {N, R, maps:without([config], element(2,S))} end || Q <- lists:sublist(rabbit_amqqueue:list(<<"VHOST">>), 14), amqqueue:get_type(Q) =:= rabbit_quorum_queue]."#;
-        let name = setup.broker_url().rsplit('/').next().unwrap().to_owned();
-        let code = code.replace("VHOST", &name);
-        let state = blocking(move || xtask::servers::RabbitServer::shared().control(&["eval", &code])).await;
-        println!("ZZ {wait} {}", state);
-    }
-}
-use crate::support::blocking;

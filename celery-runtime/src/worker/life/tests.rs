@@ -310,7 +310,8 @@ fn what_the_broker_took_back_is_not_settled() {
             (Event::Slot, &["Start"]),
             (Event::Withdrawn, &[]),
             (value(), &["FreeSlot", "store SUCCESS"]),
-            (Event::Done, &["Over"]),
+            (Event::Done, &[]),
+            (Event::Stop(Stop::Warm), &["Over"]),
         ],
     );
     story(
@@ -322,6 +323,30 @@ fn what_the_broker_took_back_is_not_settled() {
             (Event::Done, &[]),
         ],
     );
+}
+
+/// All is done but the acknowledgement: without the wait the task would run a
+/// second time.
+#[test]
+fn what_comes_back_late_is_settled_and_not_run_again() {
+    let over = |last: Event, expected: &'static [&'static str]| {
+        let mut time = Time::new();
+        let mut life = Life::of_task(late());
+        for event in [
+            Event::Arrived,
+            Event::Slot,
+            Event::Withdrawn,
+            value(),
+            Event::Done,
+        ] {
+            tell(&mut life, event, time);
+        }
+        assert!(life.awaits_return());
+        time.0.instant = life.timeout().expect("an end of the wait");
+        assert_eq!(tell(&mut life, last, time), expected);
+    };
+    over(Event::Regained, &["Ack"]);
+    over(Event::Tick, &["Over"]);
 }
 
 #[test]
@@ -353,8 +378,9 @@ fn a_settlement_of_the_lost_delivery_does_not_count_for_the_next() {
         events.extend(then);
         story(late(), events);
     };
-    to_the_ack(vec![(Event::Done, &["Over"])]);
-    to_the_ack(vec![(Event::Failed(Obstacle::Passing), &["Over"])]);
+    for report in [Event::Done, Event::Failed(Obstacle::Passing)] {
+        to_the_ack(vec![(report, &[]), (Event::Stop(Stop::Warm), &["Over"])]);
+    }
     for report in [Event::Done, Event::Failed(Obstacle::Passing)] {
         to_the_ack(vec![
             (Event::Regained, &[]),
