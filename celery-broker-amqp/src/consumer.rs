@@ -10,7 +10,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
@@ -21,7 +21,7 @@ use celery_runtime::{
     BoxFuture, ConsumeOptions, Consumer, Delivery, DeliveryTag, Queue, ServiceError,
     ServiceErrorKind, Settlement,
 };
-use futures_util::future::{FutureExt, try_join_all};
+use futures_util::future::{FusedFuture, FutureExt, try_join_all};
 use futures_util::stream::{self, SelectAll, Stream, StreamExt};
 use lapin::Channel;
 use lapin::options::{
@@ -100,13 +100,11 @@ impl AmqpConsumer {
         let object = format!("queues {}", names.join(", "));
         let attempt = shared.attempt("consume", &object);
         let live = shared.consuming.live(attempt).await?;
-        let mut ways_back = HashSet::new();
-        for (number, queue) in options.queues.iter().enumerate() {
-            let mut desk = Desk::new(&live, attempt);
-            if delay::rebind_parked(&mut desk, &queue.name).await? {
-                ways_back.insert(number);
-            }
-        }
+        let mut desk = Desk::new(&live, attempt);
+        let ways_back = match delay::rebind_parked(&mut desk, &options.queues).await? {
+            true => (0..options.queues.len()).collect(),
+            false => HashSet::new(),
+        };
         shared
             .bind_native_delays(&live, &options.queues, attempt)
             .await?;
@@ -365,27 +363,39 @@ impl Inner {
             self.channel
                 .basic_reject(tag, BasicRejectOptions { requeue })
         });
-        let tags = tags.iter().map(|&(tag, _)| tag).collect();
-        self.write(try_join_all(rejections), tags).await
+        let numbers = tags.iter().map(|&(tag, _)| tag).collect();
+        self.write(rejections, numbers).await
     }
 
     /// Writes settlements. From the moment at which lapin has them they will go
     /// out, whether or not somebody waits for that, and a second time would be
     /// one too many for the server.
-    pub(crate) async fn write<T>(
+    pub(crate) async fn write<F>(
         &self,
-        frames: impl Future<Output = lapin::Result<T>>,
+        frames: impl Iterator<Item = F>,
         tags: Vec<u64>,
-    ) -> Result<(), ServiceError> {
-        let mut frames = pin!(frames);
-        let first = poll_fn(|context| Poll::Ready(frames.as_mut().poll(context))).await;
+    ) -> Result<(), ServiceError>
+    where
+        F: Future<Output = lapin::Result<()>> + Send,
+    {
+        let mut frames: Vec<_> = frames.map(|frame| Box::pin(frame).fuse()).collect();
+        let given = poll_fn(|context| {
+            let polled = frames.iter_mut().map(|frame| frame.poll_unpin(context));
+            // All of them, also after one that failed.
+            let polled: Vec<_> = polled.collect();
+            Poll::Ready(polled.into_iter().find_map(|poll| match poll {
+                Poll::Ready(Err(error)) => Some(error),
+                _ => None,
+            }))
+        });
+        let failure = given.await;
         lock(&self.ledger).remove(tags);
-        let written = match first {
-            Poll::Ready(written) => written,
-            Poll::Pending => self.live.answer(frames).await,
+        let rest = frames.into_iter().filter(|frame| !frame.is_terminated());
+        let written = match failure {
+            None => self.live.answer(try_join_all(rest)).await.map(drop),
+            Some(error) => Err(error),
         };
-        written.map_err(|error| self.attempt("settle messages of").failed(error))?;
-        Ok(())
+        written.map_err(|error| self.attempt("settle messages of").failed(error))
     }
 
     fn admit(&self, push: Push) -> Result<Delivery, ServiceError> {

@@ -90,8 +90,7 @@ pub(crate) fn is_native(queue: &Queue) -> bool {
 
 /// Whether the queue's exchange passes on what comes out of the cascade.
 pub(crate) fn has_pattern(queue: &Queue) -> bool {
-    let kind = queue.exchange.kind;
-    !queue.exchange.name.is_empty() && matches!(kind, ExchangeKind::Topic | ExchangeKind::Fanout)
+    !queue.exchange.name.is_empty() && queue.exchange.kind != ExchangeKind::Direct
 }
 
 /// The way that Celery's own clients take for a task with a countdown of a
@@ -125,8 +124,15 @@ pub(crate) async fn bind_native(
     let pattern = format!("{}{}", any(LEVELS), queue.routing_key);
     desk.bind_exchange(&queue.exchange.name, DELIVERY, &pattern)
         .await?;
-    desk.bind_queue(&queue.name, &queue.exchange.name, &pattern, &Map::new())
-        .await
+    match queue.exchange.kind {
+        // The digits are still before the key.
+        ExchangeKind::Topic => {
+            let none = Map::new();
+            desk.bind_queue(&queue.name, &queue.exchange.name, &pattern, &none)
+                .await
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Makes sure that what is parked for a queue finds its way back.
@@ -143,12 +149,17 @@ pub(crate) async fn bind_parked(desk: &mut Desk<'_>, queue: &str) -> Result<(), 
 
 /// Makes the way back to a queue again where messages may be on it: with a
 /// queue that is deleted its bindings go, too. Answers whether there may be.
-pub(crate) async fn rebind_parked(desk: &mut Desk<'_>, queue: &str) -> Result<bool, ServiceError> {
-    let parks = desk.exchange_exists(PARKED).await?;
-    if parks {
-        bind_parked(desk, queue).await?;
+pub(crate) async fn rebind_parked(
+    desk: &mut Desk<'_>,
+    queues: &[Queue],
+) -> Result<bool, ServiceError> {
+    if !desk.exchange_exists(PARKED).await? {
+        return Ok(false);
     }
-    Ok(parks)
+    for queue in queues {
+        bind_parked(desk, &queue.name).await?;
+    }
+    Ok(true)
 }
 
 impl Detour {

@@ -33,6 +33,9 @@ pub(crate) struct Link {
     /// What RabbitMQ shows it as.
     purpose: &'static str,
     current: tokio::sync::Mutex<Current>,
+    /// What the server says about the newest connection; read while somebody
+    /// makes another.
+    notice: Mutex<Option<watch::Receiver<Option<String>>>>,
     /// The node that was there last.
     node: AtomicUsize,
     closed: AtomicBool,
@@ -51,6 +54,7 @@ impl Link {
             options,
             purpose,
             current: tokio::sync::Mutex::default(),
+            notice: Mutex::default(),
             node: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
         }
@@ -78,6 +82,7 @@ impl Link {
         match self.connect().await {
             Ok(live) => {
                 let live = Arc::new(live);
+                *lock(&self.notice) = Some(live.blocked.clone());
                 current.live = Some(Arc::clone(&live));
                 Ok(live)
             }
@@ -91,8 +96,8 @@ impl Link {
 
     /// Why the server takes nothing on this connection, if it said so.
     pub(crate) fn blocked(&self) -> Option<String> {
-        let current = self.current.try_lock().ok()?;
-        current.live.as_ref()?.blocked()
+        let notice = lock(&self.notice);
+        notice.as_ref()?.borrow().clone()
     }
 
     pub(crate) async fn close(&self) {

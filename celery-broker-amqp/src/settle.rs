@@ -3,7 +3,6 @@
 use std::time::{Duration, SystemTime};
 
 use celery_runtime::{QueueEnd, ServiceError, ServiceErrorKind, Settlement};
-use futures_util::future::try_join_all;
 use lapin::options::BasicAckOptions;
 use lapin::types::ShortString;
 use tokio::time::Instant;
@@ -227,6 +226,6 @@ impl Inner {
             };
             self.channel.basic_ack(tag, BasicAckOptions { multiple })
         });
-        self.write(try_join_all(frames), tags).await
+        self.write(frames, tags).await
     }
 }

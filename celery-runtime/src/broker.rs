@@ -240,6 +240,15 @@ pub enum Settlement {
 }
 
 impl Settlement {
+    /// Whether a broker carries it out by a word; the others may be messages
+    /// to send.
+    pub(crate) fn is_quick(&self) -> bool {
+        matches!(
+            self,
+            Self::Ack(_) | Self::Reject(_) | Self::Requeue(_, QueueEnd::Head)
+        )
+    }
+
     /// The delivery that it settles.
     pub fn tag(&self) -> &DeliveryTag {
         match self {

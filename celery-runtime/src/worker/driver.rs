@@ -236,7 +236,20 @@ impl Driver {
         if self.settlements.is_empty() {
             return;
         }
-        let (keys, batch): (Vec<_>, Vec<_>) = self.settlements.drain(..).unzip();
+        // What has to be sent anew first may take long, and the others must not
+        // wait for it.
+        let is_quick = |(_, settlement): &(Key, Settlement)| settlement.is_quick();
+        let all = std::mem::take(&mut self.settlements);
+        let (quick, slow): (Vec<_>, Vec<_>) = all.into_iter().partition(is_quick);
+        for batch in [quick, slow] {
+            if !batch.is_empty() {
+                self.send_batch(batch);
+            }
+        }
+    }
+
+    fn send_batch(&mut self, batch: Vec<(Key, Settlement)>) {
+        let (keys, batch): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
         let Some(consumer) = self.consumer.clone() else {
             for key in keys {
                 self.event(key, Event::Failed(Obstacle::Passing));

@@ -228,6 +228,9 @@ impl Life {
     /// The acknowledgement before the start did not go out, so the task must
     /// not start: the broker may hand the message to somebody else.
     fn ack_failed(&mut self, obstacle: &Obstacle, now: Moment, actions: &mut Vec<Action>) {
+        if self.plan().acks_late {
+            return self.announce(now, actions);
+        }
         actions.push(Action::FreeSlot);
         if *obstacle != Obstacle::Passing {
             return self.over(actions);
@@ -338,9 +341,13 @@ impl Life {
         match self.phase {
             Phase::Waiting => self.over(actions),
             Phase::Pausing { .. } if self.steps.is_empty() => self.over(actions),
+            // Nobody knows whether the broker has the acknowledgement. If it has,
+            // nobody else gets the task: it starts when the report is there, and
+            // is acknowledged once more at its end, should it come back.
             Phase::Acknowledging => {
-                actions.push(Action::FreeSlot);
-                self.over(actions);
+                if let Work::Task(plan) = &mut self.work {
+                    plan.acks_late = true;
+                }
             }
             // What comes of a settlement that was sent before says nothing about
             // a delivery that may follow.

@@ -319,8 +319,13 @@ fn what_the_broker_took_back_is_not_settled() {
         vec![
             (Event::Arrived, &["Queue"]),
             (Event::Slot, &["Ack"]),
-            (Event::Withdrawn, &["FreeSlot", "Over"]),
+            // It may have gone out, and then nobody else gets the task.
+            (Event::Withdrawn, &[]),
+            (Event::Failed(Obstacle::Passing), &["Start"]),
+            (value(), &["FreeSlot", "store SUCCESS"]),
             (Event::Done, &[]),
+            (Event::Regained, &["Ack"]),
+            (Event::Done, &["Over"]),
         ],
     );
 }
@@ -537,6 +542,9 @@ struct Observer {
     over: bool,
     withdrawn: bool,
     acked: bool,
+    /// The connection went while the early acknowledgement was on its way: the
+    /// task starts all the same, for nobody else may get it.
+    doubted: bool,
     /// Which delivery of the message it is; each is settled at most once.
     delivery: u32,
     /// Something is on its way for this delivery; its report is awaited.
@@ -583,7 +591,7 @@ impl Observer {
                     "started twice or without a slot"
                 );
                 assert!(
-                    !self.early || self.acked,
+                    !self.early || self.acked || self.doubted,
                     "started before its acknowledgement"
                 );
                 self.started = true;
@@ -647,6 +655,7 @@ proptest! {
             over: false,
             withdrawn: false,
             acked: false,
+            doubted: false,
             delivery: 0,
             step: None,
             settled: Vec::new(),
@@ -704,6 +713,9 @@ fn play(observer: &mut Observer, chance: Chance) {
         // A settlement that is on its way is reported on all the same.
         Chance::Withdraw => {
             observer.withdrawn = true;
+            let acks_early = observer.early && !observer.started;
+            let on_its_way = matches!(&observer.step, Some((step, _)) if step == "Ack");
+            observer.doubted |= acks_early && on_its_way;
             observer.tell(Event::Withdrawn);
         }
         Chance::Regain if observer.life.awaits_return() => {
