@@ -45,6 +45,8 @@ pub(super) fn command(script: &Path, home: &Path) -> Command {
         )
         // Asked for its names when a node starts, if there is one: ours need none.
         .env("ERL_EPMD_PORT", "1")
+        // RabbitMQ starts one where it finds none: on an address of nobody it ends at once.
+        .env("ERL_EPMD_ADDRESS", "192.0.2.1")
         .env("ERL_CRASH_DUMP_SECONDS", "0");
     command
 }
