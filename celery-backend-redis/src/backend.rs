@@ -18,6 +18,10 @@ use crate::listen::Listener;
 static STORE: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../scripts/store.lua")));
 
+/// When a result that was not announced is looked for, first and later on.
+const FIRST_LOOK: Duration = Duration::from_millis(500);
+const LAST_LOOK: Duration = Duration::from_secs(5);
+
 /// Redis keeps no value that is larger.
 const LARGEST: usize = 512 << 20;
 
@@ -118,17 +122,19 @@ impl RedisBackend {
     }
 
     /// Subscribes first and reads then, so that a result stored in between is
-    /// not missed.
+    /// not missed. It reads again from time to time, since not everybody who
+    /// stores a result announces it, as aio-celery does not.
     async fn wait_for(&self, id: &str) -> Result<ResultDocument<'static>, ServiceError> {
         let object = object(id);
         let attempt = Attempt::new("wait for", &object);
         let key = self.keys.task(id);
         let mut announced = self.listener.subscribe(attempt, &key).await?;
-        let stored = self
-            .link
-            .call(attempt, Command::new("GET").arg(&key))
-            .await?;
-        let mut newest = stored.data();
+        let read = async || {
+            let stored = self.link.call(attempt, Command::new("GET").arg(&key));
+            Ok::<_, ServiceError>(stored.await?.data())
+        };
+        let mut newest = read().await?;
+        let mut pause = FIRST_LOOK;
         loop {
             if let Some(bytes) = newest {
                 let document = self.decode(attempt, &bytes)?;
@@ -136,7 +142,11 @@ impl RedisBackend {
                     return Ok(document);
                 }
             }
-            newest = Some(announced.next(attempt).await?);
+            newest = match tokio::time::timeout(pause, announced.next(attempt)).await {
+                Ok(announced) => Some(announced?),
+                Err(_) => read().await?,
+            };
+            pause = (pause * 2).min(LAST_LOOK);
         }
     }
 

@@ -2,7 +2,8 @@
 //! side.
 //!
 //! A story that takes a `Setup` is told on several servers, as the table at
-//! the top of its file says. Python programs and the Python app with more tasks are in `python/`.
+//! the top of its file says. Python programs and the Python app with more
+//! tasks are in `python/`.
 
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
