@@ -50,6 +50,15 @@
 //! exchange, or a higher limit, where workers restart that often. Messages
 //! that wait for their time are sent anew and do not count.
 //!
+//! # Delayed messages in quorum queues
+//!
+//! The queues in which messages wait are quorum queues unless
+//! `broker_native_delayed_delivery_queue_type` says `classic`, as in Celery. They
+//! pass a message on only when the next queue has confirmed it, so that none is
+//! lost on the way, and RabbitMQ does that for few messages at a time: a
+//! thousand that are due at the same moment take seconds to come back. Classic
+//! ones are quicker and may lose what is on its way when the server is killed.
+//!
 //! # Where to read on
 //!
 //! [`AmqpBroker`] and [`AmqpOptions`]; inside, `publish` sends, `consumer` and
