@@ -13,7 +13,7 @@ use crate::shell::{Outcome, cargo, output, say, stream};
 use crate::tally::{Reader, Tally};
 
 /// How long one test program may take before it is killed and has failed.
-const PROGRAM_LIMIT: Duration = Duration::from_secs(600);
+const PROGRAM_LIMIT: Duration = Duration::from_secs(1800);
 
 /// How long the build of all of them may take.
 const BUILD_LIMIT: Duration = Duration::from_secs(1800);
