@@ -172,7 +172,7 @@ impl Detour {
         declare_levels(desk, levels(self.seconds), queue_type).await?;
         match self.tenths {
             0 => Ok(()),
-            tenths => declare_tenths(desk, tenths, queue_type).await,
+            tenths => declare_tenths(desk, tenths).await,
         }
     }
 
@@ -214,17 +214,15 @@ async fn declare_levels(
     Ok(())
 }
 
-async fn declare_tenths(
-    desk: &mut Desk<'_>,
-    tenths: u32,
-    queue_type: QueueType,
-) -> Result<(), ServiceError> {
+/// Always classic: quorum queues of RabbitMQ 3.10 that several workers declare
+/// at the same moment may never pass anything on.
+async fn declare_tenths(desk: &mut Desk<'_>, tenths: u32) -> Result<(), ServiceError> {
     let name = tenths_name(tenths);
     if desk.known().has(Kind::Queue, &name) {
         return Ok(());
     }
     let delay = Duration::from_millis(u64::from(tenths) * 100);
-    desk.queue_of_any_type(&waiting_queue(&name, delay, PARKED, queue_type))
+    desk.queue_of_any_type(&waiting_queue(&name, delay, PARKED, QueueType::Classic))
         .await?;
     let pattern = format!("#.{PARKED}.f{tenths}");
     desk.bind_queue(&name, DELIVERY, &pattern, &Map::new())

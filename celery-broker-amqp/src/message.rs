@@ -5,12 +5,16 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use celery_protocol::{DeliveryInfo, Headers, Map, Message, Properties, Value};
 use lapin::BasicProperties;
-use lapin::types::{FieldTable, ShortString};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 
 use crate::table::{Unwritable, read_table, short, write_map};
 
 /// What RabbitMQ adds to the headers of a quorum queue's messages.
 const COUNTERS: [&str; 2] = ["x-delivery-count", "x-acquired-count"];
+
+/// Marks a message that was put at the end of its queue, which the server does
+/// not know to be the same.
+pub(crate) const REQUEUED: &str = "x-celery-requeued";
 
 /// The properties of a message that is about to be sent, headers included.
 ///
@@ -79,6 +83,8 @@ pub(crate) fn read(
     let mut headers = read_table(properties.headers().as_ref().unwrap_or(&empty));
     let [count, _] = COUNTERS.map(|name| headers.remove(name));
     let count = count.as_ref().and_then(Value::as_u64);
+    let mut info = info;
+    info.redelivered |= headers.remove(REQUEUED).is_some();
 
     let mut ours = Properties::default();
     // What kombu takes a message without these for.
@@ -102,6 +108,9 @@ pub(crate) fn read(
 /// The properties of a message that is put at the end of its queue.
 pub(crate) fn again(properties: &BasicProperties) -> BasicProperties {
     let again = copy(properties, |name| !COUNTERS.contains(&name));
+    let mut headers = again.headers().clone().unwrap_or_default();
+    headers.insert(REQUEUED.into(), AMQPValue::Boolean(true));
+    let again = again.with_headers(headers);
     match properties.expiration() {
         Some(expiration) => again.with_expiration(expiration.clone()),
         None => again,
