@@ -75,7 +75,7 @@ fn write_rest(mut properties: BasicProperties, extra: &Map) -> Result<BasicPrope
 /// where it counts.
 pub(crate) fn read(
     properties: &BasicProperties,
-    info: DeliveryInfo,
+    mut info: DeliveryInfo,
     body: Bytes,
 ) -> (Message, Option<u32>) {
     let own = |text: &Option<ShortString>| text.as_ref().map(|text| text.as_str().to_owned());
@@ -83,7 +83,6 @@ pub(crate) fn read(
     let mut headers = read_table(properties.headers().as_ref().unwrap_or(&empty));
     let [count, _] = COUNTERS.map(|name| headers.remove(name));
     let count = count.as_ref().and_then(Value::as_u64);
-    let mut info = info;
     info.redelivered |= headers.remove(REQUEUED).is_some();
 
     let mut ours = Properties::default();
@@ -105,7 +104,8 @@ pub(crate) fn read(
     )
 }
 
-/// The properties of a message that is put at the end of its queue.
+/// The properties of a message that is put at the end of its queue, marked as
+/// one that was delivered before.
 pub(crate) fn again(properties: &BasicProperties) -> BasicProperties {
     let again = copy(properties, |name| !COUNTERS.contains(&name));
     let mut headers = again.headers().clone().unwrap_or_default();
@@ -231,6 +231,17 @@ mod tests {
         let (read, count) = read(&written, DeliveryInfo::default(), Bytes::new());
         assert_eq!(count, Some(2));
         assert_eq!(by_name(&read), by_name(&message()));
+    }
+
+    #[test]
+    fn what_was_put_at_the_end_of_its_queue_came_before_and_is_else_the_same() {
+        let sent = message();
+        let written = again(&write(&sent).unwrap());
+        let (read, _) = read(&written, DeliveryInfo::default(), sent.body.clone());
+        assert!(read.properties.delivery_info.redelivered);
+        assert_eq!(by_name(&read), by_name(&sent));
+        let with_mark = again(&written);
+        assert_eq!(with_mark.headers(), written.headers());
     }
 
     #[test]

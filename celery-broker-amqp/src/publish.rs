@@ -329,6 +329,7 @@ impl Default for Lanes {
 struct Lane<'a> {
     channel: Channel,
     live: &'a Live,
+    confirms: Confirms,
     /// Taken when the lane ends.
     permit: Option<OwnedSemaphorePermit>,
     finished: bool,
@@ -346,6 +347,7 @@ impl<'a> Lane<'a> {
         Ok(Self {
             channel,
             live,
+            confirms,
             permit: Some(permit),
             finished: false,
         })
@@ -353,6 +355,10 @@ impl<'a> Lane<'a> {
 
     fn give_back(mut self) {
         self.finished = true;
+        self.leave_open();
+    }
+
+    fn leave_open(&self) {
         if self.channel.status().connected() {
             lock(&self.live.lanes.idle).push(self.channel.clone());
         }
@@ -360,14 +366,19 @@ impl<'a> Lane<'a> {
 }
 
 /// Dropped before its end, as when the caller's time is up, the channel stays
-/// open until nothing is on its way any more: messages that RabbitMQ has not
-/// read yet would arrive on a channel that is closed, which ends the connection.
+/// open while anything is on its way: messages that RabbitMQ has not read yet
+/// would arrive on a channel that is closed, which ends the connection. With
+/// confirmations their end is known; without them the next batch takes the
+/// channel over, since there is nothing that it could mistake for its own.
 impl Drop for Lane<'_> {
     fn drop(&mut self) {
         if self.finished {
             return;
         }
         self.live.suspect();
+        if self.confirms == Confirms::Off {
+            return self.leave_open();
+        }
         let (channel, permit) = (self.channel.clone(), self.permit.take());
         // Ends with the connection at the latest.
         self.live.runtime.spawn(async move {

@@ -415,9 +415,13 @@ fn assert_no_accident(site: &Site) {
         .join("rabbit.log");
     let log = std::fs::read_to_string(log).unwrap();
     let vhost = format!("vhost: '{}'", site.url.rsplit('/').next().unwrap());
-    let accidents: Vec<_> = log
-        .lines()
-        .filter(|line| line.contains("[error]") && line.contains(&vhost))
+    let lines: Vec<_> = log.lines().collect();
+    // The reason is on the lines after it.
+    let accidents: Vec<_> = lines
+        .iter()
+        .enumerate()
+        .filter(|(_, line)| line.contains("[error]") && line.contains(&vhost))
+        .map(|(at, _)| lines[at..lines.len().min(at + 4)].join("\n"))
         .collect();
     assert!(accidents.is_empty(), "{accidents:#?}");
 }
