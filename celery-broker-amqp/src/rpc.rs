@@ -255,7 +255,10 @@ impl RpcBackend {
         if reader.is_some() && self.shared.inbox.is_open() {
             return Ok(());
         }
-        let replies = self.broker.reply_queue(&self.queue, self.expires).await?;
+        let replies = self
+            .broker
+            .subscribe(&Mailbox::named(self.queue.as_str(), self.expires))
+            .await?;
         self.shared.inbox.open();
         let reading = read(replies, Arc::clone(&self.shared.inbox));
         *reader = Some(Reader(tokio::spawn(reading)));

@@ -51,8 +51,9 @@ pub trait Broker: fmt::Debug + Send + Sync {
         options: &'a ConsumeOptions,
     ) -> BoxFuture<'a, Result<Arc<dyn Consumer>, ServiceError>>;
 
-    /// Sends a message to everybody subscribed to `exchange` now.
-    /// Delivery is at most once: who is away misses it.
+    /// Sends a message to every [mailbox](Self::subscribe) that `exchange` leads
+    /// to by this routing key now. Delivery is at most once: who is away misses
+    /// it, and nothing of it stays behind.
     fn broadcast<'a>(
         &'a self,
         exchange: &'a Exchange,
@@ -60,20 +61,11 @@ pub trait Broker: fmt::Debug + Send + Sync {
         message: &'a Message,
     ) -> BoxFuture<'a, Result<(), ServiceError>>;
 
-    /// Receives what is broadcast to `exchange` under routing keys that match
-    /// `pattern` (`*` one word, `#` any number; `""` or `#` everything).
+    /// Opens a mailbox, which only its owner reads and which disappears with
+    /// what is left in it when its owner does.
     fn subscribe<'a>(
         &'a self,
-        exchange: &'a Exchange,
-        pattern: &'a str,
-    ) -> BoxFuture<'a, Result<Box<dyn Subscription>, ServiceError>>;
-
-    /// Opens a private queue for replies that disappears, with what is left
-    /// in it, `expires` after its last use.
-    fn reply_queue<'a>(
-        &'a self,
-        name: &'a str,
-        expires: Duration,
+        mailbox: &'a Mailbox,
     ) -> BoxFuture<'a, Result<Box<dyn Subscription>, ServiceError>>;
 
     /// How many messages wait in `queue`; those held by consumers not counted.
@@ -328,6 +320,72 @@ impl Publication {
         Self {
             queue: Some(queue),
             ..self
+        }
+    }
+}
+
+/// A queue of one reader alone: for broadcasts, events and replies.
+///
+/// The properties are those by which Celery declares such queues; brokers that
+/// have no such thing leave out what they cannot do.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Mailbox {
+    /// The name.
+    pub name: String,
+    /// What brings messages here; without it the mailbox is reached by its name
+    /// through the anonymous exchange.
+    pub binding: Option<Binding>,
+    /// Whether it outlives a restart of the broker.
+    pub durable: bool,
+    /// Whether the broker keeps other connections from reading it.
+    pub exclusive: bool,
+    /// How long it stays when nobody reads it.
+    pub expires: Duration,
+    /// How long a message waits to be read; as long as the mailbox where `None`.
+    pub message_ttl: Option<Duration>,
+}
+
+impl Mailbox {
+    /// What is sent to `exchange` under routing keys that match `pattern` (`*`
+    /// one word, `#` any number; `""` or `#` everything), as Celery's event
+    /// receivers listen: under a random name, unread messages kept for 5 s.
+    pub fn of(exchange: Exchange, pattern: impl Into<String>) -> Self {
+        Self {
+            name: format!("{}.{}", exchange.name, uuid::Uuid::new_v4()),
+            binding: Some(Binding::new(exchange, pattern)),
+            durable: false,
+            exclusive: true,
+            expires: Duration::from_secs(60),
+            message_ttl: Some(Duration::from_secs(5)),
+        }
+    }
+
+    /// What is sent to the mailbox by its name, kept for `expires` after its
+    /// last use, as Celery's `rpc://` results are.
+    pub fn named(name: impl Into<String>, expires: Duration) -> Self {
+        Self {
+            name: name.into(),
+            binding: None,
+            durable: true,
+            exclusive: false,
+            expires,
+            message_ttl: None,
+        }
+    }
+
+    /// What remote control sends to a worker, or answers to a client: bound to
+    /// `exchange` by `routing_key`.
+    pub fn control(
+        name: impl Into<String>,
+        exchange: Exchange,
+        routing_key: impl Into<String>,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            expires: Duration::from_secs(10),
+            message_ttl: Some(Duration::from_secs(300)),
+            ..Self::of(exchange, routing_key)
         }
     }
 }

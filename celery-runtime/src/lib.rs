@@ -57,7 +57,7 @@ pub use backend::{Capabilities, Record, ResultBackend};
 pub use backoff::{Backoff, RetryBackoff};
 pub use broker::{
     Binding, BoxFuture, Broker, ConsumeOptions, Consumer, Content, Delivery, DeliveryTag, Exchange,
-    ExchangeKind, Publication, Queue, QueueEnd, Settlement, Subscription,
+    ExchangeKind, Mailbox, Publication, Queue, QueueEnd, Settlement, Subscription,
 };
 pub use client::{AsyncResult, Client, ResultError, SendError, Signature, TaskFailure};
 pub use clock::{Clock, Moment};

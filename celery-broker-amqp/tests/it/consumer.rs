@@ -120,10 +120,13 @@ async fn two_connections_are_enough_for_everything() {
     let events = celery_runtime::Exchange::topic("celeryev");
     let first = consumer(&broker, &[&queue], 4).await;
     let second = consumer(&broker, &[&queue], 0).await;
-    let _events = within("subscribe", broker.subscribe(&events, "#"))
-        .await
-        .unwrap();
-    let replies = broker.reply_queue("replies", Duration::from_secs(60));
+    let _events = within(
+        "subscribe",
+        broker.subscribe(&Mailbox::of(events.clone(), "#")),
+    )
+    .await
+    .unwrap();
+    let replies = broker.subscribe(&Mailbox::named("replies", Duration::from_secs(60)));
     let _replies = within("reply queue", replies).await.unwrap();
     send(&broker, &queue, &numbers(0..50)).await;
     within(

@@ -93,7 +93,10 @@ async fn closed_connections_are_errors_at_once_and_made_again() {
     let server = private();
     let broker = broker_at(&server.url());
     let queue = Queue::new("q");
-    let mut events = broker.subscribe(&Exchange::topic("e"), "#").await.unwrap();
+    let mut events = broker
+        .subscribe(&Mailbox::of(Exchange::topic("e"), "#"))
+        .await
+        .unwrap();
     for round in 0..3 {
         let consumer = consumer(&broker, &[&queue], 4).await;
         post(&broker, to("q", &round.to_string())).await.unwrap();
@@ -328,7 +331,7 @@ async fn a_silent_server_is_an_error_in_time_and_serves_again_after_it() {
             broker.depth(&queue),
             broker.purge(&other),
             broker.consume(&options),
-            broker.subscribe(&exchange, "#"),
+            broker.subscribe(&Mailbox::of(exchange.clone(), "#")),
             post(&broker, to("q", "2")),
         );
         let errors = [

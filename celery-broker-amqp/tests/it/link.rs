@@ -20,9 +20,12 @@ async fn errors(url: &str) -> Vec<celery_runtime::ServiceError> {
         within("consume", broker.consume(&options))
             .await
             .unwrap_err(),
-        within("subscribe", broker.subscribe(&events, "#"))
-            .await
-            .unwrap_err(),
+        within(
+            "subscribe",
+            broker.subscribe(&Mailbox::of(events.clone(), "#")),
+        )
+        .await
+        .unwrap_err(),
     ];
     for error in &errors {
         let shown = format!(

@@ -321,10 +321,13 @@ async fn names_that_amqp_cannot_carry_are_errors() {
         .await
         .unwrap_err();
     assert_eq!(error.kind(), ServiceErrorKind::Invalid, "{error}");
-    let error = broker.subscribe(&topic, "#").await.unwrap_err();
+    let error = broker
+        .subscribe(&Mailbox::of(topic.clone(), "#"))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ServiceErrorKind::Invalid, "{error}");
     let error = broker
-        .reply_queue(&long, Duration::from_secs(60))
+        .subscribe(&Mailbox::named(&long, Duration::from_secs(60)))
         .await
         .unwrap_err();
     assert_eq!(error.kind(), ServiceErrorKind::Invalid, "{error}");

@@ -13,13 +13,19 @@ async fn queues_are_those_of_celery_and_go_with_their_readers() {
     let broker = site.broker();
     let pidbox = Exchange::fanout("celery.pidbox").transient();
     let events = Exchange::topic("celeryev");
-    let one = within("subscribe", broker.subscribe(&pidbox, ""))
-        .await
-        .unwrap();
-    let two = within("subscribe", broker.subscribe(&events, "task.#"))
-        .await
-        .unwrap();
-    let three = broker.reply_queue("3f0c-reply", Duration::from_secs(86_400));
+    let one = within(
+        "subscribe",
+        broker.subscribe(&Mailbox::of(pidbox.clone(), "")),
+    )
+    .await
+    .unwrap();
+    let two = within(
+        "subscribe",
+        broker.subscribe(&Mailbox::of(events.clone(), "task.#")),
+    )
+    .await
+    .unwrap();
+    let three = broker.subscribe(&Mailbox::named("3f0c-reply", Duration::from_secs(86_400)));
     let three = within("reply queue", three).await.unwrap();
 
     let columns = [
@@ -70,7 +76,7 @@ async fn a_wait_that_is_given_up_loses_no_message() {
     let site = Site::fresh();
     let broker = site.broker();
     let mut replies = broker
-        .reply_queue("replies", Duration::from_secs(60))
+        .subscribe(&Mailbox::named("replies", Duration::from_secs(60)))
         .await
         .unwrap();
     let sending = {
@@ -109,7 +115,10 @@ async fn a_broadcast_finds_its_exchange_again() {
         .await
         .unwrap();
     send().await.unwrap();
-    let mut events = broker.subscribe(&exchange, "a.*").await.unwrap();
+    let mut events = broker
+        .subscribe(&Mailbox::of(exchange.clone(), "a.*"))
+        .await
+        .unwrap();
     send().await.unwrap();
     let event = within("the event", events.next()).await.unwrap();
     assert_eq!(message_id(&event), "1");
@@ -121,7 +130,7 @@ async fn a_subscription_whose_queue_goes_says_so() {
     let site = Site::fresh();
     let (broker, raw) = (site.broker(), site.raw().await);
     let mut replies = broker
-        .reply_queue("replies", Duration::from_secs(60))
+        .subscribe(&Mailbox::named("replies", Duration::from_secs(60)))
         .await
         .unwrap();
     raw.delete("replies").await;

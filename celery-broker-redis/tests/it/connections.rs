@@ -39,7 +39,7 @@ async fn wrong_credentials_are_denied_without_showing_them() {
         let error = broker.consume(&options).await.unwrap_err();
         assert_eq!(error.kind(), ServiceErrorKind::Denied, "{error}");
         let error = broker
-            .subscribe(&celery_runtime::Exchange::topic("e"), "#")
+            .subscribe(&Mailbox::of(celery_runtime::Exchange::topic("e"), "#"))
             .await
             .unwrap_err();
         assert_eq!(error.kind(), ServiceErrorKind::Denied, "{error}");

@@ -33,15 +33,15 @@ async fn subscribers_get_what_matches_their_pattern() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let mut all = broker
-        .subscribe(&Exchange::topic("celeryev"), "#")
+        .subscribe(&Mailbox::of(Exchange::topic("celeryev"), "#"))
         .await
         .unwrap();
     let mut every = broker
-        .subscribe(&Exchange::topic("celeryev"), "")
+        .subscribe(&Mailbox::of(Exchange::topic("celeryev"), ""))
         .await
         .unwrap();
     let mut workers = broker
-        .subscribe(&Exchange::topic("celeryev"), "worker.*")
+        .subscribe(&Mailbox::of(Exchange::topic("celeryev"), "worker.*"))
         .await
         .unwrap();
     broadcast(&broker, "celeryev", "task.multi", "1").await;
@@ -64,7 +64,7 @@ async fn channels_are_kombus() {
     let server = RedisServer::start();
     let broker = broker_at(&server.database_url(3), &json!({"global_keyprefix": "p:"}));
     let mut pidbox = broker
-        .subscribe(&Exchange::fanout("celery.pidbox"), "")
+        .subscribe(&Mailbox::of(Exchange::fanout("celery.pidbox"), ""))
         .await
         .unwrap();
     let channels = server.command(&["PUBSUB", "NUMPAT"]).integer();
@@ -91,7 +91,7 @@ async fn a_declared_fanout_exchange_is_published_to_subscribers() {
     let queue = Queue::new("bcast").bound_to(Exchange::fanout("tasks"), "");
     broker.declare(&queue).await.unwrap();
     let mut subscription = broker
-        .subscribe(&Exchange::topic("tasks"), "")
+        .subscribe(&Mailbox::of(Exchange::topic("tasks"), ""))
         .await
         .unwrap();
     let sent = [Publication::to_exchange(task("1"), "tasks", "")];
@@ -122,7 +122,7 @@ async fn a_lost_connection_is_an_error() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let mut subscription = broker
-        .subscribe(&Exchange::topic("celeryev"), "#")
+        .subscribe(&Mailbox::of(Exchange::topic("celeryev"), "#"))
         .await
         .unwrap();
     server.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
@@ -141,7 +141,7 @@ async fn a_silent_server_is_an_error() {
     let options = json!({"health_check_interval": 0.1, "socket_timeout": 0.3});
     let broker = broker_with(&server, &options);
     let mut subscription = broker
-        .subscribe(&Exchange::topic("celeryev"), "#")
+        .subscribe(&Mailbox::of(Exchange::topic("celeryev"), "#"))
         .await
         .unwrap();
     server.pause();
@@ -159,7 +159,7 @@ async fn replies_come_in_order_and_leave_nothing_behind() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let mut replies = broker
-        .reply_queue("my-replies", Duration::from_millis(500))
+        .subscribe(&Mailbox::named("my-replies", Duration::from_millis(500)))
         .await
         .unwrap();
     let ids: Vec<String> = (0..200).map(|number| number.to_string()).collect();
@@ -183,7 +183,7 @@ async fn a_reply_queue_in_use_outlives_its_time_to_live() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let mut replies = broker
-        .reply_queue("mine", Duration::from_millis(150))
+        .subscribe(&Mailbox::named("mine", Duration::from_millis(150)))
         .await
         .unwrap();
     let waited = tokio::time::timeout(Duration::from_millis(600), replies.next()).await;
@@ -199,7 +199,7 @@ async fn a_reply_waits_for_the_next_reader_when_one_gives_up() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let mut replies = broker
-        .reply_queue("mine", Duration::from_secs(60))
+        .subscribe(&Mailbox::named("mine", Duration::from_secs(60)))
         .await
         .unwrap();
     let gave_up = tokio::time::timeout(Duration::ZERO, replies.next()).await;

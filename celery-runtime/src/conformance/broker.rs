@@ -9,8 +9,8 @@ use celery_protocol::{Headers, Message, Properties, TaskHeaders, Value};
 
 use super::{fresh, soon};
 use crate::broker::{
-    Binding, Broker, ConsumeOptions, Consumer, Content, Delivery, Exchange, Publication, Queue,
-    QueueEnd, Settlement, Subscription,
+    Binding, Broker, ConsumeOptions, Consumer, Content, Delivery, Exchange, Mailbox, Publication,
+    Queue, QueueEnd, Settlement, Subscription,
 };
 
 /// A broker to test, and what is particular about it.
@@ -654,12 +654,18 @@ pub async fn depth_and_purge(setup: &dyn Setup) {
 pub async fn broadcasts_reach_all_subscribers(setup: &dyn Setup) {
     let (broker, other) = (setup.broker(), setup.broker());
     let exchange = Exchange::topic(fresh("events"));
-    let mut all = soon("subscribe", broker.subscribe(&exchange, "#"))
-        .await
-        .expect("subscribed");
-    let mut some = soon("subscribe", other.subscribe(&exchange, "worker.*"))
-        .await
-        .expect("subscribed");
+    let mut all = soon(
+        "subscribe",
+        broker.subscribe(&Mailbox::of(exchange.clone(), "#")),
+    )
+    .await
+    .expect("subscribed");
+    let mut some = soon(
+        "subscribe",
+        other.subscribe(&Mailbox::of(exchange.clone(), "worker.*")),
+    )
+    .await
+    .expect("subscribed");
     for key in ["task.sent", "worker.online"] {
         let mut note = message("event");
         note.headers.set("key", Value::from(key)).expect("set");
@@ -689,9 +695,12 @@ pub async fn replies_arrive_and_are_private(setup: &dyn Setup) {
     let broker = setup.broker();
     let name = fresh("reply");
     let expires = Duration::from_secs(10);
-    let mut replies = soon("reply_queue", broker.reply_queue(&name, expires))
-        .await
-        .expect("opened");
+    let mut replies = soon(
+        "subscribe",
+        broker.subscribe(&Mailbox::named(&name, expires)),
+    )
+    .await
+    .expect("opened");
     for n in ["1", "2"] {
         let mut reply = message(n);
         reply.headers.set("key", Value::from(n)).expect("set");

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use celery_protocol::{Headers, Message};
 use tokio::sync::{Notify, broadcast};
@@ -14,8 +13,8 @@ use super::lock;
 use super::queues::Queues;
 use super::subscription::{FanoutSubscription, ReplyQueue, matches_topic};
 use crate::broker::{
-    BoxFuture, Broker, ConsumeOptions, Consumer, Delivery, Exchange, ExchangeKind, Publication,
-    Queue, Settlement, Subscription,
+    BoxFuture, Broker, ConsumeOptions, Consumer, Delivery, Exchange, ExchangeKind, Mailbox,
+    Publication, Queue, Settlement, Subscription,
 };
 use crate::clock::Clock;
 use crate::error::{ServiceError, ServiceErrorKind};
@@ -147,29 +146,18 @@ impl Broker for MemoryBroker {
 
     fn subscribe<'a>(
         &'a self,
-        exchange: &'a Exchange,
-        pattern: &'a str,
+        mailbox: &'a Mailbox,
     ) -> BoxFuture<'a, Result<Box<dyn Subscription>, ServiceError>> {
         Box::pin(async move {
             self.shared.faults.check("subscribe").await?;
-            let subscription: Box<dyn Subscription> = Box::new(FanoutSubscription::new(
-                pattern,
-                self.shared.exchange(&exchange.name).subscribe(),
-                self.shared.faults.clone(),
-            ));
-            Ok(subscription)
-        })
-    }
-
-    fn reply_queue<'a>(
-        &'a self,
-        name: &'a str,
-        _expires: Duration,
-    ) -> BoxFuture<'a, Result<Box<dyn Subscription>, ServiceError>> {
-        Box::pin(async move {
-            self.shared.faults.check("reply_queue").await?;
-            let subscription: Box<dyn Subscription> =
-                Box::new(ReplyQueue::new(name, Arc::clone(&self.shared)));
+            let subscription: Box<dyn Subscription> = match &mailbox.binding {
+                Some(binding) => Box::new(FanoutSubscription::new(
+                    binding,
+                    self.shared.exchange(&binding.exchange.name).subscribe(),
+                    self.shared.faults.clone(),
+                )),
+                None => Box::new(ReplyQueue::new(&mailbox.name, Arc::clone(&self.shared))),
+            };
             Ok(subscription)
         })
     }

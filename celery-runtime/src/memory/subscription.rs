@@ -9,12 +9,13 @@ use tokio::sync::broadcast;
 use super::broker::Shared;
 use super::faults::Faults;
 use super::lock;
-use crate::broker::{BoxFuture, Content, Settlement, Subscription};
+use crate::broker::{Binding, BoxFuture, Content, ExchangeKind, Settlement, Subscription};
 use crate::error::ServiceError;
 
 /// Receives what is broadcast to an exchange.
 #[derive(Debug)]
 pub(super) struct FanoutSubscription {
+    kind: ExchangeKind,
     pattern: String,
     receiver: broadcast::Receiver<(String, Message)>,
     faults: Faults,
@@ -41,19 +42,23 @@ impl Subscription for FanoutSubscription {
 
 impl FanoutSubscription {
     pub(super) fn new(
-        pattern: &str,
+        binding: &Binding,
         receiver: broadcast::Receiver<(String, Message)>,
         faults: Faults,
     ) -> Self {
         Self {
-            pattern: pattern.to_owned(),
+            kind: binding.exchange.kind,
+            pattern: binding.routing_key.clone(),
             receiver,
             faults,
         }
     }
 
     fn wants(&self, routing_key: &str) -> bool {
-        matches!(&*self.pattern, "" | "#") || matches_topic(&self.pattern, routing_key)
+        match self.kind {
+            ExchangeKind::Direct => self.pattern == routing_key,
+            _ => matches!(&*self.pattern, "" | "#") || matches_topic(&self.pattern, routing_key),
+        }
     }
 }
 
@@ -68,13 +73,13 @@ impl Subscription for ReplyQueue {
         Box::pin(async move {
             loop {
                 let changed = self.shared.changed.notified();
-                self.shared.faults.check("reply_queue").await?;
+                self.shared.faults.check("subscribe").await?;
                 if let Some(message) = self.take() {
                     return Ok(message);
                 }
                 tokio::select! {
                     () = changed => {}
-                    error = self.shared.faults.broken("reply_queue") => return Err(error),
+                    error = self.shared.faults.broken("subscribe") => return Err(error),
                 }
             }
         })
