@@ -7,6 +7,7 @@ use crate::broker::{BoxFuture, Broker};
 use crate::client::Client;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::lamport::LogicalClock;
 use crate::memory::{MemoryBackend, MemoryBroker};
 use crate::queues::Queues;
 use crate::task::Tasks;
@@ -42,6 +43,7 @@ pub struct App {
     config: Arc<Config>,
     queues: Arc<Queues>,
     clock: Clock,
+    lamport: Arc<LogicalClock>,
 }
 
 impl App {
@@ -54,6 +56,7 @@ impl App {
             queues: Arc::new(Queues::new(&config.queues)),
             config: Arc::new(config),
             clock: Clock::system(),
+            lamport: Arc::default(),
         }
     }
 
@@ -123,6 +126,11 @@ impl App {
     /// The queues, as the settings describe them.
     pub(crate) fn queues(&self) -> &Arc<Queues> {
         &self.queues
+    }
+
+    /// The logical clock of everything that this app tells others.
+    pub(crate) fn lamport(&self) -> &Arc<LogicalClock> {
+        &self.lamport
     }
 
     /// The clock.

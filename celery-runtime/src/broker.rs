@@ -117,6 +117,15 @@ pub trait Consumer: fmt::Debug + Send + Sync {
     /// that are asked for each delivery have nothing to change.
     fn set_prefetch(&self, _prefetch: u16) {}
 
+    /// Reads `queue`, too, from the next [`receive`](Self::receive) on, also one
+    /// that waits already. The queue has been declared. Adding one that is read
+    /// already does nothing.
+    fn add_queue<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<(), ServiceError>>;
+
+    /// Stops reading the queue of that name. What was taken from it is still to
+    /// be settled.
+    fn cancel_queue<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Result<(), ServiceError>>;
+
     /// Whether a delivery taken by a broken consumer can still be settled
     /// through a new one of the same broker. Where it is `false`, the broker
     /// gives unsettled deliveries to somebody else when the connection ends.

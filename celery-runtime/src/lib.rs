@@ -45,6 +45,7 @@ mod config;
 #[cfg(feature = "__conformance")]
 pub mod conformance;
 mod error;
+mod lamport;
 pub mod memory;
 mod queues;
 mod routing;

@@ -4,6 +4,7 @@ mod files;
 pub(crate) mod queues;
 mod settings;
 pub mod url;
+mod worker;
 
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ pub use files::ConfigError;
 pub use queues::QueueType;
 
 use queues::{Listed, QueueSettings};
+pub(crate) use worker::WorkerSettings;
 
 /// Everything that can be set for clients and workers.
 ///
@@ -68,6 +70,10 @@ pub struct Config {
     pub(crate) deadline: Duration,
     pub(crate) shutdown_grace: Duration,
     pub(crate) body_limit: usize,
+    pub(crate) worker: WorkerSettings,
+    /// Overrides `task.acks_on_failure` for failures that are no timeouts.
+    pub(crate) task_acks_on_failure: Option<bool>,
+    pub(crate) task_send_sent_event: bool,
 }
 
 /// Which message layout is written; both are always read.
@@ -128,6 +134,9 @@ impl Config {
             deadline: Duration::from_secs(5),
             shutdown_grace: Duration::from_secs(10),
             body_limit: 64 << 20,
+            worker: WorkerSettings::default(),
+            task_acks_on_failure: None,
+            task_send_sent_event: false,
         }
     }
 

@@ -101,8 +101,14 @@ pub(super) const SETTINGS: &[Setting] = &[
     row("task_acks_late", |config, input| {
         input.optional_flag(&mut config.task.acks_late)
     }),
+    row("task_acks_on_failure", |config, input| {
+        input.optional_flag(&mut config.task_acks_on_failure)
+    }),
     row("task_acks_on_failure_or_timeout", |config, input| {
         input.optional_flag(&mut config.task.acks_on_failure)
+    }),
+    row("task_acks_on_timeout", |config, input| {
+        input.optional_flag(&mut config.task.acks_on_timeout)
     }),
     row("task_compression", |config, input| {
         let name = input.nullable(Input::text)?;
@@ -148,6 +154,10 @@ pub(super) const SETTINGS: &[Setting] = &[
     row("task_default_queue_type", |config, input| {
         input.queue_type(&mut config.queues.default_type)
     }),
+    row("task_default_rate_limit", |config, input| {
+        config.worker.default_rate_limit = input.nullable(Input::rate)?;
+        Ok(())
+    }),
     row("task_default_retry_delay", |config, input| {
         input.optional_duration(&mut config.task.retry_delay)
     }),
@@ -184,6 +194,9 @@ pub(super) const SETTINGS: &[Setting] = &[
         config.task_routes = Routes::from_json(&input.json()?)?;
         Ok(())
     }),
+    row("task_send_sent_event", |config, input| {
+        input.flag(&mut config.task_send_sent_event)
+    }),
     row("task_serializer", |config, input| {
         input.serializer(&mut config.task_serializer)
     }),
@@ -199,6 +212,10 @@ pub(super) const SETTINGS: &[Setting] = &[
     row("task_track_started", |config, input| {
         input.optional_flag(&mut config.task.track_started)
     }),
+    row(
+        "worker_cancel_long_running_tasks_on_connection_loss",
+        |config, input| input.flag(&mut config.worker.cancel_on_connection_loss),
+    ),
     row("worker_concurrency", |config, input| {
         config.worker_concurrency = (input.count()? as usize).max(1);
         Ok(())
@@ -208,14 +225,44 @@ pub(super) const SETTINGS: &[Setting] = &[
     row("worker_detect_quorum_queues", |_, input| {
         input.truth().map(drop)
     }),
+    row("worker_deduplicate_successful_tasks", |config, input| {
+        input.flag(&mut config.worker.deduplicate)
+    }),
     row("worker_direct", |config, input| {
         input.flag(&mut config.worker_direct)
+    }),
+    row("worker_disable_prefetch", |config, input| {
+        input.flag(&mut config.worker.disable_prefetch)
+    }),
+    row("worker_disable_rate_limits", |config, input| {
+        input.flag(&mut config.worker.disable_rate_limits)
+    }),
+    // What stays in hand counts against the window at any time, also after a
+    // connection was lost.
+    row("worker_enable_prefetch_count_reduction", |_, input| {
+        input.truth().map(drop)
+    }),
+    row("worker_enable_remote_control", |config, input| {
+        input.flag(&mut config.worker.remote_control)
+    }),
+    row("worker_enable_soft_shutdown_on_idle", |config, input| {
+        input.flag(&mut config.worker.soft_shutdown_on_idle)
     }),
     row("worker_hostname", |config, input| {
         input.optional_text(&mut config.worker_hostname)
     }),
     row("worker_prefetch_multiplier", |config, input| {
         config.worker_prefetch_multiplier = input.count()? as usize;
+        Ok(())
+    }),
+    row("worker_send_task_events", |config, input| {
+        input.flag(&mut config.worker.task_events)
+    }),
+    row("worker_soft_shutdown_timeout", |config, input| {
+        input.duration(&mut config.worker.soft_shutdown_timeout)
+    }),
+    row("worker_state_db", |config, input| {
+        config.worker.state_file = input.nullable(Input::text)?.map(Into::into);
         Ok(())
     }),
     ignored("beat_schedule"),
@@ -227,16 +274,12 @@ pub(super) const SETTINGS: &[Setting] = &[
     ignored("include"),
     ignored("redis_max_connections"),
     ignored("task_annotations"),
-    ignored("task_default_rate_limit"),
     ignored("task_inherit_parent_priority"),
     ignored("task_publish_retry"),
-    ignored("task_send_sent_event"),
     ignored("timezone"),
-    ignored("worker_enable_remote_control"),
     ignored("worker_max_memory_per_child"),
     ignored("worker_max_tasks_per_child"),
     ignored("worker_pool"),
-    ignored("worker_send_task_events"),
 ];
 
 /// The setting of that name.
@@ -369,6 +412,16 @@ impl Input<'_> {
     fn optional_duration(self, target: &mut Option<Duration>) -> Result<(), String> {
         *target = self.nullable(Self::seconds)?;
         Ok(())
+    }
+
+    /// A rate limit, which may be a number.
+    fn rate(self) -> Result<String, String> {
+        let text = match self.0 {
+            Value::Number(number) => number.to_string(),
+            _ => self.text()?,
+        };
+        crate::worker::check_rate(&text)?;
+        Ok(text)
     }
 
     /// A priority.

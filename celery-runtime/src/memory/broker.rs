@@ -336,6 +336,25 @@ impl Consumer for MemoryConsumer {
         })
     }
 
+    fn add_queue<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<(), ServiceError>> {
+        Box::pin(async move {
+            let mut queues = lock(&self.queues);
+            if !queues.iter().any(|known| **known == *queue.name) {
+                queues.push(queue.name.as_str().into());
+            }
+            drop(queues);
+            self.shared.changed.notify_waiters();
+            Ok(())
+        })
+    }
+
+    fn cancel_queue<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Result<(), ServiceError>> {
+        Box::pin(async move {
+            lock(&self.queues).retain(|known| **known != *queue);
+            Ok(())
+        })
+    }
+
     fn settles_after_reconnect(&self) -> bool {
         false
     }

@@ -171,6 +171,18 @@ impl<S> Context<S> {
         self.job.control.wait().await;
     }
 
+    /// Resolves when the worker was told to stop. A task that takes long can
+    /// bring its work to a good end then, or fail with
+    /// [`TaskError::retry`](crate::TaskError::retry) and go on elsewhere; one
+    /// that does not heed it goes on, and is ended by a cold stop.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn stopping(&self) {
+        self.job.control.stop.wait().await;
+    }
+
     fn text(&self, pick: for<'h> fn(TaskHeaders<'h>) -> Option<Cow<'h, str>>) -> Option<String> {
         pick(self.job.headers().ok()?).map(Cow::into_owned)
     }
@@ -261,23 +273,45 @@ fn headers_of<'a>(
 #[derive(Debug, Default)]
 pub(crate) struct TaskControl {
     listens: AtomicBool,
-    reached: AtomicBool,
-    notify: Notify,
+    soft_limit: Bell,
+    stop: Bell,
 }
 
 impl TaskControl {
     /// Tells the task that its soft limit is reached. Answers whether it
     /// listens; otherwise it has to be ended from outside.
     pub(crate) fn reach_soft_limit(&self) -> bool {
-        self.reached.store(true, Ordering::SeqCst);
-        self.notify.notify_waiters();
+        self.soft_limit.ring();
         self.listens.load(Ordering::SeqCst)
+    }
+
+    /// Tells the task that the worker stops.
+    pub(crate) fn announce_stop(&self) {
+        self.stop.ring();
     }
 
     async fn wait(&self) {
         self.listens.store(true, Ordering::SeqCst);
+        self.soft_limit.wait().await;
+    }
+}
+
+/// Rings once, for those who wait and those who come later.
+#[derive(Debug, Default)]
+struct Bell {
+    rung: AtomicBool,
+    notify: Notify,
+}
+
+impl Bell {
+    fn ring(&self) {
+        self.rung.store(true, Ordering::SeqCst);
+        self.notify.notify_waiters();
+    }
+
+    async fn wait(&self) {
         let notified = self.notify.notified();
-        if !self.reached.load(Ordering::SeqCst) {
+        if !self.rung.load(Ordering::SeqCst) {
             notified.await;
         }
     }

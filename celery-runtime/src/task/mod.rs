@@ -64,6 +64,8 @@ impl<A: TaskArgs, R> Task<A, R> {
             options: TaskOptions {
                 acks_late: None,
                 acks_on_failure: None,
+                acks_on_timeout: None,
+                rate_limit: None,
                 reject_on_worker_lost: None,
                 ignore_result: None,
                 store_errors: None,

@@ -14,6 +14,12 @@ pub struct TaskOptions {
     /// Acknowledge a late task also when it failed
     /// (`acks_on_failure_or_timeout`); otherwise it is rejected.
     pub acks_on_failure: Option<bool>,
+    /// Acknowledge a late task also when it ran out of time; as
+    /// `acks_on_failure` where nothing is said (`task_acks_on_timeout`).
+    pub acks_on_timeout: Option<bool>,
+    /// How often it may start, on each worker: `10/s`, `5/m`, `2.5/h`, or a
+    /// number for each second (`rate_limit`).
+    pub rate_limit: Option<&'static str>,
     /// Give the message back when the process running the task is lost
     /// (`reject_on_worker_lost`). So far tasks run in the worker's own process:
     /// when that is lost, the broker gives every late message to another one.

@@ -5,7 +5,9 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::delivery::{Letter, Obstacle, RefusedTask, Report};
+use celery_protocol::State;
+
+use super::delivery::{Answer, Letter, Obstacle, RefusedTask, Report};
 use super::entries::{Entry, Work};
 use super::follow::Desk;
 use super::report;
@@ -82,6 +84,59 @@ impl Carrier {
         let object = destinations(&letters);
         self.perform("publish to", object, async move {
             broker.publish(&letters).await.into_iter().collect()
+        })
+    }
+
+    /// Asks what speaks against the start of the entry's task.
+    pub(crate) fn ask(&self, entry: &Entry) -> BoxFuture<'static, Result<Answer, Obstacle>> {
+        let Work::Task { job, .. } = &entry.work else {
+            return Box::pin(std::future::ready(Ok(Answer::Start)));
+        };
+        let (services, job, deadline) =
+            (Arc::clone(&self.services), Arc::clone(job), self.deadline);
+        Box::pin(async move {
+            let Some(backend) = services.backend.as_deref().filter(|_| job.redelivered) else {
+                return Ok(Answer::Start);
+            };
+            let ids = [job.id.clone()];
+            let fetched = match tokio::time::timeout(deadline, backend.fetch(&ids)).await {
+                Ok(fetched) => fetched,
+                Err(_) => {
+                    let object = format!("the result of task {}", job.id);
+                    Err(ServiceError::no_answer("fetch", object, deadline))
+                }
+            };
+            let found = fetched.map_err(|error| {
+                tracing::warn!("{error}");
+                Obstacle::from(&error)
+            })?;
+            let succeeded = found
+                .into_iter()
+                .flatten()
+                .any(|document| document.status == State::Success);
+            Ok(if succeeded {
+                tracing::info!(
+                    "task {} has succeeded before and does not run again",
+                    job.id
+                );
+                Answer::Succeeded
+            } else {
+                Answer::Start
+            })
+        })
+    }
+
+    /// Lets the results of tasks say that they are revoked, where no worker has
+    /// said anything about them that counts more.
+    pub(crate) fn mark_revoked(&self, ids: Vec<String>, now: SystemTime) -> BoxFuture<'static, ()> {
+        let (services, deadline) = (Arc::clone(&self.services), self.deadline);
+        Box::pin(async move {
+            let marking = mark_revoked(&services, &ids, now);
+            match tokio::time::timeout(deadline, marking).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!("revoked tasks are not marked: {error}"),
+                Err(_) => tracing::warn!("revoked tasks are not marked: no answer"),
+            }
         })
     }
 
@@ -163,6 +218,30 @@ async fn store(
     };
     let document = report::document(job, report, children, now);
     backend.store(job.record(&document)).await
+}
+
+async fn mark_revoked(
+    services: &Services,
+    ids: &[String],
+    now: SystemTime,
+) -> Result<(), ServiceError> {
+    let Some(backend) = services.backend.as_deref() else {
+        return Ok(());
+    };
+    let found = backend.fetch(ids).await?;
+    for (id, document) in ids.iter().zip(found) {
+        let may_be_said = document.is_none_or(|document| {
+            matches!(
+                document.status,
+                State::Pending | State::Received | State::Retry | State::Rejected
+            )
+        });
+        if may_be_said {
+            let document = report::revoked_unseen(id, services.result_serializer, now);
+            backend.store(Record::new(&document)).await?;
+        }
+    }
+    Ok(())
 }
 
 async fn store_refused(

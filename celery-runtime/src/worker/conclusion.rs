@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use celery_protocol::{Exception, Raw, Value};
 
-use super::delivery::{Letter, Mishap, Outcome, Plan, Report, Step, Verdict, celery_exception};
+use super::delivery::{
+    Letter, Mishap, Notice, Outcome, Plan, Report, Step, Verdict, celery_exception,
+};
 use crate::broker::QueueEnd;
 use crate::clock::Moment;
 use crate::task::{Failure, Requeue, Retry, TaskError, TaskErrorKind, When};
@@ -18,28 +20,34 @@ impl Plan {
             Outcome::Value(value) => self.succeed(value),
             Outcome::Panic(message) => {
                 let mishap = Mishap::new(Exception::new("rust", "Panic", message));
-                self.fail(mishap, Verdict::Reject)
+                self.fail(mishap)
             }
             Outcome::Error { error, random } => self.err(error, random, now),
         }
     }
 
-    /// `unless_acked` is what a late message meets whose task is configured
-    /// not to be acknowledged when it fails.
-    pub(crate) fn fail(&self, mishap: Mishap, unless_acked: Verdict) -> Vec<Step> {
+    /// A late task whose failure is not to be acknowledged is rejected.
+    pub(crate) fn fail(&self, mishap: Mishap) -> Vec<Step> {
+        self.end_badly(mishap, self.acks_on_failure, Verdict::Reject)
+    }
+
+    /// A late task that ran out of time may run again.
+    pub(crate) fn time_out(&self, mishap: Mishap) -> Vec<Step> {
+        let again = Verdict::Requeue(QueueEnd::Tail);
+        self.end_badly(mishap, self.acks_on_timeout, again)
+    }
+
+    fn end_badly(&self, mishap: Mishap, acks: bool, unless_acked: Verdict) -> Vec<Step> {
         let mut steps = Vec::new();
+        let notice = self.tells.then(|| Notice::Failed(mishap.clone()));
         if self.stores_result || self.stores_errors {
             steps.push(Step::Store(Report::Failure(mishap)));
         }
         if self.links.on_failure {
             steps.push(Step::Send(Letter::Failure));
         }
-        let verdict = if self.acks_on_failure {
-            Verdict::Ack
-        } else {
-            unless_acked
-        };
-        self.settled(steps, verdict)
+        let verdict = if acks { Verdict::Ack } else { unless_acked };
+        self.settled(steps, verdict, notice)
     }
 
     /// A cold stop ends a task as Celery does: a late one goes back to its
@@ -50,26 +58,40 @@ impl Plan {
             let mishap = celery_exception("Retry", "cancelled by Celery");
             steps.push(Step::Store(Report::Retry(mishap)));
         }
-        self.settled(steps, Verdict::Requeue(QueueEnd::Head))
+        let back = Verdict::Requeue(QueueEnd::Head);
+        self.settled(steps, back, self.tells.then_some(Notice::Cancelled))
+    }
+
+    /// What ends a task that shall not run, or not go on running. One that has
+    /// not started is not acknowledged yet, late or not.
+    pub(crate) fn revoke(&self, reason: &'static str, notice: Notice) -> Vec<Step> {
+        let mut steps = Vec::new();
+        if self.stores_result {
+            steps.push(Step::Store(Report::Revoked(reason)));
+        }
+        steps.push(Step::Settle(Verdict::Ack));
+        steps.extend(self.tells.then_some(Step::Tell(notice)));
+        steps
     }
 
     fn succeed(&self, value: Option<Raw<'static>>) -> Vec<Step> {
         let value = value.unwrap_or(Raw::NULL);
         let mut steps = Vec::new();
+        let notice = self.tells.then(|| Notice::Succeeded(value.clone()));
         if self.links.on_success {
             steps.push(Step::Send(Letter::Success(value.clone())));
         }
         if self.stores_result {
             steps.push(Step::Store(Report::Success(value)));
         }
-        self.settled(steps, Verdict::Ack)
+        self.settled(steps, Verdict::Ack, notice)
     }
 
     fn err(&self, error: TaskError, random: f64, now: Moment) -> Vec<Step> {
         match error.into_kind() {
             TaskErrorKind::Failed(failure) => self.failed(failure, random, now),
             TaskErrorKind::Retry(retry) => self.retry(retry, now),
-            TaskErrorKind::Ignore => self.settled(Vec::new(), Verdict::Ack),
+            TaskErrorKind::Ignore => self.settled(Vec::new(), Verdict::Ack, None),
             TaskErrorKind::Reject { requeue, reason } => self.reject(requeue, reason),
         }
     }
@@ -79,7 +101,7 @@ impl Plan {
             .autoretry
             .filter(|auto| auto.applies_to(failure.source.as_deref()));
         let Some(auto) = auto else {
-            return self.fail(failure.into(), Verdict::Reject);
+            return self.fail(failure.into());
         };
         let delay = auto
             .backoff
@@ -104,7 +126,7 @@ impl Plan {
             None => celery_exception("Retry", "Retry requested by the task"),
         };
         if exhausted {
-            return self.fail(mishap, Verdict::Reject);
+            return self.fail(mishap);
         }
         let eta = match retry.when.unwrap_or(When::After(self.retry_delay)) {
             When::After(Duration::ZERO) => None,
@@ -112,34 +134,48 @@ impl Plan {
             When::At(time) => Some(time),
         };
         let mut steps = Vec::new();
+        let notice = self.tells.then(|| Notice::Retried(mishap.clone()));
         // Stored before the retry is sent: whoever runs it must find nothing
         // that could overwrite his result.
         if self.stores_result {
             steps.push(Step::Store(Report::Retry(mishap)));
         }
         steps.push(Step::Send(Letter::Retry { eta }));
-        self.settled(steps, Verdict::Ack)
+        self.settled(steps, Verdict::Ack, notice)
     }
 
     fn reject(&self, requeue: Requeue, reason: String) -> Vec<Step> {
         let mut steps = Vec::new();
-        if requeue == Requeue::No && (self.stores_result || self.stores_errors) {
+        let mut failed = None;
+        if requeue == Requeue::No {
             let mut mishap = celery_exception("Reject", reason);
             mishap.exception.exc_message.push(Value::Bool(false));
-            steps.push(Step::Store(Report::Failure(mishap)));
+            failed = self.tells.then(|| Notice::Failed(mishap.clone()));
+            if self.stores_result || self.stores_errors {
+                steps.push(Step::Store(Report::Failure(mishap)));
+            }
         }
         let verdict = match requeue {
             Requeue::Yes => Verdict::Requeue(QueueEnd::Tail),
             Requeue::No => Verdict::Reject,
         };
-        self.settled(steps, verdict)
+        let requeue = requeue == Requeue::Yes;
+        let rejected = self.tells.then_some(Notice::Rejected { requeue });
+        self.settled(steps, verdict, failed.into_iter().chain(rejected))
     }
 
-    /// An early message was acknowledged before its task began.
-    fn settled(&self, mut steps: Vec<Step>, verdict: Verdict) -> Vec<Step> {
+    /// An early message was acknowledged before its task began. Those who watch
+    /// are told last, as by Celery.
+    fn settled(
+        &self,
+        mut steps: Vec<Step>,
+        verdict: Verdict,
+        notices: impl IntoIterator<Item = Notice>,
+    ) -> Vec<Step> {
         if self.acks_late {
             steps.push(Step::Settle(verdict));
         }
+        steps.extend(notices.into_iter().map(Step::Tell));
         steps
     }
 }

@@ -4,6 +4,7 @@
 use std::time::{Duration, SystemTime};
 
 use celery_protocol::{Exception, Raw, Value};
+use tokio::time::Instant;
 
 use crate::broker::QueueEnd;
 use crate::task::{AutoRetry, Failure, TaskError};
@@ -13,9 +14,14 @@ use crate::task::{AutoRetry, Failure, TaskError};
 pub(crate) struct Plan {
     pub(crate) acks_late: bool,
     pub(crate) acks_on_failure: bool,
+    pub(crate) acks_on_timeout: bool,
     pub(crate) stores_result: bool,
     pub(crate) stores_errors: bool,
     pub(crate) track_started: bool,
+    /// Whether somebody is to be told what happens to it.
+    pub(crate) tells: bool,
+    /// Whether there is a question to be answered before it may start.
+    pub(crate) asks: bool,
     /// Whether other tasks wait for this one's value, or for its failure.
     pub(crate) links: Links,
     pub(crate) eta: Option<SystemTime>,
@@ -42,6 +48,12 @@ pub(crate) enum Event {
     Arrived,
     /// A slot of the pool is free for it.
     Slot,
+    /// Its turn to line up is later, as when tasks of its type are limited.
+    Hold(Instant),
+    /// The question before the start is answered.
+    Answered(Answer),
+    /// It shall not run, or not go on running.
+    Revoked(Revocation),
     /// What was asked for last is done.
     Done,
     /// What was asked for last failed.
@@ -58,6 +70,29 @@ pub(crate) enum Event {
     Regained,
 }
 
+/// What was asked before a task starts, and found.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Answer {
+    /// Nothing speaks against it.
+    Start,
+    /// It was revoked while nobody listened.
+    Revoked,
+    /// It has succeeded before, and was delivered again.
+    Succeeded,
+}
+
+/// How a task is revoked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Revocation {
+    /// Before it starts; one that runs goes on.
+    Unstarted,
+    /// One that runs is ended, by this signal where that means something.
+    Terminate(i32),
+    /// It is ended because its message has gone back to the broker, which will
+    /// deliver it again.
+    ConnectionLost,
+}
+
 /// Why a step could not be carried out.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Obstacle {
@@ -71,6 +106,8 @@ pub(crate) enum Obstacle {
 pub(crate) enum Stop {
     /// Running tasks finish, the others go back.
     Warm,
+    /// As warm, with an end to the patience; tasks are told.
+    Soft,
     /// Running tasks are ended.
     Cold,
 }
@@ -99,6 +136,10 @@ pub(crate) enum Action {
     FreeSlot,
     /// Carry out a step and report `Done` or `Failed`.
     Step(Step),
+    /// Tell those who watch.
+    Tell(Notice),
+    /// Remember that the task's time to start is over.
+    Expired,
     /// Forget the delivery.
     Over,
 }
@@ -109,6 +150,29 @@ pub(crate) enum Step {
     Settle(Verdict),
     Store(Report),
     Send(Letter),
+    /// Ask whether it may start, and report `Answered` or `Failed`.
+    Ask,
+    /// Tell those who watch, which succeeds at once.
+    Tell(Notice),
+}
+
+/// Something about a task that those who watch are told.
+#[derive(Clone, Debug)]
+pub(crate) enum Notice {
+    Received,
+    Started,
+    Succeeded(Raw<'static>),
+    Failed(Mishap),
+    Retried(Mishap),
+    Rejected {
+        requeue: bool,
+    },
+    Revoked {
+        signal: Option<i32>,
+        terminated: bool,
+        expired: bool,
+    },
+    Cancelled,
 }
 
 /// What becomes of the message.

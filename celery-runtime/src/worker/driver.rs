@@ -5,28 +5,47 @@
 //! decides nothing about a delivery itself. Settlements that come up together
 //! leave together.
 
+mod command;
+mod describe;
+mod election;
+mod inspect;
+mod notices;
+
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use celery_protocol::{ControlRequest, Value};
 use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::carrier::{Carried, Carrier};
-use super::delivery::{Action, Event, Obstacle, Outcome, Step, Stop, Verdict, soft_limit_exceeded};
+use super::delivery::{
+    Action, Answer, Event, Obstacle, Outcome, Revocation, Step, Stop, Verdict, soft_limit_exceeded,
+};
+use super::ears::Ears;
 use super::entries::{Entries, Entry, Key, Work};
+use super::herald::Herald;
 use super::intake::{Intake, Read};
 use super::life::Life;
+use super::rates::Rates;
+use super::revoked::Revoked;
+use super::scheduled::Scheduled;
+use super::state_file::SavedState;
 use super::supervisor::Supervisor;
-use super::{WorkerError, pool};
+use super::tally::Tally;
+use super::{Command, WorkerError, pool};
 use crate::broker::{BoxFuture, Consumer, Delivery, DeliveryTag, Settlement};
 use crate::clock::{Clock, Moment};
-use crate::config::OnUnknown;
+use crate::config::{OnUnknown, WorkerSettings};
 use crate::error::ServiceError;
+use crate::lamport::LogicalClock;
 use crate::task::Job;
+pub(crate) use describe::describe;
+use election::Election;
 
 /// Most deliveries taken from the broker at once, and events handled between
 /// two looks at everything else.
@@ -37,8 +56,20 @@ const BATCH: usize = 256;
 /// that is away can pile up.
 const FINISHING: usize = 4096;
 
+/// Ids whose state is written as revoked at a time.
+const MARKED_TOGETHER: usize = 256;
+
+/// How often what was revoked is written to the state file.
+const SAVE_EVERY: Duration = Duration::from_secs(10);
+
 /// What came of a future of the driver.
 enum Finished {
+    /// What the peers answered at the start.
+    Mingled(Vec<celery_protocol::ControlReply>),
+    Commanded(ControlRequest, Result<Value, String>),
+    Answered(Key, Result<Answer, Obstacle>),
+    Marked,
+    Nothing,
     Connected(Result<Arc<dyn Consumer>, ServiceError>),
     Received(Result<Vec<Delivery>, ServiceError>),
     Settled(Vec<Key>, Result<(), ServiceError>),
@@ -48,13 +79,31 @@ enum Finished {
 /// Sizes of the worker.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Tasks at the same time.
+    /// Tasks at the same time, at the start.
     pub(crate) concurrency: usize,
-    /// Tasks at the same time and in line.
-    pub(crate) window: usize,
+    /// Tasks at the same time and in line, for each of them; 0 is without limit.
+    pub(crate) multiplier: usize,
     /// How long a stop waits for results and acknowledgements after the last
     /// task has ended.
     pub(crate) grace: Duration,
+}
+
+/// What the driver is made of.
+pub(crate) struct Parts {
+    pub(crate) intake: Intake,
+    pub(crate) carrier: Carrier,
+    pub(crate) clock: Clock,
+    pub(crate) supervisor: Supervisor,
+    pub(crate) limits: Limits,
+    pub(crate) settings: Arc<WorkerSettings>,
+    pub(crate) lamport: Arc<LogicalClock>,
+    pub(crate) herald: Herald,
+    pub(crate) ears: Ears,
+    /// What is asked of the peers before the first delivery is taken.
+    pub(crate) mingle: Option<BoxFuture<'static, Vec<celery_protocol::ControlReply>>>,
+    pub(crate) commands: HashMap<String, Command>,
+    /// Most and fewest slots, where their number follows the load.
+    pub(crate) autoscale: Option<(usize, usize)>,
 }
 
 /// The running worker.
@@ -65,12 +114,16 @@ pub(crate) struct Driver {
     clock: Clock,
     supervisor: Supervisor,
     limits: Limits,
+    settings: Arc<WorkerSettings>,
     consumer: Option<Arc<dyn Consumer>>,
     receiving: bool,
     entries: Entries,
     pending: usize,
     line: VecDeque<Key>,
-    free: usize,
+    concurrency: usize,
+    /// Slots that are taken; more than there are, right after some went.
+    busy: usize,
+    autoscale: Option<(usize, usize)>,
     timers: BinaryHeap<Reverse<(Instant, Key)>>,
     /// Unbounded, and bounded all the same: each entry sends one message.
     ended: mpsc::UnboundedReceiver<(Key, Outcome)>,
@@ -78,6 +131,8 @@ pub(crate) struct Driver {
     futures: FuturesUnordered<BoxFuture<'static, Finished>>,
     settlements: Vec<(Key, Settlement)>,
     stopping: Option<Stop>,
+    /// When a soft stop becomes a cold one.
+    soft_until: Option<Instant>,
     /// Set with the stop, once no task runs any more.
     give_up_at: Option<Instant>,
     failure: Option<ServiceError>,
@@ -85,19 +140,55 @@ pub(crate) struct Driver {
     now: Moment,
     /// Kept from event to event for its memory.
     actions: Vec<Action>,
+
+    // What others see of the worker, and tell it.
+    lamport: Arc<LogicalClock>,
+    herald: Herald,
+    ears: Ears,
+    mingling: bool,
+    commands: HashMap<String, Command>,
+    elections: Vec<Election>,
+    revoked: Revoked,
+    /// Revoked ids whose results are to say so.
+    marks: VecDeque<String>,
+    marking: bool,
+    /// Whether the state file is behind.
+    unsaved: bool,
+    saved_at: Instant,
+    rates: Rates,
+    /// The limits as they were written, by task.
+    rate_limits: HashMap<String, String>,
+    scheduled: Scheduled,
+    tally: Tally,
+    beat_at: Option<Instant>,
 }
 
 impl Driver {
-    pub(crate) fn new(
-        intake: Intake,
-        carrier: Carrier,
-        clock: Clock,
-        supervisor: Supervisor,
-        limits: Limits,
-    ) -> Self {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let Parts {
+            intake,
+            carrier,
+            clock,
+            supervisor,
+            limits,
+            settings,
+            lamport,
+            herald,
+            ears,
+            mingle,
+            commands,
+            autoscale,
+        } = parts;
         let (ends, ended) = mpsc::unbounded_channel();
         let now = clock.moment();
-        Self {
+        let futures = FuturesUnordered::new();
+        let mingling = mingle.is_some();
+        if let Some(mingle) = mingle {
+            let mingled: BoxFuture<'static, Finished> =
+                Box::pin(async { Finished::Mingled(mingle.await) });
+            futures.push(mingled);
+        }
+        let mut driver = Self {
             on_unknown: carrier.desk.sender.config.on_unknown,
             intake,
             carrier,
@@ -109,18 +200,41 @@ impl Driver {
             entries: Entries::default(),
             pending: 0,
             line: VecDeque::new(),
-            free: limits.concurrency,
+            concurrency: limits.concurrency,
+            busy: 0,
+            autoscale,
             timers: BinaryHeap::new(),
             ended,
             ends,
-            futures: FuturesUnordered::new(),
+            futures,
             settlements: Vec::new(),
             stopping: None,
+            soft_until: None,
             give_up_at: None,
             failure: None,
             now,
             actions: Vec::new(),
-        }
+            lamport,
+            herald,
+            ears,
+            mingling,
+            commands,
+            elections: Vec::new(),
+            revoked: Revoked::new(settings.revokes_max, settings.revoke_expires),
+            marks: VecDeque::new(),
+            marking: false,
+            unsaved: false,
+            saved_at: now.instant,
+            rates: Rates::default(),
+            rate_limits: HashMap::new(),
+            scheduled: Scheduled::default(),
+            tally: Tally::new(),
+            beat_at: settings.heartbeat.map(|_| now.instant),
+            settings,
+        };
+        driver.limit_rates();
+        driver.load_state();
+        driver
     }
 
     /// Works until a stop is asked for and everything taken is dealt with.
@@ -129,6 +243,7 @@ impl Driver {
         mut stops: impl FnMut() -> BoxFuture<'static, Stop>,
     ) -> Result<(), WorkerError> {
         self.reconnect();
+        self.tell_of_worker("worker-online");
         let mut stop = stops();
         let mut ended = Vec::with_capacity(BATCH);
         loop {
@@ -154,6 +269,10 @@ impl Driver {
                     self.now = self.clock.moment();
                     self.finish(finished);
                 }
+                heard = self.ears.next() => {
+                    self.now = self.clock.moment();
+                    self.hear(heard);
+                }
                 () = sleep_until(wake), if wake.is_some() => {
                     self.now = self.clock.moment();
                     self.tick();
@@ -165,27 +284,28 @@ impl Driver {
 
     /// Sends off what has collected: settlements, free slots, the next receive.
     fn pump(&mut self) {
-        while self.free > 0 {
+        while self.busy < self.concurrency {
             let Some(key) = self.line.pop_front() else {
                 break;
             };
             // Left the line meanwhile, as at a stop.
-            if self
-                .entries
-                .find(key)
-                .is_none_or(|entry| !entry.life.is_waiting())
+            let Some(entry) = self.entries.find(key).filter(|one| one.life.is_waiting()) else {
+                continue;
+            };
+            if let Work::Task { job, .. } = &entry.work
+                && self.revoked.covers(job)
             {
+                self.event(key, Event::Revoked(Revocation::Unstarted));
                 continue;
             }
-            self.free -= 1;
+            self.busy += 1;
             self.event(key, Event::Slot);
         }
+        self.herald.flush();
+        self.send_marks();
         self.send_settlements();
         self.receive();
-        if self.stopping.is_some()
-            && self.give_up_at.is_none()
-            && self.free == self.limits.concurrency
-        {
+        if self.stopping.is_some() && self.give_up_at.is_none() && self.busy == 0 {
             self.give_up_at = Some(Instant::now() + self.limits.grace);
         }
     }
@@ -193,10 +313,24 @@ impl Driver {
     fn is_over(&self) -> bool {
         let settled = self.entries.is_empty() && !self.receiving;
         let given_up = self.give_up_at.is_some_and(|time| time <= Instant::now());
+        // Asked to wait even where nothing is to be waited for.
+        if self.soft_until.is_some() && self.settings.soft_shutdown_on_idle {
+            return false;
+        }
         self.stopping.is_some() && (settled || given_up)
     }
 
-    async fn close(self) -> Result<(), WorkerError> {
+    async fn close(mut self) -> Result<(), WorkerError> {
+        self.now = self.clock.moment();
+        self.tell_of_worker("worker-offline");
+        self.save_state();
+        tracing::info!(
+            "the worker has stopped: {} tasks finished, {} deliveries returned",
+            self.tally.drained,
+            self.tally.returned
+        );
+        let deadline = self.carrier.deadline;
+        self.herald.close(deadline).await;
         if let Some(consumer) = &self.consumer {
             let closed = tokio::time::timeout(self.carrier.deadline, consumer.close()).await;
             if let Ok(Err(error)) = closed {
@@ -221,8 +355,9 @@ impl Driver {
             return;
         };
         let finishing = self.entries.len() - self.pending;
-        let room = self.limits.window.saturating_sub(self.pending).min(BATCH);
-        let blocked = self.receiving || self.stopping.is_some() || finishing >= FINISHING;
+        let room = self.window().saturating_sub(self.pending).min(BATCH);
+        let blocked =
+            self.receiving || self.mingling || self.stopping.is_some() || finishing >= FINISHING;
         if blocked || room == 0 {
             return;
         }
@@ -268,6 +403,15 @@ impl Driver {
 
     fn finish(&mut self, finished: Finished) {
         match finished {
+            Finished::Mingled(replies) => {
+                self.mingling = false;
+                self.learn(replies);
+            }
+            Finished::Commanded(request, answer) => self.answer(&request, answer),
+            Finished::Answered(key, Ok(answer)) => self.event(key, Event::Answered(answer)),
+            Finished::Answered(key, Err(obstacle)) => self.event(key, Event::Failed(obstacle)),
+            Finished::Marked => self.marking = false,
+            Finished::Nothing => {}
             Finished::Connected(Ok(consumer)) => {
                 if self.stopping.is_some() {
                     consumer.interrupt();
@@ -315,6 +459,9 @@ impl Driver {
         if !survives {
             for key in self.entries.keys() {
                 self.event(key, Event::Withdrawn);
+                if self.settings.cancel_on_connection_loss {
+                    self.event(key, Event::Revoked(Revocation::ConnectionLost));
+                }
                 self.entries.note_withdrawn(key);
             }
         }
@@ -322,7 +469,9 @@ impl Driver {
     }
 
     fn stop(&mut self, stop: Stop) {
+        let stop = self.soften(stop);
         tracing::info!("{stop:?} stop: {} deliveries in hand", self.entries.len());
+        let is_first = self.stopping.is_none();
         self.stopping = Some(stop);
         if let Some(consumer) = &self.consumer {
             consumer.interrupt();
@@ -330,8 +479,31 @@ impl Driver {
         // The last one taken goes back first, so that they line up at the
         // head of the queue in the order in which they were taken.
         for key in self.entries.keys().into_iter().rev() {
+            if let Some(entry) = self.entries.find(key) {
+                if is_first && entry.life.is_reserved() {
+                    self.tally.returned += 1;
+                }
+                if let Work::Task { job, .. } = &entry.work {
+                    job.control.announce_stop();
+                }
+            }
             self.event(key, Event::Stop(stop));
         }
+    }
+
+    /// A cold stop gives running tasks some time where it is set up to.
+    fn soften(&mut self, stop: Stop) -> Stop {
+        let timeout = self.settings.soft_shutdown_timeout;
+        let worth_it = self.busy > 0 || self.settings.soft_shutdown_on_idle;
+        let is_new = self.soft_until.is_none() && self.stopping != Some(Stop::Soft);
+        if stop == Stop::Cold && !timeout.is_zero() && worth_it && is_new {
+            self.soft_until = Some(self.now.instant + timeout);
+            return Stop::Soft;
+        }
+        if stop == Stop::Cold {
+            self.soft_until = None;
+        }
+        stop
     }
 
     fn tick(&mut self) {
@@ -343,11 +515,34 @@ impl Driver {
             self.timers.pop();
             self.event(key, Event::Tick);
         }
+        if self.soft_until.is_some_and(|until| until <= now) {
+            self.soft_until = None;
+            self.stop(Stop::Cold);
+        }
+        if self.beat_at.is_some_and(|beat| beat <= now) {
+            self.beat_at = self.settings.heartbeat.map(|interval| now + interval);
+            self.tell_of_worker("worker-heartbeat");
+            self.scale_down();
+        }
+        self.decide_elections();
+        if self.unsaved && self.saved_at + SAVE_EVERY <= now {
+            self.save_state();
+        }
     }
 
     fn wake_at(&self) -> Option<Instant> {
         let timer = self.timers.peek().map(|Reverse((time, _))| *time);
-        timer.into_iter().chain(self.give_up_at).min()
+        let election = self.elections.iter().map(|election| election.decided_at);
+        let save = (self.unsaved && self.settings.state_file.is_some())
+            .then(|| self.saved_at + SAVE_EVERY);
+        timer
+            .into_iter()
+            .chain(self.give_up_at)
+            .chain(self.soft_until)
+            .chain(self.beat_at)
+            .chain(election)
+            .chain(save)
+            .min()
     }
 
     /// Takes a delivery in. One that is the return of what runs here already
@@ -367,15 +562,25 @@ impl Driver {
                     delivery.queue,
                     refusal.detail
                 );
+                self.tell_refused(&refusal);
                 (
                     Life::refused(refusal, self.on_unknown),
                     Work::Refused(content),
                 )
             }
         };
-        let entry = Entry::new(life, delivery.tag, delivery.queue, work);
+        let mut entry = Entry::new(life, delivery.tag, delivery.queue, work);
+        let mut first = Event::Arrived;
+        if let Work::Task { job, .. } = &entry.work {
+            entry.was_scheduled = self.scheduled.take(&job.id);
+            if self.revoked.contains(&job.id) {
+                tracing::info!("task {} is revoked", job.id);
+                first = Event::Revoked(Revocation::Unstarted);
+            }
+        }
         let key = self.entries.insert(entry);
-        self.event(key, Event::Arrived);
+        self.event(key, first);
+        self.scale_up();
         if let Some(stop) = self.stopping {
             self.event(key, Event::Stop(stop));
         }
@@ -420,8 +625,8 @@ impl Driver {
 
     fn act(&mut self, key: Key, action: Action) {
         match action {
-            Action::Queue => self.line.push_back(key),
-            Action::FreeSlot => self.free += 1,
+            Action::Queue => self.line_up(key),
+            Action::FreeSlot => self.free_slot(),
             Action::Start => self.start(key),
             Action::Warn => self.warn(key),
             Action::Abort => {
@@ -430,6 +635,13 @@ impl Driver {
                 }
             }
             Action::Step(step) => self.step(key, step),
+            Action::Tell(notice) => self.tell(key, notice),
+            Action::Expired => {
+                if let Some(Work::Task { job, .. }) = self.entries.find(key).map(|one| &one.work) {
+                    // As in Celery, where peers learn of it by this.
+                    self.revoked.add(&job.id, self.now.wall);
+                }
+            }
             Action::Over => self.entries.remove(key),
         }
     }
@@ -442,6 +654,7 @@ impl Driver {
         let Work::Task { job, run } = &entry.work else {
             return;
         };
+        self.tally.start(&job.task);
         let task = pool::run(Arc::clone(run), Arc::clone(job));
         // Owned by the entry: aborted by it, or by the driver's end.
         let running = tokio::spawn(async move {
@@ -449,6 +662,7 @@ impl Driver {
             let _ = ends.send((key, task.await));
         });
         entry.running = Some(running.abort_handle());
+        entry.started = Some(self.now);
     }
 
     fn warn(&mut self, key: Key) {
@@ -476,14 +690,211 @@ impl Driver {
         let now = self.now.wall;
         let step = match step {
             Step::Settle(verdict) => {
+                if let (Verdict::Park(until), Work::Task { job, .. }) = (verdict, &entry.work) {
+                    let hostname = &self.carrier.desk.hostname;
+                    self.scheduled.note(job, until, hostname);
+                }
                 let settlement = settlement(verdict, entry.tag.clone());
                 return self.settlements.push((key, settlement));
             }
+            Step::Ask => {
+                let asked = self.carrier.ask(entry);
+                let answered = asked.map(move |answer| Finished::Answered(key, answer));
+                return self.futures.push(Box::pin(answered));
+            }
             Step::Store(report) => self.carrier.store(entry, report, now),
             Step::Send(letter) => self.carrier.send(entry, &letter, now),
+            // Told by the life itself.
+            Step::Tell(_) => return,
         };
         let step = step.map(move |carried| Finished::Stepped(key, carried));
         self.futures.push(Box::pin(step));
+    }
+
+    fn hostname(&self) -> &str {
+        &self.carrier.desk.hostname
+    }
+
+    /// In line for a slot, or later where tasks of its type are limited.
+    fn line_up(&mut self, key: Key) {
+        if let Some(entry) = self.entries.find(key)
+            && let Work::Task { job, .. } = &entry.work
+            && let Some(turn) = self.rates.turn(&job.task, &job.id, self.now.instant)
+        {
+            return self.event(key, Event::Hold(turn));
+        }
+        self.line.push_back(key);
+    }
+
+    fn free_slot(&mut self) {
+        self.busy = self.busy.saturating_sub(1);
+        if self.stopping.is_some() {
+            self.tally.drained += 1;
+        }
+    }
+
+    /// Deliveries that may be held for tasks that run or will.
+    fn window(&self) -> usize {
+        let multiplier = match self.settings.disable_prefetch {
+            true => 1,
+            false => self.limits.multiplier,
+        };
+        window(self.concurrency, multiplier)
+    }
+
+    fn set_concurrency(&mut self, size: usize) {
+        if size == self.concurrency {
+            return;
+        }
+        tracing::info!("{} tasks at the same time", size);
+        self.concurrency = size;
+        let prefetch = prefetch(self.window(), self.limits.multiplier);
+        self.supervisor.options.prefetch = prefetch;
+        if let Some(consumer) = &self.consumer {
+            consumer.set_prefetch(prefetch);
+        }
+    }
+
+    /// More slots for more work, where their number follows it.
+    fn scale_up(&mut self) {
+        if let Some((most, _)) = self.autoscale
+            && self.pending > self.concurrency
+            && self.concurrency < most
+        {
+            self.set_concurrency(self.pending.min(most));
+        }
+    }
+
+    fn scale_down(&mut self) {
+        if let Some((_, least)) = self.autoscale
+            && self.pending < self.concurrency
+        {
+            self.set_concurrency(self.pending.max(least));
+        }
+    }
+
+    /// The limits of declarations and settings.
+    fn limit_rates(&mut self) {
+        if self.settings.disable_rate_limits {
+            return;
+        }
+        let default = self.settings.default_rate_limit.as_deref();
+        for task in self.intake.registry.iter() {
+            let Some(limit) = task.declaration.options.rate_limit.or(default) else {
+                continue;
+            };
+            match super::rates::parse(limit) {
+                Ok(rate @ Some(_)) => {
+                    self.rates.set(&task.name, rate);
+                    self.rate_limits
+                        .insert(task.name.to_string(), limit.to_owned());
+                }
+                Ok(None) => {}
+                Err(cause) => tracing::error!(
+                    "task {} is not limited: cannot read its rate limit {limit:?}: {cause}",
+                    task.name
+                ),
+            }
+        }
+    }
+
+    /// What the peers know.
+    fn learn(&mut self, replies: Vec<celery_protocol::ControlReply>) {
+        for reply in replies {
+            if reply.node == self.hostname() {
+                continue;
+            }
+            tracing::info!("synchronised with {}", reply.node);
+            self.lamport.adjust(reply.clock);
+            let fields = reply.value.as_map();
+            if let Some(clock) = fields.and_then(|map| map.get("clock")?.as_u64()) {
+                self.lamport.adjust(clock);
+            }
+            let revoked = fields.and_then(|map| map.get("revoked"));
+            for id in command::texts(revoked) {
+                self.revoked.add(&id, self.now.wall);
+            }
+        }
+    }
+
+    /// Lets the results of tasks that will not run say so.
+    fn mark_revoked(&mut self, ids: impl Iterator<Item = String>) {
+        let shared =
+            |backend: &Arc<dyn crate::backend::ResultBackend>| backend.capabilities().shared;
+        if !self.carrier.services.backend.as_ref().is_some_and(shared) {
+            return;
+        }
+        self.marks.extend(ids);
+        let excess = self.marks.len().saturating_sub(self.settings.revokes_max);
+        if excess > 0 {
+            tracing::warn!("the results of {excess} revoked tasks will not say so");
+            self.marks.drain(..excess);
+        }
+    }
+
+    fn send_marks(&mut self) {
+        if self.marking || self.marks.is_empty() {
+            return;
+        }
+        self.marking = true;
+        let together = self.marks.len().min(MARKED_TOGETHER);
+        let ids: Vec<_> = self.marks.drain(..together).collect();
+        let marked = self.carrier.mark_revoked(ids, self.now.wall);
+        self.futures
+            .push(Box::pin(marked.map(|()| Finished::Marked)));
+    }
+
+    fn load_state(&mut self) {
+        let Some(path) = &self.settings.state_file else {
+            return;
+        };
+        match SavedState::load(path) {
+            Ok(state) => {
+                self.lamport.adjust(state.clock);
+                for (id, time) in state.revoked {
+                    let since = Duration::try_from_secs_f64(time).unwrap_or_default();
+                    self.revoked.add(&id, std::time::UNIX_EPOCH + since);
+                }
+            }
+            Err(error) => tracing::error!(
+                "cannot read the state file {}, so what was revoked is not known: {error}",
+                path.display()
+            ),
+        }
+    }
+
+    fn save_state(&mut self) {
+        self.unsaved = false;
+        self.saved_at = self.now.instant;
+        let Some(path) = &self.settings.state_file else {
+            return;
+        };
+        let state = SavedState {
+            revoked: self.revoked.timed(),
+            clock: self.lamport.value(),
+        };
+        if let Err(error) = state.save(path) {
+            tracing::error!("cannot write the state file {}: {error}", path.display());
+        }
+    }
+}
+
+/// With one message for each task that can run, nothing is pushed ahead that
+/// another worker could start at once.
+pub(crate) fn prefetch(window: usize, multiplier: usize) -> u16 {
+    match multiplier {
+        1 => 0,
+        _ => u16::try_from(window).unwrap_or(u16::MAX),
+    }
+}
+
+/// AMQP counts in 16 bits, which also is more than enough to keep busy.
+pub(crate) fn window(concurrency: usize, multiplier: usize) -> usize {
+    match multiplier {
+        0 => usize::from(u16::MAX),
+        _ => concurrency
+            .saturating_mul(multiplier)
+            .min(usize::from(u16::MAX)),
     }
 }
 

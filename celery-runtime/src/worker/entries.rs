@@ -9,6 +9,7 @@ use tokio::task::AbortHandle;
 
 use super::life::Life;
 use crate::broker::{Content, DeliveryTag, Publication};
+use crate::clock::Moment;
 use crate::task::{Job, Run};
 
 /// Names an entry, and tells it from a later one in the same place.
@@ -25,6 +26,10 @@ pub(crate) struct Entry {
     pub(crate) tag: DeliveryTag,
     pub(crate) queue: Arc<str>,
     pub(crate) work: Work,
+    /// Whether it comes back from where it waited for its time.
+    pub(crate) was_scheduled: bool,
+    /// When its task was started.
+    pub(crate) started: Option<Moment>,
     /// Ends the task while it runs.
     pub(crate) running: Option<AbortHandle>,
     /// What is being sent for it: kept until it is sent, so that a repeated
@@ -56,6 +61,8 @@ impl Entry {
             tag,
             queue,
             work,
+            was_scheduled: false,
+            started: None,
             running: None,
             letters: None,
             children: Vec::new(),

@@ -158,6 +158,25 @@ impl Desk {
         })
     }
 
+    /// The call that the workers elected this one to send.
+    pub(crate) fn elected(
+        &self,
+        signature: &Signature<'_>,
+        now: SystemTime,
+    ) -> Result<Publication, Uncomposed> {
+        let options = CallOptions::from_wire(&signature.options).map_err(EncodeError::new)?;
+        let id = options.task_id.clone();
+        let id = id.unwrap_or_else(|| Uuid::new_v4().to_string());
+        let outgoing = Outgoing {
+            task: signature.task.clone().into_owned().into(),
+            queue: None,
+            priority: None,
+            options: &options,
+            write: &raw_call(&signature.args, &signature.kwargs),
+        };
+        compose(&self.sender, &outgoing, id, now)
+    }
+
     /// A message that cannot be run, for the queue of dead ones.
     pub(crate) fn dead(
         &self,

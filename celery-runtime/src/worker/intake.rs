@@ -1,9 +1,10 @@
 //! Reading a delivery: which task it is, and what is known about it. Pure.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use celery_protocol::{DecodeError, Embed, Message, TaskHeaders, encode_body};
+use celery_protocol::{DecodeError, Embed, Message, TaskHeaders, TimeLimits, encode_body};
 
 use super::delivery::{Links, Plan, Refusal, RefusedTask, celery_exception};
 use super::follow::{self, Unlinked};
@@ -21,6 +22,12 @@ pub(crate) struct Intake {
     pub(crate) services: Arc<Services>,
     /// What tasks inherit from the configuration.
     pub(crate) defaults: TaskOptions,
+    /// Whether those who watch are told of tasks.
+    pub(crate) tells: bool,
+    /// Whether a redelivered late task is asked for a success of its own.
+    pub(crate) deduplicates: bool,
+    /// What remote control has set for tasks, by name.
+    pub(crate) time_limits: HashMap<String, TimeLimits>,
 }
 
 /// A delivery that was read.
@@ -172,9 +179,15 @@ impl Intake {
             .ignore_result
             .unwrap_or_else(|| flag(|options| options.ignore_result));
         let has_backend = self.services.backend.is_some();
-        let limit = |header: Option<f64>, task: Option<Duration>, default: Option<Duration>| {
-            let header = header.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-            header.or(task).or(default)
+        let set = self.time_limits.get(&*headers.task);
+        let seconds = |seconds: f64| Duration::try_from_secs_f64(seconds).ok();
+        let limit = |pick: fn(&TimeLimits) -> Option<f64>, otherwise: Option<Duration>| match (
+            pick(&headers.timelimit),
+            set,
+        ) {
+            (Some(header), _) => seconds(header),
+            (None, Some(set)) => pick(set).and_then(seconds),
+            (None, None) => otherwise,
         };
         Ok(Plan {
             acks_late: flag(|options| options.acks_late),
@@ -182,6 +195,14 @@ impl Intake {
                 .acks_on_failure
                 .or(defaults.acks_on_failure)
                 .unwrap_or(true),
+            acks_on_timeout: task
+                .acks_on_timeout
+                .or(task.acks_on_failure)
+                .or(defaults.acks_on_timeout)
+                .or(defaults.acks_on_failure)
+                .unwrap_or(true),
+            tells: self.tells,
+            asks: self.deduplicates && flag(|options| options.acks_late),
             stores_result: has_backend && !ignores,
             stores_errors: has_backend && flag(|options| options.store_errors),
             track_started: flag(|options| options.track_started),
@@ -189,11 +210,13 @@ impl Intake {
             eta: headers.eta_time()?,
             expires: headers.expires_time()?,
             soft_limit: limit(
-                headers.timelimit.soft,
-                task.soft_time_limit,
-                defaults.soft_time_limit,
+                |limits| limits.soft,
+                task.soft_time_limit.or(defaults.soft_time_limit),
             ),
-            hard_limit: limit(headers.timelimit.hard, task.time_limit, defaults.time_limit),
+            hard_limit: limit(
+                |limits| limits.hard,
+                task.time_limit.or(defaults.time_limit),
+            ),
             retries: headers.retries,
             max_retries: task
                 .max_retries

@@ -5,11 +5,16 @@
 //! broker, no backend and no clock, so every order of events can be tested.
 //!
 //! ```text
-//! Arrived -> Waiting -> Acknowledging -> Announcing -> Running -> Finishing -> Over
-//!    |          |        (early ack)     (STARTED)                ^  |
-//!    |          +--- late ack ----------------^                   |  | (a step failed)
-//!    +-> Finishing (expired, parked, refused)                     +- Pausing
+//! Arrived -> Waiting -> Asking -> Acknowledging -> Announcing -> Running -> Finishing -> Over
+//!    |         ^  |       |         (early ack)     (STARTED)                ^  |
+//!    |   (rate |  +-------+--- late ack ----------------^                    |  | (a step failed)
+//!    |   limit)|                                                             +- Pausing
+//!    |         +- Pausing
+//!    +-> Finishing (expired, revoked, parked, refused)
 //! ```
+//!
+//! Asking is left out by most: it is for what somebody else has to be asked
+//! before the task may start.
 //!
 //! Two rules make losing a task impossible: a message is acknowledged early
 //! only right before its task starts, and the task starts only after the
@@ -23,8 +28,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::delivery::{
-    Action, Event, Letter, Obstacle, Plan, Refusal, Report, Step, Stop, Verdict, celery_exception,
-    time_limit_exceeded,
+    Action, Answer, Event, Letter, Notice, Obstacle, Plan, Refusal, Report, Revocation, Step, Stop,
+    Verdict, celery_exception, time_limit_exceeded,
 };
 use crate::backoff::Backoff;
 use crate::broker::QueueEnd;
@@ -44,6 +49,8 @@ pub(crate) struct Life {
     /// Until when a withdrawn delivery may come back, counted from now.
     return_limit: Option<Instant>,
     stopping: Option<Stop>,
+    /// Set while a step before the start is under way.
+    revoked: Option<Revocation>,
 }
 
 #[derive(Debug)]
@@ -56,6 +63,7 @@ enum Work {
 enum Phase {
     Arrived,
     Waiting,
+    Asking,
     Acknowledging,
     Announcing,
     Running {
@@ -95,6 +103,7 @@ impl Life {
             stale: false,
             return_limit: None,
             stopping: None,
+            revoked: None,
         }
     }
 
@@ -105,6 +114,12 @@ impl Life {
             (_, Phase::Over) => {}
             (Event::Arrived, _) => self.arrive(now, actions),
             (Event::Slot, Phase::Waiting) => self.take_slot(now, actions),
+            (Event::Hold(until), Phase::Waiting) => self.hold(until, now, actions),
+            (Event::Revoked(revocation), _) => self.revoke(revocation, actions),
+            (Event::Answered(answer), Phase::Asking) => self.answered(answer, now, actions),
+            (Event::Failed(obstacle), Phase::Asking) => {
+                self.ask_failed(obstacle, now, actions);
+            }
             (Event::Done, Phase::Acknowledging) => self.announce(now, actions),
             // The state STARTED is a courtesy: the task runs without it, too.
             (Event::Done | Event::Failed(_), Phase::Announcing) => self.start(now, actions),
@@ -133,7 +148,14 @@ impl Life {
             }
             // A slot for what left the line, a report about what was given up.
             (Event::Slot, _) => actions.push(Action::FreeSlot),
-            (Event::Done | Event::Failed(_) | Event::Returned(_), _) => {}
+            (
+                Event::Done
+                | Event::Failed(_)
+                | Event::Returned(_)
+                | Event::Hold(_)
+                | Event::Answered(_),
+                _,
+            ) => {}
         }
     }
 
@@ -150,8 +172,33 @@ impl Life {
     pub(crate) fn is_pending(&self) -> bool {
         matches!(
             self.phase,
-            Phase::Waiting | Phase::Acknowledging | Phase::Announcing | Phase::Running { .. }
+            Phase::Waiting
+                | Phase::Asking
+                | Phase::Acknowledging
+                | Phase::Announcing
+                | Phase::Running { .. }
         )
+    }
+
+    /// Whether its task was given to the pool and has not ended.
+    pub(crate) fn is_running(&self) -> bool {
+        matches!(self.phase, Phase::Running { .. })
+    }
+
+    /// Whether it is held here for a task that has not started.
+    pub(crate) fn is_reserved(&self) -> bool {
+        let held = matches!(self.phase, Phase::Pausing { .. }) && self.steps.is_empty();
+        held || self.is_pending() && !self.is_running()
+    }
+
+    /// Whether the broker was told that it has been dealt with.
+    pub(crate) fn is_acknowledged(&self) -> bool {
+        let is_early = matches!(&self.work, Work::Task(plan) if !plan.acks_late);
+        is_early
+            && matches!(
+                self.phase,
+                Phase::Announcing | Phase::Running { .. } | Phase::Finishing
+            )
     }
 
     /// Whether it is in line for a slot.
@@ -179,9 +226,11 @@ impl Life {
             Work::Task(plan) => match plan.eta {
                 _ if is_expired(plan, now) => self.expire(actions),
                 Some(eta) if eta > now.wall => {
+                    actions.extend(plan.tells.then_some(Action::Tell(Notice::Received)));
                     self.finish_with([Step::Settle(Verdict::Park(eta))], actions);
                 }
                 _ => {
+                    actions.extend(plan.tells.then_some(Action::Tell(Notice::Received)));
                     self.phase = Phase::Waiting;
                     actions.push(Action::Queue);
                 }
@@ -217,12 +266,136 @@ impl Life {
         if is_expired(plan, now) {
             actions.push(Action::FreeSlot);
             self.expire(actions);
-        } else if plan.acks_late {
+        } else if plan.asks {
+            self.phase = Phase::Asking;
+            actions.push(Action::Step(Step::Ask));
+        } else {
+            self.acknowledge(now, actions);
+        }
+    }
+
+    fn answered(&mut self, answer: Answer, now: Moment, actions: &mut Vec<Action>) {
+        self.attempt = 0;
+        match answer {
+            Answer::Start if self.stopping.is_some() => {
+                actions.push(Action::FreeSlot);
+                self.finish_with([Step::Settle(Verdict::Requeue(QueueEnd::Head))], actions);
+            }
+            Answer::Start if self.withdrawn => {
+                actions.push(Action::FreeSlot);
+                self.over(actions);
+            }
+            Answer::Start => self.acknowledge(now, actions),
+            Answer::Revoked => {
+                actions.push(Action::FreeSlot);
+                self.revoke_unstarted(actions);
+            }
+            Answer::Succeeded => {
+                actions.push(Action::FreeSlot);
+                self.finish_with([Step::Settle(Verdict::Ack)], actions);
+            }
+        }
+    }
+
+    /// Nobody could say whether it may start, so it must not, yet.
+    fn ask_failed(&mut self, obstacle: Obstacle, now: Moment, actions: &mut Vec<Action>) {
+        if obstacle != Obstacle::Passing {
+            return self.answered(Answer::Start, now, actions);
+        }
+        actions.push(Action::FreeSlot);
+        if self.withdrawn {
+            return self.over(actions);
+        }
+        if self.stopping.is_some() {
+            let back = Step::Settle(Verdict::Requeue(QueueEnd::Head));
+            return self.finish_with([back], actions);
+        }
+        self.phase = Phase::Pausing {
+            until: now.instant + self.next_delay(),
+        };
+    }
+
+    fn acknowledge(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        if self.plan().acks_late {
             self.announce(now, actions);
         } else {
             self.phase = Phase::Acknowledging;
             actions.push(Action::Step(Step::Settle(Verdict::Ack)));
         }
+    }
+
+    /// A short wait is spent here, a long one with the broker, so that neither
+    /// the window nor the memory of this worker is held.
+    fn hold(&mut self, until: Instant, now: Moment, actions: &mut Vec<Action>) {
+        let wait = until.saturating_duration_since(now.instant);
+        if wait > LONGEST_HOLD {
+            let until = now.wall + wait.min(LONGEST_PARK);
+            return self.finish_with([Step::Settle(Verdict::Park(until))], actions);
+        }
+        self.phase = Phase::Pausing { until };
+    }
+
+    fn revoke(&mut self, revocation: Revocation, actions: &mut Vec<Action>) {
+        if matches!(self.work, Work::Refused { .. }) {
+            return;
+        }
+        match (self.phase, &revocation) {
+            // The broker will deliver it again; whoever gets it then decides.
+            (_, Revocation::ConnectionLost) if !self.awaits_return() => {}
+            (Phase::Running { .. }, Revocation::ConnectionLost) => {
+                actions.push(Action::Abort);
+                actions.push(Action::FreeSlot);
+                let told = self.plan().tells.then_some(Action::Tell(Notice::Cancelled));
+                actions.extend(told);
+                self.over(actions);
+            }
+            (_, Revocation::ConnectionLost) => {}
+            (Phase::Arrived | Phase::Waiting, _) => self.revoke_unstarted(actions),
+            (Phase::Pausing { .. }, _) if self.steps.is_empty() => self.revoke_unstarted(actions),
+            (Phase::Asking | Phase::Acknowledging | Phase::Announcing, _) => {
+                self.revoked = Some(revocation);
+            }
+            (Phase::Running { .. }, Revocation::Terminate(_)) => {
+                actions.push(Action::Abort);
+                actions.push(Action::FreeSlot);
+                self.end_revoked(&revocation, actions);
+            }
+            _ => {}
+        }
+    }
+
+    fn revoke_unstarted(&mut self, actions: &mut Vec<Action>) {
+        let notice = Notice::Revoked {
+            signal: None,
+            terminated: false,
+            expired: false,
+        };
+        let steps = self.plan().revoke("revoked", notice);
+        self.finish_with(steps, actions);
+    }
+
+    /// For a task that got its slot: an early one is acknowledged already.
+    fn end_revoked(&mut self, revocation: &Revocation, actions: &mut Vec<Action>) {
+        let signal = match revocation {
+            Revocation::Terminate(signal) => Some(*signal),
+            Revocation::Unstarted | Revocation::ConnectionLost => None,
+        };
+        let notice = Notice::Revoked {
+            signal,
+            terminated: signal.is_some(),
+            expired: false,
+        };
+        let reason = if signal.is_some() {
+            "terminated"
+        } else {
+            "revoked"
+        };
+        let plan = self.plan();
+        let mut steps = plan.revoke(reason, notice);
+        if !plan.acks_late {
+            steps.retain(|step| !matches!(step, Step::Settle(_)));
+        }
+        self.finish_with(steps, actions);
     }
 
     /// The acknowledgement before the start did not go out, so the task must
@@ -259,16 +432,21 @@ impl Life {
 
     fn start(&mut self, now: Moment, actions: &mut Vec<Action>) {
         self.attempt = 0;
-        let plan = self.plan();
         if self.stopping == Some(Stop::Cold) {
             actions.push(Action::FreeSlot);
             let steps = self.plan().cancel();
             return self.finish_with(steps, actions);
         }
+        if let Some(revocation) = self.revoked.take() {
+            actions.push(Action::FreeSlot);
+            return self.end_revoked(&revocation, actions);
+        }
+        let plan = self.plan();
         self.phase = Phase::Running {
             soft: plan.soft_limit.map(|limit| now.instant + limit),
             hard: plan.hard_limit.map(|limit| now.instant + limit),
         };
+        actions.extend(self.plan().tells.then_some(Action::Tell(Notice::Started)));
         actions.push(Action::Start);
     }
 
@@ -281,8 +459,7 @@ impl Life {
                 actions.push(Action::FreeSlot);
                 let plan = self.plan();
                 let mishap = time_limit_exceeded(plan.hard_limit.unwrap_or_default());
-                // A late message whose task ran out of time may run again.
-                let steps = plan.fail(mishap, Verdict::Requeue(QueueEnd::Tail));
+                let steps = plan.time_out(mishap);
                 self.finish_with(steps, actions);
             }
             Phase::Running {
@@ -361,9 +538,13 @@ impl Life {
     }
 
     fn expire(&mut self, actions: &mut Vec<Action>) {
-        let stores = matches!(&self.work, Work::Task(plan) if plan.stores_result);
-        let revoked = stores.then_some(Step::Store(Report::Revoked("expired")));
-        let steps = revoked.into_iter().chain([Step::Settle(Verdict::Ack)]);
+        let notice = Notice::Revoked {
+            signal: None,
+            terminated: false,
+            expired: true,
+        };
+        let steps = self.plan().revoke("expired", notice);
+        actions.push(Action::Expired);
         self.finish_with(steps, actions);
     }
 
@@ -377,6 +558,11 @@ impl Life {
     fn next_step(&mut self, actions: &mut Vec<Action>) {
         self.phase = Phase::Finishing;
         while let Some(step) = self.steps.front() {
+            if let Step::Tell(notice) = step {
+                actions.push(Action::Tell(notice.clone()));
+                self.steps.pop_front();
+                continue;
+            }
             if self.withdrawn && matches!(step, Step::Settle(_)) {
                 if let Some(until) = self.return_limit.filter(|_| self.may_return()) {
                     self.phase = Phase::Awaiting { until };
@@ -424,7 +610,7 @@ impl Life {
             // it returned.
             Some(Step::Send(Letter::Success(_) | Letter::Retry { .. })) => {
                 let mishap = celery_exception("OperationalError", cause);
-                self.steps = self.plan().fail(mishap, Verdict::Reject).into();
+                self.steps = self.plan().fail(mishap).into();
             }
             // Never acknowledge a message that could not be kept.
             Some(Step::Send(Letter::Dead)) => {
@@ -457,6 +643,13 @@ impl Life {
         delay
     }
 }
+
+/// Up to which wait a limited task is kept here.
+const LONGEST_HOLD: Duration = Duration::from_secs(1);
+
+/// How long a limited task is left with the broker at a time, so that a limit
+/// that is lifted has its effect soon.
+const LONGEST_PARK: Duration = Duration::from_secs(30);
 
 /// How long a delivery that was withdrawn may take to come back, when nothing
 /// is left to be done but to settle it.

@@ -4,36 +4,52 @@ mod carrier;
 mod conclusion;
 mod delivery;
 mod driver;
+mod ears;
 mod entries;
 mod follow;
+mod herald;
 mod intake;
 mod life;
+mod matching;
+mod mingle;
+mod outbox;
 mod pool;
+mod rates;
 mod report;
+mod revoked;
+mod scheduled;
+mod state_file;
 mod supervisor;
+mod tally;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use celery_protocol::{Map, Value};
 use tokio::sync::Semaphore;
 
 pub use supervisor::LinkEvent;
 
 use crate::app::App;
-use crate::broker::{BoxFuture, ConsumeOptions, Queue};
+use crate::broker::{BoxFuture, ConsumeOptions, Exchange, Mailbox, Queue};
 use crate::client::compose::Sender;
-use crate::config::{ConfigError, OnUnknown};
+use crate::config::{ConfigError, OnUnknown, WorkerSettings};
 use crate::error::ServiceError;
 use crate::queues::{QueueNotFound, Queues};
 use crate::task::{Registry, RegistryError, Services, Tasks};
 
 use carrier::Carrier;
 use delivery::Stop;
-use driver::{Driver, Limits};
+use driver::{Driver, Limits, Parts, prefetch, window};
+use ears::{Ears, read_events, read_request};
 use follow::Desk;
+use herald::Herald;
 use intake::Intake;
+use outbox::Outbox;
 use supervisor::{LinkHook, Supervisor};
 
 /// Takes messages from queues and runs their tasks. Made by
@@ -51,6 +67,22 @@ pub struct Worker {
     grace: Duration,
     hook: Option<LinkHook>,
     teardown: Option<Teardown>,
+    settings: WorkerSettings,
+    commands: HashMap<String, Command>,
+    autoscale: Option<(usize, usize)>,
+}
+
+/// A command of remote control that the application adds.
+pub(crate) type Command = Box<dyn Fn(&Map) -> Result<Value, String> + Send>;
+
+/// Checks that a text is a rate limit.
+pub(crate) fn check_rate(text: &str) -> Result<(), String> {
+    match rates::parse(text) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(format!(
+            "expected a rate like 10/s, 5/m or 2.5/h, found {text:?}"
+        )),
+    }
 }
 
 /// Run once when the worker has ended.
@@ -115,6 +147,9 @@ impl Worker {
             grace: config.shutdown_grace,
             hook: None,
             teardown: None,
+            settings: config.worker.clone(),
+            commands: HashMap::new(),
+            autoscale: None,
             app,
             tasks,
         }
@@ -156,6 +191,74 @@ impl Worker {
             hostname: name.into(),
             ..self
         }
+    }
+
+    /// Whether it tells those who watch (Flower, `celery events`) what happens
+    /// to tasks; not by default. Remote control can change it while it runs.
+    #[must_use]
+    pub fn task_events(mut self, events: bool) -> Self {
+        self.settings.task_events = events;
+        self
+    }
+
+    /// Whether it obeys and answers remote control (`celery inspect`, `celery
+    /// control`); it does by default.
+    #[must_use]
+    pub fn remote_control(mut self, obeys: bool) -> Self {
+        self.settings.remote_control = obeys;
+        self
+    }
+
+    /// Whether it asks its peers, before it takes the first message, which tasks
+    /// were revoked; it does by default, which takes a second. Without remote
+    /// control nobody is asked.
+    #[must_use]
+    pub fn mingle(mut self, asks: bool) -> Self {
+        self.settings.mingle = asks;
+        self
+    }
+
+    /// Time between two signs of life that monitors see; 2 s by default. With
+    /// `None` there are none, and monitors do not see the worker.
+    #[must_use]
+    pub fn heartbeat(mut self, interval: Option<Duration>) -> Self {
+        self.settings.heartbeat = interval.map(|interval| interval.max(Duration::from_millis(1)));
+        self
+    }
+
+    /// Keeps what was revoked in this file, so that it is known after a
+    /// restart. Written every 10 s while there is something new, and at the
+    /// end.
+    #[must_use]
+    pub fn state_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.settings.state_file = Some(path.into());
+        self
+    }
+
+    /// Lets the number of tasks at the same time follow the work there is,
+    /// between these two.
+    #[must_use]
+    pub fn autoscale(self, most: usize, least: usize) -> Self {
+        let least = least.max(1);
+        Self {
+            autoscale: Some((most.max(least), least)),
+            concurrency: least,
+            ..self
+        }
+    }
+
+    /// Adds a command of remote control. It gets the arguments of the request
+    /// and is called between two deliveries, so it must not take long; an error
+    /// is what those who asked see as `{"error": …}`. Built-in commands cannot
+    /// be replaced.
+    #[must_use]
+    pub fn command(
+        mut self,
+        name: impl Into<String>,
+        command: impl Fn(&Map) -> Result<Value, String> + Send + 'static,
+    ) -> Self {
+        self.commands.insert(name.into(), Box::new(command));
+        self
     }
 
     /// What becomes of messages that cannot be run.
@@ -259,13 +362,30 @@ impl Worker {
             result_extended: config.result_extended,
             blocking: Arc::new(Semaphore::new(self.concurrency)),
         });
-        let window = window(self.concurrency, self.prefetch_multiplier);
+        let multiplier = match self.settings.disable_prefetch {
+            true => 1,
+            false => self.prefetch_multiplier,
+        };
+        let window = window(self.concurrency, multiplier);
+        let names = queues.iter().map(|queue| (**queue).clone());
         let supervisor = Supervisor {
             broker: Arc::clone(app.broker()),
-            options: consume_options(&queues, window, self.prefetch_multiplier),
+            options: ConsumeOptions::new(names.collect(), prefetch(window, multiplier)),
             max_retries: config.broker_connection_max_retries,
             hook: self.hook,
         };
+        let lamport = Arc::clone(app.lamport());
+        let outbox = Outbox::start(Arc::clone(app.broker()), config.deadline);
+        let events = Exchange::topic(EVENTS);
+        let herald = Herald::new(outbox, Arc::clone(&lamport), &self.hostname, events);
+        let is_steered = self.settings.remote_control;
+        let mailboxes = match is_steered {
+            true => mailboxes(&self.hostname),
+            false => Vec::new(),
+        };
+        let ears = Ears::start(app.broker(), mailboxes);
+        let mingle = (is_steered && self.settings.mingle)
+            .then(|| mingle::ask(app.broker(), &lamport, &self.hostname));
         let desk = Desk {
             sender: Sender {
                 config: Arc::clone(&config),
@@ -282,24 +402,53 @@ impl Worker {
             desk,
             deadline: config.deadline,
         };
+        let mut defaults = config.task;
+        let both = defaults.acks_on_failure;
+        defaults.acks_on_timeout = defaults.acks_on_timeout.or(both);
+        defaults.acks_on_failure = config.task_acks_on_failure.or(both);
         let intake = Intake {
             registry,
             services,
-            defaults: config.task,
+            defaults,
+            tells: self.settings.task_events,
+            deduplicates: self.settings.deduplicate,
+            time_limits: HashMap::new(),
         };
         let limits = Limits {
             concurrency: self.concurrency,
-            window,
+            multiplier,
             grace: self.grace,
         };
-        Ok(Driver::new(
+        Ok(Driver::new(Parts {
             intake,
             carrier,
-            app.clock().clone(),
+            clock: app.clock().clone(),
             supervisor,
             limits,
-        ))
+            settings: Arc::new(self.settings),
+            lamport,
+            herald,
+            ears,
+            mingle,
+            commands: self.commands,
+            autoscale: self.autoscale,
+        }))
     }
+}
+
+/// The exchange of events.
+const EVENTS: &str = "celeryev";
+
+/// The exchange of remote control.
+const CONTROL: &str = "celery.pidbox";
+
+/// What a worker listens to. Signs of life of its peers are not among it, so
+/// that the traffic of a fleet grows with its size, and not with its square.
+fn mailboxes(hostname: &str) -> Vec<(Mailbox, ears::Reader)> {
+    let control = Exchange::fanout(CONTROL).transient();
+    let control = Mailbox::control(format!("{hostname}.{CONTROL}"), control, "");
+    let elections = Mailbox::of(Exchange::topic(EVENTS), "worker.elect");
+    vec![(control, read_request), (elections, read_events)]
 }
 
 impl fmt::Debug for Worker {
@@ -355,27 +504,6 @@ fn find_all<'a>(
     names.into_iter().map(|name| known.find(name)).collect()
 }
 
-/// With one message for each task that can run, nothing is pushed ahead that
-/// another worker could start at once.
-fn consume_options(queues: &[Arc<Queue>], window: usize, multiplier: usize) -> ConsumeOptions {
-    let prefetch = match multiplier {
-        1 => 0,
-        _ => u16::try_from(window).unwrap_or(u16::MAX),
-    };
-    let queues = queues.iter().map(|queue| (**queue).clone());
-    ConsumeOptions::new(queues.collect(), prefetch)
-}
-
-/// AMQP counts in 16 bits, which also is more than enough to keep busy.
-fn window(concurrency: usize, multiplier: usize) -> usize {
-    match multiplier {
-        0 => usize::from(u16::MAX),
-        _ => concurrency
-            .saturating_mul(multiplier)
-            .min(usize::from(u16::MAX)),
-    }
-}
-
 /// Gives the driver one stop after the other: warm when `shutdown` resolves,
 /// cold when the patience that it resolved to is lost.
 fn stops<F, P>(shutdown: F) -> impl FnMut() -> BoxFuture<'static, Stop>
@@ -414,11 +542,7 @@ mod tests {
 
     #[test]
     fn nothing_is_pushed_ahead_of_a_worker_that_holds_only_what_it_runs() {
-        let queues = [Arc::new(Queue::new("q"))];
-        let prefetch = |multiplier| {
-            let window = window(10, multiplier);
-            consume_options(&queues, window, multiplier).prefetch
-        };
+        let prefetch = |multiplier| prefetch(window(10, multiplier), multiplier);
         assert_eq!([1, 2, 4].map(prefetch), [0, 20, 40]);
         assert_eq!(prefetch(0), u16::MAX);
     }

@@ -49,6 +49,18 @@ pub(crate) fn refused<'a>(
     document
 }
 
+/// The document of a task that was revoked before this worker saw it.
+pub(crate) fn revoked_unseen(
+    id: &str,
+    serializer: Serializer,
+    now: SystemTime,
+) -> ResultDocument<'_> {
+    let result = revoked("revoked", serializer);
+    let mut document = ResultDocument::new(Cow::Borrowed(id), State::Revoked, result);
+    document.date_done = Some(Cow::Owned(time::format(now)));
+    document
+}
+
 /// Adds what the message says about the task.
 fn describe<'a>(document: &mut ResultDocument<'a>, job: &'a Job, now: SystemTime) {
     if document.status.is_ready() {

@@ -33,6 +33,9 @@ fn plan() -> Plan {
     Plan {
         acks_late: false,
         acks_on_failure: true,
+        acks_on_timeout: true,
+        tells: false,
+        asks: false,
         stores_result: true,
         stores_errors: false,
         track_started: false,
@@ -235,7 +238,7 @@ fn eta_and_expiry_are_looked_at_before_a_slot_is_taken() {
     });
     assert_eq!(
         tell(&mut expired, Event::Arrived, time),
-        ["store REVOKED expired"]
+        ["Expired", "store REVOKED expired"]
     );
     assert_eq!(tell(&mut expired, Event::Done, time), ["Ack"]);
 
@@ -248,7 +251,7 @@ fn eta_and_expiry_are_looked_at_before_a_slot_is_taken() {
     assert_eq!(tell(&mut in_line, Event::Arrived, time), ["Queue"]);
     assert_eq!(
         tell(&mut in_line, Event::Slot, later),
-        ["FreeSlot", "store REVOKED expired"]
+        ["FreeSlot", "Expired", "store REVOKED expired"]
     );
 }
 
@@ -449,6 +452,137 @@ fn limits() {
     );
 }
 
+#[test]
+fn a_revoked_task_is_acknowledged_without_running() {
+    story(
+        plan(),
+        vec![
+            (
+                Event::Revoked(Revocation::Unstarted),
+                &["store REVOKED revoked"],
+            ),
+            (Event::Done, &["Ack"]),
+            (Event::Done, &["Over"]),
+        ],
+    );
+    story(
+        late(),
+        vec![
+            (Event::Arrived, &["Queue"]),
+            (
+                Event::Revoked(Revocation::Terminate(9)),
+                &["store REVOKED revoked"],
+            ),
+            (Event::Done, &["Ack"]),
+            (Event::Done, &["Over"]),
+            (Event::Slot, &[]),
+        ],
+    );
+}
+
+#[test]
+fn a_running_task_is_ended_only_when_it_shall_be() {
+    let telling = Plan {
+        tells: true,
+        ..late()
+    };
+    story(
+        telling,
+        vec![
+            (Event::Arrived, &["Tell(Received)", "Queue"]),
+            (Event::Slot, &["Tell(Started)", "Start"]),
+            (Event::Revoked(Revocation::Unstarted), &[]),
+            (
+                Event::Revoked(Revocation::Terminate(9)),
+                &["Abort", "FreeSlot", "store REVOKED terminated"],
+            ),
+            (Event::Done, &["Ack"]),
+            (
+                Event::Done,
+                &[
+                    "Tell(Revoked { signal: Some(9), terminated: true, expired: false })",
+                    "Over",
+                ],
+            ),
+            (value(), &[]),
+        ],
+    );
+}
+
+#[test]
+fn a_task_revoked_while_it_is_acknowledged_does_not_start() {
+    story(
+        plan(),
+        vec![
+            (Event::Arrived, &["Queue"]),
+            (Event::Slot, &["Ack"]),
+            (Event::Revoked(Revocation::Unstarted), &[]),
+            (Event::Done, &["FreeSlot", "store REVOKED revoked"]),
+            (Event::Done, &["Over"]),
+        ],
+    );
+}
+
+#[test]
+fn a_limited_task_waits_here_for_a_moment_and_with_the_broker_for_longer() {
+    let mut time = Time::new();
+    let mut life = Life::of_task(plan());
+    tell(&mut life, Event::Arrived, time);
+    let soon = time.0.instant + Duration::from_millis(300);
+    assert!(tell(&mut life, Event::Hold(soon), time).is_empty());
+    assert!(!life.is_pending() && life.is_reserved());
+    time.pass(Duration::from_millis(300));
+    assert_eq!(tell(&mut life, Event::Tick, time), ["Queue"]);
+    let later = time.0.instant + Duration::from_secs(3600);
+    let parked = tell(&mut life, Event::Hold(later), time);
+    assert!(parked[0].starts_with("Park("), "{parked:?}");
+}
+
+#[test]
+fn a_task_waits_for_the_answer_to_its_question() {
+    let asking = Plan {
+        asks: true,
+        ..late()
+    };
+    story(
+        asking.clone(),
+        vec![
+            (Event::Arrived, &["Queue"]),
+            (Event::Slot, &["Step(Ask)"]),
+            (Event::Answered(Answer::Start), &["Start"]),
+        ],
+    );
+    story(
+        asking,
+        vec![
+            (Event::Arrived, &["Queue"]),
+            (Event::Slot, &["Step(Ask)"]),
+            (Event::Answered(Answer::Succeeded), &["FreeSlot", "Ack"]),
+            (Event::Done, &["Over"]),
+        ],
+    );
+}
+
+#[test]
+fn those_who_watch_are_told_last() {
+    let telling = Plan {
+        tells: true,
+        ..late()
+    };
+    story(
+        telling,
+        vec![
+            (Event::Arrived, &["Tell(Received)", "Queue"]),
+            (Event::Slot, &["Tell(Started)", "Start"]),
+            (
+                error(TaskError::exception("ValueError", "no")),
+                &["FreeSlot", "store FAILURE ValueError"],
+            ),
+            (Event::Done, &["Ack"]),
+        ],
+    );
+}
+
 /// What chance does next.
 #[derive(Clone, Copy, Debug)]
 enum Chance {
@@ -462,6 +596,9 @@ enum Chance {
     Cold,
     Withdraw,
     Regain,
+    Hold(u16),
+    Revoke,
+    Terminate,
 }
 
 fn chance() -> impl Strategy<Value = Chance> {
@@ -476,11 +613,14 @@ fn chance() -> impl Strategy<Value = Chance> {
         1 => Just(Chance::Cold),
         1 => Just(Chance::Withdraw),
         2 => Just(Chance::Regain),
+        1 => (0u16..3000).prop_map(Chance::Hold),
+        1 => Just(Chance::Revoke),
+        1 => Just(Chance::Terminate),
     ]
 }
 
 fn any_life() -> impl Strategy<Value = (Option<Plan>, OnUnknown)> {
-    let flags = proptest::array::uniform8(any::<bool>());
+    let flags = proptest::array::uniform10(any::<bool>());
     let times = (0u8..3, 0u8..3, 0u64..4, 0u64..4, 0u32..5);
     let policy = prop_oneof![
         Just(OnUnknown::Keep),
@@ -507,6 +647,9 @@ fn any_life() -> impl Strategy<Value = (Option<Plan>, OnUnknown)> {
                 on_success: flags[5],
                 on_failure: flags[6],
             },
+            tells: flags[7],
+            asks: flags[8],
+            acks_on_timeout: flags[9],
             eta: offset(eta, 2),
             expires: offset(expires, 1),
             soft_limit: limit(soft),
@@ -563,7 +706,7 @@ impl Observer {
                 store if store.starts_with("store SUCCESS") => self.reported = true,
                 _ => {}
             }
-        } else if matches!(event, Event::Failed(_)) {
+        } else if matches!(event, Event::Failed(_) | Event::Answered(_)) {
             self.step = None;
         }
         let mut actions = Vec::new();
@@ -571,6 +714,10 @@ impl Observer {
         for action in actions {
             self.check(&action);
         }
+    }
+
+    fn is_asked(&self) -> bool {
+        matches!(&self.step, Some((step, _)) if step == "Step(Ask)")
     }
 
     fn check(&mut self, action: &Action) {
@@ -611,6 +758,7 @@ impl Observer {
                 );
                 self.step = Some((step, self.delivery));
             }
+            Action::Tell(_) | Action::Expired => {}
             Action::Over => {
                 assert!(!self.slot, "ended with a slot in hand");
                 self.over = true;
@@ -688,7 +836,18 @@ fn play(observer: &mut Observer, chance: Chance) {
                 observer.tell(Event::Slot);
             }
         }
+        Chance::Succeed if observer.is_asked() => {
+            observer.tell(Event::Answered(Answer::Start));
+        }
         Chance::Succeed if observer.step.is_some() => observer.tell(Event::Done),
+        // As the driver: who lines up may be told to come later.
+        Chance::Hold(milliseconds) if observer.queued => {
+            observer.queued = false;
+            let wait = Duration::from_millis(milliseconds.into());
+            observer.tell(Event::Hold(observer.time.0.instant + wait));
+        }
+        Chance::Revoke => observer.tell(Event::Revoked(Revocation::Unstarted)),
+        Chance::Terminate => observer.tell(Event::Revoked(Revocation::Terminate(15))),
         Chance::FailPassing if observer.step.is_some() => {
             observer.tell(Event::Failed(Obstacle::Passing));
         }

@@ -1,0 +1,516 @@
+//! The commands of remote control.
+
+use std::collections::HashSet;
+
+use celery_protocol::{ControlRequest, Map, TimeLimits, Value, repr};
+
+use super::{Driver, Finished, Work};
+use crate::broker::{BoxFuture, Exchange, ExchangeKind, Queue};
+use crate::worker::delivery::{Event, Revocation, Stop};
+use crate::worker::ears::Heard;
+use crate::worker::{matching, rates, revoked};
+
+/// What a command answers.
+pub(super) enum Reply {
+    Now(Result<Value, String>),
+    Later(BoxFuture<'static, Result<Value, String>>),
+    /// Nothing, not even to those who asked for it.
+    Never,
+}
+
+impl Driver {
+    pub(super) fn hear(&mut self, heard: Heard) {
+        match heard {
+            Heard::Request(request) => self.obey(request),
+            Heard::Events(events) => self.follow_election(&events),
+        }
+    }
+
+    fn obey(&mut self, request: ControlRequest) {
+        self.lamport.adjust(request.clock);
+        match matching::is_for(&request, self.hostname()) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(cause) => {
+                return tracing::warn!("command {:?} is for nobody: {cause}", request.method);
+            }
+        }
+        tracing::debug!("remote control: {}", request.method);
+        match self.command(&request.method, &request.arguments) {
+            Reply::Now(answer) => self.answer(&request, answer),
+            Reply::Later(answer) => {
+                let answered = async move { Finished::Commanded(request, answer.await) };
+                self.futures.push(Box::pin(answered));
+            }
+            Reply::Never => {}
+        }
+    }
+
+    pub(super) fn answer(&mut self, request: &ControlRequest, answer: Result<Value, String>) {
+        if let Err(error) = &answer {
+            tracing::warn!("command {:?} failed: {error}", request.method);
+        }
+        let value = answer.unwrap_or_else(|error| outcome("error", error));
+        if let Some(address) = &request.reply_to {
+            self.herald.reply(address, request.ticket.clone(), value);
+        }
+    }
+
+    fn command(&mut self, name: &str, arguments: &Map) -> Reply {
+        let answer = match name {
+            "ping" => Ok(outcome("ok", "pong")),
+            "active" | "dump_active" => Ok(self.active()),
+            "reserved" | "dump_reserved" => Ok(self.reserved()),
+            "scheduled" | "dump_schedule" => Ok(self.scheduled()),
+            "revoked" | "dump_revoked" => Ok(list(self.revoked.ids())),
+            "registered" | "dump_tasks" => Ok(self.registered(arguments)),
+            "stats" => Ok(self.stats()),
+            "conf" | "dump_conf" => Ok(self.configuration()),
+            "report" => Ok(outcome("ok", self.report())),
+            "query_task" => Ok(self.query_tasks(&texts(arguments.get("ids")))),
+            "active_queues" => Ok(self.active_queues()),
+            "clock" => Ok(entry("clock", self.lamport.value())),
+            "hello" => Ok(self.hello(arguments)),
+            "memsample" => Ok(Value::Null),
+            "memdump" => Ok("- rss: not measured.\n".into()),
+            "revoke" => self.revoke(arguments),
+            "terminate" => self.terminate(arguments),
+            "revoke_by_stamped_headers" => self.revoke_stamps(arguments),
+            "rate_limit" => self.limit_rate(arguments),
+            "time_limit" => self.limit_time(arguments),
+            "pool_grow" => self.resize(arguments, 1),
+            "pool_shrink" => self.resize(arguments, -1),
+            "pool_restart" => Err("ValueError('Pool restarts not enabled')".to_owned()),
+            "autoscale" => self.set_autoscale(arguments),
+            "enable_events" => Ok(self.switch_events(true)),
+            "disable_events" => Ok(self.switch_events(false)),
+            "heartbeat" => {
+                self.beat_once();
+                Ok(Value::Null)
+            }
+            "add_consumer" => return self.add_consumer(arguments),
+            "cancel_consumer" => return self.cancel_consumer(arguments),
+            "election" => {
+                self.elect(arguments);
+                Ok(Value::Null)
+            }
+            "shutdown" => {
+                tracing::info!("told to stop by remote control");
+                self.stop(Stop::Warm);
+                return Reply::Never;
+            }
+            other => match self.commands.get(other) {
+                Some(custom) => custom(arguments),
+                None => Err(format!("KeyError({})", quoted(other))),
+            },
+        };
+        Reply::Now(answer)
+    }
+
+    fn hello(&mut self, arguments: &Map) -> Value {
+        let from = text(arguments, "from_node").unwrap_or_default();
+        if from == self.hostname() {
+            return Value::Null;
+        }
+        // Older versions send a map from ids to times.
+        let ids = match arguments.get("revoked") {
+            Some(Value::Map(map)) => map.keys().filter_map(Value::as_str).collect(),
+            Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_str).collect(),
+            _ => Vec::new(),
+        };
+        for id in ids {
+            self.revoked.add(id, self.now.wall);
+        }
+        let mut reply = Map::new();
+        reply.insert("revoked", list(self.revoked.ids()));
+        reply.insert("clock", self.lamport.forward());
+        Value::Map(reply)
+    }
+
+    fn revoke(&mut self, arguments: &Map) -> Result<Value, String> {
+        let ids = texts(arguments.get("task_id"));
+        let wants_end = arguments.get("terminate").and_then(Value::as_bool);
+        let signal = (wants_end == Some(true)).then(|| signal(arguments.get("signal")));
+        self.revoke_ids(&ids, signal.transpose()?)
+    }
+
+    fn terminate(&mut self, arguments: &Map) -> Result<Value, String> {
+        let ids = texts(arguments.get("task_id"));
+        let signal = signal(arguments.get("signal"))?;
+        self.revoke_ids(&ids, Some(signal))
+    }
+
+    fn revoke_ids(&mut self, ids: &[String], signal: Option<i32>) -> Result<Value, String> {
+        for id in ids {
+            self.revoked.add(id, self.now.wall);
+        }
+        self.unsaved = true;
+        let wanted: HashSet<&str> = ids.iter().map(String::as_str).collect();
+        let found: Vec<_> = self
+            .entries
+            .keys()
+            .into_iter()
+            .filter_map(|key| {
+                let entry = self.entries.find(key)?;
+                let Work::Task { job, .. } = &entry.work else {
+                    return None;
+                };
+                let id = job.id.clone();
+                wanted
+                    .contains(&*id)
+                    .then(|| (key, id, entry.life.is_running()))
+            })
+            .collect();
+        let mut running = HashSet::new();
+        let mut terminated = Vec::new();
+        for (key, id, runs) in found {
+            let revocation = match signal {
+                Some(signal) => Revocation::Terminate(signal),
+                None => Revocation::Unstarted,
+            };
+            self.event(key, Event::Revoked(revocation));
+            if runs {
+                running.insert(id.clone());
+            }
+            terminated.push(id);
+        }
+        let unstarted = ids.iter().filter(|id| !running.contains(*id));
+        self.mark_revoked(unstarted.cloned());
+        let done = match (signal, &*terminated) {
+            (None, _) => format!("tasks {} flagged as revoked", set(ids)),
+            (Some(_), []) => "terminate: tasks unknown".to_owned(),
+            (Some(_), ids) => format!("terminate: {}", ids.join(", ")),
+        };
+        tracing::info!("{done}");
+        Ok(outcome("ok", done))
+    }
+
+    fn revoke_stamps(&mut self, arguments: &Map) -> Result<Value, String> {
+        let headers = match arguments.get("headers") {
+            Some(Value::Map(headers)) => headers.clone(),
+            // As the command line gives them.
+            Some(Value::Array(pairs)) => pairs
+                .iter()
+                .filter_map(|pair| pair.as_str()?.split_once('='))
+                .map(|(name, value)| (name.to_owned(), Value::from(value)))
+                .collect(),
+            _ => return Err(missing("headers")),
+        };
+        for (name, values) in headers.iter() {
+            let name = name.as_str().unwrap_or_default();
+            self.revoked.add_stamps(name, revoked::texts(values));
+        }
+        let shown = repr::kwargs(&headers);
+        if arguments.get("terminate").and_then(Value::as_bool) != Some(true) {
+            let done = format!("headers {shown} flagged as revoked, but not terminated");
+            return Ok(outcome("ok", done));
+        }
+        let signal = signal(arguments.get("signal"))?;
+        let running = self.entries.keys().into_iter().filter(|key| {
+            let entry = self.entries.find(*key);
+            entry.is_some_and(|entry| match &entry.work {
+                Work::Task { job, .. } => entry.life.is_running() && self.revoked.covers(job),
+                Work::Refused(_) => false,
+            })
+        });
+        let running: Vec<_> = running.collect();
+        if running.is_empty() {
+            return Ok(outcome(
+                "ok",
+                format!("headers {shown} were not terminated"),
+            ));
+        }
+        for key in running {
+            self.event(key, Event::Revoked(Revocation::Terminate(signal)));
+        }
+        Ok(outcome("ok", format!("headers {shown} revoked")))
+    }
+
+    fn limit_rate(&mut self, arguments: &Map) -> Result<Value, String> {
+        let task = text(arguments, "task_name").ok_or_else(|| missing("task_name"))?;
+        let limit = match arguments.get("rate_limit") {
+            None | Some(Value::Null) => "0".to_owned(),
+            Some(Value::Str(limit)) if limit.is_empty() => "0".to_owned(),
+            Some(limit) => scalar(limit).ok_or_else(|| missing("rate_limit"))?,
+        };
+        let rate =
+            rates::parse(&limit).map_err(|error| format!("Invalid rate limit string: {error}"))?;
+        if self.intake.registry.find(&task).is_none() {
+            return Err("unknown task".to_owned());
+        }
+        self.rates.set(&task, rate);
+        let done = match rate {
+            Some(_) => {
+                self.rate_limits.insert(task, limit);
+                "new rate limit set successfully"
+            }
+            None => {
+                self.rate_limits.remove(&task);
+                "rate limit disabled successfully"
+            }
+        };
+        Ok(outcome("ok", done))
+    }
+
+    fn limit_time(&mut self, arguments: &Map) -> Result<Value, String> {
+        let task = text(arguments, "task_name").ok_or_else(|| missing("task_name"))?;
+        if self.intake.registry.find(&task).is_none() {
+            return Err("unknown task".to_owned());
+        }
+        let seconds = |name: &str| match arguments.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => number(value)
+                .filter(|seconds| *seconds >= 0.0)
+                .map(Some)
+                .ok_or_else(|| format!("ValueError('{name} must be a number of seconds')")),
+        };
+        let limits = TimeLimits {
+            hard: seconds("hard")?,
+            soft: seconds("soft")?,
+        };
+        self.intake.time_limits.insert(task, limits);
+        Ok(outcome("ok", "time limits set successfully"))
+    }
+
+    fn resize(&mut self, arguments: &Map, direction: i64) -> Result<Value, String> {
+        let by = match arguments.get("n") {
+            None => 1,
+            Some(n) => number(n)
+                .filter(|n| *n >= 0.0 && n.fract() == 0.0 && *n <= 65_535.0)
+                .ok_or("ValueError('n must be a whole number')")? as i64,
+        };
+        if self.autoscale.is_some() {
+            let name = if direction > 0 { "grow" } else { "shrink" };
+            return Err(format!(
+                "pool_{name} is not supported with autoscale. Adjust autoscale range instead."
+            ));
+        }
+        let size = self.concurrency as i64 + direction * by;
+        if size < 1 {
+            return Err("ValueError('the pool must keep a slot')".to_owned());
+        }
+        self.set_concurrency(size as usize);
+        let done = if direction > 0 {
+            "pool will grow"
+        } else {
+            "pool will shrink"
+        };
+        Ok(outcome("ok", done))
+    }
+
+    fn set_autoscale(&mut self, arguments: &Map) -> Result<Value, String> {
+        let Some((most, least)) = self.autoscale else {
+            return Err("ValueError('Autoscale not enabled')".to_owned());
+        };
+        let size = |name: &str, otherwise: usize| match arguments.get(name).and_then(number) {
+            Some(size) if size >= 0.0 && size <= 65_535.0 => size as usize,
+            _ => otherwise,
+        };
+        let most = size("max", most).max(1);
+        let least = size("min", least).clamp(1, most);
+        self.autoscale = Some((most, least));
+        self.set_concurrency(self.concurrency.clamp(least, most));
+        Ok(outcome(
+            "ok",
+            format!("autoscale now max={most} min={least}"),
+        ))
+    }
+
+    fn switch_events(&mut self, on: bool) -> Value {
+        let word = if on { "enabled" } else { "disabled" };
+        let changed = std::mem::replace(&mut self.intake.tells, on) != on;
+        let already = if changed { "" } else { "already " };
+        outcome("ok", format!("task events {already}{word}"))
+    }
+
+    fn add_consumer(&mut self, arguments: &Map) -> Reply {
+        let Some(name) = text(arguments, "queue") else {
+            return Reply::Now(Err(missing("queue")));
+        };
+        let queue = match self.queue_of(&name, arguments) {
+            Ok(queue) => queue,
+            Err(error) => return Reply::Now(Err(error)),
+        };
+        let done = outcome("ok", format!("add consumer {name}"));
+        let queues = &mut self.supervisor.options.queues;
+        if queues.iter().any(|known| known.name == name) {
+            return Reply::Now(Ok(done));
+        }
+        // Consumed from the next connection on, where there is none now.
+        queues.push(queue.clone());
+        let Some(consumer) = self.consumer.clone() else {
+            return Reply::Now(Ok(done));
+        };
+        let broker = std::sync::Arc::clone(&self.supervisor.broker);
+        Reply::Later(Box::pin(async move {
+            let failed = |error: crate::error::ServiceError| {
+                format!("OperationalError({})", quoted(&error.to_string()))
+            };
+            broker.declare(&queue).await.map_err(failed)?;
+            consumer.add_queue(&queue).await.map_err(failed)?;
+            Ok(done)
+        }))
+    }
+
+    fn queue_of(&self, name: &str, arguments: &Map) -> Result<Queue, String> {
+        let known = self.carrier.desk.sender.queues.find(name);
+        let known =
+            known.map_err(|error| format!("OperationalError({})", quoted(&error.to_string())))?;
+        let mut queue = known.for_consumer();
+        if let Some(exchange) = text(arguments, "exchange") {
+            let kind = text(arguments, "exchange_type").unwrap_or_else(|| "direct".to_owned());
+            let kind = ExchangeKind::named(&kind)
+                .ok_or_else(|| format!("ValueError('no exchange type {kind:?}')"))?;
+            let key = text(arguments, "routing_key").unwrap_or_else(|| name.to_owned());
+            queue = queue.bound_to(Exchange::new(exchange, kind), key);
+        }
+        Ok(queue)
+    }
+
+    fn cancel_consumer(&mut self, arguments: &Map) -> Reply {
+        let Some(name) = text(arguments, "queue") else {
+            return Reply::Now(Err(missing("queue")));
+        };
+        let done = outcome("ok", format!("no longer consuming from {name}"));
+        let queues = &mut self.supervisor.options.queues;
+        queues.retain(|queue| queue.name != name);
+        let Some(consumer) = self.consumer.clone() else {
+            return Reply::Now(Ok(done));
+        };
+        Reply::Later(Box::pin(async move {
+            let failed = |error: crate::error::ServiceError| {
+                format!("OperationalError({})", quoted(&error.to_string()))
+            };
+            consumer.cancel_queue(&name).await.map_err(failed)?;
+            Ok(done)
+        }))
+    }
+}
+
+/// `{"ok": …}` and its like.
+fn outcome(name: &str, value: impl Into<Value>) -> Value {
+    entry(name, value)
+}
+
+fn entry(name: &str, value: impl Into<Value>) -> Value {
+    let mut map = Map::new();
+    map.insert(name, value);
+    Value::Map(map)
+}
+
+fn list<'a>(texts: impl IntoIterator<Item = &'a str>) -> Value {
+    Value::Array(texts.into_iter().map(Value::from).collect())
+}
+
+fn missing(argument: &str) -> String {
+    format!("TypeError(\"missing 1 required argument: '{argument}'\")")
+}
+
+fn text(arguments: &Map, name: &str) -> Option<String> {
+    arguments
+        .get(name)
+        .and_then(Value::as_str)
+        .map(ToOwned::to_owned)
+}
+
+/// A text, or a list of them.
+pub(super) fn texts(value: Option<&Value>) -> Vec<String> {
+    match value {
+        Some(Value::Str(one)) => vec![one.clone()],
+        Some(Value::Array(list)) => list
+            .iter()
+            .filter_map(|one| one.as_str().map(ToOwned::to_owned))
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// A number, which the command line gives as text.
+fn number(value: &Value) -> Option<f64> {
+    value
+        .as_f64()
+        .or_else(|| value.as_str()?.trim().parse().ok())
+        .filter(|number: &f64| number.is_finite())
+}
+
+fn scalar(value: &Value) -> Option<String> {
+    match value {
+        Value::Str(text) => Some(text.clone()),
+        other => number(other).map(|number| number.to_string()),
+    }
+}
+
+/// A text as Python prints it.
+fn quoted(text: &str) -> String {
+    let printed = repr::args(&(text,));
+    printed
+        .trim_start_matches('(')
+        .trim_end_matches(",)")
+        .to_owned()
+}
+
+/// A set of texts as Python prints it.
+fn set(ids: &[String]) -> String {
+    if ids.is_empty() {
+        return "set()".to_owned();
+    }
+    let ids: Vec<_> = ids.iter().map(|id| quoted(id)).collect();
+    format!("{{{}}}", ids.join(", "))
+}
+
+/// A signal by number or name, with or without `SIG`; SIGTERM where none is
+/// given.
+fn signal(value: Option<&Value>) -> Result<i32, String> {
+    let name = match value {
+        None | Some(Value::Null) => return Ok(15),
+        Some(Value::Str(name)) => name.to_ascii_uppercase(),
+        Some(number) => {
+            let number = number
+                .as_i64()
+                .and_then(|number| i32::try_from(number).ok());
+            return number
+                .filter(|number| (1..=64).contains(number))
+                .ok_or_else(|| "ValueError('no such signal')".to_owned());
+        }
+    };
+    let short = name.strip_prefix("SIG").unwrap_or(&name);
+    let found = SIGNALS.iter().find(|(known, _)| *known == short);
+    found
+        .map(|(_, number)| *number)
+        .ok_or_else(|| format!("KeyError({})", quoted(&name)))
+}
+
+/// Those of Linux that end a process.
+const SIGNALS: [(&str, i32); 9] = [
+    ("HUP", 1),
+    ("INT", 2),
+    ("QUIT", 3),
+    ("ABRT", 6),
+    ("KILL", 9),
+    ("USR1", 10),
+    ("USR2", 12),
+    ("ALRM", 14),
+    ("TERM", 15),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_are_known_by_name_and_number() {
+        assert_eq!(signal(None), Ok(15));
+        assert_eq!(signal(Some(&"SIGKILL".into())), Ok(9));
+        assert_eq!(signal(Some(&"int".into())), Ok(2));
+        assert_eq!(signal(Some(&Value::Int(3))), Ok(3));
+        assert!(signal(Some(&"SIGNOT".into())).is_err());
+        assert!(signal(Some(&Value::Int(0))).is_err());
+    }
+
+    #[test]
+    fn answers_are_printed_as_by_python() {
+        assert_eq!(quoted("nosuch"), "'nosuch'");
+        assert_eq!(set(&["a".to_owned()]), "{'a'}");
+        assert_eq!(set(&[]), "set()");
+    }
+}

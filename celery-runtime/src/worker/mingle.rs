@@ -1,0 +1,74 @@
+//! Asking the peers at the start what was revoked, and how late it is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use celery_protocol::{ControlReply, ControlRequest, Map, ReplyAddress, Value};
+use uuid::Uuid;
+
+use super::CONTROL;
+use crate::broker::{BoxFuture, Broker, Exchange, Mailbox};
+use crate::error::ServiceError;
+use crate::lamport::LogicalClock;
+
+/// How long peers may take to answer, as in Celery.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Replies that are read; a fleet that is larger has told what it knows by then.
+const MOST: usize = 1024;
+
+/// What the peers answer in time. A broker that is away is no reason to wait.
+pub(crate) fn ask(
+    broker: &Arc<dyn Broker>,
+    clock: &Arc<LogicalClock>,
+    hostname: &str,
+) -> BoxFuture<'static, Vec<ControlReply>> {
+    let (broker, clock) = (Arc::clone(broker), Arc::clone(clock));
+    let hostname = hostname.to_owned();
+    Box::pin(async move {
+        let mut replies = Vec::new();
+        let asking = collect(&*broker, &clock, &hostname, &mut replies);
+        match tokio::time::timeout(PATIENCE, asking).await {
+            Ok(Err(error)) => tracing::warn!("the other workers cannot be asked: {error}"),
+            Ok(Ok(())) | Err(_) => {}
+        }
+        replies
+    })
+}
+
+async fn collect(
+    broker: &dyn Broker,
+    clock: &LogicalClock,
+    hostname: &str,
+    replies: &mut Vec<ControlReply>,
+) -> Result<(), ServiceError> {
+    let exchange = format!("reply.{CONTROL}");
+    let key = Uuid::new_v4().to_string();
+    let name = format!("{key}.{exchange}");
+    let mailbox = Mailbox::control(name, Exchange::direct(exchange.as_str()).transient(), &*key);
+    let mut inbox = broker.subscribe(&mailbox).await?;
+
+    let mut request = ControlRequest::new("hello");
+    request.arguments = arguments(hostname);
+    request.ticket = Some(Uuid::new_v4().to_string());
+    request.reply_to = Some(ReplyAddress::new(exchange, key));
+    request.clock = clock.forward();
+    let Ok(message) = request.write() else {
+        return Ok(());
+    };
+    let control = Exchange::fanout(CONTROL).transient();
+    broker.broadcast(&control, "", &message).await?;
+    while replies.len() < MOST {
+        let reply = ControlReply::read(&inbox.next().await?);
+        replies.extend(reply.ok().filter(|reply| reply.ticket == request.ticket));
+    }
+    Ok(())
+}
+
+/// We start, so there is nothing yet that others could learn from us.
+fn arguments(hostname: &str) -> Map {
+    let mut arguments = Map::new();
+    arguments.insert("from_node", hostname);
+    arguments.insert("revoked", Value::Array(Vec::new()));
+    arguments
+}

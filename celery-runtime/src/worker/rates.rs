@@ -1,0 +1,146 @@
+//! How often tasks may start: Celery's rate limits. Pure.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Ids that are remembered while their task waits with the broker. More are
+/// forgotten, and line up anew when they come back.
+const MOST_RESERVED: usize = 100_000;
+
+/// The limits of a worker's tasks, and whose turn is when.
+#[derive(Debug, Default)]
+pub(crate) struct Rates {
+    lanes: HashMap<String, Lane>,
+}
+
+#[derive(Debug)]
+struct Lane {
+    interval: Duration,
+    /// When the next one may start.
+    next: Option<Instant>,
+    /// The turns of those that wait.
+    reserved: HashMap<String, Instant>,
+}
+
+/// Reads a rate: starts for each second, `None` without a limit.
+///
+/// # Errors
+///
+/// What Celery answers, as `ValueError` prints it.
+pub(crate) fn parse(text: &str) -> Result<Option<f64>, String> {
+    let (number, unit) = match text.split_once('/') {
+        Some((number, unit)) => (number, unit.trim()),
+        None => (text, "s"),
+    };
+    let unusable = || {
+        let number = number.trim();
+        format!("ValueError(\"could not convert string to float: '{number}'\")")
+    };
+    let count: f64 = number.trim().parse().map_err(|_| unusable())?;
+    let seconds = match unit.to_ascii_lowercase().as_str() {
+        "" | "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        other => return Err(format!("KeyError('{other}')")),
+    };
+    if !count.is_finite() || count < 0.0 {
+        return Err(format!(
+            "ValueError('a rate must not be negative: {number}')"
+        ));
+    }
+    Ok((count > 0.0).then_some(count / seconds))
+}
+
+impl Rates {
+    /// Sets the limit of a task, in starts for each second, or lifts it. Who
+    /// waits lines up anew.
+    pub(crate) fn set(&mut self, task: &str, rate: Option<f64>) {
+        match rate {
+            None => {
+                self.lanes.remove(task);
+            }
+            Some(rate) => {
+                let interval = Duration::try_from_secs_f64(1.0 / rate).unwrap_or(Duration::MAX);
+                let next = self.lanes.get(task).and_then(|lane| lane.next);
+                let lane = Lane {
+                    interval,
+                    next: next.map(|next| next.min(Instant::now() + interval)),
+                    reserved: HashMap::new(),
+                };
+                self.lanes.insert(task.to_owned(), lane);
+            }
+        }
+    }
+
+    /// When the task with this id may start: at once where `None`.
+    pub(crate) fn turn(&mut self, task: &str, id: &str, now: Instant) -> Option<Instant> {
+        let lane = self.lanes.get_mut(task)?;
+        if let Some(turn) = lane.reserved.get(id).copied() {
+            if turn > now {
+                return Some(turn);
+            }
+            lane.reserved.remove(id);
+            return None;
+        }
+        let turn = lane.next.map_or(now, |next| next.max(now));
+        lane.next = turn.checked_add(lane.interval).or(Some(turn));
+        if turn <= now {
+            return None;
+        }
+        if lane.reserved.len() < MOST_RESERVED {
+            lane.reserved.insert(id.to_owned(), turn);
+        }
+        Some(turn)
+    }
+
+    /// Gives up the turn of a task that will not start.
+    pub(crate) fn forget(&mut self, task: &str, id: &str) {
+        if let Some(lane) = self.lanes.get_mut(task) {
+            lane.reserved.remove(id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_read_as_by_celery() {
+        assert_eq!(parse("10/s"), Ok(Some(10.0)));
+        assert_eq!(parse("30/m"), Ok(Some(0.5)));
+        assert_eq!(parse("1.8/h"), Ok(Some(0.0005)));
+        assert_eq!(parse("5"), Ok(Some(5.0)));
+        assert_eq!(parse("0"), Ok(None));
+        assert_eq!(
+            parse("abc/s").unwrap_err(),
+            "ValueError(\"could not convert string to float: 'abc'\")"
+        );
+        assert!(parse("1/d").is_err());
+        assert!(parse("-1").is_err());
+        assert!(parse("nan").is_err());
+    }
+
+    #[test]
+    fn turns_are_as_far_apart_as_the_rate_says() {
+        let mut rates = Rates::default();
+        let now = Instant::now();
+        assert_eq!(rates.turn("t", "a", now), None);
+        rates.set("t", Some(10.0));
+        assert_eq!(rates.turn("t", "a", now), None);
+        let tenth = Duration::from_millis(100);
+        assert_eq!(rates.turn("t", "b", now), Some(now + tenth));
+        assert_eq!(rates.turn("t", "c", now), Some(now + tenth * 2));
+        assert_eq!(rates.turn("t", "b", now), Some(now + tenth));
+        assert_eq!(rates.turn("t", "b", now + tenth), None);
+        assert_eq!(rates.turn("other", "x", now), None);
+        let later = now + Duration::from_secs(5);
+        assert_eq!(rates.turn("t", "c", later), None);
+        assert_eq!(rates.turn("t", "d", later), None, "no burst is saved up");
+        assert!(rates.turn("t", "e", later).is_some());
+        rates.set("t", None);
+        assert_eq!(rates.turn("t", "f", later), None);
+    }
+}
