@@ -2,12 +2,11 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use celery_protocol::Message;
 use celery_runtime::{
-    BoxFuture, Broker, ConsumeOptions, Consumer, Exchange, Publication, Queue, ServiceError,
-    ServiceErrorKind, Subscription,
+    BoxFuture, Broker, ConsumeOptions, Consumer, Exchange, Mailbox, Publication, Queue,
+    ServiceError, ServiceErrorKind, Subscription,
 };
 
 use crate::consumer::AmqpConsumer;
@@ -92,23 +91,11 @@ impl Broker for AmqpBroker {
 
     fn subscribe<'a>(
         &'a self,
-        exchange: &'a Exchange,
-        pattern: &'a str,
+        mailbox: &'a Mailbox,
     ) -> BoxFuture<'a, Result<Box<dyn Subscription>, ServiceError>> {
         Box::pin(async move {
-            let subscribed = AmqpSubscription::to_exchange(&self.shared, exchange, pattern).await?;
-            Ok(Box::new(subscribed) as Box<dyn Subscription>)
-        })
-    }
-
-    fn reply_queue<'a>(
-        &'a self,
-        name: &'a str,
-        expires: Duration,
-    ) -> BoxFuture<'a, Result<Box<dyn Subscription>, ServiceError>> {
-        Box::pin(async move {
-            let replies = AmqpSubscription::to_replies(&self.shared, name, expires).await?;
-            Ok(Box::new(replies) as Box<dyn Subscription>)
+            let subscription = AmqpSubscription::open(&self.shared, mailbox).await?;
+            Ok(Box::new(subscription) as Box<dyn Subscription>)
         })
     }
 

@@ -121,6 +121,9 @@ fn closed_with(code: u16, text: &str) -> Kind {
         403 => Kind::Denied,
         // The server gave up on an acknowledgement, see `REMEDIES`.
         406 if text.contains(ACK_TIMEOUT) => Kind::Disconnected,
+        // Whoever holds it may be a connection of ours that the server has not
+        // missed yet.
+        405 if text.contains(LOCKED) => Kind::Disconnected,
         402 | 404..=406 | 530 => Kind::Invalid,
         540 => Kind::Unsupported,
         _ => Kind::Disconnected,
@@ -129,8 +132,15 @@ fn closed_with(code: u16, text: &str) -> Kind {
 
 const ACK_TIMEOUT: &str = "delivery acknowledgement on channel";
 
+const LOCKED: &str = "exclusive access to locked queue";
+
 /// What helps, by what the server says.
-const REMEDIES: [(&str, &str); 4] = [
+const REMEDIES: [(&str, &str); 5] = [
+    (
+        LOCKED,
+        "another connection reads this mailbox: it goes when RabbitMQ misses that connection; if it \
+         does not, another worker runs under this name",
+    ),
     (
         ACK_TIMEOUT,
         "a task ran for longer than RabbitMQ's consumer_timeout before it was acknowledged: raise \
@@ -196,6 +206,7 @@ mod tests {
     fn what_the_server_refuses_is_final_and_what_it_lost_is_not() {
         for (code, kind) in [
             (403, Kind::Denied),
+            (405, Kind::Invalid),
             (404, Kind::Invalid),
             (406, Kind::Invalid),
             (530, Kind::Invalid),
@@ -208,6 +219,8 @@ mod tests {
         let text = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out";
         assert_eq!(closed_with(406, text), Kind::Disconnected);
         assert!(remedy(text).unwrap().contains("consumer_timeout"));
+        let text = "RESOURCE_LOCKED - cannot obtain exclusive access to locked queue 'q'";
+        assert_eq!(closed_with(405, text), Kind::Disconnected);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use celery_protocol::{Headers, Message, Properties, ResultDocument, Serializer};
 use celery_runtime::{
-    BoxFuture, Broker, Capabilities, Publication, Record, ResultBackend, ServiceError,
+    BoxFuture, Broker, Capabilities, Mailbox, Publication, Record, ResultBackend, ServiceError,
     ServiceErrorKind, Subscription,
 };
 use tokio::sync::oneshot;

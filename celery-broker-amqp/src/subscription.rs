@@ -7,25 +7,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use celery_protocol::{DeliveryInfo, Map, Message, Value};
 use celery_runtime::{
-    BoxFuture, Exchange, ExchangeKind, ServiceError, ServiceErrorKind, Subscription,
+    Binding, BoxFuture, ExchangeKind, Mailbox, ServiceError, ServiceErrorKind, Subscription,
 };
 use futures_util::StreamExt;
 use lapin::Channel;
 use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
-use uuid::Uuid;
 
 use crate::broker::Shared;
 use crate::link::Live;
 use crate::message;
 use crate::table::{short, write_map};
 use crate::topology::Desk;
-
-/// As Celery's event receivers have it: what nobody has read by then is old.
-const BROADCAST_LIFETIME: Duration = Duration::from_secs(5);
-
-/// As Celery's event receivers have it: how long an unused queue stays.
-const QUEUE_LIFETIME: Duration = Duration::from_secs(60);
 
 /// Reads a queue that nobody else reads.
 pub(crate) struct AmqpSubscription {
@@ -38,75 +31,47 @@ pub(crate) struct AmqpSubscription {
 }
 
 impl AmqpSubscription {
-    /// What is sent to `exchange` under keys that match.
-    pub(crate) async fn to_exchange(
+    /// Declares the mailbox with its exchange and its binding, and reads it.
+    pub(crate) async fn open(
         shared: &Arc<Shared>,
-        exchange: &Exchange,
-        pattern: &str,
+        mailbox: &Mailbox,
     ) -> Result<Self, ServiceError> {
-        let object = format!("exchange {}", exchange.name);
-        let name = format!("{}.{}", exchange.name, Uuid::new_v4());
-        let options = QueueDeclareOptions {
-            exclusive: true,
-            auto_delete: true,
-            ..QueueDeclareOptions::default()
+        let binding = mailbox.binding.as_ref();
+        let object = match binding {
+            Some(binding) => {
+                format!(
+                    "exchange {} by mailbox {}",
+                    binding.exchange.name, mailbox.name
+                )
+            }
+            None => format!("reply queue {}", mailbox.name),
         };
-        let lifetimes = [
-            ("x-expires", QUEUE_LIFETIME),
-            ("x-message-ttl", BROADCAST_LIFETIME),
-        ];
-        let pattern = match (exchange.kind, pattern) {
-            (ExchangeKind::Topic, "") => "#",
-            (_, pattern) => pattern,
-        };
-        let bind = Some((exchange, pattern));
-        Self::open(shared, object, &name, options, &lifetimes, bind).await
-    }
-
-    /// What is sent to the queue `name`, declared as Celery's rpc backend
-    /// declares its own.
-    pub(crate) async fn to_replies(
-        shared: &Arc<Shared>,
-        name: &str,
-        expires: Duration,
-    ) -> Result<Self, ServiceError> {
-        let object = format!("reply queue {name}");
-        let options = QueueDeclareOptions {
-            durable: true,
-            auto_delete: true,
-            ..QueueDeclareOptions::default()
-        };
-        let lifetimes = [("x-expires", expires)];
-        Self::open(shared, object, name, options, &lifetimes, None).await
-    }
-
-    async fn open(
-        shared: &Arc<Shared>,
-        object: String,
-        name: &str,
-        options: QueueDeclareOptions,
-        lifetimes: &[(&str, Duration)],
-        bind: Option<(&Exchange, &str)>,
-    ) -> Result<Self, ServiceError> {
         let attempt = shared.attempt("subscribe to", &object);
         let live = shared.consuming.live(attempt).await?;
         let failed = |error| attempt.failed(error);
         let invalid = |cause| attempt.error(ServiceErrorKind::Invalid, cause);
-        let queue = short(name).map_err(invalid)?;
-        let arguments: Map = lifetimes
-            .iter()
-            .map(|(name, lifetime)| (*name, milliseconds(*lifetime)))
-            .collect();
-        let arguments = write_map(&arguments).map_err(invalid)?;
+        let queue = short(&mailbox.name).map_err(invalid)?;
+        let arguments = write_map(&lifetimes(mailbox)).map_err(invalid)?;
 
         let channel = live.open().await.map_err(failed)?;
+        let options = QueueDeclareOptions {
+            durable: mailbox.durable,
+            exclusive: mailbox.exclusive,
+            auto_delete: true,
+            ..QueueDeclareOptions::default()
+        };
         let declared = channel.queue_declare(queue.clone(), options, arguments);
         live.answer(declared).await.map_err(failed)?;
-        if let Some((exchange, pattern)) = bind {
+        if let Some(binding) = binding {
             let mut desk = Desk::new(&live, attempt);
-            desk.exchange(exchange).await?;
-            desk.bind_queue(name, &exchange.name, pattern, &Map::new())
-                .await?;
+            desk.exchange(&binding.exchange).await?;
+            desk.bind_queue(
+                &mailbox.name,
+                &binding.exchange.name,
+                pattern(binding),
+                &binding.arguments,
+            )
+            .await?;
         }
         let options = BasicConsumeOptions {
             no_ack: true,
@@ -153,6 +118,24 @@ impl fmt::Debug for AmqpSubscription {
         f.debug_tuple("AmqpSubscription")
             .field(&self.object)
             .finish()
+    }
+}
+
+/// How long the queue stays unread, and a message in it.
+fn lifetimes(mailbox: &Mailbox) -> Map {
+    let mut arguments = Map::new();
+    arguments.insert("x-expires", milliseconds(mailbox.expires));
+    if let Some(lifetime) = mailbox.message_ttl {
+        arguments.insert("x-message-ttl", milliseconds(lifetime));
+    }
+    arguments
+}
+
+/// Everything is `#` to a topic exchange.
+fn pattern(binding: &Binding) -> &str {
+    match (binding.exchange.kind, &*binding.routing_key) {
+        (ExchangeKind::Topic, "") => "#",
+        (_, pattern) => pattern,
     }
 }
 

@@ -3,12 +3,11 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use celery_protocol::Message;
 use celery_runtime::{
-    BoxFuture, Broker, ConsumeOptions, Consumer, Exchange, ExchangeKind, Publication, Queue,
-    ServiceError, Subscription,
+    BoxFuture, Broker, ConsumeOptions, Consumer, Exchange, ExchangeKind, Mailbox, Publication,
+    Queue, ServiceError, Subscription,
 };
 
 use crate::config::RedisOptions;
@@ -112,37 +111,20 @@ impl Broker for RedisBroker {
         routing_key: &'a str,
         message: &'a Message,
     ) -> BoxFuture<'a, Result<(), ServiceError>> {
-        Box::pin(async move {
-            let envelope = self.shared.envelope(message, &exchange.name, routing_key)?;
-            let channel = self.shared.channel(&exchange.name, routing_key);
-            let object = format!("exchange {}", exchange.name);
-            let attempt = Attempt::new("broadcast to", &object);
-            let command = Command::new("PUBLISH").arg(channel).arg(envelope);
-            self.shared.link.call(attempt, command).await.map(drop)
-        })
+        Box::pin(self.shared.broadcast(exchange, routing_key, message))
     }
 
     fn subscribe<'a>(
         &'a self,
-        exchange: &'a Exchange,
-        pattern: &'a str,
+        mailbox: &'a Mailbox,
     ) -> BoxFuture<'a, Result<Box<dyn Subscription>, ServiceError>> {
         Box::pin(async move {
-            let subscription =
-                FanoutSubscription::start(&self.shared, &exchange.name, pattern).await?;
-            let subscription: Box<dyn Subscription> = Box::new(subscription);
-            Ok(subscription)
-        })
-    }
-
-    fn reply_queue<'a>(
-        &'a self,
-        name: &'a str,
-        expires: Duration,
-    ) -> BoxFuture<'a, Result<Box<dyn Subscription>, ServiceError>> {
-        Box::pin(async move {
-            let subscription = ReplySubscription::start(&self.shared, name, expires).await?;
-            let subscription: Box<dyn Subscription> = Box::new(subscription);
+            let subscription: Box<dyn Subscription> = match &mailbox.binding {
+                Some(binding) if self.shared.is_channel(&binding.exchange, "subscribe to")? => {
+                    Box::new(FanoutSubscription::start(&self.shared, binding).await?)
+                }
+                _ => Box::new(ReplySubscription::start(&self.shared, mailbox).await?),
+            };
             Ok(subscription)
         })
     }

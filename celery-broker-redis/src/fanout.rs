@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use celery_protocol::{Message, kombu};
-use celery_runtime::{BoxFuture, ServiceError, Subscription};
+use celery_runtime::{Binding, BoxFuture, ServiceError, Subscription};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -27,9 +27,9 @@ pub(crate) struct FanoutSubscription {
 impl FanoutSubscription {
     pub(crate) async fn start(
         shared: &Arc<Shared>,
-        exchange: &str,
-        pattern: &str,
+        binding: &Binding,
     ) -> Result<Self, ServiceError> {
+        let (exchange, pattern) = (&*binding.exchange.name, &*binding.routing_key);
         let object = format!("exchange {exchange}");
         let attempt = Attempt::new("subscribe to", &object);
         let (mut channels, messages) = shared.link.pubsub(attempt).await?;

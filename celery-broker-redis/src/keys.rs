@@ -57,6 +57,11 @@ impl Layout {
         self.key(&format!("_kombu.binding_permanent.{exchange}"))
     }
 
+    /// When kombu sweeps the bindings of which exchange away.
+    pub(crate) fn deadlines(&self) -> String {
+        self.key("_kombu.binding_deadlines")
+    }
+
     pub(crate) fn binding_member(&self, routing_key: &str, pattern: &str, queue: &str) -> String {
         [routing_key, pattern, queue].join(&self.separator)
     }

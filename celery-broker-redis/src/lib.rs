@@ -55,6 +55,7 @@
 //! `tls-rustls` (rustls with ring) or `tls-native-tls` (the system's library),
 //! for `rediss://`.
 
+mod broadcast;
 mod broker;
 mod config;
 mod consumer;

@@ -245,7 +245,7 @@ impl Shared {
         Command::new("SMEMBERS").arg(self.link.options().layout.bindings(exchange))
     }
 
-    fn read_bindings(&self, members: Reply) -> Vec<Binding> {
+    pub(crate) fn read_bindings(&self, members: Reply) -> Vec<Binding> {
         let layout = &self.link.options().layout;
         let binding = |member: Reply| {
             let member = member.text()?;

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use celery_runtime::{Broker, ConsumeOptions, Queue, QueueEnd, ServiceErrorKind, Settlement};
+use celery_runtime::{
+    Broker, ConsumeOptions, Mailbox, Queue, QueueEnd, ServiceErrorKind, Settlement,
+};
 
 use crate::support::{
     Site, ack_all, consumer, id, ids, numbers, post, receive, receive_one, send, settle, to, until,
@@ -126,8 +128,10 @@ async fn two_connections_are_enough_for_everything() {
     )
     .await
     .unwrap();
-    let replies = broker.subscribe(&Mailbox::named("replies", Duration::from_secs(60)));
-    let _replies = within("reply queue", replies).await.unwrap();
+    let replies = Mailbox::named("replies", Duration::from_secs(60));
+    let _replies = within("reply queue", broker.subscribe(&replies))
+        .await
+        .unwrap();
     send(&broker, &queue, &numbers(0..50)).await;
     within(
         "broadcast",

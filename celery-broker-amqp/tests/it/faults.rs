@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use celery_broker_amqp::AmqpBroker;
 use celery_runtime::{
-    Broker, ConsumeOptions, Consumer, Exchange, Queue, ServiceErrorKind, Settlement,
+    Broker, ConsumeOptions, Consumer, Exchange, Mailbox, Queue, ServiceErrorKind, Settlement,
 };
 use futures_util::future::join_all;
 use xtask::servers::RabbitServer;
@@ -326,12 +326,13 @@ async fn a_silent_server_is_an_error_in_time_and_serves_again_after_it() {
     let paused = Instant::now();
     while paused.elapsed() < silence() {
         let started = Instant::now();
+        let mailbox = Mailbox::of(exchange.clone(), "#");
         let (declared, depth, purged, consumed, subscribed, sent) = tokio::join!(
             broker.declare(&other),
             broker.depth(&queue),
             broker.purge(&other),
             broker.consume(&options),
-            broker.subscribe(&Mailbox::of(exchange.clone(), "#")),
+            broker.subscribe(&mailbox),
             post(&broker, to("q", "2")),
         );
         let errors = [

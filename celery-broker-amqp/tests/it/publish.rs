@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use celery_broker_amqp::{AmqpBroker, AmqpOptions};
 use celery_protocol::{Headers, Message, Properties};
-use celery_runtime::{Broker, Exchange, Publication, Queue, ServiceError, ServiceErrorKind};
+use celery_runtime::{
+    Broker, Exchange, Mailbox, Publication, Queue, ServiceError, ServiceErrorKind,
+};
 use lapin::options::ExchangeDeleteOptions;
 use lapin::types::FieldTable;
 use serde_json::json;

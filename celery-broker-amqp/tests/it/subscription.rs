@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use celery_runtime::{Broker, Exchange, Publication};
+use celery_runtime::{Broker, Exchange, Mailbox, Publication};
 
 use crate::support::{Site, message_id, post, task, to, until, within};
 
@@ -25,8 +25,13 @@ async fn queues_are_those_of_celery_and_go_with_their_readers() {
     )
     .await
     .unwrap();
-    let three = broker.subscribe(&Mailbox::named("3f0c-reply", Duration::from_secs(86_400)));
-    let three = within("reply queue", three).await.unwrap();
+    let three = Mailbox::named("3f0c-reply", Duration::from_secs(86_400));
+    let three = within("reply queue", broker.subscribe(&three))
+        .await
+        .unwrap();
+    let replies = Exchange::direct("reply.celery.pidbox").transient();
+    let four = Mailbox::control("5e1f.reply.celery.pidbox", replies, "5e1f");
+    let four = within("subscribe", broker.subscribe(&four)).await.unwrap();
 
     let columns = [
         "name",
@@ -41,23 +46,29 @@ async fn queues_are_those_of_celery_and_go_with_their_readers() {
     let short = "false true true 1 [{\"x-expires\",60000},{\"x-message-ttl\",5000}]";
     assert_eq!(
         ends,
-        ["true true false 1 [{\"x-expires\",86400000}]", short, short]
+        [
+            "true true false 1 [{\"x-expires\",86400000}]",
+            "false true true 1 [{\"x-expires\",10000},{\"x-message-ttl\",300000}]",
+            short,
+            short
+        ]
     );
-    assert!(queues[1][0].starts_with("celery.pidbox."), "{queues:?}");
-    assert!(queues[2][0].starts_with("celeryev."), "{queues:?}");
+    assert!(queues[2][0].starts_with("celery.pidbox."), "{queues:?}");
+    assert!(queues[3][0].starts_with("celeryev."), "{queues:?}");
     let mut exchanges = site.rows("list_exchanges", &["name", "type", "durable"]);
-    exchanges.retain(|row| row[0].starts_with("celery"));
+    exchanges.retain(|row| row[0].contains("celery"));
     assert_eq!(
         exchanges,
         [
             ["celery.pidbox", "fanout", "false"],
-            ["celeryev", "topic", "true"]
+            ["celeryev", "topic", "true"],
+            ["reply.celery.pidbox", "direct", "false"]
         ]
     );
     let consumers = site.rows("list_consumers", &["ack_required", "prefetch_count"]);
-    assert_eq!(consumers, [["false", "0"], ["false", "0"], ["false", "0"]]);
+    assert_eq!(consumers, vec![["false", "0"]; 4]);
 
-    drop((one, two, three));
+    drop((one, two, three, four));
     until("they are gone", async || {
         site.rows("list_queues", &["name"]).is_empty()
     })

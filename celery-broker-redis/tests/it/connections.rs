@@ -1,7 +1,7 @@
 //! Addresses, credentials, failover.
 
 use celery_broker_redis::{RedisBroker, RedisOptions};
-use celery_runtime::{Broker, Queue, ServiceErrorKind};
+use celery_runtime::{Broker, Mailbox, Queue, ServiceErrorKind};
 use serde_json::{Map, json};
 use xtask::servers::RedisServer;
 

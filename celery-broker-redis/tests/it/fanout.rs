@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use celery_broker_redis::RedisBroker;
 use celery_runtime::{
-    Broker, ConsumeOptions, Exchange, Publication, Queue, ServiceErrorKind, Subscription,
+    Broker, ConsumeOptions, Exchange, ExchangeKind, Mailbox, Publication, Queue, ServiceErrorKind,
+    Subscription,
 };
 use serde_json::json;
 use xtask::servers::RedisServer;
@@ -206,4 +207,126 @@ async fn a_reply_waits_for_the_next_reader_when_one_gives_up() {
     assert!(gave_up.is_err());
     send(&broker, "mine", &["1"]).await;
     assert_eq!(next(&mut *replies).await, "1");
+}
+
+fn reply_exchange() -> Exchange {
+    Exchange::direct("reply.celery.pidbox").transient()
+}
+
+const BINDINGS: &str = "_kombu.binding.reply.celery.pidbox";
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn a_direct_mailbox_is_found_by_kombu_and_goes_with_its_owner() {
+    let server = RedisServer::start();
+    let broker = broker(&server);
+    let mailbox = Mailbox::control("oid.reply.celery.pidbox", reply_exchange(), "oid");
+    let mut opened = broker.subscribe(&mailbox).await.unwrap();
+    let members = server.command(&["SMEMBERS", BINDINGS]).texts();
+    assert_eq!(members, ["oid\x06\x16\x06\x16oid.reply.celery.pidbox"]);
+    let deadlines = [
+        "ZRANGE",
+        "_kombu.binding_deadlines",
+        "0",
+        "-1",
+        "WITHSCORES",
+    ];
+    let deadlines = server.command(&deadlines).texts();
+    assert_eq!(deadlines[0], "reply.celery.pidbox");
+    let deadline: i64 = deadlines[1].parse().unwrap();
+    let time = server.command(&["TIME"]).texts();
+    let now: i64 = time[0].parse().unwrap();
+    assert!(
+        (3590..=3600).contains(&(deadline / 1000 - now)),
+        "{deadline}"
+    );
+    send(&broker, &mailbox.name, &["1"]).await;
+    assert_eq!(next(&mut *opened).await, "1");
+    assert!(count(&server, &["PTTL", &mailbox.name]) > 9_000);
+
+    drop(opened);
+    until("the binding is gone", || {
+        keys(&server) == [mailbox.name.as_str()]
+    })
+    .await;
+    // A reply under way to it finds a list with a time to live.
+    send(&broker, &mailbox.name, &["late"]).await;
+    assert!(count(&server, &["PTTL", &mailbox.name]) > 0);
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn a_closed_broker_takes_its_bindings_along() {
+    let server = RedisServer::start();
+    let broker = broker(&server);
+    let mailbox = Mailbox::control("oid.reply.celery.pidbox", reply_exchange(), "oid");
+    let mut opened = broker.subscribe(&mailbox).await.unwrap();
+    broker.close().await;
+    let closed = opened.next().await.unwrap_err();
+    assert_eq!(closed.kind(), ServiceErrorKind::Closed);
+    until("the binding is gone", || {
+        keys(&server) == [mailbox.name.as_str()]
+    })
+    .await;
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn what_is_dropped_into_a_mailbox_has_a_time_to_live() {
+    let server = RedisServer::start();
+    let broker = broker(&server);
+    let post = async || {
+        broker
+            .broadcast(&reply_exchange(), "oid", &task("1"))
+            .await
+            .expect("nobody there is no error");
+    };
+    let ttl = |list: &str| count(&server, &["PTTL", list]);
+    // Nobody is bound.
+    post().await;
+    assert!(keys(&server).is_empty());
+    // As clients of kombu's are, whose list comes with its first message.
+    for list in ["new", "short", "long", "ever"] {
+        let member = format!("oid\x06\x16\x06\x16{list}");
+        server.command(&["SADD", BINDINGS, &member]);
+    }
+    for (list, ttl) in [
+        ("short", Some("500")),
+        ("long", Some("99000")),
+        ("ever", None),
+    ] {
+        server.command(&["LPUSH", list, "before"]);
+        if let Some(ttl) = ttl {
+            server.command(&["PEXPIRE", list, ttl]);
+        }
+    }
+    // A durable queue is no mailbox.
+    for set in [BINDINGS, "_kombu.binding_permanent.reply.celery.pidbox"] {
+        server.command(&["SADD", set, "oid\x06\x16\x06\x16tasks"]);
+    }
+    post().await;
+    assert!((9_000..=10_000).contains(&ttl("new")), "{}", ttl("new"));
+    assert!((9_000..=10_000).contains(&ttl("short")), "{}", ttl("short"));
+    assert!(ttl("long") > 90_000);
+    assert_eq!(ttl("ever"), -1, "somebody's list keeps what is in it");
+    for (list, messages) in [
+        ("new", 1),
+        ("short", 2),
+        ("long", 2),
+        ("ever", 2),
+        ("tasks", 0),
+    ] {
+        assert_eq!(count(&server, &["LLEN", list]), messages, "{list}");
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn a_mailbox_at_a_headers_exchange_is_refused() {
+    let server = RedisServer::start();
+    let broker = broker(&server);
+    let headers = Exchange::new("h", ExchangeKind::Headers);
+    let mailbox = Mailbox::control("m", headers, "");
+    let refused = broker.subscribe(&mailbox).await.unwrap_err();
+    assert_eq!(refused.kind(), ServiceErrorKind::Unsupported, "{refused}");
 }

@@ -85,6 +85,8 @@ macro_rules! broker_conformance {
             depth_and_purge
             broadcasts_reach_all_subscribers
             replies_arrive_and_are_private
+            a_direct_mailbox_gets_only_its_key
+            a_reply_to_nobody_leaves_nothing
         );
     };
     (ignore = $reason:literal, $setup:expr) => {
@@ -711,4 +713,57 @@ pub async fn replies_arrive_and_are_private(setup: &dyn Setup) {
             .expect("sent");
         assert_eq!(key(&mut *replies).await, n);
     }
+}
+
+/// A mailbox at a direct exchange gets what is sent to it under its key, by
+/// whomever, and nothing else.
+pub async fn a_direct_mailbox_gets_only_its_key(setup: &dyn Setup) {
+    let broker = setup.broker();
+    let exchange = Exchange::direct(fresh("reply")).transient();
+    let mut mailboxes = Vec::new();
+    for key in ["mine", "yours"] {
+        let mailbox = Mailbox::control(fresh(key), exchange.clone(), key);
+        let opened = soon("subscribe", broker.subscribe(&mailbox)).await;
+        mailboxes.push(opened.expect("opened"));
+    }
+    let sender = setup.broker();
+    for (to, says) in [
+        ("mine", "1"),
+        ("theirs", "2"),
+        ("yours", "3"),
+        ("mine", "4"),
+    ] {
+        let mut reply = message("reply");
+        reply.headers.set("key", Value::from(says)).expect("set");
+        soon("broadcast", sender.broadcast(&exchange, to, &reply))
+            .await
+            .expect("sent");
+    }
+    let [mine, yours] = &mut mailboxes[..] else {
+        panic!("two mailboxes");
+    };
+    assert_eq!(key(&mut **mine).await, "1");
+    assert_eq!(key(&mut **mine).await, "4");
+    assert_eq!(key(&mut **yours).await, "3");
+}
+
+/// What is sent under a key that nobody has is neither an error nor kept.
+pub async fn a_reply_to_nobody_leaves_nothing(setup: &dyn Setup) {
+    let broker = setup.broker();
+    let exchange = Exchange::direct(fresh("reply")).transient();
+    let (here, away) = (fresh("here"), fresh("away"));
+    let mailbox = Mailbox::control(&here, exchange.clone(), "here");
+    let mut opened = soon("subscribe", broker.subscribe(&mailbox))
+        .await
+        .expect("opened");
+    for to in [&away, "here"] {
+        let mut reply = message("reply");
+        reply.headers.set("key", Value::from(to)).expect("set");
+        soon("broadcast", broker.broadcast(&exchange, to, &reply))
+            .await
+            .expect("nobody there is no error");
+    }
+    assert_eq!(key(&mut *opened).await, "here");
+    let depth = soon("depth", broker.depth(&Queue::new(&away))).await;
+    assert_eq!(depth.expect("depth"), 0);
 }

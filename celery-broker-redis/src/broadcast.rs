@@ -1,0 +1,107 @@
+//! Sending to mailboxes.
+
+use std::collections::HashSet;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use bytes::Bytes;
+use celery_protocol::Message;
+use celery_runtime::{Exchange, ExchangeKind, ServiceError, ServiceErrorKind};
+
+use crate::broker::Shared;
+use crate::link::{Attempt, Command, Script};
+
+static DROP_IN: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("../scripts/drop_in.lua")));
+
+/// How long a message waits at least for an owner who may be gone: as long as
+/// Celery keeps unused mailboxes (`control_queue_expires`).
+const LIFETIME: Duration = Duration::from_secs(10);
+
+impl Shared {
+    /// Publishes to a channel, or pushes to the lists that are bound to a direct
+    /// exchange. Nobody there is no error.
+    pub(crate) async fn broadcast(
+        &self,
+        exchange: &Exchange,
+        routing_key: &str,
+        message: &Message,
+    ) -> Result<(), ServiceError> {
+        let envelope = self.envelope(message, &exchange.name, routing_key)?;
+        let object = format!("exchange {}", exchange.name);
+        let attempt = Attempt::new("broadcast to", &object);
+        if self.is_channel(exchange, "broadcast to")? {
+            let channel = self.channel(&exchange.name, routing_key);
+            let command = Command::new("PUBLISH").arg(channel).arg(envelope);
+            return self.link.call(attempt, command).await.map(drop);
+        }
+        let lists = self.mailboxes(attempt, &exchange.name, routing_key).await?;
+        for list in lists {
+            self.drop_in(attempt, &list, &envelope).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether what is sent to an exchange goes over a channel, and not into
+    /// lists.
+    pub(crate) fn is_channel(
+        &self,
+        exchange: &Exchange,
+        operation: &'static str,
+    ) -> Result<bool, ServiceError> {
+        match exchange.kind {
+            ExchangeKind::Fanout | ExchangeKind::Topic => Ok(true),
+            ExchangeKind::Direct => Ok(false),
+            kind => {
+                let object = format!("exchange {}", exchange.name);
+                let cause = format!("there are no {} exchanges on Redis", kind.name());
+                Err(Attempt::new(operation, &object).error(
+                    &self.link,
+                    ServiceErrorKind::Unsupported,
+                    cause,
+                ))
+            }
+        }
+    }
+
+    /// The lists that are bound by this key, without those of durable queues: a
+    /// list gets a time to live here, which tasks must never have.
+    async fn mailboxes(
+        &self,
+        attempt: Attempt<'_>,
+        exchange: &str,
+        routing_key: &str,
+    ) -> Result<Vec<String>, ServiceError> {
+        let layout = &self.link.options().layout;
+        let sets = [
+            layout.bindings(exchange),
+            layout.permanent_bindings(exchange),
+        ];
+        let commands = sets.map(|set| Command::new("SMEMBERS").arg(set)).into();
+        let mut members = self.link.pipeline(attempt, commands).await?.into_iter();
+        let mut bindings = || match members.next() {
+            Some(members) => members.map(|members| self.read_bindings(members)),
+            None => Ok(Vec::new()),
+        };
+        let (all, permanent) = (bindings()?, bindings()?);
+        let permanent: HashSet<_> = permanent.iter().map(|binding| &binding.queue).collect();
+        Ok(all
+            .iter()
+            .filter(|binding| binding.leads(routing_key))
+            .filter(|binding| !permanent.contains(&binding.queue))
+            .map(|binding| layout.list_for(&binding.queue, None))
+            .collect())
+    }
+
+    async fn drop_in(
+        &self,
+        attempt: Attempt<'_>,
+        list: &str,
+        envelope: &Bytes,
+    ) -> Result<(), ServiceError> {
+        let lifetime = LIFETIME.as_millis().to_string();
+        let (keys, arguments) = ([list], [envelope, lifetime.as_bytes()]);
+        let sent = self.link.script(attempt, &DROP_IN, &keys, &arguments);
+        sent.await.map(drop)
+    }
+}
