@@ -85,7 +85,7 @@ impl Broker for AmqpBroker {
         exchange: &'a Exchange,
         routing_key: &'a str,
         message: &'a Message,
-    ) -> BoxFuture<'a, Result<(), ServiceError>> {
+    ) -> BoxFuture<'a, Result<Option<u64>, ServiceError>> {
         Box::pin(self.shared.broadcast(exchange, routing_key, message))
     }
 
@@ -156,7 +156,7 @@ impl Shared {
         exchange: &Exchange,
         routing_key: &str,
         message: &Message,
-    ) -> Result<(), ServiceError> {
+    ) -> Result<Option<u64>, ServiceError> {
         let object = format!("exchange {}", exchange.name);
         let attempt = self.attempt("broadcast to", &object);
         let live = self.publishing.live(attempt).await?;
@@ -174,8 +174,8 @@ impl Shared {
         let sent = self.send(&live, vec![letter]).await.pop();
         match sent {
             // Nobody listens: that is what a broadcast is like.
-            Some(Err(error)) if error.kind() == ServiceErrorKind::Unroutable => Ok(()),
-            sent => sent.unwrap_or(Ok(())),
+            Some(Err(error)) if error.kind() == ServiceErrorKind::Unroutable => Ok(Some(0)),
+            sent => sent.unwrap_or(Ok(())).map(|()| None),
         }
     }
 }

@@ -26,20 +26,21 @@ impl Shared {
         exchange: &Exchange,
         routing_key: &str,
         message: &Message,
-    ) -> Result<(), ServiceError> {
+    ) -> Result<Option<u64>, ServiceError> {
         let envelope = self.envelope(message, &exchange.name, routing_key)?;
         let object = format!("exchange {}", exchange.name);
         let attempt = Attempt::new("broadcast to", &object);
         if self.is_channel(exchange, "broadcast to")? {
             let channel = self.channel(&exchange.name, routing_key);
             let command = Command::new("PUBLISH").arg(channel).arg(envelope);
-            return self.link.call(attempt, command).await.map(drop);
+            let listeners = self.link.call(attempt, command).await?.number();
+            return Ok(u64::try_from(listeners).ok());
         }
         let lists = self.mailboxes(attempt, &exchange.name, routing_key).await?;
-        for list in lists {
-            self.drop_in(attempt, &list, &envelope).await?;
+        for list in &lists {
+            self.drop_in(attempt, list, &envelope).await?;
         }
-        Ok(())
+        Ok(Some(lists.len() as u64))
     }
 
     /// Whether what is sent to an exchange goes over a channel, and not into

@@ -110,7 +110,7 @@ impl Broker for RedisBroker {
         exchange: &'a Exchange,
         routing_key: &'a str,
         message: &'a Message,
-    ) -> BoxFuture<'a, Result<(), ServiceError>> {
+    ) -> BoxFuture<'a, Result<Option<u64>, ServiceError>> {
         Box::pin(self.shared.broadcast(exchange, routing_key, message))
     }
 

@@ -53,13 +53,14 @@ pub trait Broker: fmt::Debug + Send + Sync {
 
     /// Sends a message to every [mailbox](Self::subscribe) that `exchange` leads
     /// to by this routing key now. Delivery is at most once: who is away misses
-    /// it, and nothing of it stays behind.
+    /// it, and nothing of it stays behind. The answer is how many got it, where
+    /// the broker says so.
     fn broadcast<'a>(
         &'a self,
         exchange: &'a Exchange,
         routing_key: &'a str,
         message: &'a Message,
-    ) -> BoxFuture<'a, Result<(), ServiceError>>;
+    ) -> BoxFuture<'a, Result<Option<u64>, ServiceError>>;
 
     /// Opens a mailbox, which only its owner reads and which disappears with
     /// what is left in it when its owner does.
@@ -116,15 +117,6 @@ pub trait Consumer: fmt::Debug + Send + Sync {
     /// Changes [`ConsumeOptions::prefetch`] from the next `receive` on. Brokers
     /// that are asked for each delivery have nothing to change.
     fn set_prefetch(&self, _prefetch: u16) {}
-
-    /// Reads `queue`, too, from the next [`receive`](Self::receive) on, also one
-    /// that waits already. The queue has been declared. Adding one that is read
-    /// already does nothing.
-    fn add_queue<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<(), ServiceError>>;
-
-    /// Stops reading the queue of that name. What was taken from it is still to
-    /// be settled.
-    fn cancel_queue<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Result<(), ServiceError>>;
 
     /// Whether a delivery taken by a broken consumer can still be settled
     /// through a new one of the same broker. Where it is `false`, the broker

@@ -134,13 +134,15 @@ impl Broker for MemoryBroker {
         exchange: &'a Exchange,
         routing_key: &'a str,
         message: &'a Message,
-    ) -> BoxFuture<'a, Result<(), ServiceError>> {
+    ) -> BoxFuture<'a, Result<Option<u64>, ServiceError>> {
         Box::pin(async move {
             self.shared.faults.check("broadcast").await?;
             let sender = self.shared.exchange(&exchange.name);
+            let sent = sender.send((routing_key.to_owned(), message.clone()));
             // Nobody listens: that is what a broadcast is like.
-            let _ = sender.send((routing_key.to_owned(), message.clone()));
-            Ok(())
+            let listeners = sent.unwrap_or(0) as u64;
+            // Those who listen for some keys alone are among them.
+            Ok((exchange.kind == ExchangeKind::Fanout || listeners == 0).then_some(listeners))
         })
     }
 
@@ -332,25 +334,6 @@ impl Consumer for MemoryConsumer {
             if batch.iter().any(|one| !matches!(one, Settlement::Ack(_))) {
                 self.shared.changed.notify_waiters();
             }
-            Ok(())
-        })
-    }
-
-    fn add_queue<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<(), ServiceError>> {
-        Box::pin(async move {
-            let mut queues = lock(&self.queues);
-            if !queues.iter().any(|known| **known == *queue.name) {
-                queues.push(queue.name.as_str().into());
-            }
-            drop(queues);
-            self.shared.changed.notify_waiters();
-            Ok(())
-        })
-    }
-
-    fn cancel_queue<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Result<(), ServiceError>> {
-        Box::pin(async move {
-            lock(&self.queues).retain(|known| **known != *queue);
             Ok(())
         })
     }

@@ -10,13 +10,13 @@ mod describe;
 mod election;
 mod inspect;
 mod notices;
+mod queues;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use celery_protocol::{ControlRequest, Value};
 use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::mpsc;
@@ -46,6 +46,7 @@ use crate::lamport::LogicalClock;
 use crate::task::Job;
 pub(crate) use describe::describe;
 use election::Election;
+use queues::Change;
 
 /// Most deliveries taken from the broker at once, and events handled between
 /// two looks at everything else.
@@ -66,15 +67,18 @@ const SAVE_EVERY: Duration = Duration::from_secs(10);
 enum Finished {
     /// What the peers answered at the start.
     Mingled(Vec<celery_protocol::ControlReply>),
-    Commanded(ControlRequest, Result<Value, String>),
+    Changed(Change),
     Answered(Key, Result<Answer, Obstacle>),
     Marked,
     Nothing,
     Connected(Result<Arc<dyn Consumer>, ServiceError>),
-    Received(Result<Vec<Delivery>, ServiceError>),
-    Settled(Vec<Key>, Result<(), ServiceError>),
+    Received(Arc<dyn Consumer>, Result<Vec<Delivery>, ServiceError>),
+    Settled(Arc<dyn Consumer>, Vec<Key>, Result<(), ServiceError>),
     Stepped(Key, Carried),
 }
+
+/// Settlements that leave together.
+type Batch = Vec<(Key, Settlement)>;
 
 /// Sizes of the worker.
 #[derive(Clone, Copy, Debug)]
@@ -116,6 +120,8 @@ pub(crate) struct Driver {
     limits: Limits,
     settings: Arc<WorkerSettings>,
     consumer: Option<Arc<dyn Consumer>>,
+    /// Consumers that were replaced and have deliveries in hand.
+    retired: Vec<Arc<dyn Consumer>>,
     receiving: bool,
     entries: Entries,
     pending: usize,
@@ -124,6 +130,11 @@ pub(crate) struct Driver {
     /// Slots that are taken; more than there are, right after some went.
     busy: usize,
     autoscale: Option<(usize, usize)>,
+    /// How often other queues were asked for.
+    changes: u64,
+    /// Which of them the connection that is being made is for.
+    connected_to: u64,
+    connecting: bool,
     timers: BinaryHeap<Reverse<(Instant, Key)>>,
     /// Unbounded, and bounded all the same: each entry sends one message.
     ended: mpsc::UnboundedReceiver<(Key, Outcome)>,
@@ -196,6 +207,7 @@ impl Driver {
             supervisor,
             limits,
             consumer: None,
+            retired: Vec::new(),
             receiving: false,
             entries: Entries::default(),
             pending: 0,
@@ -203,6 +215,9 @@ impl Driver {
             concurrency: limits.concurrency,
             busy: 0,
             autoscale,
+            changes: 0,
+            connected_to: 0,
+            connecting: false,
             timers: BinaryHeap::new(),
             ended,
             ends,
@@ -345,6 +360,11 @@ impl Driver {
     }
 
     fn reconnect(&mut self) {
+        self.connected_to = self.changes;
+        if self.supervisor.options.queues.is_empty() {
+            return;
+        }
+        self.connecting = true;
         let connecting = self.supervisor.connect();
         self.futures
             .push(Box::pin(async { Finished::Connected(connecting.await) }));
@@ -363,7 +383,8 @@ impl Driver {
         }
         self.receiving = true;
         self.futures.push(Box::pin(async move {
-            Finished::Received(consumer.receive(room).await)
+            let received = consumer.receive(room).await;
+            Finished::Received(consumer, received)
         }));
     }
 
@@ -377,27 +398,51 @@ impl Driver {
         let all = std::mem::take(&mut self.settlements);
         let (quick, slow): (Vec<_>, Vec<_>) = all.into_iter().partition(is_quick);
         for batch in [quick, slow] {
-            if !batch.is_empty() {
-                self.send_batch(batch);
+            for (consumer, batch) in self.by_consumer(batch) {
+                self.send_batch(consumer, batch);
             }
         }
     }
 
-    fn send_batch(&mut self, batch: Vec<(Key, Settlement)>) {
-        let (keys, batch): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
-        let Some(consumer) = self.consumer.clone() else {
-            for key in keys {
+    /// Settlements by the one who carries them out, which is nearly always the
+    /// same.
+    fn by_consumer(
+        &mut self,
+        settlements: Vec<(Key, Settlement)>,
+    ) -> Vec<(Arc<dyn Consumer>, Batch)> {
+        let mut batches: Vec<(Arc<dyn Consumer>, Batch)> = Vec::new();
+        for (key, settlement) in settlements {
+            let Some(entry) = self.entries.find(key) else {
+                continue;
+            };
+            let by = match &self.consumer {
+                Some(current) if current.settles_after_reconnect() => Some(Arc::clone(current)),
+                _ => entry.consumer.upgrade(),
+            };
+            let Some(by) = by else {
                 self.event(key, Event::Failed(Obstacle::Passing));
+                continue;
+            };
+            match batches
+                .iter_mut()
+                .find(|(known, _)| Arc::ptr_eq(known, &by))
+            {
+                Some((_, batch)) => batch.push((key, settlement)),
+                None => batches.push((by, vec![(key, settlement)])),
             }
-            return;
-        };
+        }
+        batches
+    }
+
+    fn send_batch(&mut self, consumer: Arc<dyn Consumer>, batch: Batch) {
+        let (keys, batch): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
         let deadline = self.carrier.deadline;
         self.futures.push(Box::pin(async move {
             let result = match tokio::time::timeout(deadline, consumer.settle(&batch)).await {
                 Ok(result) => result,
                 Err(_) => Err(ServiceError::no_answer("settle", "deliveries", deadline)),
             };
-            Finished::Settled(keys, result)
+            Finished::Settled(consumer, keys, result)
         }));
     }
 
@@ -407,46 +452,52 @@ impl Driver {
                 self.mingling = false;
                 self.learn(replies);
             }
-            Finished::Commanded(request, answer) => self.answer(&request, answer),
+            Finished::Changed(change) => self.changed(change),
             Finished::Answered(key, Ok(answer)) => self.event(key, Event::Answered(answer)),
             Finished::Answered(key, Err(obstacle)) => self.event(key, Event::Failed(obstacle)),
             Finished::Marked => self.marking = false,
             Finished::Nothing => {}
-            Finished::Connected(Ok(consumer)) => {
-                if self.stopping.is_some() {
-                    consumer.interrupt();
-                }
-                self.consumer = Some(consumer);
+            Finished::Connected(connected) => {
+                self.connecting = false;
+                self.connected(connected);
             }
-            Finished::Connected(Err(error)) => {
-                tracing::error!("the worker stops: {error}");
-                self.failure = Some(error);
-                self.stop(Stop::Warm);
-            }
-            Finished::Received(Ok(deliveries)) => {
-                self.receiving = false;
-                for delivery in deliveries {
-                    self.admit(delivery);
-                }
-            }
-            Finished::Received(Err(error)) => {
-                self.receiving = false;
-                self.lose_link(error);
-            }
-            Finished::Settled(keys, Ok(())) => {
+            Finished::Received(consumer, received) => self.received(&consumer, received),
+            Finished::Settled(_, keys, Ok(())) => {
                 for key in keys {
                     self.event(key, Event::Done);
                 }
             }
-            Finished::Settled(keys, Err(error)) => {
+            Finished::Settled(consumer, keys, Err(error)) => {
                 tracing::warn!("{error}");
                 let obstacle = Obstacle::from(&error);
+                // Nobody else tells that one which was replaced is broken.
+                if self.consumer.is_some() && !self.is_current(&consumer) {
+                    self.withdraw_of(&consumer);
+                }
                 for key in keys {
                     self.event(key, Event::Failed(obstacle.clone()));
                 }
             }
             Finished::Stepped(key, Ok(())) => self.event(key, Event::Done),
             Finished::Stepped(key, Err(obstacle)) => self.event(key, Event::Failed(obstacle)),
+        }
+    }
+
+    fn connected(&mut self, connected: Result<Arc<dyn Consumer>, ServiceError>) {
+        match connected {
+            // Meant for queues that are others now.
+            Ok(_) if self.connected_to != self.changes => self.reconnect(),
+            Ok(consumer) => {
+                if self.stopping.is_some() {
+                    consumer.interrupt();
+                }
+                self.consumer = Some(consumer);
+            }
+            Err(error) => {
+                tracing::error!("the worker stops: {error}");
+                self.failure = Some(error);
+                self.stop(Stop::Warm);
+            }
         }
     }
 
@@ -457,6 +508,8 @@ impl Driver {
             .is_some_and(|consumer| consumer.settles_after_reconnect());
         self.supervisor.lost(error);
         if !survives {
+            // They share the connection.
+            self.retired.clear();
             for key in self.entries.keys() {
                 self.event(key, Event::Withdrawn);
                 if self.settings.cancel_on_connection_loss {
@@ -547,11 +600,11 @@ impl Driver {
 
     /// Takes a delivery in. One that is the return of what runs here already
     /// starts nothing.
-    fn admit(&mut self, delivery: Delivery) {
+    fn admit(&mut self, delivery: Delivery, consumer: &Arc<dyn Consumer>) {
         let again = delivery.redelivered || delivery.delivery_count.is_some_and(|count| count > 0);
         let (life, work) = match self.intake.read(delivery.content, delivery.redelivered) {
             Read::Task { job, .. }
-                if again && self.regain(&job, &delivery.queue, &delivery.tag) =>
+                if again && self.regain(&job, &delivery.queue, &delivery.tag, consumer) =>
             {
                 return;
             }
@@ -569,7 +622,13 @@ impl Driver {
                 )
             }
         };
-        let mut entry = Entry::new(life, delivery.tag, delivery.queue, work);
+        let mut entry = Entry::new(
+            life,
+            delivery.tag,
+            Arc::downgrade(consumer),
+            delivery.queue,
+            work,
+        );
         let mut first = Event::Arrived;
         if let Work::Task { job, .. } = &entry.work {
             entry.was_scheduled = self.scheduled.take(&job.id);
@@ -588,12 +647,19 @@ impl Driver {
 
     /// Hands a delivery to the entry that lost it with its connection, if there
     /// is one.
-    fn regain(&mut self, job: &Job, queue: &str, tag: &DeliveryTag) -> bool {
+    fn regain(
+        &mut self,
+        job: &Job,
+        queue: &str,
+        tag: &DeliveryTag,
+        consumer: &Arc<dyn Consumer>,
+    ) -> bool {
         let Some(key) = self.entries.take_returned(job, queue) else {
             return false;
         };
         if let Some(entry) = self.entries.find_mut(key) {
             entry.tag = tag.clone();
+            entry.consumer = Arc::downgrade(consumer);
         }
         tracing::info!("task {} is delivered again and still in hand", job.id);
         self.event(key, Event::Regained);
@@ -642,7 +708,10 @@ impl Driver {
                     self.revoked.add(&job.id, self.now.wall);
                 }
             }
-            Action::Over => self.entries.remove(key),
+            Action::Over => {
+                self.entries.remove(key);
+                self.let_go();
+            }
         }
     }
 

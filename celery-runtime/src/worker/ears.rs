@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use celery_protocol::{ControlRequest, Event, Message};
-use tokio::sync::mpsc;
+use futures_util::future::join_all;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::backoff::Backoff;
@@ -32,18 +33,25 @@ pub(crate) struct Ears {
 }
 
 impl Ears {
-    pub(crate) fn start(broker: &Arc<dyn Broker>, mailboxes: Vec<(Mailbox, Reader)>) -> Self {
+    /// Listens once `begin` is told, or dropped.
+    pub(crate) fn start(
+        broker: &Arc<dyn Broker>,
+        mailboxes: Vec<(Mailbox, Reader)>,
+        begin: oneshot::Receiver<()>,
+    ) -> Self {
         let (sender, heard) = mpsc::channel(BACKLOG);
+        let mailboxes = mailboxes.into_iter().map(|(mailbox, read)| Listener {
+            broker: Arc::clone(broker),
+            mailbox,
+            read,
+            sender: sender.clone(),
+        });
+        let runs: Vec<_> = mailboxes.map(Listener::run).collect();
         let mut listeners = JoinSet::new();
-        for (mailbox, read) in mailboxes {
-            let listener = Listener {
-                broker: Arc::clone(broker),
-                mailbox,
-                read,
-                sender: sender.clone(),
-            };
-            listeners.spawn(listener.run());
-        }
+        listeners.spawn(async move {
+            let _ = begin.await;
+            join_all(runs).await;
+        });
         Self {
             heard,
             _listeners: listeners,

@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use slab::Slab;
 use tokio::task::AbortHandle;
 
 use super::life::Life;
-use crate::broker::{Content, DeliveryTag, Publication};
+use crate::broker::{Consumer, Content, DeliveryTag, Publication};
 use crate::clock::Moment;
 use crate::task::{Job, Run};
 
@@ -24,6 +24,8 @@ pub(crate) struct Key {
 pub(crate) struct Entry {
     pub(crate) life: Life,
     pub(crate) tag: DeliveryTag,
+    /// By whom it is settled, while he lives.
+    pub(crate) consumer: Weak<dyn Consumer>,
     pub(crate) queue: Arc<str>,
     pub(crate) work: Work,
     /// Whether it comes back from where it waited for its time.
@@ -55,10 +57,17 @@ pub(crate) struct Entries {
 }
 
 impl Entry {
-    pub(crate) fn new(life: Life, tag: DeliveryTag, queue: Arc<str>, work: Work) -> Self {
+    pub(crate) fn new(
+        life: Life,
+        tag: DeliveryTag,
+        consumer: Weak<dyn Consumer>,
+        queue: Arc<str>,
+        work: Work,
+    ) -> Self {
         Self {
             life,
             tag,
+            consumer,
             queue,
             work,
             was_scheduled: false,
@@ -139,6 +148,13 @@ impl Entries {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.slab.is_empty()
+    }
+
+    /// Whether one of them is to be settled by this consumer.
+    pub(crate) fn any_of(&self, consumer: &Arc<dyn Consumer>) -> bool {
+        let consumer = Arc::downgrade(consumer);
+        let mut entries = self.slab.iter();
+        entries.any(|(_, (_, entry))| Weak::ptr_eq(&entry.consumer, &consumer))
     }
 
     /// All keys, in the order in which the deliveries were taken.

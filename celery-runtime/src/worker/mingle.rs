@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use celery_protocol::{ControlReply, ControlRequest, Map, ReplyAddress, Value};
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::CONTROL;
@@ -17,17 +18,35 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Replies that are read; a fleet that is larger has told what it knows by then.
 const MOST: usize = 1024;
 
-/// What the peers answer in time. A broker that is away is no reason to wait.
+/// Dropped, or told, when the question is out: who listens before would hear
+/// it himself and pass for a peer.
+#[derive(Debug)]
+pub(crate) struct Asked(Option<oneshot::Sender<()>>);
+
+impl Asked {
+    pub(crate) fn channel() -> (Self, oneshot::Receiver<()>) {
+        let (sender, receiver) = oneshot::channel();
+        (Self(Some(sender)), receiver)
+    }
+
+    fn tell(&mut self) {
+        self.0.take();
+    }
+}
+
+/// What the peers answer in time. A broker that is away is no reason to wait,
+/// nor is one that says how many there are, once they have answered.
 pub(crate) fn ask(
     broker: &Arc<dyn Broker>,
     clock: &Arc<LogicalClock>,
     hostname: &str,
+    mut asked: Asked,
 ) -> BoxFuture<'static, Vec<ControlReply>> {
     let (broker, clock) = (Arc::clone(broker), Arc::clone(clock));
     let hostname = hostname.to_owned();
     Box::pin(async move {
         let mut replies = Vec::new();
-        let asking = collect(&*broker, &clock, &hostname, &mut replies);
+        let asking = collect(&*broker, &clock, &hostname, &mut replies, &mut asked);
         match tokio::time::timeout(PATIENCE, asking).await {
             Ok(Err(error)) => tracing::warn!("the other workers cannot be asked: {error}"),
             Ok(Ok(())) | Err(_) => {}
@@ -41,6 +60,7 @@ async fn collect(
     clock: &LogicalClock,
     hostname: &str,
     replies: &mut Vec<ControlReply>,
+    asked: &mut Asked,
 ) -> Result<(), ServiceError> {
     let exchange = format!("reply.{CONTROL}");
     let key = Uuid::new_v4().to_string();
@@ -57,8 +77,10 @@ async fn collect(
         return Ok(());
     };
     let control = Exchange::fanout(CONTROL).transient();
-    broker.broadcast(&control, "", &message).await?;
-    while replies.len() < MOST {
+    let listeners = broker.broadcast(&control, "", &message).await?;
+    asked.tell();
+    let most = listeners.map_or(MOST, |count| MOST.min(count as usize));
+    while replies.len() < most {
         let reply = ControlReply::read(&inbox.next().await?);
         replies.extend(reply.ok().filter(|reply| reply.ticket == request.ticket));
     }

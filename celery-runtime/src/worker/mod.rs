@@ -49,6 +49,7 @@ use ears::{Ears, read_events, read_request};
 use follow::Desk;
 use herald::Herald;
 use intake::Intake;
+use mingle::Asked;
 use outbox::Outbox;
 use supervisor::{LinkHook, Supervisor};
 
@@ -210,8 +211,9 @@ impl Worker {
     }
 
     /// Whether it asks its peers, before it takes the first message, which tasks
-    /// were revoked; it does by default, which takes a second. Without remote
-    /// control nobody is asked.
+    /// were revoked; it does by default. On RabbitMQ, which does not say how many
+    /// peers there are, this takes a second where there is one at least. Without
+    /// remote control nobody is asked.
     #[must_use]
     pub fn mingle(mut self, asks: bool) -> Self {
         self.settings.mingle = asks;
@@ -383,9 +385,10 @@ impl Worker {
             true => mailboxes(&self.hostname),
             false => Vec::new(),
         };
-        let ears = Ears::start(app.broker(), mailboxes);
+        let (asked, begin) = Asked::channel();
+        let ears = Ears::start(app.broker(), mailboxes, begin);
         let mingle = (is_steered && self.settings.mingle)
-            .then(|| mingle::ask(app.broker(), &lamport, &self.hostname));
+            .then(|| mingle::ask(app.broker(), &lamport, &self.hostname, asked));
         let desk = Desk {
             sender: Sender {
                 config: Arc::clone(&config),

@@ -74,7 +74,7 @@ async fn post(broker: Arc<dyn Broker>, deadline: Duration, mut receiver: mpsc::R
         let sending = broker.broadcast(&exchange, &routing_key, &message);
         let sent = tokio::time::timeout(deadline, sending).await;
         let failure = match sent {
-            Ok(Ok(())) => None,
+            Ok(Ok(_)) => None,
             Ok(Err(error)) => Some(error.to_string()),
             Err(_) => Some(format!("exchange {} did not answer", exchange.name)),
         };

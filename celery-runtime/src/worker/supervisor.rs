@@ -66,7 +66,8 @@ impl Supervisor {
         self.report(&LinkEvent::Lost(error));
     }
 
-    async fn attempt(&self) -> Result<Arc<dyn Consumer>, ServiceError> {
+    /// One attempt to do the same.
+    pub(crate) async fn attempt(&self) -> Result<Arc<dyn Consumer>, ServiceError> {
         for queue in &self.options.queues {
             self.broker.declare(queue).await?;
         }

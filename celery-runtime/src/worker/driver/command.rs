@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use celery_protocol::{ControlRequest, Map, TimeLimits, Value, repr};
 
-use super::{Driver, Finished, Work};
-use crate::broker::{BoxFuture, Exchange, ExchangeKind, Queue};
+use super::{Driver, Work};
+use crate::broker::{Exchange, ExchangeKind, Queue};
 use crate::worker::delivery::{Event, Revocation, Stop};
 use crate::worker::ears::Heard;
 use crate::worker::{matching, rates, revoked};
@@ -13,7 +13,9 @@ use crate::worker::{matching, rates, revoked};
 /// What a command answers.
 pub(super) enum Reply {
     Now(Result<Value, String>),
-    Later(BoxFuture<'static, Result<Value, String>>),
+    /// Something is to be consumed, or no more; the answer comes with the new
+    /// consumer.
+    Queues(Value),
     /// Nothing, not even to those who asked for it.
     Never,
 }
@@ -38,10 +40,7 @@ impl Driver {
         tracing::debug!("remote control: {}", request.method);
         match self.command(&request.method, &request.arguments) {
             Reply::Now(answer) => self.answer(&request, answer),
-            Reply::Later(answer) => {
-                let answered = async move { Finished::Commanded(request, answer.await) };
-                self.futures.push(Box::pin(answered));
-            }
+            Reply::Queues(done) => self.change_queues(request, done),
             Reply::Never => {}
         }
     }
@@ -327,29 +326,18 @@ impl Driver {
         let Some(name) = text(arguments, "queue") else {
             return Reply::Now(Err(missing("queue")));
         };
-        let queue = match self.queue_of(&name, arguments) {
-            Ok(queue) => queue,
-            Err(error) => return Reply::Now(Err(error)),
-        };
         let done = outcome("ok", format!("add consumer {name}"));
-        let queues = &mut self.supervisor.options.queues;
+        let queues = &self.supervisor.options.queues;
         if queues.iter().any(|known| known.name == name) {
             return Reply::Now(Ok(done));
         }
-        // Consumed from the next connection on, where there is none now.
-        queues.push(queue.clone());
-        let Some(consumer) = self.consumer.clone() else {
-            return Reply::Now(Ok(done));
-        };
-        let broker = std::sync::Arc::clone(&self.supervisor.broker);
-        Reply::Later(Box::pin(async move {
-            let failed = |error: crate::error::ServiceError| {
-                format!("OperationalError({})", quoted(&error.to_string()))
-            };
-            broker.declare(&queue).await.map_err(failed)?;
-            consumer.add_queue(&queue).await.map_err(failed)?;
-            Ok(done)
-        }))
+        match self.queue_of(&name, arguments) {
+            Ok(queue) => {
+                self.supervisor.options.queues.push(queue);
+                Reply::Queues(done)
+            }
+            Err(error) => Reply::Now(Err(error)),
+        }
     }
 
     fn queue_of(&self, name: &str, arguments: &Map) -> Result<Queue, String> {
@@ -373,17 +361,12 @@ impl Driver {
         };
         let done = outcome("ok", format!("no longer consuming from {name}"));
         let queues = &mut self.supervisor.options.queues;
+        let before = queues.len();
         queues.retain(|queue| queue.name != name);
-        let Some(consumer) = self.consumer.clone() else {
-            return Reply::Now(Ok(done));
-        };
-        Reply::Later(Box::pin(async move {
-            let failed = |error: crate::error::ServiceError| {
-                format!("OperationalError({})", quoted(&error.to_string()))
-            };
-            consumer.cancel_queue(&name).await.map_err(failed)?;
-            Ok(done)
-        }))
+        match queues.len() == before {
+            true => Reply::Now(Ok(done)),
+            false => Reply::Queues(done),
+        }
     }
 }
 
