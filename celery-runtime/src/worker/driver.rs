@@ -376,8 +376,13 @@ impl Driver {
         };
         let finishing = self.entries.len() - self.pending;
         let room = self.window().saturating_sub(self.pending).min(BATCH);
-        let blocked =
-            self.receiving || self.mingling || self.stopping.is_some() || finishing >= FINISHING;
+        // A consumer of queues that were all given up answers at once, for ever.
+        let has_queues = !self.supervisor.options.queues.is_empty();
+        let blocked = self.receiving
+            || self.mingling
+            || self.stopping.is_some()
+            || finishing >= FINISHING
+            || !has_queues;
         if blocked || room == 0 {
             return;
         }
