@@ -4,6 +4,9 @@
 
 mod support;
 
+mod control;
+mod counting;
+mod fleet;
 mod limits;
 mod links;
 mod memory;

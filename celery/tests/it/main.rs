@@ -23,6 +23,7 @@ mod support;
 mod aio_celery;
 #[cfg(feature = "amqp")]
 mod delays;
+mod control;
 mod errors;
 mod examples;
 mod faults;
