@@ -130,6 +130,8 @@ pub(crate) struct Driver {
     pending: usize,
     line: VecDeque<Key>,
     concurrency: usize,
+    /// Threads for blocking tasks, one for each slot.
+    threads: usize,
     /// Slots that are taken; more than there are, right after some went.
     busy: usize,
     autoscale: Option<(usize, usize)>,
@@ -216,6 +218,7 @@ impl Driver {
             pending: 0,
             line: VecDeque::new(),
             concurrency: limits.concurrency,
+            threads: limits.concurrency,
             busy: 0,
             autoscale,
             changes: 0,
@@ -835,6 +838,14 @@ impl Driver {
             return;
         }
         tracing::info!("{} tasks at the same time", size);
+        let threads = &self.carrier.services.blocking;
+        if size > self.threads {
+            threads.add_permits(size - self.threads);
+            self.threads = size;
+        } else {
+            // Those in use go on; their slots are not given to others.
+            self.threads -= threads.forget_permits(self.threads - size);
+        }
         self.concurrency = size;
         let prefetch = prefetch(self.window(), self.limits.multiplier);
         self.supervisor.options.prefetch = prefetch;
