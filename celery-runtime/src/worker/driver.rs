@@ -253,6 +253,7 @@ impl Driver {
             beat_at: settings.heartbeat.map(|_| now.instant),
             settings,
         };
+        driver.set_prefetch();
         driver.limit_rates();
         driver.load_state();
         driver
@@ -830,7 +831,9 @@ impl Driver {
             true => 1,
             false => self.limits.multiplier,
         };
-        window(self.concurrency, multiplier)
+        // As many as there could be, or nobody would notice that more are needed.
+        let slots = self.autoscale.map_or(self.concurrency, |(most, _)| most);
+        window(slots, multiplier)
     }
 
     fn set_concurrency(&mut self, size: usize) {
@@ -847,6 +850,10 @@ impl Driver {
             self.threads -= threads.forget_permits(self.threads - size);
         }
         self.concurrency = size;
+        self.set_prefetch();
+    }
+
+    pub(super) fn set_prefetch(&mut self) {
         let prefetch = prefetch(self.window(), self.limits.multiplier);
         self.supervisor.options.prefetch = prefetch;
         if let Some(consumer) = &self.consumer {
@@ -855,7 +862,7 @@ impl Driver {
     }
 
     /// More slots for more work, where their number follows it.
-    fn scale_up(&mut self) {
+    pub(super) fn scale_up(&mut self) {
         if let Some((most, _)) = self.autoscale
             && self.pending > self.concurrency
             && self.concurrency < most

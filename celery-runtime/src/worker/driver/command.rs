@@ -309,6 +309,8 @@ impl Driver {
         let least = size("min", least).clamp(1, most);
         self.autoscale = Some((most, least));
         self.set_concurrency(self.concurrency.clamp(least, most));
+        self.set_prefetch();
+        self.scale_up();
         Ok(outcome(
             "ok",
             format!("autoscale now max={most} min={least}"),
