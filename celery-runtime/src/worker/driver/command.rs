@@ -127,14 +127,14 @@ impl Driver {
     }
 
     fn revoke(&mut self, arguments: &Map) -> Result<Value, String> {
-        let ids = texts(arguments.get("task_id"));
+        let ids = task_ids(arguments)?;
         let wants_end = arguments.get("terminate").and_then(Value::as_bool);
         let signal = (wants_end == Some(true)).then(|| signal(arguments.get("signal")));
         self.revoke_ids(&ids, signal.transpose()?)
     }
 
     fn terminate(&mut self, arguments: &Map) -> Result<Value, String> {
-        let ids = texts(arguments.get("task_id"));
+        let ids = task_ids(arguments)?;
         let signal = signal(arguments.get("signal"))?;
         self.revoke_ids(&ids, Some(signal))
     }
@@ -396,6 +396,18 @@ fn text(arguments: &Map, name: &str) -> Option<String> {
         .get(name)
         .and_then(Value::as_str)
         .map(ToOwned::to_owned)
+}
+
+/// The ids that a command is about.
+fn task_ids(arguments: &Map) -> Result<Vec<String>, String> {
+    match arguments.get("task_id") {
+        None => Err(missing("task_id")),
+        Some(Value::Array(ids)) if ids.iter().all(|id| id.as_str().is_some()) => {
+            Ok(texts(arguments.get("task_id")))
+        }
+        Some(Value::Str(id)) => Ok(vec![id.clone()]),
+        Some(_) => Err("TypeError('task_id must be a text or a list of texts')".to_owned()),
+    }
 }
 
 /// A text, or a list of them.
