@@ -729,6 +729,7 @@ impl Driver {
                 if let Some(Work::Task { job, .. }) = self.entries.find(key).map(|one| &one.work) {
                     // As in Celery, where peers learn of it by this.
                     self.revoked.add(&job.id, self.now.wall);
+                    self.unsaved = true;
                 }
             }
             Action::Over => {
@@ -919,6 +920,7 @@ impl Driver {
             let revoked = fields.and_then(|map| map.get("revoked"));
             for id in command::texts(revoked) {
                 self.revoked.add(&id, self.now.wall);
+                self.unsaved = true;
             }
         }
     }

@@ -117,6 +117,7 @@ impl Driver {
             Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_str).collect(),
             _ => Vec::new(),
         };
+        self.unsaved |= !ids.is_empty();
         for id in ids {
             self.revoked.add(id, self.now.wall);
         }
