@@ -95,7 +95,10 @@ impl Driver {
             }
             "shutdown" => {
                 tracing::info!("told to stop by remote control");
-                self.stop(Stop::Warm);
+                // It must not make a stop milder that is under way.
+                if self.stopping.is_none() {
+                    self.stop(Stop::Warm);
+                }
                 return Reply::Never;
             }
             other => match self.commands.get(other) {
