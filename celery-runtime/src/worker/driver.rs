@@ -729,6 +729,7 @@ impl Driver {
                 if let Some(Work::Task { job, .. }) = self.entries.find(key).map(|one| &one.work) {
                     // As in Celery, where peers learn of it by this.
                     self.revoked.add(&job.id, self.now.wall);
+                    self.rates.forget(&job.id);
                     self.unsaved = true;
                 }
             }

@@ -146,6 +146,7 @@ impl Driver {
     fn revoke_ids(&mut self, ids: &[String], signal: Option<i32>) -> Result<Value, String> {
         for id in ids {
             self.revoked.add(id, self.now.wall);
+            self.rates.forget(id);
         }
         self.unsaved = true;
         let wanted: HashSet<&str> = ids.iter().map(String::as_str).collect();
