@@ -21,9 +21,9 @@ mod support;
 
 #[cfg(feature = "amqp")]
 mod aio_celery;
+mod control;
 #[cfg(feature = "amqp")]
 mod delays;
-mod control;
 mod errors;
 mod examples;
 mod faults;
