@@ -32,6 +32,7 @@ mod faults_amqp;
 #[cfg(all(feature = "msgpack", feature = "yaml", feature = "compression"))]
 mod formats;
 mod hostile;
+mod likeness;
 mod mixed;
 mod python_calls_rust;
 #[cfg(feature = "amqp")]
