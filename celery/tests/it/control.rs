@@ -601,7 +601,7 @@ running = send("tasks.sleep", (2,), queue="mine")
 node.until_ids("active", running)
 app.control.shutdown(destination=[name])
 # It finishes what runs, and others go on.
-same(get(running), 2)
+same(get(running), 2.0)
 same(watch.wait("worker-offline")["hostname"], name)
 same(other.question("ping"), {"ok": "pong"})
 app.control.shutdown()

@@ -25,6 +25,8 @@ async fn workers_of_both_languages_answer_and_tell_alike(setup: Setup) {
     let python = start(worker).await;
     let theirs = perform(&setup, THEIRS).await;
     python.terminate();
+    // What is due in an hour.
+    setup.python("app.control.purge()").await;
 
     let worker: Worker = setup.app().worker(story()).hostname(OURS);
     let rust = Running::start(worker.concurrency(2).task_events(true)).await;
