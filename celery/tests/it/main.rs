@@ -34,6 +34,7 @@ mod formats;
 mod hostile;
 mod likeness;
 mod mixed;
+mod peers;
 mod python_calls_rust;
 #[cfg(feature = "amqp")]
 mod queues;

@@ -117,6 +117,7 @@ impl Python {
             app: "tasks".to_owned(),
             pool: "solo".to_owned(),
             concurrency: 1,
+            has_peers: false,
             arguments: Vec::new(),
             environment: Vec::new(),
         }
@@ -145,6 +146,7 @@ pub struct PythonWorkerBuilder {
     app: String,
     pool: String,
     concurrency: u32,
+    has_peers: bool,
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
 }
@@ -170,6 +172,14 @@ impl PythonWorkerBuilder {
             return self.pool("prefork");
         }
         self
+    }
+
+    /// Lets it look for other workers, with mingle and gossip, which takes a second at the start.
+    pub fn peers(self) -> Self {
+        Self {
+            has_peers: true,
+            ..self
+        }
     }
 
     /// The queues to consume, instead of `celery`.
@@ -214,10 +224,13 @@ impl PythonWorkerBuilder {
         let folder = Folder::new("worker");
         let log = folder.join("worker.log");
         let mut command = self.python.command(&self.folder);
-        // Without mingle and gossip: they wait a second for other workers, and there are none.
         command
             .args(["-m", "celery", "-A", &self.app, "worker"])
-            .args(["--without-mingle", "--without-gossip", "--loglevel", "INFO"])
+            .args(["--loglevel", "INFO"]);
+        if !self.has_peers {
+            command.args(["--without-mingle", "--without-gossip"]);
+        }
+        command
             .args(["--pool", &self.pool])
             .args(["--concurrency", &self.concurrency.to_string()])
             .args(["--hostname", &format!("python{number}@%h")])

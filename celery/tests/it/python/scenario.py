@@ -16,6 +16,9 @@ EXPECTED = {
     "kinds.<retried>": "in Celery the next attempt may be received before the retry is told",
 }
 
+# Those that are not seen every time.
+RARE = {"kinds.<retried>"}
+
 
 def anonymous(text, names):
     """The text without what differs from run to run."""
@@ -178,4 +181,5 @@ def compare(theirs, ours, expected=EXPECTED):
             unexpected.append(f"{path}: Python has {their}, Rust has {our}")
     print("\n".join(f"{path}: Python has {their}, Rust has {our}" for path, their, our in found))
     assert not unexpected, "\n" + "\n".join(unexpected)
-    assert used - {None} == set(expected), f"no such difference: {set(expected) - used}"
+    missing = set(expected) - used - RARE
+    assert not missing, f"no such difference any more: {missing}"

@@ -50,6 +50,16 @@ impl Vhost {
         found.split('{').skip(1).map(read_queue).collect()
     }
 
+    /// How many connections there are to it.
+    pub(crate) async fn connections(&self) -> usize {
+        let code = format!(
+            "length(rabbit_connection_tracking:list(<<\"{}\">>)).",
+            self.name
+        );
+        let count = blocking(move || RabbitServer::shared().control(&["eval", &code])).await;
+        count.trim().parse().unwrap()
+    }
+
     /// How many messages wait for their time.
     pub(crate) async fn delayed(&self) -> usize {
         let levels = (0..28).map(|level| format!("celery_delayed_{level}"));
