@@ -71,6 +71,6 @@ pub use store::Store;
 pub use task::{
     ArgumentError, AutoRetry, BlockingHandler, Bound, Call, CallError, CallWriter, Context,
     DynArgs, DynTask, Handler, Kwargs, Params, ParamsError, RegistryError, Requeue, Task, TaskArgs,
-    TaskError, TaskOptions, Tasks, UpdateError,
+    TaskError, TaskOptions, Tasks, Unique, UpdateError,
 };
 pub use worker::{LinkEvent, Patience, Worker, WorkerError};

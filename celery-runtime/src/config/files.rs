@@ -27,6 +27,13 @@ pub enum ConfigError {
         /// What is wrong with the value.
         cause: String,
     },
+    /// Something is asked for that workers and clients have to agree on, and
+    /// there is no place where they could.
+    #[error(
+        "unique tasks and `worker_durable_revokes` need a store that the workers share, and there \
+         is none: use Redis as broker or result backend, or give one to `App::with_store`"
+    )]
+    NoStore,
     /// A setting without which nothing works is not set.
     #[error(
         "{name} is not set: give it in code, in a configuration file, or as {} in the environment",

@@ -237,6 +237,9 @@ pub(super) const SETTINGS: &[Setting] = &[
     row("worker_disable_rate_limits", |config, input| {
         input.flag(&mut config.worker.disable_rate_limits)
     }),
+    row("worker_durable_revokes", |config, input| {
+        input.optional_duration(&mut config.worker.durable_revokes)
+    }),
     // What stays in hand counts against the window at any time, also after a
     // connection was lost.
     row("worker_enable_prefetch_count_reduction", |_, input| {

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, Semaphore};
 
 use crate::backend::{Record, ResultBackend};
 use crate::error::ServiceError;
+use crate::store::Store;
 
 /// Passed to handlers that take it as their first argument: the task's ids,
 /// its message, the application's state, and ways to report and retry.
@@ -210,6 +211,8 @@ impl<S> fmt::Debug for Context<S> {
 /// What all tasks of a worker share.
 #[derive(Debug)]
 pub(crate) struct Services {
+    /// What the fleet agrees on.
+    pub(crate) store: Option<Arc<dyn Store>>,
     pub(crate) backend: Option<Arc<dyn ResultBackend>>,
     pub(crate) hostname: String,
     pub(crate) accept: Accept,

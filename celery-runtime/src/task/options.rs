@@ -3,6 +3,7 @@
 use std::error::Error as StdError;
 use std::time::Duration;
 
+use super::unique::Unique;
 use crate::backoff::RetryBackoff;
 
 /// Settings of one task. What is `None` follows the worker's configuration.
@@ -38,6 +39,8 @@ pub struct TaskOptions {
     pub soft_time_limit: Option<Duration>,
     /// Time after which the task is ended.
     pub time_limit: Option<Duration>,
+    /// Whether there is one at a time.
+    pub unique: Option<Unique>,
     /// Priority of its messages, 0 to 9.
     pub priority: Option<u8>,
     /// Failures after which the task is retried by itself.

@@ -31,6 +31,16 @@ impl Plan {
         self.end_badly(mishap, self.acks_on_failure, Verdict::Reject)
     }
 
+    /// A task fails that did not start, so that its message is not acknowledged
+    /// yet, late or not.
+    pub(crate) fn refuse(&self, mishap: Mishap) -> Vec<Step> {
+        let mut steps = self.fail(mishap);
+        if !self.acks_late {
+            steps.push(Step::Settle(Verdict::Ack));
+        }
+        steps
+    }
+
     /// A late task that ran out of time may run again.
     pub(crate) fn time_out(&self, mishap: Mishap) -> Vec<Step> {
         let again = Verdict::Requeue(QueueEnd::Tail);

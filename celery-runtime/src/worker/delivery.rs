@@ -7,7 +7,7 @@ use celery_protocol::{Exception, Raw, Value};
 use tokio::time::Instant;
 
 use crate::broker::QueueEnd;
-use crate::task::{AutoRetry, Failure, TaskError};
+use crate::task::{AutoRetry, Conflict, Failure, TaskError};
 
 /// What was decided about a delivery when it was read.
 #[derive(Clone, Debug)]
@@ -79,6 +79,8 @@ pub(crate) enum Answer {
     Revoked,
     /// It has succeeded before, and was delivered again.
     Succeeded,
+    /// It has to be the only one, and is not.
+    Taken(Conflict),
 }
 
 /// How a task is revoked.
@@ -266,6 +268,11 @@ pub(crate) fn time_limit_exceeded(limit: Duration) -> Mishap {
         Value::Float(seconds)
     };
     Mishap::new(billiard_exception("TimeLimitExceeded", [argument]))
+}
+
+/// What a task fails with that had to be the only one.
+pub(crate) fn not_unique() -> Mishap {
+    Mishap::new(Exception::new("celery_rs", "NotUnique", Conflict::REASON))
 }
 
 pub(crate) fn celery_exception(name: &str, message: impl Into<String>) -> Mishap {

@@ -28,6 +28,7 @@ use super::delivery::{
 };
 use super::ears::Ears;
 use super::entries::{Entries, Entry, Key, Work};
+use super::gate::Lock;
 use super::herald::Herald;
 use super::intake::{Intake, Read};
 use super::life::Life;
@@ -37,13 +38,14 @@ use super::scheduled::Scheduled;
 use super::state_file::SavedState;
 use super::supervisor::Supervisor;
 use super::tally::Tally;
-use super::{Command, WorkerError, pool};
+use super::watchdog::Watchdog;
+use super::{Command, WorkerError, gate, pool};
 use crate::broker::{BoxFuture, Consumer, Delivery, DeliveryTag, Settlement};
 use crate::clock::{Clock, Moment};
 use crate::config::{OnUnknown, WorkerSettings};
 use crate::error::ServiceError;
 use crate::lamport::LogicalClock;
-use crate::task::Job;
+use crate::task::{Declaration, Job};
 pub(crate) use describe::describe;
 use election::Election;
 use queues::Change;
@@ -68,7 +70,7 @@ enum Finished {
     /// What the peers answered at the start.
     Mingled(Vec<celery_protocol::ControlReply>),
     Changed(Change),
-    Answered(Key, Result<Answer, Obstacle>),
+    Answered(Key, Result<(Answer, Option<Lock>), Obstacle>),
     Marked,
     Nothing,
     Connected(Result<Arc<dyn Consumer>, ServiceError>),
@@ -99,6 +101,7 @@ pub(crate) struct Parts {
     pub(crate) clock: Clock,
     pub(crate) supervisor: Supervisor,
     pub(crate) limits: Limits,
+    pub(crate) watchdog: Watchdog,
     pub(crate) settings: Arc<WorkerSettings>,
     pub(crate) lamport: Arc<LogicalClock>,
     pub(crate) herald: Herald,
@@ -118,6 +121,7 @@ pub(crate) struct Driver {
     clock: Clock,
     supervisor: Supervisor,
     limits: Limits,
+    watchdog: Watchdog,
     settings: Arc<WorkerSettings>,
     consumer: Option<Arc<dyn Consumer>>,
     /// Consumers that were replaced and have deliveries in hand.
@@ -182,6 +186,7 @@ impl Driver {
             clock,
             supervisor,
             limits,
+            watchdog,
             settings,
             lamport,
             herald,
@@ -206,6 +211,7 @@ impl Driver {
             clock,
             supervisor,
             limits,
+            watchdog,
             consumer: None,
             retired: Vec::new(),
             receiving: false,
@@ -453,7 +459,12 @@ impl Driver {
                 self.learn(replies);
             }
             Finished::Changed(change) => self.changed(change),
-            Finished::Answered(key, Ok(answer)) => self.event(key, Event::Answered(answer)),
+            Finished::Answered(key, Ok((answer, lock))) => {
+                if let Some(entry) = self.entries.find_mut(key) {
+                    entry.lock = lock;
+                }
+                self.event(key, Event::Answered(answer));
+            }
             Finished::Answered(key, Err(obstacle)) => self.event(key, Event::Failed(obstacle)),
             Finished::Marked => self.marking = false,
             Finished::Nothing => {}
@@ -725,6 +736,7 @@ impl Driver {
         };
         self.tally.start(&job.task);
         let task = pool::run(Arc::clone(run), Arc::clone(job));
+        let task = self.watchdog.watch(job, task);
         // Owned by the entry: aborted by it, or by the driver's end.
         let running = tokio::spawn(async move {
             // The driver is gone only when nobody waits for the outcome.
@@ -767,9 +779,11 @@ impl Driver {
                 return self.settlements.push((key, settlement));
             }
             Step::Ask => {
-                let asked = self.carrier.ask(entry);
-                let answered = asked.map(move |answer| Finished::Answered(key, answer));
-                return self.futures.push(Box::pin(answered));
+                let Work::Task { job, .. } = &entry.work else {
+                    return;
+                };
+                let job = Arc::clone(job);
+                return self.ask(key, job);
             }
             Step::Store(report) => self.carrier.store(entry, report, now),
             Step::Send(letter) => self.carrier.send(entry, &letter, now),
@@ -778,6 +792,39 @@ impl Driver {
         };
         let step = step.map(move |carried| Finished::Stepped(key, carried));
         self.futures.push(Box::pin(step));
+    }
+
+    /// Asks what speaks against the start of a task.
+    fn ask(&mut self, key: Key, job: Arc<Job>) {
+        let Some(task) = self.intake.registry.find(&job.task) else {
+            return;
+        };
+        let Declaration {
+            params, options, ..
+        } = &task.declaration;
+        let questions = self.intake.questions(options, job.redelivered);
+        let services = &job.services;
+        let lock = questions.unique.and_then(|unique| {
+            let (accept, limit) = (&services.accept, services.body_limit);
+            // Where the arguments cannot be read, the task fails by itself.
+            unique
+                .key(&job.task, params, &job.message, accept, limit)
+                .ok()
+        });
+        let deadline = self.carrier.deadline;
+        let object = format!("what task {} has to wait for", job.id);
+        self.futures.push(Box::pin(async move {
+            let asking = gate::ask(job, lock, questions);
+            let answer = match tokio::time::timeout(deadline, asking).await {
+                Ok(answer) => answer,
+                Err(_) => {
+                    let error = ServiceError::no_answer("find out", &object, deadline);
+                    tracing::warn!("{error}");
+                    Err(Obstacle::Passing)
+                }
+            };
+            Finished::Answered(key, answer)
+        }));
     }
 
     fn hostname(&self) -> &str {

@@ -43,13 +43,8 @@ impl Herald {
     }
 
     /// Something happened to a task. Sent with others by [`flush`](Self::flush).
-    pub(crate) fn tell_of_task(&mut self, kind: &str, id: &str, fields: Map, now: SystemTime) {
-        let mut all = Map::new();
-        all.insert("uuid", id);
-        for (name, value) in fields.iter() {
-            all.insert(name.clone(), value.clone());
-        }
-        let event = self.event(kind, all, now);
+    pub(crate) fn tell_of_task(&mut self, kind: &str, fields: Map, now: SystemTime) {
+        let event = self.event(kind, fields, now);
         self.batch.push(event);
         if self.batch.len() >= BATCH {
             self.flush();

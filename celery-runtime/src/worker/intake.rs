@@ -8,6 +8,7 @@ use celery_protocol::{DecodeError, Embed, Message, TaskHeaders, TimeLimits, enco
 
 use super::delivery::{Links, Plan, Refusal, RefusedTask, celery_exception};
 use super::follow::{self, Unlinked};
+use super::gate::Questions;
 use crate::broker::Content;
 use crate::task::{Job, Registered, Registry, Run, Services, TaskControl, TaskOptions};
 
@@ -26,6 +27,8 @@ pub(crate) struct Intake {
     pub(crate) tells: bool,
     /// Whether a redelivered late task is asked for a success of its own.
     pub(crate) deduplicates: bool,
+    /// Whether the store is asked for what was revoked for good.
+    pub(crate) durable_revokes: bool,
     /// What remote control has set for tasks, by name.
     pub(crate) time_limits: HashMap<String, TimeLimits>,
 }
@@ -164,6 +167,16 @@ impl Intake {
         })
     }
 
+    /// What has to be asked before a task starts.
+    pub(crate) fn questions(&self, task: &TaskOptions, redelivered: bool) -> Questions {
+        let acks_late = task.acks_late.or(self.defaults.acks_late) == Some(true);
+        Questions {
+            success: self.deduplicates && acks_late && redelivered,
+            revoked: self.durable_revokes,
+            unique: task.unique,
+        }
+    }
+
     fn plan_of(
         &self,
         headers: &TaskHeaders<'_>,
@@ -202,7 +215,7 @@ impl Intake {
                 .or(defaults.acks_on_failure)
                 .unwrap_or(true),
             tells: self.tells,
-            asks: self.deduplicates && flag(|options| options.acks_late),
+            asks: self.questions(task, true).any(),
             stores_result: has_backend && !ignores,
             stores_errors: has_backend && flag(|options| options.store_errors),
             track_started: flag(|options| options.track_started),

@@ -47,9 +47,8 @@ pub(crate) fn ask(
     Box::pin(async move {
         let mut replies = Vec::new();
         let asking = collect(&*broker, &clock, &hostname, &mut replies, &mut asked);
-        match tokio::time::timeout(PATIENCE, asking).await {
-            Ok(Err(error)) => tracing::warn!("the other workers cannot be asked: {error}"),
-            Ok(Ok(())) | Err(_) => {}
+        if let Ok(Err(error)) = tokio::time::timeout(PATIENCE, asking).await {
+            tracing::warn!("the other workers cannot be asked: {error}");
         }
         replies
     })

@@ -7,6 +7,7 @@ mod driver;
 mod ears;
 mod entries;
 mod follow;
+mod gate;
 mod herald;
 mod intake;
 mod life;
@@ -21,12 +22,13 @@ mod scheduled;
 mod state_file;
 mod supervisor;
 mod tally;
+mod watchdog;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use celery_protocol::{Map, Value};
@@ -52,6 +54,7 @@ use intake::Intake;
 use mingle::Asked;
 use outbox::Outbox;
 use supervisor::{LinkHook, Supervisor};
+use watchdog::Watchdog;
 
 /// Takes messages from queues and runs their tasks. Made by
 /// [`App::worker`](crate::App::worker).
@@ -123,12 +126,18 @@ pub enum WorkerError {
 /// [`shutdown_signal`](crate::shutdown_signal) gives loses it at the second
 /// signal.
 pub trait Patience: Send + 'static {
-    /// Resolves when running tasks shall be ended.
-    fn lost(self) -> BoxFuture<'static, ()>;
+    /// Resolves when running tasks shall be ended. Called again after that: it
+    /// resolves once more when not even `worker_soft_shutdown_timeout` shall be
+    /// waited for.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped and called again when something else ends the wait.
+    fn lost(&mut self) -> BoxFuture<'_, ()>;
 }
 
 impl Patience for () {
-    fn lost(self) -> BoxFuture<'static, ()> {
+    fn lost(&mut self) -> BoxFuture<'_, ()> {
         Box::pin(std::future::pending())
     }
 }
@@ -355,7 +364,16 @@ impl Worker {
         let names: Vec<_> = queues.iter().map(|queue| queue.name.as_str()).collect();
         tracing::info!("{} consumes {}", self.hostname, names.join(", "));
 
+        let durable = self.settings.durable_revokes.is_some();
+        let needs_store = durable
+            || registry
+                .iter()
+                .any(|task| task.declaration.options.unique.is_some());
+        if needs_store && app.store().is_none() {
+            return Err(ConfigError::NoStore.into());
+        }
         let services = Arc::new(Services {
+            store: app.store().cloned(),
             backend: app.backend().cloned(),
             hostname: self.hostname.clone(),
             accept: config.accept_content,
@@ -415,6 +433,7 @@ impl Worker {
             defaults,
             tells: self.settings.task_events,
             deduplicates: self.settings.deduplicate,
+            durable_revokes: durable,
             time_limits: HashMap::new(),
         };
         let limits = Limits {
@@ -428,6 +447,7 @@ impl Worker {
             clock: app.clock().clone(),
             supervisor,
             limits,
+            watchdog: Watchdog::start(self.settings.blocked_after),
             settings: Arc::new(self.settings),
             lamport,
             herald,
@@ -508,34 +528,30 @@ fn find_all<'a>(
 }
 
 /// Gives the driver one stop after the other: warm when `shutdown` resolves,
-/// cold when the patience that it resolved to is lost.
+/// cold whenever the patience that it resolved to is lost.
 fn stops<F, P>(shutdown: F) -> impl FnMut() -> BoxFuture<'static, Stop>
 where
     F: Future<Output = P> + Send + 'static,
     P: Patience,
 {
-    let patience: Arc<Mutex<Option<P>>> = Arc::default();
+    let patience: Arc<tokio::sync::Mutex<Option<P>>> = Arc::default();
     let mut shutdown = Some(shutdown);
-    move || match shutdown.take() {
-        Some(shutdown) => {
-            let patience = Arc::clone(&patience);
-            Box::pin(async move {
+    move || {
+        let patience = Arc::clone(&patience);
+        match shutdown.take() {
+            Some(shutdown) => Box::pin(async move {
                 let given = shutdown.await;
-                *patience.lock().unwrap_or_else(PoisonError::into_inner) = Some(given);
+                *patience.lock().await = Some(given);
                 Stop::Warm
-            })
-        }
-        None => match patience
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-        {
-            Some(patience) => Box::pin(async move {
-                patience.lost().await;
+            }),
+            None => Box::pin(async move {
+                match &mut *patience.lock().await {
+                    Some(patience) => patience.lost().await,
+                    None => std::future::pending().await,
+                }
                 Stop::Cold
             }),
-            None => Box::pin(std::future::pending()),
-        },
+        }
     }
 }
 

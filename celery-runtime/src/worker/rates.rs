@@ -94,13 +94,6 @@ impl Rates {
         }
         Some(turn)
     }
-
-    /// Gives up the turn of a task that will not start.
-    pub(crate) fn forget(&mut self, task: &str, id: &str) {
-        if let Some(lane) = self.lanes.get_mut(task) {
-            lane.reserved.remove(id);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -12,5 +12,6 @@ mod queues;
 mod results;
 mod retries;
 mod shutdown;
+mod unique;
 mod unknown;
 mod worker;

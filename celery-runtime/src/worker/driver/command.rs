@@ -302,7 +302,7 @@ impl Driver {
             return Err("ValueError('Autoscale not enabled')".to_owned());
         };
         let size = |name: &str, otherwise: usize| match arguments.get(name).and_then(number) {
-            Some(size) if size >= 0.0 && size <= 65_535.0 => size as usize,
+            Some(size) if (0.0..=65_535.0).contains(&size) => size as usize,
             _ => otherwise,
         };
         let most = size("max", most).max(1);

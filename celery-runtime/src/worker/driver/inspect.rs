@@ -46,7 +46,7 @@ impl Driver {
             map.insert("eta", time::format(later.eta));
             // Where Celery's timer puts them.
             map.insert("priority", 6_i64);
-            map.insert("request", later.request.clone());
+            map.insert("request", later.request());
             Value::Map(map)
         });
         Value::Array(shown.collect())
@@ -76,7 +76,7 @@ impl Driver {
         }
         for id in ids {
             if let (Some(later), false) = (self.scheduled.find(id), found.contains_key(id)) {
-                let pair = vec![Value::from("scheduled"), later.request.clone()];
+                let pair = vec![Value::from("scheduled"), later.request()];
                 found.insert(id.as_str(), Value::Array(pair));
             }
         }
