@@ -72,4 +72,4 @@ pub use task::{
     DynArgs, DynTask, Handler, Kwargs, Params, ParamsError, RegistryError, Requeue, Task, TaskArgs,
     TaskError, TaskOptions, Tasks, UpdateError,
 };
-pub use worker::{LinkEvent, Patience, Worker, WorkerError};
+pub use worker::{LinkEvent, Patience, Worker, WorkerError, is_isolated_child};

@@ -23,9 +23,11 @@ pub use params::{ArgumentError, Bound, CallError, Params, ParamsError};
 pub use registry::Tasks;
 
 pub(crate) use context::{Job, Services, TaskControl};
-pub(crate) use error::{Failure, Kind as TaskErrorKind, Retry, When};
+pub(crate) use error::{Account, Failure, Kind as TaskErrorKind, Retry, When};
 pub use registry::RegistryError;
-pub(crate) use registry::{Invocation, Registered, Registry, Run};
+pub(crate) use registry::{
+    Invocation, Loss, Registered, Registry, Returned, Run, Unreturned,
+};
 
 /// The declaration of a task: what worker, client and Python agree on.
 ///

@@ -6,13 +6,16 @@ use std::time::{Duration, SystemTime};
 use celery_protocol::{Exception, Raw, Value};
 
 use crate::broker::QueueEnd;
-use crate::task::{AutoRetry, Failure, TaskError};
+use crate::task::{AutoRetry, Failure, Loss, TaskError};
 
 /// What was decided about a delivery when it was read.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) acks_late: bool,
     pub(crate) acks_on_failure: bool,
+    /// Whether a late message goes back when the process running its task is
+    /// lost.
+    pub(crate) requeued_when_lost: bool,
     pub(crate) stores_result: bool,
     pub(crate) stores_errors: bool,
     pub(crate) track_started: bool,
@@ -81,6 +84,8 @@ pub(crate) enum Outcome {
     Value(Option<Raw<'static>>),
     Error { error: TaskError, random: f64 },
     Panic(String),
+    /// The process that was to run it is gone.
+    Lost(Loss),
 }
 
 /// What the driver is to do.
@@ -202,6 +207,14 @@ pub(crate) fn time_limit_exceeded(limit: Duration) -> Mishap {
         Value::Float(seconds)
     };
     Mishap::new(billiard_exception("TimeLimitExceeded", [argument]))
+}
+
+/// What a task fails with whose process is gone.
+pub(crate) fn worker_lost(message: String) -> Mishap {
+    Mishap::new(billiard_exception(
+        "WorkerLostError",
+        [Value::Str(message)],
+    ))
 }
 
 pub(crate) fn celery_exception(name: &str, message: impl Into<String>) -> Mishap {

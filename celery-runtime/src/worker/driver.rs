@@ -354,7 +354,11 @@ impl Driver {
     /// starts nothing.
     fn admit(&mut self, delivery: Delivery) {
         let again = delivery.redelivered || delivery.delivery_count.is_some_and(|count| count > 0);
-        let (life, work) = match self.intake.read(delivery.content, delivery.redelivered) {
+        let (life, work) = match self.intake.read(
+            delivery.content,
+            delivery.redelivered,
+            delivery.delivery_count,
+        ) {
             Read::Task { job, .. }
                 if again && self.regain(&job, &delivery.queue, &delivery.tag) =>
             {

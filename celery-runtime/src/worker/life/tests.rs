@@ -33,6 +33,7 @@ fn plan() -> Plan {
     Plan {
         acks_late: false,
         acks_on_failure: true,
+        requeued_when_lost: false,
         stores_result: true,
         stores_errors: false,
         track_started: false,
