@@ -137,6 +137,17 @@ impl<A: TaskArgs, R> Task<A, R> {
         })
     }
 
+    /// Runs again when its process is lost, which a late task in a child process
+    /// does not do by itself: it may be what kills the process. See
+    /// [`TaskOptions::reject_on_worker_lost`].
+    #[must_use]
+    pub const fn reject_on_worker_lost(self) -> Self {
+        self.with(TaskOptions {
+            reject_on_worker_lost: Some(true),
+            ..self.options
+        })
+    }
+
     /// Stores no result.
     #[must_use]
     pub const fn ignore_result(self) -> Self {

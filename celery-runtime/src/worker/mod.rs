@@ -254,8 +254,11 @@ impl Worker {
         P: Patience,
     {
         let teardown = self.teardown.take();
-        let ended = match isolated::duty(&self).await? {
+        let ended = match isolated::duty(&self)? {
             Duty::Work(children) => {
+                if let Some(children) = &children {
+                    children.check().await?;
+                }
                 let driver = self.driver(children.as_ref())?;
                 let ended = driver.run(stops(shutdown)).await;
                 if let Some(children) = children {

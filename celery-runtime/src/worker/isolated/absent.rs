@@ -40,12 +40,16 @@ impl From<&Command> for Recipe {
 }
 
 impl Children {
+    pub(crate) async fn check(self: &Arc<Self>) -> Result<(), WorkerError> {
+        match **self {}
+    }
+
     pub(crate) async fn close(&self) {
         match *self {}
     }
 }
 
-pub(crate) async fn duty(worker: &Worker) -> Result<Duty, WorkerError> {
+pub(crate) fn duty(worker: &Worker) -> Result<Duty, WorkerError> {
     if !worker.tasks.has_isolated() {
         return Ok(Duty::Work(None));
     }

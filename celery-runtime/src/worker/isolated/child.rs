@@ -165,7 +165,7 @@ impl Child {
             Err(error) => return Run::Ended(Err(error.into())),
         };
         let mut began = false;
-        if let Err(trouble) = self.line.send(&call).await {
+        if let Err(trouble) = self.line.write(&call).await {
             return self.lost(trouble, began, number).await;
         }
         drop(call);
@@ -228,8 +228,11 @@ impl Child {
     }
 }
 
-/// The packet that starts a task.
-fn call(job: &Job) -> Result<Packet<ToChild>, TaskError> {
+/// The bytes that start a task.
+fn call(job: &Job) -> Result<Vec<u8>, TaskError> {
+    let failed = |error: &dyn std::fmt::Display| {
+        TaskError::named("kombu.exceptions", "EncodeError", error.to_string())
+    };
     let message = &job.message;
     let info = &message.properties.delivery_info;
     let route = kombu::Route {
@@ -242,9 +245,7 @@ fn call(job: &Job) -> Result<Packet<ToChild>, TaskError> {
         message.properties.clone(),
         Bytes::new(),
     );
-    let envelope = kombu::encode(&outer, route, tag.unwrap_or_default()).map_err(|error| {
-        TaskError::named("kombu.exceptions", "EncodeError", error.to_string())
-    })?;
+    let envelope = kombu::encode(&outer, route, tag.unwrap_or_default());
     let call = ToChild::Run(Call {
         id: job.id.clone(),
         task: job.task.to_string(),
@@ -253,9 +254,10 @@ fn call(job: &Job) -> Result<Packet<ToChild>, TaskError> {
         stores_result: job.stores_result,
         wants_value: job.wants_value,
     });
-    Ok(Packet::new(call)
-        .with(envelope)
-        .with(message.body.clone()))
+    let packet = Packet::new(call)
+        .with(envelope.map_err(|error| failed(&error))?)
+        .with(message.body.clone());
+    packet.write().map_err(|error| failed(&error))
 }
 
 fn value(job: &Job, packet: &Packet<ToWorker>) -> Result<Returned, PacketError> {
@@ -341,7 +343,11 @@ impl Line {
 
     async fn send(&mut self, packet: &Packet<ToChild>) -> Result<(), Trouble> {
         let bytes = packet.write().map_err(Trouble::Garbage)?;
-        let sent = self.socket.write_all(&bytes).await;
+        self.write(&bytes).await
+    }
+
+    async fn write(&mut self, bytes: &[u8]) -> Result<(), Trouble> {
+        let sent = self.socket.write_all(bytes).await;
         sent.map_err(|_| Trouble::HungUp)
     }
 }

@@ -54,6 +54,10 @@ struct State {
     /// Tasks that have a child or wait for one to start.
     busy: usize,
     idle: Vec<Child>,
+    /// Children that are starting to be idle.
+    starting: usize,
+    /// Tasks that have a seat and wait for one of those.
+    waiting: usize,
     /// Every process that has not ended, with the number of its tasks.
     roll: BTreeMap<u32, u64>,
     closed: bool,
@@ -100,7 +104,7 @@ impl Children {
     /// out before any message is taken.
     pub(crate) async fn check(self: &Arc<Self>) -> Result<(), ChildError> {
         let child = self.start().await?;
-        self.keep(child);
+        self.keep(child, None);
         Ok(())
     }
 
@@ -128,10 +132,11 @@ impl Children {
 
     /// Sends all children away and waits until they are gone.
     pub(crate) async fn close(&self) {
-        let mut state = self.state();
-        state.closed = true;
-        state.idle.clear();
-        drop(state);
+        {
+            let mut state = self.state();
+            state.closed = true;
+            state.idle.clear();
+        }
         let all_gone = async {
             loop {
                 let changed = self.change.notified();
@@ -171,52 +176,55 @@ impl Children {
     }
 
     async fn lease(self: &Arc<Self>, job: &Arc<Job>) -> Result<Lease, Loss> {
-        let mut lease = Lease {
-            child: None,
-            is_running: false,
-            job: Arc::clone(job),
-            children: Arc::clone(self),
-        };
-        self.sit_down().await;
-        let seat = Seat(self);
-        let child = match self.idle() {
+        let seat = self.sit_down().await;
+        let child = match self.idle().await {
             Some(child) => child,
             None => self.start_patiently().await?,
         };
-        // From here on the lease gives the seat back.
-        std::mem::forget(seat);
         job.control.set_pid(child.id());
-        lease.child = Some(child);
-        Ok(lease)
+        Ok(Lease {
+            seat: Some(seat),
+            child: Some(child),
+            is_running: false,
+            job: Arc::clone(job),
+        })
     }
 
-    async fn sit_down(&self) {
+    async fn sit_down(self: &Arc<Self>) -> Seat {
         loop {
             let changed = self.change.notified();
             {
                 let mut state = self.state();
                 if state.busy < state.size {
                     state.busy += 1;
-                    return;
+                    return Seat(Arc::clone(self));
                 }
             }
             changed.await;
         }
     }
 
-    fn stand_up(&self) {
-        self.state().busy -= 1;
-        self.change.notify_waiters();
-    }
-
-    fn idle(&self) -> Option<Child> {
-        let mut state = self.state();
-        while let Some(child) = state.idle.pop() {
-            if !child.has_ended() {
-                return Some(child);
-            }
+    /// A child that is there, or is about to be; `None` when there is none for
+    /// the one who asks.
+    async fn idle(&self) -> Option<Child> {
+        loop {
+            let changed = self.change.notified();
+            let waiting = {
+                let mut state = self.state();
+                while let Some(child) = state.idle.pop() {
+                    if !child.has_ended() {
+                        return Some(child);
+                    }
+                }
+                if state.waiting >= state.starting {
+                    return None;
+                }
+                state.waiting += 1;
+                Waiting(self)
+            };
+            changed.await;
+            drop(waiting);
         }
-        None
     }
 
     /// Starts a child, also if that takes several attempts: the system may be
@@ -274,30 +282,37 @@ impl Children {
     }
 
     /// Keeps a child for the next task, if there is room for it.
-    fn keep(&self, child: Child) {
+    fn keep(&self, child: Child, starting: Option<Starting>) {
         let mut state = self.state();
-        if !state.closed && state.has_room() && !child.has_ended() {
+        let has_room = starting.is_some() || state.has_room();
+        if !state.closed && has_room && !child.has_ended() {
             state.idle.push(child);
         }
+        drop(state);
+        drop(starting);
+        self.change.notify_waiters();
     }
 
     /// Starts a child in the stead of one that is gone, without keeping anybody
     /// waiting.
     fn replace(self: &Arc<Self>) {
-        let state = self.state();
-        if state.closed || !state.has_room() {
-            return;
-        }
-        drop(state);
         let Ok(runtime) = Handle::try_current() else {
             return;
         };
-        let children = Arc::clone(self);
+        {
+            let mut state = self.state();
+            if state.closed || !state.has_room() {
+                return;
+            }
+            state.starting += 1;
+        }
+        let starting = Starting(Arc::clone(self));
         // Ends by itself, at the latest when the child has said nothing for
         // too long.
         runtime.spawn(async move {
+            let children = Arc::clone(&starting.0);
             match children.start().await {
-                Ok(child) => children.keep(child),
+                Ok(child) => children.keep(child, Some(starting)),
                 // The next task tries again.
                 Err(error) => tracing::error!("{error}"),
             }
@@ -330,7 +345,7 @@ impl Children {
 
 impl State {
     fn has_room(&self) -> bool {
-        self.idle.len() + self.busy < self.size
+        self.idle.len() + self.starting + self.busy < self.size
     }
 }
 
@@ -346,21 +361,21 @@ impl fmt::Debug for Children {
 /// A child that runs a task. Dropped in the middle of it, the child is ended
 /// and replaced.
 struct Lease {
-    children: Arc<Children>,
     job: Arc<Job>,
+    /// There until it is dropped, as the child is.
+    seat: Option<Seat>,
     child: Option<Child>,
     is_running: bool,
 }
 
 impl Lease {
     async fn run(&mut self, number: u64) -> Run {
-        let Some(child) = &mut self.child else {
-            unreachable!("a lease was used that has no child")
+        let (Some(Seat(children)), Some(child)) = (&self.seat, &mut self.child) else {
+            unreachable!("a lease was used after its end")
         };
         self.is_running = true;
-        self.children.count(child);
-        let deadline = self.children.rules.deadline;
-        let run = child.run(&self.job, number, deadline).await;
+        children.count(child);
+        let run = child.run(&self.job, number, children.rules.deadline).await;
         self.is_running = false;
         run
     }
@@ -368,28 +383,50 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let Some(child) = self.child.take() else {
+        let (Some(seat), Some(child)) = (self.seat.take(), self.child.take()) else {
             return;
         };
         if self.is_running {
             child.end(self.job.control.signal());
         }
-        let is_fit = !self.is_running && !child.has_ended() && !self.children.is_worn(&child);
-        self.children.stand_up();
+        let children = Arc::clone(&seat.0);
+        let is_fit = !self.is_running && !child.has_ended() && !children.is_worn(&child);
+        // One that runs is no idle one, whatever there is room for.
+        drop(seat);
         if is_fit {
-            self.children.keep(child);
+            children.keep(child, None);
         } else {
             drop(child);
-            self.children.replace();
+            children.replace();
         }
     }
 }
 
 /// Counted among the busy until it is dropped.
-struct Seat<'a>(&'a Children);
+struct Seat(Arc<Children>);
 
-impl Drop for Seat<'_> {
+impl Drop for Seat {
     fn drop(&mut self) {
-        self.0.stand_up();
+        self.0.state().busy -= 1;
+        self.0.change.notify_waiters();
+    }
+}
+
+/// Counted among those who wait for a child that is starting.
+struct Waiting<'a>(&'a Children);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.state().waiting -= 1;
+    }
+}
+
+/// A child that is starting for nobody in particular.
+struct Starting(Arc<Children>);
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        self.0.state().starting -= 1;
+        self.0.change.notify_waiters();
     }
 }

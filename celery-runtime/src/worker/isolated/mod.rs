@@ -78,7 +78,7 @@ pub(crate) enum Duty {
 }
 
 /// Finds out what the worker is to do in this process, and gets ready for it.
-pub(crate) async fn duty(worker: &Worker) -> Result<Duty, WorkerError> {
+pub(crate) fn duty(worker: &Worker) -> Result<Duty, WorkerError> {
     let name = program::worker_name(worker.tasks.names(), &worker.queues);
     match Part::of(&name) {
         Part::Child(socket) => return Ok(Duty::Serve(socket)),
@@ -100,7 +100,6 @@ pub(crate) async fn duty(worker: &Worker) -> Result<Duty, WorkerError> {
     };
     let program = Program::find(worker.child_command.clone())?;
     let children = Children::new(program, name, welcome, rules, worker.concurrency);
-    children.check().await?;
     Ok(Duty::Work(Some(children)))
 }
 

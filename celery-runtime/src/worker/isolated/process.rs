@@ -8,11 +8,15 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-/// How long a process may go on after it was asked to end: by a signal, or by
-/// hanging up.
+/// How long a process may go on after a signal that was to end it, or after it
+/// has hung up itself.
 const LAST_MOMENTS: Duration = Duration::from_secs(2);
 
-/// A running process. Dropped, it is given its last moments to end by itself.
+/// How long it may go on when its worker has hung up: its `main` may have things
+/// to close.
+const FAREWELL: Duration = Duration::from_secs(4);
+
+/// A running process. Dropped, it is given a while to end by itself.
 #[derive(Debug)]
 pub(super) struct Process {
     pid: u32,
@@ -113,7 +117,7 @@ async fn keep(
                 }
                 None => {
                     is_owned = false;
-                    deadline.get_or_insert(Instant::now() + LAST_MOMENTS);
+                    deadline.get_or_insert(Instant::now() + FAREWELL);
                 }
             },
             () = sleep_until(deadline) => {
@@ -156,22 +160,28 @@ async fn sleep_until(time: Option<Instant>) {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
     use std::os::unix::process::ExitStatusExt;
     use std::sync::mpsc;
 
     use super::*;
 
+    /// Runs the shell's code; it is at work when this returns.
     fn shell(code: &str) -> (Process, mpsc::Receiver<u32>) {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
         let mut command = Command::new("sh");
-        command.args(["-c", code]);
+        command.args(["-c", code]).stdin(OwnedFd::from(theirs));
         let (ended, end) = mpsc::channel();
         let process = Process::start(command, move |pid| ended.send(pid).unwrap()).unwrap();
+        ours.read_exact(&mut [0]).unwrap();
         (process, end)
     }
 
     #[tokio::test]
     async fn its_end_is_known() {
-        let (mut process, end) = shell("exit 3");
+        let (mut process, end) = shell("echo >&0; exit 3");
         assert_eq!(process.ended().await.unwrap().code(), Some(3));
         assert!(process.has_ended());
         assert_eq!(end.recv().unwrap(), process.id());
@@ -179,7 +189,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_ignores_a_signal_is_killed() {
-        let (mut process, _end) = shell("trap '' TERM; while :; do sleep 1; done");
+        let (mut process, _end) = shell("trap '' TERM; echo >&0; while :; do sleep 1; done");
         process.signal(Signal::TERM.as_raw());
         let ended = process.ended().await.unwrap();
         assert_eq!(ended.signal(), Some(Signal::KILL.as_raw()));
@@ -187,7 +197,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_process_of_nobody_is_ended() {
-        let (process, end) = shell("while :; do sleep 1; done");
+        let (process, end) = shell("echo >&0; while :; do sleep 1; done");
         drop(process);
         tokio::task::spawn_blocking(move || end.recv().unwrap())
             .await
