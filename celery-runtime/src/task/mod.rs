@@ -25,9 +25,7 @@ pub use registry::Tasks;
 pub(crate) use context::{Job, Services, TaskControl};
 pub(crate) use error::{Account, Failure, Kind as TaskErrorKind, Retry, When};
 pub use registry::RegistryError;
-pub(crate) use registry::{
-    Invocation, Loss, Registered, Registry, Returned, Run, Unreturned,
-};
+pub(crate) use registry::{Invocation, Loss, Registered, Registry, Returned, Run, Unreturned};
 
 /// The declaration of a task: what worker, client and Python agree on.
 ///

@@ -87,9 +87,7 @@ impl Plan {
     }
 
     fn failed(&self, failure: Failure, random: f64, now: Moment) -> Vec<Step> {
-        let auto = self
-            .autoretry
-            .filter(|auto| failure.is_retried_by(auto));
+        let auto = self.autoretry.filter(|auto| failure.is_retried_by(auto));
         let Some(auto) = auto else {
             return self.fail(failure.into(), Verdict::Reject);
         };

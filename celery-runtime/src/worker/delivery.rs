@@ -82,7 +82,10 @@ pub(crate) enum Stop {
 #[derive(Debug)]
 pub(crate) enum Outcome {
     Value(Option<Raw<'static>>),
-    Error { error: TaskError, random: f64 },
+    Error {
+        error: TaskError,
+        random: f64,
+    },
     Panic(String),
     /// The process that was to run it is gone.
     Lost(Loss),
@@ -211,10 +214,7 @@ pub(crate) fn time_limit_exceeded(limit: Duration) -> Mishap {
 
 /// What a task fails with whose process is gone.
 pub(crate) fn worker_lost(message: String) -> Mishap {
-    Mishap::new(billiard_exception(
-        "WorkerLostError",
-        [Value::Str(message)],
-    ))
+    Mishap::new(billiard_exception("WorkerLostError", [Value::Str(message)]))
 }
 
 pub(crate) fn celery_exception(name: &str, message: impl Into<String>) -> Mishap {

@@ -57,10 +57,11 @@ impl Intake {
             Ok((job, run, mut plan)) => {
                 plan.requeued_when_lost &= may_return(redelivered, returns);
                 Read::Task {
-                job: Arc::new(job),
-                run,
-                plan,
-            }}
+                    job: Arc::new(job),
+                    run,
+                    plan,
+                }
+            }
             Err(refused) => {
                 let (message, refusal) = *refused;
                 Read::Refused {

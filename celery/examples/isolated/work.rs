@@ -68,12 +68,8 @@ pub(crate) struct Phrases {
 
 pub(crate) fn tasks() -> Tasks {
     Tasks::new()
-        .with(WORKER_PID, async || {
-            Ok::<_, Infallible>(std::process::id())
-        })
-        .with_isolated_async(ASYNC_PID, async || {
-            Ok::<_, Infallible>(std::process::id())
-        })
+        .with(WORKER_PID, async || Ok::<_, Infallible>(std::process::id()))
+        .with_isolated_async(ASYNC_PID, async || Ok::<_, Infallible>(std::process::id()))
         .with_isolated_async(ASYNC_OBEY, async_obey)
         .with_isolated(ADD, |x, y| Ok::<_, Infallible>(x + y))
         .with_isolated(PID, || Ok::<_, Infallible>(std::process::id()))

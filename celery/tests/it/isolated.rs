@@ -63,9 +63,11 @@ impl Scene {
 }
 
 fn app(settings: &[(&str, u32)]) -> App {
-    let config = settings.iter().fold(Config::new(), |config, (name, value)| {
-        config.set(name, *value).unwrap()
-    });
+    let config = settings
+        .iter()
+        .fold(Config::new(), |config, (name, value)| {
+            config.set(name, *value).unwrap()
+        });
     App::memory().with_config(config)
 }
 
@@ -92,10 +94,7 @@ async fn failure<R: DeserializeOwned + std::fmt::Debug>(result: &AsyncResult<R>)
 fn assert_lost(failure: &TaskFailure, how: &str) {
     let exception = &failure.exception;
     assert_eq!(exception.exc_type, "WorkerLostError");
-    assert_eq!(
-        exception.exc_module.as_deref(),
-        Some("billiard.exceptions")
-    );
+    assert_eq!(exception.exc_module.as_deref(), Some("billiard.exceptions"));
     let message = exception.exc_message[0].as_str().unwrap();
     let expected = format!("Worker exited prematurely: {how} Job: ");
     assert!(message.starts_with(&expected), "{message}");

@@ -29,7 +29,12 @@ impl ResultBackend for LineBackend {
             // otherwise written anew by the backend.
             let document = record.document.encode(Serializer::Json).map_err(|error| {
                 let object = format!("the state of task {id}");
-                ServiceError::new(ServiceErrorKind::Invalid, "write", object, error.to_string())
+                ServiceError::new(
+                    ServiceErrorKind::Invalid,
+                    "write",
+                    object,
+                    error.to_string(),
+                )
             })?;
             match self.line.update(id, document).await {
                 Some(refusal) => Err(refusal.into_error(id)),

@@ -124,7 +124,11 @@ impl Children {
         let state = self.state();
         ChildrenStats {
             size: state.size,
-            tasks: state.roll.iter().map(|(pid, tasks)| (*pid, *tasks)).collect(),
+            tasks: state
+                .roll
+                .iter()
+                .map(|(pid, tasks)| (*pid, *tasks))
+                .collect(),
             max_tasks: self.rules.max_tasks,
             max_memory: self.rules.max_memory,
         }

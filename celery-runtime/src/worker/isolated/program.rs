@@ -190,9 +190,8 @@ mod tests {
 
     #[test]
     fn workers_are_told_apart_by_what_they_serve() {
-        let name = |tasks: &[&str], queue: &str| {
-            worker_name(tasks.iter().copied(), &[queue.to_owned()])
-        };
+        let name =
+            |tasks: &[&str], queue: &str| worker_name(tasks.iter().copied(), &[queue.to_owned()]);
         assert_eq!(name(&["a", "b"], "q"), name(&["b", "a"], "q"));
         assert_ne!(name(&["a", "b"], "q"), name(&["a"], "q"));
         assert_ne!(name(&["a"], "q"), name(&["a"], "r"));
