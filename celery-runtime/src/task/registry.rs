@@ -461,3 +461,56 @@ where
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    const HERE: Task<(), ()> = Task::new("here");
+    const THERE: Task<(), ()> = Task::new("there");
+
+    #[derive(Debug)]
+    struct Elsewhere;
+
+    impl Run for Elsewhere {
+        fn run(self: Arc<Self>, _: Invocation) -> BoxFuture<'static, Returned> {
+            Box::pin(std::future::ready(Ok(None)))
+        }
+    }
+
+    fn nothing(_: Context<u8>) -> Result<(), TaskError> {
+        Ok(())
+    }
+
+    #[test]
+    fn state_is_made_once_and_only_where_tasks_run() {
+        let elsewhere: Arc<dyn Run> = Arc::new(Elsewhere);
+        let made = Arc::new(AtomicUsize::new(0));
+        let tasks = |there: Tasks<u8>| {
+            let made = Arc::clone(&made);
+            there.with_state_factory(move || made.fetch_add(1, Ordering::SeqCst) as u8)
+        };
+        let isolated = || tasks(Tasks::new().with_isolated(THERE, nothing));
+        let mixed = || {
+            let there = Tasks::new().with_isolated(THERE, nothing);
+            tasks(there.with_blocking(HERE, nothing))
+        };
+        assert!(mixed().has_isolated());
+        Registry::new(isolated(), Some(&elsewhere)).unwrap();
+        assert_eq!(made.load(Ordering::SeqCst), 0);
+        Registry::new(mixed(), Some(&elsewhere)).unwrap();
+        assert_eq!(made.load(Ordering::SeqCst), 1);
+        Registry::new(mixed(), None).unwrap();
+        assert_eq!(made.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn a_whole_worker_is_isolated_at_once() {
+        let mut tasks = Tasks::new().with_blocking(HERE, nothing).with_state(1);
+        assert!(!tasks.has_isolated());
+        tasks.isolate();
+        assert!(tasks.has_isolated());
+    }
+}

@@ -11,6 +11,7 @@ use bytes::{Bytes, BytesMut};
 use celery_protocol::{Message, Raw, ResultDocument, Serializer, kombu};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::runtime::Handle;
 
 use super::ChildError;
 use super::loss;
@@ -81,6 +82,18 @@ impl Unknown {
         welcome: &Welcome,
     ) -> Result<Child, ChildError> {
         let Self(mut child) = self;
+        let greeted = Self::talk(&mut child, program, welcome).await;
+        if greeted.is_err() {
+            child.process.kill();
+        }
+        greeted.map(|()| child)
+    }
+
+    async fn talk(
+        child: &mut Child,
+        program: &Program,
+        welcome: &Welcome,
+    ) -> Result<(), ChildError> {
         let failed = |cause: String| ChildError::new(program.name(), cause);
         let said = tokio::time::timeout(PATIENCE, child.line.next()).await;
         let hello = match said {
@@ -111,8 +124,7 @@ impl Unknown {
         check(&hello, program.expected_build()).map_err(failed)?;
         let welcome = Packet::new(ToChild::Welcome(welcome.clone()));
         let sent = child.line.send(&welcome).await;
-        sent.map_err(|_| failed("it hung up".to_owned()))?;
-        Ok(child)
+        sent.map_err(|_| failed("it hung up".to_owned()))
     }
 }
 
@@ -143,10 +155,19 @@ impl Child {
     }
 
     /// Ends it in the middle of its task: by this signal, or at once.
-    pub(super) fn end(&self, signal: Option<i32>) {
-        match signal {
-            Some(number) => self.process.signal(number),
-            None => self.process.kill(),
+    pub(super) fn end(mut self, signal: Option<i32>) {
+        let Some(number) = signal else {
+            return self.process.kill();
+        };
+        self.process.signal(number);
+        // Without a runtime it hears that we hang up, and ends by that.
+        if let Ok(runtime) = Handle::try_current() {
+            // Ends soon: who survives the signal is killed.
+            runtime.spawn(async move {
+                self.process.ended().await;
+                // It must not end because of this before it does by the signal.
+                drop(self.line);
+            });
         }
     }
 

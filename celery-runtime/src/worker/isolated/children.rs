@@ -390,18 +390,17 @@ impl Drop for Lease {
         let (Some(seat), Some(child)) = (self.seat.take(), self.child.take()) else {
             return;
         };
+        let children = Arc::clone(&seat.0);
+        // The child counts as idle from now on, or not at all.
+        drop(seat);
         if self.is_running {
             child.end(self.job.control.signal());
-        }
-        let children = Arc::clone(&seat.0);
-        let is_fit = !self.is_running && !child.has_ended() && !children.is_worn(&child);
-        // One that runs is no idle one, whatever there is room for.
-        drop(seat);
-        if is_fit {
-            children.keep(child, None);
-        } else {
+            children.replace();
+        } else if child.has_ended() || children.is_worn(&child) {
             drop(child);
             children.replace();
+        } else {
+            children.keep(child, None);
         }
     }
 }
@@ -434,3 +433,6 @@ impl Drop for Starting {
         self.0.change.notify_waiters();
     }
 }
+
+#[cfg(test)]
+mod tests;
