@@ -73,4 +73,4 @@ pub use task::{
     DynArgs, DynTask, Handler, Kwargs, Params, ParamsError, RegistryError, Requeue, Task, TaskArgs,
     TaskError, TaskOptions, Tasks, Unique, UpdateError,
 };
-pub use worker::{LinkEvent, Patience, Worker, WorkerError};
+pub use worker::{LinkEvent, Patience, Worker, WorkerError, is_isolated_child};

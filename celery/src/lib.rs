@@ -40,7 +40,7 @@
 //! Broker and result backend in memory ([`App::memory`]) need no feature.
 //!
 //! What this crate does not do yet: chords and groups, remote control and
-//! events, isolated processes, periodic tasks. A message that needs a chord is
+//! events, periodic tasks. A message that needs a chord is
 //! kept in `<queue>.dead` and not lost.
 
 mod connect;
@@ -61,6 +61,6 @@ pub use celery_runtime::{
     Patience, Queue, QueueNotFound, QueueType, RegistryError, Requeue, ResultError, RetryBackoff,
     Route, Routes, SecondSignal, SendError, ServiceError, ServiceErrorKind, Signature, Task,
     TaskArgs, TaskError, TaskFailure, TaskOptions, TaskProtocol, Tasks, UpdateError, Worker,
-    WorkerError, shutdown_signal,
+    WorkerError, is_isolated_child, shutdown_signal,
 };
 pub use connect::{Error, connect};

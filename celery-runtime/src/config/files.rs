@@ -275,6 +275,22 @@ mod tests {
     }
 
     #[test]
+    fn children_have_settings() {
+        let plain = Config::new();
+        assert_eq!(plain.worker_max_tasks_per_child(), None);
+        assert_eq!(plain.worker_max_memory_per_child(), None);
+        let config = env(&[
+            ("CELERY_WORKER_MAX_TASKS_PER_CHILD", "10"),
+            ("CELERY_WORKER_MAX_MEMORY_PER_CHILD", "200000"),
+        ])
+        .unwrap();
+        assert_eq!(config.worker_max_tasks_per_child(), Some(10));
+        assert_eq!(config.worker_max_memory_per_child(), Some(200_000));
+        let config = config.set("worker_max_tasks_per_child", 0).unwrap();
+        assert_eq!(config.worker_max_tasks_per_child(), None);
+    }
+
+    #[test]
     fn several_urls_are_one_list() {
         let urls = serde_json::json!(["amqp://a", "amqp://b"]);
         let config = Config::new().set("broker_url", urls).unwrap();

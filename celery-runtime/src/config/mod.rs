@@ -66,6 +66,8 @@ pub struct Config {
     pub(crate) worker_prefetch_multiplier: usize,
     pub(crate) worker_direct: bool,
     pub(crate) worker_hostname: Option<String>,
+    pub(crate) worker_max_memory_per_child: Option<u32>,
+    pub(crate) worker_max_tasks_per_child: Option<u32>,
     pub(crate) on_unknown: OnUnknown,
     pub(crate) deadline: Duration,
     pub(crate) shutdown_grace: Duration,
@@ -130,6 +132,8 @@ impl Config {
             worker_prefetch_multiplier: 4,
             worker_direct: false,
             worker_hostname: None,
+            worker_max_memory_per_child: None,
+            worker_max_tasks_per_child: None,
             on_unknown: OnUnknown::Keep,
             deadline: Duration::from_secs(5),
             shutdown_grace: Duration::from_secs(10),
@@ -302,6 +306,18 @@ impl Config {
     /// empty map is TLS with its defaults, `None` leaves it to the URL.
     pub fn broker_use_ssl(&self) -> Option<&Map<String, serde_json::Value>> {
         self.broker_use_ssl.as_ref()
+    }
+
+    /// The resident memory in KiB above which a child process for isolated
+    /// tasks is replaced when its task has ended; any where `None`.
+    pub fn worker_max_memory_per_child(&self) -> Option<u32> {
+        self.worker_max_memory_per_child
+    }
+
+    /// How many isolated tasks a child process runs before it is replaced;
+    /// any number where `None`.
+    pub fn worker_max_tasks_per_child(&self) -> Option<u32> {
+        self.worker_max_tasks_per_child
     }
 
     /// The type of the queues in which RabbitMQ keeps messages that are not

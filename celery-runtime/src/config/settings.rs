@@ -254,6 +254,18 @@ pub(super) const SETTINGS: &[Setting] = &[
     row("worker_hostname", |config, input| {
         input.optional_text(&mut config.worker_hostname)
     }),
+    row("worker_max_memory_per_child", |config, input| {
+        input.optional_count(&mut config.worker_max_memory_per_child)?;
+        config.worker_max_memory_per_child =
+            config.worker_max_memory_per_child.filter(|kib| *kib > 0);
+        Ok(())
+    }),
+    row("worker_max_tasks_per_child", |config, input| {
+        input.optional_count(&mut config.worker_max_tasks_per_child)?;
+        config.worker_max_tasks_per_child =
+            config.worker_max_tasks_per_child.filter(|tasks| *tasks > 0);
+        Ok(())
+    }),
     row("worker_prefetch_multiplier", |config, input| {
         config.worker_prefetch_multiplier = input.count()? as usize;
         Ok(())
@@ -280,8 +292,6 @@ pub(super) const SETTINGS: &[Setting] = &[
     ignored("task_inherit_parent_priority"),
     ignored("task_publish_retry"),
     ignored("timezone"),
-    ignored("worker_max_memory_per_child"),
-    ignored("worker_max_tasks_per_child"),
     ignored("worker_pool"),
 ];
 

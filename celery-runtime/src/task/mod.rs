@@ -25,9 +25,9 @@ pub use registry::Tasks;
 pub use unique::Unique;
 
 pub(crate) use context::{Job, Services, TaskControl};
-pub(crate) use error::{Failure, Kind as TaskErrorKind, Retry, When};
+pub(crate) use error::{Account, Failure, Kind as TaskErrorKind, Retry, When};
 pub use registry::RegistryError;
-pub(crate) use registry::{Invocation, Registered, Registry, Run};
+pub(crate) use registry::{Invocation, Loss, Registered, Registry, Returned, Run, Unreturned};
 pub(crate) use unique::{Conflict, Span};
 
 /// The declaration of a task: what worker, client and Python agree on.
@@ -137,6 +137,17 @@ impl<A: TaskArgs, R> Task<A, R> {
     pub const fn acks_early(self) -> Self {
         self.with(TaskOptions {
             acks_late: Some(false),
+            ..self.options
+        })
+    }
+
+    /// Runs again when its process is lost, which a late task in a child process
+    /// does not do by itself: it may be what kills the process. See
+    /// [`TaskOptions::reject_on_worker_lost`].
+    #[must_use]
+    pub const fn reject_on_worker_lost(self) -> Self {
+        self.with(TaskOptions {
+            reject_on_worker_lost: Some(true),
             ..self.options
         })
     }

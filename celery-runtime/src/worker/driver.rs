@@ -613,7 +613,11 @@ impl Driver {
     /// starts nothing.
     fn admit(&mut self, delivery: Delivery, consumer: &Arc<dyn Consumer>) {
         let again = delivery.redelivered || delivery.delivery_count.is_some_and(|count| count > 0);
-        let (life, work) = match self.intake.read(delivery.content, delivery.redelivered) {
+        let (life, work) = match self.intake.read(
+            delivery.content,
+            delivery.redelivered,
+            delivery.delivery_count,
+        ) {
             Read::Task { job, .. }
                 if again && self.regain(&job, &delivery.queue, &delivery.tag, consumer) =>
             {
@@ -866,6 +870,9 @@ impl Driver {
         self.concurrency = size;
         let prefetch = prefetch(self.window(), self.limits.multiplier);
         self.supervisor.options.prefetch = prefetch;
+        if let Some(children) = &self.carrier.services.children {
+            children.resize(size);
+        }
         if let Some(consumer) = &self.consumer {
             consumer.set_prefetch(prefetch);
         }

@@ -50,7 +50,9 @@ pub(crate) enum Read {
 type Runnable = (Job, Arc<dyn Run>, Plan);
 
 impl Intake {
-    pub(crate) fn read(&self, content: Content, redelivered: bool) -> Read {
+    /// `returns` is how often the broker had delivered it before, where it
+    /// counts.
+    pub(crate) fn read(&self, content: Content, redelivered: bool, returns: Option<u32>) -> Read {
         let message = match content {
             Content::Message(message) => message,
             Content::Malformed { raw, error } => {
@@ -62,11 +64,14 @@ impl Intake {
             }
         };
         match self.read_message(message, redelivered) {
-            Ok((job, run, plan)) => Read::Task {
-                job: Arc::new(job),
-                run,
-                plan,
-            },
+            Ok((job, run, mut plan)) => {
+                plan.requeued_when_lost &= may_return(redelivered, returns);
+                Read::Task {
+                    job: Arc::new(job),
+                    run,
+                    plan,
+                }
+            }
             Err(refused) => {
                 let (message, refusal) = *refused;
                 Read::Refused {
@@ -216,6 +221,7 @@ impl Intake {
                 .unwrap_or(true),
             tells: self.tells,
             asks: self.questions(task, true).any(),
+            requeued_when_lost: flag(|options| options.reject_on_worker_lost),
             stores_result: has_backend && !ignores,
             stores_errors: has_backend && flag(|options| options.store_errors),
             track_started: flag(|options| options.track_started),
@@ -241,6 +247,19 @@ impl Intake {
                 .unwrap_or(RETRY_DELAY),
             autoretry: task.autoretry,
         })
+    }
+}
+
+/// Most deliveries of a message whose task loses its process each time.
+const DELIVERIES: u32 = 5;
+
+/// Whether a message may be delivered once more after its task has taken its
+/// process with it. Who is told only that this is not the first delivery does
+/// not know how many there were: it is the last one.
+fn may_return(redelivered: bool, returns: Option<u32>) -> bool {
+    match returns {
+        Some(returns) => returns.saturating_add(1) < DELIVERIES,
+        None => !redelivered,
     }
 }
 
@@ -271,5 +290,18 @@ fn refuse(reason: &'static str, error: &DecodeError) -> Refusal {
         reason,
         detail: error.to_string(),
         task: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_that_loses_its_process_does_not_go_round_for_ever() {
+        assert!(may_return(false, None));
+        assert!(!may_return(true, None));
+        let allowed = (0..10).take_while(|returns| may_return(*returns > 0, Some(*returns)));
+        assert_eq!(allowed.count(), 4);
     }
 }

@@ -10,6 +10,8 @@ mod follow;
 mod gate;
 mod herald;
 mod intake;
+#[cfg_attr(not(unix), path = "isolated/absent.rs")]
+mod isolated;
 mod life;
 mod matching;
 mod mingle;
@@ -34,6 +36,8 @@ use std::time::Duration;
 use celery_protocol::{Map, Value};
 use tokio::sync::Semaphore;
 
+pub(crate) use isolated::Children;
+pub use isolated::is_isolated_child;
 pub use supervisor::LinkEvent;
 
 use crate::app::App;
@@ -51,6 +55,7 @@ use ears::{Ears, read_events, read_request};
 use follow::Desk;
 use herald::Herald;
 use intake::Intake;
+use isolated::Duty;
 use mingle::Asked;
 use outbox::Outbox;
 use supervisor::{LinkHook, Supervisor};
@@ -74,6 +79,7 @@ pub struct Worker {
     settings: WorkerSettings,
     commands: HashMap<String, Command>,
     autoscale: Option<(usize, usize)>,
+    child_command: Option<isolated::Recipe>,
 }
 
 /// A command of remote control that the application adds.
@@ -105,6 +111,15 @@ pub enum WorkerError {
     /// A queue that it shall consume does not exist and must not be made.
     #[error(transparent)]
     Queue(#[from] QueueNotFound),
+    /// A child process for isolated tasks cannot be started, at the start of
+    /// the worker; later that is tried again, and told in the log.
+    #[error("cannot start {program} as a child process for isolated tasks: {cause}")]
+    Child {
+        /// What was to be started.
+        program: String,
+        /// Why it was not, and what to do.
+        cause: String,
+    },
     /// The broker cannot be used, or was away for too long.
     #[error(transparent)]
     Broker(#[from] ServiceError),
@@ -160,6 +175,7 @@ impl Worker {
             settings: config.worker.clone(),
             commands: HashMap::new(),
             autoscale: None,
+            child_command: None,
             app,
             tasks,
         }
@@ -309,6 +325,28 @@ impl Worker {
         }
     }
 
+    /// Runs all tasks in child processes, however they were added; see
+    /// [`Tasks::with_isolated`].
+    #[must_use]
+    pub fn isolated(mut self) -> Self {
+        self.tasks.isolate();
+        self
+    }
+
+    /// Starts children for isolated tasks by this command instead of starting
+    /// this program again. Its `main` has to run a worker that knows the same
+    /// tasks. This is for tests, whose own program is the test runner.
+    ///
+    /// Program, arguments, environment and working directory are taken from
+    /// it, nothing else.
+    #[must_use]
+    pub fn child_command(self, command: &std::process::Command) -> Self {
+        Self {
+            child_command: Some(command.into()),
+            ..self
+        }
+    }
+
     /// Works until `shutdown` resolves, then stops warmly: running tasks
     /// finish and are acknowledged, messages that were only held go back to
     /// the head of their queue. See [`Patience`] for how that is cut short.
@@ -330,8 +368,21 @@ impl Worker {
         P: Patience,
     {
         let teardown = self.teardown.take();
-        let driver = self.driver()?;
-        let ended = driver.run(stops(shutdown)).await;
+        let ended = match isolated::duty(&self)? {
+            Duty::Work(children) => {
+                if let Some(children) = &children {
+                    children.check().await?;
+                }
+                let driver = self.driver(children.as_ref())?;
+                let ended = driver.run(stops(shutdown)).await;
+                if let Some(children) = children {
+                    children.close().await;
+                }
+                ended
+            }
+            Duty::Serve(socket) => isolated::serve(self, socket).await,
+            Duty::Wait => std::future::pending().await,
+        };
         if let Some(teardown) = teardown {
             teardown().await;
         }
@@ -351,12 +402,12 @@ impl Worker {
         self.run_until(std::future::pending::<()>()).await
     }
 
-    fn driver(self) -> Result<Driver, WorkerError> {
+    fn driver(self, children: Option<&Arc<Children>>) -> Result<Driver, WorkerError> {
         let app = &self.app;
         let mut config = (**app.config()).clone();
         config.on_unknown = self.on_unknown;
         let config = Arc::new(config);
-        let registry = Registry::new(self.tasks)?;
+        let registry = Registry::new(self.tasks, children.map(isolated::runner).as_ref())?;
         let mut queues = queues(app.queues(), &self.queues, &registry)?;
         if config.worker_direct {
             queues.push(app.queues().direct(&self.hostname));
@@ -381,6 +432,7 @@ impl Worker {
             result_serializer: config.result_serializer,
             result_extended: config.result_extended,
             blocking: Arc::new(Semaphore::new(self.concurrency)),
+            children: children.cloned(),
         });
         let multiplier = match self.settings.disable_prefetch {
             true => 1,

@@ -12,6 +12,9 @@
 mod handlers;
 #[path = "../../examples/tasks/mod.rs"]
 mod tasks;
+#[cfg(target_os = "linux")]
+#[path = "../../examples/isolated/work.rs"]
+mod work;
 
 #[cfg_attr(
     not(feature = "rpc"),
@@ -31,6 +34,8 @@ mod faults_amqp;
 #[cfg(all(feature = "msgpack", feature = "yaml", feature = "compression"))]
 mod formats;
 mod hostile;
+#[cfg(target_os = "linux")]
+mod isolated;
 mod mixed;
 mod python_calls_rust;
 #[cfg(feature = "amqp")]

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use celery_protocol::{ControlRequest, Map, TimeLimits, Value, repr};
 
-use super::{Driver, Work};
+use super::{Driver, Key, Work};
 use crate::broker::{Exchange, ExchangeKind, Queue};
 use crate::worker::delivery::{Event, Revocation, Stop};
 use crate::worker::ears::Heard;
@@ -163,11 +163,10 @@ impl Driver {
         let mut running = HashSet::new();
         let mut terminated = Vec::new();
         for (key, id, runs) in found {
-            let revocation = match signal {
-                Some(signal) => Revocation::Terminate(signal),
-                None => Revocation::Unstarted,
-            };
-            self.event(key, Event::Revoked(revocation));
+            match signal {
+                Some(signal) => self.terminate_entry(key, signal),
+                None => self.event(key, Event::Revoked(Revocation::Unstarted)),
+            }
             if runs {
                 running.insert(id.clone());
             }
@@ -182,6 +181,13 @@ impl Driver {
         };
         tracing::info!("{done}");
         Ok(outcome("ok", done))
+    }
+
+    fn terminate_entry(&mut self, key: Key, signal: i32) {
+        if let Some(Work::Task { job, .. }) = self.entries.find(key).map(|entry| &entry.work) {
+            job.control.set_signal(signal);
+        }
+        self.event(key, Event::Revoked(Revocation::Terminate(signal)));
     }
 
     fn revoke_stamps(&mut self, arguments: &Map) -> Result<Value, String> {
@@ -220,7 +226,7 @@ impl Driver {
             ));
         }
         for key in running {
-            self.event(key, Event::Revoked(Revocation::Terminate(signal)));
+            self.terminate_entry(key, signal);
         }
         Ok(outcome("ok", format!("headers {shown} revoked")))
     }

@@ -36,6 +36,7 @@ fn plan() -> Plan {
         acks_on_timeout: true,
         tells: false,
         asks: false,
+        requeued_when_lost: false,
         stores_result: true,
         stores_errors: false,
         track_started: false,

@@ -1,0 +1,48 @@
+//! A worker whose tasks may crash, hang and eat memory: each runs in a child
+//! process, and what it does ends that child and nothing else.
+//!
+//!     cargo run --example isolated -- redis://localhost redis://localhost/1
+//!
+//! Settings are read from the environment, as in the example `worker`; try
+//! `CELERY_WORKER_MAX_TASKS_PER_CHILD=10`.
+
+mod work;
+
+use celery::{Config, LinkEvent};
+use tracing_subscriber::EnvFilter;
+
+#[tokio::main]
+async fn main() -> std::process::ExitCode {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    match work().await {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+async fn work() -> Result<(), celery::Error> {
+    let mut config = Config::from_env()?;
+    let mut arguments = std::env::args().skip(1);
+    if let Some(url) = arguments.next() {
+        config = config.broker_url(url);
+    }
+    if let Some(url) = arguments.next() {
+        config = config.result_backend(url);
+    }
+    // A child does not even connect.
+    let worker = celery::connect(config)?.worker(work::tasks());
+    let worker = worker.on_link(|event| {
+        if matches!(event, LinkEvent::Connected) {
+            println!("ready");
+        }
+    });
+    worker.run_until(celery::shutdown_signal()).await?;
+    Ok(())
+}
