@@ -7,6 +7,9 @@ use crate::broker::{BoxFuture, Broker};
 use crate::client::Client;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::control::{Control, Inspect};
+//EV use crate::events::Events;
+use crate::lamport::LogicalClock;
 use crate::memory::{MemoryBackend, MemoryBroker};
 use crate::queues::Queues;
 use crate::task::Tasks;
@@ -42,6 +45,7 @@ pub struct App {
     config: Arc<Config>,
     queues: Arc<Queues>,
     clock: Clock,
+    lamport: LogicalClock,
 }
 
 impl App {
@@ -54,6 +58,7 @@ impl App {
             queues: Arc::new(Queues::new(&config.queues)),
             config: Arc::new(config),
             clock: Clock::system(),
+            lamport: LogicalClock::default(),
         }
     }
 
@@ -105,6 +110,17 @@ impl App {
         Worker::new(self.clone(), tasks)
     }
 
+    /// Remote control of workers in any language. Replies come to a mailbox of
+    /// its own, which clones share.
+    pub fn control(&self) -> Control {
+        Control::new(self)
+    }
+
+    /// Questions to workers in any language.
+    pub fn inspect(&self) -> Inspect {
+        self.control().inspect()
+    }
+
     /// The broker.
     pub fn broker(&self) -> &Arc<dyn Broker> {
         &self.broker
@@ -123,6 +139,11 @@ impl App {
     /// The queues, as the settings describe them.
     pub(crate) fn queues(&self) -> &Arc<Queues> {
         &self.queues
+    }
+
+    /// The logical clock that everything of this app shares.
+    pub(crate) fn lamport(&self) -> &LogicalClock {
+        &self.lamport
     }
 
     /// The clock.

@@ -56,11 +56,13 @@ pub use celery_protocol::{
 };
 pub use celery_runtime::memory;
 pub use celery_runtime::{
-    App, AsyncResult, AutoRetry, Binding, BlockingHandler, Client, Clock, Config, ConfigError,
-    Context, DynArgs, DynTask, Exchange, ExchangeKind, Handler, Kwargs, LinkEvent, OnUnknown,
-    Patience, Queue, QueueNotFound, QueueType, RegistryError, Requeue, ResultError, RetryBackoff,
-    Route, Routes, SecondSignal, SendError, ServiceError, ServiceErrorKind, Signature, Task,
-    TaskArgs, TaskError, TaskFailure, TaskOptions, TaskProtocol, Tasks, UpdateError, Worker,
-    WorkerError, shutdown_signal,
+    App, AsyncResult, AutoRetry, Binding, BlockingHandler, Client, Clock, CommandError, Config,
+    ConfigError, Context, Control, ControlCall, ControlError, Defaults, DynArgs, DynTask, Exchange,
+    ExchangeInfo, ExchangeKind, Handler, Hello, Inspect, Kwargs, LinkEvent, OnUnknown, Patience,
+    QueriedTask, Queue, QueueInfo, QueueNotFound, QueueType, RegisteredTask, RegistryError,
+    Replies, RequestInfo, Requeue, ResultError, RetryBackoff, Route, Routes, ScheduledTask,
+    SecondSignal, SendError, ServiceError, ServiceErrorKind, Signature, Stats, Task, TaskArgs,
+    TaskError, TaskFailure, TaskOptions, TaskProtocol, Tasks, UpdateError, Worker, WorkerError,
+    shutdown_signal,
 };
 pub use connect::{Error, connect};

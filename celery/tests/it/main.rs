@@ -21,6 +21,7 @@ mod support;
 
 #[cfg(feature = "amqp")]
 mod aio_celery;
+mod control_client;
 #[cfg(feature = "amqp")]
 mod delays;
 mod errors;
