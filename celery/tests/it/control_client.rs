@@ -135,7 +135,9 @@ async fn every_question_is_answered(setup: Setup) {
 
 async fn every_command_is_carried_out_or_refused(setup: Setup) {
     let app = setup.app();
-    let (_python, inspect) = alone(&setup, &app).await;
+    // Pools of threads do not grow.
+    let _python = start(worker(&setup, ONE).pool("prefork")).await;
+    let inspect = patient(app.inspect());
     let control = app.control().timeout(PATIENCE).limit(1);
     let said = async |call: celery::ControlCall| sole(call.replies().await.unwrap());
 
