@@ -8,7 +8,7 @@ use crate::client::Client;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::control::{Control, Inspect};
-//EV use crate::events::Events;
+use crate::events::Events;
 use crate::lamport::LogicalClock;
 use crate::memory::{MemoryBackend, MemoryBroker};
 use crate::queues::Queues;
@@ -119,6 +119,11 @@ impl App {
     /// Questions to workers in any language.
     pub fn inspect(&self) -> Inspect {
         self.control().inspect()
+    }
+
+    /// What workers and clients tell about themselves and their tasks.
+    pub fn events(&self) -> Events {
+        Events::new(self)
     }
 
     /// The broker.

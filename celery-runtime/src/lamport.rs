@@ -15,7 +15,6 @@ pub(crate) struct LogicalClock {
 
 impl LogicalClock {
     /// The value now.
-    #[cfg_attr(not(test), allow(dead_code, reason = "for a worker's statistics"))]
     pub(crate) fn value(&self) -> u64 {
         self.value.load(Ordering::SeqCst)
     }

@@ -47,7 +47,7 @@ mod config;
 pub mod conformance;
 mod control;
 mod error;
-//EV mod events;
+mod events;
 mod lamport;
 pub mod memory;
 mod queues;
@@ -63,6 +63,7 @@ pub use broker::{
     Binding, BoxFuture, Broker, ConsumeOptions, Consumer, Content, Delivery, DeliveryTag, Exchange,
     ExchangeKind, Mailbox, Publication, Queue, QueueEnd, Settlement, Subscription,
 };
+pub use celery_protocol::Event;
 pub use client::{AsyncResult, Client, ResultError, SendError, Signature, TaskFailure};
 pub use clock::{Clock, Moment};
 pub use config::url;
@@ -72,7 +73,7 @@ pub use control::{
     QueriedTask, QueueInfo, RegisteredTask, Replies, RequestInfo, ScheduledTask, Stats,
 };
 pub use error::{ServiceError, ServiceErrorKind};
-//EV pub use events::{ClusterState, EventStream, Events, Rates, TaskRecord, WorkerRecord};
+pub use events::{ClusterState, EventStream, Events, Rates, TaskRecord, WorkerRecord};
 pub use queues::QueueNotFound;
 pub use routing::{Route, Routes};
 pub use store::Store;

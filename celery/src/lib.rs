@@ -39,8 +39,9 @@
 //!
 //! Broker and result backend in memory ([`App::memory`]) need no feature.
 //!
-//! What this crate does not do yet: chords and groups, remote control and
-//! events, isolated processes, periodic tasks. A message that needs a chord is
+//! What this crate does not do yet: chords and groups, isolated processes,
+//! periodic tasks; workers that answer to remote control and tell about
+//! themselves, where clients already ask and watch Python's. A message that needs a chord is
 //! kept in `<queue>.dead` and not lost.
 
 mod connect;
@@ -56,13 +57,14 @@ pub use celery_protocol::{
 };
 pub use celery_runtime::memory;
 pub use celery_runtime::{
-    App, AsyncResult, AutoRetry, Binding, BlockingHandler, Client, Clock, CommandError, Config,
-    ConfigError, Context, Control, ControlCall, ControlError, Defaults, DynArgs, DynTask, Exchange,
-    ExchangeInfo, ExchangeKind, Handler, Hello, Inspect, Kwargs, LinkEvent, OnUnknown, Patience,
-    QueriedTask, Queue, QueueInfo, QueueNotFound, QueueType, RegisteredTask, RegistryError,
-    Replies, RequestInfo, Requeue, ResultError, RetryBackoff, Route, Routes, ScheduledTask,
-    SecondSignal, SendError, ServiceError, ServiceErrorKind, Signature, Stats, Task, TaskArgs,
-    TaskError, TaskFailure, TaskOptions, TaskProtocol, Tasks, UpdateError, Worker, WorkerError,
+    App, AsyncResult, AutoRetry, Binding, BlockingHandler, Client, Clock, ClusterState,
+    CommandError, Config, ConfigError, Context, Control, ControlCall, ControlError, Defaults,
+    DynArgs, DynTask, Event, EventStream, Events, Exchange, ExchangeInfo, ExchangeKind, Handler,
+    Hello, Inspect, Kwargs, LinkEvent, OnUnknown, Patience, QueriedTask, Queue, QueueInfo,
+    QueueNotFound, QueueType, Rates, RegisteredTask, RegistryError, Replies, RequestInfo, Requeue,
+    ResultError, RetryBackoff, Route, Routes, ScheduledTask, SecondSignal, SendError, ServiceError,
+    ServiceErrorKind, Signature, Stats, Task, TaskArgs, TaskError, TaskFailure, TaskOptions,
+    TaskProtocol, TaskRecord, Tasks, UpdateError, Worker, WorkerError, WorkerRecord,
     shutdown_signal,
 };
 pub use connect::{Error, connect};

@@ -349,5 +349,8 @@ async fn a_reply_wakes_its_reader() {
         assert_eq!(received, id);
     }
     // Without being told it looks once a second.
-    assert!(started.elapsed() < Duration::from_secs(5), "it was not told");
+    assert!(
+        started.elapsed() < Duration::from_secs(5),
+        "it was not told"
+    );
 }

@@ -99,21 +99,22 @@ impl Desk {
     /// The mailbox for replies, opened if there is none. Each has a name of its
     /// own: the broker may not have missed the connection of the last one yet.
     async fn open(&self) -> Result<(String, Arc<Inbox>), ServiceError> {
-        let mut mailbox = self.mailbox.lock().await;
-        if let Some(open) = mailbox.as_ref().filter(|one| one.inbox.is_open()) {
-            return Ok((open.id.clone(), Arc::clone(&open.inbox)));
-        }
-        *mailbox = None;
         let id = Uuid::new_v4().to_string();
         let address = self.config.control.reply_mailbox(&id);
-        let opened = self.broker.subscribe(&address);
-        let replies = self.within("open mailbox", &address.name, opened).await?;
-        let inbox = Arc::new(Inbox::new(self.lamport.clone()));
-        let reader = tokio::spawn(read(replies, Arc::clone(&inbox)));
-        let open = Mailbox { id, inbox, reader };
-        let answer = (open.id.clone(), Arc::clone(&open.inbox));
-        *mailbox = Some(open);
-        Ok(answer)
+        let opening = async {
+            let mut mailbox = self.mailbox.lock().await;
+            if let Some(open) = mailbox.as_ref().filter(|one| one.inbox.is_open()) {
+                return Ok((open.id.clone(), Arc::clone(&open.inbox)));
+            }
+            let replies = self.broker.subscribe(&address).await?;
+            let inbox = Arc::new(Inbox::new(self.lamport.clone()));
+            let reader = tokio::spawn(read(replies, Arc::clone(&inbox)));
+            let answer = (id.clone(), Arc::clone(&inbox));
+            *mailbox = Some(Mailbox { id, inbox, reader });
+            Ok(answer)
+        };
+        // Whoever waits for another one to open it waits no longer, either.
+        self.within("open mailbox", &address.name, opening).await
     }
 
     async fn within<T>(

@@ -166,8 +166,12 @@ async fn every_command_is_carried_out_or_refused(setup: Setup) {
     assert!(stamped.as_str().unwrap().contains("tenant"), "{stamped:?}");
     let added = said(control.add_consumer("extra")).await;
     assert_eq!(added, "add consumer extra".into());
-    let queues = sole(inspect.active_queues().await.unwrap());
-    assert!(queues.iter().any(|queue| queue.name == "extra"));
+    eventually("the queue is consumed", async || {
+        let queues = sole(inspect.active_queues().await.unwrap());
+        let found = queues.iter().any(|queue| queue.name == "extra");
+        found.then_some(())
+    })
+    .await;
     let cancelled = said(control.cancel_consumer("extra")).await;
     assert_eq!(cancelled, "no longer consuming from extra".into());
 

@@ -25,6 +25,8 @@ mod control_client;
 #[cfg(feature = "amqp")]
 mod delays;
 mod errors;
+#[cfg(feature = "amqp")]
+mod events_client;
 mod examples;
 mod faults;
 #[cfg(feature = "amqp")]
