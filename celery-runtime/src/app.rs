@@ -7,6 +7,8 @@ use crate::broker::{BoxFuture, Broker};
 use crate::client::Client;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::control::{Control, Inspect};
+use crate::events::Events;
 use crate::lamport::LogicalClock;
 use crate::memory::{MemoryBackend, MemoryBroker, MemoryStore};
 use crate::queues::Queues;
@@ -44,7 +46,7 @@ pub struct App {
     config: Arc<Config>,
     queues: Arc<Queues>,
     clock: Clock,
-    lamport: Arc<LogicalClock>,
+    lamport: LogicalClock,
     store: Option<Arc<dyn Store>>,
 }
 
@@ -58,7 +60,7 @@ impl App {
             queues: Arc::new(Queues::new(&config.queues)),
             config: Arc::new(config),
             clock: Clock::system(),
-            lamport: Arc::default(),
+            lamport: LogicalClock::default(),
             store: None,
         }
     }
@@ -116,13 +118,29 @@ impl App {
             Arc::clone(&self.config),
             Arc::clone(&self.queues),
             self.clock.clone(),
-            Arc::clone(&self.lamport),
+            self.lamport.clone(),
         )
     }
 
     /// A worker for these tasks.
     pub fn worker(&self, tasks: Tasks) -> Worker {
         Worker::new(self.clone(), tasks)
+    }
+
+    /// Remote control of workers in any language. Replies come to a mailbox of
+    /// its own, which clones share.
+    pub fn control(&self) -> Control {
+        Control::new(self)
+    }
+
+    /// Questions to workers in any language.
+    pub fn inspect(&self) -> Inspect {
+        self.control().inspect()
+    }
+
+    /// What workers and clients tell about themselves and their tasks.
+    pub fn events(&self) -> Events {
+        Events::new(self)
     }
 
     /// The broker.
@@ -150,8 +168,8 @@ impl App {
         &self.queues
     }
 
-    /// The logical clock of everything that this app tells others.
-    pub(crate) fn lamport(&self) -> &Arc<LogicalClock> {
+    /// The logical clock that everything of this app shares.
+    pub(crate) fn lamport(&self) -> &LogicalClock {
         &self.lamport
     }
 

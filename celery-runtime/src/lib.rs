@@ -30,6 +30,7 @@
 //!
 //! - `task`: declarations, handlers and their arguments;
 //! - `client`: sending and reading results;
+//! - `control`, `events`: asking and watching workers from outside;
 //! - `worker`: the life of a delivery, as a pure state machine and its driver;
 //! - `broker`, `backend`, `store`: the boundaries;
 //! - `memory`: all three inside this process;
@@ -44,7 +45,9 @@ mod clock;
 mod config;
 #[cfg(feature = "__conformance")]
 pub mod conformance;
+mod control;
 mod error;
+mod events;
 mod lamport;
 pub mod memory;
 mod queues;
@@ -60,11 +63,17 @@ pub use broker::{
     Binding, BoxFuture, Broker, ConsumeOptions, Consumer, Content, Delivery, DeliveryTag, Exchange,
     ExchangeKind, Mailbox, Publication, Queue, QueueEnd, Settlement, Subscription,
 };
+pub use celery_protocol::Event;
 pub use client::{AsyncResult, Client, ResultError, SendError, Signature, TaskFailure};
 pub use clock::{Clock, Moment};
 pub use config::url;
 pub use config::{Config, ConfigError, OnUnknown, QueueType, TaskProtocol};
+pub use control::{
+    CommandError, Control, ControlCall, ControlError, Defaults, ExchangeInfo, Hello, Inspect,
+    QueriedTask, QueueInfo, RegisteredTask, Replies, RequestInfo, ScheduledTask, Stats,
+};
 pub use error::{ServiceError, ServiceErrorKind};
+pub use events::{ClusterState, EventStream, Events, Rates, TaskRecord, WorkerRecord};
 pub use queues::QueueNotFound;
 pub use routing::{Route, Routes};
 pub use store::Store;

@@ -330,3 +330,27 @@ async fn a_mailbox_at_a_headers_exchange_is_refused() {
     let refused = broker.subscribe(&mailbox).await.unwrap_err();
     assert_eq!(refused.kind(), ServiceErrorKind::Unsupported, "{refused}");
 }
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn a_reply_wakes_its_reader() {
+    let server = RedisServer::start();
+    let broker = broker(&server);
+    let mailbox = Mailbox::control("oid.reply.celery.pidbox", reply_exchange(), "oid");
+    let mut opened = broker.subscribe(&mailbox).await.unwrap();
+    let started = tokio::time::Instant::now();
+    for number in 0..20 {
+        let id = number.to_string();
+        let (received, ()) = tokio::join!(next(&mut *opened), async {
+            // The reader finds nothing first.
+            tokio::task::yield_now().await;
+            send(&broker, &mailbox.name, &[&id]).await;
+        });
+        assert_eq!(received, id);
+    }
+    // Without being told it looks once a second.
+    assert!(
+        started.elapsed() < Duration::from_secs(5),
+        "it was not told"
+    );
+}

@@ -18,7 +18,7 @@ pub use signature::Signature;
 
 use crate::backend::ResultBackend;
 use crate::backoff::Backoff;
-use crate::broker::{Broker, Exchange, Publication};
+use crate::broker::{Broker, Publication};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::{ServiceError, ServiceErrorKind};
@@ -45,7 +45,7 @@ struct Inner {
     store: Option<Arc<dyn Store>>,
     reader: Arc<Reader>,
     clock: Clock,
-    lamport: Arc<LogicalClock>,
+    lamport: LogicalClock,
     sender: Sender,
 }
 
@@ -127,7 +127,7 @@ impl Client {
         config: Arc<Config>,
         queues: Arc<Queues>,
         clock: Clock,
-        lamport: Arc<LogicalClock>,
+        lamport: LogicalClock,
     ) -> Self {
         let reply_to = backend
             .as_deref()
@@ -276,7 +276,7 @@ impl Client {
             sender,
             ..
         } = &*self.inner;
-        let exchange = Exchange::topic("celeryev");
+        let exchange = sender.config.events.exchange();
         for publication in sent {
             let Some(event) = sent::event(publication, &sender.origin, lamport, clock.now()) else {
                 continue;

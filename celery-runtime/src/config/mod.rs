@@ -1,6 +1,7 @@
 //! Configuration: [`Config`], by builder, by URL, and by Celery's own names.
 
 mod files;
+mod mailboxes;
 pub(crate) mod queues;
 mod settings;
 pub mod url;
@@ -18,6 +19,7 @@ use crate::task::TaskOptions;
 pub use files::ConfigError;
 pub use queues::QueueType;
 
+pub(crate) use mailboxes::{ControlSettings, EventSettings};
 use queues::{Listed, QueueSettings};
 pub(crate) use worker::WorkerSettings;
 
@@ -47,6 +49,8 @@ pub struct Config {
     pub(crate) broker_login_method: Option<String>,
     pub(crate) broker_use_ssl: Option<Map<String, serde_json::Value>>,
     pub(crate) broker_native_delayed_delivery_queue_type: QueueType,
+    pub(crate) control: ControlSettings,
+    pub(crate) events: EventSettings,
     pub(crate) result_backend: Option<String>,
     pub(crate) result_backend_transport_options: Map<String, serde_json::Value>,
     pub(crate) result_expires: Option<Duration>,
@@ -114,6 +118,8 @@ impl Config {
             broker_login_method: None,
             broker_use_ssl: None,
             broker_native_delayed_delivery_queue_type: QueueType::Quorum,
+            control: ControlSettings::default(),
+            events: EventSettings::default(),
             result_backend: None,
             result_backend_transport_options: Map::new(),
             result_expires: Some(Duration::from_secs(86_400)),

@@ -66,8 +66,32 @@ pub(super) const SETTINGS: &[Setting] = &[
         config.broker_use_ssl = input.nullable(Input::ssl)?.flatten();
         Ok(())
     }),
+    row("control_exchange", |config, input| {
+        config.control.exchange = input.text()?;
+        Ok(())
+    }),
+    row("control_queue_expires", |config, input| {
+        input.duration(&mut config.control.expires)
+    }),
+    row("control_queue_ttl", |config, input| {
+        input.optional_duration(&mut config.control.ttl)
+    }),
     row("deadline", |config, input| {
         input.duration(&mut config.deadline)
+    }),
+    row("event_exchange", |config, input| {
+        config.events.exchange = input.text()?;
+        Ok(())
+    }),
+    row("event_queue_expires", |config, input| {
+        input.duration(&mut config.events.expires)
+    }),
+    row("event_queue_prefix", |config, input| {
+        config.events.prefix = input.text()?;
+        Ok(())
+    }),
+    row("event_queue_ttl", |config, input| {
+        input.optional_duration(&mut config.events.ttl)
     }),
     row("on_unknown", |config, input| {
         config.on_unknown = on_unknown(&input.text()?)?;

@@ -103,7 +103,7 @@ pub(crate) struct Parts {
     pub(crate) limits: Limits,
     pub(crate) watchdog: Watchdog,
     pub(crate) settings: Arc<WorkerSettings>,
-    pub(crate) lamport: Arc<LogicalClock>,
+    pub(crate) lamport: LogicalClock,
     pub(crate) herald: Herald,
     pub(crate) ears: Ears,
     /// What is asked of the peers before the first delivery is taken.
@@ -157,7 +157,7 @@ pub(crate) struct Driver {
     actions: Vec<Action>,
 
     // What others see of the worker, and tell it.
-    lamport: Arc<LogicalClock>,
+    lamport: LogicalClock,
     herald: Herald,
     ears: Ears,
     mingling: bool,

@@ -1,6 +1,5 @@
 //! Tells those who watch: makes events and replies of what the worker does.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use celery_protocol::{ControlReply, Event, Map, ReplyAddress, Value};
@@ -18,7 +17,7 @@ const BATCH_KEY: &str = "task.multi";
 #[derive(Debug)]
 pub(crate) struct Herald {
     outbox: Outbox,
-    clock: Arc<LogicalClock>,
+    clock: LogicalClock,
     hostname: String,
     exchange: Exchange,
     batch: Vec<Event>,
@@ -28,7 +27,7 @@ pub(crate) struct Herald {
 impl Herald {
     pub(crate) fn new(
         outbox: Outbox,
-        clock: Arc<LogicalClock>,
+        clock: LogicalClock,
         hostname: &str,
         exchange: Exchange,
     ) -> Self {

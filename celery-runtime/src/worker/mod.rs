@@ -41,9 +41,9 @@ pub use isolated::is_isolated_child;
 pub use supervisor::LinkEvent;
 
 use crate::app::App;
-use crate::broker::{BoxFuture, ConsumeOptions, Exchange, Mailbox, Queue};
+use crate::broker::{BoxFuture, ConsumeOptions, Mailbox, Queue};
 use crate::client::compose::Sender;
-use crate::config::{ConfigError, OnUnknown, WorkerSettings};
+use crate::config::{Config, ConfigError, OnUnknown, WorkerSettings};
 use crate::error::ServiceError;
 use crate::queues::{QueueNotFound, Queues};
 use crate::task::{Registry, RegistryError, Services, Tasks};
@@ -446,19 +446,26 @@ impl Worker {
             max_retries: config.broker_connection_max_retries,
             hook: self.hook,
         };
-        let lamport = Arc::clone(app.lamport());
+        let lamport = app.lamport().clone();
         let outbox = Outbox::start(Arc::clone(app.broker()), config.deadline);
-        let events = Exchange::topic(EVENTS);
-        let herald = Herald::new(outbox, Arc::clone(&lamport), &self.hostname, events);
+        let events = config.events.exchange();
+        let herald = Herald::new(outbox, lamport.clone(), &self.hostname, events);
         let is_steered = self.settings.remote_control;
         let mailboxes = match is_steered {
-            true => mailboxes(&self.hostname),
+            true => mailboxes(&config, &self.hostname),
             false => Vec::new(),
         };
         let (asked, begin) = Asked::channel();
         let ears = Ears::start(app.broker(), mailboxes, begin);
-        let mingle = (is_steered && self.settings.mingle)
-            .then(|| mingle::ask(app.broker(), &lamport, &self.hostname, asked));
+        let mingle = (is_steered && self.settings.mingle).then(|| {
+            mingle::ask(
+                app.broker(),
+                &lamport,
+                &config.control,
+                &self.hostname,
+                asked,
+            )
+        });
         let desk = Desk {
             sender: Sender {
                 config: Arc::clone(&config),
@@ -511,19 +518,13 @@ impl Worker {
     }
 }
 
-/// The exchange of events.
-const EVENTS: &str = "celeryev";
-
-/// The exchange of remote control.
-const CONTROL: &str = "celery.pidbox";
-
 /// What a worker listens to. Signs of life of its peers are not among it, so
 /// that the traffic of a fleet grows with its size, and not with its square.
-fn mailboxes(hostname: &str) -> Vec<(Mailbox, ears::Reader)> {
-    let control = Exchange::fanout(CONTROL).transient();
-    let control = Mailbox::control(format!("{hostname}.{CONTROL}"), control, "");
-    let elections = Mailbox::of(Exchange::topic(EVENTS), "worker.elect");
-    vec![(control, read_request), (elections, read_events)]
+fn mailboxes(config: &Config, hostname: &str) -> Vec<(Mailbox, ears::Reader)> {
+    vec![
+        (config.control.node_mailbox(hostname), read_request),
+        (config.events.mailbox("worker.elect"), read_events),
+    ]
 }
 
 impl fmt::Debug for Worker {

@@ -24,9 +24,12 @@ mod support;
 
 #[cfg(feature = "amqp")]
 mod aio_celery;
+mod control_client;
 #[cfg(feature = "amqp")]
 mod delays;
 mod errors;
+#[cfg(feature = "amqp")]
+mod events_client;
 mod examples;
 mod faults;
 #[cfg(feature = "amqp")]
