@@ -16,13 +16,16 @@ use crate::app::App;
 use crate::broker::{Broker, Subscription};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::error::ServiceError;
+use crate::error::{ServiceError, ServiceErrorKind};
 use crate::lamport::LogicalClock;
+use crate::store::Store;
+use crate::worker::remember;
 
 /// What all clones of a [`Control`](super::Control) share.
 #[derive(Debug)]
 pub(super) struct Desk {
     broker: Arc<dyn Broker>,
+    store: Option<Arc<dyn Store>>,
     config: Arc<Config>,
     clock: Clock,
     lamport: LogicalClock,
@@ -43,11 +46,36 @@ impl Desk {
     pub(super) fn new(app: &App) -> Self {
         Self {
             broker: Arc::clone(app.broker()),
+            store: app.store().cloned(),
             config: Arc::clone(app.config()),
             clock: app.clock().clone(),
             lamport: app.lamport().clone(),
             mailbox: Mutex::default(),
         }
+    }
+
+    /// Writes down that these tasks are revoked.
+    pub(super) async fn remember_revoked(
+        &self,
+        ids: &[String],
+        remembered: Duration,
+    ) -> Result<(), ControlError> {
+        let failed = |cause| ControlError::Store {
+            command: "revoke".to_owned(),
+            cause,
+        };
+        let Some(store) = self.store.as_deref() else {
+            return Err(failed(ServiceError::new(
+                ServiceErrorKind::Unsupported,
+                "remember",
+                "revoked tasks",
+                "there is no store that clients and workers share",
+            )));
+        };
+        let remembering = remember(store, ids, remembered);
+        self.within("remember", "revoked tasks", remembering)
+            .await
+            .map_err(failed)
     }
 
     /// Sends a request, which its sender is interested in for so long.

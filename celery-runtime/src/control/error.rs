@@ -25,6 +25,15 @@ pub enum ControlError {
         /// The command's name.
         command: String,
     },
+    /// The store did not take what is to be remembered, so that the command was
+    /// not sent.
+    #[error("command {command} was not sent, since it cannot be remembered: {cause}")]
+    Store {
+        /// The command's name.
+        command: String,
+        /// What the store failed at.
+        cause: ServiceError,
+    },
     /// The broker did not take it.
     #[error("command {command} was not sent: {cause}")]
     Send {
@@ -49,7 +58,9 @@ impl ControlError {
     /// workers may have the command already.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Send { cause, .. } | Self::Receive { cause, .. } => cause.is_transient(),
+            Self::Send { cause, .. } | Self::Receive { cause, .. } | Self::Store { cause, .. } => {
+                cause.is_transient()
+            }
             Self::Encode { .. } | Self::Nobody { .. } => false,
         }
     }

@@ -131,6 +131,30 @@ impl Control {
         self.revocation("task_id", some_ids(ids), None)
     }
 
+    /// Tasks with these ids are not to be started, also by workers that are away
+    /// now, for as long as `remembered`. It is kept in the app's
+    /// [store](crate::App::store), and only workers whose
+    /// `worker_durable_revokes` is set look there: those of this
+    /// implementation, none of Python's. Those that run go on.
+    ///
+    /// # Errors
+    ///
+    /// When there is no store or it does not take it within the deadline; else
+    /// as [`ControlCall::send`], and the store has it then.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped future may have revoked some, and told nobody.
+    pub async fn revoke_durably(
+        &self,
+        ids: impl IntoIterator<Item = impl Into<String>>,
+        remembered: Duration,
+    ) -> Result<(), ControlError> {
+        let ids: Vec<String> = ids.into_iter().map(Into::into).collect();
+        self.desk.remember_revoked(&ids, remembered).await?;
+        self.revoke(ids).send().await
+    }
+
     /// Tasks with these ids are not to be started, and those that run are ended
     /// by a signal, `SIGTERM` or `SIGKILL`.
     pub fn terminate(

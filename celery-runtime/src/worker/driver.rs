@@ -955,6 +955,26 @@ impl Driver {
         }
     }
 
+    /// Lets those who are away know, where that is set up.
+    fn remember_revoked(&mut self, ids: &[String]) {
+        let (Some(remembered), Some(store)) = (
+            self.settings.durable_revokes,
+            self.carrier.services.store.clone(),
+        ) else {
+            return;
+        };
+        let (ids, deadline) = (ids.to_vec(), self.carrier.deadline);
+        self.futures.push(Box::pin(async move {
+            let remembering = gate::remember(&*store, &ids, remembered);
+            match tokio::time::timeout(deadline, remembering).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!("revoked tasks are not remembered: {error}"),
+                Err(_) => tracing::error!("revoked tasks are not remembered: no answer"),
+            }
+            Finished::Nothing
+        }));
+    }
+
     fn send_marks(&mut self) {
         if self.marking || self.marks.is_empty() {
             return;

@@ -29,8 +29,22 @@ impl Questions {
 }
 
 /// The mark of a task that was revoked for good.
-pub(crate) fn revoked_key(id: &str) -> String {
+fn revoked_key(id: &str) -> String {
     format!("revoked-{id}")
+}
+
+/// Writes down that these tasks are revoked, for workers that are away.
+pub(crate) async fn remember(
+    store: &dyn Store,
+    ids: &[String],
+    remembered: Duration,
+) -> Result<(), ServiceError> {
+    for id in ids {
+        store
+            .put_if_absent(&revoked_key(id), b"1", remembered)
+            .await?;
+    }
+    Ok(())
 }
 
 /// Asks, and takes the lock of a task that may start and has to be alone.

@@ -36,6 +36,7 @@ use std::time::Duration;
 use celery_protocol::{Map, Value};
 use tokio::sync::Semaphore;
 
+pub(crate) use gate::remember;
 pub(crate) use isolated::Children;
 pub use isolated::is_isolated_child;
 pub use supervisor::LinkEvent;

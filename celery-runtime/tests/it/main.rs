@@ -4,6 +4,7 @@
 
 mod support;
 
+mod durable;
 mod limits;
 mod links;
 mod memory;

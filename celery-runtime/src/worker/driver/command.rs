@@ -144,6 +144,7 @@ impl Driver {
             self.revoked.add(id, self.now.wall);
         }
         self.unsaved = true;
+        self.remember_revoked(ids);
         let wanted: HashSet<&str> = ids.iter().map(String::as_str).collect();
         let found: Vec<_> = self
             .entries
