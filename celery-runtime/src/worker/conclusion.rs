@@ -158,8 +158,11 @@ impl Plan {
         if self.stores_result {
             steps.push(Step::Store(Report::Retry(mishap)));
         }
+        // Told before, too: to those who watch, a retry told after the end of what
+        // was sent is a task that has not ended.
+        steps.extend(notice.map(Step::Tell));
         steps.push(Step::Send(Letter::Retry { eta }));
-        self.settled(steps, Verdict::Ack, notice)
+        self.settled(steps, Verdict::Ack, None)
     }
 
     fn reject(&self, requeue: Requeue, reason: String) -> Vec<Step> {

@@ -59,6 +59,9 @@ const BATCH: usize = 256;
 /// that is away can pile up.
 const FINISHING: usize = 4096;
 
+/// Events after which remote control is heard, however much else happens.
+const UNHEARD: usize = 64;
+
 /// Ids whose state is written as revoked at a time.
 const MARKED_TOGETHER: usize = 256;
 
@@ -131,6 +134,8 @@ pub(crate) struct Driver {
     pending: usize,
     line: VecDeque<Key>,
     concurrency: usize,
+    /// Threads for blocking tasks, one for each slot.
+    threads: usize,
     /// Slots that are taken; more than there are, right after some went.
     busy: usize,
     autoscale: Option<(usize, usize)>,
@@ -219,6 +224,7 @@ impl Driver {
             pending: 0,
             line: VecDeque::new(),
             concurrency: limits.concurrency,
+            threads: limits.concurrency,
             busy: 0,
             autoscale,
             changes: 0,
@@ -253,6 +259,7 @@ impl Driver {
             beat_at: settings.heartbeat.map(|_| now.instant),
             settings,
         };
+        driver.set_prefetch();
         driver.limit_rates();
         driver.load_state();
         driver
@@ -267,6 +274,7 @@ impl Driver {
         self.tell_of_worker("worker-online");
         let mut stop = stops();
         let mut ended = Vec::with_capacity(BATCH);
+        let mut unheard = 0;
         loop {
             self.pump();
             if self.is_over() {
@@ -293,10 +301,20 @@ impl Driver {
                 heard = self.ears.next() => {
                     self.now = self.clock.moment();
                     self.hear(heard);
+                    unheard = 0;
                 }
-                () = sleep_until(wake), if wake.is_some() => {
-                    self.now = self.clock.moment();
-                    self.tick();
+                () = sleep_until(wake), if wake.is_some() => self.now = self.clock.moment(),
+            }
+            // What is asked last above is not left out while there is always
+            // something before it.
+            if wake.is_some_and(|wake| wake <= self.now.instant) {
+                self.tick();
+            }
+            unheard += 1;
+            if unheard >= UNHEARD {
+                unheard = 0;
+                if let Some(heard) = self.ears.next().now_or_never() {
+                    self.hear(heard);
                 }
             }
         }
@@ -382,8 +400,13 @@ impl Driver {
         };
         let finishing = self.entries.len() - self.pending;
         let room = self.window().saturating_sub(self.pending).min(BATCH);
-        let blocked =
-            self.receiving || self.mingling || self.stopping.is_some() || finishing >= FINISHING;
+        // A consumer of queues that were all given up answers at once, for ever.
+        let has_queues = !self.supervisor.options.queues.is_empty();
+        let blocked = self.receiving
+            || self.mingling
+            || self.stopping.is_some()
+            || finishing >= FINISHING
+            || !has_queues;
         if blocked || room == 0 {
             return;
         }
@@ -721,6 +744,8 @@ impl Driver {
                 if let Some(Work::Task { job, .. }) = self.entries.find(key).map(|one| &one.work) {
                     // As in Celery, where peers learn of it by this.
                     self.revoked.add(&job.id, self.now.wall);
+                    self.rates.forget(&job.id);
+                    self.unsaved = true;
                 }
             }
             Action::Over => {
@@ -859,7 +884,9 @@ impl Driver {
             true => 1,
             false => self.limits.multiplier,
         };
-        window(self.concurrency, multiplier)
+        // As many as there could be, or nobody would notice that more are needed.
+        let slots = self.autoscale.map_or(self.concurrency, |(most, _)| most);
+        window(slots, multiplier)
     }
 
     fn set_concurrency(&mut self, size: usize) {
@@ -867,19 +894,31 @@ impl Driver {
             return;
         }
         tracing::info!("{} tasks at the same time", size);
+        let threads = &self.carrier.services.blocking;
+        if size > self.threads {
+            threads.add_permits(size - self.threads);
+            self.threads = size;
+        } else {
+            // Those in use go on; their slots are not given to others.
+            self.threads -= threads.forget_permits(self.threads - size);
+        }
         self.concurrency = size;
-        let prefetch = prefetch(self.window(), self.limits.multiplier);
-        self.supervisor.options.prefetch = prefetch;
         if let Some(children) = &self.carrier.services.children {
             children.resize(size);
         }
+        self.set_prefetch();
+    }
+
+    pub(super) fn set_prefetch(&mut self) {
+        let prefetch = prefetch(self.window(), self.limits.multiplier);
+        self.supervisor.options.prefetch = prefetch;
         if let Some(consumer) = &self.consumer {
             consumer.set_prefetch(prefetch);
         }
     }
 
     /// More slots for more work, where their number follows it.
-    fn scale_up(&mut self) {
+    pub(super) fn scale_up(&mut self) {
         if let Some((most, _)) = self.autoscale
             && self.pending > self.concurrency
             && self.concurrency < most
@@ -936,6 +975,7 @@ impl Driver {
             let revoked = fields.and_then(|map| map.get("revoked"));
             for id in command::texts(revoked) {
                 self.revoked.add(&id, self.now.wall);
+                self.unsaved = true;
             }
         }
     }

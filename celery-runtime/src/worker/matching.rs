@@ -56,6 +56,11 @@ fn glob(pattern: &str) -> String {
                             expression.push('^');
                             expression.push_str(others);
                         }
+                        // Means itself in a shell.
+                        None if inside.starts_with('^') => {
+                            expression.push('\\');
+                            expression.push_str(&inside);
+                        }
                         None => expression.push_str(&inside),
                     }
                     expression.push(']');
@@ -82,10 +87,25 @@ mod tests {
 
     #[test]
     fn globs_are_for_the_whole_name() {
-        for pattern in ["*", "w?@host", "w[12]@*", "w[!2]@host", "w1@host"] {
+        for pattern in [
+            "*",
+            "w?@host",
+            "w[12]@*",
+            "w[!2]@host",
+            "w[^1]@host",
+            "w1@host",
+        ] {
             assert_eq!(is_meant(pattern, "glob"), Ok(true), "{pattern}");
         }
-        for pattern in ["w", "w[!1]@host", "w1@hos", "W1@host", "w[", ""] {
+        for pattern in [
+            "w",
+            "w[!1]@host",
+            "w[^2]@host",
+            "w1@hos",
+            "W1@host",
+            "w[",
+            "",
+        ] {
             assert_eq!(is_meant(pattern, "glob"), Ok(false), "{pattern}");
         }
     }

@@ -1,6 +1,6 @@
 //! How often tasks may start: Celery's rate limits. Pure.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -22,6 +22,8 @@ struct Lane {
     next: Option<Instant>,
     /// The turns of those that wait.
     reserved: HashMap<String, Instant>,
+    /// Turns before `next` that were given up.
+    free: BTreeSet<Instant>,
 }
 
 /// Reads a rate: starts for each second, `None` without a limit.
@@ -68,6 +70,7 @@ impl Rates {
                     interval,
                     next: next.map(|next| next.min(Instant::now() + interval)),
                     reserved: HashMap::new(),
+                    free: BTreeSet::new(),
                 };
                 self.lanes.insert(task.to_owned(), lane);
             }
@@ -84,8 +87,7 @@ impl Rates {
             lane.reserved.remove(id);
             return None;
         }
-        let turn = lane.next.map_or(now, |next| next.max(now));
-        lane.next = turn.checked_add(lane.interval).or(Some(turn));
+        let turn = lane.next_turn(now);
         if turn <= now {
             return None;
         }
@@ -93,6 +95,28 @@ impl Rates {
             lane.reserved.insert(id.to_owned(), turn);
         }
         Some(turn)
+    }
+
+    /// Gives the turn of a task that will not start to another one.
+    pub(crate) fn forget(&mut self, id: &str) {
+        for lane in self.lanes.values_mut() {
+            if let Some(turn) = lane.reserved.remove(id) {
+                lane.free.insert(turn);
+            }
+        }
+    }
+}
+
+impl Lane {
+    /// The first turn from now on that nobody has.
+    fn next_turn(&mut self, now: Instant) -> Instant {
+        self.free = self.free.split_off(&now);
+        if let Some(turn) = self.free.pop_first() {
+            return turn;
+        }
+        let turn = self.next.map_or(now, |next| next.max(now));
+        self.next = turn.checked_add(self.interval).or(Some(turn));
+        turn
     }
 }
 
@@ -135,5 +159,25 @@ mod tests {
         assert!(rates.turn("t", "e", later).is_some());
         rates.set("t", None);
         assert_eq!(rates.turn("t", "f", later), None);
+    }
+
+    #[test]
+    fn a_turn_that_is_given_up_is_anothers() {
+        let mut rates = Rates::default();
+        let now = Instant::now();
+        let second = Duration::from_secs(1);
+        rates.set("t", Some(1.0));
+        assert_eq!(rates.turn("t", "a", now), None);
+        for (turn, id) in (1..).zip(["b", "c", "d"]) {
+            assert_eq!(rates.turn("t", id, now), Some(now + second * turn));
+        }
+        rates.forget("b");
+        rates.forget("c");
+        rates.forget("nobody");
+        // The first one is over.
+        let later = now + second * 3 / 2;
+        assert_eq!(rates.turn("t", "e", later), Some(now + second * 2));
+        assert_eq!(rates.turn("t", "f", later), Some(now + second * 4));
+        assert_eq!(rates.turn("t", "d", later), Some(now + second * 3));
     }
 }

@@ -16,6 +16,8 @@ pub(crate) struct Revoked {
     /// Oldest first; an id that was revoked again is in it twice.
     order: VecDeque<(SystemTime, String)>,
     stamps: HashMap<String, HashSet<String>>,
+    /// Names and values of them, oldest first.
+    stamp_order: VecDeque<(String, String)>,
     most: usize,
     lifetime: Duration,
 }
@@ -26,6 +28,7 @@ impl Revoked {
             ids: HashMap::new(),
             order: VecDeque::new(),
             stamps: HashMap::new(),
+            stamp_order: VecDeque::new(),
             most: most.max(1),
             lifetime,
         }
@@ -40,8 +43,28 @@ impl Revoked {
 
     /// Remembers that tasks with one of these stamps are revoked.
     pub(crate) fn add_stamps(&mut self, name: &str, values: impl IntoIterator<Item = String>) {
-        let known = self.stamps.entry(name.to_owned()).or_default();
-        known.extend(values);
+        for value in values {
+            let known = self.stamps.entry(name.to_owned()).or_default();
+            if known.insert(value.clone()) {
+                self.stamp_order.push_back((name.to_owned(), value));
+            }
+            self.purge_stamps();
+        }
+    }
+
+    fn purge_stamps(&mut self) {
+        if self.stamp_order.len() <= self.most {
+            return;
+        }
+        let Some((name, value)) = self.stamp_order.pop_front() else {
+            return;
+        };
+        if let Some(known) = self.stamps.get_mut(&name) {
+            known.remove(&value);
+            if known.is_empty() {
+                self.stamps.remove(&name);
+            }
+        }
     }
 
     /// Whether the id was revoked.
@@ -135,6 +158,19 @@ mod tests {
         revoked.add("f", at(300));
         assert_eq!(revoked.ids(), ["f"]);
         assert!(!revoked.contains("a"));
+    }
+
+    #[test]
+    fn stamps_are_bounded_too() {
+        let mut revoked = Revoked::new(100, Duration::from_secs(100));
+        for number in 0..1000 {
+            let name = format!("name-{}", number / 500);
+            revoked.add_stamps(&name, [number.to_string(), number.to_string()]);
+        }
+        let kept = |name: &str| revoked.stamps.get(name).map(HashSet::len);
+        assert_eq!((kept("name-0"), kept("name-1")), (None, Some(100)));
+        assert!(revoked.stamps["name-1"].contains("999"));
+        assert_eq!(revoked.stamp_order.len(), 100);
     }
 
     #[test]

@@ -62,8 +62,13 @@ async fn what_a_worker_was_told_is_known_to_those_that_start_later() {
     let client = app.client();
     let later = ECHO.s((2,)).countdown(Duration::from_secs(60));
     let later = client.apply(later).await.unwrap();
-    // As Python sends it: to those that run now.
-    let told = app.control().revoke([later.id()]).replies();
+    // As Python sends it: to those that listen now.
+    let control = app.control().limit(1);
+    within(60, async {
+        while control.ping().await.unwrap().is_empty() {}
+    })
+    .await;
+    let told = control.revoke([later.id()]).replies();
     assert_eq!(told.await.unwrap().len(), 1);
     first.stop().await.unwrap();
 

@@ -4,7 +4,10 @@
 
 mod support;
 
+mod control;
+mod counting;
 mod durable;
+mod fleet;
 mod limits;
 mod links;
 mod memory;

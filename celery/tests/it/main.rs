@@ -24,6 +24,7 @@ mod support;
 
 #[cfg(feature = "amqp")]
 mod aio_celery;
+mod control;
 mod control_client;
 #[cfg(feature = "amqp")]
 mod delays;
@@ -39,6 +40,7 @@ mod formats;
 mod hostile;
 #[cfg(target_os = "linux")]
 mod isolated;
+mod likeness;
 mod mixed;
 mod python_calls_rust;
 #[cfg(feature = "amqp")]

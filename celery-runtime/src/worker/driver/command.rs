@@ -95,7 +95,10 @@ impl Driver {
             }
             "shutdown" => {
                 tracing::info!("told to stop by remote control");
-                self.stop(Stop::Warm);
+                // It must not make a stop milder that is under way.
+                if self.stopping.is_none() {
+                    self.stop(Stop::Warm);
+                }
                 return Reply::Never;
             }
             other => match self.commands.get(other) {
@@ -117,6 +120,7 @@ impl Driver {
             Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_str).collect(),
             _ => Vec::new(),
         };
+        self.unsaved |= !ids.is_empty();
         for id in ids {
             self.revoked.add(id, self.now.wall);
         }
@@ -127,14 +131,14 @@ impl Driver {
     }
 
     fn revoke(&mut self, arguments: &Map) -> Result<Value, String> {
-        let ids = texts(arguments.get("task_id"));
+        let ids = task_ids(arguments)?;
         let wants_end = arguments.get("terminate").and_then(Value::as_bool);
         let signal = (wants_end == Some(true)).then(|| signal(arguments.get("signal")));
         self.revoke_ids(&ids, signal.transpose()?)
     }
 
     fn terminate(&mut self, arguments: &Map) -> Result<Value, String> {
-        let ids = texts(arguments.get("task_id"));
+        let ids = task_ids(arguments)?;
         let signal = signal(arguments.get("signal"))?;
         self.revoke_ids(&ids, Some(signal))
     }
@@ -142,6 +146,7 @@ impl Driver {
     fn revoke_ids(&mut self, ids: &[String], signal: Option<i32>) -> Result<Value, String> {
         for id in ids {
             self.revoked.add(id, self.now.wall);
+            self.rates.forget(id);
         }
         self.unsaved = true;
         self.remember_revoked(ids);
@@ -316,6 +321,8 @@ impl Driver {
         let least = size("min", least).clamp(1, most);
         self.autoscale = Some((most, least));
         self.set_concurrency(self.concurrency.clamp(least, most));
+        self.set_prefetch();
+        self.scale_up();
         Ok(outcome(
             "ok",
             format!("autoscale now max={most} min={least}"),
@@ -401,6 +408,18 @@ fn text(arguments: &Map, name: &str) -> Option<String> {
         .get(name)
         .and_then(Value::as_str)
         .map(ToOwned::to_owned)
+}
+
+/// The ids that a command is about.
+fn task_ids(arguments: &Map) -> Result<Vec<String>, String> {
+    match arguments.get("task_id") {
+        None => Err(missing("task_id")),
+        Some(Value::Array(ids)) if ids.iter().all(|id| id.as_str().is_some()) => {
+            Ok(texts(arguments.get("task_id")))
+        }
+        Some(Value::Str(id)) => Ok(vec![id.clone()]),
+        Some(_) => Err("TypeError('task_id must be a text or a list of texts')".to_owned()),
+    }
 }
 
 /// A text, or a list of them.

@@ -68,6 +68,8 @@ impl Driver {
             let state = match &entry.life {
                 life if life.is_running() => "active",
                 life if life.is_reserved() => "reserved",
+                // On its way to where it waits for its time.
+                _ if self.scheduled.find(&job.id).is_some() => "scheduled",
                 _ => "ready",
             };
             if let Some(request) = self.request(key) {

@@ -1,0 +1,87 @@
+//! A broker that counts.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use celery_protocol::Message;
+use celery_runtime::memory::MemoryBroker;
+use celery_runtime::{
+    App, BoxFuture, Broker, ConsumeOptions, Consumer, Exchange, Mailbox, Publication, Queue,
+    ServiceError, Subscription,
+};
+
+use crate::support::Setup;
+
+/// Counts the messages that are broadcast.
+#[derive(Clone, Debug)]
+pub(crate) struct Counting {
+    broker: MemoryBroker,
+    broadcasts: Arc<AtomicUsize>,
+}
+
+impl Counting {
+    pub(crate) fn new(broker: &MemoryBroker) -> Self {
+        Self {
+            broker: broker.clone(),
+            broadcasts: Arc::default(),
+        }
+    }
+
+    /// An app on it.
+    pub(crate) fn app(&self, setup: &Setup) -> App {
+        App::new(Arc::new(self.clone())).with_clock(setup.clock.clone())
+    }
+
+    pub(crate) fn broadcasts(&self) -> usize {
+        self.broadcasts.load(Ordering::SeqCst)
+    }
+}
+
+impl Broker for Counting {
+    fn declare<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<(), ServiceError>> {
+        self.broker.declare(queue)
+    }
+
+    fn publish<'a>(
+        &'a self,
+        batch: &'a [Publication],
+    ) -> BoxFuture<'a, Vec<Result<(), ServiceError>>> {
+        self.broker.publish(batch)
+    }
+
+    fn consume<'a>(
+        &'a self,
+        options: &'a ConsumeOptions,
+    ) -> BoxFuture<'a, Result<Arc<dyn Consumer>, ServiceError>> {
+        self.broker.consume(options)
+    }
+
+    fn broadcast<'a>(
+        &'a self,
+        exchange: &'a Exchange,
+        routing_key: &'a str,
+        message: &'a Message,
+    ) -> BoxFuture<'a, Result<Option<u64>, ServiceError>> {
+        self.broadcasts.fetch_add(1, Ordering::SeqCst);
+        self.broker.broadcast(exchange, routing_key, message)
+    }
+
+    fn subscribe<'a>(
+        &'a self,
+        mailbox: &'a Mailbox,
+    ) -> BoxFuture<'a, Result<Box<dyn Subscription>, ServiceError>> {
+        self.broker.subscribe(mailbox)
+    }
+
+    fn depth<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<u64, ServiceError>> {
+        self.broker.depth(queue)
+    }
+
+    fn purge<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<u64, ServiceError>> {
+        self.broker.purge(queue)
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        self.broker.close()
+    }
+}

@@ -1,0 +1,51 @@
+//! A worker of each language goes through one scenario: what they answer and
+//! tell is compared.
+
+use std::fs;
+use std::path::PathBuf;
+
+use celery::Worker;
+
+use crate::support::{Running, Setup, start, stories, story};
+
+stories! {
+    workers_of_both_languages_answer_and_tell_alike: redis, rabbitmq;
+}
+
+/// Who the scenario is played with.
+const THEIRS: &str = "python@story";
+const OURS: &str = "rust@story";
+
+async fn workers_of_both_languages_answer_and_tell_alike(setup: Setup) {
+    let worker = setup.python_worker().pool("prefork").concurrency(2);
+    let worker = worker
+        .argument("-E")
+        .argument("--hostname")
+        .argument(THEIRS);
+    let python = start(worker).await;
+    let theirs = perform(&setup, THEIRS).await;
+    python.terminate();
+
+    let worker: Worker = setup.app().worker(story()).hostname(OURS);
+    let rust = Running::start(worker.concurrency(2).task_events(true)).await;
+    let ours = perform(&setup, OURS).await;
+    rust.stop().await;
+
+    let compare = format!(
+        "from scenario import *\ncompare(*(json.load(open(path)) for path in {:?}))",
+        [keep(&setup, theirs), keep(&setup, ours)]
+    );
+    println!("{}", setup.python(compare).await);
+}
+
+async fn perform(setup: &Setup, node: &str) -> String {
+    let program = format!("from scenario import *\nprint(json.dumps(perform(Node({node:?}))))");
+    setup.python(program).await.trim().to_owned()
+}
+
+/// The path of a file with this text, removed with the server.
+fn keep(setup: &Setup, text: String) -> PathBuf {
+    let path = setup.new_log();
+    fs::write(&path, text).unwrap();
+    path
+}
