@@ -4,11 +4,13 @@
 //!     cargo run --example isolated -- redis://localhost redis://localhost/1
 //!
 //! Settings are read from the environment, as in the example `worker`; try
-//! `CELERY_WORKER_MAX_TASKS_PER_CHILD=10`.
+//! `CELERY_WORKER_MAX_TASKS_PER_CHILD=10`. Further arguments are queues: each
+//! gets a worker of its own, with its own children.
 
 mod work;
 
 use celery::{Config, LinkEvent};
+use tokio::task::JoinSet;
 use tracing_subscriber::EnvFilter;
 
 #[tokio::main]
@@ -37,12 +39,28 @@ async fn work() -> Result<(), celery::Error> {
         config = config.result_backend(url);
     }
     // A child does not even connect.
-    let worker = celery::connect(config)?.worker(work::tasks());
-    let worker = worker.on_link(|event| {
-        if matches!(event, LinkEvent::Connected) {
-            println!("ready");
+    let app = celery::connect(config)?;
+    let worker = || {
+        app.worker(work::tasks()).on_link(|event| {
+            if matches!(event, LinkEvent::Connected) {
+                println!("ready");
+            }
+        })
+    };
+    let mut workers: Vec<_> = arguments.map(|queue| worker().queue(queue)).collect();
+    if workers.is_empty() {
+        workers.push(worker());
+    }
+    let mut running = JoinSet::new();
+    for worker in workers {
+        running.spawn(worker.run_until(celery::shutdown_signal()));
+    }
+    // In a child one of them ends with the worker that it serves.
+    while let Some(ended) = running.join_next().await {
+        ended.expect("a worker does not panic")?;
+        if celery::is_isolated_child() {
+            break;
         }
-    });
-    worker.run_until(celery::shutdown_signal()).await?;
+    }
     Ok(())
 }
