@@ -9,6 +9,9 @@
 
 mod work;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use celery::{Config, LinkEvent};
 use tokio::task::JoinSet;
 use tracing_subscriber::EnvFilter;
@@ -40,17 +43,24 @@ async fn work() -> Result<(), celery::Error> {
     }
     // A child does not even connect.
     let app = celery::connect(config)?;
+    let queues: Vec<_> = arguments.collect();
+    let missing = Arc::new(AtomicUsize::new(queues.len().max(1)));
     let worker = || {
-        app.worker(work::tasks()).on_link(|event| {
-            if matches!(event, LinkEvent::Connected) {
+        let missing = Arc::clone(&missing);
+        app.worker(work::tasks()).on_link(move |event| {
+            let connected = matches!(event, LinkEvent::Connected);
+            if connected && missing.fetch_sub(1, Ordering::SeqCst) == 1 {
                 println!("ready");
             }
         })
     };
-    let mut workers: Vec<_> = arguments.map(|queue| worker().queue(queue)).collect();
-    if workers.is_empty() {
-        workers.push(worker());
-    }
+    let workers = match queues.is_empty() {
+        true => vec![worker()],
+        false => queues
+            .into_iter()
+            .map(|queue| worker().queue(queue))
+            .collect(),
+    };
     let mut running = JoinSet::new();
     for worker in workers {
         running.spawn(worker.run_until(celery::shutdown_signal()));
