@@ -36,6 +36,11 @@
 //! - `memory`: all three inside this process;
 //! - `config`, `queues`, `routing`: settings.
 
+#![cfg_attr(
+    not(unix),
+    allow(dead_code, reason = "what serves child processes, which are on Unix")
+)]
+
 mod app;
 mod backend;
 mod backoff;

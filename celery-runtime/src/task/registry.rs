@@ -168,7 +168,7 @@ impl<S: Send + Sync + 'static> Tasks<S> {
     /// Gives all handlers the application's state.
     pub fn with_state(self, state: S) -> Tasks {
         let state = Arc::new(state);
-        self.with_shared(Arc::new(move || Arc::clone(&state)))
+        self.with_shared(move || Arc::clone(&state))
     }
 
     /// Gives all handlers the application's state, which is made when a worker
@@ -176,10 +176,11 @@ impl<S: Send + Sync + 'static> Tasks<S> {
     /// child processes, but in each of these.
     pub fn with_state_factory(self, make: impl FnOnce() -> S + Send + 'static) -> Tasks {
         let state = LazyLock::new(Box::new(|| Arc::new(make())) as Box<dyn FnOnce() -> _ + Send>);
-        self.with_shared(Arc::new(move || Arc::clone(&*state)))
+        self.with_shared(move || Arc::clone(&*state))
     }
 
-    fn with_shared(self, state: Arc<dyn Fn() -> Arc<S> + Send + Sync>) -> Tasks {
+    fn with_shared(self, state: impl Fn() -> Arc<S> + Send + Sync + 'static) -> Tasks {
+        let state = Arc::new(state);
         let entries = self.entries.into_iter().map(|entry| {
             let state = Arc::clone(&state);
             Entry {

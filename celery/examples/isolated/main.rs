@@ -4,11 +4,16 @@
 //!     cargo run --example isolated -- redis://localhost redis://localhost/1
 //!
 //! Settings are read from the environment, as in the example `worker`; try
-//! `CELERY_WORKER_MAX_TASKS_PER_CHILD=10`.
+//! `CELERY_WORKER_MAX_TASKS_PER_CHILD=10`. Further arguments are queues: each
+//! gets a worker of its own, with its own children.
 
 mod work;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use celery::{Config, LinkEvent};
+use tokio::task::JoinSet;
 use tracing_subscriber::EnvFilter;
 
 #[tokio::main]
@@ -37,12 +42,35 @@ async fn work() -> Result<(), celery::Error> {
         config = config.result_backend(url);
     }
     // A child does not even connect.
-    let worker = celery::connect(config)?.worker(work::tasks());
-    let worker = worker.on_link(|event| {
-        if matches!(event, LinkEvent::Connected) {
-            println!("ready");
+    let app = celery::connect(config)?;
+    let queues: Vec<_> = arguments.collect();
+    let missing = Arc::new(AtomicUsize::new(queues.len().max(1)));
+    let worker = || {
+        let missing = Arc::clone(&missing);
+        app.worker(work::tasks()).on_link(move |event| {
+            let connected = matches!(event, LinkEvent::Connected);
+            if connected && missing.fetch_sub(1, Ordering::SeqCst) == 1 {
+                println!("ready");
+            }
+        })
+    };
+    let workers = match queues.is_empty() {
+        true => vec![worker()],
+        false => queues
+            .into_iter()
+            .map(|queue| worker().queue(queue))
+            .collect(),
+    };
+    let mut running = JoinSet::new();
+    for worker in workers {
+        running.spawn(worker.run_until(celery::shutdown_signal()));
+    }
+    // In a child one of them ends with the worker that it serves.
+    while let Some(ended) = running.join_next().await {
+        ended.expect("a worker does not panic")?;
+        if celery::is_isolated_child() {
+            break;
         }
-    });
-    worker.run_until(celery::shutdown_signal()).await?;
+    }
     Ok(())
 }

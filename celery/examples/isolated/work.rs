@@ -1,5 +1,10 @@
 //! Tasks of all kinds of bad manners, and some of good ones.
 
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "the worker gives a task what the task may keep"
+)]
+
 use std::convert::Infallible;
 use std::num::ParseIntError;
 use std::path::Path;

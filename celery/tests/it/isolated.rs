@@ -22,6 +22,7 @@ stories! {
     children_do_not_outlive_a_worker_that_is_killed: redis;
     a_task_that_always_crashes_is_given_up: redis, rabbitmq;
     results_of_children_are_stored_by_their_worker: redis, rpc;
+    two_workers_of_one_program_have_their_own_children: redis;
 }
 
 /// A worker in this process, in memory, with the example as its children.
@@ -450,7 +451,7 @@ async fn a_worker_that_is_dropped_takes_its_children_with_it() {
 }
 
 async fn ctrl_c_in_a_terminal_does_not_reach_the_children(setup: Setup) {
-    let worker = WorkerProcess::start_example("isolated", &setup, &[]).await;
+    let worker = WorkerProcess::start_example(&["isolated"], &setup, &[]).await;
     let client = setup.client();
     let folder = Folder::new();
     let held = client.send(HOLD, (folder.path(),)).await.unwrap();
@@ -469,7 +470,7 @@ async fn ctrl_c_in_a_terminal_does_not_reach_the_children(setup: Setup) {
 
 async fn children_do_not_outlive_a_worker_that_is_killed(setup: Setup) {
     let settings = [("CELERY_WORKER_CONCURRENCY", "2")];
-    let worker = WorkerProcess::start_example("isolated", &setup, &settings).await;
+    let worker = WorkerProcess::start_example(&["isolated"], &setup, &settings).await;
     let client = setup.client();
     let folder = Folder::new();
     client.send(HANG, (folder.path(),)).await.unwrap();
@@ -484,7 +485,7 @@ async fn children_do_not_outlive_a_worker_that_is_killed(setup: Setup) {
 
 /// These brokers only say that it is not the first delivery.
 async fn a_task_that_always_crashes_is_given_up(setup: Setup) {
-    let worker = WorkerProcess::start_example("isolated", &setup, &[]).await;
+    let worker = WorkerProcess::start_example(&["isolated"], &setup, &[]).await;
     let folder = Folder::new();
     let client = setup.client();
     let lost = client.send(CRASH_ALWAYS, (folder.path(),)).await.unwrap();
@@ -498,7 +499,7 @@ async fn a_task_that_always_crashes_is_given_up(setup: Setup) {
 }
 
 async fn results_of_children_are_stored_by_their_worker(setup: Setup) {
-    let worker = WorkerProcess::start_example("isolated", &setup, &[]).await;
+    let worker = WorkerProcess::start_example(&["isolated"], &setup, &[]).await;
     let client = setup.client();
     let sum = client.send(ADD, (2, 3)).await.unwrap();
     assert_eq!(sum.get_timeout(PATIENCE).await.unwrap(), 5);
@@ -515,4 +516,23 @@ async fn results_of_children_are_stored_by_their_worker(setup: Setup) {
     worker.signal("TERM");
     assert_eq!(worker.ended().await, Some(0));
     assert_eq!(setup.depth("celery").await, 0);
+}
+
+async fn two_workers_of_one_program_have_their_own_children(setup: Setup) {
+    let urls = [setup.broker_url(), setup.result_backend_url()];
+    let program = ["isolated", urls[0], urls[1], "one", "other"];
+    let worker = WorkerProcess::start_example(&program, &setup, &[]).await;
+    let client = setup.client();
+    let mut pids = Vec::new();
+    for queue in ["one", "other", "one", "other"] {
+        let sent = client.apply(PID.s(()).queue(queue)).await.unwrap();
+        pids.push(sent.get_timeout(PATIENCE).await.unwrap());
+    }
+    assert_ne!(pids[0], pids[1]);
+    assert_eq!(pids[..2], pids[2..]);
+    worker.signal("TERM");
+    assert_eq!(worker.ended().await, Some(0));
+    for pid in &pids[..2] {
+        wait_until_gone(*pid).await;
+    }
 }

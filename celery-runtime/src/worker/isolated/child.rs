@@ -54,7 +54,7 @@ impl Unknown {
         worker: &str,
         on_end: impl FnOnce(u32) + Send + 'static,
     ) -> Result<Self, ChildError> {
-        let failed = |error: io::Error| ChildError::new(program.name(), error);
+        let failed = |error: io::Error| ChildError::new(program.name(), error.to_string());
         let (ours, theirs) = Pair::pair().map_err(failed)?;
         ours.set_nonblocking(true).map_err(failed)?;
         let mut command: Command = program.command(worker);

@@ -53,10 +53,10 @@ pub(crate) struct ChildError {
 }
 
 impl ChildError {
-    fn new(program: impl ToString, cause: impl ToString) -> Self {
+    fn new(program: impl Into<String>, cause: impl Into<String>) -> Self {
         Self {
-            program: program.to_string(),
-            cause: cause.to_string(),
+            program: program.into(),
+            cause: cause.into(),
         }
     }
 }
@@ -112,7 +112,7 @@ pub(crate) fn runner(children: &Arc<Children>) -> Arc<dyn Run> {
 
 /// Serves the worker at the other end until it hangs up.
 pub(crate) async fn serve(worker: Worker, socket: UnixStream) -> Result<(), WorkerError> {
-    let accept = worker.app.config().accept_content.clone();
+    let accept = worker.app.config().accept_content;
     let registry = Registry::new(worker.tasks, None)?;
     Ok(serve::serve(socket, registry, accept).await?)
 }

@@ -63,7 +63,7 @@ impl Program {
         if is_test_runner(&path) {
             let cause = "it looks like a test runner, whose main starts no worker; name the \
                          program that does with Worker::child_command";
-            return Err(ChildError::new(path.display(), cause));
+            return Err(ChildError::new(path.display().to_string(), cause));
         }
         Ok(Self::Own(path))
     }

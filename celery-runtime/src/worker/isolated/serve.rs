@@ -34,7 +34,7 @@ pub(super) async fn serve(
     registry: Registry,
     accept: Accept,
 ) -> Result<(), ChildError> {
-    let failed = |error| ChildError::new("this process", error);
+    let failed = |error: std::io::Error| ChildError::new("this process", error.to_string());
     ignore_interrupts();
     let ear = socket.try_clone().map_err(failed)?;
     let line = Arc::new(Line::new(socket));
@@ -284,7 +284,7 @@ impl Listener {
             store: None,
             backend: Some(Arc::new(LineBackend::new(Arc::clone(&self.line)))),
             hostname: welcome.hostname,
-            accept: self.accept.clone(),
+            accept: self.accept,
             body_limit: welcome.body_limit,
             result_serializer: Serializer::from_name(serializer)
                 .ok_or_else(|| format!("there is no serializer {serializer}"))?,

@@ -21,18 +21,19 @@ impl WorkerProcess {
     /// Starts it with these settings, by their names in the environment, and
     /// waits until it says that it is ready.
     pub(crate) async fn start(setup: &Setup, settings: &[(&str, &str)]) -> Self {
-        Self::start_example("worker", setup, settings).await
+        Self::start_example(&["worker"], setup, settings).await
     }
 
-    /// The same with another example.
+    /// The same with another example, and its arguments.
     pub(crate) async fn start_example(
-        name: &str,
+        program: &[&str],
         setup: &Setup,
         settings: &[(&str, &str)],
     ) -> Self {
         let log = setup.new_log();
-        let mut command = Command::new(example(name));
+        let mut command = Command::new(example(program[0]));
         command
+            .args(&program[1..])
             .envs(setup.environment())
             .envs(settings.iter().copied())
             .stdin(Stdio::null())

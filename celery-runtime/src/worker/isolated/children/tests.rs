@@ -40,7 +40,8 @@ fn child() {
 }
 
 fn hold(folder: String) -> Result<(), Infallible> {
-    while !Path::new(&folder).join("go").exists() {
+    let go = PathBuf::from(folder).join("go");
+    while !go.exists() {
         thread::sleep(Duration::from_millis(5));
     }
     Ok(())
