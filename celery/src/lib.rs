@@ -58,11 +58,11 @@ pub use celery_protocol::{
 pub use celery_runtime::memory;
 pub use celery_runtime::{
     App, AsyncResult, AutoRetry, Binding, BlockingHandler, Client, Clock, ClusterState,
-    CommandError, Config, ConfigError, Context, Control, ControlCall, ControlError, Defaults,
-    DynArgs, DynTask, Event, EventStream, Events, Exchange, ExchangeInfo, ExchangeKind, Handler,
-    Hello, Inspect, Kwargs, LinkEvent, OnUnknown, Patience, QueriedTask, Queue, QueueInfo,
-    QueueNotFound, QueueType, Rates, RegisteredTask, RegistryError, Replies, RequestInfo, Requeue,
-    ResultError, RetryBackoff, Route, Routes, ScheduledTask, SecondSignal, SendError, ServiceError,
+    CommandError, Config, ConfigError, Context, Control, ControlCall, ControlError, DynArgs,
+    DynTask, Event, EventStream, Events, Exchange, ExchangeInfo, ExchangeKind, Handler, Hello,
+    Inspect, Kwargs, LinkEvent, OnUnknown, Patience, QueriedTask, Queue, QueueInfo, QueueNotFound,
+    QueueType, Rates, RegisteredTask, RegistryError, Replies, RequestInfo, Requeue, ResultError,
+    RetryBackoff, Route, Routes, ScheduledTask, SecondSignal, SendError, ServiceError,
     ServiceErrorKind, Signature, Stats, Task, TaskArgs, TaskError, TaskFailure, TaskOptions,
     TaskProtocol, TaskRecord, Tasks, UpdateError, Worker, WorkerError, WorkerRecord,
     shutdown_signal,
