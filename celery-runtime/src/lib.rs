@@ -74,8 +74,8 @@ pub use clock::{Clock, Moment};
 pub use config::url;
 pub use config::{Config, ConfigError, OnUnknown, QueueType, TaskProtocol};
 pub use control::{
-    CommandError, Control, ControlCall, ControlError, Defaults, ExchangeInfo, Hello, Inspect,
-    QueriedTask, QueueInfo, RegisteredTask, Replies, RequestInfo, ScheduledTask, Stats,
+    CommandError, Control, ControlCall, ControlError, ExchangeInfo, Hello, Inspect, QueriedTask,
+    QueueInfo, RegisteredTask, Replies, RequestInfo, ScheduledTask, Stats,
 };
 pub use error::{ServiceError, ServiceErrorKind};
 pub use events::{ClusterState, EventStream, Events, Rates, TaskRecord, WorkerRecord};

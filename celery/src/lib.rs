@@ -57,11 +57,11 @@ pub use celery_protocol::{
 pub use celery_runtime::memory;
 pub use celery_runtime::{
     App, AsyncResult, AutoRetry, Binding, BlockingHandler, Client, Clock, ClusterState,
-    CommandError, Config, ConfigError, Context, Control, ControlCall, ControlError, Defaults,
-    DynArgs, DynTask, Event, EventStream, Events, Exchange, ExchangeInfo, ExchangeKind, Handler,
-    Hello, Inspect, Kwargs, LinkEvent, OnUnknown, Patience, QueriedTask, Queue, QueueInfo,
-    QueueNotFound, QueueType, Rates, RegisteredTask, RegistryError, Replies, RequestInfo, Requeue,
-    ResultError, RetryBackoff, Route, Routes, ScheduledTask, SecondSignal, SendError, ServiceError,
+    CommandError, Config, ConfigError, Context, Control, ControlCall, ControlError, DynArgs,
+    DynTask, Event, EventStream, Events, Exchange, ExchangeInfo, ExchangeKind, Handler, Hello,
+    Inspect, Kwargs, LinkEvent, OnUnknown, Patience, QueriedTask, Queue, QueueInfo, QueueNotFound,
+    QueueType, Rates, RegisteredTask, RegistryError, Replies, RequestInfo, Requeue, ResultError,
+    RetryBackoff, Route, Routes, ScheduledTask, SecondSignal, SendError, ServiceError,
     ServiceErrorKind, Signature, Stats, Store, Task, TaskArgs, TaskError, TaskFailure, TaskOptions,
     TaskProtocol, TaskRecord, Tasks, Unique, UpdateError, Worker, WorkerError, WorkerRecord,
     is_isolated_child, shutdown_signal,

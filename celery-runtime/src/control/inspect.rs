@@ -139,8 +139,7 @@ impl Inspect {
         self.ask("registered", arguments, info::registered).await
     }
 
-    /// The settings of workers, without passwords; also those that were left as
-    /// they are by default, if asked for.
+    /// The settings of workers that somebody has set, without passwords.
     ///
     /// # Errors
     ///
@@ -149,9 +148,22 @@ impl Inspect {
     /// # Cancel safety
     ///
     /// Cancel safe.
-    pub async fn conf(&self, defaults: Defaults) -> Result<Replies<Map>, ControlError> {
-        let with_defaults = matches!(defaults, Defaults::Included);
-        let arguments = Map::from([("with_defaults", with_defaults)]);
+    pub async fn conf(&self) -> Result<Replies<Map>, ControlError> {
+        let arguments = Map::from([("with_defaults", false)]);
+        self.ask("conf", arguments, info::map).await
+    }
+
+    /// All settings of workers, without passwords.
+    ///
+    /// # Errors
+    ///
+    /// As [`active`](Self::active).
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn conf_with_defaults(&self) -> Result<Replies<Map>, ControlError> {
+        let arguments = Map::from([("with_defaults", true)]);
         self.ask("conf", arguments, info::map).await
     }
 
@@ -284,14 +296,4 @@ impl Inspect {
         let call: ControlCall = self.control.command(question, arguments);
         call.replies_as(read).await
     }
-}
-
-/// Whether [`Inspect::conf`] tells settings that nobody has set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(clippy::exhaustive_enums, reason = "they are told or not")]
-pub enum Defaults {
-    /// They are told as well.
-    Included,
-    /// Only what was set is told.
-    LeftOut,
 }

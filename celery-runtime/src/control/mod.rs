@@ -27,7 +27,7 @@ pub use error::{CommandError, ControlError};
 pub use info::{
     ExchangeInfo, Hello, QueriedTask, QueueInfo, RegisteredTask, RequestInfo, ScheduledTask, Stats,
 };
-pub use inspect::{Defaults, Inspect};
+pub use inspect::Inspect;
 pub use replies::Replies;
 
 use call::Addressees;

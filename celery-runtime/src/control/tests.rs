@@ -7,7 +7,7 @@ use celery_protocol::{ControlReply, ControlRequest, Map, Value};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::{ControlError, Defaults};
+use super::ControlError;
 use crate::broker::{Broker, Exchange, Mailbox, Queue};
 use crate::clock::Clock;
 use crate::memory::MemoryBroker;
@@ -190,7 +190,7 @@ async fn a_broker_that_is_away_is_an_error_within_the_deadline() {
         panic!("{sent}");
     };
     assert_eq!(cause.kind(), ServiceErrorKind::TimedOut);
-    let asked = stage.app.inspect().conf(Defaults::LeftOut).await;
+    let asked = stage.app.inspect().conf().await;
     assert!(matches!(asked, Err(ControlError::Receive { .. })));
     assert_eq!(started.elapsed(), 2 * Duration::from_secs(5));
 }

@@ -3,9 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
-use celery::{
-    App, CommandError, Control, Defaults, Inspect, Map, Replies, ResultError, State, Value,
-};
+use celery::{App, CommandError, Control, Inspect, Map, Replies, ResultError, State, Value};
 use xtask::servers::{PythonWorker, PythonWorkerBuilder};
 
 use crate::support::{PATIENCE, Setup, eventually, start, stories, within};
@@ -110,8 +108,8 @@ async fn every_question_is_answered(setup: Setup) {
     let add = tasks.iter().find(|task| task.name == "tasks.add").unwrap();
     assert_eq!(add.info.as_deref(), Some("max_retries=3"));
 
-    let set = sole(inspect.conf(Defaults::LeftOut).await.unwrap());
-    let all = sole(inspect.conf(Defaults::Included).await.unwrap());
+    let set = sole(inspect.conf().await.unwrap());
+    let all = sole(inspect.conf_with_defaults().await.unwrap());
     assert!(set.contains_key("broker_url") && all.len() > set.len());
     assert!(sole(inspect.report().await.unwrap()).contains("software -> celery"));
     let queues = sole(inspect.active_queues().await.unwrap());

@@ -662,8 +662,7 @@ fn chance() -> impl Strategy<Value = Chance> {
 }
 
 fn any_life() -> impl Strategy<Value = (Option<Plan>, OnUnknown)> {
-    let flags = proptest::array::uniform10(any::<bool>());
-    let flags = proptest::array::uniform9(any::<bool>());
+    let flags = proptest::array::uniform11(any::<bool>());
     let times = (0u8..3, 0u8..3, 0u64..4, 0u64..4, 0u32..5);
     let policy = prop_oneof![
         Just(OnUnknown::Keep),
@@ -683,7 +682,7 @@ fn any_life() -> impl Strategy<Value = (Option<Plan>, OnUnknown)> {
         let plan = Plan {
             acks_late: flags[0],
             acks_on_failure: flags[1],
-            requeued_when_lost: flags[8],
+            requeued_when_lost: flags[10],
             stores_result: flags[2],
             stores_errors: flags[3],
             track_started: flags[4],
