@@ -24,4 +24,6 @@ for _ = 1, ARGV[1] + 1 do
 end
 redis.call('RPUSH', KEYS[1], '')
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
+-- Only of keys that were read the server tells when they change.
+redis.call('LLEN', KEYS[1])
 return answer

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use celery_protocol::Message;
 use celery_runtime::{Binding, BoxFuture, Mailbox, ServiceError, Subscription};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::broker::Shared;
@@ -67,9 +67,14 @@ impl ReplySubscription {
         // Whoever replies from now on finds a list with a time to live.
         let first = reader.take(0).await?;
         debug_assert!(first.is_empty(), "none was asked for");
-        reader.bind().await?;
-        tokio::spawn(reader.run());
-        Ok(Self { replies })
+        // A binding has no time to live. Made over there, it also goes when the
+        // opener is dropped now.
+        let (bound, ready) = oneshot::channel();
+        tokio::spawn(reader.run(bound));
+        match ready.await {
+            Ok(bound) => bound.map(|()| Self { replies }),
+            Err(_) => Err(shared.link.closed_error(attempt)),
+        }
     }
 }
 
@@ -125,7 +130,13 @@ enum Turn {
 }
 
 impl Reader {
-    async fn run(mut self) {
+    async fn run(mut self, ready: oneshot::Sender<Result<(), ServiceError>>) {
+        let bound = self.bind().await;
+        let is_bound = bound.is_ok();
+        // Fails only where the reader is gone.
+        if ready.send(bound).is_err() || !is_bound {
+            return self.leave().await;
+        }
         let failure = loop {
             match self.turn().await {
                 Ok(Turn::Again) => {}
@@ -133,7 +144,6 @@ impl Reader {
                 Err(error) => break error,
             }
         };
-        // Fails only where the reader is gone.
         let _ = self.sender.send(Err(failure)).await;
         self.leave().await;
     }

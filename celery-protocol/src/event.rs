@@ -103,9 +103,8 @@ impl Event {
         let Value::Map(mut fields) = value else {
             return Err(DecodeError::new("an event must be a map").in_field("body"));
         };
-        let kind = match fields.remove("type") {
-            Some(Value::Str(kind)) => kind,
-            _ => return Err(DecodeError::new("the event's type is missing").in_field("body.type")),
+        let Some(Value::Str(kind)) = fields.remove("type") else {
+            return Err(DecodeError::new("the event's type is missing").in_field("body.type"));
         };
         let hostname = match fields.remove("hostname") {
             Some(Value::Str(hostname)) => hostname,

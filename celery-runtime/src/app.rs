@@ -7,9 +7,12 @@ use crate::broker::{BoxFuture, Broker};
 use crate::client::Client;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::control::{Control, Inspect};
+use crate::events::Events;
 use crate::lamport::LogicalClock;
-use crate::memory::{MemoryBackend, MemoryBroker};
+use crate::memory::{MemoryBackend, MemoryBroker, MemoryStore};
 use crate::queues::Queues;
+use crate::store::Store;
 use crate::task::Tasks;
 use crate::worker::{Patience, Worker};
 
@@ -43,7 +46,8 @@ pub struct App {
     config: Arc<Config>,
     queues: Arc<Queues>,
     clock: Clock,
-    lamport: Arc<LogicalClock>,
+    lamport: LogicalClock,
+    store: Option<Arc<dyn Store>>,
 }
 
 impl App {
@@ -56,14 +60,27 @@ impl App {
             queues: Arc::new(Queues::new(&config.queues)),
             config: Arc::new(config),
             clock: Clock::system(),
-            lamport: Arc::default(),
+            lamport: LogicalClock::default(),
+            store: None,
         }
     }
 
     /// An app inside this process: nothing to install, nothing kept when the
     /// process ends.
     pub fn memory() -> Self {
-        Self::new(Arc::new(MemoryBroker::new())).with_backend(Arc::new(MemoryBackend::new()))
+        Self::new(Arc::new(MemoryBroker::new()))
+            .with_backend(Arc::new(MemoryBackend::new()))
+            .with_store(Arc::new(MemoryStore::new()))
+    }
+
+    /// The same with this store, in which workers and clients keep what they
+    /// have to agree on: which task is the only one, what was revoked for good.
+    #[must_use]
+    pub fn with_store(self, store: Arc<dyn Store>) -> Self {
+        Self {
+            store: Some(store),
+            ..self
+        }
     }
 
     /// The same with this result backend.
@@ -97,15 +114,33 @@ impl App {
         Client::new(
             Arc::clone(&self.broker),
             self.backend.clone(),
+            self.store.clone(),
             Arc::clone(&self.config),
             Arc::clone(&self.queues),
             self.clock.clone(),
+            self.lamport.clone(),
         )
     }
 
     /// A worker for these tasks.
     pub fn worker(&self, tasks: Tasks) -> Worker {
         Worker::new(self.clone(), tasks)
+    }
+
+    /// Remote control of workers in any language. Replies come to a mailbox of
+    /// its own, which clones share.
+    pub fn control(&self) -> Control {
+        Control::new(self)
+    }
+
+    /// Questions to workers in any language.
+    pub fn inspect(&self) -> Inspect {
+        self.control().inspect()
+    }
+
+    /// What workers and clients tell about themselves and their tasks.
+    pub fn events(&self) -> Events {
+        Events::new(self)
     }
 
     /// The broker.
@@ -118,6 +153,11 @@ impl App {
         self.backend.as_ref()
     }
 
+    /// The store, if there is one.
+    pub fn store(&self) -> Option<&Arc<dyn Store>> {
+        self.store.as_ref()
+    }
+
     /// The settings.
     pub fn config(&self) -> &Arc<Config> {
         &self.config
@@ -128,8 +168,8 @@ impl App {
         &self.queues
     }
 
-    /// The logical clock of everything that this app tells others.
-    pub(crate) fn lamport(&self) -> &Arc<LogicalClock> {
+    /// The logical clock that everything of this app shares.
+    pub(crate) fn lamport(&self) -> &LogicalClock {
         &self.lamport
     }
 
@@ -151,53 +191,94 @@ impl App {
     }
 }
 
-/// Resolves at the first signal to stop: SIGTERM or SIGINT on Unix, Ctrl-C
-/// elsewhere. It resolves to the [`Patience`] that is lost at the second one.
+/// Resolves at the first signal to stop: SIGTERM, SIGINT or SIGQUIT on Unix,
+/// Ctrl-C elsewhere. It resolves to the [`Patience`] that is lost at the second
+/// one, and a third one ends what `worker_soft_shutdown_timeout` leaves running
+/// tasks.
+///
+/// SIGQUIT is for a cold stop: patience is lost with it, as it is with SIGTERM
+/// where the environment variable `REMAP_SIGTERM` is `SIGQUIT`, as in Celery.
 ///
 /// # Cancel safety
 ///
 /// Cancel safe; once called, the signals do not end the process any more.
 pub async fn shutdown_signal() -> SecondSignal {
     let mut signals = Signals::new();
-    signals.next().await;
-    SecondSignal(signals)
+    let is_cold = signals.next().await == Urgency::Cold;
+    SecondSignal { signals, is_cold }
 }
 
 /// Waits for another signal to stop.
 #[derive(Debug)]
-pub struct SecondSignal(Signals);
+pub struct SecondSignal {
+    signals: Signals,
+    /// The first one was urgent already.
+    is_cold: bool,
+}
 
 impl Patience for SecondSignal {
-    fn lost(mut self) -> BoxFuture<'static, ()> {
-        Box::pin(async move { self.0.next().await })
+    fn lost(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            if !std::mem::take(&mut self.is_cold) {
+                self.signals.next().await;
+            }
+        })
     }
+}
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Urgency {
+    Warm,
+    Cold,
 }
 
 #[cfg(unix)]
 #[derive(Debug)]
-struct Signals(Option<(tokio::signal::unix::Signal, tokio::signal::unix::Signal)>);
+struct Signals {
+    streams: Option<[tokio::signal::unix::Signal; 3]>,
+    on_terminate: Urgency,
+}
 
 #[cfg(unix)]
 impl Signals {
     fn new() -> Self {
         use tokio::signal::unix::{SignalKind, signal};
 
-        let both = signal(SignalKind::terminate())
-            .and_then(|terminate| Ok((terminate, signal(SignalKind::interrupt())?)));
-        if let Err(error) = &both {
-            tracing::error!(
-                "cannot listen for signals, so only killing ends this process: {error}"
-            );
+        let all = [
+            SignalKind::terminate(),
+            SignalKind::interrupt(),
+            SignalKind::quit(),
+        ];
+        let listening = || -> std::io::Result<_> {
+            let [terminate, interrupt, quit] = all.map(signal);
+            Ok([terminate?, interrupt?, quit?])
+        };
+        let streams = listening()
+            .inspect_err(|error| {
+                tracing::error!(
+                    "cannot listen for signals, so only killing ends this process: {error}"
+                );
+            })
+            .ok();
+        let remapped = std::env::var_os("REMAP_SIGTERM").is_some_and(|to| to == "SIGQUIT");
+        Self {
+            streams,
+            on_terminate: if remapped {
+                Urgency::Cold
+            } else {
+                Urgency::Warm
+            },
         }
-        Self(both.ok())
     }
 
-    async fn next(&mut self) {
-        match &mut self.0 {
-            Some((terminate, interrupt)) => {
+    async fn next(&mut self) -> Urgency {
+        match &mut self.streams {
+            Some([terminate, interrupt, quit]) => {
                 tokio::select! {
-                    _ = terminate.recv() => {}
-                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => self.on_terminate,
+                    _ = interrupt.recv() => Urgency::Warm,
+                    _ = quit.recv() => Urgency::Cold,
                 }
             }
             None => std::future::pending().await,
@@ -215,11 +296,12 @@ impl Signals {
         Self
     }
 
-    async fn next(&mut self) {
+    async fn next(&mut self) -> Urgency {
         if let Err(error) = tokio::signal::ctrl_c().await {
             tracing::error!("cannot listen for Ctrl-C: {error}");
             std::future::pending().await
         }
+        Urgency::Warm
     }
 }
 

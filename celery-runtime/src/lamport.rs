@@ -1,51 +1,63 @@
-//! The logical clock by which workers and clients order what they tell.
+//! Lamport's logical clock, by which Celery orders what different machines say.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Lamport's clock: it advances with every event of our own, and past every
-/// one that is heard of.
-#[derive(Debug, Default)]
-pub(crate) struct LogicalClock(AtomicU64);
+/// What Python and JSON readers hold exactly. A later time is none that a clock
+/// can have come to, and is left out: one sender must not bring all clocks to
+/// their end.
+const HIGHEST: u64 = 1 << 53;
 
-impl LogicalClock {
-    /// Advances for an event of our own and returns its time.
-    pub(crate) fn forward(&self) -> u64 {
-        self.0.fetch_add(1, Ordering::SeqCst) + 1
-    }
-
-    /// Advances past the time of somebody else's event. A time that cannot be
-    /// is left out, so that one sender cannot bring the clock to its end.
-    pub(crate) fn adjust(&self, other: u64) {
-        if other < FARTHEST {
-            let later = |own: u64| Some(own.max(other) + 1);
-            let _ = self
-                .0
-                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, later);
-        }
-    }
-
-    /// The time of the latest event.
-    pub(crate) fn value(&self) -> u64 {
-        self.0.load(Ordering::SeqCst)
-    }
+/// The clock of one app; clones share it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct LogicalClock {
+    value: Arc<AtomicU64>,
 }
 
-/// What Python and JSON readers hold exactly.
-const FARTHEST: u64 = 1 << 53;
+impl LogicalClock {
+    /// The value now.
+    pub(crate) fn value(&self) -> u64 {
+        self.value.load(Ordering::SeqCst)
+    }
+
+    /// Something happened here; the new value is what to tell others.
+    pub(crate) fn forward(&self) -> u64 {
+        self.adjust(0)
+    }
+
+    /// Somebody whose clock shows `other` told something. Ours is past both from
+    /// now on.
+    pub(crate) fn adjust(&self, other: u64) -> u64 {
+        let other = if other < HIGHEST { other } else { 0 };
+        let past = |value: u64| value.max(other) + 1;
+        let step = |value| Some(past(value));
+        match self
+            .value
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, step)
+        {
+            Ok(before) | Err(before) => past(before),
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn it_is_after_everything_that_was_heard_of() {
+    fn it_goes_past_what_it_hears() {
         let clock = LogicalClock::default();
         assert_eq!(clock.forward(), 1);
-        clock.adjust(10);
-        assert_eq!(clock.value(), 11);
-        clock.adjust(3);
-        assert_eq!(clock.forward(), 13);
-        clock.adjust(u64::MAX);
+        assert_eq!(clock.adjust(10), 11);
+        assert_eq!(clock.adjust(3), 12);
+        assert_eq!(clock.clone().forward(), 13);
         assert_eq!(clock.value(), 13);
+    }
+
+    #[test]
+    fn a_time_that_cannot_be_does_not_move_it() {
+        let clock = LogicalClock::default();
+        assert_eq!(clock.adjust(u64::MAX), 1);
+        assert_eq!(clock.forward(), 2);
     }
 }

@@ -30,10 +30,16 @@
 //!
 //! - `task`: declarations, handlers and their arguments;
 //! - `client`: sending and reading results;
+//! - `control`, `events`: asking and watching workers from outside;
 //! - `worker`: the life of a delivery, as a pure state machine and its driver;
 //! - `broker`, `backend`, `store`: the boundaries;
 //! - `memory`: all three inside this process;
 //! - `config`, `queues`, `routing`: settings.
+
+#![cfg_attr(
+    not(unix),
+    allow(dead_code, reason = "what serves child processes, which are on Unix")
+)]
 
 mod app;
 mod backend;
@@ -44,7 +50,9 @@ mod clock;
 mod config;
 #[cfg(feature = "__conformance")]
 pub mod conformance;
+mod control;
 mod error;
+mod events;
 mod lamport;
 pub mod memory;
 mod queues;
@@ -60,17 +68,23 @@ pub use broker::{
     Binding, BoxFuture, Broker, ConsumeOptions, Consumer, Content, Delivery, DeliveryTag, Exchange,
     ExchangeKind, Mailbox, Publication, Queue, QueueEnd, Settlement, Subscription,
 };
+pub use celery_protocol::Event;
 pub use client::{AsyncResult, Client, ResultError, SendError, Signature, TaskFailure};
 pub use clock::{Clock, Moment};
 pub use config::url;
 pub use config::{Config, ConfigError, OnUnknown, QueueType, TaskProtocol};
+pub use control::{
+    CommandError, Control, ControlCall, ControlError, ExchangeInfo, Hello, Inspect, QueriedTask,
+    QueueInfo, RegisteredTask, Replies, RequestInfo, ScheduledTask, Stats,
+};
 pub use error::{ServiceError, ServiceErrorKind};
+pub use events::{ClusterState, EventStream, Events, Rates, TaskRecord, WorkerRecord};
 pub use queues::QueueNotFound;
 pub use routing::{Route, Routes};
 pub use store::Store;
 pub use task::{
     ArgumentError, AutoRetry, BlockingHandler, Bound, Call, CallError, CallWriter, Context,
     DynArgs, DynTask, Handler, Kwargs, Params, ParamsError, RegistryError, Requeue, Task, TaskArgs,
-    TaskError, TaskOptions, Tasks, UpdateError,
+    TaskError, TaskOptions, Tasks, Unique, UpdateError,
 };
-pub use worker::{LinkEvent, Patience, Worker, WorkerError};
+pub use worker::{LinkEvent, Patience, Worker, WorkerError, is_isolated_child};

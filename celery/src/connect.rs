@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use celery_runtime::memory::{MemoryBackend, MemoryBroker};
+use celery_runtime::memory::{MemoryBackend, MemoryBroker, MemoryStore};
 use celery_runtime::url::ServiceUrl;
 use celery_runtime::{
-    App, Broker, Config, ConfigError, ResultBackend, ResultError, SendError, UpdateError,
+    App, Broker, Config, ConfigError, ResultBackend, ResultError, SendError, Store, UpdateError,
     WorkerError,
 };
 
@@ -60,8 +60,32 @@ pub fn connect(config: impl Into<Config>) -> Result<App, Error> {
     if let Some(backend) = backend {
         app = app.with_backend(backend);
     }
+    if let Some(store) = store(app.config())? {
+        app = app.with_store(store);
+    }
     Ok(app)
 }
+
+/// What workers and clients agree on is kept where the results are, or else
+/// where the broker is.
+fn store(config: &Config) -> Result<Option<Arc<dyn Store>>, ConfigError> {
+    let places = [
+        (BACKEND_SETTING, config.result_backend_url()),
+        (BROKER_SETTING, config.require_broker_url().ok()),
+    ];
+    for (setting, url) in places {
+        let Some(url) = url else { continue };
+        match kind(setting, url)? {
+            Kind::Redis => return redis_store(setting, url, config).map(Some),
+            Kind::Memory => return Ok(Some(Arc::new(MemoryStore::new()))),
+            Kind::Amqp | Kind::Rpc => {}
+        }
+    }
+    Ok(None)
+}
+
+const BROKER_SETTING: &str = "broker_url";
+const BACKEND_SETTING: &str = "result_backend";
 
 /// The kinds of URL, and the feature that each needs.
 const KINDS: &[(&str, Kind)] = &[
@@ -168,6 +192,33 @@ fn redis_backend(
         .result_expires(config.result_expires())
         .serializer(config.result_serializer());
     Ok(Arc::new(backend))
+}
+
+#[cfg(feature = "redis")]
+fn redis_store(
+    setting: &'static str,
+    url: &str,
+    config: &Config,
+) -> Result<Arc<dyn Store>, ConfigError> {
+    use celery_backend_redis::RedisStore;
+    use celery_broker_redis::RedisOptions;
+
+    let options = match setting {
+        BACKEND_SETTING => config.result_backend_transport_options(),
+        _ => config.broker_transport_options(),
+    };
+    let options = RedisOptions::parse(url, options)
+        .map_err(|error| ConfigError::url(setting, url, error.to_string()))?;
+    Ok(Arc::new(RedisStore::new(options)))
+}
+
+#[cfg(not(feature = "redis"))]
+fn redis_store(
+    setting: &'static str,
+    url: &str,
+    _config: &Config,
+) -> Result<Arc<dyn Store>, ConfigError> {
+    Err(ConfigError::url(setting, url, REDIS))
 }
 
 #[cfg(not(feature = "redis"))]

@@ -39,8 +39,8 @@
 //!
 //! Broker and result backend in memory ([`App::memory`]) need no feature.
 //!
-//! What this crate does not do yet: chords and groups, remote control and
-//! events, isolated processes, periodic tasks. A message that needs a chord is
+//! What this crate does not do yet: chords and groups, periodic tasks. A
+//! message that needs a chord is
 //! kept in `<queue>.dead` and not lost.
 
 mod connect;
@@ -56,11 +56,14 @@ pub use celery_protocol::{
 };
 pub use celery_runtime::memory;
 pub use celery_runtime::{
-    App, AsyncResult, AutoRetry, Binding, BlockingHandler, Client, Clock, Config, ConfigError,
-    Context, DynArgs, DynTask, Exchange, ExchangeKind, Handler, Kwargs, LinkEvent, OnUnknown,
-    Patience, Queue, QueueNotFound, QueueType, RegistryError, Requeue, ResultError, RetryBackoff,
-    Route, Routes, SecondSignal, SendError, ServiceError, ServiceErrorKind, Signature, Task,
-    TaskArgs, TaskError, TaskFailure, TaskOptions, TaskProtocol, Tasks, UpdateError, Worker,
-    WorkerError, shutdown_signal,
+    App, AsyncResult, AutoRetry, Binding, BlockingHandler, Client, Clock, ClusterState,
+    CommandError, Config, ConfigError, Context, Control, ControlCall, ControlError, DynArgs,
+    DynTask, Event, EventStream, Events, Exchange, ExchangeInfo, ExchangeKind, Handler, Hello,
+    Inspect, Kwargs, LinkEvent, OnUnknown, Patience, QueriedTask, Queue, QueueInfo, QueueNotFound,
+    QueueType, Rates, RegisteredTask, RegistryError, Replies, RequestInfo, Requeue, ResultError,
+    RetryBackoff, Route, Routes, ScheduledTask, SecondSignal, SendError, ServiceError,
+    ServiceErrorKind, Signature, Stats, Store, Task, TaskArgs, TaskError, TaskFailure, TaskOptions,
+    TaskProtocol, TaskRecord, Tasks, Unique, UpdateError, Worker, WorkerError, WorkerRecord,
+    is_isolated_child, shutdown_signal,
 };
 pub use connect::{Error, connect};

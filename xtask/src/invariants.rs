@@ -72,12 +72,13 @@ const TRAIT_IMPORTS: [&str; 6] = [
 ];
 
 /// Libraries that stay behind our own types.
-const HIDDEN: [&str; 5] = [
+const HIDDEN: [&str; 6] = [
     "redis",
     "lapin",
     "deadpool",
     "deadpool_redis",
     "amq_protocol",
+    "rustix",
 ];
 
 /// The one exception, for people who bring their own connection pool.

@@ -330,3 +330,58 @@ async fn a_mailbox_at_a_headers_exchange_is_refused() {
     let refused = broker.subscribe(&mailbox).await.unwrap_err();
     assert_eq!(refused.kind(), ServiceErrorKind::Unsupported, "{refused}");
 }
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn a_reply_wakes_its_reader() {
+    let server = RedisServer::start();
+    let broker = broker(&server);
+    let mailbox = Mailbox::control("oid.reply.celery.pidbox", reply_exchange(), "oid");
+    let mut opened = broker.subscribe(&mailbox).await.unwrap();
+    let started = tokio::time::Instant::now();
+    for number in 0..20 {
+        let id = number.to_string();
+        let (received, ()) = tokio::join!(next(&mut *opened), async {
+            // The reader finds nothing first.
+            tokio::task::yield_now().await;
+            send(&broker, &mailbox.name, &[&id]).await;
+        });
+        assert_eq!(received, id);
+    }
+    // Without being told it looks once a second.
+    assert!(
+        started.elapsed() < Duration::from_secs(5),
+        "it was not told"
+    );
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn the_list_of_a_client_that_died_dies_too() {
+    let server = RedisServer::start();
+    let options = server.url();
+    let mut mailbox = Mailbox::control("oid.reply.celery.pidbox", reply_exchange(), "oid");
+    mailbox.expires = Duration::from_secs(1);
+    let dying = mailbox.clone();
+    let opened = tokio::task::spawn_blocking(move || {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let broker = broker_at(&options, &json!({}));
+        let opened = runtime.block_on(broker.subscribe(&dying)).unwrap();
+        // Nothing of it runs any more, so that nothing is closed.
+        runtime.shutdown_background();
+        opened
+    });
+    let _opened = opened.await.unwrap();
+    let broker = broker(&server);
+    let list = mailbox.name.as_str();
+    let ttl = || count(&server, &["PTTL", list]);
+    // As Python replies, and as we do.
+    server.command(&["LPUSH", list, "late"]);
+    assert!((1..=1_000).contains(&ttl()), "{}", ttl());
+    until("the list is gone", || ttl() == -2).await;
+    broker
+        .broadcast(&reply_exchange(), "oid", &task("later"))
+        .await
+        .unwrap();
+    assert!((9_000..=10_000).contains(&ttl()), "{}", ttl());
+}

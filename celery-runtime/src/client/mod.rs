@@ -3,11 +3,12 @@
 pub(crate) mod compose;
 pub(crate) mod options;
 mod result;
+mod sent;
 mod signature;
 
 use std::sync::Arc;
 
-use celery_protocol::{EncodeError, Value};
+use celery_protocol::{Accept, EncodeError, Serializer, Value};
 use serde::Serialize;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -21,8 +22,10 @@ use crate::broker::{Broker, Publication};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::{ServiceError, ServiceErrorKind};
+use crate::lamport::LogicalClock;
 use crate::queues::{QueueNotFound, Queues};
-use crate::task::{Task, TaskArgs};
+use crate::store::Store;
+use crate::task::{Conflict, Params, Task, TaskArgs, Unique};
 
 use compose::{Sender, Uncomposed, compose};
 use result::Reader;
@@ -39,8 +42,10 @@ pub struct Client {
 #[derive(Debug)]
 struct Inner {
     broker: Arc<dyn Broker>,
+    store: Option<Arc<dyn Store>>,
     reader: Arc<Reader>,
     clock: Clock,
+    lamport: LogicalClock,
     sender: Sender,
 }
 
@@ -72,6 +77,23 @@ pub enum SendError {
         /// What the backend failed at.
         cause: ServiceError,
     },
+    /// There must be one at a time, and there is one; see
+    /// [`Unique`](crate::Unique).
+    #[error("task {task} was not sent: task {holder} is there already")]
+    NotUnique {
+        /// The task's name.
+        task: String,
+        /// The id of the one that is there.
+        holder: String,
+    },
+    /// It cannot be found out whether there is one already.
+    #[error("task {task} was not sent, since it must be the only one: {cause}")]
+    Store {
+        /// The task's name.
+        task: String,
+        /// What the store failed at.
+        cause: ServiceError,
+    },
     /// The broker did not take it.
     #[error("task {task} was not sent: {cause}")]
     Broker {
@@ -87,7 +109,11 @@ impl SendError {
     /// timeout the broker may have the task already.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Broker { cause, .. } | Self::Backend { cause, .. } => cause.is_transient(),
+            Self::Broker { cause, .. }
+            | Self::Backend { cause, .. }
+            | Self::Store { cause, .. } => cause.is_transient(),
+            // When the other one has ended.
+            Self::NotUnique { .. } => true,
             Self::Encode { .. } | Self::Queue { .. } => false,
         }
     }
@@ -97,9 +123,11 @@ impl Client {
     pub(crate) fn new(
         broker: Arc<dyn Broker>,
         backend: Option<Arc<dyn ResultBackend>>,
+        store: Option<Arc<dyn Store>>,
         config: Arc<Config>,
         queues: Arc<Queues>,
         clock: Clock,
+        lamport: LogicalClock,
     ) -> Self {
         let reply_to = backend
             .as_deref()
@@ -118,8 +146,10 @@ impl Client {
         Self {
             inner: Arc::new(Inner {
                 broker,
+                store,
                 reader,
                 clock,
+                lamport,
                 sender,
             }),
         }
@@ -196,21 +226,128 @@ impl Client {
         let mut batch = Vec::new();
         let mut sent = Vec::new();
         for one in composed {
-            sent.push(one.map(|composed| {
-                batch.push(composed.publication);
-                (composed.id, composed.task)
-            }));
+            sent.push(match one {
+                Ok(composed) => self.lock(composed, until).await.map(|locked| match locked {
+                    Locked::Free(composed, lock) => {
+                        batch.push(composed.publication);
+                        Sent::Now(composed.id, composed.task, lock)
+                    }
+                    Locked::Taken(holder) => Sent::Before(holder),
+                }),
+                Err(error) => Err(error),
+            });
         }
         let mut answers = self.publish(&batch, until).await.into_iter();
-        sent.into_iter()
-            .map(|one| {
-                let (id, task) = one?;
-                match answers.next().unwrap_or_else(|| Err(no_answer())) {
-                    Ok(()) => Ok(self.result(id)),
-                    Err(cause) => Err(SendError::Broker { task, cause }),
+        let mut results = Vec::with_capacity(sent.len());
+        let mut told = Vec::new();
+        let mut publications = batch.iter();
+        for one in sent {
+            results.push(match one {
+                Ok(Sent::Now(id, task, lock)) => {
+                    let publication = publications.next();
+                    match answers.next().unwrap_or_else(|| Err(no_answer())) {
+                        Ok(()) => {
+                            told.extend(publication);
+                            Ok(self.result(id))
+                        }
+                        Err(cause) => {
+                            self.unlock(lock, &id).await;
+                            Err(SendError::Broker { task, cause })
+                        }
+                    }
                 }
-            })
-            .collect()
+                Ok(Sent::Before(holder)) => Ok(self.result(holder)),
+                Err(error) => Err(error),
+            });
+        }
+        if self.inner.sender.config.task_send_sent_event {
+            self.tell_sent(&told, until).await;
+        }
+        results
+    }
+
+    /// Tells those who watch that these tasks were sent; that they were does
+    /// not depend on it.
+    async fn tell_sent(&self, sent: &[&Publication], until: Instant) {
+        let Inner {
+            broker,
+            clock,
+            lamport,
+            sender,
+            ..
+        } = &*self.inner;
+        let exchange = sender.config.events.exchange();
+        for publication in sent {
+            let Some(event) = sent::event(publication, &sender.origin, lamport, clock.now()) else {
+                continue;
+            };
+            let telling = broker.broadcast(&exchange, "task.sent", &event);
+            match tokio::time::timeout_at(until, telling).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => {
+                    return tracing::warn!("the event task-sent was not sent: {error}");
+                }
+                Err(_) => return tracing::warn!("the event task-sent was not sent in time"),
+            }
+        }
+    }
+
+    /// Takes the lock of a task that must be the only one from now on.
+    async fn lock(&self, composed: Composed, until: Instant) -> Result<Locked, SendError> {
+        let Some((unique, params)) = composed.unique.as_deref() else {
+            return Ok(Locked::Free(Box::new(composed), None));
+        };
+        let task = &composed.task;
+        let config = &self.inner.sender.config;
+        let message = &composed.publication.message;
+        let accept = Accept::of([config.task_serializer, Serializer::Json]);
+        let failed = |cause| SendError::Store {
+            task: task.clone(),
+            cause,
+        };
+        let Some(store) = self.inner.store.as_deref() else {
+            return Err(failed(ServiceError::new(
+                ServiceErrorKind::Unsupported,
+                "lock",
+                format!("task {task}"),
+                "there is no store that clients and workers share",
+            )));
+        };
+        let key = unique
+            .key(task, params, message, &accept, config.body_limit)
+            .map_err(|error| SendError::Encode {
+                task: task.clone(),
+                cause: EncodeError::new(error.to_string()),
+            })?;
+        let taking = take_lock(store, &key, &composed.id, unique.first_ttl());
+        let holder = match tokio::time::timeout_at(until, taking).await {
+            Ok(holder) => holder.map_err(failed)?,
+            Err(_) => {
+                let object = format!("the lock of task {task}");
+                return Err(failed(ServiceError::no_answer(
+                    "take",
+                    object,
+                    config.deadline,
+                )));
+            }
+        };
+        match (holder, unique.conflict) {
+            (None, _) => Ok(Locked::Free(Box::new(composed), Some(key))),
+            (Some(_), Conflict::Wait) => Ok(Locked::Free(Box::new(composed), None)),
+            (Some(holder), Conflict::Drop) => Ok(Locked::Taken(holder)),
+            (Some(holder), Conflict::Fail) => Err(SendError::NotUnique {
+                task: composed.task,
+                holder,
+            }),
+        }
+    }
+
+    async fn unlock(&self, lock: Option<String>, id: &str) {
+        if let (Some(key), Some(store)) = (lock, self.inner.store.as_deref())
+            && let Err(error) = store.compare_and_delete(&key, id.as_bytes()).await
+        {
+            tracing::warn!("{error}");
+        }
     }
 
     /// The result of a task that was sent before, by this or another process.
@@ -235,6 +372,7 @@ impl Client {
                 task,
                 id,
                 wants_result: !ignores.unwrap_or(false),
+                unique: signature.unique.clone(),
                 publication,
             }),
             Err(Uncomposed::Encode(cause)) => Err(SendError::Encode { task, cause }),
@@ -316,7 +454,43 @@ struct Composed {
     task: String,
     id: String,
     wants_result: bool,
+    unique: Option<Box<(Unique, Params)>>,
     publication: Publication,
+}
+
+/// A call that must be the only one, or one that need not.
+enum Locked {
+    /// To be sent; with the name of the lock that was taken for it.
+    Free(Box<Composed>, Option<String>),
+    /// Not to be sent, since the task with this id is there.
+    Taken(String),
+}
+
+/// What became of a call.
+enum Sent {
+    /// Its id, the task's name, and the lock that was taken for it.
+    Now(String, String, Option<String>),
+    /// The id of another one that stands for it.
+    Before(String),
+}
+
+/// Takes the lock, or says who has it.
+async fn take_lock(
+    store: &dyn Store,
+    key: &str,
+    id: &str,
+    ttl: std::time::Duration,
+) -> Result<Option<String>, ServiceError> {
+    loop {
+        if store.put_if_absent(key, id.as_bytes(), ttl).await? {
+            return Ok(None);
+        }
+        // Gone meanwhile where there is none.
+        if let Some(holder) = store.get(key).await? {
+            let holder = String::from_utf8_lossy(&holder).into_owned();
+            return Ok((holder != id).then_some(holder));
+        }
+    }
 }
 
 fn no_answer() -> ServiceError {

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::compose::{Outgoing, Uncomposed, arguments_of};
 use super::options::{CallOptions, Time};
-use crate::task::{Call, CallWriter, Task, TaskArgs};
+use crate::task::{Call, CallWriter, Params, Task, TaskArgs, Unique};
 
 /// A task, its arguments and the options of the call; `R` is its result.
 ///
@@ -30,6 +30,8 @@ pub struct Signature<R> {
     queue: Option<&'static str>,
     priority: Option<u8>,
     ignore_result: Option<bool>,
+    /// Set where there must be one at a time.
+    pub(crate) unique: Option<Box<(Unique, Params)>>,
     pub(crate) options: CallOptions,
     /// What could not be written while building; reported when it is sent.
     error: Option<EncodeError>,
@@ -74,6 +76,7 @@ impl<A: TaskArgs, R> Task<A, R> {
             queue: self.default_queue(),
             priority: self.task_options().priority,
             ignore_result: self.task_options().ignore_result,
+            unique: self.uniqueness(),
             ..Signature::of(Cow::Borrowed(self.name()), arguments)
         }
     }
@@ -107,6 +110,7 @@ impl<R> Signature<R> {
             queue: None,
             priority: None,
             ignore_result: None,
+            unique: None,
             options: CallOptions::default(),
             error: None,
             result: PhantomData,
@@ -318,6 +322,7 @@ impl<R> Clone for Signature<R> {
             queue: self.queue,
             priority: self.priority,
             ignore_result: self.ignore_result,
+            unique: self.unique.clone(),
             options: self.options.clone(),
             error: self.error.clone(),
             result: PhantomData,

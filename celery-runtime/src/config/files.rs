@@ -27,6 +27,13 @@ pub enum ConfigError {
         /// What is wrong with the value.
         cause: String,
     },
+    /// Something is asked for that workers and clients have to agree on, and
+    /// there is no place where they could.
+    #[error(
+        "unique tasks and `worker_durable_revokes` need a store that the workers share, and there \
+         is none: use Redis as broker or result backend, or give one to `App::with_store`"
+    )]
+    NoStore,
     /// A setting without which nothing works is not set.
     #[error(
         "{name} is not set: give it in code, in a configuration file, or as {} in the environment",
@@ -265,6 +272,22 @@ mod tests {
         assert_eq!(ssl(true.into()), Some(0));
         assert_eq!(ssl(false.into()), None);
         assert_eq!(ssl(Value::Null), None);
+    }
+
+    #[test]
+    fn children_have_settings() {
+        let plain = Config::new();
+        assert_eq!(plain.worker_max_tasks_per_child(), None);
+        assert_eq!(plain.worker_max_memory_per_child(), None);
+        let config = env(&[
+            ("CELERY_WORKER_MAX_TASKS_PER_CHILD", "10"),
+            ("CELERY_WORKER_MAX_MEMORY_PER_CHILD", "200000"),
+        ])
+        .unwrap();
+        assert_eq!(config.worker_max_tasks_per_child(), Some(10));
+        assert_eq!(config.worker_max_memory_per_child(), Some(200_000));
+        let config = config.set("worker_max_tasks_per_child", 0).unwrap();
+        assert_eq!(config.worker_max_tasks_per_child(), None);
     }
 
     #[test]

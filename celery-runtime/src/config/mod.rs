@@ -1,6 +1,7 @@
 //! Configuration: [`Config`], by builder, by URL, and by Celery's own names.
 
 mod files;
+mod mailboxes;
 pub(crate) mod queues;
 mod settings;
 pub mod url;
@@ -18,6 +19,7 @@ use crate::task::TaskOptions;
 pub use files::ConfigError;
 pub use queues::QueueType;
 
+pub(crate) use mailboxes::{ControlSettings, EventSettings};
 use queues::{Listed, QueueSettings};
 pub(crate) use worker::WorkerSettings;
 
@@ -47,6 +49,8 @@ pub struct Config {
     pub(crate) broker_login_method: Option<String>,
     pub(crate) broker_use_ssl: Option<Map<String, serde_json::Value>>,
     pub(crate) broker_native_delayed_delivery_queue_type: QueueType,
+    pub(crate) control: ControlSettings,
+    pub(crate) events: EventSettings,
     pub(crate) result_backend: Option<String>,
     pub(crate) result_backend_transport_options: Map<String, serde_json::Value>,
     pub(crate) result_expires: Option<Duration>,
@@ -66,6 +70,8 @@ pub struct Config {
     pub(crate) worker_prefetch_multiplier: usize,
     pub(crate) worker_direct: bool,
     pub(crate) worker_hostname: Option<String>,
+    pub(crate) worker_max_memory_per_child: Option<u32>,
+    pub(crate) worker_max_tasks_per_child: Option<u32>,
     pub(crate) on_unknown: OnUnknown,
     pub(crate) deadline: Duration,
     pub(crate) shutdown_grace: Duration,
@@ -112,6 +118,8 @@ impl Config {
             broker_login_method: None,
             broker_use_ssl: None,
             broker_native_delayed_delivery_queue_type: QueueType::Quorum,
+            control: ControlSettings::default(),
+            events: EventSettings::default(),
             result_backend: None,
             result_backend_transport_options: Map::new(),
             result_expires: Some(Duration::from_secs(86_400)),
@@ -130,6 +138,8 @@ impl Config {
             worker_prefetch_multiplier: 4,
             worker_direct: false,
             worker_hostname: None,
+            worker_max_memory_per_child: None,
+            worker_max_tasks_per_child: None,
             on_unknown: OnUnknown::Keep,
             deadline: Duration::from_secs(5),
             shutdown_grace: Duration::from_secs(10),
@@ -302,6 +312,18 @@ impl Config {
     /// empty map is TLS with its defaults, `None` leaves it to the URL.
     pub fn broker_use_ssl(&self) -> Option<&Map<String, serde_json::Value>> {
         self.broker_use_ssl.as_ref()
+    }
+
+    /// The resident memory in KiB above which a child process for isolated
+    /// tasks is replaced when its task has ended; any where `None`.
+    pub fn worker_max_memory_per_child(&self) -> Option<u32> {
+        self.worker_max_memory_per_child
+    }
+
+    /// How many isolated tasks a child process runs before it is replaced;
+    /// any number where `None`.
+    pub fn worker_max_tasks_per_child(&self) -> Option<u32> {
+        self.worker_max_tasks_per_child
     }
 
     /// The type of the queues in which RabbitMQ keeps messages that are not

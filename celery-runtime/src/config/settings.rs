@@ -66,8 +66,32 @@ pub(super) const SETTINGS: &[Setting] = &[
         config.broker_use_ssl = input.nullable(Input::ssl)?.flatten();
         Ok(())
     }),
+    row("control_exchange", |config, input| {
+        config.control.exchange = input.text()?;
+        Ok(())
+    }),
+    row("control_queue_expires", |config, input| {
+        input.duration(&mut config.control.expires)
+    }),
+    row("control_queue_ttl", |config, input| {
+        input.optional_duration(&mut config.control.ttl)
+    }),
     row("deadline", |config, input| {
         input.duration(&mut config.deadline)
+    }),
+    row("event_exchange", |config, input| {
+        config.events.exchange = input.text()?;
+        Ok(())
+    }),
+    row("event_queue_expires", |config, input| {
+        input.duration(&mut config.events.expires)
+    }),
+    row("event_queue_prefix", |config, input| {
+        config.events.prefix = input.text()?;
+        Ok(())
+    }),
+    row("event_queue_ttl", |config, input| {
+        input.optional_duration(&mut config.events.ttl)
     }),
     row("on_unknown", |config, input| {
         config.on_unknown = on_unknown(&input.text()?)?;
@@ -237,6 +261,9 @@ pub(super) const SETTINGS: &[Setting] = &[
     row("worker_disable_rate_limits", |config, input| {
         input.flag(&mut config.worker.disable_rate_limits)
     }),
+    row("worker_durable_revokes", |config, input| {
+        input.optional_duration(&mut config.worker.durable_revokes)
+    }),
     // What stays in hand counts against the window at any time, also after a
     // connection was lost.
     row("worker_enable_prefetch_count_reduction", |_, input| {
@@ -250,6 +277,18 @@ pub(super) const SETTINGS: &[Setting] = &[
     }),
     row("worker_hostname", |config, input| {
         input.optional_text(&mut config.worker_hostname)
+    }),
+    row("worker_max_memory_per_child", |config, input| {
+        input.optional_count(&mut config.worker_max_memory_per_child)?;
+        config.worker_max_memory_per_child =
+            config.worker_max_memory_per_child.filter(|kib| *kib > 0);
+        Ok(())
+    }),
+    row("worker_max_tasks_per_child", |config, input| {
+        input.optional_count(&mut config.worker_max_tasks_per_child)?;
+        config.worker_max_tasks_per_child =
+            config.worker_max_tasks_per_child.filter(|tasks| *tasks > 0);
+        Ok(())
     }),
     row("worker_prefetch_multiplier", |config, input| {
         config.worker_prefetch_multiplier = input.count()? as usize;
@@ -277,8 +316,6 @@ pub(super) const SETTINGS: &[Setting] = &[
     ignored("task_inherit_parent_priority"),
     ignored("task_publish_retry"),
     ignored("timezone"),
-    ignored("worker_max_memory_per_child"),
-    ignored("worker_max_tasks_per_child"),
     ignored("worker_pool"),
 ];
 

@@ -34,6 +34,9 @@ pub(crate) struct WorkerSettings {
     pub(crate) revokes_max: usize,
     /// How long a revoked id is remembered.
     pub(crate) revoke_expires: Duration,
+    /// How long the store remembers what was revoked; it is not told where
+    /// `None`.
+    pub(crate) durable_revokes: Option<Duration>,
     /// A poll of a task that takes longer is reported.
     pub(crate) blocked_after: Duration,
 }
@@ -55,6 +58,7 @@ impl Default for WorkerSettings {
             state_file: None,
             revokes_max: 50_000,
             revoke_expires: Duration::from_secs(10_800),
+            durable_revokes: None,
             blocked_after: Duration::from_secs(1),
         }
     }

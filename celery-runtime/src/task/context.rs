@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 
 use celery_protocol::{
     Accept, DecodeError, DeliveryInfo, Headers, Message, Raw, ResultDocument, Serializer, State,
@@ -14,6 +14,8 @@ use tokio::sync::{Notify, Semaphore};
 
 use crate::backend::{Record, ResultBackend};
 use crate::error::ServiceError;
+use crate::store::Store;
+use crate::worker::Children;
 
 /// Passed to handlers that take it as their first argument: the task's ids,
 /// its message, the application's state, and ways to report and retry.
@@ -180,7 +182,14 @@ impl<S> Context<S> {
     ///
     /// Cancel safe.
     pub async fn stopping(&self) {
-        self.job.control.stop.wait().await;
+        self.job.control.stopped().await;
+    }
+
+    /// Whether the soft time limit is reached, for blocking functions: like
+    /// [`soft_time_limit`](Self::soft_time_limit), asking once is listening.
+    pub fn is_soft_time_limit_reached(&self) -> bool {
+        self.job.control.listen();
+        self.job.control.is_soft_limit_reached()
     }
 
     fn text(&self, pick: for<'h> fn(TaskHeaders<'h>) -> Option<Cow<'h, str>>) -> Option<String> {
@@ -210,6 +219,8 @@ impl<S> fmt::Debug for Context<S> {
 /// What all tasks of a worker share.
 #[derive(Debug)]
 pub(crate) struct Services {
+    /// What the fleet agrees on.
+    pub(crate) store: Option<Arc<dyn Store>>,
     pub(crate) backend: Option<Arc<dyn ResultBackend>>,
     pub(crate) hostname: String,
     pub(crate) accept: Accept,
@@ -221,6 +232,9 @@ pub(crate) struct Services {
     /// Threads for blocking tasks. A thread abandoned at a time limit keeps its
     /// permit until it really ends, which caps how many there can be.
     pub(crate) blocking: Arc<Semaphore>,
+    /// The processes of isolated tasks, where there are such tasks.
+    #[allow(dead_code, reason = "for those who ask the worker for its numbers")]
+    pub(crate) children: Option<Arc<Children>>,
 }
 
 /// One run of one task: what its handler, the driver and the report share.
@@ -275,6 +289,12 @@ pub(crate) struct TaskControl {
     listens: AtomicBool,
     soft_limit: Bell,
     stop: Bell,
+    /// The first word of the task that it listens, for who passes that on.
+    listening: Notify,
+    /// The child process that runs the task; 0 where it runs in this one.
+    pid: AtomicU32,
+    /// What a child process is ended by; 0 is the usual way.
+    signal: AtomicI32,
 }
 
 impl TaskControl {
@@ -291,8 +311,58 @@ impl TaskControl {
     }
 
     async fn wait(&self) {
-        self.listens.store(true, Ordering::SeqCst);
+        self.listen();
+        self.soft_limit().await;
+    }
+
+    /// Resolves when the soft limit is reached. Unlike [`wait`](Self::wait) it
+    /// does not count as listening.
+    pub(crate) async fn soft_limit(&self) {
         self.soft_limit.wait().await;
+    }
+
+    /// Resolves when the worker stops.
+    pub(crate) async fn stopped(&self) {
+        self.stop.wait().await;
+    }
+
+    /// From now on the task ends on its own terms at its soft limit.
+    pub(crate) fn listen(&self) {
+        if !self.listens.swap(true, Ordering::SeqCst) {
+            self.listening.notify_one();
+        }
+    }
+
+    /// Resolves when the task listens. Of several waiters one is told.
+    pub(crate) async fn listened(&self) {
+        self.listening.notified().await;
+    }
+
+    fn is_soft_limit_reached(&self) -> bool {
+        self.soft_limit.rung.load(Ordering::SeqCst)
+    }
+
+    /// The process that runs the task.
+    pub(crate) fn pid(&self) -> u32 {
+        match self.pid.load(Ordering::Relaxed) {
+            0 => std::process::id(),
+            pid => pid,
+        }
+    }
+
+    pub(crate) fn set_pid(&self, pid: u32) {
+        self.pid.store(pid, Ordering::Relaxed);
+    }
+
+    /// Chooses the signal by which an isolated task is ended when it is
+    /// aborted from now on. Without one it is killed at once; a child process
+    /// that survives its signal is killed soon after.
+    pub(crate) fn set_signal(&self, signal: i32) {
+        self.signal.store(signal, Ordering::Relaxed);
+    }
+
+    pub(crate) fn signal(&self) -> Option<i32> {
+        Some(self.signal.load(Ordering::Relaxed)).filter(|signal| *signal != 0)
     }
 }
 

@@ -6,6 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use celery_protocol::Exception;
 
+use super::options::AutoRetry;
+
 /// How a task ends when it does not return a value.
 ///
 /// Any `std::error::Error` becomes one with `?`; Python readers of the result
@@ -47,6 +49,17 @@ pub enum Requeue {
 pub(crate) struct Failure {
     pub(crate) exception: Exception,
     pub(crate) source: Option<Box<dyn StdError + Send + Sync>>,
+    /// What was found out about the error where it is, if that is another
+    /// process.
+    pub(crate) account: Option<Account>,
+}
+
+/// What is left of an error that stayed in the process where it happened.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Account {
+    pub(crate) traceback: String,
+    /// Whether the task is retried by itself because of it.
+    pub(crate) autoretried: bool,
 }
 
 /// A request to run the task again.
@@ -86,6 +99,7 @@ impl TaskError {
         Self(Box::new(Kind::Failed(Failure {
             exception,
             source: None,
+            account: None,
         })))
     }
 
@@ -97,6 +111,7 @@ impl TaskError {
         Self(Box::new(Kind::Failed(Failure {
             exception: Exception::new("builtins", "RuntimeError", source.to_string()),
             source: Some(source),
+            account: None,
         })))
     }
 
@@ -152,6 +167,10 @@ impl TaskError {
         *self.0
     }
 
+    pub(crate) fn of_kind(kind: Kind) -> Self {
+        Self(Box::new(kind))
+    }
+
     fn retrying(mut self, change: impl FnOnce(&mut Retry)) -> Self {
         if let Kind::Retry(retry) = &mut *self.0 {
             change(retry);
@@ -194,12 +213,24 @@ impl Failure {
         Self {
             exception: Exception::new(module, name, error.to_string()),
             source: Some(Box::new(error)),
+            account: None,
+        }
+    }
+
+    /// Whether the task's automatic retry is meant for it.
+    pub(crate) fn is_retried_by(&self, auto: &AutoRetry) -> bool {
+        match &self.account {
+            Some(account) => account.autoretried,
+            None => auto.applies_to(self.source.as_deref()),
         }
     }
 
     /// The text for the result's `traceback`: the exception and its causes,
     /// outermost last, in the words that Python uses for chained exceptions.
     pub(crate) fn traceback(&self) -> String {
+        if let Some(account) = &self.account {
+            return account.traceback.clone();
+        }
         let mut causes = Vec::new();
         let mut next = self.source.as_deref().and_then(StdError::source);
         while let Some(cause) = next {

@@ -7,6 +7,7 @@ mod handler;
 mod options;
 mod params;
 mod registry;
+mod unique;
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -21,11 +22,13 @@ pub use handler::{BlockingHandler, Handler};
 pub use options::{AutoRetry, TaskOptions};
 pub use params::{ArgumentError, Bound, CallError, Params, ParamsError};
 pub use registry::Tasks;
+pub use unique::Unique;
 
 pub(crate) use context::{Job, Services, TaskControl};
-pub(crate) use error::{Failure, Kind as TaskErrorKind, Retry, When};
+pub(crate) use error::{Account, Failure, Kind as TaskErrorKind, Retry, When};
 pub use registry::RegistryError;
-pub(crate) use registry::{Invocation, Registered, Registry, Run};
+pub(crate) use registry::{Invocation, Loss, Registered, Registry, Returned, Run, Unreturned};
+pub(crate) use unique::{Conflict, Span};
 
 /// The declaration of a task: what worker, client and Python agree on.
 ///
@@ -66,6 +69,7 @@ impl<A: TaskArgs, R> Task<A, R> {
                 acks_on_failure: None,
                 acks_on_timeout: None,
                 rate_limit: None,
+                unique: None,
                 reject_on_worker_lost: None,
                 ignore_result: None,
                 store_errors: None,
@@ -137,6 +141,17 @@ impl<A: TaskArgs, R> Task<A, R> {
         })
     }
 
+    /// Runs again when its process is lost, which a late task in a child process
+    /// does not do by itself: it may be what kills the process. See
+    /// [`TaskOptions::reject_on_worker_lost`].
+    #[must_use]
+    pub const fn reject_on_worker_lost(self) -> Self {
+        self.with(TaskOptions {
+            reject_on_worker_lost: Some(true),
+            ..self.options
+        })
+    }
+
     /// Stores no result.
     #[must_use]
     pub const fn ignore_result(self) -> Self {
@@ -192,6 +207,25 @@ impl<A: TaskArgs, R> Task<A, R> {
         })
     }
 
+    /// Lets it start so often on each worker: `10/s`, `5/m`, `2.5/h`. Those
+    /// beyond wait with the broker and keep nobody else from running.
+    #[must_use]
+    pub const fn rate_limit(self, limit: &'static str) -> Self {
+        self.with(TaskOptions {
+            rate_limit: Some(limit),
+            ..self.options
+        })
+    }
+
+    /// Lets there be one at a time; see [`Unique`].
+    #[must_use]
+    pub const fn unique(self, unique: Unique) -> Self {
+        self.with(TaskOptions {
+            unique: Some(unique),
+            ..self.options
+        })
+    }
+
     /// Gives its messages this priority, 0 to 9, unless a call says otherwise.
     #[must_use]
     pub const fn priority(self, priority: u8) -> Self {
@@ -220,6 +254,14 @@ impl<A: TaskArgs, R> Task<A, R> {
 
     pub(crate) fn task_options(&self) -> TaskOptions {
         self.options
+    }
+
+    /// What a sender has to know about it; nothing where the worker sees to it
+    /// alone.
+    pub(crate) fn uniqueness(&self) -> Option<Box<(Unique, Params)>> {
+        let unique = self.options.unique.filter(Unique::begins_with_sending)?;
+        let declaration = self.declaration().ok()?;
+        Some(Box::new((unique, declaration.params)))
     }
 
     /// The owned form in which registries keep it.

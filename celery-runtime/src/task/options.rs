@@ -3,6 +3,7 @@
 use std::error::Error as StdError;
 use std::time::Duration;
 
+use super::unique::Unique;
 use crate::backoff::RetryBackoff;
 
 /// Settings of one task. What is `None` follows the worker's configuration.
@@ -21,8 +22,13 @@ pub struct TaskOptions {
     /// number for each second (`rate_limit`).
     pub rate_limit: Option<&'static str>,
     /// Give the message back when the process running the task is lost
-    /// (`reject_on_worker_lost`). So far tasks run in the worker's own process:
-    /// when that is lost, the broker gives every late message to another one.
+    /// (`reject_on_worker_lost`), for late tasks in child processes
+    /// ([`with_isolated`](crate::Tasks::with_isolated)). It is given back until
+    /// it was delivered five times where the broker counts, and once where it
+    /// only tells a first delivery from others; then the task fails, so that
+    /// one which always takes its process with it does not go round for ever.
+    /// Of tasks in the worker's own process the broker gives every late
+    /// message to another worker anyway.
     pub reject_on_worker_lost: Option<bool>,
     /// Store no result.
     pub ignore_result: Option<bool>,
@@ -38,6 +44,8 @@ pub struct TaskOptions {
     pub soft_time_limit: Option<Duration>,
     /// Time after which the task is ended.
     pub time_limit: Option<Duration>,
+    /// Whether there is one at a time.
+    pub unique: Option<Unique>,
     /// Priority of its messages, 0 to 9.
     pub priority: Option<u8>,
     /// Failures after which the task is retried by itself.

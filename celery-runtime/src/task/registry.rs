@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use celery_protocol::{DecodeError, Raw, Value};
 use serde::Serialize;
@@ -45,7 +45,17 @@ pub struct Tasks<S = ()> {
 
 struct Entry<S> {
     declaration: Result<Declaration, ParamsError>,
+    place: Place,
     bind: Box<dyn FnOnce(Arc<S>) -> Arc<dyn Run> + Send>,
+}
+
+/// Where a task runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// In the worker's own process.
+    Here,
+    /// In a child process.
+    Isolated,
 }
 
 impl<S: Send + Sync + 'static> Tasks<S> {
@@ -65,7 +75,7 @@ impl<S: Send + Sync + 'static> Tasks<S> {
         R: Serialize + Send + Sync + 'static,
         H: Handler<M, A, R, S>,
     {
-        self.add(task.declaration(), |params, state| {
+        self.add(task.declaration(), Place::Here, |params, state| {
             Arc::new(AsyncTask {
                 params,
                 handler,
@@ -86,7 +96,7 @@ impl<S: Send + Sync + 'static> Tasks<S> {
         R: Serialize + Send + Sync + 'static,
         H: BlockingHandler<M, A, R, S>,
     {
-        self.add(task.declaration(), |params, state| {
+        self.add(task.declaration(), Place::Here, |params, state| {
             Arc::new(BlockingTask {
                 params,
                 handler: Arc::new(handler),
@@ -96,6 +106,48 @@ impl<S: Send + Sync + 'static> Tasks<S> {
         })
     }
 
+    /// Adds a task and the blocking function that runs it in a child process,
+    /// so that a crash, a lack of memory or a time limit ends the child and not
+    /// the worker. A task whose child is lost fails with `WorkerLostError`; see
+    /// also [`TaskOptions::reject_on_worker_lost`](crate::TaskOptions).
+    ///
+    /// A child is this program, started once more with the same arguments: its
+    /// `main` runs again, and its [`Worker::run_until`](crate::Worker::run_until)
+    /// serves the worker instead of a broker. So the state is made there, too,
+    /// by whatever is given to [`with_state`](Self::with_state); what `main`
+    /// does besides, it does in each child, unless it asks
+    /// [`is_isolated_child`](crate::is_isolated_child). The standard input of a
+    /// child is not for the program. Children are kept for the next task; each
+    /// runs one at a time. They need Unix, and a tokio runtime with I/O.
+    ///
+    /// At its hard limit a task is ended with everything it started. At its
+    /// soft limit one that asks for it
+    /// ([`Context::is_soft_time_limit_reached`]) goes on until the hard limit,
+    /// any other is ended.
+    #[must_use]
+    pub fn with_isolated<M, A, R, H>(self, task: Task<A, R>, handler: H) -> Self
+    where
+        M: Send + Sync + 'static,
+        A: TaskArgs,
+        R: Serialize + Send + Sync + 'static,
+        H: BlockingHandler<M, A, R, S>,
+    {
+        self.with_blocking(task, handler).last_isolated()
+    }
+
+    /// Like [`with_isolated`](Self::with_isolated) with an async function,
+    /// which runs on the runtime of the child's `main`.
+    #[must_use]
+    pub fn with_isolated_async<M, A, R, H>(self, task: Task<A, R>, handler: H) -> Self
+    where
+        M: Send + Sync + 'static,
+        A: TaskArgs,
+        R: Serialize + Send + Sync + 'static,
+        H: Handler<M, A, R, S>,
+    {
+        self.with(task, handler).last_isolated()
+    }
+
     /// Adds a task known only at run time, with a handler of untyped values.
     #[must_use]
     pub fn with_dyn<M, H>(self, task: DynTask, handler: H) -> Self
@@ -103,7 +155,7 @@ impl<S: Send + Sync + 'static> Tasks<S> {
         M: Send + Sync + 'static,
         H: Handler<M, DynArgs, Value, S>,
     {
-        self.add(Ok(task.declaration), |params, state| {
+        self.add(Ok(task.declaration), Place::Here, |params, state| {
             Arc::new(AsyncTask {
                 params,
                 handler,
@@ -116,36 +168,75 @@ impl<S: Send + Sync + 'static> Tasks<S> {
     /// Gives all handlers the application's state.
     pub fn with_state(self, state: S) -> Tasks {
         let state = Arc::new(state);
-        let entries = self
-            .entries
-            .into_iter()
-            .map(|entry| {
-                let run = entry
-                    .declaration
-                    .is_ok()
-                    .then(|| (entry.bind)(Arc::clone(&state)));
-                Entry {
-                    declaration: entry.declaration,
-                    bind: Box::new(move |_| run.expect("only bound for a valid declaration")),
-                }
-            })
-            .collect();
-        Tasks { entries }
+        self.with_shared(move || Arc::clone(&state))
+    }
+
+    /// Gives all handlers the application's state, which is made when a worker
+    /// starts and only where it is used: not in a worker whose tasks all run in
+    /// child processes, but in each of these.
+    pub fn with_state_factory(self, make: impl FnOnce() -> S + Send + 'static) -> Tasks {
+        let state = LazyLock::new(Box::new(|| Arc::new(make())) as Box<dyn FnOnce() -> _ + Send>);
+        self.with_shared(move || Arc::clone(&*state))
+    }
+
+    fn with_shared(self, state: impl Fn() -> Arc<S> + Send + Sync + 'static) -> Tasks {
+        let state = Arc::new(state);
+        let entries = self.entries.into_iter().map(|entry| {
+            let state = Arc::clone(&state);
+            Entry {
+                declaration: entry.declaration,
+                place: entry.place,
+                bind: Box::new(move |_| (entry.bind)(state())),
+            }
+        });
+        Tasks {
+            entries: entries.collect(),
+        }
+    }
+
+    fn last_isolated(mut self) -> Self {
+        if let Some(entry) = self.entries.last_mut() {
+            entry.place = Place::Isolated;
+        }
+        self
     }
 
     fn add(
         mut self,
         declaration: Result<Declaration, ParamsError>,
+        place: Place,
         make: impl FnOnce(Params, Arc<S>) -> Arc<dyn Run> + Send + 'static,
     ) -> Self {
         let params = declaration.as_ref().ok().map(|valid| valid.params.clone());
         self.entries.push(Entry {
             declaration,
+            place,
             bind: Box::new(move |state| {
                 make(params.expect("only bound for a valid declaration"), state)
             }),
         });
         self
+    }
+}
+
+impl Tasks {
+    /// Moves all tasks into child processes.
+    pub(crate) fn isolate(&mut self) {
+        for entry in &mut self.entries {
+            entry.place = Place::Isolated;
+        }
+    }
+
+    /// Whether one of them runs in child processes.
+    pub(crate) fn has_isolated(&self) -> bool {
+        let mut places = self.entries.iter().map(|entry| entry.place);
+        places.any(|place| place == Place::Isolated)
+    }
+
+    /// The names of all tasks, in the order in which they were added.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        let declarations = self.entries.iter();
+        declarations.filter_map(|entry| Some(entry.declaration.as_ref().ok()?.name.as_str()))
     }
 }
 
@@ -190,16 +281,25 @@ pub(crate) struct Registered {
 }
 
 impl Registry {
-    pub(crate) fn new(tasks: Tasks) -> Result<Self, RegistryError> {
+    /// `elsewhere` runs those that belong into child processes; without it all
+    /// run here.
+    pub(crate) fn new(
+        tasks: Tasks,
+        elsewhere: Option<&Arc<dyn Run>>,
+    ) -> Result<Self, RegistryError> {
         let state = Arc::new(());
         let mut registry = Self::default();
         for entry in tasks.entries {
             let declaration = entry.declaration?;
             let name = declaration.name.clone();
+            let run = match elsewhere {
+                Some(elsewhere) if entry.place == Place::Isolated => Arc::clone(elsewhere),
+                _ => (entry.bind)(Arc::clone(&state)),
+            };
             let registered = Registered {
                 name: name.as_str().into(),
                 declaration,
-                run: (entry.bind)(Arc::clone(&state)),
+                run,
             };
             if registry.tasks.insert(name.clone(), registered).is_some() {
                 return Err(RegistryError::Duplicate(name));
@@ -225,7 +325,31 @@ impl fmt::Debug for Registered {
 
 /// What a task returned, written by the result serializer; `None` where nobody
 /// wants it.
-pub(crate) type Returned = Result<Option<Raw<'static>>, TaskError>;
+pub(crate) type Returned = Result<Option<Raw<'static>>, Unreturned>;
+
+/// Why a task returned nothing.
+#[derive(Debug)]
+pub(crate) enum Unreturned {
+    Error(TaskError),
+    /// In another process; in this one the panic itself comes.
+    Panic(String),
+    Lost(Loss),
+}
+
+/// What became of a child process that was to run a task.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Loss {
+    /// In Celery's words.
+    pub(crate) message: String,
+    /// Whether the task may have begun.
+    pub(crate) began: bool,
+}
+
+impl From<TaskError> for Unreturned {
+    fn from(error: TaskError) -> Self {
+        Self::Error(error)
+    }
+}
 
 /// A task that can be run, without its types.
 pub(crate) trait Run: Send + Sync {
@@ -259,9 +383,11 @@ impl Invocation {
         if !self.job.wants_value {
             return Ok(None);
         }
-        Raw::encode(self.job.services.result_serializer, value)
-            .map(Some)
-            .map_err(|error| TaskError::named("kombu.exceptions", "EncodeError", error.to_string()))
+        let written = Raw::encode(self.job.services.result_serializer, value);
+        let written = written.map_err(|error| {
+            TaskError::named("kombu.exceptions", "EncodeError", error.to_string())
+        })?;
+        Ok(Some(written))
     }
 }
 
@@ -328,11 +454,64 @@ where
             match thread.await {
                 Ok(value) => invocation.returned(&value?),
                 Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-                Err(_) => Err(TaskError::exception(
-                    "RuntimeError",
-                    "the worker's threads were shut down",
-                )),
+                Err(_) => {
+                    let cause = "the worker's threads were shut down";
+                    Err(TaskError::exception("RuntimeError", cause).into())
+                }
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    const HERE: Task<(), ()> = Task::new("here");
+    const THERE: Task<(), ()> = Task::new("there");
+
+    #[derive(Debug)]
+    struct Elsewhere;
+
+    impl Run for Elsewhere {
+        fn run(self: Arc<Self>, _: Invocation) -> BoxFuture<'static, Returned> {
+            Box::pin(std::future::ready(Ok(None)))
+        }
+    }
+
+    fn nothing(_: Context<u8>) -> Result<(), TaskError> {
+        Ok(())
+    }
+
+    #[test]
+    fn state_is_made_once_and_only_where_tasks_run() {
+        let elsewhere: Arc<dyn Run> = Arc::new(Elsewhere);
+        let made = Arc::new(AtomicUsize::new(0));
+        let tasks = |there: Tasks<u8>| {
+            let made = Arc::clone(&made);
+            there.with_state_factory(move || made.fetch_add(1, Ordering::SeqCst) as u8)
+        };
+        let isolated = || tasks(Tasks::new().with_isolated(THERE, nothing));
+        let mixed = || {
+            let there = Tasks::new().with_isolated(THERE, nothing);
+            tasks(there.with_blocking(HERE, nothing))
+        };
+        assert!(mixed().has_isolated());
+        Registry::new(isolated(), Some(&elsewhere)).unwrap();
+        assert_eq!(made.load(Ordering::SeqCst), 0);
+        Registry::new(mixed(), Some(&elsewhere)).unwrap();
+        assert_eq!(made.load(Ordering::SeqCst), 1);
+        Registry::new(mixed(), None).unwrap();
+        assert_eq!(made.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn a_whole_worker_is_isolated_at_once() {
+        let mut tasks = Tasks::new().with_blocking(HERE, nothing).with_state(1);
+        assert!(!tasks.has_isolated());
+        tasks.isolate();
+        assert!(tasks.has_isolated());
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use celery_protocol::State;
 
-use super::delivery::{Answer, Letter, Obstacle, RefusedTask, Report};
+use super::delivery::{Letter, Obstacle, RefusedTask, Report};
 use super::entries::{Entry, Work};
 use super::follow::Desk;
 use super::report;
@@ -84,45 +84,6 @@ impl Carrier {
         let object = destinations(&letters);
         self.perform("publish to", object, async move {
             broker.publish(&letters).await.into_iter().collect()
-        })
-    }
-
-    /// Asks what speaks against the start of the entry's task.
-    pub(crate) fn ask(&self, entry: &Entry) -> BoxFuture<'static, Result<Answer, Obstacle>> {
-        let Work::Task { job, .. } = &entry.work else {
-            return Box::pin(std::future::ready(Ok(Answer::Start)));
-        };
-        let (services, job, deadline) =
-            (Arc::clone(&self.services), Arc::clone(job), self.deadline);
-        Box::pin(async move {
-            let Some(backend) = services.backend.as_deref().filter(|_| job.redelivered) else {
-                return Ok(Answer::Start);
-            };
-            let ids = [job.id.clone()];
-            let fetched = match tokio::time::timeout(deadline, backend.fetch(&ids)).await {
-                Ok(fetched) => fetched,
-                Err(_) => {
-                    let object = format!("the result of task {}", job.id);
-                    Err(ServiceError::no_answer("fetch", object, deadline))
-                }
-            };
-            let found = fetched.map_err(|error| {
-                tracing::warn!("{error}");
-                Obstacle::from(&error)
-            })?;
-            let succeeded = found
-                .into_iter()
-                .flatten()
-                .any(|document| document.status == State::Success);
-            Ok(if succeeded {
-                tracing::info!(
-                    "task {} has succeeded before and does not run again",
-                    job.id
-                );
-                Answer::Succeeded
-            } else {
-                Answer::Start
-            })
         })
     }
 

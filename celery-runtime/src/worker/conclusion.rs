@@ -5,11 +5,11 @@ use std::time::Duration;
 use celery_protocol::{Exception, Raw, Value};
 
 use super::delivery::{
-    Letter, Mishap, Notice, Outcome, Plan, Report, Step, Verdict, celery_exception,
+    Letter, Mishap, Notice, Outcome, Plan, Report, Step, Verdict, celery_exception, worker_lost,
 };
 use crate::broker::QueueEnd;
 use crate::clock::Moment;
-use crate::task::{Failure, Requeue, Retry, TaskError, TaskErrorKind, When};
+use crate::task::{Failure, Loss, Requeue, Retry, TaskError, TaskErrorKind, When};
 
 impl Plan {
     /// The steps that an outcome leads to. After a success what follows is
@@ -23,12 +23,32 @@ impl Plan {
                 self.fail(mishap)
             }
             Outcome::Error { error, random } => self.err(error, random, now),
+            Outcome::Lost(loss) => self.lose(loss),
         }
+    }
+
+    /// A late task whose process is gone may run again; an early one has failed.
+    /// One that never began goes back whatever its settings: it did no harm.
+    fn lose(&self, loss: Loss) -> Vec<Step> {
+        if self.acks_late && (self.requeued_when_lost || !loss.began) {
+            return self.settled(Vec::new(), Verdict::Requeue(QueueEnd::Tail), None);
+        }
+        self.fail(worker_lost(loss.message))
     }
 
     /// A late task whose failure is not to be acknowledged is rejected.
     pub(crate) fn fail(&self, mishap: Mishap) -> Vec<Step> {
         self.end_badly(mishap, self.acks_on_failure, Verdict::Reject)
+    }
+
+    /// A task fails that did not start, so that its message is not acknowledged
+    /// yet, late or not.
+    pub(crate) fn refuse(&self, mishap: Mishap) -> Vec<Step> {
+        let mut steps = self.fail(mishap);
+        if !self.acks_late {
+            steps.push(Step::Settle(Verdict::Ack));
+        }
+        steps
     }
 
     /// A late task that ran out of time may run again.
@@ -97,9 +117,7 @@ impl Plan {
     }
 
     fn failed(&self, failure: Failure, random: f64, now: Moment) -> Vec<Step> {
-        let auto = self
-            .autoretry
-            .filter(|auto| auto.applies_to(failure.source.as_deref()));
+        let auto = self.autoretry.filter(|auto| failure.is_retried_by(auto));
         let Some(auto) = auto else {
             return self.fail(failure.into());
         };

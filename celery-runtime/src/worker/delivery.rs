@@ -7,7 +7,7 @@ use celery_protocol::{Exception, Raw, Value};
 use tokio::time::Instant;
 
 use crate::broker::QueueEnd;
-use crate::task::{AutoRetry, Failure, TaskError};
+use crate::task::{AutoRetry, Conflict, Failure, Loss, TaskError};
 
 /// What was decided about a delivery when it was read.
 #[derive(Clone, Debug)]
@@ -15,6 +15,9 @@ pub(crate) struct Plan {
     pub(crate) acks_late: bool,
     pub(crate) acks_on_failure: bool,
     pub(crate) acks_on_timeout: bool,
+    /// Whether a late message goes back when the process running its task is
+    /// lost.
+    pub(crate) requeued_when_lost: bool,
     pub(crate) stores_result: bool,
     pub(crate) stores_errors: bool,
     pub(crate) track_started: bool,
@@ -79,6 +82,8 @@ pub(crate) enum Answer {
     Revoked,
     /// It has succeeded before, and was delivered again.
     Succeeded,
+    /// It has to be the only one, and is not.
+    Taken(Conflict),
 }
 
 /// How a task is revoked.
@@ -116,8 +121,13 @@ pub(crate) enum Stop {
 #[derive(Debug)]
 pub(crate) enum Outcome {
     Value(Option<Raw<'static>>),
-    Error { error: TaskError, random: f64 },
+    Error {
+        error: TaskError,
+        random: f64,
+    },
     Panic(String),
+    /// The process that was to run it is gone.
+    Lost(Loss),
 }
 
 /// What the driver is to do.
@@ -266,6 +276,16 @@ pub(crate) fn time_limit_exceeded(limit: Duration) -> Mishap {
         Value::Float(seconds)
     };
     Mishap::new(billiard_exception("TimeLimitExceeded", [argument]))
+}
+
+/// What a task fails with that had to be the only one.
+pub(crate) fn not_unique() -> Mishap {
+    Mishap::new(Exception::new("celery_rs", "NotUnique", Conflict::REASON))
+}
+
+/// What a task fails with whose process is gone.
+pub(crate) fn worker_lost(message: String) -> Mishap {
+    Mishap::new(billiard_exception("WorkerLostError", [Value::Str(message)]))
 }
 
 pub(crate) fn celery_exception(name: &str, message: impl Into<String>) -> Mishap {

@@ -28,6 +28,7 @@ use super::delivery::{
 };
 use super::ears::Ears;
 use super::entries::{Entries, Entry, Key, Work};
+use super::gate::Lock;
 use super::herald::Herald;
 use super::intake::{Intake, Read};
 use super::life::Life;
@@ -37,13 +38,14 @@ use super::scheduled::Scheduled;
 use super::state_file::SavedState;
 use super::supervisor::Supervisor;
 use super::tally::Tally;
-use super::{Command, WorkerError, pool};
+use super::watchdog::Watchdog;
+use super::{Command, WorkerError, gate, pool};
 use crate::broker::{BoxFuture, Consumer, Delivery, DeliveryTag, Settlement};
 use crate::clock::{Clock, Moment};
 use crate::config::{OnUnknown, WorkerSettings};
 use crate::error::ServiceError;
 use crate::lamport::LogicalClock;
-use crate::task::Job;
+use crate::task::{Declaration, Job};
 pub(crate) use describe::describe;
 use election::Election;
 use queues::Change;
@@ -71,7 +73,7 @@ enum Finished {
     /// What the peers answered at the start.
     Mingled(Vec<celery_protocol::ControlReply>),
     Changed(Change),
-    Answered(Key, Result<Answer, Obstacle>),
+    Answered(Key, Result<(Answer, Option<Lock>), Obstacle>),
     Marked,
     Nothing,
     Connected(Result<Arc<dyn Consumer>, ServiceError>),
@@ -102,8 +104,9 @@ pub(crate) struct Parts {
     pub(crate) clock: Clock,
     pub(crate) supervisor: Supervisor,
     pub(crate) limits: Limits,
+    pub(crate) watchdog: Watchdog,
     pub(crate) settings: Arc<WorkerSettings>,
-    pub(crate) lamport: Arc<LogicalClock>,
+    pub(crate) lamport: LogicalClock,
     pub(crate) herald: Herald,
     pub(crate) ears: Ears,
     /// What is asked of the peers before the first delivery is taken.
@@ -121,6 +124,7 @@ pub(crate) struct Driver {
     clock: Clock,
     supervisor: Supervisor,
     limits: Limits,
+    watchdog: Watchdog,
     settings: Arc<WorkerSettings>,
     consumer: Option<Arc<dyn Consumer>>,
     /// Consumers that were replaced and have deliveries in hand.
@@ -158,7 +162,7 @@ pub(crate) struct Driver {
     actions: Vec<Action>,
 
     // What others see of the worker, and tell it.
-    lamport: Arc<LogicalClock>,
+    lamport: LogicalClock,
     herald: Herald,
     ears: Ears,
     mingling: bool,
@@ -187,6 +191,7 @@ impl Driver {
             clock,
             supervisor,
             limits,
+            watchdog,
             settings,
             lamport,
             herald,
@@ -211,6 +216,7 @@ impl Driver {
             clock,
             supervisor,
             limits,
+            watchdog,
             consumer: None,
             retired: Vec::new(),
             receiving: false,
@@ -476,7 +482,12 @@ impl Driver {
                 self.learn(replies);
             }
             Finished::Changed(change) => self.changed(change),
-            Finished::Answered(key, Ok(answer)) => self.event(key, Event::Answered(answer)),
+            Finished::Answered(key, Ok((answer, lock))) => {
+                if let Some(entry) = self.entries.find_mut(key) {
+                    entry.lock = lock;
+                }
+                self.event(key, Event::Answered(answer));
+            }
             Finished::Answered(key, Err(obstacle)) => self.event(key, Event::Failed(obstacle)),
             Finished::Marked => self.marking = false,
             Finished::Nothing => {}
@@ -625,7 +636,11 @@ impl Driver {
     /// starts nothing.
     fn admit(&mut self, delivery: Delivery, consumer: &Arc<dyn Consumer>) {
         let again = delivery.redelivered || delivery.delivery_count.is_some_and(|count| count > 0);
-        let (life, work) = match self.intake.read(delivery.content, delivery.redelivered) {
+        let (life, work) = match self.intake.read(
+            delivery.content,
+            delivery.redelivered,
+            delivery.delivery_count,
+        ) {
             Read::Task { job, .. }
                 if again && self.regain(&job, &delivery.queue, &delivery.tag, consumer) =>
             {
@@ -750,6 +765,7 @@ impl Driver {
         };
         self.tally.start(&job.task);
         let task = pool::run(Arc::clone(run), Arc::clone(job));
+        let task = self.watchdog.watch(job, task);
         // Owned by the entry: aborted by it, or by the driver's end.
         let running = tokio::spawn(async move {
             // The driver is gone only when nobody waits for the outcome.
@@ -792,9 +808,11 @@ impl Driver {
                 return self.settlements.push((key, settlement));
             }
             Step::Ask => {
-                let asked = self.carrier.ask(entry);
-                let answered = asked.map(move |answer| Finished::Answered(key, answer));
-                return self.futures.push(Box::pin(answered));
+                let Work::Task { job, .. } = &entry.work else {
+                    return;
+                };
+                let job = Arc::clone(job);
+                return self.ask(key, job);
             }
             Step::Store(report) => self.carrier.store(entry, report, now),
             Step::Send(letter) => self.carrier.send(entry, &letter, now),
@@ -803,6 +821,39 @@ impl Driver {
         };
         let step = step.map(move |carried| Finished::Stepped(key, carried));
         self.futures.push(Box::pin(step));
+    }
+
+    /// Asks what speaks against the start of a task.
+    fn ask(&mut self, key: Key, job: Arc<Job>) {
+        let Some(task) = self.intake.registry.find(&job.task) else {
+            return;
+        };
+        let Declaration {
+            params, options, ..
+        } = &task.declaration;
+        let questions = self.intake.questions(options, job.redelivered);
+        let services = &job.services;
+        let lock = questions.unique.and_then(|unique| {
+            let (accept, limit) = (&services.accept, services.body_limit);
+            // Where the arguments cannot be read, the task fails by itself.
+            unique
+                .key(&job.task, params, &job.message, accept, limit)
+                .ok()
+        });
+        let deadline = self.carrier.deadline;
+        let object = format!("what task {} has to wait for", job.id);
+        self.futures.push(Box::pin(async move {
+            let asking = gate::ask(job, lock, questions);
+            let answer = match tokio::time::timeout(deadline, asking).await {
+                Ok(answer) => answer,
+                Err(_) => {
+                    let error = ServiceError::no_answer("find out", &object, deadline);
+                    tracing::warn!("{error}");
+                    Err(Obstacle::Passing)
+                }
+            };
+            Finished::Answered(key, answer)
+        }));
     }
 
     fn hostname(&self) -> &str {
@@ -852,6 +903,9 @@ impl Driver {
             self.threads -= threads.forget_permits(self.threads - size);
         }
         self.concurrency = size;
+        if let Some(children) = &self.carrier.services.children {
+            children.resize(size);
+        }
         self.set_prefetch();
     }
 
@@ -939,6 +993,26 @@ impl Driver {
             tracing::warn!("the results of {excess} revoked tasks will not say so");
             self.marks.drain(..excess);
         }
+    }
+
+    /// Lets those who are away know, where that is set up.
+    fn remember_revoked(&mut self, ids: &[String]) {
+        let (Some(remembered), Some(store)) = (
+            self.settings.durable_revokes,
+            self.carrier.services.store.clone(),
+        ) else {
+            return;
+        };
+        let (ids, deadline) = (ids.to_vec(), self.carrier.deadline);
+        self.futures.push(Box::pin(async move {
+            let remembering = gate::remember(&*store, &ids, remembered);
+            match tokio::time::timeout(deadline, remembering).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!("revoked tasks are not remembered: {error}"),
+                Err(_) => tracing::error!("revoked tasks are not remembered: no answer"),
+            }
+            Finished::Nothing
+        }));
     }
 
     fn send_marks(&mut self) {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 use slab::Slab;
 use tokio::task::AbortHandle;
 
+use super::gate::Lock;
 use super::life::Life;
 use crate::broker::{Consumer, Content, DeliveryTag, Publication};
 use crate::clock::Moment;
@@ -28,6 +29,8 @@ pub(crate) struct Entry {
     pub(crate) consumer: Weak<dyn Consumer>,
     pub(crate) queue: Arc<str>,
     pub(crate) work: Work,
+    /// Held while its task has to be the only one.
+    pub(crate) lock: Option<Lock>,
     /// Whether it comes back from where it waited for its time.
     pub(crate) was_scheduled: bool,
     /// When its task was started.
@@ -70,6 +73,7 @@ impl Entry {
             consumer,
             queue,
             work,
+            lock: None,
             was_scheduled: false,
             started: None,
             running: None,

@@ -1,6 +1,5 @@
 //! Tells those who watch: makes events and replies of what the worker does.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use celery_protocol::{ControlReply, Event, Map, ReplyAddress, Value};
@@ -18,7 +17,7 @@ const BATCH_KEY: &str = "task.multi";
 #[derive(Debug)]
 pub(crate) struct Herald {
     outbox: Outbox,
-    clock: Arc<LogicalClock>,
+    clock: LogicalClock,
     hostname: String,
     exchange: Exchange,
     batch: Vec<Event>,
@@ -28,7 +27,7 @@ pub(crate) struct Herald {
 impl Herald {
     pub(crate) fn new(
         outbox: Outbox,
-        clock: Arc<LogicalClock>,
+        clock: LogicalClock,
         hostname: &str,
         exchange: Exchange,
     ) -> Self {
@@ -43,13 +42,8 @@ impl Herald {
     }
 
     /// Something happened to a task. Sent with others by [`flush`](Self::flush).
-    pub(crate) fn tell_of_task(&mut self, kind: &str, id: &str, fields: Map, now: SystemTime) {
-        let mut all = Map::new();
-        all.insert("uuid", id);
-        for (name, value) in fields.iter() {
-            all.insert(name.clone(), value.clone());
-        }
-        let event = self.event(kind, all, now);
+    pub(crate) fn tell_of_task(&mut self, kind: &str, fields: Map, now: SystemTime) {
+        let event = self.event(kind, fields, now);
         self.batch.push(event);
         if self.batch.len() >= BATCH {
             self.flush();

@@ -8,6 +8,7 @@ use celery_protocol::{DecodeError, Embed, Message, TaskHeaders, TimeLimits, enco
 
 use super::delivery::{Links, Plan, Refusal, RefusedTask, celery_exception};
 use super::follow::{self, Unlinked};
+use super::gate::Questions;
 use crate::broker::Content;
 use crate::task::{Job, Registered, Registry, Run, Services, TaskControl, TaskOptions};
 
@@ -26,6 +27,8 @@ pub(crate) struct Intake {
     pub(crate) tells: bool,
     /// Whether a redelivered late task is asked for a success of its own.
     pub(crate) deduplicates: bool,
+    /// Whether the store is asked for what was revoked for good.
+    pub(crate) durable_revokes: bool,
     /// What remote control has set for tasks, by name.
     pub(crate) time_limits: HashMap<String, TimeLimits>,
 }
@@ -47,7 +50,9 @@ pub(crate) enum Read {
 type Runnable = (Job, Arc<dyn Run>, Plan);
 
 impl Intake {
-    pub(crate) fn read(&self, content: Content, redelivered: bool) -> Read {
+    /// `returns` is how often the broker had delivered it before, where it
+    /// counts.
+    pub(crate) fn read(&self, content: Content, redelivered: bool, returns: Option<u32>) -> Read {
         let message = match content {
             Content::Message(message) => message,
             Content::Malformed { raw, error } => {
@@ -59,11 +64,14 @@ impl Intake {
             }
         };
         match self.read_message(message, redelivered) {
-            Ok((job, run, plan)) => Read::Task {
-                job: Arc::new(job),
-                run,
-                plan,
-            },
+            Ok((job, run, mut plan)) => {
+                plan.requeued_when_lost &= may_return(redelivered, returns);
+                Read::Task {
+                    job: Arc::new(job),
+                    run,
+                    plan,
+                }
+            }
             Err(refused) => {
                 let (message, refusal) = *refused;
                 Read::Refused {
@@ -164,6 +172,16 @@ impl Intake {
         })
     }
 
+    /// What has to be asked before a task starts.
+    pub(crate) fn questions(&self, task: &TaskOptions, redelivered: bool) -> Questions {
+        let acks_late = task.acks_late.or(self.defaults.acks_late) == Some(true);
+        Questions {
+            success: self.deduplicates && acks_late && redelivered,
+            revoked: self.durable_revokes,
+            unique: task.unique,
+        }
+    }
+
     fn plan_of(
         &self,
         headers: &TaskHeaders<'_>,
@@ -202,7 +220,8 @@ impl Intake {
                 .or(defaults.acks_on_failure)
                 .unwrap_or(true),
             tells: self.tells,
-            asks: self.deduplicates && flag(|options| options.acks_late),
+            asks: self.questions(task, true).any(),
+            requeued_when_lost: flag(|options| options.reject_on_worker_lost),
             stores_result: has_backend && !ignores,
             stores_errors: has_backend && flag(|options| options.store_errors),
             track_started: flag(|options| options.track_started),
@@ -228,6 +247,19 @@ impl Intake {
                 .unwrap_or(RETRY_DELAY),
             autoretry: task.autoretry,
         })
+    }
+}
+
+/// Most deliveries of a message whose task loses its process each time.
+const DELIVERIES: u32 = 5;
+
+/// Whether a message may be delivered once more after its task has taken its
+/// process with it. Who is told only that this is not the first delivery does
+/// not know how many there were: it is the last one.
+fn may_return(redelivered: bool, returns: Option<u32>) -> bool {
+    match returns {
+        Some(returns) => returns.saturating_add(1) < DELIVERIES,
+        None => !redelivered,
     }
 }
 
@@ -258,5 +290,18 @@ fn refuse(reason: &'static str, error: &DecodeError) -> Refusal {
         reason,
         detail: error.to_string(),
         task: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_that_loses_its_process_does_not_go_round_for_ever() {
+        assert!(may_return(false, None));
+        assert!(!may_return(true, None));
+        let allowed = (0..10).take_while(|returns| may_return(*returns > 0, Some(*returns)));
+        assert_eq!(allowed.count(), 4);
     }
 }

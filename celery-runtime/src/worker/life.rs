@@ -29,12 +29,13 @@ use tokio::time::Instant;
 
 use super::delivery::{
     Action, Answer, Event, Letter, Notice, Obstacle, Plan, Refusal, Report, Revocation, Step, Stop,
-    Verdict, celery_exception, time_limit_exceeded,
+    Verdict, celery_exception, not_unique, time_limit_exceeded,
 };
 use crate::backoff::Backoff;
 use crate::broker::QueueEnd;
 use crate::clock::Moment;
 use crate::config::OnUnknown;
+use crate::task::Conflict;
 
 /// One delivery from its arrival until the broker has forgotten it.
 #[derive(Debug)]
@@ -116,9 +117,9 @@ impl Life {
             (Event::Slot, Phase::Waiting) => self.take_slot(now, actions),
             (Event::Hold(until), Phase::Waiting) => self.hold(until, now, actions),
             (Event::Revoked(revocation), _) => self.revoke(revocation, actions),
-            (Event::Answered(answer), Phase::Asking) => self.answered(answer, now, actions),
+            (Event::Answered(answer), Phase::Asking) => self.answered(&answer, now, actions),
             (Event::Failed(obstacle), Phase::Asking) => {
-                self.ask_failed(obstacle, now, actions);
+                self.ask_failed(&obstacle, now, actions);
             }
             (Event::Done, Phase::Acknowledging) => self.announce(now, actions),
             // The state STARTED is a courtesy: the task runs without it, too.
@@ -274,8 +275,8 @@ impl Life {
         }
     }
 
-    fn answered(&mut self, answer: Answer, now: Moment, actions: &mut Vec<Action>) {
-        self.attempt = 0;
+    fn answered(&mut self, answer: &Answer, now: Moment, actions: &mut Vec<Action>) {
+        let attempt = std::mem::take(&mut self.attempt);
         match answer {
             Answer::Start if self.stopping.is_some() => {
                 actions.push(Action::FreeSlot);
@@ -294,13 +295,38 @@ impl Life {
                 actions.push(Action::FreeSlot);
                 self.finish_with([Step::Settle(Verdict::Ack)], actions);
             }
+            Answer::Taken(Conflict::Wait) if self.stopping.is_none() && !self.withdrawn => {
+                actions.push(Action::FreeSlot);
+                self.attempt = attempt;
+                let until = now.instant + self.next_delay();
+                self.hold(until, now, actions);
+            }
+            Answer::Taken(Conflict::Wait) => {
+                actions.push(Action::FreeSlot);
+                self.finish_with([Step::Settle(Verdict::Requeue(QueueEnd::Head))], actions);
+            }
+            Answer::Taken(Conflict::Drop) => {
+                actions.push(Action::FreeSlot);
+                let notice = Notice::Revoked {
+                    signal: None,
+                    terminated: false,
+                    expired: false,
+                };
+                let steps = self.plan().revoke(Conflict::REASON, notice);
+                self.finish_with(steps, actions);
+            }
+            Answer::Taken(Conflict::Fail) => {
+                actions.push(Action::FreeSlot);
+                let steps = self.plan().refuse(not_unique());
+                self.finish_with(steps, actions);
+            }
         }
     }
 
     /// Nobody could say whether it may start, so it must not, yet.
-    fn ask_failed(&mut self, obstacle: Obstacle, now: Moment, actions: &mut Vec<Action>) {
-        if obstacle != Obstacle::Passing {
-            return self.answered(Answer::Start, now, actions);
+    fn ask_failed(&mut self, obstacle: &Obstacle, now: Moment, actions: &mut Vec<Action>) {
+        if *obstacle != Obstacle::Passing {
+            return self.answered(&Answer::Start, now, actions);
         }
         actions.push(Action::FreeSlot);
         if self.withdrawn {

@@ -7,8 +7,8 @@ use celery_protocol::{ControlReply, ControlRequest, Map, ReplyAddress, Value};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::CONTROL;
-use crate::broker::{BoxFuture, Broker, Exchange, Mailbox};
+use crate::broker::{BoxFuture, Broker};
+use crate::config::ControlSettings;
 use crate::error::ServiceError;
 use crate::lamport::LogicalClock;
 
@@ -38,18 +38,26 @@ impl Asked {
 /// nor is one that says how many there are, once they have answered.
 pub(crate) fn ask(
     broker: &Arc<dyn Broker>,
-    clock: &Arc<LogicalClock>,
+    clock: &LogicalClock,
+    settings: &ControlSettings,
     hostname: &str,
     mut asked: Asked,
 ) -> BoxFuture<'static, Vec<ControlReply>> {
-    let (broker, clock) = (Arc::clone(broker), Arc::clone(clock));
+    let (broker, clock) = (Arc::clone(broker), clock.clone());
+    let settings = settings.clone();
     let hostname = hostname.to_owned();
     Box::pin(async move {
         let mut replies = Vec::new();
-        let asking = collect(&*broker, &clock, &hostname, &mut replies, &mut asked);
-        match tokio::time::timeout(PATIENCE, asking).await {
-            Ok(Err(error)) => tracing::warn!("the other workers cannot be asked: {error}"),
-            Ok(Ok(())) | Err(_) => {}
+        let asking = collect(
+            &*broker,
+            &clock,
+            &settings,
+            &hostname,
+            &mut replies,
+            &mut asked,
+        );
+        if let Ok(Err(error)) = tokio::time::timeout(PATIENCE, asking).await {
+            tracing::warn!("the other workers cannot be asked: {error}");
         }
         replies
     })
@@ -58,26 +66,24 @@ pub(crate) fn ask(
 async fn collect(
     broker: &dyn Broker,
     clock: &LogicalClock,
+    settings: &ControlSettings,
     hostname: &str,
     replies: &mut Vec<ControlReply>,
     asked: &mut Asked,
 ) -> Result<(), ServiceError> {
-    let exchange = format!("reply.{CONTROL}");
     let key = Uuid::new_v4().to_string();
-    let name = format!("{key}.{exchange}");
-    let mailbox = Mailbox::control(name, Exchange::direct(exchange.as_str()).transient(), &*key);
+    let mailbox = settings.reply_mailbox(&key);
     let mut inbox = broker.subscribe(&mailbox).await?;
 
     let mut request = ControlRequest::new("hello");
     request.arguments = arguments(hostname);
     request.ticket = Some(Uuid::new_v4().to_string());
-    request.reply_to = Some(ReplyAddress::new(exchange, key));
+    request.reply_to = Some(ReplyAddress::new(settings.replies().name, key));
     request.clock = clock.forward();
     let Ok(message) = request.write() else {
         return Ok(());
     };
-    let control = Exchange::fanout(CONTROL).transient();
-    let listeners = broker.broadcast(&control, "", &message).await?;
+    let listeners = broker.broadcast(&settings.requests(), "", &message).await?;
     asked.tell();
     let most = listeners.map_or(MOST, |count| MOST.min(count as usize));
     while replies.len() < most {

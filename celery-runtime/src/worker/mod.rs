@@ -7,8 +7,11 @@ mod driver;
 mod ears;
 mod entries;
 mod follow;
+mod gate;
 mod herald;
 mod intake;
+#[cfg_attr(not(unix), path = "isolated/absent.rs")]
+mod isolated;
 mod life;
 mod matching;
 mod mingle;
@@ -21,23 +24,27 @@ mod scheduled;
 mod state_file;
 mod supervisor;
 mod tally;
+mod watchdog;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use celery_protocol::{Map, Value};
 use tokio::sync::Semaphore;
 
+pub(crate) use gate::remember;
+pub(crate) use isolated::Children;
+pub use isolated::is_isolated_child;
 pub use supervisor::LinkEvent;
 
 use crate::app::App;
-use crate::broker::{BoxFuture, ConsumeOptions, Exchange, Mailbox, Queue};
+use crate::broker::{BoxFuture, ConsumeOptions, Mailbox, Queue};
 use crate::client::compose::Sender;
-use crate::config::{ConfigError, OnUnknown, WorkerSettings};
+use crate::config::{Config, ConfigError, OnUnknown, WorkerSettings};
 use crate::error::ServiceError;
 use crate::queues::{QueueNotFound, Queues};
 use crate::task::{Registry, RegistryError, Services, Tasks};
@@ -49,9 +56,11 @@ use ears::{Ears, read_events, read_request};
 use follow::Desk;
 use herald::Herald;
 use intake::Intake;
+use isolated::Duty;
 use mingle::Asked;
 use outbox::Outbox;
 use supervisor::{LinkHook, Supervisor};
+use watchdog::Watchdog;
 
 /// Takes messages from queues and runs their tasks. Made by
 /// [`App::worker`](crate::App::worker).
@@ -71,6 +80,7 @@ pub struct Worker {
     settings: WorkerSettings,
     commands: HashMap<String, Command>,
     autoscale: Option<(usize, usize)>,
+    child_command: Option<isolated::Recipe>,
 }
 
 /// A command of remote control that the application adds.
@@ -102,6 +112,15 @@ pub enum WorkerError {
     /// A queue that it shall consume does not exist and must not be made.
     #[error(transparent)]
     Queue(#[from] QueueNotFound),
+    /// A child process for isolated tasks cannot be started, at the start of
+    /// the worker; later that is tried again, and told in the log.
+    #[error("cannot start {program} as a child process for isolated tasks: {cause}")]
+    Child {
+        /// What was to be started.
+        program: String,
+        /// Why it was not, and what to do.
+        cause: String,
+    },
     /// The broker cannot be used, or was away for too long.
     #[error(transparent)]
     Broker(#[from] ServiceError),
@@ -123,12 +142,18 @@ pub enum WorkerError {
 /// [`shutdown_signal`](crate::shutdown_signal) gives loses it at the second
 /// signal.
 pub trait Patience: Send + 'static {
-    /// Resolves when running tasks shall be ended.
-    fn lost(self) -> BoxFuture<'static, ()>;
+    /// Resolves when running tasks shall be ended. Called again after that: it
+    /// resolves once more when not even `worker_soft_shutdown_timeout` shall be
+    /// waited for.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped and called again when something else ends the wait.
+    fn lost(&mut self) -> BoxFuture<'_, ()>;
 }
 
 impl Patience for () {
-    fn lost(self) -> BoxFuture<'static, ()> {
+    fn lost(&mut self) -> BoxFuture<'_, ()> {
         Box::pin(std::future::pending())
     }
 }
@@ -151,6 +176,7 @@ impl Worker {
             settings: config.worker.clone(),
             commands: HashMap::new(),
             autoscale: None,
+            child_command: None,
             app,
             tasks,
         }
@@ -300,6 +326,28 @@ impl Worker {
         }
     }
 
+    /// Runs all tasks in child processes, however they were added; see
+    /// [`Tasks::with_isolated`].
+    #[must_use]
+    pub fn isolated(mut self) -> Self {
+        self.tasks.isolate();
+        self
+    }
+
+    /// Starts children for isolated tasks by this command instead of starting
+    /// this program again. Its `main` has to run a worker that knows the same
+    /// tasks. This is for tests, whose own program is the test runner.
+    ///
+    /// Program, arguments, environment and working directory are taken from
+    /// it, nothing else.
+    #[must_use]
+    pub fn child_command(self, command: &std::process::Command) -> Self {
+        Self {
+            child_command: Some(command.into()),
+            ..self
+        }
+    }
+
     /// Works until `shutdown` resolves, then stops warmly: running tasks
     /// finish and are acknowledged, messages that were only held go back to
     /// the head of their queue. See [`Patience`] for how that is cut short.
@@ -321,8 +369,21 @@ impl Worker {
         P: Patience,
     {
         let teardown = self.teardown.take();
-        let driver = self.driver()?;
-        let ended = driver.run(stops(shutdown)).await;
+        let ended = match isolated::duty(&self)? {
+            Duty::Work(children) => {
+                if let Some(children) = &children {
+                    children.check().await?;
+                }
+                let driver = self.driver(children.as_ref())?;
+                let ended = driver.run(stops(shutdown)).await;
+                if let Some(children) = children {
+                    children.close().await;
+                }
+                ended
+            }
+            Duty::Serve(socket) => isolated::serve(self, socket).await,
+            Duty::Wait => std::future::pending().await,
+        };
         if let Some(teardown) = teardown {
             teardown().await;
         }
@@ -342,12 +403,12 @@ impl Worker {
         self.run_until(std::future::pending::<()>()).await
     }
 
-    fn driver(self) -> Result<Driver, WorkerError> {
+    fn driver(self, children: Option<&Arc<Children>>) -> Result<Driver, WorkerError> {
         let app = &self.app;
         let mut config = (**app.config()).clone();
         config.on_unknown = self.on_unknown;
         let config = Arc::new(config);
-        let registry = Registry::new(self.tasks)?;
+        let registry = Registry::new(self.tasks, children.map(isolated::runner).as_ref())?;
         let mut queues = queues(app.queues(), &self.queues, &registry)?;
         if config.worker_direct {
             queues.push(app.queues().direct(&self.hostname));
@@ -355,7 +416,16 @@ impl Worker {
         let names: Vec<_> = queues.iter().map(|queue| queue.name.as_str()).collect();
         tracing::info!("{} consumes {}", self.hostname, names.join(", "));
 
+        let durable = self.settings.durable_revokes.is_some();
+        let needs_store = durable
+            || registry
+                .iter()
+                .any(|task| task.declaration.options.unique.is_some());
+        if needs_store && app.store().is_none() {
+            return Err(ConfigError::NoStore.into());
+        }
         let services = Arc::new(Services {
+            store: app.store().cloned(),
             backend: app.backend().cloned(),
             hostname: self.hostname.clone(),
             accept: config.accept_content,
@@ -363,6 +433,7 @@ impl Worker {
             result_serializer: config.result_serializer,
             result_extended: config.result_extended,
             blocking: Arc::new(Semaphore::new(self.concurrency)),
+            children: children.cloned(),
         });
         let multiplier = match self.settings.disable_prefetch {
             true => 1,
@@ -376,19 +447,26 @@ impl Worker {
             max_retries: config.broker_connection_max_retries,
             hook: self.hook,
         };
-        let lamport = Arc::clone(app.lamport());
+        let lamport = app.lamport().clone();
         let outbox = Outbox::start(Arc::clone(app.broker()), config.deadline);
-        let events = Exchange::topic(EVENTS);
-        let herald = Herald::new(outbox, Arc::clone(&lamport), &self.hostname, events);
+        let events = config.events.exchange();
+        let herald = Herald::new(outbox, lamport.clone(), &self.hostname, events);
         let is_steered = self.settings.remote_control;
         let mailboxes = match is_steered {
-            true => mailboxes(&self.hostname),
+            true => mailboxes(&config, &self.hostname),
             false => Vec::new(),
         };
         let (asked, begin) = Asked::channel();
         let ears = Ears::start(app.broker(), mailboxes, begin);
-        let mingle = (is_steered && self.settings.mingle)
-            .then(|| mingle::ask(app.broker(), &lamport, &self.hostname, asked));
+        let mingle = (is_steered && self.settings.mingle).then(|| {
+            mingle::ask(
+                app.broker(),
+                &lamport,
+                &config.control,
+                &self.hostname,
+                asked,
+            )
+        });
         let desk = Desk {
             sender: Sender {
                 config: Arc::clone(&config),
@@ -415,6 +493,7 @@ impl Worker {
             defaults,
             tells: self.settings.task_events,
             deduplicates: self.settings.deduplicate,
+            durable_revokes: durable,
             time_limits: HashMap::new(),
         };
         let limits = Limits {
@@ -428,6 +507,7 @@ impl Worker {
             clock: app.clock().clone(),
             supervisor,
             limits,
+            watchdog: Watchdog::start(self.settings.blocked_after),
             settings: Arc::new(self.settings),
             lamport,
             herald,
@@ -439,19 +519,13 @@ impl Worker {
     }
 }
 
-/// The exchange of events.
-const EVENTS: &str = "celeryev";
-
-/// The exchange of remote control.
-const CONTROL: &str = "celery.pidbox";
-
 /// What a worker listens to. Signs of life of its peers are not among it, so
 /// that the traffic of a fleet grows with its size, and not with its square.
-fn mailboxes(hostname: &str) -> Vec<(Mailbox, ears::Reader)> {
-    let control = Exchange::fanout(CONTROL).transient();
-    let control = Mailbox::control(format!("{hostname}.{CONTROL}"), control, "");
-    let elections = Mailbox::of(Exchange::topic(EVENTS), "worker.elect");
-    vec![(control, read_request), (elections, read_events)]
+fn mailboxes(config: &Config, hostname: &str) -> Vec<(Mailbox, ears::Reader)> {
+    vec![
+        (config.control.node_mailbox(hostname), read_request),
+        (config.events.mailbox("worker.elect"), read_events),
+    ]
 }
 
 impl fmt::Debug for Worker {
@@ -508,34 +582,30 @@ fn find_all<'a>(
 }
 
 /// Gives the driver one stop after the other: warm when `shutdown` resolves,
-/// cold when the patience that it resolved to is lost.
+/// cold whenever the patience that it resolved to is lost.
 fn stops<F, P>(shutdown: F) -> impl FnMut() -> BoxFuture<'static, Stop>
 where
     F: Future<Output = P> + Send + 'static,
     P: Patience,
 {
-    let patience: Arc<Mutex<Option<P>>> = Arc::default();
+    let patience: Arc<tokio::sync::Mutex<Option<P>>> = Arc::default();
     let mut shutdown = Some(shutdown);
-    move || match shutdown.take() {
-        Some(shutdown) => {
-            let patience = Arc::clone(&patience);
-            Box::pin(async move {
+    move || {
+        let patience = Arc::clone(&patience);
+        match shutdown.take() {
+            Some(shutdown) => Box::pin(async move {
                 let given = shutdown.await;
-                *patience.lock().unwrap_or_else(PoisonError::into_inner) = Some(given);
+                *patience.lock().await = Some(given);
                 Stop::Warm
-            })
-        }
-        None => match patience
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-        {
-            Some(patience) => Box::pin(async move {
-                patience.lost().await;
+            }),
+            None => Box::pin(async move {
+                match &mut *patience.lock().await {
+                    Some(patience) => patience.lost().await,
+                    None => std::future::pending().await,
+                }
                 Stop::Cold
             }),
-            None => Box::pin(std::future::pending()),
-        },
+        }
     }
 }
 

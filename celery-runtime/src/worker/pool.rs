@@ -7,17 +7,19 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 
 use super::delivery::Outcome;
-use crate::task::{Invocation, Job, Run};
+use crate::task::{Invocation, Job, Run, Unreturned};
 
 /// Runs a task to its end. A panic ends this task and nothing else.
 pub(crate) async fn run(task: Arc<dyn Run>, job: Arc<Job>) -> Outcome {
     let returned = AssertUnwindSafe(task.run(Invocation { job })).catch_unwind();
     match returned.await {
         Ok(Ok(value)) => Outcome::Value(value),
-        Ok(Err(error)) => Outcome::Error {
+        Ok(Err(Unreturned::Error(error))) => Outcome::Error {
             error,
             random: fastrand::f64(),
         },
+        Ok(Err(Unreturned::Panic(message))) => Outcome::Panic(message),
+        Ok(Err(Unreturned::Lost(loss))) => Outcome::Lost(loss),
         Err(panic) => Outcome::Panic(panic_message(&*panic)),
     }
 }

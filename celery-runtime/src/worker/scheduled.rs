@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use celery_protocol::{Serializer, Value};
+
 use super::driver::describe;
 use crate::task::Job;
-use celery_protocol::Value;
 
 /// Tasks that are remembered; the others are waiting all the same, unseen.
 const MOST: usize = 10_000;
@@ -24,13 +25,22 @@ pub(crate) struct Scheduled {
 #[derive(Debug)]
 pub(crate) struct Later {
     pub(crate) eta: SystemTime,
-    pub(crate) request: Value,
+    /// As JSON, which takes a fraction of the memory.
+    request: Box<[u8]>,
+}
+
+impl Later {
+    /// The task as `inspect` shows it.
+    pub(crate) fn request(&self) -> Value {
+        Serializer::Json.decode(&self.request).unwrap_or_default()
+    }
 }
 
 impl Scheduled {
     pub(crate) fn note(&mut self, job: &Arc<Job>, eta: SystemTime, hostname: &str) {
         if self.tasks.len() < MOST || self.tasks.contains_key(&job.id) {
-            let request = describe(job, hostname, None, false);
+            let request = Serializer::Json.encode(&describe(job, hostname, None, false));
+            let request = request.unwrap_or_default().into_boxed_slice();
             self.tasks.insert(job.id.clone(), Later { eta, request });
         }
     }

@@ -6,6 +6,7 @@ mod support;
 
 mod control;
 mod counting;
+mod durable;
 mod fleet;
 mod limits;
 mod links;
@@ -15,5 +16,6 @@ mod queues;
 mod results;
 mod retries;
 mod shutdown;
+mod unique;
 mod unknown;
 mod worker;

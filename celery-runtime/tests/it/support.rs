@@ -130,9 +130,9 @@ impl Running {
 struct Patience(Option<oneshot::Receiver<()>>);
 
 impl celery_runtime::Patience for Patience {
-    fn lost(self) -> celery_runtime::BoxFuture<'static, ()> {
+    fn lost(&mut self) -> celery_runtime::BoxFuture<'_, ()> {
         Box::pin(async {
-            let asked = match self.0 {
+            let asked = match self.0.take() {
                 Some(lost) => lost.await.is_ok(),
                 None => false,
             };

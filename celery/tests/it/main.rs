@@ -12,6 +12,9 @@
 mod handlers;
 #[path = "../../examples/tasks/mod.rs"]
 mod tasks;
+#[cfg(target_os = "linux")]
+#[path = "../../examples/isolated/work.rs"]
+mod work;
 
 #[cfg_attr(
     not(feature = "rpc"),
@@ -22,9 +25,12 @@ mod support;
 #[cfg(feature = "amqp")]
 mod aio_celery;
 mod control;
+mod control_client;
 #[cfg(feature = "amqp")]
 mod delays;
 mod errors;
+#[cfg(feature = "amqp")]
+mod events_client;
 mod examples;
 mod faults;
 #[cfg(feature = "amqp")]
@@ -32,6 +38,8 @@ mod faults_amqp;
 #[cfg(all(feature = "msgpack", feature = "yaml", feature = "compression"))]
 mod formats;
 mod hostile;
+#[cfg(target_os = "linux")]
+mod isolated;
 mod likeness;
 mod mixed;
 mod peers;

@@ -296,8 +296,17 @@ impl PythonWorker {
     /// # Panics
     ///
     /// If it has not ended after a minute.
-    pub fn terminate(mut self) -> String {
+    pub fn terminate(self) -> String {
         self.process.signal("TERM");
+        self.wait_for_end()
+    }
+
+    /// Waits until it has ended for a reason of its own. Returns its whole log.
+    ///
+    /// # Panics
+    ///
+    /// If it has not ended after a minute.
+    pub fn wait_for_end(mut self) -> String {
         assert!(
             self.process.wait(WORKER_LIMIT).is_some(),
             "the Python worker does not end:\n{}",

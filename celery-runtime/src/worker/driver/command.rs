@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use celery_protocol::{ControlRequest, Map, TimeLimits, Value, repr};
 
-use super::{Driver, Work};
+use super::{Driver, Key, Work};
 use crate::broker::{Exchange, ExchangeKind, Queue};
 use crate::worker::delivery::{Event, Revocation, Stop};
 use crate::worker::ears::Heard;
@@ -149,6 +149,7 @@ impl Driver {
             self.rates.forget(id);
         }
         self.unsaved = true;
+        self.remember_revoked(ids);
         let wanted: HashSet<&str> = ids.iter().map(String::as_str).collect();
         let found: Vec<_> = self
             .entries
@@ -168,11 +169,10 @@ impl Driver {
         let mut running = HashSet::new();
         let mut terminated = Vec::new();
         for (key, id, runs) in found {
-            let revocation = match signal {
-                Some(signal) => Revocation::Terminate(signal),
-                None => Revocation::Unstarted,
-            };
-            self.event(key, Event::Revoked(revocation));
+            match signal {
+                Some(signal) => self.terminate_entry(key, signal),
+                None => self.event(key, Event::Revoked(Revocation::Unstarted)),
+            }
             if runs {
                 running.insert(id.clone());
             }
@@ -187,6 +187,13 @@ impl Driver {
         };
         tracing::info!("{done}");
         Ok(outcome("ok", done))
+    }
+
+    fn terminate_entry(&mut self, key: Key, signal: i32) {
+        if let Some(Work::Task { job, .. }) = self.entries.find(key).map(|entry| &entry.work) {
+            job.control.set_signal(signal);
+        }
+        self.event(key, Event::Revoked(Revocation::Terminate(signal)));
     }
 
     fn revoke_stamps(&mut self, arguments: &Map) -> Result<Value, String> {
@@ -225,7 +232,7 @@ impl Driver {
             ));
         }
         for key in running {
-            self.event(key, Event::Revoked(Revocation::Terminate(signal)));
+            self.terminate_entry(key, signal);
         }
         Ok(outcome("ok", format!("headers {shown} revoked")))
     }
@@ -307,7 +314,7 @@ impl Driver {
             return Err("ValueError('Autoscale not enabled')".to_owned());
         };
         let size = |name: &str, otherwise: usize| match arguments.get(name).and_then(number) {
-            Some(size) if size >= 0.0 && size <= 65_535.0 => size as usize,
+            Some(size) if (0.0..=65_535.0).contains(&size) => size as usize,
             _ => otherwise,
         };
         let most = size("max", most).max(1);

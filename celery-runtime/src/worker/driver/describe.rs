@@ -11,7 +11,7 @@ use crate::worker::herald::unix;
 const LARGE: usize = 16 << 10;
 
 /// The task as `inspect active` and its likes show it. `started` is set while it
-/// runs, here in this process.
+/// runs.
 pub(crate) fn describe(
     job: &Job,
     hostname: &str,
@@ -23,7 +23,7 @@ pub(crate) fn describe(
         .as_ref()
         .and_then(|headers| headers.shadow.as_deref());
     let (args, kwargs) = arguments(job);
-    let pid = started.map(|_| i64::from(std::process::id()));
+    let pid = started.map(|_| i64::from(job.control.pid()));
     let mut info = Map::new();
     info.insert("id", job.id.as_str());
     info.insert("name", name.unwrap_or(&job.task));

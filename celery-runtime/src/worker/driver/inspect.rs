@@ -7,6 +7,7 @@ use super::{Driver, Entry, Key, Work};
 use crate::broker::{Exchange, Queue};
 use crate::config::url::{ServiceUrl, redacted};
 use crate::task::Registered;
+use crate::worker::Children;
 
 /// What `inspect registered` shows of a task unless asked for something else.
 const SHOWN: [&str; 3] = ["exchange", "routing_key", "rate_limit"];
@@ -46,7 +47,7 @@ impl Driver {
             map.insert("eta", time::format(later.eta));
             // Where Celery's timer puts them.
             map.insert("priority", 6_i64);
-            map.insert("request", later.request.clone());
+            map.insert("request", later.request());
             Value::Map(map)
         });
         Value::Array(shown.collect())
@@ -78,7 +79,7 @@ impl Driver {
         }
         for id in ids {
             if let (Some(later), false) = (self.scheduled.find(id), found.contains_key(id)) {
-                let pair = vec![Value::from("scheduled"), later.request.clone()];
+                let pair = vec![Value::from("scheduled"), later.request()];
                 found.insert(id.as_str(), Value::Array(pair));
             }
         }
@@ -169,11 +170,25 @@ impl Driver {
     fn pool(&self) -> Map {
         let pid = i64::from(std::process::id());
         let mut pool = Map::new();
-        pool.insert("implementation", "celery_runtime:tokio");
+        let children = self.carrier.services.children.as_deref();
+        let children = children.map(Children::stats);
+        let mut pids: Vec<i64> = Vec::new();
+        let mut implementation = "celery_runtime:tokio";
+        let mut max_tasks = None;
+        if let Some(children) = &children {
+            implementation = "celery_runtime:isolated";
+            max_tasks = children.max_tasks;
+            pids.extend(children.tasks.iter().map(|(pid, _)| i64::from(*pid)));
+        }
+        // A slot without a process of its own is in this one.
+        pids.truncate(self.concurrency);
+        pids.resize(self.concurrency, pid);
+        pool.insert("implementation", implementation);
         pool.insert("max-concurrency", self.limits.concurrency as u64);
-        let slots = vec![Value::Int(pid); self.concurrency];
-        pool.insert("processes", Value::Array(slots));
-        pool.insert("max-tasks-per-child", "N/A");
+        let slots = pids.into_iter().map(Value::Int);
+        pool.insert("processes", Value::Array(slots.collect()));
+        let max_tasks = max_tasks.map_or(Value::from("N/A"), |most| i64::from(most).into());
+        pool.insert("max-tasks-per-child", max_tasks);
         pool.insert("put-guarded-by-semaphore", true);
         let seconds = |limit: Option<std::time::Duration>| {
             Value::Int(limit.map_or(0, |limit| limit.as_secs() as i64))

@@ -23,12 +23,12 @@ impl Driver {
             let runtime = self.now.instant.saturating_duration_since(started.instant);
             runtime.as_secs_f64()
         });
-        let mut fields = Map::new();
+        let mut fields = of_task(&job.id);
         let kind = match notice {
             // It comes back from where it waited for its time.
             Notice::Received if entry.was_scheduled => return,
             Notice::Received => {
-                fields = received(job);
+                describe_call(&mut fields, job);
                 "task-received"
             }
             Notice::Started => "task-started",
@@ -38,11 +38,11 @@ impl Driver {
                 "task-succeeded"
             }
             Notice::Failed(mishap) => {
-                fields = failed(&mishap);
+                describe_mishap(&mut fields, &mishap);
                 "task-failed"
             }
             Notice::Retried(mishap) => {
-                fields = failed(&mishap);
+                describe_mishap(&mut fields, &mishap);
                 "task-retried"
             }
             Notice::Rejected { requeue } => {
@@ -62,8 +62,7 @@ impl Driver {
             }
             Notice::Cancelled => "task-cancelled",
         };
-        self.herald
-            .tell_of_task(kind, &job.id, fields, self.now.wall);
+        self.herald.tell_of_task(kind, fields, self.now.wall);
     }
 
     /// Tells of a task that nobody here can run.
@@ -71,10 +70,10 @@ impl Driver {
         let Some(task) = refusal.task.as_deref().filter(|_| self.intake.tells) else {
             return;
         };
-        let mut fields = Map::new();
+        let mut fields = of_task(&task.id);
         fields.insert("exception", task.mishap.exception.to_string());
         self.herald
-            .tell_of_task("task-failed", &task.id, fields, self.now.wall);
+            .tell_of_task("task-failed", fields, self.now.wall);
     }
 
     /// Tells of the worker itself, with the numbers that monitors show.
@@ -117,10 +116,15 @@ fn system() -> &'static str {
     }
 }
 
-fn received(job: &Job) -> Map {
+fn of_task(id: &str) -> Map {
     let mut fields = Map::new();
+    fields.insert("uuid", id);
+    fields
+}
+
+fn describe_call(fields: &mut Map, job: &Job) {
     let Ok(headers) = job.headers() else {
-        return fields;
+        return;
     };
     let (args, kwargs) = shown_arguments(job);
     let text = |text: Option<&str>| text.map_or(Value::Null, Value::from);
@@ -132,15 +136,12 @@ fn received(job: &Job) -> Map {
     fields.insert("retries", i64::from(job.retries));
     fields.insert("eta", text(headers.eta.as_deref()));
     fields.insert("expires", text(headers.expires.as_deref()));
-    fields
 }
 
-fn failed(mishap: &Mishap) -> Map {
-    let mut fields = Map::new();
+fn describe_mishap(fields: &mut Map, mishap: &Mishap) {
     fields.insert("exception", mishap.exception.to_string());
     let traceback = mishap.traceback.as_deref();
     fields.insert("traceback", traceback.map_or(Value::Null, Value::from));
-    fields
 }
 
 /// The machine's load over 1, 5 and 15 minutes, rounded as by Celery.

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use tokio::time::Instant;
 
 use super::*;
-use crate::task::TaskError;
+use crate::task::{Loss, TaskError};
 use crate::worker::delivery::{Links, Outcome};
 
 /// A clock that only this test moves.
@@ -36,6 +36,7 @@ fn plan() -> Plan {
         acks_on_timeout: true,
         tells: false,
         asks: false,
+        requeued_when_lost: false,
         stores_result: true,
         stores_errors: false,
         track_started: false,
@@ -219,6 +220,47 @@ fn retries_rejections_and_ignoring() {
         TaskError::exception("ValueError", "no"),
         &["store FAILURE ValueError", "Reject", "Over"],
     );
+}
+
+fn lost(began: bool) -> Outcome {
+    Outcome::Lost(Loss {
+        message: "Worker exited prematurely".to_owned(),
+        began,
+    })
+}
+
+#[test]
+fn a_task_whose_process_is_lost_has_failed_or_runs_again() {
+    let failed: &[&str] = &["FreeSlot", "store FAILURE WorkerLostError"];
+    let back: &[&str] = &["FreeSlot", "Requeue(Tail)"];
+    let forgiving = Plan {
+        requeued_when_lost: true,
+        ..late()
+    };
+    let early = Plan {
+        acks_late: false,
+        ..forgiving.clone()
+    };
+    for (plan, began, expected) in [
+        (late(), true, failed),
+        (forgiving.clone(), true, back),
+        (forgiving, false, back),
+        // It did not even begin.
+        (late(), false, back),
+        // Its message is gone.
+        (early.clone(), true, failed),
+        (early, false, failed),
+    ] {
+        let time = Time::new();
+        let mut life = Life::of_task(plan);
+        tell(&mut life, Event::Arrived, time);
+        while !matches!(life.phase, Phase::Running { .. }) {
+            tell(&mut life, Event::Slot, time);
+            tell(&mut life, Event::Done, time);
+        }
+        let told = tell(&mut life, Event::Returned(lost(began)), time);
+        assert_eq!(told, expected);
+    }
 }
 
 #[test]
@@ -607,7 +649,7 @@ fn chance() -> impl Strategy<Value = Chance> {
         8 => Just(Chance::Succeed),
         3 => Just(Chance::FailPassing),
         1 => Just(Chance::FailLasting),
-        6 => (0u8..7).prop_map(Chance::Return),
+        6 => (0u8..9).prop_map(Chance::Return),
         4 => (0u16..3000).prop_map(Chance::Pass),
         1 => Just(Chance::Warm),
         1 => Just(Chance::Cold),
@@ -620,7 +662,7 @@ fn chance() -> impl Strategy<Value = Chance> {
 }
 
 fn any_life() -> impl Strategy<Value = (Option<Plan>, OnUnknown)> {
-    let flags = proptest::array::uniform10(any::<bool>());
+    let flags = proptest::array::uniform11(any::<bool>());
     let times = (0u8..3, 0u8..3, 0u64..4, 0u64..4, 0u32..5);
     let policy = prop_oneof![
         Just(OnUnknown::Keep),
@@ -640,6 +682,7 @@ fn any_life() -> impl Strategy<Value = (Option<Plan>, OnUnknown)> {
         let plan = Plan {
             acks_late: flags[0],
             acks_on_failure: flags[1],
+            requeued_when_lost: flags[10],
             stores_result: flags[2],
             stores_errors: flags[3],
             track_started: flags[4],
@@ -665,6 +708,7 @@ fn outcome(kind: u8) -> Outcome {
     let error = match kind {
         0 | 1 => return Outcome::Value(Some(Raw::json("1"))),
         2 => return Outcome::Panic("oh".to_owned()),
+        7 | 8 => return lost(kind == 8),
         3 => TaskError::retry().after(Duration::from_secs(1)),
         4 => TaskError::ignore(),
         5 => TaskError::reject("no", crate::Requeue::Yes),

@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 use xtask::servers::{Python, PythonWorker, PythonWorkerBuilder, RabbitServer, RedisServer};
 
 pub(crate) use load::{assert_sums, count_done, send_adds, send_sleeps};
-pub(crate) use process::{WorkerProcess, example};
+pub(crate) use process::{WorkerProcess, example, signal};
 pub(crate) use queues::Look;
 pub(crate) use rabbit::Vhost;
 pub(crate) use redis::Inspect;

@@ -21,9 +21,19 @@ impl WorkerProcess {
     /// Starts it with these settings, by their names in the environment, and
     /// waits until it says that it is ready.
     pub(crate) async fn start(setup: &Setup, settings: &[(&str, &str)]) -> Self {
+        Self::start_example(&["worker"], setup, settings).await
+    }
+
+    /// The same with another example, and its arguments.
+    pub(crate) async fn start_example(
+        program: &[&str],
+        setup: &Setup,
+        settings: &[(&str, &str)],
+    ) -> Self {
         let log = setup.new_log();
-        let mut command = Command::new(example("worker"));
+        let mut command = Command::new(example(program[0]));
         command
+            .args(&program[1..])
             .envs(setup.environment())
             .envs(settings.iter().copied())
             .stdin(Stdio::null())
@@ -54,11 +64,12 @@ impl WorkerProcess {
 
     /// Sends a signal, by its name without `SIG`.
     pub(crate) fn signal(&self, name: &str) {
-        let pid = self.group.id().to_string();
-        let sent = Command::new("sh")
-            .args(["-c", "kill -s \"$0\" \"$1\"", name, &pid])
-            .status();
-        assert!(sent.unwrap().success(), "cannot send SIG{name}");
+        signal(name, &self.group.id().to_string());
+    }
+
+    /// Sends a signal to the whole process group, as a terminal does.
+    pub(crate) fn signal_group(&self, name: &str) {
+        signal(name, &format!("-{}", self.group.id()));
     }
 
     /// Waits for its end; answers the exit code, `None` after a deadly signal.
@@ -79,6 +90,14 @@ impl WorkerProcess {
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
+}
+
+/// Sends a signal to a process, or to a group, `-` before its number.
+pub(crate) fn signal(name: &str, target: &str) {
+    let sent = Command::new("sh")
+        .args(["-c", "kill -s \"$0\" -- \"$1\"", name, target])
+        .status();
+    assert!(sent.unwrap().success(), "cannot send SIG{name}");
 }
 
 /// Cargo builds the examples beside the tests.

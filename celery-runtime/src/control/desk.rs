@@ -1,0 +1,184 @@
+//! Sending commands and receiving what is answered.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use celery_protocol::{ControlRequest, ReplyAddress};
+use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use super::error::ControlError;
+use super::inbox::{Gathered, Inbox};
+use crate::app::App;
+use crate::broker::{Broker, Subscription};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::error::{ServiceError, ServiceErrorKind};
+use crate::lamport::LogicalClock;
+use crate::store::Store;
+use crate::worker::remember;
+
+/// What all clones of a [`Control`](super::Control) share.
+#[derive(Debug)]
+pub(super) struct Desk {
+    broker: Arc<dyn Broker>,
+    store: Option<Arc<dyn Store>>,
+    config: Arc<Config>,
+    clock: Clock,
+    lamport: LogicalClock,
+    /// The mailbox, once it was needed.
+    mailbox: Mutex<Option<Mailbox>>,
+}
+
+/// An open mailbox and the task that reads it.
+#[derive(Debug)]
+struct Mailbox {
+    /// By what workers address it.
+    id: String,
+    inbox: Arc<Inbox>,
+    reader: JoinHandle<()>,
+}
+
+impl Desk {
+    pub(super) fn new(app: &App) -> Self {
+        Self {
+            broker: Arc::clone(app.broker()),
+            store: app.store().cloned(),
+            config: Arc::clone(app.config()),
+            clock: app.clock().clone(),
+            lamport: app.lamport().clone(),
+            mailbox: Mutex::default(),
+        }
+    }
+
+    /// Writes down that these tasks are revoked.
+    pub(super) async fn remember_revoked(
+        &self,
+        ids: &[String],
+        remembered: Duration,
+    ) -> Result<(), ControlError> {
+        let failed = |cause| ControlError::Store {
+            command: "revoke".to_owned(),
+            cause,
+        };
+        let Some(store) = self.store.as_deref() else {
+            return Err(failed(ServiceError::new(
+                ServiceErrorKind::Unsupported,
+                "remember",
+                "revoked tasks",
+                "there is no store that clients and workers share",
+            )));
+        };
+        let remembering = remember(store, ids, remembered);
+        self.within("remember", "revoked tasks", remembering)
+            .await
+            .map_err(failed)
+    }
+
+    /// Sends a request, which its sender is interested in for so long.
+    pub(super) async fn send(
+        &self,
+        mut request: ControlRequest,
+        interest: Duration,
+    ) -> Result<(), ControlError> {
+        request.clock = self.lamport.forward();
+        request.expires = unix_time(self.clock.now() + interest);
+        let command = request.method.clone();
+        let message = match request.write() {
+            Ok(message) => message,
+            Err(cause) => return Err(ControlError::Encode { command, cause }),
+        };
+        let exchange = self.config.control.requests();
+        let sent = self.broker.broadcast(&exchange, "", &message);
+        self.within("broadcast to", &exchange.name, sent)
+            .await
+            .map(drop)
+            .map_err(|cause| ControlError::Send { command, cause })
+    }
+
+    /// Sends a request and collects what is answered.
+    pub(super) async fn ask(
+        &self,
+        mut request: ControlRequest,
+        limit: Duration,
+        most: Option<usize>,
+    ) -> Result<Gathered, ControlError> {
+        let command = request.method.clone();
+        let failed = |cause| ControlError::Receive {
+            command: command.clone(),
+            cause,
+        };
+        let (id, inbox) = self.open().await.map_err(failed)?;
+        let ticket = Uuid::new_v4().to_string();
+        let mut expected = inbox.expect(&ticket, most);
+        request.ticket = Some(ticket);
+        let replies = self.config.control.replies().name;
+        request.reply_to = Some(ReplyAddress::new(replies, id));
+        self.send(request, limit).await?;
+        match timeout(limit, expected.done()).await {
+            Ok(Err(cause)) => Err(failed(cause)),
+            // Whoever has not answered by now is not waited for.
+            Ok(Ok(())) | Err(_) => Ok(expected.gathered()),
+        }
+    }
+
+    /// The mailbox for replies, opened if there is none. Each has a name of its
+    /// own: the broker may not have missed the connection of the last one yet.
+    async fn open(&self) -> Result<(String, Arc<Inbox>), ServiceError> {
+        let id = Uuid::new_v4().to_string();
+        let address = self.config.control.reply_mailbox(&id);
+        let opening = async {
+            let mut mailbox = self.mailbox.lock().await;
+            if let Some(open) = mailbox.as_ref().filter(|one| one.inbox.is_open()) {
+                return Ok((open.id.clone(), Arc::clone(&open.inbox)));
+            }
+            let replies = self.broker.subscribe(&address).await?;
+            let inbox = Arc::new(Inbox::new(self.lamport.clone()));
+            let reader = tokio::spawn(read(replies, Arc::clone(&inbox)));
+            let answer = (id.clone(), Arc::clone(&inbox));
+            *mailbox = Some(Mailbox { id, inbox, reader });
+            Ok(answer)
+        };
+        // Whoever waits for another one to open it waits no longer, either.
+        self.within("open mailbox", &address.name, opening).await
+    }
+
+    async fn within<T>(
+        &self,
+        operation: &'static str,
+        object: &str,
+        future: impl Future<Output = Result<T, ServiceError>>,
+    ) -> Result<T, ServiceError> {
+        let deadline = self.config.deadline;
+        timeout(deadline, future).await.unwrap_or_else(|_| {
+            let obstacle = self.broker.obstacle();
+            Err(ServiceError::no_answer_for(
+                operation, object, deadline, obstacle,
+            ))
+        })
+    }
+}
+
+impl Drop for Mailbox {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+/// Reads replies until the mailbox is lost, which everybody who waits is told.
+async fn read(mut replies: Box<dyn Subscription>, inbox: Arc<Inbox>) {
+    loop {
+        match replies.next().await {
+            Ok(message) => inbox.deliver(&message),
+            Err(error) => return inbox.fail(&error),
+        }
+    }
+}
+
+fn unix_time(time: SystemTime) -> f64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    since.as_secs_f64()
+}

@@ -1,0 +1,15 @@
+//! Watching workers and tasks: [`Events`] receives what they tell,
+//! [`ClusterState`] keeps the sum of it.
+
+mod rates;
+mod recent;
+mod state;
+mod stream;
+mod task;
+mod worker;
+
+pub use rates::Rates;
+pub use state::ClusterState;
+pub use stream::{EventStream, Events};
+pub use task::TaskRecord;
+pub use worker::WorkerRecord;

@@ -1,0 +1,205 @@
+//! Children that are this test program, told to run [`child`] alone.
+
+use std::convert::Infallible;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+
+use celery_protocol::{Accept, Embed, Message, Serializer, TaskHeaders, encode_body};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+
+use super::super::is_isolated_child;
+use super::super::program::Recipe;
+use super::*;
+use crate::app::App;
+use crate::task::{Returned, Services, Task, TaskControl, Tasks};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits for a file `go` in the folder.
+const HOLD: Task<(String,), ()> = Task::new("hold");
+/// Waits for SIGTERM, leaves a file `heard` in the folder, and goes on.
+const STUBBORN: Task<(String,), ()> = Task::new("stubborn");
+
+/// What the children of these tests run. By itself it does nothing.
+#[test]
+fn child() {
+    if !is_isolated_child() {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let tasks = Tasks::new()
+        .with_isolated(HOLD, hold)
+        .with_isolated_async(STUBBORN, stubborn);
+    runtime.block_on(App::memory().worker(tasks).run()).unwrap();
+}
+
+fn hold(folder: String) -> Result<(), Infallible> {
+    let go = PathBuf::from(folder).join("go");
+    while !go.exists() {
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+async fn stubborn(folder: String) -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    std::fs::write(Path::new(&folder).join("begun"), "")?;
+    terminate.recv().await;
+    std::fs::write(Path::new(&folder).join("heard"), "")?;
+    std::future::pending().await
+}
+
+fn children(size: usize) -> Arc<Children> {
+    // Its report is not part of ours.
+    let code = "exec \"$0\" --exact worker::isolated::children::tests::child > /dev/null";
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", code])
+        .arg(std::env::current_exe().unwrap());
+    let program = Program::find(Some(Recipe::from(&command))).unwrap();
+    let welcome = Welcome {
+        hostname: "celery@test".to_owned(),
+        result_serializer: "json".to_owned(),
+        result_extended: false,
+        body_limit: 1 << 20,
+    };
+    let rules = Rules {
+        max_tasks: None,
+        max_memory: None,
+        deadline: PATIENCE,
+    };
+    Children::new(program, "test".to_owned(), welcome, rules, size)
+}
+
+fn job(task: &Task<(String,), ()>, folder: &Path) -> Arc<Job> {
+    let arguments = (folder.to_str().unwrap(),);
+    let body = encode_body(Serializer::Json, &arguments, &(), &Embed::default()).unwrap();
+    let headers = TaskHeaders::new(task.name().to_owned(), "id-1");
+    Arc::new(Job {
+        id: "id-1".to_owned(),
+        task: task.name().into(),
+        retries: 0,
+        redelivered: false,
+        stores_result: false,
+        wants_value: true,
+        message: Message::task(headers, Serializer::Json, body),
+        services: Arc::new(Services {
+            store: None,
+            backend: None,
+            hostname: "celery@test".to_owned(),
+            accept: Accept::json(),
+            body_limit: 1 << 20,
+            result_serializer: Serializer::Json,
+            result_extended: false,
+            blocking: Arc::new(Semaphore::new(1)),
+            children: None,
+        }),
+        control: TaskControl::default(),
+    })
+}
+
+fn run(children: &Arc<Children>, job: &Arc<Job>) -> JoinHandle<Returned> {
+    let (children, job) = (Arc::clone(children), Arc::clone(job));
+    tokio::spawn(async move {
+        match children.run(&job).await {
+            Run::Ended(returned) => returned,
+            Run::Lost(loss) => panic!("{loss:?}"),
+        }
+    })
+}
+
+fn folder() -> PathBuf {
+    let name = format!("celery-children-{}", uuid::Uuid::new_v4());
+    let path = std::env::temp_dir().join(name);
+    std::fs::create_dir(&path).unwrap();
+    path
+}
+
+/// Waits until the children are as they should be.
+async fn until(children: &Children, what: &str, are: impl Fn(&ChildrenStats) -> bool) {
+    let so = async {
+        while !are(&children.stats()) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let in_time = tokio::time::timeout(PATIENCE, so).await;
+    assert!(in_time.is_ok(), "{what}: {:?}", children.stats());
+}
+
+async fn until_there(path: PathBuf) {
+    let there = async {
+        while !path.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let in_time = tokio::time::timeout(PATIENCE, there).await;
+    assert!(in_time.is_ok(), "{} is missing", path.display());
+}
+
+#[tokio::test]
+async fn an_idle_child_that_ends_is_replaced_before_it_is_needed() {
+    let children = children(1);
+    children.check().await.unwrap();
+    let first = children.stats().tasks[0].0;
+    let kill = format!("kill -s KILL {first}");
+    Command::new("sh").args(["-c", &kill]).status().unwrap();
+    until(&children, "another one", |stats| {
+        stats.tasks.iter().any(|(pid, _)| *pid != first)
+    })
+    .await;
+    children.close().await;
+    assert!(children.stats().tasks.is_empty());
+}
+
+#[tokio::test]
+async fn there_can_be_more_and_fewer_while_tasks_run() {
+    let children = children(1);
+    let folder = folder();
+    let one = run(&children, &job(&HOLD, &folder));
+    until(&children, "one runs", |stats| stats.tasks.len() == 1).await;
+    let second = job(&HOLD, &folder);
+    let other = run(&children, &second);
+    children.resize(2);
+    until(&children, "two run", |stats| {
+        stats.tasks.iter().filter(|(_, tasks)| *tasks == 1).count() == 2
+    })
+    .await;
+    let pids: Vec<_> = children.stats().tasks.iter().map(|(pid, _)| *pid).collect();
+    assert!(pids.contains(&second.control.pid()));
+    children.resize(1);
+    assert_eq!(children.stats().tasks.len(), 2, "tasks that run finish");
+
+    std::fs::write(folder.join("go"), "").unwrap();
+    one.await.unwrap().unwrap();
+    other.await.unwrap().unwrap();
+    until(&children, "one is left", |stats| stats.tasks.len() == 1).await;
+    assert_eq!(children.stats().size, 1);
+    children.close().await;
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[tokio::test]
+async fn a_task_is_ended_by_the_signal_that_was_chosen() {
+    let children = children(1);
+    let folder = folder();
+    let job = job(&STUBBORN, &folder);
+    let running = run(&children, &job);
+    until_there(folder.join("begun")).await;
+    let pid = job.control.pid();
+    job.control.set_signal(15);
+    running.abort();
+    until_there(folder.join("heard")).await;
+    // It does not end by that.
+    until(&children, "it is killed", |stats| {
+        stats.tasks.iter().all(|(other, _)| *other != pid)
+    })
+    .await;
+    children.close().await;
+    std::fs::remove_dir_all(folder).unwrap();
+}

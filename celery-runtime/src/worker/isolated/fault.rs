@@ -1,0 +1,200 @@
+//! How a task that did not return is told across processes. Pure.
+
+use std::time::{Duration, SystemTime};
+
+use celery_protocol::{DecodeError, EncodeError, Exception, Raw, Serializer};
+use serde::{Deserialize, Serialize};
+
+use crate::task::{
+    Account, AutoRetry, Failure, Requeue, Retry, TaskError, TaskErrorKind as Kind, When,
+};
+
+/// A [`TaskError`] without the error behind it: what that decides is decided
+/// where it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) enum Fault {
+    Failed(Told),
+    Retry {
+        when: Option<Due>,
+        most: Most,
+        because: Option<Told>,
+    },
+    Reject {
+        requeue: bool,
+        reason: String,
+    },
+    Ignore,
+}
+
+/// A failure.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Told {
+    /// In JSON.
+    exception: String,
+    traceback: String,
+    autoretried: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) enum Due {
+    After(Duration),
+    At(SystemTime),
+}
+
+/// How many retries there are at most.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) enum Most {
+    AsDeclared,
+    Endless,
+    Times(u32),
+}
+
+impl Fault {
+    /// What is told of an error of a task that has this automatic retry.
+    pub(super) fn tell(error: TaskError, auto: Option<&AutoRetry>) -> Result<Self, EncodeError> {
+        Ok(match error.into_kind() {
+            Kind::Failed(failure) => Self::Failed(Told::tell(&failure, auto)?),
+            Kind::Retry(retry) => Self::Retry {
+                when: retry.when.map(|when| match when {
+                    When::After(delay) => Due::After(delay),
+                    When::At(time) => Due::At(time),
+                }),
+                most: match retry.max_retries {
+                    None => Most::AsDeclared,
+                    Some(None) => Most::Endless,
+                    Some(Some(times)) => Most::Times(times),
+                },
+                because: match &retry.because {
+                    Some(failure) => Some(Told::tell(failure, auto)?),
+                    None => None,
+                },
+            },
+            Kind::Reject { requeue, reason } => Self::Reject {
+                requeue: requeue == Requeue::Yes,
+                reason,
+            },
+            Kind::Ignore => Self::Ignore,
+        })
+    }
+
+    /// The error that was told.
+    pub(super) fn understand(self) -> Result<TaskError, DecodeError> {
+        Ok(TaskError::of_kind(match self {
+            Self::Failed(told) => Kind::Failed(told.understand()?),
+            Self::Retry {
+                when,
+                most,
+                because,
+            } => Kind::Retry(Retry {
+                when: when.map(|due| match due {
+                    Due::After(delay) => When::After(delay),
+                    Due::At(time) => When::At(time),
+                }),
+                max_retries: match most {
+                    Most::AsDeclared => None,
+                    Most::Endless => Some(None),
+                    Most::Times(times) => Some(Some(times)),
+                },
+                because: because.map(Told::understand).transpose()?,
+            }),
+            Self::Reject { requeue, reason } => Kind::Reject {
+                requeue: if requeue { Requeue::Yes } else { Requeue::No },
+                reason,
+            },
+            Self::Ignore => Kind::Ignore,
+        }))
+    }
+}
+
+impl Told {
+    fn tell(failure: &Failure, auto: Option<&AutoRetry>) -> Result<Self, EncodeError> {
+        let exception = Raw::encode(Serializer::Json, &failure.exception)?;
+        Ok(Self {
+            exception: exception.as_json().unwrap_or_default().to_owned(),
+            traceback: failure.traceback(),
+            autoretried: auto.is_some_and(|auto| failure.is_retried_by(auto)),
+        })
+    }
+
+    fn understand(self) -> Result<Failure, DecodeError> {
+        Ok(Failure {
+            exception: Exception::read(&Raw::json(&self.exception))?,
+            source: None,
+            account: Some(Account {
+                traceback: self.traceback,
+                autoretried: self.autoretried,
+            }),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use celery_protocol::Value;
+
+    use super::*;
+
+    fn cross(error: TaskError, auto: Option<AutoRetry>) -> Kind {
+        let told = Fault::tell(error, auto.as_ref()).unwrap();
+        let bytes = serde_json::to_vec(&told).unwrap();
+        let told: Fault = serde_json::from_slice(&bytes).unwrap();
+        told.understand().unwrap().into_kind()
+    }
+
+    #[test]
+    fn a_failure_keeps_what_python_sees_of_it() {
+        let arguments = [Value::Bytes(vec![0, 255]), Value::Float(f64::INFINITY)];
+        let exception = Exception::new("m", "E", "").with_args(arguments);
+        let Kind::Failed(failure) = cross(TaskError::failed(exception.clone()), None) else {
+            panic!("not a failure")
+        };
+        assert_eq!(failure.exception, exception);
+        assert_eq!(failure.traceback(), format!("{exception}\n"));
+    }
+
+    #[test]
+    fn the_type_behind_a_failure_decides_where_it_is() {
+        let auto = AutoRetry::on::<std::num::ParseIntError>();
+        let parse = || TaskError::from("x".parse::<i64>().unwrap_err());
+        let io = || TaskError::from(std::io::Error::other("x"));
+        for (error, told, expected) in [
+            (parse(), Some(auto), true),
+            (io(), Some(auto), false),
+            (parse(), None, false),
+        ] {
+            let Kind::Failed(failure) = cross(error, told) else {
+                panic!("not a failure")
+            };
+            assert_eq!(failure.is_retried_by(&auto), expected);
+        }
+    }
+
+    #[test]
+    fn retries_and_refusals_cross() {
+        let retry = TaskError::retry()
+            .after(Duration::from_secs(5))
+            .at_most(7)
+            .because(std::io::Error::other("busy"));
+        let Kind::Retry(retry) = cross(retry, None) else {
+            panic!("not a retry")
+        };
+        assert!(matches!(retry.when, Some(When::After(delay)) if delay.as_secs() == 5));
+        assert_eq!(retry.max_retries, Some(Some(7)));
+        let because = retry.because.unwrap();
+        assert_eq!(because.exception.exc_message, [Value::from("busy")]);
+
+        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(9);
+        let Kind::Retry(retry) = cross(TaskError::retry().at(time), None) else {
+            panic!("not a retry")
+        };
+        assert!(matches!(retry.when, Some(When::At(at)) if at == time));
+        assert_eq!(retry.max_retries, None);
+
+        let rejected = cross(TaskError::reject("no", Requeue::Yes), None);
+        assert!(matches!(
+            rejected,
+            Kind::Reject { requeue: Requeue::Yes, reason } if reason == "no"
+        ));
+        assert!(matches!(cross(TaskError::ignore(), None), Kind::Ignore));
+    }
+}

@@ -1,0 +1,118 @@
+//! Tasks in child processes.
+//!
+//! A child is the program itself, started once more. Its standard input is one
+//! end of a socket, and its environment has a mark; by both its
+//! [`Worker`](super::Worker) knows that it is to serve the worker at the other
+//! end instead of a broker. Broker and backend stay with the worker.
+//!
+//! ```text
+//! worker: task -> children -> child -> process       word   packet   fault
+//!                                 ||  (what is said, and how)
+//! child:  part -> serve -> backend
+//! ```
+//!
+//! A worker that ends, however it does, hangs up, which every child hears in a
+//! thread of its own and ends at once; a child that ends has hung up, too.
+
+mod backend;
+mod child;
+mod children;
+mod fault;
+mod loss;
+mod memory;
+mod packet;
+mod part;
+mod process;
+mod program;
+mod serve;
+mod task;
+mod word;
+
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+pub(crate) use children::Children;
+pub use part::is_isolated_child;
+pub(crate) use program::Recipe;
+
+use children::Rules;
+use part::Part;
+use program::Program;
+use task::IsolatedTask;
+use word::Welcome;
+
+use super::{Worker, WorkerError};
+use crate::task::{Registry, Run};
+
+/// A child that cannot be started.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("cannot start {program} as a child process for isolated tasks: {cause}")]
+pub(crate) struct ChildError {
+    program: String,
+    cause: String,
+}
+
+impl ChildError {
+    fn new(program: impl Into<String>, cause: impl Into<String>) -> Self {
+        Self {
+            program: program.into(),
+            cause: cause.into(),
+        }
+    }
+}
+
+impl From<ChildError> for WorkerError {
+    fn from(ChildError { program, cause }: ChildError) -> Self {
+        Self::Child { program, cause }
+    }
+}
+
+/// What a worker is to do here.
+pub(crate) enum Duty {
+    /// Its own work, with children where it needs them.
+    Work(Option<Arc<Children>>),
+    /// That of the worker at the other end.
+    Serve(UnixStream),
+    /// Nothing: this process is for another worker of the program.
+    Wait,
+}
+
+/// Finds out what the worker is to do in this process, and gets ready for it.
+pub(crate) fn duty(worker: &Worker) -> Result<Duty, WorkerError> {
+    let name = program::worker_name(worker.tasks.names(), &worker.queues);
+    match Part::of(&name) {
+        Part::Child(socket) => return Ok(Duty::Serve(socket)),
+        Part::Bystander => return Ok(Duty::Wait),
+        Part::Worker if !worker.tasks.has_isolated() => return Ok(Duty::Work(None)),
+        Part::Worker => {}
+    }
+    let config = worker.app.config();
+    let welcome = Welcome {
+        hostname: worker.hostname.clone(),
+        result_serializer: config.result_serializer.name().to_owned(),
+        result_extended: config.result_extended,
+        body_limit: config.body_limit,
+    };
+    let rules = Rules {
+        max_tasks: config.worker_max_tasks_per_child,
+        max_memory: config.worker_max_memory_per_child,
+        deadline: config.deadline,
+    };
+    let program = Program::find(worker.child_command.clone())?;
+    let children = Children::new(program, name, welcome, rules, worker.concurrency);
+    Ok(Duty::Work(Some(children)))
+}
+
+/// What runs a task in one of the children.
+pub(crate) fn runner(children: &Arc<Children>) -> Arc<dyn Run> {
+    Arc::new(IsolatedTask {
+        children: Arc::clone(children),
+    })
+}
+
+/// Serves the worker at the other end until it hangs up.
+pub(crate) async fn serve(worker: Worker, socket: UnixStream) -> Result<(), WorkerError> {
+    let accept = worker.app.config().accept_content;
+    let registry = Registry::new(worker.tasks, None)?;
+    Ok(serve::serve(socket, registry, accept).await?)
+}

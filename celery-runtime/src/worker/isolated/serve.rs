@@ -1,0 +1,303 @@
+//! The child's side: serves the worker at the other end of the line.
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use celery_protocol::{Accept, Message, Serializer, kombu};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use super::ChildError;
+use super::backend::LineBackend;
+use super::fault::Fault;
+use super::packet::Packet;
+use super::program;
+use super::word::{Call, Hello, PROTOCOL, Refusal, ToChild, ToWorker, Welcome};
+use crate::task::{AutoRetry, Job, Registry, Run, Services, TaskControl, TaskError};
+use crate::worker::delivery::Outcome;
+use crate::worker::pool;
+
+/// How long the program may take to end after its worker has hung up.
+const LAST_MOMENTS: Duration = Duration::from_secs(5);
+
+/// What a process ends with that does not understand its worker.
+const CONFUSED: i32 = 70;
+
+/// Runs what the worker says until it hangs up.
+pub(super) async fn serve(
+    socket: UnixStream,
+    registry: Registry,
+    accept: Accept,
+) -> Result<(), ChildError> {
+    let failed = |error: std::io::Error| ChildError::new("this process", error.to_string());
+    ignore_interrupts();
+    let ear = socket.try_clone().map_err(failed)?;
+    let line = Arc::new(Line::new(socket));
+    line.send(&Packet::new(ToWorker::Hello(Hello {
+        protocol: PROTOCOL,
+        build: program::build(),
+    })));
+    // Unbounded: the worker waits for the end of a task before the next one.
+    let (work, mut works) = mpsc::unbounded_channel();
+    let listener = Listener {
+        line: Arc::clone(&line),
+        registry,
+        accept,
+        services: None,
+        running: None,
+        work,
+    };
+    // A thread, since it has to hear the end of the worker whatever the task
+    // does to the runtime. It ends with the process.
+    thread::Builder::new()
+        .name("celery-child".to_owned())
+        .spawn(move || listener.listen(ear))
+        .map_err(failed)?;
+    while let Some(Work { job, run, auto }) = works.recv().await {
+        let outcome = run_one(&line, run, job).await;
+        let packet = ending(outcome, auto.as_ref());
+        line.is_busy.store(false, Ordering::SeqCst);
+        line.send(&packet);
+    }
+    Ok(())
+}
+
+/// Ctrl-C in a terminal is for the worker. It does not reach another process
+/// group, but some supervisors send it to each process.
+fn ignore_interrupts() {
+    let interrupt = tokio::signal::unix::SignalKind::interrupt();
+    // It stays ignored when this is dropped.
+    if let Err(error) = tokio::signal::unix::signal(interrupt) {
+        tracing::debug!("cannot ignore interrupts: {error}");
+    }
+}
+
+async fn run_one(line: &Line, run: Arc<dyn Run>, job: Arc<Job>) -> Outcome {
+    let mut running = std::pin::pin!(pool::run(run, Arc::clone(&job)));
+    let mut is_silent = true;
+    loop {
+        tokio::select! {
+            outcome = &mut running => return outcome,
+            () = job.control.listened(), if is_silent => {
+                is_silent = false;
+                line.send(&Packet::new(ToWorker::Listens));
+            }
+        }
+    }
+}
+
+fn ending(outcome: Outcome, auto: Option<&AutoRetry>) -> Packet<ToWorker> {
+    match outcome {
+        Outcome::Value(None) => Packet::new(ToWorker::Value),
+        Outcome::Value(Some(value)) => match value.serializer().encode(&value) {
+            Ok(bytes) => Packet::new(ToWorker::Value).with(bytes),
+            Err(error) => fault(encode_error(&error), None),
+        },
+        Outcome::Error { error, .. } => fault(error, auto),
+        Outcome::Panic(message) => Packet::new(ToWorker::Panic(message)),
+        Outcome::Lost(loss) => Packet::new(ToWorker::Panic(loss.message)),
+    }
+}
+
+fn fault(error: TaskError, auto: Option<&AutoRetry>) -> Packet<ToWorker> {
+    match Fault::tell(error, auto) {
+        Ok(fault) => Packet::new(ToWorker::Fault(fault)),
+        Err(error) => Packet::new(ToWorker::Panic(error.to_string())),
+    }
+}
+
+fn encode_error(error: &dyn std::fmt::Display) -> TaskError {
+    TaskError::named("kombu.exceptions", "EncodeError", error.to_string())
+}
+
+/// The line to the worker, as tasks use it.
+#[derive(Debug)]
+pub(super) struct Line {
+    mouth: Mutex<UnixStream>,
+    is_busy: AtomicBool,
+    updates: Mutex<HashMap<u64, oneshot::Sender<Option<Refusal>>>>,
+    next_update: AtomicU64,
+}
+
+impl Line {
+    fn new(socket: UnixStream) -> Self {
+        Self {
+            mouth: Mutex::new(socket),
+            is_busy: AtomicBool::new(false),
+            updates: Mutex::default(),
+            next_update: AtomicU64::new(0),
+        }
+    }
+
+    /// Asks the worker to store a document; answers with why not, if so.
+    pub(super) async fn update(&self, id: &str, document: Vec<u8>) -> Option<Refusal> {
+        let number = self.next_update.fetch_add(1, Ordering::Relaxed);
+        let (answer, answered) = oneshot::channel();
+        self.updates().insert(number, answer);
+        let id = id.to_owned();
+        self.send(&Packet::new(ToWorker::Update { number, id }).with(document));
+        // There is an answer, or this process ends.
+        answered.await.unwrap_or_default()
+    }
+
+    /// Waits until the worker's side has room, which it makes at all times.
+    fn send(&self, packet: &Packet<ToWorker>) {
+        let bytes = packet.write().or_else(|error| {
+            // Too large: that is the task's own fault.
+            fault(encode_error(&error), None).write()
+        });
+        let mut mouth = self.mouth.lock().unwrap_or_else(PoisonError::into_inner);
+        let sent = match bytes {
+            Ok(bytes) => mouth.write_all(&bytes).is_ok(),
+            Err(_) => false,
+        };
+        if !sent {
+            // There is nobody left to work for.
+            std::process::exit(0);
+        }
+    }
+
+    fn updates(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Option<Refusal>>>> {
+        self.updates.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A task on its way from the listener to the runtime.
+struct Work {
+    job: Arc<Job>,
+    run: Arc<dyn Run>,
+    auto: Option<AutoRetry>,
+}
+
+/// Hears what the worker says.
+struct Listener {
+    line: Arc<Line>,
+    registry: Registry,
+    accept: Accept,
+    services: Option<Arc<Services>>,
+    /// The job that runs, or that ran last.
+    running: Option<Arc<Job>>,
+    work: mpsc::UnboundedSender<Work>,
+}
+
+impl Listener {
+    fn listen(mut self, mut ear: UnixStream) {
+        let mut arrived = BytesMut::new();
+        let mut chunk = vec![0; 64 << 10];
+        loop {
+            match Packet::take(&mut arrived) {
+                Ok(Some(packet)) => {
+                    if let Err(error) = self.hear(packet) {
+                        tracing::error!("cannot understand the worker: {error}");
+                        std::process::exit(CONFUSED);
+                    }
+                    continue;
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::error!("cannot understand the worker: {error}");
+                    std::process::exit(CONFUSED);
+                }
+            }
+            match ear.read(&mut chunk) {
+                Ok(0) => break,
+                Ok(count) => arrived.extend_from_slice(&chunk[..count]),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+        // The worker is gone. Nobody will ask for what runs.
+        if self.line.is_busy.load(Ordering::SeqCst) {
+            std::process::exit(0);
+        }
+        drop(self);
+        // Now the program's `main` goes on, and should end.
+        thread::sleep(LAST_MOMENTS);
+        std::process::exit(0);
+    }
+
+    fn hear(&mut self, packet: Packet<ToChild>) -> Result<(), String> {
+        match packet.head {
+            ToChild::Welcome(welcome) => self.services = Some(Arc::new(self.services(welcome)?)),
+            ToChild::Run(ref call) => {
+                let bytes = |index| packet.blob(index).map_err(|error| error.to_string());
+                let message = message(bytes(0)?, bytes(1)?.clone())?;
+                self.begin(call, message)?;
+            }
+            ToChild::SoftLimit => {
+                if let Some(job) = &self.running {
+                    job.control.reach_soft_limit();
+                }
+            }
+            ToChild::Updated { number, refusal } => {
+                if let Some(answer) = self.line.updates().remove(&number) {
+                    // Its task may have lost interest.
+                    let _ = answer.send(refusal);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, call: &Call, message: Message) -> Result<(), String> {
+        self.line.is_busy.store(true, Ordering::SeqCst);
+        self.line.send(&Packet::new(ToWorker::Began));
+        let services = self.services.clone().ok_or("a task before the welcome")?;
+        let Some(registered) = self.registry.find(&call.task) else {
+            let error = TaskError::named("celery.exceptions", "NotRegistered", call.task.clone());
+            self.line.is_busy.store(false, Ordering::SeqCst);
+            self.line.send(&fault(error, None));
+            return Ok(());
+        };
+        let job = Arc::new(Job {
+            id: call.id.clone(),
+            task: Arc::clone(&registered.name),
+            retries: call.retries,
+            redelivered: call.redelivered,
+            stores_result: call.stores_result,
+            wants_value: call.wants_value,
+            message,
+            services,
+            control: TaskControl::default(),
+        });
+        self.running = Some(Arc::clone(&job));
+        let work = Work {
+            job,
+            run: Arc::clone(&registered.run),
+            auto: registered.declaration.options.autoretry,
+        };
+        if self.work.send(work).is_err() {
+            // The program has given up its worker, so it is about to end.
+            std::process::exit(0);
+        }
+        Ok(())
+    }
+
+    fn services(&self, welcome: Welcome) -> Result<Services, String> {
+        let serializer = &welcome.result_serializer;
+        Ok(Services {
+            store: None,
+            backend: Some(Arc::new(LineBackend::new(Arc::clone(&self.line)))),
+            hostname: welcome.hostname,
+            accept: self.accept,
+            body_limit: welcome.body_limit,
+            result_serializer: Serializer::from_name(serializer)
+                .ok_or_else(|| format!("there is no serializer {serializer}"))?,
+            result_extended: welcome.result_extended,
+            // One task at a time has one thread.
+            blocking: Arc::new(Semaphore::new(1)),
+            children: None,
+        })
+    }
+}
+
+fn message(envelope: &Bytes, body: Bytes) -> Result<Message, String> {
+    let mut message = kombu::decode(envelope).map_err(|error| error.to_string())?;
+    message.body = body;
+    Ok(message)
+}

@@ -1,0 +1,33 @@
+//! Tasks that run in children, as the pool sees them.
+
+use std::sync::Arc;
+
+use super::child;
+use super::children::Children;
+use crate::broker::BoxFuture;
+use crate::task::{Invocation, Returned, Run, Unreturned};
+
+/// Any task: the child knows them by name.
+#[derive(Debug)]
+pub(super) struct IsolatedTask {
+    pub(super) children: Arc<Children>,
+}
+
+impl Run for IsolatedTask {
+    fn run(self: Arc<Self>, invocation: Invocation) -> BoxFuture<'static, Returned> {
+        Box::pin(async move {
+            match self.children.run(&invocation.job).await {
+                child::Run::Ended(returned) => returned,
+                child::Run::Lost(loss) => {
+                    tracing::error!(
+                        "the child of task {}[{}] is lost: {}",
+                        invocation.job.task,
+                        invocation.job.id,
+                        loss.message
+                    );
+                    Err(Unreturned::Lost(loss))
+                }
+            }
+        })
+    }
+}

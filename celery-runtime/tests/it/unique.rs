@@ -1,0 +1,248 @@
+//! Tasks of which there is one at a time.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use celery_runtime::memory::MemoryStore;
+use celery_runtime::{
+    App, Config, ConfigError, Context, ResultError, SendError, Task, TaskError, Tasks, Unique,
+    WorkerError,
+};
+
+use crate::support::{Running, Setup, within};
+
+const PER_KEY: Task<(String, u64), u64> = Task::new("tasks.per_key")
+    .params(&["key", "seconds=1"])
+    .unique(Unique::by(&["key"]));
+
+/// How many run at the same time, by key.
+#[derive(Default)]
+struct Crowd {
+    now: HashMap<String, u32>,
+    most: HashMap<String, u32>,
+    runs: u32,
+}
+
+type State = Arc<Mutex<Crowd>>;
+
+async fn work(ctx: Context<State>, key: String, seconds: u64) -> Result<u64, TaskError> {
+    {
+        let mut crowd = ctx.state().lock().unwrap();
+        crowd.runs += 1;
+        let now = crowd.now.entry(key.clone()).or_default();
+        *now += 1;
+        let now = *now;
+        let most = crowd.most.entry(key.clone()).or_default();
+        *most = now.max(*most);
+    }
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
+    *ctx.state().lock().unwrap().now.get_mut(&key).unwrap() -= 1;
+    Ok(seconds)
+}
+
+struct Fleet {
+    setup: Setup,
+    app: App,
+    state: State,
+}
+
+impl Fleet {
+    fn new() -> Self {
+        let setup = Setup::new();
+        let store = MemoryStore::with_clock(setup.clock.clone());
+        let app = setup.app.clone().with_store(Arc::new(store));
+        Self {
+            setup,
+            app,
+            state: State::default(),
+        }
+    }
+
+    fn start(&self, task: Task<(String, u64), u64>) -> Running {
+        let tasks = Tasks::new()
+            .with(task, work)
+            .with_state(Arc::clone(&self.state));
+        Running::start(self.app.worker(tasks).concurrency(4))
+    }
+
+    fn most(&self, key: &str) -> u32 {
+        self.state.lock().unwrap().most[key]
+    }
+
+    fn runs(&self) -> u32 {
+        self.state.lock().unwrap().runs
+    }
+}
+
+fn call(key: &str, seconds: u64) -> (String, u64) {
+    (key.to_owned(), seconds)
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_with_the_same_key_wait_for_each_other_and_the_others_do_not() {
+    let fleet = Fleet::new();
+    let _workers = [fleet.start(PER_KEY), fleet.start(PER_KEY)];
+    let client = fleet.app.client();
+    let calls = (0..12).map(|n| PER_KEY.s(call(["a", "b", "c"][n % 3], 1)));
+    for sent in client.apply_all(calls).await {
+        within(120, sent.unwrap().get()).await.unwrap();
+    }
+    assert_eq!(["a", "b", "c"].map(|key| fleet.most(key)), [1, 1, 1]);
+    assert_eq!(fleet.runs(), 12);
+    // Three keys at the same time, and not one after the other.
+    assert!(fleet.setup.elapsed() < 12.0, "{}", fleet.setup.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn python_counts_too() {
+    let fleet = Fleet::new();
+    let _worker = fleet.start(PER_KEY);
+    let client = fleet.app.client();
+    // As Python sends it: nothing was locked, and by keyword.
+    let kwargs = serde_json::json!({"key": "a", "seconds": 2});
+    let by_name = client
+        .send_by_name("tasks.per_key", (), kwargs)
+        .await
+        .unwrap();
+    let typed = client.send(PER_KEY, call("a", 2)).await.unwrap();
+    within(60, by_name.get()).await.unwrap();
+    within(60, typed.get()).await.unwrap();
+    assert_eq!(fleet.most("a"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_second_one_may_be_dropped_or_fail() {
+    const DROPPED: Task<(String, u64), u64> = Task::new("tasks.dropped")
+        .params(&["key", "seconds=1"])
+        .unique(Unique::by(&["key"]).or_drop());
+    const FAILED: Task<(String, u64), u64> = Task::new("tasks.failed")
+        .params(&["key", "seconds=1"])
+        .unique(Unique::by(&["key"]).or_fail());
+    for (task, expected) in [(DROPPED, "TaskRevokedError"), (FAILED, "NotUnique")] {
+        let fleet = Fleet::new();
+        let _workers = [fleet.start(task), fleet.start(task)];
+        let client = fleet.app.client();
+        let calls = [task.s(call("a", 5)), task.s(call("a", 5))];
+        let sent = client.apply_all(calls).await;
+        let mut ends = Vec::new();
+        for one in sent {
+            ends.push(match within(60, one.unwrap().get()).await {
+                Ok(value) => value.to_string(),
+                Err(ResultError::Task(failure)) => failure.exception.exc_type,
+                Err(other) => panic!("{other}"),
+            });
+        }
+        ends.sort_unstable();
+        assert_eq!(ends, ["5", expected]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_lock_of_a_dead_worker_is_free_after_its_lease_and_that_of_a_long_task_is_not() {
+    const LEASED: Task<(String, u64), u64> = Task::new("tasks.leased")
+        .params(&["key", "seconds=1"])
+        .acks_late()
+        .unique(Unique::task().lease(Duration::from_secs(10)));
+    let fleet = Fleet::new();
+    let first = fleet.start(LEASED);
+    let client = fleet.app.client();
+    let long = client.send(LEASED, call("a", 100)).await.unwrap();
+    let waiting = client.send(LEASED, call("b", 1)).await.unwrap();
+    within(150, long.get()).await.unwrap();
+    within(150, waiting.get()).await.unwrap();
+    let after = fleet.setup.elapsed();
+    assert!((101.0..115.0).contains(&after), "{after}");
+
+    let held = client.send(LEASED, call("c", 1000)).await.unwrap();
+    within(60, async {
+        while fleet.runs() < 3 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
+    first.kill().await;
+    let _second = fleet.start(LEASED);
+    let next = client.send(LEASED, call("d", 1)).await.unwrap();
+    within(3000, next.get()).await.unwrap();
+    within(3000, held.get()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_queued_is_not_sent_again() {
+    const QUEUED: Task<(String, u64), u64> = Task::new("tasks.queued")
+        .params(&["key", "seconds=1"])
+        .unique(
+            Unique::by(&["key"])
+                .while_queued(Duration::from_secs(3600))
+                .or_drop(),
+        );
+    let fleet = Fleet::new();
+    let client = fleet.app.client();
+    let first = client.send(QUEUED, call("a", 1)).await.unwrap();
+    let second = client.send(QUEUED, call("a", 1)).await.unwrap();
+    assert_eq!(first.id(), second.id());
+    let other = client.send(QUEUED, call("b", 1)).await.unwrap();
+    assert_eq!(fleet.setup.depth("celery").await, 2);
+    let _worker = fleet.start(QUEUED);
+    for one in [&first, &second, &other] {
+        within(60, one.get()).await.unwrap();
+    }
+    assert_eq!(fleet.runs(), 2);
+    // It has ended, so there may be another one, as soon as the lock is gone.
+    let third = within(60, async {
+        loop {
+            let sent = client.send(QUEUED, call("a", 1)).await.unwrap();
+            if sent.id() != first.id() {
+                break sent;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    within(60, third.get()).await.unwrap();
+    assert_eq!(fleet.runs(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn once_in_a_period_means_also_after_it_has_ended() {
+    const DAILY: Task<(String, u64), u64> = Task::new("tasks.daily")
+        .params(&["key", "seconds=1"])
+        .unique(
+            Unique::task()
+                .for_period(Duration::from_secs(100))
+                .or_fail(),
+        );
+    let fleet = Fleet::new();
+    let _worker = fleet.start(DAILY);
+    let client = fleet.app.client();
+    let first = client.send(DAILY, call("a", 1)).await.unwrap();
+    within(60, first.get()).await.unwrap();
+    let error = client.send(DAILY, call("b", 1)).await.unwrap_err();
+    assert!(
+        matches!(&error, SendError::NotUnique { holder, .. } if holder == first.id()),
+        "{error}"
+    );
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    let later = client.send(DAILY, call("c", 1)).await.unwrap();
+    within(60, later.get()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_store_it_is_an_error_on_both_sides() {
+    const QUEUED: Task<(String, u64), u64> = Task::new("tasks.queued")
+        .params(&["key", "seconds=1"])
+        .unique(Unique::task().while_queued(Duration::from_secs(60)));
+    let setup = Setup::new();
+    let tasks = Tasks::new().with(QUEUED, work).with_state(State::default());
+    let error = setup.app.worker(tasks).run().await.unwrap_err();
+    assert!(
+        matches!(error, WorkerError::Config(ConfigError::NoStore)),
+        "{error}"
+    );
+    let sent = setup.client().send(QUEUED, call("a", 1)).await;
+    assert!(matches!(sent, Err(SendError::Store { .. })));
+    let durable = Config::new().set("worker_durable_revokes", 60).unwrap();
+    let worker = Setup::with_config(durable).app.worker(Tasks::new());
+    assert!(worker.run().await.is_err());
+}

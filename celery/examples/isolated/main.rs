@@ -1,0 +1,76 @@
+//! A worker whose tasks may crash, hang and eat memory: each runs in a child
+//! process, and what it does ends that child and nothing else.
+//!
+//!     cargo run --example isolated -- redis://localhost redis://localhost/1
+//!
+//! Settings are read from the environment, as in the example `worker`; try
+//! `CELERY_WORKER_MAX_TASKS_PER_CHILD=10`. Further arguments are queues: each
+//! gets a worker of its own, with its own children.
+
+mod work;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use celery::{Config, LinkEvent};
+use tokio::task::JoinSet;
+use tracing_subscriber::EnvFilter;
+
+#[tokio::main]
+async fn main() -> std::process::ExitCode {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    match work().await {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+async fn work() -> Result<(), celery::Error> {
+    let mut config = Config::from_env()?;
+    let mut arguments = std::env::args().skip(1);
+    if let Some(url) = arguments.next() {
+        config = config.broker_url(url);
+    }
+    if let Some(url) = arguments.next() {
+        config = config.result_backend(url);
+    }
+    // A child does not even connect.
+    let app = celery::connect(config)?;
+    let queues: Vec<_> = arguments.collect();
+    let missing = Arc::new(AtomicUsize::new(queues.len().max(1)));
+    let worker = || {
+        let missing = Arc::clone(&missing);
+        app.worker(work::tasks()).on_link(move |event| {
+            let connected = matches!(event, LinkEvent::Connected);
+            if connected && missing.fetch_sub(1, Ordering::SeqCst) == 1 {
+                println!("ready");
+            }
+        })
+    };
+    let workers = match queues.is_empty() {
+        true => vec![worker()],
+        false => queues
+            .into_iter()
+            .map(|queue| worker().queue(queue))
+            .collect(),
+    };
+    let mut running = JoinSet::new();
+    for worker in workers {
+        running.spawn(worker.run_until(celery::shutdown_signal()));
+    }
+    // In a child one of them ends with the worker that it serves.
+    while let Some(ended) = running.join_next().await {
+        ended.expect("a worker does not panic")?;
+        if celery::is_isolated_child() {
+            break;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,336 @@
+//! A Rust client controls Python workers.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime};
+
+use celery::{App, CommandError, Control, Inspect, Map, Replies, ResultError, State, Value};
+use xtask::servers::{PythonWorker, PythonWorkerBuilder};
+
+use crate::support::{PATIENCE, Setup, eventually, start, stories, within};
+use crate::tasks::Number::Int;
+use crate::tasks::{ADD, SLEEP};
+
+/// A worker that answers also while it runs tasks, one at a time.
+fn worker(setup: &Setup, name: &str) -> PythonWorkerBuilder {
+    let worker = setup.python_worker().pool("threads");
+    worker.argument("--hostname").argument(name)
+}
+
+/// One worker of this name, and a way to ask it that waits for the answer only.
+async fn alone(setup: &Setup, app: &App) -> (PythonWorker, Inspect) {
+    let worker = start(worker(setup, ONE)).await;
+    (worker, patient(app.inspect()))
+}
+
+fn patient(inspect: Inspect) -> Inspect {
+    inspect.timeout(PATIENCE).limit(1)
+}
+
+const ONE: &str = "one@test";
+const TWO: &str = "two@test";
+
+/// The answer of the one worker.
+fn sole<T>(replies: Replies<T>) -> T {
+    let (node, answer) = replies.into_iter().next().expect("an answer");
+    assert_eq!(node, ONE);
+    answer.unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn nodes<T>(replies: &Replies<T>) -> BTreeSet<&str> {
+    replies.answers().map(|(node, _)| node).collect()
+}
+
+stories! {
+    every_question_is_answered: redis, rabbitmq;
+    every_command_is_carried_out_or_refused: redis, rabbitmq;
+    a_revoked_task_is_not_run: redis, rabbitmq;
+    a_running_task_is_terminated: redis, rabbitmq;
+    workers_are_chosen_by_name_and_pattern: redis, rabbitmq;
+    a_worker_is_shut_down: redis, rabbitmq;
+    clients_that_are_dropped_leave_nothing: redis, rabbitmq;
+    a_client_survives_a_restart_of_the_worker: redis, rabbitmq;
+}
+
+async fn every_question_is_answered(setup: Setup) {
+    let app = setup.app();
+    let (_python, inspect) = alone(&setup, &app).await;
+    let client = app.client();
+    let running = client.send(SLEEP, (60.0,)).await.unwrap();
+    eventually("a task runs", async || {
+        let active = sole(inspect.active().await.unwrap());
+        (active.len() == 1).then_some(())
+    })
+    .await;
+    let waiting = client.send(ADD, (Int(1), Int(2))).await.unwrap();
+    let later = ADD
+        .s((Int(3), Int(4)))
+        .eta(SystemTime::now() + Duration::from_secs(3600));
+    let later = client.apply(later).await.unwrap();
+
+    let active = sole(inspect.active().await.unwrap()).remove(0);
+    assert_eq!((&*active.id, &*active.task), (running.id(), "tasks.sleep"));
+    assert_eq!((&*active.hostname, active.acknowledged), (ONE, true));
+    assert_eq!(active.args, Value::from(vec![60.0]));
+    assert_eq!(active.routing_key, "celery");
+    assert!(active.time_start.is_some());
+    let reserved = eventually("a task waits", async || {
+        let reserved = sole(inspect.reserved().await.unwrap());
+        reserved.into_iter().find(|task| task.id == waiting.id())
+    })
+    .await;
+    assert_eq!((reserved.time_start, reserved.acknowledged), (None, false));
+    let scheduled = eventually("a task waits for its time", async || {
+        sole(inspect.scheduled().await.unwrap()).pop()
+    })
+    .await;
+    assert_eq!(scheduled.request.id, later.id());
+    assert!(scheduled.eta.is_some());
+
+    let ids = [running.id(), later.id(), "unknown"];
+    let found = sole(inspect.query_task(ids).await.unwrap());
+    assert_eq!(found[running.id()].state, "active");
+    assert_eq!(found[later.id()].state, "scheduled");
+    assert_eq!(found.len(), 2);
+
+    let stats = sole(inspect.stats().await.unwrap());
+    assert_eq!(stats.max_concurrency, Some(1));
+    assert!(stats.pid.is_some() && stats.prefetch_count.is_some());
+    assert!(stats.total["tasks.sleep"] >= 1 && stats.fields.contains_key("rusage"));
+    let transport = stats.transport.unwrap();
+    assert!(
+        ["redis", "amqp", "pyamqp"].contains(&&*transport),
+        "{transport}"
+    );
+
+    let tasks = sole(inspect.registered(&[]).await.unwrap());
+    assert!(tasks.iter().any(|task| task.name == "tasks.add"));
+    let tasks = sole(inspect.registered(&["max_retries"]).await.unwrap());
+    let add = tasks.iter().find(|task| task.name == "tasks.add").unwrap();
+    assert_eq!(add.info.as_deref(), Some("max_retries=3"));
+
+    let set = sole(inspect.conf().await.unwrap());
+    let all = sole(inspect.conf_with_defaults().await.unwrap());
+    assert!(set.contains_key("broker_url") && all.len() > set.len());
+    assert!(sole(inspect.report().await.unwrap()).contains("software -> celery"));
+    let queues = sole(inspect.active_queues().await.unwrap());
+    assert_eq!(
+        (&*queues[0].name, &*queues[0].routing_key),
+        ("celery", "celery")
+    );
+    assert_eq!(queues[0].exchange.kind, "direct");
+
+    assert!(sole(inspect.revoked().await.unwrap()).is_empty());
+    let hello = sole(inspect.hello("me@test", ["gone"]).await.unwrap()).unwrap();
+    assert_eq!(hello.revoked, ["gone"]);
+    assert_eq!(sole(inspect.revoked().await.unwrap()), ["gone"]);
+    assert_eq!(sole(inspect.hello(ONE, [""; 0]).await.unwrap()), None);
+    let clock = sole(inspect.clock().await.unwrap());
+    assert!(clock > hello.clock, "{clock}");
+    // Without psutil there is nothing to tell.
+    sole(inspect.memsample().await.unwrap());
+    sole(inspect.ping().await.unwrap());
+}
+
+async fn every_command_is_carried_out_or_refused(setup: Setup) {
+    let app = setup.app();
+    // Pools of threads do not grow.
+    let _python = start(worker(&setup, ONE).pool("prefork")).await;
+    let inspect = patient(app.inspect());
+    let control = app.control().timeout(PATIENCE).limit(1);
+    let said = async |call: celery::ControlCall| sole(call.replies().await.unwrap());
+
+    let limited = said(control.rate_limit("tasks.add", "10/m")).await;
+    assert_eq!(limited, Value::from("new rate limit set successfully"));
+    let add = sole(inspect.registered(&["rate_limit"]).await.unwrap());
+    let add = add.into_iter().find(|task| task.name == "tasks.add");
+    assert_eq!(add.unwrap().info.as_deref(), Some("rate_limit=10/m"));
+    let no_limit = said(control.rate_limit("tasks.add", 0)).await;
+    assert_eq!(no_limit, "rate limit disabled successfully".into());
+    let limits = control.time_limit("tasks.add", None, Some(Duration::from_secs(9)));
+    assert_eq!(said(limits).await, "time limits set successfully".into());
+    assert_eq!(said(control.pool_grow(1)).await, "pool will grow".into());
+    assert_eq!(
+        said(control.pool_shrink(1)).await,
+        "pool will shrink".into()
+    );
+    said(control.enable_events()).await;
+    let again = said(control.enable_events()).await;
+    assert_eq!(again, "task events already enabled".into());
+    let off = said(control.disable_events()).await;
+    assert_eq!(off, "task events disabled".into());
+    assert_eq!(said(control.heartbeat()).await, Value::Null);
+    let stamps = Map::from([("tenant", vec!["a"])]);
+    let stamped = said(control.revoke_by_stamped_headers(stamps)).await;
+    assert!(stamped.as_str().unwrap().contains("tenant"), "{stamped:?}");
+    let added = said(control.add_consumer("extra")).await;
+    assert_eq!(added, "add consumer extra".into());
+    eventually("the queue is consumed", async || {
+        let queues = sole(inspect.active_queues().await.unwrap());
+        let found = queues.iter().any(|queue| queue.name == "extra");
+        found.then_some(())
+    })
+    .await;
+    let cancelled = said(control.cancel_consumer("extra")).await;
+    assert_eq!(cancelled, "no longer consuming from extra".into());
+
+    let refusals = [
+        (control.rate_limit("nowhere", "1/s"), "unknown task"),
+        (control.pool_restart(), "Pool restarts not enabled"),
+        (control.autoscale(3, 1), "Autoscale not enabled"),
+    ];
+    for (call, expected) in refusals {
+        let (_, answer) = call.replies().await.unwrap().into_iter().next().unwrap();
+        let Err(CommandError::Refused { node, cause, .. }) = answer else {
+            panic!("{answer:?}");
+        };
+        assert!(node == ONE && cause.contains(expected), "{cause}");
+    }
+    let custom = control.call("no_such_command", Map::new()).await.unwrap();
+    let error = custom.errors().next().unwrap().to_string();
+    assert!(error.contains("KeyError('no_such_command')"), "{error}");
+    control
+        .broadcast("no_such_command", Map::new())
+        .await
+        .unwrap();
+    sole(inspect.ping().await.unwrap());
+}
+
+async fn a_revoked_task_is_not_run(setup: Setup) {
+    let app = setup.app();
+    let _python = start(worker(&setup, ONE).queues(&["elsewhere"])).await;
+    let control = app.control().timeout(PATIENCE).limit(1);
+    let waiting = app.client().send(ADD, (Int(1), Int(2))).await.unwrap();
+    sole(control.revoke([waiting.id()]).replies().await.unwrap());
+    let inspect = patient(app.inspect());
+    assert_eq!(sole(inspect.revoked().await.unwrap()), [waiting.id()]);
+    sole(control.add_consumer("celery").replies().await.unwrap());
+    match waiting.get_timeout(PATIENCE).await {
+        Err(ResultError::Task(failure)) => assert_eq!(failure.state, State::Revoked),
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn a_running_task_is_terminated(setup: Setup) {
+    let app = setup.app();
+    let python = worker(&setup, ONE).pool("prefork").concurrency(1);
+    let _python = start(python).await;
+    let inspect = patient(app.inspect());
+    let running = app.client().send(SLEEP, (600.0,)).await.unwrap();
+    eventually("the task runs", async || {
+        let active = sole(inspect.active().await.unwrap());
+        active
+            .iter()
+            .any(|task| task.worker_pid.is_some())
+            .then_some(())
+    })
+    .await;
+    let control = app.control();
+    control
+        .terminate([running.id()], "SIGTERM")
+        .send()
+        .await
+        .unwrap();
+    match running.get_timeout(PATIENCE).await {
+        Err(ResultError::Task(failure)) => assert_eq!(failure.state, State::Revoked),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Two workers, both of them ready.
+async fn two(setup: &Setup) -> [PythonWorker; 2] {
+    let (one, two) = tokio::join!(start(worker(setup, ONE)), start(worker(setup, TWO)));
+    [one, two]
+}
+
+async fn workers_are_chosen_by_name_and_pattern(setup: Setup) {
+    let app = setup.app();
+    let _pythons = two(&setup).await;
+    let both = app.control().timeout(PATIENCE).limit(2);
+    assert_eq!(
+        nodes(&both.ping().await.unwrap()),
+        BTreeSet::from([ONE, TWO])
+    );
+    let named = app.inspect().timeout(PATIENCE).destination([TWO]);
+    assert_eq!(nodes(&named.ping().await.unwrap()), BTreeSet::from([TWO]));
+    // Who is not meant does not answer: here the time has to pass.
+    let matching: [Control; 2] = [
+        app.control().glob("o*@test"),
+        app.control().regex("^on[aeiou]@"),
+    ];
+    for control in matching {
+        assert_eq!(nodes(&control.ping().await.unwrap()), BTreeSet::from([ONE]));
+    }
+    let nobody = app.control().destination(["three@test"]);
+    assert!(nobody.ping().await.unwrap().is_empty());
+}
+
+async fn a_worker_is_shut_down(setup: Setup) {
+    let app = setup.app();
+    let [one, _two] = two(&setup).await;
+    let first = app.control().destination([ONE]);
+    first.shutdown().send().await.unwrap();
+    let log = crate::support::blocking(move || one.wait_for_end()).await;
+    assert!(
+        log.contains("Warm shutdown") || log.contains("remote"),
+        "{log}"
+    );
+    let left = app
+        .control()
+        .timeout(PATIENCE)
+        .limit(1)
+        .ping()
+        .await
+        .unwrap();
+    assert_eq!(nodes(&left), BTreeSet::from([TWO]));
+}
+
+async fn clients_that_are_dropped_leave_nothing(setup: Setup) {
+    let app = setup.app();
+    let (_python, inspect) = alone(&setup, &app).await;
+    let before = lasting_keys(&setup);
+    let mut calls = Vec::new();
+    for number in 0..200u64 {
+        let client = app.inspect();
+        calls.push(tokio::spawn(async move {
+            // Some are dropped while they open the mailbox, some while they wait.
+            let patience = Duration::from_micros(number * number);
+            let _ = tokio::time::timeout(patience, client.stats()).await;
+        }));
+    }
+    for call in calls {
+        within("the clients are gone", call).await.unwrap();
+    }
+    sole(inspect.ping().await.unwrap());
+    drop(inspect);
+    eventually("nothing is left of them", async || {
+        if setup.is_on_redis() {
+            let lists = setup.redis.command(&["KEYS", "*.reply.celery.pidbox"]);
+            let lists: Vec<_> = lists.texts();
+            let is_clean = lists.iter().all(|key| key.starts_with("_kombu"));
+            return (is_clean && lasting_keys(&setup) == before).then_some(());
+        }
+        let queues = setup.vhost().queues().await;
+        let left = queues.keys().filter(|name| name.contains("reply"));
+        (left.count() == 0).then_some(())
+    })
+    .await;
+}
+
+/// Every key without a time to live.
+fn lasting_keys(setup: &Setup) -> BTreeSet<String> {
+    if !setup.is_on_redis() {
+        return BTreeSet::new();
+    }
+    let keys = setup.redis.command(&["KEYS", "*"]).texts();
+    let lasts = |key: &String| setup.redis.command(&["PTTL", key]).integer() == -1;
+    keys.into_iter().filter(lasts).collect()
+}
+
+async fn a_client_survives_a_restart_of_the_worker(setup: Setup) {
+    let app = setup.app();
+    let (python, inspect) = alone(&setup, &app).await;
+    sole(inspect.ping().await.unwrap());
+    python.kill();
+    let (_python, _) = alone(&setup, &app).await;
+    sole(inspect.ping().await.unwrap());
+}

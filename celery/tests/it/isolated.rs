@@ -1,0 +1,538 @@
+//! Tasks in child processes: real ones, of the example `isolated`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use celery::{App, AsyncResult, Config, State, Task, TaskArgs, TaskFailure, Worker};
+use serde::de::DeserializeOwned;
+
+use crate::support::{
+    PATIENCE, Running, Setup, WorkerProcess, eventually, example, signal, stories, within,
+};
+use crate::work::{
+    ABORT, ADD, AGAIN, ASYNC_OBEY, ASYNC_PID, CHAT, CRASH, CRASH_ALWAYS, CRASH_ONCE, EAT, ECHO,
+    EXIT, GREET, HANG, HOLD, OBEY, ORIGIN, PANIC, PARSE, PID, PRETEND, REPORT, WORKER_PID, tasks,
+};
+
+stories! {
+    ctrl_c_in_a_terminal_does_not_reach_the_children: redis;
+    children_do_not_outlive_a_worker_that_is_killed: redis;
+    a_task_that_always_crashes_is_given_up: redis, rabbitmq;
+    results_of_children_are_stored_by_their_worker: redis, rpc;
+    two_workers_of_one_program_have_their_own_children: redis;
+}
+
+/// A worker in this process, in memory, with the example as its children.
+struct Scene {
+    app: App,
+    worker: Running,
+}
+
+impl Scene {
+    async fn start() -> Self {
+        Self::with(&[]).await
+    }
+
+    async fn with(settings: &[(&str, u32)]) -> Self {
+        let app = app(settings);
+        let worker = Running::start(worker(&app)).await;
+        Self { app, worker }
+    }
+
+    async fn send<A: TaskArgs, R>(&self, task: Task<A, R>, arguments: A) -> AsyncResult<R> {
+        self.app.client().send(task, arguments).await.unwrap()
+    }
+
+    async fn call<A: TaskArgs, R: DeserializeOwned>(&self, task: Task<A, R>, arguments: A) -> R {
+        let sent = self.send(task, arguments).await;
+        sent.get_timeout(PATIENCE).await.unwrap()
+    }
+
+    async fn failure<A: TaskArgs, R>(&self, task: Task<A, R>, arguments: A) -> TaskFailure
+    where
+        R: DeserializeOwned + std::fmt::Debug,
+    {
+        failure(&self.send(task, arguments).await).await
+    }
+
+    async fn stop(self) {
+        self.worker.stop().await;
+    }
+}
+
+fn app(settings: &[(&str, u32)]) -> App {
+    let config = settings
+        .iter()
+        .fold(Config::new(), |config, (name, value)| {
+            config.set(name, *value).unwrap()
+        });
+    App::memory().with_config(config)
+}
+
+/// Of one task at a time, so that one child runs all.
+fn worker(app: &App) -> Worker {
+    app.worker(tasks()).concurrency(1).child_command(&child())
+}
+
+fn child() -> Command {
+    let mut command = Command::new(example("isolated"));
+    command
+        .args(["memory://", "memory://"])
+        .env("RUST_LOG", "error");
+    command
+}
+
+async fn failure<R: DeserializeOwned + std::fmt::Debug>(result: &AsyncResult<R>) -> TaskFailure {
+    match result.get_timeout(PATIENCE).await {
+        Err(celery::ResultError::Task(failure)) => *failure,
+        other => panic!("not a failure: {other:?}"),
+    }
+}
+
+fn assert_lost(failure: &TaskFailure, how: &str) {
+    let exception = &failure.exception;
+    assert_eq!(exception.exc_type, "WorkerLostError");
+    assert_eq!(exception.exc_module.as_deref(), Some("billiard.exceptions"));
+    let message = exception.exc_message[0].as_str().unwrap();
+    let expected = format!("Worker exited prematurely: {how} Job: ");
+    assert!(message.starts_with(&expected), "{message}");
+}
+
+/// An empty folder, deleted when dropped.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("celery-isolated-{}-{number}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn path(&self) -> String {
+        self.0.to_str().unwrap().to_owned()
+    }
+
+    /// The processes that have left their numbers.
+    fn pids(&self) -> Vec<u32> {
+        let names = fs::read_dir(&self.0).unwrap();
+        let names = names.map(|entry| entry.unwrap().file_name());
+        names
+            .filter_map(|name| name.to_str()?.parse().ok())
+            .collect()
+    }
+
+    async fn wait_for_pids(&self, count: usize) -> Vec<u32> {
+        eventually("tasks have begun", async || {
+            Some(self.pids()).filter(|pids| pids.len() >= count)
+        })
+        .await
+    }
+
+    fn open(&self) {
+        fs::write(self.0.join("go"), "").unwrap();
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Until nothing is left of the process, not even a zombie.
+async fn wait_until_gone(pid: u32) {
+    let path = format!("/proc/{pid}");
+    eventually("the process is gone", async || {
+        (!Path::new(&path).exists()).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the example programs; run cargo xtask test"]
+async fn each_task_runs_where_it_belongs() {
+    let scene = Scene::start().await;
+    let own = std::process::id();
+    assert_eq!(scene.call(ADD, (2, 3)).await, 5);
+    assert_eq!(scene.call(GREET, ("Ada".to_owned(),)).await, "Hello, Ada!");
+    let child = scene.call(PID, ()).await;
+    assert_ne!(child, own);
+    assert_eq!(scene.call(ASYNC_PID, ()).await, child);
+    assert_eq!(scene.call(WORKER_PID, ()).await, own);
+
+    let call = ORIGIN.s(()).header("color", "blue");
+    let origin = scene.app.client().apply(call).await.unwrap();
+    let expected = ("celery".to_owned(), 0, "blue".to_owned());
+    assert_eq!(origin.get_timeout(PATIENCE).await.unwrap(), expected);
+    scene.stop().await;
+    wait_until_gone(child).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the example programs; run cargo xtask test"]
+async fn a_whole_worker_can_be_isolated() {
+    let app = app(&[]);
+    let worker = Running::start(worker(&app).isolated()).await;
+    let sent = app.client().send(WORKER_PID, ()).await.unwrap();
+    let pid = sent.get_timeout(PATIENCE).await.unwrap();
+    assert_ne!(pid, std::process::id());
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the example programs; run cargo xtask test"]
+async fn a_crash_ends_one_task_and_the_next_one_runs() {
+    let scene = Scene::start().await;
+    let child = scene.call(PID, ()).await;
+    let panic = scene.failure(PANIC, ("oh no".to_owned(),)).await;
+    assert_eq!(panic.exception.to_string(), "Panic('oh no')");
+    assert_eq!(scene.call(PID, ()).await, child, "a panic is no crash");
+
+    assert_lost(&scene.failure(ABORT, ()).await, "signal 6 (SIGABRT)");
+    assert_ne!(scene.call(PID, ()).await, child);
+    let segv = scene.failure(CRASH, ("SEGV".to_owned(),)).await;
+    assert_lost(&segv, "signal 11 (SIGSEGV)");
+    assert_eq!(scene.call(ADD, (2, 3)).await, 5);
+    assert_lost(&scene.failure(EXIT, (3,)).await, "exitcode 3");
+    assert_eq!(scene.call(ADD, (2, 4)).await, 6);
+    scene.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the example programs; run cargo xtask test"]
+async fn a_child_killed_from_outside_is_replaced() {
+    let scene = Scene::start().await;
+    let folder = Folder::new();
+    let held = scene.send(HOLD, (folder.path(),)).await;
+    let pids = folder.wait_for_pids(1).await;
+    signal("KILL", &pids[0].to_string());
+    assert_lost(&failure(&held).await, "signal 9 (SIGKILL)");
+
+    // Idle, and then a task comes, noticed before or not.
+    for _ in 0..5 {
+        let idle = scene.call(PID, ()).await;
+        signal("KILL", &idle.to_string());
+        assert_ne!(scene.call(PID, ()).await, idle);
+    }
+    scene.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the example programs; run cargo xtask test"]
+async fn a_hard_limit_kills_what_listens_to_nobody() {
+    let scene = Scene::start().await;
+    let folder = Folder::new();
+    let call = HANG
+        .s((folder.path(),))
+        .time_limit(Duration::from_millis(500));
+    let hung = scene.app.client().apply(call).await.unwrap();
+    let failure = failure(&hung).await;
+    assert_eq!(failure.exception.to_string(), "TimeLimitExceeded(0.5)");
+    wait_until_gone(folder.pids()[0]).await;
+    assert_eq!(scene.call(ADD, (2, 3)).await, 5);
+    scene.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the example programs; run cargo xtask test"]
+async fn a_soft_limit_is_heard_or_ends_the_child() {
+    let scene = Scene::start().await;
+    let child = scene.call(PID, ()).await;
+    let soon = Duration::from_millis(500);
+    for task in [OBEY, ASYNC_OBEY] {
+        let call = task.s(()).soft_time_limit(soon);
+        let obeyed = scene.app.client().apply(call).await.unwrap();
+        assert_eq!(obeyed.get_timeout(PATIENCE).await.unwrap(), "obeyed");
+    }
+    assert_eq!(scene.call(PID, ()).await, child);
+
+    let folder = Folder::new();
+    let call = HANG.s((folder.path(),)).soft_time_limit(soon);
+    let hung = scene.app.client().apply(call).await.unwrap();
+    let failure = failure(&hung).await;
+    assert_eq!(failure.exception.exc_type, "SoftTimeLimitExceeded");
+    wait_until_gone(child).await;
+    scene.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the example programs; run cargo xtask test"]
+async fn a_task_reports_its_state_through_the_worker() {
+    let scene = Scene::start().await;
+    let folder = Folder::new();
+    let reported = scene.send(REPORT, (folder.path(),)).await;
+    let pids = folder.wait_for_pids(1).await;
+    // It has begun to wait only when the state was stored.
+    let state = reported.state().await.unwrap();
+    assert_eq!(state, State::Custom("WAITING".to_owned()));
+    assert_eq!(reported.info().await.unwrap().as_str(), Some("for a file"));
+    folder.open();
+    assert_eq!(reported.get_timeout(PATIENCE).await.unwrap(), pids[0]);
+    let refused = scene.call(PRETEND, ()).await;
+    assert!(refused.contains("the worker sets it"), "{refused}");
+    scene.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the example programs; run cargo xtask test"]
+async fn retries_are_asked_for_and_made_by_themselves() {
+    let scene = Scene::with(&[("result_extended", 1)]).await;
+    assert_eq!(scene.call(AGAIN, (2,)).await, 2);
+    let exhausted = scene.failure(AGAIN, (9,)).await;
+    assert_eq!(exhausted.exception.to_string(), "ValueError('not yet')");
+
+    assert_eq!(scene.call(PARSE, ("5".to_owned(),)).await, 5);
+    let parsed = scene.send(PARSE, ("x".to_owned(),)).await;
+    let failure = failure(&parsed).await;
+    assert_eq!(failure.exception.exc_type, "ParseIntError");
+    let traceback = failure.traceback.unwrap();
+    assert!(traceback.contains("invalid digit"), "{traceback}");
+    let document = parsed.document().await.unwrap().unwrap();
+    assert_eq!(document.retries, Some(2));
+    scene.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the example programs; run cargo xtask test"]
+async fn a_child_that_has_done_enough_is_replaced() {
+    let scene = Scene::with(&[("worker_max_tasks_per_child", 2)]).await;
+    let mut pids = Vec::new();
+    for _ in 0..6 {
+        pids.push(scene.call(PID, ()).await);
+    }
+    assert!(pids.chunks(2).all(|pair| pair[0] == pair[1]), "{pids:?}");
+    pids.dedup();
+    assert_eq!(pids.len(), 3);
+    wait_until_gone(pids[0]).await;
+    scene.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the example programs; run cargo xtask test"]
+async fn a_child_that_has_grown_is_replaced_after_its_task() {
+    let scene = Scene::with(&[("worker_max_memory_per_child", 200 << 10)]).await;
+    let child = scene.call(PID, ()).await;
+    assert_eq!(scene.call(EAT, (1,)).await, child);
+    assert_eq!(scene.call(EAT, (300,)).await, child);
+    assert_ne!(scene.call(PID, ()).await, child);
+    wait_until_gone(child).await;
+    scene.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the example programs; run cargo xtask test"]
+async fn a_late_task_may_run_again_when_its_child_is_lost() {
+    let scene = Scene::start().await;
+    let survived = scene.call(CRASH_ONCE, ("KILL".to_owned(),)).await;
+    assert_eq!(survived, "survived");
+
+    // This broker counts.
+    let folder = Folder::new();
+    let lost = scene.failure(CRASH_ALWAYS, (folder.path(),)).await;
+    assert_lost(&lost, "signal 9 (SIGKILL)");
+    assert_eq!(folder.pids().len(), 5);
+    scene.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the example programs; run cargo xtask test"]
+async fn as_many_run_at_once_as_the_worker_may() {
+    let app = app(&[]);
+    let running = Running::start(worker(&app).concurrency(2)).await;
+    let folder = Folder::new();
+    let client = app.client();
+    let one = client.send(HOLD, (folder.path(),)).await.unwrap();
+    let other = client.send(HOLD, (folder.path(),)).await.unwrap();
+    let mut pids = folder.wait_for_pids(2).await;
+    folder.open();
+    let mut held = vec![
+        one.get_timeout(PATIENCE).await.unwrap(),
+        other.get_timeout(PATIENCE).await.unwrap(),
+    ];
+    pids.sort_unstable();
+    held.sort_unstable();
+    assert_eq!(held, pids);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the example programs; run cargo xtask test"]
+async fn large_arguments_and_values_pass() {
+    let scene = Scene::start().await;
+    let text = "wide \u{1f40e} ".repeat(600_000);
+    assert!(text.len() > 5_000_000);
+    assert_eq!(scene.call(ECHO, (text.clone(),)).await, text);
+    scene.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the example programs; run cargo xtask test"]
+async fn what_a_child_prints_and_reads_disturbs_nobody() {
+    let scene = Scene::start().await;
+    assert_eq!(scene.call(CHAT, ()).await, "");
+    assert_eq!(scene.call(ADD, (2, 3)).await, 5);
+    scene.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the example programs; run cargo xtask test"]
+async fn a_program_that_cannot_be_a_child_is_named_before_a_message_is_taken() {
+    let app = app(&[]);
+    let sum = app.client().send(ADD, (2, 3)).await.unwrap();
+    let own = app.worker(tasks());
+    let missing = app
+        .worker(tasks())
+        .child_command(&Command::new("/no/such/program"));
+    let other = app.worker(tasks()).child_command(&Command::new("true"));
+    let mut chatty = Command::new("sh");
+    chatty.args(["-c", "echo ready >&0; read line"]);
+    let chatty = app.worker(tasks()).child_command(&chatty);
+    for (worker, words) in [
+        (own, ["test runner", "child_command"]),
+        (missing, ["/no/such/program", "No such file"]),
+        (other, ["true", "before its main called Worker::run_until"]),
+        (chatty, ["sh", "does not speak our language"]),
+    ] {
+        let ended = within("the worker refuses", worker.run()).await;
+        let error = ended.unwrap_err().to_string();
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+    }
+    let running = Running::start(worker(&app)).await;
+    assert_eq!(sum.get_timeout(PATIENCE).await.unwrap(), 5);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the example programs; run cargo xtask test"]
+async fn many_crashes_leave_no_zombies() {
+    let scene = Scene::start().await;
+    for _ in 0..50 {
+        let lost = scene.failure(CRASH, ("KILL".to_owned(),)).await;
+        assert_lost(&lost, "signal 9 (SIGKILL)");
+    }
+    let child = scene.call(PID, ()).await;
+    scene.stop().await;
+    wait_until_gone(child).await;
+    let own = std::process::id();
+    eventually("there are no zombies", async || {
+        let status = Command::new("sh")
+            .args(["-c", "cat /proc/[0-9]*/stat 2>/dev/null"])
+            .output()
+            .unwrap();
+        let status = String::from_utf8_lossy(&status.stdout).into_owned();
+        let zombies = status
+            .lines()
+            .filter(|line| line.contains(&format!("(isolated) Z {own} ")));
+        (zombies.count() == 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the example programs; run cargo xtask test"]
+async fn a_worker_that_is_dropped_takes_its_children_with_it() {
+    let app = app(&[]);
+    let running = tokio::spawn(worker(&app).concurrency(2).run());
+    let client = app.client();
+    let idle = client.send(PID, ()).await.unwrap();
+    let idle = idle.get_timeout(PATIENCE).await.unwrap();
+    let folder = Folder::new();
+    client.send(HANG, (folder.path(),)).await.unwrap();
+    let busy = folder.wait_for_pids(1).await;
+    running.abort();
+    wait_until_gone(idle).await;
+    wait_until_gone(busy[0]).await;
+}
+
+async fn ctrl_c_in_a_terminal_does_not_reach_the_children(setup: Setup) {
+    let worker = WorkerProcess::start_example(&["isolated"], &setup, &[]).await;
+    let client = setup.client();
+    let folder = Folder::new();
+    let held = client.send(HOLD, (folder.path(),)).await.unwrap();
+    let pids = folder.wait_for_pids(1).await;
+    worker.signal_group("INT");
+    eventually("the worker stops", async || {
+        worker.log().contains("Warm stop").then_some(())
+    })
+    .await;
+    folder.open();
+    assert_eq!(held.get_timeout(PATIENCE).await.unwrap(), pids[0]);
+    assert_eq!(worker.ended().await, Some(0));
+    wait_until_gone(pids[0]).await;
+    setup.assert_nothing_left().await;
+}
+
+async fn children_do_not_outlive_a_worker_that_is_killed(setup: Setup) {
+    let settings = [("CELERY_WORKER_CONCURRENCY", "2")];
+    let worker = WorkerProcess::start_example(&["isolated"], &setup, &settings).await;
+    let client = setup.client();
+    let folder = Folder::new();
+    client.send(HANG, (folder.path(),)).await.unwrap();
+    let busy = folder.wait_for_pids(1).await;
+    let idle = client.send(PID, ()).await.unwrap();
+    let idle = idle.get_timeout(PATIENCE).await.unwrap();
+    assert_ne!(idle, busy[0]);
+    worker.kill().await;
+    wait_until_gone(busy[0]).await;
+    wait_until_gone(idle).await;
+}
+
+/// These brokers only say that it is not the first delivery.
+async fn a_task_that_always_crashes_is_given_up(setup: Setup) {
+    let worker = WorkerProcess::start_example(&["isolated"], &setup, &[]).await;
+    let folder = Folder::new();
+    let client = setup.client();
+    let lost = client.send(CRASH_ALWAYS, (folder.path(),)).await.unwrap();
+    assert_lost(&failure(&lost).await, "signal 9 (SIGKILL)");
+    assert_eq!(folder.pids().len(), 2);
+    let once = client.send(CRASH_ONCE, ("ABRT".to_owned(),)).await.unwrap();
+    assert_eq!(once.get_timeout(PATIENCE).await.unwrap(), "survived");
+    worker.signal("TERM");
+    assert_eq!(worker.ended().await, Some(0));
+    setup.assert_nothing_left().await;
+}
+
+async fn results_of_children_are_stored_by_their_worker(setup: Setup) {
+    let worker = WorkerProcess::start_example(&["isolated"], &setup, &[]).await;
+    let client = setup.client();
+    let sum = client.send(ADD, (2, 3)).await.unwrap();
+    assert_eq!(sum.get_timeout(PATIENCE).await.unwrap(), 5);
+    let folder = Folder::new();
+    let reported = client.send(REPORT, (folder.path(),)).await.unwrap();
+    let pids = folder.wait_for_pids(1).await;
+    eventually("its state is known", async || {
+        let state = reported.state().await.unwrap();
+        (state == State::Custom("WAITING".to_owned())).then_some(())
+    })
+    .await;
+    folder.open();
+    assert_eq!(reported.get_timeout(PATIENCE).await.unwrap(), pids[0]);
+    worker.signal("TERM");
+    assert_eq!(worker.ended().await, Some(0));
+    assert_eq!(setup.depth("celery").await, 0);
+}
+
+async fn two_workers_of_one_program_have_their_own_children(setup: Setup) {
+    let urls = [setup.broker_url(), setup.result_backend_url()];
+    let program = ["isolated", urls[0], urls[1], "one", "other"];
+    let worker = WorkerProcess::start_example(&program, &setup, &[]).await;
+    let client = setup.client();
+    let mut pids = Vec::new();
+    for queue in ["one", "other", "one", "other"] {
+        let sent = client.apply(PID.s(()).queue(queue)).await.unwrap();
+        pids.push(sent.get_timeout(PATIENCE).await.unwrap());
+    }
+    assert_ne!(pids[0], pids[1]);
+    assert_eq!(pids[..2], pids[2..]);
+    worker.signal("TERM");
+    assert_eq!(worker.ended().await, Some(0));
+    for pid in &pids[..2] {
+        wait_until_gone(*pid).await;
+    }
+}
