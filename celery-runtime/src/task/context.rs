@@ -185,6 +185,12 @@ impl<S> Context<S> {
         self.job.control.stopped().await;
     }
 
+    /// Whether the worker was told to stop, for blocking functions: see
+    /// [`stopping`](Self::stopping).
+    pub fn is_stopping(&self) -> bool {
+        self.job.control.is_stopped()
+    }
+
     /// Whether the soft time limit is reached, for blocking functions: like
     /// [`soft_time_limit`](Self::soft_time_limit), asking once is listening.
     pub fn is_soft_time_limit_reached(&self) -> bool {
@@ -319,6 +325,10 @@ impl TaskControl {
     /// does not count as listening.
     pub(crate) async fn soft_limit(&self) {
         self.soft_limit.wait().await;
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.rung.load(Ordering::SeqCst)
     }
 
     /// Resolves when the worker stops.

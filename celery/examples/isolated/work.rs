@@ -45,6 +45,8 @@ pub(crate) const HANG: Task<(String,), ()> = Task::new("isolated.hang").params(&
 pub(crate) const OBEY: Task<(), String> = Task::new("isolated.obey");
 /// The same as an async function.
 pub(crate) const ASYNC_OBEY: Task<(), String> = Task::new("isolated.async_obey");
+/// Leaves its process id in the folder and runs until the worker stops.
+pub(crate) const HEED: Task<(String,), String> = Task::new("isolated.heed").params(&["folder"]);
 /// Leaves its process id in the folder and waits for a file `go` in it.
 pub(crate) const HOLD: Task<(String,), u32> = Task::new("isolated.hold").params(&["folder"]);
 /// Reports that it waits, and then does as [`HOLD`].
@@ -91,6 +93,7 @@ pub(crate) fn tasks() -> Tasks {
         .with_isolated(CRASH_ALWAYS, crash_always)
         .with_isolated(HANG, hang)
         .with_isolated(OBEY, obey)
+        .with_isolated(HEED, heed)
         .with_isolated(HOLD, hold)
         .with_isolated(REPORT, report)
         .with_isolated(PRETEND, pretend)
@@ -149,6 +152,14 @@ fn obey(ctx: Context<Phrases>) -> Result<String, Infallible> {
 async fn async_obey(ctx: Context<Phrases>) -> Result<String, Infallible> {
     ctx.soft_time_limit().await;
     Ok("obeyed".to_owned())
+}
+
+fn heed(ctx: Context<Phrases>, folder: String) -> Result<String, TaskError> {
+    leave_pid(&folder)?;
+    while !ctx.is_stopping() {
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok("heeded".to_owned())
 }
 
 fn hold(folder: String) -> Result<u32, TaskError> {

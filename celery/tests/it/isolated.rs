@@ -14,7 +14,8 @@ use crate::support::{
 };
 use crate::work::{
     ABORT, ADD, AGAIN, ASYNC_OBEY, ASYNC_PID, CHAT, CRASH, CRASH_ALWAYS, CRASH_ONCE, EAT, ECHO,
-    EXIT, GREET, HANG, HOLD, OBEY, ORIGIN, PANIC, PARSE, PID, PRETEND, REPORT, WORKER_PID, tasks,
+    EXIT, GREET, HANG, HEED, HOLD, OBEY, ORIGIN, PANIC, PARSE, PID, PRETEND, REPORT, WORKER_PID,
+    tasks,
 };
 
 stories! {
@@ -259,6 +260,17 @@ async fn a_soft_limit_is_heard_or_ends_the_child() {
     assert_eq!(failure.exception.exc_type, "SoftTimeLimitExceeded");
     wait_until_gone(child).await;
     scene.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the example programs; run cargo xtask test"]
+async fn a_task_is_told_that_the_worker_stops() {
+    let scene = Scene::start().await;
+    let folder = Folder::new();
+    let running = scene.send(HEED, (folder.path(),)).await;
+    folder.wait_for_pids(1).await;
+    scene.stop().await;
+    assert_eq!(running.get_timeout(PATIENCE).await.unwrap(), "heeded");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -192,6 +192,8 @@ impl Child {
         drop(call);
         let mut soft_limit = pin!(job.control.soft_limit());
         let mut is_limited = true;
+        let mut stop = pin!(job.control.stopped());
+        let mut may_stop = true;
         loop {
             let said = tokio::select! {
                 said = self.line.next() => said,
@@ -199,6 +201,11 @@ impl Child {
                     is_limited = false;
                     // Who cannot be told has hung up, which is seen next.
                     let _ = self.line.send(&Packet::new(ToChild::SoftLimit)).await;
+                    continue;
+                }
+                () = &mut stop, if may_stop => {
+                    may_stop = false;
+                    let _ = self.line.send(&Packet::new(ToChild::Stop)).await;
                     continue;
                 }
             };

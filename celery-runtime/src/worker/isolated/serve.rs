@@ -234,6 +234,11 @@ impl Listener {
                     job.control.reach_soft_limit();
                 }
             }
+            ToChild::Stop => {
+                if let Some(job) = &self.running {
+                    job.control.announce_stop();
+                }
+            }
             ToChild::Updated { number, refusal } => {
                 if let Some(answer) = self.line.updates().remove(&number) {
                     // Its task may have lost interest.

@@ -18,6 +18,8 @@ pub(super) enum ToChild {
     Run(Call),
     /// The soft limit of the task is reached.
     SoftLimit,
+    /// The worker was told to stop.
+    Stop,
     /// What came of an update.
     Updated {
         number: u64,
