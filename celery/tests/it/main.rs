@@ -32,6 +32,7 @@ mod errors;
 #[cfg(feature = "amqp")]
 mod events_client;
 mod examples;
+mod fairness;
 mod faults;
 #[cfg(feature = "amqp")]
 mod faults_amqp;
@@ -53,3 +54,4 @@ mod rust_calls_python;
 #[cfg(feature = "amqp")]
 mod settling;
 mod shutdown;
+mod unique;

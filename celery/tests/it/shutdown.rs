@@ -14,6 +14,7 @@ stories! {
     sigterm_finishes_what_runs_and_gives_the_rest_back_in_order: redis, rabbitmq;
     a_second_sigterm_does_not_wait_for_running_tasks: redis, rabbitmq;
     rolling_restarts_under_load_lose_nothing: redis, rabbitmq;
+    very_many_restarts_lose_nothing_and_repeat_nothing: redis, rabbitmq;
     tasks_for_later_run_once_however_short_the_visibility_timeout: redis, rabbitmq, native;
 }
 
@@ -108,6 +109,44 @@ async fn rolling_restarts_under_load_lose_nothing(setup: Setup) {
     }
     worker.signal("TERM");
     assert_eq!(worker.ended().await, Some(0));
+    setup.assert_nothing_left().await;
+}
+
+async fn very_many_restarts_lose_nothing_and_repeat_nothing(setup: Setup) {
+    const RESTARTS: usize = 500;
+    let ledger = Ledger::default();
+    let client = setup.client();
+    let (stop, mut stopped) = oneshot::channel();
+    let producer = tokio::spawn(async move {
+        let mut sent = 0;
+        while stopped.try_recv().is_err() {
+            let calls = (sent..sent + 5).map(|number| MARK.s((number, 0)));
+            for result in client.apply_all(calls).await {
+                result.unwrap();
+            }
+            sent += 5;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        sent
+    });
+
+    let mut worker = setup.serve(ledger.tasks()).await;
+    for _ in 0..RESTARTS {
+        let next = setup.serve(ledger.tasks()).await;
+        worker.stop().await;
+        worker = next;
+    }
+    stop.send(()).unwrap();
+    let sent = within("the producer ends", producer).await.unwrap();
+    println!("{sent} tasks over {RESTARTS} restarts");
+    eventually("all have run", async || {
+        (ledger.numbers().len() >= sent as usize).then_some(())
+    })
+    .await;
+    worker.stop().await;
+    let mut ran = ledger.numbers();
+    ran.sort_unstable();
+    assert!(ran.into_iter().eq(0..sent));
     setup.assert_nothing_left().await;
 }
 
