@@ -52,12 +52,13 @@
 //!
 //! # Delayed messages in quorum queues
 //!
-//! The queues in which messages wait are quorum queues unless
-//! `broker_native_delayed_delivery_queue_type` says `classic`, as in Celery. They
-//! pass a message on only when the next queue has confirmed it, so that none is
-//! lost on the way, and RabbitMQ does that for few messages at a time: a
-//! thousand that are due at the same moment take seconds to come back. Classic
-//! ones are quicker and may lose what is on its way when the server is killed.
+//! The queues in which messages wait for whole seconds are quorum queues unless
+//! `broker_native_delayed_delivery_queue_type` says `classic`, as in Celery;
+//! those for the tenths of a second are always classic. Quorum queues pass a
+//! message on only when the next queue has confirmed it, so that none is lost on
+//! the way, and RabbitMQ does that for few messages at a time: a thousand that
+//! are due at the same moment take seconds to come back. Classic ones are quicker
+//! and may lose what is on its way when the server is killed.
 //!
 //! # Where to read on
 //!
