@@ -10,7 +10,9 @@ use celery_protocol::{
     TaskHeaders, Value,
 };
 use serde::Serialize;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
+
+use super::threads::Threads;
 
 use crate::backend::{Record, ResultBackend};
 use crate::error::ServiceError;
@@ -235,9 +237,8 @@ pub(crate) struct Services {
     pub(crate) result_serializer: Serializer,
     /// Whether documents carry name, arguments and worker (`result_extended`).
     pub(crate) result_extended: bool,
-    /// Threads for blocking tasks. A thread abandoned at a time limit keeps its
-    /// permit until it really ends, which caps how many there can be.
-    pub(crate) blocking: Arc<Semaphore>,
+    /// Threads for blocking tasks.
+    pub(crate) blocking: Threads,
     /// The processes of isolated tasks, where there are such tasks.
     #[allow(dead_code, reason = "for those who ask the worker for its numbers")]
     pub(crate) children: Option<Arc<Children>>,

@@ -7,6 +7,7 @@ mod handler;
 mod options;
 mod params;
 mod registry;
+mod threads;
 mod unique;
 
 use std::fmt;
@@ -28,6 +29,7 @@ pub(crate) use context::{Job, Services, TaskControl};
 pub(crate) use error::{Account, Failure, Kind as TaskErrorKind, Retry, When};
 pub use registry::RegistryError;
 pub(crate) use registry::{Invocation, Loss, Registered, Registry, Returned, Run, Unreturned};
+pub(crate) use threads::Threads;
 pub(crate) use unique::{Conflict, Span};
 
 /// The declaration of a task: what worker, client and Python agree on.

@@ -441,16 +441,12 @@ where
         Box::pin(async move {
             let args = invocation.arguments::<A>(&self.params)?;
             let context = Context::new(Arc::clone(&invocation.job), Arc::clone(&self.state));
-            let threads = Arc::clone(&invocation.job.services.blocking);
-            let permit = threads
-                .acquire_owned()
-                .await
-                .expect("the semaphore lives as long as the worker");
             let handler = Arc::clone(&self.handler);
-            let thread = tokio::task::spawn_blocking(move || {
-                let _permit = permit;
-                handler.call(context, args)
-            });
+            let job = &invocation.job;
+            let thread = job
+                .services
+                .blocking
+                .run(&job.task, move || handler.call(context, args));
             match thread.await {
                 Ok(value) => invocation.returned(&value?),
                 Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),

@@ -896,11 +896,11 @@ impl Driver {
         tracing::info!("{} tasks at the same time", size);
         let threads = &self.carrier.services.blocking;
         if size > self.threads {
-            threads.add_permits(size - self.threads);
+            threads.grow(size - self.threads);
             self.threads = size;
         } else {
             // Those in use go on; their slots are not given to others.
-            self.threads -= threads.forget_permits(self.threads - size);
+            self.threads -= threads.shrink(self.threads - size);
         }
         self.concurrency = size;
         if let Some(children) = &self.carrier.services.children {

@@ -34,7 +34,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use celery_protocol::{Map, Value};
-use tokio::sync::Semaphore;
 
 pub(crate) use gate::remember;
 pub(crate) use isolated::Children;
@@ -47,7 +46,7 @@ use crate::client::compose::Sender;
 use crate::config::{Config, ConfigError, OnUnknown, WorkerSettings};
 use crate::error::ServiceError;
 use crate::queues::{QueueNotFound, Queues};
-use crate::task::{Registry, RegistryError, Services, Tasks};
+use crate::task::{Registry, RegistryError, Services, Tasks, Threads};
 
 use carrier::Carrier;
 use delivery::Stop;
@@ -432,7 +431,7 @@ impl Worker {
             body_limit: config.body_limit,
             result_serializer: config.result_serializer,
             result_extended: config.result_extended,
-            blocking: Arc::new(Semaphore::new(self.concurrency)),
+            blocking: Threads::new(self.concurrency),
             children: children.cloned(),
         });
         let multiplier = match self.settings.disable_prefetch {

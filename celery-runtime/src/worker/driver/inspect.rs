@@ -189,6 +189,8 @@ impl Driver {
         pool.insert("processes", Value::Array(slots.collect()));
         let max_tasks = max_tasks.map_or(Value::from("N/A"), |most| i64::from(most).into());
         pool.insert("max-tasks-per-child", max_tasks);
+        let abandoned = self.carrier.services.blocking.abandoned();
+        pool.insert("abandoned-threads", abandoned as u64);
         pool.insert("put-guarded-by-semaphore", true);
         let seconds = |limit: Option<std::time::Duration>| {
             Value::Int(limit.map_or(0, |limit| limit.as_secs() as i64))

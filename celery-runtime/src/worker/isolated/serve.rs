@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use celery_protocol::{Accept, Message, Serializer, kombu};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use super::ChildError;
 use super::backend::LineBackend;
@@ -18,7 +18,7 @@ use super::fault::Fault;
 use super::packet::Packet;
 use super::program;
 use super::word::{Call, Hello, PROTOCOL, Refusal, ToChild, ToWorker, Welcome};
-use crate::task::{AutoRetry, Job, Registry, Run, Services, TaskControl, TaskError};
+use crate::task::{AutoRetry, Job, Registry, Run, Services, TaskControl, TaskError, Threads};
 use crate::worker::delivery::Outcome;
 use crate::worker::pool;
 
@@ -295,7 +295,7 @@ impl Listener {
                 .ok_or_else(|| format!("there is no serializer {serializer}"))?,
             result_extended: welcome.result_extended,
             // One task at a time has one thread.
-            blocking: Arc::new(Semaphore::new(1)),
+            blocking: Threads::new(1),
             children: None,
         })
     }

@@ -7,14 +7,13 @@ use std::thread;
 
 use celery_protocol::{Accept, Embed, Message, Serializer, TaskHeaders, encode_body};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use super::super::is_isolated_child;
 use super::super::program::Recipe;
 use super::*;
 use crate::app::App;
-use crate::task::{Returned, Services, Task, TaskControl, Tasks};
+use crate::task::{Returned, Services, Task, TaskControl, Tasks, Threads};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -97,7 +96,7 @@ fn job(task: &Task<(String,), ()>, folder: &Path) -> Arc<Job> {
             body_limit: 1 << 20,
             result_serializer: Serializer::Json,
             result_extended: false,
-            blocking: Arc::new(Semaphore::new(1)),
+            blocking: Threads::new(1),
             children: None,
         }),
         control: TaskControl::default(),
