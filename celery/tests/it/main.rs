@@ -38,6 +38,7 @@ mod faults_amqp;
 #[cfg(all(feature = "msgpack", feature = "yaml", feature = "compression"))]
 mod formats;
 mod hostile;
+mod hostile_control;
 #[cfg(target_os = "linux")]
 mod isolated;
 mod likeness;
@@ -53,3 +54,4 @@ mod rust_calls_python;
 #[cfg(feature = "amqp")]
 mod settling;
 mod shutdown;
+mod watchers;
