@@ -53,9 +53,9 @@ for exchange, key in ((PIDBOX, ""), (EVENTS, "worker.elect")):
     throw(b"a" * 10_000_000, exchange, key)
     throw(b'{"method": "ping", "type": "worker-elect", "arguments": {"x": "' + b"a" * 10_000_000
           + b'"}}', exchange, key)
-    throw("{}", exchange, key, content_type="application/x-python-serialize", encoding="binary")
+    throw(b"{}", exchange, key, content_type="application/x-python-serialize", encoding="binary")
     throw("method: ping", exchange, key, content_type="application/x-yaml")
-    throw("{}", exchange, key, content_type="no/such", encoding="nor-this")
+    throw(b"{}", exchange, key, content_type="no/such", encoding="nor-this")
     throw('{"method": "ping"}', exchange, key, headers={"compression": "application/x-gzip"})
     throw('{"method": "ping"}', exchange, key, headers={"clock": "late", "expires": []})
 works()
@@ -191,7 +191,8 @@ with app.connection_for_write() as connection:
     for n in range(200):
         throw({"method": "ping", "ticket": str(n), "arguments": {}, "reply_to":
                {"exchange": "reply.celery.pidbox", "routing_key": f"nobody-{n}"}})
-    works()
+    # Answered after all of these, to somebody with another mailbox.
+    celery("inspect", "-t", "20", "-d", node.name, "ping")
     for key in redis.keys("*reply.celery.pidbox*"):
         if redis.type(key) == b"list":
             assert redis.ttl(key) > 0, key

@@ -1,7 +1,7 @@
 //! Workers among themselves: what was revoked goes from one to the next, in
 //! both languages, and none takes more of the broker than it needs.
 
-use crate::support::{Running, Setup, WorkerProcess, start, stories, story};
+use crate::support::{Running, Setup, WorkerProcess, blocking, start, stories, story};
 
 stories! {
     what_python_knows_to_be_revoked_is_known_to_ours_from_the_start: redis, rabbitmq;
@@ -88,8 +88,15 @@ assert isinstance(failure(send("tasks.add", (1, 2), task_id="second")), TaskRevo
 async fn both_languages_elect_one(setup: Setup) {
     let rust = ours(&setup).await;
     let worker = setup.python_worker().peers().pool("threads");
-    let worker = worker.argument("-E").argument("--hostname");
-    let python = start(worker.argument("python@story")).await;
+    let worker = worker.argument("-E").argument("--loglevel=DEBUG");
+    let worker = worker.argument("--hostname").argument("python@story");
+    let mut python = start(worker).await;
+    // Celery's workers end when they hold an election all alone.
+    let python = blocking(move || {
+        python.wait_for_log("rust@story joined the party");
+        python
+    })
+    .await;
     let program = r#"
 watch = Watch()
 for node in (python, rust):
