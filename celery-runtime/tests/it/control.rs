@@ -195,6 +195,26 @@ async fn who_is_revoked_gives_up_his_turn() {
     assert_eq!(starts.lock().unwrap().len(), 2);
 }
 
+#[tokio::test(start_paused = true)]
+async fn workers_that_share_a_queue_keep_the_pace_each() {
+    let setup = Setup::new();
+    let (one, two) = (Starts::default(), Starts::default());
+    send_steady(&setup, 100).await;
+    let _one = Running::start(steady(&setup, &one).hostname("one@host"));
+    let _two = Running::start(steady(&setup, &two).hostname("two@host"));
+    until("all have run", 600, async || {
+        one.lock().unwrap().len() + two.lock().unwrap().len() == 100
+    })
+    .await;
+    for starts in [one, two] {
+        let starts = starts.lock().unwrap().clone();
+        for pair in starts.windows(2) {
+            let gap = pair[1] - pair[0];
+            assert!(gap > 5.9, "{gap} s apart: {starts:?}");
+        }
+    }
+}
+
 // Revocation.
 
 #[tokio::test(start_paused = true)]

@@ -19,6 +19,7 @@ stories! {
     the_pool_grows_and_shrinks: redis, rabbitmq;
     the_pool_follows_the_work: redis, rabbitmq;
     events_are_switched_on_and_off: redis, rabbitmq;
+    events_of_many_tasks_arrive_all_and_in_order: redis, rabbitmq;
     one_of_those_who_stand_for_election_is_elected: redis, rabbitmq;
     the_fleet_is_shut_down: redis, rabbitmq;
 }
@@ -555,6 +556,25 @@ until("the asked-for heartbeat", lambda: [beat for beat in watch.of("worker-hear
                                           if beat["freq"] == 5])
 same(watch.kinds(silent), [])
 same(watch.kinds(AsyncResult("late", app=app)), [])
+"#;
+    steer(&setup, program).await;
+    worker.stop().await;
+}
+
+async fn events_of_many_tasks_arrive_all_and_in_order(setup: Setup) {
+    let worker = watched(&setup, "rust@story", story()).task_events(true);
+    let worker = Running::start(worker.concurrency(100)).await;
+    let program = r#"
+watch = Watch()
+sent = [send("tasks.add", (n, n), ignore_result=True) for n in range(3000)]
+until("all are told of", lambda: len(watch.of("task-succeeded")) == 3000)
+told = {}
+for event in list(watch.events):
+    if "uuid" in event:
+        told.setdefault(event["uuid"], []).append(event["type"])
+same(set(told), {result.id for result in sent})
+for kinds in told.values():
+    same(kinds, ["task-received", "task-started", "task-succeeded"])
 "#;
     steer(&setup, program).await;
     worker.stop().await;

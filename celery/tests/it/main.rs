@@ -39,6 +39,7 @@ mod faults_amqp;
 #[cfg(all(feature = "msgpack", feature = "yaml", feature = "compression"))]
 mod formats;
 mod hostile;
+mod hostile_control;
 #[cfg(target_os = "linux")]
 mod isolated;
 mod likeness;
@@ -55,3 +56,4 @@ mod rust_calls_python;
 mod settling;
 mod shutdown;
 mod unique;
+mod watchers;

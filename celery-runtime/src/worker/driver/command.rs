@@ -132,8 +132,8 @@ impl Driver {
 
     fn revoke(&mut self, arguments: &Map) -> Result<Value, String> {
         let ids = task_ids(arguments)?;
-        let wants_end = arguments.get("terminate").and_then(Value::as_bool);
-        let signal = (wants_end == Some(true)).then(|| signal(arguments.get("signal")));
+        let wants_end = is_true(arguments.get("terminate"));
+        let signal = wants_end.then(|| signal(arguments.get("signal")));
         self.revoke_ids(&ids, signal.transpose()?)
     }
 
@@ -212,7 +212,7 @@ impl Driver {
             self.revoked.add_stamps(name, revoked::texts(values));
         }
         let shown = repr::kwargs(&headers);
-        if arguments.get("terminate").and_then(Value::as_bool) != Some(true) {
+        if !is_true(arguments.get("terminate")) {
             let done = format!("headers {shown} flagged as revoked, but not terminated");
             return Ok(outcome("ok", done));
         }
@@ -434,6 +434,17 @@ pub(super) fn texts(value: Option<&Value>) -> Vec<String> {
     }
 }
 
+/// Whether Python takes it for true. Flower says 1.
+pub(super) fn is_true(value: Option<&Value>) -> bool {
+    match value {
+        None | Some(Value::Null) => false,
+        Some(Value::Bool(flag)) => *flag,
+        Some(Value::Str(text)) => !text.is_empty(),
+        Some(Value::Array(list)) => !list.is_empty(),
+        Some(number) => number.as_f64() != Some(0.0),
+    }
+}
+
 /// A number, which the command line gives as text.
 fn number(value: &Value) -> Option<f64> {
     value
@@ -514,6 +525,15 @@ mod tests {
         assert_eq!(signal(Some(&Value::Int(3))), Ok(3));
         assert!(signal(Some(&"SIGNOT".into())).is_err());
         assert!(signal(Some(&Value::Int(0))).is_err());
+    }
+
+    #[test]
+    fn truth_is_pythons() {
+        let truths = [Value::Bool(true), Value::Int(1), "false".into()];
+        assert!(truths.iter().all(|value| is_true(Some(value))));
+        let others = [Value::Bool(false), Value::Int(0), "".into(), Value::Null];
+        assert!(!others.iter().any(|value| is_true(Some(value))));
+        assert!(!is_true(None));
     }
 
     #[test]

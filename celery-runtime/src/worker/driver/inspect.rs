@@ -92,12 +92,12 @@ impl Driver {
             [] => SHOWN.to_vec(),
             asked => asked.iter().map(String::as_str).collect(),
         };
-        let builtins = arguments.get("builtins").and_then(Value::as_bool);
+        let builtins = super::command::is_true(arguments.get("builtins"));
         let mut lines: Vec<String> = self
             .intake
             .registry
             .iter()
-            .filter(|task| builtins == Some(true) || !task.name.starts_with("celery."))
+            .filter(|task| builtins || !task.name.starts_with("celery."))
             .map(|task| self.describe_task(task, &items))
             .collect();
         lines.sort_unstable();

@@ -1,0 +1,204 @@
+//! Remote control and events from those who mean no good, or too much of it:
+//! a worker goes on with its tasks.
+
+use crate::support::{Running, Setup, WorkerProcess, stories, story};
+
+stories! {
+    what_is_no_command_is_passed_over: redis, rabbitmq;
+    ten_thousand_revocations_hold_up_nobody: redis, rabbitmq;
+    more_is_not_remembered_than_there_is_room_for: redis;
+    events_of_others_hold_up_nobody: redis, rabbitmq;
+    who_does_not_read_his_replies_leaves_nothing_for_ever: redis;
+}
+
+const TOOLS: &str = r#"
+from fleet import *
+from kombu import Exchange
+
+node = Node("rust@story")
+PIDBOX = Exchange("celery.pidbox", type="fanout", durable=False)
+EVENTS = Exchange("celeryev", type="topic", durable=True)
+
+def throw(body, exchange=PIDBOX, routing_key="", content_type="application/json",
+          encoding="utf-8", headers=None):
+    """Sends a body as it is."""
+    body = body if isinstance(body, (bytes, str)) else json.dumps(body)
+    with app.producer_pool.acquire() as producer:
+        producer.publish(body, exchange=exchange, routing_key=routing_key, declare=[exchange],
+                         content_type=content_type, content_encoding=encoding, headers=headers,
+                         retry=False)
+
+def works():
+    same(node.question("ping"), {"ok": "pong"})
+    same(call("tasks.add", 1, 2), 3)
+"#;
+
+async fn steer(setup: &Setup, program: &str) {
+    setup.python(format!("{TOOLS}{program}")).await;
+}
+
+async fn ours(setup: &Setup) -> Running {
+    let worker = setup.app().worker(story()).hostname("rust@story");
+    Running::start(worker.concurrency(2).task_events(true)).await
+}
+
+async fn what_is_no_command_is_passed_over(setup: Setup) {
+    let worker = ours(&setup).await;
+    let program = r#"
+works()
+for exchange, key in ((PIDBOX, ""), (EVENTS, "worker.elect")):
+    for body in (b"", b"\xff\xfe\x00", b"{", b"[]", b"null", b"5", b'"ping"', b"[" * 100_000,
+                 b'{"method": "ping"' + b" " * 1000, os.urandom(10_000)):
+        throw(body, exchange, key)
+    throw(b"a" * 10_000_000, exchange, key)
+    throw(b'{"method": "ping", "type": "worker-elect", "arguments": {"x": "' + b"a" * 10_000_000
+          + b'"}}', exchange, key)
+    throw(b"{}", exchange, key, content_type="application/x-python-serialize", encoding="binary")
+    throw("method: ping", exchange, key, content_type="application/x-yaml")
+    throw(b"{}", exchange, key, content_type="no/such", encoding="nor-this")
+    throw('{"method": "ping"}', exchange, key, headers={"compression": "application/x-gzip"})
+    throw('{"method": "ping"}', exchange, key, headers={"clock": "late", "expires": []})
+works()
+
+reply = {"exchange": "reply.celery.pidbox", "routing_key": "nobody"}
+for command in (
+    {"method": 5}, {"method": None}, {"method": ["ping"]}, {"nothing": "ping"},
+    {"method": "ping", "arguments": []}, {"method": "ping", "arguments": "x"},
+    {"method": "ping", "destination": {"a": 1}}, {"method": "ping", "destination": [1, None]},
+    {"method": "ping", "pattern": 5, "matcher": {}},
+    {"method": "ping", "pattern": "*" * 10_000, "matcher": "glob"},
+    {"method": "ping", "pattern": "(" * 10_000, "matcher": "pcre"},
+    {"method": "ping", "pattern": "((a{99}){99}){99}", "matcher": "pcre"},
+    {"method": "ping", "reply_to": 5}, {"method": "ping", "reply_to": {"exchange": 5}},
+    {"method": "ping", "ticket": 5, "reply_to": reply},
+    {"method": "ping", "reply_to": {"exchange": "", "routing_key": ""}},
+    {"method": "ping", "reply_to": {"exchange": "x" * 300, "routing_key": "y" * 300}},
+    {"method": "x" * 1_000_000, "reply_to": reply},
+    {"method": "revoke", "arguments": {"task_id": {"a": ["b"]}, "terminate": "yes"}},
+    {"method": "hello", "arguments": {"from_node": 5, "revoked": {"a": {"b": []}, "c": None}}},
+    {"method": "query_task", "arguments": {"ids": 5}, "reply_to": reply},
+    {"method": "registered", "arguments": {"taskinfoitems": {"a": 1}}, "reply_to": reply},
+    {"method": "election", "arguments": {"id": [], "topic": {}, "action": 5}},
+    {"method": "election", "arguments": {"id": "odd", "topic": "task", "action": 5}},
+    {"method": "election", "arguments": {"id": "none", "topic": "nosuch", "action": {}}},
+    {"method": "enable_events", "arguments": {"more": 1}},
+):
+    throw(command)
+for event in (
+    {"type": "worker-elect"}, {"type": 5, "id": "a"}, [{"type": "worker-elect", "id": 5}, 5],
+    {"type": "worker-elect", "id": "b", "clock": -1, "pid": "x", "hostname": {}, "topic": []},
+    {"type": "worker-elect", "id": "c", "clock": 2**70, "topic": "task", "action": [1]},
+):
+    throw(event, EVENTS, "worker.elect")
+works()
+# The clock does not run away with what is no number.
+assert node.question("clock")["clock"] < 2**63
+"#;
+    steer(&setup, program).await;
+    worker.stop().await;
+    setup.assert_nothing_left().await;
+}
+
+async fn ten_thousand_revocations_hold_up_nobody(setup: Setup) {
+    let worker = ours(&setup).await;
+    let program = r#"
+later = [send("tasks.add", (n, n), countdown=3) for n in range(20)]
+sent = [send("tasks.add", (n, n)) for n in range(500)]
+victims = [result.id for result in later] + [str(uuid.uuid4()) for _ in range(9_980)]
+for victim in victims:
+    app.control.revoke(victim)
+sent += [send("tasks.add", (n, n)) for n in range(500)]
+for n, result in enumerate(sent):
+    same(get(result), n % 500 * 2)
+until("all are revoked", lambda: len(node.question("revoked")) == 10_000)
+same(set(node.question("revoked")), set(victims))
+for result in later:
+    assert isinstance(failure(result), TaskRevokedError)
+works()
+"#;
+    steer(&setup, program).await;
+    worker.stop().await;
+    setup.assert_nothing_held().await;
+}
+
+async fn more_is_not_remembered_than_there_is_room_for(setup: Setup) {
+    let settings = [("CELERY_WORKER_HOSTNAME", "rust@story")];
+    let worker = WorkerProcess::start(&setup, &settings).await;
+    let program = r#"
+for part in range(15):
+    node.order("revoke", [f"{part}-{n}-{'x' * 30}" for n in range(10_000)])
+    # Every value once is as much as all of them.
+    node.ask("revoke_by_stamped_headers", headers={"part": [f"{part}-{n}" for n in range(10_000)]})
+known = node.question("revoked")
+same((len(known), known[-1]), (50_000, f"14-9999-{'x' * 30}"))
+first = app.signature("tasks.add", (1, 2)).stamp(part="0-0", stamped_headers=["part"])
+last = app.signature("tasks.add", (1, 2)).stamp(part="14-9999", stamped_headers=["part"])
+same(get(first.apply_async()), 3)
+assert isinstance(failure(last.apply_async()), TaskRevokedError)
+used = node.question("stats")["rusage"]["maxrss"]
+assert 0 < used < 400_000, f"{used} KiB"
+works()
+"#;
+    steer(&setup, program).await;
+    worker.signal("TERM");
+    assert_eq!(worker.ended().await, Some(0));
+}
+
+async fn events_of_others_hold_up_nobody(setup: Setup) {
+    let worker = ours(&setup).await;
+    let program = r#"
+def event(kind, n):
+    return {"type": kind, "hostname": f"other{n % 100}@story", "utcoffset": 0, "pid": n, "clock": n,
+            "timestamp": time.time(), "freq": 2.0, "id": f"election-{n}", "topic": "task",
+            "action": {"task": "tasks.fail", "args": ["elected"], "kwargs": {}, "options": {}}}
+
+def flood():
+    for n in range(5_000):
+        throw(event("worker-heartbeat", n), EVENTS, "worker.heartbeat")
+        throw([event("task-started", n)] * 20, EVENTS, "task.multi")
+        throw(event("worker-elect", n), EVENTS, "worker.elect")
+
+flooding = threading.Thread(target=flood)
+flooding.start()
+rounds = 0
+while flooding.is_alive():
+    works()
+    rounds += 1
+assert rounds > 3, rounds
+flooding.join()
+works()
+same(node.question("stats")["total"].get("tasks.fail"), None)
+"#;
+    steer(&setup, program).await;
+    worker.stop().await;
+    setup.assert_nothing_held().await;
+}
+
+async fn who_does_not_read_his_replies_leaves_nothing_for_ever(setup: Setup) {
+    let worker = ours(&setup).await;
+    let program = r#"
+mailbox = app.control.mailbox
+with app.connection_for_write() as connection:
+    channel = connection.default_channel
+    mailbox.get_reply_queue()(channel).declare()
+    for n in range(200):
+        mailbox._publish("ping", {}, reply_ticket=str(n), channel=channel)
+    redis = channel.client
+    list = f"{mailbox.oid}.reply.celery.pidbox"
+    until("all is answered", lambda: redis.llen(list) == 200)
+    assert 0 < redis.ttl(list) <= 3600, redis.ttl(list)
+    # Where nobody ever said that he wanted it.
+    for n in range(200):
+        throw({"method": "ping", "ticket": str(n), "arguments": {}, "reply_to":
+               {"exchange": "reply.celery.pidbox", "routing_key": f"nobody-{n}"}})
+    # Answered after all of these, to somebody with another mailbox.
+    celery("inspect", "-t", "20", "-d", node.name, "ping")
+    for key in redis.keys("*reply.celery.pidbox*"):
+        if redis.type(key) == b"list":
+            assert redis.ttl(key) > 0, key
+    # As many as there were: none for those who never had a mailbox.
+    assert not redis.keys("*nobody*"), redis.keys("*nobody*")
+"#;
+    steer(&setup, program).await;
+    worker.stop().await;
+}
