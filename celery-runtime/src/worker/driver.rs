@@ -8,9 +8,14 @@
 mod command;
 mod describe;
 mod election;
+mod ending;
 mod inspect;
+mod line;
 mod notices;
 mod queues;
+mod revocation;
+mod settling;
+mod size;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -35,7 +40,6 @@ use super::life::Life;
 use super::rates::Rates;
 use super::revoked::Revoked;
 use super::scheduled::Scheduled;
-use super::state_file::SavedState;
 use super::supervisor::Supervisor;
 use super::tally::Tally;
 use super::watchdog::Watchdog;
@@ -49,6 +53,7 @@ use crate::task::{Declaration, Job};
 pub(crate) use describe::describe;
 use election::Election;
 use queues::Change;
+pub(crate) use size::{prefetch, window};
 
 /// Most deliveries taken from the broker at once, and events handled between
 /// two looks at everything else.
@@ -81,9 +86,6 @@ enum Finished {
     Settled(Arc<dyn Consumer>, Vec<Key>, Result<(), ServiceError>),
     Stepped(Key, Carried),
 }
-
-/// Settlements that leave together.
-type Batch = Vec<(Key, Settlement)>;
 
 /// Sizes of the worker.
 #[derive(Clone, Copy, Debug)]
@@ -349,40 +351,6 @@ impl Driver {
         }
     }
 
-    fn is_over(&self) -> bool {
-        let settled = self.entries.is_empty() && !self.receiving;
-        let given_up = self.give_up_at.is_some_and(|time| time <= Instant::now());
-        // Asked to wait even where nothing is to be waited for.
-        if self.soft_until.is_some() && self.settings.soft_shutdown_on_idle {
-            return false;
-        }
-        self.stopping.is_some() && (settled || given_up)
-    }
-
-    async fn close(mut self) -> Result<(), WorkerError> {
-        self.now = self.clock.moment();
-        self.tell_of_worker("worker-offline");
-        self.save_state();
-        tracing::info!(
-            "the worker has stopped: {} tasks finished, {} deliveries returned",
-            self.tally.drained,
-            self.tally.returned
-        );
-        let deadline = self.carrier.deadline;
-        self.herald.close(deadline).await;
-        if let Some(consumer) = &self.consumer {
-            let closed = tokio::time::timeout(self.carrier.deadline, consumer.close()).await;
-            if let Ok(Err(error)) = closed {
-                tracing::warn!("{error}");
-            }
-        }
-        match (self.failure.clone(), self.entries.len()) {
-            (Some(error), _) => Err(WorkerError::Broker(error)),
-            (None, 0) => Ok(()),
-            (None, count) => Err(WorkerError::Unsettled { count }),
-        }
-    }
-
     fn reconnect(&mut self) {
         self.connected_to = self.changes;
         if self.supervisor.options.queues.is_empty() {
@@ -414,64 +382,6 @@ impl Driver {
         self.futures.push(Box::pin(async move {
             let received = consumer.receive(room).await;
             Finished::Received(consumer, received)
-        }));
-    }
-
-    fn send_settlements(&mut self) {
-        if self.settlements.is_empty() {
-            return;
-        }
-        // What has to be sent anew first may take long, and the others must not
-        // wait for it.
-        let is_quick = |(_, settlement): &(Key, Settlement)| settlement.is_quick();
-        let all = std::mem::take(&mut self.settlements);
-        let (quick, slow): (Vec<_>, Vec<_>) = all.into_iter().partition(is_quick);
-        for batch in [quick, slow] {
-            for (consumer, batch) in self.by_consumer(batch) {
-                self.send_batch(consumer, batch);
-            }
-        }
-    }
-
-    /// Settlements by the one who carries them out, which is nearly always the
-    /// same.
-    fn by_consumer(
-        &mut self,
-        settlements: Vec<(Key, Settlement)>,
-    ) -> Vec<(Arc<dyn Consumer>, Batch)> {
-        let mut batches: Vec<(Arc<dyn Consumer>, Batch)> = Vec::new();
-        for (key, settlement) in settlements {
-            let Some(entry) = self.entries.find(key) else {
-                continue;
-            };
-            let by = match &self.consumer {
-                Some(current) if current.settles_after_reconnect() => Some(Arc::clone(current)),
-                _ => entry.consumer.upgrade(),
-            };
-            let Some(by) = by else {
-                self.event(key, Event::Failed(Obstacle::Passing));
-                continue;
-            };
-            match batches
-                .iter_mut()
-                .find(|(known, _)| Arc::ptr_eq(known, &by))
-            {
-                Some((_, batch)) => batch.push((key, settlement)),
-                None => batches.push((by, vec![(key, settlement)])),
-            }
-        }
-        batches
-    }
-
-    fn send_batch(&mut self, consumer: Arc<dyn Consumer>, batch: Batch) {
-        let (keys, batch): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
-        let deadline = self.carrier.deadline;
-        self.futures.push(Box::pin(async move {
-            let result = match tokio::time::timeout(deadline, consumer.settle(&batch)).await {
-                Ok(result) => result,
-                Err(_) => Err(ServiceError::no_answer("settle", "deliveries", deadline)),
-            };
-            Finished::Settled(consumer, keys, result)
         }));
     }
 
@@ -553,44 +463,6 @@ impl Driver {
             }
         }
         self.reconnect();
-    }
-
-    fn stop(&mut self, stop: Stop) {
-        let stop = self.soften(stop);
-        tracing::info!("{stop:?} stop: {} deliveries in hand", self.entries.len());
-        let is_first = self.stopping.is_none();
-        self.stopping = Some(stop);
-        if let Some(consumer) = &self.consumer {
-            consumer.interrupt();
-        }
-        // The last one taken goes back first, so that they line up at the
-        // head of the queue in the order in which they were taken.
-        for key in self.entries.keys().into_iter().rev() {
-            if let Some(entry) = self.entries.find(key) {
-                if is_first && entry.life.is_reserved() {
-                    self.tally.returned += 1;
-                }
-                if let Work::Task { job, .. } = &entry.work {
-                    job.control.announce_stop();
-                }
-            }
-            self.event(key, Event::Stop(stop));
-        }
-    }
-
-    /// A cold stop gives running tasks some time where it is set up to.
-    fn soften(&mut self, stop: Stop) -> Stop {
-        let timeout = self.settings.soft_shutdown_timeout;
-        let worth_it = self.busy > 0 || self.settings.soft_shutdown_on_idle;
-        let is_new = self.soft_until.is_none() && self.stopping != Some(Stop::Soft);
-        if stop == Stop::Cold && !timeout.is_zero() && worth_it && is_new {
-            self.soft_until = Some(self.now.instant + timeout);
-            return Stop::Soft;
-        }
-        if stop == Stop::Cold {
-            self.soft_until = None;
-        }
-        stop
     }
 
     fn tick(&mut self) {
@@ -858,226 +730,6 @@ impl Driver {
 
     fn hostname(&self) -> &str {
         &self.carrier.desk.hostname
-    }
-
-    /// In line for a slot, or later where tasks of its type are limited.
-    fn line_up(&mut self, key: Key) {
-        if let Some(entry) = self.entries.find(key)
-            && let Work::Task { job, .. } = &entry.work
-            && let Some(turn) = self.rates.turn(&job.task, &job.id, self.now.instant)
-        {
-            return self.event(key, Event::Hold(turn));
-        }
-        self.line.push_back(key);
-    }
-
-    fn free_slot(&mut self) {
-        self.busy = self.busy.saturating_sub(1);
-        if self.stopping.is_some() {
-            self.tally.drained += 1;
-        }
-    }
-
-    /// Deliveries that may be held for tasks that run or will.
-    fn window(&self) -> usize {
-        let multiplier = match self.settings.disable_prefetch {
-            true => 1,
-            false => self.limits.multiplier,
-        };
-        // As many as there could be, or nobody would notice that more are needed.
-        let slots = self.autoscale.map_or(self.concurrency, |(most, _)| most);
-        window(slots, multiplier)
-    }
-
-    fn set_concurrency(&mut self, size: usize) {
-        if size == self.concurrency {
-            return;
-        }
-        tracing::info!("{} tasks at the same time", size);
-        let threads = &self.carrier.services.blocking;
-        if size > self.threads {
-            threads.grow(size - self.threads);
-            self.threads = size;
-        } else {
-            // Those in use go on; their slots are not given to others.
-            self.threads -= threads.shrink(self.threads - size);
-        }
-        self.concurrency = size;
-        if let Some(children) = &self.carrier.services.children {
-            children.resize(size);
-        }
-        self.set_prefetch();
-    }
-
-    pub(super) fn set_prefetch(&mut self) {
-        let prefetch = prefetch(self.window(), self.limits.multiplier);
-        self.supervisor.options.prefetch = prefetch;
-        if let Some(consumer) = &self.consumer {
-            consumer.set_prefetch(prefetch);
-        }
-    }
-
-    /// More slots for more work, where their number follows it.
-    pub(super) fn scale_up(&mut self) {
-        if let Some((most, _)) = self.autoscale
-            && self.pending > self.concurrency
-            && self.concurrency < most
-        {
-            self.set_concurrency(self.pending.min(most));
-        }
-    }
-
-    fn scale_down(&mut self) {
-        if let Some((_, least)) = self.autoscale
-            && self.pending < self.concurrency
-        {
-            self.set_concurrency(self.pending.max(least));
-        }
-    }
-
-    /// The limits of declarations and settings.
-    fn limit_rates(&mut self) {
-        if self.settings.disable_rate_limits {
-            return;
-        }
-        let default = self.settings.default_rate_limit.as_deref();
-        for task in self.intake.registry.iter() {
-            let Some(limit) = task.declaration.options.rate_limit.or(default) else {
-                continue;
-            };
-            match super::rates::parse(limit) {
-                Ok(rate @ Some(_)) => {
-                    self.rates.set(&task.name, rate);
-                    self.rate_limits
-                        .insert(task.name.to_string(), limit.to_owned());
-                }
-                Ok(None) => {}
-                Err(cause) => tracing::error!(
-                    "task {} is not limited: cannot read its rate limit {limit:?}: {cause}",
-                    task.name
-                ),
-            }
-        }
-    }
-
-    /// What the peers know.
-    fn learn(&mut self, replies: Vec<celery_protocol::ControlReply>) {
-        for reply in replies {
-            if reply.node == self.hostname() {
-                continue;
-            }
-            tracing::info!("synchronised with {}", reply.node);
-            self.lamport.adjust(reply.clock);
-            let fields = reply.value.as_map();
-            if let Some(clock) = fields.and_then(|map| map.get("clock")?.as_u64()) {
-                self.lamport.adjust(clock);
-            }
-            let revoked = fields.and_then(|map| map.get("revoked"));
-            for id in command::texts(revoked) {
-                self.revoked.add(&id, self.now.wall);
-                self.unsaved = true;
-            }
-        }
-    }
-
-    /// Lets the results of tasks that will not run say so.
-    fn mark_revoked(&mut self, ids: impl Iterator<Item = String>) {
-        let shared =
-            |backend: &Arc<dyn crate::backend::ResultBackend>| backend.capabilities().shared;
-        if !self.carrier.services.backend.as_ref().is_some_and(shared) {
-            return;
-        }
-        self.marks.extend(ids);
-        let excess = self.marks.len().saturating_sub(self.settings.revokes_max);
-        if excess > 0 {
-            tracing::warn!("the results of {excess} revoked tasks will not say so");
-            self.marks.drain(..excess);
-        }
-    }
-
-    /// Lets those who are away know, where that is set up.
-    fn remember_revoked(&mut self, ids: &[String]) {
-        let (Some(remembered), Some(store)) = (
-            self.settings.durable_revokes,
-            self.carrier.services.store.clone(),
-        ) else {
-            return;
-        };
-        let (ids, deadline) = (ids.to_vec(), self.carrier.deadline);
-        self.futures.push(Box::pin(async move {
-            let remembering = gate::remember(&*store, &ids, remembered);
-            match tokio::time::timeout(deadline, remembering).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::error!("revoked tasks are not remembered: {error}"),
-                Err(_) => tracing::error!("revoked tasks are not remembered: no answer"),
-            }
-            Finished::Nothing
-        }));
-    }
-
-    fn send_marks(&mut self) {
-        if self.marking || self.marks.is_empty() {
-            return;
-        }
-        self.marking = true;
-        let together = self.marks.len().min(MARKED_TOGETHER);
-        let ids: Vec<_> = self.marks.drain(..together).collect();
-        let marked = self.carrier.mark_revoked(ids, self.now.wall);
-        self.futures
-            .push(Box::pin(marked.map(|()| Finished::Marked)));
-    }
-
-    fn load_state(&mut self) {
-        let Some(path) = &self.settings.state_file else {
-            return;
-        };
-        match SavedState::load(path) {
-            Ok(state) => {
-                self.lamport.adjust(state.clock);
-                for (id, time) in state.revoked {
-                    let since = Duration::try_from_secs_f64(time).unwrap_or_default();
-                    self.revoked.add(&id, std::time::UNIX_EPOCH + since);
-                }
-            }
-            Err(error) => tracing::error!(
-                "cannot read the state file {}, so what was revoked is not known: {error}",
-                path.display()
-            ),
-        }
-    }
-
-    fn save_state(&mut self) {
-        self.unsaved = false;
-        self.saved_at = self.now.instant;
-        let Some(path) = &self.settings.state_file else {
-            return;
-        };
-        let state = SavedState {
-            revoked: self.revoked.timed(),
-            clock: self.lamport.value(),
-        };
-        if let Err(error) = state.save(path) {
-            tracing::error!("cannot write the state file {}: {error}", path.display());
-        }
-    }
-}
-
-/// With one message for each task that can run, nothing is pushed ahead that
-/// another worker could start at once.
-pub(crate) fn prefetch(window: usize, multiplier: usize) -> u16 {
-    match multiplier {
-        1 => 0,
-        _ => u16::try_from(window).unwrap_or(u16::MAX),
-    }
-}
-
-/// AMQP counts in 16 bits, which also is more than enough to keep busy.
-pub(crate) fn window(concurrency: usize, multiplier: usize) -> usize {
-    match multiplier {
-        0 => usize::from(u16::MAX),
-        _ => concurrency
-            .saturating_mul(multiplier)
-            .min(usize::from(u16::MAX)),
     }
 }
 

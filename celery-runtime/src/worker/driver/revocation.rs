@@ -1,0 +1,114 @@
+//! What was revoked, and who is to know of it.
+
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use celery_protocol::ControlReply;
+use futures_util::FutureExt;
+
+use super::{Driver, Finished, MARKED_TOGETHER, command};
+use crate::backend::ResultBackend;
+use crate::worker::gate;
+use crate::worker::state_file::SavedState;
+
+impl Driver {
+    /// What the peers know.
+    pub(super) fn learn(&mut self, replies: Vec<ControlReply>) {
+        for reply in replies {
+            if reply.node == self.hostname() {
+                continue;
+            }
+            tracing::info!("synchronised with {}", reply.node);
+            self.lamport.adjust(reply.clock);
+            let fields = reply.value.as_map();
+            if let Some(clock) = fields.and_then(|map| map.get("clock")?.as_u64()) {
+                self.lamport.adjust(clock);
+            }
+            let revoked = fields.and_then(|map| map.get("revoked"));
+            for id in command::texts(revoked) {
+                self.revoked.add(&id, self.now.wall);
+                self.unsaved = true;
+            }
+        }
+    }
+
+    /// Lets the results of tasks that will not run say so.
+    pub(super) fn mark_revoked(&mut self, ids: impl Iterator<Item = String>) {
+        let shared = |backend: &Arc<dyn ResultBackend>| backend.capabilities().shared;
+        if !self.carrier.services.backend.as_ref().is_some_and(shared) {
+            return;
+        }
+        self.marks.extend(ids);
+        let excess = self.marks.len().saturating_sub(self.settings.revokes_max);
+        if excess > 0 {
+            tracing::warn!("the results of {excess} revoked tasks will not say so");
+            self.marks.drain(..excess);
+        }
+    }
+
+    /// Lets those who are away know, where that is set up.
+    pub(super) fn remember_revoked(&mut self, ids: &[String]) {
+        let (Some(remembered), Some(store)) = (
+            self.settings.durable_revokes,
+            self.carrier.services.store.clone(),
+        ) else {
+            return;
+        };
+        let (ids, deadline) = (ids.to_vec(), self.carrier.deadline);
+        self.futures.push(Box::pin(async move {
+            let remembering = gate::remember(&*store, &ids, remembered);
+            match tokio::time::timeout(deadline, remembering).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!("revoked tasks are not remembered: {error}"),
+                Err(_) => tracing::error!("revoked tasks are not remembered: no answer"),
+            }
+            Finished::Nothing
+        }));
+    }
+
+    pub(super) fn send_marks(&mut self) {
+        if self.marking || self.marks.is_empty() {
+            return;
+        }
+        self.marking = true;
+        let together = self.marks.len().min(MARKED_TOGETHER);
+        let ids: Vec<_> = self.marks.drain(..together).collect();
+        let marked = self.carrier.mark_revoked(ids, self.now.wall);
+        self.futures
+            .push(Box::pin(marked.map(|()| Finished::Marked)));
+    }
+
+    pub(super) fn load_state(&mut self) {
+        let Some(path) = &self.settings.state_file else {
+            return;
+        };
+        match SavedState::load(path) {
+            Ok(state) => {
+                self.lamport.adjust(state.clock);
+                for (id, time) in state.revoked {
+                    let since = Duration::try_from_secs_f64(time).unwrap_or_default();
+                    self.revoked.add(&id, UNIX_EPOCH + since);
+                }
+            }
+            Err(error) => tracing::error!(
+                "cannot read the state file {}, so what was revoked is not known: {error}",
+                path.display()
+            ),
+        }
+    }
+
+    pub(super) fn save_state(&mut self) {
+        self.unsaved = false;
+        self.saved_at = self.now.instant;
+        let Some(path) = &self.settings.state_file else {
+            return;
+        };
+        let state = SavedState {
+            revoked: self.revoked.timed(),
+            clock: self.lamport.value(),
+        };
+        if let Err(error) = state.save(path) {
+            tracing::error!("cannot write the state file {}: {error}", path.display());
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! Telling the broker what became of deliveries.
+
+use std::sync::Arc;
+
+use super::{Driver, Event, Finished, Key, Obstacle};
+use crate::broker::{Consumer, Settlement};
+use crate::error::ServiceError;
+
+/// Settlements that leave together.
+type Batch = Vec<(Key, Settlement)>;
+
+impl Driver {
+    pub(super) fn send_settlements(&mut self) {
+        if self.settlements.is_empty() {
+            return;
+        }
+        // What has to be sent anew first may take long, and the others must not
+        // wait for it.
+        let is_quick = |(_, settlement): &(Key, Settlement)| settlement.is_quick();
+        let all = std::mem::take(&mut self.settlements);
+        let (quick, slow): (Vec<_>, Vec<_>) = all.into_iter().partition(is_quick);
+        for batch in [quick, slow] {
+            for (consumer, batch) in self.by_consumer(batch) {
+                self.send_batch(consumer, batch);
+            }
+        }
+    }
+
+    /// Settlements by the one who carries them out, which is nearly always the
+    /// same.
+    pub(super) fn by_consumer(
+        &mut self,
+        settlements: Vec<(Key, Settlement)>,
+    ) -> Vec<(Arc<dyn Consumer>, Batch)> {
+        let mut batches: Vec<(Arc<dyn Consumer>, Batch)> = Vec::new();
+        for (key, settlement) in settlements {
+            let Some(entry) = self.entries.find(key) else {
+                continue;
+            };
+            let by = match &self.consumer {
+                Some(current) if current.settles_after_reconnect() => Some(Arc::clone(current)),
+                _ => entry.consumer.upgrade(),
+            };
+            let Some(by) = by else {
+                self.event(key, Event::Failed(Obstacle::Passing));
+                continue;
+            };
+            match batches
+                .iter_mut()
+                .find(|(known, _)| Arc::ptr_eq(known, &by))
+            {
+                Some((_, batch)) => batch.push((key, settlement)),
+                None => batches.push((by, vec![(key, settlement)])),
+            }
+        }
+        batches
+    }
+
+    pub(super) fn send_batch(&mut self, consumer: Arc<dyn Consumer>, batch: Batch) {
+        let (keys, batch): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+        let deadline = self.carrier.deadline;
+        self.futures.push(Box::pin(async move {
+            let result = match tokio::time::timeout(deadline, consumer.settle(&batch)).await {
+                Ok(result) => result,
+                Err(_) => Err(ServiceError::no_answer("settle", "deliveries", deadline)),
+            };
+            Finished::Settled(consumer, keys, result)
+        }));
+    }
+}
