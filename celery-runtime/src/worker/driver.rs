@@ -5,6 +5,7 @@
 //! decides nothing about a delivery itself. Settlements that come up together
 //! leave together.
 
+mod argument;
 mod command;
 mod describe;
 mod election;

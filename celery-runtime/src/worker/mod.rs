@@ -2,6 +2,7 @@
 
 mod carrier;
 mod conclusion;
+mod consumed;
 mod delivery;
 mod driver;
 mod ears;
@@ -16,6 +17,7 @@ mod life;
 mod matching;
 mod mingle;
 mod outbox;
+mod patience;
 mod pool;
 mod rates;
 mod report;
@@ -38,18 +40,19 @@ use celery_protocol::{Map, Value};
 pub(crate) use gate::remember;
 pub(crate) use isolated::Children;
 pub use isolated::is_isolated_child;
+pub use patience::Patience;
 pub use supervisor::LinkEvent;
 
 use crate::app::App;
-use crate::broker::{BoxFuture, ConsumeOptions, Mailbox, Queue};
+use crate::broker::{BoxFuture, ConsumeOptions, Mailbox};
 use crate::client::compose::Sender;
 use crate::config::{Config, ConfigError, OnUnknown, WorkerSettings};
 use crate::error::ServiceError;
-use crate::queues::{QueueNotFound, Queues};
+use crate::queues::QueueNotFound;
 use crate::task::{Registry, RegistryError, Services, Tasks, Threads};
 
 use carrier::Carrier;
-use delivery::Stop;
+use consumed::queues;
 use driver::{Driver, Limits, Parts, prefetch, window};
 use ears::{Ears, read_events, read_request};
 use follow::Desk;
@@ -58,6 +61,7 @@ use intake::Intake;
 use isolated::Duty;
 use mingle::Asked;
 use outbox::Outbox;
+use patience::stops;
 use supervisor::{LinkHook, Supervisor};
 use watchdog::Watchdog;
 
@@ -134,27 +138,6 @@ pub enum WorkerError {
         /// How many.
         count: usize,
     },
-}
-
-/// The future given to [`Worker::run_until`] may resolve to this: a way to
-/// lose patience with a warm stop. `()` has endless patience; what
-/// [`shutdown_signal`](crate::shutdown_signal) gives loses it at the second
-/// signal.
-pub trait Patience: Send + 'static {
-    /// Resolves when running tasks shall be ended. Called again after that: it
-    /// resolves once more when not even `worker_soft_shutdown_timeout` shall be
-    /// waited for.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropped and called again when something else ends the wait.
-    fn lost(&mut self) -> BoxFuture<'_, ()>;
-}
-
-impl Patience for () {
-    fn lost(&mut self) -> BoxFuture<'_, ()> {
-        Box::pin(std::future::pending())
-    }
 }
 
 impl Worker {
@@ -535,76 +518,6 @@ impl fmt::Debug for Worker {
             .field("queues", &self.queues)
             .field("concurrency", &self.concurrency)
             .finish_non_exhaustive()
-    }
-}
-
-/// What the worker consumes: as asked, as configured, or what its tasks need.
-fn queues(
-    known: &Queues,
-    asked: &[String],
-    registry: &Registry,
-) -> Result<Vec<Arc<Queue>>, QueueNotFound> {
-    let found = match asked {
-        [] if known.has_default_only() => default_and_declared(known, registry)?,
-        [] => known.configured().to_vec(),
-        asked => find_all(known, asked.iter().map(String::as_str))?,
-    };
-    let own = |queue: &Arc<Queue>| match queue.is_broadcast() {
-        true => Arc::new(queue.for_consumer()),
-        false => Arc::clone(queue),
-    };
-    Ok(found.iter().map(own).collect())
-}
-
-fn default_and_declared(
-    known: &Queues,
-    registry: &Registry,
-) -> Result<Vec<Arc<Queue>>, QueueNotFound> {
-    let declared = registry
-        .iter()
-        .filter_map(|task| task.declaration.queue.as_deref());
-    let mut names: Vec<_> = declared.collect();
-    names.sort_unstable();
-    names.dedup();
-    let default = known.default_queue()?;
-    names.retain(|name| *name != default.name);
-    let mut found = vec![default];
-    found.extend(find_all(known, names)?);
-    Ok(found)
-}
-
-fn find_all<'a>(
-    known: &Queues,
-    names: impl IntoIterator<Item = &'a str>,
-) -> Result<Vec<Arc<Queue>>, QueueNotFound> {
-    names.into_iter().map(|name| known.find(name)).collect()
-}
-
-/// Gives the driver one stop after the other: warm when `shutdown` resolves,
-/// cold whenever the patience that it resolved to is lost.
-fn stops<F, P>(shutdown: F) -> impl FnMut() -> BoxFuture<'static, Stop>
-where
-    F: Future<Output = P> + Send + 'static,
-    P: Patience,
-{
-    let patience: Arc<tokio::sync::Mutex<Option<P>>> = Arc::default();
-    let mut shutdown = Some(shutdown);
-    move || {
-        let patience = Arc::clone(&patience);
-        match shutdown.take() {
-            Some(shutdown) => Box::pin(async move {
-                let given = shutdown.await;
-                *patience.lock().await = Some(given);
-                Stop::Warm
-            }),
-            None => Box::pin(async move {
-                match &mut *patience.lock().await {
-                    Some(patience) => patience.lost().await,
-                    None => std::future::pending().await,
-                }
-                Stop::Cold
-            }),
-        }
     }
 }
 

@@ -87,12 +87,12 @@ impl Driver {
     }
 
     pub(super) fn registered(&self, arguments: &Map) -> Value {
-        let asked = super::command::texts(arguments.get("taskinfoitems"));
+        let asked = super::argument::texts(arguments.get("taskinfoitems"));
         let items: Vec<&str> = match &*asked {
             [] => SHOWN.to_vec(),
             asked => asked.iter().map(String::as_str).collect(),
         };
-        let builtins = super::command::is_true(arguments.get("builtins"));
+        let builtins = super::argument::is_true(arguments.get("builtins"));
         let mut lines: Vec<String> = self
             .intake
             .registry

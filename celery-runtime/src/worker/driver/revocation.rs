@@ -6,7 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use celery_protocol::ControlReply;
 use futures_util::FutureExt;
 
-use super::{Driver, Finished, MARKED_TOGETHER, command};
+use super::{Driver, Finished, MARKED_TOGETHER, argument};
 use crate::backend::ResultBackend;
 use crate::worker::gate;
 use crate::worker::state_file::SavedState;
@@ -25,7 +25,7 @@ impl Driver {
                 self.lamport.adjust(clock);
             }
             let revoked = fields.and_then(|map| map.get("revoked"));
-            for id in command::texts(revoked) {
+            for id in argument::texts(revoked) {
                 self.revoked.add(&id, self.now.wall);
                 self.unsaved = true;
             }
