@@ -72,7 +72,7 @@ impl Herald {
             Ok(message) => self.outbox.send(Dispatch::Message {
                 exchange: Exchange::direct(address.exchange.as_str()).transient(),
                 routing_key: address.routing_key.clone(),
-                message,
+                message: Box::new(message),
             }),
             Err(error) => tracing::error!("cannot write the reply to a control command: {error}"),
         }
@@ -102,7 +102,7 @@ impl Herald {
             Ok(message) => self.outbox.send(Dispatch::Message {
                 exchange: self.exchange.clone(),
                 routing_key,
-                message,
+                message: Box::new(message),
             }),
             Err(error) => tracing::error!("cannot write an event: {error}"),
         }

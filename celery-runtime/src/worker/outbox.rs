@@ -25,7 +25,7 @@ pub(crate) enum Dispatch {
     Message {
         exchange: Exchange,
         routing_key: String,
-        message: Message,
+        message: Box<Message>,
     },
     /// What happened to tasks. Those that wait together are sent together, so
     /// that a broker that is slow takes more at a time.
@@ -112,7 +112,7 @@ impl Dispatch {
                 exchange,
                 routing_key,
                 message,
-            } => Some((exchange, routing_key, message)),
+            } => Some((exchange, routing_key, *message)),
             Self::Tasks { exchange, events } => match Event::write_batch(&events) {
                 Ok(message) => Some((exchange, BATCH_KEY.to_owned(), message)),
                 Err(error) => {
