@@ -4,15 +4,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use celery_protocol::{ControlReply, Event, Map, ReplyAddress, Value};
 
-use super::outbox::{Dispatch, Outbox};
+use super::outbox::{BATCH, Dispatch, Outbox};
 use crate::broker::Exchange;
 use crate::lamport::LogicalClock;
-
-/// Events about tasks that go into one message, as in Celery.
-const BATCH: usize = 24;
-
-/// The routing key of such a message.
-const BATCH_KEY: &str = "task.multi";
 
 #[derive(Debug)]
 pub(crate) struct Herald {
@@ -55,9 +49,10 @@ impl Herald {
         if self.batch.is_empty() {
             return;
         }
-        let written = Event::write_batch(&self.batch);
-        self.batch.clear();
-        self.post(BATCH_KEY.to_owned(), written);
+        self.outbox.send(Dispatch::Tasks {
+            exchange: self.exchange.clone(),
+            events: std::mem::take(&mut self.batch),
+        });
     }
 
     /// Something happened to the worker.
@@ -74,10 +69,10 @@ impl Herald {
         reply.ticket = ticket;
         reply.clock = self.clock.forward();
         match reply.write() {
-            Ok(message) => self.outbox.send(Dispatch {
+            Ok(message) => self.outbox.send(Dispatch::Message {
                 exchange: Exchange::direct(address.exchange.as_str()).transient(),
                 routing_key: address.routing_key.clone(),
-                message,
+                message: Box::new(message),
             }),
             Err(error) => tracing::error!("cannot write the reply to a control command: {error}"),
         }
@@ -104,10 +99,10 @@ impl Herald {
         written: Result<celery_protocol::Message, celery_protocol::EncodeError>,
     ) {
         match written {
-            Ok(message) => self.outbox.send(Dispatch {
+            Ok(message) => self.outbox.send(Dispatch::Message {
                 exchange: self.exchange.clone(),
                 routing_key,
-                message,
+                message: Box::new(message),
             }),
             Err(error) => tracing::error!("cannot write an event: {error}"),
         }

@@ -4,21 +4,35 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use celery_protocol::Message;
+use celery_protocol::{Event, Message};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::broker::{Broker, Exchange};
 
-/// Messages that wait to be sent; more are dropped, as events may be.
-const BACKLOG: usize = 1024;
+/// What waits to be sent; more is dropped, as events may be.
+const BACKLOG: usize = 16_384;
+
+/// Events about tasks that go into one message, as in Celery.
+pub(crate) const BATCH: usize = 24;
+
+/// The routing key of such a message.
+const BATCH_KEY: &str = "task.multi";
 
 /// Something to tell.
 #[derive(Debug)]
-pub(crate) struct Dispatch {
-    pub(crate) exchange: Exchange,
-    pub(crate) routing_key: String,
-    pub(crate) message: Message,
+pub(crate) enum Dispatch {
+    Message {
+        exchange: Exchange,
+        routing_key: String,
+        message: Box<Message>,
+    },
+    /// What happened to tasks. Those that wait together are sent together, so
+    /// that a broker that is slow takes more at a time.
+    Tasks {
+        exchange: Exchange,
+        events: Vec<Event>,
+    },
 }
 
 #[derive(Debug)]
@@ -65,27 +79,63 @@ impl Outbox {
 
 async fn post(broker: Arc<dyn Broker>, deadline: Duration, mut receiver: mpsc::Receiver<Dispatch>) {
     let mut is_down = false;
-    while let Some(dispatch) = receiver.recv().await {
-        let Dispatch {
-            exchange,
-            routing_key,
-            message,
-        } = dispatch;
-        let sending = broker.broadcast(&exchange, &routing_key, &message);
-        let sent = tokio::time::timeout(deadline, sending).await;
-        let failure = match sent {
-            Ok(Ok(_)) => None,
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(_) => Some(format!("exchange {} did not answer", exchange.name)),
-        };
-        // Told once for each outage.
-        match failure {
-            Some(cause) if !is_down => {
-                tracing::warn!("events and replies cannot be sent: {cause}");
-                is_down = true;
+    let mut waiting = Vec::with_capacity(BATCH);
+    while receiver.recv_many(&mut waiting, BATCH).await > 0 {
+        for dispatch in together(waiting.drain(..)) {
+            let Some((exchange, routing_key, message)) = dispatch.write() else {
+                continue;
+            };
+            let sending = broker.broadcast(&exchange, &routing_key, &message);
+            let sent = tokio::time::timeout(deadline, sending).await;
+            let failure = match sent {
+                Ok(Ok(_)) => None,
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(_) => Some(format!("exchange {} did not answer", exchange.name)),
+            };
+            // Told once for each outage.
+            match failure {
+                Some(cause) if !is_down => {
+                    tracing::warn!("events and replies cannot be sent: {cause}");
+                    is_down = true;
+                }
+                Some(_) => {}
+                None => is_down = false,
             }
-            Some(_) => {}
-            None => is_down = false,
         }
     }
+}
+
+impl Dispatch {
+    fn write(self) -> Option<(Exchange, String, Message)> {
+        match self {
+            Self::Message {
+                exchange,
+                routing_key,
+                message,
+            } => Some((exchange, routing_key, *message)),
+            Self::Tasks { exchange, events } => match Event::write_batch(&events) {
+                Ok(message) => Some((exchange, BATCH_KEY.to_owned(), message)),
+                Err(error) => {
+                    tracing::error!("cannot write an event: {error}");
+                    None
+                }
+            },
+        }
+    }
+}
+
+/// The same in the same order, in fewer messages.
+fn together(waiting: impl Iterator<Item = Dispatch>) -> Vec<Dispatch> {
+    let mut all: Vec<Dispatch> = Vec::new();
+    for next in waiting {
+        match (all.last_mut(), next) {
+            (Some(Dispatch::Tasks { events, .. }), Dispatch::Tasks { events: more, .. })
+                if events.len() + more.len() <= BATCH =>
+            {
+                events.extend(more);
+            }
+            (_, next) => all.push(next),
+        }
+    }
+    all
 }

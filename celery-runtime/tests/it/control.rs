@@ -499,6 +499,25 @@ async fn signs_of_life_go_on_while_a_warm_stop_waits() {
     assert_eq!(watch.all().last().unwrap().kind, "worker-offline");
 }
 
+#[tokio::test(start_paused = true)]
+async fn events_wait_for_a_broker_that_is_slower_than_the_tasks() {
+    let setup = Setup::new();
+    let watch = setup.watch().await;
+    let slow = crate::counting::Counting::new(&setup.broker).slowed_by(Duration::from_millis(5));
+    let calls = (0..3000).map(|number| ADD.s((number, 1)).ignore_result());
+    setup.client().apply_all(calls).await;
+    let worker = slow.app(&setup).worker(tasks());
+    // One at a time: they are told of one by one.
+    let worker = Running::start(worker.concurrency(1).task_events(true));
+    until("all are told of", 60, async || {
+        watch.of("task-succeeded").len() == 3000
+    })
+    .await;
+    assert_eq!(watch.of("task-received").len(), 3000);
+    assert_eq!(watch.of("task-started").len(), 3000);
+    worker.stop().await.unwrap();
+}
+
 // Stops.
 
 const HEED: Task<(), String> = Task::new("tasks.heed");

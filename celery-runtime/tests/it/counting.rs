@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use celery_protocol::Message;
 use celery_runtime::memory::MemoryBroker;
@@ -12,10 +13,11 @@ use celery_runtime::{
 
 use crate::support::Setup;
 
-/// Counts the messages that are broadcast.
+/// Counts the messages that are broadcast, and takes its time for each.
 #[derive(Clone, Debug)]
 pub(crate) struct Counting {
     broker: MemoryBroker,
+    delay: Duration,
     broadcasts: Arc<AtomicUsize>,
 }
 
@@ -23,8 +25,13 @@ impl Counting {
     pub(crate) fn new(broker: &MemoryBroker) -> Self {
         Self {
             broker: broker.clone(),
+            delay: Duration::ZERO,
             broadcasts: Arc::default(),
         }
+    }
+
+    pub(crate) fn slowed_by(self, delay: Duration) -> Self {
+        Self { delay, ..self }
     }
 
     /// An app on it.
@@ -63,7 +70,12 @@ impl Broker for Counting {
         message: &'a Message,
     ) -> BoxFuture<'a, Result<Option<u64>, ServiceError>> {
         self.broadcasts.fetch_add(1, Ordering::SeqCst);
-        self.broker.broadcast(exchange, routing_key, message)
+        Box::pin(async move {
+            if !self.delay.is_zero() {
+                tokio::time::sleep(self.delay).await;
+            }
+            self.broker.broadcast(exchange, routing_key, message).await
+        })
     }
 
     fn subscribe<'a>(

@@ -565,9 +565,11 @@ async fn events_of_many_tasks_arrive_all_and_in_order(setup: Setup) {
     let worker = watched(&setup, "rust@story", story()).task_events(true);
     let worker = Running::start(worker.concurrency(100)).await;
     let program = r#"
+# RabbitMQ drops what a slow reader has not read for 5 s.
+app.conf.event_queue_ttl = 60
 watch = Watch()
 sent = [send("tasks.add", (n, n), ignore_result=True) for n in range(3000)]
-until("all are told of", lambda: len(watch.of("task-succeeded")) == 3000)
+until("all are told of", lambda: watch.counts["task-succeeded"] == 3000)
 told = {}
 for event in list(watch.events):
     if "uuid" in event:

@@ -1,5 +1,6 @@
 """What the Python programs have in common that watch and steer workers: `from fleet import *`."""
 
+import collections
 import os
 import subprocess
 import threading
@@ -49,14 +50,18 @@ class Watch:
     """All events from now on. The workers have to show signs of life."""
 
     def __init__(self):
-        self.events = []
+        self.events, self.counts = [], collections.Counter()
         threading.Thread(target=self._capture, daemon=True).start()
         until("a worker is heard", lambda: self.of("worker-heartbeat"))
 
     def _capture(self):
         with app.connection_for_read() as connection:
-            receiver = app.events.Receiver(connection, handlers={"*": self.events.append})
+            receiver = app.events.Receiver(connection, handlers={"*": self._note})
             receiver.capture(limit=None, timeout=None, wakeup=True)
+
+    def _note(self, event):
+        self.events.append(event)
+        self.counts[event["type"]] += 1
 
     def of(self, kind, result=None):
         return [event for event in list(self.events)
