@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use celery::AsyncResult;
+use celery::{AsyncResult, Signature, Value};
 use serde_json::json;
 
-use crate::support::{AGAIN, NOW, PATIENCE, Setup, eventually, start, stories, story};
+use crate::support::{
+    AGAIN, NOW, PATIENCE, Setup, WorkerProcess, eventually, start, stories, story,
+};
 
 stories! {
     a_python_client_sends_for_later: rabbitmq, quorum, native;
@@ -14,6 +16,7 @@ stories! {
     retries_come_after_their_delay: rabbitmq, quorum, native;
     the_cascade_may_be_there_as_classic_queues: native;
     a_delay_reaches_every_queue_beside_a_quorum_queue: rabbitmq;
+    very_many_tasks_for_later_are_out_of_the_way: rabbitmq, quorum;
 }
 
 /// Seconds after its time that a task may run on a machine that is busy with
@@ -184,4 +187,77 @@ print(lost())
     assert_eq!(lost.trim(), "[]", "lost");
     worker.stop().await;
     setup.assert_nothing_left().await;
+}
+
+async fn very_many_tasks_for_later_are_out_of_the_way(setup: Setup) {
+    const HOUR: Duration = Duration::from_secs(3_600);
+    let count = match std::env::var_os("CELERY_TEST_LONG") {
+        Some(_) => 100_000,
+        None => 5_000,
+    };
+    // Held in the worker, they would take more than this.
+    let padding = "x".repeat(4_000);
+    let most_memory = 16 << 20;
+    let setup = setup.set("deadline", 20);
+    let queue_type = setup.queue_type();
+    let client = setup.client();
+    let started = Instant::now();
+    for _ in (0..count).step_by(500) {
+        let calls = (0..500).map(|_| {
+            sum(1, 2)
+                .header("padding", padding.as_str())
+                .countdown(HOUR)
+        });
+        for sent in client.apply_all(calls).await {
+            sent.unwrap();
+        }
+    }
+    println!(
+        "{queue_type}: {count} tasks were sent within {:?}",
+        started.elapsed()
+    );
+    // A process of its own, whose memory is nobody else's.
+    let settings = [
+        ("CELERY_TASK_DEFAULT_QUEUE_TYPE", queue_type),
+        ("CELERY_DEADLINE", "20"),
+        ("CELERY_WORKER_CONCURRENCY", "4"),
+        ("RUST_LOG", "warn"),
+    ];
+    let started = Instant::now();
+    let worker = WorkerProcess::start(&setup, &settings).await;
+    let before = worker.resident();
+    let mut most = before;
+    // So many take longer than anything else here.
+    while setup.depth("celery_delayed_11").await < count {
+        most = most.max(worker.resident());
+        assert!(
+            started.elapsed() < Duration::from_secs(300),
+            "they are not put off"
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    println!(
+        "{queue_type}: all were put off within {:?}, with {} MB more memory",
+        started.elapsed(),
+        (most - before) >> 20
+    );
+
+    for number in 1..=10 {
+        let sent = Instant::now();
+        let sum = client.apply(sum(number, 1)).await.unwrap();
+        assert_eq!(
+            sum.get_timeout(PATIENCE).await.unwrap(),
+            Value::Int(number + 1)
+        );
+        println!("one for now ran within {:?}", sent.elapsed());
+    }
+    assert_eq!(setup.depth("celery_delayed_11").await, count);
+    assert!(most - before < most_memory, "{} MB", (most - before) >> 20);
+    worker.signal("TERM");
+    assert_eq!(worker.ended().await, Some(0));
+    assert_eq!(setup.depth("celery").await, 0);
+}
+
+fn sum(x: i64, y: i64) -> Signature<Value> {
+    Signature::named("tasks.add", (x, y), ())
 }

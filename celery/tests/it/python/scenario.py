@@ -8,6 +8,7 @@ from fleet import *
 EXPECTED = {
     "answer.conf.*": "each language has its own settings; those of ours have Celery's names",
     "answer.conf with defaults.*": "as above",
+    "answer.stats.pool.abandoned-threads": "Celery's threads cannot be left behind by a limit",
     "answer.stats.pool.writes.*": "how Celery's parent process shares tasks among its children",
     "said.disable_events {}.ok": "Celery cannot switch off what its option -E has switched on",
     "said.enable_events {} again.ok": "as above",

@@ -136,6 +136,12 @@ impl Setup {
         setup
     }
 
+    /// The type of the queues that are made.
+    pub(crate) fn queue_type(&self) -> &str {
+        let set = self.common.get("task_default_queue_type");
+        set.and_then(Json::as_str).unwrap_or("classic")
+    }
+
     /// What is in the RabbitMQ.
     pub(crate) fn vhost(&self) -> &Vhost {
         self.vhost.as_deref().expect("the broker is RabbitMQ")

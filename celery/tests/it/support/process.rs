@@ -62,6 +62,15 @@ impl WorkerProcess {
         Self::start(setup, &settings).await
     }
 
+    /// Bytes of it that are in memory.
+    pub(crate) fn resident(&self) -> usize {
+        const PAGE: usize = 4096;
+        let statm = format!("/proc/{}/statm", self.group.id());
+        let statm = fs::read_to_string(statm).unwrap();
+        let pages = statm.split_whitespace().nth(1).unwrap();
+        pages.parse::<usize>().unwrap() * PAGE
+    }
+
     /// Sends a signal, by its name without `SIG`.
     pub(crate) fn signal(&self, name: &str) {
         signal(name, &self.group.id().to_string());
