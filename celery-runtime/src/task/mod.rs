@@ -1,12 +1,14 @@
 //! Declarations of tasks: [`Task`] and [`DynTask`].
 
 mod args;
+mod builtin;
 mod context;
 mod error;
 mod handler;
 mod options;
 mod params;
 mod registry;
+mod retry;
 mod unique;
 
 use std::fmt;
@@ -25,9 +27,10 @@ pub use registry::Tasks;
 pub use unique::Unique;
 
 pub(crate) use context::{Job, Services, TaskControl};
-pub(crate) use error::{Account, Failure, Kind as TaskErrorKind, Retry, When};
+pub(crate) use error::{Account, Failure, Kind as TaskErrorKind};
 pub use registry::RegistryError;
 pub(crate) use registry::{Invocation, Loss, Registered, Registry, Returned, Run, Unreturned};
+pub(crate) use retry::{Changes, Retry, When};
 pub(crate) use unique::{Conflict, Span};
 
 /// The declaration of a task: what worker, client and Python agree on.
@@ -86,7 +89,8 @@ impl<A: TaskArgs, R> Task<A, R> {
     }
 
     /// Names the parameters as in Python's `def` line: `"x"`, `"times=1"`
-    /// (the default is JSON), `"*args"`, `"**kwargs"`.
+    /// (the default is JSON), `"*args"`, `"**kwargs"`. Those behind `"*args"`
+    /// are given by keyword only.
     ///
     /// # Panics
     ///
