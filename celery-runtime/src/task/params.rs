@@ -534,7 +534,7 @@ mod tests {
             &["x=nope"],
             &["x=1", "y"],
             &["**k", "x"],
-            &["*a", "x"],
+            &["*a", "*x"],
             &[""],
         ] {
             assert!(Params::parse("t", bad).is_err(), "{bad:?}");

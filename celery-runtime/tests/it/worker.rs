@@ -294,3 +294,12 @@ fn worker_futures_can_be_spawned() {
     spawnable(&worker.run());
     assert_eq!(Serializer::Json.name(), "json");
 }
+
+#[tokio::test(start_paused = true)]
+async fn every_worker_answers_a_ping_by_task() {
+    let setup = Setup::new();
+    let _worker = setup.start(Tasks::new());
+    let ping: Task<(), String> = Task::new("celery.ping");
+    let pong = setup.client().send(ping, ()).await.unwrap();
+    assert_eq!(within(5, pong.get()).await.unwrap(), "pong");
+}
