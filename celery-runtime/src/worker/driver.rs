@@ -132,6 +132,8 @@ pub(crate) struct Driver {
     receiving: bool,
     entries: Entries,
     pending: usize,
+    /// Those of the pending ones that are not acknowledged.
+    unsettled: usize,
     line: VecDeque<Key>,
     concurrency: usize,
     /// Threads for blocking tasks, one for each slot.
@@ -222,6 +224,7 @@ impl Driver {
             receiving: false,
             entries: Entries::default(),
             pending: 0,
+            unsettled: 0,
             line: VecDeque::new(),
             concurrency: limits.concurrency,
             threads: limits.concurrency,
@@ -399,7 +402,13 @@ impl Driver {
             return;
         };
         let finishing = self.entries.len() - self.pending;
-        let room = self.window().saturating_sub(self.pending).min(BATCH);
+        // Where the broker pushes ahead, what runs and is acknowledged has made
+        // room for others already: they are here and shall be known.
+        let held = match self.multiplier() {
+            1 => self.pending,
+            _ => self.unsettled,
+        };
+        let room = self.window().saturating_sub(held).min(BATCH);
         // A consumer of queues that were all given up answers at once, for ever.
         let has_queues = !self.supervisor.options.queues.is_empty();
         let blocked = self.receiving
@@ -715,12 +724,16 @@ impl Driver {
             entry.letters = None;
         }
         let was_pending = entry.life.is_pending();
+        let was_unsettled = entry.life.is_unsettled();
         entry.life.handle(event, now, &mut actions);
         let is_pending = entry.life.is_pending();
+        let is_unsettled = entry.life.is_unsettled();
         if let Some(time) = entry.life.timeout() {
             self.timers.push(Reverse((time, key)));
         }
         self.pending = self.pending + usize::from(is_pending) - usize::from(was_pending);
+        let before = self.unsettled + usize::from(is_unsettled);
+        self.unsettled = before - usize::from(was_unsettled);
         for action in actions.drain(..) {
             self.act(key, action);
         }
@@ -880,13 +893,16 @@ impl Driver {
 
     /// Deliveries that may be held for tasks that run or will.
     fn window(&self) -> usize {
-        let multiplier = match self.settings.disable_prefetch {
-            true => 1,
-            false => self.limits.multiplier,
-        };
         // As many as there could be, or nobody would notice that more are needed.
         let slots = self.autoscale.map_or(self.concurrency, |(most, _)| most);
-        window(slots, multiplier)
+        window(slots, self.multiplier())
+    }
+
+    fn multiplier(&self) -> usize {
+        match self.settings.disable_prefetch {
+            true => 1,
+            false => self.limits.multiplier,
+        }
     }
 
     fn set_concurrency(&mut self, size: usize) {
