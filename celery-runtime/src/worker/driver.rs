@@ -59,9 +59,6 @@ const BATCH: usize = 256;
 /// that is away can pile up.
 const FINISHING: usize = 4096;
 
-/// Events after which remote control is heard, however much else happens.
-const UNHEARD: usize = 64;
-
 /// Ids whose state is written as revoked at a time.
 const MARKED_TOGETHER: usize = 256;
 
@@ -277,7 +274,6 @@ impl Driver {
         self.tell_of_worker("worker-online");
         let mut stop = stops();
         let mut ended = Vec::with_capacity(BATCH);
-        let mut unheard = 0;
         loop {
             self.pump();
             if self.is_over() {
@@ -304,7 +300,6 @@ impl Driver {
                 heard = self.ears.next() => {
                     self.now = self.clock.moment();
                     self.hear(heard);
-                    unheard = 0;
                 }
                 () = sleep_until(wake), if wake.is_some() => self.now = self.clock.moment(),
             }
@@ -313,12 +308,10 @@ impl Driver {
             if wake.is_some_and(|wake| wake <= self.now.instant) {
                 self.tick();
             }
-            unheard += 1;
-            if unheard >= UNHEARD {
-                unheard = 0;
-                if let Some(heard) = self.ears.next().now_or_never() {
-                    self.hear(heard);
-                }
+            // Each time, so that a task does not start which was revoked before it
+            // was sent.
+            if let Some(heard) = self.ears.next().now_or_never() {
+                self.hear(heard);
             }
         }
         self.close().await
