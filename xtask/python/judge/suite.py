@@ -17,7 +17,7 @@ WANTED = ("pyproject.toml", "t/__init__.py", "t/skip.py", "t/integration/")
 def download(version, folder):
     """The source package of the release, from the package index."""
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    what = ["--no-deps", "--no-build-isolation", "--no-binary", "celery", f"celery=={version}"]
+    what = ["--no-deps", "--no-binary", "celery", f"celery=={version}"]
     subprocess.run([*pip, *what, "--dest", folder], check=True)
     return next(Path(folder).glob("celery-*.tar.gz"))
 
