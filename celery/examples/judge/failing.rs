@@ -21,8 +21,8 @@ pub(crate) fn add_to(tasks: Tasks<World>) -> Tasks<World> {
         .with(RAISE_ERROR, async |_| {
             Err::<(), _>(TaskError::exception("ValueError", "deliberate error"))
         })
-        .with(FAIL_UNPICKLEABLE, async |foo, _| {
-            Err::<(), _>(TaskError::failed(unpickleable(foo)))
+        .with(FAIL_UNPICKLEABLE, async |first, _| {
+            Err::<(), _>(TaskError::failed(unpickleable(first)))
         })
         .with(REJECT_WITHOUT_REQUEUE, async || {
             Err::<(), _>(TaskError::reject("rejected", Requeue::No))
@@ -37,8 +37,8 @@ pub(crate) fn expected(args: impl IntoIterator<Item = Value>) -> Exception {
 
 /// What Python stores in place of an exception that it cannot copy: its
 /// module, its name, its arguments and how it is printed.
-pub(crate) fn unpickleable(foo: Value) -> Exception {
-    let inner = Exception::new(MODULE, "UnpickleableException", "").with_args([foo]);
+pub(crate) fn unpickleable(first: Value) -> Exception {
+    let inner = Exception::new(MODULE, "UnpickleableException", "").with_args([first]);
     let printed = inner.to_string();
     Exception::new(
         "celery.utils.serialization",

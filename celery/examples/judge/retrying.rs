@@ -24,7 +24,7 @@ const RETRY_ONCE_PRIORITY: Task<Once, Option<u8>> =
     Task::new("t.integration.tasks.retry_once_priority")
         .params(&["*args", "expires=60.0", "max_retries=1", "countdown=0.1"])
         .max_retries(1);
-const RETRY_ONCE_HEADERS: Task<(Vec<Value>, Option<u32>, Option<f64>), Map> =
+const RETRY_ONCE_HEADERS: Task<OnceWithHeaders, Map> =
     Task::new("t.integration.tasks.retry_once_headers")
         .params(&["*args", "max_retries=1", "countdown=0.1"])
         .max_retries(1);
@@ -46,6 +46,9 @@ const AUTO_RETRY: Task<(), u32> = Task::new("auto_retry_class_task")
     .params(&[])
     .max_retries(1)
     .autoretry(AutoRetry::on::<Empty>().backoff(RetryBackoff::new(1)));
+
+/// `*args`, and by keyword `max_retries` and `countdown`.
+type OnceWithHeaders = (Vec<Value>, Option<u32>, Option<f64>);
 
 /// `*args`, and by keyword `expires`, `max_retries` and `countdown`.
 type Once = (Vec<Value>, Option<f64>, Option<u32>, Option<f64>);
@@ -102,8 +105,8 @@ async fn retry(ctx: Context<World>, value: Option<Value>) -> Result<Value, TaskE
         .because(because))
 }
 
-async fn retry_unpickleable(foo: Value, _: Value, how: RetryKwargs) -> Result<(), TaskError> {
-    let because = TaskError::failed(unpickleable(foo));
+async fn retry_unpickleable(first: Value, _: Value, how: RetryKwargs) -> Result<(), TaskError> {
+    let because = TaskError::failed(unpickleable(first));
     Err(again(how.countdown, how.max_retries)?.because(because))
 }
 
@@ -158,31 +161,35 @@ async fn retry_at_once(ctx: Context<World>) -> Result<u32, TaskError> {
 
 async fn retry_with_args(
     ctx: Context<World>,
-    foo: Value,
-    bar: Value,
+    first: Value,
+    second: Value,
     label: Value,
 ) -> Result<Map, TaskError> {
     if ctx.retries() == 0 {
-        let args = [add(&foo, &1.into())?, add(&bar, &1.into())?];
+        let args = [add(&first, &1.into())?, add(&second, &1.into())?];
         return Err(TaskError::retry().after(Duration::ZERO).args(args));
     }
-    let mut map = seen(&ctx, foo, bar);
+    let mut map = seen(&ctx, first, second);
     map.insert("label", label);
     Ok(map)
 }
 
-async fn retry_with_kwargs(ctx: Context<World>, foo: Value, bar: Value) -> Result<Map, TaskError> {
+async fn retry_with_kwargs(
+    ctx: Context<World>,
+    first: Value,
+    second: Value,
+) -> Result<Map, TaskError> {
     if ctx.retries() == 0 {
-        let kwargs = [("foo", add(&foo, &1.into())?)];
+        let kwargs = [("foo", add(&first, &1.into())?)];
         return Err(TaskError::retry().after(Duration::ZERO).kwargs(kwargs));
     }
-    Ok(seen(&ctx, foo, bar))
+    Ok(seen(&ctx, first, second))
 }
 
-fn seen(ctx: &Context<World>, foo: Value, bar: Value) -> Map {
+fn seen(ctx: &Context<World>, first: Value, second: Value) -> Map {
     Map::from([
-        ("foo", foo),
-        ("bar", bar),
+        ("foo", first),
+        ("bar", second),
         ("retries", i64::from(ctx.retries()).into()),
         ("is_eager", false.into()),
     ])

@@ -21,7 +21,7 @@ pub(super) enum Backend {
     Rpc,
 }
 
-/// The files of the suite that hold tests without workflows, and those to be left out are known.
+/// The files of the suite whose tests need no workflows, but for those in `left_out.tsv`.
 const FILES: [&str; 2] = [
     "t/integration/test_inspect.py",
     "t/integration/test_tasks.py",
