@@ -5,6 +5,7 @@ mod ci;
 mod fixtures;
 mod fuzz;
 mod invariants;
+mod judge;
 mod peers;
 mod setup;
 mod shell;
@@ -30,6 +31,10 @@ The project's commands:
   cargo xtask fuzz [--seconds N] [--install]
       Run every fuzz target, N seconds for all together (60). --install installs cargo-fuzz under
       target/ if it is missing; otherwise nothing is run then.
+  cargo xtask judge [--broker redis|amqp] [--backend redis|rpc] [-- PYTEST ARGUMENTS]
+      Run tests of Celery's own integration suite with our worker (celery/examples/judge) and with
+      Python's, and fail where ours fails and Python's does not. Without arguments: all that needs
+      no workflows. The suite is taken from the source package of the pinned Celery.
   cargo xtask bench [--rabbitmq | --peers [--tasks N]]
       Run the benches and write BENCHMARKS.md; with --rabbitmq, beside a bare loop over lapin and
       aio-celery; with --peers, N tasks (20000) over Redis through
@@ -45,6 +50,7 @@ fn main() -> ExitCode {
         ["ci"] => ci::run(),
         ["fixtures"] => fixtures::run(),
         ["fuzz", ref options @ ..] => fuzz::run(options),
+        ["judge", ref options @ ..] => judge::run(options),
         ["bench", ref options @ ..] => bench::run(options),
         [] | ["help" | "--help" | "-h"] => {
             print!("{HELP}");

@@ -78,7 +78,7 @@ pub(crate) fn redis_server() -> Result<PathBuf, String> {
 }
 
 /// The `rabbitmq-server` program; the folders that it lies in tell its version.
-fn rabbitmq_server() -> Result<PathBuf, String> {
+pub(crate) fn rabbitmq_server() -> Result<PathBuf, String> {
     let path = server("rabbitmq-server", RabbitServer::program)?;
     say(&format!("rabbitmq-server: {}", path.display()));
     Ok(path)
@@ -102,7 +102,7 @@ fn server(package: &str, find: impl Fn() -> Option<PathBuf>) -> Result<PathBuf, 
 pub(crate) fn python() -> Result<PathBuf, String> {
     let path = match chosen(PYTHON) {
         Some(path) => path,
-        None => virtual_environment()?,
+        None => virtual_environment("venv", &["requirements.txt"])?,
     };
     let version = output(Command::new(&path).args(["-c", CHECK])).map_err(|error| {
         let path = path.display();
@@ -117,12 +117,17 @@ fn chosen(variable: &str) -> Option<PathBuf> {
     Some(PathBuf::from(path))
 }
 
-/// The interpreter of the virtual environment, made anew when the requirements have changed.
-fn virtual_environment() -> Result<PathBuf, String> {
-    let folder = paths::target().join("venv");
-    let requirements = paths::workspace().join("xtask/python/requirements.txt");
-    let wanted = fs::read_to_string(&requirements)
-        .map_err(|error| format!("cannot read {}: {error}", requirements.display()))?;
+/// The interpreter of a virtual environment below `target/`, made anew when the requirements have
+/// changed: files below `xtask/python`.
+pub(crate) fn virtual_environment(name: &str, requirements: &[&str]) -> Result<PathBuf, String> {
+    let folder = paths::target().join(name);
+    let scripts = paths::workspace().join("xtask/python");
+    let requirements: Vec<_> = requirements.iter().map(|file| scripts.join(file)).collect();
+    let mut wanted = String::new();
+    for file in &requirements {
+        wanted += &fs::read_to_string(file)
+            .map_err(|error| format!("cannot read {}: {error}", file.display()))?;
+    }
     let python = match cfg!(windows) {
         true => folder.join("Scripts/python.exe"),
         false => folder.join("bin/python"),
@@ -147,7 +152,10 @@ fn virtual_environment() -> Result<PathBuf, String> {
         "--quiet",
         "--disable-pip-version-check",
     ]);
-    run(pip.arg("--requirement").arg(&requirements)).map_err(|error| {
+    for file in &requirements {
+        pip.arg("--requirement").arg(file);
+    }
+    run(&mut pip).map_err(|error| {
         format!("{error}\nor set {PYTHON} to an interpreter that has these packages")
     })?;
     fs::write(&stamp, wanted)

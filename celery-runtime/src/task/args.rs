@@ -1,7 +1,7 @@
 //! The argument types of tasks: tuples, and structs through [`Kwargs`].
 
 use celery_protocol::repr;
-use celery_protocol::{Embed, EncodeError, Serializer, TaskHeaders, Value, encode_body, v1};
+use celery_protocol::{Embed, EncodeError, Map, Serializer, TaskHeaders, Value, encode_body, v1};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -11,7 +11,7 @@ use super::params::{ArgumentError, Bound};
 ///
 /// A tuple's elements stand for the parameters of the declaration in their
 /// order. Where a parameter is `*args` the element takes an array (a `Vec`),
-/// where it is `**kwargs` a map.
+/// where it is `**kwargs` a map. Those between them are sent as keywords.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be the arguments of a task",
     note = "use a tuple of at most eight types that serde can read and write, such as `(i64, String)`, \
@@ -145,11 +145,19 @@ fn write_variadic(
     writer: &CallWriter<'_>,
 ) -> Result<Call, EncodeError> {
     let mut args = Vec::new();
-    let mut kwargs = Value::Map(celery_protocol::Map::new());
+    let mut kwargs = Map::new();
+    let mut behind_args = false;
     for (param, element) in params.iter().zip(elements) {
         match (param.starts_with("**"), param.starts_with('*'), element) {
-            (true, _, map) => kwargs = map,
-            (_, true, Value::Array(rest)) => args.extend(rest),
+            (true, _, Value::Map(map)) => kwargs.extend(map),
+            (_, true, Value::Array(rest)) => {
+                args.extend(rest);
+                behind_args = true;
+            }
+            (_, _, single) if behind_args => {
+                let name = param.split('=').next().unwrap_or_default();
+                kwargs.insert(name, single);
+            }
             (_, _, single) => args.push(single),
         }
     }

@@ -4,10 +4,11 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+use std::time::{Duration, SystemTime};
 
 use celery_protocol::{
-    Accept, DecodeError, DeliveryInfo, Headers, Message, Raw, ResultDocument, Serializer, State,
-    TaskHeaders, Value,
+    Accept, DecodeError, DeliveryInfo, Headers, Map, Message, Properties, Raw, ResultDocument,
+    Serializer, State, TaskHeaders, Value,
 };
 use serde::Serialize;
 use tokio::sync::Notify;
@@ -106,6 +107,45 @@ impl<S> Context<S> {
             .flatten()?
             .to_value()
             .ok()
+    }
+
+    /// All headers of the message that Celery does not define: those from the
+    /// sender's `headers` option.
+    pub fn custom_headers(&self) -> Map {
+        let headers = self.job.headers();
+        let extra = headers.map(|headers| headers.extra).unwrap_or_default();
+        let values = extra.into_iter().filter_map(|(name, value)| {
+            let value = value.to_value().ok()?;
+            Some((name.into_owned(), value))
+        });
+        values.collect()
+    }
+
+    /// What the transport was told about the message, `app_id` and others that
+    /// a sender may have set among `extra`.
+    pub fn properties(&self) -> &Properties {
+        &self.job.message.properties
+    }
+
+    /// The priority of the message, if it has one.
+    pub fn priority(&self) -> Option<u8> {
+        self.job.message.properties.priority
+    }
+
+    /// The time before which the task was not to be run, if there was one.
+    pub fn eta(&self) -> Option<SystemTime> {
+        self.job.headers().ok()?.eta_time().ok()?
+    }
+
+    /// The time after which the task is not to be run, if there is one.
+    pub fn expires(&self) -> Option<SystemTime> {
+        self.job.headers().ok()?.expires_time().ok()?
+    }
+
+    /// The soft and the hard time limit of this run, from its message, from
+    /// remote control, from the declaration or from the configuration.
+    pub fn time_limits(&self) -> (Option<Duration>, Option<Duration>) {
+        (self.job.soft_limit, self.job.hard_limit)
     }
 
     /// Exchange, routing key and flags with which the message arrived.
@@ -254,6 +294,8 @@ pub(crate) struct Job {
     pub(crate) stores_result: bool,
     /// Whether the value is needed by the backend or by what follows the task.
     pub(crate) wants_value: bool,
+    pub(crate) soft_limit: Option<Duration>,
+    pub(crate) hard_limit: Option<Duration>,
     /// In the form of protocol 2, whichever it came in.
     pub(crate) message: Message,
     pub(crate) services: Arc<Services>,

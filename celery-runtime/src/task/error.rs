@@ -4,9 +4,10 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
-use celery_protocol::Exception;
+use celery_protocol::{Exception, Map, Value};
 
 use super::options::AutoRetry;
+use super::retry::{Changes, Retry, When};
 
 /// How a task ends when it does not return a value.
 ///
@@ -62,20 +63,6 @@ pub(crate) struct Account {
     pub(crate) autoretried: bool,
 }
 
-/// A request to run the task again.
-#[derive(Default)]
-pub(crate) struct Retry {
-    pub(crate) when: Option<When>,
-    pub(crate) max_retries: Option<Option<u32>>,
-    pub(crate) because: Option<Failure>,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum When {
-    After(Duration),
-    At(SystemTime),
-}
-
 impl TaskError {
     /// A failure that Python sees as the builtin exception `name`
     /// (`"ValueError"`, `"KeyError"`, …) with one argument, `message`.
@@ -115,6 +102,26 @@ impl TaskError {
         })))
     }
 
+    /// For a failure: shows it to Python as this exception. The error that it
+    /// was made from still decides whether the task is retried by itself.
+    ///
+    /// ```
+    /// use celery_protocol::Exception;
+    /// use celery_runtime::TaskError;
+    ///
+    /// let error = std::fs::read("/nowhere").unwrap_err();
+    /// let shown = Exception::new("builtins", "FileNotFoundError", error.to_string());
+    /// let error = TaskError::from(error).shown_as(shown);
+    /// # let _ = error;
+    /// ```
+    #[must_use]
+    pub fn shown_as(mut self, exception: Exception) -> Self {
+        if let Kind::Failed(failure) = &mut *self.0 {
+            failure.exception = exception;
+        }
+        self
+    }
+
     /// Run the task again, after its `retry_delay` unless told otherwise by
     /// [`after`](Self::after) or [`at`](Self::at).
     pub fn retry() -> Self {
@@ -150,6 +157,44 @@ impl TaskError {
         self.retrying(|retry| retry.because = failure)
     }
 
+    /// For a retry: the positional arguments to run with. Keyword arguments of
+    /// this run stay unless these take their place.
+    ///
+    /// ```
+    /// use celery_runtime::TaskError;
+    ///
+    /// // `copy(source, target, part=0)` goes on with the next part.
+    /// # let part = 1;
+    /// let error = TaskError::retry().args(["a".into(), "b".into(), (part + 1).into()]);
+    /// # let _ = error;
+    /// ```
+    #[must_use]
+    pub fn args(self, args: impl IntoIterator<Item = Value>) -> Self {
+        self.retrying(|retry| retry.changes.args = Some(args.into_iter().collect()))
+    }
+
+    /// For a retry: the keyword arguments to run with, in place of all those of
+    /// this run. Positional arguments of this run stay; one that is named here
+    /// gets its new value.
+    #[must_use]
+    pub fn kwargs(self, kwargs: impl Into<Map>) -> Self {
+        self.retrying(|retry| retry.changes.kwargs = Some(kwargs.into()))
+    }
+
+    /// For a retry: a header of its message, besides those of this run's.
+    #[must_use]
+    pub fn header(self, name: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.retrying(|retry| {
+            retry.changes.headers.insert(name.into(), value.into());
+        })
+    }
+
+    /// For a retry: when it is too late for it. Otherwise that stays as it was.
+    #[must_use]
+    pub fn expires_at(self, time: SystemTime) -> Self {
+        self.retrying(|retry| retry.changes.expires = Some(time))
+    }
+
     /// Refuse the message; see [`Requeue`].
     pub fn reject(reason: impl Into<String>, requeue: Requeue) -> Self {
         Self(Box::new(Kind::Reject {
@@ -169,6 +214,14 @@ impl TaskError {
 
     pub(crate) fn of_kind(kind: Kind) -> Self {
         Self(Box::new(kind))
+    }
+
+    /// What is different in a retry, if it is one.
+    pub(crate) fn changes_mut(&mut self) -> Option<&mut Changes> {
+        match &mut *self.0 {
+            Kind::Retry(retry) => Some(&mut retry.changes),
+            _ => None,
+        }
     }
 
     fn retrying(mut self, change: impl FnOnce(&mut Retry)) -> Self {

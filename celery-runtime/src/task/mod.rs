@@ -1,12 +1,14 @@
 //! Declarations of tasks: [`Task`] and [`DynTask`].
 
 mod args;
+mod builtin;
 mod context;
 mod error;
 mod handler;
 mod options;
 mod params;
 mod registry;
+mod retry;
 mod threads;
 mod unique;
 
@@ -26,9 +28,10 @@ pub use registry::Tasks;
 pub use unique::Unique;
 
 pub(crate) use context::{Job, Services, TaskControl};
-pub(crate) use error::{Account, Failure, Kind as TaskErrorKind, Retry, When};
+pub(crate) use error::{Account, Failure, Kind as TaskErrorKind};
 pub use registry::RegistryError;
 pub(crate) use registry::{Invocation, Loss, Registered, Registry, Returned, Run, Unreturned};
+pub(crate) use retry::{Changes, Retry, When};
 pub(crate) use threads::Threads;
 pub(crate) use unique::{Conflict, Span};
 
@@ -88,7 +91,8 @@ impl<A: TaskArgs, R> Task<A, R> {
     }
 
     /// Names the parameters as in Python's `def` line: `"x"`, `"times=1"`
-    /// (the default is JSON), `"*args"`, `"**kwargs"`.
+    /// (the default is JSON), `"*args"`, `"**kwargs"`. Those behind `"*args"`
+    /// are given by keyword only.
     ///
     /// # Panics
     ///

@@ -10,11 +10,15 @@ use celery_protocol::{Arguments, DecodeError, Raw, Serializer, Value};
 use smallvec::SmallVec;
 
 /// The parameters of a task, written as in Python's `def` line: `"x"`,
-/// `"times=1"` with a default as JSON, `"*args"`, `"**kwargs"`.
+/// `"times=1"` with a default as JSON, `"*args"`, `"**kwargs"`. Those between
+/// the last two are given by keyword only.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Params {
     function: String,
+    /// Those with a name: positional ones first.
     named: Vec<Param>,
+    /// How many of them are positional.
+    positional: usize,
     rest: bool,
     keywords: bool,
     bound: bool,
@@ -40,14 +44,22 @@ struct Param {
     default: Option<Value>,
 }
 
+/// A place in a declaration.
+enum Place {
+    /// A parameter with a name, by its index among those.
+    Named(usize),
+    Rest,
+    Keywords,
+}
+
 impl Params {
     /// Reads the parameters of the task called `task`, whose last part names
     /// the function in error messages.
     ///
     /// # Errors
     ///
-    /// When an entry is no name, a default is not JSON, or `*args` and
-    /// `**kwargs` are not at the end.
+    /// When an entry is no name, a default is not JSON, `*args` is there twice,
+    /// or `**kwargs` is not at the end.
     pub fn parse<P: AsRef<str>>(
         task: &str,
         params: impl IntoIterator<Item = P>,
@@ -55,6 +67,7 @@ impl Params {
         let mut parsed = Self {
             function: task.rsplit('.').next().unwrap_or(task).to_owned(),
             named: Vec::new(),
+            positional: 0,
             rest: false,
             keywords: false,
             bound: false,
@@ -92,6 +105,30 @@ impl Params {
         self.rest || self.keywords
     }
 
+    /// The place of the positional parameter with this name.
+    pub(crate) fn position(&self, name: &str) -> Option<usize> {
+        self.find(name).filter(|index| *index < self.positional)
+    }
+
+    /// The name of the parameter that takes this positional argument; `None`
+    /// for one of `*args`.
+    pub(crate) fn name_at(&self, index: usize) -> Option<&str> {
+        Some(&self.takers().get(index)?.name)
+    }
+
+    /// Whether a call may have so many positional arguments.
+    pub(crate) fn takes_positional(&self, count: usize) -> bool {
+        self.rest || count <= self.positional
+    }
+
+    fn takers(&self) -> &[Param] {
+        &self.named[..self.positional]
+    }
+
+    fn find(&self, name: &str) -> Option<usize> {
+        self.named.iter().position(|param| param.name == name)
+    }
+
     fn push(&mut self, param: &str) -> Result<(), String> {
         if self.keywords {
             return Err("nothing may follow **kwargs".to_owned());
@@ -100,10 +137,10 @@ impl Params {
             self.keywords = true;
             return identifier(name).map(drop);
         }
-        if self.rest {
-            return Err("only **kwargs may follow *args".to_owned());
-        }
         if let Some(name) = param.strip_prefix('*') {
+            if self.rest {
+                return Err("there is one *args already".to_owned());
+            }
             self.rest = true;
             return identifier(name).map(drop);
         }
@@ -116,13 +153,18 @@ impl Params {
                 (name, Some(value))
             }
         };
-        if default.is_none() && self.named.iter().any(|earlier| earlier.default.is_some()) {
+        let is_positional = !self.rest;
+        if is_positional
+            && default.is_none()
+            && self.named.iter().any(|earlier| earlier.default.is_some())
+        {
             return Err("a parameter without default follows one with a default".to_owned());
         }
         self.named.push(Param {
             name: identifier(name)?.to_owned(),
             default,
         });
+        self.positional += usize::from(is_positional);
         Ok(())
     }
 
@@ -136,12 +178,13 @@ impl Params {
         let given = arguments.positional.len();
         let mut positional = arguments.positional.into_iter();
         let mut slots: SmallVec<[Option<Raw<'a>>; 8]> =
-            self.named.iter().map(|_| positional.next()).collect();
+            self.takers().iter().map(|_| positional.next()).collect();
+        slots.resize(self.named.len(), None);
         let rest: Vec<_> = positional.collect();
 
         let mut keywords = Vec::new();
         for (name, value) in arguments.keyword {
-            match self.named.iter().position(|param| param.name == name) {
+            match self.find(&name) {
                 None if self.keywords => keywords.push((name, value)),
                 None => return Err(self.unexpected(&name)),
                 Some(index) if slots[index].is_some() => return Err(self.repeated(&name)),
@@ -151,15 +194,18 @@ impl Params {
         if !rest.is_empty() && !self.rest {
             return Err(self.too_many(given));
         }
-        let missing: Vec<_> = self
-            .named
-            .iter()
-            .zip(&slots)
-            .filter(|(param, slot)| slot.is_none() && param.default.is_none())
-            .map(|(param, _)| param.name.as_str())
-            .collect();
-        if !missing.is_empty() {
-            return Err(self.missing(&missing));
+        let (first, last) = self.named.split_at(self.positional);
+        let (filled, named) = slots.split_at(self.positional);
+        for (kind, params, slots) in [("positional", first, filled), ("keyword-only", last, named)]
+        {
+            let pairs = params.iter().zip(slots);
+            let missing: Vec<_> = pairs
+                .filter(|(param, slot)| slot.is_none() && param.default.is_none())
+                .map(|(param, _)| param.name.as_str())
+                .collect();
+            if !missing.is_empty() {
+                return Err(self.missing(kind, &missing));
+            }
         }
         Ok(Bound {
             params: self,
@@ -168,6 +214,18 @@ impl Params {
             keywords,
             next: 0,
         })
+    }
+
+    /// What the declaration has at this place.
+    fn at(&self, index: usize) -> Place {
+        if self.rest && index == self.positional {
+            return Place::Rest;
+        }
+        let named = index - usize::from(self.rest && index > self.positional);
+        match named < self.named.len() {
+            true => Place::Named(named),
+            false => Place::Keywords,
+        }
     }
 
     fn unexpected(&self, name: &str) -> CallError {
@@ -186,10 +244,10 @@ impl Params {
 
     fn too_many(&self, given: usize) -> CallError {
         let own = usize::from(self.bound);
-        let (given, most) = (given + own, self.named.len() + own);
+        let (given, most) = (given + own, self.positional + own);
         let least = most
             - self
-                .named
+                .takers()
                 .iter()
                 .filter(|param| param.default.is_some())
                 .count();
@@ -205,7 +263,7 @@ impl Params {
         ))
     }
 
-    fn missing(&self, names: &[&str]) -> CallError {
+    fn missing(&self, kind: &str, names: &[&str]) -> CallError {
         let mut list = String::new();
         for (index, name) in names.iter().enumerate() {
             let separator = match (index, names.len()) {
@@ -217,7 +275,7 @@ impl Params {
             let _ = write!(list, "{separator}'{name}'");
         }
         CallError(format!(
-            "{}() missing {} required positional argument{}: {list}",
+            "{}() missing {} required {kind} argument{}: {list}",
             self.function,
             names.len(),
             plural(names.len()),
@@ -246,13 +304,16 @@ impl<'a> Bound<'a> {
         let index = self.next;
         self.next += 1;
         let params = self.params;
-        let decoded = match params.named.get(index) {
-            Some(param) => match self.slots[index].take() {
+        let decoded = match params.at(index) {
+            Place::Named(index) => match self.slots[index].take() {
                 Some(raw) => raw.decode(),
-                None => decode_value(param.default.as_ref().unwrap_or(&Value::Null)),
+                None => {
+                    let default = params.named[index].default.as_ref();
+                    decode_value(default.unwrap_or(&Value::Null))
+                }
             },
-            None if params.rest && index == params.named.len() => self.rest_value(),
-            None => self.keywords_value(),
+            Place::Rest => self.rest_value(),
+            Place::Keywords => self.keywords_value(),
         };
         decoded.map_err(|cause| ArgumentError {
             parameter: self.parameter_name(index),
@@ -306,10 +367,10 @@ impl<'a> Bound<'a> {
     }
 
     fn parameter_name(&self, index: usize) -> String {
-        match self.params.named.get(index) {
-            Some(param) => param.name.clone(),
-            None if self.params.rest && index == self.params.named.len() => "*args".to_owned(),
-            None => "**kwargs".to_owned(),
+        match self.params.at(index) {
+            Place::Named(index) => self.params.named[index].name.clone(),
+            Place::Rest => "*args".to_owned(),
+            Place::Keywords => "**kwargs".to_owned(),
         }
     }
 }
@@ -381,6 +442,21 @@ mod tests {
             all[1],
             Value::Map([(Value::from("k"), Value::Null)].into_iter().collect())
         );
+    }
+
+    #[test]
+    fn parameters_behind_args_are_given_by_keyword() {
+        let params = ["x", "*args", "y", "z=3", "**kwargs"];
+        let all = call(&params, "[1, 2]", r#"{"y": 4, "k": 5}"#).unwrap();
+        let rest = Value::Array(vec![Value::Int(2)]);
+        let keywords = Value::Map([("k", 5)].into());
+        assert_eq!(all, [1.into(), rest, 4.into(), 3.into(), keywords]);
+        assert_eq!(
+            call(&["*args", "y", "z"], "[1, 2]", r#"{"z": 1}"#).unwrap_err(),
+            "add() missing 1 required keyword-only argument: 'y'"
+        );
+        let repeated = Params::parse("tasks.add", ["*args", "*more"]).unwrap_err();
+        assert!(repeated.to_string().contains("one *args"), "{repeated}");
     }
 
     /// Each text was read off CPython 3.11.
@@ -458,7 +534,7 @@ mod tests {
             &["x=nope"],
             &["x=1", "y"],
             &["**k", "x"],
-            &["*a", "x"],
+            &["*a", "*x"],
             &[""],
         ] {
             assert!(Params::parse("t", bad).is_err(), "{bad:?}");

@@ -5,7 +5,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::{Arc, LazyLock};
 
-use celery_protocol::{DecodeError, Raw, Value};
+use celery_protocol::{Arguments, DecodeError, Payload, Raw, Value};
 use serde::Serialize;
 
 use super::args::TaskArgs;
@@ -13,7 +13,7 @@ use super::context::{Context, Job};
 use super::error::TaskError;
 use super::handler::{BlockingHandler, Handler};
 use super::params::{Params, ParamsError};
-use super::{Declaration, DynArgs, DynTask, Task};
+use super::{Declaration, DynArgs, DynTask, Task, builtin};
 use crate::broker::BoxFuture;
 
 /// The tasks that a worker serves.
@@ -281,29 +281,25 @@ pub(crate) struct Registered {
 }
 
 impl Registry {
-    /// `elsewhere` runs those that belong into child processes; without it all
-    /// run here.
+    /// These tasks and those of every worker. `elsewhere` runs those that belong
+    /// into child processes; without it all run here.
     pub(crate) fn new(
         tasks: Tasks,
         elsewhere: Option<&Arc<dyn Run>>,
     ) -> Result<Self, RegistryError> {
-        let state = Arc::new(());
         let mut registry = Self::default();
         for entry in tasks.entries {
-            let declaration = entry.declaration?;
-            let name = declaration.name.clone();
-            let run = match elsewhere {
-                Some(elsewhere) if entry.place == Place::Isolated => Arc::clone(elsewhere),
-                _ => (entry.bind)(Arc::clone(&state)),
-            };
-            let registered = Registered {
-                name: name.as_str().into(),
-                declaration,
-                run,
-            };
-            if registry.tasks.insert(name.clone(), registered).is_some() {
+            let registered = Registered::new(entry, elsewhere)?;
+            let name = registered.name.to_string();
+            if registry.tasks.contains_key(&name) {
                 return Err(RegistryError::Duplicate(name));
             }
+            registry.tasks.insert(name, registered);
+        }
+        for entry in builtin::all().entries {
+            let registered = Registered::new(entry, None)?;
+            let name = registered.name.to_string();
+            registry.tasks.entry(name).or_insert(registered);
         }
         Ok(registry)
     }
@@ -314,6 +310,20 @@ impl Registry {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Registered> {
         self.tasks.values()
+    }
+}
+
+impl Registered {
+    fn new(entry: Entry<()>, elsewhere: Option<&Arc<dyn Run>>) -> Result<Self, RegistryError> {
+        let declaration = entry.declaration?;
+        Ok(Self {
+            name: declaration.name.as_str().into(),
+            declaration,
+            run: match elsewhere {
+                Some(elsewhere) if entry.place == Place::Isolated => Arc::clone(elsewhere),
+                _ => (entry.bind)(Arc::new(())),
+            },
+        })
     }
 }
 
@@ -363,20 +373,32 @@ pub(crate) struct Invocation {
 
 impl Invocation {
     fn arguments<A: TaskArgs>(&self, params: &Params) -> Result<A, TaskError> {
+        let type_error = |error: String| TaskError::exception("TypeError", error);
+        let payload = self.payload()?;
+        let call = params.bind(arguments(&payload)?);
+        let call = call.map_err(|error| type_error(error.to_string()))?;
+        A::from_call(call).map_err(|error| type_error(error.to_string()))
+    }
+
+    /// The error as it is, but a retry with new arguments also gets those of
+    /// this call that stay.
+    fn completed(&self, mut error: TaskError, params: &Params) -> TaskError {
+        let changes = error.changes_mut();
+        let Some(changes) = changes.filter(|changes| changes.is_incomplete()) else {
+            return error;
+        };
+        let completed = self.payload().and_then(|payload| {
+            let completed = changes.complete(params, &arguments(&payload)?);
+            completed.map_err(|error| undecodable(&error))
+        });
+        completed.err().unwrap_or(error)
+    }
+
+    fn payload(&self) -> Result<Payload<'_>, TaskError> {
         let services = &self.job.services;
-        let payload = self
-            .job
-            .message
-            .payload(&services.accept, services.body_limit)
-            .map_err(|error| undecodable(&error))?;
-        let arguments = payload
-            .body()
-            .and_then(|body| body.arguments())
-            .map_err(|error| undecodable(&error))?;
-        let call = params
-            .bind(arguments)
-            .map_err(|error| TaskError::exception("TypeError", error.to_string()))?;
-        A::from_call(call).map_err(|error| TaskError::exception("TypeError", error.to_string()))
+        let message = &self.job.message;
+        let payload = message.payload(&services.accept, services.body_limit);
+        payload.map_err(|error| undecodable(&error))
     }
 
     fn returned<R: Serialize>(&self, value: &R) -> Returned {
@@ -389,6 +411,11 @@ impl Invocation {
         })?;
         Ok(Some(written))
     }
+}
+
+fn arguments<'a>(payload: &'a Payload<'_>) -> Result<Arguments<'a>, TaskError> {
+    let arguments = payload.body().and_then(|body| body.arguments());
+    arguments.map_err(|error| undecodable(&error))
 }
 
 /// The outer form was read when the message arrived; only an argument's text
@@ -416,8 +443,10 @@ where
         Box::pin(async move {
             let args = invocation.arguments::<A>(&self.params)?;
             let context = Context::new(Arc::clone(&invocation.job), Arc::clone(&self.state));
-            let value = self.handler.call(context, args).await?;
-            invocation.returned(&value)
+            match self.handler.call(context, args).await {
+                Ok(value) => invocation.returned(&value),
+                Err(error) => Err(invocation.completed(error, &self.params).into()),
+            }
         })
     }
 }
@@ -448,7 +477,8 @@ where
                 .blocking
                 .run(&job.task, move || handler.call(context, args));
             match thread.await {
-                Ok(value) => invocation.returned(&value?),
+                Ok(Ok(value)) => invocation.returned(&value),
+                Ok(Err(error)) => Err(invocation.completed(error, &self.params).into()),
                 Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
                 Err(_) => {
                     let cause = "the worker's threads were shut down";
@@ -501,6 +531,17 @@ mod tests {
         assert_eq!(made.load(Ordering::SeqCst), 1);
         Registry::new(mixed(), None).unwrap();
         assert_eq!(made.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn every_worker_has_the_built_in_tasks_unless_it_has_its_own() {
+        let registry = Registry::new(Tasks::new(), None).unwrap();
+        assert!(registry.find("celery.ping").is_some());
+        let own: Task<(), ()> = Task::new("celery.ping").queue("own");
+        let tasks = Tasks::new().with(own, async || Ok::<_, TaskError>(()));
+        let registry = Registry::new(tasks, None).unwrap();
+        let found = registry.find("celery.ping").unwrap();
+        assert_eq!(found.declaration.queue.as_deref(), Some("own"));
     }
 
     #[test]

@@ -109,7 +109,9 @@ impl Carrier {
     ) -> Result<Vec<Publication>, String> {
         let desk = &self.desk;
         let letters = match (&entry.work, letter) {
-            (Work::Task { job, .. }, Letter::Retry { eta }) => desk.retry(job, &entry.queue, *eta),
+            (Work::Task { job, .. }, Letter::Retry { eta, changes }) => {
+                desk.retry(job, &entry.queue, *eta, changes.as_deref())
+            }
             (Work::Task { job, .. }, Letter::Success(value)) => desk.success(job, value, now),
             (Work::Task { job, .. }, Letter::Failure) => desk.failure(job, now),
             (Work::Refused(content), Letter::Dead) => match entry.life.refusal() {

@@ -161,7 +161,8 @@ impl Plan {
         // Told before, too: to those who watch, a retry told after the end of what
         // was sent is a task that has not ended.
         steps.extend(notice.map(Step::Tell));
-        steps.push(Step::Send(Letter::Retry { eta }));
+        let changes = (!retry.changes.is_empty()).then(|| Box::new(retry.changes));
+        steps.push(Step::Send(Letter::Retry { eta, changes }));
         self.settled(steps, Verdict::Ack, None)
     }
 

@@ -7,7 +7,7 @@ use celery_protocol::{Exception, Raw, Value};
 use tokio::time::Instant;
 
 use crate::broker::QueueEnd;
-use crate::task::{AutoRetry, Conflict, Failure, Loss, TaskError};
+use crate::task::{AutoRetry, Changes, Conflict, Failure, Loss, TaskError};
 
 /// What was decided about a delivery when it was read.
 #[derive(Clone, Debug)]
@@ -215,7 +215,10 @@ pub(crate) struct Mishap {
 #[derive(Clone, Debug)]
 pub(crate) enum Letter {
     /// The same task again.
-    Retry { eta: Option<SystemTime> },
+    Retry {
+        eta: Option<SystemTime>,
+        changes: Option<Box<Changes>>,
+    },
     /// Callbacks and the next task of the chain, with this value.
     Success(Raw<'static>),
     /// The errbacks.

@@ -65,9 +65,6 @@ const BATCH: usize = 256;
 /// that is away can pile up.
 const FINISHING: usize = 4096;
 
-/// Events after which remote control is heard, however much else happens.
-const UNHEARD: usize = 64;
-
 /// Ids whose state is written as revoked at a time.
 const MARKED_TOGETHER: usize = 256;
 
@@ -135,6 +132,8 @@ pub(crate) struct Driver {
     receiving: bool,
     entries: Entries,
     pending: usize,
+    /// Those of the pending ones that are not acknowledged.
+    unsettled: usize,
     line: VecDeque<Key>,
     concurrency: usize,
     /// Threads for blocking tasks, one for each slot.
@@ -225,6 +224,7 @@ impl Driver {
             receiving: false,
             entries: Entries::default(),
             pending: 0,
+            unsettled: 0,
             line: VecDeque::new(),
             concurrency: limits.concurrency,
             threads: limits.concurrency,
@@ -277,7 +277,6 @@ impl Driver {
         self.tell_of_worker("worker-online");
         let mut stop = stops();
         let mut ended = Vec::with_capacity(BATCH);
-        let mut unheard = 0;
         loop {
             self.pump();
             if self.is_over() {
@@ -304,7 +303,6 @@ impl Driver {
                 heard = self.ears.next() => {
                     self.now = self.clock.moment();
                     self.hear(heard);
-                    unheard = 0;
                 }
                 () = sleep_until(wake), if wake.is_some() => self.now = self.clock.moment(),
             }
@@ -313,12 +311,10 @@ impl Driver {
             if wake.is_some_and(|wake| wake <= self.now.instant) {
                 self.tick();
             }
-            unheard += 1;
-            if unheard >= UNHEARD {
-                unheard = 0;
-                if let Some(heard) = self.ears.next().now_or_never() {
-                    self.hear(heard);
-                }
+            // Each time, so that a task does not start which was revoked before it
+            // was sent.
+            if let Some(heard) = self.ears.next().now_or_never() {
+                self.hear(heard);
             }
         }
         self.close().await
@@ -368,7 +364,13 @@ impl Driver {
             return;
         };
         let finishing = self.entries.len() - self.pending;
-        let room = self.window().saturating_sub(self.pending).min(BATCH);
+        // Where the broker pushes ahead, what runs and is acknowledged has made
+        // room for others already: they are here and shall be known.
+        let held = match self.multiplier() {
+            1 => self.pending,
+            _ => self.unsettled,
+        };
+        let room = self.window().saturating_sub(held).min(BATCH);
         // A consumer of queues that were all given up answers at once, for ever.
         let has_queues = !self.supervisor.options.queues.is_empty();
         let blocked = self.receiving
@@ -588,12 +590,16 @@ impl Driver {
             entry.letters = None;
         }
         let was_pending = entry.life.is_pending();
+        let was_unsettled = entry.life.is_unsettled();
         entry.life.handle(event, now, &mut actions);
         let is_pending = entry.life.is_pending();
+        let is_unsettled = entry.life.is_unsettled();
         if let Some(time) = entry.life.timeout() {
             self.timers.push(Reverse((time, key)));
         }
         self.pending = self.pending + usize::from(is_pending) - usize::from(was_pending);
+        let before = self.unsettled + usize::from(is_unsettled);
+        self.unsettled = before - usize::from(was_unsettled);
         for action in actions.drain(..) {
             self.act(key, action);
         }

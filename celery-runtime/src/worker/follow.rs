@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use celery_protocol::{
-    DecodeError, Embed, EncodeError, Message, Properties, Raw, Serializer, Signature, TaskHeaders,
-    Value, time,
+    Compression, DecodeError, Embed, EncodeError, Message, Payload, Properties, Raw, Serializer,
+    Signature, TaskHeaders, Value, encode_body, repr, time,
 };
 use uuid::Uuid;
 
@@ -15,7 +15,7 @@ use super::delivery::{Links, Refusal};
 use crate::broker::{Content, Publication, Queue};
 use crate::client::compose::{Outgoing, Sender, Uncomposed, compose, declarable, raw_call};
 use crate::client::options::CallOptions;
-use crate::task::Job;
+use crate::task::{Changes, Job};
 
 /// Appended to a queue's name for the messages that no worker could run.
 ///
@@ -85,12 +85,13 @@ pub(crate) fn links(embed: &Embed<'_>) -> Result<Links, Unlinked> {
 
 impl Desk {
     /// The same task again, at `eta` or at once, the way by which it came to
-    /// `queue`.
+    /// `queue`. Its message is the one that came but for the `changes`.
     pub(crate) fn retry(
         &self,
         job: &Job,
         queue: &str,
         eta: Option<SystemTime>,
+        changes: Option<&Changes>,
     ) -> Result<Vec<Publication>, Uncomposed> {
         let headers = job.headers().map_err(|error| unreadable(&error))?;
         let mut headers = headers.into_owned();
@@ -107,7 +108,10 @@ impl Desk {
         let mut properties = job.message.properties.clone();
         let came_by = std::mem::take(&mut properties.delivery_info);
         properties.delivery_tag = None;
-        let message = Message::new(headers.into(), properties, job.message.body.clone());
+        let mut message = Message::new(headers.into(), properties, job.message.body.clone());
+        if let Some(changes) = changes {
+            change(&mut message, job, changes)?;
+        }
         let again = Publication::to_exchange(message, came_by.exchange, came_by.routing_key);
         let consumed = self.queues.iter().find(|one| one.name == queue).cloned();
         Ok(vec![match consumed.and_then(declarable) {
@@ -252,17 +256,49 @@ impl Desk {
     }
 }
 
+/// Makes the message of a retry differ from the one that came.
+fn change(message: &mut Message, job: &Job, changes: &Changes) -> Result<(), Uncomposed> {
+    let headers = &mut message.headers;
+    let mut set = |name: &str, value: Value| {
+        let set = headers.set(name, value);
+        set.map_err(|error| unreadable(&error))
+    };
+    for (name, value) in &changes.headers {
+        set(name.as_str().unwrap_or_default(), value.clone())?;
+    }
+    if let Some(expires) = changes.expires {
+        set("expires", time::format(expires).into())?;
+    }
+    let (Some(args), Some(kwargs)) = (&changes.args, &changes.kwargs) else {
+        return Ok(());
+    };
+    set("argsrepr", repr::args(args).into())?;
+    set("kwargsrepr", repr::kwargs(kwargs).into())?;
+    let came = payload(job)?;
+    let body = came.body().map_err(|error| unreadable(&error))?;
+    message.body = encode_body(came.serializer(), args, kwargs, &body.embed)?.into();
+    let came = job.headers().map_err(|error| unreadable(&error))?;
+    let compression = came.compression.as_deref();
+    if let Some(compression) = compression.and_then(Compression::from_content_type) {
+        message.compress(compression)?;
+    }
+    Ok(())
+}
+
 fn with_embed<T>(
     job: &Job,
     use_it: impl FnOnce(&TaskHeaders<'_>, &Embed<'_>) -> Result<T, Uncomposed>,
 ) -> Result<T, Uncomposed> {
     let headers = job.headers().map_err(|error| unreadable(&error))?;
-    let payload = job
-        .message
-        .payload(&job.services.accept, job.services.body_limit)
-        .map_err(|error| unreadable(&error))?;
+    let payload = payload(job)?;
     let body = payload.body().map_err(|error| unreadable(&error))?;
     use_it(&headers, &body.embed)
+}
+
+fn payload(job: &Job) -> Result<Payload<'_>, Uncomposed> {
+    let services = &job.services;
+    let payload = job.message.payload(&services.accept, services.body_limit);
+    payload.map_err(|error| unreadable(&error).into())
 }
 
 fn unreadable(error: &DecodeError) -> EncodeError {

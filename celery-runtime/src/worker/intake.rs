@@ -101,6 +101,8 @@ impl Intake {
                     redelivered,
                     stores_result: plan.stores_result,
                     wants_value: plan.stores_result || plan.links.on_success,
+                    soft_limit: plan.soft_limit,
+                    hard_limit: plan.hard_limit,
                     message: converted.unwrap_or(message),
                     services: Arc::clone(&self.services),
                     control: TaskControl::default(),

@@ -169,7 +169,7 @@ impl Life {
         }
     }
 
-    /// Whether it counts against the window of messages held for running.
+    /// Whether it is held for a task that runs or will.
     pub(crate) fn is_pending(&self) -> bool {
         matches!(
             self.phase,
@@ -200,6 +200,11 @@ impl Life {
                 self.phase,
                 Phase::Announcing | Phase::Running { .. } | Phase::Finishing
             )
+    }
+
+    /// Whether it is pending and the broker still counts it as ours.
+    pub(crate) fn is_unsettled(&self) -> bool {
+        self.is_pending() && !self.is_acknowledged()
     }
 
     /// Whether it is in line for a slot.

@@ -182,9 +182,10 @@ impl Worker {
         }
     }
 
-    /// How many messages are held for each task that can run, those running
-    /// included; 4 by default. With 1, nothing is held that could not start
-    /// at once; 0 is without limit.
+    /// How many messages are held for each task that can run; 4 by default.
+    /// As in Celery, those of running tasks count while they are not
+    /// acknowledged, which is for late tasks only. With 1, nothing is held that
+    /// could not start at once; 0 is without limit.
     #[must_use]
     pub fn prefetch_multiplier(self, messages: usize) -> Self {
         Self {

@@ -91,3 +91,22 @@ async fn a_task_that_listens_may_finish_on_its_own_terms() {
     assert_eq!(within(60, result.get()).await.unwrap(), 0);
     assert_eq!(setup.elapsed().round() as u64, 5);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_task_knows_its_limits_and_its_time() {
+    type Seen = (Option<Duration>, Option<Duration>, bool);
+    const LIMITS: Task<(), Seen> =
+        Task::new("tasks.limits").time_limits(None, Some(Duration::from_secs(20)));
+    async fn limits(ctx: Context) -> Result<Seen, TaskError> {
+        let (soft, hard) = ctx.time_limits();
+        Ok((soft, hard, ctx.eta().is_some()))
+    }
+    let setup = Setup::new();
+    let _worker = setup.start(Tasks::new().with(LIMITS, limits));
+    let client = setup.client();
+    let soft = Duration::from_secs(3);
+    let call = LIMITS.s(()).soft_time_limit(soft).countdown(soft);
+    let seen = client.apply(call).await.unwrap();
+    let expected = (Some(soft), Some(Duration::from_secs(20)), true);
+    assert_eq!(within(10, seen.get()).await.unwrap(), expected);
+}

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use celery_protocol::State;
+use celery_protocol::{Exception, Map, State, Value};
 use celery_runtime::{AutoRetry, Context, ResultError, RetryBackoff, Task, TaskError, Tasks};
 
-use crate::support::{Setup, within};
+use crate::support::{Setup, start_time, within};
 
 #[derive(Debug, thiserror::Error)]
 #[error("flaky")]
@@ -118,4 +118,78 @@ async fn a_retried_message_keeps_headers_and_gets_a_parent() {
     let (parent, trace) = within(5, result.get()).await.unwrap();
     assert_eq!(parent.as_deref(), Some(result.id()));
     assert_eq!(trace, "t-1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_may_have_other_arguments() {
+    const COPY: Task<(i64, i64, String), (i64, i64, String)> =
+        Task::new("tasks.copy").params(&["from", "to", "label=\"\""]);
+    async fn copy(
+        ctx: Context,
+        from: i64,
+        to: i64,
+        label: String,
+    ) -> Result<(i64, i64, String), TaskError> {
+        let again = TaskError::retry().after(Duration::ZERO);
+        match ctx.retries() {
+            0 => Err(again.args([(from + 1).into(), to.into()])),
+            1 => Err(again.kwargs([("to", to + 1)])),
+            _ => Ok((from, to, label)),
+        }
+    }
+    let setup = Setup::new();
+    let _worker = setup.start(Tasks::new().with(COPY, copy));
+    let kwargs = Map::from([
+        ("from", Value::Int(1)),
+        ("to", Value::Int(2)),
+        ("label", "kept".into()),
+    ]);
+    let client = setup.client();
+    let by_name = client.send_by_name("tasks.copy", (), kwargs).await;
+    let result = client.result::<(i64, i64, String)>(by_name.unwrap().id());
+    // The second retry names keywords, in place of those that came.
+    let expected = (2, 3, String::new());
+    assert_eq!(within(5, result.get()).await.unwrap(), expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_may_have_other_headers_and_expire() {
+    type Seen = (Option<i64>, bool, Option<u8>);
+    const ONCE: Task<(), Seen> = Task::new("tasks.once");
+    async fn once(ctx: Context) -> Result<Seen, TaskError> {
+        if ctx.retries() == 0 {
+            let expires = start_time() + Duration::from_secs(60);
+            let again = TaskError::retry().after(Duration::ZERO);
+            return Err(again.header("attempt", 2).expires_at(expires));
+        }
+        let custom = ctx.custom_headers();
+        let attempt = custom.get("attempt").and_then(Value::as_i64);
+        assert_eq!(custom.get("trace"), Some(&"t-1".into()));
+        let in_a_minute = start_time() + Duration::from_secs(60);
+        Ok((attempt, ctx.expires() == Some(in_a_minute), ctx.priority()))
+    }
+    let setup = Setup::new();
+    let _worker = setup.start(Tasks::new().with(ONCE, once));
+    let call = ONCE.s(()).header("trace", "t-1").priority(7);
+    let result = setup.client().apply(call).await.unwrap();
+    let seen = within(5, result.get()).await.unwrap();
+    assert_eq!(seen, (Some(2), true, Some(7)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_may_be_shown_as_another_and_is_retried_all_the_same() {
+    const FLAKY: Task<(), ()> = Task::new("tasks.flaky")
+        .max_retries(1)
+        .autoretry(AutoRetry::on::<Flaky>());
+    async fn flaky() -> Result<(), TaskError> {
+        let shown = Exception::new("builtins", "OSError", "").with_args([5.into(), "io".into()]);
+        Err(TaskError::from(Flaky).shown_as(shown))
+    }
+    let setup = Setup::new();
+    let _worker = setup.start(Tasks::new().with(FLAKY, flaky));
+    let result = setup.client().send(FLAKY, ()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(result.state().await.unwrap(), State::Retry);
+    let error = within(300, result.get()).await.unwrap_err();
+    assert_eq!(text(error), "OSError(5, 'io')");
 }

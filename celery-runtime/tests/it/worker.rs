@@ -294,3 +294,31 @@ fn worker_futures_can_be_spawned() {
     spawnable(&worker.run());
     assert_eq!(Serializer::Json.name(), "json");
 }
+
+#[tokio::test(start_paused = true)]
+async fn every_worker_answers_a_ping_by_task() {
+    let setup = Setup::new();
+    let _worker = setup.start(Tasks::new());
+    let ping: Task<(), String> = Task::new("celery.ping");
+    let pong = setup.client().send(ping, ()).await.unwrap();
+    assert_eq!(within(5, pong.get()).await.unwrap(), "pong");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_runs_and_is_acknowledged_makes_room_for_others() {
+    const WAIT: Task<(u64,), ()> = Task::new("tasks.wait").params(&["seconds"]);
+    async fn wait(seconds: u64) -> Result<(), TaskError> {
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+        Ok(())
+    }
+    for (task, left) in [(WAIT, 1), (WAIT.acks_late(), 2)] {
+        let setup = Setup::new();
+        let calls = setup.client().apply_all((0..4).map(|_| task.s((9,)))).await;
+        assert_eq!(calls.len(), 4);
+        let worker = setup.app.worker(Tasks::new().with(task, wait));
+        let worker = worker.concurrency(1).prefetch_multiplier(2);
+        let _worker = crate::support::Running::start(worker);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(setup.depth("celery").await, left);
+    }
+}

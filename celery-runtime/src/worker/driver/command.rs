@@ -12,6 +12,7 @@ use super::{Driver, Key, Work};
 use crate::broker::{Exchange, ExchangeKind, Queue};
 use crate::worker::delivery::{Event, Revocation, Stop};
 use crate::worker::ears::Heard;
+use crate::worker::life::Life;
 use crate::worker::{matching, rates, revoked};
 
 /// What a command answers.
@@ -217,18 +218,17 @@ impl Driver {
         }
         let shown = repr::kwargs(&headers);
         if !is_true(arguments.get("terminate")) {
+            // Those in line are looked at when it is their turn; these had it.
+            let starting = self.covered(|life| life.is_reserved() && !life.is_waiting());
+            for key in starting {
+                self.event(key, Event::Revoked(Revocation::Unstarted));
+            }
             let done = format!("headers {shown} flagged as revoked, but not terminated");
+            tracing::info!("{done}");
             return Ok(outcome("ok", done));
         }
         let signal = signal(arguments.get("signal"))?;
-        let running = self.entries.keys().into_iter().filter(|key| {
-            let entry = self.entries.find(*key);
-            entry.is_some_and(|entry| match &entry.work {
-                Work::Task { job, .. } => entry.life.is_running() && self.revoked.covers(job),
-                Work::Refused(_) => false,
-            })
-        });
-        let running: Vec<_> = running.collect();
+        let running = self.covered(Life::is_running);
         if running.is_empty() {
             return Ok(outcome(
                 "ok",
@@ -239,6 +239,18 @@ impl Driver {
             self.terminate_entry(key, signal);
         }
         Ok(outcome("ok", format!("headers {shown} revoked")))
+    }
+
+    /// Deliveries of tasks that are revoked by their stamps and whose life is so.
+    fn covered(&self, is_so: impl Fn(&Life) -> bool) -> Vec<Key> {
+        let covered = self.entries.keys().into_iter().filter(|key| {
+            let entry = self.entries.find(*key);
+            entry.is_some_and(|entry| match &entry.work {
+                Work::Task { job, .. } => is_so(&entry.life) && self.revoked.covers(job),
+                Work::Refused(_) => false,
+            })
+        });
+        covered.collect()
     }
 
     fn limit_rate(&mut self, arguments: &Map) -> Result<Value, String> {

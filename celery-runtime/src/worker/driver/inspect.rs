@@ -1,6 +1,6 @@
 //! The questions of remote control.
 
-use celery_protocol::{Map, Value, time};
+use celery_protocol::{Map, Serializer, Value, time};
 
 use super::describe::describe;
 use super::{Driver, Entry, Key, Work};
@@ -109,6 +109,7 @@ impl Driver {
         let seconds = |time: Option<std::time::Duration>| Some(time?.as_secs_f64().to_string());
         let shown = items.iter().filter_map(|item| {
             let value = match *item {
+                "name" => Some(task.name.to_string()),
                 "rate_limit" => self.rate_limits.get(&*task.name).cloned(),
                 "max_retries" => match options.max_retries.unwrap_or(Some(3)) {
                     Some(most) => Some(most.to_string()),
@@ -270,6 +271,18 @@ impl Driver {
         };
         shown.insert("broker_url", url(config.broker_url.as_deref()));
         shown.insert("result_backend", url(config.result_backend.as_deref()));
+        shown.insert("broker_heartbeat", seconds(config.broker_heartbeat));
+        let known = [Serializer::Json, Serializer::MsgPack, Serializer::Yaml].into_iter();
+        let accepted = known.filter(|known| config.accept_content.contains(*known));
+        let accepted: Value = accepted.map(Serializer::name).collect();
+        shown.insert("accept_content", accepted);
+        // Not to be set here, and shown for those who look for them.
+        shown.insert("enable_utc", true);
+        shown.insert("timezone", "UTC");
+        shown.insert("include", Value::Array(Vec::new()));
+        shown.insert("deprecated_settings", Value::Null);
+        shown.insert("worker_hijack_root_logger", false);
+        shown.insert("worker_log_color", false);
         shown.insert("result_expires", seconds(config.result_expires));
         shown.insert("result_extended", config.result_extended);
         shown.insert("result_serializer", config.result_serializer.name());
@@ -312,7 +325,7 @@ impl Driver {
         let config = &self.carrier.desk.sender.config;
         let url = |url: Option<&str>| url.map_or_else(|| "None".to_owned(), redacted);
         format!(
-            "\nsoftware -> celery-runtime:{}\nplatform -> system:{} arch:{}\nsettings -> \
+            "\nsoftware -> celery:{} (rust)\nplatform -> system:{} arch:{}\nsettings -> \
              transport:{} results:{}\n",
             env!("CARGO_PKG_VERSION"),
             std::env::consts::OS,

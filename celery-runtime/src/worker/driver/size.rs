@@ -5,13 +5,16 @@ use super::Driver;
 impl Driver {
     /// Deliveries that may be held for tasks that run or will.
     pub(super) fn window(&self) -> usize {
-        let multiplier = match self.settings.disable_prefetch {
-            true => 1,
-            false => self.limits.multiplier,
-        };
         // As many as there could be, or nobody would notice that more are needed.
         let slots = self.autoscale.map_or(self.concurrency, |(most, _)| most);
-        window(slots, multiplier)
+        window(slots, self.multiplier())
+    }
+
+    pub(super) fn multiplier(&self) -> usize {
+        match self.settings.disable_prefetch {
+            true => 1,
+            false => self.limits.multiplier,
+        }
     }
 
     pub(super) fn set_concurrency(&mut self, size: usize) {

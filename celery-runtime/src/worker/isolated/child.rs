@@ -281,6 +281,8 @@ fn call(job: &Job) -> Result<Vec<u8>, TaskError> {
         redelivered: job.redelivered,
         stores_result: job.stores_result,
         wants_value: job.wants_value,
+        soft_limit: job.soft_limit,
+        hard_limit: job.hard_limit,
     });
     let packet = Packet::new(call)
         .with(envelope.map_err(|error| failed(&error))?)

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, SystemTime};
 
-use celery_protocol::{DecodeError, EncodeError, Exception, Raw, Serializer};
+use celery_protocol::{DecodeError, EncodeError, Exception, Map, Raw, Serializer, Value};
 use serde::{Deserialize, Serialize};
 
 use crate::task::{
-    Account, AutoRetry, Failure, Requeue, Retry, TaskError, TaskErrorKind as Kind, When,
+    Account, AutoRetry, Changes, Failure, Requeue, Retry, TaskError, TaskErrorKind as Kind, When,
 };
 
 /// A [`TaskError`] without the error behind it: what that decides is decided
@@ -18,6 +18,7 @@ pub(super) enum Fault {
         when: Option<Due>,
         most: Most,
         because: Option<Told>,
+        changes: Option<Changed>,
     },
     Reject {
         requeue: bool,
@@ -33,6 +34,15 @@ pub(super) struct Told {
     exception: String,
     traceback: String,
     autoretried: bool,
+}
+
+/// In what the message of a retry is another one, values in JSON.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Changed {
+    args: Option<String>,
+    kwargs: Option<String>,
+    headers: String,
+    expires: Option<SystemTime>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -68,6 +78,7 @@ impl Fault {
                     Some(failure) => Some(Told::tell(failure, auto)?),
                     None => None,
                 },
+                changes: Changed::tell(&retry.changes)?,
             },
             Kind::Reject { requeue, reason } => Self::Reject {
                 requeue: requeue == Requeue::Yes,
@@ -85,6 +96,7 @@ impl Fault {
                 when,
                 most,
                 because,
+                changes,
             } => Kind::Retry(Retry {
                 when: when.map(|due| match due {
                     Due::After(delay) => When::After(delay),
@@ -96,6 +108,10 @@ impl Fault {
                     Most::Times(times) => Some(Some(times)),
                 },
                 because: because.map(Told::understand).transpose()?,
+                changes: match changes {
+                    Some(changed) => changed.understand()?,
+                    None => Changes::default(),
+                },
             }),
             Self::Reject { requeue, reason } => Kind::Reject {
                 requeue: if requeue { Requeue::Yes } else { Requeue::No },
@@ -108,9 +124,8 @@ impl Fault {
 
 impl Told {
     fn tell(failure: &Failure, auto: Option<&AutoRetry>) -> Result<Self, EncodeError> {
-        let exception = Raw::encode(Serializer::Json, &failure.exception)?;
         Ok(Self {
-            exception: exception.as_json().unwrap_or_default().to_owned(),
+            exception: json(&failure.exception)?,
             traceback: failure.traceback(),
             autoretried: auto.is_some_and(|auto| failure.is_retried_by(auto)),
         })
@@ -126,6 +141,37 @@ impl Told {
             }),
         })
     }
+}
+
+impl Changed {
+    /// Nothing where nothing is different.
+    fn tell(changes: &Changes) -> Result<Option<Self>, EncodeError> {
+        if changes.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            args: changes.args.as_ref().map(json).transpose()?,
+            kwargs: changes.kwargs.as_ref().map(json).transpose()?,
+            headers: json(&changes.headers)?,
+            expires: changes.expires,
+        }))
+    }
+
+    fn understand(self) -> Result<Changes, DecodeError> {
+        let array = |text: String| Raw::json(&text).decode::<Vec<Value>>();
+        let map = |text: String| Raw::json(&text).decode::<Map>();
+        Ok(Changes {
+            args: self.args.map(array).transpose()?,
+            kwargs: self.kwargs.map(map).transpose()?,
+            headers: map(self.headers)?,
+            expires: self.expires,
+        })
+    }
+}
+
+fn json<T: Serialize>(value: &T) -> Result<String, EncodeError> {
+    let raw = Raw::encode(Serializer::Json, value)?;
+    Ok(raw.as_json().unwrap_or_default().to_owned())
 }
 
 #[cfg(test)]
@@ -189,6 +235,20 @@ mod tests {
         };
         assert!(matches!(retry.when, Some(When::At(at)) if at == time));
         assert_eq!(retry.max_retries, None);
+
+        let changed = TaskError::retry()
+            .args([Value::Bytes(vec![255])])
+            .kwargs([("x", 1)])
+            .header("h", 2)
+            .expires_at(time);
+        let Kind::Retry(expected) = changed.into_kind() else {
+            panic!("not a retry")
+        };
+        let changes = expected.changes.clone();
+        let Kind::Retry(retry) = cross(TaskError::of_kind(Kind::Retry(expected)), None) else {
+            panic!("not a retry")
+        };
+        assert_eq!(retry.changes, changes);
 
         let rejected = cross(TaskError::reject("no", Requeue::Yes), None);
         assert!(matches!(

@@ -266,6 +266,8 @@ impl Listener {
             redelivered: call.redelivered,
             stores_result: call.stores_result,
             wants_value: call.wants_value,
+            soft_limit: call.soft_limit,
+            hard_limit: call.hard_limit,
             message,
             services,
             control: TaskControl::default(),

@@ -1,5 +1,7 @@
 //! What a worker and its children say to each other. Pure.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::fault::Fault;
@@ -72,6 +74,8 @@ pub(super) struct Call {
     pub(super) redelivered: bool,
     pub(super) stores_result: bool,
     pub(super) wants_value: bool,
+    pub(super) soft_limit: Option<Duration>,
+    pub(super) hard_limit: Option<Duration>,
 }
 
 /// Why an update was not stored.

@@ -85,7 +85,7 @@ fn name(action: &Action) -> String {
             Report::Revoked(reason) => format!("store REVOKED {reason}"),
         },
         Action::Step(Step::Send(letter)) => match letter {
-            Letter::Retry { eta } => format!("send retry {}", eta.is_some()),
+            Letter::Retry { eta, .. } => format!("send retry {}", eta.is_some()),
             Letter::Success(_) => "send success".to_owned(),
             Letter::Failure => "send failure".to_owned(),
             Letter::Dead => "send dead".to_owned(),

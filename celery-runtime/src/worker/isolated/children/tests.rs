@@ -87,6 +87,8 @@ fn job(task: &Task<(String,), ()>, folder: &Path) -> Arc<Job> {
         redelivered: false,
         stores_result: false,
         wants_value: true,
+        soft_limit: None,
+        hard_limit: None,
         message: Message::task(headers, Serializer::Json, body),
         services: Arc::new(Services {
             store: None,

@@ -1,0 +1,96 @@
+//! A worker that Celery's own integration suite can be run against: it serves
+//! the tasks which that suite calls, under their names.
+//!
+//!     cargo run --example judge -- --node judge@host \
+//!         --broker redis://localhost --backend redis://localhost --concurrency 1
+//!
+//! Some tasks leave marks in the Redis server of `REDIS_HOST` and `REDIS_PORT`.
+//! `cargo xtask judge` starts all that is needed and runs the suite.
+
+mod arithmetic;
+mod failing;
+mod marks;
+mod plain;
+mod request;
+mod retrying;
+
+use std::sync::atomic::AtomicU32;
+
+use celery::{Config, Tasks};
+use tracing_subscriber::EnvFilter;
+
+/// The beginning of the tasks' names, as a module of Python.
+const MODULE: &str = "t.integration.tasks";
+
+/// What tasks share.
+struct World {
+    /// Where marks are left.
+    redis: redis::Client,
+    /// How often the task `retry` has asked for one more attempt.
+    attempts: AtomicU32,
+}
+
+#[tokio::main]
+async fn main() -> std::process::ExitCode {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    match work().await {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+async fn work() -> Result<(), Box<dyn std::error::Error>> {
+    let mut config = Config::from_env()?.set("result_extended", true)?;
+    let mut node = None;
+    let mut concurrency = 1;
+    let mut arguments = std::env::args().skip(1);
+    while let Some(name) = arguments.next() {
+        let value = arguments
+            .next()
+            .ok_or_else(|| format!("{name} needs a value"))?;
+        match &*name {
+            "--node" => node = Some(value),
+            "--broker" => config = config.broker_url(value),
+            "--backend" => config = config.result_backend(value),
+            "--concurrency" => concurrency = value.parse()?,
+            _ => return Err(format!("{name} is not known").into()),
+        }
+    }
+    let app = celery::connect(config)?;
+    let mut worker = app.worker(tasks(World::new()?)).concurrency(concurrency);
+    if let Some(node) = node {
+        worker = worker.hostname(node);
+    }
+    worker.run_until(celery::shutdown_signal()).await?;
+    Ok(())
+}
+
+fn tasks(world: World) -> Tasks {
+    let tasks = plain::add_to(Tasks::new());
+    let tasks = failing::add_to(tasks);
+    let tasks = request::add_to(tasks);
+    let tasks = retrying::add_to(tasks);
+    marks::add_to(tasks).with_state(world)
+}
+
+impl World {
+    fn new() -> redis::RedisResult<Self> {
+        let variable =
+            |name, otherwise: &str| std::env::var(name).unwrap_or_else(|_| otherwise.to_owned());
+        let (host, port) = (
+            variable("REDIS_HOST", "localhost"),
+            variable("REDIS_PORT", "6379"),
+        );
+        Ok(Self {
+            redis: redis::Client::open(format!("redis://{host}:{port}/0"))?,
+            attempts: AtomicU32::new(0),
+        })
+    }
+}

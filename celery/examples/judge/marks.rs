@@ -1,0 +1,84 @@
+//! Tasks that leave marks in Redis.
+
+use celery::{Context, Task, TaskError, Tasks, Value};
+use redis::AsyncCommands;
+use redis::aio::MultiplexedConnection;
+
+use crate::World;
+use crate::arithmetic::sum;
+
+const REDIS_ECHO: Task<(Value, String), ()> =
+    Task::new("t.integration.tasks.redis_echo").params(&["message", r#"redis_key="redis-echo""#]);
+const REDIS_ECHO_GROUP_ID: Task<(Value, String), ()> =
+    Task::new("t.integration.tasks.redis_echo_group_id")
+        .params(&["_", r#"redis_key="redis-group-ids""#]);
+const REDIS_COUNT: Task<(String,), ()> =
+    Task::new("t.integration.tasks.redis_count").params(&[r#"redis_key="redis-count""#]);
+const SUM_AND_RECORD: Task<(Vec<Value>, String), Value> =
+    Task::new("t.integration.tasks.sum_and_record").params(&["values", "redis_key"]);
+const ERRBACK_OLD_STYLE: Task<(String,), String> =
+    Task::new("t.integration.tasks.errback_old_style").params(&["request_id"]);
+const ERRBACK_OLD_STYLE_WITH_ARGS: Task<(String, Value), ()> =
+    Task::new("t.integration.tasks.errback_old_style_with_args").params(&["request_id", "label"]);
+
+pub(crate) fn add_to(tasks: Tasks<World>) -> Tasks<World> {
+    tasks
+        .with(REDIS_ECHO, async |ctx: Context<World>, message, key| {
+            push(&ctx, key, message).await
+        })
+        .with(REDIS_ECHO_GROUP_ID, echo_group_id)
+        .with(REDIS_COUNT, async |ctx: Context<World>, key: String| {
+            count(&ctx, &key).await
+        })
+        .with(SUM_AND_RECORD, sum_and_record)
+        .with(ERRBACK_OLD_STYLE, errback)
+        .with(
+            ERRBACK_OLD_STYLE_WITH_ARGS,
+            async |ctx: Context<World>, key, label| push(&ctx, key, label).await,
+        )
+}
+
+async fn connection(ctx: &Context<World>) -> Result<MultiplexedConnection, TaskError> {
+    Ok(ctx.state().redis.get_multiplexed_async_connection().await?)
+}
+
+/// Adds it to the list as Python's client would write it.
+async fn push(ctx: &Context<World>, key: String, value: Value) -> Result<(), TaskError> {
+    let text = match value {
+        Value::Str(text) => text,
+        Value::Int(number) => number.to_string(),
+        Value::Float(number) => format!("{number:?}"),
+        _ => {
+            return Err(TaskError::exception(
+                "TypeError",
+                "neither a text nor a number",
+            ));
+        }
+    };
+    let () = connection(ctx).await?.rpush(key, text).await?;
+    Ok(())
+}
+
+async fn count(ctx: &Context<World>, key: &str) -> Result<(), TaskError> {
+    let () = connection(ctx).await?.incr(key, 1).await?;
+    Ok(())
+}
+
+async fn echo_group_id(ctx: Context<World>, _: Value, key: String) -> Result<(), TaskError> {
+    push(&ctx, key, ctx.group_id().into()).await
+}
+
+async fn sum_and_record(
+    ctx: Context<World>,
+    values: Vec<Value>,
+    key: String,
+) -> Result<Value, TaskError> {
+    let result = sum(&values)?;
+    push(&ctx, key, ctx.id().into()).await?;
+    Ok(result)
+}
+
+async fn errback(ctx: Context<World>, request_id: String) -> Result<String, TaskError> {
+    count(&ctx, &request_id).await?;
+    Ok(request_id)
+}
