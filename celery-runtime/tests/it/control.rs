@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use celery_protocol::{State, Value};
+use celery_protocol::{Map, State, Value};
 use celery_runtime::{
     AsyncResult, Clock, Config, Context, ResultError, Task, TaskError, TaskOptions, Tasks, Worker,
 };
@@ -745,4 +745,34 @@ async fn commands_are_heard_while_tasks_pour_in() {
     let _worker = start(&setup, 1);
     setup.ask("ping", ()).await;
     assert!(setup.depth("celery").await > 10_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_is_about_to_start_is_revoked_by_its_stamps() {
+    const TRACKED: Task<(i64, i64), i64> = Task::new("tasks.tracked").track_started();
+    let setup = Setup::new();
+    let tasks = Tasks::new().with(TRACKED, add);
+    let _worker = Running::start(setup.app.worker(tasks));
+    settle().await;
+    // Its state STARTED is being stored.
+    setup.backend.faults().freeze();
+    let stamps = Map::from([("tenant", "a")]);
+    let call = TRACKED.s((1, 2)).header("stamps", stamps);
+    let result = setup.client().apply(call).await.unwrap();
+    settle().await;
+    let headers = Map::from([("tenant", vec!["a"])]);
+    let answer = setup
+        .ask(
+            "revoke_by_stamped_headers",
+            [("headers", Value::Map(headers))],
+        )
+        .await;
+    let expected = "headers {'tenant': ['a']} flagged as revoked, but not terminated";
+    assert_eq!(answer, ok(expected));
+    setup.backend.faults().thaw();
+    let revoked = within(60, result.get()).await.unwrap_err();
+    assert!(
+        revoked.to_string().contains("TaskRevokedError"),
+        "{revoked}"
+    );
 }
