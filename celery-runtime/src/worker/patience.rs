@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::delivery::Stop;
 use crate::broker::BoxFuture;
 
-/// The future given to [`Worker::run_until`] may resolve to this: a way to
+/// The future given to [`Worker::run_until`](crate::Worker::run_until) may resolve to this: a way to
 /// lose patience with a warm stop. `()` has endless patience; what
 /// [`shutdown_signal`](crate::shutdown_signal) gives loses it at the second
 /// signal.

@@ -174,7 +174,8 @@ def pytest_collection_modifyitems(config, items):
             dropped.append(item)
             report(item.nodeid, "left out", reason)
         # Once, and not as often as it takes.
-        item.own_markers = [mark for mark in item.own_markers if mark.name not in ("flaky", "timeout")]
+        own = [mark for mark in item.own_markers if mark.name not in ("flaky", "timeout")]
+        item.own_markers = own
         limit = LONG.get(item.name.partition("[")[0], LIMIT)
         item.add_marker(pytest.mark.timeout(limit), append=False)
     config.hook.pytest_deselected(items=dropped)
