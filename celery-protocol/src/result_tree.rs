@@ -15,10 +15,10 @@ pub struct ResultTree {
     /// The id of the task or group.
     pub id: String,
     /// The results of a group, in their order; `None` for a task.
-    pub members: Option<Vec<ResultTree>>,
+    pub members: Option<Vec<Self>>,
     /// What it came after, the nearest first. None of these has parents of its
     /// own: they follow it in the row.
-    pub parents: Vec<ResultTree>,
+    pub parents: Vec<Self>,
 }
 
 /// How many parents are written: readers nest as deep as the chain is long.

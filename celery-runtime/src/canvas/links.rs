@@ -7,8 +7,8 @@ impl Canvas {
     /// of a chain's last step, of a chord's body. A group has no result of its
     /// own: its first member gets the callback, without the result.
     #[must_use]
-    pub fn link(mut self, callback: Self) -> Self {
-        self.add_callback(callback);
+    pub fn link(mut self, callback: &Self) -> Self {
+        self.add_callback(callback.clone());
         self
     }
 
@@ -16,8 +16,8 @@ impl Canvas {
     /// step of a chain, any member of a group, or a chord whose header or body
     /// fails.
     #[must_use]
-    pub fn link_error(mut self, errback: Self) -> Self {
-        self.add_errback(&errback);
+    pub fn link_error(mut self, errback: &Self) -> Self {
+        self.add_errback(errback);
         self
     }
 

@@ -215,7 +215,7 @@ fn the_typed_calls_are_what_they_say() {
             "group(add(1, 1), add(2, 2))",
         ),
         (
-            group((1..3).map(|i| plus(i))).given((10,)).into(),
+            group((1..3).map(plus)).given((10,)).into(),
             "group(add(10, 1), add(10, 2))",
         ),
         (
@@ -596,7 +596,7 @@ fn ten_thousand_levels_are_an_error() {
     });
     assert!(try_planned(chords).is_err());
     let links = (0..10_000).fold(Canvas::from(add(1, 1)), |canvas, _| {
-        Canvas::from(add(1, 1)).link(canvas)
+        Canvas::from(add(1, 1)).link(&canvas)
     });
     assert!(try_planned(links).is_err());
 }
@@ -646,8 +646,8 @@ fn canvases() -> impl Strategy<Value = Canvas> {
             several().prop_map(Canvas::group),
             (several(), inner.clone()).prop_map(|(header, body)| Canvas::chord(header, body)),
             (inner.clone(), inner.clone()).prop_map(|(one, next)| one.then(next)),
-            (inner.clone(), inner.clone()).prop_map(|(one, link)| one.link(link)),
-            (inner.clone(), inner).prop_map(|(one, link)| one.link_error(link)),
+            (inner.clone(), inner.clone()).prop_map(|(one, link)| one.link(&link)),
+            (inner.clone(), inner).prop_map(|(one, link)| one.link_error(&link)),
         ]
     })
 }

@@ -352,7 +352,7 @@ impl<Out, In> Signature<Out, In> {
     /// has succeeded; the last step of a chain, the body of a chord.
     #[must_use]
     pub fn link<T, I>(self, callback: &Signature<T, I>) -> Self {
-        Self::from_canvas(self.canvas.link(callback.canvas.clone()))
+        Self::from_canvas(self.canvas.link(&callback.canvas))
     }
 
     /// Sends `errback` with the id of the failed task as its first argument
@@ -360,7 +360,7 @@ impl<Out, In> Signature<Out, In> {
     /// body.
     #[must_use]
     pub fn link_error<T, I>(self, errback: &Signature<T, I>) -> Self {
-        Self::from_canvas(self.canvas.link_error(errback.canvas.clone()))
+        Self::from_canvas(self.canvas.link_error(&errback.canvas))
     }
 
     /// Puts a stamp on all tasks in it, by which they can be told apart and
