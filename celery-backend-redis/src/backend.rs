@@ -7,9 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use celery_broker_redis::RedisOptions;
 use celery_broker_redis::link::{Attempt, Command, Link, Reply, Script};
-use celery_protocol::{ResultDocument, Serializer, State, Value};
+use celery_protocol::{ResultDocument, ResultTree, Serializer, State, Value};
 use celery_runtime::{
-    BoxFuture, Capabilities, Record, ResultBackend, ServiceError, ServiceErrorKind,
+    BoxFuture, Capabilities, ChordStart, Record, ResultBackend, ServiceError, ServiceErrorKind,
 };
 
 use crate::keys::Keys;
@@ -162,21 +162,12 @@ impl RedisBackend {
             .map(drop)
     }
 
-    async fn save_group(&self, group_id: &str, members: &[String]) -> Result<(), ServiceError> {
-        let object = format!("group {group_id}");
+    async fn save_group(&self, group: &ResultTree) -> Result<(), ServiceError> {
+        let object = format!("group {}", group.id);
         let attempt = Attempt::new("store", &object);
-        let document = [("result", group_tree(group_id, members))];
-        let document: celery_protocol::Map = document.into_iter().collect();
-        let text = self
-            .serializer
-            .encode(&document)
-            .map_err(|error| self.invalid(attempt, &error.to_string()))?;
-        let key = self.keys.group(group_id);
-        let mut set = Command::new("SET").arg(&key).arg(&text);
-        match self.seconds().as_str() {
-            "0" => {}
-            seconds => set = set.arg("EX").arg(seconds),
-        }
+        let text = self.group_document(attempt, group)?;
+        let key = self.keys.group(&group.id);
+        let set = self.set(&key, &text);
         let publish = Command::new("PUBLISH").arg(&key).arg(&text);
         self.link
             .atomic(attempt, vec![set, publish])
@@ -184,7 +175,28 @@ impl RedisBackend {
             .map(drop)
     }
 
-    async fn read_group(&self, group_id: &str) -> Result<Option<Vec<String>>, ServiceError> {
+    fn group_document(
+        &self,
+        attempt: Attempt<'_>,
+        group: &ResultTree,
+    ) -> Result<Vec<u8>, ServiceError> {
+        let document = [("result", group.to_value())];
+        let document: celery_protocol::Map = document.into_iter().collect();
+        self.serializer
+            .encode(&document)
+            .map_err(|error| self.invalid(attempt, &error.to_string()))
+    }
+
+    /// A `SET` with the expiry of results.
+    fn set(&self, key: &str, value: &[u8]) -> Command {
+        let set = Command::new("SET").arg(key).arg(value);
+        match self.seconds().as_str() {
+            "0" => set,
+            seconds => set.arg("EX").arg(seconds),
+        }
+    }
+
+    async fn read_group(&self, group_id: &str) -> Result<Option<ResultTree>, ServiceError> {
         let object = format!("group {group_id}");
         let attempt = Attempt::new("read", &object);
         let command = Command::new("GET").arg(self.keys.group(group_id));
@@ -195,7 +207,34 @@ impl RedisBackend {
             .serializer
             .decode(&bytes)
             .map_err(|error| self.invalid(attempt, &error.to_string()))?;
-        Ok(Some(members_of(&document)))
+        let tree = document.get("result").unwrap_or(&Value::Null);
+        ResultTree::from_value(tree)
+            .map(Some)
+            .map_err(|error| self.invalid(attempt, &error.to_string()))
+    }
+
+    async fn delete_group(&self, group_id: &str) -> Result<(), ServiceError> {
+        let object = format!("group {group_id}");
+        let command = Command::new("DEL").arg(self.keys.group(group_id));
+        let attempt = Attempt::new("forget", &object);
+        self.link.call(attempt, command).await.map(drop)
+    }
+
+    /// The size, by which workers know that all parts are there. A claim that
+    /// was left behind would keep them from running the body.
+    async fn count_chord(&self, chord: &ChordStart) -> Result<(), ServiceError> {
+        let object = format!("chord {}", chord.group_id);
+        let attempt = Attempt::new("start", &object);
+        let size = chord.size.to_string();
+        let mut commands = vec![
+            Command::new("DEL").arg(self.keys.chord_claim(&chord.group_id)),
+            self.set(&self.keys.chord_size(&chord.group_id), size.as_bytes()),
+        ];
+        if let Some(tree) = &chord.tree {
+            let text = self.group_document(attempt, tree)?;
+            commands.push(self.set(&self.keys.group(&chord.group_id), &text));
+        }
+        self.link.atomic(attempt, commands).await.map(drop)
     }
 
     fn decode(
@@ -244,19 +283,23 @@ impl ResultBackend for RedisBackend {
         Box::pin(self.delete(ids))
     }
 
-    fn store_group<'a>(
-        &'a self,
-        group_id: &'a str,
-        members: &'a [String],
-    ) -> BoxFuture<'a, Result<(), ServiceError>> {
-        Box::pin(self.save_group(group_id, members))
+    fn store_group<'a>(&'a self, group: &'a ResultTree) -> BoxFuture<'a, Result<(), ServiceError>> {
+        Box::pin(self.save_group(group))
     }
 
     fn fetch_group<'a>(
         &'a self,
         group_id: &'a str,
-    ) -> BoxFuture<'a, Result<Option<Vec<String>>, ServiceError>> {
+    ) -> BoxFuture<'a, Result<Option<ResultTree>, ServiceError>> {
         Box::pin(self.read_group(group_id))
+    }
+
+    fn forget_group<'a>(&'a self, group_id: &'a str) -> BoxFuture<'a, Result<(), ServiceError>> {
+        Box::pin(self.delete_group(group_id))
+    }
+
+    fn begin_chord<'a>(&'a self, chord: &'a ChordStart) -> BoxFuture<'a, Result<(), ServiceError>> {
+        Box::pin(self.count_chord(chord))
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -287,45 +330,5 @@ fn several(ids: &[String]) -> String {
     match ids {
         [id] => object(id),
         ids => format!("the results of {} tasks", ids.len()),
-    }
-}
-
-/// Celery's tree of a saved group: `[[group, null], [[[id, null], null], …]]`.
-fn group_tree(group_id: &str, members: &[String]) -> Value {
-    let node = |id: &str| Value::Array(vec![id.into(), Value::Null]);
-    let members = members
-        .iter()
-        .map(|id| Value::Array(vec![node(id), Value::Null]))
-        .collect();
-    Value::Array(vec![node(group_id), Value::Array(members)])
-}
-
-/// The ids in such a tree; what is no member is left out.
-fn members_of(document: &Value) -> Vec<String> {
-    let id = |tree: &Value| {
-        let id = tree.as_array()?.first()?.as_array()?.first()?.as_str()?;
-        Some(id.to_owned())
-    };
-    let tree = document.get("result").and_then(Value::as_array);
-    let members = tree.and_then(|tree| tree.get(1)?.as_array());
-    members.unwrap_or_default().iter().filter_map(id).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn group_trees_are_celerys() {
-        let members = ["a".to_owned(), "b".to_owned()];
-        let tree = group_tree("g", &members);
-        let text = Serializer::Json.encode(&tree).unwrap();
-        assert_eq!(
-            String::from_utf8(text).unwrap(),
-            r#"[["g",null],[[["a",null],null],[["b",null],null]]]"#
-        );
-        let document: celery_protocol::Map = [("result", tree)].into_iter().collect();
-        assert_eq!(members_of(&Value::Map(document)), members);
-        assert!(members_of(&Value::Null).is_empty());
     }
 }

@@ -27,6 +27,16 @@ impl Keys {
         format!("{}celery-taskset-meta-{id}", self.prefix)
     }
 
+    /// How many parts the chord of this group has.
+    pub(crate) fn chord_size(&self, id: &str) -> String {
+        format!("{}.s", self.group(id))
+    }
+
+    /// Who runs the body of the chord of this group, or that it was run.
+    pub(crate) fn chord_claim(&self, id: &str) -> String {
+        format!("{}.c", self.group(id))
+    }
+
     /// A fact of a [`Store`](celery_runtime::Store), which Python knows nothing of.
     pub(crate) fn fact(&self, key: &str) -> String {
         format!("{}celery-rs-{key}", self.prefix)

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use celery_protocol::{Headers, Message, Properties, ResultDocument, Serializer};
+use celery_protocol::{Headers, Message, Properties, ResultDocument, ResultTree, Serializer};
 use celery_runtime::{
-    BoxFuture, Broker, Capabilities, Mailbox, Publication, Record, ResultBackend, ServiceError,
-    ServiceErrorKind, Subscription,
+    BoxFuture, Broker, Capabilities, ChordStart, Mailbox, Publication, Record, ResultBackend,
+    ServiceError, ServiceErrorKind, Subscription,
 };
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -173,19 +173,19 @@ impl ResultBackend for RpcBackend {
         })
     }
 
-    fn store_group<'a>(
-        &'a self,
-        group_id: &'a str,
-        _members: &'a [String],
-    ) -> BoxFuture<'a, Result<(), ServiceError>> {
-        Box::pin(async move { Err(no_groups("store", group_id)) })
+    fn store_group<'a>(&'a self, group: &'a ResultTree) -> BoxFuture<'a, Result<(), ServiceError>> {
+        Box::pin(async move { Err(no_groups("store", &group.id)) })
     }
 
     fn fetch_group<'a>(
         &'a self,
         group_id: &'a str,
-    ) -> BoxFuture<'a, Result<Option<Vec<String>>, ServiceError>> {
+    ) -> BoxFuture<'a, Result<Option<ResultTree>, ServiceError>> {
         Box::pin(async move { Err(no_groups("read", group_id)) })
+    }
+
+    fn begin_chord<'a>(&'a self, chord: &'a ChordStart) -> BoxFuture<'a, Result<(), ServiceError>> {
+        Box::pin(async move { Err(no_chords(&chord.group_id)) })
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -304,6 +304,16 @@ async fn read(mut replies: Box<dyn Subscription>, inbox: Arc<Inbox>) {
             Err(error) => return inbox.fail(&error),
         }
     }
+}
+
+/// In Celery's words.
+fn no_chords(group_id: &str) -> ServiceError {
+    let cause = "The \"rpc\" result backend does not support chords! Note that a group chained \
+                 with a task is also upgraded to be a chord, as this pattern requires \
+                 synchronization. Result backends that supports chords: Redis, Database, \
+                 Memcached, and more.";
+    let object = format!("chord {group_id}");
+    ServiceError::new(ServiceErrorKind::Unsupported, "start", object, cause)
 }
 
 fn no_groups(operation: &'static str, group_id: &str) -> ServiceError {

@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use celery_protocol::ResultDocument;
+use celery_protocol::{ResultDocument, ResultTree};
 
 use crate::broker::BoxFuture;
-use crate::error::ServiceError;
+use crate::error::{ServiceError, ServiceErrorKind};
 
 /// Keeps what tasks returned, for those who asked.
 ///
@@ -45,18 +45,29 @@ pub trait ResultBackend: fmt::Debug + Send + Sync {
     /// Deletes what is stored for `ids`.
     fn forget<'a>(&'a self, ids: &'a [String]) -> BoxFuture<'a, Result<(), ServiceError>>;
 
-    /// Remembers which tasks make up a group.
-    fn store_group<'a>(
-        &'a self,
-        group_id: &'a str,
-        members: &'a [String],
-    ) -> BoxFuture<'a, Result<(), ServiceError>>;
+    /// Remembers which results make up a group, by the group's id.
+    fn store_group<'a>(&'a self, group: &'a ResultTree) -> BoxFuture<'a, Result<(), ServiceError>>;
 
-    /// The tasks of a group that was stored, in their order.
+    /// The group that was stored with this id.
     fn fetch_group<'a>(
         &'a self,
         group_id: &'a str,
-    ) -> BoxFuture<'a, Result<Option<Vec<String>>, ServiceError>>;
+    ) -> BoxFuture<'a, Result<Option<ResultTree>, ServiceError>>;
+
+    /// Forgets that the group was stored; what its tasks returned stays.
+    fn forget_group<'a>(&'a self, group_id: &'a str) -> BoxFuture<'a, Result<(), ServiceError>> {
+        let object = format!("group {group_id}");
+        let cause = "this result backend does not store groups";
+        let error = ServiceError::new(ServiceErrorKind::Unsupported, "forget", object, cause);
+        Box::pin(std::future::ready(Err(error)))
+    }
+
+    /// Gets ready to count the parts of a chord: called before the first task
+    /// of its header is sent, and again if that is tried again. What an earlier
+    /// chord with this id has left behind is as if it were not there.
+    fn begin_chord<'a>(&'a self, chord: &'a ChordStart) -> BoxFuture<'a, Result<(), ServiceError>> {
+        Box::pin(std::future::ready(Err(no_chords(&chord.group_id))))
+    }
 
     /// What this backend offers beyond storing and waiting.
     fn capabilities(&self) -> Capabilities;
@@ -69,6 +80,41 @@ pub trait ResultBackend: fmt::Debug + Send + Sync {
 
     /// Ends every connection of this backend. Later calls fail as closed.
     fn close(&self) -> BoxFuture<'_, ()>;
+}
+
+/// In Celery's words.
+fn no_chords(group_id: &str) -> ServiceError {
+    const CAUSE: &str = "the result backend does not support chords. Note that a group chained \
+        with a task is also upgraded to be a chord, as this pattern requires synchronization. \
+        Result backends that supports chords: Redis, and the one in memory";
+    let object = format!("chord {group_id}");
+    ServiceError::new(ServiceErrorKind::Unsupported, "start", object, CAUSE)
+}
+
+/// A chord whose header is about to be sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ChordStart {
+    /// The id of its header, by which its parts are counted.
+    pub group_id: String,
+    /// How many parts there are.
+    pub size: usize,
+    /// The results of the header, where a part of it is a group itself: then
+    /// they are more than the parts in their order.
+    pub tree: Option<ResultTree>,
+}
+
+impl ChordStart {
+    /// A chord of `size` parts whose results are those of `header`.
+    pub fn new(group_id: impl Into<String>, size: usize, header: &ResultTree) -> Self {
+        let members = header.members.iter().flatten();
+        let nested = members.into_iter().any(|member| member.members.is_some());
+        Self {
+            group_id: group_id.into(),
+            size,
+            tree: nested.then(|| header.clone()),
+        }
+    }
 }
 
 /// A document to store, with the address of the task's sender.
@@ -112,13 +158,16 @@ pub struct Capabilities {
     pub shared: bool,
     /// Whether groups can be stored and read back.
     pub groups: bool,
+    /// Whether the parts of chords can be counted.
+    pub chords: bool,
 }
 
 impl Capabilities {
-    /// A backend that every process can read, groups included.
+    /// A backend that every process can read, groups and chords included.
     pub const SHARED: Self = Self {
         shared: true,
         groups: true,
+        chords: true,
     };
 
     /// A backend that gives results to the process that asked for them, and
@@ -126,5 +175,6 @@ impl Capabilities {
     pub const PRIVATE: Self = Self {
         shared: false,
         groups: false,
+        chords: false,
     };
 }

@@ -45,6 +45,7 @@ mod app;
 mod backend;
 mod backoff;
 mod broker;
+mod canvas;
 mod client;
 mod clock;
 mod config;
@@ -62,14 +63,21 @@ mod task;
 mod worker;
 
 pub use app::{App, SecondSignal, shutdown_signal};
-pub use backend::{Capabilities, Record, ResultBackend};
+pub use backend::{Capabilities, ChordStart, Record, ResultBackend};
 pub use backoff::{Backoff, RetryBackoff};
 pub use broker::{
     Binding, BoxFuture, Broker, ConsumeOptions, Consumer, Content, Delivery, DeliveryTag, Exchange,
     ExchangeKind, Mailbox, Publication, Queue, QueueEnd, Settlement, Subscription,
 };
+pub use canvas::{
+    Accepts, Any, Canvas, CanvasError, Complete, Group, Members, PartialArgs, Signature, Stamped,
+    StampingVisitor, Step, group,
+};
 pub use celery_protocol::Event;
-pub use client::{AsyncResult, Client, ResultError, SendError, Signature, TaskFailure};
+pub use client::{
+    AnyResult, Appliable, AsyncResult, Client, Completions, GroupResult, ResultError, SendError,
+    TaskFailure,
+};
 pub use clock::{Clock, Moment};
 pub use config::url;
 pub use config::{Config, ConfigError, OnUnknown, QueueType, TaskProtocol};

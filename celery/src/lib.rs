@@ -39,9 +39,9 @@
 //!
 //! Broker and result backend in memory ([`App::memory`]) need no feature.
 //!
-//! What this crate does not do yet: chords and groups, periodic tasks. A
-//! message that needs a chord is
-//! kept in `<queue>.dead` and not lost.
+//! What this crate does not do yet: running the rest of chords and groups, which
+//! Python's workers do (clients send all of them), and periodic tasks. A message
+//! that needs a chord is kept in `<queue>.dead` and not lost.
 
 mod connect;
 
@@ -52,18 +52,19 @@ struct Readme;
 
 pub use celery_protocol::{
     Accept, BigInt, Compression, DecodeError, EncodeError, Exception, Extended, ExtendedKind, Map,
-    Raw, ResultDocument, Serializer, State, Value,
+    Raw, ResultDocument, ResultTree, Serializer, State, Value,
 };
 pub use celery_runtime::memory;
 pub use celery_runtime::{
-    App, AsyncResult, AutoRetry, Binding, BlockingHandler, Client, Clock, ClusterState,
-    CommandError, Config, ConfigError, Context, Control, ControlCall, ControlError, DynArgs,
-    DynTask, Event, EventStream, Events, Exchange, ExchangeInfo, ExchangeKind, Handler, Hello,
-    Inspect, Kwargs, LinkEvent, OnUnknown, Patience, QueriedTask, Queue, QueueInfo, QueueNotFound,
-    QueueType, Rates, RegisteredTask, RegistryError, Replies, RequestInfo, Requeue, ResultError,
-    RetryBackoff, Route, Routes, ScheduledTask, SecondSignal, SendError, ServiceError,
-    ServiceErrorKind, Signature, Stats, Store, Task, TaskArgs, TaskError, TaskFailure, TaskOptions,
-    TaskProtocol, TaskRecord, Tasks, Unique, UpdateError, Worker, WorkerError, WorkerRecord,
+    Any, AnyResult, App, Appliable, AsyncResult, AutoRetry, Binding, BlockingHandler, Canvas,
+    CanvasError, Client, Clock, ClusterState, CommandError, Completions, Config, ConfigError,
+    Context, Control, ControlCall, ControlError, DynArgs, DynTask, Event, EventStream, Events,
+    Exchange, ExchangeInfo, ExchangeKind, Group, GroupResult, Handler, Hello, Inspect, Kwargs,
+    LinkEvent, OnUnknown, Patience, QueriedTask, Queue, QueueInfo, QueueNotFound, QueueType, Rates,
+    RegisteredTask, RegistryError, Replies, RequestInfo, Requeue, ResultError, RetryBackoff, Route,
+    Routes, ScheduledTask, SecondSignal, SendError, ServiceError, ServiceErrorKind, Signature,
+    Stamped, StampingVisitor, Stats, Store, Task, TaskArgs, TaskError, TaskFailure, TaskOptions,
+    TaskProtocol, TaskRecord, Tasks, Unique, UpdateError, Worker, WorkerError, WorkerRecord, group,
     is_isolated_child, shutdown_signal,
 };
 pub use connect::{Error, connect};

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use celery_backend_redis::RedisBackend;
-use celery_protocol::State;
-use celery_runtime::{ResultBackend, ServiceErrorKind};
+use celery_protocol::{ResultTree, State};
+use celery_runtime::{ChordStart, ResultBackend, ServiceErrorKind};
 use serde_json::{Value, json};
 use xtask::servers::RedisServer;
 
@@ -142,14 +142,29 @@ async fn groups_are_kept_as_celery_keeps_them() {
     let server = RedisServer::start();
     let backend = backend(&server);
     assert_eq!(backend.fetch_group("g").await.unwrap(), None);
-    let members = ["a".to_owned(), "b".to_owned()];
-    backend.store_group("g", &members).await.unwrap();
+    let group = ResultTree::group("g", vec![ResultTree::task("a"), ResultTree::task("b")]);
+    backend.store_group(&group).await.unwrap();
     let stored = server.command(&["GET", "celery-taskset-meta-g"]).text();
     let stored: Value = serde_json::from_str(&stored).unwrap();
     let expected = json!({"result": [["g", null], [[["a", null], null], [["b", null], null]]]});
     assert_eq!(stored, expected);
     assert!(count(&server, &["TTL", "celery-taskset-meta-g"]) > 86_000);
-    assert_eq!(backend.fetch_group("g").await.unwrap().unwrap(), members);
+    assert_eq!(backend.fetch_group("g").await.unwrap().unwrap(), group);
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn a_chord_begins_as_celery_begins_it() {
+    let server = RedisServer::start();
+    let backend = backend(&server);
+    server.command(&["SET", "celery-taskset-meta-g.c", "done"]);
+    let header = ResultTree::group("g", vec![ResultTree::task("a"), ResultTree::task("b")]);
+    let chord = ChordStart::new("g", 2, &header);
+    backend.begin_chord(&chord).await.unwrap();
+    let keys = server.command(&["KEYS", "*"]).texts();
+    assert_eq!(keys, ["celery-taskset-meta-g.s"]);
+    assert_eq!(server.command(&["GET", &keys[0]]).text(), "2");
+    assert!(count(&server, &["TTL", &keys[0]]) > 86_000);
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use celery_backend_redis::{RedisBackend, RedisStore};
-use celery_protocol::State;
+use celery_protocol::{ResultTree, State};
 use celery_runtime::{ResultBackend, Store};
 
 use crate::support::{Setup, store_it, success};
@@ -39,7 +39,7 @@ async fn the_key_prefix_is_before_everything() {
     let backend = RedisBackend::new(options.clone());
     store_it(&backend, &success("id-1", "5")).await;
     backend
-        .store_group("g", &["id-1".to_owned()])
+        .store_group(&ResultTree::group("g", vec![ResultTree::task("id-1")]))
         .await
         .unwrap();
     let store = RedisStore::new(options);

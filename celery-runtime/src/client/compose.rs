@@ -63,7 +63,7 @@ pub(crate) fn compose(
     let serializer = options.serializer.unwrap_or(config.task_serializer);
     let expires = options.expires.map(|expires| expires.from(now));
 
-    let mut headers = headers(outgoing, sender, id, now);
+    let mut headers = headers(outgoing, sender, id, now)?;
     headers.expires = expires.map(|time| Cow::Owned(time::format(time)));
     let embed = &options.embed;
     let call = match config.task_protocol {
@@ -112,7 +112,7 @@ fn headers(
     sender: &Sender,
     id: String,
     now: SystemTime,
-) -> TaskHeaders<'static> {
+) -> Result<TaskHeaders<'static>, EncodeError> {
     let options = outgoing.options;
     let own = |text: &Option<String>| text.clone().map(Cow::Owned);
     let mut headers = TaskHeaders::new(outgoing.task.clone(), id);
@@ -131,7 +131,14 @@ fn headers(
     headers.parent_id = own(&options.parent_id);
     headers.origin = Some(Cow::Owned(sender.origin.clone()));
     headers.ignore_result = options.ignore_result;
-    headers
+    headers.replaced_task_nesting = options.replaced_task_nesting;
+    let stamps = &options.stamps;
+    if !stamps.is_empty() {
+        let names: Vec<_> = stamps.keys().collect();
+        headers.stamped_headers = Some(Raw::encode(Serializer::Json, &names)?);
+        headers.stamps = Some(Raw::encode(Serializer::Json, stamps)?);
+    }
+    Ok(headers)
 }
 
 fn message(

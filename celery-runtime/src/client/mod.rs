@@ -1,10 +1,12 @@
 //! Sending tasks: [`Client`].
 
+mod apply;
 pub(crate) mod compose;
+mod group;
 pub(crate) mod options;
 mod result;
+mod sending;
 mod sent;
-mod signature;
 
 use std::sync::Arc;
 
@@ -13,12 +15,15 @@ use serde::Serialize;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-pub use result::{AsyncResult, ResultError, TaskFailure};
-pub use signature::Signature;
+pub use apply::Appliable;
+use apply::ResultSource;
+pub use group::{Completions, GroupResult};
+pub use result::{AnyResult, AsyncResult, ResultError, TaskFailure};
 
 use crate::backend::ResultBackend;
 use crate::backoff::Backoff;
 use crate::broker::{Broker, Publication};
+use crate::canvas::{CanvasError, Signature};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::{ServiceError, ServiceErrorKind};
@@ -27,7 +32,7 @@ use crate::queues::{QueueNotFound, Queues};
 use crate::store::Store;
 use crate::task::{Conflict, Params, Task, TaskArgs, Unique};
 
-use compose::{Sender, Uncomposed, compose};
+use compose::Sender;
 use result::Reader;
 
 /// Sends tasks to workers in any language, and reads their results.
@@ -60,6 +65,22 @@ pub enum SendError {
         task: String,
         /// What the serializer says.
         cause: EncodeError,
+    },
+    /// Something in a canvas cannot be sent.
+    #[error("cannot send {task}: {cause}")]
+    Canvas {
+        /// The task's name, or `celery.chain` and the like.
+        task: String,
+        /// What, and where in it.
+        cause: CanvasError,
+    },
+    /// The result backend cannot count the parts of a chord, or did not.
+    #[error("{task} was not sent: {cause}")]
+    Chord {
+        /// The task's name, or `celery.chain` and the like.
+        task: String,
+        /// What the backend failed at.
+        cause: ServiceError,
     },
     /// Its queue does not exist and must not be made.
     #[error("task {task} was not sent: {cause}")]
@@ -111,10 +132,11 @@ impl SendError {
         match self {
             Self::Broker { cause, .. }
             | Self::Backend { cause, .. }
+            | Self::Chord { cause, .. }
             | Self::Store { cause, .. } => cause.is_transient(),
             // When the other one has ended.
             Self::NotUnique { .. } => true,
-            Self::Encode { .. } | Self::Queue { .. } => false,
+            Self::Encode { .. } | Self::Canvas { .. } | Self::Queue { .. } => false,
         }
     }
 }
@@ -194,20 +216,24 @@ impl Client {
         self.apply(signature).await
     }
 
-    /// Sends a prepared call.
+    /// Sends a prepared call, or what a whole canvas begins with: the first step
+    /// of a chain, all members of a group, the header of a chord. Workers send
+    /// the rest.
     ///
     /// # Errors
     ///
-    /// As [`send`](Self::send).
+    /// As [`send`](Self::send); when something in a canvas cannot be sent, and
+    /// when there is a chord in it and the result backend does not count its
+    /// parts. Of several tasks the others may have been sent.
     ///
     /// # Cancel safety
     ///
-    /// A dropped future may or may not have sent the task.
-    pub async fn apply<R>(&self, signature: Signature<R>) -> Result<AsyncResult<R>, SendError> {
-        let mut results = self.apply_all([signature]).await;
+    /// A dropped future may have sent some of the tasks.
+    pub async fn apply<C: Appliable>(&self, canvas: C) -> Result<C::Result, SendError> {
+        let mut results = self.apply_all([canvas]).await;
         results
             .pop()
-            .expect("one answer for the one signature that was sent")
+            .expect("one answer for the one canvas that was sent")
     }
 
     /// Sends many calls in one round trip where the broker can. The answer has
@@ -216,54 +242,17 @@ impl Client {
     /// # Cancel safety
     ///
     /// A dropped future may have sent some of the tasks.
-    pub async fn apply_all<R>(
+    pub async fn apply_all<C: Appliable>(
         &self,
-        signatures: impl IntoIterator<Item = Signature<R>>,
-    ) -> Vec<Result<AsyncResult<R>, SendError>> {
+        canvases: impl IntoIterator<Item = C>,
+    ) -> Vec<Result<C::Result, SendError>> {
         let until = Instant::now() + self.inner.sender.config.deadline;
-        let composed = signatures.into_iter().map(|one| self.compose(&one));
-        let composed = self.expected(composed.collect()).await;
-        let mut batch = Vec::new();
-        let mut sent = Vec::new();
-        for one in composed {
-            sent.push(match one {
-                Ok(composed) => self.lock(composed, until).await.map(|locked| match locked {
-                    Locked::Free(composed, lock) => {
-                        batch.push(composed.publication);
-                        Sent::Now(composed.id, composed.task, lock)
-                    }
-                    Locked::Taken(holder) => Sent::Before(holder),
-                }),
-                Err(error) => Err(error),
-            });
-        }
-        let mut answers = self.publish(&batch, until).await.into_iter();
-        let mut results = Vec::with_capacity(sent.len());
-        let mut told = Vec::new();
-        let mut publications = batch.iter();
-        for one in sent {
-            results.push(match one {
-                Ok(Sent::Now(id, task, lock)) => {
-                    let publication = publications.next();
-                    match answers.next().unwrap_or_else(|| Err(no_answer())) {
-                        Ok(()) => {
-                            told.extend(publication);
-                            Ok(self.result(id))
-                        }
-                        Err(cause) => {
-                            self.unlock(lock, &id).await;
-                            Err(SendError::Broker { task, cause })
-                        }
-                    }
-                }
-                Ok(Sent::Before(holder)) => Ok(self.result(holder)),
-                Err(error) => Err(error),
-            });
-        }
-        if self.inner.sender.config.task_send_sent_event {
-            self.tell_sent(&told, until).await;
-        }
-        results
+        let canvases = canvases.into_iter().map(C::into_canvas);
+        let planned = canvases.map(|canvas| self.plan(canvas)).collect();
+        let sent = self.send_all(planned, until).await;
+        let source = || ResultSource(Arc::clone(&self.inner.reader));
+        let result = |tree| C::result(tree, source());
+        sent.into_iter().map(|tree| tree.map(result)).collect()
     }
 
     /// Tells those who watch that these tasks were sent; that they were does
@@ -355,59 +344,25 @@ impl Client {
         AsyncResult::new(id.into(), Arc::clone(&self.inner.reader))
     }
 
-    fn compose<R>(&self, signature: &Signature<R>) -> Result<Composed, SendError> {
-        let Inner { clock, sender, .. } = &*self.inner;
-        let task = signature.task().to_owned();
-        let ignores = signature
-            .ignores_result()
-            .or(sender.config.task.ignore_result);
-        let composed = signature.outgoing(|outgoing| {
-            let id = outgoing.options.task_id.clone();
-            let id = id.unwrap_or_else(|| Uuid::new_v4().to_string());
-            let publication = compose(sender, outgoing, id.clone(), clock.now())?;
-            Ok((id, publication))
-        });
-        match composed {
-            Ok((id, publication)) => Ok(Composed {
-                task,
-                id,
-                wants_result: !ignores.unwrap_or(false),
-                unique: signature.unique.clone(),
-                publication,
-            }),
-            Err(Uncomposed::Encode(cause)) => Err(SendError::Encode { task, cause }),
-            Err(Uncomposed::Queue(cause)) => Err(SendError::Queue { task, cause }),
-        }
-    }
-
-    /// What can be sent once the backend is ready for the results.
-    async fn expected(
+    /// The results of a group that was [saved](GroupResult::save), by this or
+    /// another process, also by a Python program; `None` where there is none.
+    ///
+    /// # Errors
+    ///
+    /// When there is no backend, it keeps no groups, or it does not answer
+    /// within the deadline.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn group_result<Out>(
         &self,
-        composed: Vec<Result<Composed, SendError>>,
-    ) -> Vec<Result<Composed, SendError>> {
-        let Some(backend) = self.inner.reader.backend.as_deref() else {
-            return composed;
-        };
-        let wanted = composed.iter().flatten().filter(|one| one.wants_result);
-        let ids: Vec<_> = wanted.map(|one| one.id.clone()).collect();
-        if ids.is_empty() {
-            return composed;
-        }
-        let expecting = self.inner.reader.ask("expect", || backend.expect(&ids));
-        let Err(cause) = expecting.await else {
-            return composed;
-        };
-        let refuse = |one: Composed| match one.wants_result {
-            true => Err(SendError::Backend {
-                task: one.task,
-                cause: cause.clone(),
-            }),
-            false => Ok(one),
-        };
-        composed
-            .into_iter()
-            .map(|one| one.and_then(refuse))
-            .collect()
+        id: &str,
+    ) -> Result<Option<GroupResult<Out>>, ResultError> {
+        let reader = &self.inner.reader;
+        let backend = reader.backend(id)?;
+        let saved = reader.ask("read", || backend.fetch_group(id)).await?;
+        Ok(saved.map(|tree| GroupResult::of(tree, Arc::clone(reader))))
     }
 
     /// Publishes, and tries again `until` the deadline while the broker cannot
@@ -464,14 +419,6 @@ enum Locked {
     Free(Box<Composed>, Option<String>),
     /// Not to be sent, since the task with this id is there.
     Taken(String),
-}
-
-/// What became of a call.
-enum Sent {
-    /// Its id, the task's name, and the lock that was taken for it.
-    Now(String, String, Option<String>),
-    /// The id of another one that stands for it.
-    Before(String),
 }
 
 /// Takes the lock, or says who has it.

@@ -29,7 +29,12 @@ pub(crate) struct CallOptions {
     pub(crate) reply_to: Option<String>,
     pub(crate) group_id: Option<String>,
     pub(crate) group_index: Option<i64>,
+    pub(crate) replaced_task_nesting: u32,
+    /// Stamps by their names, for all to see and to revoke by.
+    pub(crate) stamps: Map,
     pub(crate) embed: Embed<'static>,
+    /// What signatures on the wire say beside, and we do not act upon.
+    pub(crate) extra: Map,
 }
 
 /// A point in time, or one counted from when the call is sent.
@@ -56,8 +61,7 @@ impl Time {
 }
 
 impl CallOptions {
-    /// Reads the `options` of a signature on the wire; those that this version
-    /// does not know are left out.
+    /// Reads the `options` of a signature on the wire.
     ///
     /// # Errors
     ///
@@ -65,14 +69,29 @@ impl CallOptions {
     pub(crate) fn from_wire(options: &Raw<'_>) -> Result<Self, String> {
         let mut call = Self::default();
         let entries = options.entries().map_err(|error| error.to_string())?;
-        for (name, raw) in entries.iter().filter(|(_, raw)| !raw.is_null()) {
-            call.set(name, raw)
-                .map_err(|cause| format!("cannot read option {name} of a signature: {cause}"))?;
+        let said = || entries.iter().filter(|(_, raw)| !raw.is_null());
+        let stamped = said().find(|(name, _)| name == "stamped_headers");
+        let stamped: Vec<String> = match stamped {
+            Some((name, raw)) => read(raw).map_err(|cause| unreadable(name, &cause))?,
+            None => Vec::new(),
+        };
+        for (name, raw) in said() {
+            let done = if stamped.iter().any(|stamp| stamp == name) {
+                read(raw).map(|value: Value| drop(call.stamps.insert(&**name, value)))
+            } else {
+                call.set(name, raw)
+            };
+            done.map_err(|cause| unreadable(name, &cause))?;
         }
         Ok(call)
     }
 
-    fn set(&mut self, name: &str, raw: &Raw<'_>) -> Result<(), String> {
+    /// Sets one option by its name in Celery.
+    ///
+    /// # Errors
+    ///
+    /// A sentence about its type.
+    pub(crate) fn set(&mut self, name: &str, raw: &Raw<'_>) -> Result<(), String> {
         match name {
             "priority" => self.priority = Some(read(raw)?),
             "retries" => self.retries = read(raw)?,
@@ -88,13 +107,68 @@ impl CallOptions {
             "headers" => self.headers = read(raw)?,
             "link" => self.embed.callbacks = list(raw)?,
             "link_error" => self.embed.errbacks = list(raw)?,
-            name => {
-                if let Some(slot) = self.text_option(name) {
-                    *slot = Some(text(raw)?);
+            "chain" => self.embed.chain = list(raw)?,
+            "chord" => self.embed.chord = Some(raw.clone().into_owned()),
+            "replaced_task_nesting" => self.replaced_task_nesting = read(raw)?,
+            "stamped_headers" => {}
+            name => match self.text_option(name) {
+                Some(slot) => *slot = Some(text(raw)?),
+                None => {
+                    self.extra.insert(name, read::<Value>(raw)?);
                 }
-            }
+            },
         }
         Ok(())
+    }
+
+    /// Lays the options of a later call over these, as Celery does: what it
+    /// says counts, except for the group and for stamps that are there.
+    /// Callbacks are the caller's to merge.
+    pub(crate) fn overlay(&mut self, over: &Self) {
+        macro_rules! lay {
+            ($($field:ident),*) => {$(
+                if over.$field.is_some() {
+                    self.$field.clone_from(&over.$field);
+                }
+            )*};
+        }
+        lay!(
+            task_id,
+            eta,
+            expires,
+            queue,
+            exchange,
+            routing_key,
+            priority,
+            serializer,
+            compression,
+            soft_time_limit,
+            time_limit,
+            shadow,
+            ignore_result,
+            root_id,
+            parent_id,
+            reply_to,
+            group_index
+        );
+        if self.group_id.is_none() {
+            self.group_id.clone_from(&over.group_id);
+        }
+        if over.retries > 0 {
+            self.retries = over.retries;
+        }
+        if over.replaced_task_nesting > 0 {
+            self.replaced_task_nesting = over.replaced_task_nesting;
+        }
+        if !over.headers.is_empty() {
+            self.headers = over.headers.clone();
+        }
+        for (name, value) in over.extra.iter() {
+            self.extra.insert(name.clone(), value.clone());
+        }
+        if self.stamps.is_empty() {
+            self.stamps = over.stamps.clone();
+        }
     }
 
     /// The options that are plain text, by name.
@@ -113,10 +187,10 @@ impl CallOptions {
         })
     }
 
-    /// Writes the options that a caller can set, by Celery's names.
+    /// Writes the options by Celery's names, except those that are signatures.
     pub(crate) fn write_wire(&self, wire: &mut Map) {
         let text = |text: &Option<String>| text.as_deref().map(Value::from);
-        let raw = |raw: &Option<Raw<'static>>| raw.as_ref()?.to_value().ok();
+        let count = |count: u32| (count > 0).then(|| Value::Int(count.into()));
         let eta_name = match self.eta {
             Some(Time::In(_)) => "countdown",
             _ => "eta",
@@ -140,12 +214,27 @@ impl CallOptions {
             ("serializer", self.serializer.map(|one| one.name().into())),
             ("compression", self.compression.map(|one| one.name().into())),
             ("headers", headers),
-            ("link", raw(&self.embed.callbacks)),
-            ("link_error", raw(&self.embed.errbacks)),
+            ("retries", count(self.retries)),
+            ("replaced_task_nesting", count(self.replaced_task_nesting)),
+            ("reply_to", text(&self.reply_to)),
+            ("root_id", text(&self.root_id)),
+            ("parent_id", text(&self.parent_id)),
+            ("group_id", text(&self.group_id)),
+            ("group_index", self.group_index.map(Value::Int)),
         ];
         for (name, value) in entries {
             if let Some(value) = value {
                 wire.insert(name, value);
+            }
+        }
+        for (name, value) in self.extra.iter() {
+            wire.insert(name.clone(), value.clone());
+        }
+        if !self.stamps.is_empty() {
+            let names: Vec<_> = self.stamps.keys().cloned().collect();
+            wire.insert("stamped_headers", names);
+            for (name, value) in self.stamps.iter() {
+                wire.insert(name.clone(), value.clone());
             }
         }
     }
@@ -180,6 +269,10 @@ fn moment(raw: &Raw<'_>) -> Result<Time, String> {
 fn named<T>(raw: &Raw<'_>, find: fn(&str) -> Option<T>) -> Result<T, String> {
     let name = text(raw)?;
     find(&name).ok_or_else(|| format!("there is none called {name:?}"))
+}
+
+fn unreadable(name: &str, cause: &str) -> String {
+    format!("cannot read option {name} of a signature: {cause}")
 }
 
 fn in_seconds(time: Duration) -> Value {

@@ -1,24 +1,27 @@
 //! Reading results: [`AsyncResult`].
 
+use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use celery_protocol::{DecodeError, Exception, ResultDocument, State, Value};
+use celery_protocol::{DecodeError, Exception, Raw, ResultDocument, ResultTree, State, Value};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
+use super::group::GroupResult;
 use crate::backend::ResultBackend;
 use crate::backoff::Backoff;
+use crate::broker::BoxFuture;
 use crate::error::{ServiceError, ServiceErrorKind};
 
 /// The result of a task that was sent: now, later, or never.
 ///
 /// Dropping it changes nothing for the task.
 pub struct AsyncResult<R> {
-    id: String,
+    tree: ResultTree,
     reader: Arc<Reader>,
     result: PhantomData<fn() -> R>,
 }
@@ -93,8 +96,12 @@ pub enum ResultError {
 
 impl<R> AsyncResult<R> {
     pub(crate) fn new(id: String, reader: Arc<Reader>) -> Self {
+        Self::of(ResultTree::task(id), reader)
+    }
+
+    pub(super) fn of(tree: ResultTree, reader: Arc<Reader>) -> Self {
         Self {
-            id,
+            tree,
             reader,
             result: PhantomData,
         }
@@ -102,7 +109,7 @@ impl<R> AsyncResult<R> {
 
     /// The task's id.
     pub fn id(&self) -> &str {
-        &self.id
+        &self.tree.id
     }
 
     /// The task's state. PENDING also means that nothing is known of it.
@@ -162,28 +169,81 @@ impl<R> AsyncResult<R> {
     ///
     /// Cancel safe.
     pub async fn children(&self) -> Result<Vec<String>, ResultError> {
+        let children = self.child_results().await?;
+        Ok(children.iter().map(|child| child.id().to_owned()).collect())
+    }
+
+    /// The results of the tasks and groups that the task has sent: callbacks,
+    /// the next step of its chain, and what it sent itself.
+    ///
+    /// # Errors
+    ///
+    /// As [`state`](Self::state), and when they cannot be read.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn child_results(&self) -> Result<Vec<AnyResult>, ResultError> {
         let Some(document) = self.document().await? else {
             return Ok(Vec::new());
         };
-        let children = document.children.as_ref().filter(|raw| !raw.is_null());
-        let Some(children) = children else {
-            return Ok(Vec::new());
-        };
-        // Each child is a tree [[id, parent], children].
-        let value = children.to_value().map_err(|cause| self.decode(cause))?;
-        let ids = value.as_array().unwrap_or_default().iter();
-        Ok(ids
-            .filter_map(|tree| {
-                Some(
-                    tree.as_array()?
-                        .first()?
-                        .as_array()?
-                        .first()?
-                        .as_str()?
-                        .to_owned(),
-                )
-            })
-            .collect())
+        let children = children_of(&document).map_err(|cause| self.decode(cause))?;
+        let child = |tree| AnyResult::of(tree, Arc::clone(&self.reader));
+        Ok(children.into_iter().map(child).collect())
+    }
+
+    /// What came before it: the step before in its chain, or the header of its
+    /// chord. Known only where the workflow was sent from, not by a result that
+    /// was looked up by its id.
+    pub fn parent(&self) -> Option<AnyResult> {
+        let parent = self.tree.parent()?;
+        Some(AnyResult::of(parent, Arc::clone(&self.reader)))
+    }
+
+    /// The ids of the task and of everything that came before it, such as to
+    /// [revoke](crate::Control::revoke) them all.
+    pub fn task_ids(&self) -> Vec<String> {
+        self.tree
+            .task_ids()
+            .into_iter()
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// The values of the task and of everything that it has set off, the nearest
+    /// first, each once its task has ended: Celery's `collect`.
+    ///
+    /// # Errors
+    ///
+    /// When one of them failed or was revoked, when there is no backend, or when
+    /// it stays away for longer than the configured deadline.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn collect(&self) -> Result<Vec<(String, Value)>, ResultError> {
+        let mut values = Vec::new();
+        let mut seen = HashSet::new();
+        let mut pending = VecDeque::from([self.tree.clone()]);
+        while let Some(tree) = pending.pop_front() {
+            if !seen.insert(tree.id.clone()) {
+                continue;
+            }
+            match tree.members {
+                Some(members) => pending.extend(members),
+                None => {
+                    let document = self.reader.wait(&tree.id).await?;
+                    let value = ended(&tree.id, &document)?;
+                    let value = value
+                        .to_value()
+                        .map_err(|cause| cannot_read(&tree.id, cause))?;
+                    let children = children_of(&document);
+                    pending.extend(children.map_err(|cause| cannot_read(&tree.id, cause))?);
+                    values.push((tree.id, value));
+                }
+            }
+        }
+        Ok(values)
     }
 
     /// The whole document that is stored, as Celery's backends keep it.
@@ -197,7 +257,7 @@ impl<R> AsyncResult<R> {
     /// Cancel safe.
     pub async fn document(&self) -> Result<Option<ResultDocument<'static>>, ResultError> {
         let backend = self.backend()?;
-        let ids = [self.id.clone()];
+        let ids = [self.tree.id.clone()];
         let mut documents = self.reader.ask("read", || backend.fetch(&ids)).await?;
         Ok(documents.pop().flatten())
     }
@@ -213,25 +273,17 @@ impl<R> AsyncResult<R> {
     /// A dropped future may or may not have deleted it.
     pub async fn forget(&self) -> Result<(), ResultError> {
         let backend = self.backend()?;
-        let ids = [self.id.clone()];
+        let ids = [self.tree.id.clone()];
         self.reader.ask("forget", || backend.forget(&ids)).await?;
         Ok(())
     }
 
     fn backend(&self) -> Result<&dyn ResultBackend, ResultError> {
-        self.reader
-            .backend
-            .as_deref()
-            .ok_or_else(|| ResultError::NoBackend {
-                id: self.id.clone(),
-            })
+        self.reader.backend(&self.tree.id)
     }
 
     fn decode(&self, cause: DecodeError) -> ResultError {
-        ResultError::Decode {
-            id: self.id.clone(),
-            cause,
-        }
+        cannot_read(&self.tree.id, cause)
     }
 }
 
@@ -249,9 +301,8 @@ impl<R: DeserializeOwned> AsyncResult<R> {
     ///
     /// Cancel safe.
     pub async fn get(&self) -> Result<R, ResultError> {
-        let backend = self.backend()?;
-        let document = self.reader.insist(|| backend.wait(&self.id)).await?;
-        self.value(&document)
+        let document = self.reader.wait(&self.tree.id).await?;
+        decode(&self.tree.id, ended(&self.tree.id, &document)?)
     }
 
     /// The same, for at most this long.
@@ -267,24 +318,145 @@ impl<R: DeserializeOwned> AsyncResult<R> {
         match tokio::time::timeout(timeout, self.get()).await {
             Ok(result) => result,
             Err(_) => Err(ResultError::TimedOut {
-                id: self.id.clone(),
+                id: self.tree.id.clone(),
                 waited: timeout,
             }),
         }
     }
+}
 
-    fn value(&self, document: &ResultDocument<'static>) -> Result<R, ResultError> {
-        if document.status == State::Success {
-            return document.result.decode().map_err(|cause| self.decode(cause));
+/// The value of a task that has succeeded, undecoded.
+fn ended<'a>(
+    id: &str,
+    document: &'a ResultDocument<'static>,
+) -> Result<&'a Raw<'static>, ResultError> {
+    if document.status == State::Success {
+        return Ok(&document.result);
+    }
+    let exception = document
+        .exception()
+        .map_err(|cause| cannot_read(id, cause))?;
+    Err(ResultError::Task(Box::new(TaskFailure {
+        id: id.to_owned(),
+        state: document.status.clone(),
+        exception: exception.unwrap_or_default(),
+        traceback: document.traceback.as_deref().map(str::to_owned),
+    })))
+}
+
+pub(super) fn decode<R: DeserializeOwned>(id: &str, value: &Raw<'_>) -> Result<R, ResultError> {
+    let value = value.as_borrowed();
+    value.decode().map_err(|cause| cannot_read(id, cause))
+}
+
+fn cannot_read(id: &str, cause: DecodeError) -> ResultError {
+    ResultError::Decode {
+        id: id.to_owned(),
+        cause,
+    }
+}
+
+fn children_of(document: &ResultDocument<'_>) -> Result<Vec<ResultTree>, DecodeError> {
+    let children = document.children.as_ref().filter(|raw| !raw.is_null());
+    let Some(children) = children else {
+        return Ok(Vec::new());
+    };
+    children.elements()?.iter().map(ResultTree::read).collect()
+}
+
+/// The value of a task, or the list of all values of a group.
+pub(super) fn value_of<'a>(
+    reader: &'a Reader,
+    tree: &'a ResultTree,
+) -> BoxFuture<'a, Result<Raw<'static>, ResultError>> {
+    Box::pin(async move {
+        let Some(members) = &tree.members else {
+            let document = reader.wait(&tree.id).await?;
+            return ended(&tree.id, &document).cloned();
+        };
+        let values = members.iter().map(|member| value_of(reader, member));
+        let values = futures_util::future::try_join_all(values).await?;
+        let values = values
+            .iter()
+            .map(Raw::to_value)
+            .collect::<Result<Vec<_>, _>>();
+        let values = values.map_err(|cause| cannot_read(&tree.id, cause))?;
+        Ok(Raw::from_value(Value::Array(values)))
+    })
+}
+
+/// The result of a task or of a group, where types do not say which.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum AnyResult {
+    /// Of one task.
+    Task(AsyncResult<Value>),
+    /// Of a group.
+    Group(GroupResult<Vec<Value>>),
+}
+
+impl AnyResult {
+    pub(super) fn of(tree: ResultTree, reader: Arc<Reader>) -> Self {
+        match tree.members {
+            None => Self::Task(AsyncResult::of(tree, reader)),
+            Some(_) => Self::Group(GroupResult::of(tree, reader)),
         }
-        let exception = document.exception().map_err(|cause| self.decode(cause))?;
-        let exception = exception.unwrap_or_default();
-        Err(ResultError::Task(Box::new(TaskFailure {
-            id: self.id.clone(),
-            state: document.status.clone(),
-            exception,
-            traceback: document.traceback.as_deref().map(str::to_owned),
-        })))
+    }
+
+    /// The id of the task or group.
+    pub fn id(&self) -> &str {
+        match self {
+            Self::Task(task) => task.id(),
+            Self::Group(group) => group.id(),
+        }
+    }
+
+    /// What came before it.
+    pub fn parent(&self) -> Option<Self> {
+        match self {
+            Self::Task(task) => task.parent(),
+            Self::Group(group) => group.parent(),
+        }
+    }
+
+    /// The ids of its tasks and of everything that came before them.
+    pub fn task_ids(&self) -> Vec<String> {
+        match self {
+            Self::Task(task) => task.task_ids(),
+            Self::Group(group) => group.task_ids(),
+        }
+    }
+
+    /// Waits for the value of the task, or the list of the group's.
+    ///
+    /// # Errors
+    ///
+    /// As [`AsyncResult::get`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn get(&self) -> Result<Value, ResultError> {
+        match self {
+            Self::Task(task) => task.get().await,
+            Self::Group(group) => group.get().await.map(Value::Array),
+        }
+    }
+
+    /// The same, for at most this long.
+    ///
+    /// # Errors
+    ///
+    /// As [`AsyncResult::get_timeout`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn get_timeout(&self, timeout: Duration) -> Result<Value, ResultError> {
+        match self {
+            Self::Task(task) => task.get_timeout(timeout).await,
+            Self::Group(group) => group.get_timeout(timeout).await.map(Value::Array),
+        }
     }
 }
 
@@ -292,6 +464,18 @@ impl<R: DeserializeOwned> AsyncResult<R> {
 const CONNECTED_FOR_A_WHILE: Duration = Duration::from_secs(1);
 
 impl Reader {
+    pub(super) fn backend(&self, id: &str) -> Result<&dyn ResultBackend, ResultError> {
+        self.backend
+            .as_deref()
+            .ok_or_else(|| ResultError::NoBackend { id: id.to_owned() })
+    }
+
+    /// Waits until a task has ended.
+    pub(super) async fn wait(&self, id: &str) -> Result<ResultDocument<'static>, ResultError> {
+        let backend = self.backend(id)?;
+        Ok(self.insist(|| backend.wait(id)).await?)
+    }
+
     /// A call that answers at once when the backend is there: bounded by the
     /// deadline in all.
     pub(super) async fn ask<'a, T, F>(
@@ -342,12 +526,12 @@ impl Reader {
 
 impl<R> Clone for AsyncResult<R> {
     fn clone(&self) -> Self {
-        Self::new(self.id.clone(), Arc::clone(&self.reader))
+        Self::of(self.tree.clone(), Arc::clone(&self.reader))
     }
 }
 
 impl<R> fmt::Debug for AsyncResult<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("AsyncResult").field(&self.id).finish()
+        f.debug_tuple("AsyncResult").field(&self.tree.id).finish()
     }
 }

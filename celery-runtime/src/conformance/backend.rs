@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use celery_protocol::{Exception, Raw, ResultDocument, Serializer, State};
+use celery_protocol::{Exception, Raw, ResultDocument, ResultTree, Serializer, State};
 
 use super::{fresh, soon};
-use crate::backend::{Record, ResultBackend};
+use crate::backend::{ChordStart, Record, ResultBackend};
 
 /// A backend to test.
 pub trait Setup: Send + Sync {
@@ -30,6 +30,7 @@ macro_rules! backend_conformance {
             values_of_every_kind_survive
             forgotten_results_are_gone
             groups_are_read_back
+            chords_are_begun_or_refused
         );
     };
     (ignore = $reason:literal, $setup:expr) => {
@@ -304,12 +305,43 @@ pub async fn groups_are_read_back(setup: &dyn Setup) {
             .expect("fetched"),
         None
     );
-    let members: Vec<_> = (0..10).map(|n| format!("{group}-{n}")).collect();
-    soon("store", backend.store_group(&group, &members))
+    let members = (0..10).map(|n| ResultTree::task(format!("{group}-{n}")));
+    let inner = ResultTree::group(format!("{group}-inner"), members.clone().collect());
+    let members = members.chain([inner]).collect();
+    let tree = ResultTree::group(group.as_str(), members).after(ResultTree::task("before"));
+    soon("store", backend.store_group(&tree))
         .await
         .expect("stored");
     let found = soon("fetch", setup.backend().fetch_group(&group))
         .await
         .expect("fetched");
-    assert_eq!(found, Some(members));
+    assert_eq!(found, Some(tree));
+    soon("forget", backend.forget_group(&group))
+        .await
+        .expect("forgotten");
+    let found = soon("fetch", backend.fetch_group(&group)).await;
+    assert_eq!(found.expect("fetched"), None);
+}
+
+/// A chord is begun, also twice, or refused by who cannot count its parts.
+pub async fn chords_are_begun_or_refused(setup: &dyn Setup) {
+    let backend = setup.backend();
+    let group = fresh("chord");
+    let parts = vec![ResultTree::task("a"), ResultTree::group("b", Vec::new())];
+    let header = ResultTree::group(group.as_str(), parts);
+    let chord = ChordStart::new(group.as_str(), 2, &header);
+    let begun = soon("begin", backend.begin_chord(&chord)).await;
+    if !backend.capabilities().chords {
+        let error = begun.expect_err("refused");
+        assert!(
+            !error.is_transient() && error.to_string().contains("chords"),
+            "{error}"
+        );
+        return;
+    }
+    begun.expect("begun");
+    let again = soon("begin", backend.begin_chord(&chord)).await;
+    again.expect("begun again");
+    let found = soon("fetch", setup.backend().fetch_group(&group)).await;
+    assert_eq!(found.expect("fetched"), Some(header));
 }

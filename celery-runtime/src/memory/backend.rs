@@ -5,12 +5,12 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use celery_protocol::{ResultDocument, Serializer, State};
+use celery_protocol::{ResultDocument, ResultTree, Serializer, State};
 use tokio::sync::Notify;
 
 use super::faults::Faults;
 use super::lock;
-use crate::backend::{Capabilities, Record, ResultBackend};
+use crate::backend::{Capabilities, ChordStart, Record, ResultBackend};
 use crate::broker::BoxFuture;
 use crate::clock::Clock;
 use crate::error::{ServiceError, ServiceErrorKind};
@@ -36,7 +36,9 @@ struct Shared {
 #[derive(Default)]
 struct Documents {
     by_id: HashMap<String, Stored>,
-    groups: HashMap<String, Vec<String>>,
+    groups: HashMap<String, ResultTree>,
+    /// The chords that were begun, by their ids.
+    chords: HashMap<String, ChordStart>,
     /// Ids in the order of their expiry.
     expiry: VecDeque<(SystemTime, String)>,
 }
@@ -63,6 +65,11 @@ impl MemoryBackend {
                 clock,
             }),
         }
+    }
+
+    /// The chord that was begun with this id, to look at in tests.
+    pub fn chord(&self, group_id: &str) -> Option<ChordStart> {
+        lock(&self.shared.documents).chords.get(group_id).cloned()
     }
 
     /// The failures to switch on.
@@ -145,17 +152,11 @@ impl ResultBackend for MemoryBackend {
         })
     }
 
-    fn store_group<'a>(
-        &'a self,
-        group_id: &'a str,
-        members: &'a [String],
-    ) -> BoxFuture<'a, Result<(), ServiceError>> {
+    fn store_group<'a>(&'a self, group: &'a ResultTree) -> BoxFuture<'a, Result<(), ServiceError>> {
         Box::pin(async move {
             self.shared.faults.check("store_group").await?;
             let mut documents = lock(&self.shared.documents);
-            documents
-                .groups
-                .insert(group_id.to_owned(), members.to_vec());
+            documents.groups.insert(group.id.clone(), group.clone());
             Ok(())
         })
     }
@@ -163,10 +164,33 @@ impl ResultBackend for MemoryBackend {
     fn fetch_group<'a>(
         &'a self,
         group_id: &'a str,
-    ) -> BoxFuture<'a, Result<Option<Vec<String>>, ServiceError>> {
+    ) -> BoxFuture<'a, Result<Option<ResultTree>, ServiceError>> {
         Box::pin(async move {
             self.shared.faults.check("fetch_group").await?;
             Ok(lock(&self.shared.documents).groups.get(group_id).cloned())
+        })
+    }
+
+    fn forget_group<'a>(&'a self, group_id: &'a str) -> BoxFuture<'a, Result<(), ServiceError>> {
+        Box::pin(async move {
+            self.shared.faults.check("forget_group").await?;
+            lock(&self.shared.documents).groups.remove(group_id);
+            Ok(())
+        })
+    }
+
+    fn begin_chord<'a>(&'a self, chord: &'a ChordStart) -> BoxFuture<'a, Result<(), ServiceError>> {
+        Box::pin(async move {
+            self.shared.faults.check("begin_chord").await?;
+            let mut documents = lock(&self.shared.documents);
+            if let Some(tree) = &chord.tree {
+                documents
+                    .groups
+                    .insert(chord.group_id.clone(), tree.clone());
+            }
+            let begun = chord.clone();
+            documents.chords.insert(chord.group_id.clone(), begun);
+            Ok(())
         })
     }
 

@@ -24,6 +24,7 @@ mod support;
 
 #[cfg(feature = "amqp")]
 mod aio_celery;
+mod canvas_client;
 mod control;
 mod control_client;
 #[cfg(feature = "amqp")]

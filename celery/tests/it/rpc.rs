@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use celery::{App, ResultError, State};
 use celery_broker_amqp::RpcBackend;
+use celery_protocol::ResultTree;
 
 use crate::support::{
     PATIENCE, Running, Setup, WHO, assert_sums, eventually, send_adds, start, stories, story,
@@ -157,7 +158,8 @@ print(app.thread_oid)
 async fn groups_are_refused(setup: Setup) {
     let app = setup.app();
     let backend = app.backend().unwrap();
-    let stored = backend.store_group("a-group", &["member".to_owned()]).await;
+    let group = ResultTree::group("a-group", vec![ResultTree::task("member")]);
+    let stored = backend.store_group(&group).await;
     let read = backend.fetch_group("a-group").await;
     for error in [stored.unwrap_err(), read.unwrap_err()] {
         let text = error.to_string();

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use celery::{Client, Map, ResultError, Signature, State, TaskFailure, Value};
+use celery::{
+    Appliable, AsyncResult, Client, Map, ResultError, Signature, State, TaskFailure, Value,
+};
 use serde::de::DeserializeOwned;
 
 use crate::support::{Look, PATIENCE, Setup, eventually, start, stories};
@@ -10,7 +12,11 @@ use crate::tasks::Number::{Float, Int};
 use crate::tasks::{ADD, DIVIDE, ECHO, FAIL, MUL, PROGRESS, RETRY, SLEEP, SUB, XSUM};
 
 /// Sends a call and waits for its value.
-async fn call<R: DeserializeOwned>(client: &Client, call: Signature<R>) -> R {
+async fn call<R, In>(client: &Client, call: Signature<R, In>) -> R
+where
+    R: DeserializeOwned,
+    Signature<R, In>: Appliable<Result = AsyncResult<R>>,
+{
     let task = call.task().to_owned();
     let sent = client.apply(call).await.unwrap();
     match sent.get_timeout(PATIENCE).await {
@@ -20,7 +26,11 @@ async fn call<R: DeserializeOwned>(client: &Client, call: Signature<R>) -> R {
 }
 
 /// Sends a call that has to fail.
-async fn failure<R: DeserializeOwned>(client: &Client, call: Signature<R>) -> TaskFailure {
+async fn failure<R, In>(client: &Client, call: Signature<R, In>) -> TaskFailure
+where
+    R: DeserializeOwned,
+    Signature<R, In>: Appliable<Result = AsyncResult<R>>,
+{
     let sent = client.apply(call).await.unwrap();
     match sent.get_timeout(PATIENCE).await {
         Err(ResultError::Task(failure)) => *failure,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use celery_protocol::{ResultDocument, Serializer};
+use celery_protocol::{ResultDocument, ResultTree, Serializer};
 
 use super::serve::Line;
 use crate::backend::{Capabilities, Record, ResultBackend};
@@ -63,8 +63,7 @@ impl ResultBackend for LineBackend {
 
     fn store_group<'a>(
         &'a self,
-        _group_id: &'a str,
-        _members: &'a [String],
+        _group: &'a ResultTree,
     ) -> BoxFuture<'a, Result<(), ServiceError>> {
         unsupported("store a group of")
     }
@@ -72,7 +71,7 @@ impl ResultBackend for LineBackend {
     fn fetch_group<'a>(
         &'a self,
         _group_id: &'a str,
-    ) -> BoxFuture<'a, Result<Option<Vec<String>>, ServiceError>> {
+    ) -> BoxFuture<'a, Result<Option<ResultTree>, ServiceError>> {
         unsupported("read a group of")
     }
 

@@ -1,0 +1,210 @@
+//! The shape of what a workflow returns: [`ResultTree`].
+
+use crate::error::DecodeError;
+use crate::raw::Raw;
+use crate::value::Value;
+
+/// One result, what it came after and what it is made of, by their ids.
+///
+/// Celery writes it as `[[id, parent], members]`, where `parent` is such a pair
+/// again and `members` is null for the result of one task. Parents are kept in
+/// a row here, so that a long chain is not a deep one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ResultTree {
+    /// The id of the task or group.
+    pub id: String,
+    /// The results of a group, in their order; `None` for a task.
+    pub members: Option<Vec<Self>>,
+    /// What it came after, the nearest first. None of these has parents of its
+    /// own: they follow it in the row.
+    pub parents: Vec<Self>,
+}
+
+/// How many parents are written: readers nest as deep as the chain is long.
+const PARENTS_WRITTEN: usize = 50;
+
+impl ResultTree {
+    /// The result of one task.
+    pub fn task(id: impl Into<String>) -> Self {
+        Self {
+            id: id.into(),
+            ..Self::default()
+        }
+    }
+
+    /// The results of a group.
+    pub fn group(id: impl Into<String>, members: Vec<Self>) -> Self {
+        Self {
+            id: id.into(),
+            members: Some(members),
+            parents: Vec::new(),
+        }
+    }
+
+    /// The same with one more parent, farther than those it has.
+    #[must_use]
+    pub fn after(mut self, mut parent: Self) -> Self {
+        let before = std::mem::take(&mut parent.parents);
+        self.parents.push(parent);
+        self.parents.extend(before);
+        self
+    }
+
+    /// What it came after, with its parents in turn.
+    pub fn parent(&self) -> Option<Self> {
+        let (nearest, others) = self.parents.split_first()?;
+        Some(Self {
+            parents: others.to_vec(),
+            ..nearest.clone()
+        })
+    }
+
+    /// The ids of all tasks in it, in order: its own or its members', then
+    /// their parents'.
+    pub fn task_ids(&self) -> Vec<&str> {
+        let mut ids = Vec::new();
+        self.collect(&mut ids);
+        ids
+    }
+
+    fn collect<'a>(&'a self, ids: &mut Vec<&'a str>) {
+        match &self.members {
+            None => ids.push(&self.id),
+            Some(members) => members.iter().for_each(|member| member.collect(ids)),
+        }
+        for parent in &self.parents {
+            parent.collect(ids);
+        }
+    }
+
+    /// Reads Celery's form. An id alone is a task, as in older messages.
+    ///
+    /// # Errors
+    ///
+    /// When it has another form, or is nested deeper than 128 levels.
+    pub fn read(raw: &Raw<'_>) -> Result<Self, DecodeError> {
+        Self::from_value(&raw.to_value()?)
+    }
+
+    /// The same from a decoded value.
+    ///
+    /// # Errors
+    ///
+    /// When it has another form.
+    pub fn from_value(value: &Value) -> Result<Self, DecodeError> {
+        let wrong = || DecodeError::new("expected a result, [[id, parent], members]");
+        let mut parents: Vec<Self> = Vec::new();
+        let mut first = None;
+        let mut next = Some(value);
+        while let Some(value) = next.take() {
+            let node = match value {
+                Value::Str(id) => Self::task(id.as_str()),
+                Value::Array(parts) => {
+                    let [pair, members] = parts.as_slice() else {
+                        return Err(wrong());
+                    };
+                    let (id, parent) = match pair {
+                        Value::Str(id) => (id, &Value::Null),
+                        Value::Array(pair) => match pair.as_slice() {
+                            [Value::Str(id), parent] => (id, parent),
+                            _ => return Err(wrong()),
+                        },
+                        _ => return Err(wrong()),
+                    };
+                    next = Some(parent).filter(|parent| !parent.is_null());
+                    match members {
+                        Value::Null => Self::task(id.as_str()),
+                        Value::Array(members) => {
+                            let members = members.iter().map(Self::from_value);
+                            Self::group(id.as_str(), members.collect::<Result<_, _>>()?)
+                        }
+                        _ => return Err(wrong()),
+                    }
+                }
+                _ => return Err(wrong()),
+            };
+            match first {
+                None => first = Some(node),
+                Some(_) => parents.push(node),
+            }
+        }
+        first.map(|node| Self { parents, ..node }).ok_or_else(wrong)
+    }
+
+    /// Writes Celery's form, with the fifty nearest parents.
+    pub fn to_value(&self) -> Value {
+        let written = self.parents.iter().take(PARENTS_WRITTEN);
+        let parent = written
+            .rev()
+            .fold(Value::Null, |farther, parent| parent.pair(farther));
+        self.pair(parent)
+    }
+
+    fn pair(&self, parent: Value) -> Value {
+        let members = self.members.as_ref();
+        let members = members.map(|members| members.iter().map(Self::to_value).collect::<Vec<_>>());
+        Value::Array(vec![
+            Value::Array(vec![Value::from(self.id.as_str()), parent]),
+            members.into(),
+        ])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(tree: &ResultTree) -> String {
+        let text = crate::Serializer::Json.encode(&tree.to_value()).unwrap();
+        String::from_utf8(text).unwrap()
+    }
+
+    #[test]
+    fn trees_are_celerys() {
+        let cases = [
+            r#"[["a",null],null]"#,
+            r#"[["c",[["b",[["a",null],null]],null]],null]"#,
+            r#"[["g",null],[[["a",null],null],[["b",[["x",null],null]],null]]]"#,
+            r#"[["body",[["g",[["a",null],null]],[[["m",null],null]]]],null]"#,
+        ];
+        for text in cases {
+            let tree = ResultTree::read(&Raw::json(text)).unwrap();
+            assert_eq!(written(&tree), text);
+        }
+        let tree = ResultTree::read(&Raw::json(cases[3])).unwrap();
+        assert_eq!(tree.task_ids(), ["body", "m", "a"]);
+        let header = tree.parent().unwrap();
+        assert_eq!((header.id.as_str(), header.parents.len()), ("g", 1));
+    }
+
+    #[test]
+    fn old_forms_are_read_and_others_refused() {
+        let old = ResultTree::read(&Raw::json(r#"["g",["a","b"]]"#)).unwrap();
+        assert_eq!(old.task_ids(), ["a", "b"]);
+        for text in [
+            "5",
+            "[]",
+            r#"[["a"],null]"#,
+            r#"[[1,null],null]"#,
+            r#"["a",5]"#,
+        ] {
+            assert!(ResultTree::read(&Raw::json(text)).is_err(), "{text}");
+        }
+        let deep = format!(
+            "{}{}",
+            "[[\"a\",".repeat(10_000),
+            "null],null]".repeat(10_000)
+        );
+        assert!(ResultTree::read(&Raw::json(&deep)).is_err());
+    }
+
+    #[test]
+    fn a_long_chain_is_not_a_deep_one() {
+        let mut tree = ResultTree::task("last");
+        for number in 0..100_000 {
+            tree = tree.after(ResultTree::task(number.to_string()));
+        }
+        assert!(ResultTree::read(&Raw::json(&written(&tree))).is_ok());
+    }
+}

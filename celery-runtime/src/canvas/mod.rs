@@ -1,0 +1,31 @@
+//! Workflows of tasks: chains, groups and chords. Pure: nothing here sends.
+//!
+//! - [`node`] is a canvas without types, what everything else works on;
+//!   [`call`] is its leaf.
+//! - [`typed`] is what users write: `Signature<Out, In>` and `Group<Out, In>`.
+//! - [`join`] has Celery's rules for putting one after another, [`links`] those
+//!   for callbacks, [`stamp`] those for stamps.
+//! - [`wire`] reads and writes signatures.
+//! - [`freeze`] gives ids; [`plan`] makes what a client sends.
+
+mod call;
+mod error;
+mod freeze;
+mod join;
+mod links;
+mod node;
+mod plan;
+mod stamp;
+mod typed;
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::CanvasError;
+pub use node::Canvas;
+pub use stamp::{Stamped, StampingVisitor};
+pub use typed::{Accepts, Any, Complete, Group, Members, PartialArgs, Signature, Step, group};
+
+pub(crate) use freeze::Ids;
+pub(crate) use plan::{Letter, Plan, plan};

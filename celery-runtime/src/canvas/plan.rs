@@ -1,0 +1,326 @@
+//! What a client sends for a canvas: [`plan`].
+
+use std::sync::Arc;
+
+use celery_protocol::{Raw, ResultTree, Serializer, Value};
+
+use super::call::TaskCall;
+use super::error::CanvasError;
+use super::freeze::{Ids, Place, flat, nothing_to_run, prepare};
+use super::node::{Canvas, Kind, Options};
+use super::wire::unreadable;
+use crate::backend::ChordStart;
+use crate::client::options::CallOptions;
+
+/// Everything that starts a canvas.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// To be sent, in this order.
+    pub(crate) letters: Vec<Letter>,
+    /// To be told to the result backend before that.
+    pub(crate) chords: Vec<ChordStart>,
+    /// The chords that workers start later, by the ids of their headers.
+    pub(crate) later_chords: Vec<String>,
+    /// The result of the whole.
+    pub(crate) result: ResultTree,
+}
+
+/// One task to send, with its id and all that follows it.
+#[derive(Debug)]
+pub(crate) struct Letter {
+    pub(crate) call: Box<TaskCall>,
+    pub(crate) options: CallOptions,
+}
+
+/// Works out what has to be sent for a canvas: the first step of a chain with
+/// the rest in it, all tasks of a group, the header of a chord with its body in
+/// each.
+///
+/// # Errors
+///
+/// When something in it could not be built or has no form in JSON, and for an
+/// empty chain.
+pub(crate) fn plan(canvas: Canvas, mut ids: Ids<'_>) -> Result<Plan, CanvasError> {
+    canvas.check()?;
+    let mut planner = Planner {
+        ids: &mut ids,
+        letters: Vec::new(),
+        chords: Vec::new(),
+    };
+    let result = planner.run(canvas, &Place::default(), &CallOptions::default())?;
+    let Planner {
+        letters, chords, ..
+    } = planner;
+    Ok(Plan {
+        letters,
+        chords,
+        later_chords: ids.chords,
+        result,
+    })
+}
+
+struct Planner<'a, 'i> {
+    ids: &'a mut Ids<'i>,
+    letters: Vec<Letter>,
+    chords: Vec<ChordStart>,
+}
+
+impl Planner<'_, '_> {
+    /// Starts a canvas in its place, with the options of what it is part of
+    /// laid over its own.
+    fn run(
+        &mut self,
+        canvas: Canvas,
+        place: &Place,
+        over: &CallOptions,
+    ) -> Result<ResultTree, CanvasError> {
+        if let Some(flaw) = canvas.flaw {
+            return Err(flaw);
+        }
+        match &canvas.kind {
+            Kind::Task(call) if call.task == "celery.chunks" => {
+                let group = canvas.into_chunks()?;
+                self.run_group(group, place, over)
+            }
+            Kind::Task(_) => self.run_task(canvas, place, over),
+            Kind::Chain(_) => self.run_chain(canvas, place, over),
+            Kind::Group(_) => self.run_group(canvas, place, over),
+            Kind::Chord(_) => self.run_chord(canvas, place, over),
+        }
+    }
+
+    fn run_task(
+        &mut self,
+        mut canvas: Canvas,
+        place: &Place,
+        over: &CallOptions,
+    ) -> Result<ResultTree, CanvasError> {
+        let tree = canvas.freeze(place, self.ids)?;
+        canvas.options.call.overlay(over);
+        let callbacks = canvas.options.callbacks()?;
+        let errbacks = canvas.options.errbacks()?;
+        let Options {
+            mut call,
+            rest,
+            chord,
+            ..
+        } = *canvas.options;
+        call.embed.callbacks = callbacks;
+        call.embed.errbacks = errbacks;
+        call.embed.chord = chord.map(Arc::unwrap_or_clone);
+        if !rest.is_empty() {
+            call.embed.chain = Some(Raw::encode(Serializer::Json, &rest)?);
+        }
+        if let Kind::Task(task) = canvas.kind {
+            self.letters.push(Letter {
+                call: task,
+                options: call,
+            });
+        }
+        Ok(tree)
+    }
+
+    /// The first step goes out, with the others in it.
+    fn run_chain(
+        &mut self,
+        canvas: Canvas,
+        place: &Place,
+        over: &CallOptions,
+    ) -> Result<ResultTree, CanvasError> {
+        let Kind::Chain(mut steps) = canvas.kind else {
+            return Err(nothing_to_run());
+        };
+        let mut options = *canvas.options;
+        options.call.overlay(over);
+        let mut call = options.call;
+        let place = Place {
+            id: call.task_id.take().or_else(|| place.id.clone()),
+            group_id: place.group_id.clone().or(call.group_id.take()),
+            group_index: place.group_index.or(call.group_index.take()),
+            chord: place.chord.clone().or(options.chord),
+            root_id: place.root_id.clone().or(call.root_id.take()),
+        };
+        if let Some(last) = steps.last_mut() {
+            options
+                .link
+                .into_iter()
+                .for_each(|link| last.add_callback(link));
+        }
+        let (mut steps, tree) = prepare(steps, &place, &options.link_error, self.ids)?;
+        let mut first = steps.pop().ok_or_else(nothing_to_run)?;
+        let rest = steps.iter().map(Canvas::to_wire);
+        first.options.rest = options.rest;
+        first
+            .options
+            .rest
+            .extend(rest.collect::<Result<Vec<_>, _>>()?);
+        call.parent_id = None;
+        self.run(first, &Place::default(), &call)?;
+        Ok(tree)
+    }
+
+    /// All members go out. Those of groups inside keep the outer group's id and
+    /// are numbered afresh, as Celery does it.
+    fn run_group(
+        &mut self,
+        canvas: Canvas,
+        place: &Place,
+        over: &CallOptions,
+    ) -> Result<ResultTree, CanvasError> {
+        let Kind::Group(group) = canvas.kind else {
+            return Err(nothing_to_run());
+        };
+        let mut options = *canvas.options;
+        options.call.overlay(over);
+        let id = options.call.task_id.take();
+        let id = id.unwrap_or_else(|| (self.ids.fresh)());
+        let place = Place {
+            group_id: Some(id.clone()),
+            chord: place.chord.clone().or(options.chord.take()),
+            root_id: place.root_id.clone().or(options.call.root_id.take()),
+            ..Place::default()
+        };
+        options.call.group_id = None;
+        options.call.group_index = None;
+        let mut members = self.run_members(group.tasks, &place, &options)?;
+        // A chain that ends in a group is that group, if it is alone.
+        match members.as_slice() {
+            [only] if only.members.is_some() => Ok(members.remove(0)),
+            _ => Ok(ResultTree::group(id, members)),
+        }
+    }
+
+    fn run_members(
+        &mut self,
+        tasks: Vec<Canvas>,
+        place: &Place,
+        over: &Options,
+    ) -> Result<Vec<ResultTree>, CanvasError> {
+        let mut members = Vec::with_capacity(tasks.len());
+        for (index, mut task) in tasks.into_iter().enumerate() {
+            match &mut task.kind {
+                Kind::Chain(steps) if steps.is_empty() && task.flaw.is_none() => continue,
+                Kind::Group(inner) => {
+                    let tasks = std::mem::take(&mut inner.tasks);
+                    members.extend(self.run_members(tasks, place, over)?);
+                    continue;
+                }
+                _ => {}
+            }
+            over.link
+                .iter()
+                .for_each(|link| task.add_callback(link.clone()));
+            over.link_error
+                .iter()
+                .for_each(|link| task.add_errback(link));
+            let place = Place {
+                group_index: i64::try_from(index).ok(),
+                ..place.clone()
+            };
+            let member = self.run(task, &place, &over.call);
+            let within = |error: CanvasError| error.inside(format_args!("tasks[{index}]"));
+            members.push(member.map_err(within)?);
+        }
+        Ok(members)
+    }
+
+    /// The header goes out, each task of it with the body.
+    fn run_chord(
+        &mut self,
+        canvas: Canvas,
+        place: &Place,
+        over: &CallOptions,
+    ) -> Result<ResultTree, CanvasError> {
+        let Kind::Chord(chord) = canvas.kind else {
+            return Err(nothing_to_run());
+        };
+        let mut options = *canvas.options;
+        options.call.overlay(over);
+        let (mut header, mut body) = (chord.header, chord.body);
+        let asked = options.call.task_id.take().filter(|_| !chord.frozen);
+        let id = header.options.call.task_id.take();
+        let id = id.unwrap_or_else(|| (self.ids.fresh)());
+
+        // The body gets all of it, but when to begin.
+        let root_id = body.options.call.root_id.clone();
+        let eta = options.call.eta.take();
+        options
+            .link
+            .into_iter()
+            .for_each(|link| body.add_callback(link));
+        for errback in options.link_error {
+            match body.kind {
+                Kind::Group(_) => body.add_errback(&errback),
+                // Where it is looked for when the header fails.
+                _ => body.options.link_error.push(errback),
+            }
+        }
+        body.options.call.overlay(&CallOptions {
+            parent_id: None,
+            ..options.call.clone()
+        });
+        body.options.rest.extend(options.rest);
+        let group_id = place.group_id.clone().or_else(|| Some(id.clone()));
+        let body_place = Place {
+            id: asked.or_else(|| place.id.clone()),
+            group_id,
+            root_id: place.root_id.clone().or_else(|| root_id.clone()),
+            ..place.clone()
+        };
+        let tree = body.freeze(&body_place, self.ids);
+        let tree = tree.map_err(|error| error.inside("body"))?;
+
+        let Kind::Group(group) = &mut header.kind else {
+            return Err(CanvasError::new("a header that is no group").inside("header"));
+        };
+        let tasks = flat(std::mem::take(&mut group.tasks));
+        let size = tasks.iter().map(Canvas::size).sum();
+        if size == 0 {
+            body.give(&[Raw::json("[]")]);
+            self.run(body, &Place::default(), &CallOptions::default())?;
+            return Ok(tree.after(ResultTree::group(id, Vec::new())));
+        }
+        let written = body.to_wire().map_err(|error| error.inside("body"))?;
+        let header_place = Place {
+            group_id: Some(id.clone()),
+            chord: Some(Arc::new(written)),
+            root_id,
+            ..Place::default()
+        };
+        options.call.eta = eta;
+        header.options.call.overlay(&options.call);
+        let members = self.run_members(tasks, &header_place, &header.options);
+        let members = members.map_err(|error| error.inside("header"))?;
+        let header = ResultTree::group(id.clone(), members);
+        self.chords.push(ChordStart::new(id, size, &header));
+        Ok(tree.after(header))
+    }
+}
+
+impl Canvas {
+    /// The group of `celery.starmap`s that `celery.chunks` stands for.
+    fn into_chunks(self) -> Result<Self, CanvasError> {
+        let Kind::Task(call) = &self.kind else {
+            return Ok(self);
+        };
+        let (_, kwargs) = call.raw_arguments()?;
+        let entries = kwargs.entries().map_err(|error| unreadable(&error))?;
+        let named = |name: &str| {
+            let found = entries.iter().find(|(key, _)| key == name);
+            let missing = || CanvasError::new(format!("celery.chunks without {name}"));
+            found.map(|(_, raw)| raw).ok_or_else(missing)
+        };
+        let task = Self::read(named("task")?).map_err(|error| error.inside("task"))?;
+        let items = named("it")?
+            .elements()
+            .map_err(|error| unreadable(&error))?;
+        let n = named("n")?.to_value().ok().as_ref().and_then(Value::as_u64);
+        let n = n.and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
+        let n =
+            n.ok_or_else(|| CanvasError::new("celery.chunks of no positive number of items"))?;
+        let parts = items.chunks(n);
+        let mut group = Self::group(parts.map(|part| Self::mapped("celery.starmap", &task, part)));
+        group.options = self.options;
+        Ok(group)
+    }
+}

@@ -1,0 +1,213 @@
+//! Canvases side by side: [`Group`].
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use celery_protocol::Value;
+use serde::Serialize;
+
+use super::{Accepts, Any, Signature, Step};
+use crate::canvas::node::Canvas;
+use crate::canvas::stamp::StampingVisitor;
+use crate::task::TaskArgs;
+
+/// Canvases that run side by side, or a chain that ends in such: its result is
+/// one value for each member, an `Out`: a `Vec`, or a tuple for members of
+/// different types.
+///
+/// Made by [`group`]. What comes [after](Group::then) it gets all results as
+/// one list, which makes it a chord.
+pub struct Group<Out, In = ()> {
+    canvas: Canvas,
+    types: PhantomData<fn(In) -> Out>,
+}
+
+/// Puts canvases side by side: any number of one type, or a tuple of up to eight
+/// types. All wait for the same.
+///
+/// ```
+/// use celery_runtime::{Task, group};
+///
+/// const ADD: Task<(i64, i64), i64> = Task::new("tasks.add").params(&["x", "y"]);
+/// const XSUM: Task<(Vec<i64>,), i64> = Task::new("tasks.xsum").params(&["numbers"]);
+/// const SHOUT: Task<(String,), String> = Task::new("tasks.shout").params(&["text"]);
+///
+/// let ninety = group((0..10).map(|i| ADD.s((i, i)))).then(XSUM.p(()));
+/// let both = group((ADD.s((1, 2)), SHOUT.s(("hello".to_owned(),))));
+/// # let _ = (ninety, both);
+/// ```
+pub fn group<M: Members<Shape>, Shape>(members: M) -> Group<M::Out, M::In> {
+    Group::over(Canvas::group(members.into_canvases()))
+}
+
+/// What can be a [`group`]: signatures of one type in an array, vector or any
+/// iterator, or a tuple of signatures. `Shape` tells these two apart.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be a group",
+    note = "use an iterator of signatures of one type, or a tuple of at most eight signatures; all \
+            of them must wait for the same"
+)]
+pub trait Members<Shape> {
+    /// All results.
+    type Out;
+    /// What each member waits for.
+    type In;
+
+    /// Without types.
+    #[doc(hidden)]
+    fn into_canvases(self) -> Vec<Canvas>;
+}
+
+/// Members of one type.
+#[derive(Debug)]
+pub struct Alike;
+
+/// Members of different types.
+#[derive(Debug)]
+pub struct Mixed;
+
+impl<I, T, In> Members<Alike> for I
+where
+    I: IntoIterator<Item = Signature<T, In>>,
+{
+    type Out = Vec<T>;
+    type In = In;
+
+    fn into_canvases(self) -> Vec<Canvas> {
+        self.into_iter().map(Canvas::from).collect()
+    }
+}
+
+macro_rules! mixed {
+    ($(($($name:ident)*))*) => {$(
+        impl<In, $($name),*> Members<Mixed> for ($(Signature<$name, In>,)*) {
+            type Out = ($($name,)*);
+            type In = In;
+
+            #[allow(non_snake_case, reason = "the type names double as variable names")]
+            fn into_canvases(self) -> Vec<Canvas> {
+                let ($($name,)*) = self;
+                vec![$(Canvas::from($name)),*]
+            }
+        }
+    )*};
+}
+
+mixed! {
+    (A)
+    (A B)
+    (A B C)
+    (A B C D)
+    (A B C D E)
+    (A B C D E F)
+    (A B C D E F G)
+    (A B C D E F G H)
+}
+
+impl<Out, In> Group<Out, In> {
+    pub(super) fn over(canvas: Canvas) -> Self {
+        Self::from_canvas(canvas.whole())
+    }
+
+    fn from_canvas(canvas: Canvas) -> Self {
+        Self {
+            canvas,
+            types: PhantomData,
+        }
+    }
+
+    /// This, and then `next` with the list of all results: a chord.
+    #[must_use]
+    pub fn then<S: Step<Out>>(self, next: S) -> S::After<In> {
+        next.after(self.canvas)
+    }
+
+    /// The same with the arguments that all members wait for.
+    ///
+    /// ```
+    /// # use celery_runtime::{Task, group};
+    /// const ADD: Task<(i64, i64), i64> = Task::new("tasks.add").params(&["x", "y"]);
+    ///
+    /// let plus_ten = group((0..10).map(|i| ADD.p((i,)))).given((10,));
+    /// # let _ = plus_ten;
+    /// ```
+    #[must_use]
+    pub fn given(self, args: In) -> Group<Out>
+    where
+        In: TaskArgs + Serialize,
+    {
+        Group::from_canvas(self.canvas.given(args))
+    }
+
+    /// The same after whatever else, whose result is thrown away.
+    #[must_use]
+    pub fn immutable(self) -> Group<Out, Any> {
+        Group::from_canvas(self.canvas.immutable())
+    }
+
+    /// Sets options of the call, which count for all members, whatever they say
+    /// themselves:
+    ///
+    /// ```
+    /// # use celery_runtime::{Task, group};
+    /// # const ADD: Task<(i64, i64), i64> = Task::new("tasks.add").params(&["x", "y"]);
+    /// let both = group([ADD.s((1, 1)), ADD.s((2, 2))]);
+    /// let both = both.with(|all| all.queue("slow").priority(3));
+    /// # let _ = both;
+    /// ```
+    #[must_use]
+    pub fn with(self, set: impl FnOnce(Signature<Out, In>) -> Signature<Out, In>) -> Self {
+        Self::from_canvas(set(Signature::from_canvas(self.canvas)).canvas)
+    }
+
+    /// The id of the group; a fresh one where none is given.
+    #[must_use]
+    pub fn group_id(self, id: impl Into<String>) -> Self {
+        self.with(|group| group.task_id(id))
+    }
+
+    /// Sends `errback` with the id of the failed task as its first argument for
+    /// each member that fails.
+    #[must_use]
+    pub fn link_error<T, I>(self, errback: &Signature<T, I>) -> Self {
+        self.with(|group| group.link_error(errback))
+    }
+
+    /// Puts a stamp on all members.
+    #[must_use]
+    pub fn stamp(self, name: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.with(|group| group.stamp(name, value))
+    }
+
+    /// Lets `visitor` say which stamps each part gets.
+    #[must_use]
+    pub fn stamp_with(self, visitor: &mut dyn StampingVisitor) -> Self {
+        self.with(|group| group.stamp_with(visitor))
+    }
+}
+
+impl<T, Out, I: Accepts<T>> Step<T> for Group<Out, I> {
+    type After<In> = Group<Out, In>;
+
+    fn after<In>(self, before: Canvas) -> Group<Out, In> {
+        Group::from_canvas(before.then_some(self.canvas))
+    }
+}
+
+impl<Out, In> From<Group<Out, In>> for Canvas {
+    fn from(group: Group<Out, In>) -> Self {
+        group.canvas
+    }
+}
+
+impl<Out, In> Clone for Group<Out, In> {
+    fn clone(&self) -> Self {
+        Self::from_canvas(self.canvas.clone())
+    }
+}
+
+impl<Out, In> fmt::Debug for Group<Out, In> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Group").field(&self.canvas).finish()
+    }
+}

@@ -1,0 +1,78 @@
+//! Workflows: partial calls, groups, chains and chords, for a worker in Python:
+//!
+//!     cargo run --example canvas -- redis://localhost redis://localhost/1
+
+mod tasks;
+
+use std::time::Duration;
+
+use celery::{Config, group};
+use tasks::Number::{self, Int};
+use tasks::{ADD, MUL, XSUM};
+
+#[tokio::main]
+async fn main() -> std::process::ExitCode {
+    match walk().await {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+async fn walk() -> Result<(), celery::Error> {
+    let mut config = Config::from_env()?;
+    let mut arguments = std::env::args().skip(1);
+    if let Some(url) = arguments.next() {
+        config = config.broker_url(url);
+    }
+    if let Some(url) = arguments.next() {
+        config = config.result_backend(url);
+    }
+    let client = celery::connect(config)?.client();
+
+    // A signature with the last argument; the first one is given later.
+    let plus_two = ADD.p((Int(2),));
+    let ten = client.apply(plus_two.given((Int(8),))).await?;
+    println!("add(8, 2) = {}", ten.get_timeout(PATIENCE).await?);
+
+    // A group: all at once, the results in order.
+    let doubles = group((0..10).map(|i| ADD.s((Int(i), Int(i)))));
+    let doubles = client.apply(doubles).await?;
+    println!(
+        "add(i, i) = {}",
+        list(&doubles.get_timeout(PATIENCE).await?)
+    );
+
+    // A partial group: every member gets the ten.
+    let plus_ten = group((0..10).map(|i| ADD.p((Int(i),))));
+    let plus_ten = client.apply(plus_ten.given((Int(10),))).await?;
+    println!(
+        "add(10, i) = {}",
+        list(&plus_ten.get_timeout(PATIENCE).await?)
+    );
+
+    // A chain: each step gets the result of the one before.
+    let product = client
+        .apply(ADD.s((Int(4), Int(4))).then(MUL.p((Int(8),))))
+        .await?;
+    println!("(4 + 4) * 8 = {}", product.get_timeout(PATIENCE).await?);
+
+    // A chord: something after a group gets the list of all results.
+    let sum = group((0..10).map(|i| ADD.s((Int(i), Int(i))))).then(XSUM.p(()));
+    let sum = client.apply(sum).await?;
+    println!(
+        "the sum of add(i, i) = {}",
+        sum.get_timeout(PATIENCE).await?
+    );
+    Ok(())
+}
+
+fn list(numbers: &[Number]) -> String {
+    let numbers: Vec<_> = numbers.iter().map(Number::to_string).collect();
+    numbers.join(", ")
+}
+
+/// Without a worker on the queue there would be no end to the wait.
+const PATIENCE: Duration = Duration::from_secs(10);
