@@ -31,6 +31,7 @@ use super::delivery::{
     Action, Answer, Event, Letter, Notice, Obstacle, Plan, Refusal, Report, Revocation, Step, Stop,
     Verdict, celery_exception, not_unique, time_limit_exceeded,
 };
+use super::rates::{LONGEST_HOLD, LONGEST_PARK};
 use crate::backoff::Backoff;
 use crate::broker::QueueEnd;
 use crate::clock::Moment;
@@ -674,13 +675,6 @@ impl Life {
         delay
     }
 }
-
-/// Up to which wait a limited task is kept here.
-const LONGEST_HOLD: Duration = Duration::from_secs(1);
-
-/// How long a limited task is left with the broker at a time, so that a limit
-/// that is lifted has its effect soon.
-const LONGEST_PARK: Duration = Duration::from_secs(30);
 
 /// How long a delivery that was withdrawn may take to come back, when nothing
 /// is left to be done but to settle it.

@@ -5,11 +5,20 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Ids that are remembered while their task waits with the broker. More are
-/// forgotten, and line up anew when they come back.
-const MOST_RESERVED: usize = 100_000;
+/// Up to which wait a limited task is kept by the worker, and has its turn for
+/// sure.
+pub(crate) const LONGEST_HOLD: Duration = Duration::from_secs(1);
+
+/// How long a limited task is left with the broker at a time, so that a limit
+/// that is lifted has its effect soon.
+pub(crate) const LONGEST_PARK: Duration = Duration::from_secs(30);
 
 /// The limits of a worker's tasks, and whose turn is when.
+///
+/// A task whose turn is near gets it. The others go back to the broker, spread
+/// over the time to come, and line up anew when they return, here or at another
+/// worker: a turn that was kept for one of them would be lost where another
+/// worker has it by then.
 #[derive(Debug, Default)]
 pub(crate) struct Rates {
     lanes: HashMap<String, Lane>,
@@ -20,7 +29,9 @@ struct Lane {
     interval: Duration,
     /// When the next one may start.
     next: Option<Instant>,
-    /// The turns of those that wait.
+    /// When the last one of those comes back that were sent away.
+    later: Option<Instant>,
+    /// The turns of those that wait here.
     reserved: HashMap<String, Instant>,
     /// Turns before `next` that were given up.
     free: BTreeSet<Instant>,
@@ -69,6 +80,7 @@ impl Rates {
                 let lane = Lane {
                     interval,
                     next: next.map(|next| next.min(Instant::now() + interval)),
+                    later: None,
                     reserved: HashMap::new(),
                     free: BTreeSet::new(),
                 };
@@ -77,7 +89,8 @@ impl Rates {
         }
     }
 
-    /// When the task with this id may start: at once where `None`.
+    /// When the task with this id may start, or may ask again: at once where
+    /// `None`.
     pub(crate) fn turn(&mut self, task: &str, id: &str, now: Instant) -> Option<Instant> {
         let lane = self.lanes.get_mut(task)?;
         if let Some(turn) = lane.reserved.get(id).copied() {
@@ -87,13 +100,15 @@ impl Rates {
             lane.reserved.remove(id);
             return None;
         }
-        let turn = lane.next_turn(now);
+        let turn = lane.first_turn(now);
+        if turn > now + LONGEST_HOLD {
+            return Some(lane.send_away(turn, now));
+        }
+        lane.take(turn);
         if turn <= now {
             return None;
         }
-        if lane.reserved.len() < MOST_RESERVED {
-            lane.reserved.insert(id.to_owned(), turn);
-        }
+        lane.reserved.insert(id.to_owned(), turn);
         Some(turn)
     }
 
@@ -109,14 +124,27 @@ impl Rates {
 
 impl Lane {
     /// The first turn from now on that nobody has.
-    fn next_turn(&mut self, now: Instant) -> Instant {
+    fn first_turn(&mut self, now: Instant) -> Instant {
         self.free = self.free.split_off(&now);
-        if let Some(turn) = self.free.pop_first() {
-            return turn;
+        let next = self.next.map_or(now, |next| next.max(now));
+        self.free.first().copied().unwrap_or(next)
+    }
+
+    fn take(&mut self, turn: Instant) {
+        if !self.free.remove(&turn) {
+            self.next = turn.checked_add(self.interval).or(Some(turn));
         }
-        let turn = self.next.map_or(now, |next| next.max(now));
-        self.next = turn.checked_add(self.interval).or(Some(turn));
-        turn
+    }
+
+    /// When to ask again: each one a turn after the one before.
+    fn send_away(&mut self, first: Instant, now: Instant) -> Instant {
+        let after = self
+            .later
+            .and_then(|later| later.checked_add(self.interval));
+        let back = after.map_or(first, |after| after.max(first));
+        let back = back.min(now + LONGEST_PARK);
+        self.later = Some(back);
+        back
     }
 }
 
@@ -165,19 +193,36 @@ mod tests {
     fn a_turn_that_is_given_up_is_anothers() {
         let mut rates = Rates::default();
         let now = Instant::now();
-        let second = Duration::from_secs(1);
-        rates.set("t", Some(1.0));
+        let tenth = Duration::from_millis(100);
+        rates.set("t", Some(10.0));
         assert_eq!(rates.turn("t", "a", now), None);
         for (turn, id) in (1..).zip(["b", "c", "d"]) {
-            assert_eq!(rates.turn("t", id, now), Some(now + second * turn));
+            assert_eq!(rates.turn("t", id, now), Some(now + tenth * turn));
         }
         rates.forget("b");
         rates.forget("c");
         rates.forget("nobody");
         // The first one is over.
-        let later = now + second * 3 / 2;
-        assert_eq!(rates.turn("t", "e", later), Some(now + second * 2));
-        assert_eq!(rates.turn("t", "f", later), Some(now + second * 4));
-        assert_eq!(rates.turn("t", "d", later), Some(now + second * 3));
+        let later = now + tenth * 3 / 2;
+        assert_eq!(rates.turn("t", "e", later), Some(now + tenth * 2));
+        assert_eq!(rates.turn("t", "f", later), Some(now + tenth * 4));
+        assert_eq!(rates.turn("t", "d", later), Some(now + tenth * 3));
+    }
+
+    #[test]
+    fn who_is_sent_away_comes_back_in_his_turn_and_keeps_it_from_nobody() {
+        let mut rates = Rates::default();
+        let now = Instant::now();
+        let six = Duration::from_secs(6);
+        rates.set("t", Some(1.0 / 6.0));
+        assert_eq!(rates.turn("t", "a", now), None);
+        for turn in 1..=5 {
+            assert_eq!(rates.turn("t", "away", now), Some(now + six * turn));
+        }
+        // Nobody waits longer for a limit that may be lifted.
+        assert_eq!(rates.turn("t", "away", now), Some(now + LONGEST_PARK));
+        // They went to somebody else, and the turn is for who is here.
+        assert_eq!(rates.turn("t", "b", now + six), None);
+        assert_eq!(rates.turn("t", "c", now + six * 2), None);
     }
 }
