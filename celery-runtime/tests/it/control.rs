@@ -518,6 +518,30 @@ async fn events_wait_for_a_broker_that_is_slower_than_the_tasks() {
     worker.stop().await.unwrap();
 }
 
+#[tokio::test(start_paused = true)]
+async fn clients_tell_what_they_send_where_they_are_set_up_to() {
+    let config = Config::new().set("task_send_sent_event", true).unwrap();
+    let telling = Setup::with_config(config);
+    let watch = telling.watch().await;
+    let call = ADD.s((1, 2)).queue("sums");
+    let sent = telling.client().apply(call).await.unwrap();
+    settle().await;
+    let told = watch.of("task-sent");
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0].task_id(), Some(sent.id()));
+    let field = |name| told[0].fields.get(name).and_then(Value::as_str);
+    assert_eq!(field("name"), Some("tasks.add"));
+    assert_eq!(field("args"), Some("(1, 2)"));
+    assert_eq!(field("queue"), Some("sums"));
+    assert_eq!(field("routing_key"), Some("sums"));
+
+    let silent = Setup::new();
+    let watch = silent.watch().await;
+    silent.client().send(ADD, (1, 2)).await.unwrap();
+    settle().await;
+    assert!(watch.all().is_empty());
+}
+
 // Stops.
 
 const HEED: Task<(), String> = Task::new("tasks.heed");

@@ -22,6 +22,8 @@ pub(crate) const PID: Task<(), u32> = Task::new("isolated.pid");
 pub(crate) const ASYNC_PID: Task<(), u32> = Task::new("isolated.async_pid");
 /// A task in the worker's own process.
 pub(crate) const WORKER_PID: Task<(), u32> = Task::new("isolated.worker_pid");
+/// Keeps the worker's runtime from everything else for so many milliseconds.
+pub(crate) const BLOCK: Task<(u64,), ()> = Task::new("isolated.block").params(&["milliseconds"]);
 /// Uses the application's state.
 pub(crate) const GREET: Task<(String,), String> = Task::new("isolated.greet").params(&["name"]);
 pub(crate) const PANIC: Task<(String,), ()> = Task::new("isolated.panic").params(&["message"]);
@@ -76,6 +78,10 @@ pub(crate) struct Phrases {
 pub(crate) fn tasks() -> Tasks {
     Tasks::new()
         .with(WORKER_PID, async || Ok::<_, Infallible>(std::process::id()))
+        .with(BLOCK, async |milliseconds| {
+            thread::sleep(Duration::from_millis(milliseconds));
+            Ok::<_, Infallible>(())
+        })
         .with_isolated_async(ASYNC_PID, async || Ok::<_, Infallible>(std::process::id()))
         .with_isolated_async(ASYNC_OBEY, async_obey)
         .with_isolated(ADD, |x, y| Ok::<_, Infallible>(x + y))

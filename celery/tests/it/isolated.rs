@@ -13,12 +13,13 @@ use crate::support::{
     PATIENCE, Running, Setup, WorkerProcess, eventually, example, signal, stories, within,
 };
 use crate::work::{
-    ABORT, ADD, AGAIN, ASYNC_OBEY, ASYNC_PID, CHAT, CRASH, CRASH_ALWAYS, CRASH_ONCE, EAT, ECHO,
-    EXIT, GREET, HANG, HEED, HOLD, OBEY, ORIGIN, PANIC, PARSE, PID, PRETEND, REPORT, WORKER_PID,
-    tasks,
+    ABORT, ADD, AGAIN, ASYNC_OBEY, ASYNC_PID, BLOCK, CHAT, CRASH, CRASH_ALWAYS, CRASH_ONCE, EAT,
+    ECHO, EXIT, GREET, HANG, HEED, HOLD, OBEY, ORIGIN, PANIC, PARSE, PID, PRETEND, REPORT,
+    WORKER_PID, tasks,
 };
 
 stories! {
+    a_task_that_blocks_the_runtime_is_named_and_the_last_line_counts: redis;
     ctrl_c_in_a_terminal_does_not_reach_the_children: redis;
     children_do_not_outlive_a_worker_that_is_killed: redis;
     a_task_that_always_crashes_is_given_up: redis, rabbitmq;
@@ -460,6 +461,30 @@ async fn a_worker_that_is_dropped_takes_its_children_with_it() {
     running.abort();
     wait_until_gone(idle).await;
     wait_until_gone(busy[0]).await;
+}
+
+async fn a_task_that_blocks_the_runtime_is_named_and_the_last_line_counts(setup: Setup) {
+    let worker = WorkerProcess::start_example(&["isolated"], &setup, &[]).await;
+    let client = setup.client();
+    let blocking = client.send(BLOCK, (3_000,)).await.unwrap();
+    blocking.get_timeout(PATIENCE).await.unwrap();
+    let named = format!("task isolated.block ({}) blocks the runtime", blocking.id());
+    assert!(worker.log().contains(&named), "{}", worker.log());
+    let short = client.send(BLOCK, (0,)).await.unwrap();
+    short.get_timeout(PATIENCE).await.unwrap();
+    assert!(!worker.log().contains(short.id()), "{}", worker.log());
+
+    let folder = Folder::new();
+    let heeding = client.send(HEED, (folder.path(),)).await.unwrap();
+    folder.wait_for_pids(1).await;
+    worker.signal("TERM");
+    assert_eq!(heeding.get_timeout(PATIENCE).await.unwrap(), "heeded");
+    eventually("the last line is there", async || {
+        let line = "the worker has stopped: 1 tasks finished, 0 deliveries returned";
+        worker.log().contains(line).then_some(())
+    })
+    .await;
+    assert_eq!(worker.ended().await, Some(0));
 }
 
 async fn ctrl_c_in_a_terminal_does_not_reach_the_children(setup: Setup) {
