@@ -92,7 +92,7 @@ impl Intake {
             Ok(converted) => converted,
             Err(refusal) => return Err(Box::new((message, refusal))),
         };
-        match self.plan(converted.as_ref().unwrap_or(&message)) {
+        match self.plan(converted.as_ref().unwrap_or(&message), redelivered) {
             Ok((registered, id, plan)) => {
                 let job = Job {
                     id,
@@ -137,7 +137,11 @@ impl Intake {
         Ok(Some(converted))
     }
 
-    fn plan(&self, message: &Message) -> Result<(&Registered, String, Plan), Refusal> {
+    fn plan(
+        &self,
+        message: &Message,
+        redelivered: bool,
+    ) -> Result<(&Registered, String, Plan), Refusal> {
         let undecodable = |error: DecodeError| refuse("undecodable", &error);
         let headers = message
             .headers
@@ -154,8 +158,9 @@ impl Intake {
         let body = payload.body().map_err(undecodable)?;
         body.arguments().map_err(undecodable)?;
         let links = self.links(&body.embed)?;
+        let options = &registered.declaration.options;
         let plan = self
-            .plan_of(&headers, &registered.declaration.options, links)
+            .plan_of(&headers, options, links, redelivered)
             .map_err(undecodable)?;
         Ok((registered, headers.id.into_owned(), plan))
     }
@@ -189,6 +194,7 @@ impl Intake {
         headers: &TaskHeaders<'_>,
         task: &TaskOptions,
         links: Links,
+        redelivered: bool,
     ) -> Result<Plan, DecodeError> {
         let defaults = &self.defaults;
         let flag = |pick: fn(&TaskOptions) -> Option<bool>| {
@@ -222,7 +228,7 @@ impl Intake {
                 .or(defaults.acks_on_failure)
                 .unwrap_or(true),
             tells: self.tells,
-            asks: self.questions(task, true).any(),
+            asks: self.questions(task, redelivered).any(),
             requeued_when_lost: flag(|options| options.reject_on_worker_lost),
             stores_result: has_backend && !ignores,
             stores_errors: has_backend && flag(|options| options.store_errors),

@@ -18,45 +18,25 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Replies that are read; a fleet that is larger has told what it knows by then.
 const MOST: usize = 1024;
 
-/// Dropped, or told, when the question is out: who listens before would hear
-/// it himself and pass for a peer.
-#[derive(Debug)]
-pub(crate) struct Asked(Option<oneshot::Sender<()>>);
-
-impl Asked {
-    pub(crate) fn channel() -> (Self, oneshot::Receiver<()>) {
-        let (sender, receiver) = oneshot::channel();
-        (Self(Some(sender)), receiver)
-    }
-
-    fn tell(&mut self) {
-        self.0.take();
-    }
-}
-
 /// What the peers answer in time. A broker that is away is no reason to wait,
 /// nor is one that says how many there are, once they have answered.
+///
+/// `asking` is dropped when the question is out, or will not be put: who listens
+/// before would hear it himself and pass for a peer.
 pub(crate) fn ask(
     broker: &Arc<dyn Broker>,
     clock: &LogicalClock,
     settings: &ControlSettings,
     hostname: &str,
-    mut asked: Asked,
+    asking: oneshot::Sender<()>,
 ) -> BoxFuture<'static, Vec<ControlReply>> {
     let (broker, clock) = (Arc::clone(broker), clock.clone());
     let settings = settings.clone();
     let hostname = hostname.to_owned();
     Box::pin(async move {
         let mut replies = Vec::new();
-        let asking = collect(
-            &*broker,
-            &clock,
-            &settings,
-            &hostname,
-            &mut replies,
-            &mut asked,
-        );
-        if let Ok(Err(error)) = tokio::time::timeout(PATIENCE, asking).await {
+        let collecting = collect(&*broker, &clock, &settings, &hostname, &mut replies, asking);
+        if let Ok(Err(error)) = tokio::time::timeout(PATIENCE, collecting).await {
             tracing::warn!("the other workers cannot be asked: {error}");
         }
         replies
@@ -69,7 +49,7 @@ async fn collect(
     settings: &ControlSettings,
     hostname: &str,
     replies: &mut Vec<ControlReply>,
-    asked: &mut Asked,
+    asking: oneshot::Sender<()>,
 ) -> Result<(), ServiceError> {
     let key = Uuid::new_v4().to_string();
     let mailbox = settings.reply_mailbox(&key);
@@ -84,7 +64,7 @@ async fn collect(
         return Ok(());
     };
     let listeners = broker.broadcast(&settings.requests(), "", &message).await?;
-    asked.tell();
+    drop(asking);
     let most = listeners.map_or(MOST, |count| MOST.min(count as usize));
     while replies.len() < most {
         let reply = ControlReply::read(&inbox.next().await?);

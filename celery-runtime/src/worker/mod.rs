@@ -36,6 +36,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use celery_protocol::{Map, Value};
+use tokio::sync::oneshot;
 
 pub(crate) use gate::remember;
 pub(crate) use isolated::Children;
@@ -59,7 +60,6 @@ use follow::Desk;
 use herald::Herald;
 use intake::Intake;
 use isolated::Duty;
-use mingle::Asked;
 use outbox::Outbox;
 use patience::stops;
 use supervisor::{LinkHook, Supervisor};
@@ -439,7 +439,7 @@ impl Worker {
             true => mailboxes(&config, &self.hostname),
             false => Vec::new(),
         };
-        let (asked, begin) = Asked::channel();
+        let (asking, begin) = oneshot::channel();
         let ears = Ears::start(app.broker(), mailboxes, begin);
         let mingle = (is_steered && self.settings.mingle).then(|| {
             mingle::ask(
@@ -447,7 +447,7 @@ impl Worker {
                 &lamport,
                 &config.control,
                 &self.hostname,
-                asked,
+                asking,
             )
         });
         let desk = Desk {

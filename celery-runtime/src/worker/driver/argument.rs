@@ -2,11 +2,7 @@
 
 use celery_protocol::{Map, Value, repr};
 
-/// `{"ok": …}` and its like.
-pub(super) fn outcome(name: &str, value: impl Into<Value>) -> Value {
-    entry(name, value)
-}
-
+/// A map of one entry: `{"ok": …}` and its like.
 pub(super) fn entry(name: &str, value: impl Into<Value>) -> Value {
     let mut map = Map::new();
     map.insert(name, value);

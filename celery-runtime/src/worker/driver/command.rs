@@ -5,8 +5,7 @@ use std::collections::HashSet;
 use celery_protocol::{ControlRequest, Map, TimeLimits, Value, repr};
 
 use super::argument::{
-    entry, is_true, list, missing, number, outcome, quoted, scalar, set, signal, task_ids, text,
-    texts,
+    entry, is_true, list, missing, number, quoted, scalar, set, signal, task_ids, text, texts,
 };
 use super::{Driver, Key, Work};
 use crate::broker::{Exchange, ExchangeKind, Queue};
@@ -54,7 +53,7 @@ impl Driver {
         if let Err(error) = &answer {
             tracing::warn!("command {:?} failed: {error}", request.method);
         }
-        let value = answer.unwrap_or_else(|error| outcome("error", error));
+        let value = answer.unwrap_or_else(|error| entry("error", error));
         if let Some(address) = &request.reply_to {
             self.herald.reply(address, request.ticket.clone(), value);
         }
@@ -62,7 +61,7 @@ impl Driver {
 
     fn command(&mut self, name: &str, arguments: &Map) -> Reply {
         let answer = match name {
-            "ping" => Ok(outcome("ok", "pong")),
+            "ping" => Ok(entry("ok", "pong")),
             "active" | "dump_active" => Ok(self.active()),
             "reserved" | "dump_reserved" => Ok(self.reserved()),
             "scheduled" | "dump_schedule" => Ok(self.scheduled()),
@@ -70,7 +69,7 @@ impl Driver {
             "registered" | "dump_tasks" => Ok(self.registered(arguments)),
             "stats" => Ok(self.stats()),
             "conf" | "dump_conf" => Ok(self.configuration()),
-            "report" => Ok(outcome("ok", self.report())),
+            "report" => Ok(entry("ok", self.report())),
             "query_task" => Ok(self.query_tasks(&texts(arguments.get("ids")))),
             "active_queues" => Ok(self.active_queues()),
             "clock" => Ok(entry("clock", self.lamport.value())),
@@ -191,7 +190,7 @@ impl Driver {
             (Some(_), ids) => format!("terminate: {}", ids.join(", ")),
         };
         tracing::info!("{done}");
-        Ok(outcome("ok", done))
+        Ok(entry("ok", done))
     }
 
     fn terminate_entry(&mut self, key: Key, signal: i32) {
@@ -225,20 +224,17 @@ impl Driver {
             }
             let done = format!("headers {shown} flagged as revoked, but not terminated");
             tracing::info!("{done}");
-            return Ok(outcome("ok", done));
+            return Ok(entry("ok", done));
         }
         let signal = signal(arguments.get("signal"))?;
         let running = self.covered(Life::is_running);
         if running.is_empty() {
-            return Ok(outcome(
-                "ok",
-                format!("headers {shown} were not terminated"),
-            ));
+            return Ok(entry("ok", format!("headers {shown} were not terminated")));
         }
         for key in running {
             self.terminate_entry(key, signal);
         }
-        Ok(outcome("ok", format!("headers {shown} revoked")))
+        Ok(entry("ok", format!("headers {shown} revoked")))
     }
 
     /// Deliveries of tasks that are revoked by their stamps and whose life is so.
@@ -276,7 +272,7 @@ impl Driver {
                 "rate limit disabled successfully"
             }
         };
-        Ok(outcome("ok", done))
+        Ok(entry("ok", done))
     }
 
     fn limit_time(&mut self, arguments: &Map) -> Result<Value, String> {
@@ -296,7 +292,7 @@ impl Driver {
             soft: seconds("soft")?,
         };
         self.intake.time_limits.insert(task, limits);
-        Ok(outcome("ok", "time limits set successfully"))
+        Ok(entry("ok", "time limits set successfully"))
     }
 
     fn resize(&mut self, arguments: &Map, direction: i64) -> Result<Value, String> {
@@ -322,7 +318,7 @@ impl Driver {
         } else {
             "pool will shrink"
         };
-        Ok(outcome("ok", done))
+        Ok(entry("ok", done))
     }
 
     fn set_autoscale(&mut self, arguments: &Map) -> Result<Value, String> {
@@ -339,24 +335,21 @@ impl Driver {
         self.set_concurrency(self.concurrency.clamp(least, most));
         self.set_prefetch();
         self.scale_up();
-        Ok(outcome(
-            "ok",
-            format!("autoscale now max={most} min={least}"),
-        ))
+        Ok(entry("ok", format!("autoscale now max={most} min={least}")))
     }
 
     fn switch_events(&mut self, on: bool) -> Value {
         let word = if on { "enabled" } else { "disabled" };
         let changed = std::mem::replace(&mut self.intake.tells, on) != on;
         let already = if changed { "" } else { "already " };
-        outcome("ok", format!("task events {already}{word}"))
+        entry("ok", format!("task events {already}{word}"))
     }
 
     fn add_consumer(&mut self, arguments: &Map) -> Reply {
         let Some(name) = text(arguments, "queue") else {
             return Reply::Now(Err(missing("queue")));
         };
-        let done = outcome("ok", format!("add consumer {name}"));
+        let done = entry("ok", format!("add consumer {name}"));
         let queues = &self.supervisor.options.queues;
         if queues.iter().any(|known| known.name == name) {
             return Reply::Now(Ok(done));
@@ -389,7 +382,7 @@ impl Driver {
         let Some(name) = text(arguments, "queue") else {
             return Reply::Now(Err(missing("queue")));
         };
-        let done = outcome("ok", format!("no longer consuming from {name}"));
+        let done = entry("ok", format!("no longer consuming from {name}"));
         let queues = &mut self.supervisor.options.queues;
         let before = queues.len();
         queues.retain(|queue| queue.name != name);
