@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use celery::{App, ClusterState, Event, EventStream, State, TaskRecord};
 use xtask::servers::{Proxy, PythonWorkerBuilder, RabbitServer};
 
-use crate::support::{PATIENCE, Setup, blocking, start, stories, within};
+use crate::support::{PATIENCE, Setup, blocking, eventually, start, stories, within};
 use crate::tasks::Number::Int;
 use crate::tasks::{ADD, FAIL, RETRY};
 
@@ -170,6 +170,15 @@ async fn events_are_switched_on_by_control(setup: Setup) {
     let unheard = client.send(ADD, (Int(0), Int(0))).await.unwrap();
     unheard.get_timeout(PATIENCE).await.unwrap();
     let control = app.control().timeout(PATIENCE).limit(1);
+    // Celery stores the result first and tells of it then, if events are on by
+    // that time.
+    let inspect = control.inspect();
+    eventually("the worker is done with it", async || {
+        let active = inspect.active().await.unwrap();
+        let mut answers = active.answers();
+        answers.all(|(_, tasks)| tasks.is_empty()).then_some(())
+    })
+    .await;
     let answers = control.enable_events().replies().await.unwrap();
     let on = answers.get(NODE).unwrap().as_ref().unwrap();
     assert_eq!(on.as_str(), Some("task events enabled"));
