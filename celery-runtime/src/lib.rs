@@ -63,7 +63,10 @@ mod task;
 mod worker;
 
 pub use app::{App, SecondSignal, shutdown_signal};
-pub use backend::{Capabilities, ChordStart, Record, ResultBackend};
+pub use backend::{
+    Capabilities, ChordClaim, ChordEnd, ChordPart, ChordResults, ChordStart, OverdueChord,
+    PartResult, Record, ResultBackend,
+};
 pub use backoff::{Backoff, RetryBackoff};
 pub use broker::{
     Binding, BoxFuture, Broker, ConsumeOptions, Consumer, Content, Delivery, DeliveryTag, Exchange,

@@ -1,11 +1,16 @@
 //! The boundary to a result backend: [`ResultBackend`].
 
+mod chord;
+
 use std::fmt;
 
 use celery_protocol::{ResultDocument, ResultTree};
 
 use crate::broker::BoxFuture;
 use crate::error::{ServiceError, ServiceErrorKind};
+pub use chord::{
+    ChordClaim, ChordEnd, ChordPart, ChordResults, ChordStart, OverdueChord, PartResult,
+};
 
 /// Keeps what tasks returned, for those who asked.
 ///
@@ -66,7 +71,66 @@ pub trait ResultBackend: fmt::Debug + Send + Sync {
     /// of its header is sent, and again if that is tried again. What an earlier
     /// chord with this id has left behind is as if it were not there.
     fn begin_chord<'a>(&'a self, chord: &'a ChordStart) -> BoxFuture<'a, Result<(), ServiceError>> {
-        Box::pin(std::future::ready(Err(no_chords(&chord.group_id))))
+        refuse_chord("start", &chord.group_id)
+    }
+
+    /// Adds a part to a chord that is under way; called before the part's task
+    /// is sent, and again if that is tried again: a task is counted once.
+    fn extend_chord<'a>(
+        &'a self,
+        group_id: &'a str,
+        _task_id: &'a str,
+    ) -> BoxFuture<'a, Result<(), ServiceError>> {
+        refuse_chord("extend", group_id)
+    }
+
+    /// Counts a part of a chord. Who counts the last one, with the claim that
+    /// comes with it, gets all parts and has to go on with the chord: send its
+    /// body and [end](Self::end_chord) it, within the time of the claim. Told
+    /// once more with the same claim, a part gets the same answer; with another
+    /// claim only when the first one does not hold any more. `None` where parts
+    /// are missing, somebody else goes on with it, or it is over.
+    ///
+    /// Parts that are told before the chord is [begun](Self::begin_chord) count,
+    /// too.
+    fn count_part<'a>(
+        &'a self,
+        part: &'a ChordPart<'a>,
+        _claim: &'a ChordClaim,
+    ) -> BoxFuture<'a, Result<Option<ChordResults>, ServiceError>> {
+        refuse_chord("count a part of", part.group_id)
+    }
+
+    /// Lets a claim hold for the time it says, from now on, if it is still the
+    /// only one. `false` says that the chord is somebody else's or over.
+    fn hold_chord<'a>(
+        &'a self,
+        group_id: &'a str,
+        _claim: &'a ChordClaim,
+    ) -> BoxFuture<'a, Result<bool, ServiceError>> {
+        refuse_chord("hold", group_id)
+    }
+
+    /// Ends a chord. `false` says that the claim did not hold any more, and that
+    /// nothing was done.
+    fn end_chord<'a>(
+        &'a self,
+        group_id: &'a str,
+        _claim: &'a ChordClaim,
+        _end: ChordEnd,
+    ) -> BoxFuture<'a, Result<bool, ServiceError>> {
+        refuse_chord("end", group_id)
+    }
+
+    /// Takes over chords, `limit` at most, all of whose parts are there and which
+    /// nobody goes on with, because the worker that was to has died. A chord
+    /// that none of our workers has told a part of is not known here.
+    fn overdue_chords<'a>(
+        &'a self,
+        _claim: &'a ChordClaim,
+        _limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<OverdueChord>, ServiceError>> {
+        Box::pin(std::future::ready(Ok(Vec::new())))
     }
 
     /// What this backend offers beyond storing and waiting.
@@ -83,38 +147,16 @@ pub trait ResultBackend: fmt::Debug + Send + Sync {
 }
 
 /// In Celery's words.
-fn no_chords(group_id: &str) -> ServiceError {
+fn refuse_chord<T: Send + 'static>(
+    operation: &'static str,
+    group_id: &str,
+) -> BoxFuture<'static, Result<T, ServiceError>> {
     const CAUSE: &str = "the result backend does not support chords. Note that a group chained \
         with a task is also upgraded to be a chord, as this pattern requires synchronization. \
         Result backends that supports chords: Redis, and the one in memory";
     let object = format!("chord {group_id}");
-    ServiceError::new(ServiceErrorKind::Unsupported, "start", object, CAUSE)
-}
-
-/// A chord whose header is about to be sent.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ChordStart {
-    /// The id of its header, by which its parts are counted.
-    pub group_id: String,
-    /// How many parts there are.
-    pub size: usize,
-    /// The results of the header, where a part of it is a group itself: then
-    /// they are more than the parts in their order.
-    pub tree: Option<ResultTree>,
-}
-
-impl ChordStart {
-    /// A chord of `size` parts whose results are those of `header`.
-    pub fn new(group_id: impl Into<String>, size: usize, header: &ResultTree) -> Self {
-        let members = header.members.iter().flatten();
-        let nested = members.into_iter().any(|member| member.members.is_some());
-        Self {
-            group_id: group_id.into(),
-            size,
-            tree: nested.then(|| header.clone()),
-        }
-    }
+    let error = ServiceError::new(ServiceErrorKind::Unsupported, operation, object, CAUSE);
+    Box::pin(std::future::ready(Err(error)))
 }
 
 /// A document to store, with the address of the task's sender.

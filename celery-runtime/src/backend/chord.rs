@@ -1,0 +1,177 @@
+//! What is said about chords between a worker and a result backend.
+
+use std::time::Duration;
+
+use celery_protocol::{Raw, ResultTree, State};
+
+/// A chord whose header is about to be sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ChordStart {
+    /// The id of its header, by which its parts are counted.
+    pub group_id: String,
+    /// How many parts there are.
+    pub size: usize,
+    /// The results of the header, where a part of it is a group itself: then
+    /// they are more than the parts in their order.
+    pub tree: Option<ResultTree>,
+}
+
+impl ChordStart {
+    /// A chord of `size` parts whose results are those of `header`.
+    pub fn new(group_id: impl Into<String>, size: usize, header: &ResultTree) -> Self {
+        let members = header.members.iter().flatten();
+        let nested = members.into_iter().any(|member| member.members.is_some());
+        Self {
+            group_id: group_id.into(),
+            size,
+            tree: nested.then(|| header.clone()),
+        }
+    }
+}
+
+/// A part of a chord: a task of its header that has ended.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ChordPart<'a> {
+    /// The id of the header.
+    pub group_id: &'a str,
+    /// The task's id. Together with the index it is what a part is counted by,
+    /// once, however often it is told.
+    pub task_id: &'a str,
+    /// Its place in the header; the last one where there is none.
+    pub index: Option<i64>,
+    /// How it ended.
+    pub state: State,
+    /// What it returned, or the exception that it failed with, written by the
+    /// result serializer.
+    pub result: &'a Raw<'a>,
+    /// The body, as the task's message has it: kept for whoever has to go on
+    /// with the chord when this worker is gone.
+    pub body: &'a Raw<'a>,
+}
+
+impl<'a> ChordPart<'a> {
+    /// A part that has succeeded with `result`, of a chord with this body.
+    pub fn new(
+        group_id: &'a str,
+        task_id: &'a str,
+        index: Option<i64>,
+        result: &'a Raw<'a>,
+        body: &'a Raw<'a>,
+    ) -> Self {
+        Self {
+            group_id,
+            task_id,
+            index,
+            state: State::Success,
+            result,
+            body,
+        }
+    }
+
+    /// The same, ended in this state.
+    #[must_use]
+    pub fn state(self, state: State) -> Self {
+        Self { state, ..self }
+    }
+}
+
+/// The right to go on with a chord all of whose parts are there.
+///
+/// One claim at a time holds, and ends by itself, so that a chord whose worker
+/// has died is taken over by another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ChordClaim {
+    /// Who claims: the same for each try of one delivery, else unique.
+    pub token: String,
+    /// How long the claim holds, in whole seconds; at least one.
+    pub lasts: Duration,
+}
+
+impl ChordClaim {
+    /// A claim of whoever knows `token`.
+    pub fn new(token: impl Into<String>, lasts: Duration) -> Self {
+        Self {
+            token: token.into(),
+            lasts,
+        }
+    }
+}
+
+/// All parts of a chord, for the one who has claimed it.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct ChordResults {
+    /// In the order of the header, where the backend keeps it.
+    pub parts: Vec<PartResult>,
+    /// Where the header has groups inside: which results the body gets, in the
+    /// place of those of the parts.
+    pub tree: Option<ResultTree>,
+}
+
+impl ChordResults {
+    /// These parts.
+    pub fn new(parts: Vec<PartResult>, tree: Option<ResultTree>) -> Self {
+        Self { parts, tree }
+    }
+}
+
+/// What a part of a chord has told.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct PartResult {
+    /// The task's id.
+    pub task_id: String,
+    /// How it ended.
+    pub state: State,
+    /// What it returned, or its exception.
+    pub result: Raw<'static>,
+}
+
+impl PartResult {
+    /// What the task with this id has told.
+    pub fn new(task_id: impl Into<String>, state: State, result: Raw<'static>) -> Self {
+        Self {
+            task_id: task_id.into(),
+            state,
+            result,
+        }
+    }
+}
+
+/// A chord that its worker has left behind, taken over by who asked.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct OverdueChord {
+    /// The id of its header.
+    pub group_id: String,
+    /// Its body, as a part has told it.
+    pub body: Raw<'static>,
+    /// All its parts.
+    pub results: ChordResults,
+}
+
+impl OverdueChord {
+    /// The chord of this header.
+    pub fn new(group_id: impl Into<String>, body: Raw<'static>, results: ChordResults) -> Self {
+        Self {
+            group_id: group_id.into(),
+            body,
+            results,
+        }
+    }
+}
+
+/// How a worker is done with a chord.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ChordEnd {
+    /// The body was sent, or could not be and has failed. A part that is told
+    /// once more changes nothing, for some minutes; what was kept is deleted.
+    Continued,
+    /// A part has failed, and so has the body. What the parts have told stays
+    /// to be looked at until it expires.
+    Failed,
+}
