@@ -7,9 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use celery_broker_redis::RedisOptions;
 use celery_broker_redis::link::{Attempt, Command, Link, Reply, Script};
-use celery_protocol::{ResultDocument, ResultTree, Serializer, State, Value};
+use celery_protocol::{ResultDocument, ResultTree, Serializer, State, Value, decompress_document};
 use celery_runtime::{
-    BoxFuture, Capabilities, ChordStart, Record, ResultBackend, ServiceError, ServiceErrorKind,
+    BoxFuture, Capabilities, ChordClaim, ChordEnd, ChordPart, ChordResults, ChordStart,
+    OverdueChord, Record, ResultBackend, ServiceError, ServiceErrorKind,
 };
 
 use crate::keys::Keys;
@@ -23,16 +24,25 @@ const FIRST_LOOK: Duration = Duration::from_millis(500);
 const LAST_LOOK: Duration = Duration::from_secs(5);
 
 /// Redis keeps no value that is larger.
-const LARGEST: usize = 512 << 20;
+pub(crate) const LARGEST: usize = 512 << 20;
 
 /// Results on Redis, as Celery keeps them. Clones share connections.
 #[derive(Clone)]
 pub struct RedisBackend {
-    link: Link,
-    keys: Keys,
+    pub(crate) link: Link,
+    pub(crate) keys: Keys,
     listener: Arc<Listener>,
-    expires: Option<Duration>,
-    serializer: Serializer,
+    pub(crate) expires: Option<Duration>,
+    pub(crate) chord_expires: Option<Duration>,
+    pub(crate) chord_order: ChordOrder,
+    pub(crate) serializer: Serializer,
+}
+
+/// Whether the parts of a chord are kept by their index or as they come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ChordOrder {
+    Index,
+    Arrival,
 }
 
 impl RedisBackend {
@@ -46,6 +56,8 @@ impl RedisBackend {
             keys,
             link,
             expires: Some(Duration::from_secs(86_400)),
+            chord_expires: None,
+            chord_order: ChordOrder::Index,
             serializer: Serializer::Json,
         }
     }
@@ -55,6 +67,33 @@ impl RedisBackend {
     #[must_use]
     pub fn result_expires(self, expires: Option<Duration>) -> Self {
         Self { expires, ..self }
+    }
+
+    /// Keeps what is needed to go on with a chord for this long, in whole
+    /// seconds; as long as results where `None`, the default, and for ever where
+    /// zero, as Celery has it. It has to be longer than a chord may take.
+    #[must_use]
+    pub fn result_chord_expires(self, chord_expires: Option<Duration>) -> Self {
+        Self {
+            chord_expires,
+            ..self
+        }
+    }
+
+    /// Whether the body of a chord gets the results in the order of its header,
+    /// which is the default, or as they came. Celery has it among its
+    /// `result_backend_transport_options`; it has to be the same for everybody
+    /// on this backend.
+    #[must_use]
+    pub fn result_chord_ordered(self, ordered: bool) -> Self {
+        let chord_order = match ordered {
+            true => ChordOrder::Index,
+            false => ChordOrder::Arrival,
+        };
+        Self {
+            chord_order,
+            ..self
+        }
     }
 
     /// Writes and reads documents with this serializer, which has to be that of
@@ -175,7 +214,7 @@ impl RedisBackend {
             .map(drop)
     }
 
-    fn group_document(
+    pub(crate) fn group_document(
         &self,
         attempt: Attempt<'_>,
         group: &ResultTree,
@@ -203,14 +242,21 @@ impl RedisBackend {
         let Reply::Data(bytes) = self.link.call(attempt, command).await? else {
             return Ok(None);
         };
-        let document: Value = self
-            .serializer
-            .decode(&bytes)
-            .map_err(|error| self.invalid(attempt, &error.to_string()))?;
-        let tree = document.get("result").unwrap_or(&Value::Null);
-        ResultTree::from_value(tree)
-            .map(Some)
-            .map_err(|error| self.invalid(attempt, &error.to_string()))
+        self.group_tree(attempt, &bytes).map(Some)
+    }
+
+    /// The group in a document that was saved.
+    pub(crate) fn group_tree(
+        &self,
+        attempt: Attempt<'_>,
+        bytes: &[u8],
+    ) -> Result<ResultTree, ServiceError> {
+        let tree = || {
+            let bytes = decompress_document(bytes, LARGEST)?;
+            let document: Value = self.serializer.decode(&bytes)?;
+            ResultTree::from_value(document.get("result").unwrap_or(&Value::Null))
+        };
+        tree().map_err(|error| self.invalid(attempt, &error.to_string()))
     }
 
     async fn delete_group(&self, group_id: &str) -> Result<(), ServiceError> {
@@ -218,23 +264,6 @@ impl RedisBackend {
         let command = Command::new("DEL").arg(self.keys.group(group_id));
         let attempt = Attempt::new("forget", &object);
         self.link.call(attempt, command).await.map(drop)
-    }
-
-    /// The size, by which workers know that all parts are there. A claim that
-    /// was left behind would keep them from running the body.
-    async fn count_chord(&self, chord: &ChordStart) -> Result<(), ServiceError> {
-        let object = format!("chord {}", chord.group_id);
-        let attempt = Attempt::new("start", &object);
-        let size = chord.size.to_string();
-        let mut commands = vec![
-            Command::new("DEL").arg(self.keys.chord_claim(&chord.group_id)),
-            self.set(&self.keys.chord_size(&chord.group_id), size.as_bytes()),
-        ];
-        if let Some(tree) = &chord.tree {
-            let text = self.group_document(attempt, tree)?;
-            commands.push(self.set(&self.keys.group(&chord.group_id), &text));
-        }
-        self.link.atomic(attempt, commands).await.map(drop)
     }
 
     fn decode(
@@ -247,16 +276,12 @@ impl RedisBackend {
             .map_err(|error| self.invalid(attempt, &error.to_string()))
     }
 
-    fn invalid(&self, attempt: Attempt<'_>, cause: &str) -> ServiceError {
+    pub(crate) fn invalid(&self, attempt: Attempt<'_>, cause: &str) -> ServiceError {
         attempt.error(&self.link, ServiceErrorKind::Invalid, cause)
     }
 
-    /// Redis counts expiry in whole seconds; 0 stands for none.
     fn seconds(&self) -> String {
-        let seconds = self
-            .expires
-            .map_or(0, |expires| expires.as_millis().div_ceil(1000));
-        seconds.to_string()
+        seconds(self.expires).to_string()
     }
 }
 
@@ -299,7 +324,48 @@ impl ResultBackend for RedisBackend {
     }
 
     fn begin_chord<'a>(&'a self, chord: &'a ChordStart) -> BoxFuture<'a, Result<(), ServiceError>> {
-        Box::pin(self.count_chord(chord))
+        Box::pin(self.begin(chord))
+    }
+
+    fn extend_chord<'a>(
+        &'a self,
+        group_id: &'a str,
+        task_id: &'a str,
+    ) -> BoxFuture<'a, Result<(), ServiceError>> {
+        Box::pin(self.extend(group_id, task_id))
+    }
+
+    fn count_part<'a>(
+        &'a self,
+        part: &'a ChordPart<'a>,
+        claim: &'a ChordClaim,
+    ) -> BoxFuture<'a, Result<Option<ChordResults>, ServiceError>> {
+        Box::pin(self.count(part, claim))
+    }
+
+    fn hold_chord<'a>(
+        &'a self,
+        group_id: &'a str,
+        claim: &'a ChordClaim,
+    ) -> BoxFuture<'a, Result<bool, ServiceError>> {
+        Box::pin(self.hold(group_id, claim))
+    }
+
+    fn end_chord<'a>(
+        &'a self,
+        group_id: &'a str,
+        claim: &'a ChordClaim,
+        end: ChordEnd,
+    ) -> BoxFuture<'a, Result<bool, ServiceError>> {
+        Box::pin(self.end(group_id, claim, end))
+    }
+
+    fn overdue_chords<'a>(
+        &'a self,
+        claim: &'a ChordClaim,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<OverdueChord>, ServiceError>> {
+        Box::pin(self.overdue(claim, limit))
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -320,6 +386,11 @@ impl fmt::Debug for RedisBackend {
             .field("expires", &self.expires)
             .finish_non_exhaustive()
     }
+}
+
+/// Redis counts expiry in whole seconds; 0 stands for none.
+pub(crate) fn seconds(expires: Option<Duration>) -> u128 {
+    expires.map_or(0, |expires| expires.as_millis().div_ceil(1000))
 }
 
 fn object(id: &str) -> String {

@@ -27,14 +27,25 @@ impl Keys {
         format!("{}celery-taskset-meta-{id}", self.prefix)
     }
 
-    /// How many parts the chord of this group has.
-    pub(crate) fn chord_size(&self, id: &str) -> String {
-        format!("{}.s", self.group(id))
+    /// All keys that the chord of this group has, in the order in which the
+    /// scripts take them: Celery's six, then our two.
+    pub(crate) fn chord(&self, id: &str) -> [String; 8] {
+        let group = self.group(id);
+        [
+            format!("{group}.j"),
+            format!("{group}.t"),
+            format!("{group}.s"),
+            format!("{group}.d"),
+            group.clone(),
+            format!("{group}.c"),
+            format!("{group}.b"),
+            self.chords(),
+        ]
     }
 
-    /// Who runs the body of the chord of this group, or that it was run.
-    pub(crate) fn chord_claim(&self, id: &str) -> String {
-        format!("{}.c", self.group(id))
+    /// The chords that are under way, by when a sweeper looks at them.
+    pub(crate) fn chords(&self) -> String {
+        format!("{}celery-rs-chords", self.prefix)
     }
 
     /// A fact of a [`Store`](celery_runtime::Store), which Python knows nothing of.

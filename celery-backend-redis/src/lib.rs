@@ -18,6 +18,7 @@
 //! The types to read first are [`RedisBackend`] and [`RedisStore`].
 
 mod backend;
+mod chord;
 mod keys;
 mod listen;
 mod store;

@@ -78,7 +78,7 @@ pub use crate::headers::Headers;
 pub use crate::message::{DeliveryInfo, Message, Properties};
 pub use crate::payload::Payload;
 pub use crate::raw::{Elements, Entries, Raw};
-pub use crate::result::{ResultDocument, compress_document};
+pub use crate::result::{ResultDocument, compress_document, decompress_document};
 pub use crate::result_tree::ResultTree;
 pub use crate::signature::Signature;
 pub use crate::state::State;

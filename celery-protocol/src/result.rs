@@ -88,13 +88,9 @@ impl<'a> ResultDocument<'a> {
         bytes: &'a [u8],
         limit: usize,
     ) -> Result<Self, DecodeError> {
-        let document = match Compressed::split(bytes)? {
-            None if bytes.len() > limit => {
-                Err(crate::error::DecodeErrorKind::TooLarge { limit }.into())
-            }
-            None => Self::read(serializer, bytes),
-            Some(compressed) => {
-                let bytes = compressed.decompress(limit)?;
+        let document = match decompress_document(bytes, limit)? {
+            Cow::Borrowed(bytes) => Self::read(serializer, bytes),
+            Cow::Owned(bytes) => {
                 ResultDocument::read(serializer, &bytes).map(ResultDocument::into_owned)
             }
         };
@@ -320,6 +316,25 @@ pub fn compress_document(
         &compressed,
     ]
     .concat())
+}
+
+/// What was written before `result_compression` of Celery 5.7 packed it: bytes
+/// without its mark are handed back as they are. Celery packs all that it
+/// stores, not only result documents.
+///
+/// # Errors
+///
+/// When the bytes are malformed or the compression's feature is off, or there
+/// are more than `limit` bytes.
+pub fn decompress_document(bytes: &[u8], limit: usize) -> Result<Cow<'_, [u8]>, DecodeError> {
+    match Compressed::split(bytes)? {
+        None if bytes.len() > limit => {
+            let error = DecodeError::from(crate::error::DecodeErrorKind::TooLarge { limit });
+            Err(error.in_field("result document"))
+        }
+        None => Ok(Cow::Borrowed(bytes)),
+        Some(compressed) => compressed.decompress(limit).map(Cow::Owned),
+    }
 }
 
 #[cfg(test)]

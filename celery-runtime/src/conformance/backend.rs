@@ -6,7 +6,9 @@ use std::time::Duration;
 use celery_protocol::{Exception, Raw, ResultDocument, ResultTree, Serializer, State};
 
 use super::{fresh, soon};
-use crate::backend::{ChordStart, Record, ResultBackend};
+use crate::backend::{
+    ChordClaim, ChordEnd, ChordPart, ChordResults, ChordStart, OverdueChord, Record, ResultBackend,
+};
 
 /// A backend to test.
 pub trait Setup: Send + Sync {
@@ -31,6 +33,18 @@ macro_rules! backend_conformance {
             forgotten_results_are_gone
             groups_are_read_back
             chords_are_begun_or_refused
+            a_part_is_counted_once
+            parts_come_in_their_order
+            parts_are_told_whole
+            one_claim_holds_at_a_time
+            a_claim_ends_by_itself
+            a_claim_that_has_ended_is_taken_again
+            parts_count_before_the_chord_is_begun
+            a_chord_is_extended_once_for_each_task
+            an_ended_chord_stays_ended
+            the_tree_of_a_header_comes_with_its_parts
+            one_takes_over_what_a_dead_worker_left
+            a_chord_may_have_many_parts
         );
     };
     (ignore = $reason:literal, $setup:expr) => {
@@ -344,4 +358,375 @@ pub async fn chords_are_begun_or_refused(setup: &dyn Setup) {
     again.expect("begun again");
     let found = soon("fetch", setup.backend().fetch_group(&group)).await;
     assert_eq!(found.expect("fetched"), Some(header));
+}
+
+/// A chord of one test, and several workers that tell its parts.
+struct Chord {
+    id: String,
+    workers: [Arc<dyn ResultBackend>; 2],
+}
+
+/// What a worker of these tests has heard: the values of all parts.
+type Heard = Option<Vec<i64>>;
+
+const LONG: Duration = Duration::from_secs(60);
+
+/// Short enough to wait for its end.
+const SHORT: Duration = Duration::from_secs(1);
+
+const BODY: &str = r#"{"task": "tasks.sum", "args": [], "kwargs": {}, "options": {}}"#;
+
+impl Chord {
+    /// `None` where the backend does not count parts: then it refuses to.
+    async fn new(setup: &dyn Setup) -> Option<Self> {
+        let chord = Self {
+            id: fresh("chord"),
+            workers: [setup.backend(), setup.backend()],
+        };
+        if chord.workers[0].capabilities().chords {
+            return Some(chord);
+        }
+        chord.is_refused().await;
+        None
+    }
+
+    /// A chord of `size` parts that has begun.
+    async fn begun(setup: &dyn Setup, size: usize) -> Option<Self> {
+        let chord = Self::new(setup).await?;
+        chord.begin(size).await;
+        Some(chord)
+    }
+
+    async fn begin(&self, size: usize) {
+        let header = ResultTree::group(self.id.as_str(), vec![ResultTree::task("part"); size]);
+        let start = ChordStart::new(self.id.as_str(), size, &header);
+        soon("begin", self.workers[0].begin_chord(&start))
+            .await
+            .expect("begun");
+    }
+
+    async fn extend(&self, task_id: &str) {
+        soon("extend", self.workers[0].extend_chord(&self.id, task_id))
+            .await
+            .expect("extended");
+    }
+
+    /// Tells that the task `<id>-<index>` has returned its index.
+    async fn tell(&self, index: i64, claim: &ChordClaim) -> Heard {
+        let task_id = format!("{}-{index}", self.id);
+        self.tell_as(&task_id, Some(index), index, claim).await
+    }
+
+    async fn tell_as(
+        &self,
+        task_id: &str,
+        index: Option<i64>,
+        value: i64,
+        claim: &ChordClaim,
+    ) -> Heard {
+        let (result, body) = (value.to_string(), Raw::json(BODY));
+        let result = Raw::json(&result);
+        let part = ChordPart::new(&self.id, task_id, index, &result, &body);
+        let worker = &self.workers[value.unsigned_abs() as usize % 2];
+        let counted = soon("count", worker.count_part(&part, claim)).await;
+        counted.expect("counted").map(|results| values(&results))
+    }
+
+    async fn hold(&self, claim: &ChordClaim) -> bool {
+        soon("hold", self.workers[1].hold_chord(&self.id, claim))
+            .await
+            .expect("answered")
+    }
+
+    async fn end(&self, claim: &ChordClaim, end: ChordEnd) -> bool {
+        soon("end", self.workers[1].end_chord(&self.id, claim, end))
+            .await
+            .expect("ended")
+    }
+
+    /// Whether a worker takes it over.
+    async fn is_taken_over(&self, worker: usize, claim: &ChordClaim) -> Option<OverdueChord> {
+        let overdue = soon("sweep", self.workers[worker].overdue_chords(claim, 10)).await;
+        let mut overdue = overdue.expect("swept").into_iter();
+        overdue.find(|chord| chord.group_id == self.id)
+    }
+
+    async fn is_refused(&self) {
+        let (claim, raw) = (claim("refused"), Raw::json("1"));
+        let part = ChordPart::new(&self.id, "part", None, &raw, &raw);
+        let worker = &self.workers[0];
+        let refusals = [
+            worker.extend_chord(&self.id, "part").await.err(),
+            worker.count_part(&part, &claim).await.err(),
+            worker.hold_chord(&self.id, &claim).await.err(),
+            worker
+                .end_chord(&self.id, &claim, ChordEnd::Failed)
+                .await
+                .err(),
+        ];
+        for refusal in refusals {
+            let error = refusal.expect("refused");
+            assert!(
+                !error.is_transient() && error.to_string().contains("chords"),
+                "{error}"
+            );
+        }
+        let overdue = worker.overdue_chords(&claim, 10).await.expect("none");
+        assert!(overdue.is_empty());
+    }
+}
+
+fn values(results: &ChordResults) -> Vec<i64> {
+    let parts = results.parts.iter();
+    parts
+        .map(|part| match part.result.to_value() {
+            Ok(value) => value.as_i64().expect("a number"),
+            Err(error) => panic!("{error}"),
+        })
+        .collect()
+}
+
+fn claim(token: &str) -> ChordClaim {
+    ChordClaim::new(token, LONG)
+}
+
+fn short_claim(token: &str) -> ChordClaim {
+    ChordClaim::new(token, SHORT)
+}
+
+/// What `attempt` comes to in the end.
+async fn eventually<T>(what: &str, mut attempt: impl AsyncFnMut() -> Option<T>) -> T {
+    let tried = async {
+        loop {
+            if let Some(found) = attempt().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    soon(what, tried).await
+}
+
+/// The last part gets all of them, however often each was told.
+pub async fn a_part_is_counted_once(setup: &dyn Setup) {
+    let Some(chord) = Chord::begun(setup, 3).await else {
+        return;
+    };
+    for token in ["a", "b", "c"] {
+        assert_eq!(chord.tell(0, &claim(token)).await, None);
+        assert_eq!(chord.tell(1, &claim(token)).await, None);
+    }
+    // It is the place in the header that counts, too.
+    let reused = format!("{}-0", chord.id);
+    let all = chord.tell_as(&reused, Some(2), 2, &claim("d")).await;
+    assert_eq!(all, Some(vec![0, 1, 2]));
+}
+
+/// The order is that of the header, and who has no place in it is the last.
+pub async fn parts_come_in_their_order(setup: &dyn Setup) {
+    let Some(chord) = Chord::begun(setup, 13).await else {
+        return;
+    };
+    let last = format!("{}-last", chord.id);
+    assert_eq!(chord.tell_as(&last, None, 99, &claim("x")).await, None);
+    for index in [3, 1, 10, 0, 11, 2, 9, 4, 5, 8, 7] {
+        assert_eq!(chord.tell(index, &claim("x")).await, None);
+    }
+    let all = chord.tell(6, &claim("x")).await.expect("all parts");
+    assert_eq!(all, (0..12).chain([99]).collect::<Vec<_>>());
+}
+
+/// What a part tells comes to who goes on with the chord.
+pub async fn parts_are_told_whole(setup: &dyn Setup) {
+    let Some(chord) = Chord::begun(setup, 2).await else {
+        return;
+    };
+    let body = Raw::json(BODY);
+    let value = Raw::json(r#"{"text": "\u00e9", "list": [1, null, NaN]}"#);
+    let part = ChordPart::new(&chord.id, "one", Some(0), &value, &body);
+    let worker = &chord.workers[0];
+    let counted = soon("count", worker.count_part(&part, &claim("x"))).await;
+    assert_eq!(counted.expect("counted"), None);
+    let exception = Exception::new("builtins", "ValueError", "boom");
+    let failed = Raw::encode(Serializer::Json, &exception).expect("encoded");
+    let part = ChordPart::new(&chord.id, "two", Some(1), &failed, &body).state(State::Failure);
+    let counted = soon("count", worker.count_part(&part, &claim("x"))).await;
+    let results = counted.expect("counted").expect("all parts");
+    let [one, two] = &results.parts[..] else {
+        panic!("{results:?}");
+    };
+    assert_eq!((one.task_id.as_str(), &one.state), ("one", &State::Success));
+    assert_eq!(one.result.to_value(), value.to_value());
+    assert_eq!((two.task_id.as_str(), &two.state), ("two", &State::Failure));
+    assert_eq!(Exception::read(&two.result), Ok(exception));
+    assert_eq!(results.tree, None);
+}
+
+/// One goes on with it, and hears it again when asking again.
+pub async fn one_claim_holds_at_a_time(setup: &dyn Setup) {
+    let Some(chord) = Chord::begun(setup, 2).await else {
+        return;
+    };
+    let (mine, other) = (claim("mine"), claim("other"));
+    assert!(!chord.end(&mine, ChordEnd::Continued).await);
+    chord.tell(0, &mine).await;
+    let all = Some(vec![0, 1]);
+    assert_eq!(chord.tell(1, &mine).await, all);
+    assert_eq!(chord.tell(1, &other).await, None);
+    assert_eq!(chord.tell(0, &other).await, None);
+    assert_eq!(chord.tell(1, &mine).await, all);
+    assert!(!chord.hold(&other).await);
+    assert!(chord.hold(&mine).await);
+    assert!(!chord.end(&other, ChordEnd::Continued).await);
+    assert!(!chord.end(&other, ChordEnd::Failed).await);
+    assert!(chord.end(&mine, ChordEnd::Continued).await);
+}
+
+/// A claim that is not held ends, and the next one is another's.
+pub async fn a_claim_ends_by_itself(setup: &dyn Setup) {
+    let Some(chord) = Chord::begun(setup, 1).await else {
+        return;
+    };
+    let (dead, next) = (short_claim("dead"), claim("next"));
+    assert_eq!(chord.tell(0, &dead).await, Some(vec![0]));
+    let told = async || chord.tell(0, &next).await;
+    assert_eq!(eventually("the next claim", told).await, [0]);
+    assert!(!chord.hold(&dead).await);
+    assert!(!chord.end(&dead, ChordEnd::Continued).await);
+    assert!(chord.end(&next, ChordEnd::Continued).await);
+}
+
+/// Who comes late holds the chord again as long as nobody else has claimed it.
+pub async fn a_claim_that_has_ended_is_taken_again(setup: &dyn Setup) {
+    let Some(chord) = Chord::begun(setup, 1).await else {
+        return;
+    };
+    let slow = short_claim("slow");
+    assert_eq!(chord.tell(0, &slow).await, Some(vec![0]));
+    // That of another chord, begun later, tells when this one has ended.
+    let other = Chord::begun(setup, 1).await.expect("a chord");
+    assert_eq!(other.tell(0, &slow).await, Some(vec![0]));
+    let taken = async || other.tell(0, &claim("quick")).await;
+    eventually("the end of the claim", taken).await;
+    assert!(chord.hold(&claim("slow")).await);
+    assert_eq!(chord.tell(0, &claim("other")).await, None);
+    assert!(chord.end(&slow, ChordEnd::Continued).await);
+}
+
+/// Python says how many parts there are when most of them were sent.
+pub async fn parts_count_before_the_chord_is_begun(setup: &dyn Setup) {
+    let Some(chord) = Chord::new(setup).await else {
+        return;
+    };
+    assert_eq!(chord.tell(1, &claim("x")).await, None);
+    assert_eq!(chord.tell(0, &claim("x")).await, None);
+    chord.begin(3).await;
+    assert_eq!(chord.tell(2, &claim("x")).await, Some(vec![0, 1, 2]));
+}
+
+/// A part that is added is waited for, once.
+pub async fn a_chord_is_extended_once_for_each_task(setup: &dyn Setup) {
+    let Some(chord) = Chord::begun(setup, 1).await else {
+        return;
+    };
+    let added = format!("{}-1", chord.id);
+    chord.extend(&added).await;
+    chord.extend(&added).await;
+    chord.extend(&format!("{}-2", chord.id)).await;
+    assert_eq!(chord.tell(0, &claim("x")).await, None);
+    assert_eq!(chord.tell(2, &claim("x")).await, None);
+    assert_eq!(chord.tell(1, &claim("x")).await, Some(vec![0, 1, 2]));
+}
+
+/// Late parts of a chord that has ended are nothing, until it begins again.
+pub async fn an_ended_chord_stays_ended(setup: &dyn Setup) {
+    for end in [ChordEnd::Continued, ChordEnd::Failed] {
+        let Some(chord) = Chord::begun(setup, 2).await else {
+            return;
+        };
+        let mine = claim("mine");
+        chord.tell(0, &mine).await;
+        assert_eq!(chord.tell(1, &mine).await, Some(vec![0, 1]));
+        assert!(chord.end(&mine, end).await);
+        chord.extend("late").await;
+        for index in [0, 1, 2] {
+            assert_eq!(chord.tell(index, &mine).await, None, "{end:?}");
+            assert_eq!(chord.tell(index, &claim("other")).await, None, "{end:?}");
+        }
+        assert!(!chord.hold(&mine).await);
+        assert!(chord.is_taken_over(0, &claim("sweeper")).await.is_none());
+        chord.begin(2).await;
+        assert_eq!(chord.tell(1, &claim("again")).await, None, "{end:?}");
+        assert_eq!(chord.tell(0, &claim("again")).await, Some(vec![0, 1]));
+    }
+}
+
+/// The results of a header with groups inside come with the parts.
+pub async fn the_tree_of_a_header_comes_with_its_parts(setup: &dyn Setup) {
+    let Some(chord) = Chord::new(setup).await else {
+        return;
+    };
+    let inner = ResultTree::group("inner", vec![ResultTree::task("part")]);
+    let header = ResultTree::group(chord.id.as_str(), vec![inner]);
+    let start = ChordStart::new(chord.id.as_str(), 1, &header);
+    soon("begin", chord.workers[0].begin_chord(&start))
+        .await
+        .expect("begun");
+    let raw = Raw::json("1");
+    let part = ChordPart::new(&chord.id, "part", None, &raw, &raw);
+    let dead = short_claim("dead");
+    let counted = soon("count", chord.workers[1].count_part(&part, &dead));
+    let results = counted.await.expect("counted").expect("all parts");
+    assert_eq!(results.tree, Some(header.clone()));
+    let taken = async || chord.is_taken_over(0, &claim("sweeper")).await;
+    let overdue = eventually("the chord", taken).await;
+    assert_eq!(overdue.results.tree, Some(header));
+}
+
+/// One of two who look gets a chord whose worker has died, with its body.
+pub async fn one_takes_over_what_a_dead_worker_left(setup: &dyn Setup) {
+    let Some(chord) = Chord::begun(setup, 2).await else {
+        return;
+    };
+    let unfinished = Chord::begun(setup, 2).await.expect("a chord");
+    unfinished.tell(0, &claim("x")).await;
+    chord.tell(0, &short_claim("dead")).await;
+    let all = chord.tell(1, &short_claim("dead")).await;
+    assert_eq!(all, Some(vec![0, 1]));
+    let (one, two) = (claim("one"), claim("two"));
+    let taken = async || {
+        let (first, second) =
+            tokio::join!(chord.is_taken_over(0, &one), chord.is_taken_over(1, &two));
+        match (first, second) {
+            (None, None) => None,
+            (Some(first), None) => Some((first, &one)),
+            (None, Some(second)) => Some((second, &two)),
+            both => panic!("taken over twice: {both:?}"),
+        }
+    };
+    let (overdue, winner) = eventually("the chord", taken).await;
+    assert_eq!(overdue.body.to_value(), Raw::json(BODY).to_value());
+    assert_eq!(values(&overdue.results), [0, 1]);
+    for worker in [0, 1] {
+        assert!(chord.is_taken_over(worker, &one).await.is_none());
+        assert!(unfinished.is_taken_over(worker, &one).await.is_none());
+    }
+    assert!(!chord.end(&short_claim("dead"), ChordEnd::Continued).await);
+    assert!(chord.end(winner, ChordEnd::Continued).await);
+    assert!(chord.is_taken_over(0, &claim("three")).await.is_none());
+}
+
+/// So many parts are counted, and come back at once.
+pub async fn a_chord_may_have_many_parts(setup: &dyn Setup) {
+    const MANY: i64 = 10_000;
+    let Some(chord) = Chord::begun(setup, MANY as usize).await else {
+        return;
+    };
+    let mine = claim("mine");
+    let mut heard = None;
+    for index in (0..MANY).rev() {
+        assert_eq!(heard, None);
+        heard = chord.tell(index, &mine).await;
+    }
+    assert_eq!(heard, Some((0..MANY).collect()));
 }

@@ -8,15 +8,19 @@ use std::time::{Duration, SystemTime};
 use celery_protocol::{ResultDocument, ResultTree, Serializer, State};
 use tokio::sync::Notify;
 
+use super::chords::Chords;
 use super::faults::Faults;
 use super::lock;
-use crate::backend::{Capabilities, ChordStart, Record, ResultBackend};
+use crate::backend::{
+    Capabilities, ChordClaim, ChordEnd, ChordPart, ChordResults, ChordStart, OverdueChord, Record,
+    ResultBackend,
+};
 use crate::broker::BoxFuture;
 use crate::clock::Clock;
 use crate::error::{ServiceError, ServiceErrorKind};
 
 /// Celery's `result_expires`.
-const EXPIRES: Duration = Duration::from_secs(86_400);
+pub(super) const EXPIRES: Duration = Duration::from_secs(86_400);
 
 /// Results inside this process, kept for a day. Clones share them.
 ///
@@ -37,8 +41,7 @@ struct Shared {
 struct Documents {
     by_id: HashMap<String, Stored>,
     groups: HashMap<String, ResultTree>,
-    /// The chords that were begun, by their ids.
-    chords: HashMap<String, ChordStart>,
+    chords: Chords,
     /// Ids in the order of their expiry.
     expiry: VecDeque<(SystemTime, String)>,
 }
@@ -69,7 +72,7 @@ impl MemoryBackend {
 
     /// The chord that was begun with this id, to look at in tests.
     pub fn chord(&self, group_id: &str) -> Option<ChordStart> {
-        lock(&self.shared.documents).chords.get(group_id).cloned()
+        lock(&self.shared.documents).chords.begun(group_id).cloned()
     }
 
     /// The failures to switch on.
@@ -188,9 +191,82 @@ impl ResultBackend for MemoryBackend {
                     .groups
                     .insert(chord.group_id.clone(), tree.clone());
             }
-            let begun = chord.clone();
-            documents.chords.insert(chord.group_id.clone(), begun);
+            documents.chords.begin(chord, self.shared.clock.now());
             Ok(())
+        })
+    }
+
+    fn extend_chord<'a>(
+        &'a self,
+        group_id: &'a str,
+        task_id: &'a str,
+    ) -> BoxFuture<'a, Result<(), ServiceError>> {
+        Box::pin(async move {
+            self.shared.faults.check("extend_chord").await?;
+            let now = self.shared.clock.now();
+            let mut documents = lock(&self.shared.documents);
+            documents.chords.extend(group_id, task_id, now);
+            Ok(())
+        })
+    }
+
+    fn count_part<'a>(
+        &'a self,
+        part: &'a ChordPart<'a>,
+        claim: &'a ChordClaim,
+    ) -> BoxFuture<'a, Result<Option<ChordResults>, ServiceError>> {
+        Box::pin(async move {
+            self.shared.faults.check("count_part").await?;
+            let now = self.shared.clock.now();
+            let mut documents = lock(&self.shared.documents);
+            let parts = documents.chords.count(part, claim, now);
+            let tree = documents.groups.get(part.group_id).cloned();
+            Ok(parts.map(|parts| ChordResults::new(parts, tree)))
+        })
+    }
+
+    fn hold_chord<'a>(
+        &'a self,
+        group_id: &'a str,
+        claim: &'a ChordClaim,
+    ) -> BoxFuture<'a, Result<bool, ServiceError>> {
+        Box::pin(async move {
+            self.shared.faults.check("hold_chord").await?;
+            let now = self.shared.clock.now();
+            let mut documents = lock(&self.shared.documents);
+            Ok(documents.chords.hold(group_id, claim, now))
+        })
+    }
+
+    fn end_chord<'a>(
+        &'a self,
+        group_id: &'a str,
+        claim: &'a ChordClaim,
+        end: ChordEnd,
+    ) -> BoxFuture<'a, Result<bool, ServiceError>> {
+        Box::pin(async move {
+            self.shared.faults.check("end_chord").await?;
+            let now = self.shared.clock.now();
+            let mut documents = lock(&self.shared.documents);
+            Ok(documents.chords.end(group_id, claim, end, now))
+        })
+    }
+
+    fn overdue_chords<'a>(
+        &'a self,
+        claim: &'a ChordClaim,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<OverdueChord>, ServiceError>> {
+        Box::pin(async move {
+            self.shared.faults.check("overdue_chords").await?;
+            let now = self.shared.clock.now();
+            let mut documents = lock(&self.shared.documents);
+            let overdue = documents.chords.overdue(claim, limit, now).into_iter();
+            let chord = |(id, body, parts)| {
+                let tree = documents.groups.get(&id).cloned();
+                OverdueChord::new(id, body, ChordResults::new(parts, tree))
+            };
+            Ok(overdue.map(chord).collect())
         })
     }
 

@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 mod backend;
 mod broker;
+mod chords;
 mod faults;
 mod queues;
 mod store;

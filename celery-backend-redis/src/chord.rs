@@ -1,0 +1,334 @@
+//! Counting the parts of chords.
+//!
+//! Every step is one script on Celery's own keys, so that workers in Python and
+//! in Rust count the parts of one chord together, and each can go on with it.
+//! Beside them are two keys of ours, with which a sweeper finds a chord whose
+//! worker has died.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use bytes::Bytes;
+use celery_broker_redis::link::{Attempt, Command, Reply, Script};
+use celery_protocol::{DecodeError, Raw, Serializer, State, decompress_document};
+use celery_runtime::{
+    ChordClaim, ChordEnd, ChordPart, ChordResults, ChordStart, OverdueChord, PartResult,
+    ServiceError,
+};
+
+use crate::backend::{ChordOrder, LARGEST, RedisBackend, seconds};
+
+macro_rules! script {
+    ($name:literal) => {
+        LazyLock::new(|| {
+            Script::new(concat!(
+                include_str!("../scripts/chord/common.lua"),
+                include_str!(concat!("../scripts/chord/", $name, ".lua")),
+            ))
+        })
+    };
+}
+
+static BEGIN: LazyLock<Script> = script!("begin");
+static EXTEND: LazyLock<Script> = script!("extend");
+static COUNT_PART: LazyLock<Script> = script!("count_part");
+static HOLD: LazyLock<Script> = script!("hold");
+static END: LazyLock<Script> = script!("end");
+static LOOK: LazyLock<Script> = script!("look");
+static DUE: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("../scripts/chord/due.lua")));
+
+/// Between two looks at a chord that somebody may have left behind; as long as
+/// it has been under way, within these.
+const SHORTEST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
+/// How long a chord without a size may still get one.
+const SIZELESS: Duration = Duration::from_secs(86_400);
+
+/// How many chords are looked at in one go.
+const LOOKS: &[u8] = b"100";
+
+/// Celery's shortest time in which parts of a chord that has ended are late.
+const LATE: u128 = 300;
+
+impl RedisBackend {
+    pub(crate) async fn begin(&self, chord: &ChordStart) -> Result<(), ServiceError> {
+        let id = &chord.group_id;
+        let object = object(id);
+        let attempt = Attempt::new("start", &object);
+        let size = chord.size.to_string();
+        let expires = self.chord_seconds().to_string();
+        let tree = chord.tree.as_ref();
+        let tree = tree.map(|tree| self.group_document(attempt, tree));
+        let tree = tree.transpose()?.unwrap_or_default();
+        let arguments = [id.as_bytes(), size.as_bytes(), expires.as_bytes(), &tree];
+        self.step(attempt, &BEGIN, id, &arguments).await.map(drop)
+    }
+
+    pub(crate) async fn extend(&self, group_id: &str, task_id: &str) -> Result<(), ServiceError> {
+        let object = object(group_id);
+        let attempt = Attempt::new("extend", &object);
+        let expires = self.chord_seconds().to_string();
+        let arguments = [task_id, &expires].map(str::as_bytes);
+        let extended = self.step(attempt, &EXTEND, group_id, &arguments);
+        extended.await.map(drop)
+    }
+
+    pub(crate) async fn count(
+        &self,
+        part: &ChordPart<'_>,
+        claim: &ChordClaim,
+    ) -> Result<Option<ChordResults>, ServiceError> {
+        let object = object(part.group_id);
+        let attempt = Attempt::new("count a part of", &object);
+        let index = part.index.map_or("+inf".into(), |index| index.to_string());
+        let told = (1, part.task_id, part.state.name(), part.result);
+        let told = self.serializer.encode(&told);
+        let told = told.map_err(|error| self.invalid(attempt, &error.to_string()))?;
+        if told.len() > LARGEST {
+            return Err(self.invalid(attempt, "it is larger than 512 MB"));
+        }
+        let (body, serializer) = self.written(attempt, part.body)?;
+        let numbers = [
+            self.chord_seconds(),
+            self.tree_seconds(),
+            lasts(claim),
+            SHORTEST_PAUSE.as_millis(),
+        ];
+        let [expires, tree_expires, lasts, pause] = numbers.map(|number| number.to_string());
+        let arguments = [
+            part.group_id.as_bytes(),
+            part.task_id.as_bytes(),
+            index.as_bytes(),
+            &told,
+            self.ordered(),
+            expires.as_bytes(),
+            tree_expires.as_bytes(),
+            claim.token.as_bytes(),
+            lasts.as_bytes(),
+            &body,
+            serializer.name().as_bytes(),
+            pause.as_bytes(),
+        ];
+        let counted = self.step(attempt, &COUNT_PART, part.group_id, &arguments);
+        match counted.await? {
+            Reply::List(claimed) => self.results(attempt, claimed).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    pub(crate) async fn hold(
+        &self,
+        group_id: &str,
+        claim: &ChordClaim,
+    ) -> Result<bool, ServiceError> {
+        let object = object(group_id);
+        let attempt = Attempt::new("hold", &object);
+        let lasts = lasts(claim).to_string();
+        let arguments = [claim.token.as_bytes(), lasts.as_bytes()];
+        let held = self.step(attempt, &HOLD, group_id, &arguments).await?;
+        Ok(held.number() == 1)
+    }
+
+    pub(crate) async fn end(
+        &self,
+        group_id: &str,
+        claim: &ChordClaim,
+        end: ChordEnd,
+    ) -> Result<bool, ServiceError> {
+        let object = object(group_id);
+        let attempt = Attempt::new("end", &object);
+        let how = match end {
+            ChordEnd::Failed => "failed",
+            _ => "continued",
+        };
+        let late = (2 * lasts(claim)).max(LATE).to_string();
+        let arguments = [group_id, &claim.token, how, &late].map(str::as_bytes);
+        let ended = self.step(attempt, &END, group_id, &arguments).await?;
+        Ok(ended.number() == 1)
+    }
+
+    pub(crate) async fn overdue(
+        &self,
+        claim: &ChordClaim,
+        limit: usize,
+    ) -> Result<Vec<OverdueChord>, ServiceError> {
+        let attempt = Attempt::new("look for", "overdue chords");
+        let due = self
+            .link
+            .script(attempt, &DUE, &[&self.keys.chords()], &[LOOKS])
+            .await?;
+        let mut overdue = Vec::new();
+        for id in due.list().into_iter().filter_map(Reply::text) {
+            if overdue.len() >= limit {
+                break;
+            }
+            overdue.extend(self.look_at(id, claim).await?);
+        }
+        Ok(overdue)
+    }
+
+    /// Takes over a chord that its worker has left behind. One that cannot be
+    /// read does not keep the others from going on.
+    async fn look_at(
+        &self,
+        group_id: String,
+        claim: &ChordClaim,
+    ) -> Result<Option<OverdueChord>, ServiceError> {
+        let object = object(&group_id);
+        let attempt = Attempt::new("take over", &object);
+        let numbers = [
+            lasts(claim),
+            SHORTEST_PAUSE.as_millis(),
+            LONGEST_PAUSE.as_millis(),
+            SIZELESS.as_millis(),
+        ];
+        let [lasts, shortest, longest, sizeless] = numbers.map(|number| number.to_string());
+        let arguments = [
+            group_id.as_bytes(),
+            self.ordered(),
+            claim.token.as_bytes(),
+            lasts.as_bytes(),
+            shortest.as_bytes(),
+            longest.as_bytes(),
+            sizeless.as_bytes(),
+        ];
+        let looked = self.step(attempt, &LOOK, &group_id, &arguments).await?;
+        let Reply::List(claimed) = looked else {
+            return Ok(None);
+        };
+        match self.overdue_chord(attempt, &group_id, claimed) {
+            Ok(chord) => Ok(Some(chord)),
+            Err(error) => {
+                tracing::warn!(%error, "a chord that its worker has left behind stays there");
+                self.postpone(attempt, &group_id).await.map(|()| None)
+            }
+        }
+    }
+
+    fn overdue_chord(
+        &self,
+        attempt: Attempt<'_>,
+        group_id: &str,
+        claimed: Vec<Reply>,
+    ) -> Result<OverdueChord, ServiceError> {
+        let mut claimed = claimed.into_iter();
+        let body = claimed.next().and_then(Reply::data).unwrap_or_default();
+        let serializer = claimed.next().and_then(Reply::text).unwrap_or_default();
+        let body = read_body(&serializer, &body);
+        let body = body.map_err(|error| self.invalid(attempt, &error.to_string()))?;
+        let results = self.results(attempt, claimed.collect())?;
+        Ok(OverdueChord::new(group_id, body, results))
+    }
+
+    /// Somebody else may be able to read it, but need not try all the time.
+    async fn postpone(&self, attempt: Attempt<'_>, group_id: &str) -> Result<(), ServiceError> {
+        let postponed = Command::new("ZINCRBY")
+            .arg(self.keys.chords())
+            .arg(LONGEST_PAUSE.as_millis().to_string())
+            .arg(group_id);
+        self.link.call(attempt, postponed).await.map(drop)
+    }
+
+    /// What was told, and the results of the header where they are kept.
+    fn results(
+        &self,
+        attempt: Attempt<'_>,
+        claimed: Vec<Reply>,
+    ) -> Result<ChordResults, ServiceError> {
+        let mut claimed = claimed.into_iter();
+        let told = claimed.next().map_or_else(Vec::new, Reply::list);
+        let told = told.into_iter().filter_map(Reply::data);
+        let parts = told.map(|part| self.part(attempt, &part));
+        let parts = parts.collect::<Result<_, _>>()?;
+        let tree = claimed.next().and_then(Reply::data);
+        let tree = tree.map(|tree| self.group_tree(attempt, &tree));
+        Ok(ChordResults::new(parts, tree.transpose()?))
+    }
+
+    fn part(&self, attempt: Attempt<'_>, told: &Bytes) -> Result<PartResult, ServiceError> {
+        read_part(self.serializer, told)
+            .map_err(|error| self.invalid(attempt, &format!("a part cannot be read: {error}")))
+    }
+
+    /// The body in the serializer of the message that it came with, which need
+    /// not be that of results; in JSON where this build cannot write that.
+    fn written(
+        &self,
+        attempt: Attempt<'_>,
+        body: &Raw<'_>,
+    ) -> Result<(Vec<u8>, Serializer), ServiceError> {
+        let mut serializer = body.serializer();
+        let mut written = serializer.encode(body);
+        if written.is_err() {
+            serializer = Serializer::Json;
+            written = serializer.encode(body);
+        }
+        let written = written.map_err(|error| self.invalid(attempt, &error.to_string()))?;
+        Ok((written, serializer))
+    }
+
+    async fn step(
+        &self,
+        attempt: Attempt<'_>,
+        script: &Script,
+        group_id: &str,
+        arguments: &[&[u8]],
+    ) -> Result<Reply, ServiceError> {
+        let keys = self.keys.chord(group_id);
+        let keys = keys.each_ref().map(String::as_str);
+        self.link.script(attempt, script, &keys, arguments).await
+    }
+
+    fn ordered(&self) -> &'static [u8] {
+        match self.chord_order {
+            ChordOrder::Index => b"1",
+            ChordOrder::Arrival => b"0",
+        }
+    }
+
+    fn chord_seconds(&self) -> u128 {
+        seconds(self.chord_expires.or(self.expires))
+    }
+
+    /// The results of the header are also read by clients, who are promised
+    /// `result_expires`.
+    fn tree_seconds(&self) -> u128 {
+        match (self.chord_seconds(), seconds(self.expires)) {
+            (0, _) | (_, 0) => 0,
+            (chord, results) => chord.max(results),
+        }
+    }
+}
+
+/// A part as Celery tells it: `[1, <task id>, <state>, <result>]`.
+fn read_part(serializer: Serializer, told: &[u8]) -> Result<PartResult, DecodeError> {
+    let bytes = decompress_document(told, LARGEST)?;
+    let told = Raw::read(serializer, &bytes)?;
+    let [_, task_id, state, result] = &told.elements()?[..] else {
+        return Err(DecodeError::new("expected [1, task id, state, result]"));
+    };
+    let task_id: String = task_id.decode()?;
+    let state: String = state.decode()?;
+    Ok(PartResult::new(
+        task_id,
+        State::named(&state),
+        result.clone().into_owned(),
+    ))
+}
+
+fn read_body(serializer: &str, body: &[u8]) -> Result<Raw<'static>, DecodeError> {
+    let serializer = Serializer::from_name(serializer)
+        .ok_or_else(|| DecodeError::new(format!("unknown serializer {serializer:?}")))?;
+    Raw::read(serializer, body).map(Raw::into_owned)
+}
+
+/// A claim that does not end would never be taken over.
+fn lasts(claim: &ChordClaim) -> u128 {
+    seconds(Some(claim.lasts)).max(1)
+}
+
+fn object(group_id: &str) -> String {
+    format!("chord {group_id}")
+}

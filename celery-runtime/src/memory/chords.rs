@@ -1,0 +1,266 @@
+//! The chords that are under way, as Celery counts them on Redis.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::time::{Duration, SystemTime};
+
+use celery_protocol::Raw;
+
+use super::backend::EXPIRES;
+use crate::backend::{ChordClaim, ChordEnd, ChordPart, ChordStart, PartResult};
+
+/// Celery's shortest time in which parts of a chord that has ended are late.
+const LATE: Duration = Duration::from_secs(300);
+
+/// Chords by the ids of their headers, kept for a day after the last part.
+#[derive(Default)]
+pub(super) struct Chords {
+    by_id: HashMap<String, Chord>,
+    /// Those that have parts and have not ended.
+    under_way: BTreeSet<String>,
+    /// When each is to be looked at, whether it has expired.
+    expiry: BTreeSet<(SystemTime, String)>,
+}
+
+#[derive(Default)]
+struct Chord {
+    /// What was begun, also after its end.
+    begun: Option<ChordStart>,
+    /// How many parts there were at first, until it ends.
+    size: Option<usize>,
+    parts: BTreeMap<Place, PartResult>,
+    /// The tasks that were added.
+    added: HashSet<String>,
+    body: Option<Raw<'static>>,
+    phase: Phase,
+    expires: Option<SystemTime>,
+}
+
+/// Where a part is among the others: those without an index are the last.
+type Place = (bool, i64, String);
+
+#[derive(Default)]
+enum Phase {
+    /// Parts are told.
+    #[default]
+    Counting,
+    /// Somebody goes on with it, until then.
+    Claimed(String, SystemTime),
+    /// It has ended; until then, parts are late.
+    Done(SystemTime),
+    /// A part has failed, and its parts are there to be looked at.
+    Failed(String, SystemTime),
+}
+
+impl Chords {
+    /// What was begun with this id.
+    pub(super) fn begun(&self, id: &str) -> Option<&ChordStart> {
+        self.by_id.get(id)?.begun.as_ref()
+    }
+
+    pub(super) fn begin(&mut self, start: &ChordStart, now: SystemTime) {
+        let id = &start.group_id;
+        let chord = self.touch(id, now);
+        if chord.is_over(now) {
+            *chord = Chord {
+                expires: chord.expires,
+                ..Chord::default()
+            };
+        }
+        chord.phase = Phase::Counting;
+        chord.size = Some(start.size);
+        chord.begun = Some(start.clone());
+    }
+
+    pub(super) fn extend(&mut self, id: &str, task_id: &str, now: SystemTime) {
+        let chord = self.touch(id, now);
+        if !chord.is_over(now) {
+            chord.added.insert(task_id.to_owned());
+        }
+    }
+
+    pub(super) fn count(
+        &mut self,
+        part: &ChordPart<'_>,
+        claim: &ChordClaim,
+        now: SystemTime,
+    ) -> Option<Vec<PartResult>> {
+        let chord = self.touch(part.group_id, now);
+        if chord.is_over(now) {
+            return None;
+        }
+        chord.tell(part);
+        let claimed = chord.is_complete() && chord.claim(claim, now);
+        let parts = claimed.then(|| chord.told());
+        self.under_way.insert(part.group_id.to_owned());
+        parts
+    }
+
+    pub(super) fn hold(&mut self, id: &str, claim: &ChordClaim, now: SystemTime) -> bool {
+        let chord = self.living(id, now);
+        chord.is_some_and(|chord| {
+            !chord.is_over(now) && chord.size.is_some() && chord.claim(claim, now)
+        })
+    }
+
+    pub(super) fn end(
+        &mut self,
+        id: &str,
+        claim: &ChordClaim,
+        end: ChordEnd,
+        now: SystemTime,
+    ) -> bool {
+        let Some(chord) = self.living(id, now) else {
+            return false;
+        };
+        if !chord.is_held_by(&claim.token, now) {
+            return false;
+        }
+        match end {
+            ChordEnd::Failed => chord.fail(),
+            ChordEnd::Continued => chord.finish(now + LATE.max(2 * lasts(claim))),
+        }
+        self.under_way.remove(id);
+        true
+    }
+
+    /// Claims chords that nobody goes on with: their ids, bodies and parts.
+    pub(super) fn overdue(
+        &mut self,
+        claim: &ChordClaim,
+        limit: usize,
+        now: SystemTime,
+    ) -> Vec<(String, Raw<'static>, Vec<PartResult>)> {
+        self.expire(now);
+        let mut overdue = Vec::new();
+        for id in &self.under_way {
+            if overdue.len() == limit {
+                break;
+            }
+            let Some(chord) = self.by_id.get_mut(id) else {
+                continue;
+            };
+            if let Some(body) = &chord.body
+                && chord.is_complete()
+                && !chord.is_held(now)
+            {
+                let body = body.clone();
+                chord.claim(claim, now);
+                overdue.push((id.clone(), body, chord.told()));
+            }
+        }
+        overdue
+    }
+
+    /// The chord of this id, which lives on for a day.
+    fn touch(&mut self, id: &str, now: SystemTime) -> &mut Chord {
+        self.expire(now);
+        let chord = self.by_id.entry(id.to_owned()).or_default();
+        let expires = now + EXPIRES;
+        if chord.expires.replace(expires).is_none() {
+            self.expiry.insert((expires, id.to_owned()));
+        }
+        chord
+    }
+
+    fn living(&mut self, id: &str, now: SystemTime) -> Option<&mut Chord> {
+        self.expire(now);
+        self.by_id.get_mut(id)
+    }
+
+    fn expire(&mut self, now: SystemTime) {
+        while self.expiry.first().is_some_and(|(due, _)| *due <= now)
+            && let Some((_, id)) = self.expiry.pop_first()
+        {
+            match self.by_id.get(&id).and_then(|chord| chord.expires) {
+                Some(later) if later > now => {
+                    self.expiry.insert((later, id));
+                }
+                _ => {
+                    self.by_id.remove(&id);
+                    self.under_way.remove(&id);
+                }
+            }
+        }
+    }
+}
+
+impl Chord {
+    fn tell(&mut self, part: &ChordPart<'_>) {
+        // Nothing is known any more of an earlier chord that has ended.
+        if matches!(self.phase, Phase::Done(_)) {
+            self.phase = Phase::Counting;
+        }
+        let index = part.index;
+        let place = (
+            index.is_none(),
+            index.unwrap_or_default(),
+            part.task_id.to_owned(),
+        );
+        self.parts.entry(place).or_insert_with(|| {
+            let result = part.result.clone().into_owned();
+            PartResult::new(part.task_id, part.state.clone(), result)
+        });
+        self.body
+            .get_or_insert_with(|| part.body.clone().into_owned());
+    }
+
+    fn told(&self) -> Vec<PartResult> {
+        self.parts.values().cloned().collect()
+    }
+
+    fn is_complete(&self) -> bool {
+        self.size
+            .is_some_and(|size| self.parts.len() == size + self.added.len())
+    }
+
+    fn is_over(&self, now: SystemTime) -> bool {
+        match self.phase {
+            Phase::Counting | Phase::Claimed(..) => false,
+            Phase::Done(late) => late > now,
+            Phase::Failed(..) => true,
+        }
+    }
+
+    fn is_held(&self, now: SystemTime) -> bool {
+        matches!(&self.phase, Phase::Claimed(_, until) if *until > now)
+    }
+
+    /// Also after it has failed: who tries to end it once more has ended it.
+    fn is_held_by(&self, token: &str, now: SystemTime) -> bool {
+        match &self.phase {
+            Phase::Claimed(holder, until) | Phase::Failed(holder, until) => {
+                holder == token && *until > now
+            }
+            Phase::Counting | Phase::Done(_) => false,
+        }
+    }
+
+    /// Whether the claim holds from now on.
+    fn claim(&mut self, claim: &ChordClaim, now: SystemTime) -> bool {
+        let free = !self.is_held(now) || self.is_held_by(&claim.token, now);
+        if free {
+            self.phase = Phase::Claimed(claim.token.clone(), now + lasts(claim));
+        }
+        free
+    }
+
+    fn fail(&mut self) {
+        if let Phase::Claimed(holder, until) = std::mem::take(&mut self.phase) {
+            self.phase = Phase::Failed(holder, until);
+        }
+        self.size = None;
+        self.body = None;
+    }
+
+    fn finish(&mut self, late: SystemTime) {
+        self.parts.clear();
+        self.added.clear();
+        self.size = None;
+        self.body = None;
+        self.phase = Phase::Done(late);
+    }
+}
+
+fn lasts(claim: &ChordClaim) -> Duration {
+    claim.lasts.max(Duration::from_secs(1))
+}
