@@ -170,11 +170,8 @@ fn redis_broker(
     url: &str,
     config: &Config,
 ) -> Result<Arc<dyn Broker>, ConfigError> {
-    use celery_broker_redis::{RedisBroker, RedisOptions};
-
-    let options = RedisOptions::parse(url, config.broker_transport_options())
-        .map_err(|error| ConfigError::url(setting, url, error.to_string()))?;
-    Ok(Arc::new(RedisBroker::new(options)))
+    let options = broker_options(setting, url, config)?;
+    Ok(Arc::new(celery_broker_redis::RedisBroker::new(options)))
 }
 
 #[cfg(feature = "redis")]
@@ -183,15 +180,47 @@ fn redis_backend(
     url: &str,
     config: &Config,
 ) -> Result<Arc<dyn ResultBackend>, ConfigError> {
-    use celery_backend_redis::RedisBackend;
-    use celery_broker_redis::RedisOptions;
-
-    let options = RedisOptions::parse(url, config.result_backend_transport_options())
-        .map_err(|error| ConfigError::url(setting, url, error.to_string()))?;
-    let backend = RedisBackend::new(options)
+    let given = config
+        .result_backend_transport_options()
+        .get(CHORD_ORDERED)
+        .filter(|given| !given.is_null());
+    let ordered = given.map_or(Some(true), |given| given.as_bool());
+    let ordered = ordered.ok_or_else(|| {
+        let cause = format!("the transport option {CHORD_ORDERED} is true or false");
+        ConfigError::url(setting, url, cause)
+    })?;
+    let backend = celery_backend_redis::RedisBackend::new(results_options(setting, url, config)?)
         .result_expires(config.result_expires())
+        .result_chord_expires(config.result_chord_expires())
+        .result_chord_ordered(ordered)
         .serializer(config.result_serializer());
     Ok(Arc::new(backend))
+}
+
+/// The one among the options for results that is not about the connection.
+#[cfg(feature = "redis")]
+const CHORD_ORDERED: &str = "result_chord_ordered";
+
+#[cfg(feature = "redis")]
+fn results_options(
+    setting: &'static str,
+    url: &str,
+    config: &Config,
+) -> Result<celery_broker_redis::RedisOptions, ConfigError> {
+    let mut transport = config.result_backend_transport_options().clone();
+    transport.remove(CHORD_ORDERED);
+    celery_broker_redis::RedisOptions::parse(url, &transport)
+        .map_err(|error| ConfigError::url(setting, url, error.to_string()))
+}
+
+#[cfg(feature = "redis")]
+fn broker_options(
+    setting: &'static str,
+    url: &str,
+    config: &Config,
+) -> Result<celery_broker_redis::RedisOptions, ConfigError> {
+    celery_broker_redis::RedisOptions::parse(url, config.broker_transport_options())
+        .map_err(|error| ConfigError::url(setting, url, error.to_string()))
 }
 
 #[cfg(feature = "redis")]
@@ -200,16 +229,11 @@ fn redis_store(
     url: &str,
     config: &Config,
 ) -> Result<Arc<dyn Store>, ConfigError> {
-    use celery_backend_redis::RedisStore;
-    use celery_broker_redis::RedisOptions;
-
     let options = match setting {
-        BACKEND_SETTING => config.result_backend_transport_options(),
-        _ => config.broker_transport_options(),
+        BACKEND_SETTING => results_options(setting, url, config),
+        _ => broker_options(setting, url, config),
     };
-    let options = RedisOptions::parse(url, options)
-        .map_err(|error| ConfigError::url(setting, url, error.to_string()))?;
-    Ok(Arc::new(RedisStore::new(options)))
+    Ok(Arc::new(celery_backend_redis::RedisStore::new(options?)))
 }
 
 #[cfg(not(feature = "redis"))]
@@ -361,6 +385,24 @@ mod tests {
     fn a_build_without_rabbitmq_says_so() {
         let error = refusal("amqp://localhost");
         assert!(error.contains("feature `amqp`"), "{error}");
+    }
+
+    #[cfg(feature = "redis")]
+    #[test]
+    fn whether_chords_are_ordered_is_an_option_of_results() {
+        let with = |ordered: serde_json::Value| {
+            let options = serde_json::json!({"result_chord_ordered": ordered, "master_name": "m"});
+            Config::new()
+                .broker_url("memory://")
+                .result_backend("sentinel://localhost/1")
+                .set("result_backend_transport_options", options)
+                .unwrap()
+        };
+        for ordered in [false.into(), true.into(), serde_json::Value::Null] {
+            assert!(connect(with(ordered)).unwrap().backend().is_some());
+        }
+        let error = refusal(with("no".into()));
+        assert!(error.contains("result_chord_ordered"), "{error}");
     }
 
     #[cfg(not(feature = "redis"))]

@@ -355,6 +355,30 @@ mod tests {
     }
 
     #[test]
+    fn chords_have_celerys_defaults_and_settings() {
+        let config = Config::new();
+        assert_eq!(config.result_chord_expires(), None);
+        assert_eq!(
+            config.result_chord_join_timeout,
+            Some(Duration::from_secs(3))
+        );
+        assert_eq!(config.result_chord_retry_interval, Duration::from_secs(1));
+        assert!(!config.task_allow_error_cb_on_chord_header);
+        let config = env(&[
+            ("CELERY_RESULT_CHORD_EXPIRES", "0"),
+            ("CELERY_RESULT_CHORD_JOIN_TIMEOUT", "none"),
+            ("CELERY_RESULT_CHORD_RETRY_INTERVAL", "0.5"),
+            ("CELERY_TASK_ALLOW_ERROR_CB_ON_CHORD_HEADER", "true"),
+        ])
+        .unwrap();
+        assert_eq!(config.result_chord_expires(), Some(Duration::ZERO));
+        assert_eq!(config.result_chord_join_timeout, None);
+        let interval = config.result_chord_retry_interval;
+        assert_eq!(interval, Duration::from_millis(500));
+        assert!(config.task_allow_error_cb_on_chord_header);
+    }
+
+    #[test]
     fn what_is_missing_says_where_to_set_it() {
         let error = Config::new().require_broker_url().unwrap_err().to_string();
         assert!(error.contains("CELERY_BROKER_URL"), "{error}");

@@ -54,6 +54,12 @@ pub struct Config {
     pub(crate) result_backend: Option<String>,
     pub(crate) result_backend_transport_options: Map<String, serde_json::Value>,
     pub(crate) result_expires: Option<Duration>,
+    /// As long as results where `None`; for ever where zero.
+    pub(crate) result_chord_expires: Option<Duration>,
+    /// How long it may take to read the results of a header; any time where `None`.
+    pub(crate) result_chord_join_timeout: Option<Duration>,
+    /// Between two tries of a chord that is waited for by a task.
+    pub(crate) result_chord_retry_interval: Duration,
     pub(crate) result_extended: bool,
     pub(crate) result_persistent: bool,
     pub(crate) result_serializer: Serializer,
@@ -80,6 +86,8 @@ pub struct Config {
     /// Overrides `task.acks_on_failure` for failures that are no timeouts.
     pub(crate) task_acks_on_failure: Option<bool>,
     pub(crate) task_send_sent_event: bool,
+    /// Whether the errbacks of a chord's body are also those of its header.
+    pub(crate) task_allow_error_cb_on_chord_header: bool,
 }
 
 /// Which message layout is written; both are always read.
@@ -123,6 +131,9 @@ impl Config {
             result_backend: None,
             result_backend_transport_options: Map::new(),
             result_expires: Some(Duration::from_secs(86_400)),
+            result_chord_expires: None,
+            result_chord_join_timeout: Some(Duration::from_secs(3)),
+            result_chord_retry_interval: Duration::from_secs(1),
             result_extended: false,
             result_persistent: false,
             result_serializer: Serializer::Json,
@@ -147,6 +158,7 @@ impl Config {
             worker: WorkerSettings::default(),
             task_acks_on_failure: None,
             task_send_sent_event: false,
+            task_allow_error_cb_on_chord_header: false,
         }
     }
 
@@ -278,6 +290,12 @@ impl Config {
     /// How long results are kept; for ever where `None`.
     pub fn result_expires(&self) -> Option<Duration> {
         self.result_expires
+    }
+
+    /// How long what is needed to go on with a chord is kept: as long as results
+    /// where `None`, for ever where zero.
+    pub fn result_chord_expires(&self) -> Option<Duration> {
+        self.result_chord_expires
     }
 
     /// The serializer of results.

@@ -103,6 +103,15 @@ pub(super) const SETTINGS: &[Setting] = &[
     row("result_backend_transport_options", |config, input| {
         input.map(&mut config.result_backend_transport_options)
     }),
+    row("result_chord_expires", |config, input| {
+        input.optional_duration(&mut config.result_chord_expires)
+    }),
+    row("result_chord_join_timeout", |config, input| {
+        input.optional_duration(&mut config.result_chord_join_timeout)
+    }),
+    row("result_chord_retry_interval", |config, input| {
+        input.duration(&mut config.result_chord_retry_interval)
+    }),
     row("result_expires", |config, input| {
         input.optional_duration(&mut config.result_expires)?;
         // Celery writes 0 for "never", too.
@@ -133,6 +142,9 @@ pub(super) const SETTINGS: &[Setting] = &[
     }),
     row("task_acks_on_timeout", |config, input| {
         input.optional_flag(&mut config.task.acks_on_timeout)
+    }),
+    row("task_allow_error_cb_on_chord_header", |config, input| {
+        input.flag(&mut config.task_allow_error_cb_on_chord_header)
     }),
     row("task_compression", |config, input| {
         let name = input.nullable(Input::text)?;
