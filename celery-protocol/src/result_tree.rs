@@ -68,6 +68,15 @@ impl ResultTree {
         ids
     }
 
+    /// The ids of the tasks whose results are in it, in order, without those
+    /// that came before: its own, or its members'.
+    pub fn leaf_ids(&self) -> Vec<&str> {
+        match &self.members {
+            None => vec![&self.id],
+            Some(members) => members.iter().flat_map(Self::leaf_ids).collect(),
+        }
+    }
+
     fn collect<'a>(&'a self, ids: &mut Vec<&'a str>) {
         match &self.members {
             None => ids.push(&self.id),

@@ -95,7 +95,7 @@ pub use routing::{Route, Routes};
 pub use store::Store;
 pub use task::{
     ArgumentError, AutoRetry, BlockingHandler, Bound, Call, CallError, CallWriter, Context,
-    DynArgs, DynTask, Handler, Kwargs, Params, ParamsError, RegistryError, Requeue, Task, TaskArgs,
-    TaskError, TaskOptions, Tasks, Unique, UpdateError,
+    DynArgs, DynTask, FailedTask, Handler, Kwargs, Params, ParamsError, RegistryError, Requeue,
+    Task, TaskArgs, TaskError, TaskOptions, Tasks, Unique, UpdateError,
 };
 pub use worker::{LinkEvent, Patience, Worker, WorkerError, is_isolated_child};

@@ -19,14 +19,14 @@ pub(crate) struct Ids<'a> {
 
 /// What surrounds a canvas when it gets its ids.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Place {
+pub(crate) struct Place {
     /// The id of its result, unless it has one.
-    pub(super) id: Option<String>,
-    pub(super) group_id: Option<String>,
-    pub(super) group_index: Option<i64>,
+    pub(crate) id: Option<String>,
+    pub(crate) group_id: Option<String>,
+    pub(crate) group_index: Option<i64>,
     /// The body of the chord that counts it.
-    pub(super) chord: Option<Arc<Raw<'static>>>,
-    pub(super) root_id: Option<String>,
+    pub(crate) chord: Option<Arc<Raw<'static>>>,
+    pub(crate) root_id: Option<String>,
 }
 
 impl Place {

@@ -6,7 +6,8 @@
 //! - [`join`] has Celery's rules for putting one after another, [`links`] those
 //!   for callbacks, [`stamp`] those for stamps.
 //! - [`wire`] reads and writes signatures.
-//! - [`freeze`] gives ids; [`plan`] makes what a client sends.
+//! - [`freeze`] gives ids; [`plan`] makes what is sent; [`replace`] puts a
+//!   canvas in the place of a task.
 
 mod call;
 mod error;
@@ -15,6 +16,7 @@ mod join;
 mod links;
 mod node;
 mod plan;
+mod replace;
 mod stamp;
 mod typed;
 mod wire;
@@ -27,5 +29,6 @@ pub use node::Canvas;
 pub use stamp::{Stamped, StampingVisitor};
 pub use typed::{Accepts, Any, Complete, Group, Members, PartialArgs, Signature, Step, group};
 
-pub(crate) use freeze::Ids;
-pub(crate) use plan::{Letter, Plan, plan};
+pub(crate) use call::TaskCall;
+pub(crate) use freeze::{Ids, Place};
+pub(crate) use plan::{Letter, Plan, Within, plan};

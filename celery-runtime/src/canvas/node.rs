@@ -248,6 +248,12 @@ impl Canvas {
         self
     }
 
+    /// The same with one argument before those that are there.
+    pub(crate) fn given_raw(mut self, first: &Raw<'_>) -> Self {
+        self.give(&[first.clone().into_owned()]);
+        self
+    }
+
     pub(super) fn give(&mut self, args: &[Raw<'static>]) {
         if args.is_empty() || self.immutable {
             return;
@@ -291,7 +297,7 @@ impl Canvas {
 
     /// How many results a chord counts for it: of a chain those of its last
     /// step, of a chord those of its body.
-    pub(super) fn size(&self) -> usize {
+    pub(crate) fn size(&self) -> usize {
         match &self.kind {
             Kind::Task(_) => 1,
             Kind::Chain(steps) => {

@@ -1,4 +1,4 @@
-//! What a client sends for a canvas: [`plan`].
+//! What is sent for a canvas: [`plan`].
 
 use std::sync::Arc;
 
@@ -23,6 +23,19 @@ pub(crate) struct Plan {
     pub(crate) later_chords: Vec<String>,
     /// The result of the whole.
     pub(crate) result: ResultTree,
+    /// The results of what is sent now, as the sender's children.
+    pub(crate) children: Vec<ResultTree>,
+}
+
+/// What surrounds a canvas that is started; nothing, where a client does it.
+#[derive(Debug, Default)]
+pub(crate) struct Within {
+    /// Laid over the options of the canvas.
+    pub(crate) over: CallOptions,
+    /// Where it stands, if it stands in for a task.
+    pub(crate) place: Place,
+    /// What follows it in a chain, the next step last, written.
+    pub(crate) rest: Vec<Raw<'static>>,
 }
 
 /// One task to send, with its id and all that follows it.
@@ -40,20 +53,27 @@ pub(crate) struct Letter {
 ///
 /// When something in it could not be built or has no form in JSON, and for an
 /// empty chain.
-pub(crate) fn plan(canvas: Canvas, mut ids: Ids<'_>) -> Result<Plan, CanvasError> {
+pub(crate) fn plan(canvas: Canvas, within: &Within, mut ids: Ids<'_>) -> Result<Plan, CanvasError> {
     canvas.check()?;
+    let canvas = canvas.followed_by(&within.rest)?;
     let mut planner = Planner {
         ids: &mut ids,
         letters: Vec::new(),
         chords: Vec::new(),
+        children: Vec::new(),
+        groups: 0,
     };
-    let result = planner.run(canvas, &Place::default(), &CallOptions::default())?;
+    let result = planner.run(canvas, &within.place, &within.over)?;
     let Planner {
-        letters, chords, ..
+        letters,
+        chords,
+        children,
+        ..
     } = planner;
     Ok(Plan {
         letters,
         chords,
+        children,
         later_chords: ids.chords,
         result,
     })
@@ -63,6 +83,17 @@ struct Planner<'a, 'i> {
     ids: &'a mut Ids<'i>,
     letters: Vec<Letter>,
     chords: Vec<ChordStart>,
+    children: Vec<ResultTree>,
+    /// How many groups there are around what is planned.
+    groups: usize,
+}
+
+impl Planner<'_, '_> {
+    fn begun(&mut self, tree: &ResultTree) {
+        if self.groups == 0 {
+            self.children.push(tree.clone());
+        }
+    }
 }
 
 impl Planner<'_, '_> {
@@ -78,10 +109,6 @@ impl Planner<'_, '_> {
             return Err(flaw);
         }
         match &canvas.kind {
-            Kind::Task(call) if call.task == "celery.chunks" => {
-                let group = canvas.into_chunks()?;
-                self.run_group(group, place, over)
-            }
             Kind::Task(_) => self.run_task(canvas, place, over),
             Kind::Chain(_) => self.run_chain(canvas, place, over),
             Kind::Group(_) => self.run_group(canvas, place, over),
@@ -111,6 +138,7 @@ impl Planner<'_, '_> {
         if !rest.is_empty() {
             call.embed.chain = Some(Raw::encode(Serializer::Json, &rest)?);
         }
+        self.begun(&tree);
         if let Kind::Task(task) = canvas.kind {
             self.letters.push(Letter {
                 call: task,
@@ -184,10 +212,12 @@ impl Planner<'_, '_> {
         options.call.group_index = None;
         let mut members = self.run_members(group.tasks, &place, &options)?;
         // A chain that ends in a group is that group, if it is alone.
-        match members.as_slice() {
-            [only] if only.members.is_some() => Ok(members.remove(0)),
-            _ => Ok(ResultTree::group(id, members)),
-        }
+        let tree = match members.as_slice() {
+            [only] if only.members.is_some() => members.remove(0),
+            _ => ResultTree::group(id, members),
+        };
+        self.begun(&tree);
+        Ok(tree)
     }
 
     fn run_members(
@@ -196,6 +226,7 @@ impl Planner<'_, '_> {
         place: &Place,
         over: &Options,
     ) -> Result<Vec<ResultTree>, CanvasError> {
+        self.groups += 1;
         let mut members = Vec::with_capacity(tasks.len());
         for (index, mut task) in tasks.into_iter().enumerate() {
             match &mut task.kind {
@@ -221,6 +252,7 @@ impl Planner<'_, '_> {
             let within = |error: CanvasError| error.inside(format_args!("tasks[{index}]"));
             members.push(member.map_err(within)?);
         }
+        self.groups -= 1;
         Ok(members)
     }
 
@@ -292,16 +324,39 @@ impl Planner<'_, '_> {
         let members = self.run_members(tasks, &header_place, &header.options);
         let members = members.map_err(|error| error.inside("header"))?;
         let header = ResultTree::group(id.clone(), members);
+        self.begun(&header);
         self.chords.push(ChordStart::new(id, size, &header));
         Ok(tree.after(header))
     }
 }
 
 impl Canvas {
-    /// The group of `celery.starmap`s that `celery.chunks` stands for.
-    fn into_chunks(self) -> Result<Self, CanvasError> {
-        let Kind::Task(call) = &self.kind else {
+    /// The same with the rest of its chain after it. What has several last
+    /// tasks goes on as one: after a group comes a chord's body.
+    fn followed_by(mut self, rest: &[Raw<'static>]) -> Result<Self, CanvasError> {
+        if rest.is_empty() {
             return Ok(self);
+        }
+        let ends_in_group = match &self.kind {
+            Kind::Group(_) => true,
+            Kind::Chord(chord) => matches!(chord.body.kind, Kind::Group(_)),
+            Kind::Task(_) | Kind::Chain(_) => false,
+        };
+        if !ends_in_group {
+            self.options.rest.splice(..0, rest.iter().cloned());
+            return Ok(self);
+        }
+        let mut steps = rest.iter().rev().map(Self::read);
+        steps.try_fold(self, |canvas, step| Ok(canvas.then(step?)))
+    }
+
+    /// In the place of `celery.chunks` the group of `celery.starmap`s that it
+    /// stands for, as a client sends it; a worker leaves it to the task of that
+    /// name.
+    pub(crate) fn taken_apart(self) -> Result<Self, CanvasError> {
+        let call = match &self.kind {
+            Kind::Task(call) if call.task == "celery.chunks" => call,
+            _ => return Ok(self),
         };
         let (_, kwargs) = call.raw_arguments()?;
         let entries = kwargs.entries().map_err(|error| unreadable(&error))?;

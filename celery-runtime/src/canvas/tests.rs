@@ -26,7 +26,7 @@ fn try_planned(canvas: Canvas) -> Result<Plan, CanvasError> {
         reply_to: "replies",
         chords: Vec::new(),
     };
-    plan(canvas, ids)
+    plan(canvas.taken_apart()?, &Within::default(), ids)
 }
 
 fn parsed(raw: &Raw<'_>) -> Json {

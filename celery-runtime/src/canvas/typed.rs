@@ -19,7 +19,7 @@ use super::node::{Canvas, Kind};
 use super::stamp::StampingVisitor;
 use crate::client::compose::arguments_of;
 use crate::client::options::{CallOptions, Time};
-use crate::task::{Task, TaskArgs};
+use crate::task::{Task, TaskArgs, TaskError};
 
 /// A task with its arguments and the options of the call, or a chain or chord
 /// of such: anything that ends in one result, an `Out`.
@@ -96,6 +96,22 @@ impl<A: TaskArgs, R> Task<A, R> {
     /// a step before is thrown away.
     pub fn si(self, args: A) -> Signature<R, Any> {
         self.s(args).immutable()
+    }
+
+    /// What this task ends with to let a workflow with the same result take its
+    /// place; see [`TaskError::replace`].
+    ///
+    /// ```
+    /// # use celery_runtime::{Task, TaskError};
+    /// # const ADD: Task<(i64, i64), i64> = Task::new("tasks.add").params(&["x", "y"]);
+    /// const DOUBLE: Task<(i64,), i64> = Task::new("tasks.double").params(&["x"]);
+    ///
+    /// async fn double(x: i64) -> Result<i64, TaskError> {
+    ///     Err(DOUBLE.replaced_by(ADD.s((x, x))))
+    /// }
+    /// ```
+    pub fn replaced_by<In: Complete>(self, replacement: Signature<R, In>) -> TaskError {
+        TaskError::replace(replacement)
     }
 
     /// One task that runs this one on each of the items, one after the other in

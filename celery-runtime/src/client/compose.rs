@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use celery_protocol::{Embed, EncodeError, Headers, Message, Raw, Serializer, TaskHeaders, time};
+use uuid::Uuid;
 
 use super::options::{CallOptions, Time};
 use crate::broker::{ExchangeKind, Publication, Queue};
+use crate::canvas::TaskCall;
 use crate::config::{Config, TaskProtocol};
 use crate::queues::{QueueNotFound, Queues};
 use crate::routing::Route;
@@ -99,6 +101,46 @@ pub(crate) fn compose(
         Some(queue) => publication.meant_for(queue),
         None => publication,
     })
+}
+
+/// The message of a planned task, and the task's id.
+///
+/// # Errors
+///
+/// See [`Uncomposed`].
+pub(crate) fn compose_letter(
+    sender: &Sender,
+    call: &TaskCall,
+    mut options: CallOptions,
+    now: SystemTime,
+) -> Result<(String, Publication), Uncomposed> {
+    // What calls another task in its place takes its way.
+    let routes = &sender.config.task_routes;
+    if let Some(inner) = &call.routed_as
+        && routes.find(&call.task).is_none()
+        && let Some(route) = routes.find(inner)
+    {
+        let said = |call: &mut Option<String>, route: &Option<String>| {
+            if call.is_none() {
+                call.clone_from(route);
+            }
+        };
+        said(&mut options.queue, &route.queue);
+        said(&mut options.exchange, &route.exchange);
+        said(&mut options.routing_key, &route.routing_key);
+        options.priority = options.priority.or(route.priority);
+    }
+    let id = options.task_id.clone();
+    let id = id.unwrap_or_else(|| Uuid::new_v4().to_string());
+    let outgoing = Outgoing {
+        task: Cow::clone(&call.task),
+        queue: call.queue.as_deref(),
+        priority: call.priority,
+        options: &options,
+        write: &|writer| call.write(writer),
+    };
+    let publication = compose(sender, &outgoing, id.clone(), now)?;
+    Ok((id, publication))
 }
 
 /// The queue, where it is the sender's to declare: a broadcast queue belongs to

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use celery_protocol::{Raw, ResultDocument, ResultTree, State, Value};
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::result::{AnyResult, AsyncResult, Reader, ResultError, decode, value_of};
@@ -21,6 +22,13 @@ pub struct GroupResult<Out> {
     tree: ResultTree,
     reader: Arc<Reader>,
     result: PhantomData<fn() -> Out>,
+}
+
+/// As Celery writes it in what a task returns: `[[id, parent], members]`.
+impl<R> Serialize for GroupResult<R> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.tree.to_value().serialize(serializer)
+    }
 }
 
 impl<Out> GroupResult<Out> {

@@ -10,7 +10,7 @@ mod sent;
 
 use std::sync::Arc;
 
-use celery_protocol::{Accept, EncodeError, Serializer, Value};
+use celery_protocol::{Accept, EncodeError, ResultTree, Serializer, Value};
 use serde::Serialize;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -23,7 +23,7 @@ pub use result::{AnyResult, AsyncResult, ResultError, TaskFailure};
 use crate::backend::ResultBackend;
 use crate::backoff::Backoff;
 use crate::broker::{Broker, Publication};
-use crate::canvas::{CanvasError, Signature};
+use crate::canvas::{Canvas, CanvasError, Signature, Within};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::{ServiceError, ServiceErrorKind};
@@ -34,6 +34,8 @@ use crate::task::{Conflict, Params, Task, TaskArgs, Unique};
 
 use compose::Sender;
 use result::Reader;
+use sending::Sent;
+pub(crate) use sending::no_backend;
 
 /// Sends tasks to workers in any language, and reads their results.
 ///
@@ -248,11 +250,28 @@ impl Client {
     ) -> Vec<Result<C::Result, SendError>> {
         let until = Instant::now() + self.inner.sender.config.deadline;
         let canvases = canvases.into_iter().map(C::into_canvas);
-        let planned = canvases.map(|canvas| self.plan(canvas)).collect();
+        let alone = Within::default();
+        let planned = canvases.map(|canvas| self.plan(canvas, &alone)).collect();
         let sent = self.send_all(planned, until).await;
-        let source = || ResultSource(Arc::clone(&self.inner.reader));
-        let result = |tree| C::result(tree, source());
-        sent.into_iter().map(|tree| tree.map(result)).collect()
+        let result = |sent: Sent| C::result(sent.result, self.source());
+        sent.into_iter().map(|sent| sent.map(result)).collect()
+    }
+
+    /// Sends a canvas for a task, and says what of it is sent now.
+    pub(crate) async fn apply_within<C: Appliable>(
+        &self,
+        canvas: Canvas,
+        within: &Within,
+    ) -> Result<(C::Result, Vec<ResultTree>), SendError> {
+        let until = Instant::now() + self.inner.sender.config.deadline;
+        let planned = self.plan(canvas, within);
+        let mut sent = self.send_all(vec![planned], until).await;
+        let sent = sent.pop().expect("one answer for one canvas")?;
+        Ok((C::result(sent.result, self.source()), sent.children))
+    }
+
+    fn source(&self) -> ResultSource {
+        ResultSource(Arc::clone(&self.inner.reader))
     }
 
     /// Tells those who watch that these tasks were sent; that they were does

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use celery_protocol::{DecodeError, Exception, Raw, ResultDocument, ResultTree, State, Value};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
@@ -385,6 +386,13 @@ pub(super) fn value_of<'a>(
     })
 }
 
+/// As Celery writes it in what a task returns: `[[id, parent], null]`.
+impl<R> Serialize for AsyncResult<R> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.tree.to_value().serialize(serializer)
+    }
+}
+
 /// The result of a task or of a group, where types do not say which.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -393,6 +401,15 @@ pub enum AnyResult {
     Task(AsyncResult<Value>),
     /// Of a group.
     Group(GroupResult<Vec<Value>>),
+}
+
+impl Serialize for AnyResult {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Task(task) => task.serialize(serializer),
+            Self::Group(group) => group.serialize(serializer),
+        }
+    }
 }
 
 impl AnyResult {

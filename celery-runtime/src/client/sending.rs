@@ -1,16 +1,14 @@
 //! From canvases to sent messages.
 
-use std::borrow::Cow;
-
 use celery_protocol::ResultTree;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::compose::{Outgoing, Uncomposed, compose};
+use super::compose::{Uncomposed, compose_letter};
 use super::{Client, Composed, Inner, Locked, SendError, no_answer};
 use crate::backend::ChordStart;
 use crate::broker::Publication;
-use crate::canvas::{Canvas, Ids, Letter, Plan, plan};
+use crate::canvas::{Canvas, Ids, Letter, Plan, Within, plan};
 use crate::error::{ServiceError, ServiceErrorKind};
 
 /// A canvas whose messages are written.
@@ -21,30 +19,42 @@ pub(super) struct Planned {
     chords: Vec<ChordStart>,
     later_chords: Vec<String>,
     result: ResultTree,
+    children: Vec<ResultTree>,
+}
+
+/// A canvas that was sent.
+pub(super) struct Sent {
+    pub(super) result: ResultTree,
+    /// The results of what was sent now.
+    pub(super) children: Vec<ResultTree>,
 }
 
 /// A canvas whose messages are in the batch, or that needs none.
 struct Batched {
     /// Of each message the task's id and name, and the lock taken for it.
     letters: Vec<(String, String, Option<String>)>,
-    result: ResultTree,
+    sent: Sent,
 }
 
 impl Client {
     /// Gives ids to a canvas and writes what it begins with.
-    pub(super) fn plan(&self, canvas: Canvas) -> Result<Planned, SendError> {
+    pub(super) fn plan(&self, canvas: Canvas, within: &Within) -> Result<Planned, SendError> {
         let name = canvas.task().to_owned();
         let ids = Ids {
             fresh: &mut || Uuid::new_v4().to_string(),
             reply_to: &self.inner.sender.reply_to,
             chords: Vec::new(),
         };
+        let planned = canvas
+            .taken_apart()
+            .and_then(|canvas| plan(canvas, within, ids));
         let Plan {
             letters,
             chords,
             later_chords,
             result,
-        } = plan(canvas, ids).map_err(|error| match error.into_encode_error() {
+            children,
+        } = planned.map_err(|error| match error.into_encode_error() {
             Ok(cause) => SendError::Encode {
                 task: name.clone(),
                 cause,
@@ -61,41 +71,18 @@ impl Client {
             chords,
             later_chords,
             result,
+            children,
         })
     }
 
     fn compose(&self, letter: Letter) -> Result<Composed, SendError> {
         let Inner { clock, sender, .. } = &*self.inner;
-        let Letter { call, mut options } = letter;
+        let Letter { call, options } = letter;
         let task = call.task.clone().into_owned();
-        let config = &sender.config;
-        if let Some(inner) = &call.routed_as
-            && config.task_routes.find(&task).is_none()
-            && let Some(route) = config.task_routes.find(inner)
-        {
-            let said = |call: &mut Option<String>, route: &Option<String>| {
-                if call.is_none() {
-                    call.clone_from(route);
-                }
-            };
-            said(&mut options.queue, &route.queue);
-            said(&mut options.exchange, &route.exchange);
-            said(&mut options.routing_key, &route.routing_key);
-            options.priority = options.priority.or(route.priority);
-        }
         let ignores = options.ignore_result.or(call.ignore_result);
-        let ignores = ignores.or(config.task.ignore_result);
-        let id = options.task_id.clone();
-        let id = id.unwrap_or_else(|| Uuid::new_v4().to_string());
-        let outgoing = Outgoing {
-            task: Cow::clone(&call.task),
-            queue: call.queue.as_deref(),
-            priority: call.priority,
-            options: &options,
-            write: &|writer| call.write(writer),
-        };
-        match compose(sender, &outgoing, id.clone(), clock.now()) {
-            Ok(publication) => Ok(Composed {
+        let ignores = ignores.or(sender.config.task.ignore_result);
+        match compose_letter(sender, &call, options, clock.now()) {
+            Ok((id, publication)) => Ok(Composed {
                 task,
                 id,
                 wants_result: !ignores.unwrap_or(false),
@@ -113,7 +100,7 @@ impl Client {
         &self,
         planned: Vec<Result<Planned, SendError>>,
         until: Instant,
-    ) -> Vec<Result<ResultTree, SendError>> {
+    ) -> Vec<Result<Sent, SendError>> {
         let planned = self.expected(planned).await;
         let mut batch = Vec::new();
         let mut batched = Vec::with_capacity(planned.len());
@@ -148,7 +135,7 @@ impl Client {
             }
             results.push(match failed {
                 Some(error) => Err(error),
-                None => Ok(one.result),
+                None => Ok(one.sent),
             });
         }
         if self.inner.sender.config.task_send_sent_event {
@@ -182,9 +169,11 @@ impl Client {
                 }
                 // Another one stands for it.
                 Ok(Locked::Taken(holder)) if alone => {
+                    let result = ResultTree::task(holder);
+                    let children = vec![result.clone()];
                     return Ok(Batched {
                         letters,
-                        result: ResultTree::task(holder),
+                        sent: Sent { result, children },
                     });
                 }
                 // But not for what comes after it.
@@ -214,7 +203,10 @@ impl Client {
         batch.append(&mut publications);
         Ok(Batched {
             letters,
-            result: planned.result,
+            sent: Sent {
+                result: planned.result,
+                children: planned.children,
+            },
         })
     }
 
@@ -289,7 +281,7 @@ impl Planned {
 }
 
 /// In Celery's words.
-fn no_backend(group_id: &str) -> ServiceError {
+pub(crate) fn no_backend(group_id: &str) -> ServiceError {
     const CAUSE: &str = "Starting chords requires a result backend to be configured. Note that a \
         group chained with a task is also upgraded to be a chord, as this pattern requires \
         synchronization";

@@ -1,8 +1,16 @@
 //! The tasks that every worker of Celery's serves.
 
+use std::time::Duration;
+
+use celery_protocol::{Map, Raw, ResultTree, Serializer, Signature, Value};
+
 use super::Task;
-use super::error::TaskError;
+use super::context::Context;
+use super::error::{Joint, TaskError};
+use super::options::TaskOptions;
 use super::registry::Tasks;
+use crate::backend::{ChordResults, PartResult};
+use crate::canvas::{Canvas, CanvasError};
 
 /// Answers `pong`, so that it can be seen whether tasks get through.
 const PING: Task<(), String> = Task::new("celery.ping").params(&[]);
@@ -10,10 +18,209 @@ const PING: Task<(), String> = Task::new("celery.ping").params(&[]);
 /// Sent once a day by Celery's scheduler.
 const BACKEND_CLEANUP: Task<(), ()> = Task::new("celery.backend_cleanup").params(&[]);
 
+/// Calls a task with each item.
+const MAP: Task<(Value, Vec<Value>), Vec<Raw<'static>>> =
+    Task::new("celery.map").params(&["task", "it"]);
+
+/// Calls a task with the arguments in each item.
+const STARMAP: Task<(Value, Vec<Vec<Value>>), Vec<Raw<'static>>> =
+    Task::new("celery.starmap").params(&["task", "it"]);
+
+/// Sends a starmap for each `n` items.
+const CHUNKS: Task<(Value, Vec<Value>, usize), Value> =
+    Task::new("celery.chunks").params(&["task", "it", "n"]);
+
+/// Collects what a replacing group returned.
+const ACCUMULATE: Task<(Vec<Value>, Option<usize>), Value> =
+    Task::new("celery.accumulate").params(&["*args", "index=null"]);
+
+/// Nothing that could be run, in Celery neither.
+const CHAIN: Task<(Vec<Value>, Map), ()> = Task::new("celery.chain").params(&["*args", "**kwargs"]);
+
+/// Sent by old clients.
+const GROUP: Task<(Vec<Value>, Value, String, Vec<Value>, bool), Value> = Task::new("celery.group")
+    .params(&[
+        "tasks",
+        "result",
+        "group_id",
+        "partial_args",
+        "add_to_parent=true",
+    ]);
+
+/// Sent by old clients.
+const CHORD: Task<(Value, Value, Vec<Value>, Value, Value, Value, Value, Map), Value> =
+    Task::new("celery.chord").params(&[
+        "header",
+        "body",
+        "partial_args=[]",
+        "interval=null",
+        "countdown=1",
+        "max_retries=null",
+        "eager=false",
+        "**kwargs",
+    ]);
+
+/// Looks whether the header of a chord is through, for result backends that do
+/// not count.
+const CHORD_UNLOCK: Task<(String, Value, Option<f64>, Option<u32>, Vec<Value>, Map), ()> =
+    Task::new("celery.chord_unlock")
+        .params(&[
+            "group_id",
+            "callback",
+            "interval=null",
+            "max_retries=null",
+            "result=[]",
+            "**kwargs",
+        ])
+        .options(TaskOptions {
+            ignore_result: Some(true),
+            max_retries: Some(None),
+            ..TaskOptions::NONE
+        });
+
 /// All of them. A worker's own task of the same name goes before.
 pub(crate) fn all() -> Tasks {
     Tasks::new()
         .with(PING, async || Ok::<_, TaskError>("pong".to_owned()))
         // Every backend there is lets its results expire by itself.
         .with(BACKEND_CLEANUP, async || Ok::<_, TaskError>(()))
+        .with(MAP, map)
+        .with(STARMAP, starmap)
+        .with(CHUNKS, chunks)
+        .with(ACCUMULATE, accumulate)
+        .with(CHAIN, async |_, _| {
+            let cause = "chain is not a real task";
+            Err::<(), _>(TaskError::exception("NotImplementedError", cause))
+        })
+        .with(GROUP, group)
+        .with(CHORD, chord)
+        .with(CHORD_UNLOCK, unlock_chord)
+}
+
+async fn map(ctx: Context, task: Value, it: Vec<Value>) -> Result<Vec<Raw<'static>>, TaskError> {
+    let items = it.into_iter().map(|item| vec![item]).collect();
+    starmap(ctx, task, items).await
+}
+
+/// Each call in turn; an error ends it.
+async fn starmap(
+    ctx: Context,
+    task: Value,
+    it: Vec<Vec<Value>>,
+) -> Result<Vec<Raw<'static>>, TaskError> {
+    let task = Raw::from_value(task);
+    let task = Signature::read(&task).map_err(|error| no_signature("task", &error))?;
+    let mut values = Vec::with_capacity(it.len());
+    for item in it {
+        let args = Raw::encode(Serializer::Json, &item)?;
+        values.push(ctx.call(&task.task, args, Raw::json("{}")).await?);
+    }
+    Ok(values)
+}
+
+async fn chunks(ctx: Context, task: Value, it: Vec<Value>, n: usize) -> Result<Value, TaskError> {
+    let task = Canvas::read(&Raw::from_value(task))?;
+    let chunks = Canvas::chunks(&task, it, n);
+    started(&ctx, chunks).await
+}
+
+async fn accumulate(args: Vec<Value>, index: Option<usize>) -> Result<Value, TaskError> {
+    let Some(index) = index else {
+        return Ok(args.into());
+    };
+    let out_of_range = || TaskError::exception("IndexError", "tuple index out of range");
+    args.into_iter().nth(index).ok_or_else(out_of_range)
+}
+
+async fn group(
+    ctx: Context,
+    tasks: Vec<Value>,
+    result: Value,
+    group_id: String,
+    partial_args: Vec<Value>,
+    _add_to_parent: bool,
+) -> Result<Value, TaskError> {
+    let group = Canvas::group(canvases(tasks)?).given(partial_args);
+    started(&ctx, group.set("task_id", group_id)).await?;
+    Ok(result)
+}
+
+#[expect(clippy::too_many_arguments, reason = "they are Celery's")]
+async fn chord(
+    ctx: Context,
+    header: Value,
+    body: Value,
+    partial_args: Vec<Value>,
+    _interval: Value,
+    _countdown: Value,
+    _max_retries: Value,
+    _eager: Value,
+    _options: Map,
+) -> Result<Value, TaskError> {
+    let header = match header {
+        Value::Array(tasks) => Canvas::group(canvases(tasks)?),
+        group => Canvas::read(&Raw::from_value(group))?,
+    };
+    let body = Canvas::read(&Raw::from_value(body))?;
+    started(&ctx, header.given(partial_args).then(body)).await
+}
+
+async fn unlock_chord(
+    ctx: Context,
+    group_id: String,
+    callback: Value,
+    interval: Option<f64>,
+    max_retries: Option<u32>,
+    result: Vec<Value>,
+    _options: Map,
+) -> Result<(), TaskError> {
+    let services = &ctx.job().services;
+    let backend = services.backend.as_deref().ok_or_else(|| {
+        let cause = "a chord is looked after, and the worker has no result backend";
+        TaskError::exception("NotImplementedError", cause)
+    })?;
+    let members = result.iter().map(ResultTree::from_value);
+    let members = members.collect::<Result<Vec<_>, _>>();
+    let members = members.map_err(|error| no_signature("result", &error))?;
+    let tree = ResultTree::group(group_id.as_str(), members);
+    let ids: Vec<_> = tree.leaf_ids().into_iter().map(str::to_owned).collect();
+    let documents = backend.fetch(&ids).await;
+    let again = || {
+        let interval = interval.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let retry = TaskError::retry().after(interval.unwrap_or(services.chord_retry_interval));
+        match max_retries {
+            Some(most) => retry.at_most(most),
+            None => retry,
+        }
+    };
+    let Ok(documents) = documents else {
+        return Err(again());
+    };
+    let ended = |(id, document): (String, Option<celery_protocol::ResultDocument<'static>>)| {
+        let document = document.filter(|document| document.status.is_ready())?;
+        Some(PartResult::new(id, document.status, document.result))
+    };
+    let parts: Option<Vec<_>> = ids.into_iter().zip(documents).map(ended).collect();
+    let Some(parts) = parts else {
+        return Err(again());
+    };
+    Err(TaskError::join(Joint {
+        group_id,
+        body: Raw::from_value(callback),
+        results: ChordResults::new(parts, Some(tree)),
+    }))
+}
+
+fn canvases(tasks: Vec<Value>) -> Result<Vec<Canvas>, CanvasError> {
+    let read = |task| Canvas::read(&Raw::from_value(task));
+    tasks.into_iter().map(read).collect()
+}
+
+/// Sends a canvas; the answer is its result as Celery writes it.
+async fn started(ctx: &Context, canvas: Canvas) -> Result<Value, TaskError> {
+    Ok(Value::from_serialize(&ctx.apply(canvas).await?)?)
+}
+
+fn no_signature(what: &str, error: &celery_protocol::DecodeError) -> TaskError {
+    TaskError::exception("TypeError", format!("cannot read {what}: {error}"))
 }

@@ -2,20 +2,22 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use celery_protocol::{
     Accept, DecodeError, DeliveryInfo, Headers, Map, Message, Properties, Raw, ResultDocument,
-    Serializer, State, TaskHeaders, Value,
+    ResultTree, Serializer, State, TaskHeaders, Value,
 };
 use serde::Serialize;
 use tokio::sync::Notify;
 
+use super::failed::FailureNote;
+use super::registry::Registry;
 use super::threads::Threads;
-
 use crate::backend::{Record, ResultBackend};
+use crate::client::Client;
 use crate::error::ServiceError;
 use crate::store::Store;
 use crate::worker::Children;
@@ -247,6 +249,10 @@ impl<S> Context<S> {
     pub(crate) fn new(job: Arc<Job>, state: Arc<S>) -> Self {
         Self { job, state }
     }
+
+    pub(crate) fn job(&self) -> &Job {
+        &self.job
+    }
 }
 
 impl<S> Clone for Context<S> {
@@ -279,6 +285,12 @@ pub(crate) struct Services {
     pub(crate) result_extended: bool,
     /// Threads for blocking tasks.
     pub(crate) blocking: Threads,
+    /// What tasks send with.
+    pub(crate) client: Client,
+    /// For tasks that call others in place.
+    pub(crate) registry: Arc<Registry>,
+    /// Between two looks at a chord that nobody counts.
+    pub(crate) chord_retry_interval: Duration,
     /// The processes of isolated tasks, where there are such tasks.
     #[allow(dead_code, reason = "for those who ask the worker for its numbers")]
     pub(crate) children: Option<Arc<Children>>,
@@ -300,9 +312,18 @@ pub(crate) struct Job {
     pub(crate) message: Message,
     pub(crate) services: Arc<Services>,
     pub(crate) control: TaskControl,
+    /// What it has sent itself.
+    pub(crate) trail: Mutex<Vec<ResultTree>>,
+    /// What it is told when it is an errback that is called in place.
+    pub(crate) failure: Option<Arc<FailureNote>>,
 }
 
 impl Job {
+    /// What it has sent itself so far.
+    pub(crate) fn trail(&self) -> MutexGuard<'_, Vec<ResultTree>> {
+        self.trail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn headers(&self) -> Result<TaskHeaders<'_>, DecodeError> {
         headers_of(&self.message.headers, &self.id, &self.task)
     }

@@ -4,10 +4,12 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
-use celery_protocol::{Exception, Map, Value};
+use celery_protocol::{Exception, Map, Raw, Value};
 
 use super::options::AutoRetry;
 use super::retry::{Changes, Retry, When};
+use crate::backend::ChordResults;
+use crate::canvas::Canvas;
 
 /// How a task ends when it does not return a value.
 ///
@@ -32,8 +34,22 @@ pub struct TaskError(Box<Kind>);
 pub(crate) enum Kind {
     Failed(Failure),
     Retry(Retry),
-    Reject { requeue: Requeue, reason: String },
+    Reject {
+        requeue: Requeue,
+        reason: String,
+    },
     Ignore,
+    /// Another workflow takes the task's place.
+    Replace(Box<Canvas>),
+    /// The header of a chord is through, and its body is next.
+    Join(Box<Joint>),
+}
+
+/// A chord whose parts have all ended, found out by a task that looked.
+pub(crate) struct Joint {
+    pub(crate) group_id: String,
+    pub(crate) body: Raw<'static>,
+    pub(crate) results: ChordResults,
 }
 
 /// Whether a rejected message goes back to its queue.
@@ -203,6 +219,38 @@ impl TaskError {
         }))
     }
 
+    /// Let another task or workflow take this one's place: it gets this task's
+    /// id, its place in a chain, group or chord, its callbacks and errbacks. This
+    /// run stores no result; what is waited for is that of the replacement. A
+    /// group's results are a list.
+    ///
+    /// [`Task::replaced_by`](crate::Task::replaced_by) is the same with the type
+    /// of the result checked.
+    ///
+    /// ```
+    /// use celery_runtime::{Task, TaskError};
+    ///
+    /// const ADD: Task<(i64, i64), i64> = Task::new("tasks.add").params(&["x", "y"]);
+    ///
+    /// async fn add_all(numbers: Vec<i64>) -> Result<i64, TaskError> {
+    ///     match numbers.as_slice() {
+    ///         [] => Ok(0),
+    ///         [one] => Ok(*one),
+    ///         [first, rest @ ..] => {
+    ///             let all = rest.iter().fold(ADD.s((*first, 0)), |sum, n| sum.then(ADD.p((*n,))));
+    ///             Err(TaskError::replace(all))
+    ///         }
+    ///     }
+    /// }
+    /// ```
+    pub fn replace(canvas: impl Into<Canvas>) -> Self {
+        Self(Box::new(Kind::Replace(Box::new(canvas.into()))))
+    }
+
+    pub(crate) fn join(joint: Joint) -> Self {
+        Self(Box::new(Kind::Join(Box::new(joint))))
+    }
+
     /// Be done without storing any result.
     pub fn ignore() -> Self {
         Self(Box::new(Kind::Ignore))
@@ -245,6 +293,8 @@ impl fmt::Debug for TaskError {
             Kind::Retry(retry) => write!(f, "Retry({:?})", retry.when),
             Kind::Reject { requeue, reason } => write!(f, "Reject({requeue:?}, {reason:?})"),
             Kind::Ignore => f.write_str("Ignore"),
+            Kind::Replace(canvas) => write!(f, "Replace({})", canvas.task()),
+            Kind::Join(joint) => write!(f, "Join({})", joint.group_id),
         }
     }
 }
@@ -256,6 +306,8 @@ impl fmt::Display for TaskError {
             Kind::Retry(_) => f.write_str("retry requested"),
             Kind::Reject { reason, .. } => write!(f, "rejected: {reason}"),
             Kind::Ignore => f.write_str("result ignored"),
+            Kind::Replace(canvas) => write!(f, "replaced by {}", canvas.task()),
+            Kind::Join(joint) => write!(f, "chord {} goes on", joint.group_id),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::future::Future;
 use super::args::Kwargs;
 use super::context::Context;
 use super::error::TaskError;
+use super::failed::FailedTask;
 
 /// An async function that runs a task with arguments `A` and result `R`.
 ///
@@ -50,13 +51,18 @@ pub struct Plain;
 #[derive(Debug)]
 pub struct WithContext;
 
+/// Marks errbacks, whose first argument is the task that failed.
+#[derive(Debug)]
+pub struct OfFailure;
+
 async fn outcome<R, E: Into<TaskError>>(
     future: impl Future<Output = Result<R, E>>,
 ) -> Result<R, TaskError> {
     future.await.map_err(Into::into)
 }
 
-/// The implementations for one arity: async and blocking, with and without context.
+/// The implementations for one arity: async and blocking, with and without context,
+/// and errbacks.
 macro_rules! handlers {
     ($([$args:pat => $args_type:ty; $($name:ident: $type:ident),*; $($param:ident),*])*) => {$(
         impl<F, Fut, R, E, S, $($param),*> Handler<Plain, $args_type, R, S> for F
@@ -88,6 +94,22 @@ macro_rules! handlers {
                 $args: $args_type,
             ) -> impl Future<Output = Result<R, TaskError>> + Send + 'static {
                 outcome(self(context, $($name),*))
+            }
+        }
+
+        impl<F, Fut, R, E, S, $($param),*> Handler<OfFailure, $args_type, R, S> for F
+        where
+            F: Fn(FailedTask<S>, $($type),*) -> Fut + Send + Sync + 'static,
+            Fut: Future<Output = Result<R, E>> + Send + 'static,
+            E: Into<TaskError> + 'static,
+            R: 'static,
+        {
+            fn call(
+                &self,
+                context: Context<S>,
+                $args: $args_type,
+            ) -> impl Future<Output = Result<R, TaskError>> + Send + 'static {
+                outcome(self(FailedTask::new(context), $($name),*))
             }
         }
 

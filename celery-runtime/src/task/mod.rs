@@ -4,11 +4,14 @@ mod args;
 mod builtin;
 mod context;
 mod error;
+mod failed;
 mod handler;
+mod in_place;
 mod options;
 mod params;
 mod registry;
 mod retry;
+mod sending;
 mod threads;
 mod unique;
 
@@ -21,6 +24,7 @@ use celery_protocol::{Map, Value};
 pub use args::{Call, CallWriter, Kwargs, TaskArgs};
 pub use context::{Context, UpdateError};
 pub use error::{Requeue, TaskError};
+pub use failed::FailedTask;
 pub use handler::{BlockingHandler, Handler};
 pub use options::{AutoRetry, TaskOptions};
 pub use params::{ArgumentError, Bound, CallError, Params, ParamsError};
@@ -28,7 +32,8 @@ pub use registry::Tasks;
 pub use unique::Unique;
 
 pub(crate) use context::{Job, Services, TaskControl};
-pub(crate) use error::{Account, Failure, Kind as TaskErrorKind};
+pub(crate) use error::{Account, Failure, Joint, Kind as TaskErrorKind};
+pub(crate) use failed::FailureNote;
 pub use registry::RegistryError;
 pub(crate) use registry::{Invocation, Loss, Registered, Registry, Returned, Run, Unreturned};
 pub(crate) use retry::{Changes, Retry, When};
@@ -69,23 +74,7 @@ impl<A: TaskArgs, R> Task<A, R> {
             name,
             params: None,
             queue: None,
-            options: TaskOptions {
-                acks_late: None,
-                acks_on_failure: None,
-                acks_on_timeout: None,
-                rate_limit: None,
-                unique: None,
-                reject_on_worker_lost: None,
-                ignore_result: None,
-                store_errors: None,
-                track_started: None,
-                max_retries: None,
-                retry_delay: None,
-                soft_time_limit: None,
-                time_limit: None,
-                priority: None,
-                autoretry: None,
-            },
+            options: TaskOptions::NONE,
             types: PhantomData,
         }
     }

@@ -52,6 +52,27 @@ pub struct TaskOptions {
     pub autoretry: Option<AutoRetry>,
 }
 
+impl TaskOptions {
+    /// Nothing said, for constants; the same as the default.
+    pub(crate) const NONE: Self = Self {
+        acks_late: None,
+        acks_on_failure: None,
+        acks_on_timeout: None,
+        rate_limit: None,
+        unique: None,
+        reject_on_worker_lost: None,
+        ignore_result: None,
+        store_errors: None,
+        track_started: None,
+        max_retries: None,
+        retry_delay: None,
+        soft_time_limit: None,
+        time_limit: None,
+        priority: None,
+        autoretry: None,
+    };
+}
+
 /// Which failures are retried without the task asking, and when.
 #[derive(Clone, Copy, Debug)]
 pub struct AutoRetry {

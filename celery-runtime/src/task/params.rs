@@ -168,6 +168,26 @@ impl Params {
         Ok(())
     }
 
+    /// How many more positional arguments it takes when so many and those with
+    /// these names are there; `None` is any number. As for Python's `partial`,
+    /// what follows a named one is given by name, too. Arguments that do not fit
+    /// leave it as it is.
+    pub(crate) fn open_positions(&self, given: usize, names: &[&str]) -> Option<usize> {
+        if self.rest {
+            return None;
+        }
+        let Some(left) = self.takers().get(given..) else {
+            return Some(self.positional);
+        };
+        let mut left = left.iter();
+        let named = left.position(|param| names.contains(&param.name.as_str()));
+        Some(named.unwrap_or(self.positional - given))
+    }
+
+    pub(crate) fn is_bound(&self) -> bool {
+        self.bound
+    }
+
     /// Gives each parameter its argument.
     ///
     /// # Errors

@@ -5,13 +5,14 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::{Arc, LazyLock};
 
-use celery_protocol::{Arguments, DecodeError, Payload, Raw, Value};
+use celery_protocol::{Arguments, DecodeError, Payload, Raw, Signature, Value};
 use serde::Serialize;
 
 use super::args::TaskArgs;
 use super::context::{Context, Job};
 use super::error::TaskError;
-use super::handler::{BlockingHandler, Handler};
+use super::failed::FailureNote;
+use super::handler::{BlockingHandler, Handler, OfFailure};
 use super::params::{Params, ParamsError};
 use super::{Declaration, DynArgs, DynTask, Task, builtin};
 use crate::broker::BoxFuture;
@@ -46,6 +47,7 @@ pub struct Tasks<S = ()> {
 struct Entry<S> {
     declaration: Result<Declaration, ParamsError>,
     place: Place,
+    errback: bool,
     bind: Box<dyn FnOnce(Arc<S>) -> Arc<dyn Run> + Send>,
 }
 
@@ -148,6 +150,57 @@ impl<S: Send + Sync + 'static> Tasks<S> {
         self.with(task, handler).last_isolated()
     }
 
+    /// Adds an errback: what a worker calls, without a message, when a task fails
+    /// whose `link_error` names it. The handler takes the [`FailedTask`] and then
+    /// the arguments that were stored with the link, those of the declaration:
+    ///
+    /// ```
+    /// use celery_runtime::{FailedTask, Task, TaskError, Tasks};
+    ///
+    /// const NOTE: Task<(String,), ()> = Task::new("tasks.note").params(&["label"]);
+    ///
+    /// async fn note(failed: FailedTask, label: String) -> Result<(), TaskError> {
+    ///     println!("{label}: {} failed with {:?}", failed.id(), failed.exception());
+    ///     Ok(())
+    /// }
+    ///
+    /// let tasks: Tasks = Tasks::new().errback(NOTE, note);
+    /// # const ADD: Task<(i64, i64), i64> = Task::new("tasks.add").params(&["x", "y"]);
+    /// let call = ADD.s((2, 2)).link_error(NOTE.s(("sums".to_owned(),)));
+    /// # let _ = (tasks, call);
+    /// ```
+    ///
+    /// What it returns is thrown away, and an error of it only logged. Workers
+    /// that do not know it send it on as a message with the id of the failed
+    /// task, as Celery does; so it is served, too.
+    ///
+    /// An ordinary task can be an errback as well, by Celery's rule: one that
+    /// takes a single positional argument, or a [`bound`](crate::Task::bound)
+    /// one, is sent with the failed task's id; any other is called in place with
+    /// the stored arguments, if the link is immutable.
+    #[must_use]
+    pub fn errback<A, R, H>(self, task: Task<A, R>, handler: H) -> Self
+    where
+        A: TaskArgs,
+        R: Serialize + Send + Sync + 'static,
+        H: Handler<OfFailure, A, R, S>,
+    {
+        let mut tasks = self.add(task.declaration(), Place::Here, |params, state| {
+            let positional = params.open_positions(0, &[]);
+            let run = Arc::new(AsyncTask {
+                params,
+                handler,
+                state,
+                types: PhantomData,
+            });
+            Arc::new(Errback { positional, run })
+        });
+        if let Some(entry) = tasks.entries.last_mut() {
+            entry.errback = true;
+        }
+        tasks
+    }
+
     /// Adds a task known only at run time, with a handler of untyped values.
     #[must_use]
     pub fn with_dyn<M, H>(self, task: DynTask, handler: H) -> Self
@@ -186,6 +239,7 @@ impl<S: Send + Sync + 'static> Tasks<S> {
             Entry {
                 declaration: entry.declaration,
                 place: entry.place,
+                errback: entry.errback,
                 bind: Box::new(move |_| (entry.bind)(state())),
             }
         });
@@ -211,6 +265,7 @@ impl<S: Send + Sync + 'static> Tasks<S> {
         self.entries.push(Entry {
             declaration,
             place,
+            errback: false,
             bind: Box::new(move |state| {
                 make(params.expect("only bound for a valid declaration"), state)
             }),
@@ -278,6 +333,7 @@ pub(crate) struct Registered {
     pub(crate) name: Arc<str>,
     pub(crate) declaration: Declaration,
     pub(crate) run: Arc<dyn Run>,
+    errback: bool,
 }
 
 impl Registry {
@@ -319,11 +375,34 @@ impl Registered {
         Ok(Self {
             name: declaration.name.as_str().into(),
             declaration,
+            errback: entry.errback,
             run: match elsewhere {
                 Some(elsewhere) if entry.place == Place::Isolated => Arc::clone(elsewhere),
                 _ => (entry.bind)(Arc::new(())),
             },
         })
+    }
+
+    /// Whether it is called in place when it is the errback with these stored
+    /// arguments. Celery asks whether it takes more than the failed task's id.
+    pub(crate) fn is_called_in_place(&self, errback: &Signature<'_>) -> bool {
+        let params = &self.declaration.params;
+        if self.errback {
+            return true;
+        }
+        if params.is_bound() {
+            return false;
+        }
+        let left = match errback.immutable {
+            true => params.open_positions(0, &[]),
+            false => {
+                let stored = errback.args.elements().map_or(0, |args| args.len());
+                let names = errback.kwargs.entries().unwrap_or_default();
+                let names: Vec<_> = names.iter().map(|(name, _)| &**name).collect();
+                params.open_positions(stored, &names)
+            }
+        };
+        left.is_none_or(|left| left > 1)
     }
 }
 
@@ -447,6 +526,48 @@ where
                 Ok(value) => invocation.returned(&value),
                 Err(error) => Err(invocation.completed(error, &self.params).into()),
             }
+        })
+    }
+}
+
+/// An errback, which a message gives the failed task's id before its arguments.
+struct Errback {
+    /// How many arguments of its own it takes at most.
+    positional: Option<usize>,
+    run: Arc<dyn Run>,
+}
+
+impl Run for Errback {
+    fn run(self: Arc<Self>, mut invocation: Invocation) -> BoxFuture<'static, Returned> {
+        Box::pin(async move {
+            if invocation.job.failure.is_none() {
+                invocation = self.told(&invocation)?;
+            }
+            Arc::clone(&self.run).run(invocation).await
+        })
+    }
+}
+
+impl Errback {
+    /// The call without the id, if that is there: to an immutable one it is not
+    /// given.
+    fn told(&self, invocation: &Invocation) -> Result<Invocation, TaskError> {
+        let job = &invocation.job;
+        let payload = invocation.payload()?;
+        let body = payload.body().map_err(|error| undecodable(&error))?;
+        let mut args = body.args.elements().map_err(|error| undecodable(&error))?;
+        let mut failed = String::new();
+        if self.positional.is_some_and(|most| args.len() > most) {
+            failed = args.remove(0).decode().unwrap_or_default();
+        }
+        let args = Raw::encode(payload.serializer(), &args[..])?;
+        let note = Arc::new(FailureNote::of_id(failed));
+        let services = Arc::clone(&job.services);
+        let task = Arc::clone(&job.task);
+        let mut told = Job::in_place(services, &job.id, task, &args, &body.kwargs, Some(note))?;
+        told.wants_value = job.wants_value;
+        Ok(Invocation {
+            job: Arc::new(told),
         })
     }
 }

@@ -1,18 +1,25 @@
 //! Carries out the steps of deliveries that take broker or backend: storing
-//! results and sending messages.
+//! results, sending messages, and what workflows ask for.
+
+mod deeds;
 
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use celery_protocol::State;
+use celery_protocol::{ResultTree, State};
 
+use super::deed::{Deed, Dispatch, Station, Turn};
 use super::delivery::{Letter, Obstacle, RefusedTask, Report};
 use super::entries::{Entry, Work};
 use super::follow::Desk;
 use super::report;
+use super::workflow::Workflow;
 use crate::backend::Record;
-use crate::broker::{BoxFuture, Broker, Publication};
+use crate::broker::{BoxFuture, Broker, Content, Publication};
+use crate::client::compose::Uncomposed;
+use crate::client::no_backend;
+use crate::clock::Clock;
 use crate::error::ServiceError;
 use crate::task::{Job, Services};
 
@@ -23,10 +30,13 @@ pub(crate) struct Carrier {
     pub(crate) services: Arc<Services>,
     pub(crate) desk: Desk,
     pub(crate) deadline: Duration,
+    /// How long results are waited for that a chord needs.
+    pub(crate) join_timeout: Option<Duration>,
+    pub(crate) clock: Clock,
 }
 
-/// How a step went.
-pub(crate) type Carried = Result<(), Obstacle>;
+/// How a step went, and what it has led to.
+pub(crate) type Carried = Result<Vec<Deed>, Obstacle>;
 
 impl Carrier {
     /// Stores what the report says about the entry's task.
@@ -39,10 +49,11 @@ impl Carrier {
         let services = Arc::clone(&self.services);
         match &entry.work {
             Work::Task { job, .. } => {
-                let (job, children) = (Arc::clone(job), entry.children.clone());
+                let (job, children) = (Arc::clone(job), entry.all_children());
                 let object = format!("the result of task {}", job.id);
                 self.perform("store", object, async move {
-                    store(&services, &job, &report, &children, now).await
+                    store(&services, &job, &report, &children, now).await?;
+                    Ok(Vec::new())
                 })
             }
             Work::Refused(_) => match entry
@@ -53,10 +64,11 @@ impl Carrier {
                 Some(task) => {
                     let object = format!("the result of task {}", task.id);
                     self.perform("store", object, async move {
-                        store_refused(&services, &task, now).await
+                        store_refused(&services, &task, now).await?;
+                        Ok(Vec::new())
                     })
                 }
-                None => done(Ok(())),
+                None => done(Ok(Vec::new())),
             },
         }
     }
@@ -68,22 +80,77 @@ impl Carrier {
         letter: &Letter,
         now: SystemTime,
     ) -> BoxFuture<'static, Carried> {
-        let letters = match entry.letters.clone() {
+        let dispatch = match entry.letters.clone() {
             Some(unsent) => unsent,
             None => match self.letters(entry, letter, now) {
-                Ok(letters) => Arc::from(letters),
+                Ok(dispatch) => Arc::new(dispatch),
                 Err(cause) => return done(Err(Obstacle::Lasting(cause))),
             },
         };
-        entry.letters = Some(Arc::clone(&letters));
+        entry.letters = Some(Arc::clone(&dispatch));
         if matches!(letter, Letter::Success(_)) {
-            let id = |letter: &Publication| letter.message.properties.correlation_id.clone();
-            entry.children = letters.iter().filter_map(id).collect();
+            entry.children.clone_from(&dispatch.children);
         }
+        self.send_off(&dispatch)
+    }
+
+    /// Begins the chords of a dispatch and sends its messages.
+    fn send_off(&self, dispatch: &Arc<Dispatch>) -> BoxFuture<'static, Carried> {
         let broker = Arc::clone(&self.broker);
-        let object = destinations(&letters);
+        let services = Arc::clone(&self.services);
+        let object = destinations(&dispatch.letters);
+        let dispatch = Arc::clone(dispatch);
         self.perform("publish to", object, async move {
-            broker.publish(&letters).await.into_iter().collect()
+            send_off(&*broker, &services, &dispatch).await?;
+            Ok(Vec::new())
+        })
+    }
+
+    /// What the end of the entry's task means for its workflow.
+    pub(crate) fn lead(
+        &self,
+        entry: &Entry,
+        turn: &Turn,
+        now: SystemTime,
+    ) -> BoxFuture<'static, Carried> {
+        let Some(station) = self.station(entry) else {
+            return done(Ok(Vec::new()));
+        };
+        done(Ok(self.workflow(now).turn(&Arc::new(station), turn)))
+    }
+
+    fn workflow(&self, now: SystemTime) -> Workflow<'_> {
+        Workflow {
+            sender: &self.desk.sender,
+            registry: &self.services.registry,
+            serializer: self.services.result_serializer,
+            claim_lasts: self.claim_lasts(),
+            now,
+        }
+    }
+
+    /// Celery's: twice what is waited for results, and five seconds at least.
+    fn claim_lasts(&self) -> Duration {
+        let join_timeout = self.join_timeout.unwrap_or(Duration::from_secs(5));
+        (join_timeout * 2).max(Duration::from_secs(5))
+    }
+
+    /// The place of the entry's task in its workflow.
+    fn station(&self, entry: &Entry) -> Option<Station> {
+        let Services {
+            accept, body_limit, ..
+        } = &*self.services;
+        let (message, stores) = match &entry.work {
+            Work::Task { job, .. } => (&job.message, entry.life.stores_failures()),
+            Work::Refused(content) => match &**content {
+                Content::Message(message) => (message, true),
+                Content::Malformed { .. } => return None,
+            },
+        };
+        Some(Station {
+            stores: stores && self.services.backend.is_some(),
+            children: entry.all_children(),
+            ..Station::of_message(message, accept, *body_limit)
         })
     }
 
@@ -101,40 +168,48 @@ impl Carrier {
         })
     }
 
-    fn letters(
-        &self,
-        entry: &Entry,
-        letter: &Letter,
-        now: SystemTime,
-    ) -> Result<Vec<Publication>, String> {
+    fn letters(&self, entry: &Entry, letter: &Letter, now: SystemTime) -> Result<Dispatch, String> {
         let desk = &self.desk;
-        let letters = match (&entry.work, letter) {
-            (Work::Task { job, .. }, Letter::Retry { eta, changes }) => {
-                desk.retry(job, &entry.queue, *eta, changes.as_deref())
-            }
-            (Work::Task { job, .. }, Letter::Success(value)) => desk.success(job, value, now),
-            (Work::Task { job, .. }, Letter::Failure) => desk.failure(job, now),
-            (Work::Refused(content), Letter::Dead) => match entry.life.refusal() {
-                Some(refusal) => desk.dead(content, &entry.queue, refusal, now),
-                None => Ok(Vec::new()),
-            },
-            _ => Ok(Vec::new()),
+        let alone = |letters: Result<Vec<Publication>, Uncomposed>| match letters {
+            Ok(letters) => Ok(Dispatch {
+                letters,
+                ..Dispatch::default()
+            }),
+            Err(error) => Err(error.to_string()),
         };
-        letters.map_err(|error| error.to_string())
+        let station = || self.station(entry).unwrap_or_default();
+        match (&entry.work, letter) {
+            (Work::Task { job, .. }, Letter::Retry { eta, changes }) => {
+                alone(desk.retry(job, &entry.queue, *eta, changes.as_deref()))
+            }
+            (Work::Task { .. }, Letter::Success(value)) => {
+                let dispatch = self.workflow(now).success(&station(), value);
+                dispatch.map_err(|error| error.to_string())
+            }
+            (Work::Task { .. }, Letter::Replacement(canvas)) => {
+                let dispatch = self.workflow(now).replacement(&station(), canvas);
+                dispatch.map_err(|error| error.to_string())
+            }
+            (Work::Refused(content), Letter::Dead) => match entry.life.refusal() {
+                Some(refusal) => alone(desk.dead(content, &entry.queue, refusal, now)),
+                None => Ok(Dispatch::default()),
+            },
+            _ => Ok(Dispatch::default()),
+        }
     }
 
     /// Runs a step's future within the deadline.
-    fn perform(
+    fn perform<T: Send + 'static>(
         &self,
         operation: &'static str,
         object: String,
-        step: impl Future<Output = Result<(), ServiceError>> + Send + 'static,
-    ) -> BoxFuture<'static, Carried> {
+        step: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
+    ) -> BoxFuture<'static, Result<T, Obstacle>> {
         let (deadline, broker) = (self.deadline, Arc::clone(&self.broker));
         Box::pin(async move {
             let performed = tokio::time::timeout(deadline, step).await;
             let error = match performed {
-                Ok(Ok(())) => return Ok(()),
+                Ok(Ok(done)) => return Ok(done),
                 Ok(Err(error)) => error,
                 Err(_) => {
                     let obstacle = broker.obstacle();
@@ -169,11 +244,29 @@ fn done(carried: Carried) -> BoxFuture<'static, Carried> {
     Box::pin(std::future::ready(carried))
 }
 
+async fn send_off(
+    broker: &dyn Broker,
+    services: &Services,
+    dispatch: &Dispatch,
+) -> Result<(), ServiceError> {
+    for chord in &dispatch.chords {
+        let Some(backend) = services.backend.as_deref() else {
+            return Err(no_backend(&chord.group_id));
+        };
+        backend.begin_chord(chord).await?;
+    }
+    if dispatch.letters.is_empty() {
+        return Ok(());
+    }
+    let sent = broker.publish(&dispatch.letters).await;
+    sent.into_iter().collect()
+}
+
 async fn store(
     services: &Services,
     job: &Job,
     report: &Report,
-    children: &[String],
+    children: &[ResultTree],
     now: SystemTime,
 ) -> Result<(), ServiceError> {
     let Some(backend) = services.backend.as_deref() else {

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use celery_protocol::{Exception, Raw, Value};
 
+use super::deed::Turn;
 use super::delivery::{
     Letter, Mishap, Notice, Outcome, Plan, Report, Step, Verdict, celery_exception, worker_lost,
 };
 use crate::broker::QueueEnd;
 use crate::clock::Moment;
-use crate::task::{Failure, Loss, Requeue, Retry, TaskError, TaskErrorKind, When};
+use crate::task::{Failure, Joint, Loss, Requeue, Retry, TaskError, TaskErrorKind, When};
 
 impl Plan {
     /// The steps that an outcome leads to. After a success what follows is
@@ -60,12 +61,12 @@ impl Plan {
     fn end_badly(&self, mishap: Mishap, acks: bool, unless_acked: Verdict) -> Vec<Step> {
         let mut steps = Vec::new();
         let notice = self.tells.then(|| Notice::Failed(mishap.clone()));
+        let turn = (self.links.in_chord || self.links.on_failure)
+            .then(|| Step::Lead(Turn::Failed(mishap.clone())));
         if self.stores_result || self.stores_errors {
             steps.push(Step::Store(Report::Failure(mishap)));
         }
-        if self.links.on_failure {
-            steps.push(Step::Send(Letter::Failure));
-        }
+        steps.extend(turn);
         let verdict = if acks { Verdict::Ack } else { unless_acked };
         self.settled(steps, verdict, notice)
     }
@@ -89,6 +90,9 @@ impl Plan {
         if self.stores_result {
             steps.push(Step::Store(Report::Revoked(reason)));
         }
+        if self.links.in_chord {
+            steps.push(Step::Lead(Turn::Revoked(reason)));
+        }
         steps.push(Step::Settle(Verdict::Ack));
         steps.extend(self.tells.then_some(Step::Tell(notice)));
         steps
@@ -101,9 +105,14 @@ impl Plan {
         if self.links.on_success {
             steps.push(Step::Send(Letter::Success(value.clone())));
         }
+        let turn = self
+            .links
+            .in_chord
+            .then(|| Step::Lead(Turn::Succeeded(value.clone())));
         if self.stores_result {
             steps.push(Step::Store(Report::Success(value)));
         }
+        steps.extend(turn);
         self.settled(steps, Verdict::Ack, notice)
     }
 
@@ -112,6 +121,23 @@ impl Plan {
             TaskErrorKind::Failed(failure) => self.failed(failure, random, now),
             TaskErrorKind::Retry(retry) => self.retry(retry, now),
             TaskErrorKind::Ignore => self.settled(Vec::new(), Verdict::Ack, None),
+            TaskErrorKind::Replace(canvas) => {
+                let send = Step::Send(Letter::Replacement(canvas));
+                self.settled(vec![send], Verdict::Ack, None)
+            }
+            TaskErrorKind::Join(joint) => {
+                let Joint {
+                    group_id,
+                    body,
+                    results,
+                } = *joint;
+                let turn = Turn::Joined {
+                    group_id,
+                    body,
+                    results,
+                };
+                self.settled(vec![Step::Lead(turn)], Verdict::Ack, None)
+            }
             TaskErrorKind::Reject { requeue, reason } => self.reject(requeue, reason),
         }
     }

@@ -6,7 +6,9 @@ use std::time::{Duration, SystemTime};
 use celery_protocol::{Exception, Raw, Value};
 use tokio::time::Instant;
 
+use super::deed::{Deed, Turn};
 use crate::broker::QueueEnd;
+use crate::canvas::Canvas;
 use crate::task::{AutoRetry, Changes, Conflict, Failure, Loss, TaskError};
 
 /// What was decided about a delivery when it was read.
@@ -37,11 +39,15 @@ pub(crate) struct Plan {
     pub(crate) autoretry: Option<AutoRetry>,
 }
 
-/// Which messages follow a task.
+/// What follows a task.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Links {
+    /// Messages, when it has succeeded.
     pub(crate) on_success: bool,
+    /// Errbacks, or steps that fail with it.
     pub(crate) on_failure: bool,
+    /// Whether it is a part of a chord.
+    pub(crate) in_chord: bool,
 }
 
 /// Something happened to the delivery.
@@ -59,6 +65,8 @@ pub(crate) enum Event {
     Revoked(Revocation),
     /// What was asked for last is done.
     Done,
+    /// The same, and these are to be done next.
+    Led(Vec<Deed>),
     /// What was asked for last failed.
     Failed(Obstacle),
     /// The task ended.
@@ -160,6 +168,10 @@ pub(crate) enum Step {
     Settle(Verdict),
     Store(Report),
     Send(Letter),
+    /// Work out what the workflow asks for now, and report it.
+    Lead(Turn),
+    /// One of those things.
+    Deed(Deed),
     /// Ask whether it may start, and report `Answered` or `Failed`.
     Ask,
     /// Tell those who watch, which succeeds at once.
@@ -221,8 +233,8 @@ pub(crate) enum Letter {
     },
     /// Callbacks and the next task of the chain, with this value.
     Success(Raw<'static>),
-    /// The errbacks.
-    Failure,
+    /// What takes the task's place.
+    Replacement(Box<Canvas>),
     /// The message itself, to the queue of dead ones.
     Dead,
 }
@@ -244,6 +256,8 @@ pub(crate) struct Refusal {
 pub(crate) struct RefusedTask {
     pub(crate) id: String,
     pub(crate) reply_to: Option<String>,
+    /// Whether its workflow has to be told.
+    pub(crate) is_linked: bool,
     /// Stored as its failure.
     pub(crate) mishap: Mishap,
 }

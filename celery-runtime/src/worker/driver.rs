@@ -100,7 +100,7 @@ pub(crate) struct Limits {
 /// What the driver is made of.
 pub(crate) struct Parts {
     pub(crate) intake: Intake,
-    pub(crate) carrier: Carrier,
+    pub(crate) carrier: Arc<Carrier>,
     pub(crate) clock: Clock,
     pub(crate) supervisor: Supervisor,
     pub(crate) limits: Limits,
@@ -119,7 +119,7 @@ pub(crate) struct Parts {
 /// The running worker.
 pub(crate) struct Driver {
     intake: Intake,
-    carrier: Carrier,
+    carrier: Arc<Carrier>,
     on_unknown: OnUnknown,
     clock: Clock,
     supervisor: Supervisor,
@@ -425,7 +425,8 @@ impl Driver {
                     self.event(key, Event::Failed(obstacle.clone()));
                 }
             }
-            Finished::Stepped(key, Ok(())) => self.event(key, Event::Done),
+            Finished::Stepped(key, Ok(deeds)) if deeds.is_empty() => self.event(key, Event::Done),
+            Finished::Stepped(key, Ok(deeds)) => self.event(key, Event::Led(deeds)),
             Finished::Stepped(key, Err(obstacle)) => self.event(key, Event::Failed(obstacle)),
         }
     }
@@ -586,7 +587,7 @@ impl Driver {
         let Some(entry) = self.entries.find_mut(key) else {
             return;
         };
-        if matches!(event, Event::Done) {
+        if matches!(event, Event::Done | Event::Led(_)) {
             entry.letters = None;
         }
         let was_pending = entry.life.is_pending();
@@ -695,6 +696,8 @@ impl Driver {
             }
             Step::Store(report) => self.carrier.store(entry, report, now),
             Step::Send(letter) => self.carrier.send(entry, &letter, now),
+            Step::Lead(turn) => self.carrier.lead(entry, &turn, now),
+            Step::Deed(deed) => self.carrier.deed(deed),
             // Told by the life itself.
             Step::Tell(_) => return,
         };

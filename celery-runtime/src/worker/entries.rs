@@ -4,12 +4,14 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Weak};
 
+use celery_protocol::ResultTree;
 use slab::Slab;
 use tokio::task::AbortHandle;
 
+use super::deed::Dispatch;
 use super::gate::Lock;
 use super::life::Life;
-use crate::broker::{Consumer, Content, DeliveryTag, Publication};
+use crate::broker::{Consumer, Content, DeliveryTag};
 use crate::clock::Moment;
 use crate::task::{Job, Run};
 
@@ -39,9 +41,9 @@ pub(crate) struct Entry {
     pub(crate) running: Option<AbortHandle>,
     /// What is being sent for it: kept until it is sent, so that a repeated
     /// attempt sends the same tasks and not others of the same kind.
-    pub(crate) letters: Option<Arc<[Publication]>>,
-    /// The tasks that were sent because of it, which its result names.
-    pub(crate) children: Vec<String>,
+    pub(crate) letters: Option<Arc<Dispatch>>,
+    /// What was sent because of it, which its result names.
+    pub(crate) children: Vec<ResultTree>,
 }
 
 pub(crate) enum Work {
@@ -80,6 +82,16 @@ impl Entry {
             letters: None,
             children: Vec::new(),
         }
+    }
+
+    /// What its task has sent, and what was sent when that had ended.
+    pub(crate) fn all_children(&self) -> Vec<ResultTree> {
+        let mut children = match &self.work {
+            Work::Task { job, .. } => job.trail().clone(),
+            Work::Refused(_) => Vec::new(),
+        };
+        children.extend_from_slice(&self.children);
+        children
     }
 
     /// Ends the task, if one runs.

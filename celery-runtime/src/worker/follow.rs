@@ -1,13 +1,13 @@
-//! What is sent because of a task: the retry, callbacks, the next step of a
-//! chain, errbacks, and the copy of a message that nobody could run. Pure.
+//! Messages that are made from the one that came: the retry, and the copy of one
+//! that nobody could run. Pure.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use celery_protocol::{
-    Compression, DecodeError, Embed, EncodeError, Message, Payload, Properties, Raw, Serializer,
-    Signature, TaskHeaders, Value, encode_body, repr, time,
+    Compression, DecodeError, Embed, EncodeError, Message, Payload, Properties, Signature, Value,
+    encode_body, repr, time,
 };
 use uuid::Uuid;
 
@@ -44,42 +44,17 @@ pub(crate) struct Desk {
     pub(crate) queues: Vec<Arc<Queue>>,
 }
 
-/// Why it cannot be said what follows a task.
-#[derive(Debug)]
-pub(crate) enum Unlinked {
-    /// What follows cannot be read.
-    Unreadable(DecodeError),
-    /// What follows is nothing that this version runs, in a sentence.
-    Unsupported(String),
-}
-
-impl From<DecodeError> for Unlinked {
-    fn from(error: DecodeError) -> Self {
-        Self::Unreadable(error)
-    }
-}
-
-/// Which messages follow a task with this embed. Where the answer is an error,
-/// the message is kept, so that nothing of its workflow is lost.
-pub(crate) fn links(embed: &Embed<'_>) -> Result<Links, Unlinked> {
-    let callbacks = embed.callbacks()?;
-    let errbacks = embed.errbacks()?;
-    let chain = embed.chain()?;
-    if embed.chord.as_ref().is_some_and(|raw| !raw.is_null()) {
-        let detail = "the task belongs to a chord, which this version does not run";
-        return Err(Unlinked::Unsupported(detail.to_owned()));
-    }
-    for signature in callbacks.iter().chain(&errbacks).chain(&chain) {
-        if signature.is_compound() {
-            return Err(Unlinked::Unsupported(format!(
-                "a {} follows the task, which this version does not run",
-                signature.task
-            )));
-        }
-    }
+/// What follows a task with this embed, by a look that goes one level deep. Where
+/// the answer is an error, the message is kept, so that nothing of its workflow is
+/// lost.
+pub(crate) fn links(embed: &Embed<'_>) -> Result<Links, DecodeError> {
+    let has_callbacks = !embed.callbacks()?.is_empty();
+    let has_errbacks = !embed.errbacks()?.is_empty();
+    let has_chain = !embed.chain()?.is_empty();
     Ok(Links {
-        on_success: !callbacks.is_empty() || !chain.is_empty(),
-        on_failure: !errbacks.is_empty(),
+        on_success: has_callbacks || has_chain,
+        on_failure: has_errbacks || has_chain,
+        in_chord: embed.chord()?.is_some(),
     })
 }
 
@@ -118,48 +93,6 @@ impl Desk {
             Some(queue) => again.meant_for(queue),
             None => again,
         }])
-    }
-
-    /// The callbacks and the next step of the chain, with the task's value.
-    pub(crate) fn success(
-        &self,
-        job: &Job,
-        value: &Raw<'_>,
-        now: SystemTime,
-    ) -> Result<Vec<Publication>, Uncomposed> {
-        with_embed(job, |headers, embed| {
-            let mut letters = Vec::new();
-            for callback in embed.callbacks().map_err(|error| unreadable(&error))? {
-                letters.push(self.follower(headers, &callback, value, None, now)?);
-            }
-            let Some(chain) = &embed.chain else {
-                return Ok(letters);
-            };
-            // Stored in reverse: the last element is the next step.
-            let mut rest = chain.elements().map_err(|error| unreadable(&error))?;
-            if let Some(next) = rest.pop() {
-                let next = Signature::read(&next).map_err(|error| unreadable(&error))?;
-                let rest = Raw::encode(chain.serializer(), &rest[..])?;
-                letters.push(self.follower(headers, &next, value, Some(rest), now)?);
-            }
-            Ok(letters)
-        })
-    }
-
-    /// The errbacks, with the id of the failed task.
-    pub(crate) fn failure(
-        &self,
-        job: &Job,
-        now: SystemTime,
-    ) -> Result<Vec<Publication>, Uncomposed> {
-        let id = Raw::encode(Serializer::Json, &job.id)?;
-        with_embed(job, |headers, embed| {
-            let errbacks = embed.errbacks().map_err(|error| unreadable(&error))?;
-            errbacks
-                .iter()
-                .map(|errback| self.follower(headers, errback, &id, None, now))
-                .collect()
-        })
     }
 
     /// The call that the workers elected this one to send.
@@ -217,43 +150,6 @@ impl Desk {
         let queue = self.sender.queues.our_own(&dead);
         Ok(vec![Publication::to_queue(message, dead).meant_for(queue)])
     }
-
-    /// One call that follows the task: its stored arguments with `first`
-    /// before them, unless it is immutable.
-    fn follower(
-        &self,
-        task: &TaskHeaders<'_>,
-        signature: &Signature<'_>,
-        first: &Raw<'_>,
-        chain: Option<Raw<'static>>,
-        now: SystemTime,
-    ) -> Result<Publication, Uncomposed> {
-        let options = CallOptions::from_wire(&signature.options);
-        let mut options = options.map_err(EncodeError::new)?;
-        options.embed.chain = chain;
-        options.parent_id = Some(task.id.clone().into_owned());
-        options.root_id = task.root_id.clone().map(Cow::into_owned);
-        let args = if signature.immutable {
-            signature.args.clone()
-        } else {
-            let mut args = signature
-                .args
-                .elements()
-                .map_err(|error| unreadable(&error))?;
-            args.insert(0, first.as_borrowed());
-            Raw::encode(signature.args.serializer(), &args[..])?
-        };
-        let id = options.task_id.clone();
-        let id = id.unwrap_or_else(|| Uuid::new_v4().to_string());
-        let outgoing = Outgoing {
-            task: signature.task.clone().into_owned().into(),
-            queue: None,
-            priority: None,
-            options: &options,
-            write: &raw_call(&args, &signature.kwargs),
-        };
-        compose(&self.sender, &outgoing, id, now)
-    }
 }
 
 /// Makes the message of a retry differ from the one that came.
@@ -283,16 +179,6 @@ fn change(message: &mut Message, job: &Job, changes: &Changes) -> Result<(), Unc
         message.compress(compression)?;
     }
     Ok(())
-}
-
-fn with_embed<T>(
-    job: &Job,
-    use_it: impl FnOnce(&TaskHeaders<'_>, &Embed<'_>) -> Result<T, Uncomposed>,
-) -> Result<T, Uncomposed> {
-    let headers = job.headers().map_err(|error| unreadable(&error))?;
-    let payload = payload(job)?;
-    let body = payload.body().map_err(|error| unreadable(&error))?;
-    use_it(&headers, &body.embed)
 }
 
 fn payload(job: &Job) -> Result<Payload<'_>, Uncomposed> {

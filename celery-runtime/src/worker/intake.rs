@@ -1,13 +1,15 @@
 //! Reading a delivery: which task it is, and what is known about it. Pure.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use celery_protocol::{DecodeError, Embed, Message, TaskHeaders, TimeLimits, encode_body};
+use celery_protocol::{
+    DecodeError, Embed, Exception, Message, TaskHeaders, TimeLimits, encode_body,
+};
 
-use super::delivery::{Links, Plan, Refusal, RefusedTask, celery_exception};
-use super::follow::{self, Unlinked};
+use super::delivery::{Links, Mishap, Plan, Refusal, RefusedTask, celery_exception};
+use super::follow;
 use super::gate::Questions;
 use crate::broker::Content;
 use crate::task::{Job, Registered, Registry, Run, Services, TaskControl, TaskOptions};
@@ -19,7 +21,7 @@ const RETRY_DELAY: Duration = Duration::from_secs(180);
 /// Reads deliveries for one worker.
 #[derive(Debug)]
 pub(crate) struct Intake {
-    pub(crate) registry: Registry,
+    pub(crate) registry: Arc<Registry>,
     pub(crate) services: Arc<Services>,
     /// What tasks inherit from the configuration.
     pub(crate) defaults: TaskOptions,
@@ -100,12 +102,14 @@ impl Intake {
                     retries: plan.retries,
                     redelivered,
                     stores_result: plan.stores_result,
-                    wants_value: plan.stores_result || plan.links.on_success,
+                    wants_value: plan.stores_result || plan.links.on_success || plan.links.in_chord,
                     soft_limit: plan.soft_limit,
                     hard_limit: plan.hard_limit,
                     message: converted.unwrap_or(message),
                     services: Arc::clone(&self.services),
                     control: TaskControl::default(),
+                    trail: Mutex::default(),
+                    failure: None,
                 };
                 Ok((job, Arc::clone(&registered.run), plan))
             }
@@ -157,7 +161,7 @@ impl Intake {
             .map_err(|error| refuse_content(&error))?;
         let body = payload.body().map_err(undecodable)?;
         body.arguments().map_err(undecodable)?;
-        let links = self.links(&body.embed)?;
+        let links = Self::links(&headers, message, &body.embed)?;
         let options = &registered.declaration.options;
         let plan = self
             .plan_of(&headers, options, links, redelivered)
@@ -165,17 +169,24 @@ impl Intake {
         Ok((registered, headers.id.into_owned(), plan))
     }
 
-    fn links(&self, embed: &Embed<'_>) -> Result<Links, Refusal> {
+    /// What follows the task. Where that cannot be read, the task fails with it:
+    /// who waits is told.
+    fn links(
+        headers: &TaskHeaders<'_>,
+        message: &Message,
+        embed: &Embed<'_>,
+    ) -> Result<Links, Refusal> {
         if embed.is_empty() {
             return Ok(Links::default());
         }
-        follow::links(embed).map_err(|unlinked| match unlinked {
-            Unlinked::Unreadable(error) => refuse("undecodable", &error),
-            Unlinked::Unsupported(detail) => Refusal {
-                reason: "unsupported",
-                detail,
-                task: None,
-            },
+        follow::links(embed).map_err(|error| Refusal {
+            task: Some(Box::new(RefusedTask {
+                id: headers.id.clone().into_owned(),
+                reply_to: message.properties.reply_to.clone(),
+                is_linked: true,
+                mishap: unreadable_workflow(&error),
+            })),
+            ..refuse("undecodable", &error)
         })
     }
 
@@ -279,9 +290,15 @@ fn unregistered(headers: &TaskHeaders<'_>, message: &Message) -> Refusal {
         task: Some(Box::new(RefusedTask {
             id: headers.id.clone().into_owned(),
             reply_to: message.properties.reply_to.clone(),
+            is_linked: true,
             mishap: celery_exception("NotRegistered", task),
         })),
     }
+}
+
+fn unreadable_workflow(error: &DecodeError) -> Mishap {
+    let text = format!("cannot read what follows the task: {error}");
+    Mishap::new(Exception::new("kombu.exceptions", "DecodeError", text))
 }
 
 fn refuse_content(error: &DecodeError) -> Refusal {

@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::deed::{Deed, Turn};
 use super::delivery::{
     Action, Answer, Event, Letter, Notice, Obstacle, Plan, Refusal, Report, Revocation, Step, Stop,
     Verdict, celery_exception, not_unique, time_limit_exceeded,
@@ -125,11 +126,12 @@ impl Life {
             (Event::Done, Phase::Acknowledging) => self.announce(now, actions),
             // The state STARTED is a courtesy: the task runs without it, too.
             (Event::Done | Event::Failed(_), Phase::Announcing) => self.start(now, actions),
-            (Event::Done | Event::Failed(_), Phase::Finishing) if self.stale => {
+            (Event::Done | Event::Led(_) | Event::Failed(_), Phase::Finishing) if self.stale => {
                 self.stale = false;
                 self.next_step(actions);
             }
-            (Event::Done, Phase::Finishing) => self.step_done(actions),
+            (Event::Done, Phase::Finishing) => self.step_done(Vec::new(), actions),
+            (Event::Led(deeds), Phase::Finishing) => self.step_done(deeds, actions),
             (Event::Failed(obstacle), Phase::Acknowledging) => {
                 self.ack_failed(&obstacle, now, actions);
             }
@@ -152,6 +154,7 @@ impl Life {
             (Event::Slot, _) => actions.push(Action::FreeSlot),
             (
                 Event::Done
+                | Event::Led(_)
                 | Event::Failed(_)
                 | Event::Returned(_)
                 | Event::Hold(_)
@@ -220,6 +223,14 @@ impl Life {
         self.withdrawn && is_late && self.phase != Phase::Over
     }
 
+    /// Whether the failures of what follows its task are stored, too.
+    pub(crate) fn stores_failures(&self) -> bool {
+        match &self.work {
+            Work::Task(plan) => plan.stores_result || plan.stores_errors,
+            Work::Refused { .. } => true,
+        }
+    }
+
     /// Why the message was refused.
     pub(crate) fn refusal(&self) -> Option<&Refusal> {
         match &self.work {
@@ -243,10 +254,13 @@ impl Life {
                 }
             },
             Work::Refused { refusal, policy } => {
-                let failure = refusal
-                    .task
-                    .as_deref()
-                    .map(|task| Step::Store(Report::Failure(task.mishap.clone())));
+                let mut failure = Vec::new();
+                if let Some(task) = refusal.task.as_deref() {
+                    failure.push(Step::Store(Report::Failure(task.mishap.clone())));
+                    if task.is_linked {
+                        failure.push(Step::Lead(Turn::Failed(task.mishap.clone())));
+                    }
+                }
                 match *policy {
                     OnUnknown::Keep => {
                         let keep = [Step::Send(Letter::Dead), Step::Settle(Verdict::Ack)];
@@ -614,9 +628,13 @@ impl Life {
         self.stopping.is_none() && matches!(&self.work, Work::Task(plan) if plan.acks_late)
     }
 
-    fn step_done(&mut self, actions: &mut Vec<Action>) {
+    /// What a step has led to goes before the other ones.
+    fn step_done(&mut self, deeds: Vec<Deed>, actions: &mut Vec<Action>) {
         self.attempt = 0;
         self.steps.pop_front();
+        for deed in deeds.into_iter().rev() {
+            self.steps.push_front(Step::Deed(deed));
+        }
         self.next_step(actions);
     }
 
@@ -640,7 +658,9 @@ impl Life {
         match step {
             // What was to follow cannot be sent: the task has failed, whatever
             // it returned.
-            Some(Step::Send(Letter::Success(_) | Letter::Retry { .. })) => {
+            Some(Step::Send(
+                Letter::Success(_) | Letter::Retry { .. } | Letter::Replacement(_),
+            )) => {
                 let mishap = celery_exception("OperationalError", cause);
                 self.steps = self.plan().fail(mishap).into();
             }

@@ -3,6 +3,7 @@
 mod carrier;
 mod conclusion;
 mod consumed;
+mod deed;
 mod delivery;
 mod driver;
 mod ears;
@@ -27,6 +28,7 @@ mod state_file;
 mod supervisor;
 mod tally;
 mod watchdog;
+mod workflow;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -392,6 +394,7 @@ impl Worker {
         config.on_unknown = self.on_unknown;
         let config = Arc::new(config);
         let registry = Registry::new(self.tasks, children.map(isolated::runner).as_ref())?;
+        let registry = Arc::new(registry);
         let mut queues = queues(app.queues(), &self.queues, &registry)?;
         if config.worker_direct {
             queues.push(app.queues().direct(&self.hostname));
@@ -416,6 +419,9 @@ impl Worker {
             result_serializer: config.result_serializer,
             result_extended: config.result_extended,
             blocking: Threads::new(self.concurrency),
+            client: app.client(),
+            registry: Arc::clone(&registry),
+            chord_retry_interval: config.result_chord_retry_interval,
             children: children.cloned(),
         });
         let multiplier = match self.settings.disable_prefetch {
@@ -460,12 +466,14 @@ impl Worker {
             hostname: self.hostname,
             queues,
         };
-        let carrier = Carrier {
+        let carrier = Arc::new(Carrier {
             broker: Arc::clone(app.broker()),
             services: Arc::clone(&services),
             desk,
             deadline: config.deadline,
-        };
+            join_timeout: config.result_chord_join_timeout,
+            clock: app.clock().clone(),
+        });
         let mut defaults = config.task;
         let both = defaults.acks_on_failure;
         defaults.acks_on_timeout = defaults.acks_on_timeout.or(both);

@@ -3,16 +3,17 @@
 use std::borrow::Cow;
 use std::time::SystemTime;
 
-use celery_protocol::{Exception, Raw, ResultDocument, Serializer, State, time};
+use celery_protocol::{Exception, Raw, ResultDocument, ResultTree, Serializer, State, time};
 
+use super::deed::Doomed;
 use super::delivery::{Mishap, Report};
-use crate::task::Job;
+use crate::task::{Job, Services};
 
 /// The document that says what the report says about the job's task.
 pub(crate) fn document<'a>(
     job: &'a Job,
     report: &'a Report,
-    children: &[String],
+    children: &[ResultTree],
     now: SystemTime,
 ) -> ResultDocument<'a> {
     let serializer = job.services.result_serializer;
@@ -27,7 +28,7 @@ pub(crate) fn document<'a>(
     document.traceback = traceback.map(Cow::Borrowed);
     document.children = Some(match report {
         // Celery counts the retry as a task that was sent: this one.
-        Report::Retry(_) => trees(std::slice::from_ref(&job.id), serializer),
+        Report::Retry(_) => trees(&[ResultTree::task(&*job.id)], serializer),
         _ => trees(children, serializer),
     });
     describe(&mut document, job, now);
@@ -46,6 +47,30 @@ pub(crate) fn refused<'a>(
     document.traceback = traceback.map(Cow::Borrowed);
     document.children = Some(Raw::json("[]"));
     document.date_done = Some(Cow::Owned(time::format(now)));
+    document
+}
+
+/// The document of a task that never ran, because what it waited for has failed.
+pub(crate) fn doomed<'a>(
+    task: &'a Doomed,
+    services: &Services,
+    now: SystemTime,
+) -> ResultDocument<'a> {
+    let serializer = services.result_serializer;
+    let (state, result, traceback) = failed(State::Failure, &task.mishap, serializer);
+    let mut document = ResultDocument::new(Cow::Borrowed(&*task.id), state, result);
+    document.traceback = traceback.map(Cow::Borrowed);
+    document.children = Some(trees(&task.children, serializer));
+    document.date_done = Some(Cow::Owned(time::format(now)));
+    document.group_id = task.group_id.as_deref().map(Cow::Borrowed);
+    document.parent_id = task.parent_id.as_deref().map(Cow::Borrowed);
+    if services.result_extended
+        && let Some(signature) = &task.signature
+    {
+        document.name = Some(signature.task.clone());
+        document.args = Some(signature.args.as_borrowed());
+        document.kwargs = Some(signature.kwargs.as_borrowed());
+    }
     document
 }
 
@@ -90,11 +115,11 @@ fn describe<'a>(document: &mut ResultDocument<'a>, job: &'a Job, now: SystemTime
 }
 
 /// Each child as Celery writes a result: `[[id, parent], children]`.
-fn trees(children: &[String], serializer: Serializer) -> Raw<'static> {
+fn trees(children: &[ResultTree], serializer: Serializer) -> Raw<'static> {
     if children.is_empty() {
         return Raw::json("[]");
     }
-    let trees: Vec<_> = children.iter().map(|id| ((id, ()), ())).collect();
+    let trees: Vec<_> = children.iter().map(ResultTree::to_value).collect();
     encode(&trees, serializer)
 }
 

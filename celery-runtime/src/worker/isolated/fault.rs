@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use celery_protocol::{DecodeError, EncodeError, Exception, Map, Raw, Serializer, Value};
 use serde::{Deserialize, Serialize};
 
+use crate::canvas::Canvas;
 use crate::task::{
     Account, AutoRetry, Changes, Failure, Requeue, Retry, TaskError, TaskErrorKind as Kind, When,
 };
@@ -25,6 +26,8 @@ pub(super) enum Fault {
         reason: String,
     },
     Ignore,
+    /// The canvas that takes the task's place, a signature in JSON.
+    Replace(String),
 }
 
 /// A failure.
@@ -85,6 +88,9 @@ impl Fault {
                 reason,
             },
             Kind::Ignore => Self::Ignore,
+            Kind::Replace(canvas) => Self::Replace(json(&canvas_to_wire(&canvas)?)?),
+            // What the worker's own tasks end with, and these are not isolated.
+            Kind::Join(_) => Self::Ignore,
         })
     }
 
@@ -118,6 +124,11 @@ impl Fault {
                 reason,
             },
             Self::Ignore => Kind::Ignore,
+            Self::Replace(canvas) => {
+                let canvas = Canvas::read(&Raw::json(&canvas));
+                let canvas = canvas.map_err(|error| DecodeError::new(error.to_string()))?;
+                Kind::Replace(Box::new(canvas))
+            }
         }))
     }
 }
@@ -167,6 +178,11 @@ impl Changed {
             expires: self.expires,
         })
     }
+}
+
+fn canvas_to_wire(canvas: &Canvas) -> Result<Raw<'static>, EncodeError> {
+    let wire = canvas.to_wire();
+    wire.map_err(|error| EncodeError::new(error.to_string()))
 }
 
 fn json<T: Serialize>(value: &T) -> Result<String, EncodeError> {

@@ -112,7 +112,6 @@ pub(crate) fn runner(children: &Arc<Children>) -> Arc<dyn Run> {
 
 /// Serves the worker at the other end until it hangs up.
 pub(crate) async fn serve(worker: Worker, socket: UnixStream) -> Result<(), WorkerError> {
-    let accept = worker.app.config().accept_content;
-    let registry = Registry::new(worker.tasks, None)?;
-    Ok(serve::serve(socket, registry, accept).await?)
+    let registry = Arc::new(Registry::new(worker.tasks, None)?);
+    Ok(serve::serve(socket, registry, &worker.app).await?)
 }

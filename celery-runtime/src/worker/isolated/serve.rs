@@ -18,6 +18,8 @@ use super::fault::Fault;
 use super::packet::Packet;
 use super::program;
 use super::word::{Call, Hello, PROTOCOL, Refusal, ToChild, ToWorker, Welcome};
+use crate::app::App;
+use crate::client::Client;
 use crate::task::{AutoRetry, Job, Registry, Run, Services, TaskControl, TaskError, Threads};
 use crate::worker::delivery::Outcome;
 use crate::worker::pool;
@@ -31,8 +33,8 @@ const CONFUSED: i32 = 70;
 /// Runs what the worker says until it hangs up.
 pub(super) async fn serve(
     socket: UnixStream,
-    registry: Registry,
-    accept: Accept,
+    registry: Arc<Registry>,
+    app: &App,
 ) -> Result<(), ChildError> {
     let failed = |error: std::io::Error| ChildError::new("this process", error.to_string());
     ignore_interrupts();
@@ -47,7 +49,8 @@ pub(super) async fn serve(
     let listener = Listener {
         line: Arc::clone(&line),
         registry,
-        accept,
+        accept: app.config().accept_content,
+        client: app.client(),
         services: None,
         running: None,
         work,
@@ -177,8 +180,9 @@ struct Work {
 /// Hears what the worker says.
 struct Listener {
     line: Arc<Line>,
-    registry: Registry,
+    registry: Arc<Registry>,
     accept: Accept,
+    client: Client,
     services: Option<Arc<Services>>,
     /// The job that runs, or that ran last.
     running: Option<Arc<Job>>,
@@ -271,6 +275,8 @@ impl Listener {
             message,
             services,
             control: TaskControl::default(),
+            trail: Mutex::default(),
+            failure: None,
         });
         self.running = Some(Arc::clone(&job));
         let work = Work {
@@ -298,6 +304,10 @@ impl Listener {
             result_extended: welcome.result_extended,
             // One task at a time has one thread.
             blocking: Threads::new(1),
+            client: self.client.clone(),
+            registry: Arc::clone(&self.registry),
+            // Its task is never isolated.
+            chord_retry_interval: Duration::ZERO,
             children: None,
         })
     }

@@ -1,6 +1,7 @@
 //! The state machine without a driver: single stories, and every story that
 //! chance can tell.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use celery_protocol::Raw;
@@ -87,9 +88,17 @@ fn name(action: &Action) -> String {
         Action::Step(Step::Send(letter)) => match letter {
             Letter::Retry { eta, .. } => format!("send retry {}", eta.is_some()),
             Letter::Success(_) => "send success".to_owned(),
-            Letter::Failure => "send failure".to_owned(),
+            Letter::Replacement(_) => "send replacement".to_owned(),
             Letter::Dead => "send dead".to_owned(),
         },
+        Action::Step(Step::Lead(turn)) => match turn {
+            Turn::Succeeded(_) => "lead on success".to_owned(),
+            Turn::Failed(_) => "lead on failure".to_owned(),
+            Turn::Revoked(_) => "lead on revocation".to_owned(),
+            Turn::Joined { .. } => "lead on join".to_owned(),
+        },
+        Action::Step(Step::Deed(Deed::Call(_))) => "call errback".to_owned(),
+        Action::Step(Step::Deed(Deed::Send(_))) => "send deed".to_owned(),
         other => format!("{other:?}"),
     }
 }
@@ -129,6 +138,7 @@ fn a_late_task_is_acknowledged_after_its_result() {
             links: Links {
                 on_success: true,
                 on_failure: true,
+                in_chord: false,
             },
             ..late()
         },
@@ -149,6 +159,7 @@ fn a_failed_task_stores_tells_and_acknowledges() {
     let links = Links {
         on_success: true,
         on_failure: true,
+        in_chord: false,
     };
     story(
         Plan { links, ..late() },
@@ -159,7 +170,48 @@ fn a_failed_task_stores_tells_and_acknowledges() {
                 error(TaskError::exception("ValueError", "no")),
                 &["FreeSlot", "store FAILURE ValueError"],
             ),
-            (Event::Done, &["send failure"]),
+            (Event::Done, &["lead on failure"]),
+            (Event::Done, &["Ack"]),
+            (Event::Done, &["Over"]),
+        ],
+    );
+}
+
+#[test]
+fn what_a_workflow_asks_for_is_done_before_the_message_is_settled() {
+    let links = Links {
+        in_chord: true,
+        ..Links::default()
+    };
+    let deed = || Deed::Send(Arc::default());
+    story(
+        Plan { links, ..late() },
+        vec![
+            (Event::Arrived, &["Queue"]),
+            (Event::Slot, &["Start"]),
+            (value(), &["FreeSlot", "store SUCCESS"]),
+            (Event::Done, &["lead on success"]),
+            (Event::Led(vec![deed(), deed()]), &["send deed"]),
+            (Event::Led(vec![deed()]), &["send deed"]),
+            (Event::Done, &["send deed"]),
+            (Event::Done, &["Ack"]),
+            (Event::Done, &["Over"]),
+        ],
+    );
+}
+
+#[test]
+fn a_task_that_is_replaced_stores_nothing() {
+    let replacement = crate::canvas::Canvas::group([]);
+    story(
+        late(),
+        vec![
+            (Event::Arrived, &["Queue"]),
+            (Event::Slot, &["Start"]),
+            (
+                error(TaskError::replace(replacement)),
+                &["FreeSlot", "send replacement"],
+            ),
             (Event::Done, &["Ack"]),
             (Event::Done, &["Over"]),
         ],
@@ -662,7 +714,7 @@ fn chance() -> impl Strategy<Value = Chance> {
 }
 
 fn any_life() -> impl Strategy<Value = (Option<Plan>, OnUnknown)> {
-    let flags = proptest::array::uniform11(any::<bool>());
+    let flags = proptest::array::uniform12(any::<bool>());
     let times = (0u8..3, 0u8..3, 0u64..4, 0u64..4, 0u32..5);
     let policy = prop_oneof![
         Just(OnUnknown::Keep),
@@ -689,6 +741,7 @@ fn any_life() -> impl Strategy<Value = (Option<Plan>, OnUnknown)> {
             links: Links {
                 on_success: flags[5],
                 on_failure: flags[6],
+                in_chord: flags[11],
             },
             tells: flags[7],
             asks: flags[8],

@@ -99,9 +99,14 @@ fn job(task: &Task<(String,), ()>, folder: &Path) -> Arc<Job> {
             result_serializer: Serializer::Json,
             result_extended: false,
             blocking: Threads::new(1),
+            client: App::memory().client(),
+            registry: Arc::default(),
+            chord_retry_interval: Duration::ZERO,
             children: None,
         }),
         control: TaskControl::default(),
+        trail: Mutex::default(),
+        failure: None,
     })
 }
 

@@ -1,0 +1,76 @@
+//! A canvas in the place of a task that has begun.
+
+use celery_protocol::Raw;
+
+use super::call::TaskCall;
+use super::error::CanvasError;
+use super::node::{Canvas, Kind};
+
+impl Canvas {
+    /// The same with the callbacks and errbacks of the task whose place it takes,
+    /// and marked as the replacement of a replacement that it may be. The results
+    /// of a group become one list.
+    ///
+    /// # Errors
+    ///
+    /// When it is empty, is part of a chord already, or one of the links cannot
+    /// be read.
+    pub(crate) fn standing_in(
+        mut self,
+        callbacks: &[Raw<'static>],
+        errbacks: &[Raw<'static>],
+        nesting: u32,
+    ) -> Result<Self, CanvasError> {
+        if self.options.chord.is_some() {
+            let cause = "A signature replacing a task must not be part of a chord";
+            return Err(CanvasError::new(cause));
+        }
+        if matches!(&self.kind, Kind::Group(_)) {
+            self = Self::chord_of(self, accumulated());
+        }
+        if let Kind::Chain(steps) = &mut self.kind {
+            match steps.pop() {
+                None => return Err(CanvasError::new("Cannot replace with an empty chain")),
+                Some(last) if matches!(last.kind, Kind::Group(_)) => {
+                    steps.push(Self::chord_of(last, accumulated()));
+                }
+                Some(last) => steps.push(last),
+            }
+            for step in steps {
+                step.options.call.replaced_task_nesting = nesting;
+            }
+        }
+        self.options.call.replaced_task_nesting = nesting;
+        for (place, callback) in callbacks.iter().enumerate() {
+            let callback = Self::read(callback);
+            let within = |error: CanvasError| error.inside(format_args!("callbacks[{place}]"));
+            self.add_callback(callback.map_err(within)?);
+        }
+        for (place, errback) in errbacks.iter().enumerate() {
+            let errback = Self::read(errback);
+            let within = |error: CanvasError| error.inside(format_args!("errbacks[{place}]"));
+            self.add_errback(&errback.map_err(within)?);
+        }
+        Ok(self)
+    }
+
+    /// A step after a replacement, marked like it.
+    pub(crate) fn marked_as_replaced(
+        raw: &Raw<'static>,
+        nesting: u32,
+    ) -> Result<Raw<'static>, CanvasError> {
+        let mut step = Self::read(raw)?;
+        step.options.call.replaced_task_nesting = nesting;
+        step.to_wire()
+    }
+}
+
+/// The list of the results of a group.
+fn accumulated() -> Canvas {
+    let kwargs = Raw::json(r#"{"index": 0}"#);
+    Canvas::call(TaskCall::untyped(
+        "celery.accumulate",
+        Raw::json("[]"),
+        kwargs,
+    ))
+}

@@ -1,0 +1,643 @@
+//! What the end of a task means for its workflow. Pure: [`Deed`]s come out, the
+//! carrier does them.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use celery_protocol::{
+    Accept, EncodeError, Exception, Message, Raw, ResultTree, Serializer, Signature, State,
+};
+use uuid::Uuid;
+
+use super::deed::{Callback, Chord, Deed, Dispatch, Doomed, Part, Station, Turn};
+use super::delivery::{Mishap, celery_exception};
+use crate::backend::{ChordClaim, ChordEnd, ChordResults};
+use crate::canvas::{Canvas, CanvasError, Ids, Place, Plan, Within, plan};
+use crate::client::compose::{Sender, Uncomposed, compose_letter};
+use crate::client::options::CallOptions;
+use crate::task::{FailureNote, Registry};
+
+/// What is worked out with.
+#[derive(Debug)]
+pub(crate) struct Workflow<'a> {
+    pub(crate) sender: &'a Sender,
+    pub(crate) registry: &'a Registry,
+    /// What the results of others are written with.
+    pub(crate) serializer: Serializer,
+    /// How long a claim holds while the results of a chord are brought together.
+    pub(crate) claim_lasts: Duration,
+    pub(crate) now: SystemTime,
+}
+
+/// Why what follows a task is not sent.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unsent {
+    /// A part of it is no signature, or cannot be one here.
+    #[error("cannot go on {0}")]
+    Canvas(#[from] CanvasError),
+    /// It has no message.
+    #[error(transparent)]
+    Uncomposed(#[from] Uncomposed),
+}
+
+impl From<EncodeError> for Unsent {
+    fn from(error: EncodeError) -> Self {
+        Self::Uncomposed(error.into())
+    }
+}
+
+impl Station {
+    /// The task of a message. What cannot be read is not there.
+    pub(crate) fn of_message(message: &Message, accept: &Accept, body_limit: usize) -> Self {
+        let Ok(Some(headers)) = message.headers.task() else {
+            return Self::default();
+        };
+        let mut station = Self {
+            id: headers.id.into_owned(),
+            task: Some(headers.task.into_owned()),
+            root_id: headers.root_id.map(|id| id.into_owned()),
+            group_id: headers.group.map(|id| id.into_owned()),
+            group_index: headers.group_index,
+            replaced: headers.replaced_task_nesting,
+            reply_to: message.properties.reply_to.clone(),
+            ..Self::default()
+        };
+        let Ok(payload) = message.payload(accept, body_limit) else {
+            return station;
+        };
+        let Ok(body) = payload.body() else {
+            return station;
+        };
+        let list = |raw: Option<Raw<'_>>| {
+            let elements = raw.and_then(|raw| raw.elements().ok());
+            let elements = elements.into_iter().flatten();
+            elements.map(Raw::into_owned).collect::<Vec<_>>()
+        };
+        let chord = body.embed.chord.filter(|chord| !chord.is_null());
+        station.chord = chord.map(Raw::into_owned);
+        station.chain = list(body.embed.chain);
+        station.callbacks = list(body.embed.callbacks);
+        station.errbacks = list(body.embed.errbacks);
+        station
+    }
+
+    /// A task that was to be sent, by its signature.
+    fn of_signature(signature: &Signature<'_>) -> Result<Self, String> {
+        let options = CallOptions::from_wire(&signature.options)?;
+        let list = |raw: Option<Raw<'static>>| {
+            let elements = raw.and_then(|raw| raw.elements().map(|list| list.into_vec()).ok());
+            elements.unwrap_or_default()
+        };
+        Ok(Self {
+            id: options.task_id.unwrap_or_default(),
+            task: Some(signature.task.clone().into_owned()),
+            root_id: options.root_id,
+            group_id: options.group_id,
+            group_index: options.group_index,
+            chord: options.embed.chord,
+            chain: list(options.embed.chain),
+            errbacks: list(options.embed.errbacks),
+            ..Self::default()
+        })
+    }
+
+    /// The id of the first task of its workflow.
+    fn root(&self) -> &str {
+        self.root_id.as_deref().unwrap_or(&self.id)
+    }
+}
+
+impl Workflow<'_> {
+    /// What comes of it that a task has ended, besides what its own result and
+    /// message need.
+    pub(crate) fn turn(&self, station: &Arc<Station>, turn: &Turn) -> Vec<Deed> {
+        match turn {
+            Turn::Succeeded(value) => self
+                .count(station, station, State::Success, value.clone())
+                .into_iter()
+                .collect(),
+            Turn::Failed(mishap) => self.failed(station, mishap),
+            Turn::Revoked(reason) => {
+                let exception = Exception::new("celery.exceptions", "TaskRevokedError", *reason);
+                let result = self.written(&exception);
+                self.count(station, station, State::Revoked, result)
+                    .into_iter()
+                    .collect()
+            }
+            Turn::Joined {
+                group_id,
+                body,
+                results,
+            } => {
+                let chord = self.chord(station, group_id, body, false);
+                vec![Deed::Join(Arc::new(chord), Arc::new(results.clone()))]
+            }
+        }
+    }
+
+    /// The callbacks and the next step of the chain, with the task's value.
+    pub(crate) fn success(&self, station: &Station, value: &Raw<'_>) -> Result<Dispatch, Unsent> {
+        let mut dispatch = Dispatch::default();
+        let callbacks = read_all("callbacks", &station.callbacks)?;
+        let (groups, mut others): (Vec<_>, Vec<_>) = callbacks
+            .into_iter()
+            .partition(|callback| callback.task() == "celery.group");
+        match (others.len(), groups.is_empty()) {
+            (0, _) => {}
+            (1, true) => {
+                let only = others.remove(0);
+                self.start(station, only, value, Vec::new(), &mut dispatch)?;
+            }
+            _ => {
+                let all = Canvas::group(others);
+                self.start(station, all, value, Vec::new(), &mut dispatch)?;
+            }
+        }
+        for group in groups {
+            self.start(station, group, value, Vec::new(), &mut dispatch)?;
+        }
+        if let Some((next, rest)) = station.chain.split_last() {
+            let step = Canvas::read(next);
+            let place = format!("chain[{}]", rest.len());
+            let step = step.map_err(|error| error.inside(place))?;
+            self.start(station, step, value, rest.to_vec(), &mut dispatch)?;
+        }
+        Ok(dispatch)
+    }
+
+    /// What takes the task's place.
+    pub(crate) fn replacement(
+        &self,
+        station: &Station,
+        canvas: &Canvas,
+    ) -> Result<Dispatch, Unsent> {
+        let nesting = station.replaced + 1;
+        let canvas = canvas
+            .clone()
+            .standing_in(&station.callbacks, &station.errbacks, nesting)?;
+        let rest = station.chain.iter();
+        let rest = rest.map(|step| Canvas::marked_as_replaced(step, nesting));
+        let within = Within {
+            over: CallOptions {
+                replaced_task_nesting: nesting,
+                ..CallOptions::default()
+            },
+            place: Place {
+                id: Some(station.id.clone()),
+                group_id: station.group_id.clone(),
+                group_index: station.group_index,
+                chord: station.chord.clone().map(Arc::new),
+                root_id: station.root_id.clone(),
+            },
+            rest: rest.collect::<Result<_, _>>()?,
+        };
+        let reply_to = station.reply_to.as_deref();
+        let reply_to = reply_to.unwrap_or(&self.sender.reply_to);
+        let mut dispatch = Dispatch::default();
+        self.compose(station, canvas, &within, reply_to, &mut dispatch)?;
+        Ok(dispatch)
+    }
+
+    /// The body of a chord with the results of its header.
+    pub(crate) fn body(&self, chord: &Chord, values: &Raw<'_>) -> Result<Dispatch, Unsent> {
+        let body = Canvas::read(&chord.body).map_err(|error| error.inside("chord"))?;
+        let body = body.given_raw(values);
+        let reply_to = &self.sender.reply_to;
+        let mut dispatch = Dispatch::default();
+        self.compose(
+            &chord.sender,
+            body,
+            &Within::default(),
+            reply_to,
+            &mut dispatch,
+        )?;
+        Ok(dispatch)
+    }
+
+    /// A canvas with `first` before its arguments.
+    fn start(
+        &self,
+        station: &Station,
+        canvas: Canvas,
+        first: &Raw<'_>,
+        rest: Vec<Raw<'static>>,
+        dispatch: &mut Dispatch,
+    ) -> Result<(), Unsent> {
+        let within = Within {
+            over: sent_by(station),
+            place: Place::default(),
+            rest,
+        };
+        let reply_to = &self.sender.reply_to;
+        self.compose(
+            station,
+            canvas.given_raw(first),
+            &within,
+            reply_to,
+            dispatch,
+        )
+    }
+
+    fn compose(
+        &self,
+        station: &Station,
+        canvas: Canvas,
+        within: &Within,
+        reply_to: &str,
+        dispatch: &mut Dispatch,
+    ) -> Result<(), Unsent> {
+        let ids = Ids {
+            fresh: &mut || Uuid::new_v4().to_string(),
+            reply_to,
+            chords: Vec::new(),
+        };
+        let Plan {
+            letters,
+            mut chords,
+            mut children,
+            ..
+        } = plan(canvas, within, ids)?;
+        for mut letter in letters {
+            let options = &mut letter.options;
+            // Sent from inside a task, so Celery makes that one the parent.
+            options.parent_id.get_or_insert_with(|| station.id.clone());
+            options
+                .root_id
+                .get_or_insert_with(|| station.root().to_owned());
+            let (_, message) = compose_letter(self.sender, &letter.call, letter.options, self.now)?;
+            dispatch.letters.push(message);
+        }
+        dispatch.chords.append(&mut chords);
+        dispatch.children.append(&mut children);
+        Ok(())
+    }
+
+    /// The results of a chord's header as the argument of its body; with a tree,
+    /// those of its tasks in their order.
+    fn joined(&self, results: &ChordResults) -> Result<Raw<'static>, EncodeError> {
+        let mut values = results.parts.iter().map(|part| &part.result);
+        match &results.tree {
+            None => Raw::encode(self.serializer, &values.collect::<Vec<_>>()),
+            Some(tree) => self.nested(tree, &mut values),
+        }
+    }
+
+    fn nested<'r>(
+        &self,
+        tree: &ResultTree,
+        values: &mut impl Iterator<Item = &'r Raw<'static>>,
+    ) -> Result<Raw<'static>, EncodeError> {
+        let Some(members) = &tree.members else {
+            return Ok(values.next().cloned().unwrap_or(Raw::NULL));
+        };
+        let mut all = Vec::with_capacity(members.len());
+        for member in members {
+            all.push(self.nested(member, values)?);
+        }
+        Raw::encode(self.serializer, &all)
+    }
+
+    /// What comes next when the header of a chord is through.
+    pub(crate) fn go_on(&self, chord: &Arc<Chord>, results: &ChordResults) -> Vec<Deed> {
+        let mut parts = results.parts.iter();
+        if let Some(failed) = parts.find(|part| part.state != State::Success) {
+            let exception = Exception::read(&failed.result).ok();
+            let told = exception.as_ref().map(Exception::to_string);
+            let told = told.unwrap_or_default();
+            let text = match (&results.tree, chord.counted) {
+                (Some(_), true) => format!("Join error: {told}"),
+                _ => format!("Dependency {} raised {told}", failed.task_id),
+            };
+            let mishap = chord_error(text, &told);
+            return self.chord_failed(chord, &mishap, exception, ChordEnd::Failed);
+        }
+        let values = match self.joined(results) {
+            Ok(values) => values,
+            Err(error) => return self.unjoined(chord, &error.to_string()),
+        };
+        match self.body(chord, &values) {
+            Ok(dispatch) => vec![Deed::Body(Arc::clone(chord), Arc::new(dispatch))],
+            Err(error) => self.body_unsent(chord, &error.to_string()),
+        }
+    }
+
+    /// The results of the header cannot be brought together.
+    pub(crate) fn unjoined(&self, chord: &Arc<Chord>, cause: &str) -> Vec<Deed> {
+        let mishap = chord_error(format!("Join error: {cause}"), "");
+        self.chord_failed(chord, &mishap, None, ChordEnd::Failed)
+    }
+
+    /// The body could not be sent and never will be.
+    pub(crate) fn body_unsent(&self, chord: &Arc<Chord>, cause: &str) -> Vec<Deed> {
+        let mishap = chord_error(format!("Callback error: {cause}"), "");
+        self.chord_failed(chord, &mishap, None, ChordEnd::Continued)
+    }
+
+    fn chord_failed(
+        &self,
+        chord: &Arc<Chord>,
+        mishap: &Mishap,
+        cause: Option<Exception>,
+        end: ChordEnd,
+    ) -> Vec<Deed> {
+        tracing::error!("chord {} failed: {}", chord.group_id, mishap.exception);
+        let mut deeds = Vec::new();
+        match Signature::read(&chord.body) {
+            Ok(body) => self.doom_body(chord, &body, mishap, cause.as_ref(), &mut deeds),
+            Err(error) => tracing::error!("the body of chord {}: {error}", chord.group_id),
+        }
+        if chord.counted {
+            deeds.push(Deed::End(Arc::clone(chord), end));
+        }
+        deeds
+    }
+
+    /// Fails the body of a chord: its errbacks first, then its result, then what
+    /// was to follow it. Of a group each member fails with what the header failed
+    /// with.
+    fn doom_body(
+        &self,
+        chord: &Chord,
+        body: &Signature<'_>,
+        mishap: &Mishap,
+        cause: Option<&Exception>,
+        deeds: &mut Vec<Deed>,
+    ) {
+        let station = match Station::of_signature(body) {
+            Ok(station) => station,
+            Err(error) => return tracing::error!("the body of a chord: {error}"),
+        };
+        let entry = |name: &str| {
+            let entries = body.kwargs.entries().unwrap_or_default();
+            let found = entries.into_iter().find(|(key, _)| key == name);
+            found.map(|(_, value)| value)
+        };
+        match body.subtask_type.as_deref() {
+            Some("group") => {
+                let original = cause.map(|cause| Mishap::new(cause.clone()));
+                let mishap = original.as_ref().unwrap_or(mishap);
+                let tasks = entry("tasks").and_then(|tasks| tasks.elements().ok());
+                for task in tasks.into_iter().flatten() {
+                    let Ok(task) = Signature::read(&task) else {
+                        continue;
+                    };
+                    let mut member = Station::of_signature(&task).unwrap_or_default();
+                    for errback in &station.errbacks {
+                        if !member.errbacks.contains(errback) {
+                            member.errbacks.push(errback.clone());
+                        }
+                    }
+                    self.doom(chord, &member, &task, mishap, deeds);
+                }
+                if !station.id.is_empty() {
+                    deeds.push(doomed(&station, body, mishap, Vec::new()));
+                }
+                self.doom_chain(&chord.sender, &station.chain, mishap, deeds);
+            }
+            Some("chord") => {
+                self.doom(chord, &station, body, mishap, deeds);
+                if let Some(inner) = entry("body").and_then(|body| Signature::read(&body).ok()) {
+                    self.doom_body(chord, &inner, mishap, cause, deeds);
+                }
+            }
+            Some("chain") => {
+                self.doom(chord, &station, body, mishap, deeds);
+                // Of a chain the last step is the part of an outer chord.
+                let tasks = entry("tasks").and_then(|tasks| tasks.elements().ok());
+                let last = tasks.and_then(|mut tasks| tasks.pop());
+                let last = last.as_ref().and_then(|last| Signature::read(last).ok());
+                if let Some(last) = last.and_then(|last| Station::of_signature(&last).ok()) {
+                    let result = self.written(&mishap.exception);
+                    deeds.extend(self.count(
+                        &chord.sender,
+                        &Arc::new(last),
+                        State::Failure,
+                        result,
+                    ));
+                }
+            }
+            _ => self.doom(chord, &station, body, mishap, deeds),
+        }
+    }
+
+    fn doom(
+        &self,
+        chord: &Chord,
+        station: &Station,
+        signature: &Signature<'_>,
+        mishap: &Mishap,
+        deeds: &mut Vec<Deed>,
+    ) {
+        let mut children = chord.sender.children.clone();
+        children.extend(self.call_errbacks(station, mishap, deeds));
+        if !station.id.is_empty() {
+            deeds.push(doomed(station, signature, mishap, children));
+        }
+        let station = Arc::new(station.clone());
+        // Celery leaves an outer chord waiting here, for ever.
+        let result = self.written(&mishap.exception);
+        deeds.extend(self.count(&chord.sender, &station, State::Failure, result));
+        self.doom_chain(&chord.sender, &station.chain, mishap, deeds);
+    }
+
+    /// A task has failed: so has what was to follow it.
+    fn failed(&self, station: &Arc<Station>, mishap: &Mishap) -> Vec<Deed> {
+        let result = self.written(&mishap.exception);
+        let part = self.count(station, station, State::Failure, result);
+        let mut deeds: Vec<_> = part.into_iter().collect();
+        self.doom_chain(station, &station.chain, mishap, &mut deeds);
+        self.call_errbacks(station, mishap, &mut deeds);
+        deeds
+    }
+
+    /// All steps of a chain after one that failed. That of a chord ends with its
+    /// body.
+    fn doom_chain(
+        &self,
+        sender: &Arc<Station>,
+        chain: &[Raw<'static>],
+        mishap: &Mishap,
+        deeds: &mut Vec<Deed>,
+    ) {
+        let mut steps: std::collections::VecDeque<Raw<'static>> = chain.iter().cloned().collect();
+        while let Some(step) = steps.pop_front() {
+            let Ok(signature) = Signature::read(&step) else {
+                continue;
+            };
+            let Ok(station) = Station::of_signature(&signature) else {
+                continue;
+            };
+            if sender.stores && !station.id.is_empty() {
+                deeds.push(doomed(&station, &signature, mishap, Vec::new()));
+            }
+            let result = self.written(&mishap.exception);
+            deeds.extend(self.count(sender, &Arc::new(station), State::Failure, result));
+            if signature.subtask_type.as_deref() == Some("chord") {
+                let entries = signature.kwargs.entries().unwrap_or_default();
+                let body = entries.into_iter().find(|(name, _)| name == "body");
+                steps.extend(body.map(|(_, body)| body.into_owned()));
+            }
+        }
+    }
+
+    /// Those that take the failure are called here, the others are sent together
+    /// with the id of what failed. Answers what is sent.
+    fn call_errbacks(
+        &self,
+        station: &Station,
+        mishap: &Mishap,
+        deeds: &mut Vec<Deed>,
+    ) -> Vec<ResultTree> {
+        if station.errbacks.is_empty() {
+            return Vec::new();
+        }
+        let failure = Arc::new(FailureNote {
+            id: station.id.clone(),
+            task: station.task.clone(),
+            root_id: station.root_id.clone(),
+            exception: Some(mishap.exception.clone()),
+            traceback: mishap.traceback.clone(),
+        });
+        let mut sent = Vec::new();
+        for errback in &station.errbacks {
+            let signature = match Signature::read(errback) {
+                Ok(signature) => signature,
+                Err(error) => {
+                    tracing::error!("an errback of task {} is no signature: {error}", station.id);
+                    continue;
+                }
+            };
+            let registered = self.registry.find(&signature.task);
+            if registered.is_some_and(|task| task.is_called_in_place(&signature)) {
+                deeds.push(Deed::Call(Arc::new(Callback {
+                    signature: signature.into_owned(),
+                    failure: Arc::clone(&failure),
+                })));
+            } else {
+                sent.push(errback.clone());
+            }
+        }
+        if sent.is_empty() {
+            return Vec::new();
+        }
+        let dispatch = self.errback_group(station, &sent);
+        match dispatch {
+            Ok(dispatch) => {
+                let children = dispatch.children.clone();
+                deeds.push(Deed::Send(Arc::new(dispatch)));
+                children
+            }
+            Err(error) => {
+                tracing::error!("the errbacks of task {} are not sent: {error}", station.id);
+                Vec::new()
+            }
+        }
+    }
+
+    fn errback_group(
+        &self,
+        station: &Station,
+        errbacks: &[Raw<'static>],
+    ) -> Result<Dispatch, Unsent> {
+        let group = Canvas::group(read_all("errbacks", errbacks)?);
+        let id = Raw::encode(self.serializer, &station.id)?;
+        let mut dispatch = Dispatch::default();
+        self.start(station, group, &id, Vec::new(), &mut dispatch)?;
+        Ok(dispatch)
+    }
+
+    /// The part that `member` is of a chord, told by `sender`.
+    fn count(
+        &self,
+        sender: &Arc<Station>,
+        member: &Arc<Station>,
+        state: State,
+        result: Raw<'static>,
+    ) -> Option<Deed> {
+        let (Some(group_id), Some(body)) = (&member.group_id, &member.chord) else {
+            return None;
+        };
+        if member.id.is_empty() {
+            return None;
+        }
+        Some(Deed::Count(Arc::new(Part {
+            chord: Arc::new(self.chord(sender, group_id, body, true)),
+            task_id: member.id.clone(),
+            index: member.group_index,
+            state,
+            result,
+        })))
+    }
+
+    fn chord(
+        &self,
+        sender: &Arc<Station>,
+        group_id: &str,
+        body: &Raw<'static>,
+        counted: bool,
+    ) -> Chord {
+        let token = Uuid::new_v4().simple().to_string();
+        Chord {
+            group_id: group_id.to_owned(),
+            body: body.clone(),
+            claim: ChordClaim::new(token, self.claim_lasts),
+            sender: Arc::clone(sender),
+            counted,
+        }
+    }
+
+    /// Text, numbers and maps of them have a form in every serializer.
+    fn written(&self, exception: &Exception) -> Raw<'static> {
+        Raw::encode(self.serializer, exception).unwrap_or(Raw::NULL)
+    }
+}
+
+/// Celery's `parent_id` and `root_id` for what a task sends.
+fn sent_by(station: &Station) -> CallOptions {
+    CallOptions {
+        parent_id: Some(station.id.clone()),
+        root_id: Some(station.root().to_owned()),
+        ..CallOptions::default()
+    }
+}
+
+fn read_all(name: &str, list: &[Raw<'static>]) -> Result<Vec<Canvas>, CanvasError> {
+    let read = |(place, raw): (usize, &Raw<'static>)| {
+        let canvas = Canvas::read(raw);
+        canvas.map_err(|error| error.inside(format_args!("{name}[{place}]")))
+    };
+    list.iter().enumerate().map(read).collect()
+}
+
+fn chord_error(text: String, cause: &str) -> Mishap {
+    let mut mishap = celery_exception("ChordError", text);
+    let mut traceback = String::new();
+    if !cause.is_empty() {
+        traceback.push_str(cause);
+        traceback.push_str(
+            "\n\nThe above exception was the direct cause of the following exception:\n\n",
+        );
+    }
+    traceback.push_str(&mishap.exception.to_string());
+    traceback.push('\n');
+    mishap.traceback = Some(traceback);
+    mishap
+}
+
+fn doomed(
+    station: &Station,
+    signature: &Signature<'_>,
+    mishap: &Mishap,
+    children: Vec<ResultTree>,
+) -> Deed {
+    let options = CallOptions::from_wire(&signature.options).unwrap_or_default();
+    Deed::Fail(Arc::new(Doomed {
+        id: station.id.clone(),
+        mishap: mishap.clone(),
+        children,
+        signature: signature.clone().into_owned().into(),
+        group_id: station.group_id.clone(),
+        parent_id: options.parent_id,
+        reply_to: options.reply_to,
+    }))
+}
