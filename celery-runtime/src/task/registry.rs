@@ -166,7 +166,7 @@ impl<S: Send + Sync + 'static> Tasks<S> {
     ///
     /// let tasks: Tasks = Tasks::new().errback(NOTE, note);
     /// # const ADD: Task<(i64, i64), i64> = Task::new("tasks.add").params(&["x", "y"]);
-    /// let call = ADD.s((2, 2)).link_error(NOTE.s(("sums".to_owned(),)));
+    /// let call = ADD.s((2, 2)).link_error(&NOTE.s(("sums".to_owned(),)));
     /// # let _ = (tasks, call);
     /// ```
     ///

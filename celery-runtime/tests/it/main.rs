@@ -4,6 +4,7 @@
 
 mod support;
 
+mod canvas;
 mod control;
 mod counting;
 mod durable;

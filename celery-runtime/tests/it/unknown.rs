@@ -84,11 +84,37 @@ async fn whatever_cannot_be_read_is_kept_while_real_work_goes_on() {
         (task, "application/json", b"\xff\xfe\x00", "undecodable"),
         (task, "application/json", b"[1, {}, {}]", "undecodable"),
         (task, "application/json", b"[[], [], {}]", "undecodable"),
-        (task, "application/x-python-serialize", b"\x80\x04.", "refused-content-type"),
-        (r#"{"task": "tasks.add", "id": "b", "eta": "soon"}"#, "application/json", b"[[1, 2], {}, {}]", "undecodable"),
-        (r#"{"task": "tasks.add"}"#, "application/json", b"[[1, 2], {}, {}]", "undecodable"),
+        (
+            task,
+            "application/x-python-serialize",
+            b"\x80\x04.",
+            "refused-content-type",
+        ),
+        (
+            r#"{"task": "tasks.add", "id": "b", "eta": "soon"}"#,
+            "application/json",
+            b"[[1, 2], {}, {}]",
+            "undecodable",
+        ),
+        (
+            r#"{"task": "tasks.add"}"#,
+            "application/json",
+            b"[[1, 2], {}, {}]",
+            "undecodable",
+        ),
         ("{}", "application/json", b"[]", "undecodable"),
-        (task, "application/json", br#"[[1, 2], {}, {"chord": {"task": "tasks.add", "args": [], "kwargs": {}, "options": {}}}]"#, "unsupported"),
+        (
+            task,
+            "application/json",
+            br#"[[1, 2], {}, {"chord": {"args": [], "kwargs": {}, "options": {}}}]"#,
+            "undecodable",
+        ),
+        (
+            task,
+            "application/json",
+            br#"[[1, 2], {}, {"chain": [null]}]"#,
+            "undecodable",
+        ),
     ];
     for (headers, content_type, body, _) in hostile {
         push(&setup, headers, content_type, body).await;

@@ -1,0 +1,277 @@
+//! Workflows on the in-memory broker: what a client begins, workers go on with.
+
+use std::sync::{Arc, Mutex};
+
+use celery_protocol::State;
+use celery_runtime::{Canvas, Context, FailedTask, ResultError, Task, TaskError, Tasks, group};
+
+use crate::support::{Setup, within};
+
+const ADD: Task<(i64, i64), i64> = Task::new("tasks.add").params(&["x", "y"]);
+const SUM: Task<(Vec<i64>,), i64> = Task::new("tasks.sum").params(&["numbers"]);
+const TOTAL: Task<(Vec<Vec<i64>>,), i64> = Task::new("tasks.total").params(&["numbers"]);
+const FAIL: Task<(i64,), i64> = Task::new("tasks.fail").params(&["code"]);
+const FAIL_ON: Task<(Vec<i64>,), i64> = Task::new("tasks.fail_on").params(&["numbers"]);
+const SUM_ALL: Task<(Vec<i64>,), i64> = Task::new("tasks.sum_all").params(&["numbers"]);
+const SPREAD: Task<(i64,), Vec<i64>> = Task::new("tasks.spread").params(&["n"]);
+const GROW: Task<(i64,), i64> = Task::new("tasks.grow").params(&["n"]);
+const NOTE: Task<(String,), ()> = Task::new("tasks.note").params(&["label"]);
+const OLD_NOTE: Task<(String,), ()> = Task::new("tasks.old_note").params(&["failed"]);
+const SAY: Task<(String, i64), ()> = Task::new("tasks.say").params(&["label", "n"]);
+
+/// What the tasks have noted, sorted.
+#[derive(Clone, Default)]
+struct Notes(Arc<Mutex<Vec<String>>>);
+
+impl Notes {
+    fn add(&self, note: String) {
+        self.0.lock().unwrap().push(note);
+    }
+
+    fn taken(&self) -> Vec<String> {
+        let mut notes = std::mem::take(&mut *self.0.lock().unwrap());
+        notes.sort();
+        notes
+    }
+}
+
+fn tasks(notes: &Notes) -> Tasks {
+    Tasks::new()
+        .with(ADD, async |x: i64, y: i64| Ok::<_, TaskError>(x + y))
+        .with(SUM, async |numbers: Vec<i64>| {
+            Ok::<_, TaskError>(numbers.iter().sum::<i64>())
+        })
+        .with(TOTAL, async |numbers: Vec<Vec<i64>>| {
+            Ok::<_, TaskError>(numbers.iter().flatten().sum::<i64>())
+        })
+        .with(FAIL, async |code: i64| {
+            Err::<i64, _>(TaskError::exception("ValueError", format!("code {code}")))
+        })
+        .with(FAIL_ON, async |_: Vec<i64>| {
+            Err::<i64, _>(TaskError::exception("KeyError", "body"))
+        })
+        .with(SUM_ALL, async |numbers: Vec<i64>| {
+            match numbers.as_slice() {
+                [] => Ok(0),
+                [one] => Ok(*one),
+                [first, rest @ ..] => {
+                    let start = ADD.s((*first, 0));
+                    let all = rest.iter().fold(start, |sum, n| sum.then(ADD.p((*n,))));
+                    Err(SUM_ALL.replaced_by(all))
+                }
+            }
+        })
+        .with(SPREAD, async |n: i64| {
+            let all = group((0..n).map(|n| ADD.s((n, n))));
+            Err::<Vec<i64>, _>(TaskError::replace(all))
+        })
+        .with(GROW, async |ctx: Context<Notes>, n: i64| {
+            for more in 0..n {
+                ctx.add_to_chord(ADD.s((more, 0))).await?;
+            }
+            Ok::<_, TaskError>(n)
+        })
+        .errback(NOTE, note)
+        .with(OLD_NOTE, async |ctx: Context<Notes>, failed: String| {
+            let known = ctx.parent_id().as_deref() == Some(&failed);
+            ctx.state().add(format!("old: {known}"));
+            Ok::<_, TaskError>(())
+        })
+        .with(SAY, async |ctx: Context<Notes>, label: String, n: i64| {
+            ctx.state().add(format!("{label} {n}"));
+            Ok::<_, TaskError>(())
+        })
+        .with_state(notes.clone())
+}
+
+async fn note(failed: FailedTask<Notes>, label: String) -> Result<(), TaskError> {
+    let exception = failed.exception().map(ToString::to_string);
+    let (task, exception) = (failed.task().unwrap_or("?"), exception.unwrap_or_default());
+    failed.state().add(format!("{label}: {task} {exception}"));
+    Ok(())
+}
+
+fn start() -> (Setup, Notes, crate::support::Running) {
+    let (setup, notes) = (Setup::new(), Notes::default());
+    let worker = setup.start(tasks(&notes));
+    (setup, notes, worker)
+}
+
+#[tokio::test(start_paused = true)]
+async fn chains_groups_and_chords_of_any_shape() {
+    let (setup, _, _worker) = start();
+    let client = setup.client();
+    let chain = ADD.s((4, 4)).then(ADD.p((8,))).then(ADD.p((16,)));
+    let result = client.apply(chain).await.unwrap();
+    assert_eq!(within(5, result.get()).await.unwrap(), 32);
+
+    let ten = || group((0..10).map(|i| ADD.s((i, i))));
+    let result = client.apply(ten()).await.unwrap();
+    let doubles: Vec<i64> = (0..10).map(|i| 2 * i).collect();
+    assert_eq!(within(5, result.get()).await.unwrap(), doubles);
+
+    let result = client.apply(ten().then(SUM.p(()))).await.unwrap();
+    assert_eq!(within(5, result.get()).await.unwrap(), 90);
+
+    // A chord of chords, whose bodies are chains, in a chain.
+    let inner = || ten().then(SUM.p(())).then(ADD.p((1,)));
+    let outer = group([inner(), inner(), inner()]).then(SUM.p(()));
+    let result = client.apply(outer.then(ADD.p((1000,)))).await.unwrap();
+    assert_eq!(within(5, result.get()).await.unwrap(), 1273);
+
+    // A group in the middle, and at the end.
+    let fan = ADD.s((1, 1)).then(group([ADD.p((1,)), ADD.p((2,))]));
+    let result = client.apply(fan.clone()).await.unwrap();
+    assert_eq!(within(5, result.get()).await.unwrap(), [3, 4]);
+    let result = client.apply(fan.then(SUM.p(()))).await.unwrap();
+    assert_eq!(within(5, result.get()).await.unwrap(), 7);
+    assert_eq!(setup.depth("celery").await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn groups_in_the_header_keep_their_shape() {
+    let (setup, _, _worker) = start();
+    let pair = |n: i64| {
+        let pair = group([ADD.p((n,)), ADD.p((n,))]);
+        ADD.s((n, 0)).then(pair)
+    };
+    let header = Canvas::group([Canvas::from(pair(1)), Canvas::from(pair(2))]);
+    let total = header.then(TOTAL.p(()).into());
+    let result = setup.client().apply(total).await.unwrap();
+    let result = within(5, result.get()).await.unwrap();
+    assert_eq!(result.as_i64(), Some(12));
+}
+
+#[tokio::test(start_paused = true)]
+async fn maps_and_chunks_are_served_by_every_worker() {
+    let (setup, _, _worker) = start();
+    let client = setup.client();
+    let result = client.apply(ADD.starmap([(1, 2), (3, 4)])).await.unwrap();
+    assert_eq!(within(5, result.get()).await.unwrap(), [3, 7]);
+    let result = client.apply(SUM.map([vec![1, 2], vec![3]])).await.unwrap();
+    assert_eq!(within(5, result.get()).await.unwrap(), [3, 3]);
+    let items = (0..5).map(|n| (n, n));
+    let result = client.apply(ADD.chunks(items, 2)).await.unwrap();
+    let parts = within(5, result.get()).await.unwrap();
+    assert_eq!(parts, [vec![0, 2], vec![4, 6], vec![8]]);
+    let bad = client.apply(FAIL.map([1, 2])).await.unwrap();
+    let error = within(5, bad.get()).await.unwrap_err();
+    assert!(error.to_string().contains("code 1"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn callbacks_follow_each_once() {
+    let (setup, notes, _worker) = start();
+    let say = |label: &str| SAY.si((label.to_owned(), 0));
+    let call = ADD.s((2, 2)).link(&say("one")).link(&say("two"));
+    let result = setup.client().apply(call).await.unwrap();
+    within(5, result.get()).await.unwrap();
+    let chord = group([ADD.s((1, 1)), ADD.s((2, 2))]).then(SUM.p(()));
+    let result = setup.client().apply(chord.link(&say("body"))).await.unwrap();
+    within(5, result.get()).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    assert_eq!(notes.taken(), ["body 0", "one 0", "two 0"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn errbacks_of_both_styles_hear_of_a_failure_once() {
+    let (setup, notes, _worker) = start();
+    let note = |label: &str| NOTE.s((label.to_owned(),));
+    let call = FAIL
+        .s((7,))
+        .link_error(&note("new"))
+        .link_error(&OLD_NOTE.p(()));
+    let result = setup.client().apply(call).await.unwrap();
+    within(5, result.get()).await.unwrap_err();
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    assert_eq!(
+        notes.taken(),
+        ["new: tasks.fail ValueError('code 7')", "old: true"]
+    );
+
+    // The steps after the one that failed fail with it.
+    let chain = FAIL.s((1,)).then(ADD.p((2,))).then(ADD.p((3,)));
+    let result = setup
+        .client()
+        .apply(chain.link_error(&note("chain")))
+        .await
+        .unwrap();
+    let error = within(5, result.get()).await.unwrap_err();
+    assert!(error.to_string().contains("code 1"), "{error}");
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    assert_eq!(notes.taken(), ["chain: tasks.fail ValueError('code 1')"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chord_whose_header_fails_fails_once() {
+    let (setup, notes, _worker) = start();
+    let note = || NOTE.s(("chord".to_owned(),));
+    let header = || group([ADD.s((1, 1)), FAIL.s((3,)), ADD.s((2, 2)), FAIL.s((4,))]);
+    let chord = header().then(SUM.p(())).link_error(&note());
+    let result = setup.client().apply(chord).await.unwrap();
+    let ResultError::Task(failure) = within(5, result.get()).await.unwrap_err() else {
+        panic!("no failure of a task");
+    };
+    assert_eq!(failure.state, State::Failure);
+    let text = failure.exception.to_string();
+    let expected = "raised ValueError('code 3')";
+    assert!(
+        text.starts_with("ChordError") && text.contains(expected),
+        "{text}"
+    );
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    let noted = notes.taken();
+    assert_eq!(noted.len(), 1, "{noted:?}");
+    assert!(
+        noted[0].starts_with("chord: tasks.sum ChordError("),
+        "{noted:?}"
+    );
+
+    // What comes after its body fails, too, and so does a chord around it.
+    let after = header().then(SUM.p(())).then(ADD.p((1,))).then(ADD.p((2,)));
+    let around = group([after, ADD.s((1, 1))]).then(SUM.p(()));
+    let result = setup.client().apply(around).await.unwrap();
+    within(5, result.get()).await.unwrap_err();
+
+    let body = group([ADD.s((1, 1)), ADD.s((2, 2))]).then(FAIL_ON.p(()));
+    let result = setup.client().apply(body).await.unwrap();
+    let error = within(5, result.get()).await.unwrap_err();
+    assert!(error.to_string().contains("KeyError"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_lets_a_workflow_take_its_place() {
+    let (setup, _, _worker) = start();
+    let client = setup.client();
+    let result = client.apply(SUM_ALL.s((vec![1, 2, 3, 4],))).await.unwrap();
+    assert_eq!(within(5, result.get()).await.unwrap(), 10);
+    let result = client.apply(SPREAD.s((3,))).await.unwrap();
+    assert_eq!(within(5, result.get()).await.unwrap(), [0, 2, 4]);
+    // In a chain, and in a chord.
+    let chain = SPREAD.s((3,)).then(SUM_ALL.p(())).then(ADD.p((1,)));
+    let result = client.apply(chain).await.unwrap();
+    assert_eq!(within(5, result.get()).await.unwrap(), 7);
+    let chord = group([SPREAD.s((2,)), SPREAD.s((3,))]).then(TOTAL.p(()));
+    let result = client.apply(chord).await.unwrap();
+    assert_eq!(within(5, result.get()).await.unwrap(), 8);
+
+    let tasks = Tasks::new().with(FAIL, async |_: i64| {
+        Err::<i64, _>(TaskError::replace(Canvas::chain([])))
+    });
+    let other = Setup::new();
+    let _worker = other.start(tasks);
+    let result = other.client().apply(FAIL.s((1,))).await.unwrap();
+    let error = within(5, result.get()).await.unwrap_err();
+    assert!(error.to_string().contains("empty chain"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chord_grows_while_it_runs() {
+    let (setup, _, _worker) = start();
+    let chord = group([GROW.s((3,)), GROW.s((4,))]).then(SUM.p(()));
+    let result = setup.client().apply(chord).await.unwrap();
+    assert_eq!(within(5, result.get()).await.unwrap(), 7 + 3 + 6);
+    let alone = setup.client().apply(GROW.s((1,))).await.unwrap();
+    let error = within(5, alone.get()).await.unwrap_err();
+    assert!(error.to_string().contains("not part of a chord"), "{error}");
+}
