@@ -130,7 +130,7 @@ impl Carrier {
     }
 
     /// Celery's: twice what is waited for results, and five seconds at least.
-    fn claim_lasts(&self) -> Duration {
+    pub(crate) fn claim_lasts(&self) -> Duration {
         let join_timeout = self.join_timeout.unwrap_or(Duration::from_secs(5));
         (join_timeout * 2).max(Duration::from_secs(5))
     }

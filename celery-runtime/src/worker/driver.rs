@@ -42,6 +42,7 @@ use super::rates::Rates;
 use super::revoked::Revoked;
 use super::scheduled::Scheduled;
 use super::supervisor::Supervisor;
+use super::sweeper::Sweeper;
 use super::tally::Tally;
 use super::watchdog::Watchdog;
 use super::{Command, WorkerError, gate, pool};
@@ -101,6 +102,7 @@ pub(crate) struct Limits {
 pub(crate) struct Parts {
     pub(crate) intake: Intake,
     pub(crate) carrier: Arc<Carrier>,
+    pub(crate) sweeper: Option<Sweeper>,
     pub(crate) clock: Clock,
     pub(crate) supervisor: Supervisor,
     pub(crate) limits: Limits,
@@ -120,6 +122,8 @@ pub(crate) struct Parts {
 pub(crate) struct Driver {
     intake: Intake,
     carrier: Arc<Carrier>,
+    /// Works by itself while this lives.
+    _sweeper: Option<Sweeper>,
     on_unknown: OnUnknown,
     clock: Clock,
     supervisor: Supervisor,
@@ -190,6 +194,7 @@ impl Driver {
         let Parts {
             intake,
             carrier,
+            sweeper,
             clock,
             supervisor,
             limits,
@@ -215,6 +220,7 @@ impl Driver {
             on_unknown: carrier.desk.sender.config.on_unknown,
             intake,
             carrier,
+            _sweeper: sweeper,
             clock,
             supervisor,
             limits,

@@ -26,6 +26,7 @@ mod revoked;
 mod scheduled;
 mod state_file;
 mod supervisor;
+mod sweeper;
 mod tally;
 mod watchdog;
 mod workflow;
@@ -65,6 +66,7 @@ use isolated::Duty;
 use outbox::Outbox;
 use patience::stops;
 use supervisor::{LinkHook, Supervisor};
+use sweeper::Sweeper;
 use watchdog::Watchdog;
 
 /// Takes messages from queues and runs their tasks. Made by
@@ -494,6 +496,7 @@ impl Worker {
         };
         Ok(Driver::new(Parts {
             intake,
+            sweeper: Sweeper::start(&carrier),
             carrier,
             clock: app.clock().clone(),
             supervisor,

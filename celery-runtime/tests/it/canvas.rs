@@ -1,9 +1,13 @@
 //! Workflows on the in-memory broker: what a client begins, workers go on with.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use celery_protocol::State;
-use celery_runtime::{Canvas, Context, FailedTask, ResultError, Task, TaskError, Tasks, group};
+use celery_protocol::{Raw, ResultTree, State, Value};
+use celery_runtime::{
+    Canvas, ChordClaim, ChordPart, ChordStart, Context, FailedTask, ResultBackend, ResultError,
+    Task, TaskError, Tasks, group,
+};
 
 use crate::support::{Setup, within};
 
@@ -167,9 +171,13 @@ async fn callbacks_follow_each_once() {
     let result = setup.client().apply(call).await.unwrap();
     within(5, result.get()).await.unwrap();
     let chord = group([ADD.s((1, 1)), ADD.s((2, 2))]).then(SUM.p(()));
-    let result = setup.client().apply(chord.link(&say("body"))).await.unwrap();
+    let result = setup
+        .client()
+        .apply(chord.link(&say("body")))
+        .await
+        .unwrap();
     within(5, result.get()).await.unwrap();
-    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(notes.taken(), ["body 0", "one 0", "two 0"]);
 }
 
@@ -183,7 +191,7 @@ async fn errbacks_of_both_styles_hear_of_a_failure_once() {
         .link_error(&OLD_NOTE.p(()));
     let result = setup.client().apply(call).await.unwrap();
     within(5, result.get()).await.unwrap_err();
-    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(
         notes.taken(),
         ["new: tasks.fail ValueError('code 7')", "old: true"]
@@ -198,7 +206,7 @@ async fn errbacks_of_both_styles_hear_of_a_failure_once() {
         .unwrap();
     let error = within(5, result.get()).await.unwrap_err();
     assert!(error.to_string().contains("code 1"), "{error}");
-    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(notes.taken(), ["chain: tasks.fail ValueError('code 1')"]);
 }
 
@@ -219,7 +227,7 @@ async fn a_chord_whose_header_fails_fails_once() {
         text.starts_with("ChordError") && text.contains(expected),
         "{text}"
     );
-    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
     let noted = notes.taken();
     assert_eq!(noted.len(), 1, "{noted:?}");
     assert!(
@@ -274,4 +282,33 @@ async fn a_chord_grows_while_it_runs() {
     let alone = setup.client().apply(GROW.s((1,))).await.unwrap();
     let error = within(5, alone.get()).await.unwrap_err();
     assert!(error.to_string().contains("not part of a chord"), "{error}");
+}
+
+/// As if a worker had counted the last part and died.
+#[tokio::test(start_paused = true)]
+async fn a_chord_that_was_left_behind_goes_on() {
+    let (setup, _, _worker) = start();
+    let body = Canvas::from(SUM.p(()))
+        .set("task_id", "body")
+        .to_wire()
+        .unwrap();
+    let header = ResultTree::group("gid", ["a", "b"].map(ResultTree::task).to_vec());
+    let begun = ChordStart::new("gid", 2, &header);
+    setup.backend.begin_chord(&begun).await.unwrap();
+    let claim = ChordClaim::new("dead", Duration::from_secs(6));
+    for (index, id) in ["a", "b"].into_iter().enumerate() {
+        let value = Raw::from_value(Value::Int(10));
+        let part = ChordPart::new("gid", id, i64::try_from(index).ok(), &value, &body);
+        setup.backend.count_part(&part, &claim).await.unwrap();
+    }
+    let result = setup.client().result::<i64>("body");
+    assert!(!result.ready().await.unwrap());
+    assert_eq!(within(60, result.get()).await.unwrap(), 20);
+    assert!(setup.elapsed() > 6.0, "{}", setup.elapsed());
+    // And once only.
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    let part = ChordPart::new("gid", "a", Some(0), &Raw::NULL, &body);
+    let late = ChordClaim::new("late", Duration::from_secs(6));
+    let again = setup.backend.count_part(&part, &late).await.unwrap();
+    assert_eq!(again, None);
 }

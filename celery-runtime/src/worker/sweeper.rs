@@ -1,0 +1,121 @@
+//! Goes on with chords that another worker has left behind: [`Sweeper`].
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use celery_protocol::Signature;
+use tokio::task::AbortHandle;
+use uuid::Uuid;
+
+use super::carrier::Carrier;
+use super::deed::{Chord, Deed, Station};
+use super::delivery::Obstacle;
+use crate::backend::{ChordClaim, ChordEnd, OverdueChord, ResultBackend};
+use crate::client::options::CallOptions;
+
+/// Between two looks, on the average; each worker waits for another time.
+const EVERY: Duration = Duration::from_secs(5);
+
+/// Chords taken over at a time: each is gone on with before its claim ends.
+const AT_ONCE: usize = 16;
+
+/// Looks for such chords as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Sweeper(AbortHandle);
+
+impl Sweeper {
+    /// Nothing where the result backend does not count.
+    pub(crate) fn start(carrier: &Arc<Carrier>) -> Option<Self> {
+        let backend = carrier.services.backend.clone()?;
+        if !backend.capabilities().chords {
+            return None;
+        }
+        let carrier = Arc::clone(carrier);
+        let sweeping = tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(EVERY.mul_f64(0.5 + fastrand::f64())).await;
+                sweep(&carrier, &*backend).await;
+            }
+        });
+        Some(Self(sweeping.abort_handle()))
+    }
+}
+
+impl Drop for Sweeper {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn sweep(carrier: &Arc<Carrier>, backend: &dyn ResultBackend) {
+    let token = Uuid::new_v4().simple().to_string();
+    let claim = ChordClaim::new(token, carrier.claim_lasts());
+    let overdue = match backend.overdue_chords(&claim, AT_ONCE).await {
+        Ok(overdue) => overdue,
+        Err(error) => return tracing::debug!("{error}"),
+    };
+    for chord in overdue {
+        tracing::warn!("chord {} was left behind, and goes on here", chord.group_id);
+        go_on(carrier, backend, &claim, chord).await;
+    }
+}
+
+/// What does not succeed now is found again when the claim has ended.
+async fn go_on(
+    carrier: &Arc<Carrier>,
+    backend: &dyn ResultBackend,
+    claim: &ChordClaim,
+    overdue: OverdueChord,
+) {
+    let OverdueChord {
+        group_id,
+        body,
+        results,
+        ..
+    } = overdue;
+    let last = results.parts.last().map(|part| part.task_id.clone());
+    let chord = Arc::new(Chord {
+        group_id,
+        body,
+        claim: claim.clone(),
+        // Nobody knows any more which task was the last one.
+        sender: Arc::new(Station {
+            id: last.unwrap_or_default(),
+            stores: true,
+            ..Station::default()
+        }),
+        counted: true,
+    });
+    let first = match has_ended(backend, &chord).await {
+        Ok(true) => Deed::End(chord, ChordEnd::Continued),
+        Ok(false) => Deed::Join(chord, Arc::new(results)),
+        Err(error) => return tracing::warn!("{error}"),
+    };
+    let mut deeds = VecDeque::from([first]);
+    while let Some(deed) = deeds.pop_front() {
+        match carrier.deed(deed).await {
+            Ok(more) => more
+                .into_iter()
+                .rev()
+                .for_each(|deed| deeds.push_front(deed)),
+            Err(Obstacle::Passing) => return,
+            Err(Obstacle::Lasting(cause)) => tracing::error!("a chord goes on without: {cause}"),
+        }
+    }
+}
+
+/// Whether the body was sent before its worker died, and is through.
+async fn has_ended(
+    backend: &dyn ResultBackend,
+    chord: &Chord,
+) -> Result<bool, crate::error::ServiceError> {
+    let body = Signature::read(&chord.body).ok();
+    let options = body.and_then(|body| CallOptions::from_wire(&body.options).ok());
+    let Some(id) = options.and_then(|options| options.task_id) else {
+        return Ok(false);
+    };
+    let found = backend.fetch(&[id]).await?;
+    let document = found.into_iter().next().flatten();
+    Ok(document.is_some_and(|document| document.status.is_ready()))
+}
