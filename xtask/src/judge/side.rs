@@ -59,7 +59,7 @@ impl Side {
                 "-p",
                 "judge_plugin",
             ])
-            .args(["-v", "--tb=short", "--color=no"])
+            .args(["-v", "--tb=short", "--color=no", "--durations=40"])
             .arg("-o")
             .arg(format!("cache_dir={}", folder.join("cache").display()))
             .args(options.pytest())
