@@ -4,8 +4,9 @@ use celery::{Context, Exception, Requeue, Task, TaskError, Tasks, Value};
 
 use crate::{MODULE, World};
 
-const FAIL: Task<(Vec<Value>,), ()> = Task::new("t.integration.tasks.fail").params(&["*args"]);
-const RAISE_ERROR: Task<(Vec<Value>,), ()> =
+pub(crate) const FAIL: Task<(Vec<Value>,), ()> =
+    Task::new("t.integration.tasks.fail").params(&["*args"]);
+pub(crate) const RAISE_ERROR: Task<(Vec<Value>,), ()> =
     Task::new("t.integration.tasks.raise_error").params(&["*args"]);
 const FAIL_UNPICKLEABLE: Task<(Value, Value), ()> =
     Task::new("t.integration.tasks.fail_unpickleable").params(&["foo", "bar"]);

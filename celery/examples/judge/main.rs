@@ -10,6 +10,7 @@
 mod arithmetic;
 mod failing;
 mod marks;
+mod nested;
 mod plain;
 mod request;
 mod retrying;
@@ -75,6 +76,7 @@ async fn work() -> Result<(), Box<dyn std::error::Error>> {
 fn tasks(world: World) -> Tasks {
     let tasks = plain::add_to(Tasks::new());
     let tasks = failing::add_to(tasks);
+    let tasks = nested::add_to(tasks);
     let tasks = request::add_to(tasks);
     let tasks = retrying::add_to(tasks);
     marks::add_to(tasks).with_state(world)

@@ -23,9 +23,10 @@ const ERRBACK_OLD_STYLE_WITH_ARGS: Task<(String, Value), ()> =
 
 pub(crate) fn add_to(tasks: Tasks<World>) -> Tasks<World> {
     tasks
-        .with(REDIS_ECHO, async |ctx: Context<World>, message, key| {
-            push(&ctx, key, message).await
-        })
+        .with(
+            REDIS_ECHO,
+            async |ctx: Context<World>, message, key: String| push(&ctx, &key, message).await,
+        )
         .with(REDIS_ECHO_GROUP_ID, echo_group_id)
         .with(REDIS_COUNT, async |ctx: Context<World>, key: String| {
             count(&ctx, &key).await
@@ -34,16 +35,27 @@ pub(crate) fn add_to(tasks: Tasks<World>) -> Tasks<World> {
         .with(ERRBACK_OLD_STYLE, errback)
         .with(
             ERRBACK_OLD_STYLE_WITH_ARGS,
-            async |ctx: Context<World>, key, label| push(&ctx, key, label).await,
+            async |ctx: Context<World>, key: String, label| push(&ctx, &key, label).await,
         )
 }
 
-async fn connection(ctx: &Context<World>) -> Result<MultiplexedConnection, TaskError> {
-    Ok(ctx.state().redis.get_multiplexed_async_connection().await?)
+/// What knows the server in which marks are left.
+pub(crate) trait Redis {
+    fn redis(&self) -> &redis::Client;
+}
+
+impl Redis for Context<World> {
+    fn redis(&self) -> &redis::Client {
+        &self.state().redis
+    }
+}
+
+async fn connection(place: &impl Redis) -> Result<MultiplexedConnection, TaskError> {
+    Ok(place.redis().get_multiplexed_async_connection().await?)
 }
 
 /// Adds it to the list as Python's client would write it.
-async fn push(ctx: &Context<World>, key: String, value: Value) -> Result<(), TaskError> {
+pub(crate) async fn push(place: &impl Redis, key: &str, value: Value) -> Result<(), TaskError> {
     let text = match value {
         Value::Str(text) => text,
         Value::Int(number) => number.to_string(),
@@ -55,17 +67,17 @@ async fn push(ctx: &Context<World>, key: String, value: Value) -> Result<(), Tas
             ));
         }
     };
-    let () = connection(ctx).await?.rpush(key, text).await?;
+    let () = connection(place).await?.rpush(key, text).await?;
     Ok(())
 }
 
-async fn count(ctx: &Context<World>, key: &str) -> Result<(), TaskError> {
-    let () = connection(ctx).await?.incr(key, 1).await?;
+pub(crate) async fn count(place: &impl Redis, key: &str) -> Result<(), TaskError> {
+    let () = connection(place).await?.incr(key, 1).await?;
     Ok(())
 }
 
 async fn echo_group_id(ctx: Context<World>, _: Value, key: String) -> Result<(), TaskError> {
-    push(&ctx, key, ctx.group_id().into()).await
+    push(&ctx, &key, ctx.group_id().into()).await
 }
 
 async fn sum_and_record(
@@ -74,7 +86,7 @@ async fn sum_and_record(
     key: String,
 ) -> Result<Value, TaskError> {
     let result = sum(&values)?;
-    push(&ctx, key, ctx.id().into()).await?;
+    push(&ctx, &key, ctx.id().into()).await?;
     Ok(result)
 }
 

@@ -12,8 +12,9 @@ use crate::arithmetic::{add, is_true, multiply, sum};
 
 const XY: [&str; 2] = ["x", "y"];
 
-const IDENTITY: Task<(Value,), Value> = Task::new("t.integration.tasks.identity").params(&["x"]);
-const ADD: Task<(Value, Value, Value), Value> =
+pub(crate) const IDENTITY: Task<(Value,), Value> =
+    Task::new("t.integration.tasks.identity").params(&["x"]);
+pub(crate) const ADD: Task<(Value, Value, Value), Value> =
     Task::new("t.integration.tasks.add").params(&["x", "y", "z=null"]);
 const MUL: Task<(Value, Value), Value> = Task::new("t.integration.tasks.mul").params(&XY);
 const ADD_NOT_TYPED: Task<(Value, Value), Value> =
@@ -24,7 +25,8 @@ const ADD_IGNORE_RESULT: Task<(Value, Value), Value> =
         .ignore_result();
 const ADD_WITH_RESULT: Task<(Value, Value), Value> =
     Task::new("t.integration.tasks.add_with_result").params(&XY);
-const TSUM: Task<(Vec<Value>,), Value> = Task::new("t.integration.tasks.tsum").params(&["nums"]);
+pub(crate) const TSUM: Task<(Vec<Value>,), Value> =
+    Task::new("t.integration.tasks.tsum").params(&["nums"]);
 const XSUM: Task<(Vec<Value>,), Value> = Task::new("t.integration.tasks.xsum").params(&["nums"]);
 const DELAYED_SUM: Task<(Vec<Value>, f64), Value> =
     Task::new("t.integration.tasks.delayed_sum").params(&["numbers", "pause_time=1"]);
@@ -39,7 +41,7 @@ const RETURN_EXCEPTION: Task<(Value,), (Value, bool)> =
     Task::new("t.integration.tasks.return_exception").params(&["e"]);
 const WRITE_TO_FILE: Task<(String, i64), i64> =
     Task::new("t.integration.tasks.write_to_file_and_return_int").params(&["file_name", "i"]);
-const REPLACED_WITH_ME: Task<(), bool> =
+pub(crate) const REPLACED_WITH_ME: Task<(), bool> =
     Task::new("t.integration.tasks.replaced_with_me").params(&[]);
 const REBUILD_SIGNATURE: Task<(Value,), ()> =
     Task::new("t.integration.tasks.rebuild_signature").params(&["sig_dict"]);

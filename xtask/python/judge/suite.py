@@ -11,7 +11,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-WANTED = ("pyproject.toml", "t/__init__.py", "t/skip.py", "t/integration/")
+WANTED = ("pyproject.toml", "t/__init__.py", "t/canvas_helpers.py", "t/skip.py", "t/integration/")
 
 
 def download(version, folder):

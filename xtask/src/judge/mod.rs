@@ -1,27 +1,33 @@
 //! `cargo xtask judge`: Celery's own integration suite as a judge of our worker.
 //!
 //! The same tests run twice at the same time, each time with servers of their own: with our
-//! worker, and with Python's as the reference.
+//! worker, and with Python's as the reference. What came of them is kept in `docs/`.
+//!
+//! - [`options`] says what is asked for, [`suite`] has the tests, [`side`] runs them;
+//! - [`verdict`] compares; [`table`] and [`page`] are the record.
 
 mod options;
+mod page;
 mod side;
 mod suite;
+mod table;
 mod verdict;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use xtask::paths;
 use xtask::servers::{RabbitServer, RedisServer};
 
 use crate::setup::{rabbitmq_server, redis_server, virtual_environment};
 use crate::shell::{Outcome, cargo, run as run_command, say};
-use options::{Backend, Broker, Options};
-use side::Side;
+use options::{Backend, Broker, Fleet, Options, Scope, Sides};
+use side::{Results, Side, merge};
 use suite::Suite;
+use table::Table;
 
-/// Runs the tests that are asked for and prints what came of them.
+/// Runs the tests that are asked for, prints what came of them, and records it if all were.
 pub(crate) fn run(words: &[&str]) -> Outcome {
     let options = Options::read(words)?;
     say("building celery/examples/judge");
@@ -38,21 +44,62 @@ pub(crate) fn run(words: &[&str]) -> Outcome {
     let requirements = ["requirements.txt", "judge/requirements.txt"];
     let python = virtual_environment("judge/venv", &requirements)?;
     let suite = Suite::find_or_download(&python)?;
-    let servers = Servers::start(&options)?;
 
-    say("running each test with our worker and with Python's");
-    let ours = servers.side("ours", our_worker, &options, 0);
-    let reference = servers.side("reference", |_, _| pythons_worker(&python), &options, 1);
-    let (ours, reference) = thread::scope(|scope| {
-        let reference = scope.spawn(|| reference.run(&python, &suite, &options.pytest));
-        let ours = ours.run(&python, &suite, &options.pytest);
+    let mut table = Table::load()?;
+    let column = options.column();
+    let mut ours = (options.sides != Sides::Reference).then(Results::new);
+    let mut reference = (options.sides != Sides::Ours).then(Results::new);
+    for time in 1..=options.times {
+        say(&format!("{column}, time {time} of {}", options.times));
+        let (first, second) = run_once(&python, &suite, &options)?;
+        for (all, again) in [(&mut ours, first), (&mut reference, second)] {
+            if let (Some(all), Some(again)) = (all, again) {
+                merge(all, again);
+            }
+        }
+    }
+    if options.scope == Scope::Whole {
+        table.update(&column, ours.as_ref(), reference.as_ref());
+        table.save()?;
+        page::save(&table)?;
+    }
+    let Some(ours) = ours else {
+        println!(
+            "\n{}",
+            verdict::summary("reference", &reference.unwrap_or_default())
+        );
+        return Ok(());
+    };
+    let reference = match reference {
+        Some(reference) => reference,
+        None => table.reference(&column)?,
+    };
+    verdict::pronounce(&ours, &reference)
+}
+
+/// Runs each side that is asked for, at the same time.
+fn run_once(
+    python: &Path,
+    suite: &Suite,
+    options: &Options,
+) -> Result<(Option<Results>, Option<Results>), String> {
+    let servers = Servers::start(options)?;
+    let ours =
+        (options.sides != Sides::Reference).then(|| servers.side("ours", options, python, 0));
+    let reference =
+        (options.sides != Sides::Ours).then(|| servers.side("reference", options, python, 1));
+    let run = |side: &Option<Side>| {
+        let side = side.as_ref();
+        side.map(|side| side.run(python, suite, options))
+            .transpose()
+    };
+    thread::scope(|scope| {
+        let reference = scope.spawn(|| run(&reference));
+        let ours = run(&ours);
         let reference = reference.join();
-        (
-            ours,
-            reference.unwrap_or_else(|_| Err("the reference panicked".to_owned())),
-        )
-    });
-    verdict::pronounce(&ours?, &reference?)
+        let reference = reference.unwrap_or_else(|_| Err("the reference panicked".to_owned()));
+        Ok((ours?, reference?))
+    })
 }
 
 /// The servers of both sides.
@@ -78,13 +125,7 @@ impl Servers {
         })
     }
 
-    fn side(
-        &self,
-        name: &'static str,
-        worker: impl FnOnce(&str, &str) -> serde_json::Value,
-        options: &Options,
-        number: usize,
-    ) -> Side {
+    fn side(&self, name: &'static str, options: &Options, python: &Path, number: usize) -> Side {
         let redis = &self.redis[number];
         let broker = match &self.rabbit {
             Some(rabbit) => rabbit.fresh_url(),
@@ -95,9 +136,17 @@ impl Servers {
             // The suite knows it by this word.
             Backend::Rpc => "rpc".to_owned(),
         };
+        let judged = match name {
+            "ours" => our_worker(&broker, &backend, options.concurrency),
+            _ => pythons_worker(python, options.concurrency),
+        };
+        let mut workers = vec![judged];
+        if options.fleet == Fleet::Mixed {
+            workers.push(pythons_worker(python, options.concurrency));
+        }
         Side {
             name,
-            worker: worker(&broker, &backend),
+            workers,
             broker,
             backend,
             marks: redis.port(),
@@ -106,7 +155,7 @@ impl Servers {
 }
 
 /// The command line of our worker; `{node}` is filled in by the plugin.
-fn our_worker(broker: &str, backend: &str) -> serde_json::Value {
+fn our_worker(broker: &str, backend: &str, concurrency: u32) -> Value {
     let program: PathBuf = paths::target().join("debug/examples/judge");
     let backend = match backend {
         "rpc" => "rpc://",
@@ -121,11 +170,11 @@ fn our_worker(broker: &str, backend: &str) -> serde_json::Value {
         "--backend",
         backend,
         "--concurrency",
-        "1",
+        concurrency.to_string(),
     ])
 }
 
-fn pythons_worker(python: &std::path::Path) -> serde_json::Value {
+fn pythons_worker(python: &Path, concurrency: u32) -> Value {
     json!([
         python,
         "-m",
@@ -136,7 +185,7 @@ fn pythons_worker(python: &std::path::Path) -> serde_json::Value {
         "--hostname",
         "{node}",
         "--concurrency",
-        "1",
+        concurrency.to_string(),
         "--task-events",
         "--loglevel",
         "INFO",

@@ -4,23 +4,20 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use xtask::paths;
 
+use super::options::Options;
 use super::suite::{Suite, scripts};
 use crate::shell::stream;
 
-/// How long all tests may take.
-const LIMIT: Duration = Duration::from_secs(3600);
-
-/// A worker and where it works.
+/// Workers and where they work.
 #[derive(Debug)]
 pub(super) struct Side {
     pub(super) name: &'static str,
-    /// The command line, in JSON.
-    pub(super) worker: Value,
+    /// The command lines, in JSON. The first is the one that is judged.
+    pub(super) workers: Vec<Value>,
     pub(super) broker: String,
     pub(super) backend: String,
     /// The port of the Redis server in which tasks leave marks.
@@ -33,7 +30,7 @@ pub(super) type Results = BTreeMap<String, Result>;
 /// What came of one test.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Result {
-    /// `passed`, `failed`, `skipped` or `left out`.
+    /// `passed`, `failed`, `xfailed`, `skipped`, `left out` or `not run`.
     pub(super) outcome: String,
     pub(super) why: String,
 }
@@ -44,7 +41,7 @@ impl Side {
         &self,
         python: &Path,
         suite: &Suite,
-        arguments: &[String],
+        options: &Options,
     ) -> std::result::Result<Results, String> {
         let folder = paths::target().join("judge").join(self.name);
         let _ = fs::remove_dir_all(&folder);
@@ -62,27 +59,31 @@ impl Side {
                 "-p",
                 "judge_plugin",
             ])
-            .args(["-v", "--tb=short", "--color=no"])
+            .args(["-v", "--tb=short", "--color=no", "--durations=40"])
             .arg("-o")
             .arg(format!("cache_dir={}", folder.join("cache").display()))
-            .args(arguments)
+            .args(options.pytest())
             .env("PYTHONPATH", scripts())
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .env("TEST_BROKER", &self.broker)
             .env("TEST_BACKEND", &self.backend)
             .env("REDIS_HOST", "127.0.0.1")
             .env("REDIS_PORT", self.marks.to_string())
-            .env("JUDGE_WORKER", self.worker.to_string())
+            .env("JUDGE_WORKERS", json!(self.workers).to_string())
+            .env("JUDGE_CONDITIONS", options.conditions())
+            .env("JUDGE_WHOLE", if options.reads_all() { "1" } else { "" })
+            .env("JUDGE_WAIT", options.wait.to_string())
             .env("JUDGE_REPORT", &report)
-            .env("JUDGE_LOG", folder.join("worker.log"));
-        let status = stream(&mut command, LIMIT, |line| {
+            .env("JUDGE_LOG", folder.join("worker"));
+        let status = stream(&mut command, options.limit(), |line| {
             println!("{:>9} | {line}", self.name)
         })?;
         // 1 is that tests failed, which the report says, too.
         if !status.is_some_and(|status| matches!(status.code(), Some(0 | 1))) {
             return Err(format!(
-                "pytest with the worker {} did not come to its end: see {}",
+                "pytest ({}) did not come to its end in {} s: see {}",
                 self.name,
+                options.limit().as_secs(),
                 folder.display()
             ));
         }
@@ -115,6 +116,18 @@ fn results(report: &str) -> Results {
     results
 }
 
+/// Adds what came of the same tests another time: what was worse counts.
+pub(super) fn merge(all: &mut Results, again: Results) {
+    const GOOD_TO_BAD: [&str; 3] = ["passed", "not run", "failed"];
+    for (name, result) in again {
+        let badness = |outcome: &str| GOOD_TO_BAD.iter().position(|word| *word == outcome);
+        match all.get(&name) {
+            Some(before) if badness(&before.outcome) >= badness(&result.outcome) => {}
+            _ => drop(all.insert(name, result)),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,5 +143,25 @@ half a line"#;
         assert_eq!(results["a"].why, "in teardown");
         assert_eq!(results["b"].outcome, "failed");
         assert_eq!(results.len(), 2);
+    }
+
+    #[test]
+    fn a_test_that_fails_once_has_failed() {
+        let run = |outcomes: [&str; 2]| {
+            let lines = ["a", "b"].into_iter().zip(outcomes);
+            let lines = lines.map(|(test, outcome)| {
+                format!(r#"{{"test": "{test}", "outcome": "{outcome}", "why": ""}}"#)
+            });
+            results(&lines.collect::<Vec<_>>().join("\n"))
+        };
+        let mut all = Results::new();
+        for outcomes in [
+            ["passed", "failed"],
+            ["failed", "passed"],
+            ["not run", "passed"],
+        ] {
+            merge(&mut all, run(outcomes));
+        }
+        assert_eq!([&*all["a"].outcome, &all["b"].outcome], ["failed"; 2]);
     }
 }

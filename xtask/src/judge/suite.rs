@@ -23,17 +23,19 @@ impl Suite {
         let version = pinned(&text, "celery")
             .ok_or_else(|| format!("{} pins no celery", requirements.display()))?;
         let folder = paths::target().join(format!("judge/suite-{version}"));
-        // Written last: a folder that was half filled has none.
+        let script = scripts().join("suite.py");
+        let wanted = fs::read_to_string(&script)
+            .map_err(|error| format!("cannot read {}: {error}", script.display()))?;
+        // What it was made by. Written last: a folder that was half filled has none.
         let stamp = folder.join("complete");
-        if !stamp.exists() {
+        if !fs::read_to_string(&stamp).is_ok_and(|stamp| stamp == wanted) {
             say(&format!(
                 "downloading the integration suite of Celery {version}"
             ));
             let _ = fs::remove_dir_all(&folder);
-            let script = scripts().join("suite.py");
             let mut download = Command::new(python);
             run(download.arg(script).arg(version).arg(&folder))?;
-            fs::write(&stamp, "")
+            fs::write(&stamp, wanted)
                 .map_err(|error| format!("cannot write {}: {error}", stamp.display()))?;
         }
         Ok(Self { folder })
