@@ -59,7 +59,7 @@ pub use celery_runtime::{
     Any, AnyResult, App, Appliable, AsyncResult, AutoRetry, Binding, BlockingHandler, Canvas,
     CanvasError, Client, Clock, ClusterState, CommandError, Completions, Config, ConfigError,
     Context, Control, ControlCall, ControlError, DynArgs, DynTask, Event, EventStream, Events,
-    Exchange, ExchangeInfo, ExchangeKind, Group, GroupResult, Handler, Hello, Inspect, Kwargs,
+    Exchange, ExchangeInfo, ExchangeKind, FailedTask, Group, GroupResult, Handler, Hello, Inspect, Kwargs,
     LinkEvent, OnUnknown, Patience, QueriedTask, Queue, QueueInfo, QueueNotFound, QueueType, Rates,
     RegisteredTask, RegistryError, Replies, RequestInfo, Requeue, ResultError, RetryBackoff, Route,
     Routes, ScheduledTask, SecondSignal, SendError, ServiceError, ServiceErrorKind, Signature,

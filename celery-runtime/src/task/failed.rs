@@ -1,9 +1,10 @@
 //! What an errback is told: [`FailedTask`].
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use celery_protocol::Exception;
+use celery_protocol::{EncodeError, Exception, Raw};
 
 use super::context::Context;
 
@@ -73,6 +74,26 @@ impl<S> FailedTask<S> {
 }
 
 impl FailureNote {
+    /// These arguments with Celery's three before them.
+    pub(crate) fn before(&self, args: &Raw<'_>) -> Result<Raw<'static>, EncodeError> {
+        let serializer = args.serializer();
+        let own = args.elements();
+        let own = own.map_err(|error| EncodeError::new(error.to_string()))?;
+        let request = [
+            ("id", Some(&self.id)),
+            ("task", self.task.as_ref()),
+            ("root_id", self.root_id.as_ref()),
+        ];
+        let request: HashMap<_, _> = request.into_iter().collect();
+        let mut all = vec![
+            Raw::encode(serializer, &request)?,
+            Raw::encode(serializer, &self.exception)?,
+            Raw::encode(serializer, &self.traceback)?,
+        ];
+        all.extend(own.into_iter().map(Raw::into_owned));
+        Raw::encode(serializer, &all)
+    }
+
     /// All that a message says.
     pub(crate) fn of_id(id: String) -> Self {
         Self {

@@ -175,9 +175,11 @@ impl<S: Send + Sync + 'static> Tasks<S> {
     /// task, as Celery does; so it is served, too.
     ///
     /// An ordinary task can be an errback as well, by Celery's rule: one that
-    /// takes a single positional argument, or a [`bound`](crate::Task::bound)
-    /// one, is sent with the failed task's id; any other is called in place with
-    /// the stored arguments, if the link is immutable.
+    /// takes a single positional argument is sent with the failed task's id; any
+    /// other is called in place with three arguments before the stored ones: a map
+    /// with the failed task's `id`, `task` and `root_id`, its exception as results
+    /// have it, and the traceback. Nothing is put before them if the link is
+    /// immutable.
     #[must_use]
     pub fn errback<A, R, H>(self, task: Task<A, R>, handler: H) -> Self
     where
@@ -381,6 +383,11 @@ impl Registered {
                 _ => (entry.bind)(Arc::new(())),
             },
         })
+    }
+
+    /// Whether it takes the failure by itself, and not as arguments.
+    pub(crate) fn is_errback(&self) -> bool {
+        self.errback
     }
 
     /// Whether it is called in place when it is the errback with these stored

@@ -8,12 +8,15 @@
 //! `cargo xtask judge` starts all that is needed and runs the suite.
 
 mod arithmetic;
+mod errbacks;
 mod failing;
 mod marks;
 mod nested;
 mod plain;
+mod replacing;
 mod request;
 mod retrying;
+mod workflows;
 
 use std::sync::atomic::AtomicU32;
 
@@ -75,10 +78,13 @@ async fn work() -> Result<(), Box<dyn std::error::Error>> {
 
 fn tasks(world: World) -> Tasks {
     let tasks = plain::add_to(Tasks::new());
+    let tasks = errbacks::add_to(tasks);
     let tasks = failing::add_to(tasks);
     let tasks = nested::add_to(tasks);
+    let tasks = replacing::add_to(tasks);
     let tasks = request::add_to(tasks);
     let tasks = retrying::add_to(tasks);
+    let tasks = workflows::add_to(tasks);
     marks::add_to(tasks).with_state(world)
 }
 

@@ -50,7 +50,7 @@ async fn build_chain_inside_task(ctx: Context<World>) -> Result<Value, TaskError
     let two = ADD_TWO.s((1.into(), 1.into()));
     let both = two.then(plus(2)).then(group([plus(3), plus(4)]));
     let result = ctx.apply(both.then(plus(5).cast::<Value, (Vec<Value>,)>()));
-    Ok(result.await?.tree().to_value())
+    Ok(Value::from_serialize(&result.await?)?)
 }
 
 async fn add_to_all_to_chord(

@@ -153,14 +153,15 @@ impl Carrier {
         };
         let Registered { run, name, .. } = registered;
         let services = Arc::clone(&self.services);
-        let job = Job::in_place(
-            services,
-            &failure.id,
-            Arc::clone(name),
-            &signature.args,
-            &signature.kwargs,
-            Some(Arc::clone(failure)),
-        );
+        let args = match registered.is_errback() || signature.immutable {
+            true => Ok(signature.args.clone()),
+            false => failure.before(&signature.args),
+        };
+        let note = Some(Arc::clone(failure));
+        let (id, task) = (&failure.id, Arc::clone(name));
+        let job = args.and_then(|args| {
+            Job::in_place(services, id, task, &args, &signature.kwargs, note)
+        });
         let (run, name, id) = (Arc::clone(run), Arc::clone(name), failure.id.clone());
         Box::pin(async move {
             let job = match job {
