@@ -355,11 +355,7 @@ mod tests {
             for index in 0..self.size as i64 {
                 assert!(tell(&mut self.chords, index, "late", self.now).is_none());
             }
-            assert!(
-                self.chords
-                    .overdue(&claim("late"), 10, self.now)
-                    .is_empty()
-            );
+            assert!(self.chords.overdue(&claim("late"), 10, self.now).is_empty());
         }
     }
 
