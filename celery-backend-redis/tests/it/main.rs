@@ -1,6 +1,7 @@
 //! The result backend against real servers.
 
 mod backend;
+mod chords;
 mod conformance;
 mod faults;
 mod outages;

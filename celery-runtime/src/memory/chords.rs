@@ -264,3 +264,183 @@ impl Chord {
 fn lasts(claim: &ChordClaim) -> Duration {
     claim.lasts.max(Duration::from_secs(1))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::ChordStart;
+    use celery_protocol::ResultTree;
+
+    const LASTS: Duration = Duration::from_secs(6);
+
+    /// What may happen to a chord, in any order.
+    #[derive(Clone, Copy, Debug)]
+    enum Event {
+        Begin,
+        /// A part is told, by a worker of this name.
+        Tell(i64, &'static str),
+        /// So long that every claim ends.
+        Wait,
+    }
+
+    /// A chord, and what those who have claimed it should be doing.
+    struct Story {
+        chords: Chords,
+        size: usize,
+        now: SystemTime,
+        holder: Option<(&'static str, SystemTime)>,
+        has_died: bool,
+        has_ended: bool,
+    }
+
+    impl Story {
+        fn new(size: usize) -> Self {
+            Self {
+                chords: Chords::default(),
+                size,
+                now: SystemTime::UNIX_EPOCH,
+                holder: None,
+                has_died: false,
+                has_ended: false,
+            }
+        }
+
+        fn happens(&mut self, event: Event) {
+            match event {
+                Event::Begin => self.chords.begin(&start(self.size), self.now),
+                Event::Wait => self.now += LASTS,
+                Event::Tell(index, token) => {
+                    let heard = tell(&mut self.chords, index, token, self.now);
+                    self.heard(heard, token);
+                }
+            }
+        }
+
+        /// Who claims first dies, the next one ends the chord.
+        fn heard(&mut self, heard: Option<Vec<PartResult>>, token: &'static str) {
+            let Some(parts) = heard else { return };
+            assert_eq!(parts.len(), self.size);
+            assert!(!self.has_ended, "{token} goes on with what has ended");
+            if let Some((holder, until)) = self.holder {
+                assert!(until <= self.now, "{token} and {holder} both hold");
+            }
+            let until = self.now + LASTS;
+            if let Some((dead, _)) = self.holder.replace((token, until)) {
+                let late = claim(dead);
+                let ended = self
+                    .chords
+                    .end("chord", &late, ChordEnd::Continued, self.now);
+                assert!(!ended, "{dead} ends what {token} holds");
+            }
+            if std::mem::replace(&mut self.has_died, true) {
+                let claim = claim(token);
+                self.has_ended = self
+                    .chords
+                    .end("chord", &claim, ChordEnd::Continued, self.now);
+                assert!(self.has_ended);
+            }
+        }
+
+        /// Sweepers come until it has ended.
+        fn is_swept(&mut self) {
+            for sweeper in ["first", "second"] {
+                self.now += LASTS;
+                let mut overdue = self.chords.overdue(&claim(sweeper), 10, self.now);
+                let twice = self.chords.overdue(&claim("twice"), 10, self.now);
+                assert!(twice.is_empty(), "{sweeper}");
+                let heard = overdue.pop().map(|(_, _, parts)| parts);
+                self.heard(heard, sweeper);
+            }
+            assert!(self.has_ended);
+            for index in 0..self.size as i64 {
+                assert!(tell(&mut self.chords, index, "late", self.now).is_none());
+            }
+            assert!(self.chords.overdue(&claim("late"), 10, self.now).is_empty());
+        }
+    }
+
+    fn start(size: usize) -> ChordStart {
+        ChordStart::new("chord", size, &ResultTree::group("chord", Vec::new()))
+    }
+
+    fn claim(token: &str) -> ChordClaim {
+        ChordClaim::new(token, LASTS)
+    }
+
+    fn tell(
+        chords: &mut Chords,
+        index: i64,
+        token: &str,
+        now: SystemTime,
+    ) -> Option<Vec<PartResult>> {
+        let (raw, task_id) = (Raw::json("1"), index.to_string());
+        let part = ChordPart::new("chord", &task_id, Some(index), &raw, &raw);
+        chords.count(&part, &claim(token), now)
+    }
+
+    /// Calls `visit` with every order of `events`.
+    fn orders(events: &mut [Event], fixed: usize, visit: &mut impl FnMut(&[Event])) {
+        if fixed == events.len() {
+            return visit(events);
+        }
+        for next in fixed..events.len() {
+            events.swap(fixed, next);
+            orders(events, fixed + 1, visit);
+            events.swap(fixed, next);
+        }
+    }
+
+    #[test]
+    fn in_every_order_one_goes_on_at_a_time_and_the_chord_ends() {
+        const WORKERS: [&str; 4] = ["one", "two", "three", "four"];
+        let mut told = 0;
+        for size in 1..=WORKERS.len() {
+            for repeated in 0..size {
+                let tells = (0..).zip(&WORKERS[..size]);
+                let mut events: Vec<_> = tells
+                    .map(|(index, worker)| Event::Tell(index, worker))
+                    .collect();
+                events.extend([
+                    Event::Tell(repeated as i64, "again"),
+                    Event::Begin,
+                    Event::Wait,
+                ]);
+                orders(&mut events, 0, &mut |events| {
+                    let mut story = Story::new(size);
+                    for event in events {
+                        story.happens(*event);
+                    }
+                    story.is_swept();
+                    told += 1;
+                });
+            }
+        }
+        assert_eq!(told, 24 + 2 * 120 + 3 * 720 + 4 * 5040);
+    }
+
+    #[test]
+    fn chords_are_forgotten_after_a_day() {
+        let mut chords = Chords::default();
+        let start_time = SystemTime::UNIX_EPOCH;
+        chords.begin(&start(2), start_time);
+        let later = start_time + EXPIRES / 2;
+        assert!(tell(&mut chords, 0, "x", later).is_none());
+        chords.expire(start_time + EXPIRES);
+        assert!(chords.begun("chord").is_some());
+        chords.expire(later + EXPIRES);
+        assert!(chords.begun("chord").is_none());
+        assert!(chords.under_way.is_empty() && chords.expiry.is_empty());
+    }
+
+    #[test]
+    fn late_parts_are_known_for_some_minutes() {
+        let mut chords = Chords::default();
+        let now = SystemTime::UNIX_EPOCH;
+        chords.begin(&start(1), now);
+        assert!(tell(&mut chords, 0, "x", now).is_some());
+        assert!(chords.end("chord", &claim("x"), ChordEnd::Continued, now));
+        assert!(tell(&mut chords, 0, "y", now + LATE).is_none());
+        // Without a size nothing comes of it.
+        assert!(chords.overdue(&claim("z"), 1, now + 2 * LATE).is_empty());
+    }
+}
