@@ -23,10 +23,6 @@ const TASK_WITH_DECLARED_TIME_LIMITS: Task<(), Map> =
     Task::new("t.integration.tasks.task_with_declared_time_limits")
         .params(&[])
         .time_limits(Some(Duration::from_secs(45)), Some(Duration::from_secs(60)));
-const RECORD_REPLACED_TASK_NESTING: Task<(u32, Option<Vec<u32>>), Vec<u32>> =
-    Task::new("t.integration.tasks.record_replaced_task_nesting")
-        .params(&["replacements", "nesting=null"]);
-
 pub(crate) fn add_to(tasks: Tasks<World>) -> Tasks<World> {
     tasks
         .with(IDS, async |ctx, i| Ok::<_, TaskError>(ids(&ctx, i)))
@@ -38,7 +34,6 @@ pub(crate) fn add_to(tasks: Tasks<World>) -> Tasks<World> {
         .with(RETURN_PROPERTIES, return_properties)
         .with(RETURN_REQUEST_TIME_LIMITS, time_limits)
         .with(TASK_WITH_DECLARED_TIME_LIMITS, time_limits)
-        .with(RECORD_REPLACED_TASK_NESTING, record_replaced_task_nesting)
 }
 
 fn ids(ctx: &Context<World>, i: Value) -> Ids {
@@ -76,19 +71,4 @@ async fn time_limits(ctx: Context<World>) -> Result<Map, TaskError> {
         ("time_limit", seconds(hard)),
         ("soft_time_limit", seconds(soft)),
     ]))
-}
-
-/// Only without replacements: a task cannot replace itself here.
-async fn record_replaced_task_nesting(
-    ctx: Context<World>,
-    replacements: u32,
-    nesting: Option<Vec<u32>>,
-) -> Result<Vec<u32>, TaskError> {
-    if replacements > 0 {
-        let message = "this worker does not replace tasks";
-        return Err(TaskError::exception("NotImplementedError", message));
-    }
-    let mut nesting = nesting.unwrap_or_default();
-    nesting.push(ctx.headers()?.replaced_task_nesting);
-    Ok(nesting)
 }
