@@ -200,7 +200,9 @@ pub struct Capabilities {
     pub shared: bool,
     /// Whether groups can be stored and read back.
     pub groups: bool,
-    /// Whether the parts of chords can be counted.
+    /// Whether the parts of chords can be counted. Where they cannot, and results
+    /// are shared, a task looks again and again whether all are there
+    /// (`celery.chord_unlock`).
     pub chords: bool,
 }
 
@@ -211,6 +213,11 @@ impl Capabilities {
         groups: true,
         chords: true,
     };
+
+    /// Whether the headers of chords are looked after by a task.
+    pub(crate) fn unlocks_chords(self) -> bool {
+        self.shared && !self.chords
+    }
 
     /// A backend that gives results to the process that asked for them, and
     /// nothing else.

@@ -15,6 +15,18 @@ pub(crate) struct Ids<'a> {
     pub(crate) reply_to: &'a str,
     /// The header's id of each chord that starts later.
     pub(crate) chords: Vec<String>,
+    pub(crate) ways: Ways,
+}
+
+/// Settings that say in which form a canvas travels.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Ways {
+    /// Each step of a chain is the callback of the one before, as protocol 1
+    /// has it, which knows no chains.
+    pub(crate) linked: bool,
+    /// Errbacks of a chord are also its header's
+    /// (`task_allow_error_cb_on_chord_header`).
+    pub(crate) header_errbacks: bool,
 }
 
 /// What surrounds a canvas when it gets its ids.
@@ -158,6 +170,9 @@ impl Canvas {
             call.task_id.take()
         };
         chord.frozen = true;
+        if ids.ways.header_errbacks {
+            chord.share_errbacks();
+        }
         let header = chord.header.freeze(&place.only_root(), ids);
         let header = header.map_err(|error| error.inside("header"))?;
         ids.chords.push(header.id.clone());
@@ -179,7 +194,7 @@ pub(super) fn prepare(
     errbacks: &[Canvas],
     ids: &mut Ids<'_>,
 ) -> Result<(Vec<Canvas>, ResultTree), CanvasError> {
-    let mut prepared = joined(spliced(steps));
+    let mut prepared = joined(spliced(steps, ids.ways.linked));
     let mut tree: Option<ResultTree> = None;
     let count = prepared.len();
     for (number, step) in prepared.iter_mut().enumerate() {
@@ -227,8 +242,9 @@ impl Canvas {
 }
 
 /// No chains inside of the chain, no empty groups, and no chord whose body could
-/// as well be the next steps: each task of its header would carry them.
-fn spliced(steps: Vec<Canvas>) -> Vec<Canvas> {
+/// as well be the next steps: each task of its header would carry them. Where
+/// steps are `linked` it has to: a failed header fails them by it.
+fn spliced(steps: Vec<Canvas>, linked: bool) -> Vec<Canvas> {
     let mut pending = VecDeque::from(steps);
     let mut spliced = Vec::with_capacity(pending.len());
     let mut empty = None;
@@ -240,7 +256,7 @@ fn spliced(steps: Vec<Canvas>) -> Vec<Canvas> {
         let mut step = step.unrolled();
         let inner = match &mut step.kind {
             Kind::Chain(_) if step.flaw.is_none() => step.into_steps(),
-            Kind::Chord(chord) if chord.body.is_led_by_task() => {
+            Kind::Chord(chord) if !linked && chord.body.is_led_by_task() => {
                 let nothing = Canvas::of(Kind::Chain(Vec::new()));
                 let body = std::mem::replace(&mut chord.body, nothing);
                 let mut following = body.into_steps().into_iter();

@@ -1,6 +1,6 @@
 //! Callbacks and errbacks, by Celery's rules for each kind of canvas.
 
-use super::node::{Canvas, Kind};
+use super::node::{Canvas, Chord, Kind};
 
 impl Canvas {
     /// Sends `callback` with the result as its first argument after a success:
@@ -59,6 +59,7 @@ impl Canvas {
                         .filter(|task| matches!(task.kind, Kind::Chord(_)))
                         .for_each(|task| task.add_errback(errback));
                 }
+                chord.errbacks.push(errback.clone());
                 chord.body.add_errback(errback);
             }
         }
@@ -96,5 +97,20 @@ impl Canvas {
         let empty = Self::of(Kind::Chain(Vec::new()));
         let own = std::mem::replace(self, empty);
         *self = own.holding(inside);
+    }
+}
+
+impl Chord {
+    /// Links the errbacks of the chord to the tasks of its header, too, without
+    /// arguments of their own: the body's are the ones that hear of the failure.
+    pub(super) fn share_errbacks(&mut self) {
+        let Kind::Group(header) = &mut self.header.kind else {
+            return;
+        };
+        for errback in std::mem::take(&mut self.errbacks) {
+            let errback = errback.immutable();
+            let tasks = header.tasks.iter_mut();
+            tasks.for_each(|task| task.add_errback(&errback));
+        }
     }
 }

@@ -30,5 +30,5 @@ pub use stamp::{Stamped, StampingVisitor};
 pub use typed::{Accepts, Any, Complete, Group, Members, PartialArgs, Signature, Step, group};
 
 pub(crate) use call::TaskCall;
-pub(crate) use freeze::{Ids, Place};
+pub(crate) use freeze::{Ids, Place, Ways};
 pub(crate) use plan::{Letter, Plan, Within, plan};

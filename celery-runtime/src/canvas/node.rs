@@ -62,6 +62,8 @@ pub(super) struct Chord {
     pub(super) body: Canvas,
     /// Keyword arguments for all tasks of the header.
     pub(super) kwargs: Raw<'static>,
+    /// Those of the body's errbacks that were linked to the chord.
+    pub(super) errbacks: Vec<Canvas>,
     /// Where the header came as a group of its own, as in Celery's frozen ones.
     pub(super) frozen: bool,
 }
@@ -126,6 +128,7 @@ impl Canvas {
             header,
             body,
             kwargs: Raw::json("{}"),
+            errbacks: Vec::new(),
             frozen: false,
         })))
         .holding(depth)

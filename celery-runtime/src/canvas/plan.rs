@@ -1,8 +1,9 @@
 //! What is sent for a canvas: [`plan`].
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use celery_protocol::{Raw, ResultTree, Serializer, Value};
+use celery_protocol::{Map, Raw, ResultTree, Serializer, Value};
 
 use super::call::TaskCall;
 use super::error::CanvasError;
@@ -10,7 +11,7 @@ use super::freeze::{Ids, Place, flat, nothing_to_run, prepare};
 use super::node::{Canvas, Kind, Options};
 use super::wire::unreadable;
 use crate::backend::ChordStart;
-use crate::client::options::CallOptions;
+use crate::client::options::{CallOptions, Time};
 
 /// Everything that starts a canvas.
 #[derive(Debug)]
@@ -18,7 +19,7 @@ pub(crate) struct Plan {
     /// To be sent, in this order.
     pub(crate) letters: Vec<Letter>,
     /// To be told to the result backend before that.
-    pub(crate) chords: Vec<ChordStart>,
+    pub(crate) chords: Vec<Beginning>,
     /// The chords that workers start later, by the ids of their headers.
     pub(crate) later_chords: Vec<String>,
     /// The result of the whole.
@@ -36,6 +37,49 @@ pub(crate) struct Within {
     pub(crate) place: Place,
     /// What follows it in a chain, the next step last, written.
     pub(crate) rest: Vec<Raw<'static>>,
+}
+
+/// A chord whose header is sent.
+#[derive(Debug)]
+pub(crate) struct Beginning {
+    pub(crate) start: ChordStart,
+    header: ResultTree,
+    body: Arc<Raw<'static>>,
+    /// Where the body is to be sent to: what it says, else as its task is routed.
+    queue: Option<String>,
+    task: String,
+}
+
+impl Beginning {
+    /// What looks after the header, where the result backend does not count its
+    /// parts: a task that is tried again until they are all there.
+    ///
+    /// # Errors
+    ///
+    /// Where the body has no form in JSON.
+    pub(crate) fn unlocking(&self) -> Result<Letter, CanvasError> {
+        let args = Raw::encode(Serializer::Json, &(&self.start.group_id, &*self.body))?;
+        let members = self.header.members.iter().flatten();
+        let members: Vec<_> = members.map(ResultTree::to_value).collect();
+        let kwargs = Map::from([
+            ("interval", Value::Null),
+            ("max_retries", Value::Null),
+            ("result", members.into()),
+            ("_chord_unlock_exchange_type", "direct".into()),
+        ]);
+        let kwargs = Raw::encode(Serializer::Json, &kwargs)?;
+        let mut call = TaskCall::untyped("celery.chord_unlock", args, kwargs);
+        call.routed_as = Some(self.task.clone().into());
+        Ok(Letter {
+            call: Box::new(call),
+            options: CallOptions {
+                eta: Some(Time::In(Duration::from_secs(1))),
+                ignore_result: Some(true),
+                queue: self.queue.clone(),
+                ..CallOptions::default()
+            },
+        })
+    }
 }
 
 /// One task to send, with its id and all that follows it.
@@ -82,7 +126,7 @@ pub(crate) fn plan(canvas: Canvas, within: &Within, mut ids: Ids<'_>) -> Result<
 struct Planner<'a, 'i> {
     ids: &'a mut Ids<'i>,
     letters: Vec<Letter>,
-    chords: Vec<ChordStart>,
+    chords: Vec<Beginning>,
     children: Vec<ResultTree>,
     /// How many groups there are around what is planned.
     groups: usize,
@@ -176,12 +220,22 @@ impl Planner<'_, '_> {
         }
         let (mut steps, tree) = prepare(steps, &place, &options.link_error, self.ids)?;
         let mut first = steps.pop().ok_or_else(nothing_to_run)?;
-        let rest = steps.iter().map(Canvas::to_wire);
-        first.options.rest = options.rest;
-        first
-            .options
-            .rest
-            .extend(rest.collect::<Result<Vec<_>, _>>()?);
+        if self.ids.ways.linked {
+            let following = steps.into_iter().reduce(|following, mut step| {
+                step.add_callback(following);
+                step
+            });
+            following
+                .into_iter()
+                .for_each(|step| first.add_callback(step));
+        } else {
+            let rest = steps.iter().map(Canvas::to_wire);
+            first.options.rest = options.rest;
+            first
+                .options
+                .rest
+                .extend(rest.collect::<Result<Vec<_>, _>>()?);
+        }
         call.parent_id = None;
         self.run(first, &Place::default(), &call)?;
         Ok(tree)
@@ -268,6 +322,10 @@ impl Planner<'_, '_> {
         };
         let mut options = *canvas.options;
         options.call.overlay(over);
+        let mut chord = chord;
+        if self.ids.ways.header_errbacks {
+            chord.share_errbacks();
+        }
         let (mut header, mut body) = (chord.header, chord.body);
         let asked = options.call.task_id.take().filter(|_| !chord.frozen);
         let id = header.options.call.task_id.take();
@@ -312,10 +370,13 @@ impl Planner<'_, '_> {
             self.run(body, &Place::default(), &CallOptions::default())?;
             return Ok(tree.after(ResultTree::group(id, Vec::new())));
         }
+        let queue = body.options.call.queue.clone();
+        let task = body.task().to_owned();
         let written = body.to_wire().map_err(|error| error.inside("body"))?;
+        let written = Arc::new(written);
         let header_place = Place {
             group_id: Some(id.clone()),
-            chord: Some(Arc::new(written)),
+            chord: Some(Arc::clone(&written)),
             root_id,
             ..Place::default()
         };
@@ -325,8 +386,15 @@ impl Planner<'_, '_> {
         let members = members.map_err(|error| error.inside("header"))?;
         let header = ResultTree::group(id.clone(), members);
         self.begun(&header);
-        self.chords.push(ChordStart::new(id, size, &header));
-        Ok(tree.after(header))
+        let result = tree.after(header.clone());
+        self.chords.push(Beginning {
+            start: ChordStart::new(id, size, &header),
+            header,
+            body: written,
+            queue,
+            task,
+        });
+        Ok(result)
     }
 }
 

@@ -7,34 +7,41 @@ use super::error::CanvasError;
 use super::node::{Canvas, Kind};
 
 impl Canvas {
+    /// Why it cannot take the place of a task, in Celery's words.
+    pub(crate) fn is_no_replacement(&self) -> Option<&'static str> {
+        match &self.kind {
+            _ if self.options.chord.is_some() => {
+                Some("A signature replacing a task must not be part of a chord")
+            }
+            Kind::Chain(steps) if steps.is_empty() && self.flaw.is_none() => {
+                Some("Cannot replace with an empty chain")
+            }
+            _ => None,
+        }
+    }
+
     /// The same with the callbacks and errbacks of the task whose place it takes,
     /// and marked as the replacement of a replacement that it may be. The results
     /// of a group become one list.
     ///
     /// # Errors
     ///
-    /// When it is empty, is part of a chord already, or one of the links cannot
-    /// be read.
+    /// When one of the links cannot be read.
     pub(crate) fn standing_in(
         mut self,
         callbacks: &[Raw<'static>],
         errbacks: &[Raw<'static>],
         nesting: u32,
     ) -> Result<Self, CanvasError> {
-        if self.options.chord.is_some() {
-            let cause = "A signature replacing a task must not be part of a chord";
-            return Err(CanvasError::new(cause));
-        }
         if matches!(&self.kind, Kind::Group(_)) {
             self = Self::chord_of(self, accumulated());
         }
         if let Kind::Chain(steps) = &mut self.kind {
             match steps.pop() {
-                None => return Err(CanvasError::new("Cannot replace with an empty chain")),
                 Some(last) if matches!(last.kind, Kind::Group(_)) => {
                     steps.push(Self::chord_of(last, accumulated()));
                 }
-                Some(last) => steps.push(last),
+                last => steps.extend(last),
             }
             for step in steps {
                 step.options.call.replaced_task_nesting = nesting;

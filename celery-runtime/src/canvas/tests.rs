@@ -17,6 +17,10 @@ fn planned(canvas: impl Into<Canvas>) -> Plan {
 }
 
 fn try_planned(canvas: Canvas) -> Result<Plan, CanvasError> {
+    planned_in(canvas, Ways::default())
+}
+
+fn planned_in(canvas: Canvas, ways: Ways) -> Result<Plan, CanvasError> {
     let mut number = 0;
     let ids = Ids {
         fresh: &mut || {
@@ -25,6 +29,7 @@ fn try_planned(canvas: Canvas) -> Result<Plan, CanvasError> {
         },
         reply_to: "replies",
         chords: Vec::new(),
+        ways,
     };
     plan(canvas.taken_apart()?, &Within::default(), ids)
 }
@@ -71,8 +76,9 @@ fn sent(plan: &Plan) -> Json {
     let sizes = plan
         .chords
         .iter()
-        .map(|one| json!([one.group_id, one.size]));
+        .map(|one| json!([one.start.group_id, one.start.size]));
     let trees = plan.chords.iter().filter_map(|one| {
+        let one = &one.start;
         let tree = one.tree.as_ref()?;
         Some(json!([one.group_id, {"result": tree.to_value()}]))
     });
@@ -432,7 +438,7 @@ fn ids_asked_for_are_those_of_the_results() {
     let plan = planned(chord);
     assert_eq!(plan.result.id, "mine");
     assert_ne!(plan.result.parents[0].id, "mine");
-    assert_eq!(plan.chords[0].group_id, plan.result.parents[0].id);
+    assert_eq!(plan.chords[0].start.group_id, plan.result.parents[0].id);
     assert_eq!(planned(group([add(1, 1)]).group_id("all")).result.id, "all");
 }
 
@@ -460,7 +466,47 @@ fn groups_inside_of_headers_stay_in_their_order() {
         .map(|one| one.options.group_index)
         .collect();
     assert_eq!(indexes, [Some(0), Some(1), Some(2), Some(3)]);
-    assert_eq!(plan.chords[0].size, 4);
+    assert_eq!(plan.chords[0].start.size, 4);
+}
+
+#[test]
+fn protocol_1_links_the_steps_of_a_chain() {
+    let ways = Ways {
+        linked: true,
+        ..Ways::default()
+    };
+    let chain = ADD.s((1, 1)).then(ADD.p((2,))).then(ADD.p((3,)));
+    let plan = planned_in(chain.into(), ways).unwrap();
+    let [first] = plan.letters.as_slice() else {
+        panic!("one message");
+    };
+    let embed = &message(first)["body"][2];
+    assert!(embed["chain"].is_null(), "{embed}");
+    let second = &embed["callbacks"][0];
+    assert_eq!(second["args"], json!([2]));
+    let third = &second["options"]["link"][0];
+    assert_eq!(third["args"], json!([3]));
+    assert_eq!(third["options"]["task_id"], plan.result.id);
+}
+
+#[test]
+fn errbacks_of_a_chord_may_be_its_headers_too() {
+    let ways = Ways {
+        header_errbacks: true,
+        ..Ways::default()
+    };
+    let header = group([ADD.s((1, 1)), ADD.s((2, 2))]);
+    let chord = header.then(XSUM.p(())).link_error(&XSUM.p(()));
+    for (ways, expected) in [(ways, json!(true)), (Ways::default(), json!(null))] {
+        let plan = planned_in(chord.clone().into(), ways).unwrap();
+        for letter in &plan.letters {
+            let message = message(letter);
+            let embed = &message["body"][2];
+            assert_eq!(embed["errbacks"][0]["immutable"], expected);
+            let body = &embed["chord"]["options"]["link_error"];
+            assert_eq!(body[0]["immutable"], json!(false));
+        }
+    }
 }
 
 #[test]

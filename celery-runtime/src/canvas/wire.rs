@@ -281,6 +281,7 @@ fn chord(signature: &Signature<'_>, levels: usize) -> Result<Chord, CanvasError>
         header,
         body,
         kwargs: kwargs.map_or_else(|| Raw::json("{}"), Raw::into_owned),
+        errbacks: Vec::new(),
         frozen,
     })
 }

@@ -44,6 +44,7 @@ impl Client {
             fresh: &mut || Uuid::new_v4().to_string(),
             reply_to: &self.inner.sender.reply_to,
             chords: Vec::new(),
+            ways: self.inner.sender.config.ways(),
         };
         let planned = canvas
             .taken_apart()
@@ -64,15 +65,32 @@ impl Client {
                 cause,
             },
         })?;
+        let mut letters = letters;
+        if self.unlocks_chords() {
+            for chord in &chords {
+                let letter = chord.unlocking().map_err(|cause| SendError::Canvas {
+                    task: name.clone(),
+                    cause,
+                })?;
+                letters.push(letter);
+            }
+        }
         let composed = letters.into_iter().map(|letter| self.compose(letter));
         Ok(Planned {
             composed: composed.collect::<Result<_, _>>()?,
             name,
-            chords,
+            chords: chords.into_iter().map(|chord| chord.start).collect(),
             later_chords,
             result,
             children,
         })
+    }
+
+    /// Whether chords are looked after by a task, because the result backend does
+    /// not count, but every worker can read it.
+    fn unlocks_chords(&self) -> bool {
+        let backend = self.inner.reader.backend.as_deref();
+        backend.is_some_and(|backend| backend.capabilities().unlocks_chords())
     }
 
     fn compose(&self, letter: Letter) -> Result<Composed, SendError> {
@@ -225,6 +243,9 @@ impl Client {
         let Some(backend) = reader.backend.as_deref() else {
             return Err(no_backend(first));
         };
+        if backend.capabilities().unlocks_chords() {
+            return Ok(());
+        }
         if !backend.capabilities().chords {
             let refused = ChordStart::new(first, 0, &ResultTree::default());
             return backend.begin_chord(&refused).await;

@@ -13,6 +13,7 @@ use celery_protocol::{Accept, Compression, Serializer};
 use serde_json::Map;
 
 use crate::broker::Queue;
+use crate::canvas::Ways;
 use crate::routing::Routes;
 use crate::task::TaskOptions;
 
@@ -290,6 +291,14 @@ impl Config {
     /// How long results are kept; for ever where `None`.
     pub fn result_expires(&self) -> Option<Duration> {
         self.result_expires
+    }
+
+    /// In which form canvases travel.
+    pub(crate) fn ways(&self) -> Ways {
+        Ways {
+            linked: self.task_protocol == TaskProtocol::V1,
+            header_errbacks: self.task_allow_error_cb_on_chord_header,
+        }
     }
 
     /// How long what is needed to go on with a chord is kept: as long as results

@@ -125,6 +125,11 @@ impl Carrier {
             registry: &self.services.registry,
             serializer: self.services.result_serializer,
             claim_lasts: self.claim_lasts(),
+            unlocks_chords: self
+                .services
+                .backend
+                .as_deref()
+                .is_some_and(|backend| backend.capabilities().unlocks_chords()),
             now,
         }
     }

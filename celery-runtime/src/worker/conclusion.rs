@@ -122,6 +122,9 @@ impl Plan {
             TaskErrorKind::Retry(retry) => self.retry(retry, now),
             TaskErrorKind::Ignore => self.settled(Vec::new(), Verdict::Ack, None),
             TaskErrorKind::Replace(canvas) => {
+                if let Some(reason) = canvas.is_no_replacement() {
+                    return self.fail(celery_exception("ImproperlyConfigured", reason));
+                }
                 let send = Step::Send(Letter::Replacement(canvas));
                 self.settled(vec![send], Verdict::Ack, None)
             }

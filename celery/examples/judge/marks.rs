@@ -57,9 +57,10 @@ async fn connection(place: &impl Redis) -> Result<MultiplexedConnection, TaskErr
 /// Adds it to the list as Python's client would write it.
 pub(crate) async fn push(place: &impl Redis, key: &str, value: Value) -> Result<(), TaskError> {
     let text = match value {
-        Value::Str(text) => text,
-        Value::Int(number) => number.to_string(),
-        Value::Float(number) => format!("{number:?}"),
+        Value::Str(text) => text.into_bytes(),
+        Value::Bytes(bytes) => bytes,
+        Value::Int(number) => number.to_string().into_bytes(),
+        Value::Float(number) => format!("{number:?}").into_bytes(),
         _ => {
             return Err(TaskError::exception(
                 "TypeError",

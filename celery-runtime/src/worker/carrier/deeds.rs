@@ -159,9 +159,8 @@ impl Carrier {
         };
         let note = Some(Arc::clone(failure));
         let (id, task) = (&failure.id, Arc::clone(name));
-        let job = args.and_then(|args| {
-            Job::in_place(services, id, task, &args, &signature.kwargs, note)
-        });
+        let job =
+            args.and_then(|args| Job::in_place(services, id, task, &args, &signature.kwargs, note));
         let (run, name, id) = (Arc::clone(run), Arc::clone(name), failure.id.clone());
         Box::pin(async move {
             let job = match job {
