@@ -62,6 +62,7 @@ pub struct Task<A, R> {
     name: &'static str,
     params: Option<&'static [&'static str]>,
     queue: Option<&'static str>,
+    bound: bool,
     options: TaskOptions,
     types: PhantomData<fn(A) -> R>,
 }
@@ -74,6 +75,7 @@ impl<A: TaskArgs, R> Task<A, R> {
             name,
             params: None,
             queue: None,
+            bound: false,
             options: TaskOptions::NONE,
             types: PhantomData,
         }
@@ -230,6 +232,17 @@ impl<A: TaskArgs, R> Task<A, R> {
         })
     }
 
+    /// The task as Python's `@app.task(bind=True)` declares it, for those who see
+    /// the difference: `TypeError`s about arguments count `self`, and as an
+    /// errback it is sent as a message, whatever its parameters.
+    #[must_use]
+    pub const fn bound(self) -> Self {
+        Self {
+            bound: true,
+            ..self
+        }
+    }
+
     /// The registered name.
     pub const fn name(&self) -> &'static str {
         self.name
@@ -268,7 +281,7 @@ impl<A: TaskArgs, R> Task<A, R> {
         };
         Ok(Declaration {
             name: self.name.to_owned(),
-            params,
+            params: if self.bound { params.bound() } else { params },
             queue: self.queue.map(str::to_owned),
             options: self.options,
         })

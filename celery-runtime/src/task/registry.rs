@@ -175,7 +175,7 @@ impl<S: Send + Sync + 'static> Tasks<S> {
     /// task, as Celery does; so it is served, too.
     ///
     /// An ordinary task can be an errback as well, by Celery's rule: one that
-    /// takes a single positional argument is sent with the failed task's id; any
+    /// takes a single positional argument, or is [bound](Task::bound), is sent with the failed task's id; any
     /// other is called in place with three arguments before the stored ones: a map
     /// with the failed task's `id`, `task` and `root_id`, its exception as results
     /// have it, and the traceback. Nothing is put before them if the link is

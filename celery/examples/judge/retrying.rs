@@ -12,35 +12,45 @@ use crate::failing::{expected, unpickleable};
 
 const RETRY: Task<(Option<Value>,), Value> = Task::new("t.integration.tasks.retry")
     .params(&["return_value=null"])
+    .bound()
     .retry_delay(Duration::from_secs(1));
 const RETRY_UNPICKLEABLE: Task<(Value, Value, RetryKwargs), ()> =
     Task::new("t.integration.tasks.retry_unpickleable")
         .params(&["foo", "bar", "retry_kwargs"])
+        .bound()
         .retry_delay(Duration::from_secs(1));
 const RETRY_ONCE: Task<Once, u32> = Task::new("t.integration.tasks.retry_once")
     .params(&["*args", "expires=null", "max_retries=1", "countdown=0.1"])
+    .bound()
     .max_retries(1);
 const RETRY_ONCE_PRIORITY: Task<Once, Option<u8>> =
     Task::new("t.integration.tasks.retry_once_priority")
         .params(&["*args", "expires=60.0", "max_retries=1", "countdown=0.1"])
+        .bound()
         .max_retries(1);
 const RETRY_ONCE_HEADERS: Task<OnceWithHeaders, Map> =
     Task::new("t.integration.tasks.retry_once_headers")
         .params(&["*args", "max_retries=1", "countdown=0.1"])
+        .bound()
         .max_retries(1);
 const RETRY_ONCE_IGNORE_RESULT: Task<(), u32> =
     Task::new("t.integration.tasks.retry_once_ignore_result")
         .params(&[])
+        .bound()
         .ignore_result();
 const RETRY_ONCE_WITH_RESULT: Task<(), u32> =
-    Task::new("t.integration.tasks.retry_once_with_result").params(&[]);
+    Task::new("t.integration.tasks.retry_once_with_result")
+        .params(&[])
+        .bound();
 const RETRY_WITH_ARGS_AFTER_KWARGS: Task<(Value, Value, Value), Map> =
     Task::new("t.integration.tasks.retry_with_args_after_kwargs")
         .params(&["foo", "bar", "label=null"])
+        .bound()
         .max_retries(1);
 const RETRY_WITH_KWARGS_AFTER_ARGS: Task<(Value, Value), Map> =
     Task::new("t.integration.tasks.retry_with_kwargs_after_args")
         .params(&["foo", "bar"])
+        .bound()
         .max_retries(1);
 const AUTO_RETRY: Task<(), u32> = Task::new("auto_retry_class_task")
     .params(&[])
