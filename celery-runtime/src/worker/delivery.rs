@@ -88,8 +88,8 @@ pub(crate) enum Answer {
     Start,
     /// It was revoked while nobody listened.
     Revoked,
-    /// It has succeeded before, and was delivered again.
-    Succeeded,
+    /// It has succeeded before with this value, and was delivered again.
+    Succeeded(Raw<'static>),
     /// It has to be the only one, and is not.
     Taken(Conflict),
 }

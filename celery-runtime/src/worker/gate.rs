@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use celery_protocol::State;
+use celery_protocol::{Raw, State};
 use tokio::task::JoinHandle;
 
 use super::delivery::{Answer, Obstacle};
@@ -65,12 +65,14 @@ async fn ask_all(
     lock_key: Option<String>,
     questions: Questions,
 ) -> Result<(Answer, Option<Lock>), ServiceError> {
-    if questions.success && has_succeeded(job).await? {
+    if questions.success
+        && let Some(value) = earlier_success(job).await?
+    {
         tracing::info!(
             "task {} has succeeded before and does not run again",
             job.id
         );
-        return Ok((Answer::Succeeded, None));
+        return Ok((Answer::Succeeded(value), None));
     }
     let Some(store) = job.services.store.clone() else {
         return Ok((Answer::Start, None));
@@ -85,13 +87,15 @@ async fn ask_all(
     }
 }
 
-async fn has_succeeded(job: &Job) -> Result<bool, ServiceError> {
+/// What it returned when it succeeded before, if it did.
+async fn earlier_success(job: &Job) -> Result<Option<Raw<'static>>, ServiceError> {
     let Some(backend) = job.services.backend.as_deref() else {
-        return Ok(false);
+        return Ok(None);
     };
     let found = backend.fetch(std::slice::from_ref(&job.id)).await?;
     let mut found = found.into_iter().flatten();
-    Ok(found.any(|document| document.status == State::Success))
+    let success = found.find(|document| document.status == State::Success);
+    Ok(success.map(|document| document.result))
 }
 
 async fn take(

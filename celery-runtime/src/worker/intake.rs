@@ -156,38 +156,20 @@ impl Intake {
             .registry
             .find(&headers.task)
             .ok_or_else(|| unregistered(&headers, message))?;
+        // From here on somebody can be told.
+        let failed = |refusal| refuse_task(&headers, message, refusal);
+        let undecodable = |error: DecodeError| failed(refuse("undecodable", &error));
         let payload = message
             .payload(&self.services.accept, self.services.body_limit)
-            .map_err(|error| refuse_content(&error))?;
+            .map_err(|error| failed(refuse_content(&error)))?;
         let body = payload.body().map_err(undecodable)?;
         body.arguments().map_err(undecodable)?;
-        let links = Self::links(&headers, message, &body.embed)?;
+        let links = links(&body.embed).map_err(undecodable)?;
         let options = &registered.declaration.options;
         let plan = self
             .plan_of(&headers, options, links, redelivered)
             .map_err(undecodable)?;
         Ok((registered, headers.id.into_owned(), plan))
-    }
-
-    /// What follows the task. Where that cannot be read, the task fails with it:
-    /// who waits is told.
-    fn links(
-        headers: &TaskHeaders<'_>,
-        message: &Message,
-        embed: &Embed<'_>,
-    ) -> Result<Links, Refusal> {
-        if embed.is_empty() {
-            return Ok(Links::default());
-        }
-        follow::links(embed).map_err(|error| Refusal {
-            task: Some(Box::new(RefusedTask {
-                id: headers.id.clone().into_owned(),
-                reply_to: message.properties.reply_to.clone(),
-                is_linked: true,
-                mishap: unreadable_workflow(&error),
-            })),
-            ..refuse("undecodable", &error)
-        })
     }
 
     /// What has to be asked before a task starts.
@@ -296,9 +278,26 @@ fn unregistered(headers: &TaskHeaders<'_>, message: &Message) -> Refusal {
     }
 }
 
-fn unreadable_workflow(error: &DecodeError) -> Mishap {
-    let text = format!("cannot read what follows the task: {error}");
-    Mishap::new(Exception::new("kombu.exceptions", "DecodeError", text))
+/// The same for a task with an id, which fails with it: its message is kept, and
+/// who waits for it or for its workflow is told.
+fn refuse_task(headers: &TaskHeaders<'_>, message: &Message, refusal: Refusal) -> Refusal {
+    let exception = Exception::new("kombu.exceptions", "DecodeError", refusal.detail.clone());
+    Refusal {
+        task: Some(Box::new(RefusedTask {
+            id: headers.id.clone().into_owned(),
+            reply_to: message.properties.reply_to.clone(),
+            is_linked: true,
+            mishap: Mishap::new(exception),
+        })),
+        ..refusal
+    }
+}
+
+fn links(embed: &Embed<'_>) -> Result<Links, DecodeError> {
+    match embed.is_empty() {
+        true => Ok(Links::default()),
+        false => follow::links(embed),
+    }
 }
 
 fn refuse_content(error: &DecodeError) -> Refusal {

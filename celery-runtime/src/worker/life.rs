@@ -311,9 +311,14 @@ impl Life {
                 actions.push(Action::FreeSlot);
                 self.revoke_unstarted(actions);
             }
-            Answer::Succeeded => {
+            Answer::Succeeded(value) => {
                 actions.push(Action::FreeSlot);
-                self.finish_with([Step::Settle(Verdict::Ack)], actions);
+                // Messages are sent before the result is stored, but a chord is
+                // told after that: it may not have been.
+                let turn = Turn::Succeeded(value.clone());
+                let lead = self.plan().links.in_chord.then_some(Step::Lead(turn));
+                let steps = lead.into_iter().chain([Step::Settle(Verdict::Ack)]);
+                self.finish_with(steps, actions);
             }
             Answer::Taken(Conflict::Wait) if self.stopping.is_none() && !self.withdrawn => {
                 actions.push(Action::FreeSlot);

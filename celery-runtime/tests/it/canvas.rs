@@ -313,3 +313,95 @@ async fn a_chord_that_was_left_behind_goes_on() {
     let again = setup.backend.count_part(&part, &late).await.unwrap();
     assert_eq!(again, None);
 }
+
+const JSON: &str = "application/json";
+
+/// Puts a task into the queue whose body is this.
+async fn push(setup: &Setup, id: &str, body: String) {
+    let headers = format!(r#"{{"task": "tasks.add", "id": "{id}", "root_id": "{id}"}}"#);
+    setup.push(&headers, JSON, body).await;
+}
+
+fn nested(levels: usize) -> String {
+    let open = r#"{"task": "celery.chain", "subtask_type": "chain", "args": [], "options": {}, "kwargs": {"tasks": ["#;
+    let end =
+        r#"{"task": "tasks.add", "args": [], "kwargs": {}, "options": {}, "subtask_type": null}"#;
+    format!("{}{end}{}", open.repeat(levels), "]}}".repeat(levels))
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_workflow_fails_its_task_and_nothing_else() {
+    let (setup, _, _worker) = start();
+    let chord = |body: &str| {
+        format!(
+            r#"{{"task": "celery.chord", "subtask_type": "chord", "args": [], "options": {{}},
+                "kwargs": {{"header": [{}], "body": {body}}}}}"#,
+            nested(0)
+        )
+    };
+    let deep = nested(10_000);
+    let cases = [
+        (
+            "no-map",
+            r#"{"callbacks": ["tasks.add"]}"#.to_owned(),
+            "callbacks",
+        ),
+        ("no-list", r#"{"errbacks": 7}"#.to_owned(), "errbacks"),
+        (
+            "no-task",
+            r#"{"callbacks": [{"args": []}]}"#.to_owned(),
+            "callbacks",
+        ),
+        ("null-in-chain", r#"{"chain": [null]}"#.to_owned(), "chain"),
+        (
+            "no-body",
+            format!(r#"{{"chain": [{}]}}"#, chord("null")),
+            "body",
+        ),
+        (
+            "bad-kind",
+            r#"{"callbacks": [{"task": "x", "subtask_type": "tree"}]}"#.to_owned(),
+            "tree",
+        ),
+        ("deep", format!(r#"{{"callbacks": [{deep}]}}"#), "levels"),
+        ("deep-chain", format!(r#"{{"chain": [{deep}]}}"#), "levels"),
+    ];
+    for (id, embed, _) in &cases {
+        push(&setup, id, format!("[[1, 2], {{}}, {embed}]")).await;
+    }
+    for (id, _, told) in &cases {
+        let result = setup.client().result::<i64>(*id);
+        let error = within(60, result.get()).await.unwrap_err().to_string();
+        assert!(error.contains(told), "{id}: {error}");
+    }
+    // A body that is an empty group, and one that has no id, are run.
+    let empty = r#"{"task": "celery.group", "subtask_type": "group", "kwargs": {"tasks": []}}"#;
+    let embed = format!(r#"{{"chain": [{}]}}"#, chord(empty));
+    push(&setup, "empty", format!("[[1, 2], {{}}, {embed}]")).await;
+    let result = setup.client().result::<i64>("empty");
+    assert_eq!(within(60, result.get()).await.unwrap(), 3);
+    // The worker lives.
+    let result = setup.client().apply(ADD.s((1, 2))).await.unwrap();
+    assert_eq!(within(5, result.get()).await.unwrap(), 3);
+    assert_eq!(setup.depth("celery").await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_result_that_is_its_own_parent_is_read_to_an_end() {
+    let (setup, _, _worker) = start();
+    let cyclic = ResultTree::group("loop", vec![ResultTree::task("loop")]);
+    setup.backend.store_group(&cyclic).await.unwrap();
+    let begun = ChordStart::new("loop", 1, &ResultTree::group("loop", vec![cyclic]));
+    setup.backend.begin_chord(&begun).await.unwrap();
+    let body = Canvas::from(SUM.p(()))
+        .set("task_id", "body")
+        .to_wire()
+        .unwrap();
+    let embed = format!(r#"{{"chord": {}}}"#, body.as_json().unwrap());
+    let headers = r#"{"task": "tasks.add", "id": "loop", "group": "loop", "group_index": 0}"#;
+    let body = format!("[[1, 2], {{}}, {embed}]");
+    setup.push(headers, JSON, body).await;
+    let result = setup.client().result::<i64>("body");
+    let error = within(60, result.get()).await.unwrap_err();
+    assert!(error.to_string().contains("TypeError"), "{error}");
+}

@@ -4,11 +4,12 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use celery_protocol::Message;
+use bytes::Bytes;
+use celery_protocol::{Headers, Message, Properties};
 use celery_runtime::memory::{MemoryBackend, MemoryBroker};
 use celery_runtime::{
-    App, Broker, Client, Clock, Config, ConsumeOptions, Content, Queue, Settlement, Tasks, Worker,
-    WorkerError,
+    App, Broker, Client, Clock, Config, ConsumeOptions, Content, Publication, Queue, Settlement,
+    Tasks, Worker, WorkerError,
 };
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -56,6 +57,22 @@ impl Setup {
 
     pub(crate) async fn depth(&self, queue: &str) -> u64 {
         self.broker.depth(&Queue::new(queue)).await.unwrap()
+    }
+
+    /// Puts a message as it is into the queue of tasks; its headers are JSON.
+    pub(crate) async fn push(
+        &self,
+        headers: &str,
+        content_type: &'static str,
+        body: impl Into<Bytes>,
+    ) {
+        let headers = Headers::from_json(Bytes::from(headers.to_owned())).unwrap();
+        let mut properties = Properties::default();
+        properties.content_type = content_type.into();
+        let message = Message::new(headers, properties, body.into());
+        let publication = Publication::to_queue(message, "celery");
+        let answers = self.broker.publish(&[publication]).await;
+        answers.into_iter().next().unwrap().unwrap();
     }
 
     /// Takes a message that waits in a queue.

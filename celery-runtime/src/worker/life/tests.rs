@@ -651,7 +651,10 @@ fn a_task_waits_for_the_answer_to_its_question() {
         vec![
             (Event::Arrived, &["Queue"]),
             (Event::Slot, &["Step(Ask)"]),
-            (Event::Answered(Answer::Succeeded), &["FreeSlot", "Ack"]),
+            (
+                Event::Answered(Answer::Succeeded(Raw::NULL)),
+                &["FreeSlot", "Ack"],
+            ),
             (Event::Done, &["Over"]),
         ],
     );
