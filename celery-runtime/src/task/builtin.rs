@@ -10,7 +10,7 @@ use super::error::{Joint, TaskError};
 use super::options::TaskOptions;
 use super::registry::Tasks;
 use crate::backend::{ChordResults, PartResult};
-use crate::canvas::{Canvas, CanvasError};
+use crate::canvas::Canvas;
 
 /// Answers `pong`, so that it can be seen whether tasks get through.
 const PING: Task<(), String> = Task::new("celery.ping").params(&[]);
@@ -108,7 +108,7 @@ async fn starmap(
     task: Value,
     it: Vec<Vec<Value>>,
 ) -> Result<Vec<Raw<'static>>, TaskError> {
-    let task = Raw::from_value(task);
+    let task = ctx.written(&task)?;
     let task = Signature::read(&task).map_err(|error| no_signature("task", &error))?;
     let mut values = Vec::with_capacity(it.len());
     for item in it {
@@ -119,7 +119,7 @@ async fn starmap(
 }
 
 async fn chunks(ctx: Context, task: Value, it: Vec<Value>, n: usize) -> Result<Value, TaskError> {
-    let task = Canvas::read(&Raw::from_value(task))?;
+    let task = Canvas::read(&ctx.written(&task)?)?;
     let chunks = Canvas::chunks(&task, it, n);
     started(&ctx, chunks).await
 }
@@ -140,7 +140,7 @@ async fn group(
     partial_args: Vec<Value>,
     _add_to_parent: bool,
 ) -> Result<Value, TaskError> {
-    let group = Canvas::group(canvases(tasks)?).given(partial_args);
+    let group = Canvas::group(canvases(&ctx, &tasks)?).given(partial_args);
     started(&ctx, group.set("task_id", group_id)).await?;
     Ok(result)
 }
@@ -158,10 +158,10 @@ async fn chord(
     _options: Map,
 ) -> Result<Value, TaskError> {
     let header = match header {
-        Value::Array(tasks) => Canvas::group(canvases(tasks)?),
-        group => Canvas::read(&Raw::from_value(group))?,
+        Value::Array(tasks) => Canvas::group(canvases(&ctx, &tasks)?),
+        group => Canvas::read(&ctx.written(&group)?)?,
     };
-    let body = Canvas::read(&Raw::from_value(body))?;
+    let body = Canvas::read(&ctx.written(&body)?)?;
     started(&ctx, header.given(partial_args).then(body)).await
 }
 
@@ -206,14 +206,14 @@ async fn unlock_chord(
     };
     Err(TaskError::join(Joint {
         group_id,
-        body: Raw::from_value(callback),
+        body: ctx.written(&callback)?,
         results: ChordResults::new(parts, Some(tree)),
     }))
 }
 
-fn canvases(tasks: Vec<Value>) -> Result<Vec<Canvas>, CanvasError> {
-    let read = |task| Canvas::read(&Raw::from_value(task));
-    tasks.into_iter().map(read).collect()
+fn canvases(ctx: &Context, tasks: &[Value]) -> Result<Vec<Canvas>, TaskError> {
+    let read = |task| Ok(Canvas::read(&ctx.written(task)?)?);
+    tasks.iter().map(read).collect()
 }
 
 /// Sends a canvas; the answer is its result as Celery writes it.

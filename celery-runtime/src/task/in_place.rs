@@ -2,7 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use celery_protocol::{Embed, EncodeError, Message, Raw, TaskHeaders, encode_body};
+use celery_protocol::{Embed, EncodeError, Message, Raw, Serializer, TaskHeaders, encode_body};
+use serde::Serialize;
 
 use super::context::{Context, Job, Services, TaskControl};
 use super::error::TaskError;
@@ -41,6 +42,18 @@ impl Job {
 }
 
 impl<S> Context<S> {
+    /// A value written as this task's message is, which the worker accepts.
+    pub(crate) fn written<T: Serialize + ?Sized>(
+        &self,
+        value: &T,
+    ) -> Result<Raw<'static>, EncodeError> {
+        let job = self.job();
+        let services = &job.services;
+        let payload = job.message.payload(&services.accept, services.body_limit);
+        let serializer = payload.map_or(Serializer::Json, |payload| payload.serializer());
+        Raw::encode(serializer, value)
+    }
+
     /// Calls another task of this worker, as a function.
     pub(crate) async fn call(
         &self,
@@ -55,12 +68,7 @@ impl<S> Context<S> {
             .find(task)
             .ok_or_else(|| TaskError::named("celery.exceptions", "NotRegistered", task))?;
         let (run, name) = (Arc::clone(&registered.run), Arc::clone(&registered.name));
-        // Written as this task's message was, which the worker accepts.
-        let serializer = match job.message.payload(&services.accept, services.body_limit) {
-            Ok(payload) => payload.serializer(),
-            Err(_) => args.serializer(),
-        };
-        let args = Raw::encode(serializer, &args)?;
+        let args = self.written(&args)?;
         let inner = Job::in_place(Arc::clone(&services), &job.id, name, &args, &kwargs, None)?;
         match run
             .run(Invocation {

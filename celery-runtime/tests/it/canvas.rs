@@ -3,10 +3,11 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use celery_protocol::{Raw, ResultTree, State, Value};
+use celery_protocol::{Raw, ResultDocument, ResultTree, State, Value};
+use celery_runtime::memory::MemoryBackend;
 use celery_runtime::{
-    Canvas, ChordClaim, ChordPart, ChordStart, Context, FailedTask, ResultBackend, ResultError,
-    Task, TaskError, Tasks, group,
+    BoxFuture, Canvas, Capabilities, ChordClaim, ChordPart, ChordStart, Config, Context,
+    FailedTask, Record, ResultBackend, ResultError, ServiceError, Task, TaskError, Tasks, group,
 };
 
 use crate::support::{Setup, within};
@@ -404,4 +405,102 @@ async fn a_result_that_is_its_own_parent_is_read_to_an_end() {
     let result = setup.client().result::<i64>("body");
     let error = within(60, result.get()).await.unwrap_err();
     assert!(error.to_string().contains("TypeError"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn chains_run_under_protocol_1_too() {
+    let config = Config::new().set("task_protocol", 1).unwrap();
+    let (setup, notes) = (Setup::with_config(config), Notes::default());
+    let _worker = setup.start(tasks(&notes));
+    let ten = || group((0..10).map(|i| ADD.s((i, i))));
+    let chain = ADD.s((1, 1)).then(ADD.p((2,))).then(ADD.p((3,)));
+    let result = setup.client().apply(chain.clone()).await.unwrap();
+    assert_eq!(within(5, result.get()).await.unwrap(), 7);
+    let chords = ten()
+        .then(SUM.p(()))
+        .then(group([ADD.p((1,)), ADD.p((2,))]));
+    let all = chords.then(SUM.p(())).then(ADD.p((5,)));
+    let result = setup.client().apply(all).await.unwrap();
+    assert_eq!(within(5, result.get()).await.unwrap(), 188);
+    let failing = FAIL.s((1,)).then(ADD.p((2,)));
+    let result = setup.client().apply(failing).await.unwrap();
+    // Celery's clients learn of it from the first step: nobody knows the others.
+    let first = result.parent().unwrap();
+    within(5, first.get()).await.unwrap_err();
+}
+
+/// A backend that every worker can read, and that does not count.
+#[derive(Clone, Debug)]
+struct Uncounted(MemoryBackend);
+
+impl ResultBackend for Uncounted {
+    fn store<'a>(&'a self, record: Record<'a>) -> BoxFuture<'a, Result<(), ServiceError>> {
+        self.0.store(record)
+    }
+
+    fn fetch<'a>(
+        &'a self,
+        ids: &'a [String],
+    ) -> BoxFuture<'a, Result<Vec<Option<ResultDocument<'static>>>, ServiceError>> {
+        self.0.fetch(ids)
+    }
+
+    fn wait<'a>(
+        &'a self,
+        id: &'a str,
+    ) -> BoxFuture<'a, Result<ResultDocument<'static>, ServiceError>> {
+        self.0.wait(id)
+    }
+
+    fn forget<'a>(&'a self, ids: &'a [String]) -> BoxFuture<'a, Result<(), ServiceError>> {
+        self.0.forget(ids)
+    }
+
+    fn store_group<'a>(&'a self, group: &'a ResultTree) -> BoxFuture<'a, Result<(), ServiceError>> {
+        self.0.store_group(group)
+    }
+
+    fn fetch_group<'a>(
+        &'a self,
+        id: &'a str,
+    ) -> BoxFuture<'a, Result<Option<ResultTree>, ServiceError>> {
+        self.0.fetch_group(id)
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let mut capabilities = Capabilities::SHARED;
+        capabilities.chords = false;
+        capabilities
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        self.0.close()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn chords_on_a_backend_that_does_not_count_are_looked_after_by_a_task() {
+    let (setup, notes) = (Setup::new(), Notes::default());
+    let backend = Uncounted(setup.backend.clone());
+    let app = setup.app.clone().with_backend(Arc::new(backend));
+    let _worker = crate::support::Running::start(app.worker(tasks(&notes)).concurrency(4));
+    let ten = || group((0..10).map(|i| ADD.s((i, i))));
+    let result = app.client().apply(ten().then(SUM.p(()))).await.unwrap();
+    assert_eq!(within(60, result.get()).await.unwrap(), 90);
+    // One that a worker begins, and one in the header of another.
+    let inner = ADD
+        .s((0, 1))
+        .then(group([ADD.p((1,)), ADD.p((2,))]))
+        .then(SUM.p(()));
+    let outer = group([inner, ADD.s((1, 1))]).then(SUM.p(()));
+    let result = app.client().apply(outer).await.unwrap();
+    assert_eq!(within(60, result.get()).await.unwrap(), 7);
+    let failing = group([ADD.s((1, 1)), FAIL.s((3,))]).then(SUM.p(()));
+    let failing = failing.link_error(&NOTE.s(("late".to_owned(),)));
+    let result = app.client().apply(failing).await.unwrap();
+    let error = within(60, result.get()).await.unwrap_err().to_string();
+    assert!(error.contains("raised ValueError('code 3')"), "{error}");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(notes.taken().len(), 1);
+    assert_eq!(setup.depth("celery").await, 0);
 }
