@@ -1,21 +1,24 @@
 //! What the end of a task means for its workflow. Pure: [`Deed`]s come out, the
 //! carrier does them.
 
+mod doom;
+
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use celery_protocol::{
     Accept, EncodeError, Exception, Message, Raw, ResultTree, Serializer, Signature, State,
 };
+use serde::Serialize;
 use uuid::Uuid;
 
-use super::deed::{Callback, Chord, Deed, Dispatch, Doomed, Part, Station, Turn};
-use super::delivery::{Mishap, celery_exception};
-use crate::backend::{ChordClaim, ChordEnd, ChordResults};
+use super::deed::{Chord, Deed, Dispatch, Part, Station, Turn};
+use crate::backend::{ChordClaim, ChordResults};
 use crate::canvas::{Canvas, CanvasError, Ids, Place, Plan, Within, plan};
 use crate::client::compose::{Sender, Uncomposed, compose_letter};
 use crate::client::options::CallOptions;
-use crate::task::{FailureNote, Registry};
+use crate::task::Registry;
+use doom::Fault;
 
 /// What is worked out with.
 #[derive(Debug)]
@@ -309,15 +312,8 @@ impl Workflow<'_> {
     pub(crate) fn go_on(&self, chord: &Arc<Chord>, results: &ChordResults) -> Vec<Deed> {
         let mut parts = results.parts.iter();
         if let Some(failed) = parts.find(|part| part.state != State::Success) {
-            let exception = Exception::read(&failed.result).ok();
-            let told = exception.as_ref().map(Exception::to_string);
-            let told = told.unwrap_or_default();
-            let text = match (&results.tree, chord.counted) {
-                (Some(_), true) => format!("Join error: {told}"),
-                _ => format!("Dependency {} raised {told}", failed.task_id),
-            };
-            let mishap = chord_error(text, &told);
-            return self.chord_failed(chord, &mishap, exception, ChordEnd::Failed);
+            let is_joined = results.tree.is_some() && chord.counted;
+            return self.chord_failed(chord, &Fault::of_part(failed, is_joined));
         }
         let values = match self.joined(results) {
             Ok(values) => values,
@@ -331,227 +327,12 @@ impl Workflow<'_> {
 
     /// The results of the header cannot be brought together.
     pub(crate) fn unjoined(&self, chord: &Arc<Chord>, cause: &str) -> Vec<Deed> {
-        let mishap = chord_error(format!("Join error: {cause}"), "");
-        self.chord_failed(chord, &mishap, None, ChordEnd::Failed)
+        self.chord_failed(chord, &Fault::of_join(cause))
     }
 
     /// The body could not be sent and never will be.
     pub(crate) fn body_unsent(&self, chord: &Arc<Chord>, cause: &str) -> Vec<Deed> {
-        let mishap = chord_error(format!("Callback error: {cause}"), "");
-        self.chord_failed(chord, &mishap, None, ChordEnd::Continued)
-    }
-
-    fn chord_failed(
-        &self,
-        chord: &Arc<Chord>,
-        mishap: &Mishap,
-        cause: Option<Exception>,
-        end: ChordEnd,
-    ) -> Vec<Deed> {
-        tracing::error!("chord {} failed: {}", chord.group_id, mishap.exception);
-        let mut deeds = Vec::new();
-        match Signature::read(&chord.body) {
-            Ok(body) => self.doom_body(chord, &body, mishap, cause.as_ref(), &mut deeds),
-            Err(error) => tracing::error!("the body of chord {}: {error}", chord.group_id),
-        }
-        if chord.counted {
-            deeds.push(Deed::End(Arc::clone(chord), end));
-        }
-        deeds
-    }
-
-    /// Fails the body of a chord: its errbacks first, then its result, then what
-    /// was to follow it. Of a group each member fails with what the header failed
-    /// with.
-    fn doom_body(
-        &self,
-        chord: &Chord,
-        body: &Signature<'_>,
-        mishap: &Mishap,
-        cause: Option<&Exception>,
-        deeds: &mut Vec<Deed>,
-    ) {
-        let station = match Station::of_signature(body) {
-            Ok(station) => station,
-            Err(error) => return tracing::error!("the body of a chord: {error}"),
-        };
-        let entry = |name: &str| {
-            let entries = body.kwargs.entries().unwrap_or_default();
-            let found = entries.into_iter().find(|(key, _)| key == name);
-            found.map(|(_, value)| value)
-        };
-        match body.subtask_type.as_deref() {
-            Some("group") => {
-                let original = cause.map(|cause| Mishap::new(cause.clone()));
-                let mishap = original.as_ref().unwrap_or(mishap);
-                let tasks = entry("tasks").and_then(|tasks| tasks.elements().ok());
-                for task in tasks.into_iter().flatten() {
-                    let Ok(task) = Signature::read(&task) else {
-                        continue;
-                    };
-                    let mut member = Station::of_signature(&task).unwrap_or_default();
-                    for errback in &station.errbacks {
-                        if !member.errbacks.contains(errback) {
-                            member.errbacks.push(errback.clone());
-                        }
-                    }
-                    self.doom(chord, &member, &task, mishap, deeds);
-                }
-                if !station.id.is_empty() {
-                    deeds.push(doomed(&station, body, mishap, Vec::new()));
-                }
-                self.doom_chain(&chord.sender, &station.chain, mishap, deeds);
-            }
-            Some("chord") => {
-                self.doom(chord, &station, body, mishap, deeds);
-                if let Some(inner) = entry("body").and_then(|body| Signature::read(&body).ok()) {
-                    self.doom_body(chord, &inner, mishap, cause, deeds);
-                }
-            }
-            Some("chain") => {
-                self.doom(chord, &station, body, mishap, deeds);
-                // Of a chain the last step is the part of an outer chord.
-                let tasks = entry("tasks").and_then(|tasks| tasks.elements().ok());
-                let last = tasks.and_then(|mut tasks| tasks.pop());
-                let last = last.as_ref().and_then(|last| Signature::read(last).ok());
-                if let Some(last) = last.and_then(|last| Station::of_signature(&last).ok()) {
-                    let result = self.written(&mishap.exception);
-                    deeds.extend(self.count(
-                        &chord.sender,
-                        &Arc::new(last),
-                        State::Failure,
-                        result,
-                    ));
-                }
-            }
-            _ => self.doom(chord, &station, body, mishap, deeds),
-        }
-    }
-
-    fn doom(
-        &self,
-        chord: &Chord,
-        station: &Station,
-        signature: &Signature<'_>,
-        mishap: &Mishap,
-        deeds: &mut Vec<Deed>,
-    ) {
-        let mut children = chord.sender.children.clone();
-        children.extend(self.call_errbacks(station, mishap, deeds));
-        if !station.id.is_empty() {
-            deeds.push(doomed(station, signature, mishap, children));
-        }
-        let station = Arc::new(station.clone());
-        // Celery leaves an outer chord waiting here, for ever.
-        let result = self.written(&mishap.exception);
-        deeds.extend(self.count(&chord.sender, &station, State::Failure, result));
-        self.doom_chain(&chord.sender, &station.chain, mishap, deeds);
-    }
-
-    /// A task has failed: so has what was to follow it.
-    fn failed(&self, station: &Arc<Station>, mishap: &Mishap) -> Vec<Deed> {
-        let result = self.written(&mishap.exception);
-        let part = self.count(station, station, State::Failure, result);
-        let mut deeds: Vec<_> = part.into_iter().collect();
-        self.doom_chain(station, &station.chain, mishap, &mut deeds);
-        self.call_errbacks(station, mishap, &mut deeds);
-        deeds
-    }
-
-    /// All steps of a chain after one that failed. That of a chord ends with its
-    /// body.
-    fn doom_chain(
-        &self,
-        sender: &Arc<Station>,
-        chain: &[Raw<'static>],
-        mishap: &Mishap,
-        deeds: &mut Vec<Deed>,
-    ) {
-        let mut steps: std::collections::VecDeque<Raw<'static>> = chain.iter().cloned().collect();
-        while let Some(step) = steps.pop_front() {
-            let Ok(signature) = Signature::read(&step) else {
-                continue;
-            };
-            let Ok(station) = Station::of_signature(&signature) else {
-                continue;
-            };
-            if sender.stores && !station.id.is_empty() {
-                deeds.push(doomed(&station, &signature, mishap, Vec::new()));
-            }
-            let result = self.written(&mishap.exception);
-            deeds.extend(self.count(sender, &Arc::new(station), State::Failure, result));
-            if signature.subtask_type.as_deref() == Some("chord") {
-                let entries = signature.kwargs.entries().unwrap_or_default();
-                let body = entries.into_iter().find(|(name, _)| name == "body");
-                steps.extend(body.map(|(_, body)| body.into_owned()));
-            }
-        }
-    }
-
-    /// Those that take the failure are called here, the others are sent together
-    /// with the id of what failed. Answers what is sent.
-    fn call_errbacks(
-        &self,
-        station: &Station,
-        mishap: &Mishap,
-        deeds: &mut Vec<Deed>,
-    ) -> Vec<ResultTree> {
-        if station.errbacks.is_empty() {
-            return Vec::new();
-        }
-        let failure = Arc::new(FailureNote {
-            id: station.id.clone(),
-            task: station.task.clone(),
-            root_id: station.root_id.clone(),
-            exception: Some(mishap.exception.clone()),
-            traceback: mishap.traceback.clone(),
-        });
-        let mut sent = Vec::new();
-        for errback in &station.errbacks {
-            let signature = match Signature::read(errback) {
-                Ok(signature) => signature,
-                Err(error) => {
-                    tracing::error!("an errback of task {} is no signature: {error}", station.id);
-                    continue;
-                }
-            };
-            let registered = self.registry.find(&signature.task);
-            if registered.is_some_and(|task| task.is_called_in_place(&signature)) {
-                deeds.push(Deed::Call(Arc::new(Callback {
-                    signature: signature.into_owned(),
-                    failure: Arc::clone(&failure),
-                })));
-            } else {
-                sent.push(errback.clone());
-            }
-        }
-        if sent.is_empty() {
-            return Vec::new();
-        }
-        let dispatch = self.errback_group(station, &sent);
-        match dispatch {
-            Ok(dispatch) => {
-                let children = dispatch.children.clone();
-                deeds.push(Deed::Send(Arc::new(dispatch)));
-                children
-            }
-            Err(error) => {
-                tracing::error!("the errbacks of task {} are not sent: {error}", station.id);
-                Vec::new()
-            }
-        }
-    }
-
-    fn errback_group(
-        &self,
-        station: &Station,
-        errbacks: &[Raw<'static>],
-    ) -> Result<Dispatch, Unsent> {
-        let group = Canvas::group(read_all("errbacks", errbacks)?);
-        let id = Raw::encode(self.serializer, &station.id)?;
-        let mut dispatch = Dispatch::default();
-        self.start(station, group, &id, Vec::new(), &mut dispatch)?;
-        Ok(dispatch)
+        self.chord_failed(chord, &Fault::of_body(cause))
     }
 
     /// The part that `member` is of a chord, told by `sender`.
@@ -595,7 +376,7 @@ impl Workflow<'_> {
     }
 
     /// Text, numbers and maps of them have a form in every serializer.
-    fn written(&self, exception: &Exception) -> Raw<'static> {
+    fn written<T: Serialize>(&self, exception: &T) -> Raw<'static> {
         Raw::encode(self.serializer, exception).unwrap_or(Raw::NULL)
     }
 }
@@ -615,37 +396,4 @@ fn read_all(name: &str, list: &[Raw<'static>]) -> Result<Vec<Canvas>, CanvasErro
         canvas.map_err(|error| error.inside(format_args!("{name}[{place}]")))
     };
     list.iter().enumerate().map(read).collect()
-}
-
-fn chord_error(text: String, cause: &str) -> Mishap {
-    let mut mishap = celery_exception("ChordError", text);
-    let mut traceback = String::new();
-    if !cause.is_empty() {
-        traceback.push_str(cause);
-        traceback.push_str(
-            "\n\nThe above exception was the direct cause of the following exception:\n\n",
-        );
-    }
-    traceback.push_str(&mishap.exception.to_string());
-    traceback.push('\n');
-    mishap.traceback = Some(traceback);
-    mishap
-}
-
-fn doomed(
-    station: &Station,
-    signature: &Signature<'_>,
-    mishap: &Mishap,
-    children: Vec<ResultTree>,
-) -> Deed {
-    let options = CallOptions::from_wire(&signature.options).unwrap_or_default();
-    Deed::Fail(Arc::new(Doomed {
-        id: station.id.clone(),
-        mishap: mishap.clone(),
-        children,
-        signature: signature.clone().into_owned().into(),
-        group_id: station.group_id.clone(),
-        parent_id: options.parent_id,
-        reply_to: options.reply_to,
-    }))
 }

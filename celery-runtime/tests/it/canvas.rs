@@ -249,6 +249,27 @@ async fn a_chord_whose_header_fails_fails_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_chord_in_a_chord_fails_both_and_is_heard_of_once() {
+    let (setup, notes, _worker) = start();
+    let inner = || group([ADD.s((1, 1)), FAIL.s((3,))]).then(SUM.p(()));
+    let outer = group([ADD.s((2, 2)), inner()]).then(SUM.p(()));
+    let outer = outer.link_error(&NOTE.s(("both".to_owned(),)));
+    let result = setup.client().apply(outer.clone()).await.unwrap();
+    let error = within(60, result.get()).await.unwrap_err().to_string();
+    assert!(error.contains("ChordError"), "{error}");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(notes.taken().len(), 1);
+
+    // What is linked to the outer body alone has not been called before.
+    let alone = SUM.p(()).link_error(&NOTE.s(("outer".to_owned(),)));
+    let outer = group([inner(), inner()]).then(alone);
+    let result = setup.client().apply(outer).await.unwrap();
+    within(60, result.get()).await.unwrap_err();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(notes.taken().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_task_lets_a_workflow_take_its_place() {
     let (setup, _, _worker) = start();
     let client = setup.client();
