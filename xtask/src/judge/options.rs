@@ -138,7 +138,7 @@ impl Options {
     /// never come: some tests see to it that they do not.
     pub(super) fn wait(&self) -> u32 {
         let usual = match self.scope {
-            Scope::Fast => 5,
+            Scope::Fast => 10,
             Scope::Whole | Scope::Chosen(_) => 20,
         };
         self.wait.unwrap_or(usual)
@@ -217,7 +217,7 @@ mod tests {
         let options = Options::read(&["--fast"]).unwrap();
         assert_eq!(options.conditions(), "redis fast");
         assert_eq!(options.sides, Sides::Ours);
-        assert_eq!(options.wait(), 5);
+        assert_eq!(options.wait(), 10);
         assert_eq!(Options::read(&["--fast", "--wait", "9"]).unwrap().wait(), 9);
         assert!(options.reads_all());
     }
