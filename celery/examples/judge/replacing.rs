@@ -51,7 +51,10 @@ pub(crate) fn add_to(tasks: Tasks<World>) -> Tasks<World> {
             Err::<Value, _>(ADD_REPLACED_WITH_CHAIN.replaced_by(sum))
         })
         .with(REPLACE_WITH_CHAIN, replace_with_chain)
-        .with(REPLACE_WITH_CHAIN_WHICH_RAISES, replace_with_chain_which_raises)
+        .with(
+            REPLACE_WITH_CHAIN_WHICH_RAISES,
+            replace_with_chain_which_raises,
+        )
         .with(REPLACE_WITH_EMPTY_CHAIN, async |_| {
             Err::<(), _>(TaskError::replace(Canvas::chain([])))
         })
@@ -62,7 +65,9 @@ pub(crate) fn add_to(tasks: Tasks<World>) -> Tasks<World> {
             Err::<Vec<Value>, _>(TaskError::replace(four))
         })
         .with(ADD_TO_ALL, async |numbers: Vec<Value>, value: Value| {
-            let sums = numbers.into_iter().map(|number| ADD_TWO.s((number, value.clone())));
+            let sums = numbers
+                .into_iter()
+                .map(|number| ADD_TWO.s((number, value.clone())));
             Err::<Vec<Value>, _>(TaskError::replace(group(sums)))
         })
         .with(SECOND_ORDER_REPLACE1, second_order_replace1)

@@ -11,10 +11,8 @@ const XY: [&str; 2] = ["x", "y"];
 pub(crate) const ADD_TWO: Task<(Value, Value), Value> =
     Task::new("t.integration.tasks.add").params(&XY);
 
-const CHAIN_ADD: Task<(Value, Value), ()> =
-    Task::new("t.integration.tasks.chain_add").params(&XY);
-const CHORD_ADD: Task<(Value, Value), ()> =
-    Task::new("t.integration.tasks.chord_add").params(&XY);
+const CHAIN_ADD: Task<(Value, Value), ()> = Task::new("t.integration.tasks.chain_add").params(&XY);
+const CHORD_ADD: Task<(Value, Value), ()> = Task::new("t.integration.tasks.chord_add").params(&XY);
 const BUILD_CHAIN_INSIDE_TASK: Task<(), Value> =
     Task::new("t.integration.tasks.build_chain_inside_task").params(&[]);
 const ADD_TO_ALL_TO_CHORD: Task<(Vec<Value>, Value), u32> =
@@ -69,7 +67,9 @@ async fn add_chord_to_chord(
     numbers: Vec<Value>,
     value: Value,
 ) -> Result<u32, TaskError> {
-    let sums = numbers.into_iter().map(|number| ADD_TWO.s((number, value.clone())));
+    let sums = numbers
+        .into_iter()
+        .map(|number| ADD_TWO.s((number, value.clone())));
     ctx.add_to_chord(group(sums).then(TSUM.p(()))).await?;
     Ok(0)
 }
