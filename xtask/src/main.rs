@@ -31,10 +31,17 @@ The project's commands:
   cargo xtask fuzz [--seconds N] [--install]
       Run every fuzz target, N seconds for all together (60). --install installs cargo-fuzz under
       target/ if it is missing; otherwise nothing is run then.
-  cargo xtask judge [--broker redis|amqp] [--backend redis|rpc] [-- PYTEST ARGUMENTS]
-      Run tests of Celery's own integration suite with our worker (celery/examples/judge) and with
-      Python's, and fail where ours fails and Python's does not. Without arguments: all that needs
-      no workflows. The suite is taken from the source package of the pinned Celery.
+  cargo xtask judge [--broker redis|amqp] [--backend redis|rpc] [--mixed] [--concurrency N]
+                    [--only ours|reference] [--times N] [--wait SECONDS] [--fast]
+                    [-- PYTEST ARGUMENTS]
+      Run Celery's own integration suite with our worker (celery/examples/judge) and with Python's,
+      write what came of it to docs/celery-suite.md, and fail where ours fails and Python's does
+      not. The suite is taken from the source package of the pinned Celery; what it cannot judge is
+      in xtask/python/judge/left_out.tsv. --mixed: a worker of Python's shares the queue.
+      --concurrency: tasks at once for each worker; above 1 only the tests of workflows. --only:
+      one side, compared with what docs/ say about the other. --times: a test has to pass each
+      time. --wait: for a result (20). --fast: ours only, without the tests that take long, in ten
+      minutes at most; nothing is written. Nor is it with arguments of pytest.
   cargo xtask bench [--rabbitmq | --peers [--tasks N]]
       Run the benches and write BENCHMARKS.md; with --rabbitmq, beside a bare loop over lapin and
       aio-celery; with --peers, N tasks (20000) over Redis through

@@ -5,7 +5,8 @@ use celery::{FailedTask, Task, TaskError, Tasks, Value};
 use crate::World;
 use crate::marks::{Redis, count, push};
 
-const ERRBACK_NEW_STYLE: Task<(), String> = Task::new("t.integration.tasks.errback_new_style");
+const ERRBACK_NEW_STYLE: Task<(), String> =
+    Task::new("t.integration.tasks.errback_new_style").params(&[]);
 const ERRBACK_NEW_STYLE_WITH_ARGS: Task<(Value,), ()> =
     Task::new("t.integration.tasks.errback_new_style_with_args").params(&["label"]);
 

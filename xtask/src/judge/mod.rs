@@ -27,9 +27,39 @@ use side::{Results, Side, merge};
 use suite::Suite;
 use table::Table;
 
+/// What came of the tests, for each side that has run.
+type Outcomes = (Option<Results>, Option<Results>);
+
 /// Runs the tests that are asked for, prints what came of them, and records it if all were.
 pub(crate) fn run(words: &[&str]) -> Outcome {
     let options = Options::read(words)?;
+    let column = options.column();
+    if options.sides == Sides::Ours {
+        // Said now rather than after the run.
+        Table::load()?.reference(&column)?;
+    }
+    let (python, suite) = prepare()?;
+    let (ours, reference) = run_all(&python, &suite, &options)?;
+    // Not read before: another run may have filled another column meanwhile.
+    let mut table = Table::load()?;
+    if options.scope == Scope::Whole {
+        table.update(&column, ours.as_ref(), reference.as_ref());
+        table.save()?;
+        page::save(&table)?;
+    }
+    match (ours, reference) {
+        (Some(ours), Some(reference)) => verdict::pronounce(&ours, &reference),
+        (Some(ours), None) => verdict::pronounce(&ours, &table.reference(&column)?),
+        (None, reference) => {
+            let reference = reference.unwrap_or_default();
+            println!("\n{}", verdict::summary("reference", &reference));
+            Ok(())
+        }
+    }
+}
+
+/// The worker, an interpreter for the suite, and the suite.
+fn prepare() -> Result<(PathBuf, Suite), String> {
     say("building celery/examples/judge");
     let build = [
         "build",
@@ -44,45 +74,31 @@ pub(crate) fn run(words: &[&str]) -> Outcome {
     let requirements = ["requirements.txt", "judge/requirements.txt"];
     let python = virtual_environment("judge/venv", &requirements)?;
     let suite = Suite::find_or_download(&python)?;
+    Ok((python, suite))
+}
 
-    let mut table = Table::load()?;
-    let column = options.column();
+/// Runs the tests as often as is asked for.
+fn run_all(python: &Path, suite: &Suite, options: &Options) -> Result<Outcomes, String> {
     let mut ours = (options.sides != Sides::Reference).then(Results::new);
     let mut reference = (options.sides != Sides::Ours).then(Results::new);
     for time in 1..=options.times {
-        say(&format!("{column}, time {time} of {}", options.times));
-        let (first, second) = run_once(&python, &suite, &options)?;
+        say(&format!(
+            "{}, time {time} of {}",
+            options.column(),
+            options.times
+        ));
+        let (first, second) = run_once(python, suite, options)?;
         for (all, again) in [(&mut ours, first), (&mut reference, second)] {
             if let (Some(all), Some(again)) = (all, again) {
                 merge(all, again);
             }
         }
     }
-    if options.scope == Scope::Whole {
-        table.update(&column, ours.as_ref(), reference.as_ref());
-        table.save()?;
-        page::save(&table)?;
-    }
-    let Some(ours) = ours else {
-        println!(
-            "\n{}",
-            verdict::summary("reference", &reference.unwrap_or_default())
-        );
-        return Ok(());
-    };
-    let reference = match reference {
-        Some(reference) => reference,
-        None => table.reference(&column)?,
-    };
-    verdict::pronounce(&ours, &reference)
+    Ok((ours, reference))
 }
 
 /// Runs each side that is asked for, at the same time.
-fn run_once(
-    python: &Path,
-    suite: &Suite,
-    options: &Options,
-) -> Result<(Option<Results>, Option<Results>), String> {
+fn run_once(python: &Path, suite: &Suite, options: &Options) -> Result<Outcomes, String> {
     let servers = Servers::start(options)?;
     let ours =
         (options.sides != Sides::Reference).then(|| servers.side("ours", options, python, 0));

@@ -25,10 +25,9 @@ the worker of Python's Celery as the reference.
 
 `cargo xtask judge` does it and writes this page and
 [the same as a table of words](celery-suite.tsv); `cargo xtask help` has its options. A run of all
-tests fills one pair of columns. Every column is named by its broker and its result backend; with
-*mixed*, a worker of this project and one of Python's share the queue (the reference: two of
-Python's); with *×4*, every worker runs four tasks at once, and only the tests of workflows are
-asked for.
+tests fills one column, which is named by the broker and the result backend. With *mixed*, a worker
+of this project and one of Python's share the queue (the reference: two of Python's). With *×4*,
+every worker runs four tasks at once, and only the tests of workflows are asked for.
 
 In each cell the first mark is for this project's worker, the second for the reference: ✓ passed,
 ✗ failed, ? not run. A number stands for the reason why a test is not run; the reasons are listed

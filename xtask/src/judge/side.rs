@@ -43,7 +43,8 @@ impl Side {
         suite: &Suite,
         options: &Options,
     ) -> std::result::Result<Results, String> {
-        let folder = paths::target().join("judge").join(self.name);
+        let column = options.column().replace(['/', ' '], "-");
+        let folder = paths::target().join("judge").join(column).join(self.name);
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder)
             .map_err(|error| format!("cannot create {}: {error}", folder.display()))?;
@@ -72,7 +73,7 @@ impl Side {
             .env("JUDGE_WORKERS", json!(self.workers).to_string())
             .env("JUDGE_CONDITIONS", options.conditions())
             .env("JUDGE_WHOLE", if options.reads_all() { "1" } else { "" })
-            .env("JUDGE_WAIT", options.wait.to_string())
+            .env("JUDGE_WAIT", options.wait().to_string())
             .env("JUDGE_REPORT", &report)
             .env("JUDGE_LOG", folder.join("worker"));
         let status = stream(&mut command, options.limit(), |line| {
