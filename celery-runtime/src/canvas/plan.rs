@@ -426,7 +426,11 @@ impl Canvas {
             Kind::Task(call) if call.task == "celery.chunks" => call,
             _ => return Ok(self),
         };
-        let (_, kwargs) = call.raw_arguments()?;
+        let (args, kwargs) = call.raw_arguments()?;
+        // Called by hand, as a task.
+        if args.elements().is_ok_and(|args| !args.is_empty()) {
+            return Ok(self);
+        }
         let entries = kwargs.entries().map_err(|error| unreadable(&error))?;
         let named = |name: &str| {
             let found = entries.iter().find(|(key, _)| key == name);

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use celery_protocol::{Map, Raw, ResultTree, Serializer, Signature, Value};
+use serde::{Deserialize, Serialize};
 
 use super::Task;
+use super::args::Kwargs;
 use super::context::Context;
 use super::error::{Joint, TaskError};
 use super::options::TaskOptions;
@@ -38,45 +40,66 @@ const ACCUMULATE: Task<(Vec<Value>, Option<usize>), Value> =
 const CHAIN: Task<(Vec<Value>, Map), ()> = Task::new("celery.chain").params(&["*args", "**kwargs"]);
 
 /// Sent by old clients.
-const GROUP: Task<(Vec<Value>, Value, String, Vec<Value>, bool), Value> = Task::new("celery.group")
-    .params(&[
-        "tasks",
-        "result",
-        "group_id",
-        "partial_args",
-        "add_to_parent=true",
-    ]);
+const GROUP: Task<Kwargs<OldGroup>, Value> = Task::new("celery.group").params(&[
+    "tasks",
+    "result",
+    "group_id",
+    "partial_args",
+    "add_to_parent=true",
+]);
+
+#[derive(Serialize, Deserialize)]
+struct OldGroup {
+    tasks: Vec<Value>,
+    result: Value,
+    group_id: String,
+    partial_args: Vec<Value>,
+}
 
 /// Sent by old clients.
-const CHORD: Task<(Value, Value, Vec<Value>, Value, Value, Value, Value, Map), Value> =
-    Task::new("celery.chord").params(&[
-        "header",
-        "body",
-        "partial_args=[]",
-        "interval=null",
-        "countdown=1",
-        "max_retries=null",
-        "eager=false",
-        "**kwargs",
-    ]);
+const CHORD: Task<Kwargs<OldChord>, Value> = Task::new("celery.chord").params(&[
+    "header",
+    "body",
+    "partial_args=[]",
+    "interval=null",
+    "countdown=1",
+    "max_retries=null",
+    "eager=false",
+    "**kwargs",
+]);
+
+#[derive(Serialize, Deserialize)]
+struct OldChord {
+    header: Value,
+    body: Value,
+    partial_args: Vec<Value>,
+}
 
 /// Looks whether the header of a chord is through, for result backends that do
 /// not count.
-const CHORD_UNLOCK: Task<(String, Value, Option<f64>, Option<u32>, Vec<Value>, Map), ()> =
-    Task::new("celery.chord_unlock")
-        .params(&[
-            "group_id",
-            "callback",
-            "interval=null",
-            "max_retries=null",
-            "result=[]",
-            "**kwargs",
-        ])
-        .options(TaskOptions {
-            ignore_result: Some(true),
-            max_retries: Some(None),
-            ..TaskOptions::NONE
-        });
+const CHORD_UNLOCK: Task<Kwargs<Unlocking>, ()> = Task::new("celery.chord_unlock")
+    .params(&[
+        "group_id",
+        "callback",
+        "interval=null",
+        "max_retries=null",
+        "result=[]",
+        "**kwargs",
+    ])
+    .options(TaskOptions {
+        ignore_result: Some(true),
+        max_retries: Some(None),
+        ..TaskOptions::NONE
+    });
+
+#[derive(Serialize, Deserialize)]
+struct Unlocking {
+    group_id: String,
+    callback: Value,
+    interval: Option<f64>,
+    max_retries: Option<u32>,
+    result: Vec<Value>,
+}
 
 /// All of them. A worker's own task of the same name goes before.
 pub(crate) fn all() -> Tasks {
@@ -132,48 +155,29 @@ async fn accumulate(args: Vec<Value>, index: Option<usize>) -> Result<Value, Tas
     args.into_iter().nth(index).ok_or_else(out_of_range)
 }
 
-async fn group(
-    ctx: Context,
-    tasks: Vec<Value>,
-    result: Value,
-    group_id: String,
-    partial_args: Vec<Value>,
-    _add_to_parent: bool,
-) -> Result<Value, TaskError> {
-    let group = Canvas::group(canvases(&ctx, &tasks)?).given(partial_args);
-    started(&ctx, group.set("task_id", group_id)).await?;
-    Ok(result)
+async fn group(ctx: Context, Kwargs(call): Kwargs<OldGroup>) -> Result<Value, TaskError> {
+    let group = Canvas::group(canvases(&ctx, &call.tasks)?).given(call.partial_args);
+    started(&ctx, group.set("task_id", call.group_id)).await?;
+    Ok(call.result)
 }
 
-#[expect(clippy::too_many_arguments, reason = "they are Celery's")]
-async fn chord(
-    ctx: Context,
-    header: Value,
-    body: Value,
-    partial_args: Vec<Value>,
-    _interval: Value,
-    _countdown: Value,
-    _max_retries: Value,
-    _eager: Value,
-    _options: Map,
-) -> Result<Value, TaskError> {
-    let header = match header {
+async fn chord(ctx: Context, Kwargs(call): Kwargs<OldChord>) -> Result<Value, TaskError> {
+    let header = match call.header {
         Value::Array(tasks) => Canvas::group(canvases(&ctx, &tasks)?),
         group => Canvas::read(&ctx.written(&group)?)?,
     };
-    let body = Canvas::read(&ctx.written(&body)?)?;
-    started(&ctx, header.given(partial_args).then(body)).await
+    let body = Canvas::read(&ctx.written(&call.body)?)?;
+    started(&ctx, header.given(call.partial_args).then(body)).await
 }
 
-async fn unlock_chord(
-    ctx: Context,
-    group_id: String,
-    callback: Value,
-    interval: Option<f64>,
-    max_retries: Option<u32>,
-    result: Vec<Value>,
-    _options: Map,
-) -> Result<(), TaskError> {
+async fn unlock_chord(ctx: Context, Kwargs(call): Kwargs<Unlocking>) -> Result<(), TaskError> {
+    let Unlocking {
+        group_id,
+        callback,
+        interval,
+        max_retries,
+        result,
+    } = call;
     let services = &ctx.job().services;
     let backend = services.backend.as_deref().ok_or_else(|| {
         let cause = "a chord is looked after, and the worker has no result backend";

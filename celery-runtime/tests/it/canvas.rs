@@ -1,5 +1,6 @@
 //! Workflows on the in-memory broker: what a client begins, workers go on with.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -524,4 +525,55 @@ async fn chords_on_a_backend_that_does_not_count_are_looked_after_by_a_task() {
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(notes.taken().len(), 1);
     assert_eq!(setup.depth("celery").await, 0);
+}
+
+/// As old clients send workflows, and as Celery's own worker serves them.
+#[tokio::test(start_paused = true)]
+async fn the_tasks_of_celerys_own_worker_are_served() {
+    let (setup, _, _worker) = start();
+    let client = setup.client();
+    let wire = |canvas: Canvas| canvas.to_wire().unwrap().to_value().unwrap();
+    let add = |x: i64| wire(ADD.s((x, x)).into());
+    let started = async |task: &str, args: Vec<Value>| {
+        let result = client.send_by_name(task, args, ()).await.unwrap();
+        ResultTree::from_value(&within(5, result.get()).await.unwrap()).unwrap()
+    };
+    let values = async |ids: &[&str]| {
+        let mut values = Vec::new();
+        for id in ids {
+            let result = client.result::<Value>(*id);
+            values.push(within(5, result.get()).await.unwrap());
+        }
+        values
+    };
+
+    let items = (0..3).map(|n| vec![n, n]).collect::<Vec<_>>();
+    let items = Value::from_serialize(&items).unwrap();
+    let task = wire(ADD.p(()).into());
+    let parts = started("celery.chunks", vec![task, items, 2.into()]).await;
+    let parts = values(&parts.leaf_ids()).await;
+    let list = |numbers: &[i64]| Value::from_serialize(numbers).unwrap();
+    assert_eq!(parts, [list(&[0, 2]), list(&[4])]);
+
+    let header = Value::Array(vec![add(1), add(2)]);
+    let body = wire(SUM.p(()).into());
+    let sum = started("celery.chord", vec![header.clone(), body]).await;
+    assert_eq!(values(&[&sum.id]).await, [Value::Int(6)]);
+
+    let given = vec![header, Value::Null, "gid".into(), Value::Array(vec![])];
+    let result = client
+        .send_by_name("celery.group", given, ())
+        .await
+        .unwrap();
+    assert_eq!(within(5, result.get()).await.unwrap(), Value::Null);
+
+    let kwargs = [("index", 1)].into_iter().collect::<HashMap<_, _>>();
+    let result = client.send_by_name("celery.accumulate", (7, 8), kwargs);
+    assert_eq!(
+        within(5, result.await.unwrap().get()).await.unwrap(),
+        Value::Int(8)
+    );
+    let result = client.send_by_name("celery.chain", (), ()).await.unwrap();
+    let error = within(5, result.get()).await.unwrap_err();
+    assert!(error.to_string().contains("NotImplementedError"), "{error}");
 }

@@ -23,7 +23,7 @@ impl Carrier {
             Deed::Send(dispatch) => self.send_off(&dispatch),
             Deed::Body(chord, dispatch) => self.send_body(chord, dispatch),
             Deed::Fail(task) => self.fail(task),
-            Deed::Call(callback) => self.call(callback),
+            Deed::Call(callback) => self.call(&callback),
             Deed::End(chord, end) => self.end(chord, end),
         }
     }
@@ -146,8 +146,8 @@ impl Carrier {
     }
 
     /// What it raises is only told.
-    fn call(&self, callback: Arc<Callback>) -> BoxFuture<'static, Carried> {
-        let Callback { signature, failure } = &*callback;
+    fn call(&self, callback: &Callback) -> BoxFuture<'static, Carried> {
+        let Callback { signature, failure } = callback;
         let Some(registered) = self.services.registry.find(&signature.task) else {
             return done(Ok(Vec::new()));
         };
