@@ -39,9 +39,7 @@
 //!
 //! Broker and result backend in memory ([`App::memory`]) need no feature.
 //!
-//! What this crate does not do yet: running the rest of chords and groups, which
-//! Python's workers do (clients send all of them), and periodic tasks. A message
-//! that needs a chord is kept in `<queue>.dead` and not lost.
+//! What this crate does not do yet: periodic tasks.
 
 mod connect;
 

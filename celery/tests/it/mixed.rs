@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 
-use celery::Signature;
+use celery::{Canvas, Signature};
 
 use crate::support::{AGAIN, HOP, PATIENCE, Running, Setup, WHO, start, stories, story};
 
 stories! {
     two_workers_share_what_two_clients_send: redis, rabbitmq, quorum, rpc;
     retries_and_chains_go_on_wherever_they_arrive: redis, rabbitmq, quorum, rpc;
+    chords_are_counted_by_both: redis, rabbitmq;
 }
 
 async fn two_workers_share_what_two_clients_send(setup: Setup) {
@@ -85,6 +86,35 @@ same([get(one) for one in retried], [4] * 10)
     }
     let hop = client.send(HOP, (Vec::new(),)).await.unwrap();
     assert_eq!(hop.get_timeout(PATIENCE).await.unwrap().len(), 1);
+    worker.stop().await;
+    python.terminate();
+    setup.assert_nothing_left().await;
+}
+
+/// Whoever tells the last part goes on with the chord, in either language.
+async fn chords_are_counted_by_both(setup: Setup) {
+    let worker = setup.app().worker(story()).concurrency(2);
+    let worker = Running::start(worker.prefetch_multiplier(1)).await;
+    let python = start(setup.python_worker().argument("--prefetch-multiplier=1")).await;
+    let theirs = setup.python(
+        r#"
+add, xsum = app.tasks["tasks.add"], app.tasks["tasks.xsum"]
+inner = lambda n: chord([add.s(n, m) for m in range(5)], xsum.s())
+chords = [chord([inner(n) for n in range(3)], xsum.s()).apply_async() for _ in range(20)]
+same([get(one) for one in chords], [45] * 20)
+"#,
+    );
+    let ours = async {
+        let add = |x: i64, y: i64| Canvas::from(Signature::named("tasks.add", (x, y), ()));
+        let xsum = || Canvas::from(Signature::named("tasks.xsum", (), ()));
+        let inner = |n: i64| Canvas::chord((0..5).map(|m| add(n, m)), xsum());
+        let chords = (0..20).map(|_| Canvas::chord((0..3).map(inner), xsum()));
+        for sent in setup.client().apply_all(chords).await {
+            let sum = sent.unwrap().get_timeout(PATIENCE).await.unwrap();
+            assert_eq!(sum.as_u64(), Some(45));
+        }
+    };
+    tokio::join!(ours, theirs);
     worker.stop().await;
     python.terminate();
     setup.assert_nothing_left().await;

@@ -15,7 +15,8 @@ stories! {
     chains_run_through_both_languages: redis, rabbitmq, quorum, native, rpc;
     callbacks_follow_success_and_errbacks_failure: redis, rabbitmq, rpc;
     values_of_every_type_come_back_as_they_were_sent: redis, rabbitmq, rpc;
-    a_group_is_joined_by_its_sender_and_a_chord_is_kept: redis, rabbitmq;
+    workflows_of_every_shape_are_run: redis, rabbitmq;
+    a_chord_without_a_backend_that_counts_is_refused: rpc;
     pickle_is_refused_and_kept: redis, rabbitmq;
     extended_results_describe_the_call: redis, rabbitmq, rpc;
     a_lone_surrogate_fails_the_task_and_says_so: redis, rabbitmq;
@@ -300,29 +301,62 @@ same(call("tasks.echo", large)["args"], [large])
     setup.assert_nothing_left().await;
 }
 
-async fn a_group_is_joined_by_its_sender_and_a_chord_is_kept(setup: Setup) {
+async fn workflows_of_every_shape_are_run(setup: Setup) {
     let worker = setup.worker().await;
     let program = r#"
-add, xsum = app.tasks["tasks.add"], app.tasks["tasks.xsum"]
-joined = group(add.s(n, n) for n in range(20)).apply_async()
-same(joined.get(timeout=PATIENCE), [2 * n for n in range(20)])
+add, mul, xsum, fail = (app.tasks[f"tasks.{name}"] for name in ("add", "mul", "xsum", "fail"))
+for app.conf.task_protocol in (2, 1):
+    def value(canvas):
+        return canvas.apply_async().get(timeout=PATIENCE)
 
-# This version runs no chord; it must not lose one either.
-chord([add.s(1, 1), add.s(2, 2)])(xsum.s())
+    ten = group(add.s(n, n) for n in range(10))
+    same(value(ten), [2 * n for n in range(10)])
+    same(value(add.s(4, 4) | mul.s(8)), 64)
+    same(value(ten | xsum.s()), 90)
+    same(value(ten | xsum.s() | add.s(1) | group(add.s(1), add.s(2))), [92, 93])
+    same(value(chord([chord([add.s(1, 1), add.s(2, 2)], xsum.s()) for _ in range(3)], xsum.s())), 18)
+    same(value(add.s(1, 1) | group(add.s(1), add.s(2) | group(add.s(3), add.s(4)))), [3, [7, 8]])
+    same(value(add.starmap([(1, 2), (3, 4)])), [3, 7])
+    same(value(add.chunks([(n, n) for n in range(5)], 2).group()), [[0, 2], [4, 6], [8]])
+
+    late = chord([add.s(1, 1), fail.s("on purpose")], xsum.s()).apply_async()
+    raises(("ChordError", "ValueError"), late)
+    late = (fail.si("on purpose") | add.s(1) | add.s(2)).apply_async()
+    raises(("ValueError",), late.parent.parent)
+same(app.backend.client.keys("celery-taskset-meta-*.[jtsd]") != [], True)
 "#;
-    setup.python(program).await;
-    let kept = eventually("the members of the chord are kept", async || {
-        let dead = setup.messages("celery.dead").await;
-        (dead.len() == 2).then_some(dead)
-    })
-    .await;
-    for message in kept {
-        assert_eq!(message.text("x-dead-reason"), "unsupported");
-        assert!(message.text("x-dead-detail").contains("chord"));
-        assert_eq!(message.text("task"), "tasks.add");
-    }
+    let raises = r#"
+def raises(names, result):
+    try:
+        result.get(timeout=PATIENCE)
+    except Exception as error:
+        assert type(error).__name__ in names, repr(error)
+    else:
+        raise AssertionError("it did not fail")
+"#;
+    let program = [raises, program].concat();
+    setup.python(&program).await;
     worker.stop().await;
     setup.assert_nothing_left().await;
+}
+
+async fn a_chord_without_a_backend_that_counts_is_refused(setup: Setup) {
+    let worker = setup.worker().await;
+    // The client cannot know that the step in the middle is a chord to be.
+    let program = r#"
+add, xsum = app.tasks["tasks.add"], app.tasks["tasks.xsum"]
+body = xsum.s().set(task_id="body", reply_to=app.thread_oid)
+pair = dict(chord([add.s(1), add.s(2)], body))
+first = app.signature("tasks.add", (1, 1)).set(link=pair).apply_async()
+try:
+    first.get(timeout=PATIENCE)
+except Exception as error:
+    same("does not support chords" in str(error), True)
+else:
+    raise AssertionError("it did not fail")
+"#;
+    setup.python(program).await;
+    worker.stop().await;
 }
 
 async fn pickle_is_refused_and_kept(setup: Setup) {
