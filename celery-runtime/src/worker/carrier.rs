@@ -5,6 +5,7 @@ mod deeds;
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use celery_protocol::{ResultTree, State};
@@ -176,10 +177,7 @@ impl Carrier {
     fn letters(&self, entry: &Entry, letter: &Letter, now: SystemTime) -> Result<Dispatch, String> {
         let desk = &self.desk;
         let alone = |letters: Result<Vec<Publication>, Uncomposed>| match letters {
-            Ok(letters) => Ok(Dispatch {
-                letters,
-                ..Dispatch::default()
-            }),
+            Ok(letters) => Ok(Dispatch::of_letters(letters)),
             Err(error) => Err(error.to_string()),
         };
         let station = || self.station(entry).unwrap_or_default();
@@ -254,17 +252,15 @@ async fn send_off(
     services: &Services,
     dispatch: &Dispatch,
 ) -> Result<(), ServiceError> {
-    for chord in &dispatch.chords {
+    let begun = dispatch.begun.load(Ordering::Relaxed);
+    for chord in dispatch.chords.iter().skip(begun) {
         let Some(backend) = services.backend.as_deref() else {
             return Err(no_backend(&chord.group_id));
         };
         backend.begin_chord(chord).await?;
+        dispatch.begun.fetch_add(1, Ordering::Relaxed);
     }
-    if dispatch.letters.is_empty() {
-        return Ok(());
-    }
-    let sent = broker.publish(&dispatch.letters).await;
-    sent.into_iter().collect()
+    dispatch.publish(broker).await
 }
 
 async fn store(

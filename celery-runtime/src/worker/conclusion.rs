@@ -61,14 +61,19 @@ impl Plan {
     fn end_badly(&self, mishap: Mishap, acks: bool, unless_acked: Verdict) -> Vec<Step> {
         let mut steps = Vec::new();
         let notice = self.tells.then(|| Notice::Failed(mishap.clone()));
-        let turn = (self.links.in_chord || self.links.on_failure)
-            .then(|| Step::Lead(Turn::Failed(mishap.clone())));
+        let turn = self.turn(&mishap);
         if self.stores_result || self.stores_errors {
             steps.push(Step::Store(Report::Failure(mishap)));
         }
         steps.extend(turn);
         let verdict = if acks { Verdict::Ack } else { unless_acked };
         self.settled(steps, verdict, notice)
+    }
+
+    /// What its failure means for its workflow, if it is part of one.
+    fn turn(&self, mishap: &Mishap) -> Option<Step> {
+        let is_linked = self.links.in_chord || self.links.on_failure;
+        is_linked.then(|| Step::Lead(Turn::Failed(mishap.clone())))
     }
 
     /// A cold stop ends a task as Celery does: a late one goes back to its
@@ -202,9 +207,11 @@ impl Plan {
             let mut mishap = celery_exception("Reject", reason);
             mishap.exception.exc_message.push(Value::Bool(false));
             failed = self.tells.then(|| Notice::Failed(mishap.clone()));
+            let turn = self.turn(&mishap);
             if self.stores_result || self.stores_errors {
                 steps.push(Step::Store(Report::Failure(mishap)));
             }
+            steps.extend(turn);
         }
         let verdict = match requeue {
             Requeue::Yes => Verdict::Requeue(QueueEnd::Tail),

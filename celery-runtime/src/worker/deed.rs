@@ -1,12 +1,14 @@
 //! What a workflow asks of the worker on which one of its tasks has ended.
 
-use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use celery_protocol::{Raw, ResultTree, Signature, State};
 
 use super::delivery::Mishap;
 use crate::backend::{ChordClaim, ChordEnd, ChordResults, ChordStart};
-use crate::broker::Publication;
+use crate::broker::{Broker, Publication};
+use crate::error::ServiceError;
 use crate::task::FailureNote;
 
 /// How a task ended, as far as its workflow goes.
@@ -50,9 +52,53 @@ pub(crate) enum Deed {
 #[derive(Debug, Default)]
 pub(crate) struct Dispatch {
     pub(crate) chords: Vec<ChordStart>,
+    /// How many of them are begun: a second beginning would forget the parts that
+    /// have come meanwhile.
+    pub(crate) begun: AtomicUsize,
     pub(crate) letters: Vec<Publication>,
+    /// Those that the broker did not take, once it was asked.
+    unsent: Mutex<Option<Vec<usize>>>,
     /// The results of what is sent, for the sender's own.
     pub(crate) children: Vec<ResultTree>,
+}
+
+impl Dispatch {
+    /// Messages that nothing comes after.
+    pub(crate) fn of_letters(letters: Vec<Publication>) -> Self {
+        Self {
+            letters,
+            ..Self::default()
+        }
+    }
+
+    /// Sends what is not sent yet, so that after a failure of some the others do
+    /// not go twice.
+    pub(crate) async fn publish(&self, broker: &dyn Broker) -> Result<(), ServiceError> {
+        let places = self.unsent().clone();
+        let places = places.unwrap_or_else(|| (0..self.letters.len()).collect());
+        let answers = match places.len() {
+            0 => return Ok(()),
+            count if count == self.letters.len() => broker.publish(&self.letters).await,
+            _ => {
+                let left = places.iter().map(|place| self.letters[*place].clone());
+                broker.publish(&left.collect::<Vec<_>>()).await
+            }
+        };
+        let mut failed = None;
+        let mut left = Vec::new();
+        for (place, answer) in places.into_iter().zip(answers) {
+            if let Err(error) = answer {
+                left.push(place);
+                failed.get_or_insert(error);
+            }
+        }
+        *self.unsent() = Some(left);
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn unsent(&self) -> MutexGuard<'_, Option<Vec<usize>>> {
+        self.unsent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A part of a chord that has ended.
