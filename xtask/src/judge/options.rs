@@ -12,8 +12,9 @@ pub(super) struct Options {
     pub(super) concurrency: u32,
     /// How often every test is run.
     pub(super) times: u32,
-    /// Seconds that a test waits for a result, if that is said.
-    wait: Option<u32>,
+    /// Seconds that a test waits for a result. The suite's own minute is too long for results that
+    /// never come: some tests see to it that they do not.
+    pub(super) wait: u32,
     pub(super) sides: Sides,
     pub(super) scope: Scope,
 }
@@ -74,7 +75,7 @@ impl Options {
             fleet: Fleet::Alone,
             concurrency: 1,
             times: 1,
-            wait: None,
+            wait: 20,
             sides: Sides::Both,
             scope: Scope::Whole,
         };
@@ -110,7 +111,7 @@ impl Options {
             ("--only", "reference") => self.sides = Sides::Reference,
             ("--concurrency", _) => self.concurrency = number()?,
             ("--times", _) => self.times = number()?,
-            ("--wait", _) => self.wait = Some(number()?),
+            ("--wait", _) => self.wait = number()?,
             _ => return Err(format!("cargo xtask judge does not know {name} {value}")),
         }
         Ok(())
@@ -132,16 +133,6 @@ impl Options {
                 files.chain(words.iter().cloned()).collect()
             }
         }
-    }
-
-    /// Seconds that a test waits for a result. The suite's own minute is too long for results that
-    /// never come: some tests see to it that they do not.
-    pub(super) fn wait(&self) -> u32 {
-        let usual = match self.scope {
-            Scope::Fast => 10,
-            Scope::Whole | Scope::Chosen(_) => 20,
-        };
-        self.wait.unwrap_or(usual)
     }
 
     /// Whether no test of the suite may be missing.
@@ -217,8 +208,6 @@ mod tests {
         let options = Options::read(&["--fast"]).unwrap();
         assert_eq!(options.conditions(), "redis fast");
         assert_eq!(options.sides, Sides::Ours);
-        assert_eq!(options.wait(), 10);
-        assert_eq!(Options::read(&["--fast", "--wait", "9"]).unwrap().wait(), 9);
         assert!(options.reads_all());
     }
 

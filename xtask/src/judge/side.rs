@@ -73,7 +73,7 @@ impl Side {
             .env("JUDGE_WORKERS", json!(self.workers).to_string())
             .env("JUDGE_CONDITIONS", options.conditions())
             .env("JUDGE_WHOLE", if options.reads_all() { "1" } else { "" })
-            .env("JUDGE_WAIT", options.wait().to_string())
+            .env("JUDGE_WAIT", options.wait.to_string())
             .env("JUDGE_REPORT", &report)
             .env("JUDGE_LOG", folder.join("worker"));
         let status = stream(&mut command, options.limit(), |line| {

@@ -75,8 +75,14 @@ impl Table {
             if let Some(result) = other {
                 cell.reference.clone_from(&result.outcome);
             }
-            if let Some(result) = own.or(other) {
-                cell.why = reason(result);
+            let reasons = [own, other].into_iter().flatten().map(reason);
+            if let Some(why) = reasons.into_iter().find(|why| !why.is_empty()) {
+                cell.why = why;
+            } else if [&cell.ours, &cell.reference]
+                .iter()
+                .all(|word| was_run(word))
+            {
+                cell.why.clear();
             }
         }
         self.tests.retain(|_, row| !row.is_empty());
@@ -147,6 +153,11 @@ impl Cell {
     }
 }
 
+/// Whether there is no reason to ask for. Nothing is known about a side without a word.
+fn was_run(outcome: &str) -> bool {
+    matches!(outcome, "passed" | "failed" | "")
+}
+
 /// The reason for which a test was not run. What went wrong in one that failed is nothing to
 /// keep.
 fn reason(result: &TestResult) -> String {
@@ -203,6 +214,18 @@ mod tests {
         table.update("x", Some(&results(&[("a", "passed", "")])), None);
         table.update("x", Some(&results(&[("b", "passed", "")])), None);
         assert_eq!(table.write(), "test\tx\nb\tpassed/\n");
+    }
+
+    #[test]
+    fn a_reason_stays_as_long_as_one_side_has_it() {
+        let mut table = Table::default();
+        let one = |outcome: &str, why: &str| results(&[("a", outcome, why)]);
+        let [skipped, passed] = [one("skipped", "no moon"), one("passed", "")];
+        table.update("x", Some(&skipped), Some(&skipped));
+        table.update("x", Some(&passed), None);
+        assert!(table.write().ends_with("a\tpassed/skipped: no moon\n"));
+        table.update("x", None, Some(&passed));
+        assert!(table.write().ends_with("a\tpassed/passed\n"));
     }
 
     #[test]
