@@ -307,7 +307,8 @@ async fn a_chord_that_was_left_behind_goes_on() {
     assert!(setup.elapsed() > 6.0, "{}", setup.elapsed());
     // And once only.
     tokio::time::sleep(Duration::from_secs(120)).await;
-    let part = ChordPart::new("gid", "a", Some(0), &Raw::NULL, &body);
+    let value = Raw::NULL;
+    let part = ChordPart::new("gid", "a", Some(0), &value, &body);
     let late = ChordClaim::new("late", Duration::from_secs(6));
     let again = setup.backend.count_part(&part, &late).await.unwrap();
     assert_eq!(again, None);
