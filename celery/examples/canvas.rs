@@ -1,18 +1,25 @@
-//! Workflows: partial calls, groups, chains and chords, for a worker in Python:
+//! Workflows: partial calls, groups, chains and chords, here with a worker of
+//! its own and no server:
+//!
+//!     cargo run --example canvas
+//!
+//! With the URLs of a broker and a result backend (or `CELERY_BROKER_URL` and
+//! `CELERY_RESULT_BACKEND`) it only sends, to workers in any language:
 //!
 //!     cargo run --example canvas -- redis://localhost redis://localhost/1
 
+mod handlers;
 mod tasks;
 
 use std::time::Duration;
 
-use celery::{Config, group};
+use celery::{App, Client, Config, group};
 use tasks::Number::{self, Int};
 use tasks::{ADD, MUL, XSUM};
 
 #[tokio::main]
 async fn main() -> std::process::ExitCode {
-    match walk().await {
+    match run().await {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
@@ -21,7 +28,7 @@ async fn main() -> std::process::ExitCode {
     }
 }
 
-async fn walk() -> Result<(), celery::Error> {
+async fn run() -> Result<(), celery::Error> {
     let mut config = Config::from_env()?;
     let mut arguments = std::env::args().skip(1);
     if let Some(url) = arguments.next() {
@@ -30,8 +37,20 @@ async fn walk() -> Result<(), celery::Error> {
     if let Some(url) = arguments.next() {
         config = config.result_backend(url);
     }
-    let client = celery::connect(config)?.client();
+    if config.require_broker_url().is_ok() {
+        return walk(&celery::connect(config)?.client()).await;
+    }
+    let app = App::memory().with_config(config);
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let worker = app.worker(handlers::all());
+    let worker = tokio::spawn(worker.run_until(async { stopped.await.unwrap_or(()) }));
+    let walked = walk(&app.client()).await;
+    let _ = stop.send(());
+    worker.await.expect("the worker does not panic")?;
+    walked
+}
 
+async fn walk(client: &Client) -> Result<(), celery::Error> {
     // A signature with the last argument; the first one is given later.
     let plus_two = ADD.p((Int(2),));
     let ten = client.apply(plus_two.given((Int(8),))).await?;

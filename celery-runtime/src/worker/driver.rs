@@ -62,9 +62,14 @@ pub(crate) use size::{prefetch, window};
 const BATCH: usize = 256;
 
 /// Deliveries whose task is over and whose result or acknowledgement is still
-/// on its way, beyond which no more are received: it bounds what a backend
-/// that is away can pile up.
-const FINISHING: usize = 4096;
+/// on its way, beyond which no more are received, unless the window is larger.
+///
+/// It bounds what a backend that is away can pile up. Where tasks are shorter than
+/// the storing of their results, it is also what a worker holds all the time:
+/// with late acknowledgement that much runs again when the worker dies, and the
+/// last of them waits for all before it, longer than a visibility timeout or a
+/// claim lasts if there are thousands.
+const FINISHING: usize = 256;
 
 /// Ids whose state is written as revoked at a time.
 const MARKED_TOGETHER: usize = 256;
@@ -382,7 +387,7 @@ impl Driver {
         let blocked = self.receiving
             || self.mingling
             || self.stopping.is_some()
-            || finishing >= FINISHING
+            || finishing >= FINISHING.max(self.window())
             || !has_queues;
         if blocked || room == 0 {
             return;

@@ -1,10 +1,11 @@
 //! A broker that counts.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use celery_protocol::Message;
+use celery_protocol::kombu::{self, Route};
 use celery_runtime::memory::MemoryBroker;
 use celery_runtime::{
     App, BoxFuture, Broker, ConsumeOptions, Consumer, Exchange, Mailbox, Publication, Queue,
@@ -13,12 +14,14 @@ use celery_runtime::{
 
 use crate::support::Setup;
 
-/// Counts the messages that are broadcast, and takes its time for each.
+/// Counts the messages that are broadcast, and takes its time for each; weighs
+/// those that are published.
 #[derive(Clone, Debug)]
 pub(crate) struct Counting {
     broker: MemoryBroker,
     delay: Duration,
     broadcasts: Arc<AtomicUsize>,
+    sizes: Arc<Mutex<Vec<usize>>>,
 }
 
 impl Counting {
@@ -27,6 +30,7 @@ impl Counting {
             broker: broker.clone(),
             delay: Duration::ZERO,
             broadcasts: Arc::default(),
+            sizes: Arc::default(),
         }
     }
 
@@ -42,6 +46,11 @@ impl Counting {
     pub(crate) fn broadcasts(&self) -> usize {
         self.broadcasts.load(Ordering::SeqCst)
     }
+
+    /// The bytes that each message which was published would have on Redis.
+    pub(crate) fn sizes(&self) -> Vec<usize> {
+        self.sizes.lock().unwrap().clone()
+    }
 }
 
 impl Broker for Counting {
@@ -53,6 +62,15 @@ impl Broker for Counting {
         &'a self,
         batch: &'a [Publication],
     ) -> BoxFuture<'a, Vec<Result<(), ServiceError>>> {
+        let size = |publication: &Publication| {
+            let route = Route {
+                exchange: &publication.exchange,
+                routing_key: &publication.routing_key,
+            };
+            let envelope = kombu::encode(&publication.message, route, &"t".repeat(36));
+            envelope.unwrap().len()
+        };
+        self.sizes.lock().unwrap().extend(batch.iter().map(size));
         self.broker.publish(batch)
     }
 

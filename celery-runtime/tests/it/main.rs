@@ -16,6 +16,7 @@ mod outages;
 mod queues;
 mod results;
 mod retries;
+mod shapes;
 mod shutdown;
 mod unique;
 mod unknown;

@@ -4,10 +4,11 @@ use std::process::Command;
 
 use xtask::paths;
 
-use crate::support::{Setup, WorkerProcess, blocking, example, stories};
+use crate::support::{Setup, WorkerProcess, blocking, example, start, stories};
 
 stories! {
     the_worker_and_both_clients: redis, rabbitmq, rpc;
+    a_walk_through_the_canvases: redis, rabbitmq;
 }
 
 async fn the_worker_and_both_clients(setup: Setup) {
@@ -16,14 +17,43 @@ async fn the_worker_and_both_clients(setup: Setup) {
     let expected = paths::python_app().join("client.expected");
     assert_eq!(python, std::fs::read_to_string(expected).unwrap());
 
-    let mut client = Command::new(example("client"));
-    client.args([setup.broker_url(), setup.result_backend_url()]);
-    let output = blocking(move || client.output().unwrap()).await;
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{errors}");
-    assert_eq!(String::from_utf8_lossy(&output.stdout), CLIENT);
+    assert_eq!(output("client", &urls(&setup)).await, CLIENT);
     worker.signal("TERM");
     assert_eq!(worker.ended().await, Some(0));
+}
+
+async fn a_walk_through_the_canvases(setup: Setup) {
+    let worker = WorkerProcess::start(&setup, &[]).await;
+    assert_eq!(output("canvas", &urls(&setup)).await, CANVAS);
+    worker.signal("TERM");
+    assert_eq!(worker.ended().await, Some(0));
+
+    let python = start(setup.python_worker()).await;
+    assert_eq!(output("canvas", &urls(&setup)).await, CANVAS);
+    python.terminate();
+}
+
+#[tokio::test]
+#[ignore = "needs the example programs; run cargo xtask test"]
+async fn the_canvases_need_no_server() {
+    assert_eq!(output("canvas", &[]).await, CANVAS);
+}
+
+fn urls(setup: &Setup) -> [&str; 2] {
+    [setup.broker_url(), setup.result_backend_url()]
+}
+
+/// What an example that succeeds prints.
+async fn output(name: &str, arguments: &[&str]) -> String {
+    let mut command = Command::new(example(name));
+    command.args(arguments);
+    for name in ["CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"] {
+        command.env_remove(name);
+    }
+    let output = blocking(move || command.output().unwrap()).await;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 /// What the client prints.
@@ -35,4 +65,13 @@ sub(n, 1), sent in one batch = 1
 sub(n, 1), sent in one batch = 2
 divide(1, 0) raised ZeroDivisionError('division by zero')
 progress(3) = 3
+";
+
+/// What the walk through the canvases prints.
+const CANVAS: &str = "\
+add(8, 2) = 10
+add(i, i) = 0, 2, 4, 6, 8, 10, 12, 14, 16, 18
+add(10, i) = 10, 11, 12, 13, 14, 15, 16, 17, 18, 19
+(4 + 4) * 8 = 64
+the sum of add(i, i) = 90
 ";

@@ -8,6 +8,8 @@
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "../../examples/chords/work.rs"]
+mod chord_work;
 #[path = "../../examples/handlers/mod.rs"]
 mod handlers;
 #[path = "../../examples/tasks/mod.rs"]
@@ -25,6 +27,7 @@ mod support;
 #[cfg(feature = "amqp")]
 mod aio_celery;
 mod canvas_client;
+mod chords;
 mod control;
 mod control_client;
 #[cfg(feature = "amqp")]

@@ -1,0 +1,49 @@
+//! A worker for many chords, which may be killed in mid-work; it writes into a
+//! list in Redis what it has gone on with:
+//!
+//!     cargo run --example chords -- redis://localhost redis://localhost/1
+//!
+//! The list is on the server of the results. Settings are read from the
+//! environment, as in the example `worker`.
+
+mod work;
+
+use celery::{Config, LinkEvent};
+use tracing_subscriber::EnvFilter;
+
+#[tokio::main]
+async fn main() -> std::process::ExitCode {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    match work().await {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+async fn work() -> Result<(), Box<dyn std::error::Error>> {
+    let mut config = Config::from_env()?;
+    let mut arguments = std::env::args().skip(1);
+    if let Some(url) = arguments.next() {
+        config = config.broker_url(url);
+    }
+    if let Some(url) = arguments.next() {
+        config = config.result_backend(url);
+    }
+    let book = config.result_backend_url().ok_or("no result backend")?;
+    let book = work::Book::at(book)?;
+    let app = celery::connect(config)?;
+    let worker = app.worker(work::tasks(book)).on_link(|event| {
+        if matches!(event, LinkEvent::Connected) {
+            println!("ready");
+        }
+    });
+    worker.run_until(celery::shutdown_signal()).await?;
+    Ok(())
+}

@@ -1,0 +1,155 @@
+//! Very many chords over Redis, and everything against them: none is lost, and
+//! each goes on once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use celery::{AsyncResult, Client, ResultError, group};
+use serde_json::{Value as Json, json};
+
+use crate::chord_work::{BODY, ERRBACK, Entry, LEDGER, MEMBER};
+use crate::support::{Inspect, Setup, WorkerProcess, eventually, impatient};
+
+const MEMBERS: u32 = 100;
+
+/// How many tasks a worker runs at a time.
+const SLOTS: usize = 8;
+
+/// How much waits in the queue before more is sent.
+const BACKLOG: i64 = 3_000;
+
+/// The whole has to take less.
+const LONG_PATIENCE: Duration = Duration::from_secs(1_800);
+
+/// One in twenty of the members asks for a second attempt, and as many are
+/// delivered twice: half of the copies while the chord is under way, the others
+/// when all is over. One chord in ten has a member that fails. Workers are killed
+/// in mid-work.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn very_many_chords_go_on_once_each() {
+    let (chords, kills) = match std::env::var_os("CELERY_TEST_LONG") {
+        Some(_) => (1_000, 10),
+        None => (100, 2),
+    };
+    let begun = Instant::now();
+    let setup = Setup::new();
+    let client = setup.client();
+    let mut workers = vec![worker(&setup).await, worker(&setup).await];
+    let (mut sent, mut copies, mut late) = (Vec::new(), 0, Vec::new());
+    for number in 0..chords {
+        eventually("the workers keep up", async || {
+            (setup.redis.depth("celery") < BACKLOG).then_some(())
+        })
+        .await;
+        sent.push(send(&client, number).await);
+        let (now, later) = some_messages(&setup);
+        copies += now.len() + later.len();
+        now.iter().for_each(|copy| push(&setup, copy));
+        late.extend(later);
+        if (number + 1) % chords.div_ceil(kills + 1) == 0 {
+            workers.remove(0).kill().await;
+            assert!(setup.redis.held() > 0, "it held nothing");
+            workers.push(worker(&setup).await);
+        }
+    }
+    for (number, result) in (0..).zip(&sent) {
+        let outcome = result.get_timeout(LONG_PATIENCE).await;
+        match outcome {
+            Ok(sum) if !fails(number) => assert_eq!(sum, (0..MEMBERS).sum::<u32>()),
+            Err(ResultError::Task(failure)) if fails(number) => {
+                assert_eq!(failure.exception.exc_type, "ChordError");
+            }
+            other => panic!("chord {number}: {other:?}"),
+        }
+    }
+    let took = begun.elapsed();
+    late.iter().for_each(|copy| push(&setup, copy));
+    eventually("all is over", async || {
+        let under_way = setup.redis.command(&["ZCARD", "celery-rs-chords"]);
+        let left = [setup.redis.depth("celery"), setup.redis.held()];
+        (left == [0, 0] && under_way.integer() == 0).then_some(())
+    })
+    .await;
+
+    let doubled = check_ledger(&setup, &sent);
+    println!(
+        "{chords} chords of {MEMBERS} in {took:?}, {copies} copies, {kills} workers killed; \
+         {} bodies and errbacks ran once more",
+        doubled.len()
+    );
+    // Each once more where the worker that died had not told anybody yet: that it
+    // has sent the body or called the errback, or that it has run the body.
+    assert!(doubled.len() <= kills as usize * SLOTS);
+    for worker in workers {
+        worker.signal("TERM");
+        assert_eq!(worker.ended().await, Some(0));
+    }
+    setup.redis.assert_nothing_held();
+}
+
+async fn worker(setup: &Setup) -> WorkerProcess {
+    let mut options = impatient();
+    options["visibility_timeout"] = json!(5);
+    let (options, slots) = (options.to_string(), SLOTS.to_string());
+    let settings = [
+        ("CELERY_TASK_ACKS_LATE", "1"),
+        ("CELERY_WORKER_CONCURRENCY", &*slots),
+        ("CELERY_BROKER_TRANSPORT_OPTIONS", &*options),
+        ("RUST_LOG", "warn,celery_runtime::worker::workflow=off"),
+    ];
+    WorkerProcess::start_example(&["chords"], setup, &settings).await
+}
+
+/// Whether one of the chord's members fails.
+fn fails(number: u32) -> bool {
+    number % 10 == 7
+}
+
+async fn send(client: &Client, number: u32) -> AsyncResult<u32> {
+    let member = |place| MEMBER.s((number, place, fails(number) && place == 42));
+    let chord = group((0..MEMBERS).map(member)).then(BODY.p((number,)));
+    let chord = chord.link_error(&ERRBACK.s((number,)));
+    client.apply(chord).await.unwrap()
+}
+
+/// The messages of one member in twenty, of those that were sent last: some to be
+/// delivered again now, the others later.
+fn some_messages(setup: &Setup) -> (Vec<String>, Vec<String>) {
+    let last = MEMBERS.to_string();
+    let messages = setup.redis.command(&["LRANGE", "celery", "0", &last]);
+    let is_member = |message: &String| {
+        let message: Json = serde_json::from_str(message).unwrap();
+        message["headers"]["task"] == MEMBER.name()
+    };
+    let mut some: Vec<_> = messages.texts().into_iter().filter(is_member).collect();
+    some.truncate(MEMBERS as usize / 20);
+    let later = some.split_off(some.len() / 2);
+    (some, later)
+}
+
+fn push(setup: &Setup, message: &str) {
+    setup.redis.push("celery", message.as_bytes());
+}
+
+/// What has taken effect has done so once: each chord has gone on by its body or
+/// by its errback, and always as the same one. Answers the chords of which either
+/// ran more than once.
+fn check_ledger(setup: &Setup, sent: &[AsyncResult<u32>]) -> Vec<Entry> {
+    let ledger = setup.redis.command(&["LRANGE", LEDGER, "0", "-1"]).texts();
+    let mut seen: BTreeMap<u32, BTreeSet<_>> = BTreeMap::new();
+    let mut doubled = Vec::new();
+    for line in ledger {
+        let entry = Entry::read(&line).unwrap();
+        let effects = seen.entry(entry.chord).or_default();
+        if !effects.insert((entry.what.clone(), entry.body_id.clone())) {
+            doubled.push(entry);
+        }
+    }
+    for (number, result) in (0..).zip(sent) {
+        let what = if fails(number) { "errback" } else { "body" };
+        let expected = BTreeSet::from([(what.to_owned(), result.id().to_owned())]);
+        assert_eq!(seen.get(&number), Some(&expected), "chord {number}");
+    }
+    doubled
+}
