@@ -1,6 +1,6 @@
 //! Tasks that start other tasks.
 
-use celery::{Context, Signature, Task, TaskError, Tasks, Value, group};
+use celery::{Context, Task, TaskError, Tasks, Value, group};
 
 use crate::World;
 use crate::plain::TSUM;
@@ -38,8 +38,7 @@ async fn chain_add(ctx: Context<World>, x: Value, y: Value) -> Result<(), TaskEr
 async fn chord_add(ctx: Context<World>, x: Value, y: Value) -> Result<(), TaskError> {
     let twice = group([ADD_TWO.s((x.clone(), x))]);
     // It adds to any value, and so to the list of results.
-    let body: Signature<Value, (Vec<Value>,)> = ADD_TWO.p((y,)).cast();
-    ctx.apply(twice.then(body)).await?;
+    ctx.apply(twice.then(ADD_TWO.p((y,)))).await?;
     Ok(())
 }
 
@@ -47,8 +46,8 @@ async fn build_chain_inside_task(ctx: Context<World>) -> Result<Value, TaskError
     let plus = |number: i64| ADD_TWO.p((number.into(),));
     let two = ADD_TWO.s((1.into(), 1.into()));
     let both = two.then(plus(2)).then(group([plus(3), plus(4)]));
-    let result = ctx.apply(both.then(plus(5).cast::<Value, (Vec<Value>,)>()));
-    Ok(Value::from_serialize(&result.await?)?)
+    let result = ctx.apply(both.then(plus(5))).await?;
+    Ok(Value::from_serialize(&result)?)
 }
 
 async fn add_to_all_to_chord(

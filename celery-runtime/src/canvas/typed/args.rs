@@ -1,5 +1,6 @@
 //! What a canvas waits for, as types.
 
+use celery_protocol::Value;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -18,6 +19,9 @@ pub trait Accepts<T> {}
 
 impl<T> Accepts<T> for (T,) {}
 impl<T> Accepts<T> for Any {}
+
+/// What takes any value takes the results of a group, too.
+impl<T> Accepts<Vec<T>> for (Value,) {}
 
 /// What a canvas waits for, if that is nothing: it can be sent.
 #[diagnostic::on_unimplemented(
