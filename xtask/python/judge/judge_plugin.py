@@ -133,17 +133,19 @@ def what_happens_elsewhere(request, monkeypatch):
 
 
 class Course:
-    """What has happened in the test that runs."""
+    """What has happened before the test that runs."""
 
     failed = False
+    module = None
 
 
 def pytest_runtest_setup(item):
-    """A failure must not spoil the next test."""
+    """A failure must not spoil the next test, nor what is left of one file the next file."""
     fleet = Fleet.current
-    if fleet is not None and (Course.failed or not fleet.is_alive):
+    is_other = Course.module not in (None, item.module)
+    if fleet is not None and (Course.failed or is_other or not fleet.is_alive):
         fleet.renew()
-    Course.failed = False
+    Course.failed, Course.module = False, item.module
 
 
 @pytest.hookimpl(hookwrapper=True)
