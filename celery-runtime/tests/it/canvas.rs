@@ -577,3 +577,25 @@ async fn the_tasks_of_celerys_own_worker_are_served() {
     let error = within(5, result.get()).await.unwrap_err();
     assert!(error.to_string().contains("NotImplementedError"), "{error}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_tree_of_results_is_revoked_as_a_whole() {
+    let (setup, notes, _worker) = start();
+    let later = |n: i64| ADD.s((n, n)).countdown(Duration::from_secs(60));
+    let chord = group([later(1), later(2)])
+        .then(SUM.p(()))
+        .then(ADD.p((1,)));
+    let chord = chord.link_error(&NOTE.s(("revoked".to_owned(),)));
+    let result = setup.client().apply(chord).await.unwrap();
+    let ids = result.task_ids();
+    assert_eq!(ids.len(), 4, "{ids:?}");
+    let is_up = async || while setup.app.control().ping().await.unwrap().is_empty() {};
+    within(60, is_up()).await;
+    let revoked = setup.app.control().limit(1).revoke(ids).replies();
+    assert_eq!(within(60, revoked).await.unwrap().len(), 1);
+    let error = within(120, result.get()).await.unwrap_err().to_string();
+    assert!(error.contains("TaskRevokedError('revoked')"), "{error}");
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert_eq!(notes.taken().len(), 1);
+    assert_eq!(setup.depth("celery").await, 0);
+}
