@@ -12,6 +12,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use benches::sides::{Side, report};
 use bytes::Bytes;
 use celery::{App, Config, Task};
 use celery_broker_amqp::{AmqpBroker, AmqpOptions};
@@ -348,39 +349,4 @@ fn bare_properties() -> BasicProperties {
         .with_priority(0)
         .with_correlation_id(id.into())
         .with_headers(headers)
-}
-
-/// The rates of one side, round by round.
-struct Side {
-    name: &'static str,
-    rates: Vec<f64>,
-}
-
-impl Side {
-    fn new(name: &'static str) -> Self {
-        Self {
-            name,
-            rates: Vec::new(),
-        }
-    }
-
-    fn add(&mut self, messages: usize, time: Duration) {
-        self.rates.push(messages as f64 / time.as_secs_f64());
-    }
-
-    fn median(&self) -> f64 {
-        let mut rates = self.rates.clone();
-        rates.sort_by(f64::total_cmp);
-        rates[rates.len() / 2]
-    }
-}
-
-/// A table of the medians, each with its ratio to the first.
-fn report(what: &str, sides: &[Side]) {
-    println!("| {what} | a second | ratio |\n|---|---:|---:|");
-    for side in sides {
-        let (name, rate) = (side.name, side.median());
-        println!("| {name} | {rate:.0} | {:.2} |", rate / sides[0].median());
-    }
-    println!();
 }

@@ -5,6 +5,7 @@
 
 pub mod codec;
 pub mod noop;
+pub mod sides;
 
 /// Takes the measure of operations.
 pub trait Measure {

@@ -20,7 +20,7 @@ const PAGE: &str = "BENCHMARKS.md";
 const NEW_PAGE: &str = "\
 # Benchmarks
 
-Written by `cargo xtask bench`, alone and with `--rabbitmq` and `--peers`. Figures of different machines do
+Written by `cargo xtask bench`, alone and with `--groups`, `--rabbitmq` and `--peers`. Figures of different machines do
 not compare; within one section all are of one run.
 ";
 
@@ -28,6 +28,7 @@ not compare; within one section all are of one run.
 pub(crate) fn run(options: &[&str]) -> Outcome {
     match *options {
         [] => micro(),
+        ["--groups"] => groups(),
         ["--rabbitmq"] => rabbitmq(),
         ["--peers"] => peers(peers::TASKS),
         ["--peers", "--tasks", number] => {
@@ -61,17 +62,24 @@ fn micro() -> Outcome {
     write_section("cargo xtask bench", "Codec and dispatch", &table)
 }
 
-/// The bench itself prints the tables.
+fn groups() -> Outcome {
+    tables("groups", "Groups beside plain tasks, over Redis")
+}
+
 fn rabbitmq() -> Outcome {
+    tables(
+        "rabbitmq",
+        "Beside bare lapin and aio-celery, over RabbitMQ",
+    )
+}
+
+/// Runs a bench that prints its tables itself.
+fn tables(name: &str, title: &str) -> Outcome {
     let programs = Programs::find_or_install()?;
-    let mut bench = cargo(&["bench", "--package", "benches", "--bench", "rabbitmq"]);
+    let mut bench = cargo(&["bench", "--package", "benches", "--bench", name]);
     let tables = output(bench.envs(programs.environment()))?;
     println!("{tables}");
-    write_section(
-        "cargo xtask bench --rabbitmq",
-        "Beside bare lapin and aio-celery, over RabbitMQ",
-        &tables,
-    )
+    write_section(&format!("cargo xtask bench --{name}"), title, &tables)
 }
 
 fn peers(tasks: u64) -> Outcome {

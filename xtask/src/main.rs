@@ -42,9 +42,9 @@ The project's commands:
       one side, compared with what docs/ say about the other. --times: a test has to pass each
       time. --wait: for a result (20). --fast: ours only, without the tests that take long, in ten
       minutes at most; nothing is written. Nor is it with arguments of pytest.
-  cargo xtask bench [--rabbitmq | --peers [--tasks N]]
-      Run the benches and write BENCHMARKS.md; with --rabbitmq, beside a bare loop over lapin and
-      aio-celery; with --peers, N tasks (20000) over Redis through
+  cargo xtask bench [--groups | --rabbitmq | --peers [--tasks N]]
+      Run the benches and write BENCHMARKS.md; with --groups, one group of 100,000 tasks beside as
+      many plain ones; with --rabbitmq, beside a bare loop over lapin and aio-celery; with --peers, N tasks (20000) over Redis through
       Python Celery and through this project in one run.
 ";
 

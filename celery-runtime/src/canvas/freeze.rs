@@ -143,6 +143,10 @@ impl Canvas {
             let place = Place {
                 id: None,
                 group_index: i64::try_from(index).ok(),
+                // It is in the group's own options, from where all members get it
+                // when they are sent. Celery writes it into each: a body that goes
+                // through several such groups grows by their product.
+                chord: None,
                 ..place.clone()
             };
             let member = task.freeze(&place, ids);

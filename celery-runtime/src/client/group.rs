@@ -1,18 +1,20 @@
 //! Reading the results of groups: [`GroupResult`].
 
+mod completions;
+
 use std::fmt;
-use std::future::Future;
 use std::marker::PhantomData;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use celery_protocol::{Raw, ResultDocument, ResultTree, State, Value};
-use futures_util::stream::{FuturesUnordered, StreamExt};
+use celery_protocol::{Raw, ResultTree, State, Value};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::result::{AnyResult, AsyncResult, Reader, ResultError, decode, value_of};
+pub use completions::Completions;
+
+use super::TOGETHER;
+use super::result::{AnyResult, AsyncResult, Reader, ResultError, decode};
 
 /// The results of a group that was sent, in the order of its members; `Out` is
 /// a `Vec` or a tuple of them.
@@ -101,11 +103,13 @@ impl<Out> GroupResult<Out> {
             return Ok(Vec::new());
         }
         let backend = self.reader.backend(&self.tree.id)?;
-        let documents = self.reader.ask("read", || backend.fetch(&ids)).await?;
-        let state = |document: Option<ResultDocument<'_>>| {
-            document.map_or(State::Pending, |document| document.status)
-        };
-        Ok(documents.into_iter().map(state).collect())
+        let mut states = Vec::with_capacity(ids.len());
+        for some in ids.chunks(TOGETHER) {
+            let documents = self.reader.ask("read", || backend.fetch(some)).await?;
+            let known = documents.into_iter();
+            states.extend(known.map(|document| document.map_or(State::Pending, |one| one.status)));
+        }
+        Ok(states)
     }
 
     /// Whether all tasks have ended, in whatever way.
@@ -186,7 +190,10 @@ impl<Out> GroupResult<Out> {
             return Ok(());
         }
         let backend = self.reader.backend(&self.tree.id)?;
-        Ok(self.reader.ask("forget", || backend.forget(&ids)).await?)
+        for some in ids.chunks(TOGETHER) {
+            self.reader.ask("forget", || backend.forget(some)).await?;
+        }
+        Ok(())
     }
 
     /// The result of each member once all have ended, however they did, in
@@ -205,19 +212,12 @@ impl<Out> GroupResult<Out> {
     }
 
     /// The results of the members as they come, with their places.
+    ///
+    /// Of very many members a thousand are waited for at a time, and the others
+    /// are looked at every now and then.
     pub fn as_completed<T: DeserializeOwned>(&self) -> Completions<T> {
-        let trees = self.trees().iter().cloned().enumerate();
-        let waiting = trees.map(|(place, tree)| {
-            let reader = Arc::clone(&self.reader);
-            let waiting: Waiting<T> = Box::pin(async move {
-                let value = value_of(&reader, &tree).await;
-                (place, value.and_then(|value| decode(&tree.id, &value)))
-            });
-            waiting
-        });
-        Completions {
-            waiting: waiting.collect(),
-        }
+        let trees = self.trees().iter().cloned();
+        Completions::of(trees.enumerate().collect(), Arc::clone(&self.reader))
     }
 }
 
@@ -261,32 +261,6 @@ impl<Out: DeserializeOwned> GroupResult<Out> {
                 waited: timeout,
             }),
         }
-    }
-}
-
-/// The results of a group's members as they come.
-pub struct Completions<T> {
-    waiting: FuturesUnordered<Waiting<T>>,
-}
-
-type Waiting<T> = Pin<Box<dyn Future<Output = (usize, Result<T, ResultError>)> + Send>>;
-
-impl<T> Completions<T> {
-    /// The next member that has ended, by its place in the group; `None` once
-    /// all have come.
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel safe.
-    pub async fn next(&mut self) -> Option<(usize, Result<T, ResultError>)> {
-        self.waiting.next().await
-    }
-}
-
-impl<T> fmt::Debug for Completions<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let left = self.waiting.len();
-        f.debug_struct("Completions").field("left", &left).finish()
     }
 }
 

@@ -238,8 +238,8 @@ impl Client {
             .expect("one answer for the one canvas that was sent")
     }
 
-    /// Sends many calls in one round trip where the broker can. The answer has
-    /// one entry for each, in their order.
+    /// Sends many calls, a thousand in one round trip where the broker can. The
+    /// answer has one entry for each, in their order.
     ///
     /// # Cancel safety
     ///
@@ -384,9 +384,34 @@ impl Client {
         Ok(saved.map(|tree| GroupResult::of(tree, Arc::clone(reader))))
     }
 
-    /// Publishes, and tries again `until` the deadline while the broker cannot
-    /// be reached. Once a message may have left, it is not sent twice.
+    /// Publishes, some at a time; many have the deadline for each part. What
+    /// comes after a part that got no answer is not tried.
     async fn publish(
+        &self,
+        batch: &[Publication],
+        until: Instant,
+    ) -> Vec<Result<(), ServiceError>> {
+        if batch.len() <= TOGETHER {
+            return self.publish_part(batch, until).await;
+        }
+        let deadline = self.inner.sender.config.deadline;
+        let mut answers = Vec::with_capacity(batch.len());
+        for part in batch.chunks(TOGETHER) {
+            answers.extend(self.publish_part(part, Instant::now() + deadline).await);
+            if let Some(Err(error)) = answers.last()
+                && error.is_transient()
+            {
+                let error = error.clone();
+                answers.resize(batch.len(), Err(error));
+                break;
+            }
+        }
+        answers
+    }
+
+    /// Tries again `until` the deadline while the broker cannot be reached. Once
+    /// a message may have left, it is not sent twice.
+    async fn publish_part(
         &self,
         batch: &[Publication],
         until: Instant,
@@ -422,6 +447,10 @@ impl Client {
         ServiceError::no_answer_for("publish to", format!("queue {queue}"), deadline, obstacle)
     }
 }
+
+/// How many messages are published, or results read, in one go: enough to make
+/// little of a round trip, and little enough to have in memory several times.
+const TOGETHER: usize = 1_000;
 
 /// A call that is ready to be sent.
 struct Composed {

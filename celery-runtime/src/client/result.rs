@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
+use super::TOGETHER;
 use super::group::GroupResult;
 use crate::backend::ResultBackend;
 use crate::backoff::Backoff;
@@ -327,7 +328,7 @@ impl<R: DeserializeOwned> AsyncResult<R> {
 }
 
 /// The value of a task that has succeeded, undecoded.
-fn ended<'a>(
+pub(super) fn ended<'a>(
     id: &str,
     document: &'a ResultDocument<'static>,
 ) -> Result<&'a Raw<'static>, ResultError> {
@@ -375,8 +376,11 @@ pub(super) fn value_of<'a>(
             let document = reader.wait(&tree.id).await?;
             return ended(&tree.id, &document).cloned();
         };
-        let values = members.iter().map(|member| value_of(reader, member));
-        let values = futures_util::future::try_join_all(values).await?;
+        let mut values = Vec::with_capacity(members.len());
+        for some in members.chunks(TOGETHER) {
+            let some = some.iter().map(|member| value_of(reader, member));
+            values.extend(futures_util::future::try_join_all(some).await?);
+        }
         let values = values
             .iter()
             .map(Raw::to_value)

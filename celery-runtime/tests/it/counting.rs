@@ -22,6 +22,7 @@ pub(crate) struct Counting {
     delay: Duration,
     broadcasts: Arc<AtomicUsize>,
     sizes: Arc<Mutex<Vec<usize>>>,
+    batches: Arc<Mutex<Vec<usize>>>,
 }
 
 impl Counting {
@@ -31,6 +32,7 @@ impl Counting {
             delay: Duration::ZERO,
             broadcasts: Arc::default(),
             sizes: Arc::default(),
+            batches: Arc::default(),
         }
     }
 
@@ -51,6 +53,11 @@ impl Counting {
     pub(crate) fn sizes(&self) -> Vec<usize> {
         self.sizes.lock().unwrap().clone()
     }
+
+    /// How many messages were published in one go each time.
+    pub(crate) fn batches(&self) -> Vec<usize> {
+        self.batches.lock().unwrap().clone()
+    }
 }
 
 impl Broker for Counting {
@@ -70,6 +77,7 @@ impl Broker for Counting {
             let envelope = kombu::encode(&publication.message, route, &"t".repeat(36));
             envelope.unwrap().len()
         };
+        self.batches.lock().unwrap().push(batch.len());
         self.sizes.lock().unwrap().extend(batch.iter().map(size));
         self.broker.publish(batch)
     }

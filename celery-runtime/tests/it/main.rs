@@ -9,6 +9,7 @@ mod control;
 mod counting;
 mod durable;
 mod fleet;
+mod groups;
 mod limits;
 mod links;
 mod memory;

@@ -14,10 +14,7 @@ const ADD: Task<(i64, i64), i64> = Task::new("tasks.add").params(&["x", "y"]);
 const SUM: Task<(Value,), i64> = Task::new("tasks.sum").params(&["numbers"]);
 
 /// What one task may add to a message, and what every message has.
-///
-/// Alone it takes some 400 bytes. But the members of a group behind a step in a
-/// header each carry the body, as in Celery; here there are three at most.
-const PER_TASK: usize = 2_000;
+const PER_TASK: usize = 1_000;
 const MESSAGE: usize = 2_000;
 
 /// What gets a number and gives one.
@@ -28,9 +25,9 @@ enum Shape {
     /// Twice this, whatever it got.
     Double(i64),
     /// One after the other.
-    Chain(Vec<Shape>),
+    Chain(Vec<Self>),
     /// All get it, and the sum of all goes through the rest.
-    Chord(Vec<Member>, Vec<Shape>),
+    Chord(Vec<Member>, Vec<Self>),
 }
 
 /// A part of a chord's header.
@@ -215,4 +212,22 @@ fn chords_in_a_row_grow_by_what_is_added() {
     assert!(six <= 64 << 10, "{six} bytes");
     let steps = (six - three, (twelve - six) / 2);
     assert!(steps.1 <= steps.0 * 11 / 10, "{steps:?}");
+}
+
+/// The body is in the message once, and not in each member of each group.
+#[test]
+fn groups_behind_steps_do_not_multiply_the_body() {
+    let fan = |first: Shape, width: i64| {
+        let members = (0..width).map(Shape::Add).collect();
+        Shape::Chord(vec![Member::Behind(first, members)], Vec::new())
+    };
+    let nested = (0..5).fold(Shape::Add(1), |inner, _| fan(inner, 5));
+    let wide = Shape::Chain(vec![fan(Shape::Add(1), 20), chords(5)]);
+    for shape in [nested, wide] {
+        let (value, sizes) = run_at_once(shape.canvas().given((1,)));
+        assert_eq!(value, shape.value(1));
+        let largest = sizes.iter().max().copied().unwrap();
+        let most = MESSAGE + PER_TASK * shape.tasks();
+        assert!(largest <= most, "{largest} bytes, {} tasks", shape.tasks());
+    }
 }

@@ -121,6 +121,14 @@ async fn nested_canvases_give_what_they_say(setup: Setup) {
     let parent = ends.parent().unwrap();
     assert_eq!(parent.get_timeout(PATIENCE).await.unwrap(), Value::from(2));
 
+    let fan = add(1, 1).then(group([plus(1), plus(2)]));
+    let header = Canvas::group([fan.into(), add(5, 5).into()]);
+    let echo = Signature::named("tasks.echo", (), ());
+    let seen = client.apply(header.then(echo.into())).await.unwrap();
+    let seen = seen.get_timeout(PATIENCE).await.unwrap();
+    let expected = Value::from(vec![Value::from(vec![3, 4]), 10.into()]);
+    assert_eq!(seen.get("args"), Some(&vec![expected].into()));
+
     let bodies = client
         .apply(pair().then(group([sum(), sum()])))
         .await

@@ -148,6 +148,9 @@ impl Workflow<'_> {
             let Some(mut member) = Target::read(&task) else {
                 continue;
             };
+            // Our own leave it to the group.
+            let station = &mut member.station;
+            station.chord = station.chord.take().or_else(|| group.station.chord.clone());
             if member.is("group") {
                 let inner = member.tasks();
                 let inner = inner.iter().filter_map(Target::read);
@@ -193,7 +196,13 @@ impl Workflow<'_> {
             true => target.tasks().last().and_then(Target::read),
             false => None,
         };
-        let part = Arc::new(part.map_or(station, |last| last.station));
+        let part = Arc::new(match part {
+            Some(Target { station: last, .. }) => Station {
+                chord: last.chord.or(station.chord),
+                ..last
+            },
+            None => station,
+        });
         let result = self.written(&PartOfBody {
             exception: &mishap.exception,
             errbacks: &all,
