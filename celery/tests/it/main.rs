@@ -30,6 +30,8 @@ mod canvas_client;
 mod chords;
 mod control;
 mod control_client;
+#[cfg(target_os = "linux")]
+mod crowds;
 #[cfg(feature = "amqp")]
 mod delays;
 mod errors;
