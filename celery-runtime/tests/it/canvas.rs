@@ -599,3 +599,22 @@ async fn a_tree_of_results_is_revoked_as_a_whole() {
     assert_eq!(notes.taken().len(), 1);
     assert_eq!(setup.depth("celery").await, 0);
 }
+
+/// Its members do not say themselves that they are parts of the outer chord.
+#[tokio::test(start_paused = true)]
+async fn a_chord_hears_of_a_group_in_its_header_that_never_starts() {
+    let (setup, _, _worker) = start();
+    let alone = || group([SUM.p(()), SUM.p(())]);
+    let chains = || group([SUM.p(()).then(ADD.p((1,))), SUM.p(()).then(ADD.p((2,)))]);
+    let fails = || group([FAIL.s((1,)), ADD.s((1, 1))]);
+    let headers = [
+        Canvas::from(fails().then(alone())),
+        fails().then(chains()).into(),
+    ];
+    for header in headers {
+        let outer = Canvas::group([header, ADD.s((1, 1)).into()]).then(TOTAL.p(()).into());
+        let result = setup.client().apply(outer).await.unwrap();
+        let error = within(5, result.get()).await.unwrap_err();
+        assert!(error.to_string().contains("code 1"), "{error}");
+    }
+}
