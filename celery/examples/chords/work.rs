@@ -91,7 +91,7 @@ pub fn tasks(book: Book) -> Tasks {
 }
 
 async fn member(ctx: Context<Book>, chord: u32, place: u32, fails: bool) -> Result<u32, TaskError> {
-    if (chord + place) % 20 == 0 && ctx.retries() == 0 {
+    if (chord + place).is_multiple_of(20) && ctx.retries() == 0 {
         return Err(TaskError::retry().after(std::time::Duration::ZERO));
     }
     match fails {
