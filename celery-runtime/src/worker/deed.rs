@@ -1,5 +1,6 @@
 //! What a workflow asks of the worker on which one of its tasks has ended.
 
+use std::borrow::Cow;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -62,6 +63,9 @@ pub(crate) struct Dispatch {
     pub(crate) children: Vec<ResultTree>,
 }
 
+/// How many messages are sent in one go.
+const TOGETHER: usize = 1_000;
+
 impl Dispatch {
     /// Messages that nothing comes after.
     pub(crate) fn of_letters(letters: Vec<Publication>) -> Self {
@@ -71,29 +75,44 @@ impl Dispatch {
         }
     }
 
-    /// Sends what is not sent yet, so that after a failure of some the others do
-    /// not go twice.
+    /// Sends what is not sent yet, some at a time, so that after a failure of some
+    /// the others do not go twice.
+    ///
+    /// # Cancel safety
+    ///
+    /// What was on its way when the future is dropped is sent again by the next.
     pub(crate) async fn publish(&self, broker: &dyn Broker) -> Result<(), ServiceError> {
-        let places = self.unsent().clone();
-        let places = places.unwrap_or_else(|| (0..self.letters.len()).collect());
-        let answers = match places.len() {
-            0 => return Ok(()),
-            count if count == self.letters.len() => broker.publish(&self.letters).await,
-            _ => {
-                let left = places.iter().map(|place| self.letters[*place].clone());
-                broker.publish(&left.collect::<Vec<_>>()).await
-            }
-        };
+        let unsent = self.unsent().clone();
+        let unsent = unsent.unwrap_or_else(|| (0..self.letters.len()).collect());
         let mut failed = None;
         let mut left = Vec::new();
-        for (place, answer) in places.into_iter().zip(answers) {
-            if let Err(error) = answer {
-                left.push(place);
-                failed.get_or_insert(error);
+        for (number, places) in unsent.chunks(TOGETHER).enumerate() {
+            let answers = broker.publish(&self.letters_at(places)).await;
+            for (place, answer) in places.iter().zip(answers) {
+                if let Err(error) = answer {
+                    left.push(*place);
+                    failed.get_or_insert(error);
+                }
+            }
+            let after = unsent.iter().skip((number + 1) * TOGETHER);
+            *self.unsent() = Some(left.iter().chain(after).copied().collect());
+            if failed.as_ref().is_some_and(ServiceError::is_transient) {
+                break;
             }
         }
-        *self.unsent() = Some(left);
         failed.map_or(Ok(()), Err)
+    }
+
+    /// In a row at first; some are left out later.
+    fn letters_at(&self, places: &[usize]) -> Cow<'_, [Publication]> {
+        let (Some(first), Some(last)) = (places.first(), places.last()) else {
+            return Cow::Borrowed(&[]);
+        };
+        if last - first + 1 == places.len() {
+            return Cow::Borrowed(&self.letters[*first..=*last]);
+        }
+        let letters = places.iter().map(|place| self.letters[*place].clone());
+        letters.collect()
     }
 
     fn unsent(&self) -> MutexGuard<'_, Option<Vec<usize>>> {
