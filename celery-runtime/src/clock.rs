@@ -67,3 +67,12 @@ pub struct Moment {
     /// The monotonic time.
     pub instant: Instant,
 }
+
+/// The farthest that anything is put off: what somebody writes as a delay may be
+/// any number.
+const FARTHEST: Duration = Duration::from_secs(1_000 * 365 * 86_400);
+
+/// The time after a delay.
+pub(crate) fn later(now: SystemTime, delay: Duration) -> SystemTime {
+    now + delay.min(FARTHEST)
+}

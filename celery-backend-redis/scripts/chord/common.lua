@@ -14,11 +14,13 @@ local function now()
 end
 
 -- Whether a worker has failed the chord. The parts are still there to be looked
--- at then, and this is noted where Celery looks for other names only.
+-- at then, and this is noted where Celery looks for other names only. A size that
+-- is there all the same is that of a new beginning.
 local FAILED = ':failed'
 
 local function is_over()
-  return redis.call('GET', claim) == 'done' or redis.call('SISMEMBER', counted, FAILED) == 1
+  if redis.call('GET', claim) == 'done' then return true end
+  return redis.call('SISMEMBER', counted, FAILED) == 1 and redis.call('EXISTS', size) == 0
 end
 
 -- Whether as many parts were told as there are. `ordered` is '1' where they are

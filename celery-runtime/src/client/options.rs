@@ -5,6 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use celery_protocol::{Compression, Embed, Map, Raw, Serializer, Value};
 
+use crate::clock::later;
+
 /// What a call says beside task and arguments. Everything may be left out.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct CallOptions {
@@ -47,7 +49,7 @@ pub(crate) enum Time {
 impl Time {
     pub(crate) fn from(self, now: SystemTime) -> SystemTime {
         match self {
-            Self::In(delay) => now + delay,
+            Self::In(delay) => later(now, delay),
             Self::At(time) => time,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use celery_protocol::{Map, Raw, ResultTree, Serializer, Signature, Value};
+use celery_protocol::{Map, Raw, ResultDocument, ResultTree, Serializer, Signature, Value};
 use serde::{Deserialize, Serialize};
 
 use super::Task;
@@ -188,31 +188,35 @@ async fn unlock_chord(ctx: Context, Kwargs(call): Kwargs<Unlocking>) -> Result<(
     let members = members.map_err(|error| no_signature("result", &error))?;
     let tree = ResultTree::group(group_id.as_str(), members);
     let ids: Vec<_> = tree.leaf_ids().into_iter().map(str::to_owned).collect();
-    let documents = backend.fetch(&ids).await;
-    let again = || {
-        let interval = interval.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-        let retry = TaskError::retry().after(interval.unwrap_or(services.chord_retry_interval));
-        match max_retries {
-            Some(most) => retry.at_most(most),
-            None => retry,
-        }
+    let joint = |results| {
+        Ok::<_, TaskError>(TaskError::join(Joint {
+            body: ctx.written(&callback)?,
+            group_id: group_id.clone(),
+            results,
+        }))
     };
-    let Ok(documents) = documents else {
-        return Err(again());
-    };
-    let ended = |(id, document): (String, Option<celery_protocol::ResultDocument<'static>>)| {
+    let found = backend.fetch(&ids).await;
+    let ended = |(id, document): (String, Option<ResultDocument<'static>>)| {
         let document = document.filter(|document| document.status.is_ready())?;
         Some(PartResult::new(id, document.status, document.result))
     };
-    let parts: Option<Vec<_>> = ids.into_iter().zip(documents).map(ended).collect();
-    let Some(parts) = parts else {
-        return Err(again());
-    };
-    Err(TaskError::join(Joint {
-        group_id,
-        body: ctx.written(&callback)?,
-        results: ChordResults::new(parts, Some(tree)),
-    }))
+    let parts = found.map(|found| ids.into_iter().zip(found).map(ended).collect());
+    if let Ok(Some(parts)) = parts {
+        return Err(joint(Ok(ChordResults::new(parts, Some(tree))))?);
+    }
+    if max_retries.is_some_and(|most| ctx.retries() >= most) {
+        let mut cause = "MaxRetriesExceededError('no retries are left')".to_owned();
+        if let Err(error) = parts {
+            cause = format!("{cause} (after {error})");
+        }
+        return Err(joint(Err(cause))?);
+    }
+    let interval = interval.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    let retry = TaskError::retry().after(interval.unwrap_or(services.chord_retry_interval));
+    Err(match max_retries {
+        Some(most) => retry.at_most(most),
+        None => retry,
+    })
 }
 
 fn canvases(ctx: &Context, tasks: &[Value]) -> Result<Vec<Canvas>, TaskError> {

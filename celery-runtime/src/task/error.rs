@@ -49,7 +49,8 @@ pub(crate) enum Kind {
 pub(crate) struct Joint {
     pub(crate) group_id: String,
     pub(crate) body: Raw<'static>,
-    pub(crate) results: ChordResults,
+    /// Or why nobody looks any more.
+    pub(crate) results: Result<ChordResults, String>,
 }
 
 /// Whether a rejected message goes back to its queue.
@@ -254,6 +255,23 @@ impl TaskError {
     /// Be done without storing any result.
     pub fn ignore() -> Self {
         Self(Box::new(Kind::Ignore))
+    }
+
+    /// What it is to the task that has called this one as a function: a failure,
+    /// whatever it asks for. A retry is its cause, as in Celery.
+    pub(crate) fn of_a_call(self) -> Self {
+        let told = self.to_string();
+        match *self.0 {
+            Kind::Failed(failure) => Self::of_kind(Kind::Failed(failure)),
+            Kind::Retry(retry) => match retry.because {
+                Some(cause) => Self::of_kind(Kind::Failed(cause)),
+                None => Self::named("celery.exceptions", "Retry", told),
+            },
+            Kind::Reject { reason, .. } => Self::named("celery.exceptions", "Reject", reason),
+            Kind::Ignore | Kind::Replace(_) | Kind::Join(_) => {
+                Self::named("celery.exceptions", "Ignore", told)
+            }
+        }
     }
 
     pub(crate) fn into_kind(self) -> Kind {

@@ -77,7 +77,7 @@ impl<S> Context<S> {
             .await
         {
             Ok(value) => Ok(value.unwrap_or(Raw::NULL)),
-            Err(Unreturned::Error(error)) => Err(error),
+            Err(Unreturned::Error(error)) => Err(error.of_a_call()),
             Err(Unreturned::Panic(message)) => Err(TaskError::named("rust", "Panic", message)),
             Err(Unreturned::Lost(loss)) => {
                 let module = "billiard.exceptions";

@@ -170,12 +170,15 @@ impl<S: Send + Sync + 'static> Tasks<S> {
     /// # let _ = (tasks, call);
     /// ```
     ///
-    /// What it returns is thrown away, and an error of it only logged. Workers
+    /// What it returns is thrown away, and an error of it only logged. It runs
+    /// beside the tasks of the worker, for as long as its hard limit
+    /// ([`Task::time_limits`]) or a minute. Workers
     /// that do not know it send it on as a message with the id of the failed
     /// task, as Celery does; so it is served, too.
     ///
     /// An ordinary task can be an errback as well, by Celery's rule: one that
-    /// takes a single positional argument, or is [bound](Task::bound), is sent with the failed task's id; any
+    /// takes a single positional argument, or is [bound](Task::bound), is sent with
+    /// the failed task's id; any
     /// other is called in place with three arguments before the stored ones: a map
     /// with the failed task's `id`, `task` and `root_id`, its exception as results
     /// have it, and the traceback. Nothing is put before them if the link is

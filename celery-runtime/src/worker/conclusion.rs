@@ -9,7 +9,7 @@ use super::delivery::{
     Letter, Mishap, Notice, Outcome, Plan, Report, Step, Verdict, celery_exception, worker_lost,
 };
 use crate::broker::QueueEnd;
-use crate::clock::Moment;
+use crate::clock::{Moment, later};
 use crate::task::{Failure, Joint, Loss, Requeue, Retry, TaskError, TaskErrorKind, When};
 
 impl Plan {
@@ -182,7 +182,7 @@ impl Plan {
         }
         let eta = match retry.when.unwrap_or(When::After(self.retry_delay)) {
             When::After(Duration::ZERO) => None,
-            When::After(delay) => Some(now.wall + delay),
+            When::After(delay) => Some(later(now.wall, delay)),
             When::At(time) => Some(time),
         };
         let mut steps = Vec::new();

@@ -25,7 +25,8 @@ pub(crate) enum Turn {
     Joined {
         group_id: String,
         body: Raw<'static>,
-        results: ChordResults,
+        /// Or why nobody looks any more.
+        results: Result<ChordResults, String>,
     },
 }
 
@@ -45,6 +46,9 @@ pub(crate) enum Deed {
     Fail(Arc<Doomed>),
     /// Call an errback in place.
     Call(Arc<Callback>),
+    /// Keep a chord for as long as these may take, and do them if it is still
+    /// ours.
+    Hold(Arc<Chord>, Arc<[Self]>),
     /// Be done with a chord.
     End(Arc<Chord>, ChordEnd),
 }
@@ -140,6 +144,8 @@ pub(crate) struct Chord {
     pub(crate) sender: Arc<Station>,
     /// Whether the backend counts it; otherwise nobody has to be told of its end.
     pub(crate) counted: bool,
+    /// Whether its errbacks were called by a worker that has left it behind.
+    pub(crate) told: bool,
 }
 
 /// A task that will never run.

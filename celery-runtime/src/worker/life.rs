@@ -675,7 +675,7 @@ impl Life {
             }
             Some(Step::Store(Report::Success(_))) => {
                 let mishap = celery_exception("BackendStoreError", cause);
-                self.steps.push_front(Step::Store(Report::Failure(mishap)));
+                self.steps = self.plan().fail(mishap).into();
             }
             _ => {}
         }

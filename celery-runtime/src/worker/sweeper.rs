@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use celery_protocol::Signature;
+use celery_protocol::{Raw, Signature, State};
 use tokio::task::AbortHandle;
 use uuid::Uuid;
 
@@ -13,6 +13,7 @@ use super::deed::{Chord, Deed, Station};
 use super::delivery::Obstacle;
 use crate::backend::{ChordClaim, ChordEnd, OverdueChord, ResultBackend};
 use crate::client::options::CallOptions;
+use crate::error::ServiceError;
 
 /// Between two looks, on the average; each worker waits for another time.
 const EVERY: Duration = Duration::from_secs(5);
@@ -75,6 +76,14 @@ async fn go_on(
         ..
     } = overdue;
     let last = results.parts.last().map(|part| part.task_id.clone());
+    let found = match body_state(backend, &body).await {
+        Ok(found) => found,
+        Err(error) => return tracing::warn!("{error}"),
+    };
+    let is_failing = results
+        .parts
+        .iter()
+        .any(|part| part.state != State::Success);
     let chord = Arc::new(Chord {
         group_id,
         body,
@@ -86,11 +95,13 @@ async fn go_on(
             ..Station::default()
         }),
         counted: true,
+        told: found.is_ready(),
     });
-    let first = match has_ended(backend, &chord).await {
-        Ok(true) => Deed::End(chord, ChordEnd::Continued),
-        Ok(false) => Deed::Join(chord, Arc::new(results)),
-        Err(error) => return tracing::warn!("{error}"),
+    // Sent, and through; or failed with its header, and what fails with it may be
+    // left to do.
+    let first = match found.is_ready() && !is_failing {
+        true => Deed::End(chord, ChordEnd::Continued),
+        false => Deed::Join(chord, Arc::new(results)),
     };
     let mut deeds = VecDeque::from([first]);
     while let Some(deed) = deeds.pop_front() {
@@ -105,17 +116,14 @@ async fn go_on(
     }
 }
 
-/// Whether the body was sent before its worker died, and is through.
-async fn has_ended(
-    backend: &dyn ResultBackend,
-    chord: &Chord,
-) -> Result<bool, crate::error::ServiceError> {
-    let body = Signature::read(&chord.body).ok();
+/// What is known of the body.
+async fn body_state(backend: &dyn ResultBackend, body: &Raw<'_>) -> Result<State, ServiceError> {
+    let body = Signature::read(body).ok();
     let options = body.and_then(|body| CallOptions::from_wire(&body.options).ok());
     let Some(id) = options.and_then(|options| options.task_id) else {
-        return Ok(false);
+        return Ok(State::Pending);
     };
     let found = backend.fetch(&[id]).await?;
     let document = found.into_iter().next().flatten();
-    Ok(document.is_some_and(|document| document.status.is_ready()))
+    Ok(document.map_or(State::Pending, |document| document.status))
 }

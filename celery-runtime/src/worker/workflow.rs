@@ -134,8 +134,11 @@ impl Workflow<'_> {
                 body,
                 results,
             } => {
-                let chord = self.chord(station, group_id, body, false);
-                vec![Deed::Join(Arc::new(chord), Arc::new(results.clone()))]
+                let chord = Arc::new(self.chord(station, group_id, body, false));
+                match results {
+                    Ok(results) => vec![Deed::Join(chord, Arc::new(results.clone()))],
+                    Err(cause) => self.chord_failed(&chord, Fault::of_unlock(cause)),
+                }
             }
         }
     }
@@ -313,7 +316,7 @@ impl Workflow<'_> {
         let mut parts = results.parts.iter();
         if let Some(failed) = parts.find(|part| part.state != State::Success) {
             let is_joined = results.tree.is_some() && chord.counted;
-            return self.chord_failed(chord, &Fault::of_part(failed, is_joined));
+            return self.chord_failed(chord, Fault::of_part(failed, is_joined));
         }
         let values = match self.joined(results) {
             Ok(values) => values,
@@ -327,12 +330,12 @@ impl Workflow<'_> {
 
     /// The results of the header cannot be brought together.
     pub(crate) fn unjoined(&self, chord: &Arc<Chord>, cause: &str) -> Vec<Deed> {
-        self.chord_failed(chord, &Fault::of_join(cause))
+        self.chord_failed(chord, Fault::of_join(cause))
     }
 
     /// The body could not be sent and never will be.
     pub(crate) fn body_unsent(&self, chord: &Arc<Chord>, cause: &str) -> Vec<Deed> {
-        self.chord_failed(chord, &Fault::of_body(cause))
+        self.chord_failed(chord, Fault::of_body(cause))
     }
 
     /// The part that `member` is of a chord, told by `sender`.
@@ -372,6 +375,7 @@ impl Workflow<'_> {
             claim: ChordClaim::new(token, self.claim_lasts),
             sender: Arc::clone(sender),
             counted,
+            told: false,
         }
     }
 

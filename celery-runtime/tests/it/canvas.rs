@@ -23,6 +23,7 @@ const SPREAD: Task<(i64,), Vec<i64>> = Task::new("tasks.spread").params(&["n"]);
 const GROW: Task<(i64,), i64> = Task::new("tasks.grow").params(&["n"]);
 const NOTE: Task<(String,), ()> = Task::new("tasks.note").params(&["label"]);
 const OLD_NOTE: Task<(String,), ()> = Task::new("tasks.old_note").params(&["failed"]);
+const HANG: Task<(), ()> = Task::new("tasks.hang").params(&[]);
 const SAY: Task<(String, i64), ()> = Task::new("tasks.say").params(&["label", "n"]);
 
 /// What the tasks have noted, sorted.
@@ -617,4 +618,102 @@ async fn a_chord_hears_of_a_group_in_its_header_that_never_starts() {
         let error = within(5, result.get()).await.unwrap_err();
         assert!(error.to_string().contains("code 1"), "{error}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chord_that_nobody_looks_after_any_more_fails() {
+    let (setup, notes) = (Setup::new(), Notes::default());
+    let app = setup.app.clone();
+    let _worker = crate::support::Running::start(app.worker(tasks(&notes)).concurrency(4));
+    let body = Canvas::from(SUM.p(())).set("task_id", "body");
+    let body = body.link_error(&NOTE.s(("unlock".to_owned(),)).into());
+    let body = body.to_wire().unwrap().to_value().unwrap();
+    let result = Value::Array(vec![ResultTree::task("never").to_value()]);
+    let kwargs: HashMap<_, _> = [("result", result), ("max_retries", Value::Int(2))].into();
+    let client = app.client();
+    let unlock = client.send_by_name("celery.chord_unlock", ("gid", body), kwargs);
+    unlock.await.unwrap();
+    let error = within(60, client.result::<i64>("body").get()).await;
+    let error = error.unwrap_err().to_string();
+    assert!(
+        error.contains("chord_unlock could not be retried"),
+        "{error}"
+    );
+    assert_eq!(notes.taken().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn numbers_from_elsewhere_are_no_end_of_a_worker() {
+    let (setup, _, _worker) = start();
+    for option in ["countdown", "expires"] {
+        let step = format!(
+            r#"{{"task": "tasks.add", "args": [1], "kwargs": {{}}, "options": {{"{option}": 1e19}}}}"#
+        );
+        push(
+            &setup,
+            option,
+            format!(r#"[[1, 2], {{}}, {{"callbacks": [{step}]}}]"#),
+        )
+        .await;
+        let result = setup.client().result::<i64>(option);
+        assert_eq!(within(60, result.get()).await.unwrap(), 3);
+    }
+    let kwargs: HashMap<_, _> = [("interval", 1e19)].into();
+    let result = Value::Array(vec![ResultTree::task("never").to_value()]);
+    let args = ("gid", Value::Null, kwargs["interval"], Value::Null, result);
+    let client = setup.client();
+    client
+        .send_by_name("celery.chord_unlock", args, ())
+        .await
+        .unwrap();
+    let result = client.apply(ADD.s((1, 2))).await.unwrap();
+    assert_eq!(within(5, result.get()).await.unwrap(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_errback_that_does_not_end_is_ended() {
+    let (setup, notes) = (Setup::new(), Notes::default());
+    let tasks = tasks(&notes).errback(HANG, async |_: FailedTask| {
+        std::future::pending::<Result<(), TaskError>>().await
+    });
+    let _worker = setup.start(tasks);
+    let failing = group([ADD.s((1, 1)), FAIL.s((3,))]).then(SUM.p(()));
+    let failing = failing.link_error(&HANG.s(()));
+    let failing = failing.link_error(&NOTE.s(("after".to_owned(),)));
+    let result = setup.client().apply(failing).await.unwrap();
+    within(90, result.get()).await.unwrap_err();
+    // The chord was held meanwhile: nobody else went on with it.
+    assert_eq!(notes.taken().len(), 1);
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(notes.taken().len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chain_that_would_have_ended_in_a_group_fails_all_its_parts() {
+    let (setup, notes, _worker) = start();
+    let chain = FAIL.s((1,)).then(group([ADD.p((1,)), ADD.p((2,))]));
+    let header = Canvas::group([Canvas::from(chain), ADD.s((1, 1)).into()]);
+    let chord = header.then(TOTAL.p(()).into());
+    let chord = chord.link_error(&NOTE.s(("once".to_owned(),)).into());
+    let result = setup
+        .client()
+        .apply(chord.then(ADD.p((1,)).into()))
+        .await
+        .unwrap();
+    let error = within(60, result.get()).await.unwrap_err().to_string();
+    assert!(error.contains("code 1"), "{error}");
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(notes.taken().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_mapped_task_asks_for_is_no_wish_of_the_map() {
+    let (setup, _, _worker) = start();
+    let result = setup
+        .client()
+        .apply(SUM_ALL.map([vec![1, 2]]))
+        .await
+        .unwrap();
+    let error = within(60, result.get()).await.unwrap_err().to_string();
+    assert!(error.contains("Ignore"), "{error}");
 }

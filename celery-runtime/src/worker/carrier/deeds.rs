@@ -1,7 +1,10 @@
 //! Does what workflows ask for: [`Deed`]s.
 
+use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Carried, Carrier, done};
@@ -14,6 +17,12 @@ use crate::worker::deed::{Callback, Chord, Deed, Dispatch, Doomed, Part};
 use crate::worker::delivery::{Obstacle, Outcome};
 use crate::worker::{pool, report};
 
+/// How long an errback may take that has no hard limit of its own.
+const ERRBACK_LIMIT: Duration = Duration::from_secs(60);
+
+/// A chord whose worker dies is not kept from the others for longer.
+const LONGEST_HOLD: Duration = Duration::from_secs(600);
+
 impl Carrier {
     /// Does it, and says what has to be done next because of it.
     pub(crate) fn deed(self: &Arc<Self>, deed: Deed) -> BoxFuture<'static, Carried> {
@@ -24,13 +33,15 @@ impl Carrier {
             Deed::Body(chord, dispatch) => self.send_body(chord, dispatch),
             Deed::Fail(task) => self.fail(task),
             Deed::Call(callback) => self.call(&callback),
+            Deed::Hold(chord, deeds) => self.hold(chord, deeds),
             Deed::End(chord, end) => self.end(chord, end),
         }
     }
 
     fn count(self: &Arc<Self>, part: Arc<Part>) -> BoxFuture<'static, Carried> {
         let this = Arc::clone(self);
-        self.perform("count a part of", named(&part.chord), async move {
+        let chord = Arc::clone(&part.chord);
+        let counting = self.perform("count a part of", named(&chord), async move {
             let backend = this.backend(&part.chord)?;
             let Chord {
                 group_id,
@@ -43,7 +54,8 @@ impl Carrier {
             let counted = backend.count_part(&told, claim).await?;
             let join = |results| Deed::Join(Arc::clone(&part.chord), Arc::new(results));
             Ok(counted.map(join).into_iter().collect())
-        })
+        });
+        self.unless_unjoined(chord, counting)
     }
 
     /// Where the header has groups in it, the results of their tasks are read.
@@ -53,14 +65,14 @@ impl Carrier {
         results: Arc<ChordResults>,
     ) -> BoxFuture<'static, Carried> {
         let this = Arc::clone(self);
-        self.perform("join the results of", named(&chord), async move {
+        let ours = Arc::clone(&chord);
+        let joining = async move {
             let tree = results.tree.as_ref().filter(|_| chord.counted);
             let Some(tree) = tree else {
                 return Ok(this.workflow(this.clock.now()).go_on(&chord, &results));
             };
             let ids: Vec<_> = tree.leaf_ids().into_iter().map(str::to_owned).collect();
-            let backend = this.backend(&chord)?;
-            let parts = this.results(backend, &ids).await?;
+            let parts = this.results(&chord, ids).await?;
             let workflow = this.workflow(this.clock.now());
             Ok(match parts {
                 Some(parts) => {
@@ -69,27 +81,62 @@ impl Carrier {
                 }
                 None => workflow.unjoined(&chord, "TimeoutError('The operation timed out.')"),
             })
+        };
+        self.unless_unjoined(ours, joining)
+    }
+
+    /// What can never be read fails the chord: nobody else could read it either.
+    fn unless_unjoined(
+        self: &Arc<Self>,
+        chord: Arc<Chord>,
+        joining: impl Future<Output = Carried> + Send + 'static,
+    ) -> BoxFuture<'static, Carried> {
+        let this = Arc::clone(self);
+        Box::pin(async move {
+            match joining.await {
+                Err(Obstacle::Lasting(cause)) if this.counts() => {
+                    Ok(this.workflow(this.clock.now()).unjoined(&chord, &cause))
+                }
+                carried => carried,
+            }
         })
     }
 
-    /// All results of these tasks, as soon as they are there.
+    fn counts(&self) -> bool {
+        let backend = self.services.backend.as_deref();
+        backend.is_some_and(|backend| backend.capabilities().chords)
+    }
+
+    /// All results of these tasks, as soon as they are there. Each question has
+    /// the deadline, and the whole wait the time that is set for it.
     async fn results(
-        &self,
-        backend: &dyn ResultBackend,
-        ids: &[String],
-    ) -> Result<Option<Vec<PartResult>>, ServiceError> {
+        self: &Arc<Self>,
+        chord: &Arc<Chord>,
+        ids: Vec<String>,
+    ) -> Result<Option<Vec<PartResult>>, Obstacle> {
         let until = self.join_timeout.map(|timeout| Instant::now() + timeout);
+        let (this, of, all) = (Arc::clone(self), Arc::clone(chord), ids.clone());
+        let found = self.perform("read the results of", named(chord), async move {
+            this.backend(&of)?.fetch(&all).await
+        });
         let mut parts = Vec::with_capacity(ids.len());
-        for (id, document) in ids.iter().zip(backend.fetch(ids).await?) {
+        for (id, document) in ids.iter().zip(found.await?) {
             let document = match document.filter(|document| document.status.is_ready()) {
                 Some(document) => document,
-                None => match until {
-                    None => backend.wait(id).await?,
-                    Some(until) => match timeout_at(until, backend.wait(id)).await {
-                        Ok(document) => document?,
-                        Err(_) => return Ok(None),
-                    },
-                },
+                None => {
+                    let backend = self
+                        .backend(chord)
+                        .map_err(|error| Obstacle::from(&error))?;
+                    let waiting = backend.wait(id);
+                    let waited = match until {
+                        None => waiting.await,
+                        Some(until) => match timeout_at(until, waiting).await {
+                            Ok(waited) => waited,
+                            Err(_) => return Ok(None),
+                        },
+                    };
+                    waited.map_err(|error| Obstacle::from(&error))?
+                }
             };
             parts.push(PartResult::new(id, document.status, document.result));
         }
@@ -103,21 +150,8 @@ impl Carrier {
     ) -> BoxFuture<'static, Carried> {
         let this = Arc::clone(self);
         Box::pin(async move {
-            if chord.counted {
-                // As long as sending may take, and once more.
-                let mut claim = chord.claim.clone();
-                claim.lasts += this.deadline * 2;
-                let holding = Arc::clone(&this);
-                let group = Arc::clone(&chord);
-                let held = this.perform("hold", named(&chord), async move {
-                    let backend = holding.backend(&group)?;
-                    backend.hold_chord(&group.group_id, &claim).await
-                });
-                if !held.await? {
-                    let group_id = &chord.group_id;
-                    tracing::warn!("chord {group_id}: another worker goes on with it");
-                    return Ok(Vec::new());
-                }
+            if chord.counted && !this.is_held(&chord, this.deadline * 2).await? {
+                return Ok(Vec::new());
             }
             match this.send_off(&dispatch).await {
                 Ok(_) if chord.counted => Ok(vec![Deed::End(chord, ChordEnd::Continued)]),
@@ -128,6 +162,50 @@ impl Carrier {
                 }
             }
         })
+    }
+
+    /// Errbacks may take their time.
+    fn hold(
+        self: &Arc<Self>,
+        chord: Arc<Chord>,
+        deeds: Arc<[Deed]>,
+    ) -> BoxFuture<'static, Carried> {
+        let this = Arc::clone(self);
+        Box::pin(async move {
+            let each = deeds.iter().map(|deed| match deed {
+                Deed::Call(callback) => this.errback_limit(callback),
+                _ => this.deadline,
+            });
+            let all: Duration = each.sum();
+            let held = this.is_held(&chord, all.min(LONGEST_HOLD)).await?;
+            Ok(if held { deeds.to_vec() } else { Vec::new() })
+        })
+    }
+
+    /// Whether a chord is ours for so much longer than its claim lasts anyway.
+    async fn is_held(
+        self: &Arc<Self>,
+        chord: &Arc<Chord>,
+        longer: Duration,
+    ) -> Result<bool, Obstacle> {
+        let (this, of) = (Arc::clone(self), Arc::clone(chord));
+        let held = self.perform("hold", named(chord), async move {
+            let mut claim = of.claim.clone();
+            claim.lasts += longer;
+            this.backend(&of)?.hold_chord(&of.group_id, &claim).await
+        });
+        let held = held.await?;
+        if !held {
+            let group_id = &chord.group_id;
+            tracing::warn!("chord {group_id}: another worker goes on with it");
+        }
+        Ok(held)
+    }
+
+    fn errback_limit(&self, callback: &Callback) -> Duration {
+        let task = self.services.registry.find(&callback.signature.task);
+        let declared = task.and_then(|task| task.declaration.options.time_limit);
+        declared.unwrap_or(ERRBACK_LIMIT)
     }
 
     fn fail(&self, task: Arc<Doomed>) -> BoxFuture<'static, Carried> {
@@ -145,7 +223,8 @@ impl Carrier {
         })
     }
 
-    /// What it raises is only told.
+    /// What it raises is only told. It runs beside the tasks, as one of its own,
+    /// and no longer than its hard limit.
     fn call(&self, callback: &Callback) -> BoxFuture<'static, Carried> {
         let Callback { signature, failure } = callback;
         let Some(registered) = self.services.registry.find(&signature.task) else {
@@ -162,6 +241,7 @@ impl Carrier {
         let job =
             args.and_then(|args| Job::in_place(services, id, task, &args, &signature.kwargs, note));
         let (run, name, id) = (Arc::clone(run), Arc::clone(name), failure.id.clone());
+        let limit = self.errback_limit(callback);
         Box::pin(async move {
             let job = match job {
                 Ok(job) => job,
@@ -170,7 +250,17 @@ impl Carrier {
                     return Ok(Vec::new());
                 }
             };
-            match pool::run(run, Arc::new(job)).await {
+            // Ended with the set.
+            let mut running = JoinSet::new();
+            running.spawn(pool::run(run, Arc::new(job)));
+            let Ok(ended) = tokio::time::timeout(limit, running.join_next()).await else {
+                tracing::error!("errback {name} of task {id} is ended after {limit:?}");
+                return Ok(Vec::new());
+            };
+            let Some(Ok(outcome)) = ended else {
+                return Ok(Vec::new());
+            };
+            match outcome {
                 Outcome::Value(_) => {}
                 Outcome::Error { error, .. } => {
                     tracing::error!("errback {name} of task {id} failed: {error}");

@@ -22,6 +22,8 @@ pub(super) struct Fault {
     cause: Option<Exception>,
     /// The errbacks that a chord in its header has called for it.
     called: Vec<Value>,
+    /// All errbacks were called, by the worker that has left the chord behind.
+    told: bool,
     end: ChordEnd,
 }
 
@@ -58,6 +60,7 @@ impl Fault {
             mishap: chord_error(text, &told),
             cause,
             called: called.filter_map(|one| one.to_value().ok()).collect(),
+            told: false,
             end: ChordEnd::Failed,
         }
     }
@@ -65,6 +68,12 @@ impl Fault {
     /// The results of the header cannot be brought together.
     pub(super) fn of_join(cause: &str) -> Self {
         Self::alone(format!("Join error: {cause}"), ChordEnd::Failed)
+    }
+
+    /// Nobody looks any more whether the header is through.
+    pub(super) fn of_unlock(cause: &str) -> Self {
+        let text = format!("chord_unlock could not be retried: {cause}");
+        Self::alone(text, ChordEnd::Failed)
     }
 
     /// The body could not be sent and never will be.
@@ -77,6 +86,7 @@ impl Fault {
             mishap: chord_error(text, ""),
             cause: None,
             called: Vec::new(),
+            told: false,
             end,
         }
     }
@@ -99,7 +109,9 @@ impl<'a> Target<'a> {
                 Some(body) => signature = body,
                 None => {
                     station.errbacks = errbacks;
-                    return Some(Self { signature, station });
+                    let mut target = Self { signature, station };
+                    target.add_first_errbacks();
+                    return Some(target);
                 }
             }
         }
@@ -109,9 +121,42 @@ impl<'a> Target<'a> {
         Signature::read(raw).ok().and_then(Self::of)
     }
 
+    /// Of a chain the first step is what does not run: what is linked to it alone
+    /// hears of that, too. Celery passes it over.
+    fn add_first_errbacks(&mut self) {
+        if !self.is("chain") {
+            return;
+        }
+        let first = self.tasks().first().and_then(Self::read);
+        for errback in first.into_iter().flat_map(|first| first.station.errbacks) {
+            if !self.station.errbacks.contains(&errback) {
+                self.station.errbacks.push(errback);
+            }
+        }
+    }
+
     fn tasks(&self) -> Vec<Raw<'a>> {
         let tasks = entry(&self.signature, "tasks").and_then(|tasks| tasks.elements().ok());
         tasks.map(|tasks| tasks.into_vec()).unwrap_or_default()
+    }
+
+    /// The parts that it is of the chord around it: of a chain those of its last
+    /// step, of a group all tasks, which have `chord` where they say nothing.
+    fn parts(&self, chord: Option<&Raw<'static>>) -> Vec<Station> {
+        let own = self.station.chord.as_ref().or(chord);
+        let mut tasks = self.tasks();
+        let tasks = match self.signature.subtask_type.as_deref() {
+            Some("chain") => tasks.split_off(tasks.len().saturating_sub(1)),
+            Some("group") => tasks,
+            _ => {
+                return vec![Station {
+                    chord: own.cloned(),
+                    ..self.station.clone()
+                }];
+            }
+        };
+        let tasks = tasks.iter().filter_map(Target::read);
+        tasks.flat_map(|task| task.parts(own)).collect()
     }
 
     fn is(&self, kind: &str) -> bool {
@@ -123,25 +168,38 @@ impl Workflow<'_> {
     /// Fails the body of a chord: its errbacks first, then its result, then what
     /// was to follow it. Of a group each member fails with what the header failed
     /// with.
-    pub(super) fn chord_failed(&self, chord: &Arc<Chord>, fault: &Fault) -> Vec<Deed> {
+    pub(super) fn chord_failed(&self, chord: &Arc<Chord>, mut fault: Fault) -> Vec<Deed> {
+        fault.told = chord.told;
         tracing::error!(
             "chord {} failed: {}",
             chord.group_id,
             fault.mishap.exception
         );
+        // Whatever the last part does with its own result.
+        let sender = Arc::new(Station {
+            stores: true,
+            ..(*chord.sender).clone()
+        });
         let mut deeds = Vec::new();
         match Target::read(&chord.body) {
-            Some(body) if body.is("group") => self.doom_group(chord, &body, fault, &mut deeds),
-            Some(body) => self.doom(chord, &body, &fault.mishap, fault, &mut deeds),
+            Some(body) if body.is("group") => self.doom_group(&sender, &body, &fault, &mut deeds),
+            Some(body) => self.doom(&sender, &body, &fault.mishap, &fault, &mut deeds),
             None => tracing::error!("the body of chord {} is no signature", chord.group_id),
         }
-        if chord.counted {
-            deeds.push(Deed::End(Arc::clone(chord), fault.end));
+        if !chord.counted {
+            return deeds;
         }
-        deeds
+        deeds.push(Deed::End(Arc::clone(chord), fault.end));
+        vec![Deed::Hold(Arc::clone(chord), deeds.into())]
     }
 
-    fn doom_group(&self, chord: &Chord, group: &Target<'_>, fault: &Fault, deeds: &mut Vec<Deed>) {
+    fn doom_group(
+        &self,
+        sender: &Arc<Station>,
+        group: &Target<'_>,
+        fault: &Fault,
+        deeds: &mut Vec<Deed>,
+    ) {
         let cause = fault.cause.clone().map(Mishap::new);
         let mishap = cause.as_ref().unwrap_or(&fault.mishap);
         for task in group.tasks() {
@@ -162,17 +220,19 @@ impl Workflow<'_> {
                     member.station.errbacks.push(errback.clone());
                 }
             }
-            self.doom(chord, &member, mishap, fault, deeds);
+            self.doom(sender, &member, mishap, fault, deeds);
         }
+        self.doom_chain(sender, &group.station.chain, mishap, deeds);
         if !group.station.id.is_empty() {
             deeds.push(doomed(&group.station, &group.signature, mishap, Vec::new()));
         }
-        self.doom_chain(&chord.sender, &group.station.chain, mishap, deeds);
     }
 
+    /// Errbacks first, so that whoever finds its failure knows that they were called;
+    /// then that, since who joins an outer chord reads it.
     fn doom(
         &self,
-        chord: &Chord,
+        sender: &Arc<Station>,
         target: &Target<'_>,
         mishap: &Mishap,
         fault: &Fault,
@@ -185,30 +245,24 @@ impl Workflow<'_> {
             value.map_or(true, |value| !fault.called.contains(&value))
         };
         station.errbacks.retain(|errback| is_new(errback));
-        let mut children = chord.sender.children.clone();
-        children.extend(self.call_errbacks(&station, mishap, deeds));
+        let mut children = sender.children.clone();
+        if !fault.told {
+            children.extend(self.call_errbacks(&station, mishap, deeds));
+        }
         if !station.id.is_empty() {
             deeds.push(doomed(&station, &target.signature, mishap, children));
         }
         // Celery lets an outer chord wait here for ever. Its errbacks were linked
         // to this one, too, and are not to be called twice.
-        let part = match target.is("chain") {
-            true => target.tasks().last().and_then(Target::read),
-            false => None,
-        };
-        let part = Arc::new(match part {
-            Some(Target { station: last, .. }) => Station {
-                chord: last.chord.or(station.chord),
-                ..last
-            },
-            None => station,
-        });
         let result = self.written(&PartOfBody {
             exception: &mishap.exception,
             errbacks: &all,
         });
-        deeds.extend(self.count(&chord.sender, &part, State::Failure, result));
-        self.doom_chain(&chord.sender, &target.station.chain, mishap, deeds);
+        for part in target.parts(station.chord.as_ref()) {
+            let part = Arc::new(part);
+            deeds.extend(self.count(sender, &part, State::Failure, result.clone()));
+        }
+        self.doom_chain(sender, &station.chain, mishap, deeds);
     }
 
     /// A task has failed: so has what was to follow it.
@@ -222,7 +276,7 @@ impl Workflow<'_> {
     }
 
     /// All steps of a chain after one that failed. That of a chord ends with its
-    /// body.
+    /// body, that of a group with its tasks.
     fn doom_chain(
         &self,
         sender: &Arc<Station>,
@@ -230,22 +284,34 @@ impl Workflow<'_> {
         mishap: &Mishap,
         deeds: &mut Vec<Deed>,
     ) {
-        let mut steps: VecDeque<_> = chain.iter().cloned().collect();
-        while let Some(step) = steps.pop_front() {
+        let result = self.written(&mishap.exception);
+        // Each with the chord of the group that it is in.
+        let mut steps: VecDeque<_> = chain.iter().map(|step| (step.clone(), None)).collect();
+        while let Some((step, around)) = steps.pop_front() {
             let Ok(signature) = Signature::read(&step) else {
                 continue;
             };
-            let Ok(station) = Station::of_signature(&signature) else {
+            let Ok(mut station) = Station::of_signature(&signature) else {
                 continue;
             };
+            station.chord = station.chord.or(around);
             if sender.stores && !station.id.is_empty() {
                 deeds.push(doomed(&station, &signature, mishap, Vec::new()));
             }
-            let result = self.written(&mishap.exception);
-            deeds.extend(self.count(sender, &Arc::new(station), State::Failure, result));
-            if signature.subtask_type.as_deref() == Some("chord") {
-                steps.extend(entry(&signature, "body").map(Raw::into_owned));
+            match signature.subtask_type.as_deref() {
+                Some("group") => {
+                    let tasks = entry(&signature, "tasks").and_then(|tasks| tasks.elements().ok());
+                    let tasks = tasks.into_iter().flatten().map(Raw::into_owned);
+                    steps.extend(tasks.map(|task| (task, station.chord.clone())));
+                    continue;
+                }
+                Some("chord") => {
+                    let body = entry(&signature, "body").map(Raw::into_owned);
+                    steps.extend(body.map(|body| (body, None)));
+                }
+                _ => {}
             }
+            deeds.extend(self.count(sender, &Arc::new(station), State::Failure, result.clone()));
         }
     }
 
