@@ -270,13 +270,22 @@ impl Client {
         Ok((C::result(sent.result, self.source()), sent.children))
     }
 
+    /// Finds out what is wrong with a canvas without sending it.
+    pub(crate) fn can_send(&self, canvas: Canvas) -> Result<(), SendError> {
+        self.plan(canvas, &Within::default()).map(drop)
+    }
+
     fn source(&self) -> ResultSource {
         ResultSource(Arc::clone(&self.inner.reader))
     }
 
-    /// Tells those who watch that these tasks were sent; that they were does
-    /// not depend on it.
-    async fn tell_sent(&self, sent: &[&Publication], until: Instant) {
+    /// Tells those who watch that these tasks were sent, if that is wanted; that
+    /// they were does not depend on it.
+    pub(crate) async fn tell_sent(
+        &self,
+        sent: impl IntoIterator<Item = &Publication>,
+        until: Instant,
+    ) {
         let Inner {
             broker,
             clock,
@@ -284,6 +293,9 @@ impl Client {
             sender,
             ..
         } = &*self.inner;
+        if !sender.config.task_send_sent_event {
+            return;
+        }
         let exchange = sender.config.events.exchange();
         for publication in sent {
             let Some(event) = sent::event(publication, &sender.origin, lamport, clock.now()) else {

@@ -156,9 +156,7 @@ impl Client {
                 None => Ok(one.sent),
             });
         }
-        if self.inner.sender.config.task_send_sent_event {
-            self.tell_sent(&told, until).await;
-        }
+        self.tell_sent(told, until).await;
         results
     }
 

@@ -39,8 +39,10 @@ impl<S> Context<S> {
     /// # Errors
     ///
     /// [`SendError::Chord`] when this task is not part of a chord, the result
-    /// backend does not count, or a group is to be added as one; otherwise as
-    /// [`Client::apply`](crate::Client::apply).
+    /// backend does not count, as it does not for an isolated task, or a group is
+    /// to be added as one; otherwise as [`Client::apply`](crate::Client::apply).
+    /// A broker that does not take the task leaves the chord waiting for it, as in
+    /// Celery; any other error is found out before.
     ///
     /// # Cancel safety
     ///
@@ -71,6 +73,8 @@ impl<S> Context<S> {
             ));
         }
         let id = Uuid::new_v4().to_string();
+        let client = &self.job().services.client;
+        client.can_send(canvas.clone())?;
         for part in 0..canvas.size() {
             let part = format!("{id}:{part}");
             backend

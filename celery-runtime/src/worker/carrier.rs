@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use celery_protocol::{ResultTree, State};
+use tokio::time::Instant;
 
 use super::deed::{Deed, Dispatch, Station, Turn};
 use super::delivery::{Letter, Obstacle, RefusedTask, Report};
@@ -92,7 +93,27 @@ impl Carrier {
         if matches!(letter, Letter::Success(_)) {
             entry.children.clone_from(&dispatch.children);
         }
-        self.send_off(&dispatch)
+        let sending = self.send_off(&dispatch);
+        match letter {
+            // It is not sent to be run.
+            Letter::Dead => sending,
+            _ => self.telling(dispatch, sending),
+        }
+    }
+
+    /// The same, and those who watch are told that the tasks were sent.
+    fn telling(
+        &self,
+        dispatch: Arc<Dispatch>,
+        sending: BoxFuture<'static, Carried>,
+    ) -> BoxFuture<'static, Carried> {
+        let (services, deadline) = (Arc::clone(&self.services), self.deadline);
+        Box::pin(async move {
+            let carried = sending.await?;
+            let until = Instant::now() + deadline;
+            services.client.tell_sent(&dispatch.letters, until).await;
+            Ok(carried)
+        })
     }
 
     /// Begins the chords of a dispatch and sends its messages.

@@ -29,7 +29,10 @@ impl Carrier {
         match deed {
             Deed::Count(part) => self.count(part),
             Deed::Join(chord, results) => self.join(chord, results),
-            Deed::Send(dispatch) => self.send_off(&dispatch),
+            Deed::Send(dispatch) => {
+                let sending = self.send_off(&dispatch);
+                self.telling(dispatch, sending)
+            }
             Deed::Body(chord, dispatch) => self.send_body(chord, dispatch),
             Deed::Fail(task) => self.fail(task),
             Deed::Call(callback) => self.call(&callback),
@@ -153,7 +156,8 @@ impl Carrier {
             if chord.counted && !this.is_held(&chord, this.deadline * 2).await? {
                 return Ok(Vec::new());
             }
-            match this.send_off(&dispatch).await {
+            let sending = this.send_off(&dispatch);
+            match this.telling(dispatch, sending).await {
                 Ok(_) if chord.counted => Ok(vec![Deed::End(chord, ChordEnd::Continued)]),
                 Ok(_) => Ok(Vec::new()),
                 Err(Obstacle::Passing) => Err(Obstacle::Passing),
