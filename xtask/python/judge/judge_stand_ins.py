@@ -134,7 +134,8 @@ class Tap(threading.Thread):
         for argument in arguments:
             envelope = json.loads(codecs.escape_decode(argument)[0])
             with self.more:
-                self.messages[envelope["headers"]["id"]] = envelope
+                # The task's id, in both protocols.
+                self.messages[envelope["properties"]["correlation_id"]] = envelope
                 self.more.notify_all()
 
     def message(self, task_id):
