@@ -150,15 +150,20 @@ pub(crate) fn trait_imports() -> Outcome {
     let mut problems = Vec::new();
     for name in TRAITS {
         let folder = paths::workspace().join("celery-runtime/src");
-        let file = [format!("{name}.rs"), format!("{name}/mod.rs")]
-            .map(|path| folder.join(path))
-            .into_iter()
-            .find(|path| path.is_file())
-            .ok_or_else(|| format!("celery-runtime has no file {name}.rs"))?;
-        let text = read(&file)?;
-        problems.extend(
-            foreign_imports(&text).map(|import| format!("{} imports {import}", file.display())),
-        );
+        let (file, parts) = (folder.join(format!("{name}.rs")), folder.join(name));
+        let files = match file.is_file() {
+            true => vec![file],
+            false => sources(&parts)?,
+        };
+        if files.is_empty() {
+            return Err(format!("celery-runtime has no file {name}.rs"));
+        }
+        for file in files {
+            let text = read(&file)?;
+            problems.extend(
+                foreign_imports(&text).map(|import| format!("{} imports {import}", file.display())),
+            );
+        }
     }
     report(problems)
 }
@@ -217,6 +222,11 @@ fn foreign_imports(text: &str) -> impl Iterator<Item = &str> {
             !TRAIT_IMPORTS
                 .iter()
                 .any(|allowed| path.starts_with(allowed))
+        })
+        // A part of the same folder, which is looked at, too.
+        .filter(move |path| {
+            let first = path.split("::").next().unwrap_or_default();
+            !text.lines().any(|line| line == format!("mod {first};"))
         })
 }
 

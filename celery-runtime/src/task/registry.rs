@@ -151,8 +151,9 @@ impl<S: Send + Sync + 'static> Tasks<S> {
     }
 
     /// Adds an errback: what a worker calls, without a message, when a task fails
-    /// whose `link_error` names it. The handler takes the [`FailedTask`] and then
-    /// the arguments that were stored with the link, those of the declaration:
+    /// whose `link_error` names it. The handler takes the
+    /// [`FailedTask`](crate::FailedTask) and then the arguments that were stored
+    /// with the link, those of the declaration:
     ///
     /// ```
     /// use celery_runtime::{FailedTask, Task, TaskError, Tasks};
