@@ -387,6 +387,8 @@ mod tests {
             "rabbit_amqqueue:declare({resource, <<\"t0\">>, queue, <<\"kept\">>}, true, false, \
              [], none, <<\"test\">>).",
         ]);
+        // The node writes down what it was told a moment later.
+        rabbit.control(&["eval", "mnesia:sync_log()."]);
         rabbit.kill();
         assert!(answers(port, LIMIT).is_err());
 
