@@ -39,6 +39,21 @@ pub(crate) struct Within {
     pub(crate) rest: Vec<Raw<'static>>,
 }
 
+impl Plan {
+    /// The same with a task for each chord that looks after its header, where the
+    /// result backend does not count.
+    ///
+    /// # Errors
+    ///
+    /// Where a body has no form in JSON.
+    pub(crate) fn unlocked_by_tasks(mut self) -> Result<Self, CanvasError> {
+        for chord in std::mem::take(&mut self.chords) {
+            self.letters.push(chord.unlocking()?);
+        }
+        Ok(self)
+    }
+}
+
 /// A chord whose header is sent.
 #[derive(Debug)]
 pub(crate) struct Beginning {
@@ -57,7 +72,7 @@ impl Beginning {
     /// # Errors
     ///
     /// Where the body has no form in JSON.
-    pub(crate) fn unlocking(&self) -> Result<Letter, CanvasError> {
+    fn unlocking(&self) -> Result<Letter, CanvasError> {
         let args = Raw::encode(Serializer::Json, &(&self.start.group_id, &*self.body))?;
         let members = self.header.members.iter().flatten();
         let members: Vec<_> = members.map(ResultTree::to_value).collect();

@@ -48,7 +48,11 @@ impl Client {
         };
         let planned = canvas
             .taken_apart()
-            .and_then(|canvas| plan(canvas, within, ids));
+            .and_then(|canvas| plan(canvas, within, ids))
+            .and_then(|planned| match self.unlocks_chords() {
+                true => planned.unlocked_by_tasks(),
+                false => Ok(planned),
+            });
         let Plan {
             letters,
             chords,
@@ -65,16 +69,6 @@ impl Client {
                 cause,
             },
         })?;
-        let mut letters = letters;
-        if self.unlocks_chords() {
-            for chord in &chords {
-                let letter = chord.unlocking().map_err(|cause| SendError::Canvas {
-                    task: name.clone(),
-                    cause,
-                })?;
-                letters.push(letter);
-            }
-        }
         let composed = letters.into_iter().map(|letter| self.compose(letter));
         Ok(Planned {
             composed: composed.collect::<Result<_, _>>()?,

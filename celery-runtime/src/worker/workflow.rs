@@ -260,18 +260,18 @@ impl Workflow<'_> {
             chords: Vec::new(),
             ways: self.sender.config.ways(),
         };
+        let mut planned = plan(canvas, within, ids)?;
+        if self.unlocks_chords {
+            planned = planned.unlocked_by_tasks()?;
+        }
         let Plan {
-            mut letters,
+            letters,
             chords,
             mut children,
             ..
-        } = plan(canvas, within, ids)?;
-        for chord in chords {
-            match self.unlocks_chords {
-                true => letters.push(chord.unlocking()?),
-                false => dispatch.chords.push(chord.start),
-            }
-        }
+        } = planned;
+        let starts = chords.into_iter().map(|chord| chord.start);
+        dispatch.chords.extend(starts);
         for mut letter in letters {
             let options = &mut letter.options;
             // Sent from inside a task, so Celery makes that one the parent.

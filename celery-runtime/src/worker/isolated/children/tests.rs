@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
-use celery_protocol::{Accept, Embed, Message, Serializer, TaskHeaders, encode_body};
+use celery_protocol::{Accept, Raw, Serializer};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 
@@ -13,7 +13,7 @@ use super::super::is_isolated_child;
 use super::super::program::Recipe;
 use super::*;
 use crate::app::App;
-use crate::task::{Returned, Services, Task, TaskControl, Tasks, Threads};
+use crate::task::{Returned, Services, Task, Tasks, Threads};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -78,36 +78,24 @@ fn children(size: usize) -> Arc<Children> {
 
 fn job(task: &Task<(String,), ()>, folder: &Path) -> Arc<Job> {
     let arguments = (folder.to_str().unwrap(),);
-    let body = encode_body(Serializer::Json, &arguments, &(), &Embed::default()).unwrap();
-    let headers = TaskHeaders::new(task.name().to_owned(), "id-1");
-    Arc::new(Job {
-        id: "id-1".to_owned(),
-        task: task.name().into(),
-        retries: 0,
-        redelivered: false,
-        stores_result: false,
-        wants_value: true,
-        soft_limit: None,
-        hard_limit: None,
-        message: Message::task(headers, Serializer::Json, body),
-        services: Arc::new(Services {
-            store: None,
-            backend: None,
-            hostname: "celery@test".to_owned(),
-            accept: Accept::json(),
-            body_limit: 1 << 20,
-            result_serializer: Serializer::Json,
-            result_extended: false,
-            blocking: Threads::new(1),
-            client: App::memory().client(),
-            registry: Arc::default(),
-            chord_retry_interval: Duration::ZERO,
-            children: None,
-        }),
-        control: TaskControl::default(),
-        trail: Mutex::default(),
-        failure: None,
-    })
+    let args = Raw::encode(Serializer::Json, &arguments).unwrap();
+    let services = Arc::new(Services {
+        store: None,
+        backend: None,
+        hostname: "celery@test".to_owned(),
+        accept: Accept::json(),
+        body_limit: 1 << 20,
+        result_serializer: Serializer::Json,
+        result_extended: false,
+        blocking: Threads::new(1),
+        client: App::memory().client(),
+        registry: Arc::default(),
+        chord_retry_interval: Duration::ZERO,
+        children: None,
+    });
+    let kwargs = Raw::json("{}");
+    let job = Job::in_place(services, "id-1", task.name().into(), &args, &kwargs, None);
+    Arc::new(job.unwrap())
 }
 
 fn run(children: &Arc<Children>, job: &Arc<Job>) -> JoinHandle<Returned> {
