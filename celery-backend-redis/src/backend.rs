@@ -9,8 +9,8 @@ use celery_broker_redis::RedisOptions;
 use celery_broker_redis::link::{Attempt, Command, Link, Reply, Script};
 use celery_protocol::{ResultDocument, ResultTree, Serializer, State, Value, decompress_document};
 use celery_runtime::{
-    BoxFuture, Capabilities, ChordClaim, ChordEnd, ChordPart, ChordResults, ChordStart,
-    OverdueChord, Record, ResultBackend, ServiceError, ServiceErrorKind,
+    BoxFuture, Capabilities, ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart, Record,
+    ResultBackend, ServiceError, ServiceErrorKind, StalledChord,
 };
 
 use crate::keys::Keys;
@@ -323,11 +323,11 @@ impl ResultBackend for RedisBackend {
         Box::pin(self.delete_group(group_id))
     }
 
-    fn begin_chord<'a>(&'a self, chord: &'a ChordStart) -> BoxFuture<'a, Result<(), ServiceError>> {
+    fn begin<'a>(&'a self, chord: &'a ChordStart) -> BoxFuture<'a, Result<(), ServiceError>> {
         Box::pin(self.begin(chord))
     }
 
-    fn extend_chord<'a>(
+    fn add_member<'a>(
         &'a self,
         group_id: &'a str,
         task_id: &'a str,
@@ -335,15 +335,15 @@ impl ResultBackend for RedisBackend {
         Box::pin(self.extend(group_id, task_id))
     }
 
-    fn count_part<'a>(
+    fn complete_member<'a>(
         &'a self,
-        part: &'a ChordPart<'a>,
+        part: &'a ChordMember<'a>,
         claim: &'a ChordClaim,
     ) -> BoxFuture<'a, Result<Option<ChordResults>, ServiceError>> {
         Box::pin(self.count(part, claim))
     }
 
-    fn hold_chord<'a>(
+    fn renew_claim<'a>(
         &'a self,
         group_id: &'a str,
         claim: &'a ChordClaim,
@@ -351,7 +351,7 @@ impl ResultBackend for RedisBackend {
         Box::pin(self.hold(group_id, claim))
     }
 
-    fn end_chord<'a>(
+    fn finish<'a>(
         &'a self,
         group_id: &'a str,
         claim: &'a ChordClaim,
@@ -360,11 +360,11 @@ impl ResultBackend for RedisBackend {
         Box::pin(self.end(group_id, claim, end))
     }
 
-    fn overdue_chords<'a>(
+    fn claim_stalled<'a>(
         &'a self,
         claim: &'a ChordClaim,
         limit: usize,
-    ) -> BoxFuture<'a, Result<Vec<OverdueChord>, ServiceError>> {
+    ) -> BoxFuture<'a, Result<Vec<StalledChord>, ServiceError>> {
         Box::pin(self.overdue(claim, limit))
     }
 

@@ -12,8 +12,8 @@ use bytes::Bytes;
 use celery_broker_redis::link::{Attempt, Command, Reply, Script};
 use celery_protocol::{DecodeError, Raw, Serializer, State, decompress_document};
 use celery_runtime::{
-    ChordClaim, ChordEnd, ChordPart, ChordResults, ChordStart, OverdueChord, PartResult,
-    ServiceError,
+    ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart, MemberResult, ServiceError,
+    StalledChord,
 };
 
 use crate::backend::{ChordOrder, LARGEST, RedisBackend, seconds};
@@ -30,13 +30,13 @@ macro_rules! script {
 }
 
 static BEGIN: LazyLock<Script> = script!("begin");
-static EXTEND: LazyLock<Script> = script!("extend");
-static COUNT_PART: LazyLock<Script> = script!("count_part");
-static HOLD: LazyLock<Script> = script!("hold");
-static END: LazyLock<Script> = script!("end");
-static LOOK: LazyLock<Script> = script!("look");
-static DUE: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("../scripts/chord/due.lua")));
+static ADD_MEMBER: LazyLock<Script> = script!("add_member");
+static COMPLETE_MEMBER: LazyLock<Script> = script!("complete_member");
+static RENEW_CLAIM: LazyLock<Script> = script!("renew_claim");
+static FINISH: LazyLock<Script> = script!("finish");
+static CLAIM_IF_COMPLETE: LazyLock<Script> = script!("claim_if_complete");
+static OVERDUE: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("../scripts/chord/overdue.lua")));
 
 /// Between two looks at a chord that somebody may have left behind; as long as
 /// it has been under way, within these.
@@ -71,13 +71,13 @@ impl RedisBackend {
         let attempt = Attempt::new("extend", &object);
         let expires = self.chord_seconds().to_string();
         let arguments = [task_id, &expires].map(str::as_bytes);
-        let extended = self.step(attempt, &EXTEND, group_id, &arguments);
+        let extended = self.step(attempt, &ADD_MEMBER, group_id, &arguments);
         extended.await.map(drop)
     }
 
     pub(crate) async fn count(
         &self,
-        part: &ChordPart<'_>,
+        part: &ChordMember<'_>,
         claim: &ChordClaim,
     ) -> Result<Option<ChordResults>, ServiceError> {
         let object = object(part.group_id);
@@ -93,10 +93,10 @@ impl RedisBackend {
         let numbers = [
             self.chord_seconds(),
             self.tree_seconds(),
-            lasts(claim),
+            ttl(claim),
             SHORTEST_PAUSE.as_millis(),
         ];
-        let [expires, tree_expires, lasts, pause] = numbers.map(|number| number.to_string());
+        let [expires, tree_expires, ttl, pause] = numbers.map(|number| number.to_string());
         let arguments = [
             part.group_id.as_bytes(),
             part.task_id.as_bytes(),
@@ -106,12 +106,12 @@ impl RedisBackend {
             expires.as_bytes(),
             tree_expires.as_bytes(),
             claim.token.as_bytes(),
-            lasts.as_bytes(),
+            ttl.as_bytes(),
             &body,
             serializer.name().as_bytes(),
             pause.as_bytes(),
         ];
-        let counted = self.step(attempt, &COUNT_PART, part.group_id, &arguments);
+        let counted = self.step(attempt, &COMPLETE_MEMBER, part.group_id, &arguments);
         match counted.await? {
             Reply::List(claimed) => self.results(attempt, claimed).map(Some),
             _ => Ok(None),
@@ -125,9 +125,11 @@ impl RedisBackend {
     ) -> Result<bool, ServiceError> {
         let object = object(group_id);
         let attempt = Attempt::new("hold", &object);
-        let lasts = lasts(claim).to_string();
-        let arguments = [claim.token.as_bytes(), lasts.as_bytes()];
-        let held = self.step(attempt, &HOLD, group_id, &arguments).await?;
+        let ttl = ttl(claim).to_string();
+        let arguments = [claim.token.as_bytes(), ttl.as_bytes()];
+        let held = self
+            .step(attempt, &RENEW_CLAIM, group_id, &arguments)
+            .await?;
         Ok(held.number() == 1)
     }
 
@@ -143,9 +145,9 @@ impl RedisBackend {
             ChordEnd::Failed => "failed",
             _ => "continued",
         };
-        let late = (2 * lasts(claim)).max(LATE).to_string();
+        let late = (2 * ttl(claim)).max(LATE).to_string();
         let arguments = [group_id, &claim.token, how, &late].map(str::as_bytes);
-        let ended = self.step(attempt, &END, group_id, &arguments).await?;
+        let ended = self.step(attempt, &FINISH, group_id, &arguments).await?;
         Ok(ended.number() == 1)
     }
 
@@ -153,11 +155,11 @@ impl RedisBackend {
         &self,
         claim: &ChordClaim,
         limit: usize,
-    ) -> Result<Vec<OverdueChord>, ServiceError> {
+    ) -> Result<Vec<StalledChord>, ServiceError> {
         let attempt = Attempt::new("look for", "overdue chords");
         let due = self
             .link
-            .script(attempt, &DUE, &[&self.keys.chords()], &[LOOKS])
+            .script(attempt, &OVERDUE, &[&self.keys.chords()], &[LOOKS])
             .await?;
         let mut overdue = Vec::new();
         for id in due.list().into_iter().filter_map(Reply::text) {
@@ -175,26 +177,28 @@ impl RedisBackend {
         &self,
         group_id: String,
         claim: &ChordClaim,
-    ) -> Result<Option<OverdueChord>, ServiceError> {
+    ) -> Result<Option<StalledChord>, ServiceError> {
         let object = object(&group_id);
         let attempt = Attempt::new("take over", &object);
         let numbers = [
-            lasts(claim),
+            ttl(claim),
             SHORTEST_PAUSE.as_millis(),
             LONGEST_PAUSE.as_millis(),
             SIZELESS.as_millis(),
         ];
-        let [lasts, shortest, longest, sizeless] = numbers.map(|number| number.to_string());
+        let [ttl, shortest, longest, sizeless] = numbers.map(|number| number.to_string());
         let arguments = [
             group_id.as_bytes(),
             self.ordered(),
             claim.token.as_bytes(),
-            lasts.as_bytes(),
+            ttl.as_bytes(),
             shortest.as_bytes(),
             longest.as_bytes(),
             sizeless.as_bytes(),
         ];
-        let looked = self.step(attempt, &LOOK, &group_id, &arguments).await?;
+        let looked = self
+            .step(attempt, &CLAIM_IF_COMPLETE, &group_id, &arguments)
+            .await?;
         let Reply::List(claimed) = looked else {
             return Ok(None);
         };
@@ -212,14 +216,14 @@ impl RedisBackend {
         attempt: Attempt<'_>,
         group_id: &str,
         claimed: Vec<Reply>,
-    ) -> Result<OverdueChord, ServiceError> {
+    ) -> Result<StalledChord, ServiceError> {
         let mut claimed = claimed.into_iter();
         let body = claimed.next().and_then(Reply::data).unwrap_or_default();
         let serializer = claimed.next().and_then(Reply::text).unwrap_or_default();
         let body = read_body(&serializer, &body);
         let body = body.map_err(|error| self.invalid(attempt, &error.to_string()))?;
         let results = self.results(attempt, claimed.collect())?;
-        Ok(OverdueChord::new(group_id, body, results))
+        Ok(StalledChord::new(group_id, body, results))
     }
 
     /// Somebody else may be able to read it, but need not try all the time.
@@ -247,7 +251,7 @@ impl RedisBackend {
         Ok(ChordResults::new(parts, tree.transpose()?))
     }
 
-    fn part(&self, attempt: Attempt<'_>, told: &Bytes) -> Result<PartResult, ServiceError> {
+    fn part(&self, attempt: Attempt<'_>, told: &Bytes) -> Result<MemberResult, ServiceError> {
         read_part(self.serializer, told)
             .map_err(|error| self.invalid(attempt, &format!("a part cannot be read: {error}")))
     }
@@ -303,7 +307,7 @@ impl RedisBackend {
 }
 
 /// A part as Celery tells it: `[1, <task id>, <state>, <result>]`.
-fn read_part(serializer: Serializer, told: &[u8]) -> Result<PartResult, DecodeError> {
+fn read_part(serializer: Serializer, told: &[u8]) -> Result<MemberResult, DecodeError> {
     let bytes = decompress_document(told, LARGEST)?;
     let told = Raw::read(serializer, &bytes)?;
     let [_, task_id, state, result] = &told.elements()?[..] else {
@@ -311,7 +315,7 @@ fn read_part(serializer: Serializer, told: &[u8]) -> Result<PartResult, DecodeEr
     };
     let task_id: String = task_id.decode()?;
     let state: String = state.decode()?;
-    Ok(PartResult::new(
+    Ok(MemberResult::new(
         task_id,
         State::named(&state),
         result.clone().into_owned(),
@@ -325,8 +329,8 @@ fn read_body(serializer: &str, body: &[u8]) -> Result<Raw<'static>, DecodeError>
 }
 
 /// A claim that does not end would never be taken over.
-fn lasts(claim: &ChordClaim) -> u128 {
-    seconds(Some(claim.lasts)).max(1)
+fn ttl(claim: &ChordClaim) -> u128 {
+    seconds(Some(claim.ttl)).max(1)
 }
 
 fn object(group_id: &str) -> String {

@@ -119,7 +119,7 @@ impl Broker for AmqpBroker {
         })
     }
 
-    fn obstacle(&self) -> Option<String> {
+    fn blocked_reason(&self) -> Option<String> {
         self.shared.publishing.blocked()
     }
 

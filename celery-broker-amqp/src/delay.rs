@@ -372,7 +372,7 @@ mod tests {
                 Vec::new(),
             );
             let publication =
-                Publication::to_exchange(message, exchange, "feed").meant_for(queue.into());
+                Publication::to_exchange(message, exchange, "feed").declare_queue(queue.into());
             native(&publication, now)
         };
         let topic = Queue::new("q")

@@ -139,7 +139,7 @@ impl ResultBackend for RpcBackend {
         Box::pin(self.send(record))
     }
 
-    fn expect<'a>(&'a self, _ids: &'a [String]) -> BoxFuture<'a, Result<(), ServiceError>> {
+    fn prepare<'a>(&'a self, _ids: &'a [String]) -> BoxFuture<'a, Result<(), ServiceError>> {
         Box::pin(self.open())
     }
 
@@ -184,7 +184,7 @@ impl ResultBackend for RpcBackend {
         Box::pin(async move { Err(no_groups("read", group_id)) })
     }
 
-    fn begin_chord<'a>(&'a self, chord: &'a ChordStart) -> BoxFuture<'a, Result<(), ServiceError>> {
+    fn begin<'a>(&'a self, chord: &'a ChordStart) -> BoxFuture<'a, Result<(), ServiceError>> {
         Box::pin(async move { Err(no_chords(&chord.group_id)) })
     }
 

@@ -102,7 +102,7 @@ impl Inner {
                 Settlement::Requeue(_, QueueEnd::Tail) => {
                     plan.moves.extend(self.move_of(tag, |_| Way::Tail));
                 }
-                Settlement::Park(_, until) => {
+                Settlement::Defer(_, until) => {
                     let left = until.duration_since(now).unwrap_or_default();
                     let due = Instant::now() + left;
                     if left <= SOON {

@@ -243,7 +243,7 @@ impl Consumer for RedisConsumer {
                 return Ok(());
             }
             self.shared.settle(batch).await?;
-            if batch.iter().any(|one| matches!(one, Settlement::Park(..))) {
+            if batch.iter().any(|one| matches!(one, Settlement::Defer(..))) {
                 self.wake.notify_one();
             }
             Ok(())

@@ -83,7 +83,7 @@ impl Shared {
         let mut plan = Plan::default();
         let mut outcomes: Vec<Result<(), ServiceError>> = Vec::with_capacity(batch.len());
         for (number, publication) in batch.iter().enumerate() {
-            let refused = meant_for(publication).and_then(|queue| refused.get(&*queue.name));
+            let refused = declare_queue(publication).and_then(|queue| refused.get(&*queue.name));
             outcomes.push(match refused {
                 Some(error) => Err(error.clone()),
                 None => self.plan(&mut plan, number, publication, &bindings),
@@ -194,7 +194,7 @@ impl Shared {
         let mut refused = HashMap::new();
         let mut looked_at = HashSet::new();
         for publication in batch {
-            let Some(queue) = meant_for(publication) else {
+            let Some(queue) = declare_queue(publication) else {
                 continue;
             };
             let is_bound = self.has_declared(queue) && leads_to(&bindings, publication, queue);
@@ -288,7 +288,7 @@ fn pattern(kind: ExchangeKind, routing_key: &str) -> Option<String> {
 
 /// The queue to declare before a publication. The anonymous exchange leads to
 /// every list without.
-fn meant_for(publication: &Publication) -> Option<&Queue> {
+fn declare_queue(publication: &Publication) -> Option<&Queue> {
     let queue = publication.queue.as_deref();
     queue.filter(|_| !publication.exchange.is_empty())
 }

@@ -53,7 +53,7 @@ impl Shared {
         }
         let mut replies = self.link.atomic(ATTEMPT, commands).await?;
         for settlement in batch {
-            if let Settlement::Park(tag, until) = settlement {
+            if let Settlement::Defer(tag, until) = settlement {
                 self.parked.add(tag.as_str(), *until);
             }
         }
@@ -90,8 +90,8 @@ impl Shared {
             let text = settlement.tag().as_str();
             let tag = Tag::parse(text);
             match (settlement, tag.place) {
-                (Settlement::Requeue(..), _) | (Settlement::Park(..), Held::Raw) => {}
-                (Settlement::Park(_, until), Held::Unacked) => parked.push((text, *until)),
+                (Settlement::Requeue(..), _) | (Settlement::Defer(..), Held::Raw) => {}
+                (Settlement::Defer(_, until), Held::Unacked) => parked.push((text, *until)),
                 (_, Held::Unacked) => held.push(text),
                 (_, Held::Raw) => raw.entry(tag.queue).or_default().push(text),
             }

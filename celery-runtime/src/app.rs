@@ -14,7 +14,7 @@ use crate::memory::{MemoryBackend, MemoryBroker, MemoryStore};
 use crate::queues::Queues;
 use crate::store::Store;
 use crate::task::Tasks;
-use crate::worker::{Patience, Worker};
+use crate::worker::{ForceShutdown, Worker};
 
 /// A broker, perhaps a result backend, and the configuration: makes clients
 /// and workers. Cloning is cheap; clones share their connections.
@@ -192,7 +192,7 @@ impl App {
 }
 
 /// Resolves at the first signal to stop: SIGTERM, SIGINT or SIGQUIT on Unix,
-/// Ctrl-C elsewhere. It resolves to the [`Patience`] that is lost at the second
+/// Ctrl-C elsewhere. It resolves to the [`ForceShutdown`] that is lost at the second
 /// one, and a third one ends what `worker_soft_shutdown_timeout` leaves running
 /// tasks.
 ///
@@ -202,22 +202,22 @@ impl App {
 /// # Cancel safety
 ///
 /// Cancel safe; once called, the signals do not end the process any more.
-pub async fn shutdown_signal() -> SecondSignal {
+pub async fn shutdown_signal() -> ForceSignal {
     let mut signals = Signals::new();
     let is_cold = signals.next().await == Urgency::Cold;
-    SecondSignal { signals, is_cold }
+    ForceSignal { signals, is_cold }
 }
 
 /// Waits for another signal to stop.
 #[derive(Debug)]
-pub struct SecondSignal {
+pub struct ForceSignal {
     signals: Signals,
     /// The first one was urgent already.
     is_cold: bool,
 }
 
-impl Patience for SecondSignal {
-    fn lost(&mut self) -> BoxFuture<'_, ()> {
+impl ForceShutdown for ForceSignal {
+    fn requested(&mut self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             if !std::mem::take(&mut self.is_cold) {
                 self.signals.next().await;

@@ -77,7 +77,7 @@ pub trait Broker: fmt::Debug + Send + Sync {
 
     /// Why messages are not taken at the moment, where the broker has said so:
     /// for the text of an error after a deadline.
-    fn obstacle(&self) -> Option<String> {
+    fn blocked_reason(&self) -> Option<String> {
         None
     }
 
@@ -229,7 +229,7 @@ pub enum Settlement {
     /// Not before this time: the broker takes it over, and a consumer of the
     /// same queue (usually this one) receives it again at that time or soon
     /// after. The window of unsettled deliveries does not count it.
-    Park(DeliveryTag, SystemTime),
+    Defer(DeliveryTag, SystemTime),
 }
 
 impl Settlement {
@@ -245,7 +245,7 @@ impl Settlement {
     /// The delivery that it settles.
     pub fn tag(&self) -> &DeliveryTag {
         match self {
-            Self::Ack(tag) | Self::Reject(tag) | Self::Requeue(tag, _) | Self::Park(tag, _) => tag,
+            Self::Ack(tag) | Self::Reject(tag) | Self::Requeue(tag, _) | Self::Defer(tag, _) => tag,
         }
     }
 }
@@ -317,7 +317,7 @@ impl Publication {
 
     /// The same, with the queue to declare first.
     #[must_use]
-    pub fn meant_for(self, queue: Arc<Queue>) -> Self {
+    pub fn declare_queue(self, queue: Arc<Queue>) -> Self {
         Self {
             queue: Some(queue),
             ..self

@@ -43,8 +43,8 @@ impl Clock {
 
     /// Both kinds of time at once: of day for what messages say, monotonic
     /// for limits and delays.
-    pub fn moment(&self) -> Moment {
-        Moment {
+    pub fn moment(&self) -> Now {
+        Now {
             wall: self.now(),
             instant: Instant::now(),
         }
@@ -61,7 +61,7 @@ impl Clock {
 
 /// A point in time, as the pure parts of the worker are told it.
 #[derive(Clone, Copy, Debug)]
-pub struct Moment {
+pub struct Now {
     /// The time of day.
     pub wall: SystemTime,
     /// The monotonic time.

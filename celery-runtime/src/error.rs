@@ -84,12 +84,12 @@ impl ServiceError {
         operation: &'static str,
         object: impl Into<String>,
         deadline: std::time::Duration,
-        obstacle: Option<String>,
+        blocked_reason: Option<String>,
     ) -> Self {
-        let Some(obstacle) = obstacle else {
+        let Some(blocked_reason) = blocked_reason else {
             return Self::no_answer(operation, object, deadline);
         };
-        let cause = format!("no answer within {deadline:?}: {obstacle}");
+        let cause = format!("no answer within {deadline:?}: {blocked_reason}");
         Self::new(ServiceErrorKind::TimedOut, operation, object, cause)
     }
 

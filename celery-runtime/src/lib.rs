@@ -62,10 +62,10 @@ mod store;
 mod task;
 mod worker;
 
-pub use app::{App, SecondSignal, shutdown_signal};
+pub use app::{App, ForceSignal, shutdown_signal};
 pub use backend::{
-    Capabilities, ChordClaim, ChordEnd, ChordPart, ChordResults, ChordStart, OverdueChord,
-    PartResult, Record, ResultBackend,
+    Capabilities, ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart, MemberResult,
+    Record, ResultBackend, StalledChord,
 };
 pub use backoff::{Backoff, RetryBackoff};
 pub use broker::{
@@ -73,29 +73,29 @@ pub use broker::{
     ExchangeKind, Mailbox, Publication, Queue, QueueEnd, Settlement, Subscription,
 };
 pub use canvas::{
-    Accepts, Any, Canvas, CanvasError, Complete, Group, Members, PartialArgs, Signature, Stamped,
-    StampingVisitor, Step, group,
+    AcceptsResult, Canvas, CanvasError, Group, Ignored, Members, NoMissingArgs, PartialArgs,
+    Signature, StampTarget, StampingVisitor, Then, group,
 };
 pub use celery_protocol::Event;
 pub use client::{
-    AnyResult, Appliable, AsyncResult, Client, Completions, GroupResult, ResultError, SendError,
+    AnyResult, AsyncResult, Client, Completions, GroupResult, ResultError, SendError, Sendable,
     TaskFailure,
 };
-pub use clock::{Clock, Moment};
+pub use clock::{Clock, Now};
 pub use config::url;
 pub use config::{Config, ConfigError, OnUnknown, QueueType, TaskProtocol};
 pub use control::{
-    CommandError, Control, ControlCall, ControlError, ExchangeInfo, Hello, Inspect, QueriedTask,
-    QueueInfo, RegisteredTask, Replies, RequestInfo, ScheduledTask, Stats,
+    CommandError, Control, ControlCall, ControlError, ExchangeInfo, Inspect, PeerState,
+    QueriedTask, QueueInfo, RegisteredTask, Replies, RequestInfo, ScheduledTask, Stats,
 };
 pub use error::{ServiceError, ServiceErrorKind};
-pub use events::{ClusterState, EventStream, Events, Rates, TaskRecord, WorkerRecord};
+pub use events::{ClusterState, EventRates, EventStream, Events, TaskRecord, WorkerRecord};
 pub use queues::QueueNotFound;
 pub use routing::{Route, Routes};
 pub use store::Store;
 pub use task::{
-    ArgumentError, AutoRetry, BlockingHandler, Bound, Call, CallError, CallWriter, Context,
-    DynArgs, DynTask, FailedTask, Handler, Kwargs, Params, ParamsError, RegistryError, Requeue,
-    Task, TaskArgs, TaskError, TaskOptions, Tasks, Unique, UpdateError,
+    ArgumentEncoder, ArgumentError, AutoRetry, BlockingHandler, BoundArguments, CallError, Context,
+    DynArgs, DynTask, EncodedArguments, FailedTask, Handler, Kwargs, Params, ParamsError,
+    RegistryError, Requeue, Task, TaskArgs, TaskError, TaskOptions, Tasks, Unique, UpdateError,
 };
-pub use worker::{LinkEvent, Patience, Worker, WorkerError, is_isolated_child};
+pub use worker::{ConnectionEvent, ForceShutdown, Worker, WorkerError, is_isolated_child};

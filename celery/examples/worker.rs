@@ -12,7 +12,7 @@
 mod handlers;
 mod tasks;
 
-use celery::{Config, LinkEvent};
+use celery::{Config, ConnectionEvent};
 use tracing_subscriber::EnvFilter;
 
 #[tokio::main]
@@ -41,8 +41,8 @@ async fn work() -> Result<(), celery::Error> {
         config = config.result_backend(url);
     }
     let app = celery::connect(config)?;
-    let worker = app.worker(handlers::all()).on_link(|event| {
-        if matches!(event, LinkEvent::Connected) {
+    let worker = app.worker(handlers::all()).on_connection_event(|event| {
+        if matches!(event, ConnectionEvent::Connected) {
             println!("ready");
         }
     });

@@ -54,15 +54,15 @@ pub use celery_protocol::{
 };
 pub use celery_runtime::memory;
 pub use celery_runtime::{
-    Any, AnyResult, App, Appliable, AsyncResult, AutoRetry, Binding, BlockingHandler, Canvas,
-    CanvasError, Client, Clock, ClusterState, CommandError, Completions, Config, ConfigError,
-    Context, Control, ControlCall, ControlError, DynArgs, DynTask, Event, EventStream, Events,
-    Exchange, ExchangeInfo, ExchangeKind, FailedTask, Group, GroupResult, Handler, Hello, Inspect,
-    Kwargs, LinkEvent, OnUnknown, Patience, QueriedTask, Queue, QueueInfo, QueueNotFound,
-    QueueType, Rates, RegisteredTask, RegistryError, Replies, RequestInfo, Requeue, ResultError,
-    RetryBackoff, Route, Routes, ScheduledTask, SecondSignal, SendError, ServiceError,
-    ServiceErrorKind, Signature, Stamped, StampingVisitor, Stats, Store, Task, TaskArgs, TaskError,
-    TaskFailure, TaskOptions, TaskProtocol, TaskRecord, Tasks, Unique, UpdateError, Worker,
-    WorkerError, WorkerRecord, group, is_isolated_child, shutdown_signal,
+    AnyResult, App, AsyncResult, AutoRetry, Binding, BlockingHandler, Canvas, CanvasError, Client,
+    Clock, ClusterState, CommandError, Completions, Config, ConfigError, ConnectionEvent, Context,
+    Control, ControlCall, ControlError, DynArgs, DynTask, Event, EventRates, EventStream, Events,
+    Exchange, ExchangeInfo, ExchangeKind, FailedTask, ForceShutdown, ForceSignal, Group,
+    GroupResult, Handler, Ignored, Inspect, Kwargs, OnUnknown, PeerState, QueriedTask, Queue,
+    QueueInfo, QueueNotFound, QueueType, RegisteredTask, RegistryError, Replies, RequestInfo,
+    Requeue, ResultError, RetryBackoff, Route, Routes, ScheduledTask, SendError, Sendable,
+    ServiceError, ServiceErrorKind, Signature, StampTarget, StampingVisitor, Stats, Store, Task,
+    TaskArgs, TaskError, TaskFailure, TaskOptions, TaskProtocol, TaskRecord, Tasks, Unique,
+    UpdateError, Worker, WorkerError, WorkerRecord, group, is_isolated_child, shutdown_signal,
 };
 pub use connect::{Error, connect};

@@ -160,7 +160,7 @@ async fn a_chord_begins_as_celery_begins_it() {
     server.command(&["SET", "celery-taskset-meta-g.c", "done"]);
     let header = ResultTree::group("g", vec![ResultTree::task("a"), ResultTree::task("b")]);
     let chord = ChordStart::new("g", 2, &header);
-    backend.begin_chord(&chord).await.unwrap();
+    backend.begin(&chord).await.unwrap();
     let keys = server.command(&["KEYS", "*"]).texts();
     assert_eq!(keys, ["celery-taskset-meta-g.s"]);
     assert_eq!(server.command(&["GET", &keys[0]]).text(), "2");

@@ -5,8 +5,8 @@ use std::time::Duration;
 use celery_backend_redis::RedisBackend;
 use celery_protocol::{Compression, Raw, ResultTree, Serializer, State, Value, compress_document};
 use celery_runtime::{
-    ChordClaim, ChordEnd, ChordPart, ChordResults, ChordStart, OverdueChord, ResultBackend,
-    ServiceErrorKind,
+    ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart, ResultBackend, ServiceErrorKind,
+    StalledChord,
 };
 use serde_json::json;
 use xtask::servers::{Python, RedisServer};
@@ -26,25 +26,25 @@ fn start(size: usize) -> ChordStart {
 }
 
 async fn begun(backend: &RedisBackend, size: usize) {
-    backend.begin_chord(&start(size)).await.expect("begun");
+    backend.begin(&start(size)).await.expect("begun");
 }
 
 /// Tells that the task `t<index>` has returned its index.
 async fn tell(backend: &RedisBackend, index: i64, token: &str) -> Option<ChordResults> {
     let (task_id, result) = (format!("t{index}"), index.to_string());
     let (result, body) = (Raw::json(&result), Raw::json(BODY));
-    let part = ChordPart::new("g", &task_id, Some(index), &result, &body);
-    let told = backend.count_part(&part, &claim(token)).await;
+    let part = ChordMember::new("g", &task_id, Some(index), &result, &body);
+    let told = backend.complete_member(&part, &claim(token)).await;
     told.expect("counted")
 }
 
 async fn end(backend: &RedisBackend, token: &str, end: ChordEnd) -> bool {
     let claim = claim(token);
-    backend.end_chord("g", &claim, end).await.expect("answered")
+    backend.finish("g", &claim, end).await.expect("answered")
 }
 
-async fn sweep(backend: &RedisBackend) -> Vec<OverdueChord> {
-    let overdue = backend.overdue_chords(&claim("sweeper"), 10).await;
+async fn sweep(backend: &RedisBackend) -> Vec<StalledChord> {
+    let overdue = backend.claim_stalled(&claim("sweeper"), 10).await;
     overdue.expect("swept")
 }
 
@@ -109,7 +109,7 @@ async fn keys_are_celerys_from_the_first_part_to_the_end() {
     assert_eq!(server.command(&["SMEMBERS", &key(".d")]).texts(), ["t1:1"]);
     assert_eq!(count(&server, &["ZCARD", INDEX]), 1);
 
-    backend.extend_chord("g", "t2").await.unwrap();
+    backend.add_member("g", "t2").await.unwrap();
     assert_eq!(server.command(&["GET", &key(".t")]).text(), "1");
     assert!(is_about(ttl(&server, ".t"), 86_400));
     assert_eq!(tell(&backend, 0, "two").await, None);
@@ -119,7 +119,7 @@ async fn keys_are_celerys_from_the_first_part_to_the_end() {
     assert!(is_about(ttl(&server, ".c"), 6));
 
     let held = ChordClaim::new("three", Duration::from_secs(21));
-    assert!(backend.hold_chord("g", &held).await.unwrap());
+    assert!(backend.renew_claim("g", &held).await.unwrap());
     assert!(is_about(ttl(&server, ".c"), 21));
     assert!(end(&backend, "three", ChordEnd::Continued).await);
     assert_eq!(keys(&server), ["K.c"]);
@@ -151,7 +151,7 @@ async fn a_late_claim_is_done_for_twice_its_time() {
     let long = ChordClaim::new("one", Duration::from_secs(1000));
     assert!(
         backend
-            .end_chord("g", &long, ChordEnd::Continued)
+            .finish("g", &long, ChordEnd::Continued)
             .await
             .unwrap()
     );
@@ -178,7 +178,7 @@ async fn chords_live_as_long_as_configured() {
             .result_chord_expires(chords);
         let members = vec![ResultTree::group("inner", Vec::new())];
         let chord = ChordStart::new("g", 2, &ResultTree::group("g", members));
-        backend.begin_chord(&chord).await.unwrap();
+        backend.begin(&chord).await.unwrap();
         let about = |ending, expected| {
             let left = ttl(&server, ending);
             assert!(
@@ -242,8 +242,8 @@ async fn parts_and_body_have_serializers_of_their_own() {
         let value = Value::from(vec![Value::from("ünï"), Value::Bytes(vec![0, 255])]);
         let result = Raw::encode(serializer, &value).unwrap();
         let body = Raw::encode(Serializer::MsgPack, &value).unwrap();
-        let part = ChordPart::new("g", "t", None, &result, &body);
-        let results = backend.count_part(&part, &claim("x")).await.unwrap();
+        let part = ChordMember::new("g", "t", None, &result, &body);
+        let results = backend.complete_member(&part, &claim("x")).await.unwrap();
         let results = results.expect("all parts");
         assert_eq!(results.parts[0].task_id, "t");
         assert_eq!(results.parts[0].result.to_value(), Ok(value.clone()));
@@ -283,8 +283,11 @@ async fn a_part_that_is_none_is_an_error_that_names_the_chord() {
         server.command(&["ZADD", &key(".j"), "7", garbage]);
         begun(&backend, 2).await;
         let raw = Raw::json("1");
-        let part = ChordPart::new("g", "t", Some(0), &raw, &raw);
-        let error = backend.count_part(&part, &claim("x")).await.unwrap_err();
+        let part = ChordMember::new("g", "t", Some(0), &raw, &raw);
+        let error = backend
+            .complete_member(&part, &claim("x"))
+            .await
+            .unwrap_err();
         assert_eq!(error.kind(), ServiceErrorKind::Invalid, "{garbage}");
         assert!(error.to_string().contains("chord g"), "{error}");
     }
@@ -298,9 +301,12 @@ async fn a_chord_that_cannot_be_read_keeps_no_other_from_going_on() {
     let raw = Raw::json("1");
     for id in ["bad", "good"] {
         let chord = ChordStart::new(id, 1, &ResultTree::group(id, Vec::new()));
-        backend.begin_chord(&chord).await.unwrap();
-        let part = ChordPart::new(id, "t", Some(0), &raw, &raw);
-        let claimed = backend.count_part(&part, &claim("dead")).await.unwrap();
+        backend.begin(&chord).await.unwrap();
+        let part = ChordMember::new(id, "t", Some(0), &raw, &raw);
+        let claimed = backend
+            .complete_member(&part, &claim("dead"))
+            .await
+            .unwrap();
         assert!(claimed.is_some());
         let claim = format!("celery-taskset-meta-{id}.c");
         server.command(&["DEL", &claim]);
@@ -353,7 +359,7 @@ async fn the_longer_a_chord_takes_the_seldomer_it_is_looked_at() {
     assert!((4..=7).contains(&pause(&server)));
     // Somebody holds it, for longer than was known.
     let long = ChordClaim::new("x", Duration::from_secs(90));
-    assert!(backend.hold_chord("g", &long).await.unwrap());
+    assert!(backend.renew_claim("g", &long).await.unwrap());
     make_due(&server, "0");
     assert!(sweep(&backend).await.is_empty());
     assert!((87..=91).contains(&pause(&server)));
@@ -397,10 +403,16 @@ async fn no_more_are_taken_over_than_asked_for() {
     for number in 0..5 {
         let id = format!("g{number}");
         let chord = ChordStart::new(id.as_str(), 1, &ResultTree::group(&*id, Vec::new()));
-        backend.begin_chord(&chord).await.unwrap();
-        let part = ChordPart::new(&id, "t", Some(0), &raw, &raw);
+        backend.begin(&chord).await.unwrap();
+        let part = ChordMember::new(&id, "t", Some(0), &raw, &raw);
         let short = ChordClaim::new("dead", Duration::ZERO);
-        assert!(backend.count_part(&part, &short).await.unwrap().is_some());
+        assert!(
+            backend
+                .complete_member(&part, &short)
+                .await
+                .unwrap()
+                .is_some()
+        );
     }
     let due = "return redis.call('ZCOUNT', KEYS[1], '-inf', redis.call('TIME')[1] * 1000)";
     until("all claims have ended", || {
@@ -409,7 +421,7 @@ async fn no_more_are_taken_over_than_asked_for() {
     .await;
     let mut found = Vec::new();
     for expected in [2, 2, 1, 0] {
-        let overdue = backend.overdue_chords(&claim("x"), 2).await.unwrap();
+        let overdue = backend.claim_stalled(&claim("x"), 2).await.unwrap();
         assert_eq!(overdue.len(), expected);
         found.extend(overdue.into_iter().map(|chord| chord.group_id));
     }
@@ -483,8 +495,8 @@ async fn what_was_begun_here_is_finished_by_python() {
     let server = RedisServer::start();
     let backend = backend(&server);
     begun(&backend, 2).await;
-    backend.extend_chord("g", "t2").await.unwrap();
-    backend.extend_chord("g", "t2").await.unwrap();
+    backend.add_member("g", "t2").await.unwrap();
+    backend.add_member("g", "t2").await.unwrap();
     assert_eq!(tell(&backend, 2, "x").await, None);
     assert_eq!(tell(&backend, 0, "x").await, None);
     python(&server, "part(2); part(1)");

@@ -141,7 +141,7 @@ async fn two_connections_are_enough_for_everything() {
     .unwrap();
     let taken = receive(&*first, 1).await.remove(0);
     let later = std::time::SystemTime::now() + Duration::from_secs(1);
-    settle(&*first, &[Settlement::Park(taken.tag, later)]).await;
+    settle(&*first, &[Settlement::Defer(taken.tag, later)]).await;
     let taken = receive_one(&*second).await;
     settle(&*second, &[Settlement::Requeue(taken.tag, QueueEnd::Tail)]).await;
 
@@ -351,7 +351,7 @@ async fn tags_of_another_consumer_settle_nothing() {
             Settlement::Ack(stale[0].tag.clone()),
             Settlement::Reject(stale[1].tag.clone()),
             Settlement::Requeue(stale[2].tag.clone(), QueueEnd::Tail),
-            Settlement::Park(stale[3].tag.clone(), now + Duration::from_secs(60)),
+            Settlement::Defer(stale[3].tag.clone(), now + Duration::from_secs(60)),
         ],
     )
     .await;

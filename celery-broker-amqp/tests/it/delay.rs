@@ -17,7 +17,7 @@ use crate::support::{
 async fn park(consumer: &dyn Consumer, deliveries: &[Delivery], until: SystemTime) {
     let parks = deliveries
         .iter()
-        .map(|one| Settlement::Park(one.tag.clone(), until));
+        .map(|one| Settlement::Defer(one.tag.clone(), until));
     settle(consumer, &parks.collect::<Vec<_>>()).await;
 }
 
@@ -328,7 +328,7 @@ async fn levels_that_were_deleted_are_declared_again() {
             raw.delete(level).await;
         }
         // Always through both, whatever time has passed.
-        let parks = [Settlement::Park(
+        let parks = [Settlement::Defer(
             delivery.tag.clone(),
             after(Duration::from_millis(1_450)),
         )];
@@ -357,7 +357,8 @@ async fn celerys_own_delay_is_taken_for_topics_of_quorum_queues() {
     sent.headers
         .set("eta", celery_protocol::time::format(due).into())
         .unwrap();
-    let letter = Publication::to_exchange(sent, "feeds", "feed").meant_for(queue.clone().into());
+    let letter =
+        Publication::to_exchange(sent, "feeds", "feed").declare_queue(queue.clone().into());
     let started = Instant::now();
     post(&broker, letter).await.unwrap();
 
@@ -393,7 +394,7 @@ async fn parking_and_giving_back_at_once_do_not_disturb_acknowledgements() {
             .iter()
             .enumerate()
             .map(|(number, one)| match (number % 4, one.redelivered) {
-                (1, false) => Settlement::Park(one.tag.clone(), after(Duration::from_millis(250))),
+                (1, false) => Settlement::Defer(one.tag.clone(), after(Duration::from_millis(250))),
                 (2, false) => Settlement::Requeue(one.tag.clone(), QueueEnd::Head),
                 _ => {
                     done.push(id(one));

@@ -125,16 +125,16 @@ async fn a_server_without_memory_takes_nothing_and_says_why() {
     let queue = Queue::new("q");
     send(&broker, &queue, &numbers(0..20)).await;
     let consumer = consumer(&broker, &[&queue], 10).await;
-    assert_eq!(broker.obstacle(), None);
+    assert_eq!(broker.blocked_reason(), None);
     alarm(&server, true).await;
 
     let sending = {
         let broker = broker.clone();
         tokio::spawn(async move { post(&broker, to("q", "late")).await })
     };
-    until("it says why", async || broker.obstacle().is_some()).await;
-    let obstacle = broker.obstacle().unwrap();
-    assert!(obstacle.contains("memory"), "{obstacle}");
+    until("it says why", async || broker.blocked_reason().is_some()).await;
+    let blocked_reason = broker.blocked_reason().unwrap();
+    assert!(blocked_reason.contains("memory"), "{blocked_reason}");
     // Calls that are given up meanwhile.
     for _ in 0..40 {
         let letter = [to("q", "given up")];
@@ -156,7 +156,7 @@ async fn a_server_without_memory_takes_nothing_and_says_why() {
         .collect();
     let mut unknown = 0;
     while !busy.iter().all(tokio::task::JoinHandle::is_finished) {
-        unknown += usize::from(broker.obstacle().is_none());
+        unknown += usize::from(broker.blocked_reason().is_none());
         tokio::task::yield_now().await;
     }
     // Consumers take and settle.
@@ -172,7 +172,7 @@ async fn a_server_without_memory_takes_nothing_and_says_why() {
     alarm(&server, false).await;
     within("it is sent", sending).await.unwrap().unwrap();
     until("nothing is in the way", async || {
-        broker.obstacle().is_none()
+        broker.blocked_reason().is_none()
     })
     .await;
     ack_all(&*consumer, &rest).await;
@@ -227,7 +227,7 @@ async fn parking_without_memory_neither_holds_up_others_nor_multiplies() {
     let later = |seconds| SystemTime::now() + Duration::from_secs(seconds);
     settle(
         &*consumer,
-        &[Settlement::Park(taken[0].tag.clone(), later(3_600))],
+        &[Settlement::Defer(taken[0].tag.clone(), later(3_600))],
     )
     .await;
     alarm(&server, true).await;
@@ -235,7 +235,7 @@ async fn parking_without_memory_neither_holds_up_others_nor_multiplies() {
 
     // As a worker does: with a deadline, and again.
     let both = [
-        Settlement::Park(taken[1].tag.clone(), later(3_600)),
+        Settlement::Defer(taken[1].tag.clone(), later(3_600)),
         Settlement::Ack(taken[2].tag.clone()),
     ];
     for _ in 0..5 {
@@ -273,7 +273,7 @@ async fn parking_without_memory_neither_holds_up_others_nor_multiplies() {
 async fn block(broker: &AmqpBroker) {
     let letter = [to("nobody", "blocked")];
     let _ = tokio::time::timeout(Duration::from_millis(100), broker.publish(&letter)).await;
-    until("it says why", async || broker.obstacle().is_some()).await;
+    until("it says why", async || broker.blocked_reason().is_some()).await;
 }
 
 async fn alarm(server: &RabbitServer, raised: bool) {

@@ -74,7 +74,7 @@ async fn one_message_for_nobody_in_a_batch_is_the_only_error() {
     let mut batch: Vec<_> = (0..500)
         .map(|number| {
             Publication::to_exchange(task(&number.to_string()), "feeds", "feed.a")
-                .meant_for(Arc::clone(&queue))
+                .declare_queue(Arc::clone(&queue))
         })
         .collect();
     batch[250] = Publication::to_exchange(task("250"), "feeds", "nobody.hears");
@@ -155,7 +155,7 @@ async fn a_queue_that_was_deleted_is_declared_again_and_gets_its_message() {
     let routed = Arc::new(Queue::new("routed").bound_to(Exchange::topic("feeds"), "feed"));
     let letters = |id: &str| {
         let feed = Publication::to_exchange(task(id), "feeds", "feed");
-        [bring(&plain, id), feed.meant_for(Arc::clone(&routed))]
+        [bring(&plain, id), feed.declare_queue(Arc::clone(&routed))]
     };
     for round in 0..3 {
         let answers = within("publish", broker.publish(&letters(&round.to_string()))).await;
@@ -177,7 +177,7 @@ async fn a_binding_that_was_removed_is_made_again() {
     let (broker, raw) = (site.broker(), site.raw().await);
     let queue = Arc::new(Queue::new("q").bound_to(Exchange::topic("feeds"), "feed"));
     let letter =
-        || Publication::to_exchange(task("1"), "feeds", "feed").meant_for(Arc::clone(&queue));
+        || Publication::to_exchange(task("1"), "feeds", "feed").declare_queue(Arc::clone(&queue));
     post(&broker, letter()).await.unwrap();
     let none = FieldTable::default();
     raw.channel
@@ -195,7 +195,7 @@ async fn an_exchange_that_was_deleted_is_declared_again() {
     let (broker, raw) = (site.broker(), site.raw().await);
     let queue = Arc::new(Queue::new("q").bound_to(Exchange::topic("feeds"), "feed"));
     let letter =
-        || Publication::to_exchange(task("1"), "feeds", "feed").meant_for(Arc::clone(&queue));
+        || Publication::to_exchange(task("1"), "feeds", "feed").declare_queue(Arc::clone(&queue));
     for round in 1..=3 {
         post(&broker, letter()).await.unwrap();
         assert_eq!(broker.depth(&queue).await.unwrap(), round);
@@ -299,7 +299,7 @@ async fn names_that_amqp_cannot_carry_are_errors() {
     let batch = [
         to("q", "0"),
         to(&long, "1"),
-        to(&long, "1").meant_for(Arc::new(Queue::new(long.as_str()))),
+        to(&long, "1").declare_queue(Arc::new(Queue::new(long.as_str()))),
         Publication::to_exchange(task("1"), long.as_str(), "key"),
         Publication::to_exchange(task("1"), "amq.topic", long.as_str()),
         with(|message, long| message.properties.reply_to = Some(long.to_owned())),

@@ -29,7 +29,7 @@ async fn the_reply_queue_is_celerys_and_goes_with_the_client() {
         site.rows("list_queues", &["name"]).is_empty(),
         "opened before it is needed"
     );
-    within("expect", backend.expect(&["id".to_owned()]))
+    within("prepare", backend.prepare(&["id".to_owned()]))
         .await
         .unwrap();
     let columns = [
@@ -145,7 +145,7 @@ async fn no_wait_hangs_that_begins_while_the_connection_breaks() {
     let client = RpcBackend::new(Arc::new(site.broker()));
     let name = client.reply_to().unwrap();
     for round in 0..40 {
-        within("expect", client.expect(&[])).await.unwrap();
+        within("prepare", client.prepare(&[])).await.unwrap();
         let waits: Vec<_> = (0..20)
             .map(|number| {
                 let client = client.clone();

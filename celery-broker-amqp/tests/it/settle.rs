@@ -176,7 +176,7 @@ async fn what_cannot_be_sent_anew_does_not_fail_the_others_of_its_batch() {
     let later = SystemTime::now() + Duration::from_secs(3600);
 
     let batch = [
-        Settlement::Park(taken[0].tag.clone(), later),
+        Settlement::Defer(taken[0].tag.clone(), later),
         Settlement::Ack(taken[1].tag.clone()),
     ];
     let settled = within("settle", consumer.settle(&batch)).await;

@@ -146,7 +146,7 @@ pub(crate) fn to(queue: &str, id: &str) -> Publication {
 
 /// The same, with the queue to declare first.
 pub(crate) fn bring(queue: &Arc<Queue>, id: &str) -> Publication {
-    to(&queue.name, id).meant_for(Arc::clone(queue))
+    to(&queue.name, id).declare_queue(Arc::clone(queue))
 }
 
 /// Sends one message.

@@ -171,7 +171,7 @@ async fn a_queue_that_is_meant_is_bound_first_and_once() {
     let queue = Arc::new(queue);
     let send = async |exchange: &str, key: &str| {
         let publication = Publication::to_exchange(task("1"), exchange, key);
-        let batch = [publication.meant_for(Arc::clone(&queue))];
+        let batch = [publication.declare_queue(Arc::clone(&queue))];
         broker.publish(&batch).await.remove(0)
     };
     send("logs", "disk.error").await.unwrap();
@@ -194,7 +194,7 @@ async fn the_anonymous_exchange_needs_no_declaration() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let queue = Arc::new(Queue::new("q"));
-    let batch = [Publication::to_queue(task("1"), "q").meant_for(queue)];
+    let batch = [Publication::to_queue(task("1"), "q").declare_queue(queue)];
     broker.publish(&batch).await.remove(0).unwrap();
     assert_eq!(keys(&server), ["q"]);
 }
@@ -207,7 +207,7 @@ async fn a_queue_that_cannot_be_declared_fails_its_own_messages_only() {
     let headers = Exchange::new("h", ExchangeKind::Headers);
     let impossible = Arc::new(Queue::new("q").bound_to(headers, ""));
     let batch = [
-        Publication::to_exchange(task("1"), "h", "k").meant_for(impossible),
+        Publication::to_exchange(task("1"), "h", "k").declare_queue(impossible),
         Publication::to_queue(task("2"), "other"),
     ];
     let outcomes = broker.publish(&batch).await;

@@ -123,8 +123,8 @@ async fn a_parked_message_comes_back_at_its_time() {
         now + Duration::from_millis(200),
     );
     let batch = [
-        Settlement::Park(taken[0].clone(), later),
-        Settlement::Park(taken[1].clone(), soon),
+        Settlement::Defer(taken[0].clone(), later),
+        Settlement::Defer(taken[1].clone(), soon),
     ];
     consumer.settle(&batch).await.unwrap();
     // Nobody else takes it for abandoned before its time, and not long after:
@@ -156,7 +156,7 @@ async fn what_was_parked_survives_a_broken_consumer() {
     let broken = consumer(&broker, &["q"]).await;
     let tag = receive_one(&*broken).await.tag;
     broken
-        .settle(&[Settlement::Park(tag, SystemTime::now())])
+        .settle(&[Settlement::Defer(tag, SystemTime::now())])
         .await
         .unwrap();
     drop(broken);
@@ -173,7 +173,7 @@ async fn a_parked_message_that_was_settled_elsewhere_does_not_come() {
     let consumer = consumer(&broker, &["q"]).await;
     let gone = receive_one(&*consumer).await.tag;
     consumer
-        .settle(&[Settlement::Park(gone.clone(), SystemTime::now())])
+        .settle(&[Settlement::Defer(gone.clone(), SystemTime::now())])
         .await
         .unwrap();
     server.command(&["HDEL", "unacked", gone.as_str()]);
@@ -196,7 +196,7 @@ async fn closing_gives_parked_messages_back_and_keeps_the_rest() {
     let first = consumer(&broker, &["q"]).await;
     let taken = tags(&receive(&*first, 3).await);
     let far = SystemTime::now() + Duration::from_secs(3600);
-    let park = [1, 2].map(|at: usize| Settlement::Park(taken[at].clone(), far));
+    let park = [1, 2].map(|at: usize| Settlement::Defer(taken[at].clone(), far));
     first.settle(&park).await.unwrap();
 
     first.close().await.unwrap();

@@ -33,7 +33,7 @@ impl ChordStart {
 /// A part of a chord: a task of its header that has ended.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct ChordPart<'a> {
+pub struct ChordMember<'a> {
     /// The id of the header.
     pub group_id: &'a str,
     /// The task's id. Together with the index it is what a part is counted by,
@@ -51,7 +51,7 @@ pub struct ChordPart<'a> {
     pub body: &'a Raw<'a>,
 }
 
-impl<'a> ChordPart<'a> {
+impl<'a> ChordMember<'a> {
     /// A part that has succeeded with `result`, of a chord with this body.
     pub fn new(
         group_id: &'a str,
@@ -87,15 +87,15 @@ pub struct ChordClaim {
     /// Who claims: the same for each try of one delivery, else unique.
     pub token: String,
     /// How long the claim holds, in whole seconds; at least one.
-    pub lasts: Duration,
+    pub ttl: Duration,
 }
 
 impl ChordClaim {
     /// A claim of whoever knows `token`.
-    pub fn new(token: impl Into<String>, lasts: Duration) -> Self {
+    pub fn new(token: impl Into<String>, ttl: Duration) -> Self {
         Self {
             token: token.into(),
-            lasts,
+            ttl,
         }
     }
 }
@@ -105,7 +105,7 @@ impl ChordClaim {
 #[non_exhaustive]
 pub struct ChordResults {
     /// In the order of the header, where the backend keeps it.
-    pub parts: Vec<PartResult>,
+    pub parts: Vec<MemberResult>,
     /// Where the header has groups inside: which results the body gets, in the
     /// place of those of the parts.
     pub tree: Option<ResultTree>,
@@ -113,7 +113,7 @@ pub struct ChordResults {
 
 impl ChordResults {
     /// These parts.
-    pub fn new(parts: Vec<PartResult>, tree: Option<ResultTree>) -> Self {
+    pub fn new(parts: Vec<MemberResult>, tree: Option<ResultTree>) -> Self {
         Self { parts, tree }
     }
 }
@@ -121,7 +121,7 @@ impl ChordResults {
 /// What a part of a chord has told.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
-pub struct PartResult {
+pub struct MemberResult {
     /// The task's id.
     pub task_id: String,
     /// How it ended.
@@ -130,7 +130,7 @@ pub struct PartResult {
     pub result: Raw<'static>,
 }
 
-impl PartResult {
+impl MemberResult {
     /// What the task with this id has told.
     pub fn new(task_id: impl Into<String>, state: State, result: Raw<'static>) -> Self {
         Self {
@@ -144,7 +144,7 @@ impl PartResult {
 /// A chord that its worker has left behind, taken over by who asked.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
-pub struct OverdueChord {
+pub struct StalledChord {
     /// The id of its header.
     pub group_id: String,
     /// Its body, as a part has told it.
@@ -153,7 +153,7 @@ pub struct OverdueChord {
     pub results: ChordResults,
 }
 
-impl OverdueChord {
+impl StalledChord {
     /// The chord of this header.
     pub fn new(group_id: impl Into<String>, body: Raw<'static>, results: ChordResults) -> Self {
         Self {

@@ -9,7 +9,7 @@ use celery_protocol::{ResultDocument, ResultTree};
 use crate::broker::BoxFuture;
 use crate::error::{ServiceError, ServiceErrorKind};
 pub use chord::{
-    ChordClaim, ChordEnd, ChordPart, ChordResults, ChordStart, OverdueChord, PartResult,
+    ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart, MemberResult, StalledChord,
 };
 
 /// Keeps what tasks returned, for those who asked.
@@ -28,7 +28,7 @@ pub trait ResultBackend: fmt::Debug + Send + Sync {
 
     /// Gets ready for the results of `ids`: called before their tasks are
     /// sent. A backend that is made of messages has to be there to get them.
-    fn expect<'a>(&'a self, _ids: &'a [String]) -> BoxFuture<'a, Result<(), ServiceError>> {
+    fn prepare<'a>(&'a self, _ids: &'a [String]) -> BoxFuture<'a, Result<(), ServiceError>> {
         Box::pin(std::future::ready(Ok(())))
     }
 
@@ -70,13 +70,13 @@ pub trait ResultBackend: fmt::Debug + Send + Sync {
     /// Gets ready to count the parts of a chord: called before the first task
     /// of its header is sent, and again if that is tried again. What an earlier
     /// chord with this id has left behind is as if it were not there.
-    fn begin_chord<'a>(&'a self, chord: &'a ChordStart) -> BoxFuture<'a, Result<(), ServiceError>> {
+    fn begin<'a>(&'a self, chord: &'a ChordStart) -> BoxFuture<'a, Result<(), ServiceError>> {
         refuse_chord("start", &chord.group_id)
     }
 
     /// Adds a part to a chord that is under way; called before the part's task
     /// is sent, and again if that is tried again: a task is counted once.
-    fn extend_chord<'a>(
+    fn add_member<'a>(
         &'a self,
         group_id: &'a str,
         _task_id: &'a str,
@@ -86,16 +86,16 @@ pub trait ResultBackend: fmt::Debug + Send + Sync {
 
     /// Counts a part of a chord. Who counts the last one, with the claim that
     /// comes with it, gets all parts and has to go on with the chord: send its
-    /// body and [end](Self::end_chord) it, within the time of the claim. Told
+    /// body and [end](Self::finish) it, within the time of the claim. Told
     /// once more with the same claim, a part gets the same answer; with another
     /// claim only when the first one does not hold any more. `None` where parts
     /// are missing, somebody else goes on with it, or it is over.
     ///
-    /// Parts that are told before the chord is [begun](Self::begin_chord) count,
+    /// Parts that are told before the chord is [begun](Self::begin) count,
     /// too.
-    fn count_part<'a>(
+    fn complete_member<'a>(
         &'a self,
-        part: &'a ChordPart<'a>,
+        part: &'a ChordMember<'a>,
         _claim: &'a ChordClaim,
     ) -> BoxFuture<'a, Result<Option<ChordResults>, ServiceError>> {
         refuse_chord("count a part of", part.group_id)
@@ -103,7 +103,7 @@ pub trait ResultBackend: fmt::Debug + Send + Sync {
 
     /// Lets a claim hold for the time it says, from now on, if it is still the
     /// only one. `false` says that the chord is somebody else's or over.
-    fn hold_chord<'a>(
+    fn renew_claim<'a>(
         &'a self,
         group_id: &'a str,
         _claim: &'a ChordClaim,
@@ -113,7 +113,7 @@ pub trait ResultBackend: fmt::Debug + Send + Sync {
 
     /// Ends a chord. `false` says that the claim did not hold any more, and that
     /// nothing was done.
-    fn end_chord<'a>(
+    fn finish<'a>(
         &'a self,
         group_id: &'a str,
         _claim: &'a ChordClaim,
@@ -125,11 +125,11 @@ pub trait ResultBackend: fmt::Debug + Send + Sync {
     /// Takes over chords, `limit` at most, all of whose parts are there and which
     /// nobody goes on with, because the worker that was to has died. A chord
     /// that none of our workers has told a part of is not known here.
-    fn overdue_chords<'a>(
+    fn claim_stalled<'a>(
         &'a self,
         _claim: &'a ChordClaim,
         _limit: usize,
-    ) -> BoxFuture<'a, Result<Vec<OverdueChord>, ServiceError>> {
+    ) -> BoxFuture<'a, Result<Vec<StalledChord>, ServiceError>> {
         Box::pin(std::future::ready(Ok(Vec::new())))
     }
 

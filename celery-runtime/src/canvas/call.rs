@@ -7,7 +7,7 @@ use std::sync::Arc;
 use celery_protocol::{EncodeError, Raw, Serializer};
 
 use crate::client::compose::arguments_of;
-use crate::task::{Call, CallWriter, Params, Task, TaskArgs, Unique};
+use crate::task::{ArgumentEncoder, EncodedArguments, Params, Task, TaskArgs, Unique};
 
 /// A task, its arguments, and what its declaration says about sending it.
 #[derive(Clone)]
@@ -26,7 +26,7 @@ pub(crate) struct TaskCall {
 }
 
 trait Arguments: Send + Sync {
-    fn write(&self, writer: &CallWriter<'_>) -> Result<Call, EncodeError>;
+    fn write(&self, writer: &ArgumentEncoder<'_>) -> Result<EncodedArguments, EncodeError>;
 }
 
 struct Typed<A> {
@@ -35,7 +35,7 @@ struct Typed<A> {
 }
 
 impl<A: TaskArgs> Arguments for Typed<A> {
-    fn write(&self, writer: &CallWriter<'_>) -> Result<Call, EncodeError> {
+    fn write(&self, writer: &ArgumentEncoder<'_>) -> Result<EncodedArguments, EncodeError> {
         self.args.write_call(self.params, writer)
     }
 }
@@ -46,7 +46,7 @@ struct Untyped {
 }
 
 impl Arguments for Untyped {
-    fn write(&self, writer: &CallWriter<'_>) -> Result<Call, EncodeError> {
+    fn write(&self, writer: &ArgumentEncoder<'_>) -> Result<EncodedArguments, EncodeError> {
         writer.write(&self.args, &self.kwargs)
     }
 }
@@ -96,7 +96,10 @@ impl TaskCall {
     }
 
     /// Writes the arguments in the form that a message needs.
-    pub(crate) fn write(&self, writer: &CallWriter<'_>) -> Result<Call, EncodeError> {
+    pub(crate) fn write(
+        &self,
+        writer: &ArgumentEncoder<'_>,
+    ) -> Result<EncodedArguments, EncodeError> {
         if self.given.is_empty() {
             return self.arguments.write(writer);
         }

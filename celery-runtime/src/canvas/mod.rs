@@ -26,8 +26,10 @@ mod tests;
 
 pub use error::CanvasError;
 pub use node::Canvas;
-pub use stamp::{Stamped, StampingVisitor};
-pub use typed::{Accepts, Any, Complete, Group, Members, PartialArgs, Signature, Step, group};
+pub use stamp::{StampTarget, StampingVisitor};
+pub use typed::{
+    AcceptsResult, Group, Ignored, Members, NoMissingArgs, PartialArgs, Signature, Then, group,
+};
 
 pub(crate) use call::TaskCall;
 pub(crate) use freeze::{Ids, Place, Ways};

@@ -7,7 +7,7 @@ use super::node::{Canvas, Kind};
 /// What is stamped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Stamped<'a> {
+pub enum StampTarget<'a> {
     /// A task with this name.
     Task(&'a str),
     /// A chain; its stamps go on to its steps.
@@ -28,11 +28,11 @@ pub enum Stamped<'a> {
 ///
 /// ```
 /// use celery_protocol::Map;
-/// use celery_runtime::{Canvas, Signature, Stamped, StampingVisitor};
+/// use celery_runtime::{Canvas, Signature, StampTarget, StampingVisitor};
 ///
 /// let canvas = Canvas::from(Signature::named("tasks.add", (1, 2), ()));
-/// let stamped = canvas.stamp_with(&mut |part: Stamped<'_>| match part {
-///     Stamped::Task(name) => Map::from([("name", name)]),
+/// let stamped = canvas.stamp_with(&mut |part: StampTarget<'_>| match part {
+///     StampTarget::Task(name) => Map::from([("name", name)]),
 ///     _ => Map::new(),
 /// });
 /// # let _ = stamped;
@@ -40,11 +40,11 @@ pub enum Stamped<'a> {
 pub trait StampingVisitor {
     /// The stamps of this part, and of what is inside; those of the inside go
     /// first where both name one.
-    fn stamps(&mut self, part: Stamped<'_>) -> Map;
+    fn stamps(&mut self, part: StampTarget<'_>) -> Map;
 }
 
-impl<F: FnMut(Stamped<'_>) -> Map> StampingVisitor for F {
-    fn stamps(&mut self, part: Stamped<'_>) -> Map {
+impl<F: FnMut(StampTarget<'_>) -> Map> StampingVisitor for F {
+    fn stamps(&mut self, part: StampTarget<'_>) -> Map {
         self(part)
     }
 }
@@ -55,8 +55,8 @@ impl Canvas {
     #[must_use]
     pub fn stamp(self, name: impl Into<String>, value: impl Into<Value>) -> Self {
         let stamps = Map::from([(name.into(), value.into())]);
-        self.stamp_with(&mut |part: Stamped<'_>| match part {
-            Stamped::Task(_) => stamps.clone(),
+        self.stamp_with(&mut |part: StampTarget<'_>| match part {
+            StampTarget::Task(_) => stamps.clone(),
             _ => Map::new(),
         })
     }
@@ -71,36 +71,36 @@ impl Canvas {
 
     fn visit(&mut self, visitor: &mut dyn StampingVisitor, inherited: &Map) {
         for link in &mut self.options.link {
-            let stamps = visitor.stamps(Stamped::Callback(link.task()));
+            let stamps = visitor.stamps(StampTarget::Callback(link.task()));
             link.visit(visitor, &merged(inherited, &stamps));
         }
         for link in &mut self.options.link_error {
-            let stamps = visitor.stamps(Stamped::Errback(link.task()));
+            let stamps = visitor.stamps(StampTarget::Errback(link.task()));
             link.visit(visitor, &merged(inherited, &stamps));
         }
         match &mut self.kind {
             Kind::Task(call) => {
-                let stamps = merged(inherited, &visitor.stamps(Stamped::Task(&call.task)));
+                let stamps = merged(inherited, &visitor.stamps(StampTarget::Task(&call.task)));
                 self.options.call.stamps = merged(&self.options.call.stamps, &stamps);
             }
             Kind::Chain(steps) => {
-                let stamps = merged(inherited, &visitor.stamps(Stamped::Chain));
+                let stamps = merged(inherited, &visitor.stamps(StampTarget::Chain));
                 steps
                     .iter_mut()
                     .for_each(|step| step.visit(visitor, &stamps));
             }
             Kind::Group(group) => {
-                let stamps = merged(inherited, &visitor.stamps(Stamped::Group));
+                let stamps = merged(inherited, &visitor.stamps(StampTarget::Group));
                 let members = group.tasks.iter_mut();
                 members.for_each(|task| task.visit(visitor, &stamps));
             }
             Kind::Chord(chord) => {
-                let stamps = merged(inherited, &visitor.stamps(Stamped::ChordHeader));
+                let stamps = merged(inherited, &visitor.stamps(StampTarget::ChordHeader));
                 if let Kind::Group(header) = &mut chord.header.kind {
                     let members = header.tasks.iter_mut();
                     members.for_each(|task| task.visit(visitor, &stamps));
                 }
-                let stamps = merged(&stamps, &visitor.stamps(Stamped::ChordBody));
+                let stamps = merged(&stamps, &visitor.stamps(StampTarget::ChordBody));
                 chord.body.visit(visitor, &stamps);
             }
         }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value as Json, json};
 
 use super::*;
 use crate::client::compose::arguments_of;
-use crate::task::{CallWriter, Task};
+use crate::task::{ArgumentEncoder, Task};
 
 const ADD: Task<(i64, i64), i64> = Task::new("tasks.add").params(&["x", "y"]);
 const XSUM: Task<(Vec<i64>,), i64> = Task::new("tasks.xsum").params(&["numbers"]);
@@ -50,7 +50,7 @@ fn message(letter: &Letter) -> Json {
     let options = &letter.options;
     let body = letter
         .call
-        .write(&CallWriter::new(Serializer::Json, &options.embed))
+        .write(&ArgumentEncoder::new(Serializer::Json, &options.embed))
         .unwrap()
         .body;
     let body: Json = serde_json::from_slice(&body).unwrap();
@@ -413,10 +413,10 @@ fn visitors_stamp_by_part_and_lists_are_joined() {
     let canvas = add(1, 1)
         .then(group([ADD.p((1,)), ADD.p((2,))]))
         .stamp("tenant", vec!["a"]);
-    let canvas = canvas.stamp_with(&mut |part: Stamped<'_>| {
+    let canvas = canvas.stamp_with(&mut |part: StampTarget<'_>| {
         seen.push(format!("{part:?}"));
         match part {
-            Stamped::Chain => celery_protocol::Map::from([("tenant", vec!["b"])]),
+            StampTarget::Chain => celery_protocol::Map::from([("tenant", vec!["b"])]),
             _ => celery_protocol::Map::new(),
         }
     });
@@ -732,7 +732,7 @@ fn a_letter_is_read_back_as_it_was_meant() {
     let embed = &letter.options.embed;
     let body = letter
         .call
-        .write(&CallWriter::new(Serializer::Json, embed))
+        .write(&ArgumentEncoder::new(Serializer::Json, embed))
         .unwrap();
     let raw = Raw::read(Serializer::Json, &body.body).unwrap();
     let read = Body::read(&raw).unwrap();

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use celery_protocol::{Compression, EncodeError, Map, Raw, Serializer, Value};
 use serde::Serialize;
 
-pub use args::{Accepts, Any, Complete, PartialArgs};
+pub use args::{AcceptsResult, Ignored, NoMissingArgs, PartialArgs};
 pub use members::{Group, Members, group};
 
 use super::call::TaskCall;
@@ -26,7 +26,7 @@ use crate::task::{Task, TaskArgs, TaskError};
 ///
 /// `In` is what it still waits for. `()` is nothing: it can be sent. `(T,)` is
 /// the result of a step before, a `T`, which Celery puts before the arguments
-/// that are there; [`Any`] is whatever it may be, since it is thrown away.
+/// that are there; [`Ignored`] is whatever it may be, since it is thrown away.
 ///
 /// ```
 /// use std::time::Duration;
@@ -94,7 +94,7 @@ impl<A: TaskArgs, R> Task<A, R> {
 
     /// The task with all of its arguments, after whatever else: the result of
     /// a step before is thrown away.
-    pub fn si(self, args: A) -> Signature<R, Any> {
+    pub fn si(self, args: A) -> Signature<R, Ignored> {
         self.s(args).immutable()
     }
 
@@ -110,7 +110,7 @@ impl<A: TaskArgs, R> Task<A, R> {
     ///     Err(DOUBLE.replaced_by(ADD.s((x, x))))
     /// }
     /// ```
-    pub fn replaced_by<In: Complete>(self, replacement: Signature<R, In>) -> TaskError {
+    pub fn replaced_by<In: NoMissingArgs>(self, replacement: Signature<R, In>) -> TaskError {
         TaskError::replace(replacement)
     }
 
@@ -124,13 +124,17 @@ impl<A: TaskArgs, R> Task<A, R> {
     /// let sums = ADD.starmap([(1, 2), (3, 4)]);
     /// # let _ = sums;
     /// ```
-    pub fn starmap(self, items: impl IntoIterator<Item = A>) -> Signature<Vec<R>, Any> {
+    pub fn starmap(self, items: impl IntoIterator<Item = A>) -> Signature<Vec<R>, Ignored> {
         let items = self.items(items);
         Signature::over(items.map(|(task, items)| Canvas::mapped("celery.starmap", &task, &items)))
     }
 
     /// The items in groups of `n`, each a [`starmap`](Self::starmap) of its own.
-    pub fn chunks(self, items: impl IntoIterator<Item = A>, n: usize) -> Group<Vec<Vec<R>>, Any> {
+    pub fn chunks(
+        self,
+        items: impl IntoIterator<Item = A>,
+        n: usize,
+    ) -> Group<Vec<Vec<R>>, Ignored> {
         let parts = self.items(items).map(|(task, items)| {
             let parts = items.chunks(n.max(1));
             Canvas::group(parts.map(|part| Canvas::mapped("celery.starmap", &task, part)))
@@ -167,7 +171,7 @@ where
 {
     /// One task that runs this one on each of the items, one after the other in
     /// one process.
-    pub fn map(self, items: impl IntoIterator<Item = A>) -> Signature<Vec<R>, Any> {
+    pub fn map(self, items: impl IntoIterator<Item = A>) -> Signature<Vec<R>, Ignored> {
         let items = self.items(items.into_iter().map(|item| (item,)));
         Signature::over(items.and_then(|(task, items)| {
             let alone = items.iter().map(|args| {
@@ -183,7 +187,7 @@ where
     }
 }
 
-impl Signature<Value, Any> {
+impl Signature<Value, Ignored> {
     /// A task known by its name only, such as one written in Python.
     /// `args` must serialize as an array, `kwargs` as a map; `()` is none.
     /// After another step they come behind its result.
@@ -225,7 +229,7 @@ impl<Out, In> Signature<Out, In> {
     /// This, and then `next` with its result as the first argument. `next` may
     /// be a [`Group`], each member of which gets the result.
     #[must_use]
-    pub fn then<S: Step<Out>>(self, next: S) -> S::After<In> {
+    pub fn then<S: Then<Out>>(self, next: S) -> S::After<In> {
         next.after(self.canvas)
     }
 
@@ -249,7 +253,7 @@ impl<Out, In> Signature<Out, In> {
 
     /// The same after whatever else, whose result is thrown away.
     #[must_use]
-    pub fn immutable(self) -> Signature<Out, Any> {
+    pub fn immutable(self) -> Signature<Out, Ignored> {
         Signature::from_canvas(self.canvas.immutable())
     }
 
@@ -409,7 +413,7 @@ impl<Out, In> Signature<Out, In> {
     note = "Celery puts the result before the arguments that are there: leave room for it with \
             `TASK.p((.., ))`, or throw it away with `TASK.si((.., ))`"
 )]
-pub trait Step<T>: Sized {
+pub trait Then<T>: Sized {
     /// What it is after something that waits for `In`.
     type After<In>;
 
@@ -418,7 +422,7 @@ pub trait Step<T>: Sized {
     fn after<In>(self, before: Canvas) -> Self::After<In>;
 }
 
-impl<T, Out, I: Accepts<T>> Step<T> for Signature<Out, I> {
+impl<T, Out, I: AcceptsResult<T>> Then<T> for Signature<Out, I> {
     type After<In> = Signature<Out, In>;
 
     fn after<In>(self, before: Canvas) -> Signature<Out, In> {
@@ -433,7 +437,7 @@ impl<Out, In> From<Signature<Out, In>> for Canvas {
 }
 
 /// Without types, anything may follow anything.
-impl From<Canvas> for Signature<Value, Any> {
+impl From<Canvas> for Signature<Value, Ignored> {
     fn from(canvas: Canvas) -> Self {
         Self::from_canvas(canvas)
     }

@@ -6,7 +6,7 @@ use celery_protocol::ResultTree;
 
 use super::group::GroupResult;
 use super::result::{AnyResult, AsyncResult, Reader};
-use crate::canvas::{Canvas, Complete, Group, Signature};
+use crate::canvas::{Canvas, Group, NoMissingArgs, Signature};
 
 /// A canvas that can be sent: it waits for nothing.
 ///
@@ -17,7 +17,7 @@ use crate::canvas::{Canvas, Complete, Group, Signature};
     note = "only a `Signature`, `Group` or `Canvas` can; give a partial one the missing arguments \
             with `.given((.., ))`"
 )]
-pub trait Appliable {
+pub trait Sendable {
     /// What reads its result.
     type Result;
 
@@ -34,7 +34,7 @@ pub trait Appliable {
 #[derive(Clone, Debug)]
 pub struct ResultSource(pub(super) Arc<Reader>);
 
-impl<R, In: Complete> Appliable for Signature<R, In> {
+impl<R, In: NoMissingArgs> Sendable for Signature<R, In> {
     type Result = AsyncResult<R>;
 
     fn into_canvas(self) -> Canvas {
@@ -46,7 +46,7 @@ impl<R, In: Complete> Appliable for Signature<R, In> {
     }
 }
 
-impl<Out, In: Complete> Appliable for Group<Out, In> {
+impl<Out, In: NoMissingArgs> Sendable for Group<Out, In> {
     type Result = GroupResult<Out>;
 
     fn into_canvas(self) -> Canvas {
@@ -58,7 +58,7 @@ impl<Out, In: Complete> Appliable for Group<Out, In> {
     }
 }
 
-impl Appliable for Canvas {
+impl Sendable for Canvas {
     type Result = AnyResult;
 
     fn into_canvas(self) -> Canvas {

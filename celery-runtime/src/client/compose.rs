@@ -13,7 +13,7 @@ use crate::canvas::TaskCall;
 use crate::config::{Config, TaskProtocol};
 use crate::queues::{QueueNotFound, Queues};
 use crate::routing::Route;
-use crate::task::{Call, CallWriter};
+use crate::task::{ArgumentEncoder, EncodedArguments};
 
 /// Who sends, with which settings.
 #[derive(Clone, Debug)]
@@ -34,7 +34,7 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) queue: Option<&'a str>,
     pub(crate) priority: Option<u8>,
     pub(crate) options: &'a CallOptions,
-    pub(crate) write: &'a dyn Fn(&CallWriter<'_>) -> Result<Call, EncodeError>,
+    pub(crate) write: &'a dyn Fn(&ArgumentEncoder<'_>) -> Result<EncodedArguments, EncodeError>,
 }
 
 /// Why there is no message for a call.
@@ -69,8 +69,10 @@ pub(crate) fn compose(
     headers.expires = expires.map(|time| Cow::Owned(time::format(time)));
     let embed = &options.embed;
     let call = match config.task_protocol {
-        TaskProtocol::V1 => (outgoing.write)(&CallWriter::new(serializer, embed).v1(&headers))?,
-        TaskProtocol::V2 => (outgoing.write)(&CallWriter::new(serializer, embed))?,
+        TaskProtocol::V1 => {
+            (outgoing.write)(&ArgumentEncoder::new(serializer, embed).v1(&headers))?
+        }
+        TaskProtocol::V2 => (outgoing.write)(&ArgumentEncoder::new(serializer, embed))?,
     };
     let mut message = message(config.task_protocol, headers, serializer, call);
     for (name, value) in &options.headers {
@@ -98,7 +100,7 @@ pub(crate) fn compose(
     let way = destination(&sender.queues, outgoing, route)?;
     let publication = Publication::to_exchange(message, way.exchange, way.routing_key);
     Ok(match way.queue.and_then(declarable) {
-        Some(queue) => publication.meant_for(queue),
+        Some(queue) => publication.declare_queue(queue),
         None => publication,
     })
 }
@@ -187,7 +189,7 @@ fn message(
     protocol: TaskProtocol,
     mut headers: TaskHeaders<'static>,
     serializer: Serializer,
-    call: Call,
+    call: EncodedArguments,
 ) -> Message {
     match protocol {
         TaskProtocol::V2 => {
@@ -269,16 +271,16 @@ fn milliseconds_until(time: SystemTime, now: SystemTime) -> String {
 pub(crate) fn raw_call<'a>(
     args: &'a Raw<'a>,
     kwargs: &'a Raw<'a>,
-) -> impl Fn(&CallWriter<'_>) -> Result<Call, EncodeError> + 'a {
+) -> impl Fn(&ArgumentEncoder<'_>) -> Result<EncodedArguments, EncodeError> + 'a {
     move |writer| writer.write(args, kwargs)
 }
 
 /// The arguments of a call by themselves, for a signature on the wire.
 pub(crate) fn arguments_of(
-    write: &dyn Fn(&CallWriter<'_>) -> Result<Call, EncodeError>,
+    write: &dyn Fn(&ArgumentEncoder<'_>) -> Result<EncodedArguments, EncodeError>,
 ) -> Result<(Raw<'static>, Raw<'static>), EncodeError> {
     let embed = Embed::default();
-    let call = write(&CallWriter::new(Serializer::Json, &embed))?;
+    let call = write(&ArgumentEncoder::new(Serializer::Json, &embed))?;
     let read = || {
         let raw = Raw::read(Serializer::Json, &call.body)?;
         let body = celery_protocol::Body::read(&raw)?;

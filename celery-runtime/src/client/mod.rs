@@ -15,8 +15,8 @@ use serde::Serialize;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-pub use apply::Appliable;
 use apply::ResultSource;
+pub use apply::Sendable;
 pub use group::{Completions, GroupResult};
 pub use result::{AnyResult, AsyncResult, ResultError, TaskFailure};
 
@@ -159,7 +159,7 @@ impl Client {
             .unwrap_or_else(|| Uuid::new_v4().to_string());
         let reader = Arc::new(Reader {
             backend,
-            deadline: config.deadline,
+            deadline: config.operation_timeout,
         });
         let sender = Sender {
             config,
@@ -231,7 +231,7 @@ impl Client {
     /// # Cancel safety
     ///
     /// A dropped future may have sent some of the tasks.
-    pub async fn apply<C: Appliable>(&self, canvas: C) -> Result<C::Result, SendError> {
+    pub async fn apply<C: Sendable>(&self, canvas: C) -> Result<C::Result, SendError> {
         let mut results = self.apply_all([canvas]).await;
         results
             .pop()
@@ -244,11 +244,11 @@ impl Client {
     /// # Cancel safety
     ///
     /// A dropped future may have sent some of the tasks.
-    pub async fn apply_all<C: Appliable>(
+    pub async fn apply_all<C: Sendable>(
         &self,
         canvases: impl IntoIterator<Item = C>,
     ) -> Vec<Result<C::Result, SendError>> {
-        let until = Instant::now() + self.inner.sender.config.deadline;
+        let until = Instant::now() + self.inner.sender.config.operation_timeout;
         let canvases = canvases.into_iter().map(C::into_canvas);
         let alone = Within::default();
         let planned = canvases.map(|canvas| self.plan(canvas, &alone)).collect();
@@ -258,12 +258,12 @@ impl Client {
     }
 
     /// Sends a canvas for a task, and says what of it is sent now.
-    pub(crate) async fn apply_within<C: Appliable>(
+    pub(crate) async fn apply_within<C: Sendable>(
         &self,
         canvas: Canvas,
         within: &Within,
     ) -> Result<(C::Result, Vec<ResultTree>), SendError> {
-        let until = Instant::now() + self.inner.sender.config.deadline;
+        let until = Instant::now() + self.inner.sender.config.operation_timeout;
         let planned = self.plan(canvas, within);
         let mut sent = self.send_all(vec![planned], until).await;
         let sent = sent.pop().expect("one answer for one canvas")?;
@@ -347,7 +347,7 @@ impl Client {
                 return Err(failed(ServiceError::no_answer(
                     "take",
                     object,
-                    config.deadline,
+                    config.operation_timeout,
                 )));
             }
         };
@@ -406,7 +406,7 @@ impl Client {
         if batch.len() <= TOGETHER {
             return self.publish_part(batch, until).await;
         }
-        let deadline = self.inner.sender.config.deadline;
+        let deadline = self.inner.sender.config.operation_timeout;
         let mut answers = Vec::with_capacity(batch.len());
         for part in batch.chunks(TOGETHER) {
             answers.extend(self.publish_part(part, Instant::now() + deadline).await);
@@ -455,8 +455,13 @@ impl Client {
     fn timed_out(&self, batch: &[Publication]) -> ServiceError {
         let queue = batch.first().map_or("", |first| first.routing_key.as_str());
         let Inner { broker, sender, .. } = &*self.inner;
-        let (deadline, obstacle) = (sender.config.deadline, broker.obstacle());
-        ServiceError::no_answer_for("publish to", format!("queue {queue}"), deadline, obstacle)
+        let (deadline, blocked_reason) = (sender.config.operation_timeout, broker.blocked_reason());
+        ServiceError::no_answer_for(
+            "publish to",
+            format!("queue {queue}"),
+            deadline,
+            blocked_reason,
+        )
     }
 }
 

@@ -240,10 +240,10 @@ impl Client {
         }
         if !backend.capabilities().chords {
             let refused = ChordStart::new(first, 0, &ResultTree::default());
-            return backend.begin_chord(&refused).await;
+            return backend.begin(&refused).await;
         }
         for chord in chords {
-            reader.ask("start", || backend.begin_chord(chord)).await?;
+            reader.ask("start", || backend.begin(chord)).await?;
         }
         Ok(())
     }
@@ -261,7 +261,7 @@ impl Client {
         if ids.is_empty() {
             return planned;
         }
-        let expecting = self.inner.reader.ask("expect", || backend.expect(&ids));
+        let expecting = self.inner.reader.ask("prepare", || backend.prepare(&ids));
         let Err(cause) = expecting.await else {
             return planned;
         };

@@ -80,7 +80,7 @@ pub struct Config {
     pub(crate) worker_max_memory_per_child: Option<u32>,
     pub(crate) worker_max_tasks_per_child: Option<u32>,
     pub(crate) on_unknown: OnUnknown,
-    pub(crate) deadline: Duration,
+    pub(crate) operation_timeout: Duration,
     pub(crate) shutdown_grace: Duration,
     pub(crate) body_limit: usize,
     pub(crate) worker: WorkerSettings,
@@ -153,7 +153,7 @@ impl Config {
             worker_max_memory_per_child: None,
             worker_max_tasks_per_child: None,
             on_unknown: OnUnknown::Keep,
-            deadline: Duration::from_secs(5),
+            operation_timeout: Duration::from_secs(5),
             shutdown_grace: Duration::from_secs(10),
             body_limit: 64 << 20,
             worker: WorkerSettings::default(),
@@ -184,8 +184,11 @@ impl Config {
     /// How long a client waits for broker and backend before it gives up with
     /// an error; 5 s by default.
     #[must_use]
-    pub fn deadline(self, deadline: Duration) -> Self {
-        Self { deadline, ..self }
+    pub fn operation_timeout(self, timeout: Duration) -> Self {
+        Self {
+            operation_timeout: timeout,
+            ..self
+        }
     }
 
     /// What workers do with messages that they cannot run; kept by default.

@@ -77,7 +77,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         input.optional_duration(&mut config.control.ttl)
     }),
     row("deadline", |config, input| {
-        input.duration(&mut config.deadline)
+        input.duration(&mut config.operation_timeout)
     }),
     row("event_exchange", |config, input| {
         config.events.exchange = input.text()?;

@@ -7,7 +7,8 @@ use celery_protocol::{Exception, Raw, ResultDocument, ResultTree, Serializer, St
 
 use super::{fresh, soon};
 use crate::backend::{
-    ChordClaim, ChordEnd, ChordPart, ChordResults, ChordStart, OverdueChord, Record, ResultBackend,
+    ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart, Record, ResultBackend,
+    StalledChord,
 };
 
 /// A backend to test.
@@ -75,12 +76,12 @@ impl Pair {
             reader: setup.backend(),
             writer: setup.backend(),
         };
-        pair.expect(ids).await;
+        pair.prepare(ids).await;
         pair
     }
 
-    async fn expect(&self, ids: &[String]) {
-        soon("expect", self.reader.expect(ids))
+    async fn prepare(&self, ids: &[String]) {
+        soon("prepare", self.reader.prepare(ids))
             .await
             .expect("ready for results");
     }
@@ -113,7 +114,7 @@ impl Pair {
     /// Waits until everything that was stored has arrived.
     async fn catch_up(&self) {
         let last = fresh("last");
-        self.expect(std::slice::from_ref(&last)).await;
+        self.prepare(std::slice::from_ref(&last)).await;
         self.store(&document(&last, State::Success, "null")).await;
         self.until(&last, &State::Success).await;
     }
@@ -344,7 +345,7 @@ pub async fn chords_are_begun_or_refused(setup: &dyn Setup) {
     let parts = vec![ResultTree::task("a"), ResultTree::group("b", Vec::new())];
     let header = ResultTree::group(group.as_str(), parts);
     let chord = ChordStart::new(group.as_str(), 2, &header);
-    let begun = soon("begin", backend.begin_chord(&chord)).await;
+    let begun = soon("begin", backend.begin(&chord)).await;
     if !backend.capabilities().chords {
         let error = begun.expect_err("refused");
         assert!(
@@ -354,7 +355,7 @@ pub async fn chords_are_begun_or_refused(setup: &dyn Setup) {
         return;
     }
     begun.expect("begun");
-    let again = soon("begin", backend.begin_chord(&chord)).await;
+    let again = soon("begin", backend.begin(&chord)).await;
     again.expect("begun again");
     let found = soon("fetch", setup.backend().fetch_group(&group)).await;
     assert_eq!(found.expect("fetched"), Some(header));
@@ -400,13 +401,13 @@ impl Chord {
     async fn begin(&self, size: usize) {
         let header = ResultTree::group(self.id.as_str(), vec![ResultTree::task("part"); size]);
         let start = ChordStart::new(self.id.as_str(), size, &header);
-        soon("begin", self.workers[0].begin_chord(&start))
+        soon("begin", self.workers[0].begin(&start))
             .await
             .expect("begun");
     }
 
     async fn extend(&self, task_id: &str) {
-        soon("extend", self.workers[0].extend_chord(&self.id, task_id))
+        soon("extend", self.workers[0].add_member(&self.id, task_id))
             .await
             .expect("extended");
     }
@@ -426,41 +427,41 @@ impl Chord {
     ) -> Heard {
         let (result, body) = (value.to_string(), Raw::json(BODY));
         let result = Raw::json(&result);
-        let part = ChordPart::new(&self.id, task_id, index, &result, &body);
+        let part = ChordMember::new(&self.id, task_id, index, &result, &body);
         let worker = &self.workers[value.unsigned_abs() as usize % 2];
-        let counted = soon("count", worker.count_part(&part, claim)).await;
+        let counted = soon("count", worker.complete_member(&part, claim)).await;
         counted.expect("counted").map(|results| values(&results))
     }
 
     async fn hold(&self, claim: &ChordClaim) -> bool {
-        soon("hold", self.workers[1].hold_chord(&self.id, claim))
+        soon("hold", self.workers[1].renew_claim(&self.id, claim))
             .await
             .expect("answered")
     }
 
     async fn end(&self, claim: &ChordClaim, end: ChordEnd) -> bool {
-        soon("end", self.workers[1].end_chord(&self.id, claim, end))
+        soon("end", self.workers[1].finish(&self.id, claim, end))
             .await
             .expect("ended")
     }
 
     /// Whether a worker takes it over.
-    async fn is_taken_over(&self, worker: usize, claim: &ChordClaim) -> Option<OverdueChord> {
-        let overdue = soon("sweep", self.workers[worker].overdue_chords(claim, 10)).await;
+    async fn is_taken_over(&self, worker: usize, claim: &ChordClaim) -> Option<StalledChord> {
+        let overdue = soon("sweep", self.workers[worker].claim_stalled(claim, 10)).await;
         let mut overdue = overdue.expect("swept").into_iter();
         overdue.find(|chord| chord.group_id == self.id)
     }
 
     async fn is_refused(&self) {
         let (claim, raw) = (claim("refused"), Raw::json("1"));
-        let part = ChordPart::new(&self.id, "part", None, &raw, &raw);
+        let part = ChordMember::new(&self.id, "part", None, &raw, &raw);
         let worker = &self.workers[0];
         let refusals = [
-            worker.extend_chord(&self.id, "part").await.err(),
-            worker.count_part(&part, &claim).await.err(),
-            worker.hold_chord(&self.id, &claim).await.err(),
+            worker.add_member(&self.id, "part").await.err(),
+            worker.complete_member(&part, &claim).await.err(),
+            worker.renew_claim(&self.id, &claim).await.err(),
             worker
-                .end_chord(&self.id, &claim, ChordEnd::Failed)
+                .finish(&self.id, &claim, ChordEnd::Failed)
                 .await
                 .err(),
         ];
@@ -471,7 +472,7 @@ impl Chord {
                 "{error}"
             );
         }
-        let overdue = worker.overdue_chords(&claim, 10).await.expect("none");
+        let overdue = worker.claim_stalled(&claim, 10).await.expect("none");
         assert!(overdue.is_empty());
     }
 }
@@ -543,14 +544,14 @@ pub async fn parts_are_told_whole(setup: &dyn Setup) {
     };
     let body = Raw::json(BODY);
     let value = Raw::json(r#"{"text": "\u00e9", "list": [1, null, NaN]}"#);
-    let part = ChordPart::new(&chord.id, "one", Some(0), &value, &body);
+    let part = ChordMember::new(&chord.id, "one", Some(0), &value, &body);
     let worker = &chord.workers[0];
-    let counted = soon("count", worker.count_part(&part, &claim("x"))).await;
+    let counted = soon("count", worker.complete_member(&part, &claim("x"))).await;
     assert_eq!(counted.expect("counted"), None);
     let exception = Exception::new("builtins", "ValueError", "boom");
     let failed = Raw::encode(Serializer::Json, &exception).expect("encoded");
-    let part = ChordPart::new(&chord.id, "two", Some(1), &failed, &body).state(State::Failure);
-    let counted = soon("count", worker.count_part(&part, &claim("x"))).await;
+    let part = ChordMember::new(&chord.id, "two", Some(1), &failed, &body).state(State::Failure);
+    let counted = soon("count", worker.complete_member(&part, &claim("x"))).await;
     let results = counted.expect("counted").expect("all parts");
     let [one, two] = &results.parts[..] else {
         panic!("{results:?}");
@@ -669,13 +670,13 @@ pub async fn the_tree_of_a_header_comes_with_its_parts(setup: &dyn Setup) {
     let inner = ResultTree::group("inner", vec![ResultTree::task("part")]);
     let header = ResultTree::group(chord.id.as_str(), vec![inner]);
     let start = ChordStart::new(chord.id.as_str(), 1, &header);
-    soon("begin", chord.workers[0].begin_chord(&start))
+    soon("begin", chord.workers[0].begin(&start))
         .await
         .expect("begun");
     let raw = Raw::json("1");
-    let part = ChordPart::new(&chord.id, "part", None, &raw, &raw);
+    let part = ChordMember::new(&chord.id, "part", None, &raw, &raw);
     let dead = short_claim("dead");
-    let counted = soon("count", chord.workers[1].count_part(&part, &dead));
+    let counted = soon("count", chord.workers[1].complete_member(&part, &dead));
     let results = counted.await.expect("counted").expect("all parts");
     assert_eq!(results.tree, Some(header.clone()));
     let taken = async || chord.is_taken_over(0, &claim("sweeper")).await;

@@ -271,7 +271,7 @@ pub async fn a_publication_brings_its_queue_along(setup: &dyn Setup) {
     let broker = setup.broker();
     let queue = Arc::new(setup.queue(&fresh("undeclared")));
     let batch = ["a", "b"].map(|id| {
-        Publication::to_queue(message(id), queue.name.as_str()).meant_for(Arc::clone(&queue))
+        Publication::to_queue(message(id), queue.name.as_str()).declare_queue(Arc::clone(&queue))
     });
     for answer in soon("publish", broker.publish(&batch)).await {
         answer.expect("published");
@@ -292,7 +292,7 @@ pub async fn a_publication_brings_its_bindings_along(setup: &dyn Setup) {
     let queue = Arc::new(queue);
     for (id, exchange, key) in [("1", &topic, "a.b"), ("2", &direct, "key")] {
         let publication = Publication::to_exchange(message(id), exchange.as_str(), key);
-        let batch = [publication.meant_for(Arc::clone(&queue))];
+        let batch = [publication.declare_queue(Arc::clone(&queue))];
         soon("publish", broker.publish(&batch))
             .await
             .remove(0)
@@ -425,7 +425,7 @@ pub async fn parked_messages_come_when_due(setup: &dyn Setup) {
     publish(&*broker, &queue, &["later", "now"]).await;
     let taken = take(&*consumer, 1).await;
     let due = SystemTime::now() + Duration::from_millis(700);
-    settle(&*consumer, &[Settlement::Park(taken[0].tag.clone(), due)]).await;
+    settle(&*consumer, &[Settlement::Defer(taken[0].tag.clone(), due)]).await;
     assert_eq!(ids(&take(&*consumer, 1).await), ["now"]);
     assert!(
         SystemTime::now() < due,
@@ -443,7 +443,7 @@ pub async fn closing_returns_what_was_parked(setup: &dyn Setup) {
     publish(&*broker, &queue, &["a"]).await;
     let taken = take(&*first, 1).await;
     let due = SystemTime::now() + Duration::from_millis(500);
-    settle(&*first, &[Settlement::Park(taken[0].tag.clone(), due)]).await;
+    settle(&*first, &[Settlement::Defer(taken[0].tag.clone(), due)]).await;
     soon("close", first.close()).await.expect("closed");
     drop(first);
     let second = consumer(&*broker, &[&queue]).await;

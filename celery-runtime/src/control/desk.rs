@@ -152,11 +152,14 @@ impl Desk {
         object: &str,
         future: impl Future<Output = Result<T, ServiceError>>,
     ) -> Result<T, ServiceError> {
-        let deadline = self.config.deadline;
+        let deadline = self.config.operation_timeout;
         timeout(deadline, future).await.unwrap_or_else(|_| {
-            let obstacle = self.broker.obstacle();
+            let blocked_reason = self.broker.blocked_reason();
             Err(ServiceError::no_answer_for(
-                operation, object, deadline, obstacle,
+                operation,
+                object,
+                deadline,
+                blocked_reason,
             ))
         })
     }

@@ -138,7 +138,7 @@ pub struct ExchangeInfo {
 /// How a worker greets another one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Hello {
+pub struct PeerState {
     /// The ids of the tasks that it knows to be revoked, the oldest first.
     pub revoked: Vec<String>,
     /// Its logical clock.
@@ -270,7 +270,7 @@ pub(super) fn queues(value: &Value) -> Read<Vec<QueueInfo>> {
 }
 
 /// A worker answers nothing to itself.
-pub(super) fn hello(value: &Value) -> Read<Option<Hello>> {
+pub(super) fn hello(value: &Value) -> Read<Option<PeerState>> {
     if value.is_null() {
         return Ok(None);
     }
@@ -283,7 +283,7 @@ pub(super) fn hello(value: &Value) -> Read<Option<Hello>> {
         Some(ids) => texts(ids)?,
         None => Vec::new(),
     };
-    Ok(Some(Hello {
+    Ok(Some(PeerState {
         revoked,
         clock: clock(value)?,
     }))

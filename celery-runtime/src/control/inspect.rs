@@ -7,7 +7,7 @@ use celery_protocol::{Map, Value};
 
 use super::error::ControlError;
 use super::info::{
-    self, Hello, QueriedTask, QueueInfo, RegisteredTask, RequestInfo, ScheduledTask, Stats,
+    self, PeerState, QueriedTask, QueueInfo, RegisteredTask, RequestInfo, ScheduledTask, Stats,
 };
 use super::replies::Replies;
 use super::{Control, ControlCall};
@@ -252,7 +252,7 @@ impl Inspect {
         &self,
         from_node: &str,
         revoked: impl IntoIterator<Item = impl Into<String>>,
-    ) -> Result<Replies<Option<Hello>>, ControlError> {
+    ) -> Result<Replies<Option<PeerState>>, ControlError> {
         let revoked: Value = revoked
             .into_iter()
             .map(|id| Value::Str(id.into()))

@@ -25,7 +25,8 @@ use crate::broker::Queue;
 pub use call::ControlCall;
 pub use error::{CommandError, ControlError};
 pub use info::{
-    ExchangeInfo, Hello, QueriedTask, QueueInfo, RegisteredTask, RequestInfo, ScheduledTask, Stats,
+    ExchangeInfo, PeerState, QueriedTask, QueueInfo, RegisteredTask, RequestInfo, ScheduledTask,
+    Stats,
 };
 pub use inspect::Inspect;
 pub use replies::Replies;

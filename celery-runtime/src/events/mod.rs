@@ -8,7 +8,7 @@ mod stream;
 mod task;
 mod worker;
 
-pub use rates::Rates;
+pub use rates::EventRates;
 pub use state::ClusterState;
 pub use stream::{EventStream, Events};
 pub use task::TaskRecord;

@@ -10,7 +10,7 @@ const WINDOW: u64 = 60;
 /// How many tasks reached a state per second, over the last minute.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[non_exhaustive]
-pub struct Rates {
+pub struct EventRates {
     /// Taken by workers.
     pub received: f64,
     /// Started.
@@ -69,7 +69,7 @@ impl Meter {
         bucket.counts[kind] += 1;
     }
 
-    pub(super) fn rates(&self, now: SystemTime) -> Rates {
+    pub(super) fn rates(&self, now: SystemTime) -> EventRates {
         let now = second(now);
         let is_recent = |bucket: &&Bucket| bucket.second <= now && now - bucket.second < WINDOW;
         let mut sums = [0u64; 5];
@@ -84,7 +84,7 @@ impl Meter {
             .map_or(WINDOW, |first| now.saturating_sub(first) + 1);
         let seconds = watched.clamp(1, WINDOW) as f64;
         let [received, started, succeeded, failed, retried] = sums.map(|sum| sum as f64 / seconds);
-        Rates {
+        EventRates {
             received,
             started,
             succeeded,
@@ -112,7 +112,7 @@ mod tests {
     #[test]
     fn a_minute_is_counted() {
         let mut meter = Meter::default();
-        assert_eq!(meter.rates(at(0)), Rates::default());
+        assert_eq!(meter.rates(at(0)), EventRates::default());
         for second in 0..120 {
             meter.count(&State::Received, at(second));
             meter.count(&State::Received, at(second));

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use celery_protocol::{Event, State};
 
-use super::rates::{Meter, Rates};
+use super::rates::{EventRates, Meter};
 use super::recent::Recent;
 use super::task::{TaskRecord, state};
 use super::worker::WorkerRecord;
@@ -131,7 +131,7 @@ impl ClusterState {
     }
 
     /// How often tasks reached a state in the minute before `now`.
-    pub fn rates(&self, now: SystemTime) -> Rates {
+    pub fn rates(&self, now: SystemTime) -> EventRates {
         self.meter.rates(now)
     }
 

@@ -101,16 +101,16 @@ impl Events {
 
     async fn open(&self) -> Opened {
         let mailbox = self.config.events.mailbox(&self.pattern);
-        let deadline = self.config.deadline;
+        let deadline = self.config.operation_timeout;
         let opened = timeout(deadline, self.broker.subscribe(&mailbox)).await;
         let subscription = opened.unwrap_or_else(|_| {
             let object = format!("events by mailbox {}", mailbox.name);
-            let obstacle = self.broker.obstacle();
+            let blocked_reason = self.broker.blocked_reason();
             Err(ServiceError::no_answer_for(
                 "subscribe to",
                 object,
                 deadline,
-                obstacle,
+                blocked_reason,
             ))
         })?;
         // Whoever is quiet now would be found out only at its next heartbeat.

@@ -12,8 +12,8 @@ use super::chords::Chords;
 use super::faults::Faults;
 use super::lock;
 use crate::backend::{
-    Capabilities, ChordClaim, ChordEnd, ChordPart, ChordResults, ChordStart, OverdueChord, Record,
-    ResultBackend,
+    Capabilities, ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart, Record,
+    ResultBackend, StalledChord,
 };
 use crate::broker::BoxFuture;
 use crate::clock::Clock;
@@ -108,7 +108,7 @@ impl ResultBackend for MemoryBackend {
         })
     }
 
-    fn expect<'a>(&'a self, _ids: &'a [String]) -> BoxFuture<'a, Result<(), ServiceError>> {
+    fn prepare<'a>(&'a self, _ids: &'a [String]) -> BoxFuture<'a, Result<(), ServiceError>> {
         Box::pin(std::future::ready(
             self.shared.faults.check_planned("expect"),
         ))
@@ -182,9 +182,9 @@ impl ResultBackend for MemoryBackend {
         })
     }
 
-    fn begin_chord<'a>(&'a self, chord: &'a ChordStart) -> BoxFuture<'a, Result<(), ServiceError>> {
+    fn begin<'a>(&'a self, chord: &'a ChordStart) -> BoxFuture<'a, Result<(), ServiceError>> {
         Box::pin(async move {
-            self.shared.faults.check("begin_chord").await?;
+            self.shared.faults.check("begin").await?;
             let mut documents = lock(&self.shared.documents);
             if let Some(tree) = &chord.tree {
                 documents
@@ -196,13 +196,13 @@ impl ResultBackend for MemoryBackend {
         })
     }
 
-    fn extend_chord<'a>(
+    fn add_member<'a>(
         &'a self,
         group_id: &'a str,
         task_id: &'a str,
     ) -> BoxFuture<'a, Result<(), ServiceError>> {
         Box::pin(async move {
-            self.shared.faults.check("extend_chord").await?;
+            self.shared.faults.check("add_member").await?;
             let now = self.shared.clock.now();
             let mut documents = lock(&self.shared.documents);
             documents.chords.extend(group_id, task_id, now);
@@ -210,13 +210,13 @@ impl ResultBackend for MemoryBackend {
         })
     }
 
-    fn count_part<'a>(
+    fn complete_member<'a>(
         &'a self,
-        part: &'a ChordPart<'a>,
+        part: &'a ChordMember<'a>,
         claim: &'a ChordClaim,
     ) -> BoxFuture<'a, Result<Option<ChordResults>, ServiceError>> {
         Box::pin(async move {
-            self.shared.faults.check("count_part").await?;
+            self.shared.faults.check("complete_member").await?;
             let now = self.shared.clock.now();
             let mut documents = lock(&self.shared.documents);
             let parts = documents.chords.count(part, claim, now);
@@ -225,46 +225,46 @@ impl ResultBackend for MemoryBackend {
         })
     }
 
-    fn hold_chord<'a>(
+    fn renew_claim<'a>(
         &'a self,
         group_id: &'a str,
         claim: &'a ChordClaim,
     ) -> BoxFuture<'a, Result<bool, ServiceError>> {
         Box::pin(async move {
-            self.shared.faults.check("hold_chord").await?;
+            self.shared.faults.check("renew_claim").await?;
             let now = self.shared.clock.now();
             let mut documents = lock(&self.shared.documents);
             Ok(documents.chords.hold(group_id, claim, now))
         })
     }
 
-    fn end_chord<'a>(
+    fn finish<'a>(
         &'a self,
         group_id: &'a str,
         claim: &'a ChordClaim,
         end: ChordEnd,
     ) -> BoxFuture<'a, Result<bool, ServiceError>> {
         Box::pin(async move {
-            self.shared.faults.check("end_chord").await?;
+            self.shared.faults.check("finish").await?;
             let now = self.shared.clock.now();
             let mut documents = lock(&self.shared.documents);
             Ok(documents.chords.end(group_id, claim, end, now))
         })
     }
 
-    fn overdue_chords<'a>(
+    fn claim_stalled<'a>(
         &'a self,
         claim: &'a ChordClaim,
         limit: usize,
-    ) -> BoxFuture<'a, Result<Vec<OverdueChord>, ServiceError>> {
+    ) -> BoxFuture<'a, Result<Vec<StalledChord>, ServiceError>> {
         Box::pin(async move {
-            self.shared.faults.check("overdue_chords").await?;
+            self.shared.faults.check("claim_stalled").await?;
             let now = self.shared.clock.now();
             let mut documents = lock(&self.shared.documents);
             let overdue = documents.chords.overdue(claim, limit, now).into_iter();
             let chord = |(id, body, parts)| {
                 let tree = documents.groups.get(&id).cloned();
-                OverdueChord::new(id, body, ChordResults::new(parts, tree))
+                StalledChord::new(id, body, ChordResults::new(parts, tree))
             };
             Ok(overdue.map(chord).collect())
         })

@@ -178,8 +178,8 @@ impl Broker for MemoryBroker {
         })
     }
 
-    fn obstacle(&self) -> Option<String> {
-        self.shared.faults.obstacle()
+    fn blocked_reason(&self) -> Option<String> {
+        self.shared.faults.blocked_reason()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use celery_protocol::Raw;
 
 use super::backend::EXPIRES;
-use crate::backend::{ChordClaim, ChordEnd, ChordPart, ChordStart, PartResult};
+use crate::backend::{ChordClaim, ChordEnd, ChordMember, ChordStart, MemberResult};
 
 /// Celery's shortest time in which parts of a chord that has ended are late.
 const LATE: Duration = Duration::from_secs(300);
@@ -27,7 +27,7 @@ struct Chord {
     begun: Option<ChordStart>,
     /// How many parts there were at first, until it ends.
     size: Option<usize>,
-    parts: BTreeMap<Place, PartResult>,
+    parts: BTreeMap<Place, MemberResult>,
     /// The tasks that were added.
     added: HashSet<String>,
     body: Option<Raw<'static>>,
@@ -80,10 +80,10 @@ impl Chords {
 
     pub(super) fn count(
         &mut self,
-        part: &ChordPart<'_>,
+        part: &ChordMember<'_>,
         claim: &ChordClaim,
         now: SystemTime,
-    ) -> Option<Vec<PartResult>> {
+    ) -> Option<Vec<MemberResult>> {
         let chord = self.touch(part.group_id, now);
         if chord.is_over(now) {
             return None;
@@ -117,7 +117,7 @@ impl Chords {
         }
         match end {
             ChordEnd::Failed => chord.fail(),
-            ChordEnd::Continued => chord.finish(now + LATE.max(2 * lasts(claim))),
+            ChordEnd::Continued => chord.finish(now + LATE.max(2 * ttl(claim))),
         }
         self.under_way.remove(id);
         true
@@ -129,7 +129,7 @@ impl Chords {
         claim: &ChordClaim,
         limit: usize,
         now: SystemTime,
-    ) -> Vec<(String, Raw<'static>, Vec<PartResult>)> {
+    ) -> Vec<(String, Raw<'static>, Vec<MemberResult>)> {
         self.expire(now);
         let mut overdue = Vec::new();
         for id in &self.under_way {
@@ -185,7 +185,7 @@ impl Chords {
 }
 
 impl Chord {
-    fn tell(&mut self, part: &ChordPart<'_>) {
+    fn tell(&mut self, part: &ChordMember<'_>) {
         // Nothing is known any more of an earlier chord that has ended.
         if matches!(self.phase, Phase::Done(_)) {
             self.phase = Phase::Counting;
@@ -198,13 +198,13 @@ impl Chord {
         );
         self.parts.entry(place).or_insert_with(|| {
             let result = part.result.clone().into_owned();
-            PartResult::new(part.task_id, part.state.clone(), result)
+            MemberResult::new(part.task_id, part.state.clone(), result)
         });
         self.body
             .get_or_insert_with(|| part.body.clone().into_owned());
     }
 
-    fn told(&self) -> Vec<PartResult> {
+    fn told(&self) -> Vec<MemberResult> {
         self.parts.values().cloned().collect()
     }
 
@@ -239,7 +239,7 @@ impl Chord {
     fn claim(&mut self, claim: &ChordClaim, now: SystemTime) -> bool {
         let free = !self.is_held(now) || self.is_held_by(&claim.token, now);
         if free {
-            self.phase = Phase::Claimed(claim.token.clone(), now + lasts(claim));
+            self.phase = Phase::Claimed(claim.token.clone(), now + ttl(claim));
         }
         free
     }
@@ -261,8 +261,8 @@ impl Chord {
     }
 }
 
-fn lasts(claim: &ChordClaim) -> Duration {
-    claim.lasts.max(Duration::from_secs(1))
+fn ttl(claim: &ChordClaim) -> Duration {
+    claim.ttl.max(Duration::from_secs(1))
 }
 
 #[cfg(test)]
@@ -317,7 +317,7 @@ mod tests {
         }
 
         /// Who claims first dies, the next one ends the chord.
-        fn heard(&mut self, heard: Option<Vec<PartResult>>, token: &'static str) {
+        fn heard(&mut self, heard: Option<Vec<MemberResult>>, token: &'static str) {
             let Some(parts) = heard else { return };
             assert_eq!(parts.len(), self.size);
             assert!(!self.has_ended, "{token} goes on with what has ended");
@@ -372,9 +372,9 @@ mod tests {
         index: i64,
         token: &str,
         now: SystemTime,
-    ) -> Option<Vec<PartResult>> {
+    ) -> Option<Vec<MemberResult>> {
         let (raw, task_id) = (Raw::json("1"), index.to_string());
-        let part = ChordPart::new("chord", &task_id, Some(index), &raw, &raw);
+        let part = ChordMember::new("chord", &task_id, Some(index), &raw, &raw);
         chords.count(&part, &claim(token), now)
     }
 

@@ -28,7 +28,7 @@ struct Inner {
     planned: Mutex<VecDeque<(&'static str, ServiceErrorKind)>>,
     down: watch::Sender<bool>,
     frozen: watch::Sender<bool>,
-    obstacle: Mutex<Option<String>>,
+    blocked_reason: Mutex<Option<String>>,
 }
 
 impl Faults {
@@ -47,17 +47,17 @@ impl Faults {
         self.inner.frozen.send_replace(true);
     }
 
-    /// The same, and the broker says why in [`Broker::obstacle`].
+    /// The same, and the broker says why in [`Broker::blocked_reason`].
     ///
-    /// [`Broker::obstacle`]: crate::Broker::obstacle
+    /// [`Broker::blocked_reason`]: crate::Broker::blocked_reason
     pub fn obstruct(&self, reason: impl Into<String>) {
-        *lock(&self.inner.obstacle) = Some(reason.into());
+        *lock(&self.inner.blocked_reason) = Some(reason.into());
         self.freeze();
     }
 
     /// Ends [`freeze`](Self::freeze) and [`obstruct`](Self::obstruct).
     pub fn thaw(&self) {
-        *lock(&self.inner.obstacle) = None;
+        *lock(&self.inner.blocked_reason) = None;
         self.inner.frozen.send_replace(false);
     }
 
@@ -68,8 +68,8 @@ impl Faults {
         self.planned().push_back((operation, kind));
     }
 
-    pub(super) fn obstacle(&self) -> Option<String> {
-        lock(&self.inner.obstacle).clone()
+    pub(super) fn blocked_reason(&self) -> Option<String> {
+        lock(&self.inner.blocked_reason).clone()
     }
 
     /// Passes, fails, or waits, as was planned for `operation`.

@@ -81,7 +81,7 @@ impl Queues {
         match settlement {
             Settlement::Ack(_) | Settlement::Reject(_) => {}
             Settlement::Requeue(_, end) => self.give_back(held, *end),
-            Settlement::Park(_, until) => {
+            Settlement::Defer(_, until) => {
                 self.next += 1;
                 self.parked
                     .insert((*until, self.next), (held.queue, held.stored));

@@ -5,7 +5,7 @@ use celery_protocol::{Embed, EncodeError, Map, Serializer, TaskHeaders, Value, e
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::params::{ArgumentError, Bound};
+use super::params::{ArgumentError, BoundArguments};
 
 /// The arguments of a task: `()`, a tuple of up to eight, or [`Kwargs`].
 ///
@@ -26,14 +26,18 @@ pub trait TaskArgs: Sized + Send + Sync + 'static {
     /// # Errors
     ///
     /// When an argument has another type than its parameter.
-    fn from_call(call: Bound<'_>) -> Result<Self, ArgumentError>;
+    fn from_call(call: BoundArguments<'_>) -> Result<Self, ArgumentError>;
 
     /// Writes the arguments as the body of a call of a task with `params`.
     ///
     /// # Errors
     ///
     /// When the serializer cannot express one of them.
-    fn write_call(&self, params: &[&str], writer: &CallWriter<'_>) -> Result<Call, EncodeError>;
+    fn write_call(
+        &self,
+        params: &[&str],
+        writer: &ArgumentEncoder<'_>,
+    ) -> Result<EncodedArguments, EncodeError>;
 }
 
 /// A struct whose fields are the parameters of a task, sent as keyword
@@ -57,7 +61,7 @@ pub struct Kwargs<T>(pub T);
 
 /// Writes a call's arguments in the form that its message needs.
 #[derive(Clone, Copy, Debug)]
-pub struct CallWriter<'a> {
+pub struct ArgumentEncoder<'a> {
     serializer: Serializer,
     embed: &'a Embed<'a>,
     v1: Option<&'a TaskHeaders<'a>>,
@@ -66,13 +70,13 @@ pub struct CallWriter<'a> {
 
 /// A call's arguments, written: the message body and their Python `repr`s.
 #[derive(Clone, Debug)]
-pub struct Call {
+pub struct EncodedArguments {
     pub(crate) body: Vec<u8>,
     pub(crate) argsrepr: String,
     pub(crate) kwargsrepr: String,
 }
 
-impl<'a> CallWriter<'a> {
+impl<'a> ArgumentEncoder<'a> {
     /// For messages of protocol 2.
     pub fn new(serializer: Serializer, embed: &'a Embed<'a>) -> Self {
         Self {
@@ -98,7 +102,7 @@ impl<'a> CallWriter<'a> {
     /// # Errors
     ///
     /// When the serializer cannot express one of them.
-    pub fn write<A, K>(&self, args: &A, kwargs: &K) -> Result<Call, EncodeError>
+    pub fn write<A, K>(&self, args: &A, kwargs: &K) -> Result<EncodedArguments, EncodeError>
     where
         A: Serialize + ?Sized,
         K: Serialize + ?Sized,
@@ -114,7 +118,7 @@ impl<'a> CallWriter<'a> {
         } else {
             (String::new(), String::new())
         };
-        Ok(Call {
+        Ok(EncodedArguments {
             body,
             argsrepr,
             kwargsrepr,
@@ -128,11 +132,15 @@ where
 {
     const ARITY: Option<usize> = None;
 
-    fn from_call(call: Bound<'_>) -> Result<Self, ArgumentError> {
+    fn from_call(call: BoundArguments<'_>) -> Result<Self, ArgumentError> {
         call.into_struct().map(Self)
     }
 
-    fn write_call(&self, _params: &[&str], writer: &CallWriter<'_>) -> Result<Call, EncodeError> {
+    fn write_call(
+        &self,
+        _params: &[&str],
+        writer: &ArgumentEncoder<'_>,
+    ) -> Result<EncodedArguments, EncodeError> {
         writer.write(&(), &self.0)
     }
 }
@@ -142,8 +150,8 @@ where
 fn write_variadic(
     params: &[&str],
     elements: Vec<Value>,
-    writer: &CallWriter<'_>,
-) -> Result<Call, EncodeError> {
+    writer: &ArgumentEncoder<'_>,
+) -> Result<EncodedArguments, EncodeError> {
     let mut args = Vec::new();
     let mut kwargs = Map::new();
     let mut behind_args = false;
@@ -173,7 +181,7 @@ macro_rules! tuple_args {
             const ARITY: Option<usize> = Some($count);
 
             #[allow(non_snake_case, unused_mut, unused_variables, reason = "one macro for all arities")]
-            fn from_call(mut call: Bound<'_>) -> Result<Self, ArgumentError> {
+            fn from_call(mut call: BoundArguments<'_>) -> Result<Self, ArgumentError> {
                 $(let $name = call.take()?;)*
                 Ok(($($name,)*))
             }
@@ -182,8 +190,8 @@ macro_rules! tuple_args {
             fn write_call(
                 &self,
                 params: &[&str],
-                writer: &CallWriter<'_>,
-            ) -> Result<Call, EncodeError> {
+                writer: &ArgumentEncoder<'_>,
+            ) -> Result<EncodedArguments, EncodeError> {
                 if params.iter().any(|param| param.starts_with('*')) {
                     let ($($name,)*) = self;
                     return write_variadic(params, vec![$(Value::from_serialize($name)?),*], writer);

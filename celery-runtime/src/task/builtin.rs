@@ -11,7 +11,7 @@ use super::context::Context;
 use super::error::{Joint, TaskError};
 use super::options::TaskOptions;
 use super::registry::Tasks;
-use crate::backend::{ChordResults, PartResult};
+use crate::backend::{ChordResults, MemberResult};
 use crate::canvas::Canvas;
 
 /// Answers `pong`, so that it can be seen whether tasks get through.
@@ -198,7 +198,7 @@ async fn unlock_chord(ctx: Context, Kwargs(call): Kwargs<Unlocking>) -> Result<(
     let found = backend.fetch(&ids).await;
     let ended = |(id, document): (String, Option<ResultDocument<'static>>)| {
         let document = document.filter(|document| document.status.is_ready())?;
-        Some(PartResult::new(id, document.status, document.result))
+        Some(MemberResult::new(id, document.status, document.result))
     };
     let parts = found.map(|found| ids.into_iter().zip(found).map(ended).collect());
     if let Ok(Some(parts)) = parts {

@@ -225,12 +225,12 @@ impl<S> Context<S> {
     /// # Cancel safety
     ///
     /// Cancel safe.
-    pub async fn stopping(&self) {
+    pub async fn shutdown_requested(&self) {
         self.job.control.stopped().await;
     }
 
     /// Whether the worker was told to stop, for blocking functions: see
-    /// [`stopping`](Self::stopping).
+    /// [`shutdown_requested`](Self::shutdown_requested).
     pub fn is_stopping(&self) -> bool {
         self.job.control.is_stopped()
     }

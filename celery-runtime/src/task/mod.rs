@@ -21,13 +21,13 @@ use std::time::Duration;
 
 use celery_protocol::{Map, Value};
 
-pub use args::{Call, CallWriter, Kwargs, TaskArgs};
+pub use args::{ArgumentEncoder, EncodedArguments, Kwargs, TaskArgs};
 pub use context::{Context, UpdateError};
 pub use error::{Requeue, TaskError};
 pub use failed::FailedTask;
 pub use handler::{BlockingHandler, Handler};
 pub use options::{AutoRetry, TaskOptions};
-pub use params::{ArgumentError, Bound, CallError, Params, ParamsError};
+pub use params::{ArgumentError, BoundArguments, CallError, Params, ParamsError};
 pub use registry::Tasks;
 pub use unique::Unique;
 

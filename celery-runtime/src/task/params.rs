@@ -194,7 +194,7 @@ impl Params {
     ///
     /// As CPython: unexpected or repeated keywords first, then too many
     /// positional arguments, then missing ones.
-    pub fn bind<'a>(&'a self, arguments: Arguments<'a>) -> Result<Bound<'a>, CallError> {
+    pub fn bind<'a>(&'a self, arguments: Arguments<'a>) -> Result<BoundArguments<'a>, CallError> {
         let given = arguments.positional.len();
         let mut positional = arguments.positional.into_iter();
         let mut slots: SmallVec<[Option<Raw<'a>>; 8]> =
@@ -227,7 +227,7 @@ impl Params {
                 return Err(self.missing(kind, &missing));
             }
         }
-        Ok(Bound {
+        Ok(BoundArguments {
             params: self,
             slots,
             rest,
@@ -305,7 +305,7 @@ impl Params {
 
 /// The arguments of one call, each at its parameter, in order of declaration.
 #[derive(Debug)]
-pub struct Bound<'a> {
+pub struct BoundArguments<'a> {
     params: &'a Params,
     slots: SmallVec<[Option<Raw<'a>>; 8]>,
     rest: Vec<Raw<'a>>,
@@ -313,7 +313,7 @@ pub struct Bound<'a> {
     next: usize,
 }
 
-impl<'a> Bound<'a> {
+impl<'a> BoundArguments<'a> {
     /// The argument of the next parameter, decoded straight from the message;
     /// `*args` decodes as an array, `**kwargs` as a map.
     ///

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::context::Context;
 use crate::canvas::{Canvas, Place, Within};
 use crate::client::options::CallOptions;
-use crate::client::{Appliable, SendError};
+use crate::client::{SendError, Sendable};
 use crate::error::{ServiceError, ServiceErrorKind};
 
 impl<S> Context<S> {
@@ -27,7 +27,7 @@ impl<S> Context<S> {
     /// # Cancel safety
     ///
     /// A dropped future may have sent some of the tasks.
-    pub async fn apply<C: Appliable>(&self, canvas: C) -> Result<C::Result, SendError> {
+    pub async fn apply<C: Sendable>(&self, canvas: C) -> Result<C::Result, SendError> {
         self.apply_at::<C>(canvas.into_canvas(), Place::default())
             .await
     }
@@ -48,7 +48,7 @@ impl<S> Context<S> {
     ///
     /// A dropped future may have made the chord wait for a task that was not
     /// sent.
-    pub async fn add_to_chord<C: Appliable>(&self, canvas: C) -> Result<C::Result, SendError> {
+    pub async fn add_to_chord<C: Sendable>(&self, canvas: C) -> Result<C::Result, SendError> {
         let canvas = canvas.into_canvas();
         let name = canvas.task().to_owned();
         let refused = |cause| SendError::Chord {
@@ -78,7 +78,7 @@ impl<S> Context<S> {
         for part in 0..canvas.size() {
             let part = format!("{id}:{part}");
             backend
-                .extend_chord(&group_id, &part)
+                .add_member(&group_id, &part)
                 .await
                 .map_err(refused)?;
         }
@@ -92,7 +92,7 @@ impl<S> Context<S> {
         self.apply_at::<C>(canvas, place).await
     }
 
-    async fn apply_at<C: Appliable>(
+    async fn apply_at<C: Sendable>(
         &self,
         canvas: Canvas,
         place: Place,

@@ -146,7 +146,7 @@ impl Carrier {
             sender: &self.desk.sender,
             registry: &self.services.registry,
             serializer: self.services.result_serializer,
-            claim_lasts: self.claim_lasts(),
+            claim_ttl: self.claim_ttl(),
             unlocks_chords: self
                 .services
                 .backend
@@ -157,7 +157,7 @@ impl Carrier {
     }
 
     /// Celery's: twice what is waited for results, and five seconds at least.
-    pub(crate) fn claim_lasts(&self) -> Duration {
+    pub(crate) fn claim_ttl(&self) -> Duration {
         let join_timeout = self.join_timeout.unwrap_or(Duration::from_secs(5));
         (join_timeout * 2).max(Duration::from_secs(5))
     }
@@ -236,8 +236,8 @@ impl Carrier {
                 Ok(Ok(done)) => return Ok(done),
                 Ok(Err(error)) => error,
                 Err(_) => {
-                    let obstacle = broker.obstacle();
-                    ServiceError::no_answer_for(operation, object, deadline, obstacle)
+                    let blocked_reason = broker.blocked_reason();
+                    ServiceError::no_answer_for(operation, object, deadline, blocked_reason)
                 }
             };
             tracing::warn!("{error}");
@@ -278,7 +278,7 @@ async fn send_off(
         let Some(backend) = services.backend.as_deref() else {
             return Err(no_backend(&chord.group_id));
         };
-        backend.begin_chord(chord).await?;
+        backend.begin(chord).await?;
         dispatch.begun.fetch_add(1, Ordering::Relaxed);
     }
     dispatch.publish(broker).await

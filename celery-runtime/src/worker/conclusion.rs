@@ -9,14 +9,14 @@ use super::delivery::{
     Letter, Mishap, Notice, Outcome, Plan, Report, Step, Verdict, celery_exception, worker_lost,
 };
 use crate::broker::QueueEnd;
-use crate::clock::{Moment, later};
+use crate::clock::{Now, later};
 use crate::task::{Failure, Joint, Loss, Requeue, Retry, TaskError, TaskErrorKind, When};
 
 impl Plan {
     /// The steps that an outcome leads to. After a success what follows is
     /// sent first and the result stored then, as Celery does; a retry is
     /// stored first and sent then. Acknowledging comes last.
-    pub(crate) fn conclude(&self, outcome: Outcome, now: Moment) -> Vec<Step> {
+    pub(crate) fn conclude(&self, outcome: Outcome, now: Now) -> Vec<Step> {
         match outcome {
             Outcome::Value(value) => self.succeed(value),
             Outcome::Panic(message) => {
@@ -121,7 +121,7 @@ impl Plan {
         self.settled(steps, Verdict::Ack, notice)
     }
 
-    fn err(&self, error: TaskError, random: f64, now: Moment) -> Vec<Step> {
+    fn err(&self, error: TaskError, random: f64, now: Now) -> Vec<Step> {
         match error.into_kind() {
             TaskErrorKind::Failed(failure) => self.failed(failure, random, now),
             TaskErrorKind::Retry(retry) => self.retry(retry, now),
@@ -150,7 +150,7 @@ impl Plan {
         }
     }
 
-    fn failed(&self, failure: Failure, random: f64, now: Moment) -> Vec<Step> {
+    fn failed(&self, failure: Failure, random: f64, now: Now) -> Vec<Step> {
         let auto = self.autoretry.filter(|auto| failure.is_retried_by(auto));
         let Some(auto) = auto else {
             return self.fail(failure.into());
@@ -166,7 +166,7 @@ impl Plan {
         self.retry(retry, now)
     }
 
-    fn retry(&self, retry: Retry, now: Moment) -> Vec<Step> {
+    fn retry(&self, retry: Retry, now: Now) -> Vec<Step> {
         let most = retry.max_retries.unwrap_or(self.max_retries);
         let exhausted = most.is_some_and(|most| self.retries >= most);
         let mishap = match retry.because {

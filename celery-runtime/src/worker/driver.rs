@@ -47,7 +47,7 @@ use super::tally::Tally;
 use super::watchdog::Watchdog;
 use super::{Command, WorkerError, gate, pool};
 use crate::broker::{BoxFuture, Consumer, Delivery, DeliveryTag, Settlement};
-use crate::clock::{Clock, Moment};
+use crate::clock::{Clock, Now};
 use crate::config::{OnUnknown, WorkerSettings};
 use crate::error::ServiceError;
 use crate::lamport::LogicalClock;
@@ -168,7 +168,7 @@ pub(crate) struct Driver {
     give_up_at: Option<Instant>,
     failure: Option<ServiceError>,
     /// Read once for everything that is handled together.
-    now: Moment,
+    now: Now,
     /// Kept from event to event for its memory.
     actions: Vec<Action>,
 
@@ -759,7 +759,7 @@ fn settlement(verdict: Verdict, tag: DeliveryTag) -> Settlement {
         Verdict::Ack => Settlement::Ack(tag),
         Verdict::Reject => Settlement::Reject(tag),
         Verdict::Requeue(end) => Settlement::Requeue(tag, end),
-        Verdict::Park(until) => Settlement::Park(tag, until),
+        Verdict::Park(until) => Settlement::Defer(tag, until),
     }
 }
 

@@ -12,7 +12,7 @@ use super::deed::Dispatch;
 use super::gate::Lock;
 use super::life::Life;
 use crate::broker::{Consumer, Content, DeliveryTag};
-use crate::clock::Moment;
+use crate::clock::Now;
 use crate::task::{Job, Run};
 
 /// Names an entry, and tells it from a later one in the same place.
@@ -36,7 +36,7 @@ pub(crate) struct Entry {
     /// Whether it comes back from where it waited for its time.
     pub(crate) was_scheduled: bool,
     /// When its task was started.
-    pub(crate) started: Option<Moment>,
+    pub(crate) started: Option<Now>,
     /// Ends the task while it runs.
     pub(crate) running: Option<AbortHandle>,
     /// What is being sent for it: kept until it is sent, so that a repeated

@@ -90,7 +90,7 @@ impl Desk {
         let again = Publication::to_exchange(message, came_by.exchange, came_by.routing_key);
         let consumed = self.queues.iter().find(|one| one.name == queue).cloned();
         Ok(vec![match consumed.and_then(declarable) {
-            Some(queue) => again.meant_for(queue),
+            Some(queue) => again.declare_queue(queue),
             None => again,
         }])
     }
@@ -148,7 +148,9 @@ impl Desk {
         message.properties.delivery_info = celery_protocol::DeliveryInfo::default();
         let dead = format!("{queue}{DEAD_SUFFIX}");
         let queue = self.sender.queues.our_own(&dead);
-        Ok(vec![Publication::to_queue(message, dead).meant_for(queue)])
+        Ok(vec![
+            Publication::to_queue(message, dead).declare_queue(queue),
+        ])
     }
 }
 

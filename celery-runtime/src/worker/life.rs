@@ -35,7 +35,7 @@ use super::delivery::{
 use super::rates::{LONGEST_HOLD, LONGEST_PARK};
 use crate::backoff::Backoff;
 use crate::broker::QueueEnd;
-use crate::clock::Moment;
+use crate::clock::Now;
 use crate::config::OnUnknown;
 use crate::task::Conflict;
 
@@ -111,7 +111,7 @@ impl Life {
     }
 
     /// Takes note of an event and says what to do now.
-    pub(crate) fn handle(&mut self, event: Event, now: Moment, actions: &mut Vec<Action>) {
+    pub(crate) fn handle(&mut self, event: Event, now: Now, actions: &mut Vec<Action>) {
         self.return_limit = Some(now.instant + RETURN_LIMIT);
         match (event, self.phase) {
             (_, Phase::Over) => {}
@@ -239,7 +239,7 @@ impl Life {
         }
     }
 
-    fn arrive(&mut self, now: Moment, actions: &mut Vec<Action>) {
+    fn arrive(&mut self, now: Now, actions: &mut Vec<Action>) {
         match &self.work {
             Work::Task(plan) => match plan.eta {
                 _ if is_expired(plan, now) => self.expire(actions),
@@ -282,7 +282,7 @@ impl Life {
         }
     }
 
-    fn take_slot(&mut self, now: Moment, actions: &mut Vec<Action>) {
+    fn take_slot(&mut self, now: Now, actions: &mut Vec<Action>) {
         let plan = self.plan();
         if is_expired(plan, now) {
             actions.push(Action::FreeSlot);
@@ -295,7 +295,7 @@ impl Life {
         }
     }
 
-    fn answered(&mut self, answer: &Answer, now: Moment, actions: &mut Vec<Action>) {
+    fn answered(&mut self, answer: &Answer, now: Now, actions: &mut Vec<Action>) {
         let attempt = std::mem::take(&mut self.attempt);
         match answer {
             Answer::Start if self.stopping.is_some() => {
@@ -349,7 +349,7 @@ impl Life {
     }
 
     /// Nobody could say whether it may start, so it must not, yet.
-    fn ask_failed(&mut self, obstacle: &Obstacle, now: Moment, actions: &mut Vec<Action>) {
+    fn ask_failed(&mut self, obstacle: &Obstacle, now: Now, actions: &mut Vec<Action>) {
         if *obstacle != Obstacle::Passing {
             return self.answered(&Answer::Start, now, actions);
         }
@@ -366,7 +366,7 @@ impl Life {
         };
     }
 
-    fn acknowledge(&mut self, now: Moment, actions: &mut Vec<Action>) {
+    fn acknowledge(&mut self, now: Now, actions: &mut Vec<Action>) {
         if self.plan().acks_late {
             self.announce(now, actions);
         } else {
@@ -377,7 +377,7 @@ impl Life {
 
     /// A short wait is spent here, a long one with the broker, so that neither
     /// the window nor the memory of this worker is held.
-    fn hold(&mut self, until: Instant, now: Moment, actions: &mut Vec<Action>) {
+    fn hold(&mut self, until: Instant, now: Now, actions: &mut Vec<Action>) {
         let wait = until.saturating_duration_since(now.instant);
         if wait > LONGEST_HOLD {
             let until = now.wall + wait.min(LONGEST_PARK);
@@ -451,7 +451,7 @@ impl Life {
 
     /// The acknowledgement before the start did not go out, so the task must
     /// not start: the broker may hand the message to somebody else.
-    fn ack_failed(&mut self, obstacle: &Obstacle, now: Moment, actions: &mut Vec<Action>) {
+    fn ack_failed(&mut self, obstacle: &Obstacle, now: Now, actions: &mut Vec<Action>) {
         if self.plan().acks_late {
             return self.announce(now, actions);
         }
@@ -471,7 +471,7 @@ impl Life {
 
     /// Stores STARTED first where it is wanted, and waits for it, since it
     /// must not overwrite the result.
-    fn announce(&mut self, now: Moment, actions: &mut Vec<Action>) {
+    fn announce(&mut self, now: Now, actions: &mut Vec<Action>) {
         let plan = self.plan();
         if plan.track_started && plan.stores_result {
             self.phase = Phase::Announcing;
@@ -481,7 +481,7 @@ impl Life {
         }
     }
 
-    fn start(&mut self, now: Moment, actions: &mut Vec<Action>) {
+    fn start(&mut self, now: Now, actions: &mut Vec<Action>) {
         self.attempt = 0;
         if self.stopping == Some(Stop::Cold) {
             actions.push(Action::FreeSlot);
@@ -501,7 +501,7 @@ impl Life {
         actions.push(Action::Start);
     }
 
-    fn tick(&mut self, now: Moment, actions: &mut Vec<Action>) {
+    fn tick(&mut self, now: Now, actions: &mut Vec<Action>) {
         match self.phase {
             Phase::Running {
                 hard: Some(hard), ..
@@ -643,7 +643,7 @@ impl Life {
         self.next_step(actions);
     }
 
-    fn step_failed(&mut self, obstacle: Obstacle, now: Moment, actions: &mut Vec<Action>) {
+    fn step_failed(&mut self, obstacle: Obstacle, now: Now, actions: &mut Vec<Action>) {
         match obstacle {
             Obstacle::Passing => {
                 self.phase = Phase::Pausing {
@@ -706,7 +706,7 @@ impl Life {
 const RETURN_LIMIT: Duration = Duration::from_secs(30);
 
 /// Celery's rule: strictly later than the time of expiry.
-fn is_expired(plan: &Plan, now: Moment) -> bool {
+fn is_expired(plan: &Plan, now: Now) -> bool {
     plan.expires.is_some_and(|expires| now.wall > expires)
 }
 

@@ -34,6 +34,7 @@ mod workflow;
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,8 +45,8 @@ use tokio::sync::oneshot;
 pub(crate) use gate::remember;
 pub(crate) use isolated::Children;
 pub use isolated::is_isolated_child;
-pub use patience::Patience;
-pub use supervisor::LinkEvent;
+pub use patience::ForceShutdown;
+pub use supervisor::ConnectionEvent;
 
 use crate::app::App;
 use crate::broker::{BoxFuture, ConsumeOptions, Mailbox};
@@ -65,7 +66,7 @@ use intake::Intake;
 use isolated::Duty;
 use outbox::Outbox;
 use patience::stops;
-use supervisor::{LinkHook, Supervisor};
+use supervisor::{ConnectionHook, Supervisor};
 use sweeper::Sweeper;
 use watchdog::Watchdog;
 
@@ -82,7 +83,7 @@ pub struct Worker {
     hostname: String,
     on_unknown: OnUnknown,
     grace: Duration,
-    hook: Option<LinkHook>,
+    hook: Option<ConnectionHook>,
     teardown: Option<Teardown>,
     settings: WorkerSettings,
     commands: HashMap<String, Command>,
@@ -250,14 +251,16 @@ impl Worker {
         self
     }
 
-    /// Lets the number of tasks at the same time follow the work there is,
-    /// between these two.
+    /// Scales the number of concurrent tasks with the load, within this range
+    /// (Celery's `--autoscale`). The minimum is at least 1; an empty range is
+    /// the minimum alone.
     #[must_use]
-    pub fn autoscale(self, most: usize, least: usize) -> Self {
-        let least = least.max(1);
+    pub fn autoscale(self, tasks: RangeInclusive<usize>) -> Self {
+        let (min, max) = tasks.into_inner();
+        let min = min.max(1);
         Self {
-            autoscale: Some((most.max(least), least)),
-            concurrency: least,
+            autoscale: Some((max.max(min), min)),
+            concurrency: min,
             ..self
         }
     }
@@ -291,7 +294,10 @@ impl Worker {
 
     /// Calls `hook` whenever the connection to the broker is made or lost.
     #[must_use]
-    pub fn on_link(self, hook: impl Fn(&LinkEvent) + Send + Sync + 'static) -> Self {
+    pub fn on_connection_event(
+        self,
+        hook: impl Fn(&ConnectionEvent) + Send + Sync + 'static,
+    ) -> Self {
         Self {
             hook: Some(Arc::new(hook)),
             ..self
@@ -337,7 +343,7 @@ impl Worker {
 
     /// Works until `shutdown` resolves, then stops warmly: running tasks
     /// finish and are acknowledged, messages that were only held go back to
-    /// the head of their queue. See [`Patience`] for how that is cut short.
+    /// the head of their queue. See [`ForceShutdown`] for how that is cut short.
     ///
     /// The future is `Send`, so that it can be spawned.
     ///
@@ -353,7 +359,7 @@ impl Worker {
     pub async fn run_until<F, P>(mut self, shutdown: F) -> Result<(), WorkerError>
     where
         F: Future<Output = P> + Send + 'static,
-        P: Patience,
+        P: ForceShutdown,
     {
         let teardown = self.teardown.take();
         let ended = match isolated::duty(&self)? {
@@ -439,7 +445,7 @@ impl Worker {
             hook: self.hook,
         };
         let lamport = app.lamport().clone();
-        let outbox = Outbox::start(Arc::clone(app.broker()), config.deadline);
+        let outbox = Outbox::start(Arc::clone(app.broker()), config.operation_timeout);
         let events = config.events.exchange();
         let herald = Herald::new(outbox, lamport.clone(), &self.hostname, events);
         let is_steered = self.settings.remote_control;
@@ -472,7 +478,7 @@ impl Worker {
             broker: Arc::clone(app.broker()),
             services: Arc::clone(&services),
             desk,
-            deadline: config.deadline,
+            deadline: config.operation_timeout,
             join_timeout: config.result_chord_join_timeout,
             clock: app.clock().clone(),
         });

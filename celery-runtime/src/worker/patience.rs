@@ -1,4 +1,4 @@
-//! When a worker stops, and how long it is waited for: [`Patience`].
+//! When a worker stops, and how long it is waited for: [`ForceShutdown`].
 
 use std::future::Future;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::broker::BoxFuture;
 /// lose patience with a warm stop. `()` has endless patience; what
 /// [`shutdown_signal`](crate::shutdown_signal) gives loses it at the second
 /// signal.
-pub trait Patience: Send + 'static {
+pub trait ForceShutdown: Send + 'static {
     /// Resolves when running tasks shall be ended. Called again after that: it
     /// resolves once more when not even `worker_soft_shutdown_timeout` shall be
     /// waited for.
@@ -18,11 +18,11 @@ pub trait Patience: Send + 'static {
     /// # Cancel safety
     ///
     /// Dropped and called again when something else ends the wait.
-    fn lost(&mut self) -> BoxFuture<'_, ()>;
+    fn requested(&mut self) -> BoxFuture<'_, ()>;
 }
 
-impl Patience for () {
-    fn lost(&mut self) -> BoxFuture<'_, ()> {
+impl ForceShutdown for () {
+    fn requested(&mut self) -> BoxFuture<'_, ()> {
         Box::pin(std::future::pending())
     }
 }
@@ -32,7 +32,7 @@ impl Patience for () {
 pub(crate) fn stops<F, P>(shutdown: F) -> impl FnMut() -> BoxFuture<'static, Stop>
 where
     F: Future<Output = P> + Send + 'static,
-    P: Patience,
+    P: ForceShutdown,
 {
     let patience: Arc<tokio::sync::Mutex<Option<P>>> = Arc::default();
     let mut shutdown = Some(shutdown);
@@ -46,7 +46,7 @@ where
             }),
             None => Box::pin(async move {
                 match &mut *patience.lock().await {
-                    Some(patience) => patience.lost().await,
+                    Some(patience) => patience.requested().await,
                     None => std::future::pending().await,
                 }
                 Stop::Cold

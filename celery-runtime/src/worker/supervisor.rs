@@ -10,15 +10,15 @@ use crate::error::ServiceError;
 /// The worker's connection to its broker changed.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub enum LinkEvent {
+pub enum ConnectionEvent {
     /// Deliveries can be received.
     Connected,
     /// They cannot; the worker keeps trying while this passes.
     Lost(ServiceError),
 }
 
-/// Called with every [`LinkEvent`].
-pub(crate) type LinkHook = Arc<dyn Fn(&LinkEvent) + Send + Sync>;
+/// Called with every [`ConnectionEvent`].
+pub(crate) type ConnectionHook = Arc<dyn Fn(&ConnectionEvent) + Send + Sync>;
 
 /// Makes consumers, as long as it takes.
 #[derive(Clone)]
@@ -27,7 +27,7 @@ pub(crate) struct Supervisor {
     pub(crate) options: ConsumeOptions,
     /// Attempts before the worker gives up; without end where `None`.
     pub(crate) max_retries: Option<u32>,
-    pub(crate) hook: Option<LinkHook>,
+    pub(crate) hook: Option<ConnectionHook>,
 }
 
 impl Supervisor {
@@ -43,7 +43,7 @@ impl Supervisor {
             loop {
                 let error = match supervisor.attempt().await {
                     Ok(consumer) => {
-                        supervisor.report(&LinkEvent::Connected);
+                        supervisor.report(&ConnectionEvent::Connected);
                         return Ok(consumer);
                     }
                     Err(error) => error,
@@ -63,7 +63,7 @@ impl Supervisor {
     /// Notes that the consumer broke.
     pub(crate) fn lost(&self, error: ServiceError) {
         tracing::warn!("the connection to the broker is lost: {error}");
-        self.report(&LinkEvent::Lost(error));
+        self.report(&ConnectionEvent::Lost(error));
     }
 
     /// One attempt to do the same.
@@ -74,7 +74,7 @@ impl Supervisor {
         self.broker.consume(&self.options).await
     }
 
-    fn report(&self, event: &LinkEvent) {
+    fn report(&self, event: &ConnectionEvent) {
         if let Some(hook) = &self.hook {
             hook(event);
         }

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::carrier::Carrier;
 use super::deed::{Chord, Deed, Station};
 use super::delivery::Obstacle;
-use crate::backend::{ChordClaim, ChordEnd, OverdueChord, ResultBackend};
+use crate::backend::{ChordClaim, ChordEnd, ResultBackend, StalledChord};
 use crate::client::options::CallOptions;
 use crate::error::ServiceError;
 
@@ -51,8 +51,8 @@ impl Drop for Sweeper {
 
 async fn sweep(carrier: &Arc<Carrier>, backend: &dyn ResultBackend) {
     let token = Uuid::new_v4().simple().to_string();
-    let claim = ChordClaim::new(token, carrier.claim_lasts());
-    let overdue = match backend.overdue_chords(&claim, AT_ONCE).await {
+    let claim = ChordClaim::new(token, carrier.claim_ttl());
+    let overdue = match backend.claim_stalled(&claim, AT_ONCE).await {
         Ok(overdue) => overdue,
         Err(error) => return tracing::debug!("{error}"),
     };
@@ -67,9 +67,9 @@ async fn go_on(
     carrier: &Arc<Carrier>,
     backend: &dyn ResultBackend,
     claim: &ChordClaim,
-    overdue: OverdueChord,
+    overdue: StalledChord,
 ) {
-    let OverdueChord {
+    let StalledChord {
         group_id,
         body,
         results,

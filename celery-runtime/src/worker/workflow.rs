@@ -28,7 +28,7 @@ pub(crate) struct Workflow<'a> {
     /// What the results of others are written with.
     pub(crate) serializer: Serializer,
     /// How long a claim holds while the results of a chord are brought together.
-    pub(crate) claim_lasts: Duration,
+    pub(crate) claim_ttl: Duration,
     /// Whether chords are looked after by a task, since nobody counts.
     pub(crate) unlocks_chords: bool,
     pub(crate) now: SystemTime,
@@ -372,7 +372,7 @@ impl Workflow<'_> {
         Chord {
             group_id: group_id.to_owned(),
             body: body.clone(),
-            claim: ChordClaim::new(token, self.claim_lasts),
+            claim: ChordClaim::new(token, self.claim_ttl),
             sender: Arc::clone(sender),
             counted,
             told: false,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use celery_protocol::{Raw, ResultDocument, ResultTree, State, Value};
 use celery_runtime::memory::MemoryBackend;
 use celery_runtime::{
-    BoxFuture, Canvas, Capabilities, ChordClaim, ChordPart, ChordStart, Config, Context,
+    BoxFuture, Canvas, Capabilities, ChordClaim, ChordMember, ChordStart, Config, Context,
     FailedTask, Record, ResultBackend, ResultError, ServiceError, Task, TaskError, Tasks, group,
 };
 
@@ -318,12 +318,12 @@ async fn a_chord_that_was_left_behind_goes_on() {
         .unwrap();
     let header = ResultTree::group("gid", ["a", "b"].map(ResultTree::task).to_vec());
     let begun = ChordStart::new("gid", 2, &header);
-    setup.backend.begin_chord(&begun).await.unwrap();
+    setup.backend.begin(&begun).await.unwrap();
     let claim = ChordClaim::new("dead", Duration::from_secs(6));
     for (index, id) in ["a", "b"].into_iter().enumerate() {
         let value = Raw::from_value(Value::Int(10));
-        let part = ChordPart::new("gid", id, i64::try_from(index).ok(), &value, &body);
-        setup.backend.count_part(&part, &claim).await.unwrap();
+        let part = ChordMember::new("gid", id, i64::try_from(index).ok(), &value, &body);
+        setup.backend.complete_member(&part, &claim).await.unwrap();
     }
     let result = setup.client().result::<i64>("body");
     assert!(!result.ready().await.unwrap());
@@ -332,9 +332,9 @@ async fn a_chord_that_was_left_behind_goes_on() {
     // And once only.
     tokio::time::sleep(Duration::from_secs(120)).await;
     let value = Raw::NULL;
-    let part = ChordPart::new("gid", "a", Some(0), &value, &body);
+    let part = ChordMember::new("gid", "a", Some(0), &value, &body);
     let late = ChordClaim::new("late", Duration::from_secs(6));
-    let again = setup.backend.count_part(&part, &late).await.unwrap();
+    let again = setup.backend.complete_member(&part, &late).await.unwrap();
     assert_eq!(again, None);
 }
 
@@ -416,7 +416,7 @@ async fn a_result_that_is_its_own_parent_is_read_to_an_end() {
     let cyclic = ResultTree::group("loop", vec![ResultTree::task("loop")]);
     setup.backend.store_group(&cyclic).await.unwrap();
     let begun = ChordStart::new("loop", 1, &ResultTree::group("loop", vec![cyclic]));
-    setup.backend.begin_chord(&begun).await.unwrap();
+    setup.backend.begin(&begun).await.unwrap();
     let body = Canvas::from(SUM.p(()))
         .set("task_id", "body")
         .to_wire()

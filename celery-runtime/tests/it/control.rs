@@ -390,7 +390,7 @@ async fn blocking_tasks_use_the_slots_that_were_added() {
 #[tokio::test(start_paused = true)]
 async fn the_pool_follows_the_work() {
     let setup = Setup::new();
-    let worker = setup.app.worker(tasks()).autoscale(10, 2);
+    let worker = setup.app.worker(tasks()).autoscale(2..=10);
     let _worker = Running::start(worker);
     let size = async || {
         let stats = setup.ask("stats", ()).await;
@@ -420,7 +420,7 @@ async fn the_pool_follows_the_work() {
 async fn the_pool_follows_the_work_also_where_nothing_is_held_ahead() {
     let setup = Setup::new();
     let worker = setup.app.worker(tasks()).prefetch_multiplier(1);
-    let _worker = Running::start(worker.autoscale(5, 1));
+    let _worker = Running::start(worker.autoscale(1..=5));
     let calls = (0..8).map(|_| SLEEP.s((100,)));
     setup.client().apply_all(calls).await;
     settle().await;
@@ -547,7 +547,7 @@ async fn clients_tell_what_they_send_where_they_are_set_up_to() {
 const HEED: Task<(), String> = Task::new("tasks.heed");
 
 async fn heed(ctx: Context) -> Result<String, TaskError> {
-    ctx.stopping().await;
+    ctx.shutdown_requested().await;
     Ok("told".to_owned())
 }
 

@@ -4,7 +4,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use celery_runtime::{Config, LinkEvent, ServiceErrorKind, Task, TaskError, Tasks, WorkerError};
+use celery_runtime::{
+    Config, ConnectionEvent, ServiceErrorKind, Task, TaskError, Tasks, WorkerError,
+};
 
 use crate::support::{Running, Setup, within};
 
@@ -31,10 +33,10 @@ async fn the_worker_resumes_after_each_of_twenty_outages() {
         .app
         .worker(counting(&runs))
         .concurrency(4)
-        .on_link(move |event| {
+        .on_connection_event(move |event| {
             log.lock()
                 .unwrap()
-                .push(matches!(event, LinkEvent::Connected));
+                .push(matches!(event, ConnectionEvent::Connected));
         });
     let _worker = Running::start(worker);
     for _ in 0..20 {

@@ -102,7 +102,7 @@ impl Setup {
 
 /// A worker that runs until it is told to stop.
 pub(crate) struct Running {
-    stop: Option<oneshot::Sender<Patience>>,
+    stop: Option<oneshot::Sender<ForceShutdown>>,
     cold: Option<oneshot::Sender<()>>,
     worker: JoinHandle<Result<(), WorkerError>>,
 }
@@ -110,7 +110,7 @@ pub(crate) struct Running {
 impl Running {
     pub(crate) fn start(worker: Worker) -> Self {
         let (stop, stopped) = oneshot::channel();
-        let worker = worker.run_until(async { stopped.await.unwrap_or(Patience(None)) });
+        let worker = worker.run_until(async { stopped.await.unwrap_or(ForceShutdown(None)) });
         Self {
             stop: Some(stop),
             cold: None,
@@ -121,7 +121,7 @@ impl Running {
     pub(crate) fn ask_to_stop(&mut self) {
         let (cold, lost) = oneshot::channel();
         self.cold = Some(cold);
-        let _ = self.stop.take().unwrap().send(Patience(Some(lost)));
+        let _ = self.stop.take().unwrap().send(ForceShutdown(Some(lost)));
     }
 
     pub(crate) fn lose_patience(&mut self) {
@@ -144,10 +144,10 @@ impl Running {
     }
 }
 
-struct Patience(Option<oneshot::Receiver<()>>);
+struct ForceShutdown(Option<oneshot::Receiver<()>>);
 
-impl celery_runtime::Patience for Patience {
-    fn lost(&mut self) -> celery_runtime::BoxFuture<'_, ()> {
+impl celery_runtime::ForceShutdown for ForceShutdown {
+    fn requested(&mut self) -> celery_runtime::BoxFuture<'_, ()> {
         Box::pin(async {
             let asked = match self.0.take() {
                 Some(lost) => lost.await.is_ok(),

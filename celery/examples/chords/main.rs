@@ -8,7 +8,7 @@
 
 mod work;
 
-use celery::{Config, LinkEvent};
+use celery::{Config, ConnectionEvent};
 use tracing_subscriber::EnvFilter;
 
 #[tokio::main]
@@ -39,8 +39,8 @@ async fn work() -> Result<(), Box<dyn std::error::Error>> {
     let book = config.result_backend_url().ok_or("no result backend")?;
     let book = work::Book::at(book)?;
     let app = celery::connect(config)?;
-    let worker = app.worker(work::tasks(book)).on_link(|event| {
-        if matches!(event, LinkEvent::Connected) {
+    let worker = app.worker(work::tasks(book)).on_connection_event(|event| {
+        if matches!(event, ConnectionEvent::Connected) {
             println!("ready");
         }
     });

@@ -12,7 +12,7 @@ mod work;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use celery::{Config, LinkEvent};
+use celery::{Config, ConnectionEvent};
 use tokio::task::JoinSet;
 use tracing_subscriber::EnvFilter;
 
@@ -47,8 +47,8 @@ async fn work() -> Result<(), celery::Error> {
     let missing = Arc::new(AtomicUsize::new(queues.len().max(1)));
     let worker = || {
         let missing = Arc::clone(&missing);
-        app.worker(work::tasks()).on_link(move |event| {
-            let connected = matches!(event, LinkEvent::Connected);
+        app.worker(work::tasks()).on_connection_event(move |event| {
+            let connected = matches!(event, ConnectionEvent::Connected);
             if connected && missing.fetch_sub(1, Ordering::SeqCst) == 1 {
                 println!("ready");
             }

@@ -473,7 +473,7 @@ node.order("terminate", long[2].id)
 }
 
 async fn the_pool_follows_the_work(setup: Setup) {
-    let worker = watched(&setup, "rust@story", story()).autoscale(4, 1);
+    let worker = watched(&setup, "rust@story", story()).autoscale(1..=4);
     let worker = Running::start(worker).await;
     let program = r#"
 def size():

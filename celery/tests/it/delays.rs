@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use celery::{Any, AsyncResult, Signature, Value};
+use celery::{AsyncResult, Ignored, Signature, Value};
 use serde_json::json;
 
 use crate::support::{
@@ -258,6 +258,6 @@ async fn very_many_tasks_for_later_are_out_of_the_way(setup: Setup) {
     assert_eq!(setup.depth("celery").await, 0);
 }
 
-fn sum(x: i64, y: i64) -> Signature<Value, Any> {
+fn sum(x: i64, y: i64) -> Signature<Value, Ignored> {
     Signature::named("tasks.add", (x, y), ())
 }

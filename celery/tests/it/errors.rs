@@ -31,7 +31,7 @@ const DEADLINE: Duration = Duration::from_secs(1);
 
 /// What a client is told that sends to this broker.
 async fn refusal(url: &str) -> celery::SendError {
-    let config = Config::new().broker_url(url).deadline(DEADLINE);
+    let config = Config::new().broker_url(url).operation_timeout(DEADLINE);
     let client = celery::connect(config).unwrap().client();
     let sent = tokio::time::timeout(DEADLINE * 2, client.send(ADD, (Int(1), Int(2)))).await;
     sent.expect("the deadline is kept").unwrap_err()

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use celery::{
-    Client, Config, LinkEvent, Queue, SendError, Task, TaskError, Tasks, Worker, WorkerError,
+    Client, Config, ConnectionEvent, Queue, SendError, Task, TaskError, Tasks, Worker, WorkerError,
 };
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
@@ -186,9 +186,9 @@ impl Running {
         let (stop, stopped) = oneshot::channel::<()>();
         let (count, mut links) = watch::channel(Links::default());
         let worker = worker
-            .on_link(move |event| {
+            .on_connection_event(move |event| {
                 count.send_modify(|links| match event {
-                    LinkEvent::Lost(error) => {
+                    ConnectionEvent::Lost(error) => {
                         println!("the worker lost its connection: {error}");
                         links.lost += 1;
                     }

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use celery::{
-    Appliable, AsyncResult, Client, Map, ResultError, Signature, State, TaskFailure, Value,
+    AsyncResult, Client, Map, ResultError, Sendable, Signature, State, TaskFailure, Value,
 };
 use serde::de::DeserializeOwned;
 
@@ -15,7 +15,7 @@ use crate::tasks::{ADD, DIVIDE, ECHO, FAIL, MUL, PROGRESS, RETRY, SLEEP, SUB, XS
 async fn call<R, In>(client: &Client, call: Signature<R, In>) -> R
 where
     R: DeserializeOwned,
-    Signature<R, In>: Appliable<Result = AsyncResult<R>>,
+    Signature<R, In>: Sendable<Result = AsyncResult<R>>,
 {
     let task = call.task().to_owned();
     let sent = client.apply(call).await.unwrap();
@@ -29,7 +29,7 @@ where
 async fn failure<R, In>(client: &Client, call: Signature<R, In>) -> TaskFailure
 where
     R: DeserializeOwned,
-    Signature<R, In>: Appliable<Result = AsyncResult<R>>,
+    Signature<R, In>: Sendable<Result = AsyncResult<R>>,
 {
     let sent = client.apply(call).await.unwrap();
     match sent.get_timeout(PATIENCE).await {

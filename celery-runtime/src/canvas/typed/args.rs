@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 /// Whatever comes before: it is thrown away, or nothing is known about it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Any;
+pub struct Ignored;
 
 /// What a step waits for, if a result of type `T` is that.
 #[diagnostic::on_unimplemented(
@@ -15,23 +15,23 @@ pub struct Any;
     note = "one argument must be missing, of the type that the step before returns; `()` means \
             that none is: use `TASK.p((.., ))` with the last arguments, or `TASK.si((.., ))`"
 )]
-pub trait Accepts<T> {}
+pub trait AcceptsResult<T> {}
 
-impl<T> Accepts<T> for (T,) {}
-impl<T> Accepts<T> for Any {}
+impl<T> AcceptsResult<T> for (T,) {}
+impl<T> AcceptsResult<T> for Ignored {}
 
 /// What takes any value takes the results of a group, too.
-impl<T> Accepts<Vec<T>> for (Value,) {}
+impl<T> AcceptsResult<Vec<T>> for (Value,) {}
 
 /// What a canvas waits for, if that is nothing: it can be sent.
 #[diagnostic::on_unimplemented(
     message = "this canvas waits for `{Self}` and cannot be sent",
     note = "give it the missing arguments with `.given((.., ))`"
 )]
-pub trait Complete {}
+pub trait NoMissingArgs {}
 
-impl Complete for () {}
-impl Complete for Any {}
+impl NoMissingArgs for () {}
+impl NoMissingArgs for Ignored {}
 
 /// The arguments of a task of which the last ones, `Suffix`, are there.
 #[diagnostic::on_unimplemented(

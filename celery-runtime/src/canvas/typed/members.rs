@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use celery_protocol::Value;
 use serde::Serialize;
 
-use super::{Accepts, Any, Signature, Step};
+use super::{AcceptsResult, Ignored, Signature, Then};
 use crate::canvas::node::Canvas;
 use crate::canvas::stamp::StampingVisitor;
 use crate::task::TaskArgs;
@@ -118,7 +118,7 @@ impl<Out, In> Group<Out, In> {
 
     /// This, and then `next` with the list of all results: a chord.
     #[must_use]
-    pub fn then<S: Step<Out>>(self, next: S) -> S::After<In> {
+    pub fn then<S: Then<Out>>(self, next: S) -> S::After<In> {
         next.after(self.canvas)
     }
 
@@ -141,7 +141,7 @@ impl<Out, In> Group<Out, In> {
 
     /// The same after whatever else, whose result is thrown away.
     #[must_use]
-    pub fn immutable(self) -> Group<Out, Any> {
+    pub fn immutable(self) -> Group<Out, Ignored> {
         Group::from_canvas(self.canvas.immutable())
     }
 
@@ -186,7 +186,7 @@ impl<Out, In> Group<Out, In> {
     }
 }
 
-impl<T, Out, I: Accepts<T>> Step<T> for Group<Out, I> {
+impl<T, Out, I: AcceptsResult<T>> Then<T> for Group<Out, I> {
     type After<In> = Group<Out, In>;
 
     fn after<In>(self, before: Canvas) -> Group<Out, In> {

@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Carried, Carrier, done};
-use crate::backend::{ChordEnd, ChordPart, ChordResults, PartResult, Record, ResultBackend};
+use crate::backend::{ChordEnd, ChordMember, ChordResults, MemberResult, Record, ResultBackend};
 use crate::broker::BoxFuture;
 use crate::client::no_backend;
 use crate::error::ServiceError;
@@ -52,9 +52,9 @@ impl Carrier {
                 claim,
                 ..
             } = &*part.chord;
-            let told = ChordPart::new(group_id, &part.task_id, part.index, &part.result, body);
+            let told = ChordMember::new(group_id, &part.task_id, part.index, &part.result, body);
             let told = told.state(part.state.clone());
-            let counted = backend.count_part(&told, claim).await?;
+            let counted = backend.complete_member(&told, claim).await?;
             let join = |results| Deed::Join(Arc::clone(&part.chord), Arc::new(results));
             Ok(counted.map(join).into_iter().collect())
         });
@@ -116,7 +116,7 @@ impl Carrier {
         self: &Arc<Self>,
         chord: &Arc<Chord>,
         ids: Vec<String>,
-    ) -> Result<Option<Vec<PartResult>>, Obstacle> {
+    ) -> Result<Option<Vec<MemberResult>>, Obstacle> {
         let until = self.join_timeout.map(|timeout| Instant::now() + timeout);
         let (this, of, all) = (Arc::clone(self), Arc::clone(chord), ids.clone());
         let found = self.perform("read the results of", named(chord), async move {
@@ -141,7 +141,7 @@ impl Carrier {
                     waited.map_err(|error| Obstacle::from(&error))?
                 }
             };
-            parts.push(PartResult::new(id, document.status, document.result));
+            parts.push(MemberResult::new(id, document.status, document.result));
         }
         Ok(Some(parts))
     }
@@ -186,7 +186,7 @@ impl Carrier {
         })
     }
 
-    /// Whether a chord is ours for so much longer than its claim lasts anyway.
+    /// Whether a chord is ours for so much longer than its claim ttl anyway.
     async fn is_held(
         self: &Arc<Self>,
         chord: &Arc<Chord>,
@@ -195,8 +195,8 @@ impl Carrier {
         let (this, of) = (Arc::clone(self), Arc::clone(chord));
         let held = self.perform("hold", named(chord), async move {
             let mut claim = of.claim.clone();
-            claim.lasts += longer;
-            this.backend(&of)?.hold_chord(&of.group_id, &claim).await
+            claim.ttl += longer;
+            this.backend(&of)?.renew_claim(&of.group_id, &claim).await
         });
         let held = held.await?;
         if !held {
@@ -284,9 +284,7 @@ impl Carrier {
         let this = Arc::clone(self);
         self.perform("end", named(&chord), async move {
             let backend = this.backend(&chord)?;
-            let ended = backend
-                .end_chord(&chord.group_id, &chord.claim, end)
-                .await?;
+            let ended = backend.finish(&chord.group_id, &chord.claim, end).await?;
             if !ended {
                 let group_id = &chord.group_id;
                 tracing::warn!("chord {group_id}: its claim had ended before it was through");

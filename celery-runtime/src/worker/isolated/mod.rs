@@ -96,7 +96,7 @@ pub(crate) fn duty(worker: &Worker) -> Result<Duty, WorkerError> {
     let rules = Rules {
         max_tasks: config.worker_max_tasks_per_child,
         max_memory: config.worker_max_memory_per_child,
-        deadline: config.deadline,
+        deadline: config.operation_timeout,
     };
     let program = Program::find(worker.child_command.clone())?;
     let children = Children::new(program, name, welcome, rules, worker.concurrency);

@@ -14,11 +14,11 @@ use crate::worker::delivery::{Links, Outcome};
 
 /// A clock that only this test moves.
 #[derive(Clone, Copy)]
-struct Time(Moment);
+struct Time(Now);
 
 impl Time {
     fn new() -> Self {
-        Self(Moment {
+        Self(Now {
             wall: UNIX_EPOCH + Duration::from_secs(1_795_000_000),
             instant: Instant::now(),
         })

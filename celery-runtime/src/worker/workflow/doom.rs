@@ -7,7 +7,7 @@ use celery_protocol::{Exception, Raw, ResultTree, Signature, State, Value};
 use serde::Serialize;
 
 use super::{Unsent, Workflow, read_all};
-use crate::backend::{ChordEnd, PartResult};
+use crate::backend::{ChordEnd, MemberResult};
 use crate::canvas::Canvas;
 use crate::client::options::CallOptions;
 use crate::task::FailureNote;
@@ -45,7 +45,7 @@ struct PartOfBody<'a> {
 
 impl Fault {
     /// A part of the header has failed.
-    pub(super) fn of_part(part: &PartResult, is_joined: bool) -> Self {
+    pub(super) fn of_part(part: &MemberResult, is_joined: bool) -> Self {
         let cause = Exception::read(&part.result).ok();
         let told = cause.as_ref().map(Exception::to_string).unwrap_or_default();
         let text = match is_joined {

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use celery::{App, Client, Config, LinkEvent, Tasks, Worker, WorkerError};
+use celery::{App, Client, Config, ConnectionEvent, Tasks, Worker, WorkerError};
 use serde_json::{Map, Value as Json, json};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
@@ -280,9 +280,9 @@ impl Running {
         let (stop, stopped) = oneshot::channel::<()>();
         let (count, mut links) = watch::channel(Links::default());
         let worker = worker
-            .on_link(move |event| {
+            .on_connection_event(move |event| {
                 count.send_modify(|links| match event {
-                    LinkEvent::Lost(_) => links.lost += 1,
+                    ConnectionEvent::Lost(_) => links.lost += 1,
                     _ => links.made += 1,
                 });
             })

@@ -81,7 +81,7 @@ impl Vhost {
     /// Puts a message at the end of a queue, made if there is none.
     pub(crate) async fn publish(&self, queue: &str, message: Message) {
         let publication =
-            Publication::to_queue(message, queue).meant_for(Arc::new(Queue::new(queue)));
+            Publication::to_queue(message, queue).declare_queue(Arc::new(Queue::new(queue)));
         let broker = self.observer().broker();
         let mut answers = broker.publish(&[publication]).await;
         answers.pop().unwrap().unwrap();
