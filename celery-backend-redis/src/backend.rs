@@ -9,8 +9,8 @@ use celery_broker_redis::RedisOptions;
 use celery_broker_redis::link::{Attempt, Command, Link, Reply, Script};
 use celery_protocol::{ResultDocument, ResultTree, Serializer, State, Value, decompress_document};
 use celery_runtime::{
-    BoxFuture, Capabilities, ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart, Record,
-    ResultBackend, ServiceError, ServiceErrorKind, StalledChord,
+    BoxFuture, Capabilities, ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart,
+    ChordStore, Record, ResultBackend, ServiceError, ServiceErrorKind, StalledChord,
 };
 
 use crate::keys::Keys;
@@ -323,8 +323,23 @@ impl ResultBackend for RedisBackend {
         Box::pin(self.delete_group(group_id))
     }
 
+    fn chords(&self) -> Option<&dyn ChordStore> {
+        Some(self)
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::new().shared(true).groups(true)
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        self.link.close();
+        Box::pin(std::future::ready(()))
+    }
+}
+
+impl ChordStore for RedisBackend {
     fn begin<'a>(&'a self, chord: &'a ChordStart) -> BoxFuture<'a, Result<(), ServiceError>> {
-        Box::pin(self.begin(chord))
+        Box::pin(self.begin_chord(chord))
     }
 
     fn add_member<'a>(
@@ -332,7 +347,7 @@ impl ResultBackend for RedisBackend {
         group_id: &'a str,
         task_id: &'a str,
     ) -> BoxFuture<'a, Result<(), ServiceError>> {
-        Box::pin(self.extend(group_id, task_id))
+        Box::pin(self.add_chord_member(group_id, task_id))
     }
 
     fn complete_member<'a>(
@@ -340,7 +355,7 @@ impl ResultBackend for RedisBackend {
         part: &'a ChordMember<'a>,
         claim: &'a ChordClaim,
     ) -> BoxFuture<'a, Result<Option<ChordResults>, ServiceError>> {
-        Box::pin(self.count(part, claim))
+        Box::pin(self.complete_chord_member(part, claim))
     }
 
     fn renew_claim<'a>(
@@ -348,7 +363,7 @@ impl ResultBackend for RedisBackend {
         group_id: &'a str,
         claim: &'a ChordClaim,
     ) -> BoxFuture<'a, Result<bool, ServiceError>> {
-        Box::pin(self.hold(group_id, claim))
+        Box::pin(self.renew_chord_claim(group_id, claim))
     }
 
     fn finish<'a>(
@@ -357,7 +372,7 @@ impl ResultBackend for RedisBackend {
         claim: &'a ChordClaim,
         end: ChordEnd,
     ) -> BoxFuture<'a, Result<bool, ServiceError>> {
-        Box::pin(self.end(group_id, claim, end))
+        Box::pin(self.finish_chord(group_id, claim, end))
     }
 
     fn claim_stalled<'a>(
@@ -365,16 +380,7 @@ impl ResultBackend for RedisBackend {
         claim: &'a ChordClaim,
         limit: usize,
     ) -> BoxFuture<'a, Result<Vec<StalledChord>, ServiceError>> {
-        Box::pin(self.overdue(claim, limit))
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::SHARED
-    }
-
-    fn close(&self) -> BoxFuture<'_, ()> {
-        self.link.close();
-        Box::pin(std::future::ready(()))
+        Box::pin(self.claim_stalled_chords(claim, limit))
     }
 }
 

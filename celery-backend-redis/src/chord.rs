@@ -53,7 +53,7 @@ const LOOKS: &[u8] = b"100";
 const LATE: u128 = 300;
 
 impl RedisBackend {
-    pub(crate) async fn begin(&self, chord: &ChordStart) -> Result<(), ServiceError> {
+    pub(crate) async fn begin_chord(&self, chord: &ChordStart) -> Result<(), ServiceError> {
         let id = &chord.group_id;
         let object = object(id);
         let attempt = Attempt::new("start", &object);
@@ -66,7 +66,11 @@ impl RedisBackend {
         self.step(attempt, &BEGIN, id, &arguments).await.map(drop)
     }
 
-    pub(crate) async fn extend(&self, group_id: &str, task_id: &str) -> Result<(), ServiceError> {
+    pub(crate) async fn add_chord_member(
+        &self,
+        group_id: &str,
+        task_id: &str,
+    ) -> Result<(), ServiceError> {
         let object = object(group_id);
         let attempt = Attempt::new("extend", &object);
         let expires = self.chord_seconds().to_string();
@@ -75,7 +79,7 @@ impl RedisBackend {
         extended.await.map(drop)
     }
 
-    pub(crate) async fn count(
+    pub(crate) async fn complete_chord_member(
         &self,
         part: &ChordMember<'_>,
         claim: &ChordClaim,
@@ -118,7 +122,7 @@ impl RedisBackend {
         }
     }
 
-    pub(crate) async fn hold(
+    pub(crate) async fn renew_chord_claim(
         &self,
         group_id: &str,
         claim: &ChordClaim,
@@ -133,7 +137,7 @@ impl RedisBackend {
         Ok(held.number() == 1)
     }
 
-    pub(crate) async fn end(
+    pub(crate) async fn finish_chord(
         &self,
         group_id: &str,
         claim: &ChordClaim,
@@ -151,7 +155,7 @@ impl RedisBackend {
         Ok(ended.number() == 1)
     }
 
-    pub(crate) async fn overdue(
+    pub(crate) async fn claim_stalled_chords(
         &self,
         claim: &ChordClaim,
         limit: usize,

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use celery_protocol::{Headers, Message, Properties, ResultDocument, ResultTree, Serializer};
 use celery_runtime::{
-    BoxFuture, Broker, Capabilities, ChordStart, Mailbox, Publication, Record, ResultBackend,
-    ServiceError, ServiceErrorKind, Subscription,
+    BoxFuture, Broker, Capabilities, Mailbox, Publication, Record, ResultBackend, ServiceError,
+    ServiceErrorKind, Subscription,
 };
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -184,12 +184,8 @@ impl ResultBackend for RpcBackend {
         Box::pin(async move { Err(no_groups("read", group_id)) })
     }
 
-    fn begin<'a>(&'a self, chord: &'a ChordStart) -> BoxFuture<'a, Result<(), ServiceError>> {
-        Box::pin(async move { Err(no_chords(&chord.group_id)) })
-    }
-
     fn capabilities(&self) -> Capabilities {
-        Capabilities::PRIVATE
+        Capabilities::new()
     }
 
     fn reply_to(&self) -> Option<String> {
@@ -304,16 +300,6 @@ async fn read(mut replies: Box<dyn Subscription>, inbox: Arc<Inbox>) {
             Err(error) => return inbox.fail(&error),
         }
     }
-}
-
-/// In Celery's words.
-fn no_chords(group_id: &str) -> ServiceError {
-    let cause = "The \"rpc\" result backend does not support chords! Note that a group chained \
-                 with a task is also upgraded to be a chord, as this pattern requires \
-                 synchronization. Result backends that supports chords: Redis, Database, \
-                 Memcached, and more.";
-    let object = format!("chord {group_id}");
-    ServiceError::new(ServiceErrorKind::Unsupported, "start", object, cause)
 }
 
 fn no_groups(operation: &'static str, group_id: &str) -> ServiceError {

@@ -64,8 +64,8 @@ mod worker;
 
 pub use app::{App, ForceSignal, shutdown_signal};
 pub use backend::{
-    Capabilities, ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart, MemberResult,
-    Record, ResultBackend, StalledChord,
+    Capabilities, ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart, ChordStore,
+    MemberResult, Record, ResultBackend, StalledChord,
 };
 pub use backoff::{Backoff, RetryBackoff};
 pub use broker::{

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use celery_backend_redis::RedisBackend;
 use celery_protocol::{ResultTree, State};
-use celery_runtime::{ChordStart, ResultBackend, ServiceErrorKind};
+use celery_runtime::{ChordStart, ChordStore, ResultBackend, ServiceErrorKind};
 use serde_json::{Value, json};
 use xtask::servers::RedisServer;
 

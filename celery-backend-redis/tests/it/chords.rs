@@ -5,7 +5,7 @@ use std::time::Duration;
 use celery_backend_redis::RedisBackend;
 use celery_protocol::{Compression, Raw, ResultTree, Serializer, State, Value, compress_document};
 use celery_runtime::{
-    ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart, ResultBackend, ServiceErrorKind,
+    ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart, ChordStore, ServiceErrorKind,
     StalledChord,
 };
 use serde_json::json;

@@ -1,8 +1,74 @@
-//! What is said about chords between a worker and a result backend.
+//! The boundary to the chords of a result backend: [`ChordStore`].
 
+use std::fmt;
 use std::time::Duration;
 
 use celery_protocol::{Raw, ResultTree, State};
+
+use crate::broker::BoxFuture;
+use crate::error::ServiceError;
+
+/// Counts the members of chords, so that one worker sends the body of each.
+///
+/// # Contract
+///
+/// Every method is one atomic step and may be repeated with the same arguments:
+/// the repetition gives the same answer and changes nothing more. All may be
+/// called concurrently, and their futures dropped at any time.
+pub trait ChordStore: fmt::Debug + Send + Sync {
+    /// Prepares the counting of a chord's members; called before the first task
+    /// of the header is sent. State of an earlier chord with the same id is
+    /// discarded.
+    fn begin<'a>(&'a self, chord: &'a ChordStart) -> BoxFuture<'a, Result<(), ServiceError>>;
+
+    /// Adds a member to a running chord; called before its task is sent. A task
+    /// is added once.
+    fn add_member<'a>(
+        &'a self,
+        group_id: &'a str,
+        task_id: &'a str,
+    ) -> BoxFuture<'a, Result<(), ServiceError>>;
+
+    /// Counts a finished member. The call that completes the chord takes `claim`
+    /// and gets the results of all members; the caller then sends the body and
+    /// [finishes](Self::finish) the chord before the claim expires. A repetition
+    /// with the same claim gets the same answer; with another claim only after
+    /// the first one has expired. `None` while members are missing, while another
+    /// claim holds, and when the chord is finished.
+    ///
+    /// Members may complete before the chord [begins](Self::begin).
+    fn complete_member<'a>(
+        &'a self,
+        member: &'a ChordMember<'a>,
+        claim: &'a ChordClaim,
+    ) -> BoxFuture<'a, Result<Option<ChordResults>, ServiceError>>;
+
+    /// Sets the time to live of a claim to [`ChordClaim::ttl`] from now. Returns
+    /// `false` when another claim holds or the chord is finished.
+    fn renew_claim<'a>(
+        &'a self,
+        group_id: &'a str,
+        claim: &'a ChordClaim,
+    ) -> BoxFuture<'a, Result<bool, ServiceError>>;
+
+    /// Finishes a chord. Returns `false`, with nothing changed, when the claim
+    /// no longer holds.
+    fn finish<'a>(
+        &'a self,
+        group_id: &'a str,
+        claim: &'a ChordClaim,
+        end: ChordEnd,
+    ) -> BoxFuture<'a, Result<bool, ServiceError>>;
+
+    /// Claims up to `limit` complete chords whose claim has expired without the
+    /// chord being finished. Chords without a member completed by this
+    /// implementation are not found.
+    fn claim_stalled<'a>(
+        &'a self,
+        claim: &'a ChordClaim,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<StalledChord>, ServiceError>>;
+}
 
 /// A chord whose header is about to be sent.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,7 +9,8 @@ use celery_protocol::{ResultDocument, ResultTree};
 use crate::broker::BoxFuture;
 use crate::error::{ServiceError, ServiceErrorKind};
 pub use chord::{
-    ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart, MemberResult, StalledChord,
+    ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart, ChordStore, MemberResult,
+    StalledChord,
 };
 
 /// Keeps what tasks returned, for those who asked.
@@ -67,70 +68,11 @@ pub trait ResultBackend: fmt::Debug + Send + Sync {
         Box::pin(std::future::ready(Err(error)))
     }
 
-    /// Gets ready to count the parts of a chord: called before the first task
-    /// of its header is sent, and again if that is tried again. What an earlier
-    /// chord with this id has left behind is as if it were not there.
-    fn begin<'a>(&'a self, chord: &'a ChordStart) -> BoxFuture<'a, Result<(), ServiceError>> {
-        refuse_chord("start", &chord.group_id)
-    }
-
-    /// Adds a part to a chord that is under way; called before the part's task
-    /// is sent, and again if that is tried again: a task is counted once.
-    fn add_member<'a>(
-        &'a self,
-        group_id: &'a str,
-        _task_id: &'a str,
-    ) -> BoxFuture<'a, Result<(), ServiceError>> {
-        refuse_chord("extend", group_id)
-    }
-
-    /// Counts a part of a chord. Who counts the last one, with the claim that
-    /// comes with it, gets all parts and has to go on with the chord: send its
-    /// body and [end](Self::finish) it, within the time of the claim. Told
-    /// once more with the same claim, a part gets the same answer; with another
-    /// claim only when the first one does not hold any more. `None` where parts
-    /// are missing, somebody else goes on with it, or it is over.
-    ///
-    /// Parts that are told before the chord is [begun](Self::begin) count,
-    /// too.
-    fn complete_member<'a>(
-        &'a self,
-        part: &'a ChordMember<'a>,
-        _claim: &'a ChordClaim,
-    ) -> BoxFuture<'a, Result<Option<ChordResults>, ServiceError>> {
-        refuse_chord("count a part of", part.group_id)
-    }
-
-    /// Lets a claim hold for the time it says, from now on, if it is still the
-    /// only one. `false` says that the chord is somebody else's or over.
-    fn renew_claim<'a>(
-        &'a self,
-        group_id: &'a str,
-        _claim: &'a ChordClaim,
-    ) -> BoxFuture<'a, Result<bool, ServiceError>> {
-        refuse_chord("hold", group_id)
-    }
-
-    /// Ends a chord. `false` says that the claim did not hold any more, and that
-    /// nothing was done.
-    fn finish<'a>(
-        &'a self,
-        group_id: &'a str,
-        _claim: &'a ChordClaim,
-        _end: ChordEnd,
-    ) -> BoxFuture<'a, Result<bool, ServiceError>> {
-        refuse_chord("end", group_id)
-    }
-
-    /// Takes over chords, `limit` at most, all of whose parts are there and which
-    /// nobody goes on with, because the worker that was to has died. A chord
-    /// that none of our workers has told a part of is not known here.
-    fn claim_stalled<'a>(
-        &'a self,
-        _claim: &'a ChordClaim,
-        _limit: usize,
-    ) -> BoxFuture<'a, Result<Vec<StalledChord>, ServiceError>> {
-        Box::pin(std::future::ready(Ok(Vec::new())))
+    /// The chords of this backend, where it can count their members. Without
+    /// them, and where results are [shared](Capabilities::shared), a task polls
+    /// the results of the header (`celery.chord_unlock`).
+    fn chords(&self) -> Option<&dyn ChordStore> {
+        None
     }
 
     /// What this backend offers beyond storing and waiting.
@@ -144,19 +86,6 @@ pub trait ResultBackend: fmt::Debug + Send + Sync {
 
     /// Ends every connection of this backend. Later calls fail as closed.
     fn close(&self) -> BoxFuture<'_, ()>;
-}
-
-/// In Celery's words.
-fn refuse_chord<T: Send + 'static>(
-    operation: &'static str,
-    group_id: &str,
-) -> BoxFuture<'static, Result<T, ServiceError>> {
-    const CAUSE: &str = "the result backend does not support chords. Note that a group chained \
-        with a task is also upgraded to be a chord, as this pattern requires synchronization. \
-        Result backends that supports chords: Redis, and the one in memory";
-    let object = format!("chord {group_id}");
-    let error = ServiceError::new(ServiceErrorKind::Unsupported, operation, object, CAUSE);
-    Box::pin(std::future::ready(Err(error)))
 }
 
 /// A document to store, with the address of the task's sender.
@@ -192,38 +121,51 @@ impl<'a> Record<'a> {
     }
 }
 
-/// What a result backend offers; the conformance suite asks accordingly.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Features of a result backend, for the runtime and the conformance suite.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Capabilities {
     /// Whether any process can read a result by its id.
     pub shared: bool,
     /// Whether groups can be stored and read back.
     pub groups: bool,
-    /// Whether the parts of chords can be counted. Where they cannot, and results
-    /// are shared, a task looks again and again whether all are there
-    /// (`celery.chord_unlock`).
-    pub chords: bool,
 }
 
 impl Capabilities {
-    /// A backend that every process can read, groups and chords included.
-    pub const SHARED: Self = Self {
-        shared: true,
-        groups: true,
-        chords: true,
-    };
-
-    /// Whether the headers of chords are looked after by a task.
-    pub(crate) fn unlocks_chords(self) -> bool {
-        self.shared && !self.chords
+    /// A backend that delivers each result to the process that asked for it,
+    /// and stores no groups.
+    pub const fn new() -> Self {
+        Self {
+            shared: false,
+            groups: false,
+        }
     }
 
-    /// A backend that gives results to the process that asked for them, and
-    /// nothing else.
-    pub const PRIVATE: Self = Self {
-        shared: false,
-        groups: false,
-        chords: false,
-    };
+    /// Sets [`shared`](Self::shared).
+    #[must_use]
+    pub const fn shared(self, shared: bool) -> Self {
+        Self { shared, ..self }
+    }
+
+    /// Sets [`groups`](Self::groups).
+    #[must_use]
+    pub const fn groups(self, groups: bool) -> Self {
+        Self { groups, ..self }
+    }
+}
+
+/// Whether a task has to poll the results of a chord's header, because the
+/// backend does not count its members.
+pub(crate) fn polls_chords(backend: &dyn ResultBackend) -> bool {
+    backend.capabilities().shared && backend.chords().is_none()
+}
+
+/// The error for a backend that does not count the members of chords, with
+/// Celery's explanation.
+pub(crate) fn no_chords(operation: &'static str, group_id: &str) -> ServiceError {
+    const CAUSE: &str = "the result backend does not support chords. Note that a group chained \
+        with a task is also upgraded to be a chord, as this pattern requires synchronization";
+    let object = format!("chord {group_id}");
+    ServiceError::new(ServiceErrorKind::Unsupported, operation, object, CAUSE)
+        .with_remedy("set result_backend to one that counts them, such as redis://")
 }

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::compose::{Uncomposed, compose_letter};
 use super::{Client, Composed, Inner, Locked, SendError, no_answer};
-use crate::backend::ChordStart;
+use crate::backend::{ChordStart, no_chords, polls_chords};
 use crate::broker::Publication;
 use crate::canvas::{Canvas, Ids, Letter, Plan, Within, plan};
 use crate::error::{ServiceError, ServiceErrorKind};
@@ -49,7 +49,7 @@ impl Client {
         let planned = canvas
             .taken_apart()
             .and_then(|canvas| plan(canvas, within, ids))
-            .and_then(|planned| match self.unlocks_chords() {
+            .and_then(|planned| match self.polls_chords() {
                 true => planned.unlocked_by_tasks(),
                 false => Ok(planned),
             });
@@ -82,9 +82,9 @@ impl Client {
 
     /// Whether chords are looked after by a task, because the result backend does
     /// not count, but every worker can read it.
-    fn unlocks_chords(&self) -> bool {
+    fn polls_chords(&self) -> bool {
         let backend = self.inner.reader.backend.as_deref();
-        backend.is_some_and(|backend| backend.capabilities().unlocks_chords())
+        backend.is_some_and(polls_chords)
     }
 
     fn compose(&self, letter: Letter) -> Result<Composed, SendError> {
@@ -235,15 +235,12 @@ impl Client {
         let Some(backend) = reader.backend.as_deref() else {
             return Err(no_backend(first));
         };
-        if backend.capabilities().unlocks_chords() {
+        if polls_chords(backend) {
             return Ok(());
         }
-        if !backend.capabilities().chords {
-            let refused = ChordStart::new(first, 0, &ResultTree::default());
-            return backend.begin(&refused).await;
-        }
+        let store = backend.chords().ok_or_else(|| no_chords("start", first))?;
         for chord in chords {
-            reader.ask("start", || backend.begin(chord)).await?;
+            reader.ask("start", || store.begin(chord)).await?;
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use celery_protocol::{Exception, Raw, ResultDocument, ResultTree, Serializer, St
 
 use super::{fresh, soon};
 use crate::backend::{
-    ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart, Record, ResultBackend,
+    ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart, ChordStore, Record, ResultBackend,
     StalledChord,
 };
 
@@ -33,7 +33,7 @@ macro_rules! backend_conformance {
             values_of_every_kind_survive
             forgotten_results_are_gone
             groups_are_read_back
-            chords_are_begun_or_refused
+            chord_begun_twice_has_its_header
             a_part_is_counted_once
             parts_come_in_their_order
             parts_are_told_whole
@@ -338,24 +338,19 @@ pub async fn groups_are_read_back(setup: &dyn Setup) {
     assert_eq!(found.expect("fetched"), None);
 }
 
-/// A chord is begun, also twice, or refused by who cannot count its parts.
-pub async fn chords_are_begun_or_refused(setup: &dyn Setup) {
+/// A chord can be begun twice, and its header is stored as a group.
+pub async fn chord_begun_twice_has_its_header(setup: &dyn Setup) {
     let backend = setup.backend();
+    let Some(chords) = backend.chords() else {
+        return;
+    };
     let group = fresh("chord");
     let parts = vec![ResultTree::task("a"), ResultTree::group("b", Vec::new())];
     let header = ResultTree::group(group.as_str(), parts);
     let chord = ChordStart::new(group.as_str(), 2, &header);
-    let begun = soon("begin", backend.begin(&chord)).await;
-    if !backend.capabilities().chords {
-        let error = begun.expect_err("refused");
-        assert!(
-            !error.is_transient() && error.to_string().contains("chords"),
-            "{error}"
-        );
-        return;
-    }
+    let begun = soon("begin", chords.begin(&chord)).await;
     begun.expect("begun");
-    let again = soon("begin", backend.begin(&chord)).await;
+    let again = soon("begin", chords.begin(&chord)).await;
     again.expect("begun again");
     let found = soon("fetch", setup.backend().fetch_group(&group)).await;
     assert_eq!(found.expect("fetched"), Some(header));
@@ -378,17 +373,18 @@ const SHORT: Duration = Duration::from_secs(1);
 const BODY: &str = r#"{"task": "tasks.sum", "args": [], "kwargs": {}, "options": {}}"#;
 
 impl Chord {
-    /// `None` where the backend does not count parts: then it refuses to.
+    /// `None` where the backend does not count the members of chords.
     async fn new(setup: &dyn Setup) -> Option<Self> {
-        let chord = Self {
+        let workers = [setup.backend(), setup.backend()];
+        workers[0].chords()?;
+        Some(Self {
             id: fresh("chord"),
-            workers: [setup.backend(), setup.backend()],
-        };
-        if chord.workers[0].capabilities().chords {
-            return Some(chord);
-        }
-        chord.is_refused().await;
-        None
+            workers,
+        })
+    }
+
+    fn chords(&self, worker: usize) -> &dyn ChordStore {
+        self.workers[worker].chords().expect("counts chords")
     }
 
     /// A chord of `size` parts that has begun.
@@ -401,13 +397,13 @@ impl Chord {
     async fn begin(&self, size: usize) {
         let header = ResultTree::group(self.id.as_str(), vec![ResultTree::task("part"); size]);
         let start = ChordStart::new(self.id.as_str(), size, &header);
-        soon("begin", self.workers[0].begin(&start))
+        soon("begin", self.chords(0).begin(&start))
             .await
             .expect("begun");
     }
 
     async fn extend(&self, task_id: &str) {
-        soon("extend", self.workers[0].add_member(&self.id, task_id))
+        soon("extend", self.chords(0).add_member(&self.id, task_id))
             .await
             .expect("extended");
     }
@@ -428,52 +424,28 @@ impl Chord {
         let (result, body) = (value.to_string(), Raw::json(BODY));
         let result = Raw::json(&result);
         let part = ChordMember::new(&self.id, task_id, index, &result, &body);
-        let worker = &self.workers[value.unsigned_abs() as usize % 2];
+        let worker = self.chords(value.unsigned_abs() as usize % 2);
         let counted = soon("count", worker.complete_member(&part, claim)).await;
         counted.expect("counted").map(|results| values(&results))
     }
 
     async fn hold(&self, claim: &ChordClaim) -> bool {
-        soon("hold", self.workers[1].renew_claim(&self.id, claim))
+        soon("hold", self.chords(1).renew_claim(&self.id, claim))
             .await
             .expect("answered")
     }
 
     async fn end(&self, claim: &ChordClaim, end: ChordEnd) -> bool {
-        soon("end", self.workers[1].finish(&self.id, claim, end))
+        soon("end", self.chords(1).finish(&self.id, claim, end))
             .await
             .expect("ended")
     }
 
     /// Whether a worker takes it over.
     async fn is_taken_over(&self, worker: usize, claim: &ChordClaim) -> Option<StalledChord> {
-        let overdue = soon("sweep", self.workers[worker].claim_stalled(claim, 10)).await;
+        let overdue = soon("sweep", self.chords(worker).claim_stalled(claim, 10)).await;
         let mut overdue = overdue.expect("swept").into_iter();
         overdue.find(|chord| chord.group_id == self.id)
-    }
-
-    async fn is_refused(&self) {
-        let (claim, raw) = (claim("refused"), Raw::json("1"));
-        let part = ChordMember::new(&self.id, "part", None, &raw, &raw);
-        let worker = &self.workers[0];
-        let refusals = [
-            worker.add_member(&self.id, "part").await.err(),
-            worker.complete_member(&part, &claim).await.err(),
-            worker.renew_claim(&self.id, &claim).await.err(),
-            worker
-                .finish(&self.id, &claim, ChordEnd::Failed)
-                .await
-                .err(),
-        ];
-        for refusal in refusals {
-            let error = refusal.expect("refused");
-            assert!(
-                !error.is_transient() && error.to_string().contains("chords"),
-                "{error}"
-            );
-        }
-        let overdue = worker.claim_stalled(&claim, 10).await.expect("none");
-        assert!(overdue.is_empty());
     }
 }
 
@@ -545,7 +517,7 @@ pub async fn parts_are_told_whole(setup: &dyn Setup) {
     let body = Raw::json(BODY);
     let value = Raw::json(r#"{"text": "\u00e9", "list": [1, null, NaN]}"#);
     let part = ChordMember::new(&chord.id, "one", Some(0), &value, &body);
-    let worker = &chord.workers[0];
+    let worker = chord.chords(0);
     let counted = soon("count", worker.complete_member(&part, &claim("x"))).await;
     assert_eq!(counted.expect("counted"), None);
     let exception = Exception::new("builtins", "ValueError", "boom");
@@ -670,13 +642,13 @@ pub async fn the_tree_of_a_header_comes_with_its_parts(setup: &dyn Setup) {
     let inner = ResultTree::group("inner", vec![ResultTree::task("part")]);
     let header = ResultTree::group(chord.id.as_str(), vec![inner]);
     let start = ChordStart::new(chord.id.as_str(), 1, &header);
-    soon("begin", chord.workers[0].begin(&start))
+    soon("begin", chord.chords(0).begin(&start))
         .await
         .expect("begun");
     let raw = Raw::json("1");
     let part = ChordMember::new(&chord.id, "part", None, &raw, &raw);
     let dead = short_claim("dead");
-    let counted = soon("count", chord.workers[1].complete_member(&part, &dead));
+    let counted = soon("count", chord.chords(1).complete_member(&part, &dead));
     let results = counted.await.expect("counted").expect("all parts");
     assert_eq!(results.tree, Some(header.clone()));
     let taken = async || chord.is_taken_over(0, &claim("sweeper")).await;

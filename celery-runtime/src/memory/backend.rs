@@ -12,7 +12,7 @@ use super::chords::Chords;
 use super::faults::Faults;
 use super::lock;
 use crate::backend::{
-    Capabilities, ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart, Record,
+    Capabilities, ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart, ChordStore, Record,
     ResultBackend, StalledChord,
 };
 use crate::broker::BoxFuture;
@@ -182,6 +182,20 @@ impl ResultBackend for MemoryBackend {
         })
     }
 
+    fn chords(&self) -> Option<&dyn ChordStore> {
+        Some(self)
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::new().shared(true).groups(true)
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+}
+
+impl ChordStore for MemoryBackend {
     fn begin<'a>(&'a self, chord: &'a ChordStart) -> BoxFuture<'a, Result<(), ServiceError>> {
         Box::pin(async move {
             self.shared.faults.check("begin").await?;
@@ -268,14 +282,6 @@ impl ResultBackend for MemoryBackend {
             };
             Ok(overdue.map(chord).collect())
         })
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::SHARED
-    }
-
-    fn close(&self) -> BoxFuture<'_, ()> {
-        Box::pin(std::future::ready(()))
     }
 }
 

@@ -6,6 +6,7 @@ use celery_protocol::Raw;
 use uuid::Uuid;
 
 use super::context::Context;
+use crate::backend::no_chords;
 use crate::canvas::{Canvas, Place, Within};
 use crate::client::options::CallOptions;
 use crate::client::{SendError, Sendable};
@@ -73,14 +74,14 @@ impl<S> Context<S> {
             ));
         }
         let id = Uuid::new_v4().to_string();
+        let chords = backend
+            .chords()
+            .ok_or_else(|| refused(no_chords("extend", &group_id)))?;
         let client = &self.job().services.client;
         client.can_send(canvas.clone())?;
         for part in 0..canvas.size() {
             let part = format!("{id}:{part}");
-            backend
-                .add_member(&group_id, &part)
-                .await
-                .map_err(refused)?;
+            chords.add_member(&group_id, &part).await.map_err(refused)?;
         }
         let place = Place {
             id: Some(id),

@@ -17,7 +17,7 @@ use super::entries::{Entry, Work};
 use super::follow::Desk;
 use super::report;
 use super::workflow::Workflow;
-use crate::backend::Record;
+use crate::backend::{Record, no_chords, polls_chords};
 use crate::broker::{BoxFuture, Broker, Content, Publication};
 use crate::client::compose::Uncomposed;
 use crate::client::no_backend;
@@ -147,11 +147,7 @@ impl Carrier {
             registry: &self.services.registry,
             serializer: self.services.result_serializer,
             claim_ttl: self.claim_ttl(),
-            unlocks_chords: self
-                .services
-                .backend
-                .as_deref()
-                .is_some_and(|backend| backend.capabilities().unlocks_chords()),
+            polls_chords: self.services.backend.as_deref().is_some_and(polls_chords),
             now,
         }
     }
@@ -278,7 +274,9 @@ async fn send_off(
         let Some(backend) = services.backend.as_deref() else {
             return Err(no_backend(&chord.group_id));
         };
-        backend.begin(chord).await?;
+        let chords = backend.chords();
+        let chords = chords.ok_or_else(|| no_chords("start", &chord.group_id))?;
+        chords.begin(chord).await?;
         dispatch.begun.fetch_add(1, Ordering::Relaxed);
     }
     dispatch.publish(broker).await

@@ -29,9 +29,7 @@ impl Sweeper {
     /// Nothing where the result backend does not count.
     pub(crate) fn start(carrier: &Arc<Carrier>) -> Option<Self> {
         let backend = carrier.services.backend.clone()?;
-        if !backend.capabilities().chords {
-            return None;
-        }
+        backend.chords()?;
         let carrier = Arc::clone(carrier);
         let sweeping = tokio::spawn(async move {
             loop {
@@ -52,7 +50,10 @@ impl Drop for Sweeper {
 async fn sweep(carrier: &Arc<Carrier>, backend: &dyn ResultBackend) {
     let token = Uuid::new_v4().simple().to_string();
     let claim = ChordClaim::new(token, carrier.claim_ttl());
-    let overdue = match backend.claim_stalled(&claim, AT_ONCE).await {
+    let Some(chords) = backend.chords() else {
+        return;
+    };
+    let overdue = match chords.claim_stalled(&claim, AT_ONCE).await {
         Ok(overdue) => overdue,
         Err(error) => return tracing::debug!("{error}"),
     };

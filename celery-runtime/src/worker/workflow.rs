@@ -30,7 +30,7 @@ pub(crate) struct Workflow<'a> {
     /// How long a claim holds while the results of a chord are brought together.
     pub(crate) claim_ttl: Duration,
     /// Whether chords are looked after by a task, since nobody counts.
-    pub(crate) unlocks_chords: bool,
+    pub(crate) polls_chords: bool,
     pub(crate) now: SystemTime,
 }
 
@@ -261,7 +261,7 @@ impl Workflow<'_> {
             ways: self.sender.config.ways(),
         };
         let mut planned = plan(canvas, within, ids)?;
-        if self.unlocks_chords {
+        if self.polls_chords {
             planned = planned.unlocked_by_tasks()?;
         }
         let Plan {
@@ -349,7 +349,7 @@ impl Workflow<'_> {
         let (Some(group_id), Some(body)) = (&member.group_id, &member.chord) else {
             return None;
         };
-        if member.id.is_empty() || self.unlocks_chords {
+        if member.id.is_empty() || self.polls_chords {
             return None;
         }
         Some(Deed::Count(Arc::new(Part {

@@ -7,8 +7,9 @@ use std::time::Duration;
 use celery_protocol::{Raw, ResultDocument, ResultTree, State, Value};
 use celery_runtime::memory::MemoryBackend;
 use celery_runtime::{
-    BoxFuture, Canvas, Capabilities, ChordClaim, ChordMember, ChordStart, Config, Context,
-    FailedTask, Record, ResultBackend, ResultError, ServiceError, Task, TaskError, Tasks, group,
+    BoxFuture, Canvas, Capabilities, ChordClaim, ChordMember, ChordStart, ChordStore, Config,
+    Context, FailedTask, Record, ResultBackend, ResultError, ServiceError, Task, TaskError, Tasks,
+    group,
 };
 
 use crate::support::{Setup, within};
@@ -491,9 +492,7 @@ impl ResultBackend for Uncounted {
     }
 
     fn capabilities(&self) -> Capabilities {
-        let mut capabilities = Capabilities::SHARED;
-        capabilities.chords = false;
-        capabilities
+        Capabilities::new().shared(true).groups(true)
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

@@ -273,10 +273,10 @@ mod over_rpc {
     use super::*;
 
     stories! {
-        chords_are_refused_in_celerys_words: rpc;
+        rpc_chord_is_refused_before_it_is_sent: rpc;
     }
 
-    async fn chords_are_refused_in_celerys_words(setup: Setup) {
+    async fn rpc_chord_is_refused_before_it_is_sent(setup: Setup) {
         let client = setup.client();
         let chord = group([add(1, 1), add(2, 2)]).then(XSUM.p(()));
         let later = add(1, 1).then(group([plus(1), plus(2)])).then(XSUM.p(()));
@@ -285,7 +285,7 @@ mod over_rpc {
             assert!(matches!(error, SendError::Chord { .. }), "{error}");
             let text = error.to_string();
             assert!(
-                text.contains("\"rpc\" result backend does not support chords!"),
+                text.contains("result backend does not support chords"),
                 "{text}"
             );
         }

@@ -8,7 +8,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Carried, Carrier, done};
-use crate::backend::{ChordEnd, ChordMember, ChordResults, MemberResult, Record, ResultBackend};
+use crate::backend::{
+    ChordEnd, ChordMember, ChordResults, ChordStore, MemberResult, Record, ResultBackend, no_chords,
+};
 use crate::broker::BoxFuture;
 use crate::client::no_backend;
 use crate::error::ServiceError;
@@ -45,7 +47,7 @@ impl Carrier {
         let this = Arc::clone(self);
         let chord = Arc::clone(&part.chord);
         let counting = self.perform("count a part of", named(&chord), async move {
-            let backend = this.backend(&part.chord)?;
+            let chords = this.chords("count a member of", &part.chord)?;
             let Chord {
                 group_id,
                 body,
@@ -54,7 +56,7 @@ impl Carrier {
             } = &*part.chord;
             let told = ChordMember::new(group_id, &part.task_id, part.index, &part.result, body);
             let told = told.state(part.state.clone());
-            let counted = backend.complete_member(&told, claim).await?;
+            let counted = chords.complete_member(&told, claim).await?;
             let join = |results| Deed::Join(Arc::clone(&part.chord), Arc::new(results));
             Ok(counted.map(join).into_iter().collect())
         });
@@ -107,7 +109,7 @@ impl Carrier {
 
     fn counts(&self) -> bool {
         let backend = self.services.backend.as_deref();
-        backend.is_some_and(|backend| backend.capabilities().chords)
+        backend.is_some_and(|backend| backend.chords().is_some())
     }
 
     /// All results of these tasks, as soon as they are there. Each question has
@@ -196,7 +198,8 @@ impl Carrier {
         let held = self.perform("hold", named(chord), async move {
             let mut claim = of.claim.clone();
             claim.ttl += longer;
-            this.backend(&of)?.renew_claim(&of.group_id, &claim).await
+            let chords = this.chords("renew the claim of", &of)?;
+            chords.renew_claim(&of.group_id, &claim).await
         });
         let held = held.await?;
         if !held {
@@ -283,14 +286,23 @@ impl Carrier {
     fn end(self: &Arc<Self>, chord: Arc<Chord>, end: ChordEnd) -> BoxFuture<'static, Carried> {
         let this = Arc::clone(self);
         self.perform("end", named(&chord), async move {
-            let backend = this.backend(&chord)?;
-            let ended = backend.finish(&chord.group_id, &chord.claim, end).await?;
+            let chords = this.chords("finish", &chord)?;
+            let ended = chords.finish(&chord.group_id, &chord.claim, end).await?;
             if !ended {
                 let group_id = &chord.group_id;
                 tracing::warn!("chord {group_id}: its claim had ended before it was through");
             }
             Ok(Vec::new())
         })
+    }
+
+    fn chords(
+        &self,
+        operation: &'static str,
+        chord: &Chord,
+    ) -> Result<&dyn ChordStore, ServiceError> {
+        let chords = self.backend(chord)?.chords();
+        chords.ok_or_else(|| no_chords(operation, &chord.group_id))
     }
 
     fn backend(&self, chord: &Chord) -> Result<&dyn ResultBackend, ServiceError> {

@@ -76,7 +76,7 @@ impl ResultBackend for LineBackend {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::PRIVATE
+        Capabilities::new()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
