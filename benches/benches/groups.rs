@@ -12,7 +12,7 @@ use benches::noop::consume;
 use benches::sides::{Side, report};
 use celery::{App, AsyncResult, Config, GroupResult, Task, group};
 use futures_util::future::try_join_all;
-use xtask::servers::{REDIS_SERVER, RedisServer};
+use test_servers::{REDIS_SERVER, RedisServer};
 
 const TASKS: usize = 100_000;
 

@@ -26,7 +26,7 @@ use lapin::options::{
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use serde_json::json;
-use xtask::servers::{PYTHON, RABBITMQ_SERVER, RabbitServer};
+use test_servers::{PYTHON, RABBITMQ_SERVER, RabbitServer};
 
 /// Messages of a round.
 const MESSAGES: usize = 10_000;

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use benches::noop::{NOOP, consume};
 use celery::{App, Client, Config};
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
+use test_servers::{REDIS_SERVER, RedisServer};
 use tokio::runtime::{Builder, Runtime};
-use xtask::servers::{REDIS_SERVER, RedisServer};
 
 /// Calls in one round trip.
 const BATCH: u64 = 100;

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::thread;
 
 use serde_json::Value;
-use xtask::paths;
+use test_servers::paths;
 
 use crate::peers;
 use crate::setup::Programs;

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use xtask::paths;
+use test_servers::paths;
 
 use crate::invariants;
 use crate::shell::{Outcome, cargo, output, run as run_command, say, shown, stream, succeeds};

@@ -2,8 +2,7 @@
 
 use std::process::Command;
 
-use xtask::paths;
-use xtask::servers::RedisServer;
+use test_servers::{RedisServer, paths};
 
 use crate::setup::Programs;
 use crate::shell::{Outcome, run as run_command, say};

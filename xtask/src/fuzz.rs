@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use xtask::paths::{self, on_path};
+use test_servers::paths::{self, on_path};
 
 use crate::shell::{Outcome, cargo, run as run_command, say, stream};
 

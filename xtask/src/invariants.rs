@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use xtask::paths;
+use test_servers::paths;
 
 use crate::shell::{Outcome, cargo, output};
 
@@ -33,7 +33,8 @@ const LAYERS: &[(&str, &[&str])] = &[
             "celery-backend-redis",
         ],
     ),
-    ("xtask", &[]),
+    ("test-servers", &[]),
+    ("xtask", &["test-servers"]),
 ];
 
 /// Crates of runtimes, sockets, clocks and randomness.

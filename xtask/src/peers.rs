@@ -10,8 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use xtask::paths;
-use xtask::servers::{Python, RedisServer};
+use test_servers::{Python, RedisServer, paths};
 
 use crate::bench::thousands;
 use crate::setup::Programs;

@@ -9,8 +9,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use xtask::paths::{self, on_path};
-use xtask::servers::{PYTHON, RABBITMQ_SERVER, REDIS_SERVER, RabbitServer};
+use test_servers::paths::{self, on_path};
+use test_servers::{PYTHON, RABBITMQ_SERVER, REDIS_SERVER, RabbitServer};
 
 use crate::shell::{Outcome, output, run, say, succeeds};
 

@@ -8,8 +8,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use xtask::group::Group;
-use xtask::paths;
+use test_servers::{ProcessGroup, paths};
 
 /// What every command returns: an error is the text for the person who ran it.
 pub(crate) type Outcome = Result<(), String>;
@@ -79,7 +78,7 @@ pub(crate) fn stream(
 ) -> Result<Option<ExitStatus>, String> {
     let deadline = Instant::now() + limit;
     command.stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut group = Group::spawn(command)
+    let mut group = ProcessGroup::spawn(command)
         .map_err(|error| format!("cannot run `{}`: {error}", shown(command)))?;
     let stdout = group.take_stdout().expect("standard output is piped");
     let (sender, lines) = mpsc::channel();

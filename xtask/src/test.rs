@@ -5,8 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
-use xtask::paths;
-use xtask::servers;
+use test_servers::paths;
 
 use crate::setup::Programs;
 use crate::shell::{Outcome, cargo, output, say, stream};
@@ -28,7 +27,7 @@ pub(crate) fn run(filter: Option<&str>) -> Outcome {
         println!("{problem}");
         tally.failed(problem.lines().next().unwrap_or_default().to_owned());
     }
-    for leak in servers::kill_leaks() {
+    for leak in test_servers::kill_leaks() {
         tally.failed(format!(
             "a test left {} running (process {})",
             leak.program, leak.pid
@@ -78,7 +77,7 @@ fn run_all(filter: Option<&str>, tally: &mut Tally) -> Outcome {
 
 /// Clears away what an interrupted run may have left.
 fn clean() -> Outcome {
-    for leak in servers::kill_leaks() {
+    for leak in test_servers::kill_leaks() {
         let (program, pid) = (leak.program, leak.pid);
         say(&format!(
             "killed {program} of an earlier run (process {pid})"

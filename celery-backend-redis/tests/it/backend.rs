@@ -6,7 +6,7 @@ use celery_backend_redis::RedisBackend;
 use celery_protocol::{ResultTree, State};
 use celery_runtime::{ChordStart, ChordStore, ResultBackend, ServiceErrorKind};
 use serde_json::{Value, json};
-use xtask::servers::RedisServer;
+use test_servers::RedisServer;
 
 use crate::support::{backend, count, fetch, options, status, store};
 

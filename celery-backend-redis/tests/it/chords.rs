@@ -9,7 +9,7 @@ use celery_runtime::{
     StalledChord,
 };
 use serde_json::json;
-use xtask::servers::{Python, RedisServer};
+use test_servers::{Python, RedisServer};
 
 use crate::support::{backend, count, options, until};
 

@@ -7,8 +7,8 @@ use celery_broker_redis::RedisOptions;
 use celery_protocol::State;
 use celery_runtime::{Record, ResultBackend, ServiceErrorKind};
 use serde_json::{Map, json};
+use test_servers::RedisServer;
 use tokio::time::timeout;
-use xtask::servers::RedisServer;
 
 use crate::support::{LIMIT, backend, channels, document, insist, options, status, store, until};
 

@@ -91,7 +91,7 @@ async fn a_server_that_stopped_answering_is_noticed() {
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
 async fn a_wrong_password_says_so_and_does_not_show_it() {
-    let server = xtask::servers::RedisServer::builder()
+    let server = test_servers::RedisServer::builder()
         .password("right")
         .start();
     let url = format!("redis://:wrong-secret@127.0.0.1:{}", server.port());

@@ -6,7 +6,7 @@ use std::time::Duration;
 use celery_backend_redis::RedisStore;
 use celery_runtime::Store;
 use serde_json::json;
-use xtask::servers::RedisServer;
+use test_servers::RedisServer;
 
 use crate::support::{count, options, until};
 

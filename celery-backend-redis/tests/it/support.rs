@@ -8,7 +8,7 @@ use celery_broker_redis::RedisOptions;
 use celery_protocol::{Raw, ResultDocument, State};
 use celery_runtime::{Record, ResultBackend, Store, conformance};
 use serde_json::{Value, json};
-use xtask::servers::RedisServer;
+use test_servers::RedisServer;
 
 /// How long anything may take that is expected to happen. No test waits for it
 /// to pass.

@@ -6,9 +6,9 @@ use std::time::Duration;
 use celery_backend_redis::RedisBackend;
 use celery_protocol::{ResultDocument, State};
 use celery_runtime::ResultBackend;
+use test_servers::RedisServer;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use xtask::servers::RedisServer;
 
 use crate::support::{LIMIT, backend, channels, insist, store, until};
 

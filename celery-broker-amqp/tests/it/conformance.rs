@@ -5,7 +5,7 @@ use std::sync::Arc;
 use celery_broker_amqp::{AmqpBroker, AmqpOptions};
 use celery_runtime::conformance::broker::Priorities;
 use celery_runtime::{Broker, Queue, conformance};
-use xtask::servers::RabbitServer;
+use test_servers::RabbitServer;
 
 /// A virtual host of its own, and the type of queues.
 struct Setup {

@@ -9,7 +9,7 @@ use celery_runtime::{
     Broker, ConsumeOptions, Consumer, Exchange, Mailbox, Queue, ServiceErrorKind, Settlement,
 };
 use futures_util::future::join_all;
-use xtask::servers::RabbitServer;
+use test_servers::RabbitServer;
 
 use crate::support::{
     LIMIT, ack_all, blocking, bring, broker_at, consumer, id, ids, numbers, post, receive,

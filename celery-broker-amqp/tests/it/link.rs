@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use celery_broker_amqp::AmqpOptions;
 use celery_runtime::{Broker, ConsumeOptions, Exchange, Mailbox, Queue, ServiceErrorKind};
-use xtask::servers::{Proxy, RabbitServer};
+use test_servers::{Proxy, RabbitServer};
 
 use crate::support::{Site, broker_at, consumer, id, post, receive_one, send, to, until, within};
 

@@ -415,7 +415,7 @@ async fn without_confirmations_messages_arrive_all_the_same() {
 
 /// RabbitMQ ends the connection of a client that breaks its rules.
 fn assert_no_accident(site: &Site) {
-    let log = xtask::servers::RabbitServer::shared()
+    let log = test_servers::RabbitServer::shared()
         .folder()
         .join("rabbit.log");
     let log = std::fs::read_to_string(log).unwrap();

@@ -12,7 +12,7 @@ use celery_runtime::{
 use lapin::options::{BasicGetOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, ConnectionProperties};
-use xtask::servers::RabbitServer;
+use test_servers::RabbitServer;
 
 /// How long anything may take that is expected to happen. No test waits for it
 /// to pass.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use celery_runtime::{Broker, broker_conformance, conformance};
 use serde_json::json;
-use xtask::servers::RedisServer;
+use test_servers::RedisServer;
 
 struct Setup(RedisServer);
 

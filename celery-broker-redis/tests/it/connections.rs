@@ -3,7 +3,7 @@
 use celery_broker_redis::{RedisBroker, RedisOptions};
 use celery_runtime::{Broker, Mailbox, Queue, ServiceErrorKind};
 use serde_json::{Map, json};
-use xtask::servers::RedisServer;
+use test_servers::RedisServer;
 
 use crate::support::{broker_at, consumer, count, id, receive_one, send, until, waiting};
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use celery_runtime::{Broker, Content, Publication, ServiceErrorKind, Settlement};
 use serde_json::{Value, json};
-use xtask::servers::RedisServer;
+use test_servers::RedisServer;
 
 use crate::support::{
     LIMIT, ack, broker, broker_with, consumer, count, held, id, ids, keys, receive, receive_one,

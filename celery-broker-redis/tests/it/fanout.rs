@@ -8,7 +8,7 @@ use celery_runtime::{
     Subscription,
 };
 use serde_json::json;
-use xtask::servers::RedisServer;
+use test_servers::RedisServer;
 
 use crate::support::{
     LIMIT, broker, broker_at, broker_with, count, keys, message_id, send, task, until,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use celery_broker_redis::RedisBroker;
 use celery_runtime::{Broker, Consumer, Publication, ServiceErrorKind};
 use serde_json::json;
-use xtask::servers::RedisServer;
+use test_servers::RedisServer;
 
 use crate::support::{
     LIMIT, ack, broker, broker_with, consumer, held, id, receive_one, send, task, waiting,

@@ -7,7 +7,7 @@ use celery_runtime::{
     Binding, Broker, Exchange, ExchangeKind, Publication, Queue, ServiceErrorKind,
 };
 use serde_json::{Value, json};
-use xtask::servers::RedisServer;
+use test_servers::RedisServer;
 
 use crate::support::{
     broker, broker_with, consumer, count, ids, keys, receive, send, task, urgent, waiting,

@@ -2,7 +2,7 @@
 
 use celery_runtime::{Broker, Content, Exchange, Queue};
 use serde_json::{Value, json};
-use xtask::servers::RedisServer;
+use test_servers::RedisServer;
 
 use crate::support::{
     broker, broker_with, consumer, count, held, id, receive_one, send, until, waiting,

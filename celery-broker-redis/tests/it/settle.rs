@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use celery_runtime::{Broker, Content, Publication, QueueEnd, Settlement};
-use xtask::servers::RedisServer;
+use test_servers::RedisServer;
 
 use crate::support::{
     ack, broker, consumer, count, held, id, ids, keys, message_id, receive, receive_one, send,

@@ -10,7 +10,7 @@ use celery_runtime::{
     Settlement,
 };
 use serde_json::{Value, json};
-use xtask::servers::RedisServer;
+use test_servers::RedisServer;
 
 /// How long anything may take that is expected to happen. No test waits for it
 /// to pass.

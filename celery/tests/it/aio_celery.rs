@@ -7,8 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
 use celery::{Map, ResultError, Signature, Value};
-use xtask::group::{Group, poll};
-use xtask::servers::PYTHON;
+use test_servers::{PYTHON, ProcessGroup, poll_until};
 
 use crate::support::{
     AGAIN, Ledger, MARK, PATIENCE, Running, Setup, WHO, blocking, eventually, stories, story,
@@ -156,7 +155,7 @@ same(get(path), ["aio", "rust", "python", "aio", "rust"])
 
 /// A worker of `python/aio.py` on the queue `celery`. Killed when dropped.
 struct AioWorker {
-    _group: Group,
+    _group: ProcessGroup,
     log: PathBuf,
 }
 
@@ -175,10 +174,10 @@ impl AioWorker {
             .stdout(output.try_clone().unwrap())
             .stderr(output);
         blocking(move || {
-            let _group = Group::spawn(&mut command).unwrap();
+            let _group = ProcessGroup::spawn(&mut command).unwrap();
             let worker = Self { _group, log };
             let ready = || worker.log().contains("Waiting for messages").then_some(());
-            assert!(poll(PATIENCE, ready).is_some(), "{}", worker.log());
+            assert!(poll_until(PATIENCE, ready).is_some(), "{}", worker.log());
             worker
         })
         .await

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use celery::{App, CommandError, Control, Inspect, Map, Replies, ResultError, State, Value};
-use xtask::servers::{PythonWorker, PythonWorkerBuilder};
+use test_servers::{PythonWorker, PythonWorkerBuilder};
 
 use crate::support::{PATIENCE, Setup, eventually, start, stories, within};
 use crate::tasks::Number::Int;

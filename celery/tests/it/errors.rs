@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use celery::{Config, ResultError, Signature, WorkerError};
 #[cfg(feature = "amqp")]
-use xtask::servers::RabbitServer;
-use xtask::servers::RedisServer;
+use test_servers::{RabbitServer, RedisServer};
 
 use crate::support::{Look, PATIENCE, Setup, stories};
 use crate::tasks::ADD;

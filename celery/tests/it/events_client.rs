@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::SystemTime;
 
 use celery::{App, ClusterState, Event, EventStream, State, TaskRecord};
-use xtask::servers::{Proxy, PythonWorkerBuilder, RabbitServer};
+use test_servers::{Proxy, PythonWorkerBuilder, RabbitServer};
 
 use crate::support::{PATIENCE, Setup, blocking, eventually, start, stories, within};
 use crate::tasks::Number::Int;

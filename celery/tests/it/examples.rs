@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use xtask::paths;
+use test_servers::paths;
 
 use crate::support::{Setup, WorkerProcess, blocking, example, start, stories};
 

@@ -4,8 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use celery::{AsyncResult, Client, ResultError, State};
+use test_servers::RedisServer;
 use tokio::sync::oneshot;
-use xtask::servers::RedisServer;
 
 use crate::support::{
     Inspect, Ledger, MARK, PATIENCE, Running, Setup, WorkerProcess, assert_sums, count_done,

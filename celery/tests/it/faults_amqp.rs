@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use celery::{
     Client, Config, ConnectionEvent, Queue, SendError, Task, TaskError, Tasks, Worker, WorkerError,
 };
+use test_servers::{Proxy, RabbitServer};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
-use xtask::servers::{Proxy, RabbitServer};
 
 /// How long anything may take that has to happen.
 const PATIENCE: Duration = Duration::from_secs(30);

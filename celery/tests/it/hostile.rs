@@ -7,7 +7,7 @@ use celery::{AsyncResult, Value};
 use celery_protocol::kombu;
 use celery_runtime::{ConsumeOptions, Queue};
 use serde_json::{Value as Json, json};
-use xtask::servers::RedisServer;
+use test_servers::RedisServer;
 
 use crate::support::{Inspect, Look, PATIENCE, Setup, eventually, impatient, start, stories};
 use crate::tasks::ADD;
@@ -296,7 +296,7 @@ async fn messages_of_sparse_producers_run(setup: Setup) {
         // Its id is in the body.
         ("foreign-v1-taskset", "id-1"),
     ] {
-        let fixtures = xtask::paths::workspace().join("celery-protocol/fixtures");
+        let fixtures = test_servers::paths::workspace().join("celery-protocol/fixtures");
         let recorded = std::fs::read(fixtures.join(producer).with_extension("json")).unwrap();
         let recorded: Json = serde_json::from_slice(&recorded).unwrap();
         let envelope = recorded["envelope"].as_str().unwrap().replace("id-1", id);

@@ -1,6 +1,6 @@
 //! A Python client, a Rust worker.
 
-use xtask::paths;
+use test_servers::paths;
 
 use crate::support::{Ledger, Look, Running, Setup, eventually, start, stories, story};
 

@@ -3,7 +3,7 @@
 
 use celery::{Client, Signature};
 use serde_json::{Value as Json, json};
-use xtask::servers::PythonWorker;
+use test_servers::PythonWorker;
 
 use crate::support::{
     Ledger, MARK, PATIENCE, Running, Setup, WHO, eventually, start, stories, story,

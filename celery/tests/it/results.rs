@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use xtask::servers::RedisServer;
+use test_servers::RedisServer;
 
 use crate::support::{
     Inspect, PATIENCE, Setup, WHO, assert_sums, eventually, send_adds, stories, story,

@@ -17,8 +17,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use serde_json::{Value, json};
-use xtask::paths;
-use xtask::servers::{RabbitServer, RedisServer};
+use test_servers::{RabbitServer, RedisServer, paths};
 
 use crate::setup::{rabbitmq_server, redis_server, virtual_environment};
 use crate::shell::{Outcome, cargo, run as run_command, say};

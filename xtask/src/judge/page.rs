@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::fs;
 
-use xtask::paths;
+use test_servers::paths;
 
 use super::table::{Cell, Table};
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
-use xtask::paths;
+use test_servers::paths;
 
 use super::options::Options;
 use super::suite::{Suite, scripts};

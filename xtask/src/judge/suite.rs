@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use xtask::paths;
+use test_servers::paths;
 
 use crate::shell::{run, say};
 

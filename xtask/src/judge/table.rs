@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
-use xtask::paths;
+use test_servers::paths;
 
 use super::side::{Result as TestResult, Results};
 

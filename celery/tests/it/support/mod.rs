@@ -15,9 +15,9 @@ use std::time::Duration;
 
 use celery::{App, Client, Config, ConnectionEvent, Tasks, Worker, WorkerError};
 use serde_json::{Map, Value as Json, json};
+use test_servers::{Python, PythonWorker, PythonWorkerBuilder, RabbitServer, RedisServer};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
-use xtask::servers::{Python, PythonWorker, PythonWorkerBuilder, RabbitServer, RedisServer};
 
 pub(crate) use load::{assert_sums, count_done, send_adds, send_sleeps};
 pub(crate) use process::{WorkerProcess, example, signal};
@@ -252,11 +252,11 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
 }
 
 fn python_folder() -> PathBuf {
-    xtask::paths::workspace().join("celery/tests/it/python")
+    test_servers::paths::workspace().join("celery/tests/it/python")
 }
 
 fn python_path() -> String {
-    let folders = [python_folder(), xtask::paths::python_app()];
+    let folders = [python_folder(), test_servers::paths::python_app()];
     let path = std::env::join_paths(folders).unwrap();
     path.into_string().unwrap()
 }

@@ -6,14 +6,14 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use xtask::group::Group;
+use test_servers::ProcessGroup;
 
 use super::{PATIENCE, Setup, blocking, impatient};
 
 /// The example `worker`, connected. Killed when dropped.
 #[derive(Debug)]
 pub(crate) struct WorkerProcess {
-    group: Group,
+    group: ProcessGroup,
     log: PathBuf,
 }
 
@@ -40,7 +40,7 @@ impl WorkerProcess {
             .stdout(Stdio::piped())
             .stderr(File::create(&log).unwrap());
         blocking(move || {
-            let mut group = Group::spawn(&mut command).unwrap();
+            let mut group = ProcessGroup::spawn(&mut command).unwrap();
             let mut lines = BufReader::new(group.take_stdout().unwrap()).lines();
             let ready = lines.next().and_then(Result::ok);
             let worker = Self { group, log };

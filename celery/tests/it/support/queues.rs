@@ -1,7 +1,7 @@
 //! Looking into the broker, whichever it is.
 
 use celery_protocol::{Message, kombu};
-use xtask::servers::Reply;
+use test_servers::Reply;
 
 use super::{Inspect, Setup, eventually};
 

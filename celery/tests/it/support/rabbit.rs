@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use celery::App;
 use celery_protocol::Message;
 use celery_runtime::{ConsumeOptions, Publication, Queue};
-use xtask::servers::RabbitServer;
+use test_servers::RabbitServer;
 
 use super::{blocking, within};
 

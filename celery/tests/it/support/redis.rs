@@ -1,6 +1,6 @@
 //! Looking into the server.
 
-use xtask::servers::RedisServer;
+use test_servers::RedisServer;
 
 /// What kombu and the workers keep on the server.
 pub(crate) trait Inspect {

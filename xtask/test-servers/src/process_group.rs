@@ -13,12 +13,12 @@ const POLL: Duration = Duration::from_millis(10);
 /// The second is the work of a shell that waits for the closing of a pipe whose other end only
 /// this process holds. Outside Unix there are no process groups: only the child itself is killed.
 #[derive(Debug)]
-pub struct Group {
+pub struct ProcessGroup {
     child: Child,
     watcher: Option<Child>,
 }
 
-impl Group {
+impl ProcessGroup {
     /// Starts the command as the leader of a new group.
     ///
     /// # Errors
@@ -49,7 +49,7 @@ impl Group {
 
     /// Waits for the leader to end by itself; `None` when `limit` has passed before.
     pub fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
-        poll(limit, || self.exited())
+        poll_until(limit, || self.exited())
     }
 
     /// Kills the leader and everything it started, and waits until the leader is gone.
@@ -73,14 +73,14 @@ impl Group {
     }
 }
 
-impl Drop for Group {
+impl Drop for ProcessGroup {
     fn drop(&mut self) {
         self.kill();
     }
 }
 
 /// Asks again and again until there is an answer or `limit` has passed.
-pub fn poll<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
+pub fn poll_until<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + limit;
     loop {
         if let Some(answer) = ask() {
@@ -139,10 +139,10 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(10);
 
     /// A shell with a child of its own, and that child's process id.
-    fn tree() -> (Group, String) {
+    fn tree() -> (ProcessGroup, String) {
         let mut command = Command::new("sh");
         command.args(["-c", "sleep 1000 & echo $!; wait"]);
-        let mut group = Group::spawn(command.stdout(Stdio::piped())).expect("sh starts");
+        let mut group = ProcessGroup::spawn(command.stdout(Stdio::piped())).expect("sh starts");
         let mut child = String::new();
         let stdout = group.take_stdout().expect("is piped");
         BufReader::new(stdout).read_line(&mut child).expect("a pid");
@@ -153,7 +153,7 @@ mod tests {
         let path = format!("/proc/{pid}/cmdline");
         // A zombie still has the file, with nothing in it.
         let gone = || fs::read(&path).is_ok_and(|line| !line.is_empty());
-        poll(LIMIT, || (!gone()).then_some(())).is_some()
+        poll_until(LIMIT, || (!gone()).then_some(())).is_some()
     }
 
     #[test]

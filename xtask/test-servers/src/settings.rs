@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::redis::RedisServer;
+use crate::redis::RedisServer;
 
 /// Settings of a [`RedisServer`].
 #[derive(Debug, Clone, Default)]

@@ -8,9 +8,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use super::process::{Folder, Process};
-use crate::group::poll;
 use crate::paths;
+use crate::process::{Folder, Process};
+use crate::process_group::poll_until;
 
 /// How long a script may run.
 const SCRIPT_LIMIT: Duration = Duration::from_secs(120);
@@ -21,7 +21,7 @@ const WORKER_LIMIT: Duration = Duration::from_secs(60);
 /// A Python interpreter that has the pinned Celery installed.
 ///
 /// ```no_run
-/// use xtask::servers::{Python, RedisServer};
+/// use test_servers::{Python, RedisServer};
 ///
 /// let redis = RedisServer::start();
 /// let python = Python::new();
@@ -278,7 +278,7 @@ impl PythonWorker {
     ///
     /// If that takes more than a minute, or the worker ends without it.
     pub fn wait_for_log(&mut self, text: &str) {
-        let found = poll(WORKER_LIMIT, || {
+        let found = poll_until(WORKER_LIMIT, || {
             let ended = self.process.exited().is_some();
             // Read after the look at the process: what it wrote last is in the log by then.
             let found = self.log().contains(text);
@@ -324,7 +324,7 @@ impl PythonWorker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::servers::RedisServer;
+    use crate::RedisServer;
 
     #[test]
     #[ignore = "needs redis-server and a Python with Celery"]

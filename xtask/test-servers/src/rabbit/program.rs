@@ -4,7 +4,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::super::RABBITMQ_SERVER;
+use crate::RABBITMQ_SERVER;
 use crate::paths::on_path;
 
 /// Where packages put the scripts, which the `PATH` of an ordinary user lacks.
@@ -78,7 +78,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::servers::process::Folder;
+    use crate::process::Folder;
 
     #[test]
     #[cfg(unix)]

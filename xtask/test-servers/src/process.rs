@@ -10,14 +10,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::group::{Group, poll, send_signal};
 use crate::paths;
+use crate::process_group::{ProcessGroup, poll_until, send_signal};
 
-/// A running program. Dropping kills it; should its [`Group`] fail at that, [`kill_leaks`] finds
+/// A running program. Dropping kills it; should its [`ProcessGroup`] fail at that, [`kill_leaks`] finds
 /// it by its pid file.
 #[derive(Debug)]
 pub(super) struct Process {
-    group: Group,
+    group: ProcessGroup,
     pid_file: PathBuf,
 }
 
@@ -43,7 +43,7 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(append(output)?)
             .stderr(append(errors)?);
-        let group = Group::spawn(command)?;
+        let group = ProcessGroup::spawn(command)?;
         let pid_file = registry()?.join(format!("{}.pid", group.id()));
         fs::write(&pid_file, name.as_encoded_bytes())?;
         Ok(Self { group, pid_file })
@@ -174,7 +174,7 @@ pub fn kill_leaks() -> Vec<Leak> {
         .filter_map(|file| {
             let leak = read_pid_file(&file.path())?;
             // The watchers need a moment after a test process has died.
-            let gone = poll(Duration::from_secs(2), || (!runs(&leak)).then_some(()));
+            let gone = poll_until(Duration::from_secs(2), || (!runs(&leak)).then_some(()));
             if gone.is_none() {
                 send_signal("KILL", &format!("-{}", leak.pid));
             }

@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 ///
 /// # Panics
 ///
-/// If this crate has been moved out of the workspace's top level.
+/// If this crate no longer is two levels below the workspace.
 #[must_use]
 pub fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("xtask lies one level below the workspace")
+        .ancestors()
+        .nth(2)
+        .expect("xtask/test-servers is two levels below the workspace")
         .to_owned()
 }
 

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use super::process::{Folder, Process};
-use super::tls::{Certificates, ClientCertificate};
-use crate::group::poll;
+use crate::process::{Folder, Process};
+use crate::process_group::poll_until;
+use crate::tls::{Certificates, ClientCertificate};
 use launch::{explain, port_is_taken, read_from};
 
 pub use settings::RabbitServerBuilder;
@@ -38,7 +38,7 @@ const LOT: usize = 16;
 /// distribution port is fixed, and `rabbitmqctl` is told which it is.
 ///
 /// ```no_run
-/// use xtask::servers::RabbitServer;
+/// use test_servers::RabbitServer;
 ///
 /// let url = RabbitServer::shared().fresh_url();
 ///
@@ -299,7 +299,7 @@ impl RabbitServer {
     pub fn restart(&self) {
         self.kill();
         // A port may still be in the hands of a connection on its way out.
-        let started = poll(START_LIMIT, || match self.launch() {
+        let started = poll_until(START_LIMIT, || match self.launch() {
             Err(error) if port_is_taken(&error) => None,
             outcome => Some(outcome),
         });
@@ -498,6 +498,6 @@ mod tests {
             .nth(1)
             .and_then(|rest| rest.lines().next());
         let port = port.unwrap().parse().unwrap();
-        poll(LIMIT, || answers(port, LIMIT).is_err().then_some(())).expect("the node ends");
+        poll_until(LIMIT, || answers(port, LIMIT).is_err().then_some(())).expect("the node ends");
     }
 }

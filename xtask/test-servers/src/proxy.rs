@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 /// Forwards the connections to its port to another port of this machine, until it is told not to.
 ///
 /// ```no_run
-/// use xtask::servers::{Proxy, RedisServer};
+/// use test_servers::{Proxy, RedisServer};
 ///
 /// let redis = RedisServer::start();
 /// let network = Proxy::to(redis.port());
@@ -206,7 +206,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::group::poll;
+    use crate::process_group::poll_until;
 
     const LIMIT: Duration = Duration::from_secs(10);
 
@@ -273,7 +273,7 @@ mod tests {
         proxy.silence();
         let during = client(&proxy);
         // Accepted, not only queued by the system.
-        poll(LIMIT, || {
+        poll_until(LIMIT, || {
             (proxy.network().silenced.len() == 2).then_some(())
         })
         .unwrap();
@@ -299,7 +299,7 @@ mod tests {
             network.tidy();
             network.forwarded.is_empty().then_some(())
         };
-        poll(LIMIT, forgotten).expect("the threads end");
+        poll_until(LIMIT, forgotten).expect("the threads end");
     }
 
     #[test]

@@ -1,14 +1,22 @@
 //! Private servers and Python programs for tests and benches.
 //!
-//! Each is a child process with its own folder below `target/servers/`, a free port on the
-//! loopback interface, and a guard that kills it and all of its own children when the value is
-//! dropped, and also when the test process dies without dropping anything.
+//! Each server is a child process with its own folder below `target/servers/`, a free port on the
+//! loopback interface, and a guard that kills it with all of its children when the value is
+//! dropped, and also when the test process dies without dropping it.
 //!
-//! What is missing on the machine is a panic that says what to do: a test that needs a server
-//! never passes without one.
+//! A missing program is a panic that says how to install it: a test that needs a server never
+//! passes without one.
+//!
+//! Read first: [`RedisServer`] and [`Python`].
+//!
+//! This crate depends on no other crate of the workspace, so that `cargo xtask` still runs when
+//! one of them does not compile.
+
+pub mod paths;
 
 mod ports;
 mod process;
+mod process_group;
 mod proxy;
 mod python;
 mod rabbit;
@@ -18,6 +26,7 @@ mod settings;
 mod tls;
 
 pub use process::{Leak, kill_leaks};
+pub use process_group::{ProcessGroup, poll_until};
 pub use proxy::Proxy;
 pub use python::{Python, PythonWorker, PythonWorkerBuilder};
 pub use rabbit::{RabbitServer, RabbitServerBuilder};

@@ -9,12 +9,12 @@ use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::ports::free_port;
-use super::process::{Folder, Process, StartError, last_lines};
-use super::resp::{Connection, Reply};
-use super::settings::RedisServerBuilder;
-use super::tls::Certificates;
-use crate::group::poll;
+use crate::ports::free_port;
+use crate::process::{Folder, Process, StartError, last_lines};
+use crate::process_group::poll_until;
+use crate::resp::{Connection, Reply};
+use crate::settings::RedisServerBuilder;
+use crate::tls::Certificates;
 
 /// How long a server may take from its start to its first answer.
 const START_LIMIT: Duration = Duration::from_secs(10);
@@ -27,7 +27,7 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(10);
 /// All methods take `&self`, so that a test may break the server while others use it.
 ///
 /// ```no_run
-/// use xtask::servers::RedisServer;
+/// use test_servers::RedisServer;
 ///
 /// let redis = RedisServer::start();
 /// redis.command(&["SET", "greeting", "hello"]);
@@ -199,7 +199,7 @@ impl RedisServer {
         self.kill();
         let mut failure = None;
         // The port may still be in the hands of a connection on its way out.
-        poll(START_LIMIT, || match self.launch() {
+        poll_until(START_LIMIT, || match self.launch() {
             Ok(()) => Some(()),
             Err(error) => {
                 failure = Some(error);
@@ -287,7 +287,7 @@ impl RedisServer {
         let mut process = Process::start(&mut command, &log, &log)
             .map_err(|error| StartError::Program(command.get_program().to_owned(), error))?;
         let pid = format!("process_id:{}\r\n", process.id());
-        let answer = poll(START_LIMIT, || {
+        let answer = poll_until(START_LIMIT, || {
             if process.exited().is_some() {
                 return Some(Err(StartError::Exited(last_lines(&log))));
             }
@@ -464,7 +464,7 @@ mod tests {
             address.texts()[1].clone()
         };
         assert_eq!(port_of_master(), master.port().to_string());
-        poll(Duration::from_secs(30), || {
+        poll_until(Duration::from_secs(30), || {
             let replicas = sentinel.command(&["SENTINEL", "replicas", "mymaster"]);
             matches!(replicas, Reply::Array(list) if !list.is_empty()).then_some(())
         })
@@ -472,7 +472,7 @@ mod tests {
 
         master.kill();
 
-        poll(Duration::from_secs(30), || {
+        poll_until(Duration::from_secs(30), || {
             (port_of_master() == replica.port().to_string()).then_some(())
         })
         .expect("sentinel promotes the replica");

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
-use super::super::ports::free_port;
-use super::super::process::{Folder, Process, StartError, last_lines};
-use super::super::tls::{Certificates, ClientCertificate};
 use super::{LOT, RabbitServer, RabbitServerBuilder, START_LIMIT, Tls, program};
-use crate::group::poll;
+use crate::ports::free_port;
+use crate::process::{Folder, Process, StartError, last_lines};
+use crate::process_group::poll_until;
+use crate::tls::{Certificates, ClientCertificate};
 
 impl RabbitServer {
     /// Starts a node on ports that it gets for itself.
@@ -56,7 +56,7 @@ impl RabbitServer {
         let mut command = self.command_line();
         let mut process = Process::start_as(self.node.as_ref(), &mut command, &output, &output)
             .map_err(|error| StartError::Program(command.get_program().to_owned(), error))?;
-        let answer = poll(START_LIMIT, || {
+        let answer = poll_until(START_LIMIT, || {
             if process.exited().is_some() {
                 return Some(Err(StartError::Exited(read_from(&output, said))));
             }
@@ -139,7 +139,7 @@ pub(super) fn port_is_taken(error: &StartError) -> bool {
 }
 
 pub(super) fn explain(error: &StartError) -> String {
-    error.explain("rabbitmq-server", super::super::RABBITMQ_SERVER)
+    error.explain("rabbitmq-server", crate::RABBITMQ_SERVER)
 }
 
 fn write(path: &Path, text: &str) {
