@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use celery_protocol::{Map, Raw, ResultTree, Serializer, Value};
 
-use super::call::TaskCall;
-use super::error::CanvasError;
-use super::freeze::{Ids, Place, flat, nothing_to_run, prepare};
-use super::node::{Canvas, Kind, Options};
-use super::wire::unreadable;
-use crate::backend::ChordStart;
-use crate::client::options::{CallOptions, Time};
+use crate::boundary::ChordStart;
+use crate::canvas::call::TaskCall;
+use crate::canvas::error::CanvasError;
+use crate::canvas::ids::{Ids, Place, flat, nothing_to_run, prepare};
+use crate::canvas::node::{Canvas, Kind, Options};
+use crate::canvas::options::{CallOptions, Time};
+use crate::canvas::wire::unreadable;
 
 /// Everything that starts a canvas.
 #[derive(Debug)]

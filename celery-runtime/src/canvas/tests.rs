@@ -4,9 +4,8 @@ use celery_protocol::{Body, Embed, Raw, ResultTree, Serializer};
 use proptest::prelude::*;
 use serde_json::{Map, Value as Json, json};
 
-use super::*;
-use crate::client::compose::arguments_of;
-use crate::task::{ArgumentEncoder, Task};
+use crate::canvas::*;
+use crate::task::{ArgumentEncoder, Task, arguments_of};
 
 const ADD: Task<(i64, i64), i64> = Task::new("tasks.add").params(&["x", "y"]);
 const XSUM: Task<(Vec<i64>,), i64> = Task::new("tasks.xsum").params(&["numbers"]);

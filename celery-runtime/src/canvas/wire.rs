@@ -6,10 +6,10 @@ use celery_protocol::{DecodeError, EncodeError, Map, Raw, Serializer, Signature,
 use serde::Serialize;
 use serde::ser::SerializeMap;
 
-use super::call::TaskCall;
-use super::error::CanvasError;
-use super::node::{Canvas, Chord, Kind, MAX_DEPTH, Members, Options};
-use crate::client::options::CallOptions;
+use crate::canvas::call::TaskCall;
+use crate::canvas::error::CanvasError;
+use crate::canvas::node::{Canvas, Chord, Kind, MAX_DEPTH, Members, Options};
+use crate::canvas::options::CallOptions;
 
 impl Canvas {
     /// Reads a signature that any of Celery's clients has written, of any kind

@@ -4,13 +4,13 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use celery_protocol::{Embed, EncodeError, Headers, Message, Raw, Serializer, TaskHeaders, time};
-use uuid::Uuid;
+use celery_protocol::{EncodeError, Headers, Message, Raw, Serializer, TaskHeaders, time};
 
-use super::options::{CallOptions, Time};
-use crate::broker::{ExchangeKind, Publication, Queue};
+use crate::boundary::{ExchangeKind, Publication, Queue};
 use crate::canvas::TaskCall;
+use crate::canvas::options::{CallOptions, Time};
 use crate::config::{Config, TaskProtocol};
+use crate::env;
 use crate::queues::{QueueNotFound, Queues};
 use crate::routing::Route;
 use crate::task::{ArgumentEncoder, EncodedArguments};
@@ -133,7 +133,7 @@ pub(crate) fn compose_letter(
         options.priority = options.priority.or(route.priority);
     }
     let id = options.task_id.clone();
-    let id = id.unwrap_or_else(|| Uuid::new_v4().to_string());
+    let id = id.unwrap_or_else(|| env::uuid());
     let outgoing = Outgoing {
         task: Cow::clone(&call.task),
         queue: call.queue.as_deref(),
@@ -275,26 +275,12 @@ pub(crate) fn raw_call<'a>(
     move |writer| writer.write(args, kwargs)
 }
 
-/// The arguments of a call by themselves, for a signature on the wire.
-pub(crate) fn arguments_of(
-    write: &dyn Fn(&ArgumentEncoder<'_>) -> Result<EncodedArguments, EncodeError>,
-) -> Result<(Raw<'static>, Raw<'static>), EncodeError> {
-    let embed = Embed::default();
-    let call = write(&ArgumentEncoder::new(Serializer::Json, &embed))?;
-    let read = || {
-        let raw = Raw::read(Serializer::Json, &call.body)?;
-        let body = celery_protocol::Body::read(&raw)?;
-        Ok((body.args.into_owned(), body.kwargs.into_owned()))
-    };
-    read().map_err(|error: celery_protocol::DecodeError| EncodeError::new(error.to_string()))
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
-    use crate::broker::Exchange;
+    use crate::boundary::Exchange;
     use crate::routing::Routes;
 
     fn sent(config: &Config, queue: Option<&str>, options: &CallOptions) -> Publication {

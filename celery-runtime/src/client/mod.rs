@@ -1,41 +1,37 @@
 //! Sending tasks: [`Client`].
 
-mod apply;
 pub(crate) mod compose;
+mod event;
 mod group;
-pub(crate) mod options;
 mod result;
-mod sending;
-mod sent;
+mod send;
+mod sendable;
 
 use std::sync::Arc;
 
 use celery_protocol::{Accept, EncodeError, ResultTree, Serializer, Value};
 use serde::Serialize;
 use tokio::time::Instant;
-use uuid::Uuid;
 
-use apply::ResultSource;
-pub use apply::Sendable;
+use crate::backoff::Backoff;
+use crate::boundary::{Broker, Publication, ResultBackend, ServiceError, ServiceErrorKind, Store};
+use crate::canvas::{Canvas, CanvasError, Signature, Within};
+use crate::client::send::Sent;
+use crate::client::sendable::ResultSource;
+use crate::config::Config;
+use crate::env;
+use crate::env::Clock;
+use crate::logical_clock::LogicalClock;
+use crate::queues::{QueueNotFound, Queues};
+use crate::task::{Conflict, Params, Task, TaskArgs, Unique};
+use compose::Sender;
+use result::Reader;
+
+pub use crate::client::sendable::Sendable;
 pub use group::{Completions, GroupResult};
 pub use result::{AnyResult, AsyncResult, ResultError, TaskFailure};
 
-use crate::backend::ResultBackend;
-use crate::backoff::Backoff;
-use crate::broker::{Broker, Publication};
-use crate::canvas::{Canvas, CanvasError, Signature, Within};
-use crate::clock::Clock;
-use crate::config::Config;
-use crate::error::{ServiceError, ServiceErrorKind};
-use crate::lamport::LogicalClock;
-use crate::queues::{QueueNotFound, Queues};
-use crate::store::Store;
-use crate::task::{Conflict, Params, Task, TaskArgs, Unique};
-
-use compose::Sender;
-use result::Reader;
-use sending::Sent;
-pub(crate) use sending::no_backend;
+pub(crate) use crate::client::send::no_backend;
 
 /// Sends tasks to workers in any language, and reads their results.
 ///
@@ -156,7 +152,7 @@ impl Client {
         let reply_to = backend
             .as_deref()
             .and_then(ResultBackend::reply_to)
-            .unwrap_or_else(|| Uuid::new_v4().to_string());
+            .unwrap_or_else(|| env::uuid());
         let reader = Arc::new(Reader {
             backend,
             deadline: config.operation_timeout,
@@ -164,7 +160,7 @@ impl Client {
         let sender = Sender {
             config,
             queues,
-            origin: format!("gen{}@{}", std::process::id(), crate::app::host()),
+            origin: format!("gen{}@{}", std::process::id(), crate::hostname::hostname()),
             reply_to,
         };
         Self {
@@ -298,7 +294,8 @@ impl Client {
         }
         let exchange = sender.config.events.exchange();
         for publication in sent {
-            let Some(event) = sent::event(publication, &sender.origin, lamport, clock.now()) else {
+            let Some(event) = event::event(publication, &sender.origin, lamport, clock.now())
+            else {
                 continue;
             };
             let telling = broker.broadcast(&exchange, "task.sent", &event);
@@ -438,7 +435,7 @@ impl Client {
                     }
                     _ => return answers,
                 }
-                let delay = Backoff::CONNECTION.delay(attempt, fastrand::f64());
+                let delay = Backoff::CONNECTION.delay(attempt, env::random());
                 tokio::time::sleep(delay).await;
             }
             Vec::new()

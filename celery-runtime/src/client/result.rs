@@ -12,12 +12,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use super::TOGETHER;
-use super::group::GroupResult;
-use crate::backend::ResultBackend;
 use crate::backoff::Backoff;
-use crate::broker::BoxFuture;
-use crate::error::{ServiceError, ServiceErrorKind};
+use crate::boundary::{BoxFuture, ResultBackend, ServiceError, ServiceErrorKind};
+use crate::client::TOGETHER;
+use crate::client::group::GroupResult;
+use crate::env;
 
 /// The result of a task that was sent: now, later, or never.
 ///
@@ -535,7 +534,7 @@ impl Reader {
                 attempt = 0;
             }
             let since = *away_since.get_or_insert(begun);
-            let delay = Backoff::CONNECTION.delay(attempt, fastrand::f64());
+            let delay = Backoff::CONNECTION.delay(attempt, env::random());
             if since.elapsed() + delay >= self.deadline {
                 return Err(error);
             }

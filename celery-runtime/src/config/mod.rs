@@ -1,7 +1,7 @@
 //! Configuration: [`Config`], by builder, by URL, and by Celery's own names.
 
 mod files;
-mod mailboxes;
+mod mailbox;
 pub(crate) mod queues;
 mod settings;
 pub mod url;
@@ -12,16 +12,16 @@ use std::time::Duration;
 use celery_protocol::{Accept, Compression, Serializer};
 use serde_json::Map;
 
-use crate::broker::Queue;
+use crate::boundary::Queue;
 use crate::canvas::Ways;
 use crate::routing::Routes;
 use crate::task::TaskOptions;
+use queues::{Listed, QueueSettings};
 
 pub use files::ConfigError;
 pub use queues::QueueType;
 
-pub(crate) use mailboxes::{ControlSettings, EventSettings};
-use queues::{Listed, QueueSettings};
+pub(crate) use crate::config::mailbox::{ControlSettings, EventSettings};
 pub(crate) use worker::WorkerSettings;
 
 /// Everything that can be set for clients and workers.

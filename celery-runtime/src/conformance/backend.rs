@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use celery_protocol::{Exception, Raw, ResultDocument, ResultTree, Serializer, State};
 
-use super::{fresh, soon};
-use crate::backend::{
+use crate::boundary::{
     ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart, ChordStore, Record, ResultBackend,
     StalledChord,
 };
+use crate::conformance::{fresh, soon};
 
 /// A backend to test.
 pub trait Setup: Send + Sync {

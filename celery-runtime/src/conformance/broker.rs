@@ -7,11 +7,11 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use celery_protocol::{Headers, Message, Properties, TaskHeaders, Value};
 
-use super::{fresh, soon};
-use crate::broker::{
+use crate::boundary::{
     Binding, Broker, ConsumeOptions, Consumer, Content, Delivery, Exchange, Mailbox, PriorityOrder,
     Publication, Queue, QueueEnd, Settled, Settlement, Subscription,
 };
+use crate::conformance::{fresh, soon};
 
 /// A broker to test, and what is particular about it.
 pub trait Setup: Send + Sync {
@@ -604,7 +604,7 @@ pub async fn nobody_bound_is_an_error(setup: &dyn Setup) {
     ];
     let answers = soon("publish", broker.publish(&batch)).await;
     let error = answers[0].as_ref().expect_err("nobody gets it");
-    assert_eq!(error.kind(), crate::ServiceErrorKind::Unroutable);
+    assert_eq!(error.kind(), crate::boundary::ServiceErrorKind::Unroutable);
     assert!(error.to_string().contains(&exchange), "{error}");
     assert!(answers[1].is_ok());
 }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{fresh, soon};
-use crate::store::Store;
+use crate::boundary::Store;
+use crate::conformance::{fresh, soon};
 
 /// A store to test.
 pub trait Setup: Send + Sync {

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use celery_protocol::{ControlRequest, Map, Value};
 
-use super::desk::Desk;
-use super::error::ControlError;
-use super::replies::{Replies, ok};
-use crate::broker::{Exchange, Queue};
+use crate::boundary::{Exchange, Queue};
+use crate::control::error::ControlError;
+use crate::control::mailbox::Desk;
+use crate::control::replies::{Replies, ok};
 
 /// A command to workers that is not sent yet.
 #[must_use = "a command does nothing until it is sent"]

@@ -5,12 +5,12 @@
 //! them.
 
 mod call;
-mod desk;
 mod error;
-mod inbox;
 mod info;
 mod inspect;
+mod mailbox;
 mod replies;
+mod router;
 #[cfg(test)]
 mod tests;
 
@@ -20,7 +20,9 @@ use std::time::Duration;
 use celery_protocol::{Map, Value};
 
 use crate::app::App;
-use crate::broker::Queue;
+use crate::boundary::Queue;
+use crate::control::mailbox::Desk;
+use call::Addressees;
 
 pub use call::ControlCall;
 pub use error::{CommandError, ControlError};
@@ -30,9 +32,6 @@ pub use info::{
 };
 pub use inspect::Inspect;
 pub use replies::Replies;
-
-use call::Addressees;
-use desk::Desk;
 
 /// Tells workers in any language what to do. Made by
 /// [`App::control`](crate::App::control).

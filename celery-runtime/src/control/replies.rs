@@ -2,8 +2,8 @@
 
 use celery_protocol::{Map, Value};
 
-use super::error::CommandError;
-use super::inbox::Gathered;
+use crate::control::error::CommandError;
+use crate::control::router::Gathered;
 
 /// What each worker answered to one command, in the order in which the answers
 /// came.

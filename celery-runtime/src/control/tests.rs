@@ -7,11 +7,11 @@ use celery_protocol::{ControlReply, ControlRequest, Map, Value};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::ControlError;
-use crate::broker::{Broker, Exchange, Mailbox, Queue};
-use crate::clock::Clock;
+use crate::App;
+use crate::boundary::{Broker, Exchange, Mailbox, Queue, ServiceErrorKind};
+use crate::control::ControlError;
+use crate::env::Clock;
 use crate::memory::MemoryBroker;
-use crate::{App, ServiceErrorKind};
 
 /// An app, and the requests that its workers get.
 struct Stage {

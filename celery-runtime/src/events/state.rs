@@ -4,10 +4,10 @@ use std::time::SystemTime;
 
 use celery_protocol::{Event, State};
 
-use super::rates::{EventRates, Meter};
-use super::recent::Recent;
-use super::task::{TaskRecord, state};
-use super::worker::WorkerRecord;
+use crate::events::lru_table::Recent;
+use crate::events::rates::{EventRates, Meter};
+use crate::events::task::{TaskRecord, state};
+use crate::events::worker::WorkerRecord;
 
 /// How many of each are kept, as in Celery.
 const MOST_WORKERS: usize = 5_000;

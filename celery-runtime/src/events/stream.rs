@@ -9,11 +9,11 @@ use tokio::time::timeout;
 
 use crate::app::App;
 use crate::backoff::Backoff;
-use crate::broker::{BoxFuture, Broker, Subscription};
+use crate::boundary::{BoxFuture, Broker, ServiceError, Subscription};
 use crate::config::Config;
 use crate::control::Control;
-use crate::error::ServiceError;
-use crate::lamport::LogicalClock;
+use crate::env;
+use crate::logical_clock::LogicalClock;
 
 /// What workers and clients in any language tell about themselves and their
 /// tasks. Made by [`App::events`](crate::App::events).
@@ -217,7 +217,7 @@ impl EventStream {
             self.link = Link::Over(error);
             return;
         }
-        let delay = Backoff::CONNECTION.delay(attempt, fastrand::f64());
+        let delay = Backoff::CONNECTION.delay(attempt, env::random());
         tracing::warn!("events are not received: {error}; trying again in {delay:?}");
         let events = self.events.clone();
         let coming = Box::pin(async move {
@@ -242,7 +242,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::error::ServiceErrorKind;
+    use crate::boundary::ServiceErrorKind;
     use crate::memory::MemoryBroker;
 
     fn stage() -> (App, Arc<MemoryBroker>) {
@@ -322,7 +322,7 @@ mod tests {
         broker.faults().come_back();
         // Connected again once it has asked for heartbeats.
         let pidbox = app.config().control.requests();
-        let asked = crate::broker::Mailbox::of(pidbox, "");
+        let asked = crate::boundary::Mailbox::of(pidbox, "");
         let mut asked = broker.subscribe(&asked).await.unwrap();
         let (event, _) = tokio::join!(stream.next(), async {
             asked.next().await.unwrap();

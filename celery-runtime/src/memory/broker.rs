@@ -8,16 +8,16 @@ use std::sync::{Arc, Mutex};
 use celery_protocol::{Headers, Message};
 use tokio::sync::{Notify, broadcast};
 
-use super::faults::Faults;
-use super::lock;
-use super::queues::Queues;
-use super::subscription::{FanoutSubscription, ReplyQueue, matches_topic};
-use crate::broker::{
+use crate::boundary::{
     BoxFuture, Broker, BrokerCapabilities, ConsumeOptions, Consumer, Delivery, Exchange,
-    ExchangeKind, Mailbox, PriorityOrder, Publication, Queue, Settled, Settlement, Subscription,
+    ExchangeKind, Mailbox, PriorityOrder, Publication, Queue, ServiceError, ServiceErrorKind,
+    Settled, Settlement, Subscription, topic_matches,
 };
-use crate::clock::Clock;
-use crate::error::{ServiceError, ServiceErrorKind};
+use crate::env::Clock;
+use crate::memory::faults::Faults;
+use crate::memory::lock;
+use crate::memory::queues::Queues;
+use crate::memory::subscription::{FanoutSubscription, ReplyQueue};
 
 /// Messages kept for a subscriber that does not read; then the oldest go.
 const BROADCAST_BACKLOG: usize = 1024;
@@ -277,7 +277,7 @@ fn is_bound(queue: &Queue, exchange: &str, routing_key: &str) -> bool {
         bound_to.name == exchange
             && match bound_to.kind {
                 ExchangeKind::Fanout => true,
-                ExchangeKind::Topic => matches_topic(key, routing_key),
+                ExchangeKind::Topic => topic_matches(key, routing_key),
                 _ => key == routing_key,
             }
     })
@@ -316,6 +316,7 @@ impl Consumer for MemoryConsumer {
                     return Ok(taken);
                 }
                 tokio::select! {
+                    biased;
                     () = changed => {}
                     () = interrupt => {}
                     () = self.next_due() => {}

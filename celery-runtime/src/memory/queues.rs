@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use celery_protocol::Message;
 
-use crate::broker::{Delivery, DeliveryTag, QueueEnd, Settled, Settlement};
+use crate::boundary::{Delivery, DeliveryTag, QueueEnd, Settled, Settlement};
 
 /// Celery's priorities: 0 is served first, as on Redis.
 const PRIORITIES: usize = 10;

@@ -1,35 +1,14 @@
 //! Running tasks: [`Worker`].
 
-mod carrier;
-mod conclusion;
-mod consumed;
-mod deed;
-mod delivery;
-mod driver;
-mod ears;
-mod entries;
-mod follow;
-mod gate;
-mod herald;
-mod intake;
-#[cfg_attr(not(unix), path = "isolated/absent.rs")]
+pub(crate) mod command;
+pub(crate) mod core;
+pub(crate) mod delivery;
+pub(crate) mod driver;
+pub(crate) mod effects;
+pub(crate) mod io;
+#[cfg_attr(not(unix), path = "isolated/unsupported.rs")]
 mod isolated;
-mod life;
-mod matching;
-mod mingle;
-mod outbox;
-mod patience;
-mod pool;
-mod rates;
-mod report;
-mod revoked;
-mod scheduled;
-mod state_file;
-mod supervisor;
-mod sweeper;
-mod tally;
-mod watchdog;
-mod workflow;
+pub(crate) mod workflow;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -42,33 +21,32 @@ use std::time::Duration;
 use celery_protocol::{Map, Value};
 use tokio::sync::oneshot;
 
-pub(crate) use gate::remember;
-pub(crate) use isolated::Children;
-pub use isolated::is_isolated_child;
-pub use patience::ForceShutdown;
-pub use supervisor::ConnectionEvent;
-
 use crate::app::App;
-use crate::broker::{BoxFuture, ConsumeOptions, Mailbox};
+use crate::boundary::{BoxFuture, ConsumeOptions, Mailbox, ServiceError};
 use crate::client::compose::Sender;
 use crate::config::{Config, ConfigError, OnUnknown, WorkerSettings};
-use crate::error::ServiceError;
+use crate::env;
+use crate::execution::{Registry, RegistryError, Services, Tasks, Threads};
 use crate::queues::QueueNotFound;
-use crate::task::{Registry, RegistryError, Services, Tasks, Threads};
-
-use carrier::Carrier;
-use consumed::queues;
+use crate::worker::core::queue_selection::queues;
+use crate::worker::delivery::decode::Intake;
+use crate::worker::effects::executor::Carrier;
+use crate::worker::effects::messages::Desk;
+use crate::worker::io::control_receiver::{Ears, read_events, read_request};
+use crate::worker::io::event_dispatcher::Herald;
+use crate::worker::io::event_publisher::Outbox;
+use crate::worker::io::shutdown::stops;
+use crate::worker::io::supervisor::{ConnectionHook, Supervisor};
+use crate::worker::io::sweeper::Sweeper;
+use crate::worker::io::watchdog::Watchdog;
 use driver::{Driver, Limits, Parts, prefetch, window};
-use ears::{Ears, read_events, read_request};
-use follow::Desk;
-use herald::Herald;
-use intake::Intake;
 use isolated::Duty;
-use outbox::Outbox;
-use patience::stops;
-use supervisor::{ConnectionHook, Supervisor};
-use sweeper::Sweeper;
-use watchdog::Watchdog;
+
+pub use crate::worker::io::shutdown::ForceShutdown;
+pub use crate::worker::io::supervisor::ConnectionEvent;
+pub use isolated::is_isolated_child;
+
+pub(crate) use isolated::Children;
 
 /// Takes messages from queues and runs their tasks. Made by
 /// [`App::worker`](crate::App::worker).
@@ -93,16 +71,6 @@ pub struct Worker {
 
 /// A command of remote control that the application adds.
 pub(crate) type Command = Box<dyn Fn(&Map) -> Result<Value, String> + Send>;
-
-/// Checks that a text is a rate limit.
-pub(crate) fn check_rate(text: &str) -> Result<(), String> {
-    match rates::parse(text) {
-        Ok(_) => Ok(()),
-        Err(_) => Err(format!(
-            "expected a rate like 10/s, 5/m or 2.5/h, found {text:?}"
-        )),
-    }
-}
 
 /// Run once when the worker has ended.
 type Teardown = Box<dyn FnOnce() -> BoxFuture<'static, ()> + Send>;
@@ -155,7 +123,7 @@ impl Worker {
             hostname: config
                 .worker_hostname
                 .clone()
-                .unwrap_or_else(|| format!("celery@{}", crate::app::host())),
+                .unwrap_or_else(|| format!("celery@{}", crate::hostname::hostname())),
             on_unknown: config.on_unknown,
             grace: config.shutdown_grace,
             hook: None,
@@ -456,7 +424,7 @@ impl Worker {
         let (asking, begin) = oneshot::channel();
         let ears = Ears::start(app.broker(), mailboxes, begin);
         let mingle = (is_steered && self.settings.mingle).then(|| {
-            mingle::ask(
+            io::mingle::ask(
                 app.broker(),
                 &lamport,
                 &config.control,
@@ -469,7 +437,7 @@ impl Worker {
                 config: Arc::clone(&config),
                 queues: Arc::clone(app.queues()),
                 origin: self.hostname.clone(),
-                reply_to: uuid::Uuid::new_v4().to_string(),
+                reply_to: env::uuid(),
             },
             hostname: self.hostname,
             queues,
@@ -521,7 +489,7 @@ impl Worker {
 
 /// What a worker listens to. Signs of life of its peers are not among it, so
 /// that the traffic of a fleet grows with its size, and not with its square.
-fn mailboxes(config: &Config, hostname: &str) -> Vec<(Mailbox, ears::Reader)> {
+fn mailboxes(config: &Config, hostname: &str) -> Vec<(Mailbox, io::control_receiver::Reader)> {
     vec![
         (config.control.node_mailbox(hostname), read_request),
         (config.events.mailbox("worker.elect"), read_events),

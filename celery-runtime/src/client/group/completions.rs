@@ -12,6 +12,7 @@ use tokio::task::{JoinError, JoinSet};
 
 use crate::client::TOGETHER;
 use crate::client::result::{Reader, ResultError, decode, ended, value_of};
+use crate::env;
 
 /// Between two looks at members that are not waited for yet.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -48,7 +49,7 @@ impl<T> Completions<T> {
 
     fn wait_for(&mut self, (place, tree): Member) {
         let reader = Arc::clone(&self.reader);
-        self.waiting.spawn(async move {
+        env::spawn_in(&mut self.waiting, async move {
             let value = value_of(&reader, &tree).await;
             (place, tree.id, value)
         });

@@ -6,14 +6,14 @@ use std::time::{Duration, UNIX_EPOCH};
 use celery_protocol::ControlReply;
 use futures_util::FutureExt;
 
-use super::{Driver, Finished, MARKED_TOGETHER, argument};
-use crate::backend::ResultBackend;
-use crate::worker::gate;
-use crate::worker::state_file::SavedState;
+use crate::boundary::ResultBackend;
+use crate::worker::command::argument;
+use crate::worker::driver::{Driver, Finished, MARKED_TOGETHER};
+use crate::worker::io::state_file::SavedState;
 
 impl Driver {
     /// What the peers know.
-    pub(super) fn learn(&mut self, replies: Vec<ControlReply>) {
+    pub(crate) fn learn(&mut self, replies: Vec<ControlReply>) {
         for reply in replies {
             if reply.node == self.hostname() {
                 continue;
@@ -33,7 +33,7 @@ impl Driver {
     }
 
     /// Lets the results of tasks that will not run say so.
-    pub(super) fn mark_revoked(&mut self, ids: impl Iterator<Item = String>) {
+    pub(crate) fn mark_revoked(&mut self, ids: impl Iterator<Item = String>) {
         let shared = |backend: &Arc<dyn ResultBackend>| backend.capabilities().shared;
         if !self.carrier.services.backend.as_ref().is_some_and(shared) {
             return;
@@ -47,7 +47,7 @@ impl Driver {
     }
 
     /// Lets those who are away know, where that is set up.
-    pub(super) fn remember_revoked(&mut self, ids: &[String]) {
+    pub(crate) fn remember_revoked(&mut self, ids: &[String]) {
         let (Some(remembered), Some(store)) = (
             self.settings.durable_revokes,
             self.carrier.services.store.clone(),
@@ -56,7 +56,7 @@ impl Driver {
         };
         let (ids, deadline) = (ids.to_vec(), self.carrier.deadline);
         self.futures.push(Box::pin(async move {
-            let remembering = gate::remember(&*store, &ids, remembered);
+            let remembering = crate::revocation::store_revocations(&*store, &ids, remembered);
             match tokio::time::timeout(deadline, remembering).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::error!("revoked tasks are not remembered: {error}"),
@@ -66,7 +66,7 @@ impl Driver {
         }));
     }
 
-    pub(super) fn send_marks(&mut self) {
+    pub(crate) fn send_marks(&mut self) {
         if self.marking || self.marks.is_empty() {
             return;
         }
@@ -78,7 +78,7 @@ impl Driver {
             .push(Box::pin(marked.map(|()| Finished::Marked)));
     }
 
-    pub(super) fn load_state(&mut self) {
+    pub(crate) fn load_state(&mut self) {
         let Some(path) = &self.settings.state_file else {
             return;
         };
@@ -97,7 +97,7 @@ impl Driver {
         }
     }
 
-    pub(super) fn save_state(&mut self) {
+    pub(crate) fn save_state(&mut self) {
         self.unsaved = false;
         self.saved_at = self.now.instant;
         let Some(path) = &self.settings.state_file else {

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use celery_protocol::{ResultDocument, ResultTree, Serializer};
 
-use super::serve::Line;
-use crate::backend::{BackendCapabilities, Record, ResultBackend};
-use crate::broker::BoxFuture;
-use crate::error::{ServiceError, ServiceErrorKind};
+use crate::boundary::{
+    BackendCapabilities, BoxFuture, Record, ResultBackend, ServiceError, ServiceErrorKind,
+};
+use crate::worker::isolated::serve::Line;
 
 /// Passes documents to the worker. Nothing can be read.
 #[derive(Debug)]

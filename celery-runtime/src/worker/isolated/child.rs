@@ -13,15 +13,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::runtime::Handle;
 
-use super::ChildError;
-use super::loss;
-use super::packet::{Packet, PacketError};
-use super::process::Process;
-use super::program::Program;
-use super::word::{Call, Hello, PROTOCOL, Refusal, ToChild, ToWorker, Welcome};
-use crate::backend::Record;
-use crate::error::ServiceError;
-use crate::task::{Job, Loss, Returned, TaskError, Unreturned};
+use crate::boundary::{Record, ServiceError};
+use crate::env;
+use crate::execution::{Job, Loss, Returned, TaskError, Unreturned};
+use crate::worker::isolated::frame::{Packet, PacketError};
+use crate::worker::isolated::process::Process;
+use crate::worker::isolated::program::Program;
+use crate::worker::isolated::protocol::{
+    Call, Hello, PROTOCOL, Refusal, ToChild, ToWorker, Welcome,
+};
+use crate::worker::isolated::{ChildError, exit_status};
 
 /// How long a child may take from its start to its first word.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -106,7 +107,7 @@ impl Unknown {
             }
             Ok(Err(Trouble::HungUp)) => {
                 let status = child.process.ending().await;
-                let told = loss::told(status);
+                let told = exit_status::told(status);
                 return Err(failed(format!(
                     "it ended ({told}) before its main called Worker::run_until"
                 )));
@@ -132,7 +133,7 @@ fn check(hello: &Hello, expected: Option<String>) -> Result<(), String> {
     if hello.protocol != PROTOCOL {
         return Err(format!(
             "it speaks version {} of the protocol with children, this worker version {PROTOCOL}: \
-             use the same version of celery in both",
+             use ::the same version of celery in both",
             hello.protocol
         ));
     }
@@ -163,7 +164,7 @@ impl Child {
         // Without a runtime it hears that we hang up, and ends by that.
         if let Ok(runtime) = Handle::try_current() {
             // Ends soon: who survives the signal is killed.
-            runtime.spawn(async move {
+            env::spawn_on(&runtime, async move {
                 self.process.ended().await;
                 // It must not end because of this before it does by the signal.
                 drop(self.line);
@@ -196,7 +197,9 @@ impl Child {
         let mut may_stop = true;
         loop {
             let said = tokio::select! {
-                said = self.line.next() => said,
+                // Each of the first two is ready once, so that the child's
+                // messages are not held up.
+                biased;
                 () = &mut soft_limit, if is_limited => {
                     is_limited = false;
                     // Who cannot be told has hung up, which is seen next.
@@ -208,6 +211,7 @@ impl Child {
                     let _ = self.line.send(&Packet::new(ToChild::Stop)).await;
                     continue;
                 }
+                said = self.line.next() => said,
             };
             let packet = match said {
                 Ok(packet) => packet,
@@ -245,7 +249,7 @@ impl Child {
 
     async fn lost(&mut self, trouble: Trouble, began: bool, number: u64) -> Run {
         let message = match trouble {
-            Trouble::HungUp => loss::message(self.process.ending().await, number),
+            Trouble::HungUp => exit_status::message(self.process.ending().await, number),
             Trouble::Garbage(error) => {
                 self.process.kill();
                 self.process.ended().await;
@@ -332,7 +336,7 @@ async fn update(
 
 fn invalid(id: &str, error: &dyn std::fmt::Display) -> ServiceError {
     ServiceError::new(
-        crate::error::ServiceErrorKind::Invalid,
+        crate::boundary::ServiceErrorKind::Invalid,
         "store",
         format!("the state of task {id}"),
         error.to_string(),

@@ -9,13 +9,13 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
-use super::ChildError;
-use super::child::{Child, Run, Unknown};
-use super::memory;
-use super::program::Program;
-use super::word::Welcome;
 use crate::backoff::Backoff;
-use crate::task::{Job, Loss};
+use crate::env;
+use crate::execution::{Job, Loss};
+use crate::worker::isolated::child::{Child, Run, Unknown};
+use crate::worker::isolated::program::Program;
+use crate::worker::isolated::protocol::Welcome;
+use crate::worker::isolated::{ChildError, memory};
 
 /// How long the end of a worker waits for the end of its children, which are
 /// killed by then.
@@ -310,7 +310,7 @@ impl Children {
         let starting = Starting(Arc::clone(self));
         // Ends by itself, at the latest when the child has said nothing for
         // too long.
-        runtime.spawn(async move {
+        env::spawn_on(&runtime, async move {
             let children = Arc::clone(&starting.0);
             match children.start().await {
                 Ok(child) => children.keep(child, Some(starting)),

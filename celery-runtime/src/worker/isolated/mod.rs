@@ -2,7 +2,7 @@
 //!
 //! A child is the program itself, started once more. Its standard input is one
 //! end of a socket, and its environment has a mark; by both its
-//! [`Worker`](super::Worker) knows that it is to serve the worker at the other
+//! [`Worker`](crate::worker::Worker) knows that it is to serve the worker at the other
 //! end instead of a broker. Broker and backend stay with the worker.
 //!
 //! ```text
@@ -17,32 +17,32 @@
 mod backend;
 mod child;
 mod children;
-mod fault;
-mod loss;
+mod exit_status;
+mod frame;
 mod memory;
-mod packet;
-mod part;
 mod process;
 mod program;
+mod protocol;
+mod role;
 mod serve;
 mod task;
-mod word;
+mod wire_error;
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-pub(crate) use children::Children;
-pub use part::is_isolated_child;
-pub(crate) use program::Recipe;
-
+use crate::execution::{Registry, Run};
+use crate::worker::isolated::protocol::Welcome;
+use crate::worker::isolated::role::Part;
+use crate::worker::{Worker, WorkerError};
 use children::Rules;
-use part::Part;
 use program::Program;
 use task::IsolatedTask;
-use word::Welcome;
 
-use super::{Worker, WorkerError};
-use crate::task::{Registry, Run};
+pub use crate::worker::isolated::role::is_isolated_child;
+
+pub(crate) use children::Children;
+pub(crate) use program::Recipe;
 
 /// A child that cannot be started.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]

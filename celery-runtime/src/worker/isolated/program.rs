@@ -9,7 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::ChildError;
+use crate::worker::isolated::ChildError;
 
 /// The environment variable that marks a child, with the name of the worker
 /// that it serves. It is not one of Celery's settings, which begin with

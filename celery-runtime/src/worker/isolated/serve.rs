@@ -12,17 +12,20 @@ use bytes::{Bytes, BytesMut};
 use celery_protocol::{Accept, Message, Serializer, kombu};
 use tokio::sync::{mpsc, oneshot};
 
-use super::ChildError;
-use super::backend::LineBackend;
-use super::fault::Fault;
-use super::packet::Packet;
-use super::program;
-use super::word::{Call, Hello, PROTOCOL, Refusal, ToChild, ToWorker, Welcome};
 use crate::app::App;
 use crate::client::Client;
-use crate::task::{AutoRetry, Job, Registry, Run, Services, TaskControl, TaskError, Threads};
-use crate::worker::delivery::Outcome;
-use crate::worker::pool;
+use crate::env;
+use crate::execution::{Job, Registry, Run, Services, TaskControl, TaskError, Threads};
+use crate::task::AutoRetry;
+use crate::worker::delivery::event::Outcome;
+use crate::worker::io::run_task;
+use crate::worker::isolated::backend::LineBackend;
+use crate::worker::isolated::frame::Packet;
+use crate::worker::isolated::protocol::{
+    Call, Hello, PROTOCOL, Refusal, ToChild, ToWorker, Welcome,
+};
+use crate::worker::isolated::wire_error::Fault;
+use crate::worker::isolated::{ChildError, program};
 
 /// How long the program may take to end after its worker has hung up.
 const LAST_MOMENTS: Duration = Duration::from_secs(5);
@@ -57,10 +60,7 @@ pub(super) async fn serve(
     };
     // A thread, since it has to hear the end of the worker whatever the task
     // does to the runtime. It ends with the process.
-    thread::Builder::new()
-        .name("celery-child".to_owned())
-        .spawn(move || listener.listen(ear))
-        .map_err(failed)?;
+    env::spawn_thread("celery-child", move || listener.listen(ear)).map_err(failed)?;
     while let Some(Work { job, run, auto }) = works.recv().await {
         let outcome = run_one(&line, run, job).await;
         let packet = ending(outcome, auto.as_ref());
@@ -81,10 +81,11 @@ fn ignore_interrupts() {
 }
 
 async fn run_one(line: &Line, run: Arc<dyn Run>, job: Arc<Job>) -> Outcome {
-    let mut running = std::pin::pin!(pool::run(run, Arc::clone(&job)));
+    let mut running = std::pin::pin!(run_task::run(run, Arc::clone(&job)));
     let mut is_silent = true;
     loop {
         tokio::select! {
+            biased;
             outcome = &mut running => return outcome,
             () = job.control.listened(), if is_silent => {
                 is_silent = false;

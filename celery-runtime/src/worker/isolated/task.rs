@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::child;
-use super::children::Children;
-use crate::broker::BoxFuture;
-use crate::task::{Invocation, Returned, Run, Unreturned};
+use crate::boundary::BoxFuture;
+use crate::execution::{Invocation, Returned, Run, Unreturned};
+use crate::worker::isolated::child;
+use crate::worker::isolated::children::Children;
 
 /// Any task: the child knows them by name.
 #[derive(Debug)]

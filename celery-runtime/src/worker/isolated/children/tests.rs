@@ -9,11 +9,13 @@ use celery_protocol::{Accept, Raw, Serializer};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 
-use super::super::is_isolated_child;
-use super::super::program::Recipe;
-use super::*;
 use crate::app::App;
-use crate::task::{Returned, Services, Task, Tasks, Threads};
+use crate::env;
+use crate::execution::{Returned, Services, Tasks, Threads};
+use crate::task::Task;
+use crate::worker::isolated::children::*;
+use crate::worker::isolated::is_isolated_child;
+use crate::worker::isolated::program::Recipe;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -109,7 +111,7 @@ fn run(children: &Arc<Children>, job: &Arc<Job>) -> JoinHandle<Returned> {
 }
 
 fn folder() -> PathBuf {
-    let name = format!("celery-children-{}", uuid::Uuid::new_v4());
+    let name = format!("celery-children-{}", env::uuid());
     let path = std::env::temp_dir().join(name);
     std::fs::create_dir(&path).unwrap();
     path

@@ -1,0 +1,337 @@
+//! Carries out the steps of deliveries that take broker or backend: storing
+//! results, sending messages, and what workflows ask for.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use celery_protocol::{ResultTree, State};
+use tokio::time::Instant;
+
+use crate::boundary::{
+    BoxFuture, Broker, Content, Publication, Record, ServiceError, no_chords, polls_chords,
+};
+use crate::client::compose::Uncomposed;
+use crate::client::no_backend;
+use crate::env::Clock;
+use crate::execution::{Job, Services};
+use crate::worker::core::in_flight::{Entry, Work};
+use crate::worker::delivery::event::{Letter, Obstacle, RefusedTask, Report};
+use crate::worker::effects::documents;
+use crate::worker::effects::messages::Desk;
+use crate::worker::workflow::Workflow;
+use crate::worker::workflow::effect::{Deed, Dispatch, Station, Turn};
+
+/// Makes the futures of steps; each is bounded by the deadline.
+#[derive(Debug)]
+pub(crate) struct Carrier {
+    pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) services: Arc<Services>,
+    pub(crate) desk: Desk,
+    pub(crate) deadline: Duration,
+    /// How long results are waited for that a chord needs.
+    pub(crate) join_timeout: Option<Duration>,
+    pub(crate) clock: Clock,
+}
+
+/// How a step went, and what it has led to.
+pub(crate) type Carried = Result<Vec<Deed>, Obstacle>;
+
+impl Carrier {
+    /// Stores what the report says about the entry's task.
+    pub(crate) fn store(
+        &self,
+        entry: &Entry,
+        report: Report,
+        now: SystemTime,
+    ) -> BoxFuture<'static, Carried> {
+        let services = Arc::clone(&self.services);
+        match &entry.work {
+            Work::Task { job, .. } => {
+                let (job, children) = (Arc::clone(job), entry.all_children());
+                let object = format!("the result of task {}", job.id);
+                self.perform("store", object, async move {
+                    store(&services, &job, &report, &children, now).await?;
+                    Ok(Vec::new())
+                })
+            }
+            Work::Refused(_) => match entry
+                .life
+                .refusal()
+                .and_then(|refusal| refusal.task.clone())
+            {
+                Some(task) => {
+                    let object = format!("the result of task {}", task.id);
+                    self.perform("store", object, async move {
+                        store_refused(&services, &task, now).await?;
+                        Ok(Vec::new())
+                    })
+                }
+                None => done(Ok(Vec::new())),
+            },
+        }
+    }
+
+    /// Sends what the letter says on behalf of the entry's task.
+    pub(crate) fn send(
+        &self,
+        entry: &mut Entry,
+        letter: &Letter,
+        now: SystemTime,
+    ) -> BoxFuture<'static, Carried> {
+        let dispatch = match entry.letters.clone() {
+            Some(unsent) => unsent,
+            None => match self.letters(entry, letter, now) {
+                Ok(dispatch) => Arc::new(dispatch),
+                Err(cause) => return done(Err(Obstacle::Lasting(cause))),
+            },
+        };
+        entry.letters = Some(Arc::clone(&dispatch));
+        if matches!(letter, Letter::Success(_)) {
+            entry.children.clone_from(&dispatch.children);
+        }
+        let sending = self.send_off(&dispatch);
+        match letter {
+            // It is not sent to be run.
+            Letter::Dead => sending,
+            _ => self.telling(dispatch, sending),
+        }
+    }
+
+    /// The same, and those who watch are told that the tasks were sent.
+    pub(crate) fn telling(
+        &self,
+        dispatch: Arc<Dispatch>,
+        sending: BoxFuture<'static, Carried>,
+    ) -> BoxFuture<'static, Carried> {
+        let (services, deadline) = (Arc::clone(&self.services), self.deadline);
+        Box::pin(async move {
+            let carried = sending.await?;
+            let until = Instant::now() + deadline;
+            services.client.tell_sent(&dispatch.letters, until).await;
+            Ok(carried)
+        })
+    }
+
+    /// Begins the chords of a dispatch and sends its messages.
+    pub(crate) fn send_off(&self, dispatch: &Arc<Dispatch>) -> BoxFuture<'static, Carried> {
+        let broker = Arc::clone(&self.broker);
+        let services = Arc::clone(&self.services);
+        let object = destinations(&dispatch.letters);
+        let dispatch = Arc::clone(dispatch);
+        self.perform("publish to", object, async move {
+            send_off(&*broker, &services, &dispatch).await?;
+            Ok(Vec::new())
+        })
+    }
+
+    /// What the end of the entry's task means for its workflow.
+    pub(crate) fn lead(
+        &self,
+        entry: &Entry,
+        turn: &Turn,
+        now: SystemTime,
+    ) -> BoxFuture<'static, Carried> {
+        let Some(station) = self.station(entry) else {
+            return done(Ok(Vec::new()));
+        };
+        done(Ok(self.workflow(now).turn(&Arc::new(station), turn)))
+    }
+
+    pub(crate) fn workflow(&self, now: SystemTime) -> Workflow<'_> {
+        Workflow {
+            sender: &self.desk.sender,
+            registry: &self.services.registry,
+            serializer: self.services.result_serializer,
+            claim_ttl: self.claim_ttl(),
+            polls_chords: self.services.backend.as_deref().is_some_and(polls_chords),
+            now,
+        }
+    }
+
+    /// Celery's: twice what is waited for results, and five seconds at least.
+    pub(crate) fn claim_ttl(&self) -> Duration {
+        let join_timeout = self.join_timeout.unwrap_or(Duration::from_secs(5));
+        (join_timeout * 2).max(Duration::from_secs(5))
+    }
+
+    /// The place of the entry's task in its workflow.
+    pub(crate) fn station(&self, entry: &Entry) -> Option<Station> {
+        let Services {
+            accept, body_limit, ..
+        } = &*self.services;
+        let (message, stores) = match &entry.work {
+            Work::Task { job, .. } => (&job.message, entry.life.stores_failures()),
+            Work::Refused(content) => match &**content {
+                Content::Message(message) => (message, true),
+                Content::Malformed { .. } => return None,
+            },
+        };
+        Some(Station {
+            stores: stores && self.services.backend.is_some(),
+            children: entry.all_children(),
+            ..Station::of_message(message, accept, *body_limit)
+        })
+    }
+
+    /// Lets the results of tasks say that they are revoked, where no worker has
+    /// said anything about them that counts more.
+    pub(crate) fn mark_revoked(&self, ids: Vec<String>, now: SystemTime) -> BoxFuture<'static, ()> {
+        let (services, deadline) = (Arc::clone(&self.services), self.deadline);
+        Box::pin(async move {
+            let marking = mark_revoked(&services, &ids, now);
+            match tokio::time::timeout(deadline, marking).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!("revoked tasks are not marked: {error}"),
+                Err(_) => tracing::warn!("revoked tasks are not marked: no answer"),
+            }
+        })
+    }
+
+    pub(crate) fn letters(
+        &self,
+        entry: &Entry,
+        letter: &Letter,
+        now: SystemTime,
+    ) -> Result<Dispatch, String> {
+        let desk = &self.desk;
+        let alone = |letters: Result<Vec<Publication>, Uncomposed>| match letters {
+            Ok(letters) => Ok(Dispatch::of_letters(letters)),
+            Err(error) => Err(error.to_string()),
+        };
+        let station = || self.station(entry).unwrap_or_default();
+        match (&entry.work, letter) {
+            (Work::Task { job, .. }, Letter::Retry { eta, changes }) => {
+                alone(desk.retry(job, &entry.queue, *eta, changes.as_deref()))
+            }
+            (Work::Task { .. }, Letter::Success(value)) => {
+                let dispatch = self.workflow(now).success(&station(), value);
+                dispatch.map_err(|error| error.to_string())
+            }
+            (Work::Task { .. }, Letter::Replacement(canvas)) => {
+                let dispatch = self.workflow(now).replacement(&station(), canvas);
+                dispatch.map_err(|error| error.to_string())
+            }
+            (Work::Refused(content), Letter::Dead) => match entry.life.refusal() {
+                Some(refusal) => alone(desk.dead(content, &entry.queue, refusal, now)),
+                None => Ok(Dispatch::default()),
+            },
+            _ => Ok(Dispatch::default()),
+        }
+    }
+
+    /// Runs a step's future within the deadline.
+    pub(crate) fn perform<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        object: String,
+        step: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
+    ) -> BoxFuture<'static, Result<T, Obstacle>> {
+        let (deadline, broker) = (self.deadline, Arc::clone(&self.broker));
+        Box::pin(async move {
+            let performed = tokio::time::timeout(deadline, step).await;
+            let error = match performed {
+                Ok(Ok(done)) => return Ok(done),
+                Ok(Err(error)) => error,
+                Err(_) => {
+                    let blocked_reason = broker.blocked_reason();
+                    ServiceError::no_answer_for(operation, object, deadline, blocked_reason)
+                }
+            };
+            tracing::warn!("{error}");
+            Err(Obstacle::from(&error))
+        })
+    }
+}
+
+impl From<&ServiceError> for Obstacle {
+    fn from(error: &ServiceError) -> Self {
+        if error.is_transient() {
+            Self::Passing
+        } else {
+            Self::Lasting(error.to_string())
+        }
+    }
+}
+
+/// Where letters go, in short.
+fn destinations(letters: &[Publication]) -> String {
+    match letters {
+        [one] => format!("queue {}", one.routing_key),
+        letters => format!("{} queues", letters.len()),
+    }
+}
+
+pub(crate) fn done(carried: Carried) -> BoxFuture<'static, Carried> {
+    Box::pin(std::future::ready(carried))
+}
+
+async fn send_off(
+    broker: &dyn Broker,
+    services: &Services,
+    dispatch: &Dispatch,
+) -> Result<(), ServiceError> {
+    let begun = dispatch.begun.load(Ordering::Relaxed);
+    for chord in dispatch.chords.iter().skip(begun) {
+        let Some(backend) = services.backend.as_deref() else {
+            return Err(no_backend(&chord.group_id));
+        };
+        let chords = backend.chords();
+        let chords = chords.ok_or_else(|| no_chords("start", &chord.group_id))?;
+        chords.begin(chord).await?;
+        dispatch.begun.fetch_add(1, Ordering::Relaxed);
+    }
+    dispatch.publish(broker).await
+}
+
+async fn store(
+    services: &Services,
+    job: &Job,
+    report: &Report,
+    children: &[ResultTree],
+    now: SystemTime,
+) -> Result<(), ServiceError> {
+    let Some(backend) = services.backend.as_deref() else {
+        return Ok(());
+    };
+    let document = documents::document(job, report, children, now);
+    backend.store(job.record(&document)).await
+}
+
+async fn mark_revoked(
+    services: &Services,
+    ids: &[String],
+    now: SystemTime,
+) -> Result<(), ServiceError> {
+    let Some(backend) = services.backend.as_deref() else {
+        return Ok(());
+    };
+    let found = backend.fetch(ids).await?;
+    for (id, document) in ids.iter().zip(found) {
+        let may_be_said = document.is_none_or(|document| {
+            matches!(
+                document.status,
+                State::Pending | State::Received | State::Retry | State::Rejected
+            )
+        });
+        if may_be_said {
+            let document = documents::revoked_unseen(id, services.result_serializer, now);
+            backend.store(Record::new(&document)).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn store_refused(
+    services: &Services,
+    task: &RefusedTask,
+    now: SystemTime,
+) -> Result<(), ServiceError> {
+    let Some(backend) = services.backend.as_deref() else {
+        return Ok(());
+    };
+    let document = documents::refused(&task.id, &task.mishap, services.result_serializer, now);
+    let record = Record::new(&document).reply(task.reply_to.as_deref(), Some(&task.id));
+    backend.store(record).await
+}

@@ -1,0 +1,68 @@
+//! Where there are no children: systems other than Unix.
+
+use std::process::Command;
+use std::sync::Arc;
+
+use crate::execution::Run;
+use crate::worker::isolated::{Worker, WorkerError};
+
+/// Nothing: there are none.
+#[derive(Debug)]
+pub(crate) enum Children {}
+
+/// Nothing of the command is needed.
+#[derive(Clone, Debug)]
+pub(crate) struct Recipe;
+
+/// Where nothing passes.
+#[derive(Debug)]
+pub(crate) enum Socket {}
+
+/// As on Unix.
+pub(crate) enum Duty {
+    Work(Option<Arc<Children>>),
+    #[allow(dead_code, reason = "there are no children")]
+    Serve(Socket),
+    #[allow(dead_code, reason = "there are no children")]
+    Wait,
+}
+
+/// Whether this process was started by a worker to run its isolated tasks;
+/// never on this system.
+pub fn is_isolated_child() -> bool {
+    false
+}
+
+impl From<&Command> for Recipe {
+    fn from(_: &Command) -> Self {
+        Self
+    }
+}
+
+impl Children {
+    pub(crate) async fn check(self: &Arc<Self>) -> Result<(), WorkerError> {
+        match **self {}
+    }
+
+    pub(crate) async fn close(&self) {
+        match *self {}
+    }
+}
+
+pub(crate) fn duty(worker: &Worker) -> Result<Duty, WorkerError> {
+    if !worker.tasks.has_isolated() {
+        return Ok(Duty::Work(None));
+    }
+    Err(WorkerError::Child {
+        program: "this program".to_owned(),
+        cause: "this system is not Unix; use with_blocking or with instead".to_owned(),
+    })
+}
+
+pub(crate) fn runner(children: &Arc<Children>) -> Arc<dyn Run> {
+    match **children {}
+}
+
+pub(crate) async fn serve(_: Worker, socket: Socket) -> Result<(), WorkerError> {
+    match socket {}
+}

@@ -1,0 +1,404 @@
+//! What the end of a task means for its workflow. Pure: [`Deed`]s come out, the
+//! carrier does them.
+
+pub(crate) mod effect;
+mod failure;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use celery_protocol::{
+    Accept, EncodeError, Exception, Message, Raw, ResultTree, Serializer, Signature, State,
+};
+use serde::Serialize;
+
+use crate::boundary::{ChordClaim, ChordResults};
+use crate::canvas::options::CallOptions;
+use crate::canvas::{Canvas, CanvasError, Ids, Place, Plan, Within, plan};
+use crate::client::compose::{Sender, Uncomposed, compose_letter};
+use crate::env;
+use crate::execution::Registry;
+use crate::worker::workflow::effect::{Chord, Deed, Dispatch, Part, Station, Turn};
+use crate::worker::workflow::failure::Fault;
+
+/// What is worked out with.
+#[derive(Debug)]
+pub(crate) struct Workflow<'a> {
+    pub(crate) sender: &'a Sender,
+    pub(crate) registry: &'a Registry,
+    /// What the results of others are written with.
+    pub(crate) serializer: Serializer,
+    /// How long a claim holds while the results of a chord are brought together.
+    pub(crate) claim_ttl: Duration,
+    /// Whether chords are looked after by a task, since nobody counts.
+    pub(crate) polls_chords: bool,
+    pub(crate) now: SystemTime,
+}
+
+/// Why what follows a task is not sent.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unsent {
+    /// A part of it is no signature, or cannot be one here.
+    #[error("cannot go on {0}")]
+    Canvas(#[from] CanvasError),
+    /// It has no message.
+    #[error(transparent)]
+    Uncomposed(#[from] Uncomposed),
+}
+
+impl From<EncodeError> for Unsent {
+    fn from(error: EncodeError) -> Self {
+        Self::Uncomposed(error.into())
+    }
+}
+
+impl Station {
+    /// The task of a message. What cannot be read is not there.
+    pub(crate) fn of_message(message: &Message, accept: &Accept, body_limit: usize) -> Self {
+        let Ok(Some(headers)) = message.headers.task() else {
+            return Self::default();
+        };
+        let mut station = Self {
+            id: headers.id.into_owned(),
+            task: Some(headers.task.into_owned()),
+            root_id: headers.root_id.map(|id| id.into_owned()),
+            group_id: headers.group.map(|id| id.into_owned()),
+            group_index: headers.group_index,
+            replaced: headers.replaced_task_nesting,
+            reply_to: message.properties.reply_to.clone(),
+            ..Self::default()
+        };
+        let Ok(payload) = message.payload(accept, body_limit) else {
+            return station;
+        };
+        let Ok(body) = payload.body() else {
+            return station;
+        };
+        let list = |raw: Option<Raw<'_>>| {
+            let elements = raw.and_then(|raw| raw.elements().ok());
+            let elements = elements.into_iter().flatten();
+            elements.map(Raw::into_owned).collect::<Vec<_>>()
+        };
+        let chord = body.embed.chord.filter(|chord| !chord.is_null());
+        station.chord = chord.map(Raw::into_owned);
+        station.chain = list(body.embed.chain);
+        station.callbacks = list(body.embed.callbacks);
+        station.errbacks = list(body.embed.errbacks);
+        station
+    }
+
+    /// A task that was to be sent, by its signature.
+    fn of_signature(signature: &Signature<'_>) -> Result<Self, String> {
+        let options = CallOptions::from_wire(&signature.options)?;
+        let list = |raw: Option<Raw<'static>>| {
+            let elements = raw.and_then(|raw| raw.elements().map(|list| list.into_vec()).ok());
+            elements.unwrap_or_default()
+        };
+        Ok(Self {
+            id: options.task_id.unwrap_or_default(),
+            task: Some(signature.task.clone().into_owned()),
+            root_id: options.root_id,
+            group_id: options.group_id,
+            group_index: options.group_index,
+            chord: options.embed.chord,
+            chain: list(options.embed.chain),
+            errbacks: list(options.embed.errbacks),
+            ..Self::default()
+        })
+    }
+
+    /// The id of the first task of its workflow.
+    fn root(&self) -> &str {
+        self.root_id.as_deref().unwrap_or(&self.id)
+    }
+}
+
+impl Workflow<'_> {
+    /// What comes of it that a task has ended, besides what its own result and
+    /// message need.
+    pub(crate) fn turn(&self, station: &Arc<Station>, turn: &Turn) -> Vec<Deed> {
+        match turn {
+            Turn::Succeeded(value) => self
+                .count(station, station, State::Success, value.clone())
+                .into_iter()
+                .collect(),
+            Turn::Failed(mishap) => self.failed(station, mishap),
+            Turn::Revoked(reason) => {
+                let exception = Exception::new("celery.exceptions", "TaskRevokedError", *reason);
+                let result = self.written(&exception);
+                self.count(station, station, State::Revoked, result)
+                    .into_iter()
+                    .collect()
+            }
+            Turn::Joined {
+                group_id,
+                body,
+                results,
+            } => {
+                let chord = Arc::new(self.chord(station, group_id, body, false));
+                match results {
+                    Ok(results) => vec![Deed::Join(chord, Arc::new(results.clone()))],
+                    Err(cause) => self.chord_failed(&chord, Fault::of_unlock(cause)),
+                }
+            }
+        }
+    }
+
+    /// The callbacks and the next step of the chain, with the task's value.
+    pub(crate) fn success(&self, station: &Station, value: &Raw<'_>) -> Result<Dispatch, Unsent> {
+        let mut dispatch = Dispatch::default();
+        let callbacks = read_all("callbacks", &station.callbacks)?;
+        let (groups, mut others): (Vec<_>, Vec<_>) = callbacks
+            .into_iter()
+            .partition(|callback| callback.task() == "celery.group");
+        match (others.len(), groups.is_empty()) {
+            (0, _) => {}
+            (1, true) => {
+                let only = others.remove(0);
+                self.start(station, only, value, Vec::new(), &mut dispatch)?;
+            }
+            _ => {
+                let all = Canvas::group(others);
+                self.start(station, all, value, Vec::new(), &mut dispatch)?;
+            }
+        }
+        for group in groups {
+            self.start(station, group, value, Vec::new(), &mut dispatch)?;
+        }
+        if let Some((next, rest)) = station.chain.split_last() {
+            let step = Canvas::read(next);
+            let place = format!("chain[{}]", rest.len());
+            let step = step.map_err(|error| error.inside(place))?;
+            self.start(station, step, value, rest.to_vec(), &mut dispatch)?;
+        }
+        Ok(dispatch)
+    }
+
+    /// What takes the task's place.
+    pub(crate) fn replacement(
+        &self,
+        station: &Station,
+        canvas: &Canvas,
+    ) -> Result<Dispatch, Unsent> {
+        let nesting = station.replaced + 1;
+        let canvas = canvas
+            .clone()
+            .standing_in(&station.callbacks, &station.errbacks, nesting)?;
+        let rest = station.chain.iter();
+        let rest = rest.map(|step| Canvas::marked_as_replaced(step, nesting));
+        let within = Within {
+            over: CallOptions {
+                replaced_task_nesting: nesting,
+                ..CallOptions::default()
+            },
+            place: Place {
+                id: Some(station.id.clone()),
+                group_id: station.group_id.clone(),
+                group_index: station.group_index,
+                chord: station.chord.clone().map(Arc::new),
+                root_id: station.root_id.clone(),
+            },
+            rest: rest.collect::<Result<_, _>>()?,
+        };
+        let reply_to = station.reply_to.as_deref();
+        let reply_to = reply_to.unwrap_or(&self.sender.reply_to);
+        let mut dispatch = Dispatch::default();
+        self.compose(station, canvas, &within, reply_to, &mut dispatch)?;
+        Ok(dispatch)
+    }
+
+    /// The body of a chord with the results of its header.
+    pub(crate) fn body(&self, chord: &Chord, values: &Raw<'_>) -> Result<Dispatch, Unsent> {
+        let body = Canvas::read(&chord.body).map_err(|error| error.inside("chord"))?;
+        let body = body.given_raw(values);
+        let reply_to = &self.sender.reply_to;
+        let mut dispatch = Dispatch::default();
+        self.compose(
+            &chord.sender,
+            body,
+            &Within::default(),
+            reply_to,
+            &mut dispatch,
+        )?;
+        Ok(dispatch)
+    }
+
+    /// A canvas with `first` before its arguments.
+    fn start(
+        &self,
+        station: &Station,
+        canvas: Canvas,
+        first: &Raw<'_>,
+        rest: Vec<Raw<'static>>,
+        dispatch: &mut Dispatch,
+    ) -> Result<(), Unsent> {
+        let within = Within {
+            over: sent_by(station),
+            place: Place::default(),
+            rest,
+        };
+        let reply_to = &self.sender.reply_to;
+        self.compose(
+            station,
+            canvas.given_raw(first),
+            &within,
+            reply_to,
+            dispatch,
+        )
+    }
+
+    fn compose(
+        &self,
+        station: &Station,
+        canvas: Canvas,
+        within: &Within,
+        reply_to: &str,
+        dispatch: &mut Dispatch,
+    ) -> Result<(), Unsent> {
+        let ids = Ids {
+            fresh: &mut || env::uuid(),
+            reply_to,
+            chords: Vec::new(),
+            ways: self.sender.config.ways(),
+        };
+        let mut planned = plan(canvas, within, ids)?;
+        if self.polls_chords {
+            planned = planned.unlocked_by_tasks()?;
+        }
+        let Plan {
+            letters,
+            chords,
+            mut children,
+            ..
+        } = planned;
+        let starts = chords.into_iter().map(|chord| chord.start);
+        dispatch.chords.extend(starts);
+        for mut letter in letters {
+            let options = &mut letter.options;
+            // Sent from inside a task, so Celery makes that one the parent.
+            options.parent_id.get_or_insert_with(|| station.id.clone());
+            options
+                .root_id
+                .get_or_insert_with(|| station.root().to_owned());
+            let (_, message) = compose_letter(self.sender, &letter.call, letter.options, self.now)?;
+            dispatch.letters.push(message);
+        }
+        dispatch.children.append(&mut children);
+        Ok(())
+    }
+
+    /// The results of a chord's header as the argument of its body; with a tree,
+    /// those of its tasks in their order.
+    fn joined(&self, results: &ChordResults) -> Result<Raw<'static>, EncodeError> {
+        let mut values = results.parts.iter().map(|part| &part.result);
+        match &results.tree {
+            None => Raw::encode(self.serializer, &values.collect::<Vec<_>>()),
+            Some(tree) => self.nested(tree, &mut values),
+        }
+    }
+
+    fn nested<'r>(
+        &self,
+        tree: &ResultTree,
+        values: &mut impl Iterator<Item = &'r Raw<'static>>,
+    ) -> Result<Raw<'static>, EncodeError> {
+        let Some(members) = &tree.members else {
+            return Ok(values.next().cloned().unwrap_or(Raw::NULL));
+        };
+        let mut all = Vec::with_capacity(members.len());
+        for member in members {
+            all.push(self.nested(member, values)?);
+        }
+        Raw::encode(self.serializer, &all)
+    }
+
+    /// What comes next when the header of a chord is through.
+    pub(crate) fn go_on(&self, chord: &Arc<Chord>, results: &ChordResults) -> Vec<Deed> {
+        let mut parts = results.parts.iter();
+        if let Some(failed) = parts.find(|part| part.state != State::Success) {
+            let is_joined = results.tree.is_some() && chord.counted;
+            return self.chord_failed(chord, Fault::of_part(failed, is_joined));
+        }
+        let values = match self.joined(results) {
+            Ok(values) => values,
+            Err(error) => return self.unjoined(chord, &error.to_string()),
+        };
+        match self.body(chord, &values) {
+            Ok(dispatch) => vec![Deed::Body(Arc::clone(chord), Arc::new(dispatch))],
+            Err(error) => self.body_unsent(chord, &error.to_string()),
+        }
+    }
+
+    /// The results of the header cannot be brought together.
+    pub(crate) fn unjoined(&self, chord: &Arc<Chord>, cause: &str) -> Vec<Deed> {
+        self.chord_failed(chord, Fault::of_join(cause))
+    }
+
+    /// The body could not be sent and never will be.
+    pub(crate) fn body_unsent(&self, chord: &Arc<Chord>, cause: &str) -> Vec<Deed> {
+        self.chord_failed(chord, Fault::of_body(cause))
+    }
+
+    /// The part that `member` is of a chord, told by `sender`.
+    fn count(
+        &self,
+        sender: &Arc<Station>,
+        member: &Arc<Station>,
+        state: State,
+        result: Raw<'static>,
+    ) -> Option<Deed> {
+        let (Some(group_id), Some(body)) = (&member.group_id, &member.chord) else {
+            return None;
+        };
+        if member.id.is_empty() || self.polls_chords {
+            return None;
+        }
+        Some(Deed::Count(Arc::new(Part {
+            chord: Arc::new(self.chord(sender, group_id, body, true)),
+            task_id: member.id.clone(),
+            index: member.group_index,
+            state,
+            result,
+        })))
+    }
+
+    fn chord(
+        &self,
+        sender: &Arc<Station>,
+        group_id: &str,
+        body: &Raw<'static>,
+        counted: bool,
+    ) -> Chord {
+        let token = env::uuid_simple();
+        Chord {
+            group_id: group_id.to_owned(),
+            body: body.clone(),
+            claim: ChordClaim::new(token, self.claim_ttl),
+            sender: Arc::clone(sender),
+            counted,
+            told: false,
+        }
+    }
+
+    /// Text, numbers and maps of them have a form in every serializer.
+    fn written<T: Serialize>(&self, exception: &T) -> Raw<'static> {
+        Raw::encode(self.serializer, exception).unwrap_or(Raw::NULL)
+    }
+}
+
+/// Celery's `parent_id` and `root_id` for what a task sends.
+fn sent_by(station: &Station) -> CallOptions {
+    CallOptions {
+        parent_id: Some(station.id.clone()),
+        root_id: Some(station.root().to_owned()),
+        ..CallOptions::default()
+    }
+}
+
+fn read_all(name: &str, list: &[Raw<'static>]) -> Result<Vec<Canvas>, CanvasError> {
+    let read = |(place, raw): (usize, &Raw<'static>)| {
+        let canvas = Canvas::read(raw);
+        canvas.map_err(|error| error.inside(format_args!("{name}[{place}]")))
+    };
+    list.iter().enumerate().map(read).collect()
+}
