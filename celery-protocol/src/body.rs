@@ -7,7 +7,7 @@ use crate::error::DecodeError;
 use crate::raw::{Elements, Entries, Raw};
 
 pub use self::encode::encode_body;
-pub(crate) use self::encode::{TYPICAL_SIZE, write_args, write_kwargs};
+pub(crate) use self::encode::{INITIAL_CAPACITY, write_args, write_kwargs};
 
 /// The body of a task message, its three parts undecoded.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,7 +37,7 @@ impl<'a> Body<'a> {
     ///
     /// When the body is not an array of three, or its last part is no map.
     pub fn read(raw: &Raw<'a>) -> Result<Self, DecodeError> {
-        let parts = raw.three_elements(&Embed::EMPTY_ONES);
+        let parts = raw.three_elements(&Embed::EMPTY_FORMS);
         let [args, kwargs, embed] = match parts {
             Some(parts) => parts,
             None => three_of(raw).map_err(in_body)?,

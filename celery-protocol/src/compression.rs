@@ -24,34 +24,34 @@ pub enum Compression {
 }
 
 /// One row per compression, in the order of the enum.
-struct Row {
+struct CompressionRow {
     compression: Compression,
     names: &'static [&'static str],
     content_type: &'static str,
 }
 
-static TABLE: [Row; 5] = [
-    Row {
+static TABLE: [CompressionRow; 5] = [
+    CompressionRow {
         compression: Compression::Zlib,
         names: &["zlib", "gzip"],
         content_type: "application/x-gzip",
     },
-    Row {
+    CompressionRow {
         compression: Compression::Bzip2,
         names: &["bzip2", "bzip"],
         content_type: "application/x-bz2",
     },
-    Row {
+    CompressionRow {
         compression: Compression::Lzma,
         names: &["lzma", "xz"],
         content_type: "application/x-lzma",
     },
-    Row {
+    CompressionRow {
         compression: Compression::Brotli,
         names: &["brotli"],
         content_type: "application/x-brotli",
     },
-    Row {
+    CompressionRow {
         compression: Compression::Zstd,
         names: &["zstd", "zstandard"],
         content_type: "application/zstd",
@@ -123,14 +123,14 @@ impl Compression {
         .map_err(|error| error.in_content_type(self.content_type()))
     }
 
-    fn row(self) -> &'static Row {
+    fn row(self) -> &'static CompressionRow {
         &TABLE[self as usize]
     }
 }
 
 /// Memory that a decoder may take for its window, whatever a message asks for.
 #[cfg(any(feature = "lzma", feature = "zstd"))]
-const WINDOW: u32 = 27;
+const MAX_WINDOW_LOG: u32 = 27;
 
 /// Reads everything a decoder gives, up to `limit` bytes.
 #[allow(dead_code, reason = "unused when every compression is off")]
@@ -139,7 +139,7 @@ fn read_limited(decoder: &mut impl Read, limit: usize) -> Result<Vec<u8>, Decode
     let mut bounded = decoder.take((limit as u64).saturating_add(1));
     bounded
         .read_to_end(&mut out)
-        .map_err(|error| malformed(&error))?;
+        .map_err(|error| stream_error(&error))?;
     if out.len() > limit {
         return Err(DecodeErrorKind::TooLarge { limit }.into());
     }
@@ -148,7 +148,7 @@ fn read_limited(decoder: &mut impl Read, limit: usize) -> Result<Vec<u8>, Decode
 
 /// Makes sure that the compressed stream is all there was.
 #[allow(dead_code, reason = "unused when every compression is off")]
-fn nothing_after(rest: &[u8]) -> Result<(), DecodeError> {
+fn expect_no_trailing_bytes(rest: &[u8]) -> Result<(), DecodeError> {
     match rest.len() {
         0 => Ok(()),
         more => Err(DecodeError::malformed(format!(
@@ -158,19 +158,21 @@ fn nothing_after(rest: &[u8]) -> Result<(), DecodeError> {
 }
 
 #[allow(dead_code, reason = "unused when every compression is off")]
-fn malformed(error: &io::Error) -> DecodeError {
+fn stream_error(error: &io::Error) -> DecodeError {
     DecodeError::malformed(format!("the compressed stream is broken: {error}"))
 }
 
 #[allow(dead_code, reason = "unused when every compression is off")]
-fn failed(error: &io::Error) -> EncodeError {
+fn compression_error(error: &io::Error) -> EncodeError {
     EncodeError::new(format!("compression failed: {error}"))
 }
 
 /// Writes everything into an encoder.
 #[allow(dead_code, reason = "unused when every compression is off")]
-fn fill<W: Write>(mut encoder: W, bytes: &[u8]) -> Result<W, EncodeError> {
-    encoder.write_all(bytes).map_err(|error| failed(&error))?;
+fn write_all_to<W: Write>(mut encoder: W, bytes: &[u8]) -> Result<W, EncodeError> {
+    encoder
+        .write_all(bytes)
+        .map_err(|error| compression_error(&error))?;
     Ok(encoder)
 }
 
@@ -207,15 +209,15 @@ compression!(zlib, "zlib", "the compression zlib", {
 
     pub(super) fn compress(bytes: &[u8]) -> Result<Vec<u8>, EncodeError> {
         let encoder = ZlibEncoder::new(Vec::new(), flate2::Compression::default());
-        fill(encoder, bytes)?
+        write_all_to(encoder, bytes)?
             .finish()
-            .map_err(|error| failed(&error))
+            .map_err(|error| compression_error(&error))
     }
 
     pub(super) fn decompress(bytes: &[u8], limit: usize) -> Result<Vec<u8>, DecodeError> {
         let mut decoder = ZlibDecoder::new(bytes);
         let out = read_limited(&mut decoder, limit)?;
-        nothing_after(decoder.into_inner()).map(|()| out)
+        expect_no_trailing_bytes(decoder.into_inner()).map(|()| out)
     }
 });
 
@@ -225,15 +227,15 @@ compression!(bzip2, "bzip2", "the compression bzip2", {
 
     pub(super) fn compress(bytes: &[u8]) -> Result<Vec<u8>, EncodeError> {
         let encoder = BzEncoder::new(Vec::new(), ::bzip2::Compression::default());
-        fill(encoder, bytes)?
+        write_all_to(encoder, bytes)?
             .finish()
-            .map_err(|error| failed(&error))
+            .map_err(|error| compression_error(&error))
     }
 
     pub(super) fn decompress(bytes: &[u8], limit: usize) -> Result<Vec<u8>, DecodeError> {
         let mut decoder = BzDecoder::new(bytes);
         let out = read_limited(&mut decoder, limit)?;
-        nothing_after(decoder.into_inner()).map(|()| out)
+        expect_no_trailing_bytes(decoder.into_inner()).map(|()| out)
     }
 });
 
@@ -245,17 +247,17 @@ compression!(lzma, "lzma", "the compression lzma", {
     pub(super) fn compress(bytes: &[u8]) -> Result<Vec<u8>, EncodeError> {
         // Level 6 is what Python takes.
         let encoder = XzEncoder::new(Vec::new(), 6);
-        fill(encoder, bytes)?
+        write_all_to(encoder, bytes)?
             .finish()
-            .map_err(|error| failed(&error))
+            .map_err(|error| compression_error(&error))
     }
 
     pub(super) fn decompress(bytes: &[u8], limit: usize) -> Result<Vec<u8>, DecodeError> {
-        let stream =
-            Stream::new_stream_decoder(1 << WINDOW, 0).map_err(|error| malformed(&error.into()))?;
+        let stream = Stream::new_stream_decoder(1 << MAX_WINDOW_LOG, 0)
+            .map_err(|error| stream_error(&error.into()))?;
         let mut decoder = XzDecoder::new_stream(bytes, stream);
         let out = read_limited(&mut decoder, limit)?;
-        nothing_after(decoder.into_inner()).map(|()| out)
+        expect_no_trailing_bytes(decoder.into_inner()).map(|()| out)
     }
 });
 
@@ -271,7 +273,7 @@ compression!(brotli, "brotli", "the compression brotli", {
         };
         let mut out = Vec::new();
         ::brotli::BrotliCompress(&mut &bytes[..], &mut out, &parameters)
-            .map_err(|error| failed(&error))?;
+            .map_err(|error| compression_error(&error))?;
         Ok(out)
     }
 
@@ -287,18 +289,18 @@ compression!(zstd, "zstd", "the compression zstd", {
 
     pub(super) fn compress(bytes: &[u8]) -> Result<Vec<u8>, EncodeError> {
         ::zstd::stream::encode_all(bytes, ::zstd::DEFAULT_COMPRESSION_LEVEL)
-            .map_err(|error| failed(&error))
+            .map_err(|error| compression_error(&error))
     }
 
     pub(super) fn decompress(bytes: &[u8], limit: usize) -> Result<Vec<u8>, DecodeError> {
         let mut decoder = Decoder::with_buffer(bytes)
-            .map_err(|error| malformed(&error))?
+            .map_err(|error| stream_error(&error))?
             .single_frame();
         decoder
-            .window_log_max(WINDOW)
-            .map_err(|error| malformed(&error))?;
+            .window_log_max(MAX_WINDOW_LOG)
+            .map_err(|error| stream_error(&error))?;
         let out = read_limited(&mut decoder, limit)?;
-        nothing_after(decoder.finish()).map(|()| out)
+        expect_no_trailing_bytes(decoder.finish()).map(|()| out)
     }
 });
 

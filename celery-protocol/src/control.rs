@@ -11,7 +11,7 @@ use crate::message::{Message, Properties};
 use crate::value::{Map, Value};
 
 /// Most bytes of a request or reply that are read.
-const LIMIT: usize = 16 << 20;
+const MAX_BODY_SIZE: usize = 16 << 20;
 
 /// A command to workers, or a question.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -77,7 +77,7 @@ impl ControlRequest {
     ///
     /// When the body is not JSON, or not a map with a text `method`.
     pub fn read(message: &Message) -> Result<Self, DecodeError> {
-        let body = body(message)?;
+        let body = decode_body(message)?;
         let Some(body) = body.as_map() else {
             return Err(DecodeError::new("a control message must be a map").in_field("body"));
         };
@@ -141,7 +141,7 @@ impl ControlRequest {
         let mut headers = Map::new();
         headers.insert("clock", self.clock);
         headers.insert("expires", self.expires);
-        transient(headers, &Value::Map(body), 2)
+        json_message(headers, &Value::Map(body), 2)
     }
 }
 
@@ -184,7 +184,7 @@ impl ControlReply {
     ///
     /// When the body is not JSON, or not a map with one worker's answer.
     pub fn read(message: &Message) -> Result<Self, DecodeError> {
-        let body = body(message)?;
+        let body = decode_body(message)?;
         let mut entries = body.as_map().into_iter().flat_map(Map::iter);
         let (node, value) = entries.next().ok_or_else(|| {
             DecodeError::new("a reply must be a map from one worker's name to its answer")
@@ -210,12 +210,12 @@ impl ControlReply {
         let mut headers = Map::new();
         headers.insert("ticket", optional(self.ticket.as_deref()));
         headers.insert("clock", self.clock);
-        transient(headers, &Value::Map(body), 1)
+        json_message(headers, &Value::Map(body), 1)
     }
 }
 
 /// A message in JSON as kombu writes those that are not tasks.
-pub(crate) fn transient(
+pub(crate) fn json_message(
     headers: Map,
     body: &Value,
     delivery_mode: u8,
@@ -228,8 +228,8 @@ pub(crate) fn transient(
 }
 
 /// The body of such a message.
-pub(crate) fn body(message: &Message) -> Result<Value, DecodeError> {
-    let payload = message.payload(&Accept::json(), LIMIT)?;
+pub(crate) fn decode_body(message: &Message) -> Result<Value, DecodeError> {
+    let payload = message.payload(&Accept::json(), MAX_BODY_SIZE)?;
     let body = payload.serializer().decode(payload.bytes());
     body.map_err(|error| error.in_field("body"))
 }

@@ -6,7 +6,7 @@ use serde::ser::{Serialize, SerializeMap, Serializer as SerdeSerializer};
 
 use crate::error::DecodeError;
 use crate::raw::Raw;
-use crate::signature::Signature;
+use crate::wire_signature::WireSignature;
 
 /// What happens after a task, as it travels with the task.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -26,7 +26,7 @@ pub struct Embed<'a> {
 
 impl<'a> Embed<'a> {
     /// The embed of most tasks, as this crate and as Python write it.
-    pub(crate) const EMPTY_ONES: [&'static str; 2] = [EMPTY, EMPTY_IN_PYTHON];
+    pub(crate) const EMPTY_FORMS: [&'static str; 2] = [EMPTY, EMPTY_IN_PYTHON];
 
     /// Finds the parts of an embed; null is an empty one.
     ///
@@ -35,7 +35,7 @@ impl<'a> Embed<'a> {
     /// When it is not a map with text keys.
     pub fn read(raw: &Raw<'a>) -> Result<Self, DecodeError> {
         let mut embed = Self::default();
-        if raw.is_null() || raw.as_json().is_some_and(is_plainly_empty) {
+        if raw.is_null() || raw.as_json().is_some_and(is_empty_form) {
             return Ok(embed);
         }
         for (name, value) in raw.entries()? {
@@ -73,7 +73,7 @@ impl<'a> Embed<'a> {
     /// # Errors
     ///
     /// When the entry does not hold signatures.
-    pub fn callbacks(&self) -> Result<Vec<Signature<'a>>, DecodeError> {
+    pub fn callbacks(&self) -> Result<Vec<WireSignature<'a>>, DecodeError> {
         signatures(self.callbacks.as_ref(), "embed.callbacks")
     }
 
@@ -82,7 +82,7 @@ impl<'a> Embed<'a> {
     /// # Errors
     ///
     /// When the entry does not hold signatures.
-    pub fn errbacks(&self) -> Result<Vec<Signature<'a>>, DecodeError> {
+    pub fn errbacks(&self) -> Result<Vec<WireSignature<'a>>, DecodeError> {
         signatures(self.errbacks.as_ref(), "embed.errbacks")
     }
 
@@ -92,7 +92,7 @@ impl<'a> Embed<'a> {
     /// # Errors
     ///
     /// When the entry does not hold signatures.
-    pub fn chain(&self) -> Result<Vec<Signature<'a>>, DecodeError> {
+    pub fn chain(&self) -> Result<Vec<WireSignature<'a>>, DecodeError> {
         signatures(self.chain.as_ref(), "embed.chain")
     }
 
@@ -101,11 +101,11 @@ impl<'a> Embed<'a> {
     /// # Errors
     ///
     /// When the entry does not hold a signature.
-    pub fn chord(&self) -> Result<Option<Signature<'a>>, DecodeError> {
+    pub fn chord(&self) -> Result<Option<WireSignature<'a>>, DecodeError> {
         let Some(raw) = &self.chord else {
             return Ok(None);
         };
-        let signature = Signature::read(raw);
+        let signature = WireSignature::read(raw);
         signature
             .map(Some)
             .map_err(|error| error.in_field("embed.chord"))
@@ -142,8 +142,8 @@ impl Serialize for Embed<'_> {
 
 /// The embed of a task after which nothing happens, which most are, as this
 /// crate and as Python write it: it need not be read to be known.
-fn is_plainly_empty(json: &str) -> bool {
-    Embed::EMPTY_ONES.contains(&json)
+fn is_empty_form(json: &str) -> bool {
+    Embed::EMPTY_FORMS.contains(&json)
 }
 
 pub(crate) const EMPTY: &str = r#"{"callbacks":null,"errbacks":null,"chain":null,"chord":null}"#;
@@ -153,17 +153,20 @@ const EMPTY_IN_PYTHON: &str =
 
 /// Signatures one level deep. Celery writes an array; one signature alone is
 /// taken as an array of one, as Celery's `maybe_list` does.
-fn signatures<'a>(slot: Option<&Raw<'a>>, field: &str) -> Result<Vec<Signature<'a>>, DecodeError> {
+fn signatures<'a>(
+    slot: Option<&Raw<'a>>,
+    field: &str,
+) -> Result<Vec<WireSignature<'a>>, DecodeError> {
     let Some(raw) = slot else {
         return Ok(Vec::new());
     };
     let Ok(elements) = raw.elements() else {
-        let alone = Signature::read(raw).map_err(|error| error.in_field(field))?;
+        let alone = WireSignature::read(raw).map_err(|error| error.in_field(field))?;
         return Ok(vec![alone]);
     };
     let read = |(place, raw): (usize, &Raw<'a>)| {
         let place = format!("{field}[{place}]");
-        Signature::read(raw).map_err(|error| error.in_field(place))
+        WireSignature::read(raw).map_err(|error| error.in_field(place))
     };
     elements.iter().enumerate().map(read).collect()
 }

@@ -1,6 +1,6 @@
 //! Events: what workers and clients tell those who watch.
 
-use crate::control::{body, transient};
+use crate::control::{decode_body, json_message};
 use crate::error::{DecodeError, EncodeError};
 use crate::message::Message;
 use crate::value::{Map, Value};
@@ -62,7 +62,7 @@ impl Event {
     ///
     /// When the body is neither, or an event has no `type`.
     pub fn read_all(message: &Message) -> Result<Vec<Self>, DecodeError> {
-        match body(message)? {
+        match decode_body(message)? {
             Value::Array(events) => events.into_iter().map(Self::from_value).collect(),
             event => Ok(vec![Self::from_value(event)?]),
         }
@@ -96,7 +96,7 @@ impl Event {
         let mut headers = Map::new();
         let hostname = events.first().map_or("", |event| event.hostname.as_str());
         headers.insert("hostname", hostname);
-        transient(headers, body, 1)
+        json_message(headers, body, 1)
     }
 
     fn from_value(value: Value) -> Result<Self, DecodeError> {

@@ -12,7 +12,7 @@ use serde::ser::{Serialize, Serializer as SerdeSerializer};
 use crate::codec::Serializer;
 use crate::error::{DecodeError, EncodeError};
 use crate::raw::Raw;
-use crate::task_headers::{Found, Header, TaskHeaders};
+use crate::task_headers::{Header, ParsedHeaders, TaskHeaders};
 use crate::value::{Map, Value};
 
 pub(crate) use self::json::JsonHeaders;
@@ -23,10 +23,10 @@ pub(crate) use self::json::JsonHeaders;
 /// from a sender) until somebody asks, so that a message which is only passed
 /// on costs nothing.
 #[derive(Clone, Debug)]
-pub struct Headers(Repr);
+pub struct Headers(HeadersRepr);
 
 #[derive(Clone, Debug)]
-enum Repr {
+enum HeadersRepr {
     Empty,
     Task(Box<TaskHeaders<'static>>),
     Json(Box<JsonHeaders>),
@@ -37,12 +37,12 @@ enum Repr {
 impl Headers {
     /// No headers, as protocol 1 has.
     pub fn empty() -> Self {
-        Self(Repr::Empty)
+        Self(HeadersRepr::Empty)
     }
 
     /// The headers of a task that is about to be sent.
     pub fn from_task(headers: TaskHeaders<'static>) -> Self {
-        Self(Repr::Task(Box::new(headers)))
+        Self(HeadersRepr::Task(Box::new(headers)))
     }
 
     /// Headers as the text of a JSON object, which is kept and not copied.
@@ -66,7 +66,7 @@ impl Headers {
         if headers.is_empty() {
             return Self::empty();
         }
-        Self(Repr::Json(headers))
+        Self(HeadersRepr::Json(headers))
     }
 
     /// Headers as a table, which is how AMQP delivers them.
@@ -74,16 +74,16 @@ impl Headers {
         if map.is_empty() {
             return Self::empty();
         }
-        Self(Repr::Map(Value::Map(map)))
+        Self(HeadersRepr::Map(Value::Map(map)))
     }
 
     /// Whether there is no header.
     pub fn is_empty(&self) -> bool {
         match &self.0 {
-            Repr::Empty => true,
-            Repr::Task(_) => false,
-            Repr::Json(headers) => headers.is_empty(),
-            Repr::Map(value) => value.as_map().is_none_or(Map::is_empty),
+            HeadersRepr::Empty => true,
+            HeadersRepr::Task(_) => false,
+            HeadersRepr::Json(headers) => headers.is_empty(),
+            HeadersRepr::Map(value) => value.as_map().is_none_or(Map::is_empty),
         }
     }
 
@@ -96,10 +96,10 @@ impl Headers {
     /// it. [`DecodeError::field`] names the header.
     pub fn task(&self) -> Result<Option<TaskHeaders<'_>>, DecodeError> {
         let found = match &self.0 {
-            Repr::Empty => return Ok(None),
-            Repr::Task(headers) => return Ok(Some(headers.borrowed())),
-            Repr::Json(headers) => headers.task(),
-            Repr::Map(value) => match Found::deserialize(value) {
+            HeadersRepr::Empty => return Ok(None),
+            HeadersRepr::Task(headers) => return Ok(Some(headers.borrowed())),
+            HeadersRepr::Json(headers) => headers.task(),
+            HeadersRepr::Map(value) => match ParsedHeaders::deserialize(value) {
                 Ok(found) => found.task(),
                 Err(error) => return self.diagnose(error),
             },
@@ -118,7 +118,7 @@ impl Headers {
         for (name, value) in &self.to_map()? {
             let Some(name) = name.as_str() else { continue };
             let alone = MapDeserializer::<_, DecodeError>::new([(name, value)].into_iter());
-            if let Err(error) = Found::deserialize(alone) {
+            if let Err(error) = ParsedHeaders::deserialize(alone) {
                 return Err(error.in_field(name).in_field("headers"));
             }
         }
@@ -132,10 +132,10 @@ impl Headers {
     /// When the headers cannot be read.
     pub fn find(&self, name: &str) -> Result<Option<Raw<'_>>, DecodeError> {
         match &self.0 {
-            Repr::Empty => Ok(None),
-            Repr::Task(headers) => find_in_task(headers, name),
-            Repr::Json(headers) => headers.find(name),
-            Repr::Map(value) => Ok(value.get(name).cloned().map(Raw::from_value)),
+            HeadersRepr::Empty => Ok(None),
+            HeadersRepr::Task(headers) => find_in_task(headers, name),
+            HeadersRepr::Json(headers) => headers.find(name),
+            HeadersRepr::Map(value) => Ok(value.get(name).cloned().map(Raw::from_value)),
         }
     }
 
@@ -143,7 +143,7 @@ impl Headers {
     #[inline]
     pub(crate) fn find_known(&self, header: Header) -> Result<Option<Raw<'_>>, DecodeError> {
         match &self.0 {
-            Repr::Json(headers) => headers.find_known(header),
+            HeadersRepr::Json(headers) => headers.find_known(header),
             _ => self.find(header.name()),
         }
     }
@@ -154,8 +154,8 @@ impl Headers {
     ///
     /// When the headers that are there cannot be read.
     pub fn set(&mut self, name: &str, value: Value) -> Result<(), DecodeError> {
-        if let Repr::Task(headers) = &mut self.0
-            && Header::named(name).is_none()
+        if let HeadersRepr::Task(headers) = &mut self.0
+            && Header::from_name(name).is_none()
         {
             let own = |(key, _): &(Cow<'_, str>, Raw<'_>)| key != name;
             headers.extra.retain(own);
@@ -189,13 +189,13 @@ impl Headers {
     /// When the headers cannot be read.
     pub fn to_map(&self) -> Result<Map, DecodeError> {
         let value = match &self.0 {
-            Repr::Empty => return Ok(Map::new()),
-            Repr::Task(headers) => {
+            HeadersRepr::Empty => return Ok(Map::new()),
+            HeadersRepr::Task(headers) => {
                 let value = Value::from_serialize(headers.as_ref());
                 value.map_err(|error| DecodeError::new(error.to_string()).in_field("headers"))?
             }
-            Repr::Json(headers) => decode_json(headers.text())?,
-            Repr::Map(value) => value.clone(),
+            HeadersRepr::Json(headers) => decode_json(headers.text())?,
+            HeadersRepr::Map(value) => value.clone(),
         };
         match value {
             Value::Map(map) => Ok(map),
@@ -210,10 +210,10 @@ impl Headers {
     /// When a value has no form in JSON.
     pub fn write_json(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
         match &self.0 {
-            Repr::Empty => out.extend_from_slice(b"{}"),
-            Repr::Task(headers) => write_task(headers, out)?,
-            Repr::Json(headers) => out.extend_from_slice(headers.text()),
-            Repr::Map(value) => Serializer::Json.encode_into(out, value)?,
+            HeadersRepr::Empty => out.extend_from_slice(b"{}"),
+            HeadersRepr::Task(headers) => write_task(headers, out)?,
+            HeadersRepr::Json(headers) => out.extend_from_slice(headers.text()),
+            HeadersRepr::Map(value) => Serializer::Json.encode_into(out, value)?,
         }
         Ok(())
     }
@@ -240,13 +240,13 @@ impl From<Map> for Headers {
 impl Serialize for Headers {
     fn serialize<S: SerdeSerializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match &self.0 {
-            Repr::Empty => Map::new().serialize(serializer),
-            Repr::Task(headers) => headers.serialize(serializer),
-            Repr::Json(headers) => match decode_json::<Raw<'_>>(headers.text()) {
+            HeadersRepr::Empty => Map::new().serialize(serializer),
+            HeadersRepr::Task(headers) => headers.serialize(serializer),
+            HeadersRepr::Json(headers) => match decode_json::<Raw<'_>>(headers.text()) {
                 Ok(raw) => raw.serialize(serializer),
                 Err(error) => Err(serde::ser::Error::custom(error)),
             },
-            Repr::Map(value) => value.serialize(serializer),
+            HeadersRepr::Map(value) => value.serialize(serializer),
         }
     }
 }
@@ -254,7 +254,7 @@ impl Serialize for Headers {
 /// Compares what the headers say, whatever their form.
 impl PartialEq for Headers {
     fn eq(&self, other: &Self) -> bool {
-        if let (Repr::Json(left), Repr::Json(right)) = (&self.0, &other.0)
+        if let (HeadersRepr::Json(left), HeadersRepr::Json(right)) = (&self.0, &other.0)
             && left.text() == right.text()
         {
             return true;
@@ -275,13 +275,13 @@ fn find_in_task<'a>(
     headers: &'a TaskHeaders<'static>,
     name: &str,
 ) -> Result<Option<Raw<'a>>, DecodeError> {
-    let Some(header) = Header::named(name) else {
+    let Some(header) = Header::from_name(name) else {
         return Ok(headers.extra(name).cloned());
     };
     if header == Header::Compression && headers.compression.is_none() {
         return Ok(None);
     }
-    let raw = Raw::encode(Serializer::Json, &headers.field(header));
+    let raw = Raw::encode(Serializer::Json, &headers.header_value(header));
     let raw = raw.map_err(|error| DecodeError::new(error.to_string()).in_field(name))?;
     Ok(Some(raw))
 }

@@ -81,7 +81,7 @@ impl Message {
                 let bytes = compression.decompress(&self.body, limit);
                 Cow::Owned(bytes.map_err(|error| error.in_field("body"))?)
             }
-            None => Cow::Borrowed(within(&self.body, limit)?),
+            None => Cow::Borrowed(check_size(&self.body, limit)?),
         };
         Ok(Payload::new(serializer, bytes, &self.headers))
     }
@@ -100,7 +100,7 @@ impl Message {
     }
 }
 
-fn within(body: &[u8], limit: usize) -> Result<&[u8], DecodeError> {
+fn check_size(body: &[u8], limit: usize) -> Result<&[u8], DecodeError> {
     if body.len() <= limit {
         return Ok(body);
     }

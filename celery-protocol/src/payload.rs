@@ -54,7 +54,7 @@ impl<'a> Payload<'a> {
         };
         let raw = self.raw()?;
         if is_map(&raw) {
-            return v1::read_hybrid(self.headers, &raw);
+            return v1::read_mixed(self.headers, &raw);
         }
         Ok((headers, Body::read(&raw)?))
     }

@@ -10,7 +10,7 @@ use serde::de::{
 use serde::{Serialize, Serializer as SerdeSerializer};
 use smallvec::SmallVec;
 
-use crate::codec::token::{self, delivered};
+use crate::codec::token::{self, tag};
 use crate::codec::{Serializer, json, msgpack};
 use crate::error::{DecodeError, EncodeError};
 use crate::value::{SpecialTag, Value};
@@ -33,11 +33,11 @@ use crate::value::{SpecialTag, Value};
 /// ```
 #[derive(Clone)]
 pub struct Raw<'a> {
-    content: Content<'a>,
+    content: RawContent<'a>,
 }
 
 #[derive(Clone)]
-enum Content<'a> {
+enum RawContent<'a> {
     Json(Cow<'a, str>),
     MsgPack(Cow<'a, [u8]>),
     /// YAML has no spans that could be read on their own: anchors reach
@@ -55,14 +55,14 @@ impl<'a> Raw<'a> {
     /// A value in JSON. The text is checked when it is decoded.
     pub const fn json(text: &'a str) -> Self {
         Self {
-            content: Content::Json(Cow::Borrowed(text)),
+            content: RawContent::Json(Cow::Borrowed(text)),
         }
     }
 
     /// A value in msgpack. The bytes are checked when they are decoded.
     pub const fn msgpack(bytes: &'a [u8]) -> Self {
         Self {
-            content: Content::MsgPack(Cow::Borrowed(bytes)),
+            content: RawContent::MsgPack(Cow::Borrowed(bytes)),
         }
     }
 
@@ -85,14 +85,14 @@ impl<'a> Raw<'a> {
     /// Takes a value that was never written.
     pub const fn from_value(value: Value) -> Self {
         Self {
-            content: Content::Value(Cow::Owned(value)),
+            content: RawContent::Value(Cow::Owned(value)),
         }
     }
 
     /// Borrows a value.
     pub const fn borrow_value(value: &'a Value) -> Self {
         Self {
-            content: Content::Value(Cow::Borrowed(value)),
+            content: RawContent::Value(Cow::Borrowed(value)),
         }
     }
 
@@ -109,9 +109,9 @@ impl<'a> Raw<'a> {
     #[inline]
     pub fn decode<T: Deserialize<'a>>(&self) -> Result<T, DecodeError> {
         match &self.content {
-            Content::Json(Cow::Borrowed(text)) => json::read_text(text),
-            Content::MsgPack(Cow::Borrowed(bytes)) => Serializer::MsgPack.decode(bytes),
-            Content::Value(Cow::Borrowed(value)) => T::deserialize(*value),
+            RawContent::Json(Cow::Borrowed(text)) => json::read_text(text),
+            RawContent::MsgPack(Cow::Borrowed(bytes)) => Serializer::MsgPack.decode(bytes),
+            RawContent::Value(Cow::Borrowed(value)) => T::deserialize(*value),
             _ => T::deserialize(self.to_value()?.into_deserializer()),
         }
     }
@@ -123,9 +123,9 @@ impl<'a> Raw<'a> {
     /// When the value is malformed or nested deeper than 128 levels.
     pub fn to_value(&self) -> Result<Value, DecodeError> {
         match &self.content {
-            Content::Json(text) => json::read_text(text),
-            Content::MsgPack(bytes) => Serializer::MsgPack.decode(bytes),
-            Content::Value(value) => Ok(value.clone().into_owned()),
+            RawContent::Json(text) => json::read_text(text),
+            RawContent::MsgPack(bytes) => Serializer::MsgPack.decode(bytes),
+            RawContent::Value(value) => Ok(value.clone().into_owned()),
         }
     }
 
@@ -146,32 +146,32 @@ impl<'a> Raw<'a> {
     #[inline]
     pub(crate) fn elements_into(&self, out: &mut Elements<'a>) -> Result<(), DecodeError> {
         match &self.content {
-            Content::Json(Cow::Borrowed(text)) => json::elements(text, out, Self::json),
+            RawContent::Json(Cow::Borrowed(text)) => json::elements(text, out, Self::json),
             _ => {
-                *out = self.other_elements()?;
+                *out = self.elements_of_other()?;
                 Ok(())
             }
         }
     }
 
-    fn other_elements(&self) -> Result<Elements<'a>, DecodeError> {
+    fn elements_of_other(&self) -> Result<Elements<'a>, DecodeError> {
         match &self.content {
-            Content::Json(text) => {
+            RawContent::Json(text) => {
                 let mut elements = Elements::new();
                 json::elements(text, &mut elements, |span| Raw::json(span).into_owned())?;
                 Ok(elements)
             }
-            Content::MsgPack(Cow::Borrowed(bytes)) => msgpack::elements(bytes, Self::msgpack),
-            Content::MsgPack(Cow::Owned(bytes)) => {
+            RawContent::MsgPack(Cow::Borrowed(bytes)) => msgpack::elements(bytes, Self::msgpack),
+            RawContent::MsgPack(Cow::Owned(bytes)) => {
                 msgpack::elements(bytes, |span| Raw::msgpack(span).into_owned())
             }
-            Content::Value(Cow::Borrowed(Value::Array(elements))) => {
+            RawContent::Value(Cow::Borrowed(Value::Array(elements))) => {
                 Ok(elements.iter().map(Raw::borrow_value).collect())
             }
-            Content::Value(Cow::Owned(Value::Array(elements))) => {
+            RawContent::Value(Cow::Owned(Value::Array(elements))) => {
                 Ok(elements.iter().cloned().map(Raw::from_value).collect())
             }
-            Content::Value(value) => Err(expected("an array", value)),
+            RawContent::Value(value) => Err(expected("an array", value)),
         }
     }
 
@@ -180,7 +180,7 @@ impl<'a> Raw<'a> {
     #[inline]
     pub(crate) fn three_elements(&self, last: &[&str]) -> Option<[Self; 3]> {
         match &self.content {
-            Content::Json(Cow::Borrowed(text)) => {
+            RawContent::Json(Cow::Borrowed(text)) => {
                 json::three_elements(text, last).map(|spans| spans.map(Self::json))
             }
             _ => None,
@@ -205,55 +205,55 @@ impl<'a> Raw<'a> {
     #[inline]
     pub(crate) fn entries_into(&self, out: &mut Entries<'a>) -> Result<(), DecodeError> {
         match &self.content {
-            Content::Json(Cow::Borrowed(text)) => {
+            RawContent::Json(Cow::Borrowed(text)) => {
                 json::entries(text, out, |key, span| (key, Self::json(span)))
             }
             _ => {
-                *out = self.other_entries()?;
+                *out = self.entries_of_other()?;
                 Ok(())
             }
         }
     }
 
-    fn other_entries(&self) -> Result<Entries<'a>, DecodeError> {
+    fn entries_of_other(&self) -> Result<Entries<'a>, DecodeError> {
         match &self.content {
-            Content::Json(text) => {
+            RawContent::Json(text) => {
                 let mut entries = Entries::new();
                 json::entries(text, &mut entries, |key, span| {
                     (Cow::Owned(key.into_owned()), Raw::json(span).into_owned())
                 })?;
                 Ok(entries)
             }
-            Content::MsgPack(Cow::Borrowed(bytes)) => {
+            RawContent::MsgPack(Cow::Borrowed(bytes)) => {
                 msgpack::entries(bytes, |key, span| (Cow::Borrowed(key), Self::msgpack(span)))
             }
-            Content::MsgPack(Cow::Owned(bytes)) => msgpack::entries(bytes, |key, span| {
+            RawContent::MsgPack(Cow::Owned(bytes)) => msgpack::entries(bytes, |key, span| {
                 (Cow::Owned(key.to_owned()), Raw::msgpack(span).into_owned())
             }),
-            Content::Value(Cow::Borrowed(Value::Map(map))) => map
+            RawContent::Value(Cow::Borrowed(Value::Map(map))) => map
                 .iter()
                 .map(|(key, value)| {
                     let key = key.as_str().ok_or_else(|| expected("a text as key", key))?;
                     Ok((Cow::Borrowed(key), Raw::borrow_value(value)))
                 })
                 .collect(),
-            Content::Value(Cow::Owned(Value::Map(map))) => map
+            RawContent::Value(Cow::Owned(Value::Map(map))) => map
                 .iter()
                 .map(|(key, value)| {
                     let key = key.as_str().ok_or_else(|| expected("a text as key", key))?;
                     Ok((Cow::Owned(key.to_owned()), Raw::from_value(value.clone())))
                 })
                 .collect(),
-            Content::Value(value) => Err(expected("a map", value)),
+            RawContent::Value(value) => Err(expected("a map", value)),
         }
     }
 
     /// Whether this is a null.
     pub fn is_null(&self) -> bool {
         match &self.content {
-            Content::Json(text) => text.trim_ascii() == "null",
-            Content::MsgPack(bytes) => bytes[..] == [msgpack::NIL],
-            Content::Value(value) => value.is_null(),
+            RawContent::Json(text) => text.trim_ascii() == "null",
+            RawContent::MsgPack(bytes) => bytes[..] == [msgpack::NIL],
+            RawContent::Value(value) => value.is_null(),
         }
     }
 
@@ -261,16 +261,16 @@ impl<'a> Raw<'a> {
     /// YAML, and so do values that were never written.
     pub fn serializer(&self) -> Serializer {
         match &self.content {
-            Content::Json(_) => Serializer::Json,
-            Content::MsgPack(_) => Serializer::MsgPack,
-            Content::Value(_) => Serializer::Yaml,
+            RawContent::Json(_) => Serializer::Json,
+            RawContent::MsgPack(_) => Serializer::MsgPack,
+            RawContent::Value(_) => Serializer::Yaml,
         }
     }
 
     /// The text, if this is JSON.
     pub fn as_json(&self) -> Option<&str> {
         match &self.content {
-            Content::Json(text) => Some(text),
+            RawContent::Json(text) => Some(text),
             _ => None,
         }
     }
@@ -278,9 +278,9 @@ impl<'a> Raw<'a> {
     /// The same value, borrowed from this one.
     pub fn as_borrowed(&self) -> Raw<'_> {
         let content = match &self.content {
-            Content::Json(text) => Content::Json(Cow::Borrowed(text)),
-            Content::MsgPack(bytes) => Content::MsgPack(Cow::Borrowed(bytes)),
-            Content::Value(value) => Content::Value(Cow::Borrowed(value)),
+            RawContent::Json(text) => RawContent::Json(Cow::Borrowed(text)),
+            RawContent::MsgPack(bytes) => RawContent::MsgPack(Cow::Borrowed(bytes)),
+            RawContent::Value(value) => RawContent::Value(Cow::Borrowed(value)),
         };
         Raw { content }
     }
@@ -288,9 +288,9 @@ impl<'a> Raw<'a> {
     /// The same value, cut loose from the message it was read from.
     pub fn into_owned(self) -> Raw<'static> {
         let content = match self.content {
-            Content::Json(text) => Content::Json(Cow::Owned(text.into_owned())),
-            Content::MsgPack(bytes) => Content::MsgPack(Cow::Owned(bytes.into_owned())),
-            Content::Value(value) => Content::Value(Cow::Owned(value.into_owned())),
+            RawContent::Json(text) => RawContent::Json(Cow::Owned(text.into_owned())),
+            RawContent::MsgPack(bytes) => RawContent::MsgPack(Cow::Owned(bytes.into_owned())),
+            RawContent::Value(value) => RawContent::Value(Cow::Owned(value.into_owned())),
         };
         Raw { content }
     }
@@ -314,10 +314,10 @@ impl Raw<'static> {
                 let bytes = serializer.encode(value)?;
                 let text = String::from_utf8(bytes)
                     .map_err(|_| EncodeError::new("a spliced text is not UTF-8"))?;
-                Content::Json(Cow::Owned(text))
+                RawContent::Json(Cow::Owned(text))
             }
-            Serializer::MsgPack => Content::MsgPack(Cow::Owned(serializer.encode(value)?)),
-            Serializer::Yaml => Content::Value(Cow::Owned(Value::from_serialize(value)?)),
+            Serializer::MsgPack => RawContent::MsgPack(Cow::Owned(serializer.encode(value)?)),
+            Serializer::Yaml => RawContent::Value(Cow::Owned(Value::from_serialize(value)?)),
         };
         Ok(Self { content })
     }
@@ -327,9 +327,9 @@ impl Raw<'static> {
 impl PartialEq for Raw<'_> {
     fn eq(&self, other: &Self) -> bool {
         match (&self.content, &other.content) {
-            (Content::Json(a), Content::Json(b)) => a == b,
-            (Content::MsgPack(a), Content::MsgPack(b)) => a == b,
-            (Content::Value(a), Content::Value(b)) => a == b,
+            (RawContent::Json(a), RawContent::Json(b)) => a == b,
+            (RawContent::MsgPack(a), RawContent::MsgPack(b)) => a == b,
+            (RawContent::Value(a), RawContent::Value(b)) => a == b,
             _ => false,
         }
     }
@@ -338,9 +338,9 @@ impl PartialEq for Raw<'_> {
 impl fmt::Debug for Raw<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.content {
-            Content::Json(text) => f.debug_tuple("Raw::json").field(text).finish(),
-            Content::MsgPack(bytes) => f.debug_tuple("Raw::msgpack").field(bytes).finish(),
-            Content::Value(value) => f.debug_tuple("Raw::from_value").field(value).finish(),
+            RawContent::Json(text) => f.debug_tuple("Raw::json").field(text).finish(),
+            RawContent::MsgPack(bytes) => f.debug_tuple("Raw::msgpack").field(bytes).finish(),
+            RawContent::Value(value) => f.debug_tuple("Raw::from_value").field(value).finish(),
         }
     }
 }
@@ -352,11 +352,11 @@ impl Serialize for Raw<'_> {
     #[inline]
     fn serialize<S: SerdeSerializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match &self.content {
-            Content::Json(text) => serializer.serialize_newtype_struct(token::RAW_JSON, text),
-            Content::MsgPack(bytes) => {
-                serializer.serialize_newtype_struct(token::RAW_MSGPACK, &AsBytes(bytes))
+            RawContent::Json(text) => serializer.serialize_newtype_struct(token::RAW_JSON, text),
+            RawContent::MsgPack(bytes) => {
+                serializer.serialize_newtype_struct(token::RAW_MSGPACK, &SerializeBytes(bytes))
             }
-            Content::Value(value) => value.serialize(serializer),
+            RawContent::Value(value) => value.serialize(serializer),
         }
     }
 }
@@ -382,7 +382,7 @@ impl<'de> Visitor<'de> for RawVisitor {
     #[inline]
     fn visit_enum<A: EnumAccess<'de>>(self, data: A) -> Result<Raw<'de>, A::Error> {
         match data.variant::<SpecialTag>()? {
-            (SpecialTag::Ours(delivered::RAW_JSON), text) => {
+            (SpecialTag::Ours(tag::RAW_JSON), text) => {
                 text.newtype_variant::<&'de str>().map(Raw::json)
             }
             _ => Err(A::Error::custom("expected any value, found a tagged one")),
@@ -395,9 +395,9 @@ impl<'de> Visitor<'de> for RawVisitor {
 }
 
 /// Bytes that serialize as bytes, where serde writes `[u8]` as numbers.
-struct AsBytes<'a>(&'a [u8]);
+struct SerializeBytes<'a>(&'a [u8]);
 
-impl Serialize for AsBytes<'_> {
+impl Serialize for SerializeBytes<'_> {
     fn serialize<S: SerdeSerializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_bytes(self.0)
     }

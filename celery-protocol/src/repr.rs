@@ -7,11 +7,11 @@ use crate::codec::text::{Dialect, TextWriter, append};
 use crate::value::ExtendedKind;
 
 /// How long a representation becomes at most.
-const LIMIT: usize = 1024;
+const MAX_LENGTH: usize = 1024;
 
 /// How many containers are shown inside of each other, Celery's
 /// `task_repr_maxlevels`.
-const LEVELS: usize = 3;
+const MAX_LEVELS: usize = 3;
 
 const ELLIPSIS: &str = "...";
 
@@ -50,15 +50,15 @@ pub fn kwargs<K: Serialize + ?Sized>(kwargs: &K) -> String {
 fn repr<T: Serialize + ?Sized>(value: &T) -> Option<String> {
     let mut out = Vec::with_capacity(64);
     value
-        .serialize(&mut TextWriter::new(&mut out, Repr { level: 0 }))
+        .serialize(&mut TextWriter::new(&mut out, PythonRepr { level: 0 }))
         .ok()?;
     Some(truncated(String::from_utf8(out).ok()?))
 }
 
-/// At most [`LIMIT`] bytes, cut between two characters.
+/// At most [`MAX_LENGTH`] bytes, cut between two characters.
 fn truncated(mut text: String) -> String {
-    if text.len() > LIMIT {
-        let mut end = LIMIT - ELLIPSIS.len();
+    if text.len() > MAX_LENGTH {
+        let mut end = MAX_LENGTH - ELLIPSIS.len();
         while !text.is_char_boundary(end) {
             end -= 1;
         }
@@ -69,12 +69,12 @@ fn truncated(mut text: String) -> String {
 }
 
 /// Python's `repr`, as far as Celery's `saferepr` shows it.
-struct Repr {
+struct PythonRepr {
     /// How many containers are open.
     level: usize,
 }
 
-impl Dialect for Repr {
+impl Dialect for PythonRepr {
     const COMMA: &'static [u8] = b", ";
     const COLON: &'static [u8] = b": ";
     const TUPLE: [u8; 2] = *b"()";
@@ -95,7 +95,7 @@ impl Dialect for Repr {
         append(out, format_args!("{mantissa}e{sign}{exponent:0>2}"));
     }
 
-    fn odd_float(&self, out: &mut Vec<u8>, value: f64) {
+    fn non_finite_float(&self, out: &mut Vec<u8>, value: f64) {
         out.extend_from_slice(if value.is_nan() { b"nan" } else { b"inf" });
     }
 
@@ -169,7 +169,7 @@ impl Dialect for Repr {
 
     fn enter(&mut self) -> bool {
         self.level += 1;
-        self.level <= LEVELS
+        self.level <= MAX_LEVELS
     }
 
     fn leave(&mut self) {
@@ -177,7 +177,7 @@ impl Dialect for Repr {
     }
 
     fn is_full(&self, out: &[u8]) -> bool {
-        out.len() > LIMIT
+        out.len() > MAX_LENGTH
     }
 }
 
@@ -247,13 +247,13 @@ mod tests {
     fn long_ones_are_cut_between_characters() {
         let text = args(&("\u{e9}".repeat(5000),));
         assert!(
-            text.len() <= LIMIT && text.len() > LIMIT - 8,
+            text.len() <= MAX_LENGTH && text.len() > MAX_LENGTH - 8,
             "{}",
             text.len()
         );
         assert!(text.starts_with("('\u{e9}") && text.ends_with("\u{e9}..."));
         let many = args(&vec![7; 100_000]);
-        assert!(many.len() <= LIMIT && many.ends_with("..."));
+        assert!(many.len() <= MAX_LENGTH && many.ends_with("..."));
     }
 
     #[test]

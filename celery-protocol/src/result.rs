@@ -6,11 +6,11 @@ use serde::ser::{Serialize, SerializeMap, Serializer as SerdeSerializer};
 
 use crate::codec::Serializer;
 use crate::compression::Compression;
+use crate::cow_str::{CowStr, owned};
 use crate::error::{DecodeError, EncodeError};
 use crate::exception::Exception;
 use crate::raw::Raw;
 use crate::state::State;
-use crate::text::{Text, owned};
 
 /// What is known about the outcome of one task.
 #[derive(Clone, Debug, PartialEq)]
@@ -104,8 +104,8 @@ impl<'a> ResultDocument<'a> {
             has_status |= name == "status";
             let put = document.put(&name, &value);
             match put.map_err(|error| error.in_field(&name))? {
-                Put::Known => {}
-                Put::Unknown => document.extra.push((name, value)),
+                EntryKind::Known => {}
+                EntryKind::Unknown => document.extra.push((name, value)),
             }
         }
         if !has_status {
@@ -114,26 +114,26 @@ impl<'a> ResultDocument<'a> {
         Ok(document)
     }
 
-    fn put(&mut self, name: &str, value: &Raw<'a>) -> Result<Put, DecodeError> {
+    fn put(&mut self, name: &str, value: &Raw<'a>) -> Result<EntryKind, DecodeError> {
         match name {
-            "status" => self.status = State::named(&value.decode::<Text<'_>>()?.0),
+            "status" => self.status = State::named(&value.decode::<CowStr<'_>>()?.0),
             "result" => self.result = value.clone(),
-            "traceback" => self.traceback = text(value)?,
-            "children" => self.children = present(value),
-            "date_done" => self.date_done = text(value)?,
-            "group_id" => self.group_id = text(value)?,
-            "parent_id" => self.parent_id = text(value)?,
-            "name" => self.name = text(value)?,
-            "args" => self.args = present(value),
-            "kwargs" => self.kwargs = present(value),
-            "worker" => self.worker = text(value)?,
+            "traceback" => self.traceback = optional_text(value)?,
+            "children" => self.children = non_null(value),
+            "date_done" => self.date_done = optional_text(value)?,
+            "group_id" => self.group_id = optional_text(value)?,
+            "parent_id" => self.parent_id = optional_text(value)?,
+            "name" => self.name = optional_text(value)?,
+            "args" => self.args = non_null(value),
+            "kwargs" => self.kwargs = non_null(value),
+            "worker" => self.worker = optional_text(value)?,
             "retries" => self.retries = value.decode()?,
-            "queue" => self.queue = text(value)?,
-            "stamped_headers" => self.stamped_headers = present(value),
-            "task_id" => self.task_id = text(value)?.unwrap_or_default(),
-            _ => return Ok(Put::Unknown),
+            "queue" => self.queue = optional_text(value)?,
+            "stamped_headers" => self.stamped_headers = non_null(value),
+            "task_id" => self.task_id = optional_text(value)?.unwrap_or_default(),
+            _ => return Ok(EntryKind::Unknown),
         }
-        Ok(Put::Known)
+        Ok(EntryKind::Known)
     }
 
     /// Writes the document.
@@ -249,32 +249,32 @@ fn entry_if_set<M: SerializeMap, T: Serialize>(
 }
 
 /// Whether an entry has a field of its own.
-enum Put {
+enum EntryKind {
     Known,
     Unknown,
 }
 
-fn text<'a>(value: &Raw<'a>) -> Result<Option<Cow<'a, str>>, DecodeError> {
-    let text: Option<Text<'a>> = value.decode()?;
-    Ok(text.map(|Text(text)| text))
+fn optional_text<'a>(value: &Raw<'a>) -> Result<Option<Cow<'a, str>>, DecodeError> {
+    let text: Option<CowStr<'a>> = value.decode()?;
+    Ok(text.map(|CowStr(text)| text))
 }
 
-fn present<'a>(value: &Raw<'a>) -> Option<Raw<'a>> {
+fn non_null<'a>(value: &Raw<'a>) -> Option<Raw<'a>> {
     Some(value).filter(|value| !value.is_null()).cloned()
 }
 
 /// A document under `result_compression` of Celery 5.7: a mark, the content
 /// type of the compression, a zero byte, the compressed document.
-struct Compressed<'a> {
+struct CompressedDocument<'a> {
     content_type: &'a str,
     bytes: &'a [u8],
 }
 
-const MARK: &[u8] = b"\0celery-compressed\0";
+const COMPRESSION_MARK: &[u8] = b"\0celery-compressed\0";
 
-impl<'a> Compressed<'a> {
+impl<'a> CompressedDocument<'a> {
     fn split(document: &'a [u8]) -> Result<Option<Self>, DecodeError> {
-        let Some(rest) = document.strip_prefix(MARK) else {
+        let Some(rest) = document.strip_prefix(COMPRESSION_MARK) else {
             return Ok(None);
         };
         let parts = memchr::memchr(0, rest).map(|end| (&rest[..end], &rest[end + 1..]));
@@ -310,7 +310,7 @@ pub fn compress_document(
 ) -> Result<Vec<u8>, EncodeError> {
     let compressed = compression.compress(document)?;
     Ok([
-        MARK,
+        COMPRESSION_MARK,
         compression.content_type().as_bytes(),
         b"\0",
         &compressed,
@@ -327,7 +327,7 @@ pub fn compress_document(
 /// When the bytes are malformed or the compression's feature is off, or there
 /// are more than `limit` bytes.
 pub fn decompress_document(bytes: &[u8], limit: usize) -> Result<Cow<'_, [u8]>, DecodeError> {
-    match Compressed::split(bytes)? {
+    match CompressedDocument::split(bytes)? {
         None if bytes.len() > limit => {
             let error = DecodeError::from(crate::error::DecodeErrorKind::TooLarge { limit });
             Err(error.in_field("result document"))

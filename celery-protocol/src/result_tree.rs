@@ -22,7 +22,7 @@ pub struct ResultTree {
 }
 
 /// How many parents are written: readers nest as deep as the chain is long.
-const PARENTS_WRITTEN: usize = 50;
+const MAX_WRITTEN_PARENTS: usize = 50;
 
 impl ResultTree {
     /// The result of one task.
@@ -102,7 +102,7 @@ impl ResultTree {
     ///
     /// When it has another form.
     pub fn from_value(value: &Value) -> Result<Self, DecodeError> {
-        let wrong = || DecodeError::new("expected a result, [[id, parent], members]");
+        let unexpected_form = || DecodeError::new("expected a result, [[id, parent], members]");
         let mut parents: Vec<Self> = Vec::new();
         let mut first = None;
         let mut next = Some(value);
@@ -111,15 +111,15 @@ impl ResultTree {
                 Value::Str(id) => Self::task(id.as_str()),
                 Value::Array(parts) => {
                     let [pair, members] = parts.as_slice() else {
-                        return Err(wrong());
+                        return Err(unexpected_form());
                     };
                     let (id, parent) = match pair {
                         Value::Str(id) => (id, &Value::Null),
                         Value::Array(pair) => match pair.as_slice() {
                             [Value::Str(id), parent] => (id, parent),
-                            _ => return Err(wrong()),
+                            _ => return Err(unexpected_form()),
                         },
-                        _ => return Err(wrong()),
+                        _ => return Err(unexpected_form()),
                     };
                     next = Some(parent).filter(|parent| !parent.is_null());
                     match members {
@@ -128,22 +128,24 @@ impl ResultTree {
                             let members = members.iter().map(Self::from_value);
                             Self::group(id.as_str(), members.collect::<Result<_, _>>()?)
                         }
-                        _ => return Err(wrong()),
+                        _ => return Err(unexpected_form()),
                     }
                 }
-                _ => return Err(wrong()),
+                _ => return Err(unexpected_form()),
             };
             match first {
                 None => first = Some(node),
                 Some(_) => parents.push(node),
             }
         }
-        first.map(|node| Self { parents, ..node }).ok_or_else(wrong)
+        first
+            .map(|node| Self { parents, ..node })
+            .ok_or_else(unexpected_form)
     }
 
     /// Writes Celery's form, with the fifty nearest parents.
     pub fn to_value(&self) -> Value {
-        let written = self.parents.iter().take(PARENTS_WRITTEN);
+        let written = self.parents.iter().take(MAX_WRITTEN_PARENTS);
         let parent = written
             .rev()
             .fold(Value::Null, |farther, parent| parent.pair(farther));

@@ -30,16 +30,16 @@ pub enum State {
 }
 
 /// What Celery knows about a state.
-struct Row {
+struct StateRow {
     state: State,
     name: &'static str,
     /// Among two reports of one task the smaller number tells more.
     precedence: u8,
-    sets: Sets,
+    sets: StateSets,
 }
 
 /// Celery's sets of states.
-struct Sets {
+struct StateSets {
     /// No other state follows.
     ready: bool,
     /// The result is an exception.
@@ -48,7 +48,7 @@ struct Sets {
     propagates: bool,
 }
 
-impl Sets {
+impl StateSets {
     const NONE: Self = Self::of(false, false, false);
     const RETURNED: Self = Self::of(true, false, false);
     const RAISED: Self = Self::of(true, true, true);
@@ -63,8 +63,8 @@ impl Sets {
     }
 }
 
-const fn row(state: State, name: &'static str, precedence: u8, sets: Sets) -> Row {
-    Row {
+const fn row(state: State, name: &'static str, precedence: u8, sets: StateSets) -> StateRow {
+    StateRow {
         state,
         name,
         precedence,
@@ -75,16 +75,21 @@ const fn row(state: State, name: &'static str, precedence: u8, sets: Sets) -> Ro
 /// States that Celery's order does not name rank between failure and revoked.
 const CUSTOM_PRECEDENCE: u8 = 2;
 
-static TABLE: [Row; 9] = [
-    row(State::Success, "SUCCESS", 0, Sets::RETURNED),
-    row(State::Failure, "FAILURE", 1, Sets::RAISED),
-    row(State::Ignored, "IGNORED", CUSTOM_PRECEDENCE, Sets::NONE),
-    row(State::Revoked, "REVOKED", 3, Sets::RAISED),
-    row(State::Started, "STARTED", 4, Sets::NONE),
-    row(State::Received, "RECEIVED", 5, Sets::NONE),
-    row(State::Rejected, "REJECTED", 6, Sets::NONE),
-    row(State::Retry, "RETRY", 7, Sets::RETRIED),
-    row(State::Pending, "PENDING", 8, Sets::NONE),
+static TABLE: [StateRow; 9] = [
+    row(State::Success, "SUCCESS", 0, StateSets::RETURNED),
+    row(State::Failure, "FAILURE", 1, StateSets::RAISED),
+    row(
+        State::Ignored,
+        "IGNORED",
+        CUSTOM_PRECEDENCE,
+        StateSets::NONE,
+    ),
+    row(State::Revoked, "REVOKED", 3, StateSets::RAISED),
+    row(State::Started, "STARTED", 4, StateSets::NONE),
+    row(State::Received, "RECEIVED", 5, StateSets::NONE),
+    row(State::Rejected, "REJECTED", 6, StateSets::NONE),
+    row(State::Retry, "RETRY", 7, StateSets::RETRIED),
+    row(State::Pending, "PENDING", 8, StateSets::NONE),
 ];
 
 impl State {
@@ -128,7 +133,7 @@ impl State {
         self.row().map_or(CUSTOM_PRECEDENCE, |row| row.precedence)
     }
 
-    fn row(&self) -> Option<&'static Row> {
+    fn row(&self) -> Option<&'static StateRow> {
         TABLE.iter().find(|row| row.state == *self)
     }
 }

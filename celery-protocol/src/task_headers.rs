@@ -10,15 +10,15 @@ use std::time::SystemTime;
 use serde::de::{Deserialize, Deserializer, Error as _};
 use serde::ser::{Serialize, SerializeMap, Serializer as SerdeSerializer};
 
-use crate::codec::json::Spelling;
+use crate::codec::json::EncodedKey;
+use crate::cow_str::owned;
 use crate::error::DecodeError;
 use crate::raw::Raw;
-use crate::text::owned;
 use crate::time;
 
 pub use self::limits::TimeLimits;
-pub(crate) use self::read::Found;
-pub(crate) use self::write::Field;
+pub(crate) use self::read::ParsedHeaders;
+pub(crate) use self::write::HeaderValue;
 
 /// The headers of a task, as protocol version 2 carries them.
 ///
@@ -118,7 +118,7 @@ impl<'a> TaskHeaders<'a> {
     ///
     /// When `eta` is not a time.
     pub fn eta_time(&self) -> Result<Option<SystemTime>, DecodeError> {
-        instant(self.eta.as_deref(), "headers.eta")
+        parse_time(self.eta.as_deref(), "headers.eta")
     }
 
     /// When the task may no longer run.
@@ -127,7 +127,7 @@ impl<'a> TaskHeaders<'a> {
     ///
     /// When `expires` is not a time.
     pub fn expires_time(&self) -> Result<Option<SystemTime>, DecodeError> {
-        instant(self.expires.as_deref(), "headers.expires")
+        parse_time(self.expires.as_deref(), "headers.expires")
     }
 
     /// A header that Celery does not define.
@@ -163,33 +163,33 @@ impl<'a> TaskHeaders<'a> {
         }
     }
 
-    /// The same headers, lent.
+    /// The same headers, borrowed_text.
     pub fn borrowed(&self) -> TaskHeaders<'_> {
         TaskHeaders {
-            lang: lent(&self.lang),
-            task: lent(&self.task),
-            id: lent(&self.id),
-            shadow: lent_if_set(&self.shadow),
-            eta: lent_if_set(&self.eta),
-            expires: lent_if_set(&self.expires),
-            group: lent_if_set(&self.group),
+            lang: borrowed_text(&self.lang),
+            task: borrowed_text(&self.task),
+            id: borrowed_text(&self.id),
+            shadow: borrowed_option(&self.shadow),
+            eta: borrowed_option(&self.eta),
+            expires: borrowed_option(&self.expires),
+            group: borrowed_option(&self.group),
             group_index: self.group_index,
             retries: self.retries,
             timelimit: self.timelimit,
-            root_id: lent_if_set(&self.root_id),
-            parent_id: lent_if_set(&self.parent_id),
-            argsrepr: lent_if_set(&self.argsrepr),
-            kwargsrepr: lent_if_set(&self.kwargsrepr),
-            origin: lent_if_set(&self.origin),
+            root_id: borrowed_option(&self.root_id),
+            parent_id: borrowed_option(&self.parent_id),
+            argsrepr: borrowed_option(&self.argsrepr),
+            kwargsrepr: borrowed_option(&self.kwargsrepr),
+            origin: borrowed_option(&self.origin),
             ignore_result: self.ignore_result,
             replaced_task_nesting: self.replaced_task_nesting,
             stamped_headers: self.stamped_headers.clone(),
             stamps: self.stamps.clone(),
-            compression: lent_if_set(&self.compression),
+            compression: borrowed_option(&self.compression),
             extra: self
                 .extra
                 .iter()
-                .map(|(key, raw)| (lent(key), raw.clone()))
+                .map(|(key, raw)| (borrowed_text(key), raw.clone()))
                 .collect(),
         }
     }
@@ -197,7 +197,7 @@ impl<'a> TaskHeaders<'a> {
 
 impl<'de: 'a, 'a> Deserialize<'de> for TaskHeaders<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let found = Found::deserialize(deserializer)?;
+        let found = ParsedHeaders::deserialize(deserializer)?;
         match (found.has_task, found.has_id) {
             (true, true) => Ok(found.headers),
             (false, _) => Err(D::Error::missing_field("task")),
@@ -247,33 +247,33 @@ pub(crate) enum Header {
     Compression,
 }
 
-static TABLE: [(Spelling, Header); Header::COUNT] = [
-    (Spelling::new("\"lang\":"), Header::Lang),
-    (Spelling::new("\"task\":"), Header::Task),
-    (Spelling::new("\"id\":"), Header::Id),
-    (Spelling::new("\"shadow\":"), Header::Shadow),
-    (Spelling::new("\"eta\":"), Header::Eta),
-    (Spelling::new("\"expires\":"), Header::Expires),
-    (Spelling::new("\"group\":"), Header::Group),
-    (Spelling::new("\"group_index\":"), Header::GroupIndex),
-    (Spelling::new("\"retries\":"), Header::Retries),
-    (Spelling::new("\"timelimit\":"), Header::TimeLimit),
-    (Spelling::new("\"root_id\":"), Header::RootId),
-    (Spelling::new("\"parent_id\":"), Header::ParentId),
-    (Spelling::new("\"argsrepr\":"), Header::ArgsRepr),
-    (Spelling::new("\"kwargsrepr\":"), Header::KwargsRepr),
-    (Spelling::new("\"origin\":"), Header::Origin),
-    (Spelling::new("\"ignore_result\":"), Header::IgnoreResult),
+static TABLE: [(EncodedKey, Header); Header::COUNT] = [
+    (EncodedKey::new("\"lang\":"), Header::Lang),
+    (EncodedKey::new("\"task\":"), Header::Task),
+    (EncodedKey::new("\"id\":"), Header::Id),
+    (EncodedKey::new("\"shadow\":"), Header::Shadow),
+    (EncodedKey::new("\"eta\":"), Header::Eta),
+    (EncodedKey::new("\"expires\":"), Header::Expires),
+    (EncodedKey::new("\"group\":"), Header::Group),
+    (EncodedKey::new("\"group_index\":"), Header::GroupIndex),
+    (EncodedKey::new("\"retries\":"), Header::Retries),
+    (EncodedKey::new("\"timelimit\":"), Header::TimeLimit),
+    (EncodedKey::new("\"root_id\":"), Header::RootId),
+    (EncodedKey::new("\"parent_id\":"), Header::ParentId),
+    (EncodedKey::new("\"argsrepr\":"), Header::ArgsRepr),
+    (EncodedKey::new("\"kwargsrepr\":"), Header::KwargsRepr),
+    (EncodedKey::new("\"origin\":"), Header::Origin),
+    (EncodedKey::new("\"ignore_result\":"), Header::IgnoreResult),
     (
-        Spelling::new("\"replaced_task_nesting\":"),
+        EncodedKey::new("\"replaced_task_nesting\":"),
         Header::ReplacedTaskNesting,
     ),
     (
-        Spelling::new("\"stamped_headers\":"),
+        EncodedKey::new("\"stamped_headers\":"),
         Header::StampedHeaders,
     ),
-    (Spelling::new("\"stamps\":"), Header::Stamps),
-    (Spelling::new("\"compression\":"), Header::Compression),
+    (EncodedKey::new("\"stamps\":"), Header::Stamps),
+    (EncodedKey::new("\"compression\":"), Header::Compression),
 ];
 
 impl Header {
@@ -283,39 +283,39 @@ impl Header {
         TABLE[self as usize].0.name()
     }
 
-    pub(crate) fn named(name: &str) -> Option<Self> {
-        let (_, header) = TABLE.iter().find(|(spelling, _)| spelling.is(name))?;
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        let (_, header) = TABLE.iter().find(|(key, _)| key.has_name(name))?;
         Some(*header)
     }
 
     /// Finds a header, trying first the one at `place` of the table: senders
     /// write them in Python's order, so that the first look is mostly enough.
     #[inline]
-    fn named_near(name: &str, place: usize) -> Option<Self> {
+    fn from_expected_name(name: &str, place: usize) -> Option<Self> {
         match TABLE.get(place) {
-            Some((spelling, header)) if spelling.is(name) => Some(*header),
-            _ => Self::named(name),
+            Some((key, header)) if key.has_name(name) => Some(*header),
+            _ => Self::from_name(name),
         }
     }
 
     /// All headers by their names, in Python's order.
     #[inline]
-    pub(crate) fn table() -> &'static [(Spelling, Self)] {
+    pub(crate) fn table() -> &'static [(EncodedKey, Self)] {
         &TABLE
     }
 }
 
-fn instant(text: Option<&str>, field: &str) -> Result<Option<SystemTime>, DecodeError> {
+fn parse_time(text: Option<&str>, field: &str) -> Result<Option<SystemTime>, DecodeError> {
     let Some(text) = text else { return Ok(None) };
     let time = time::parse(text).map_err(|error| error.in_field(field))?;
     Ok(Some(time))
 }
 
-fn lent(text: &str) -> Cow<'_, str> {
+fn borrowed_text(text: &str) -> Cow<'_, str> {
     Cow::Borrowed(text)
 }
 
-fn lent_if_set<'b>(text: &'b Option<Cow<'_, str>>) -> Option<Cow<'b, str>> {
+fn borrowed_option<'b>(text: &'b Option<Cow<'_, str>>) -> Option<Cow<'b, str>> {
     text.as_deref().map(Cow::Borrowed)
 }
 
@@ -332,7 +332,7 @@ mod tests {
     fn table_follows_the_enum() {
         for (place, (name, header)) in TABLE.iter().enumerate() {
             assert_eq!(*header as usize, place);
-            assert_eq!(Header::named(header.name()), Some(*header));
+            assert_eq!(Header::from_name(header.name()), Some(*header));
             assert_eq!(name.text(), format!("\"{}\":", header.name()));
         }
     }

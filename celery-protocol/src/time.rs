@@ -29,12 +29,12 @@ use crate::error::DecodeError;
 ///
 /// When the text is no such time.
 pub fn parse(text: &str) -> Result<SystemTime, DecodeError> {
-    let refused = |reason: &dyn fmt::Display| {
+    let invalid = |reason: &dyn fmt::Display| {
         DecodeError::new(format!("{text:?} is no ISO 8601 time: {reason}"))
     };
-    let pieces = Pieces::parse(text).map_err(|error| refused(&error))?;
+    let pieces = Pieces::parse(text).map_err(|error| invalid(&error))?;
     if pieces.time_zone_annotation().is_some() {
-        return Err(refused(&"it names a time zone, not an offset"));
+        return Err(invalid(&"it names a time zone, not an offset"));
     }
     let local = pieces
         .date()
@@ -48,7 +48,7 @@ pub fn parse(text: &str) -> Result<SystemTime, DecodeError> {
     } else {
         UNIX_EPOCH.checked_add(distance)
     };
-    time.ok_or_else(|| refused(&"this system's clock does not reach it"))
+    time.ok_or_else(|| invalid(&"this system's clock does not reach it"))
 }
 
 /// Writes a time in UTC: `YYYY-MM-DDTHH:MM:SS[.ffffff]+00:00`, with
@@ -57,7 +57,7 @@ pub fn parse(text: &str) -> Result<SystemTime, DecodeError> {
 /// Times outside of the years 1 to 9999 are written as the nearest one inside,
 /// because Python has no others.
 pub fn format(time: SystemTime) -> String {
-    let time = civil(time).clamp(FIRST, LAST);
+    let time = civil(time).clamp(PYTHON_MIN, PYTHON_MAX);
     let micros = time.subsec_nanosecond() / 1000;
     let mut text = format!(
         "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}",
@@ -88,5 +88,5 @@ fn civil(time: SystemTime) -> DateTime {
 const EPOCH: DateTime = DateTime::constant(1970, 1, 1, 0, 0, 0, 0);
 
 /// Python's `datetime.min` and `datetime.max`.
-const FIRST: DateTime = DateTime::constant(1, 1, 1, 0, 0, 0, 0);
-const LAST: DateTime = DateTime::constant(9999, 12, 31, 23, 59, 59, 999_999_000);
+const PYTHON_MIN: DateTime = DateTime::constant(1, 1, 1, 0, 0, 0, 0);
+const PYTHON_MAX: DateTime = DateTime::constant(9999, 12, 31, 23, 59, 59, 999_999_000);

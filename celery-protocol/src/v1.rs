@@ -11,13 +11,13 @@ use crate::embed::Embed;
 use crate::error::{DecodeError, EncodeError};
 use crate::headers::Headers;
 use crate::raw::Raw;
-use crate::task_headers::{Field, Found, Header, TaskHeaders};
+use crate::task_headers::{Header, HeaderValue, ParsedHeaders, TaskHeaders};
 use crate::value::Value;
 
 /// Reads the mapping of protocol 1 as Celery's worker does: the old name
 /// `taskset` of a group wins over `group`, and there is no chain.
 pub(crate) fn read<'a>(raw: &Raw<'a>) -> Result<(TaskHeaders<'a>, Body<'a>), DecodeError> {
-    let found: Found<'a> = match raw.decode() {
+    let found: ParsedHeaders<'a> = match raw.decode() {
         Ok(found) => found,
         Err(error) => return Err(diagnose(raw, error)),
     };
@@ -32,7 +32,7 @@ pub(crate) fn read<'a>(raw: &Raw<'a>) -> Result<(TaskHeaders<'a>, Body<'a>), Dec
 
 /// Reads a message that has both the headers of version 2 and the body of
 /// version 1: the headers override the body.
-pub(crate) fn read_hybrid<'a>(
+pub(crate) fn read_mixed<'a>(
     headers: &Headers,
     body: &Raw<'_>,
 ) -> Result<(TaskHeaders<'a>, Body<'a>), DecodeError> {
@@ -70,7 +70,7 @@ fn take_body<'a>(headers: &mut TaskHeaders<'a>) -> Result<Body<'a>, DecodeError>
 }
 
 fn text<'a>(value: &Raw<'a>) -> Result<Option<Cow<'a, str>>, DecodeError> {
-    let text: Option<crate::text::Text<'a>> = value.decode()?;
+    let text: Option<crate::cow_str::CowStr<'a>> = value.decode()?;
     Ok(text.map(|text| text.0))
 }
 
@@ -86,7 +86,7 @@ fn diagnose(raw: &Raw<'_>, error: DecodeError) -> DecodeError {
             continue;
         };
         let alone = Value::Map([(Value::from(&*name), value)].into_iter().collect());
-        if let Err(error) = Found::deserialize(&alone) {
+        if let Err(error) = ParsedHeaders::deserialize(&alone) {
             return in_body(error.in_field(name));
         }
     }
@@ -123,7 +123,7 @@ where
         let message = "protocol 1 has none, link the steps as callbacks";
         return Err(EncodeError::new(message).in_field("embed.chain"));
     }
-    let mut out = Vec::with_capacity(2 * body::TYPICAL_SIZE);
+    let mut out = Vec::with_capacity(2 * body::INITIAL_CAPACITY);
     if serializer == Serializer::Json {
         write_json(&mut out, headers, args, kwargs, embed, utc)?;
         return Ok(out);
@@ -165,7 +165,7 @@ fn write_json_metadata(
     utc: bool,
 ) -> Result<(), EncodeError> {
     let header = |out: &mut Vec<u8>, header: Header| {
-        let written = headers.field(header).write(Serializer::Json, out);
+        let written = headers.header_value(header).write(Serializer::Json, out);
         written.map_err(|error| error.in_field(header.name()))
     };
     let slot = |out: &mut Vec<u8>, name, slot: &Option<Raw<'_>>| {
@@ -231,14 +231,14 @@ where
         entry.write_name(serializer, out);
         let name = entry.name;
         match entry.source {
-            Source::Args => body::write_args(serializer, out, args)?,
-            Source::Kwargs => body::write_kwargs(serializer, out, kwargs)?,
-            Source::Utc => write(serializer, out, name, &utc)?,
-            Source::Callbacks => write_slot(serializer, out, name, &embed.callbacks)?,
-            Source::Errbacks => write_slot(serializer, out, name, &embed.errbacks)?,
-            Source::Chord => write_slot(serializer, out, name, &embed.chord)?,
-            Source::Header(header) => headers
-                .field(header)
+            EntrySource::Args => body::write_args(serializer, out, args)?,
+            EntrySource::Kwargs => body::write_kwargs(serializer, out, kwargs)?,
+            EntrySource::Utc => write(serializer, out, name, &utc)?,
+            EntrySource::Callbacks => write_slot(serializer, out, name, &embed.callbacks)?,
+            EntrySource::Errbacks => write_slot(serializer, out, name, &embed.errbacks)?,
+            EntrySource::Chord => write_slot(serializer, out, name, &embed.chord)?,
+            EntrySource::Header(header) => headers
+                .header_value(header)
                 .write(serializer, out)
                 .map_err(|error| error.in_field(name))?,
         }
@@ -250,16 +250,16 @@ where
 }
 
 /// One entry of the mapping.
-struct Entry {
+struct BodyEntry {
     name: &'static str,
     /// What JSON has before the value: punctuation, quotes, the name.
     json: &'static str,
-    source: Source,
+    source: EntrySource,
 }
 
 /// Where the value of an entry comes from.
 #[derive(Clone, Copy)]
-enum Source {
+enum EntrySource {
     Header(Header),
     Args,
     Kwargs,
@@ -270,34 +270,46 @@ enum Source {
 }
 
 /// The mapping in Python's order. A group goes by its old name too.
-const ENTRIES: [Entry; 15] = [
-    entry("task", "{\"task\":", Source::Header(Header::Task)),
-    entry("id", ",\"id\":", Source::Header(Header::Id)),
-    entry("args", ",\"args\":", Source::Args),
-    entry("kwargs", ",\"kwargs\":", Source::Kwargs),
-    entry("group", ",\"group\":", Source::Header(Header::Group)),
+const ENTRIES: [BodyEntry; 15] = [
+    entry("task", "{\"task\":", EntrySource::Header(Header::Task)),
+    entry("id", ",\"id\":", EntrySource::Header(Header::Id)),
+    entry("args", ",\"args\":", EntrySource::Args),
+    entry("kwargs", ",\"kwargs\":", EntrySource::Kwargs),
+    entry("group", ",\"group\":", EntrySource::Header(Header::Group)),
     entry(
         "group_index",
         ",\"group_index\":",
-        Source::Header(Header::GroupIndex),
+        EntrySource::Header(Header::GroupIndex),
     ),
-    entry("retries", ",\"retries\":", Source::Header(Header::Retries)),
-    entry("eta", ",\"eta\":", Source::Header(Header::Eta)),
-    entry("expires", ",\"expires\":", Source::Header(Header::Expires)),
-    entry("utc", ",\"utc\":", Source::Utc),
-    entry("callbacks", ",\"callbacks\":", Source::Callbacks),
-    entry("errbacks", ",\"errbacks\":", Source::Errbacks),
+    entry(
+        "retries",
+        ",\"retries\":",
+        EntrySource::Header(Header::Retries),
+    ),
+    entry("eta", ",\"eta\":", EntrySource::Header(Header::Eta)),
+    entry(
+        "expires",
+        ",\"expires\":",
+        EntrySource::Header(Header::Expires),
+    ),
+    entry("utc", ",\"utc\":", EntrySource::Utc),
+    entry("callbacks", ",\"callbacks\":", EntrySource::Callbacks),
+    entry("errbacks", ",\"errbacks\":", EntrySource::Errbacks),
     entry(
         "timelimit",
         ",\"timelimit\":",
-        Source::Header(Header::TimeLimit),
+        EntrySource::Header(Header::TimeLimit),
     ),
-    entry("taskset", ",\"taskset\":", Source::Header(Header::Group)),
-    entry("chord", ",\"chord\":", Source::Chord),
+    entry(
+        "taskset",
+        ",\"taskset\":",
+        EntrySource::Header(Header::Group),
+    ),
+    entry("chord", ",\"chord\":", EntrySource::Chord),
 ];
 
-const fn entry(name: &'static str, json: &'static str, source: Source) -> Entry {
-    Entry { name, json, source }
+const fn entry(name: &'static str, json: &'static str, source: EntrySource) -> BodyEntry {
+    BodyEntry { name, json, source }
 }
 
 /// In msgpack a "fixmap" of fifteen, the largest there is, opens with this.
@@ -306,7 +318,7 @@ const FIXMAP_15: u8 = 0x8f;
 /// In msgpack a "fixstr" carries its length, under 32, in its first byte.
 const FIXSTR: u8 = 0xa0;
 
-impl Entry {
+impl BodyEntry {
     /// Writes all that comes before the value.
     #[inline]
     fn write_name(&self, serializer: Serializer, out: &mut Vec<u8>) {
@@ -336,7 +348,7 @@ fn write_slot(
     name: &str,
     slot: &Option<Raw<'_>>,
 ) -> Result<(), EncodeError> {
-    let field = slot.as_ref().map_or(Field::Null, Field::Raw);
+    let field = slot.as_ref().map_or(HeaderValue::Null, HeaderValue::Raw);
     let written = field.write(serializer, out);
     written.map_err(|error| error.in_field(name))
 }
@@ -484,10 +496,10 @@ mod tests {
             .map(|(name, text)| (Value::from(name), Value::from(text)));
         let headers = Headers::from_map(map.collect());
         let body = Raw::json(r#"{"task":"other","args":[1],"eta":null,"retries":4}"#);
-        let (read, body) = read_hybrid(&headers, &body).unwrap();
+        let (read, body) = read_mixed(&headers, &body).unwrap();
         assert_eq!((&*read.task, &*read.id, read.retries), ("t", "i", 4));
         assert!(read.eta_time().unwrap().is_some());
         assert_eq!(body.arguments().unwrap().positional.len(), 1);
-        assert!(read_hybrid(&headers, &Raw::json("{}")).is_err());
+        assert!(read_mixed(&headers, &Raw::json("{}")).is_err());
     }
 }

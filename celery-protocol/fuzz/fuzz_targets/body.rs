@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use celery_protocol::{Body, Raw, Serializer, Signature, encode_body};
+use celery_protocol::{Body, Raw, Serializer, WireSignature, encode_body};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -41,7 +41,7 @@ fuzz_target!(|data: &[u8]| {
 /// Follows the first signature of each level down.
 fn walk(raw: &Raw<'_>) {
     let mut raw = raw.clone();
-    while let Ok(signature) = Signature::read(&raw) {
+    while let Ok(signature) = WireSignature::read(&raw) {
         let _ = (signature.is_compound(), signature.option("task_id"));
         raw = signature.kwargs;
     }

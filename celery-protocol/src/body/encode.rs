@@ -34,8 +34,8 @@ where
     A: Serialize + ?Sized,
     K: Serialize + ?Sized,
 {
-    let syntax = Syntax::of(serializer);
-    let mut out = Vec::with_capacity(TYPICAL_SIZE);
+    let syntax = ArraySyntax::of(serializer);
+    let mut out = Vec::with_capacity(INITIAL_CAPACITY);
     out.extend_from_slice(syntax.open);
     write_args(serializer, &mut out, args)?;
     out.extend_from_slice(syntax.separator);
@@ -47,16 +47,16 @@ where
 }
 
 /// Larger bodies grow the buffer; most calls have a few small arguments.
-pub(crate) const TYPICAL_SIZE: usize = 256;
+pub(crate) const INITIAL_CAPACITY: usize = 256;
 
 /// How an array of three is written around its elements.
-struct Syntax {
+struct ArraySyntax {
     open: &'static [u8],
     separator: &'static [u8],
     close: &'static [u8],
 }
 
-impl Syntax {
+impl ArraySyntax {
     #[inline]
     fn of(serializer: Serializer) -> Self {
         match serializer {
@@ -90,9 +90,9 @@ pub(crate) fn write_args<A: Serialize + ?Sized>(
     serializer
         .encode_into(out, args)
         .map_err(|error| error.in_field("args"))?;
-    match Shape::of(serializer, &out[start..]) {
-        Shape::Array => Ok(()),
-        Shape::Null => {
+    match WrittenShape::of(serializer, &out[start..]) {
+        WrittenShape::Array => Ok(()),
+        WrittenShape::Null => {
             out.truncate(start);
             out.extend_from_slice(if serializer == Serializer::MsgPack {
                 b"\x90"
@@ -101,7 +101,7 @@ pub(crate) fn write_args<A: Serialize + ?Sized>(
             });
             Ok(())
         }
-        Shape::Map | Shape::Other => Err(wrong_shape("args", "an array")),
+        WrittenShape::Map | WrittenShape::Other => Err(wrong_shape("args", "an array")),
     }
 }
 
@@ -116,9 +116,9 @@ pub(crate) fn write_kwargs<K: Serialize + ?Sized>(
     serializer
         .encode_into(out, kwargs)
         .map_err(|error| error.in_field("kwargs"))?;
-    match Shape::of(serializer, &out[start..]) {
-        Shape::Map => check_keys(serializer, &out[start..]),
-        Shape::Null => {
+    match WrittenShape::of(serializer, &out[start..]) {
+        WrittenShape::Map => check_keys(serializer, &out[start..]),
+        WrittenShape::Null => {
             out.truncate(start);
             out.extend_from_slice(if serializer == Serializer::MsgPack {
                 b"\x80"
@@ -127,7 +127,7 @@ pub(crate) fn write_kwargs<K: Serialize + ?Sized>(
             });
             Ok(())
         }
-        Shape::Array | Shape::Other => Err(wrong_shape("kwargs", "a map")),
+        WrittenShape::Array | WrittenShape::Other => Err(wrong_shape("kwargs", "a map")),
     }
 }
 
@@ -160,14 +160,14 @@ fn check_keys(serializer: Serializer, kwargs: &[u8]) -> Result<(), EncodeError> 
 
 /// What kind of value was written, told from its first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Shape {
+enum WrittenShape {
     Null,
     Array,
     Map,
     Other,
 }
 
-impl Shape {
+impl WrittenShape {
     #[inline]
     fn of(serializer: Serializer, written: &[u8]) -> Self {
         match (serializer, written) {

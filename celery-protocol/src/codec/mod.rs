@@ -12,11 +12,11 @@ pub(crate) mod token;
 pub(crate) mod yaml;
 
 /// How deep values may be nested that are decoded into types, which recurses.
-pub(crate) const DECODE_DEPTH: usize = 128;
+pub(crate) const MAX_DECODE_DEPTH: usize = 128;
 
 /// How deep values may be nested that are only passed over, which does not
 /// recurse.
-pub(crate) const SCAN_DEPTH: usize = 1000;
+pub(crate) const MAX_SCAN_DEPTH: usize = 1000;
 
 /// A way to write values as bytes, one of those that Python Celery knows.
 ///
@@ -35,27 +35,27 @@ pub enum Serializer {
 }
 
 /// One row per serializer, in the order of the enum.
-struct Row {
+struct SerializerRow {
     serializer: Serializer,
     name: &'static str,
     content_type: &'static str,
     content_encoding: &'static str,
 }
 
-static TABLE: [Row; 3] = [
-    Row {
+static TABLE: [SerializerRow; 3] = [
+    SerializerRow {
         serializer: Serializer::Json,
         name: "json",
         content_type: "application/json",
         content_encoding: "utf-8",
     },
-    Row {
+    SerializerRow {
         serializer: Serializer::MsgPack,
         name: "msgpack",
         content_type: "application/x-msgpack",
         content_encoding: "binary",
     },
-    Row {
+    SerializerRow {
         serializer: Serializer::Yaml,
         name: "yaml",
         content_type: "application/x-yaml",
@@ -64,7 +64,7 @@ static TABLE: [Row; 3] = [
 ];
 
 /// Content types that Celery knows and this crate never reads, with the reason.
-const REFUSED: [(&str, &str, &str); 2] = [
+const REFUSED_CONTENT: [(&str, &str, &str); 2] = [
     (
         "pickle",
         "application/x-python-serialize",
@@ -155,7 +155,7 @@ impl Serializer {
         .map_err(|error| error.in_content_type(self.content_type()))
     }
 
-    fn row(self) -> &'static Row {
+    fn row(self) -> &'static SerializerRow {
         &TABLE[self as usize]
     }
 }
@@ -204,7 +204,7 @@ impl Accept {
     {
         let mut accept = Self::of([]);
         for name in names {
-            let serializer = named(name.as_ref())?;
+            let serializer = serializer_named(name.as_ref())?;
             accept.accepted[serializer as usize] = true;
         }
         Ok(accept)
@@ -236,12 +236,15 @@ impl Default for Accept {
     }
 }
 
-fn named(name: &str) -> Result<Serializer, DecodeError> {
+fn serializer_named(name: &str) -> Result<Serializer, DecodeError> {
     let found = Serializer::from_name(name).or_else(|| Serializer::from_content_type(name));
     if let Some(serializer) = found {
         return Ok(serializer);
     }
-    match REFUSED.iter().find(|row| row.0 == name || row.1 == name) {
+    match REFUSED_CONTENT
+        .iter()
+        .find(|row| row.0 == name || row.1 == name)
+    {
         Some((_, content_type, reason)) => Err(DecodeError::refused(content_type, reason)),
         None => Err(DecodeError::unknown("serializer", name)),
     }
@@ -249,7 +252,7 @@ fn named(name: &str) -> Result<Serializer, DecodeError> {
 
 #[cold]
 fn refusal(content_type: &str) -> DecodeError {
-    let reason = match REFUSED.iter().find(|row| row.1 == content_type) {
+    let reason = match REFUSED_CONTENT.iter().find(|row| row.1 == content_type) {
         Some((.., reason)) => reason,
         None => "not in the accept-list",
     };
@@ -296,7 +299,7 @@ mod tests {
 
     #[test]
     fn pickle_and_auth_are_refused_by_name() {
-        for (name, content_type, _) in REFUSED {
+        for (name, content_type, _) in REFUSED_CONTENT {
             assert!(Accept::from_names([name]).unwrap_err().is_refused());
             let error = Accept::json().check(content_type).unwrap_err();
             assert_eq!(error.content_type(), Some(content_type));

@@ -22,18 +22,18 @@ pub(crate) const RAW_MSGPACK: &str = "$celery::RawMsgPack";
 pub(crate) const BIG_INT: &str = "$celery::BigInt";
 
 /// The first byte of every name, to tell them from others quickly.
-const MARK: u8 = b'$';
+const TOKEN_PREFIX: u8 = b'$';
 
 /// Whether a newtype struct with this name may be one of ours.
 #[inline]
 pub(crate) fn is_token(name: &str) -> bool {
-    name.as_bytes().first() == Some(&MARK)
+    name.as_bytes().first() == Some(&TOKEN_PREFIX)
 }
 
 /// What a reader delivers through `visit_enum` when it was asked for
 /// [`VALUE`] or [`RAW`] and the data model has no method for it. The index
 /// travels as `u64`, which no foreign format uses to name a variant.
-pub(crate) mod delivered {
+pub(crate) mod tag {
     /// The digits of an integer beyond 64 bits.
     pub(crate) const BIG_INT: u64 = 0;
     /// The text of a JSON value.

@@ -5,11 +5,11 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use serde::Deserialize;
 
-use crate::codec::json::{self, Kind, Name, Reader};
+use crate::codec::json::{self, JsonReader, KeyMatch, ValueKind};
+use crate::cow_str::CowStr;
 use crate::error::{DecodeError, DecodeErrorKind};
 use crate::raw::Raw;
 use crate::task_headers::{Header, TaskHeaders, TimeLimits};
-use crate::text::Text;
 
 /// The text of a JSON object with an index of its entries.
 ///
@@ -18,13 +18,13 @@ use crate::text::Text;
 #[derive(Clone, Debug)]
 pub(crate) struct JsonHeaders {
     text: Bytes,
-    index: Index,
+    index: HeaderIndex,
 }
 
 impl JsonHeaders {
     /// Takes a text that is one JSON object and nothing else.
     pub(super) fn read(text: &Bytes) -> Result<Box<Self>, DecodeError> {
-        let mut reader = Reader::new(json::text(text)?);
+        let mut reader = JsonReader::new(json::text(text)?);
         let read = if reader.at_map() {
             Self::read_next(&mut reader, text).and_then(|headers| {
                 reader.end()?;
@@ -40,7 +40,7 @@ impl JsonHeaders {
     /// The index is large enough to be filled where it stays.
     #[inline]
     pub(crate) fn read_next(
-        reader: &mut Reader<'_>,
+        reader: &mut JsonReader<'_>,
         text: &Bytes,
     ) -> Result<Box<Self>, DecodeError> {
         if u32::try_from(text.len()).is_err() {
@@ -51,7 +51,7 @@ impl JsonHeaders {
         let start = reader.offset();
         let mut headers = Box::new(Self {
             text: Bytes::new(),
-            index: Index::default(),
+            index: HeaderIndex::default(),
         });
         headers.index.read(reader, start)?;
         headers.text = text.slice(start..reader.offset());
@@ -68,7 +68,7 @@ impl JsonHeaders {
 
     /// The value of one header. The last one wins, as in Python's dict.
     pub(super) fn find(&self, name: &str) -> Result<Option<Raw<'_>>, DecodeError> {
-        if let Some(header) = Header::named(name) {
+        if let Some(header) = Header::from_name(name) {
             return self.find_known(header);
         }
         for entry in self.index.others.iter().rev() {
@@ -84,7 +84,7 @@ impl JsonHeaders {
     #[inline]
     pub(super) fn find_known(&self, header: Header) -> Result<Option<Raw<'_>>, DecodeError> {
         match self.index.kinds[header as usize] {
-            Kind::None => Ok(None),
+            ValueKind::Absent => Ok(None),
             _ => json::text(self.index.known[header as usize].of(&self.text))
                 .map(|text| Some(Raw::json(text))),
         }
@@ -93,11 +93,11 @@ impl JsonHeaders {
     /// The headers of a task; `None` when `task` is missing.
     #[inline]
     pub(super) fn task(&self) -> Result<Option<TaskHeaders<'_>>, DecodeError> {
-        if let Kind::None = self.index.kinds[Header::Task as usize] {
+        if let ValueKind::Absent = self.index.kinds[Header::Task as usize] {
             return Ok(None);
         }
         let text = json::text(&self.text)?;
-        Known {
+        KnownHeaders {
             text,
             index: &self.index,
         }
@@ -108,15 +108,15 @@ impl JsonHeaders {
 
 /// Celery's own headers, once the text is known to be one.
 #[derive(Clone, Copy)]
-struct Known<'a> {
+struct KnownHeaders<'a> {
     text: &'a str,
-    index: &'a Index,
+    index: &'a HeaderIndex,
 }
 
-impl<'a> Known<'a> {
+impl<'a> KnownHeaders<'a> {
     #[inline]
     fn task(self) -> Result<TaskHeaders<'a>, DecodeError> {
-        if let Kind::None = self.kind(Header::Id) {
+        if let ValueKind::Absent = self.kind(Header::Id) {
             return Err(DecodeError::new("a task message must have one").in_field("id"));
         }
         Ok(TaskHeaders {
@@ -146,7 +146,7 @@ impl<'a> Known<'a> {
     }
 
     #[inline]
-    fn kind(self, header: Header) -> Kind {
+    fn kind(self, header: Header) -> ValueKind {
         self.index.kinds[header as usize]
     }
 
@@ -160,19 +160,19 @@ impl<'a> Known<'a> {
     #[inline]
     fn text_of(self, header: Header) -> Result<Option<Cow<'a, str>>, DecodeError> {
         match self.kind(header) {
-            Kind::None | Kind::Null => Ok(None),
-            Kind::PlainText => {
+            ValueKind::Absent | ValueKind::Null => Ok(None),
+            ValueKind::PlainText => {
                 let Span { start, end } = self.index.known[header as usize];
                 let within = start as usize + 1..end as usize - 1;
                 Ok(Some(Cow::Borrowed(&self.text[within])))
             }
-            Kind::Other => self.odd_text_of(header),
+            ValueKind::Other => self.decoded_text_of(header),
         }
     }
 
-    fn odd_text_of(self, header: Header) -> Result<Option<Cow<'a, str>>, DecodeError> {
-        let text: Option<Text<'a>> = self.decode(header)?;
-        Ok(text.map(|Text(text)| text))
+    fn decoded_text_of(self, header: Header) -> Result<Option<Cow<'a, str>>, DecodeError> {
+        let text: Option<CowStr<'a>> = self.decode(header)?;
+        Ok(text.map(|CowStr(text)| text))
     }
 
     #[inline]
@@ -186,7 +186,7 @@ impl<'a> Known<'a> {
     #[inline]
     fn decode<T: Deserialize<'a>>(self, header: Header) -> Result<Option<T>, DecodeError> {
         match self.kind(header) {
-            Kind::None | Kind::Null => Ok(None),
+            ValueKind::Absent | ValueKind::Null => Ok(None),
             _ => match json::read_text(self.value(header)) {
                 Ok(value) => Ok(Some(value)),
                 Err(error) => Err(error.in_field(header.name())),
@@ -223,7 +223,7 @@ impl<'a> Known<'a> {
     #[inline]
     fn raw(self, header: Header) -> Option<Raw<'a>> {
         match self.kind(header) {
-            Kind::None | Kind::Null => None,
+            ValueKind::Absent | ValueKind::Null => None,
             _ => Some(Raw::json(self.value(header))),
         }
     }
@@ -241,39 +241,39 @@ impl<'a> Known<'a> {
 
 /// Where the entries of an object are, counted from its start.
 #[derive(Clone, Debug, Default)]
-struct Index {
+struct HeaderIndex {
     /// The values of Celery's own headers, in the order of their table.
     known: [Span; Header::COUNT],
     /// What those values are.
-    kinds: [Kind; Header::COUNT],
+    kinds: [ValueKind; Header::COUNT],
     /// The other entries, from their key on.
     others: Vec<Span>,
     count: usize,
 }
 
-impl Index {
+impl HeaderIndex {
     #[inline]
-    fn read(&mut self, reader: &mut Reader<'_>, origin: usize) -> Result<(), DecodeError> {
+    fn read(&mut self, reader: &mut JsonReader<'_>, origin: usize) -> Result<(), DecodeError> {
         let mut place = 0;
         reader.entries(|reader| {
-            let usual = Header::table().get(place..).unwrap_or_default();
-            reader.skip_usual(usual, |header, value, kind| {
+            let remaining = Header::table().get(place..).unwrap_or_default();
+            reader.skip_common_entries(remaining, |header, value, kind| {
                 self.known[header as usize] = Span::new(value.start - origin, value.end - origin);
                 self.kinds[header as usize] = kind;
                 self.count += 1;
                 place += 1;
             });
             let start = reader.offset() - origin;
-            let name = reader.name_near(Header::table(), &mut place)?;
+            let name = reader.expected_key(Header::table(), &mut place)?;
             let (value, kind) = reader.skip()?;
             let end = reader.offset() - origin;
             self.count += 1;
             match name {
-                Name::Known(header) => {
+                KeyMatch::Known(header) => {
                     self.known[header as usize] = Span::new(value - origin, end);
                     self.kinds[header as usize] = kind;
                 }
-                Name::Other(_) => self.others.push(Span::new(start, end)),
+                KeyMatch::Other(_) => self.others.push(Span::new(start, end)),
             }
             Ok(())
         })

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use crate::codec::Serializer;
-use crate::codec::json::{self, Name, Reader, Spelling};
+use crate::codec::json::{self, EncodedKey, JsonReader, KeyMatch};
 use crate::error::{DecodeError, EncodeError};
 use crate::headers::{Headers, JsonHeaders};
 use crate::kombu::base64;
@@ -37,7 +37,7 @@ pub fn encode(
     delivery_tag: &str,
 ) -> Result<Vec<u8>, EncodeError> {
     let properties = &message.properties;
-    let mut out = Writer::new(&message.body);
+    let mut out = EnvelopeWriter::new(&message.body);
     out.raw("{\"body\":\"").base64(&message.body).raw("\"");
     out.member(",\"content-encoding\":", &properties.content_encoding)?;
     out.member(",\"content-type\":", &properties.content_type)?;
@@ -53,7 +53,7 @@ pub fn encode(
 /// In Python's order. kombu's consumers need `delivery_info`, `priority` and
 /// `delivery_tag` to be there.
 fn write_properties(
-    out: &mut Writer,
+    out: &mut EnvelopeWriter,
     properties: &Properties,
     route: Route<'_>,
     delivery_tag: &str,
@@ -65,7 +65,7 @@ fn write_properties(
     out.member(",\"reply_to\":", &properties.reply_to)?;
     out.member(
         ",\"delivery_mode\":",
-        &properties.delivery_mode.unwrap_or(PERSISTENT),
+        &properties.delivery_mode.unwrap_or(DELIVERY_MODE_PERSISTENT),
     )?;
     if let Some(expiration) = &properties.expiration {
         out.member(",\"expiration\":", expiration)?;
@@ -90,17 +90,17 @@ fn write_properties(
     Ok(())
 }
 
-const PERSISTENT: u8 = 2;
+const DELIVERY_MODE_PERSISTENT: u8 = 2;
 
-struct Writer {
+struct EnvelopeWriter {
     buffer: Vec<u8>,
 }
 
-impl Writer {
+impl EnvelopeWriter {
     fn new(body: &[u8]) -> Self {
         // Names, headers and properties of a usual task, and the body.
-        const AROUND: usize = 1024;
-        let buffer = Vec::with_capacity(AROUND + body.len().div_ceil(3) * 4);
+        const OVERHEAD: usize = 1024;
+        let buffer = Vec::with_capacity(OVERHEAD + body.len().div_ceil(3) * 4);
         Self { buffer }
     }
 
@@ -201,7 +201,7 @@ struct Envelope<'a> {
 
 /// The entries that Python writes.
 #[derive(Clone, Copy)]
-enum Entry {
+enum EnvelopeEntry {
     Body,
     ContentEncoding,
     ContentType,
@@ -210,30 +210,40 @@ enum Entry {
 }
 
 /// In Python's order.
-static NAMES: [(Spelling, Entry); 5] = [
-    (Spelling::new("\"body\":"), Entry::Body),
+static NAMES: [(EncodedKey, EnvelopeEntry); 5] = [
+    (EncodedKey::new("\"body\":"), EnvelopeEntry::Body),
     (
-        Spelling::new("\"content-encoding\":"),
-        Entry::ContentEncoding,
+        EncodedKey::new("\"content-encoding\":"),
+        EnvelopeEntry::ContentEncoding,
     ),
-    (Spelling::new("\"content-type\":"), Entry::ContentType),
-    (Spelling::new("\"headers\":"), Entry::Headers),
-    (Spelling::new("\"properties\":"), Entry::Properties),
+    (
+        EncodedKey::new("\"content-type\":"),
+        EnvelopeEntry::ContentType,
+    ),
+    (EncodedKey::new("\"headers\":"), EnvelopeEntry::Headers),
+    (
+        EncodedKey::new("\"properties\":"),
+        EnvelopeEntry::Properties,
+    ),
 ];
 
 impl<'a> Envelope<'a> {
     #[inline]
     fn read(&mut self, raw: &'a Bytes) -> Result<(), DecodeError> {
-        let mut reader = Reader::new(json::text(raw)?);
+        let mut reader = JsonReader::new(json::text(raw)?);
         let mut place = 0;
         let read = reader.entries(|reader| {
-            match reader.name_near(&NAMES, &mut place)? {
-                Name::Known(Entry::Body) => self.body = reader.text()?,
-                Name::Known(Entry::ContentType) => self.content_type = reader.text()?,
-                Name::Known(Entry::ContentEncoding) => self.content_encoding = reader.text()?,
-                Name::Known(Entry::Headers) => self.headers = read_headers(reader, raw)?,
-                Name::Known(Entry::Properties) => self.properties.read(reader)?,
-                Name::Other(_) => {
+            match reader.expected_key(&NAMES, &mut place)? {
+                KeyMatch::Known(EnvelopeEntry::Body) => self.body = reader.text()?,
+                KeyMatch::Known(EnvelopeEntry::ContentType) => self.content_type = reader.text()?,
+                KeyMatch::Known(EnvelopeEntry::ContentEncoding) => {
+                    self.content_encoding = reader.text()?
+                }
+                KeyMatch::Known(EnvelopeEntry::Headers) => {
+                    self.headers = read_headers(reader, raw)?
+                }
+                KeyMatch::Known(EnvelopeEntry::Properties) => self.properties.read(reader)?,
+                KeyMatch::Other(_) => {
                     reader.skip()?;
                 }
             }
@@ -244,7 +254,7 @@ impl<'a> Envelope<'a> {
     }
 }
 
-fn read_headers(reader: &mut Reader<'_>, raw: &Bytes) -> Result<Headers, DecodeError> {
+fn read_headers(reader: &mut JsonReader<'_>, raw: &Bytes) -> Result<Headers, DecodeError> {
     if reader.at_map() {
         return JsonHeaders::read_next(reader, raw).map(Headers::from_indexed_json);
     }

@@ -6,19 +6,19 @@ use std::fmt;
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
 
 use super::{Header, TaskHeaders};
+use crate::cow_str::CowStr;
 use crate::error::DecodeError;
 use crate::raw::Raw;
-use crate::text::Text;
 
 /// A mapping read as headers, before it is known to be a task's.
 #[derive(Debug)]
-pub(crate) struct Found<'a> {
+pub(crate) struct ParsedHeaders<'a> {
     pub(crate) headers: TaskHeaders<'a>,
     pub(super) has_task: bool,
     pub(super) has_id: bool,
 }
 
-impl<'a> Found<'a> {
+impl<'a> ParsedHeaders<'a> {
     /// The headers of a task; `None` when `task` is missing.
     pub(crate) fn task(self) -> Result<Option<TaskHeaders<'a>>, DecodeError> {
         match (self.has_task, self.has_id) {
@@ -50,7 +50,7 @@ impl<'a> Found<'a> {
             Header::Expires => headers.expires = optional_text(map)?,
             Header::Group => headers.group = optional_text(map)?,
             Header::GroupIndex => headers.group_index = map.next_value()?,
-            Header::Retries => headers.retries = optional(map)?,
+            Header::Retries => headers.retries = optional_count(map)?,
             Header::TimeLimit => headers.timelimit = map.next_value()?,
             Header::RootId => headers.root_id = optional_text(map)?,
             Header::ParentId => headers.parent_id = optional_text(map)?,
@@ -58,7 +58,7 @@ impl<'a> Found<'a> {
             Header::KwargsRepr => headers.kwargsrepr = display_text(map)?,
             Header::Origin => headers.origin = optional_text(map)?,
             Header::IgnoreResult => headers.ignore_result = map.next_value()?,
-            Header::ReplacedTaskNesting => headers.replaced_task_nesting = optional(map)?,
+            Header::ReplacedTaskNesting => headers.replaced_task_nesting = optional_count(map)?,
             Header::StampedHeaders => headers.stamped_headers = map.next_value()?,
             Header::Stamps => headers.stamps = map.next_value()?,
             Header::Compression => headers.compression = optional_text(map)?,
@@ -67,35 +67,35 @@ impl<'a> Found<'a> {
     }
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for Found<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for ParsedHeaders<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(FoundVisitor)
+        deserializer.deserialize_map(ParsedHeadersVisitor)
     }
 }
 
-struct FoundVisitor;
+struct ParsedHeadersVisitor;
 
-impl<'de> Visitor<'de> for FoundVisitor {
-    type Value = Found<'de>;
+impl<'de> Visitor<'de> for ParsedHeadersVisitor {
+    type Value = ParsedHeaders<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a mapping of headers")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut found = Found {
+        let mut found = ParsedHeaders {
             headers: TaskHeaders::unset(),
             has_task: false,
             has_id: false,
         };
         let mut place = 0;
-        while let Some(name) = map.next_key_seed(NameNear(place))? {
+        while let Some(name) = map.next_key_seed(HeaderNameSeed(place))? {
             match name {
-                Name::Known(header) => {
+                HeaderName::Known(header) => {
                     found.take(header, &mut map)?;
                     place = header as usize + 1;
                 }
-                Name::Other(name) => {
+                HeaderName::Other(name) => {
                     let value = map.next_value()?;
                     found.headers.extra.push((name, value));
                 }
@@ -106,16 +106,16 @@ impl<'de> Visitor<'de> for FoundVisitor {
 }
 
 /// The name of a header.
-enum Name<'de> {
+enum HeaderName<'de> {
     Known(Header),
     Other(Cow<'de, str>),
 }
 
 /// Reads a name that is expected at this place of the table.
-struct NameNear(usize);
+struct HeaderNameSeed(usize);
 
-impl<'de> DeserializeSeed<'de> for NameNear {
-    type Value = Name<'de>;
+impl<'de> DeserializeSeed<'de> for HeaderNameSeed {
+    type Value = HeaderName<'de>;
 
     #[inline]
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
@@ -123,8 +123,8 @@ impl<'de> DeserializeSeed<'de> for NameNear {
     }
 }
 
-impl<'de> Visitor<'de> for NameNear {
-    type Value = Name<'de>;
+impl<'de> Visitor<'de> for HeaderNameSeed {
+    type Value = HeaderName<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the name of a header")
@@ -132,40 +132,40 @@ impl<'de> Visitor<'de> for NameNear {
 
     #[inline]
     fn visit_borrowed_str<E: Error>(self, name: &'de str) -> Result<Self::Value, E> {
-        Ok(match Header::named_near(name, self.0) {
-            Some(header) => Name::Known(header),
-            None => Name::Other(Cow::Borrowed(name)),
+        Ok(match Header::from_expected_name(name, self.0) {
+            Some(header) => HeaderName::Known(header),
+            None => HeaderName::Other(Cow::Borrowed(name)),
         })
     }
 
     fn visit_str<E: Error>(self, name: &str) -> Result<Self::Value, E> {
-        Ok(match Header::named_near(name, self.0) {
-            Some(header) => Name::Known(header),
-            None => Name::Other(Cow::Owned(name.to_owned())),
+        Ok(match Header::from_expected_name(name, self.0) {
+            Some(header) => HeaderName::Known(header),
+            None => HeaderName::Other(Cow::Owned(name.to_owned())),
         })
     }
 }
 
 fn text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Cow<'de, str>, A::Error> {
-    let Text(text) = map.next_value()?;
+    let CowStr(text) = map.next_value()?;
     Ok(text)
 }
 
 fn optional_text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Option<Cow<'de, str>>, A::Error> {
-    let text: Option<Text<'de>> = map.next_value()?;
-    Ok(text.map(|Text(text)| text))
+    let text: Option<CowStr<'de>> = map.next_value()?;
+    Ok(text.map(|CowStr(text)| text))
 }
 
 /// A text that is only shown. Python copies the lone surrogates of arguments
 /// into it; what cannot be read counts as absent, so that the task still can.
 fn display_text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Option<Cow<'de, str>>, A::Error> {
     let raw: Raw<'de> = map.next_value()?;
-    let text = raw.decode::<Option<Text<'de>>>().unwrap_or_default();
-    Ok(text.map(|Text(text)| text))
+    let text = raw.decode::<Option<CowStr<'de>>>().unwrap_or_default();
+    Ok(text.map(|CowStr(text)| text))
 }
 
 /// A number for which other senders write null: rusty-celery's `retries`.
-fn optional<'de, A: MapAccess<'de>>(map: &mut A) -> Result<u32, A::Error> {
+fn optional_count<'de, A: MapAccess<'de>>(map: &mut A) -> Result<u32, A::Error> {
     let number: Option<u32> = map.next_value()?;
     Ok(number.unwrap_or_default())
 }

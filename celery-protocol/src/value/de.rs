@@ -8,7 +8,7 @@ use serde::de::{
 
 use super::special::SpecialTag;
 use super::{BigInt, Extended, ExtendedKind, Map, Value};
-use crate::codec::token::{self, delivered};
+use crate::codec::token::{self, tag};
 
 impl<'de> Deserialize<'de> for Value {
     #[inline]
@@ -124,11 +124,11 @@ impl<'de> Visitor<'de> for ValueVisitor {
             return Err(A::Error::custom("expected any value, found a tagged one"));
         };
         let text = content.newtype_variant::<String>()?;
-        if tag == delivered::BIG_INT {
+        if tag == tag::BIG_INT {
             return Ok(BigInt::from_digits(text).into());
         }
         match tag
-            .checked_sub(delivered::EXTENDED)
+            .checked_sub(tag::EXTENDED)
             .and_then(ExtendedKind::from_index)
         {
             Some(kind) => Ok(Extended::new(kind, text).into()),

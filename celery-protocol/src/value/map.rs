@@ -97,19 +97,19 @@ impl Map {
 
     /// Entries of which some may have equal keys, until the mapping settles.
     #[cfg(feature = "yaml")]
-    pub(crate) fn unsettled(entries: Vec<(Value, Value)>) -> Self {
+    pub(crate) fn with_duplicates(entries: Vec<(Value, Value)>) -> Self {
         Self { entries }
     }
 
     #[cfg(feature = "yaml")]
-    pub(crate) fn settle(&mut self) {
+    pub(crate) fn remove_duplicates(&mut self) {
         *self = Self::from_entries(std::mem::take(&mut self.entries));
     }
 
     /// Entries as they were read, where the last of equal keys wins, as in
     /// Python.
     pub(crate) fn from_entries(entries: Vec<(Value, Value)>) -> Self {
-        if entries.len() <= SMALL {
+        if entries.len() <= MAX_LINEAR_ENTRIES {
             return entries.into_iter().collect();
         }
         Self {
@@ -181,7 +181,7 @@ impl<'a> Iterator for Iter<'a> {
 impl ExactSizeIterator for Iter<'_> {}
 
 /// Up to this many entries, comparing all keys is quicker than hashing them.
-const SMALL: usize = 16;
+const MAX_LINEAR_ENTRIES: usize = 16;
 
 /// Keeps the place of the first of equal keys and the value of the last.
 /// Hashes, so that a hostile mapping does not cost quadratic time.

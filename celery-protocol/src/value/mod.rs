@@ -1,17 +1,17 @@
 //! Any value a message can hold, for code that has no type for it.
 
+mod access;
 mod de;
+mod deserializer;
 mod extended;
 mod map;
-mod parts;
 mod ser;
-mod source;
 mod special;
 
+pub use self::deserializer::ValueDeserializer;
 pub use self::extended::{BigInt, Extended, ExtendedKind};
 pub use self::map::{Iter as MapIter, Map};
-pub use self::source::ValueDeserializer;
-pub(crate) use self::special::{SpecialAccess, SpecialTag, beyond, visit_big};
+pub(crate) use self::special::{SpecialAccess, SpecialTag, out_of_range, visit_big};
 
 use std::hash::{Hash, Hasher};
 

@@ -10,12 +10,12 @@ use serde::de::{
 };
 
 use super::ExtendedKind;
-use crate::codec::token::delivered;
+use crate::codec::token::tag;
 use crate::error::DecodeError;
 
 /// The variant of something that came through `visit_enum`.
 pub(crate) enum SpecialTag {
-    /// Delivered by a reader of this crate, see [`delivered`].
+    /// Delivered by a reader of this crate, see [`tag`].
     Ours(u64),
     /// A variant that some other format named.
     Foreign,
@@ -51,7 +51,7 @@ impl<'de> Deserialize<'de> for SpecialTag {
     }
 }
 
-/// A text with a tag of [`delivered`], for `visit_enum`.
+/// A text with a tag of [`tag`], for `visit_enum`.
 pub(crate) struct SpecialAccess<'de, E> {
     tag: u64,
     text: Cow<'de, str>,
@@ -69,7 +69,7 @@ impl<'de, E> SpecialAccess<'de, E> {
     }
 
     pub(crate) fn extended(kind: ExtendedKind, text: impl Into<Cow<'de, str>>) -> Self {
-        Self::new(delivered::EXTENDED + kind.index(), text)
+        Self::new(tag::EXTENDED + kind.index(), text)
     }
 }
 
@@ -122,12 +122,12 @@ pub(crate) fn visit_big<'de, V: Visitor<'de>>(
     }
     match digits.parse() {
         Ok(value) => visitor.visit_u128(value),
-        Err(_) => Err(beyond(digits, "128 bits")),
+        Err(_) => Err(out_of_range(digits, "128 bits")),
     }
 }
 
 #[cold]
-pub(crate) fn beyond(digits: &str, limit: &str) -> DecodeError {
+pub(crate) fn out_of_range(digits: &str, limit: &str) -> DecodeError {
     // A hostile number can be megabytes long.
     let shown = digits
         .get(..64)

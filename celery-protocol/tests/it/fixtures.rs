@@ -10,7 +10,7 @@ use bytes::Bytes;
 use celery_protocol::kombu::{self, Route};
 use celery_protocol::{
     Accept, Body, Compression, DecodeError, DecodeErrorKind, DeliveryInfo, Embed, Headers, Message,
-    Properties, Raw, Serializer, Signature, TaskHeaders, Value, encode_body, v1,
+    Properties, Raw, Serializer, TaskHeaders, Value, WireSignature, encode_body, v1,
 };
 use serde_json::Value as Json;
 
@@ -257,7 +257,7 @@ fn embedded_signatures_are_what_python_reads() {
 }
 
 /// A signature written by us, and all signatures inside of it likewise.
-fn written(signature: &Signature<'_>) -> Value {
+fn written(signature: &WireSignature<'_>) -> Value {
     let text = Serializer::Json.encode(signature).unwrap();
     sorted(Serializer::Json.decode(&text).unwrap())
 }

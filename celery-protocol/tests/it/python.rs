@@ -8,8 +8,8 @@ use std::process::Command;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use celery_protocol::{
-    Accept, Compression, Embed, Exception, Message, Raw, ResultDocument, Serializer, Signature,
-    State, TaskHeaders, Value, compress_document, encode_body, v1,
+    Accept, Compression, Embed, Exception, Message, Raw, ResultDocument, Serializer, State,
+    TaskHeaders, Value, WireSignature, compress_document, encode_body, v1,
 };
 use serde_json::{Value as Json, json};
 
@@ -163,8 +163,8 @@ fn task(serializer: Serializer) -> Message {
     let mut headers = TaskHeaders::new("tasks.add", "id-1");
     headers.retries = 2;
     let embed = Embed {
-        callbacks: Some(Raw::encode(Serializer::Json, &[Signature::new("tasks.mul")]).unwrap()),
-        chord: Some(Raw::encode(Serializer::Json, &Signature::new("tasks.xsum")).unwrap()),
+        callbacks: Some(Raw::encode(Serializer::Json, &[WireSignature::new("tasks.mul")]).unwrap()),
+        chord: Some(Raw::encode(Serializer::Json, &WireSignature::new("tasks.xsum")).unwrap()),
         ..Embed::default()
     };
     let body = encode_body(serializer, &arguments(), &keywords(), &embed).unwrap();

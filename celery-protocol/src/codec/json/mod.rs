@@ -9,15 +9,15 @@
 //! `serde_json` is the oracle of the property tests.
 
 mod cursor;
+mod encoded_key;
+mod entries;
 mod key;
 mod number;
 mod reader;
 mod skip;
-mod spelling;
 mod string;
 mod typed;
 mod variant;
-mod walk;
 
 use std::borrow::Cow;
 
@@ -25,10 +25,10 @@ use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use self::cursor::Cursor;
-pub(crate) use self::reader::Reader;
-pub(crate) use self::skip::Kind;
-pub(crate) use self::spelling::Spelling;
-pub(crate) use self::walk::Name;
+pub(crate) use self::encoded_key::EncodedKey;
+pub(crate) use self::entries::KeyMatch;
+pub(crate) use self::reader::JsonReader;
+pub(crate) use self::skip::ValueKind;
 use super::Serializer;
 use super::text::{Dialect as _, TextWriter, json::Json};
 use crate::error::{DecodeError, EncodeError};
@@ -57,7 +57,7 @@ pub(crate) fn read<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, Deco
 /// Reads the one value that the text is.
 #[inline]
 pub(crate) fn read_text<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T, DecodeError> {
-    let mut reader = Reader::new(text);
+    let mut reader = JsonReader::new(text);
     match T::deserialize(&mut reader) {
         Ok(value) => reader.end().map(|()| value).map_err(in_json),
         Err(error) => Err(in_json(error.at_byte(reader.offset()))),

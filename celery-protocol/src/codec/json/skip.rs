@@ -1,7 +1,7 @@
 //! Passing over JSON without decoding it.
 
 use super::cursor::Cursor;
-use crate::codec::SCAN_DEPTH;
+use crate::codec::MAX_SCAN_DEPTH;
 use crate::codec::text::escape::first_special;
 use crate::error::{DecodeError, DecodeErrorKind};
 
@@ -24,9 +24,9 @@ impl<'de> Cursor<'de> {
 
     /// Passes over the value whose first byte is known.
     #[inline]
-    pub(super) fn skip_from(&mut self, first: Option<u8>) -> Result<Kind, DecodeError> {
+    pub(super) fn skip_from(&mut self, first: Option<u8>) -> Result<ValueKind, DecodeError> {
         match first {
-            Some(b'n') => self.keyword(b"null").map(|()| Kind::Null),
+            Some(b'n') => self.keyword(b"null").map(|()| ValueKind::Null),
             Some(b'"') => self.skip_text(),
             _ => self.skip_other(first),
         }
@@ -34,23 +34,23 @@ impl<'de> Cursor<'de> {
 
     /// Passes over a text, and says whether it has escapes.
     #[inline]
-    fn skip_text(&mut self) -> Result<Kind, DecodeError> {
+    fn skip_text(&mut self) -> Result<ValueKind, DecodeError> {
         let end = first_special(self.text.as_bytes(), self.at + 1);
         if self.text.as_bytes().get(end) == Some(&b'"') {
             self.at = end + 1;
-            return Ok(Kind::PlainText);
+            return Ok(ValueKind::PlainText);
         }
-        self.skip_string().map(|()| Kind::Other)
+        self.skip_string().map(|()| ValueKind::Other)
     }
 
-    fn skip_other(&mut self, first: Option<u8>) -> Result<Kind, DecodeError> {
+    fn skip_other(&mut self, first: Option<u8>) -> Result<ValueKind, DecodeError> {
         // Empty ones are far more usual than what takes looking for the end.
         match self.rest() {
             [b'{', b'}', ..] | [b'[', b']', ..] => self.at += 2,
             [b'[' | b'{', ..] => self.skip_nested()?,
             _ => self.skip_scalar(first)?,
         }
-        Ok(Kind::Other)
+        Ok(ValueKind::Other)
     }
 
     #[inline]
@@ -75,10 +75,12 @@ impl<'de> Cursor<'de> {
     /// no stack.
     fn skip_nested(&mut self) -> Result<(), DecodeError> {
         let start = self.at;
-        if self.skip_levels::<1>()? == Depth::Beyond {
+        if self.skip_levels::<1>()? == DepthCheck::TooDeep {
             self.at = start;
-            if self.skip_levels::<{ SCAN_DEPTH.div_ceil(64) }>()? == Depth::Beyond {
-                let error = DecodeError::from(DecodeErrorKind::TooDeep { limit: SCAN_DEPTH });
+            if self.skip_levels::<{ MAX_SCAN_DEPTH.div_ceil(64) }>()? == DepthCheck::TooDeep {
+                let error = DecodeError::from(DecodeErrorKind::TooDeep {
+                    limit: MAX_SCAN_DEPTH,
+                });
                 return Err(error.at_byte(self.at));
             }
         }
@@ -89,14 +91,14 @@ impl<'de> Cursor<'de> {
     /// many words. One word does for all but hostile nesting, and stays in a
     /// register.
     #[inline]
-    fn skip_levels<const WORDS: usize>(&mut self) -> Result<Depth, DecodeError> {
+    fn skip_levels<const WORDS: usize>(&mut self) -> Result<DepthCheck, DecodeError> {
         let mut open = Nesting::<WORDS>::default();
         loop {
             match self.token() {
                 Some(bracket @ (b'[' | b'{')) => {
                     self.at += 1;
                     if !open.push(bracket == b'{') {
-                        return Ok(Depth::Beyond);
+                        return Ok(DepthCheck::TooDeep);
                     }
                     if self.token() != Some(open.closing()) {
                         if bracket == b'{' {
@@ -119,7 +121,7 @@ impl<'de> Cursor<'de> {
                     Some(byte) if byte == open.closing() => {
                         self.at += 1;
                         if open.pop() {
-                            return Ok(Depth::Within);
+                            return Ok(DepthCheck::Within);
                         }
                     }
                     _ if open.is_map => return Err(self.unexpected("`,` or `}`")),
@@ -165,10 +167,10 @@ impl<'de> Cursor<'de> {
 
 /// What a value that was passed over is, as far as that showed.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) enum Kind {
+pub(crate) enum ValueKind {
     /// There is no value.
     #[default]
-    None,
+    Absent,
     Null,
     /// A text without escapes.
     PlainText,
@@ -177,9 +179,9 @@ pub(crate) enum Kind {
 
 /// Whether all containers could be noted.
 #[derive(PartialEq, Eq)]
-enum Depth {
+enum DepthCheck {
     Within,
-    Beyond,
+    TooDeep,
 }
 
 /// The containers that are open.
@@ -207,7 +209,7 @@ impl<const WORDS: usize> Nesting<WORDS> {
     /// Opens a container, unless too many are open.
     #[inline]
     fn push(&mut self, is_map: bool) -> bool {
-        if self.depth == (WORDS * 64).min(SCAN_DEPTH) {
+        if self.depth == (WORDS * 64).min(MAX_SCAN_DEPTH) {
             return false;
         }
         let word = &mut self.around[self.depth / 64];

@@ -11,7 +11,7 @@ use crate::error::DecodeError;
 use crate::value::ExtendedKind;
 
 /// What a typed value stands for.
-pub(super) enum Typed<'de> {
+pub(super) enum TypedValue<'de> {
     Extended(ExtendedKind, Cow<'de, str>),
     /// `bytes`: they were UTF-8, so they came as a text.
     Text(Cow<'de, str>),
@@ -19,7 +19,7 @@ pub(super) enum Typed<'de> {
     Bytes(Vec<u8>),
 }
 
-impl<'de> Typed<'de> {
+impl<'de> TypedValue<'de> {
     /// Reads the map that begins at the cursor, if it is a typed value. An
     /// unknown type is an error, as in kombu.
     #[inline]

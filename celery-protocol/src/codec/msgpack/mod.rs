@@ -24,7 +24,7 @@ pub(crate) fn write<T: Serialize + ?Sized>(
     out: &mut Vec<u8>,
     value: &T,
 ) -> Result<(), EncodeError> {
-    value.serialize(&mut writer::Writer::new(out))
+    value.serialize(&mut writer::MsgPackWriter::new(out))
 }
 
 /// Writes a value at the end of `out`.
@@ -47,7 +47,7 @@ pub(crate) fn read<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, Deco
     scanner.end()?;
     // Types that have two forms take the one that is text, which Python reads.
     let mut reader = rmp_serde::Deserializer::from_read_ref(bytes).with_human_readable();
-    reader.set_max_depth(super::DECODE_DEPTH);
+    reader.set_max_depth(super::MAX_DECODE_DEPTH);
     T::deserialize(&mut reader).map_err(decode_error)
 }
 
@@ -67,7 +67,7 @@ fn decode_error(error: rmp_serde::decode::Error) -> DecodeError {
 
     match error {
         Error::DepthLimitExceeded => crate::error::DecodeErrorKind::TooDeep {
-            limit: super::DECODE_DEPTH,
+            limit: super::MAX_DECODE_DEPTH,
         }
         .into(),
         Error::LengthMismatch(_) => DecodeError::new("the array has more elements than expected"),

@@ -10,7 +10,7 @@ use super::{Dialect, TextWriter};
 use crate::error::EncodeError;
 
 /// An array or map that is being written.
-pub(crate) struct Compound<'w, 'o, D: Dialect> {
+pub(crate) struct TextCompound<'w, 'o, D: Dialect> {
     writer: &'w mut TextWriter<'o, D>,
     close: &'static [u8],
     first: bool,
@@ -18,7 +18,7 @@ pub(crate) struct Compound<'w, 'o, D: Dialect> {
     left_out: bool,
 }
 
-impl<'w, 'o, D: Dialect> Compound<'w, 'o, D> {
+impl<'w, 'o, D: Dialect> TextCompound<'w, 'o, D> {
     #[inline]
     pub(super) fn new(writer: &'w mut TextWriter<'o, D>, close: &'static [u8]) -> Self {
         let left_out = !writer.dialect.enter();
@@ -80,7 +80,7 @@ impl<'w, 'o, D: Dialect> Compound<'w, 'o, D> {
     }
 }
 
-impl<D: Dialect> SerializeMap for Compound<'_, '_, D> {
+impl<D: Dialect> SerializeMap for TextCompound<'_, '_, D> {
     type Ok = ();
     type Error = EncodeError;
 
@@ -111,7 +111,7 @@ impl<D: Dialect> SerializeMap for Compound<'_, '_, D> {
 
 macro_rules! elements {
     ($($trait:ident $method:ident),+) => {$(
-        impl<D: Dialect> $trait for Compound<'_, '_, D> {
+        impl<D: Dialect> $trait for TextCompound<'_, '_, D> {
             type Ok = ();
             type Error = EncodeError;
 
@@ -137,7 +137,7 @@ elements! {
 
 macro_rules! fields {
     ($($trait:ident),+) => {$(
-        impl<D: Dialect> $trait for Compound<'_, '_, D> {
+        impl<D: Dialect> $trait for TextCompound<'_, '_, D> {
             type Ok = ();
             type Error = EncodeError;
 

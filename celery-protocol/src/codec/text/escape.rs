@@ -8,14 +8,14 @@
 #[inline]
 pub(crate) fn first_special(bytes: &[u8], start: usize) -> usize {
     match bytes.get(start..) {
-        Some(rest) => start + special_within(rest),
+        Some(rest) => start + find_special(rest),
         None => bytes.len(),
     }
 }
 
 /// A function of its own keeps its constants out of the registers of callers.
 #[inline(never)]
-fn special_within(bytes: &[u8]) -> usize {
+fn find_special(bytes: &[u8]) -> usize {
     let (words, last) = bytes.as_chunks::<8>();
     let mut at = 0;
     for word in words {
@@ -25,12 +25,12 @@ fn special_within(bytes: &[u8]) -> usize {
         }
         at += 8;
     }
-    at + first_special_of_last(last)
+    at + find_special_in_tail(last)
 }
 
 /// Apart, because hardly a text ends this close to the end of a message.
 #[cold]
-fn first_special_of_last(last: &[u8]) -> usize {
+fn find_special_in_tail(last: &[u8]) -> usize {
     let found = last.iter().position(|byte| is_special(*byte));
     found.unwrap_or(last.len())
 }
@@ -40,18 +40,18 @@ fn is_special(byte: u8) -> bool {
     byte < 0x20 || byte == b'"' || byte == b'\\'
 }
 
-/// Sets the high bit of each byte that is special. A borrow can set it in
+/// Sets the high bit of repeated byte that is special. A borrow can set it in
 /// later bytes too, so only the first one counts.
 #[inline]
 fn special_bytes(word: u64) -> u64 {
     // This swaps `"` with the space, the byte after the control characters, so
     // that one comparison finds them all. None of it sets a high bit.
-    let low = (word ^ each(b'"' ^ b' ')).wrapping_sub(each(0x21));
-    let backslashes = (word ^ each(b'\\')).wrapping_sub(each(1));
-    (low | backslashes) & !word & each(0x80)
+    let low = (word ^ repeated(b'"' ^ b' ')).wrapping_sub(repeated(0x21));
+    let backslashes = (word ^ repeated(b'\\')).wrapping_sub(repeated(1));
+    (low | backslashes) & !word & repeated(0x80)
 }
 
-const fn each(byte: u8) -> u64 {
+const fn repeated(byte: u8) -> u64 {
     u64::from_ne_bytes([byte; 8])
 }
 

@@ -19,7 +19,7 @@ impl Dialect for Json {
         out.extend_from_slice(digits.as_bytes());
     }
 
-    fn odd_float(&self, out: &mut Vec<u8>, value: f64) {
+    fn non_finite_float(&self, out: &mut Vec<u8>, value: f64) {
         // No JSON, but what Python's `json` writes and reads.
         out.extend_from_slice(if value.is_nan() { b"NaN" } else { b"Infinity" });
     }

@@ -11,8 +11,8 @@ pub(crate) mod yaml;
 
 use serde::{Serialize, Serializer};
 
-use self::compound::Compound;
-pub(crate) use self::special::{Content, content, decoded};
+use self::compound::TextCompound;
+pub(crate) use self::special::{NewtypeContent, decoded, newtype_content};
 use crate::codec::token;
 use crate::error::EncodeError;
 use crate::value::ExtendedKind;
@@ -36,7 +36,7 @@ pub(crate) trait Dialect {
     fn float(&self, out: &mut Vec<u8>, digits: &str);
 
     /// `NaN`, or the positive infinity.
-    fn odd_float(&self, out: &mut Vec<u8>, value: f64);
+    fn non_finite_float(&self, out: &mut Vec<u8>, value: f64);
 
     fn string(&self, out: &mut Vec<u8>, text: &str);
 
@@ -101,15 +101,15 @@ impl<'o, D: Dialect> TextWriter<'o, D> {
             if wide == f64::NEG_INFINITY {
                 self.out.push(b'-');
             }
-            self.dialect.odd_float(self.out, wide.abs());
+            self.dialect.non_finite_float(self.out, wide.abs());
         }
         Ok(())
     }
 
     #[inline]
-    fn open(&mut self, open: u8, close: &'static [u8]) -> Compound<'_, 'o, D> {
+    fn open(&mut self, open: u8, close: &'static [u8]) -> TextCompound<'_, 'o, D> {
         self.out.push(open);
-        Compound::new(self, close)
+        TextCompound::new(self, close)
     }
 
     /// Begins `{"Variant": `, the content of a variant.
@@ -123,13 +123,13 @@ impl<'o, D: Dialect> TextWriter<'o, D> {
 impl<'w, 'o, D: Dialect> Serializer for &'w mut TextWriter<'o, D> {
     type Ok = ();
     type Error = EncodeError;
-    type SerializeSeq = Compound<'w, 'o, D>;
-    type SerializeTuple = Compound<'w, 'o, D>;
-    type SerializeTupleStruct = Compound<'w, 'o, D>;
-    type SerializeTupleVariant = Compound<'w, 'o, D>;
-    type SerializeMap = Compound<'w, 'o, D>;
-    type SerializeStruct = Compound<'w, 'o, D>;
-    type SerializeStructVariant = Compound<'w, 'o, D>;
+    type SerializeSeq = TextCompound<'w, 'o, D>;
+    type SerializeTuple = TextCompound<'w, 'o, D>;
+    type SerializeTupleStruct = TextCompound<'w, 'o, D>;
+    type SerializeTupleVariant = TextCompound<'w, 'o, D>;
+    type SerializeMap = TextCompound<'w, 'o, D>;
+    type SerializeStruct = TextCompound<'w, 'o, D>;
+    type SerializeStructVariant = TextCompound<'w, 'o, D>;
 
     #[inline]
     fn serialize_bool(self, value: bool) -> Result<(), EncodeError> {
@@ -244,7 +244,7 @@ impl<'w, 'o, D: Dialect> Serializer for &'w mut TextWriter<'o, D> {
         value: &T,
     ) -> Result<(), EncodeError> {
         if token::is_token(name) {
-            return content(value, |content| self.special(name, content));
+            return newtype_content(value, |content| self.special(name, content));
         }
         value.serialize(self)
     }
@@ -262,12 +262,12 @@ impl<'w, 'o, D: Dialect> Serializer for &'w mut TextWriter<'o, D> {
     }
 
     #[inline]
-    fn serialize_seq(self, _len: Option<usize>) -> Result<Compound<'w, 'o, D>, EncodeError> {
+    fn serialize_seq(self, _len: Option<usize>) -> Result<TextCompound<'w, 'o, D>, EncodeError> {
         Ok(self.open(b'[', b"]"))
     }
 
     #[inline]
-    fn serialize_tuple(self, len: usize) -> Result<Compound<'w, 'o, D>, EncodeError> {
+    fn serialize_tuple(self, len: usize) -> Result<TextCompound<'w, 'o, D>, EncodeError> {
         let [open, close] = D::TUPLE;
         let close: &[u8] = match (close, len) {
             // Python's tuple of one.
@@ -282,7 +282,7 @@ impl<'w, 'o, D: Dialect> Serializer for &'w mut TextWriter<'o, D> {
         self,
         _name: &'static str,
         len: usize,
-    ) -> Result<Compound<'w, 'o, D>, EncodeError> {
+    ) -> Result<TextCompound<'w, 'o, D>, EncodeError> {
         self.serialize_tuple(len)
     }
 
@@ -292,13 +292,13 @@ impl<'w, 'o, D: Dialect> Serializer for &'w mut TextWriter<'o, D> {
         _index: u32,
         variant: &'static str,
         _len: usize,
-    ) -> Result<Compound<'w, 'o, D>, EncodeError> {
+    ) -> Result<TextCompound<'w, 'o, D>, EncodeError> {
         self.open_variant(variant);
         Ok(self.open(b'[', b"]}"))
     }
 
     #[inline]
-    fn serialize_map(self, _len: Option<usize>) -> Result<Compound<'w, 'o, D>, EncodeError> {
+    fn serialize_map(self, _len: Option<usize>) -> Result<TextCompound<'w, 'o, D>, EncodeError> {
         Ok(self.open(b'{', b"}"))
     }
 
@@ -307,7 +307,7 @@ impl<'w, 'o, D: Dialect> Serializer for &'w mut TextWriter<'o, D> {
         self,
         _name: &'static str,
         _len: usize,
-    ) -> Result<Compound<'w, 'o, D>, EncodeError> {
+    ) -> Result<TextCompound<'w, 'o, D>, EncodeError> {
         Ok(self.open(b'{', b"}"))
     }
 
@@ -317,7 +317,7 @@ impl<'w, 'o, D: Dialect> Serializer for &'w mut TextWriter<'o, D> {
         _index: u32,
         variant: &'static str,
         _len: usize,
-    ) -> Result<Compound<'w, 'o, D>, EncodeError> {
+    ) -> Result<TextCompound<'w, 'o, D>, EncodeError> {
         self.open_variant(variant);
         Ok(self.open(b'{', b"}}"))
     }

@@ -38,7 +38,7 @@ impl Dialect for Yaml {
         }
     }
 
-    fn odd_float(&self, out: &mut Vec<u8>, value: f64) {
+    fn non_finite_float(&self, out: &mut Vec<u8>, value: f64) {
         out.extend_from_slice(if value.is_nan() { b".nan" } else { b".inf" });
     }
 
@@ -69,7 +69,7 @@ impl Dialect for Yaml {
     /// Parsers look for the colon of a key so far and no further, unless a
     /// question mark says that it is one.
     fn end_key(&self, out: &mut Vec<u8>, start: usize) {
-        if out.len() - start > SIMPLE_KEY {
+        if out.len() - start > MAX_SIMPLE_KEY_LENGTH {
             out.splice(start..start, *b"? ");
         }
     }
@@ -77,7 +77,7 @@ impl Dialect for Yaml {
 
 /// How many characters a key may have without being announced; it never has
 /// more of them than bytes.
-const SIMPLE_KEY: usize = 1024;
+const MAX_SIMPLE_KEY_LENGTH: usize = 1024;
 
 /// What may stand in a quoted string as it is, or with the escapes of JSON.
 /// PyYAML rejects characters it does not call printable, and folds lines at

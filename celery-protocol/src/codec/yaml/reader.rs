@@ -4,7 +4,7 @@
 //! are put right here. Tags such as `!!binary` are hidden by the library, so
 //! the handle `!!` is declared to mean something that it shows. And a plain
 //! `12e5` is a text in Python, which therefore writes such texts without
-//! quotes: every number that may be one is looked at again as a text.
+//! quotes: every number that may be one is looked at correction as a text.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -24,26 +24,26 @@ use crate::value::{BigInt, Map, Value};
 /// Reads the one document that the bytes are.
 pub(super) fn read(bytes: &[u8]) -> Result<Value, DecodeError> {
     let text = with_visible_tags(json::text(bytes)?);
-    let budget = Budget::of(&text);
+    let budget = SizeBudget::of(&text);
     let mut value = (&budget)
         .deserialize(serde_yaml::Deserializer::from_str(&text))
         .map_err(|error| decode_error(&error, &budget))?;
     let has_octals = text.contains("0o");
     if has_octals || has_floats(&value) {
-        let again = Again {
+        let correction = NumberCorrection {
             value: &mut value,
             has_octals,
         };
-        again
+        correction
             .deserialize(serde_yaml::Deserializer::from_str(&text))
             .map_err(|error| decode_error(&error, &budget))?;
     }
-    settle(&mut value);
+    remove_duplicates(&mut value);
     Ok(value)
 }
 
 #[cold]
-fn decode_error(error: &serde_yaml::Error, budget: &Budget) -> DecodeError {
+fn decode_error(error: &serde_yaml::Error, budget: &SizeBudget) -> DecodeError {
     if budget.left.get() == 0 {
         return DecodeErrorKind::TooLarge {
             limit: budget.limit,
@@ -53,7 +53,7 @@ fn decode_error(error: &serde_yaml::Error, budget: &Budget) -> DecodeError {
     let message = error.to_string();
     if message.contains("recursion limit") {
         return DecodeErrorKind::TooDeep {
-            limit: crate::codec::DECODE_DEPTH,
+            limit: crate::codec::MAX_DECODE_DEPTH,
         }
         .into();
     }
@@ -61,7 +61,7 @@ fn decode_error(error: &serde_yaml::Error, budget: &Budget) -> DecodeError {
 }
 
 /// The prefix that tags of the handle `!!` get.
-const CORE: &str = "celery-core-";
+const CORE_TAG_PREFIX: &str = "celery-core-";
 
 /// Declares `!!` to mean a local tag, which the library shows, where it is
 /// used at all.
@@ -74,16 +74,16 @@ fn with_visible_tags(text: &str) -> Cow<'_, str> {
         .find(|line| !line.trim().is_empty() && !line.starts_with('#'))
         .is_some_and(|line| line.starts_with("---") || line.starts_with('%'));
     let start = if has_start { "" } else { "---\n" };
-    Cow::Owned(format!("%TAG !! !{CORE}\n{start}{text}"))
+    Cow::Owned(format!("%TAG !! !{CORE_TAG_PREFIX}\n{start}{text}"))
 }
 
 /// How much may be read, so that aliases cannot make a small document huge.
-struct Budget {
+struct SizeBudget {
     limit: usize,
     left: Cell<usize>,
 }
 
-impl Budget {
+impl SizeBudget {
     /// What a document of honest aliases stays far below.
     fn of(text: &str) -> Self {
         let limit = text.len().saturating_mul(16).saturating_add(64 * 1024);
@@ -107,7 +107,7 @@ impl Budget {
     }
 }
 
-impl<'de> DeserializeSeed<'de> for &Budget {
+impl<'de> DeserializeSeed<'de> for &SizeBudget {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
@@ -124,7 +124,7 @@ macro_rules! scalars {
     )+};
 }
 
-impl<'de> Visitor<'de> for &Budget {
+impl<'de> Visitor<'de> for &SizeBudget {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -169,12 +169,12 @@ impl<'de> Visitor<'de> for &Budget {
         while let Some(key) = entries.next_key_seed(self)? {
             map.push((key, entries.next_value_seed(self)?));
         }
-        Ok(Value::Map(Map::unsettled(map)))
+        Ok(Value::Map(Map::with_duplicates(map)))
     }
 
     fn visit_enum<A: EnumAccess<'de>>(self, data: A) -> Result<Value, A::Error> {
         let (tag, content) = data.variant::<String>()?;
-        match tag.strip_prefix(CORE) {
+        match tag.strip_prefix(CORE_TAG_PREFIX) {
             Some("binary") => {
                 let text: String = content.newtype_variant()?;
                 self.spend(text.len())?;
@@ -212,37 +212,37 @@ fn has_floats(value: &Value) -> bool {
     }
 }
 
-/// Drops the first of equal keys. Not before all numbers were looked at again:
+/// Drops the first of equal keys. Not before all numbers were looked at correction:
 /// until then, value and document run alike.
-fn settle(value: &mut Value) {
+fn remove_duplicates(value: &mut Value) {
     match value {
-        Value::Array(elements) => elements.iter_mut().for_each(settle),
+        Value::Array(elements) => elements.iter_mut().for_each(remove_duplicates),
         Value::Map(map) => {
             for (key, value) in map.entries_mut() {
-                settle(key);
-                settle(value);
+                remove_duplicates(key);
+                remove_duplicates(value);
             }
-            map.settle();
+            map.remove_duplicates();
         }
         _ => {}
     }
 }
 
-/// Looks at the numbers of a value again, in the same document read as texts.
-struct Again<'v> {
+/// Looks at the numbers of a value correction, in the same document read as texts.
+struct NumberCorrection<'v> {
     value: &'v mut Value,
     /// Whether an integer may come from a text such as `0o17`.
     has_octals: bool,
 }
 
-impl<'de> DeserializeSeed<'de> for Again<'_> {
+impl<'de> DeserializeSeed<'de> for NumberCorrection<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         match self.value {
             Value::Float(_) => {
                 let text = String::deserialize(deserializer)?;
-                if let Some(value) = not_a_float(text) {
+                if let Some(value) = value_in_python(text) {
                     *self.value = value;
                 }
                 Ok(())
@@ -261,7 +261,7 @@ impl<'de> DeserializeSeed<'de> for Again<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Again<'_> {
+impl<'de> Visitor<'de> for NumberCorrection<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -272,7 +272,7 @@ impl<'de> Visitor<'de> for Again<'_> {
         let has_octals = self.has_octals;
         if let Value::Array(array) = self.value {
             for value in array {
-                elements.next_element_seed(Again { value, has_octals })?;
+                elements.next_element_seed(NumberCorrection { value, has_octals })?;
             }
         }
         while elements.next_element::<IgnoredAny>()?.is_some() {}
@@ -281,11 +281,11 @@ impl<'de> Visitor<'de> for Again<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
         let has_octals = self.has_octals;
-        let again = |value| Again { value, has_octals };
+        let correction = |value| NumberCorrection { value, has_octals };
         if let Value::Map(map) = self.value {
             for (key, value) in map.entries_mut() {
-                if entries.next_key_seed(again(key))?.is_some() {
-                    entries.next_value_seed(again(value))?;
+                if entries.next_key_seed(correction(key))?.is_some() {
+                    entries.next_value_seed(correction(value))?;
                 }
             }
         }
@@ -296,7 +296,7 @@ impl<'de> Visitor<'de> for Again<'_> {
 
 /// What Python reads where the library read a float: the same, unless the text
 /// has no dot, its exponent no sign, or a dot follows its sign.
-fn not_a_float(text: String) -> Option<Value> {
+fn value_in_python(text: String) -> Option<Value> {
     if let Ok(integer) = text.parse::<BigInt>() {
         return Some(integer.into());
     }

@@ -5,29 +5,29 @@
 /// It is kept in whole words too: comparing those takes a few instructions
 /// where comparing slices takes a call, and a message has some thirty keys.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Spelling {
+pub(crate) struct EncodedKey {
     text: &'static str,
-    words: [u64; WORDS],
+    words: [u64; WORD_COUNT],
     /// The bits of the words that count.
-    masks: [u64; WORDS],
+    masks: [u64; WORD_COUNT],
 }
 
 /// Enough for the longest name, `replaced_task_nesting`.
-const WORDS: usize = 3;
+const WORD_COUNT: usize = 3;
 
-const SIZE: usize = WORDS * size_of::<u64>();
+const MAX_LENGTH: usize = WORD_COUNT * size_of::<u64>();
 
 /// A quote before the name; a quote and a colon after it.
-const BEFORE: usize = 1;
-const AFTER: usize = 2;
+const PREFIX_LENGTH: usize = 1;
+const SUFFIX_LENGTH: usize = 2;
 
-impl Spelling {
-    /// The key of this spelling, which must fit the words.
+impl EncodedKey {
+    /// The key of this key, which must fit the words.
     pub(crate) const fn new(text: &'static str) -> Self {
         let bytes = text.as_bytes();
-        assert!(bytes.len() <= SIZE, "the name is too long");
-        let mut words = [0; WORDS];
-        let mut masks = [0; WORDS];
+        assert!(bytes.len() <= MAX_LENGTH, "the name is too long");
+        let mut words = [0; WORD_COUNT];
+        let mut masks = [0; WORD_COUNT];
         let mut at = 0;
         while at < bytes.len() {
             let shift = at % 8 * 8;
@@ -47,19 +47,19 @@ impl Spelling {
     /// The key itself.
     #[inline]
     pub(crate) fn name(&self) -> &'static str {
-        &self.text[BEFORE..self.text.len() - AFTER]
+        &self.text[PREFIX_LENGTH..self.text.len() - SUFFIX_LENGTH]
     }
 
     /// Whether this is the key of that name.
     #[inline]
-    pub(crate) fn is(&self, name: &str) -> bool {
-        self.text.len() == name.len() + BEFORE + AFTER && self.name() == name
+    pub(crate) fn has_name(&self, name: &str) -> bool {
+        self.text.len() == name.len() + PREFIX_LENGTH + SUFFIX_LENGTH && self.name() == name
     }
 
     /// Whether the bytes begin like this.
     #[inline]
-    pub(super) fn begins(&self, bytes: &[u8]) -> bool {
-        let Some(start) = bytes.first_chunk::<SIZE>() else {
+    pub(super) fn is_prefix_of(&self, bytes: &[u8]) -> bool {
+        let Some(start) = bytes.first_chunk::<MAX_LENGTH>() else {
             return bytes.starts_with(self.text.as_bytes());
         };
         let (found, _) = start.as_chunks();
@@ -83,16 +83,16 @@ mod tests {
             "\"delivery_info\":",
             "\"replaced_task_nesting\":",
         ] {
-            let spelling = Spelling::new(text);
-            assert!(spelling.begins(text.as_bytes()), "{text}");
-            assert!(spelling.is(&text[1..text.len() - 2]), "{text}");
+            let key = EncodedKey::new(text);
+            assert!(key.is_prefix_of(text.as_bytes()), "{text}");
+            assert!(key.has_name(&text[1..text.len() - 2]), "{text}");
             for place in 0..text.len() {
                 let mut found = format!("{text} and what comes after it").into_bytes();
-                assert!(spelling.begins(&found), "{text}");
+                assert!(key.is_prefix_of(&found), "{text}");
                 found[place] ^= 1;
-                assert!(!spelling.begins(&found), "{text} at {place}");
+                assert!(!key.is_prefix_of(&found), "{text} at {place}");
                 assert!(
-                    !spelling.begins(&text.as_bytes()[..place]),
+                    !key.is_prefix_of(&text.as_bytes()[..place]),
                     "{text} to {place}"
                 );
             }

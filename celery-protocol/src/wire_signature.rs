@@ -13,7 +13,7 @@ use crate::value::{Map, Value};
 /// chain, group or chord stay undecoded.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
-pub struct Signature<'a> {
+pub struct WireSignature<'a> {
     /// The name of the task; `celery.chain` and the like for compound ones.
     pub task: Cow<'a, str>,
     /// The positional arguments, an array.
@@ -31,7 +31,7 @@ pub struct Signature<'a> {
     pub extra: Vec<(Cow<'a, str>, Raw<'a>)>,
 }
 
-impl<'a> Signature<'a> {
+impl<'a> WireSignature<'a> {
     /// A call of `task` without arguments.
     pub fn new(task: impl Into<Cow<'a, str>>) -> Self {
         Self {
@@ -154,10 +154,10 @@ impl<'a> Signature<'a> {
     }
 
     /// The same signature without borrows.
-    pub fn into_owned(self) -> Signature<'static> {
+    pub fn into_owned(self) -> WireSignature<'static> {
         let own = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
         let entries = self.extra.into_iter();
-        Signature {
+        WireSignature {
             task: own(self.task),
             args: self.args.into_owned(),
             kwargs: self.kwargs.into_owned(),
@@ -174,7 +174,7 @@ impl<'a> Signature<'a> {
 const COMPOUND: [&str; 3] = ["chain", "group", "chord"];
 
 /// Writes the entries in Python's order.
-impl Serialize for Signature<'_> {
+impl Serialize for WireSignature<'_> {
     fn serialize<S: SerdeSerializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(6 + self.extra.len()))?;
         map.serialize_entry("task", &self.task)?;
@@ -191,7 +191,7 @@ impl Serialize for Signature<'_> {
 }
 
 fn text<'a>(name: &str, value: &Raw<'a>) -> Result<Cow<'a, str>, DecodeError> {
-    let crate::text::Text(text) = decode(name, value)?;
+    let crate::cow_str::CowStr(text) = decode(name, value)?;
     Ok(text)
 }
 
@@ -205,7 +205,7 @@ mod tests {
 
     #[test]
     fn written_in_pythons_order() {
-        let signature = Signature::new("tasks.add").with_args(&(1,)).unwrap();
+        let signature = WireSignature::new("tasks.add").with_args(&(1,)).unwrap();
         let json = Serializer::Json.encode(&signature).unwrap();
         let expected = concat!(
             r#"{"task":"tasks.add","args":[1],"kwargs":{},"options":{},"#,
@@ -218,18 +218,20 @@ mod tests {
     fn read_one_level() {
         let text = r#"{"task":"celery.chain","args":null,"kwargs":{"tasks":[{"task":1}]},
             "subtask_type":"chain","immutable":null,"chord_size":2}"#;
-        let chain = Signature::read(&Raw::json(text)).unwrap();
+        let chain = WireSignature::read(&Raw::json(text)).unwrap();
         assert!(chain.is_compound() && !chain.immutable);
         assert_eq!(chain.args, Raw::json("[]"));
         assert_eq!(chain.kwargs.as_json(), Some(r#"{"tasks":[{"task":1}]}"#));
         assert_eq!(chain.extra[0].0, "chord_size");
         let again = Raw::encode(Serializer::Json, &chain).unwrap();
-        assert_eq!(Signature::read(&again).unwrap(), chain);
+        assert_eq!(WireSignature::read(&again).unwrap(), chain);
     }
 
     #[test]
     fn options_are_set_and_found() {
-        let signature = Signature::new("t").with_option("task_id", "id-1").unwrap();
+        let signature = WireSignature::new("t")
+            .with_option("task_id", "id-1")
+            .unwrap();
         let signature = signature.with_option("queue", ()).unwrap();
         let id = signature.option("task_id").unwrap().unwrap();
         assert_eq!(id.decode::<String>().unwrap(), "id-1");
@@ -246,7 +248,7 @@ mod tests {
             ("[]", None),
         ];
         for (text, field) in cases {
-            let error = Signature::read(&Raw::json(text)).unwrap_err();
+            let error = WireSignature::read(&Raw::json(text)).unwrap_err();
             assert_eq!(error.field(), field, "{text}");
         }
     }
@@ -260,7 +262,7 @@ mod tests {
         );
         let mut raw = Raw::json(&deep);
         for _ in 0..900 {
-            raw = Signature::read(&raw).unwrap().kwargs;
+            raw = WireSignature::read(&raw).unwrap().kwargs;
         }
         assert_eq!(raw.as_json(), Some("{}"));
     }

@@ -5,14 +5,14 @@ use std::ops::Range;
 
 use serde::Deserialize;
 
-use super::reader::Reader;
-use super::skip::Kind;
-use super::spelling::Spelling;
+use super::encoded_key::EncodedKey;
+use super::reader::JsonReader;
+use super::skip::ValueKind;
 use crate::codec::text::escape::first_special;
+use crate::cow_str::CowStr;
 use crate::error::DecodeError;
-use crate::text::Text;
 
-impl<'de> Reader<'de> {
+impl<'de> JsonReader<'de> {
     /// Reads a map. `entry` is called at each key and reads it and the value.
     #[inline]
     pub(crate) fn entries(
@@ -50,32 +50,35 @@ impl<'de> Reader<'de> {
     /// Reads a key that is probably one of `names`, and probably the one at
     /// `place`: senders have an order.
     #[inline]
-    pub(crate) fn name_near<T: Copy>(
+    pub(crate) fn expected_key<T: Copy>(
         &mut self,
-        names: &[(Spelling, T)],
+        names: &[(EncodedKey, T)],
         place: &mut usize,
-    ) -> Result<Name<'de, T>, DecodeError> {
-        if let Some((spelling, known)) = names.get(*place)
-            && self.has_name(spelling)
+    ) -> Result<KeyMatch<'de, T>, DecodeError> {
+        if let Some((encoded, known)) = names.get(*place)
+            && self.skip_key(encoded)
         {
             *place += 1;
-            return Ok(Name::Known(*known));
+            return Ok(KeyMatch::Known(*known));
         }
-        self.name_among(names, place)
+        self.find_key(names, place)
     }
 
-    fn name_among<T: Copy>(
+    fn find_key<T: Copy>(
         &mut self,
-        names: &[(Spelling, T)],
+        names: &[(EncodedKey, T)],
         place: &mut usize,
-    ) -> Result<Name<'de, T>, DecodeError> {
+    ) -> Result<KeyMatch<'de, T>, DecodeError> {
         let name = self.name()?;
-        match names.iter().position(|(spelling, _)| spelling.is(&name)) {
+        match names
+            .iter()
+            .position(|(encoded, _)| encoded.has_name(&name))
+        {
             Some(found) => {
                 *place = found + 1;
-                Ok(Name::Known(names[found].1))
+                Ok(KeyMatch::Known(names[found].1))
             }
-            None => Ok(Name::Other(name)),
+            None => Ok(KeyMatch::Other(name)),
         }
     }
 
@@ -86,20 +89,23 @@ impl<'de> Reader<'de> {
     /// What is passed over here is passed over by [`skip`](Self::skip) as well,
     /// in three times as many steps.
     #[inline]
-    pub(crate) fn skip_usual<T: Copy>(
+    pub(crate) fn skip_common_entries<T: Copy>(
         &mut self,
-        names: &[(Spelling, T)],
-        mut entry: impl FnMut(T, Range<usize>, Kind),
+        names: &[(EncodedKey, T)],
+        mut entry: impl FnMut(T, Range<usize>, ValueKind),
     ) {
         let text = self.cursor.text.as_bytes();
         let mut at = self.cursor.at;
-        for (spelling, known) in names {
-            if !text.get(at..).is_some_and(|rest| spelling.begins(rest)) {
+        for (encoded, known) in names {
+            if !text
+                .get(at..)
+                .is_some_and(|rest| encoded.is_prefix_of(rest))
+            {
                 break;
             }
-            let start = at + spelling.text().len();
+            let start = at + encoded.text().len();
             let start = start + usize::from(text.get(start) == Some(&b' '));
-            let Some((end, kind)) = usual_value(text, start) else {
+            let Some((end, kind)) = common_value(text, start) else {
                 break;
             };
             at = match text.get(end..) {
@@ -114,10 +120,10 @@ impl<'de> Reader<'de> {
 
     /// Passes over a key and its colon, if they are spelled like this.
     #[inline(always)]
-    fn has_name(&mut self, spelling: &Spelling) -> bool {
-        let found = spelling.begins(self.cursor.rest());
+    fn skip_key(&mut self, encoded: &EncodedKey) -> bool {
+        let found = encoded.is_prefix_of(self.cursor.rest());
         if found {
-            self.cursor.at += spelling.text().len();
+            self.cursor.at += encoded.text().len();
         }
         found
     }
@@ -136,15 +142,15 @@ impl<'de> Reader<'de> {
                 self.cursor.at += 1;
                 self.cursor.opened_string().map(Some)
             }
-            _ => self.odd_text(),
+            _ => self.typed_text(),
         }
     }
 
     /// Reads null, or one of kombu's typed values that is a text.
     #[cold]
-    fn odd_text(&mut self) -> Result<Option<Cow<'de, str>>, DecodeError> {
-        let text: Option<Text<'de>> = self.value()?;
-        Ok(text.map(|Text(text)| text))
+    fn typed_text(&mut self) -> Result<Option<Cow<'de, str>>, DecodeError> {
+        let text: Option<CowStr<'de>> = self.value()?;
+        Ok(text.map(|CowStr(text)| text))
     }
 
     /// Passes over null, if that comes next.
@@ -175,7 +181,7 @@ impl<'de> Reader<'de> {
 
     /// Passes over the next value, and says where it began and what it is.
     #[inline]
-    pub(crate) fn skip(&mut self) -> Result<(usize, Kind), DecodeError> {
+    pub(crate) fn skip(&mut self) -> Result<(usize, ValueKind), DecodeError> {
         let first = self.cursor.token();
         let start = self.cursor.at;
         Ok((start, self.cursor.skip_from(first)?))
@@ -184,30 +190,30 @@ impl<'de> Reader<'de> {
 
 /// The end of the value that starts there, if it is spelled as most are.
 #[inline(always)]
-fn usual_value(text: &[u8], start: usize) -> Option<(usize, Kind)> {
+fn common_value(text: &[u8], start: usize) -> Option<(usize, ValueKind)> {
     let rest = text.get(start..)?;
     Some(match rest {
-        [b'n', b'u', b'l', b'l', ..] => (start + 4, Kind::Null),
+        [b'n', b'u', b'l', b'l', ..] => (start + 4, ValueKind::Null),
         [b'"', ..] => {
             let end = first_special(text, start + 1);
             if text.get(end) != Some(&b'"') {
                 return None;
             }
-            (end + 1, Kind::PlainText)
+            (end + 1, ValueKind::PlainText)
         }
-        [b'0'..=b'9', b',', ..] => (start + 1, Kind::Other),
-        [b'f', b'a', b'l', b's', b'e', ..] => (start + 5, Kind::Other),
+        [b'0'..=b'9', b',', ..] => (start + 1, ValueKind::Other),
+        [b'f', b'a', b'l', b's', b'e', ..] => (start + 5, ValueKind::Other),
         // Time limits.
         _ => {
             let limits = [&b"[null, null]"[..], b"[null,null]"];
             let limits = limits.iter().find(|limits| rest.starts_with(limits))?;
-            (start + limits.len(), Kind::Other)
+            (start + limits.len(), ValueKind::Other)
         }
     })
 }
 
 /// A key.
-pub(crate) enum Name<'de, T> {
+pub(crate) enum KeyMatch<'de, T> {
     /// One of those that are known.
     Known(T),
     Other(Cow<'de, str>),
