@@ -59,7 +59,7 @@ static TABLE: [CompressionRow; 5] = [
 ];
 
 impl Compression {
-    /// Every compression there is.
+    /// Returns every compression there is.
     pub fn all() -> impl Iterator<Item = Self> {
         TABLE.iter().map(|row| row.compression)
     }
@@ -80,12 +80,12 @@ impl Compression {
             .or_else(|| Self::from_name(content_type))
     }
 
-    /// The name in Celery's settings.
+    /// Returns the name in Celery's settings.
     pub fn name(self) -> &'static str {
         self.row().names[0]
     }
 
-    /// What the `compression` header of a message says.
+    /// Returns what the `compression` header of a message says.
     pub fn content_type(self) -> &'static str {
         self.row().content_type
     }

@@ -62,8 +62,8 @@ pub struct ControlReply {
 }
 
 impl ControlRequest {
-    /// A request without arguments to every worker, for which no reply is
-    /// wanted.
+    /// Creates a request without arguments to every worker, for which no reply
+    /// is wanted.
     pub fn new(method: impl Into<String>) -> Self {
         Self {
             method: method.into(),
@@ -146,7 +146,7 @@ impl ControlRequest {
 }
 
 impl ReplyAddress {
-    /// The address of what is bound to `exchange` by `routing_key`.
+    /// Returns the address of what is bound to `exchange` by `routing_key`.
     pub fn new(exchange: impl Into<String>, routing_key: impl Into<String>) -> Self {
         Self {
             exchange: exchange.into(),
@@ -168,7 +168,7 @@ impl ReplyAddress {
 }
 
 impl ControlReply {
-    /// What the worker `node` answers.
+    /// Returns what the worker `node` answers.
     pub fn new(node: impl Into<String>, value: impl Into<Value>) -> Self {
         Self {
             node: node.into(),
@@ -214,7 +214,7 @@ impl ControlReply {
     }
 }
 
-/// A message in JSON as kombu writes those that are not tasks.
+/// Returns a message in JSON as kombu writes those that are not tasks.
 pub(crate) fn json_message(
     headers: Map,
     body: &Value,
@@ -227,7 +227,7 @@ pub(crate) fn json_message(
     Ok(Message::new(Headers::from_map(headers), properties, body))
 }
 
-/// The body of such a message.
+/// Returns the body of such a message.
 pub(crate) fn decode_body(message: &Message) -> Result<Value, DecodeError> {
     let payload = message.payload(&Accept::json(), MAX_BODY_SIZE)?;
     let body = payload.serializer().decode(payload.bytes());
@@ -248,7 +248,7 @@ fn text(map: &Map, name: &str) -> Option<String> {
     map.get(name).and_then(Value::as_str).map(ToOwned::to_owned)
 }
 
-/// A list of texts; one text alone is a list of one.
+/// Returns a list of texts; one text alone is a list of one.
 fn texts(value: Option<&Value>) -> Vec<String> {
     match value {
         Some(Value::Str(one)) => vec![one.clone()],

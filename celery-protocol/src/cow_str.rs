@@ -1,13 +1,14 @@
-//! CowStr that borrows from what it was read from, when it can.
+//! Strings that borrow from the message if possible.
 
 use std::borrow::Cow;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 
-/// A string as it lies in the message.
+/// A deserialized string that borrows from the message if possible.
 ///
-/// serde's own `Cow` always copies; this one lends whenever the reader does.
+/// serde's `Deserialize` of `Cow` always copies; this type borrows whenever the
+/// reader allows it.
 #[derive(Debug, Default)]
 pub(crate) struct CowStr<'a>(pub(crate) Cow<'a, str>);
 
@@ -40,7 +41,7 @@ impl<'de> Visitor<'de> for CowStrVisitor {
     }
 }
 
-/// The same text without the borrow.
+/// Converts a text into an owned one.
 pub(crate) fn owned(text: Cow<'_, str>) -> Cow<'static, str> {
     Cow::Owned(text.into_owned())
 }

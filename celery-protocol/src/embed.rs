@@ -51,7 +51,7 @@ impl<'a> Embed<'a> {
         }
     }
 
-    /// The place of one of the four entries that Celery defines.
+    /// Returns the place of one of the four entries that Celery defines.
     pub(crate) fn slot(&mut self, name: &str) -> Option<&mut Option<Raw<'a>>> {
         match name {
             "callbacks" => Some(&mut self.callbacks),
@@ -62,13 +62,13 @@ impl<'a> Embed<'a> {
         }
     }
 
-    /// Whether nothing happens after the task.
+    /// Returns whether nothing happens after the task.
     pub fn is_empty(&self) -> bool {
         let slots = [&self.callbacks, &self.errbacks, &self.chain, &self.chord];
         slots.iter().all(|slot| slot.is_none()) && self.extra.is_empty()
     }
 
-    /// The signatures to send when the task succeeds.
+    /// Returns the signatures to send when the task succeeds.
     ///
     /// # Errors
     ///
@@ -77,7 +77,7 @@ impl<'a> Embed<'a> {
         signatures(self.callbacks.as_ref(), "embed.callbacks")
     }
 
-    /// The signatures to call when the task fails.
+    /// Returns the signatures to call when the task fails.
     ///
     /// # Errors
     ///
@@ -86,8 +86,8 @@ impl<'a> Embed<'a> {
         signatures(self.errbacks.as_ref(), "embed.errbacks")
     }
 
-    /// The rest of the chain as it lies in the message: **the last element is
-    /// the next step**.
+    /// Returns the rest of the chain as it lies in the message: **the last
+    /// element is the next step**.
     ///
     /// # Errors
     ///
@@ -96,7 +96,7 @@ impl<'a> Embed<'a> {
         signatures(self.chain.as_ref(), "embed.chain")
     }
 
-    /// The body of the chord.
+    /// Returns the body of the chord.
     ///
     /// # Errors
     ///
@@ -111,7 +111,7 @@ impl<'a> Embed<'a> {
             .map_err(|error| error.in_field("embed.chord"))
     }
 
-    /// The same embed without borrows.
+    /// Returns the same embed without borrows.
     pub fn into_owned(self) -> Embed<'static> {
         let own = |(name, value): (Cow<'_, str>, Raw<'_>)| {
             (Cow::Owned(name.into_owned()), value.into_owned())
@@ -140,8 +140,8 @@ impl Serialize for Embed<'_> {
     }
 }
 
-/// The embed of a task after which nothing happens, which most are, as this
-/// crate and as Python write it: it need not be read to be known.
+/// Returns the embed of a task after which nothing happens, which most are, as
+/// this crate and as Python write it: it need not be read to be known.
 fn is_empty_form(json: &str) -> bool {
     Embed::EMPTY_FORMS.contains(&json)
 }

@@ -71,7 +71,8 @@ pub enum DecodeErrorKind {
 }
 
 impl DecodeError {
-    /// An error about well-formed bytes that are not what was asked for.
+    /// Creates an error about well-formed bytes that are not what was asked
+    /// for.
     pub fn new(message: impl Into<String>) -> Self {
         DecodeErrorKind::Invalid(message.into()).into()
     }
@@ -123,13 +124,13 @@ impl DecodeError {
         &self.inner.kind
     }
 
-    /// The path of the field that could not be read, such as `headers.eta` or
-    /// `body[0]`.
+    /// Returns the path of the field that could not be read, such as
+    /// `headers.eta` or `body[0]`.
     pub fn field(&self) -> Option<&str> {
         Some(self.inner.field.as_str()).filter(|field| !field.is_empty())
     }
 
-    /// The content type that was read or refused.
+    /// Returns the content type that was read or refused.
     pub fn content_type(&self) -> Option<&str> {
         match &self.inner.kind {
             DecodeErrorKind::Refused { content_type, .. } => Some(content_type),
@@ -137,23 +138,23 @@ impl DecodeError {
         }
     }
 
-    /// The byte at which reading stopped, counted from the start of the value
-    /// that was being decoded.
+    /// Returns the byte at which reading stopped, counted from the start of the
+    /// value that was being decoded.
     pub fn offset(&self) -> Option<usize> {
         self.inner.offset
     }
 
-    /// Whether the content type is outside the accept-list.
+    /// Returns whether the content type is outside the accept-list.
     pub fn is_refused(&self) -> bool {
         matches!(self.inner.kind, DecodeErrorKind::Refused { .. })
     }
 
-    /// Whether the content is larger than the caller allows.
+    /// Returns whether the content is larger than the caller allows.
     pub fn is_too_large(&self) -> bool {
         matches!(self.inner.kind, DecodeErrorKind::TooLarge { .. })
     }
 
-    /// Whether values are nested deeper than the reader goes.
+    /// Returns whether values are nested deeper than the reader goes.
     pub fn is_too_deep(&self) -> bool {
         matches!(self.inner.kind, DecodeErrorKind::TooDeep { .. })
     }
@@ -238,7 +239,7 @@ pub enum EncodeErrorKind {
 }
 
 impl EncodeError {
-    /// An error about a value that has no form in the format.
+    /// Creates an error about a value that has no form in the format.
     pub fn new(message: impl Into<String>) -> Self {
         EncodeErrorKind::Invalid(message.into()).into()
     }
@@ -262,12 +263,12 @@ impl EncodeError {
         &self.inner.kind
     }
 
-    /// The path of the field that could not be written, such as `args`.
+    /// Returns the path of the field that could not be written, such as `args`.
     pub fn field(&self) -> Option<&str> {
         Some(self.inner.field.as_str()).filter(|field| !field.is_empty())
     }
 
-    /// The content type that was written.
+    /// Returns the content type that was written.
     pub fn content_type(&self) -> Option<&str> {
         self.inner.content_type
     }

@@ -36,7 +36,7 @@ pub struct Event {
 }
 
 impl Event {
-    /// An event without fields.
+    /// Creates an event without fields.
     pub fn new(kind: impl Into<String>, hostname: impl Into<String>) -> Self {
         Self {
             kind: kind.into(),
@@ -45,13 +45,13 @@ impl Event {
         }
     }
 
-    /// The id of the task that it is about.
+    /// Returns the id of the task that it is about.
     pub fn task_id(&self) -> Option<&str> {
         self.fields.get("uuid").and_then(Value::as_str)
     }
 
-    /// The routing key of a message with this event alone: `task.started` for
-    /// `task-started`.
+    /// Returns the routing key of a message with this event alone:
+    /// `task.started` for `task-started`.
     pub fn routing_key(&self) -> String {
         self.kind.replace('-', ".")
     }

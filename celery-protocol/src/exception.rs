@@ -26,7 +26,7 @@ pub struct Exception {
 }
 
 impl Exception {
-    /// An exception with one text, the usual kind.
+    /// Creates an exception with one text, the usual kind.
     pub fn new(
         module: impl Into<String>,
         exc_type: impl Into<String>,
@@ -39,7 +39,7 @@ impl Exception {
         }
     }
 
-    /// The same exception with these arguments.
+    /// Returns the same exception with these arguments.
     #[must_use]
     pub fn with_args(self, args: impl IntoIterator<Item = Value>) -> Self {
         Self {

@@ -40,7 +40,7 @@ impl Headers {
         Self(HeadersRepr::Empty)
     }
 
-    /// The headers of a task that is about to be sent.
+    /// Returns the headers of a task that is about to be sent.
     pub fn from_task(headers: TaskHeaders<'static>) -> Self {
         Self(HeadersRepr::Task(Box::new(headers)))
     }
@@ -77,7 +77,7 @@ impl Headers {
         Self(HeadersRepr::Map(Value::Map(map)))
     }
 
-    /// Whether there is no header.
+    /// Returns whether there is no header.
     pub fn is_empty(&self) -> bool {
         match &self.0 {
             HeadersRepr::Empty => true,
@@ -87,8 +87,8 @@ impl Headers {
         }
     }
 
-    /// The headers of a task of protocol 2; `None` when there is no header
-    /// `task`, as in messages of protocol 1, events and replies.
+    /// Returns the headers of a task of protocol 2; `None` when there is no
+    /// header `task`, as in messages of protocol 1, events and replies.
     ///
     /// # Errors
     ///
@@ -125,7 +125,7 @@ impl Headers {
         Err(error.in_field("headers"))
     }
 
-    /// The value of one header.
+    /// Returns the value of one header.
     ///
     /// # Errors
     ///
@@ -139,7 +139,7 @@ impl Headers {
         }
     }
 
-    /// The value of one of Celery's own headers.
+    /// Returns the value of one of Celery's own headers.
     #[inline]
     pub(crate) fn find_known(&self, header: Header) -> Result<Option<Raw<'_>>, DecodeError> {
         match &self.0 {
@@ -182,7 +182,7 @@ impl Headers {
         Ok(())
     }
 
-    /// All headers as a table.
+    /// Returns all headers as a table.
     ///
     /// # Errors
     ///

@@ -2,13 +2,14 @@
 //!
 //! This crate turns the bytes of Celery's messages into types and back: task
 //! messages of protocol 2 and 1, the serializers and compressions, kombu's
-//! envelope, signatures and result documents. It opens no connection, starts no
-//! task, reads no clock and draws no random number (ids and times are
-//! arguments), so it serves synchronous programs, tests and other runtimes as
-//! well as the workspace around it.
+//! envelope, signatures and result documents. It opens no connection, spawns no
+//! task, reads no clock and generates no random number: ids and times are
+//! arguments. Synchronous programs, tests and other runtimes can therefore use
+//! it as well as the crates of this workspace.
 //!
-//! Reading is lazy and borrows. A worker looks at the [headers](TaskHeaders) and
-//! hands each argument, still undecoded, to the type that wants it:
+//! Decoding is lazy and borrows from the message. A worker reads the
+//! [headers](TaskHeaders) and decodes each argument only when the type of the
+//! parameter is known:
 //!
 //! ```
 //! use bytes::Bytes;
@@ -37,10 +38,11 @@
 //!
 //! # Features
 //!
-//! JSON is always there. `msgpack` and `yaml` add serializers; `zlib`, `bzip2`,
-//! `lzma`, `brotli` and `zstd` add compressions. Everything can be named with
-//! all features off; using it is then an error that says which one to switch on.
-//! Pickle is recognised and never read.
+//! JSON is always available. `msgpack` and `yaml` add serializers; `zlib`,
+//! `bzip2`, `lzma`, `brotli` and `zstd` add compressions. The enum variants
+//! exist with every combination of features; using one whose feature is off
+//! returns an error that names the feature to enable. Pickle is recognised by
+//! its content type and never decoded.
 
 mod body;
 mod codec;

@@ -26,7 +26,7 @@ pub struct Message {
 }
 
 impl Message {
-    /// A message of the given parts.
+    /// Creates a message of the given parts.
     pub fn new(headers: Headers, properties: Properties, body: impl Into<Bytes>) -> Self {
         Self {
             headers,
@@ -35,7 +35,7 @@ impl Message {
         }
     }
 
-    /// A task of protocol 2 whose body was written by
+    /// Creates a task of protocol 2 whose body was written by
     /// [`encode_body`](crate::encode_body) with the same serializer.
     ///
     /// The properties name the serializer and repeat the id as
@@ -64,8 +64,8 @@ impl Message {
         Ok(())
     }
 
-    /// The body, decompressed and ready to be decoded by the serializer that
-    /// the content type names. Borrows when nothing was compressed.
+    /// Returns the body, decompressed and ready to be decoded by the serializer
+    /// that the content type names. Borrows when nothing was compressed.
     ///
     /// # Errors
     ///
@@ -135,7 +135,7 @@ pub struct Properties {
 }
 
 impl Properties {
-    /// The properties of a persistent message in the given serializer.
+    /// Returns the properties of a persistent message in the given serializer.
     pub fn of(serializer: Serializer) -> Self {
         Self {
             content_type: serializer.content_type().into(),
@@ -173,7 +173,8 @@ pub struct DeliveryInfo {
 }
 
 impl DeliveryInfo {
-    /// The place of a message that was sent to `routing_key` of `exchange`.
+    /// Returns the place of a message that was sent to `routing_key` of
+    /// `exchange`.
     pub fn new(exchange: impl Into<String>, routing_key: impl Into<String>) -> Self {
         Self {
             exchange: exchange.into(),

@@ -30,20 +30,20 @@ impl<'a> Payload<'a> {
         }
     }
 
-    /// The serializer that wrote the body.
+    /// Returns the serializer that wrote the body.
     pub fn serializer(&self) -> Serializer {
         self.serializer
     }
 
-    /// The serialized body.
+    /// Returns the serialized body.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// The task, of whichever protocol: version 2 by its headers, version 1 by
-    /// its body. A message that has both, the header `task` and a mapping as
-    /// body, is taken as Celery takes it: from the body, overridden by the
-    /// headers.
+    /// Returns the task, of whichever protocol: version 2 by its headers,
+    /// version 1 by its body. A message that has both, the header `task` and a
+    /// mapping as body, is taken as Celery takes it: from the body, overridden
+    /// by the headers.
     ///
     /// # Errors
     ///
@@ -59,7 +59,7 @@ impl<'a> Payload<'a> {
         Ok((headers, Body::read(&raw)?))
     }
 
-    /// The body of a task of protocol 2: `[args, kwargs, embed]`.
+    /// Returns the body of a task of protocol 2: `[args, kwargs, embed]`.
     ///
     /// # Errors
     ///
@@ -68,7 +68,7 @@ impl<'a> Payload<'a> {
         Body::read(&self.raw()?)
     }
 
-    /// A task of protocol 1, which is a mapping.
+    /// Returns a task of protocol 1, which is a mapping.
     ///
     /// # Errors
     ///
@@ -77,7 +77,7 @@ impl<'a> Payload<'a> {
         v1::read(&self.raw()?)
     }
 
-    /// The body undecoded.
+    /// Returns the body undecoded.
     ///
     /// # Errors
     ///

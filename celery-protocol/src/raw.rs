@@ -1,4 +1,4 @@
-//! Values that are carried without being decoded.
+//! Values that are passed on without being decoded.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,12 +15,12 @@ use crate::codec::{Serializer, json, msgpack};
 use crate::error::{DecodeError, EncodeError};
 use crate::value::{SpecialTag, Value};
 
-/// A value that has not been decoded yet, together with its serializer.
+/// An undecoded value together with its serializer.
 ///
-/// It is a piece of the message it was read from, usually borrowed. Looking
-/// into an array or map one level at a time ([`elements`](Self::elements),
-/// [`entries`](Self::entries)) does not decode what is inside, so a deep or odd
-/// part costs nothing and breaks nothing until somebody asks for it.
+/// It is a part of the message it was read from, usually borrowed.
+/// [`elements`](Self::elements) and [`entries`](Self::entries) split an array
+/// or map one level at a time and do not decode the parts, so a deeply nested
+/// or malformed part costs no time and causes no error until it is decoded.
 ///
 /// ```
 /// use celery_protocol::Raw;
@@ -40,8 +40,8 @@ pub struct Raw<'a> {
 enum RawContent<'a> {
     Json(Cow<'a, str>),
     MsgPack(Cow<'a, [u8]>),
-    /// YAML has no spans that could be read on their own: anchors reach
-    /// across the document.
+    /// A decoded value. YAML has no spans that can be decoded separately,
+    /// because anchors apply to the whole document.
     Value(Cow<'a, Value>),
 }
 
@@ -52,28 +52,29 @@ pub type Elements<'a> = SmallVec<[Raw<'a>; 8]>;
 pub type Entries<'a> = SmallVec<[(Cow<'a, str>, Raw<'a>); 4]>;
 
 impl<'a> Raw<'a> {
-    /// A value in JSON. The text is checked when it is decoded.
+    /// Creates a value in JSON. The text is checked when it is decoded.
     pub const fn json(text: &'a str) -> Self {
         Self {
             content: RawContent::Json(Cow::Borrowed(text)),
         }
     }
 
-    /// A value in msgpack. The bytes are checked when they are decoded.
+    /// Creates a value in msgpack. The bytes are checked when they are decoded.
     pub const fn msgpack(bytes: &'a [u8]) -> Self {
         Self {
             content: RawContent::MsgPack(Cow::Borrowed(bytes)),
         }
     }
 
-    /// Takes the bytes of a whole message body.
+    /// Creates a raw value from the bytes of a whole message body.
     ///
-    /// JSON is only checked to be UTF-8 here and msgpack not at all; YAML is
-    /// read into a [`Value`].
+    /// JSON is only checked to be UTF-8 and msgpack is not checked; YAML is
+    /// decoded into a [`Value`].
     ///
     /// # Errors
     ///
-    /// When JSON is not UTF-8, or YAML is malformed or its feature is off.
+    /// Fails if JSON is not UTF-8, or if YAML is malformed or its feature is
+    /// off.
     pub fn read(serializer: Serializer, bytes: &'a [u8]) -> Result<Self, DecodeError> {
         match serializer {
             Serializer::Json => json::text(bytes).map(Self::json),
@@ -82,30 +83,29 @@ impl<'a> Raw<'a> {
         }
     }
 
-    /// Takes a value that was never written.
+    /// Creates a raw value from an owned value.
     pub const fn from_value(value: Value) -> Self {
         Self {
             content: RawContent::Value(Cow::Owned(value)),
         }
     }
 
-    /// Borrows a value.
+    /// Creates a raw value that borrows a value.
     pub const fn borrow_value(value: &'a Value) -> Self {
         Self {
             content: RawContent::Value(Cow::Borrowed(value)),
         }
     }
 
-    /// Decodes this one value into a type, borrowing from the message where the
-    /// type allows it.
+    /// Decodes the value into a type, which may borrow from the message.
     ///
-    /// A `Raw` that owns its content does not lend it: borrowed types such as
-    /// `&str` fail there.
+    /// Types such as `&str` cannot borrow from a `Raw` that owns its content;
+    /// decoding them fails.
     ///
     /// # Errors
     ///
-    /// When the value is malformed, nested deeper than 128 levels or not what
-    /// `T` expects.
+    /// Fails if the value is malformed or nested deeper than 128 levels, or if
+    /// `T` expects another value.
     #[inline]
     pub fn decode<T: Deserialize<'a>>(&self) -> Result<T, DecodeError> {
         match &self.content {
@@ -116,11 +116,11 @@ impl<'a> Raw<'a> {
         }
     }
 
-    /// Decodes this one value, whatever it is.
+    /// Decodes the value into a [`Value`].
     ///
     /// # Errors
     ///
-    /// When the value is malformed or nested deeper than 128 levels.
+    /// Fails if the value is malformed or nested deeper than 128 levels.
     pub fn to_value(&self) -> Result<Value, DecodeError> {
         match &self.content {
             RawContent::Json(text) => json::read_text(text),
@@ -129,20 +129,21 @@ impl<'a> Raw<'a> {
         }
     }
 
-    /// The elements of an array. Only their extents are looked for.
+    /// Returns the elements of an array. They are not decoded.
     ///
     /// # Errors
     ///
-    /// When this is not an array, or is malformed, or nests deeper than 1,000
-    /// levels.
+    /// Fails if this is not an array, is malformed, or is nested deeper than
+    /// 1,000 levels.
     pub fn elements(&self) -> Result<Elements<'a>, DecodeError> {
         let mut elements = Elements::new();
         self.elements_into(&mut elements)?;
         Ok(elements)
     }
 
-    /// As [`elements`](Self::elements), to where they are to be: they are some
-    /// hundred bytes, which every move would copy. `out` must be empty.
+    /// Writes the elements of an array to `out`, which must be empty. See
+    /// [`elements`](Self::elements). The list has some hundred bytes, which a
+    /// move would copy.
     #[inline]
     pub(crate) fn elements_into(&self, out: &mut Elements<'a>) -> Result<(), DecodeError> {
         match &self.content {
@@ -154,6 +155,7 @@ impl<'a> Raw<'a> {
         }
     }
 
+    /// Returns the elements of an array that is not borrowed JSON.
     fn elements_of_other(&self) -> Result<Elements<'a>, DecodeError> {
         match &self.content {
             RawContent::Json(text) => {
@@ -175,8 +177,8 @@ impl<'a> Raw<'a> {
         }
     }
 
-    /// The elements of a borrowed JSON array of three; `None` for anything
-    /// else. See [`json::three_elements`].
+    /// Returns the elements of a borrowed JSON array of three; `None` for
+    /// anything else. See [`json::three_elements`].
     #[inline]
     pub(crate) fn three_elements(&self, last: &[&str]) -> Option<[Self; 3]> {
         match &self.content {
@@ -187,21 +189,21 @@ impl<'a> Raw<'a> {
         }
     }
 
-    /// The entries of a map. Only their extents are looked for; equal keys all
-    /// come.
+    /// Returns the entries of a map, including those with equal keys. The
+    /// values are not decoded.
     ///
     /// # Errors
     ///
-    /// When this is not a map, when a key is not a text, or when it is
-    /// malformed or nests deeper than 1,000 levels.
+    /// Fails if this is not a map, if a key is not a text, or if it is
+    /// malformed or nested deeper than 1,000 levels.
     pub fn entries(&self) -> Result<Entries<'a>, DecodeError> {
         let mut entries = Entries::new();
         self.entries_into(&mut entries)?;
         Ok(entries)
     }
 
-    /// As [`entries`](Self::entries), to where they are to be. `out` must be
-    /// empty.
+    /// Writes the entries of a map to `out`, which must be empty. See
+    /// [`entries`](Self::entries).
     #[inline]
     pub(crate) fn entries_into(&self, out: &mut Entries<'a>) -> Result<(), DecodeError> {
         match &self.content {
@@ -215,6 +217,7 @@ impl<'a> Raw<'a> {
         }
     }
 
+    /// Returns the entries of a map that is not borrowed JSON.
     fn entries_of_other(&self) -> Result<Entries<'a>, DecodeError> {
         match &self.content {
             RawContent::Json(text) => {
@@ -248,7 +251,7 @@ impl<'a> Raw<'a> {
         }
     }
 
-    /// Whether this is a null.
+    /// Returns whether the value is null.
     pub fn is_null(&self) -> bool {
         match &self.content {
             RawContent::Json(text) => text.trim_ascii() == "null",
@@ -257,8 +260,8 @@ impl<'a> Raw<'a> {
         }
     }
 
-    /// The serializer in which this was written. Values read from YAML say
-    /// YAML, and so do values that were never written.
+    /// Returns the serializer of the value. Values that were decoded from YAML
+    /// and values that were never encoded return YAML.
     pub fn serializer(&self) -> Serializer {
         match &self.content {
             RawContent::Json(_) => Serializer::Json,
@@ -267,7 +270,7 @@ impl<'a> Raw<'a> {
         }
     }
 
-    /// The text, if this is JSON.
+    /// Returns the JSON text, or `None` for another serializer.
     pub fn as_json(&self) -> Option<&str> {
         match &self.content {
             RawContent::Json(text) => Some(text),
@@ -275,7 +278,7 @@ impl<'a> Raw<'a> {
         }
     }
 
-    /// The same value, borrowed from this one.
+    /// Returns a raw value that borrows from this one.
     pub fn as_borrowed(&self) -> Raw<'_> {
         let content = match &self.content {
             RawContent::Json(text) => RawContent::Json(Cow::Borrowed(text)),
@@ -285,7 +288,7 @@ impl<'a> Raw<'a> {
         Raw { content }
     }
 
-    /// The same value, cut loose from the message it was read from.
+    /// Converts into a raw value that does not borrow from the message.
     pub fn into_owned(self) -> Raw<'static> {
         let content = match self.content {
             RawContent::Json(text) => RawContent::Json(Cow::Owned(text.into_owned())),
@@ -300,11 +303,11 @@ impl Raw<'static> {
     /// Python's `None`.
     pub const NULL: Self = Self::json("null");
 
-    /// Writes a value, to be put into a message later.
+    /// Encodes a value, to be inserted into a message later.
     ///
     /// # Errors
     ///
-    /// As [`Serializer::encode`].
+    /// Fails in the cases of [`Serializer::encode`].
     pub fn encode<T: Serialize + ?Sized>(
         serializer: Serializer,
         value: &T,
@@ -313,7 +316,7 @@ impl Raw<'static> {
             Serializer::Json => {
                 let bytes = serializer.encode(value)?;
                 let text = String::from_utf8(bytes)
-                    .map_err(|_| EncodeError::new("a spliced text is not UTF-8"))?;
+                    .map_err(|_| EncodeError::new("a raw JSON value is not UTF-8"))?;
                 RawContent::Json(Cow::Owned(text))
             }
             Serializer::MsgPack => RawContent::MsgPack(Cow::Owned(serializer.encode(value)?)),
@@ -323,7 +326,8 @@ impl Raw<'static> {
     }
 }
 
-/// Equal when the same bytes say it; two spellings of one value differ.
+/// Two raw values are equal if their bytes are equal; two encodings of one
+/// value differ.
 impl PartialEq for Raw<'_> {
     fn eq(&self, other: &Self) -> bool {
         match (&self.content, &other.content) {
@@ -345,9 +349,9 @@ impl fmt::Debug for Raw<'_> {
     }
 }
 
-/// In its own format a raw value is copied as it stands; in another one of this
-/// crate it is decoded and written anew. Serializers of other crates get the
-/// text or bytes as a string or byte string.
+/// In its own format, a raw value is copied unchanged; in another format of
+/// this crate, it is decoded and encoded again. Serializers of other crates
+/// receive the text or bytes as a string or byte string.
 impl Serialize for Raw<'_> {
     #[inline]
     fn serialize<S: SerdeSerializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -361,8 +365,8 @@ impl Serialize for Raw<'_> {
     }
 }
 
-/// The JSON reader of this crate lends the span; any other deserializer is read
-/// into a [`Value`].
+/// A raw value borrows its span from the JSON reader of this crate; from any
+/// other deserializer it is decoded into a [`Value`].
 impl<'de: 'a, 'a> Deserialize<'de> for Raw<'a> {
     #[inline]
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -385,7 +389,9 @@ impl<'de> Visitor<'de> for RawVisitor {
             (SpecialTag::Ours(tag::RAW_JSON), text) => {
                 text.newtype_variant::<&'de str>().map(Raw::json)
             }
-            _ => Err(A::Error::custom("expected any value, found a tagged one")),
+            _ => Err(A::Error::custom(
+                "expected any value, found an enum variant",
+            )),
         }
     }
 
@@ -394,7 +400,7 @@ impl<'de> Visitor<'de> for RawVisitor {
     }
 }
 
-/// Bytes that serialize as bytes, where serde writes `[u8]` as numbers.
+/// Bytes that serialize as bytes; serde serializes `[u8]` as a list of numbers.
 struct SerializeBytes<'a>(&'a [u8]);
 
 impl Serialize for SerializeBytes<'_> {

@@ -53,7 +53,7 @@ pub struct ResultDocument<'a> {
 }
 
 impl<'a> ResultDocument<'a> {
-    /// The document of a task in the given state.
+    /// Returns the document of a task in the given state.
     pub fn new(task_id: impl Into<Cow<'a, str>>, status: State, result: Raw<'a>) -> Self {
         Self {
             status,
@@ -146,8 +146,8 @@ impl<'a> ResultDocument<'a> {
         bytes.map_err(|error| error.in_field("result document"))
     }
 
-    /// The exception of a failed, retried or revoked task; `None` in other
-    /// states, and where none was stored.
+    /// Returns the exception of a failed, retried or revoked task; `None` in
+    /// other states, and where none was stored.
     ///
     /// # Errors
     ///
@@ -162,7 +162,7 @@ impl<'a> ResultDocument<'a> {
             .map_err(|error| error.in_field("result"))
     }
 
-    /// The same document without borrows.
+    /// Returns the same document without borrows.
     pub fn into_owned(self) -> ResultDocument<'static> {
         let entries = self.extra.into_iter();
         ResultDocument {
@@ -318,9 +318,9 @@ pub fn compress_document(
     .concat())
 }
 
-/// What was written before `result_compression` of Celery 5.7 packed it: bytes
-/// without its mark are handed back as they are. Celery packs all that it
-/// stores, not only result documents.
+/// Returns what was written before `result_compression` of Celery 5.7 packed
+/// it: bytes without its mark are handed back as they are. Celery packs all
+/// that it stores, not only result documents.
 ///
 /// # Errors
 ///

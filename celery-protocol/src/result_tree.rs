@@ -25,7 +25,7 @@ pub struct ResultTree {
 const MAX_WRITTEN_PARENTS: usize = 50;
 
 impl ResultTree {
-    /// The result of one task.
+    /// Returns the result of one task.
     pub fn task(id: impl Into<String>) -> Self {
         Self {
             id: id.into(),
@@ -33,7 +33,7 @@ impl ResultTree {
         }
     }
 
-    /// The results of a group.
+    /// Returns the results of a group.
     pub fn group(id: impl Into<String>, members: Vec<Self>) -> Self {
         Self {
             id: id.into(),
@@ -42,7 +42,7 @@ impl ResultTree {
         }
     }
 
-    /// The same with one more parent, farther than those it has.
+    /// Returns the same with one more parent, farther than those it has.
     #[must_use]
     pub fn after(mut self, mut parent: Self) -> Self {
         let before = std::mem::take(&mut parent.parents);
@@ -51,7 +51,7 @@ impl ResultTree {
         self
     }
 
-    /// What it came after, with its parents in turn.
+    /// Returns what it came after, with its parents in turn.
     pub fn parent(&self) -> Option<Self> {
         let (nearest, others) = self.parents.split_first()?;
         Some(Self {
@@ -60,16 +60,16 @@ impl ResultTree {
         })
     }
 
-    /// The ids of all tasks in it, in order: its own or its members', then
-    /// their parents'.
+    /// Returns the ids of all tasks in it, in order: its own or its members',
+    /// then their parents'.
     pub fn task_ids(&self) -> Vec<&str> {
         let mut ids = Vec::new();
         self.collect(&mut ids);
         ids
     }
 
-    /// The ids of the tasks whose results are in it, in order, without those
-    /// that came before: its own, or its members'.
+    /// Returns the ids of the tasks whose results are in it, in order, without
+    /// those that came before: its own, or its members'.
     pub fn leaf_ids(&self) -> Vec<&str> {
         match &self.members {
             None => vec![&self.id],
@@ -96,7 +96,7 @@ impl ResultTree {
         Self::from_value(&raw.to_value()?)
     }
 
-    /// The same from a decoded value.
+    /// Returns the same from a decoded value.
     ///
     /// # Errors
     ///

@@ -93,7 +93,7 @@ static TABLE: [StateRow; 9] = [
 ];
 
 impl State {
-    /// The state of this name; every name is one.
+    /// Returns the state of this name; every name is one.
     pub fn named(name: &str) -> Self {
         match TABLE.iter().find(|row| row.name == name) {
             Some(row) => row.state.clone(),
@@ -101,7 +101,7 @@ impl State {
         }
     }
 
-    /// The name in result documents: `SUCCESS`.
+    /// Returns the name in result documents: `SUCCESS`.
     pub fn name(&self) -> &str {
         match (self, self.row()) {
             (Self::Custom(name), _) => name,
@@ -110,25 +110,25 @@ impl State {
         }
     }
 
-    /// Whether no other state follows: success, failure, revoked.
+    /// Returns whether no other state follows: success, failure, revoked.
     pub fn is_ready(&self) -> bool {
         self.row().is_some_and(|row| row.sets.ready)
     }
 
-    /// Whether the result is an exception: failure, retry, revoked.
+    /// Returns whether the result is an exception: failure, retry, revoked.
     pub fn is_exception(&self) -> bool {
         self.row().is_some_and(|row| row.sets.exception)
     }
 
-    /// Whether one who waits for the result gets the exception raised:
+    /// Returns whether one who waits for the result gets the exception raised:
     /// failure, revoked.
     pub fn propagates(&self) -> bool {
         self.row().is_some_and(|row| row.sets.propagates)
     }
 
-    /// The rank by which monitors tell the newer of two states that arrive out
-    /// of order; the smaller rank is the newer. Result backends do not use it:
-    /// there, only success is never overwritten.
+    /// Returns the rank by which monitors tell the newer of two states that
+    /// arrive out of order; the smaller rank is the newer. Result backends do
+    /// not use it: there, only success is never overwritten.
     pub fn precedence(&self) -> u8 {
         self.row().map_or(CUSTOM_PRECEDENCE, |row| row.precedence)
     }

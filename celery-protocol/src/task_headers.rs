@@ -73,7 +73,7 @@ pub struct TaskHeaders<'a> {
 }
 
 impl<'a> TaskHeaders<'a> {
-    /// The headers of a first call of `task`, which is its own root.
+    /// Returns the headers of a first call of `task`, which is its own root.
     pub fn new(task: impl Into<Cow<'a, str>>, id: impl Into<Cow<'a, str>>) -> Self {
         let id = id.into();
         Self {
@@ -85,7 +85,7 @@ impl<'a> TaskHeaders<'a> {
         }
     }
 
-    /// Every header absent.
+    /// Returns every header absent.
     pub(crate) fn unset() -> Self {
         Self {
             lang: Cow::Borrowed(""),
@@ -130,13 +130,13 @@ impl<'a> TaskHeaders<'a> {
         parse_time(self.expires.as_deref(), "headers.expires")
     }
 
-    /// A header that Celery does not define.
+    /// Returns a header that Celery does not define.
     pub fn extra(&self, name: &str) -> Option<&Raw<'a>> {
         let found = self.extra.iter().find(|(key, _)| key == name)?;
         Some(&found.1)
     }
 
-    /// The same headers without borrows.
+    /// Returns the same headers without borrows.
     pub fn into_owned(self) -> TaskHeaders<'static> {
         TaskHeaders {
             lang: owned(self.lang),
@@ -163,7 +163,7 @@ impl<'a> TaskHeaders<'a> {
         }
     }
 
-    /// The same headers, borrowed_text.
+    /// Returns the same headers, borrowed_text.
     pub fn borrowed(&self) -> TaskHeaders<'_> {
         TaskHeaders {
             lang: borrowed_text(&self.lang),
@@ -298,7 +298,7 @@ impl Header {
         }
     }
 
-    /// All headers by their names, in Python's order.
+    /// Returns all headers by their names, in Python's order.
     #[inline]
     pub(crate) fn table() -> &'static [(EncodedKey, Self)] {
         &TABLE

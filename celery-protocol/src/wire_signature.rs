@@ -32,7 +32,7 @@ pub struct WireSignature<'a> {
 }
 
 impl<'a> WireSignature<'a> {
-    /// A call of `task` without arguments.
+    /// Creates a call of `task` without arguments.
     pub fn new(task: impl Into<Cow<'a, str>>) -> Self {
         Self {
             task: task.into(),
@@ -95,7 +95,7 @@ impl<'a> WireSignature<'a> {
         Ok(())
     }
 
-    /// The same call with these positional arguments.
+    /// Returns the same call with these positional arguments.
     ///
     /// # Errors
     ///
@@ -106,7 +106,7 @@ impl<'a> WireSignature<'a> {
         Ok(Self { args, ..self })
     }
 
-    /// The same call with these keyword arguments.
+    /// Returns the same call with these keyword arguments.
     ///
     /// # Errors
     ///
@@ -117,7 +117,7 @@ impl<'a> WireSignature<'a> {
         Ok(Self { kwargs, ..self })
     }
 
-    /// The same call with one more option, or another value of it.
+    /// Returns the same call with one more option, or another value of it.
     ///
     /// # Errors
     ///
@@ -133,7 +133,8 @@ impl<'a> WireSignature<'a> {
         Ok(Self { options, ..self })
     }
 
-    /// The value of one option; null ones count as absent, as in Celery.
+    /// Returns the value of one option; null ones count as absent, as in
+    /// Celery.
     ///
     /// # Errors
     ///
@@ -147,13 +148,14 @@ impl<'a> WireSignature<'a> {
             .filter(|value| !value.is_null()))
     }
 
-    /// Whether it is a chain, group or chord, which is not sent as it stands.
+    /// Returns whether it is a chain, group or chord, which is not sent as it
+    /// stands.
     pub fn is_compound(&self) -> bool {
         let kind = self.subtask_type.as_deref();
         kind.is_some_and(|kind| COMPOUND.contains(&kind))
     }
 
-    /// The same signature without borrows.
+    /// Returns the same signature without borrows.
     pub fn into_owned(self) -> WireSignature<'static> {
         let own = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
         let entries = self.extra.into_iter();

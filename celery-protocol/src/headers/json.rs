@@ -66,7 +66,7 @@ impl JsonHeaders {
         self.index.count == 0
     }
 
-    /// The value of one header. The last one wins, as in Python's dict.
+    /// Returns the value of one header. The last one wins, as in Python's dict.
     pub(super) fn find(&self, name: &str) -> Result<Option<Raw<'_>>, DecodeError> {
         if let Some(header) = Header::from_name(name) {
             return self.find_known(header);
@@ -80,7 +80,7 @@ impl JsonHeaders {
         Ok(None)
     }
 
-    /// The value of one of Celery's own headers.
+    /// Returns the value of one of Celery's own headers.
     #[inline]
     pub(super) fn find_known(&self, header: Header) -> Result<Option<Raw<'_>>, DecodeError> {
         match self.index.kinds[header as usize] {
@@ -90,7 +90,7 @@ impl JsonHeaders {
         }
     }
 
-    /// The headers of a task; `None` when `task` is missing.
+    /// Returns the headers of a task; `None` when `task` is missing.
     #[inline]
     pub(super) fn task(&self) -> Result<Option<TaskHeaders<'_>>, DecodeError> {
         if let ValueKind::Absent = self.index.kinds[Header::Task as usize] {
@@ -150,7 +150,7 @@ impl<'a> KnownHeaders<'a> {
         self.index.kinds[header as usize]
     }
 
-    /// The text of a value, empty if there is none.
+    /// Returns the text of a value, empty if there is none.
     #[inline]
     fn value(self, header: Header) -> &'a str {
         let Span { start, end } = self.index.known[header as usize];
@@ -194,7 +194,7 @@ impl<'a> KnownHeaders<'a> {
         }
     }
 
-    /// A number that is mostly zero.
+    /// Returns a number that is mostly zero.
     #[inline]
     fn count(self, header: Header) -> Result<u32, DecodeError> {
         match self.value(header) {

@@ -85,7 +85,7 @@ const fn digits() -> [[u32; 256]; 4] {
 mod tests {
     use super::*;
 
-    /// What the library alone makes of it.
+    /// Returns what the library alone makes of it.
     fn by_library(text: &str) -> Result<Vec<u8>, String> {
         let digits = text.trim_end_matches('=').len();
         let mut bytes = vec![0; digits / 4 * 3 + digits % 4 * 3 / 4];

@@ -7,8 +7,8 @@ pub const SEPARATOR: &str = "\x06\x16";
 /// served first.
 pub const PRIORITY_STEPS: [u8; 4] = [0, 3, 6, 9];
 
-/// The step that a priority falls into: the largest one that is not above it.
-/// Priorities beyond 9 count as 9.
+/// Returns the step that a priority falls into: the largest one that is not
+/// above it. Priorities beyond 9 count as 9.
 pub fn priority_step(priority: u8) -> u8 {
     let steps = PRIORITY_STEPS.iter().rev();
     steps
@@ -17,7 +17,7 @@ pub fn priority_step(priority: u8) -> u8 {
         .unwrap_or_default()
 }
 
-/// The list of one step of a queue: the queue's name itself for step 0.
+/// Returns the list of one step of a queue: the queue's name itself for step 0.
 pub fn priority_key(queue: &str, step: u8) -> String {
     match step {
         0 => queue.to_owned(),
@@ -25,13 +25,13 @@ pub fn priority_key(queue: &str, step: u8) -> String {
     }
 }
 
-/// The set with the bindings of an exchange.
+/// Returns the set with the bindings of an exchange.
 pub fn binding_key(exchange: &str) -> String {
     format!("_kombu.binding.{exchange}")
 }
 
-/// The member of that set which binds `queue`. `pattern` is empty but for topic
-/// exchanges, see [`topic_pattern`].
+/// Returns the member of that set which binds `queue`. `pattern` is empty but
+/// for topic exchanges, see [`topic_pattern`].
 pub fn binding_member(routing_key: &str, pattern: &str, queue: &str) -> String {
     [routing_key, pattern, queue].join(SEPARATOR)
 }
@@ -43,9 +43,9 @@ pub fn split_binding_member(member: &str) -> Option<(&str, &str, &str)> {
     parts.next().is_none().then_some(found)
 }
 
-/// The regular expression that kombu stores for a binding of a topic exchange.
-/// `*` is one word; `#` is any text, yet after a dot the dot must be there:
-/// unlike on RabbitMQ, `a.#` does not match `a`.
+/// Returns the regular expression that kombu stores for a binding of a topic
+/// exchange. `*` is one word; `#` is any text, yet after a dot the dot must be
+/// there: unlike on RabbitMQ, `a.#` does not match `a`.
 pub fn topic_pattern(routing_key: &str) -> String {
     let word = |word: &str| match word {
         "*" => r"[^\.]+".to_owned(),
@@ -69,8 +69,8 @@ fn escape_pattern(word: &str) -> String {
     escaped
 }
 
-/// The pub/sub channel of a fanout exchange in database `db`. With a routing
-/// key it is the channel of that key, for kombu's `fanout_patterns`.
+/// Returns the pub/sub channel of a fanout exchange in database `db`. With a
+/// routing key it is the channel of that key, for kombu's `fanout_patterns`.
 pub fn fanout_topic(db: u32, exchange: &str, routing_key: &str) -> String {
     match routing_key {
         "" => format!("/{db}.{exchange}"),

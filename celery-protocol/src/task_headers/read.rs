@@ -19,7 +19,7 @@ pub(crate) struct ParsedHeaders<'a> {
 }
 
 impl<'a> ParsedHeaders<'a> {
-    /// The headers of a task; `None` when `task` is missing.
+    /// Returns the headers of a task; `None` when `task` is missing.
     pub(crate) fn task(self) -> Result<Option<TaskHeaders<'a>>, DecodeError> {
         match (self.has_task, self.has_id) {
             (true, true) => Ok(Some(self.headers)),
@@ -156,15 +156,17 @@ fn optional_text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Option<Cow<'de, 
     Ok(text.map(|CowStr(text)| text))
 }
 
-/// A text that is only shown. Python copies the lone surrogates of arguments
-/// into it; what cannot be read counts as absent, so that the task still can.
+/// Returns a text that is only shown. Python copies the lone surrogates of
+/// arguments into it; what cannot be read counts as absent, so that the task
+/// still can.
 fn display_text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Option<Cow<'de, str>>, A::Error> {
     let raw: Raw<'de> = map.next_value()?;
     let text = raw.decode::<Option<CowStr<'de>>>().unwrap_or_default();
     Ok(text.map(|CowStr(text)| text))
 }
 
-/// A number for which other senders write null: rusty-celery's `retries`.
+/// Returns a number for which other senders write null: rusty-celery's
+/// `retries`.
 fn optional_count<'de, A: MapAccess<'de>>(map: &mut A) -> Result<u32, A::Error> {
     let number: Option<u32> = map.next_value()?;
     Ok(number.unwrap_or_default())

@@ -71,7 +71,7 @@ impl Serialize for HeaderValue<'_> {
 }
 
 impl TaskHeaders<'_> {
-    /// The headers of Celery's own that are written, in their order.
+    /// Returns the headers of Celery's own that are written, in their order.
     pub(crate) fn written(&self) -> impl Iterator<Item = (&'static str, HeaderValue<'_>)> {
         let compressed = self.compression.is_some();
         let unset = move |header| header == Header::Compression && !compressed;

@@ -1,5 +1,5 @@
-//! The parts of a [`Value`] that types are read from: elements, entries, keys
-//! and variants.
+//! Deserializer access to the elements, entries, keys and variants of a
+//! [`Value`].
 
 use std::borrow::Cow;
 use std::{slice, vec};
@@ -15,6 +15,7 @@ use super::{Value, ValueDeserializer};
 use crate::codec::token;
 use crate::error::DecodeError;
 
+/// Access to the elements of an array.
 pub(super) enum ValueSeqAccess<'de> {
     Borrowed(slice::Iter<'de, Value>),
     Owned(vec::IntoIter<Value>),
@@ -44,11 +45,13 @@ impl<'de> SeqAccess<'de> for ValueSeqAccess<'de> {
     }
 }
 
+/// The remaining entries of a map.
 pub(super) enum ValueEntries<'de> {
     Borrowed(super::map::Iter<'de>),
     Owned(vec::IntoIter<(Value, Value)>),
 }
 
+/// Access to the entries of a map.
 pub(super) struct ValueMapAccess<'de> {
     pub(super) entries: ValueEntries<'de>,
     pub(super) value: Option<Cow<'de, Value>>,
@@ -83,7 +86,7 @@ impl<'de> MapAccess<'de> for ValueMapAccess<'de> {
         match self.value.take() {
             Some(value) => seed.deserialize(ValueDeserializer { value }),
             None => Err(DecodeError::new(
-                "a map's value was asked for before its key",
+                "the value of a map entry was requested before its key",
             )),
         }
     }
@@ -96,8 +99,8 @@ impl<'de> MapAccess<'de> for ValueMapAccess<'de> {
     }
 }
 
-/// A key of a map. JSON knows only texts as keys, so a number or boolean is
-/// also read from its text.
+/// Deserializer of a key of a map. JSON has only texts as keys, so a number or
+/// boolean is also parsed from a text.
 struct ValueKeyDeserializer<'de> {
     key: Cow<'de, Value>,
 }
@@ -162,7 +165,7 @@ impl<'de> Deserializer<'de> for ValueKeyDeserializer<'de> {
     }
 }
 
-/// A variant of an enum: its name, and its content if it has any.
+/// Access to an enum variant: its name, and its content if it has any.
 pub(super) struct ValueVariantAccess {
     pub(super) variant: String,
     pub(super) content: Option<Value>,

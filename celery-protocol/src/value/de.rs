@@ -1,4 +1,4 @@
-//! Reading a [`Value`].
+//! Deserialization of a [`Value`].
 
 use std::fmt;
 
@@ -30,8 +30,8 @@ impl<'de> Deserialize<'de> for Map {
 }
 
 struct ValueVisitor {
-    /// Whether the newtype by which a [`Value`] asks for itself was entered.
-    /// A second one is an extension type of msgpack.
+    /// Whether the newtype of [`token::VALUE`] was entered. A second newtype is
+    /// an extension type of msgpack.
     entered: bool,
 }
 
@@ -102,7 +102,8 @@ impl<'de> Visitor<'de> for ValueVisitor {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Value, A::Error> {
-        // Grows with what arrives: a length that is announced may be a lie.
+        // The capacity is limited, because the declared length of a message may
+        // be false.
         let mut array = Vec::with_capacity(elements.size_hint().unwrap_or(0).min(64));
         while let Some(element) = elements.next_element()? {
             array.push(element);
@@ -121,7 +122,9 @@ impl<'de> Visitor<'de> for ValueVisitor {
     fn visit_enum<A: EnumAccess<'de>>(self, data: A) -> Result<Value, A::Error> {
         let (tag, content) = data.variant::<SpecialTag>()?;
         let SpecialTag::Ours(tag) = tag else {
-            return Err(A::Error::custom("expected any value, found a tagged one"));
+            return Err(A::Error::custom(
+                "expected any value, found an enum variant",
+            ));
         };
         let text = content.newtype_variant::<String>()?;
         if tag == tag::BIG_INT {

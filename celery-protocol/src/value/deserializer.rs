@@ -1,4 +1,4 @@
-//! Reading types from a [`Value`].
+//! Deserialization of types from a [`Value`].
 
 use std::borrow::Cow;
 
@@ -12,8 +12,8 @@ use super::special::{SpecialAccess, out_of_range, visit_big};
 use crate::codec::token::{self, tag};
 use crate::error::DecodeError;
 
-/// Types are read from an owned value as from the JSON it stands for, except
-/// that nothing is lent.
+/// Types deserialize from an owned value as from the same value in JSON, but
+/// cannot borrow from it.
 impl<'de> IntoDeserializer<'de, DecodeError> for Value {
     type Deserializer = ValueDeserializer<'de>;
 
@@ -34,15 +34,16 @@ impl<'de> IntoDeserializer<'de, DecodeError> for &'de Value {
     }
 }
 
-/// Reads types from a [`Value`].
+/// Deserializes types from a [`Value`].
 #[derive(Clone, Debug)]
 pub struct ValueDeserializer<'de> {
     pub(super) value: Cow<'de, Value>,
 }
 
 impl<'de> ValueDeserializer<'de> {
-    /// Hands the value over as what it is. With `LOSSLESS`, the visitor is
-    /// that of a [`Value`] and takes what the data model has no method for.
+    /// Passes the value to the visitor method for its type. With `LOSSLESS`,
+    /// the visitor is that of a [`Value`] and receives special values through
+    /// `visit_enum`.
     pub(super) fn any<V: Visitor<'de>, const LOSSLESS: bool>(
         self,
         visitor: V,
@@ -126,7 +127,7 @@ impl<'de> Deserializer<'de> for ValueDeserializer<'de> {
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
         match &*self.value {
-            // A `Vec<u8>` takes what Python wrote as bytes.
+            // Values that Python wrote as bytes deserialize into a `Vec<u8>`.
             Value::Bytes(bytes) => visitor.visit_seq(SeqDeserializer::new(bytes.iter().copied())),
             _ => self.any::<V, false>(visitor),
         }
@@ -184,7 +185,7 @@ macro_rules! forward {
     )+};
 }
 
-/// Types can be read from a value that was read before, and may borrow from it.
+/// Types deserialize from a borrowed value and may borrow from it.
 impl<'de> Deserializer<'de> for &'de Value {
     type Error = DecodeError;
 

@@ -1,4 +1,4 @@
-//! Writing a [`Value`], and making one of any type.
+//! Serialization of a [`Value`], and conversion of other types into one.
 
 use serde::ser::{
     Serialize, SerializeMap, SerializeSeq, SerializeStruct, SerializeStructVariant, SerializeTuple,
@@ -35,7 +35,7 @@ impl Serialize for Map {
     }
 }
 
-/// Makes a [`Value`] of what a type writes.
+/// Serializer that builds a [`Value`].
 pub(super) struct ValueSerializer;
 
 impl Serializer for ValueSerializer {
@@ -209,7 +209,7 @@ impl Serializer for ValueSerializer {
     }
 }
 
-/// The value of a newtype with one of the names of [`token`].
+/// Converts a special value. `name` is the token of its newtype, see [`token`].
 fn special_value(name: &'static str, content: NewtypeContent<'_>) -> Result<Value, EncodeError> {
     let raw = match (name, content) {
         (token::RAW_JSON, NewtypeContent::Text(text)) => Raw::json(text),
@@ -228,7 +228,7 @@ fn special_value(name: &'static str, content: NewtypeContent<'_>) -> Result<Valu
     crate::codec::text::decoded(&raw)
 }
 
-/// An array or map that is being made.
+/// An array or map that is being built.
 #[derive(Default)]
 pub(super) struct ValueCompound {
     variant: Option<&'static str>,

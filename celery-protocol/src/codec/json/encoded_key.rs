@@ -1,28 +1,33 @@
-//! Keys that are known before they are read.
+//! Keys of maps that are known at compile time.
 
-/// A key as JSON has it before the value, with quotes and colon.
+/// A map key in its JSON form before the value, with quotes and colon.
 ///
-/// It is kept in whole words too: comparing those takes a few instructions
-/// where comparing slices takes a call, and a message has some thirty keys.
+/// The key is also stored in 64-bit words: comparing words takes a few
+/// instructions, comparing slices takes a function call, and a message has
+/// about thirty keys.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct EncodedKey {
     text: &'static str,
     words: [u64; WORD_COUNT],
-    /// The bits of the words that count.
+    /// The bits of the words that belong to the key.
     masks: [u64; WORD_COUNT],
 }
 
-/// Enough for the longest name, `replaced_task_nesting`.
+/// The number of words, enough for the longest name: `replaced_task_nesting`.
 const WORD_COUNT: usize = 3;
 
+/// The maximum length of the JSON form.
 const MAX_LENGTH: usize = WORD_COUNT * size_of::<u64>();
 
-/// A quote before the name; a quote and a colon after it.
+/// The length of the quote before the name.
 const PREFIX_LENGTH: usize = 1;
+
+/// The length of the quote and the colon after the name.
 const SUFFIX_LENGTH: usize = 2;
 
 impl EncodedKey {
-    /// The key of this key, which must fit the words.
+    /// Creates a key from its JSON form, with quotes and colon. Panics if it
+    /// does not fit into the words.
     pub(crate) const fn new(text: &'static str) -> Self {
         let bytes = text.as_bytes();
         assert!(bytes.len() <= MAX_LENGTH, "the name is too long");
@@ -38,25 +43,25 @@ impl EncodedKey {
         Self { text, words, masks }
     }
 
-    /// The key with quotes and colon.
+    /// Returns the JSON form, with quotes and colon.
     #[inline]
     pub(crate) fn text(&self) -> &'static str {
         self.text
     }
 
-    /// The key itself.
+    /// Returns the name without quotes and colon.
     #[inline]
     pub(crate) fn name(&self) -> &'static str {
         &self.text[PREFIX_LENGTH..self.text.len() - SUFFIX_LENGTH]
     }
 
-    /// Whether this is the key of that name.
+    /// Returns whether this is the key with the given name.
     #[inline]
     pub(crate) fn has_name(&self, name: &str) -> bool {
         self.text.len() == name.len() + PREFIX_LENGTH + SUFFIX_LENGTH && self.name() == name
     }
 
-    /// Whether the bytes begin like this.
+    /// Returns whether the bytes begin with the JSON form of this key.
     #[inline]
     pub(super) fn is_prefix_of(&self, bytes: &[u8]) -> bool {
         let Some(start) = bytes.first_chunk::<MAX_LENGTH>() else {
@@ -77,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_compare_as_the_text_does() {
+    fn word_comparison_agrees_with_text_comparison() {
         for text in [
             "\"id\":",
             "\"delivery_info\":",
@@ -87,7 +92,7 @@ mod tests {
             assert!(key.is_prefix_of(text.as_bytes()), "{text}");
             assert!(key.has_name(&text[1..text.len() - 2]), "{text}");
             for place in 0..text.len() {
-                let mut found = format!("{text} and what comes after it").into_bytes();
+                let mut found = format!("{text} and more text").into_bytes();
                 assert!(key.is_prefix_of(&found), "{text}");
                 found[place] ^= 1;
                 assert!(!key.is_prefix_of(&found), "{text} at {place}");

@@ -1,4 +1,4 @@
-//! Reading a map entry by entry, where the generality of serde is not needed.
+//! Reading of a map entry by entry, without serde.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -13,7 +13,8 @@ use crate::cow_str::CowStr;
 use crate::error::DecodeError;
 
 impl<'de> JsonReader<'de> {
-    /// Reads a map. `entry` is called at each key and reads it and the value.
+    /// Reads a map. `entry` is called at each key and reads the key and the
+    /// value.
     #[inline]
     pub(crate) fn entries(
         &mut self,
@@ -39,7 +40,7 @@ impl<'de> JsonReader<'de> {
         }
     }
 
-    /// Reads a key.
+    /// Reads a key and the colon after it.
     #[inline]
     pub(crate) fn name(&mut self) -> Result<Cow<'de, str>, DecodeError> {
         let name = self.cursor.string()?;
@@ -47,8 +48,9 @@ impl<'de> JsonReader<'de> {
         Ok(name)
     }
 
-    /// Reads a key that is probably one of `names`, and probably the one at
-    /// `place`: senders have an order.
+    /// Reads a key and finds it in `names`. The entry at `place` is compared
+    /// first, because senders write the keys in a fixed order. `place` is set
+    /// to the entry after the one found.
     #[inline]
     pub(crate) fn expected_key<T: Copy>(
         &mut self,
@@ -82,12 +84,13 @@ impl<'de> JsonReader<'de> {
         }
     }
 
-    /// Passes over the entries that come in the order of `names` and have the
-    /// values that most have, up to the first key that is another or has
-    /// another value, or the last key. `entry` is told where each value is.
+    /// Skips entries that have the order of `names` and common values. Stops
+    /// before the first entry with another key or another kind of value, and
+    /// before the last entry of the map. `entry` receives the position and the
+    /// kind of each skipped value.
     ///
-    /// What is passed over here is passed over by [`skip`](Self::skip) as well,
-    /// in three times as many steps.
+    /// [`skip`](Self::skip) gives the same result for these entries and takes
+    /// about three times as many steps.
     #[inline]
     pub(crate) fn skip_common_entries<T: Copy>(
         &mut self,
@@ -118,7 +121,7 @@ impl<'de> JsonReader<'de> {
         self.cursor.at = at;
     }
 
-    /// Passes over a key and its colon, if they are spelled like this.
+    /// Skips a key and its colon if they have exactly this JSON form.
     #[inline(always)]
     fn skip_key(&mut self, encoded: &EncodedKey) -> bool {
         let found = encoded.is_prefix_of(self.cursor.rest());
@@ -128,7 +131,7 @@ impl<'de> JsonReader<'de> {
         found
     }
 
-    /// Reads a value of whatever type.
+    /// Deserializes a value of any type.
     #[inline]
     pub(crate) fn value<T: Deserialize<'de>>(&mut self) -> Result<T, DecodeError> {
         T::deserialize(self)
@@ -146,14 +149,14 @@ impl<'de> JsonReader<'de> {
         }
     }
 
-    /// Reads null, or one of kombu's typed values that is a text.
+    /// Reads null, or a typed value of kombu that deserializes to a text.
     #[cold]
     fn typed_text(&mut self) -> Result<Option<Cow<'de, str>>, DecodeError> {
         let text: Option<CowStr<'de>> = self.value()?;
         Ok(text.map(|CowStr(text)| text))
     }
 
-    /// Passes over null, if that comes next.
+    /// Skips null if it is next, and returns whether it was.
     #[inline]
     pub(crate) fn null(&mut self) -> Result<bool, DecodeError> {
         if self.cursor.token() != Some(b'n') {
@@ -162,13 +165,13 @@ impl<'de> JsonReader<'de> {
         self.cursor.keyword(b"null").map(|()| true)
     }
 
-    /// Whether a map comes next.
+    /// Returns whether a map is next.
     #[inline]
     pub(crate) fn at_map(&mut self) -> bool {
         self.cursor.token() == Some(b'{')
     }
 
-    /// Reads a number or null. Most numbers of a message have one digit.
+    /// Reads an integer or null. Most numbers in a message have one digit.
     #[inline]
     pub(crate) fn integer_or_null(&mut self) -> Result<Option<i64>, DecodeError> {
         self.cursor.token();
@@ -179,7 +182,7 @@ impl<'de> JsonReader<'de> {
         self.value()
     }
 
-    /// Passes over the next value, and says where it began and what it is.
+    /// Skips the next value, and returns its start and its kind.
     #[inline]
     pub(crate) fn skip(&mut self) -> Result<(usize, ValueKind), DecodeError> {
         let first = self.cursor.token();
@@ -188,7 +191,9 @@ impl<'de> JsonReader<'de> {
     }
 }
 
-/// The end of the value that starts there, if it is spelled as most are.
+/// Returns the end and the kind of the value at `start` if it is one of the
+/// common ones: null, a text without escapes, one digit, `false` or empty time
+/// limits.
 #[inline(always)]
 fn common_value(text: &[u8], start: usize) -> Option<(usize, ValueKind)> {
     let rest = text.get(start..)?;
@@ -203,7 +208,7 @@ fn common_value(text: &[u8], start: usize) -> Option<(usize, ValueKind)> {
         }
         [b'0'..=b'9', b',', ..] => (start + 1, ValueKind::Other),
         [b'f', b'a', b'l', b's', b'e', ..] => (start + 5, ValueKind::Other),
-        // Time limits.
+        // The header `timelimit` without limits.
         _ => {
             let limits = [&b"[null, null]"[..], b"[null,null]"];
             let limits = limits.iter().find(|limits| rest.starts_with(limits))?;
@@ -212,9 +217,10 @@ fn common_value(text: &[u8], start: usize) -> Option<(usize, ValueKind)> {
     })
 }
 
-/// A key.
+/// The result of searching a key in a table of known keys.
 pub(crate) enum KeyMatch<'de, T> {
-    /// One of those that are known.
+    /// The table's value for the key.
     Known(T),
+    /// A key that is not in the table.
     Other(Cow<'de, str>),
 }

@@ -1,4 +1,4 @@
-//! Keys of the maps of JSON.
+//! Deserialization of the keys of JSON maps.
 
 use serde::de::{Deserializer, Error as _, IntoDeserializer as _, Unexpected, Visitor};
 use serde::forward_to_deserialize_any;
@@ -7,8 +7,8 @@ use super::reader::{JsonReader, visit_text};
 use crate::codec::token;
 use crate::error::DecodeError;
 
-/// A key of a map. JSON knows only texts as keys, so a number or boolean is
-/// read from its text.
+/// Deserializer of a key of a JSON map. JSON has only texts as keys, so a
+/// number or boolean is parsed from the text.
 pub(super) struct JsonKeyDeserializer<'r, 'de> {
     pub(super) reader: &'r mut JsonReader<'de>,
 }

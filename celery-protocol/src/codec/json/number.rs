@@ -1,12 +1,12 @@
-//! The numbers of JSON, and those that only Python writes.
+//! The numbers of JSON, and `NaN` and the infinities that Python writes.
 
 use super::cursor::Cursor;
 use crate::error::DecodeError;
 
-/// A number as JSON writes it.
+/// A number in a JSON text.
 pub(super) enum Number<'de> {
     Int(i64),
-    /// Above `i64::MAX`.
+    /// An integer above `i64::MAX`.
     UInt(u64),
     /// The digits of an integer beyond 64 bits.
     Big(&'de str),
@@ -29,7 +29,7 @@ impl<'de> Cursor<'de> {
         }
         let count = self.at - digits;
         let is_integer = !matches!(self.peek(), Some(b'.' | b'e' | b'E'));
-        // Eighteen digits fit without a look at overflow.
+        // Eighteen digits cannot overflow an `i64`.
         if is_integer
             && count <= 18
             && count > 0
@@ -63,7 +63,7 @@ impl<'de> Cursor<'de> {
         }
     }
 
-    /// Passes over a number.
+    /// Skips a number.
     pub(super) fn skip_number(&mut self) -> Result<NumberKind, DecodeError> {
         let negative = self.peek() == Some(b'-');
         self.at += usize::from(negative);
@@ -112,8 +112,9 @@ impl<'de> Cursor<'de> {
     }
 }
 
-/// What a number turned out to be; names are resolved already.
+/// The kind of a number that was skipped.
 pub(super) enum NumberKind {
     Int,
+    /// A float. `NaN` and the infinities carry their value.
     Float(Option<f64>),
 }

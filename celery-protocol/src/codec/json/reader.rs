@@ -1,4 +1,4 @@
-//! The serde side of reading JSON.
+//! The serde deserializer of JSON.
 
 use std::borrow::Cow;
 
@@ -18,10 +18,10 @@ use crate::codec::token::{self, tag};
 use crate::error::{DecodeError, DecodeErrorKind};
 use crate::value::{SpecialAccess, out_of_range, visit_big};
 
-/// Reads types from a JSON text and lends them parts of it.
+/// Deserializes types from a JSON text, which they may borrow from.
 pub(crate) struct JsonReader<'de> {
     pub(super) cursor: Cursor<'de>,
-    /// How many containers are open.
+    /// The number of open arrays and maps.
     depth: usize,
 }
 
@@ -34,7 +34,7 @@ impl<'de> JsonReader<'de> {
         }
     }
 
-    /// How much of the text is read.
+    /// Returns the number of bytes that were read.
     #[inline]
     pub(crate) fn offset(&self) -> usize {
         self.cursor.at
@@ -45,9 +45,9 @@ impl<'de> JsonReader<'de> {
         self.cursor.end()
     }
 
-    /// Hands the next value over as what it is. With `LOSSLESS`, the
-    /// visitor is that of a [`Value`](crate::Value) and takes what the data
-    /// model has no method for.
+    /// Passes the next value to the visitor method for its type. With
+    /// `LOSSLESS`, the visitor is that of a [`Value`](crate::Value) and
+    /// receives special values through `visit_enum`.
     fn any<V: Visitor<'de>, const LOSSLESS: bool>(
         &mut self,
         visitor: V,
@@ -83,7 +83,8 @@ impl<'de> JsonReader<'de> {
         }
     }
 
-    /// Reads a number for a type whose name is `limit`.
+    /// Reads an integer. `limit` is the name of the integer type, for error
+    /// texts.
     #[inline]
     fn integer<V: Visitor<'de>>(
         &mut self,
@@ -220,7 +221,7 @@ impl<'de> Deserializer<'de> for &mut JsonReader<'de> {
             return self.sequence(visitor);
         }
         if self.cursor.token() == Some(b'{') {
-            // A `Vec<u8>` takes what Python wrote as bytes.
+            // Values that Python wrote as bytes deserialize into a `Vec<u8>`.
             let bytes = match TypedValue::read(&mut self.cursor)? {
                 None => return self.map(visitor),
                 Some(TypedValue::Text(text)) => text.into_owned().into_bytes(),
@@ -250,8 +251,8 @@ impl<'de> Deserializer<'de> for &mut JsonReader<'de> {
         self.deserialize_seq(visitor)
     }
 
-    /// A type that asks for a map gets the map, even one that kombu would take
-    /// for a typed value: only the type can know.
+    /// Passes a map to a type that requests a map, even if kombu would decode
+    /// it as a typed value.
     #[inline]
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
         match self.cursor.token() {
@@ -348,6 +349,7 @@ fn visit_typed<'de, V: Visitor<'de>, const LOSSLESS: bool>(
     }
 }
 
+/// Access to the elements of an array.
 struct JsonSeqAccess<'r, 'de> {
     reader: &'r mut JsonReader<'de>,
     first: bool,
@@ -372,6 +374,7 @@ impl<'de> SeqAccess<'de> for JsonSeqAccess<'_, 'de> {
     }
 }
 
+/// Access to the entries of a map.
 struct JsonMapAccess<'r, 'de> {
     reader: &'r mut JsonReader<'de>,
     first: bool,

@@ -1,4 +1,4 @@
-//! Variants of enums in JSON.
+//! Deserialization of enum variants from JSON.
 
 use std::borrow::Cow;
 
@@ -8,7 +8,7 @@ use serde::de::{Deserialize, DeserializeSeed, Deserializer, EnumAccess, VariantA
 use super::reader::JsonReader;
 use crate::error::DecodeError;
 
-/// A variant of an enum with content, as serde writes it: `{"Name": content}`.
+/// Access to an enum variant with content in serde's form: `{"Name": content}`.
 pub(super) struct JsonVariantAccess<'r, 'de> {
     pub(super) reader: &'r mut JsonReader<'de>,
 }

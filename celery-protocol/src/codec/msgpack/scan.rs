@@ -1,23 +1,25 @@
-//! Passing over msgpack without decoding it.
+//! Skipping of msgpack values without decoding them.
 
 use smallvec::SmallVec;
 
 use crate::codec::MAX_SCAN_DEPTH;
 use crate::error::{DecodeError, DecodeErrorKind};
 
-/// A place in msgpack bytes.
+/// A position in msgpack bytes.
 pub(super) struct Scanner<'b> {
     bytes: &'b [u8],
     at: usize,
 }
 
-/// What a value begins with.
+/// The first byte of a value and the length that follows it.
 enum Marker {
-    /// Nothing but this many bytes follow.
+    /// A scalar with this many bytes after the marker.
     Scalar(usize),
-    /// A text of this many bytes follows.
+    /// A text of this many bytes.
     Text(usize),
+    /// An array of this many elements.
     Array(u32),
+    /// A map of this many entries.
     Map(u32),
 }
 
@@ -26,17 +28,17 @@ impl<'b> Scanner<'b> {
         Self { bytes, at: 0 }
     }
 
-    /// Reads the marker_and_length of an array and returns how many elements follow.
+    /// Reads the marker of an array and returns the number of elements.
     pub(super) fn array(&mut self) -> Result<u32, DecodeError> {
-        match self.marker_and_length()? {
+        match self.marker()? {
             Marker::Array(count) => Ok(count),
             _ => Err(self.malformed_at(0, "expected an array")),
         }
     }
 
-    /// Reads the marker_and_length of a map and returns how many entries follow.
+    /// Reads the marker of a map and returns the number of entries.
     pub(super) fn map(&mut self) -> Result<u32, DecodeError> {
-        match self.marker_and_length()? {
+        match self.marker()? {
             Marker::Map(count) => Ok(count),
             _ => Err(self.malformed_at(0, "expected a map")),
         }
@@ -45,26 +47,26 @@ impl<'b> Scanner<'b> {
     /// Reads a text.
     pub(super) fn text(&mut self) -> Result<&'b str, DecodeError> {
         let start = self.at;
-        let Marker::Text(length) = self.marker_and_length()? else {
+        let Marker::Text(length) = self.marker()? else {
             return Err(self.malformed_at(start, "expected a text as key"));
         };
         std::str::from_utf8(self.take(length)?)
             .map_err(|_| self.malformed_at(start, "a text is not UTF-8"))
     }
 
-    /// Passes over the next value and returns its bytes.
+    /// Skips the next value and returns its bytes.
     pub(super) fn span(&mut self) -> Result<&'b [u8], DecodeError> {
         let start = self.at;
         self.skip_value()?;
         Ok(&self.bytes[start..self.at])
     }
 
-    /// Passes over the next value without recursion.
+    /// Skips the next value without recursion.
     pub(super) fn skip_value(&mut self) -> Result<(), DecodeError> {
-        // How many values are still to come in each open container.
+        // The number of remaining values in each open container.
         let mut open: SmallVec<[u64; 32]> = SmallVec::new();
         loop {
-            let inside = match self.marker_and_length()? {
+            let inside = match self.marker()? {
                 Marker::Scalar(length) | Marker::Text(length) => {
                     self.take(length)?;
                     0
@@ -95,7 +97,7 @@ impl<'b> Scanner<'b> {
         }
     }
 
-    /// Makes sure that nothing follows.
+    /// Returns an error if more bytes follow.
     pub(super) fn end(&self) -> Result<(), DecodeError> {
         if self.at == self.bytes.len() {
             return Ok(());
@@ -103,14 +105,14 @@ impl<'b> Scanner<'b> {
         Err(self.malformed_at(self.at, "expected the end, found another value"))
     }
 
-    fn marker_and_length(&mut self) -> Result<Marker, DecodeError> {
+    fn marker(&mut self) -> Result<Marker, DecodeError> {
         let start = self.at;
-        let marker = self.take(1)?[0];
-        Ok(match marker {
+        let byte = self.take(1)?[0];
+        Ok(match byte {
             0x00..=0x7f | 0xe0..=0xff | 0xc0 | 0xc2 | 0xc3 => Marker::Scalar(0),
-            0x80..=0x8f => Marker::Map(u32::from(marker & 0x0f)),
-            0x90..=0x9f => Marker::Array(u32::from(marker & 0x0f)),
-            0xa0..=0xbf => Marker::Text(usize::from(marker & 0x1f)),
+            0x80..=0x8f => Marker::Map(u32::from(byte & 0x0f)),
+            0x90..=0x9f => Marker::Array(u32::from(byte & 0x0f)),
+            0xa0..=0xbf => Marker::Text(usize::from(byte & 0x1f)),
             0xc4 => Marker::Scalar(self.length(1)? as usize),
             0xc5 => Marker::Scalar(self.length(2)? as usize),
             0xc6 => Marker::Scalar(self.length(4)? as usize),
@@ -125,16 +127,16 @@ impl<'b> Scanner<'b> {
             0xdd => Marker::Array(self.length(4)?),
             0xde => Marker::Map(self.length(2)?),
             0xdf => Marker::Map(self.length(4)?),
-            // Python's reader would make an `ExtType` of it, which no task of
-            // Celery can have written: kombu registers none.
+            // Python's reader returns an `ExtType` for these. No Celery task
+            // writes one, because kombu registers no extension type.
             0xc7..=0xc9 | 0xd4..=0xd8 => {
                 return Err(self.malformed_at(start, "extension types are not supported"));
             }
-            0xc1 => return Err(self.malformed_at(start, "the byte 0xc1 begins no value")),
+            0xc1 => return Err(self.malformed_at(start, "the byte 0xc1 is not a valid marker")),
         })
     }
 
-    /// Reads a length of the given number of bytes.
+    /// Reads a length that is encoded in `size` bytes.
     fn length(&mut self, size: usize) -> Result<u32, DecodeError> {
         let bytes = self.take(size)?;
         Ok(bytes

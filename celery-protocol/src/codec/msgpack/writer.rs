@@ -1,4 +1,4 @@
-//! The serde side of writing msgpack.
+//! The serde serializer of msgpack.
 
 use rmp::encode;
 use serde::ser::{
@@ -11,7 +11,7 @@ use crate::codec::token;
 use crate::error::EncodeError;
 use crate::raw::Raw;
 
-/// Writes types of serde at the end of a buffer.
+/// Serializer that appends msgpack to a buffer.
 pub(super) struct MsgPackWriter<'o> {
     out: &'o mut Vec<u8>,
 }
@@ -21,7 +21,8 @@ impl<'o> MsgPackWriter<'o> {
         Self { out }
     }
 
-    /// Writes a value by the name of its newtype, see [`token`].
+    /// Writes a special value. `name` is the token of its newtype, see
+    /// [`token`].
     fn special(
         &mut self,
         name: &'static str,
@@ -47,7 +48,7 @@ impl<'o> MsgPackWriter<'o> {
         }
     }
 
-    /// Begins a map of one entry, the content of a variant.
+    /// Begins a map of one entry whose key is the name of a variant.
     fn variant(&mut self, variant: &'static str) -> Result<(), EncodeError> {
         check_written(encode::write_map_len(self.out, 1))?;
         self.serialize_str(variant)
@@ -75,7 +76,8 @@ impl<'o> MsgPackWriter<'o> {
         Ok(MsgPackCompound::new(self, declared))
     }
 
-    /// Leaves room for a length that only the end tells.
+    /// Reserves bytes for a length that is known only at the end of the
+    /// container.
     fn reserve_length(&mut self, marker: u8) -> DeclaredLength {
         self.out.extend_from_slice(&[marker, 0, 0, 0, 0]);
         DeclaredLength::Reserved(self.out.len() - 4)
@@ -85,7 +87,7 @@ impl<'o> MsgPackWriter<'o> {
 const ARRAY_32: u8 = 0xdd;
 const MAP_32: u8 = 0xdf;
 
-/// A vector takes everything; the error is there for other writers.
+/// Converts the error of `rmp`. Writing to a vector never returns one.
 fn check_written<T, E: std::fmt::Display>(result: Result<T, E>) -> Result<(), EncodeError> {
     match result {
         Ok(_) => Ok(()),
@@ -94,7 +96,8 @@ fn check_written<T, E: std::fmt::Display>(result: Result<T, E>) -> Result<(), En
 }
 
 fn length_u32(length: usize) -> Result<u32, EncodeError> {
-    u32::try_from(length).map_err(|_| EncodeError::new("more than 4,294,967,295 parts"))
+    u32::try_from(length)
+        .map_err(|_| EncodeError::new("the length is above the msgpack limit of 4,294,967,295"))
 }
 
 #[cold]
@@ -267,10 +270,10 @@ pub(super) struct MsgPackCompound<'w, 'o> {
     count: usize,
 }
 
-/// How many parts the head says there are.
+/// The number of elements or entries that the marker of the container declares.
 enum DeclaredLength {
     Known(usize),
-    /// The place where the end writes it.
+    /// The position at which the number is written at the end of the container.
     Reserved(usize),
 }
 
@@ -301,7 +304,7 @@ impl<'w, 'o> MsgPackCompound<'w, 'o> {
         match self.declared {
             DeclaredLength::Known(length) if length == self.count => Ok(()),
             DeclaredLength::Known(length) => Err(EncodeError::new(format!(
-                "{length} parts were declared and {} came",
+                "the declared length is {length}, but {} elements or entries were written",
                 self.count
             ))),
             DeclaredLength::Reserved(place) => {
@@ -321,7 +324,7 @@ impl SerializeMap for MsgPackCompound<'_, '_> {
         let start = self.writer.out.len();
         self.item(key)?;
         match self.writer.out.get(start) {
-            // The markers of maps and arrays.
+            // These are the markers of maps and arrays.
             Some(0x80..=0x9f | 0xdc..=0xdf) => Err(EncodeError::new(
                 "a key of a map must not be an array or a map",
             )),

@@ -1,12 +1,12 @@
-//! Keys of the maps of a text.
+//! Serialization of map keys to text.
 
 use serde::ser::{Impossible, Serialize, Serializer};
 
 use super::{Dialect, TextWriter};
 use crate::error::EncodeError;
 
-/// Writes a key: a text as it is; a number, boolean or null quoted if the
-/// dialect has only texts as keys, as Python's `json` does it.
+/// Writes a map key. A number, boolean or null is quoted if the dialect has
+/// only texts as keys, as in Python's `json`.
 pub(super) struct KeyWriter<'w, 'o, D> {
     writer: &'w mut TextWriter<'o, D>,
 }
@@ -72,7 +72,7 @@ impl<D: Dialect> Serializer for KeyWriter<'_, '_, D> {
     }
 
     fn serialize_bytes(self, bytes: &[u8]) -> Result<(), EncodeError> {
-        // Python's `json` refuses them too.
+        // Python's `json` also rejects bytes as keys.
         if D::TEXT_KEYS {
             return Err(unsupported_key());
         }

@@ -1,5 +1,5 @@
-//! Writing values as text: JSON, the flow style of YAML and Python's `repr`
-//! are one grammar in three dialects.
+//! Serialization to text: JSON, the flow style of YAML and Python's `repr`
+//! share one grammar and differ in their [`Dialect`].
 
 mod compound;
 pub(crate) mod escape;
@@ -17,25 +17,29 @@ use crate::codec::token;
 use crate::error::EncodeError;
 use crate::value::ExtendedKind;
 
-/// What distinguishes one text format from another.
+/// The differences between the text formats.
 pub(crate) trait Dialect {
-    /// Between two elements or entries.
+    /// The separator between two elements or entries.
     const COMMA: &'static [u8];
-    /// Between a key and its value.
+    /// The separator between a key and its value.
     const COLON: &'static [u8];
-    /// Around a tuple.
+    /// The brackets of a tuple.
     const TUPLE: [u8; 2] = *b"[]";
-    /// `None`, `True` and `False`.
+    /// The literal for `None`.
     const NULL: &'static [u8] = b"null";
+    /// The literal for `True`.
     const TRUE: &'static [u8] = b"true";
+    /// The literal for `False`.
     const FALSE: &'static [u8] = b"false";
-    /// Whether numbers, booleans and null become texts where they are keys.
+    /// Whether numbers, booleans and null are written as texts if they are map
+    /// keys.
     const TEXT_KEYS: bool;
 
-    /// Writes the shortest digits of a finite float, which `ryu` found.
+    /// Writes a finite float. `digits` are its shortest digits as formatted by
+    /// `ryu`.
     fn float(&self, out: &mut Vec<u8>, digits: &str);
 
-    /// `NaN`, or the positive infinity.
+    /// Writes NaN or positive infinity.
     fn non_finite_float(&self, out: &mut Vec<u8>, value: f64);
 
     fn string(&self, out: &mut Vec<u8>, text: &str);
@@ -44,16 +48,17 @@ pub(crate) trait Dialect {
 
     fn extended(&self, out: &mut Vec<u8>, kind: ExtendedKind, text: &str);
 
-    /// Puts a JSON text in as it stands, or says that it has to be decoded.
+    /// Copies a raw JSON text unchanged. Returns `false` if the dialect cannot,
+    /// so that the text must be decoded.
     fn splice_json(&self, _out: &mut Vec<u8>, _text: &str) -> bool {
         false
     }
 
-    /// Puts right a key that was written from `start` on.
+    /// Adjusts a key that was written from `start` on.
     #[inline]
     fn end_key(&self, _out: &mut Vec<u8>, _start: usize) {}
 
-    /// Enters a container. `false` leaves out what is in it.
+    /// Enters a container. Returns `false` if its elements are to be omitted.
     #[inline]
     fn enter(&mut self) -> bool {
         true
@@ -62,14 +67,15 @@ pub(crate) trait Dialect {
     #[inline]
     fn leave(&mut self) {}
 
-    /// Whether so much is written that nothing more will be read.
+    /// Returns whether the output has reached its maximum length, so that more
+    /// output would be cut off.
     #[inline]
     fn is_full(&self, _out: &[u8]) -> bool {
         false
     }
 }
 
-/// Writes types of serde at the end of a buffer.
+/// Serializer that appends text to a buffer.
 pub(crate) struct TextWriter<'o, D> {
     out: &'o mut Vec<u8>,
     dialect: D,
@@ -112,7 +118,7 @@ impl<'o, D: Dialect> TextWriter<'o, D> {
         TextCompound::new(self, close)
     }
 
-    /// Begins `{"Variant": `, the content of a variant.
+    /// Writes `{"Variant": ` before the content of a variant.
     fn open_variant(&mut self, variant: &str) {
         self.out.push(b'{');
         self.dialect.string(self.out, variant);
@@ -270,7 +276,7 @@ impl<'w, 'o, D: Dialect> Serializer for &'w mut TextWriter<'o, D> {
     fn serialize_tuple(self, len: usize) -> Result<TextCompound<'w, 'o, D>, EncodeError> {
         let [open, close] = D::TUPLE;
         let close: &[u8] = match (close, len) {
-            // Python's tuple of one.
+            // Python's tuple of one element.
             (b')', 1) => b",)",
             (b')', _) => b")",
             _ => b"]",
@@ -323,10 +329,10 @@ impl<'w, 'o, D: Dialect> Serializer for &'w mut TextWriter<'o, D> {
     }
 }
 
-/// Writes formatted text at the end of a buffer.
+/// Appends formatted text to a buffer.
 pub(crate) fn append(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
     use std::io::Write as _;
 
-    // A vector takes everything, so there is nothing to report.
+    // Writing to a vector cannot fail.
     let _ = out.write_fmt(text);
 }

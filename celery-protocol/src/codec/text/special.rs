@@ -1,4 +1,4 @@
-//! Values of this crate that serde's data model has no room for.
+//! Serialization of special values, see [`token`].
 
 use serde::ser::{Impossible, Serialize, Serializer};
 
@@ -8,7 +8,7 @@ use crate::error::EncodeError;
 use crate::raw::Raw;
 use crate::value::ExtendedKind;
 
-/// What is in a newtype struct that has one of the names of [`token`].
+/// The content of a newtype struct whose name is a [`token`].
 #[derive(Clone, Copy)]
 pub(crate) enum NewtypeContent<'c> {
     Text(&'c str),
@@ -16,7 +16,7 @@ pub(crate) enum NewtypeContent<'c> {
 }
 
 impl<D: Dialect> TextWriter<'_, D> {
-    /// Writes a value by the name of its newtype.
+    /// Writes a special value. `name` is the token of its newtype.
     pub(super) fn special(
         &mut self,
         name: &'static str,
@@ -49,13 +49,13 @@ impl<D: Dialect> TextWriter<'_, D> {
     }
 }
 
-/// The value of a raw part in another format.
+/// Decodes a raw value, to write it in another format.
 pub(crate) fn decoded(raw: &Raw<'_>) -> Result<crate::Value, EncodeError> {
     raw.to_value()
-        .map_err(|error| EncodeError::new(format!("a raw part is unreadable: {error}")))
+        .map_err(|error| EncodeError::new(format!("cannot decode a raw value: {error}")))
 }
 
-/// Hands the text or bytes that `value` serializes to over to `write`.
+/// Calls `write` with the text or bytes that `value` serializes to.
 pub(crate) fn newtype_content<T, O, F>(value: &T, write: F) -> Result<O, EncodeError>
 where
     T: Serialize + ?Sized,
@@ -64,6 +64,7 @@ where
     value.serialize(ContentSerializer(write))
 }
 
+/// Serializer that accepts only a text or bytes, and passes them to a function.
 struct ContentSerializer<F>(F);
 
 macro_rules! refuse {
@@ -76,7 +77,7 @@ macro_rules! refuse {
 
 #[cold]
 fn unexpected_content() -> EncodeError {
-    EncodeError::new("a value under a reserved name is neither text nor bytes")
+    EncodeError::new("the content of a newtype with a reserved name must be a text or bytes")
 }
 
 impl<O, F: FnOnce(NewtypeContent<'_>) -> Result<O, EncodeError>> Serializer

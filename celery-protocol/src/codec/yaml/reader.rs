@@ -1,10 +1,11 @@
-//! Reading YAML into a [`Value`], as Python would understand it.
+//! Decoding of YAML into a [`Value`] with the meaning that Python gives it.
 //!
-//! The library reads YAML 1.2, Python reads and writes YAML 1.1. Two things
-//! are put right here. Tags such as `!!binary` are hidden by the library, so
-//! the handle `!!` is declared to mean something that it shows. And a plain
-//! `12e5` is a text in Python, which therefore writes such texts without
-//! quotes: every number that may be one is looked at correction as a text.
+//! The library implements YAML 1.2, Python reads and writes YAML 1.1. This
+//! module corrects two differences. The library hides core tags such as
+//! `!!binary`, so the handle `!!` is declared as a prefix of local tags, which
+//! the library exposes. A plain `12e5` is a text in Python, which therefore
+//! writes such texts without quotes: every number that may be such a text is
+//! read a second time as a text.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -21,7 +22,7 @@ use crate::codec::json;
 use crate::error::{DecodeError, DecodeErrorKind};
 use crate::value::{BigInt, Map, Value};
 
-/// Reads the one document that the bytes are.
+/// Decodes bytes that contain exactly one document.
 pub(super) fn read(bytes: &[u8]) -> Result<Value, DecodeError> {
     let text = with_visible_tags(json::text(bytes)?);
     let budget = SizeBudget::of(&text);
@@ -60,11 +61,11 @@ fn decode_error(error: &serde_yaml::Error, budget: &SizeBudget) -> DecodeError {
     DecodeError::malformed(message)
 }
 
-/// The prefix that tags of the handle `!!` get.
+/// The prefix of the local tags that the handle `!!` is declared as.
 const CORE_TAG_PREFIX: &str = "celery-core-";
 
-/// Declares `!!` to mean a local tag, which the library shows, where it is
-/// used at all.
+/// Declares `!!` as a prefix of local tags, which the library exposes. Texts
+/// without `!!` are returned unchanged.
 fn with_visible_tags(text: &str) -> Cow<'_, str> {
     if memchr::memmem::find(text.as_bytes(), b"!!").is_none() {
         return Cow::Borrowed(text);
@@ -77,14 +78,16 @@ fn with_visible_tags(text: &str) -> Cow<'_, str> {
     Cow::Owned(format!("%TAG !! !{CORE_TAG_PREFIX}\n{start}{text}"))
 }
 
-/// How much may be read, so that aliases cannot make a small document huge.
+/// The limit of the decoded size, so that aliases cannot expand a small
+/// document into a huge value.
 struct SizeBudget {
     limit: usize,
     left: Cell<usize>,
 }
 
 impl SizeBudget {
-    /// What a document of honest aliases stays far below.
+    /// Creates a budget that is far above the size of any regular document: 16
+    /// times the text plus 64 KiB.
     fn of(text: &str) -> Self {
         let limit = text.len().saturating_mul(16).saturating_add(64 * 1024);
         Self {
@@ -188,14 +191,14 @@ impl<'de> Visitor<'de> for &SizeBudget {
             Some("null" | "bool" | "int" | "float" | "seq" | "map" | "set") => {
                 content.newtype_variant_seed(self)
             }
-            // PyYAML's safe loader refuses others as well.
+            // PyYAML's safe loader also rejects other tags.
             Some(name) => Err(A::Error::custom(format_args!("unknown tag !!{name}"))),
             None => Err(A::Error::custom(format_args!("unknown tag !{tag}"))),
         }
     }
 }
 
-/// Base64, broken into lines as PyYAML writes it.
+/// Decodes base64, which PyYAML writes in several lines.
 fn binary(text: &str) -> Result<Value, base64::DecodeError> {
     let text: String = text.chars().filter(|c| !c.is_ascii_whitespace()).collect();
     STANDARD.decode(text).map(Value::Bytes)
@@ -212,8 +215,8 @@ fn has_floats(value: &Value) -> bool {
     }
 }
 
-/// Drops the first of equal keys. Not before all numbers were looked at correction:
-/// until then, value and document run alike.
+/// Keeps only the last of equal keys. This runs after [`NumberCorrection`],
+/// which needs a value with as many entries as the document.
 fn remove_duplicates(value: &mut Value) {
     match value {
         Value::Array(elements) => elements.iter_mut().for_each(remove_duplicates),
@@ -228,10 +231,12 @@ fn remove_duplicates(value: &mut Value) {
     }
 }
 
-/// Looks at the numbers of a value correction, in the same document read as texts.
+/// Corrects the numbers of a value: reads the document a second time, with each
+/// number as a text.
 struct NumberCorrection<'v> {
     value: &'v mut Value,
-    /// Whether an integer may come from a text such as `0o17`.
+    /// Whether the document may contain a text such as `0o17`, which the
+    /// library reads as an integer.
     has_octals: bool,
 }
 
@@ -294,8 +299,9 @@ impl<'de> Visitor<'de> for NumberCorrection<'_> {
     }
 }
 
-/// What Python reads where the library read a float: the same, unless the text
-/// has no dot, its exponent no sign, or a dot follows its sign.
+/// Returns the value that Python reads where the library reads a float, or
+/// `None` if Python also reads a float. Python reads a text if there is no dot,
+/// if the exponent has no sign, or if a dot follows the sign.
 fn value_in_python(text: String) -> Option<Value> {
     if let Ok(integer) = text.parse::<BigInt>() {
         return Some(integer.into());
