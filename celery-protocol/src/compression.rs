@@ -1,21 +1,21 @@
-//! Content compressions, by the names Celery gives them.
+//! Content compressions under their names in Celery.
 
 use std::io::{self, Read, Write};
 
 use crate::error::{DecodeError, DecodeErrorKind, EncodeError};
 
-/// A way to compress the body of a message after it was serialized.
+/// A compression of the serialized body of a message.
 ///
-/// All of them can always be named. Using one whose cargo feature is off is an
-/// error that names the feature.
+/// Every variant exists with every combination of cargo features. Using a
+/// compression whose feature is off returns an error that names the feature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Compression {
-    /// `zlib` or `gzip`. Celery means a zlib stream by both.
+    /// `zlib` or `gzip`, both of which are a zlib stream in Celery.
     Zlib,
     /// `bzip2` or `bzip`.
     Bzip2,
-    /// `lzma` or `xz`: the xz container.
+    /// `lzma` or `xz`, which is the xz container.
     Lzma,
     /// `brotli`.
     Brotli,
@@ -23,7 +23,8 @@ pub enum Compression {
     Zstd,
 }
 
-/// One row per compression, in the order of the enum.
+/// The names of one compression. The table has one row per compression, in the
+/// order of the enum.
 struct CompressionRow {
     compression: Compression,
     names: &'static [&'static str],
@@ -59,7 +60,7 @@ static TABLE: [CompressionRow; 5] = [
 ];
 
 impl Compression {
-    /// Returns every compression there is.
+    /// Returns all compressions.
     pub fn all() -> impl Iterator<Item = Self> {
         TABLE.iter().map(|row| row.compression)
     }
@@ -72,8 +73,8 @@ impl Compression {
 
     /// Finds a compression by the `compression` header of a message.
     ///
-    /// The header holds a content type. Names are taken too, as kombu takes
-    /// them.
+    /// The header contains a content type. Names are also accepted, as in
+    /// kombu.
     pub fn from_content_type(content_type: &str) -> Option<Self> {
         let row = TABLE.iter().find(|row| row.content_type == content_type);
         row.map(|row| row.compression)
@@ -85,7 +86,7 @@ impl Compression {
         self.row().names[0]
     }
 
-    /// Returns what the `compression` header of a message says.
+    /// Returns the value of the `compression` header of a message.
     pub fn content_type(self) -> &'static str {
         self.row().content_type
     }
@@ -94,7 +95,7 @@ impl Compression {
     ///
     /// # Errors
     ///
-    /// When the feature of the compression is off.
+    /// Fails if the feature of the compression is off.
     pub fn compress(self, bytes: &[u8]) -> Result<Vec<u8>, EncodeError> {
         match self {
             Self::Zlib => zlib::compress(bytes),
@@ -105,13 +106,14 @@ impl Compression {
         }
     }
 
-    /// Decompresses bytes, up to `limit` of them.
+    /// Decompresses bytes to at most `limit` bytes.
     ///
     /// # Errors
     ///
-    /// When more than `limit` bytes come out ([`DecodeError::is_too_large`]),
-    /// when the bytes are malformed, cut off or followed by others, or when the
-    /// feature of the compression is off. A bomb costs no more than `limit`.
+    /// Fails if the result has more than `limit` bytes
+    /// ([`DecodeError::is_too_large`]), if the bytes are malformed, truncated
+    /// or followed by others, or if the feature of the compression is off. A
+    /// decompression bomb uses no more memory than `limit`.
     pub fn decompress(self, bytes: &[u8], limit: usize) -> Result<Vec<u8>, DecodeError> {
         match self {
             Self::Zlib => zlib::decompress(bytes, limit),
@@ -128,11 +130,12 @@ impl Compression {
     }
 }
 
-/// Memory that a decoder may take for its window, whatever a message asks for.
+/// The binary logarithm of the memory that a decoder may use for its window,
+/// regardless of what a message requests.
 #[cfg(any(feature = "lzma", feature = "zstd"))]
 const MAX_WINDOW_LOG: u32 = 27;
 
-/// Reads everything a decoder gives, up to `limit` bytes.
+/// Reads the whole output of a decoder, which may have at most `limit` bytes.
 #[allow(dead_code, reason = "unused when every compression is off")]
 fn read_limited(decoder: &mut impl Read, limit: usize) -> Result<Vec<u8>, DecodeError> {
     let mut out = Vec::new();
@@ -146,7 +149,7 @@ fn read_limited(decoder: &mut impl Read, limit: usize) -> Result<Vec<u8>, Decode
     Ok(out)
 }
 
-/// Makes sure that the compressed stream is all there was.
+/// Returns an error if bytes follow the compressed stream.
 #[allow(dead_code, reason = "unused when every compression is off")]
 fn expect_no_trailing_bytes(rest: &[u8]) -> Result<(), DecodeError> {
     match rest.len() {
@@ -159,7 +162,7 @@ fn expect_no_trailing_bytes(rest: &[u8]) -> Result<(), DecodeError> {
 
 #[allow(dead_code, reason = "unused when every compression is off")]
 fn stream_error(error: &io::Error) -> DecodeError {
-    DecodeError::malformed(format!("the compressed stream is broken: {error}"))
+    DecodeError::malformed(format!("the compressed stream is malformed: {error}"))
 }
 
 #[allow(dead_code, reason = "unused when every compression is off")]
@@ -167,7 +170,7 @@ fn compression_error(error: &io::Error) -> EncodeError {
     EncodeError::new(format!("compression failed: {error}"))
 }
 
-/// Writes everything into an encoder.
+/// Writes all bytes to an encoder and returns the encoder.
 #[allow(dead_code, reason = "unused when every compression is off")]
 fn write_all_to<W: Write>(mut encoder: W, bytes: &[u8]) -> Result<W, EncodeError> {
     encoder
@@ -176,8 +179,8 @@ fn write_all_to<W: Write>(mut encoder: W, bytes: &[u8]) -> Result<W, EncodeError
     Ok(encoder)
 }
 
-/// Defines a compression by its two functions, or by errors that name the
-/// feature when it is off.
+/// Defines the module of a compression with its two functions. If the feature
+/// is off, both return an error that names it.
 macro_rules! compression {
     ($module:ident, $feature:literal, $what:literal, {$($body:tt)*}) => {
         #[cfg(feature = $feature)]
@@ -245,7 +248,7 @@ compression!(lzma, "lzma", "the compression lzma", {
     use liblzma::write::XzEncoder;
 
     pub(super) fn compress(bytes: &[u8]) -> Result<Vec<u8>, EncodeError> {
-        // Level 6 is what Python takes.
+        // Python uses level 6.
         let encoder = XzEncoder::new(Vec::new(), 6);
         write_all_to(encoder, bytes)?
             .finish()
@@ -262,7 +265,8 @@ compression!(lzma, "lzma", "the compression lzma", {
 });
 
 compression!(brotli, "brotli", "the compression brotli", {
-    /// Python takes 11, which gains a few percent and costs many times more.
+    /// Python uses 11, which compresses a few percent better and takes many
+    /// times longer.
     const QUALITY: i32 = 5;
 
     pub(super) fn compress(bytes: &[u8]) -> Result<Vec<u8>, EncodeError> {
@@ -309,7 +313,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn table_follows_the_enum() {
+    fn compression_table_has_the_order_of_the_enum() {
         for (index, row) in TABLE.iter().enumerate() {
             assert_eq!(row.compression as usize, index);
             assert_eq!(

@@ -1,4 +1,4 @@
-//! What happens after a task: callbacks, errbacks, chain and chord.
+//! The continuations of a task: callbacks, errbacks, chain and chord.
 
 use std::borrow::Cow;
 
@@ -8,12 +8,14 @@ use crate::error::DecodeError;
 use crate::raw::Raw;
 use crate::wire_signature::WireSignature;
 
-/// What happens after a task, as it travels with the task.
+/// The third part of a body of protocol 2: callbacks, errbacks, chain and
+/// chord.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Embed<'a> {
-    /// Sent with the result when the task succeeds: an array of signatures.
+    /// The signatures that are sent with the result if the task succeeds, an
+    /// array.
     pub callbacks: Option<Raw<'a>>,
-    /// Called when the task fails: an array of signatures.
+    /// The signatures that are called if the task fails, an array.
     pub errbacks: Option<Raw<'a>>,
     /// The rest of the chain, an array of signatures **in reverse**: the last
     /// element is the next step.
@@ -25,14 +27,14 @@ pub struct Embed<'a> {
 }
 
 impl<'a> Embed<'a> {
-    /// The embed of most tasks, as this crate and as Python write it.
+    /// The JSON of an empty embed, as this crate and as Python write it.
     pub(crate) const EMPTY_FORMS: [&'static str; 2] = [EMPTY, EMPTY_IN_PYTHON];
 
-    /// Finds the parts of an embed; null is an empty one.
+    /// Reads an embed without decoding its entries. Null is an empty embed.
     ///
     /// # Errors
     ///
-    /// When it is not a map with text keys.
+    /// Fails if the value is not a map with text keys.
     pub fn read(raw: &Raw<'a>) -> Result<Self, DecodeError> {
         let mut embed = Self::default();
         if raw.is_null() || raw.as_json().is_some_and(is_empty_form) {
@@ -51,7 +53,8 @@ impl<'a> Embed<'a> {
         }
     }
 
-    /// Returns the place of one of the four entries that Celery defines.
+    /// Returns the field of an entry that Celery defines, or `None` for another
+    /// name.
     pub(crate) fn slot(&mut self, name: &str) -> Option<&mut Option<Raw<'a>>> {
         match name {
             "callbacks" => Some(&mut self.callbacks),
@@ -62,36 +65,36 @@ impl<'a> Embed<'a> {
         }
     }
 
-    /// Returns whether nothing happens after the task.
+    /// Returns whether there are no entries.
     pub fn is_empty(&self) -> bool {
         let slots = [&self.callbacks, &self.errbacks, &self.chain, &self.chord];
         slots.iter().all(|slot| slot.is_none()) && self.extra.is_empty()
     }
 
-    /// Returns the signatures to send when the task succeeds.
+    /// Returns the signatures that are sent if the task succeeds.
     ///
     /// # Errors
     ///
-    /// When the entry does not hold signatures.
+    /// Fails if the entry does not contain signatures.
     pub fn callbacks(&self) -> Result<Vec<WireSignature<'a>>, DecodeError> {
         signatures(self.callbacks.as_ref(), "embed.callbacks")
     }
 
-    /// Returns the signatures to call when the task fails.
+    /// Returns the signatures that are called if the task fails.
     ///
     /// # Errors
     ///
-    /// When the entry does not hold signatures.
+    /// Fails if the entry does not contain signatures.
     pub fn errbacks(&self) -> Result<Vec<WireSignature<'a>>, DecodeError> {
         signatures(self.errbacks.as_ref(), "embed.errbacks")
     }
 
-    /// Returns the rest of the chain as it lies in the message: **the last
+    /// Returns the rest of the chain in the order of the message: **the last
     /// element is the next step**.
     ///
     /// # Errors
     ///
-    /// When the entry does not hold signatures.
+    /// Fails if the entry does not contain signatures.
     pub fn chain(&self) -> Result<Vec<WireSignature<'a>>, DecodeError> {
         signatures(self.chain.as_ref(), "embed.chain")
     }
@@ -100,7 +103,7 @@ impl<'a> Embed<'a> {
     ///
     /// # Errors
     ///
-    /// When the entry does not hold a signature.
+    /// Fails if the entry does not contain a signature.
     pub fn chord(&self) -> Result<Option<WireSignature<'a>>, DecodeError> {
         let Some(raw) = &self.chord else {
             return Ok(None);
@@ -111,7 +114,7 @@ impl<'a> Embed<'a> {
             .map_err(|error| error.in_field("embed.chord"))
     }
 
-    /// Returns the same embed without borrows.
+    /// Converts into an embed that does not borrow from the message.
     pub fn into_owned(self) -> Embed<'static> {
         let own = |(name, value): (Cow<'_, str>, Raw<'_>)| {
             (Cow::Owned(name.into_owned()), value.into_owned())
@@ -140,8 +143,8 @@ impl Serialize for Embed<'_> {
     }
 }
 
-/// Returns the embed of a task after which nothing happens, which most are, as
-/// this crate and as Python write it: it need not be read to be known.
+/// Returns whether a JSON text is the empty embed as this crate or Python
+/// writes it. Most embeds are, and this check avoids reading them.
 fn is_empty_form(json: &str) -> bool {
     Embed::EMPTY_FORMS.contains(&json)
 }
@@ -151,8 +154,8 @@ pub(crate) const EMPTY: &str = r#"{"callbacks":null,"errbacks":null,"chain":null
 const EMPTY_IN_PYTHON: &str =
     r#"{"callbacks": null, "errbacks": null, "chain": null, "chord": null}"#;
 
-/// Signatures one level deep. Celery writes an array; one signature alone is
-/// taken as an array of one, as Celery's `maybe_list` does.
+/// Reads signatures one level deep. Celery writes an array; a single signature
+/// counts as an array of one, as in Celery's `maybe_list`.
 fn signatures<'a>(
     slot: Option<&Raw<'a>>,
     field: &str,
@@ -178,7 +181,7 @@ mod tests {
     use crate::value::Value;
 
     #[test]
-    fn empty_ones_are_known_by_sight() {
+    fn empty_embed_is_recognised_in_every_form() {
         let odd = r#"{"callbacks":null ,"errbacks":null,"chain":null,"chord":null}"#;
         for text in [EMPTY, EMPTY_IN_PYTHON, odd, "{}", "null"] {
             assert!(Embed::read(&Raw::json(text)).unwrap().is_empty(), "{text}");
@@ -190,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_entries_survive() {
+    fn unknown_entry_is_written_back() {
         let embed = Embed::read(&Raw::json(r#"{"mine":1,"chain":[]}"#)).unwrap();
         let written = Serializer::Json.encode(&embed).unwrap();
         let again: Value = Serializer::Json.decode(&written).unwrap();
@@ -199,13 +202,13 @@ mod tests {
     }
 
     #[test]
-    fn lone_signature_is_a_list_of_one() {
+    fn single_signature_is_read_as_list_of_one() {
         let embed = Embed::read(&Raw::json(r#"{"callbacks":{"task":"t"}}"#)).unwrap();
         assert_eq!(embed.callbacks().unwrap()[0].task, "t");
     }
 
     #[test]
-    fn hostile_signatures_name_their_place() {
+    fn malformed_signature_error_names_its_position() {
         let text = r#"{"chain":[{"task":"t"},{}],"chord":5,"errbacks":"x"}"#;
         let embed = Embed::read(&Raw::json(text)).unwrap();
         let field = |error: DecodeError| error.field().map(str::to_owned);

@@ -1,4 +1,4 @@
-//! The headers of a task message: what can be known without its body.
+//! The typed headers of a task message.
 
 mod limits;
 mod read;
@@ -20,11 +20,12 @@ pub use self::limits::TimeLimits;
 pub(crate) use self::read::ParsedHeaders;
 pub(crate) use self::write::HeaderValue;
 
-/// The headers of a task, as protocol version 2 carries them.
+/// The headers of a task message of protocol 2.
 ///
-/// Protocol 1 keeps the same facts in the body; read from there, they appear
-/// here too. Everything but `task` and `id` may be missing or null in a message.
-/// What Celery does not define is kept in `extra` and written back.
+/// Protocol 1 has the same entries in the body;
+/// [`Payload::task`](crate::Payload::task) returns them in this type as well.
+/// All headers except `task` and `id` may be missing or null in a message.
+/// Headers that Celery does not define are stored in `extra` and written back.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct TaskHeaders<'a> {
@@ -34,19 +35,20 @@ pub struct TaskHeaders<'a> {
     pub task: Cow<'a, str>,
     /// The id of this call, and the key of its result.
     pub id: Cow<'a, str>,
-    /// A name to show in logs instead of the task's.
+    /// The name that logs show instead of the name of the task.
     pub shadow: Option<Cow<'a, str>>,
-    /// Not to be run before this time, in ISO 8601.
+    /// The earliest time at which the task may run, in ISO 8601.
     pub eta: Option<Cow<'a, str>>,
-    /// Not to be run after this time, in ISO 8601.
+    /// The time after which the task is not started, in ISO 8601.
     pub expires: Option<Cow<'a, str>>,
-    /// The id of the group it belongs to.
+    /// The id of the group that the task belongs to.
     pub group: Option<Cow<'a, str>>,
-    /// Its place in the group, which orders the results of a chord.
+    /// The index of the task in the group, which determines the order of the
+    /// results of a chord.
     pub group_index: Option<i64>,
-    /// How many times it has been tried before.
+    /// The number of previous attempts.
     pub retries: u32,
-    /// How long it may run.
+    /// The time limits of the task.
     pub timelimit: TimeLimits,
     /// The id of the first task of the workflow.
     pub root_id: Option<Cow<'a, str>>,
@@ -56,15 +58,16 @@ pub struct TaskHeaders<'a> {
     pub argsrepr: Option<Cow<'a, str>>,
     /// The keyword arguments as Python prints them, shortened; for display.
     pub kwargsrepr: Option<Cow<'a, str>>,
-    /// The node that sent it: `gen4711@host`.
+    /// The name of the sender: `gen4711@host`.
     pub origin: Option<Cow<'a, str>>,
-    /// Whether its result is thrown away; `None` leaves that to the task.
+    /// Whether the result is discarded; with `None` the options of the task
+    /// decide.
     pub ignore_result: Option<bool>,
-    /// How many times a task of this id has replaced itself.
+    /// The number of times that a task with this id has replaced itself.
     pub replaced_task_nesting: u32,
     /// The names of the stamps.
     pub stamped_headers: Option<Raw<'a>>,
-    /// The stamps by name; `None` is written as the empty map.
+    /// The stamps by name; `None` is encoded as an empty map.
     pub stamps: Option<Raw<'a>>,
     /// The content type of the body's compression.
     pub compression: Option<Cow<'a, str>>,
@@ -73,7 +76,8 @@ pub struct TaskHeaders<'a> {
 }
 
 impl<'a> TaskHeaders<'a> {
-    /// Returns the headers of a first call of `task`, which is its own root.
+    /// Creates the headers of a task that belongs to no other workflow: its
+    /// root id is its own id.
     pub fn new(task: impl Into<Cow<'a, str>>, id: impl Into<Cow<'a, str>>) -> Self {
         let id = id.into();
         Self {
@@ -85,7 +89,7 @@ impl<'a> TaskHeaders<'a> {
         }
     }
 
-    /// Returns every header absent.
+    /// Creates headers with every header absent.
     pub(crate) fn unset() -> Self {
         Self {
             lang: Cow::Borrowed(""),
@@ -112,31 +116,31 @@ impl<'a> TaskHeaders<'a> {
         }
     }
 
-    /// When the task may run.
+    /// Returns the earliest time at which the task may run.
     ///
     /// # Errors
     ///
-    /// When `eta` is not a time.
+    /// Fails if `eta` is not a time.
     pub fn eta_time(&self) -> Result<Option<SystemTime>, DecodeError> {
         parse_time(self.eta.as_deref(), "headers.eta")
     }
 
-    /// When the task may no longer run.
+    /// Returns the time after which the task is not started.
     ///
     /// # Errors
     ///
-    /// When `expires` is not a time.
+    /// Fails if `expires` is not a time.
     pub fn expires_time(&self) -> Result<Option<SystemTime>, DecodeError> {
         parse_time(self.expires.as_deref(), "headers.expires")
     }
 
-    /// Returns a header that Celery does not define.
+    /// Returns the value of a header that Celery does not define.
     pub fn extra(&self, name: &str) -> Option<&Raw<'a>> {
         let found = self.extra.iter().find(|(key, _)| key == name)?;
         Some(&found.1)
     }
 
-    /// Returns the same headers without borrows.
+    /// Converts into headers that do not borrow from the message.
     pub fn into_owned(self) -> TaskHeaders<'static> {
         TaskHeaders {
             lang: owned(self.lang),
@@ -163,7 +167,7 @@ impl<'a> TaskHeaders<'a> {
         }
     }
 
-    /// Returns the same headers, borrowed_text.
+    /// Returns headers that borrow from these.
     pub fn borrowed(&self) -> TaskHeaders<'_> {
         TaskHeaders {
             lang: borrowed_text(&self.lang),
@@ -198,15 +202,18 @@ impl<'a> TaskHeaders<'a> {
 impl<'de: 'a, 'a> Deserialize<'de> for TaskHeaders<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let found = ParsedHeaders::deserialize(deserializer)?;
-        match (found.has_task, found.has_id) {
-            (true, true) => Ok(found.headers),
-            (false, _) => Err(D::Error::missing_field("task")),
-            (true, false) => Err(D::Error::missing_field("id")),
+        if !found.has_task {
+            return Err(D::Error::missing_field("task"));
         }
+        if !found.has_id {
+            return Err(D::Error::missing_field("id"));
+        }
+        Ok(found.headers)
     }
 }
 
-/// Writes all headers that Python writes, in its order, unset ones as null.
+/// Serializes all headers that Python writes, in the same order, with unset
+/// ones as null.
 impl Serialize for TaskHeaders<'_> {
     fn serialize<S: SerdeSerializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let count = self.written().count() + self.extra.len();
@@ -243,7 +250,7 @@ pub(crate) enum Header {
     ReplacedTaskNesting,
     StampedHeaders,
     Stamps,
-    /// Added by the serializing layer, and only when a body is compressed.
+    /// Written only if the body is compressed.
     Compression,
 }
 
@@ -288,8 +295,8 @@ impl Header {
         Some(*header)
     }
 
-    /// Finds a header, trying first the one at `place` of the table: senders
-    /// write them in Python's order, so that the first look is mostly enough.
+    /// Finds a header by its name and compares the one at `place` of the table
+    /// first, because senders write the headers in Python's order.
     #[inline]
     fn from_expected_name(name: &str, place: usize) -> Option<Self> {
         match TABLE.get(place) {
@@ -298,7 +305,7 @@ impl Header {
         }
     }
 
-    /// Returns all headers by their names, in Python's order.
+    /// Returns all headers with their names, in Python's order.
     #[inline]
     pub(crate) fn table() -> &'static [(EncodedKey, Self)] {
         &TABLE
@@ -329,7 +336,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn table_follows_the_enum() {
+    fn header_table_has_the_order_of_the_enum() {
         for (place, (name, header)) in TABLE.iter().enumerate() {
             assert_eq!(*header as usize, place);
             assert_eq!(Header::from_name(header.name()), Some(*header));

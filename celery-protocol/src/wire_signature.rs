@@ -1,4 +1,4 @@
-//! A call that is not made yet, as it travels inside messages.
+//! Signatures as they are encoded in messages.
 
 use std::borrow::Cow;
 
@@ -9,30 +9,31 @@ use crate::error::{DecodeError, EncodeError};
 use crate::raw::Raw;
 use crate::value::{Map, Value};
 
-/// One signature, read one level deep: the signatures inside the arguments of a
+/// A signature in a message, decoded one level deep: the signatures inside a
 /// chain, group or chord stay undecoded.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct WireSignature<'a> {
-    /// The name of the task; `celery.chain` and the like for compound ones.
+    /// The name of the task; `celery.chain`, `celery.group` or `celery.chord`
+    /// for a compound signature.
     pub task: Cow<'a, str>,
     /// The positional arguments, an array.
     pub args: Raw<'a>,
-    /// The keyword arguments, a map. Compound ones keep their parts here.
+    /// The keyword arguments, a map. A compound signature has its parts here.
     pub kwargs: Raw<'a>,
-    /// The options of the call, a map; ids when it is frozen.
+    /// The options of the call, a map. A frozen signature has its ids here.
     pub options: Raw<'a>,
-    /// `chain`, `group` or `chord` for compound ones.
+    /// `chain`, `group` or `chord` for a compound signature.
     pub subtask_type: Option<Cow<'a, str>>,
-    /// Whether arguments given later, such as the result of the step before,
-    /// are thrown away.
+    /// Whether arguments that are added later, such as the result of the
+    /// previous step, are ignored.
     pub immutable: bool,
     /// Entries that Celery does not define.
     pub extra: Vec<(Cow<'a, str>, Raw<'a>)>,
 }
 
 impl<'a> WireSignature<'a> {
-    /// Creates a call of `task` without arguments.
+    /// Creates a signature of `task` without arguments.
     pub fn new(task: impl Into<Cow<'a, str>>) -> Self {
         Self {
             task: task.into(),
@@ -45,12 +46,13 @@ impl<'a> WireSignature<'a> {
         }
     }
 
-    /// Reads one level of a signature. Everything but `task` may be missing.
+    /// Reads one level of a signature. All entries except `task` may be
+    /// missing.
     ///
     /// # Errors
     ///
-    /// When it is not a map with `task`, or one of Celery's entries has another
-    /// type than Celery gives it.
+    /// Fails if the value is not a map with `task`, or if an entry has another
+    /// type than in Celery.
     pub fn read(raw: &Raw<'a>) -> Result<Self, DecodeError> {
         let mut signature = Self::new("");
         let mut named = false;
@@ -59,7 +61,7 @@ impl<'a> WireSignature<'a> {
             signature.put(name, value)?;
         }
         if !named {
-            return Err(DecodeError::new("a signature must have one").in_field("task"));
+            return Err(DecodeError::new("a signature must have this entry").in_field("task"));
         }
         Ok(signature)
     }
@@ -88,40 +90,40 @@ impl<'a> WireSignature<'a> {
                 return Ok(());
             }
         };
-        // Celery writes none of them as null and reads null as empty.
+        // Celery never writes null here and reads null as empty.
         if !value.is_null() {
             *slot = value;
         }
         Ok(())
     }
 
-    /// Returns the same call with these positional arguments.
+    /// Replaces the positional arguments.
     ///
     /// # Errors
     ///
-    /// When they cannot be written.
+    /// Fails if the arguments cannot be serialized.
     pub fn with_args<T: Serialize + ?Sized>(self, args: &T) -> Result<Self, EncodeError> {
         let args = Raw::encode(Serializer::Json, args);
         let args = args.map_err(|error| error.in_field("args"))?;
         Ok(Self { args, ..self })
     }
 
-    /// Returns the same call with these keyword arguments.
+    /// Replaces the keyword arguments.
     ///
     /// # Errors
     ///
-    /// When they cannot be written.
+    /// Fails if the arguments cannot be serialized.
     pub fn with_kwargs<T: Serialize + ?Sized>(self, kwargs: &T) -> Result<Self, EncodeError> {
         let kwargs = Raw::encode(Serializer::Json, kwargs);
         let kwargs = kwargs.map_err(|error| error.in_field("kwargs"))?;
         Ok(Self { kwargs, ..self })
     }
 
-    /// Returns the same call with one more option, or another value of it.
+    /// Sets one option and replaces an existing value.
     ///
     /// # Errors
     ///
-    /// When the options that are there cannot be read.
+    /// Fails if the existing options cannot be decoded.
     pub fn with_option(self, name: &str, value: impl Into<Value>) -> Result<Self, DecodeError> {
         let mut options: Map = match self.options.to_value() {
             Ok(Value::Map(options)) => options,
@@ -133,12 +135,11 @@ impl<'a> WireSignature<'a> {
         Ok(Self { options, ..self })
     }
 
-    /// Returns the value of one option; null ones count as absent, as in
-    /// Celery.
+    /// Returns the value of one option. Null counts as absent, as in Celery.
     ///
     /// # Errors
     ///
-    /// When the options cannot be read.
+    /// Fails if the options cannot be decoded.
     pub fn option(&self, name: &str) -> Result<Option<Raw<'a>>, DecodeError> {
         let entries = self.options.entries();
         let entries = entries.map_err(|error| error.in_field("options"))?;
@@ -148,14 +149,14 @@ impl<'a> WireSignature<'a> {
             .filter(|value| !value.is_null()))
     }
 
-    /// Returns whether it is a chain, group or chord, which is not sent as it
-    /// stands.
+    /// Returns whether this is a chain, group or chord, which is not sent as
+    /// one message.
     pub fn is_compound(&self) -> bool {
         let kind = self.subtask_type.as_deref();
         kind.is_some_and(|kind| COMPOUND.contains(&kind))
     }
 
-    /// Returns the same signature without borrows.
+    /// Converts into a signature that does not borrow from the message.
     pub fn into_owned(self) -> WireSignature<'static> {
         let own = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
         let entries = self.extra.into_iter();
@@ -175,7 +176,7 @@ impl<'a> WireSignature<'a> {
 
 const COMPOUND: [&str; 3] = ["chain", "group", "chord"];
 
-/// Writes the entries in Python's order.
+/// Serializes the entries in Python's order.
 impl Serialize for WireSignature<'_> {
     fn serialize<S: SerdeSerializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(6 + self.extra.len()))?;
@@ -206,7 +207,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn written_in_pythons_order() {
+    fn signature_is_written_in_pythons_order() {
         let signature = WireSignature::new("tasks.add").with_args(&(1,)).unwrap();
         let json = Serializer::Json.encode(&signature).unwrap();
         let expected = concat!(
@@ -217,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn read_one_level() {
+    fn chain_is_read_one_level_deep() {
         let text = r#"{"task":"celery.chain","args":null,"kwargs":{"tasks":[{"task":1}]},
             "subtask_type":"chain","immutable":null,"chord_size":2}"#;
         let chain = WireSignature::read(&Raw::json(text)).unwrap();
@@ -230,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn options_are_set_and_found() {
+    fn option_is_set_and_found() {
         let signature = WireSignature::new("t")
             .with_option("task_id", "id-1")
             .unwrap();
@@ -242,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_types_name_the_field() {
+    fn wrong_type_error_names_the_field() {
         let cases = [
             (r#"{"args":[]}"#, Some("task")),
             (r#"{"task":5}"#, Some("task")),

@@ -1,4 +1,4 @@
-//! Headers as a JSON text, and where in it each of them is.
+//! Headers as a JSON text with an index of the entries.
 
 use std::borrow::Cow;
 
@@ -13,8 +13,9 @@ use crate::task_headers::{Header, TaskHeaders, TimeLimits};
 
 /// The text of a JSON object with an index of its entries.
 ///
-/// The end of the text is only found by passing over every entry, so their
-/// places are noted on the way, and nothing is looked for twice.
+/// Finding the end of the text requires skipping every entry, so their
+/// positions are recorded at the same time, and later lookups do not scan the
+/// text again.
 #[derive(Clone, Debug)]
 pub(crate) struct JsonHeaders {
     text: Bytes,
@@ -22,7 +23,7 @@ pub(crate) struct JsonHeaders {
 }
 
 impl JsonHeaders {
-    /// Takes a text that is one JSON object and nothing else.
+    /// Indexes a text that contains exactly one JSON object.
     pub(super) fn read(text: &Bytes) -> Result<Box<Self>, DecodeError> {
         let mut reader = JsonReader::new(json::text(text)?);
         let read = if reader.at_map() {
@@ -36,8 +37,9 @@ impl JsonHeaders {
         read.map_err(|error| json::in_json(error.at_byte(reader.offset())))
     }
 
-    /// Reads the JSON object that comes next in `text`, which the reader reads.
-    /// The index is large enough to be filled where it stays.
+    /// Indexes the JSON object at the position of the reader, whose text is
+    /// `text`. The index is large, so it is filled in its final place on the
+    /// heap.
     #[inline]
     pub(crate) fn read_next(
         reader: &mut JsonReader<'_>,
@@ -80,7 +82,7 @@ impl JsonHeaders {
         Ok(None)
     }
 
-    /// Returns the value of one of Celery's own headers.
+    /// Returns the value of a header that Celery defines.
     #[inline]
     pub(super) fn find_known(&self, header: Header) -> Result<Option<Raw<'_>>, DecodeError> {
         match self.index.kinds[header as usize] {
@@ -90,7 +92,7 @@ impl JsonHeaders {
         }
     }
 
-    /// Returns the headers of a task; `None` when `task` is missing.
+    /// Returns the headers of a task, or `None` if `task` is missing.
     #[inline]
     pub(super) fn task(&self) -> Result<Option<TaskHeaders<'_>>, DecodeError> {
         if let ValueKind::Absent = self.index.kinds[Header::Task as usize] {
@@ -106,7 +108,7 @@ impl JsonHeaders {
     }
 }
 
-/// Celery's own headers, once the text is known to be one.
+/// The headers that Celery defines, with the text already checked to be UTF-8.
 #[derive(Clone, Copy)]
 struct KnownHeaders<'a> {
     text: &'a str,
@@ -117,7 +119,7 @@ impl<'a> KnownHeaders<'a> {
     #[inline]
     fn task(self) -> Result<TaskHeaders<'a>, DecodeError> {
         if let ValueKind::Absent = self.kind(Header::Id) {
-            return Err(DecodeError::new("a task message must have one").in_field("id"));
+            return Err(DecodeError::new("a task message must have this header").in_field("id"));
         }
         Ok(TaskHeaders {
             lang: self.text_of(Header::Lang)?.unwrap_or_default(),
@@ -132,7 +134,8 @@ impl<'a> KnownHeaders<'a> {
             timelimit: self.limits()?,
             root_id: self.text_of(Header::RootId)?,
             parent_id: self.text_of(Header::ParentId)?,
-            // What cannot be read of the two is not worth failing the task.
+            // Both are only for display, so an unreadable one does not fail the
+            // task.
             argsrepr: self.text_of(Header::ArgsRepr).unwrap_or_default(),
             kwargsrepr: self.text_of(Header::KwargsRepr).unwrap_or_default(),
             origin: self.text_of(Header::Origin)?,
@@ -150,7 +153,7 @@ impl<'a> KnownHeaders<'a> {
         self.index.kinds[header as usize]
     }
 
-    /// Returns the text of a value, empty if there is none.
+    /// Returns the JSON text of a value, empty if the header is absent.
     #[inline]
     fn value(self, header: Header) -> &'a str {
         let Span { start, end } = self.index.known[header as usize];
@@ -194,7 +197,7 @@ impl<'a> KnownHeaders<'a> {
         }
     }
 
-    /// Returns a number that is mostly zero.
+    /// Returns a number. Most numbers in headers are zero.
     #[inline]
     fn count(self, header: Header) -> Result<u32, DecodeError> {
         match self.value(header) {
@@ -214,7 +217,7 @@ impl<'a> KnownHeaders<'a> {
     #[inline]
     fn limits(self) -> Result<TimeLimits, DecodeError> {
         match self.value(Header::TimeLimit) {
-            // By far the most are like this.
+            // Most messages have no time limits.
             "[null, null]" | "[null,null]" => Ok(TimeLimits::default()),
             _ => Ok(self.decode(Header::TimeLimit)?.unwrap_or_default()),
         }
@@ -239,14 +242,15 @@ impl<'a> KnownHeaders<'a> {
     }
 }
 
-/// Where the entries of an object are, counted from its start.
+/// The positions of the entries of an object, relative to its start.
 #[derive(Clone, Debug, Default)]
 struct HeaderIndex {
-    /// The values of Celery's own headers, in the order of their table.
+    /// The values of the headers that Celery defines, in the order of their
+    /// table.
     known: [Span; Header::COUNT],
-    /// What those values are.
+    /// The kinds of those values.
     kinds: [ValueKind; Header::COUNT],
-    /// The other entries, from their key on.
+    /// The other entries, each with key and value.
     others: Vec<Span>,
     count: usize,
 }
@@ -280,7 +284,7 @@ impl HeaderIndex {
     }
 }
 
-/// A part of the text, which is shorter than 4 GiB.
+/// A range of the text, which is shorter than 4 GiB.
 #[derive(Clone, Copy, Debug, Default)]
 struct Span {
     start: u32,

@@ -1,4 +1,4 @@
-//! The properties inside an envelope.
+//! Decoding of the properties in an envelope.
 
 use std::borrow::Cow;
 
@@ -7,14 +7,14 @@ use crate::error::DecodeError;
 use crate::message::{DeliveryInfo, Properties};
 use crate::value::Value;
 
-/// Properties as they lie in an envelope, where the two content properties are
-/// elsewhere and the encoding of the body is one more.
+/// The properties in an envelope. They include the encoding of the body; the
+/// content type and content encoding are separate entries of the envelope.
 #[derive(Debug)]
 pub(super) struct EnvelopeProperties<'a> {
     pub(super) properties: Properties,
-    /// How the body is written into the envelope.
+    /// The encoding of the body in the envelope.
     pub(super) body_encoding: Option<Cow<'a, str>>,
-    /// Whether they were read before.
+    /// Whether properties were read already.
     is_read: bool,
 }
 
@@ -34,8 +34,8 @@ impl Default for EnvelopeProperties<'_> {
 }
 
 impl<'a> EnvelopeProperties<'a> {
-    /// Reads the properties from an envelope; null stands for none. Of equal
-    /// entries the last one counts, with all that is in it.
+    /// Reads the properties of an envelope; null means no properties. If the
+    /// entry occurs twice, the second one replaces the first completely.
     pub(super) fn read(&mut self, reader: &mut JsonReader<'a>) -> Result<(), DecodeError> {
         if self.is_read {
             *self = Self::default();
@@ -73,7 +73,7 @@ impl<'a> EnvelopeProperties<'a> {
     fn read_other(&mut self, name: &str, reader: &mut JsonReader<'a>) -> Result<(), DecodeError> {
         let properties = &mut self.properties;
         match name {
-            // As celery-node spells them.
+            // The names that celery-node writes.
             "correlationId" => properties.correlation_id = text(reader)?,
             "replyTo" => properties.reply_to = text(reader)?,
             "expiration" => properties.expiration = expiration_text(reader.value()?),
@@ -97,7 +97,7 @@ enum Property {
     DeliveryTag,
 }
 
-/// In Python's order.
+/// The keys of the properties, in Python's order.
 static NAMES: [(EncodedKey, Property); 7] = [
     (
         EncodedKey::new("\"correlation_id\":"),
@@ -127,7 +127,7 @@ enum DeliveryInfoEntry {
     RoutingKey,
 }
 
-/// In Python's order.
+/// The keys of `delivery_info`, in Python's order.
 static INFO_NAMES: [(EncodedKey, DeliveryInfoEntry); 2] = [
     (
         EncodedKey::new("\"exchange\":"),
@@ -144,14 +144,15 @@ fn text(reader: &mut JsonReader<'_>) -> Result<Option<String>, DecodeError> {
     Ok(reader.text()?.map(Cow::into_owned))
 }
 
-/// Numbers of one byte on AMQP; kombu clamps what is beyond.
+/// Reads a number of one byte; kombu clamps numbers outside the range.
 #[inline]
 fn clamped_u8(reader: &mut JsonReader<'_>) -> Result<Option<u8>, DecodeError> {
     let number = reader.integer_or_null()?;
     Ok(number.map(|number| number.clamp(0, u8::MAX.into()) as u8))
 }
 
-/// Celery writes a text; a number says the same.
+/// Returns the expiration as a text. Celery writes a text; a number is also
+/// accepted.
 fn expiration_text(value: Value) -> Option<String> {
     match value {
         Value::Str(text) => Some(text),
@@ -159,7 +160,7 @@ fn expiration_text(value: Value) -> Option<String> {
     }
 }
 
-/// Reads `delivery_info`; null stands for an empty one.
+/// Reads `delivery_info`; null means an empty one.
 fn read_delivery_info(
     reader: &mut JsonReader<'_>,
     info: &mut DeliveryInfo,

@@ -1,4 +1,4 @@
-//! Reading headers: one loop over what is there.
+//! Deserialization of task headers.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,7 +10,7 @@ use crate::cow_str::CowStr;
 use crate::error::DecodeError;
 use crate::raw::Raw;
 
-/// A mapping read as headers, before it is known to be a task's.
+/// A mapping deserialized as headers, which may lack `task` or `id`.
 #[derive(Debug)]
 pub(crate) struct ParsedHeaders<'a> {
     pub(crate) headers: TaskHeaders<'a>,
@@ -19,16 +19,19 @@ pub(crate) struct ParsedHeaders<'a> {
 }
 
 impl<'a> ParsedHeaders<'a> {
-    /// Returns the headers of a task; `None` when `task` is missing.
+    /// Returns the headers of a task, or `None` if `task` is missing.
     pub(crate) fn task(self) -> Result<Option<TaskHeaders<'a>>, DecodeError> {
-        match (self.has_task, self.has_id) {
-            (true, true) => Ok(Some(self.headers)),
-            (false, _) => Ok(None),
-            (true, false) => Err(DecodeError::new("a task message must have one").in_field("id")),
+        if !self.has_task {
+            return Ok(None);
         }
+        if !self.has_id {
+            let message = "a task message must have this header";
+            return Err(DecodeError::new(message).in_field("id"));
+        }
+        Ok(Some(self.headers))
     }
 
-    /// Takes one header from the message.
+    /// Reads the value of one header.
     fn take<'de: 'a, A: MapAccess<'de>>(
         &mut self,
         header: Header,
@@ -111,7 +114,8 @@ enum HeaderName<'de> {
     Other(Cow<'de, str>),
 }
 
-/// Reads a name that is expected at this place of the table.
+/// Deserializes the name of a header. The number is the expected position in
+/// the table.
 struct HeaderNameSeed(usize);
 
 impl<'de> DeserializeSeed<'de> for HeaderNameSeed {
@@ -156,17 +160,16 @@ fn optional_text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Option<Cow<'de, 
     Ok(text.map(|CowStr(text)| text))
 }
 
-/// Returns a text that is only shown. Python copies the lone surrogates of
-/// arguments into it; what cannot be read counts as absent, so that the task
-/// still can.
+/// Reads a text that is only for display. Python copies lone surrogates of
+/// arguments into it; an unreadable text counts as absent, so that the task can
+/// still be read.
 fn display_text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Option<Cow<'de, str>>, A::Error> {
     let raw: Raw<'de> = map.next_value()?;
     let text = raw.decode::<Option<CowStr<'de>>>().unwrap_or_default();
     Ok(text.map(|CowStr(text)| text))
 }
 
-/// Returns a number for which other senders write null: rusty-celery's
-/// `retries`.
+/// Reads a number that may be null: rusty-celery writes `retries` as null.
 fn optional_count<'de, A: MapAccess<'de>>(map: &mut A) -> Result<u32, A::Error> {
     let number: Option<u32> = map.next_value()?;
     Ok(number.unwrap_or_default())
@@ -178,7 +181,7 @@ mod tests {
     use crate::codec::Serializer;
 
     #[test]
-    fn nulls_are_read_as_unset() {
+    fn null_header_is_read_as_unset() {
         let json = br#"{"task":"t","id":"i","lang":null,"retries":null,"timelimit":null,
             "replaced_task_nesting":null,"stamps":null,"ignore_result":null,"eta":null}"#;
         let headers: TaskHeaders<'_> = Serializer::Json.decode(json).unwrap();
@@ -189,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_found_in_any_order() {
+    fn headers_are_read_in_any_order() {
         let json = br#"{"retries":3,"id":"i","mine":{"a":[1]},"lang":"py","task":"t"}"#;
         let headers: TaskHeaders<'_> = Serializer::Json.decode(json).unwrap();
         assert_eq!(
@@ -204,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn unreadable_representation_counts_as_absent() {
+    fn unreadable_argsrepr_is_read_as_absent() {
         let json = br#"{"task":"t","id":"i","argsrepr":"['\ud800']","kwargsrepr":5}"#;
         let headers: TaskHeaders<'_> = Serializer::Json.decode(json).unwrap();
         assert_eq!((headers.argsrepr, headers.kwargsrepr), (None, None));

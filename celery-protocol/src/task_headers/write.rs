@@ -1,4 +1,4 @@
-//! Writing headers: one header_value per name of the table.
+//! Serialization of task headers.
 
 use std::borrow::Cow;
 
@@ -9,7 +9,7 @@ use crate::codec::{Serializer, json};
 use crate::error::EncodeError;
 use crate::raw::Raw;
 
-/// What is written under one header.
+/// The value of one header, to be serialized.
 #[derive(Clone, Copy)]
 pub(crate) enum HeaderValue<'b> {
     Null,
@@ -28,8 +28,8 @@ impl<'b> HeaderValue<'b> {
 }
 
 impl HeaderValue<'_> {
-    /// Writes the value at the end of `out`. What most headers are needs no
-    /// serializer in JSON.
+    /// Writes the value at the end of `out`. In JSON, the most frequent values
+    /// are written without a serializer.
     #[inline]
     pub(crate) fn write(
         self,
@@ -71,7 +71,8 @@ impl Serialize for HeaderValue<'_> {
 }
 
 impl TaskHeaders<'_> {
-    /// Returns the headers of Celery's own that are written, in their order.
+    /// Returns the headers that Celery defines and that are written, in
+    /// Python's order.
     pub(crate) fn written(&self) -> impl Iterator<Item = (&'static str, HeaderValue<'_>)> {
         let compressed = self.compression.is_some();
         let unset = move |header| header == Header::Compression && !compressed;
@@ -122,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn new_headers_are_written_as_python_writes_them() {
+    fn new_headers_are_written_in_pythons_form() {
         let headers = TaskHeaders::new("tasks.add", "id-1");
         let json = Serializer::Json.encode(&headers).unwrap();
         let expected = concat!(
