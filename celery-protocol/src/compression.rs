@@ -112,8 +112,9 @@ impl Compression {
     ///
     /// Fails if the result has more than `limit` bytes
     /// ([`DecodeError::is_too_large`]), if the bytes are malformed, truncated
-    /// or followed by others, or if the feature of the compression is off. A
-    /// decompression bomb uses no more memory than `limit`.
+    /// or followed by others, or if the feature of the compression is off.
+    /// Decompression stops after `limit` bytes, so a decompression bomb does
+    /// not exhaust the memory.
     pub fn decompress(self, bytes: &[u8], limit: usize) -> Result<Vec<u8>, DecodeError> {
         match self {
             Self::Zlib => zlib::decompress(bytes, limit),

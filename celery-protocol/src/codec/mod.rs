@@ -185,12 +185,12 @@ pub struct Accept {
 }
 
 impl Accept {
-    /// Accepts only JSON, Celery's default.
+    /// Creates a set that contains only JSON, Celery's default.
     pub fn json() -> Self {
         Self::of([Serializer::Json])
     }
 
-    /// Accepts exactly the given serializers.
+    /// Creates a set of exactly the given serializers.
     pub fn of(serializers: impl IntoIterator<Item = Serializer>) -> Self {
         let mut accepted = [false; TABLE.len()];
         for serializer in serializers {
@@ -199,8 +199,8 @@ impl Accept {
         Self { accepted }
     }
 
-    /// Accepts the serializers with the given names or content types, as in the
-    /// setting `accept_content`.
+    /// Creates a set of the serializers with the given names or content types,
+    /// as in the setting `accept_content`.
     ///
     /// # Errors
     ///
