@@ -167,9 +167,9 @@ fn signatures<'a>(
         let alone = WireSignature::read(raw).map_err(|error| error.in_field(field))?;
         return Ok(vec![alone]);
     };
-    let read = |(place, raw): (usize, &Raw<'a>)| {
-        let place = format!("{field}[{place}]");
-        WireSignature::read(raw).map_err(|error| error.in_field(place))
+    let read = |(position, raw): (usize, &Raw<'a>)| {
+        let position = format!("{field}[{position}]");
+        WireSignature::read(raw).map_err(|error| error.in_field(position))
     };
     elements.iter().enumerate().map(read).collect()
 }
@@ -182,8 +182,8 @@ mod tests {
 
     #[test]
     fn empty_embed_is_recognised_in_every_form() {
-        let odd = r#"{"callbacks":null ,"errbacks":null,"chain":null,"chord":null}"#;
-        for text in [EMPTY, EMPTY_IN_PYTHON, odd, "{}", "null"] {
+        let with_space = r#"{"callbacks":null ,"errbacks":null,"chain":null,"chord":null}"#;
+        for text in [EMPTY, EMPTY_IN_PYTHON, with_space, "{}", "null"] {
             assert!(Embed::read(&Raw::json(text)).unwrap().is_empty(), "{text}");
         }
         assert_eq!(

@@ -389,8 +389,8 @@ mod tests {
         }
         let nothing = decode(r#"{"status":"FAILURE","result":null}"#).unwrap();
         assert_eq!(nothing.exception(), Ok(None));
-        let odd = decode(r#"{"status":"FAILURE","result":"boom"}"#).unwrap();
-        assert_eq!(odd.exception().unwrap_err().field(), Some("result"));
+        let not_a_map = decode(r#"{"status":"FAILURE","result":"boom"}"#).unwrap();
+        assert_eq!(not_a_map.exception().unwrap_err().field(), Some("result"));
     }
 
     #[test]

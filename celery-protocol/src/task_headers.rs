@@ -295,11 +295,11 @@ impl Header {
         Some(*header)
     }
 
-    /// Finds a header by its name and compares the one at `place` of the table
+    /// Finds a header by its name and compares the one at `position` of the table
     /// first, because senders write the headers in Python's order.
     #[inline]
-    fn from_expected_name(name: &str, place: usize) -> Option<Self> {
-        match TABLE.get(place) {
+    fn from_expected_name(name: &str, position: usize) -> Option<Self> {
+        match TABLE.get(position) {
             Some((key, header)) if key.has_name(name) => Some(*header),
             _ => Self::from_name(name),
         }
@@ -337,8 +337,8 @@ mod tests {
 
     #[test]
     fn header_table_has_the_order_of_the_enum() {
-        for (place, (name, header)) in TABLE.iter().enumerate() {
-            assert_eq!(*header as usize, place);
+        for (position, (name, header)) in TABLE.iter().enumerate() {
+            assert_eq!(*header as usize, position);
             assert_eq!(Header::from_name(header.name()), Some(*header));
             assert_eq!(name.text(), format!("\"{}\":", header.name()));
         }

@@ -402,8 +402,8 @@ mod tests {
 
     #[test]
     fn entry_json_matches_its_name() {
-        for (place, entry) in ENTRIES.iter().enumerate() {
-            let open = if place == 0 { '{' } else { ',' };
+        for (position, entry) in ENTRIES.iter().enumerate() {
+            let open = if position == 0 { '{' } else { ',' };
             assert_eq!(entry.json, format!("{open}\"{}\":", entry.name));
         }
     }

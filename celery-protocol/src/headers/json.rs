@@ -258,17 +258,17 @@ struct HeaderIndex {
 impl HeaderIndex {
     #[inline]
     fn read(&mut self, reader: &mut JsonReader<'_>, origin: usize) -> Result<(), DecodeError> {
-        let mut place = 0;
+        let mut position = 0;
         reader.entries(|reader| {
-            let remaining = Header::table().get(place..).unwrap_or_default();
+            let remaining = Header::table().get(position..).unwrap_or_default();
             reader.skip_common_entries(remaining, |header, value, kind| {
                 self.known[header as usize] = Span::new(value.start - origin, value.end - origin);
                 self.kinds[header as usize] = kind;
                 self.count += 1;
-                place += 1;
+                position += 1;
             });
             let start = reader.offset() - origin;
-            let name = reader.expected_key(Header::table(), &mut place)?;
+            let name = reader.expected_key(Header::table(), &mut position)?;
             let (value, kind) = reader.skip()?;
             let end = reader.offset() - origin;
             self.count += 1;

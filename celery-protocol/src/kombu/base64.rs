@@ -71,10 +71,10 @@ const fn digits() -> [[u32; 256]; 4] {
     let mut digits = [[NO_DIGIT; 256]; 4];
     let mut value = 0;
     while value < ALPHABET.len() {
-        let mut place = 0;
-        while place < digits.len() {
-            digits[place][ALPHABET[value] as usize] = (value as u32) << (18 - 6 * place);
-            place += 1;
+        let mut position = 0;
+        while position < digits.len() {
+            digits[position][ALPHABET[value] as usize] = (value as u32) << (18 - 6 * position);
+            position += 1;
         }
         value += 1;
     }
@@ -118,11 +118,11 @@ mod tests {
     fn malformed_text_gives_the_error_of_the_library() {
         let good = "QUJDREVGR0hJSktM";
         for byte in (0..128).map(char::from) {
-            for place in 0..=good.len() {
+            for position in 0..=good.len() {
                 let mut text = good.to_owned();
-                text.insert(place, byte);
+                text.insert(position, byte);
                 assert_eq!(by_this_module(&text), by_library(&text), "{text}");
-                text.remove(place + usize::from(place < good.len()));
+                text.remove(position + usize::from(position < good.len()));
                 assert_eq!(by_this_module(&text), by_library(&text), "{text}");
             }
         }

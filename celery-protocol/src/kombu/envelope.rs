@@ -232,9 +232,9 @@ impl<'a> Envelope<'a> {
     #[inline]
     fn read(&mut self, raw: &'a Bytes) -> Result<(), DecodeError> {
         let mut reader = JsonReader::new(json::text(raw)?);
-        let mut place = 0;
+        let mut position = 0;
         let read = reader.entries(|reader| {
-            match reader.expected_key(&NAMES, &mut place)? {
+            match reader.expected_key(&NAMES, &mut position)? {
                 KeyMatch::Known(EnvelopeEntry::Body) => self.body = reader.text()?,
                 KeyMatch::Known(EnvelopeEntry::ContentType) => self.content_type = reader.text()?,
                 KeyMatch::Known(EnvelopeEntry::ContentEncoding) => {

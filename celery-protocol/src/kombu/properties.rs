@@ -44,8 +44,8 @@ impl<'a> EnvelopeProperties<'a> {
         if reader.null()? {
             return Ok(());
         }
-        let mut place = 0;
-        reader.entries(|reader| match reader.expected_key(&NAMES, &mut place)? {
+        let mut position = 0;
+        reader.entries(|reader| match reader.expected_key(&NAMES, &mut position)? {
             KeyMatch::Known(property) => self.read_known(property, reader),
             KeyMatch::Other(name) => self.read_other(&name, reader),
         })
@@ -169,9 +169,9 @@ fn read_delivery_info(
     if reader.null()? {
         return Ok(());
     }
-    let mut place = 0;
+    let mut position = 0;
     reader.entries(|reader| {
-        match reader.expected_key(&INFO_NAMES, &mut place)? {
+        match reader.expected_key(&INFO_NAMES, &mut position)? {
             KeyMatch::Known(DeliveryInfoEntry::Exchange) => {
                 info.exchange = text(reader)?.unwrap_or_default()
             }

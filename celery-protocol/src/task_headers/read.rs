@@ -91,12 +91,12 @@ impl<'de> Visitor<'de> for ParsedHeadersVisitor {
             has_task: false,
             has_id: false,
         };
-        let mut place = 0;
-        while let Some(name) = map.next_key_seed(HeaderNameSeed(place))? {
+        let mut position = 0;
+        while let Some(name) = map.next_key_seed(HeaderNameSeed(position))? {
             match name {
                 HeaderName::Known(header) => {
                     found.take(header, &mut map)?;
-                    place = header as usize + 1;
+                    position = header as usize + 1;
                 }
                 HeaderName::Other(name) => {
                     let value = map.next_value()?;

@@ -194,17 +194,17 @@ const MAX_LINEAR_ENTRIES: usize = 16;
 /// has no influence.
 fn without_duplicates(entries: Vec<(Value, Value)>) -> Vec<(Value, Value)> {
     let mut first = HashMap::with_capacity(entries.len());
-    let places: Vec<usize> = entries
+    let positions: Vec<usize> = entries
         .iter()
         .enumerate()
-        .map(|(place, (key, _))| *first.entry(key).or_insert(place))
+        .map(|(position, (key, _))| *first.entry(key).or_insert(position))
         .collect();
     if first.len() == entries.len() {
         return entries;
     }
     let mut kept: Vec<Option<(Value, Value)>> = Vec::with_capacity(entries.len());
-    for ((key, value), place) in entries.into_iter().zip(places) {
-        if let Some(Some(entry)) = kept.get_mut(place) {
+    for ((key, value), position) in entries.into_iter().zip(positions) {
+        if let Some(Some(entry)) = kept.get_mut(position) {
             entry.1 = value;
             kept.push(None);
         } else {

@@ -38,13 +38,13 @@ fn damaged() -> impl Strategy<Value = String> {
     );
     (json(), prop::collection::vec(edit, 0..4)).prop_map(|(value, edits)| {
         let mut text: Vec<char> = value.to_string().chars().collect();
-        for (place, kind, with) in edits {
-            let place = place.index(text.len() + 1);
+        for (position, kind, with) in edits {
+            let position = position.index(text.len() + 1);
             let with = with.chars().next().unwrap_or(' ');
             match kind {
-                0 => text.insert(place, with),
-                1 if place < text.len() => drop(text.remove(place)),
-                _ if place < text.len() => text[place] = with,
+                0 => text.insert(position, with),
+                1 if position < text.len() => drop(text.remove(position)),
+                _ if position < text.len() => text[position] = with,
                 _ => {}
             }
         }

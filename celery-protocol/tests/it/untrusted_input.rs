@@ -45,9 +45,9 @@ proptest! {
         let value = values::without_big_integers(value);
         for serializer in serializers() {
             let mut bytes = serializer.encode(&value).unwrap();
-            for (place, byte) in &edits {
-                let place = place.index(bytes.len());
-                bytes[place] = *byte;
+            for (position, byte) in &edits {
+                let position = position.index(bytes.len());
+                bytes[position] = *byte;
             }
             read_everything(serializer, &bytes);
             bytes.truncate(bytes.len() / 2);

@@ -91,14 +91,14 @@ mod tests {
             let key = EncodedKey::new(text);
             assert!(key.is_prefix_of(text.as_bytes()), "{text}");
             assert!(key.has_name(&text[1..text.len() - 2]), "{text}");
-            for place in 0..text.len() {
+            for position in 0..text.len() {
                 let mut found = format!("{text} and more text").into_bytes();
                 assert!(key.is_prefix_of(&found), "{text}");
-                found[place] ^= 1;
-                assert!(!key.is_prefix_of(&found), "{text} at {place}");
+                found[position] ^= 1;
+                assert!(!key.is_prefix_of(&found), "{text} at {position}");
                 assert!(
-                    !key.is_prefix_of(&text.as_bytes()[..place]),
-                    "{text} to {place}"
+                    !key.is_prefix_of(&text.as_bytes()[..position]),
+                    "{text} to {position}"
                 );
             }
         }

@@ -48,28 +48,28 @@ impl<'de> JsonReader<'de> {
         Ok(name)
     }
 
-    /// Reads a key and finds it in `names`. The entry at `place` is compared
-    /// first, because senders write the keys in a fixed order. `place` is set
+    /// Reads a key and finds it in `names`. The entry at `position` is compared
+    /// first, because senders write the keys in a fixed order. `position` is set
     /// to the entry after the one found.
     #[inline]
     pub(crate) fn expected_key<T: Copy>(
         &mut self,
         names: &[(EncodedKey, T)],
-        place: &mut usize,
+        position: &mut usize,
     ) -> Result<KeyMatch<'de, T>, DecodeError> {
-        if let Some((encoded, known)) = names.get(*place)
+        if let Some((encoded, known)) = names.get(*position)
             && self.skip_key(encoded)
         {
-            *place += 1;
+            *position += 1;
             return Ok(KeyMatch::Known(*known));
         }
-        self.find_key(names, place)
+        self.find_key(names, position)
     }
 
     fn find_key<T: Copy>(
         &mut self,
         names: &[(EncodedKey, T)],
-        place: &mut usize,
+        position: &mut usize,
     ) -> Result<KeyMatch<'de, T>, DecodeError> {
         let name = self.name()?;
         match names
@@ -77,7 +77,7 @@ impl<'de> JsonReader<'de> {
             .position(|(encoded, _)| encoded.has_name(&name))
         {
             Some(found) => {
-                *place = found + 1;
+                *position = found + 1;
                 Ok(KeyMatch::Known(names[found].1))
             }
             None => Ok(KeyMatch::Other(name)),

@@ -213,8 +213,8 @@ impl<const WORDS: usize> Nesting<WORDS> {
             return false;
         }
         let word = &mut self.around[self.depth / 64];
-        let place = self.depth % 64;
-        *word = *word & !(1 << place) | u64::from(self.is_map) << place;
+        let position = self.depth % 64;
+        *word = *word & !(1 << position) | u64::from(self.is_map) << position;
         self.is_map = is_map;
         self.depth += 1;
         true

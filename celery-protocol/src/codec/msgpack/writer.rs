@@ -307,9 +307,9 @@ impl<'w, 'o> MsgPackCompound<'w, 'o> {
                 "the declared length is {length}, but {} elements or entries were written",
                 self.count
             ))),
-            DeclaredLength::Reserved(place) => {
+            DeclaredLength::Reserved(position) => {
                 let count = length_u32(self.count)?.to_be_bytes();
-                self.writer.out[place..place + 4].copy_from_slice(&count);
+                self.writer.out[position..position + 4].copy_from_slice(&count);
                 Ok(())
             }
         }

@@ -67,12 +67,12 @@ mod tests {
     #[test]
     fn special_byte_is_found_at_each_position() {
         for length in 0..20 {
-            for place in 0..length {
+            for position in 0..length {
                 for byte in 0..=255 {
                     let mut text = vec![b'a'; length];
-                    text[place] = byte;
-                    let expected = if is_special(byte) { place } else { length };
-                    assert_eq!(first_special(&text, 0), expected, "{byte} at {place}");
+                    text[position] = byte;
+                    let expected = if is_special(byte) { position } else { length };
+                    assert_eq!(first_special(&text, 0), expected, "{byte} at {position}");
                 }
             }
         }
