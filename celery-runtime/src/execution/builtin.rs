@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use celery_protocol::{Map, Raw, ResultDocument, ResultTree, Serializer, Signature, Value};
+use celery_protocol::{Map, Raw, ResultDocument, ResultTree, Serializer, Value, WireSignature};
 use serde::{Deserialize, Serialize};
 
 use crate::boundary::{ChordResults, MemberResult};
@@ -130,7 +130,7 @@ async fn starmap(
     it: Vec<Vec<Value>>,
 ) -> Result<Vec<Raw<'static>>, TaskError> {
     let task = ctx.written(&task)?;
-    let task = Signature::read(&task).map_err(|error| no_signature("task", &error))?;
+    let task = WireSignature::read(&task).map_err(|error| no_signature("task", &error))?;
     let mut values = Vec::with_capacity(it.len());
     for item in it {
         let args = Raw::encode(Serializer::Json, &item)?;

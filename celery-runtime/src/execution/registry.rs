@@ -5,7 +5,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::{Arc, LazyLock};
 
-use celery_protocol::{Arguments, DecodeError, Payload, Raw, Signature, Value};
+use celery_protocol::{Arguments, DecodeError, Payload, Raw, Value, WireSignature};
 use serde::Serialize;
 
 use crate::boundary::BoxFuture;
@@ -395,7 +395,7 @@ impl Registered {
 
     /// Whether it is called in place when it is the errback with these stored
     /// arguments. Celery asks whether it takes more than the failed task's id.
-    pub(crate) fn is_called_in_place(&self, errback: &Signature<'_>) -> bool {
+    pub(crate) fn is_called_in_place(&self, errback: &WireSignature<'_>) -> bool {
         let params = &self.declaration.params;
         if self.errback {
             return true;

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use celery_protocol::{Map, Raw, Serializer, Signature, Value};
+use celery_protocol::{Map, Raw, Serializer, Value, WireSignature};
 use tokio::time::Instant;
 
 use crate::worker::driver::{Driver, Finished};
@@ -107,7 +107,7 @@ impl Driver {
     pub(crate) fn run_elected(&mut self, action: &Value) {
         let written = Raw::encode(Serializer::Json, action).map_err(|error| error.to_string());
         let letter = written.and_then(|raw| {
-            let signature = Signature::read(&raw).map_err(|error| error.to_string())?;
+            let signature = WireSignature::read(&raw).map_err(|error| error.to_string())?;
             let letter = self.carrier.desk.elected(&signature, self.now.wall);
             letter.map_err(|error| error.to_string())
         });

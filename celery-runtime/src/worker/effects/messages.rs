@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use celery_protocol::{
-    Compression, DecodeError, Embed, EncodeError, Message, Payload, Properties, Signature, Value,
-    encode_body, repr, time,
+    Compression, DecodeError, Embed, EncodeError, Message, Payload, Properties, Value,
+    WireSignature, encode_body, repr, time,
 };
 
 use crate::boundary::{Content, Publication, Queue};
@@ -98,7 +98,7 @@ impl Desk {
     /// The call that the workers elected this one to send.
     pub(crate) fn elected(
         &self,
-        signature: &Signature<'_>,
+        signature: &WireSignature<'_>,
         now: SystemTime,
     ) -> Result<Publication, Uncomposed> {
         let options = CallOptions::from_wire(&signature.options).map_err(EncodeError::new)?;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use celery_protocol::{Raw, Signature, State};
+use celery_protocol::{Raw, State, WireSignature};
 use tokio::task::AbortHandle;
 
 use crate::boundary::{ChordClaim, ChordEnd, ResultBackend, ServiceError, StalledChord};
@@ -118,7 +118,7 @@ async fn go_on(
 
 /// What is known of the body.
 async fn body_state(backend: &dyn ResultBackend, body: &Raw<'_>) -> Result<State, ServiceError> {
-    let body = Signature::read(body).ok();
+    let body = WireSignature::read(body).ok();
     let options = body.and_then(|body| CallOptions::from_wire(&body.options).ok());
     let Some(id) = options.and_then(|options| options.task_id) else {
         return Ok(State::Pending);

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use celery_protocol::{Raw, ResultTree, Signature, State};
+use celery_protocol::{Raw, ResultTree, State, WireSignature};
 
 use crate::boundary::{
     Broker, ChordClaim, ChordEnd, ChordResults, ChordStart, Publication, ServiceError,
@@ -155,7 +155,7 @@ pub(crate) struct Doomed {
     pub(crate) mishap: Mishap,
     pub(crate) children: Vec<ResultTree>,
     /// What its signature says, if there is one.
-    pub(crate) signature: Option<Signature<'static>>,
+    pub(crate) signature: Option<WireSignature<'static>>,
     pub(crate) group_id: Option<String>,
     pub(crate) parent_id: Option<String>,
     pub(crate) reply_to: Option<String>,
@@ -164,7 +164,7 @@ pub(crate) struct Doomed {
 /// An errback, called in place.
 #[derive(Debug)]
 pub(crate) struct Callback {
-    pub(crate) signature: Signature<'static>,
+    pub(crate) signature: WireSignature<'static>,
     pub(crate) failure: Arc<FailureNote>,
 }
 

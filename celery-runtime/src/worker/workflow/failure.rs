@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use celery_protocol::{Exception, Raw, ResultTree, Signature, State, Value};
+use celery_protocol::{Exception, Raw, ResultTree, State, Value, WireSignature};
 use serde::Serialize;
 
 use crate::boundary::{ChordEnd, MemberResult};
@@ -30,7 +30,7 @@ pub(crate) struct Fault {
 /// A task of which something else has the result, with all errbacks that hear of
 /// its failure.
 struct Target<'a> {
-    signature: Signature<'a>,
+    signature: WireSignature<'a>,
     station: Station,
 }
 
@@ -94,7 +94,7 @@ impl Fault {
 
 impl<'a> Target<'a> {
     /// The result of a chord is its body's.
-    fn of(mut signature: Signature<'a>) -> Option<Self> {
+    fn of(mut signature: WireSignature<'a>) -> Option<Self> {
         let mut errbacks = Vec::new();
         loop {
             let mut station = Station::of_signature(&signature)
@@ -105,7 +105,7 @@ impl<'a> Target<'a> {
                 Some("chord") => entry(&signature, "body"),
                 _ => None,
             };
-            match body.and_then(|body| Signature::read(&body).ok()) {
+            match body.and_then(|body| WireSignature::read(&body).ok()) {
                 Some(body) => signature = body,
                 None => {
                     station.errbacks = errbacks;
@@ -118,7 +118,7 @@ impl<'a> Target<'a> {
     }
 
     fn read(raw: &Raw<'a>) -> Option<Self> {
-        Signature::read(raw).ok().and_then(Self::of)
+        WireSignature::read(raw).ok().and_then(Self::of)
     }
 
     /// Of a chain the first step is what does not run: what is linked to it alone
@@ -288,7 +288,7 @@ impl Workflow<'_> {
         // Each with the chord of the group that it is in.
         let mut steps: VecDeque<_> = chain.iter().map(|step| (step.clone(), None)).collect();
         while let Some((step, around)) = steps.pop_front() {
-            let Ok(signature) = Signature::read(&step) else {
+            let Ok(signature) = WireSignature::read(&step) else {
                 continue;
             };
             let Ok(mut station) = Station::of_signature(&signature) else {
@@ -335,7 +335,7 @@ impl Workflow<'_> {
         });
         let mut sent = Vec::new();
         for errback in &station.errbacks {
-            let signature = match Signature::read(errback) {
+            let signature = match WireSignature::read(errback) {
                 Ok(signature) => signature,
                 Err(error) => {
                     tracing::error!("an errback of task {} is no signature: {error}", station.id);
@@ -383,7 +383,7 @@ impl Workflow<'_> {
 }
 
 /// An argument of a chain, group or chord.
-fn entry<'a>(signature: &Signature<'a>, name: &str) -> Option<Raw<'a>> {
+fn entry<'a>(signature: &WireSignature<'a>, name: &str) -> Option<Raw<'a>> {
     let entries = signature.kwargs.entries().ok()?;
     let found = entries.into_iter().find(|(key, _)| key == name);
     found.map(|(_, value)| value)
@@ -406,7 +406,7 @@ fn chord_error(text: String, cause: &str) -> Mishap {
 
 fn doomed(
     station: &Station,
-    signature: &Signature<'_>,
+    signature: &WireSignature<'_>,
     mishap: &Mishap,
     children: Vec<ResultTree>,
 ) -> Deed {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use celery_protocol::{
-    Accept, EncodeError, Exception, Message, Raw, ResultTree, Serializer, Signature, State,
+    Accept, EncodeError, Exception, Message, Raw, ResultTree, Serializer, State, WireSignature,
 };
 use serde::Serialize;
 
@@ -88,7 +88,7 @@ impl Station {
     }
 
     /// A task that was to be sent, by its signature.
-    fn of_signature(signature: &Signature<'_>) -> Result<Self, String> {
+    fn of_signature(signature: &WireSignature<'_>) -> Result<Self, String> {
         let options = CallOptions::from_wire(&signature.options)?;
         let list = |raw: Option<Raw<'static>>| {
             let elements = raw.and_then(|raw| raw.elements().map(|list| list.into_vec()).ok());

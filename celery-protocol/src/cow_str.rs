@@ -1,25 +1,26 @@
-//! Text that borrows from what it was read from, when it can.
+//! Strings that borrow from the message if possible.
 
 use std::borrow::Cow;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 
-/// A string as it lies in the message.
+/// A deserialized string that borrows from the message if possible.
 ///
-/// serde's own `Cow` always copies; this one lends whenever the reader does.
+/// serde's `Deserialize` of `Cow` always copies; this type borrows whenever the
+/// reader allows it.
 #[derive(Debug, Default)]
-pub(crate) struct Text<'a>(pub(crate) Cow<'a, str>);
+pub(crate) struct CowStr<'a>(pub(crate) Cow<'a, str>);
 
-impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for CowStr<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(TextVisitor).map(Self)
+        deserializer.deserialize_str(CowStrVisitor).map(Self)
     }
 }
 
-struct TextVisitor;
+struct CowStrVisitor;
 
-impl<'de> Visitor<'de> for TextVisitor {
+impl<'de> Visitor<'de> for CowStrVisitor {
     type Value = Cow<'de, str>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -40,7 +41,7 @@ impl<'de> Visitor<'de> for TextVisitor {
     }
 }
 
-/// The same text without the borrow.
+/// Converts a text into an owned one.
 pub(crate) fn owned(text: Cow<'_, str>) -> Cow<'static, str> {
     Cow::Owned(text.into_owned())
 }

@@ -1,4 +1,4 @@
-//! A call that is not made yet, as it travels inside messages.
+//! Signatures as they are encoded in messages.
 
 use std::borrow::Cow;
 
@@ -9,30 +9,31 @@ use crate::error::{DecodeError, EncodeError};
 use crate::raw::Raw;
 use crate::value::{Map, Value};
 
-/// One signature, read one level deep: the signatures inside the arguments of a
+/// A signature in a message, decoded one level deep: the signatures inside a
 /// chain, group or chord stay undecoded.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
-pub struct Signature<'a> {
-    /// The name of the task; `celery.chain` and the like for compound ones.
+pub struct WireSignature<'a> {
+    /// The name of the task; `celery.chain`, `celery.group` or `celery.chord`
+    /// for a compound signature.
     pub task: Cow<'a, str>,
     /// The positional arguments, an array.
     pub args: Raw<'a>,
-    /// The keyword arguments, a map. Compound ones keep their parts here.
+    /// The keyword arguments, a map. A compound signature has its parts here.
     pub kwargs: Raw<'a>,
-    /// The options of the call, a map; ids when it is frozen.
+    /// The options of the call, a map. A frozen signature has its ids here.
     pub options: Raw<'a>,
-    /// `chain`, `group` or `chord` for compound ones.
+    /// `chain`, `group` or `chord` for a compound signature.
     pub subtask_type: Option<Cow<'a, str>>,
-    /// Whether arguments given later, such as the result of the step before,
-    /// are thrown away.
+    /// Whether arguments that are added later, such as the result of the
+    /// previous step, are ignored.
     pub immutable: bool,
     /// Entries that Celery does not define.
     pub extra: Vec<(Cow<'a, str>, Raw<'a>)>,
 }
 
-impl<'a> Signature<'a> {
-    /// A call of `task` without arguments.
+impl<'a> WireSignature<'a> {
+    /// Creates a signature of `task` without arguments.
     pub fn new(task: impl Into<Cow<'a, str>>) -> Self {
         Self {
             task: task.into(),
@@ -45,12 +46,13 @@ impl<'a> Signature<'a> {
         }
     }
 
-    /// Reads one level of a signature. Everything but `task` may be missing.
+    /// Reads one level of a signature. All entries except `task` may be
+    /// missing.
     ///
     /// # Errors
     ///
-    /// When it is not a map with `task`, or one of Celery's entries has another
-    /// type than Celery gives it.
+    /// Fails if the value is not a map with `task`, or if an entry has another
+    /// type than in Celery.
     pub fn read(raw: &Raw<'a>) -> Result<Self, DecodeError> {
         let mut signature = Self::new("");
         let mut named = false;
@@ -59,7 +61,7 @@ impl<'a> Signature<'a> {
             signature.put(name, value)?;
         }
         if !named {
-            return Err(DecodeError::new("a signature must have one").in_field("task"));
+            return Err(DecodeError::new("a signature must have this entry").in_field("task"));
         }
         Ok(signature)
     }
@@ -88,40 +90,40 @@ impl<'a> Signature<'a> {
                 return Ok(());
             }
         };
-        // Celery writes none of them as null and reads null as empty.
+        // Celery never writes null here and reads null as empty.
         if !value.is_null() {
             *slot = value;
         }
         Ok(())
     }
 
-    /// The same call with these positional arguments.
+    /// Replaces the positional arguments.
     ///
     /// # Errors
     ///
-    /// When they cannot be written.
+    /// Fails if the arguments cannot be serialized.
     pub fn with_args<T: Serialize + ?Sized>(self, args: &T) -> Result<Self, EncodeError> {
         let args = Raw::encode(Serializer::Json, args);
         let args = args.map_err(|error| error.in_field("args"))?;
         Ok(Self { args, ..self })
     }
 
-    /// The same call with these keyword arguments.
+    /// Replaces the keyword arguments.
     ///
     /// # Errors
     ///
-    /// When they cannot be written.
+    /// Fails if the arguments cannot be serialized.
     pub fn with_kwargs<T: Serialize + ?Sized>(self, kwargs: &T) -> Result<Self, EncodeError> {
         let kwargs = Raw::encode(Serializer::Json, kwargs);
         let kwargs = kwargs.map_err(|error| error.in_field("kwargs"))?;
         Ok(Self { kwargs, ..self })
     }
 
-    /// The same call with one more option, or another value of it.
+    /// Sets one option and replaces an existing value.
     ///
     /// # Errors
     ///
-    /// When the options that are there cannot be read.
+    /// Fails if the existing options cannot be decoded.
     pub fn with_option(self, name: &str, value: impl Into<Value>) -> Result<Self, DecodeError> {
         let mut options: Map = match self.options.to_value() {
             Ok(Value::Map(options)) => options,
@@ -133,11 +135,11 @@ impl<'a> Signature<'a> {
         Ok(Self { options, ..self })
     }
 
-    /// The value of one option; null ones count as absent, as in Celery.
+    /// Returns the value of one option. Null counts as absent, as in Celery.
     ///
     /// # Errors
     ///
-    /// When the options cannot be read.
+    /// Fails if the options cannot be decoded.
     pub fn option(&self, name: &str) -> Result<Option<Raw<'a>>, DecodeError> {
         let entries = self.options.entries();
         let entries = entries.map_err(|error| error.in_field("options"))?;
@@ -147,17 +149,18 @@ impl<'a> Signature<'a> {
             .filter(|value| !value.is_null()))
     }
 
-    /// Whether it is a chain, group or chord, which is not sent as it stands.
+    /// Returns whether this is a chain, group or chord, which is not sent as
+    /// one message.
     pub fn is_compound(&self) -> bool {
         let kind = self.subtask_type.as_deref();
         kind.is_some_and(|kind| COMPOUND.contains(&kind))
     }
 
-    /// The same signature without borrows.
-    pub fn into_owned(self) -> Signature<'static> {
+    /// Converts into a signature that does not borrow from the message.
+    pub fn into_owned(self) -> WireSignature<'static> {
         let own = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
         let entries = self.extra.into_iter();
-        Signature {
+        WireSignature {
             task: own(self.task),
             args: self.args.into_owned(),
             kwargs: self.kwargs.into_owned(),
@@ -173,8 +176,8 @@ impl<'a> Signature<'a> {
 
 const COMPOUND: [&str; 3] = ["chain", "group", "chord"];
 
-/// Writes the entries in Python's order.
-impl Serialize for Signature<'_> {
+/// Serializes the entries in Python's order.
+impl Serialize for WireSignature<'_> {
     fn serialize<S: SerdeSerializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(6 + self.extra.len()))?;
         map.serialize_entry("task", &self.task)?;
@@ -191,7 +194,7 @@ impl Serialize for Signature<'_> {
 }
 
 fn text<'a>(name: &str, value: &Raw<'a>) -> Result<Cow<'a, str>, DecodeError> {
-    let crate::text::Text(text) = decode(name, value)?;
+    let crate::cow_str::CowStr(text) = decode(name, value)?;
     Ok(text)
 }
 
@@ -204,8 +207,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn written_in_pythons_order() {
-        let signature = Signature::new("tasks.add").with_args(&(1,)).unwrap();
+    fn signature_is_written_in_pythons_order() {
+        let signature = WireSignature::new("tasks.add").with_args(&(1,)).unwrap();
         let json = Serializer::Json.encode(&signature).unwrap();
         let expected = concat!(
             r#"{"task":"tasks.add","args":[1],"kwargs":{},"options":{},"#,
@@ -215,21 +218,23 @@ mod tests {
     }
 
     #[test]
-    fn read_one_level() {
+    fn chain_is_read_one_level_deep() {
         let text = r#"{"task":"celery.chain","args":null,"kwargs":{"tasks":[{"task":1}]},
             "subtask_type":"chain","immutable":null,"chord_size":2}"#;
-        let chain = Signature::read(&Raw::json(text)).unwrap();
+        let chain = WireSignature::read(&Raw::json(text)).unwrap();
         assert!(chain.is_compound() && !chain.immutable);
         assert_eq!(chain.args, Raw::json("[]"));
         assert_eq!(chain.kwargs.as_json(), Some(r#"{"tasks":[{"task":1}]}"#));
         assert_eq!(chain.extra[0].0, "chord_size");
         let again = Raw::encode(Serializer::Json, &chain).unwrap();
-        assert_eq!(Signature::read(&again).unwrap(), chain);
+        assert_eq!(WireSignature::read(&again).unwrap(), chain);
     }
 
     #[test]
-    fn options_are_set_and_found() {
-        let signature = Signature::new("t").with_option("task_id", "id-1").unwrap();
+    fn option_is_set_and_found() {
+        let signature = WireSignature::new("t")
+            .with_option("task_id", "id-1")
+            .unwrap();
         let signature = signature.with_option("queue", ()).unwrap();
         let id = signature.option("task_id").unwrap().unwrap();
         assert_eq!(id.decode::<String>().unwrap(), "id-1");
@@ -238,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_types_name_the_field() {
+    fn wrong_type_error_names_the_field() {
         let cases = [
             (r#"{"args":[]}"#, Some("task")),
             (r#"{"task":5}"#, Some("task")),
@@ -246,7 +251,7 @@ mod tests {
             ("[]", None),
         ];
         for (text, field) in cases {
-            let error = Signature::read(&Raw::json(text)).unwrap_err();
+            let error = WireSignature::read(&Raw::json(text)).unwrap_err();
             assert_eq!(error.field(), field, "{text}");
         }
     }
@@ -260,7 +265,7 @@ mod tests {
         );
         let mut raw = Raw::json(&deep);
         for _ in 0..900 {
-            raw = Signature::read(&raw).unwrap().kwargs;
+            raw = WireSignature::read(&raw).unwrap().kwargs;
         }
         assert_eq!(raw.as_json(), Some("{}"));
     }

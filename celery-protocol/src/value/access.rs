@@ -1,5 +1,5 @@
-//! The parts of a [`Value`] that types are read from: elements, entries, keys
-//! and variants.
+//! Deserializer access to the elements, entries, keys and variants of a
+//! [`Value`].
 
 use std::borrow::Cow;
 use std::{slice, vec};
@@ -15,12 +15,13 @@ use super::{Value, ValueDeserializer};
 use crate::codec::token;
 use crate::error::DecodeError;
 
-pub(super) enum Elements<'de> {
+/// Access to the elements of an array.
+pub(super) enum ValueSeqAccess<'de> {
     Borrowed(slice::Iter<'de, Value>),
     Owned(vec::IntoIter<Value>),
 }
 
-impl<'de> SeqAccess<'de> for Elements<'de> {
+impl<'de> SeqAccess<'de> for ValueSeqAccess<'de> {
     type Error = DecodeError;
 
     fn next_element_seed<T: DeserializeSeed<'de>>(
@@ -44,17 +45,19 @@ impl<'de> SeqAccess<'de> for Elements<'de> {
     }
 }
 
-pub(super) enum Entries<'de> {
+/// The remaining entries of a map.
+pub(super) enum ValueEntries<'de> {
     Borrowed(super::map::Iter<'de>),
     Owned(vec::IntoIter<(Value, Value)>),
 }
 
-pub(super) struct MapEntries<'de> {
-    pub(super) entries: Entries<'de>,
+/// Access to the entries of a map.
+pub(super) struct ValueMapAccess<'de> {
+    pub(super) entries: ValueEntries<'de>,
     pub(super) value: Option<Cow<'de, Value>>,
 }
 
-impl<'de> MapAccess<'de> for MapEntries<'de> {
+impl<'de> MapAccess<'de> for ValueMapAccess<'de> {
     type Error = DecodeError;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(
@@ -62,10 +65,10 @@ impl<'de> MapAccess<'de> for MapEntries<'de> {
         seed: K,
     ) -> Result<Option<K::Value>, DecodeError> {
         let entry = match &mut self.entries {
-            Entries::Borrowed(entries) => entries
+            ValueEntries::Borrowed(entries) => entries
                 .next()
                 .map(|(key, value)| (Cow::Borrowed(key), Cow::Borrowed(value))),
-            Entries::Owned(entries) => entries
+            ValueEntries::Owned(entries) => entries
                 .next()
                 .map(|(key, value)| (Cow::Owned(key), Cow::Owned(value))),
         };
@@ -73,7 +76,7 @@ impl<'de> MapAccess<'de> for MapEntries<'de> {
             return Ok(None);
         };
         self.value = Some(value);
-        seed.deserialize(KeyDeserializer { key }).map(Some)
+        seed.deserialize(ValueKeyDeserializer { key }).map(Some)
     }
 
     fn next_value_seed<T: DeserializeSeed<'de>>(
@@ -83,26 +86,26 @@ impl<'de> MapAccess<'de> for MapEntries<'de> {
         match self.value.take() {
             Some(value) => seed.deserialize(ValueDeserializer { value }),
             None => Err(DecodeError::new(
-                "a map's value was asked for before its key",
+                "the value of a map entry was requested before its key",
             )),
         }
     }
 
     fn size_hint(&self) -> Option<usize> {
         Some(match &self.entries {
-            Entries::Borrowed(entries) => entries.len(),
-            Entries::Owned(entries) => entries.len(),
+            ValueEntries::Borrowed(entries) => entries.len(),
+            ValueEntries::Owned(entries) => entries.len(),
         })
     }
 }
 
-/// A key of a map. JSON knows only texts as keys, so a number or boolean is
-/// also read from its text.
-struct KeyDeserializer<'de> {
+/// Deserializer of a key of a map. JSON has only texts as keys, so a number or
+/// boolean is also parsed from a text.
+struct ValueKeyDeserializer<'de> {
     key: Cow<'de, Value>,
 }
 
-macro_rules! from_text {
+macro_rules! parse_from_text {
     ($($method:ident $visit:ident),+) => {$(
         fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
             match self.key.as_str().map(str::parse) {
@@ -113,14 +116,14 @@ macro_rules! from_text {
     )+};
 }
 
-impl<'de> Deserializer<'de> for KeyDeserializer<'de> {
+impl<'de> Deserializer<'de> for ValueKeyDeserializer<'de> {
     type Error = DecodeError;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
         ValueDeserializer { value: self.key }.deserialize_any(visitor)
     }
 
-    from_text! {
+    parse_from_text! {
         deserialize_bool visit_bool,
         deserialize_i8 visit_i64, deserialize_i16 visit_i64,
         deserialize_i32 visit_i64, deserialize_i64 visit_i64, deserialize_i128 visit_i128,
@@ -162,13 +165,13 @@ impl<'de> Deserializer<'de> for KeyDeserializer<'de> {
     }
 }
 
-/// A variant of an enum: its name, and its content if it has any.
-pub(super) struct Variant {
+/// Access to an enum variant: its name, and its content if it has any.
+pub(super) struct ValueVariantAccess {
     pub(super) variant: String,
     pub(super) content: Option<Value>,
 }
 
-impl<'de> EnumAccess<'de> for Variant {
+impl<'de> EnumAccess<'de> for ValueVariantAccess {
     type Error = DecodeError;
     type Variant = Self;
 
@@ -182,7 +185,7 @@ impl<'de> EnumAccess<'de> for Variant {
     }
 }
 
-impl Variant {
+impl ValueVariantAccess {
     fn content<'de>(self, expected: &'static str) -> Result<ValueDeserializer<'de>, DecodeError> {
         match self.content {
             Some(content) => Ok(content.into_deserializer()),
@@ -194,7 +197,7 @@ impl Variant {
     }
 }
 
-impl<'de> VariantAccess<'de> for Variant {
+impl<'de> VariantAccess<'de> for ValueVariantAccess {
     type Error = DecodeError;
 
     fn unit_variant(self) -> Result<(), DecodeError> {

@@ -1,4 +1,4 @@
-//! Reading types from a [`Value`].
+//! Deserialization of types from a [`Value`].
 
 use std::borrow::Cow;
 
@@ -7,13 +7,13 @@ use serde::de::{Deserializer, IntoDeserializer, SeqAccess, Visitor};
 use serde::forward_to_deserialize_any;
 
 use super::Value;
-use super::parts::{Elements, Entries, MapEntries, Variant};
-use super::special::{SpecialAccess, beyond, visit_big};
-use crate::codec::token::{self, delivered};
+use super::access::{ValueEntries, ValueMapAccess, ValueSeqAccess, ValueVariantAccess};
+use super::special::{SpecialAccess, out_of_range, visit_big};
+use crate::codec::token::{self, tag};
 use crate::error::DecodeError;
 
-/// Types are read from an owned value as from the JSON it stands for, except
-/// that nothing is lent.
+/// Types deserialize from an owned value as from the same value in JSON, but
+/// cannot borrow from it.
 impl<'de> IntoDeserializer<'de, DecodeError> for Value {
     type Deserializer = ValueDeserializer<'de>;
 
@@ -34,16 +34,17 @@ impl<'de> IntoDeserializer<'de, DecodeError> for &'de Value {
     }
 }
 
-/// Reads types from a [`Value`].
+/// Deserializes types from a [`Value`].
 #[derive(Clone, Debug)]
 pub struct ValueDeserializer<'de> {
     pub(super) value: Cow<'de, Value>,
 }
 
 impl<'de> ValueDeserializer<'de> {
-    /// Hands the value over as what it is. With `NOTHING_LOST`, the visitor is
-    /// that of a [`Value`] and takes what the data model has no method for.
-    pub(super) fn any<V: Visitor<'de>, const NOTHING_LOST: bool>(
+    /// Passes the value to the visitor method for its type. With `LOSSLESS`,
+    /// the visitor is that of a [`Value`] and receives special values through
+    /// `visit_enum`.
+    pub(super) fn any<V: Visitor<'de>, const LOSSLESS: bool>(
         self,
         visitor: V,
     ) -> Result<V::Value, DecodeError> {
@@ -51,10 +52,10 @@ impl<'de> ValueDeserializer<'de> {
             Cow::Borrowed(Value::Str(text)) => visitor.visit_borrowed_str(text),
             Cow::Borrowed(Value::Bytes(bytes)) => visitor.visit_borrowed_bytes(bytes),
             Cow::Borrowed(Value::Array(elements)) => {
-                sequence(Elements::Borrowed(elements.iter()), visitor)
+                sequence(ValueSeqAccess::Borrowed(elements.iter()), visitor)
             }
-            Cow::Borrowed(Value::Map(map)) => mapping(Entries::Borrowed(map.iter()), visitor),
-            Cow::Borrowed(Value::Extended(extended)) if !NOTHING_LOST => {
+            Cow::Borrowed(Value::Map(map)) => mapping(ValueEntries::Borrowed(map.iter()), visitor),
+            Cow::Borrowed(Value::Extended(extended)) if !LOSSLESS => {
                 visitor.visit_borrowed_str(extended.as_str())
             }
             value => match value.into_owned() {
@@ -63,30 +64,31 @@ impl<'de> ValueDeserializer<'de> {
                 Value::Int(value) => visitor.visit_i64(value),
                 Value::UInt(value) => visitor.visit_u64(value),
                 Value::Float(value) => visitor.visit_f64(value),
-                Value::BigInt(value) if NOTHING_LOST => visitor.visit_enum(SpecialAccess::new(
-                    delivered::BIG_INT,
-                    value.as_str().to_owned(),
-                )),
+                Value::BigInt(value) if LOSSLESS => {
+                    visitor.visit_enum(SpecialAccess::new(tag::BIG_INT, value.as_str().to_owned()))
+                }
                 Value::BigInt(value) => visit_big(value.as_str(), visitor),
-                Value::Extended(value) if NOTHING_LOST => {
+                Value::Extended(value) if LOSSLESS => {
                     let kind = value.kind();
                     visitor.visit_enum(SpecialAccess::extended(kind, value.into_text()))
                 }
                 Value::Extended(value) => visitor.visit_string(value.into_text()),
                 Value::Str(text) => visitor.visit_string(text),
                 Value::Bytes(bytes) => visitor.visit_byte_buf(bytes),
-                Value::Array(elements) => sequence(Elements::Owned(elements.into_iter()), visitor),
-                Value::Map(map) => mapping(Entries::Owned(map.into_iter()), visitor),
+                Value::Array(elements) => {
+                    sequence(ValueSeqAccess::Owned(elements.into_iter()), visitor)
+                }
+                Value::Map(map) => mapping(ValueEntries::Owned(map.into_iter()), visitor),
             },
         }
     }
 }
 
-macro_rules! out_of_range {
+macro_rules! bounded_integers {
     ($($method:ident $type:ident),+) => {$(
         fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
             match &*self.value {
-                Value::BigInt(value) => Err(beyond(value.as_str(), stringify!($type))),
+                Value::BigInt(value) => Err(out_of_range(value.as_str(), stringify!($type))),
                 _ => self.any::<V, false>(visitor),
             }
         }
@@ -100,7 +102,7 @@ impl<'de> Deserializer<'de> for ValueDeserializer<'de> {
         self.any::<V, false>(visitor)
     }
 
-    out_of_range! {
+    bounded_integers! {
         deserialize_i8 i8, deserialize_i16 i16, deserialize_i32 i32, deserialize_i64 i64,
         deserialize_u8 u8, deserialize_u16 u16, deserialize_u32 u32, deserialize_u64 u64
     }
@@ -125,7 +127,7 @@ impl<'de> Deserializer<'de> for ValueDeserializer<'de> {
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
         match &*self.value {
-            // A `Vec<u8>` takes what Python wrote as bytes.
+            // Values that Python wrote as bytes deserialize into a `Vec<u8>`.
             Value::Bytes(bytes) => visitor.visit_seq(SeqDeserializer::new(bytes.iter().copied())),
             _ => self.any::<V, false>(visitor),
         }
@@ -149,12 +151,12 @@ impl<'de> Deserializer<'de> for ValueDeserializer<'de> {
         visitor: V,
     ) -> Result<V::Value, DecodeError> {
         match self.value.into_owned() {
-            Value::Str(variant) => visitor.visit_enum(Variant {
+            Value::Str(variant) => visitor.visit_enum(ValueVariantAccess {
                 variant,
                 content: None,
             }),
             Value::Map(map) if map.len() == 1 => match map.into_iter().next() {
-                Some((Value::Str(variant), content)) => visitor.visit_enum(Variant {
+                Some((Value::Str(variant), content)) => visitor.visit_enum(ValueVariantAccess {
                     variant,
                     content: Some(content),
                 }),
@@ -183,7 +185,7 @@ macro_rules! forward {
     )+};
 }
 
-/// Types can be read from a value that was read before, and may borrow from it.
+/// Types deserialize from a borrowed value and may borrow from it.
 impl<'de> Deserializer<'de> for &'de Value {
     type Error = DecodeError;
 
@@ -223,7 +225,7 @@ impl<'de> Deserializer<'de> for &'de Value {
 }
 
 fn sequence<'de, V: Visitor<'de>>(
-    mut elements: Elements<'de>,
+    mut elements: ValueSeqAccess<'de>,
     visitor: V,
 ) -> Result<V::Value, DecodeError> {
     let result = visitor.visit_seq(&mut elements)?;
@@ -236,10 +238,10 @@ fn sequence<'de, V: Visitor<'de>>(
 }
 
 fn mapping<'de, V: Visitor<'de>>(
-    entries: Entries<'de>,
+    entries: ValueEntries<'de>,
     visitor: V,
 ) -> Result<V::Value, DecodeError> {
-    visitor.visit_map(MapEntries {
+    visitor.visit_map(ValueMapAccess {
         entries,
         value: None,
     })

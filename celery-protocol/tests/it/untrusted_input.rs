@@ -1,5 +1,5 @@
-//! Bytes from strangers: nothing panics, overflows the stack or takes memory
-//! without bound.
+//! Untrusted input: no bytes cause a panic, a stack overflow or unbounded
+//! memory use.
 
 use celery_protocol::{Compression, Raw, Serializer, Value};
 use proptest::prelude::*;
@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::codec::serializers;
 use crate::values;
 
-/// Reads bytes in every way there is.
+/// Reads bytes with every decoding method.
 fn read_everything(serializer: Serializer, bytes: &[u8]) {
     let _ = serializer.decode::<Value>(bytes);
     let _ = serializer.decode::<serde::de::IgnoredAny>(bytes);
@@ -28,7 +28,7 @@ fn read_everything(serializer: Serializer, bytes: &[u8]) {
 
 proptest! {
     #[test]
-    fn any_bytes(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn arbitrary_bytes_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         for serializer in serializers() {
             read_everything(serializer, &bytes);
         }
@@ -38,16 +38,16 @@ proptest! {
     }
 
     #[test]
-    fn damaged_values(
+    fn damaged_values_do_not_panic(
         value in values::with_text_keys(),
         edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
     ) {
         let value = values::without_big_integers(value);
         for serializer in serializers() {
             let mut bytes = serializer.encode(&value).unwrap();
-            for (place, byte) in &edits {
-                let place = place.index(bytes.len());
-                bytes[place] = *byte;
+            for (position, byte) in &edits {
+                let position = position.index(bytes.len());
+                bytes[position] = *byte;
             }
             read_everything(serializer, &bytes);
             bytes.truncate(bytes.len() / 2);
@@ -56,14 +56,14 @@ proptest! {
     }
 
     #[test]
-    fn text_of_yaml_alphabet(text in "[-\\[\\]{},:\"'!&*#|>%@~?a1. \n]{0,60}") {
+    fn yaml_like_texts_do_not_panic(text in "[-\\[\\]{},:\"'!&*#|>%@~?a1. \n]{0,60}") {
         for serializer in serializers() {
             read_everything(serializer, text.as_bytes());
         }
     }
 
     #[test]
-    fn cut_off_compressed_bytes_are_an_error(
+    fn truncated_compressed_bytes_are_rejected(
         content in prop::collection::vec(any::<u8>(), 1..300),
         cut in any::<prop::sample::Index>(),
     ) {
@@ -76,7 +76,7 @@ proptest! {
     }
 }
 
-/// The compressions whose features are on.
+/// The compressions whose features are enabled.
 fn compressions() -> Vec<Compression> {
     let compressions = Compression::all();
     compressions
@@ -85,7 +85,7 @@ fn compressions() -> Vec<Compression> {
 }
 
 #[test]
-fn every_compression_with_its_feature_on_works() {
+fn compression_works_if_its_feature_is_on() {
     for (compression, is_on) in [
         (Compression::Zlib, cfg!(feature = "zlib")),
         (Compression::Bzip2, cfg!(feature = "bzip2")),
@@ -107,7 +107,7 @@ fn every_compression_with_its_feature_on_works() {
 }
 
 #[test]
-fn bombs_stop_at_the_limit() {
+fn decompression_bomb_stops_at_the_limit() {
     let zeros = vec![0; 4 << 20];
     for compression in compressions() {
         let bomb = compression.compress(&zeros).unwrap();
@@ -122,8 +122,8 @@ fn bombs_stop_at_the_limit() {
 }
 
 #[test]
-fn bytes_after_the_stream_are_an_error() {
-    // Brotli's decoder does not tell where its stream ended.
+fn bytes_after_compressed_stream_are_rejected() {
+    // Brotli's decoder does not report the end of its stream.
     for compression in compressions()
         .into_iter()
         .filter(|c| *c != Compression::Brotli)
@@ -135,7 +135,7 @@ fn bytes_after_the_stream_are_an_error() {
     }
 }
 
-/// Runs on a thread with the stack that most threads have.
+/// Runs a test on a thread with a stack of 2 MiB, the default of Rust threads.
 fn on_a_small_stack(test: impl FnOnce() + Send + 'static) {
     let thread = std::thread::Builder::new()
         .stack_size(2 << 20)
@@ -155,7 +155,7 @@ struct Node {
 }
 
 #[test]
-fn deep_json_is_an_error_and_no_overflow() {
+fn deep_json_is_rejected_without_stack_overflow() {
     on_a_small_stack(|| {
         for (open, close) in [("[", "]"), ("{\"n\":", "}"), ("[{\"n\":", "}]")] {
             let each = open.matches(['[', '{']).count();
@@ -183,7 +183,7 @@ fn deep_json_is_an_error_and_no_overflow() {
 }
 
 #[test]
-fn raw_parts_are_passed_over_to_a_thousand_levels() {
+fn raw_elements_are_skipped_to_a_thousand_levels() {
     on_a_small_stack(|| {
         for (open, close) in [("[", "]"), ("{\"n\":", "}")] {
             let text = |depth| {
@@ -204,7 +204,7 @@ fn raw_parts_are_passed_over_to_a_thousand_levels() {
 
 #[test]
 #[cfg(feature = "msgpack")]
-fn deep_msgpack_is_an_error_and_no_overflow() {
+fn deep_msgpack_is_rejected_without_stack_overflow() {
     on_a_small_stack(|| {
         for head in [&[0x91][..], &[0x81, 0xa1, b'n']] {
             let bytes = |depth: usize| [head.repeat(depth), vec![0xc0]].concat();
@@ -223,7 +223,7 @@ fn deep_msgpack_is_an_error_and_no_overflow() {
 
 #[test]
 #[cfg(feature = "msgpack")]
-fn lengths_that_lie_take_no_memory() {
+fn false_length_allocates_no_memory() {
     for head in [
         &[0xdd, 0xff, 0xff, 0xff, 0xff][..],
         &[0xdf, 0xff, 0xff, 0xff, 0xff],
@@ -239,7 +239,7 @@ fn lengths_that_lie_take_no_memory() {
 
 #[test]
 #[cfg(feature = "yaml")]
-fn deep_yaml_is_an_error_and_no_overflow() {
+fn deep_yaml_is_rejected_without_stack_overflow() {
     on_a_small_stack(|| {
         for (open, close) in [("[", "]"), ("{\"n\": ", "}")] {
             let read = |depth| Serializer::Yaml.decode::<Value>(&nested(open, close, depth));
@@ -254,7 +254,7 @@ fn deep_yaml_is_an_error_and_no_overflow() {
 
 #[test]
 #[cfg(feature = "yaml")]
-fn aliases_cannot_make_a_small_document_huge() {
+fn yaml_alias_expansion_is_limited() {
     let mut laughs = String::from("- &a0 [ha, ha, ha, ha, ha, ha, ha, ha, ha]\n");
     for i in 1..9 {
         let alias = format!("*a{}", i - 1);
@@ -274,7 +274,7 @@ fn aliases_cannot_make_a_small_document_huge() {
 }
 
 #[test]
-fn many_equal_keys_take_linear_time() {
+fn many_equal_keys_are_read_in_linear_time() {
     let text = format!("{{{}\"last\":1}}", "\"k\":0,".repeat(200_000));
     let value: Value = Serializer::Json.decode(text.as_bytes()).unwrap();
     assert_eq!(value.as_map().map(celery_protocol::Map::len), Some(2));
