@@ -1,5 +1,6 @@
 //! A broker and a result backend together: [`App`].
 
+pub(crate) mod inner;
 mod signals;
 
 use std::sync::Arc;
@@ -11,10 +12,10 @@ use crate::control::{Control, Inspect};
 use crate::env::Clock;
 use crate::events::Events;
 use crate::execution::Tasks;
-use crate::logical_clock::LogicalClock;
 use crate::memory::{MemoryBackend, MemoryBroker, MemoryStore};
 use crate::queues::Queues;
 use crate::worker::Worker;
+use inner::AppInner;
 
 pub use signals::{ForceSignal, shutdown_signal};
 
@@ -43,152 +44,128 @@ pub use signals::{ForceSignal, shutdown_signal};
 /// ```
 #[derive(Clone, Debug)]
 pub struct App {
-    broker: Arc<dyn Broker>,
-    backend: Option<Arc<dyn ResultBackend>>,
-    config: Arc<Config>,
-    queues: Arc<Queues>,
-    clock: Clock,
-    lamport: LogicalClock,
-    store: Option<Arc<dyn Store>>,
+    inner: Arc<AppInner>,
 }
 
 impl App {
-    /// An app on this broker, without results and with the default settings.
+    /// Returns an app on this broker, without results and with the default
+    /// settings.
     pub fn new(broker: Arc<dyn Broker>) -> Self {
-        let config = Config::new();
         Self {
-            broker,
-            backend: None,
-            queues: Arc::new(Queues::new(&config.queues)),
-            config: Arc::new(config),
-            clock: Clock::system(),
-            lamport: LogicalClock::default(),
-            store: None,
+            inner: Arc::new(AppInner::new(broker)),
         }
     }
 
-    /// An app inside this process: nothing to install, nothing kept when the
-    /// process ends.
+    /// Returns an app with broker, result backend and store inside this process.
+    /// It needs no server and keeps nothing when the process ends.
     pub fn memory() -> Self {
         Self::new(Arc::new(MemoryBroker::new()))
             .with_backend(Arc::new(MemoryBackend::new()))
             .with_store(Arc::new(MemoryStore::new()))
     }
 
-    /// The same with this store, in which workers and clients keep what they
-    /// have to agree on: which task is the only one, what was revoked for good.
+    /// Sets the store for the state that workers and clients share: locks of
+    /// unique tasks, durable revocations.
     #[must_use]
     pub fn with_store(self, store: Arc<dyn Store>) -> Self {
-        Self {
-            store: Some(store),
-            ..self
-        }
+        self.with(|inner| inner.store = Some(store))
     }
 
-    /// The same with this result backend.
+    /// Sets the result backend.
     #[must_use]
     pub fn with_backend(self, backend: Arc<dyn ResultBackend>) -> Self {
-        Self {
-            backend: Some(backend),
-            ..self
-        }
+        self.with(|inner| inner.backend = Some(backend))
     }
 
-    /// The same with these settings. The URLs in them are not looked at here:
-    /// the broker and the backend are there already.
+    /// Sets the configuration. Its URLs are not used: broker and backend exist
+    /// already.
     #[must_use]
     pub fn with_config(self, config: Config) -> Self {
+        self.with(|inner| {
+            inner.queues = Arc::new(Queues::new(&config.queues));
+            inner.config = Arc::new(config);
+        })
+    }
+
+    /// Sets another clock, for tests.
+    #[must_use]
+    pub fn with_clock(self, clock: Clock) -> Self {
+        self.with(|inner| inner.clock = clock)
+    }
+
+    fn with(self, change: impl FnOnce(&mut AppInner)) -> Self {
+        let mut inner = Arc::unwrap_or_clone(self.inner);
+        change(&mut inner);
         Self {
-            queues: Arc::new(Queues::new(&config.queues)),
-            config: Arc::new(config),
-            ..self
+            inner: Arc::new(inner),
         }
     }
 
-    /// The same with another clock, for tests.
-    #[must_use]
-    pub fn with_clock(self, clock: Clock) -> Self {
-        Self { clock, ..self }
-    }
-
-    /// A client, which sends tasks and reads results.
+    /// Returns a client, which sends tasks and reads results.
     pub fn client(&self) -> Client {
-        Client::new(
-            Arc::clone(&self.broker),
-            self.backend.clone(),
-            self.store.clone(),
-            Arc::clone(&self.config),
-            Arc::clone(&self.queues),
-            self.clock.clone(),
-            self.lamport.clone(),
-        )
+        Client::new(&self.inner)
     }
 
-    /// A worker for these tasks.
+    /// Returns a worker for these tasks.
     pub fn worker(&self, tasks: Tasks) -> Worker {
-        Worker::new(self.clone(), tasks)
+        Worker::new(Arc::clone(&self.inner), tasks)
     }
 
-    /// Remote control of workers in any language. Replies come to a mailbox of
-    /// its own, which clones share.
+    /// Returns the remote control of workers in any language. Its clones share
+    /// one mailbox for replies.
     pub fn control(&self) -> Control {
-        Control::new(self)
+        Control::new(&self.inner)
     }
 
-    /// Questions to workers in any language.
+    /// Returns the queries of remote control, for workers in any language.
     pub fn inspect(&self) -> Inspect {
         self.control().inspect()
     }
 
-    /// What workers and clients tell about themselves and their tasks.
+    /// Returns a receiver for the events of workers and clients.
     pub fn events(&self) -> Events {
-        Events::new(self)
+        Events::new(&self.inner)
     }
 
-    /// The broker.
+    /// Returns the broker.
     pub fn broker(&self) -> &Arc<dyn Broker> {
-        &self.broker
+        &self.inner.broker
     }
 
-    /// The result backend, if there is one.
+    /// Returns the result backend, if there is one.
     pub fn backend(&self) -> Option<&Arc<dyn ResultBackend>> {
-        self.backend.as_ref()
+        self.inner.backend.as_ref()
     }
 
-    /// The store, if there is one.
+    /// Returns the store, if there is one.
     pub fn store(&self) -> Option<&Arc<dyn Store>> {
-        self.store.as_ref()
+        self.inner.store.as_ref()
     }
 
-    /// The settings.
+    /// Returns the settings.
     pub fn config(&self) -> &Arc<Config> {
-        &self.config
+        &self.inner.config
     }
 
-    /// The queues, as the settings describe them.
-    pub(crate) fn queues(&self) -> &Arc<Queues> {
-        &self.queues
-    }
-
-    /// The logical clock that everything of this app shares.
-    pub(crate) fn lamport(&self) -> &LogicalClock {
-        &self.lamport
-    }
-
-    /// The clock.
+    /// Returns the clock.
     pub fn clock(&self) -> &Clock {
-        &self.clock
+        &self.inner.clock
     }
 
-    /// Ends all connections. Workers and clients of this app fail from then on.
+    /// Closes all connections. Clients and workers of this app fail afterwards.
     ///
     /// # Cancel safety
     ///
     /// A dropped future may leave connections open.
     pub async fn close(&self) {
-        self.broker.close().await;
-        if let Some(backend) = &self.backend {
+        self.inner.broker.close().await;
+        if let Some(backend) = &self.inner.backend {
             backend.close().await;
         }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn inner(&self) -> &AppInner {
+        &self.inner
     }
 }

@@ -13,16 +13,16 @@ use celery_protocol::{Accept, EncodeError, ResultTree, Serializer, Value};
 use serde::Serialize;
 use tokio::time::Instant;
 
+use crate::app::inner::AppInner;
 use crate::backoff::Backoff;
 use crate::boundary::{Broker, Publication, ResultBackend, ServiceError, ServiceErrorKind, Store};
 use crate::canvas::{Canvas, CanvasError, Signature, Within};
 use crate::client::send::Sent;
 use crate::client::sendable::ResultSource;
-use crate::config::Config;
 use crate::env;
 use crate::env::Clock;
 use crate::logical_clock::LogicalClock;
-use crate::queues::{QueueNotFound, Queues};
+use crate::queues::QueueNotFound;
 use crate::task::{Conflict, Params, Task, TaskArgs, Unique};
 use compose::Sender;
 use result::Reader;
@@ -48,7 +48,7 @@ struct Inner {
     store: Option<Arc<dyn Store>>,
     reader: Arc<Reader>,
     clock: Clock,
-    lamport: LogicalClock,
+    logical_clock: LogicalClock,
     sender: Sender,
 }
 
@@ -140,19 +140,20 @@ impl SendError {
 }
 
 impl Client {
-    pub(crate) fn new(
-        broker: Arc<dyn Broker>,
-        backend: Option<Arc<dyn ResultBackend>>,
-        store: Option<Arc<dyn Store>>,
-        config: Arc<Config>,
-        queues: Arc<Queues>,
-        clock: Clock,
-        lamport: LogicalClock,
-    ) -> Self {
+    pub(crate) fn new(app: &AppInner) -> Self {
+        let AppInner {
+            broker,
+            backend,
+            store,
+            config,
+            queues,
+            clock,
+            logical_clock,
+        } = app.clone();
         let reply_to = backend
             .as_deref()
             .and_then(ResultBackend::reply_to)
-            .unwrap_or_else(|| env::uuid());
+            .unwrap_or_else(env::uuid);
         let reader = Arc::new(Reader {
             backend,
             deadline: config.operation_timeout,
@@ -169,7 +170,7 @@ impl Client {
                 store,
                 reader,
                 clock,
-                lamport,
+                logical_clock,
                 sender,
             }),
         }
@@ -285,7 +286,7 @@ impl Client {
         let Inner {
             broker,
             clock,
-            lamport,
+            logical_clock,
             sender,
             ..
         } = &*self.inner;
@@ -294,7 +295,7 @@ impl Client {
         }
         let exchange = sender.config.events.exchange();
         for publication in sent {
-            let Some(event) = event::event(publication, &sender.origin, lamport, clock.now())
+            let Some(event) = event::event(publication, &sender.origin, logical_clock, clock.now())
             else {
                 continue;
             };

@@ -9,7 +9,7 @@ use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::app::App;
+use crate::app::inner::AppInner;
 use crate::boundary::{Broker, ServiceError, ServiceErrorKind, Store, Subscription};
 use crate::config::Config;
 use crate::control::error::ControlError;
@@ -26,7 +26,7 @@ pub(crate) struct Desk {
     store: Option<Arc<dyn Store>>,
     config: Arc<Config>,
     clock: Clock,
-    lamport: LogicalClock,
+    logical_clock: LogicalClock,
     /// The mailbox, once it was needed.
     mailbox: Mutex<Option<Mailbox>>,
 }
@@ -41,13 +41,13 @@ struct Mailbox {
 }
 
 impl Desk {
-    pub(crate) fn new(app: &App) -> Self {
+    pub(crate) fn new(app: &AppInner) -> Self {
         Self {
-            broker: Arc::clone(app.broker()),
-            store: app.store().cloned(),
-            config: Arc::clone(app.config()),
-            clock: app.clock().clone(),
-            lamport: app.lamport().clone(),
+            broker: Arc::clone(&app.broker),
+            store: app.store.clone(),
+            config: Arc::clone(&app.config),
+            clock: app.clock.clone(),
+            logical_clock: app.logical_clock.clone(),
             mailbox: Mutex::default(),
         }
     }
@@ -82,7 +82,7 @@ impl Desk {
         mut request: ControlRequest,
         interest: Duration,
     ) -> Result<(), ControlError> {
-        request.clock = self.lamport.forward();
+        request.clock = self.logical_clock.forward();
         request.expires = unix_time(self.clock.now() + interest);
         let command = request.method.clone();
         let message = match request.write() {
@@ -134,7 +134,7 @@ impl Desk {
                 return Ok((open.id.clone(), Arc::clone(&open.inbox)));
             }
             let replies = self.broker.subscribe(&address).await?;
-            let inbox = Arc::new(Inbox::new(self.lamport.clone()));
+            let inbox = Arc::new(Inbox::new(self.logical_clock.clone()));
             let reader = env::spawn(read(replies, Arc::clone(&inbox)));
             let answer = (id.clone(), Arc::clone(&inbox));
             *mailbox = Some(Mailbox { id, inbox, reader });

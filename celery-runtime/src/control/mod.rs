@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use celery_protocol::{Map, Value};
 
-use crate::app::App;
+use crate::app::inner::AppInner;
 use crate::boundary::Queue;
 use crate::control::mailbox::Desk;
 use call::Addressees;
@@ -63,7 +63,7 @@ pub struct Control {
 }
 
 impl Control {
-    pub(crate) fn new(app: &App) -> Self {
+    pub(crate) fn new(app: &AppInner) -> Self {
         Self {
             desk: Arc::new(Desk::new(app)),
             addressees: Addressees::default(),

@@ -18,7 +18,7 @@ const MOST_BYTES: usize = 64 << 20;
 #[derive(Debug)]
 pub(crate) struct Inbox {
     calls: Mutex<Calls>,
-    lamport: LogicalClock,
+    logical_clock: LogicalClock,
 }
 
 #[derive(Debug, Default)]
@@ -56,10 +56,10 @@ pub(crate) struct Expected {
 }
 
 impl Inbox {
-    pub(crate) fn new(lamport: LogicalClock) -> Self {
+    pub(crate) fn new(logical_clock: LogicalClock) -> Self {
         Self {
             calls: Mutex::default(),
-            lamport,
+            logical_clock,
         }
     }
 
@@ -96,7 +96,7 @@ impl Inbox {
         }
         let reply = ControlReply::read(message);
         if let Ok(reply) = &reply {
-            self.lamport.adjust(reply.clock);
+            self.logical_clock.adjust(reply.clock);
         }
         let mut calls = self.lock();
         let Some(call) = calls.waiting.get_mut(&ticket) else {
@@ -215,7 +215,7 @@ mod tests {
         assert_eq!(nodes(&one.gathered()), ["a", "d"]);
         assert_eq!(nodes(&two.gathered()), ["b"]);
         assert!(inbox.lock().waiting.is_empty());
-        assert!(inbox.lamport.value() > 40, "clocks are adjusted");
+        assert!(inbox.logical_clock.value() > 40, "clocks are adjusted");
     }
 
     #[tokio::test]

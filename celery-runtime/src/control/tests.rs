@@ -111,7 +111,10 @@ async fn replies_are_collected_until_the_timeout() {
     assert!(!replies.is_truncated());
     let request = stage.request().await;
     assert_eq!(request.reply_to.unwrap().exchange, "reply.celery.pidbox");
-    assert!(stage.app.lamport().value() > 100, "clocks are adjusted");
+    assert!(
+        stage.app.inner().logical_clock.value() > 100,
+        "clocks are adjusted"
+    );
 }
 
 #[tokio::test(start_paused = true)]

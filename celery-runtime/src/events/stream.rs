@@ -7,7 +7,7 @@ use std::sync::Arc;
 use celery_protocol::{Event, Message};
 use tokio::time::timeout;
 
-use crate::app::App;
+use crate::app::inner::AppInner;
 use crate::backoff::Backoff;
 use crate::boundary::{BoxFuture, Broker, ServiceError, Subscription};
 use crate::config::Config;
@@ -39,19 +39,19 @@ use crate::logical_clock::LogicalClock;
 pub struct Events {
     broker: Arc<dyn Broker>,
     config: Arc<Config>,
-    lamport: LogicalClock,
+    logical_clock: LogicalClock,
     control: Control,
     pattern: String,
     zone: Option<f64>,
 }
 
 impl Events {
-    pub(crate) fn new(app: &App) -> Self {
+    pub(crate) fn new(app: &AppInner) -> Self {
         Self {
-            broker: Arc::clone(app.broker()),
-            config: Arc::clone(app.config()),
-            lamport: app.lamport().clone(),
-            control: app.control(),
+            broker: Arc::clone(&app.broker),
+            config: Arc::clone(&app.config),
+            logical_clock: app.logical_clock.clone(),
+            control: Control::new(app),
             pattern: "#".to_owned(),
             zone: None,
         }
@@ -134,9 +134,9 @@ impl Events {
     fn adjust(&self, event: &mut Event) {
         // Clients do not follow each other's clocks: theirs tell nothing.
         if event.kind == "task-sent" {
-            event.clock = self.lamport.value().saturating_sub(1);
+            event.clock = self.logical_clock.value().saturating_sub(1);
         }
-        self.lamport.adjust(event.clock);
+        self.logical_clock.adjust(event.clock);
         if let Some(here) = self.zone {
             event.timestamp -= (event.utcoffset - here) * 3600.0;
         }
@@ -283,7 +283,7 @@ mod tests {
         assert_eq!((started.clock, started.timestamp), (8, 10_000.0));
         let sent = stream.next().await.unwrap();
         assert!(sent.clock < 20, "a client's clock tells nothing");
-        assert!(app.lamport().value() > 8);
+        assert!(app.inner().logical_clock.value() > 8);
     }
 
     #[tokio::test(start_paused = true)]

@@ -21,8 +21,9 @@ use std::time::Duration;
 use celery_protocol::{Map, Value};
 use tokio::sync::oneshot;
 
-use crate::app::App;
+use crate::app::inner::AppInner;
 use crate::boundary::{BoxFuture, ConsumeOptions, Mailbox, ServiceError};
+use crate::client::Client;
 use crate::client::compose::Sender;
 use crate::config::{Config, ConfigError, OnUnknown, WorkerSettings};
 use crate::env;
@@ -53,7 +54,7 @@ pub(crate) use isolated::Children;
 ///
 /// What is not set here follows the app's [`Config`](crate::Config).
 pub struct Worker {
-    app: App,
+    app: Arc<AppInner>,
     tasks: Tasks,
     queues: Vec<String>,
     concurrency: usize,
@@ -114,8 +115,8 @@ pub enum WorkerError {
 }
 
 impl Worker {
-    pub(crate) fn new(app: App, tasks: Tasks) -> Self {
-        let config = app.config();
+    pub(crate) fn new(app: Arc<AppInner>, tasks: Tasks) -> Self {
+        let config = &app.config;
         Self {
             queues: Vec::new(),
             concurrency: config.worker_concurrency,
@@ -366,14 +367,14 @@ impl Worker {
 
     fn driver(self, children: Option<&Arc<Children>>) -> Result<Driver, WorkerError> {
         let app = &self.app;
-        let mut config = (**app.config()).clone();
+        let mut config = (*app.config).clone();
         config.on_unknown = self.on_unknown;
         let config = Arc::new(config);
         let registry = Registry::new(self.tasks, children.map(isolated::runner).as_ref())?;
         let registry = Arc::new(registry);
-        let mut queues = queues(app.queues(), &self.queues, &registry)?;
+        let mut queues = queues(&app.queues, &self.queues, &registry)?;
         if config.worker_direct {
-            queues.push(app.queues().direct(&self.hostname));
+            queues.push(app.queues.direct(&self.hostname));
         }
         let names: Vec<_> = queues.iter().map(|queue| queue.name.as_str()).collect();
         tracing::info!("{} consumes {}", self.hostname, names.join(", "));
@@ -383,19 +384,19 @@ impl Worker {
             || registry
                 .iter()
                 .any(|task| task.declaration.options.unique.is_some());
-        if needs_store && app.store().is_none() {
+        if needs_store && app.store.is_none() {
             return Err(ConfigError::NoStore.into());
         }
         let services = Arc::new(Services {
-            store: app.store().cloned(),
-            backend: app.backend().cloned(),
+            store: app.store.clone(),
+            backend: app.backend.clone(),
             hostname: self.hostname.clone(),
             accept: config.accept_content,
             body_limit: config.body_limit,
             result_serializer: config.result_serializer,
             result_extended: config.result_extended,
             blocking: Threads::new(self.concurrency),
-            client: app.client(),
+            client: Client::new(app),
             registry: Arc::clone(&registry),
             chord_retry_interval: config.result_chord_retry_interval,
             children: children.cloned(),
@@ -407,26 +408,26 @@ impl Worker {
         let window = window(self.concurrency, multiplier);
         let names = queues.iter().map(|queue| (**queue).clone());
         let supervisor = Supervisor {
-            broker: Arc::clone(app.broker()),
+            broker: Arc::clone(&app.broker),
             options: ConsumeOptions::new(names.collect(), prefetch(window, multiplier)),
             max_retries: config.broker_connection_max_retries,
             hook: self.hook,
         };
-        let lamport = app.lamport().clone();
-        let outbox = Outbox::start(Arc::clone(app.broker()), config.operation_timeout);
+        let logical_clock = app.logical_clock.clone();
+        let outbox = Outbox::start(Arc::clone(&app.broker), config.operation_timeout);
         let events = config.events.exchange();
-        let herald = Herald::new(outbox, lamport.clone(), &self.hostname, events);
+        let herald = Herald::new(outbox, logical_clock.clone(), &self.hostname, events);
         let is_steered = self.settings.remote_control;
         let mailboxes = match is_steered {
             true => mailboxes(&config, &self.hostname),
             false => Vec::new(),
         };
         let (asking, begin) = oneshot::channel();
-        let ears = Ears::start(app.broker(), mailboxes, begin);
+        let ears = Ears::start(&app.broker, mailboxes, begin);
         let mingle = (is_steered && self.settings.mingle).then(|| {
             io::mingle::ask(
-                app.broker(),
-                &lamport,
+                &app.broker,
+                &logical_clock,
                 &config.control,
                 &self.hostname,
                 asking,
@@ -435,7 +436,7 @@ impl Worker {
         let desk = Desk {
             sender: Sender {
                 config: Arc::clone(&config),
-                queues: Arc::clone(app.queues()),
+                queues: Arc::clone(&app.queues),
                 origin: self.hostname.clone(),
                 reply_to: env::uuid(),
             },
@@ -443,12 +444,12 @@ impl Worker {
             queues,
         };
         let carrier = Arc::new(Carrier {
-            broker: Arc::clone(app.broker()),
+            broker: Arc::clone(&app.broker),
             services: Arc::clone(&services),
             desk,
             deadline: config.operation_timeout,
             join_timeout: config.result_chord_join_timeout,
-            clock: app.clock().clone(),
+            clock: app.clock.clone(),
         });
         let mut defaults = config.task;
         let both = defaults.acks_on_failure;
@@ -472,12 +473,12 @@ impl Worker {
             intake,
             sweeper: Sweeper::start(&carrier),
             carrier,
-            clock: app.clock().clone(),
+            clock: app.clock.clone(),
             supervisor,
             limits,
             watchdog: Watchdog::start(self.settings.blocked_after),
             settings: Arc::new(self.settings),
-            lamport,
+            logical_clock,
             herald,
             ears,
             mingle,

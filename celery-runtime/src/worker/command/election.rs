@@ -43,7 +43,7 @@ impl Driver {
     /// Takes note of proposals, our own included.
     pub(crate) fn follow_election(&mut self, events: &[celery_protocol::Event]) {
         for event in events {
-            self.lamport.adjust(event.clock);
+            self.logical_clock.adjust(event.clock);
             if event.kind == "worker-elect" {
                 self.note_candidate(event);
             }

@@ -147,7 +147,7 @@ impl Driver {
         stats.insert("total", Value::Map(total));
         stats.insert("pid", i64::from(std::process::id()));
         // A text, as by Celery.
-        stats.insert("clock", self.lamport.value().to_string());
+        stats.insert("clock", self.logical_clock.value().to_string());
         let uptime = self
             .now
             .instant

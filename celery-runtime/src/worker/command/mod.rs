@@ -39,7 +39,7 @@ impl Driver {
     }
 
     pub(crate) fn obey(&mut self, request: ControlRequest) {
-        self.lamport.adjust(request.clock);
+        self.logical_clock.adjust(request.clock);
         match destination::is_for(&request, self.hostname()) {
             Ok(true) => {}
             Ok(false) => return,
@@ -78,7 +78,7 @@ impl Driver {
             "report" => Ok(entry("ok", self.report())),
             "query_task" => Ok(self.query_tasks(&texts(arguments.get("ids")))),
             "active_queues" => Ok(self.active_queues()),
-            "clock" => Ok(entry("clock", self.lamport.value())),
+            "clock" => Ok(entry("clock", self.logical_clock.value())),
             "hello" => Ok(self.hello(arguments)),
             "memsample" => Ok(Value::Null),
             "memdump" => Ok("- rss: not measured.\n".into()),
@@ -136,7 +136,7 @@ impl Driver {
         }
         let mut reply = Map::new();
         reply.insert("revoked", list(self.revoked.ids()));
-        reply.insert("clock", self.lamport.forward());
+        reply.insert("clock", self.logical_clock.forward());
         Value::Map(reply)
     }
 

@@ -116,7 +116,7 @@ pub(crate) struct Parts {
     pub(crate) limits: Limits,
     pub(crate) watchdog: Watchdog,
     pub(crate) settings: Arc<WorkerSettings>,
-    pub(crate) lamport: LogicalClock,
+    pub(crate) logical_clock: LogicalClock,
     pub(crate) herald: Herald,
     pub(crate) ears: Ears,
     /// What is asked of the peers before the first delivery is taken.
@@ -176,7 +176,7 @@ pub(crate) struct Driver {
     pub(crate) actions: Vec<Action>,
 
     // What others see of the worker, and tell it.
-    pub(crate) lamport: LogicalClock,
+    pub(crate) logical_clock: LogicalClock,
     pub(crate) herald: Herald,
     pub(crate) ears: Ears,
     pub(crate) mingling: bool,
@@ -208,7 +208,7 @@ impl Driver {
             limits,
             watchdog,
             settings,
-            lamport,
+            logical_clock,
             herald,
             ears,
             mingle,
@@ -258,7 +258,7 @@ impl Driver {
             failure: None,
             now,
             actions: Vec::new(),
-            lamport,
+            logical_clock,
             herald,
             ears,
             mingling,

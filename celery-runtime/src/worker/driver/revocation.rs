@@ -19,10 +19,10 @@ impl Driver {
                 continue;
             }
             tracing::info!("synchronised with {}", reply.node);
-            self.lamport.adjust(reply.clock);
+            self.logical_clock.adjust(reply.clock);
             let fields = reply.value.as_map();
             if let Some(clock) = fields.and_then(|map| map.get("clock")?.as_u64()) {
-                self.lamport.adjust(clock);
+                self.logical_clock.adjust(clock);
             }
             let revoked = fields.and_then(|map| map.get("revoked"));
             for id in argument::texts(revoked) {
@@ -84,7 +84,7 @@ impl Driver {
         };
         match SavedState::load(path) {
             Ok(state) => {
-                self.lamport.adjust(state.clock);
+                self.logical_clock.adjust(state.clock);
                 for (id, time) in state.revoked {
                     let since = Duration::try_from_secs_f64(time).unwrap_or_default();
                     self.revoked.add(&id, UNIX_EPOCH + since);
@@ -105,7 +105,7 @@ impl Driver {
         };
         let state = SavedState {
             revoked: self.revoked.timed(),
-            clock: self.lamport.value(),
+            clock: self.logical_clock.value(),
         };
         if let Err(error) = state.save(path) {
             tracing::error!("cannot write the state file {}: {error}", path.display());

@@ -86,7 +86,7 @@ pub(crate) fn duty(worker: &Worker) -> Result<Duty, WorkerError> {
         Part::Worker if !worker.tasks.has_isolated() => return Ok(Duty::Work(None)),
         Part::Worker => {}
     }
-    let config = worker.app.config();
+    let config = &worker.app.config;
     let welcome = Welcome {
         hostname: worker.hostname.clone(),
         result_serializer: config.result_serializer.name().to_owned(),

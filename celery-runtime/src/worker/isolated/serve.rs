@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use celery_protocol::{Accept, Message, Serializer, kombu};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::app::App;
+use crate::app::inner::AppInner;
 use crate::client::Client;
 use crate::env;
 use crate::execution::{Job, Registry, Run, Services, TaskControl, TaskError, Threads};
@@ -37,7 +37,7 @@ const CONFUSED: i32 = 70;
 pub(super) async fn serve(
     socket: UnixStream,
     registry: Arc<Registry>,
-    app: &App,
+    app: &AppInner,
 ) -> Result<(), ChildError> {
     let failed = |error: std::io::Error| ChildError::new("this process", error.to_string());
     ignore_interrupts();
@@ -52,8 +52,8 @@ pub(super) async fn serve(
     let listener = Listener {
         line: Arc::clone(&line),
         registry,
-        accept: app.config().accept_content,
-        client: app.client(),
+        accept: app.config.accept_content,
+        client: Client::new(app),
         services: None,
         running: None,
         work,
