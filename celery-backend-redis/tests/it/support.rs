@@ -43,13 +43,13 @@ impl Setup {
     }
 }
 
-impl conformance::backend::Setup for Setup {
+impl conformance::backend::BackendSetup for Setup {
     fn backend(&self) -> Arc<dyn ResultBackend> {
         Arc::new(self.redis_backend())
     }
 }
 
-impl conformance::store::Setup for Setup {
+impl conformance::store::StoreSetup for Setup {
     fn store(&self) -> Arc<dyn Store> {
         Arc::new(RedisStore::new(self.options_with(&json!({}))))
     }

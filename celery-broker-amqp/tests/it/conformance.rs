@@ -29,7 +29,7 @@ impl Setup {
     }
 }
 
-impl conformance::broker::Setup for Setup {
+impl conformance::broker::BrokerSetup for Setup {
     fn broker(&self) -> Arc<dyn Broker> {
         Arc::new(AmqpBroker::new(AmqpOptions::parse(&self.url).unwrap()))
     }

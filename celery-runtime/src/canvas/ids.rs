@@ -9,18 +9,18 @@ use crate::canvas::error::CanvasError;
 use crate::canvas::node::{Canvas, Chord, Kind};
 
 /// Where ids come from.
-pub(crate) struct Ids<'a> {
+pub(crate) struct IdSource<'a> {
     pub(crate) fresh: &'a mut dyn FnMut() -> String,
     /// The sender's queue for replies.
     pub(crate) reply_to: &'a str,
     /// The header's id of each chord that starts later.
     pub(crate) chords: Vec<String>,
-    pub(crate) ways: Ways,
+    pub(crate) ways: WireStyle,
 }
 
 /// Settings that say in which form a canvas travels.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Ways {
+pub(crate) struct WireStyle {
     /// Each step of a chain is the callback of the one before, as protocol 1
     /// has it, which knows no chains.
     pub(crate) linked: bool,
@@ -31,7 +31,7 @@ pub(crate) struct Ways {
 
 /// What surrounds a canvas when it gets its ids.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Place {
+pub(crate) struct Position {
     /// The id of its result, unless it has one.
     pub(crate) id: Option<String>,
     pub(crate) group_id: Option<String>,
@@ -41,7 +41,7 @@ pub(crate) struct Place {
     pub(crate) root_id: Option<String>,
 }
 
-impl Place {
+impl Position {
     /// Of those before the last one in a chain.
     fn only_root(&self) -> Self {
         Self {
@@ -56,8 +56,8 @@ impl Canvas {
     /// puts chains and chords into the form in which they travel.
     pub(crate) fn freeze(
         &mut self,
-        place: &Place,
-        ids: &mut Ids<'_>,
+        place: &Position,
+        ids: &mut IdSource<'_>,
     ) -> Result<ResultTree, CanvasError> {
         if let Some(flaw) = &self.flaw {
             return Err(flaw.clone());
@@ -70,7 +70,7 @@ impl Canvas {
         }
     }
 
-    fn freeze_task(&mut self, place: &Place, ids: &mut Ids<'_>) -> ResultTree {
+    fn freeze_task(&mut self, place: &Position, ids: &mut IdSource<'_>) -> ResultTree {
         let call = &mut self.options.call;
         let id = call
             .task_id
@@ -81,7 +81,7 @@ impl Canvas {
         tree
     }
 
-    fn freeze_options(&mut self, place: &Place) {
+    fn freeze_options(&mut self, place: &Position) {
         let call = &mut self.options.call;
         if place.root_id.is_some() {
             call.root_id.clone_from(&place.root_id);
@@ -99,10 +99,10 @@ impl Canvas {
 
     fn freeze_chain(
         &mut self,
-        place: &Place,
-        ids: &mut Ids<'_>,
+        place: &Position,
+        ids: &mut IdSource<'_>,
     ) -> Result<ResultTree, CanvasError> {
-        let place = Place {
+        let place = Position {
             id: self
                 .options
                 .call
@@ -123,8 +123,8 @@ impl Canvas {
 
     fn freeze_group(
         &mut self,
-        place: &Place,
-        ids: &mut Ids<'_>,
+        place: &Position,
+        ids: &mut IdSource<'_>,
     ) -> Result<ResultTree, CanvasError> {
         let id = self
             .options
@@ -140,7 +140,7 @@ impl Canvas {
         group.tasks = flat(std::mem::take(&mut group.tasks));
         let mut members = Vec::with_capacity(group.tasks.len());
         for (index, task) in group.tasks.iter_mut().enumerate() {
-            let place = Place {
+            let place = Position {
                 id: None,
                 group_index: i64::try_from(index).ok(),
                 // It is in the group's own options, from where all members get it
@@ -160,8 +160,8 @@ impl Canvas {
     /// body, which is there already; who starts it puts it into them.
     fn freeze_chord(
         &mut self,
-        place: &Place,
-        ids: &mut Ids<'_>,
+        place: &Position,
+        ids: &mut IdSource<'_>,
     ) -> Result<ResultTree, CanvasError> {
         let Kind::Chord(chord) = &mut self.kind else {
             return Err(nothing_to_run());
@@ -181,7 +181,7 @@ impl Canvas {
         let header = header.map_err(|error| error.inside("header"))?;
         ids.chords.push(header.id.clone());
         call.task_id = Some(header.id.clone());
-        let place = Place {
+        let place = Position {
             id: asked.or_else(|| place.id.clone()),
             ..place.clone()
         };
@@ -194,9 +194,9 @@ impl Canvas {
 /// the tree of their results.
 pub(crate) fn prepare(
     steps: Vec<Canvas>,
-    place: &Place,
+    place: &Position,
     errbacks: &[Canvas],
-    ids: &mut Ids<'_>,
+    ids: &mut IdSource<'_>,
 ) -> Result<(Vec<Canvas>, ResultTree), CanvasError> {
     let mut prepared = joined(spliced(steps, ids.ways.linked));
     let mut tree: Option<ResultTree> = None;

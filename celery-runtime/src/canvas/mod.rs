@@ -33,5 +33,5 @@ pub use typed::{
 };
 
 pub(crate) use call::TaskCall;
-pub(crate) use ids::{Ids, Place, Ways};
-pub(crate) use plan::{Letter, Plan, Within, plan};
+pub(crate) use ids::{IdSource, Position, WireStyle};
+pub(crate) use plan::{Plan, PlanContext, PlannedTask, plan};

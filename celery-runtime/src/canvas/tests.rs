@@ -16,12 +16,12 @@ fn planned(canvas: impl Into<Canvas>) -> Plan {
 }
 
 fn try_planned(canvas: Canvas) -> Result<Plan, CanvasError> {
-    planned_in(canvas, Ways::default())
+    planned_in(canvas, WireStyle::default())
 }
 
-fn planned_in(canvas: Canvas, ways: Ways) -> Result<Plan, CanvasError> {
+fn planned_in(canvas: Canvas, ways: WireStyle) -> Result<Plan, CanvasError> {
     let mut number = 0;
-    let ids = Ids {
+    let ids = IdSource {
         fresh: &mut || {
             number += 1;
             format!("fresh-{number}")
@@ -30,7 +30,7 @@ fn planned_in(canvas: Canvas, ways: Ways) -> Result<Plan, CanvasError> {
         chords: Vec::new(),
         ways,
     };
-    plan(canvas.taken_apart()?, &Within::default(), ids)
+    plan(canvas.taken_apart()?, &PlanContext::default(), ids)
 }
 
 fn parsed(raw: &Raw<'_>) -> Json {
@@ -45,7 +45,7 @@ fn read(canvas: &Json) -> Result<Canvas, CanvasError> {
     Canvas::read(&Raw::json(&canvas.to_string()))
 }
 
-fn message(letter: &Letter) -> Json {
+fn message(letter: &PlannedTask) -> Json {
     let options = &letter.options;
     let body = letter
         .call
@@ -470,9 +470,9 @@ fn groups_inside_of_headers_stay_in_their_order() {
 
 #[test]
 fn protocol_1_links_the_steps_of_a_chain() {
-    let ways = Ways {
+    let ways = WireStyle {
         linked: true,
-        ..Ways::default()
+        ..WireStyle::default()
     };
     let chain = ADD.s((1, 1)).then(ADD.p((2,))).then(ADD.p((3,)));
     let plan = planned_in(chain.into(), ways).unwrap();
@@ -490,13 +490,13 @@ fn protocol_1_links_the_steps_of_a_chain() {
 
 #[test]
 fn errbacks_of_a_chord_may_be_its_headers_too() {
-    let ways = Ways {
+    let ways = WireStyle {
         header_errbacks: true,
-        ..Ways::default()
+        ..WireStyle::default()
     };
     let header = group([ADD.s((1, 1)), ADD.s((2, 2))]);
     let chord = header.then(XSUM.p(())).link_error(&XSUM.p(()));
-    for (ways, expected) in [(ways, json!(true)), (Ways::default(), json!(null))] {
+    for (ways, expected) in [(ways, json!(true)), (WireStyle::default(), json!(null))] {
         let plan = planned_in(chord.clone().into(), ways).unwrap();
         for letter in &plan.letters {
             let message = message(letter);

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use crate::app::inner::AppInner;
 use crate::backoff::Backoff;
 use crate::boundary::{Broker, Publication, ResultBackend, ServiceError, ServiceErrorKind, Store};
-use crate::canvas::{Canvas, CanvasError, Signature, Within};
+use crate::canvas::{Canvas, CanvasError, PlanContext, Signature};
 use crate::client::send::Sent;
 use crate::client::sendable::ResultSource;
 use crate::env;
@@ -39,11 +39,11 @@ pub(crate) use crate::client::send::no_backend;
 /// [`App::client`](crate::App::client).
 #[derive(Clone, Debug)]
 pub struct Client {
-    inner: Arc<Inner>,
+    inner: Arc<ClientInner>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct ClientInner {
     broker: Arc<dyn Broker>,
     store: Option<Arc<dyn Store>>,
     reader: Arc<Reader>,
@@ -165,7 +165,7 @@ impl Client {
             reply_to,
         };
         Self {
-            inner: Arc::new(Inner {
+            inner: Arc::new(ClientInner {
                 broker,
                 store,
                 reader,
@@ -247,7 +247,7 @@ impl Client {
     ) -> Vec<Result<C::Result, SendError>> {
         let until = Instant::now() + self.inner.sender.config.operation_timeout;
         let canvases = canvases.into_iter().map(C::into_canvas);
-        let alone = Within::default();
+        let alone = PlanContext::default();
         let planned = canvases.map(|canvas| self.plan(canvas, &alone)).collect();
         let sent = self.send_all(planned, until).await;
         let result = |sent: Sent| C::result(sent.result, self.source());
@@ -258,7 +258,7 @@ impl Client {
     pub(crate) async fn apply_within<C: Sendable>(
         &self,
         canvas: Canvas,
-        within: &Within,
+        within: &PlanContext,
     ) -> Result<(C::Result, Vec<ResultTree>), SendError> {
         let until = Instant::now() + self.inner.sender.config.operation_timeout;
         let planned = self.plan(canvas, within);
@@ -269,7 +269,7 @@ impl Client {
 
     /// Finds out what is wrong with a canvas without sending it.
     pub(crate) fn can_send(&self, canvas: Canvas) -> Result<(), SendError> {
-        self.plan(canvas, &Within::default()).map(drop)
+        self.plan(canvas, &PlanContext::default()).map(drop)
     }
 
     fn source(&self) -> ResultSource {
@@ -283,7 +283,7 @@ impl Client {
         sent: impl IntoIterator<Item = &Publication>,
         until: Instant,
     ) {
-        let Inner {
+        let ClientInner {
             broker,
             clock,
             logical_clock,
@@ -311,9 +311,9 @@ impl Client {
     }
 
     /// Takes the lock of a task that must be the only one from now on.
-    async fn lock(&self, composed: Composed, until: Instant) -> Result<Locked, SendError> {
+    async fn lock(&self, composed: Composed, until: Instant) -> Result<UniqueCheck, SendError> {
         let Some((unique, params)) = composed.unique.as_deref() else {
-            return Ok(Locked::Free(Box::new(composed), None));
+            return Ok(UniqueCheck::Free(Box::new(composed), None));
         };
         let task = &composed.task;
         let config = &self.inner.sender.config;
@@ -350,9 +350,9 @@ impl Client {
             }
         };
         match (holder, unique.conflict) {
-            (None, _) => Ok(Locked::Free(Box::new(composed), Some(key))),
-            (Some(_), Conflict::Wait) => Ok(Locked::Free(Box::new(composed), None)),
-            (Some(holder), Conflict::Drop) => Ok(Locked::Taken(holder)),
+            (None, _) => Ok(UniqueCheck::Free(Box::new(composed), Some(key))),
+            (Some(_), Conflict::Wait) => Ok(UniqueCheck::Free(Box::new(composed), None)),
+            (Some(holder), Conflict::Drop) => Ok(UniqueCheck::Taken(holder)),
             (Some(holder), Conflict::Fail) => Err(SendError::NotUnique {
                 task: composed.task,
                 holder,
@@ -401,12 +401,12 @@ impl Client {
         batch: &[Publication],
         until: Instant,
     ) -> Vec<Result<(), ServiceError>> {
-        if batch.len() <= TOGETHER {
+        if batch.len() <= BATCH_SIZE {
             return self.publish_part(batch, until).await;
         }
         let deadline = self.inner.sender.config.operation_timeout;
         let mut answers = Vec::with_capacity(batch.len());
-        for part in batch.chunks(TOGETHER) {
+        for part in batch.chunks(BATCH_SIZE) {
             answers.extend(self.publish_part(part, Instant::now() + deadline).await);
             if let Some(Err(error)) = answers.last()
                 && error.is_transient()
@@ -452,7 +452,7 @@ impl Client {
 
     fn timed_out(&self, batch: &[Publication]) -> ServiceError {
         let queue = batch.first().map_or("", |first| first.routing_key.as_str());
-        let Inner { broker, sender, .. } = &*self.inner;
+        let ClientInner { broker, sender, .. } = &*self.inner;
         let (deadline, blocked_reason) = (sender.config.operation_timeout, broker.blocked_reason());
         ServiceError::no_answer_for(
             "publish to",
@@ -465,7 +465,7 @@ impl Client {
 
 /// How many messages are published, or results read, in one go: enough to make
 /// little of a round trip, and little enough to have in memory several times.
-const TOGETHER: usize = 1_000;
+const BATCH_SIZE: usize = 1_000;
 
 /// A call that is ready to be sent.
 struct Composed {
@@ -477,7 +477,7 @@ struct Composed {
 }
 
 /// A call that must be the only one, or one that need not.
-enum Locked {
+enum UniqueCheck {
     /// To be sent; with the name of the lock that was taken for it.
     Free(Box<Composed>, Option<String>),
     /// Not to be sent, since the task with this id is there.

@@ -6,9 +6,9 @@ use tokio::time::Instant;
 use crate::boundary::{
     ChordStart, Publication, ServiceError, ServiceErrorKind, no_chords, polls_chords,
 };
-use crate::canvas::{Canvas, Ids, Letter, Plan, Within, plan};
-use crate::client::compose::{Uncomposed, compose_letter};
-use crate::client::{Client, Composed, Inner, Locked, SendError, no_answer};
+use crate::canvas::{Canvas, IdSource, Plan, PlanContext, PlannedTask, plan};
+use crate::client::compose::{ComposeError, compose_letter};
+use crate::client::{Client, ClientInner, Composed, SendError, UniqueCheck, no_answer};
 use crate::env;
 
 /// A canvas whose messages are written.
@@ -38,9 +38,9 @@ struct Batched {
 
 impl Client {
     /// Gives ids to a canvas and writes what it begins with.
-    pub(crate) fn plan(&self, canvas: Canvas, within: &Within) -> Result<Planned, SendError> {
+    pub(crate) fn plan(&self, canvas: Canvas, within: &PlanContext) -> Result<Planned, SendError> {
         let name = canvas.task().to_owned();
-        let ids = Ids {
+        let ids = IdSource {
             fresh: &mut || env::uuid(),
             reply_to: &self.inner.sender.reply_to,
             chords: Vec::new(),
@@ -87,9 +87,9 @@ impl Client {
         backend.is_some_and(polls_chords)
     }
 
-    fn compose(&self, letter: Letter) -> Result<Composed, SendError> {
-        let Inner { clock, sender, .. } = &*self.inner;
-        let Letter { call, options } = letter;
+    fn compose(&self, letter: PlannedTask) -> Result<Composed, SendError> {
+        let ClientInner { clock, sender, .. } = &*self.inner;
+        let PlannedTask { call, options } = letter;
         let task = call.task.clone().into_owned();
         let ignores = options.ignore_result.or(call.ignore_result);
         let ignores = ignores.or(sender.config.task.ignore_result);
@@ -101,8 +101,8 @@ impl Client {
                 unique: call.unique.clone(),
                 publication,
             }),
-            Err(Uncomposed::Encode(cause)) => Err(SendError::Encode { task, cause }),
-            Err(Uncomposed::Queue(cause)) => Err(SendError::Queue { task, cause }),
+            Err(ComposeError::Encode(cause)) => Err(SendError::Encode { task, cause }),
+            Err(ComposeError::Queue(cause)) => Err(SendError::Queue { task, cause }),
         }
     }
 
@@ -173,12 +173,12 @@ impl Client {
         for composed in planned.composed {
             let task = composed.task.clone();
             match self.lock(composed, until).await {
-                Ok(Locked::Free(composed, lock)) => {
+                Ok(UniqueCheck::Free(composed, lock)) => {
                     publications.push(composed.publication);
                     letters.push((composed.id, composed.task, lock));
                 }
                 // Another one stands for it.
-                Ok(Locked::Taken(holder)) if alone => {
+                Ok(UniqueCheck::Taken(holder)) if alone => {
                     let result = ResultTree::task(holder);
                     let children = vec![result.clone()];
                     return Ok(Batched {
@@ -187,7 +187,7 @@ impl Client {
                     });
                 }
                 // But not for what comes after it.
-                Ok(Locked::Taken(holder)) => {
+                Ok(UniqueCheck::Taken(holder)) => {
                     failed = Some(SendError::NotUnique { task, holder });
                     break;
                 }

@@ -13,7 +13,7 @@ use celery_protocol::{Accept, Compression, Serializer};
 use serde_json::Map;
 
 use crate::boundary::Queue;
-use crate::canvas::Ways;
+use crate::canvas::WireStyle;
 use crate::routing::Routes;
 use crate::task::TaskOptions;
 use queues::{Listed, QueueSettings};
@@ -297,8 +297,8 @@ impl Config {
     }
 
     /// In which form canvases travel.
-    pub(crate) fn ways(&self) -> Ways {
-        Ways {
+    pub(crate) fn ways(&self) -> WireStyle {
+        WireStyle {
             linked: self.task_protocol == TaskProtocol::V1,
             header_errbacks: self.task_allow_error_cb_on_chord_header,
         }

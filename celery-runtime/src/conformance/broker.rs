@@ -14,7 +14,7 @@ use crate::boundary::{
 use crate::conformance::{fresh, soon};
 
 /// A broker to test, and what is particular about it.
-pub trait Setup: Send + Sync {
+pub trait BrokerSetup: Send + Sync {
     /// A new client of the same server.
     fn broker(&self) -> Arc<dyn Broker>;
 
@@ -169,7 +169,7 @@ fn ids(deliveries: &[Delivery]) -> Vec<String> {
 }
 
 /// What is published arrives, in order, with all of its parts.
-pub async fn messages_arrive_whole_and_in_order(setup: &dyn Setup) {
+pub async fn messages_arrive_whole_and_in_order(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let queue = setup.queue(&fresh("whole"));
     let consumer = consumer(&*broker, &[&queue]).await;
@@ -200,7 +200,7 @@ fn by_name(headers: &Headers) -> BTreeMap<String, Value> {
 
 /// What is pushed ahead comes once and in its queue's order, however it is
 /// received and settled.
-pub async fn prefetched_messages_arrive_once_and_in_order(setup: &dyn Setup) {
+pub async fn prefetched_messages_arrive_once_and_in_order(setup: &dyn BrokerSetup) {
     const EACH: usize = 250;
     let broker = setup.broker();
     let queues = [setup.queue(&fresh("one")), setup.queue(&fresh("two"))];
@@ -232,7 +232,7 @@ pub async fn prefetched_messages_arrive_once_and_in_order(setup: &dyn Setup) {
 }
 
 /// More or less may be pushed ahead at any time; everything still arrives.
-pub async fn changing_the_prefetch_loses_nothing(setup: &dyn Setup) {
+pub async fn changing_the_prefetch_loses_nothing(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let queue = setup.queue(&fresh("change"));
     let consumer = consumer(&*broker, &[&queue]).await;
@@ -259,7 +259,7 @@ pub async fn changing_the_prefetch_loses_nothing(setup: &dyn Setup) {
 }
 
 /// A message for a queue that nobody declared is not lost.
-pub async fn a_publication_brings_its_queue_along(setup: &dyn Setup) {
+pub async fn a_publication_brings_its_queue_along(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let queue = Arc::new(setup.queue(&fresh("undeclared")));
     let batch = ["a", "b"].map(|id| {
@@ -274,7 +274,7 @@ pub async fn a_publication_brings_its_queue_along(setup: &dyn Setup) {
 }
 
 /// Neither is one for an exchange to which nothing was bound before.
-pub async fn a_publication_brings_its_bindings_along(setup: &dyn Setup) {
+pub async fn a_publication_brings_its_bindings_along(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let (topic, direct) = (fresh("topic"), fresh("direct"));
     let queue = setup
@@ -295,7 +295,7 @@ pub async fn a_publication_brings_its_bindings_along(setup: &dyn Setup) {
 }
 
 /// A batch is answered message by message.
-pub async fn a_batch_has_an_answer_for_each_message(setup: &dyn Setup) {
+pub async fn a_batch_has_an_answer_for_each_message(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let queue = setup.queue(&fresh("batch"));
     soon("declare", broker.declare(&queue))
@@ -315,7 +315,7 @@ pub async fn a_batch_has_an_answer_for_each_message(setup: &dyn Setup) {
 }
 
 /// `receive(max)` gives at most `max`.
-pub async fn no_more_than_asked_for_is_received(setup: &dyn Setup) {
+pub async fn no_more_than_asked_for_is_received(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let queue = setup.queue(&fresh("max"));
     let consumer = consumer(&*broker, &[&queue]).await;
@@ -337,7 +337,7 @@ pub async fn no_more_than_asked_for_is_received(setup: &dyn Setup) {
 }
 
 /// Settled deliveries do not come back.
-pub async fn acknowledged_and_rejected_messages_are_gone(setup: &dyn Setup) {
+pub async fn acknowledged_and_rejected_messages_are_gone(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let queue = setup.queue(&fresh("ack"));
     let first = consumer(&*broker, &[&queue]).await;
@@ -357,7 +357,7 @@ pub async fn acknowledged_and_rejected_messages_are_gone(setup: &dyn Setup) {
 }
 
 /// The first settlement counts; later ones do nothing.
-pub async fn settling_twice_is_harmless(setup: &dyn Setup) {
+pub async fn settling_twice_is_harmless(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let queue = setup.queue(&fresh("twice"));
     let consumer = consumer(&*broker, &[&queue]).await;
@@ -378,7 +378,7 @@ pub async fn settling_twice_is_harmless(setup: &dyn Setup) {
 }
 
 /// Requeued at the head it is the next one, flagged.
-pub async fn requeued_at_the_head_comes_next(setup: &dyn Setup) {
+pub async fn requeued_at_the_head_comes_next(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let queue = setup.queue(&fresh("head"));
     let consumer = consumer(&*broker, &[&queue]).await;
@@ -398,7 +398,7 @@ pub async fn requeued_at_the_head_comes_next(setup: &dyn Setup) {
 }
 
 /// Requeued at the tail it waits behind the others.
-pub async fn requeued_at_the_tail_comes_last(setup: &dyn Setup) {
+pub async fn requeued_at_the_tail_comes_last(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let queue = setup.queue(&fresh("tail"));
     let consumer = consumer(&*broker, &[&queue]).await;
@@ -413,7 +413,7 @@ pub async fn requeued_at_the_tail_comes_last(setup: &dyn Setup) {
 }
 
 /// Parked messages are out of the way until their time.
-pub async fn parked_messages_come_when_due(setup: &dyn Setup) {
+pub async fn parked_messages_come_when_due(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let queue = setup.queue(&fresh("park"));
     let consumer = consumer(&*broker, &[&queue]).await;
@@ -431,7 +431,7 @@ pub async fn parked_messages_come_when_due(setup: &dyn Setup) {
 }
 
 /// A consumer that closes leaves what it parked to the others.
-pub async fn closing_returns_what_was_parked(setup: &dyn Setup) {
+pub async fn closing_returns_what_was_parked(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let queue = setup.queue(&fresh("parked"));
     let first = consumer(&*broker, &[&queue]).await;
@@ -446,7 +446,7 @@ pub async fn closing_returns_what_was_parked(setup: &dyn Setup) {
 }
 
 /// Priorities order what waits, within one queue and over several.
-pub async fn urgent_messages_go_first(setup: &dyn Setup) {
+pub async fn urgent_messages_go_first(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let queue = setup.priority_queue(&fresh("priority"));
     soon("declare", broker.declare(&queue))
@@ -471,7 +471,7 @@ pub async fn urgent_messages_go_first(setup: &dyn Setup) {
 }
 
 /// Queues take turns.
-pub async fn a_full_queue_does_not_starve_another(setup: &dyn Setup) {
+pub async fn a_full_queue_does_not_starve_another(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let (full, small) = (setup.queue(&fresh("full")), setup.queue(&fresh("small")));
     let many: Vec<_> = (0..200).map(|n| n.to_string()).collect();
@@ -490,7 +490,7 @@ pub async fn a_full_queue_does_not_starve_another(setup: &dyn Setup) {
 }
 
 /// `interrupt` makes a pending receive return, empty.
-pub async fn interrupting_ends_a_receive(setup: &dyn Setup) {
+pub async fn interrupting_ends_a_receive(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let queue = setup.queue(&fresh("interrupt"));
     let consumer = consumer(&*broker, &[&queue]).await;
@@ -511,7 +511,7 @@ pub async fn interrupting_ends_a_receive(setup: &dyn Setup) {
 }
 
 /// A consumer that waits is woken by a message.
-pub async fn a_message_wakes_a_waiting_consumer(setup: &dyn Setup) {
+pub async fn a_message_wakes_a_waiting_consumer(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let queue = setup.queue(&fresh("wake"));
     let consumer = consumer(&*broker, &[&queue]).await;
@@ -526,7 +526,7 @@ pub async fn a_message_wakes_a_waiting_consumer(setup: &dyn Setup) {
 }
 
 /// Direct and topic exchanges choose queues by routing key.
-pub async fn exchanges_route_by_their_kind(setup: &dyn Setup) {
+pub async fn exchanges_route_by_their_kind(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let (direct, topic) = (fresh("direct"), fresh("topic"));
     let cases = [
@@ -589,7 +589,7 @@ pub async fn exchanges_route_by_their_kind(setup: &dyn Setup) {
 }
 
 /// A message that no queue would get is refused.
-pub async fn nobody_bound_is_an_error(setup: &dyn Setup) {
+pub async fn nobody_bound_is_an_error(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let exchange = fresh("exchange");
     let queue = setup
@@ -610,7 +610,7 @@ pub async fn nobody_bound_is_an_error(setup: &dyn Setup) {
 }
 
 /// Declaring what exists changes nothing.
-pub async fn declaring_twice_does_nothing(setup: &dyn Setup) {
+pub async fn declaring_twice_does_nothing(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let queue = setup.queue(&fresh("declared"));
     soon("declare", broker.declare(&queue))
@@ -627,7 +627,7 @@ pub async fn declaring_twice_does_nothing(setup: &dyn Setup) {
 }
 
 /// Depth counts what waits, purge deletes it.
-pub async fn depth_and_purge(setup: &dyn Setup) {
+pub async fn depth_and_purge(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let queue = setup.queue(&fresh("depth"));
     let consumer = consumer(&*broker, &[&queue]).await;
@@ -648,7 +648,7 @@ pub async fn depth_and_purge(setup: &dyn Setup) {
 }
 
 /// Every subscriber whose pattern matches gets a copy.
-pub async fn broadcasts_reach_all_subscribers(setup: &dyn Setup) {
+pub async fn broadcasts_reach_all_subscribers(setup: &dyn BrokerSetup) {
     let (broker, other) = (setup.broker(), setup.broker());
     let exchange = Exchange::topic(fresh("events"));
     let mut all = soon(
@@ -688,7 +688,7 @@ async fn key(subscription: &mut dyn Subscription) -> String {
 }
 
 /// Replies sent to a private queue arrive there.
-pub async fn replies_arrive_and_are_private(setup: &dyn Setup) {
+pub async fn replies_arrive_and_are_private(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let name = fresh("reply");
     let expires = Duration::from_secs(10);
@@ -712,7 +712,7 @@ pub async fn replies_arrive_and_are_private(setup: &dyn Setup) {
 
 /// A mailbox at a direct exchange gets what is sent to it under its key, by
 /// whomever, and nothing else.
-pub async fn a_direct_mailbox_gets_only_its_key(setup: &dyn Setup) {
+pub async fn a_direct_mailbox_gets_only_its_key(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let exchange = Exchange::direct(fresh("reply")).transient();
     let mut mailboxes = Vec::new();
@@ -743,7 +743,7 @@ pub async fn a_direct_mailbox_gets_only_its_key(setup: &dyn Setup) {
 }
 
 /// What is sent under a key that nobody has is neither an error nor kept.
-pub async fn a_reply_to_nobody_leaves_nothing(setup: &dyn Setup) {
+pub async fn a_reply_to_nobody_leaves_nothing(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let exchange = Exchange::direct(fresh("reply")).transient();
     let (here, away) = (fresh("here"), fresh("away"));

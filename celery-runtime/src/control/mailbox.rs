@@ -13,7 +13,7 @@ use crate::app::inner::AppInner;
 use crate::boundary::{Broker, ServiceError, ServiceErrorKind, Store, Subscription};
 use crate::config::Config;
 use crate::control::error::ControlError;
-use crate::control::router::{Gathered, Inbox};
+use crate::control::router::{CollectedReplies, ReplyRouter};
 use crate::env;
 use crate::env::Clock;
 use crate::logical_clock::LogicalClock;
@@ -21,26 +21,26 @@ use crate::revocation::store_revocations;
 
 /// What all clones of a [`Control`](crate::control::Control) share.
 #[derive(Debug)]
-pub(crate) struct Desk {
+pub(crate) struct ControlMailbox {
     broker: Arc<dyn Broker>,
     store: Option<Arc<dyn Store>>,
     config: Arc<Config>,
     clock: Clock,
     logical_clock: LogicalClock,
     /// The mailbox, once it was needed.
-    mailbox: Mutex<Option<Mailbox>>,
+    mailbox: Mutex<Option<OpenMailbox>>,
 }
 
 /// An open mailbox and the task that reads it.
 #[derive(Debug)]
-struct Mailbox {
+struct OpenMailbox {
     /// By what workers address it.
     id: String,
-    inbox: Arc<Inbox>,
+    router: Arc<ReplyRouter>,
     reader: JoinHandle<()>,
 }
 
-impl Desk {
+impl ControlMailbox {
     pub(crate) fn new(app: &AppInner) -> Self {
         Self {
             broker: Arc::clone(&app.broker),
@@ -103,15 +103,15 @@ impl Desk {
         mut request: ControlRequest,
         limit: Duration,
         most: Option<usize>,
-    ) -> Result<Gathered, ControlError> {
+    ) -> Result<CollectedReplies, ControlError> {
         let command = request.method.clone();
         let failed = |cause| ControlError::Receive {
             command: command.clone(),
             cause,
         };
-        let (id, inbox) = self.open().await.map_err(failed)?;
+        let (id, router) = self.open().await.map_err(failed)?;
         let ticket = env::uuid();
-        let mut expected = inbox.expect(&ticket, most);
+        let mut expected = router.expect(&ticket, most);
         request.ticket = Some(ticket);
         let replies = self.config.control.replies().name;
         request.reply_to = Some(ReplyAddress::new(replies, id));
@@ -125,19 +125,19 @@ impl Desk {
 
     /// The mailbox for replies, opened if there is none. Each has a name of its
     /// own: the broker may not have missed the connection of the last one yet.
-    async fn open(&self) -> Result<(String, Arc<Inbox>), ServiceError> {
+    async fn open(&self) -> Result<(String, Arc<ReplyRouter>), ServiceError> {
         let id = env::uuid();
         let address = self.config.control.reply_mailbox(&id);
         let opening = async {
             let mut mailbox = self.mailbox.lock().await;
-            if let Some(open) = mailbox.as_ref().filter(|one| one.inbox.is_open()) {
-                return Ok((open.id.clone(), Arc::clone(&open.inbox)));
+            if let Some(open) = mailbox.as_ref().filter(|one| one.router.is_open()) {
+                return Ok((open.id.clone(), Arc::clone(&open.router)));
             }
             let replies = self.broker.subscribe(&address).await?;
-            let inbox = Arc::new(Inbox::new(self.logical_clock.clone()));
-            let reader = env::spawn(read(replies, Arc::clone(&inbox)));
-            let answer = (id.clone(), Arc::clone(&inbox));
-            *mailbox = Some(Mailbox { id, inbox, reader });
+            let router = Arc::new(ReplyRouter::new(self.logical_clock.clone()));
+            let reader = env::spawn(read(replies, Arc::clone(&router)));
+            let answer = (id.clone(), Arc::clone(&router));
+            *mailbox = Some(OpenMailbox { id, router, reader });
             Ok(answer)
         };
         // Whoever waits for another one to open it waits no longer, either.
@@ -163,18 +163,18 @@ impl Desk {
     }
 }
 
-impl Drop for Mailbox {
+impl Drop for OpenMailbox {
     fn drop(&mut self) {
         self.reader.abort();
     }
 }
 
 /// Reads replies until the mailbox is lost, which everybody who waits is told.
-async fn read(mut replies: Box<dyn Subscription>, inbox: Arc<Inbox>) {
+async fn read(mut replies: Box<dyn Subscription>, router: Arc<ReplyRouter>) {
     loop {
         match replies.next().await {
-            Ok(message) => inbox.deliver(&message),
-            Err(error) => return inbox.fail(&error),
+            Ok(message) => router.deliver(&message),
+            Err(error) => return router.fail(&error),
         }
     }
 }

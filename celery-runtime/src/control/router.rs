@@ -16,21 +16,21 @@ const MOST_BYTES: usize = 64 << 20;
 
 /// The replies of one mailbox, sorted by ticket.
 #[derive(Debug)]
-pub(crate) struct Inbox {
-    calls: Mutex<Calls>,
+pub(crate) struct ReplyRouter {
+    calls: Mutex<RoutedCalls>,
     logical_clock: LogicalClock,
 }
 
 #[derive(Debug, Default)]
-struct Calls {
-    waiting: HashMap<String, Call>,
+struct RoutedCalls {
+    waiting: HashMap<String, RoutedCall>,
     /// Why nothing comes any more.
     broken: Option<ServiceError>,
 }
 
 #[derive(Debug)]
-struct Call {
-    gathered: Gathered,
+struct RoutedCall {
+    gathered: CollectedReplies,
     most: usize,
     bytes: usize,
     done: Option<Done>,
@@ -40,7 +40,7 @@ type Done = oneshot::Sender<Result<(), ServiceError>>;
 
 /// What came until a call ended.
 #[derive(Debug, Default)]
-pub(crate) struct Gathered {
+pub(crate) struct CollectedReplies {
     /// Workers and their answers.
     pub(crate) replies: Vec<(String, Value)>,
     /// Whether something was left out.
@@ -49,13 +49,13 @@ pub(crate) struct Gathered {
 
 /// A call that waits; it ends when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Expected {
-    inbox: Arc<Inbox>,
+pub(crate) struct PendingCall {
+    router: Arc<ReplyRouter>,
     ticket: String,
     done: oneshot::Receiver<Result<(), ServiceError>>,
 }
 
-impl Inbox {
+impl ReplyRouter {
     pub(crate) fn new(logical_clock: LogicalClock) -> Self {
         Self {
             calls: Mutex::default(),
@@ -64,10 +64,10 @@ impl Inbox {
     }
 
     /// Replies with this ticket are for somebody from now on, who wants `most`.
-    pub(crate) fn expect(self: &Arc<Self>, ticket: &str, most: Option<usize>) -> Expected {
+    pub(crate) fn expect(self: &Arc<Self>, ticket: &str, most: Option<usize>) -> PendingCall {
         let (sender, done) = oneshot::channel();
-        let mut call = Call {
-            gathered: Gathered::default(),
+        let mut call = RoutedCall {
+            gathered: CollectedReplies::default(),
             most: most.unwrap_or(usize::MAX),
             bytes: 0,
             done: Some(sender),
@@ -79,8 +79,8 @@ impl Inbox {
             call.end(Ok(()));
         }
         calls.waiting.insert(ticket.to_owned(), call);
-        Expected {
-            inbox: Arc::clone(self),
+        PendingCall {
+            router: Arc::clone(self),
             ticket: ticket.to_owned(),
             done,
         }
@@ -126,14 +126,14 @@ impl Inbox {
     }
 
     /// No code panics while it holds this lock.
-    fn lock(&self) -> MutexGuard<'_, Calls> {
+    fn lock(&self) -> MutexGuard<'_, RoutedCalls> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Call {
+impl RoutedCall {
     fn take(&mut self, reply: ControlReply, size: usize) {
-        let Gathered { replies, truncated } = &mut self.gathered;
+        let CollectedReplies { replies, truncated } = &mut self.gathered;
         if replies.len() >= self.most {
             return;
         }
@@ -157,7 +157,7 @@ impl Call {
     }
 }
 
-impl Expected {
+impl PendingCall {
     /// Waits until enough replies are there, or none will come any more.
     ///
     /// # Cancel safety
@@ -169,15 +169,15 @@ impl Expected {
     }
 
     /// What came so far.
-    pub(crate) fn gathered(self) -> Gathered {
-        let call = self.inbox.lock().waiting.remove(&self.ticket);
+    pub(crate) fn gathered(self) -> CollectedReplies {
+        let call = self.router.lock().waiting.remove(&self.ticket);
         call.map(|call| call.gathered).unwrap_or_default()
     }
 }
 
-impl Drop for Expected {
+impl Drop for PendingCall {
     fn drop(&mut self) {
-        self.inbox.lock().waiting.remove(&self.ticket);
+        self.router.lock().waiting.remove(&self.ticket);
     }
 }
 
@@ -197,54 +197,54 @@ mod tests {
         reply.write().unwrap()
     }
 
-    fn inbox() -> Arc<Inbox> {
-        Arc::new(Inbox::new(LogicalClock::default()))
+    fn router() -> Arc<ReplyRouter> {
+        Arc::new(ReplyRouter::new(LogicalClock::default()))
     }
 
-    fn nodes(gathered: &Gathered) -> Vec<&str> {
+    fn nodes(gathered: &CollectedReplies) -> Vec<&str> {
         gathered.replies.iter().map(|(node, _)| &**node).collect()
     }
 
     #[tokio::test]
     async fn replies_go_to_the_call_with_their_ticket() {
-        let inbox = inbox();
-        let (one, two) = (inbox.expect("1", None), inbox.expect("2", None));
+        let router = router();
+        let (one, two) = (router.expect("1", None), router.expect("2", None));
         for (ticket, node) in [("1", "a"), ("2", "b"), ("3", "c"), ("1", "d")] {
-            inbox.deliver(&reply(ticket, node, "pong"));
+            router.deliver(&reply(ticket, node, "pong"));
         }
         assert_eq!(nodes(&one.gathered()), ["a", "d"]);
         assert_eq!(nodes(&two.gathered()), ["b"]);
-        assert!(inbox.lock().waiting.is_empty());
-        assert!(inbox.logical_clock.value() > 40, "clocks are adjusted");
+        assert!(router.lock().waiting.is_empty());
+        assert!(router.logical_clock.value() > 40, "clocks are adjusted");
     }
 
     #[tokio::test]
     async fn enough_replies_end_the_call() {
-        let inbox = inbox();
-        let mut call = inbox.expect("1", Some(2));
+        let router = router();
+        let mut call = router.expect("1", Some(2));
         for node in ["a", "b", "c"] {
-            inbox.deliver(&reply("1", node, 1));
+            router.deliver(&reply("1", node, 1));
         }
         call.done().await.unwrap();
         assert_eq!(nodes(&call.gathered()), ["a", "b"]);
-        inbox.expect("2", Some(0)).done().await.unwrap();
+        router.expect("2", Some(0)).done().await.unwrap();
     }
 
     #[tokio::test]
     async fn a_flood_is_cut_off_and_says_so() {
-        let inbox = inbox();
-        let mut many = inbox.expect("many", None);
+        let router = router();
+        let mut many = router.expect("many", None);
         for _ in 0..=MOST_REPLIES {
-            inbox.deliver(&reply("many", "a", 1));
+            router.deliver(&reply("many", "a", 1));
         }
         many.done().await.unwrap();
         let many = many.gathered();
         assert!(many.truncated && many.replies.len() == MOST_REPLIES);
 
-        let mut large = inbox.expect("large", None);
+        let mut large = router.expect("large", None);
         let text = "x".repeat(MOST_BYTES / 8);
         for _ in 0..9 {
-            inbox.deliver(&reply("large", "a", text.as_str()));
+            router.deliver(&reply("large", "a", text.as_str()));
         }
         large.done().await.unwrap();
         let large = large.gathered();
@@ -253,12 +253,12 @@ mod tests {
 
     #[tokio::test]
     async fn an_unreadable_reply_leaves_the_others() {
-        let inbox = inbox();
-        let call = inbox.expect("1", None);
+        let router = router();
+        let call = router.expect("1", None);
         let mut broken = reply("1", "a", 1);
         broken.body = "{".into();
-        inbox.deliver(&broken);
-        inbox.deliver(&reply("1", "b", 1));
+        router.deliver(&broken);
+        router.deliver(&reply("1", "b", 1));
         let gathered = call.gathered();
         assert!(gathered.truncated);
         assert_eq!(nodes(&gathered), ["b"]);
@@ -266,18 +266,18 @@ mod tests {
 
     #[tokio::test]
     async fn a_lost_mailbox_is_told_to_all() {
-        let inbox = inbox();
-        let mut call = inbox.expect("1", None);
-        inbox.fail(&ServiceError::new(
+        let router = router();
+        let mut call = router.expect("1", None);
+        router.fail(&ServiceError::new(
             ServiceErrorKind::Disconnected,
             "read",
             "q",
             "gone",
         ));
         call.done().await.unwrap_err();
-        assert!(!inbox.is_open());
-        inbox.expect("2", None).done().await.unwrap_err();
+        assert!(!router.is_open());
+        router.expect("2", None).done().await.unwrap_err();
         drop(call);
-        assert!(inbox.lock().waiting.is_empty());
+        assert!(router.lock().waiting.is_empty());
     }
 }

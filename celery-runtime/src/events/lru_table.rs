@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, HashMap};
 
 /// Values by name.
 #[derive(Clone, Debug)]
-pub(crate) struct Recent<T> {
+pub(crate) struct LruTable<T> {
     values: HashMap<String, (u64, T)>,
     order: BTreeMap<u64, String>,
     next: u64,
     most: usize,
 }
 
-impl<T> Recent<T> {
+impl<T> LruTable<T> {
     pub(crate) fn new(most: usize) -> Self {
         Self {
             values: HashMap::new(),
@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn the_least_recently_touched_goes_first() {
-        let mut recent = Recent::new(2);
+        let mut recent = LruTable::new(2);
         for name in ["a", "b", "a", "c"] {
             *recent.touch(name, || 0) += 1;
         }
@@ -69,7 +69,7 @@ mod tests {
     proptest! {
         #[test]
         fn it_never_grows_and_keeps_the_newest(names in prop::collection::vec(0u8..20, 1..200)) {
-            let mut recent = Recent::new(5);
+            let mut recent = LruTable::new(5);
             for name in &names {
                 recent.touch(&name.to_string(), || *name);
                 prop_assert!(recent.values.len() <= 5);

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use celery_protocol::{Event, State};
 
-use crate::events::lru_table::Recent;
+use crate::events::lru_table::LruTable;
 use crate::events::rates::{EventRates, Meter};
 use crate::events::task::{TaskRecord, state};
 use crate::events::worker::WorkerRecord;
@@ -37,8 +37,8 @@ const LONGEST_NAME: usize = 1_024;
 /// ```
 #[derive(Clone, Debug)]
 pub struct ClusterState {
-    workers: Recent<WorkerRecord>,
-    tasks: Recent<TaskRecord>,
+    workers: LruTable<WorkerRecord>,
+    tasks: LruTable<TaskRecord>,
     meter: Meter,
     events: u64,
 }
@@ -52,8 +52,8 @@ impl ClusterState {
     /// The same for so many tasks.
     pub fn with_tasks(most: usize) -> Self {
         Self {
-            workers: Recent::new(MOST_WORKERS),
-            tasks: Recent::new(most),
+            workers: LruTable::new(MOST_WORKERS),
+            tasks: LruTable::new(most),
             meter: Meter::default(),
             events: 0,
         }

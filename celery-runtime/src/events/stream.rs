@@ -93,7 +93,7 @@ impl Events {
         let subscription = self.open().await?;
         Ok(EventStream {
             events: self.clone(),
-            link: Link::Up(subscription),
+            link: StreamState::Up(subscription),
             ready: VecDeque::new(),
             losses: 0,
         })
@@ -150,7 +150,7 @@ impl Events {
 /// meanwhile; [`losses`](Self::losses) counts that.
 pub struct EventStream {
     events: Events,
-    link: Link,
+    link: StreamState,
     /// The rest of a message.
     ready: VecDeque<Event>,
     losses: u64,
@@ -158,7 +158,7 @@ pub struct EventStream {
 
 type Opened = Result<Box<dyn Subscription>, ServiceError>;
 
-enum Link {
+enum StreamState {
     Up(Box<dyn Subscription>),
     /// Being made again, after so many failures. It is kept here, so that who
     /// gives up waiting and comes back does not begin anew.
@@ -187,21 +187,21 @@ impl EventStream {
                 return Ok(event);
             }
             match &mut self.link {
-                Link::Up(subscription) => match subscription.next().await {
+                StreamState::Up(subscription) => match subscription.next().await {
                     Ok(message) => self.ready = self.events.read(&message).into(),
                     Err(error) => {
                         self.losses += 1;
                         self.failed(error, 0);
                     }
                 },
-                Link::Down { attempt, coming } => {
+                StreamState::Down { attempt, coming } => {
                     let attempt = *attempt;
                     match coming.await {
-                        Ok(subscription) => self.link = Link::Up(subscription),
+                        Ok(subscription) => self.link = StreamState::Up(subscription),
                         Err(error) => self.failed(error, attempt + 1),
                     }
                 }
-                Link::Over(error) => return Err(error.clone()),
+                StreamState::Over(error) => return Err(error.clone()),
             }
         }
     }
@@ -214,7 +214,7 @@ impl EventStream {
     fn failed(&mut self, error: ServiceError, attempt: u32) {
         let most = self.events.config.broker_connection_max_retries;
         if !error.is_transient() || most.is_some_and(|most| attempt > most) {
-            self.link = Link::Over(error);
+            self.link = StreamState::Over(error);
             return;
         }
         let delay = Backoff::CONNECTION.delay(attempt, env::random());
@@ -224,7 +224,7 @@ impl EventStream {
             tokio::time::sleep(delay).await;
             events.open().await
         });
-        self.link = Link::Down { attempt, coming };
+        self.link = StreamState::Down { attempt, coming };
     }
 }
 
@@ -242,6 +242,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::app::App;
     use crate::boundary::ServiceErrorKind;
     use crate::memory::MemoryBroker;
 

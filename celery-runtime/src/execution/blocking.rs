@@ -12,12 +12,12 @@ use crate::env;
 /// hard limit, keeps its place until it really ends: code of a user's that never
 /// ends can take the threads of one worker, and not the machine's.
 #[derive(Debug)]
-pub(crate) struct Threads {
+pub(crate) struct BlockingPool {
     places: Arc<Semaphore>,
     abandoned: Arc<AtomicUsize>,
 }
 
-impl Threads {
+impl BlockingPool {
     pub(crate) fn new(places: usize) -> Self {
         Self {
             places: Arc::new(Semaphore::new(places)),
@@ -52,7 +52,7 @@ impl Threads {
     ) -> Result<T, JoinError> {
         let place = Arc::clone(&self.places).acquire_owned().await;
         let place = place.expect("the semaphore lives as long as the worker");
-        let life = Life {
+        let life = ThreadState {
             state: Arc::default(),
             abandoned: Arc::clone(&self.abandoned),
         };
@@ -62,7 +62,7 @@ impl Threads {
         };
         env::spawn_blocking(move || {
             let _place = place;
-            let _life = Ending(life);
+            let _life = ThreadGuard(life);
             work()
         })
         .await
@@ -75,12 +75,12 @@ const ENDED: u8 = 2;
 
 /// What a thread and those who wait for it know of each other.
 #[derive(Clone)]
-struct Life {
+struct ThreadState {
     state: Arc<AtomicU8>,
     abandoned: Arc<AtomicUsize>,
 }
 
-impl Life {
+impl ThreadState {
     /// Goes on from `RUNNING`, unless the other side was first.
     fn becomes(&self, state: u8) -> bool {
         let changed =
@@ -92,7 +92,7 @@ impl Life {
 
 /// Held by who waits for the thread.
 struct Awaited<'a> {
-    life: Life,
+    life: ThreadState,
     name: &'a str,
 }
 
@@ -110,9 +110,9 @@ impl Drop for Awaited<'_> {
 }
 
 /// Held by the thread.
-struct Ending(Life);
+struct ThreadGuard(ThreadState);
 
-impl Drop for Ending {
+impl Drop for ThreadGuard {
     fn drop(&mut self) {
         if !self.0.becomes(ENDED) {
             self.0.abandoned.fetch_sub(1, Ordering::Relaxed);
@@ -128,7 +128,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_thread_that_is_left_behind_is_counted_and_keeps_its_place() {
-        let threads = Threads::new(1);
+        let threads = BlockingPool::new(1);
         assert_eq!(threads.run("t", || 1).await.unwrap(), 1);
         assert_eq!(threads.abandoned(), 0);
         let (end, ended) = mpsc::channel::<()>();

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::boundary::{ChordResults, MemberResult};
 use crate::canvas::Canvas;
 use crate::execution::context::Context;
-use crate::execution::error::{Joint, TaskError};
+use crate::execution::error::{ReadyChord, TaskError};
 use crate::execution::registry::Tasks;
 use crate::task::{Kwargs, Task, TaskOptions};
 
@@ -187,7 +187,7 @@ async fn unlock_chord(ctx: Context, Kwargs(call): Kwargs<Unlocking>) -> Result<(
     let tree = ResultTree::group(group_id.as_str(), members);
     let ids: Vec<_> = tree.leaf_ids().into_iter().map(str::to_owned).collect();
     let joint = |results| {
-        Ok::<_, TaskError>(TaskError::join(Joint {
+        Ok::<_, TaskError>(TaskError::join(ReadyChord {
             body: ctx.written(&callback)?,
             group_id: group_id.clone(),
             results,

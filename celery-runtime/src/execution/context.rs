@@ -15,8 +15,8 @@ use tokio::sync::Notify;
 
 use crate::boundary::{Record, ResultBackend, ServiceError, Store};
 use crate::client::Client;
-use crate::execution::blocking::Threads;
-use crate::execution::failed::FailureNote;
+use crate::execution::blocking::BlockingPool;
+use crate::execution::failed::FailureContext;
 use crate::execution::registry::Registry;
 use crate::worker::Children;
 
@@ -270,7 +270,7 @@ impl<S> fmt::Debug for Context<S> {
 
 /// What all tasks of a worker share.
 #[derive(Debug)]
-pub(crate) struct Services {
+pub(crate) struct WorkerContext {
     /// What the fleet agrees on.
     pub(crate) store: Option<Arc<dyn Store>>,
     pub(crate) backend: Option<Arc<dyn ResultBackend>>,
@@ -282,7 +282,7 @@ pub(crate) struct Services {
     /// Whether documents carry name, arguments and worker (`result_extended`).
     pub(crate) result_extended: bool,
     /// Threads for blocking tasks.
-    pub(crate) blocking: Threads,
+    pub(crate) blocking: BlockingPool,
     /// What tasks send with.
     pub(crate) client: Client,
     /// For tasks that call others in place.
@@ -308,18 +308,18 @@ pub(crate) struct Job {
     pub(crate) hard_limit: Option<Duration>,
     /// In the form of protocol 2, whichever it came in.
     pub(crate) message: Message,
-    pub(crate) services: Arc<Services>,
+    pub(crate) services: Arc<WorkerContext>,
     pub(crate) control: TaskControl,
     /// What it has sent itself.
-    pub(crate) trail: Mutex<Vec<ResultTree>>,
+    pub(crate) children: Mutex<Vec<ResultTree>>,
     /// What it is told when it is an errback that is called in place.
-    pub(crate) failure: Option<Arc<FailureNote>>,
+    pub(crate) failure: Option<Arc<FailureContext>>,
 }
 
 impl Job {
     /// What it has sent itself so far.
-    pub(crate) fn trail(&self) -> MutexGuard<'_, Vec<ResultTree>> {
-        self.trail.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn children(&self) -> MutexGuard<'_, Vec<ResultTree>> {
+        self.children.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn headers(&self) -> Result<TaskHeaders<'_>, DecodeError> {
@@ -355,8 +355,8 @@ fn headers_of<'a>(
 #[derive(Debug, Default)]
 pub(crate) struct TaskControl {
     listens: AtomicBool,
-    soft_limit: Bell,
-    stop: Bell,
+    soft_limit: OnceSignal,
+    stop: OnceSignal,
     /// The first word of the task that it listens, for who passes that on.
     listening: Notify,
     /// The child process that runs the task; 0 where it runs in this one.
@@ -440,12 +440,12 @@ impl TaskControl {
 
 /// Rings once, for those who wait and those who come later.
 #[derive(Debug, Default)]
-struct Bell {
+struct OnceSignal {
     rung: AtomicBool,
     notify: Notify,
 }
 
-impl Bell {
+impl OnceSignal {
     fn ring(&self) {
         self.rung.store(true, Ordering::SeqCst);
         self.notify.notify_waiters();

@@ -29,9 +29,9 @@ use crate::task::AutoRetry;
 /// }
 /// # assert!(parse("").is_err() && parse("x").is_err() && parse("1").is_ok());
 /// ```
-pub struct TaskError(Box<Kind>);
+pub struct TaskError(Box<TaskErrorKind>);
 
-pub(crate) enum Kind {
+pub(crate) enum TaskErrorKind {
     Failed(Failure),
     Retry(Retry),
     Reject {
@@ -42,11 +42,11 @@ pub(crate) enum Kind {
     /// Another workflow takes the task's place.
     Replace(Box<Canvas>),
     /// The header of a chord is through, and its body is next.
-    Join(Box<Joint>),
+    Join(Box<ReadyChord>),
 }
 
 /// A chord whose parts have all ended, found out by a task that looked.
-pub(crate) struct Joint {
+pub(crate) struct ReadyChord {
     pub(crate) group_id: String,
     pub(crate) body: Raw<'static>,
     /// Or why nobody looks any more.
@@ -69,12 +69,12 @@ pub(crate) struct Failure {
     pub(crate) source: Option<Box<dyn StdError + Send + Sync>>,
     /// What was found out about the error where it is, if that is another
     /// process.
-    pub(crate) account: Option<Account>,
+    pub(crate) account: Option<RemoteFailure>,
 }
 
 /// What is left of an error that stayed in the process where it happened.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Account {
+pub(crate) struct RemoteFailure {
     pub(crate) traceback: String,
     /// Whether the task is retried by itself because of it.
     pub(crate) autoretried: bool,
@@ -100,7 +100,7 @@ impl TaskError {
 
     /// A failure with this exception, for several arguments or other types.
     pub fn failed(exception: Exception) -> Self {
-        Self(Box::new(Kind::Failed(Failure {
+        Self(Box::new(TaskErrorKind::Failed(Failure {
             exception,
             source: None,
             account: None,
@@ -112,7 +112,7 @@ impl TaskError {
     /// `RuntimeError`.
     pub fn boxed(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         let source = error.into();
-        Self(Box::new(Kind::Failed(Failure {
+        Self(Box::new(TaskErrorKind::Failed(Failure {
             exception: Exception::new("builtins", "RuntimeError", source.to_string()),
             source: Some(source),
             account: None,
@@ -133,7 +133,7 @@ impl TaskError {
     /// ```
     #[must_use]
     pub fn shown_as(mut self, exception: Exception) -> Self {
-        if let Kind::Failed(failure) = &mut *self.0 {
+        if let TaskErrorKind::Failed(failure) = &mut *self.0 {
             failure.exception = exception;
         }
         self
@@ -142,7 +142,7 @@ impl TaskError {
     /// Run the task again, after its `retry_delay` unless told otherwise by
     /// [`after`](Self::after) or [`at`](Self::at).
     pub fn retry() -> Self {
-        Self(Box::new(Kind::Retry(Retry::default())))
+        Self(Box::new(TaskErrorKind::Retry(Retry::default())))
     }
 
     /// For a retry: how long to wait.
@@ -168,7 +168,7 @@ impl TaskError {
     #[must_use]
     pub fn because(self, error: impl Into<Self>) -> Self {
         let failure = match *error.into().0 {
-            Kind::Failed(failure) => Some(failure),
+            TaskErrorKind::Failed(failure) => Some(failure),
             _ => None,
         };
         self.retrying(|retry| retry.because = failure)
@@ -214,7 +214,7 @@ impl TaskError {
 
     /// Refuse the message; see [`Requeue`].
     pub fn reject(reason: impl Into<String>, requeue: Requeue) -> Self {
-        Self(Box::new(Kind::Reject {
+        Self(Box::new(TaskErrorKind::Reject {
             requeue,
             reason: reason.into(),
         }))
@@ -245,16 +245,16 @@ impl TaskError {
     /// }
     /// ```
     pub fn replace(canvas: impl Into<Canvas>) -> Self {
-        Self(Box::new(Kind::Replace(Box::new(canvas.into()))))
+        Self(Box::new(TaskErrorKind::Replace(Box::new(canvas.into()))))
     }
 
-    pub(crate) fn join(joint: Joint) -> Self {
-        Self(Box::new(Kind::Join(Box::new(joint))))
+    pub(crate) fn join(joint: ReadyChord) -> Self {
+        Self(Box::new(TaskErrorKind::Join(Box::new(joint))))
     }
 
     /// Be done without storing any result.
     pub fn ignore() -> Self {
-        Self(Box::new(Kind::Ignore))
+        Self(Box::new(TaskErrorKind::Ignore))
     }
 
     /// What it is to the task that has called this one as a function: a failure,
@@ -262,36 +262,38 @@ impl TaskError {
     pub(crate) fn of_a_call(self) -> Self {
         let told = self.to_string();
         match *self.0 {
-            Kind::Failed(failure) => Self::of_kind(Kind::Failed(failure)),
-            Kind::Retry(retry) => match retry.because {
-                Some(cause) => Self::of_kind(Kind::Failed(cause)),
+            TaskErrorKind::Failed(failure) => Self::of_kind(TaskErrorKind::Failed(failure)),
+            TaskErrorKind::Retry(retry) => match retry.because {
+                Some(cause) => Self::of_kind(TaskErrorKind::Failed(cause)),
                 None => Self::named("celery.exceptions", "Retry", told),
             },
-            Kind::Reject { reason, .. } => Self::named("celery.exceptions", "Reject", reason),
-            Kind::Ignore | Kind::Replace(_) | Kind::Join(_) => {
+            TaskErrorKind::Reject { reason, .. } => {
+                Self::named("celery.exceptions", "Reject", reason)
+            }
+            TaskErrorKind::Ignore | TaskErrorKind::Replace(_) | TaskErrorKind::Join(_) => {
                 Self::named("celery.exceptions", "Ignore", told)
             }
         }
     }
 
-    pub(crate) fn into_kind(self) -> Kind {
+    pub(crate) fn into_kind(self) -> TaskErrorKind {
         *self.0
     }
 
-    pub(crate) fn of_kind(kind: Kind) -> Self {
+    pub(crate) fn of_kind(kind: TaskErrorKind) -> Self {
         Self(Box::new(kind))
     }
 
     /// What is different in a retry, if it is one.
     pub(crate) fn changes_mut(&mut self) -> Option<&mut Changes> {
         match &mut *self.0 {
-            Kind::Retry(retry) => Some(&mut retry.changes),
+            TaskErrorKind::Retry(retry) => Some(&mut retry.changes),
             _ => None,
         }
     }
 
     fn retrying(mut self, change: impl FnOnce(&mut Retry)) -> Self {
-        if let Kind::Retry(retry) = &mut *self.0 {
+        if let TaskErrorKind::Retry(retry) = &mut *self.0 {
             change(retry);
         }
         self
@@ -300,19 +302,21 @@ impl TaskError {
 
 impl<E: StdError + Send + Sync + 'static> From<E> for TaskError {
     fn from(error: E) -> Self {
-        Self(Box::new(Kind::Failed(Failure::from_error(error))))
+        Self(Box::new(TaskErrorKind::Failed(Failure::from_error(error))))
     }
 }
 
 impl fmt::Debug for TaskError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &*self.0 {
-            Kind::Failed(failure) => write!(f, "Failed({})", failure.exception),
-            Kind::Retry(retry) => write!(f, "Retry({:?})", retry.when),
-            Kind::Reject { requeue, reason } => write!(f, "Reject({requeue:?}, {reason:?})"),
-            Kind::Ignore => f.write_str("Ignore"),
-            Kind::Replace(canvas) => write!(f, "Replace({})", canvas.task()),
-            Kind::Join(joint) => write!(f, "Join({})", joint.group_id),
+            TaskErrorKind::Failed(failure) => write!(f, "Failed({})", failure.exception),
+            TaskErrorKind::Retry(retry) => write!(f, "Retry({:?})", retry.when),
+            TaskErrorKind::Reject { requeue, reason } => {
+                write!(f, "Reject({requeue:?}, {reason:?})")
+            }
+            TaskErrorKind::Ignore => f.write_str("Ignore"),
+            TaskErrorKind::Replace(canvas) => write!(f, "Replace({})", canvas.task()),
+            TaskErrorKind::Join(joint) => write!(f, "Join({})", joint.group_id),
         }
     }
 }
@@ -320,12 +324,12 @@ impl fmt::Debug for TaskError {
 impl fmt::Display for TaskError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &*self.0 {
-            Kind::Failed(failure) => write!(f, "{}", failure.exception),
-            Kind::Retry(_) => f.write_str("retry requested"),
-            Kind::Reject { reason, .. } => write!(f, "rejected: {reason}"),
-            Kind::Ignore => f.write_str("result ignored"),
-            Kind::Replace(canvas) => write!(f, "replaced by {}", canvas.task()),
-            Kind::Join(joint) => write!(f, "chord {} goes on", joint.group_id),
+            TaskErrorKind::Failed(failure) => write!(f, "{}", failure.exception),
+            TaskErrorKind::Retry(_) => f.write_str("retry requested"),
+            TaskErrorKind::Reject { reason, .. } => write!(f, "rejected: {reason}"),
+            TaskErrorKind::Ignore => f.write_str("result ignored"),
+            TaskErrorKind::Replace(canvas) => write!(f, "replaced by {}", canvas.task()),
+            TaskErrorKind::Join(joint) => write!(f, "chord {} goes on", joint.group_id),
         }
     }
 }
@@ -391,7 +395,7 @@ mod tests {
 
     fn failure(error: TaskError) -> Failure {
         match error.into_kind() {
-            Kind::Failed(failure) => failure,
+            TaskErrorKind::Failed(failure) => failure,
             _ => panic!("not a failure"),
         }
     }
@@ -414,12 +418,12 @@ mod tests {
     fn causes_are_told_in_order() {
         #[derive(Debug, thiserror::Error)]
         #[error("outer")]
-        struct Outer(#[source] std::io::Error);
+        struct OuterError(#[source] std::io::Error);
 
-        let failed = failure(Outer(std::io::Error::other("inner")).into());
+        let failed = failure(OuterError(std::io::Error::other("inner")).into());
         let text = failed.traceback();
         assert!(text.starts_with("inner\n\nThe above exception"), "{text}");
-        assert!(text.ends_with("Outer('outer')\n"), "{text}");
+        assert!(text.ends_with("OuterError('outer')\n"), "{text}");
     }
 
     #[test]
@@ -428,7 +432,7 @@ mod tests {
             .after(Duration::from_secs(5))
             .at_most(7)
             .because(std::io::Error::other("busy"));
-        let Kind::Retry(retry) = error.into_kind() else {
+        let TaskErrorKind::Retry(retry) = error.into_kind() else {
             panic!("not a retry")
         };
         assert!(matches!(retry.when, Some(When::After(delay)) if delay.as_secs() == 5));

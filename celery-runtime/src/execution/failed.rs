@@ -13,13 +13,13 @@ use crate::execution::context::Context;
 ///
 /// Where a chord fails because of its header, it is the body, which never ran.
 pub struct FailedTask<S = ()> {
-    failure: Arc<FailureNote>,
+    failure: Arc<FailureContext>,
     context: Context<S>,
 }
 
 /// Celery's request, exception and traceback.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct FailureNote {
+pub(crate) struct FailureContext {
     pub(crate) id: String,
     pub(crate) task: Option<String>,
     pub(crate) root_id: Option<String>,
@@ -31,7 +31,7 @@ impl<S> FailedTask<S> {
     pub(crate) fn new(context: Context<S>) -> Self {
         let failure = context.job().failure.clone();
         // Only errbacks are run by these handlers.
-        let failure = failure.unwrap_or_else(|| Arc::new(FailureNote::of_id(String::new())));
+        let failure = failure.unwrap_or_else(|| Arc::new(FailureContext::of_id(String::new())));
         Self { failure, context }
     }
 
@@ -73,7 +73,7 @@ impl<S> FailedTask<S> {
     }
 }
 
-impl FailureNote {
+impl FailureContext {
     /// These arguments with Celery's three before them.
     pub(crate) fn before(&self, args: &Raw<'_>) -> Result<Raw<'static>, EncodeError> {
         let serializer = args.serializer();

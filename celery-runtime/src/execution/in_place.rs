@@ -5,20 +5,20 @@ use std::sync::{Arc, Mutex};
 use celery_protocol::{Embed, EncodeError, Message, Raw, Serializer, TaskHeaders, encode_body};
 use serde::Serialize;
 
-use crate::execution::context::{Context, Job, Services, TaskControl};
+use crate::execution::context::{Context, Job, TaskControl, WorkerContext};
 use crate::execution::error::TaskError;
-use crate::execution::failed::FailureNote;
-use crate::execution::registry::{Invocation, Unreturned};
+use crate::execution::failed::FailureContext;
+use crate::execution::registry::{Invocation, RunError};
 
 impl Job {
     /// A call that no message asks for. Nobody waits for its result.
     pub(crate) fn in_place(
-        services: Arc<Services>,
+        services: Arc<WorkerContext>,
         id: &str,
         task: Arc<str>,
         args: &Raw<'_>,
         kwargs: &Raw<'_>,
-        failure: Option<Arc<FailureNote>>,
+        failure: Option<Arc<FailureContext>>,
     ) -> Result<Self, EncodeError> {
         let serializer = args.serializer();
         let body = encode_body(serializer, args, kwargs, &Embed::default())?;
@@ -35,7 +35,7 @@ impl Job {
             message: Message::task(headers, serializer, body),
             services,
             control: TaskControl::default(),
-            trail: Mutex::default(),
+            children: Mutex::default(),
             failure,
         })
     }
@@ -77,9 +77,9 @@ impl<S> Context<S> {
             .await
         {
             Ok(value) => Ok(value.unwrap_or(Raw::NULL)),
-            Err(Unreturned::Error(error)) => Err(error.of_a_call()),
-            Err(Unreturned::Panic(message)) => Err(TaskError::named("rust", "Panic", message)),
-            Err(Unreturned::Lost(loss)) => {
+            Err(RunError::Error(error)) => Err(error.of_a_call()),
+            Err(RunError::Panic(message)) => Err(TaskError::named("rust", "Panic", message)),
+            Err(RunError::Lost(loss)) => {
                 let module = "billiard.exceptions";
                 Err(TaskError::named(module, "WorkerLostError", loss.message))
             }

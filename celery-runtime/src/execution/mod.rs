@@ -17,9 +17,11 @@ pub use failed::FailedTask;
 pub use handler::{BlockingHandler, Handler};
 pub use registry::{RegistryError, Tasks};
 
-pub(crate) use blocking::Threads;
-pub(crate) use context::{Job, Services, TaskControl};
-pub(crate) use error::{Account, Failure, Joint, Kind as TaskErrorKind};
-pub(crate) use failed::FailureNote;
-pub(crate) use registry::{Invocation, Loss, Registered, Registry, Returned, Run, Unreturned};
+pub(crate) use blocking::BlockingPool;
+pub(crate) use context::{Job, TaskControl, WorkerContext};
+pub(crate) use error::{Failure, ReadyChord, RemoteFailure, TaskErrorKind};
+pub(crate) use failed::FailureContext;
+pub(crate) use registry::{
+    ErasedTask, Invocation, ProcessLost, Registered, Registry, RunError, RunResult,
+};
 pub(crate) use retry::{Changes, Retry, When};

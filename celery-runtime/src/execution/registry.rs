@@ -12,7 +12,7 @@ use crate::boundary::BoxFuture;
 use crate::execution::builtin;
 use crate::execution::context::{Context, Job};
 use crate::execution::error::TaskError;
-use crate::execution::failed::FailureNote;
+use crate::execution::failed::FailureContext;
 use crate::execution::handler::{BlockingHandler, Handler, OfFailure};
 use crate::task::{Declaration, DynArgs, DynTask, Params, ParamsError, Task, TaskArgs};
 
@@ -40,23 +40,23 @@ use crate::task::{Declaration, DynArgs, DynTask, Params, ParamsError, Task, Task
 /// });
 /// ```
 pub struct Tasks<S = ()> {
-    entries: Vec<Entry<S>>,
+    entries: Vec<RegisteredEntry<S>>,
 }
 
-struct Entry<S> {
+struct RegisteredEntry<S> {
     declaration: Result<Declaration, ParamsError>,
-    place: Place,
+    place: Placement,
     errback: bool,
-    bind: Box<dyn FnOnce(Arc<S>) -> Arc<dyn Run> + Send>,
+    bind: Box<dyn FnOnce(Arc<S>) -> Arc<dyn ErasedTask> + Send>,
 }
 
 /// Where a task runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum Placement {
     /// In the worker's own process.
-    Here,
+    InProcess,
     /// In a child process.
-    Isolated,
+    ChildProcess,
 }
 
 impl<S: Send + Sync + 'static> Tasks<S> {
@@ -76,7 +76,7 @@ impl<S: Send + Sync + 'static> Tasks<S> {
         R: Serialize + Send + Sync + 'static,
         H: Handler<M, A, R, S>,
     {
-        self.add(task.declaration(), Place::Here, |params, state| {
+        self.add(task.declaration(), Placement::InProcess, |params, state| {
             Arc::new(AsyncTask {
                 params,
                 handler,
@@ -97,7 +97,7 @@ impl<S: Send + Sync + 'static> Tasks<S> {
         R: Serialize + Send + Sync + 'static,
         H: BlockingHandler<M, A, R, S>,
     {
-        self.add(task.declaration(), Place::Here, |params, state| {
+        self.add(task.declaration(), Placement::InProcess, |params, state| {
             Arc::new(BlockingTask {
                 params,
                 handler: Arc::new(handler),
@@ -190,7 +190,7 @@ impl<S: Send + Sync + 'static> Tasks<S> {
         R: Serialize + Send + Sync + 'static,
         H: Handler<OfFailure, A, R, S>,
     {
-        let mut tasks = self.add(task.declaration(), Place::Here, |params, state| {
+        let mut tasks = self.add(task.declaration(), Placement::InProcess, |params, state| {
             let positional = params.open_positions(0, &[]);
             let run = Arc::new(AsyncTask {
                 params,
@@ -213,14 +213,18 @@ impl<S: Send + Sync + 'static> Tasks<S> {
         M: Send + Sync + 'static,
         H: Handler<M, DynArgs, Value, S>,
     {
-        self.add(Ok(task.declaration), Place::Here, |params, state| {
-            Arc::new(AsyncTask {
-                params,
-                handler,
-                state,
-                types: PhantomData,
-            })
-        })
+        self.add(
+            Ok(task.declaration),
+            Placement::InProcess,
+            |params, state| {
+                Arc::new(AsyncTask {
+                    params,
+                    handler,
+                    state,
+                    types: PhantomData,
+                })
+            },
+        )
     }
 
     /// Gives all handlers the application's state.
@@ -241,7 +245,7 @@ impl<S: Send + Sync + 'static> Tasks<S> {
         let state = Arc::new(state);
         let entries = self.entries.into_iter().map(|entry| {
             let state = Arc::clone(&state);
-            Entry {
+            RegisteredEntry {
                 declaration: entry.declaration,
                 place: entry.place,
                 errback: entry.errback,
@@ -255,7 +259,7 @@ impl<S: Send + Sync + 'static> Tasks<S> {
 
     fn last_isolated(mut self) -> Self {
         if let Some(entry) = self.entries.last_mut() {
-            entry.place = Place::Isolated;
+            entry.place = Placement::ChildProcess;
         }
         self
     }
@@ -263,11 +267,11 @@ impl<S: Send + Sync + 'static> Tasks<S> {
     fn add(
         mut self,
         declaration: Result<Declaration, ParamsError>,
-        place: Place,
-        make: impl FnOnce(Params, Arc<S>) -> Arc<dyn Run> + Send + 'static,
+        place: Placement,
+        make: impl FnOnce(Params, Arc<S>) -> Arc<dyn ErasedTask> + Send + 'static,
     ) -> Self {
         let params = declaration.as_ref().ok().map(|valid| valid.params.clone());
-        self.entries.push(Entry {
+        self.entries.push(RegisteredEntry {
             declaration,
             place,
             errback: false,
@@ -283,14 +287,14 @@ impl Tasks {
     /// Moves all tasks into child processes.
     pub(crate) fn isolate(&mut self) {
         for entry in &mut self.entries {
-            entry.place = Place::Isolated;
+            entry.place = Placement::ChildProcess;
         }
     }
 
     /// Whether one of them runs in child processes.
     pub(crate) fn has_isolated(&self) -> bool {
         let mut places = self.entries.iter().map(|entry| entry.place);
-        places.any(|place| place == Place::Isolated)
+        places.any(|place| place == Placement::ChildProcess)
     }
 
     /// The names of all tasks, in the order in which they were added.
@@ -337,20 +341,20 @@ pub(crate) struct Registry {
 pub(crate) struct Registered {
     pub(crate) name: Arc<str>,
     pub(crate) declaration: Declaration,
-    pub(crate) run: Arc<dyn Run>,
+    pub(crate) run: Arc<dyn ErasedTask>,
     errback: bool,
 }
 
 impl Registry {
-    /// These tasks and those of every worker. `elsewhere` runs those that belong
+    /// These tasks and those of every worker. `child_runner` runs those that belong
     /// into child processes; without it all run here.
     pub(crate) fn new(
         tasks: Tasks,
-        elsewhere: Option<&Arc<dyn Run>>,
+        child_runner: Option<&Arc<dyn ErasedTask>>,
     ) -> Result<Self, RegistryError> {
         let mut registry = Self::default();
         for entry in tasks.entries {
-            let registered = Registered::new(entry, elsewhere)?;
+            let registered = Registered::new(entry, child_runner)?;
             let name = registered.name.to_string();
             if registry.tasks.contains_key(&name) {
                 return Err(RegistryError::Duplicate(name));
@@ -375,14 +379,19 @@ impl Registry {
 }
 
 impl Registered {
-    fn new(entry: Entry<()>, elsewhere: Option<&Arc<dyn Run>>) -> Result<Self, RegistryError> {
+    fn new(
+        entry: RegisteredEntry<()>,
+        child_runner: Option<&Arc<dyn ErasedTask>>,
+    ) -> Result<Self, RegistryError> {
         let declaration = entry.declaration?;
         Ok(Self {
             name: declaration.name.as_str().into(),
             declaration,
             errback: entry.errback,
-            run: match elsewhere {
-                Some(elsewhere) if entry.place == Place::Isolated => Arc::clone(elsewhere),
+            run: match child_runner {
+                Some(child_runner) if entry.place == Placement::ChildProcess => {
+                    Arc::clone(child_runner)
+                }
                 _ => (entry.bind)(Arc::new(())),
             },
         })
@@ -424,35 +433,35 @@ impl fmt::Debug for Registered {
 
 /// What a task returned, written by the result serializer; `None` where nobody
 /// wants it.
-pub(crate) type Returned = Result<Option<Raw<'static>>, Unreturned>;
+pub(crate) type RunResult = Result<Option<Raw<'static>>, RunError>;
 
 /// Why a task returned nothing.
 #[derive(Debug)]
-pub(crate) enum Unreturned {
+pub(crate) enum RunError {
     Error(TaskError),
     /// In another process; in this one the panic itself comes.
     Panic(String),
-    Lost(Loss),
+    Lost(ProcessLost),
 }
 
 /// What became of a child process that was to run a task.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Loss {
+pub(crate) struct ProcessLost {
     /// In Celery's words.
     pub(crate) message: String,
     /// Whether the task may have begun.
     pub(crate) began: bool,
 }
 
-impl From<TaskError> for Unreturned {
+impl From<TaskError> for RunError {
     fn from(error: TaskError) -> Self {
         Self::Error(error)
     }
 }
 
 /// A task that can be run, without its types.
-pub(crate) trait Run: Send + Sync {
-    fn run(self: Arc<Self>, invocation: Invocation) -> BoxFuture<'static, Returned>;
+pub(crate) trait ErasedTask: Send + Sync {
+    fn run(self: Arc<Self>, invocation: Invocation) -> BoxFuture<'static, RunResult>;
 }
 
 /// One call of a task.
@@ -490,7 +499,7 @@ impl Invocation {
         payload.map_err(|error| undecodable(&error))
     }
 
-    fn returned<R: Serialize>(&self, value: &R) -> Returned {
+    fn returned<R: Serialize>(&self, value: &R) -> RunResult {
         if !self.job.wants_value {
             return Ok(None);
         }
@@ -520,7 +529,7 @@ struct AsyncTask<M, A, R, S, H> {
     types: PhantomData<fn(M, A) -> R>,
 }
 
-impl<M, A, R, S, H> Run for AsyncTask<M, A, R, S, H>
+impl<M, A, R, S, H> ErasedTask for AsyncTask<M, A, R, S, H>
 where
     M: Send + Sync + 'static,
     A: TaskArgs,
@@ -528,7 +537,7 @@ where
     S: Send + Sync + 'static,
     H: Handler<M, A, R, S>,
 {
-    fn run(self: Arc<Self>, invocation: Invocation) -> BoxFuture<'static, Returned> {
+    fn run(self: Arc<Self>, invocation: Invocation) -> BoxFuture<'static, RunResult> {
         Box::pin(async move {
             let args = invocation.arguments::<A>(&self.params)?;
             let context = Context::new(Arc::clone(&invocation.job), Arc::clone(&self.state));
@@ -544,11 +553,11 @@ where
 struct Errback {
     /// How many arguments of its own it takes at most.
     positional: Option<usize>,
-    run: Arc<dyn Run>,
+    run: Arc<dyn ErasedTask>,
 }
 
-impl Run for Errback {
-    fn run(self: Arc<Self>, mut invocation: Invocation) -> BoxFuture<'static, Returned> {
+impl ErasedTask for Errback {
+    fn run(self: Arc<Self>, mut invocation: Invocation) -> BoxFuture<'static, RunResult> {
         Box::pin(async move {
             if invocation.job.failure.is_none() {
                 invocation = self.told(&invocation)?;
@@ -571,7 +580,7 @@ impl Errback {
             failed = args.remove(0).decode().unwrap_or_default();
         }
         let args = Raw::encode(payload.serializer(), &args[..])?;
-        let note = Arc::new(FailureNote::of_id(failed));
+        let note = Arc::new(FailureContext::of_id(failed));
         let services = Arc::clone(&job.services);
         let task = Arc::clone(&job.task);
         let mut told = Job::in_place(services, &job.id, task, &args, &body.kwargs, Some(note))?;
@@ -589,7 +598,7 @@ struct BlockingTask<M, A, R, S, H> {
     types: PhantomData<fn(M, A) -> R>,
 }
 
-impl<M, A, R, S, H> Run for BlockingTask<M, A, R, S, H>
+impl<M, A, R, S, H> ErasedTask for BlockingTask<M, A, R, S, H>
 where
     M: Send + Sync + 'static,
     A: TaskArgs,
@@ -597,7 +606,7 @@ where
     S: Send + Sync + 'static,
     H: BlockingHandler<M, A, R, S>,
 {
-    fn run(self: Arc<Self>, invocation: Invocation) -> BoxFuture<'static, Returned> {
+    fn run(self: Arc<Self>, invocation: Invocation) -> BoxFuture<'static, RunResult> {
         Box::pin(async move {
             let args = invocation.arguments::<A>(&self.params)?;
             let context = Context::new(Arc::clone(&invocation.job), Arc::clone(&self.state));
@@ -630,10 +639,10 @@ mod tests {
     const THERE: Task<(), ()> = Task::new("there");
 
     #[derive(Debug)]
-    struct Elsewhere;
+    struct ChildRunner;
 
-    impl Run for Elsewhere {
-        fn run(self: Arc<Self>, _: Invocation) -> BoxFuture<'static, Returned> {
+    impl ErasedTask for ChildRunner {
+        fn run(self: Arc<Self>, _: Invocation) -> BoxFuture<'static, RunResult> {
             Box::pin(std::future::ready(Ok(None)))
         }
     }
@@ -644,7 +653,7 @@ mod tests {
 
     #[test]
     fn state_is_made_once_and_only_where_tasks_run() {
-        let elsewhere: Arc<dyn Run> = Arc::new(Elsewhere);
+        let child_runner: Arc<dyn ErasedTask> = Arc::new(ChildRunner);
         let made = Arc::new(AtomicUsize::new(0));
         let tasks = |there: Tasks<u8>| {
             let made = Arc::clone(&made);
@@ -656,9 +665,9 @@ mod tests {
             tasks(there.with_blocking(HERE, nothing))
         };
         assert!(mixed().has_isolated());
-        Registry::new(isolated(), Some(&elsewhere)).unwrap();
+        Registry::new(isolated(), Some(&child_runner)).unwrap();
         assert_eq!(made.load(Ordering::SeqCst), 0);
-        Registry::new(mixed(), Some(&elsewhere)).unwrap();
+        Registry::new(mixed(), Some(&child_runner)).unwrap();
         assert_eq!(made.load(Ordering::SeqCst), 1);
         Registry::new(mixed(), None).unwrap();
         assert_eq!(made.load(Ordering::SeqCst), 2);

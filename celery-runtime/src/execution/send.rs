@@ -6,7 +6,7 @@ use celery_protocol::Raw;
 
 use crate::boundary::{ServiceError, ServiceErrorKind, no_chords};
 use crate::canvas::options::CallOptions;
-use crate::canvas::{Canvas, Place, Within};
+use crate::canvas::{Canvas, PlanContext, Position};
 use crate::client::{SendError, Sendable};
 use crate::env;
 use crate::execution::context::Context;
@@ -28,7 +28,7 @@ impl<S> Context<S> {
     ///
     /// A dropped future may have sent some of the tasks.
     pub async fn apply<C: Sendable>(&self, canvas: C) -> Result<C::Result, SendError> {
-        self.apply_at::<C>(canvas.into_canvas(), Place::default())
+        self.apply_at::<C>(canvas.into_canvas(), Position::default())
             .await
     }
 
@@ -82,7 +82,7 @@ impl<S> Context<S> {
             let part = format!("{id}:{part}");
             chords.add_member(&group_id, &part).await.map_err(refused)?;
         }
-        let place = Place {
+        let place = Position {
             id: Some(id),
             group_id: Some(group_id.into_owned()),
             group_index: headers.group_index,
@@ -95,9 +95,9 @@ impl<S> Context<S> {
     async fn apply_at<C: Sendable>(
         &self,
         canvas: Canvas,
-        place: Place,
+        place: Position,
     ) -> Result<C::Result, SendError> {
-        let within = Within {
+        let within = PlanContext {
             over: CallOptions {
                 parent_id: Some(self.id().to_owned()),
                 root_id: Some(self.root_id().unwrap_or_else(|| self.id().to_owned())),
@@ -108,7 +108,7 @@ impl<S> Context<S> {
         };
         let client = &self.job().services.client;
         let (result, children) = client.apply_within::<C>(canvas, &within).await?;
-        self.job().trail().extend(children);
+        self.job().children().extend(children);
         Ok(result)
     }
 

@@ -27,21 +27,21 @@ use crate::client::Client;
 use crate::client::compose::Sender;
 use crate::config::{Config, ConfigError, OnUnknown, WorkerSettings};
 use crate::env;
-use crate::execution::{Registry, RegistryError, Services, Tasks, Threads};
+use crate::execution::{BlockingPool, Registry, RegistryError, Tasks, WorkerContext};
 use crate::queues::QueueNotFound;
 use crate::worker::core::queue_selection::queues;
-use crate::worker::delivery::decode::Intake;
-use crate::worker::effects::executor::Carrier;
-use crate::worker::effects::messages::Desk;
-use crate::worker::io::control_receiver::{Ears, read_events, read_request};
-use crate::worker::io::event_dispatcher::Herald;
-use crate::worker::io::event_publisher::Outbox;
+use crate::worker::delivery::decode::MessageDecoder;
+use crate::worker::effects::executor::EffectExecutor;
+use crate::worker::effects::messages::MessageFactory;
+use crate::worker::io::control_receiver::{ControlReceiver, read_events, read_request};
+use crate::worker::io::event_dispatcher::EventDispatcher;
+use crate::worker::io::event_publisher::EventPublisher;
 use crate::worker::io::shutdown::stops;
 use crate::worker::io::supervisor::{ConnectionHook, Supervisor};
 use crate::worker::io::sweeper::Sweeper;
 use crate::worker::io::watchdog::Watchdog;
-use driver::{Driver, Limits, Parts, prefetch, window};
-use isolated::Duty;
+use driver::{Driver, DriverParts, WorkerLimits, prefetch, window};
+use isolated::Mode;
 
 pub use crate::worker::io::shutdown::ForceShutdown;
 pub use crate::worker::io::supervisor::ConnectionEvent;
@@ -67,7 +67,7 @@ pub struct Worker {
     settings: WorkerSettings,
     commands: HashMap<String, Command>,
     autoscale: Option<(usize, usize)>,
-    child_command: Option<isolated::Recipe>,
+    child_command: Option<isolated::ChildCommand>,
 }
 
 /// A command of remote control that the application adds.
@@ -332,7 +332,7 @@ impl Worker {
     {
         let teardown = self.teardown.take();
         let ended = match isolated::duty(&self)? {
-            Duty::Work(children) => {
+            Mode::Work(children) => {
                 if let Some(children) = &children {
                     children.check().await?;
                 }
@@ -343,8 +343,8 @@ impl Worker {
                 }
                 ended
             }
-            Duty::Serve(socket) => isolated::serve(self, socket).await,
-            Duty::Wait => std::future::pending().await,
+            Mode::Serve(socket) => isolated::serve(self, socket).await,
+            Mode::Wait => std::future::pending().await,
         };
         if let Some(teardown) = teardown {
             teardown().await;
@@ -387,7 +387,7 @@ impl Worker {
         if needs_store && app.store.is_none() {
             return Err(ConfigError::NoStore.into());
         }
-        let services = Arc::new(Services {
+        let services = Arc::new(WorkerContext {
             store: app.store.clone(),
             backend: app.backend.clone(),
             hostname: self.hostname.clone(),
@@ -395,7 +395,7 @@ impl Worker {
             body_limit: config.body_limit,
             result_serializer: config.result_serializer,
             result_extended: config.result_extended,
-            blocking: Threads::new(self.concurrency),
+            blocking: BlockingPool::new(self.concurrency),
             client: Client::new(app),
             registry: Arc::clone(&registry),
             chord_retry_interval: config.result_chord_retry_interval,
@@ -414,16 +414,16 @@ impl Worker {
             hook: self.hook,
         };
         let logical_clock = app.logical_clock.clone();
-        let outbox = Outbox::start(Arc::clone(&app.broker), config.operation_timeout);
+        let publisher = EventPublisher::start(Arc::clone(&app.broker), config.operation_timeout);
         let events = config.events.exchange();
-        let herald = Herald::new(outbox, logical_clock.clone(), &self.hostname, events);
+        let events = EventDispatcher::new(publisher, logical_clock.clone(), &self.hostname, events);
         let is_steered = self.settings.remote_control;
         let mailboxes = match is_steered {
             true => mailboxes(&config, &self.hostname),
             false => Vec::new(),
         };
         let (asking, begin) = oneshot::channel();
-        let ears = Ears::start(&app.broker, mailboxes, begin);
+        let control = ControlReceiver::start(&app.broker, mailboxes, begin);
         let mingle = (is_steered && self.settings.mingle).then(|| {
             io::mingle::ask(
                 &app.broker,
@@ -433,7 +433,7 @@ impl Worker {
                 asking,
             )
         });
-        let desk = Desk {
+        let messages = MessageFactory {
             sender: Sender {
                 config: Arc::clone(&config),
                 queues: Arc::clone(&app.queues),
@@ -443,10 +443,10 @@ impl Worker {
             hostname: self.hostname,
             queues,
         };
-        let carrier = Arc::new(Carrier {
+        let executor = Arc::new(EffectExecutor {
             broker: Arc::clone(&app.broker),
             services: Arc::clone(&services),
-            desk,
+            messages,
             deadline: config.operation_timeout,
             join_timeout: config.result_chord_join_timeout,
             clock: app.clock.clone(),
@@ -455,7 +455,7 @@ impl Worker {
         let both = defaults.acks_on_failure;
         defaults.acks_on_timeout = defaults.acks_on_timeout.or(both);
         defaults.acks_on_failure = config.task_acks_on_failure.or(both);
-        let intake = Intake {
+        let decoder = MessageDecoder {
             registry,
             services,
             defaults,
@@ -464,23 +464,23 @@ impl Worker {
             durable_revokes: durable,
             time_limits: HashMap::new(),
         };
-        let limits = Limits {
+        let limits = WorkerLimits {
             concurrency: self.concurrency,
             multiplier,
             grace: self.grace,
         };
-        Ok(Driver::new(Parts {
-            intake,
-            sweeper: Sweeper::start(&carrier),
-            carrier,
+        Ok(Driver::new(DriverParts {
+            decoder,
+            sweeper: Sweeper::start(&executor),
+            executor,
             clock: app.clock.clone(),
             supervisor,
             limits,
             watchdog: Watchdog::start(self.settings.blocked_after),
             settings: Arc::new(self.settings),
             logical_clock,
-            herald,
-            ears,
+            events,
+            control,
             mingle,
             commands: self.commands,
             autoscale: self.autoscale,
@@ -490,7 +490,10 @@ impl Worker {
 
 /// What a worker listens to. Signs of life of its peers are not among it, so
 /// that the traffic of a fleet grows with its size, and not with its square.
-fn mailboxes(config: &Config, hostname: &str) -> Vec<(Mailbox, io::control_receiver::Reader)> {
+fn mailboxes(
+    config: &Config,
+    hostname: &str,
+) -> Vec<(Mailbox, io::control_receiver::MessageReader)> {
     vec![
         (config.control.node_mailbox(hostname), read_request),
         (config.events.mailbox("worker.elect"), read_events),

@@ -11,7 +11,7 @@ use celery_protocol::{Raw, ResultTree, State, Value};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::client::TOGETHER;
+use crate::client::BATCH_SIZE;
 use crate::client::result::{AnyResult, AsyncResult, Reader, ResultError, decode};
 
 pub use crate::client::group::completions::Completions;
@@ -104,7 +104,7 @@ impl<Out> GroupResult<Out> {
         }
         let backend = self.reader.backend(&self.tree.id)?;
         let mut states = Vec::with_capacity(ids.len());
-        for some in ids.chunks(TOGETHER) {
+        for some in ids.chunks(BATCH_SIZE) {
             let documents = self.reader.ask("read", || backend.fetch(some)).await?;
             let known = documents.into_iter();
             states.extend(known.map(|document| document.map_or(State::Pending, |one| one.status)));
@@ -190,7 +190,7 @@ impl<Out> GroupResult<Out> {
             return Ok(());
         }
         let backend = self.reader.backend(&self.tree.id)?;
-        for some in ids.chunks(TOGETHER) {
+        for some in ids.chunks(BATCH_SIZE) {
             self.reader.ask("forget", || backend.forget(some)).await?;
         }
         Ok(())

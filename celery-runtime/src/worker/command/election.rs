@@ -36,7 +36,7 @@ impl Driver {
             fields.insert(name, value);
         }
         fields.insert("cver", 1_i64);
-        self.herald
+        self.events
             .tell_of_worker("worker-elect", fields, self.now.wall);
     }
 
@@ -76,7 +76,7 @@ impl Driver {
         }
         let mut fields = Map::new();
         fields.insert("id", id);
-        self.herald
+        self.events
             .tell_of_worker("worker-elect-ack", fields, self.now.wall);
     }
 
@@ -108,7 +108,7 @@ impl Driver {
         let written = Raw::encode(Serializer::Json, action).map_err(|error| error.to_string());
         let letter = written.and_then(|raw| {
             let signature = WireSignature::read(&raw).map_err(|error| error.to_string())?;
-            let letter = self.carrier.desk.elected(&signature, self.now.wall);
+            let letter = self.executor.messages.elected(&signature, self.now.wall);
             letter.map_err(|error| error.to_string())
         });
         match letter {

@@ -7,7 +7,7 @@ use crate::config::url::{ServiceUrl, redacted};
 use crate::execution::Registered;
 use crate::worker::Children;
 use crate::worker::core::describe::describe;
-use crate::worker::core::in_flight::{Entry, Key, Work};
+use crate::worker::core::in_flight::{DeliveryKey, InFlightDelivery, Payload};
 use crate::worker::driver::Driver;
 
 /// What `inspect registered` shows of a task unless asked for something else.
@@ -22,7 +22,7 @@ impl Driver {
         self.requests(|entry| entry.life.is_reserved())
     }
 
-    pub(crate) fn requests(&self, wanted: impl Fn(&Entry) -> bool) -> Value {
+    pub(crate) fn requests(&self, wanted: impl Fn(&InFlightDelivery) -> bool) -> Value {
         let found = self.entries.keys().into_iter().filter(|key| {
             let entry = self.entries.find(*key);
             entry.is_some_and(&wanted)
@@ -30,9 +30,9 @@ impl Driver {
         Value::Array(found.filter_map(|key| self.request(key)).collect())
     }
 
-    pub(crate) fn request(&self, key: Key) -> Option<Value> {
+    pub(crate) fn request(&self, key: DeliveryKey) -> Option<Value> {
         let entry = self.entries.find(key)?;
-        let Work::Task { job, .. } = &entry.work else {
+        let Payload::Task { job, .. } = &entry.work else {
             return None;
         };
         let started = entry.started.filter(|_| entry.life.is_running());
@@ -60,7 +60,7 @@ impl Driver {
             let Some(entry) = self.entries.find(key) else {
                 continue;
             };
-            let Work::Task { job, .. } = &entry.work else {
+            let Payload::Task { job, .. } = &entry.work else {
                 continue;
             };
             if !ids.contains(&job.id) {
@@ -95,7 +95,7 @@ impl Driver {
         };
         let builtins = crate::worker::command::argument::is_true(arguments.get("builtins"));
         let mut lines: Vec<String> = self
-            .intake
+            .decoder
             .registry
             .iter()
             .filter(|task| builtins || !task.name.starts_with("celery."))
@@ -141,7 +141,7 @@ impl Driver {
     pub(crate) fn stats(&self) -> Value {
         let mut stats = Map::new();
         let mut total = Map::new();
-        for (task, count) in &self.tally.by_task {
+        for (task, count) in &self.counters.by_task {
             total.insert(&**task, *count);
         }
         stats.insert("total", Value::Map(total));
@@ -151,7 +151,7 @@ impl Driver {
         let uptime = self
             .now
             .instant
-            .saturating_duration_since(self.tally.started_at);
+            .saturating_duration_since(self.counters.started_at);
         stats.insert("uptime", uptime.as_secs());
         stats.insert("pool", Value::Map(self.pool()));
         stats.insert("broker", Value::Map(self.broker()));
@@ -172,7 +172,7 @@ impl Driver {
     pub(crate) fn pool(&self) -> Map {
         let pid = i64::from(std::process::id());
         let mut pool = Map::new();
-        let children = self.carrier.services.children.as_deref();
+        let children = self.executor.services.children.as_deref();
         let children = children.map(Children::stats);
         let mut pids: Vec<i64> = Vec::new();
         let mut implementation = "celery_runtime:tokio";
@@ -191,13 +191,13 @@ impl Driver {
         pool.insert("processes", Value::Array(slots.collect()));
         let max_tasks = max_tasks.map_or(Value::from("N/A"), |most| i64::from(most).into());
         pool.insert("max-tasks-per-child", max_tasks);
-        let abandoned = self.carrier.services.blocking.abandoned();
+        let abandoned = self.executor.services.blocking.abandoned();
         pool.insert("abandoned-threads", abandoned as u64);
         pool.insert("put-guarded-by-semaphore", true);
         let seconds = |limit: Option<std::time::Duration>| {
             Value::Int(limit.map_or(0, |limit| limit.as_secs() as i64))
         };
-        let defaults = &self.intake.defaults;
+        let defaults = &self.decoder.defaults;
         let timeouts = [defaults.soft_time_limit, defaults.time_limit].map(seconds);
         pool.insert("timeouts", Value::Array(timeouts.to_vec()));
         pool.insert("writes", Value::Map(Map::new()));
@@ -205,7 +205,7 @@ impl Driver {
     }
 
     pub(crate) fn broker(&self) -> Map {
-        let config = &self.carrier.desk.sender.config;
+        let config = &self.executor.messages.sender.config;
         let url = config.broker_url.as_deref().and_then(first_url);
         let mut broker = Map::new();
         let text = |text: Option<String>| text.map_or(Value::Null, Value::from);
@@ -260,7 +260,7 @@ impl Driver {
     }
 
     pub(crate) fn configuration(&self) -> Value {
-        let config = &self.carrier.desk.sender.config;
+        let config = &self.executor.messages.sender.config;
         let mut shown = Map::new();
         let url = |url: Option<&str>| {
             url.map_or(Value::Null, |url| {
@@ -323,7 +323,7 @@ impl Driver {
     }
 
     pub(crate) fn report(&self) -> String {
-        let config = &self.carrier.desk.sender.config;
+        let config = &self.executor.messages.sender.config;
         let url = |url: Option<&str>| url.map_or_else(|| "None".to_owned(), redacted);
         format!(
             "\nsoftware -> celery:{} (rust)\nplatform -> system:{} arch:{}\nsettings -> \

@@ -13,12 +13,12 @@ use crate::task::RateLimit;
 use crate::worker::command::argument::{
     entry, is_true, list, missing, number, quoted, scalar, set, signal, task_ids, text, texts,
 };
-use crate::worker::core::in_flight::{Key, Work};
+use crate::worker::core::in_flight::{DeliveryKey, Payload};
 use crate::worker::core::{destination, revocations};
-use crate::worker::delivery::event::{Event, Revocation, Stop};
-use crate::worker::delivery::state::Life;
+use crate::worker::delivery::event::{DeliveryEvent, Revocation, Stop};
+use crate::worker::delivery::state::DeliveryState;
 use crate::worker::driver::Driver;
-use crate::worker::io::control_receiver::Heard;
+use crate::worker::io::control_receiver::Incoming;
 
 /// What a command answers.
 pub(crate) enum Reply {
@@ -31,10 +31,10 @@ pub(crate) enum Reply {
 }
 
 impl Driver {
-    pub(crate) fn hear(&mut self, heard: Heard) {
-        match heard {
-            Heard::Request(request) => self.obey(request),
-            Heard::Events(events) => self.follow_election(&events),
+    pub(crate) fn hear(&mut self, incoming: Incoming) {
+        match incoming {
+            Incoming::Request(request) => self.obey(request),
+            Incoming::Events(events) => self.follow_election(&events),
         }
     }
 
@@ -61,7 +61,7 @@ impl Driver {
         }
         let value = answer.unwrap_or_else(|error| entry("error", error));
         if let Some(address) = &request.reply_to {
-            self.herald.reply(address, request.ticket.clone(), value);
+            self.events.reply(address, request.ticket.clone(), value);
         }
     }
 
@@ -171,7 +171,7 @@ impl Driver {
             .into_iter()
             .filter_map(|key| {
                 let entry = self.entries.find(key)?;
-                let Work::Task { job, .. } = &entry.work else {
+                let Payload::Task { job, .. } = &entry.work else {
                     return None;
                 };
                 let id = job.id.clone();
@@ -185,7 +185,7 @@ impl Driver {
         for (key, id, runs) in found {
             match signal {
                 Some(signal) => self.terminate_entry(key, signal),
-                None => self.event(key, Event::Revoked(Revocation::Unstarted)),
+                None => self.event(key, DeliveryEvent::Revoked(Revocation::Unstarted)),
             }
             if runs {
                 running.insert(id.clone());
@@ -203,11 +203,11 @@ impl Driver {
         Ok(entry("ok", done))
     }
 
-    pub(crate) fn terminate_entry(&mut self, key: Key, signal: i32) {
-        if let Some(Work::Task { job, .. }) = self.entries.find(key).map(|entry| &entry.work) {
+    pub(crate) fn terminate_entry(&mut self, key: DeliveryKey, signal: i32) {
+        if let Some(Payload::Task { job, .. }) = self.entries.find(key).map(|entry| &entry.work) {
             job.control.set_signal(signal);
         }
-        self.event(key, Event::Revoked(Revocation::Terminate(signal)));
+        self.event(key, DeliveryEvent::Revoked(Revocation::Terminate(signal)));
     }
 
     pub(crate) fn revoke_stamps(&mut self, arguments: &Map) -> Result<Value, String> {
@@ -230,14 +230,14 @@ impl Driver {
             // Those in line are looked at when it is their turn; these had it.
             let starting = self.covered(|life| life.is_reserved() && !life.is_waiting());
             for key in starting {
-                self.event(key, Event::Revoked(Revocation::Unstarted));
+                self.event(key, DeliveryEvent::Revoked(Revocation::Unstarted));
             }
             let done = format!("headers {shown} flagged as revoked, but not terminated");
             tracing::info!("{done}");
             return Ok(entry("ok", done));
         }
         let signal = signal(arguments.get("signal"))?;
-        let running = self.covered(Life::is_running);
+        let running = self.covered(DeliveryState::is_running);
         if running.is_empty() {
             return Ok(entry("ok", format!("headers {shown} were not terminated")));
         }
@@ -248,12 +248,12 @@ impl Driver {
     }
 
     /// Deliveries of tasks that are revoked by their stamps and whose life is so.
-    pub(crate) fn covered(&self, is_so: impl Fn(&Life) -> bool) -> Vec<Key> {
+    pub(crate) fn covered(&self, is_so: impl Fn(&DeliveryState) -> bool) -> Vec<DeliveryKey> {
         let covered = self.entries.keys().into_iter().filter(|key| {
             let entry = self.entries.find(*key);
             entry.is_some_and(|entry| match &entry.work {
-                Work::Task { job, .. } => is_so(&entry.life) && self.revoked.covers(job),
-                Work::Refused(_) => false,
+                Payload::Task { job, .. } => is_so(&entry.life) && self.revoked.covers(job),
+                Payload::Refused(_) => false,
             })
         });
         covered.collect()
@@ -269,7 +269,7 @@ impl Driver {
         let rate = RateLimit::parse(&limit)
             .map_err(|error| format!("Invalid rate limit string: {error}"))?
             .per_second;
-        if self.intake.registry.find(&task).is_none() {
+        if self.decoder.registry.find(&task).is_none() {
             return Err("unknown task".to_owned());
         }
         self.rates.set(&task, rate);
@@ -288,7 +288,7 @@ impl Driver {
 
     pub(crate) fn limit_time(&mut self, arguments: &Map) -> Result<Value, String> {
         let task = text(arguments, "task_name").ok_or_else(|| missing("task_name"))?;
-        if self.intake.registry.find(&task).is_none() {
+        if self.decoder.registry.find(&task).is_none() {
             return Err("unknown task".to_owned());
         }
         let seconds = |name: &str| match arguments.get(name) {
@@ -302,7 +302,7 @@ impl Driver {
             hard: seconds("hard")?,
             soft: seconds("soft")?,
         };
-        self.intake.time_limits.insert(task, limits);
+        self.decoder.time_limits.insert(task, limits);
         Ok(entry("ok", "time limits set successfully"))
     }
 
@@ -351,7 +351,7 @@ impl Driver {
 
     pub(crate) fn switch_events(&mut self, on: bool) -> Value {
         let word = if on { "enabled" } else { "disabled" };
-        let changed = std::mem::replace(&mut self.intake.tells, on) != on;
+        let changed = std::mem::replace(&mut self.decoder.tells, on) != on;
         let already = if changed { "" } else { "already " };
         entry("ok", format!("task events {already}{word}"))
     }
@@ -375,7 +375,7 @@ impl Driver {
     }
 
     pub(crate) fn queue_of(&self, name: &str, arguments: &Map) -> Result<Queue, String> {
-        let known = self.carrier.desk.sender.queues.find(name);
+        let known = self.executor.messages.sender.queues.find(name);
         let known =
             known.map_err(|error| format!("OperationalError({})", quoted(&error.to_string())))?;
         let mut queue = known.for_consumer();

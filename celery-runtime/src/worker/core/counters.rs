@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 /// Counts for `inspect stats`, heartbeats and the last line of the log.
 #[derive(Debug)]
-pub(crate) struct Tally {
+pub(crate) struct Counters {
     pub(crate) started_at: Instant,
     /// Tasks that were started, by name.
     pub(crate) by_task: BTreeMap<Arc<str>, u64>,
@@ -19,7 +19,7 @@ pub(crate) struct Tally {
     pub(crate) drained: u64,
 }
 
-impl Tally {
+impl Counters {
     pub(crate) fn new() -> Self {
         Self {
             started_at: Instant::now(),

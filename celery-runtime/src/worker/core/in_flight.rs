@@ -10,29 +10,29 @@ use tokio::task::AbortHandle;
 
 use crate::boundary::{Consumer, Content, DeliveryTag};
 use crate::env::Now;
-use crate::execution::{Job, Run};
-use crate::worker::delivery::state::Life;
-use crate::worker::io::admission::Lock;
-use crate::worker::workflow::effect::Dispatch;
+use crate::execution::{ErasedTask, Job};
+use crate::worker::delivery::state::DeliveryState;
+use crate::worker::io::admission::UniqueLock;
+use crate::worker::workflow::effect::OutgoingBatch;
 
 /// Names an entry, and tells it from a later one in the same place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Key {
+pub(crate) struct DeliveryKey {
     serial: u64,
     index: usize,
 }
 
 /// One delivery: its life, and what its steps are made from.
 #[derive(Debug)]
-pub(crate) struct Entry {
-    pub(crate) life: Life,
+pub(crate) struct InFlightDelivery {
+    pub(crate) life: DeliveryState,
     pub(crate) tag: DeliveryTag,
     /// By whom it is settled, while he lives.
     pub(crate) consumer: Weak<dyn Consumer>,
     pub(crate) queue: Arc<str>,
-    pub(crate) work: Work,
+    pub(crate) work: Payload,
     /// Held while its task has to be the only one.
-    pub(crate) lock: Option<Lock>,
+    pub(crate) lock: Option<UniqueLock>,
     /// Whether it comes back from where it waited for its time.
     pub(crate) was_scheduled: bool,
     /// When its task was started.
@@ -41,33 +41,36 @@ pub(crate) struct Entry {
     pub(crate) running: Option<AbortHandle>,
     /// What is being sent for it: kept until it is sent, so that a repeated
     /// attempt sends the same tasks and not others of the same kind.
-    pub(crate) letters: Option<Arc<Dispatch>>,
+    pub(crate) letters: Option<Arc<OutgoingBatch>>,
     /// What was sent because of it, which its result names.
     pub(crate) children: Vec<ResultTree>,
 }
 
-pub(crate) enum Work {
-    Task { job: Arc<Job>, run: Arc<dyn Run> },
+pub(crate) enum Payload {
+    Task {
+        job: Arc<Job>,
+        run: Arc<dyn ErasedTask>,
+    },
     Refused(Box<Content>),
 }
 
 /// All of them, by key.
 #[derive(Debug, Default)]
-pub(crate) struct Entries {
-    slab: Slab<(u64, Entry)>,
+pub(crate) struct InFlight {
+    slab: Slab<(u64, InFlightDelivery)>,
     next_serial: u64,
     /// Those that go on without their delivery, by the id of their task. Of two
     /// with the same id one is known.
-    withdrawn: HashMap<String, Key>,
+    withdrawn: HashMap<String, DeliveryKey>,
 }
 
-impl Entry {
+impl InFlightDelivery {
     pub(crate) fn new(
-        life: Life,
+        life: DeliveryState,
         tag: DeliveryTag,
         consumer: Weak<dyn Consumer>,
         queue: Arc<str>,
-        work: Work,
+        work: Payload,
     ) -> Self {
         Self {
             life,
@@ -87,8 +90,8 @@ impl Entry {
     /// What its task has sent, and what was sent when that had ended.
     pub(crate) fn all_children(&self) -> Vec<ResultTree> {
         let mut children = match &self.work {
-            Work::Task { job, .. } => job.trail().clone(),
-            Work::Refused(_) => Vec::new(),
+            Payload::Task { job, .. } => job.children().clone(),
+            Payload::Refused(_) => Vec::new(),
         };
         children.extend_from_slice(&self.children);
         children
@@ -102,30 +105,30 @@ impl Entry {
     }
 }
 
-impl Entries {
-    pub(crate) fn insert(&mut self, entry: Entry) -> Key {
+impl InFlight {
+    pub(crate) fn insert(&mut self, entry: InFlightDelivery) -> DeliveryKey {
         let serial = self.next_serial;
         self.next_serial += 1;
         let index = self.slab.insert((serial, entry));
-        Key { serial, index }
+        DeliveryKey { serial, index }
     }
 
-    pub(crate) fn find(&self, key: Key) -> Option<&Entry> {
+    pub(crate) fn find(&self, key: DeliveryKey) -> Option<&InFlightDelivery> {
         let (serial, entry) = self.slab.get(key.index)?;
         (*serial == key.serial).then_some(entry)
     }
 
-    pub(crate) fn find_mut(&mut self, key: Key) -> Option<&mut Entry> {
+    pub(crate) fn find_mut(&mut self, key: DeliveryKey) -> Option<&mut InFlightDelivery> {
         let (serial, entry) = self.slab.get_mut(key.index)?;
         (*serial == key.serial).then_some(entry)
     }
 
-    pub(crate) fn remove(&mut self, key: Key) {
+    pub(crate) fn remove(&mut self, key: DeliveryKey) {
         if self.find(key).is_none() {
             return;
         }
         let (_, entry) = self.slab.remove(key.index);
-        if let Work::Task { job, .. } = &entry.work
+        if let Payload::Task { job, .. } = &entry.work
             && self.withdrawn.get(&job.id) == Some(&key)
         {
             self.withdrawn.remove(&job.id);
@@ -133,11 +136,11 @@ impl Entries {
     }
 
     /// Remembers an entry whose delivery was withdrawn, if it goes on without.
-    pub(crate) fn note_withdrawn(&mut self, key: Key) {
+    pub(crate) fn note_withdrawn(&mut self, key: DeliveryKey) {
         let Some(entry) = self.find(key).filter(|entry| entry.life.awaits_return()) else {
             return;
         };
-        if let Work::Task { job, .. } = &entry.work {
+        if let Payload::Task { job, .. } = &entry.work {
             let id = job.id.clone();
             self.withdrawn.insert(id, key);
         }
@@ -145,10 +148,10 @@ impl Entries {
 
     /// The entry whose delivery this is, come back: the same attempt of the
     /// same task in the same queue. It is given out once.
-    pub(crate) fn take_returned(&mut self, job: &Job, queue: &str) -> Option<Key> {
+    pub(crate) fn take_returned(&mut self, job: &Job, queue: &str) -> Option<DeliveryKey> {
         let key = *self.withdrawn.get(&job.id)?;
         let entry = self.find(key)?;
-        let Work::Task { job: held, .. } = &entry.work else {
+        let Payload::Task { job: held, .. } = &entry.work else {
             return None;
         };
         let is_same = held.retries == job.retries && *entry.queue == *queue;
@@ -174,11 +177,11 @@ impl Entries {
     }
 
     /// All keys, in the order in which the deliveries were taken.
-    pub(crate) fn keys(&self) -> Vec<Key> {
+    pub(crate) fn keys(&self) -> Vec<DeliveryKey> {
         let mut keys: Vec<_> = self
             .slab
             .iter()
-            .map(|(index, (serial, _))| Key {
+            .map(|(index, (serial, _))| DeliveryKey {
                 serial: *serial,
                 index,
             })
@@ -189,7 +192,7 @@ impl Entries {
 }
 
 /// No task outlives its worker.
-impl Drop for Entries {
+impl Drop for InFlight {
     fn drop(&mut self) {
         for (_, (_, entry)) in &mut self.slab {
             entry.abort();
@@ -197,7 +200,7 @@ impl Drop for Entries {
     }
 }
 
-impl fmt::Debug for Work {
+impl fmt::Debug for Payload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Task { job, .. } => write!(f, "Task({})", job.id),

@@ -20,12 +20,12 @@ pub(crate) const LONGEST_PARK: Duration = Duration::from_secs(30);
 /// worker: a turn that was kept for one of them would be lost where another
 /// worker has it by then.
 #[derive(Debug, Default)]
-pub(crate) struct Rates {
-    lanes: HashMap<String, Lane>,
+pub(crate) struct RateLimits {
+    buckets: HashMap<String, TaskBucket>,
 }
 
 #[derive(Debug)]
-struct Lane {
+struct TaskBucket {
     interval: Duration,
     /// When the next one may start.
     next: Option<Instant>,
@@ -37,25 +37,25 @@ struct Lane {
     free: BTreeSet<Instant>,
 }
 
-impl Rates {
+impl RateLimits {
     /// Sets the limit of a task, in starts for each second, or lifts it. Who
     /// waits lines up anew.
     pub(crate) fn set(&mut self, task: &str, rate: Option<f64>) {
         match rate {
             None => {
-                self.lanes.remove(task);
+                self.buckets.remove(task);
             }
             Some(rate) => {
                 let interval = Duration::try_from_secs_f64(1.0 / rate).unwrap_or(Duration::MAX);
-                let next = self.lanes.get(task).and_then(|lane| lane.next);
-                let lane = Lane {
+                let next = self.buckets.get(task).and_then(|lane| lane.next);
+                let lane = TaskBucket {
                     interval,
                     next: next.map(|next| next.min(Instant::now() + interval)),
                     later: None,
                     reserved: HashMap::new(),
                     free: BTreeSet::new(),
                 };
-                self.lanes.insert(task.to_owned(), lane);
+                self.buckets.insert(task.to_owned(), lane);
             }
         }
     }
@@ -63,7 +63,7 @@ impl Rates {
     /// When the task with this id may start, or may ask again: at once where
     /// `None`.
     pub(crate) fn turn(&mut self, task: &str, id: &str, now: Instant) -> Option<Instant> {
-        let lane = self.lanes.get_mut(task)?;
+        let lane = self.buckets.get_mut(task)?;
         if let Some(turn) = lane.reserved.get(id).copied() {
             if turn > now {
                 return Some(turn);
@@ -85,7 +85,7 @@ impl Rates {
 
     /// Gives the turn of a task that will not start to another one.
     pub(crate) fn forget(&mut self, id: &str) {
-        for lane in self.lanes.values_mut() {
+        for lane in self.buckets.values_mut() {
             if let Some(turn) = lane.reserved.remove(id) {
                 lane.free.insert(turn);
             }
@@ -93,7 +93,7 @@ impl Rates {
     }
 }
 
-impl Lane {
+impl TaskBucket {
     /// The first turn from now on that nobody has.
     fn first_turn(&mut self, now: Instant) -> Instant {
         self.free = self.free.split_off(&now);
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn turns_are_as_far_apart_as_the_rate_says() {
-        let mut rates = Rates::default();
+        let mut rates = RateLimits::default();
         let now = Instant::now();
         assert_eq!(rates.turn("t", "a", now), None);
         rates.set("t", Some(10.0));
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn a_turn_that_is_given_up_is_anothers() {
-        let mut rates = Rates::default();
+        let mut rates = RateLimits::default();
         let now = Instant::now();
         let tenth = Duration::from_millis(100);
         rates.set("t", Some(10.0));
@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn who_is_sent_away_comes_back_in_his_turn_and_keeps_it_from_nobody() {
-        let mut rates = Rates::default();
+        let mut rates = RateLimits::default();
         let now = Instant::now();
         let six = Duration::from_secs(6);
         rates.set("t", Some(1.0 / 6.0));

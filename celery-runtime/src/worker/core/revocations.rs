@@ -11,7 +11,7 @@ use crate::worker::io::event_dispatcher::unix;
 /// The tasks that shall not run, as far as they are known; bounded in number
 /// and time.
 #[derive(Debug)]
-pub(crate) struct Revoked {
+pub(crate) struct Revocations {
     ids: HashMap<String, SystemTime>,
     /// Oldest first; an id that was revoked again is in it twice.
     order: VecDeque<(SystemTime, String)>,
@@ -22,7 +22,7 @@ pub(crate) struct Revoked {
     lifetime: Duration,
 }
 
-impl Revoked {
+impl Revocations {
     pub(crate) fn new(most: usize, lifetime: Duration) -> Self {
         Self {
             ids: HashMap::new(),
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn the_oldest_are_forgotten_first() {
-        let mut revoked = Revoked::new(3, Duration::from_secs(100));
+        let mut revoked = Revocations::new(3, Duration::from_secs(100));
         for (time, id) in ["a", "b", "c", "a", "d"].iter().enumerate() {
             revoked.add(id, at(time as u64));
         }
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn stamps_are_bounded_too() {
-        let mut revoked = Revoked::new(100, Duration::from_secs(100));
+        let mut revoked = Revocations::new(100, Duration::from_secs(100));
         for number in 0..1000 {
             let name = format!("name-{}", number / 500);
             revoked.add_stamps(&name, [number.to_string(), number.to_string()]);
@@ -175,7 +175,7 @@ mod tests {
 
     #[test]
     fn a_million_ids_do_not_take_more_room() {
-        let mut revoked = Revoked::new(1000, Duration::from_secs(10_800));
+        let mut revoked = Revocations::new(1000, Duration::from_secs(10_800));
         for number in 0..1_000_000_u64 {
             revoked.add(&format!("{}", number % 5000), at(number / 1000));
         }

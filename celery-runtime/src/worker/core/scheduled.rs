@@ -19,17 +19,17 @@ const OVERDUE: Duration = Duration::from_secs(5);
 /// For `inspect scheduled` only: what becomes of the tasks does not depend on it.
 #[derive(Debug, Default)]
 pub(crate) struct Scheduled {
-    tasks: HashMap<String, Later>,
+    tasks: HashMap<String, ParkedTask>,
 }
 
 #[derive(Debug)]
-pub(crate) struct Later {
+pub(crate) struct ParkedTask {
     pub(crate) eta: SystemTime,
     /// As JSON, which takes a fraction of the memory.
     request: Box<[u8]>,
 }
 
-impl Later {
+impl ParkedTask {
     /// The task as `inspect` shows it.
     pub(crate) fn request(&self) -> Value {
         Serializer::Json.decode(&self.request).unwrap_or_default()
@@ -41,7 +41,8 @@ impl Scheduled {
         if self.tasks.len() < MOST || self.tasks.contains_key(&job.id) {
             let request = Serializer::Json.encode(&describe(job, hostname, None, false));
             let request = request.unwrap_or_default().into_boxed_slice();
-            self.tasks.insert(job.id.clone(), Later { eta, request });
+            self.tasks
+                .insert(job.id.clone(), ParkedTask { eta, request });
         }
     }
 
@@ -50,12 +51,12 @@ impl Scheduled {
         !self.tasks.is_empty() && self.tasks.remove(id).is_some()
     }
 
-    pub(crate) fn find(&self, id: &str) -> Option<&Later> {
+    pub(crate) fn find(&self, id: &str) -> Option<&ParkedTask> {
         self.tasks.get(id)
     }
 
     /// Those that wait, the next one first. Who is overdue went elsewhere.
-    pub(crate) fn list(&mut self, now: SystemTime) -> Vec<&Later> {
+    pub(crate) fn list(&mut self, now: SystemTime) -> Vec<&ParkedTask> {
         self.tasks.retain(|_, later| later.eta + OVERDUE > now);
         let mut tasks: Vec<_> = self.tasks.values().collect();
         tasks.sort_by_key(|later| later.eta);

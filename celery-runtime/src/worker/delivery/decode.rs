@@ -9,11 +9,13 @@ use celery_protocol::{
 };
 
 use crate::boundary::Content;
-use crate::execution::{Job, Registered, Registry, Run, Services, TaskControl};
+use crate::execution::{ErasedTask, Job, Registered, Registry, TaskControl, WorkerContext};
 use crate::task::TaskOptions;
-use crate::worker::delivery::event::{Links, Mishap, Plan, Refusal, RefusedTask, celery_exception};
+use crate::worker::delivery::event::{
+    Continuations, ExecutionPolicy, FailureInfo, RejectedTask, Rejection, celery_exception,
+};
 use crate::worker::effects::messages;
-use crate::worker::io::admission::Questions;
+use crate::worker::io::admission::AdmissionChecks;
 
 /// Celery's defaults for what neither task nor configuration says.
 const MAX_RETRIES: Option<u32> = Some(3);
@@ -21,9 +23,9 @@ const RETRY_DELAY: Duration = Duration::from_secs(180);
 
 /// Reads deliveries for one worker.
 #[derive(Debug)]
-pub(crate) struct Intake {
+pub(crate) struct MessageDecoder {
     pub(crate) registry: Arc<Registry>,
-    pub(crate) services: Arc<Services>,
+    pub(crate) services: Arc<WorkerContext>,
     /// What tasks inherit from the configuration.
     pub(crate) defaults: TaskOptions,
     /// Whether those who watch are told of tasks.
@@ -37,30 +39,35 @@ pub(crate) struct Intake {
 }
 
 /// A delivery that was read.
-pub(crate) enum Read {
+pub(crate) enum Decoded {
     Task {
         job: Arc<Job>,
-        run: Arc<dyn Run>,
-        plan: Plan,
+        run: Arc<dyn ErasedTask>,
+        plan: ExecutionPolicy,
     },
     Refused {
         content: Box<Content>,
-        refusal: Refusal,
+        refusal: Rejection,
     },
 }
 
 /// A task that can be run, its code, and what was decided about it.
-type Runnable = (Job, Arc<dyn Run>, Plan);
+type Runnable = (Job, Arc<dyn ErasedTask>, ExecutionPolicy);
 
-impl Intake {
+impl MessageDecoder {
     /// `returns` is how often the broker had delivered it before, where it
     /// counts.
-    pub(crate) fn read(&self, content: Content, redelivered: bool, returns: Option<u32>) -> Read {
+    pub(crate) fn read(
+        &self,
+        content: Content,
+        redelivered: bool,
+        returns: Option<u32>,
+    ) -> Decoded {
         let message = match content {
             Content::Message(message) => message,
             Content::Malformed { raw, error } => {
                 let refusal = refuse("malformed", &error);
-                return Read::Refused {
+                return Decoded::Refused {
                     content: Box::new(Content::Malformed { raw, error }),
                     refusal,
                 };
@@ -69,7 +76,7 @@ impl Intake {
         match self.read_message(message, redelivered) {
             Ok((job, run, mut plan)) => {
                 plan.requeued_when_lost &= may_return(redelivered, returns);
-                Read::Task {
+                Decoded::Task {
                     job: Arc::new(job),
                     run,
                     plan,
@@ -77,7 +84,7 @@ impl Intake {
             }
             Err(refused) => {
                 let (message, refusal) = *refused;
-                Read::Refused {
+                Decoded::Refused {
                     content: Box::new(Content::Message(message)),
                     refusal,
                 }
@@ -89,7 +96,7 @@ impl Intake {
         &self,
         message: Message,
         redelivered: bool,
-    ) -> Result<Runnable, Box<(Message, Refusal)>> {
+    ) -> Result<Runnable, Box<(Message, Rejection)>> {
         // A message that is refused is kept as it came.
         let converted = match self.as_v2(&message) {
             Ok(converted) => converted,
@@ -109,7 +116,7 @@ impl Intake {
                     message: converted.unwrap_or(message),
                     services: Arc::clone(&self.services),
                     control: TaskControl::default(),
-                    trail: Mutex::default(),
+                    children: Mutex::default(),
                     failure: None,
                 };
                 Ok((job, Arc::clone(&registered.run), plan))
@@ -120,7 +127,7 @@ impl Intake {
 
     /// A message of protocol 1, rewritten in the form of protocol 2, so that
     /// everything after this has one form to deal with.
-    fn as_v2(&self, message: &Message) -> Result<Option<Message>, Refusal> {
+    fn as_v2(&self, message: &Message) -> Result<Option<Message>, Rejection> {
         // One header tells the versions apart; the others are read later, once.
         let task = message.headers.find("task");
         if task
@@ -146,7 +153,7 @@ impl Intake {
         &self,
         message: &Message,
         redelivered: bool,
-    ) -> Result<(&Registered, String, Plan), Refusal> {
+    ) -> Result<(&Registered, String, ExecutionPolicy), Rejection> {
         let undecodable = |error: DecodeError| refuse("undecodable", &error);
         let headers = message
             .headers
@@ -174,9 +181,9 @@ impl Intake {
     }
 
     /// What has to be asked before a task starts.
-    pub(crate) fn questions(&self, task: &TaskOptions, redelivered: bool) -> Questions {
+    pub(crate) fn checks(&self, task: &TaskOptions, redelivered: bool) -> AdmissionChecks {
         let acks_late = task.acks_late.or(self.defaults.acks_late) == Some(true);
-        Questions {
+        AdmissionChecks {
             success: self.deduplicates && acks_late && redelivered,
             revoked: self.durable_revokes,
             unique: task.unique,
@@ -187,9 +194,9 @@ impl Intake {
         &self,
         headers: &TaskHeaders<'_>,
         task: &TaskOptions,
-        links: Links,
+        links: Continuations,
         redelivered: bool,
-    ) -> Result<Plan, DecodeError> {
+    ) -> Result<ExecutionPolicy, DecodeError> {
         let defaults = &self.defaults;
         let flag = |pick: fn(&TaskOptions) -> Option<bool>| {
             pick(task).or_else(|| pick(defaults)).unwrap_or(false)
@@ -209,7 +216,7 @@ impl Intake {
             (None, Some(set)) => pick(set).and_then(seconds),
             (None, None) => otherwise,
         };
-        Ok(Plan {
+        Ok(ExecutionPolicy {
             acks_late: flag(|options| options.acks_late),
             acks_on_failure: task
                 .acks_on_failure
@@ -222,7 +229,7 @@ impl Intake {
                 .or(defaults.acks_on_failure)
                 .unwrap_or(true),
             tells: self.tells,
-            asks: self.questions(task, redelivered).any(),
+            asks: self.checks(task, redelivered).any(),
             requeued_when_lost: flag(|options| options.reject_on_worker_lost),
             stores_result: has_backend && !ignores,
             stores_errors: has_backend && flag(|options| options.store_errors),
@@ -265,43 +272,43 @@ fn may_return(redelivered: bool, returns: Option<u32>) -> bool {
     }
 }
 
-fn unregistered(headers: &TaskHeaders<'_>, message: &Message) -> Refusal {
+fn unregistered(headers: &TaskHeaders<'_>, message: &Message) -> Rejection {
     let task = headers.task.as_ref();
-    Refusal {
+    Rejection {
         reason: "unregistered",
         detail: format!("no task named {task:?} is registered in this worker"),
-        task: Some(Box::new(RefusedTask {
+        task: Some(Box::new(RejectedTask {
             id: headers.id.clone().into_owned(),
             reply_to: message.properties.reply_to.clone(),
             is_linked: true,
-            mishap: celery_exception("NotRegistered", task),
+            failure_info: celery_exception("NotRegistered", task),
         })),
     }
 }
 
 /// The same for a task with an id, which fails with it: its message is kept, and
 /// who waits for it or for its workflow is told.
-fn refuse_task(headers: &TaskHeaders<'_>, message: &Message, refusal: Refusal) -> Refusal {
+fn refuse_task(headers: &TaskHeaders<'_>, message: &Message, refusal: Rejection) -> Rejection {
     let exception = Exception::new("kombu.exceptions", "DecodeError", refusal.detail.clone());
-    Refusal {
-        task: Some(Box::new(RefusedTask {
+    Rejection {
+        task: Some(Box::new(RejectedTask {
             id: headers.id.clone().into_owned(),
             reply_to: message.properties.reply_to.clone(),
             is_linked: true,
-            mishap: Mishap::new(exception),
+            failure_info: FailureInfo::new(exception),
         })),
         ..refusal
     }
 }
 
-fn links(embed: &Embed<'_>) -> Result<Links, DecodeError> {
+fn links(embed: &Embed<'_>) -> Result<Continuations, DecodeError> {
     match embed.is_empty() {
-        true => Ok(Links::default()),
+        true => Ok(Continuations::default()),
         false => messages::links(embed),
     }
 }
 
-fn refuse_content(error: &DecodeError) -> Refusal {
+fn refuse_content(error: &DecodeError) -> Rejection {
     let reason = if error.is_refused() {
         "refused-content-type"
     } else {
@@ -310,8 +317,8 @@ fn refuse_content(error: &DecodeError) -> Refusal {
     refuse(reason, error)
 }
 
-fn refuse(reason: &'static str, error: &DecodeError) -> Refusal {
-    Refusal {
+fn refuse(reason: &'static str, error: &DecodeError) -> Rejection {
+    Rejection {
         reason,
         detail: error.to_string(),
         task: None,

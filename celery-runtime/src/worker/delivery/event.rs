@@ -6,15 +6,15 @@ use std::time::{Duration, SystemTime};
 use celery_protocol::{Exception, Raw, Value};
 use tokio::time::Instant;
 
-use crate::boundary::QueueEnd;
+use crate::boundary::{QueueEnd, ServiceError};
 use crate::canvas::Canvas;
-use crate::execution::{Changes, Failure, Loss, TaskError};
+use crate::execution::{Changes, Failure, ProcessLost, TaskError};
 use crate::task::{AutoRetry, Conflict};
-use crate::worker::workflow::effect::{Deed, Turn};
+use crate::worker::workflow::effect::{Completion, WorkflowEffect};
 
 /// What was decided about a delivery when it was read.
 #[derive(Clone, Debug)]
-pub(crate) struct Plan {
+pub(crate) struct ExecutionPolicy {
     pub(crate) acks_late: bool,
     pub(crate) acks_on_failure: bool,
     pub(crate) acks_on_timeout: bool,
@@ -29,7 +29,7 @@ pub(crate) struct Plan {
     /// Whether there is a question to be answered before it may start.
     pub(crate) asks: bool,
     /// Whether other tasks wait for this one's value, or for its failure.
-    pub(crate) links: Links,
+    pub(crate) links: Continuations,
     pub(crate) eta: Option<SystemTime>,
     pub(crate) expires: Option<SystemTime>,
     pub(crate) soft_limit: Option<Duration>,
@@ -42,7 +42,7 @@ pub(crate) struct Plan {
 
 /// What follows a task.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Links {
+pub(crate) struct Continuations {
     /// Messages, when it has succeeded.
     pub(crate) on_success: bool,
     /// Errbacks, or steps that fail with it.
@@ -53,38 +53,38 @@ pub(crate) struct Links {
 
 /// Something happened to the delivery.
 #[derive(Debug)]
-pub(crate) enum Event {
+pub(crate) enum DeliveryEvent {
     /// It was read from the broker.
     Arrived,
     /// A slot of the pool is free for it.
-    Slot,
+    SlotGranted,
     /// Its turn to line up is later, as when tasks of its type are limited.
-    Hold(Instant),
+    RateLimited(Instant),
     /// The question before the start is answered.
-    Answered(Answer),
+    AdmissionChecked(Admission),
     /// It shall not run, or not go on running.
     Revoked(Revocation),
     /// What was asked for last is done.
     Done,
     /// The same, and these are to be done next.
-    Led(Vec<Deed>),
+    FollowUps(Vec<WorkflowEffect>),
     /// What was asked for last failed.
-    Failed(Obstacle),
+    Failed(EffectError),
     /// The task ended.
     Returned(Outcome),
-    /// The time of [`Life::timeout`](crate::worker::delivery::state::Life::timeout) has come.
+    /// The time of [`DeliveryState::timeout`](crate::worker::delivery::state::DeliveryState::timeout) has come.
     Tick,
     /// The worker stops.
     Stop(Stop),
     /// The broker has taken the delivery back.
-    Withdrawn,
+    ConnectionLost,
     /// The broker has delivered it again, to us: it can be settled once more.
-    Regained,
+    Redelivered,
 }
 
 /// What was asked before a task starts, and found.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Answer {
+pub(crate) enum Admission {
     /// Nothing speaks against it.
     Start,
     /// It was revoked while nobody listened.
@@ -107,13 +107,38 @@ pub(crate) enum Revocation {
     ConnectionLost,
 }
 
-/// Why a step could not be carried out.
+/// Why an effect failed.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Obstacle {
-    /// It may succeed later.
-    Passing,
-    /// It never will.
-    Lasting(String),
+pub(crate) enum EffectError {
+    /// The effect can never be carried out, for this reason.
+    Refused(String),
+    /// The effect was not carried out and may succeed later.
+    NotSent,
+    /// The request was sent and not answered: the effect may have been carried
+    /// out.
+    Unknown,
+}
+
+impl EffectError {
+    /// Whether a repetition may succeed.
+    pub(crate) fn is_transient(&self) -> bool {
+        match self {
+            Self::Refused(_) => false,
+            Self::NotSent | Self::Unknown => true,
+        }
+    }
+}
+
+impl From<&ServiceError> for EffectError {
+    fn from(error: &ServiceError) -> Self {
+        if !error.is_transient() {
+            Self::Refused(error.to_string())
+        } else if error.is_in_doubt() {
+            Self::Unknown
+        } else {
+            Self::NotSent
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,7 +161,7 @@ pub(crate) enum Outcome {
     },
     Panic(String),
     /// The process that was to run it is gone.
-    Lost(Loss),
+    Lost(ProcessLost),
 }
 
 /// What the driver is to do.
@@ -154,9 +179,9 @@ pub(crate) enum Action {
     /// Give the slot back.
     FreeSlot,
     /// Carry out a step and report `Done` or `Failed`.
-    Step(Step),
+    Effect(Effect),
     /// Tell those who watch.
-    Tell(Notice),
+    Emit(TaskEvent),
     /// Remember that the task's time to start is over.
     Expired,
     /// Forget the delivery.
@@ -165,28 +190,28 @@ pub(crate) enum Action {
 
 /// A piece of work after or around the task.
 #[derive(Clone, Debug)]
-pub(crate) enum Step {
-    Settle(Verdict),
-    Store(Report),
-    Send(Letter),
+pub(crate) enum Effect {
+    Settle(Disposition),
+    Store(StateUpdate),
+    Send(FollowUp),
     /// Work out what the workflow asks for now, and report it.
-    Lead(Turn),
+    Continue(Completion),
     /// One of those things.
-    Deed(Deed),
+    Workflow(WorkflowEffect),
     /// Ask whether it may start, and report `Answered` or `Failed`.
-    Ask,
+    CheckAdmission,
     /// Tell those who watch, which succeeds at once.
-    Tell(Notice),
+    Emit(TaskEvent),
 }
 
 /// Something about a task that those who watch are told.
 #[derive(Clone, Debug)]
-pub(crate) enum Notice {
+pub(crate) enum TaskEvent {
     Received,
     Started,
     Succeeded(Raw<'static>),
-    Failed(Mishap),
-    Retried(Mishap),
+    Failed(FailureInfo),
+    Retried(FailureInfo),
     Rejected {
         requeue: bool,
     },
@@ -200,7 +225,7 @@ pub(crate) enum Notice {
 
 /// What becomes of the message.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Verdict {
+pub(crate) enum Disposition {
     Ack,
     Reject,
     Requeue(QueueEnd),
@@ -209,24 +234,24 @@ pub(crate) enum Verdict {
 
 /// What is stored for the task.
 #[derive(Clone, Debug)]
-pub(crate) enum Report {
+pub(crate) enum StateUpdate {
     Started,
     Success(Raw<'static>),
-    Failure(Mishap),
-    Retry(Mishap),
+    Failure(FailureInfo),
+    Retry(FailureInfo),
     Revoked(&'static str),
 }
 
 /// An exception and its traceback, ready to be stored.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Mishap {
+pub(crate) struct FailureInfo {
     pub(crate) exception: Exception,
     pub(crate) traceback: Option<String>,
 }
 
 /// What is sent on behalf of the task.
 #[derive(Clone, Debug)]
-pub(crate) enum Letter {
+pub(crate) enum FollowUp {
     /// The same task again.
     Retry {
         eta: Option<SystemTime>,
@@ -242,28 +267,28 @@ pub(crate) enum Letter {
 
 /// Why a delivery cannot be run here.
 #[derive(Clone, Debug)]
-pub(crate) struct Refusal {
+pub(crate) struct Rejection {
     /// A word for machines, kept with the message.
     pub(crate) reason: &'static str,
     /// A sentence for people.
     pub(crate) detail: String,
     /// The task that it would have been, where that could be read and somebody
     /// may wait for its result.
-    pub(crate) task: Option<Box<RefusedTask>>,
+    pub(crate) task: Option<Box<RejectedTask>>,
 }
 
 /// What is known of a task that nobody here can run.
 #[derive(Clone, Debug)]
-pub(crate) struct RefusedTask {
+pub(crate) struct RejectedTask {
     pub(crate) id: String,
     pub(crate) reply_to: Option<String>,
     /// Whether its workflow has to be told.
     pub(crate) is_linked: bool,
     /// Stored as its failure.
-    pub(crate) mishap: Mishap,
+    pub(crate) failure_info: FailureInfo,
 }
 
-impl Mishap {
+impl FailureInfo {
     pub(crate) fn new(exception: Exception) -> Self {
         Self {
             exception,
@@ -272,7 +297,7 @@ impl Mishap {
     }
 }
 
-impl From<Failure> for Mishap {
+impl From<Failure> for FailureInfo {
     fn from(failure: Failure) -> Self {
         Self {
             traceback: Some(failure.traceback()),
@@ -286,28 +311,28 @@ pub(crate) fn soft_limit_exceeded() -> TaskError {
     TaskError::failed(billiard_exception("SoftTimeLimitExceeded", []))
 }
 
-pub(crate) fn time_limit_exceeded(limit: Duration) -> Mishap {
+pub(crate) fn time_limit_exceeded(limit: Duration) -> FailureInfo {
     let seconds = limit.as_secs_f64();
     let argument = if seconds.fract() == 0.0 {
         Value::Int(seconds as i64)
     } else {
         Value::Float(seconds)
     };
-    Mishap::new(billiard_exception("TimeLimitExceeded", [argument]))
+    FailureInfo::new(billiard_exception("TimeLimitExceeded", [argument]))
 }
 
 /// What a task fails with that had to be the only one.
-pub(crate) fn not_unique() -> Mishap {
-    Mishap::new(Exception::new("celery_rs", "NotUnique", Conflict::REASON))
+pub(crate) fn not_unique() -> FailureInfo {
+    FailureInfo::new(Exception::new("celery_rs", "NotUnique", Conflict::REASON))
 }
 
 /// What a task fails with whose process is gone.
-pub(crate) fn worker_lost(message: String) -> Mishap {
-    Mishap::new(billiard_exception("WorkerLostError", [Value::Str(message)]))
+pub(crate) fn worker_lost(message: String) -> FailureInfo {
+    FailureInfo::new(billiard_exception("WorkerLostError", [Value::Str(message)]))
 }
 
-pub(crate) fn celery_exception(name: &str, message: impl Into<String>) -> Mishap {
-    Mishap::new(Exception::new("celery.exceptions", name, message))
+pub(crate) fn celery_exception(name: &str, message: impl Into<String>) -> FailureInfo {
+    FailureInfo::new(Exception::new("celery.exceptions", name, message))
 }
 
 /// Celery's pool has its own exceptions, and readers know them by this module.

@@ -1,6 +1,6 @@
 //! The life of one delivery, as a pure state machine.
 //!
-//! Events and the time come in through [`Life::handle`], actions go out. The
+//! Events and the time come in through [`DeliveryState::handle`], actions go out. The
 //! machine decides; the driver carries out and reports back. It knows no
 //! broker, no backend and no clock, so every order of events can be tested.
 //!
@@ -34,17 +34,18 @@ use crate::env::Now;
 use crate::task::Conflict;
 use crate::worker::core::rate_limits::{LONGEST_HOLD, LONGEST_PARK};
 use crate::worker::delivery::event::{
-    Action, Answer, Event, Letter, Notice, Obstacle, Plan, Refusal, Report, Revocation, Step, Stop,
-    Verdict, celery_exception, not_unique, time_limit_exceeded,
+    Action, Admission, DeliveryEvent, Disposition, Effect, EffectError, ExecutionPolicy, FollowUp,
+    Rejection, Revocation, StateUpdate, Stop, TaskEvent, celery_exception, not_unique,
+    time_limit_exceeded,
 };
-use crate::worker::workflow::effect::{Deed, Turn};
+use crate::worker::workflow::effect::{Completion, WorkflowEffect};
 
 /// One delivery from its arrival until the broker has forgotten it.
 #[derive(Debug)]
-pub(crate) struct Life {
-    work: Work,
+pub(crate) struct DeliveryState {
+    work: DeliveryKind,
     phase: Phase,
-    steps: VecDeque<Step>,
+    steps: VecDeque<Effect>,
     attempt: u32,
     withdrawn: bool,
     /// The settlement that is on its way is of a delivery that was withdrawn.
@@ -57,46 +58,49 @@ pub(crate) struct Life {
 }
 
 #[derive(Debug)]
-enum Work {
-    Task(Plan),
-    Refused { refusal: Refusal, policy: OnUnknown },
+enum DeliveryKind {
+    Task(ExecutionPolicy),
+    Refused {
+        refusal: Rejection,
+        policy: OnUnknown,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Phase {
     Arrived,
     Waiting,
-    Asking,
+    Admitting,
     Acknowledging,
-    Announcing,
+    StoringStarted,
     Running {
         soft: Option<Instant>,
         hard: Option<Instant>,
     },
     Finishing,
-    Pausing {
+    BackingOff {
         until: Instant,
     },
     /// All is done but the settlement, of a delivery that was withdrawn and may
     /// come back.
-    Awaiting {
+    AwaitingRedelivery {
         until: Instant,
     },
     Over,
 }
 
-impl Life {
+impl DeliveryState {
     /// A task that this worker knows.
-    pub(crate) fn of_task(plan: Plan) -> Self {
-        Self::new(Work::Task(plan))
+    pub(crate) fn of_task(plan: ExecutionPolicy) -> Self {
+        Self::new(DeliveryKind::Task(plan))
     }
 
     /// A message that cannot be run, and what to do with such.
-    pub(crate) fn refused(refusal: Refusal, policy: OnUnknown) -> Self {
-        Self::new(Work::Refused { refusal, policy })
+    pub(crate) fn refused(refusal: Rejection, policy: OnUnknown) -> Self {
+        Self::new(DeliveryKind::Refused { refusal, policy })
     }
 
-    fn new(work: Work) -> Self {
+    fn new(work: DeliveryKind) -> Self {
         Self {
             work,
             phase: Phase::Arrived,
@@ -111,64 +115,73 @@ impl Life {
     }
 
     /// Takes note of an event and says what to do now.
-    pub(crate) fn handle(&mut self, event: Event, now: Now, actions: &mut Vec<Action>) {
+    pub(crate) fn handle(&mut self, event: DeliveryEvent, now: Now, actions: &mut Vec<Action>) {
         self.return_limit = Some(now.instant + RETURN_LIMIT);
         match (event, self.phase) {
             (_, Phase::Over) => {}
-            (Event::Arrived, _) => self.arrive(now, actions),
-            (Event::Slot, Phase::Waiting) => self.take_slot(now, actions),
-            (Event::Hold(until), Phase::Waiting) => self.hold(until, now, actions),
-            (Event::Revoked(revocation), _) => self.revoke(revocation, actions),
-            (Event::Answered(answer), Phase::Asking) => self.answered(&answer, now, actions),
-            (Event::Failed(obstacle), Phase::Asking) => {
-                self.ask_failed(&obstacle, now, actions);
+            (DeliveryEvent::Arrived, _) => self.arrive(now, actions),
+            (DeliveryEvent::SlotGranted, Phase::Waiting) => self.take_slot(now, actions),
+            (DeliveryEvent::RateLimited(until), Phase::Waiting) => self.hold(until, now, actions),
+            (DeliveryEvent::Revoked(revocation), _) => self.revoke(revocation, actions),
+            (DeliveryEvent::AdmissionChecked(answer), Phase::Admitting) => {
+                self.answered(&answer, now, actions)
             }
-            (Event::Done, Phase::Acknowledging) => self.announce(now, actions),
+            (DeliveryEvent::Failed(error), Phase::Admitting) => {
+                self.ask_failed(&error, now, actions);
+            }
+            (DeliveryEvent::Done, Phase::Acknowledging) => self.announce(now, actions),
             // The state STARTED is a courtesy: the task runs without it, too.
-            (Event::Done | Event::Failed(_), Phase::Announcing) => self.start(now, actions),
-            (Event::Done | Event::Led(_) | Event::Failed(_), Phase::Finishing) if self.stale => {
+            (DeliveryEvent::Done | DeliveryEvent::Failed(_), Phase::StoringStarted) => {
+                self.start(now, actions)
+            }
+            (
+                DeliveryEvent::Done | DeliveryEvent::FollowUps(_) | DeliveryEvent::Failed(_),
+                Phase::Finishing,
+            ) if self.stale => {
                 self.stale = false;
                 self.next_step(actions);
             }
-            (Event::Done, Phase::Finishing) => self.step_done(Vec::new(), actions),
-            (Event::Led(deeds), Phase::Finishing) => self.step_done(deeds, actions),
-            (Event::Failed(obstacle), Phase::Acknowledging) => {
-                self.ack_failed(&obstacle, now, actions);
+            (DeliveryEvent::Done, Phase::Finishing) => self.step_done(Vec::new(), actions),
+            (DeliveryEvent::FollowUps(deeds), Phase::Finishing) => self.step_done(deeds, actions),
+            (DeliveryEvent::Failed(error), Phase::Acknowledging) => {
+                self.ack_failed(&error, now, actions);
             }
-            (Event::Failed(obstacle), Phase::Finishing) => self.step_failed(obstacle, now, actions),
-            (Event::Returned(outcome), Phase::Running { .. }) => {
+            (DeliveryEvent::Failed(error), Phase::Finishing) => {
+                self.step_failed(error, now, actions)
+            }
+            (DeliveryEvent::Returned(outcome), Phase::Running { .. }) => {
                 actions.push(Action::FreeSlot);
                 let steps = self.plan().conclude(outcome, now);
                 self.finish_with(steps, actions);
             }
-            (Event::Tick, _) => self.tick(now, actions),
-            (Event::Stop(stop), _) => self.stop(stop, actions),
-            (Event::Withdrawn, _) => self.withdraw(actions),
-            (Event::Regained, phase) => {
+            (DeliveryEvent::Tick, _) => self.tick(now, actions),
+            (DeliveryEvent::Stop(stop), _) => self.stop(stop, actions),
+            (DeliveryEvent::ConnectionLost, _) => self.withdraw(actions),
+            (DeliveryEvent::Redelivered, phase) => {
                 self.withdrawn = false;
-                if matches!(phase, Phase::Awaiting { .. }) {
+                if matches!(phase, Phase::AwaitingRedelivery { .. }) {
                     self.next_step(actions);
                 }
             }
             // A slot for what left the line, a report about what was given up.
-            (Event::Slot, _) => actions.push(Action::FreeSlot),
+            (DeliveryEvent::SlotGranted, _) => actions.push(Action::FreeSlot),
             (
-                Event::Done
-                | Event::Led(_)
-                | Event::Failed(_)
-                | Event::Returned(_)
-                | Event::Hold(_)
-                | Event::Answered(_),
+                DeliveryEvent::Done
+                | DeliveryEvent::FollowUps(_)
+                | DeliveryEvent::Failed(_)
+                | DeliveryEvent::Returned(_)
+                | DeliveryEvent::RateLimited(_)
+                | DeliveryEvent::AdmissionChecked(_),
                 _,
             ) => {}
         }
     }
 
-    /// When [`Event::Tick`] is wanted.
+    /// When [`DeliveryEvent::Tick`] is wanted.
     pub(crate) fn timeout(&self) -> Option<Instant> {
         match self.phase {
             Phase::Running { soft, hard } => soft.into_iter().chain(hard).min(),
-            Phase::Pausing { until } | Phase::Awaiting { until } => Some(until),
+            Phase::BackingOff { until } | Phase::AwaitingRedelivery { until } => Some(until),
             _ => None,
         }
     }
@@ -178,9 +191,9 @@ impl Life {
         matches!(
             self.phase,
             Phase::Waiting
-                | Phase::Asking
+                | Phase::Admitting
                 | Phase::Acknowledging
-                | Phase::Announcing
+                | Phase::StoringStarted
                 | Phase::Running { .. }
         )
     }
@@ -192,17 +205,17 @@ impl Life {
 
     /// Whether it is held here for a task that has not started.
     pub(crate) fn is_reserved(&self) -> bool {
-        let held = matches!(self.phase, Phase::Pausing { .. }) && self.steps.is_empty();
+        let held = matches!(self.phase, Phase::BackingOff { .. }) && self.steps.is_empty();
         held || self.is_pending() && !self.is_running()
     }
 
     /// Whether the broker was told that it has been dealt with.
     pub(crate) fn is_acknowledged(&self) -> bool {
-        let is_early = matches!(&self.work, Work::Task(plan) if !plan.acks_late);
+        let is_early = matches!(&self.work, DeliveryKind::Task(plan) if !plan.acks_late);
         is_early
             && matches!(
                 self.phase,
-                Phase::Announcing | Phase::Running { .. } | Phase::Finishing
+                Phase::StoringStarted | Phase::Running { .. } | Phase::Finishing
             )
     }
 
@@ -219,61 +232,68 @@ impl Life {
     /// Whether it goes on without its delivery, and would settle the message
     /// at its end if that came back.
     pub(crate) fn awaits_return(&self) -> bool {
-        let is_late = matches!(&self.work, Work::Task(plan) if plan.acks_late);
+        let is_late = matches!(&self.work, DeliveryKind::Task(plan) if plan.acks_late);
         self.withdrawn && is_late && self.phase != Phase::Over
     }
 
     /// Whether the failures of what follows its task are stored, too.
     pub(crate) fn stores_failures(&self) -> bool {
         match &self.work {
-            Work::Task(plan) => plan.stores_result || plan.stores_errors,
-            Work::Refused { .. } => true,
+            DeliveryKind::Task(plan) => plan.stores_result || plan.stores_errors,
+            DeliveryKind::Refused { .. } => true,
         }
     }
 
     /// Why the message was refused.
-    pub(crate) fn refusal(&self) -> Option<&Refusal> {
+    pub(crate) fn refusal(&self) -> Option<&Rejection> {
         match &self.work {
-            Work::Refused { refusal, .. } => Some(refusal),
-            Work::Task(_) => None,
+            DeliveryKind::Refused { refusal, .. } => Some(refusal),
+            DeliveryKind::Task(_) => None,
         }
     }
 
     fn arrive(&mut self, now: Now, actions: &mut Vec<Action>) {
         match &self.work {
-            Work::Task(plan) => match plan.eta {
+            DeliveryKind::Task(plan) => match plan.eta {
                 _ if is_expired(plan, now) => self.expire(actions),
                 Some(eta) if eta > now.wall => {
-                    actions.extend(plan.tells.then_some(Action::Tell(Notice::Received)));
-                    self.finish_with([Step::Settle(Verdict::Park(eta))], actions);
+                    actions.extend(plan.tells.then_some(Action::Emit(TaskEvent::Received)));
+                    self.finish_with([Effect::Settle(Disposition::Park(eta))], actions);
                 }
                 _ => {
-                    actions.extend(plan.tells.then_some(Action::Tell(Notice::Received)));
+                    actions.extend(plan.tells.then_some(Action::Emit(TaskEvent::Received)));
                     self.phase = Phase::Waiting;
                     actions.push(Action::Queue);
                 }
             },
-            Work::Refused { refusal, policy } => {
+            DeliveryKind::Refused { refusal, policy } => {
                 let mut failure = Vec::new();
                 if let Some(task) = refusal.task.as_deref() {
-                    failure.push(Step::Store(Report::Failure(task.mishap.clone())));
+                    failure.push(Effect::Store(StateUpdate::Failure(
+                        task.failure_info.clone(),
+                    )));
                     if task.is_linked {
-                        failure.push(Step::Lead(Turn::Failed(task.mishap.clone())));
+                        failure.push(Effect::Continue(Completion::Failed(
+                            task.failure_info.clone(),
+                        )));
                     }
                 }
                 match *policy {
                     OnUnknown::Keep => {
-                        let keep = [Step::Send(Letter::Dead), Step::Settle(Verdict::Ack)];
+                        let keep = [
+                            Effect::Send(FollowUp::Dead),
+                            Effect::Settle(Disposition::Ack),
+                        ];
                         self.finish_with(failure.into_iter().chain(keep), actions);
                     }
                     OnUnknown::Reject => {
-                        let reject = [Step::Settle(Verdict::Reject)];
+                        let reject = [Effect::Settle(Disposition::Reject)];
                         self.finish_with(failure.into_iter().chain(reject), actions);
                     }
                     OnUnknown::Requeue(delay) => {
                         self.steps
-                            .push_back(Step::Settle(Verdict::Requeue(QueueEnd::Tail)));
-                        self.phase = Phase::Pausing {
+                            .push_back(Effect::Settle(Disposition::Requeue(QueueEnd::Tail)));
+                        self.phase = Phase::BackingOff {
                             until: now.instant + delay,
                         };
                     }
@@ -288,51 +308,57 @@ impl Life {
             actions.push(Action::FreeSlot);
             self.expire(actions);
         } else if plan.asks {
-            self.phase = Phase::Asking;
-            actions.push(Action::Step(Step::Ask));
+            self.phase = Phase::Admitting;
+            actions.push(Action::Effect(Effect::CheckAdmission));
         } else {
             self.acknowledge(now, actions);
         }
     }
 
-    fn answered(&mut self, answer: &Answer, now: Now, actions: &mut Vec<Action>) {
+    fn answered(&mut self, answer: &Admission, now: Now, actions: &mut Vec<Action>) {
         let attempt = std::mem::take(&mut self.attempt);
         match answer {
-            Answer::Start if self.stopping.is_some() => {
+            Admission::Start if self.stopping.is_some() => {
                 actions.push(Action::FreeSlot);
-                self.finish_with([Step::Settle(Verdict::Requeue(QueueEnd::Head))], actions);
+                self.finish_with(
+                    [Effect::Settle(Disposition::Requeue(QueueEnd::Head))],
+                    actions,
+                );
             }
-            Answer::Start if self.withdrawn => {
+            Admission::Start if self.withdrawn => {
                 actions.push(Action::FreeSlot);
                 self.over(actions);
             }
-            Answer::Start => self.acknowledge(now, actions),
-            Answer::Revoked => {
+            Admission::Start => self.acknowledge(now, actions),
+            Admission::Revoked => {
                 actions.push(Action::FreeSlot);
                 self.revoke_unstarted(actions);
             }
-            Answer::Succeeded(value) => {
+            Admission::Succeeded(value) => {
                 actions.push(Action::FreeSlot);
                 // Messages are sent before the result is stored, but a chord is
                 // told after that: it may not have been.
-                let turn = Turn::Succeeded(value.clone());
-                let lead = self.plan().links.in_chord.then_some(Step::Lead(turn));
-                let steps = lead.into_iter().chain([Step::Settle(Verdict::Ack)]);
+                let turn = Completion::Succeeded(value.clone());
+                let lead = self.plan().links.in_chord.then_some(Effect::Continue(turn));
+                let steps = lead.into_iter().chain([Effect::Settle(Disposition::Ack)]);
                 self.finish_with(steps, actions);
             }
-            Answer::Taken(Conflict::Wait) if self.stopping.is_none() && !self.withdrawn => {
+            Admission::Taken(Conflict::Wait) if self.stopping.is_none() && !self.withdrawn => {
                 actions.push(Action::FreeSlot);
                 self.attempt = attempt;
                 let until = now.instant + self.next_delay();
                 self.hold(until, now, actions);
             }
-            Answer::Taken(Conflict::Wait) => {
+            Admission::Taken(Conflict::Wait) => {
                 actions.push(Action::FreeSlot);
-                self.finish_with([Step::Settle(Verdict::Requeue(QueueEnd::Head))], actions);
+                self.finish_with(
+                    [Effect::Settle(Disposition::Requeue(QueueEnd::Head))],
+                    actions,
+                );
             }
-            Answer::Taken(Conflict::Drop) => {
+            Admission::Taken(Conflict::Drop) => {
                 actions.push(Action::FreeSlot);
-                let notice = Notice::Revoked {
+                let notice = TaskEvent::Revoked {
                     signal: None,
                     terminated: false,
                     expired: false,
@@ -340,7 +366,7 @@ impl Life {
                 let steps = self.plan().revoke(Conflict::REASON, notice);
                 self.finish_with(steps, actions);
             }
-            Answer::Taken(Conflict::Fail) => {
+            Admission::Taken(Conflict::Fail) => {
                 actions.push(Action::FreeSlot);
                 let steps = self.plan().refuse(not_unique());
                 self.finish_with(steps, actions);
@@ -349,19 +375,19 @@ impl Life {
     }
 
     /// Nobody could say whether it may start, so it must not, yet.
-    fn ask_failed(&mut self, obstacle: &Obstacle, now: Now, actions: &mut Vec<Action>) {
-        if *obstacle != Obstacle::Passing {
-            return self.answered(&Answer::Start, now, actions);
+    fn ask_failed(&mut self, error: &EffectError, now: Now, actions: &mut Vec<Action>) {
+        if !error.is_transient() {
+            return self.answered(&Admission::Start, now, actions);
         }
         actions.push(Action::FreeSlot);
         if self.withdrawn {
             return self.over(actions);
         }
         if self.stopping.is_some() {
-            let back = Step::Settle(Verdict::Requeue(QueueEnd::Head));
+            let back = Effect::Settle(Disposition::Requeue(QueueEnd::Head));
             return self.finish_with([back], actions);
         }
-        self.phase = Phase::Pausing {
+        self.phase = Phase::BackingOff {
             until: now.instant + self.next_delay(),
         };
     }
@@ -371,7 +397,7 @@ impl Life {
             self.announce(now, actions);
         } else {
             self.phase = Phase::Acknowledging;
-            actions.push(Action::Step(Step::Settle(Verdict::Ack)));
+            actions.push(Action::Effect(Effect::Settle(Disposition::Ack)));
         }
     }
 
@@ -381,13 +407,13 @@ impl Life {
         let wait = until.saturating_duration_since(now.instant);
         if wait > LONGEST_HOLD {
             let until = now.wall + wait.min(LONGEST_PARK);
-            return self.finish_with([Step::Settle(Verdict::Park(until))], actions);
+            return self.finish_with([Effect::Settle(Disposition::Park(until))], actions);
         }
-        self.phase = Phase::Pausing { until };
+        self.phase = Phase::BackingOff { until };
     }
 
     fn revoke(&mut self, revocation: Revocation, actions: &mut Vec<Action>) {
-        if matches!(self.work, Work::Refused { .. }) {
+        if matches!(self.work, DeliveryKind::Refused { .. }) {
             return;
         }
         match (self.phase, &revocation) {
@@ -396,14 +422,19 @@ impl Life {
             (Phase::Running { .. }, Revocation::ConnectionLost) => {
                 actions.push(Action::Abort);
                 actions.push(Action::FreeSlot);
-                let told = self.plan().tells.then_some(Action::Tell(Notice::Cancelled));
+                let told = self
+                    .plan()
+                    .tells
+                    .then_some(Action::Emit(TaskEvent::Cancelled));
                 actions.extend(told);
                 self.over(actions);
             }
             (_, Revocation::ConnectionLost) => {}
             (Phase::Arrived | Phase::Waiting, _) => self.revoke_unstarted(actions),
-            (Phase::Pausing { .. }, _) if self.steps.is_empty() => self.revoke_unstarted(actions),
-            (Phase::Asking | Phase::Acknowledging | Phase::Announcing, _) => {
+            (Phase::BackingOff { .. }, _) if self.steps.is_empty() => {
+                self.revoke_unstarted(actions)
+            }
+            (Phase::Admitting | Phase::Acknowledging | Phase::StoringStarted, _) => {
                 self.revoked = Some(revocation);
             }
             (Phase::Running { .. }, Revocation::Terminate(_)) => {
@@ -416,7 +447,7 @@ impl Life {
     }
 
     fn revoke_unstarted(&mut self, actions: &mut Vec<Action>) {
-        let notice = Notice::Revoked {
+        let notice = TaskEvent::Revoked {
             signal: None,
             terminated: false,
             expired: false,
@@ -431,7 +462,7 @@ impl Life {
             Revocation::Terminate(signal) => Some(*signal),
             Revocation::Unstarted | Revocation::ConnectionLost => None,
         };
-        let notice = Notice::Revoked {
+        let notice = TaskEvent::Revoked {
             signal,
             terminated: signal.is_some(),
             expired: false,
@@ -444,27 +475,27 @@ impl Life {
         let plan = self.plan();
         let mut steps = plan.revoke(reason, notice);
         if !plan.acks_late {
-            steps.retain(|step| !matches!(step, Step::Settle(_)));
+            steps.retain(|step| !matches!(step, Effect::Settle(_)));
         }
         self.finish_with(steps, actions);
     }
 
     /// The acknowledgement before the start did not go out, so the task must
     /// not start: the broker may hand the message to somebody else.
-    fn ack_failed(&mut self, obstacle: &Obstacle, now: Now, actions: &mut Vec<Action>) {
+    fn ack_failed(&mut self, error: &EffectError, now: Now, actions: &mut Vec<Action>) {
         if self.plan().acks_late {
             return self.announce(now, actions);
         }
         actions.push(Action::FreeSlot);
-        if *obstacle != Obstacle::Passing {
+        if !error.is_transient() {
             return self.over(actions);
         }
         // Where the acknowledgement went out after all, giving back does nothing.
         if self.stopping.is_some() {
-            let back = Step::Settle(Verdict::Requeue(QueueEnd::Head));
+            let back = Effect::Settle(Disposition::Requeue(QueueEnd::Head));
             return self.finish_with([back], actions);
         }
-        self.phase = Phase::Pausing {
+        self.phase = Phase::BackingOff {
             until: now.instant + self.next_delay(),
         };
     }
@@ -474,8 +505,8 @@ impl Life {
     fn announce(&mut self, now: Now, actions: &mut Vec<Action>) {
         let plan = self.plan();
         if plan.track_started && plan.stores_result {
-            self.phase = Phase::Announcing;
-            actions.push(Action::Step(Step::Store(Report::Started)));
+            self.phase = Phase::StoringStarted;
+            actions.push(Action::Effect(Effect::Store(StateUpdate::Started)));
         } else {
             self.start(now, actions);
         }
@@ -497,7 +528,11 @@ impl Life {
             soft: plan.soft_limit.map(|limit| now.instant + limit),
             hard: plan.hard_limit.map(|limit| now.instant + limit),
         };
-        actions.extend(self.plan().tells.then_some(Action::Tell(Notice::Started)));
+        actions.extend(
+            self.plan()
+                .tells
+                .then_some(Action::Emit(TaskEvent::Started)),
+        );
         actions.push(Action::Start);
     }
 
@@ -509,8 +544,8 @@ impl Life {
                 actions.push(Action::Abort);
                 actions.push(Action::FreeSlot);
                 let plan = self.plan();
-                let mishap = time_limit_exceeded(plan.hard_limit.unwrap_or_default());
-                let steps = plan.time_out(mishap);
+                let failure_info = time_limit_exceeded(plan.hard_limit.unwrap_or_default());
+                let steps = plan.time_out(failure_info);
                 self.finish_with(steps, actions);
             }
             Phase::Running {
@@ -520,8 +555,8 @@ impl Life {
                 self.phase = Phase::Running { soft: None, hard };
                 actions.push(Action::Warn);
             }
-            Phase::Pausing { until } if until <= now.instant => self.resume(actions),
-            Phase::Awaiting { until } if until <= now.instant => self.over(actions),
+            Phase::BackingOff { until } if until <= now.instant => self.resume(actions),
+            Phase::AwaitingRedelivery { until } if until <= now.instant => self.over(actions),
             _ => {}
         }
     }
@@ -543,12 +578,18 @@ impl Life {
         match (self.phase, stop) {
             // A prefetched message goes back to where it was taken from.
             (Phase::Waiting, _) => {
-                self.finish_with([Step::Settle(Verdict::Requeue(QueueEnd::Head))], actions);
+                self.finish_with(
+                    [Effect::Settle(Disposition::Requeue(QueueEnd::Head))],
+                    actions,
+                );
             }
-            (Phase::Pausing { .. }, _) if self.steps.is_empty() => {
-                self.finish_with([Step::Settle(Verdict::Requeue(QueueEnd::Head))], actions);
+            (Phase::BackingOff { .. }, _) if self.steps.is_empty() => {
+                self.finish_with(
+                    [Effect::Settle(Disposition::Requeue(QueueEnd::Head))],
+                    actions,
+                );
             }
-            (Phase::Pausing { .. } | Phase::Awaiting { .. }, _) => {
+            (Phase::BackingOff { .. } | Phase::AwaitingRedelivery { .. }, _) => {
                 self.phase = Phase::Finishing;
                 self.next_step(actions);
             }
@@ -568,18 +609,18 @@ impl Life {
         self.withdrawn = true;
         match self.phase {
             Phase::Waiting => self.over(actions),
-            Phase::Pausing { .. } if self.steps.is_empty() => self.over(actions),
+            Phase::BackingOff { .. } if self.steps.is_empty() => self.over(actions),
             // Nobody knows whether the broker has the acknowledgement. If it has,
             // nobody else gets the task: it starts when the report is there, and
             // is acknowledged once more at its end, should it come back.
             Phase::Acknowledging => {
-                if let Work::Task(plan) = &mut self.work {
+                if let DeliveryKind::Task(plan) = &mut self.work {
                     plan.acks_late = true;
                 }
             }
             // What comes of a settlement that was sent before says nothing about
             // a delivery that may follow.
-            Phase::Finishing if matches!(self.steps.front(), Some(Step::Settle(_))) => {
+            Phase::Finishing if matches!(self.steps.front(), Some(Effect::Settle(_))) => {
                 self.stale = true;
             }
             // Running ones finish: their results count, their acknowledgement
@@ -589,7 +630,7 @@ impl Life {
     }
 
     fn expire(&mut self, actions: &mut Vec<Action>) {
-        let notice = Notice::Revoked {
+        let notice = TaskEvent::Revoked {
             signal: None,
             terminated: false,
             expired: true,
@@ -599,7 +640,7 @@ impl Life {
         self.finish_with(steps, actions);
     }
 
-    fn finish_with(&mut self, steps: impl IntoIterator<Item = Step>, actions: &mut Vec<Action>) {
+    fn finish_with(&mut self, steps: impl IntoIterator<Item = Effect>, actions: &mut Vec<Action>) {
         self.steps.extend(steps);
         self.next_step(actions);
     }
@@ -609,20 +650,20 @@ impl Life {
     fn next_step(&mut self, actions: &mut Vec<Action>) {
         self.phase = Phase::Finishing;
         while let Some(step) = self.steps.front() {
-            if let Step::Tell(notice) = step {
-                actions.push(Action::Tell(notice.clone()));
+            if let Effect::Emit(notice) = step {
+                actions.push(Action::Emit(notice.clone()));
                 self.steps.pop_front();
                 continue;
             }
-            if self.withdrawn && matches!(step, Step::Settle(_)) {
+            if self.withdrawn && matches!(step, Effect::Settle(_)) {
                 if let Some(until) = self.return_limit.filter(|_| self.may_return()) {
-                    self.phase = Phase::Awaiting { until };
+                    self.phase = Phase::AwaitingRedelivery { until };
                     return;
                 }
                 self.steps.pop_front();
                 continue;
             }
-            return actions.push(Action::Step(step.clone()));
+            return actions.push(Action::Effect(step.clone()));
         }
         self.over(actions);
     }
@@ -630,27 +671,27 @@ impl Life {
     /// Whether it is worth waiting for the delivery to come back: what is over
     /// but for its late acknowledgement would run again.
     fn may_return(&self) -> bool {
-        self.stopping.is_none() && matches!(&self.work, Work::Task(plan) if plan.acks_late)
+        self.stopping.is_none() && matches!(&self.work, DeliveryKind::Task(plan) if plan.acks_late)
     }
 
     /// What a step has led to goes before the other ones.
-    fn step_done(&mut self, deeds: Vec<Deed>, actions: &mut Vec<Action>) {
+    fn step_done(&mut self, deeds: Vec<WorkflowEffect>, actions: &mut Vec<Action>) {
         self.attempt = 0;
         self.steps.pop_front();
         for deed in deeds.into_iter().rev() {
-            self.steps.push_front(Step::Deed(deed));
+            self.steps.push_front(Effect::Workflow(deed));
         }
         self.next_step(actions);
     }
 
-    fn step_failed(&mut self, obstacle: Obstacle, now: Now, actions: &mut Vec<Action>) {
-        match obstacle {
-            Obstacle::Passing => {
-                self.phase = Phase::Pausing {
+    fn step_failed(&mut self, error: EffectError, now: Now, actions: &mut Vec<Action>) {
+        match error {
+            EffectError::NotSent | EffectError::Unknown => {
+                self.phase = Phase::BackingOff {
                     until: now.instant + self.next_delay(),
                 };
             }
-            Obstacle::Lasting(cause) => {
+            EffectError::Refused(cause) => {
                 let step = self.steps.pop_front();
                 self.give_up(step.as_ref(), &cause);
                 self.next_step(actions);
@@ -659,23 +700,23 @@ impl Life {
     }
 
     /// A step that can never succeed must not be passed over as if it had.
-    fn give_up(&mut self, step: Option<&Step>, cause: &str) {
+    fn give_up(&mut self, step: Option<&Effect>, cause: &str) {
         match step {
             // What was to follow cannot be sent: the task has failed, whatever
             // it returned.
-            Some(Step::Send(
-                Letter::Success(_) | Letter::Retry { .. } | Letter::Replacement(_),
+            Some(Effect::Send(
+                FollowUp::Success(_) | FollowUp::Retry { .. } | FollowUp::Replacement(_),
             )) => {
-                let mishap = celery_exception("OperationalError", cause);
-                self.steps = self.plan().fail(mishap).into();
+                let failure_info = celery_exception("OperationalError", cause);
+                self.steps = self.plan().fail(failure_info).into();
             }
             // Never acknowledge a message that could not be kept.
-            Some(Step::Send(Letter::Dead)) => {
-                self.steps = [Step::Settle(Verdict::Requeue(QueueEnd::Tail))].into();
+            Some(Effect::Send(FollowUp::Dead)) => {
+                self.steps = [Effect::Settle(Disposition::Requeue(QueueEnd::Tail))].into();
             }
-            Some(Step::Store(Report::Success(_))) => {
-                let mishap = celery_exception("BackendStoreError", cause);
-                self.steps = self.plan().fail(mishap).into();
+            Some(Effect::Store(StateUpdate::Success(_))) => {
+                let failure_info = celery_exception("BackendStoreError", cause);
+                self.steps = self.plan().fail(failure_info).into();
             }
             _ => {}
         }
@@ -687,10 +728,10 @@ impl Life {
     }
 
     /// Only tasks get slots, run and end.
-    fn plan(&self) -> &Plan {
+    fn plan(&self) -> &ExecutionPolicy {
         match &self.work {
-            Work::Task(plan) => plan,
-            Work::Refused { .. } => unreachable!("a refused message was treated as a task"),
+            DeliveryKind::Task(plan) => plan,
+            DeliveryKind::Refused { .. } => unreachable!("a refused message was treated as a task"),
         }
     }
 
@@ -706,7 +747,7 @@ impl Life {
 const RETURN_LIMIT: Duration = Duration::from_secs(30);
 
 /// Celery's rule: strictly later than the time of expiry.
-fn is_expired(plan: &Plan, now: Now) -> bool {
+fn is_expired(plan: &ExecutionPolicy, now: Now) -> bool {
     plan.expires.is_some_and(|expires| now.wall > expires)
 }
 

@@ -33,21 +33,22 @@ use crate::execution::Job;
 use crate::logical_clock::LogicalClock;
 use crate::task::Declaration;
 use crate::worker::command::election::Election;
-use crate::worker::core::counters::Tally;
-use crate::worker::core::in_flight::{Entries, Entry, Key, Work};
-use crate::worker::core::rate_limits::Rates;
-use crate::worker::core::revocations::Revoked;
+use crate::worker::core::counters::Counters;
+use crate::worker::core::in_flight::{DeliveryKey, InFlight, InFlightDelivery, Payload};
+use crate::worker::core::rate_limits::RateLimits;
+use crate::worker::core::revocations::Revocations;
 use crate::worker::core::scheduled::Scheduled;
-use crate::worker::delivery::decode::{Intake, Read};
+use crate::worker::delivery::decode::{Decoded, MessageDecoder};
 use crate::worker::delivery::event::{
-    Action, Answer, Event, Obstacle, Outcome, Revocation, Step, Stop, Verdict, soft_limit_exceeded,
+    Action, Admission, DeliveryEvent, Disposition, Effect, EffectError, Outcome, Revocation, Stop,
+    soft_limit_exceeded,
 };
-use crate::worker::delivery::state::Life;
+use crate::worker::delivery::state::DeliveryState;
 use crate::worker::driver::queues::Change;
-use crate::worker::effects::executor::{Carried, Carrier};
-use crate::worker::io::admission::Lock;
-use crate::worker::io::control_receiver::Ears;
-use crate::worker::io::event_dispatcher::Herald;
+use crate::worker::effects::executor::{EffectExecutor, EffectResult};
+use crate::worker::io::admission::UniqueLock;
+use crate::worker::io::control_receiver::ControlReceiver;
+use crate::worker::io::event_dispatcher::EventDispatcher;
 use crate::worker::io::supervisor::Supervisor;
 use crate::worker::io::sweeper::Sweeper;
 use crate::worker::io::watchdog::Watchdog;
@@ -81,22 +82,25 @@ pub(crate) enum Finished {
     /// What the peers answered at the start.
     Mingled(Vec<celery_protocol::ControlReply>),
     Changed(Change),
-    Answered(Key, Result<(Answer, Option<Lock>), Obstacle>),
+    AdmissionChecked(
+        DeliveryKey,
+        Result<(Admission, Option<UniqueLock>), EffectError>,
+    ),
     Marked,
     Nothing,
     Connected(Result<Arc<dyn Consumer>, ServiceError>),
     Received(Arc<dyn Consumer>, Result<Vec<Delivery>, ServiceError>),
     Settled(
         Arc<dyn Consumer>,
-        Vec<Key>,
+        Vec<DeliveryKey>,
         Vec<Result<Settled, ServiceError>>,
     ),
-    Stepped(Key, Carried),
+    Stepped(DeliveryKey, EffectResult),
 }
 
 /// Sizes of the worker.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
+pub(crate) struct WorkerLimits {
     /// Tasks at the same time, at the start.
     pub(crate) concurrency: usize,
     /// Tasks at the same time and in line, for each of them; 0 is without limit.
@@ -107,18 +111,18 @@ pub(crate) struct Limits {
 }
 
 /// What the driver is made of.
-pub(crate) struct Parts {
-    pub(crate) intake: Intake,
-    pub(crate) carrier: Arc<Carrier>,
+pub(crate) struct DriverParts {
+    pub(crate) decoder: MessageDecoder,
+    pub(crate) executor: Arc<EffectExecutor>,
     pub(crate) sweeper: Option<Sweeper>,
     pub(crate) clock: Clock,
     pub(crate) supervisor: Supervisor,
-    pub(crate) limits: Limits,
+    pub(crate) limits: WorkerLimits,
     pub(crate) watchdog: Watchdog,
     pub(crate) settings: Arc<WorkerSettings>,
     pub(crate) logical_clock: LogicalClock,
-    pub(crate) herald: Herald,
-    pub(crate) ears: Ears,
+    pub(crate) events: EventDispatcher,
+    pub(crate) control: ControlReceiver,
     /// What is asked of the peers before the first delivery is taken.
     pub(crate) mingle: Option<BoxFuture<'static, Vec<celery_protocol::ControlReply>>>,
     pub(crate) commands: HashMap<String, Command>,
@@ -128,25 +132,25 @@ pub(crate) struct Parts {
 
 /// The running worker.
 pub(crate) struct Driver {
-    pub(crate) intake: Intake,
-    pub(crate) carrier: Arc<Carrier>,
+    pub(crate) decoder: MessageDecoder,
+    pub(crate) executor: Arc<EffectExecutor>,
     /// Works by itself while this lives.
     pub(crate) _sweeper: Option<Sweeper>,
     pub(crate) on_unknown: OnUnknown,
     pub(crate) clock: Clock,
     pub(crate) supervisor: Supervisor,
-    pub(crate) limits: Limits,
+    pub(crate) limits: WorkerLimits,
     pub(crate) watchdog: Watchdog,
     pub(crate) settings: Arc<WorkerSettings>,
     pub(crate) consumer: Option<Arc<dyn Consumer>>,
     /// Consumers that were replaced and have deliveries in hand.
     pub(crate) retired: Vec<Arc<dyn Consumer>>,
     pub(crate) receiving: bool,
-    pub(crate) entries: Entries,
+    pub(crate) entries: InFlight,
     pub(crate) pending: usize,
     /// Those of the pending ones that are not acknowledged.
     pub(crate) unsettled: usize,
-    pub(crate) line: VecDeque<Key>,
+    pub(crate) line: VecDeque<DeliveryKey>,
     pub(crate) concurrency: usize,
     /// Threads for blocking tasks, one for each slot.
     pub(crate) threads: usize,
@@ -158,12 +162,12 @@ pub(crate) struct Driver {
     /// Which of them the connection that is being made is for.
     pub(crate) connected_to: u64,
     pub(crate) connecting: bool,
-    pub(crate) timers: BinaryHeap<Reverse<(Instant, Key)>>,
+    pub(crate) timers: BinaryHeap<Reverse<(Instant, DeliveryKey)>>,
     /// Unbounded, and bounded all the same: each entry sends one message.
-    pub(crate) ended: mpsc::UnboundedReceiver<(Key, Outcome)>,
-    pub(crate) ends: mpsc::UnboundedSender<(Key, Outcome)>,
+    pub(crate) ended: mpsc::UnboundedReceiver<(DeliveryKey, Outcome)>,
+    pub(crate) ends: mpsc::UnboundedSender<(DeliveryKey, Outcome)>,
     pub(crate) futures: FuturesUnordered<BoxFuture<'static, Finished>>,
-    pub(crate) settlements: Vec<(Key, Settlement)>,
+    pub(crate) settlements: Vec<(DeliveryKey, Settlement)>,
     pub(crate) stopping: Option<Stop>,
     /// When a soft stop becomes a cold one.
     pub(crate) soft_until: Option<Instant>,
@@ -177,31 +181,31 @@ pub(crate) struct Driver {
 
     // What others see of the worker, and tell it.
     pub(crate) logical_clock: LogicalClock,
-    pub(crate) herald: Herald,
-    pub(crate) ears: Ears,
+    pub(crate) events: EventDispatcher,
+    pub(crate) control: ControlReceiver,
     pub(crate) mingling: bool,
     pub(crate) commands: HashMap<String, Command>,
     pub(crate) elections: Vec<Election>,
-    pub(crate) revoked: Revoked,
+    pub(crate) revoked: Revocations,
     /// Revoked ids whose results are to say so.
     pub(crate) marks: VecDeque<String>,
     pub(crate) marking: bool,
     /// Whether the state file is behind.
     pub(crate) unsaved: bool,
     pub(crate) saved_at: Instant,
-    pub(crate) rates: Rates,
+    pub(crate) rates: RateLimits,
     /// The limits as they were written, by task.
     pub(crate) rate_limits: HashMap<String, String>,
     pub(crate) scheduled: Scheduled,
-    pub(crate) tally: Tally,
+    pub(crate) counters: Counters,
     pub(crate) beat_at: Option<Instant>,
 }
 
 impl Driver {
-    pub(crate) fn new(parts: Parts) -> Self {
-        let Parts {
-            intake,
-            carrier,
+    pub(crate) fn new(parts: DriverParts) -> Self {
+        let DriverParts {
+            decoder,
+            executor,
             sweeper,
             clock,
             supervisor,
@@ -209,8 +213,8 @@ impl Driver {
             watchdog,
             settings,
             logical_clock,
-            herald,
-            ears,
+            events,
+            control,
             mingle,
             commands,
             autoscale,
@@ -225,9 +229,9 @@ impl Driver {
             futures.push(mingled);
         }
         let mut driver = Self {
-            on_unknown: carrier.desk.sender.config.on_unknown,
-            intake,
-            carrier,
+            on_unknown: executor.messages.sender.config.on_unknown,
+            decoder,
+            executor,
             _sweeper: sweeper,
             clock,
             supervisor,
@@ -236,7 +240,7 @@ impl Driver {
             consumer: None,
             retired: Vec::new(),
             receiving: false,
-            entries: Entries::default(),
+            entries: InFlight::default(),
             pending: 0,
             unsettled: 0,
             line: VecDeque::new(),
@@ -259,20 +263,20 @@ impl Driver {
             now,
             actions: Vec::new(),
             logical_clock,
-            herald,
-            ears,
+            events,
+            control,
             mingling,
             commands,
             elections: Vec::new(),
-            revoked: Revoked::new(settings.revokes_max, settings.revoke_expires),
+            revoked: Revocations::new(settings.revokes_max, settings.revoke_expires),
             marks: VecDeque::new(),
             marking: false,
             unsaved: false,
             saved_at: now.instant,
-            rates: Rates::default(),
+            rates: RateLimits::default(),
             rate_limits: HashMap::new(),
             scheduled: Scheduled::default(),
-            tally: Tally::new(),
+            counters: Counters::new(),
             beat_at: settings.heartbeat.map(|_| now.instant),
             settings,
         };
@@ -307,16 +311,16 @@ impl Driver {
                 _ = self.ended.recv_many(&mut ended, BATCH) => {
                     self.now = self.clock.moment();
                     for (key, outcome) in ended.drain(..) {
-                        self.event(key, Event::Returned(outcome));
+                        self.event(key, DeliveryEvent::Returned(outcome));
                     }
                 }
                 Some(finished) = self.futures.next() => {
                     self.now = self.clock.moment();
                     self.finish(finished);
                 }
-                heard = self.ears.next() => {
+                incoming = self.control.next() => {
                     self.now = self.clock.moment();
-                    self.hear(heard);
+                    self.hear(incoming);
                 }
                 () = sleep_until(wake), if wake.is_some() => self.now = self.clock.moment(),
             }
@@ -327,8 +331,8 @@ impl Driver {
             }
             // Each time, so that a task does not start which was revoked before it
             // was sent.
-            if let Some(heard) = self.ears.next().now_or_never() {
-                self.hear(heard);
+            if let Some(incoming) = self.control.next().now_or_never() {
+                self.hear(incoming);
             }
         }
         self.close().await
@@ -344,16 +348,16 @@ impl Driver {
             let Some(entry) = self.entries.find(key).filter(|one| one.life.is_waiting()) else {
                 continue;
             };
-            if let Work::Task { job, .. } = &entry.work
+            if let Payload::Task { job, .. } = &entry.work
                 && self.revoked.covers(job)
             {
-                self.event(key, Event::Revoked(Revocation::Unstarted));
+                self.event(key, DeliveryEvent::Revoked(Revocation::Unstarted));
                 continue;
             }
             self.busy += 1;
-            self.event(key, Event::Slot);
+            self.event(key, DeliveryEvent::SlotGranted);
         }
-        self.herald.flush();
+        self.events.flush();
         self.send_marks();
         self.send_settlements();
         self.receive();
@@ -409,13 +413,15 @@ impl Driver {
                 self.learn(replies);
             }
             Finished::Changed(change) => self.changed(change),
-            Finished::Answered(key, Ok((answer, lock))) => {
+            Finished::AdmissionChecked(key, Ok((answer, lock))) => {
                 if let Some(entry) = self.entries.find_mut(key) {
                     entry.lock = lock;
                 }
-                self.event(key, Event::Answered(answer));
+                self.event(key, DeliveryEvent::AdmissionChecked(answer));
             }
-            Finished::Answered(key, Err(obstacle)) => self.event(key, Event::Failed(obstacle)),
+            Finished::AdmissionChecked(key, Err(error)) => {
+                self.event(key, DeliveryEvent::Failed(error))
+            }
             Finished::Marked => self.marking = false,
             Finished::Nothing => {}
             Finished::Connected(connected) => {
@@ -424,9 +430,11 @@ impl Driver {
             }
             Finished::Received(consumer, received) => self.received(&consumer, received),
             Finished::Settled(consumer, keys, settled) => self.settled(&consumer, keys, settled),
-            Finished::Stepped(key, Ok(deeds)) if deeds.is_empty() => self.event(key, Event::Done),
-            Finished::Stepped(key, Ok(deeds)) => self.event(key, Event::Led(deeds)),
-            Finished::Stepped(key, Err(obstacle)) => self.event(key, Event::Failed(obstacle)),
+            Finished::Stepped(key, Ok(deeds)) if deeds.is_empty() => {
+                self.event(key, DeliveryEvent::Done)
+            }
+            Finished::Stepped(key, Ok(deeds)) => self.event(key, DeliveryEvent::FollowUps(deeds)),
+            Finished::Stepped(key, Err(error)) => self.event(key, DeliveryEvent::Failed(error)),
         }
     }
 
@@ -455,9 +463,9 @@ impl Driver {
             // They share the connection.
             self.retired.clear();
             for key in self.entries.keys() {
-                self.event(key, Event::Withdrawn);
+                self.event(key, DeliveryEvent::ConnectionLost);
                 if self.settings.cancel_on_connection_loss {
-                    self.event(key, Event::Revoked(Revocation::ConnectionLost));
+                    self.event(key, DeliveryEvent::Revoked(Revocation::ConnectionLost));
                 }
                 self.entries.note_withdrawn(key);
             }
@@ -472,7 +480,7 @@ impl Driver {
                 break;
             }
             self.timers.pop();
-            self.event(key, Event::Tick);
+            self.event(key, DeliveryEvent::Tick);
         }
         if self.soft_until.is_some_and(|until| until <= now) {
             self.soft_until = None;
@@ -508,18 +516,20 @@ impl Driver {
     /// starts nothing.
     pub(crate) fn admit(&mut self, delivery: Delivery, consumer: &Arc<dyn Consumer>) {
         let again = delivery.redelivered || delivery.delivery_count.is_some_and(|count| count > 0);
-        let (life, work) = match self.intake.read(
+        let (life, work) = match self.decoder.read(
             delivery.content,
             delivery.redelivered,
             delivery.delivery_count,
         ) {
-            Read::Task { job, .. }
+            Decoded::Task { job, .. }
                 if again && self.regain(&job, &delivery.queue, &delivery.tag, consumer) =>
             {
                 return;
             }
-            Read::Task { job, run, plan } => (Life::of_task(plan), Work::Task { job, run }),
-            Read::Refused { content, refusal } => {
+            Decoded::Task { job, run, plan } => {
+                (DeliveryState::of_task(plan), Payload::Task { job, run })
+            }
+            Decoded::Refused { content, refusal } => {
                 tracing::error!(
                     "cannot run a message of queue {}: {}",
                     delivery.queue,
@@ -527,31 +537,31 @@ impl Driver {
                 );
                 self.tell_refused(&refusal);
                 (
-                    Life::refused(refusal, self.on_unknown),
-                    Work::Refused(content),
+                    DeliveryState::refused(refusal, self.on_unknown),
+                    Payload::Refused(content),
                 )
             }
         };
-        let mut entry = Entry::new(
+        let mut entry = InFlightDelivery::new(
             life,
             delivery.tag,
             Arc::downgrade(consumer),
             delivery.queue,
             work,
         );
-        let mut first = Event::Arrived;
-        if let Work::Task { job, .. } = &entry.work {
+        let mut first = DeliveryEvent::Arrived;
+        if let Payload::Task { job, .. } = &entry.work {
             entry.was_scheduled = self.scheduled.take(&job.id);
             if self.revoked.contains(&job.id) {
                 tracing::info!("task {} is revoked", job.id);
-                first = Event::Revoked(Revocation::Unstarted);
+                first = DeliveryEvent::Revoked(Revocation::Unstarted);
             }
         }
         let key = self.entries.insert(entry);
         self.event(key, first);
         self.scale_up();
         if let Some(stop) = self.stopping {
-            self.event(key, Event::Stop(stop));
+            self.event(key, DeliveryEvent::Stop(stop));
         }
     }
 
@@ -572,18 +582,18 @@ impl Driver {
             entry.consumer = Arc::downgrade(consumer);
         }
         tracing::info!("task {} is delivered again and still in hand", job.id);
-        self.event(key, Event::Regained);
+        self.event(key, DeliveryEvent::Redelivered);
         true
     }
 
     /// Tells a delivery what happened and does what it asks for.
-    pub(crate) fn event(&mut self, key: Key, event: Event) {
+    pub(crate) fn event(&mut self, key: DeliveryKey, event: DeliveryEvent) {
         let now = self.now;
         let mut actions = std::mem::take(&mut self.actions);
         let Some(entry) = self.entries.find_mut(key) else {
             return;
         };
-        if matches!(event, Event::Done | Event::Led(_)) {
+        if matches!(event, DeliveryEvent::Done | DeliveryEvent::FollowUps(_)) {
             entry.letters = None;
         }
         let was_pending = entry.life.is_pending();
@@ -603,7 +613,7 @@ impl Driver {
         self.actions = actions;
     }
 
-    pub(crate) fn act(&mut self, key: Key, action: Action) {
+    pub(crate) fn act(&mut self, key: DeliveryKey, action: Action) {
         match action {
             Action::Queue => self.line_up(key),
             Action::FreeSlot => self.free_slot(),
@@ -614,10 +624,11 @@ impl Driver {
                     entry.abort();
                 }
             }
-            Action::Step(step) => self.step(key, step),
-            Action::Tell(notice) => self.tell(key, notice),
+            Action::Effect(step) => self.step(key, step),
+            Action::Emit(notice) => self.tell(key, notice),
             Action::Expired => {
-                if let Some(Work::Task { job, .. }) = self.entries.find(key).map(|one| &one.work) {
+                if let Some(Payload::Task { job, .. }) = self.entries.find(key).map(|one| &one.work)
+                {
                     // As in Celery, where peers learn of it by this.
                     self.revoked.add(&job.id, self.now.wall);
                     self.rates.forget(&job.id);
@@ -631,15 +642,15 @@ impl Driver {
         }
     }
 
-    pub(crate) fn start(&mut self, key: Key) {
+    pub(crate) fn start(&mut self, key: DeliveryKey) {
         let ends = self.ends.clone();
         let Some(entry) = self.entries.find_mut(key) else {
             return;
         };
-        let Work::Task { job, run } = &entry.work else {
+        let Payload::Task { job, run } = &entry.work else {
             return;
         };
-        self.tally.start(&job.task);
+        self.counters.start(&job.task);
         let task = run_task::run(Arc::clone(run), Arc::clone(job));
         let task = self.watchdog.watch(job, task);
         // Owned by the entry: aborted by it, or by the driver's end.
@@ -651,11 +662,11 @@ impl Driver {
         entry.started = Some(self.now);
     }
 
-    pub(crate) fn warn(&mut self, key: Key) {
+    pub(crate) fn warn(&mut self, key: DeliveryKey) {
         let Some(entry) = self.entries.find_mut(key) else {
             return;
         };
-        let Work::Task { job, .. } = &entry.work else {
+        let Payload::Task { job, .. } = &entry.work else {
             return;
         };
         if job.control.reach_soft_limit() {
@@ -666,85 +677,87 @@ impl Driver {
             error: soft_limit_exceeded(),
             random: env::random(),
         };
-        self.event(key, Event::Returned(outcome));
+        self.event(key, DeliveryEvent::Returned(outcome));
     }
 
-    pub(crate) fn step(&mut self, key: Key, step: Step) {
+    pub(crate) fn step(&mut self, key: DeliveryKey, step: Effect) {
         let Some(entry) = self.entries.find_mut(key) else {
             return;
         };
         let now = self.now.wall;
         let step = match step {
-            Step::Settle(verdict) => {
-                if let (Verdict::Park(until), Work::Task { job, .. }) = (verdict, &entry.work) {
-                    let hostname = &self.carrier.desk.hostname;
+            Effect::Settle(verdict) => {
+                if let (Disposition::Park(until), Payload::Task { job, .. }) =
+                    (verdict, &entry.work)
+                {
+                    let hostname = &self.executor.messages.hostname;
                     self.scheduled.note(job, until, hostname);
                 }
                 let settlement = settlement(verdict, entry.tag.clone());
                 return self.settlements.push((key, settlement));
             }
-            Step::Ask => {
-                let Work::Task { job, .. } = &entry.work else {
+            Effect::CheckAdmission => {
+                let Payload::Task { job, .. } = &entry.work else {
                     return;
                 };
                 let job = Arc::clone(job);
                 return self.ask(key, job);
             }
-            Step::Store(report) => self.carrier.store(entry, report, now),
-            Step::Send(letter) => self.carrier.send(entry, &letter, now),
-            Step::Lead(turn) => self.carrier.lead(entry, &turn, now),
-            Step::Deed(deed) => self.carrier.deed(deed),
+            Effect::Store(report) => self.executor.store(entry, report, now),
+            Effect::Send(letter) => self.executor.send(entry, &letter, now),
+            Effect::Continue(turn) => self.executor.lead(entry, &turn, now),
+            Effect::Workflow(deed) => self.executor.deed(deed),
             // Told by the life itself.
-            Step::Tell(_) => return,
+            Effect::Emit(_) => return,
         };
-        let step = step.map(move |carried| Finished::Stepped(key, carried));
+        let step = step.map(move |result| Finished::Stepped(key, result));
         self.futures.push(Box::pin(step));
     }
 
     /// Asks what speaks against the start of a task.
-    pub(crate) fn ask(&mut self, key: Key, job: Arc<Job>) {
-        let Some(task) = self.intake.registry.find(&job.task) else {
+    pub(crate) fn ask(&mut self, key: DeliveryKey, job: Arc<Job>) {
+        let Some(task) = self.decoder.registry.find(&job.task) else {
             return;
         };
         let Declaration {
             params, options, ..
         } = &task.declaration;
-        let questions = self.intake.questions(options, job.redelivered);
+        let checks = self.decoder.checks(options, job.redelivered);
         let services = &job.services;
-        let lock = questions.unique.and_then(|unique| {
+        let lock = checks.unique.and_then(|unique| {
             let (accept, limit) = (&services.accept, services.body_limit);
             // Where the arguments cannot be read, the task fails by itself.
             unique
                 .key(&job.task, params, &job.message, accept, limit)
                 .ok()
         });
-        let deadline = self.carrier.deadline;
+        let deadline = self.executor.deadline;
         let object = format!("what task {} has to wait for", job.id);
         self.futures.push(Box::pin(async move {
-            let asking = admission::ask(job, lock, questions);
+            let asking = admission::ask(job, lock, checks);
             let answer = match tokio::time::timeout(deadline, asking).await {
                 Ok(answer) => answer,
                 Err(_) => {
                     let error = ServiceError::no_answer("find out", &object, deadline);
                     tracing::warn!("{error}");
-                    Err(Obstacle::Passing)
+                    Err(EffectError::from(&error))
                 }
             };
-            Finished::Answered(key, answer)
+            Finished::AdmissionChecked(key, answer)
         }));
     }
 
     pub(crate) fn hostname(&self) -> &str {
-        &self.carrier.desk.hostname
+        &self.executor.messages.hostname
     }
 }
 
-fn settlement(verdict: Verdict, tag: DeliveryTag) -> Settlement {
+fn settlement(verdict: Disposition, tag: DeliveryTag) -> Settlement {
     match verdict {
-        Verdict::Ack => Settlement::Ack(tag),
-        Verdict::Reject => Settlement::Reject(tag),
-        Verdict::Requeue(end) => Settlement::Requeue(tag, end),
-        Verdict::Park(until) => Settlement::Defer(tag, until),
+        Disposition::Ack => Settlement::Ack(tag),
+        Disposition::Reject => Settlement::Reject(tag),
+        Disposition::Requeue(end) => Settlement::Requeue(tag, end),
+        Disposition::Park(until) => Settlement::Defer(tag, until),
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 use celery_protocol::{ControlRequest, Value};
 
 use crate::boundary::{Consumer, Delivery, ServiceError};
-use crate::worker::driver::{Driver, Event, Finished};
+use crate::worker::driver::{DeliveryEvent, Driver, Finished};
 
 /// A consumer of the queues of a request, or why there is none.
 pub(crate) struct Change {
@@ -142,7 +142,7 @@ impl Driver {
                 .find(key)
                 .is_some_and(|entry| Weak::ptr_eq(&entry.consumer, &Arc::downgrade(consumer)));
             if is_its {
-                self.event(key, Event::Withdrawn);
+                self.event(key, DeliveryEvent::ConnectionLost);
                 self.entries.note_withdrawn(key);
             }
         }

@@ -22,7 +22,7 @@ impl Driver {
             return;
         }
         tracing::info!("{} tasks at the same time", size);
-        let threads = &self.carrier.services.blocking;
+        let threads = &self.executor.services.blocking;
         if size > self.threads {
             threads.grow(size - self.threads);
             self.threads = size;
@@ -31,7 +31,7 @@ impl Driver {
             self.threads -= threads.shrink(self.threads - size);
         }
         self.concurrency = size;
-        if let Some(children) = &self.carrier.services.children {
+        if let Some(children) = &self.executor.services.children {
             children.resize(size);
         }
         self.set_prefetch();

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use crate::boundary::{Consumer, ServiceError, Settled, Settlement};
-use crate::worker::driver::{Driver, Event, Finished, Key, Obstacle};
+use crate::worker::driver::{DeliveryEvent, DeliveryKey, Driver, EffectError, Finished};
 
 /// Settlements that leave together.
-type Batch = Vec<(Key, Settlement)>;
+type Batch = Vec<(DeliveryKey, Settlement)>;
 
 impl Driver {
     pub(crate) fn send_settlements(&mut self) {
@@ -15,7 +15,7 @@ impl Driver {
         }
         // What has to be sent anew first may take long, and the others must not
         // wait for it.
-        let is_quick = |(_, settlement): &(Key, Settlement)| settlement.is_quick();
+        let is_quick = |(_, settlement): &(DeliveryKey, Settlement)| settlement.is_quick();
         let all = std::mem::take(&mut self.settlements);
         let (quick, slow): (Vec<_>, Vec<_>) = all.into_iter().partition(is_quick);
         for batch in [quick, slow] {
@@ -29,7 +29,7 @@ impl Driver {
     /// same.
     pub(crate) fn by_consumer(
         &mut self,
-        settlements: Vec<(Key, Settlement)>,
+        settlements: Vec<(DeliveryKey, Settlement)>,
     ) -> Vec<(Arc<dyn Consumer>, Batch)> {
         let mut batches: Vec<(Arc<dyn Consumer>, Batch)> = Vec::new();
         for (key, settlement) in settlements {
@@ -41,7 +41,7 @@ impl Driver {
                 _ => entry.consumer.upgrade(),
             };
             let Some(by) = by else {
-                self.event(key, Event::Failed(Obstacle::Passing));
+                self.event(key, DeliveryEvent::Failed(EffectError::NotSent));
                 continue;
             };
             match batches
@@ -59,7 +59,7 @@ impl Driver {
     pub(crate) fn settled(
         &mut self,
         consumer: &Arc<dyn Consumer>,
-        keys: Vec<Key>,
+        keys: Vec<DeliveryKey>,
         outcomes: Vec<Result<Settled, ServiceError>>,
     ) {
         if let Some(error) = outcomes.iter().find_map(|outcome| outcome.as_ref().err()) {
@@ -71,8 +71,8 @@ impl Driver {
         }
         for (key, outcome) in keys.into_iter().zip(outcomes) {
             let event = match outcome {
-                Ok(_) => Event::Done,
-                Err(error) => Event::Failed(Obstacle::from(&error)),
+                Ok(_) => DeliveryEvent::Done,
+                Err(error) => DeliveryEvent::Failed(EffectError::from(&error)),
             };
             self.event(key, event);
         }
@@ -86,7 +86,7 @@ impl Driver {
 
     pub(crate) fn send_batch(&mut self, consumer: Arc<dyn Consumer>, batch: Batch) {
         let (keys, batch): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
-        let deadline = self.carrier.deadline;
+        let deadline = self.executor.deadline;
         self.futures.push(Box::pin(async move {
             let settled = match tokio::time::timeout(deadline, consumer.settle(&batch)).await {
                 Ok(settled) => settled,

@@ -3,7 +3,7 @@
 use tokio::time::Instant;
 
 use crate::worker::WorkerError;
-use crate::worker::driver::{Driver, Event, Stop, Work};
+use crate::worker::driver::{DeliveryEvent, Driver, Payload, Stop};
 
 impl Driver {
     pub(crate) fn is_over(&self) -> bool {
@@ -22,13 +22,13 @@ impl Driver {
         self.save_state();
         tracing::info!(
             "the worker has stopped: {} tasks finished, {} deliveries returned",
-            self.tally.drained,
-            self.tally.returned
+            self.counters.drained,
+            self.counters.returned
         );
-        let deadline = self.carrier.deadline;
-        self.herald.close(deadline).await;
+        let deadline = self.executor.deadline;
+        self.events.close(deadline).await;
         if let Some(consumer) = &self.consumer {
-            let closed = tokio::time::timeout(self.carrier.deadline, consumer.close()).await;
+            let closed = tokio::time::timeout(self.executor.deadline, consumer.close()).await;
             if let Ok(Err(error)) = closed {
                 tracing::warn!("{error}");
             }
@@ -53,13 +53,13 @@ impl Driver {
         for key in self.entries.keys().into_iter().rev() {
             if let Some(entry) = self.entries.find(key) {
                 if is_first && entry.life.is_reserved() {
-                    self.tally.returned += 1;
+                    self.counters.returned += 1;
                 }
-                if let Work::Task { job, .. } = &entry.work {
+                if let Payload::Task { job, .. } = &entry.work {
                     job.control.announce_stop();
                 }
             }
-            self.event(key, Event::Stop(stop));
+            self.event(key, DeliveryEvent::Stop(stop));
         }
     }
 

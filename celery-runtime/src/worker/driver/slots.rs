@@ -1,16 +1,16 @@
 //! The line for a slot, and the slots.
 
 use crate::task::RateLimit;
-use crate::worker::driver::{Driver, Event, Key, Work};
+use crate::worker::driver::{DeliveryEvent, DeliveryKey, Driver, Payload};
 
 impl Driver {
     /// In line for a slot, or later where tasks of its type are limited.
-    pub(crate) fn line_up(&mut self, key: Key) {
+    pub(crate) fn line_up(&mut self, key: DeliveryKey) {
         if let Some(entry) = self.entries.find(key)
-            && let Work::Task { job, .. } = &entry.work
+            && let Payload::Task { job, .. } = &entry.work
             && let Some(turn) = self.rates.turn(&job.task, &job.id, self.now.instant)
         {
-            return self.event(key, Event::Hold(turn));
+            return self.event(key, DeliveryEvent::RateLimited(turn));
         }
         self.line.push_back(key);
     }
@@ -18,7 +18,7 @@ impl Driver {
     pub(crate) fn free_slot(&mut self) {
         self.busy = self.busy.saturating_sub(1);
         if self.stopping.is_some() {
-            self.tally.drained += 1;
+            self.counters.drained += 1;
         }
     }
 
@@ -28,7 +28,7 @@ impl Driver {
             return;
         }
         let default = self.settings.default_rate_limit.as_deref();
-        for task in self.intake.registry.iter() {
+        for task in self.decoder.registry.iter() {
             let Some(limit) = task.declaration.options.rate_limit.or(default) else {
                 continue;
             };

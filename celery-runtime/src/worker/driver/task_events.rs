@@ -4,19 +4,19 @@ use celery_protocol::{Map, Value};
 
 use crate::execution::Job;
 use crate::worker::core::describe::{shown, shown_arguments};
-use crate::worker::delivery::event::{Mishap, Notice, Refusal};
-use crate::worker::driver::{Driver, Key, Work};
+use crate::worker::delivery::event::{FailureInfo, Rejection, TaskEvent};
+use crate::worker::driver::{DeliveryKey, Driver, Payload};
 
 /// How this software calls itself.
 const SOFTWARE: &str = "rust-celery";
 
 impl Driver {
     /// Tells of a task.
-    pub(crate) fn tell(&mut self, key: Key, notice: Notice) {
+    pub(crate) fn tell(&mut self, key: DeliveryKey, notice: TaskEvent) {
         let Some(entry) = self.entries.find(key) else {
             return;
         };
-        let Work::Task { job, .. } = &entry.work else {
+        let Payload::Task { job, .. } = &entry.work else {
             return;
         };
         let runtime = entry.started.map(|started| {
@@ -26,30 +26,30 @@ impl Driver {
         let mut fields = of_task(&job.id);
         let kind = match notice {
             // It comes back from where it waited for its time.
-            Notice::Received if entry.was_scheduled => return,
-            Notice::Received => {
+            TaskEvent::Received if entry.was_scheduled => return,
+            TaskEvent::Received => {
                 describe_call(&mut fields, job);
                 "task-received"
             }
-            Notice::Started => "task-started",
-            Notice::Succeeded(value) => {
+            TaskEvent::Started => "task-started",
+            TaskEvent::Succeeded(value) => {
                 fields.insert("result", shown(&value));
                 fields.insert("runtime", runtime.unwrap_or(0.0));
                 "task-succeeded"
             }
-            Notice::Failed(mishap) => {
-                describe_mishap(&mut fields, &mishap);
+            TaskEvent::Failed(failure_info) => {
+                describe_mishap(&mut fields, &failure_info);
                 "task-failed"
             }
-            Notice::Retried(mishap) => {
-                describe_mishap(&mut fields, &mishap);
+            TaskEvent::Retried(failure_info) => {
+                describe_mishap(&mut fields, &failure_info);
                 "task-retried"
             }
-            Notice::Rejected { requeue } => {
+            TaskEvent::Rejected { requeue } => {
                 fields.insert("requeue", requeue);
                 "task-rejected"
             }
-            Notice::Revoked {
+            TaskEvent::Revoked {
                 signal,
                 terminated,
                 expired,
@@ -60,19 +60,19 @@ impl Driver {
                 fields.insert("expired", expired);
                 "task-revoked"
             }
-            Notice::Cancelled => "task-cancelled",
+            TaskEvent::Cancelled => "task-cancelled",
         };
-        self.herald.tell_of_task(kind, fields, self.now.wall);
+        self.events.tell_of_task(kind, fields, self.now.wall);
     }
 
     /// Tells of a task that nobody here can run.
-    pub(crate) fn tell_refused(&mut self, refusal: &Refusal) {
-        let Some(task) = refusal.task.as_deref().filter(|_| self.intake.tells) else {
+    pub(crate) fn tell_refused(&mut self, refusal: &Rejection) {
+        let Some(task) = refusal.task.as_deref().filter(|_| self.decoder.tells) else {
             return;
         };
         let mut fields = of_task(&task.id);
-        fields.insert("exception", task.mishap.exception.to_string());
-        self.herald
+        fields.insert("exception", task.failure_info.exception.to_string());
+        self.events
             .tell_of_task("task-failed", fields, self.now.wall);
     }
 
@@ -84,11 +84,11 @@ impl Driver {
         let mut fields = Map::new();
         fields.insert("freq", interval.as_secs_f64());
         fields.insert("active", self.busy as u64);
-        fields.insert("processed", self.tally.processed);
+        fields.insert("processed", self.counters.processed);
         let load = load_average().map(|load| load.map(Value::Float).to_vec());
         fields.insert("loadavg", Value::Array(load.unwrap_or_default()));
         describe_software(&mut fields);
-        self.herald.tell_of_worker(kind, fields, self.now.wall);
+        self.events.tell_of_worker(kind, fields, self.now.wall);
     }
 
     /// The sign of life that remote control asks for.
@@ -96,7 +96,7 @@ impl Driver {
         let mut fields = Map::new();
         fields.insert("freq", 5_i64);
         describe_software(&mut fields);
-        self.herald
+        self.events
             .tell_of_worker("worker-heartbeat", fields, self.now.wall);
     }
 }
@@ -138,9 +138,9 @@ fn describe_call(fields: &mut Map, job: &Job) {
     fields.insert("expires", text(headers.expires.as_deref()));
 }
 
-fn describe_mishap(fields: &mut Map, mishap: &Mishap) {
-    fields.insert("exception", mishap.exception.to_string());
-    let traceback = mishap.traceback.as_deref();
+fn describe_mishap(fields: &mut Map, failure_info: &FailureInfo) {
+    fields.insert("exception", failure_info.exception.to_string());
+    let traceback = failure_info.traceback.as_deref();
     fields.insert("traceback", traceback.map_or(Value::Null, Value::from));
 }
 

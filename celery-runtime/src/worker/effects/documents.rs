@@ -1,34 +1,34 @@
-//! What is stored for a task: from a [`Report`] to a result document. Pure.
+//! What is stored for a task: from a [`StateUpdate`] to a result document. Pure.
 
 use std::borrow::Cow;
 use std::time::SystemTime;
 
 use celery_protocol::{Exception, Raw, ResultDocument, ResultTree, Serializer, State, time};
 
-use crate::execution::{Job, Services};
-use crate::worker::delivery::event::{Mishap, Report};
-use crate::worker::workflow::effect::Doomed;
+use crate::execution::{Job, WorkerContext};
+use crate::worker::delivery::event::{FailureInfo, StateUpdate};
+use crate::worker::workflow::effect::SkippedTask;
 
 /// The document that says what the report says about the job's task.
 pub(crate) fn document<'a>(
     job: &'a Job,
-    report: &'a Report,
+    report: &'a StateUpdate,
     children: &[ResultTree],
     now: SystemTime,
 ) -> ResultDocument<'a> {
     let serializer = job.services.result_serializer;
     let (state, result, traceback) = match report {
-        Report::Started => (State::Started, started(job), None),
-        Report::Success(value) => (State::Success, value.as_borrowed(), None),
-        Report::Failure(mishap) => failed(State::Failure, mishap, serializer),
-        Report::Retry(mishap) => failed(State::Retry, mishap, serializer),
-        Report::Revoked(reason) => (State::Revoked, revoked(reason, serializer), None),
+        StateUpdate::Started => (State::Started, started(job), None),
+        StateUpdate::Success(value) => (State::Success, value.as_borrowed(), None),
+        StateUpdate::Failure(failure_info) => failed(State::Failure, failure_info, serializer),
+        StateUpdate::Retry(failure_info) => failed(State::Retry, failure_info, serializer),
+        StateUpdate::Revoked(reason) => (State::Revoked, revoked(reason, serializer), None),
     };
     let mut document = job.document(state, result);
     document.traceback = traceback.map(Cow::Borrowed);
     document.children = Some(match report {
         // Celery counts the retry as a task that was sent: this one.
-        Report::Retry(_) => trees(&[ResultTree::task(&*job.id)], serializer),
+        StateUpdate::Retry(_) => trees(&[ResultTree::task(&*job.id)], serializer),
         _ => trees(children, serializer),
     });
     describe(&mut document, job, now);
@@ -38,11 +38,11 @@ pub(crate) fn document<'a>(
 /// The document of a task that no job was made for, because nobody here knows it.
 pub(crate) fn refused<'a>(
     id: &'a str,
-    mishap: &'a Mishap,
+    failure_info: &'a FailureInfo,
     serializer: Serializer,
     now: SystemTime,
 ) -> ResultDocument<'a> {
-    let (state, result, traceback) = failed(State::Failure, mishap, serializer);
+    let (state, result, traceback) = failed(State::Failure, failure_info, serializer);
     let mut document = ResultDocument::new(Cow::Borrowed(id), state, result);
     document.traceback = traceback.map(Cow::Borrowed);
     document.children = Some(Raw::json("[]"));
@@ -52,12 +52,12 @@ pub(crate) fn refused<'a>(
 
 /// The document of a task that never ran, because what it waited for has failed.
 pub(crate) fn doomed<'a>(
-    task: &'a Doomed,
-    services: &Services,
+    task: &'a SkippedTask,
+    services: &WorkerContext,
     now: SystemTime,
 ) -> ResultDocument<'a> {
     let serializer = services.result_serializer;
-    let (state, result, traceback) = failed(State::Failure, &task.mishap, serializer);
+    let (state, result, traceback) = failed(State::Failure, &task.failure_info, serializer);
     let mut document = ResultDocument::new(Cow::Borrowed(&*task.id), state, result);
     document.traceback = traceback.map(Cow::Borrowed);
     document.children = Some(trees(&task.children, serializer));
@@ -132,11 +132,11 @@ fn started(job: &Job) -> Raw<'static> {
 
 fn failed(
     state: State,
-    mishap: &Mishap,
+    failure_info: &FailureInfo,
     serializer: Serializer,
 ) -> (State, Raw<'static>, Option<&str>) {
-    let result = encode(&mishap.exception, serializer);
-    (state, result, mishap.traceback.as_deref())
+    let result = encode(&failure_info.exception, serializer);
+    (state, result, failure_info.traceback.as_deref())
 }
 
 fn revoked(reason: &str, serializer: Serializer) -> Raw<'static> {

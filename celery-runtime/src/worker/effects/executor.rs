@@ -12,23 +12,23 @@ use tokio::time::Instant;
 use crate::boundary::{
     BoxFuture, Broker, Content, Publication, Record, ServiceError, no_chords, polls_chords,
 };
-use crate::client::compose::Uncomposed;
+use crate::client::compose::ComposeError;
 use crate::client::no_backend;
 use crate::env::Clock;
-use crate::execution::{Job, Services};
-use crate::worker::core::in_flight::{Entry, Work};
-use crate::worker::delivery::event::{Letter, Obstacle, RefusedTask, Report};
+use crate::execution::{Job, WorkerContext};
+use crate::worker::core::in_flight::{InFlightDelivery, Payload};
+use crate::worker::delivery::event::{EffectError, FollowUp, RejectedTask, StateUpdate};
 use crate::worker::effects::documents;
-use crate::worker::effects::messages::Desk;
+use crate::worker::effects::messages::MessageFactory;
 use crate::worker::workflow::Workflow;
-use crate::worker::workflow::effect::{Deed, Dispatch, Station, Turn};
+use crate::worker::workflow::effect::{Completion, OutgoingBatch, TaskRequest, WorkflowEffect};
 
 /// Makes the futures of steps; each is bounded by the deadline.
 #[derive(Debug)]
-pub(crate) struct Carrier {
+pub(crate) struct EffectExecutor {
     pub(crate) broker: Arc<dyn Broker>,
-    pub(crate) services: Arc<Services>,
-    pub(crate) desk: Desk,
+    pub(crate) services: Arc<WorkerContext>,
+    pub(crate) messages: MessageFactory,
     pub(crate) deadline: Duration,
     /// How long results are waited for that a chord needs.
     pub(crate) join_timeout: Option<Duration>,
@@ -36,19 +36,19 @@ pub(crate) struct Carrier {
 }
 
 /// How a step went, and what it has led to.
-pub(crate) type Carried = Result<Vec<Deed>, Obstacle>;
+pub(crate) type EffectResult = Result<Vec<WorkflowEffect>, EffectError>;
 
-impl Carrier {
+impl EffectExecutor {
     /// Stores what the report says about the entry's task.
     pub(crate) fn store(
         &self,
-        entry: &Entry,
-        report: Report,
+        entry: &InFlightDelivery,
+        report: StateUpdate,
         now: SystemTime,
-    ) -> BoxFuture<'static, Carried> {
+    ) -> BoxFuture<'static, EffectResult> {
         let services = Arc::clone(&self.services);
         match &entry.work {
-            Work::Task { job, .. } => {
+            Payload::Task { job, .. } => {
                 let (job, children) = (Arc::clone(job), entry.all_children());
                 let object = format!("the result of task {}", job.id);
                 self.perform("store", object, async move {
@@ -56,7 +56,7 @@ impl Carrier {
                     Ok(Vec::new())
                 })
             }
-            Work::Refused(_) => match entry
+            Payload::Refused(_) => match entry
                 .life
                 .refusal()
                 .and_then(|refusal| refusal.task.clone())
@@ -76,25 +76,25 @@ impl Carrier {
     /// Sends what the letter says on behalf of the entry's task.
     pub(crate) fn send(
         &self,
-        entry: &mut Entry,
-        letter: &Letter,
+        entry: &mut InFlightDelivery,
+        letter: &FollowUp,
         now: SystemTime,
-    ) -> BoxFuture<'static, Carried> {
+    ) -> BoxFuture<'static, EffectResult> {
         let dispatch = match entry.letters.clone() {
             Some(unsent) => unsent,
             None => match self.letters(entry, letter, now) {
                 Ok(dispatch) => Arc::new(dispatch),
-                Err(cause) => return done(Err(Obstacle::Lasting(cause))),
+                Err(cause) => return done(Err(EffectError::Refused(cause))),
             },
         };
         entry.letters = Some(Arc::clone(&dispatch));
-        if matches!(letter, Letter::Success(_)) {
+        if matches!(letter, FollowUp::Success(_)) {
             entry.children.clone_from(&dispatch.children);
         }
         let sending = self.send_off(&dispatch);
         match letter {
             // It is not sent to be run.
-            Letter::Dead => sending,
+            FollowUp::Dead => sending,
             _ => self.telling(dispatch, sending),
         }
     }
@@ -102,20 +102,23 @@ impl Carrier {
     /// The same, and those who watch are told that the tasks were sent.
     pub(crate) fn telling(
         &self,
-        dispatch: Arc<Dispatch>,
-        sending: BoxFuture<'static, Carried>,
-    ) -> BoxFuture<'static, Carried> {
+        dispatch: Arc<OutgoingBatch>,
+        sending: BoxFuture<'static, EffectResult>,
+    ) -> BoxFuture<'static, EffectResult> {
         let (services, deadline) = (Arc::clone(&self.services), self.deadline);
         Box::pin(async move {
-            let carried = sending.await?;
+            let result = sending.await?;
             let until = Instant::now() + deadline;
             services.client.tell_sent(&dispatch.letters, until).await;
-            Ok(carried)
+            Ok(result)
         })
     }
 
     /// Begins the chords of a dispatch and sends its messages.
-    pub(crate) fn send_off(&self, dispatch: &Arc<Dispatch>) -> BoxFuture<'static, Carried> {
+    pub(crate) fn send_off(
+        &self,
+        dispatch: &Arc<OutgoingBatch>,
+    ) -> BoxFuture<'static, EffectResult> {
         let broker = Arc::clone(&self.broker);
         let services = Arc::clone(&self.services);
         let object = destinations(&dispatch.letters);
@@ -129,10 +132,10 @@ impl Carrier {
     /// What the end of the entry's task means for its workflow.
     pub(crate) fn lead(
         &self,
-        entry: &Entry,
-        turn: &Turn,
+        entry: &InFlightDelivery,
+        turn: &Completion,
         now: SystemTime,
-    ) -> BoxFuture<'static, Carried> {
+    ) -> BoxFuture<'static, EffectResult> {
         let Some(station) = self.station(entry) else {
             return done(Ok(Vec::new()));
         };
@@ -141,7 +144,7 @@ impl Carrier {
 
     pub(crate) fn workflow(&self, now: SystemTime) -> Workflow<'_> {
         Workflow {
-            sender: &self.desk.sender,
+            sender: &self.messages.sender,
             registry: &self.services.registry,
             serializer: self.services.result_serializer,
             claim_ttl: self.claim_ttl(),
@@ -157,21 +160,21 @@ impl Carrier {
     }
 
     /// The place of the entry's task in its workflow.
-    pub(crate) fn station(&self, entry: &Entry) -> Option<Station> {
-        let Services {
+    pub(crate) fn station(&self, entry: &InFlightDelivery) -> Option<TaskRequest> {
+        let WorkerContext {
             accept, body_limit, ..
         } = &*self.services;
         let (message, stores) = match &entry.work {
-            Work::Task { job, .. } => (&job.message, entry.life.stores_failures()),
-            Work::Refused(content) => match &**content {
+            Payload::Task { job, .. } => (&job.message, entry.life.stores_failures()),
+            Payload::Refused(content) => match &**content {
                 Content::Message(message) => (message, true),
                 Content::Malformed { .. } => return None,
             },
         };
-        Some(Station {
+        Some(TaskRequest {
             stores: stores && self.services.backend.is_some(),
             children: entry.all_children(),
-            ..Station::of_message(message, accept, *body_limit)
+            ..TaskRequest::of_message(message, accept, *body_limit)
         })
     }
 
@@ -191,33 +194,33 @@ impl Carrier {
 
     pub(crate) fn letters(
         &self,
-        entry: &Entry,
-        letter: &Letter,
+        entry: &InFlightDelivery,
+        letter: &FollowUp,
         now: SystemTime,
-    ) -> Result<Dispatch, String> {
-        let desk = &self.desk;
-        let alone = |letters: Result<Vec<Publication>, Uncomposed>| match letters {
-            Ok(letters) => Ok(Dispatch::of_letters(letters)),
+    ) -> Result<OutgoingBatch, String> {
+        let messages = &self.messages;
+        let alone = |letters: Result<Vec<Publication>, ComposeError>| match letters {
+            Ok(letters) => Ok(OutgoingBatch::of_letters(letters)),
             Err(error) => Err(error.to_string()),
         };
         let station = || self.station(entry).unwrap_or_default();
         match (&entry.work, letter) {
-            (Work::Task { job, .. }, Letter::Retry { eta, changes }) => {
-                alone(desk.retry(job, &entry.queue, *eta, changes.as_deref()))
+            (Payload::Task { job, .. }, FollowUp::Retry { eta, changes }) => {
+                alone(messages.retry(job, &entry.queue, *eta, changes.as_deref()))
             }
-            (Work::Task { .. }, Letter::Success(value)) => {
+            (Payload::Task { .. }, FollowUp::Success(value)) => {
                 let dispatch = self.workflow(now).success(&station(), value);
                 dispatch.map_err(|error| error.to_string())
             }
-            (Work::Task { .. }, Letter::Replacement(canvas)) => {
+            (Payload::Task { .. }, FollowUp::Replacement(canvas)) => {
                 let dispatch = self.workflow(now).replacement(&station(), canvas);
                 dispatch.map_err(|error| error.to_string())
             }
-            (Work::Refused(content), Letter::Dead) => match entry.life.refusal() {
-                Some(refusal) => alone(desk.dead(content, &entry.queue, refusal, now)),
-                None => Ok(Dispatch::default()),
+            (Payload::Refused(content), FollowUp::Dead) => match entry.life.refusal() {
+                Some(refusal) => alone(messages.dead(content, &entry.queue, refusal, now)),
+                None => Ok(OutgoingBatch::default()),
             },
-            _ => Ok(Dispatch::default()),
+            _ => Ok(OutgoingBatch::default()),
         }
     }
 
@@ -227,7 +230,7 @@ impl Carrier {
         operation: &'static str,
         object: String,
         step: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
-    ) -> BoxFuture<'static, Result<T, Obstacle>> {
+    ) -> BoxFuture<'static, Result<T, EffectError>> {
         let (deadline, broker) = (self.deadline, Arc::clone(&self.broker));
         Box::pin(async move {
             let performed = tokio::time::timeout(deadline, step).await;
@@ -240,18 +243,8 @@ impl Carrier {
                 }
             };
             tracing::warn!("{error}");
-            Err(Obstacle::from(&error))
+            Err(EffectError::from(&error))
         })
-    }
-}
-
-impl From<&ServiceError> for Obstacle {
-    fn from(error: &ServiceError) -> Self {
-        if error.is_transient() {
-            Self::Passing
-        } else {
-            Self::Lasting(error.to_string())
-        }
     }
 }
 
@@ -263,14 +256,14 @@ fn destinations(letters: &[Publication]) -> String {
     }
 }
 
-pub(crate) fn done(carried: Carried) -> BoxFuture<'static, Carried> {
-    Box::pin(std::future::ready(carried))
+pub(crate) fn done(result: EffectResult) -> BoxFuture<'static, EffectResult> {
+    Box::pin(std::future::ready(result))
 }
 
 async fn send_off(
     broker: &dyn Broker,
-    services: &Services,
-    dispatch: &Dispatch,
+    services: &WorkerContext,
+    dispatch: &OutgoingBatch,
 ) -> Result<(), ServiceError> {
     let begun = dispatch.begun.load(Ordering::Relaxed);
     for chord in dispatch.chords.iter().skip(begun) {
@@ -286,9 +279,9 @@ async fn send_off(
 }
 
 async fn store(
-    services: &Services,
+    services: &WorkerContext,
     job: &Job,
-    report: &Report,
+    report: &StateUpdate,
     children: &[ResultTree],
     now: SystemTime,
 ) -> Result<(), ServiceError> {
@@ -300,7 +293,7 @@ async fn store(
 }
 
 async fn mark_revoked(
-    services: &Services,
+    services: &WorkerContext,
     ids: &[String],
     now: SystemTime,
 ) -> Result<(), ServiceError> {
@@ -324,14 +317,19 @@ async fn mark_revoked(
 }
 
 async fn store_refused(
-    services: &Services,
-    task: &RefusedTask,
+    services: &WorkerContext,
+    task: &RejectedTask,
     now: SystemTime,
 ) -> Result<(), ServiceError> {
     let Some(backend) = services.backend.as_deref() else {
         return Ok(());
     };
-    let document = documents::refused(&task.id, &task.mishap, services.result_serializer, now);
+    let document = documents::refused(
+        &task.id,
+        &task.failure_info,
+        services.result_serializer,
+        now,
+    );
     let record = Record::new(&document).reply(task.reply_to.as_deref(), Some(&task.id));
     backend.store(record).await
 }

@@ -12,10 +12,10 @@ use celery_protocol::{
 
 use crate::boundary::{Content, Publication, Queue};
 use crate::canvas::options::CallOptions;
-use crate::client::compose::{Outgoing, Sender, Uncomposed, compose, declarable, raw_call};
+use crate::client::compose::{ComposeError, Outgoing, Sender, compose, declarable, raw_call};
 use crate::env;
 use crate::execution::{Changes, Job};
-use crate::worker::delivery::event::{Links, Refusal};
+use crate::worker::delivery::event::{Continuations, Rejection};
 
 /// Appended to a queue's name for the messages that no worker could run.
 ///
@@ -37,7 +37,7 @@ const NOT_COPIED: &[&str] = &[
 
 /// Who sends, with which settings.
 #[derive(Debug)]
-pub(crate) struct Desk {
+pub(crate) struct MessageFactory {
     pub(crate) sender: Sender,
     pub(crate) hostname: String,
     /// What the worker consumes.
@@ -47,18 +47,18 @@ pub(crate) struct Desk {
 /// What follows a task with this embed, by a look that goes one level deep. Where
 /// the answer is an error, the message is kept, so that nothing of its workflow is
 /// lost.
-pub(crate) fn links(embed: &Embed<'_>) -> Result<Links, DecodeError> {
+pub(crate) fn links(embed: &Embed<'_>) -> Result<Continuations, DecodeError> {
     let has_callbacks = !embed.callbacks()?.is_empty();
     let has_errbacks = !embed.errbacks()?.is_empty();
     let has_chain = !embed.chain()?.is_empty();
-    Ok(Links {
+    Ok(Continuations {
         on_success: has_callbacks || has_chain,
         on_failure: has_errbacks || has_chain,
         in_chord: embed.chord()?.is_some(),
     })
 }
 
-impl Desk {
+impl MessageFactory {
     /// The same task again, at `eta` or at once, the way by which it came to
     /// `queue`. Its message is the one that came but for the `changes`.
     pub(crate) fn retry(
@@ -67,7 +67,7 @@ impl Desk {
         queue: &str,
         eta: Option<SystemTime>,
         changes: Option<&Changes>,
-    ) -> Result<Vec<Publication>, Uncomposed> {
+    ) -> Result<Vec<Publication>, ComposeError> {
         let headers = job.headers().map_err(|error| unreadable(&error))?;
         let mut headers = headers.into_owned();
         headers.retries = job.retries + 1;
@@ -100,7 +100,7 @@ impl Desk {
         &self,
         signature: &WireSignature<'_>,
         now: SystemTime,
-    ) -> Result<Publication, Uncomposed> {
+    ) -> Result<Publication, ComposeError> {
         let options = CallOptions::from_wire(&signature.options).map_err(EncodeError::new)?;
         let id = options.task_id.clone();
         let id = id.unwrap_or_else(|| env::uuid());
@@ -119,9 +119,9 @@ impl Desk {
         &self,
         content: &Content,
         queue: &str,
-        refusal: &Refusal,
+        refusal: &Rejection,
         now: SystemTime,
-    ) -> Result<Vec<Publication>, Uncomposed> {
+    ) -> Result<Vec<Publication>, ComposeError> {
         let mut message = match content {
             Content::Message(message) => message.clone(),
             Content::Malformed { raw, .. } => {
@@ -155,7 +155,7 @@ impl Desk {
 }
 
 /// Makes the message of a retry differ from the one that came.
-fn change(message: &mut Message, job: &Job, changes: &Changes) -> Result<(), Uncomposed> {
+fn change(message: &mut Message, job: &Job, changes: &Changes) -> Result<(), ComposeError> {
     let headers = &mut message.headers;
     let mut set = |name: &str, value: Value| {
         let set = headers.set(name, value);
@@ -183,7 +183,7 @@ fn change(message: &mut Message, job: &Job, changes: &Changes) -> Result<(), Unc
     Ok(())
 }
 
-fn payload(job: &Job) -> Result<Payload<'_>, Uncomposed> {
+fn payload(job: &Job) -> Result<Payload<'_>, ComposeError> {
     let services = &job.services;
     let payload = job.message.payload(&services.accept, services.body_limit);
     payload.map_err(|error| unreadable(&error).into())

@@ -1,4 +1,4 @@
-//! Does what workflows ask for: [`Deed`]s.
+//! Does what workflows ask for: [`WorkflowEffect`]s.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -14,11 +14,13 @@ use crate::boundary::{
 use crate::client::no_backend;
 use crate::env;
 use crate::execution::{Job, Registered};
-use crate::worker::delivery::event::{Obstacle, Outcome};
+use crate::worker::delivery::event::{EffectError, Outcome};
 use crate::worker::effects::documents;
-use crate::worker::effects::executor::{Carried, Carrier, done};
+use crate::worker::effects::executor::{EffectExecutor, EffectResult, done};
 use crate::worker::io::run_task;
-use crate::worker::workflow::effect::{Callback, Chord, Deed, Dispatch, Doomed, Part};
+use crate::worker::workflow::effect::{
+    ClaimedChord, FinishedMember, InPlaceErrback, OutgoingBatch, SkippedTask, WorkflowEffect,
+};
 
 /// How long an errback may take that has no hard limit of its own.
 const ERRBACK_LIMIT: Duration = Duration::from_secs(60);
@@ -26,30 +28,33 @@ const ERRBACK_LIMIT: Duration = Duration::from_secs(60);
 /// A chord whose worker dies is not kept from the others for longer.
 const LONGEST_HOLD: Duration = Duration::from_secs(600);
 
-impl Carrier {
+impl EffectExecutor {
     /// Does it, and says what has to be done next because of it.
-    pub(crate) fn deed(self: &Arc<Self>, deed: Deed) -> BoxFuture<'static, Carried> {
+    pub(crate) fn deed(self: &Arc<Self>, deed: WorkflowEffect) -> BoxFuture<'static, EffectResult> {
         match deed {
-            Deed::Count(part) => self.count(part),
-            Deed::Join(chord, results) => self.join(chord, results),
-            Deed::Send(dispatch) => {
+            WorkflowEffect::CompleteMember(part) => self.count(part),
+            WorkflowEffect::JoinResults(chord, results) => self.join(chord, results),
+            WorkflowEffect::Send(dispatch) => {
                 let sending = self.send_off(&dispatch);
                 self.telling(dispatch, sending)
             }
-            Deed::Body(chord, dispatch) => self.send_body(chord, dispatch),
-            Deed::Fail(task) => self.fail(task),
-            Deed::Call(callback) => self.call(&callback),
-            Deed::Hold(chord, deeds) => self.hold(chord, deeds),
-            Deed::End(chord, end) => self.end(chord, end),
+            WorkflowEffect::SendBody(chord, dispatch) => self.send_body(chord, dispatch),
+            WorkflowEffect::StoreFailure(task) => self.fail(task),
+            WorkflowEffect::CallErrback(callback) => self.call(&callback),
+            WorkflowEffect::RenewClaim(chord, deeds) => self.hold(chord, deeds),
+            WorkflowEffect::FinishChord(chord, end) => self.end(chord, end),
         }
     }
 
-    pub(crate) fn count(self: &Arc<Self>, part: Arc<Part>) -> BoxFuture<'static, Carried> {
+    pub(crate) fn count(
+        self: &Arc<Self>,
+        part: Arc<FinishedMember>,
+    ) -> BoxFuture<'static, EffectResult> {
         let this = Arc::clone(self);
         let chord = Arc::clone(&part.chord);
         let counting = self.perform("count a part of", named(&chord), async move {
             let chords = this.chords("count a member of", &part.chord)?;
-            let Chord {
+            let ClaimedChord {
                 group_id,
                 body,
                 claim,
@@ -58,7 +63,8 @@ impl Carrier {
             let told = ChordMember::new(group_id, &part.task_id, part.index, &part.result, body);
             let told = told.state(part.state.clone());
             let counted = chords.complete_member(&told, claim).await?;
-            let join = |results| Deed::Join(Arc::clone(&part.chord), Arc::new(results));
+            let join =
+                |results| WorkflowEffect::JoinResults(Arc::clone(&part.chord), Arc::new(results));
             Ok(counted.map(join).into_iter().collect())
         });
         self.unless_unjoined(chord, counting)
@@ -67,9 +73,9 @@ impl Carrier {
     /// Where the header has groups in it, the results of their tasks are read.
     pub(crate) fn join(
         self: &Arc<Self>,
-        chord: Arc<Chord>,
+        chord: Arc<ClaimedChord>,
         results: Arc<ChordResults>,
-    ) -> BoxFuture<'static, Carried> {
+    ) -> BoxFuture<'static, EffectResult> {
         let this = Arc::clone(self);
         let ours = Arc::clone(&chord);
         let joining = async move {
@@ -94,16 +100,16 @@ impl Carrier {
     /// What can never be read fails the chord: nobody else could read it either.
     pub(crate) fn unless_unjoined(
         self: &Arc<Self>,
-        chord: Arc<Chord>,
-        joining: impl Future<Output = Carried> + Send + 'static,
-    ) -> BoxFuture<'static, Carried> {
+        chord: Arc<ClaimedChord>,
+        joining: impl Future<Output = EffectResult> + Send + 'static,
+    ) -> BoxFuture<'static, EffectResult> {
         let this = Arc::clone(self);
         Box::pin(async move {
             match joining.await {
-                Err(Obstacle::Lasting(cause)) if this.counts() => {
+                Err(EffectError::Refused(cause)) if this.counts() => {
                     Ok(this.workflow(this.clock.now()).unjoined(&chord, &cause))
                 }
-                carried => carried,
+                result => result,
             }
         })
     }
@@ -117,9 +123,9 @@ impl Carrier {
     /// the deadline, and the whole wait the time that is set for it.
     pub(crate) async fn results(
         self: &Arc<Self>,
-        chord: &Arc<Chord>,
+        chord: &Arc<ClaimedChord>,
         ids: Vec<String>,
-    ) -> Result<Option<Vec<MemberResult>>, Obstacle> {
+    ) -> Result<Option<Vec<MemberResult>>, EffectError> {
         let until = self.join_timeout.map(|timeout| Instant::now() + timeout);
         let (this, of, all) = (Arc::clone(self), Arc::clone(chord), ids.clone());
         let found = self.perform("read the results of", named(chord), async move {
@@ -132,7 +138,7 @@ impl Carrier {
                 None => {
                     let backend = self
                         .backend(chord)
-                        .map_err(|error| Obstacle::from(&error))?;
+                        .map_err(|error| EffectError::from(&error))?;
                     let waiting = backend.wait(id);
                     let waited = match until {
                         None => waiting.await,
@@ -141,7 +147,7 @@ impl Carrier {
                             Err(_) => return Ok(None),
                         },
                     };
-                    waited.map_err(|error| Obstacle::from(&error))?
+                    waited.map_err(|error| EffectError::from(&error))?
                 }
             };
             parts.push(MemberResult::new(id, document.status, document.result));
@@ -151,9 +157,9 @@ impl Carrier {
 
     pub(crate) fn send_body(
         self: &Arc<Self>,
-        chord: Arc<Chord>,
-        dispatch: Arc<Dispatch>,
-    ) -> BoxFuture<'static, Carried> {
+        chord: Arc<ClaimedChord>,
+        dispatch: Arc<OutgoingBatch>,
+    ) -> BoxFuture<'static, EffectResult> {
         let this = Arc::clone(self);
         Box::pin(async move {
             if chord.counted && !this.is_held(&chord, this.deadline * 2).await? {
@@ -161,10 +167,13 @@ impl Carrier {
             }
             let sending = this.send_off(&dispatch);
             match this.telling(dispatch, sending).await {
-                Ok(_) if chord.counted => Ok(vec![Deed::End(chord, ChordEnd::Continued)]),
+                Ok(_) if chord.counted => Ok(vec![WorkflowEffect::FinishChord(
+                    chord,
+                    ChordEnd::Continued,
+                )]),
                 Ok(_) => Ok(Vec::new()),
-                Err(Obstacle::Passing) => Err(Obstacle::Passing),
-                Err(Obstacle::Lasting(cause)) => {
+                Err(error @ (EffectError::NotSent | EffectError::Unknown)) => Err(error),
+                Err(EffectError::Refused(cause)) => {
                     Ok(this.workflow(this.clock.now()).body_unsent(&chord, &cause))
                 }
             }
@@ -174,13 +183,13 @@ impl Carrier {
     /// Errbacks may take their time.
     pub(crate) fn hold(
         self: &Arc<Self>,
-        chord: Arc<Chord>,
-        deeds: Arc<[Deed]>,
-    ) -> BoxFuture<'static, Carried> {
+        chord: Arc<ClaimedChord>,
+        deeds: Arc<[WorkflowEffect]>,
+    ) -> BoxFuture<'static, EffectResult> {
         let this = Arc::clone(self);
         Box::pin(async move {
             let each = deeds.iter().map(|deed| match deed {
-                Deed::Call(callback) => this.errback_limit(callback),
+                WorkflowEffect::CallErrback(callback) => this.errback_limit(callback),
                 _ => this.deadline,
             });
             let all: Duration = each.sum();
@@ -192,9 +201,9 @@ impl Carrier {
     /// Whether a chord is ours for so much longer than its claim ttl anyway.
     pub(crate) async fn is_held(
         self: &Arc<Self>,
-        chord: &Arc<Chord>,
+        chord: &Arc<ClaimedChord>,
         longer: Duration,
-    ) -> Result<bool, Obstacle> {
+    ) -> Result<bool, EffectError> {
         let (this, of) = (Arc::clone(self), Arc::clone(chord));
         let held = self.perform("hold", named(chord), async move {
             let mut claim = of.claim.clone();
@@ -210,13 +219,13 @@ impl Carrier {
         Ok(held)
     }
 
-    pub(crate) fn errback_limit(&self, callback: &Callback) -> Duration {
+    pub(crate) fn errback_limit(&self, callback: &InPlaceErrback) -> Duration {
         let task = self.services.registry.find(&callback.signature.task);
         let declared = task.and_then(|task| task.declaration.options.time_limit);
         declared.unwrap_or(ERRBACK_LIMIT)
     }
 
-    pub(crate) fn fail(&self, task: Arc<Doomed>) -> BoxFuture<'static, Carried> {
+    pub(crate) fn fail(&self, task: Arc<SkippedTask>) -> BoxFuture<'static, EffectResult> {
         let services = Arc::clone(&self.services);
         let object = format!("the result of task {}", task.id);
         let now = self.clock.now();
@@ -233,8 +242,8 @@ impl Carrier {
 
     /// What it raises is only told. It runs beside the tasks, as one of its own,
     /// and no longer than its hard limit.
-    pub(crate) fn call(&self, callback: &Callback) -> BoxFuture<'static, Carried> {
-        let Callback { signature, failure } = callback;
+    pub(crate) fn call(&self, callback: &InPlaceErrback) -> BoxFuture<'static, EffectResult> {
+        let InPlaceErrback { signature, failure } = callback;
         let Some(registered) = self.services.registry.find(&signature.task) else {
             return done(Ok(Vec::new()));
         };
@@ -286,9 +295,9 @@ impl Carrier {
 
     pub(crate) fn end(
         self: &Arc<Self>,
-        chord: Arc<Chord>,
+        chord: Arc<ClaimedChord>,
         end: ChordEnd,
-    ) -> BoxFuture<'static, Carried> {
+    ) -> BoxFuture<'static, EffectResult> {
         let this = Arc::clone(self);
         self.perform("end", named(&chord), async move {
             let chords = this.chords("finish", &chord)?;
@@ -304,18 +313,18 @@ impl Carrier {
     pub(crate) fn chords(
         &self,
         operation: &'static str,
-        chord: &Chord,
+        chord: &ClaimedChord,
     ) -> Result<&dyn ChordStore, ServiceError> {
         let chords = self.backend(chord)?.chords();
         chords.ok_or_else(|| no_chords(operation, &chord.group_id))
     }
 
-    pub(crate) fn backend(&self, chord: &Chord) -> Result<&dyn ResultBackend, ServiceError> {
+    pub(crate) fn backend(&self, chord: &ClaimedChord) -> Result<&dyn ResultBackend, ServiceError> {
         let backend = self.services.backend.as_deref();
         backend.ok_or_else(|| no_backend(&chord.group_id))
     }
 }
 
-fn named(chord: &Chord) -> String {
+fn named(chord: &ClaimedChord) -> String {
     format!("chord {}", chord.group_id)
 }

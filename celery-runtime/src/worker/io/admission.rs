@@ -12,11 +12,11 @@ use crate::env;
 use crate::execution::Job;
 use crate::revocation::revoked_key;
 use crate::task::{Conflict, Span, Unique};
-use crate::worker::delivery::event::{Answer, Obstacle};
+use crate::worker::delivery::event::{Admission, EffectError};
 
 /// The questions about one task.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Questions {
+pub(crate) struct AdmissionChecks {
     /// Whether it may have run before, and how that ended.
     pub(crate) success: bool,
     /// Whether it was revoked for good.
@@ -24,7 +24,7 @@ pub(crate) struct Questions {
     pub(crate) unique: Option<Unique>,
 }
 
-impl Questions {
+impl AdmissionChecks {
     pub(crate) fn any(&self) -> bool {
         self.success || self.revoked || self.unique.is_some()
     }
@@ -34,39 +34,39 @@ impl Questions {
 pub(crate) async fn ask(
     job: Arc<Job>,
     lock_key: Option<String>,
-    questions: Questions,
-) -> Result<(Answer, Option<Lock>), Obstacle> {
-    let answered = ask_all(&job, lock_key, questions).await;
+    checks: AdmissionChecks,
+) -> Result<(Admission, Option<UniqueLock>), EffectError> {
+    let answered = ask_all(&job, lock_key, checks).await;
     answered.map_err(|error| {
         tracing::warn!("{error}");
-        Obstacle::from(&error)
+        EffectError::from(&error)
     })
 }
 
 async fn ask_all(
     job: &Arc<Job>,
     lock_key: Option<String>,
-    questions: Questions,
-) -> Result<(Answer, Option<Lock>), ServiceError> {
-    if questions.success
+    checks: AdmissionChecks,
+) -> Result<(Admission, Option<UniqueLock>), ServiceError> {
+    if checks.success
         && let Some(value) = earlier_success(job).await?
     {
         tracing::info!(
             "task {} has succeeded before and does not run again",
             job.id
         );
-        return Ok((Answer::Succeeded(value), None));
+        return Ok((Admission::Succeeded(value), None));
     }
     let Some(store) = job.services.store.clone() else {
-        return Ok((Answer::Start, None));
+        return Ok((Admission::Start, None));
     };
-    if questions.revoked && store.get(&revoked_key(&job.id)).await?.is_some() {
+    if checks.revoked && store.get(&revoked_key(&job.id)).await?.is_some() {
         tracing::info!("task {} is revoked", job.id);
-        return Ok((Answer::Revoked, None));
+        return Ok((Admission::Revoked, None));
     }
-    match (questions.unique, lock_key) {
+    match (checks.unique, lock_key) {
         (Some(unique), Some(key)) => take(store, key, job, unique).await,
-        _ => Ok((Answer::Start, None)),
+        _ => Ok((Admission::Start, None)),
     }
 }
 
@@ -86,7 +86,7 @@ async fn take(
     key: String,
     job: &Job,
     unique: Unique,
-) -> Result<(Answer, Option<Lock>), ServiceError> {
+) -> Result<(Admission, Option<UniqueLock>), ServiceError> {
     let holder = job.id.as_bytes();
     let ttl = unique.first_ttl();
     let taken = store.put_if_absent(&key, holder, ttl).await?;
@@ -97,16 +97,16 @@ async fn take(
             .await?
             .is_some_and(|other| *other == *holder);
     if !taken && !is_ours {
-        return Ok((Answer::Taken(unique.conflict), None));
+        return Ok((Admission::Taken(unique.conflict), None));
     }
-    let lock = Lock::hold(store, key, job.id.clone(), unique);
-    Ok((Answer::Start, Some(lock)))
+    let lock = UniqueLock::hold(store, key, job.id.clone(), unique);
+    Ok((Admission::Start, Some(lock)))
 }
 
 /// The lock of a running task: renewed while it is held, given up when it is
 /// dropped, unless it is for a period.
 #[derive(Debug)]
-pub(crate) struct Lock {
+pub(crate) struct UniqueLock {
     store: Arc<dyn Store>,
     key: String,
     holder: String,
@@ -114,7 +114,7 @@ pub(crate) struct Lock {
     outlives_task: bool,
 }
 
-impl Lock {
+impl UniqueLock {
     fn hold(store: Arc<dyn Store>, key: String, holder: String, unique: Unique) -> Self {
         let keeper = matches!(unique.span, Span::Running).then(|| {
             let renewing = renew(
@@ -150,7 +150,7 @@ async fn renew(store: Arc<dyn Store>, key: String, holder: String, lease: Durati
     }
 }
 
-impl Drop for Lock {
+impl Drop for UniqueLock {
     fn drop(&mut self) {
         if let Some(keeper) = &self.keeper {
             keeper.abort();

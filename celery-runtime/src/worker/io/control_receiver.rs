@@ -16,44 +16,46 @@ const BACKLOG: usize = 256;
 
 /// Something that was heard.
 #[derive(Debug)]
-pub(crate) enum Heard {
+pub(crate) enum Incoming {
     Request(ControlRequest),
     Events(Vec<Event>),
 }
 
 /// How a mailbox's messages are read.
-pub(crate) type Reader = fn(&Message) -> Result<Heard, celery_protocol::DecodeError>;
+pub(crate) type MessageReader = fn(&Message) -> Result<Incoming, celery_protocol::DecodeError>;
 
 /// Listens to mailboxes as long as it lives, whatever their connections do.
 #[derive(Debug)]
-pub(crate) struct Ears {
-    heard: mpsc::Receiver<Heard>,
+pub(crate) struct ControlReceiver {
+    incoming: mpsc::Receiver<Incoming>,
     /// Ended with this.
     _listeners: JoinSet<()>,
 }
 
-impl Ears {
+impl ControlReceiver {
     /// Listens once `begin` is told, or dropped.
     pub(crate) fn start(
         broker: &Arc<dyn Broker>,
-        mailboxes: Vec<(Mailbox, Reader)>,
+        mailboxes: Vec<(Mailbox, MessageReader)>,
         begin: oneshot::Receiver<()>,
     ) -> Self {
-        let (sender, heard) = mpsc::channel(BACKLOG);
-        let mailboxes = mailboxes.into_iter().map(|(mailbox, read)| Listener {
-            broker: Arc::clone(broker),
-            mailbox,
-            read,
-            sender: sender.clone(),
-        });
-        let runs: Vec<_> = mailboxes.map(Listener::run).collect();
+        let (sender, incoming) = mpsc::channel(BACKLOG);
+        let mailboxes = mailboxes
+            .into_iter()
+            .map(|(mailbox, read)| MailboxListener {
+                broker: Arc::clone(broker),
+                mailbox,
+                read,
+                sender: sender.clone(),
+            });
+        let runs: Vec<_> = mailboxes.map(MailboxListener::run).collect();
         let mut listeners = JoinSet::new();
         env::spawn_in(&mut listeners, async move {
             let _ = begin.await;
             join_all(runs).await;
         });
         Self {
-            heard,
+            incoming,
             _listeners: listeners,
         }
     }
@@ -61,30 +63,30 @@ impl Ears {
     /// The next message; never where there is nothing to listen to.
     ///
     /// Cancel safe.
-    pub(crate) async fn next(&mut self) -> Heard {
-        match self.heard.recv().await {
-            Some(heard) => heard,
+    pub(crate) async fn next(&mut self) -> Incoming {
+        match self.incoming.recv().await {
+            Some(incoming) => incoming,
             None => std::future::pending().await,
         }
     }
 }
 
-pub(crate) fn read_request(message: &Message) -> Result<Heard, celery_protocol::DecodeError> {
-    ControlRequest::read(message).map(Heard::Request)
+pub(crate) fn read_request(message: &Message) -> Result<Incoming, celery_protocol::DecodeError> {
+    ControlRequest::read(message).map(Incoming::Request)
 }
 
-pub(crate) fn read_events(message: &Message) -> Result<Heard, celery_protocol::DecodeError> {
-    Event::read_all(message).map(Heard::Events)
+pub(crate) fn read_events(message: &Message) -> Result<Incoming, celery_protocol::DecodeError> {
+    Event::read_all(message).map(Incoming::Events)
 }
 
-struct Listener {
+struct MailboxListener {
     broker: Arc<dyn Broker>,
     mailbox: Mailbox,
-    read: Reader,
-    sender: mpsc::Sender<Heard>,
+    read: MessageReader,
+    sender: mpsc::Sender<Incoming>,
 }
 
-impl Listener {
+impl MailboxListener {
     async fn run(self) {
         let mut attempt = 0;
         loop {
@@ -108,8 +110,8 @@ impl Listener {
         loop {
             let message = messages.next().await?;
             match (self.read)(&message) {
-                Ok(heard) => {
-                    if self.sender.send(heard).await.is_err() {
+                Ok(incoming) => {
+                    if self.sender.send(incoming).await.is_err() {
                         return Ok(());
                     }
                 }

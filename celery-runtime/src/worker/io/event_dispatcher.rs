@@ -6,11 +6,11 @@ use celery_protocol::{ControlReply, Event, Map, ReplyAddress, Value};
 
 use crate::boundary::Exchange;
 use crate::logical_clock::LogicalClock;
-use crate::worker::io::event_publisher::{BATCH, Dispatch, Outbox};
+use crate::worker::io::event_publisher::{BATCH, EventPublisher, Outgoing};
 
 #[derive(Debug)]
-pub(crate) struct Herald {
-    outbox: Outbox,
+pub(crate) struct EventDispatcher {
+    publisher: EventPublisher,
     clock: LogicalClock,
     hostname: String,
     exchange: Exchange,
@@ -18,15 +18,15 @@ pub(crate) struct Herald {
     utcoffset: f64,
 }
 
-impl Herald {
+impl EventDispatcher {
     pub(crate) fn new(
-        outbox: Outbox,
+        publisher: EventPublisher,
         clock: LogicalClock,
         hostname: &str,
         exchange: Exchange,
     ) -> Self {
         Self {
-            outbox,
+            publisher,
             clock,
             hostname: hostname.to_owned(),
             exchange,
@@ -49,7 +49,7 @@ impl Herald {
         if self.batch.is_empty() {
             return;
         }
-        self.outbox.send(Dispatch::Tasks {
+        self.publisher.send(Outgoing::Tasks {
             exchange: self.exchange.clone(),
             events: std::mem::take(&mut self.batch),
         });
@@ -69,7 +69,7 @@ impl Herald {
         reply.ticket = ticket;
         reply.clock = self.clock.forward();
         match reply.write() {
-            Ok(message) => self.outbox.send(Dispatch::Message {
+            Ok(message) => self.publisher.send(Outgoing::Message {
                 exchange: Exchange::direct(address.exchange.as_str()).transient(),
                 routing_key: address.routing_key.clone(),
                 message: Box::new(message),
@@ -80,7 +80,7 @@ impl Herald {
 
     pub(crate) async fn close(mut self, deadline: Duration) {
         self.flush();
-        self.outbox.close(deadline).await;
+        self.publisher.close(deadline).await;
     }
 
     fn event(&self, kind: &str, fields: Map, now: SystemTime) -> Event {
@@ -99,7 +99,7 @@ impl Herald {
         written: Result<celery_protocol::Message, celery_protocol::EncodeError>,
     ) {
         match written {
-            Ok(message) => self.outbox.send(Dispatch::Message {
+            Ok(message) => self.publisher.send(Outgoing::Message {
                 exchange: self.exchange.clone(),
                 routing_key,
                 message: Box::new(message),

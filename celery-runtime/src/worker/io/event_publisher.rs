@@ -22,7 +22,7 @@ const BATCH_KEY: &str = "task.multi";
 
 /// Something to tell.
 #[derive(Debug)]
-pub(crate) enum Dispatch {
+pub(crate) enum Outgoing {
     Message {
         exchange: Exchange,
         routing_key: String,
@@ -37,13 +37,13 @@ pub(crate) enum Dispatch {
 }
 
 #[derive(Debug)]
-pub(crate) struct Outbox {
-    sender: mpsc::Sender<Dispatch>,
+pub(crate) struct EventPublisher {
+    sender: mpsc::Sender<Outgoing>,
     task: JoinHandle<()>,
     dropped: u64,
 }
 
-impl Outbox {
+impl EventPublisher {
     pub(crate) fn start(broker: Arc<dyn Broker>, deadline: Duration) -> Self {
         let (sender, receiver) = mpsc::channel(BACKLOG);
         Self {
@@ -53,7 +53,7 @@ impl Outbox {
         }
     }
 
-    pub(crate) fn send(&mut self, dispatch: Dispatch) {
+    pub(crate) fn send(&mut self, dispatch: Outgoing) {
         if self.sender.try_send(dispatch).is_err() {
             self.dropped += 1;
             if self.dropped.is_power_of_two() {
@@ -78,7 +78,7 @@ impl Outbox {
     }
 }
 
-async fn post(broker: Arc<dyn Broker>, deadline: Duration, mut receiver: mpsc::Receiver<Dispatch>) {
+async fn post(broker: Arc<dyn Broker>, deadline: Duration, mut receiver: mpsc::Receiver<Outgoing>) {
     let mut is_down = false;
     let mut waiting = Vec::with_capacity(BATCH);
     while receiver.recv_many(&mut waiting, BATCH).await > 0 {
@@ -106,7 +106,7 @@ async fn post(broker: Arc<dyn Broker>, deadline: Duration, mut receiver: mpsc::R
     }
 }
 
-impl Dispatch {
+impl Outgoing {
     fn write(self) -> Option<(Exchange, String, Message)> {
         match self {
             Self::Message {
@@ -126,11 +126,11 @@ impl Dispatch {
 }
 
 /// The same in the same order, in fewer messages.
-fn together(waiting: impl Iterator<Item = Dispatch>) -> Vec<Dispatch> {
-    let mut all: Vec<Dispatch> = Vec::new();
+fn together(waiting: impl Iterator<Item = Outgoing>) -> Vec<Outgoing> {
+    let mut all: Vec<Outgoing> = Vec::new();
     for next in waiting {
         match (all.last_mut(), next) {
-            (Some(Dispatch::Tasks { events, .. }), Dispatch::Tasks { events: more, .. })
+            (Some(Outgoing::Tasks { events, .. }), Outgoing::Tasks { events: more, .. })
                 if events.len() + more.len() <= BATCH =>
             {
                 events.extend(more);

@@ -7,20 +7,20 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 
 use crate::env;
-use crate::execution::{Invocation, Job, Run, Unreturned};
+use crate::execution::{ErasedTask, Invocation, Job, RunError};
 use crate::worker::delivery::event::Outcome;
 
 /// Runs a task to its end. A panic ends this task and nothing else.
-pub(crate) async fn run(task: Arc<dyn Run>, job: Arc<Job>) -> Outcome {
+pub(crate) async fn run(task: Arc<dyn ErasedTask>, job: Arc<Job>) -> Outcome {
     let returned = AssertUnwindSafe(task.run(Invocation { job })).catch_unwind();
     match returned.await {
         Ok(Ok(value)) => Outcome::Value(value),
-        Ok(Err(Unreturned::Error(error))) => Outcome::Error {
+        Ok(Err(RunError::Error(error))) => Outcome::Error {
             error,
             random: env::random(),
         },
-        Ok(Err(Unreturned::Panic(message))) => Outcome::Panic(message),
-        Ok(Err(Unreturned::Lost(loss))) => Outcome::Lost(loss),
+        Ok(Err(RunError::Panic(message))) => Outcome::Panic(message),
+        Ok(Err(RunError::Lost(loss))) => Outcome::Lost(loss),
         Err(panic) => Outcome::Panic(panic_message(&*panic)),
     }
 }

@@ -10,9 +10,9 @@ use tokio::task::AbortHandle;
 use crate::boundary::{ChordClaim, ChordEnd, ResultBackend, ServiceError, StalledChord};
 use crate::canvas::options::CallOptions;
 use crate::env;
-use crate::worker::delivery::event::Obstacle;
-use crate::worker::effects::executor::Carrier;
-use crate::worker::workflow::effect::{Chord, Deed, Station};
+use crate::worker::delivery::event::EffectError;
+use crate::worker::effects::executor::EffectExecutor;
+use crate::worker::workflow::effect::{ClaimedChord, TaskRequest, WorkflowEffect};
 
 /// Between two looks, on the average; each worker waits for another time.
 const EVERY: Duration = Duration::from_secs(5);
@@ -26,14 +26,14 @@ pub(crate) struct Sweeper(AbortHandle);
 
 impl Sweeper {
     /// Nothing where the result backend does not count.
-    pub(crate) fn start(carrier: &Arc<Carrier>) -> Option<Self> {
-        let backend = carrier.services.backend.clone()?;
+    pub(crate) fn start(executor: &Arc<EffectExecutor>) -> Option<Self> {
+        let backend = executor.services.backend.clone()?;
         backend.chords()?;
-        let carrier = Arc::clone(carrier);
+        let executor = Arc::clone(executor);
         let sweeping = env::spawn(async move {
             loop {
                 tokio::time::sleep(EVERY.mul_f64(0.5 + env::random())).await;
-                sweep(&carrier, &*backend).await;
+                sweep(&executor, &*backend).await;
             }
         });
         Some(Self(sweeping.abort_handle()))
@@ -46,9 +46,9 @@ impl Drop for Sweeper {
     }
 }
 
-async fn sweep(carrier: &Arc<Carrier>, backend: &dyn ResultBackend) {
+async fn sweep(executor: &Arc<EffectExecutor>, backend: &dyn ResultBackend) {
     let token = env::uuid_simple();
-    let claim = ChordClaim::new(token, carrier.claim_ttl());
+    let claim = ChordClaim::new(token, executor.claim_ttl());
     let Some(chords) = backend.chords() else {
         return;
     };
@@ -58,13 +58,13 @@ async fn sweep(carrier: &Arc<Carrier>, backend: &dyn ResultBackend) {
     };
     for chord in overdue {
         tracing::warn!("chord {} was left behind, and goes on here", chord.group_id);
-        go_on(carrier, backend, &claim, chord).await;
+        go_on(executor, backend, &claim, chord).await;
     }
 }
 
 /// What does not succeed now is found again when the claim has ended.
 async fn go_on(
-    carrier: &Arc<Carrier>,
+    executor: &Arc<EffectExecutor>,
     backend: &dyn ResultBackend,
     claim: &ChordClaim,
     overdue: StalledChord,
@@ -84,15 +84,15 @@ async fn go_on(
         .parts
         .iter()
         .any(|part| part.state != State::Success);
-    let chord = Arc::new(Chord {
+    let chord = Arc::new(ClaimedChord {
         group_id,
         body,
         claim: claim.clone(),
         // Nobody knows any more which task was the last one.
-        sender: Arc::new(Station {
+        sender: Arc::new(TaskRequest {
             id: last.unwrap_or_default(),
             stores: true,
-            ..Station::default()
+            ..TaskRequest::default()
         }),
         counted: true,
         told: found.is_ready(),
@@ -100,18 +100,18 @@ async fn go_on(
     // Sent, and through; or failed with its header, and what fails with it may be
     // left to do.
     let first = match found.is_ready() && !is_failing {
-        true => Deed::End(chord, ChordEnd::Continued),
-        false => Deed::Join(chord, Arc::new(results)),
+        true => WorkflowEffect::FinishChord(chord, ChordEnd::Continued),
+        false => WorkflowEffect::JoinResults(chord, Arc::new(results)),
     };
     let mut deeds = VecDeque::from([first]);
     while let Some(deed) = deeds.pop_front() {
-        match carrier.deed(deed).await {
+        match executor.deed(deed).await {
             Ok(more) => more
                 .into_iter()
                 .rev()
                 .for_each(|deed| deeds.push_front(deed)),
-            Err(Obstacle::Passing) => return,
-            Err(Obstacle::Lasting(cause)) => tracing::error!("a chord goes on without: {cause}"),
+            Err(EffectError::NotSent | EffectError::Unknown) => return,
+            Err(EffectError::Refused(cause)) => tracing::error!("a chord goes on without: {cause}"),
         }
     }
 }

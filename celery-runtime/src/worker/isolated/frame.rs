@@ -11,34 +11,34 @@ use serde::de::DeserializeOwned;
 
 /// A word and what it carries.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Packet<H> {
+pub(crate) struct Frame<H> {
     pub(crate) head: H,
     pub(crate) blobs: Vec<Bytes>,
 }
 
-/// Bytes that are no packet, or a packet that cannot be sent.
+/// Bytes that are no frame, or a frame that cannot be sent.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub(crate) enum PacketError {
-    #[error("a packet of {parts} parts, where 1 to {PARTS} are possible")]
+pub(crate) enum FrameError {
+    #[error("a frame of {parts} parts, where 1 to {PARTS} are possible")]
     Parts { parts: usize },
-    #[error("a packet of {length} bytes, where {LIMIT} are the most")]
+    #[error("a frame of {length} bytes, where {LIMIT} are the most")]
     TooLarge { length: usize },
-    #[error("a packet whose head cannot be read: {0}")]
+    #[error("a frame whose head cannot be read: {0}")]
     Head(String),
-    #[error("a packet with a part missing")]
+    #[error("a frame with a part missing")]
     Missing,
 }
 
-/// Most parts of a packet, the head included.
+/// Most parts of a frame, the head included.
 const PARTS: usize = 4;
 
-/// Most bytes of a packet's parts together.
+/// Most bytes of a frame's parts together.
 const LIMIT: usize = 1 << 30;
 
 /// The length of a number.
 const NUMBER: usize = size_of::<u32>();
 
-impl<H> Packet<H> {
+impl<H> Frame<H> {
     pub(crate) fn new(head: H) -> Self {
         Self {
             head,
@@ -52,16 +52,16 @@ impl<H> Packet<H> {
     }
 
     /// One of the byte strings beside the head.
-    pub(crate) fn blob(&self, index: usize) -> Result<&Bytes, PacketError> {
-        self.blobs.get(index).ok_or(PacketError::Missing)
+    pub(crate) fn blob(&self, index: usize) -> Result<&Bytes, FrameError> {
+        self.blobs.get(index).ok_or(FrameError::Missing)
     }
 }
 
-impl<H: Serialize> Packet<H> {
+impl<H: Serialize> Frame<H> {
     /// The bytes to send.
-    pub(crate) fn write(&self) -> Result<Vec<u8>, PacketError> {
+    pub(crate) fn write(&self) -> Result<Vec<u8>, FrameError> {
         let head =
-            serde_json::to_vec(&self.head).map_err(|error| PacketError::Head(error.to_string()))?;
+            serde_json::to_vec(&self.head).map_err(|error| FrameError::Head(error.to_string()))?;
         let parts = || std::iter::once(&head[..]).chain(self.blobs.iter().map(|blob| &blob[..]));
         let length = parts().map(<[u8]>::len).sum();
         let count = check(parts().count(), length)?;
@@ -76,10 +76,10 @@ impl<H: Serialize> Packet<H> {
     }
 }
 
-impl<H: DeserializeOwned> Packet<H> {
-    /// Takes the first packet out of the bytes that have arrived; `None` when
+impl<H: DeserializeOwned> Frame<H> {
+    /// Takes the first frame out of the bytes that have arrived; `None` when
     /// it is not there as a whole.
-    pub(crate) fn take(arrived: &mut BytesMut) -> Result<Option<Self>, PacketError> {
+    pub(crate) fn take(arrived: &mut BytesMut) -> Result<Option<Self>, FrameError> {
         let Some(count) = number(arrived, 0) else {
             return Ok(None);
         };
@@ -98,23 +98,23 @@ impl<H: DeserializeOwned> Packet<H> {
         }
         arrived.advance(prefix);
         let mut parts = lengths.into_iter().map(|length| arrived.split_to(length));
-        let head = parts.next().ok_or(PacketError::Missing)?;
+        let head = parts.next().ok_or(FrameError::Missing)?;
         let blobs = parts.map(BytesMut::freeze).collect();
         let head =
-            serde_json::from_slice(&head).map_err(|error| PacketError::Head(error.to_string()))?;
+            serde_json::from_slice(&head).map_err(|error| FrameError::Head(error.to_string()))?;
         Ok(Some(Self { head, blobs }))
     }
 }
 
-/// How much room is made at once for a packet that arrives.
+/// How much room is made at once for a frame that arrives.
 const STEP: usize = 1 << 20;
 
-fn check(parts: usize, length: usize) -> Result<u32, PacketError> {
+fn check(parts: usize, length: usize) -> Result<u32, FrameError> {
     if !(1..=PARTS).contains(&parts) {
-        return Err(PacketError::Parts { parts });
+        return Err(FrameError::Parts { parts });
     }
     if length > LIMIT {
-        return Err(PacketError::TooLarge { length });
+        return Err(FrameError::TooLarge { length });
     }
     Ok(parts as u32)
 }
@@ -130,22 +130,22 @@ mod tests {
 
     use super::*;
 
-    fn take(bytes: &[u8]) -> Result<Option<Packet<String>>, PacketError> {
-        Packet::take(&mut BytesMut::from(bytes))
+    fn take(bytes: &[u8]) -> Result<Option<Frame<String>>, FrameError> {
+        Frame::take(&mut BytesMut::from(bytes))
     }
 
     proptest! {
         #[test]
         fn what_is_written_is_read(head: String, one: Vec<u8>, other: Vec<u8>, cut: u16) {
-            let packet = Packet::new(head).with(one).with(other);
-            let bytes = packet.write().unwrap();
+            let frame = Frame::new(head).with(one).with(other);
+            let bytes = frame.write().unwrap();
             let cut = usize::from(cut) % bytes.len();
             prop_assert_eq!(take(&bytes[..cut]), Ok(None));
 
             let mut arrived = BytesMut::from(&bytes[..]);
             arrived.extend_from_slice(&bytes);
-            prop_assert_eq!(Packet::take(&mut arrived), Ok(Some(packet.clone())));
-            prop_assert_eq!(Packet::take(&mut arrived), Ok(Some(packet)));
+            prop_assert_eq!(Frame::take(&mut arrived), Ok(Some(frame.clone())));
+            prop_assert_eq!(Frame::take(&mut arrived), Ok(Some(frame)));
             prop_assert!(arrived.is_empty());
         }
 
@@ -157,31 +157,31 @@ mod tests {
 
     #[test]
     fn garbage_is_an_error_and_takes_no_memory() {
-        assert_eq!(take(&[0; 4]), Err(PacketError::Parts { parts: 0 }));
+        assert_eq!(take(&[0; 4]), Err(FrameError::Parts { parts: 0 }));
         let text = u32::from_le_bytes(*b"read") as usize;
-        assert_eq!(take(b"ready\n"), Err(PacketError::Parts { parts: text }));
+        assert_eq!(take(b"ready\n"), Err(FrameError::Parts { parts: text }));
 
         let mut large = BytesMut::new();
         large.extend_from_slice(&1_u32.to_le_bytes());
         large.extend_from_slice(&u32::MAX.to_le_bytes());
         let length = u32::MAX as usize;
-        assert_eq!(take(&large), Err(PacketError::TooLarge { length }));
+        assert_eq!(take(&large), Err(FrameError::TooLarge { length }));
 
         let mut promised = BytesMut::new();
         promised.extend_from_slice(&1_u32.to_le_bytes());
         promised.extend_from_slice(&(LIMIT as u32).to_le_bytes());
-        assert_eq!(Packet::<String>::take(&mut promised), Ok(None));
+        assert_eq!(Frame::<String>::take(&mut promised), Ok(None));
         assert!(promised.capacity() < 2 * STEP);
 
-        let mut broken = Packet::new("x").write().unwrap();
+        let mut broken = Frame::new("x").write().unwrap();
         *broken.last_mut().unwrap() = b'x';
-        assert!(matches!(take(&broken), Err(PacketError::Head(_))));
+        assert!(matches!(take(&broken), Err(FrameError::Head(_))));
     }
 
     #[test]
     fn a_part_that_is_missing_is_an_error() {
-        let packet = Packet::new(1).with("one");
-        assert_eq!(packet.blob(0).unwrap(), "one");
-        assert_eq!(packet.blob(1), Err(PacketError::Missing));
+        let frame = Frame::new(1).with("one");
+        assert_eq!(frame.blob(0).unwrap(), "one");
+        assert_eq!(frame.blob(1), Err(FrameError::Missing));
     }
 }

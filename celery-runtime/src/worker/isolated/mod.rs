@@ -6,7 +6,7 @@
 //! end instead of a broker. Broker and backend stay with the worker.
 //!
 //! ```text
-//! worker: task -> children -> child -> process       word   packet   fault
+//! worker: task -> children -> child -> process       word   frame   fault
 //!                                 ||  (what is said, and how)
 //! child:  part -> serve -> backend
 //! ```
@@ -31,18 +31,18 @@ mod wire_error;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use crate::execution::{Registry, Run};
+use crate::execution::{ErasedTask, Registry};
 use crate::worker::isolated::protocol::Welcome;
-use crate::worker::isolated::role::Part;
+use crate::worker::isolated::role::ProcessRole;
 use crate::worker::{Worker, WorkerError};
-use children::Rules;
+use children::ChildLimits;
 use program::Program;
 use task::IsolatedTask;
 
 pub use crate::worker::isolated::role::is_isolated_child;
 
 pub(crate) use children::Children;
-pub(crate) use program::Recipe;
+pub(crate) use program::ChildCommand;
 
 /// A child that cannot be started.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -68,7 +68,7 @@ impl From<ChildError> for WorkerError {
 }
 
 /// What a worker is to do here.
-pub(crate) enum Duty {
+pub(crate) enum Mode {
     /// Its own work, with children where it needs them.
     Work(Option<Arc<Children>>),
     /// That of the worker at the other end.
@@ -78,13 +78,13 @@ pub(crate) enum Duty {
 }
 
 /// Finds out what the worker is to do in this process, and gets ready for it.
-pub(crate) fn duty(worker: &Worker) -> Result<Duty, WorkerError> {
+pub(crate) fn duty(worker: &Worker) -> Result<Mode, WorkerError> {
     let name = program::worker_name(worker.tasks.names(), &worker.queues);
-    match Part::of(&name) {
-        Part::Child(socket) => return Ok(Duty::Serve(socket)),
-        Part::Bystander => return Ok(Duty::Wait),
-        Part::Worker if !worker.tasks.has_isolated() => return Ok(Duty::Work(None)),
-        Part::Worker => {}
+    match ProcessRole::of(&name) {
+        ProcessRole::Child(socket) => return Ok(Mode::Serve(socket)),
+        ProcessRole::Other => return Ok(Mode::Wait),
+        ProcessRole::Worker if !worker.tasks.has_isolated() => return Ok(Mode::Work(None)),
+        ProcessRole::Worker => {}
     }
     let config = &worker.app.config;
     let welcome = Welcome {
@@ -93,18 +93,18 @@ pub(crate) fn duty(worker: &Worker) -> Result<Duty, WorkerError> {
         result_extended: config.result_extended,
         body_limit: config.body_limit,
     };
-    let rules = Rules {
+    let rules = ChildLimits {
         max_tasks: config.worker_max_tasks_per_child,
         max_memory: config.worker_max_memory_per_child,
         deadline: config.operation_timeout,
     };
     let program = Program::find(worker.child_command.clone())?;
     let children = Children::new(program, name, welcome, rules, worker.concurrency);
-    Ok(Duty::Work(Some(children)))
+    Ok(Mode::Work(Some(children)))
 }
 
 /// What runs a task in one of the children.
-pub(crate) fn runner(children: &Arc<Children>) -> Arc<dyn Run> {
+pub(crate) fn runner(children: &Arc<Children>) -> Arc<dyn ErasedTask> {
     Arc::new(IsolatedTask {
         children: Arc::clone(children),
     })

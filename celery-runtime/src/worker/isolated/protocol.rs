@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::boundary::ServiceError;
-use crate::worker::isolated::wire_error::Fault;
+use crate::worker::isolated::wire_error::WireError;
 
 /// The version of what follows; a child that speaks another one is refused.
 pub(crate) const PROTOCOL: u32 = 1;
@@ -13,7 +13,7 @@ pub(crate) const PROTOCOL: u32 = 1;
 /// From the worker to a child.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum ToChild {
-    /// The answer to [`ToWorker::Hello`].
+    /// The answer to [`ToWorker::Handshake`].
     Welcome(Welcome),
     /// Run this task. Beside it: the message's envelope with an empty body,
     /// and the body.
@@ -25,7 +25,7 @@ pub(crate) enum ToChild {
     /// What came of an update.
     Updated {
         number: u64,
-        refusal: Option<Refusal>,
+        refusal: Option<StoreRefusal>,
     },
 }
 
@@ -33,7 +33,7 @@ pub(crate) enum ToChild {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum ToWorker {
     /// The first word of all.
-    Hello(Hello),
+    Handshake(Handshake),
     /// A task was taken in hand.
     Began,
     /// The task will end on its own terms at its soft limit.
@@ -43,14 +43,14 @@ pub(crate) enum ToWorker {
     /// The task returned. Beside it: the value, where it is wanted.
     Value,
     /// The task ended without a value.
-    Fault(Fault),
+    WireError(WireError),
     /// The task panicked.
     Panic(String),
 }
 
 /// Who a child is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Hello {
+pub(crate) struct Handshake {
     pub(crate) protocol: u32,
     /// See [`build`](crate::worker::isolated::program::build).
     pub(crate) build: String,
@@ -80,12 +80,12 @@ pub(crate) struct Call {
 
 /// Why an update was not stored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Refusal {
+pub(crate) struct StoreRefusal {
     kind: String,
     cause: String,
 }
 
-impl From<&ServiceError> for Refusal {
+impl From<&ServiceError> for StoreRefusal {
     fn from(error: &ServiceError) -> Self {
         Self {
             kind: format!("{:?}", error.kind()),
@@ -94,7 +94,7 @@ impl From<&ServiceError> for Refusal {
     }
 }
 
-impl Refusal {
+impl StoreRefusal {
     /// The same for the task that asked.
     pub(crate) fn into_error(self, id: &str) -> ServiceError {
         use crate::boundary::ServiceErrorKind as Kind;
@@ -131,7 +131,7 @@ mod tests {
             "redis://h",
             "connection refused",
         );
-        let refusal = Refusal::from(&error).into_error("id-1");
+        let refusal = StoreRefusal::from(&error).into_error("id-1");
         assert_eq!(refusal.kind(), ServiceErrorKind::Unreachable);
         assert!(refusal.is_transient());
         assert_eq!(

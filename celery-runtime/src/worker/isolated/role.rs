@@ -10,13 +10,13 @@ use crate::worker::isolated::program::{ANY, MARK};
 
 /// The part of one `Worker` in this process.
 #[derive(Debug)]
-pub(crate) enum Part {
+pub(crate) enum ProcessRole {
     /// An ordinary worker.
     Worker,
     /// It serves the worker at the other end.
     Child(UnixStream),
     /// This process is the child of another worker of the program.
-    Bystander,
+    Other,
 }
 
 /// Whether this process was started by a worker to run its isolated tasks.
@@ -28,35 +28,35 @@ pub fn is_isolated_child() -> bool {
     line().is_some()
 }
 
-impl Part {
+impl ProcessRole {
     /// The part of the worker of this name.
     pub(crate) fn of(worker: &str) -> Self {
         let Some(line) = line() else {
             return Self::Worker;
         };
         if line.worker != ANY && line.worker != worker {
-            return Self::Bystander;
+            return Self::Other;
         }
         let mut socket = line.socket.lock().unwrap_or_else(PoisonError::into_inner);
-        socket.take().map_or(Self::Bystander, Self::Child)
+        socket.take().map_or(Self::Other, Self::Child)
     }
 }
 
 /// The line to the worker that started this process.
-struct Line {
+struct RoleChannel {
     worker: String,
     /// Until somebody takes it.
     socket: Mutex<Option<UnixStream>>,
 }
 
-fn line() -> Option<&'static Line> {
-    static LINE: OnceLock<Option<Line>> = OnceLock::new();
+fn line() -> Option<&'static RoleChannel> {
+    static LINE: OnceLock<Option<RoleChannel>> = OnceLock::new();
     LINE.get_or_init(find_line).as_ref()
 }
 
 /// The mark alone says little: what a task starts inherits it. Only who also
 /// has the socket is a child.
-fn find_line() -> Option<Line> {
+fn find_line() -> Option<RoleChannel> {
     let worker = env::var(MARK).ok()?;
     let socket = match take_stdin() {
         Ok(socket) => socket,
@@ -65,7 +65,7 @@ fn find_line() -> Option<Line> {
             return None;
         }
     };
-    Some(Line {
+    Some(RoleChannel {
         worker,
         socket: Mutex::new(Some(socket)),
     })

@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::sync::Arc;
 
-use crate::execution::Run;
+use crate::execution::ErasedTask;
 use crate::worker::isolated::{Worker, WorkerError};
 
 /// Nothing: there are none.
@@ -12,14 +12,14 @@ pub(crate) enum Children {}
 
 /// Nothing of the command is needed.
 #[derive(Clone, Debug)]
-pub(crate) struct Recipe;
+pub(crate) struct ChildCommand;
 
 /// Where nothing passes.
 #[derive(Debug)]
 pub(crate) enum Socket {}
 
 /// As on Unix.
-pub(crate) enum Duty {
+pub(crate) enum Mode {
     Work(Option<Arc<Children>>),
     #[allow(dead_code, reason = "there are no children")]
     Serve(Socket),
@@ -33,7 +33,7 @@ pub fn is_isolated_child() -> bool {
     false
 }
 
-impl From<&Command> for Recipe {
+impl From<&Command> for ChildCommand {
     fn from(_: &Command) -> Self {
         Self
     }
@@ -49,9 +49,9 @@ impl Children {
     }
 }
 
-pub(crate) fn duty(worker: &Worker) -> Result<Duty, WorkerError> {
+pub(crate) fn duty(worker: &Worker) -> Result<Mode, WorkerError> {
     if !worker.tasks.has_isolated() {
-        return Ok(Duty::Work(None));
+        return Ok(Mode::Work(None));
     }
     Err(WorkerError::Child {
         program: "this program".to_owned(),
@@ -59,7 +59,7 @@ pub(crate) fn duty(worker: &Worker) -> Result<Duty, WorkerError> {
     })
 }
 
-pub(crate) fn runner(children: &Arc<Children>) -> Arc<dyn Run> {
+pub(crate) fn runner(children: &Arc<Children>) -> Arc<dyn ErasedTask> {
     match **children {}
 }
 

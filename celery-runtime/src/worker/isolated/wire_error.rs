@@ -7,19 +7,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::canvas::Canvas;
 use crate::execution::{
-    Account, Changes, Failure, Requeue, Retry, TaskError, TaskErrorKind as Kind, When,
+    Changes, Failure, RemoteFailure, Requeue, Retry, TaskError, TaskErrorKind as Kind, When,
 };
 use crate::task::AutoRetry;
 
 /// A [`TaskError`] without the error behind it: what that decides is decided
 /// where it is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) enum Fault {
-    Failed(Told),
+pub(crate) enum WireError {
+    Failed(WireTold),
     Retry {
         when: Option<Due>,
         most: Most,
-        because: Option<Told>,
+        because: Option<WireTold>,
         changes: Option<Changed>,
     },
     Reject {
@@ -33,7 +33,7 @@ pub(crate) enum Fault {
 
 /// A failure.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Told {
+pub(crate) struct WireTold {
     /// In JSON.
     exception: String,
     traceback: String,
@@ -63,11 +63,11 @@ pub(crate) enum Most {
     Times(u32),
 }
 
-impl Fault {
+impl WireError {
     /// What is told of an error of a task that has this automatic retry.
     pub(crate) fn tell(error: TaskError, auto: Option<&AutoRetry>) -> Result<Self, EncodeError> {
         Ok(match error.into_kind() {
-            Kind::Failed(failure) => Self::Failed(Told::tell(&failure, auto)?),
+            Kind::Failed(failure) => Self::Failed(WireTold::tell(&failure, auto)?),
             Kind::Retry(retry) => Self::Retry {
                 when: retry.when.map(|when| match when {
                     When::After(delay) => Due::After(delay),
@@ -79,7 +79,7 @@ impl Fault {
                     Some(Some(times)) => Most::Times(times),
                 },
                 because: match &retry.because {
-                    Some(failure) => Some(Told::tell(failure, auto)?),
+                    Some(failure) => Some(WireTold::tell(failure, auto)?),
                     None => None,
                 },
                 changes: Changed::tell(&retry.changes)?,
@@ -114,7 +114,7 @@ impl Fault {
                     Most::Endless => Some(None),
                     Most::Times(times) => Some(Some(times)),
                 },
-                because: because.map(Told::understand).transpose()?,
+                because: because.map(WireTold::understand).transpose()?,
                 changes: match changes {
                     Some(changed) => changed.understand()?,
                     None => Changes::default(),
@@ -134,7 +134,7 @@ impl Fault {
     }
 }
 
-impl Told {
+impl WireTold {
     fn tell(failure: &Failure, auto: Option<&AutoRetry>) -> Result<Self, EncodeError> {
         Ok(Self {
             exception: json(&failure.exception)?,
@@ -147,7 +147,7 @@ impl Told {
         Ok(Failure {
             exception: Exception::read(&Raw::json(&self.exception))?,
             source: None,
-            account: Some(Account {
+            account: Some(RemoteFailure {
                 traceback: self.traceback,
                 autoretried: self.autoretried,
             }),
@@ -198,9 +198,9 @@ mod tests {
     use super::*;
 
     fn cross(error: TaskError, auto: Option<AutoRetry>) -> Kind {
-        let told = Fault::tell(error, auto.as_ref()).unwrap();
+        let told = WireError::tell(error, auto.as_ref()).unwrap();
         let bytes = serde_json::to_vec(&told).unwrap();
-        let told: Fault = serde_json::from_slice(&bytes).unwrap();
+        let told: WireError = serde_json::from_slice(&bytes).unwrap();
         told.understand().unwrap().into_kind()
     }
 

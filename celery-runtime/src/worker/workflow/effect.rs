@@ -9,16 +9,16 @@ use celery_protocol::{Raw, ResultTree, State, WireSignature};
 use crate::boundary::{
     Broker, ChordClaim, ChordEnd, ChordResults, ChordStart, Publication, ServiceError,
 };
-use crate::execution::FailureNote;
-use crate::worker::delivery::event::Mishap;
+use crate::execution::FailureContext;
+use crate::worker::delivery::event::FailureInfo;
 
 /// How a task ended, as far as its workflow goes.
 #[derive(Clone, Debug)]
-pub(crate) enum Turn {
+pub(crate) enum Completion {
     /// It returned this, and what follows it is sent.
     Succeeded(Raw<'static>),
     /// It failed.
-    Failed(Mishap),
+    Failed(FailureInfo),
     /// It was revoked, for this reason.
     Revoked(&'static str),
     /// It found a chord whose header is through.
@@ -33,29 +33,29 @@ pub(crate) enum Turn {
 /// One thing to do, which may lead to more. It is done again when it failed for
 /// a time, so it holds all that is decided: ids, messages, the claim.
 #[derive(Clone, Debug)]
-pub(crate) enum Deed {
+pub(crate) enum WorkflowEffect {
     /// Tell the result backend about a part of a chord.
-    Count(Arc<Part>),
+    CompleteMember(Arc<FinishedMember>),
     /// Bring the results of a chord that is all there together.
-    Join(Arc<Chord>, Arc<ChordResults>),
+    JoinResults(Arc<ClaimedChord>, Arc<ChordResults>),
     /// Send messages, and begin their chords before.
-    Send(Arc<Dispatch>),
+    Send(Arc<OutgoingBatch>),
     /// Send the body of a chord, if it is still ours to go on with.
-    Body(Arc<Chord>, Arc<Dispatch>),
+    SendBody(Arc<ClaimedChord>, Arc<OutgoingBatch>),
     /// Store that a task has failed which never ran.
-    Fail(Arc<Doomed>),
+    StoreFailure(Arc<SkippedTask>),
     /// Call an errback in place.
-    Call(Arc<Callback>),
+    CallErrback(Arc<InPlaceErrback>),
     /// Keep a chord for as long as these may take, and do them if it is still
     /// ours.
-    Hold(Arc<Chord>, Arc<[Self]>),
+    RenewClaim(Arc<ClaimedChord>, Arc<[Self]>),
     /// Be done with a chord.
-    End(Arc<Chord>, ChordEnd),
+    FinishChord(Arc<ClaimedChord>, ChordEnd),
 }
 
 /// Messages that belong together.
 #[derive(Debug, Default)]
-pub(crate) struct Dispatch {
+pub(crate) struct OutgoingBatch {
     pub(crate) chords: Vec<ChordStart>,
     /// How many of them are begun: a second beginning would forget the parts that
     /// have come meanwhile.
@@ -68,9 +68,9 @@ pub(crate) struct Dispatch {
 }
 
 /// How many messages are sent in one go.
-const TOGETHER: usize = 1_000;
+const BATCH_SIZE: usize = 1_000;
 
-impl Dispatch {
+impl OutgoingBatch {
     /// Messages that nothing comes after.
     pub(crate) fn of_letters(letters: Vec<Publication>) -> Self {
         Self {
@@ -90,7 +90,7 @@ impl Dispatch {
         let unsent = unsent.unwrap_or_else(|| (0..self.letters.len()).collect());
         let mut failed = None;
         let mut left = Vec::new();
-        for (number, places) in unsent.chunks(TOGETHER).enumerate() {
+        for (number, places) in unsent.chunks(BATCH_SIZE).enumerate() {
             let answers = broker.publish(&self.letters_at(places)).await;
             for (place, answer) in places.iter().zip(answers) {
                 if let Err(error) = answer {
@@ -98,7 +98,7 @@ impl Dispatch {
                     failed.get_or_insert(error);
                 }
             }
-            let after = unsent.iter().skip((number + 1) * TOGETHER);
+            let after = unsent.iter().skip((number + 1) * BATCH_SIZE);
             *self.unsent() = Some(left.iter().chain(after).copied().collect());
             if failed.as_ref().is_some_and(ServiceError::is_transient) {
                 break;
@@ -126,8 +126,8 @@ impl Dispatch {
 
 /// A part of a chord that has ended.
 #[derive(Debug)]
-pub(crate) struct Part {
-    pub(crate) chord: Arc<Chord>,
+pub(crate) struct FinishedMember {
+    pub(crate) chord: Arc<ClaimedChord>,
     pub(crate) task_id: String,
     pub(crate) index: Option<i64>,
     pub(crate) state: State,
@@ -136,12 +136,12 @@ pub(crate) struct Part {
 
 /// A chord that this worker may go on with.
 #[derive(Debug)]
-pub(crate) struct Chord {
+pub(crate) struct ClaimedChord {
     pub(crate) group_id: String,
     pub(crate) body: Raw<'static>,
     pub(crate) claim: ChordClaim,
     /// On whose behalf.
-    pub(crate) sender: Arc<Station>,
+    pub(crate) sender: Arc<TaskRequest>,
     /// Whether the backend counts it; otherwise nobody has to be told of its end.
     pub(crate) counted: bool,
     /// Whether its errbacks were called by a worker that has left it behind.
@@ -150,9 +150,9 @@ pub(crate) struct Chord {
 
 /// A task that will never run.
 #[derive(Debug)]
-pub(crate) struct Doomed {
+pub(crate) struct SkippedTask {
     pub(crate) id: String,
-    pub(crate) mishap: Mishap,
+    pub(crate) failure_info: FailureInfo,
     pub(crate) children: Vec<ResultTree>,
     /// What its signature says, if there is one.
     pub(crate) signature: Option<WireSignature<'static>>,
@@ -163,14 +163,14 @@ pub(crate) struct Doomed {
 
 /// An errback, called in place.
 #[derive(Debug)]
-pub(crate) struct Callback {
+pub(crate) struct InPlaceErrback {
     pub(crate) signature: WireSignature<'static>,
-    pub(crate) failure: Arc<FailureNote>,
+    pub(crate) failure: Arc<FailureContext>,
 }
 
 /// A task with its place in a workflow: what Celery calls its request.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Station {
+pub(crate) struct TaskRequest {
     pub(crate) id: String,
     pub(crate) task: Option<String>,
     pub(crate) root_id: Option<String>,

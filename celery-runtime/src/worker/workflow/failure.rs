@@ -9,15 +9,17 @@ use serde::Serialize;
 use crate::boundary::{ChordEnd, MemberResult};
 use crate::canvas::Canvas;
 use crate::canvas::options::CallOptions;
-use crate::execution::FailureNote;
-use crate::worker::delivery::event::{Mishap, celery_exception};
-use crate::worker::workflow::effect::{Callback, Chord, Deed, Dispatch, Doomed, Station};
-use crate::worker::workflow::{Unsent, Workflow, read_all};
+use crate::execution::FailureContext;
+use crate::worker::delivery::event::{FailureInfo, celery_exception};
+use crate::worker::workflow::effect::{
+    ClaimedChord, InPlaceErrback, OutgoingBatch, SkippedTask, TaskRequest, WorkflowEffect,
+};
+use crate::worker::workflow::{ContinuationError, Workflow, read_all};
 
 /// Why a chord fails.
 pub(crate) struct Fault {
     /// What its body fails with.
-    mishap: Mishap,
+    failure_info: FailureInfo,
     /// What its header failed with.
     cause: Option<Exception>,
     /// The errbacks that a chord in its header has called for it.
@@ -31,7 +33,7 @@ pub(crate) struct Fault {
 /// its failure.
 struct Target<'a> {
     signature: WireSignature<'a>,
-    station: Station,
+    station: TaskRequest,
 }
 
 /// The exception of a part that is the body of a chord itself. Other readers
@@ -57,7 +59,7 @@ impl Fault {
         let called = called.and_then(|(_, errbacks)| errbacks.elements().ok());
         let called = called.into_iter().flatten();
         Self {
-            mishap: chord_error(text, &told),
+            failure_info: chord_error(text, &told),
             cause,
             called: called.filter_map(|one| one.to_value().ok()).collect(),
             told: false,
@@ -78,12 +80,15 @@ impl Fault {
 
     /// The body could not be sent and never will be.
     pub(crate) fn of_body(cause: &str) -> Self {
-        Self::alone(format!("Callback error: {cause}"), ChordEnd::Continued)
+        Self::alone(
+            format!("InPlaceErrback error: {cause}"),
+            ChordEnd::Continued,
+        )
     }
 
     fn alone(text: String, end: ChordEnd) -> Self {
         Self {
-            mishap: chord_error(text, ""),
+            failure_info: chord_error(text, ""),
             cause: None,
             called: Vec::new(),
             told: false,
@@ -97,7 +102,7 @@ impl<'a> Target<'a> {
     fn of(mut signature: WireSignature<'a>) -> Option<Self> {
         let mut errbacks = Vec::new();
         loop {
-            let mut station = Station::of_signature(&signature)
+            let mut station = TaskRequest::of_signature(&signature)
                 .inspect_err(|error| tracing::error!("what follows a chord: {error}"))
                 .ok()?;
             errbacks.append(&mut station.errbacks);
@@ -142,14 +147,14 @@ impl<'a> Target<'a> {
 
     /// The parts that it is of the chord around it: of a chain those of its last
     /// step, of a group all tasks, which have `chord` where they say nothing.
-    fn parts(&self, chord: Option<&Raw<'static>>) -> Vec<Station> {
+    fn parts(&self, chord: Option<&Raw<'static>>) -> Vec<TaskRequest> {
         let own = self.station.chord.as_ref().or(chord);
         let mut tasks = self.tasks();
         let tasks = match self.signature.subtask_type.as_deref() {
             Some("chain") => tasks.split_off(tasks.len().saturating_sub(1)),
             Some("group") => tasks,
             _ => {
-                return vec![Station {
+                return vec![TaskRequest {
                     chord: own.cloned(),
                     ..self.station.clone()
                 }];
@@ -168,40 +173,44 @@ impl Workflow<'_> {
     /// Fails the body of a chord: its errbacks first, then its result, then what
     /// was to follow it. Of a group each member fails with what the header failed
     /// with.
-    pub(crate) fn chord_failed(&self, chord: &Arc<Chord>, mut fault: Fault) -> Vec<Deed> {
+    pub(crate) fn chord_failed(
+        &self,
+        chord: &Arc<ClaimedChord>,
+        mut fault: Fault,
+    ) -> Vec<WorkflowEffect> {
         fault.told = chord.told;
         tracing::error!(
             "chord {} failed: {}",
             chord.group_id,
-            fault.mishap.exception
+            fault.failure_info.exception
         );
         // Whatever the last part does with its own result.
-        let sender = Arc::new(Station {
+        let sender = Arc::new(TaskRequest {
             stores: true,
             ..(*chord.sender).clone()
         });
         let mut deeds = Vec::new();
         match Target::read(&chord.body) {
             Some(body) if body.is("group") => self.doom_group(&sender, &body, &fault, &mut deeds),
-            Some(body) => self.doom(&sender, &body, &fault.mishap, &fault, &mut deeds),
+            Some(body) => self.doom(&sender, &body, &fault.failure_info, &fault, &mut deeds),
             None => tracing::error!("the body of chord {} is no signature", chord.group_id),
         }
         if !chord.counted {
             return deeds;
         }
-        deeds.push(Deed::End(Arc::clone(chord), fault.end));
-        vec![Deed::Hold(Arc::clone(chord), deeds.into())]
+        deeds.push(WorkflowEffect::FinishChord(Arc::clone(chord), fault.end));
+        vec![WorkflowEffect::RenewClaim(Arc::clone(chord), deeds.into())]
     }
 
     fn doom_group(
         &self,
-        sender: &Arc<Station>,
+        sender: &Arc<TaskRequest>,
         group: &Target<'_>,
         fault: &Fault,
-        deeds: &mut Vec<Deed>,
+        deeds: &mut Vec<WorkflowEffect>,
     ) {
-        let cause = fault.cause.clone().map(Mishap::new);
-        let mishap = cause.as_ref().unwrap_or(&fault.mishap);
+        let cause = fault.cause.clone().map(FailureInfo::new);
+        let failure_info = cause.as_ref().unwrap_or(&fault.failure_info);
         for task in group.tasks() {
             let Some(mut member) = Target::read(&task) else {
                 continue;
@@ -220,11 +229,16 @@ impl Workflow<'_> {
                     member.station.errbacks.push(errback.clone());
                 }
             }
-            self.doom(sender, &member, mishap, fault, deeds);
+            self.doom(sender, &member, failure_info, fault, deeds);
         }
-        self.doom_chain(sender, &group.station.chain, mishap, deeds);
+        self.doom_chain(sender, &group.station.chain, failure_info, deeds);
         if !group.station.id.is_empty() {
-            deeds.push(doomed(&group.station, &group.signature, mishap, Vec::new()));
+            deeds.push(doomed(
+                &group.station,
+                &group.signature,
+                failure_info,
+                Vec::new(),
+            ));
         }
     }
 
@@ -232,11 +246,11 @@ impl Workflow<'_> {
     /// then that, since who joins an outer chord reads it.
     fn doom(
         &self,
-        sender: &Arc<Station>,
+        sender: &Arc<TaskRequest>,
         target: &Target<'_>,
-        mishap: &Mishap,
+        failure_info: &FailureInfo,
         fault: &Fault,
-        deeds: &mut Vec<Deed>,
+        deeds: &mut Vec<WorkflowEffect>,
     ) {
         let mut station = target.station.clone();
         let all = station.errbacks.clone();
@@ -247,31 +261,35 @@ impl Workflow<'_> {
         station.errbacks.retain(|errback| is_new(errback));
         let mut children = sender.children.clone();
         if !fault.told {
-            children.extend(self.call_errbacks(&station, mishap, deeds));
+            children.extend(self.call_errbacks(&station, failure_info, deeds));
         }
         if !station.id.is_empty() {
-            deeds.push(doomed(&station, &target.signature, mishap, children));
+            deeds.push(doomed(&station, &target.signature, failure_info, children));
         }
         // Celery lets an outer chord wait here for ever. Its errbacks were linked
         // to this one, too, and are not to be called twice.
         let result = self.written(&PartOfBody {
-            exception: &mishap.exception,
+            exception: &failure_info.exception,
             errbacks: &all,
         });
         for part in target.parts(station.chord.as_ref()) {
             let part = Arc::new(part);
             deeds.extend(self.count(sender, &part, State::Failure, result.clone()));
         }
-        self.doom_chain(sender, &station.chain, mishap, deeds);
+        self.doom_chain(sender, &station.chain, failure_info, deeds);
     }
 
     /// A task has failed: so has what was to follow it.
-    pub(crate) fn failed(&self, station: &Arc<Station>, mishap: &Mishap) -> Vec<Deed> {
-        let result = self.written(&mishap.exception);
+    pub(crate) fn failed(
+        &self,
+        station: &Arc<TaskRequest>,
+        failure_info: &FailureInfo,
+    ) -> Vec<WorkflowEffect> {
+        let result = self.written(&failure_info.exception);
         let part = self.count(station, station, State::Failure, result);
         let mut deeds: Vec<_> = part.into_iter().collect();
-        self.doom_chain(station, &station.chain, mishap, &mut deeds);
-        self.call_errbacks(station, mishap, &mut deeds);
+        self.doom_chain(station, &station.chain, failure_info, &mut deeds);
+        self.call_errbacks(station, failure_info, &mut deeds);
         deeds
     }
 
@@ -279,24 +297,24 @@ impl Workflow<'_> {
     /// body, that of a group with its tasks.
     fn doom_chain(
         &self,
-        sender: &Arc<Station>,
+        sender: &Arc<TaskRequest>,
         chain: &[Raw<'static>],
-        mishap: &Mishap,
-        deeds: &mut Vec<Deed>,
+        failure_info: &FailureInfo,
+        deeds: &mut Vec<WorkflowEffect>,
     ) {
-        let result = self.written(&mishap.exception);
+        let result = self.written(&failure_info.exception);
         // Each with the chord of the group that it is in.
         let mut steps: VecDeque<_> = chain.iter().map(|step| (step.clone(), None)).collect();
         while let Some((step, around)) = steps.pop_front() {
             let Ok(signature) = WireSignature::read(&step) else {
                 continue;
             };
-            let Ok(mut station) = Station::of_signature(&signature) else {
+            let Ok(mut station) = TaskRequest::of_signature(&signature) else {
                 continue;
             };
             station.chord = station.chord.or(around);
             if sender.stores && !station.id.is_empty() {
-                deeds.push(doomed(&station, &signature, mishap, Vec::new()));
+                deeds.push(doomed(&station, &signature, failure_info, Vec::new()));
             }
             match signature.subtask_type.as_deref() {
                 Some("group") => {
@@ -319,19 +337,19 @@ impl Workflow<'_> {
     /// with the id of what failed. Answers what is sent.
     fn call_errbacks(
         &self,
-        station: &Station,
-        mishap: &Mishap,
-        deeds: &mut Vec<Deed>,
+        station: &TaskRequest,
+        failure_info: &FailureInfo,
+        deeds: &mut Vec<WorkflowEffect>,
     ) -> Vec<ResultTree> {
         if station.errbacks.is_empty() {
             return Vec::new();
         }
-        let failure = Arc::new(FailureNote {
+        let failure = Arc::new(FailureContext {
             id: station.id.clone(),
             task: station.task.clone(),
             root_id: station.root_id.clone(),
-            exception: Some(mishap.exception.clone()),
-            traceback: mishap.traceback.clone(),
+            exception: Some(failure_info.exception.clone()),
+            traceback: failure_info.traceback.clone(),
         });
         let mut sent = Vec::new();
         for errback in &station.errbacks {
@@ -344,7 +362,7 @@ impl Workflow<'_> {
             };
             let registered = self.registry.find(&signature.task);
             if registered.is_some_and(|task| task.is_called_in_place(&signature)) {
-                deeds.push(Deed::Call(Arc::new(Callback {
+                deeds.push(WorkflowEffect::CallErrback(Arc::new(InPlaceErrback {
                     signature: signature.into_owned(),
                     failure: Arc::clone(&failure),
                 })));
@@ -359,7 +377,7 @@ impl Workflow<'_> {
         match dispatch {
             Ok(dispatch) => {
                 let children = dispatch.children.clone();
-                deeds.push(Deed::Send(Arc::new(dispatch)));
+                deeds.push(WorkflowEffect::Send(Arc::new(dispatch)));
                 children
             }
             Err(error) => {
@@ -371,12 +389,12 @@ impl Workflow<'_> {
 
     fn errback_group(
         &self,
-        station: &Station,
+        station: &TaskRequest,
         errbacks: &[Raw<'static>],
-    ) -> Result<Dispatch, Unsent> {
+    ) -> Result<OutgoingBatch, ContinuationError> {
         let group = Canvas::group(read_all("errbacks", errbacks)?);
         let id = Raw::encode(self.serializer, &station.id)?;
-        let mut dispatch = Dispatch::default();
+        let mut dispatch = OutgoingBatch::default();
         self.start(station, group, &id, Vec::new(), &mut dispatch)?;
         Ok(dispatch)
     }
@@ -389,8 +407,8 @@ fn entry<'a>(signature: &WireSignature<'a>, name: &str) -> Option<Raw<'a>> {
     found.map(|(_, value)| value)
 }
 
-fn chord_error(text: String, cause: &str) -> Mishap {
-    let mut mishap = celery_exception("ChordError", text);
+fn chord_error(text: String, cause: &str) -> FailureInfo {
+    let mut failure_info = celery_exception("ChordError", text);
     let mut traceback = String::new();
     if !cause.is_empty() {
         traceback.push_str(cause);
@@ -398,22 +416,22 @@ fn chord_error(text: String, cause: &str) -> Mishap {
             "\n\nThe above exception was the direct cause of the following exception:\n\n",
         );
     }
-    traceback.push_str(&mishap.exception.to_string());
+    traceback.push_str(&failure_info.exception.to_string());
     traceback.push('\n');
-    mishap.traceback = Some(traceback);
-    mishap
+    failure_info.traceback = Some(traceback);
+    failure_info
 }
 
 fn doomed(
-    station: &Station,
+    station: &TaskRequest,
     signature: &WireSignature<'_>,
-    mishap: &Mishap,
+    failure_info: &FailureInfo,
     children: Vec<ResultTree>,
-) -> Deed {
+) -> WorkflowEffect {
     let options = CallOptions::from_wire(&signature.options).unwrap_or_default();
-    Deed::Fail(Arc::new(Doomed {
+    WorkflowEffect::StoreFailure(Arc::new(SkippedTask {
         id: station.id.clone(),
-        mishap: mishap.clone(),
+        failure_info: failure_info.clone(),
         children,
         signature: signature.clone().into_owned().into(),
         group_id: station.group_id.clone(),

@@ -1,5 +1,5 @@
-//! What the end of a task means for its workflow. Pure: [`Deed`]s come out, the
-//! carrier does them.
+//! What the end of a task means for its workflow. Pure: [`WorkflowEffect`]s come out, the
+//! executor does them.
 
 pub(crate) mod effect;
 mod failure;
@@ -14,11 +14,13 @@ use serde::Serialize;
 
 use crate::boundary::{ChordClaim, ChordResults};
 use crate::canvas::options::CallOptions;
-use crate::canvas::{Canvas, CanvasError, Ids, Place, Plan, Within, plan};
-use crate::client::compose::{Sender, Uncomposed, compose_letter};
+use crate::canvas::{Canvas, CanvasError, IdSource, Plan, PlanContext, Position, plan};
+use crate::client::compose::{ComposeError, Sender, compose_letter};
 use crate::env;
 use crate::execution::Registry;
-use crate::worker::workflow::effect::{Chord, Deed, Dispatch, Part, Station, Turn};
+use crate::worker::workflow::effect::{
+    ClaimedChord, Completion, FinishedMember, OutgoingBatch, TaskRequest, WorkflowEffect,
+};
 use crate::worker::workflow::failure::Fault;
 
 /// What is worked out with.
@@ -37,22 +39,22 @@ pub(crate) struct Workflow<'a> {
 
 /// Why what follows a task is not sent.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Unsent {
+pub(crate) enum ContinuationError {
     /// A part of it is no signature, or cannot be one here.
     #[error("cannot go on {0}")]
     Canvas(#[from] CanvasError),
     /// It has no message.
     #[error(transparent)]
-    Uncomposed(#[from] Uncomposed),
+    ComposeError(#[from] ComposeError),
 }
 
-impl From<EncodeError> for Unsent {
+impl From<EncodeError> for ContinuationError {
     fn from(error: EncodeError) -> Self {
-        Self::Uncomposed(error.into())
+        Self::ComposeError(error.into())
     }
 }
 
-impl Station {
+impl TaskRequest {
     /// The task of a message. What cannot be read is not there.
     pub(crate) fn of_message(message: &Message, accept: &Accept, body_limit: usize) -> Self {
         let Ok(Some(headers)) = message.headers.task() else {
@@ -116,28 +118,35 @@ impl Station {
 impl Workflow<'_> {
     /// What comes of it that a task has ended, besides what its own result and
     /// message need.
-    pub(crate) fn turn(&self, station: &Arc<Station>, turn: &Turn) -> Vec<Deed> {
+    pub(crate) fn turn(
+        &self,
+        station: &Arc<TaskRequest>,
+        turn: &Completion,
+    ) -> Vec<WorkflowEffect> {
         match turn {
-            Turn::Succeeded(value) => self
+            Completion::Succeeded(value) => self
                 .count(station, station, State::Success, value.clone())
                 .into_iter()
                 .collect(),
-            Turn::Failed(mishap) => self.failed(station, mishap),
-            Turn::Revoked(reason) => {
+            Completion::Failed(failure_info) => self.failed(station, failure_info),
+            Completion::Revoked(reason) => {
                 let exception = Exception::new("celery.exceptions", "TaskRevokedError", *reason);
                 let result = self.written(&exception);
                 self.count(station, station, State::Revoked, result)
                     .into_iter()
                     .collect()
             }
-            Turn::Joined {
+            Completion::Joined {
                 group_id,
                 body,
                 results,
             } => {
                 let chord = Arc::new(self.chord(station, group_id, body, false));
                 match results {
-                    Ok(results) => vec![Deed::Join(chord, Arc::new(results.clone()))],
+                    Ok(results) => vec![WorkflowEffect::JoinResults(
+                        chord,
+                        Arc::new(results.clone()),
+                    )],
                     Err(cause) => self.chord_failed(&chord, Fault::of_unlock(cause)),
                 }
             }
@@ -145,8 +154,12 @@ impl Workflow<'_> {
     }
 
     /// The callbacks and the next step of the chain, with the task's value.
-    pub(crate) fn success(&self, station: &Station, value: &Raw<'_>) -> Result<Dispatch, Unsent> {
-        let mut dispatch = Dispatch::default();
+    pub(crate) fn success(
+        &self,
+        station: &TaskRequest,
+        value: &Raw<'_>,
+    ) -> Result<OutgoingBatch, ContinuationError> {
+        let mut dispatch = OutgoingBatch::default();
         let callbacks = read_all("callbacks", &station.callbacks)?;
         let (groups, mut others): (Vec<_>, Vec<_>) = callbacks
             .into_iter()
@@ -177,21 +190,21 @@ impl Workflow<'_> {
     /// What takes the task's place.
     pub(crate) fn replacement(
         &self,
-        station: &Station,
+        station: &TaskRequest,
         canvas: &Canvas,
-    ) -> Result<Dispatch, Unsent> {
+    ) -> Result<OutgoingBatch, ContinuationError> {
         let nesting = station.replaced + 1;
         let canvas = canvas
             .clone()
             .standing_in(&station.callbacks, &station.errbacks, nesting)?;
         let rest = station.chain.iter();
         let rest = rest.map(|step| Canvas::marked_as_replaced(step, nesting));
-        let within = Within {
+        let within = PlanContext {
             over: CallOptions {
                 replaced_task_nesting: nesting,
                 ..CallOptions::default()
             },
-            place: Place {
+            place: Position {
                 id: Some(station.id.clone()),
                 group_id: station.group_id.clone(),
                 group_index: station.group_index,
@@ -202,21 +215,25 @@ impl Workflow<'_> {
         };
         let reply_to = station.reply_to.as_deref();
         let reply_to = reply_to.unwrap_or(&self.sender.reply_to);
-        let mut dispatch = Dispatch::default();
+        let mut dispatch = OutgoingBatch::default();
         self.compose(station, canvas, &within, reply_to, &mut dispatch)?;
         Ok(dispatch)
     }
 
     /// The body of a chord with the results of its header.
-    pub(crate) fn body(&self, chord: &Chord, values: &Raw<'_>) -> Result<Dispatch, Unsent> {
+    pub(crate) fn body(
+        &self,
+        chord: &ClaimedChord,
+        values: &Raw<'_>,
+    ) -> Result<OutgoingBatch, ContinuationError> {
         let body = Canvas::read(&chord.body).map_err(|error| error.inside("chord"))?;
         let body = body.given_raw(values);
         let reply_to = &self.sender.reply_to;
-        let mut dispatch = Dispatch::default();
+        let mut dispatch = OutgoingBatch::default();
         self.compose(
             &chord.sender,
             body,
-            &Within::default(),
+            &PlanContext::default(),
             reply_to,
             &mut dispatch,
         )?;
@@ -226,15 +243,15 @@ impl Workflow<'_> {
     /// A canvas with `first` before its arguments.
     fn start(
         &self,
-        station: &Station,
+        station: &TaskRequest,
         canvas: Canvas,
         first: &Raw<'_>,
         rest: Vec<Raw<'static>>,
-        dispatch: &mut Dispatch,
-    ) -> Result<(), Unsent> {
-        let within = Within {
+        dispatch: &mut OutgoingBatch,
+    ) -> Result<(), ContinuationError> {
+        let within = PlanContext {
             over: sent_by(station),
-            place: Place::default(),
+            place: Position::default(),
             rest,
         };
         let reply_to = &self.sender.reply_to;
@@ -249,13 +266,13 @@ impl Workflow<'_> {
 
     fn compose(
         &self,
-        station: &Station,
+        station: &TaskRequest,
         canvas: Canvas,
-        within: &Within,
+        within: &PlanContext,
         reply_to: &str,
-        dispatch: &mut Dispatch,
-    ) -> Result<(), Unsent> {
-        let ids = Ids {
+        dispatch: &mut OutgoingBatch,
+    ) -> Result<(), ContinuationError> {
+        let ids = IdSource {
             fresh: &mut || env::uuid(),
             reply_to,
             chords: Vec::new(),
@@ -313,7 +330,11 @@ impl Workflow<'_> {
     }
 
     /// What comes next when the header of a chord is through.
-    pub(crate) fn go_on(&self, chord: &Arc<Chord>, results: &ChordResults) -> Vec<Deed> {
+    pub(crate) fn go_on(
+        &self,
+        chord: &Arc<ClaimedChord>,
+        results: &ChordResults,
+    ) -> Vec<WorkflowEffect> {
         let mut parts = results.parts.iter();
         if let Some(failed) = parts.find(|part| part.state != State::Success) {
             let is_joined = results.tree.is_some() && chord.counted;
@@ -324,36 +345,43 @@ impl Workflow<'_> {
             Err(error) => return self.unjoined(chord, &error.to_string()),
         };
         match self.body(chord, &values) {
-            Ok(dispatch) => vec![Deed::Body(Arc::clone(chord), Arc::new(dispatch))],
+            Ok(dispatch) => vec![WorkflowEffect::SendBody(
+                Arc::clone(chord),
+                Arc::new(dispatch),
+            )],
             Err(error) => self.body_unsent(chord, &error.to_string()),
         }
     }
 
     /// The results of the header cannot be brought together.
-    pub(crate) fn unjoined(&self, chord: &Arc<Chord>, cause: &str) -> Vec<Deed> {
+    pub(crate) fn unjoined(&self, chord: &Arc<ClaimedChord>, cause: &str) -> Vec<WorkflowEffect> {
         self.chord_failed(chord, Fault::of_join(cause))
     }
 
     /// The body could not be sent and never will be.
-    pub(crate) fn body_unsent(&self, chord: &Arc<Chord>, cause: &str) -> Vec<Deed> {
+    pub(crate) fn body_unsent(
+        &self,
+        chord: &Arc<ClaimedChord>,
+        cause: &str,
+    ) -> Vec<WorkflowEffect> {
         self.chord_failed(chord, Fault::of_body(cause))
     }
 
     /// The part that `member` is of a chord, told by `sender`.
     fn count(
         &self,
-        sender: &Arc<Station>,
-        member: &Arc<Station>,
+        sender: &Arc<TaskRequest>,
+        member: &Arc<TaskRequest>,
         state: State,
         result: Raw<'static>,
-    ) -> Option<Deed> {
+    ) -> Option<WorkflowEffect> {
         let (Some(group_id), Some(body)) = (&member.group_id, &member.chord) else {
             return None;
         };
         if member.id.is_empty() || self.polls_chords {
             return None;
         }
-        Some(Deed::Count(Arc::new(Part {
+        Some(WorkflowEffect::CompleteMember(Arc::new(FinishedMember {
             chord: Arc::new(self.chord(sender, group_id, body, true)),
             task_id: member.id.clone(),
             index: member.group_index,
@@ -364,13 +392,13 @@ impl Workflow<'_> {
 
     fn chord(
         &self,
-        sender: &Arc<Station>,
+        sender: &Arc<TaskRequest>,
         group_id: &str,
         body: &Raw<'static>,
         counted: bool,
-    ) -> Chord {
+    ) -> ClaimedChord {
         let token = env::uuid_simple();
-        Chord {
+        ClaimedChord {
             group_id: group_id.to_owned(),
             body: body.clone(),
             claim: ChordClaim::new(token, self.claim_ttl),
@@ -387,7 +415,7 @@ impl Workflow<'_> {
 }
 
 /// Celery's `parent_id` and `root_id` for what a task sends.
-fn sent_by(station: &Station) -> CallOptions {
+fn sent_by(station: &TaskRequest) -> CallOptions {
     CallOptions {
         parent_id: Some(station.id.clone()),
         root_id: Some(station.root().to_owned()),

@@ -8,8 +8,8 @@ use celery_protocol::Raw;
 use proptest::prelude::*;
 use tokio::time::Instant;
 
-use crate::execution::{Loss, TaskError};
-use crate::worker::delivery::event::{Links, Outcome};
+use crate::execution::{ProcessLost, TaskError};
+use crate::worker::delivery::event::{Continuations, Outcome};
 use crate::worker::delivery::state::*;
 
 /// A clock that only this test moves.
@@ -30,8 +30,8 @@ impl Time {
     }
 }
 
-fn plan() -> Plan {
-    Plan {
+fn plan() -> ExecutionPolicy {
+    ExecutionPolicy {
         acks_late: false,
         acks_on_failure: true,
         acks_on_timeout: true,
@@ -41,7 +41,7 @@ fn plan() -> Plan {
         stores_result: true,
         stores_errors: false,
         track_started: false,
-        links: Links::default(),
+        links: Continuations::default(),
         eta: None,
         expires: None,
         soft_limit: None,
@@ -53,23 +53,23 @@ fn plan() -> Plan {
     }
 }
 
-fn late() -> Plan {
-    Plan {
+fn late() -> ExecutionPolicy {
+    ExecutionPolicy {
         acks_late: true,
         ..plan()
     }
 }
 
-fn value() -> Event {
-    Event::Returned(Outcome::Value(Some(Raw::json("1"))))
+fn value() -> DeliveryEvent {
+    DeliveryEvent::Returned(Outcome::Value(Some(Raw::json("1"))))
 }
 
-fn error(error: TaskError) -> Event {
-    Event::Returned(Outcome::Error { error, random: 0.5 })
+fn error(error: TaskError) -> DeliveryEvent {
+    DeliveryEvent::Returned(Outcome::Error { error, random: 0.5 })
 }
 
 /// What the machine asks for, in short.
-fn tell(life: &mut Life, event: Event, time: Time) -> Vec<String> {
+fn tell(life: &mut DeliveryState, event: DeliveryEvent, time: Time) -> Vec<String> {
     let mut actions = Vec::new();
     life.handle(event, time.0, &mut actions);
     actions.iter().map(name).collect()
@@ -77,35 +77,41 @@ fn tell(life: &mut Life, event: Event, time: Time) -> Vec<String> {
 
 fn name(action: &Action) -> String {
     match action {
-        Action::Step(Step::Settle(verdict)) => format!("{verdict:?}"),
-        Action::Step(Step::Store(report)) => match report {
-            Report::Started => "store STARTED".to_owned(),
-            Report::Success(_) => "store SUCCESS".to_owned(),
-            Report::Failure(mishap) => format!("store FAILURE {}", mishap.exception.exc_type),
-            Report::Retry(mishap) => format!("store RETRY {}", mishap.exception.exc_type),
-            Report::Revoked(reason) => format!("store REVOKED {reason}"),
+        Action::Effect(Effect::Settle(verdict)) => format!("{verdict:?}"),
+        Action::Effect(Effect::Store(report)) => match report {
+            StateUpdate::Started => "store STARTED".to_owned(),
+            StateUpdate::Success(_) => "store SUCCESS".to_owned(),
+            StateUpdate::Failure(failure_info) => {
+                format!("store FAILURE {}", failure_info.exception.exc_type)
+            }
+            StateUpdate::Retry(failure_info) => {
+                format!("store RETRY {}", failure_info.exception.exc_type)
+            }
+            StateUpdate::Revoked(reason) => format!("store REVOKED {reason}"),
         },
-        Action::Step(Step::Send(letter)) => match letter {
-            Letter::Retry { eta, .. } => format!("send retry {}", eta.is_some()),
-            Letter::Success(_) => "send success".to_owned(),
-            Letter::Replacement(_) => "send replacement".to_owned(),
-            Letter::Dead => "send dead".to_owned(),
+        Action::Effect(Effect::Send(letter)) => match letter {
+            FollowUp::Retry { eta, .. } => format!("send retry {}", eta.is_some()),
+            FollowUp::Success(_) => "send success".to_owned(),
+            FollowUp::Replacement(_) => "send replacement".to_owned(),
+            FollowUp::Dead => "send dead".to_owned(),
         },
-        Action::Step(Step::Lead(turn)) => match turn {
-            Turn::Succeeded(_) => "lead on success".to_owned(),
-            Turn::Failed(_) => "lead on failure".to_owned(),
-            Turn::Revoked(_) => "lead on revocation".to_owned(),
-            Turn::Joined { .. } => "lead on join".to_owned(),
+        Action::Effect(Effect::Continue(turn)) => match turn {
+            Completion::Succeeded(_) => "lead on success".to_owned(),
+            Completion::Failed(_) => "lead on failure".to_owned(),
+            Completion::Revoked(_) => "lead on revocation".to_owned(),
+            Completion::Joined { .. } => "lead on join".to_owned(),
         },
-        Action::Step(Step::Deed(Deed::Call(_))) => "call errback".to_owned(),
-        Action::Step(Step::Deed(Deed::Send(_))) => "send deed".to_owned(),
+        Action::Effect(Effect::Workflow(WorkflowEffect::CallErrback(_))) => {
+            "call errback".to_owned()
+        }
+        Action::Effect(Effect::Workflow(WorkflowEffect::Send(_))) => "send deed".to_owned(),
         other => format!("{other:?}"),
     }
 }
 
-fn story(plan: Plan, events: Vec<(Event, &[&str])>) {
+fn story(plan: ExecutionPolicy, events: Vec<(DeliveryEvent, &[&str])>) {
     let time = Time::new();
-    let mut life = Life::of_task(plan);
+    let mut life = DeliveryState::of_task(plan);
     for (index, (event, expected)) in events.into_iter().enumerate() {
         let shown = format!("{event:?}");
         assert_eq!(
@@ -121,11 +127,11 @@ fn an_early_task_is_acknowledged_before_it_starts() {
     story(
         plan(),
         vec![
-            (Event::Arrived, &["Queue"]),
-            (Event::Slot, &["Ack"]),
-            (Event::Done, &["Start"]),
+            (DeliveryEvent::Arrived, &["Queue"]),
+            (DeliveryEvent::SlotGranted, &["Ack"]),
+            (DeliveryEvent::Done, &["Start"]),
             (value(), &["FreeSlot", "store SUCCESS"]),
-            (Event::Done, &["Over"]),
+            (DeliveryEvent::Done, &["Over"]),
         ],
     );
 }
@@ -133,9 +139,9 @@ fn an_early_task_is_acknowledged_before_it_starts() {
 #[test]
 fn a_late_task_is_acknowledged_after_its_result() {
     story(
-        Plan {
+        ExecutionPolicy {
             track_started: true,
-            links: Links {
+            links: Continuations {
                 on_success: true,
                 on_failure: true,
                 in_chord: false,
@@ -143,59 +149,62 @@ fn a_late_task_is_acknowledged_after_its_result() {
             ..late()
         },
         vec![
-            (Event::Arrived, &["Queue"]),
-            (Event::Slot, &["store STARTED"]),
-            (Event::Done, &["Start"]),
+            (DeliveryEvent::Arrived, &["Queue"]),
+            (DeliveryEvent::SlotGranted, &["store STARTED"]),
+            (DeliveryEvent::Done, &["Start"]),
             (value(), &["FreeSlot", "send success"]),
-            (Event::Done, &["store SUCCESS"]),
-            (Event::Done, &["Ack"]),
-            (Event::Done, &["Over"]),
+            (DeliveryEvent::Done, &["store SUCCESS"]),
+            (DeliveryEvent::Done, &["Ack"]),
+            (DeliveryEvent::Done, &["Over"]),
         ],
     );
 }
 
 #[test]
 fn a_failed_task_stores_tells_and_acknowledges() {
-    let links = Links {
+    let links = Continuations {
         on_success: true,
         on_failure: true,
         in_chord: false,
     };
     story(
-        Plan { links, ..late() },
+        ExecutionPolicy { links, ..late() },
         vec![
-            (Event::Arrived, &["Queue"]),
-            (Event::Slot, &["Start"]),
+            (DeliveryEvent::Arrived, &["Queue"]),
+            (DeliveryEvent::SlotGranted, &["Start"]),
             (
                 error(TaskError::exception("ValueError", "no")),
                 &["FreeSlot", "store FAILURE ValueError"],
             ),
-            (Event::Done, &["lead on failure"]),
-            (Event::Done, &["Ack"]),
-            (Event::Done, &["Over"]),
+            (DeliveryEvent::Done, &["lead on failure"]),
+            (DeliveryEvent::Done, &["Ack"]),
+            (DeliveryEvent::Done, &["Over"]),
         ],
     );
 }
 
 #[test]
 fn what_a_workflow_asks_for_is_done_before_the_message_is_settled() {
-    let links = Links {
+    let links = Continuations {
         in_chord: true,
-        ..Links::default()
+        ..Continuations::default()
     };
-    let deed = || Deed::Send(Arc::default());
+    let deed = || WorkflowEffect::Send(Arc::default());
     story(
-        Plan { links, ..late() },
+        ExecutionPolicy { links, ..late() },
         vec![
-            (Event::Arrived, &["Queue"]),
-            (Event::Slot, &["Start"]),
+            (DeliveryEvent::Arrived, &["Queue"]),
+            (DeliveryEvent::SlotGranted, &["Start"]),
             (value(), &["FreeSlot", "store SUCCESS"]),
-            (Event::Done, &["lead on success"]),
-            (Event::Led(vec![deed(), deed()]), &["send deed"]),
-            (Event::Led(vec![deed()]), &["send deed"]),
-            (Event::Done, &["send deed"]),
-            (Event::Done, &["Ack"]),
-            (Event::Done, &["Over"]),
+            (DeliveryEvent::Done, &["lead on success"]),
+            (
+                DeliveryEvent::FollowUps(vec![deed(), deed()]),
+                &["send deed"],
+            ),
+            (DeliveryEvent::FollowUps(vec![deed()]), &["send deed"]),
+            (DeliveryEvent::Done, &["send deed"]),
+            (DeliveryEvent::Done, &["Ack"]),
+            (DeliveryEvent::Done, &["Over"]),
         ],
     );
 }
@@ -206,28 +215,28 @@ fn a_task_that_is_replaced_stores_nothing() {
     story(
         late(),
         vec![
-            (Event::Arrived, &["Queue"]),
-            (Event::Slot, &["Start"]),
+            (DeliveryEvent::Arrived, &["Queue"]),
+            (DeliveryEvent::SlotGranted, &["Start"]),
             (
                 error(TaskError::replace(replacement)),
                 &["FreeSlot", "send replacement"],
             ),
-            (Event::Done, &["Ack"]),
-            (Event::Done, &["Over"]),
+            (DeliveryEvent::Done, &["Ack"]),
+            (DeliveryEvent::Done, &["Over"]),
         ],
     );
 }
 
 #[test]
 fn retries_rejections_and_ignoring() {
-    let running = |plan: Plan, end: TaskError, expected: &[&str]| {
+    let running = |plan: ExecutionPolicy, end: TaskError, expected: &[&str]| {
         let time = Time::new();
-        let mut life = Life::of_task(plan);
-        tell(&mut life, Event::Arrived, time);
-        tell(&mut life, Event::Slot, time);
+        let mut life = DeliveryState::of_task(plan);
+        tell(&mut life, DeliveryEvent::Arrived, time);
+        tell(&mut life, DeliveryEvent::SlotGranted, time);
         let mut told = tell(&mut life, error(end), time);
         while told.last().is_some_and(|last| last != "Over") {
-            told.extend(tell(&mut life, Event::Done, time));
+            told.extend(tell(&mut life, DeliveryEvent::Done, time));
         }
         assert_eq!(told[1..], *expected);
     };
@@ -242,7 +251,7 @@ fn retries_rejections_and_ignoring() {
         at_once,
         &["store RETRY Retry", "send retry false", "Ack", "Over"],
     );
-    let exhausted = Plan {
+    let exhausted = ExecutionPolicy {
         retries: 3,
         ..late()
     };
@@ -263,7 +272,7 @@ fn retries_rejections_and_ignoring() {
         reject(crate::Requeue::No),
         &["store FAILURE Reject", "Reject", "Over"],
     );
-    let unforgiving = Plan {
+    let unforgiving = ExecutionPolicy {
         acks_on_failure: false,
         ..late()
     };
@@ -275,7 +284,7 @@ fn retries_rejections_and_ignoring() {
 }
 
 fn lost(began: bool) -> Outcome {
-    Outcome::Lost(Loss {
+    Outcome::Lost(ProcessLost {
         message: "Worker exited prematurely".to_owned(),
         began,
     })
@@ -285,11 +294,11 @@ fn lost(began: bool) -> Outcome {
 fn a_task_whose_process_is_lost_has_failed_or_runs_again() {
     let failed: &[&str] = &["FreeSlot", "store FAILURE WorkerLostError"];
     let back: &[&str] = &["FreeSlot", "Requeue(Tail)"];
-    let forgiving = Plan {
+    let forgiving = ExecutionPolicy {
         requeued_when_lost: true,
         ..late()
     };
-    let early = Plan {
+    let early = ExecutionPolicy {
         acks_late: false,
         ..forgiving.clone()
     };
@@ -304,13 +313,13 @@ fn a_task_whose_process_is_lost_has_failed_or_runs_again() {
         (early, false, failed),
     ] {
         let time = Time::new();
-        let mut life = Life::of_task(plan);
-        tell(&mut life, Event::Arrived, time);
+        let mut life = DeliveryState::of_task(plan);
+        tell(&mut life, DeliveryEvent::Arrived, time);
         while !matches!(life.phase, Phase::Running { .. }) {
-            tell(&mut life, Event::Slot, time);
-            tell(&mut life, Event::Done, time);
+            tell(&mut life, DeliveryEvent::SlotGranted, time);
+            tell(&mut life, DeliveryEvent::Done, time);
         }
-        let told = tell(&mut life, Event::Returned(lost(began)), time);
+        let told = tell(&mut life, DeliveryEvent::Returned(lost(began)), time);
         assert_eq!(told, expected);
     }
 }
@@ -319,32 +328,32 @@ fn a_task_whose_process_is_lost_has_failed_or_runs_again() {
 fn eta_and_expiry_are_looked_at_before_a_slot_is_taken() {
     let time = Time::new();
     let soon = time.0.wall + Duration::from_secs(5);
-    let mut parked = Life::of_task(Plan {
+    let mut parked = DeliveryState::of_task(ExecutionPolicy {
         eta: Some(soon),
         ..plan()
     });
-    let told = tell(&mut parked, Event::Arrived, time);
+    let told = tell(&mut parked, DeliveryEvent::Arrived, time);
     assert_eq!(told, [format!("Park({soon:?})")]);
 
-    let mut expired = Life::of_task(Plan {
+    let mut expired = DeliveryState::of_task(ExecutionPolicy {
         expires: Some(time.0.wall - Duration::from_secs(1)),
         ..plan()
     });
     assert_eq!(
-        tell(&mut expired, Event::Arrived, time),
+        tell(&mut expired, DeliveryEvent::Arrived, time),
         ["Expired", "store REVOKED expired"]
     );
-    assert_eq!(tell(&mut expired, Event::Done, time), ["Ack"]);
+    assert_eq!(tell(&mut expired, DeliveryEvent::Done, time), ["Ack"]);
 
-    let mut in_line = Life::of_task(Plan {
+    let mut in_line = DeliveryState::of_task(ExecutionPolicy {
         expires: Some(soon),
         ..plan()
     });
     let mut later = time;
     later.pass(Duration::from_secs(6));
-    assert_eq!(tell(&mut in_line, Event::Arrived, time), ["Queue"]);
+    assert_eq!(tell(&mut in_line, DeliveryEvent::Arrived, time), ["Queue"]);
     assert_eq!(
-        tell(&mut in_line, Event::Slot, later),
+        tell(&mut in_line, DeliveryEvent::SlotGranted, later),
         ["FreeSlot", "Expired", "store REVOKED expired"]
     );
 }
@@ -352,49 +361,52 @@ fn eta_and_expiry_are_looked_at_before_a_slot_is_taken() {
 #[test]
 fn a_step_is_repeated_until_it_succeeds() {
     let mut time = Time::new();
-    let mut life = Life::of_task(late());
-    tell(&mut life, Event::Arrived, time);
-    tell(&mut life, Event::Slot, time);
+    let mut life = DeliveryState::of_task(late());
+    tell(&mut life, DeliveryEvent::Arrived, time);
+    tell(&mut life, DeliveryEvent::SlotGranted, time);
     assert_eq!(
         tell(&mut life, value(), time),
         ["FreeSlot", "store SUCCESS"]
     );
     for _ in 0..50 {
-        assert!(tell(&mut life, Event::Failed(Obstacle::Passing), time).is_empty());
+        assert!(tell(&mut life, DeliveryEvent::Failed(EffectError::Unknown), time).is_empty());
         let pause = life.timeout().unwrap() - time.0.instant;
         assert!(pause <= Duration::from_secs(2));
         time.pass(pause);
-        assert_eq!(tell(&mut life, Event::Tick, time), ["store SUCCESS"]);
+        assert_eq!(
+            tell(&mut life, DeliveryEvent::Tick, time),
+            ["store SUCCESS"]
+        );
     }
-    assert_eq!(tell(&mut life, Event::Done, time), ["Ack"]);
+    assert_eq!(tell(&mut life, DeliveryEvent::Done, time), ["Ack"]);
 }
 
 #[test]
 fn a_result_that_cannot_be_stored_becomes_a_failure() {
-    let lasting = || Event::Failed(Obstacle::Lasting("too large".to_owned()));
+    let lasting = || DeliveryEvent::Failed(EffectError::Refused("too large".to_owned()));
     story(
         late(),
         vec![
-            (Event::Arrived, &["Queue"]),
-            (Event::Slot, &["Start"]),
+            (DeliveryEvent::Arrived, &["Queue"]),
+            (DeliveryEvent::SlotGranted, &["Start"]),
             (value(), &["FreeSlot", "store SUCCESS"]),
             (lasting(), &["store FAILURE BackendStoreError"]),
-            (Event::Done, &["Ack"]),
+            (DeliveryEvent::Done, &["Ack"]),
         ],
     );
 }
 
 #[test]
 fn a_message_that_cannot_be_kept_is_not_acknowledged() {
-    let refusal = Refusal {
+    let refusal = Rejection {
         reason: "unregistered",
         detail: String::new(),
         task: None,
     };
     let time = Time::new();
-    let mut life = Life::refused(refusal, OnUnknown::Keep);
-    assert_eq!(tell(&mut life, Event::Arrived, time), ["send dead"]);
-    let lasting = Event::Failed(Obstacle::Lasting("no".to_owned()));
+    let mut life = DeliveryState::refused(refusal, OnUnknown::Keep);
+    assert_eq!(tell(&mut life, DeliveryEvent::Arrived, time), ["send dead"]);
+    let lasting = DeliveryEvent::Failed(EffectError::Refused("no".to_owned()));
     assert_eq!(tell(&mut life, lasting, time), ["Requeue(Tail)"]);
 }
 
@@ -403,26 +415,26 @@ fn what_the_broker_took_back_is_not_settled() {
     story(
         late(),
         vec![
-            (Event::Arrived, &["Queue"]),
-            (Event::Slot, &["Start"]),
-            (Event::Withdrawn, &[]),
+            (DeliveryEvent::Arrived, &["Queue"]),
+            (DeliveryEvent::SlotGranted, &["Start"]),
+            (DeliveryEvent::ConnectionLost, &[]),
             (value(), &["FreeSlot", "store SUCCESS"]),
-            (Event::Done, &[]),
-            (Event::Stop(Stop::Warm), &["Over"]),
+            (DeliveryEvent::Done, &[]),
+            (DeliveryEvent::Stop(Stop::Warm), &["Over"]),
         ],
     );
     story(
         plan(),
         vec![
-            (Event::Arrived, &["Queue"]),
-            (Event::Slot, &["Ack"]),
+            (DeliveryEvent::Arrived, &["Queue"]),
+            (DeliveryEvent::SlotGranted, &["Ack"]),
             // It may have gone out, and then nobody else gets the task.
-            (Event::Withdrawn, &[]),
-            (Event::Failed(Obstacle::Passing), &["Start"]),
+            (DeliveryEvent::ConnectionLost, &[]),
+            (DeliveryEvent::Failed(EffectError::Unknown), &["Start"]),
             (value(), &["FreeSlot", "store SUCCESS"]),
-            (Event::Done, &[]),
-            (Event::Regained, &["Ack"]),
-            (Event::Done, &["Over"]),
+            (DeliveryEvent::Done, &[]),
+            (DeliveryEvent::Redelivered, &["Ack"]),
+            (DeliveryEvent::Done, &["Over"]),
         ],
     );
 }
@@ -431,15 +443,15 @@ fn what_the_broker_took_back_is_not_settled() {
 /// second time.
 #[test]
 fn what_comes_back_late_is_settled_and_not_run_again() {
-    let over = |last: Event, expected: &'static [&'static str]| {
+    let over = |last: DeliveryEvent, expected: &'static [&'static str]| {
         let mut time = Time::new();
-        let mut life = Life::of_task(late());
+        let mut life = DeliveryState::of_task(late());
         for event in [
-            Event::Arrived,
-            Event::Slot,
-            Event::Withdrawn,
+            DeliveryEvent::Arrived,
+            DeliveryEvent::SlotGranted,
+            DeliveryEvent::ConnectionLost,
             value(),
-            Event::Done,
+            DeliveryEvent::Done,
         ] {
             tell(&mut life, event, time);
         }
@@ -447,8 +459,8 @@ fn what_comes_back_late_is_settled_and_not_run_again() {
         time.0.instant = life.timeout().expect("an end of the wait");
         assert_eq!(tell(&mut life, last, time), expected);
     };
-    over(Event::Regained, &["Ack"]);
-    over(Event::Tick, &["Over"]);
+    over(DeliveryEvent::Redelivered, &["Ack"]);
+    over(DeliveryEvent::Tick, &["Over"]);
 }
 
 #[test]
@@ -456,88 +468,97 @@ fn what_comes_back_is_settled_in_the_end() {
     story(
         late(),
         vec![
-            (Event::Arrived, &["Queue"]),
-            (Event::Slot, &["Start"]),
-            (Event::Withdrawn, &[]),
-            (Event::Regained, &[]),
+            (DeliveryEvent::Arrived, &["Queue"]),
+            (DeliveryEvent::SlotGranted, &["Start"]),
+            (DeliveryEvent::ConnectionLost, &[]),
+            (DeliveryEvent::Redelivered, &[]),
             (value(), &["FreeSlot", "store SUCCESS"]),
-            (Event::Done, &["Ack"]),
-            (Event::Done, &["Over"]),
+            (DeliveryEvent::Done, &["Ack"]),
+            (DeliveryEvent::Done, &["Over"]),
         ],
     );
 }
 
 #[test]
 fn a_settlement_of_the_lost_delivery_does_not_count_for_the_next() {
-    let to_the_ack = |then: Vec<(Event, &'static [&'static str])>| {
-        let mut events: Vec<(Event, &[&str])> = vec![
-            (Event::Arrived, &["Queue"]),
-            (Event::Slot, &["Start"]),
+    let to_the_ack = |then: Vec<(DeliveryEvent, &'static [&'static str])>| {
+        let mut events: Vec<(DeliveryEvent, &[&str])> = vec![
+            (DeliveryEvent::Arrived, &["Queue"]),
+            (DeliveryEvent::SlotGranted, &["Start"]),
             (value(), &["FreeSlot", "store SUCCESS"]),
-            (Event::Done, &["Ack"]),
-            (Event::Withdrawn, &[]),
+            (DeliveryEvent::Done, &["Ack"]),
+            (DeliveryEvent::ConnectionLost, &[]),
         ];
         events.extend(then);
         story(late(), events);
     };
-    for report in [Event::Done, Event::Failed(Obstacle::Passing)] {
-        to_the_ack(vec![(report, &[]), (Event::Stop(Stop::Warm), &["Over"])]);
-    }
-    for report in [Event::Done, Event::Failed(Obstacle::Passing)] {
+    for report in [
+        DeliveryEvent::Done,
+        DeliveryEvent::Failed(EffectError::Unknown),
+    ] {
         to_the_ack(vec![
-            (Event::Regained, &[]),
+            (report, &[]),
+            (DeliveryEvent::Stop(Stop::Warm), &["Over"]),
+        ]);
+    }
+    for report in [
+        DeliveryEvent::Done,
+        DeliveryEvent::Failed(EffectError::Unknown),
+    ] {
+        to_the_ack(vec![
+            (DeliveryEvent::Redelivered, &[]),
             (report, &["Ack"]),
-            (Event::Done, &["Over"]),
+            (DeliveryEvent::Done, &["Over"]),
         ]);
     }
     // Lost and regained again, all while the first one is on its way.
     to_the_ack(vec![
-        (Event::Regained, &[]),
-        (Event::Withdrawn, &[]),
-        (Event::Regained, &[]),
-        (Event::Done, &["Ack"]),
-        (Event::Done, &["Over"]),
+        (DeliveryEvent::Redelivered, &[]),
+        (DeliveryEvent::ConnectionLost, &[]),
+        (DeliveryEvent::Redelivered, &[]),
+        (DeliveryEvent::Done, &["Ack"]),
+        (DeliveryEvent::Done, &["Over"]),
     ]);
 }
 
 #[test]
 fn only_late_tasks_that_go_on_await_their_return() {
-    let mut early = Life::of_task(plan());
-    let mut waiting = Life::of_task(late());
-    let mut running = Life::of_task(late());
+    let mut early = DeliveryState::of_task(plan());
+    let mut waiting = DeliveryState::of_task(late());
+    let mut running = DeliveryState::of_task(late());
     let time = Time::new();
     for life in [&mut early, &mut waiting, &mut running] {
-        tell(life, Event::Arrived, time);
+        tell(life, DeliveryEvent::Arrived, time);
     }
-    tell(&mut early, Event::Slot, time);
-    tell(&mut early, Event::Done, time);
-    tell(&mut running, Event::Slot, time);
+    tell(&mut early, DeliveryEvent::SlotGranted, time);
+    tell(&mut early, DeliveryEvent::Done, time);
+    tell(&mut running, DeliveryEvent::SlotGranted, time);
     assert!(!running.awaits_return(), "nothing is lost yet");
     for life in [&mut early, &mut waiting, &mut running] {
-        tell(life, Event::Withdrawn, time);
+        tell(life, DeliveryEvent::ConnectionLost, time);
     }
     assert!(!early.awaits_return() && !waiting.awaits_return());
     assert!(running.awaits_return());
-    tell(&mut running, Event::Regained, time);
+    tell(&mut running, DeliveryEvent::Redelivered, time);
     assert!(!running.awaits_return());
 }
 
 #[test]
 fn limits() {
     let mut time = Time::new();
-    let mut life = Life::of_task(Plan {
+    let mut life = DeliveryState::of_task(ExecutionPolicy {
         soft_limit: Some(Duration::from_secs(3)),
         hard_limit: Some(Duration::from_secs(5)),
         ..late()
     });
-    tell(&mut life, Event::Arrived, time);
-    tell(&mut life, Event::Slot, time);
+    tell(&mut life, DeliveryEvent::Arrived, time);
+    tell(&mut life, DeliveryEvent::SlotGranted, time);
     time.pass(Duration::from_secs(3));
-    assert_eq!(tell(&mut life, Event::Tick, time), ["Warn"]);
-    assert!(tell(&mut life, Event::Tick, time).is_empty());
+    assert_eq!(tell(&mut life, DeliveryEvent::Tick, time), ["Warn"]);
+    assert!(tell(&mut life, DeliveryEvent::Tick, time).is_empty());
     time.pass(Duration::from_secs(2));
     assert_eq!(
-        tell(&mut life, Event::Tick, time),
+        tell(&mut life, DeliveryEvent::Tick, time),
         ["Abort", "FreeSlot", "store FAILURE TimeLimitExceeded"]
     );
     assert!(
@@ -552,47 +573,47 @@ fn a_revoked_task_is_acknowledged_without_running() {
         plan(),
         vec![
             (
-                Event::Revoked(Revocation::Unstarted),
+                DeliveryEvent::Revoked(Revocation::Unstarted),
                 &["store REVOKED revoked"],
             ),
-            (Event::Done, &["Ack"]),
-            (Event::Done, &["Over"]),
+            (DeliveryEvent::Done, &["Ack"]),
+            (DeliveryEvent::Done, &["Over"]),
         ],
     );
     story(
         late(),
         vec![
-            (Event::Arrived, &["Queue"]),
+            (DeliveryEvent::Arrived, &["Queue"]),
             (
-                Event::Revoked(Revocation::Terminate(9)),
+                DeliveryEvent::Revoked(Revocation::Terminate(9)),
                 &["store REVOKED revoked"],
             ),
-            (Event::Done, &["Ack"]),
-            (Event::Done, &["Over"]),
-            (Event::Slot, &[]),
+            (DeliveryEvent::Done, &["Ack"]),
+            (DeliveryEvent::Done, &["Over"]),
+            (DeliveryEvent::SlotGranted, &[]),
         ],
     );
 }
 
 #[test]
 fn a_running_task_is_ended_only_when_it_shall_be() {
-    let telling = Plan {
+    let telling = ExecutionPolicy {
         tells: true,
         ..late()
     };
     story(
         telling,
         vec![
-            (Event::Arrived, &["Tell(Received)", "Queue"]),
-            (Event::Slot, &["Tell(Started)", "Start"]),
-            (Event::Revoked(Revocation::Unstarted), &[]),
+            (DeliveryEvent::Arrived, &["Tell(Received)", "Queue"]),
+            (DeliveryEvent::SlotGranted, &["Tell(Started)", "Start"]),
+            (DeliveryEvent::Revoked(Revocation::Unstarted), &[]),
             (
-                Event::Revoked(Revocation::Terminate(9)),
+                DeliveryEvent::Revoked(Revocation::Terminate(9)),
                 &["Abort", "FreeSlot", "store REVOKED terminated"],
             ),
-            (Event::Done, &["Ack"]),
+            (DeliveryEvent::Done, &["Ack"]),
             (
-                Event::Done,
+                DeliveryEvent::Done,
                 &[
                     "Tell(Revoked { signal: Some(9), terminated: true, expired: false })",
                     "Over",
@@ -608,11 +629,11 @@ fn a_task_revoked_while_it_is_acknowledged_does_not_start() {
     story(
         plan(),
         vec![
-            (Event::Arrived, &["Queue"]),
-            (Event::Slot, &["Ack"]),
-            (Event::Revoked(Revocation::Unstarted), &[]),
-            (Event::Done, &["FreeSlot", "store REVOKED revoked"]),
-            (Event::Done, &["Over"]),
+            (DeliveryEvent::Arrived, &["Queue"]),
+            (DeliveryEvent::SlotGranted, &["Ack"]),
+            (DeliveryEvent::Revoked(Revocation::Unstarted), &[]),
+            (DeliveryEvent::Done, &["FreeSlot", "store REVOKED revoked"]),
+            (DeliveryEvent::Done, &["Over"]),
         ],
     );
 }
@@ -620,62 +641,65 @@ fn a_task_revoked_while_it_is_acknowledged_does_not_start() {
 #[test]
 fn a_limited_task_waits_here_for_a_moment_and_with_the_broker_for_longer() {
     let mut time = Time::new();
-    let mut life = Life::of_task(plan());
-    tell(&mut life, Event::Arrived, time);
+    let mut life = DeliveryState::of_task(plan());
+    tell(&mut life, DeliveryEvent::Arrived, time);
     let soon = time.0.instant + Duration::from_millis(300);
-    assert!(tell(&mut life, Event::Hold(soon), time).is_empty());
+    assert!(tell(&mut life, DeliveryEvent::RateLimited(soon), time).is_empty());
     assert!(!life.is_pending() && life.is_reserved());
     time.pass(Duration::from_millis(300));
-    assert_eq!(tell(&mut life, Event::Tick, time), ["Queue"]);
+    assert_eq!(tell(&mut life, DeliveryEvent::Tick, time), ["Queue"]);
     let later = time.0.instant + Duration::from_secs(3600);
-    let parked = tell(&mut life, Event::Hold(later), time);
+    let parked = tell(&mut life, DeliveryEvent::RateLimited(later), time);
     assert!(parked[0].starts_with("Park("), "{parked:?}");
 }
 
 #[test]
 fn a_task_waits_for_the_answer_to_its_question() {
-    let asking = Plan {
+    let asking = ExecutionPolicy {
         asks: true,
         ..late()
     };
     story(
         asking.clone(),
         vec![
-            (Event::Arrived, &["Queue"]),
-            (Event::Slot, &["Step(Ask)"]),
-            (Event::Answered(Answer::Start), &["Start"]),
+            (DeliveryEvent::Arrived, &["Queue"]),
+            (DeliveryEvent::SlotGranted, &["Effect(Ask)"]),
+            (
+                DeliveryEvent::AdmissionChecked(Admission::Start),
+                &["Start"],
+            ),
         ],
     );
     story(
         asking,
         vec![
-            (Event::Arrived, &["Queue"]),
-            (Event::Slot, &["Step(Ask)"]),
+            (DeliveryEvent::Arrived, &["Queue"]),
+            (DeliveryEvent::SlotGranted, &["Effect(Ask)"]),
             (
-                Event::Answered(Answer::Succeeded(Raw::NULL)),
+                DeliveryEvent::AdmissionChecked(Admission::Succeeded(Raw::NULL)),
                 &["FreeSlot", "Ack"],
             ),
-            (Event::Done, &["Over"]),
+            (DeliveryEvent::Done, &["Over"]),
         ],
     );
 }
 
 #[test]
 fn those_who_watch_are_told_last() {
-    let telling = Plan {
+    let telling = ExecutionPolicy {
         tells: true,
         ..late()
     };
     story(
         telling,
         vec![
-            (Event::Arrived, &["Tell(Received)", "Queue"]),
-            (Event::Slot, &["Tell(Started)", "Start"]),
+            (DeliveryEvent::Arrived, &["Tell(Received)", "Queue"]),
+            (DeliveryEvent::SlotGranted, &["Tell(Started)", "Start"]),
             (
                 error(TaskError::exception("ValueError", "no")),
                 &["FreeSlot", "store FAILURE ValueError"],
             ),
-            (Event::Done, &["Ack"]),
+            (DeliveryEvent::Done, &["Ack"]),
         ],
     );
 }
@@ -716,7 +740,7 @@ fn chance() -> impl Strategy<Value = Chance> {
     ]
 }
 
-fn any_life() -> impl Strategy<Value = (Option<Plan>, OnUnknown)> {
+fn any_life() -> impl Strategy<Value = (Option<ExecutionPolicy>, OnUnknown)> {
     let flags = proptest::array::uniform12(any::<bool>());
     let times = (0u8..3, 0u8..3, 0u64..4, 0u64..4, 0u32..5);
     let policy = prop_oneof![
@@ -734,14 +758,14 @@ fn any_life() -> impl Strategy<Value = (Option<Plan>, OnUnknown)> {
             })
         };
         let limit = |seconds: u64| (seconds > 0).then(|| Duration::from_secs(seconds));
-        let plan = Plan {
+        let plan = ExecutionPolicy {
             acks_late: flags[0],
             acks_on_failure: flags[1],
             requeued_when_lost: flags[10],
             stores_result: flags[2],
             stores_errors: flags[3],
             track_started: flags[4],
-            links: Links {
+            links: Continuations {
                 on_success: flags[5],
                 on_failure: flags[6],
                 in_chord: flags[11],
@@ -775,7 +799,7 @@ fn outcome(kind: u8) -> Outcome {
 
 /// A driver that believes nothing: it checks every action against the rules.
 struct Observer {
-    life: Life,
+    life: DeliveryState,
     time: Time,
     early: bool,
     queued: bool,
@@ -797,8 +821,8 @@ struct Observer {
 }
 
 impl Observer {
-    fn tell(&mut self, event: Event) {
-        let done = matches!(event, Event::Done);
+    fn tell(&mut self, event: DeliveryEvent) {
+        let done = matches!(event, DeliveryEvent::Done);
         if done && let Some((step, delivery)) = self.step.take() {
             match step.as_str() {
                 "Ack" if !self.started && self.early => self.acked = true,
@@ -806,7 +830,10 @@ impl Observer {
                 store if store.starts_with("store SUCCESS") => self.reported = true,
                 _ => {}
             }
-        } else if matches!(event, Event::Failed(_) | Event::Answered(_)) {
+        } else if matches!(
+            event,
+            DeliveryEvent::Failed(_) | DeliveryEvent::AdmissionChecked(_)
+        ) {
             self.step = None;
         }
         let mut actions = Vec::new();
@@ -817,7 +844,7 @@ impl Observer {
     }
 
     fn is_asked(&self) -> bool {
-        matches!(&self.step, Some((step, _)) if step == "Step(Ask)")
+        matches!(&self.step, Some((step, _)) if step == "Effect(Ask)")
     }
 
     fn check(&mut self, action: &Action) {
@@ -845,7 +872,7 @@ impl Observer {
                 self.running = true;
             }
             Action::Warn | Action::Abort => assert!(self.running),
-            Action::Step(_) => {
+            Action::Effect(_) => {
                 assert!(self.step.is_none(), "two steps at once");
                 let step = name(action);
                 assert!(
@@ -858,7 +885,7 @@ impl Observer {
                 );
                 self.step = Some((step, self.delivery));
             }
-            Action::Tell(_) | Action::Expired => {}
+            Action::Emit(_) | Action::Expired => {}
             Action::Over => {
                 assert!(!self.slot, "ended with a slot in hand");
                 self.over = true;
@@ -886,10 +913,10 @@ proptest! {
     ) {
         let early = plan.as_ref().is_some_and(|plan| !plan.acks_late);
         let life = match plan {
-            Some(plan) => Life::of_task(plan),
+            Some(plan) => DeliveryState::of_task(plan),
             None => {
-                let refusal = Refusal { reason: "malformed", detail: String::new(), task: None };
-                Life::refused(refusal, policy)
+                let refusal = Rejection { reason: "malformed", detail: String::new(), task: None };
+                DeliveryState::refused(refusal, policy)
             }
         };
         let mut observer = Observer {
@@ -909,7 +936,7 @@ proptest! {
             settled: Vec::new(),
             reported: false,
         };
-        observer.tell(Event::Arrived);
+        observer.tell(DeliveryEvent::Arrived);
         for chance in chances {
             play(&mut observer, chance);
         }
@@ -933,23 +960,23 @@ fn play(observer: &mut Observer, chance: Chance) {
             // As the driver: who left the line gets no slot.
             if observer.life.is_waiting() {
                 observer.slot = true;
-                observer.tell(Event::Slot);
+                observer.tell(DeliveryEvent::SlotGranted);
             }
         }
         Chance::Succeed if observer.is_asked() => {
-            observer.tell(Event::Answered(Answer::Start));
+            observer.tell(DeliveryEvent::AdmissionChecked(Admission::Start));
         }
-        Chance::Succeed if observer.step.is_some() => observer.tell(Event::Done),
+        Chance::Succeed if observer.step.is_some() => observer.tell(DeliveryEvent::Done),
         // As the driver: who lines up may be told to come later.
         Chance::Hold(milliseconds) if observer.queued => {
             observer.queued = false;
             let wait = Duration::from_millis(milliseconds.into());
-            observer.tell(Event::Hold(observer.time.0.instant + wait));
+            observer.tell(DeliveryEvent::RateLimited(observer.time.0.instant + wait));
         }
-        Chance::Revoke => observer.tell(Event::Revoked(Revocation::Unstarted)),
-        Chance::Terminate => observer.tell(Event::Revoked(Revocation::Terminate(15))),
+        Chance::Revoke => observer.tell(DeliveryEvent::Revoked(Revocation::Unstarted)),
+        Chance::Terminate => observer.tell(DeliveryEvent::Revoked(Revocation::Terminate(15))),
         Chance::FailPassing if observer.step.is_some() => {
-            observer.tell(Event::Failed(Obstacle::Passing));
+            observer.tell(DeliveryEvent::Failed(EffectError::Unknown));
         }
         // A verdict never fails for good: a broker that is gone is reconnected.
         Chance::FailLasting
@@ -958,29 +985,31 @@ fn play(observer: &mut Observer, chance: Chance) {
                 .as_ref()
                 .is_some_and(|(step, _)| !is_verdict(step)) =>
         {
-            observer.tell(Event::Failed(Obstacle::Lasting("no".to_owned())));
+            observer.tell(DeliveryEvent::Failed(EffectError::Refused("no".to_owned())));
         }
-        Chance::Return(kind) if observer.running => observer.tell(Event::Returned(outcome(kind))),
+        Chance::Return(kind) if observer.running => {
+            observer.tell(DeliveryEvent::Returned(outcome(kind)))
+        }
         Chance::Pass(milliseconds) => {
             observer
                 .time
                 .pass(Duration::from_millis(milliseconds.into()));
-            observer.tell(Event::Tick);
+            observer.tell(DeliveryEvent::Tick);
         }
-        Chance::Warm => observer.tell(Event::Stop(Stop::Warm)),
-        Chance::Cold => observer.tell(Event::Stop(Stop::Cold)),
+        Chance::Warm => observer.tell(DeliveryEvent::Stop(Stop::Warm)),
+        Chance::Cold => observer.tell(DeliveryEvent::Stop(Stop::Cold)),
         // A settlement that is on its way is reported on all the same.
         Chance::Withdraw => {
             observer.withdrawn = true;
             let acks_early = observer.early && !observer.started;
             let on_its_way = matches!(&observer.step, Some((step, _)) if step == "Ack");
             observer.doubted |= acks_early && on_its_way;
-            observer.tell(Event::Withdrawn);
+            observer.tell(DeliveryEvent::ConnectionLost);
         }
         Chance::Regain if observer.life.awaits_return() => {
             observer.withdrawn = false;
             observer.delivery += 1;
-            observer.tell(Event::Regained);
+            observer.tell(DeliveryEvent::Redelivered);
         }
         _ => {}
     }

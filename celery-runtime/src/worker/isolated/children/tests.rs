@@ -11,11 +11,11 @@ use tokio::task::JoinHandle;
 
 use crate::app::App;
 use crate::env;
-use crate::execution::{Returned, Services, Tasks, Threads};
+use crate::execution::{BlockingPool, RunResult, Tasks, WorkerContext};
 use crate::task::Task;
 use crate::worker::isolated::children::*;
 use crate::worker::isolated::is_isolated_child;
-use crate::worker::isolated::program::Recipe;
+use crate::worker::isolated::program::ChildCommand;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -63,14 +63,14 @@ fn children(size: usize) -> Arc<Children> {
     command
         .args(["-c", code])
         .arg(std::env::current_exe().unwrap());
-    let program = Program::find(Some(Recipe::from(&command))).unwrap();
+    let program = Program::find(Some(ChildCommand::from(&command))).unwrap();
     let welcome = Welcome {
         hostname: "celery@test".to_owned(),
         result_serializer: "json".to_owned(),
         result_extended: false,
         body_limit: 1 << 20,
     };
-    let rules = Rules {
+    let rules = ChildLimits {
         max_tasks: None,
         max_memory: None,
         deadline: PATIENCE,
@@ -81,7 +81,7 @@ fn children(size: usize) -> Arc<Children> {
 fn job(task: &Task<(String,), ()>, folder: &Path) -> Arc<Job> {
     let arguments = (folder.to_str().unwrap(),);
     let args = Raw::encode(Serializer::Json, &arguments).unwrap();
-    let services = Arc::new(Services {
+    let services = Arc::new(WorkerContext {
         store: None,
         backend: None,
         hostname: "celery@test".to_owned(),
@@ -89,7 +89,7 @@ fn job(task: &Task<(String,), ()>, folder: &Path) -> Arc<Job> {
         body_limit: 1 << 20,
         result_serializer: Serializer::Json,
         result_extended: false,
-        blocking: Threads::new(1),
+        blocking: BlockingPool::new(1),
         client: App::memory().client(),
         registry: Arc::default(),
         chord_retry_interval: Duration::ZERO,
@@ -100,12 +100,12 @@ fn job(task: &Task<(String,), ()>, folder: &Path) -> Arc<Job> {
     Arc::new(job.unwrap())
 }
 
-fn run(children: &Arc<Children>, job: &Arc<Job>) -> JoinHandle<Returned> {
+fn run(children: &Arc<Children>, job: &Arc<Job>) -> JoinHandle<RunResult> {
     let (children, job) = (Arc::clone(children), Arc::clone(job));
     tokio::spawn(async move {
         match children.run(&job).await {
-            Run::Ended(returned) => returned,
-            Run::Lost(loss) => panic!("{loss:?}"),
+            ErasedTask::Ended(returned) => returned,
+            ErasedTask::Lost(loss) => panic!("{loss:?}"),
         }
     })
 }
