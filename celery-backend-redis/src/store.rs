@@ -6,13 +6,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use celery_broker_redis::RedisOptions;
-use celery_broker_redis::link::{Attempt, Command, Link, Script};
+use celery_broker_redis::link::{Attempt, COMPARE_AND_DELETE, Command, Link, Script};
 use celery_runtime::{BoxFuture, ServiceError, Store};
 
 use crate::keys::Keys;
 
-static COMPARE_AND_DELETE: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("../scripts/compare_and_delete.lua")));
 static EXTEND: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../scripts/extend.lua")));
 static COUNT: LazyLock<Script> =

@@ -8,11 +8,11 @@ use bytes::Bytes;
 use celery_protocol::Message;
 use celery_runtime::{Exchange, ExchangeKind, ServiceError, ServiceErrorKind};
 
-use crate::broker::Shared;
 use crate::link::{Attempt, Command, Script};
+use crate::shared::Shared;
 
 static DROP_IN: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("../scripts/drop_in.lua")));
+    LazyLock::new(|| Script::new(include_str!("../scripts/mailbox_push.lua")));
 
 /// How long a message waits at least for an owner who may be gone: as long as
 /// Celery keeps unused mailboxes (`control_queue_expires`).

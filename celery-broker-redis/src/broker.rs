@@ -1,23 +1,20 @@
 //! The broker.
 
-use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use celery_protocol::Message;
 use celery_runtime::{
-    BoxFuture, Broker, ConsumeOptions, Consumer, Exchange, ExchangeKind, Mailbox, Publication,
-    Queue, ServiceError, Subscription,
+    BoxFuture, Broker, ConsumeOptions, Consumer, Exchange, Mailbox, Publication, Queue,
+    ServiceError, Subscription,
 };
 
 use crate::config::RedisOptions;
 use crate::consumer::RedisConsumer;
-use crate::doubt::Doubts;
 use crate::fanout::FanoutSubscription;
 use crate::link::{Attempt, Command, Link, Reply};
-use crate::parked::Parked;
 use crate::reply::ReplySubscription;
-use crate::route::ways;
+use crate::shared::Shared;
 
 /// A broker on Redis, with the keys and messages of Celery's Redis transport.
 ///
@@ -25,19 +22,6 @@ use crate::route::ways;
 #[derive(Clone)]
 pub struct RedisBroker {
     shared: Arc<Shared>,
-}
-
-/// What a broker, its consumers and its subscriptions share.
-pub(crate) struct Shared {
-    pub(crate) link: Link,
-    pub(crate) parked: Parked,
-    pub(crate) doubts: Doubts,
-    /// The types of exchanges that were declared here. Redis does not know
-    /// them: as in kombu, an exchange nobody declared in this process counts as
-    /// direct.
-    exchanges: Mutex<HashMap<String, ExchangeKind>>,
-    /// The queues that were declared here, by name.
-    declared: Mutex<HashMap<String, Queue>>,
 }
 
 impl RedisBroker {
@@ -54,15 +38,8 @@ impl RedisBroker {
     }
 
     fn on(link: Link) -> Self {
-        let shared = Shared {
-            link,
-            parked: Parked::default(),
-            doubts: Doubts::default(),
-            exchanges: Mutex::default(),
-            declared: Mutex::default(),
-        };
         Self {
-            shared: Arc::new(shared),
+            shared: Arc::new(Shared::new(link)),
         }
     }
 
@@ -165,38 +142,6 @@ impl fmt::Debug for RedisBroker {
             .field("address", &address)
             .finish_non_exhaustive()
     }
-}
-
-impl Shared {
-    /// Notes a queue that was declared and the types of its exchanges.
-    pub(crate) fn remember(&self, queue: &Queue) {
-        let mut exchanges = lock(&self.exchanges);
-        for (exchange, _) in ways(queue) {
-            exchanges.insert(exchange.name.clone(), exchange.kind);
-        }
-        drop(exchanges);
-        lock(&self.declared).insert(queue.name.clone(), queue.clone());
-    }
-
-    /// Whether the queue was declared here, as it is.
-    pub(crate) fn has_declared(&self, queue: &Queue) -> bool {
-        lock(&self.declared).get(&queue.name) == Some(queue)
-    }
-
-    /// The type of an exchange, if it was declared here.
-    pub(crate) fn kind(&self, exchange: &str) -> Option<ExchangeKind> {
-        lock(&self.exchanges).get(exchange).copied()
-    }
-
-    fn lengths(&self, queue: &str) -> Vec<Command> {
-        let lists = self.link.options().layout.lists(queue);
-        lists.map(|list| Command::new("LLEN").arg(list)).collect()
-    }
-}
-
-/// No code panics while it holds one of these locks.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn sum(numbers: &[Reply]) -> u64 {

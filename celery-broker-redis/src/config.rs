@@ -9,7 +9,7 @@ use celery_runtime::url::{ServiceUrl, redacted};
 use celery_runtime::{ServiceError, ServiceErrorKind};
 use serde_json::{Map, Value};
 
-use crate::transport;
+use crate::transport_options;
 
 /// Where a Redis is, and how kombu's keys are laid out on it.
 ///
@@ -148,7 +148,7 @@ impl RedisOptions {
             client_name: None,
         };
         let is_sentinel = urls.iter().any(|url| url.scheme == "sentinel");
-        transport::apply(&mut options, transport_options, is_sentinel)?;
+        transport_options::apply(&mut options, transport_options, is_sentinel)?;
         Ok(options)
     }
 

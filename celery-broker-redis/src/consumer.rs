@@ -5,25 +5,23 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
-use bytes::Bytes;
-use celery_protocol::kombu;
 use celery_runtime::{
-    BoxFuture, ConsumeOptions, Consumer, Delivery, DeliveryTag, ExchangeKind, Queue, ServiceError,
+    BoxFuture, ConsumeOptions, Consumer, Delivery, ExchangeKind, Queue, ServiceError,
     ServiceErrorKind, Settlement,
 };
 use tokio::sync::{Mutex, Notify};
 
-use crate::broker::Shared;
-use crate::entry::Entry;
+use crate::binding::ways;
+use crate::delivery::{delivery, redelivery};
 use crate::fetch::Fetcher;
-use crate::keys::{Held, Tag};
+use crate::keys::Tag;
 use crate::link::{Attempt, Command, Script};
 use crate::restore::Sweeps;
-use crate::route::ways;
 use crate::settle::score;
+use crate::shared::Shared;
 
 static ADOPT: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("../scripts/adopt.lua")));
+    LazyLock::new(|| Script::new(include_str!("../scripts/retag.lua")));
 
 /// How many deliveries one call may bring. Lua takes only so many values at a
 /// time, and one answer has to fit into memory.
@@ -83,7 +81,7 @@ impl RedisConsumer {
             return Err(error.with_remedy("broadcast tasks need RabbitMQ"));
         }
         let fetcher = Fetcher::connect(&shared.link, attempt, &queues).await?;
-        let left = left_behind(&shared, attempt, &queues).await?;
+        let left = shared.left_behind(attempt, &queues).await?;
         shared.resolve_doubts(attempt, &queues).await?;
         let sweeps = Sweeps::start(Arc::clone(&shared));
         Ok(Self {
@@ -272,48 +270,6 @@ fn fanned_out(queue: &Queue) -> Option<(&str, &str)> {
     let mut ways = ways(queue);
     let (exchange, _) = ways.find(|(exchange, _)| exchange.kind == ExchangeKind::Fanout)?;
     Some((&queue.name, &exchange.name))
-}
-
-/// A delivery of bytes, whether they are a message or not.
-pub(crate) fn delivery(tag: String, raw: Bytes) -> Delivery {
-    let queue: Arc<str> = Tag::parse(&tag).queue.into();
-    let tag = DeliveryTag::new(tag);
-    match kombu::decode(&raw) {
-        Ok(message) => Delivery::new(tag, queue, message),
-        Err(error) => Delivery::malformed(tag, queue, raw, error),
-    }
-}
-
-/// A delivery of what a tag stands for on the server.
-fn redelivery(tag: String, held: Bytes) -> Option<Delivery> {
-    let raw = match Tag::parse(&tag).place {
-        Held::Raw => held,
-        Held::Unacked => Entry::parse(&held)?.envelope,
-    };
-    Some(delivery(tag, raw))
-}
-
-/// The tags in the holding hashes of the queues.
-async fn left_behind(
-    shared: &Shared,
-    attempt: Attempt<'_>,
-    queues: &[String],
-) -> Result<Vec<String>, ServiceError> {
-    let layout = &shared.link.options().layout;
-    let commands = queues
-        .iter()
-        .map(|queue| Command::new("HKEYS").arg(layout.holding(queue)));
-    let answers = shared.link.pipeline(attempt, commands.collect()).await?;
-    let mut left = Vec::new();
-    for answer in answers {
-        left.extend(
-            answer?
-                .list()
-                .into_iter()
-                .filter_map(crate::link::Reply::text),
-        );
-    }
-    Ok(left)
 }
 
 async fn sleep_or_never(time: Option<std::time::Duration>) {

@@ -8,8 +8,8 @@ use celery_runtime::{Binding, BoxFuture, ServiceError, Subscription};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::broker::Shared;
 use crate::link::{Attempt, Change, Channels, Messages, Published};
+use crate::shared::Shared;
 use crate::topic::matches_words;
 
 /// Broadcasts that wait for a slow reader; more are dropped, as a broadcast may

@@ -5,10 +5,10 @@ use std::sync::LazyLock;
 use celery_runtime::{Delivery, ServiceError};
 
 use crate::config::{Layout, QueueOrder};
-use crate::consumer::delivery;
+use crate::delivery::delivery;
 use crate::entry::Entry;
+use crate::key_watcher::Watch;
 use crate::link::{Attempt, Link, Reply, Script};
-use crate::wait::Watch;
 
 static FETCH: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../scripts/fetch.lua")));

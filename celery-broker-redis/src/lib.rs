@@ -55,25 +55,30 @@
 //! `tls-rustls` (rustls with ring) or `tls-native-tls` (the system's library),
 //! for `rediss://`.
 
+mod binding;
 mod broadcast;
 mod broker;
 mod config;
 mod consumer;
-mod doubt;
+mod declare;
+mod delayed;
+mod delivery;
 mod entry;
 mod fanout;
 mod fetch;
+mod key_watcher;
 mod keys;
 #[doc(hidden)]
 pub mod link;
-mod parked;
+mod publish;
+mod recover;
 mod reply;
 mod restore;
-mod route;
 mod settle;
+mod shared;
 mod topic;
-mod transport;
-mod wait;
+mod transport_options;
+mod unconfirmed;
 
 pub use broker::RedisBroker;
 pub use config::RedisOptions;

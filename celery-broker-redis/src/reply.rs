@@ -8,18 +8,19 @@ use celery_runtime::{Binding, BoxFuture, Mailbox, ServiceError, Subscription};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::broker::Shared;
 use crate::fanout::read_message;
+use crate::key_watcher::Watch;
 use crate::link::{Attempt, Script};
-use crate::wait::Watch;
+use crate::shared::Shared;
 
 static REPLY: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("../scripts/reply.lua")));
+    LazyLock::new(|| Script::new(include_str!("../scripts/mailbox_fetch.lua")));
 
-static BIND: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("../scripts/bind.lua")));
+static BIND: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("../scripts/mailbox_bind.lua")));
 
 static LEAVE: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("../scripts/leave.lua")));
+    LazyLock::new(|| Script::new(include_str!("../scripts/mailbox_close.lua")));
 
 /// Replies taken ahead of the reader.
 const BACKLOG: usize = 64;

@@ -9,18 +9,17 @@ use celery_runtime::ServiceError;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use crate::broker::Shared;
+use crate::binding::Binding;
 use crate::entry::{Entry, Returned};
 use crate::keys::{Tag, raw_tag};
-use crate::link::{Attempt, Command, Reply, Script};
-use crate::route::Binding;
+use crate::link::{Attempt, COMPARE_AND_DELETE, Command, Reply, Script};
 use crate::settle::MOVE;
+use crate::shared::Shared;
 
 static EXPIRED: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../scripts/expired.lua")));
-static HOLD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("../scripts/hold.lua")));
-static UNLOCK: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("../scripts/unlock.lua")));
+static HOLD: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("../scripts/quarantine.lua")));
 
 const ATTEMPT: Attempt<'static> = Attempt::new("restore", "deliveries of dead workers");
 
@@ -123,7 +122,10 @@ impl Shared {
         }
         let swept = self.sweep().await;
         let (keys, arguments) = ([mutex.as_str()], [token.as_bytes()]);
-        let unlocked = self.link.script(ATTEMPT, &UNLOCK, &keys, &arguments).await;
+        let unlocked = self
+            .link
+            .script(ATTEMPT, &COMPARE_AND_DELETE, &keys, &arguments)
+            .await;
         let count = swept?;
         unlocked?;
         Ok(count)

@@ -7,13 +7,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use celery_runtime::{QueueEnd, ServiceError, Settlement};
 
-use crate::broker::Shared;
 use crate::entry::{Entry, Returned};
 use crate::keys::{Held, Tag};
 use crate::link::{Attempt, Command, Reply, Script};
+use crate::shared::Shared;
 
 pub(crate) static MOVE: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("../scripts/move.lua")));
+    LazyLock::new(|| Script::new(include_str!("../scripts/requeue.lua")));
 
 const ATTEMPT: Attempt<'static> = Attempt::new("settle", "deliveries");
 

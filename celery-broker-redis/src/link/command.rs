@@ -1,5 +1,7 @@
 //! What is sent, and what comes back.
 
+use std::sync::LazyLock;
+
 use bytes::Bytes;
 use redis::{RedisError, Value};
 
@@ -133,6 +135,11 @@ impl Reply {
         }
     }
 }
+
+/// Deletes a key that holds a given value: `KEYS` is the key, `ARGV` the value. The reply is 1
+/// where it was deleted and 0 elsewhere.
+pub static COMPARE_AND_DELETE: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("../../scripts/compare_and_delete.lua")));
 
 /// A script that the server runs as one step.
 #[derive(Debug)]

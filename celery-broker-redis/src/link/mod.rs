@@ -7,7 +7,7 @@
 mod command;
 mod connect;
 mod dedicated;
-mod failure;
+mod error;
 mod pool;
 mod pubsub;
 
@@ -22,9 +22,9 @@ use crate::config::RedisOptions;
 use connect::Connector;
 use pool::Pool;
 
-pub use command::{Command, Reply, Script};
+pub use command::{COMPARE_AND_DELETE, Command, Reply, Script};
 pub use dedicated::Dedicated;
-pub use failure::Attempt;
+pub use error::Attempt;
 pub use pubsub::{Change, Channels, Messages, Published};
 
 /// The connections of one broker or backend to one Redis, or to one of several
@@ -198,7 +198,7 @@ impl Link {
             }
         };
         answer.map_err(|error| {
-            if !failure::is_refusal(&error) {
+            if !error::is_refusal(&error) {
                 connection.discard();
             }
             attempt.failed(self, &error)

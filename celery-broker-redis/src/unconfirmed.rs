@@ -6,18 +6,9 @@
 //! next consumer can look for them.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::SystemTime;
-
-use celery_runtime::ServiceError;
-
-use crate::broker::Shared;
-use crate::link::{Attempt, Command};
 
 /// Doubts that are kept; a server that stays away gives no more than one a try.
 const KEPT: usize = 100;
-
-/// How many tags are asked for at a time.
-const CHUNK: usize = 1000;
 
 /// The takings of one broker's consumers that are in doubt.
 #[derive(Debug, Default)]
@@ -56,7 +47,7 @@ impl Doubts {
         }
     }
 
-    fn add(&self, doubt: Doubt) {
+    pub(crate) fn add(&self, doubt: Doubt) {
         let mut doubts = self.doubts.lock().unwrap_or_else(PoisonError::into_inner);
         if doubts.len() < KEPT {
             doubts.push(doubt);
@@ -64,7 +55,7 @@ impl Doubts {
     }
 
     /// Takes out the doubts about these queues.
-    fn take(&self, queues: &[String]) -> Vec<Doubt> {
+    pub(crate) fn take(&self, queues: &[String]) -> Vec<Doubt> {
         let mut doubts = self.doubts.lock().unwrap_or_else(PoisonError::into_inner);
         let (ours, others) = std::mem::take(&mut *doubts)
             .into_iter()
@@ -97,47 +88,12 @@ impl Drop for InDoubt<'_> {
 }
 
 impl Doubt {
-    fn tags(&self) -> impl Iterator<Item = String> + '_ {
+    pub(crate) fn tags(&self) -> impl Iterator<Item = String> + '_ {
         let numbers = self.first..self.first + self.most as u64;
         numbers.flat_map(move |number| {
             let tag = move |queue| format!("{}{number}:{queue}", self.prefix);
             self.queues.iter().map(tag)
         })
-    }
-}
-
-impl Shared {
-    /// Looks for what takings in doubt have taken from these queues; it is due
-    /// at once.
-    pub(crate) async fn resolve_doubts(
-        &self,
-        attempt: Attempt<'_>,
-        queues: &[String],
-    ) -> Result<(), ServiceError> {
-        let doubts = self.doubts.take(queues);
-        let tags: Vec<String> = doubts.iter().flat_map(Doubt::tags).collect();
-        for chunk in tags.chunks(CHUNK) {
-            if let Err(error) = self.find(attempt, chunk).await {
-                doubts.into_iter().for_each(|doubt| self.doubts.add(doubt));
-                return Err(error);
-            }
-        }
-        Ok(())
-    }
-
-    async fn find(&self, attempt: Attempt<'_>, tags: &[String]) -> Result<(), ServiceError> {
-        let unacked = self.link.options().layout.unacked();
-        let look = tags
-            .iter()
-            .map(|tag| Command::new("HEXISTS").arg(&unacked).arg(tag));
-        let found = self.link.atomic(attempt, look.collect()).await?;
-        let now = SystemTime::now();
-        for (tag, found) in tags.iter().zip(found) {
-            if found.number() == 1 {
-                self.parked.add(tag, now);
-            }
-        }
-        Ok(())
     }
 }
 

@@ -4,75 +4,16 @@ use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 use celery_protocol::{Message, kombu};
-use celery_runtime::{Exchange, ExchangeKind, Publication, Queue, ServiceError, ServiceErrorKind};
+use celery_runtime::{ExchangeKind, Publication, Queue, ServiceError, ServiceErrorKind};
 
-use crate::broker::Shared;
-use crate::link::{Attempt, Command, Reply};
-use crate::topic::matches_stored;
-
-/// One member of an exchange's binding set.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Binding {
-    pub(crate) routing_key: String,
-    pub(crate) pattern: String,
-    pub(crate) queue: String,
-}
+use crate::binding::Binding;
+use crate::link::{Attempt, Command};
+use crate::shared::Shared;
 
 /// By exchange.
 type Bindings<'a> = HashMap<&'a str, Vec<Binding>>;
 
-impl Binding {
-    /// Whether a message with this key goes to the queue. Only bindings of
-    /// topic exchanges have a pattern.
-    pub(crate) fn leads(&self, routing_key: &str) -> bool {
-        match self.pattern.as_str() {
-            "" => self.routing_key == routing_key,
-            pattern => matches_stored(pattern, routing_key),
-        }
-    }
-}
-
 impl Shared {
-    /// Writes the bindings of a queue, after a look at its lists: a key of
-    /// another type is found here and not by the first message.
-    pub(crate) async fn declare(&self, queue: &Queue) -> Result<(), ServiceError> {
-        let layout = &self.link.options().layout;
-        let object = format!("queue {}", queue.name);
-        let attempt = Attempt::new("declare", &object);
-        let lists = layout.lists(&queue.name);
-        let mut commands: Vec<_> = lists.map(|list| Command::new("LLEN").arg(list)).collect();
-        for (exchange, routing_key) in ways(queue) {
-            let Some(pattern) = pattern(exchange.kind, routing_key) else {
-                let cause = format!("there are no {} exchanges on Redis", exchange.kind.name());
-                return Err(attempt.error(&self.link, ServiceErrorKind::Unsupported, cause));
-            };
-            // Fanout exchanges are channels: who reads their set would only
-            // push to lists that nobody takes from.
-            if exchange.name.is_empty() || exchange.kind == ExchangeKind::Fanout {
-                continue;
-            }
-            let member = layout.binding_member(routing_key, &pattern, &queue.name);
-            let bind = |set: String| Command::new("SADD").arg(set).arg(&member);
-            commands.push(bind(layout.bindings(&exchange.name)));
-            // Queues that expire stay out of it: kombu sweeps what has no such set.
-            if !queue.arguments.contains_key("x-expires") {
-                commands.push(bind(layout.permanent_bindings(&exchange.name)));
-            }
-        }
-        self.link.atomic(attempt, commands).await?;
-        self.remember(queue);
-        Ok(())
-    }
-
-    /// What the binding set of an exchange says; members that cannot be read
-    /// are passed over, as kombu does.
-    pub(crate) async fn bindings(&self, exchange: &str) -> Result<Vec<Binding>, ServiceError> {
-        let object = format!("exchange {exchange}");
-        let attempt = Attempt::new("read the bindings of", &object);
-        let members = self.link.call(attempt, self.members(exchange)).await?;
-        Ok(self.read_bindings(members))
-    }
-
     /// Sends a batch: one round trip, and one before it for exchanges whose
     /// bindings have to be read. What has to be declared takes some more.
     pub(crate) async fn publish(&self, batch: &[Publication]) -> Vec<Result<(), ServiceError>> {
@@ -241,24 +182,6 @@ impl Shared {
         Ok(bindings)
     }
 
-    fn members(&self, exchange: &str) -> Command {
-        Command::new("SMEMBERS").arg(self.link.options().layout.bindings(exchange))
-    }
-
-    pub(crate) fn read_bindings(&self, members: Reply) -> Vec<Binding> {
-        let layout = &self.link.options().layout;
-        let binding = |member: Reply| {
-            let member = member.text()?;
-            let (routing_key, pattern, queue) = layout.split_binding(&member)?;
-            Some(Binding {
-                routing_key: routing_key.to_owned(),
-                pattern: pattern.to_owned(),
-                queue: queue.to_owned(),
-            })
-        };
-        members.list().into_iter().filter_map(binding).collect()
-    }
-
     fn unroutable(&self, exchange: &str, routing_key: &str) -> ServiceError {
         let object = format!("exchange {exchange:?} with routing key {routing_key:?}");
         Attempt::new("publish to", &object).error(
@@ -266,23 +189,6 @@ impl Shared {
             ServiceErrorKind::Unroutable,
             "no queue is bound to it by that key",
         )
-    }
-}
-
-/// All ways to a queue: exchange and routing key.
-pub(crate) fn ways(queue: &Queue) -> impl Iterator<Item = (&Exchange, &str)> {
-    let first = (&queue.exchange, queue.routing_key.as_str());
-    let more = queue.bindings.iter();
-    let more = more.map(|binding| (&binding.exchange, binding.routing_key.as_str()));
-    std::iter::once(first).chain(more)
-}
-
-/// What kombu writes beside a routing key; `None` for kinds that Redis has not.
-fn pattern(kind: ExchangeKind, routing_key: &str) -> Option<String> {
-    match kind {
-        ExchangeKind::Direct | ExchangeKind::Fanout => Some(String::new()),
-        ExchangeKind::Topic => Some(kombu::topic_pattern(routing_key)),
-        _ => None,
     }
 }
 
@@ -345,19 +251,6 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn bindings_lead_by_key_or_by_pattern() {
-        let binding = |key: &str, pattern: String| Binding {
-            routing_key: key.into(),
-            pattern,
-            queue: "q".into(),
-        };
-        let direct = binding("a", String::new());
-        assert!(direct.leads("a") && !direct.leads("b"));
-        let topic = binding("a.*", kombu::topic_pattern("a.*"));
-        assert!(topic.leads("a.b") && !topic.leads("a.*.c"));
-    }
 
     #[test]
     fn messages_of_a_list_share_a_command() {
