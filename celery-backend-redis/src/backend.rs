@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use celery_broker_redis::RedisOptions;
-use celery_broker_redis::link::{Attempt, Command, Link, Reply, Script};
+use celery_broker_redis::link::{Attempt, Command, Link, RedisReply, Script};
 use celery_protocol::{ResultDocument, ResultTree, Serializer, State, Value, decompress_document};
 use celery_runtime::{
     BoxFuture, Capabilities, ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart,
@@ -14,24 +14,24 @@ use celery_runtime::{
 };
 
 use crate::keys::Keys;
-use crate::listen::Listener;
+use crate::listen::ResultListener;
 
 static STORE: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../scripts/store.lua")));
 
-/// When a result that was not announced is looked for, first and later on.
-const FIRST_LOOK: Duration = Duration::from_millis(500);
-const LAST_LOOK: Duration = Duration::from_secs(5);
+/// When a result that was not subscription is looked for, first and later on.
+const FIRST_POLL_INTERVAL: Duration = Duration::from_millis(500);
+const MAX_POLL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Redis keeps no value that is larger.
-pub(crate) const LARGEST: usize = 512 << 20;
+pub(crate) const MAX_VALUE_SIZE: usize = 512 << 20;
 
 /// Results on Redis, as Celery keeps them. Clones share connections.
 #[derive(Clone)]
 pub struct RedisBackend {
     pub(crate) link: Link,
     pub(crate) keys: Keys,
-    listener: Arc<Listener>,
+    listener: Arc<ResultListener>,
     pub(crate) expires: Option<Duration>,
     pub(crate) chord_expires: Option<Duration>,
     pub(crate) chord_order: ChordOrder,
@@ -52,7 +52,7 @@ impl RedisBackend {
         let keys = Keys::new(options.key_prefix());
         let link = Link::new(options);
         Self {
-            listener: Arc::new(Listener::new(link.clone())),
+            listener: Arc::new(ResultListener::new(link.clone())),
             keys,
             link,
             expires: Some(Duration::from_secs(86_400)),
@@ -109,7 +109,7 @@ impl RedisBackend {
         let text = document
             .encode(self.serializer)
             .map_err(|error| self.invalid(attempt, &error.to_string()))?;
-        if text.len() > LARGEST {
+        if text.len() > MAX_VALUE_SIZE {
             return Err(self.invalid(attempt, "it is larger than 512 MB"));
         }
         let key = self.keys.task(&document.task_id);
@@ -134,7 +134,7 @@ impl RedisBackend {
     }
 
     fn is_success(&self, document: &[u8]) -> bool {
-        ResultDocument::decode(self.serializer, document, LARGEST)
+        ResultDocument::decode(self.serializer, document, MAX_VALUE_SIZE)
             .is_ok_and(|document| document.status == State::Success)
     }
 
@@ -167,13 +167,13 @@ impl RedisBackend {
         let object = object(id);
         let attempt = Attempt::new("wait for", &object);
         let key = self.keys.task(id);
-        let mut announced = self.listener.subscribe(attempt, &key).await?;
+        let mut subscription = self.listener.subscribe(attempt, &key).await?;
         let read = async || {
             let stored = self.link.call(attempt, Command::new("GET").arg(&key));
             Ok::<_, ServiceError>(stored.await?.data())
         };
         let mut newest = read().await?;
-        let mut pause = FIRST_LOOK;
+        let mut poll_interval = FIRST_POLL_INTERVAL;
         loop {
             if let Some(bytes) = newest {
                 let document = self.decode(attempt, &bytes)?;
@@ -181,11 +181,11 @@ impl RedisBackend {
                     return Ok(document);
                 }
             }
-            newest = match tokio::time::timeout(pause, announced.next(attempt)).await {
-                Ok(announced) => Some(announced?),
+            newest = match tokio::time::timeout(poll_interval, subscription.next(attempt)).await {
+                Ok(subscription) => Some(subscription?),
                 Err(_) => read().await?,
             };
-            pause = (pause * 2).min(LAST_LOOK);
+            poll_interval = (poll_interval * 2).min(MAX_POLL_INTERVAL);
         }
     }
 
@@ -239,7 +239,7 @@ impl RedisBackend {
         let object = format!("group {group_id}");
         let attempt = Attempt::new("read", &object);
         let command = Command::new("GET").arg(self.keys.group(group_id));
-        let Reply::Data(bytes) = self.link.call(attempt, command).await? else {
+        let RedisReply::Data(bytes) = self.link.call(attempt, command).await? else {
             return Ok(None);
         };
         self.group_tree(attempt, &bytes).map(Some)
@@ -252,7 +252,7 @@ impl RedisBackend {
         bytes: &[u8],
     ) -> Result<ResultTree, ServiceError> {
         let tree = || {
-            let bytes = decompress_document(bytes, LARGEST)?;
+            let bytes = decompress_document(bytes, MAX_VALUE_SIZE)?;
             let document: Value = self.serializer.decode(&bytes)?;
             ResultTree::from_value(document.get("result").unwrap_or(&Value::Null))
         };
@@ -271,7 +271,7 @@ impl RedisBackend {
         attempt: Attempt<'_>,
         bytes: &[u8],
     ) -> Result<ResultDocument<'static>, ServiceError> {
-        ResultDocument::decode(self.serializer, bytes, LARGEST)
+        ResultDocument::decode(self.serializer, bytes, MAX_VALUE_SIZE)
             .map(ResultDocument::into_owned)
             .map_err(|error| self.invalid(attempt, &error.to_string()))
     }
@@ -352,10 +352,10 @@ impl ChordStore for RedisBackend {
 
     fn complete_member<'a>(
         &'a self,
-        part: &'a ChordMember<'a>,
+        member: &'a ChordMember<'a>,
         claim: &'a ChordClaim,
     ) -> BoxFuture<'a, Result<Option<ChordResults>, ServiceError>> {
-        Box::pin(self.complete_chord_member(part, claim))
+        Box::pin(self.complete_chord_member(member, claim))
     }
 
     fn renew_claim<'a>(

@@ -9,14 +9,14 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use bytes::Bytes;
-use celery_broker_redis::link::{Attempt, Command, Reply, Script};
+use celery_broker_redis::link::{Attempt, Command, RedisReply, Script};
 use celery_protocol::{DecodeError, Raw, Serializer, State, decompress_document};
 use celery_runtime::{
     ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart, MemberResult, ServiceError,
     StalledChord,
 };
 
-use crate::backend::{ChordOrder, LARGEST, RedisBackend, seconds};
+use crate::backend::{ChordOrder, MAX_VALUE_SIZE, RedisBackend, seconds};
 
 macro_rules! script {
     ($name:literal) => {
@@ -40,17 +40,17 @@ static OVERDUE: LazyLock<Script> =
 
 /// Between two looks at a chord that somebody may have left behind; as long as
 /// it has been under way, within these.
-const SHORTEST_PAUSE: Duration = Duration::from_secs(5);
-const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+const MIN_RECHECK_INTERVAL: Duration = Duration::from_secs(5);
+const MAX_RECHECK_INTERVAL: Duration = Duration::from_secs(300);
 
 /// How long a chord without a size may still get one.
-const SIZELESS: Duration = Duration::from_secs(86_400);
+const MISSING_SIZE_TIMEOUT: Duration = Duration::from_secs(86_400);
 
-/// How many chords are looked at in one go.
-const LOOKS: &[u8] = b"100";
+/// How many chords are reply at in one go.
+const CLAIM_BATCH_SIZE: &[u8] = b"100";
 
-/// Celery's shortest time in which parts of a chord that has ended are late.
-const LATE: u128 = 300;
+/// Celery's shortest time in which parts of a chord that has ended are done_ttl.
+const MIN_DONE_MARKER_TTL: u128 = 300;
 
 impl RedisBackend {
     pub(crate) async fn begin_chord(&self, chord: &ChordStart) -> Result<(), ServiceError> {
@@ -63,7 +63,9 @@ impl RedisBackend {
         let tree = tree.map(|tree| self.group_document(attempt, tree));
         let tree = tree.transpose()?.unwrap_or_default();
         let arguments = [id.as_bytes(), size.as_bytes(), expires.as_bytes(), &tree];
-        self.step(attempt, &BEGIN, id, &arguments).await.map(drop)
+        self.run_script(attempt, &BEGIN, id, &arguments)
+            .await
+            .map(drop)
     }
 
     pub(crate) async fn add_chord_member(
@@ -75,37 +77,39 @@ impl RedisBackend {
         let attempt = Attempt::new("extend", &object);
         let expires = self.chord_seconds().to_string();
         let arguments = [task_id, &expires].map(str::as_bytes);
-        let extended = self.step(attempt, &ADD_MEMBER, group_id, &arguments);
+        let extended = self.run_script(attempt, &ADD_MEMBER, group_id, &arguments);
         extended.await.map(drop)
     }
 
     pub(crate) async fn complete_chord_member(
         &self,
-        part: &ChordMember<'_>,
+        member: &ChordMember<'_>,
         claim: &ChordClaim,
     ) -> Result<Option<ChordResults>, ServiceError> {
-        let object = object(part.group_id);
-        let attempt = Attempt::new("count a part of", &object);
-        let index = part.index.map_or("+inf".into(), |index| index.to_string());
-        let told = (1, part.task_id, part.state.name(), part.result);
-        let told = self.serializer.encode(&told);
-        let told = told.map_err(|error| self.invalid(attempt, &error.to_string()))?;
-        if told.len() > LARGEST {
+        let object = object(member.group_id);
+        let attempt = Attempt::new("count a member of", &object);
+        let index = member
+            .index
+            .map_or("+inf".into(), |index| index.to_string());
+        let encoded = (1, member.task_id, member.state.name(), member.result);
+        let encoded = self.serializer.encode(&encoded);
+        let encoded = encoded.map_err(|error| self.invalid(attempt, &error.to_string()))?;
+        if encoded.len() > MAX_VALUE_SIZE {
             return Err(self.invalid(attempt, "it is larger than 512 MB"));
         }
-        let (body, serializer) = self.written(attempt, part.body)?;
+        let (body, serializer) = self.encode_body(attempt, member.body)?;
         let numbers = [
             self.chord_seconds(),
             self.tree_seconds(),
             ttl(claim),
-            SHORTEST_PAUSE.as_millis(),
+            MIN_RECHECK_INTERVAL.as_millis(),
         ];
         let [expires, tree_expires, ttl, pause] = numbers.map(|number| number.to_string());
         let arguments = [
-            part.group_id.as_bytes(),
-            part.task_id.as_bytes(),
+            member.group_id.as_bytes(),
+            member.task_id.as_bytes(),
             index.as_bytes(),
-            &told,
+            &encoded,
             self.ordered(),
             expires.as_bytes(),
             tree_expires.as_bytes(),
@@ -115,9 +119,9 @@ impl RedisBackend {
             serializer.name().as_bytes(),
             pause.as_bytes(),
         ];
-        let counted = self.step(attempt, &COMPLETE_MEMBER, part.group_id, &arguments);
+        let counted = self.run_script(attempt, &COMPLETE_MEMBER, member.group_id, &arguments);
         match counted.await? {
-            Reply::List(claimed) => self.results(attempt, claimed).map(Some),
+            RedisReply::List(claimed) => self.results(attempt, claimed).map(Some),
             _ => Ok(None),
         }
     }
@@ -132,7 +136,7 @@ impl RedisBackend {
         let ttl = ttl(claim).to_string();
         let arguments = [claim.token.as_bytes(), ttl.as_bytes()];
         let held = self
-            .step(attempt, &RENEW_CLAIM, group_id, &arguments)
+            .run_script(attempt, &RENEW_CLAIM, group_id, &arguments)
             .await?;
         Ok(held.number() == 1)
     }
@@ -149,9 +153,11 @@ impl RedisBackend {
             ChordEnd::Failed => "failed",
             _ => "continued",
         };
-        let late = (2 * ttl(claim)).max(LATE).to_string();
-        let arguments = [group_id, &claim.token, how, &late].map(str::as_bytes);
-        let ended = self.step(attempt, &FINISH, group_id, &arguments).await?;
+        let done_ttl = (2 * ttl(claim)).max(MIN_DONE_MARKER_TTL).to_string();
+        let arguments = [group_id, &claim.token, how, &done_ttl].map(str::as_bytes);
+        let ended = self
+            .run_script(attempt, &FINISH, group_id, &arguments)
+            .await?;
         Ok(ended.number() == 1)
     }
 
@@ -163,21 +169,26 @@ impl RedisBackend {
         let attempt = Attempt::new("look for", "overdue chords");
         let due = self
             .link
-            .script(attempt, &OVERDUE, &[&self.keys.chords()], &[LOOKS])
+            .script(
+                attempt,
+                &OVERDUE,
+                &[&self.keys.chords()],
+                &[CLAIM_BATCH_SIZE],
+            )
             .await?;
         let mut overdue = Vec::new();
-        for id in due.list().into_iter().filter_map(Reply::text) {
+        for id in due.list().into_iter().filter_map(RedisReply::text) {
             if overdue.len() >= limit {
                 break;
             }
-            overdue.extend(self.look_at(id, claim).await?);
+            overdue.extend(self.claim_if_complete(id, claim).await?);
         }
         Ok(overdue)
     }
 
     /// Takes over a chord that its worker has left behind. One that cannot be
     /// read does not keep the others from going on.
-    async fn look_at(
+    async fn claim_if_complete(
         &self,
         group_id: String,
         claim: &ChordClaim,
@@ -186,11 +197,12 @@ impl RedisBackend {
         let attempt = Attempt::new("take over", &object);
         let numbers = [
             ttl(claim),
-            SHORTEST_PAUSE.as_millis(),
-            LONGEST_PAUSE.as_millis(),
-            SIZELESS.as_millis(),
+            MIN_RECHECK_INTERVAL.as_millis(),
+            MAX_RECHECK_INTERVAL.as_millis(),
+            MISSING_SIZE_TIMEOUT.as_millis(),
         ];
-        let [ttl, shortest, longest, sizeless] = numbers.map(|number| number.to_string());
+        let [ttl, shortest, longest, missing_size_timeout] =
+            numbers.map(|number| number.to_string());
         let arguments = [
             group_id.as_bytes(),
             self.ordered(),
@@ -198,15 +210,15 @@ impl RedisBackend {
             ttl.as_bytes(),
             shortest.as_bytes(),
             longest.as_bytes(),
-            sizeless.as_bytes(),
+            missing_size_timeout.as_bytes(),
         ];
-        let looked = self
-            .step(attempt, &CLAIM_IF_COMPLETE, &group_id, &arguments)
+        let reply = self
+            .run_script(attempt, &CLAIM_IF_COMPLETE, &group_id, &arguments)
             .await?;
-        let Reply::List(claimed) = looked else {
+        let RedisReply::List(claimed) = reply else {
             return Ok(None);
         };
-        match self.overdue_chord(attempt, &group_id, claimed) {
+        match self.stalled_chord(attempt, &group_id, claimed) {
             Ok(chord) => Ok(Some(chord)),
             Err(error) => {
                 tracing::warn!(%error, "a chord that its worker has left behind stays there");
@@ -215,16 +227,22 @@ impl RedisBackend {
         }
     }
 
-    fn overdue_chord(
+    fn stalled_chord(
         &self,
         attempt: Attempt<'_>,
         group_id: &str,
-        claimed: Vec<Reply>,
+        claimed: Vec<RedisReply>,
     ) -> Result<StalledChord, ServiceError> {
         let mut claimed = claimed.into_iter();
-        let body = claimed.next().and_then(Reply::data).unwrap_or_default();
-        let serializer = claimed.next().and_then(Reply::text).unwrap_or_default();
-        let body = read_body(&serializer, &body);
+        let body = claimed
+            .next()
+            .and_then(RedisReply::data)
+            .unwrap_or_default();
+        let serializer = claimed
+            .next()
+            .and_then(RedisReply::text)
+            .unwrap_or_default();
+        let body = decode_body(&serializer, &body);
         let body = body.map_err(|error| self.invalid(attempt, &error.to_string()))?;
         let results = self.results(attempt, claimed.collect())?;
         Ok(StalledChord::new(group_id, body, results))
@@ -234,56 +252,60 @@ impl RedisBackend {
     async fn postpone(&self, attempt: Attempt<'_>, group_id: &str) -> Result<(), ServiceError> {
         let postponed = Command::new("ZINCRBY")
             .arg(self.keys.chords())
-            .arg(LONGEST_PAUSE.as_millis().to_string())
+            .arg(MAX_RECHECK_INTERVAL.as_millis().to_string())
             .arg(group_id);
         self.link.call(attempt, postponed).await.map(drop)
     }
 
-    /// What was told, and the results of the header where they are kept.
+    /// What was encoded, and the results of the header where they are kept.
     fn results(
         &self,
         attempt: Attempt<'_>,
-        claimed: Vec<Reply>,
+        claimed: Vec<RedisReply>,
     ) -> Result<ChordResults, ServiceError> {
         let mut claimed = claimed.into_iter();
-        let told = claimed.next().map_or_else(Vec::new, Reply::list);
-        let told = told.into_iter().filter_map(Reply::data);
-        let parts = told.map(|part| self.part(attempt, &part));
+        let encoded = claimed.next().map_or_else(Vec::new, RedisReply::list);
+        let encoded = encoded.into_iter().filter_map(RedisReply::data);
+        let parts = encoded.map(|member| self.member_result(attempt, &member));
         let parts = parts.collect::<Result<_, _>>()?;
-        let tree = claimed.next().and_then(Reply::data);
+        let tree = claimed.next().and_then(RedisReply::data);
         let tree = tree.map(|tree| self.group_tree(attempt, &tree));
         Ok(ChordResults::new(parts, tree.transpose()?))
     }
 
-    fn part(&self, attempt: Attempt<'_>, told: &Bytes) -> Result<MemberResult, ServiceError> {
-        read_part(self.serializer, told)
-            .map_err(|error| self.invalid(attempt, &format!("a part cannot be read: {error}")))
+    fn member_result(
+        &self,
+        attempt: Attempt<'_>,
+        encoded: &Bytes,
+    ) -> Result<MemberResult, ServiceError> {
+        decode_member(self.serializer, encoded)
+            .map_err(|error| self.invalid(attempt, &format!("a member cannot be read: {error}")))
     }
 
     /// The body in the serializer of the message that it came with, which need
     /// not be that of results; in JSON where this build cannot write that.
-    fn written(
+    fn encode_body(
         &self,
         attempt: Attempt<'_>,
         body: &Raw<'_>,
     ) -> Result<(Vec<u8>, Serializer), ServiceError> {
         let mut serializer = body.serializer();
-        let mut written = serializer.encode(body);
-        if written.is_err() {
+        let mut encode_body = serializer.encode(body);
+        if encode_body.is_err() {
             serializer = Serializer::Json;
-            written = serializer.encode(body);
+            encode_body = serializer.encode(body);
         }
-        let written = written.map_err(|error| self.invalid(attempt, &error.to_string()))?;
-        Ok((written, serializer))
+        let encode_body = encode_body.map_err(|error| self.invalid(attempt, &error.to_string()))?;
+        Ok((encode_body, serializer))
     }
 
-    async fn step(
+    async fn run_script(
         &self,
         attempt: Attempt<'_>,
         script: &Script,
         group_id: &str,
         arguments: &[&[u8]],
-    ) -> Result<Reply, ServiceError> {
+    ) -> Result<RedisReply, ServiceError> {
         let keys = self.keys.chord(group_id);
         let keys = keys.each_ref().map(String::as_str);
         self.link.script(attempt, script, &keys, arguments).await
@@ -310,11 +332,11 @@ impl RedisBackend {
     }
 }
 
-/// A part as Celery tells it: `[1, <task id>, <state>, <result>]`.
-fn read_part(serializer: Serializer, told: &[u8]) -> Result<MemberResult, DecodeError> {
-    let bytes = decompress_document(told, LARGEST)?;
-    let told = Raw::read(serializer, &bytes)?;
-    let [_, task_id, state, result] = &told.elements()?[..] else {
+/// A member as Celery tells it: `[1, <task id>, <state>, <result>]`.
+fn decode_member(serializer: Serializer, encoded: &[u8]) -> Result<MemberResult, DecodeError> {
+    let bytes = decompress_document(encoded, MAX_VALUE_SIZE)?;
+    let encoded = Raw::read(serializer, &bytes)?;
+    let [_, task_id, state, result] = &encoded.elements()?[..] else {
         return Err(DecodeError::new("expected [1, task id, state, result]"));
     };
     let task_id: String = task_id.decode()?;
@@ -326,7 +348,7 @@ fn read_part(serializer: Serializer, told: &[u8]) -> Result<MemberResult, Decode
     ))
 }
 
-fn read_body(serializer: &str, body: &[u8]) -> Result<Raw<'static>, DecodeError> {
+fn decode_body(serializer: &str, body: &[u8]) -> Result<Raw<'static>, DecodeError> {
     let serializer = Serializer::from_name(serializer)
         .ok_or_else(|| DecodeError::new(format!("unknown serializer {serializer:?}")))?;
     Raw::read(serializer, body).map(Raw::into_owned)

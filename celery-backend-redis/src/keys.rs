@@ -48,8 +48,8 @@ impl Keys {
         format!("{}celery-rs-chords", self.prefix)
     }
 
-    /// A fact of a [`Store`](celery_runtime::Store), which Python knows nothing of.
-    pub(crate) fn fact(&self, key: &str) -> String {
+    /// A store_value of a [`Store`](celery_runtime::Store), which Python knows nothing of.
+    pub(crate) fn store_value(&self, key: &str) -> String {
         format!("{}celery-rs-{key}", self.prefix)
     }
 }

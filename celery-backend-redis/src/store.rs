@@ -42,7 +42,7 @@ impl RedisStore {
     ) -> Result<bool, ServiceError> {
         let object = format!("key {key}");
         let attempt = Attempt::new(operation, &object);
-        let key = self.keys.fact(key);
+        let key = self.keys.store_value(key);
         let answer = self
             .link
             .script(attempt, script, &[&key], arguments)
@@ -61,7 +61,7 @@ impl Store for RedisStore {
         Box::pin(async move {
             let object = format!("key {key}");
             let command = Command::new("SET")
-                .arg(self.keys.fact(key))
+                .arg(self.keys.store_value(key))
                 .arg(value)
                 .arg("NX")
                 .arg("PX")
@@ -98,7 +98,7 @@ impl Store for RedisStore {
     fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Bytes>, ServiceError>> {
         Box::pin(async move {
             let object = format!("key {key}");
-            let command = Command::new("GET").arg(self.keys.fact(key));
+            let command = Command::new("GET").arg(self.keys.store_value(key));
             let answer = self
                 .link
                 .call(Attempt::new("read", &object), command)
@@ -115,7 +115,7 @@ impl Store for RedisStore {
         Box::pin(async move {
             let object = format!("key {key}");
             let attempt = Attempt::new("count in", &object);
-            let (key, ttl) = (self.keys.fact(key), milliseconds(ttl));
+            let (key, ttl) = (self.keys.store_value(key), milliseconds(ttl));
             let answer = self
                 .link
                 .script(attempt, &COUNT, &[&key], &[ttl.as_bytes()])

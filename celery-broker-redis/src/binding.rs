@@ -3,29 +3,29 @@
 use celery_protocol::kombu;
 use celery_runtime::{Exchange, ExchangeKind, Queue};
 
-use crate::topic::matches_stored;
+use crate::topic::matches_stored_pattern;
 
 /// One member of an exchange's binding set.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Binding {
+pub(crate) struct StoredBinding {
     pub(crate) routing_key: String,
     pub(crate) pattern: String,
     pub(crate) queue: String,
 }
 
-impl Binding {
+impl StoredBinding {
     /// Whether a message with this key goes to the queue. Only bindings of
     /// topic exchanges have a pattern.
-    pub(crate) fn leads(&self, routing_key: &str) -> bool {
+    pub(crate) fn matches(&self, routing_key: &str) -> bool {
         match self.pattern.as_str() {
             "" => self.routing_key == routing_key,
-            pattern => matches_stored(pattern, routing_key),
+            pattern => matches_stored_pattern(pattern, routing_key),
         }
     }
 }
 
-/// All ways to a queue: exchange and routing key.
-pub(crate) fn ways(queue: &Queue) -> impl Iterator<Item = (&Exchange, &str)> {
+/// All routes to a queue: exchange and routing key.
+pub(crate) fn routes(queue: &Queue) -> impl Iterator<Item = (&Exchange, &str)> {
     let first = (&queue.exchange, queue.routing_key.as_str());
     let more = queue.bindings.iter();
     let more = more.map(|binding| (&binding.exchange, binding.routing_key.as_str()));
@@ -33,7 +33,7 @@ pub(crate) fn ways(queue: &Queue) -> impl Iterator<Item = (&Exchange, &str)> {
 }
 
 /// What kombu writes beside a routing key; `None` for kinds that Redis has not.
-pub(crate) fn pattern(kind: ExchangeKind, routing_key: &str) -> Option<String> {
+pub(crate) fn stored_pattern(kind: ExchangeKind, routing_key: &str) -> Option<String> {
     match kind {
         ExchangeKind::Direct | ExchangeKind::Fanout => Some(String::new()),
         ExchangeKind::Topic => Some(kombu::topic_pattern(routing_key)),
@@ -47,14 +47,14 @@ mod tests {
 
     #[test]
     fn bindings_lead_by_key_or_by_pattern() {
-        let binding = |key: &str, pattern: String| Binding {
+        let binding = |key: &str, pattern: String| StoredBinding {
             routing_key: key.into(),
             pattern,
             queue: "q".into(),
         };
         let direct = binding("a", String::new());
-        assert!(direct.leads("a") && !direct.leads("b"));
+        assert!(direct.matches("a") && !direct.matches("b"));
         let topic = binding("a.*", kombu::topic_pattern("a.*"));
-        assert!(topic.leads("a.b") && !topic.leads("a.*.c"));
+        assert!(topic.matches("a.b") && !topic.matches("a.*.c"));
     }
 }

@@ -11,12 +11,12 @@ use celery_runtime::{Exchange, ExchangeKind, ServiceError, ServiceErrorKind};
 use crate::link::{Attempt, Command, Script};
 use crate::shared::Shared;
 
-static DROP_IN: LazyLock<Script> =
+static MAILBOX_PUSH: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../scripts/mailbox_push.lua")));
 
 /// How long a message waits at least for an owner who may be gone: as long as
 /// Celery keeps unused mailboxes (`control_queue_expires`).
-const LIFETIME: Duration = Duration::from_secs(10);
+const MIN_MAILBOX_TTL: Duration = Duration::from_secs(10);
 
 impl Shared {
     /// Publishes to a channel, or pushes to the lists that are bound to a direct
@@ -38,7 +38,7 @@ impl Shared {
         }
         let lists = self.mailboxes(attempt, &exchange.name, routing_key).await?;
         for list in &lists {
-            self.drop_in(attempt, list, &envelope).await?;
+            self.push_to_mailbox(attempt, list, &envelope).await?;
         }
         Ok(Some(lists.len() as u64))
     }
@@ -88,21 +88,21 @@ impl Shared {
         let permanent: HashSet<_> = permanent.iter().map(|binding| &binding.queue).collect();
         Ok(all
             .iter()
-            .filter(|binding| binding.leads(routing_key))
+            .filter(|binding| binding.matches(routing_key))
             .filter(|binding| !permanent.contains(&binding.queue))
             .map(|binding| layout.list_for(&binding.queue, None))
             .collect())
     }
 
-    async fn drop_in(
+    async fn push_to_mailbox(
         &self,
         attempt: Attempt<'_>,
         list: &str,
         envelope: &Bytes,
     ) -> Result<(), ServiceError> {
-        let lifetime = LIFETIME.as_millis().to_string();
-        let (keys, arguments) = ([list], [envelope, lifetime.as_bytes()]);
-        let sent = self.link.script(attempt, &DROP_IN, &keys, &arguments);
+        let ttl = MIN_MAILBOX_TTL.as_millis().to_string();
+        let (keys, arguments) = ([list], [envelope, ttl.as_bytes()]);
+        let sent = self.link.script(attempt, &MAILBOX_PUSH, &keys, &arguments);
         sent.await.map(drop)
     }
 }

@@ -12,7 +12,7 @@ use celery_runtime::{
 use crate::config::RedisOptions;
 use crate::consumer::RedisConsumer;
 use crate::fanout::FanoutSubscription;
-use crate::link::{Attempt, Command, Link, Reply};
+use crate::link::{Attempt, Command, Link, RedisReply};
 use crate::reply::ReplySubscription;
 use crate::shared::Shared;
 
@@ -144,7 +144,7 @@ impl fmt::Debug for RedisBroker {
     }
 }
 
-fn sum(numbers: &[Reply]) -> u64 {
+fn sum(numbers: &[RedisReply]) -> u64 {
     numbers
         .iter()
         .map(|number| u64::try_from(number.number()).unwrap_or_default())

@@ -38,20 +38,20 @@ pub struct RedisOptions {
 /// One server, or one Sentinel.
 #[derive(Clone, PartialEq)]
 pub(crate) struct Node {
-    pub(crate) place: Place,
+    pub(crate) address: NodeAddress,
     pub(crate) user: Option<String>,
     pub(crate) password: Option<String>,
     pub(crate) db: u32,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Place {
+pub(crate) enum NodeAddress {
     Tcp {
         host: String,
         port: u16,
         tls: Option<Tls>,
     },
-    Socket(PathBuf),
+    UnixSocket(PathBuf),
 }
 
 /// How a server proves who it is, and how we do.
@@ -220,7 +220,7 @@ const DEFAULT_PORT: u16 = 6379;
 const DEFAULT_SENTINEL_PORT: u16 = 26379;
 
 fn node(url: &ServiceUrl) -> Result<Node, String> {
-    let (place, db) = match url.scheme.as_str() {
+    let (address, db) = match url.scheme.as_str() {
         "redis" => (tcp(url, DEFAULT_PORT, None), db_of_path(url)?),
         "rediss" => (tcp(url, DEFAULT_PORT, Some(tls(url)?)), db_of_path(url)?),
         "sentinel" => (tcp(url, DEFAULT_SENTINEL_PORT, None), db_of_path(url)?),
@@ -233,7 +233,7 @@ fn node(url: &ServiceUrl) -> Result<Node, String> {
         }
     };
     Ok(Node {
-        place,
+        address,
         user: url
             .user
             .clone()
@@ -246,15 +246,15 @@ fn node(url: &ServiceUrl) -> Result<Node, String> {
     })
 }
 
-fn tcp(url: &ServiceUrl, port: u16, tls: Option<Tls>) -> Place {
-    Place::Tcp {
+fn tcp(url: &ServiceUrl, port: u16, tls: Option<Tls>) -> NodeAddress {
+    NodeAddress::Tcp {
         host: url.host.clone().unwrap_or_else(|| "localhost".to_owned()),
         port: url.port.unwrap_or(port),
         tls,
     }
 }
 
-fn socket(url: &ServiceUrl) -> Result<Place, String> {
+fn socket(url: &ServiceUrl) -> Result<NodeAddress, String> {
     // socket://run/redis.sock: the host is the first part of the path.
     let path = match &url.host {
         Some(host) => format!("/{host}{}", url.path),
@@ -262,7 +262,7 @@ fn socket(url: &ServiceUrl) -> Result<Place, String> {
     };
     match path.as_str() {
         "" | "/" => Err("there is no path of a socket in it".to_owned()),
-        path => Ok(Place::Socket(path.into())),
+        path => Ok(NodeAddress::UnixSocket(path.into())),
     }
 }
 
@@ -345,12 +345,12 @@ mod tests {
     #[test]
     fn a_plain_url_has_kombus_defaults() {
         let options = parse("redis://").unwrap();
-        let place = Place::Tcp {
+        let address = NodeAddress::Tcp {
             host: "localhost".into(),
             port: 6379,
             tls: None,
         };
-        assert_eq!(options.nodes[0].place, place);
+        assert_eq!(options.nodes[0].address, address);
         assert_eq!(options.db(), 0);
         assert_eq!(options.layout, Layout::default());
         assert_eq!(options.visibility_timeout(), Duration::from_secs(3600));
@@ -382,8 +382,8 @@ mod tests {
         ] {
             let options = parse(url).unwrap();
             assert_eq!(
-                options.nodes[0].place,
-                Place::Socket("/run/redis.sock".into()),
+                options.nodes[0].address,
+                NodeAddress::UnixSocket("/run/redis.sock".into()),
                 "{url}"
             );
             assert_eq!(options.db(), 5, "{url}");
@@ -395,7 +395,7 @@ mod tests {
     fn tls_follows_the_query() {
         let url =
             "rediss://h?ssl_cert_reqs=CERT_NONE&ssl_ca_certs=/ca.pem&ssl_check_hostname=false";
-        let Place::Tcp { tls: Some(tls), .. } = &parse(url).unwrap().nodes[0].place else {
+        let NodeAddress::Tcp { tls: Some(tls), .. } = &parse(url).unwrap().nodes[0].address else {
             panic!("no TLS");
         };
         assert!(tls.unverified && tls.any_hostname);

@@ -11,21 +11,21 @@ use celery_runtime::{
 };
 use tokio::sync::{Mutex, Notify};
 
-use crate::binding::ways;
+use crate::binding::routes;
 use crate::delivery::{delivery, redelivery};
 use crate::fetch::Fetcher;
-use crate::keys::Tag;
+use crate::keys::ParsedTag;
 use crate::link::{Attempt, Command, Script};
-use crate::restore::Sweeps;
+use crate::restore::RestoreSchedule;
 use crate::settle::score;
 use crate::shared::Shared;
 
-static ADOPT: LazyLock<Script> =
+static RETAG: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../scripts/retag.lua")));
 
 /// How many deliveries one call may bring. Lua takes only so many values at a
 /// time, and one answer has to fit into memory.
-const MOST: usize = 1000;
+const MAX_RECEIVE: usize = 1000;
 
 /// A consumer of some queues on one Redis.
 ///
@@ -34,23 +34,23 @@ const MOST: usize = 1000;
 pub(crate) struct RedisConsumer {
     shared: Arc<Shared>,
     queues: Vec<String>,
-    receiving: Mutex<Receiving>,
+    receive_state: Mutex<ReceiveState>,
     /// Makes the tags of this consumer unlike all others.
-    unique: String,
-    number: AtomicU64,
+    consumer_id: String,
+    next_tag_number: AtomicU64,
     interrupted: AtomicBool,
     closed: AtomicBool,
     /// Something happened that a waiting `receive` has to look at.
     wake: Notify,
-    sweeps: Sweeps,
+    restore_schedule: RestoreSchedule,
     object: String,
 }
 
 /// What only `receive` works with.
-struct Receiving {
+struct ReceiveState {
     fetcher: Fetcher,
-    /// Tags that dead consumers left in holding hashes; taken over first.
-    left: Vec<String>,
+    /// Tags that dead consumers quarantined in quarantine hashes; fetched over first.
+    quarantined: Vec<String>,
 }
 
 impl RedisConsumer {
@@ -72,7 +72,7 @@ impl RedisConsumer {
             let cause = "there is no queue to consume";
             return Err(attempt.error(&shared.link, ServiceErrorKind::Invalid, cause));
         }
-        if let Some((queue, exchange)) = options.queues.iter().find_map(fanned_out) {
+        if let Some((queue, exchange)) = options.queues.iter().find_map(fanout_binding) {
             let cause = format!(
                 "queue {queue} is bound to the fanout exchange {exchange}, whose messages Redis \
                  sends to who listens and keeps in no queue"
@@ -81,19 +81,22 @@ impl RedisConsumer {
             return Err(error.with_remedy("broadcast tasks need RabbitMQ"));
         }
         let fetcher = Fetcher::connect(&shared.link, attempt, &queues).await?;
-        let left = shared.left_behind(attempt, &queues).await?;
-        shared.resolve_doubts(attempt, &queues).await?;
-        let sweeps = Sweeps::start(Arc::clone(&shared));
+        let quarantined = shared.quarantined_tags(attempt, &queues).await?;
+        shared.recover_unconfirmed(attempt, &queues).await?;
+        let restore_schedule = RestoreSchedule::start(Arc::clone(&shared));
         Ok(Self {
-            receiving: Mutex::new(Receiving { fetcher, left }),
-            unique: uuid::Uuid::new_v4().simple().to_string(),
-            number: AtomicU64::new(0),
+            receive_state: Mutex::new(ReceiveState {
+                fetcher,
+                quarantined,
+            }),
+            consumer_id: uuid::Uuid::new_v4().simple().to_string(),
+            next_tag_number: AtomicU64::new(0),
             interrupted: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             wake: Notify::new(),
             shared,
             queues,
-            sweeps,
+            restore_schedule,
             object,
         })
     }
@@ -102,64 +105,71 @@ impl RedisConsumer {
         Attempt::new("consume", &self.object)
     }
 
-    async fn next(&self, max: usize) -> Result<Vec<Delivery>, ServiceError> {
-        let mut receiving = self.receiving.lock().await;
-        let max = max.min(MOST);
-        while !self.is_ended()? {
-            let taken = self.take(&mut receiving, max).await?;
-            if !taken.is_empty() {
-                receiving.fetcher.found();
-                return Ok(taken);
+    async fn receive_batch(&self, max: usize) -> Result<Vec<Delivery>, ServiceError> {
+        let mut receive_state = self.receive_state.lock().await;
+        let max = max.min(MAX_RECEIVE);
+        while !self.is_stopped()? {
+            let fetched = self.fetch(&mut receive_state, max).await?;
+            if !fetched.is_empty() {
+                receive_state.fetcher.reset_poll_interval();
+                return Ok(fetched);
             }
             let due = self.shared.parked.next_due(&self.queues, SystemTime::now());
             tokio::select! {
-                () = receiving.fetcher.changed() => {}
+                () = receive_state.fetcher.changed() => {}
                 () = self.wake.notified() => {}
                 () = self.shared.link.closed() => {}
-                () = sleep_or_never(due) => {}
+                () = sleep_or_pending(due) => {}
             }
         }
         Ok(Vec::new())
     }
 
-    /// Whether nothing more shall be taken; an error when it is not for us to
+    /// Whether nothing more shall be fetched; an error when it is not for us to
     /// say so.
-    fn is_ended(&self) -> Result<bool, ServiceError> {
+    fn is_stopped(&self) -> Result<bool, ServiceError> {
         if self.shared.link.is_closed() {
             return Err(self.shared.link.closed_error(self.attempt()));
         }
         Ok(self.interrupted.load(Ordering::Acquire) || self.closed.load(Ordering::Acquire))
     }
 
-    /// What is there: first what dead consumers left, then what was parked,
-    /// then what waits in the queues. They do not mix, so that nothing taken is
+    /// What is there: first what dead consumers quarantined, then what was parked,
+    /// then what waits in the queues. They do not mix, so that nothing fetched is
     /// forgotten when the next step fails.
-    async fn take(
+    async fn fetch(
         &self,
-        receiving: &mut Receiving,
+        receive_state: &mut ReceiveState,
         max: usize,
     ) -> Result<Vec<Delivery>, ServiceError> {
-        let left = self.adopt(&mut receiving.left, max).await?;
-        if !left.is_empty() {
-            return Ok(left);
+        let quarantined = self
+            .retag_quarantined(&mut receive_state.quarantined, max)
+            .await?;
+        if !quarantined.is_empty() {
+            return Ok(quarantined);
         }
-        let due = self.due(max).await?;
+        let due = self.due_deliveries(max).await?;
         if !due.is_empty() {
             return Ok(due);
         }
-        let first = self.number.fetch_add(max as u64, Ordering::Relaxed);
-        let prefix = format!("{}-", self.unique);
-        let taking = self.shared.doubts.begin(&prefix, first, max, &self.queues);
-        let fetched = receiving
+        let first = self
+            .next_tag_number
+            .fetch_add(max as u64, Ordering::Relaxed);
+        let prefix = format!("{}-", self.consumer_id);
+        let guard = self
+            .shared
+            .unconfirmed
+            .begin(&prefix, first, max, &self.queues);
+        let fetched = receive_state
             .fetcher
             .fetch(self.attempt(), max, &prefix, first)
             .await?;
-        taking.settled();
+        guard.confirm();
         Ok(fetched)
     }
 
-    /// Parked deliveries whose time has come and that are still ours.
-    async fn due(&self, max: usize) -> Result<Vec<Delivery>, ServiceError> {
+    /// DelayedDeliveries deliveries whose time has come and that are still ours.
+    async fn due_deliveries(&self, max: usize) -> Result<Vec<Delivery>, ServiceError> {
         let now = SystemTime::now();
         let tags = self.shared.parked.take_due(&self.queues, now, max);
         if tags.is_empty() {
@@ -168,8 +178,8 @@ impl RedisConsumer {
         let index = self.shared.link.options().layout.unacked_index();
         let mut commands = Vec::with_capacity(tags.len() * 2);
         for tag in &tags {
-            commands.push(Command::new("HGET").arg(self.shared.held_in(tag)).arg(tag));
-            // Held anew from now on.
+            commands.push(Command::new("HGET").arg(self.shared.hash_of(tag)).arg(tag));
+            // DeliveryLocation anew from now on.
             let again = Command::new("ZADD").arg(&index).arg("XX");
             commands.push(again.arg(score(now)).arg(tag));
         }
@@ -188,46 +198,46 @@ impl RedisConsumer {
             .collect())
     }
 
-    async fn adopt(
+    async fn retag_quarantined(
         &self,
-        left: &mut Vec<String>,
+        quarantined: &mut Vec<String>,
         max: usize,
     ) -> Result<Vec<Delivery>, ServiceError> {
-        let mut adopted = Vec::new();
-        while adopted.len() < max
-            && let Some(old) = left.last()
+        let mut retagged = Vec::new();
+        while retagged.len() < max
+            && let Some(old) = quarantined.last()
         {
-            let number = self.number.fetch_add(1, Ordering::Relaxed);
-            let queue = Tag::parse(old).queue;
-            let new = crate::keys::raw_tag(&format!("{}-{number}", self.unique), queue);
-            let holding = self.shared.held_in(old);
+            let number = self.next_tag_number.fetch_add(1, Ordering::Relaxed);
+            let queue = ParsedTag::parse(old).queue;
+            let new = crate::keys::quarantine_tag(&format!("{}-{number}", self.consumer_id), queue);
+            let quarantine = self.shared.hash_of(old);
             let arguments = [old.as_bytes(), new.as_bytes()];
             let link = &self.shared.link;
             let raw = link
-                .script(self.attempt(), &ADOPT, &[&holding], &arguments)
+                .script(self.attempt(), &RETAG, &[&quarantine], &arguments)
                 .await?;
-            left.pop();
-            adopted.extend(raw.data().map(|raw| delivery(new, raw)));
+            quarantined.pop();
+            retagged.extend(raw.data().map(|raw| delivery(new, raw)));
         }
-        Ok(adopted)
+        Ok(retagged)
     }
 
-    async fn end(&self) -> Result<(), ServiceError> {
+    async fn shut_down(&self) -> Result<(), ServiceError> {
         if self.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
         self.wake.notify_one();
-        self.sweeps.stop().await;
+        self.restore_schedule.stop().await;
         let parked = self.shared.parked.take_all(&self.queues);
-        // The last one given back is the first one taken again.
+        // The last one given back is the first one fetched again.
         let parked: Vec<String> = parked.into_iter().rev().collect();
-        self.shared.give_back(&parked).await
+        self.shared.return_unchanged(&parked).await
     }
 }
 
 impl Consumer for RedisConsumer {
     fn receive(&self, max: usize) -> BoxFuture<'_, Result<Vec<Delivery>, ServiceError>> {
-        Box::pin(self.next(max))
+        Box::pin(self.receive_batch(max))
     }
 
     fn interrupt(&self) {
@@ -253,7 +263,7 @@ impl Consumer for RedisConsumer {
     }
 
     fn close(&self) -> BoxFuture<'_, Result<(), ServiceError>> {
-        Box::pin(self.end())
+        Box::pin(self.shut_down())
     }
 }
 
@@ -266,13 +276,13 @@ impl fmt::Debug for RedisConsumer {
 }
 
 /// A queue and the fanout exchange that it is bound to, if there is one.
-fn fanned_out(queue: &Queue) -> Option<(&str, &str)> {
-    let mut ways = ways(queue);
-    let (exchange, _) = ways.find(|(exchange, _)| exchange.kind == ExchangeKind::Fanout)?;
+fn fanout_binding(queue: &Queue) -> Option<(&str, &str)> {
+    let mut routes = routes(queue);
+    let (exchange, _) = routes.find(|(exchange, _)| exchange.kind == ExchangeKind::Fanout)?;
     Some((&queue.name, &exchange.name))
 }
 
-async fn sleep_or_never(time: Option<std::time::Duration>) {
+async fn sleep_or_pending(time: Option<std::time::Duration>) {
     match time {
         Some(time) => tokio::time::sleep(time).await,
         None => std::future::pending().await,

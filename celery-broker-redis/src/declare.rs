@@ -2,8 +2,8 @@
 
 use celery_runtime::{ExchangeKind, Queue, ServiceError, ServiceErrorKind};
 
-use crate::binding::{Binding, pattern, ways};
-use crate::link::{Attempt, Command, Reply};
+use crate::binding::{StoredBinding, routes, stored_pattern};
+use crate::link::{Attempt, Command, RedisReply};
 use crate::shared::Shared;
 
 impl Shared {
@@ -15,8 +15,8 @@ impl Shared {
         let attempt = Attempt::new("declare", &object);
         let lists = layout.lists(&queue.name);
         let mut commands: Vec<_> = lists.map(|list| Command::new("LLEN").arg(list)).collect();
-        for (exchange, routing_key) in ways(queue) {
-            let Some(pattern) = pattern(exchange.kind, routing_key) else {
+        for (exchange, routing_key) in routes(queue) {
+            let Some(pattern) = stored_pattern(exchange.kind, routing_key) else {
                 let cause = format!("there are no {} exchanges on Redis", exchange.kind.name());
                 return Err(attempt.error(&self.link, ServiceErrorKind::Unsupported, cause));
             };
@@ -28,7 +28,7 @@ impl Shared {
             let member = layout.binding_member(routing_key, &pattern, &queue.name);
             let bind = |set: String| Command::new("SADD").arg(set).arg(&member);
             commands.push(bind(layout.bindings(&exchange.name)));
-            // Queues that expire stay out of it: kombu sweeps what has no such set.
+            // Queues that expire stay out of it: kombu restore_schedule what has no such set.
             if !queue.arguments.contains_key("x-expires") {
                 commands.push(bind(layout.permanent_bindings(&exchange.name)));
             }
@@ -40,7 +40,10 @@ impl Shared {
 
     /// What the binding set of an exchange says; members that cannot be read
     /// are passed over, as kombu does.
-    pub(crate) async fn bindings(&self, exchange: &str) -> Result<Vec<Binding>, ServiceError> {
+    pub(crate) async fn bindings(
+        &self,
+        exchange: &str,
+    ) -> Result<Vec<StoredBinding>, ServiceError> {
         let object = format!("exchange {exchange}");
         let attempt = Attempt::new("read the bindings of", &object);
         let members = self.link.call(attempt, self.members(exchange)).await?;
@@ -51,12 +54,12 @@ impl Shared {
         Command::new("SMEMBERS").arg(self.link.options().layout.bindings(exchange))
     }
 
-    pub(crate) fn read_bindings(&self, members: Reply) -> Vec<Binding> {
+    pub(crate) fn read_bindings(&self, members: RedisReply) -> Vec<StoredBinding> {
         let layout = &self.link.options().layout;
-        let binding = |member: Reply| {
+        let binding = |member: RedisReply| {
             let member = member.text()?;
             let (routing_key, pattern, queue) = layout.split_binding(&member)?;
-            Some(Binding {
+            Some(StoredBinding {
                 routing_key: routing_key.to_owned(),
                 pattern: pattern.to_owned(),
                 queue: queue.to_owned(),

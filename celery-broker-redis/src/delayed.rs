@@ -4,29 +4,29 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use crate::keys::Tag;
+use crate::keys::ParsedTag;
 
 /// The tags and times of parked deliveries; their messages stay on the server.
 ///
 /// All consumers of one broker share it, so that the successor of a broken
 /// consumer hands out what that one parked.
 #[derive(Debug, Default)]
-pub(crate) struct Parked {
-    state: Mutex<State>,
+pub(crate) struct DelayedDeliveries {
+    state: Mutex<DelayQueue>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct DelayQueue {
     /// By time, then in the order of parking.
     due: BTreeMap<(SystemTime, u64), String>,
-    parked: u64,
+    next_number: u64,
 }
 
-impl Parked {
+impl DelayedDeliveries {
     pub(crate) fn add(&self, tag: &str, until: SystemTime) {
         let mut state = self.lock();
-        state.parked += 1;
-        let key = (until, state.parked);
+        state.next_number += 1;
+        let key = (until, state.next_number);
         state.due.insert(key, tag.to_owned());
     }
 
@@ -68,13 +68,13 @@ impl Parked {
             .collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, DelayQueue> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 fn is_of(queues: &[String], tag: &str) -> bool {
-    let queue = Tag::parse(tag).queue;
+    let queue = ParsedTag::parse(tag).queue;
     queues.iter().any(|name| name == queue)
 }
 
@@ -86,7 +86,7 @@ mod tests {
     fn tags_come_back_when_due_and_to_their_queue_only() {
         let start = SystemTime::UNIX_EPOCH;
         let at = |seconds| start + Duration::from_secs(seconds);
-        let parked = Parked::default();
+        let parked = DelayedDeliveries::default();
         parked.add("a-1:one", at(20));
         parked.add("a-2:one", at(10));
         parked.add("a-3:two", at(5));
@@ -103,7 +103,7 @@ mod tests {
     #[test]
     fn no_more_than_asked_for() {
         let now = SystemTime::UNIX_EPOCH;
-        let parked = Parked::default();
+        let parked = DelayedDeliveries::default();
         for number in 0..3 {
             parked.add(&format!("a-{number}:q"), now);
         }

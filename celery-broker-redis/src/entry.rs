@@ -5,14 +5,14 @@ use celery_protocol::{Message, Raw, Serializer, kombu};
 
 /// An entry, written by us or by kombu.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Entry {
+pub(crate) struct UnackedEntry {
     /// The message as it was in the queue, or as kombu wrote it anew.
     pub(crate) envelope: Bytes,
     pub(crate) exchange: String,
     pub(crate) routing_key: String,
 }
 
-impl Entry {
+impl UnackedEntry {
     /// Reads an entry; `None` if it is none.
     pub(crate) fn parse(entry: &Bytes) -> Option<Self> {
         let elements = Raw::read(Serializer::Json, entry).ok()?.elements().ok()?;
@@ -31,7 +31,7 @@ impl Entry {
     /// What follows the envelope in entries of messages from `queue`: the
     /// anonymous exchange and the queue, so that whoever restores one finds its
     /// queue without any binding.
-    pub(crate) fn end(queue: &str) -> String {
+    pub(crate) fn suffix(queue: &str) -> String {
         let queue = serde_json::Value::from(queue);
         format!(",\"\",{queue}]")
     }
@@ -47,15 +47,15 @@ fn text(value: &Raw<'_>) -> Option<String> {
 
 /// An envelope that goes back to a queue.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Returned {
+pub(crate) struct RequeuedEnvelope {
     pub(crate) envelope: Bytes,
     pub(crate) priority: Option<u8>,
 }
 
-impl Returned {
+impl RequeuedEnvelope {
     /// The envelope flagged as redelivered, in both places where kombu does so.
     /// What cannot be read or written again goes back as it is.
-    pub(crate) fn flagged(envelope: &Bytes) -> Self {
+    pub(crate) fn redelivered(envelope: &Bytes) -> Self {
         let Ok(mut message) = kombu::decode(envelope) else {
             return Self::unchanged(envelope);
         };
@@ -112,14 +112,16 @@ mod tests {
 
     #[test]
     fn entries_of_both_sides_are_read() {
-        let ours = bytes(&format!("[{ENVELOPE}{}", Entry::end("a\"b\x06")));
-        let entry = Entry::parse(&ours).unwrap();
+        let ours = bytes(&format!("[{ENVELOPE}{}", UnackedEntry::suffix("a\"b\x06")));
+        let entry = UnackedEntry::parse(&ours).unwrap();
         assert_eq!(entry.routing_key, "a\"b\x06");
         assert_eq!(entry.envelope, ENVELOPE);
         let kombus = bytes(r#"[{"body": ""}, "celery", "celery"]"#);
-        assert_eq!(Entry::parse(&kombus).unwrap().exchange, "celery");
+        assert_eq!(UnackedEntry::parse(&kombus).unwrap().exchange, "celery");
         assert_eq!(
-            Entry::parse(&bytes(r#"[{}, null, "q"]"#)).unwrap().exchange,
+            UnackedEntry::parse(&bytes(r#"[{}, null, "q"]"#))
+                .unwrap()
+                .exchange,
             ""
         );
     }
@@ -135,17 +137,17 @@ mod tests {
             r#"[{},"e"]"#,
             r#"[{},"e",5]"#,
         ] {
-            assert_eq!(Entry::parse(&bytes(text)), None, "{text}");
+            assert_eq!(UnackedEntry::parse(&bytes(text)), None, "{text}");
         }
         assert_eq!(
-            Entry::parse(&Bytes::from_static(b"[{},\"\xff\",\"\"]")),
+            UnackedEntry::parse(&Bytes::from_static(b"[{},\"\xff\",\"\"]")),
             None
         );
     }
 
     #[test]
     fn both_flags_are_set_and_the_rest_stays() {
-        let returned = Returned::flagged(&bytes(ENVELOPE));
+        let returned = RequeuedEnvelope::redelivered(&bytes(ENVELOPE));
         assert_eq!(returned.priority, Some(4));
         let message = kombu::decode(&returned.envelope).unwrap();
         assert!(message.properties.delivery_info.redelivered);
@@ -163,7 +165,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_goes_back_as_it_is() {
-        let returned = Returned::flagged(&bytes("{\"no\": \"body\"}"));
+        let returned = RequeuedEnvelope::redelivered(&bytes("{\"no\": \"body\"}"));
         assert_eq!(returned.envelope, "{\"no\": \"body\"}");
         assert_eq!(returned.priority, None);
     }

@@ -8,13 +8,13 @@ use celery_runtime::{Binding, BoxFuture, ServiceError, Subscription};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::link::{Attempt, Change, Channels, Messages, Published};
+use crate::link::{Attempt, PubSubCommand, PubSubControl, PubSubMessage, PubSubMessages};
 use crate::shared::Shared;
-use crate::topic::matches_words;
+use crate::topic::matches_topic_pattern;
 
 /// Broadcasts that wait for a slow reader; more are dropped, as a broadcast may
 /// be.
-const BACKLOG: usize = 1024;
+const BROADCAST_BUFFER: usize = 1024;
 
 /// What is broadcast to one exchange.
 #[derive(Debug)]
@@ -35,12 +35,12 @@ impl FanoutSubscription {
         let (mut channels, messages) = shared.link.pubsub(attempt).await?;
         let names = channel_patterns(shared, exchange, pattern);
         channels
-            .change(attempt, Change::SubscribePatterns, &names)
+            .change(attempt, PubSubCommand::SubscribePatterns, &names)
             .await?;
-        let (sender, receiver) = mpsc::channel(BACKLOG);
-        let reader = Reader {
+        let (sender, receiver) = mpsc::channel(BROADCAST_BUFFER);
+        let reader = FanoutReader {
             shared: Arc::clone(shared),
-            before_key: format!("{}/", shared.channel(exchange, "")),
+            channel_prefix: format!("{}/", shared.channel(exchange, "")),
             pattern: pattern.to_owned(),
             object,
             sender,
@@ -70,16 +70,16 @@ impl Drop for FanoutSubscription {
     }
 }
 
-struct Reader {
+struct FanoutReader {
     shared: Arc<Shared>,
-    before_key: String,
+    channel_prefix: String,
     pattern: String,
     object: String,
     sender: mpsc::Sender<Result<Message, ServiceError>>,
 }
 
-impl Reader {
-    async fn run(self, mut channels: Channels, mut messages: Messages) {
+impl FanoutReader {
+    async fn run(self, mut channels: PubSubControl, mut messages: PubSubMessages) {
         let attempt = Attempt::new("receive from", &self.object);
         let link = &self.shared.link;
         let mut pings = tokio::time::interval(link.options().limits.health_check);
@@ -87,7 +87,7 @@ impl Reader {
         let failure = loop {
             tokio::select! {
                 message = messages.next() => match message {
-                    Some(message) => self.hand_on(&message),
+                    Some(message) => self.forward(&message),
                     None => break channels.ended(attempt),
                 },
                 _ = pings.tick() => if let Err(error) = channels.ping(attempt).await {
@@ -100,15 +100,15 @@ impl Reader {
         let _ = self.sender.send(Err(failure)).await;
     }
 
-    fn hand_on(&self, published: &Published) {
-        let Some(message) = read_message(&published.payload, &self.object) else {
+    fn forward(&self, published: &PubSubMessage) {
+        let Some(message) = decode_message(&published.payload, &self.object) else {
             return;
         };
-        let key = match published.channel.strip_prefix(&self.before_key) {
+        let key = match published.channel.strip_prefix(&self.channel_prefix) {
             Some(key) => key,
             None => &message.properties.delivery_info.routing_key,
         };
-        if !matches_words(&self.pattern, key) {
+        if !matches_topic_pattern(&self.pattern, key) {
             return;
         }
         if self.sender.try_send(Ok(message)).is_err() {
@@ -123,7 +123,7 @@ impl Reader {
 /// The patterns of Redis for a pattern of AMQP. Redis's `*` goes over dots too,
 /// so that what arrives is matched once more.
 fn channel_patterns(shared: &Shared, exchange: &str, pattern: &str) -> Vec<String> {
-    let whole = escaped(&shared.channel(exchange, ""));
+    let whole = escape_glob(&shared.channel(exchange, ""));
     if !shared.link.options().layout.fanout_patterns {
         return vec![whole];
     }
@@ -131,7 +131,7 @@ fn channel_patterns(shared: &Shared, exchange: &str, pattern: &str) -> Vec<Strin
         "" | "#" => vec![format!("{whole}/*"), whole],
         pattern => {
             // `a.#` matches `a` too.
-            let loose = escaped(pattern)
+            let loose = escape_glob(pattern)
                 .replace(".#", "*")
                 .replace("#.", "*")
                 .replace('#', "*");
@@ -141,19 +141,19 @@ fn channel_patterns(shared: &Shared, exchange: &str, pattern: &str) -> Vec<Strin
 }
 
 /// Without the letters that mean something in Redis's patterns.
-fn escaped(name: &str) -> String {
-    let mut escaped = String::with_capacity(name.len());
-    for letter in name.chars() {
-        if "*?[]\\".contains(letter) {
-            escaped.push('\\');
+fn escape_glob(name: &str) -> String {
+    let mut escape_glob = String::with_capacity(name.len());
+    for character in name.chars() {
+        if "*?[]\\".contains(character) {
+            escape_glob.push('\\');
         }
-        escaped.push(letter);
+        escape_glob.push(character);
     }
-    escaped
+    escape_glob
 }
 
 /// Reads the payload of a reply or broadcast; what is no message is passed over.
-pub(crate) fn read_message(payload: &Bytes, from: &str) -> Option<Message> {
+pub(crate) fn decode_message(payload: &Bytes, from: &str) -> Option<Message> {
     match kombu::decode(payload) {
         Ok(message) => Some(message),
         Err(error) => {

@@ -57,8 +57,8 @@ impl Layout {
         self.key(&format!("_kombu.binding_permanent.{exchange}"))
     }
 
-    /// When kombu sweeps the bindings of which exchange away.
-    pub(crate) fn deadlines(&self) -> String {
+    /// When kombu restore_schedule the bindings of which exchange away.
+    pub(crate) fn binding_deadlines(&self) -> String {
         self.key("_kombu.binding_deadlines")
     }
 
@@ -74,7 +74,7 @@ impl Layout {
     }
 
     /// The hash in which bytes wait that are no message.
-    pub(crate) fn holding(&self, queue: &str) -> String {
+    pub(crate) fn quarantine(&self, queue: &str) -> String {
         format!("{}{queue}.dead.raw", self.prefix)
     }
 }
@@ -91,37 +91,37 @@ impl RedisOptions {
 /// A delivery tag of ours: `[raw:]<unique>-<number>:<queue>`. It says all that
 /// settling needs, so that any consumer can settle what another one took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Tag<'a> {
+pub(crate) struct ParsedTag<'a> {
     /// Where the delivery is noted.
-    pub(crate) place: Held,
+    pub(crate) location: DeliveryLocation,
     /// The queue that it was taken from.
     pub(crate) queue: &'a str,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Held {
+pub(crate) enum DeliveryLocation {
     /// In `unacked`, as kombu does it.
     Unacked,
-    /// In the queue's holding hash, because it is no message.
-    Raw,
+    /// In the queue's quarantine hash, because it is no message.
+    Quarantine,
 }
 
-const RAW: &str = "raw:";
+const QUARANTINE_PREFIX: &str = "raw:";
 
-impl<'a> Tag<'a> {
+impl<'a> ParsedTag<'a> {
     pub(crate) fn parse(tag: &'a str) -> Self {
-        let (place, rest) = match tag.strip_prefix(RAW) {
-            Some(rest) => (Held::Raw, rest),
-            None => (Held::Unacked, tag),
+        let (location, rest) = match tag.strip_prefix(QUARANTINE_PREFIX) {
+            Some(rest) => (DeliveryLocation::Quarantine, rest),
+            None => (DeliveryLocation::Unacked, tag),
         };
         let queue = rest.split_once(':').map_or("", |(_, queue)| queue);
-        Self { place, queue }
+        Self { location, queue }
     }
 }
 
-/// A tag for bytes in the holding hash of `queue`.
-pub(crate) fn raw_tag(unique: &str, queue: &str) -> String {
-    format!("{RAW}{unique}:{queue}")
+/// A tag for bytes in the quarantine hash of `queue`.
+pub(crate) fn quarantine_tag(unique: &str, queue: &str) -> String {
+    format!("{QUARANTINE_PREFIX}{unique}:{queue}")
 }
 
 #[cfg(test)]
@@ -152,11 +152,17 @@ mod tests {
 
     #[test]
     fn tags_say_where_a_delivery_is() {
-        let tag = Tag::parse("0f-12:a:b");
-        assert_eq!((tag.place, tag.queue), (Held::Unacked, "a:b"));
-        let text = raw_tag("0f-13", "a:b");
-        let tag = Tag::parse(&text);
-        assert_eq!((tag.place, tag.queue), (Held::Raw, "a:b"));
-        assert_eq!(Tag::parse("of-somebody-else").queue, "");
+        let tag = ParsedTag::parse("0f-12:a:b");
+        assert_eq!(
+            (tag.location, tag.queue),
+            (DeliveryLocation::Unacked, "a:b")
+        );
+        let text = quarantine_tag("0f-13", "a:b");
+        let tag = ParsedTag::parse(&text);
+        assert_eq!(
+            (tag.location, tag.queue),
+            (DeliveryLocation::Quarantine, "a:b")
+        );
+        assert_eq!(ParsedTag::parse("of-somebody-else").queue, "");
     }
 }

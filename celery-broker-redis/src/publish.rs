@@ -1,36 +1,36 @@
 //! From publications to lists and channels.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use bytes::Bytes;
 use celery_protocol::{Message, kombu};
 use celery_runtime::{ExchangeKind, Publication, Queue, ServiceError, ServiceErrorKind};
 
-use crate::binding::Binding;
+use crate::binding::StoredBinding;
 use crate::link::{Attempt, Command};
 use crate::shared::Shared;
 
 /// By exchange.
-type Bindings<'a> = HashMap<&'a str, Vec<Binding>>;
+type BindingsByExchange<'a> = HashMap<&'a str, Vec<StoredBinding>>;
 
 impl Shared {
     /// Sends a batch: one round trip, and one before it for exchanges whose
     /// bindings have to be read. What has to be declared takes some more.
     pub(crate) async fn publish(&self, batch: &[Publication]) -> Vec<Result<(), ServiceError>> {
-        let (bindings, refused) = match self.bound(batch).await {
-            Ok(bound) => bound,
+        let (bindings, refused) = match self.resolve_bindings(batch).await {
+            Ok(resolved) => resolved,
             Err(error) => return vec![Err(error); batch.len()],
         };
-        let mut plan = Plan::default();
+        let mut commands = CommandBatch::default();
         let mut outcomes: Vec<Result<(), ServiceError>> = Vec::with_capacity(batch.len());
-        for (number, publication) in batch.iter().enumerate() {
+        for (index, publication) in batch.iter().enumerate() {
             let refused = declare_queue(publication).and_then(|queue| refused.get(&*queue.name));
             outcomes.push(match refused {
                 Some(error) => Err(error.clone()),
-                None => self.plan(&mut plan, number, publication, &bindings),
+                None => self.add_commands(&mut commands, index, publication, &bindings),
             });
         }
-        let (commands, publications) = plan.into_commands();
+        let (commands, publications) = commands.into_commands();
         if commands.is_empty() {
             return outcomes;
         }
@@ -42,9 +42,9 @@ impl Shared {
         let attempt = Attempt::new("publish to", &object);
         match self.link.pipeline(attempt, commands).await {
             Ok(answers) => {
-                for (answer, numbers) in answers.into_iter().zip(publications) {
+                for (answer, indexes) in answers.into_iter().zip(publications) {
                     if let Err(error) = answer {
-                        fail(&mut outcomes, &numbers, &error);
+                        fail(&mut outcomes, &indexes, &error);
                     }
                 }
             }
@@ -90,12 +90,12 @@ impl Shared {
         Ok(encoded.into())
     }
 
-    fn plan(
+    fn add_commands(
         &self,
-        plan: &mut Plan,
-        number: usize,
+        commands: &mut CommandBatch,
+        index: usize,
         publication: &Publication,
-        bindings: &Bindings<'_>,
+        bindings: &BindingsByExchange<'_>,
     ) -> Result<(), ServiceError> {
         let Publication {
             message,
@@ -107,39 +107,43 @@ impl Shared {
         let priority = message.properties.priority;
         let list = |queue: &str| self.link.options().layout.list_for(queue, priority);
         if exchange.is_empty() {
-            plan.push(list(routing_key), number, envelope);
+            commands.push(list(routing_key), index, envelope);
             return Ok(());
         }
         let Some(bindings) = bindings.get(exchange.as_str()) else {
-            plan.broadcast(self.channel(exchange, routing_key), number, envelope);
+            commands.broadcast(self.channel(exchange, routing_key), index, envelope);
             return Ok(());
         };
-        let mut led = false;
-        for binding in bindings.iter().filter(|binding| binding.leads(routing_key)) {
-            led = true;
-            plan.push(list(&binding.queue), number, envelope.clone());
+        let mut is_routed = false;
+        for binding in bindings
+            .iter()
+            .filter(|binding| binding.matches(routing_key))
+        {
+            is_routed = true;
+            commands.push(list(&binding.queue), index, envelope.clone());
         }
-        match led {
-            true => Ok(()),
-            false => Err(self.unroutable(exchange, routing_key)),
+        if is_routed {
+            Ok(())
+        } else {
+            Err(self.unroutable(exchange, routing_key))
         }
     }
 
     /// The bindings that the batch needs, once the queues that it is meant for
     /// are bound; and those that cannot be, by name.
-    async fn bound<'a>(
+    async fn resolve_bindings<'a>(
         &self,
         batch: &'a [Publication],
-    ) -> Result<(Bindings<'a>, HashMap<&'a str, ServiceError>), ServiceError> {
+    ) -> Result<(BindingsByExchange<'a>, HashMap<&'a str, ServiceError>), ServiceError> {
         let bindings = self.bindings_for(batch).await?;
         let mut refused = HashMap::new();
-        let mut looked_at = HashSet::new();
+        let mut checked = HashSet::new();
         for publication in batch {
             let Some(queue) = declare_queue(publication) else {
                 continue;
             };
-            let is_bound = self.has_declared(queue) && leads_to(&bindings, publication, queue);
-            if is_bound || !looked_at.insert(queue.name.as_str()) {
+            let is_bound = self.has_declared(queue) && is_bound_to(&bindings, publication, queue);
+            if is_bound || !checked.insert(queue.name.as_str()) {
                 continue;
             }
             match self.declare(queue).await {
@@ -148,9 +152,10 @@ impl Shared {
                 Ok(()) => {}
             }
         }
-        match looked_at.is_empty() {
-            true => Ok((bindings, refused)),
-            false => Ok((self.bindings_for(batch).await?, refused)),
+        if checked.is_empty() {
+            Ok((bindings, refused))
+        } else {
+            Ok((self.bindings_for(batch).await?, refused))
         }
     }
 
@@ -158,8 +163,8 @@ impl Shared {
     async fn bindings_for<'a>(
         &self,
         batch: &'a [Publication],
-    ) -> Result<Bindings<'a>, ServiceError> {
-        let names: HashSet<&str> = batch
+    ) -> Result<BindingsByExchange<'a>, ServiceError> {
+        let names: BTreeSet<&str> = batch
             .iter()
             .map(|publication| publication.exchange.as_str())
             .filter(|exchange| !exchange.is_empty())
@@ -168,7 +173,6 @@ impl Shared {
         if names.is_empty() {
             return Ok(HashMap::new());
         }
-        let names: Vec<_> = names.into_iter().collect();
         let commands = names
             .iter()
             .map(|exchange| self.members(exchange))
@@ -187,12 +191,12 @@ impl Shared {
         Attempt::new("publish to", &object).error(
             &self.link,
             ServiceErrorKind::Unroutable,
-            "no queue is bound to it by that key",
+            "no queue is resolve_bindings to it by that key",
         )
     }
 }
 
-/// The queue to declare before a publication. The anonymous exchange leads to
+/// The queue to declare before a publication. The anonymous exchange matches to
 /// every list without.
 fn declare_queue(publication: &Publication) -> Option<&Queue> {
     let queue = publication.queue.as_deref();
@@ -200,15 +204,19 @@ fn declare_queue(publication: &Publication) -> Option<&Queue> {
 }
 
 /// Whether there is any binding to the queue. One that is gone, as after a
-/// restart without persistence, is made anew. Channels need none.
-fn leads_to(bindings: &Bindings<'_>, publication: &Publication, queue: &Queue) -> bool {
+/// restart without persistence, is made anew. PubSubControl need none.
+fn is_bound_to(
+    bindings: &BindingsByExchange<'_>,
+    publication: &Publication,
+    queue: &Queue,
+) -> bool {
     let bindings = bindings.get(publication.exchange.as_str());
     bindings.is_none_or(|bindings| bindings.iter().any(|one| one.queue == queue.name))
 }
 
-fn fail(outcomes: &mut [Result<(), ServiceError>], numbers: &[usize], error: &ServiceError) {
-    for number in numbers {
-        if let Some(outcome @ Ok(())) = outcomes.get_mut(*number) {
+fn fail(outcomes: &mut [Result<(), ServiceError>], indexes: &[usize], error: &ServiceError) {
+    for index in indexes {
+        if let Some(outcome @ Ok(())) = outcomes.get_mut(*index) {
             *outcome = Err(error.clone());
         }
     }
@@ -217,13 +225,13 @@ fn fail(outcomes: &mut [Result<(), ServiceError>], numbers: &[usize], error: &Se
 /// The commands of one batch: one `LPUSH` for all messages of a list, in their
 /// order, and the publications of the batch that each command carries.
 #[derive(Default)]
-struct Plan {
+struct CommandBatch {
     commands: Vec<(Command, Vec<usize>)>,
     lists: HashMap<String, usize>,
 }
 
-impl Plan {
-    fn push(&mut self, list: String, number: usize, envelope: Bytes) {
+impl CommandBatch {
+    fn push(&mut self, list: String, index: usize, envelope: Bytes) {
         let at = match self.lists.get(&list) {
             Some(at) => *at,
             None => {
@@ -233,14 +241,14 @@ impl Plan {
                 self.commands.len() - 1
             }
         };
-        let (command, numbers) = &mut self.commands[at];
+        let (command, indexes) = &mut self.commands[at];
         command.push(envelope);
-        numbers.push(number);
+        indexes.push(index);
     }
 
-    fn broadcast(&mut self, channel: String, number: usize, envelope: Bytes) {
+    fn broadcast(&mut self, channel: String, index: usize, envelope: Bytes) {
         let command = Command::new("PUBLISH").arg(channel).arg(envelope);
-        self.commands.push((command, vec![number]));
+        self.commands.push((command, vec![index]));
     }
 
     fn into_commands(self) -> (Vec<Command>, Vec<Vec<usize>>) {
@@ -254,13 +262,13 @@ mod tests {
 
     #[test]
     fn messages_of_a_list_share_a_command() {
-        let mut plan = Plan::default();
-        plan.push("one".into(), 0, Bytes::new());
-        plan.push("two".into(), 1, Bytes::new());
-        plan.push("one".into(), 2, Bytes::new());
-        plan.broadcast("/0.x".into(), 3, Bytes::new());
-        let (commands, numbers) = plan.into_commands();
+        let mut commands = CommandBatch::default();
+        commands.push("one".into(), 0, Bytes::new());
+        commands.push("two".into(), 1, Bytes::new());
+        commands.push("one".into(), 2, Bytes::new());
+        commands.broadcast("/0.x".into(), 3, Bytes::new());
+        let (commands, indexes) = commands.into_commands();
         assert_eq!(commands.len(), 3);
-        assert_eq!(numbers, [vec![0, 2], vec![1], vec![3]]);
+        assert_eq!(indexes, [vec![0, 2], vec![1], vec![3]]);
     }
 }

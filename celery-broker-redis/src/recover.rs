@@ -4,38 +4,44 @@ use std::time::SystemTime;
 
 use celery_runtime::ServiceError;
 
-use crate::link::{Attempt, Command, Reply};
+use crate::link::{Attempt, Command, RedisReply};
 use crate::shared::Shared;
-use crate::unconfirmed::Doubt;
+use crate::unconfirmed::UnconfirmedFetch;
 
 /// How many tags are asked for at a time.
-const CHUNK: usize = 1000;
+const LOOKUP_BATCH_SIZE: usize = 1000;
 
 impl Shared {
-    /// Looks for what takings in doubt have taken from these queues; it is due
+    /// Looks for what takings in fetch have taken from these queues; it is due
     /// at once.
-    pub(crate) async fn resolve_doubts(
+    pub(crate) async fn recover_unconfirmed(
         &self,
         attempt: Attempt<'_>,
         queues: &[String],
     ) -> Result<(), ServiceError> {
-        let doubts = self.doubts.take(queues);
-        let tags: Vec<String> = doubts.iter().flat_map(Doubt::tags).collect();
-        for chunk in tags.chunks(CHUNK) {
-            if let Err(error) = self.find(attempt, chunk).await {
-                doubts.into_iter().for_each(|doubt| self.doubts.add(doubt));
+        let fetches = self.unconfirmed.take(queues);
+        let tags: Vec<String> = fetches.iter().flat_map(UnconfirmedFetch::tags).collect();
+        for chunk in tags.chunks(LOOKUP_BATCH_SIZE) {
+            if let Err(error) = self.delay_if_held(attempt, chunk).await {
+                fetches
+                    .into_iter()
+                    .for_each(|fetch| self.unconfirmed.add(fetch));
                 return Err(error);
             }
         }
         Ok(())
     }
 
-    async fn find(&self, attempt: Attempt<'_>, tags: &[String]) -> Result<(), ServiceError> {
+    async fn delay_if_held(
+        &self,
+        attempt: Attempt<'_>,
+        tags: &[String],
+    ) -> Result<(), ServiceError> {
         let unacked = self.link.options().layout.unacked();
-        let look = tags
+        let commands = tags
             .iter()
             .map(|tag| Command::new("HEXISTS").arg(&unacked).arg(tag));
-        let found = self.link.atomic(attempt, look.collect()).await?;
+        let found = self.link.atomic(attempt, commands.collect()).await?;
         let now = SystemTime::now();
         for (tag, found) in tags.iter().zip(found) {
             if found.number() == 1 {
@@ -45,8 +51,8 @@ impl Shared {
         Ok(())
     }
 
-    /// The tags in the holding hashes of the queues.
-    pub(crate) async fn left_behind(
+    /// The tags in the quarantine hashes of the queues.
+    pub(crate) async fn quarantined_tags(
         &self,
         attempt: Attempt<'_>,
         queues: &[String],
@@ -54,11 +60,11 @@ impl Shared {
         let layout = &self.link.options().layout;
         let commands = queues
             .iter()
-            .map(|queue| Command::new("HKEYS").arg(layout.holding(queue)));
+            .map(|queue| Command::new("HKEYS").arg(layout.quarantine(queue)));
         let answers = self.link.pipeline(attempt, commands.collect()).await?;
         let mut left = Vec::new();
         for answer in answers {
-            left.extend(answer?.list().into_iter().filter_map(Reply::text));
+            left.extend(answer?.list().into_iter().filter_map(RedisReply::text));
         }
         Ok(left)
     }

@@ -1,5 +1,6 @@
 //! Mailboxes for replies: lists of one reader alone.
 
+use std::ops::ControlFlow;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -8,29 +9,29 @@ use celery_runtime::{Binding, BoxFuture, Mailbox, ServiceError, Subscription};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::fanout::read_message;
-use crate::key_watcher::Watch;
+use crate::fanout::decode_message;
+use crate::key_watcher::KeyWatcher;
 use crate::link::{Attempt, Script};
 use crate::shared::Shared;
 
-static REPLY: LazyLock<Script> =
+static MAILBOX_FETCH: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../scripts/mailbox_fetch.lua")));
 
-static BIND: LazyLock<Script> =
+static MAILBOX_BIND: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../scripts/mailbox_bind.lua")));
 
-static LEAVE: LazyLock<Script> =
+static MAILBOX_CLOSE: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../scripts/mailbox_close.lua")));
 
-/// Replies taken ahead of the reader.
-const BACKLOG: usize = 64;
+/// Replies fetched ahead of the reader.
+const REPLY_BUFFER: usize = 64;
 
-/// How often a binding is written again: it lasts far longer, but somebody may
+/// How often a binding is written again: it ttl far longer, but somebody may
 /// have emptied the database.
-const REBIND: Duration = Duration::from_secs(60);
+const REBIND_INTERVAL: Duration = Duration::from_secs(60);
 
 /// kombu's shortest life of a binding.
-const BINDING_LIFETIME: Duration = Duration::from_secs(3600);
+const MIN_BINDING_TTL: Duration = Duration::from_secs(3600);
 
 /// The replies in one list, which dies with its time to live.
 #[derive(Debug)]
@@ -48,25 +49,25 @@ impl ReplySubscription {
     ) -> Result<Self, ServiceError> {
         let object = format!("mailbox {}", mailbox.name);
         let attempt = Attempt::new("open", &object);
-        let watch = Watch::connect(&shared.link, attempt).await?;
-        let (sender, replies) = mpsc::channel(BACKLOG);
+        let watcher = KeyWatcher::connect(&shared.link, attempt).await?;
+        let (sender, replies) = mpsc::channel(REPLY_BUFFER);
         let layout = &shared.link.options().layout;
-        let address = mailbox
+        let binding = mailbox
             .binding
             .as_ref()
-            .map(|binding| Address::new(shared, binding, &mailbox.name));
-        let mut reader = Reader {
-            watch,
+            .map(|binding| MailboxBinding::new(shared, binding, &mailbox.name));
+        let mut reader = ReplyReader {
+            watcher,
             list: layout.list_for(&mailbox.name, None),
             expires: mailbox.expires.max(Duration::from_millis(1)),
-            address,
-            rebind: Instant::now(),
+            binding,
+            rebind_at: Instant::now(),
             object: object.clone(),
             sender,
             shared: Arc::clone(shared),
         };
         // Whoever replies from now on finds a list with a time to live.
-        let first = reader.take(0).await?;
+        let first = reader.fetch(0).await?;
         debug_assert!(first.is_empty(), "none was asked for");
         // A binding has no time to live. Made over there, it also goes when the
         // opener is dropped now.
@@ -92,148 +93,145 @@ impl Subscription for ReplySubscription {
 }
 
 /// The binding of a mailbox to a direct exchange, by which others find it.
-struct Address {
+struct MailboxBinding {
     bindings: String,
     deadlines: String,
     member: String,
     exchange: String,
 }
 
-impl Address {
+impl MailboxBinding {
     fn new(shared: &Shared, binding: &Binding, queue: &str) -> Self {
         let layout = &shared.link.options().layout;
         let exchange = binding.exchange.name.clone();
         Self {
             bindings: layout.bindings(&exchange),
-            deadlines: layout.deadlines(),
+            deadlines: layout.binding_deadlines(),
             member: layout.binding_member(&binding.routing_key, "", queue),
             exchange,
         }
     }
 }
 
-struct Reader {
+struct ReplyReader {
     shared: Arc<Shared>,
-    watch: Watch,
+    watcher: KeyWatcher,
     list: String,
     expires: Duration,
-    address: Option<Address>,
-    rebind: Instant,
+    binding: Option<MailboxBinding>,
+    rebind_at: Instant,
     object: String,
     sender: mpsc::Sender<Result<Message, ServiceError>>,
 }
 
-/// What one turn of a reader ended with.
-enum Turn {
-    Again,
-    /// Nobody reads any more.
-    Left,
-}
-
-impl Reader {
+impl ReplyReader {
     async fn run(mut self, ready: oneshot::Sender<Result<(), ServiceError>>) {
         let bound = self.bind().await;
         let is_bound = bound.is_ok();
         // Fails only where the reader is gone.
         if ready.send(bound).is_err() || !is_bound {
-            return self.leave().await;
+            return self.close().await;
         }
         let failure = loop {
-            match self.turn().await {
-                Ok(Turn::Again) => {}
-                Ok(Turn::Left) => return self.leave().await,
+            match self.poll_once().await {
+                Ok(ControlFlow::Continue(())) => {}
+                Ok(ControlFlow::Break(())) => return self.close().await,
                 Err(error) => break error,
             }
         };
         let _ = self.sender.send(Err(failure)).await;
-        self.leave().await;
+        self.close().await;
     }
 
     /// Takes no more than there is room for, so that replies wait on the server.
-    async fn turn(&mut self) -> Result<Turn, ServiceError> {
+    async fn poll_once(&mut self) -> Result<ControlFlow<()>, ServiceError> {
         let link = self.shared.link.clone();
         let sender = self.sender.clone();
-        let most = BACKLOG.min(sender.capacity()).max(1);
-        let Ok(room) = sender.reserve_many(most).await else {
-            return Ok(Turn::Left);
+        let max = REPLY_BUFFER.min(sender.capacity()).max(1);
+        let Ok(room) = sender.reserve_many(max).await else {
+            return Ok(ControlFlow::Break(()));
         };
-        if self.rebind <= Instant::now() {
+        if self.rebind_at <= Instant::now() {
             self.bind().await?;
         }
-        let replies = self.take(room.len()).await?;
+        let replies = self.fetch(room.len()).await?;
         if replies.is_empty() {
             drop(room);
             // The time to live is renewed while we wait.
             tokio::select! {
-                () = self.watch.changed() => {}
+                () = self.watcher.changed() => {}
                 () = tokio::time::sleep(self.expires / 3) => {}
-                () = sender.closed() => return Ok(Turn::Left),
+                () = sender.closed() => return Ok(ControlFlow::Break(())),
                 () = link.closed() => {
                     return Err(link.closed_error(Attempt::new("receive from", &self.object)));
                 }
             }
-            return Ok(Turn::Again);
+            return Ok(ControlFlow::Continue(()));
         }
-        self.watch.found();
+        self.watcher.reset_poll_interval();
         for (permit, reply) in room.zip(replies) {
             permit.send(Ok(reply));
         }
-        Ok(Turn::Again)
+        Ok(ControlFlow::Continue(()))
     }
 
-    async fn take(&mut self, most: usize) -> Result<Vec<Message>, ServiceError> {
+    async fn fetch(&mut self, max: usize) -> Result<Vec<Message>, ServiceError> {
         let attempt = Attempt::new("receive from", &self.object);
-        let numbers = [most as u128, self.expires.as_millis()].map(|number| number.to_string());
-        let [most, expires] = numbers.each_ref().map(String::as_bytes);
-        let taken = self
-            .watch
-            .script(attempt, &REPLY, &[&self.list], &[most, expires])
+        let numbers = [max as u128, self.expires.as_millis()].map(|number| number.to_string());
+        let [max, expires] = numbers.each_ref().map(String::as_bytes);
+        let fetched = self
+            .watcher
+            .script(attempt, &MAILBOX_FETCH, &[&self.list], &[max, expires])
             .await?;
-        let replies = taken.list().into_iter().filter_map(|reply| reply.data());
+        let replies = fetched.list().into_iter().filter_map(|reply| reply.data());
         Ok(replies
-            .filter_map(|reply| read_message(&reply, &self.object))
+            .filter_map(|reply| decode_message(&reply, &self.object))
             .collect())
     }
 
     /// Says where the mailbox is. Not on the watching connection, which would
     /// then be told of every change to the bindings.
     async fn bind(&mut self) -> Result<(), ServiceError> {
-        self.rebind = Instant::now() + REBIND;
-        let Some(address) = &self.address else {
+        self.rebind_at = Instant::now() + REBIND_INTERVAL;
+        let Some(binding) = &self.binding else {
             return Ok(());
         };
-        let lasts = BINDING_LIFETIME.max(2 * self.expires);
-        let keys = [address.bindings.as_str(), &address.deadlines];
-        let lasts = lasts.as_millis().to_string();
-        let arguments = [address.member.as_str(), &address.exchange, &lasts].map(str::as_bytes);
+        let ttl = MIN_BINDING_TTL.max(2 * self.expires);
+        let keys = [binding.bindings.as_str(), &binding.deadlines];
+        let ttl = ttl.as_millis().to_string();
+        let arguments = [binding.member.as_str(), &binding.exchange, &ttl].map(str::as_bytes);
         let attempt = Attempt::new("bind", &self.object);
         let link = &self.shared.link;
-        link.script(attempt, &BIND, &keys, &arguments)
+        link.script(attempt, &MAILBOX_BIND, &keys, &arguments)
             .await
             .map(drop)
     }
 
     /// Where this fails the list dies by itself, and the binding is swept.
-    async fn leave(mut self) {
+    async fn close(mut self) {
         let expires = self.expires.as_millis().to_string();
         let mut keys = vec![self.list.as_str()];
         let mut arguments = vec![expires.as_bytes()];
-        if let Some(address) = &self.address {
-            keys.extend([address.bindings.as_str(), &address.deadlines]);
-            arguments.extend([address.member.as_bytes(), address.exchange.as_bytes()]);
+        if let Some(binding) = &self.binding {
+            keys.extend([binding.bindings.as_str(), &binding.deadlines]);
+            arguments.extend([binding.member.as_bytes(), binding.exchange.as_bytes()]);
         }
         let attempt = Attempt::new("close", &self.object);
         // This connection still works when the broker was closed.
-        let left = self.watch.script(attempt, &LEAVE, &keys, &arguments).await;
-        let left = match left {
+        let closed = self
+            .watcher
+            .script(attempt, &MAILBOX_CLOSE, &keys, &arguments)
+            .await;
+        let closed = match closed {
             Err(error) if error.is_transient() => {
                 let link = &self.shared.link;
-                link.script(attempt, &LEAVE, &keys, &arguments).await
+                link.script(attempt, &MAILBOX_CLOSE, &keys, &arguments)
+                    .await
             }
-            left => left,
+            closed => closed,
         };
-        if let Err(error) = left {
-            tracing::debug!(%error, "a mailbox is left to its time to live");
+        if let Err(error) = closed {
+            tracing::debug!(%error, "a mailbox is closed to its time to live");
         }
     }
 }

@@ -9,41 +9,41 @@ use celery_runtime::ServiceError;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use crate::binding::Binding;
-use crate::entry::{Entry, Returned};
-use crate::keys::{Tag, raw_tag};
-use crate::link::{Attempt, COMPARE_AND_DELETE, Command, Reply, Script};
-use crate::settle::MOVE;
+use crate::binding::StoredBinding;
+use crate::entry::{RequeuedEnvelope, UnackedEntry};
+use crate::keys::{ParsedTag, quarantine_tag};
+use crate::link::{Attempt, COMPARE_AND_DELETE, Command, RedisReply, Script};
+use crate::settle::REQUEUE;
 use crate::shared::Shared;
 
 static EXPIRED: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../scripts/expired.lua")));
-static HOLD: LazyLock<Script> =
+static QUARANTINE: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../scripts/quarantine.lua")));
 
 const ATTEMPT: Attempt<'static> = Attempt::new("restore", "deliveries of dead workers");
 
 /// How many entries are read at a time; messages may be large.
-const CHUNK: usize = 20;
+const RESTORE_BATCH_SIZE: usize = 20;
 
 /// The queue of entries that do not say theirs.
-const NOBODYS_QUEUE: &str = "celery";
+const DEFAULT_QUEUE: &str = "celery";
 
-/// How long the lock of a sweep that was cut off keeps others from it. Two
-/// sweeps at a time would do no harm, only work twice.
-const LOCK: Duration = Duration::from_secs(10);
+/// How long the lock of a restore_expired that was cut off keeps others from it. Two
+/// restore_schedule at a time would do no harm, only work twice.
+const MAX_MUTEX_TTL: Duration = Duration::from_secs(10);
 
-/// How long the end of a consumer waits for the end of its sweep.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long the end of a consumer waits for the end of its restore_expired.
+const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The sweeps of one consumer: at once and then from time to time.
+/// The restore_schedule of one consumer: at once and then from time to time.
 #[derive(Debug)]
-pub(crate) struct Sweeps {
+pub(crate) struct RestoreSchedule {
     task: Mutex<Option<JoinHandle<()>>>,
     stop: Arc<Notify>,
 }
 
-impl Sweeps {
+impl RestoreSchedule {
     pub(crate) fn start(shared: Arc<Shared>) -> Self {
         let stop = Arc::new(Notify::new());
         let task = tokio::spawn(run(shared, Arc::clone(&stop)));
@@ -53,11 +53,11 @@ impl Sweeps {
         }
     }
 
-    /// Ends after the sweep that is under way, so that its lock is given back.
+    /// Ends after the restore_expired that is under way, so that its lock is given back.
     pub(crate) async fn stop(&self) {
         self.stop.notify_one();
         let Some(mut task) = self.take() else { return };
-        if tokio::time::timeout(PATIENCE, &mut task).await.is_err() {
+        if tokio::time::timeout(STOP_TIMEOUT, &mut task).await.is_err() {
             task.abort();
         }
     }
@@ -70,7 +70,7 @@ impl Sweeps {
     }
 }
 
-impl Drop for Sweeps {
+impl Drop for RestoreSchedule {
     fn drop(&mut self) {
         if let Some(task) = self.take() {
             task.abort();
@@ -78,8 +78,8 @@ impl Drop for Sweeps {
     }
 }
 
-/// An error only ends one sweep: consumption has errors of its own, and the
-/// next sweep may do better.
+/// An error only ends one restore_expired: consumption has errors of its own, and the
+/// next restore_expired may do better.
 async fn run(shared: Arc<Shared>, stop: Arc<Notify>) {
     let mut ticks = tokio::time::interval(shared.link.options().layout.restore_interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -92,7 +92,7 @@ async fn run(shared: Arc<Shared>, stop: Arc<Notify>) {
         match shared.restore().await {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "restored deliveries of dead workers"),
-            Err(error) => tracing::warn!(%error, "the sweep for dead workers failed"),
+            Err(error) => tracing::warn!(%error, "the restore_expired for dead workers failed"),
         }
     }
 }
@@ -110,7 +110,7 @@ impl Shared {
             .arg(&token)
             .arg("NX")
             .arg("PX");
-        let expire = layout.unacked_mutex_expire.min(LOCK).as_millis() as i64;
+        let expire = layout.unacked_mutex_expire.min(MAX_MUTEX_TTL).as_millis() as i64;
         if self
             .link
             .call(ATTEMPT, lock.number(expire.max(1)))
@@ -120,7 +120,7 @@ impl Shared {
         {
             return Ok(0);
         }
-        let swept = self.sweep().await;
+        let swept = self.restore_expired().await;
         let (keys, arguments) = ([mutex.as_str()], [token.as_bytes()]);
         let unlocked = self
             .link
@@ -131,19 +131,22 @@ impl Shared {
         Ok(count)
     }
 
-    async fn sweep(&self) -> Result<usize, ServiceError> {
+    async fn restore_expired(&self) -> Result<usize, ServiceError> {
         let limit = self.link.options().layout.restore_limit;
-        let mut bindings = Bindings::default();
+        let mut bindings = BindingCache::default();
         let mut count = 0;
         while count < limit {
-            let (latest, expired) = self.expired(CHUNK.min(limit - count)).await?;
+            let (latest, expired) = self.expired(RESTORE_BATCH_SIZE.min(limit - count)).await?;
             if expired.is_empty() {
                 break;
             }
             count += expired.len();
             let mut commands = Vec::with_capacity(expired.len());
             for (tag, entry) in &expired {
-                commands.push(self.restoration(&mut bindings, tag, entry, &latest).await?);
+                commands.push(
+                    self.restore_command(&mut bindings, tag, entry, &latest)
+                        .await?,
+                );
             }
             for answer in self.link.pipeline(ATTEMPT, commands).await? {
                 answer?;
@@ -166,7 +169,10 @@ impl Shared {
             .await?
             .list()
             .into_iter();
-        let latest = replies.next().and_then(Reply::text).unwrap_or_default();
+        let latest = replies
+            .next()
+            .and_then(RedisReply::text)
+            .unwrap_or_default();
         let mut expired = Vec::new();
         while let (Some(tag), Some(entry)) = (replies.next(), replies.next()) {
             if let (Some(tag), Some(entry)) = (tag.text(), entry.data()) {
@@ -177,23 +183,23 @@ impl Shared {
     }
 
     /// The command that ends one abandoned delivery.
-    async fn restoration(
+    async fn restore_command(
         &self,
-        bindings: &mut Bindings,
+        bindings: &mut BindingCache,
         tag: &str,
         entry: &Bytes,
         latest: &str,
     ) -> Result<Command, ServiceError> {
         let layout = &self.link.options().layout;
-        let Some(parsed) = Entry::parse(entry) else {
+        let Some(parsed) = UnackedEntry::parse(entry) else {
             tracing::error!(
                 tag,
                 "an entry of held deliveries is unreadable; it is set aside"
             );
-            return Ok(self.set_aside(tag));
+            return Ok(self.quarantine_command(tag));
         };
         let queues = bindings.queues(self, &parsed).await?;
-        let returned = Returned::flagged(&parsed.envelope);
+        let returned = RequeuedEnvelope::redelivered(&parsed.envelope);
         let lists = queues
             .iter()
             .map(|queue| layout.list_for(queue, returned.priority));
@@ -206,40 +212,43 @@ impl Shared {
             &returned.envelope,
             latest.as_bytes(),
         ];
-        Ok(MOVE.by_text(&keys, &arguments))
+        Ok(REQUEUE.by_text(&keys, &arguments))
     }
 
-    fn set_aside(&self, tag: &str) -> Command {
+    fn quarantine_command(&self, tag: &str) -> Command {
         let layout = &self.link.options().layout;
-        let queue = match Tag::parse(tag).queue {
-            "" => NOBODYS_QUEUE,
+        let queue = match ParsedTag::parse(tag).queue {
+            "" => DEFAULT_QUEUE,
             queue => queue,
         };
         let keys = [
             layout.unacked(),
             layout.unacked_index(),
-            layout.holding(queue),
+            layout.quarantine(queue),
         ];
         let keys = keys.each_ref().map(String::as_str);
         let unique = uuid::Uuid::new_v4().simple().to_string();
-        HOLD.by_text(&keys, &[tag.as_bytes(), raw_tag(&unique, queue).as_bytes()])
+        QUARANTINE.by_text(
+            &keys,
+            &[tag.as_bytes(), quarantine_tag(&unique, queue).as_bytes()],
+        )
     }
 }
 
-/// Bindings of exchanges, as far as one sweep needed them.
+/// BindingCache of exchanges, as far as one restore_expired needed them.
 #[derive(Default)]
-struct Bindings {
-    known: HashMap<String, Vec<Binding>>,
+struct BindingCache {
+    known: HashMap<String, Vec<StoredBinding>>,
 }
 
-impl Bindings {
+impl BindingCache {
     /// Where kombu would put it: all queues that the exchange and routing key
-    /// lead to. What leads nowhere goes to the queue named like the routing
+    /// lead to. What matches nowhere goes to the queue named like the routing
     /// key, because it must go somewhere.
     async fn queues(
         &mut self,
         shared: &Shared,
-        entry: &Entry,
+        entry: &UnackedEntry,
     ) -> Result<Vec<String>, ServiceError> {
         let own = || vec![entry.routing_key.clone()];
         if entry.exchange.is_empty() {
@@ -256,7 +265,7 @@ impl Bindings {
             .unwrap_or_default();
         let queues: Vec<String> = bindings
             .iter()
-            .filter(|binding| binding.leads(&entry.routing_key))
+            .filter(|binding| binding.matches(&entry.routing_key))
             .map(|binding| binding.queue.clone())
             .collect();
         match queues.is_empty() {
@@ -265,7 +274,7 @@ impl Bindings {
                 tracing::warn!(
                     exchange = entry.exchange,
                     routing_key = entry.routing_key,
-                    "a restored message leads to no queue; it goes to the one named like its key"
+                    "a restored message matches to no queue; it goes to the one named like its key"
                 );
                 Ok(own())
             }

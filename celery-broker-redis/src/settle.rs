@@ -7,20 +7,20 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use celery_runtime::{QueueEnd, ServiceError, Settlement};
 
-use crate::entry::{Entry, Returned};
-use crate::keys::{Held, Tag};
-use crate::link::{Attempt, Command, Reply, Script};
+use crate::entry::{RequeuedEnvelope, UnackedEntry};
+use crate::keys::{DeliveryLocation, ParsedTag};
+use crate::link::{Attempt, Command, RedisReply, Script};
 use crate::shared::Shared;
 
-pub(crate) static MOVE: LazyLock<Script> =
+pub(crate) static REQUEUE: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../scripts/requeue.lua")));
 
 const ATTEMPT: Attempt<'static> = Attempt::new("settle", "deliveries");
 
 /// Whether a message that goes back says that it was delivered before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Flag {
-    Redelivered,
+pub(crate) enum RedeliveredFlag {
+    Set,
     Unchanged,
 }
 
@@ -29,7 +29,7 @@ pub(crate) enum Flag {
 struct Requeue<'a> {
     tag: &'a str,
     end: QueueEnd,
-    flag: Flag,
+    flag: RedeliveredFlag,
 }
 
 impl Shared {
@@ -40,7 +40,7 @@ impl Shared {
             Settlement::Requeue(tag, end) => Some(Requeue {
                 tag: tag.as_str(),
                 end: *end,
-                flag: Flag::Redelivered,
+                flag: RedeliveredFlag::Set,
             }),
             _ => None,
         });
@@ -63,7 +63,7 @@ impl Shared {
 
     /// Gives deliveries back to the heads of their queues, as if they had never
     /// been taken. The last tag ends up first.
-    pub(crate) async fn give_back(&self, tags: &[String]) -> Result<(), ServiceError> {
+    pub(crate) async fn return_unchanged(&self, tags: &[String]) -> Result<(), ServiceError> {
         if tags.is_empty() {
             return Ok(());
         }
@@ -72,7 +72,7 @@ impl Shared {
             .map(|tag| Requeue {
                 tag,
                 end: QueueEnd::Head,
-                flag: Flag::Unchanged,
+                flag: RedeliveredFlag::Unchanged,
             })
             .collect();
         let commands = tags.iter().map(|tag| self.read(tag)).collect();
@@ -88,12 +88,15 @@ impl Shared {
         let mut parked = Vec::new();
         for settlement in batch {
             let text = settlement.tag().as_str();
-            let tag = Tag::parse(text);
-            match (settlement, tag.place) {
-                (Settlement::Requeue(..), _) | (Settlement::Defer(..), Held::Raw) => {}
-                (Settlement::Defer(_, until), Held::Unacked) => parked.push((text, *until)),
-                (_, Held::Unacked) => held.push(text),
-                (_, Held::Raw) => raw.entry(tag.queue).or_default().push(text),
+            let tag = ParsedTag::parse(text);
+            match (settlement, tag.location) {
+                (Settlement::Requeue(..), _)
+                | (Settlement::Defer(..), DeliveryLocation::Quarantine) => {}
+                (Settlement::Defer(_, until), DeliveryLocation::Unacked) => {
+                    parked.push((text, *until))
+                }
+                (_, DeliveryLocation::Unacked) => held.push(text),
+                (_, DeliveryLocation::Quarantine) => raw.entry(tag.queue).or_default().push(text),
             }
         }
         let mut commands = Vec::new();
@@ -102,7 +105,11 @@ impl Shared {
             commands.push(Command::new("HDEL").arg(layout.unacked()).args(&held));
         }
         for (queue, tags) in raw {
-            commands.push(Command::new("HDEL").arg(layout.holding(queue)).args(tags));
+            commands.push(
+                Command::new("HDEL")
+                    .arg(layout.quarantine(queue))
+                    .args(tags),
+            );
         }
         if !parked.is_empty() {
             // XX: what is no longer ours must not come back into the index.
@@ -117,16 +124,16 @@ impl Shared {
     }
 
     fn read(&self, tag: &str) -> Command {
-        Command::new("HGET").arg(self.held_in(tag)).arg(tag)
+        Command::new("HGET").arg(self.hash_of(tag)).arg(tag)
     }
 
     /// The hash that holds a delivery.
-    pub(crate) fn held_in(&self, tag: &str) -> String {
+    pub(crate) fn hash_of(&self, tag: &str) -> String {
         let layout = &self.link.options().layout;
-        let tag = Tag::parse(tag);
-        match tag.place {
-            Held::Unacked => layout.unacked(),
-            Held::Raw => layout.holding(tag.queue),
+        let tag = ParsedTag::parse(tag);
+        match tag.location {
+            DeliveryLocation::Unacked => layout.unacked(),
+            DeliveryLocation::Quarantine => layout.quarantine(tag.queue),
         }
     }
 
@@ -134,7 +141,7 @@ impl Shared {
     async fn put_back(
         &self,
         requeued: &[Requeue<'_>],
-        entries: Vec<Reply>,
+        entries: Vec<RedisReply>,
     ) -> Result<(), ServiceError> {
         let commands: Vec<_> = requeued
             .iter()
@@ -150,24 +157,24 @@ impl Shared {
 
     fn push(&self, requeue: Requeue<'_>, entry: Bytes) -> Option<Command> {
         let layout = &self.link.options().layout;
-        let tag = Tag::parse(requeue.tag);
-        let envelope = match tag.place {
-            Held::Unacked => Entry::parse(&entry)?.envelope,
-            Held::Raw => entry,
+        let tag = ParsedTag::parse(requeue.tag);
+        let envelope = match tag.location {
+            DeliveryLocation::Unacked => UnackedEntry::parse(&entry)?.envelope,
+            DeliveryLocation::Quarantine => entry,
         };
         let returned = match requeue.flag {
-            Flag::Redelivered => Returned::flagged(&envelope),
-            Flag::Unchanged => Returned::unchanged(&envelope),
+            RedeliveredFlag::Set => RequeuedEnvelope::redelivered(&envelope),
+            RedeliveredFlag::Unchanged => RequeuedEnvelope::unchanged(&envelope),
         };
         let list = layout.list_for(tag.queue, returned.priority);
         let push: &[u8] = match requeue.end {
             QueueEnd::Head => b"RPUSH",
             QueueEnd::Tail => b"LPUSH",
         };
-        let keys = [self.held_in(requeue.tag), layout.unacked_index(), list];
+        let keys = [self.hash_of(requeue.tag), layout.unacked_index(), list];
         let keys = keys.each_ref().map(String::as_str);
         let arguments = [requeue.tag.as_bytes(), push, &returned.envelope, b""];
-        Some(MOVE.by_text(&keys, &arguments))
+        Some(REQUEUE.by_text(&keys, &arguments))
     }
 }
 

@@ -5,16 +5,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use celery_runtime::{ExchangeKind, Queue};
 
-use crate::binding::ways;
-use crate::delayed::Parked;
+use crate::binding::routes;
+use crate::delayed::DelayedDeliveries;
 use crate::link::{Command, Link};
-use crate::unconfirmed::Doubts;
+use crate::unconfirmed::UnconfirmedFetches;
 
 /// What a broker, its consumers and its subscriptions share.
 pub(crate) struct Shared {
     pub(crate) link: Link,
-    pub(crate) parked: Parked,
-    pub(crate) doubts: Doubts,
+    pub(crate) parked: DelayedDeliveries,
+    pub(crate) unconfirmed: UnconfirmedFetches,
     /// The types of exchanges that were declared here. Redis does not know
     /// them: as in kombu, an exchange nobody declared in this process counts as
     /// direct.
@@ -27,8 +27,8 @@ impl Shared {
     pub(crate) fn new(link: Link) -> Self {
         Self {
             link,
-            parked: Parked::default(),
-            doubts: Doubts::default(),
+            parked: DelayedDeliveries::default(),
+            unconfirmed: UnconfirmedFetches::default(),
             exchanges: Mutex::default(),
             declared: Mutex::default(),
         }
@@ -37,7 +37,7 @@ impl Shared {
     /// Notes a queue that was declared and the types of its exchanges.
     pub(crate) fn remember(&self, queue: &Queue) {
         let mut exchanges = lock(&self.exchanges);
-        for (exchange, _) in ways(queue) {
+        for (exchange, _) in routes(queue) {
             exchanges.insert(exchange.name.clone(), exchange.kind);
         }
         drop(exchanges);

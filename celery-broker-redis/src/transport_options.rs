@@ -14,7 +14,7 @@ pub(crate) fn apply(
     is_sentinel: bool,
 ) -> Result<(), ServiceError> {
     for (name, value) in given {
-        let Some((_, set)) = TABLE.iter().find(|(known, _)| known == name) else {
+        let Some((_, set)) = OPTIONS.iter().find(|(known, _)| known == name) else {
             return Err(wrong(name, &unknown(name)));
         };
         if !value.is_null() {
@@ -48,7 +48,7 @@ type Setter = fn(&mut RedisOptions, &Value) -> Result<(), Expected>;
 
 /// Every option that kombu's Redis transport knows. The last block is accepted
 /// and means nothing here.
-const TABLE: &[(&str, Setter)] = &[
+const OPTIONS: &[(&str, Setter)] = &[
     ("client_name", |o, v| {
         put(&mut o.client_name, text(v).map(Some))
     }),
@@ -218,7 +218,7 @@ fn wrong(name: &str, cause: &str) -> ServiceError {
 }
 
 fn unknown(name: &str) -> String {
-    let nearest = TABLE
+    let nearest = OPTIONS
         .iter()
         .map(|(known, _)| (strsim::jaro_winkler(known, name), known))
         .max_by(|(one, _), (other, _)| one.total_cmp(other));

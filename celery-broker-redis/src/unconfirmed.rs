@@ -7,87 +7,87 @@
 
 use std::sync::{Mutex, PoisonError};
 
-/// Doubts that are kept; a server that stays away gives no more than one a try.
-const KEPT: usize = 100;
+/// UnconfirmedFetches that are kept; a server that stays away gives no more than one a try.
+const MAX_UNCONFIRMED: usize = 100;
 
-/// The takings of one broker's consumers that are in doubt.
+/// The takings of one broker's consumers that are in fetch.
 #[derive(Debug, Default)]
-pub(crate) struct Doubts {
-    doubts: Mutex<Vec<Doubt>>,
+pub(crate) struct UnconfirmedFetches {
+    fetches: Mutex<Vec<UnconfirmedFetch>>,
 }
 
 /// The tags that one taking may have given.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Doubt {
+pub(crate) struct UnconfirmedFetch {
     prefix: String,
     first: u64,
     most: usize,
     queues: Vec<String>,
 }
 
-impl Doubts {
-    /// A taking is about to begin; it is in doubt until it is
-    /// [`settled`](InDoubt::settled), also if nobody waits for it any more.
+impl UnconfirmedFetches {
+    /// A taking is about to begin; it is in fetch until it is
+    /// [`confirm`](FetchGuard::confirm), also if nobody waits for it any more.
     pub(crate) fn begin(
         &self,
         prefix: &str,
         first: u64,
         most: usize,
         queues: &[String],
-    ) -> InDoubt<'_> {
-        let doubt = Doubt {
+    ) -> FetchGuard<'_> {
+        let fetch = UnconfirmedFetch {
             prefix: prefix.to_owned(),
             first,
             most,
             queues: queues.to_vec(),
         };
-        InDoubt {
-            doubts: self,
-            doubt: Some(doubt),
+        FetchGuard {
+            fetches: self,
+            fetch: Some(fetch),
         }
     }
 
-    pub(crate) fn add(&self, doubt: Doubt) {
-        let mut doubts = self.doubts.lock().unwrap_or_else(PoisonError::into_inner);
-        if doubts.len() < KEPT {
-            doubts.push(doubt);
+    pub(crate) fn add(&self, fetch: UnconfirmedFetch) {
+        let mut fetches = self.fetches.lock().unwrap_or_else(PoisonError::into_inner);
+        if fetches.len() < MAX_UNCONFIRMED {
+            fetches.push(fetch);
         }
     }
 
-    /// Takes out the doubts about these queues.
-    pub(crate) fn take(&self, queues: &[String]) -> Vec<Doubt> {
-        let mut doubts = self.doubts.lock().unwrap_or_else(PoisonError::into_inner);
-        let (ours, others) = std::mem::take(&mut *doubts)
+    /// Takes out the fetches about these queues.
+    pub(crate) fn take(&self, queues: &[String]) -> Vec<UnconfirmedFetch> {
+        let mut fetches = self.fetches.lock().unwrap_or_else(PoisonError::into_inner);
+        let (ours, others) = std::mem::take(&mut *fetches)
             .into_iter()
-            .partition(|doubt| doubt.queues.iter().all(|queue| queues.contains(queue)));
-        *doubts = others;
+            .partition(|fetch| fetch.queues.iter().all(|queue| queues.contains(queue)));
+        *fetches = others;
         ours
     }
 }
 
 /// A taking that is under way.
 #[derive(Debug)]
-pub(crate) struct InDoubt<'a> {
-    doubts: &'a Doubts,
-    doubt: Option<Doubt>,
+pub(crate) struct FetchGuard<'a> {
+    fetches: &'a UnconfirmedFetches,
+    fetch: Option<UnconfirmedFetch>,
 }
 
-impl InDoubt<'_> {
+impl FetchGuard<'_> {
     /// The answer came.
-    pub(crate) fn settled(mut self) {
-        self.doubt = None;
+    pub(crate) fn confirm(mut self) {
+        self.fetch = None;
     }
 }
 
-impl Drop for InDoubt<'_> {
+impl Drop for FetchGuard<'_> {
     fn drop(&mut self) {
-        if let Some(doubt) = self.doubt.take() {
-            self.doubts.add(doubt);
+        if let Some(fetch) = self.fetch.take() {
+            self.fetches.add(fetch);
         }
     }
 }
 
-impl Doubt {
+impl UnconfirmedFetch {
     pub(crate) fn tags(&self) -> impl Iterator<Item = String> + '_ {
         let numbers = self.first..self.first + self.most as u64;
         numbers.flat_map(move |number| {
@@ -103,15 +103,15 @@ mod tests {
 
     #[test]
     fn only_what_was_not_answered_is_in_doubt() {
-        let doubts = Doubts::default();
+        let fetches = UnconfirmedFetches::default();
         let queues = ["a".to_owned(), "b".to_owned()];
-        doubts.begin("u-", 0, 2, &queues).settled();
-        assert!(doubts.take(&queues).is_empty());
-        drop(doubts.begin("u-", 7, 2, &queues));
-        assert!(doubts.take(&queues[..1]).is_empty(), "another's queue");
-        let taken = doubts.take(&queues);
-        let tags: Vec<String> = taken.iter().flat_map(Doubt::tags).collect();
+        fetches.begin("u-", 0, 2, &queues).confirm();
+        assert!(fetches.take(&queues).is_empty());
+        drop(fetches.begin("u-", 7, 2, &queues));
+        assert!(fetches.take(&queues[..1]).is_empty(), "another's queue");
+        let taken = fetches.take(&queues);
+        let tags: Vec<String> = taken.iter().flat_map(UnconfirmedFetch::tags).collect();
         assert_eq!(tags, ["u-7:a", "u-7:b", "u-8:a", "u-8:b"]);
-        assert!(doubts.take(&queues).is_empty());
+        assert!(fetches.take(&queues).is_empty());
     }
 }

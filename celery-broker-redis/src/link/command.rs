@@ -55,7 +55,7 @@ impl Command {
 /// What the server answers.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
-pub enum Reply {
+pub enum RedisReply {
     /// Nothing is there.
     Nil,
     /// A number.
@@ -66,7 +66,7 @@ pub enum Reply {
     List(Vec<Self>),
 }
 
-impl Reply {
+impl RedisReply {
     /// The answer, without what the protocol's two versions do differently.
     pub(super) fn new(value: Value) -> Result<Self, RedisError> {
         Ok(match value {
@@ -184,17 +184,20 @@ mod tests {
     fn both_protocol_versions_look_the_same() {
         let map = Value::Map(vec![(Value::Int(1), Value::Okay)]);
         let array = Value::Array(vec![Value::Int(1), Value::SimpleString("OK".into())]);
-        assert_eq!(Reply::new(map).unwrap(), Reply::new(array).unwrap());
         assert_eq!(
-            Reply::new(Value::BulkString(b"12".to_vec()))
+            RedisReply::new(map).unwrap(),
+            RedisReply::new(array).unwrap()
+        );
+        assert_eq!(
+            RedisReply::new(Value::BulkString(b"12".to_vec()))
                 .unwrap()
                 .number(),
             12
         );
         assert_eq!(
-            Reply::new(Value::Int(7)).unwrap().text().as_deref(),
+            RedisReply::new(Value::Int(7)).unwrap().text().as_deref(),
             Some("7")
         );
-        assert!(Reply::new(Value::Nil).unwrap().list().is_empty());
+        assert!(RedisReply::new(Value::Nil).unwrap().list().is_empty());
     }
 }

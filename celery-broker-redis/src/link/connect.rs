@@ -17,7 +17,7 @@ use redis::{
 };
 use tokio::time::timeout;
 
-use crate::config::{Limits, Node, Place, RedisOptions, Sentinel, Tls};
+use crate::config::{Limits, Node, NodeAddress, RedisOptions, Sentinel, Tls};
 
 /// Makes connections to whichever of the configured servers answers.
 #[derive(Clone)]
@@ -26,20 +26,20 @@ pub(super) struct Connector {
     sentinel: Option<Sentinel>,
     limits: Limits,
     client_name: Option<String>,
-    state: Arc<State>,
+    state: Arc<ConnectorState>,
 }
 
 /// What was learnt from earlier connections.
 #[derive(Default)]
-struct State {
+struct ConnectorState {
     /// The node that answered last is tried first.
     current: AtomicUsize,
     /// The server, or a proxy before it, does not know RESP3.
-    old_protocol: AtomicBool,
+    resp2_only: AtomicBool,
 }
 
 /// A connection as it came about.
-pub(super) struct Made {
+pub(super) struct OpenedConnection {
     pub(super) connection: MultiplexedConnection,
     /// Whether the server can push, which only RESP3 allows.
     pub(super) pushes: bool,
@@ -61,7 +61,7 @@ impl Connector {
     pub(super) async fn connect(
         &self,
         push: impl Fn(PushInfo) + Clone + Send + Sync + 'static,
-    ) -> RedisResult<Made> {
+    ) -> RedisResult<OpenedConnection> {
         self.failover(|node| Box::pin(self.open(node, push.clone())))
             .await
     }
@@ -87,9 +87,9 @@ impl Connector {
         for turn in 0..choices {
             let node = (first + turn) % choices;
             match within(limit, open(node)).await {
-                Ok(made) => {
+                Ok(opened) => {
                     self.state.current.store(node, Ordering::Relaxed);
-                    return Ok(made);
+                    return Ok(opened);
                 }
                 Err(error) => {
                     failure.get_or_insert(error);
@@ -109,11 +109,11 @@ impl Connector {
         &self,
         node: usize,
         push: impl Fn(PushInfo) + Clone + Send + Sync + 'static,
-    ) -> RedisResult<Made> {
-        if !self.state.old_protocol.load(Ordering::Relaxed) {
+    ) -> RedisResult<OpenedConnection> {
+        if !self.state.resp2_only.load(Ordering::Relaxed) {
             match self.open_as(node, ProtocolVersion::RESP3, Some(push)).await {
                 Err(error) if error.kind() == ErrorKind::RESP3NotSupported => {
-                    self.state.old_protocol.store(true, Ordering::Relaxed);
+                    self.state.resp2_only.store(true, Ordering::Relaxed);
                 }
                 other => return other,
             }
@@ -127,7 +127,7 @@ impl Connector {
         node: usize,
         protocol: ProtocolVersion,
         push: Option<impl Fn(PushInfo) + Send + Sync + 'static>,
-    ) -> RedisResult<Made> {
+    ) -> RedisResult<OpenedConnection> {
         let client = self.client(node, protocol).await?;
         let mut config = AsyncConnectionConfig::new()
             // The failover limits the time.
@@ -148,7 +148,7 @@ impl Connector {
             command.arg("SETNAME").arg(name);
             command.exec_async(&mut connection).await?;
         }
-        Ok(Made { connection, pushes })
+        Ok(OpenedConnection { connection, pushes })
     }
 
     async fn client(&self, node: usize, protocol: ProtocolVersion) -> RedisResult<Client> {
@@ -164,7 +164,7 @@ impl Connector {
         let addresses = self
             .nodes
             .iter()
-            .map(|node| address(&node.place))
+            .map(|node| address(&node.address))
             .collect::<Vec<_>>();
         let mut builder =
             SentinelClientBuilder::new(addresses, &sentinel.master, SentinelServerType::Master)?
@@ -219,12 +219,12 @@ fn client_of(node: &Node, protocol: ProtocolVersion) -> RedisResult<Client> {
     if let Some(password) = &node.password {
         redis = redis.set_password(password);
     }
-    let info = address(&node.place)
+    let info = address(&node.address)
         .into_connection_info()?
         .set_redis_settings(redis)
         .set_tcp_settings(tcp_settings());
-    match &node.place {
-        Place::Tcp { tls: Some(tls), .. } => tls_client(info, tls),
+    match &node.address {
+        NodeAddress::Tcp { tls: Some(tls), .. } => tls_client(info, tls),
         _ => Client::open(info),
     }
 }
@@ -235,14 +235,14 @@ fn tcp_settings() -> TcpSettings {
     TcpSettings::default().set_nodelay(true)
 }
 
-fn address(place: &Place) -> ConnectionAddr {
-    match place {
-        Place::Tcp {
+fn address(address: &NodeAddress) -> ConnectionAddr {
+    match address {
+        NodeAddress::Tcp {
             host,
             port,
             tls: None,
         } => ConnectionAddr::Tcp(host.clone(), *port),
-        Place::Tcp {
+        NodeAddress::Tcp {
             host,
             port,
             tls: Some(tls),
@@ -252,7 +252,7 @@ fn address(place: &Place) -> ConnectionAddr {
             insecure: tls.unverified,
             tls_params: None,
         },
-        Place::Socket(path) => ConnectionAddr::Unix(path.clone()),
+        NodeAddress::UnixSocket(path) => ConnectionAddr::Unix(path.clone()),
     }
 }
 

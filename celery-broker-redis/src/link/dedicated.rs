@@ -8,7 +8,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{PushInfo, PushKind};
 use tokio::sync::Notify;
 
-use super::{Attempt, Command, Link, Reply, Script, single};
+use super::{Attempt, Command, Link, RedisReply, Script, single};
 
 impl Link {
     /// A new connection that stays with its owner.
@@ -16,36 +16,39 @@ impl Link {
     /// # Errors
     ///
     /// When there is no connection.
-    pub async fn dedicated(&self, attempt: Attempt<'_>) -> Result<Dedicated, ServiceError> {
+    pub async fn dedicated(
+        &self,
+        attempt: Attempt<'_>,
+    ) -> Result<DedicatedConnection, ServiceError> {
         if self.is_closed() {
             return Err(self.closed_error(attempt));
         }
         let pushed = Arc::new(Notify::new());
         let notify = Arc::clone(&pushed);
-        let made = self.inner.connector.connect(move |info: PushInfo| {
+        let opened = self.inner.connector.connect(move |info: PushInfo| {
             if matches!(info.kind, PushKind::Invalidate | PushKind::Disconnection) {
                 notify.notify_one();
             }
         });
-        let made = made
+        let opened = opened
             .await
             .map_err(|error| attempt.unconnected(self, &error))?;
-        Ok(Dedicated {
-            connection: made.connection,
+        Ok(DedicatedConnection {
+            connection: opened.connection,
             link: self.clone(),
-            pushed: made.pushes.then_some(pushed),
+            pushed: opened.pushes.then_some(pushed),
         })
     }
 }
 
 /// A connection of one owner.
-pub struct Dedicated {
+pub struct DedicatedConnection {
     connection: MultiplexedConnection,
     link: Link,
     pushed: Option<Arc<Notify>>,
 }
 
-impl Dedicated {
+impl DedicatedConnection {
     /// Whether the server can tell about changed keys.
     pub fn can_push(&self) -> bool {
         self.pushed.is_some()
@@ -75,9 +78,9 @@ impl Dedicated {
         &mut self,
         attempt: Attempt<'_>,
         command: Command,
-    ) -> Result<Reply, ServiceError> {
+    ) -> Result<RedisReply, ServiceError> {
         let value = self.send(attempt, command).await?;
-        Reply::new(value).map_err(|error| attempt.failed(&self.link, &error))
+        RedisReply::new(value).map_err(|error| attempt.failed(&self.link, &error))
     }
 
     /// Runs a script.
@@ -91,14 +94,14 @@ impl Dedicated {
         script: &Script,
         keys: &[&str],
         arguments: &[&[u8]],
-    ) -> Result<Reply, ServiceError> {
+    ) -> Result<RedisReply, ServiceError> {
         let mut value = self.send(attempt, script.by_hash(keys, arguments)).await?;
         if let redis::Value::ServerError(error) = &value
             && error.code() == "NOSCRIPT"
         {
             value = self.send(attempt, script.by_text(keys, arguments)).await?;
         }
-        Reply::new(value).map_err(|error| attempt.failed(&self.link, &error))
+        RedisReply::new(value).map_err(|error| attempt.failed(&self.link, &error))
     }
 
     async fn send(
@@ -115,9 +118,9 @@ impl Dedicated {
     }
 }
 
-impl fmt::Debug for Dedicated {
+impl fmt::Debug for DedicatedConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Dedicated")
+        f.debug_struct("DedicatedConnection")
             .field("link", &self.link)
             .field("can_push", &self.can_push())
             .finish_non_exhaustive()

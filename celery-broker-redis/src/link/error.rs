@@ -39,16 +39,16 @@ impl<'a> Attempt<'a> {
     /// The attempt failed on a connection that was there.
     pub(super) fn failed(&self, link: &Link, error: &RedisError) -> ServiceError {
         let limit = link.options().limits.response;
-        self.judged(link, error, limit, ServiceErrorKind::Disconnected)
+        self.classify(link, error, limit, ServiceErrorKind::Disconnected)
     }
 
     /// The attempt failed because there is no connection.
     pub(super) fn unconnected(&self, link: &Link, error: &RedisError) -> ServiceError {
         let limit = link.options().limits.connect;
-        self.judged(link, error, limit, ServiceErrorKind::Unreachable)
+        self.classify(link, error, limit, ServiceErrorKind::Unreachable)
     }
 
-    fn judged(
+    fn classify(
         &self,
         link: &Link,
         error: &RedisError,
@@ -60,7 +60,9 @@ impl<'a> Attempt<'a> {
         }
         let error = &first(error);
         let text = error.to_string();
-        let row = TABLE.iter().find(|row| speaks_of(error, &text, row.code));
+        let row = ERROR_CODES
+            .iter()
+            .find(|row| has_code(error, &text, row.code));
         let (kind, remedy) = match row {
             Some(row) => (row.kind, row.remedy),
             None => (kind_without_code(error, otherwise), ""),
@@ -83,18 +85,18 @@ impl<'a> Attempt<'a> {
 }
 
 /// What an error code of the server means to us.
-struct Row {
+struct ErrorCode {
     code: &'static str,
     kind: ServiceErrorKind,
     /// Empty where the kind's own remedy is right.
     remedy: &'static str,
 }
 
-const fn row(code: &'static str, kind: ServiceErrorKind, remedy: &'static str) -> Row {
-    Row { code, kind, remedy }
+const fn row(code: &'static str, kind: ServiceErrorKind, remedy: &'static str) -> ErrorCode {
+    ErrorCode { code, kind, remedy }
 }
 
-const TABLE: &[Row] = &[
+const ERROR_CODES: &[ErrorCode] = &[
     row("NOAUTH", ServiceErrorKind::Denied, ""),
     row("WRONGPASS", ServiceErrorKind::Denied, ""),
     row("NOPERM", ServiceErrorKind::Denied, ""),
@@ -149,11 +151,11 @@ const TABLE: &[Row] = &[
 pub(super) fn is_refusal(error: &RedisError) -> bool {
     matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension)
         // Those come from a server that is the wrong one by now.
-        && !["READONLY", "MASTERDOWN"].iter().any(|code| speaks_of(error, &error.to_string(), code))
+        && !["READONLY", "MASTERDOWN"].iter().any(|code| has_code(error, &error.to_string(), code))
 }
 
 /// Servers before Redis 7 wrap the errors of a script's commands into the text.
-fn speaks_of(error: &RedisError, text: &str, code: &str) -> bool {
+fn has_code(error: &RedisError, text: &str, code: &str) -> bool {
     match error.code() {
         Some("ERR") | None => text
             .split(|c: char| !c.is_ascii_alphabetic())

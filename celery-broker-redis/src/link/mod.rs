@@ -22,19 +22,19 @@ use crate::config::RedisOptions;
 use connect::Connector;
 use pool::Pool;
 
-pub use command::{COMPARE_AND_DELETE, Command, Reply, Script};
-pub use dedicated::Dedicated;
+pub use command::{COMPARE_AND_DELETE, Command, RedisReply, Script};
+pub use dedicated::DedicatedConnection;
 pub use error::Attempt;
-pub use pubsub::{Change, Channels, Messages, Published};
+pub use pubsub::{PubSubCommand, PubSubControl, PubSubMessage, PubSubMessages};
 
 /// The connections of one broker or backend to one Redis, or to one of several
 /// that stand in for each other. Clones share them.
 #[derive(Clone)]
 pub struct Link {
-    inner: Arc<Inner>,
+    inner: Arc<LinkInner>,
 }
 
-struct Inner {
+struct LinkInner {
     options: RedisOptions,
     connector: Connector,
     pool: Pool,
@@ -52,11 +52,11 @@ impl Link {
     /// The same with somebody else's pool for commands.
     pub fn from_pool(pool: deadpool_redis::Pool, options: RedisOptions) -> Self {
         let connector = Connector::new(&options);
-        Self::with_pool(Pool::Theirs(pool), connector, options)
+        Self::with_pool(Pool::External(pool), connector, options)
     }
 
     fn with_pool(pool: Pool, connector: Connector, options: RedisOptions) -> Self {
-        let inner = Inner {
+        let inner = LinkInner {
             options,
             connector,
             pool,
@@ -81,9 +81,9 @@ impl Link {
         &self,
         attempt: Attempt<'_>,
         command: Command,
-    ) -> Result<Reply, ServiceError> {
+    ) -> Result<RedisReply, ServiceError> {
         let mut answers = self.pipeline(attempt, vec![command]).await?;
-        answers.pop().unwrap_or(Ok(Reply::Nil))
+        answers.pop().unwrap_or(Ok(RedisReply::Nil))
     }
 
     /// Runs commands in one round trip; each has an outcome of its own.
@@ -95,13 +95,13 @@ impl Link {
         &self,
         attempt: Attempt<'_>,
         commands: Vec<Command>,
-    ) -> Result<Vec<Result<Reply, ServiceError>>, ServiceError> {
+    ) -> Result<Vec<Result<RedisReply, ServiceError>>, ServiceError> {
         let mut pipeline = redis::Pipeline::with_capacity(commands.len());
         for command in commands {
             pipeline.add_command(command.into_inner());
         }
         let values = self.run(attempt, &pipeline).await?;
-        let outcome = |value| Reply::new(value).map_err(|error| attempt.failed(self, &error));
+        let outcome = |value| RedisReply::new(value).map_err(|error| attempt.failed(self, &error));
         Ok(values.into_iter().map(outcome).collect())
     }
 
@@ -114,14 +114,14 @@ impl Link {
         &self,
         attempt: Attempt<'_>,
         commands: Vec<Command>,
-    ) -> Result<Vec<Reply>, ServiceError> {
+    ) -> Result<Vec<RedisReply>, ServiceError> {
         let mut pipeline = redis::Pipeline::with_capacity(commands.len());
         pipeline.atomic();
         for command in commands {
             pipeline.add_command(command.into_inner());
         }
         let values = self.run(attempt, &pipeline).await?;
-        let outcome = |value| Reply::new(value).map_err(|error| attempt.failed(self, &error));
+        let outcome = |value| RedisReply::new(value).map_err(|error| attempt.failed(self, &error));
         values.into_iter().map(outcome).collect()
     }
 
@@ -136,7 +136,7 @@ impl Link {
         script: &Script,
         keys: &[&str],
         arguments: &[&[u8]],
-    ) -> Result<Reply, ServiceError> {
+    ) -> Result<RedisReply, ServiceError> {
         let by_hash = script.by_hash(keys, arguments);
         let mut values = self.run(attempt, &single(by_hash)).await?;
         if let Some(redis::Value::ServerError(error)) = values.first()
@@ -146,7 +146,7 @@ impl Link {
             values = self.run(attempt, &single(by_text)).await?;
         }
         let value = values.pop().unwrap_or(redis::Value::Nil);
-        Reply::new(value).map_err(|error| attempt.failed(self, &error))
+        RedisReply::new(value).map_err(|error| attempt.failed(self, &error))
     }
 
     /// Ends all connections, also those that listen. Later calls fail.

@@ -16,13 +16,13 @@ use crate::config::Limits;
 
 /// Our pool, or one that the user brought.
 pub(super) enum Pool {
-    Ours(managed::Pool<Manager>),
-    Theirs(deadpool_redis::Pool),
+    Owned(managed::Pool<ConnectionManager>),
+    External(deadpool_redis::Pool),
 }
 
 impl Pool {
     pub(super) fn new(connector: Connector, limits: &Limits) -> Self {
-        let manager = Manager { connector };
+        let manager = ConnectionManager { connector };
         let pool = managed::Pool::builder(manager)
             .max_size(limits.connections)
             .runtime(Runtime::Tokio1)
@@ -30,17 +30,17 @@ impl Pool {
             .recycle_timeout(Some(limits.response))
             .build()
             .expect("a pool with timeouts has a runtime");
-        Self::Ours(pool)
+        Self::Owned(pool)
     }
 
     pub(super) async fn take(
         &self,
         link: &Link,
         attempt: Attempt<'_>,
-    ) -> Result<Taken, ServiceError> {
+    ) -> Result<PooledConnection, ServiceError> {
         let taken = match self {
-            Self::Ours(pool) => pool.get().await.map(Taken::Ours),
-            Self::Theirs(pool) => pool.get().await.map(Taken::Theirs),
+            Self::Owned(pool) => pool.get().await.map(PooledConnection::Owned),
+            Self::External(pool) => pool.get().await.map(PooledConnection::External),
         };
         taken.map_err(|error| match error {
             PoolError::Backend(error) => attempt.unconnected(link, &error),
@@ -56,30 +56,30 @@ impl Pool {
 
     pub(super) fn close(&self) {
         match self {
-            Self::Ours(pool) => pool.close(),
+            Self::Owned(pool) => pool.close(),
             // Others may use it.
-            Self::Theirs(_) => {}
+            Self::External(_) => {}
         }
     }
 }
 
 /// A connection that goes back to its pool when dropped.
-pub(super) enum Taken {
-    Ours(managed::Object<Manager>),
-    Theirs(deadpool_redis::Connection),
+pub(super) enum PooledConnection {
+    Owned(managed::Object<ConnectionManager>),
+    External(deadpool_redis::Connection),
 }
 
-impl Taken {
+impl PooledConnection {
     pub(super) fn shared(&self) -> MultiplexedConnection {
         match self {
-            Self::Ours(object) => object.connection.clone(),
-            Self::Theirs(connection) => MultiplexedConnection::clone(connection),
+            Self::Owned(object) => object.connection.clone(),
+            Self::External(connection) => MultiplexedConnection::clone(connection),
         }
     }
 
     /// Keeps the pool from handing it out again.
     pub(super) fn discard(&mut self) {
-        if let Self::Ours(object) = self {
+        if let Self::Owned(object) = self {
             object.broken.store(true, Ordering::Release);
         }
     }
@@ -87,31 +87,31 @@ impl Taken {
 
 /// Makes connections, with failover.
 #[derive(Debug)]
-pub(super) struct Manager {
+pub(super) struct ConnectionManager {
     connector: Connector,
 }
 
 /// A connection that was in use this shortly ago is taken for alive. In a longer
 /// pause the server may have gone and come back without our having looked.
-const FRESH: Duration = Duration::from_millis(100);
+const MAX_UNCHECKED_IDLE: Duration = Duration::from_millis(100);
 
-/// A connection that tells when it broke.
-pub(super) struct Pooled {
+/// A connection that pushes when it broke.
+pub(super) struct ManagedConnection {
     connection: MultiplexedConnection,
     broken: Arc<AtomicBool>,
-    /// Whether the library tells us at once when the connection ends: only in
+    /// Whether the library pushes us at once when the connection ends: only in
     /// the newer protocol. Otherwise we have to ask.
-    tells: bool,
+    pushes: bool,
 }
 
-impl managed::Manager for Manager {
-    type Type = Pooled;
+impl managed::Manager for ConnectionManager {
+    type Type = ManagedConnection;
     type Error = RedisError;
 
-    async fn create(&self) -> Result<Pooled, RedisError> {
+    async fn create(&self) -> Result<ManagedConnection, RedisError> {
         let broken = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&broken);
-        let made = self
+        let opened = self
             .connector
             .connect(move |push| {
                 if push.kind == redis::PushKind::Disconnection {
@@ -119,20 +119,24 @@ impl managed::Manager for Manager {
                 }
             })
             .await?;
-        Ok(Pooled {
-            connection: made.connection,
+        Ok(ManagedConnection {
+            connection: opened.connection,
             broken,
-            tells: made.pushes,
+            pushes: opened.pushes,
         })
     }
 
     /// A ping for each command would double the round trips, so only those are
     /// asked that were idle for a while or cannot tell.
-    async fn recycle(&self, pooled: &mut Pooled, metrics: &Metrics) -> RecycleResult<RedisError> {
+    async fn recycle(
+        &self,
+        pooled: &mut ManagedConnection,
+        metrics: &Metrics,
+    ) -> RecycleResult<RedisError> {
         if pooled.broken.load(Ordering::Acquire) {
             return Err(RecycleError::message("the connection broke"));
         }
-        if pooled.tells && metrics.last_used() < FRESH {
+        if pooled.pushes && metrics.last_used() < MAX_UNCHECKED_IDLE {
             return Ok(());
         }
         redis::cmd("PING")

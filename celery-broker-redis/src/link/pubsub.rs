@@ -18,26 +18,29 @@ impl Link {
     /// # Errors
     ///
     /// When there is no connection.
-    pub async fn pubsub(&self, attempt: Attempt<'_>) -> Result<(Channels, Messages), ServiceError> {
+    pub async fn pubsub(
+        &self,
+        attempt: Attempt<'_>,
+    ) -> Result<(PubSubControl, PubSubMessages), ServiceError> {
         if self.is_closed() {
             return Err(self.closed_error(attempt));
         }
-        let made = self.inner.connector.pubsub().await;
-        let (sink, stream) = made
+        let opened = self.inner.connector.pubsub().await;
+        let (sink, stream) = opened
             .map_err(|error| attempt.unconnected(self, &error))?
             .split();
-        let channels = Channels {
+        let channels = PubSubControl {
             sink,
             link: self.clone(),
         };
         let stream = Box::pin(stream);
-        Ok((channels, Messages { stream }))
+        Ok((channels, PubSubMessages { stream }))
     }
 }
 
 /// Says what a pub/sub connection receives. Nothing here waits longer than the
 /// response timeout.
-pub struct Channels {
+pub struct PubSubControl {
     sink: PubSubSink,
     link: Link,
 }
@@ -48,7 +51,7 @@ pub struct Channels {
     clippy::exhaustive_enums,
     reason = "the commands of pub/sub that are used"
 )]
-pub enum Change {
+pub enum PubSubCommand {
     /// `SUBSCRIBE`.
     Subscribe,
     /// `UNSUBSCRIBE`.
@@ -57,7 +60,7 @@ pub enum Change {
     SubscribePatterns,
 }
 
-impl Channels {
+impl PubSubControl {
     /// Changes what is received, and waits until the server confirmed it.
     ///
     /// # Errors
@@ -66,16 +69,16 @@ impl Channels {
     pub async fn change(
         &mut self,
         attempt: Attempt<'_>,
-        change: Change,
+        change: PubSubCommand,
         names: &[String],
     ) -> Result<(), ServiceError> {
         let sink = &mut self.sink;
         let limit = self.link.options().limits.response;
         let answer = timeout(limit, async {
             match change {
-                Change::Subscribe => sink.subscribe(names).await,
-                Change::Unsubscribe => sink.unsubscribe(names).await,
-                Change::SubscribePatterns => sink.psubscribe(names).await,
+                PubSubCommand::Subscribe => sink.subscribe(names).await,
+                PubSubCommand::Unsubscribe => sink.unsubscribe(names).await,
+                PubSubCommand::SubscribePatterns => sink.psubscribe(names).await,
             }
         });
         match answer.await {
@@ -108,44 +111,44 @@ impl Channels {
     }
 }
 
-impl fmt::Debug for Channels {
+impl fmt::Debug for PubSubControl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Channels").finish_non_exhaustive()
+        f.debug_struct("PubSubControl").finish_non_exhaustive()
     }
 }
 
 /// What is received on a pub/sub connection.
-pub struct Messages {
+pub struct PubSubMessages {
     stream: Pin<Box<dyn Stream<Item = redis::Msg> + Send>>,
 }
 
 /// One message that was published.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Published {
+pub struct PubSubMessage {
     /// The channel.
     pub channel: String,
     /// What was published.
     pub payload: Bytes,
 }
 
-impl Messages {
+impl PubSubMessages {
     /// Waits for the next message; `None` when the connection ended.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe.
-    pub async fn next(&mut self) -> Option<Published> {
+    pub async fn next(&mut self) -> Option<PubSubMessage> {
         let message = self.stream.next().await?;
-        Some(Published {
+        Some(PubSubMessage {
             channel: message.get_channel_name().to_owned(),
             payload: Bytes::copy_from_slice(message.get_payload_bytes()),
         })
     }
 }
 
-impl fmt::Debug for Messages {
+impl fmt::Debug for PubSubMessages {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Messages").finish_non_exhaustive()
+        f.debug_struct("PubSubMessages").finish_non_exhaustive()
     }
 }
