@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use celery_protocol::Message;
 use celery_runtime::{
-    BoxFuture, Broker, ConsumeOptions, Consumer, Exchange, Mailbox, Publication, Queue,
-    ServiceError, ServiceErrorKind, Subscription,
+    BoxFuture, Broker, BrokerCapabilities, ConsumeOptions, Consumer, Exchange, Mailbox,
+    PriorityOrder, Publication, Queue, ServiceError, ServiceErrorKind, Subscription,
 };
 
 use crate::consumer::AmqpConsumer;
@@ -117,6 +117,12 @@ impl Broker for AmqpBroker {
             let purged = Desk::new(&live, attempt).purge(&queue.name).await?;
             Ok(purged.unwrap_or(0).into())
         })
+    }
+
+    fn capabilities(&self) -> BrokerCapabilities {
+        BrokerCapabilities::new()
+            .counts_deliveries(true)
+            .priorities(PriorityOrder::HighestFirst)
     }
 
     fn blocked_reason(&self) -> Option<String> {

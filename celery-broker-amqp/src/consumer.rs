@@ -19,7 +19,7 @@ use bytes::Bytes;
 use celery_protocol::DeliveryInfo;
 use celery_runtime::{
     BoxFuture, ConsumeOptions, Consumer, Delivery, DeliveryTag, Queue, ServiceError,
-    ServiceErrorKind, Settlement,
+    ServiceErrorKind, Settled, Settlement,
 };
 use futures_util::future::{FusedFuture, FutureExt, try_join_all};
 use futures_util::stream::{self, SelectAll, Stream, StreamExt};
@@ -147,16 +147,15 @@ impl Consumer for AmqpConsumer {
         self.inner.interrupt.notify_waiters();
     }
 
-    fn settle<'a>(&'a self, batch: &'a [Settlement]) -> BoxFuture<'a, Result<(), ServiceError>> {
+    fn settle<'a>(
+        &'a self,
+        batch: &'a [Settlement],
+    ) -> BoxFuture<'a, Vec<Result<Settled, ServiceError>>> {
         Box::pin(self.inner.settle(batch))
     }
 
     fn set_prefetch(&self, prefetch: u16) {
         self.inner.prefetch.store(prefetch, Ordering::SeqCst);
-    }
-
-    fn settles_after_reconnect(&self) -> bool {
-        false
     }
 
     fn close(&self) -> BoxFuture<'_, Result<(), ServiceError>> {

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use celery_protocol::{Headers, Message, Properties, ResultDocument, ResultTree, Serializer};
 use celery_runtime::{
-    BoxFuture, Broker, Capabilities, Mailbox, Publication, Record, ResultBackend, ServiceError,
-    ServiceErrorKind, Subscription,
+    BackendCapabilities, BoxFuture, Broker, Mailbox, Publication, Record, ResultBackend,
+    ServiceError, ServiceErrorKind, Subscription,
 };
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -184,8 +184,8 @@ impl ResultBackend for RpcBackend {
         Box::pin(async move { Err(no_groups("read", group_id)) })
     }
 
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::new()
+    fn capabilities(&self) -> BackendCapabilities {
+        BackendCapabilities::new()
     }
 
     fn reply_to(&self) -> Option<String> {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use celery_runtime::{QueueEnd, ServiceError, ServiceErrorKind, Settlement};
+use celery_runtime::{QueueEnd, ServiceError, ServiceErrorKind, Settled, Settlement};
 use lapin::options::BasicAckOptions;
 use lapin::types::ShortString;
 use tokio::time::Instant;
@@ -28,6 +28,29 @@ struct Plan {
     rejections: Vec<(u64, bool)>,
     /// To be sent anew before they are acknowledged.
     moves: Vec<Move>,
+    /// The outcome of each settlement, as far as it is known.
+    outcomes: Outcomes,
+}
+
+/// The outcomes of a batch, in its order, with the tag of each settlement.
+#[derive(Default)]
+struct Outcomes(Vec<(Option<u64>, Result<Settled, ServiceError>)>);
+
+impl Outcomes {
+    /// Sets the outcome of these tags.
+    fn set(&mut self, tags: &[u64], outcome: &Result<Settled, ServiceError>) {
+        let mut tags = tags.to_vec();
+        tags.sort_unstable();
+        for (tag, known) in &mut self.0 {
+            if tag.is_some_and(|tag| tags.binary_search(&tag).is_ok()) {
+                known.clone_from(outcome);
+            }
+        }
+    }
+
+    fn into_results(self) -> Vec<Result<Settled, ServiceError>> {
+        self.0.into_iter().map(|(_, outcome)| outcome).collect()
+    }
 }
 
 /// What became of messages that were to be sent anew.
@@ -37,8 +60,8 @@ struct Moved {
     gone: Vec<u64>,
     /// They can never be sent.
     stuck: Vec<Move>,
-    /// Of those that may be sent later.
-    failure: Option<ServiceError>,
+    /// They may be sent later.
+    failed: Vec<(u64, ServiceError)>,
 }
 
 struct Move {
@@ -56,24 +79,46 @@ enum Way {
 }
 
 impl Inner {
-    pub(crate) async fn settle(&self, batch: &[Settlement]) -> Result<(), ServiceError> {
-        let plan = self.plan(batch, SystemTime::now());
-        self.send_off(plan.rejections, plan.acks).await?;
+    pub(crate) async fn settle(&self, batch: &[Settlement]) -> Vec<Result<Settled, ServiceError>> {
+        let Plan {
+            acks,
+            rejections,
+            moves,
+            mut outcomes,
+        } = self.plan(batch, SystemTime::now());
+        let tags = rejections.iter().map(|&(tag, _)| tag);
+        let tags: Vec<u64> = tags.chain(acks.iter().copied()).collect();
+        let written = self.send_off(rejections, acks).await;
+        outcomes.set(&tags, &written.map(|()| Settled::Written));
+        if moves.is_empty() {
+            return outcomes.into_results();
+        }
         let Moved {
             gone,
             stuck,
-            failure,
-        } = self.move_on(plan.moves).await;
+            failed,
+        } = self.move_on(moves).await;
+        for (tag, error) in failed {
+            outcomes.set(&[tag], &Err(error));
+        }
+        let mut tags = gone.clone();
         let mut back = Vec::new();
         for one in stuck {
             match one.way {
-                Way::Tail => back.push((one.tag, true)),
+                Way::Tail => {
+                    tags.push(one.tag);
+                    back.push((one.tag, true));
+                }
                 // Kept here until it is due, as it cannot be elsewhere.
-                Way::Parked { due, .. } => self.soon.insert(due, one.tag),
+                Way::Parked { due, .. } => {
+                    self.soon.insert(due, one.tag);
+                    outcomes.set(&[one.tag], &Ok(Settled::Done));
+                }
             }
         }
-        self.send_off(back, gone).await?;
-        failure.map_or(Ok(()), Err)
+        let written = self.send_off(back, gone).await;
+        outcomes.set(&tags, &written.map(|()| Settled::Written));
+        outcomes.into_results()
     }
 
     async fn send_off(
@@ -91,8 +136,10 @@ impl Inner {
     fn plan(&self, batch: &[Settlement], now: SystemTime) -> Plan {
         let mut plan = Plan::default();
         for settlement in batch {
-            // What was settled before, or went with its connection.
-            let Some(tag) = self.own(settlement.tag()) else {
+            // Settled before, or lost with its connection.
+            let tag = self.own(settlement.tag());
+            plan.outcomes.0.push((tag, Ok(Settled::Gone)));
+            let Some(tag) = tag else {
                 continue;
             };
             match settlement {
@@ -107,6 +154,7 @@ impl Inner {
                     let due = Instant::now() + left;
                     if left <= SOON {
                         self.soon.insert(due, tag);
+                        plan.outcomes.set(&[tag], &Ok(Settled::Done));
                         continue;
                     }
                     plan.moves.extend(self.move_of(tag, |queue| Way::Parked {
@@ -134,7 +182,7 @@ impl Inner {
             for (one, answer) in std::mem::take(&mut moves).into_iter().zip(answers) {
                 match answer {
                     Ok(()) => moved.gone.push(one.tag),
-                    Err(error) if error.is_transient() => moved.failure = Some(error),
+                    Err(error) if error.is_transient() => moved.failed.push((one.tag, error)),
                     Err(error) => {
                         tracing::warn!("{error}");
                         moves.push(one);
