@@ -1,9 +1,11 @@
--- Gives a lock back that is still ours.
+-- Deletes a key if it holds the given value.
 --
--- KEYS  the lock
--- ARGV  our token
+-- KEYS[1]  key    string
+-- ARGV[1]  value  expected content of the key
+-- Returns 1 if the key was deleted, else 0.
 
-if redis.call('GET', KEYS[1]) == ARGV[1] then
-  return redis.call('DEL', KEYS[1])
-end
-return 0
+local key = KEYS[1]
+local value = ARGV[1]
+
+if redis.call('GET', key) ~= value then return 0 end
+return redis.call('DEL', key)

@@ -1,14 +1,21 @@
--- Binds a mailbox, as kombu binds queues that expire: the binding counts as
--- overdue some time after the last of them was renewed.
+-- Binds a mailbox as kombu binds queues that expire: kombu may remove the bindings of
+-- an exchange after a deadline, which each renewal of a binding moves forward.
 --
--- KEYS  the bindings of the exchange; the deadlines of all exchanges
--- ARGV  the binding; the exchange; how long it lasts in milliseconds
+-- KEYS[1]  bindings   set   the bindings of the exchange
+-- KEYS[2]  deadlines  zset  exchange -> deadline, in milliseconds
+-- ARGV[1]  binding    member of `bindings`
+-- ARGV[2]  exchange   name
+-- ARGV[3]  ttl        milliseconds
+-- Returns 1.
 
-redis.call('SADD', KEYS[1], ARGV[1])
+local bindings, deadlines = KEYS[1], KEYS[2]
+local binding, exchange, ttl = ARGV[1], ARGV[2], ARGV[3]
+
+redis.call('SADD', bindings, binding)
 local time = redis.call('TIME')
-local deadline = time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[3]
-local known = redis.call('ZSCORE', KEYS[2], ARGV[2])
-if not known or tonumber(known) < deadline then
-  redis.call('ZADD', KEYS[2], string.format('%.0f', deadline), ARGV[2])
+local deadline = time[1] * 1000 + math.floor(time[2] / 1000) + ttl
+local current = redis.call('ZSCORE', deadlines, exchange)
+if not current or tonumber(current) < deadline then
+  redis.call('ZADD', deadlines, string.format('%.0f', deadline), exchange)
 end
 return 1

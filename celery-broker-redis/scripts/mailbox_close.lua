@@ -1,17 +1,24 @@
--- Closes a mailbox. An empty element stays for a while: what is on its way
--- still finds a list with a time to live.
+-- Closes a mailbox. An empty element keeps the list for its time to live, so that late
+-- messages do not create a list without one.
 --
--- KEYS  the list; for a bound mailbox the bindings of the exchange and the
---       deadlines of all exchanges
--- ARGV  the time to live in milliseconds; the binding; the exchange
+-- KEYS[1]  list       list  the mailbox
+-- KEYS[2]  bindings   set   optional: the bindings of the exchange
+-- KEYS[3]  deadlines  zset  with KEYS[2]: exchange -> deadline
+-- ARGV[1]  ttl        milliseconds
+-- ARGV[2]  binding    with KEYS[2]: member of `bindings`
+-- ARGV[3]  exchange   with KEYS[2]: name
+-- Returns 1.
 
-redis.call('DEL', KEYS[1])
-redis.call('RPUSH', KEYS[1], '')
-redis.call('PEXPIRE', KEYS[1], ARGV[1])
-if KEYS[2] then
-  redis.call('SREM', KEYS[2], ARGV[2])
-  if redis.call('EXISTS', KEYS[2]) == 0 then
-    redis.call('ZREM', KEYS[3], ARGV[3])
+local list, bindings, deadlines = KEYS[1], KEYS[2], KEYS[3]
+local ttl, binding, exchange = ARGV[1], ARGV[2], ARGV[3]
+
+redis.call('DEL', list)
+redis.call('RPUSH', list, '')
+redis.call('PEXPIRE', list, ttl)
+if bindings then
+  redis.call('SREM', bindings, binding)
+  if redis.call('EXISTS', bindings) == 0 then
+    redis.call('ZREM', deadlines, exchange)
   end
 end
 return 1

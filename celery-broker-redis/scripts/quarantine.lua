@@ -1,14 +1,19 @@
--- Moves an entry that cannot be read out of the held deliveries, where it would
--- make kombu's restore raise, into a holding hash.
+-- Moves an entry that cannot be parsed from the unacked deliveries to a quarantine
+-- hash. In `unacked` it would make kombu's restore raise.
 --
--- KEYS  the held deliveries; their index; the holding hash
--- ARGV  the tag; the tag in the holding hash
---
--- Answers whether it was done.
+-- KEYS[1]  unacked         hash  tag -> entry
+-- KEYS[2]  unacked_index   zset  tag -> time of delivery
+-- KEYS[3]  quarantine      hash  tag -> raw bytes
+-- ARGV[1]  tag             tag in `unacked`
+-- ARGV[2]  quarantine_tag  tag in `quarantine`
+-- Returns 1 if the entry was moved, 0 if there was none.
 
-local entry = redis.call('HGET', KEYS[1], ARGV[1])
-redis.call('ZREM', KEYS[2], ARGV[1])
+local unacked, unacked_index, quarantine = KEYS[1], KEYS[2], KEYS[3]
+local tag, quarantine_tag = ARGV[1], ARGV[2]
+
+local entry = redis.call('HGET', unacked, tag)
+redis.call('ZREM', unacked_index, tag)
 if not entry then return 0 end
-redis.call('HSET', KEYS[3], ARGV[2], entry)
-redis.call('HDEL', KEYS[1], ARGV[1])
+redis.call('HSET', quarantine, quarantine_tag, entry)
+redis.call('HDEL', unacked, tag)
 return 1

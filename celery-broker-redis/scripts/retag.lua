@@ -1,14 +1,17 @@
--- Takes over what a dead consumer left in a holding hash, under a new tag, so
--- that the old one settles nothing any more.
+-- Gives a message in a quarantine hash a new tag, so that the tag of the earlier
+-- consumer no longer settles it.
 --
--- KEYS  the holding hash
--- ARGV  the old tag; the new tag
---
--- Answers the bytes, or nothing when they are gone.
+-- KEYS[1]  quarantine  hash  tag -> raw bytes
+-- ARGV[1]  old_tag     current tag
+-- ARGV[2]  new_tag     new tag
+-- Returns the raw bytes, or nil if the old tag does not exist.
 
-local raw = redis.call('HGET', KEYS[1], ARGV[1])
+local quarantine = KEYS[1]
+local old_tag, new_tag = ARGV[1], ARGV[2]
+
+local raw = redis.call('HGET', quarantine, old_tag)
 if raw then
-  redis.call('HSET', KEYS[1], ARGV[2], raw)
-  redis.call('HDEL', KEYS[1], ARGV[1])
+  redis.call('HSET', quarantine, new_tag, raw)
+  redis.call('HDEL', quarantine, old_tag)
 end
 return raw
