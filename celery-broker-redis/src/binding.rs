@@ -1,11 +1,11 @@
-//! Bindings of queues to exchanges.
+//! Bindings of queues to exchanges, as kombu stores them.
 
 use celery_protocol::kombu;
 use celery_runtime::{Exchange, ExchangeKind, Queue};
 
 use crate::topic::matches_stored_pattern;
 
-/// One member of an exchange's binding set.
+/// A member of an exchange's binding set.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct StoredBinding {
     pub(crate) routing_key: String,
@@ -14,8 +14,8 @@ pub(crate) struct StoredBinding {
 }
 
 impl StoredBinding {
-    /// Whether a message with this key goes to the queue. Only bindings of
-    /// topic exchanges have a pattern.
+    /// Returns whether a message with this routing key goes to the queue. Only
+    /// bindings of topic exchanges have a pattern.
     pub(crate) fn matches(&self, routing_key: &str) -> bool {
         match self.pattern.as_str() {
             "" => self.routing_key == routing_key,
@@ -24,7 +24,7 @@ impl StoredBinding {
     }
 }
 
-/// All routes to a queue: exchange and routing key.
+/// Returns the exchange and routing key of every binding of a queue.
 pub(crate) fn routes(queue: &Queue) -> impl Iterator<Item = (&Exchange, &str)> {
     let first = (&queue.exchange, queue.routing_key.as_str());
     let more = queue.bindings.iter();
@@ -32,7 +32,8 @@ pub(crate) fn routes(queue: &Queue) -> impl Iterator<Item = (&Exchange, &str)> {
     std::iter::once(first).chain(more)
 }
 
-/// What kombu writes beside a routing key; `None` for kinds that Redis has not.
+/// Returns the pattern that kombu stores beside a routing key, or `None` for
+/// exchange types that Redis does not support.
 pub(crate) fn stored_pattern(kind: ExchangeKind, routing_key: &str) -> Option<String> {
     match kind {
         ExchangeKind::Direct | ExchangeKind::Fanout => Some(String::new()),
@@ -46,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bindings_lead_by_key_or_by_pattern() {
+    fn binding_matches_by_key_or_by_pattern() {
         let binding = |key: &str, pattern: String| StoredBinding {
             routing_key: key.into(),
             pattern,

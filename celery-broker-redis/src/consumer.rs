@@ -1,4 +1,4 @@
-//! Taking deliveries.
+//! The consumer: receives deliveries from queues.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,33 +23,35 @@ use crate::shared::Shared;
 static RETAG: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../scripts/retag.lua")));
 
-/// How many deliveries one call may bring. Lua takes only so many values at a
-/// time, and one answer has to fit into memory.
+/// The limit of deliveries per call. Lua unpacks a limited number of values,
+/// and one reply has to fit into memory.
 const MAX_RECEIVE: usize = 1000;
 
-/// A consumer of some queues on one Redis.
+/// A consumer of queues on one Redis.
 ///
-/// What it holds when it is dropped stays noted on the server, for its successor
-/// to settle or for the visibility timeout.
+/// Its unsettled deliveries stay on the server when it is dropped. Its
+/// successor settles them, or they are restored after the visibility timeout.
 pub(crate) struct RedisConsumer {
     shared: Arc<Shared>,
     queues: Vec<String>,
-    receive_state: Mutex<ReceiveState>,
-    /// Makes the tags of this consumer unlike all others.
+    state: Mutex<ReceiveState>,
+    /// Makes the tags of this consumer unique.
     consumer_id: String,
     next_tag_number: AtomicU64,
     interrupted: AtomicBool,
     closed: AtomicBool,
-    /// Something happened that a waiting `receive` has to look at.
+    /// Wakes a waiting `receive` after an interrupt, a close or a deferred
+    /// delivery.
     wake: Notify,
     restore_schedule: RestoreSchedule,
     object: String,
 }
 
-/// What only `receive` works with.
+/// State of `receive` alone.
 struct ReceiveState {
     fetcher: Fetcher,
-    /// Tags that dead consumers quarantined in quarantine hashes; fetched over first.
+    /// Quarantined tags of earlier consumers, which this consumer returns
+    /// first.
     quarantined: Vec<String>,
 }
 
@@ -69,13 +71,13 @@ impl RedisConsumer {
         };
         let attempt = Attempt::new("consume", &object);
         if queues.is_empty() {
-            let cause = "there is no queue to consume";
+            let cause = "the list of queues is empty";
             return Err(attempt.error(&shared.link, ServiceErrorKind::Invalid, cause));
         }
         if let Some((queue, exchange)) = options.queues.iter().find_map(fanout_binding) {
             let cause = format!(
                 "queue {queue} is bound to the fanout exchange {exchange}, whose messages Redis \
-                 sends to who listens and keeps in no queue"
+                 delivers to current subscribers and stores in no queue"
             );
             let error = attempt.error(&shared.link, ServiceErrorKind::Unsupported, cause);
             return Err(error.with_remedy("broadcast tasks need RabbitMQ"));
@@ -85,7 +87,7 @@ impl RedisConsumer {
         shared.recover_unconfirmed(attempt, &queues).await?;
         let restore_schedule = RestoreSchedule::start(Arc::clone(&shared));
         Ok(Self {
-            receive_state: Mutex::new(ReceiveState {
+            state: Mutex::new(ReceiveState {
                 fetcher,
                 quarantined,
             }),
@@ -106,27 +108,35 @@ impl RedisConsumer {
     }
 
     async fn receive_batch(&self, max: usize) -> Result<Vec<Delivery>, ServiceError> {
-        let mut receive_state = self.receive_state.lock().await;
+        let mut state = self.state.lock().await;
         let max = max.min(MAX_RECEIVE);
         while !self.is_stopped()? {
-            let fetched = self.fetch(&mut receive_state, max).await?;
+            let fetched = self.fetch(&mut state, max).await?;
             if !fetched.is_empty() {
-                receive_state.fetcher.reset_poll_interval();
+                state.fetcher.reset_poll_interval();
                 return Ok(fetched);
             }
-            let due = self.shared.parked.next_due(&self.queues, SystemTime::now());
+            let due = self
+                .shared
+                .delayed
+                .next_due(&self.queues, SystemTime::now());
+            // Every branch only ends the wait, so the order is free of starvation.
             tokio::select! {
-                () = receive_state.fetcher.changed() => {}
+                biased;
                 () = self.wake.notified() => {}
                 () = self.shared.link.closed() => {}
+                () = state.fetcher.changed() => {}
                 () = sleep_or_pending(due) => {}
             }
         }
         Ok(Vec::new())
     }
 
-    /// Whether nothing more shall be fetched; an error when it is not for us to
-    /// say so.
+    /// Returns whether the consumer is interrupted or closed.
+    ///
+    /// # Errors
+    ///
+    /// If the broker is closed.
     fn is_stopped(&self) -> Result<bool, ServiceError> {
         if self.shared.link.is_closed() {
             return Err(self.shared.link.closed_error(self.attempt()));
@@ -134,17 +144,16 @@ impl RedisConsumer {
         Ok(self.interrupted.load(Ordering::Acquire) || self.closed.load(Ordering::Acquire))
     }
 
-    /// What is there: first what dead consumers quarantined, then what was parked,
-    /// then what waits in the queues. They do not mix, so that nothing fetched is
-    /// forgotten when the next step fails.
+    /// Returns deliveries from the first source that has any: quarantined
+    /// messages of earlier consumers, due deferred deliveries, the queues. One
+    /// call uses one source, so that no delivery is lost if the next step
+    /// fails.
     async fn fetch(
         &self,
-        receive_state: &mut ReceiveState,
+        state: &mut ReceiveState,
         max: usize,
     ) -> Result<Vec<Delivery>, ServiceError> {
-        let quarantined = self
-            .retag_quarantined(&mut receive_state.quarantined, max)
-            .await?;
+        let quarantined = self.retag_quarantined(&mut state.quarantined, max).await?;
         if !quarantined.is_empty() {
             return Ok(quarantined);
         }
@@ -160,7 +169,7 @@ impl RedisConsumer {
             .shared
             .unconfirmed
             .begin(&prefix, first, max, &self.queues);
-        let fetched = receive_state
+        let fetched = state
             .fetcher
             .fetch(self.attempt(), max, &prefix, first)
             .await?;
@@ -168,10 +177,10 @@ impl RedisConsumer {
         Ok(fetched)
     }
 
-    /// DelayedDeliveries deliveries whose time has come and that are still ours.
+    /// Returns deferred deliveries that are due and still unacked.
     async fn due_deliveries(&self, max: usize) -> Result<Vec<Delivery>, ServiceError> {
         let now = SystemTime::now();
-        let tags = self.shared.parked.take_due(&self.queues, now, max);
+        let tags = self.shared.delayed.take_due(&self.queues, now, max);
         if tags.is_empty() {
             return Ok(Vec::new());
         }
@@ -179,15 +188,16 @@ impl RedisConsumer {
         let mut commands = Vec::with_capacity(tags.len() * 2);
         for tag in &tags {
             commands.push(Command::new("HGET").arg(self.shared.hash_of(tag)).arg(tag));
-            // DeliveryLocation anew from now on.
+            // The visibility timeout starts again.
             let again = Command::new("ZADD").arg(&index).arg("XX");
             commands.push(again.arg(score(now)).arg(tag));
         }
         let answers = match self.shared.link.atomic(self.attempt(), commands).await {
             Ok(answers) => answers,
             Err(error) => {
-                // They are due for our successor.
-                tags.iter().for_each(|tag| self.shared.parked.add(tag, now));
+                // They stay due for the next consumer.
+                tags.iter()
+                    .for_each(|tag| self.shared.delayed.add(tag, now));
                 return Err(error);
             }
         };
@@ -198,6 +208,8 @@ impl RedisConsumer {
             .collect())
     }
 
+    /// Gives quarantined messages of earlier consumers new tags and returns
+    /// them.
     async fn retag_quarantined(
         &self,
         quarantined: &mut Vec<String>,
@@ -228,10 +240,10 @@ impl RedisConsumer {
         }
         self.wake.notify_one();
         self.restore_schedule.stop().await;
-        let parked = self.shared.parked.take_all(&self.queues);
-        // The last one given back is the first one fetched again.
-        let parked: Vec<String> = parked.into_iter().rev().collect();
-        self.shared.return_unchanged(&parked).await
+        let delayed = self.shared.delayed.take_all(&self.queues);
+        // The tag returned last is delivered first.
+        let delayed: Vec<String> = delayed.into_iter().rev().collect();
+        self.shared.return_unchanged(&delayed).await
     }
 }
 
@@ -274,13 +286,15 @@ impl fmt::Debug for RedisConsumer {
     }
 }
 
-/// A queue and the fanout exchange that it is bound to, if there is one.
+/// Returns the name of a queue and of the fanout exchange that it is bound to,
+/// if any.
 fn fanout_binding(queue: &Queue) -> Option<(&str, &str)> {
     let mut routes = routes(queue);
     let (exchange, _) = routes.find(|(exchange, _)| exchange.kind == ExchangeKind::Fanout)?;
     Some((&queue.name, &exchange.name))
 }
 
+/// Sleeps, or never returns for `None`.
 async fn sleep_or_pending(time: Option<std::time::Duration>) {
     match time {
         Some(time) => tokio::time::sleep(time).await,

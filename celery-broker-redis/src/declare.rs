@@ -1,4 +1,4 @@
-//! Declaring queues and reading their bindings.
+//! Declaring queues, and reading the bindings of exchanges.
 
 use celery_runtime::{ExchangeKind, Queue, ServiceError, ServiceErrorKind};
 
@@ -7,8 +7,9 @@ use crate::link::{Attempt, Command, RedisReply};
 use crate::shared::Shared;
 
 impl Shared {
-    /// Writes the bindings of a queue, after a look at its lists: a key of
-    /// another type is found here and not by the first message.
+    /// Writes the bindings of a queue. It reads the length of the queue's lists
+    /// first, so that a key of another type fails the declaration and not the
+    /// first message.
     pub(crate) async fn declare(&self, queue: &Queue) -> Result<(), ServiceError> {
         let layout = &self.link.options().layout;
         let object = format!("queue {}", queue.name);
@@ -20,26 +21,27 @@ impl Shared {
                 let cause = format!("there are no {} exchanges on Redis", exchange.kind.name());
                 return Err(attempt.error(&self.link, ServiceErrorKind::Unsupported, cause));
             };
-            // Fanout exchanges are channels: who reads their set would only
-            // push to lists that nobody takes from.
+            // A fanout exchange is a channel. A producer that reads a binding
+            // set of it would push to lists that no consumer reads.
             if exchange.name.is_empty() || exchange.kind == ExchangeKind::Fanout {
                 continue;
             }
             let member = layout.binding_member(routing_key, &pattern, &queue.name);
             let bind = |set: String| Command::new("SADD").arg(set).arg(&member);
             commands.push(bind(layout.bindings(&exchange.name)));
-            // Queues that expire stay out of it: kombu restore_schedule what has no such set.
+            // kombu removes the bindings of an exchange without such a set
+            // after a deadline, which is right for queues that expire.
             if !queue.arguments.contains_key("x-expires") {
                 commands.push(bind(layout.permanent_bindings(&exchange.name)));
             }
         }
         self.link.atomic(attempt, commands).await?;
-        self.remember(queue);
+        self.record_declaration(queue);
         Ok(())
     }
 
-    /// What the binding set of an exchange says; members that cannot be read
-    /// are passed over, as kombu does.
+    /// Returns the bindings of an exchange. Members that cannot be parsed are
+    /// skipped, as in kombu.
     pub(crate) async fn bindings(
         &self,
         exchange: &str,
@@ -50,10 +52,12 @@ impl Shared {
         Ok(self.read_bindings(members))
     }
 
+    /// Returns the command that reads the binding set of an exchange.
     pub(crate) fn members(&self, exchange: &str) -> Command {
         Command::new("SMEMBERS").arg(self.link.options().layout.bindings(exchange))
     }
 
+    /// Parses the reply to [`members`](Self::members).
     pub(crate) fn read_bindings(&self, members: RedisReply) -> Vec<StoredBinding> {
         let layout = &self.link.options().layout;
         let binding = |member: RedisReply| {

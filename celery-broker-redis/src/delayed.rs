@@ -1,4 +1,4 @@
-//! Deliveries that are not to be handed out before their time.
+//! Deferred deliveries: tags that consumers return again at a later time.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -6,10 +6,11 @@ use std::time::{Duration, SystemTime};
 
 use crate::keys::ParsedTag;
 
-/// The tags and times of parked deliveries; their messages stay on the server.
+/// The tags and due times of deferred deliveries. Their messages stay on the
+/// server.
 ///
-/// All consumers of one broker share it, so that the successor of a broken
-/// consumer hands out what that one parked.
+/// All consumers of one broker share them, so that the successor of a broken
+/// consumer returns what that one deferred.
 #[derive(Debug, Default)]
 pub(crate) struct DelayedDeliveries {
     state: Mutex<DelayQueue>,
@@ -17,12 +18,13 @@ pub(crate) struct DelayedDeliveries {
 
 #[derive(Debug, Default)]
 struct DelayQueue {
-    /// By time, then in the order of parking.
+    /// By due time, then in the order in which they were added.
     due: BTreeMap<(SystemTime, u64), String>,
     next_number: u64,
 }
 
 impl DelayedDeliveries {
+    /// Adds a tag that is due at a time.
     pub(crate) fn add(&self, tag: &str, until: SystemTime) {
         let mut state = self.lock();
         state.next_number += 1;
@@ -30,20 +32,20 @@ impl DelayedDeliveries {
         state.due.insert(key, tag.to_owned());
     }
 
-    /// Takes out at most `most` tags of `queues` whose time has come.
-    pub(crate) fn take_due(&self, queues: &[String], now: SystemTime, most: usize) -> Vec<String> {
-        self.take(queues, most, |until| until <= now)
+    /// Removes and returns up to `max` tags of `queues` that are due.
+    pub(crate) fn take_due(&self, queues: &[String], now: SystemTime, max: usize) -> Vec<String> {
+        self.take(queues, max, |until| until <= now)
     }
 
-    /// Takes out all tags of `queues`.
+    /// Removes and returns all tags of `queues`.
     pub(crate) fn take_all(&self, queues: &[String]) -> Vec<String> {
         self.take(queues, usize::MAX, |_| true)
     }
 
-    /// How long until the next tag of `queues` is due.
+    /// Returns the time until the next tag of `queues` is due.
     pub(crate) fn next_due(&self, queues: &[String], now: SystemTime) -> Option<Duration> {
         let state = self.lock();
-        let mut of_queues = state.due.iter().filter(|(_, tag)| is_of(queues, tag));
+        let mut of_queues = state.due.iter().filter(|(_, tag)| belongs_to(queues, tag));
         let ((until, _), _) = of_queues.next()?;
         Some(until.duration_since(now).unwrap_or_default())
     }
@@ -51,7 +53,7 @@ impl DelayedDeliveries {
     fn take(
         &self,
         queues: &[String],
-        most: usize,
+        max: usize,
         mut is_due: impl FnMut(SystemTime) -> bool,
     ) -> Vec<String> {
         let mut state = self.lock();
@@ -59,9 +61,9 @@ impl DelayedDeliveries {
             .due
             .iter()
             .take_while(|((until, _), _)| is_due(*until))
-            .filter(|(_, tag)| is_of(queues, tag))
+            .filter(|(_, tag)| belongs_to(queues, tag))
             .map(|(key, _)| *key)
-            .take(most)
+            .take(max)
             .collect();
         keys.iter()
             .filter_map(|key| state.due.remove(key))
@@ -73,7 +75,7 @@ impl DelayedDeliveries {
     }
 }
 
-fn is_of(queues: &[String], tag: &str) -> bool {
+fn belongs_to(queues: &[String], tag: &str) -> bool {
     let queue = ParsedTag::parse(tag).queue;
     queues.iter().any(|name| name == queue)
 }
@@ -83,33 +85,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tags_come_back_when_due_and_to_their_queue_only() {
+    fn delayed_tags_are_returned_when_due_and_by_queue() {
         let start = SystemTime::UNIX_EPOCH;
         let at = |seconds| start + Duration::from_secs(seconds);
-        let parked = DelayedDeliveries::default();
-        parked.add("a-1:one", at(20));
-        parked.add("a-2:one", at(10));
-        parked.add("a-3:two", at(5));
+        let delayed = DelayedDeliveries::default();
+        delayed.add("a-1:one", at(20));
+        delayed.add("a-2:one", at(10));
+        delayed.add("a-3:two", at(5));
         let one = ["one".to_owned()];
 
-        assert_eq!(parked.next_due(&one, at(4)), Some(Duration::from_secs(6)));
-        assert!(parked.take_due(&one, at(9), 8).is_empty());
-        assert_eq!(parked.take_due(&one, at(10), 8), ["a-2:one"]);
-        assert_eq!(parked.take_all(&one), ["a-1:one"]);
-        assert_eq!(parked.next_due(&one, at(4)), None);
-        assert_eq!(parked.take_all(&["two".to_owned()]), ["a-3:two"]);
+        assert_eq!(delayed.next_due(&one, at(4)), Some(Duration::from_secs(6)));
+        assert!(delayed.take_due(&one, at(9), 8).is_empty());
+        assert_eq!(delayed.take_due(&one, at(10), 8), ["a-2:one"]);
+        assert_eq!(delayed.take_all(&one), ["a-1:one"]);
+        assert_eq!(delayed.next_due(&one, at(4)), None);
+        assert_eq!(delayed.take_all(&["two".to_owned()]), ["a-3:two"]);
     }
 
     #[test]
-    fn no_more_than_asked_for() {
+    fn take_due_returns_at_most_max_tags() {
         let now = SystemTime::UNIX_EPOCH;
-        let parked = DelayedDeliveries::default();
+        let delayed = DelayedDeliveries::default();
         for number in 0..3 {
-            parked.add(&format!("a-{number}:q"), now);
+            delayed.add(&format!("a-{number}:q"), now);
         }
         let queues = ["q".to_owned()];
-        assert_eq!(parked.take_due(&queues, now, 2), ["a-0:q", "a-1:q"]);
-        assert_eq!(parked.take_due(&queues, now, 2), ["a-2:q"]);
-        assert!(parked.take_due(&queues, now, 2).is_empty());
+        assert_eq!(delayed.take_due(&queues, now, 2), ["a-0:q", "a-1:q"]);
+        assert_eq!(delayed.take_due(&queues, now, 2), ["a-2:q"]);
+        assert!(delayed.take_due(&queues, now, 2).is_empty());
     }
 }

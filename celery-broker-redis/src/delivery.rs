@@ -1,4 +1,4 @@
-//! From bytes on the server to deliveries.
+//! Decoding bytes from the server into deliveries.
 
 use std::sync::Arc;
 
@@ -9,7 +9,8 @@ use celery_runtime::{Delivery, DeliveryTag};
 use crate::entry::UnackedEntry;
 use crate::keys::{DeliveryLocation, ParsedTag};
 
-/// A delivery of bytes, whether they are a message or not.
+/// Returns a delivery of raw bytes. Bytes that are not a message become a
+/// malformed delivery.
 pub(crate) fn delivery(tag: String, raw: Bytes) -> Delivery {
     let queue: Arc<str> = ParsedTag::parse(&tag).queue.into();
     let tag = DeliveryTag::new(tag);
@@ -19,11 +20,12 @@ pub(crate) fn delivery(tag: String, raw: Bytes) -> Delivery {
     }
 }
 
-/// A delivery of what a tag stands for on the server.
-pub(crate) fn redelivery(tag: String, held: Bytes) -> Option<Delivery> {
+/// Returns a delivery of the hash value that a tag refers to, or `None` if an
+/// entry of `unacked` cannot be parsed.
+pub(crate) fn redelivery(tag: String, value: Bytes) -> Option<Delivery> {
     let raw = match ParsedTag::parse(&tag).location {
-        DeliveryLocation::Quarantine => held,
-        DeliveryLocation::Unacked => UnackedEntry::parse(&held)?.envelope,
+        DeliveryLocation::Quarantine => value,
+        DeliveryLocation::Unacked => UnackedEntry::parse(&value)?.envelope,
     };
     Some(delivery(tag, raw))
 }

@@ -1,4 +1,4 @@
-//! Finding what earlier consumers left.
+//! Recovery of deliveries that earlier consumers fetched and did not settle.
 
 use std::time::SystemTime;
 
@@ -8,12 +8,12 @@ use crate::link::{Attempt, Command, RedisReply};
 use crate::shared::Shared;
 use crate::unconfirmed::UnconfirmedFetch;
 
-/// How many tags are asked for at a time.
+/// The number of tags that one command batch looks up.
 const LOOKUP_BATCH_SIZE: usize = 1000;
 
 impl Shared {
-    /// Looks for what takings in fetch have taken from these queues; it is due
-    /// at once.
+    /// Finds the deliveries of unconfirmed fetches from these queues, and makes
+    /// them due immediately.
     pub(crate) async fn recover_unconfirmed(
         &self,
         attempt: Attempt<'_>,
@@ -22,7 +22,7 @@ impl Shared {
         let fetches = self.unconfirmed.take(queues);
         let tags: Vec<String> = fetches.iter().flat_map(UnconfirmedFetch::tags).collect();
         for chunk in tags.chunks(LOOKUP_BATCH_SIZE) {
-            if let Err(error) = self.delay_if_held(attempt, chunk).await {
+            if let Err(error) = self.make_due_if_unacked(attempt, chunk).await {
                 fetches
                     .into_iter()
                     .for_each(|fetch| self.unconfirmed.add(fetch));
@@ -32,7 +32,8 @@ impl Shared {
         Ok(())
     }
 
-    async fn delay_if_held(
+    /// Makes those tags due that are unacked on the server.
+    async fn make_due_if_unacked(
         &self,
         attempt: Attempt<'_>,
         tags: &[String],
@@ -45,13 +46,13 @@ impl Shared {
         let now = SystemTime::now();
         for (tag, found) in tags.iter().zip(found) {
             if found.number() == 1 {
-                self.parked.add(tag, now);
+                self.delayed.add(tag, now);
             }
         }
         Ok(())
     }
 
-    /// The tags in the quarantine hashes of the queues.
+    /// Returns the tags in the quarantine hashes of the queues.
     pub(crate) async fn quarantined_tags(
         &self,
         attempt: Attempt<'_>,
@@ -62,10 +63,10 @@ impl Shared {
             .iter()
             .map(|queue| Command::new("HKEYS").arg(layout.quarantine(queue)));
         let answers = self.link.pipeline(attempt, commands.collect()).await?;
-        let mut left = Vec::new();
+        let mut tags = Vec::new();
         for answer in answers {
-            left.extend(answer?.list().into_iter().filter_map(RedisReply::text));
+            tags.extend(answer?.list().into_iter().filter_map(RedisReply::text));
         }
-        Ok(left)
+        Ok(tags)
     }
 }

@@ -1,4 +1,4 @@
-//! What becomes of deliveries on the server.
+//! Settling deliveries on the server.
 
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -16,14 +16,14 @@ pub(crate) static REQUEUE: LazyLock<Script> =
 
 const ATTEMPT: Attempt<'static> = Attempt::new("settle", "deliveries");
 
-/// Whether a message that goes back says that it was delivered before.
+/// Whether requeueing sets the redelivered flags of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RedeliveredFlag {
     Set,
     Unchanged,
 }
 
-/// Where a message goes back to, and with what.
+/// A delivery to push back to its queue.
 #[derive(Clone, Copy, Debug)]
 struct Requeue<'a> {
     tag: &'a str,
@@ -31,28 +31,29 @@ struct Requeue<'a> {
     flag: RedeliveredFlag,
 }
 
-/// The command whose reply answers a settlement.
+/// The reply that decides the outcome of a settlement, by its position in the
+/// transaction.
 #[derive(Clone, Copy, Debug)]
-enum Answer {
-    /// Removed from the hash that held it: 1, or 0 where it was gone.
+enum SettleReply {
+    /// `HDEL` of an acknowledged delivery: 0 if it no longer exists.
     Removed(usize),
-    /// The score of a deferred delivery: nil where it was gone.
+    /// `ZSCORE` of a deferred delivery: nil if it no longer exists.
     Score(usize),
-    /// The entry to requeue: nil where it was gone.
-    UnackedEntry(usize),
-    /// A malformed message stays in its hash until it is due.
+    /// `HGET` of the entry to requeue: nil if it no longer exists.
+    Entry(usize),
+    /// No command: a deferred malformed message stays in its quarantine hash.
     Kept,
 }
 
-/// The commands of a batch, and the answer to each settlement.
+/// The commands of a batch, and the deciding reply of each settlement.
 #[derive(Debug, Default)]
 struct Transaction {
     commands: Vec<Command>,
-    answers: Vec<Answer>,
+    answers: Vec<SettleReply>,
 }
 
 impl Transaction {
-    /// Adds a command and returns its location among the replies.
+    /// Adds a command and returns the position of its reply.
     fn push(&mut self, command: Command) -> usize {
         self.commands.push(command);
         self.commands.len() - 1
@@ -60,8 +61,7 @@ impl Transaction {
 }
 
 impl Shared {
-    /// Settles a batch: one round trip, and a second one only where something is
-    /// requeued.
+    /// Settles a batch in one round trip, plus one if it requeues deliveries.
     pub(crate) async fn settle(&self, batch: &[Settlement]) -> Vec<Result<Settled, ServiceError>> {
         if batch.is_empty() {
             return Vec::new();
@@ -73,26 +73,26 @@ impl Shared {
         };
         let mut settled = Vec::with_capacity(batch.len());
         let mut requeues = Vec::new();
-        for (location, (settlement, answer)) in batch.iter().zip(answers).enumerate() {
+        for (position, (settlement, answer)) in batch.iter().zip(answers).enumerate() {
             let reply = |at: usize| replies.get(at).cloned().unwrap_or(RedisReply::Nil);
             let is_done = match answer {
-                Answer::Removed(at) => reply(at).number() > 0,
-                Answer::Score(at) => reply(at).data().is_some(),
-                Answer::UnackedEntry(at) => {
+                SettleReply::Removed(at) => reply(at).number() > 0,
+                SettleReply::Score(at) => reply(at).data().is_some(),
+                SettleReply::Entry(at) => {
                     let (tag, end) = match settlement {
                         Settlement::Requeue(tag, end) => (tag.as_str(), *end),
                         other => (other.tag().as_str(), QueueEnd::Head),
                     };
                     let flag = RedeliveredFlag::Set;
-                    requeues.push((location, Requeue { tag, end, flag }, reply(at)));
+                    requeues.push((position, Requeue { tag, end, flag }, reply(at)));
                     false
                 }
-                Answer::Kept => true,
+                SettleReply::Kept => true,
             };
             if let Settlement::Defer(tag, until) = settlement
                 && is_done
             {
-                self.parked.add(tag.as_str(), *until);
+                self.delayed.add(tag.as_str(), *until);
             }
             settled.push(Ok(if is_done {
                 Settled::Done
@@ -100,18 +100,18 @@ impl Shared {
                 Settled::Gone
             }));
         }
-        let (places, requeues): (Vec<_>, Vec<_>) = requeues
+        let (positions, requeues): (Vec<_>, Vec<_>) = requeues
             .into_iter()
-            .map(|(location, requeue, entry)| (location, (requeue, entry)))
+            .map(|(position, requeue, entry)| (position, (requeue, entry)))
             .unzip();
-        for (location, outcome) in places.into_iter().zip(self.put_back(requeues).await) {
-            settled[location] = outcome;
+        for (position, outcome) in positions.into_iter().zip(self.push_back(requeues).await) {
+            settled[position] = outcome;
         }
         settled
     }
 
-    /// Gives deliveries back to the heads of their queues, as if they had never
-    /// been taken. The last tag ends up first.
+    /// Returns deliveries to the heads of their queues without the redelivered
+    /// flags. The delivery of the last tag is delivered first.
     pub(crate) async fn return_unchanged(&self, tags: &[String]) -> Result<(), ServiceError> {
         if tags.is_empty() {
             return Ok(());
@@ -121,14 +121,14 @@ impl Shared {
             end: QueueEnd::Head,
             flag: RedeliveredFlag::Unchanged,
         });
-        let commands = tags.iter().map(|tag| self.read(tag)).collect();
+        let commands = tags.iter().map(|tag| self.read_command(tag)).collect();
         let entries = self.link.atomic(ATTEMPT, commands).await?;
-        let requeued = self.put_back(requeues.zip(entries).collect()).await;
+        let requeued = self.push_back(requeues.zip(entries).collect()).await;
         requeued.into_iter().try_for_each(|one| one.map(drop))
     }
 
-    /// The commands for a batch. A delivery leaves the index before its hash, so
-    /// that nothing restores it in between.
+    /// Returns the commands for a batch. A delivery leaves the index before its
+    /// hash, so that no restore finds it in between.
     fn transaction(&self, batch: &[Settlement]) -> Transaction {
         let layout = &self.link.options().layout;
         let mut transaction = Transaction::default();
@@ -153,23 +153,27 @@ impl Shared {
             let answer = match settlement {
                 Settlement::Ack(_) | Settlement::Reject(_) => {
                     let command = Command::new("HDEL").arg(self.hash_of(text)).arg(text);
-                    Answer::Removed(transaction.push(command))
+                    SettleReply::Removed(transaction.push(command))
                 }
-                Settlement::Requeue(..) => Answer::UnackedEntry(transaction.push(self.read(text))),
-                Settlement::Defer(..) if location == DeliveryLocation::Quarantine => Answer::Kept,
+                Settlement::Requeue(..) => {
+                    SettleReply::Entry(transaction.push(self.read_command(text)))
+                }
+                Settlement::Defer(..) if location == DeliveryLocation::Quarantine => {
+                    SettleReply::Kept
+                }
                 Settlement::Defer(_, until) => {
-                    // XX: a delivery that is no longer ours must not come back
-                    // into the index.
-                    let held_since = held_since(*until, layout.visibility_timeout);
+                    // XX: a delivery that another worker has settled or
+                    // restored must not return to the index.
+                    let delivered_at = delivered_at(*until, layout.visibility_timeout);
                     transaction.push(
                         Command::new("ZADD")
                             .arg(layout.unacked_index())
                             .arg("XX")
-                            .arg(score(held_since))
+                            .arg(score(delivered_at))
                             .arg(text),
                     );
                     let command = Command::new("ZSCORE").arg(layout.unacked_index()).arg(text);
-                    Answer::Score(transaction.push(command))
+                    SettleReply::Score(transaction.push(command))
                 }
             };
             transaction.answers.push(answer);
@@ -177,11 +181,12 @@ impl Shared {
         transaction
     }
 
-    fn read(&self, tag: &str) -> Command {
+    /// Returns the command that reads the hash value of a delivery.
+    fn read_command(&self, tag: &str) -> Command {
         Command::new("HGET").arg(self.hash_of(tag)).arg(tag)
     }
 
-    /// The hash that holds a delivery.
+    /// Returns the key of the hash that holds a delivery.
     pub(crate) fn hash_of(&self, tag: &str) -> String {
         let layout = &self.link.options().layout;
         let tag = ParsedTag::parse(tag);
@@ -191,18 +196,19 @@ impl Shared {
         }
     }
 
-    /// Moves entries that were read back to their queues, unless another worker
-    /// settled or restored them meanwhile. One outcome for each.
-    async fn put_back(
+    /// Pushes entries that were read back to their queues, unless another
+    /// worker has settled or restored them already. Returns one outcome per
+    /// entry.
+    async fn push_back(
         &self,
         requeues: Vec<(Requeue<'_>, RedisReply)>,
     ) -> Vec<Result<Settled, ServiceError>> {
         let mut settled = vec![Ok(Settled::Gone); requeues.len()];
-        let (places, commands): (Vec<_>, Vec<_>) = requeues
+        let (positions, commands): (Vec<_>, Vec<_>) = requeues
             .into_iter()
             .enumerate()
-            .filter_map(|(location, (requeue, entry))| {
-                Some((location, self.push(requeue, entry.data()?)?))
+            .filter_map(|(position, (requeue, entry))| {
+                Some((position, self.requeue_command(requeue, entry.data()?)?))
             })
             .unzip();
         if commands.is_empty() {
@@ -210,23 +216,25 @@ impl Shared {
         }
         match self.link.pipeline(ATTEMPT, commands).await {
             Ok(answers) => {
-                for (location, answer) in places.into_iter().zip(answers) {
-                    settled[location] = answer.map(|moved| match moved.number() {
+                for (position, answer) in positions.into_iter().zip(answers) {
+                    settled[position] = answer.map(|moved| match moved.number() {
                         0 => Settled::Gone,
                         _ => Settled::Done,
                     });
                 }
             }
             Err(error) => {
-                for location in places {
-                    settled[location] = Err(error.clone());
+                for position in positions {
+                    settled[position] = Err(error.clone());
                 }
             }
         }
         settled
     }
 
-    fn push(&self, requeue: Requeue<'_>, entry: Bytes) -> Option<Command> {
+    /// Returns the command that requeues one delivery, or `None` if its entry
+    /// cannot be parsed.
+    fn requeue_command(&self, requeue: Requeue<'_>, entry: Bytes) -> Option<Command> {
         let layout = &self.link.options().layout;
         let tag = ParsedTag::parse(requeue.tag);
         let envelope = match tag.location {
@@ -249,21 +257,21 @@ impl Shared {
     }
 }
 
-/// How long others wait for a worker to hand out what it parked. They are
-/// workers with clocks of their own, and a restart takes a moment.
-const GRACE: Duration = Duration::from_secs(10);
+/// The time in which other workers leave a deferred delivery to the worker that
+/// deferred it. It covers clock differences between hosts and a restart.
+const RESTORE_GRACE_PERIOD: Duration = Duration::from_secs(10);
 
-/// Since when a delivery that is parked `until` a time counts as held: so that
-/// the visibility timeout passes, for every worker alike, shortly after that
-/// time. Nobody restores it before it is due, and a dead worker delays it by
-/// seconds and not by the whole timeout.
-fn held_since(until: SystemTime, visibility_timeout: Duration) -> SystemTime {
+/// Returns the time of delivery to record for a delivery that is deferred until
+/// a time. With it the visibility timeout passes shortly after that time for
+/// every worker: no worker restores the delivery before it is due, and a dead
+/// worker delays it by seconds instead of by the whole timeout.
+fn delivered_at(until: SystemTime, visibility_timeout: Duration) -> SystemTime {
     until
         .checked_sub(visibility_timeout)
-        .map_or(until, |since| since + GRACE)
+        .map_or(until, |since| since + RESTORE_GRACE_PERIOD)
 }
 
-/// A time as kombu notes it: seconds since 1970.
+/// Formats a time as a score of kombu: seconds since 1970.
 pub(crate) fn score(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     format!("{}.{:06}", since.as_secs(), since.subsec_micros())

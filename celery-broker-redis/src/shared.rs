@@ -10,16 +10,15 @@ use crate::delayed::DelayedDeliveries;
 use crate::link::{Command, Link};
 use crate::unconfirmed::UnconfirmedFetches;
 
-/// What a broker, its consumers and its subscriptions share.
+/// The connections and in-process state of one broker.
 pub(crate) struct Shared {
     pub(crate) link: Link,
-    pub(crate) parked: DelayedDeliveries,
+    pub(crate) delayed: DelayedDeliveries,
     pub(crate) unconfirmed: UnconfirmedFetches,
-    /// The types of exchanges that were declared here. Redis does not know
-    /// them: as in kombu, an exchange nobody declared in this process counts as
-    /// direct.
+    /// The types of exchanges that this process has declared. Redis does not
+    /// store them: as in kombu, an undeclared exchange counts as direct.
     exchanges: Mutex<HashMap<String, ExchangeKind>>,
-    /// The queues that were declared here, by name.
+    /// The queues that this process has declared, by name.
     declared: Mutex<HashMap<String, Queue>>,
 }
 
@@ -27,15 +26,15 @@ impl Shared {
     pub(crate) fn new(link: Link) -> Self {
         Self {
             link,
-            parked: DelayedDeliveries::default(),
+            delayed: DelayedDeliveries::default(),
             unconfirmed: UnconfirmedFetches::default(),
             exchanges: Mutex::default(),
             declared: Mutex::default(),
         }
     }
 
-    /// Notes a queue that was declared and the types of its exchanges.
-    pub(crate) fn remember(&self, queue: &Queue) {
+    /// Records that a queue was declared, and the types of its exchanges.
+    pub(crate) fn record_declaration(&self, queue: &Queue) {
         let mut exchanges = lock(&self.exchanges);
         for (exchange, _) in routes(queue) {
             exchanges.insert(exchange.name.clone(), exchange.kind);
@@ -44,23 +43,25 @@ impl Shared {
         lock(&self.declared).insert(queue.name.clone(), queue.clone());
     }
 
-    /// Whether the queue was declared here, as it is.
+    /// Returns whether this process has declared the queue with the same
+    /// options.
     pub(crate) fn has_declared(&self, queue: &Queue) -> bool {
         lock(&self.declared).get(&queue.name) == Some(queue)
     }
 
-    /// The type of an exchange, if it was declared here.
+    /// Returns the type of an exchange that this process has declared.
     pub(crate) fn kind(&self, exchange: &str) -> Option<ExchangeKind> {
         lock(&self.exchanges).get(exchange).copied()
     }
 
+    /// Returns the commands that read the lengths of a queue's lists.
     pub(crate) fn lengths(&self, queue: &str) -> Vec<Command> {
         let lists = self.link.options().layout.lists(queue);
         lists.map(|list| Command::new("LLEN").arg(list)).collect()
     }
 }
 
-/// No code panics while it holds one of these locks.
+/// Locks a mutex. No code panics while it holds one of these locks.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,44 +1,46 @@
-//! Takings whose answer never came.
+//! Fetches that were sent to the server and never answered.
 //!
-//! The server may have carried them out: before it died, or after it had been
-//! silent. What they took is noted as held by tags that nobody was told, and
-//! would wait for the visibility timeout, an hour. But the tags are ours, so the
-//! next consumer can look for them.
+//! The server may have executed such a fetch, before it crashed or after a
+//! pause. The fetched messages are then unacked under tags that no consumer
+//! knows, and would stay there until the visibility timeout, an hour by
+//! default. The tags follow from the fetch, so the next consumer looks them up.
 
 use std::sync::{Mutex, PoisonError};
 
-/// UnconfirmedFetches that are kept; a server that stays away gives no more than one a try.
+/// The limit of recorded fetches. While a server is unreachable, each
+/// connection attempt adds at max one.
 const MAX_UNCONFIRMED: usize = 100;
 
-/// The takings of one broker's consumers that are in fetch.
+/// The unconfirmed fetches of all consumers of one broker.
 #[derive(Debug, Default)]
 pub(crate) struct UnconfirmedFetches {
     fetches: Mutex<Vec<UnconfirmedFetch>>,
 }
 
-/// The tags that one taking may have given.
+/// The range of tags that one fetch may have assigned.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct UnconfirmedFetch {
     prefix: String,
     first: u64,
-    most: usize,
+    max: usize,
     queues: Vec<String>,
 }
 
 impl UnconfirmedFetches {
-    /// A taking is about to begin; it is in fetch until it is
-    /// [`confirm`](FetchGuard::confirm), also if nobody waits for it any more.
+    /// Starts a fetch. It counts as unconfirmed if the guard is dropped without
+    /// [`confirm`](FetchGuard::confirm), also where the future of the fetch is
+    /// dropped.
     pub(crate) fn begin(
         &self,
         prefix: &str,
         first: u64,
-        most: usize,
+        max: usize,
         queues: &[String],
     ) -> FetchGuard<'_> {
         let fetch = UnconfirmedFetch {
             prefix: prefix.to_owned(),
             first,
-            most,
+            max,
             queues: queues.to_vec(),
         };
         FetchGuard {
@@ -47,6 +49,7 @@ impl UnconfirmedFetches {
         }
     }
 
+    /// Records an unconfirmed fetch.
     pub(crate) fn add(&self, fetch: UnconfirmedFetch) {
         let mut fetches = self.fetches.lock().unwrap_or_else(PoisonError::into_inner);
         if fetches.len() < MAX_UNCONFIRMED {
@@ -54,18 +57,18 @@ impl UnconfirmedFetches {
         }
     }
 
-    /// Takes out the fetches about these queues.
+    /// Removes and returns the fetches from these queues.
     pub(crate) fn take(&self, queues: &[String]) -> Vec<UnconfirmedFetch> {
         let mut fetches = self.fetches.lock().unwrap_or_else(PoisonError::into_inner);
-        let (ours, others) = std::mem::take(&mut *fetches)
+        let (matching, others) = std::mem::take(&mut *fetches)
             .into_iter()
             .partition(|fetch| fetch.queues.iter().all(|queue| queues.contains(queue)));
         *fetches = others;
-        ours
+        matching
     }
 }
 
-/// A taking that is under way.
+/// A fetch in progress.
 #[derive(Debug)]
 pub(crate) struct FetchGuard<'a> {
     fetches: &'a UnconfirmedFetches,
@@ -73,7 +76,7 @@ pub(crate) struct FetchGuard<'a> {
 }
 
 impl FetchGuard<'_> {
-    /// The answer came.
+    /// Marks the fetch as answered.
     pub(crate) fn confirm(mut self) {
         self.fetch = None;
     }
@@ -88,8 +91,9 @@ impl Drop for FetchGuard<'_> {
 }
 
 impl UnconfirmedFetch {
+    /// Returns every tag that the fetch may have assigned.
     pub(crate) fn tags(&self) -> impl Iterator<Item = String> + '_ {
-        let numbers = self.first..self.first + self.most as u64;
+        let numbers = self.first..self.first + self.max as u64;
         numbers.flat_map(move |number| {
             let tag = move |queue| format!("{}{number}:{queue}", self.prefix);
             self.queues.iter().map(tag)
@@ -102,13 +106,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_was_not_answered_is_in_doubt() {
+    fn unanswered_fetch_is_recorded_with_its_tags() {
         let fetches = UnconfirmedFetches::default();
         let queues = ["a".to_owned(), "b".to_owned()];
         fetches.begin("u-", 0, 2, &queues).confirm();
         assert!(fetches.take(&queues).is_empty());
         drop(fetches.begin("u-", 7, 2, &queues));
-        assert!(fetches.take(&queues[..1]).is_empty(), "another's queue");
+        assert!(
+            fetches.take(&queues[..1]).is_empty(),
+            "the fetch was from both queues"
+        );
         let taken = fetches.take(&queues);
         let tags: Vec<String> = taken.iter().flat_map(UnconfirmedFetch::tags).collect();
         assert_eq!(tags, ["u-7:a", "u-7:b", "u-8:a", "u-8:b"]);
