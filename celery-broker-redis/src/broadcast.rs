@@ -14,13 +14,14 @@ use crate::shared::Shared;
 static MAILBOX_PUSH: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../scripts/mailbox_push.lua")));
 
-/// How long a message waits at least for an owner who may be gone: as long as
-/// Celery keeps unused mailboxes (`control_queue_expires`).
+/// The minimum time to live of a list with a message whose owner may no longer
+/// exist: the time in which Celery keeps unused mailboxes
+/// (`control_queue_expires`).
 const MIN_MAILBOX_TTL: Duration = Duration::from_secs(10);
 
 impl Shared {
-    /// Publishes to a channel, or pushes to the lists that are bound to a direct
-    /// exchange. Nobody there is no error.
+    /// Publishes to a channel, or pushes to the lists that are bound to a
+    /// direct exchange. Returns the number of receivers, which may be 0.
     pub(crate) async fn broadcast(
         &self,
         exchange: &Exchange,
@@ -33,8 +34,8 @@ impl Shared {
         if self.is_channel(exchange, "broadcast to")? {
             let channel = self.channel(&exchange.name, routing_key);
             let command = Command::new("PUBLISH").arg(channel).arg(envelope);
-            let listeners = self.link.call(attempt, command).await?.number();
-            return Ok(u64::try_from(listeners).ok());
+            let receivers = self.link.call(attempt, command).await?.number();
+            return Ok(u64::try_from(receivers).ok());
         }
         let lists = self.mailboxes(attempt, &exchange.name, routing_key).await?;
         for list in &lists {
@@ -43,8 +44,12 @@ impl Shared {
         Ok(Some(lists.len() as u64))
     }
 
-    /// Whether what is sent to an exchange goes over a channel, and not into
-    /// lists.
+    /// Returns whether an exchange is a pub/sub channel; a direct exchange
+    /// leads to lists.
+    ///
+    /// # Errors
+    ///
+    /// If Redis has no exchanges of this type.
     pub(crate) fn is_channel(
         &self,
         exchange: &Exchange,
@@ -65,8 +70,9 @@ impl Shared {
         }
     }
 
-    /// The lists that are bound by this key, without those of durable queues: a
-    /// list gets a time to live here, which tasks must never have.
+    /// Returns the lists that are bound with this key, without those of durable
+    /// queues: a mailbox list gets a time to live, which a task queue must
+    /// never have.
     async fn mailboxes(
         &self,
         attempt: Attempt<'_>,
@@ -94,6 +100,7 @@ impl Shared {
             .collect())
     }
 
+    /// Pushes an envelope to one mailbox.
     async fn push_to_mailbox(
         &self,
         attempt: Attempt<'_>,

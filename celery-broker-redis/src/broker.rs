@@ -25,14 +25,14 @@ pub struct RedisBroker {
 }
 
 impl RedisBroker {
-    /// A broker that connects when it is first used.
+    /// Returns a broker that connects when it is first used.
     pub fn new(options: RedisOptions) -> Self {
         Self::on(Link::new(options))
     }
 
-    /// The same with a pool of your own for commands. Consumers and
-    /// subscriptions make connections of theirs from `options`, which must
-    /// lead to the same database.
+    /// Returns a broker that runs its commands on the connections of an
+    /// existing pool. Consumers and subscriptions connect with `options`, which
+    /// must lead to the same database.
     pub fn from_pool(pool: deadpool_redis::Pool, options: RedisOptions) -> Self {
         Self::on(Link::from_pool(pool, options))
     }
@@ -48,12 +48,12 @@ impl RedisBroker {
         &self.shared
     }
 
-    /// Gives what dead workers held back to its queues, as every consumer does
-    /// by itself from time to time, and says how many messages that were.
+    /// Restores the deliveries of dead workers to their queues and returns
+    /// their number. Every consumer does so automatically at regular intervals.
     ///
     /// # Errors
     ///
-    /// When the server cannot be reached or refuses.
+    /// If the server is unreachable or reports an error.
     pub async fn restore_abandoned(&self) -> Result<usize, ServiceError> {
         self.shared.restore().await
     }

@@ -1,4 +1,4 @@
-//! Receiving what is broadcast.
+//! Subscriptions to fanout and topic exchanges, which are pub/sub channels.
 
 use std::sync::Arc;
 
@@ -12,15 +12,16 @@ use crate::link::{Attempt, PubSubCommand, PubSubControl, PubSubMessage, PubSubMe
 use crate::shared::Shared;
 use crate::topic::matches_topic_pattern;
 
-/// Broadcasts that wait for a slow reader; more are dropped, as a broadcast may
-/// be.
+/// The number of broadcasts that are buffered for a slow subscriber. Further
+/// ones are dropped, as broadcasts are not reliable.
 const BROADCAST_BUFFER: usize = 1024;
 
-/// What is broadcast to one exchange.
+/// A subscription to the broadcasts of one exchange.
 #[derive(Debug)]
 pub(crate) struct FanoutSubscription {
     messages: mpsc::Receiver<Result<Message, ServiceError>>,
-    /// Reads the connection also while nobody asks, and asks whether it lives.
+    /// Reads the connection and checks its health while no call waits for a
+    /// message.
     reader: JoinHandle<()>,
 }
 
@@ -57,7 +58,7 @@ impl Subscription for FanoutSubscription {
         Box::pin(async move {
             match self.messages.recv().await {
                 Some(message) => message,
-                // The reader has told why it ended; there is nothing to add.
+                // The reader has already sent the error that ended it.
                 None => std::future::pending().await,
             }
         })
@@ -70,6 +71,7 @@ impl Drop for FanoutSubscription {
     }
 }
 
+/// The task that reads the connection.
 struct FanoutReader {
     shared: Arc<Shared>,
     channel_prefix: String,
@@ -85,7 +87,11 @@ impl FanoutReader {
         let mut pings = tokio::time::interval(link.options().limits.health_check);
         pings.tick().await;
         let failure = loop {
+            // Messages come before health checks: a connection that receives is
+            // alive.
             tokio::select! {
+                biased;
+                () = link.closed() => break link.closed_error(attempt),
                 message = messages.next() => match message {
                     Some(message) => self.forward(&message),
                     None => break channels.ended(attempt),
@@ -93,13 +99,13 @@ impl FanoutReader {
                 _ = pings.tick() => if let Err(error) = channels.ping(attempt).await {
                     break error;
                 },
-                () = link.closed() => break link.closed_error(attempt),
             }
         };
-        // Waits for room: this one must not be dropped.
+        // Waits for buffer space: the error must not be dropped.
         let _ = self.sender.send(Err(failure)).await;
     }
 
+    /// Decodes a message and buffers it if its routing key matches.
     fn forward(&self, published: &PubSubMessage) {
         let Some(message) = decode_message(&published.payload, &self.object) else {
             return;
@@ -114,14 +120,14 @@ impl FanoutReader {
         if self.sender.try_send(Ok(message)).is_err() {
             tracing::warn!(
                 object = self.object,
-                "a broadcast is dropped: the reader is too slow"
+                "broadcast dropped: the subscriber is too slow"
             );
         }
     }
 }
 
-/// The patterns of Redis for a pattern of AMQP. Redis's `*` goes over dots too,
-/// so that what arrives is matched once more.
+/// Returns the Redis patterns for an AMQP pattern. In Redis `*` also matches
+/// dots, so [`FanoutReader::forward`] matches each message again.
 fn channel_patterns(shared: &Shared, exchange: &str, pattern: &str) -> Vec<String> {
     let whole = escape_glob(&shared.channel(exchange, ""));
     if !shared.link.options().layout.fanout_patterns {
@@ -130,7 +136,7 @@ fn channel_patterns(shared: &Shared, exchange: &str, pattern: &str) -> Vec<Strin
     match pattern {
         "" | "#" => vec![format!("{whole}/*"), whole],
         pattern => {
-            // `a.#` matches `a` too.
+            // `a.#` also matches `a`.
             let loose = escape_glob(pattern)
                 .replace(".#", "*")
                 .replace("#.", "*")
@@ -140,7 +146,7 @@ fn channel_patterns(shared: &Shared, exchange: &str, pattern: &str) -> Vec<Strin
     }
 }
 
-/// Without the letters that mean something in Redis's patterns.
+/// Escapes the characters that are special in Redis patterns.
 fn escape_glob(name: &str) -> String {
     let mut escape_glob = String::with_capacity(name.len());
     for character in name.chars() {
@@ -152,12 +158,13 @@ fn escape_glob(name: &str) -> String {
     escape_glob
 }
 
-/// Reads the payload of a reply or broadcast; what is no message is passed over.
+/// Decodes the payload of a reply or broadcast. Logs a payload that is not a
+/// message and returns `None`.
 pub(crate) fn decode_message(payload: &Bytes, from: &str) -> Option<Message> {
     match kombu::decode(payload) {
         Ok(message) => Some(message),
         Err(error) => {
-            tracing::warn!(%error, from, "what was received is no message");
+            tracing::warn!(%error, from, "ignoring a payload that is not a message");
             None
         }
     }
@@ -177,7 +184,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn patterns_are_kombus_channels() {
+    async fn amqp_patterns_become_channel_patterns_of_kombu() {
         assert_eq!(patterns(&json!({}), "worker.*"), ["/2.ev\\[1\\]/worker.*"]);
         assert_eq!(
             patterns(&json!({}), "#"),

@@ -1,4 +1,5 @@
-//! Taking messages from queues on a connection that is told about new ones.
+//! Fetching messages from queues on a connection that the server notifies of
+//! new messages.
 
 use std::sync::LazyLock;
 
@@ -13,23 +14,24 @@ use crate::link::{Attempt, Link, RedisReply, Script};
 static FETCH: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../scripts/fetch.lua")));
 
-/// Takes messages from queues in a fair order.
+/// Fetches messages from queues in the configured order.
 #[derive(Debug)]
 pub(crate) struct Fetcher {
     watcher: KeyWatcher,
     queue_set: QueueSet,
 }
 
+/// The queues of one consumer.
 #[derive(Debug)]
 struct QueueSet {
     order: QueueOrder,
-    /// In the order in which they are looked at next.
+    /// In the order in which the next call reads them.
     queues: Vec<QueueKeys>,
     unacked_index: String,
     unacked: String,
 }
 
-/// One queue, with everything that the script has to know about it.
+/// The keys and texts of one queue that the script needs.
 #[derive(Debug)]
 struct QueueKeys {
     name: String,
@@ -62,8 +64,8 @@ impl Fetcher {
         Ok(Self { watcher, queue_set })
     }
 
-    /// Takes up to `max` messages, or none if there are none. The tags are
-    /// `prefix` and numbers from `first` on.
+    /// Takes up to `max` messages; returns none if the queues are empty. The
+    /// tags are `prefix` followed by numbers from `first` on.
     pub(crate) async fn fetch(
         &mut self,
         attempt: Attempt<'_>,
@@ -92,19 +94,20 @@ impl Fetcher {
         Ok(deliveries)
     }
 
-    /// Waits until it is worth looking again.
+    /// Waits until a queue may have changed.
     pub(crate) async fn changed(&mut self) {
         self.watcher.changed().await;
     }
 
-    /// Something was delivered.
+    /// Resets the poll interval after messages were delivered.
     pub(crate) fn reset_poll_interval(&mut self) {
         self.watcher.reset_poll_interval();
     }
 }
 
 impl QueueSet {
-    /// All lists of one priority before those of the next, as kombu orders them.
+    /// Returns the keys of the script. The lists of all queues for one priority
+    /// come before those of the next, as in kombu.
     fn keys(&self) -> Vec<&str> {
         let mut keys = vec![self.unacked_index.as_str(), self.unacked.as_str()];
         let steps = self.queues.first().map_or(0, |queue| queue.lists.len());
@@ -120,8 +123,8 @@ impl QueueSet {
         keys
     }
 
-    /// The queue that was last_served last comes last the next time, so that a call
-    /// for one message at a time is fair too.
+    /// Moves the queue that was served last to the end, so that calls for one
+    /// message at a time are fair as well.
     fn rotate(&mut self, last_served: Option<usize>) {
         if let (QueueOrder::RoundRobin, Some(last_served)) = (self.order, last_served)
             && last_served < self.queues.len()
@@ -142,7 +145,7 @@ impl QueueKeys {
     }
 }
 
-/// The deliveries, and the place of the queue that was last_served last.
+/// Returns the deliveries, and the index of the queue that was served last.
 fn parse_reply(reply: RedisReply) -> (Vec<Delivery>, Option<usize>) {
     let mut replies = reply.list().into_iter();
     let mut deliveries = Vec::with_capacity(replies.len() / 3);

@@ -1,4 +1,4 @@
-//! Waiting for changed keys on one connection, however many keys there are.
+//! Waiting for changes of any number of keys on one connection.
 
 use std::time::Duration;
 
@@ -7,20 +7,20 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::link::{Attempt, Command, DedicatedConnection, Link, RedisReply, Script};
 
-/// Even where the server tracking about changes it is asked this often: one lost
-/// notice must not stop a worker, and a server that went silent is noticed.
+/// The poll interval on a server that notifies of changes. It bounds the delay
+/// after a lost notification, and detects a server that stopped answering.
 const SAFETY_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often a server that cannot tell is asked: soon after something came,
-/// ever more rarely while nothing does.
+/// The poll interval on a server without notifications: it starts at the
+/// minimum after a message and doubles up to the maximum.
 const MIN_POLL_INTERVAL: Duration = Duration::from_millis(5);
 const MAX_POLL_INTERVAL: Duration = Duration::from_millis(250);
 
-/// A connection that is told when keys change that it has read.
+/// A connection that the server notifies when keys change that it has read
+/// (client-side caching).
 ///
-/// Blocking commands take one key for each list and priority and one connection
-/// for each of them that must be atomic; client-side caching is meant for
-/// something else and does this with one connection.
+/// Blocking commands would need one connection per atomic group of lists and
+/// name every list of every priority.
 #[derive(Debug)]
 pub(crate) struct KeyWatcher {
     connection: DedicatedConnection,
@@ -33,14 +33,14 @@ impl KeyWatcher {
         let mut connection = link.dedicated(attempt).await?;
         let mut tracking = connection.can_push();
         if tracking {
-            // NOLOOP: what we take ourselves is no news.
+            // NOLOOP: no notifications of this connection's own changes.
             let command = Command::new("CLIENT").args(["TRACKING", "ON", "NOLOOP"]);
             match connection.call(attempt, command).await {
                 Ok(_) => {}
                 Err(error) if error.is_transient() => return Err(error),
-                // Some proxies and some access rules do not allow it.
+                // Some proxies and ACL rules forbid the command.
                 Err(error) => {
-                    tracing::info!(%error, "the server cannot tell about changes; polling");
+                    tracing::info!(%error, "the server does not support CLIENT TRACKING; polling");
                     tracking = false;
                 }
             }
@@ -52,7 +52,7 @@ impl KeyWatcher {
         })
     }
 
-    /// Runs a script that reads the keys to be watched.
+    /// Runs a script that reads the keys to watch.
     pub(crate) async fn script(
         &mut self,
         attempt: Attempt<'_>,
@@ -65,12 +65,12 @@ impl KeyWatcher {
             .await
     }
 
-    /// Something was found: the next look shall come soon.
+    /// Resets the poll interval to its minimum.
     pub(crate) fn reset_poll_interval(&mut self) {
         self.poll_interval = MIN_POLL_INTERVAL;
     }
 
-    /// Waits until it is worth looking again, after a look that found nothing.
+    /// Waits until a watched key has changed or the poll interval has passed.
     ///
     /// # Cancel safety
     ///
@@ -78,6 +78,7 @@ impl KeyWatcher {
     pub(crate) async fn changed(&mut self) {
         if self.tracking {
             tokio::select! {
+                biased;
                 () = self.connection.pushed() => {}
                 () = tokio::time::sleep(SAFETY_POLL_INTERVAL) => {}
             }

@@ -1,4 +1,4 @@
-//! From publications to lists and channels.
+//! Publishing: from publications to lists and channels.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -10,12 +10,12 @@ use crate::binding::StoredBinding;
 use crate::link::{Attempt, Command};
 use crate::shared::Shared;
 
-/// By exchange.
+/// Bindings by exchange.
 type BindingsByExchange<'a> = HashMap<&'a str, Vec<StoredBinding>>;
 
 impl Shared {
-    /// Sends a batch: one round trip, and one before it for exchanges whose
-    /// bindings have to be read. What has to be declared takes some more.
+    /// Publishes a batch in one round trip, plus one if bindings of exchanges
+    /// have to be read, plus those of queues that have to be declared.
     pub(crate) async fn publish(&self, batch: &[Publication]) -> Vec<Result<(), ServiceError>> {
         let (bindings, refused) = match self.resolve_bindings(batch).await {
             Ok(resolved) => resolved,
@@ -56,7 +56,7 @@ impl Shared {
         outcomes
     }
 
-    /// The channel of a fanout exchange.
+    /// Returns the channel of a fanout exchange.
     pub(crate) fn channel(&self, exchange: &str, routing_key: &str) -> String {
         let options = self.link.options();
         let before = options.channel_prefix();
@@ -68,7 +68,7 @@ impl Shared {
         }
     }
 
-    /// The envelope of a message, under a delivery tag of its own.
+    /// Returns the envelope of a message, with a new delivery tag.
     pub(crate) fn envelope(
         &self,
         message: &Message,
@@ -90,6 +90,7 @@ impl Shared {
         Ok(encoded.into())
     }
 
+    /// Adds the commands of one publication.
     fn add_commands(
         &self,
         commands: &mut CommandBatch,
@@ -129,8 +130,8 @@ impl Shared {
         }
     }
 
-    /// The bindings that the batch needs, once the queues that it is meant for
-    /// are bound; and those that cannot be, by name.
+    /// Declares those queues of the batch that are not bound, then returns the
+    /// bindings of the batch, and the errors of failed declarations by queue.
     async fn resolve_bindings<'a>(
         &self,
         batch: &'a [Publication],
@@ -159,7 +160,8 @@ impl Shared {
         }
     }
 
-    /// The bindings of all exchanges in the batch but fanout ones.
+    /// Returns the bindings of all exchanges in the batch, except fanout
+    /// exchanges.
     async fn bindings_for<'a>(
         &self,
         batch: &'a [Publication],
@@ -191,20 +193,21 @@ impl Shared {
         Attempt::new("publish to", &object).error(
             &self.link,
             ServiceErrorKind::Unroutable,
-            "no queue is resolve_bindings to it by that key",
+            "no queue is bound with this key",
         )
     }
 }
 
-/// The queue to declare before a publication. The anonymous exchange matches to
-/// every list without.
+/// Returns the queue to declare before a publication. The anonymous exchange
+/// routes to any list without a declaration.
 fn declare_queue(publication: &Publication) -> Option<&Queue> {
     let queue = publication.queue.as_deref();
     queue.filter(|_| !publication.exchange.is_empty())
 }
 
-/// Whether there is any binding to the queue. One that is gone, as after a
-/// restart without persistence, is made anew. PubSubControl need none.
+/// Returns whether the exchange has any binding to the queue. A binding that
+/// was lost, as after a restart without persistence, is made again. Channels
+/// need none.
 fn is_bound_to(
     bindings: &BindingsByExchange<'_>,
     publication: &Publication,
@@ -214,6 +217,7 @@ fn is_bound_to(
     bindings.is_none_or(|bindings| bindings.iter().any(|one| one.queue == queue.name))
 }
 
+/// Sets an error for those publications that have none.
 fn fail(outcomes: &mut [Result<(), ServiceError>], indexes: &[usize], error: &ServiceError) {
     for index in indexes {
         if let Some(outcome @ Ok(())) = outcomes.get_mut(*index) {
@@ -222,8 +226,8 @@ fn fail(outcomes: &mut [Result<(), ServiceError>], indexes: &[usize], error: &Se
     }
 }
 
-/// The commands of one batch: one `LPUSH` for all messages of a list, in their
-/// order, and the publications of the batch that each command carries.
+/// The commands of one batch, each with the indexes of its publications. All
+/// messages of one list share an `LPUSH`, in their order.
 #[derive(Default)]
 struct CommandBatch {
     commands: Vec<(Command, Vec<usize>)>,
@@ -261,7 +265,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_of_a_list_share_a_command() {
+    fn messages_for_one_list_share_a_command() {
         let mut commands = CommandBatch::default();
         commands.push("one".into(), 0, Bytes::new());
         commands.push("two".into(), 1, Bytes::new());

@@ -1,4 +1,4 @@
-//! Mailboxes for replies: lists of one reader alone.
+//! Reply mailboxes: lists with a single reader.
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, LazyLock};
@@ -23,22 +23,22 @@ static MAILBOX_BIND: LazyLock<Script> =
 static MAILBOX_CLOSE: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../scripts/mailbox_close.lua")));
 
-/// Replies fetched ahead of the reader.
+/// The number of replies that are fetched ahead of the subscriber.
 const REPLY_BUFFER: usize = 64;
 
-/// How often a binding is written again: it ttl far longer, but somebody may
-/// have emptied the database.
+/// The interval at which the binding is renewed. It lasts far longer, but the
+/// database may have been flushed.
 const REBIND_INTERVAL: Duration = Duration::from_secs(60);
 
-/// kombu's shortest life of a binding.
+/// The minimum lifetime of a binding in kombu.
 const MIN_BINDING_TTL: Duration = Duration::from_secs(3600);
 
-/// The replies in one list, which dies with its time to live.
+/// A subscription to one mailbox list, which has a time to live.
 #[derive(Debug)]
 pub(crate) struct ReplySubscription {
-    /// Taking and handing on are two steps; a task of its own makes the second
-    /// one happen also when the reader is dropped in between. It ends with this
-    /// receiver, after it has closed the mailbox.
+    /// Filled by the task of [`ReplyReader`], so that a fetched reply is not
+    /// lost if `next` is cancelled. The task ends when this receiver is
+    /// dropped, after it has closed the mailbox.
     replies: mpsc::Receiver<Result<Message, ServiceError>>,
 }
 
@@ -66,11 +66,11 @@ impl ReplySubscription {
             sender,
             shared: Arc::clone(shared),
         };
-        // Whoever replies from now on finds a list with a time to live.
+        // From now on senders find a list with a time to live.
         let first = reader.fetch(0).await?;
-        debug_assert!(first.is_empty(), "none was asked for");
-        // A binding has no time to live. Made over there, it also goes when the
-        // opener is dropped now.
+        debug_assert!(first.is_empty(), "0 replies were requested");
+        // A binding has no time to live. The task makes it, so that it is also
+        // removed if this future is dropped.
         let (bound, ready) = oneshot::channel();
         tokio::spawn(reader.run(bound));
         match ready.await {
@@ -85,14 +85,14 @@ impl Subscription for ReplySubscription {
         Box::pin(async move {
             match self.replies.recv().await {
                 Some(reply) => reply,
-                // The reader has told why it ended; there is nothing to add.
+                // The reader has already sent the error that ended it.
                 None => std::future::pending().await,
             }
         })
     }
 }
 
-/// The binding of a mailbox to a direct exchange, by which others find it.
+/// The binding of a mailbox to a direct exchange.
 struct MailboxBinding {
     bindings: String,
     deadlines: String,
@@ -113,6 +113,7 @@ impl MailboxBinding {
     }
 }
 
+/// The task that fetches replies and renews the time to live.
 struct ReplyReader {
     shared: Arc<Shared>,
     watcher: KeyWatcher,
@@ -125,10 +126,11 @@ struct ReplyReader {
 }
 
 impl ReplyReader {
+    /// Runs until an error or until the subscription is dropped.
     async fn run(mut self, ready: oneshot::Sender<Result<(), ServiceError>>) {
         let bound = self.bind().await;
         let is_bound = bound.is_ok();
-        // Fails only where the reader is gone.
+        // Sending fails only if the subscription was dropped.
         if ready.send(bound).is_err() || !is_bound {
             return self.close().await;
         }
@@ -143,7 +145,8 @@ impl ReplyReader {
         self.close().await;
     }
 
-    /// Takes no more than there is room for, so that replies wait on the server.
+    /// Fetches replies once, or waits for some. It fetches at most as many as
+    /// the buffer has room for, so that further replies stay on the server.
     async fn poll_once(&mut self) -> Result<ControlFlow<()>, ServiceError> {
         let link = self.shared.link.clone();
         let sender = self.sender.clone();
@@ -157,14 +160,16 @@ impl ReplyReader {
         let replies = self.fetch(room.len()).await?;
         if replies.is_empty() {
             drop(room);
-            // The time to live is renewed while we wait.
+            // The time to live is renewed by the next call. Every branch ends
+            // the wait, so the order is free of starvation.
             tokio::select! {
-                () = self.watcher.changed() => {}
-                () = tokio::time::sleep(self.expires / 3) => {}
+                biased;
                 () = sender.closed() => return Ok(ControlFlow::Break(())),
                 () = link.closed() => {
                     return Err(link.closed_error(Attempt::new("receive from", &self.object)));
                 }
+                () = self.watcher.changed() => {}
+                () = tokio::time::sleep(self.expires / 3) => {}
             }
             return Ok(ControlFlow::Continue(()));
         }
@@ -175,6 +180,7 @@ impl ReplyReader {
         Ok(ControlFlow::Continue(()))
     }
 
+    /// Takes up to `max` replies and renews the time to live of the list.
     async fn fetch(&mut self, max: usize) -> Result<Vec<Message>, ServiceError> {
         let attempt = Attempt::new("receive from", &self.object);
         let numbers = [max as u128, self.expires.as_millis()].map(|number| number.to_string());
@@ -189,8 +195,8 @@ impl ReplyReader {
             .collect())
     }
 
-    /// Says where the mailbox is. Not on the watching connection, which would
-    /// then be told of every change to the bindings.
+    /// Writes the binding. It uses the pool and not the watching connection,
+    /// which the server would then notify of every change to the bindings.
     async fn bind(&mut self) -> Result<(), ServiceError> {
         self.rebind_at = Instant::now() + REBIND_INTERVAL;
         let Some(binding) = &self.binding else {
@@ -207,7 +213,8 @@ impl ReplyReader {
             .map(drop)
     }
 
-    /// Where this fails the list dies by itself, and the binding is swept.
+    /// Closes the mailbox. If that fails, the list expires and kombu removes
+    /// the binding later.
     async fn close(mut self) {
         let expires = self.expires.as_millis().to_string();
         let mut keys = vec![self.list.as_str()];
@@ -217,7 +224,7 @@ impl ReplyReader {
             arguments.extend([binding.member.as_bytes(), binding.exchange.as_bytes()]);
         }
         let attempt = Attempt::new("close", &self.object);
-        // This connection still works when the broker was closed.
+        // This connection still works after the broker was closed.
         let closed = self
             .watcher
             .script(attempt, &MAILBOX_CLOSE, &keys, &arguments)
@@ -231,7 +238,7 @@ impl ReplyReader {
             closed => closed,
         };
         if let Err(error) = closed {
-            tracing::debug!(%error, "a mailbox is closed to its time to live");
+            tracing::debug!(%error, "cannot close mailbox; it expires later");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Giving to others what a dead worker held: kombu's visibility timeout.
+//! Restoring the deliveries of dead workers after kombu's visibility timeout.
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
@@ -23,20 +23,21 @@ static QUARANTINE: LazyLock<Script> =
 
 const ATTEMPT: Attempt<'static> = Attempt::new("restore", "deliveries of dead workers");
 
-/// How many entries are read at a time; messages may be large.
+/// The number of entries per read; messages may be large.
 const RESTORE_BATCH_SIZE: usize = 20;
 
-/// The queue of entries that do not say theirs.
+/// The queue of malformed entries whose tag names none.
 const DEFAULT_QUEUE: &str = "celery";
 
-/// How long the lock of a restore_expired that was cut off keeps others from it. Two
-/// restore_schedule at a time would do no harm, only work twice.
+/// The maximum time for which the lock of an interrupted restore blocks others.
+/// Two concurrent restores are safe, but do the work twice.
 const MAX_MUTEX_TTL: Duration = Duration::from_secs(10);
 
-/// How long the end of a consumer waits for the end of its restore_expired.
+/// The time for which closing a consumer waits for a running restore.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The restore_schedule of one consumer: at once and then from time to time.
+/// The task that restores deliveries when a consumer starts and at each
+/// `unacked_restore_interval`.
 #[derive(Debug)]
 pub(crate) struct RestoreSchedule {
     task: Mutex<Option<JoinHandle<()>>>,
@@ -53,7 +54,7 @@ impl RestoreSchedule {
         }
     }
 
-    /// Ends after the restore_expired that is under way, so that its lock is given back.
+    /// Stops after a running restore has ended, so that its lock is released.
     pub(crate) async fn stop(&self) {
         self.stop.notify_one();
         let Some(mut task) = self.take() else { return };
@@ -78,29 +79,30 @@ impl Drop for RestoreSchedule {
     }
 }
 
-/// An error only ends one restore_expired: consumption has errors of its own, and the
-/// next restore_expired may do better.
+/// Runs the restores. An error ends only one restore: the consumer reports lost
+/// connections on its own, and the next restore may succeed.
 async fn run(shared: Arc<Shared>, stop: Arc<Notify>) {
     let mut ticks = tokio::time::interval(shared.link.options().layout.restore_interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            _ = ticks.tick() => {}
+            biased;
             () = stop.notified() => return,
             () = shared.link.closed() => return,
+            _ = ticks.tick() => {}
         }
         match shared.restore().await {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "restored deliveries of dead workers"),
-            Err(error) => tracing::warn!(%error, "the restore_expired for dead workers failed"),
+            Err(error) => tracing::warn!(%error, "cannot restore deliveries of dead workers"),
         }
     }
 }
 
 impl Shared {
-    /// Puts back what was held longer than the visibility timeout, no more than
-    /// `unacked_restore_limit` at a time, and says how many that were. Does
-    /// nothing while another worker is at it.
+    /// Restores deliveries whose visibility timeout has passed, up to
+    /// `unacked_restore_limit`, and returns their number. Returns 0 while
+    /// another worker holds the lock.
     pub(crate) async fn restore(&self) -> Result<usize, ServiceError> {
         let layout = &self.link.options().layout;
         let mutex = layout.unacked_mutex();
@@ -120,17 +122,18 @@ impl Shared {
         {
             return Ok(0);
         }
-        let swept = self.restore_expired().await;
+        let restored = self.restore_expired().await;
         let (keys, arguments) = ([mutex.as_str()], [token.as_bytes()]);
         let unlocked = self
             .link
             .script(ATTEMPT, &COMPARE_AND_DELETE, &keys, &arguments)
             .await;
-        let count = swept?;
+        let count = restored?;
         unlocked?;
         Ok(count)
     }
 
+    /// Restores expired deliveries while holding the lock.
     async fn restore_expired(&self) -> Result<usize, ServiceError> {
         let limit = self.link.options().layout.restore_limit;
         let mut bindings = BindingCache::default();
@@ -155,7 +158,8 @@ impl Shared {
         Ok(count)
     }
 
-    /// The latest score that counts as passed, and tag and entry of each.
+    /// Returns the highest score that counts as expired, and tag and entry of
+    /// expired deliveries.
     async fn expired(&self, most: usize) -> Result<(String, Vec<(String, Bytes)>), ServiceError> {
         let layout = &self.link.options().layout;
         let keys = [layout.unacked_index(), layout.unacked()];
@@ -182,7 +186,7 @@ impl Shared {
         Ok((latest, expired))
     }
 
-    /// The command that ends one abandoned delivery.
+    /// Returns the command that restores one delivery.
     async fn restore_command(
         &self,
         bindings: &mut BindingCache,
@@ -194,7 +198,7 @@ impl Shared {
         let Some(parsed) = UnackedEntry::parse(entry) else {
             tracing::error!(
                 tag,
-                "an entry of held deliveries is unreadable; it is set aside"
+                "unacked entry is malformed; moving it to the quarantine"
             );
             return Ok(self.quarantine_command(tag));
         };
@@ -215,6 +219,7 @@ impl Shared {
         Ok(REQUEUE.by_text(&keys, &arguments))
     }
 
+    /// Returns the command that moves a malformed entry to a quarantine hash.
     fn quarantine_command(&self, tag: &str) -> Command {
         let layout = &self.link.options().layout;
         let queue = match ParsedTag::parse(tag).queue {
@@ -235,16 +240,16 @@ impl Shared {
     }
 }
 
-/// BindingCache of exchanges, as far as one restore_expired needed them.
+/// The bindings of exchanges that one restore has read.
 #[derive(Default)]
 struct BindingCache {
     known: HashMap<String, Vec<StoredBinding>>,
 }
 
 impl BindingCache {
-    /// Where kombu would put it: all queues that the exchange and routing key
-    /// lead to. What matches nowhere goes to the queue named like the routing
-    /// key, because it must go somewhere.
+    /// Returns the queues to which kombu would restore an entry: all that are
+    /// bound with its routing key. Without a matching binding that is the queue
+    /// named like the routing key, so that the message is kept.
     async fn queues(
         &mut self,
         shared: &Shared,
@@ -268,16 +273,14 @@ impl BindingCache {
             .filter(|binding| binding.matches(&entry.routing_key))
             .map(|binding| binding.queue.clone())
             .collect();
-        match queues.is_empty() {
-            false => Ok(queues),
-            true => {
-                tracing::warn!(
-                    exchange = entry.exchange,
-                    routing_key = entry.routing_key,
-                    "a restored message matches to no queue; it goes to the one named like its key"
-                );
-                Ok(own())
-            }
+        if !queues.is_empty() {
+            return Ok(queues);
         }
+        tracing::warn!(
+            exchange = entry.exchange,
+            routing_key = entry.routing_key,
+            "no binding for a restored message; using the queue named like its routing key"
+        );
+        Ok(own())
     }
 }

@@ -1,8 +1,8 @@
 //! Matching of routing keys.
 
-/// Whether a routing key matches the regular expression that kombu stores for
-/// a topic binding. Only the forms that kombu writes are understood; any other
-/// matches nothing.
+/// Returns whether a routing key matches the regular expression that kombu
+/// stores for a topic binding. It supports only the forms that kombu writes;
+/// any other expression matches nothing.
 pub(crate) fn matches_stored_pattern(pattern: &str, key: &str) -> bool {
     match parse_stored_pattern(pattern) {
         Some(tokens) => matches_tokens(&tokens, key),
@@ -10,14 +10,14 @@ pub(crate) fn matches_stored_pattern(pattern: &str, key: &str) -> bool {
     }
 }
 
-/// Whether a routing key matches a pattern of AMQP: `*` is one word, `#` any
-/// number of them; the empty pattern is `#`.
+/// Returns whether a routing key matches an AMQP pattern: `*` is one word, `#`
+/// any number of words. The empty pattern is `#`.
 pub(crate) fn matches_topic_pattern(pattern: &str, key: &str) -> bool {
     if pattern.is_empty() {
         return true;
     }
     let key: Vec<&str> = key.split('.').collect();
-    // The positions in the key that the pattern so far can have come to.
+    // The positions in the key that the pattern so far may end at.
     let mut reached = vec![false; key.len() + 1];
     reached[0] = true;
     for word in pattern.split('.') {
@@ -34,6 +34,7 @@ pub(crate) fn matches_topic_pattern(pattern: &str, key: &str) -> bool {
     reached[key.len()]
 }
 
+/// An element of a stored expression.
 enum PatternToken {
     Char(char),
     /// `[^\.]+`
@@ -42,6 +43,7 @@ enum PatternToken {
     Any,
 }
 
+/// Parses a stored expression; returns `None` for unsupported forms.
 fn parse_stored_pattern(pattern: &str) -> Option<Vec<PatternToken>> {
     let mut rest = pattern.strip_prefix('^')?.strip_suffix('$')?;
     let mut tokens = Vec::new();
@@ -66,8 +68,8 @@ fn parse_stored_pattern(pattern: &str) -> Option<Vec<PatternToken>> {
     Some(tokens)
 }
 
-/// One pass for each token, so no pattern takes more than its length times the
-/// key's.
+/// Matches in one pass per token, so the time is bounded by the length of the
+/// pattern times the length of the key.
 fn matches_tokens(tokens: &[PatternToken], key: &str) -> bool {
     let key: Vec<char> = key.chars().collect();
     let mut reached = vec![false; key.len() + 1];
@@ -97,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stored_patterns_match_as_in_kombu() {
+    fn stored_pattern_matches_as_in_kombu() {
         let pattern = topic_pattern("a.*.c.#");
         assert!(matches_stored_pattern(&pattern, "a.b.c.d"));
         assert!(matches_stored_pattern(&pattern, "a.b.c.d.e"));
@@ -115,14 +117,14 @@ mod tests {
     }
 
     #[test]
-    fn other_expressions_match_nothing() {
+    fn unsupported_expression_matches_nothing() {
         assert!(!matches_stored_pattern("^a(b|c)$", "ab"));
         assert!(!matches_stored_pattern("a", "a"));
         assert!(!matches_stored_pattern("^a\\$", "a"));
     }
 
     #[test]
-    fn words_match_as_in_amqp() {
+    fn topic_pattern_matches_words_as_in_amqp() {
         for (pattern, key, expected) in [
             ("", "any.thing", true),
             ("#", "", true),
@@ -142,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_patterns_take_no_time() {
+    fn pathological_pattern_is_matched_in_bounded_time() {
         let pattern = format!("^{}$", ".*?".repeat(200));
         assert!(matches_stored_pattern(&pattern, &"a".repeat(200)));
         assert!(!matches_topic_pattern(&"#.".repeat(200), &"a".repeat(200)));
