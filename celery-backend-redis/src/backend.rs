@@ -19,14 +19,16 @@ use crate::listen::ResultListener;
 static STORE: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../scripts/store.lua")));
 
-/// When a result that was not subscription is looked for, first and later on.
+/// The poll interval of a wait, which doubles from the first to the maximum.
+/// Polling finds results that were stored without a publication.
 const FIRST_POLL_INTERVAL: Duration = Duration::from_millis(500);
 const MAX_POLL_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Redis keeps no value that is larger.
+/// The size limit of a value in Redis.
 pub(crate) const MAX_VALUE_SIZE: usize = 512 << 20;
 
-/// Results on Redis, as Celery keeps them. Clones share connections.
+/// Task results on Redis, in the format of Celery's Redis backend. Clones share
+/// connections.
 #[derive(Clone)]
 pub struct RedisBackend {
     pub(crate) link: Link,
@@ -38,16 +40,18 @@ pub struct RedisBackend {
     pub(crate) serializer: Serializer,
 }
 
-/// Whether the parts of a chord are kept by their index or as they come.
+/// The order in which the results of chord members are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ChordOrder {
+    /// By index in the header.
     Index,
+    /// In order of arrival.
     Arrival,
 }
 
 impl RedisBackend {
-    /// A backend that connects when it is first used. Results are JSON and are
-    /// kept for a day, Celery's defaults.
+    /// Returns a backend that connects when it is first used. Results are
+    /// stored as JSON for a day, Celery's defaults.
     pub fn new(options: RedisOptions) -> Self {
         let keys = Keys::new(options.key_prefix());
         let link = Link::new(options);
@@ -62,16 +66,16 @@ impl RedisBackend {
         }
     }
 
-    /// Keeps results for this long, in whole seconds; for ever where `None` or
-    /// zero, as Celery has it.
+    /// Sets how long results are kept, in whole seconds. `None` and zero keep
+    /// them forever, as in Celery.
     #[must_use]
     pub fn result_expires(self, expires: Option<Duration>) -> Self {
         Self { expires, ..self }
     }
 
-    /// Keeps what is needed to go on with a chord for this long, in whole
-    /// seconds; as long as results where `None`, the default, and for ever where
-    /// zero, as Celery has it. It has to be longer than a chord may take.
+    /// Sets how long the keys of a chord are kept, in whole seconds. `None`,
+    /// the default, keeps them as long as results; zero keeps them forever, as
+    /// in Celery. It has to exceed the run time of any chord.
     #[must_use]
     pub fn result_chord_expires(self, chord_expires: Option<Duration>) -> Self {
         Self {
@@ -80,15 +84,16 @@ impl RedisBackend {
         }
     }
 
-    /// Whether the body of a chord gets the results in the order of its header,
-    /// which is the default, or as they came. Celery has it among its
-    /// `result_backend_transport_options`; it has to be the same for everybody
-    /// on this backend.
+    /// Sets whether the body of a chord receives the results in the order of
+    /// its header, the default, or in order of arrival. In Celery this is one
+    /// of the `result_backend_transport_options`. All clients of this backend
+    /// have to use the same value.
     #[must_use]
     pub fn result_chord_ordered(self, ordered: bool) -> Self {
-        let chord_order = match ordered {
-            true => ChordOrder::Index,
-            false => ChordOrder::Arrival,
+        let chord_order = if ordered {
+            ChordOrder::Index
+        } else {
+            ChordOrder::Arrival
         };
         Self {
             chord_order,
@@ -96,21 +101,21 @@ impl RedisBackend {
         }
     }
 
-    /// Writes and reads documents with this serializer, which has to be that of
-    /// everybody on this backend.
+    /// Sets the serializer of documents. All clients of this backend have to
+    /// use the same one.
     #[must_use]
     pub fn serializer(self, serializer: Serializer) -> Self {
         Self { serializer, ..self }
     }
 
     async fn store_document(&self, document: &ResultDocument<'_>) -> Result<(), ServiceError> {
-        let object = object(&document.task_id);
+        let object = result_object(&document.task_id);
         let attempt = Attempt::new("store", &object);
         let text = document
             .encode(self.serializer)
             .map_err(|error| self.invalid(attempt, &error.to_string()))?;
         if text.len() > MAX_VALUE_SIZE {
-            return Err(self.invalid(attempt, "it is larger than 512 MB"));
+            return Err(self.invalid(attempt, "the document is larger than 512 MB"));
         }
         let key = self.keys.task(&document.task_id);
         let mut known = Bytes::new();
@@ -121,8 +126,8 @@ impl RedisBackend {
                 .link
                 .script(attempt, &STORE, &[&key], &arguments)
                 .await?;
-            // In a form that the script cannot read: it is looked at here, and
-            // replaced only if it is still the same.
+            // The script returns a document that it cannot parse. It is decoded
+            // here, and replaced only if it has not changed.
             let Some(old) = answer.data() else {
                 return Ok(());
             };
@@ -145,7 +150,7 @@ impl RedisBackend {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
-        let object = several(ids);
+        let object = results_object(ids);
         let attempt = Attempt::new("read", &object);
         let command = Command::new("MGET").args(ids.iter().map(|id| self.keys.task(id)));
         let answers = self.link.call(attempt, command).await?.list();
@@ -160,11 +165,11 @@ impl RedisBackend {
             .collect()
     }
 
-    /// Subscribes first and reads then, so that a result stored in between is
-    /// not missed. It reads again from time to time, since not everybody who
-    /// stores a result announces it, as aio-celery does not.
+    /// Subscribes before it reads, so that a result stored in between is not
+    /// missed. It also polls, since not every client publishes the results that
+    /// it stores; aio-celery does not.
     async fn wait_for(&self, id: &str) -> Result<ResultDocument<'static>, ServiceError> {
-        let object = object(id);
+        let object = result_object(id);
         let attempt = Attempt::new("wait for", &object);
         let key = self.keys.task(id);
         let mut subscription = self.listener.subscribe(attempt, &key).await?;
@@ -193,7 +198,7 @@ impl RedisBackend {
         if ids.is_empty() {
             return Ok(());
         }
-        let object = several(ids);
+        let object = results_object(ids);
         let command = Command::new("DEL").args(ids.iter().map(|id| self.keys.task(id)));
         self.link
             .call(Attempt::new("forget", &object), command)
@@ -214,6 +219,7 @@ impl RedisBackend {
             .map(drop)
     }
 
+    /// Encodes a group document.
     pub(crate) fn group_document(
         &self,
         attempt: Attempt<'_>,
@@ -226,7 +232,7 @@ impl RedisBackend {
             .map_err(|error| self.invalid(attempt, &error.to_string()))
     }
 
-    /// A `SET` with the expiry of results.
+    /// Returns a `SET` with the expiry of results.
     fn set(&self, key: &str, value: &[u8]) -> Command {
         let set = Command::new("SET").arg(key).arg(value);
         match self.seconds().as_str() {
@@ -245,7 +251,7 @@ impl RedisBackend {
         self.group_tree(attempt, &bytes).map(Some)
     }
 
-    /// The group in a document that was saved.
+    /// Decodes the result tree in a stored group document.
     pub(crate) fn group_tree(
         &self,
         attempt: Attempt<'_>,
@@ -394,18 +400,18 @@ impl fmt::Debug for RedisBackend {
     }
 }
 
-/// Redis counts expiry in whole seconds; 0 stands for none.
+/// Rounds an expiry up to the whole seconds of Redis; 0 stands for no expiry.
 pub(crate) fn seconds(expires: Option<Duration>) -> u128 {
     expires.map_or(0, |expires| expires.as_millis().div_ceil(1000))
 }
 
-fn object(id: &str) -> String {
+fn result_object(id: &str) -> String {
     format!("the result of task {id}")
 }
 
-fn several(ids: &[String]) -> String {
+fn results_object(ids: &[String]) -> String {
     match ids {
-        [id] => object(id),
+        [id] => result_object(id),
         ids => format!("the results of {} tasks", ids.len()),
     }
 }

@@ -1,9 +1,9 @@
-//! Counting the parts of chords.
+//! Counting the members of chords.
 //!
-//! Every step is one script on Celery's own keys, so that workers in Python and
-//! in Rust count the parts of one chord together, and each can go on with it.
-//! Beside them are two keys of ours, with which a sweeper finds a chord whose
-//! worker has died.
+//! Each operation is one script on Celery's own keys, so that Python and Rust
+//! workers count the members of one chord together and either can send its
+//! body. Two further keys, used by this crate alone, let a sweeper find a chord
+//! whose worker has died.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -38,24 +38,26 @@ static CLAIM_IF_COMPLETE: LazyLock<Script> = script!("claim_if_complete");
 static OVERDUE: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../scripts/chord/overdue.lua")));
 
-/// Between two looks at a chord that somebody may have left behind; as long as
-/// it has been under way, within these.
+/// The interval between two checks of an incomplete chord: its age, within
+/// these limits.
 const MIN_RECHECK_INTERVAL: Duration = Duration::from_secs(5);
 const MAX_RECHECK_INTERVAL: Duration = Duration::from_secs(300);
 
-/// How long a chord without a size may still get one.
+/// The age up to which a chord without a size is still checked. A later start
+/// may set its size.
 const MISSING_SIZE_TIMEOUT: Duration = Duration::from_secs(86_400);
 
-/// How many chords are reply at in one go.
+/// The number of overdue chords per call.
 const CLAIM_BATCH_SIZE: &[u8] = b"100";
 
-/// Celery's shortest time in which parts of a chord that has ended are done_ttl.
+/// The minimum time, taken from Celery, in which an ended chord recognizes late
+/// results.
 const MIN_DONE_MARKER_TTL: u128 = 300;
 
 impl RedisBackend {
     pub(crate) async fn begin_chord(&self, chord: &ChordStart) -> Result<(), ServiceError> {
         let id = &chord.group_id;
-        let object = object(id);
+        let object = chord_object(id);
         let attempt = Attempt::new("start", &object);
         let size = chord.size.to_string();
         let expires = self.chord_seconds().to_string();
@@ -73,7 +75,7 @@ impl RedisBackend {
         group_id: &str,
         task_id: &str,
     ) -> Result<(), ServiceError> {
-        let object = object(group_id);
+        let object = chord_object(group_id);
         let attempt = Attempt::new("extend", &object);
         let expires = self.chord_seconds().to_string();
         let arguments = [task_id, &expires].map(str::as_bytes);
@@ -86,7 +88,7 @@ impl RedisBackend {
         member: &ChordMember<'_>,
         claim: &ChordClaim,
     ) -> Result<Option<ChordResults>, ServiceError> {
-        let object = object(member.group_id);
+        let object = chord_object(member.group_id);
         let attempt = Attempt::new("count a member of", &object);
         let index = member
             .index
@@ -95,7 +97,7 @@ impl RedisBackend {
         let encoded = self.serializer.encode(&encoded);
         let encoded = encoded.map_err(|error| self.invalid(attempt, &error.to_string()))?;
         if encoded.len() > MAX_VALUE_SIZE {
-            return Err(self.invalid(attempt, "it is larger than 512 MB"));
+            return Err(self.invalid(attempt, "the result is larger than 512 MB"));
         }
         let (body, serializer) = self.encode_body(attempt, member.body)?;
         let numbers = [
@@ -104,7 +106,7 @@ impl RedisBackend {
             ttl(claim),
             MIN_RECHECK_INTERVAL.as_millis(),
         ];
-        let [expires, tree_expires, ttl, pause] = numbers.map(|number| number.to_string());
+        let [expires, tree_expires, ttl, first_check] = numbers.map(|number| number.to_string());
         let arguments = [
             member.group_id.as_bytes(),
             member.task_id.as_bytes(),
@@ -117,7 +119,7 @@ impl RedisBackend {
             ttl.as_bytes(),
             &body,
             serializer.name().as_bytes(),
-            pause.as_bytes(),
+            first_check.as_bytes(),
         ];
         let counted = self.run_script(attempt, &COMPLETE_MEMBER, member.group_id, &arguments);
         match counted.await? {
@@ -131,8 +133,8 @@ impl RedisBackend {
         group_id: &str,
         claim: &ChordClaim,
     ) -> Result<bool, ServiceError> {
-        let object = object(group_id);
-        let attempt = Attempt::new("hold", &object);
+        let object = chord_object(group_id);
+        let attempt = Attempt::new("renew the claim of", &object);
         let ttl = ttl(claim).to_string();
         let arguments = [claim.token.as_bytes(), ttl.as_bytes()];
         let held = self
@@ -147,14 +149,14 @@ impl RedisBackend {
         claim: &ChordClaim,
         end: ChordEnd,
     ) -> Result<bool, ServiceError> {
-        let object = object(group_id);
+        let object = chord_object(group_id);
         let attempt = Attempt::new("end", &object);
-        let how = match end {
+        let outcome = match end {
             ChordEnd::Failed => "failed",
             _ => "continued",
         };
         let done_ttl = (2 * ttl(claim)).max(MIN_DONE_MARKER_TTL).to_string();
-        let arguments = [group_id, &claim.token, how, &done_ttl].map(str::as_bytes);
+        let arguments = [group_id, &claim.token, outcome, &done_ttl].map(str::as_bytes);
         let ended = self
             .run_script(attempt, &FINISH, group_id, &arguments)
             .await?;
@@ -166,7 +168,7 @@ impl RedisBackend {
         claim: &ChordClaim,
         limit: usize,
     ) -> Result<Vec<StalledChord>, ServiceError> {
-        let attempt = Attempt::new("look for", "overdue chords");
+        let attempt = Attempt::new("list", "overdue chords");
         let due = self
             .link
             .script(
@@ -176,40 +178,40 @@ impl RedisBackend {
                 &[CLAIM_BATCH_SIZE],
             )
             .await?;
-        let mut overdue = Vec::new();
+        let mut stalled = Vec::new();
         for id in due.list().into_iter().filter_map(RedisReply::text) {
-            if overdue.len() >= limit {
+            if stalled.len() >= limit {
                 break;
             }
-            overdue.extend(self.claim_if_complete(id, claim).await?);
+            stalled.extend(self.claim_if_complete(id, claim).await?);
         }
-        Ok(overdue)
+        Ok(stalled)
     }
 
-    /// Takes over a chord that its worker has left behind. One that cannot be
-    /// read does not keep the others from going on.
+    /// Claims a stalled chord. A chord that cannot be decoded is postponed, so
+    /// that it does not block the others.
     async fn claim_if_complete(
         &self,
         group_id: String,
         claim: &ChordClaim,
     ) -> Result<Option<StalledChord>, ServiceError> {
-        let object = object(&group_id);
-        let attempt = Attempt::new("take over", &object);
+        let object = chord_object(&group_id);
+        let attempt = Attempt::new("claim", &object);
         let numbers = [
             ttl(claim),
             MIN_RECHECK_INTERVAL.as_millis(),
             MAX_RECHECK_INTERVAL.as_millis(),
             MISSING_SIZE_TIMEOUT.as_millis(),
         ];
-        let [ttl, shortest, longest, missing_size_timeout] =
+        let [ttl, min_interval, max_interval, missing_size_timeout] =
             numbers.map(|number| number.to_string());
         let arguments = [
             group_id.as_bytes(),
             self.ordered(),
             claim.token.as_bytes(),
             ttl.as_bytes(),
-            shortest.as_bytes(),
-            longest.as_bytes(),
+            min_interval.as_bytes(),
+            max_interval.as_bytes(),
             missing_size_timeout.as_bytes(),
         ];
         let reply = self
@@ -221,12 +223,13 @@ impl RedisBackend {
         match self.stalled_chord(attempt, &group_id, claimed) {
             Ok(chord) => Ok(Some(chord)),
             Err(error) => {
-                tracing::warn!(%error, "a chord that its worker has left behind stays there");
+                tracing::warn!(%error, "cannot decode a stalled chord; postponing it");
                 self.postpone(attempt, &group_id).await.map(|()| None)
             }
         }
     }
 
+    /// Decodes a claimed chord: body, its serializer, results and result tree.
     fn stalled_chord(
         &self,
         attempt: Attempt<'_>,
@@ -248,7 +251,8 @@ impl RedisBackend {
         Ok(StalledChord::new(group_id, body, results))
     }
 
-    /// Somebody else may be able to read it, but need not try all the time.
+    /// Delays the next check of a chord that cannot be decoded here. Another
+    /// worker may be able to decode it.
     async fn postpone(&self, attempt: Attempt<'_>, group_id: &str) -> Result<(), ServiceError> {
         let postponed = Command::new("ZINCRBY")
             .arg(self.keys.chords())
@@ -257,7 +261,8 @@ impl RedisBackend {
         self.link.call(attempt, postponed).await.map(drop)
     }
 
-    /// What was encoded, and the results of the header where they are kept.
+    /// Decodes the results of the members, and the result tree of the header if
+    /// it is stored.
     fn results(
         &self,
         attempt: Attempt<'_>,
@@ -266,11 +271,11 @@ impl RedisBackend {
         let mut claimed = claimed.into_iter();
         let encoded = claimed.next().map_or_else(Vec::new, RedisReply::list);
         let encoded = encoded.into_iter().filter_map(RedisReply::data);
-        let parts = encoded.map(|member| self.member_result(attempt, &member));
-        let parts = parts.collect::<Result<_, _>>()?;
+        let members = encoded.map(|member| self.member_result(attempt, &member));
+        let members = members.collect::<Result<_, _>>()?;
         let tree = claimed.next().and_then(RedisReply::data);
         let tree = tree.map(|tree| self.group_tree(attempt, &tree));
-        Ok(ChordResults::new(parts, tree.transpose()?))
+        Ok(ChordResults::new(members, tree.transpose()?))
     }
 
     fn member_result(
@@ -278,27 +283,33 @@ impl RedisBackend {
         attempt: Attempt<'_>,
         encoded: &Bytes,
     ) -> Result<MemberResult, ServiceError> {
-        decode_member(self.serializer, encoded)
-            .map_err(|error| self.invalid(attempt, &format!("a member cannot be read: {error}")))
+        decode_member(self.serializer, encoded).map_err(|error| {
+            self.invalid(
+                attempt,
+                &format!("cannot decode the result of a member: {error}"),
+            )
+        })
     }
 
-    /// The body in the serializer of the message that it came with, which need
-    /// not be that of results; in JSON where this build cannot write that.
+    /// Encodes the body in the serializer of the message it came with, which
+    /// may differ from that of results. Falls back to JSON if this build cannot
+    /// write that serializer.
     fn encode_body(
         &self,
         attempt: Attempt<'_>,
         body: &Raw<'_>,
     ) -> Result<(Vec<u8>, Serializer), ServiceError> {
         let mut serializer = body.serializer();
-        let mut encode_body = serializer.encode(body);
-        if encode_body.is_err() {
+        let mut encoded = serializer.encode(body);
+        if encoded.is_err() {
             serializer = Serializer::Json;
-            encode_body = serializer.encode(body);
+            encoded = serializer.encode(body);
         }
-        let encode_body = encode_body.map_err(|error| self.invalid(attempt, &error.to_string()))?;
-        Ok((encode_body, serializer))
+        let encoded = encoded.map_err(|error| self.invalid(attempt, &error.to_string()))?;
+        Ok((encoded, serializer))
     }
 
+    /// Runs a script on the keys of a chord.
     async fn run_script(
         &self,
         attempt: Attempt<'_>,
@@ -311,6 +322,7 @@ impl RedisBackend {
         self.link.script(attempt, script, &keys, arguments).await
     }
 
+    /// Returns the scripts' flag for results stored by index.
     fn ordered(&self) -> &'static [u8] {
         match self.chord_order {
             ChordOrder::Index => b"1",
@@ -318,12 +330,13 @@ impl RedisBackend {
         }
     }
 
+    /// Returns the expiry of the keys of a chord.
     fn chord_seconds(&self) -> u128 {
         seconds(self.chord_expires.or(self.expires))
     }
 
-    /// The results of the header are also read by clients, who are promised
-    /// `result_expires`.
+    /// Returns the expiry of the result tree of the header. Clients read it
+    /// too, so it lives at least as long as results.
     fn tree_seconds(&self) -> u128 {
         match (self.chord_seconds(), seconds(self.expires)) {
             (0, _) | (_, 0) => 0,
@@ -332,7 +345,8 @@ impl RedisBackend {
     }
 }
 
-/// A member as Celery tells it: `[1, <task id>, <state>, <result>]`.
+/// Decodes a member's result in Celery's form: `[1, <task id>, <state>,
+/// <result>]`.
 fn decode_member(serializer: Serializer, encoded: &[u8]) -> Result<MemberResult, DecodeError> {
     let bytes = decompress_document(encoded, MAX_VALUE_SIZE)?;
     let encoded = Raw::read(serializer, &bytes)?;
@@ -354,11 +368,12 @@ fn decode_body(serializer: &str, body: &[u8]) -> Result<Raw<'static>, DecodeErro
     Raw::read(serializer, body).map(Raw::into_owned)
 }
 
-/// A claim that does not end would never be taken over.
+/// Returns the lifetime of a claim in seconds. A claim without expiry could
+/// never be taken over.
 fn ttl(claim: &ChordClaim) -> u128 {
     seconds(Some(claim.ttl)).max(1)
 }
 
-fn object(group_id: &str) -> String {
+fn chord_object(group_id: &str) -> String {
     format!("chord {group_id}")
 }

@@ -1,4 +1,4 @@
-//! Waiting for announcements: one pub/sub connection for all who wait.
+//! Waiting for published results on one pub/sub connection.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,31 +11,34 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-/// How often the server is asked whether it is still there. A connection that
-/// is open and dead is noticed after this and the response timeout.
+/// The interval of pings. A connection that is open but dead is detected after
+/// this time plus the response timeout.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A connection that nobody waits on any more is kept this long.
+/// The time after which a connection without subscriptions is closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Requests that are carried out together.
+/// The limit of requests that are processed together.
 const MAX_REQUEST_BATCH: usize = 1000;
 
-/// Subscribes to keys on behalf of many. It connects for the first of them; when
-/// the connection breaks, all who wait are told, and the next one begins anew.
+/// Subscribes to keys for any number of waiting calls. It connects for the
+/// first subscription. When the connection breaks, all subscriptions fail, and
+/// the next one connects again.
 #[derive(Debug)]
 pub(crate) struct ResultListener {
     link: Link,
     running: Mutex<Option<RunningListener>>,
 }
 
+/// The running task and its request channel.
 #[derive(Debug)]
 struct RunningListener {
     requests: mpsc::UnboundedSender<ListenerRequest>,
     task: JoinHandle<()>,
 }
 
-/// Requests are as many as there are waiters, so their queue needs no bound.
+/// A request to the task. There are as many as waiting calls, so their channel
+/// needs no bound.
 enum ListenerRequest {
     Subscribe {
         key: String,
@@ -44,7 +47,7 @@ enum ListenerRequest {
     Unsubscribe(String),
 }
 
-/// What is announced under one key, from the subscription on.
+/// A subscription to the documents that are published for one key.
 #[derive(Debug)]
 pub(crate) struct ResultSubscription {
     key: String,
@@ -61,7 +64,7 @@ impl ResultListener {
         }
     }
 
-    /// Returns when the server has confirmed the subscription.
+    /// Subscribes to a key; returns after the server has confirmed it.
     pub(crate) async fn subscribe(
         &self,
         attempt: Attempt<'_>,
@@ -84,7 +87,7 @@ impl ResultListener {
         })
     }
 
-    /// Hands a request to the running task, or to a new one.
+    /// Sends a request to the running task, or to a new one.
     fn request(&self, request: ListenerRequest) -> mpsc::UnboundedSender<ListenerRequest> {
         let mut running = self.lock();
         let unsent = match &*running {
@@ -118,8 +121,8 @@ impl Drop for ResultListener {
 }
 
 impl ResultSubscription {
-    /// The newest announcement since the last call; those in between are
-    /// skipped.
+    /// Waits for a document that was published since the last call, and returns
+    /// the newest.
     ///
     /// # Cancel safety
     ///
@@ -138,26 +141,33 @@ impl ResultSubscription {
 
 impl Drop for ResultSubscription {
     fn drop(&mut self) {
-        // Before the request: whoever carries it out counts who still listens.
+        // Before the request: the task counts the remaining receivers when it
+        // processes it.
         self.newest = watch::Sender::new(None).subscribe();
         let key = std::mem::take(&mut self.key);
-        // A task that has ended has no subscriptions unused to end.
+        // Sending fails only if the task has ended, and its subscriptions with
+        // it.
         let _ = self.requests.send(ListenerRequest::Unsubscribe(key));
     }
 }
 
+/// Returns the error of a subscription whose task has ended.
 fn disconnected(attempt: Attempt<'_>, link: &Link) -> ServiceError {
     if link.is_closed() {
         return link.closed_error(attempt);
     }
-    attempt.error(link, ServiceErrorKind::Disconnected, "the connection broke")
+    attempt.error(
+        link,
+        ServiceErrorKind::Disconnected,
+        "the connection was lost",
+    )
 }
 
 /// The task that owns the connection.
 struct ListenerTask {
     link: Link,
     requests: mpsc::UnboundedReceiver<ListenerRequest>,
-    /// Dropping a sender tells its waiters that the connection broke.
+    /// Dropping a sender fails the subscriptions to its key.
     keys: HashMap<String, watch::Sender<Option<Bytes>>>,
     idle_since: Instant,
 }
@@ -183,10 +193,15 @@ impl ListenerTask {
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut batch = Vec::new();
         loop {
+            // Messages come before requests: passing one on takes no I/O, while a
+            // steady flow of requests would delay results. Pings come last, since
+            // the other branches also detect a broken connection.
             let outcome = tokio::select! {
+                biased;
+                () = self.link.closed() => return,
                 message = messages.next() => match message {
                     Some(message) => {
-                        self.announce(message);
+                        self.dispatch(message);
                         Ok(())
                     }
                     None => Err(channels.ended(ATTEMPT)),
@@ -200,7 +215,6 @@ impl ListenerTask {
                     }
                     channels.ping(ATTEMPT).await
                 }
-                () = self.link.closed() => return,
             };
             if let Err(error) = outcome {
                 tracing::debug!("{error}");
@@ -209,7 +223,8 @@ impl ListenerTask {
         }
     }
 
-    /// Answers all who asked meanwhile with the reason why nobody listens.
+    /// Fails the pending subscriptions because the connection could not be
+    /// opened.
     fn reject_pending(&mut self, error: &ServiceError) {
         self.requests.close();
         while let Ok(request) = self.requests.try_recv() {
@@ -219,12 +234,14 @@ impl ListenerTask {
         }
     }
 
-    fn announce(&self, message: PubSubMessage) {
+    /// Passes a message to the subscriptions of its channel.
+    fn dispatch(&self, message: PubSubMessage) {
         if let Some(key) = self.keys.get(&message.channel) {
             key.send_replace(Some(message.payload));
         }
     }
 
+    /// Processes a batch of requests with at most two commands.
     async fn update_subscriptions(
         &mut self,
         channels: &mut PubSubControl,
@@ -251,10 +268,11 @@ impl ListenerTask {
                 .await?;
         }
         for (confirmed, newest) in subscribing {
-            // Whoever gave up meanwhile is counted out below or by his `Unsubscribe`.
+            // A caller that was cancelled meanwhile is removed below, or by its
+            // `Unsubscribe`.
             let _ = confirmed.send(Ok(newest));
         }
-        // Somebody else may wait for the same key.
+        // Other calls may wait for the same key.
         unused.extend(added);
         unused.retain(|key| {
             self.keys

@@ -1,4 +1,4 @@
-//! Shared facts on Redis.
+//! The shared store on Redis.
 
 use std::fmt;
 use std::sync::LazyLock;
@@ -16,7 +16,7 @@ static EXTEND: LazyLock<Script> =
 static COUNT: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../scripts/count.lua")));
 
-/// A [`Store`] on Redis, under keys that begin with `celery-rs-`. Clones share
+/// A [`Store`] on Redis, with keys that start with `celery-rs-`. Clones share
 /// connections.
 #[derive(Clone)]
 pub struct RedisStore {
@@ -25,7 +25,7 @@ pub struct RedisStore {
 }
 
 impl RedisStore {
-    /// A store that connects when it is first used.
+    /// Returns a store that connects when it is first used.
     pub fn new(options: RedisOptions) -> Self {
         Self {
             keys: Keys::new(options.key_prefix()),
@@ -33,6 +33,7 @@ impl RedisStore {
         }
     }
 
+    /// Runs a script on one key and returns whether its reply is 1.
     async fn flag(
         &self,
         operation: &'static str,
@@ -141,7 +142,7 @@ impl fmt::Debug for RedisStore {
     }
 }
 
-/// Redis refuses a time to live of 0.
+/// Formats a time to live; Redis rejects 0.
 fn milliseconds(ttl: Duration) -> String {
     ttl.as_millis().max(1).to_string()
 }

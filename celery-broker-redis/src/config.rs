@@ -1,4 +1,5 @@
-//! What a URL and Celery's `broker_transport_options` say about a Redis. Pure.
+//! Options of a Redis broker or backend, from its URL and Celery's
+//! `broker_transport_options`. No I/O.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -11,7 +12,7 @@ use serde_json::{Map, Value};
 
 use crate::transport_options;
 
-/// Where a Redis is, and how kombu's keys are laid out on it.
+/// The address of a Redis, and the layout of kombu's keys on it.
 ///
 /// ```
 /// use celery_broker_redis::RedisOptions;
@@ -35,7 +36,7 @@ pub struct RedisOptions {
     pub(crate) client_name: Option<String>,
 }
 
-/// One server, or one Sentinel.
+/// A server or a Sentinel.
 #[derive(Clone, PartialEq)]
 pub(crate) struct Node {
     pub(crate) address: NodeAddress,
@@ -54,19 +55,20 @@ pub(crate) enum NodeAddress {
     UnixSocket(PathBuf),
 }
 
-/// How a server proves who it is, and how we do.
+/// How the server's certificate is verified, and the client's certificate.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Tls {
     /// `ssl_cert_reqs=none`.
-    pub(crate) unverified: bool,
+    pub(crate) accept_invalid_certificate: bool,
     /// `ssl_check_hostname=false`.
-    pub(crate) any_hostname: bool,
-    pub(crate) authorities: Option<PathBuf>,
+    pub(crate) accept_any_hostname: bool,
+    pub(crate) ca_certificates: Option<PathBuf>,
     pub(crate) certificate: Option<PathBuf>,
     pub(crate) key: Option<PathBuf>,
 }
 
-/// The nodes are Sentinels, and know where the master of this name is.
+/// Sentinel settings: the configured nodes are Sentinels, and know the address
+/// of the master of this name.
 #[derive(Clone, PartialEq)]
 pub(crate) struct Sentinel {
     pub(crate) master: String,
@@ -74,8 +76,8 @@ pub(crate) struct Sentinel {
     pub(crate) password: Option<String>,
 }
 
-/// The names of keys and channels, and the times that workers on one database
-/// must agree on.
+/// Names of keys and channels, and the times that all workers on one database
+/// have to share.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Layout {
     pub(crate) prefix: String,
@@ -89,42 +91,43 @@ pub(crate) struct Layout {
     pub(crate) restore_interval: Duration,
     pub(crate) visibility_timeout: Duration,
     pub(crate) order: QueueOrder,
-    /// Before the exchange's name in channels; `{db}` stands for the database.
+    /// The text before the exchange's name in channels; `{db}` stands for the
+    /// database.
     pub(crate) fanout_prefix: String,
     pub(crate) fanout_patterns: bool,
 }
 
-/// Which queue is looked at first.
+/// The order in which a consumer reads its queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum QueueOrder {
-    /// Each in its turn.
+    /// One message from each queue in turn.
     RoundRobin,
-    /// Always by name.
+    /// By name.
     Sorted,
-    /// Always as configured.
+    /// In the configured order.
     Priority,
 }
 
-/// How long things may take, and how many there may be.
+/// Timeouts, and the size of the connection pool.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Limits {
     pub(crate) connect: Duration,
     pub(crate) response: Duration,
-    /// How often a connection that only listens is asked whether it lives.
+    /// The interval of pings on a connection that only receives.
     pub(crate) health_check: Duration,
     pub(crate) connections: usize,
 }
 
 impl RedisOptions {
-    /// Reads one URL, or several with `;` between them for failover, and
+    /// Parses one URL, or several with `;` between them for failover, and
     /// Celery's `broker_transport_options` or
     /// `result_backend_transport_options`.
     ///
     /// # Errors
     ///
-    /// When the URL cannot be read or has a scheme that is not Redis's, and
-    /// when an option is unknown or has a value that it cannot have. The text
-    /// names the nearest option and no password.
+    /// If the URL is malformed or its scheme is not one of Redis, or if an
+    /// option is unknown or has an invalid value. The text names the nearest
+    /// option and never a password.
     pub fn parse(url: &str, transport_options: &Map<String, Value>) -> Result<Self, ServiceError> {
         let wrong = |cause: String| {
             ServiceError::new(
@@ -152,17 +155,18 @@ impl RedisOptions {
         Ok(options)
     }
 
-    /// The URL without credentials, for messages.
+    /// Returns the URL without credentials, for messages.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// The prefix of every key: `global_keyprefix`, empty by default.
+    /// Returns the prefix of every key: `global_keyprefix`, empty by default.
     pub fn key_prefix(&self) -> &str {
         &self.layout.prefix
     }
 
-    /// After how long a delivery that nobody settled is given to somebody else.
+    /// Returns the time after which an unsettled delivery is restored to its
+    /// queue.
     pub fn visibility_timeout(&self) -> Duration {
         self.layout.visibility_timeout
     }
@@ -172,7 +176,7 @@ impl RedisOptions {
     }
 }
 
-/// Without credentials.
+/// Shows no credentials.
 impl fmt::Debug for RedisOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisOptions")
@@ -183,7 +187,7 @@ impl fmt::Debug for RedisOptions {
     }
 }
 
-/// Kombu's defaults.
+/// The defaults of kombu.
 impl Default for Layout {
     fn default() -> Self {
         Self {
@@ -204,7 +208,7 @@ impl Default for Layout {
     }
 }
 
-/// Kombu waits for ever by default; that is how workers came to hang.
+/// kombu has no timeouts by default, which can block a worker forever.
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -255,13 +259,13 @@ fn tcp(url: &ServiceUrl, port: u16, tls: Option<Tls>) -> NodeAddress {
 }
 
 fn socket(url: &ServiceUrl) -> Result<NodeAddress, String> {
-    // socket://run/redis.sock: the host is the first part of the path.
+    // In `socket://run/redis.sock` the host is the first part of the path.
     let path = match &url.host {
         Some(host) => format!("/{host}{}", url.path),
         None => url.path.clone(),
     };
     match path.as_str() {
-        "" | "/" => Err("there is no path of a socket in it".to_owned()),
+        "" | "/" => Err("it has no path of a socket".to_owned()),
         path => Ok(NodeAddress::UnixSocket(path.into())),
     }
 }
@@ -280,7 +284,7 @@ fn db_of_query(url: &ServiceUrl) -> Result<u32, String> {
 
 fn number_of_db(text: &str) -> Result<u32, String> {
     text.parse()
-        .map_err(|_| format!("{text:?} is not the number of a database"))
+        .map_err(|_| format!("{text:?} is not a database number"))
 }
 
 fn tls(url: &ServiceUrl) -> Result<Tls, String> {
@@ -289,7 +293,7 @@ fn tls(url: &ServiceUrl) -> Result<Tls, String> {
             .filter(|path| !path.is_empty())
             .map(PathBuf::from)
     };
-    let unverified = match url.query("ssl_cert_reqs").unwrap_or("required") {
+    let accept_invalid_certificate = match url.query("ssl_cert_reqs").unwrap_or("required") {
         "required" | "CERT_REQUIRED" | "optional" | "CERT_OPTIONAL" => false,
         "none" | "CERT_NONE" => true,
         other => {
@@ -298,31 +302,33 @@ fn tls(url: &ServiceUrl) -> Result<Tls, String> {
             ));
         }
     };
-    let any_hostname = matches!(
+    let accept_any_hostname = matches!(
         url.query("ssl_check_hostname"),
         Some("false" | "False" | "0" | "no")
     );
     let tls = Tls {
-        unverified,
-        any_hostname,
-        authorities: path("ssl_ca_certs"),
+        accept_invalid_certificate,
+        accept_any_hostname,
+        ca_certificates: path("ssl_ca_certs"),
         certificate: path("ssl_certfile"),
         key: path("ssl_keyfile"),
     };
-    match tls.certificate.is_some() == tls.key.is_some() {
-        true => Ok(tls),
-        false => Err("ssl_certfile and ssl_keyfile go together".to_owned()),
+    if tls.certificate.is_some() == tls.key.is_some() {
+        Ok(tls)
+    } else {
+        Err("ssl_certfile and ssl_keyfile must both be set".to_owned())
     }
 }
 
-/// Passwords may also hide in the query, so only the plain parts are shown.
+/// Formats the URLs. Their queries are left out, as they may contain passwords.
 fn address(urls: &[ServiceUrl]) -> String {
     let one = |url: &ServiceUrl| {
         let host = url.host.as_deref().unwrap_or_default();
         let port = url.port.map(|port| format!(":{port}")).unwrap_or_default();
-        match host.contains(':') {
-            true => format!("{}://[{host}]{port}{}", url.scheme, url.path),
-            false => format!("{}://{host}{port}{}", url.scheme, url.path),
+        if host.contains(':') {
+            format!("{}://[{host}]{port}{}", url.scheme, url.path)
+        } else {
+            format!("{}://{host}{port}{}", url.scheme, url.path)
         }
     };
     urls.iter().map(one).collect::<Vec<_>>().join(";")
@@ -343,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_url_has_kombus_defaults() {
+    fn plain_url_has_the_defaults_of_kombu() {
         let options = parse("redis://").unwrap();
         let address = NodeAddress::Tcp {
             host: "localhost".into(),
@@ -357,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn credentials_and_database() {
+    fn url_contains_credentials_and_database() {
         let options = parse("redis://ann:p%40ss@h:7000/3").unwrap();
         let node = &options.nodes[0];
         assert_eq!(node.user.as_deref(), Some("ann"));
@@ -373,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn sockets_in_every_spelling() {
+    fn unix_socket_url_is_parsed_in_every_form() {
         for url in [
             "unix:///run/redis.sock?db=5",
             "redis+socket:///run/redis.sock?virtual_host=5",
@@ -392,20 +398,20 @@ mod tests {
     }
 
     #[test]
-    fn tls_follows_the_query() {
+    fn tls_options_come_from_the_query() {
         let url =
             "rediss://h?ssl_cert_reqs=CERT_NONE&ssl_ca_certs=/ca.pem&ssl_check_hostname=false";
         let NodeAddress::Tcp { tls: Some(tls), .. } = &parse(url).unwrap().nodes[0].address else {
             panic!("no TLS");
         };
-        assert!(tls.unverified && tls.any_hostname);
-        assert_eq!(tls.authorities.as_deref(), Some("/ca.pem".as_ref()));
+        assert!(tls.accept_invalid_certificate && tls.accept_any_hostname);
+        assert_eq!(tls.ca_certificates.as_deref(), Some("/ca.pem".as_ref()));
         assert!(parse("rediss://h?ssl_cert_reqs=maybe").is_err());
         assert!(parse("rediss://h?ssl_certfile=/c.pem").is_err());
     }
 
     #[test]
-    fn sentinels_need_the_masters_name() {
+    fn sentinel_url_requires_master_name() {
         let error = parse("sentinel://a;sentinel://b:1").unwrap_err();
         assert!(error.to_string().contains("master_name"), "{error}");
         let options = json!({"master_name": "m", "sentinel_kwargs": {"password": "s"}});
@@ -419,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_printed_shows_a_password() {
+    fn printed_options_contain_no_password() {
         let url = "redis://ann:hidden1@h/1;redis://h2?password=hidden2";
         let options = json!({"sentinel_kwargs": {"password": "hidden3"}});
         let options = parse_with(url, &options).unwrap();
@@ -430,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn other_schemes_are_refused() {
+    fn unsupported_scheme_is_rejected() {
         let error = parse("amqp://h").unwrap_err();
         assert_eq!(error.kind(), ServiceErrorKind::Invalid);
         assert!(error.to_string().contains("redis://"), "{error}");

@@ -1,4 +1,4 @@
-//! A connection of one owner, outside the pool.
+//! A connection with a single owner, outside the pool.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,11 +11,11 @@ use tokio::sync::Notify;
 use super::{Attempt, Command, Link, RedisReply, Script, single};
 
 impl Link {
-    /// A new connection that stays with its owner.
+    /// Opens a connection for a single owner.
     ///
     /// # Errors
     ///
-    /// When there is no connection.
+    /// If the connection cannot be opened.
     pub async fn dedicated(
         &self,
         attempt: Attempt<'_>,
@@ -41,7 +41,7 @@ impl Link {
     }
 }
 
-/// A connection of one owner.
+/// A connection with a single owner.
 pub struct DedicatedConnection {
     connection: MultiplexedConnection,
     link: Link,
@@ -49,14 +49,14 @@ pub struct DedicatedConnection {
 }
 
 impl DedicatedConnection {
-    /// Whether the server can tell about changed keys.
+    /// Returns whether the server can notify of changed keys.
     pub fn can_push(&self) -> bool {
         self.pushed.is_some()
     }
 
-    /// Waits until the server told about a changed key, or the connection
-    /// ended, since this was asked the last time. Never returns where the
-    /// server [cannot push](Self::can_push).
+    /// Waits until the server has notified of a changed key, or the connection
+    /// has ended, since the last call. Never returns if the server [cannot
+    /// push](Self::can_push).
     ///
     /// # Cancel safety
     ///
@@ -72,7 +72,7 @@ impl DedicatedConnection {
     ///
     /// # Errors
     ///
-    /// When the connection broke, or the server refuses the command or does
+    /// If the connection is broken, or the server rejects the command or does
     /// not answer.
     pub async fn call(
         &mut self,
@@ -83,11 +83,11 @@ impl DedicatedConnection {
         RedisReply::new(value).map_err(|error| attempt.failed(&self.link, &error))
     }
 
-    /// Runs a script.
+    /// Runs a script, by its hash if the server knows it.
     ///
     /// # Errors
     ///
-    /// As [`call`](Self::call).
+    /// Those of [`call`](Self::call).
     pub async fn script(
         &mut self,
         attempt: Attempt<'_>,

@@ -1,8 +1,7 @@
-//! Connections to Redis in terms of our own: what the broker and the result
-//! backend share.
+//! Connections to Redis, shared by the broker and the result backend.
 //!
 //! This module is public for `celery-backend-redis` alone and follows no
-//! version rules. No type of the library underneath appears in it.
+//! version rules. It exposes no type of the underlying library.
 
 mod command;
 mod connect;
@@ -27,8 +26,8 @@ pub use dedicated::DedicatedConnection;
 pub use error::Attempt;
 pub use pubsub::{PubSubCommand, PubSubControl, PubSubMessage, PubSubMessages};
 
-/// The connections of one broker or backend to one Redis, or to one of several
-/// that stand in for each other. Clones share them.
+/// The connections of one broker or backend to one Redis, or to the first
+/// reachable of several. Clones share them.
 #[derive(Clone)]
 pub struct Link {
     inner: Arc<LinkInner>,
@@ -42,14 +41,14 @@ struct LinkInner {
 }
 
 impl Link {
-    /// Connections that are made when first needed.
+    /// Returns a link that connects when it is first used.
     pub fn new(options: RedisOptions) -> Self {
         let connector = Connector::new(&options);
         let pool = Pool::new(connector.clone(), &options.limits);
         Self::with_pool(pool, connector, options)
     }
 
-    /// The same with somebody else's pool for commands.
+    /// Returns a link that runs its commands on an existing pool.
     pub fn from_pool(pool: deadpool_redis::Pool, options: RedisOptions) -> Self {
         let connector = Connector::new(&options);
         Self::with_pool(Pool::External(pool), connector, options)
@@ -67,7 +66,7 @@ impl Link {
         }
     }
 
-    /// What was configured.
+    /// Returns the options.
     pub fn options(&self) -> &RedisOptions {
         &self.inner.options
     }
@@ -76,7 +75,7 @@ impl Link {
     ///
     /// # Errors
     ///
-    /// When there is no connection, or the server refuses the command.
+    /// If there is no connection, or the server rejects the command.
     pub async fn call(
         &self,
         attempt: Attempt<'_>,
@@ -86,11 +85,11 @@ impl Link {
         answers.pop().unwrap_or(Ok(RedisReply::Nil))
     }
 
-    /// Runs commands in one round trip; each has an outcome of its own.
+    /// Runs commands in one round trip, each with its own outcome.
     ///
     /// # Errors
     ///
-    /// When there is no connection, or it breaks.
+    /// If there is no connection, or it breaks.
     pub async fn pipeline(
         &self,
         attempt: Attempt<'_>,
@@ -105,11 +104,11 @@ impl Link {
         Ok(values.into_iter().map(outcome).collect())
     }
 
-    /// Runs commands in one round trip and as one step.
+    /// Runs commands in one round trip as a transaction.
     ///
     /// # Errors
     ///
-    /// When there is no connection, it breaks, or the server refuses a command.
+    /// If there is no connection, it breaks, or the server rejects a command.
     pub async fn atomic(
         &self,
         attempt: Attempt<'_>,
@@ -125,11 +124,11 @@ impl Link {
         values.into_iter().map(outcome).collect()
     }
 
-    /// Runs a script, by its hash where the server knows it.
+    /// Runs a script, by its hash if the server knows it.
     ///
     /// # Errors
     ///
-    /// When there is no connection, it breaks, or the script fails.
+    /// If there is no connection, it breaks, or the script fails.
     pub async fn script(
         &self,
         attempt: Attempt<'_>,
@@ -149,35 +148,35 @@ impl Link {
         RedisReply::new(value).map_err(|error| attempt.failed(self, &error))
     }
 
-    /// Ends all connections, also those that listen. Later calls fail.
+    /// Closes all connections, dedicated ones included. Later calls fail.
     pub fn close(&self) {
         self.inner.closed.send_replace(true);
         self.inner.pool.close();
     }
 
-    /// Returns when the link was closed.
+    /// Returns when the link is closed.
     pub async fn closed(&self) {
         let mut closed = self.inner.closed.subscribe();
         // The sender lives as long as `self`.
         let _ = closed.wait_for(|closed| *closed).await;
     }
 
-    /// Whether the link was closed.
+    /// Returns whether the link is closed.
     pub fn is_closed(&self) -> bool {
         *self.inner.closed.borrow()
     }
 
-    /// The error of everything that is tried after [`close`](Self::close).
+    /// Returns the error of calls after [`close`](Self::close).
     pub fn closed_error(&self, attempt: Attempt<'_>) -> ServiceError {
         attempt.error(
             self,
             ServiceErrorKind::Closed,
-            "it was closed by this process",
+            "the connection was closed by this process",
         )
     }
 
     /// Sends a pipeline on a pooled connection. Errors of single commands are
-    /// among the values; a broken connection does not go back to the pool.
+    /// among the values. A broken connection does not return to the pool.
     async fn run(
         &self,
         attempt: Attempt<'_>,
@@ -189,16 +188,15 @@ impl Link {
         let mut connection = self.inner.pool.take(self, attempt).await?;
         let mut shared: MultiplexedConnection = connection.shared();
         shared.set_response_timeout(self.options().limits.response);
-        let answer = match pipeline.is_transaction() {
-            true => transaction(&mut shared, pipeline).await,
-            false => {
-                shared
-                    .send_packed_commands(pipeline, 0, pipeline.len())
-                    .await
-            }
+        let answer = if pipeline.is_transaction() {
+            transaction(&mut shared, pipeline).await
+        } else {
+            shared
+                .send_packed_commands(pipeline, 0, pipeline.len())
+                .await
         };
         answer.map_err(|error| {
-            if !error::is_refusal(&error) {
+            if !error::is_rejection(&error) {
                 connection.discard();
             }
             attempt.failed(self, &error)
@@ -220,7 +218,7 @@ fn single(command: Command) -> redis::Pipeline {
     pipeline
 }
 
-/// The values of a transaction's commands.
+/// Runs a transaction and returns the values of its commands.
 async fn transaction(
     connection: &mut MultiplexedConnection,
     pipeline: &redis::Pipeline,

@@ -1,4 +1,4 @@
-//! Connections for commands, each used by one caller at a time.
+//! The connection pool for commands. A caller has a connection for itself.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +14,7 @@ use super::connect::Connector;
 use super::{Attempt, Link};
 use crate::config::Limits;
 
-/// Our pool, or one that the user brought.
+/// A pool of this crate, or one that the application provides.
 pub(super) enum Pool {
     Owned(managed::Pool<ConnectionManager>),
     External(deadpool_redis::Pool),
@@ -57,13 +57,13 @@ impl Pool {
     pub(super) fn close(&self) {
         match self {
             Self::Owned(pool) => pool.close(),
-            // Others may use it.
+            // The application may use it elsewhere.
             Self::External(_) => {}
         }
     }
 }
 
-/// A connection that goes back to its pool when dropped.
+/// A connection that returns to its pool when it is dropped.
 pub(super) enum PooledConnection {
     Owned(managed::Object<ConnectionManager>),
     External(deadpool_redis::Connection),
@@ -77,7 +77,7 @@ impl PooledConnection {
         }
     }
 
-    /// Keeps the pool from handing it out again.
+    /// Keeps the connection from being reused.
     pub(super) fn discard(&mut self) {
         if let Self::Owned(object) = self {
             object.broken.store(true, Ordering::Release);
@@ -85,22 +85,22 @@ impl PooledConnection {
     }
 }
 
-/// Makes connections, with failover.
+/// Opens connections, with failover.
 #[derive(Debug)]
 pub(super) struct ConnectionManager {
     connector: Connector,
 }
 
-/// A connection that was in use this shortly ago is taken for alive. In a longer
-/// pause the server may have gone and come back without our having looked.
+/// The idle time up to which a connection is reused without a ping. In a longer
+/// pause the server may have restarted unnoticed.
 const MAX_UNCHECKED_IDLE: Duration = Duration::from_millis(100);
 
-/// A connection that pushes when it broke.
+/// A connection with a flag that is set when it breaks.
 pub(super) struct ManagedConnection {
     connection: MultiplexedConnection,
     broken: Arc<AtomicBool>,
-    /// Whether the library pushes us at once when the connection ends: only in
-    /// the newer protocol. Otherwise we have to ask.
+    /// Whether the library reports the end of the connection immediately, which
+    /// requires RESP3. Otherwise a ping has to check it.
     pushes: bool,
 }
 
@@ -126,8 +126,8 @@ impl managed::Manager for ConnectionManager {
         })
     }
 
-    /// A ping for each command would double the round trips, so only those are
-    /// asked that were idle for a while or cannot tell.
+    /// Pings a connection that was idle for a while or cannot report its end. A
+    /// ping before every command would double the round trips.
     async fn recycle(
         &self,
         pooled: &mut ManagedConnection,

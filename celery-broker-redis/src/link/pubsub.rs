@@ -1,4 +1,4 @@
-//! Connections that receive what is published.
+//! Pub/sub connections.
 
 use std::fmt;
 use std::pin::Pin;
@@ -12,12 +12,12 @@ use tokio::time::timeout;
 use super::{Attempt, Link};
 
 impl Link {
-    /// A new connection for pub/sub: the half that subscribes, and the half
-    /// that receives.
+    /// Opens a pub/sub connection: one half controls the subscriptions, the
+    /// other receives messages.
     ///
     /// # Errors
     ///
-    /// When there is no connection.
+    /// If the connection cannot be opened.
     pub async fn pubsub(
         &self,
         attempt: Attempt<'_>,
@@ -38,14 +38,14 @@ impl Link {
     }
 }
 
-/// Says what a pub/sub connection receives. Nothing here waits longer than the
-/// response timeout.
+/// Controls the subscriptions of a pub/sub connection. No call takes longer
+/// than the response timeout.
 pub struct PubSubControl {
     sink: PubSubSink,
     link: Link,
 }
 
-/// What is done to a subscription.
+/// A command that changes subscriptions.
 #[derive(Clone, Copy, Debug)]
 #[expect(
     clippy::exhaustive_enums,
@@ -61,11 +61,12 @@ pub enum PubSubCommand {
 }
 
 impl PubSubControl {
-    /// Changes what is received, and waits until the server confirmed it.
+    /// Changes the subscriptions, and waits until the server has confirmed it.
     ///
     /// # Errors
     ///
-    /// When the connection broke, or the server does not answer or refuses.
+    /// If the connection is broken, or the server does not answer or rejects
+    /// the command.
     pub async fn change(
         &mut self,
         attempt: Attempt<'_>,
@@ -87,11 +88,11 @@ impl PubSubControl {
         }
     }
 
-    /// Asks whether the server still answers.
+    /// Checks that the server answers.
     ///
     /// # Errors
     ///
-    /// When it does not.
+    /// If it does not.
     pub async fn ping(&mut self, attempt: Attempt<'_>) -> Result<(), ServiceError> {
         let limit = self.link.options().limits.response;
         match timeout(limit, self.sink.ping::<redis::Value>()).await {
@@ -101,7 +102,7 @@ impl PubSubControl {
         }
     }
 
-    /// The error of a connection whose messages ended.
+    /// Returns the error of a connection whose messages have ended.
     pub fn ended(&self, attempt: Attempt<'_>) -> ServiceError {
         attempt.error(
             &self.link,
@@ -117,23 +118,24 @@ impl fmt::Debug for PubSubControl {
     }
 }
 
-/// What is received on a pub/sub connection.
+/// The messages of a pub/sub connection.
 pub struct PubSubMessages {
     stream: Pin<Box<dyn Stream<Item = redis::Msg> + Send>>,
 }
 
-/// One message that was published.
+/// A published message.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct PubSubMessage {
     /// The channel.
     pub channel: String,
-    /// What was published.
+    /// The content.
     pub payload: Bytes,
 }
 
 impl PubSubMessages {
-    /// Waits for the next message; `None` when the connection ended.
+    /// Waits for the next message; returns `None` when the connection has
+    /// ended.
     ///
     /// # Cancel safety
     ///
