@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use celery_broker_redis::RedisOptions;
-use celery_broker_redis::link::{Attempt, Command, Link, RedisReply, Script};
+use celery_broker_redis::client::{Command, Operation, RedisClient, RedisReply, Script};
 use celery_protocol::{ResultDocument, ResultTree, Serializer, State, Value, decompress_document};
 use celery_runtime::{
     BackendCapabilities, BoxFuture, ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart,
@@ -31,7 +31,7 @@ pub(crate) const MAX_VALUE_SIZE: usize = 512 << 20;
 /// connections.
 #[derive(Clone)]
 pub struct RedisBackend {
-    pub(crate) link: Link,
+    pub(crate) client: RedisClient,
     pub(crate) keys: Keys,
     listener: Arc<ResultListener>,
     pub(crate) expires: Option<Duration>,
@@ -54,11 +54,11 @@ impl RedisBackend {
     /// stored as JSON for a day, Celery's defaults.
     pub fn new(options: RedisOptions) -> Self {
         let keys = Keys::new(options.key_prefix());
-        let link = Link::new(options);
+        let client = RedisClient::new(options);
         Self {
-            listener: Arc::new(ResultListener::new(link.clone())),
+            listener: Arc::new(ResultListener::new(client.clone())),
             keys,
-            link,
+            client,
             expires: Some(Duration::from_secs(86_400)),
             chord_expires: None,
             chord_order: ChordOrder::Index,
@@ -110,12 +110,12 @@ impl RedisBackend {
 
     async fn store_document(&self, document: &ResultDocument<'_>) -> Result<(), ServiceError> {
         let object = result_object(&document.task_id);
-        let attempt = Attempt::new("store", &object);
+        let operation = Operation::new("store", &object);
         let text = document
             .encode(self.serializer)
-            .map_err(|error| self.invalid(attempt, &error.to_string()))?;
+            .map_err(|error| self.invalid(operation, &error.to_string()))?;
         if text.len() > MAX_VALUE_SIZE {
-            return Err(self.invalid(attempt, "the document is larger than 512 MB"));
+            return Err(self.invalid(operation, "the document is larger than 512 MB"));
         }
         let key = self.keys.task(&document.task_id);
         let mut known = Bytes::new();
@@ -123,8 +123,8 @@ impl RedisBackend {
             let seconds = self.seconds();
             let arguments = [&*text, seconds.as_bytes(), &known];
             let answer = self
-                .link
-                .script(attempt, &STORE, &[&key], &arguments)
+                .client
+                .script(operation, &STORE, &[&key], &arguments)
                 .await?;
             // The script returns a document that it cannot parse. It is decoded
             // here, and replaced only if it has not changed.
@@ -151,15 +151,15 @@ impl RedisBackend {
             return Ok(Vec::new());
         }
         let object = results_object(ids);
-        let attempt = Attempt::new("read", &object);
+        let operation = Operation::new("read", &object);
         let command = Command::new("MGET").args(ids.iter().map(|id| self.keys.task(id)));
-        let answers = self.link.call(attempt, command).await?.list();
+        let answers = self.client.call(operation, command).await?.list();
         answers
             .into_iter()
             .map(|answer| {
                 answer
                     .data()
-                    .map(|bytes| self.decode(attempt, &bytes))
+                    .map(|bytes| self.decode(operation, &bytes))
                     .transpose()
             })
             .collect()
@@ -170,23 +170,23 @@ impl RedisBackend {
     /// it stores; aio-celery does not.
     async fn wait_for(&self, id: &str) -> Result<ResultDocument<'static>, ServiceError> {
         let object = result_object(id);
-        let attempt = Attempt::new("wait for", &object);
+        let operation = Operation::new("wait for", &object);
         let key = self.keys.task(id);
-        let mut subscription = self.listener.subscribe(attempt, &key).await?;
+        let mut subscription = self.listener.subscribe(operation, &key).await?;
         let read = async || {
-            let stored = self.link.call(attempt, Command::new("GET").arg(&key));
+            let stored = self.client.call(operation, Command::new("GET").arg(&key));
             Ok::<_, ServiceError>(stored.await?.data())
         };
         let mut newest = read().await?;
         let mut poll_interval = FIRST_POLL_INTERVAL;
         loop {
             if let Some(bytes) = newest {
-                let document = self.decode(attempt, &bytes)?;
+                let document = self.decode(operation, &bytes)?;
                 if document.status.is_ready() {
                     return Ok(document);
                 }
             }
-            newest = match tokio::time::timeout(poll_interval, subscription.next(attempt)).await {
+            newest = match tokio::time::timeout(poll_interval, subscription.next(operation)).await {
                 Ok(subscription) => Some(subscription?),
                 Err(_) => read().await?,
             };
@@ -200,21 +200,21 @@ impl RedisBackend {
         }
         let object = results_object(ids);
         let command = Command::new("DEL").args(ids.iter().map(|id| self.keys.task(id)));
-        self.link
-            .call(Attempt::new("forget", &object), command)
+        self.client
+            .call(Operation::new("forget", &object), command)
             .await
             .map(drop)
     }
 
     async fn save_group(&self, group: &ResultTree) -> Result<(), ServiceError> {
         let object = format!("group {}", group.id);
-        let attempt = Attempt::new("store", &object);
-        let text = self.group_document(attempt, group)?;
+        let operation = Operation::new("store", &object);
+        let text = self.group_document(operation, group)?;
         let key = self.keys.group(&group.id);
         let set = self.set(&key, &text);
         let publish = Command::new("PUBLISH").arg(&key).arg(&text);
-        self.link
-            .atomic(attempt, vec![set, publish])
+        self.client
+            .atomic(operation, vec![set, publish])
             .await
             .map(drop)
     }
@@ -222,14 +222,14 @@ impl RedisBackend {
     /// Encodes a group document.
     pub(crate) fn group_document(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         group: &ResultTree,
     ) -> Result<Vec<u8>, ServiceError> {
         let document = [("result", group.to_value())];
         let document: celery_protocol::Map = document.into_iter().collect();
         self.serializer
             .encode(&document)
-            .map_err(|error| self.invalid(attempt, &error.to_string()))
+            .map_err(|error| self.invalid(operation, &error.to_string()))
     }
 
     /// Returns a `SET` with the expiry of results.
@@ -243,18 +243,18 @@ impl RedisBackend {
 
     async fn read_group(&self, group_id: &str) -> Result<Option<ResultTree>, ServiceError> {
         let object = format!("group {group_id}");
-        let attempt = Attempt::new("read", &object);
+        let operation = Operation::new("read", &object);
         let command = Command::new("GET").arg(self.keys.group(group_id));
-        let RedisReply::Data(bytes) = self.link.call(attempt, command).await? else {
+        let RedisReply::Data(bytes) = self.client.call(operation, command).await? else {
             return Ok(None);
         };
-        self.group_tree(attempt, &bytes).map(Some)
+        self.group_tree(operation, &bytes).map(Some)
     }
 
     /// Decodes the result tree in a stored group document.
     pub(crate) fn group_tree(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         bytes: &[u8],
     ) -> Result<ResultTree, ServiceError> {
         let tree = || {
@@ -262,28 +262,28 @@ impl RedisBackend {
             let document: Value = self.serializer.decode(&bytes)?;
             ResultTree::from_value(document.get("result").unwrap_or(&Value::Null))
         };
-        tree().map_err(|error| self.invalid(attempt, &error.to_string()))
+        tree().map_err(|error| self.invalid(operation, &error.to_string()))
     }
 
     async fn delete_group(&self, group_id: &str) -> Result<(), ServiceError> {
         let object = format!("group {group_id}");
         let command = Command::new("DEL").arg(self.keys.group(group_id));
-        let attempt = Attempt::new("forget", &object);
-        self.link.call(attempt, command).await.map(drop)
+        let operation = Operation::new("forget", &object);
+        self.client.call(operation, command).await.map(drop)
     }
 
     fn decode(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         bytes: &[u8],
     ) -> Result<ResultDocument<'static>, ServiceError> {
         ResultDocument::decode(self.serializer, bytes, MAX_VALUE_SIZE)
             .map(ResultDocument::into_owned)
-            .map_err(|error| self.invalid(attempt, &error.to_string()))
+            .map_err(|error| self.invalid(operation, &error.to_string()))
     }
 
-    pub(crate) fn invalid(&self, attempt: Attempt<'_>, cause: &str) -> ServiceError {
-        attempt.error(&self.link, ServiceErrorKind::Invalid, cause)
+    pub(crate) fn invalid(&self, operation: Operation<'_>, cause: &str) -> ServiceError {
+        operation.error(&self.client, ServiceErrorKind::Invalid, cause)
     }
 
     fn seconds(&self) -> String {
@@ -338,7 +338,7 @@ impl ResultBackend for RedisBackend {
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
-        self.link.close();
+        self.client.close();
         Box::pin(std::future::ready(()))
     }
 }
@@ -392,7 +392,7 @@ impl ChordStore for RedisBackend {
 
 impl fmt::Debug for RedisBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let address = self.link.options().address();
+        let address = self.client.options().address();
         f.debug_struct("RedisBackend")
             .field("address", &address)
             .field("expires", &self.expires)

@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use bytes::Bytes;
-use celery_broker_redis::link::{Attempt, Command, RedisReply, Script};
+use celery_broker_redis::client::{Command, Operation, RedisReply, Script};
 use celery_protocol::{DecodeError, Raw, Serializer, State, decompress_document};
 use celery_runtime::{
     ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart, MemberResult, ServiceError,
@@ -58,14 +58,14 @@ impl RedisBackend {
     pub(crate) async fn begin_chord(&self, chord: &ChordStart) -> Result<(), ServiceError> {
         let id = &chord.group_id;
         let object = chord_object(id);
-        let attempt = Attempt::new("start", &object);
+        let operation = Operation::new("start", &object);
         let size = chord.size.to_string();
         let expires = self.chord_seconds().to_string();
         let tree = chord.tree.as_ref();
-        let tree = tree.map(|tree| self.group_document(attempt, tree));
+        let tree = tree.map(|tree| self.group_document(operation, tree));
         let tree = tree.transpose()?.unwrap_or_default();
         let arguments = [id.as_bytes(), size.as_bytes(), expires.as_bytes(), &tree];
-        self.run_script(attempt, &BEGIN, id, &arguments)
+        self.run_script(operation, &BEGIN, id, &arguments)
             .await
             .map(drop)
     }
@@ -76,10 +76,10 @@ impl RedisBackend {
         task_id: &str,
     ) -> Result<(), ServiceError> {
         let object = chord_object(group_id);
-        let attempt = Attempt::new("extend", &object);
+        let operation = Operation::new("extend", &object);
         let expires = self.chord_seconds().to_string();
         let arguments = [task_id, &expires].map(str::as_bytes);
-        let extended = self.run_script(attempt, &ADD_MEMBER, group_id, &arguments);
+        let extended = self.run_script(operation, &ADD_MEMBER, group_id, &arguments);
         extended.await.map(drop)
     }
 
@@ -89,17 +89,17 @@ impl RedisBackend {
         claim: &ChordClaim,
     ) -> Result<Option<ChordResults>, ServiceError> {
         let object = chord_object(member.group_id);
-        let attempt = Attempt::new("count a member of", &object);
+        let operation = Operation::new("count a member of", &object);
         let index = member
             .index
             .map_or("+inf".into(), |index| index.to_string());
         let encoded = (1, member.task_id, member.state.name(), member.result);
         let encoded = self.serializer.encode(&encoded);
-        let encoded = encoded.map_err(|error| self.invalid(attempt, &error.to_string()))?;
+        let encoded = encoded.map_err(|error| self.invalid(operation, &error.to_string()))?;
         if encoded.len() > MAX_VALUE_SIZE {
-            return Err(self.invalid(attempt, "the result is larger than 512 MB"));
+            return Err(self.invalid(operation, "the result is larger than 512 MB"));
         }
-        let (body, serializer) = self.encode_body(attempt, member.body)?;
+        let (body, serializer) = self.encode_body(operation, member.body)?;
         let numbers = [
             self.chord_seconds(),
             self.tree_seconds(),
@@ -121,9 +121,9 @@ impl RedisBackend {
             serializer.name().as_bytes(),
             first_check.as_bytes(),
         ];
-        let counted = self.run_script(attempt, &COMPLETE_MEMBER, member.group_id, &arguments);
+        let counted = self.run_script(operation, &COMPLETE_MEMBER, member.group_id, &arguments);
         match counted.await? {
-            RedisReply::List(claimed) => self.results(attempt, claimed).map(Some),
+            RedisReply::List(claimed) => self.results(operation, claimed).map(Some),
             _ => Ok(None),
         }
     }
@@ -134,11 +134,11 @@ impl RedisBackend {
         claim: &ChordClaim,
     ) -> Result<bool, ServiceError> {
         let object = chord_object(group_id);
-        let attempt = Attempt::new("renew the claim of", &object);
+        let operation = Operation::new("renew the claim of", &object);
         let ttl = ttl(claim).to_string();
         let arguments = [claim.token.as_bytes(), ttl.as_bytes()];
         let held = self
-            .run_script(attempt, &RENEW_CLAIM, group_id, &arguments)
+            .run_script(operation, &RENEW_CLAIM, group_id, &arguments)
             .await?;
         Ok(held.number() == 1)
     }
@@ -150,7 +150,7 @@ impl RedisBackend {
         end: ChordEnd,
     ) -> Result<bool, ServiceError> {
         let object = chord_object(group_id);
-        let attempt = Attempt::new("end", &object);
+        let operation = Operation::new("end", &object);
         let outcome = match end {
             ChordEnd::Failed => "failed",
             _ => "continued",
@@ -158,7 +158,7 @@ impl RedisBackend {
         let done_ttl = (2 * ttl(claim)).max(MIN_DONE_MARKER_TTL).to_string();
         let arguments = [group_id, &claim.token, outcome, &done_ttl].map(str::as_bytes);
         let ended = self
-            .run_script(attempt, &FINISH, group_id, &arguments)
+            .run_script(operation, &FINISH, group_id, &arguments)
             .await?;
         Ok(ended.number() == 1)
     }
@@ -168,11 +168,11 @@ impl RedisBackend {
         claim: &ChordClaim,
         limit: usize,
     ) -> Result<Vec<StalledChord>, ServiceError> {
-        let attempt = Attempt::new("list", "overdue chords");
+        let operation = Operation::new("list", "overdue chords");
         let due = self
-            .link
+            .client
             .script(
-                attempt,
+                operation,
                 &OVERDUE,
                 &[&self.keys.chords()],
                 &[CLAIM_BATCH_SIZE],
@@ -196,7 +196,7 @@ impl RedisBackend {
         claim: &ChordClaim,
     ) -> Result<Option<StalledChord>, ServiceError> {
         let object = chord_object(&group_id);
-        let attempt = Attempt::new("claim", &object);
+        let operation = Operation::new("claim", &object);
         let numbers = [
             ttl(claim),
             MIN_RECHECK_INTERVAL.as_millis(),
@@ -215,16 +215,16 @@ impl RedisBackend {
             missing_size_timeout.as_bytes(),
         ];
         let reply = self
-            .run_script(attempt, &CLAIM_IF_COMPLETE, &group_id, &arguments)
+            .run_script(operation, &CLAIM_IF_COMPLETE, &group_id, &arguments)
             .await?;
         let RedisReply::List(claimed) = reply else {
             return Ok(None);
         };
-        match self.stalled_chord(attempt, &group_id, claimed) {
+        match self.stalled_chord(operation, &group_id, claimed) {
             Ok(chord) => Ok(Some(chord)),
             Err(error) => {
                 tracing::warn!(%error, "cannot decode a stalled chord; postponing it");
-                self.postpone(attempt, &group_id).await.map(|()| None)
+                self.postpone(operation, &group_id).await.map(|()| None)
             }
         }
     }
@@ -232,7 +232,7 @@ impl RedisBackend {
     /// Decodes a claimed chord: body, its serializer, results and result tree.
     fn stalled_chord(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         group_id: &str,
         claimed: Vec<RedisReply>,
     ) -> Result<StalledChord, ServiceError> {
@@ -246,46 +246,46 @@ impl RedisBackend {
             .and_then(RedisReply::text)
             .unwrap_or_default();
         let body = decode_body(&serializer, &body);
-        let body = body.map_err(|error| self.invalid(attempt, &error.to_string()))?;
-        let results = self.results(attempt, claimed.collect())?;
+        let body = body.map_err(|error| self.invalid(operation, &error.to_string()))?;
+        let results = self.results(operation, claimed.collect())?;
         Ok(StalledChord::new(group_id, body, results))
     }
 
     /// Delays the next check of a chord that cannot be decoded here. Another
     /// worker may be able to decode it.
-    async fn postpone(&self, attempt: Attempt<'_>, group_id: &str) -> Result<(), ServiceError> {
+    async fn postpone(&self, operation: Operation<'_>, group_id: &str) -> Result<(), ServiceError> {
         let postponed = Command::new("ZINCRBY")
             .arg(self.keys.chords())
             .arg(MAX_RECHECK_INTERVAL.as_millis().to_string())
             .arg(group_id);
-        self.link.call(attempt, postponed).await.map(drop)
+        self.client.call(operation, postponed).await.map(drop)
     }
 
     /// Decodes the results of the members, and the result tree of the header if
     /// it is stored.
     fn results(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         claimed: Vec<RedisReply>,
     ) -> Result<ChordResults, ServiceError> {
         let mut claimed = claimed.into_iter();
         let encoded = claimed.next().map_or_else(Vec::new, RedisReply::list);
         let encoded = encoded.into_iter().filter_map(RedisReply::data);
-        let members = encoded.map(|member| self.member_result(attempt, &member));
+        let members = encoded.map(|member| self.member_result(operation, &member));
         let members = members.collect::<Result<_, _>>()?;
         let tree = claimed.next().and_then(RedisReply::data);
-        let tree = tree.map(|tree| self.group_tree(attempt, &tree));
+        let tree = tree.map(|tree| self.group_tree(operation, &tree));
         Ok(ChordResults::new(members, tree.transpose()?))
     }
 
     fn member_result(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         encoded: &Bytes,
     ) -> Result<MemberResult, ServiceError> {
         decode_member(self.serializer, encoded).map_err(|error| {
             self.invalid(
-                attempt,
+                operation,
                 &format!("cannot decode the result of a member: {error}"),
             )
         })
@@ -296,7 +296,7 @@ impl RedisBackend {
     /// write that serializer.
     fn encode_body(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         body: &Raw<'_>,
     ) -> Result<(Vec<u8>, Serializer), ServiceError> {
         let mut serializer = body.serializer();
@@ -305,21 +305,23 @@ impl RedisBackend {
             serializer = Serializer::Json;
             encoded = serializer.encode(body);
         }
-        let encoded = encoded.map_err(|error| self.invalid(attempt, &error.to_string()))?;
+        let encoded = encoded.map_err(|error| self.invalid(operation, &error.to_string()))?;
         Ok((encoded, serializer))
     }
 
     /// Runs a script on the keys of a chord.
     async fn run_script(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         script: &Script,
         group_id: &str,
         arguments: &[&[u8]],
     ) -> Result<RedisReply, ServiceError> {
         let keys = self.keys.chord(group_id);
         let keys = keys.each_ref().map(String::as_str);
-        self.link.script(attempt, script, &keys, arguments).await
+        self.client
+            .script(operation, script, &keys, arguments)
+            .await
     }
 
     /// Returns the scripts' flag for results stored by index.

@@ -5,7 +5,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use celery_broker_redis::link::{Attempt, Link, PubSubCommand, PubSubControl, PubSubMessage};
+use celery_broker_redis::client::{
+    Operation, PubSubCommand, PubSubControl, PubSubMessage, RedisClient,
+};
 use celery_runtime::{ServiceError, ServiceErrorKind};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -26,7 +28,7 @@ const MAX_REQUEST_BATCH: usize = 1000;
 /// the next one connects again.
 #[derive(Debug)]
 pub(crate) struct ResultListener {
-    link: Link,
+    client: RedisClient,
     running: Mutex<Option<RunningListener>>,
 }
 
@@ -53,13 +55,13 @@ pub(crate) struct ResultSubscription {
     key: String,
     newest: watch::Receiver<Option<Bytes>>,
     requests: mpsc::UnboundedSender<ListenerRequest>,
-    link: Link,
+    client: RedisClient,
 }
 
 impl ResultListener {
-    pub(crate) fn new(link: Link) -> Self {
+    pub(crate) fn new(client: RedisClient) -> Self {
         Self {
-            link,
+            client,
             running: Mutex::default(),
         }
     }
@@ -67,7 +69,7 @@ impl ResultListener {
     /// Subscribes to a key; returns after the server has confirmed it.
     pub(crate) async fn subscribe(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         key: &str,
     ) -> Result<ResultSubscription, ServiceError> {
         let (confirmed, answer) = oneshot::channel();
@@ -77,13 +79,13 @@ impl ResultListener {
         });
         let newest = match answer.await {
             Ok(newest) => newest?,
-            Err(_) => return Err(disconnected(attempt, &self.link)),
+            Err(_) => return Err(disconnected(operation, &self.client)),
         };
         Ok(ResultSubscription {
             key: key.to_owned(),
             newest,
             requests,
-            link: self.link.clone(),
+            client: self.client.clone(),
         })
     }
 
@@ -99,7 +101,7 @@ impl ResultListener {
         };
         let (requests, received) = mpsc::unbounded_channel();
         let _ = requests.send(unsent);
-        let task = tokio::spawn(ListenerTask::new(self.link.clone(), received).run());
+        let task = tokio::spawn(ListenerTask::new(self.client.clone(), received).run());
         *running = Some(RunningListener {
             requests: requests.clone(),
             task,
@@ -127,10 +129,10 @@ impl ResultSubscription {
     /// # Cancel safety
     ///
     /// Cancel safe.
-    pub(crate) async fn next(&mut self, attempt: Attempt<'_>) -> Result<Bytes, ServiceError> {
+    pub(crate) async fn next(&mut self, operation: Operation<'_>) -> Result<Bytes, ServiceError> {
         loop {
             if self.newest.changed().await.is_err() {
-                return Err(disconnected(attempt, &self.link));
+                return Err(disconnected(operation, &self.client));
             }
             if let Some(bytes) = self.newest.borrow_and_update().clone() {
                 return Ok(bytes);
@@ -152,12 +154,12 @@ impl Drop for ResultSubscription {
 }
 
 /// Returns the error of a subscription whose task has ended.
-fn disconnected(attempt: Attempt<'_>, link: &Link) -> ServiceError {
-    if link.is_closed() {
-        return link.closed_error(attempt);
+fn disconnected(operation: Operation<'_>, client: &RedisClient) -> ServiceError {
+    if client.is_closed() {
+        return client.closed_error(operation);
     }
-    attempt.error(
-        link,
+    operation.error(
+        client,
         ServiceErrorKind::Disconnected,
         "the connection was lost",
     )
@@ -165,19 +167,19 @@ fn disconnected(attempt: Attempt<'_>, link: &Link) -> ServiceError {
 
 /// The task that owns the connection.
 struct ListenerTask {
-    link: Link,
+    client: RedisClient,
     requests: mpsc::UnboundedReceiver<ListenerRequest>,
     /// Dropping a sender fails the subscriptions to its key.
     keys: HashMap<String, watch::Sender<Option<Bytes>>>,
     idle_since: Instant,
 }
 
-const ATTEMPT: Attempt<'static> = Attempt::new("listen for", "results");
+const OPERATION: Operation<'static> = Operation::new("listen for", "results");
 
 impl ListenerTask {
-    fn new(link: Link, requests: mpsc::UnboundedReceiver<ListenerRequest>) -> Self {
+    fn new(client: RedisClient, requests: mpsc::UnboundedReceiver<ListenerRequest>) -> Self {
         Self {
-            link,
+            client,
             requests,
             keys: HashMap::new(),
             idle_since: Instant::now(),
@@ -185,7 +187,7 @@ impl ListenerTask {
     }
 
     async fn run(mut self) {
-        let (mut channels, mut messages) = match self.link.pubsub(ATTEMPT).await {
+        let (mut channels, mut messages) = match self.client.pubsub(OPERATION).await {
             Ok(connection) => connection,
             Err(error) => return self.reject_pending(&error),
         };
@@ -198,13 +200,13 @@ impl ListenerTask {
             // the other branches also detect a broken connection.
             let outcome = tokio::select! {
                 biased;
-                () = self.link.closed() => return,
+                () = self.client.closed() => return,
                 message = messages.next() => match message {
                     Some(message) => {
                         self.dispatch(message);
                         Ok(())
                     }
-                    None => Err(channels.ended(ATTEMPT)),
+                    None => Err(channels.ended(OPERATION)),
                 },
                 _ = self.requests.recv_many(&mut batch, MAX_REQUEST_BATCH) => {
                     self.update_subscriptions(&mut channels, std::mem::take(&mut batch)).await
@@ -213,7 +215,7 @@ impl ListenerTask {
                     if self.keys.is_empty() && self.idle_since.elapsed() >= IDLE_TIMEOUT {
                         return;
                     }
-                    channels.ping(ATTEMPT).await
+                    channels.ping(OPERATION).await
                 }
             };
             if let Err(error) = outcome {
@@ -264,7 +266,7 @@ impl ListenerTask {
         }
         if !added.is_empty() {
             channels
-                .change(ATTEMPT, PubSubCommand::Subscribe, &added)
+                .change(OPERATION, PubSubCommand::Subscribe, &added)
                 .await?;
         }
         for (confirmed, newest) in subscribing {
@@ -289,7 +291,7 @@ impl ListenerTask {
             return Ok(());
         }
         channels
-            .change(ATTEMPT, PubSubCommand::Unsubscribe, &unused)
+            .change(OPERATION, PubSubCommand::Unsubscribe, &unused)
             .await
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use celery_broker_redis::RedisOptions;
-use celery_broker_redis::link::{Attempt, COMPARE_AND_DELETE, Command, Link, Script};
+use celery_broker_redis::client::{COMPARE_AND_DELETE, Command, Operation, RedisClient, Script};
 use celery_runtime::{BoxFuture, ServiceError, Store};
 
 use crate::keys::Keys;
@@ -20,7 +20,7 @@ static COUNT: LazyLock<Script> =
 /// connections.
 #[derive(Clone)]
 pub struct RedisStore {
-    link: Link,
+    client: RedisClient,
     keys: Keys,
 }
 
@@ -29,24 +29,24 @@ impl RedisStore {
     pub fn new(options: RedisOptions) -> Self {
         Self {
             keys: Keys::new(options.key_prefix()),
-            link: Link::new(options),
+            client: RedisClient::new(options),
         }
     }
 
     /// Runs a script on one key and returns whether its reply is 1.
     async fn flag(
         &self,
-        operation: &'static str,
+        verb: &'static str,
         key: &str,
         script: &Script,
         arguments: &[&[u8]],
     ) -> Result<bool, ServiceError> {
         let object = format!("key {key}");
-        let attempt = Attempt::new(operation, &object);
+        let operation = Operation::new(verb, &object);
         let key = self.keys.store_value(key);
         let answer = self
-            .link
-            .script(attempt, script, &[&key], arguments)
+            .client
+            .script(operation, script, &[&key], arguments)
             .await?;
         Ok(answer.number() == 1)
     }
@@ -68,8 +68,8 @@ impl Store for RedisStore {
                 .arg("PX")
                 .arg(milliseconds(ttl));
             let answer = self
-                .link
-                .call(Attempt::new("set", &object), command)
+                .client
+                .call(Operation::new("set", &object), command)
                 .await?;
             Ok(answer.data().is_some())
         })
@@ -101,8 +101,8 @@ impl Store for RedisStore {
             let object = format!("key {key}");
             let command = Command::new("GET").arg(self.keys.store_value(key));
             let answer = self
-                .link
-                .call(Attempt::new("read", &object), command)
+                .client
+                .call(Operation::new("read", &object), command)
                 .await?;
             Ok(answer.data())
         })
@@ -115,11 +115,11 @@ impl Store for RedisStore {
     ) -> BoxFuture<'a, Result<u64, ServiceError>> {
         Box::pin(async move {
             let object = format!("key {key}");
-            let attempt = Attempt::new("count in", &object);
+            let operation = Operation::new("count in", &object);
             let (key, ttl) = (self.keys.store_value(key), milliseconds(ttl));
             let answer = self
-                .link
-                .script(attempt, &COUNT, &[&key], &[ttl.as_bytes()])
+                .client
+                .script(operation, &COUNT, &[&key], &[ttl.as_bytes()])
                 .await?;
             Ok(u64::try_from(answer.number()).unwrap_or_default())
         })
@@ -135,7 +135,7 @@ impl RedisStore {
 
 impl fmt::Debug for RedisStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let address = self.link.options().address();
+        let address = self.client.options().address();
         f.debug_struct("RedisStore")
             .field("address", &address)
             .finish_non_exhaustive()

@@ -38,8 +38,8 @@ local time = redis.call('TIME')
 local now = time[1] .. '.' .. string.format('%06d', time[2])
 
 -- kombu's restore writes into `headers`, `properties` and `delivery_info`, and raises
--- where one is a list. Lua has one type for maps and lists, so the text tells an empty
--- map from an empty list.
+-- where one is a list. Lua has one type for maps and lists, so for empty ones the text
+-- decides.
 local function is_map(raw, name, value)
   if type(value) ~= 'table' or value[1] ~= nil then return false end
   return next(value) ~= nil or not string.find(raw, '"' .. name .. '"%s*:%s*%[')

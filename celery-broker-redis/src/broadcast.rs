@@ -8,7 +8,7 @@ use bytes::Bytes;
 use celery_protocol::Message;
 use celery_runtime::{Exchange, ExchangeKind, ServiceError, ServiceErrorKind};
 
-use crate::link::{Attempt, Command, Script};
+use crate::client::{Command, Operation, Script};
 use crate::shared::Shared;
 
 static MAILBOX_PUSH: LazyLock<Script> =
@@ -30,16 +30,18 @@ impl Shared {
     ) -> Result<Option<u64>, ServiceError> {
         let envelope = self.envelope(message, &exchange.name, routing_key)?;
         let object = format!("exchange {}", exchange.name);
-        let attempt = Attempt::new("broadcast to", &object);
+        let operation = Operation::new("broadcast to", &object);
         if self.is_channel(exchange, "broadcast to")? {
             let channel = self.channel(&exchange.name, routing_key);
             let command = Command::new("PUBLISH").arg(channel).arg(envelope);
-            let receivers = self.link.call(attempt, command).await?.number();
+            let receivers = self.client.call(operation, command).await?.number();
             return Ok(u64::try_from(receivers).ok());
         }
-        let lists = self.mailboxes(attempt, &exchange.name, routing_key).await?;
+        let lists = self
+            .mailboxes(operation, &exchange.name, routing_key)
+            .await?;
         for list in &lists {
-            self.push_to_mailbox(attempt, list, &envelope).await?;
+            self.push_to_mailbox(operation, list, &envelope).await?;
         }
         Ok(Some(lists.len() as u64))
     }
@@ -53,7 +55,7 @@ impl Shared {
     pub(crate) fn is_channel(
         &self,
         exchange: &Exchange,
-        operation: &'static str,
+        verb: &'static str,
     ) -> Result<bool, ServiceError> {
         match exchange.kind {
             ExchangeKind::Fanout | ExchangeKind::Topic => Ok(true),
@@ -61,8 +63,8 @@ impl Shared {
             kind => {
                 let object = format!("exchange {}", exchange.name);
                 let cause = format!("there are no {} exchanges on Redis", kind.name());
-                Err(Attempt::new(operation, &object).error(
-                    &self.link,
+                Err(Operation::new(verb, &object).error(
+                    &self.client,
                     ServiceErrorKind::Unsupported,
                     cause,
                 ))
@@ -75,17 +77,17 @@ impl Shared {
     /// never have.
     async fn mailboxes(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         exchange: &str,
         routing_key: &str,
     ) -> Result<Vec<String>, ServiceError> {
-        let layout = &self.link.options().layout;
+        let layout = &self.client.options().layout;
         let sets = [
             layout.bindings(exchange),
             layout.permanent_bindings(exchange),
         ];
         let commands = sets.map(|set| Command::new("SMEMBERS").arg(set)).into();
-        let mut members = self.link.pipeline(attempt, commands).await?.into_iter();
+        let mut members = self.client.pipeline(operation, commands).await?.into_iter();
         let mut bindings = || match members.next() {
             Some(members) => members.map(|members| self.read_bindings(members)),
             None => Ok(Vec::new()),
@@ -103,13 +105,15 @@ impl Shared {
     /// Pushes an envelope to one mailbox.
     async fn push_to_mailbox(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         list: &str,
         envelope: &Bytes,
     ) -> Result<(), ServiceError> {
         let ttl = MIN_MAILBOX_TTL.as_millis().to_string();
         let (keys, arguments) = ([list], [envelope, ttl.as_bytes()]);
-        let sent = self.link.script(attempt, &MAILBOX_PUSH, &keys, &arguments);
+        let sent = self
+            .client
+            .script(operation, &MAILBOX_PUSH, &keys, &arguments);
         sent.await.map(drop)
     }
 }

@@ -9,10 +9,10 @@ use celery_runtime::{
     PriorityOrder, Publication, Queue, ServiceError, Subscription,
 };
 
+use crate::client::{Command, Operation, RedisClient, RedisReply};
 use crate::config::RedisOptions;
 use crate::consumer::RedisConsumer;
 use crate::fanout::FanoutSubscription;
-use crate::link::{Attempt, Command, Link, RedisReply};
 use crate::reply::ReplySubscription;
 use crate::shared::Shared;
 
@@ -27,19 +27,19 @@ pub struct RedisBroker {
 impl RedisBroker {
     /// Returns a broker that connects when it is first used.
     pub fn new(options: RedisOptions) -> Self {
-        Self::on(Link::new(options))
+        Self::on(RedisClient::new(options))
     }
 
     /// Returns a broker that runs its commands on the connections of an
     /// existing pool. Consumers and subscriptions connect with `options`, which
     /// must lead to the same database.
     pub fn from_pool(pool: deadpool_redis::Pool, options: RedisOptions) -> Self {
-        Self::on(Link::from_pool(pool, options))
+        Self::on(RedisClient::from_pool(pool, options))
     }
 
-    fn on(link: Link) -> Self {
+    fn on(client: RedisClient) -> Self {
         Self {
-            shared: Arc::new(Shared::new(link)),
+            shared: Arc::new(Shared::new(client)),
         }
     }
 
@@ -109,9 +109,9 @@ impl Broker for RedisBroker {
     fn depth<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<u64, ServiceError>> {
         Box::pin(async move {
             let object = format!("queue {}", queue.name);
-            let attempt = Attempt::new("count the messages of", &object);
+            let operation = Operation::new("count the messages of", &object);
             let lengths = self.shared.lengths(&queue.name);
-            let lengths = self.shared.link.atomic(attempt, lengths).await?;
+            let lengths = self.shared.client.atomic(operation, lengths).await?;
             Ok(sum(&lengths))
         })
     }
@@ -119,12 +119,12 @@ impl Broker for RedisBroker {
     fn purge<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<u64, ServiceError>> {
         Box::pin(async move {
             let object = format!("queue {}", queue.name);
-            let attempt = Attempt::new("purge", &object);
+            let operation = Operation::new("purge", &object);
             let mut commands = self.shared.lengths(&queue.name);
             let lists = commands.len();
-            let layout = &self.shared.link.options().layout;
+            let layout = &self.shared.client.options().layout;
             commands.push(Command::new("DEL").args(layout.lists(&queue.name)));
-            let answers = self.shared.link.atomic(attempt, commands).await?;
+            let answers = self.shared.client.atomic(operation, commands).await?;
             Ok(sum(answers.get(..lists).unwrap_or_default()))
         })
     }
@@ -137,14 +137,14 @@ impl Broker for RedisBroker {
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
-        self.shared.link.close();
+        self.shared.client.close();
         Box::pin(std::future::ready(()))
     }
 }
 
 impl fmt::Debug for RedisBroker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let address = self.shared.link.options().address();
+        let address = self.shared.client.options().address();
         f.debug_struct("RedisBroker")
             .field("address", &address)
             .finish_non_exhaustive()

@@ -12,10 +12,10 @@ use celery_runtime::{
 use tokio::sync::{Mutex, Notify};
 
 use crate::binding::routes;
+use crate::client::{Command, Operation, Script};
 use crate::delivery::{delivery, redelivery};
 use crate::fetch::Fetcher;
 use crate::keys::ParsedTag;
-use crate::link::{Attempt, Command, Script};
 use crate::restore::RestoreSchedule;
 use crate::settle::score;
 use crate::shared::Shared;
@@ -69,22 +69,22 @@ impl RedisConsumer {
             [queue] => format!("queue {queue}"),
             queues => format!("{} queues", queues.len()),
         };
-        let attempt = Attempt::new("consume", &object);
+        let operation = Operation::new("consume", &object);
         if queues.is_empty() {
             let cause = "the list of queues is empty";
-            return Err(attempt.error(&shared.link, ServiceErrorKind::Invalid, cause));
+            return Err(operation.error(&shared.client, ServiceErrorKind::Invalid, cause));
         }
         if let Some((queue, exchange)) = options.queues.iter().find_map(fanout_binding) {
             let cause = format!(
                 "queue {queue} is bound to the fanout exchange {exchange}, whose messages Redis \
                  delivers to current subscribers and stores in no queue"
             );
-            let error = attempt.error(&shared.link, ServiceErrorKind::Unsupported, cause);
+            let error = operation.error(&shared.client, ServiceErrorKind::Unsupported, cause);
             return Err(error.with_remedy("broadcast tasks need RabbitMQ"));
         }
-        let fetcher = Fetcher::connect(&shared.link, attempt, &queues).await?;
-        let quarantined = shared.quarantined_tags(attempt, &queues).await?;
-        shared.recover_unconfirmed(attempt, &queues).await?;
+        let fetcher = Fetcher::connect(&shared.client, operation, &queues).await?;
+        let quarantined = shared.quarantined_tags(operation, &queues).await?;
+        shared.recover_unconfirmed(operation, &queues).await?;
         let restore_schedule = RestoreSchedule::start(Arc::clone(&shared));
         Ok(Self {
             state: Mutex::new(ReceiveState {
@@ -103,8 +103,8 @@ impl RedisConsumer {
         })
     }
 
-    fn attempt(&self) -> Attempt<'_> {
-        Attempt::new("consume", &self.object)
+    fn operation(&self) -> Operation<'_> {
+        Operation::new("consume", &self.object)
     }
 
     async fn receive_batch(&self, max: usize) -> Result<Vec<Delivery>, ServiceError> {
@@ -124,7 +124,7 @@ impl RedisConsumer {
             tokio::select! {
                 biased;
                 () = self.wake.notified() => {}
-                () = self.shared.link.closed() => {}
+                () = self.shared.client.closed() => {}
                 () = state.fetcher.changed() => {}
                 () = sleep_or_pending(due) => {}
             }
@@ -138,8 +138,8 @@ impl RedisConsumer {
     ///
     /// If the broker is closed.
     fn is_stopped(&self) -> Result<bool, ServiceError> {
-        if self.shared.link.is_closed() {
-            return Err(self.shared.link.closed_error(self.attempt()));
+        if self.shared.client.is_closed() {
+            return Err(self.shared.client.closed_error(self.operation()));
         }
         Ok(self.interrupted.load(Ordering::Acquire) || self.closed.load(Ordering::Acquire))
     }
@@ -171,7 +171,7 @@ impl RedisConsumer {
             .begin(&prefix, first, max, &self.queues);
         let fetched = state
             .fetcher
-            .fetch(self.attempt(), max, &prefix, first)
+            .fetch(self.operation(), max, &prefix, first)
             .await?;
         guard.confirm();
         Ok(fetched)
@@ -184,7 +184,7 @@ impl RedisConsumer {
         if tags.is_empty() {
             return Ok(Vec::new());
         }
-        let index = self.shared.link.options().layout.unacked_index();
+        let index = self.shared.client.options().layout.unacked_index();
         let mut commands = Vec::with_capacity(tags.len() * 2);
         for tag in &tags {
             commands.push(Command::new("HGET").arg(self.shared.hash_of(tag)).arg(tag));
@@ -192,7 +192,7 @@ impl RedisConsumer {
             let again = Command::new("ZADD").arg(&index).arg("XX");
             commands.push(again.arg(score(now)).arg(tag));
         }
-        let answers = match self.shared.link.atomic(self.attempt(), commands).await {
+        let answers = match self.shared.client.atomic(self.operation(), commands).await {
             Ok(answers) => answers,
             Err(error) => {
                 // They stay due for the next consumer.
@@ -224,9 +224,9 @@ impl RedisConsumer {
             let new = crate::keys::quarantine_tag(&format!("{}-{number}", self.consumer_id), queue);
             let quarantine = self.shared.hash_of(old);
             let arguments = [old.as_bytes(), new.as_bytes()];
-            let link = &self.shared.link;
-            let raw = link
-                .script(self.attempt(), &RETAG, &[&quarantine], &arguments)
+            let client = &self.shared.client;
+            let raw = client
+                .script(self.operation(), &RETAG, &[&quarantine], &arguments)
                 .await?;
             quarantined.pop();
             retagged.extend(raw.data().map(|raw| delivery(new, raw)));

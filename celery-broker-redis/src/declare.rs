@@ -3,7 +3,7 @@
 use celery_runtime::{ExchangeKind, Queue, ServiceError, ServiceErrorKind};
 
 use crate::binding::{StoredBinding, routes, stored_pattern};
-use crate::link::{Attempt, Command, RedisReply};
+use crate::client::{Command, Operation, RedisReply};
 use crate::shared::Shared;
 
 impl Shared {
@@ -11,15 +11,15 @@ impl Shared {
     /// first, so that a key of another type fails the declaration and not the
     /// first message.
     pub(crate) async fn declare(&self, queue: &Queue) -> Result<(), ServiceError> {
-        let layout = &self.link.options().layout;
+        let layout = &self.client.options().layout;
         let object = format!("queue {}", queue.name);
-        let attempt = Attempt::new("declare", &object);
+        let operation = Operation::new("declare", &object);
         let lists = layout.lists(&queue.name);
         let mut commands: Vec<_> = lists.map(|list| Command::new("LLEN").arg(list)).collect();
         for (exchange, routing_key) in routes(queue) {
             let Some(pattern) = stored_pattern(exchange.kind, routing_key) else {
                 let cause = format!("there are no {} exchanges on Redis", exchange.kind.name());
-                return Err(attempt.error(&self.link, ServiceErrorKind::Unsupported, cause));
+                return Err(operation.error(&self.client, ServiceErrorKind::Unsupported, cause));
             };
             // A fanout exchange is a channel. A producer that reads a binding
             // set of it would push to lists that no consumer reads.
@@ -35,7 +35,7 @@ impl Shared {
                 commands.push(bind(layout.permanent_bindings(&exchange.name)));
             }
         }
-        self.link.atomic(attempt, commands).await?;
+        self.client.atomic(operation, commands).await?;
         self.record_declaration(queue);
         Ok(())
     }
@@ -47,19 +47,19 @@ impl Shared {
         exchange: &str,
     ) -> Result<Vec<StoredBinding>, ServiceError> {
         let object = format!("exchange {exchange}");
-        let attempt = Attempt::new("read the bindings of", &object);
-        let members = self.link.call(attempt, self.members(exchange)).await?;
+        let operation = Operation::new("read the bindings of", &object);
+        let members = self.client.call(operation, self.members(exchange)).await?;
         Ok(self.read_bindings(members))
     }
 
     /// Returns the command that reads the binding set of an exchange.
     pub(crate) fn members(&self, exchange: &str) -> Command {
-        Command::new("SMEMBERS").arg(self.link.options().layout.bindings(exchange))
+        Command::new("SMEMBERS").arg(self.client.options().layout.bindings(exchange))
     }
 
     /// Parses the reply to [`members`](Self::members).
     pub(crate) fn read_bindings(&self, members: RedisReply) -> Vec<StoredBinding> {
-        let layout = &self.link.options().layout;
+        let layout = &self.client.options().layout;
         let binding = |member: RedisReply| {
             let member = member.text()?;
             let (routing_key, pattern, queue) = layout.split_binding(&member)?;

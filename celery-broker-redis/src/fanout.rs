@@ -8,7 +8,7 @@ use celery_runtime::{Binding, BoxFuture, ServiceError, Subscription};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::link::{Attempt, PubSubCommand, PubSubControl, PubSubMessage, PubSubMessages};
+use crate::client::{Operation, PubSubCommand, PubSubControl, PubSubMessage, PubSubMessages};
 use crate::shared::Shared;
 use crate::topic::matches_topic_pattern;
 
@@ -32,11 +32,11 @@ impl FanoutSubscription {
     ) -> Result<Self, ServiceError> {
         let (exchange, pattern) = (&*binding.exchange.name, &*binding.routing_key);
         let object = format!("exchange {exchange}");
-        let attempt = Attempt::new("subscribe to", &object);
-        let (mut channels, messages) = shared.link.pubsub(attempt).await?;
+        let operation = Operation::new("subscribe to", &object);
+        let (mut channels, messages) = shared.client.pubsub(operation).await?;
         let names = channel_patterns(shared, exchange, pattern);
         channels
-            .change(attempt, PubSubCommand::SubscribePatterns, &names)
+            .change(operation, PubSubCommand::SubscribePatterns, &names)
             .await?;
         let (sender, receiver) = mpsc::channel(BROADCAST_BUFFER);
         let reader = FanoutReader {
@@ -82,21 +82,21 @@ struct FanoutReader {
 
 impl FanoutReader {
     async fn run(self, mut channels: PubSubControl, mut messages: PubSubMessages) {
-        let attempt = Attempt::new("receive from", &self.object);
-        let link = &self.shared.link;
-        let mut pings = tokio::time::interval(link.options().limits.health_check);
+        let operation = Operation::new("receive from", &self.object);
+        let client = &self.shared.client;
+        let mut pings = tokio::time::interval(client.options().limits.health_check);
         pings.tick().await;
         let failure = loop {
             // Messages come before health checks: a connection that receives is
             // alive.
             tokio::select! {
                 biased;
-                () = link.closed() => break link.closed_error(attempt),
+                () = client.closed() => break client.closed_error(operation),
                 message = messages.next() => match message {
                     Some(message) => self.forward(&message),
-                    None => break channels.ended(attempt),
+                    None => break channels.ended(operation),
                 },
-                _ = pings.tick() => if let Err(error) = channels.ping(attempt).await {
+                _ = pings.tick() => if let Err(error) = channels.ping(operation).await {
                     break error;
                 },
             }
@@ -130,7 +130,7 @@ impl FanoutReader {
 /// dots, so [`FanoutReader::forward`] matches each message again.
 fn channel_patterns(shared: &Shared, exchange: &str, pattern: &str) -> Vec<String> {
     let whole = escape_glob(&shared.channel(exchange, ""));
-    if !shared.link.options().layout.fanout_patterns {
+    if !shared.client.options().layout.fanout_patterns {
         return vec![whole];
     }
     match pattern {

@@ -5,11 +5,11 @@ use std::sync::LazyLock;
 
 use celery_runtime::{Delivery, ServiceError};
 
+use crate::client::{Operation, RedisClient, RedisReply, Script};
 use crate::config::{Layout, QueueOrder};
 use crate::delivery::delivery;
 use crate::entry::UnackedEntry;
 use crate::key_watcher::KeyWatcher;
-use crate::link::{Attempt, Link, RedisReply, Script};
 
 static FETCH: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../scripts/fetch.lua")));
@@ -42,11 +42,11 @@ struct QueueKeys {
 
 impl Fetcher {
     pub(crate) async fn connect(
-        link: &Link,
-        attempt: Attempt<'_>,
+        client: &RedisClient,
+        operation: Operation<'_>,
         queues: &[String],
     ) -> Result<Self, ServiceError> {
-        let layout = &link.options().layout;
+        let layout = &client.options().layout;
         let mut queues: Vec<_> = queues
             .iter()
             .map(|queue| QueueKeys::new(layout, queue))
@@ -60,7 +60,7 @@ impl Fetcher {
             unacked_index: layout.unacked_index(),
             unacked: layout.unacked(),
         };
-        let watcher = KeyWatcher::connect(link, attempt).await?;
+        let watcher = KeyWatcher::connect(client, operation).await?;
         Ok(Self { watcher, queue_set })
     }
 
@@ -68,7 +68,7 @@ impl Fetcher {
     /// tags are `prefix` followed by numbers from `first` on.
     pub(crate) async fn fetch(
         &mut self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         max: usize,
         prefix: &str,
         first: u64,
@@ -87,7 +87,7 @@ impl Fetcher {
         let keys = queue_set.keys();
         let reply = self
             .watcher
-            .script(attempt, &FETCH, &keys, &arguments)
+            .script(operation, &FETCH, &keys, &arguments)
             .await?;
         let (deliveries, last_served) = parse_reply(reply);
         self.queue_set.rotate(last_served);

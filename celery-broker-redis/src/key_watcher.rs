@@ -5,7 +5,7 @@ use std::time::Duration;
 use celery_runtime::ServiceError;
 use tokio::time::{Instant, sleep_until};
 
-use crate::link::{Attempt, Command, DedicatedConnection, Link, RedisReply, Script};
+use crate::client::{Command, DedicatedConnection, Operation, RedisClient, RedisReply, Script};
 
 /// The poll interval on a server that notifies of changes. It bounds the delay
 /// after a lost notification, and detects a server that stopped answering.
@@ -29,13 +29,16 @@ pub(crate) struct KeyWatcher {
 }
 
 impl KeyWatcher {
-    pub(crate) async fn connect(link: &Link, attempt: Attempt<'_>) -> Result<Self, ServiceError> {
-        let mut connection = link.dedicated(attempt).await?;
+    pub(crate) async fn connect(
+        client: &RedisClient,
+        operation: Operation<'_>,
+    ) -> Result<Self, ServiceError> {
+        let mut connection = client.dedicated(operation).await?;
         let mut tracking = connection.can_push();
         if tracking {
             // NOLOOP: no notifications of this connection's own changes.
             let command = Command::new("CLIENT").args(["TRACKING", "ON", "NOLOOP"]);
-            match connection.call(attempt, command).await {
+            match connection.call(operation, command).await {
                 Ok(_) => {}
                 Err(error) if error.is_transient() => return Err(error),
                 // Some proxies and ACL rules forbid the command.
@@ -55,13 +58,13 @@ impl KeyWatcher {
     /// Runs a script that reads the keys to watch.
     pub(crate) async fn script(
         &mut self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         script: &Script,
         keys: &[&str],
         arguments: &[&[u8]],
     ) -> Result<RedisReply, ServiceError> {
         self.connection
-            .script(attempt, script, keys, arguments)
+            .script(operation, script, keys, arguments)
             .await
     }
 

@@ -59,6 +59,8 @@
 mod binding;
 mod broadcast;
 mod broker;
+#[doc(hidden)]
+pub mod client;
 mod config;
 mod consumer;
 mod declare;
@@ -69,8 +71,6 @@ mod fanout;
 mod fetch;
 mod key_watcher;
 mod keys;
-#[doc(hidden)]
-pub mod link;
 mod publish;
 mod recover;
 mod reply;
@@ -80,6 +80,7 @@ mod shared;
 mod topic;
 mod transport_options;
 mod unconfirmed;
+mod url;
 
 pub use broker::RedisBroker;
 pub use config::RedisOptions;

@@ -7,7 +7,7 @@ use celery_protocol::{Message, kombu};
 use celery_runtime::{ExchangeKind, Publication, Queue, ServiceError, ServiceErrorKind};
 
 use crate::binding::StoredBinding;
-use crate::link::{Attempt, Command};
+use crate::client::{Command, Operation};
 use crate::shared::Shared;
 
 /// Bindings by exchange.
@@ -39,8 +39,8 @@ impl Shared {
             [one] => format!("exchange {}", one.exchange),
             _ => format!("{} queues", commands.len()),
         };
-        let attempt = Attempt::new("publish to", &object);
-        match self.link.pipeline(attempt, commands).await {
+        let operation = Operation::new("publish to", &object);
+        match self.client.pipeline(operation, commands).await {
             Ok(answers) => {
                 for (answer, indexes) in answers.into_iter().zip(publications) {
                     if let Err(error) = answer {
@@ -58,7 +58,7 @@ impl Shared {
 
     /// Returns the channel of a fanout exchange.
     pub(crate) fn channel(&self, exchange: &str, routing_key: &str) -> String {
-        let options = self.link.options();
+        let options = self.client.options();
         let before = options.channel_prefix();
         match routing_key {
             key if !key.is_empty() && options.layout.fanout_patterns => {
@@ -82,9 +82,9 @@ impl Shared {
         let tag = uuid::Uuid::new_v4().to_string();
         let encoded = kombu::encode(message, route, &tag).map_err(|error| {
             let object = format!("queue or exchange {exchange}{routing_key}");
-            let attempt = Attempt::new("publish to", &object);
-            attempt
-                .error(&self.link, ServiceErrorKind::Invalid, error.to_string())
+            let operation = Operation::new("publish to", &object);
+            operation
+                .error(&self.client, ServiceErrorKind::Invalid, error.to_string())
                 .with_source(error)
         })?;
         Ok(encoded.into())
@@ -106,7 +106,7 @@ impl Shared {
         } = publication;
         let envelope = self.envelope(message, exchange, routing_key)?;
         let priority = message.properties.priority;
-        let list = |queue: &str| self.link.options().layout.list_for(queue, priority);
+        let list = |queue: &str| self.client.options().layout.list_for(queue, priority);
         if exchange.is_empty() {
             commands.push(list(routing_key), index, envelope);
             return Ok(());
@@ -179,8 +179,8 @@ impl Shared {
             .iter()
             .map(|exchange| self.members(exchange))
             .collect();
-        let attempt = Attempt::new("read the bindings of", "exchanges");
-        let members = self.link.pipeline(attempt, commands).await?;
+        let operation = Operation::new("read the bindings of", "exchanges");
+        let members = self.client.pipeline(operation, commands).await?;
         let mut bindings = HashMap::new();
         for (exchange, members) in names.into_iter().zip(members) {
             bindings.insert(exchange, self.read_bindings(members?));
@@ -190,8 +190,8 @@ impl Shared {
 
     fn unroutable(&self, exchange: &str, routing_key: &str) -> ServiceError {
         let object = format!("exchange {exchange:?} with routing key {routing_key:?}");
-        Attempt::new("publish to", &object).error(
-            &self.link,
+        Operation::new("publish to", &object).error(
+            &self.client,
             ServiceErrorKind::Unroutable,
             "no queue is bound with this key",
         )

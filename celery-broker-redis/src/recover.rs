@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use celery_runtime::ServiceError;
 
-use crate::link::{Attempt, Command, RedisReply};
+use crate::client::{Command, Operation, RedisReply};
 use crate::shared::Shared;
 use crate::unconfirmed::UnconfirmedFetch;
 
@@ -16,13 +16,13 @@ impl Shared {
     /// them due immediately.
     pub(crate) async fn recover_unconfirmed(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         queues: &[String],
     ) -> Result<(), ServiceError> {
         let fetches = self.unconfirmed.take(queues);
         let tags: Vec<String> = fetches.iter().flat_map(UnconfirmedFetch::tags).collect();
         for chunk in tags.chunks(LOOKUP_BATCH_SIZE) {
-            if let Err(error) = self.make_due_if_unacked(attempt, chunk).await {
+            if let Err(error) = self.make_due_if_unacked(operation, chunk).await {
                 fetches
                     .into_iter()
                     .for_each(|fetch| self.unconfirmed.add(fetch));
@@ -35,14 +35,14 @@ impl Shared {
     /// Makes those tags due that are unacked on the server.
     async fn make_due_if_unacked(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         tags: &[String],
     ) -> Result<(), ServiceError> {
-        let unacked = self.link.options().layout.unacked();
+        let unacked = self.client.options().layout.unacked();
         let commands = tags
             .iter()
             .map(|tag| Command::new("HEXISTS").arg(&unacked).arg(tag));
-        let found = self.link.atomic(attempt, commands.collect()).await?;
+        let found = self.client.atomic(operation, commands.collect()).await?;
         let now = SystemTime::now();
         for (tag, found) in tags.iter().zip(found) {
             if found.number() == 1 {
@@ -55,14 +55,14 @@ impl Shared {
     /// Returns the tags in the quarantine hashes of the queues.
     pub(crate) async fn quarantined_tags(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         queues: &[String],
     ) -> Result<Vec<String>, ServiceError> {
-        let layout = &self.link.options().layout;
+        let layout = &self.client.options().layout;
         let commands = queues
             .iter()
             .map(|queue| Command::new("HKEYS").arg(layout.quarantine(queue)));
-        let answers = self.link.pipeline(attempt, commands.collect()).await?;
+        let answers = self.client.pipeline(operation, commands.collect()).await?;
         let mut tags = Vec::new();
         for answer in answers {
             tags.extend(answer?.list().into_iter().filter_map(RedisReply::text));

@@ -9,9 +9,9 @@ use celery_runtime::{Binding, BoxFuture, Mailbox, ServiceError, Subscription};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use crate::client::{Operation, Script};
 use crate::fanout::decode_message;
 use crate::key_watcher::KeyWatcher;
-use crate::link::{Attempt, Script};
 use crate::shared::Shared;
 
 static MAILBOX_FETCH: LazyLock<Script> =
@@ -48,10 +48,10 @@ impl ReplySubscription {
         mailbox: &Mailbox,
     ) -> Result<Self, ServiceError> {
         let object = format!("mailbox {}", mailbox.name);
-        let attempt = Attempt::new("open", &object);
-        let watcher = KeyWatcher::connect(&shared.link, attempt).await?;
+        let operation = Operation::new("open", &object);
+        let watcher = KeyWatcher::connect(&shared.client, operation).await?;
         let (sender, replies) = mpsc::channel(REPLY_BUFFER);
-        let layout = &shared.link.options().layout;
+        let layout = &shared.client.options().layout;
         let binding = mailbox
             .binding
             .as_ref()
@@ -75,7 +75,7 @@ impl ReplySubscription {
         tokio::spawn(reader.run(bound));
         match ready.await {
             Ok(bound) => bound.map(|()| Self { replies }),
-            Err(_) => Err(shared.link.closed_error(attempt)),
+            Err(_) => Err(shared.client.closed_error(operation)),
         }
     }
 }
@@ -102,7 +102,7 @@ struct MailboxBinding {
 
 impl MailboxBinding {
     fn new(shared: &Shared, binding: &Binding, queue: &str) -> Self {
-        let layout = &shared.link.options().layout;
+        let layout = &shared.client.options().layout;
         let exchange = binding.exchange.name.clone();
         Self {
             bindings: layout.bindings(&exchange),
@@ -148,7 +148,7 @@ impl ReplyReader {
     /// Fetches replies once, or waits for some. It fetches at most as many as
     /// the buffer has room for, so that further replies stay on the server.
     async fn poll_once(&mut self) -> Result<ControlFlow<()>, ServiceError> {
-        let link = self.shared.link.clone();
+        let client = self.shared.client.clone();
         let sender = self.sender.clone();
         let max = REPLY_BUFFER.min(sender.capacity()).max(1);
         let Ok(room) = sender.reserve_many(max).await else {
@@ -165,8 +165,8 @@ impl ReplyReader {
             tokio::select! {
                 biased;
                 () = sender.closed() => return Ok(ControlFlow::Break(())),
-                () = link.closed() => {
-                    return Err(link.closed_error(Attempt::new("receive from", &self.object)));
+                () = client.closed() => {
+                    return Err(client.closed_error(Operation::new("receive from", &self.object)));
                 }
                 () = self.watcher.changed() => {}
                 () = tokio::time::sleep(self.expires / 3) => {}
@@ -182,12 +182,12 @@ impl ReplyReader {
 
     /// Takes up to `max` replies and renews the time to live of the list.
     async fn fetch(&mut self, max: usize) -> Result<Vec<Message>, ServiceError> {
-        let attempt = Attempt::new("receive from", &self.object);
+        let operation = Operation::new("receive from", &self.object);
         let numbers = [max as u128, self.expires.as_millis()].map(|number| number.to_string());
         let [max, expires] = numbers.each_ref().map(String::as_bytes);
         let fetched = self
             .watcher
-            .script(attempt, &MAILBOX_FETCH, &[&self.list], &[max, expires])
+            .script(operation, &MAILBOX_FETCH, &[&self.list], &[max, expires])
             .await?;
         let replies = fetched.list().into_iter().filter_map(|reply| reply.data());
         Ok(replies
@@ -206,9 +206,10 @@ impl ReplyReader {
         let keys = [binding.bindings.as_str(), &binding.deadlines];
         let ttl = ttl.as_millis().to_string();
         let arguments = [binding.member.as_str(), &binding.exchange, &ttl].map(str::as_bytes);
-        let attempt = Attempt::new("bind", &self.object);
-        let link = &self.shared.link;
-        link.script(attempt, &MAILBOX_BIND, &keys, &arguments)
+        let operation = Operation::new("bind", &self.object);
+        let client = &self.shared.client;
+        client
+            .script(operation, &MAILBOX_BIND, &keys, &arguments)
             .await
             .map(drop)
     }
@@ -223,16 +224,17 @@ impl ReplyReader {
             keys.extend([binding.bindings.as_str(), &binding.deadlines]);
             arguments.extend([binding.member.as_bytes(), binding.exchange.as_bytes()]);
         }
-        let attempt = Attempt::new("close", &self.object);
+        let operation = Operation::new("close", &self.object);
         // This connection still works after the broker was closed.
         let closed = self
             .watcher
-            .script(attempt, &MAILBOX_CLOSE, &keys, &arguments)
+            .script(operation, &MAILBOX_CLOSE, &keys, &arguments)
             .await;
         let closed = match closed {
             Err(error) if error.is_transient() => {
-                let link = &self.shared.link;
-                link.script(attempt, &MAILBOX_CLOSE, &keys, &arguments)
+                let client = &self.shared.client;
+                client
+                    .script(operation, &MAILBOX_CLOSE, &keys, &arguments)
                     .await
             }
             closed => closed,

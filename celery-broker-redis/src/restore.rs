@@ -10,9 +10,9 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::binding::StoredBinding;
+use crate::client::{COMPARE_AND_DELETE, Command, Operation, RedisReply, Script};
 use crate::entry::{RequeuedEnvelope, UnackedEntry};
 use crate::keys::{ParsedTag, quarantine_tag};
-use crate::link::{Attempt, COMPARE_AND_DELETE, Command, RedisReply, Script};
 use crate::settle::REQUEUE;
 use crate::shared::Shared;
 
@@ -21,7 +21,7 @@ static EXPIRED: LazyLock<Script> =
 static QUARANTINE: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../scripts/quarantine.lua")));
 
-const ATTEMPT: Attempt<'static> = Attempt::new("restore", "deliveries of dead workers");
+const OPERATION: Operation<'static> = Operation::new("restore", "deliveries of dead workers");
 
 /// The number of entries per read; messages may be large.
 const RESTORE_BATCH_SIZE: usize = 20;
@@ -82,13 +82,13 @@ impl Drop for RestoreSchedule {
 /// Runs the restores. An error ends only one restore: the consumer reports lost
 /// connections on its own, and the next restore may succeed.
 async fn run(shared: Arc<Shared>, stop: Arc<Notify>) {
-    let mut ticks = tokio::time::interval(shared.link.options().layout.restore_interval);
+    let mut ticks = tokio::time::interval(shared.client.options().layout.restore_interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             biased;
             () = stop.notified() => return,
-            () = shared.link.closed() => return,
+            () = shared.client.closed() => return,
             _ = ticks.tick() => {}
         }
         match shared.restore().await {
@@ -104,7 +104,7 @@ impl Shared {
     /// `unacked_restore_limit`, and returns their number. Returns 0 while
     /// another worker holds the lock.
     pub(crate) async fn restore(&self) -> Result<usize, ServiceError> {
-        let layout = &self.link.options().layout;
+        let layout = &self.client.options().layout;
         let mutex = layout.unacked_mutex();
         let token = uuid::Uuid::new_v4().to_string();
         let lock = Command::new("SET")
@@ -114,8 +114,8 @@ impl Shared {
             .arg("PX");
         let expire = layout.unacked_mutex_expire.min(MAX_MUTEX_TTL).as_millis() as i64;
         if self
-            .link
-            .call(ATTEMPT, lock.number(expire.max(1)))
+            .client
+            .call(OPERATION, lock.number(expire.max(1)))
             .await?
             .data()
             .is_none()
@@ -125,8 +125,8 @@ impl Shared {
         let restored = self.restore_expired().await;
         let (keys, arguments) = ([mutex.as_str()], [token.as_bytes()]);
         let unlocked = self
-            .link
-            .script(ATTEMPT, &COMPARE_AND_DELETE, &keys, &arguments)
+            .client
+            .script(OPERATION, &COMPARE_AND_DELETE, &keys, &arguments)
             .await;
         let count = restored?;
         unlocked?;
@@ -135,7 +135,7 @@ impl Shared {
 
     /// Restores expired deliveries while holding the lock.
     async fn restore_expired(&self) -> Result<usize, ServiceError> {
-        let limit = self.link.options().layout.restore_limit;
+        let limit = self.client.options().layout.restore_limit;
         let mut bindings = BindingCache::default();
         let mut count = 0;
         while count < limit {
@@ -151,7 +151,7 @@ impl Shared {
                         .await?,
                 );
             }
-            for answer in self.link.pipeline(ATTEMPT, commands).await? {
+            for answer in self.client.pipeline(OPERATION, commands).await? {
                 answer?;
             }
         }
@@ -161,15 +161,15 @@ impl Shared {
     /// Returns the highest score that counts as expired, and tag and entry of
     /// expired deliveries.
     async fn expired(&self, most: usize) -> Result<(String, Vec<(String, Bytes)>), ServiceError> {
-        let layout = &self.link.options().layout;
+        let layout = &self.client.options().layout;
         let keys = [layout.unacked_index(), layout.unacked()];
         let timeout = format!("{:.6}", layout.visibility_timeout.as_secs_f64());
         let most = most.to_string();
         let arguments = [timeout.as_bytes(), most.as_bytes()];
         let keys = keys.each_ref().map(String::as_str);
         let mut replies = self
-            .link
-            .script(ATTEMPT, &EXPIRED, &keys, &arguments)
+            .client
+            .script(OPERATION, &EXPIRED, &keys, &arguments)
             .await?
             .list()
             .into_iter();
@@ -194,7 +194,7 @@ impl Shared {
         entry: &Bytes,
         latest: &str,
     ) -> Result<Command, ServiceError> {
-        let layout = &self.link.options().layout;
+        let layout = &self.client.options().layout;
         let Some(parsed) = UnackedEntry::parse(entry) else {
             tracing::error!(
                 tag,
@@ -221,7 +221,7 @@ impl Shared {
 
     /// Returns the command that moves a malformed entry to a quarantine hash.
     fn quarantine_command(&self, tag: &str) -> Command {
-        let layout = &self.link.options().layout;
+        let layout = &self.client.options().layout;
         let queue = match ParsedTag::parse(tag).queue {
             "" => DEFAULT_QUEUE,
             queue => queue,

@@ -6,15 +6,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use celery_runtime::{QueueEnd, ServiceError, Settled, Settlement};
 
+use crate::client::{Command, Operation, RedisReply, Script};
 use crate::entry::{RequeuedEnvelope, UnackedEntry};
 use crate::keys::{DeliveryLocation, ParsedTag};
-use crate::link::{Attempt, Command, RedisReply, Script};
 use crate::shared::Shared;
 
 pub(crate) static REQUEUE: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../scripts/requeue.lua")));
 
-const ATTEMPT: Attempt<'static> = Attempt::new("settle", "deliveries");
+const OPERATION: Operation<'static> = Operation::new("settle", "deliveries");
 
 /// Whether requeueing sets the redelivered flags of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +67,7 @@ impl Shared {
             return Vec::new();
         }
         let Transaction { commands, answers } = self.transaction(batch);
-        let replies = match self.link.atomic(ATTEMPT, commands).await {
+        let replies = match self.client.atomic(OPERATION, commands).await {
             Ok(replies) => replies,
             Err(error) => return vec![Err(error); batch.len()],
         };
@@ -122,7 +122,7 @@ impl Shared {
             flag: RedeliveredFlag::Unchanged,
         });
         let commands = tags.iter().map(|tag| self.read_command(tag)).collect();
-        let entries = self.link.atomic(ATTEMPT, commands).await?;
+        let entries = self.client.atomic(OPERATION, commands).await?;
         let requeued = self.push_back(requeues.zip(entries).collect()).await;
         requeued.into_iter().try_for_each(|one| one.map(drop))
     }
@@ -130,7 +130,7 @@ impl Shared {
     /// Returns the commands for a batch. A delivery leaves the index before its
     /// hash, so that no restore finds it in between.
     fn transaction(&self, batch: &[Settlement]) -> Transaction {
-        let layout = &self.link.options().layout;
+        let layout = &self.client.options().layout;
         let mut transaction = Transaction::default();
         let removed = batch.iter().filter_map(|settlement| match settlement {
             Settlement::Ack(tag) | Settlement::Reject(tag) => {
@@ -188,7 +188,7 @@ impl Shared {
 
     /// Returns the key of the hash that holds a delivery.
     pub(crate) fn hash_of(&self, tag: &str) -> String {
-        let layout = &self.link.options().layout;
+        let layout = &self.client.options().layout;
         let tag = ParsedTag::parse(tag);
         match tag.location {
             DeliveryLocation::Unacked => layout.unacked(),
@@ -214,7 +214,7 @@ impl Shared {
         if commands.is_empty() {
             return settled;
         }
-        match self.link.pipeline(ATTEMPT, commands).await {
+        match self.client.pipeline(OPERATION, commands).await {
             Ok(answers) => {
                 for (position, answer) in positions.into_iter().zip(answers) {
                     settled[position] = answer.map(|moved| match moved.number() {
@@ -235,7 +235,7 @@ impl Shared {
     /// Returns the command that requeues one delivery, or `None` if its entry
     /// cannot be parsed.
     fn requeue_command(&self, requeue: Requeue<'_>, entry: Bytes) -> Option<Command> {
-        let layout = &self.link.options().layout;
+        let layout = &self.client.options().layout;
         let tag = ParsedTag::parse(requeue.tag);
         let envelope = match tag.location {
             DeliveryLocation::Unacked => UnackedEntry::parse(&entry)?.envelope,

@@ -6,13 +6,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use celery_runtime::{ExchangeKind, Queue};
 
 use crate::binding::routes;
+use crate::client::{Command, RedisClient};
 use crate::delayed::DelayedDeliveries;
-use crate::link::{Command, Link};
 use crate::unconfirmed::UnconfirmedFetches;
 
 /// The connections and in-process state of one broker.
 pub(crate) struct Shared {
-    pub(crate) link: Link,
+    pub(crate) client: RedisClient,
     pub(crate) delayed: DelayedDeliveries,
     pub(crate) unconfirmed: UnconfirmedFetches,
     /// The types of exchanges that this process has declared. Redis does not
@@ -23,9 +23,9 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(link: Link) -> Self {
+    pub(crate) fn new(client: RedisClient) -> Self {
         Self {
-            link,
+            client,
             delayed: DelayedDeliveries::default(),
             unconfirmed: UnconfirmedFetches::default(),
             exchanges: Mutex::default(),
@@ -56,7 +56,7 @@ impl Shared {
 
     /// Returns the commands that read the lengths of a queue's lists.
     pub(crate) fn lengths(&self, queue: &str) -> Vec<Command> {
-        let lists = self.link.options().layout.lists(queue);
+        let lists = self.client.options().layout.lists(queue);
         lists.map(|list| Command::new("LLEN").arg(list)).collect()
     }
 }

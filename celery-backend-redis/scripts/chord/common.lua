@@ -6,8 +6,8 @@
 -- KEYS[4]  counted_key  set           members whose result was counted, and markers
 -- KEYS[5]  tree_key     string        result tree of the header
 -- KEYS[6]  claim_key    string        token of the worker that sends the body, or "done"
--- KEYS[7]  body_key     hash          ours alone: body, serializer, since (milliseconds)
--- KEYS[8]  index_key    zset          ours alone: chord id -> time of the next check, in milliseconds
+-- KEYS[7]  body_key     hash          this crate only: body, serializer, since (milliseconds)
+-- KEYS[8]  index_key    zset          this crate only: chord id -> time of the next check, in milliseconds
 --
 -- KEYS[1] to KEYS[6] are Celery's.
 

@@ -23,39 +23,39 @@ use pool::Pool;
 
 pub use command::{COMPARE_AND_DELETE, Command, RedisReply, Script};
 pub use dedicated::DedicatedConnection;
-pub use error::Attempt;
+pub use error::Operation;
 pub use pubsub::{PubSubCommand, PubSubControl, PubSubMessage, PubSubMessages};
 
 /// The connections of one broker or backend to one Redis, or to the first
 /// reachable of several. Clones share them.
 #[derive(Clone)]
-pub struct Link {
-    inner: Arc<LinkInner>,
+pub struct RedisClient {
+    inner: Arc<ClientInner>,
 }
 
-struct LinkInner {
+struct ClientInner {
     options: RedisOptions,
     connector: Connector,
     pool: Pool,
     closed: watch::Sender<bool>,
 }
 
-impl Link {
-    /// Returns a link that connects when it is first used.
+impl RedisClient {
+    /// Returns a client that connects when it is first used.
     pub fn new(options: RedisOptions) -> Self {
         let connector = Connector::new(&options);
         let pool = Pool::new(connector.clone(), &options.limits);
         Self::with_pool(pool, connector, options)
     }
 
-    /// Returns a link that runs its commands on an existing pool.
+    /// Returns a client that runs its commands on an existing pool.
     pub fn from_pool(pool: deadpool_redis::Pool, options: RedisOptions) -> Self {
         let connector = Connector::new(&options);
         Self::with_pool(Pool::External(pool), connector, options)
     }
 
     fn with_pool(pool: Pool, connector: Connector, options: RedisOptions) -> Self {
-        let inner = LinkInner {
+        let inner = ClientInner {
             options,
             connector,
             pool,
@@ -78,10 +78,10 @@ impl Link {
     /// If there is no connection, or the server rejects the command.
     pub async fn call(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         command: Command,
     ) -> Result<RedisReply, ServiceError> {
-        let mut answers = self.pipeline(attempt, vec![command]).await?;
+        let mut answers = self.pipeline(operation, vec![command]).await?;
         answers.pop().unwrap_or(Ok(RedisReply::Nil))
     }
 
@@ -92,15 +92,16 @@ impl Link {
     /// If there is no connection, or it breaks.
     pub async fn pipeline(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         commands: Vec<Command>,
     ) -> Result<Vec<Result<RedisReply, ServiceError>>, ServiceError> {
         let mut pipeline = redis::Pipeline::with_capacity(commands.len());
         for command in commands {
             pipeline.add_command(command.into_inner());
         }
-        let values = self.run(attempt, &pipeline).await?;
-        let outcome = |value| RedisReply::new(value).map_err(|error| attempt.failed(self, &error));
+        let values = self.run(operation, &pipeline).await?;
+        let outcome =
+            |value| RedisReply::new(value).map_err(|error| operation.failed(self, &error));
         Ok(values.into_iter().map(outcome).collect())
     }
 
@@ -111,7 +112,7 @@ impl Link {
     /// If there is no connection, it breaks, or the server rejects a command.
     pub async fn atomic(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         commands: Vec<Command>,
     ) -> Result<Vec<RedisReply>, ServiceError> {
         let mut pipeline = redis::Pipeline::with_capacity(commands.len());
@@ -119,8 +120,9 @@ impl Link {
         for command in commands {
             pipeline.add_command(command.into_inner());
         }
-        let values = self.run(attempt, &pipeline).await?;
-        let outcome = |value| RedisReply::new(value).map_err(|error| attempt.failed(self, &error));
+        let values = self.run(operation, &pipeline).await?;
+        let outcome =
+            |value| RedisReply::new(value).map_err(|error| operation.failed(self, &error));
         values.into_iter().map(outcome).collect()
     }
 
@@ -131,21 +133,21 @@ impl Link {
     /// If there is no connection, it breaks, or the script fails.
     pub async fn script(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         script: &Script,
         keys: &[&str],
         arguments: &[&[u8]],
     ) -> Result<RedisReply, ServiceError> {
         let by_hash = script.by_hash(keys, arguments);
-        let mut values = self.run(attempt, &single(by_hash)).await?;
+        let mut values = self.run(operation, &single(by_hash)).await?;
         if let Some(redis::Value::ServerError(error)) = values.first()
             && error.code() == "NOSCRIPT"
         {
             let by_text = script.by_text(keys, arguments);
-            values = self.run(attempt, &single(by_text)).await?;
+            values = self.run(operation, &single(by_text)).await?;
         }
         let value = values.pop().unwrap_or(redis::Value::Nil);
-        RedisReply::new(value).map_err(|error| attempt.failed(self, &error))
+        RedisReply::new(value).map_err(|error| operation.failed(self, &error))
     }
 
     /// Closes all connections, dedicated ones included. Later calls fail.
@@ -154,21 +156,21 @@ impl Link {
         self.inner.pool.close();
     }
 
-    /// Returns when the link is closed.
+    /// Returns when the client is closed.
     pub async fn closed(&self) {
         let mut closed = self.inner.closed.subscribe();
         // The sender lives as long as `self`.
         let _ = closed.wait_for(|closed| *closed).await;
     }
 
-    /// Returns whether the link is closed.
+    /// Returns whether the client is closed.
     pub fn is_closed(&self) -> bool {
         *self.inner.closed.borrow()
     }
 
     /// Returns the error of calls after [`close`](Self::close).
-    pub fn closed_error(&self, attempt: Attempt<'_>) -> ServiceError {
-        attempt.error(
+    pub fn closed_error(&self, operation: Operation<'_>) -> ServiceError {
+        operation.error(
             self,
             ServiceErrorKind::Closed,
             "the connection was closed by this process",
@@ -179,13 +181,13 @@ impl Link {
     /// among the values. A broken connection does not return to the pool.
     async fn run(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         pipeline: &redis::Pipeline,
     ) -> Result<Vec<redis::Value>, ServiceError> {
         if self.is_closed() {
-            return Err(self.closed_error(attempt));
+            return Err(self.closed_error(operation));
         }
-        let mut connection = self.inner.pool.take(self, attempt).await?;
+        let mut connection = self.inner.pool.take(self, operation).await?;
         let mut shared: MultiplexedConnection = connection.shared();
         shared.set_response_timeout(self.options().limits.response);
         let answer = if pipeline.is_transaction() {
@@ -199,14 +201,14 @@ impl Link {
             if !error::is_rejection(&error) {
                 connection.discard();
             }
-            attempt.failed(self, &error)
+            operation.failed(self, &error)
         })
     }
 }
 
-impl fmt::Debug for Link {
+impl fmt::Debug for RedisClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Link")
+        f.debug_tuple("RedisClient")
             .field(&self.options().address())
             .finish()
     }

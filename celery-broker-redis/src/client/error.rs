@@ -5,58 +5,58 @@ use std::time::Duration;
 use celery_runtime::{ServiceError, ServiceErrorKind};
 use redis::{ErrorKind, RedisError};
 
-use super::Link;
+use super::RedisClient;
 
 /// The operation and object of a call, for its errors.
 #[derive(Clone, Copy, Debug)]
-pub struct Attempt<'a> {
-    operation: &'static str,
+pub struct Operation<'a> {
+    verb: &'static str,
     object: &'a str,
 }
 
-impl<'a> Attempt<'a> {
-    /// Returns the context of a call: `operation` is a verb ("publish to"),
+impl<'a> Operation<'a> {
+    /// Returns the context of a call: `verb` is a verb phrase ("publish to"),
     /// `object` its object ("queue celery"). Errors add the address.
-    pub const fn new(operation: &'static str, object: &'a str) -> Self {
-        Self { operation, object }
+    pub const fn new(verb: &'static str, object: &'a str) -> Self {
+        Self { verb, object }
     }
 
     /// Returns an error of this call.
     pub fn error(
         &self,
-        link: &Link,
+        client: &RedisClient,
         kind: ServiceErrorKind,
         cause: impl Into<String>,
     ) -> ServiceError {
-        ServiceError::new(kind, self.operation, self.object_on(link), cause)
+        ServiceError::new(kind, self.verb, self.object_on(client), cause)
     }
 
     /// Returns the error of a call that got no answer in time.
-    pub(super) fn no_answer(&self, link: &Link, limit: Duration) -> ServiceError {
-        ServiceError::no_answer(self.operation, self.object_on(link), limit)
+    pub(super) fn no_answer(&self, client: &RedisClient, limit: Duration) -> ServiceError {
+        ServiceError::no_answer(self.verb, self.object_on(client), limit)
     }
 
     /// Returns the error of a call that failed on an open connection.
-    pub(super) fn failed(&self, link: &Link, error: &RedisError) -> ServiceError {
-        let limit = link.options().limits.response;
-        self.classify(link, error, limit, ServiceErrorKind::Disconnected)
+    pub(super) fn failed(&self, client: &RedisClient, error: &RedisError) -> ServiceError {
+        let limit = client.options().limits.response;
+        self.classify(client, error, limit, ServiceErrorKind::Disconnected)
     }
 
     /// Returns the error of a call for which no connection could be opened.
-    pub(super) fn unconnected(&self, link: &Link, error: &RedisError) -> ServiceError {
-        let limit = link.options().limits.connect;
-        self.classify(link, error, limit, ServiceErrorKind::Unreachable)
+    pub(super) fn unconnected(&self, client: &RedisClient, error: &RedisError) -> ServiceError {
+        let limit = client.options().limits.connect;
+        self.classify(client, error, limit, ServiceErrorKind::Unreachable)
     }
 
     fn classify(
         &self,
-        link: &Link,
+        client: &RedisClient,
         error: &RedisError,
         limit: Duration,
         otherwise: ServiceErrorKind,
     ) -> ServiceError {
         if error.is_timeout() {
-            return self.no_answer(link, limit).with_source(error.clone());
+            return self.no_answer(client, limit).with_source(error.clone());
         }
         let error = &first(error);
         let text = error.to_string();
@@ -68,7 +68,7 @@ impl<'a> Attempt<'a> {
             None => (kind_without_code(error, otherwise), ""),
         };
         let failure = self
-            .error(link, kind, cause(error, &text))
+            .error(client, kind, cause(error, &text))
             .with_source(error.clone());
         match remedy {
             "" => failure,
@@ -76,10 +76,10 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    fn object_on(&self, link: &Link) -> String {
+    fn object_on(&self, client: &RedisClient) -> String {
         match self.object {
-            "" => link.options().address().to_owned(),
-            object => format!("{object} on {}", link.options().address()),
+            "" => client.options().address().to_owned(),
+            object => format!("{object} on {}", client.options().address()),
         }
     }
 }
@@ -218,7 +218,7 @@ mod tests {
 
     fn convert(error: &RedisError) -> ServiceError {
         let options = RedisOptions::parse("redis://:secret@h:1/2", &Map::new()).unwrap();
-        Attempt::new("publish to", "queue celery").failed(&Link::new(options), error)
+        Operation::new("publish to", "queue celery").failed(&RedisClient::new(options), error)
     }
 
     fn code(code: &str, detail: &str) -> RedisError {

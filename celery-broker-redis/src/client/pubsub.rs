@@ -9,9 +9,9 @@ use futures_util::{Stream, StreamExt};
 use redis::aio::PubSubSink;
 use tokio::time::timeout;
 
-use super::{Attempt, Link};
+use super::{Operation, RedisClient};
 
-impl Link {
+impl RedisClient {
     /// Opens a pub/sub connection: one half controls the subscriptions, the
     /// other receives messages.
     ///
@@ -20,18 +20,18 @@ impl Link {
     /// If the connection cannot be opened.
     pub async fn pubsub(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
     ) -> Result<(PubSubControl, PubSubMessages), ServiceError> {
         if self.is_closed() {
-            return Err(self.closed_error(attempt));
+            return Err(self.closed_error(operation));
         }
         let opened = self.inner.connector.pubsub().await;
         let (sink, stream) = opened
-            .map_err(|error| attempt.unconnected(self, &error))?
+            .map_err(|error| operation.unconnected(self, &error))?
             .split();
         let channels = PubSubControl {
             sink,
-            link: self.clone(),
+            client: self.clone(),
         };
         let stream = Box::pin(stream);
         Ok((channels, PubSubMessages { stream }))
@@ -42,7 +42,7 @@ impl Link {
 /// than the response timeout.
 pub struct PubSubControl {
     sink: PubSubSink,
-    link: Link,
+    client: RedisClient,
 }
 
 /// A command that changes subscriptions.
@@ -69,12 +69,12 @@ impl PubSubControl {
     /// the command.
     pub async fn change(
         &mut self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         change: PubSubCommand,
         names: &[String],
     ) -> Result<(), ServiceError> {
         let sink = &mut self.sink;
-        let limit = self.link.options().limits.response;
+        let limit = self.client.options().limits.response;
         let answer = timeout(limit, async {
             match change {
                 PubSubCommand::Subscribe => sink.subscribe(names).await,
@@ -83,8 +83,8 @@ impl PubSubControl {
             }
         });
         match answer.await {
-            Ok(answer) => answer.map_err(|error| attempt.failed(&self.link, &error)),
-            Err(_) => Err(attempt.no_answer(&self.link, limit)),
+            Ok(answer) => answer.map_err(|error| operation.failed(&self.client, &error)),
+            Err(_) => Err(operation.no_answer(&self.client, limit)),
         }
     }
 
@@ -93,19 +93,19 @@ impl PubSubControl {
     /// # Errors
     ///
     /// If it does not.
-    pub async fn ping(&mut self, attempt: Attempt<'_>) -> Result<(), ServiceError> {
-        let limit = self.link.options().limits.response;
+    pub async fn ping(&mut self, operation: Operation<'_>) -> Result<(), ServiceError> {
+        let limit = self.client.options().limits.response;
         match timeout(limit, self.sink.ping::<redis::Value>()).await {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(attempt.failed(&self.link, &error)),
-            Err(_) => Err(attempt.no_answer(&self.link, limit)),
+            Ok(Err(error)) => Err(operation.failed(&self.client, &error)),
+            Err(_) => Err(operation.no_answer(&self.client, limit)),
         }
     }
 
     /// Returns the error of a connection whose messages have ended.
-    pub fn ended(&self, attempt: Attempt<'_>) -> ServiceError {
-        attempt.error(
-            &self.link,
+    pub fn ended(&self, operation: Operation<'_>) -> ServiceError {
+        operation.error(
+            &self.client,
             ServiceErrorKind::Disconnected,
             "the connection was closed",
         )

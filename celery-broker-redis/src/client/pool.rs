@@ -11,7 +11,7 @@ use redis::RedisError;
 use redis::aio::MultiplexedConnection;
 
 use super::connect::Connector;
-use super::{Attempt, Link};
+use super::{Operation, RedisClient};
 use crate::config::Limits;
 
 /// A pool of this crate, or one that the application provides.
@@ -35,22 +35,22 @@ impl Pool {
 
     pub(super) async fn take(
         &self,
-        link: &Link,
-        attempt: Attempt<'_>,
+        client: &RedisClient,
+        operation: Operation<'_>,
     ) -> Result<PooledConnection, ServiceError> {
         let taken = match self {
             Self::Owned(pool) => pool.get().await.map(PooledConnection::Owned),
             Self::External(pool) => pool.get().await.map(PooledConnection::External),
         };
         taken.map_err(|error| match error {
-            PoolError::Backend(error) => attempt.unconnected(link, &error),
-            PoolError::Timeout(_) => attempt.error(
-                link,
+            PoolError::Backend(error) => operation.unconnected(client, &error),
+            PoolError::Timeout(_) => operation.error(
+                client,
                 ServiceErrorKind::TimedOut,
                 "all connections of the pool are in use; max_connections sets how many there are",
             ),
-            PoolError::Closed => link.closed_error(attempt),
-            other => attempt.error(link, ServiceErrorKind::Unreachable, other.to_string()),
+            PoolError::Closed => client.closed_error(operation),
+            other => operation.error(client, ServiceErrorKind::Unreachable, other.to_string()),
         })
     }
 

@@ -8,9 +8,9 @@ use redis::aio::MultiplexedConnection;
 use redis::{PushInfo, PushKind};
 use tokio::sync::Notify;
 
-use super::{Attempt, Command, Link, RedisReply, Script, single};
+use super::{Command, Operation, RedisClient, RedisReply, Script, single};
 
-impl Link {
+impl RedisClient {
     /// Opens a connection for a single owner.
     ///
     /// # Errors
@@ -18,10 +18,10 @@ impl Link {
     /// If the connection cannot be opened.
     pub async fn dedicated(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
     ) -> Result<DedicatedConnection, ServiceError> {
         if self.is_closed() {
-            return Err(self.closed_error(attempt));
+            return Err(self.closed_error(operation));
         }
         let pushed = Arc::new(Notify::new());
         let notify = Arc::clone(&pushed);
@@ -32,10 +32,10 @@ impl Link {
         });
         let opened = opened
             .await
-            .map_err(|error| attempt.unconnected(self, &error))?;
+            .map_err(|error| operation.unconnected(self, &error))?;
         Ok(DedicatedConnection {
             connection: opened.connection,
-            link: self.clone(),
+            client: self.clone(),
             pushed: opened.pushes.then_some(pushed),
         })
     }
@@ -44,7 +44,7 @@ impl Link {
 /// A connection with a single owner.
 pub struct DedicatedConnection {
     connection: MultiplexedConnection,
-    link: Link,
+    client: RedisClient,
     pushed: Option<Arc<Notify>>,
 }
 
@@ -76,11 +76,11 @@ impl DedicatedConnection {
     /// not answer.
     pub async fn call(
         &mut self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         command: Command,
     ) -> Result<RedisReply, ServiceError> {
-        let value = self.send(attempt, command).await?;
-        RedisReply::new(value).map_err(|error| attempt.failed(&self.link, &error))
+        let value = self.send(operation, command).await?;
+        RedisReply::new(value).map_err(|error| operation.failed(&self.client, &error))
     }
 
     /// Runs a script, by its hash if the server knows it.
@@ -90,30 +90,34 @@ impl DedicatedConnection {
     /// Those of [`call`](Self::call).
     pub async fn script(
         &mut self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         script: &Script,
         keys: &[&str],
         arguments: &[&[u8]],
     ) -> Result<RedisReply, ServiceError> {
-        let mut value = self.send(attempt, script.by_hash(keys, arguments)).await?;
+        let mut value = self
+            .send(operation, script.by_hash(keys, arguments))
+            .await?;
         if let redis::Value::ServerError(error) = &value
             && error.code() == "NOSCRIPT"
         {
-            value = self.send(attempt, script.by_text(keys, arguments)).await?;
+            value = self
+                .send(operation, script.by_text(keys, arguments))
+                .await?;
         }
-        RedisReply::new(value).map_err(|error| attempt.failed(&self.link, &error))
+        RedisReply::new(value).map_err(|error| operation.failed(&self.client, &error))
     }
 
     async fn send(
         &mut self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         command: Command,
     ) -> Result<redis::Value, ServiceError> {
         let pipeline = single(command);
         let answer = self.connection.send_packed_commands(&pipeline, 0, 1).await;
         match answer {
             Ok(mut values) => Ok(values.pop().unwrap_or(redis::Value::Nil)),
-            Err(error) => Err(attempt.failed(&self.link, &error)),
+            Err(error) => Err(operation.failed(&self.client, &error)),
         }
     }
 }
@@ -121,7 +125,7 @@ impl DedicatedConnection {
 impl fmt::Debug for DedicatedConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DedicatedConnection")
-            .field("link", &self.link)
+            .field("client", &self.client)
             .field("can_push", &self.can_push())
             .finish_non_exhaustive()
     }
