@@ -137,10 +137,10 @@ impl RedisBackend {
         let operation = Operation::new("renew the claim of", &object);
         let ttl = ttl(claim).to_string();
         let arguments = [claim.token.as_bytes(), ttl.as_bytes()];
-        let held = self
+        let renewed = self
             .run_script(operation, &RENEW_CLAIM, group_id, &arguments)
             .await?;
-        Ok(held.number() == 1)
+        Ok(renewed.number() == 1)
     }
 
     pub(crate) async fn finish_chord(

@@ -49,7 +49,7 @@ enum SettleReply {
 #[derive(Debug, Default)]
 struct Transaction {
     commands: Vec<Command>,
-    answers: Vec<SettleReply>,
+    deciding: Vec<SettleReply>,
 }
 
 impl Transaction {
@@ -66,16 +66,16 @@ impl Shared {
         if batch.is_empty() {
             return Vec::new();
         }
-        let Transaction { commands, answers } = self.transaction(batch);
+        let Transaction { commands, deciding } = self.transaction(batch);
         let replies = match self.client.atomic(OPERATION, commands).await {
             Ok(replies) => replies,
             Err(error) => return vec![Err(error); batch.len()],
         };
         let mut settled = Vec::with_capacity(batch.len());
         let mut requeues = Vec::new();
-        for (position, (settlement, answer)) in batch.iter().zip(answers).enumerate() {
+        for (position, (settlement, decides)) in batch.iter().zip(deciding).enumerate() {
             let reply = |at: usize| replies.get(at).cloned().unwrap_or(RedisReply::Nil);
-            let is_done = match answer {
+            let is_done = match decides {
                 SettleReply::Removed(at) => reply(at).number() > 0,
                 SettleReply::Score(at) => reply(at).data().is_some(),
                 SettleReply::Entry(at) => {
@@ -148,37 +148,44 @@ impl Shared {
             );
         }
         for settlement in batch {
-            let text = settlement.tag().as_str();
-            let location = ParsedTag::parse(text).location;
-            let answer = match settlement {
-                Settlement::Ack(_) | Settlement::Reject(_) => {
-                    let command = Command::new("HDEL").arg(self.hash_of(text)).arg(text);
-                    SettleReply::Removed(transaction.push(command))
-                }
-                Settlement::Requeue(..) => {
-                    SettleReply::Entry(transaction.push(self.read_command(text)))
-                }
-                Settlement::Defer(..) if location == DeliveryLocation::Quarantine => {
-                    SettleReply::Kept
-                }
-                Settlement::Defer(_, until) => {
-                    // XX: a delivery that another worker has settled or
-                    // restored must not return to the index.
-                    let delivered_at = delivered_at(*until, layout.visibility_timeout);
-                    transaction.push(
-                        Command::new("ZADD")
-                            .arg(layout.unacked_index())
-                            .arg("XX")
-                            .arg(score(delivered_at))
-                            .arg(text),
-                    );
-                    let command = Command::new("ZSCORE").arg(layout.unacked_index()).arg(text);
-                    SettleReply::Score(transaction.push(command))
-                }
-            };
-            transaction.answers.push(answer);
+            let reply = self.add_settlement(&mut transaction, settlement);
+            transaction.deciding.push(reply);
         }
         transaction
+    }
+
+    /// Adds the commands of one settlement, and returns the reply that decides
+    /// its outcome.
+    fn add_settlement(
+        &self,
+        transaction: &mut Transaction,
+        settlement: &Settlement,
+    ) -> SettleReply {
+        let layout = &self.client.options().layout;
+        let tag = settlement.tag().as_str();
+        let location = ParsedTag::parse(tag).location;
+        match settlement {
+            Settlement::Ack(_) | Settlement::Reject(_) => {
+                let command = Command::new("HDEL").arg(self.hash_of(tag)).arg(tag);
+                SettleReply::Removed(transaction.push(command))
+            }
+            Settlement::Requeue(..) => SettleReply::Entry(transaction.push(self.read_command(tag))),
+            Settlement::Defer(..) if location == DeliveryLocation::Quarantine => SettleReply::Kept,
+            Settlement::Defer(_, until) => {
+                // XX: a delivery that another worker has settled or restored must
+                // not return to the index.
+                let delivered_at = delivered_at(*until, layout.visibility_timeout);
+                transaction.push(
+                    Command::new("ZADD")
+                        .arg(layout.unacked_index())
+                        .arg("XX")
+                        .arg(score(delivered_at))
+                        .arg(tag),
+                );
+                let command = Command::new("ZSCORE").arg(layout.unacked_index()).arg(tag);
+                SettleReply::Score(transaction.push(command))
+            }
+        }
     }
 
     /// Returns the command that reads the hash value of a delivery.

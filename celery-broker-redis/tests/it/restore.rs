@@ -163,10 +163,10 @@ async fn restore_schedule_stops_with_its_consumer() {
     let server = RedisServer::start();
     let options = json!({"unacked_restore_interval": 0.05});
     let broker = broker_with(&server, &options);
-    let sweeping = consumer(&broker, &["q"]).await;
+    let restoring = consumer(&broker, &["q"]).await;
     add_expired_entry(&server, "first", &kombu_entry("", "q"));
     wait_until("it is restored", || queued_count(&server, "q") == 1).await;
-    sweeping.close().await.unwrap();
+    restoring.close().await.unwrap();
     add_expired_entry(&server, "second", &kombu_entry("", "q"));
     assert_eq!(
         broker.restore_abandoned().await.unwrap(),

@@ -196,7 +196,7 @@ async fn close_returns_deferred_messages_and_keeps_the_rest() {
     send(
         &broker,
         "q",
-        &["running", "parked", "parked too", "waiting"],
+        &["running", "deferred", "deferred too", "waiting"],
     )
     .await;
     let first = consumer(&broker, &["q"]).await;
@@ -214,10 +214,10 @@ async fn close_returns_deferred_messages_and_keeps_the_rest() {
     assert_eq!(unacked_count(&server), 1);
     let next = consumer(&broker, &["q"]).await;
     let again = receive(&*next, 3).await;
-    assert_eq!(ids(&again), ["parked", "parked too", "waiting"]);
+    assert_eq!(ids(&again), ["deferred", "deferred too", "waiting"]);
     let Content::Message(message) = &again[0].content else {
         panic!("no message")
     };
-    assert_eq!(message_id(message), "parked");
+    assert_eq!(message_id(message), "deferred");
     assert_eq!(count(&server, &["LLEN", "q"]), 0);
 }
