@@ -7,8 +7,8 @@ pub(crate) struct Keys {
 }
 
 impl Keys {
-    /// Returns the keys for a `global_keyprefix`. Like Celery it appends `_` to
-    /// a prefix that ends in a letter or digit.
+    /// Returns the keys for a `global_keyprefix`. Like Celery it appends `_`,
+    /// unless the prefix is empty or ends in one of `: _ - .`.
     pub(crate) fn new(global_keyprefix: &str) -> Self {
         let prefix = match global_keyprefix.chars().last() {
             None | Some(':' | '_' | '-' | '.') => global_keyprefix.to_owned(),

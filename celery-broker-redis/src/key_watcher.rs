@@ -19,8 +19,8 @@ const MAX_POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// A connection that the server notifies when keys change that it has read
 /// (client-side caching).
 ///
-/// Blocking commands would need one connection per atomic group of lists and
-/// name every list of every priority.
+/// Blocking commands do not fit: `BRPOP` pops a message without recording it as
+/// unacked, and `BLMOVE` waits for a single list per connection.
 #[derive(Debug)]
 pub(crate) struct KeyWatcher {
     connection: DedicatedConnection,

@@ -33,7 +33,8 @@ const DEFAULT_QUEUE: &str = "celery";
 /// Two concurrent restores are safe, but do the work twice.
 const MAX_MUTEX_TTL: Duration = Duration::from_secs(10);
 
-/// The time for which closing a consumer waits for a running restore.
+/// The time for which closing a consumer waits for a running restore before it
+/// aborts it.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The task that restores deliveries when a consumer starts and at each

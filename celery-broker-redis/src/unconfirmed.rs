@@ -7,8 +7,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
-/// The limit of recorded fetches. While a server is unreachable, each
-/// connection attempt adds at max one.
+/// The limit of recorded fetches. While a server is unreachable, each failed
+/// `receive` adds at most one.
 const MAX_UNCONFIRMED: usize = 100;
 
 /// The unconfirmed fetches of all consumers of one broker.

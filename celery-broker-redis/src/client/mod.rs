@@ -150,7 +150,9 @@ impl RedisClient {
         RedisReply::new(value).map_err(|error| operation.failed(self, &error))
     }
 
-    /// Closes all connections, dedicated ones included. Later calls fail.
+    /// Closes the client: later calls fail, and [`closed`](Self::closed)
+    /// returns, which ends the owners of dedicated connections. A pool of the
+    /// application stays open.
     pub fn close(&self) {
         self.inner.closed.send_replace(true);
         self.inner.pool.close();

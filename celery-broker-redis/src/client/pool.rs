@@ -1,4 +1,4 @@
-//! The connection pool for commands. A caller has a connection for itself.
+//! The connection pool for commands. A connection serves one call at a time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
