@@ -1,4 +1,4 @@
-//! The contract of the runtime.
+//! The conformance suite of the runtime.
 
 use std::sync::Arc;
 

@@ -1,72 +1,74 @@
-//! From the library's errors to ours.
+//! Conversion of the library's errors to [`ServiceError`].
 
 use std::time::Duration;
 
 use celery_runtime::{ServiceError, ServiceErrorKind};
 use redis::{ErrorKind, RedisError};
 
-use super::Link;
+use super::RedisClient;
 
-/// What is attempted, for the error that may come of it.
+/// The operation and object of a call, for its errors.
 #[derive(Clone, Copy, Debug)]
-pub struct Attempt<'a> {
-    operation: &'static str,
+pub struct Operation<'a> {
+    verb: &'static str,
     object: &'a str,
 }
 
-impl<'a> Attempt<'a> {
-    /// `operation` is a verb ("publish to"), `object` what it works on ("queue
-    /// celery"); the address is added.
-    pub const fn new(operation: &'static str, object: &'a str) -> Self {
-        Self { operation, object }
+impl<'a> Operation<'a> {
+    /// Returns the context of a call: `verb` is a verb phrase ("publish to"),
+    /// `object` its object ("queue celery"). Errors add the address.
+    pub const fn new(verb: &'static str, object: &'a str) -> Self {
+        Self { verb, object }
     }
 
-    /// An error of this attempt.
+    /// Returns an error of this call.
     pub fn error(
         &self,
-        link: &Link,
+        client: &RedisClient,
         kind: ServiceErrorKind,
         cause: impl Into<String>,
     ) -> ServiceError {
-        ServiceError::new(kind, self.operation, self.object_on(link), cause)
+        ServiceError::new(kind, self.verb, self.object_on(client), cause)
     }
 
-    /// The attempt had no answer in time.
-    pub(super) fn no_answer(&self, link: &Link, limit: Duration) -> ServiceError {
-        ServiceError::no_answer(self.operation, self.object_on(link), limit)
+    /// Returns the error of a call that got no answer in time.
+    pub(super) fn no_answer(&self, client: &RedisClient, limit: Duration) -> ServiceError {
+        ServiceError::no_answer(self.verb, self.object_on(client), limit)
     }
 
-    /// The attempt failed on a connection that was there.
-    pub(super) fn failed(&self, link: &Link, error: &RedisError) -> ServiceError {
-        let limit = link.options().limits.response;
-        self.judged(link, error, limit, ServiceErrorKind::Disconnected)
+    /// Returns the error of a call that failed on an open connection.
+    pub(super) fn failed(&self, client: &RedisClient, error: &RedisError) -> ServiceError {
+        let limit = client.options().limits.response;
+        self.classify(client, error, limit, ServiceErrorKind::Disconnected)
     }
 
-    /// The attempt failed because there is no connection.
-    pub(super) fn unconnected(&self, link: &Link, error: &RedisError) -> ServiceError {
-        let limit = link.options().limits.connect;
-        self.judged(link, error, limit, ServiceErrorKind::Unreachable)
+    /// Returns the error of a call for which no connection could be opened.
+    pub(super) fn unconnected(&self, client: &RedisClient, error: &RedisError) -> ServiceError {
+        let limit = client.options().limits.connect;
+        self.classify(client, error, limit, ServiceErrorKind::Unreachable)
     }
 
-    fn judged(
+    fn classify(
         &self,
-        link: &Link,
+        client: &RedisClient,
         error: &RedisError,
         limit: Duration,
         otherwise: ServiceErrorKind,
     ) -> ServiceError {
         if error.is_timeout() {
-            return self.no_answer(link, limit).with_source(error.clone());
+            return self.no_answer(client, limit).with_source(error.clone());
         }
         let error = &first(error);
         let text = error.to_string();
-        let row = TABLE.iter().find(|row| speaks_of(error, &text, row.code));
+        let row = ERROR_CODES
+            .iter()
+            .find(|row| has_code(error, &text, row.code));
         let (kind, remedy) = match row {
             Some(row) => (row.kind, row.remedy),
             None => (kind_without_code(error, otherwise), ""),
         };
         let failure = self
-            .error(link, kind, cause(error, &text))
+            .error(client, kind, cause(error, &text))
             .with_source(error.clone());
         match remedy {
             "" => failure,
@@ -74,27 +76,27 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    fn object_on(&self, link: &Link) -> String {
+    fn object_on(&self, client: &RedisClient) -> String {
         match self.object {
-            "" => link.options().address().to_owned(),
-            object => format!("{object} on {}", link.options().address()),
+            "" => client.options().address().to_owned(),
+            object => format!("{object} on {}", client.options().address()),
         }
     }
 }
 
-/// What an error code of the server means to us.
-struct Row {
+/// An error code of the server, with its kind and remedy.
+struct ErrorCode {
     code: &'static str,
     kind: ServiceErrorKind,
-    /// Empty where the kind's own remedy is right.
+    /// Empty if the default remedy of the kind applies.
     remedy: &'static str,
 }
 
-const fn row(code: &'static str, kind: ServiceErrorKind, remedy: &'static str) -> Row {
-    Row { code, kind, remedy }
+const fn row(code: &'static str, kind: ServiceErrorKind, remedy: &'static str) -> ErrorCode {
+    ErrorCode { code, kind, remedy }
 }
 
-const TABLE: &[Row] = &[
+const ERROR_CODES: &[ErrorCode] = &[
     row("NOAUTH", ServiceErrorKind::Denied, ""),
     row("WRONGPASS", ServiceErrorKind::Denied, ""),
     row("NOPERM", ServiceErrorKind::Denied, ""),
@@ -106,13 +108,13 @@ const TABLE: &[Row] = &[
     row(
         "WRONGTYPE",
         ServiceErrorKind::Invalid,
-        "something else uses a key of this name: rename the queue, or set global_keyprefix",
+        "another program uses a key of this name: rename the queue, or set global_keyprefix",
     ),
     row("LOADING", ServiceErrorKind::Disconnected, ""),
     row(
         "READONLY",
         ServiceErrorKind::Disconnected,
-        "this server is a replica: is a failover going on?",
+        "this server is a replica: is a failover in progress?",
     ),
     row("MASTERDOWN", ServiceErrorKind::Disconnected, ""),
     row("TRYAGAIN", ServiceErrorKind::Disconnected, ""),
@@ -120,7 +122,7 @@ const TABLE: &[Row] = &[
     row(
         "BUSY",
         ServiceErrorKind::Disconnected,
-        "a script of somebody's keeps the server busy",
+        "a running script blocks the server",
     ),
     row(
         "MISCONF",
@@ -145,15 +147,16 @@ const TABLE: &[Row] = &[
     ),
 ];
 
-/// Whether the server answered, so that the connection is as good as before.
-pub(super) fn is_refusal(error: &RedisError) -> bool {
+/// Returns whether the server answered, so that the connection is still usable.
+pub(super) fn is_rejection(error: &RedisError) -> bool {
     matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension)
-        // Those come from a server that is the wrong one by now.
-        && !["READONLY", "MASTERDOWN"].iter().any(|code| speaks_of(error, &error.to_string(), code))
+        // A server with these errors is no longer the right one.
+        && !["READONLY", "MASTERDOWN"].iter().any(|code| has_code(error, &error.to_string(), code))
 }
 
-/// Servers before Redis 7 wrap the errors of a script's commands into the text.
-fn speaks_of(error: &RedisError, text: &str, code: &str) -> bool {
+/// Returns whether an error has this code. Servers before Redis 7 put the code
+/// of a script's failed command into the text.
+fn has_code(error: &RedisError, text: &str, code: &str) -> bool {
     match error.code() {
         Some("ERR") | None => text
             .split(|c: char| !c.is_ascii_alphabetic())
@@ -177,13 +180,13 @@ fn kind_without_code(error: &RedisError, otherwise: ServiceErrorKind) -> Service
 fn cause(error: &RedisError, text: &str) -> String {
     match (error.kind(), error.detail()) {
         (ErrorKind::AuthenticationFailed, Some(detail)) => detail.to_owned(),
-        (ErrorKind::AuthenticationFailed, None) => "the server refuses the password".to_owned(),
+        (ErrorKind::AuthenticationFailed, None) => "the server rejects the password".to_owned(),
         (ErrorKind::Server(_) | ErrorKind::Extension, Some(detail)) => {
             let code = error.code().filter(|code| *code != "ERR");
             code.map_or_else(|| detail.to_owned(), |code| format!("{code} {detail}"))
         }
         (ErrorKind::Io, _) => {
-            // The system's number says nothing that its text does not.
+            // The number of the system error adds nothing to its text.
             let words = text.split(" (os error").next().unwrap_or(text);
             words.to_lowercase()
         }
@@ -191,7 +194,7 @@ fn cause(error: &RedisError, text: &str) -> String {
     }
 }
 
-/// What went wrong first, where commands went together.
+/// Returns the first error of a pipeline.
 fn first(error: &RedisError) -> RedisError {
     match error.clone().into_server_errors() {
         Some(errors) => match errors.first() {
@@ -213,9 +216,9 @@ mod tests {
     use super::*;
     use crate::config::RedisOptions;
 
-    fn judge(error: &RedisError) -> ServiceError {
+    fn convert(error: &RedisError) -> ServiceError {
         let options = RedisOptions::parse("redis://:secret@h:1/2", &Map::new()).unwrap();
-        Attempt::new("publish to", "queue celery").failed(&Link::new(options), error)
+        Operation::new("publish to", "queue celery").failed(&RedisClient::new(options), error)
     }
 
     fn code(code: &str, detail: &str) -> RedisError {
@@ -223,19 +226,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_text_says_what_was_tried_where_and_what_to_do() {
-        let error = judge(&code("WRONGTYPE", "Operation against a key"));
+    async fn error_text_names_operation_address_cause_and_remedy() {
+        let error = convert(&code("WRONGTYPE", "Operation against a key"));
         assert_eq!(error.kind(), ServiceErrorKind::Invalid);
         assert_eq!(
             error.to_string(),
             "cannot publish to queue celery on redis://h:1/2: WRONGTYPE Operation against a key \
-             (something else uses a key of this name: rename the queue, or set global_keyprefix)"
+             (another program uses a key of this name: rename the queue, or set global_keyprefix)"
         );
         assert!(error.source().is_some());
     }
 
     #[tokio::test]
-    async fn codes_have_kinds() {
+    async fn server_code_determines_the_kind() {
         for (name, kind) in [
             ("NOAUTH", ServiceErrorKind::Denied),
             ("WRONGPASS", ServiceErrorKind::Denied),
@@ -245,15 +248,18 @@ mod tests {
             ("MASTERDOWN", ServiceErrorKind::Disconnected),
             ("WHATEVER", ServiceErrorKind::Invalid),
         ] {
-            assert_eq!(judge(&code(name, "text")).kind(), kind, "{name}");
+            assert_eq!(convert(&code(name, "text")).kind(), kind, "{name}");
         }
     }
 
     #[tokio::test]
-    async fn old_servers_hide_the_code_in_a_scripts_error() {
+    async fn code_inside_a_script_error_is_recognized() {
         let text = "Error running script (call to f_1): @user_script:3: WRONGTYPE Operation";
-        assert_eq!(judge(&code("ERR", text)).kind(), ServiceErrorKind::Invalid);
-        let error = judge(&code(
+        assert_eq!(
+            convert(&code("ERR", text)).kind(),
+            ServiceErrorKind::Invalid
+        );
+        let error = convert(&code(
             "ERR",
             "Error running script: @user_script:3: READONLY You",
         ));
@@ -261,10 +267,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn lost_and_silent_connections_are_told_apart() {
-        let lost = judge(&io::Error::from(io::ErrorKind::BrokenPipe).into());
+    async fn lost_and_silent_connections_have_different_kinds() {
+        let lost = convert(&io::Error::from(io::ErrorKind::BrokenPipe).into());
         assert_eq!(lost.kind(), ServiceErrorKind::Disconnected);
-        let silent = judge(&io::Error::from(io::ErrorKind::TimedOut).into());
+        let silent = convert(&io::Error::from(io::ErrorKind::TimedOut).into());
         assert_eq!(silent.kind(), ServiceErrorKind::TimedOut);
         assert!(
             silent.to_string().contains("no answer within 5s"),

@@ -1,35 +1,37 @@
-//! What is sent, and what comes back.
+//! Commands and replies.
+
+use std::sync::LazyLock;
 
 use bytes::Bytes;
 use redis::{RedisError, Value};
 
-/// One command with its arguments.
+/// A command with its arguments.
 #[derive(Clone, Debug)]
 pub struct Command {
     inner: redis::Cmd,
 }
 
 impl Command {
-    /// A command of this name.
+    /// Returns a command without arguments.
     pub fn new(name: &str) -> Self {
         Self {
             inner: redis::cmd(name),
         }
     }
 
-    /// The same with one more argument.
+    /// Returns the command with one more argument.
     #[must_use]
     pub fn arg(mut self, argument: impl AsRef<[u8]>) -> Self {
         self.inner.arg(argument.as_ref());
         self
     }
 
-    /// Adds one more argument.
+    /// Adds an argument.
     pub fn push(&mut self, argument: impl AsRef<[u8]>) {
         self.inner.arg(argument.as_ref());
     }
 
-    /// The same with more arguments.
+    /// Returns the command with more arguments.
     #[must_use]
     pub fn args<A: AsRef<[u8]>>(mut self, arguments: impl IntoIterator<Item = A>) -> Self {
         for argument in arguments {
@@ -38,7 +40,7 @@ impl Command {
         self
     }
 
-    /// The same with a number as one more argument.
+    /// Returns the command with a number as one more argument.
     #[must_use]
     pub fn number(mut self, number: impl Into<i128>) -> Self {
         self.inner.arg(number.into().to_string());
@@ -50,22 +52,23 @@ impl Command {
     }
 }
 
-/// What the server answers.
+/// A reply of the server.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
-pub enum Reply {
-    /// Nothing is there.
+pub enum RedisReply {
+    /// No value.
     Nil,
     /// A number.
     Number(i64),
     /// Bytes or text.
     Data(Bytes),
-    /// Several answers.
+    /// Several replies.
     List(Vec<Self>),
 }
 
-impl Reply {
-    /// The answer, without what the protocol's two versions do differently.
+impl RedisReply {
+    /// Converts a value of the library; both protocol versions give the same
+    /// reply.
     pub(super) fn new(value: Value) -> Result<Self, RedisError> {
         Ok(match value {
             Value::Nil => Self::Nil,
@@ -96,7 +99,7 @@ impl Reply {
         })
     }
 
-    /// The number, or 0.
+    /// Returns the number, or 0 for any other reply.
     pub fn number(&self) -> i64 {
         match self {
             Self::Number(number) => *number,
@@ -110,7 +113,7 @@ impl Reply {
         }
     }
 
-    /// The bytes, if there are any.
+    /// Returns the bytes, if there are any.
     pub fn data(self) -> Option<Bytes> {
         match self {
             Self::Data(bytes) => Some(bytes),
@@ -119,13 +122,14 @@ impl Reply {
         }
     }
 
-    /// The bytes as text, with replacements where they are none.
+    /// Returns the bytes as text, with replacement characters for invalid
+    /// UTF-8.
     pub fn text(self) -> Option<String> {
         let bytes = self.data()?;
         Some(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    /// The answers in a list; none if it is no list.
+    /// Returns the replies of a list, or none for any other reply.
     pub fn list(self) -> Vec<Self> {
         match self {
             Self::List(replies) => replies,
@@ -134,7 +138,12 @@ impl Reply {
     }
 }
 
-/// A script that the server runs as one step.
+/// The script that deletes the key `KEYS[1]` if it holds the value `ARGV[1]`.
+/// Its reply is 1 if the key was deleted, else 0.
+pub static COMPARE_AND_DELETE: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("../../scripts/compare_and_delete.lua")));
+
+/// A script that the server runs atomically.
 #[derive(Debug)]
 pub struct Script {
     text: &'static str,
@@ -142,19 +151,20 @@ pub struct Script {
 }
 
 impl Script {
-    /// A script of this text.
+    /// Returns a script with this source text.
     pub fn new(text: &'static str) -> Self {
         let hash = redis::Script::new(text).get_hash().to_owned();
         Self { text, hash }
     }
 
-    /// The command that runs it where the server knows it.
+    /// Returns the command that runs the script if the server knows it.
     #[must_use]
     pub fn by_hash(&self, keys: &[&str], arguments: &[&[u8]]) -> Command {
         invocation("EVALSHA", &self.hash, keys, arguments)
     }
 
-    /// The command that runs it in any case, for pipelines that are rare.
+    /// Returns the command that runs the script in any case, for rare
+    /// pipelines.
     #[must_use]
     pub fn by_text(&self, keys: &[&str], arguments: &[&[u8]]) -> Command {
         invocation("EVAL", self.text, keys, arguments)
@@ -174,20 +184,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_protocol_versions_look_the_same() {
+    fn both_protocol_versions_give_the_same_reply() {
         let map = Value::Map(vec![(Value::Int(1), Value::Okay)]);
         let array = Value::Array(vec![Value::Int(1), Value::SimpleString("OK".into())]);
-        assert_eq!(Reply::new(map).unwrap(), Reply::new(array).unwrap());
         assert_eq!(
-            Reply::new(Value::BulkString(b"12".to_vec()))
+            RedisReply::new(map).unwrap(),
+            RedisReply::new(array).unwrap()
+        );
+        assert_eq!(
+            RedisReply::new(Value::BulkString(b"12".to_vec()))
                 .unwrap()
                 .number(),
             12
         );
         assert_eq!(
-            Reply::new(Value::Int(7)).unwrap().text().as_deref(),
+            RedisReply::new(Value::Int(7)).unwrap().text().as_deref(),
             Some("7")
         );
-        assert!(Reply::new(Value::Nil).unwrap().list().is_empty());
+        assert!(RedisReply::new(Value::Nil).unwrap().list().is_empty());
     }
 }

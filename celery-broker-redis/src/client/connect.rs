@@ -1,4 +1,4 @@
-//! Making one connection: failover, Sentinel, TLS, the protocol's version.
+//! Opening one connection: failover, Sentinel, TLS, the protocol version.
 
 use std::fmt;
 #[cfg(any(feature = "tls-rustls", feature = "tls-native-tls"))]
@@ -17,31 +17,31 @@ use redis::{
 };
 use tokio::time::timeout;
 
-use crate::config::{Limits, Node, Place, RedisOptions, Sentinel, Tls};
+use crate::config::{Limits, Node, NodeAddress, RedisOptions, Sentinel, Tls};
 
-/// Makes connections to whichever of the configured servers answers.
+/// Opens connections to the first configured server that answers.
 #[derive(Clone)]
 pub(super) struct Connector {
     nodes: Arc<[Node]>,
     sentinel: Option<Sentinel>,
     limits: Limits,
     client_name: Option<String>,
-    state: Arc<State>,
+    state: Arc<ConnectorState>,
 }
 
-/// What was learnt from earlier connections.
+/// What earlier connections have shown.
 #[derive(Default)]
-struct State {
-    /// The node that answered last is tried first.
+struct ConnectorState {
+    /// The node that answered last, which is tried first.
     current: AtomicUsize,
-    /// The server, or a proxy before it, does not know RESP3.
-    old_protocol: AtomicBool,
+    /// Whether the server, or a proxy before it, does not support RESP3.
+    resp2_only: AtomicBool,
 }
 
-/// A connection as it came about.
-pub(super) struct Made {
+/// An open connection.
+pub(super) struct OpenedConnection {
     pub(super) connection: MultiplexedConnection,
-    /// Whether the server can push, which only RESP3 allows.
+    /// Whether the server can push, which requires RESP3.
     pub(super) pushes: bool,
 }
 
@@ -56,22 +56,24 @@ impl Connector {
         }
     }
 
-    /// A connection in the newest protocol that the server speaks. What the
-    /// server pushes, and the end of the connection, goes to `push`.
+    /// Opens a connection with the newest protocol that the server supports.
+    /// Messages that the server pushes, and the end of the connection, are
+    /// passed to `push`.
     pub(super) async fn connect(
         &self,
         push: impl Fn(PushInfo) + Clone + Send + Sync + 'static,
-    ) -> RedisResult<Made> {
+    ) -> RedisResult<OpenedConnection> {
         self.failover(|node| Box::pin(self.open(node, push.clone())))
             .await
     }
 
-    /// A connection that can do nothing but publish and subscribe.
+    /// Opens a connection for pub/sub only.
     pub(super) async fn pubsub(&self) -> RedisResult<redis::aio::PubSub> {
         self.failover(|node| Box::pin(self.open_pubsub(node))).await
     }
 
-    /// Tries one node after the other; Sentinels are asked inside [`client`](Self::client).
+    /// Tries one node after the other. With Sentinel, [`client`](Self::client)
+    /// finds the node.
     async fn failover<'a, T>(
         &self,
         open: impl Fn(usize) -> BoxFuture<'a, RedisResult<T>>,
@@ -81,15 +83,15 @@ impl Connector {
             Some(_) => 1,
             None => self.nodes.len(),
         };
-        // Together they may take no longer than one.
+        // All attempts together are limited by the timeout of one.
         let limit = self.limits.connect / u32::try_from(choices).unwrap_or(u32::MAX).max(1);
         let mut failure = None;
-        for turn in 0..choices {
-            let node = (first + turn) % choices;
+        for attempt in 0..choices {
+            let node = (first + attempt) % choices;
             match within(limit, open(node)).await {
-                Ok(made) => {
+                Ok(opened) => {
                     self.state.current.store(node, Ordering::Relaxed);
-                    return Ok(made);
+                    return Ok(opened);
                 }
                 Err(error) => {
                     failure.get_or_insert(error);
@@ -109,11 +111,11 @@ impl Connector {
         &self,
         node: usize,
         push: impl Fn(PushInfo) + Clone + Send + Sync + 'static,
-    ) -> RedisResult<Made> {
-        if !self.state.old_protocol.load(Ordering::Relaxed) {
+    ) -> RedisResult<OpenedConnection> {
+        if !self.state.resp2_only.load(Ordering::Relaxed) {
             match self.open_as(node, ProtocolVersion::RESP3, Some(push)).await {
                 Err(error) if error.kind() == ErrorKind::RESP3NotSupported => {
-                    self.state.old_protocol.store(true, Ordering::Relaxed);
+                    self.state.resp2_only.store(true, Ordering::Relaxed);
                 }
                 other => return other,
             }
@@ -127,10 +129,10 @@ impl Connector {
         node: usize,
         protocol: ProtocolVersion,
         push: Option<impl Fn(PushInfo) + Send + Sync + 'static>,
-    ) -> RedisResult<Made> {
+    ) -> RedisResult<OpenedConnection> {
         let client = self.client(node, protocol).await?;
         let mut config = AsyncConnectionConfig::new()
-            // The failover limits the time.
+            // `failover` limits the time.
             .set_connection_timeout(None)
             .set_response_timeout(Some(self.limits.response));
         let pushes = push.is_some();
@@ -148,7 +150,7 @@ impl Connector {
             command.arg("SETNAME").arg(name);
             command.exec_async(&mut connection).await?;
         }
-        Ok(Made { connection, pushes })
+        Ok(OpenedConnection { connection, pushes })
     }
 
     async fn client(&self, node: usize, protocol: ProtocolVersion) -> RedisResult<Client> {
@@ -159,12 +161,12 @@ impl Connector {
         self.master(sentinel, protocol).await
     }
 
-    /// Asks the Sentinels where the master is now.
+    /// Resolves the current master through the Sentinels.
     async fn master(&self, sentinel: &Sentinel, protocol: ProtocolVersion) -> RedisResult<Client> {
         let addresses = self
             .nodes
             .iter()
-            .map(|node| address(&node.place))
+            .map(|node| address(&node.address))
             .collect::<Vec<_>>();
         let mut builder =
             SentinelClientBuilder::new(addresses, &sentinel.master, SentinelServerType::Master)?
@@ -219,47 +221,47 @@ fn client_of(node: &Node, protocol: ProtocolVersion) -> RedisResult<Client> {
     if let Some(password) = &node.password {
         redis = redis.set_password(password);
     }
-    let info = address(&node.place)
+    let info = address(&node.address)
         .into_connection_info()?
         .set_redis_settings(redis)
         .set_tcp_settings(tcp_settings());
-    match &node.place {
-        Place::Tcp { tls: Some(tls), .. } => tls_client(info, tls),
+    match &node.address {
+        NodeAddress::Tcp { tls: Some(tls), .. } => tls_client(info, tls),
         _ => Client::open(info),
     }
 }
 
-/// Commands are small and wait for their answers: they must not wait for more
-/// to send first.
+/// Disables Nagle's algorithm: commands are small, and the client waits for
+/// each reply.
 fn tcp_settings() -> TcpSettings {
     TcpSettings::default().set_nodelay(true)
 }
 
-fn address(place: &Place) -> ConnectionAddr {
-    match place {
-        Place::Tcp {
+fn address(address: &NodeAddress) -> ConnectionAddr {
+    match address {
+        NodeAddress::Tcp {
             host,
             port,
             tls: None,
         } => ConnectionAddr::Tcp(host.clone(), *port),
-        Place::Tcp {
+        NodeAddress::Tcp {
             host,
             port,
             tls: Some(tls),
         } => ConnectionAddr::TcpTls {
             host: host.clone(),
             port: *port,
-            insecure: tls.unverified,
+            insecure: tls.accept_invalid_certificate,
             tls_params: None,
         },
-        Place::Socket(path) => ConnectionAddr::Unix(path.clone()),
+        NodeAddress::UnixSocket(path) => ConnectionAddr::Unix(path.clone()),
     }
 }
 
 #[cfg(any(feature = "tls-rustls", feature = "tls-native-tls"))]
 fn tls_client(mut info: redis::ConnectionInfo, tls: &Tls) -> RedisResult<Client> {
-    // A program may contain two providers of cryptography; rustls then asks
-    // for a choice. Whoever chose before us wins.
+    // A program may contain two cryptography providers, and rustls then
+    // requires an explicit choice. A provider that is already installed stays.
     #[cfg(feature = "tls-rustls")]
     let _ = rustls::crypto::ring::default_provider().install_default();
 
@@ -268,13 +270,13 @@ fn tls_client(mut info: redis::ConnectionInfo, tls: &Tls) -> RedisResult<Client>
             let cause = format!("{}: {error}", path.display());
             (
                 ErrorKind::InvalidClientConfig,
-                "cannot read a file for TLS",
+                "cannot read a TLS file",
                 cause,
             )
                 .into()
         })
     };
-    if tls.any_hostname {
+    if tls.accept_any_hostname {
         let mut address = info.addr().clone();
         address.set_danger_accept_invalid_hostnames(true);
         info = info.set_addr(address);
@@ -286,7 +288,7 @@ fn tls_client(mut info: redis::ConnectionInfo, tls: &Tls) -> RedisResult<Client>
         }),
         _ => None,
     };
-    let root_cert = tls.authorities.as_deref().map(read).transpose()?;
+    let root_cert = tls.ca_certificates.as_deref().map(read).transpose()?;
     if client_tls.is_none() && root_cert.is_none() {
         return Client::open(info);
     }
@@ -301,6 +303,6 @@ fn tls_client(mut info: redis::ConnectionInfo, tls: &Tls) -> RedisResult<Client>
 
 #[cfg(not(any(feature = "tls-rustls", feature = "tls-native-tls")))]
 fn tls_client(_: redis::ConnectionInfo, _: &Tls) -> RedisResult<Client> {
-    let text = "rediss:// needs the cargo feature `tls-rustls` or `tls-native-tls`";
+    let text = "rediss:// requires the cargo feature `tls-rustls` or `tls-native-tls`";
     Err((ErrorKind::InvalidClientConfig, text).into())
 }

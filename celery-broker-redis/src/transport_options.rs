@@ -1,4 +1,4 @@
-//! Celery's `broker_transport_options`, by their names.
+//! Celery's `broker_transport_options`, by name.
 
 use std::time::Duration;
 
@@ -7,14 +7,14 @@ use serde_json::{Map, Value};
 
 use crate::config::{QueueOrder, RedisOptions, Sentinel};
 
-/// Sets what `given` says. Null is the default everywhere.
+/// Applies `given` to `options`. Null selects the default of any option.
 pub(crate) fn apply(
     options: &mut RedisOptions,
     given: &Map<String, Value>,
     is_sentinel: bool,
 ) -> Result<(), ServiceError> {
     for (name, value) in given {
-        let Some((_, set)) = TABLE.iter().find(|(known, _)| known == name) else {
+        let Some((_, set)) = OPTIONS.iter().find(|(known, _)| known == name) else {
             return Err(wrong(name, &unknown(name)));
         };
         if !value.is_null() {
@@ -36,19 +36,19 @@ pub(crate) fn apply(
         }
         _ => Err(wrong(
             "master_name",
-            "sentinel:// needs the name of the master that it watches",
+            "sentinel:// requires the name of the monitored master",
         )),
     }
 }
 
-/// What was expected instead.
+/// A description of the expected value.
 type Expected = &'static str;
 
 type Setter = fn(&mut RedisOptions, &Value) -> Result<(), Expected>;
 
-/// Every option that kombu's Redis transport knows. The last block is accepted
-/// and means nothing here.
-const TABLE: &[(&str, Setter)] = &[
+/// Every option of kombu's Redis transport. Those of the last block are
+/// accepted and have no effect.
+const OPTIONS: &[(&str, Setter)] = &[
     ("client_name", |o, v| {
         put(&mut o.client_name, text(v).map(Some))
     }),
@@ -99,10 +99,13 @@ const TABLE: &[(&str, Setter)] = &[
     ("visibility_timeout", |o, v| {
         put(&mut o.layout.visibility_timeout, positive(v))
     }),
-    // Without its bookkeeping nothing that a worker holds would survive it.
-    ("ack_emulation", |_, v| match flag(v)? {
-        true => Ok(()),
-        false => Err("true: deliveries are always noted until they are acknowledged"),
+    // Without unacked entries a worker's deliveries would be lost with it.
+    ("ack_emulation", |_, v| {
+        if flag(v)? {
+            Ok(())
+        } else {
+            Err("true: deliveries are always recorded until they are acknowledged")
+        }
     }),
     ("body_encoding", ignored),
     ("deadletter_queue", ignored),
@@ -171,9 +174,10 @@ fn steps(value: &Value) -> Result<Vec<u8>, Expected> {
         .ok_or(EXPECTED)?;
     steps.sort_unstable();
     steps.dedup();
-    match steps.is_empty() {
-        true => Err(EXPECTED),
-        false => Ok(steps),
+    if steps.is_empty() {
+        Err(EXPECTED)
+    } else {
+        Ok(steps)
     }
 }
 
@@ -218,19 +222,19 @@ fn wrong(name: &str, cause: &str) -> ServiceError {
 }
 
 fn unknown(name: &str) -> String {
-    let nearest = TABLE
+    let nearest = OPTIONS
         .iter()
         .map(|(known, _)| (strsim::jaro_winkler(known, name), known))
         .max_by(|(one, _), (other, _)| one.total_cmp(other));
     match nearest {
-        Some((likeness, known)) if likeness > 0.8 => {
-            format!("there is none of that name; did you mean {known}?")
+        Some((similarity, known)) if similarity > 0.8 => {
+            format!("unknown option; did you mean {known}?")
         }
-        _ => "there is none of that name".to_owned(),
+        _ => "unknown option".to_owned(),
     }
 }
 
-/// A value in a message; an object may hold a password.
+/// Formats a value for a message. An object may contain a password.
 fn shown(value: &Value) -> String {
     match value {
         Value::Object(_) => "an object".to_owned(),
@@ -250,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn options_are_read() {
+    fn transport_options_are_applied() {
         let options = parse(&json!({
             "visibility_timeout": 2.5,
             "priority_steps": [9, 0, 5, 5],
@@ -271,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_misspelt_option_gets_the_nearest_name() {
+    fn unknown_option_suggests_the_nearest_name() {
         let error = parse(&json!({"visibilty_timeout": 5})).unwrap_err();
         assert!(
             error
@@ -280,11 +284,11 @@ mod tests {
             "{error}"
         );
         let error = parse(&json!({"zzz": 5})).unwrap_err();
-        assert!(error.to_string().ends_with("none of that name"), "{error}");
+        assert!(error.to_string().ends_with("unknown option"), "{error}");
     }
 
     #[test]
-    fn values_are_checked() {
+    fn invalid_value_is_rejected() {
         for (name, value) in [
             ("visibility_timeout", json!("soon")),
             ("visibility_timeout", json!(-1)),
@@ -302,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_master_without_sentinels_means_nothing() {
+    fn master_name_without_sentinels_is_ignored() {
         assert!(
             parse(&json!({"master_name": "m"}))
                 .unwrap()

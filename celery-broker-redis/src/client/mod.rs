@@ -1,13 +1,12 @@
-//! Connections to Redis in terms of our own: what the broker and the result
-//! backend share.
+//! Connections to Redis, shared by the broker and the result backend.
 //!
 //! This module is public for `celery-backend-redis` alone and follows no
-//! version rules. No type of the library underneath appears in it.
+//! version rules. It exposes no type of the underlying library.
 
 mod command;
 mod connect;
 mod dedicated;
-mod failure;
+mod error;
 mod pool;
 mod pubsub;
 
@@ -22,41 +21,41 @@ use crate::config::RedisOptions;
 use connect::Connector;
 use pool::Pool;
 
-pub use command::{Command, Reply, Script};
-pub use dedicated::Dedicated;
-pub use failure::Attempt;
-pub use pubsub::{Change, Channels, Messages, Published};
+pub use command::{COMPARE_AND_DELETE, Command, RedisReply, Script};
+pub use dedicated::DedicatedConnection;
+pub use error::Operation;
+pub use pubsub::{PubSubCommand, PubSubControl, PubSubMessage, PubSubMessages};
 
-/// The connections of one broker or backend to one Redis, or to one of several
-/// that stand in for each other. Clones share them.
+/// The connections of one broker or backend to one Redis, or to the first
+/// reachable of several. Clones share them.
 #[derive(Clone)]
-pub struct Link {
-    inner: Arc<Inner>,
+pub struct RedisClient {
+    inner: Arc<ClientInner>,
 }
 
-struct Inner {
+struct ClientInner {
     options: RedisOptions,
     connector: Connector,
     pool: Pool,
     closed: watch::Sender<bool>,
 }
 
-impl Link {
-    /// Connections that are made when first needed.
+impl RedisClient {
+    /// Returns a client that connects when it is first used.
     pub fn new(options: RedisOptions) -> Self {
         let connector = Connector::new(&options);
         let pool = Pool::new(connector.clone(), &options.limits);
         Self::with_pool(pool, connector, options)
     }
 
-    /// The same with somebody else's pool for commands.
+    /// Returns a client that runs its commands on an existing pool.
     pub fn from_pool(pool: deadpool_redis::Pool, options: RedisOptions) -> Self {
         let connector = Connector::new(&options);
-        Self::with_pool(Pool::Theirs(pool), connector, options)
+        Self::with_pool(Pool::External(pool), connector, options)
     }
 
     fn with_pool(pool: Pool, connector: Connector, options: RedisOptions) -> Self {
-        let inner = Inner {
+        let inner = ClientInner {
             options,
             connector,
             pool,
@@ -67,7 +66,7 @@ impl Link {
         }
     }
 
-    /// What was configured.
+    /// Returns the options.
     pub fn options(&self) -> &RedisOptions {
         &self.inner.options
     }
@@ -76,139 +75,142 @@ impl Link {
     ///
     /// # Errors
     ///
-    /// When there is no connection, or the server refuses the command.
+    /// If there is no connection, or the server rejects the command.
     pub async fn call(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         command: Command,
-    ) -> Result<Reply, ServiceError> {
-        let mut answers = self.pipeline(attempt, vec![command]).await?;
-        answers.pop().unwrap_or(Ok(Reply::Nil))
+    ) -> Result<RedisReply, ServiceError> {
+        let mut answers = self.pipeline(operation, vec![command]).await?;
+        answers.pop().unwrap_or(Ok(RedisReply::Nil))
     }
 
-    /// Runs commands in one round trip; each has an outcome of its own.
+    /// Runs commands in one round trip, each with its own outcome.
     ///
     /// # Errors
     ///
-    /// When there is no connection, or it breaks.
+    /// If there is no connection, or it breaks.
     pub async fn pipeline(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         commands: Vec<Command>,
-    ) -> Result<Vec<Result<Reply, ServiceError>>, ServiceError> {
+    ) -> Result<Vec<Result<RedisReply, ServiceError>>, ServiceError> {
         let mut pipeline = redis::Pipeline::with_capacity(commands.len());
         for command in commands {
             pipeline.add_command(command.into_inner());
         }
-        let values = self.run(attempt, &pipeline).await?;
-        let outcome = |value| Reply::new(value).map_err(|error| attempt.failed(self, &error));
+        let values = self.run(operation, &pipeline).await?;
+        let outcome =
+            |value| RedisReply::new(value).map_err(|error| operation.failed(self, &error));
         Ok(values.into_iter().map(outcome).collect())
     }
 
-    /// Runs commands in one round trip and as one step.
+    /// Runs commands in one round trip as a transaction.
     ///
     /// # Errors
     ///
-    /// When there is no connection, it breaks, or the server refuses a command.
+    /// If there is no connection, it breaks, or the server rejects a command.
     pub async fn atomic(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         commands: Vec<Command>,
-    ) -> Result<Vec<Reply>, ServiceError> {
+    ) -> Result<Vec<RedisReply>, ServiceError> {
         let mut pipeline = redis::Pipeline::with_capacity(commands.len());
         pipeline.atomic();
         for command in commands {
             pipeline.add_command(command.into_inner());
         }
-        let values = self.run(attempt, &pipeline).await?;
-        let outcome = |value| Reply::new(value).map_err(|error| attempt.failed(self, &error));
+        let values = self.run(operation, &pipeline).await?;
+        let outcome =
+            |value| RedisReply::new(value).map_err(|error| operation.failed(self, &error));
         values.into_iter().map(outcome).collect()
     }
 
-    /// Runs a script, by its hash where the server knows it.
+    /// Runs a script, by its hash if the server knows it.
     ///
     /// # Errors
     ///
-    /// When there is no connection, it breaks, or the script fails.
+    /// If there is no connection, it breaks, or the script fails.
     pub async fn script(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         script: &Script,
         keys: &[&str],
         arguments: &[&[u8]],
-    ) -> Result<Reply, ServiceError> {
+    ) -> Result<RedisReply, ServiceError> {
         let by_hash = script.by_hash(keys, arguments);
-        let mut values = self.run(attempt, &single(by_hash)).await?;
+        let mut values = self.run(operation, &single(by_hash)).await?;
         if let Some(redis::Value::ServerError(error)) = values.first()
             && error.code() == "NOSCRIPT"
         {
             let by_text = script.by_text(keys, arguments);
-            values = self.run(attempt, &single(by_text)).await?;
+            values = self.run(operation, &single(by_text)).await?;
         }
         let value = values.pop().unwrap_or(redis::Value::Nil);
-        Reply::new(value).map_err(|error| attempt.failed(self, &error))
+        RedisReply::new(value).map_err(|error| operation.failed(self, &error))
     }
 
-    /// Ends all connections, also those that listen. Later calls fail.
+    /// Closes the client: later calls fail, and [`closed`](Self::closed)
+    /// returns, which ends the owners of dedicated connections. A pool of the
+    /// application stays open.
     pub fn close(&self) {
         self.inner.closed.send_replace(true);
         self.inner.pool.close();
     }
 
-    /// Returns when the link was closed.
+    /// Returns when the client is closed.
     pub async fn closed(&self) {
         let mut closed = self.inner.closed.subscribe();
         // The sender lives as long as `self`.
         let _ = closed.wait_for(|closed| *closed).await;
     }
 
-    /// Whether the link was closed.
+    /// Returns whether the client is closed.
     pub fn is_closed(&self) -> bool {
         *self.inner.closed.borrow()
     }
 
-    /// The error of everything that is tried after [`close`](Self::close).
-    pub fn closed_error(&self, attempt: Attempt<'_>) -> ServiceError {
-        attempt.error(
+    /// Returns the error of calls after [`close`](Self::close).
+    pub fn closed_error(&self, operation: Operation<'_>) -> ServiceError {
+        operation.error(
             self,
             ServiceErrorKind::Closed,
-            "it was closed by this process",
+            "the connection was closed by this process",
         )
     }
 
     /// Sends a pipeline on a pooled connection. Errors of single commands are
-    /// among the values; a broken connection does not go back to the pool.
+    /// among the values. A broken connection does not return to the pool.
     async fn run(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         pipeline: &redis::Pipeline,
     ) -> Result<Vec<redis::Value>, ServiceError> {
         if self.is_closed() {
-            return Err(self.closed_error(attempt));
+            return Err(self.closed_error(operation));
         }
-        let mut connection = self.inner.pool.take(self, attempt).await?;
+        let mut connection = self.inner.pool.take(self, operation).await?;
         let mut shared: MultiplexedConnection = connection.shared();
         shared.set_response_timeout(self.options().limits.response);
-        let answer = match pipeline.is_transaction() {
-            true => transaction(&mut shared, pipeline).await,
-            false => {
-                shared
-                    .send_packed_commands(pipeline, 0, pipeline.len())
-                    .await
-            }
+        let answer = if pipeline.is_transaction() {
+            transaction(&mut shared, pipeline).await
+        } else {
+            shared
+                .send_packed_commands(pipeline, 0, pipeline.len())
+                .await
         };
         answer.map_err(|error| {
-            if !failure::is_refusal(&error) {
+            if !error::is_rejection(&error) {
                 connection.discard();
             }
-            attempt.failed(self, &error)
+            operation.failed(self, &error)
         })
     }
 }
 
-impl fmt::Debug for Link {
+impl fmt::Debug for RedisClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Link")
+        f.debug_tuple("RedisClient")
             .field(&self.options().address())
             .finish()
     }
@@ -220,7 +222,7 @@ fn single(command: Command) -> redis::Pipeline {
     pipeline
 }
 
-/// The values of a transaction's commands.
+/// Runs a transaction and returns the values of its commands.
 async fn transaction(
     connection: &mut MultiplexedConnection,
     pipeline: &redis::Pipeline,
