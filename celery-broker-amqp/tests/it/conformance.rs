@@ -87,12 +87,12 @@ mod rpc {
     use std::sync::Arc;
 
     use celery_broker_amqp::RpcBackend;
-    use celery_runtime::conformance::broker::Setup as _;
+    use celery_runtime::conformance::broker::BrokerSetup as _;
     use celery_runtime::{ResultBackend, backend_conformance, conformance};
 
     use super::Setup;
 
-    impl conformance::backend::Setup for Setup {
+    impl conformance::backend::BackendSetup for Setup {
         fn backend(&self) -> Arc<dyn ResultBackend> {
             Arc::new(RpcBackend::new(self.broker()))
         }

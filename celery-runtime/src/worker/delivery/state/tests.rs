@@ -96,15 +96,15 @@ fn name(action: &Action) -> String {
             FollowUp::Dead => "send dead".to_owned(),
         },
         Action::Effect(Effect::Continue(turn)) => match turn {
-            Completion::Succeeded(_) => "lead on success".to_owned(),
-            Completion::Failed(_) => "lead on failure".to_owned(),
-            Completion::Revoked(_) => "lead on revocation".to_owned(),
-            Completion::Joined { .. } => "lead on join".to_owned(),
+            Completion::Succeeded(_) => "continue on success".to_owned(),
+            Completion::Failed(_) => "continue on failure".to_owned(),
+            Completion::Revoked(_) => "continue on revocation".to_owned(),
+            Completion::Joined { .. } => "continue on join".to_owned(),
         },
         Action::Effect(Effect::Workflow(WorkflowEffect::CallErrback(_))) => {
             "call errback".to_owned()
         }
-        Action::Effect(Effect::Workflow(WorkflowEffect::Send(_))) => "send deed".to_owned(),
+        Action::Effect(Effect::Workflow(WorkflowEffect::Send(_))) => "send workflow".to_owned(),
         other => format!("{other:?}"),
     }
 }
@@ -176,7 +176,7 @@ fn a_failed_task_stores_tells_and_acknowledges() {
                 error(TaskError::exception("ValueError", "no")),
                 &["FreeSlot", "store FAILURE ValueError"],
             ),
-            (DeliveryEvent::Done, &["lead on failure"]),
+            (DeliveryEvent::Done, &["continue on failure"]),
             (DeliveryEvent::Done, &["Ack"]),
             (DeliveryEvent::Done, &["Over"]),
         ],
@@ -196,13 +196,13 @@ fn what_a_workflow_asks_for_is_done_before_the_message_is_settled() {
             (DeliveryEvent::Arrived, &["Queue"]),
             (DeliveryEvent::SlotGranted, &["Start"]),
             (value(), &["FreeSlot", "store SUCCESS"]),
-            (DeliveryEvent::Done, &["lead on success"]),
+            (DeliveryEvent::Done, &["continue on success"]),
             (
                 DeliveryEvent::FollowUps(vec![deed(), deed()]),
-                &["send deed"],
+                &["send workflow"],
             ),
-            (DeliveryEvent::FollowUps(vec![deed()]), &["send deed"]),
-            (DeliveryEvent::Done, &["send deed"]),
+            (DeliveryEvent::FollowUps(vec![deed()]), &["send workflow"]),
+            (DeliveryEvent::Done, &["send workflow"]),
             (DeliveryEvent::Done, &["Ack"]),
             (DeliveryEvent::Done, &["Over"]),
         ],
@@ -604,8 +604,8 @@ fn a_running_task_is_ended_only_when_it_shall_be() {
     story(
         telling,
         vec![
-            (DeliveryEvent::Arrived, &["Tell(Received)", "Queue"]),
-            (DeliveryEvent::SlotGranted, &["Tell(Started)", "Start"]),
+            (DeliveryEvent::Arrived, &["Emit(Received)", "Queue"]),
+            (DeliveryEvent::SlotGranted, &["Emit(Started)", "Start"]),
             (DeliveryEvent::Revoked(Revocation::Unstarted), &[]),
             (
                 DeliveryEvent::Revoked(Revocation::Terminate(9)),
@@ -615,7 +615,7 @@ fn a_running_task_is_ended_only_when_it_shall_be() {
             (
                 DeliveryEvent::Done,
                 &[
-                    "Tell(Revoked { signal: Some(9), terminated: true, expired: false })",
+                    "Emit(Revoked { signal: Some(9), terminated: true, expired: false })",
                     "Over",
                 ],
             ),
@@ -663,7 +663,7 @@ fn a_task_waits_for_the_answer_to_its_question() {
         asking.clone(),
         vec![
             (DeliveryEvent::Arrived, &["Queue"]),
-            (DeliveryEvent::SlotGranted, &["Effect(Ask)"]),
+            (DeliveryEvent::SlotGranted, &["Effect(CheckAdmission)"]),
             (
                 DeliveryEvent::AdmissionChecked(Admission::Start),
                 &["Start"],
@@ -674,7 +674,7 @@ fn a_task_waits_for_the_answer_to_its_question() {
         asking,
         vec![
             (DeliveryEvent::Arrived, &["Queue"]),
-            (DeliveryEvent::SlotGranted, &["Effect(Ask)"]),
+            (DeliveryEvent::SlotGranted, &["Effect(CheckAdmission)"]),
             (
                 DeliveryEvent::AdmissionChecked(Admission::Succeeded(Raw::NULL)),
                 &["FreeSlot", "Ack"],
@@ -693,8 +693,8 @@ fn those_who_watch_are_told_last() {
     story(
         telling,
         vec![
-            (DeliveryEvent::Arrived, &["Tell(Received)", "Queue"]),
-            (DeliveryEvent::SlotGranted, &["Tell(Started)", "Start"]),
+            (DeliveryEvent::Arrived, &["Emit(Received)", "Queue"]),
+            (DeliveryEvent::SlotGranted, &["Emit(Started)", "Start"]),
             (
                 error(TaskError::exception("ValueError", "no")),
                 &["FreeSlot", "store FAILURE ValueError"],
@@ -844,7 +844,7 @@ impl Observer {
     }
 
     fn is_asked(&self) -> bool {
-        matches!(&self.step, Some((step, _)) if step == "Effect(Ask)")
+        matches!(&self.step, Some((step, _)) if step == "Effect(CheckAdmission)")
     }
 
     fn check(&mut self, action: &Action) {

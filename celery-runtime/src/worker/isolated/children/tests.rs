@@ -104,8 +104,8 @@ fn run(children: &Arc<Children>, job: &Arc<Job>) -> JoinHandle<RunResult> {
     let (children, job) = (Arc::clone(children), Arc::clone(job));
     tokio::spawn(async move {
         match children.run(&job).await {
-            ErasedTask::Ended(returned) => returned,
-            ErasedTask::Lost(loss) => panic!("{loss:?}"),
+            ChildRun::Ended(returned) => returned,
+            ChildRun::Lost(loss) => panic!("{loss:?}"),
         }
     })
 }
