@@ -9,16 +9,16 @@ use celery_runtime::{
     ServiceError, ServiceErrorKind, Subscription,
 };
 
+use crate::connection::{AmqpConnection, ConnectionManager};
 use crate::consumer::AmqpConsumer;
-use crate::failure::Attempt;
-use crate::known::Kind;
-use crate::link::{Link, Live};
+use crate::declaration_cache::EntityKind;
+use crate::error::ErrorContext;
 use crate::message;
 use crate::options::AmqpOptions;
-use crate::publish::Letter;
+use crate::publish::OutgoingMessage;
 use crate::subscription::AmqpSubscription;
-use crate::table::short;
-use crate::topology::Desk;
+use crate::table::short_string;
+use crate::topology::Declarer;
 
 /// A RabbitMQ as the broker of clients and workers.
 ///
@@ -35,8 +35,8 @@ pub struct AmqpBroker {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) options: Arc<AmqpOptions>,
-    pub(crate) publishing: Link,
-    pub(crate) consuming: Link,
+    pub(crate) publishing: ConnectionManager,
+    pub(crate) consuming: ConnectionManager,
 }
 
 impl AmqpBroker {
@@ -46,8 +46,8 @@ impl AmqpBroker {
         let options = Arc::new(options);
         Self {
             shared: Arc::new(Shared {
-                publishing: Link::new(Arc::clone(&options), "publishes"),
-                consuming: Link::new(Arc::clone(&options), "consumes"),
+                publishing: ConnectionManager::new(Arc::clone(&options), "publishes"),
+                consuming: ConnectionManager::new(Arc::clone(&options), "consumes"),
                 options,
             }),
         }
@@ -58,8 +58,8 @@ impl Broker for AmqpBroker {
     fn declare<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<(), ServiceError>> {
         Box::pin(async move {
             let object = format!("queue {}", queue.name);
-            let live = self.shared.live("declare", &object).await?;
-            self.shared.declare(&live, queue).await
+            let connection = self.shared.connection("declare", &object).await?;
+            self.shared.declare(&connection, queue).await
         })
     }
 
@@ -102,9 +102,14 @@ impl Broker for AmqpBroker {
     fn depth<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<u64, ServiceError>> {
         Box::pin(async move {
             let object = format!("queue {}", queue.name);
-            let live = self.shared.live("count the messages of", &object).await?;
-            let attempt = self.shared.attempt("count the messages of", &object);
-            let waiting = Desk::new(&live, attempt).waiting(&queue.name).await?;
+            let connection = self
+                .shared
+                .connection("count the messages of", &object)
+                .await?;
+            let context = self.shared.context("count the messages of", &object);
+            let waiting = Declarer::new(&connection, context)
+                .message_count(&queue.name)
+                .await?;
             Ok(waiting.unwrap_or(0).into())
         })
     }
@@ -112,15 +117,17 @@ impl Broker for AmqpBroker {
     fn purge<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<u64, ServiceError>> {
         Box::pin(async move {
             let object = format!("queue {}", queue.name);
-            let live = self.shared.live("purge", &object).await?;
-            let attempt = self.shared.attempt("purge", &object);
-            let purged = Desk::new(&live, attempt).purge(&queue.name).await?;
+            let connection = self.shared.connection("purge", &object).await?;
+            let context = self.shared.context("purge", &object);
+            let purged = Declarer::new(&connection, context)
+                .purge(&queue.name)
+                .await?;
             Ok(purged.unwrap_or(0).into())
         })
     }
 
     fn blocked_reason(&self) -> Option<String> {
-        self.shared.publishing.blocked()
+        self.shared.publishing.blocked_reason()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
@@ -140,15 +147,25 @@ impl fmt::Debug for AmqpBroker {
 }
 
 impl Shared {
-    pub(crate) fn attempt<'a>(&'a self, operation: &'static str, object: &'a str) -> Attempt<'a> {
-        Attempt::new(operation, object, self.options.address())
+    pub(crate) fn context<'a>(
+        &'a self,
+        operation: &'static str,
+        object: &'a str,
+    ) -> ErrorContext<'a> {
+        ErrorContext::new(operation, object, self.options.address())
     }
 
     /// The connection for declarations and questions. Not the one to publish
     /// on, from which RabbitMQ stops reading when it is short of memory: a
     /// worker must be able to consume then.
-    async fn live(&self, operation: &'static str, object: &str) -> Result<Arc<Live>, ServiceError> {
-        self.consuming.live(self.attempt(operation, object)).await
+    async fn connection(
+        &self,
+        operation: &'static str,
+        object: &str,
+    ) -> Result<Arc<AmqpConnection>, ServiceError> {
+        self.consuming
+            .connection(self.context(operation, object))
+            .await
     }
 
     async fn broadcast(
@@ -158,20 +175,27 @@ impl Shared {
         message: &Message,
     ) -> Result<Option<u64>, ServiceError> {
         let object = format!("exchange {}", exchange.name);
-        let attempt = self.attempt("broadcast to", &object);
-        let live = self.publishing.live(attempt).await?;
-        if !live.known.has(Kind::Exchange, &exchange.name) {
-            Desk::new(&live, attempt).exchange(exchange).await?;
-            live.known.note(Kind::Exchange, &exchange.name);
+        let context = self.context("broadcast to", &object);
+        let connection = self.publishing.connection(context).await?;
+        if !connection
+            .declarations
+            .contains(EntityKind::Exchange, &exchange.name)
+        {
+            Declarer::new(&connection, context)
+                .declare_exchange(exchange)
+                .await?;
+            connection
+                .declarations
+                .insert(EntityKind::Exchange, &exchange.name);
         }
-        let invalid = |cause| attempt.error(ServiceErrorKind::Invalid, cause);
-        let letter = Letter {
-            exchange: short(&exchange.name).map_err(invalid)?,
-            routing_key: short(routing_key).map_err(invalid)?,
-            properties: message::write(message).map_err(invalid)?,
+        let invalid = |cause| context.error(ServiceErrorKind::Invalid, cause);
+        let letter = OutgoingMessage {
+            exchange: short_string(&exchange.name).map_err(invalid)?,
+            routing_key: short_string(routing_key).map_err(invalid)?,
+            properties: message::encode(message).map_err(invalid)?,
             body: &message.body,
         };
-        let sent = self.send(&live, vec![letter]).await.pop();
+        let sent = self.publish_messages(&connection, vec![letter]).await.pop();
         match sent {
             // Nobody listens: that is what a broadcast is like.
             Some(Err(error)) if error.kind() == ServiceErrorKind::Unroutable => Ok(Some(0)),

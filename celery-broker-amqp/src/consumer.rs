@@ -1,6 +1,6 @@
 //! Taking deliveries and settling them, over one channel.
 //!
-//! RabbitMQ pushes. How much it may push is fixed when a consumer of the
+//! RabbitMQ streams. How much it may push is fixed when a consumer of the
 //! server's starts, so a change of the window means to cancel and start again.
 //! With a prefetch of 0 nothing is pushed that was not asked for: messages that
 //! are there are fetched one by one, and only where there is none is a consumer
@@ -32,36 +32,36 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::broker::Shared;
+use crate::connection::{AmqpConnection, lock};
 use crate::delay;
-use crate::failure::Attempt;
-use crate::ledger::{Held, Ledger};
-use crate::link::{Live, lock};
+use crate::due_queue::DueQueue;
+use crate::error::ErrorContext;
 use crate::message;
-use crate::soon::Soon;
-use crate::table::short;
-use crate::topology::Desk;
+use crate::table::short_string;
+use crate::topology::Declarer;
+use crate::unacked::{UnackedDeliveries, UnackedDelivery};
 
 /// A consumer of some queues.
 pub(crate) struct AmqpConsumer {
-    inner: Arc<Inner>,
+    inner: Arc<ConsumerInner>,
     /// Gives back what was pushed ahead, once the consumer is interrupted.
-    janitor: JoinHandle<()>,
+    requeue_task: JoinHandle<()>,
 }
 
-pub(crate) struct Inner {
+pub(crate) struct ConsumerInner {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) live: Arc<Live>,
+    pub(crate) connection: Arc<AmqpConnection>,
     pub(crate) channel: Channel,
     /// Tells its tags from those of another consumer.
-    serial: u64,
+    id: u64,
     queues: Vec<(Arc<str>, Queue)>,
     prefetch: AtomicU16,
-    intake: tokio::sync::Mutex<Intake>,
-    pub(crate) ledger: Mutex<Ledger>,
+    state: tokio::sync::Mutex<ReceiveState>,
+    pub(crate) unacked: Mutex<UnackedDeliveries>,
     /// Deliveries that are due in a moment.
-    pub(crate) soon: Soon,
+    pub(crate) due_queue: DueQueue,
     /// The queues to which parked messages find their way back.
-    pub(crate) ways_back: Mutex<HashSet<usize>>,
+    pub(crate) deferred_bindings: Mutex<HashSet<usize>>,
     /// Settlements go out one batch after the other: an acknowledgement of
     /// several must not overtake a rejection among them.
     pub(crate) settling: tokio::sync::Mutex<()>,
@@ -69,23 +69,23 @@ pub(crate) struct Inner {
     interrupt: Notify,
 }
 
-/// What the server pushes.
+/// What the server streams.
 #[derive(Default)]
-struct Intake {
-    pushes: SelectAll<Pushes>,
+struct ReceiveState {
+    streams: SelectAll<ConsumerStream>,
     /// The server's consumers, and the credit that each has.
     consumers: Vec<ShortString>,
     credit: u16,
     /// Taken from the server and not handed out.
     buffer: VecDeque<Delivery>,
     /// The queue to look at first.
-    turn: usize,
+    next_queue: usize,
 }
 
-type Pushes = Pin<Box<dyn Stream<Item = Push> + Send>>;
+type ConsumerStream = Pin<Box<dyn Stream<Item = ConsumerEvent> + Send>>;
 
 /// A delivery of a queue, or the end of its consumer.
-enum Push {
+enum ConsumerEvent {
     Delivery(usize, Box<lapin::message::Delivery>),
     Ended(usize, Option<lapin::Error>),
 }
@@ -98,42 +98,49 @@ impl AmqpConsumer {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let names: Vec<_> = options.queues.iter().map(|queue| &*queue.name).collect();
         let object = format!("queues {}", names.join(", "));
-        let attempt = shared.attempt("consume", &object);
-        let live = shared.consuming.live(attempt).await?;
-        let mut desk = Desk::new(&live, attempt);
-        let ways_back = match delay::rebind_parked(&mut desk, &options.queues).await? {
+        let context = shared.context("consume", &object);
+        let connection = shared.consuming.connection(context).await?;
+        let mut declarer = Declarer::new(&connection, context);
+        let deferred_bindings = match delay::rebind_deferred(&mut declarer, &options.queues).await?
+        {
             true => (0..options.queues.len()).collect(),
             false => HashSet::new(),
         };
         shared
-            .bind_native_delays(&live, &options.queues, attempt)
+            .bind_native_delays(&connection, &options.queues, context)
             .await?;
-        let channel = live.open().await.map_err(|error| attempt.failed(error))?;
-        let inner = Arc::new(Inner {
+        let channel = connection
+            .open_channel()
+            .await
+            .map_err(|error| context.wrap(error))?;
+        let inner = Arc::new(ConsumerInner {
             shared: Arc::clone(shared),
-            live,
+            connection,
             channel,
-            serial: NEXT.fetch_add(1, Ordering::Relaxed),
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
             queues: options
                 .queues
                 .iter()
                 .map(|queue| (Arc::from(queue.name.as_str()), queue.clone()))
                 .collect(),
             prefetch: AtomicU16::new(options.prefetch),
-            intake: tokio::sync::Mutex::default(),
-            ledger: Mutex::default(),
-            soon: Soon::default(),
-            ways_back: Mutex::new(ways_back),
+            state: tokio::sync::Mutex::default(),
+            unacked: Mutex::default(),
+            due_queue: DueQueue::default(),
+            deferred_bindings: Mutex::new(deferred_bindings),
             settling: tokio::sync::Mutex::default(),
             interrupted: AtomicBool::new(false),
             interrupt: Notify::new(),
         });
         if options.prefetch > 0 {
-            let mut intake = inner.intake.lock().await;
-            inner.begin(&mut intake, options.prefetch).await?;
+            let mut state = inner.state.lock().await;
+            inner.start_consuming(&mut state, options.prefetch).await?;
         }
-        let janitor = tokio::spawn(give_back_when_interrupted(Arc::clone(&inner)));
-        Ok(Self { inner, janitor })
+        let requeue_task = tokio::spawn(requeue_when_interrupted(Arc::clone(&inner)));
+        Ok(Self {
+            inner,
+            requeue_task,
+        })
     }
 }
 
@@ -162,11 +169,11 @@ impl Consumer for AmqpConsumer {
     fn close(&self) -> BoxFuture<'_, Result<(), ServiceError>> {
         Box::pin(async move {
             self.interrupt();
-            let attempt = self.inner.attempt("end the consumption of");
+            let context = self.inner.context("end the consumption of");
             // With the channel everything that is not settled goes back.
             let closed = self.inner.channel.close(200, "".into());
-            match self.inner.live.answer(closed).await {
-                Err(error) if self.inner.channel.status().connected() => Err(attempt.failed(error)),
+            match self.inner.connection.await_response(closed).await {
+                Err(error) if self.inner.channel.status().connected() => Err(context.wrap(error)),
                 _ => Ok(()),
             }
         })
@@ -175,7 +182,7 @@ impl Consumer for AmqpConsumer {
 
 impl Drop for AmqpConsumer {
     fn drop(&mut self) {
-        self.janitor.abort();
+        self.requeue_task.abort();
     }
 }
 
@@ -189,11 +196,11 @@ impl fmt::Debug for AmqpConsumer {
 }
 
 /// Others shall have what this consumer will not hand out any more.
-async fn give_back_when_interrupted(inner: Arc<Inner>) {
-    inner.until_interrupted().await;
-    let mut intake = inner.intake.lock().await;
-    let given_back = match inner.end(&mut intake).await {
-        Ok(()) => inner.give_back(&mut intake).await,
+async fn requeue_when_interrupted(inner: Arc<ConsumerInner>) {
+    inner.wait_for_interrupt().await;
+    let mut state = inner.state.lock().await;
+    let given_back = match inner.stop_consuming(&mut state).await {
+        Ok(()) => inner.requeue_buffered(&mut state).await,
         Err(error) => Err(error),
     };
     if let Err(error) = given_back {
@@ -202,74 +209,74 @@ async fn give_back_when_interrupted(inner: Arc<Inner>) {
     }
 }
 
-impl Inner {
+impl ConsumerInner {
     /// Takes at least one delivery, unless it is interrupted.
     async fn receive(&self, max: usize) -> Result<Vec<Delivery>, ServiceError> {
-        let mut intake = self.intake.lock().await;
+        let mut state = self.state.lock().await;
         if self.is_interrupted() {
             return Ok(Vec::new());
         }
         let prefetch = self.prefetch.load(Ordering::SeqCst);
-        if intake.credit != prefetch {
-            self.end(&mut intake).await?;
+        if state.credit != prefetch {
+            self.stop_consuming(&mut state).await?;
         }
-        if prefetch > 0 && intake.credit == 0 {
-            self.begin(&mut intake, prefetch).await?;
+        if prefetch > 0 && state.credit == 0 {
+            self.start_consuming(&mut state, prefetch).await?;
         }
-        self.take_ready(&mut intake, max)?;
-        if intake.buffer.is_empty() && prefetch == 0 {
-            self.fetch(&mut intake, max).await?;
+        self.buffer_ready(&mut state, max)?;
+        if state.buffer.is_empty() && prefetch == 0 {
+            self.fetch(&mut state, max).await?;
         }
-        if intake.buffer.is_empty() {
-            self.wait(&mut intake, prefetch, max).await?;
+        if state.buffer.is_empty() {
+            self.wait_for_delivery(&mut state, prefetch, max).await?;
         }
-        let count = intake.buffer.len().min(max);
-        let taken = intake.buffer.drain(..count).collect();
+        let count = state.buffer.len().min(max);
+        let taken = state.buffer.drain(..count).collect();
         if prefetch == 0 {
-            self.give_back(&mut intake).await?;
+            self.requeue_buffered(&mut state).await?;
         }
         Ok(taken)
     }
 
     /// Waits for the next delivery. Without a prefetch the server may push just
     /// what was asked for, and only for this time.
-    async fn wait(
+    async fn wait_for_delivery(
         &self,
-        intake: &mut Intake,
+        state: &mut ReceiveState,
         prefetch: u16,
         max: usize,
     ) -> Result<(), ServiceError> {
         if prefetch == 0 {
             let share = (max / self.queues.len().max(1)).max(1);
             let credit = u16::try_from(share).unwrap_or(u16::MAX);
-            self.begin(intake, credit).await?;
+            self.start_consuming(state, credit).await?;
         }
         tokio::select! {
-            () = self.until_interrupted() => {}
-            () = self.soon.due() => {}
-            Some(push) = intake.pushes.next() => {
-                let delivery = self.admit(push)?;
-                intake.buffer.push_back(delivery);
+            () = self.wait_for_interrupt() => {}
+            () = self.due_queue.wait_due() => {}
+            Some(push) = state.streams.next() => {
+                let delivery = self.handle_event(push)?;
+                state.buffer.push_back(delivery);
             }
         }
-        self.take_ready(intake, max)?;
+        self.buffer_ready(state, max)?;
         if prefetch == 0 {
-            self.end(intake).await?;
+            self.stop_consuming(state).await?;
         }
         Ok(())
     }
 
     /// Moves what is here already to the buffer.
-    fn take_ready(&self, intake: &mut Intake, max: usize) -> Result<(), ServiceError> {
-        while intake.buffer.len() < max {
-            if let Some(tag) = self.soon.take_due() {
-                intake.buffer.extend(self.again(tag));
+    fn buffer_ready(&self, state: &mut ReceiveState, max: usize) -> Result<(), ServiceError> {
+        while state.buffer.len() < max {
+            if let Some(tag) = self.due_queue.pop_due() {
+                state.buffer.extend(self.redelivery(tag));
                 continue;
             }
-            match intake.pushes.next().now_or_never() {
+            match state.streams.next().now_or_never() {
                 Some(Some(push)) => {
-                    let delivery = self.admit(push)?;
-                    intake.buffer.push_back(delivery);
+                    let delivery = self.handle_event(push)?;
+                    state.buffer.push_back(delivery);
                 }
                 _ => break,
             }
@@ -278,20 +285,20 @@ impl Inner {
     }
 
     /// Fetches what is there, each queue in its turn.
-    async fn fetch(&self, intake: &mut Intake, max: usize) -> Result<(), ServiceError> {
-        let attempt = self.attempt("fetch from");
+    async fn fetch(&self, state: &mut ReceiveState, max: usize) -> Result<(), ServiceError> {
+        let context = self.context("fetch from");
         let mut empty = 0;
-        while intake.buffer.len() < max && empty < self.queues.len() && !self.is_interrupted() {
-            let number = intake.turn % self.queues.len();
-            intake.turn = number + 1;
-            let name = self.short(&self.queues[number].0)?;
+        while state.buffer.len() < max && empty < self.queues.len() && !self.is_interrupted() {
+            let queue_index = state.next_queue % self.queues.len();
+            state.next_queue = queue_index + 1;
+            let name = self.short_string(&self.queues[queue_index].0)?;
             let fetched = self.channel.basic_get(name, BasicGetOptions::default());
-            let fetched = self.live.answer(fetched).await;
-            match fetched.map_err(|error| attempt.failed(error))? {
+            let fetched = self.connection.await_response(fetched).await;
+            match fetched.map_err(|error| context.wrap(error))? {
                 Some(message) => {
                     empty = 0;
-                    let delivery = self.take_in(number, message.delivery);
-                    intake.buffer.push_back(delivery);
+                    let delivery = self.track(queue_index, message.delivery);
+                    state.buffer.push_back(delivery);
                 }
                 None => empty += 1,
             }
@@ -300,44 +307,48 @@ impl Inner {
     }
 
     /// Lets the server push, up to `credit` of each queue.
-    async fn begin(&self, intake: &mut Intake, credit: u16) -> Result<(), ServiceError> {
-        let attempt = self.attempt("consume");
+    async fn start_consuming(
+        &self,
+        state: &mut ReceiveState,
+        credit: u16,
+    ) -> Result<(), ServiceError> {
+        let context = self.context("consume");
         let qos = self.channel.basic_qos(credit, BasicQosOptions::default());
-        let qos = self.live.answer(qos).await;
-        qos.map_err(|error| attempt.failed(error))?;
-        for (number, (name, _)) in self.queues.iter().enumerate() {
+        let qos = self.connection.await_response(qos).await;
+        qos.map_err(|error| context.wrap(error))?;
+        for (queue_index, (name, _)) in self.queues.iter().enumerate() {
             let consuming = self.channel.basic_consume(
-                self.short(name)?,
+                self.short_string(name)?,
                 "".into(),
                 BasicConsumeOptions::default(),
                 FieldTable::default(),
             );
-            let consuming = self.live.answer(consuming).await;
-            let consumer = consuming.map_err(|error| attempt.failed(error))?;
-            intake.consumers.push(consumer.tag());
-            intake.pushes.push(pushes(number, consumer));
+            let consuming = self.connection.await_response(consuming).await;
+            let consumer = consuming.map_err(|error| context.wrap(error))?;
+            state.consumers.push(consumer.tag());
+            state.streams.push(consumer_stream(queue_index, consumer));
         }
-        intake.credit = credit;
+        state.credit = credit;
         Ok(())
     }
 
     /// Stops the server from pushing; what it pushed until then is taken.
-    async fn end(&self, intake: &mut Intake) -> Result<(), ServiceError> {
-        let attempt = self.attempt("end the consumption of");
-        let cancels = intake.consumers.drain(..).map(|tag| {
+    async fn stop_consuming(&self, state: &mut ReceiveState) -> Result<(), ServiceError> {
+        let context = self.context("end the consumption of");
+        let cancels = state.consumers.drain(..).map(|tag| {
             self.channel
                 .basic_cancel(tag, BasicCancelOptions::default())
         });
-        let cancelled = self.live.answer(try_join_all(cancels)).await;
-        cancelled.map_err(|error| attempt.failed(error))?;
-        intake.credit = 0;
+        let cancelled = self.connection.await_response(try_join_all(cancels)).await;
+        cancelled.map_err(|error| context.wrap(error))?;
+        state.credit = 0;
         // A cancelled consumer's stream ends by itself.
-        while let Some(push) = intake.pushes.next().await {
+        while let Some(push) = state.streams.next().await {
             match push {
-                Push::Ended(_, None) => {}
+                ConsumerEvent::Ended(_, None) => {}
                 push => {
-                    let delivery = self.admit(push)?;
-                    intake.buffer.push_back(delivery);
+                    let delivery = self.handle_event(push)?;
+                    state.buffer.push_back(delivery);
                 }
             }
         }
@@ -345,11 +356,11 @@ impl Inner {
     }
 
     /// Gives back what was taken and not asked for.
-    async fn give_back(&self, intake: &mut Intake) -> Result<(), ServiceError> {
-        let tags: Vec<_> = intake
+    async fn requeue_buffered(&self, state: &mut ReceiveState) -> Result<(), ServiceError> {
+        let tags: Vec<_> = state
             .buffer
             .drain(..)
-            .filter_map(|delivery| self.own(&delivery.tag))
+            .filter_map(|delivery| self.resolve_tag(&delivery.tag))
             .collect();
         let _turn = self.settling.lock().await;
         self.reject(tags.into_iter().map(|tag| (tag, true)).collect())
@@ -389,24 +400,30 @@ impl Inner {
             }))
         });
         let failure = given.await;
-        lock(&self.ledger).remove(tags);
+        lock(&self.unacked).remove(tags);
         let rest = frames.into_iter().filter(|frame| !frame.is_terminated());
         let written = match failure {
-            None => self.live.answer(try_join_all(rest)).await.map(drop),
+            None => self
+                .connection
+                .await_response(try_join_all(rest))
+                .await
+                .map(drop),
             Some(error) => Err(error),
         };
-        written.map_err(|error| self.attempt("settle messages of").failed(error))
+        written.map_err(|error| self.context("settle messages of").wrap(error))
     }
 
-    fn admit(&self, push: Push) -> Result<Delivery, ServiceError> {
+    fn handle_event(&self, push: ConsumerEvent) -> Result<Delivery, ServiceError> {
         match push {
-            Push::Delivery(number, delivery) => Ok(self.take_in(number, *delivery)),
-            Push::Ended(number, error) => {
-                let object = format!("queue {}", self.queues[number].0);
-                let attempt = self.shared.attempt("consume", &object);
+            ConsumerEvent::Delivery(queue_index, delivery) => {
+                Ok(self.track(queue_index, *delivery))
+            }
+            ConsumerEvent::Ended(queue_index, error) => {
+                let object = format!("queue {}", self.queues[queue_index].0);
+                let context = self.shared.context("consume", &object);
                 Err(match error {
-                    Some(error) => attempt.failed(error),
-                    None => attempt.error(
+                    Some(error) => context.wrap(error),
+                    None => context.error(
                         ServiceErrorKind::Disconnected,
                         "RabbitMQ ended the consumption, as when a queue is deleted",
                     ),
@@ -415,64 +432,66 @@ impl Inner {
         }
     }
 
-    fn take_in(&self, number: usize, delivery: lapin::message::Delivery) -> Delivery {
+    fn track(&self, queue_index: usize, delivery: lapin::message::Delivery) -> Delivery {
         let tag = delivery.delivery_tag;
-        let held = Held {
-            number,
+        let unacked = UnackedDelivery {
+            queue_index,
             exchange: delivery.exchange,
             routing_key: delivery.routing_key,
             redelivered: delivery.redelivered,
             properties: delivery.properties,
             body: Bytes::from(delivery.data),
         };
-        let delivery = self.delivery(tag, &held);
-        lock(&self.ledger).insert(tag, held);
+        let delivery = self.to_delivery(tag, &unacked);
+        lock(&self.unacked).insert(tag, unacked);
         delivery
     }
 
     /// A delivery whose moment has come, unless it was settled meanwhile.
-    fn again(&self, tag: u64) -> Option<Delivery> {
-        let ledger = lock(&self.ledger);
-        ledger.get(tag).map(|held| self.delivery(tag, held))
+    fn redelivery(&self, tag: u64) -> Option<Delivery> {
+        let unacked = lock(&self.unacked);
+        unacked
+            .get(tag)
+            .map(|unacked| self.to_delivery(tag, unacked))
     }
 
-    fn delivery(&self, tag: u64, held: &Held) -> Delivery {
-        let (name, queue) = &self.queues[held.number];
-        let (exchange, routing_key) = (held.exchange.as_str(), held.routing_key.as_str());
+    fn to_delivery(&self, tag: u64, unacked: &UnackedDelivery) -> Delivery {
+        let (name, queue) = &self.queues[unacked.queue_index];
+        let (exchange, routing_key) = (unacked.exchange.as_str(), unacked.routing_key.as_str());
         // After a delay the message looks as if it had come directly.
-        let mut info = if delay::is_parked_for(name, routing_key) {
+        let mut info = if delay::is_deferred_for(name, routing_key) {
             DeliveryInfo::new("", &**name)
-        } else if let Some(key) = delay::undelayed(exchange, routing_key) {
+        } else if let Some(key) = delay::original_routing_key(exchange, routing_key) {
             DeliveryInfo::new(queue.exchange.name.as_str(), key)
         } else {
             DeliveryInfo::new(exchange, routing_key)
         };
-        info.redelivered = held.redelivered;
-        let (message, count) = message::read(&held.properties, info, held.body.clone());
-        let own = DeliveryTag::new(format!("{}-{tag}", self.serial));
+        info.redelivered = unacked.redelivered;
+        let (message, count) = message::decode(&unacked.properties, info, unacked.body.clone());
+        let own = DeliveryTag::new(format!("{}-{tag}", self.id));
         let mut delivery = Delivery::new(own, Arc::clone(name), message);
         delivery.delivery_count = count;
         delivery
     }
 
     /// The server's tag, where this consumer still holds the delivery.
-    pub(crate) fn own(&self, tag: &DeliveryTag) -> Option<u64> {
-        let (serial, tag) = tag.as_str().split_once('-')?;
-        let (serial, tag): (u64, u64) = (serial.parse().ok()?, tag.parse().ok()?);
-        (serial == self.serial && lock(&self.ledger).contains(tag)).then_some(tag)
+    pub(crate) fn resolve_tag(&self, tag: &DeliveryTag) -> Option<u64> {
+        let (id, tag) = tag.as_str().split_once('-')?;
+        let (id, tag): (u64, u64) = (id.parse().ok()?, tag.parse().ok()?);
+        (id == self.id && lock(&self.unacked).contains(tag)).then_some(tag)
     }
 
-    pub(crate) fn queue(&self, held: &Held) -> &str {
-        &self.queues[held.number].0
+    pub(crate) fn queue_name(&self, unacked: &UnackedDelivery) -> &str {
+        &self.queues[unacked.queue_index].0
     }
 
-    pub(crate) fn attempt(&self, operation: &'static str) -> Attempt<'_> {
-        self.shared.attempt(operation, "the worker's queues")
+    pub(crate) fn context(&self, operation: &'static str) -> ErrorContext<'_> {
+        self.shared.context(operation, "the worker's queues")
     }
 
-    fn short(&self, name: &str) -> Result<ShortString, ServiceError> {
-        short(name).map_err(|cause| {
-            self.attempt("consume")
+    fn short_string(&self, name: &str) -> Result<ShortString, ServiceError> {
+        short_string(name).map_err(|cause| {
+            self.context("consume")
                 .error(ServiceErrorKind::Invalid, cause)
         })
     }
@@ -481,7 +500,7 @@ impl Inner {
         self.interrupted.load(Ordering::SeqCst)
     }
 
-    async fn until_interrupted(&self) {
+    async fn wait_for_interrupt(&self) {
         loop {
             let interrupt = self.interrupt.notified();
             if self.is_interrupted() {
@@ -492,11 +511,11 @@ impl Inner {
     }
 }
 
-fn pushes(number: usize, consumer: lapin::Consumer) -> Pushes {
-    let pushes = consumer.map(move |pushed| match pushed {
-        Ok(delivery) => Push::Delivery(number, Box::new(delivery)),
-        Err(error) => Push::Ended(number, Some(error)),
+fn consumer_stream(queue_index: usize, consumer: lapin::Consumer) -> ConsumerStream {
+    let deliveries = consumer.map(move |pushed| match pushed {
+        Ok(delivery) => ConsumerEvent::Delivery(queue_index, Box::new(delivery)),
+        Err(error) => ConsumerEvent::Ended(queue_index, Some(error)),
     });
-    let end = stream::once(async move { Push::Ended(number, None) });
-    Box::pin(pushes.chain(end))
+    let end = stream::once(async move { ConsumerEvent::Ended(queue_index, None) });
+    Box::pin(deliveries.chain(end))
 }

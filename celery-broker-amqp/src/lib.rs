@@ -72,22 +72,22 @@
 //! `tls-native-tls` (the system's library), for `amqps://`.
 
 mod broker;
+mod connection;
 mod consumer;
+mod declaration_cache;
 mod delay;
-mod failure;
-mod known;
-mod ledger;
-mod link;
+mod due_queue;
+mod error;
 mod message;
 mod options;
 mod publish;
 #[cfg(feature = "rpc")]
 mod rpc;
 mod settle;
-mod soon;
 mod subscription;
 mod table;
 mod topology;
+mod unacked;
 
 pub use broker::AmqpBroker;
 pub use options::AmqpOptions;

@@ -8,7 +8,7 @@ use celery_runtime::url::{ServiceUrl, redacted};
 use celery_runtime::{QueueType, ServiceError, ServiceErrorKind};
 use serde_json::{Map, Value};
 
-use crate::table::short;
+use crate::table::short_string;
 
 /// Where a RabbitMQ is, and how to speak to it.
 ///
@@ -23,12 +23,12 @@ use crate::table::short;
 pub struct AmqpOptions {
     pub(crate) nodes: Vec<Node>,
     pub(crate) address: String,
-    pub(crate) tls: Tls,
-    pub(crate) login: Login,
+    pub(crate) tls: TlsOptions,
+    pub(crate) login: LoginMethod,
     heartbeat: Option<Duration>,
     connect_timeout: Option<Duration>,
     pub(crate) response_timeout: Duration,
-    pub(crate) confirms: Confirms,
+    pub(crate) confirms: PublisherConfirms,
     pub(crate) delayed_queue_type: QueueType,
     pub(crate) connection_name: Option<String>,
 }
@@ -47,8 +47,8 @@ pub(crate) struct Node {
 /// How a server proves who it is, and how we do. Files are read when a
 /// connection is made.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Tls {
-    pub(crate) authorities: Option<PathBuf>,
+pub(crate) struct TlsOptions {
+    pub(crate) ca_certificates: Option<PathBuf>,
     pub(crate) certificate: Option<PathBuf>,
     pub(crate) key: Option<PathBuf>,
     /// The name in the server's certificate, where it is not the host's.
@@ -57,7 +57,7 @@ pub(crate) struct Tls {
 
 /// How the client says who it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Login {
+pub(crate) enum LoginMethod {
     Plain,
     AmqPlain,
     /// By its certificate.
@@ -66,15 +66,15 @@ pub(crate) enum Login {
 
 /// Whether a send waits until the broker has the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Confirms {
+pub(crate) enum PublisherConfirms {
     On,
     Off,
 }
 
 /// Where neither a URL nor a setting says otherwise.
-const HEARTBEAT: Duration = Duration::from_secs(10);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
-const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
+const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(10);
+const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+const DEFAULT_RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl AmqpOptions {
     /// Reads one URL, or several with `;` between them for failover.
@@ -100,12 +100,12 @@ impl AmqpOptions {
                 .collect::<Result<_, _>>()
                 .map_err(invalid)?,
             address: address.join(";"),
-            tls: Tls::default(),
-            login: Login::Plain,
+            tls: TlsOptions::default(),
+            login: LoginMethod::Plain,
             heartbeat: None,
             connect_timeout: None,
-            response_timeout: RESPONSE_TIMEOUT,
-            confirms: Confirms::On,
+            response_timeout: DEFAULT_RESPONSE_TIMEOUT,
+            confirms: PublisherConfirms::On,
             delayed_queue_type: QueueType::Quorum,
             connection_name: None,
         };
@@ -185,7 +185,7 @@ impl AmqpOptions {
     ///
     /// When there is no such method.
     pub fn login_method(self, name: &str) -> Result<Self, ServiceError> {
-        let login = Login::named(name)
+        let login = LoginMethod::parse(name)
             .map_err(|cause| invalid("read", "broker_login_method".to_owned(), cause))?;
         Ok(Self { login, ..self })
     }
@@ -205,28 +205,32 @@ impl AmqpOptions {
 
     /// In the whole seconds that AMQP has.
     pub(crate) fn heartbeat_seconds(&self) -> u16 {
-        let seconds = self.heartbeat.unwrap_or(HEARTBEAT).as_secs_f64().ceil();
+        let seconds = self
+            .heartbeat
+            .unwrap_or(DEFAULT_HEARTBEAT)
+            .as_secs_f64()
+            .ceil();
         seconds.min(f64::from(u16::MAX)) as u16
     }
 
-    pub(crate) fn connect_limit(&self) -> Duration {
-        self.connect_timeout.unwrap_or(CONNECT_TIMEOUT)
+    pub(crate) fn effective_connect_timeout(&self) -> Duration {
+        self.connect_timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT)
     }
 
     fn read_query(&mut self, name: &str, value: &str) -> Result<(), String> {
         let seconds = || {
-            let seconds: f64 = value.parse().map_err(|_| not_seconds(name, value))?;
-            Duration::try_from_secs_f64(seconds).map_err(|_| not_seconds(name, value))
+            let seconds: f64 = value.parse().map_err(|_| invalid_seconds(name, value))?;
+            Duration::try_from_secs_f64(seconds).map_err(|_| invalid_seconds(name, value))
         };
         match name {
             "heartbeat" => self.heartbeat = Some(seconds()?),
             "connection_timeout" => self.connect_timeout = Some(seconds()?),
-            "cacertfile" | "ssl_ca_certs" => self.tls.authorities = Some(value.into()),
+            "cacertfile" | "ssl_ca_certs" => self.tls.ca_certificates = Some(value.into()),
             "certfile" | "ssl_certfile" => self.tls.certificate = Some(value.into()),
             "keyfile" | "ssl_keyfile" => self.tls.key = Some(value.into()),
             "server_name_indication" => self.tls.server_name = Some(value.to_owned()),
-            "auth_mechanism" => self.login = Login::named(value)?,
-            "verify" | "ssl_cert_reqs" => verified(value)?,
+            "auth_mechanism" => self.login = LoginMethod::parse(value)?,
+            "verify" | "ssl_cert_reqs" => require_verification(value)?,
             _ => {
                 return Err(format!(
                     "the query has {name:?}, which is none of heartbeat, connection_timeout, \
@@ -241,12 +245,12 @@ impl AmqpOptions {
         match name {
             "confirm_publish" => {
                 self.confirms = match value.as_bool() {
-                    Some(true) => Confirms::On,
-                    Some(false) => Confirms::Off,
+                    Some(true) => PublisherConfirms::On,
+                    Some(false) => PublisherConfirms::Off,
                     None => return Err(format!("expected true or false, found {value}")),
                 };
             }
-            "login_method" => self.login = Login::named(&text(value)?)?,
+            "login_method" => self.login = LoginMethod::parse(&text(value)?)?,
             "client_properties" => {
                 if let Some(name) = value.get("connection_name") {
                     self.connection_name = Some(text(name)?);
@@ -261,11 +265,13 @@ impl AmqpOptions {
     fn read_use_ssl(&mut self, given: &Map<String, Value>) -> Result<(), String> {
         for (name, value) in given {
             match name.as_str() {
-                "ca_certs" => self.tls.authorities = Some(text(value)?.into()),
+                "ca_certs" => self.tls.ca_certificates = Some(text(value)?.into()),
                 "certfile" => self.tls.certificate = Some(text(value)?.into()),
                 "keyfile" => self.tls.key = Some(text(value)?.into()),
                 "server_hostname" => self.tls.server_name = Some(text(value)?),
-                "cert_reqs" => verified(&text(value).unwrap_or_else(|_| value.to_string()))?,
+                "cert_reqs" => {
+                    require_verification(&text(value).unwrap_or_else(|_| value.to_string()))?
+                }
                 // What Python's ssl module has beside.
                 _ => {}
             }
@@ -285,7 +291,7 @@ impl Node {
             given.clone().unwrap_or_else(|| default.to_owned())
         };
         let virtual_host = if path.is_empty() { "/" } else { path };
-        short(virtual_host)?;
+        short_string(virtual_host)?;
         Ok(Self {
             host: or(&url.host, "localhost"),
             port: url.port.unwrap_or(if encrypted { 5671 } else { 5672 }),
@@ -321,8 +327,8 @@ impl fmt::Debug for AmqpOptions {
     }
 }
 
-impl Login {
-    fn named(name: &str) -> Result<Self, String> {
+impl LoginMethod {
+    fn parse(name: &str) -> Result<Self, String> {
         match name.to_ascii_uppercase().as_str() {
             "PLAIN" => Ok(Self::Plain),
             "AMQPLAIN" => Ok(Self::AmqPlain),
@@ -334,7 +340,7 @@ impl Login {
     }
 }
 
-fn verified(setting: &str) -> Result<(), String> {
+fn require_verification(setting: &str) -> Result<(), String> {
     let skips = [
         "none",
         "verify_none",
@@ -354,7 +360,7 @@ fn verified(setting: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn not_seconds(name: &str, value: &str) -> String {
+fn invalid_seconds(name: &str, value: &str) -> String {
     format!("{name} is a number of seconds, found {value:?}")
 }
 
@@ -427,10 +433,13 @@ mod tests {
              server_name_indication=rabbit",
         )
         .unwrap();
-        assert_eq!(options.connect_limit(), Duration::from_millis(500));
+        assert_eq!(
+            options.effective_connect_timeout(),
+            Duration::from_millis(500)
+        );
         let options = options.heartbeat(Duration::from_secs(60));
         assert_eq!(options.heartbeat_seconds(), 3, "the URL goes first");
-        assert_eq!(options.tls.authorities, Some("ca.pem".into()));
+        assert_eq!(options.tls.ca_certificates, Some("ca.pem".into()));
         assert_eq!(options.tls.server_name.as_deref(), Some("rabbit"));
         let error = AmqpOptions::parse("amqp://h?heartbeet=3")
             .unwrap_err()
@@ -455,10 +464,10 @@ mod tests {
             .unwrap()
             .login_method("external")
             .unwrap();
-        assert_eq!(options.confirms, Confirms::Off);
+        assert_eq!(options.confirms, PublisherConfirms::Off);
         assert_eq!(options.connection_name.as_deref(), Some("me"));
-        assert_eq!(options.login, Login::External);
-        assert!(options.nodes[0].encrypted && options.tls.authorities.is_some());
+        assert_eq!(options.login, LoginMethod::External);
+        assert!(options.nodes[0].encrypted && options.tls.ca_certificates.is_some());
         let options = AmqpOptions::parse("amqp://h").unwrap();
         let unverified = json!({"cert_reqs": "CERT_NONE"});
         let error = options

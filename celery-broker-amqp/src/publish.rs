@@ -18,22 +18,22 @@ use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::broker::Shared;
+use crate::connection::{AmqpConnection, lock};
+use crate::declaration_cache::EntityKind;
 use crate::delay;
-use crate::known::Kind;
-use crate::link::{Live, lock};
 use crate::message;
-use crate::options::Confirms;
-use crate::table::short;
-use crate::topology::Desk;
+use crate::options::PublisherConfirms;
+use crate::table::short_string;
+use crate::topology::Declarer;
 
 /// Batches on their way at the same time.
-const LANES: usize = 16;
+const MAX_CHANNELS: usize = 16;
 
 /// Messages of one batch that are sent and not confirmed.
-const IN_FLIGHT: usize = 1024;
+const MAX_UNCONFIRMED: usize = 1024;
 
 /// A message in the form in which it is sent.
-pub(crate) struct Letter<'a> {
+pub(crate) struct OutgoingMessage<'a> {
     pub(crate) exchange: ShortString,
     pub(crate) routing_key: ShortString,
     pub(crate) properties: BasicProperties,
@@ -43,20 +43,20 @@ pub(crate) struct Letter<'a> {
 impl Shared {
     /// Sends a batch and answers for each message.
     pub(crate) async fn publish(&self, batch: &[Publication]) -> Vec<Result<(), ServiceError>> {
-        let attempt = self.attempt("publish to", "");
-        let live = match self.publishing.live(attempt).await {
-            Ok(live) => live,
+        let context = self.context("publish to", "");
+        let connection = match self.publishing.connection(context).await {
+            Ok(connection) => connection,
             Err(error) => return vec![Err(error); batch.len()],
         };
-        let mut answers = self.try_publish(&live, batch).await;
+        let mut answers = self.publish_once(&connection, batch).await;
         // A queue that was there before may have been deleted since.
         let again: Vec<_> = (0..batch.len())
             .filter(|&number| is_unroutable(&answers[number]))
-            .filter(|&number| forget_queue(&live, &batch[number]))
+            .filter(|&number| forget_declarations(&connection, &batch[number]))
             .collect();
         if !again.is_empty() {
             let rest: Vec<_> = again.iter().map(|&number| batch[number].clone()).collect();
-            let second = self.try_publish(&live, &rest).await;
+            let second = self.publish_once(&connection, &rest).await;
             for (number, answer) in again.into_iter().zip(second) {
                 answers[number] = answer;
             }
@@ -64,22 +64,22 @@ impl Shared {
         answers
     }
 
-    async fn try_publish(
+    async fn publish_once(
         &self,
-        live: &Arc<Live>,
+        connection: &Arc<AmqpConnection>,
         batch: &[Publication],
     ) -> Vec<Result<(), ServiceError>> {
         let mut answers: Vec<Result<(), ServiceError>> = Vec::with_capacity(batch.len());
         let mut letters = Vec::with_capacity(batch.len());
         let now = SystemTime::now();
         for publication in batch {
-            let letter = match self.prepare(live, publication).await {
-                Ok(()) => self.letter(publication, now),
+            let letter = match self.ensure_target(connection, publication).await {
+                Ok(()) => self.outgoing_message(publication, now),
                 Err(error) => Err(error),
             };
             answers.push(letter.map(|letter| letters.push(letter)));
         }
-        let mut sent = self.send(live, letters).await.into_iter();
+        let mut sent = self.publish_messages(connection, letters).await.into_iter();
         for answer in answers.iter_mut().filter(|answer| answer.is_ok()) {
             *answer = sent.next().unwrap_or(Ok(()));
         }
@@ -88,49 +88,67 @@ impl Shared {
 
     /// Makes sure that there is something to send to. A channel dies of an
     /// exchange that does not exist, and with it what else is on its way.
-    async fn prepare(&self, live: &Live, publication: &Publication) -> Result<(), ServiceError> {
+    async fn ensure_target(
+        &self,
+        connection: &AmqpConnection,
+        publication: &Publication,
+    ) -> Result<(), ServiceError> {
         let Publication {
             exchange, queue, ..
         } = publication;
         match queue.as_deref() {
-            Some(queue) if live.known.has(Kind::Queue, &queue.name) => {}
-            Some(queue) if exchange.is_empty() => return self.find_or_declare(live, queue).await,
-            Some(queue) => self.declare(live, queue).await?,
+            Some(queue)
+                if connection
+                    .declarations
+                    .contains(EntityKind::Queue, &queue.name) => {}
+            Some(queue) if exchange.is_empty() => {
+                return self.find_or_declare(connection, queue).await;
+            }
+            Some(queue) => self.declare(connection, queue).await?,
             None => {}
         }
-        if exchange.is_empty() || live.known.has(Kind::Exchange, exchange) {
+        if exchange.is_empty()
+            || connection
+                .declarations
+                .contains(EntityKind::Exchange, exchange)
+        {
             return Ok(());
         }
-        let object = place(publication);
-        let attempt = self.attempt("publish to", &object);
-        if !Desk::new(live, attempt).exchange_exists(exchange).await? {
+        let object = target_of(publication);
+        let context = self.context("publish to", &object);
+        if !Declarer::new(connection, context)
+            .exchange_exists(exchange)
+            .await?
+        {
             let cause = "there is no such exchange";
-            return Err(attempt.error(ServiceErrorKind::Unroutable, cause));
+            return Err(context.error(ServiceErrorKind::Unroutable, cause));
         }
-        live.known.note(Kind::Exchange, exchange);
+        connection
+            .declarations
+            .insert(EntityKind::Exchange, exchange);
         Ok(())
     }
 
-    fn letter<'a>(
+    fn outgoing_message<'a>(
         &self,
         publication: &'a Publication,
         now: SystemTime,
-    ) -> Result<Letter<'a>, ServiceError> {
-        let detour = delay::native(publication, now);
-        let (exchange, routing_key) = match &detour {
-            Some(detour) => (&detour.exchange, &detour.routing_key),
+    ) -> Result<OutgoingMessage<'a>, ServiceError> {
+        let route = delay::native_route(publication, now);
+        let (exchange, routing_key) = match &route {
+            Some(route) => (&route.exchange, &route.routing_key),
             None => (&publication.exchange, &publication.routing_key),
         };
         let write = || {
-            Ok(Letter {
-                exchange: short(exchange)?,
-                routing_key: short(routing_key)?,
-                properties: message::write(&publication.message)?,
+            Ok(OutgoingMessage {
+                exchange: short_string(exchange)?,
+                routing_key: short_string(routing_key)?,
+                properties: message::encode(&publication.message)?,
                 body: &publication.message.body,
             })
         };
         write().map_err(|cause: String| {
-            self.attempt("publish to", &place(publication))
+            self.context("publish to", &target_of(publication))
                 .error(ServiceErrorKind::Invalid, cause)
         })
     }
@@ -138,19 +156,19 @@ impl Shared {
     /// Sends letters, those to one exchange over one channel: the server closes
     /// the channel of a message whose exchange is gone, and what else is on it
     /// stays unconfirmed.
-    pub(crate) async fn send(
+    pub(crate) async fn publish_messages(
         &self,
-        live: &Arc<Live>,
-        letters: Vec<Letter<'_>>,
+        connection: &Arc<AmqpConnection>,
+        letters: Vec<OutgoingMessage<'_>>,
     ) -> Vec<Result<(), ServiceError>> {
         let mut answers: Vec<_> = letters.iter().map(|_| Ok(())).collect();
         let mut rest: Vec<_> = letters.into_iter().enumerate().collect();
         while let Some((_, first)) = rest.first() {
             let exchange = first.exchange.clone();
-            let same = |(_, letter): &(usize, Letter<'_>)| letter.exchange == exchange;
+            let same = |(_, letter): &(usize, OutgoingMessage<'_>)| letter.exchange == exchange;
             let (now, later): (Vec<_>, Vec<_>) = rest.into_iter().partition(same);
             let (numbers, letters): (Vec<_>, Vec<_>) = now.into_iter().unzip();
-            let sent = self.send_together(live, letters).await;
+            let sent = self.publish_to_exchange(connection, letters).await;
             for (number, answer) in numbers.into_iter().zip(sent) {
                 answers[number] = answer;
             }
@@ -159,38 +177,41 @@ impl Shared {
         answers
     }
 
-    async fn send_together(
+    async fn publish_to_exchange(
         &self,
-        live: &Arc<Live>,
-        letters: Vec<Letter<'_>>,
+        connection: &Arc<AmqpConnection>,
+        letters: Vec<OutgoingMessage<'_>>,
     ) -> Vec<Result<(), ServiceError>> {
-        live.unblocked().await;
+        connection.wait_until_unblocked().await;
         let confirms = self.options.confirms;
-        let lane = match Lane::take(live, confirms).await {
+        let lane = match ConfirmChannel::acquire(connection, confirms).await {
             Ok(lane) => lane,
             Err(error) => {
-                let error = self.attempt("publish to", "").failed(error);
+                let error = self.context("publish to", "").wrap(error);
                 return vec![Err(error); letters.len()];
             }
         };
         let options = BasicPublishOptions {
-            mandatory: confirms == Confirms::On,
+            mandatory: confirms == PublisherConfirms::On,
             ..BasicPublishOptions::default()
         };
         let mut copies = Vec::with_capacity(letters.len());
         let mut posts = Vec::with_capacity(letters.len());
         for letter in letters {
-            copies.push(letter.copy());
-            posts.push(post(&lane.channel, letter, options));
+            copies.push(letter.sent());
+            posts.push(publish_and_confirm(&lane.channel, letter, options));
         }
-        let outcomes = stream::iter(posts).buffered(IN_FLIGHT).collect().await;
-        lane.give_back();
-        self.answer(&copies, outcomes)
+        let outcomes = stream::iter(posts)
+            .buffered(MAX_UNCONFIRMED)
+            .collect()
+            .await;
+        lane.release();
+        self.results(&copies, outcomes)
     }
 
-    fn answer(
+    fn results(
         &self,
-        letters: &[Copy<'_>],
+        letters: &[SentMessage<'_>],
         outcomes: Vec<lapin::Result<Confirmation>>,
     ) -> Vec<Result<(), ServiceError>> {
         let mut returned = Vec::new();
@@ -206,45 +227,52 @@ impl Shared {
                 Ok(Confirmation::Nack(message)) => {
                     returned.extend(message);
                     let cause = "RabbitMQ did not take the message, as when a queue is full";
-                    Err(self.unsent(letter, ServiceErrorKind::Refused, cause))
+                    Err(self.publish_error(letter, ServiceErrorKind::Refused, cause))
                 }
-                Err(error) => Err(self.unconfirmed(letter, error)),
+                Err(error) => Err(self.unconfirmed_error(letter, error)),
             })
             .collect();
         for message in returned {
             let mut sent = letters.iter().zip(&mut answers);
-            let found = sent.find(|(letter, answer)| answer.is_ok() && letter.is(&message));
+            let found = sent.find(|(letter, answer)| answer.is_ok() && letter.matches(&message));
             if let Some((letter, answer)) = found {
                 let cause = message.reply_text.as_str();
-                *answer = Err(self.unsent(letter, ServiceErrorKind::Unroutable, cause));
+                *answer = Err(self.publish_error(letter, ServiceErrorKind::Unroutable, cause));
             }
         }
         answers
     }
 
-    fn unsent(&self, letter: &Copy<'_>, kind: ServiceErrorKind, cause: &str) -> ServiceError {
-        let object = named(letter.exchange.as_str(), letter.routing_key.as_str());
-        self.attempt("publish to", &object).error(kind, cause)
+    fn publish_error(
+        &self,
+        letter: &SentMessage<'_>,
+        kind: ServiceErrorKind,
+        cause: &str,
+    ) -> ServiceError {
+        let object = describe_target(letter.exchange.as_str(), letter.routing_key.as_str());
+        self.context("publish to", &object).error(kind, cause)
     }
 
     /// The channel broke before the broker gave its word.
-    fn unconfirmed(&self, letter: &Copy<'_>, error: lapin::Error) -> ServiceError {
-        let object = named(letter.exchange.as_str(), letter.routing_key.as_str());
-        let failed = self.attempt("publish to", &object).failed(error);
+    fn unconfirmed_error(&self, letter: &SentMessage<'_>, error: lapin::Error) -> ServiceError {
+        let object = describe_target(letter.exchange.as_str(), letter.routing_key.as_str());
+        let failed = self.context("publish to", &object).wrap(error);
         match failed.to_string().contains("no exchange '") {
-            true => self.unsent(letter, ServiceErrorKind::Unroutable, "the exchange is gone"),
+            true => {
+                self.publish_error(letter, ServiceErrorKind::Unroutable, "the exchange is gone")
+            }
             false => failed,
         }
     }
 }
 
 /// Sends one letter and waits for the broker's word.
-async fn post(
+async fn publish_and_confirm(
     channel: &Channel,
-    letter: Letter<'_>,
+    letter: OutgoingMessage<'_>,
     options: BasicPublishOptions,
 ) -> lapin::Result<Confirmation> {
-    let Letter {
+    let OutgoingMessage {
         exchange,
         routing_key,
         properties,
@@ -257,16 +285,16 @@ async fn post(
 }
 
 /// What a letter is known by once it is sent.
-struct Copy<'a> {
+struct SentMessage<'a> {
     exchange: ShortString,
     routing_key: ShortString,
     correlation_id: Option<ShortString>,
     body: &'a [u8],
 }
 
-impl<'a> Letter<'a> {
-    fn copy(&self) -> Copy<'a> {
-        Copy {
+impl<'a> OutgoingMessage<'a> {
+    fn sent(&self) -> SentMessage<'a> {
+        SentMessage {
             exchange: self.exchange.clone(),
             routing_key: self.routing_key.clone(),
             correlation_id: self.properties.correlation_id().clone(),
@@ -275,8 +303,8 @@ impl<'a> Letter<'a> {
     }
 }
 
-impl Copy<'_> {
-    fn is(&self, returned: &BasicReturnMessage) -> bool {
+impl SentMessage<'_> {
+    fn matches(&self, returned: &BasicReturnMessage) -> bool {
         returned.exchange == self.exchange
             && returned.routing_key == self.routing_key
             && *returned.properties.correlation_id() == self.correlation_id
@@ -284,11 +312,11 @@ impl Copy<'_> {
     }
 }
 
-fn place(publication: &Publication) -> String {
-    named(&publication.exchange, &publication.routing_key)
+fn target_of(publication: &Publication) -> String {
+    describe_target(&publication.exchange, &publication.routing_key)
 }
 
-fn named(exchange: &str, routing_key: &str) -> String {
+fn describe_target(exchange: &str, routing_key: &str) -> String {
     match exchange {
         "" => format!("queue {routing_key}"),
         exchange => format!("exchange {exchange:?} with routing key {routing_key:?}"),
@@ -300,67 +328,76 @@ fn is_unroutable(answer: &Result<(), ServiceError>) -> bool {
 }
 
 /// Whether the message's queue was taken for known, which it is no more.
-fn forget_queue(live: &Live, publication: &Publication) -> bool {
+fn forget_declarations(connection: &AmqpConnection, publication: &Publication) -> bool {
     let Some(queue) = publication.queue.as_deref() else {
         return false;
     };
-    live.known.forget(Kind::Queue, &queue.name);
-    live.known.forget(Kind::Exchange, &publication.exchange);
+    connection
+        .declarations
+        .remove(EntityKind::Queue, &queue.name);
+    connection
+        .declarations
+        .remove(EntityKind::Exchange, &publication.exchange);
     true
 }
 
 /// The channels of a connection that messages are sent on.
 #[derive(Debug)]
-pub(crate) struct Lanes {
+pub(crate) struct ConfirmChannels {
     idle: Mutex<Vec<Channel>>,
     free: Arc<Semaphore>,
 }
 
-impl Default for Lanes {
+impl Default for ConfirmChannels {
     fn default() -> Self {
         Self {
             idle: Mutex::default(),
-            free: Arc::new(Semaphore::new(LANES)),
+            free: Arc::new(Semaphore::new(MAX_CHANNELS)),
         }
     }
 }
 
 /// A channel for one batch.
-struct Lane<'a> {
+struct ConfirmChannel<'a> {
     channel: Channel,
-    live: &'a Live,
-    confirms: Confirms,
+    connection: &'a AmqpConnection,
+    confirms: PublisherConfirms,
     /// Taken when the lane ends.
     permit: Option<OwnedSemaphorePermit>,
     finished: bool,
 }
 
-impl<'a> Lane<'a> {
-    async fn take(live: &'a Arc<Live>, confirms: Confirms) -> lapin::Result<Self> {
-        let permit = Arc::clone(&live.lanes.free).acquire_owned().await;
+impl<'a> ConfirmChannel<'a> {
+    async fn acquire(
+        connection: &'a Arc<AmqpConnection>,
+        confirms: PublisherConfirms,
+    ) -> lapin::Result<Self> {
+        let permit = Arc::clone(&connection.confirm_channels.free)
+            .acquire_owned()
+            .await;
         let permit = permit.expect("the semaphore is never closed");
-        let idle = lock(&live.lanes.idle).pop();
+        let idle = lock(&connection.confirm_channels.idle).pop();
         let channel = match idle.filter(|channel| channel.status().connected()) {
             Some(channel) => channel,
-            None => live.open_for_publishing(confirms).await?,
+            None => connection.open_confirm_channel(confirms).await?,
         };
         Ok(Self {
             channel,
-            live,
+            connection,
             confirms,
             permit: Some(permit),
             finished: false,
         })
     }
 
-    fn give_back(mut self) {
+    fn release(mut self) {
         self.finished = true;
-        self.leave_open();
+        self.return_to_pool();
     }
 
-    fn leave_open(&self) {
+    fn return_to_pool(&self) {
         if self.channel.status().connected() {
-            lock(&self.live.lanes.idle).push(self.channel.clone());
+            lock(&self.connection.confirm_channels.idle).push(self.channel.clone());
         }
     }
 }
@@ -370,30 +407,30 @@ impl<'a> Lane<'a> {
 /// would arrive on a channel that is closed, which ends the connection. With
 /// confirmations their end is known; without them the next batch takes the
 /// channel over, since there is nothing that it could mistake for its own.
-impl Drop for Lane<'_> {
+impl Drop for ConfirmChannel<'_> {
     fn drop(&mut self) {
         if self.finished {
             return;
         }
-        self.live.suspect();
-        if self.confirms == Confirms::Off {
-            return self.leave_open();
+        self.connection.mark_suspect();
+        if self.confirms == PublisherConfirms::Off {
+            return self.return_to_pool();
         }
         let (channel, permit) = (self.channel.clone(), self.permit.take());
         // Ends with the connection at the latest.
-        self.live.runtime.spawn(async move {
+        self.connection.runtime.spawn(async move {
             let _ = channel.wait_for_confirms().await;
             drop(permit);
         });
     }
 }
 
-impl Live {
-    async fn open_for_publishing(&self, confirms: Confirms) -> lapin::Result<Channel> {
-        let channel = self.open().await?;
-        if confirms == Confirms::On {
+impl AmqpConnection {
+    async fn open_confirm_channel(&self, confirms: PublisherConfirms) -> lapin::Result<Channel> {
+        let channel = self.open_channel().await?;
+        if confirms == PublisherConfirms::On {
             let confirm = channel.confirm_select(ConfirmSelectOptions::default());
-            self.answer(confirm).await?;
+            self.await_response(confirm).await?;
         }
         Ok(channel)
     }

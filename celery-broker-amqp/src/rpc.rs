@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-use inbox::{Inbox, Mail};
+use inbox::{Inbox, ReplySlot};
 
 /// Celery's `rpc://`: a worker sends each state of a task to the queue that
 /// the task's sender reads, and nothing is stored anywhere.
@@ -40,22 +40,22 @@ pub struct RpcBackend {
     expires: Duration,
     serializer: Serializer,
     delivery_mode: u8,
-    shared: Arc<Shared>,
+    shared: Arc<RpcInner>,
 }
 
 /// What clones have in common.
-struct Shared {
+struct RpcInner {
     inbox: Arc<Inbox>,
-    reader: tokio::sync::Mutex<Option<Reader>>,
+    reader: tokio::sync::Mutex<Option<ReaderTask>>,
     /// Results that were sent to somebody who was gone.
     undelivered: AtomicU64,
 }
 
-const A_DAY: Duration = Duration::from_secs(86_400);
+const DEFAULT_EXPIRY: Duration = Duration::from_secs(86_400);
 
-const UNREAD_LIMIT: usize = 100_000;
+const DEFAULT_UNREAD_LIMIT: usize = 100_000;
 
-impl Shared {
+impl RpcInner {
     fn new(unread_limit: usize) -> Self {
         Self {
             inbox: Arc::new(Inbox::new(unread_limit)),
@@ -66,9 +66,9 @@ impl Shared {
 }
 
 /// The task that reads the reply queue; it ends with its connection.
-struct Reader(JoinHandle<()>);
+struct ReaderTask(JoinHandle<()>);
 
-impl Drop for Reader {
+impl Drop for ReaderTask {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -81,10 +81,10 @@ impl RpcBackend {
         Self {
             broker,
             queue: Uuid::new_v4().to_string(),
-            expires: A_DAY,
+            expires: DEFAULT_EXPIRY,
             serializer: Serializer::Json,
             delivery_mode: 1,
-            shared: Arc::new(Shared::new(UNREAD_LIMIT)),
+            shared: Arc::new(RpcInner::new(DEFAULT_UNREAD_LIMIT)),
         }
     }
 
@@ -93,7 +93,7 @@ impl RpcBackend {
     #[must_use]
     pub fn result_expires(self, expires: Option<Duration>) -> Self {
         Self {
-            expires: expires.unwrap_or(A_DAY),
+            expires: expires.unwrap_or(DEFAULT_EXPIRY),
             ..self
         }
     }
@@ -118,7 +118,7 @@ impl RpcBackend {
     #[must_use]
     pub fn unread_limit(self, results: usize) -> Self {
         Self {
-            shared: Arc::new(Shared::new(results)),
+            shared: Arc::new(RpcInner::new(results)),
             ..self
         }
     }
@@ -127,7 +127,7 @@ impl RpcBackend {
     /// make room for others, could not be read, or were sent to somebody who
     /// was gone.
     pub fn dropped(&self) -> u64 {
-        let Shared {
+        let RpcInner {
             inbox, undelivered, ..
         } = &*self.shared;
         inbox.dropped() + undelivered.load(Ordering::Relaxed)
@@ -136,11 +136,11 @@ impl RpcBackend {
 
 impl ResultBackend for RpcBackend {
     fn store<'a>(&'a self, record: Record<'a>) -> BoxFuture<'a, Result<(), ServiceError>> {
-        Box::pin(self.send(record))
+        Box::pin(self.send_reply(record))
     }
 
     fn prepare<'a>(&'a self, _ids: &'a [String]) -> BoxFuture<'a, Result<(), ServiceError>> {
-        Box::pin(self.open())
+        Box::pin(self.open_reply_queue())
     }
 
     fn fetch<'a>(
@@ -148,8 +148,11 @@ impl ResultBackend for RpcBackend {
         ids: &'a [String],
     ) -> BoxFuture<'a, Result<Vec<Option<ResultDocument<'static>>>, ServiceError>> {
         Box::pin(async move {
-            self.catch_up().await?;
-            Ok(ids.iter().map(|id| self.shared.inbox.find(id)).collect())
+            self.sync_replies().await?;
+            Ok(ids
+                .iter()
+                .map(|id| self.shared.inbox.document(id))
+                .collect())
         })
     }
 
@@ -158,10 +161,10 @@ impl ResultBackend for RpcBackend {
         id: &'a str,
     ) -> BoxFuture<'a, Result<ResultDocument<'static>, ServiceError>> {
         Box::pin(async move {
-            self.open().await?;
-            match self.shared.inbox.wait(id) {
-                Mail::Here(document) => Ok(*document),
-                Mail::Awaited(document) => self.awaited(document).await,
+            self.open_reply_queue().await?;
+            match self.shared.inbox.wait_for(id) {
+                ReplySlot::Ready(document) => Ok(*document),
+                ReplySlot::Pending(document) => self.receive_reply(document).await,
             }
         })
     }
@@ -174,14 +177,14 @@ impl ResultBackend for RpcBackend {
     }
 
     fn store_group<'a>(&'a self, group: &'a ResultTree) -> BoxFuture<'a, Result<(), ServiceError>> {
-        Box::pin(async move { Err(no_groups("store", &group.id)) })
+        Box::pin(async move { Err(groups_unsupported("store", &group.id)) })
     }
 
     fn fetch_group<'a>(
         &'a self,
         group_id: &'a str,
     ) -> BoxFuture<'a, Result<Option<ResultTree>, ServiceError>> {
-        Box::pin(async move { Err(no_groups("read", group_id)) })
+        Box::pin(async move { Err(groups_unsupported("read", group_id)) })
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -211,7 +214,7 @@ impl fmt::Debug for RpcBackend {
 
 impl RpcBackend {
     /// Sends a document to whoever asked for it.
-    async fn send(&self, record: Record<'_>) -> Result<(), ServiceError> {
+    async fn send_reply(&self, record: Record<'_>) -> Result<(), ServiceError> {
         let Some(reply_to) = record.reply_to else {
             return Ok(());
         };
@@ -230,7 +233,7 @@ impl RpcBackend {
         properties.priority = Some(0);
         properties.delivery_mode = Some(self.delivery_mode);
         let message = Message::new(Headers::empty(), properties, body);
-        match self.post(message, reply_to).await {
+        match self.publish(message, reply_to).await {
             Err(error) if error.kind() == ServiceErrorKind::Unroutable => {
                 self.shared.undelivered.fetch_add(1, Ordering::Relaxed);
                 tracing::debug!("nobody reads the result of task {}", document.task_id);
@@ -240,13 +243,13 @@ impl RpcBackend {
         }
     }
 
-    async fn post(&self, message: Message, queue: &str) -> Result<(), ServiceError> {
+    async fn publish(&self, message: Message, queue: &str) -> Result<(), ServiceError> {
         let batch = [Publication::to_queue(message, queue)];
         self.broker.publish(&batch).await.pop().unwrap_or(Ok(()))
     }
 
     /// Makes sure that the reply queue is there and is read.
-    async fn open(&self) -> Result<(), ServiceError> {
+    async fn open_reply_queue(&self) -> Result<(), ServiceError> {
         let mut reader = self.shared.reader.lock().await;
         if reader.is_some() && self.shared.inbox.is_open() {
             return Ok(());
@@ -256,30 +259,30 @@ impl RpcBackend {
             .subscribe(&Mailbox::named(self.queue.as_str(), self.expires))
             .await?;
         self.shared.inbox.open();
-        let reading = read(replies, Arc::clone(&self.shared.inbox));
-        *reader = Some(Reader(tokio::spawn(reading)));
+        let reading = read_replies(replies, Arc::clone(&self.shared.inbox));
+        *reader = Some(ReaderTask(tokio::spawn(reading)));
         Ok(())
     }
 
     /// Waits until everything has been read that was sent before: a message
     /// to ourselves comes after all of it.
-    async fn catch_up(&self) -> Result<(), ServiceError> {
-        self.open().await?;
+    async fn sync_replies(&self) -> Result<(), ServiceError> {
+        self.open_reply_queue().await?;
         let id = Uuid::new_v4().to_string();
         let came_back = self.shared.inbox.expect_marker(&id);
         let mut properties = Properties::default();
         properties.correlation_id = Some(id);
         properties.delivery_mode = Some(1);
         let marker = Message::new(Headers::empty(), properties, Vec::new());
-        self.post(marker, &self.queue).await?;
-        self.awaited(came_back).await
+        self.publish(marker, &self.queue).await?;
+        self.receive_reply(came_back).await
     }
 
-    async fn awaited<T>(
+    async fn receive_reply<T>(
         &self,
-        mail: oneshot::Receiver<Result<T, ServiceError>>,
+        reply: oneshot::Receiver<Result<T, ServiceError>>,
     ) -> Result<T, ServiceError> {
-        mail.await.unwrap_or_else(|_| {
+        reply.await.unwrap_or_else(|_| {
             let cause = "the reply queue is not read any more";
             Err(self.error(ServiceErrorKind::Disconnected, cause.to_owned()))
         })
@@ -293,16 +296,16 @@ impl RpcBackend {
 
 /// Reads replies until the queue's connection breaks, which everybody who waits
 /// is told.
-async fn read(mut replies: Box<dyn Subscription>, inbox: Arc<Inbox>) {
+async fn read_replies(mut replies: Box<dyn Subscription>, inbox: Arc<Inbox>) {
     loop {
         match replies.next().await {
-            Ok(message) => inbox.deliver(&message),
+            Ok(message) => inbox.handle_message(&message),
             Err(error) => return inbox.fail(&error),
         }
     }
 }
 
-fn no_groups(operation: &'static str, group_id: &str) -> ServiceError {
+fn groups_unsupported(operation: &'static str, group_id: &str) -> ServiceError {
     let cause = "results are messages here, and nothing is stored";
     let object = format!("group {group_id}");
     ServiceError::new(ServiceErrorKind::Unsupported, operation, object, cause)

@@ -7,92 +7,92 @@ use lapin::options::BasicAckOptions;
 use lapin::types::ShortString;
 use tokio::time::Instant;
 
-use crate::consumer::Inner;
-use crate::delay::{self, Detour};
-use crate::ledger::{Ack, Held};
-use crate::link::{Live, lock};
+use crate::connection::{AmqpConnection, lock};
+use crate::consumer::ConsumerInner;
+use crate::delay::{self, DelayRoute};
 use crate::message;
-use crate::publish::Letter;
-use crate::table::short;
-use crate::topology::Desk;
+use crate::publish::OutgoingMessage;
+use crate::table::short_string;
+use crate::topology::Declarer;
+use crate::unacked::{Ack, UnackedDelivery};
 
 /// What is due within this time is waited for here: the shortest way through
 /// the server takes as long.
-const SOON: Duration = Duration::from_millis(100);
+const MAX_LOCAL_WAIT: Duration = Duration::from_millis(100);
 
 /// A batch, sorted by what has to be done.
 #[derive(Default)]
-struct Plan {
+struct SettlementPlan {
     acks: Vec<u64>,
     /// And whether to give back.
     rejections: Vec<(u64, bool)>,
     /// To be sent anew before they are acknowledged.
-    moves: Vec<Move>,
+    republishes: Vec<Republish>,
 }
 
 /// What became of messages that were to be sent anew.
 #[derive(Default)]
-struct Moved {
+struct RepublishOutcome {
     /// The server has them.
-    gone: Vec<u64>,
+    republished: Vec<u64>,
     /// They can never be sent.
-    stuck: Vec<Move>,
+    failed: Vec<Republish>,
     /// Of those that may be sent later.
     failure: Option<ServiceError>,
 }
 
-struct Move {
+struct Republish {
     tag: u64,
-    held: Held,
-    way: Way,
+    unacked: UnackedDelivery,
+    way: RepublishTarget,
 }
 
 /// How a message comes back to its queue.
-enum Way {
+enum RepublishTarget {
     /// To the end of the queue.
-    Tail,
+    QueueTail,
     /// When its time has come.
-    Parked { detour: Detour, due: Instant },
+    Delayed { route: DelayRoute, due: Instant },
 }
 
-impl Inner {
+impl ConsumerInner {
     pub(crate) async fn settle(&self, batch: &[Settlement]) -> Result<(), ServiceError> {
         let plan = self.plan(batch, SystemTime::now());
-        self.send_off(plan.rejections, plan.acks).await?;
-        let Moved {
-            gone,
-            stuck,
+        self.write_settlements(plan.rejections, plan.acks).await?;
+        let RepublishOutcome {
+            republished,
+            failed,
             failure,
-        } = self.move_on(plan.moves).await;
+        } = self.republish(plan.republishes).await;
         let mut back = Vec::new();
-        for one in stuck {
+        for one in failed {
             match one.way {
-                Way::Tail => back.push((one.tag, true)),
+                RepublishTarget::QueueTail => back.push((one.tag, true)),
                 // Kept here until it is due, as it cannot be elsewhere.
-                Way::Parked { due, .. } => self.soon.insert(due, one.tag),
+                RepublishTarget::Delayed { due, .. } => self.due_queue.insert(due, one.tag),
             }
         }
-        self.send_off(back, gone).await?;
+        self.write_settlements(back, republished).await?;
         failure.map_or(Ok(()), Err)
     }
 
-    async fn send_off(
+    async fn write_settlements(
         &self,
         rejections: Vec<(u64, bool)>,
         acks: Vec<u64>,
     ) -> Result<(), ServiceError> {
-        let _turn = self.settling.lock().await;
+        let _guard = self.settling.lock().await;
         if !rejections.is_empty() {
             self.reject(rejections).await?;
         }
         self.acknowledge(acks).await
     }
 
-    fn plan(&self, batch: &[Settlement], now: SystemTime) -> Plan {
-        let mut plan = Plan::default();
+    fn plan(&self, batch: &[Settlement], now: SystemTime) -> SettlementPlan {
+        let mut plan = SettlementPlan::default();
         for settlement in batch {
             // What was settled before, or went with its connection.
-            let Some(tag) = self.own(settlement.tag()) else {
+            let Some(tag) = self.resolve_tag(settlement.tag()) else {
                 continue;
             };
             match settlement {
@@ -100,18 +100,21 @@ impl Inner {
                 Settlement::Reject(_) => plan.rejections.push((tag, false)),
                 Settlement::Requeue(_, QueueEnd::Head) => plan.rejections.push((tag, true)),
                 Settlement::Requeue(_, QueueEnd::Tail) => {
-                    plan.moves.extend(self.move_of(tag, |_| Way::Tail));
+                    plan.republishes
+                        .extend(self.republish_of(tag, |_| RepublishTarget::QueueTail));
                 }
                 Settlement::Defer(_, until) => {
                     let left = until.duration_since(now).unwrap_or_default();
                     let due = Instant::now() + left;
-                    if left <= SOON {
-                        self.soon.insert(due, tag);
+                    if left <= MAX_LOCAL_WAIT {
+                        self.due_queue.insert(due, tag);
                         continue;
                     }
-                    plan.moves.extend(self.move_of(tag, |queue| Way::Parked {
-                        detour: delay::park(queue, left),
-                        due,
+                    plan.republishes.extend(self.republish_of(tag, |queue| {
+                        RepublishTarget::Delayed {
+                            route: delay::deferred_route(queue, left),
+                            due,
+                        }
                     }));
                 }
             }
@@ -119,106 +122,121 @@ impl Inner {
         plan
     }
 
-    fn move_of(&self, tag: u64, way: impl FnOnce(&str) -> Way) -> Option<Move> {
-        let held = lock(&self.ledger).get(tag)?.clone();
-        let way = way(self.queue(&held));
-        Some(Move { tag, held, way })
+    fn republish_of(
+        &self,
+        tag: u64,
+        way: impl FnOnce(&str) -> RepublishTarget,
+    ) -> Option<Republish> {
+        let unacked = lock(&self.unacked).get(tag)?.clone();
+        let way = way(self.queue_name(&unacked));
+        Some(Republish { tag, unacked, way })
     }
 
     /// Sends messages anew, one by one a second time where something on their
     /// way had to be declared again.
-    async fn move_on(&self, mut moves: Vec<Move>) -> Moved {
-        let mut moved = Moved::default();
+    async fn republish(&self, mut republishes: Vec<Republish>) -> RepublishOutcome {
+        let mut moved = RepublishOutcome::default();
         for _ in 0..2 {
-            let answers = self.send_anew(&moves).await;
-            for (one, answer) in std::mem::take(&mut moves).into_iter().zip(answers) {
+            let answers = self.republish_once(&republishes).await;
+            for (one, answer) in std::mem::take(&mut republishes).into_iter().zip(answers) {
                 match answer {
-                    Ok(()) => moved.gone.push(one.tag),
+                    Ok(()) => moved.republished.push(one.tag),
                     Err(error) if error.is_transient() => moved.failure = Some(error),
                     Err(error) => {
                         tracing::warn!("{error}");
-                        moves.push(one);
+                        republishes.push(one);
                     }
                 }
             }
         }
-        moved.stuck = moves;
+        moved.failed = republishes;
         moved
     }
 
-    async fn send_anew(&self, moves: &[Move]) -> Vec<Result<(), ServiceError>> {
-        if moves.is_empty() {
+    async fn republish_once(&self, republishes: &[Republish]) -> Vec<Result<(), ServiceError>> {
+        if republishes.is_empty() {
             return Vec::new();
         }
-        let attempt = self.attempt("put off messages of");
-        let live = match self.shared.publishing.live(attempt).await {
-            Ok(live) => live,
-            Err(error) => return vec![Err(error); moves.len()],
+        let context = self.context("put off messages of");
+        let connection = match self.shared.publishing.connection(context).await {
+            Ok(connection) => connection,
+            Err(error) => return vec![Err(error); republishes.len()],
         };
-        let mut answers = Vec::with_capacity(moves.len());
-        let mut letters = Vec::with_capacity(moves.len());
-        for one in moves {
+        let mut answers = Vec::with_capacity(republishes.len());
+        let mut letters = Vec::with_capacity(republishes.len());
+        for one in republishes {
             let prepared = match &one.way {
-                Way::Parked { detour, .. } => self.prepare(&live, detour, &one.held).await,
-                Way::Tail => Ok(()),
+                RepublishTarget::Delayed { route, .. } => {
+                    self.declare_route(&connection, route, &one.unacked).await
+                }
+                RepublishTarget::QueueTail => Ok(()),
             };
             let letter = prepared.and_then(|()| {
-                self.letter(one)
-                    .map_err(|cause| attempt.error(ServiceErrorKind::Invalid, cause))
+                self.outgoing_message(one)
+                    .map_err(|cause| context.error(ServiceErrorKind::Invalid, cause))
             });
             answers.push(letter.map(|letter| letters.push(letter)));
         }
-        let mut sent = self.shared.send(&live, letters).await.into_iter();
-        for (one, answer) in moves.iter().zip(&mut answers) {
+        let mut sent = self
+            .shared
+            .publish_messages(&connection, letters)
+            .await
+            .into_iter();
+        for (one, answer) in republishes.iter().zip(&mut answers) {
             if answer.is_ok() {
                 *answer = sent.next().unwrap_or(Ok(()));
             }
-            if let (Err(_), Way::Parked { detour, .. }) = (&answer, &one.way) {
+            if let (Err(_), RepublishTarget::Delayed { route, .. }) = (&answer, &one.way) {
                 // Somebody may have deleted what was known to be there.
-                detour.forget(&live.known);
-                lock(&self.ways_back).remove(&one.held.number);
+                route.forget_declarations(&connection.declarations);
+                lock(&self.deferred_bindings).remove(&one.unacked.queue_index);
             }
         }
         answers
     }
 
     /// Makes sure that a parked message finds its way out and back.
-    async fn prepare(&self, live: &Live, detour: &Detour, held: &Held) -> Result<(), ServiceError> {
-        let queue = self.queue(held);
+    async fn declare_route(
+        &self,
+        connection: &AmqpConnection,
+        route: &DelayRoute,
+        unacked: &UnackedDelivery,
+    ) -> Result<(), ServiceError> {
+        let queue = self.queue_name(unacked);
         let object = format!("the delayed messages of queue {queue}");
-        let mut desk = Desk::new(live, self.shared.attempt("prepare", &object));
-        let has_way_back = lock(&self.ways_back).contains(&held.number);
+        let mut declarer = Declarer::new(connection, self.shared.context("prepare", &object));
+        let has_way_back = lock(&self.deferred_bindings).contains(&unacked.queue_index);
         if !has_way_back {
-            delay::bind_parked(&mut desk, queue).await?;
-            lock(&self.ways_back).insert(held.number);
+            delay::bind_deferred(&mut declarer, queue).await?;
+            lock(&self.deferred_bindings).insert(unacked.queue_index);
         }
         let queue_type = self.shared.options.delayed_queue_type;
-        detour.declare(&mut desk, queue_type).await
+        route.declare(&mut declarer, queue_type).await
     }
 
-    fn letter<'a>(&self, one: &'a Move) -> Result<Letter<'a>, String> {
+    fn outgoing_message<'a>(&self, one: &'a Republish) -> Result<OutgoingMessage<'a>, String> {
         let (exchange, routing_key, properties) = match &one.way {
-            Way::Tail => (
+            RepublishTarget::QueueTail => (
                 ShortString::default(),
-                short(self.queue(&one.held))?,
-                message::again(&one.held.properties),
+                short_string(self.queue_name(&one.unacked))?,
+                message::requeued(&one.unacked.properties),
             ),
-            Way::Parked { detour, .. } => (
-                short(&detour.exchange)?,
-                short(&detour.routing_key)?,
-                message::parked(&one.held.properties),
+            RepublishTarget::Delayed { route, .. } => (
+                short_string(&route.exchange)?,
+                short_string(&route.routing_key)?,
+                message::deferred(&one.unacked.properties),
             ),
         };
-        Ok(Letter {
+        Ok(OutgoingMessage {
             exchange,
             routing_key,
             properties,
-            body: &one.held.body,
+            body: &one.unacked.body,
         })
     }
 
     async fn acknowledge(&self, tags: Vec<u64>) -> Result<(), ServiceError> {
-        let acks = lock(&self.ledger).acks(tags.clone());
+        let acks = lock(&self.unacked).acks(tags.clone());
         let frames = acks.into_iter().map(|ack| {
             let (tag, multiple) = match ack {
                 Ack::One(tag) => (tag, false),

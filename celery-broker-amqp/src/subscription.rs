@@ -15,10 +15,10 @@ use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 
 use crate::broker::Shared;
-use crate::link::Live;
+use crate::connection::AmqpConnection;
 use crate::message;
-use crate::table::{short, write_map};
-use crate::topology::Desk;
+use crate::table::{encode_table, short_string};
+use crate::topology::Declarer;
 
 /// Reads a queue that nobody else reads.
 pub(crate) struct AmqpSubscription {
@@ -27,7 +27,7 @@ pub(crate) struct AmqpSubscription {
     consumer: lapin::Consumer,
     /// Both end with this subscription, and the queue with them.
     _channel: Channel,
-    _live: Arc<Live>,
+    _live: Arc<AmqpConnection>,
 }
 
 impl AmqpSubscription {
@@ -46,14 +46,14 @@ impl AmqpSubscription {
             }
             None => format!("reply queue {}", mailbox.name),
         };
-        let attempt = shared.attempt("subscribe to", &object);
-        let live = shared.consuming.live(attempt).await?;
-        let failed = |error| attempt.failed(error);
-        let invalid = |cause| attempt.error(ServiceErrorKind::Invalid, cause);
-        let queue = short(&mailbox.name).map_err(invalid)?;
-        let arguments = write_map(&lifetimes(mailbox)).map_err(invalid)?;
+        let context = shared.context("subscribe to", &object);
+        let connection = shared.consuming.connection(context).await?;
+        let failed = |error| context.wrap(error);
+        let invalid = |cause| context.error(ServiceErrorKind::Invalid, cause);
+        let queue = short_string(&mailbox.name).map_err(invalid)?;
+        let arguments = encode_table(&expiry_arguments(mailbox)).map_err(invalid)?;
 
-        let channel = live.open().await.map_err(failed)?;
+        let channel = connection.open_channel().await.map_err(failed)?;
         let options = QueueDeclareOptions {
             durable: mailbox.durable,
             exclusive: mailbox.exclusive,
@@ -61,30 +61,31 @@ impl AmqpSubscription {
             ..QueueDeclareOptions::default()
         };
         let declared = channel.queue_declare(queue.clone(), options, arguments);
-        live.answer(declared).await.map_err(failed)?;
+        connection.await_response(declared).await.map_err(failed)?;
         if let Some(binding) = binding {
-            let mut desk = Desk::new(&live, attempt);
-            desk.exchange(&binding.exchange).await?;
-            desk.bind_queue(
-                &mailbox.name,
-                &binding.exchange.name,
-                pattern(binding),
-                &binding.arguments,
-            )
-            .await?;
+            let mut declarer = Declarer::new(&connection, context);
+            declarer.declare_exchange(&binding.exchange).await?;
+            declarer
+                .bind_queue(
+                    &mailbox.name,
+                    &binding.exchange.name,
+                    binding_key(binding),
+                    &binding.arguments,
+                )
+                .await?;
         }
         let options = BasicConsumeOptions {
             no_ack: true,
             ..BasicConsumeOptions::default()
         };
         let consumer = channel.basic_consume(queue, "".into(), options, FieldTable::default());
-        let consumer = live.answer(consumer).await.map_err(failed)?;
+        let consumer = connection.await_response(consumer).await.map_err(failed)?;
         Ok(Self {
             shared: Arc::clone(shared),
             object,
             consumer,
             _channel: channel,
-            _live: live,
+            _live: connection,
         })
     }
 }
@@ -92,7 +93,7 @@ impl AmqpSubscription {
 impl Subscription for AmqpSubscription {
     fn next(&mut self) -> BoxFuture<'_, Result<Message, ServiceError>> {
         Box::pin(async move {
-            let attempt = self.shared.attempt("read", &self.object);
+            let context = self.shared.context("read", &self.object);
             match self.consumer.next().await {
                 Some(Ok(delivery)) => {
                     let mut info = DeliveryInfo::new(
@@ -101,10 +102,10 @@ impl Subscription for AmqpSubscription {
                     );
                     info.redelivered = delivery.redelivered;
                     let body = Bytes::from(delivery.data);
-                    Ok(message::read(&delivery.properties, info, body).0)
+                    Ok(message::decode(&delivery.properties, info, body).0)
                 }
-                Some(Err(error)) => Err(attempt.failed(error)),
-                None => Err(attempt.error(
+                Some(Err(error)) => Err(context.wrap(error)),
+                None => Err(context.error(
                     ServiceErrorKind::Disconnected,
                     "RabbitMQ ended the consumption, as when a queue is deleted",
                 )),
@@ -122,7 +123,7 @@ impl fmt::Debug for AmqpSubscription {
 }
 
 /// How long the queue stays unread, and a message in it.
-fn lifetimes(mailbox: &Mailbox) -> Map {
+fn expiry_arguments(mailbox: &Mailbox) -> Map {
     let mut arguments = Map::new();
     arguments.insert("x-expires", milliseconds(mailbox.expires));
     if let Some(lifetime) = mailbox.message_ttl {
@@ -132,7 +133,7 @@ fn lifetimes(mailbox: &Mailbox) -> Map {
 }
 
 /// Everything is `#` to a topic exchange.
-fn pattern(binding: &Binding) -> &str {
+fn binding_key(binding: &Binding) -> &str {
     match (binding.exchange.kind, &*binding.routing_key) {
         (ExchangeKind::Topic, "") => "#",
         (_, pattern) => pattern,

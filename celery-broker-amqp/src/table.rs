@@ -4,10 +4,10 @@ use celery_protocol::{Extended, Map, Value};
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 
 /// Why something has no form in AMQP, in a sentence.
-pub(crate) type Unwritable = String;
+pub(crate) type EncodeError = String;
 
 /// A name or key, which AMQP limits to 255 bytes.
-pub(crate) fn short(text: &str) -> Result<ShortString, Unwritable> {
+pub(crate) fn short_string(text: &str) -> Result<ShortString, EncodeError> {
     ShortString::try_new(text).map_err(|_| {
         let start: String = text.chars().take(40).collect();
         format!(
@@ -22,19 +22,19 @@ pub(crate) fn short(text: &str) -> Result<ShortString, Unwritable> {
 /// # Errors
 ///
 /// When a key is no text, or longer than 255 bytes.
-pub(crate) fn write_map(map: &Map) -> Result<FieldTable, Unwritable> {
+pub(crate) fn encode_table(map: &Map) -> Result<FieldTable, EncodeError> {
     let mut table = FieldTable::default();
     for (key, value) in map {
         let Value::Str(key) = key else {
             return Err(format!("AMQP's tables have texts as keys, found {key:?}"));
         };
-        table.insert(short(key)?, write(value)?);
+        table.insert(short_string(key)?, encode_value(value)?);
     }
     Ok(table)
 }
 
 /// As py-amqp writes it: integers by their size, bytes as strings.
-fn write(value: &Value) -> Result<AMQPValue, Unwritable> {
+fn encode_value(value: &Value) -> Result<AMQPValue, EncodeError> {
     let text = |text: &str| AMQPValue::LongString(LongString::from(text));
     Ok(match value {
         Value::Bool(flag) => AMQPValue::Boolean(*flag),
@@ -50,25 +50,25 @@ fn write(value: &Value) -> Result<AMQPValue, Unwritable> {
         Value::Bytes(bytes) => AMQPValue::LongString(LongString::from(bytes.as_slice())),
         Value::Extended(extended) => text(extended.as_str()),
         Value::Array(items) => {
-            let items: Result<Vec<_>, _> = items.iter().map(write).collect();
+            let items: Result<Vec<_>, _> = items.iter().map(encode_value).collect();
             AMQPValue::FieldArray(items?.into())
         }
-        Value::Map(map) => AMQPValue::FieldTable(write_map(map)?),
+        Value::Map(map) => AMQPValue::FieldTable(encode_table(map)?),
         _ => AMQPValue::Void,
     })
 }
 
 /// A table as a map.
-pub(crate) fn read_table(table: &FieldTable) -> Map {
+pub(crate) fn decode_table(table: &FieldTable) -> Map {
     table
         .inner()
         .iter()
-        .map(|(key, value)| (Value::Str(key.as_str().to_owned()), read(value)))
+        .map(|(key, value)| (Value::Str(key.as_str().to_owned()), decode_value(value)))
         .collect()
 }
 
 /// Integers of any width become one, and strings that are no UTF-8 bytes.
-pub(crate) fn read(value: &AMQPValue) -> Value {
+fn decode_value(value: &AMQPValue) -> Value {
     match value {
         AMQPValue::Boolean(flag) => Value::Bool(*flag),
         AMQPValue::ShortShortInt(number) => Value::Int((*number).into()),
@@ -89,10 +89,12 @@ pub(crate) fn read(value: &AMQPValue) -> Value {
             Ok(text) => Value::Str(text.to_owned()),
             Err(_) => Value::Bytes(text.as_bytes().to_vec()),
         },
-        AMQPValue::FieldArray(items) => Value::Array(items.as_slice().iter().map(read).collect()),
+        AMQPValue::FieldArray(items) => {
+            Value::Array(items.as_slice().iter().map(decode_value).collect())
+        }
         // Seconds since 1970, as far as an integer of ours goes.
         AMQPValue::Timestamp(seconds) => Value::Int(i64::try_from(*seconds).unwrap_or(i64::MAX)),
-        AMQPValue::FieldTable(table) => Value::Map(read_table(table)),
+        AMQPValue::FieldTable(table) => Value::Map(decode_table(table)),
         AMQPValue::ByteArray(bytes) => Value::Bytes(bytes.as_slice().to_vec()),
         AMQPValue::Void => Value::Null,
     }
@@ -126,7 +128,7 @@ mod tests {
             r#"{"eta": null, "far": 5000000000, "ignore_result": false, "ratio": 0.5, "retries": 0,
                 "stamps": {"a": ["b"]}, "task": "t", "timelimit": [null, 2.5]}"#,
         );
-        assert_eq!(read_table(&write_map(&headers).unwrap()), headers);
+        assert_eq!(decode_table(&encode_table(&headers).unwrap()), headers);
     }
 
     #[test]
@@ -141,7 +143,7 @@ mod tests {
             AMQPValue::LongLongInt(7),
             AMQPValue::Timestamp(7),
         ] {
-            assert_eq!(read(&value), Value::Int(7));
+            assert_eq!(decode_value(&value), Value::Int(7));
         }
     }
 
@@ -155,9 +157,9 @@ mod tests {
     #[test]
     fn what_has_no_form_says_why() {
         let long = "k".repeat(300);
-        assert!(short(&long).unwrap_err().contains("255 bytes"));
+        assert!(short_string(&long).unwrap_err().contains("255 bytes"));
         let mut odd = Map::new();
         odd.insert(Value::Int(1), Value::Null);
-        assert!(write_map(&odd).unwrap_err().contains("texts as keys"));
+        assert!(encode_table(&odd).unwrap_err().contains("texts as keys"));
     }
 }

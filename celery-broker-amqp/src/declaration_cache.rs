@@ -4,31 +4,31 @@
 use std::collections::HashSet;
 use std::sync::Mutex;
 
-use crate::link::lock;
+use crate::connection::lock;
 
 /// Names that were declared or seen on one connection.
 #[derive(Debug, Default)]
-pub(crate) struct Known {
+pub(crate) struct DeclarationCache {
     names: Mutex<[HashSet<String>; 2]>,
 }
 
 /// What a name is the name of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum EntityKind {
     Queue,
     Exchange,
 }
 
-impl Known {
-    pub(crate) fn has(&self, kind: Kind, name: &str) -> bool {
+impl DeclarationCache {
+    pub(crate) fn contains(&self, kind: EntityKind, name: &str) -> bool {
         lock(&self.names)[kind as usize].contains(name)
     }
 
-    pub(crate) fn note(&self, kind: Kind, name: &str) {
+    pub(crate) fn insert(&self, kind: EntityKind, name: &str) {
         lock(&self.names)[kind as usize].insert(name.to_owned());
     }
 
-    pub(crate) fn forget(&self, kind: Kind, name: &str) {
+    pub(crate) fn remove(&self, kind: EntityKind, name: &str) {
         lock(&self.names)[kind as usize].remove(name);
     }
 }

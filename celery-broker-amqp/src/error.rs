@@ -5,19 +5,19 @@ use std::future::Future;
 use std::io;
 use std::time::Duration;
 
-use celery_runtime::{ServiceError, ServiceErrorKind as Kind};
+use celery_runtime::{ServiceError, ServiceErrorKind};
 use lapin::ErrorKind;
 
 /// Something that is attempted on the server.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Attempt<'a> {
+pub(crate) struct ErrorContext<'a> {
     operation: &'static str,
     object: &'a str,
     /// The server, without its password.
     address: &'a str,
 }
 
-impl<'a> Attempt<'a> {
+impl<'a> ErrorContext<'a> {
     pub(crate) fn new(operation: &'static str, object: &'a str, address: &'a str) -> Self {
         Self {
             operation,
@@ -26,8 +26,8 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// The error of this attempt.
-    pub(crate) fn error(self, kind: Kind, cause: impl Into<String>) -> ServiceError {
+    /// The error of this context.
+    pub(crate) fn error(self, kind: ServiceErrorKind, cause: impl Into<String>) -> ServiceError {
         let Self {
             operation,
             object,
@@ -40,15 +40,15 @@ impl<'a> Attempt<'a> {
         ServiceError::new(kind, operation, place, cause)
     }
 
-    /// What lapin says, as an error of this attempt.
-    pub(crate) fn failed(self, error: lapin::Error) -> ServiceError {
-        let cause = explain(&error).1;
-        self.refused(&cause, error)
+    /// What lapin says, as an error of this context.
+    pub(crate) fn wrap(self, error: lapin::Error) -> ServiceError {
+        let cause = classify(&error).1;
+        self.wrap_with_cause(&cause, error)
     }
 
     /// What the server says, explained in our own words.
-    pub(crate) fn refused(self, cause: &str, error: lapin::Error) -> ServiceError {
-        let (kind, text) = explain(&error);
+    pub(crate) fn wrap_with_cause(self, cause: &str, error: lapin::Error) -> ServiceError {
+        let (kind, text) = classify(&error);
         let own = self.error(kind, cause).with_source(error);
         match remedy(&text) {
             Some(remedy) => own.with_remedy(remedy),
@@ -58,17 +58,18 @@ impl<'a> Attempt<'a> {
 
     /// What lapin says about a connection that was to be made. Nothing was
     /// sent on it yet, so whatever passes may be tried again at once.
-    pub(crate) fn unreached(self, error: lapin::Error) -> ServiceError {
-        let (kind, cause) = explain(&error);
+    pub(crate) fn connect_error(self, error: lapin::Error) -> ServiceError {
+        let (kind, cause) = classify(&error);
         if !kind.is_transient() {
-            return self.failed(error);
+            return self.wrap(error);
         }
-        self.error(Kind::Unreachable, cause).with_source(error)
+        self.error(ServiceErrorKind::Unreachable, cause)
+            .with_source(error)
     }
 }
 
 /// Waits for an answer, which has to come within `limit`.
-pub(crate) async fn within<T>(
+pub(crate) async fn with_timeout<T>(
     limit: Duration,
     answer: impl Future<Output = lapin::Result<T>>,
 ) -> lapin::Result<T> {
@@ -82,7 +83,7 @@ pub(crate) async fn within<T>(
 }
 
 /// Whether an answer did not come.
-pub(crate) fn is_silence(error: &lapin::Error) -> bool {
+pub(crate) fn is_timeout(error: &lapin::Error) -> bool {
     matches!(error.kind(), ErrorKind::IOError(error) if error.kind() == io::ErrorKind::TimedOut)
 }
 
@@ -94,39 +95,40 @@ pub(crate) fn reply_code(error: &lapin::Error) -> Option<u16> {
     }
 }
 
-fn explain(error: &lapin::Error) -> (Kind, String) {
+fn classify(error: &lapin::Error) -> (ServiceErrorKind, String) {
     match error.kind() {
         ErrorKind::ProtocolError(error) => {
             let text = error.get_message().as_str().to_owned();
-            (closed_with(error.get_id(), &text), text)
+            (reply_code_kind(error.get_id(), &text), text)
         }
-        ErrorKind::IOError(error) => (of_io(error), io_text(error)),
+        ErrorKind::IOError(error) => (io_error_kind(error), io_error_text(error)),
         ErrorKind::InvalidChannel(_)
         | ErrorKind::InvalidChannelState(..)
-        | ErrorKind::InvalidConnectionState(_) => {
-            (Kind::Disconnected, "the connection is closed".to_owned())
-        }
+        | ErrorKind::InvalidConnectionState(_) => (
+            ServiceErrorKind::Disconnected,
+            "the connection is closed".to_owned(),
+        ),
         ErrorKind::MissingHeartbeatError => (
-            Kind::Disconnected,
+            ServiceErrorKind::Disconnected,
             "the server is silent, its heartbeats do not come".to_owned(),
         ),
-        _ => (Kind::Disconnected, error.to_string()),
+        _ => (ServiceErrorKind::Disconnected, error.to_string()),
     }
 }
 
 /// AMQP's reply codes. Where the server closes for a reason of its own, it may
 /// be back soon; where it refuses what was asked, it will do so again.
-fn closed_with(code: u16, text: &str) -> Kind {
+fn reply_code_kind(code: u16, text: &str) -> ServiceErrorKind {
     match code {
-        403 => Kind::Denied,
+        403 => ServiceErrorKind::Denied,
         // The server gave up on an acknowledgement, see `REMEDIES`.
-        406 if text.contains(ACK_TIMEOUT) => Kind::Disconnected,
+        406 if text.contains(ACK_TIMEOUT) => ServiceErrorKind::Disconnected,
         // Whoever holds it may be a connection of ours that the server has not
         // missed yet.
-        405 if text.contains(LOCKED) => Kind::Disconnected,
-        402 | 404..=406 | 530 => Kind::Invalid,
-        540 => Kind::Unsupported,
-        _ => Kind::Disconnected,
+        405 if text.contains(LOCKED) => ServiceErrorKind::Disconnected,
+        402 | 404..=406 | 530 => ServiceErrorKind::Invalid,
+        540 => ServiceErrorKind::Unsupported,
+        _ => ServiceErrorKind::Disconnected,
     }
 }
 
@@ -169,21 +171,21 @@ fn remedy(cause: &str) -> Option<&'static str> {
         .map(|(_, remedy)| *remedy)
 }
 
-fn of_io(error: &io::Error) -> Kind {
+fn io_error_kind(error: &io::Error) -> ServiceErrorKind {
     match error.kind() {
         io::ErrorKind::ConnectionRefused
         | io::ErrorKind::HostUnreachable
         | io::ErrorKind::NetworkUnreachable
         | io::ErrorKind::NotFound
-        | io::ErrorKind::AddrNotAvailable => Kind::Unreachable,
-        io::ErrorKind::TimedOut => Kind::TimedOut,
-        io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => Kind::Invalid,
-        _ => Kind::Disconnected,
+        | io::ErrorKind::AddrNotAvailable => ServiceErrorKind::Unreachable,
+        io::ErrorKind::TimedOut => ServiceErrorKind::TimedOut,
+        io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => ServiceErrorKind::Invalid,
+        _ => ServiceErrorKind::Disconnected,
     }
 }
 
 /// The text of the innermost error, which is the one that says something.
-fn io_text(error: &io::Error) -> String {
+fn io_error_text(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => return "connection refused".to_owned(),
         io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionAborted => {
@@ -205,28 +207,28 @@ mod tests {
     #[test]
     fn what_the_server_refuses_is_final_and_what_it_lost_is_not() {
         for (code, kind) in [
-            (403, Kind::Denied),
-            (405, Kind::Invalid),
-            (404, Kind::Invalid),
-            (406, Kind::Invalid),
-            (530, Kind::Invalid),
-            (540, Kind::Unsupported),
-            (320, Kind::Disconnected),
-            (541, Kind::Disconnected),
+            (403, ServiceErrorKind::Denied),
+            (405, ServiceErrorKind::Invalid),
+            (404, ServiceErrorKind::Invalid),
+            (406, ServiceErrorKind::Invalid),
+            (530, ServiceErrorKind::Invalid),
+            (540, ServiceErrorKind::Unsupported),
+            (320, ServiceErrorKind::Disconnected),
+            (541, ServiceErrorKind::Disconnected),
         ] {
-            assert_eq!(closed_with(code, ""), kind, "{code}");
+            assert_eq!(reply_code_kind(code, ""), kind, "{code}");
         }
         let text = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out";
-        assert_eq!(closed_with(406, text), Kind::Disconnected);
+        assert_eq!(reply_code_kind(406, text), ServiceErrorKind::Disconnected);
         assert!(remedy(text).unwrap().contains("consumer_timeout"));
         let text = "RESOURCE_LOCKED - cannot obtain exclusive access to locked queue 'q'";
-        assert_eq!(closed_with(405, text), Kind::Disconnected);
+        assert_eq!(reply_code_kind(405, text), ServiceErrorKind::Disconnected);
     }
 
     #[test]
     fn the_attempt_names_object_and_server() {
-        let attempt = Attempt::new("declare", "queue q", "amqp://h:1//");
-        let error = attempt.failed(io::Error::from(io::ErrorKind::ConnectionRefused).into());
+        let context = ErrorContext::new("declare", "queue q", "amqp://h:1//");
+        let error = context.wrap(io::Error::from(io::ErrorKind::ConnectionRefused).into());
         assert_eq!(
             error.to_string(),
             "cannot declare queue q on amqp://h:1//: connection refused \

@@ -18,17 +18,17 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::failure::{Attempt, is_silence, within};
-use crate::known::Known;
-use crate::options::{AmqpOptions, Login, Node, Tls};
-use crate::publish::Lanes;
+use crate::declaration_cache::DeclarationCache;
+use crate::error::{ErrorContext, is_timeout, with_timeout};
+use crate::options::{AmqpOptions, LoginMethod, Node, TlsOptions};
+use crate::publish::ConfirmChannels;
 
 /// How long a connection that did not answer has to show that it is there.
-const PROBE: Duration = Duration::from_secs(1);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// One connection, made again when it is asked for after it broke.
 #[derive(Debug)]
-pub(crate) struct Link {
+pub(crate) struct ConnectionManager {
     options: Arc<AmqpOptions>,
     /// What RabbitMQ shows it as.
     purpose: &'static str,
@@ -43,12 +43,12 @@ pub(crate) struct Link {
 
 #[derive(Debug, Default)]
 struct Current {
-    live: Option<Arc<Live>>,
-    /// When the last attempt failed, and why.
+    connection: Option<Arc<AmqpConnection>>,
+    /// When the last context failed, and why.
     failed: Option<(Instant, lapin::Error)>,
 }
 
-impl Link {
+impl ConnectionManager {
     pub(crate) fn new(options: Arc<AmqpOptions>, purpose: &'static str) -> Self {
         Self {
             options,
@@ -61,64 +61,74 @@ impl Link {
     }
 
     /// The connection, made now where there is none that works.
-    pub(crate) async fn live(&self, attempt: Attempt<'_>) -> Result<Arc<Live>, ServiceError> {
+    pub(crate) async fn connection(
+        &self,
+        context: ErrorContext<'_>,
+    ) -> Result<Arc<AmqpConnection>, ServiceError> {
         let asked = Instant::now();
         let mut current = self.current.lock().await;
         if self.closed.load(Ordering::SeqCst) {
-            return Err(attempt.error(ServiceErrorKind::Closed, "the broker was closed"));
+            return Err(context.error(ServiceErrorKind::Closed, "the broker was closed"));
         }
-        if let Some(live) = &current.live
-            && live.is_usable().await
+        if let Some(connection) = &current.connection
+            && connection.is_usable().await
         {
-            return Ok(Arc::clone(live));
+            return Ok(Arc::clone(connection));
         }
-        // Those who waited for an attempt share its end.
+        // Those who waited for an context share its end.
         if let Some((at, error)) = &current.failed
             && *at > asked
         {
-            return Err(attempt.unreached(error.clone()));
+            return Err(context.connect_error(error.clone()));
         }
-        current.live = None;
+        current.connection = None;
         match self.connect().await {
-            Ok(live) => {
-                let live = Arc::new(live);
-                *lock(&self.notice) = Some(live.blocked.clone());
-                current.live = Some(Arc::clone(&live));
-                Ok(live)
+            Ok(connection) => {
+                let connection = Arc::new(connection);
+                *lock(&self.notice) = Some(connection.blocked.clone());
+                current.connection = Some(Arc::clone(&connection));
+                Ok(connection)
             }
-            Err(Unreached::Lapin(error)) => {
+            Err(ConnectError::Lapin(error)) => {
                 current.failed = Some((Instant::now(), error.clone()));
-                Err(attempt.unreached(error))
+                Err(context.connect_error(error))
             }
-            Err(Unreached::Invalid(cause)) => Err(attempt.error(ServiceErrorKind::Invalid, cause)),
+            Err(ConnectError::Invalid(cause)) => {
+                Err(context.error(ServiceErrorKind::Invalid, cause))
+            }
         }
     }
 
     /// Why the server takes nothing on this connection, if it said so.
-    pub(crate) fn blocked(&self) -> Option<String> {
+    pub(crate) fn blocked_reason(&self) -> Option<String> {
         let notice = lock(&self.notice);
         notice.as_ref()?.borrow().clone()
     }
 
     pub(crate) async fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
-        let Some(live) = self.current.lock().await.live.take() else {
+        let Some(connection) = self.current.lock().await.connection.take() else {
             return;
         };
         // One that does not answer is dropped all the same.
-        let _ = live.answer(live.connection.close(200, "".into())).await;
+        let _ = connection
+            .await_response(connection.connection.close(200, "".into()))
+            .await;
     }
 
     /// Tries each node once, first the one that was there last.
-    async fn connect(&self) -> Result<Live, Unreached> {
+    async fn connect(&self) -> Result<AmqpConnection, ConnectError> {
         let nodes = &self.options.nodes;
         let first = self.node.load(Ordering::Relaxed);
-        let mut failure = Unreached::Invalid("the URL names no server".to_owned());
+        let mut failure = ConnectError::Invalid("the URL names no server".to_owned());
         for number in (0..nodes.len()).map(|offset| (first + offset) % nodes.len()) {
             match self.connect_to(&nodes[number]).await {
                 Ok(connection) => {
                     self.node.store(number, Ordering::Relaxed);
-                    return Ok(Live::new(connection, self.options.response_timeout));
+                    return Ok(AmqpConnection::new(
+                        connection,
+                        self.options.response_timeout,
+                    ));
                 }
                 Err(error) => {
                     if nodes.len() > 1 {
@@ -131,8 +141,8 @@ impl Link {
         Err(failure)
     }
 
-    async fn connect_to(&self, node: &Node) -> Result<Connection, Unreached> {
-        let tls = identity(&self.options.tls).map_err(Unreached::Invalid)?;
+    async fn connect_to(&self, node: &Node) -> Result<Connection, ConnectError> {
+        let tls = tls_config(&self.options.tls).map_err(ConnectError::Invalid)?;
         let name = self.options.connection_name.as_deref().unwrap_or("celery");
         let properties = ConnectionProperties::default()
             .with_connection_name(format!("{name} ({})", self.purpose).into());
@@ -154,13 +164,13 @@ impl Link {
             },
             properties,
         );
-        Ok(within(self.options.connect_limit(), connecting).await?)
+        Ok(with_timeout(self.options.effective_connect_timeout(), connecting).await?)
     }
 }
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
-enum Unreached {
+enum ConnectError {
     /// The options cannot be used.
     #[error("{0}")]
     Invalid(String),
@@ -169,58 +179,58 @@ enum Unreached {
 }
 
 /// A connection as it was made.
-pub(crate) struct Live {
+pub(crate) struct AmqpConnection {
     connection: Connection,
     /// How long an answer may take.
-    limit: Duration,
+    response_timeout: Duration,
     blocked: watch::Receiver<Option<String>>,
     /// An answer did not come, so that it has to be asked before it is used.
     suspect: AtomicBool,
-    watcher: JoinHandle<()>,
+    event_task: JoinHandle<()>,
     /// For what has to be brought to its end when its caller is gone.
     pub(crate) runtime: Handle,
     /// What is known to exist on the server.
-    pub(crate) known: Known,
+    pub(crate) declarations: DeclarationCache,
     /// The channels for publishing.
-    pub(crate) lanes: Lanes,
+    pub(crate) confirm_channels: ConfirmChannels,
 }
 
-impl Live {
-    fn new(connection: Connection, limit: Duration) -> Self {
+impl AmqpConnection {
+    fn new(connection: Connection, response_timeout: Duration) -> Self {
         let (notice, blocked) = watch::channel(None);
-        let watcher = tokio::spawn(listen(connection.events_listener(), notice));
+        let event_task = tokio::spawn(watch_events(connection.events_listener(), notice));
         Self {
             connection,
-            limit,
+            response_timeout,
             blocked,
             suspect: AtomicBool::new(false),
-            watcher,
+            event_task,
             runtime: Handle::current(),
-            known: Known::default(),
-            lanes: Lanes::default(),
+            declarations: DeclarationCache::default(),
+            confirm_channels: ConfirmChannels::default(),
         }
     }
 
     /// A new channel.
-    pub(crate) async fn open(&self) -> lapin::Result<Channel> {
-        self.answer(self.connection.create_channel()).await
+    pub(crate) async fn open_channel(&self) -> lapin::Result<Channel> {
+        self.await_response(self.connection.create_channel()).await
     }
 
     /// What the server answers, within the time that it has.
-    pub(crate) async fn answer<T>(
+    pub(crate) async fn await_response<T>(
         &self,
         answer: impl Future<Output = lapin::Result<T>>,
     ) -> lapin::Result<T> {
-        let answer = within(self.limit, answer).await;
-        if matches!(&answer, Err(error) if is_silence(error)) {
-            self.suspect();
+        let answer = with_timeout(self.response_timeout, answer).await;
+        if matches!(&answer, Err(error) if is_timeout(error)) {
+            self.mark_suspect();
         }
         answer
     }
 
     /// Somebody waited in vain: the connection has to show that it is there
     /// before it is used again.
-    pub(crate) fn suspect(&self) {
+    pub(crate) fn mark_suspect(&self) {
         self.suspect.store(true, Ordering::Relaxed);
     }
 
@@ -228,13 +238,13 @@ impl Live {
         self.connection.status().connected()
     }
 
-    fn blocked(&self) -> Option<String> {
+    fn blocked_reason(&self) -> Option<String> {
         self.blocked.borrow().clone()
     }
 
     /// Waits while the server takes nothing: what is given to it then is taken
     /// later, when its sender may have given up or sent it again.
-    pub(crate) async fn unblocked(&self) {
+    pub(crate) async fn wait_until_unblocked(&self) {
         let mut blocked = self.blocked.clone();
         // An error means that the connection is gone, which shows soon.
         let _ = blocked.wait_for(Option::is_none).await;
@@ -245,10 +255,10 @@ impl Live {
             return false;
         }
         // A server that blocks publishers is there and says nothing.
-        if !self.suspect.load(Ordering::Relaxed) || self.blocked().is_some() {
+        if !self.suspect.load(Ordering::Relaxed) || self.blocked_reason().is_some() {
             return true;
         }
-        let probe = tokio::time::timeout(PROBE, self.connection.create_channel()).await;
+        let probe = tokio::time::timeout(PROBE_TIMEOUT, self.connection.create_channel()).await;
         let answered = matches!(probe, Ok(Ok(_)));
         if answered {
             self.suspect.store(false, Ordering::Relaxed);
@@ -257,23 +267,23 @@ impl Live {
     }
 }
 
-impl Drop for Live {
+impl Drop for AmqpConnection {
     fn drop(&mut self) {
-        self.watcher.abort();
+        self.event_task.abort();
     }
 }
 
-impl fmt::Debug for Live {
+impl fmt::Debug for AmqpConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Live")
+        f.debug_struct("AmqpConnection")
             .field("connected", &self.is_connected())
-            .field("blocked", &self.blocked())
+            .field("blocked", &self.blocked_reason())
             .finish_non_exhaustive()
     }
 }
 
 /// Passes on what the server says about the connection.
-async fn listen(
+async fn watch_events(
     events: impl futures_util::Stream<Item = Event>,
     blocked: watch::Sender<Option<String>>,
 ) {
@@ -314,9 +324,9 @@ fn uri(node: &Node, options: &AmqpOptions) -> AMQPUri {
         query: AMQPQueryString {
             heartbeat: Some(options.heartbeat_seconds()),
             auth_mechanism: Some(match options.login {
-                Login::Plain => SASLMechanism::Plain,
-                Login::AmqPlain => SASLMechanism::AMQPlain,
-                Login::External => SASLMechanism::External,
+                LoginMethod::Plain => SASLMechanism::Plain,
+                LoginMethod::AmqPlain => SASLMechanism::AMQPlain,
+                LoginMethod::External => SASLMechanism::External,
             }),
             ..AMQPQueryString::default()
         },
@@ -324,7 +334,7 @@ fn uri(node: &Node, options: &AmqpOptions) -> AMQPUri {
 }
 
 /// Reads the files that the options name.
-fn identity(tls: &Tls) -> Result<OwnedTLSConfig, String> {
+fn tls_config(tls: &TlsOptions) -> Result<OwnedTLSConfig, String> {
     let read = |path: &std::path::PathBuf| {
         std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
     };
@@ -341,7 +351,7 @@ fn identity(tls: &Tls) -> Result<OwnedTLSConfig, String> {
             key: read(key)?,
         }),
     };
-    let authorities = tls.authorities.as_ref().map(read).transpose()?;
+    let authorities = tls.ca_certificates.as_ref().map(read).transpose()?;
     let cert_chain = authorities
         .map(|pem| String::from_utf8(pem).map_err(|_| "ca_certs is no PEM file".to_owned()))
         .transpose()?;

@@ -6,23 +6,23 @@ use std::sync::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::link::lock;
+use crate::connection::lock;
 
 /// Tags by the time at which they are due.
 #[derive(Debug, Default)]
-pub(crate) struct Soon {
+pub(crate) struct DueQueue {
     tags: Mutex<BTreeSet<(Instant, u64)>>,
     changed: Notify,
 }
 
-impl Soon {
+impl DueQueue {
     pub(crate) fn insert(&self, due: Instant, tag: u64) {
         lock(&self.tags).insert((due, tag));
         self.changed.notify_one();
     }
 
     /// One whose time has come.
-    pub(crate) fn take_due(&self) -> Option<u64> {
+    pub(crate) fn pop_due(&self) -> Option<u64> {
         let mut tags = lock(&self.tags);
         let (due, _) = tags.first()?;
         if *due > Instant::now() {
@@ -32,7 +32,7 @@ impl Soon {
     }
 
     /// Waits until there is one whose time has come.
-    pub(crate) async fn due(&self) {
+    pub(crate) async fn wait_due(&self) {
         loop {
             let first = lock(&self.tags).first().map(|(due, _)| *due);
             let Some(first) = first else {
@@ -55,15 +55,15 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_first_that_is_due_comes_first() {
-        let soon = Soon::default();
+        let queue = DueQueue::default();
         let now = Instant::now();
-        soon.insert(now + Duration::from_millis(80), 2);
-        soon.insert(now + Duration::from_millis(30), 1);
-        assert_eq!(soon.take_due(), None);
-        soon.due().await;
+        queue.insert(now + Duration::from_millis(80), 2);
+        queue.insert(now + Duration::from_millis(30), 1);
+        assert_eq!(queue.pop_due(), None);
+        queue.wait_due().await;
         assert_eq!(now.elapsed(), Duration::from_millis(30));
-        assert_eq!((soon.take_due(), soon.take_due()), (Some(1), None));
-        soon.due().await;
-        assert_eq!(soon.take_due(), Some(2));
+        assert_eq!((queue.pop_due(), queue.pop_due()), (Some(1), None));
+        queue.wait_due().await;
+        assert_eq!(queue.pop_due(), Some(2));
     }
 }

@@ -8,8 +8,8 @@ use lapin::types::ShortString;
 
 /// The deliveries of one channel, by their tags.
 #[derive(Debug, Default)]
-pub(crate) struct Ledger {
-    held: BTreeMap<u64, Held>,
+pub(crate) struct UnackedDeliveries {
+    held: BTreeMap<u64, UnackedDelivery>,
     /// Every tag up to this one has been here. Tags count from 1 for the whole
     /// channel, and one queue's deliveries may be read before another's.
     seen: u64,
@@ -19,9 +19,9 @@ pub(crate) struct Ledger {
 
 /// A delivery as it came, to be sent on as it is.
 #[derive(Clone, Debug)]
-pub(crate) struct Held {
+pub(crate) struct UnackedDelivery {
     /// Which of the consumer's queues it came from.
-    pub(crate) number: usize,
+    pub(crate) queue_index: usize,
     pub(crate) exchange: ShortString,
     pub(crate) routing_key: ShortString,
     pub(crate) redelivered: bool,
@@ -37,8 +37,8 @@ pub(crate) enum Ack {
     UpTo(u64),
 }
 
-impl Ledger {
-    pub(crate) fn insert(&mut self, tag: u64, held: Held) {
+impl UnackedDeliveries {
+    pub(crate) fn insert(&mut self, tag: u64, held: UnackedDelivery) {
         self.held.insert(tag, held);
         self.ahead.insert(tag);
         while self.ahead.remove(&(self.seen + 1)) {
@@ -46,7 +46,7 @@ impl Ledger {
         }
     }
 
-    pub(crate) fn get(&self, tag: u64) -> Option<&Held> {
+    pub(crate) fn get(&self, tag: u64) -> Option<&UnackedDelivery> {
         self.held.get(&tag)
     }
 
@@ -87,20 +87,20 @@ impl Ledger {
 mod tests {
     use super::*;
 
-    fn ledger(tags: &[u64]) -> Ledger {
-        let mut ledger = Ledger::default();
+    fn unacked(tags: &[u64]) -> UnackedDeliveries {
+        let mut unacked = UnackedDeliveries::default();
         for tag in tags {
-            let held = Held {
-                number: 0,
+            let held = UnackedDelivery {
+                queue_index: 0,
                 exchange: "".into(),
                 routing_key: "q".into(),
                 redelivered: false,
                 properties: BasicProperties::default(),
                 body: Bytes::new(),
             };
-            ledger.insert(*tag, held);
+            unacked.insert(*tag, held);
         }
-        ledger
+        unacked
     }
 
     #[test]
@@ -115,7 +115,7 @@ mod tests {
             (&[1], &[7], &[]),
         ] {
             assert_eq!(
-                ledger(held).acks(tags.to_vec()),
+                unacked(held).acks(tags.to_vec()),
                 expected,
                 "{held:?} {tags:?}"
             );
@@ -133,7 +133,7 @@ mod tests {
                 .filter(|tag| mask >> (tag - 1) & 1 == 1)
                 .collect();
             let mut acknowledged: Vec<u64> = Vec::new();
-            for ack in ledger(&held).acks(asked.clone()) {
+            for ack in unacked(&held).acks(asked.clone()) {
                 match ack {
                     Ack::One(tag) => acknowledged.push(tag),
                     Ack::UpTo(last) => acknowledged.extend(held.iter().filter(|tag| **tag <= last)),
