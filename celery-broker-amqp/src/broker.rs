@@ -6,19 +6,14 @@ use std::sync::Arc;
 use celery_protocol::Message;
 use celery_runtime::{
     BoxFuture, Broker, ConsumeOptions, Consumer, Exchange, Mailbox, Publication, Queue,
-    ServiceError, ServiceErrorKind, Subscription,
+    ServiceError, Subscription,
 };
 
-use crate::connection::{AmqpConnection, ConnectionManager};
 use crate::consumer::AmqpConsumer;
-use crate::declaration_cache::EntityKind;
-use crate::error::ErrorContext;
-use crate::message;
+use crate::declarer::Declarer;
 use crate::options::AmqpOptions;
-use crate::publish::OutgoingMessage;
+use crate::shared::Shared;
 use crate::subscription::AmqpSubscription;
-use crate::table::short_string;
-use crate::topology::Declarer;
 
 /// A RabbitMQ as the broker of clients and workers.
 ///
@@ -32,24 +27,12 @@ pub struct AmqpBroker {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) options: Arc<AmqpOptions>,
-    pub(crate) publishing: ConnectionManager,
-    pub(crate) consuming: ConnectionManager,
-}
-
 impl AmqpBroker {
     /// A broker at the address that the options name. Nothing is connected
     /// before the first call.
     pub fn new(options: AmqpOptions) -> Self {
-        let options = Arc::new(options);
         Self {
-            shared: Arc::new(Shared {
-                publishing: ConnectionManager::new(Arc::clone(&options), "publishes"),
-                consuming: ConnectionManager::new(Arc::clone(&options), "consumes"),
-                options,
-            }),
+            shared: Arc::new(Shared::new(options)),
         }
     }
 }
@@ -143,63 +126,5 @@ impl fmt::Debug for AmqpBroker {
         f.debug_tuple("AmqpBroker")
             .field(&self.shared.options.address())
             .finish()
-    }
-}
-
-impl Shared {
-    pub(crate) fn context<'a>(
-        &'a self,
-        operation: &'static str,
-        object: &'a str,
-    ) -> ErrorContext<'a> {
-        ErrorContext::new(operation, object, self.options.address())
-    }
-
-    /// The connection for declarations and questions. Not the one to publish
-    /// on, from which RabbitMQ stops reading when it is short of memory: a
-    /// worker must be able to consume then.
-    async fn connection(
-        &self,
-        operation: &'static str,
-        object: &str,
-    ) -> Result<Arc<AmqpConnection>, ServiceError> {
-        self.consuming
-            .connection(self.context(operation, object))
-            .await
-    }
-
-    async fn broadcast(
-        &self,
-        exchange: &Exchange,
-        routing_key: &str,
-        message: &Message,
-    ) -> Result<Option<u64>, ServiceError> {
-        let object = format!("exchange {}", exchange.name);
-        let context = self.context("broadcast to", &object);
-        let connection = self.publishing.connection(context).await?;
-        if !connection
-            .declarations
-            .contains(EntityKind::Exchange, &exchange.name)
-        {
-            Declarer::new(&connection, context)
-                .declare_exchange(exchange)
-                .await?;
-            connection
-                .declarations
-                .insert(EntityKind::Exchange, &exchange.name);
-        }
-        let invalid = |cause| context.error(ServiceErrorKind::Invalid, cause);
-        let letter = OutgoingMessage {
-            exchange: short_string(&exchange.name).map_err(invalid)?,
-            routing_key: short_string(routing_key).map_err(invalid)?,
-            properties: message::encode(message).map_err(invalid)?,
-            body: &message.body,
-        };
-        let sent = self.publish_messages(&connection, vec![letter]).await.pop();
-        match sent {
-            // Nobody listens: that is what a broadcast is like.
-            Some(Err(error)) if error.kind() == ServiceErrorKind::Unroutable => Ok(Some(0)),
-            sent => sent.unwrap_or(Ok(())).map(|()| None),
-        }
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::sync::Mutex;
 
-use crate::connection::lock;
+use crate::sync::lock;
 
 /// Names that were declared or seen on one connection.
 #[derive(Debug, Default)]

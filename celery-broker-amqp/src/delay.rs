@@ -21,7 +21,7 @@ use celery_protocol::{Map, Value, time};
 use celery_runtime::{Exchange, ExchangeKind, Publication, Queue, QueueType, ServiceError};
 
 use crate::declaration_cache::{DeclarationCache, EntityKind};
-use crate::topology::Declarer;
+use crate::declarer::Declarer;
 
 /// The levels of Celery's cascade.
 const LEVELS: u32 = 28;

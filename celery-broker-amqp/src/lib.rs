@@ -72,22 +72,25 @@
 //! `tls-native-tls` (the system's library), for `amqps://`.
 
 mod broker;
+mod channel_pool;
+mod confirm_channel;
 mod connection;
+mod connection_manager;
 mod consumer;
 mod declaration_cache;
+mod declarer;
 mod delay;
-mod due_queue;
 mod error;
 mod message;
 mod options;
 mod publish;
 #[cfg(feature = "rpc")]
 mod rpc;
-mod settle;
+mod shared;
 mod subscription;
+mod sync;
 mod table;
 mod topology;
-mod unacked;
 
 pub use broker::AmqpBroker;
 pub use options::AmqpOptions;

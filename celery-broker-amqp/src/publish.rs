@@ -6,28 +6,26 @@
 //! unroutable; since a channel carries one batch at a time and all of its
 //! confirmations are awaited, the returned ones are found by what they are.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use celery_runtime::{Publication, ServiceError, ServiceErrorKind};
+use celery_protocol::Message;
+use celery_runtime::{Exchange, Publication, ServiceError, ServiceErrorKind};
 use futures_util::stream::{self, StreamExt};
 use lapin::message::BasicReturnMessage;
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::broker::Shared;
-use crate::connection::{AmqpConnection, lock};
+use crate::confirm_channel::ConfirmChannel;
+use crate::connection::AmqpConnection;
 use crate::declaration_cache::EntityKind;
+use crate::declarer::Declarer;
 use crate::delay;
 use crate::message;
 use crate::options::PublisherConfirms;
+use crate::shared::Shared;
 use crate::table::short_string;
-use crate::topology::Declarer;
-
-/// Batches on their way at the same time.
-const MAX_CHANNELS: usize = 16;
 
 /// Messages of one batch that are sent and not confirmed.
 const MAX_UNCONFIRMED: usize = 1024;
@@ -62,6 +60,41 @@ impl Shared {
             }
         }
         answers
+    }
+
+    pub(crate) async fn broadcast(
+        &self,
+        exchange: &Exchange,
+        routing_key: &str,
+        message: &Message,
+    ) -> Result<Option<u64>, ServiceError> {
+        let object = format!("exchange {}", exchange.name);
+        let context = self.context("broadcast to", &object);
+        let connection = self.publishing.connection(context).await?;
+        if !connection
+            .declarations
+            .contains(EntityKind::Exchange, &exchange.name)
+        {
+            Declarer::new(&connection, context)
+                .declare_exchange(exchange)
+                .await?;
+            connection
+                .declarations
+                .insert(EntityKind::Exchange, &exchange.name);
+        }
+        let invalid = |cause| context.error(ServiceErrorKind::Invalid, cause);
+        let letter = OutgoingMessage {
+            exchange: short_string(&exchange.name).map_err(invalid)?,
+            routing_key: short_string(routing_key).map_err(invalid)?,
+            properties: message::encode(message).map_err(invalid)?,
+            body: &message.body,
+        };
+        let sent = self.publish_messages(&connection, vec![letter]).await.pop();
+        match sent {
+            // Nobody listens: that is what a broadcast is like.
+            Some(Err(error)) if error.kind() == ServiceErrorKind::Unroutable => Ok(Some(0)),
+            sent => sent.unwrap_or(Ok(())).map(|()| None),
+        }
     }
 
     async fn publish_once(
@@ -339,99 +372,4 @@ fn forget_declarations(connection: &AmqpConnection, publication: &Publication) -
         .declarations
         .remove(EntityKind::Exchange, &publication.exchange);
     true
-}
-
-/// The channels of a connection that messages are sent on.
-#[derive(Debug)]
-pub(crate) struct ConfirmChannels {
-    idle: Mutex<Vec<Channel>>,
-    free: Arc<Semaphore>,
-}
-
-impl Default for ConfirmChannels {
-    fn default() -> Self {
-        Self {
-            idle: Mutex::default(),
-            free: Arc::new(Semaphore::new(MAX_CHANNELS)),
-        }
-    }
-}
-
-/// A channel for one batch.
-struct ConfirmChannel<'a> {
-    channel: Channel,
-    connection: &'a AmqpConnection,
-    confirms: PublisherConfirms,
-    /// Taken when the lane ends.
-    permit: Option<OwnedSemaphorePermit>,
-    finished: bool,
-}
-
-impl<'a> ConfirmChannel<'a> {
-    async fn acquire(
-        connection: &'a Arc<AmqpConnection>,
-        confirms: PublisherConfirms,
-    ) -> lapin::Result<Self> {
-        let permit = Arc::clone(&connection.confirm_channels.free)
-            .acquire_owned()
-            .await;
-        let permit = permit.expect("the semaphore is never closed");
-        let idle = lock(&connection.confirm_channels.idle).pop();
-        let channel = match idle.filter(|channel| channel.status().connected()) {
-            Some(channel) => channel,
-            None => connection.open_confirm_channel(confirms).await?,
-        };
-        Ok(Self {
-            channel,
-            connection,
-            confirms,
-            permit: Some(permit),
-            finished: false,
-        })
-    }
-
-    fn release(mut self) {
-        self.finished = true;
-        self.return_to_pool();
-    }
-
-    fn return_to_pool(&self) {
-        if self.channel.status().connected() {
-            lock(&self.connection.confirm_channels.idle).push(self.channel.clone());
-        }
-    }
-}
-
-/// Dropped before its end, as when the caller's time is up, the channel stays
-/// open while anything is on its way: messages that RabbitMQ has not read yet
-/// would arrive on a channel that is closed, which ends the connection. With
-/// confirmations their end is known; without them the next batch takes the
-/// channel over, since there is nothing that it could mistake for its own.
-impl Drop for ConfirmChannel<'_> {
-    fn drop(&mut self) {
-        if self.finished {
-            return;
-        }
-        self.connection.mark_suspect();
-        if self.confirms == PublisherConfirms::Off {
-            return self.return_to_pool();
-        }
-        let (channel, permit) = (self.channel.clone(), self.permit.take());
-        // Ends with the connection at the latest.
-        self.connection.runtime.spawn(async move {
-            let _ = channel.wait_for_confirms().await;
-            drop(permit);
-        });
-    }
-}
-
-impl AmqpConnection {
-    async fn open_confirm_channel(&self, confirms: PublisherConfirms) -> lapin::Result<Channel> {
-        let channel = self.open_channel().await?;
-        if confirms == PublisherConfirms::On {
-            let confirm = channel.confirm_select(ConfirmSelectOptions::default());
-            self.await_response(confirm).await?;
-        }
-        Ok(channel)
-    }
 }

@@ -14,11 +14,11 @@ use lapin::Channel;
 use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 
-use crate::broker::Shared;
 use crate::connection::AmqpConnection;
+use crate::declarer::Declarer;
 use crate::message;
+use crate::shared::Shared;
 use crate::table::{encode_table, short_string};
-use crate::topology::Declarer;
 
 /// Reads a queue that nobody else reads.
 pub(crate) struct AmqpSubscription {

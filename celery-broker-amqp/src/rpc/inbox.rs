@@ -7,7 +7,7 @@ use celery_protocol::{DecodeError, Message, ResultDocument, Serializer, State};
 use celery_runtime::{ServiceError, ServiceErrorKind};
 use tokio::sync::oneshot;
 
-use crate::connection::lock;
+use crate::sync::lock;
 
 /// So many results stay after they were read, to be read again.
 const READ_LIMIT: usize = 1_000;

@@ -7,14 +7,15 @@ use lapin::options::BasicAckOptions;
 use lapin::types::ShortString;
 use tokio::time::Instant;
 
-use crate::connection::{AmqpConnection, lock};
-use crate::consumer::ConsumerInner;
+use super::inner::ConsumerInner;
+use super::unacked::{Ack, UnackedDelivery};
+use crate::connection::AmqpConnection;
+use crate::declarer::Declarer;
 use crate::delay::{self, DelayRoute};
 use crate::message;
 use crate::publish::OutgoingMessage;
+use crate::sync::lock;
 use crate::table::short_string;
-use crate::topology::Declarer;
-use crate::unacked::{Ack, UnackedDelivery};
 
 /// What is due within this time is waited for here: the shortest way through
 /// the server takes as long.
@@ -56,7 +57,7 @@ enum RepublishTarget {
 }
 
 impl ConsumerInner {
-    pub(crate) async fn settle(&self, batch: &[Settlement]) -> Result<(), ServiceError> {
+    pub(super) async fn settle(&self, batch: &[Settlement]) -> Result<(), ServiceError> {
         let plan = self.plan(batch, SystemTime::now());
         self.write_settlements(plan.rejections, plan.acks).await?;
         let RepublishOutcome {

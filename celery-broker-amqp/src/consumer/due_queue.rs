@@ -6,23 +6,23 @@ use std::sync::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::connection::lock;
+use crate::sync::lock;
 
 /// Tags by the time at which they are due.
 #[derive(Debug, Default)]
-pub(crate) struct DueQueue {
+pub(super) struct DueQueue {
     tags: Mutex<BTreeSet<(Instant, u64)>>,
     changed: Notify,
 }
 
 impl DueQueue {
-    pub(crate) fn insert(&self, due: Instant, tag: u64) {
+    pub(super) fn insert(&self, due: Instant, tag: u64) {
         lock(&self.tags).insert((due, tag));
         self.changed.notify_one();
     }
 
     /// One whose time has come.
-    pub(crate) fn pop_due(&self) -> Option<u64> {
+    pub(super) fn pop_due(&self) -> Option<u64> {
         let mut tags = lock(&self.tags);
         let (due, _) = tags.first()?;
         if *due > Instant::now() {
@@ -32,7 +32,7 @@ impl DueQueue {
     }
 
     /// Waits until there is one whose time has come.
-    pub(crate) async fn wait_due(&self) {
+    pub(super) async fn wait_due(&self) {
         loop {
             let first = lock(&self.tags).first().map(|(due, _)| *due);
             let Some(first) = first else {

@@ -8,7 +8,7 @@ use lapin::types::ShortString;
 
 /// The deliveries of one channel, by their tags.
 #[derive(Debug, Default)]
-pub(crate) struct UnackedDeliveries {
+pub(super) struct UnackedDeliveries {
     held: BTreeMap<u64, UnackedDelivery>,
     /// Every tag up to this one has been here. Tags count from 1 for the whole
     /// channel, and one queue's deliveries may be read before another's.
@@ -19,26 +19,26 @@ pub(crate) struct UnackedDeliveries {
 
 /// A delivery as it came, to be sent on as it is.
 #[derive(Clone, Debug)]
-pub(crate) struct UnackedDelivery {
+pub(super) struct UnackedDelivery {
     /// Which of the consumer's queues it came from.
-    pub(crate) queue_index: usize,
-    pub(crate) exchange: ShortString,
-    pub(crate) routing_key: ShortString,
-    pub(crate) redelivered: bool,
-    pub(crate) properties: BasicProperties,
-    pub(crate) body: Bytes,
+    pub(super) queue_index: usize,
+    pub(super) exchange: ShortString,
+    pub(super) routing_key: ShortString,
+    pub(super) redelivered: bool,
+    pub(super) properties: BasicProperties,
+    pub(super) body: Bytes,
 }
 
 /// An acknowledgement to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ack {
+pub(super) enum Ack {
     One(u64),
     /// This one and all before it.
     UpTo(u64),
 }
 
 impl UnackedDeliveries {
-    pub(crate) fn insert(&mut self, tag: u64, held: UnackedDelivery) {
+    pub(super) fn insert(&mut self, tag: u64, held: UnackedDelivery) {
         self.held.insert(tag, held);
         self.ahead.insert(tag);
         while self.ahead.remove(&(self.seen + 1)) {
@@ -46,15 +46,15 @@ impl UnackedDeliveries {
         }
     }
 
-    pub(crate) fn get(&self, tag: u64) -> Option<&UnackedDelivery> {
+    pub(super) fn get(&self, tag: u64) -> Option<&UnackedDelivery> {
         self.held.get(&tag)
     }
 
-    pub(crate) fn contains(&self, tag: u64) -> bool {
+    pub(super) fn contains(&self, tag: u64) -> bool {
         self.held.contains_key(&tag)
     }
 
-    pub(crate) fn remove(&mut self, tags: impl IntoIterator<Item = u64>) {
+    pub(super) fn remove(&mut self, tags: impl IntoIterator<Item = u64>) {
         for tag in tags {
             self.held.remove(&tag);
         }
@@ -62,7 +62,7 @@ impl UnackedDeliveries {
 
     /// The fewest frames that acknowledge `tags` and nothing else: one for all
     /// that lie before the oldest that stays, or that may be on its way here.
-    pub(crate) fn acks(&self, mut tags: Vec<u64>) -> Vec<Ack> {
+    pub(super) fn acks(&self, mut tags: Vec<u64>) -> Vec<Ack> {
         tags.sort_unstable();
         tags.dedup();
         tags.retain(|tag| self.held.contains_key(tag));

@@ -1,0 +1,49 @@
+//! The state that clones of the broker share.
+
+use std::sync::Arc;
+
+use celery_runtime::ServiceError;
+
+use crate::connection::AmqpConnection;
+use crate::connection_manager::ConnectionManager;
+use crate::error::ErrorContext;
+use crate::options::AmqpOptions;
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) options: Arc<AmqpOptions>,
+    pub(crate) publishing: ConnectionManager,
+    pub(crate) consuming: ConnectionManager,
+}
+
+impl Shared {
+    pub(crate) fn new(options: AmqpOptions) -> Self {
+        let options = Arc::new(options);
+        Self {
+            publishing: ConnectionManager::new(Arc::clone(&options), "publishes"),
+            consuming: ConnectionManager::new(Arc::clone(&options), "consumes"),
+            options,
+        }
+    }
+
+    pub(crate) fn context<'a>(
+        &'a self,
+        operation: &'static str,
+        object: &'a str,
+    ) -> ErrorContext<'a> {
+        ErrorContext::new(operation, object, self.options.address())
+    }
+
+    /// The connection for declarations and questions. Not the one to publish
+    /// on, from which RabbitMQ stops reading when it is short of memory: a
+    /// worker must be able to consume then.
+    pub(crate) async fn connection(
+        &self,
+        operation: &'static str,
+        object: &str,
+    ) -> Result<Arc<AmqpConnection>, ServiceError> {
+        self.consuming
+            .connection(self.context(operation, object))
+            .await
+    }
+}
