@@ -39,7 +39,10 @@ impl DueQueue {
                 self.changed.notified().await;
                 continue;
             };
+            // The timer comes first: a delivery that is due stays due, whatever
+            // is inserted meanwhile.
             tokio::select! {
+                biased;
                 () = tokio::time::sleep_until(first) => return,
                 () = self.changed.notified() => {}
             }

@@ -61,13 +61,16 @@ impl ConsumerInner {
             let credit = u16::try_from(share).unwrap_or(u16::MAX);
             self.start_consuming(state, credit).await?;
         }
+        // The order cannot starve deferred deliveries: `buffer_ready` takes those
+        // that are due before anything that the server pushed.
         tokio::select! {
+            biased;
             () = self.wait_for_interrupt() => {}
-            () = self.due_queue.wait_due() => {}
-            Some(push) = state.streams.next() => {
-                let delivery = self.handle_event(push)?;
+            Some(event) = state.streams.next() => {
+                let delivery = self.handle_event(event)?;
                 state.buffer.push_back(delivery);
             }
+            () = self.due_queue.wait_due() => {}
         }
         self.buffer_ready(state, max)?;
         if prefetch == 0 {

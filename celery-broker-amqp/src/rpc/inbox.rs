@@ -1,6 +1,6 @@
 //! Replies that have come, and those who wait for them.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Mutex;
 
 use celery_protocol::{DecodeError, Message, ResultDocument, Serializer, State};
@@ -29,8 +29,8 @@ struct InboxState {
     /// came. An entry counts as long as its task has a document.
     unread: VecDeque<String>,
     read: VecDeque<String>,
-    waiters: HashMap<String, Vec<ReplySender<ResultDocument<'static>>>>,
-    markers: HashMap<String, ReplySender<()>>,
+    waiters: BTreeMap<String, Vec<ReplySender<ResultDocument<'static>>>>,
+    markers: BTreeMap<String, ReplySender<()>>,
     /// Why nothing comes at the moment.
     broken: Option<ServiceError>,
     dropped: u64,
@@ -89,12 +89,11 @@ impl Inbox {
     pub(super) fn fail(&self, error: &ServiceError) {
         let mut state = lock(&self.state);
         state.broken = Some(error.clone());
-        for (_, waiters) in state.waiters.drain() {
+        for waiters in std::mem::take(&mut state.waiters).into_values() {
             complete(waiters, || Err(error.clone()));
         }
-        complete(state.markers.drain().map(|(_, marker)| marker), || {
-            Err(error.clone())
-        });
+        let markers = std::mem::take(&mut state.markers);
+        complete(markers.into_values(), || Err(error.clone()));
     }
 
     /// The last that is known of a task.
