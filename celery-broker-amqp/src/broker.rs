@@ -1,4 +1,4 @@
-//! The broker: what each method of the trait does.
+//! The broker, an implementation of the runtime's `Broker` trait.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,11 +15,11 @@ use crate::options::AmqpOptions;
 use crate::shared::Shared;
 use crate::subscription::AmqpSubscription;
 
-/// A RabbitMQ as the broker of clients and workers.
+/// A broker for clients and workers on RabbitMQ.
 ///
-/// It has at most two connections: one to publish, one for everything else,
-/// since RabbitMQ stops reading from those who publish when it is short of
-/// memory or disk. Both are made when they are needed.
+/// It uses at most two connections, both opened on demand: one for publishing and
+/// one for everything else, because RabbitMQ stops reading from connections that
+/// publish when it is short of memory or disk.
 ///
 /// Cloning is cheap; clones share the connections.
 #[derive(Clone)]
@@ -28,8 +28,7 @@ pub struct AmqpBroker {
 }
 
 impl AmqpBroker {
-    /// A broker at the address that the options name. Nothing is connected
-    /// before the first call.
+    /// Creates a broker from its options. It connects on the first call.
     pub fn new(options: AmqpOptions) -> Self {
         Self {
             shared: Arc::new(Shared::new(options)),
@@ -90,10 +89,10 @@ impl Broker for AmqpBroker {
                 .connection("count the messages of", &object)
                 .await?;
             let context = self.shared.context("count the messages of", &object);
-            let waiting = Declarer::new(&connection, context)
+            let count = Declarer::new(&connection, context)
                 .message_count(&queue.name)
                 .await?;
-            Ok(waiting.unwrap_or(0).into())
+            Ok(count.unwrap_or(0).into())
         })
     }
 

@@ -1,4 +1,4 @@
-//! The pool of channels that messages are published on.
+//! The pool of channels for publishing on one connection.
 
 use std::sync::{Arc, Mutex};
 
@@ -7,35 +7,38 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::sync::lock;
 
-/// Batches on their way at the same time.
+/// The maximum number of channels, and so of batches in flight, per connection.
 const MAX_CHANNELS: usize = 16;
 
-/// The channels of a connection that messages are sent on.
+/// The idle channels for publishing, and the permits that bound their number.
 #[derive(Debug)]
 pub(crate) struct ConfirmChannelPool {
     idle: Mutex<Vec<Channel>>,
-    free: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
 impl Default for ConfirmChannelPool {
     fn default() -> Self {
         Self {
             idle: Mutex::default(),
-            free: Arc::new(Semaphore::new(MAX_CHANNELS)),
+            permits: Arc::new(Semaphore::new(MAX_CHANNELS)),
         }
     }
 }
 
 impl ConfirmChannelPool {
+    /// Waits for the permit to use a channel.
     pub(crate) async fn acquire_permit(&self) -> OwnedSemaphorePermit {
-        let permit = Arc::clone(&self.free).acquire_owned().await;
+        let permit = Arc::clone(&self.permits).acquire_owned().await;
         permit.expect("the semaphore is never closed")
     }
 
+    /// Removes and returns an idle channel, which may be closed by now.
     pub(crate) fn pop(&self) -> Option<Channel> {
         lock(&self.idle).pop()
     }
 
+    /// Returns a channel to the pool.
     pub(crate) fn push(&self, channel: Channel) {
         lock(&self.idle).push(channel);
     }

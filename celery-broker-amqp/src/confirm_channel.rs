@@ -1,4 +1,4 @@
-//! The channel that one batch is published on.
+//! The channel that carries one batch of messages.
 
 use lapin::Channel;
 use lapin::options::ConfirmSelectOptions;
@@ -7,17 +7,19 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::connection::AmqpConnection;
 use crate::options::PublisherConfirms;
 
-/// A channel for one batch.
+/// A channel that carries one batch at a time, in confirm mode unless
+/// `confirm_publish` is off. It returns to its pool on [`release`](Self::release).
 pub(crate) struct ConfirmChannel<'a> {
     pub(crate) channel: Channel,
     connection: &'a AmqpConnection,
     confirms: PublisherConfirms,
-    /// Taken when the lane ends.
+    /// `None` once `drop` has moved it to the task that awaits the confirms.
     permit: Option<OwnedSemaphorePermit>,
-    finished: bool,
+    released: bool,
 }
 
 impl<'a> ConfirmChannel<'a> {
+    /// Takes an idle channel or opens one, once the pool grants a permit.
     pub(crate) async fn acquire(
         connection: &'a AmqpConnection,
         confirms: PublisherConfirms,
@@ -33,12 +35,13 @@ impl<'a> ConfirmChannel<'a> {
             connection,
             confirms,
             permit: Some(permit),
-            finished: false,
+            released: false,
         })
     }
 
+    /// Returns the channel after every message of the batch has its outcome.
     pub(crate) fn release(mut self) {
-        self.finished = true;
+        self.released = true;
         self.return_to_pool();
     }
 
@@ -49,14 +52,15 @@ impl<'a> ConfirmChannel<'a> {
     }
 }
 
-/// Dropped before its end, as when the caller's time is up, the channel stays
-/// open while anything is on its way: messages that RabbitMQ has not read yet
-/// would arrive on a channel that is closed, which ends the connection. With
-/// confirmations their end is known; without them the next batch takes the
-/// channel over, since there is nothing that it could mistake for its own.
+/// Keeps the channel open when a batch is cancelled, for example by a timeout of
+/// the caller. Messages that RabbitMQ has not read yet would otherwise arrive on a
+/// closed channel, which makes RabbitMQ close the connection. With confirms, a
+/// spawned task waits for the outstanding ones before it frees the permit.
+/// Without confirms, the channel returns to the pool at once, because the next
+/// batch cannot mistake a confirm for its own.
 impl Drop for ConfirmChannel<'_> {
     fn drop(&mut self) {
-        if self.finished {
+        if self.released {
             return;
         }
         self.connection.mark_suspect();
@@ -64,7 +68,7 @@ impl Drop for ConfirmChannel<'_> {
             return self.return_to_pool();
         }
         let (channel, permit) = (self.channel.clone(), self.permit.take());
-        // Ends with the connection at the latest.
+        // The task ends with the connection at the latest.
         self.connection.runtime.spawn(async move {
             let _ = channel.wait_for_confirms().await;
             drop(permit);
@@ -73,6 +77,7 @@ impl Drop for ConfirmChannel<'_> {
 }
 
 impl AmqpConnection {
+    /// Opens a channel for publishing.
     async fn open_confirm_channel(&self, confirms: PublisherConfirms) -> lapin::Result<Channel> {
         let channel = self.open_channel().await?;
         if confirms == PublisherConfirms::On {

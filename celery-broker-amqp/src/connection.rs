@@ -15,21 +15,24 @@ use crate::channel_pool::ConfirmChannelPool;
 use crate::declaration_cache::DeclarationCache;
 use crate::error::{is_timeout, with_timeout};
 
-/// How long a connection that did not answer has to show that it is there.
+/// The timeout of the probe that checks a suspect connection.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A connection as it was made.
+/// One established connection with its channels and known declarations. It does
+/// not reconnect.
 pub(crate) struct AmqpConnection {
     connection: Connection,
-    /// How long an answer may take.
+    /// The timeout of the server's responses.
     response_timeout: Duration,
+    /// Why the server has blocked publishing, while it does.
     blocked: watch::Receiver<Option<String>>,
-    /// An answer did not come, so that it has to be asked before it is used.
+    /// A response timed out, so that the connection is probed before its next use.
     suspect: AtomicBool,
+    /// Runs `watch_events`. Aborted on drop.
     event_task: JoinHandle<()>,
-    /// For what has to be brought to its end when its caller is gone.
+    /// Runs the work that must finish when its caller is cancelled.
     pub(crate) runtime: Handle,
-    /// What is known to exist on the server.
+    /// The queues and exchanges that are known to exist on the server.
     pub(crate) declarations: DeclarationCache,
     /// The channels for publishing.
     pub(crate) confirm_channels: ConfirmChannelPool,
@@ -51,36 +54,37 @@ impl AmqpConnection {
         }
     }
 
-    /// A new channel.
+    /// Opens a channel.
     pub(crate) async fn open_channel(&self) -> lapin::Result<Channel> {
         self.await_response(self.connection.create_channel()).await
     }
 
-    /// What the server answers, within the time that it has.
+    /// Waits for a response of the server. After a timeout the connection is probed
+    /// before its next use.
     pub(crate) async fn await_response<T>(
         &self,
-        answer: impl Future<Output = lapin::Result<T>>,
+        response: impl Future<Output = lapin::Result<T>>,
     ) -> lapin::Result<T> {
-        let answer = with_timeout(self.response_timeout, answer).await;
-        if matches!(&answer, Err(error) if is_timeout(error)) {
+        let response = with_timeout(self.response_timeout, response).await;
+        if matches!(&response, Err(error) if is_timeout(error)) {
             self.mark_suspect();
         }
-        answer
+        response
     }
 
-    /// Somebody waited in vain: the connection has to show that it is there
-    /// before it is used again.
+    /// Makes the next use of the connection probe it first.
     pub(crate) fn mark_suspect(&self) {
         self.suspect.store(true, Ordering::Relaxed);
     }
 
+    /// Closes the connection, and ignores a server that does not respond.
     pub(crate) async fn close(&self) {
-        // One that does not answer is dropped all the same.
         let _ = self
             .await_response(self.connection.close(200, "".into()))
             .await;
     }
 
+    /// Returns a receiver of the reason why the server has blocked publishing.
     pub(crate) fn watch_blocked(&self) -> watch::Receiver<Option<String>> {
         self.blocked.clone()
     }
@@ -93,28 +97,29 @@ impl AmqpConnection {
         self.blocked.borrow().clone()
     }
 
-    /// Waits while the server takes nothing: what is given to it then is taken
-    /// later, when its sender may have given up or sent it again.
+    /// Waits while the server blocks publishing. A message that is sent meanwhile
+    /// would be accepted later, when its sender may have given up or sent it again.
     pub(crate) async fn wait_until_unblocked(&self) {
         let mut blocked = self.blocked.clone();
-        // An error means that the connection is gone, which shows soon.
+        // An error means that the connection is closed; the next request reports it.
         let _ = blocked.wait_for(Option::is_none).await;
     }
 
+    /// Reports whether the connection is open, and probes it if it is suspect.
     pub(crate) async fn is_usable(&self) -> bool {
         if !self.is_connected() {
             return false;
         }
-        // A server that blocks publishers is there and says nothing.
+        // A server that blocks publishers is alive and sends no responses.
         if !self.suspect.load(Ordering::Relaxed) || self.blocked_reason().is_some() {
             return true;
         }
         let probe = tokio::time::timeout(PROBE_TIMEOUT, self.connection.create_channel()).await;
-        let answered = matches!(probe, Ok(Ok(_)));
-        if answered {
+        let is_alive = matches!(probe, Ok(Ok(_)));
+        if is_alive {
             self.suspect.store(false, Ordering::Relaxed);
         }
-        answered
+        is_alive
     }
 }
 
@@ -133,7 +138,7 @@ impl fmt::Debug for AmqpConnection {
     }
 }
 
-/// Passes on what the server says about the connection.
+/// Records whether the server blocks publishing on the connection.
 async fn watch_events(
     events: impl futures_util::Stream<Item = Event>,
     blocked: watch::Sender<Option<String>>,
@@ -142,15 +147,15 @@ async fn watch_events(
     while let Some(event) = events.next().await {
         match event {
             Event::ConnectionBlocked(reason) => {
-                let notice = format!("RabbitMQ takes no messages ({reason})");
-                tracing::warn!("{notice}");
+                let notice = format!("RabbitMQ blocks publishing ({reason})");
+                tracing::warn!("connection: {notice}");
                 blocked.send_replace(Some(notice));
             }
             Event::ConnectionUnblocked => {
-                tracing::info!("RabbitMQ takes messages again");
+                tracing::info!("connection: RabbitMQ accepts messages again");
                 blocked.send_replace(None);
             }
-            // The connection is gone, and so is whatever blocked it.
+            // A closed connection is not blocked.
             Event::Error(_) => {
                 blocked.send_replace(None);
             }

@@ -1,4 +1,4 @@
-//! Connections, made when they are needed and never behind anybody's back.
+//! Connections that are opened on demand, and only by a call that needs one.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -17,26 +17,26 @@ use crate::error::{ErrorContext, with_timeout};
 use crate::options::{AmqpOptions, LoginMethod, Node, TlsOptions};
 use crate::sync::lock;
 
-/// One connection, made again when it is asked for after it broke.
+/// Owns one connection, and replaces a broken one on the next request for it.
 #[derive(Debug)]
 pub(crate) struct ConnectionManager {
     options: Arc<AmqpOptions>,
-    /// What RabbitMQ shows it as.
+    /// Part of the connection name that RabbitMQ displays.
     purpose: &'static str,
-    current: tokio::sync::Mutex<Current>,
-    /// What the server says about the newest connection; read while somebody
-    /// makes another.
-    notice: Mutex<Option<watch::Receiver<Option<String>>>>,
-    /// The node that was there last.
-    node: AtomicUsize,
+    state: tokio::sync::Mutex<Current>,
+    /// Why the server has blocked publishing on the newest connection. Outside of
+    /// `state`, so that it can be read while a connection is being opened.
+    blocked: Mutex<Option<watch::Receiver<Option<String>>>>,
+    /// The index of the node that was connected last.
+    last_node: AtomicUsize,
     closed: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct Current {
     connection: Option<Arc<AmqpConnection>>,
-    /// When the last context failed, and why.
-    failed: Option<(Instant, lapin::Error)>,
+    /// When the last attempt to connect failed, and why.
+    last_failure: Option<(Instant, lapin::Error)>,
 }
 
 impl ConnectionManager {
@@ -44,44 +44,44 @@ impl ConnectionManager {
         Self {
             options,
             purpose,
-            current: tokio::sync::Mutex::default(),
-            notice: Mutex::default(),
-            node: AtomicUsize::new(0),
+            state: tokio::sync::Mutex::default(),
+            blocked: Mutex::default(),
+            last_node: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
         }
     }
 
-    /// The connection, made now where there is none that works.
+    /// Returns the connection, and opens one if there is none that is usable.
     pub(crate) async fn connection(
         &self,
         context: ErrorContext<'_>,
     ) -> Result<Arc<AmqpConnection>, ServiceError> {
-        let asked = Instant::now();
-        let mut current = self.current.lock().await;
+        let requested_at = Instant::now();
+        let mut state = self.state.lock().await;
         if self.closed.load(Ordering::SeqCst) {
             return Err(context.error(ServiceErrorKind::Closed, "the broker was closed"));
         }
-        if let Some(connection) = &current.connection
+        if let Some(connection) = &state.connection
             && connection.is_usable().await
         {
             return Ok(Arc::clone(connection));
         }
-        // Those who waited for an context share its end.
-        if let Some((at, error)) = &current.failed
-            && *at > asked
+        // Calls that waited for an attempt to connect share its failure.
+        if let Some((failed_at, error)) = &state.last_failure
+            && *failed_at > requested_at
         {
             return Err(context.connect_error(error.clone()));
         }
-        current.connection = None;
+        state.connection = None;
         match self.connect().await {
             Ok(connection) => {
                 let connection = Arc::new(connection);
-                *lock(&self.notice) = Some(connection.watch_blocked());
-                current.connection = Some(Arc::clone(&connection));
+                *lock(&self.blocked) = Some(connection.watch_blocked());
+                state.connection = Some(Arc::clone(&connection));
                 Ok(connection)
             }
             Err(ConnectError::Lapin(error)) => {
-                current.failed = Some((Instant::now(), error.clone()));
+                state.last_failure = Some((Instant::now(), error.clone()));
                 Err(context.connect_error(error))
             }
             Err(ConnectError::Invalid(cause)) => {
@@ -90,30 +90,30 @@ impl ConnectionManager {
         }
     }
 
-    /// Why the server takes nothing on this connection, if it said so.
+    /// Returns why the server has blocked publishing on this connection, if it has.
     pub(crate) fn blocked_reason(&self) -> Option<String> {
-        let notice = lock(&self.notice);
-        notice.as_ref()?.borrow().clone()
+        let blocked = lock(&self.blocked);
+        blocked.as_ref()?.borrow().clone()
     }
 
+    /// Closes the connection for good.
     pub(crate) async fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
-        let Some(connection) = self.current.lock().await.connection.take() else {
+        let Some(connection) = self.state.lock().await.connection.take() else {
             return;
         };
-        // One that does not answer is dropped all the same.
         connection.close().await;
     }
 
-    /// Tries each node once, first the one that was there last.
+    /// Tries each node once, starting with the one that was connected last.
     async fn connect(&self) -> Result<AmqpConnection, ConnectError> {
         let nodes = &self.options.nodes;
-        let first = self.node.load(Ordering::Relaxed);
+        let first = self.last_node.load(Ordering::Relaxed);
         let mut failure = ConnectError::Invalid("the URL names no server".to_owned());
         for number in (0..nodes.len()).map(|offset| (first + offset) % nodes.len()) {
             match self.connect_to(&nodes[number]).await {
                 Ok(connection) => {
-                    self.node.store(number, Ordering::Relaxed);
+                    self.last_node.store(number, Ordering::Relaxed);
                     return Ok(AmqpConnection::new(
                         connection,
                         self.options.response_timeout,
@@ -121,7 +121,7 @@ impl ConnectionManager {
                 }
                 Err(error) => {
                     if nodes.len() > 1 {
-                        tracing::warn!("cannot connect to {}: {error}", nodes[number]);
+                        tracing::warn!("connection: cannot connect to {}: {error}", nodes[number]);
                     }
                     failure = error;
                 }
@@ -130,6 +130,7 @@ impl ConnectionManager {
         Err(failure)
     }
 
+    /// Opens a connection to one node.
     async fn connect_to(&self, node: &Node) -> Result<Connection, ConnectError> {
         let tls = tls_config(&self.options.tls).map_err(ConnectError::Invalid)?;
         let name = self.options.connection_name.as_deref().unwrap_or("celery");
@@ -157,19 +158,20 @@ impl ConnectionManager {
     }
 }
 
-/// Why there is no connection.
+/// The reason why no connection could be opened.
 #[derive(Debug, thiserror::Error)]
 enum ConnectError {
-    /// The options cannot be used.
+    /// The options are invalid.
     #[error("{0}")]
     Invalid(String),
+    /// lapin or the server failed.
     #[error(transparent)]
     Lapin(#[from] lapin::Error),
 }
 
 fn uri(node: &Node, options: &AmqpOptions) -> AMQPUri {
     AMQPUri {
-        // The connector adds TLS itself, under the name that is expected.
+        // `connect_to` adds TLS after connecting, with the expected server name.
         scheme: AMQPScheme::AMQP,
         authority: AMQPAuthority {
             userinfo: AMQPUserInfo {
@@ -192,15 +194,15 @@ fn uri(node: &Node, options: &AmqpOptions) -> AMQPUri {
     }
 }
 
-/// Reads the files that the options name.
+/// Reads the certificate files of the options.
 fn tls_config(tls: &TlsOptions) -> Result<OwnedTLSConfig, String> {
     let read = |path: &std::path::PathBuf| {
         std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
     };
     let identity = match (&tls.certificate, &tls.key) {
         (None, None) => None,
-        // One file may hold both.
-        (Some(one), None) | (None, Some(one)) => Some((one, one)),
+        // One file may contain both.
+        (Some(file), None) | (None, Some(file)) => Some((file, file)),
         (Some(certificate), Some(key)) => Some((certificate, key)),
     };
     let identity = match identity {
@@ -212,7 +214,7 @@ fn tls_config(tls: &TlsOptions) -> Result<OwnedTLSConfig, String> {
     };
     let authorities = tls.ca_certificates.as_ref().map(read).transpose()?;
     let cert_chain = authorities
-        .map(|pem| String::from_utf8(pem).map_err(|_| "ca_certs is no PEM file".to_owned()))
+        .map(|pem| String::from_utf8(pem).map_err(|_| "ca_certs is not a PEM file".to_owned()))
         .transpose()?;
     Ok(OwnedTLSConfig {
         identity,

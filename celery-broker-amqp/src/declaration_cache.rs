@@ -1,18 +1,18 @@
-//! What is known to exist on the server, so that it is not declared for every
-//! message.
+//! The queues and exchanges that are known to exist on the server, so that they
+//! are not declared again for every message.
 
 use std::collections::HashSet;
 use std::sync::Mutex;
 
 use crate::sync::lock;
 
-/// Names that were declared or seen on one connection.
+/// The names that were declared or found on one connection.
 #[derive(Debug, Default)]
 pub(crate) struct DeclarationCache {
     names: Mutex<[HashSet<String>; 2]>,
 }
 
-/// What a name is the name of.
+/// The kind of object that a name refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EntityKind {
     Queue,

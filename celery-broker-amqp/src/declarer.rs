@@ -16,8 +16,8 @@ use crate::declaration_cache::DeclarationCache;
 use crate::error::{ErrorContext, reply_code};
 use crate::table::{encode_table, short_string};
 
-/// Declares one thing after the other. The server answers what it refuses by
-/// closing the channel, so a channel is made when there is none.
+/// Sends one request after the other. RabbitMQ closes the channel when it rejects
+/// a request, so a channel is opened when there is none.
 pub(crate) struct Declarer<'a> {
     connection: &'a AmqpConnection,
     context: ErrorContext<'a>,
@@ -37,11 +37,12 @@ impl<'a> Declarer<'a> {
         &self.connection.declarations
     }
 
+    /// Declares an exchange.
     pub(crate) async fn declare_exchange(
         &mut self,
         exchange: &Exchange,
     ) -> Result<(), ServiceError> {
-        // Those of RabbitMQ's own exist.
+        // RabbitMQ declares its own exchanges.
         if exchange.name.starts_with("amq.") {
             return Ok(());
         }
@@ -60,12 +61,13 @@ impl<'a> Declarer<'a> {
             .map_err(|error| self.declaration_error(error, || describe_exchange(exchange)))
     }
 
+    /// Declares a queue.
     pub(crate) async fn declare_queue(&mut self, queue: &Queue) -> Result<(), ServiceError> {
         let declared = self.try_declare_queue(queue).await?;
         declared.map_err(|error| self.declaration_error(error, || describe_queue(queue)))
     }
 
-    /// The same for a queue that serves as well with other arguments.
+    /// Declares a queue, and accepts an existing one with other arguments.
     pub(crate) async fn declare_queue_with_any_arguments(
         &mut self,
         queue: &Queue,
@@ -94,7 +96,8 @@ impl<'a> Declarer<'a> {
         Ok(declared.await.map(drop))
     }
 
-    /// How many messages wait in a queue, if it exists.
+    /// Returns the number of ready messages of a queue, or `None` if it does not
+    /// exist.
     pub(crate) async fn message_count(&mut self, queue: &str) -> Result<Option<u32>, ServiceError> {
         let options = QueueDeclareOptions {
             passive: true,
@@ -109,6 +112,7 @@ impl<'a> Declarer<'a> {
         self.found_or_none(found)
     }
 
+    /// Reports whether an exchange exists.
     pub(crate) async fn exchange_exists(&mut self, exchange: &str) -> Result<bool, ServiceError> {
         let options = ExchangeDeclareOptions {
             passive: true,
@@ -123,6 +127,7 @@ impl<'a> Declarer<'a> {
         Ok(self.found_or_none(found)?.is_some())
     }
 
+    /// Binds a queue to an exchange.
     pub(crate) async fn bind_queue(
         &mut self,
         queue: &str,
@@ -141,6 +146,7 @@ impl<'a> Declarer<'a> {
         bound.await.map_err(|error| self.context.wrap(error))
     }
 
+    /// Binds an exchange to another one.
     pub(crate) async fn bind_exchange(
         &mut self,
         destination: &str,
@@ -158,7 +164,8 @@ impl<'a> Declarer<'a> {
         bound.await.map_err(|error| self.context.wrap(error))
     }
 
-    /// Deletes what waits in a queue, and says how many they were.
+    /// Deletes the ready messages of a queue, and returns their number, or `None`
+    /// if the queue does not exist.
     pub(crate) async fn purge(&mut self, queue: &str) -> Result<Option<u32>, ServiceError> {
         let name = self.short_string(queue)?;
         let purged = self.request(|channel| async move {
@@ -170,7 +177,8 @@ impl<'a> Declarer<'a> {
         self.found_or_none(purged)
     }
 
-    /// Runs one request on the channel. What is refused costs the channel.
+    /// Sends one request on the channel. The channel is not used again after an
+    /// error.
     async fn request<T, F>(&mut self, send: impl FnOnce(Channel) -> F) -> lapin::Result<T>
     where
         F: Future<Output = lapin::Result<T>>,
@@ -187,21 +195,23 @@ impl<'a> Declarer<'a> {
         Ok(answer)
     }
 
-    /// A declaration that differs from what exists, told with both sides.
+    /// Converts the error of a declaration. If the existing object differs, the
+    /// error names both forms.
     fn declaration_error(
         &self,
         error: lapin::Error,
-        wanted: impl FnOnce() -> String,
+        description: impl FnOnce() -> String,
     ) -> ServiceError {
         match inequivalent_argument(&error) {
             Some(difference) => {
-                let cause = format!("{difference}; this program declares {}", wanted());
+                let cause = format!("{difference}; this program declares {}", description());
                 self.context.wrap_with_cause(&cause, error)
             }
             None => self.context.wrap(error),
         }
     }
 
+    /// Returns `None` if the server reports that the object does not exist.
     fn found_or_none<T>(&self, answer: lapin::Result<T>) -> Result<Option<T>, ServiceError> {
         match answer {
             Ok(found) => Ok(Some(found)),
@@ -219,7 +229,7 @@ impl<'a> Declarer<'a> {
     }
 }
 
-/// AMQP's reply code for what is not there.
+/// AMQP's reply code for an object that does not exist.
 const NOT_FOUND: u16 = 404;
 
 fn exchange_kind(kind: ExchangeKind) -> lapin::ExchangeKind {
@@ -231,8 +241,9 @@ fn exchange_kind(kind: ExchangeKind) -> lapin::ExchangeKind {
     }
 }
 
-/// What RabbitMQ says about something that exists in another form: `received
-/// none but current is the value '10' of type 'signedint'`.
+/// Returns the cause for the error of a declaration that differs from the existing
+/// object, for example `received none but current is the value '10' of type
+/// 'signedint'`.
 fn inequivalent_argument(error: &lapin::Error) -> Option<String> {
     let lapin::ErrorKind::ProtocolError(error) = error.kind() else {
         return None;
@@ -244,15 +255,16 @@ fn parse_inequivalent_argument(text: &str) -> Option<String> {
     let (_, text) = text.split_once("inequivalent arg '")?;
     let (argument, text) = text.split_once('\'')?;
     let (_, text) = text.split_once(": received ")?;
-    let (ours, theirs) = text.split_once(" but current is ")?;
+    let (declared, existing) = text.split_once(" but current is ")?;
     Some(format!(
         "it exists with {argument} {}, and not {}",
-        argument_value(theirs),
-        argument_value(ours)
+        argument_value(existing),
+        argument_value(declared)
     ))
 }
 
-/// `the value '10' of type 'signedint'`, `none` or `'true'`.
+/// Extracts the value from `the value '10' of type 'signedint'`, `none` or
+/// `'true'`.
 fn argument_value(text: &str) -> &str {
     text.split('\'').nth(1).unwrap_or(text)
 }
@@ -288,7 +300,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_difference_is_told_in_few_words() {
+    fn inequivalent_argument_is_reported_with_both_values() {
         for (text, expected) in [
             (
                 "PRECONDITION_FAILED - inequivalent arg 'x-max-priority' for queue 'q' in vhost \
@@ -310,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_is_described_with_its_arguments() {
+    fn queue_description_has_its_arguments() {
         let queue = Queue::new("q").max_priority(5).quorum();
         assert_eq!(
             describe_queue(&queue),

@@ -1,18 +1,18 @@
-//! Messages that wait in the broker for their time.
+//! Routes of deferred messages, which wait in the broker until they are due.
 //!
 //! Celery's native delayed delivery is a cascade of 28 topic exchanges and
-//! queues `celery_delayed_27` to `celery_delayed_0`. A routing key begins with
-//! the binary digits of the delay in seconds; where the digit of a level is 1,
-//! the message waits in the queue of that level for its power of two, then
-//! goes on to the next. At the end it comes to `celery_delayed_delivery`, to
-//! which exchanges of task queues are bound.
+//! queues, `celery_delayed_27` to `celery_delayed_0`. A routing key begins with
+//! the binary digits of the delay in seconds. If the digit of a level is 1, the
+//! message waits in the queue of that level for 2^level seconds; then, or if the
+//! digit is 0, it moves to the next level. The last level routes to the exchange
+//! `celery_delayed_delivery`, to which the exchanges of task queues are bound.
 //!
-//! Celery uses it for topic exchanges and quorum queues only. We send *every*
-//! message through it that a worker cannot run yet, whatever queue it came
-//! from, so that nobody holds what is not due. For that the task's queue is
-//! bound by itself, under a key that nobody else uses:
-//! `<28 digits>.<queue>.celery_parked.f<tenths>`. The tenths of a second that
-//! are left wait in one of nine queues `celery_parked_<n>00ms` of our own.
+//! Celery uses the cascade for quorum queues whose exchange is not direct. This
+//! crate routes *every* message through it that a worker cannot run yet, from
+//! any queue, so that no worker holds messages that are not due. For that, the
+//! task's queue itself is bound to the end of the cascade, with a key of this
+//! crate: `<28 digits>.<queue>.celery_parked.f<tenths>`. The remaining tenths of a
+//! second are spent in one of nine queues `celery_parked_<n>00ms`.
 
 use std::ops::Range;
 use std::time::{Duration, SystemTime};
@@ -23,41 +23,42 @@ use celery_runtime::{Exchange, ExchangeKind, Publication, Queue, QueueType, Serv
 use crate::declaration_cache::{DeclarationCache, EntityKind};
 use crate::declarer::Declarer;
 
-/// The levels of Celery's cascade.
+/// The number of levels of Celery's cascade.
 const LEVELS: u32 = 28;
 
-/// The most seconds that they hold, more than eight years.
+/// The longest delay of the cascade in seconds, more than eight years.
 const MAX_DELAY_SECONDS: u32 = (1 << LEVELS) - 1;
 
-/// Where the cascade ends.
+/// The exchange at the end of the cascade.
 const DELIVERY_EXCHANGE: &str = "celery_delayed_delivery";
 
-/// Where our tenths of a second end.
+/// The exchange at the end of the queues for tenths of a second, and the word of
+/// the routing keys of deferred messages.
 const DEFERRED_EXCHANGE: &str = "celery_parked";
 
-/// What the names of the levels begin with.
+/// The prefix of the names of the levels.
 const LEVEL_PREFIX: &str = "celery_delayed_";
 
-/// The longest name of a queue that fits into a routing key with the rest.
+/// The longest queue name that fits into a routing key with the other words.
 const MAX_QUEUE_NAME_LEN: usize = 180;
 
-/// Where a message that has to wait is sent.
+/// The exchange and routing key that delay a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DelayRoute {
     pub(crate) exchange: String,
     pub(crate) routing_key: String,
     /// The whole seconds of the delay.
     seconds: u32,
-    /// What is left of it, in tenths of a second.
+    /// The remaining tenths of a second of the delay.
     tenths: u32,
 }
 
-/// The way of a message that is to come to `queue` after `delay`, rounded up
-/// to tenths of a second and at most eight years.
+/// Returns the route that delivers a message to `queue` after `delay`, which is
+/// rounded up to tenths of a second and limited to [`MAX_DELAY_SECONDS`].
 pub(crate) fn deferred_route(queue: &str, delay: Duration) -> DelayRoute {
-    let all = delay.as_millis().div_ceil(100);
-    let all = all.min(u128::from(MAX_DELAY_SECONDS) * 10);
-    let (seconds, tenths) = ((all / 10) as u32, (all % 10) as u32);
+    let total_tenths = delay.as_millis().div_ceil(100);
+    let total_tenths = total_tenths.min(u128::from(MAX_DELAY_SECONDS) * 10);
+    let (seconds, tenths) = ((total_tenths / 10) as u32, (total_tenths % 10) as u32);
     let exchange = match levels(seconds).next_back() {
         None => DELIVERY_EXCHANGE.to_owned(),
         Some(highest) => level_name(highest),
@@ -70,31 +71,31 @@ pub(crate) fn deferred_route(queue: &str, delay: Duration) -> DelayRoute {
     }
 }
 
-/// Whether a message with this routing key was parked for `queue`.
+/// Reports whether a message with this routing key was deferred for `queue`.
 pub(crate) fn is_deferred_for(queue: &str, routing_key: &str) -> bool {
     strip_delay_prefix(routing_key)
         .and_then(|rest| rest.rsplit_once(".f"))
         .is_some_and(|(key, tenths)| tenths.len() == 1 && key == return_key(queue))
 }
 
-/// The routing key before Celery's own delay.
+/// Returns the routing key that a message had before Celery's native delay.
 pub(crate) fn original_routing_key<'a>(exchange: &str, routing_key: &'a str) -> Option<&'a str> {
     let is_delayed = exchange == DELIVERY_EXCHANGE || exchange.starts_with(LEVEL_PREFIX);
     is_delayed.then(|| strip_delay_prefix(routing_key))?
 }
 
-/// Whether Celery delays messages for this queue natively.
+/// Reports whether Celery's clients delay messages for this queue natively.
 pub(crate) fn has_native_delay(queue: &Queue) -> bool {
     queue.is_quorum() && accepts_native_delay(queue)
 }
 
-/// Whether the queue's exchange passes on what comes out of the cascade.
+/// Reports whether the queue's exchange can be bound to the end of the cascade.
 pub(crate) fn accepts_native_delay(queue: &Queue) -> bool {
     !queue.exchange.name.is_empty() && queue.exchange.kind != ExchangeKind::Direct
 }
 
-/// The way that Celery's own clients take for a task with a countdown of a
-/// second or more.
+/// Returns the route that Celery's clients use for a task with a countdown of at
+/// least one second.
 pub(crate) fn native_route(publication: &Publication, now: SystemTime) -> Option<DelayRoute> {
     let queue = publication.queue.as_deref()?;
     if !has_native_delay(queue) || publication.exchange.is_empty() {
@@ -112,32 +113,33 @@ pub(crate) fn native_route(publication: &Publication, now: SystemTime) -> Option
     })
 }
 
-/// Binds a queue so that Celery's clients may delay its messages.
+/// Declares the cascade and binds a queue to it, so that Celery's clients can
+/// delay its messages.
 pub(crate) async fn bind_native(
     declarer: &mut Declarer<'_>,
     queue: &Queue,
     queue_type: QueueType,
 ) -> Result<(), ServiceError> {
     declare_levels(declarer, 0..LEVELS, queue_type).await?;
-    // Celery binds by `#.<key>`, which also lets other keys through that end
-    // in this one. The digits are always as many.
+    // Celery binds with `#.<key>`, which also matches other keys that end with
+    // this one. The number of digits is fixed, so this pattern is exact.
     let pattern = format!("{}{}", wildcards(LEVELS), queue.routing_key);
     declarer
         .bind_exchange(&queue.exchange.name, DELIVERY_EXCHANGE, &pattern)
         .await?;
     match queue.exchange.kind {
-        // The digits are still before the key.
+        // The routing key still begins with the digits.
         ExchangeKind::Topic => {
-            let none = Map::new();
+            let no_arguments = Map::new();
             declarer
-                .bind_queue(&queue.name, &queue.exchange.name, &pattern, &none)
+                .bind_queue(&queue.name, &queue.exchange.name, &pattern, &no_arguments)
                 .await
         }
         _ => Ok(()),
     }
 }
 
-/// Makes sure that what is parked for a queue finds its way back.
+/// Binds a queue to the exchanges that deferred messages return through.
 pub(crate) async fn bind_deferred(
     declarer: &mut Declarer<'_>,
     queue: &str,
@@ -156,8 +158,8 @@ pub(crate) async fn bind_deferred(
         .await
 }
 
-/// Makes the way back to a queue again where messages may be on it: with a
-/// queue that is deleted its bindings go, too. Answers whether there may be.
+/// Binds queues again if deferred messages may be waiting for them, because a
+/// deleted queue loses its bindings. Returns whether it has bound them.
 pub(crate) async fn rebind_deferred(
     declarer: &mut Declarer<'_>,
     queues: &[Queue],
@@ -172,7 +174,7 @@ pub(crate) async fn rebind_deferred(
 }
 
 impl DelayRoute {
-    /// Declares what the message passes on its way.
+    /// Declares the exchanges and queues of the route.
     pub(crate) async fn declare(
         &self,
         declarer: &mut Declarer<'_>,
@@ -185,7 +187,7 @@ impl DelayRoute {
         }
     }
 
-    /// Takes nothing of it for known any more.
+    /// Removes the exchanges and queues of the route from the cache.
     pub(crate) fn forget_declarations(&self, declarations: &DeclarationCache) {
         for level in levels(self.seconds) {
             declarations.remove(EntityKind::Exchange, &level_name(level));
@@ -194,6 +196,7 @@ impl DelayRoute {
     }
 }
 
+/// Declares these levels of the cascade.
 async fn declare_levels(
     declarer: &mut Declarer<'_>,
     levels: Range<u32>,
@@ -211,7 +214,7 @@ async fn declare_levels(
             0 => Exchange::topic(DELIVERY_EXCHANGE),
             _ => Exchange::topic(level_name(level - 1)),
         };
-        let before = wildcards(LEVELS - 1 - level);
+        let prefix = wildcards(LEVELS - 1 - level);
         declarer.declare_exchange(&next).await?;
         declarer
             .declare_exchange(&Exchange::topic(name.as_str()))
@@ -221,18 +224,19 @@ async fn declare_levels(
             .declare_queue_with_any_arguments(&delay_queue(&name, delay, &next.name, queue_type))
             .await?;
         declarer
-            .bind_queue(&name, &name, &format!("{before}1.#"), &Map::new())
+            .bind_queue(&name, &name, &format!("{prefix}1.#"), &Map::new())
             .await?;
         declarer
-            .bind_exchange(&next.name, &name, &format!("{before}0.#"))
+            .bind_exchange(&next.name, &name, &format!("{prefix}0.#"))
             .await?;
         declarer.declarations().insert(EntityKind::Exchange, &name);
     }
     Ok(())
 }
 
-/// Always classic: quorum queues of RabbitMQ 3.10 that several workers declare
-/// at the same moment may never pass anything on.
+/// Declares a queue for tenths of a second. It is always classic: quorum queues
+/// of RabbitMQ 3.10 that several workers declare at the same moment may never
+/// dead-letter their messages.
 async fn declare_tenths(declarer: &mut Declarer<'_>, tenths: u32) -> Result<(), ServiceError> {
     let name = tenths_queue_name(tenths);
     if declarer.declarations().contains(EntityKind::Queue, &name) {
@@ -255,7 +259,8 @@ async fn declare_tenths(declarer: &mut Declarer<'_>, tenths: u32) -> Result<(), 
     Ok(())
 }
 
-/// A queue that keeps everything for `delay` and passes it on to `next`.
+/// Returns a queue that holds each message for `delay` and then dead-letters it to
+/// the exchange `next`.
 fn delay_queue(name: &str, delay: Duration, next: &str, queue_type: QueueType) -> Queue {
     let milliseconds = i64::try_from(delay.as_millis()).unwrap_or(i64::MAX);
     let (type_name, is_replicated) = match queue_type {
@@ -267,10 +272,11 @@ fn delay_queue(name: &str, delay: Duration, next: &str, queue_type: QueueType) -
         .argument("x-overflow", "reject-publish")
         .argument("x-message-ttl", Value::Int(milliseconds))
         .argument("x-dead-letter-exchange", next);
-    match is_replicated {
-        // Kept until the next queue has it.
-        true => queue.argument("x-dead-letter-strategy", "at-least-once"),
-        false => queue,
+    if is_replicated {
+        // The queue keeps a message until the next queue has confirmed it.
+        queue.argument("x-dead-letter-strategy", "at-least-once")
+    } else {
+        queue
     }
 }
 
@@ -282,13 +288,13 @@ fn level_name(level: u32) -> String {
     format!("{LEVEL_PREFIX}{level}")
 }
 
-/// The words of a routing key that lead to `queue`, and to no other: its name,
-/// or a fingerprint where the name is too long or would be a pattern.
+/// Returns the words of a routing key that route to `queue` and to no other: its
+/// name, or a hash if the name is too long or contains wildcards.
 fn return_key(queue: &str) -> String {
     if queue.len() <= MAX_QUEUE_NAME_LEN && !queue.contains(['*', '#']) {
         return format!("{queue}.{DEFERRED_EXCHANGE}");
     }
-    // FNV-1a, the same in every version of this library.
+    // FNV-1a, because the hash must be the same in every version of this library.
     let hash = queue.bytes().fold(
         0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128,
         |hash, byte| (hash ^ u128::from(byte)).wrapping_mul(0x0100_0000_0000_0000_0000_013b),
@@ -296,12 +302,13 @@ fn return_key(queue: &str) -> String {
     format!("{hash:032x}.{DEFERRED_EXCHANGE}")
 }
 
-/// The levels that a delay of so many seconds may pass, lowest first.
+/// Returns the levels that a delay of so many seconds may pass, lowest first.
 fn levels(seconds: u32) -> Range<u32> {
     0..u32::BITS - seconds.leading_zeros()
 }
 
-/// The binary digits, highest first, each followed by a point.
+/// Returns the binary digits of the delay, highest first, each followed by a
+/// point.
 fn delay_prefix(seconds: u32) -> String {
     (0..LEVELS)
         .rev()
@@ -309,11 +316,12 @@ fn delay_prefix(seconds: u32) -> String {
         .collect()
 }
 
-/// A pattern for any `count` words before others.
+/// Returns a pattern that matches any `count` words.
 fn wildcards(count: u32) -> String {
     "*.".repeat(count as usize)
 }
 
+/// Returns the routing key without the digits of a delay, if it begins with them.
 fn strip_delay_prefix(routing_key: &str) -> Option<&str> {
     let (digits, rest) = routing_key.split_at_checked(2 * LEVELS as usize)?;
     let are_digits = digits
@@ -330,7 +338,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn five_seconds_are_101() {
+    fn delay_prefix_of_five_seconds_ends_in_101() {
         assert_eq!(
             delay_prefix(5),
             "0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.1.0.1."
@@ -338,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn delays_are_rounded_up_to_tenths() {
+    fn delay_is_rounded_up_to_tenths() {
         for (milliseconds, seconds, tenths, exchange) in [
             (1, 0, "f1", DELIVERY_EXCHANGE),
             (100, 0, "f1", DELIVERY_EXCHANGE),
@@ -355,13 +363,13 @@ mod tests {
     }
 
     #[test]
-    fn a_delay_of_centuries_is_eight_years() {
+    fn longest_delay_is_limited_to_eight_years() {
         let route = deferred_route("q", Duration::from_secs(u64::MAX));
         assert!(route.routing_key.starts_with(&"1.".repeat(28)), "{route:?}");
     }
 
     #[test]
-    fn names_that_are_long_or_patterns_have_a_fingerprint() {
+    fn long_or_wildcard_queue_name_is_hashed() {
         for name in ["q".repeat(255), "jobs.*".to_owned(), "#".to_owned()] {
             let route = deferred_route(&name, Duration::from_secs(1));
             assert!(is_deferred_for(&name, &route.routing_key), "{name}");
@@ -372,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn other_routing_keys_are_left_alone() {
+    fn unrelated_routing_key_is_not_stripped() {
         for key in ["celery", "a.celery_parked.f0", "", "0.1.0"] {
             assert!(!is_deferred_for("a", key), "{key}");
         }
@@ -387,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn celerys_detour_is_for_topic_exchanges_of_quorum_queues() {
+    fn native_route_applies_to_topic_exchanges_of_quorum_queues() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
         let sent = |queue: Queue, exchange: &str, countdown: u64| {
             let mut headers = TaskHeaders::new("t", "id");

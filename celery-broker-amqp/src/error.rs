@@ -1,4 +1,4 @@
-//! What lapin and RabbitMQ fail with, in the words of the runtime.
+//! Conversion of lapin's and RabbitMQ's errors to the runtime's `ServiceError`.
 
 use std::error::Error as StdError;
 use std::future::Future;
@@ -8,12 +8,12 @@ use std::time::Duration;
 use celery_runtime::{ServiceError, ServiceErrorKind};
 use lapin::ErrorKind;
 
-/// Something that is attempted on the server.
+/// The operation that an error belongs to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ErrorContext<'a> {
     operation: &'static str,
     object: &'a str,
-    /// The server, without its password.
+    /// The URLs of the server, without their passwords.
     address: &'a str,
 }
 
@@ -26,38 +26,38 @@ impl<'a> ErrorContext<'a> {
         }
     }
 
-    /// The error of this context.
+    /// Returns an error of this operation.
     pub(crate) fn error(self, kind: ServiceErrorKind, cause: impl Into<String>) -> ServiceError {
         let Self {
             operation,
             object,
             address,
         } = self;
-        let place = match object {
+        let target = match object {
             "" => address.to_owned(),
             object => format!("{object} on {address}"),
         };
-        ServiceError::new(kind, operation, place, cause)
+        ServiceError::new(kind, operation, target, cause)
     }
 
-    /// What lapin says, as an error of this context.
+    /// Converts an error of lapin.
     pub(crate) fn wrap(self, error: lapin::Error) -> ServiceError {
         let cause = classify(&error).1;
         self.wrap_with_cause(&cause, error)
     }
 
-    /// What the server says, explained in our own words.
+    /// Converts an error of lapin and replaces the server's text by `cause`.
     pub(crate) fn wrap_with_cause(self, cause: &str, error: lapin::Error) -> ServiceError {
         let (kind, text) = classify(&error);
-        let own = self.error(kind, cause).with_source(error);
+        let converted = self.error(kind, cause).with_source(error);
         match remedy(&text) {
-            Some(remedy) => own.with_remedy(remedy),
-            None => own,
+            Some(remedy) => converted.with_remedy(remedy),
+            None => converted,
         }
     }
 
-    /// What lapin says about a connection that was to be made. Nothing was
-    /// sent on it yet, so whatever passes may be tried again at once.
+    /// Converts an error of establishing a connection. Nothing was sent on it, so
+    /// a transient failure means that the server was unreachable.
     pub(crate) fn connect_error(self, error: lapin::Error) -> ServiceError {
         let (kind, cause) = classify(&error);
         if !kind.is_transient() {
@@ -68,26 +68,26 @@ impl<'a> ErrorContext<'a> {
     }
 }
 
-/// Waits for an answer, which has to come within `limit`.
+/// Waits for a response until `limit` has passed.
 pub(crate) async fn with_timeout<T>(
     limit: Duration,
-    answer: impl Future<Output = lapin::Result<T>>,
+    response: impl Future<Output = lapin::Result<T>>,
 ) -> lapin::Result<T> {
-    match tokio::time::timeout(limit, answer).await {
-        Ok(answer) => answer,
+    match tokio::time::timeout(limit, response).await {
+        Ok(response) => response,
         Err(_) => {
-            let silence = format!("no answer within {limit:?}");
-            Err(io::Error::new(io::ErrorKind::TimedOut, silence).into())
+            let cause = format!("no response within {limit:?}");
+            Err(io::Error::new(io::ErrorKind::TimedOut, cause).into())
         }
     }
 }
 
-/// Whether an answer did not come.
+/// Reports whether the error is a timeout.
 pub(crate) fn is_timeout(error: &lapin::Error) -> bool {
     matches!(error.kind(), ErrorKind::IOError(error) if error.kind() == io::ErrorKind::TimedOut)
 }
 
-/// The number that the server closed a channel or connection with.
+/// Returns the reply code that the server closed a channel or connection with.
 pub(crate) fn reply_code(error: &lapin::Error) -> Option<u16> {
     match error.kind() {
         ErrorKind::ProtocolError(error) => Some(error.get_id()),
@@ -95,6 +95,7 @@ pub(crate) fn reply_code(error: &lapin::Error) -> Option<u16> {
     }
 }
 
+/// Returns the kind of the error and its text.
 fn classify(error: &lapin::Error) -> (ServiceErrorKind, String) {
     match error.kind() {
         ErrorKind::ProtocolError(error) => {
@@ -110,21 +111,21 @@ fn classify(error: &lapin::Error) -> (ServiceErrorKind, String) {
         ),
         ErrorKind::MissingHeartbeatError => (
             ServiceErrorKind::Disconnected,
-            "the server is silent, its heartbeats do not come".to_owned(),
+            "the server sent no heartbeats".to_owned(),
         ),
         _ => (ServiceErrorKind::Disconnected, error.to_string()),
     }
 }
 
-/// AMQP's reply codes. Where the server closes for a reason of its own, it may
-/// be back soon; where it refuses what was asked, it will do so again.
+/// Maps AMQP's reply codes. A server that closes for a reason of its own may be
+/// available again soon; a request that it rejects will be rejected again.
 fn reply_code_kind(code: u16, text: &str) -> ServiceErrorKind {
     match code {
         403 => ServiceErrorKind::Denied,
-        // The server gave up on an acknowledgement, see `REMEDIES`.
+        // The consumer_timeout of RabbitMQ passed, see `REMEDIES`.
         406 if text.contains(ACK_TIMEOUT) => ServiceErrorKind::Disconnected,
-        // Whoever holds it may be a connection of ours that the server has not
-        // missed yet.
+        // The queue may be locked by a lost connection of this client that the
+        // server has not detected yet.
         405 if text.contains(LOCKED) => ServiceErrorKind::Disconnected,
         402 | 404..=406 | 530 => ServiceErrorKind::Invalid,
         540 => ServiceErrorKind::Unsupported,
@@ -132,42 +133,44 @@ fn reply_code_kind(code: u16, text: &str) -> ServiceErrorKind {
     }
 }
 
+/// Part of RabbitMQ's text when its consumer_timeout has passed.
 const ACK_TIMEOUT: &str = "delivery acknowledgement on channel";
 
+/// Part of RabbitMQ's text when another connection owns an exclusive queue.
 const LOCKED: &str = "exclusive access to locked queue";
 
-/// What helps, by what the server says.
+/// The remedies, by a part of the server's text.
 const REMEDIES: [(&str, &str); 5] = [
     (
         LOCKED,
-        "another connection reads this mailbox: it goes when RabbitMQ misses that connection; if it \
-         does not, another worker runs under this name",
+        "another connection consumes this mailbox: RabbitMQ releases it when it detects that a \
+         lost connection is dead; if the error persists, another worker runs under this name",
     ),
     (
         ACK_TIMEOUT,
         "a task ran for longer than RabbitMQ's consumer_timeout before it was acknowledged: raise \
-         that, or do not acknowledge this task late",
+         consumer_timeout, or do not acknowledge this task late",
     ),
     (
         "inequivalent arg",
         "make the settings agree (task_queues, task_queue_max_priority, task_default_queue_type), \
-         or delete what exists",
+         or delete the existing queue or exchange",
     ),
     (
         "NOT_ALLOWED - ",
-        "check the virtual host in the URL; `rabbitmqctl add_vhost` makes one",
+        "check the virtual host in the URL; `rabbitmqctl add_vhost` creates one",
     ),
     (
         "peer certificate",
-        "name its authority by ca_certs (in a URL: cacertfile), and the name that is in it by \
-         server_hostname (server_name_indication)",
+        "set ca_certs to the certificate of its authority (in a URL: cacertfile), and \
+         server_hostname to the name in the certificate (server_name_indication)",
     ),
 ];
 
 fn remedy(cause: &str) -> Option<&'static str> {
     REMEDIES
         .iter()
-        .find(|(sign, _)| cause.contains(sign))
+        .find(|(pattern, _)| cause.contains(pattern))
         .map(|(_, remedy)| *remedy)
 }
 
@@ -184,7 +187,7 @@ fn io_error_kind(error: &io::Error) -> ServiceErrorKind {
     }
 }
 
-/// The text of the innermost error, which is the one that says something.
+/// Returns the text of the innermost error, which is the most specific one.
 fn io_error_text(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => return "connection refused".to_owned(),
@@ -205,7 +208,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_server_refuses_is_final_and_what_it_lost_is_not() {
+    fn rejected_request_is_permanent_and_lost_connection_is_transient() {
         for (code, kind) in [
             (403, ServiceErrorKind::Denied),
             (405, ServiceErrorKind::Invalid),
@@ -226,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn the_attempt_names_object_and_server() {
+    fn error_names_operation_object_and_server() {
         let context = ErrorContext::new("declare", "queue q", "amqp://h:1//");
         let error = context.wrap(io::Error::from(io::ErrorKind::ConnectionRefused).into());
         assert_eq!(

@@ -1,4 +1,4 @@
-//! Between Celery's messages and AMQP's. Pure.
+//! Conversion between Celery's messages and AMQP's. Pure.
 
 use std::collections::BTreeMap;
 
@@ -9,18 +9,18 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 
 use crate::table::{EncodeError, decode_table, encode_table, short_string};
 
-/// What RabbitMQ adds to the headers of a quorum queue's messages.
+/// The headers that RabbitMQ adds to the messages of a quorum queue.
 const DELIVERY_COUNT_HEADERS: [&str; 2] = ["x-delivery-count", "x-acquired-count"];
 
-/// Marks a message that was put at the end of its queue, which the server does
-/// not know to be the same.
-pub(crate) const REQUEUED_HEADER: &str = "x-celery-requeued";
+/// The header that marks a message as published again to the end of its queue,
+/// which the server counts as a new message.
+const REQUEUED_HEADER: &str = "x-celery-requeued";
 
-/// The properties of a message that is about to be sent, headers included.
+/// Encodes the properties and headers of a message.
 ///
 /// # Errors
 ///
-/// When a header or property has no form in AMQP.
+/// Returns an error if a header or property cannot be encoded in AMQP.
 pub(crate) fn encode(message: &Message) -> Result<BasicProperties, EncodeError> {
     let ours = &message.properties;
     let headers = message
@@ -47,7 +47,7 @@ pub(crate) fn encode(message: &Message) -> Result<BasicProperties, EncodeError> 
     encode_extra(properties, &ours.extra)
 }
 
-/// The properties that Celery does not use and others may.
+/// Encodes the properties that Celery does not use and other clients may.
 fn encode_extra(
     mut properties: BasicProperties,
     extra: &Map,
@@ -74,14 +74,14 @@ fn encode_extra(
     Ok(properties)
 }
 
-/// A message that arrived, and how often RabbitMQ has delivered it before,
-/// where it counts.
+/// Decodes a received message. Also returns how often RabbitMQ has delivered it
+/// before, which only quorum queues count.
 pub(crate) fn decode(
     properties: &BasicProperties,
     mut info: DeliveryInfo,
     body: Bytes,
 ) -> (Message, Option<u32>) {
-    let own = |text: &Option<ShortString>| text.as_ref().map(|text| text.as_str().to_owned());
+    let string = |text: &Option<ShortString>| text.as_ref().map(|text| text.as_str().to_owned());
     let empty = FieldTable::default();
     let mut headers = decode_table(properties.headers().as_ref().unwrap_or(&empty));
     let [count, _] = DELIVERY_COUNT_HEADERS.map(|name| headers.remove(name));
@@ -89,15 +89,16 @@ pub(crate) fn decode(
     info.redelivered |= headers.remove(REQUEUED_HEADER).is_some();
 
     let mut ours = Properties::default();
-    // What kombu takes a message without these for.
+    // kombu's defaults for a message without these properties.
     ours.content_type =
-        own(properties.content_type()).map_or("application/data".into(), Into::into);
-    ours.content_encoding = own(properties.content_encoding()).map_or("utf-8".into(), Into::into);
-    ours.correlation_id = own(properties.correlation_id());
-    ours.reply_to = own(properties.reply_to());
+        string(properties.content_type()).map_or("application/data".into(), Into::into);
+    ours.content_encoding =
+        string(properties.content_encoding()).map_or("utf-8".into(), Into::into);
+    ours.correlation_id = string(properties.correlation_id());
+    ours.reply_to = string(properties.reply_to());
     ours.delivery_mode = *properties.delivery_mode();
     ours.priority = *properties.priority();
-    ours.expiration = own(properties.expiration());
+    ours.expiration = string(properties.expiration());
     ours.delivery_info = info;
     ours.extra = decode_extra(properties);
     let message = Message::new(Headers::from_map(headers), ours, body);
@@ -107,8 +108,8 @@ pub(crate) fn decode(
     )
 }
 
-/// The properties of a message that is put at the end of its queue, marked as
-/// one that was delivered before.
+/// Returns the properties for publishing a message to the end of its queue, with
+/// the mark that it was delivered before.
 pub(crate) fn requeued(properties: &BasicProperties) -> BasicProperties {
     let requeued = copy_properties(properties, |name| !DELIVERY_COUNT_HEADERS.contains(&name));
     let mut headers = requeued.headers().clone().unwrap_or_default();
@@ -120,11 +121,11 @@ pub(crate) fn requeued(properties: &BasicProperties) -> BasicProperties {
     }
 }
 
-/// The properties of a message that waits for its time.
+/// Returns the properties for publishing a deferred message.
 ///
-/// It goes without its history of dead letters, by which RabbitMQ would take a
-/// second wait for a circle, and without its expiration, which is counted
-/// anew: the worker goes by the header `expires`.
+/// They omit the dead-letter history, because RabbitMQ would treat a second
+/// delay as a dead-letter cycle, and the expiration, which would count from the
+/// start again: the worker uses the header `expires` instead.
 pub(crate) fn deferred(properties: &BasicProperties) -> BasicProperties {
     copy_properties(properties, |name| {
         !(DELIVERY_COUNT_HEADERS.contains(&name)
@@ -134,13 +135,13 @@ pub(crate) fn deferred(properties: &BasicProperties) -> BasicProperties {
     })
 }
 
-/// The properties with those headers that are `kept`. The user's id stays
-/// away: RabbitMQ takes it from nobody but that user.
-fn copy_properties(properties: &BasicProperties, kept: impl Fn(&str) -> bool) -> BasicProperties {
+/// Copies the properties with the headers that `keep` selects. The user id is
+/// omitted, because RabbitMQ accepts it only from that user.
+fn copy_properties(properties: &BasicProperties, keep: impl Fn(&str) -> bool) -> BasicProperties {
     let mut copy = BasicProperties::default();
     if let Some(headers) = properties.headers() {
         let headers = headers.inner().iter();
-        let headers = headers.filter(|(name, _)| kept(name.as_str()));
+        let headers = headers.filter(|(name, _)| keep(name.as_str()));
         let headers: BTreeMap<_, _> = headers
             .map(|(name, value)| (name.clone(), value.clone()))
             .collect();
@@ -169,6 +170,7 @@ fn copy_properties(properties: &BasicProperties, kept: impl Fn(&str) -> bool) ->
     copy
 }
 
+/// Decodes the properties that Celery does not use and other clients may.
 fn decode_extra(properties: &BasicProperties) -> Map {
     let mut extra = Map::new();
     for (name, value) in [
@@ -206,7 +208,7 @@ mod tests {
         Message::new(headers, properties, &b"[[], {}, {}]"[..])
     }
 
-    /// The headers without their order, which a table does not keep.
+    /// The headers by name, because a table does not keep their order.
     fn by_name(message: &Message) -> BTreeMap<String, Value> {
         let headers = message.headers.to_map().unwrap();
         let name = |key: &Value| key.as_str().unwrap_or_default().to_owned();
@@ -217,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_arrives_as_it_was_sent() {
+    fn encoded_message_decodes_to_the_same_message() {
         let sent = message();
         let encoded = encode(&sent).unwrap();
         let (decoded, count) = decode(&encoded, DeliveryInfo::default(), sent.body.clone());
@@ -227,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn the_count_of_deliveries_is_no_header_of_the_task() {
+    fn delivery_count_is_not_a_task_header() {
         let mut sent = message();
         sent.headers.set("x-delivery-count", Value::Int(2)).unwrap();
         let encoded = encode(&sent).unwrap();
@@ -237,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_put_at_the_end_of_its_queue_came_before_and_is_else_the_same() {
+    fn requeued_message_is_redelivered_and_otherwise_unchanged() {
         let sent = message();
         let encoded = requeued(&encode(&sent).unwrap());
         let (decoded, _) = decode(&encoded, DeliveryInfo::default(), sent.body.clone());
@@ -248,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bare_message_is_data() {
+    fn message_without_properties_has_kombus_defaults() {
         let (decoded, _) = decode(
             &BasicProperties::default(),
             DeliveryInfo::default(),

@@ -1,4 +1,4 @@
-//! What URLs and Celery's settings say about a RabbitMQ. Pure.
+//! The options of a RabbitMQ broker, read from URLs and Celery's settings. Pure.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -10,7 +10,8 @@ use serde_json::{Map, Value};
 
 use crate::table::short_string;
 
-/// Where a RabbitMQ is, and how to speak to it.
+/// The address of a RabbitMQ server or cluster, and the options of its
+/// connections.
 ///
 /// ```
 /// use celery_broker_amqp::AmqpOptions;
@@ -33,7 +34,7 @@ pub struct AmqpOptions {
     pub(crate) connection_name: Option<String>,
 }
 
-/// One server.
+/// One node of a cluster.
 #[derive(Clone, PartialEq)]
 pub(crate) struct Node {
     pub(crate) host: String,
@@ -44,51 +45,54 @@ pub(crate) struct Node {
     pub(crate) encrypted: bool,
 }
 
-/// How a server proves who it is, and how we do. Files are read when a
-/// connection is made.
+/// The certificates of TLS. The files are read for each new connection.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct TlsOptions {
+    /// The certificates of the authorities that may sign the server's.
     pub(crate) ca_certificates: Option<PathBuf>,
+    /// The client's certificate.
     pub(crate) certificate: Option<PathBuf>,
+    /// The private key of the client's certificate.
     pub(crate) key: Option<PathBuf>,
-    /// The name in the server's certificate, where it is not the host's.
+    /// The name in the server's certificate, if it differs from the host.
     pub(crate) server_name: Option<String>,
 }
 
-/// How the client says who it is.
+/// The SASL mechanism that the client logs in with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LoginMethod {
     Plain,
     AmqPlain,
-    /// By its certificate.
+    /// The client's certificate is its identity.
     External,
 }
 
-/// Whether a send waits until the broker has the message.
+/// Whether publishing waits for publisher confirms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PublisherConfirms {
     On,
     Off,
 }
 
-/// Where neither a URL nor a setting says otherwise.
+/// Used unless the URL or a setting has another value.
 const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(10);
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 const DEFAULT_RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl AmqpOptions {
-    /// Reads one URL, or several with `;` between them for failover.
+    /// Parses one URL, or several separated by `;` for failover.
     ///
-    /// `amqp://user:password@host:port/vhost`, where user and password are
-    /// `guest`, the port is 5672 and the virtual host is `/` if not given
-    /// (`//` and `/%2f` say so, too); `amqps://` with TLS has port 5671.
-    /// The query may have `heartbeat` and `connection_timeout` in seconds, and
-    /// for TLS the files `cacertfile`, `certfile` and `keyfile` and the name
+    /// The form is `amqp://user:password@host:port/vhost`. User and password
+    /// default to `guest`, the port to 5672 and the virtual host to `/` (which
+    /// `//` and `/%2f` also mean). `amqps://` uses TLS and port 5671. The query
+    /// accepts `heartbeat` and `connection_timeout` in seconds, `auth_mechanism`,
+    /// and for TLS the files `cacertfile`, `certfile` and `keyfile` and the name
     /// `server_name_indication`.
     ///
     /// # Errors
     ///
-    /// When a URL cannot be read.
+    /// Returns an error if a URL is malformed or its query has an unknown
+    /// parameter.
     pub fn parse(urls: &str) -> Result<Self, ServiceError> {
         let invalid = |cause: String| invalid("read the URL", redacted(urls), cause);
         let parsed = ServiceUrl::parse_list(urls).map_err(invalid)?;
@@ -115,15 +119,16 @@ impl AmqpOptions {
         Ok(options)
     }
 
-    /// The URLs, without their passwords.
+    /// Returns the URLs without their passwords.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// How often both sides show that they are there, where the URL does not
-    /// say; a peer that is silent for twice this time is taken for dead. 10 s
-    /// by default, and never more than what the server asks for; zero leaves
-    /// it to the server.
+    /// Sets the AMQP heartbeat, unless the URL has one. Defaults to 10 s.
+    ///
+    /// A peer that is silent for twice this time is considered dead. The server
+    /// may ask for a shorter heartbeat, which then applies; zero leaves the choice
+    /// to the server.
     #[must_use]
     pub fn heartbeat(self, heartbeat: Duration) -> Self {
         Self {
@@ -132,8 +137,8 @@ impl AmqpOptions {
         }
     }
 
-    /// How long it may take to connect to one server, where the URL does not
-    /// say; 4 s by default.
+    /// Sets the timeout of connecting to one server, unless the URL has one.
+    /// Defaults to 4 s.
     #[must_use]
     pub fn connect_timeout(self, limit: Duration) -> Self {
         Self {
@@ -142,8 +147,8 @@ impl AmqpOptions {
         }
     }
 
-    /// How long the server may take to answer anything but a message, such as
-    /// the declaration of a queue; 5 s by default.
+    /// Sets the timeout of the server's responses to requests other than
+    /// publishing, such as a queue declaration. Defaults to 5 s.
     #[must_use]
     pub fn response_timeout(self, response_timeout: Duration) -> Self {
         Self {
@@ -152,8 +157,8 @@ impl AmqpOptions {
         }
     }
 
-    /// The type of the queues for delayed messages; quorum by default. Where
-    /// they exist already, they stay what they are.
+    /// Sets the type of the queues for delayed messages. Defaults to quorum.
+    /// Queues that exist already keep their type.
     #[must_use]
     pub fn delayed_queue_type(self, delayed_queue_type: QueueType) -> Self {
         Self {
@@ -162,14 +167,15 @@ impl AmqpOptions {
         }
     }
 
-    /// Celery's `broker_transport_options`. Of these, `confirm_publish`
-    /// (default `true`, other than in Celery), `client_properties` (of which
-    /// `connection_name` is shown by RabbitMQ) and `login_method` have an
-    /// effect here.
+    /// Applies Celery's `broker_transport_options`.
+    ///
+    /// Of these, `confirm_publish` (default `true`, unlike in Celery),
+    /// `client_properties` (its `connection_name`, which RabbitMQ displays) and
+    /// `login_method` have an effect. Other options are ignored.
     ///
     /// # Errors
     ///
-    /// When a value is of the wrong type.
+    /// Returns an error if one of them has a value of the wrong type.
     pub fn transport_options(mut self, given: &Map<String, Value>) -> Result<Self, ServiceError> {
         for (name, value) in given {
             self.read_transport_option(name, value)
@@ -178,32 +184,34 @@ impl AmqpOptions {
         Ok(self)
     }
 
-    /// Celery's `broker_login_method`: `PLAIN` (the default), `AMQPLAIN` or
-    /// `EXTERNAL`.
+    /// Sets the login method, Celery's `broker_login_method`: `PLAIN` (the
+    /// default), `AMQPLAIN` or `EXTERNAL`.
     ///
     /// # Errors
     ///
-    /// When there is no such method.
+    /// Returns an error if the method is unknown.
     pub fn login_method(self, name: &str) -> Result<Self, ServiceError> {
         let login = LoginMethod::parse(name)
             .map_err(|cause| invalid("read", "broker_login_method".to_owned(), cause))?;
         Ok(Self { login, ..self })
     }
 
-    /// TLS, with Celery's `broker_use_ssl`: a map of `ca_certs`, `certfile`,
-    /// `keyfile` (paths of PEM files) and `server_hostname`. Certificates are
-    /// always verified.
+    /// Enables TLS with Celery's `broker_use_ssl`: a map of `ca_certs`,
+    /// `certfile`, `keyfile` (paths of PEM files) and `server_hostname`.
+    ///
+    /// The server's certificate is always verified.
     ///
     /// # Errors
     ///
-    /// When it asks not to verify, or has something of the wrong type.
+    /// Returns an error if the map disables verification or has a value of the
+    /// wrong type.
     pub fn use_ssl(mut self, given: &Map<String, Value>) -> Result<Self, ServiceError> {
         self.read_use_ssl(given)
             .map_err(|cause| invalid("read", "broker_use_ssl".to_owned(), cause))?;
         Ok(self)
     }
 
-    /// In the whole seconds that AMQP has.
+    /// Returns the heartbeat in whole seconds, the unit of AMQP.
     pub(crate) fn heartbeat_seconds(&self) -> u16 {
         let seconds = self
             .heartbeat
@@ -233,8 +241,9 @@ impl AmqpOptions {
             "verify" | "ssl_cert_reqs" => require_verification(value)?,
             _ => {
                 return Err(format!(
-                    "the query has {name:?}, which is none of heartbeat, connection_timeout, \
-                     cacertfile, certfile, keyfile, server_name_indication and auth_mechanism"
+                    "the query has an unknown parameter {name:?}; expected heartbeat, \
+                     connection_timeout, cacertfile, certfile, keyfile, \
+                     server_name_indication or auth_mechanism"
                 ));
             }
         }
@@ -250,13 +259,13 @@ impl AmqpOptions {
                     None => return Err(format!("expected true or false, found {value}")),
                 };
             }
-            "login_method" => self.login = LoginMethod::parse(&text(value)?)?,
+            "login_method" => self.login = LoginMethod::parse(&string(value)?)?,
             "client_properties" => {
                 if let Some(name) = value.get("connection_name") {
-                    self.connection_name = Some(text(name)?);
+                    self.connection_name = Some(string(name)?);
                 }
             }
-            // Everything else is about py-amqp.
+            // The other options configure py-amqp.
             _ => {}
         }
         Ok(())
@@ -265,14 +274,14 @@ impl AmqpOptions {
     fn read_use_ssl(&mut self, given: &Map<String, Value>) -> Result<(), String> {
         for (name, value) in given {
             match name.as_str() {
-                "ca_certs" => self.tls.ca_certificates = Some(text(value)?.into()),
-                "certfile" => self.tls.certificate = Some(text(value)?.into()),
-                "keyfile" => self.tls.key = Some(text(value)?.into()),
-                "server_hostname" => self.tls.server_name = Some(text(value)?),
+                "ca_certs" => self.tls.ca_certificates = Some(string(value)?.into()),
+                "certfile" => self.tls.certificate = Some(string(value)?.into()),
+                "keyfile" => self.tls.key = Some(string(value)?.into()),
+                "server_hostname" => self.tls.server_name = Some(string(value)?),
                 "cert_reqs" => {
-                    require_verification(&text(value).unwrap_or_else(|_| value.to_string()))?
+                    require_verification(&string(value).unwrap_or_else(|_| value.to_string()))?
                 }
-                // What Python's ssl module has beside.
+                // The other keys are arguments of Python's ssl module.
                 _ => {}
             }
         }
@@ -303,7 +312,7 @@ impl Node {
     }
 }
 
-/// For messages: without the password.
+/// Shown in logs; has no user and no password.
 impl fmt::Display for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.encrypted { "amqps" } else { "amqp" };
@@ -334,12 +343,13 @@ impl LoginMethod {
             "AMQPLAIN" => Ok(Self::AmqPlain),
             "EXTERNAL" => Ok(Self::External),
             _ => Err(format!(
-                "there is no login method {name:?}, only PLAIN, AMQPLAIN and EXTERNAL"
+                "unknown login method {name:?}; expected PLAIN, AMQPLAIN or EXTERNAL"
             )),
         }
     }
 }
 
+/// Rejects the settings that would disable or weaken verification.
 fn require_verification(setting: &str) -> Result<(), String> {
     let skips = [
         "none",
@@ -352,8 +362,8 @@ fn require_verification(setting: &str) -> Result<(), String> {
     ];
     if skips.contains(&setting.to_ascii_lowercase().as_str()) {
         return Err(
-            "the server's certificate is always verified; name its authority by ca_certs \
-             (in a URL: cacertfile)"
+            "the server's certificate is always verified; set ca_certs to the certificate of \
+             its authority (in a URL: cacertfile)"
                 .to_owned(),
         );
     }
@@ -361,13 +371,13 @@ fn require_verification(setting: &str) -> Result<(), String> {
 }
 
 fn invalid_seconds(name: &str, value: &str) -> String {
-    format!("{name} is a number of seconds, found {value:?}")
+    format!("{name} must be a number of seconds, found {value:?}")
 }
 
-fn text(value: &Value) -> Result<String, String> {
+fn string(value: &Value) -> Result<String, String> {
     match value {
         Value::String(text) => Ok(text.clone()),
-        other => Err(format!("expected text, found {other}")),
+        other => Err(format!("expected a string, found {other}")),
     }
 }
 
@@ -386,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn urls_are_read_as_kombu_reads_them() {
+    fn url_is_parsed_as_in_kombu() {
         for (url, virtual_host) in [
             ("amqp://h", "/"),
             ("amqp://h/", "/"),
@@ -409,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn several_urls_are_several_nodes() {
+    fn url_list_has_one_node_per_url() {
         let options = AmqpOptions::parse("amqp://a:1;amqp://b:2").unwrap();
         let hosts: Vec<_> = options
             .nodes
@@ -420,14 +430,14 @@ mod tests {
     }
 
     #[test]
-    fn passwords_are_not_shown() {
+    fn password_is_not_displayed() {
         let options = AmqpOptions::parse("amqp://me:secret@h/").unwrap();
         let shown = format!("{options:?} {} {}", options.address(), options.nodes[0]);
         assert!(!shown.contains("secret"), "{shown}");
     }
 
     #[test]
-    fn the_query_has_what_rabbitmqs_uris_have() {
+    fn query_accepts_parameters_of_rabbitmq_uris() {
         let options = AmqpOptions::parse(
             "amqps://h?heartbeat=3&connection_timeout=0.5&cacertfile=ca.pem&\
              server_name_indication=rabbit",
@@ -438,7 +448,7 @@ mod tests {
             Duration::from_millis(500)
         );
         let options = options.heartbeat(Duration::from_secs(60));
-        assert_eq!(options.heartbeat_seconds(), 3, "the URL goes first");
+        assert_eq!(options.heartbeat_seconds(), 3, "the URL has precedence");
         assert_eq!(options.tls.ca_certificates, Some("ca.pem".into()));
         assert_eq!(options.tls.server_name.as_deref(), Some("rabbit"));
         let error = AmqpOptions::parse("amqp://h?heartbeet=3")
@@ -453,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn celerys_settings_are_understood() {
+    fn celery_settings_are_applied() {
         let given =
             json!({"confirm_publish": false, "client_properties": {"connection_name": "me"}});
         let options = AmqpOptions::parse("amqp://h")

@@ -1,4 +1,5 @@
-//! The rpc result backend: results are messages to the queue of whoever asked.
+//! The rpc result backend: a worker publishes results to the reply queue of the
+//! client.
 
 mod inbox;
 
@@ -18,20 +19,19 @@ use uuid::Uuid;
 
 use inbox::{Inbox, ReplySlot};
 
-/// Celery's `rpc://`: a worker sends each state of a task to the queue that
-/// the task's sender reads, and nothing is stored anywhere.
+/// Celery's `rpc://` result backend: a worker publishes each state of a task to
+/// the reply queue of the client, and stores nothing.
 ///
-/// - Only the process that sent a task can have its result. There are no
-///   groups, and no chords.
-/// - The queue is opened before the first task is sent, and disappears with
-///   this client. What is sent to it while its connection is down is lost: wait
-///   with a timeout.
-/// - Every waiting task shares the one queue. A result that nobody has read is
-///   kept until it was read or [`unread_limit`](Self::unread_limit) newer ones
-///   have come.
+/// - Only the process that sent a task can read its result. Groups and chords
+///   are not supported.
+/// - The reply queue is declared before the first task is sent and is deleted
+///   with this client. Replies that are published to it while its connection is
+///   down are lost: wait with a timeout.
+/// - All tasks of a client share one reply queue. An unread result is kept until
+///   it is read or [`unread_limit`](Self::unread_limit) newer ones have arrived.
 ///
-/// It is made of the messages of any broker, which it shares with the app.
-/// Cloning is cheap; clones share the queue.
+/// The backend works on any broker and shares the broker of the app. Cloning is
+/// cheap; clones share the reply queue.
 #[derive(Clone)]
 pub struct RpcBackend {
     broker: Arc<dyn Broker>,
@@ -43,14 +43,15 @@ pub struct RpcBackend {
     shared: Arc<RpcInner>,
 }
 
-/// What clones have in common.
+/// The state that clones of the backend share.
 struct RpcInner {
     inbox: Arc<Inbox>,
     reader: tokio::sync::Mutex<Option<ReaderTask>>,
-    /// Results that were sent to somebody who was gone.
+    /// Results whose reply queue did not exist any more.
     undelivered: AtomicU64,
 }
 
+/// Celery's default of `result_expires`.
 const DEFAULT_EXPIRY: Duration = Duration::from_secs(86_400);
 
 const DEFAULT_UNREAD_LIMIT: usize = 100_000;
@@ -65,7 +66,8 @@ impl RpcInner {
     }
 }
 
-/// The task that reads the reply queue; it ends with its connection.
+/// The tokio task that reads the reply queue until the connection breaks. Aborted
+/// on drop.
 struct ReaderTask(JoinHandle<()>);
 
 impl Drop for ReaderTask {
@@ -75,8 +77,8 @@ impl Drop for ReaderTask {
 }
 
 impl RpcBackend {
-    /// A backend on the broker of the app. The queue for its replies gets a
-    /// random name; nothing is opened before the first task is sent.
+    /// Creates a backend on the broker of the app. The reply queue gets a random
+    /// name and is declared before the first task is sent.
     pub fn new(broker: Arc<dyn Broker>) -> Self {
         Self {
             broker,
@@ -88,8 +90,8 @@ impl RpcBackend {
         }
     }
 
-    /// How long the reply queue stays when nobody reads it, Celery's
-    /// `result_expires`; a day by default, and where it is `None`.
+    /// Sets the time after which RabbitMQ deletes an unused reply queue, Celery's
+    /// `result_expires`. Defaults to one day, which `None` also means.
     #[must_use]
     pub fn result_expires(self, expires: Option<Duration>) -> Self {
         Self {
@@ -98,14 +100,14 @@ impl RpcBackend {
         }
     }
 
-    /// The serializer of results that are sent; JSON by default.
+    /// Sets the serializer of the results that are published. Defaults to JSON.
     #[must_use]
     pub fn serializer(self, serializer: Serializer) -> Self {
         Self { serializer, ..self }
     }
 
-    /// Results survive a restart of the broker, as with Celery's
-    /// `result_persistent`.
+    /// Publishes results as persistent messages, as Celery does with
+    /// `result_persistent`. They are transient by default.
     #[must_use]
     pub fn persistent(self) -> Self {
         Self {
@@ -114,7 +116,8 @@ impl RpcBackend {
         }
     }
 
-    /// How many results are kept that nobody has read; 100,000 by default.
+    /// Sets the maximum number of unread results that are kept. Defaults to
+    /// 100,000.
     #[must_use]
     pub fn unread_limit(self, results: usize) -> Self {
         Self {
@@ -123,9 +126,9 @@ impl RpcBackend {
         }
     }
 
-    /// How many results were for nobody: they were not read before they had to
-    /// make room for others, could not be read, or were sent to somebody who
-    /// was gone.
+    /// Returns the number of dropped results: those that were evicted unread,
+    /// could not be decoded, or were published to a reply queue that did not
+    /// exist any more.
     pub fn dropped(&self) -> u64 {
         let RpcInner {
             inbox, undelivered, ..
@@ -213,7 +216,7 @@ impl fmt::Debug for RpcBackend {
 }
 
 impl RpcBackend {
-    /// Sends a document to whoever asked for it.
+    /// Publishes a document to the reply queue of the client.
     async fn send_reply(&self, record: Record<'_>) -> Result<(), ServiceError> {
         let Some(reply_to) = record.reply_to else {
             return Ok(());
@@ -236,7 +239,10 @@ impl RpcBackend {
         match self.publish(message, reply_to).await {
             Err(error) if error.kind() == ServiceErrorKind::Unroutable => {
                 self.shared.undelivered.fetch_add(1, Ordering::Relaxed);
-                tracing::debug!("nobody reads the result of task {}", document.task_id);
+                tracing::debug!(
+                    "rpc/store: dropped the result of task {}: the reply queue does not exist",
+                    document.task_id
+                );
                 Ok(())
             }
             sent => sent,
@@ -248,7 +254,7 @@ impl RpcBackend {
         self.broker.publish(&batch).await.pop().unwrap_or(Ok(()))
     }
 
-    /// Makes sure that the reply queue is there and is read.
+    /// Ensures that the reply queue is declared and is being read.
     async fn open_reply_queue(&self) -> Result<(), ServiceError> {
         let mut reader = self.shared.reader.lock().await;
         if reader.is_some() && self.shared.inbox.is_open() {
@@ -264,26 +270,28 @@ impl RpcBackend {
         Ok(())
     }
 
-    /// Waits until everything has been read that was sent before: a message
-    /// to ourselves comes after all of it.
+    /// Waits until every reply that was published before this call has been
+    /// read. The client publishes a marker to its own reply queue, which RabbitMQ
+    /// delivers after all of them.
     async fn sync_replies(&self) -> Result<(), ServiceError> {
         self.open_reply_queue().await?;
         let id = Uuid::new_v4().to_string();
-        let came_back = self.shared.inbox.expect_marker(&id);
+        let marker_received = self.shared.inbox.expect_marker(&id);
         let mut properties = Properties::default();
         properties.correlation_id = Some(id);
         properties.delivery_mode = Some(1);
         let marker = Message::new(Headers::empty(), properties, Vec::new());
         self.publish(marker, &self.queue).await?;
-        self.receive_reply(came_back).await
+        self.receive_reply(marker_received).await
     }
 
+    /// Waits for a reply, or for the error that stopped the reading.
     async fn receive_reply<T>(
         &self,
         reply: oneshot::Receiver<Result<T, ServiceError>>,
     ) -> Result<T, ServiceError> {
         reply.await.unwrap_or_else(|_| {
-            let cause = "the reply queue is not read any more";
+            let cause = "the reader of the reply queue has stopped";
             Err(self.error(ServiceErrorKind::Disconnected, cause.to_owned()))
         })
     }
@@ -294,8 +302,8 @@ impl RpcBackend {
     }
 }
 
-/// Reads replies until the queue's connection breaks, which everybody who waits
-/// is told.
+/// Reads replies until the connection breaks, and fails the pending calls with
+/// that error.
 async fn read_replies(mut replies: Box<dyn Subscription>, inbox: Arc<Inbox>) {
     loop {
         match replies.next().await {
@@ -306,7 +314,7 @@ async fn read_replies(mut replies: Box<dyn Subscription>, inbox: Arc<Inbox>) {
 }
 
 fn groups_unsupported(operation: &'static str, group_id: &str) -> ServiceError {
-    let cause = "results are messages here, and nothing is stored";
+    let cause = "the rpc backend publishes results as messages: nothing is stored";
     let object = format!("group {group_id}");
     ServiceError::new(ServiceErrorKind::Unsupported, operation, object, cause)
         .with_remedy("use a result backend that every worker can read, such as redis://")

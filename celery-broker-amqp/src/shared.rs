@@ -9,6 +9,10 @@ use crate::connection_manager::ConnectionManager;
 use crate::error::ErrorContext;
 use crate::options::AmqpOptions;
 
+/// The options of a broker and its two connections.
+///
+/// RabbitMQ stops reading from connections that publish when it is short of
+/// memory or disk, so consuming and everything else has a connection of its own.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) options: Arc<AmqpOptions>,
@@ -26,6 +30,7 @@ impl Shared {
         }
     }
 
+    /// Returns the context for the errors of an operation.
     pub(crate) fn context<'a>(
         &'a self,
         operation: &'static str,
@@ -34,9 +39,9 @@ impl Shared {
         ErrorContext::new(operation, object, self.options.address())
     }
 
-    /// The connection for declarations and questions. Not the one to publish
-    /// on, from which RabbitMQ stops reading when it is short of memory: a
-    /// worker must be able to consume then.
+    /// Returns the connection for declarations and queries. It is not the one for
+    /// publishing, because a worker must be able to consume while RabbitMQ blocks
+    /// publishing.
     pub(crate) async fn connection(
         &self,
         operation: &'static str,

@@ -1,4 +1,4 @@
-//! Broadcasts and replies: queues of our own, read without acknowledgement.
+//! Mailboxes for broadcasts and replies, consumed without acknowledgement.
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,18 +20,19 @@ use crate::message;
 use crate::shared::Shared;
 use crate::table::{encode_table, short_string};
 
-/// Reads a queue that nobody else reads.
+/// A subscription to a mailbox, which has no other consumer.
 pub(crate) struct AmqpSubscription {
     shared: Arc<Shared>,
+    /// The mailbox, for errors.
     object: String,
     consumer: lapin::Consumer,
-    /// Both end with this subscription, and the queue with them.
+    /// Dropping the channel deletes the queue, which has no other consumer.
     _channel: Channel,
     _live: Arc<AmqpConnection>,
 }
 
 impl AmqpSubscription {
-    /// Declares the mailbox with its exchange and its binding, and reads it.
+    /// Declares the mailbox with its exchange and its binding, and consumes it.
     pub(crate) async fn open(
         shared: &Arc<Shared>,
         mailbox: &Mailbox,
@@ -107,7 +108,7 @@ impl Subscription for AmqpSubscription {
                 Some(Err(error)) => Err(context.wrap(error)),
                 None => Err(context.error(
                     ServiceErrorKind::Disconnected,
-                    "RabbitMQ ended the consumption, as when a queue is deleted",
+                    "RabbitMQ cancelled the consumer, for example because the queue was deleted",
                 )),
             }
         })
@@ -122,7 +123,7 @@ impl fmt::Debug for AmqpSubscription {
     }
 }
 
-/// How long the queue stays unread, and a message in it.
+/// Returns the arguments for the expiry of the queue and of its messages.
 fn expiry_arguments(mailbox: &Mailbox) -> Map {
     let mut arguments = Map::new();
     arguments.insert("x-expires", milliseconds(mailbox.expires));
@@ -132,7 +133,8 @@ fn expiry_arguments(mailbox: &Mailbox) -> Map {
     arguments
 }
 
-/// Everything is `#` to a topic exchange.
+/// Returns the binding key. An empty one means all messages, which is `#` for a
+/// topic exchange.
 fn binding_key(binding: &Binding) -> &str {
     match (binding.exchange.kind, &*binding.routing_key) {
         (ExchangeKind::Topic, "") => "#",

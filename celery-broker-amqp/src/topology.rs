@@ -1,4 +1,4 @@
-//! Exchanges, queues and bindings, declared exactly as kombu declares them.
+//! Declares exchanges, queues and bindings exactly as kombu does.
 
 use celery_protocol::Map;
 use celery_runtime::{Exchange, Queue, ServiceError};
@@ -43,8 +43,9 @@ impl Shared {
         Ok(())
     }
 
-    /// Where one queue of a worker is a quorum queue, Celery's clients delay the
-    /// messages of all that have no direct exchange.
+    /// Binds the queues of a worker for native delays. If one of them is a quorum
+    /// queue, Celery's clients delay the messages of all queues whose exchange is
+    /// not direct.
     pub(crate) async fn bind_native_delays(
         &self,
         connection: &AmqpConnection,
@@ -64,8 +65,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Makes sure that a queue exists, for somebody who only sends to it by
-    /// its name: what exists is taken as it is.
+    /// Ensures that a queue exists for a producer that only knows its name: an
+    /// existing queue is used as it is, with any arguments.
     pub(crate) async fn find_or_declare(
         &self,
         connection: &AmqpConnection,
@@ -83,21 +84,22 @@ impl Shared {
     }
 }
 
-/// The ways to a queue. The anonymous exchange leads to it by itself.
+/// Returns the bindings to declare for a queue. The default exchange has an
+/// implicit binding to every queue.
 fn bindings(queue: &Queue) -> impl Iterator<Item = (&Exchange, &str, &Map)> {
-    let first = (
+    let primary = (
         &queue.exchange,
         queue.routing_key.as_str(),
         &queue.binding_arguments,
     );
-    let more = queue.bindings.iter().map(|binding| {
+    let additional = queue.bindings.iter().map(|binding| {
         (
             &binding.exchange,
             binding.routing_key.as_str(),
             &binding.arguments,
         )
     });
-    std::iter::once(first)
-        .chain(more)
+    std::iter::once(primary)
+        .chain(additional)
         .filter(|(exchange, ..)| !exchange.name.is_empty())
 }

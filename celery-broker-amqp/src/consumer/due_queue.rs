@@ -1,4 +1,4 @@
-//! Deliveries that are due in a moment and wait here for it.
+//! Deferred deliveries that are due soon and wait in the consumer.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::sync::lock;
 
-/// Tags by the time at which they are due.
+/// Delivery tags, ordered by the time at which they are due.
 #[derive(Debug, Default)]
 pub(super) struct DueQueue {
     tags: Mutex<BTreeSet<(Instant, u64)>>,
@@ -21,7 +21,7 @@ impl DueQueue {
         self.changed.notify_one();
     }
 
-    /// One whose time has come.
+    /// Removes and returns a tag that is due.
     pub(super) fn pop_due(&self) -> Option<u64> {
         let mut tags = lock(&self.tags);
         let (due, _) = tags.first()?;
@@ -31,7 +31,11 @@ impl DueQueue {
         tags.pop_first().map(|(_, tag)| tag)
     }
 
-    /// Waits until there is one whose time has come.
+    /// Waits until a tag is due.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: a cancelled wait removes nothing.
     pub(super) async fn wait_due(&self) {
         loop {
             let first = lock(&self.tags).first().map(|(due, _)| *due);
@@ -57,7 +61,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn the_first_that_is_due_comes_first() {
+    async fn tags_are_returned_in_the_order_they_are_due() {
         let queue = DueQueue::default();
         let now = Instant::now();
         queue.insert(now + Duration::from_millis(80), 2);

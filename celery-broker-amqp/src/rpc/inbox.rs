@@ -1,4 +1,4 @@
-//! Replies that have come, and those who wait for them.
+//! The replies received by one client and the callers that wait for them.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Mutex;
@@ -9,13 +9,14 @@ use tokio::sync::oneshot;
 
 use crate::sync::lock;
 
-/// So many results stay after they were read, to be read again.
-const READ_LIMIT: usize = 1_000;
+/// The number of results that are kept after they were read, so that they can
+/// be read again.
+const MAX_READ_RESULTS: usize = 1_000;
 
-/// Larger bodies are no results.
+/// The largest result body that is decoded, in bytes.
 const MAX_BODY_LEN: usize = 512 << 20;
 
-/// The replies of one client.
+/// The replies of one client, by task id.
 #[derive(Debug)]
 pub(super) struct Inbox {
     state: Mutex<InboxState>,
@@ -25,23 +26,29 @@ pub(super) struct Inbox {
 #[derive(Debug, Default)]
 struct InboxState {
     documents: HashMap<String, ResultDocument<'static>>,
-    /// Tasks whose documents were not read yet, in the order in which they
-    /// came. An entry counts as long as its task has a document.
+    /// Tasks whose documents were not read yet, in order of arrival. An entry is
+    /// stale once its task has no document any more.
     unread: VecDeque<String>,
+    /// Tasks whose documents were read, in order of reading.
     read: VecDeque<String>,
     waiters: BTreeMap<String, Vec<ReplySender<ResultDocument<'static>>>>,
+    /// The markers that a client has sent to its own reply queue, by correlation
+    /// id.
     markers: BTreeMap<String, ReplySender<()>>,
-    /// Why nothing comes at the moment.
-    broken: Option<ServiceError>,
+    /// The error that stopped the reading of the reply queue.
+    error: Option<ServiceError>,
+    /// Results that were evicted unread or could not be decoded.
     dropped: u64,
 }
 
 type ReplySender<T> = oneshot::Sender<Result<T, ServiceError>>;
 type ReplyReceiver<T> = oneshot::Receiver<Result<T, ServiceError>>;
 
-/// The result of a task, or the place where it will arrive.
+/// The place where the result of a task is, or will be.
 pub(super) enum ReplySlot {
+    /// The result has arrived.
     Ready(Box<ResultDocument<'static>>),
+    /// The channel that will receive the result.
     Pending(ReplyReceiver<ResultDocument<'static>>),
 }
 
@@ -53,12 +60,12 @@ impl Inbox {
         }
     }
 
-    /// A reply came.
+    /// Stores a reply and completes the calls that wait for it.
     pub(super) fn handle_message(&self, message: &Message) {
         let mut state = lock(&self.state);
         let id = message.properties.correlation_id.as_deref();
         if let Some(marker) = id.and_then(|id| state.markers.remove(id)) {
-            // Whoever sent it may have left.
+            // The receiver is gone if the caller was cancelled.
             let _ = marker.send(Ok(()));
             return;
         }
@@ -66,7 +73,7 @@ impl Inbox {
             Ok(document) => state.store(document, self.unread_limit),
             Err(error) => {
                 tracing::warn!(
-                    "a reply for task {} is unreadable: {error}",
+                    "rpc/read: cannot decode the reply for task {}: {error}",
                     id.unwrap_or("?")
                 );
                 state.reject(id.unwrap_or_default(), &error);
@@ -74,21 +81,20 @@ impl Inbox {
         }
     }
 
-    /// Whether replies come.
+    /// Reports whether the reply queue is being read.
     pub(super) fn is_open(&self) -> bool {
-        lock(&self.state).broken.is_none()
+        lock(&self.state).error.is_none()
     }
 
-    /// Replies come from now on.
+    /// Records that the reply queue is being read.
     pub(super) fn open(&self) {
-        lock(&self.state).broken = None;
+        lock(&self.state).error = None;
     }
 
-    /// Nothing comes any more: those who wait have to ask again, and so has
-    /// everybody until it is opened.
+    /// Fails the pending calls, and every call until [`open`](Self::open).
     pub(super) fn fail(&self, error: &ServiceError) {
         let mut state = lock(&self.state);
-        state.broken = Some(error.clone());
+        state.error = Some(error.clone());
         for waiters in std::mem::take(&mut state.waiters).into_values() {
             complete(waiters, || Err(error.clone()));
         }
@@ -96,21 +102,25 @@ impl Inbox {
         complete(markers.into_values(), || Err(error.clone()));
     }
 
-    /// The last that is known of a task.
+    /// Returns the newest document of a task.
     pub(super) fn document(&self, id: &str) -> Option<ResultDocument<'static>> {
         lock(&self.state).documents.get(id).cloned()
     }
 
-    /// The final document of a task.
+    /// Returns the final document of a task, or the channel that receives it.
     pub(super) fn wait_for(&self, id: &str) -> ReplySlot {
         let mut state = lock(&self.state);
-        if let Some(document) = state.documents.get(id).filter(|one| one.status.is_ready()) {
+        if let Some(document) = state
+            .documents
+            .get(id)
+            .filter(|document| document.status.is_ready())
+        {
             let document = Box::new(document.clone());
             state.mark_read(id);
             return ReplySlot::Ready(document);
         }
         let (sender, receiver) = oneshot::channel();
-        if let Some(error) = &state.broken {
+        if let Some(error) = &state.error {
             complete([sender], || Err(error.clone()));
             return ReplySlot::Pending(receiver);
         }
@@ -120,10 +130,12 @@ impl Inbox {
         ReplySlot::Pending(receiver)
     }
 
+    /// Registers a marker and returns the channel that is completed when the
+    /// marker arrives.
     pub(super) fn expect_marker(&self, id: &str) -> ReplyReceiver<()> {
         let (sender, receiver) = oneshot::channel();
         let mut state = lock(&self.state);
-        if let Some(error) = &state.broken {
+        if let Some(error) = &state.error {
             complete([sender], || Err(error.clone()));
         } else {
             state.markers.insert(id.to_owned(), sender);
@@ -131,6 +143,7 @@ impl Inbox {
         receiver
     }
 
+    /// Removes the documents of these tasks.
     pub(super) fn forget(&self, ids: &[String]) {
         let mut state = lock(&self.state);
         for id in ids {
@@ -138,38 +151,45 @@ impl Inbox {
         }
     }
 
+    /// Returns the number of results that were evicted unread or could not be
+    /// decoded.
     pub(super) fn dropped(&self) -> u64 {
         lock(&self.state).dropped
     }
 }
 
 impl InboxState {
+    /// Keeps the newest document of a task and completes its waiters when the
+    /// document is final.
     fn store(&mut self, document: ResultDocument<'static>, unread_limit: usize) {
         let id = document.task_id.clone().into_owned();
-        let known = self.documents.get(&id);
-        if known.is_some_and(|known| known.status == State::Success) {
+        let previous = self.documents.get(&id);
+        // No later state replaces a success.
+        if previous.is_some_and(|previous| previous.status == State::Success) {
             return;
         }
-        let is_new = known.is_none();
-        let waiters = match document.status.is_ready() {
-            true => self.waiters.remove(&id).unwrap_or_default(),
-            false => Vec::new(),
+        let is_new = previous.is_none();
+        let waiters = if document.status.is_ready() {
+            self.waiters.remove(&id).unwrap_or_default()
+        } else {
+            Vec::new()
         };
         let was_read = complete(waiters, || Ok(document.clone()));
         self.documents.insert(id.clone(), document);
         if is_new {
             self.unread.push_back(id.clone());
-            self.drop_oldest(unread_limit);
+            self.evict_unread(unread_limit);
         }
         if was_read {
             self.mark_read(&id);
         }
     }
 
-    /// Results that were read make room before any that was not.
+    /// Marks a document as read and evicts the document that was read first once
+    /// too many read ones are kept.
     fn mark_read(&mut self, id: &str) {
         self.read.push_back(id.to_owned());
-        if self.read.len() > READ_LIMIT
+        if self.read.len() > MAX_READ_RESULTS
             && let Some(oldest) = self.read.pop_front()
             && !self.read.contains(&oldest)
         {
@@ -177,7 +197,8 @@ impl InboxState {
         }
     }
 
-    fn drop_oldest(&mut self, unread_limit: usize) {
+    /// Evicts the oldest unread documents.
+    fn evict_unread(&mut self, unread_limit: usize) {
         while self.unread.len() > unread_limit {
             let oldest = self.unread.pop_front().unwrap_or_default();
             let was_read = self.read.contains(&oldest);
@@ -187,6 +208,7 @@ impl InboxState {
         }
     }
 
+    /// Fails the waiters of a task whose reply cannot be decoded.
     fn reject(&mut self, id: &str, error: &DecodeError) {
         self.dropped += 1;
         let waiters = self.waiters.remove(id).unwrap_or_default();
@@ -203,16 +225,16 @@ impl InboxState {
     }
 }
 
-/// Tells everybody who still waits, and whether there was one.
+/// Completes the waiters, and reports whether any of them was still waiting.
 fn complete<T>(
     waiters: impl IntoIterator<Item = ReplySender<T>>,
-    what: impl Fn() -> Result<T, ServiceError>,
+    result: impl Fn() -> Result<T, ServiceError>,
 ) -> bool {
-    let mut heard = false;
+    let mut received = false;
     for waiter in waiters {
-        heard |= waiter.send(what()).is_ok();
+        received |= waiter.send(result()).is_ok();
     }
-    heard
+    received
 }
 
 fn decode_reply(message: &Message) -> Result<ResultDocument<'static>, DecodeError> {
@@ -240,12 +262,12 @@ mod tests {
     }
 
     #[test]
-    fn replies_come_before_and_after_the_question() {
+    fn wait_returns_replies_received_before_and_after_the_call() {
         let inbox = Inbox::new(10);
         inbox.handle_message(&reply("early", State::Success));
         assert!(matches!(inbox.wait_for("early"), ReplySlot::Ready(_)));
         let ReplySlot::Pending(mut late) = inbox.wait_for("late") else {
-            panic!("nothing came yet");
+            panic!("no reply has been received");
         };
         inbox.handle_message(&reply("late", State::Started));
         assert!(late.try_recv().is_err());
@@ -255,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn success_stays() {
+    fn success_is_not_overwritten() {
         let inbox = Inbox::new(10);
         for state in [State::Started, State::Success, State::Failure] {
             inbox.handle_message(&reply("id", state));
@@ -264,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_reads_makes_room_and_is_counted() {
+    fn oldest_unread_result_is_evicted_and_counted() {
         let inbox = Inbox::new(2);
         for id in ["a", "b", "c"] {
             inbox.handle_message(&reply(id, State::Success));
@@ -274,26 +296,26 @@ mod tests {
     }
 
     #[test]
-    fn what_was_read_does_not_pile_up() {
+    fn read_results_are_bounded() {
         let inbox = Inbox::new(10);
         for number in 0..5_000 {
             let id = number.to_string();
             let ReplySlot::Pending(_waiter) = inbox.wait_for(&id) else {
-                panic!("nothing came yet");
+                panic!("no reply has been received");
             };
             inbox.handle_message(&reply(&id, State::Success));
         }
         assert_eq!(inbox.dropped(), 0);
         let state = lock(&inbox.state);
-        assert!(state.documents.len() <= READ_LIMIT + 10);
+        assert!(state.documents.len() <= MAX_READ_RESULTS + 10);
         assert!(state.waiters.is_empty() && state.unread.len() <= 10);
     }
 
     #[test]
-    fn those_who_wait_are_told_when_nothing_comes_any_more() {
+    fn broken_reply_queue_fails_waiters_until_reopened() {
         let inbox = Inbox::new(10);
         let ReplySlot::Pending(mut waiter) = inbox.wait_for("id") else {
-            panic!("nothing came yet");
+            panic!("no reply has been received");
         };
         let mut marker = inbox.expect_marker("marker");
         let error = ServiceError::new(ServiceErrorKind::Disconnected, "read", "q", "gone");
@@ -301,22 +323,22 @@ mod tests {
         assert!(waiter.try_recv().unwrap().is_err());
         assert!(marker.try_recv().unwrap().is_err());
 
-        let ReplySlot::Pending(mut too_late) = inbox.wait_for("id") else {
-            panic!("nothing came yet");
+        let ReplySlot::Pending(mut late) = inbox.wait_for("id") else {
+            panic!("no reply has been received");
         };
-        assert!(too_late.try_recv().unwrap().is_err());
+        assert!(late.try_recv().unwrap().is_err());
         inbox.open();
         let ReplySlot::Pending(mut waiter) = inbox.wait_for("id") else {
-            panic!("nothing came yet");
+            panic!("no reply has been received");
         };
         assert!(waiter.try_recv().is_err());
     }
 
     #[test]
-    fn an_unreadable_reply_is_an_error_for_its_task() {
+    fn undecodable_reply_fails_its_task() {
         let inbox = Inbox::new(10);
         let ReplySlot::Pending(mut waiter) = inbox.wait_for("id") else {
-            panic!("nothing came yet");
+            panic!("no reply has been received");
         };
         let mut broken = reply("id", State::Success);
         broken.body = "{".into();
