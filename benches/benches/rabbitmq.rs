@@ -196,7 +196,9 @@ impl Bench {
             count += deliveries.len();
             let acks = deliveries.into_iter().map(|one| Settlement::Ack(one.tag));
             let acks: Vec<_> = acks.collect();
-            consumer.settle(&acks).await.expect("acknowledged");
+            for settled in consumer.settle(&acks).await {
+                settled.expect("acknowledged");
+            }
         }
         let time = start.elapsed();
         broker.close().await;

@@ -9,7 +9,7 @@ use celery_broker_redis::RedisOptions;
 use celery_broker_redis::link::{Attempt, Command, Link, Reply, Script};
 use celery_protocol::{ResultDocument, ResultTree, Serializer, State, Value, decompress_document};
 use celery_runtime::{
-    BoxFuture, Capabilities, ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart,
+    BackendCapabilities, BoxFuture, ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart,
     ChordStore, Record, ResultBackend, ServiceError, ServiceErrorKind, StalledChord,
 };
 
@@ -327,8 +327,8 @@ impl ResultBackend for RedisBackend {
         Some(self)
     }
 
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::new().shared(true).groups(true)
+    fn capabilities(&self) -> BackendCapabilities {
+        BackendCapabilities::new().shared(true).groups(true)
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use celery_protocol::Message;
 use celery_runtime::{
-    BoxFuture, Broker, ConsumeOptions, Consumer, Exchange, Mailbox, Publication, Queue,
-    ServiceError, Subscription,
+    BoxFuture, Broker, BrokerCapabilities, ConsumeOptions, Consumer, Exchange, Mailbox,
+    PriorityOrder, Publication, Queue, ServiceError, Subscription,
 };
 
 use crate::consumer::AmqpConsumer;
@@ -106,6 +106,12 @@ impl Broker for AmqpBroker {
                 .await?;
             Ok(purged.unwrap_or(0).into())
         })
+    }
+
+    fn capabilities(&self) -> BrokerCapabilities {
+        BrokerCapabilities::new()
+            .counts_deliveries(true)
+            .priorities(PriorityOrder::HighestFirst)
     }
 
     fn blocked_reason(&self) -> Option<String> {

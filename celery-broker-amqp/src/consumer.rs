@@ -1,11 +1,12 @@
-//! Taking deliveries and settling them, over one channel.
+//! A consumer, which receives and settles deliveries on one channel.
 //!
-//! RabbitMQ streams. How much it may push is fixed when a consumer of the
-//! server's starts, so a change of the window means to cancel and start again.
-//! With a prefetch of 0 nothing is pushed that was not asked for: messages that
-//! are there are fetched one by one, and only where there is none is a consumer
-//! started, with just the credit that was asked for, and cancelled with the
-//! first delivery.
+//! RabbitMQ pushes deliveries. The prefetch of a `basic.consume` is fixed when it
+//! starts, so a change of the prefetch cancels it and starts another one.
+//!
+//! With a prefetch of 0, RabbitMQ pushes nothing that was not requested: ready
+//! messages are fetched one by one with `basic.get`. Only if there is none does a
+//! `basic.consume` start, with a prefetch of as many messages as were requested,
+//! and it is cancelled with the first delivery.
 
 mod due_queue;
 mod inner;
@@ -14,12 +15,14 @@ mod receive_state;
 mod settle;
 mod unacked;
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use celery_runtime::{BoxFuture, ConsumeOptions, Consumer, Delivery, ServiceError, Settlement};
+use celery_runtime::{
+    BoxFuture, ConsumeOptions, Consumer, Delivery, ServiceError, Settled, Settlement,
+};
 use tokio::task::JoinHandle;
 
 use crate::declarer::Declarer;
@@ -28,14 +31,16 @@ use crate::shared::Shared;
 use inner::ConsumerInner;
 use receive::requeue_when_interrupted;
 
-/// A consumer of some queues.
+/// A consumer of one or more queues.
 pub(crate) struct AmqpConsumer {
     inner: Arc<ConsumerInner>,
-    /// Gives back what was pushed ahead, once the consumer is interrupted.
+    /// Requeues the buffered deliveries once the consumer is interrupted. Aborted
+    /// on drop.
     requeue_task: JoinHandle<()>,
 }
 
 impl AmqpConsumer {
+    /// Declares the bindings for delays, opens a channel and starts to consume.
     pub(crate) async fn start(
         shared: &Arc<Shared>,
         options: &ConsumeOptions,
@@ -45,10 +50,11 @@ impl AmqpConsumer {
         let context = shared.context("consume", &object);
         let connection = shared.consuming.connection(context).await?;
         let mut declarer = Declarer::new(&connection, context);
-        let deferred_bindings = match delay::rebind_deferred(&mut declarer, &options.queues).await?
-        {
-            true => (0..options.queues.len()).collect(),
-            false => HashSet::new(),
+        let is_bound = delay::rebind_deferred(&mut declarer, &options.queues).await?;
+        let deferred_bindings = if is_bound {
+            (0..options.queues.len()).collect()
+        } else {
+            BTreeSet::new()
         };
         shared
             .bind_native_delays(&connection, &options.queues, context)
@@ -60,7 +66,7 @@ impl AmqpConsumer {
         let inner = ConsumerInner::new(shared, connection, channel, options, deferred_bindings);
         let inner = Arc::new(inner);
         if options.prefetch > 0 {
-            let mut state = inner.state.lock().await;
+            let mut state = inner.receiving.lock().await;
             inner.start_consuming(&mut state, options.prefetch).await?;
         }
         let requeue_task = tokio::spawn(requeue_when_interrupted(Arc::clone(&inner)));
@@ -81,7 +87,10 @@ impl Consumer for AmqpConsumer {
         self.inner.interrupt.notify_waiters();
     }
 
-    fn settle<'a>(&'a self, batch: &'a [Settlement]) -> BoxFuture<'a, Result<(), ServiceError>> {
+    fn settle<'a>(
+        &'a self,
+        batch: &'a [Settlement],
+    ) -> BoxFuture<'a, Vec<Result<Settled, ServiceError>>> {
         Box::pin(self.inner.settle(batch))
     }
 
@@ -89,15 +98,11 @@ impl Consumer for AmqpConsumer {
         self.inner.prefetch.store(prefetch, Ordering::SeqCst);
     }
 
-    fn settles_after_reconnect(&self) -> bool {
-        false
-    }
-
     fn close(&self) -> BoxFuture<'_, Result<(), ServiceError>> {
         Box::pin(async move {
             self.interrupt();
-            let context = self.inner.context("end the consumption of");
-            // With the channel everything that is not settled goes back.
+            let context = self.inner.context("stop consuming from");
+            // RabbitMQ requeues the unsettled deliveries of a closed channel.
             let closed = self.inner.channel.close(200, "".into());
             match self.inner.connection.await_response(closed).await {
                 Err(error) if self.inner.channel.status().connected() => Err(context.wrap(error)),

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use celery_protocol::{Headers, Message, Properties, ResultDocument, ResultTree, Serializer};
 use celery_runtime::{
-    BoxFuture, Broker, Capabilities, Mailbox, Publication, Record, ResultBackend, ServiceError,
-    ServiceErrorKind, Subscription,
+    BackendCapabilities, BoxFuture, Broker, Mailbox, Publication, Record, ResultBackend,
+    ServiceError, ServiceErrorKind, Subscription,
 };
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -190,8 +190,8 @@ impl ResultBackend for RpcBackend {
         Box::pin(async move { Err(groups_unsupported("read", group_id)) })
     }
 
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::new()
+    fn capabilities(&self) -> BackendCapabilities {
+        BackendCapabilities::new()
     }
 
     fn reply_to(&self) -> Option<String> {

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use celery_protocol::Message;
 use celery_runtime::{
-    BoxFuture, Broker, ConsumeOptions, Consumer, Exchange, ExchangeKind, Mailbox, Publication,
-    Queue, ServiceError, Subscription,
+    BoxFuture, Broker, BrokerCapabilities, ConsumeOptions, Consumer, Exchange, ExchangeKind,
+    Mailbox, PriorityOrder, Publication, Queue, ServiceError, Subscription,
 };
 
 use crate::config::RedisOptions;
@@ -150,6 +150,13 @@ impl Broker for RedisBroker {
             let answers = self.shared.link.atomic(attempt, commands).await?;
             Ok(sum(answers.get(..lists).unwrap_or_default()))
         })
+    }
+
+    fn capabilities(&self) -> BrokerCapabilities {
+        BrokerCapabilities::new()
+            .settles_after_reconnect(true)
+            .confirms_settlements(true)
+            .priorities(PriorityOrder::LowestFirst)
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

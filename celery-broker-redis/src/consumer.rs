@@ -9,7 +9,7 @@ use bytes::Bytes;
 use celery_protocol::kombu;
 use celery_runtime::{
     BoxFuture, ConsumeOptions, Consumer, Delivery, DeliveryTag, ExchangeKind, Queue, ServiceError,
-    ServiceErrorKind, Settlement,
+    ServiceErrorKind, Settled, Settlement,
 };
 use tokio::sync::{Mutex, Notify};
 
@@ -237,21 +237,20 @@ impl Consumer for RedisConsumer {
         self.wake.notify_one();
     }
 
-    fn settle<'a>(&'a self, batch: &'a [Settlement]) -> BoxFuture<'a, Result<(), ServiceError>> {
+    fn settle<'a>(
+        &'a self,
+        batch: &'a [Settlement],
+    ) -> BoxFuture<'a, Vec<Result<Settled, ServiceError>>> {
         Box::pin(async move {
             if self.closed.load(Ordering::Acquire) {
-                return Ok(());
+                return vec![Ok(Settled::Gone); batch.len()];
             }
-            self.shared.settle(batch).await?;
+            let settled = self.shared.settle(batch).await;
             if batch.iter().any(|one| matches!(one, Settlement::Defer(..))) {
                 self.wake.notify_one();
             }
-            Ok(())
+            settled
         })
-    }
-
-    fn settles_after_reconnect(&self) -> bool {
-        true
     }
 
     fn close(&self) -> BoxFuture<'_, Result<(), ServiceError>> {

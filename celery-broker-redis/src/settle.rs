@@ -1,11 +1,10 @@
 //! What becomes of deliveries on the server.
 
-use std::collections::HashMap;
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use celery_runtime::{QueueEnd, ServiceError, Settlement};
+use celery_runtime::{QueueEnd, ServiceError, Settled, Settlement};
 
 use crate::broker::Shared;
 use crate::entry::{Entry, Returned};
@@ -32,33 +31,83 @@ struct Requeue<'a> {
     flag: Flag,
 }
 
+/// The command whose reply answers a settlement.
+#[derive(Clone, Copy, Debug)]
+enum Answer {
+    /// Removed from the hash that held it: 1, or 0 where it was gone.
+    Removed(usize),
+    /// The score of a deferred delivery: nil where it was gone.
+    Score(usize),
+    /// The entry to requeue: nil where it was gone.
+    Entry(usize),
+    /// A malformed message stays in its hash until it is due.
+    Kept,
+}
+
+/// The commands of a batch, and the answer to each settlement.
+#[derive(Debug, Default)]
+struct Transaction {
+    commands: Vec<Command>,
+    answers: Vec<Answer>,
+}
+
+impl Transaction {
+    /// Adds a command and returns its place among the replies.
+    fn push(&mut self, command: Command) -> usize {
+        self.commands.push(command);
+        self.commands.len() - 1
+    }
+}
+
 impl Shared {
-    /// Settles a batch: one round trip, and a second one only if something is
+    /// Settles a batch: one round trip, and a second one only where something is
     /// requeued.
-    pub(crate) async fn settle(&self, batch: &[Settlement]) -> Result<(), ServiceError> {
-        let requeued = batch.iter().filter_map(|settlement| match settlement {
-            Settlement::Requeue(tag, end) => Some(Requeue {
-                tag: tag.as_str(),
-                end: *end,
-                flag: Flag::Redelivered,
-            }),
-            _ => None,
-        });
-        let requeued: Vec<_> = requeued.collect();
-        let mut commands = self.endings(batch);
-        let first_entry = commands.len();
-        commands.extend(requeued.iter().map(|one| self.read(one.tag)));
-        if commands.is_empty() {
-            return Ok(());
+    pub(crate) async fn settle(&self, batch: &[Settlement]) -> Vec<Result<Settled, ServiceError>> {
+        if batch.is_empty() {
+            return Vec::new();
         }
-        let mut replies = self.link.atomic(ATTEMPT, commands).await?;
-        for settlement in batch {
-            if let Settlement::Defer(tag, until) = settlement {
+        let Transaction { commands, answers } = self.transaction(batch);
+        let replies = match self.link.atomic(ATTEMPT, commands).await {
+            Ok(replies) => replies,
+            Err(error) => return vec![Err(error); batch.len()],
+        };
+        let mut settled = Vec::with_capacity(batch.len());
+        let mut requeues = Vec::new();
+        for (place, (settlement, answer)) in batch.iter().zip(answers).enumerate() {
+            let reply = |at: usize| replies.get(at).cloned().unwrap_or(Reply::Nil);
+            let is_done = match answer {
+                Answer::Removed(at) => reply(at).number() > 0,
+                Answer::Score(at) => reply(at).data().is_some(),
+                Answer::Entry(at) => {
+                    let (tag, end) = match settlement {
+                        Settlement::Requeue(tag, end) => (tag.as_str(), *end),
+                        other => (other.tag().as_str(), QueueEnd::Head),
+                    };
+                    let flag = Flag::Redelivered;
+                    requeues.push((place, Requeue { tag, end, flag }, reply(at)));
+                    false
+                }
+                Answer::Kept => true,
+            };
+            if let Settlement::Defer(tag, until) = settlement
+                && is_done
+            {
                 self.parked.add(tag.as_str(), *until);
             }
+            settled.push(Ok(if is_done {
+                Settled::Done
+            } else {
+                Settled::Gone
+            }));
         }
-        let entries = replies.split_off(first_entry.min(replies.len()));
-        self.put_back(&requeued, entries).await
+        let (places, requeues): (Vec<_>, Vec<_>) = requeues
+            .into_iter()
+            .map(|(place, requeue, entry)| (place, (requeue, entry)))
+            .unzip();
+        for (place, outcome) in places.into_iter().zip(self.put_back(requeues).await) {
+            settled[place] = outcome;
+        }
+        settled
     }
 
     /// Gives deliveries back to the heads of their queues, as if they had never
@@ -67,53 +116,64 @@ impl Shared {
         if tags.is_empty() {
             return Ok(());
         }
-        let requeued: Vec<_> = tags
-            .iter()
-            .map(|tag| Requeue {
-                tag,
-                end: QueueEnd::Head,
-                flag: Flag::Unchanged,
-            })
-            .collect();
+        let requeues = tags.iter().map(|tag| Requeue {
+            tag,
+            end: QueueEnd::Head,
+            flag: Flag::Unchanged,
+        });
         let commands = tags.iter().map(|tag| self.read(tag)).collect();
         let entries = self.link.atomic(ATTEMPT, commands).await?;
-        self.put_back(&requeued, entries).await
+        let requeued = self.put_back(requeues.zip(entries).collect()).await;
+        requeued.into_iter().try_for_each(|one| one.map(drop))
     }
 
-    /// The commands for all that is not requeued.
-    fn endings(&self, batch: &[Settlement]) -> Vec<Command> {
+    /// The commands for a batch. A delivery leaves the index before its hash, so
+    /// that nothing restores it in between.
+    fn transaction(&self, batch: &[Settlement]) -> Transaction {
         let layout = &self.link.options().layout;
-        let mut held = Vec::new();
-        let mut raw: HashMap<&str, Vec<&str>> = HashMap::new();
-        let mut parked = Vec::new();
+        let mut transaction = Transaction::default();
+        let removed = batch.iter().filter_map(|settlement| match settlement {
+            Settlement::Ack(tag) | Settlement::Reject(tag) => {
+                (Tag::parse(tag.as_str()).place == Held::Unacked).then_some(tag.as_str())
+            }
+            Settlement::Requeue(..) | Settlement::Defer(..) => None,
+        });
+        let removed: Vec<_> = removed.collect();
+        if !removed.is_empty() {
+            transaction.push(
+                Command::new("ZREM")
+                    .arg(layout.unacked_index())
+                    .args(&removed),
+            );
+        }
         for settlement in batch {
             let text = settlement.tag().as_str();
-            let tag = Tag::parse(text);
-            match (settlement, tag.place) {
-                (Settlement::Requeue(..), _) | (Settlement::Defer(..), Held::Raw) => {}
-                (Settlement::Defer(_, until), Held::Unacked) => parked.push((text, *until)),
-                (_, Held::Unacked) => held.push(text),
-                (_, Held::Raw) => raw.entry(tag.queue).or_default().push(text),
-            }
+            let place = Tag::parse(text).place;
+            let answer = match settlement {
+                Settlement::Ack(_) | Settlement::Reject(_) => {
+                    let command = Command::new("HDEL").arg(self.held_in(text)).arg(text);
+                    Answer::Removed(transaction.push(command))
+                }
+                Settlement::Requeue(..) => Answer::Entry(transaction.push(self.read(text))),
+                Settlement::Defer(..) if place == Held::Raw => Answer::Kept,
+                Settlement::Defer(_, until) => {
+                    // XX: a delivery that is no longer ours must not come back
+                    // into the index.
+                    let held_since = held_since(*until, layout.visibility_timeout);
+                    transaction.push(
+                        Command::new("ZADD")
+                            .arg(layout.unacked_index())
+                            .arg("XX")
+                            .arg(score(held_since))
+                            .arg(text),
+                    );
+                    let command = Command::new("ZSCORE").arg(layout.unacked_index()).arg(text);
+                    Answer::Score(transaction.push(command))
+                }
+            };
+            transaction.answers.push(answer);
         }
-        let mut commands = Vec::new();
-        if !held.is_empty() {
-            commands.push(Command::new("ZREM").arg(layout.unacked_index()).args(&held));
-            commands.push(Command::new("HDEL").arg(layout.unacked()).args(&held));
-        }
-        for (queue, tags) in raw {
-            commands.push(Command::new("HDEL").arg(layout.holding(queue)).args(tags));
-        }
-        if !parked.is_empty() {
-            // XX: what is no longer ours must not come back into the index.
-            let mut command = Command::new("ZADD").arg(layout.unacked_index()).arg("XX");
-            for (tag, until) in parked {
-                let held_since = held_since(until, layout.visibility_timeout);
-                command = command.arg(score(held_since)).arg(tag);
-            }
-            commands.push(command);
-        }
-        commands
+        transaction
     }
 
     fn read(&self, tag: &str) -> Command {
@@ -130,22 +190,39 @@ impl Shared {
         }
     }
 
-    /// Pushes what was read, unless somebody else ended the delivery meanwhile.
+    /// Moves entries that were read back to their queues, unless another worker
+    /// settled or restored them meanwhile. One outcome for each.
     async fn put_back(
         &self,
-        requeued: &[Requeue<'_>],
-        entries: Vec<Reply>,
-    ) -> Result<(), ServiceError> {
-        let commands: Vec<_> = requeued
-            .iter()
-            .zip(entries)
-            .filter_map(|(one, entry)| self.push(*one, entry.data()?))
-            .collect();
+        requeues: Vec<(Requeue<'_>, Reply)>,
+    ) -> Vec<Result<Settled, ServiceError>> {
+        let mut settled = vec![Ok(Settled::Gone); requeues.len()];
+        let (places, commands): (Vec<_>, Vec<_>) = requeues
+            .into_iter()
+            .enumerate()
+            .filter_map(|(place, (requeue, entry))| {
+                Some((place, self.push(requeue, entry.data()?)?))
+            })
+            .unzip();
         if commands.is_empty() {
-            return Ok(());
+            return settled;
         }
-        let answers = self.link.pipeline(ATTEMPT, commands).await?;
-        answers.into_iter().try_for_each(|answer| answer.map(drop))
+        match self.link.pipeline(ATTEMPT, commands).await {
+            Ok(answers) => {
+                for (place, answer) in places.into_iter().zip(answers) {
+                    settled[place] = answer.map(|moved| match moved.number() {
+                        0 => Settled::Gone,
+                        _ => Settled::Done,
+                    });
+                }
+            }
+            Err(error) => {
+                for place in places {
+                    settled[place] = Err(error.clone());
+                }
+            }
+        }
+        settled
     }
 
     fn push(&self, requeue: Requeue<'_>, entry: Bytes) -> Option<Command> {

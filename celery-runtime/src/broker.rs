@@ -75,6 +75,9 @@ pub trait Broker: fmt::Debug + Send + Sync {
     /// Deletes the messages that wait in `queue` and says how many they were.
     fn purge<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<u64, ServiceError>>;
 
+    /// Features of this broker.
+    fn capabilities(&self) -> BrokerCapabilities;
+
     /// Why messages are not taken at the moment, where the broker has said so:
     /// for the text of an error after a deadline.
     fn blocked_reason(&self) -> Option<String> {
@@ -109,19 +112,18 @@ pub trait Consumer: fmt::Debug + Send + Sync {
     /// what it has.
     fn interrupt(&self);
 
-    /// Tells the broker what became of deliveries, in one round trip.
-    /// On an error none, some or all of them may have been settled; doing the
-    /// same again is harmless.
-    fn settle<'a>(&'a self, batch: &'a [Settlement]) -> BoxFuture<'a, Result<(), ServiceError>>;
+    /// Settles deliveries, in one round trip where the broker can. Returns one
+    /// entry for each settlement, in their order. After an error the settlement
+    /// may have been carried out ([`ServiceError::is_in_doubt`]); a repetition
+    /// is harmless and then answers [`Settled::Gone`].
+    fn settle<'a>(
+        &'a self,
+        batch: &'a [Settlement],
+    ) -> BoxFuture<'a, Vec<Result<Settled, ServiceError>>>;
 
     /// Changes [`ConsumeOptions::prefetch`] from the next `receive` on. Brokers
     /// that are asked for each delivery have nothing to change.
     fn set_prefetch(&self, _prefetch: u16) {}
-
-    /// Whether a delivery taken by a broken consumer can still be settled
-    /// through a new one of the same broker. Where it is `false`, the broker
-    /// gives unsettled deliveries to somebody else when the connection ends.
-    fn settles_after_reconnect(&self) -> bool;
 
     /// Ends consumption. Deliveries that were parked go back to their queues;
     /// those not settled stay with the broker's own rules.
@@ -248,6 +250,99 @@ impl Settlement {
             Self::Ack(tag) | Self::Reject(tag) | Self::Requeue(tag, _) | Self::Defer(tag, _) => tag,
         }
     }
+}
+
+/// The outcome of a settlement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "the worker has to decide on each of them"
+)]
+pub enum Settled {
+    /// The broker held the delivery and has settled it.
+    Done,
+    /// The broker did not hold the delivery: it was settled before, or went to
+    /// another consumer. Nothing was changed.
+    Gone,
+    /// The settlement was written to the connection. The broker sends no answer,
+    /// so whether it arrives is not known (AMQP).
+    Written,
+}
+
+/// Features of a broker, for the runtime and the conformance suite.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BrokerCapabilities {
+    /// Whether a delivery taken by a broken consumer can be settled through a
+    /// new one of the same broker. Without it the broker redelivers unsettled
+    /// deliveries when their connection ends.
+    pub settles_after_reconnect: bool,
+    /// Whether settlements are answered by [`Settled::Done`] and
+    /// [`Settled::Gone`], and never by [`Settled::Written`].
+    pub confirms_settlements: bool,
+    /// Whether deliveries carry their [count](Delivery::delivery_count), at
+    /// least on queues that the broker offers for it.
+    pub counts_deliveries: bool,
+    /// The order in which messages of different priorities are delivered.
+    pub priorities: PriorityOrder,
+}
+
+impl BrokerCapabilities {
+    /// A broker with none of the features, and without priorities.
+    pub const fn new() -> Self {
+        Self {
+            settles_after_reconnect: false,
+            confirms_settlements: false,
+            counts_deliveries: false,
+            priorities: PriorityOrder::None,
+        }
+    }
+
+    /// Sets [`settles_after_reconnect`](Self::settles_after_reconnect).
+    #[must_use]
+    pub const fn settles_after_reconnect(self, settles_after_reconnect: bool) -> Self {
+        Self {
+            settles_after_reconnect,
+            ..self
+        }
+    }
+
+    /// Sets [`confirms_settlements`](Self::confirms_settlements).
+    #[must_use]
+    pub const fn confirms_settlements(self, confirms_settlements: bool) -> Self {
+        Self {
+            confirms_settlements,
+            ..self
+        }
+    }
+
+    /// Sets [`counts_deliveries`](Self::counts_deliveries).
+    #[must_use]
+    pub const fn counts_deliveries(self, counts_deliveries: bool) -> Self {
+        Self {
+            counts_deliveries,
+            ..self
+        }
+    }
+
+    /// Sets [`priorities`](Self::priorities).
+    #[must_use]
+    pub const fn priorities(self, priorities: PriorityOrder) -> Self {
+        Self { priorities, ..self }
+    }
+}
+
+/// The order in which a broker delivers messages of different priorities.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "there is no other order")]
+pub enum PriorityOrder {
+    /// Priorities are ignored.
+    #[default]
+    None,
+    /// 0 is the most urgent, as on Redis.
+    LowestFirst,
+    /// The highest number is the most urgent, as on RabbitMQ.
+    HighestFirst,
 }
 
 /// Where a requeued message goes.

@@ -21,6 +21,7 @@ struct Inner {
     object: String,
     cause: String,
     remedy: &'static str,
+    is_in_doubt: bool,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -64,6 +65,7 @@ impl ServiceError {
                 object: object.into(),
                 cause: cause.into(),
                 remedy: kind.remedy(),
+                is_in_doubt: kind.is_in_doubt(),
                 source: None,
             }),
         }
@@ -104,17 +106,32 @@ impl ServiceError {
                 object: inner.object.clone(),
                 cause: inner.cause.clone(),
                 remedy: inner.remedy,
+                is_in_doubt: inner.is_in_doubt,
                 source: Some(Box::new(source)),
             }),
         }
     }
 
-    /// The same error with another advice than its kind's.
+    /// Replaces the remedy of the error's kind.
     #[must_use]
     pub fn with_remedy(self, remedy: &'static str) -> Self {
+        self.map(|inner| Inner { remedy, ..inner })
+    }
+
+    /// Marks that no byte of the request left this process, so that it cannot
+    /// have been carried out: no connection, or none free in time.
+    #[must_use]
+    pub fn not_sent(self) -> Self {
+        self.map(|inner| Inner {
+            is_in_doubt: false,
+            ..inner
+        })
+    }
+
+    fn map(self, change: impl FnOnce(Inner) -> Inner) -> Self {
         match Arc::try_unwrap(self.inner) {
             Ok(inner) => Self {
-                inner: Arc::new(Inner { remedy, ..inner }),
+                inner: Arc::new(change(inner)),
             },
             Err(shared) => Self { inner: shared },
         }
@@ -139,6 +156,13 @@ impl ServiceError {
     pub fn is_transient(&self) -> bool {
         self.inner.kind.is_transient()
     }
+
+    /// Whether the request may have been carried out although it failed: it was
+    /// sent, and no answer came. A refused request, or one that was
+    /// [not sent](Self::not_sent), was not carried out.
+    pub fn is_in_doubt(&self) -> bool {
+        self.inner.is_in_doubt
+    }
 }
 
 impl ServiceErrorKind {
@@ -148,6 +172,10 @@ impl ServiceErrorKind {
             self,
             Self::Unreachable | Self::Disconnected | Self::TimedOut | Self::Refused
         )
+    }
+
+    fn is_in_doubt(self) -> bool {
+        matches!(self, Self::Disconnected | Self::TimedOut)
     }
 
     fn remedy(self) -> &'static str {
@@ -215,6 +243,16 @@ mod tests {
              (is the server running at this address?)"
         );
         assert!(error.is_transient());
+    }
+
+    #[test]
+    fn unanswered_request_is_in_doubt_unless_not_sent() {
+        let unanswered =
+            || ServiceError::no_answer("settle", "deliveries", std::time::Duration::from_secs(5));
+        assert!(unanswered().is_in_doubt());
+        assert!(!unanswered().not_sent().is_in_doubt());
+        let refused = ServiceError::new(ServiceErrorKind::Denied, "settle", "q", "no permission");
+        assert!(!refused.is_in_doubt());
     }
 
     #[test]

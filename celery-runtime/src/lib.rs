@@ -64,13 +64,14 @@ mod worker;
 
 pub use app::{App, ForceSignal, shutdown_signal};
 pub use backend::{
-    Capabilities, ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart, ChordStore,
+    BackendCapabilities, ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart, ChordStore,
     MemberResult, Record, ResultBackend, StalledChord,
 };
 pub use backoff::{Backoff, RetryBackoff};
 pub use broker::{
-    Binding, BoxFuture, Broker, ConsumeOptions, Consumer, Content, Delivery, DeliveryTag, Exchange,
-    ExchangeKind, Mailbox, Publication, Queue, QueueEnd, Settlement, Subscription,
+    Binding, BoxFuture, Broker, BrokerCapabilities, ConsumeOptions, Consumer, Content, Delivery,
+    DeliveryTag, Exchange, ExchangeKind, Mailbox, PriorityOrder, Publication, Queue, QueueEnd,
+    Settled, Settlement, Subscription,
 };
 pub use canvas::{
     AcceptsResult, Canvas, CanvasError, Group, Ignored, Members, NoMissingArgs, PartialArgs,

@@ -1,6 +1,6 @@
 //! The parts of a consumer that receiving and settling share.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -23,22 +23,25 @@ use crate::shared::Shared;
 use crate::sync::lock;
 use crate::table::short_string;
 
+/// The state of a consumer, shared with its requeue task.
 pub(super) struct ConsumerInner {
     pub(super) shared: Arc<Shared>,
     pub(super) connection: Arc<AmqpConnection>,
     pub(super) channel: Channel,
-    /// Tells its tags from those of another consumer.
+    /// Part of the delivery tags, to distinguish them from those of other consumers.
     pub(super) id: u64,
+    /// The queues, and their names for the deliveries.
     pub(super) queues: Vec<(Arc<str>, Queue)>,
+    /// The prefetch that the next `receive` applies.
     pub(super) prefetch: AtomicU16,
-    pub(super) state: tokio::sync::Mutex<ReceiveState>,
+    pub(super) receiving: tokio::sync::Mutex<ReceiveState>,
     pub(super) unacked: Mutex<UnackedDeliveries>,
-    /// Deliveries that are due in a moment.
+    /// Deferred deliveries that are due soon and wait in the consumer.
     pub(super) due_queue: DueQueue,
-    /// The queues to which parked messages find their way back.
-    pub(super) deferred_bindings: Mutex<HashSet<usize>>,
-    /// Settlements go out one batch after the other: an acknowledgement of
-    /// several must not overtake a rejection among them.
+    /// The indexes of the queues that are bound for deferred messages.
+    pub(super) deferred_bindings: Mutex<BTreeSet<usize>>,
+    /// Serializes the writing of settlements: a `basic.ack` of several tags must
+    /// not overtake the rejection of one of them.
     pub(super) settling: tokio::sync::Mutex<()>,
     pub(super) interrupted: AtomicBool,
     pub(super) interrupt: Notify,
@@ -50,21 +53,21 @@ impl ConsumerInner {
         connection: Arc<AmqpConnection>,
         channel: Channel,
         options: &ConsumeOptions,
-        deferred_bindings: HashSet<usize>,
+        deferred_bindings: BTreeSet<usize>,
     ) -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         Self {
             shared: Arc::clone(shared),
             connection,
             channel,
-            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             queues: options
                 .queues
                 .iter()
                 .map(|queue| (Arc::from(queue.name.as_str()), queue.clone()))
                 .collect(),
             prefetch: AtomicU16::new(options.prefetch),
-            state: tokio::sync::Mutex::default(),
+            receiving: tokio::sync::Mutex::default(),
             unacked: Mutex::default(),
             due_queue: DueQueue::default(),
             deferred_bindings: Mutex::new(deferred_bindings),
@@ -74,7 +77,7 @@ impl ConsumerInner {
         }
     }
 
-    /// A delivery whose moment has come, unless it was settled meanwhile.
+    /// Returns a deferred delivery that is due, unless it has been settled.
     pub(super) fn redelivery(&self, tag: u64) -> Option<Delivery> {
         let unacked = lock(&self.unacked);
         unacked
@@ -82,10 +85,12 @@ impl ConsumerInner {
             .map(|unacked| self.to_delivery(tag, unacked))
     }
 
+    /// Converts a delivery for the runtime.
     pub(super) fn to_delivery(&self, tag: u64, unacked: &UnackedDelivery) -> Delivery {
         let (name, queue) = &self.queues[unacked.queue_index];
         let (exchange, routing_key) = (unacked.exchange.as_str(), unacked.routing_key.as_str());
-        // After a delay the message looks as if it had come directly.
+        // A delay is not visible: the message has the exchange and routing key of
+        // one that was not delayed.
         let mut info = if delay::is_deferred_for(name, routing_key) {
             DeliveryInfo::new("", &**name)
         } else if let Some(key) = delay::original_routing_key(exchange, routing_key) {
@@ -95,23 +100,25 @@ impl ConsumerInner {
         };
         info.redelivered = unacked.redelivered;
         let (message, count) = message::decode(&unacked.properties, info, unacked.body.clone());
-        let own = DeliveryTag::new(format!("{}-{tag}", self.id));
-        let mut delivery = Delivery::new(own, Arc::clone(name), message);
+        let delivery_tag = DeliveryTag::new(format!("{}-{tag}", self.id));
+        let mut delivery = Delivery::new(delivery_tag, Arc::clone(name), message);
         delivery.delivery_count = count;
         delivery
     }
 
-    /// The server's tag, where this consumer still holds the delivery.
+    /// Returns the server's tag, if this consumer holds the delivery unsettled.
     pub(super) fn resolve_tag(&self, tag: &DeliveryTag) -> Option<u64> {
         let (id, tag) = tag.as_str().split_once('-')?;
         let (id, tag): (u64, u64) = (id.parse().ok()?, tag.parse().ok()?);
         (id == self.id && lock(&self.unacked).contains(tag)).then_some(tag)
     }
 
+    /// Returns the name of the queue that a delivery came from.
     pub(super) fn queue_name(&self, unacked: &UnackedDelivery) -> &str {
         &self.queues[unacked.queue_index].0
     }
 
+    /// Returns the context for the errors of an operation.
     pub(super) fn context(&self, operation: &'static str) -> ErrorContext<'_> {
         self.shared.context(operation, "the worker's queues")
     }
@@ -127,6 +134,7 @@ impl ConsumerInner {
         self.interrupted.load(Ordering::SeqCst)
     }
 
+    /// Waits until the consumer is interrupted.
     pub(super) async fn wait_for_interrupt(&self) {
         loop {
             let interrupt = self.interrupt.notified();

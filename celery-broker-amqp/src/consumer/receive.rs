@@ -1,17 +1,13 @@
 //! Receiving deliveries.
 
-use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::Poll;
 
 use bytes::Bytes;
 use celery_runtime::{Delivery, ServiceError, ServiceErrorKind};
-use futures_util::future::{FusedFuture, FutureExt, try_join_all};
+use futures_util::future::{FutureExt, try_join_all};
 use futures_util::stream::StreamExt;
-use lapin::options::{
-    BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions, BasicRejectOptions,
-};
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 
 use super::inner::ConsumerInner;
@@ -20,17 +16,18 @@ use super::unacked::UnackedDelivery;
 use crate::sync::lock;
 
 impl ConsumerInner {
-    /// Takes at least one delivery, unless it is interrupted.
+    /// Receives at least one delivery and at most `max`. Returns none if the
+    /// consumer is interrupted.
     pub(super) async fn receive(&self, max: usize) -> Result<Vec<Delivery>, ServiceError> {
-        let mut state = self.state.lock().await;
+        let mut state = self.receiving.lock().await;
         if self.is_interrupted() {
             return Ok(Vec::new());
         }
         let prefetch = self.prefetch.load(Ordering::SeqCst);
-        if state.credit != prefetch {
+        if state.prefetch != prefetch {
             self.stop_consuming(&mut state).await?;
         }
-        if prefetch > 0 && state.credit == 0 {
+        if prefetch > 0 && state.prefetch == 0 {
             self.start_consuming(&mut state, prefetch).await?;
         }
         self.buffer_ready(&mut state, max)?;
@@ -48,8 +45,8 @@ impl ConsumerInner {
         Ok(taken)
     }
 
-    /// Waits for the next delivery. Without a prefetch the server may push just
-    /// what was asked for, and only for this time.
+    /// Waits for the next delivery or for an interrupt. Without a prefetch the
+    /// server may push at most the requested number, and only during this wait.
     async fn wait_for_delivery(
         &self,
         state: &mut ReceiveState,
@@ -57,9 +54,9 @@ impl ConsumerInner {
         max: usize,
     ) -> Result<(), ServiceError> {
         if prefetch == 0 {
-            let share = (max / self.queues.len().max(1)).max(1);
-            let credit = u16::try_from(share).unwrap_or(u16::MAX);
-            self.start_consuming(state, credit).await?;
+            let per_queue = (max / self.queues.len().max(1)).max(1);
+            let limit = u16::try_from(per_queue).unwrap_or(u16::MAX);
+            self.start_consuming(state, limit).await?;
         }
         // The order cannot starve deferred deliveries: `buffer_ready` takes those
         // that are due before anything that the server pushed.
@@ -79,7 +76,8 @@ impl ConsumerInner {
         Ok(())
     }
 
-    /// Moves what is here already to the buffer.
+    /// Moves deliveries that are available to the buffer: first the deferred ones
+    /// that are due, then those that the server has pushed.
     fn buffer_ready(&self, state: &mut ReceiveState, max: usize) -> Result<(), ServiceError> {
         while state.buffer.len() < max {
             if let Some(tag) = self.due_queue.pop_due() {
@@ -87,8 +85,8 @@ impl ConsumerInner {
                 continue;
             }
             match state.streams.next().now_or_never() {
-                Some(Some(push)) => {
-                    let delivery = self.handle_event(push)?;
+                Some(Some(event)) => {
+                    let delivery = self.handle_event(event)?;
                     state.buffer.push_back(delivery);
                 }
                 _ => break,
@@ -97,7 +95,8 @@ impl ConsumerInner {
         Ok(())
     }
 
-    /// Fetches what is there, each queue in its turn.
+    /// Fetches ready messages with `basic.get`, from all queues in round-robin
+    /// order.
     async fn fetch(&self, state: &mut ReceiveState, max: usize) -> Result<(), ServiceError> {
         let context = self.context("fetch from");
         let mut empty = 0;
@@ -119,14 +118,14 @@ impl ConsumerInner {
         Ok(())
     }
 
-    /// Lets the server push, up to `credit` of each queue.
+    /// Starts a consumer on each queue, with this prefetch for each of them.
     pub(super) async fn start_consuming(
         &self,
         state: &mut ReceiveState,
-        credit: u16,
+        prefetch: u16,
     ) -> Result<(), ServiceError> {
         let context = self.context("consume");
-        let qos = self.channel.basic_qos(credit, BasicQosOptions::default());
+        let qos = self.channel.basic_qos(prefetch, BasicQosOptions::default());
         let qos = self.connection.await_response(qos).await;
         qos.map_err(|error| context.wrap(error))?;
         for (queue_index, (name, _)) in self.queues.iter().enumerate() {
@@ -141,26 +140,26 @@ impl ConsumerInner {
             state.consumers.push(consumer.tag());
             state.streams.push(consumer_stream(queue_index, consumer));
         }
-        state.credit = credit;
+        state.prefetch = prefetch;
         Ok(())
     }
 
-    /// Stops the server from pushing; what it pushed until then is taken.
+    /// Cancels the consumers and buffers the deliveries that they have pushed.
     async fn stop_consuming(&self, state: &mut ReceiveState) -> Result<(), ServiceError> {
-        let context = self.context("end the consumption of");
+        let context = self.context("stop consuming from");
         let cancels = state.consumers.drain(..).map(|tag| {
             self.channel
                 .basic_cancel(tag, BasicCancelOptions::default())
         });
         let cancelled = self.connection.await_response(try_join_all(cancels)).await;
         cancelled.map_err(|error| context.wrap(error))?;
-        state.credit = 0;
-        // A cancelled consumer's stream ends by itself.
-        while let Some(push) = state.streams.next().await {
-            match push {
+        state.prefetch = 0;
+        // The stream of a cancelled consumer ends after its last delivery.
+        while let Some(event) = state.streams.next().await {
+            match event {
                 ConsumerEvent::Ended(_, None) => {}
-                push => {
-                    let delivery = self.handle_event(push)?;
+                event => {
+                    let delivery = self.handle_event(event)?;
                     state.buffer.push_back(delivery);
                 }
             }
@@ -168,66 +167,21 @@ impl ConsumerInner {
         Ok(())
     }
 
-    /// Gives back what was taken and not asked for.
+    /// Requeues the buffered deliveries.
     async fn requeue_buffered(&self, state: &mut ReceiveState) -> Result<(), ServiceError> {
         let tags: Vec<_> = state
             .buffer
             .drain(..)
             .filter_map(|delivery| self.resolve_tag(&delivery.tag))
             .collect();
-        let _turn = self.settling.lock().await;
+        let _guard = self.settling.lock().await;
         self.reject(tags.into_iter().map(|tag| (tag, true)).collect())
             .await
     }
 
-    /// Refuses deliveries, or gives them back where the flag says so.
-    pub(super) async fn reject(&self, mut tags: Vec<(u64, bool)>) -> Result<(), ServiceError> {
-        tags.sort_unstable();
-        let rejections = tags.iter().map(|&(tag, requeue)| {
-            self.channel
-                .basic_reject(tag, BasicRejectOptions { requeue })
-        });
-        let numbers = tags.iter().map(|&(tag, _)| tag).collect();
-        self.write(rejections, numbers).await
-    }
-
-    /// Writes settlements. From the moment at which lapin has them they will go
-    /// out, whether or not somebody waits for that, and a second time would be
-    /// one too many for the server.
-    pub(super) async fn write<F>(
-        &self,
-        frames: impl Iterator<Item = F>,
-        tags: Vec<u64>,
-    ) -> Result<(), ServiceError>
-    where
-        F: Future<Output = lapin::Result<()>> + Send,
-    {
-        let mut frames: Vec<_> = frames.map(|frame| Box::pin(frame).fuse()).collect();
-        let given = poll_fn(|context| {
-            let polled = frames.iter_mut().map(|frame| frame.poll_unpin(context));
-            // All of them, also after one that failed.
-            let polled: Vec<_> = polled.collect();
-            Poll::Ready(polled.into_iter().find_map(|poll| match poll {
-                Poll::Ready(Err(error)) => Some(error),
-                _ => None,
-            }))
-        });
-        let failure = given.await;
-        lock(&self.unacked).remove(tags);
-        let rest = frames.into_iter().filter(|frame| !frame.is_terminated());
-        let written = match failure {
-            None => self
-                .connection
-                .await_response(try_join_all(rest))
-                .await
-                .map(drop),
-            Some(error) => Err(error),
-        };
-        written.map_err(|error| self.context("settle messages of").wrap(error))
-    }
-
-    fn handle_event(&self, push: ConsumerEvent) -> Result<Delivery, ServiceError> {
-        match push {
+    /// Records a delivery, or returns the error that ended the consumer.
+    fn handle_event(&self, event: ConsumerEvent) -> Result<Delivery, ServiceError> {
+        match event {
             ConsumerEvent::Delivery(queue_index, delivery) => {
                 Ok(self.track(queue_index, *delivery))
             }
@@ -238,13 +192,14 @@ impl ConsumerInner {
                     Some(error) => context.wrap(error),
                     None => context.error(
                         ServiceErrorKind::Disconnected,
-                        "RabbitMQ ended the consumption, as when a queue is deleted",
+                        "RabbitMQ cancelled the consumer, for example because the queue was deleted",
                     ),
                 })
             }
         }
     }
 
+    /// Records a delivery as unsettled.
     fn track(&self, queue_index: usize, delivery: lapin::message::Delivery) -> Delivery {
         let tag = delivery.delivery_tag;
         let unacked = UnackedDelivery {
@@ -261,16 +216,17 @@ impl ConsumerInner {
     }
 }
 
-/// Others shall have what this consumer will not hand out any more.
+/// Requeues the deliveries that an interrupted consumer does not hand out, so that
+/// other consumers receive them.
 pub(super) async fn requeue_when_interrupted(inner: Arc<ConsumerInner>) {
     inner.wait_for_interrupt().await;
-    let mut state = inner.state.lock().await;
-    let given_back = match inner.stop_consuming(&mut state).await {
+    let mut state = inner.receiving.lock().await;
+    let requeued = match inner.stop_consuming(&mut state).await {
         Ok(()) => inner.requeue_buffered(&mut state).await,
         Err(error) => Err(error),
     };
-    if let Err(error) = given_back {
-        // They go back with the channel then.
-        tracing::debug!("{error}");
+    if let Err(error) = requeued {
+        // RabbitMQ requeues them when the channel closes.
+        tracing::debug!("consumer/requeue: {error}");
     }
 }

@@ -7,27 +7,32 @@ use celery_runtime::Delivery;
 use futures_util::stream::{self, SelectAll, Stream, StreamExt};
 use lapin::types::ShortString;
 
-/// What the server streams.
+/// The server's consumers and the deliveries that were not handed out yet.
 #[derive(Default)]
 pub(super) struct ReceiveState {
+    /// The deliveries of all consumers.
     pub(super) streams: SelectAll<ConsumerStream>,
-    /// The server's consumers, and the credit that each has.
+    /// The consumer tags.
     pub(super) consumers: Vec<ShortString>,
-    pub(super) credit: u16,
-    /// Taken from the server and not handed out.
+    /// The prefetch of each consumer, or 0 if there is none.
+    pub(super) prefetch: u16,
+    /// Deliveries that were received and not handed out yet.
     pub(super) buffer: VecDeque<Delivery>,
-    /// The queue to look at first.
+    /// The index of the queue that the next `basic.get` fetches from.
     pub(super) next_queue: usize,
 }
 
+/// The deliveries of one consumer, and then its end.
 pub(super) type ConsumerStream = Pin<Box<dyn Stream<Item = ConsumerEvent> + Send>>;
 
-/// A delivery of a queue, or the end of its consumer.
+/// A delivery or the end of a consumer, with the index of its queue.
 pub(super) enum ConsumerEvent {
     Delivery(usize, Box<lapin::message::Delivery>),
+    /// The consumer ended: cancelled, or closed with an error.
     Ended(usize, Option<lapin::Error>),
 }
 
+/// Converts a consumer of lapin.
 pub(super) fn consumer_stream(queue_index: usize, consumer: lapin::Consumer) -> ConsumerStream {
     let deliveries = consumer.map(move |pushed| match pushed {
         Ok(delivery) => ConsumerEvent::Delivery(queue_index, Box::new(delivery)),

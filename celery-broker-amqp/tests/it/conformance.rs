@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use celery_broker_amqp::{AmqpBroker, AmqpOptions};
-use celery_runtime::conformance::broker::Priorities;
+use celery_runtime::PriorityOrder;
 use celery_runtime::{Broker, Queue, conformance};
 use test_servers::RabbitServer;
 
@@ -52,10 +52,10 @@ impl conformance::broker::Setup for Setup {
         !self.quorum
     }
 
-    fn priorities(&self) -> Priorities {
+    fn priorities(&self) -> PriorityOrder {
         match self.quorum {
-            true => Priorities::None,
-            false => Priorities::HighestFirst,
+            true => PriorityOrder::None,
+            false => PriorityOrder::HighestFirst,
         }
     }
 }

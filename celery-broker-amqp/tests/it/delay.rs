@@ -10,8 +10,8 @@ use celery_runtime::{
 };
 
 use crate::support::{
-    Site, ack_all, consumer, id, ids, message, numbers, post, receive, receive_one, send, settle,
-    to, until, within,
+    Site, ack_all, all, consumer, id, ids, message, numbers, post, receive, receive_one, send,
+    settle, to, until, within,
 };
 
 async fn park(consumer: &dyn Consumer, deliveries: &[Delivery], until: SystemTime) {
@@ -333,7 +333,7 @@ async fn levels_that_were_deleted_are_declared_again() {
             after(Duration::from_millis(1_450)),
         )];
         // The first attempt may tell what is missing.
-        let parked = async || consumer.settle(&parks).await.is_ok();
+        let parked = async || all(consumer.settle(&parks).await).is_ok();
         let attempts = tokio::time::timeout(Duration::from_secs(5), until("it is parked", parked));
         attempts
             .await
@@ -404,8 +404,8 @@ async fn parking_and_giving_back_at_once_do_not_disturb_acknowledgements() {
             .collect();
         let (first, second) = batch.split_at(batch.len() / 2);
         let (first, second) = tokio::join!(consumer.settle(first), consumer.settle(second));
-        first.unwrap();
-        second.unwrap();
+        all(first).unwrap();
+        all(second).unwrap();
     }
     done.sort_by_key(|id| id.parse::<usize>().unwrap());
     assert_eq!(done, numbers(0..300));

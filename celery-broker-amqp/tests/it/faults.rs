@@ -12,7 +12,7 @@ use futures_util::future::join_all;
 use test_servers::RabbitServer;
 
 use crate::support::{
-    LIMIT, ack_all, blocking, bring, broker_at, consumer, id, ids, numbers, post, receive,
+    LIMIT, ack_all, all, blocking, bring, broker_at, consumer, id, ids, numbers, post, receive,
     receive_one, send, settle, sorted, to, until, within,
 };
 
@@ -70,7 +70,7 @@ async fn work(
         }
         for delivery in taken {
             let settled = [Settlement::Ack(delivery.tag.clone())];
-            if within("settle", consumer.settle(&settled)).await.is_ok() {
+            if all(within("settle", consumer.settle(&settled)).await).is_ok() {
                 done.insert(id(&delivery));
             }
         }
@@ -106,7 +106,7 @@ async fn closed_connections_are_errors_at_once_and_made_again() {
         assert_eq!(error.kind(), ServiceErrorKind::Disconnected, "{error}");
         assert!(error.to_string().contains("maintenance"), "{error}");
         let late = [Settlement::Ack(held.tag)];
-        let error = within("settle", consumer.settle(&late)).await.unwrap_err();
+        let error = all(within("settle", consumer.settle(&late)).await).unwrap_err();
         assert!(error.is_transient(), "{error}");
         // The one that publishes is found to be closed before it is used.
         post(&broker, to("q", "again")).await.unwrap();
@@ -248,7 +248,7 @@ async fn parking_without_memory_neither_holds_up_others_nor_multiplies() {
 
     alarm(&server, false).await;
     until("it is parked", async || {
-        consumer.settle(&both).await.is_ok()
+        all(consumer.settle(&both).await).is_ok()
     })
     .await;
     until("nothing is held", async || {
@@ -357,9 +357,8 @@ async fn a_silent_server_is_an_error_in_time_and_serves_again_after_it() {
         .unwrap()
         .unwrap_err();
     assert!(error.is_transient(), "{error}");
-    let error = within("settle", first.settle(&[Settlement::Ack(held.tag)]))
-        .await
-        .unwrap_err();
+    let settled = within("settle", first.settle(&[Settlement::Ack(held.tag)])).await;
+    let error = all(settled).unwrap_err();
     assert!(error.is_transient(), "{error}");
     server.resume();
 
@@ -412,9 +411,8 @@ async fn a_task_that_takes_too_long_for_the_server_is_told_with_a_remedy() {
     let error = within("the end", first.receive(1)).await.unwrap_err();
     assert!(error.is_transient(), "{error}");
     assert!(error.to_string().contains("raise that"), "{error}");
-    let error = within("settle", first.settle(&[Settlement::Ack(held.tag)]))
-        .await
-        .unwrap_err();
+    let settled = within("settle", first.settle(&[Settlement::Ack(held.tag)])).await;
+    let error = all(settled).unwrap_err();
     assert!(error.is_transient(), "{error}");
     drop(first);
     let second = consumer(&broker, &[&queue], 4).await;

@@ -197,7 +197,12 @@ pub(crate) async fn receive_one(consumer: &dyn Consumer) -> Delivery {
 }
 
 pub(crate) async fn settle(consumer: &dyn Consumer, batch: &[Settlement]) {
-    within("settle", consumer.settle(batch)).await.unwrap();
+    all(within("settle", consumer.settle(batch)).await).unwrap();
+}
+
+/// All answers of a batch, or its first error.
+pub(crate) fn all<T, E>(answers: Vec<Result<T, E>>) -> Result<Vec<T>, E> {
+    answers.into_iter().collect()
 }
 
 pub(crate) async fn ack_all(consumer: &dyn Consumer, deliveries: &[Delivery]) {

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use test_servers::RedisServer;
 
 use crate::support::{
-    LIMIT, ack, broker, broker_with, consumer, count, held, id, ids, keys, receive, receive_one,
-    send, tags, task, until, urgent, waiting,
+    LIMIT, ack, all, broker, broker_with, consumer, count, held, id, ids, keys, receive,
+    receive_one, send, tags, task, until, urgent, waiting,
 };
 
 #[tokio::test]
@@ -228,7 +228,7 @@ async fn garbage_never_becomes_an_entry_and_stops_nothing() {
     assert_eq!(count(&server, &["HLEN", "q.dead.raw"]), 6);
 
     let settled: Vec<_> = tags(&taken).into_iter().map(Settlement::Ack).collect();
-    consumer.settle(&settled).await.unwrap();
+    all(consumer.settle(&settled).await).unwrap();
     assert!(keys(&server).is_empty(), "{:?}", keys(&server));
 }
 

@@ -9,7 +9,7 @@ use serde_json::json;
 use test_servers::RedisServer;
 
 use crate::support::{
-    LIMIT, ack, broker, broker_with, consumer, held, id, receive_one, send, task, waiting,
+    LIMIT, ack, all, broker, broker_with, consumer, held, id, receive_one, send, task, waiting,
 };
 
 #[tokio::test]
@@ -95,7 +95,7 @@ async fn work(
         }
         for delivery in taken {
             let settled = [celery_runtime::Settlement::Ack(delivery.tag.clone())];
-            if consumer.settle(&settled).await.is_ok() {
+            if all(consumer.settle(&settled).await).is_ok() {
                 done.insert(id(&delivery));
             }
         }

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, SystemTime};
 
-use celery_runtime::{Broker, Content, Publication, QueueEnd, Settlement};
+use celery_runtime::{Broker, Content, Publication, QueueEnd, Settled, Settlement};
 use test_servers::RedisServer;
 
 use crate::support::{
-    ack, broker, consumer, count, held, id, ids, keys, message_id, receive, receive_one, send,
+    ack, all, broker, consumer, count, held, id, ids, keys, message_id, receive, receive_one, send,
     tags, urgent, waiting,
 };
 
@@ -24,8 +24,10 @@ async fn a_batch_is_settled_and_settling_again_changes_nothing() {
         Settlement::Requeue(taken[2].clone(), QueueEnd::Head),
         Settlement::Requeue(taken[3].clone(), QueueEnd::Tail),
     ];
-    consumer.settle(&batch).await.unwrap();
-    consumer.settle(&batch).await.unwrap();
+    let first = all(consumer.settle(&batch).await).unwrap();
+    let second = all(consumer.settle(&batch).await).unwrap();
+    assert_eq!(first, [Settled::Done; 4]);
+    assert_eq!(second, [Settled::Gone; 4]);
 
     assert_eq!((waiting(&server, "q"), held(&server)), (3, 0));
     let again = receive(&*consumer, 3).await;
@@ -52,10 +54,10 @@ async fn a_requeued_message_keeps_its_priority() {
     broker.publish(&sent).await.remove(0).unwrap();
     let consumer = consumer(&broker, &["q"]).await;
     let tag = receive_one(&*consumer).await.tag;
-    consumer
+    all(consumer
         .settle(&[Settlement::Requeue(tag, QueueEnd::Tail)])
-        .await
-        .unwrap();
+        .await)
+    .unwrap();
     assert_eq!(keys(&server), ["q\x06\x166"]);
 }
 
@@ -67,10 +69,10 @@ async fn requeued_garbage_goes_back_as_it_was() {
     server.command(&["LPUSH", "q", "garbage"]);
     let consumer = consumer(&broker, &["q"]).await;
     let tag = receive_one(&*consumer).await.tag;
-    consumer
+    all(consumer
         .settle(&[Settlement::Requeue(tag, QueueEnd::Head)])
-        .await
-        .unwrap();
+        .await)
+    .unwrap();
     assert_eq!(
         server.command(&["LRANGE", "q", "0", "-1"]).texts(),
         ["garbage"]
@@ -87,10 +89,10 @@ async fn nothing_is_pushed_when_somebody_else_ended_the_delivery() {
     let consumer = consumer(&broker, &["q"]).await;
     let tag = receive_one(&*consumer).await.tag;
     server.command(&["HDEL", "unacked", tag.as_str()]);
-    consumer
+    all(consumer
         .settle(&[Settlement::Requeue(tag, QueueEnd::Head)])
-        .await
-        .unwrap();
+        .await)
+    .unwrap();
     assert_eq!(waiting(&server, "q"), 0);
 }
 
@@ -104,7 +106,7 @@ async fn any_consumer_settles_what_another_one_took() {
     let delivery = receive_one(&*broken).await;
     drop(broken);
     let next = consumer(&broker, &["q"]).await;
-    assert!(next.settles_after_reconnect());
+    assert!(broker.capabilities().settles_after_reconnect);
     ack(&*next, &delivery).await;
     assert_eq!((waiting(&server, "q"), held(&server)), (0, 0));
 }
@@ -126,7 +128,7 @@ async fn a_parked_message_comes_back_at_its_time() {
         Settlement::Defer(taken[0].clone(), later),
         Settlement::Defer(taken[1].clone(), soon),
     ];
-    consumer.settle(&batch).await.unwrap();
+    all(consumer.settle(&batch).await).unwrap();
     // Nobody else takes it for abandoned before its time, and not long after:
     // the score is as old as the visibility timeout, an hour, shortly after it.
     let score = server
@@ -155,10 +157,10 @@ async fn what_was_parked_survives_a_broken_consumer() {
     send(&broker, "q", &["1"]).await;
     let broken = consumer(&broker, &["q"]).await;
     let tag = receive_one(&*broken).await.tag;
-    broken
+    all(broken
         .settle(&[Settlement::Defer(tag, SystemTime::now())])
-        .await
-        .unwrap();
+        .await)
+    .unwrap();
     drop(broken);
     let next = consumer(&broker, &["q"]).await;
     assert_eq!(id(&receive_one(&*next).await), "1");
@@ -172,10 +174,10 @@ async fn a_parked_message_that_was_settled_elsewhere_does_not_come() {
     send(&broker, "q", &["gone", "there"]).await;
     let consumer = consumer(&broker, &["q"]).await;
     let gone = receive_one(&*consumer).await.tag;
-    consumer
+    all(consumer
         .settle(&[Settlement::Defer(gone.clone(), SystemTime::now())])
-        .await
-        .unwrap();
+        .await)
+    .unwrap();
     server.command(&["HDEL", "unacked", gone.as_str()]);
     server.command(&["ZREM", "unacked_index", gone.as_str()]);
     assert_eq!(id(&receive_one(&*consumer).await), "there");
@@ -197,17 +199,14 @@ async fn closing_gives_parked_messages_back_and_keeps_the_rest() {
     let taken = tags(&receive(&*first, 3).await);
     let far = SystemTime::now() + Duration::from_secs(3600);
     let park = [1, 2].map(|at: usize| Settlement::Defer(taken[at].clone(), far));
-    first.settle(&park).await.unwrap();
+    all(first.settle(&park).await).unwrap();
 
     first.close().await.unwrap();
     first.close().await.unwrap();
 
     assert_eq!((waiting(&server, "q"), held(&server)), (3, 1));
     // After the end nothing is settled.
-    first
-        .settle(&[Settlement::Ack(taken[0].clone())])
-        .await
-        .unwrap();
+    all(first.settle(&[Settlement::Ack(taken[0].clone())]).await).unwrap();
     assert_eq!(held(&server), 1);
     let next = consumer(&broker, &["q"]).await;
     let again = receive(&*next, 3).await;

@@ -78,10 +78,13 @@ pub(crate) async fn receive_one(consumer: &dyn Consumer) -> Delivery {
 }
 
 pub(crate) async fn ack(consumer: &dyn Consumer, delivery: &Delivery) {
-    consumer
-        .settle(&[Settlement::Ack(delivery.tag.clone())])
-        .await
-        .expect("settled");
+    let ack = [Settlement::Ack(delivery.tag.clone())];
+    all(consumer.settle(&ack).await).expect("settled");
+}
+
+/// All answers of a batch, or its first error.
+pub(crate) fn all<T, E>(answers: Vec<Result<T, E>>) -> Result<Vec<T>, E> {
+    answers.into_iter().collect()
 }
 
 pub(crate) fn id(delivery: &Delivery) -> String {

@@ -69,14 +69,14 @@ pub trait ResultBackend: fmt::Debug + Send + Sync {
     }
 
     /// The chords of this backend, where it can count their members. Without
-    /// them, and where results are [shared](Capabilities::shared), a task polls
+    /// them, and where results are [shared](BackendCapabilities::shared), a task polls
     /// the results of the header (`celery.chord_unlock`).
     fn chords(&self) -> Option<&dyn ChordStore> {
         None
     }
 
     /// What this backend offers beyond storing and waiting.
-    fn capabilities(&self) -> Capabilities;
+    fn capabilities(&self) -> BackendCapabilities;
 
     /// The queue to which workers shall send results, for backends that are
     /// made of messages; goes into the `reply_to` of every task.
@@ -124,14 +124,14 @@ impl<'a> Record<'a> {
 /// Features of a result backend, for the runtime and the conformance suite.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Capabilities {
+pub struct BackendCapabilities {
     /// Whether any process can read a result by its id.
     pub shared: bool,
     /// Whether groups can be stored and read back.
     pub groups: bool,
 }
 
-impl Capabilities {
+impl BackendCapabilities {
     /// A backend that delivers each result to the process that asked for it,
     /// and stores no groups.
     pub const fn new() -> Self {

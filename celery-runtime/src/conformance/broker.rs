@@ -9,8 +9,8 @@ use celery_protocol::{Headers, Message, Properties, TaskHeaders, Value};
 
 use super::{fresh, soon};
 use crate::broker::{
-    Binding, Broker, ConsumeOptions, Consumer, Content, Delivery, Exchange, Mailbox, Publication,
-    Queue, QueueEnd, Settlement, Subscription,
+    Binding, Broker, ConsumeOptions, Consumer, Content, Delivery, Exchange, Mailbox, PriorityOrder,
+    Publication, Queue, QueueEnd, Settled, Settlement, Subscription,
 };
 
 /// A broker to test, and what is particular about it.
@@ -35,22 +35,11 @@ pub trait Setup: Send + Sync {
         true
     }
 
-    /// In which order messages of different priorities are delivered.
-    fn priorities(&self) -> Priorities {
-        Priorities::LowestFirst
+    /// The order of priorities in the queues of this setup; that of the broker
+    /// by default.
+    fn priorities(&self) -> PriorityOrder {
+        self.broker().capabilities().priorities
     }
-}
-
-/// What the queues of a [`Setup`] make of priorities.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(clippy::exhaustive_enums, reason = "the cases answer to each of them")]
-pub enum Priorities {
-    /// 0 is the most urgent, as on Redis.
-    LowestFirst,
-    /// 9 is the most urgent, as on RabbitMQ.
-    HighestFirst,
-    /// There are none: messages come in the order in which they were sent.
-    None,
 }
 
 /// One test for each case of the suite.
@@ -166,10 +155,13 @@ async fn take(consumer: &dyn Consumer, count: usize) -> Vec<Delivery> {
     taken
 }
 
-async fn settle(consumer: &dyn Consumer, batch: &[Settlement]) {
-    soon("settle", consumer.settle(batch))
-        .await
-        .expect("settled");
+async fn settle(consumer: &dyn Consumer, batch: &[Settlement]) -> Vec<Settled> {
+    let settled = soon("settle", consumer.settle(batch)).await;
+    assert_eq!(settled.len(), batch.len(), "one answer for each settlement");
+    settled
+        .into_iter()
+        .map(|one| one.expect("settled"))
+        .collect()
 }
 
 fn ids(deliveries: &[Delivery]) -> Vec<String> {
@@ -371,13 +363,16 @@ pub async fn settling_twice_is_harmless(setup: &dyn Setup) {
     let consumer = consumer(&*broker, &[&queue]).await;
     publish(&*broker, &queue, &["a"]).await;
     let taken = take(&*consumer, 1).await;
-    settle(&*consumer, &[Settlement::Ack(taken[0].tag.clone())]).await;
-    settle(&*consumer, &[Settlement::Ack(taken[0].tag.clone())]).await;
-    settle(
-        &*consumer,
-        &[Settlement::Requeue(taken[0].tag.clone(), QueueEnd::Head)],
-    )
-    .await;
+    let ack = [Settlement::Ack(taken[0].tag.clone())];
+    let expected = if broker.capabilities().confirms_settlements {
+        Settled::Done
+    } else {
+        Settled::Written
+    };
+    assert_eq!(settle(&*consumer, &ack).await, [expected]);
+    assert_eq!(settle(&*consumer, &ack).await, [Settled::Gone]);
+    let requeue = [Settlement::Requeue(taken[0].tag.clone(), QueueEnd::Head)];
+    assert_eq!(settle(&*consumer, &requeue).await, [Settled::Gone]);
     publish(&*broker, &queue, &["b"]).await;
     assert_eq!(ids(&take(&*consumer, 1).await), ["b"]);
 }
@@ -468,9 +463,9 @@ pub async fn urgent_messages_go_first(setup: &dyn Setup) {
     }
     let consumer = consumer(&*broker, &[&queue]).await;
     let expected = match setup.priorities() {
-        Priorities::LowestFirst => ["0", "3", "6", "9"],
-        Priorities::HighestFirst => ["9", "6", "3", "0"],
-        Priorities::None => ["9", "0", "3", "6"],
+        PriorityOrder::LowestFirst => ["0", "3", "6", "9"],
+        PriorityOrder::HighestFirst => ["9", "6", "3", "0"],
+        PriorityOrder::None => ["9", "0", "3", "6"],
     };
     assert_eq!(ids(&take(&*consumer, 4).await), expected);
 }

@@ -12,8 +12,8 @@ use super::chords::Chords;
 use super::faults::Faults;
 use super::lock;
 use crate::backend::{
-    Capabilities, ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart, ChordStore, Record,
-    ResultBackend, StalledChord,
+    BackendCapabilities, ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart, ChordStore,
+    Record, ResultBackend, StalledChord,
 };
 use crate::broker::BoxFuture;
 use crate::clock::Clock;
@@ -186,8 +186,8 @@ impl ResultBackend for MemoryBackend {
         Some(self)
     }
 
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::new().shared(true).groups(true)
+    fn capabilities(&self) -> BackendCapabilities {
+        BackendCapabilities::new().shared(true).groups(true)
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

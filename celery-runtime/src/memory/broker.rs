@@ -13,8 +13,8 @@ use super::lock;
 use super::queues::Queues;
 use super::subscription::{FanoutSubscription, ReplyQueue, matches_topic};
 use crate::broker::{
-    BoxFuture, Broker, ConsumeOptions, Consumer, Delivery, Exchange, ExchangeKind, Mailbox,
-    Publication, Queue, Settlement, Subscription,
+    BoxFuture, Broker, BrokerCapabilities, ConsumeOptions, Consumer, Delivery, Exchange,
+    ExchangeKind, Mailbox, PriorityOrder, Publication, Queue, Settled, Settlement, Subscription,
 };
 use crate::clock::Clock;
 use crate::error::{ServiceError, ServiceErrorKind};
@@ -178,6 +178,13 @@ impl Broker for MemoryBroker {
         })
     }
 
+    fn capabilities(&self) -> BrokerCapabilities {
+        BrokerCapabilities::new()
+            .confirms_settlements(true)
+            .counts_deliveries(true)
+            .priorities(PriorityOrder::LowestFirst)
+    }
+
     fn blocked_reason(&self) -> Option<String> {
         self.shared.faults.blocked_reason()
     }
@@ -323,23 +330,22 @@ impl Consumer for MemoryConsumer {
         self.interrupt.notify_waiters();
     }
 
-    fn settle<'a>(&'a self, batch: &'a [Settlement]) -> BoxFuture<'a, Result<(), ServiceError>> {
+    fn settle<'a>(
+        &'a self,
+        batch: &'a [Settlement],
+    ) -> BoxFuture<'a, Vec<Result<Settled, ServiceError>>> {
         Box::pin(async move {
-            self.shared.faults.check("settle").await?;
-            let mut queues = lock(&self.shared.queues);
-            for settlement in batch {
-                queues.settle(settlement);
+            if let Err(error) = self.shared.faults.check("settle").await {
+                return vec![Err(error); batch.len()];
             }
+            let mut queues = lock(&self.shared.queues);
+            let settled = batch.iter().map(|one| Ok(queues.settle(one))).collect();
             drop(queues);
             if batch.iter().any(|one| !matches!(one, Settlement::Ack(_))) {
                 self.shared.changed.notify_waiters();
             }
-            Ok(())
+            settled
         })
-    }
-
-    fn settles_after_reconnect(&self) -> bool {
-        false
     }
 
     fn close(&self) -> BoxFuture<'_, Result<(), ServiceError>> {

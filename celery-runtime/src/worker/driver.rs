@@ -46,7 +46,7 @@ use super::sweeper::Sweeper;
 use super::tally::Tally;
 use super::watchdog::Watchdog;
 use super::{Command, WorkerError, gate, pool};
-use crate::broker::{BoxFuture, Consumer, Delivery, DeliveryTag, Settlement};
+use crate::broker::{BoxFuture, Consumer, Delivery, DeliveryTag, Settled, Settlement};
 use crate::clock::{Clock, Now};
 use crate::config::{OnUnknown, WorkerSettings};
 use crate::error::ServiceError;
@@ -87,7 +87,11 @@ enum Finished {
     Nothing,
     Connected(Result<Arc<dyn Consumer>, ServiceError>),
     Received(Arc<dyn Consumer>, Result<Vec<Delivery>, ServiceError>),
-    Settled(Arc<dyn Consumer>, Vec<Key>, Result<(), ServiceError>),
+    Settled(
+        Arc<dyn Consumer>,
+        Vec<Key>,
+        Vec<Result<Settled, ServiceError>>,
+    ),
     Stepped(Key, Carried),
 }
 
@@ -420,22 +424,7 @@ impl Driver {
                 self.connected(connected);
             }
             Finished::Received(consumer, received) => self.received(&consumer, received),
-            Finished::Settled(_, keys, Ok(())) => {
-                for key in keys {
-                    self.event(key, Event::Done);
-                }
-            }
-            Finished::Settled(consumer, keys, Err(error)) => {
-                tracing::warn!("{error}");
-                let obstacle = Obstacle::from(&error);
-                // Nobody else tells that one which was replaced is broken.
-                if self.consumer.is_some() && !self.is_current(&consumer) {
-                    self.withdraw_of(&consumer);
-                }
-                for key in keys {
-                    self.event(key, Event::Failed(obstacle.clone()));
-                }
-            }
+            Finished::Settled(consumer, keys, settled) => self.settled(&consumer, keys, settled),
             Finished::Stepped(key, Ok(deeds)) if deeds.is_empty() => self.event(key, Event::Done),
             Finished::Stepped(key, Ok(deeds)) => self.event(key, Event::Led(deeds)),
             Finished::Stepped(key, Err(obstacle)) => self.event(key, Event::Failed(obstacle)),
@@ -461,10 +450,7 @@ impl Driver {
     }
 
     fn lose_link(&mut self, error: ServiceError) {
-        let survives = self
-            .consumer
-            .take()
-            .is_some_and(|consumer| consumer.settles_after_reconnect());
+        let survives = self.consumer.take().is_some() && self.settles_after_reconnect();
         self.supervisor.lost(error);
         if !survives {
             // They share the connection.

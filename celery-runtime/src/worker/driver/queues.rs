@@ -134,7 +134,7 @@ impl Driver {
 
     /// Nothing that this consumer delivered can be settled any more.
     pub(super) fn withdraw_of(&mut self, consumer: &Arc<dyn Consumer>) {
-        if consumer.settles_after_reconnect() {
+        if self.settles_after_reconnect() {
             return;
         }
         for key in self.entries.keys() {

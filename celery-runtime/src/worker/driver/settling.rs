@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Driver, Event, Finished, Key, Obstacle};
-use crate::broker::{Consumer, Settlement};
+use crate::broker::{Consumer, Settled, Settlement};
 use crate::error::ServiceError;
 
 /// Settlements that leave together.
@@ -38,7 +38,7 @@ impl Driver {
                 continue;
             };
             let by = match &self.consumer {
-                Some(current) if current.settles_after_reconnect() => Some(Arc::clone(current)),
+                Some(current) if self.settles_after_reconnect() => Some(Arc::clone(current)),
                 _ => entry.consumer.upgrade(),
             };
             let Some(by) = by else {
@@ -56,15 +56,47 @@ impl Driver {
         batches
     }
 
+    /// Hands the outcomes of a batch to its deliveries.
+    pub(super) fn settled(
+        &mut self,
+        consumer: &Arc<dyn Consumer>,
+        keys: Vec<Key>,
+        outcomes: Vec<Result<Settled, ServiceError>>,
+    ) {
+        if let Some(error) = outcomes.iter().find_map(|outcome| outcome.as_ref().err()) {
+            tracing::warn!("{error}");
+            // A replaced consumer reports a broken connection only here.
+            if self.consumer.is_some() && !self.is_current(consumer) {
+                self.withdraw_of(consumer);
+            }
+        }
+        for (key, outcome) in keys.into_iter().zip(outcomes) {
+            let event = match outcome {
+                Ok(_) => Event::Done,
+                Err(error) => Event::Failed(Obstacle::from(&error)),
+            };
+            self.event(key, event);
+        }
+    }
+
+    /// Whether a new consumer can settle the deliveries of an old one.
+    pub(super) fn settles_after_reconnect(&self) -> bool {
+        let capabilities = self.supervisor.broker.capabilities();
+        capabilities.settles_after_reconnect
+    }
+
     pub(super) fn send_batch(&mut self, consumer: Arc<dyn Consumer>, batch: Batch) {
         let (keys, batch): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
         let deadline = self.carrier.deadline;
         self.futures.push(Box::pin(async move {
-            let result = match tokio::time::timeout(deadline, consumer.settle(&batch)).await {
-                Ok(result) => result,
-                Err(_) => Err(ServiceError::no_answer("settle", "deliveries", deadline)),
+            let settled = match tokio::time::timeout(deadline, consumer.settle(&batch)).await {
+                Ok(settled) => settled,
+                Err(_) => {
+                    let error = ServiceError::no_answer("settle", "deliveries", deadline);
+                    vec![Err(error); batch.len()]
+                }
             };
-            Finished::Settled(consumer, keys, result)
+            Finished::Settled(consumer, keys, settled)
         }));
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use celery_protocol::{ResultDocument, ResultTree, Serializer};
 
 use super::serve::Line;
-use crate::backend::{Capabilities, Record, ResultBackend};
+use crate::backend::{BackendCapabilities, Record, ResultBackend};
 use crate::broker::BoxFuture;
 use crate::error::{ServiceError, ServiceErrorKind};
 
@@ -75,8 +75,8 @@ impl ResultBackend for LineBackend {
         unsupported("read a group of")
     }
 
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::new()
+    fn capabilities(&self) -> BackendCapabilities {
+        BackendCapabilities::new()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
