@@ -1,12 +1,12 @@
-//! Sending, with the broker's word for every message.
+//! Publishing, with the broker's confirm for every message.
 //!
-//! A batch goes over one channel in confirm mode, many messages in flight, and
-//! the call answers when the broker has taken or refused all of them. RabbitMQ
-//! confirms several at once and does not say which of them it had returned as
-//! unroutable; since a channel carries one batch at a time and all of its
-//! confirmations are awaited, the returned ones are found by what they are.
+//! A batch is published on one channel in confirm mode, with many messages in
+//! flight, and the call returns once the broker has confirmed or rejected all of
+//! them. RabbitMQ may confirm several messages at once without saying which of
+//! them it has returned as unroutable. A channel carries one batch at a time and
+//! all of its confirms are awaited, so a returned message is found by comparing it
+//! with the messages of the batch.
 
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use celery_protocol::Message;
@@ -27,10 +27,10 @@ use crate::options::PublisherConfirms;
 use crate::shared::Shared;
 use crate::table::short_string;
 
-/// Messages of one batch that are sent and not confirmed.
+/// The maximum number of unconfirmed messages of one batch.
 const MAX_UNCONFIRMED: usize = 1024;
 
-/// A message in the form in which it is sent.
+/// A message, encoded for `basic.publish`.
 pub(crate) struct OutgoingMessage<'a> {
     pub(crate) exchange: ShortString,
     pub(crate) routing_key: ShortString,
@@ -39,29 +39,32 @@ pub(crate) struct OutgoingMessage<'a> {
 }
 
 impl Shared {
-    /// Sends a batch and answers for each message.
+    /// Publishes a batch and returns the outcome of each message.
     pub(crate) async fn publish(&self, batch: &[Publication]) -> Vec<Result<(), ServiceError>> {
         let context = self.context("publish to", "");
         let connection = match self.publishing.connection(context).await {
             Ok(connection) => connection,
             Err(error) => return vec![Err(error); batch.len()],
         };
-        let mut answers = self.publish_once(&connection, batch).await;
-        // A queue that was there before may have been deleted since.
-        let again: Vec<_> = (0..batch.len())
-            .filter(|&number| is_unroutable(&answers[number]))
-            .filter(|&number| forget_declarations(&connection, &batch[number]))
+        let mut results = self.publish_once(&connection, batch).await;
+        // A queue of the declaration cache may have been deleted on the server.
+        let retried: Vec<_> = (0..batch.len())
+            .filter(|&index| is_unroutable(&results[index]))
+            .filter(|&index| forget_declarations(&connection, &batch[index]))
             .collect();
-        if !again.is_empty() {
-            let rest: Vec<_> = again.iter().map(|&number| batch[number].clone()).collect();
-            let second = self.publish_once(&connection, &rest).await;
-            for (number, answer) in again.into_iter().zip(second) {
-                answers[number] = answer;
+        if !retried.is_empty() {
+            let retry: Vec<_> = retried.iter().map(|&index| batch[index].clone()).collect();
+            let second_results = self.publish_once(&connection, &retry).await;
+            for (index, result) in retried.into_iter().zip(second_results) {
+                results[index] = result;
             }
         }
-        answers
+        results
     }
 
+    /// Publishes a message to every queue that is bound to the exchange. Returns
+    /// `Some(0)` if there is none, and otherwise `None`, because RabbitMQ does not
+    /// report their number.
     pub(crate) async fn broadcast(
         &self,
         exchange: &Exchange,
@@ -71,56 +74,53 @@ impl Shared {
         let object = format!("exchange {}", exchange.name);
         let context = self.context("broadcast to", &object);
         let connection = self.publishing.connection(context).await?;
-        if !connection
-            .declarations
-            .contains(EntityKind::Exchange, &exchange.name)
-        {
-            Declarer::new(&connection, context)
-                .declare_exchange(exchange)
-                .await?;
-            connection
-                .declarations
-                .insert(EntityKind::Exchange, &exchange.name);
+        let declarations = &connection.declarations;
+        if !declarations.contains(EntityKind::Exchange, &exchange.name) {
+            let mut declarer = Declarer::new(&connection, context);
+            declarer.declare_exchange(exchange).await?;
+            declarations.insert(EntityKind::Exchange, &exchange.name);
         }
         let invalid = |cause| context.error(ServiceErrorKind::Invalid, cause);
-        let letter = OutgoingMessage {
+        let outgoing = OutgoingMessage {
             exchange: short_string(&exchange.name).map_err(invalid)?,
             routing_key: short_string(routing_key).map_err(invalid)?,
             properties: message::encode(message).map_err(invalid)?,
             body: &message.body,
         };
-        let sent = self.publish_messages(&connection, vec![letter]).await.pop();
-        match sent {
-            // Nobody listens: that is what a broadcast is like.
+        let mut results = self.publish_messages(&connection, vec![outgoing]).await;
+        match results.pop() {
+            // A broadcast without subscribers is not an error.
             Some(Err(error)) if error.kind() == ServiceErrorKind::Unroutable => Ok(Some(0)),
-            sent => sent.unwrap_or(Ok(())).map(|()| None),
+            result => result.unwrap_or(Ok(())).map(|()| None),
         }
     }
 
     async fn publish_once(
         &self,
-        connection: &Arc<AmqpConnection>,
+        connection: &AmqpConnection,
         batch: &[Publication],
     ) -> Vec<Result<(), ServiceError>> {
-        let mut answers: Vec<Result<(), ServiceError>> = Vec::with_capacity(batch.len());
-        let mut letters = Vec::with_capacity(batch.len());
+        let mut results: Vec<Result<(), ServiceError>> = Vec::with_capacity(batch.len());
+        let mut messages = Vec::with_capacity(batch.len());
         let now = SystemTime::now();
         for publication in batch {
-            let letter = match self.ensure_target(connection, publication).await {
+            let message = match self.ensure_target(connection, publication).await {
                 Ok(()) => self.outgoing_message(publication, now),
                 Err(error) => Err(error),
             };
-            answers.push(letter.map(|letter| letters.push(letter)));
+            results.push(message.map(|message| messages.push(message)));
         }
-        let mut sent = self.publish_messages(connection, letters).await.into_iter();
-        for answer in answers.iter_mut().filter(|answer| answer.is_ok()) {
-            *answer = sent.next().unwrap_or(Ok(()));
+        let published = self.publish_messages(connection, messages).await;
+        let mut published = published.into_iter();
+        for result in results.iter_mut().filter(|result| result.is_ok()) {
+            *result = published.next().unwrap_or(Ok(()));
         }
-        answers
+        results
     }
 
-    /// Makes sure that there is something to send to. A channel dies of an
-    /// exchange that does not exist, and with it what else is on its way.
+    /// Ensures that the exchange and the queue of a message exist. RabbitMQ closes
+    /// the channel of a message whose exchange does not exist, and the other
+    /// messages on the channel stay unconfirmed.
     async fn ensure_target(
         &self,
         connection: &AmqpConnection,
@@ -129,36 +129,26 @@ impl Shared {
         let Publication {
             exchange, queue, ..
         } = publication;
+        let declarations = &connection.declarations;
         match queue.as_deref() {
-            Some(queue)
-                if connection
-                    .declarations
-                    .contains(EntityKind::Queue, &queue.name) => {}
+            Some(queue) if declarations.contains(EntityKind::Queue, &queue.name) => {}
             Some(queue) if exchange.is_empty() => {
                 return self.find_or_declare(connection, queue).await;
             }
             Some(queue) => self.declare(connection, queue).await?,
             None => {}
         }
-        if exchange.is_empty()
-            || connection
-                .declarations
-                .contains(EntityKind::Exchange, exchange)
-        {
+        if exchange.is_empty() || declarations.contains(EntityKind::Exchange, exchange) {
             return Ok(());
         }
         let object = target_of(publication);
         let context = self.context("publish to", &object);
-        if !Declarer::new(connection, context)
-            .exchange_exists(exchange)
-            .await?
-        {
-            let cause = "there is no such exchange";
+        let mut declarer = Declarer::new(connection, context);
+        if !declarer.exchange_exists(exchange).await? {
+            let cause = "the exchange does not exist";
             return Err(context.error(ServiceErrorKind::Unroutable, cause));
         }
-        connection
-            .declarations
-            .insert(EntityKind::Exchange, exchange);
+        declarations.insert(EntityKind::Exchange, exchange);
         Ok(())
     }
 
@@ -172,7 +162,7 @@ impl Shared {
             Some(route) => (&route.exchange, &route.routing_key),
             None => (&publication.exchange, &publication.routing_key),
         };
-        let write = || {
+        let encode = || {
             Ok(OutgoingMessage {
                 exchange: short_string(exchange)?,
                 routing_key: short_string(routing_key)?,
@@ -180,129 +170,131 @@ impl Shared {
                 body: &publication.message.body,
             })
         };
-        write().map_err(|cause: String| {
+        encode().map_err(|cause: String| {
             self.context("publish to", &target_of(publication))
                 .error(ServiceErrorKind::Invalid, cause)
         })
     }
 
-    /// Sends letters, those to one exchange over one channel: the server closes
-    /// the channel of a message whose exchange is gone, and what else is on it
-    /// stays unconfirmed.
+    /// Publishes messages, those to the same exchange together on one channel.
+    /// RabbitMQ closes the channel of a message whose exchange was deleted, and the
+    /// other messages on the channel stay unconfirmed.
     pub(crate) async fn publish_messages(
         &self,
-        connection: &Arc<AmqpConnection>,
-        letters: Vec<OutgoingMessage<'_>>,
+        connection: &AmqpConnection,
+        messages: Vec<OutgoingMessage<'_>>,
     ) -> Vec<Result<(), ServiceError>> {
-        let mut answers: Vec<_> = letters.iter().map(|_| Ok(())).collect();
-        let mut rest: Vec<_> = letters.into_iter().enumerate().collect();
+        let mut results: Vec<_> = messages.iter().map(|_| Ok(())).collect();
+        let mut rest: Vec<_> = messages.into_iter().enumerate().collect();
         while let Some((_, first)) = rest.first() {
             let exchange = first.exchange.clone();
-            let same = |(_, letter): &(usize, OutgoingMessage<'_>)| letter.exchange == exchange;
-            let (now, later): (Vec<_>, Vec<_>) = rest.into_iter().partition(same);
-            let (numbers, letters): (Vec<_>, Vec<_>) = now.into_iter().unzip();
-            let sent = self.publish_to_exchange(connection, letters).await;
-            for (number, answer) in numbers.into_iter().zip(sent) {
-                answers[number] = answer;
+            let is_same =
+                |(_, message): &(usize, OutgoingMessage<'_>)| message.exchange == exchange;
+            let (current, later): (Vec<_>, Vec<_>) = rest.into_iter().partition(is_same);
+            let (indexes, messages): (Vec<_>, Vec<_>) = current.into_iter().unzip();
+            let published = self.publish_to_exchange(connection, messages).await;
+            for (index, result) in indexes.into_iter().zip(published) {
+                results[index] = result;
             }
             rest = later;
         }
-        answers
+        results
     }
 
     async fn publish_to_exchange(
         &self,
-        connection: &Arc<AmqpConnection>,
-        letters: Vec<OutgoingMessage<'_>>,
+        connection: &AmqpConnection,
+        messages: Vec<OutgoingMessage<'_>>,
     ) -> Vec<Result<(), ServiceError>> {
         connection.wait_until_unblocked().await;
         let confirms = self.options.confirms;
-        let lane = match ConfirmChannel::acquire(connection, confirms).await {
-            Ok(lane) => lane,
+        let channel = match ConfirmChannel::acquire(connection, confirms).await {
+            Ok(channel) => channel,
             Err(error) => {
                 let error = self.context("publish to", "").wrap(error);
-                return vec![Err(error); letters.len()];
+                return vec![Err(error); messages.len()];
             }
         };
         let options = BasicPublishOptions {
             mandatory: confirms == PublisherConfirms::On,
             ..BasicPublishOptions::default()
         };
-        let mut copies = Vec::with_capacity(letters.len());
-        let mut posts = Vec::with_capacity(letters.len());
-        for letter in letters {
-            copies.push(letter.sent());
-            posts.push(publish_and_confirm(&lane.channel, letter, options));
+        let mut sent = Vec::with_capacity(messages.len());
+        let mut publishing = Vec::with_capacity(messages.len());
+        for message in messages {
+            sent.push(message.to_sent());
+            publishing.push(publish_and_confirm(&channel.channel, message, options));
         }
-        let outcomes = stream::iter(posts)
-            .buffered(MAX_UNCONFIRMED)
-            .collect()
-            .await;
-        lane.release();
-        self.results(&copies, outcomes)
+        let confirmations = stream::iter(publishing).buffered(MAX_UNCONFIRMED);
+        let confirmations = confirmations.collect().await;
+        channel.release();
+        self.confirmed_results(&sent, confirmations)
     }
 
-    fn results(
+    /// Returns the outcome of each message, after assigning the returned messages.
+    fn confirmed_results(
         &self,
-        letters: &[SentMessage<'_>],
-        outcomes: Vec<lapin::Result<Confirmation>>,
+        sent: &[SentMessage<'_>],
+        confirmations: Vec<lapin::Result<Confirmation>>,
     ) -> Vec<Result<(), ServiceError>> {
-        let mut returned = Vec::new();
-        let mut answers: Vec<_> = letters
+        let mut returned_messages = Vec::new();
+        let mut results: Vec<_> = sent
             .iter()
-            .zip(outcomes)
-            .map(|(letter, outcome)| match outcome {
+            .zip(confirmations)
+            .map(|(message, confirmation)| match confirmation {
                 Ok(Confirmation::NotRequested) => Ok(()),
-                Ok(Confirmation::Ack(message)) => {
-                    returned.extend(message);
+                Ok(Confirmation::Ack(returned)) => {
+                    returned_messages.extend(returned);
                     Ok(())
                 }
-                Ok(Confirmation::Nack(message)) => {
-                    returned.extend(message);
-                    let cause = "RabbitMQ did not take the message, as when a queue is full";
-                    Err(self.publish_error(letter, ServiceErrorKind::Refused, cause))
+                Ok(Confirmation::Nack(returned)) => {
+                    returned_messages.extend(returned);
+                    let cause =
+                        "RabbitMQ rejected the message, for example because the queue is full";
+                    Err(self.publish_error(message, ServiceErrorKind::Refused, cause))
                 }
-                Err(error) => Err(self.unconfirmed_error(letter, error)),
+                Err(error) => Err(self.unconfirmed_error(message, error)),
             })
             .collect();
-        for message in returned {
-            let mut sent = letters.iter().zip(&mut answers);
-            let found = sent.find(|(letter, answer)| answer.is_ok() && letter.matches(&message));
-            if let Some((letter, answer)) = found {
-                let cause = message.reply_text.as_str();
-                *answer = Err(self.publish_error(letter, ServiceErrorKind::Unroutable, cause));
+        for returned in returned_messages {
+            let mut candidates = sent.iter().zip(&mut results);
+            let found =
+                candidates.find(|(message, result)| result.is_ok() && message.matches(&returned));
+            if let Some((message, result)) = found {
+                let cause = returned.reply_text.as_str();
+                *result = Err(self.publish_error(message, ServiceErrorKind::Unroutable, cause));
             }
         }
-        answers
+        results
     }
 
     fn publish_error(
         &self,
-        letter: &SentMessage<'_>,
+        message: &SentMessage<'_>,
         kind: ServiceErrorKind,
         cause: &str,
     ) -> ServiceError {
-        let object = describe_target(letter.exchange.as_str(), letter.routing_key.as_str());
+        let object = describe_target(message.exchange.as_str(), message.routing_key.as_str());
         self.context("publish to", &object).error(kind, cause)
     }
 
-    /// The channel broke before the broker gave its word.
-    fn unconfirmed_error(&self, letter: &SentMessage<'_>, error: lapin::Error) -> ServiceError {
-        let object = describe_target(letter.exchange.as_str(), letter.routing_key.as_str());
-        let failed = self.context("publish to", &object).wrap(error);
-        match failed.to_string().contains("no exchange '") {
-            true => {
-                self.publish_error(letter, ServiceErrorKind::Unroutable, "the exchange is gone")
-            }
-            false => failed,
+    /// Returns the error of a message whose channel closed before its confirm.
+    fn unconfirmed_error(&self, message: &SentMessage<'_>, error: lapin::Error) -> ServiceError {
+        let object = describe_target(message.exchange.as_str(), message.routing_key.as_str());
+        let error = self.context("publish to", &object).wrap(error);
+        if error.to_string().contains("no exchange '") {
+            let cause = "the exchange does not exist";
+            self.publish_error(message, ServiceErrorKind::Unroutable, cause)
+        } else {
+            error
         }
     }
 }
 
-/// Sends one letter and waits for the broker's word.
+/// Publishes one message and waits for its confirm.
 async fn publish_and_confirm(
     channel: &Channel,
-    letter: OutgoingMessage<'_>,
+    message: OutgoingMessage<'_>,
     options: BasicPublishOptions,
 ) -> lapin::Result<Confirmation> {
     let OutgoingMessage {
@@ -310,14 +302,14 @@ async fn publish_and_confirm(
         routing_key,
         properties,
         body,
-    } = letter;
+    } = message;
     let confirm = channel
         .basic_publish(exchange, routing_key, options, body, properties)
         .await?;
     confirm.await
 }
 
-/// What a letter is known by once it is sent.
+/// The parts of a sent message that identify it when the broker returns it.
 struct SentMessage<'a> {
     exchange: ShortString,
     routing_key: ShortString,
@@ -326,7 +318,7 @@ struct SentMessage<'a> {
 }
 
 impl<'a> OutgoingMessage<'a> {
-    fn sent(&self) -> SentMessage<'a> {
+    fn to_sent(&self) -> SentMessage<'a> {
         SentMessage {
             exchange: self.exchange.clone(),
             routing_key: self.routing_key.clone(),
@@ -337,6 +329,7 @@ impl<'a> OutgoingMessage<'a> {
 }
 
 impl SentMessage<'_> {
+    /// Reports whether the broker has returned this message.
     fn matches(&self, returned: &BasicReturnMessage) -> bool {
         returned.exchange == self.exchange
             && returned.routing_key == self.routing_key
@@ -345,6 +338,7 @@ impl SentMessage<'_> {
     }
 }
 
+/// Names the target of a publication, for errors.
 fn target_of(publication: &Publication) -> String {
     describe_target(&publication.exchange, &publication.routing_key)
 }
@@ -356,20 +350,18 @@ fn describe_target(exchange: &str, routing_key: &str) -> String {
     }
 }
 
-fn is_unroutable(answer: &Result<(), ServiceError>) -> bool {
-    matches!(answer, Err(error) if error.kind() == ServiceErrorKind::Unroutable)
+fn is_unroutable(result: &Result<(), ServiceError>) -> bool {
+    matches!(result, Err(error) if error.kind() == ServiceErrorKind::Unroutable)
 }
 
-/// Whether the message's queue was taken for known, which it is no more.
+/// Removes the queue and the exchange of a message from the declaration cache.
+/// Returns `false` if the message has no queue to declare.
 fn forget_declarations(connection: &AmqpConnection, publication: &Publication) -> bool {
     let Some(queue) = publication.queue.as_deref() else {
         return false;
     };
-    connection
-        .declarations
-        .remove(EntityKind::Queue, &queue.name);
-    connection
-        .declarations
-        .remove(EntityKind::Exchange, &publication.exchange);
+    let declarations = &connection.declarations;
+    declarations.remove(EntityKind::Queue, &queue.name);
+    declarations.remove(EntityKind::Exchange, &publication.exchange);
     true
 }

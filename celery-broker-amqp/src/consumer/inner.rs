@@ -1,4 +1,4 @@
-//! The parts of a consumer that receiving and settling share.
+//! The parts of a consumer that receiving and settle_lock share.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
@@ -42,7 +42,7 @@ pub(super) struct ConsumerInner {
     pub(super) deferred_bindings: Mutex<BTreeSet<usize>>,
     /// Serializes the writing of settlements: a `basic.ack` of several tags must
     /// not overtake the rejection of one of them.
-    pub(super) settling: tokio::sync::Mutex<()>,
+    pub(super) settle_lock: tokio::sync::Mutex<()>,
     pub(super) interrupted: AtomicBool,
     pub(super) interrupt: Notify,
 }
@@ -71,7 +71,7 @@ impl ConsumerInner {
             unacked: Mutex::default(),
             due_queue: DueQueue::default(),
             deferred_bindings: Mutex::new(deferred_bindings),
-            settling: tokio::sync::Mutex::default(),
+            settle_lock: tokio::sync::Mutex::default(),
             interrupted: AtomicBool::new(false),
             interrupt: Notify::new(),
         }

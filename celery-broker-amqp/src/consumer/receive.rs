@@ -174,7 +174,7 @@ impl ConsumerInner {
             .drain(..)
             .filter_map(|delivery| self.resolve_tag(&delivery.tag))
             .collect();
-        let _guard = self.settling.lock().await;
+        let _guard = self.settle_lock.lock().await;
         self.reject(tags.into_iter().map(|tag| (tag, true)).collect())
             .await
     }

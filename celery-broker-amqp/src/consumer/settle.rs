@@ -134,7 +134,7 @@ impl ConsumerInner {
         rejections: Vec<(u64, bool)>,
         acks: Vec<u64>,
     ) -> Result<(), ServiceError> {
-        let _guard = self.settling.lock().await;
+        let _guard = self.settle_lock.lock().await;
         if !rejections.is_empty() {
             self.reject(rejections).await?;
         }
@@ -321,7 +321,7 @@ impl ConsumerInner {
     }
 
     /// Rejects deliveries, and requeues those with the flag. The caller holds the
-    /// lock `settling`.
+    /// lock `settle_lock`.
     pub(super) async fn reject(&self, mut tags: Vec<(u64, bool)>) -> Result<(), ServiceError> {
         tags.sort_unstable();
         let rejections = tags.iter().map(|&(tag, requeue)| {
