@@ -3,10 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod conformance;
+mod connection;
 mod consumer;
 mod delay;
 mod faults;
-mod link;
 mod publish;
 #[cfg(feature = "rpc")]
 mod rpc;

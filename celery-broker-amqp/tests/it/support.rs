@@ -16,16 +16,16 @@ use test_servers::RabbitServer;
 
 /// How long anything may take that is expected to happen. No test waits for it
 /// to pass.
-pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A virtual host of its own on the server that the tests share.
-pub(crate) struct Site {
+pub(crate) struct TestVhost {
     pub(crate) url: String,
     vhost: String,
 }
 
-impl Site {
-    pub(crate) fn fresh() -> Self {
+impl TestVhost {
+    pub(crate) fn create() -> Self {
         let vhost = blocking(|| RabbitServer::shared().fresh_vhost());
         let url = RabbitServer::shared().vhost_url(&vhost);
         Self { url, vhost }
@@ -43,12 +43,12 @@ impl Site {
 
     /// The connections in this virtual host, each with these columns.
     pub(crate) fn connections(&self, columns: &[&str]) -> Vec<Vec<String>> {
-        of_vhost("list_connections", &self.vhost, columns)
+        vhost_rows("list_connections", &self.vhost, columns)
     }
 
     /// The channels in this virtual host, each with these columns.
     pub(crate) fn channels(&self, columns: &[&str]) -> Vec<Vec<String>> {
-        of_vhost("list_channels", &self.vhost, columns)
+        vhost_rows("list_channels", &self.vhost, columns)
     }
 
     /// Ready and unacknowledged messages of a queue.
@@ -61,12 +61,12 @@ impl Site {
     }
 
     /// A client that knows nothing of Celery.
-    pub(crate) async fn raw(&self) -> Raw {
-        Raw::connect(&self.url).await
+    pub(crate) async fn raw(&self) -> RawClient {
+        RawClient::connect(&self.url).await
     }
 }
 
-fn of_vhost(listing: &str, vhost: &str, columns: &[&str]) -> Vec<Vec<String>> {
+fn vhost_rows(listing: &str, vhost: &str, columns: &[&str]) -> Vec<Vec<String>> {
     let words = [&[listing, "vhost"], columns].concat();
     sorted(RabbitServer::shared(), &words)
         .into_iter()
@@ -87,12 +87,12 @@ pub(crate) fn blocking<T>(work: impl FnOnce() -> T) -> T {
 }
 
 /// A channel, and the connection that it needs.
-pub(crate) struct Raw {
+pub(crate) struct RawClient {
     pub(crate) channel: Channel,
     _connection: Connection,
 }
 
-impl Raw {
+impl RawClient {
     pub(crate) async fn connect(url: &str) -> Self {
         let connection = Connection::connect(url, ConnectionProperties::default()).await;
         let connection = connection.unwrap();
@@ -145,13 +145,16 @@ pub(crate) fn to(queue: &str, id: &str) -> Publication {
 }
 
 /// The same, with the queue to declare first.
-pub(crate) fn bring(queue: &Arc<Queue>, id: &str) -> Publication {
+pub(crate) fn to_declared(queue: &Arc<Queue>, id: &str) -> Publication {
     to(&queue.name, id).declare_queue(Arc::clone(queue))
 }
 
 /// Sends one message.
-pub(crate) async fn post(broker: &dyn Broker, letter: Publication) -> Result<(), ServiceError> {
-    let batch = [letter];
+pub(crate) async fn publish_one(
+    broker: &dyn Broker,
+    publication: Publication,
+) -> Result<(), ServiceError> {
+    let batch = [publication];
     within("publish", broker.publish(&batch)).await.remove(0)
 }
 
@@ -242,9 +245,9 @@ pub(crate) fn table(pairs: &[(&str, lapin::types::AMQPValue)]) -> FieldTable {
 
 /// Bounds what has to happen.
 pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(LIMIT, future).await {
+    match tokio::time::timeout(TEST_TIMEOUT, future).await {
         Ok(value) => value,
-        Err(_) => panic!("not within {LIMIT:?}: {what}"),
+        Err(_) => panic!("not within {TEST_TIMEOUT:?}: {what}"),
     }
 }
 
@@ -259,9 +262,9 @@ pub(crate) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
 }
 
 /// Numbers that look random and are the same in each run.
-pub(crate) struct Dice(u64);
+pub(crate) struct TestRng(u64);
 
-impl Dice {
+impl TestRng {
     pub(crate) fn new(seed: u64) -> Self {
         Self(seed)
     }
