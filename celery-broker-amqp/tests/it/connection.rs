@@ -1,4 +1,4 @@
-//! Addresses, credentials, failover, TLS, heartbeats.
+//! Tests of addresses, credentials, failover, TLS and heartbeats.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use crate::support::{
     TestVhost, broker_at, consumer, id, publish_one, receive_one, send, to, until, within,
 };
 
-/// The error of every way to connect.
+/// Returns the errors of all operations that connect.
 async fn errors(url: &str) -> Vec<celery_runtime::ServiceError> {
     let broker = broker_at(url);
     let queue = Queue::new("q");
@@ -143,7 +143,7 @@ async fn next_url_is_used_when_the_first_fails() {
     send(&broker, &queue, &["1"]).await;
     let consumer = consumer(&broker, &[&queue], 1).await;
     assert_eq!(id(&receive_one(&*consumer).await), "1");
-    // One that falls silent while connecting is passed over, too.
+    // A server that is silent while connecting is skipped, too.
     let network = Proxy::to(RabbitServer::shared().port());
     network.silence();
     let silent = test_vhost.url.replace(
@@ -195,17 +195,17 @@ async fn tls_verifies_server_and_client_certificates() {
     let other = format!("{proven}&server_name_indication=rabbit.example");
     let missing = "?cacertfile=/nowhere/ca.pem".to_owned();
     let mut wrong = Vec::new();
-    for (query, says) in [
+    for (query, part) in [
         (String::new(), "cacertfile"),
         (other, "server_name_indication"),
         (missing, "/nowhere/ca.pem"),
     ] {
         let broker = broker_at(&url("127.0.0.1", &query));
         let error = within("depth", broker.depth(&queue)).await.unwrap_err();
-        wrong.extend((error.is_transient() || !error.to_string().contains(says)).then_some(error));
+        wrong.extend((error.is_transient() || !error.to_string().contains(part)).then_some(error));
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
-    // Without a certificate of its own the client is turned away.
+    // The server rejects a client without a certificate.
     let broker = broker_at(&url("127.0.0.1", &trusting));
     let error = within("depth", broker.depth(&queue)).await.unwrap_err();
     println!("{:?} {error}", error.kind());
@@ -237,12 +237,12 @@ async fn heartbeat_is_the_smaller_of_both_sides() {
     ] {
         let broker = broker_at(&format!("{}{query}", test_vhost.url));
         broker.depth(&Queue::new("q")).await.unwrap();
-        until("it is listed", async || {
+        until("the connection is listed", async || {
             test_vhost.connections(&["timeout"]) == [[seconds]]
         })
         .await;
         within("close", broker.close()).await;
-        until("it is gone", async || {
+        until("the connection is closed", async || {
             test_vhost.connections(&["timeout"]).is_empty()
         })
         .await;
@@ -273,7 +273,7 @@ async fn silent_network_is_detected_by_heartbeats() {
         assert!(error.is_transient(), "{error}");
         assert!(error.to_string().contains("heartbeats"), "{error}");
     }
-    println!("a silent network was noticed after {noticed:?} with heartbeats of 1 s");
+    println!("a silent network was detected after {noticed:?} with heartbeats of 1 s");
     assert!(noticed < Duration::from_millis(2_700), "{noticed:?}");
     drop(first);
 
@@ -281,7 +281,7 @@ async fn silent_network_is_detected_by_heartbeats() {
     let healed = Instant::now();
     let second = consumer(&broker, &[&queue], 4).await;
     publish_one(&broker, to("q", "3")).await.unwrap();
-    println!("and forgotten after {:?}", healed.elapsed());
+    println!("and replaced after {:?}", healed.elapsed());
     assert!(healed.elapsed() < Duration::from_secs(2));
     let _ = receive_one(&*second).await;
 }

@@ -1,4 +1,4 @@
-//! What the server may push, and what becomes of it.
+//! Tests of prefetching, interrupting and closing consumers.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -24,16 +24,16 @@ async fn prefetch_applies_to_each_queue() {
     }
     let consumer = consumer(&broker, &[&queues[0], &queues[1]], 7).await;
     for queue in &queues {
-        until("the window is full", async || {
+        until("the prefetch is used up", async || {
             test_vhost.counts(&queue.name) == (23, 7)
         })
         .await;
     }
-    let windows = test_vhost.rows(
+    let consumers = test_vhost.rows(
         "list_consumers",
         &["queue_name", "prefetch_count", "ack_required"],
     );
-    assert_eq!(windows, [["one", "true", "7"], ["two", "true", "7"]]);
+    assert_eq!(consumers, [["one", "true", "7"], ["two", "true", "7"]]);
     assert_eq!(
         test_vhost
             .channels(&["prefetch_count", "global_prefetch_count"])
@@ -66,16 +66,16 @@ async fn consumer_without_prefetch_receives_only_requested_messages() {
         test_vhost.counts("one").1 + test_vhost.counts("two").1 == 3
     })
     .await;
-    // Somebody else has all the others at once.
+    // Another consumer receives all the others at once.
     let second = consumer(&broker, &[&queues[0], &queues[1]], 0).await;
     let rest = receive(&*second, 17).await;
     assert!(rest.iter().all(|one| !one.redelivered));
-    // What comes while both wait goes to one of them, and is not held back.
+    // A message that arrives while a consumer waits is delivered to it.
     let waiting = {
         let first = Arc::clone(&first);
         tokio::spawn(async move { first.receive(5).await })
     };
-    until("it waits", async || {
+    until("the consumer waits", async || {
         let consumers = test_vhost.rows("list_consumers", &["queue_name"]);
         consumers.concat().contains(&"one".to_owned())
     })
@@ -85,7 +85,7 @@ async fn consumer_without_prefetch_receives_only_requested_messages() {
     assert_eq!(ids(&taken), ["late"]);
     until("nothing is pushed any more", async || {
         let consumers = test_vhost.rows("list_consumers", &["queue_name"]);
-        // A quorum queue lists who holds messages, too.
+        // A quorum queue also lists consumers that hold messages.
         !consumers.concat().contains(&"one".to_owned())
     })
     .await;
@@ -99,13 +99,13 @@ async fn changed_prefetch_applies_on_next_receive() {
     send(&broker, &queue, &numbers(0..50)).await;
     let consumer = consumer(&broker, &[&queue], 4).await;
     let mut taken = receive(&*consumer, 1).await;
-    for window in [20, 2, 0, 6] {
-        consumer.set_prefetch(window);
+    for prefetch in [20, 2, 0, 6] {
+        consumer.set_prefetch(prefetch);
         taken.extend(receive(&*consumer, 1).await);
-        let credits = test_vhost.rows("list_consumers", &["prefetch_count"]);
-        match window {
-            0 => assert!(credits.is_empty(), "{credits:?}"),
-            window => assert_eq!(credits, [[window.to_string()]]),
+        let prefetches = test_vhost.rows("list_consumers", &["prefetch_count"]);
+        match prefetch {
+            0 => assert!(prefetches.is_empty(), "{prefetches:?}"),
+            prefetch => assert_eq!(prefetches, [[prefetch.to_string()]]),
         }
     }
     while taken.len() < 50 {
@@ -157,7 +157,7 @@ async fn broker_uses_two_connections() {
         assert!(row[0].contains(name), "{row:?}");
     }
     within("close", broker.close()).await;
-    until("they are closed", async || {
+    until("the connections are closed", async || {
         test_vhost.connections(&["name"]).is_empty()
     })
     .await;
@@ -190,16 +190,16 @@ async fn interrupted_consumer_requeues_prefetched_messages() {
 
     let second = consumer(&broker, &[&queues[0], &queues[1]], 20).await;
     let taken = receive(&*second, 16).await;
-    let mine: BTreeSet<_> = kept
+    let kept_ids: BTreeSet<_> = kept
         .iter()
         .map(|one| (one.queue.to_string(), id(one)))
         .collect();
     assert!(
         taken
             .iter()
-            .all(|one| !mine.contains(&(one.queue.to_string(), id(one))))
+            .all(|one| !kept_ids.contains(&(one.queue.to_string(), id(one))))
     );
-    // The first one still settles what it was given.
+    // The interrupted consumer can still settle its deliveries.
     assert!(first.receive(5).await.unwrap().is_empty());
     ack_all(&*first, &kept).await;
     ack_all(&*second, &taken).await;
@@ -222,7 +222,7 @@ async fn interrupt_ends_pending_receive() {
             let consumer = Arc::clone(&consumer);
             tokio::spawn(async move { consumer.receive(1).await })
         };
-        until("it waits", async || {
+        until("the consumer waits", async || {
             !test_vhost
                 .rows("list_consumers", &["queue_name"])
                 .is_empty()
@@ -246,19 +246,19 @@ async fn closed_or_dropped_consumer_requeues_unsettled_messages() {
     let test_vhost = TestVhost::create();
     let (broker, queue) = (test_vhost.broker(), Queue::new("q"));
     send(&broker, &queue, &numbers(0..10)).await;
-    for closes in [true, false] {
+    for is_closed in [true, false] {
         for prefetch in [0, 5] {
             let consumer = consumer(&broker, &[&queue], prefetch).await;
             let taken = receive(&*consumer, 3).await;
             assert_eq!(taken.len(), 3);
-            if closes {
+            if is_closed {
                 within("close", consumer.close()).await.unwrap();
-                // What comes after the end changes nothing.
+                // A settlement after the close has no effect.
                 let late = [Settlement::Ack(taken[0].tag.clone())];
                 let _ = within("settle", consumer.settle(&late)).await;
             }
             drop(consumer);
-            until("all are there again", async || {
+            until("all messages are requeued", async || {
                 test_vhost.counts("q") == (10, 0)
             })
             .await;
@@ -286,10 +286,10 @@ async fn requeued_delivery_reports_redelivery_and_count() {
             let delivery = receive_one(&*consumer).await;
             assert_eq!(delivery.redelivered, round > 0, "{} {round}", queue.name);
             assert_eq!(delivery.delivery_count, count, "{} {round}", queue.name);
-            let back = Settlement::Requeue(delivery.tag, QueueEnd::Head);
-            settle(&*consumer, &[back]).await;
+            let requeue = Settlement::Requeue(delivery.tag, QueueEnd::Head);
+            settle(&*consumer, &[requeue]).await;
         }
-        // Sent anew, it is not counted, and known for the same by its mark.
+        // A message published again has no count, but the header of a redelivery.
         let delivery = receive_one(&*consumer).await;
         settle(
             &*consumer,
@@ -314,14 +314,17 @@ async fn deleted_queue_ends_its_consumer() {
             let first = Arc::clone(&first);
             tokio::spawn(async move { first.receive(1).await })
         };
-        until("it waits", async || {
+        until("the consumer waits", async || {
             !test_vhost
                 .rows("list_consumers", &["queue_name"])
                 .is_empty()
         })
         .await;
         raw.delete("one").await;
-        let error = within("the end", waiting).await.unwrap().unwrap_err();
+        let error = within("the consumer ends", waiting)
+            .await
+            .unwrap()
+            .unwrap_err();
         assert!(error.is_transient(), "{error}");
         assert!(error.to_string().contains("queue one"), "{error}");
         drop(first);

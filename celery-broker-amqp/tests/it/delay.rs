@@ -1,4 +1,4 @@
-//! Messages that wait in the broker for their time.
+//! Tests of deferred messages, which wait in the broker until they are due.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime};
@@ -48,12 +48,12 @@ async fn thousand_deferred_messages_return_once_and_on_time() {
         let due = from_now(Duration::from_secs(2));
         let started = Instant::now();
         defer(&*consumer, &taken, due).await;
-        let parked = started.elapsed();
+        let deferred = started.elapsed();
 
         publish_one(&broker, to(&queue.name, "now")).await.unwrap();
         let now = receive_one(&*consumer).await;
         assert_eq!(id(&now), "now");
-        assert!(SystemTime::now() < due, "what is parked was in the way");
+        assert!(SystemTime::now() < due, "the deferred messages delayed it");
         ack_all(&*consumer, &[now]).await;
 
         let mut expected: BTreeSet<_> = numbers(0..COUNT).into_iter().collect();
@@ -67,7 +67,7 @@ async fn thousand_deferred_messages_return_once_and_on_time() {
         }
         let late = SystemTime::now().duration_since(due).unwrap();
         println!(
-            "{}, levels {levels:?}: {COUNT} were parked within {parked:?}, the latest came {late:?} late",
+            "{}, levels {levels:?}: {COUNT} were deferred within {deferred:?}, the latest was {late:?} late",
             queue.name
         );
         latenesses.push((levels, late));
@@ -77,7 +77,8 @@ async fn thousand_deferred_messages_return_once_and_on_time() {
         .await;
     }
     for (levels, late) in latenesses {
-        // A replicated level hands on 32 at a time, each time with the disk's word.
+        // A quorum queue dead-letters 32 messages at a time, and waits for each
+        // batch to be written to disk.
         let limit = match levels {
             QueueType::Quorum => Duration::from_secs(3),
             _ => Duration::from_millis(1_500),
@@ -100,7 +101,7 @@ async fn deferred_messages_do_not_count_against_the_prefetch() {
     publish_one(&broker, to("q", "now")).await.unwrap();
     assert_eq!(id(&receive_one(&*consumer).await), "now");
     assert_eq!(test_vhost.counts("q"), (0, 1));
-    // An hour is 111000010000 in seconds: its highest level is the eleventh.
+    // An hour is 111000010000 in binary seconds: its highest level is 11.
     let waiting = Queue::new("celery_delayed_11");
     assert_eq!(broker.depth(&waiting).await.unwrap(), 40);
 }
@@ -125,17 +126,17 @@ async fn message_can_be_deferred_repeatedly() {
         defer(&*consumer, &[delivery], due).await;
         delivery = receive_one(&*consumer).await;
         assert!(SystemTime::now() >= due, "early");
-        // As if it had come directly.
+        // It looks like a message that was not deferred.
         let back = message(&delivery);
         assert_eq!(back.body, sent.body);
         assert_eq!(back.properties, sent.properties);
-        assert_eq!(without_deaths(back), without_deaths(&sent));
+        assert_eq!(task_headers(back), task_headers(&sent));
         assert!(!delivery.redelivered && delivery.delivery_count.is_none());
     }
 }
 
-/// The names of a message's headers, but those that RabbitMQ adds on the way.
-fn without_deaths(message: &Message) -> Vec<String> {
+/// Returns the names of a message's headers without RabbitMQ's dead-letter ones.
+fn task_headers(message: &Message) -> Vec<String> {
     let headers = message.headers.to_map().unwrap();
     let mut names: Vec<_> = headers
         .iter()
@@ -168,7 +169,7 @@ async fn queues_with_a_common_name_suffix_get_their_own_messages() {
     }
 }
 
-/// A queue may have any name, also one that looks like a pattern.
+/// A queue may have any name, including one that looks like a pattern.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
 async fn queue_named_like_a_pattern_gets_only_its_own_messages() {
@@ -187,7 +188,7 @@ async fn queue_named_like_a_pattern_gets_only_its_own_messages() {
         assert_eq!(id(&receive_one(&*consumer).await), queue.name);
         within("close", consumer.close()).await.unwrap();
     }
-    // Those that were received went back.
+    // Closing the consumers has requeued the messages.
     for queue in &queues {
         until("one each", async || broker.depth(queue).await.unwrap() > 0).await;
         assert_eq!(broker.depth(queue).await.unwrap(), 1, "{}", queue.name);
@@ -214,7 +215,7 @@ async fn queue_with_a_long_name_defers_messages() {
     .await;
 }
 
-/// The window of unsettled deliveries does not count what is parked.
+/// Deferred messages do not count as unsettled deliveries.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
 async fn queue_with_a_long_name_is_not_blocked_by_deferred_messages() {
@@ -226,9 +227,7 @@ async fn queue_with_a_long_name_is_not_blocked_by_deferred_messages() {
     defer(&*consumer, &taken, from_now(ONE_HOUR)).await;
     publish_one(&broker, to(&queue.name, "now")).await.unwrap();
     let taken = tokio::time::timeout(Duration::from_secs(3), consumer.receive(1)).await;
-    let taken = taken
-        .expect("what is parked is in the way of what is not")
-        .unwrap();
+    let taken = taken.expect("deferred messages block the others").unwrap();
     assert_eq!(ids(&taken), ["now"]);
 }
 
@@ -248,7 +247,10 @@ async fn message_that_is_due_or_due_soon_is_redelivered_locally() {
         assert!(started.elapsed() >= Duration::from_millis(60), "early");
         assert_eq!(ids(&back), ids(&taken));
         within("close", consumer.close()).await.unwrap();
-        until("they went back", async || test_vhost.counts("q") == (3, 0)).await;
+        until("they are requeued", async || {
+            test_vhost.counts("q") == (3, 0)
+        })
+        .await;
     }
 }
 
@@ -270,8 +272,8 @@ async fn deferred_message_survives_its_consumer() {
     assert!(SystemTime::now() >= due, "early");
 }
 
-/// The way back goes with the queue. It has to be made again with it, or what
-/// is parked never returns.
+/// A deleted queue loses its binding for deferred messages. It must be bound again,
+/// or deferred messages never return.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
 async fn message_deferred_after_queue_was_redeclared_returns() {
@@ -291,17 +293,17 @@ async fn message_deferred_after_queue_was_redeclared_returns() {
     within("the end", first.receive(1)).await.unwrap_err();
     drop(first);
 
-    // As a worker does after that.
+    // A worker starts a new consumer after that.
     let second = consumer(&broker, &[&queue], 4).await;
     for delay in [SHORT_DELAY, Duration::from_millis(350)] {
         publish_one(&broker, to("q", "2")).await.unwrap();
         defer(&*second, &[receive_one(&*second).await], from_now(delay)).await;
         let back = tokio::time::timeout(Duration::from_secs(5), receive_one(&*second)).await;
-        assert_eq!(id(&back.expect("it comes back")), "2", "{delay:?}");
+        assert_eq!(id(&back.expect("the message returns")), "2", "{delay:?}");
     }
 }
 
-/// Messages that were parked before the queue was deleted.
+/// The message is deferred before the queue is deleted.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
 async fn message_deferred_before_queue_was_deleted_reaches_the_new_queue() {
@@ -320,10 +322,10 @@ async fn message_deferred_before_queue_was_deleted_reaches_the_new_queue() {
     drop(first);
     let second = consumer(&broker, &[&queue], 4).await;
     let back = tokio::time::timeout(Duration::from_secs(8), receive_one(&*second)).await;
-    assert_eq!(id(&back.expect("it comes back")), "1");
+    assert_eq!(id(&back.expect("the message returns")), "1");
 }
 
-/// Somebody tidied up.
+/// The queue of a level is deleted on the server.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
 async fn deleted_delay_queue_is_declared_again() {
@@ -337,18 +339,19 @@ async fn deleted_delay_queue_is_declared_again() {
         if let Some(level) = deleted {
             raw.delete(level).await;
         }
-        // Always through both, whatever time has passed.
+        // 1.45 s passes both a level and a queue for tenths, whatever time has
+        // elapsed.
         let defers = [Settlement::Defer(
             delivery.tag.clone(),
             from_now(Duration::from_millis(1_450)),
         )];
-        // The first attempt may tell what is missing.
+        // The first attempt may fail because of the missing queue.
         let deferred = async || all(consumer.settle(&defers).await).is_ok();
         let attempts =
-            tokio::time::timeout(Duration::from_secs(5), until("it is parked", deferred));
+            tokio::time::timeout(Duration::from_secs(5), until("it is deferred", deferred));
         attempts
             .await
-            .unwrap_or_else(|_| panic!("cannot be parked without {deleted:?}"));
+            .unwrap_or_else(|_| panic!("cannot be deferred without {deleted:?}"));
         let back = tokio::time::timeout(Duration::from_secs(5), receive_one(&*consumer)).await;
         delivery = back.unwrap_or_else(|_| panic!("lost without {deleted:?}"));
     }
@@ -375,7 +378,7 @@ async fn native_delay_is_used_for_topic_exchange_of_quorum_queue() {
 
     let delivery = receive_one(&*consumer).await;
 
-    // Whole seconds pass in the broker.
+    // The whole seconds are spent in the broker.
     assert!(
         started.elapsed() >= Duration::from_secs(2),
         "{:?}",
@@ -386,7 +389,7 @@ async fn native_delay_is_used_for_topic_exchange_of_quorum_queue() {
         (info.exchange.as_str(), info.routing_key.as_str()),
         ("feeds", "feed")
     );
-    // The rest of it is parked under the same queue.
+    // The rest of the delay is deferred for the same queue.
     defer(
         &*consumer,
         &[delivery],

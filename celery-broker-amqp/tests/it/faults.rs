@@ -1,4 +1,4 @@
-//! Servers that die, fall silent, run out of memory or come back.
+//! Tests with servers that are killed, paused, restarted or out of memory.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::support::{
     receive, receive_one, send, settle, sorted, to, to_declared, until, within,
 };
 
-/// A server that a test may break.
+/// Starts a server for one test, which may break it.
 fn private_server() -> RabbitServer {
     blocking(RabbitServer::start)
 }
@@ -44,13 +44,13 @@ async fn killed_server_loses_no_message() {
             Err(error) => assert!(error.is_transient(), "{error}"),
         }
     }
-    within("all are sent", sending).await.unwrap();
+    within("all are published", sending).await.unwrap();
     assert_eq!(kills, 2);
     assert_eq!(done, numbers(0..COUNT).into_iter().collect());
 }
 
-/// Works until the connection breaks or everything is done; kills the server
-/// now and then.
+/// Consumes until the connection breaks or everything is acknowledged, and kills
+/// the server twice.
 async fn consume_until_broken(
     server: &RabbitServer,
     consumer: &dyn Consumer,
@@ -107,21 +107,25 @@ async fn closed_connection_is_reported_and_replaced() {
             .unwrap();
         let held = receive_one(&*consumer).await;
         blocking(|| server.control(&["close_all_connections", "maintenance"]));
-        let error = within("the end", consumer.receive(1)).await.unwrap_err();
+        let error = within("the connection is reported as lost", consumer.receive(1))
+            .await
+            .unwrap_err();
         assert_eq!(error.kind(), ServiceErrorKind::Disconnected, "{error}");
         assert!(error.to_string().contains("maintenance"), "{error}");
         let late = [Settlement::Ack(held.tag)];
         let error = all(within("settle", consumer.settle(&late)).await).unwrap_err();
         assert!(error.is_transient(), "{error}");
-        // The one that publishes is found to be closed before it is used.
+        // The closed connection for publishing is replaced before its next use.
         publish_one(&broker, to("q", "again")).await.unwrap();
         broker.purge(&queue).await.unwrap();
     }
-    let error = within("the end", events.next()).await.unwrap_err();
+    let error = within("the connection is reported as lost", events.next())
+        .await
+        .unwrap_err();
     assert!(error.is_transient(), "{error}");
 }
 
-/// RabbitMQ stops reading from those who publish. Everything else goes on.
+/// RabbitMQ stops reading from connections that publish. Everything else works.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
 async fn memory_alarm_blocks_publishing_and_is_reported() {
@@ -137,23 +141,26 @@ async fn memory_alarm_blocks_publishing_and_is_reported() {
         let broker = broker.clone();
         tokio::spawn(async move { publish_one(&broker, to("q", "late")).await })
     };
-    until("it says why", async || broker.blocked_reason().is_some()).await;
+    until("the reason is known", async || {
+        broker.blocked_reason().is_some()
+    })
+    .await;
     let blocked_reason = broker.blocked_reason().unwrap();
     assert!(blocked_reason.contains("memory"), "{blocked_reason}");
-    // Calls that are given up meanwhile.
+    // Calls that are cancelled meanwhile.
     for _ in 0..40 {
-        let publication = [to("q", "given up")];
+        let publication = [to("q", "cancelled")];
         let sent =
             tokio::time::timeout(Duration::from_millis(20), broker.publish(&publication)).await;
         assert!(sent.is_err(), "{sent:?}");
     }
-    // It is known at any moment, whatever others do with the connection.
+    // The reason stays known while other calls use the connection.
     let busy: Vec<_> = (0..16)
         .map(|_| {
             let broker = broker.clone();
             tokio::spawn(async move {
                 for _ in 0..100 {
-                    let publication = [to("q", "given up")];
+                    let publication = [to("q", "cancelled")];
                     let time = Duration::from_millis(1);
                     let _ = tokio::time::timeout(time, broker.publish(&publication)).await;
                 }
@@ -165,7 +172,7 @@ async fn memory_alarm_blocks_publishing_and_is_reported() {
         unknown += usize::from(broker.blocked_reason().is_none());
         tokio::task::yield_now().await;
     }
-    // Consumers take and settle.
+    // Consumers receive and settle.
     let taken = receive(&*consumer, 10).await;
     let acked = tokio::time::timeout(Duration::from_secs(2), async {
         ack_all(&*consumer, &taken).await;
@@ -176,25 +183,22 @@ async fn memory_alarm_blocks_publishing_and_is_reported() {
     assert!(!sending.is_finished());
 
     set_memory_alarm(&server, false).await;
-    within("it is sent", sending).await.unwrap().unwrap();
-    until("nothing is in the way", async || {
+    within("it is published", sending).await.unwrap().unwrap();
+    until("publishing is unblocked", async || {
         broker.blocked_reason().is_none()
     })
     .await;
     ack_all(&*consumer, &rest).await;
     publish_one(&broker, to("q", "after")).await.unwrap();
     let after = receive_until(&*consumer, "after").await;
-    println!(
-        "of the calls that were given up {} arrived",
-        after.len() - 2
-    );
+    println!("{} messages of cancelled calls arrived", after.len() - 2);
     until("no channel is left", async || channels(&server) <= 18).await;
     assert_eq!(sorted(&server, &["list_connections", "pid"]).len(), 2);
-    assert_eq!(unknown, 0, "the reason was not known so often");
+    assert_eq!(unknown, 0, "how often the reason was unknown");
 }
 
-/// A worker that has lost its consumer gets a new one also while its own
-/// messages are not taken: only consuming empties the server.
+/// A worker that has lost its consumer can start a new one while RabbitMQ blocks
+/// publishing, because only consuming frees the server's memory.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
 async fn consumer_starts_during_memory_alarm() {
@@ -212,8 +216,8 @@ async fn consumer_starts_during_memory_alarm() {
     set_memory_alarm(&server, false).await;
 }
 
-/// What cannot be parked now must not hold up the acknowledgements of its
-/// batch, and waits in the broker once, however often it was tried.
+/// A message that cannot be deferred during the alarm must not delay the
+/// acknowledgements of its batch, and is published once, however often it is tried.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
 async fn defer_during_memory_alarm_delays_no_ack_and_is_not_duplicated() {
@@ -223,7 +227,7 @@ async fn defer_during_memory_alarm_delays_no_ack_and_is_not_duplicated() {
     send(&broker, &queue, &["warm", "park", "ack"]).await;
     let consumer = consumer(&broker, &[&queue], 10).await;
     let taken = receive(&*consumer, 3).await;
-    // As many channels as there may be, ready to send on.
+    // Opens the maximum number of channels for publishing.
     let others = Queue::new("others");
     within("declare", broker.declare(&others)).await.unwrap();
     let posts = (0..32).map(|_| publish_one(&broker, to("others", "1")));
@@ -239,7 +243,7 @@ async fn defer_during_memory_alarm_delays_no_ack_and_is_not_duplicated() {
     set_memory_alarm(&server, true).await;
     block_publishing(&broker).await;
 
-    // As a worker does: with a deadline, and again.
+    // A worker settles with a timeout, and repeats the call.
     let both = [
         Settlement::Defer(taken[1].tag.clone(), later(3_600)),
         Settlement::Ack(taken[2].tag.clone()),
@@ -253,7 +257,7 @@ async fn defer_during_memory_alarm_delays_no_ack_and_is_not_duplicated() {
     let acked = held().contains(&vec!["q".to_owned(), "1".to_owned()]);
 
     set_memory_alarm(&server, false).await;
-    until("it is parked", async || {
+    until("it is deferred", async || {
         all(consumer.settle(&both).await).is_ok()
     })
     .await;
@@ -262,30 +266,34 @@ async fn defer_during_memory_alarm_delays_no_ack_and_is_not_duplicated() {
     })
     .await;
     until("all confirmed", async || channels(&server) <= 18).await;
-    let parked = broker
+    let deferred = broker
         .depth(&Queue::new("celery_delayed_11"))
         .await
         .unwrap();
-    // One was parked before, and one was tried six times.
-    let gone = if acked { "went out" } else { "was held up" };
+    // One was deferred before, and one was tried six times.
+    let outcome = if acked { "written" } else { "delayed" };
     assert_eq!(
-        (gone, parked),
-        ("went out", 2),
-        "the acknowledgement, and what is parked"
+        (outcome, deferred),
+        ("written", 2),
+        "the acknowledgement, and the number of deferred messages"
     );
 }
 
-/// Sends something that is not taken, and waits until that is known.
+/// Publishes a message, and waits until the broker knows that publishing is
+/// blocked.
 async fn block_publishing(broker: &AmqpBroker) {
-    let publication = [to("nobody", "blocked")];
+    let publication = [to("missing", "blocked")];
     let _ = tokio::time::timeout(Duration::from_millis(100), broker.publish(&publication)).await;
-    until("it says why", async || broker.blocked_reason().is_some()).await;
+    until("the reason is known", async || {
+        broker.blocked_reason().is_some()
+    })
+    .await;
 }
 
 async fn set_memory_alarm(server: &RabbitServer, raised: bool) {
     let limit = if raised { "0.00001" } else { "0.6" };
     blocking(|| server.control(&["set_vm_memory_high_watermark", limit]));
-    // It looks now and then only.
+    // The server checks its memory periodically.
     until("the server notices", async || {
         let alarms = blocking(|| server.control(&["eval", "rabbit_alarm:get_alarms()."]));
         alarms.contains("memory") == raised
@@ -297,7 +305,7 @@ fn channels(server: &RabbitServer) -> usize {
     sorted(server, &["list_channels", "pid"]).len()
 }
 
-/// Receives and acknowledges until this one came.
+/// Receives and acknowledges until a message with this id arrives.
 async fn receive_until(consumer: &dyn Consumer, last: &str) -> Vec<String> {
     let mut all = Vec::new();
     while all.last().is_none_or(|id| id != last) {
@@ -312,7 +320,7 @@ async fn receive_until(consumer: &dyn Consumer, last: &str) -> Vec<String> {
 #[cfg(unix)]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
 async fn paused_server_times_out_and_is_used_again_after_resume() {
-    /// What options have where nobody says otherwise, and a second more.
+    /// One second more than the default response timeout.
     const MAX_RESPONSE_TIME: Duration = Duration::from_secs(6);
     let server = private_server();
     let broker = broker_at(&format!("{}?heartbeat=2", server.url()));
@@ -379,7 +387,7 @@ async fn paused_server_times_out_and_is_used_again_after_resume() {
     };
     let back = receive_one(&*second).await;
     println!(
-        "the first message came {:?} after the server went on",
+        "the first message arrived {:?} after the server was resumed",
         resumed.elapsed()
     );
     assert_eq!(id(&back), "1");
@@ -391,7 +399,7 @@ async fn paused_server_times_out_and_is_used_again_after_resume() {
     publish_one(&broker, to("q", "3")).await.unwrap();
 }
 
-/// Eight seconds, or a minute where there is time.
+/// Returns eight seconds, or a minute if `CELERY_TEST_LONG` is set.
 fn pause_duration() -> Duration {
     match std::env::var_os("CELERY_TEST_LONG") {
         Some(_) => Duration::from_secs(60),
@@ -414,9 +422,14 @@ async fn consumer_timeout_is_an_error_with_a_remedy() {
     send(&broker, &queue, &["1"]).await;
     let first = consumer(&broker, &[&queue], 4).await;
     let held = receive_one(&*first).await;
-    let error = within("the end", first.receive(1)).await.unwrap_err();
+    let error = within("the connection is reported as lost", first.receive(1))
+        .await
+        .unwrap_err();
     assert!(error.is_transient(), "{error}");
-    assert!(error.to_string().contains("raise that"), "{error}");
+    assert!(
+        error.to_string().contains("raise consumer_timeout"),
+        "{error}"
+    );
     let settled = within("settle", first.settle(&[Settlement::Ack(held.tag)])).await;
     let error = all(settled).unwrap_err();
     assert!(error.is_transient(), "{error}");

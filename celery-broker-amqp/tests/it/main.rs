@@ -1,4 +1,4 @@
-//! The broker on real RabbitMQ servers.
+//! Tests of the broker against real RabbitMQ servers.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 

@@ -1,4 +1,5 @@
-//! Sending: `Ok` only for what is in a queue, and an error for nothing else.
+//! Tests of publishing: `Ok` means that the message is in a queue, and an error that
+//! it is not.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use crate::support::{
     receive_one, send, task, to, to_declared, until, within,
 };
 
-/// A message of so many bytes.
+/// Returns a message with a body of this size.
 fn bytes(size: usize) -> Message {
     let body: Vec<u8> = (0..size).map(|number| (number % 251) as u8).collect();
     Message::new(Headers::empty(), Properties::default(), body)
@@ -31,7 +32,7 @@ async fn published_messages_are_in_the_queue_on_return() {
     let (broker, queue) = (test_vhost.broker(), Queue::new("q"));
     let raw = test_vhost.raw().await;
     send(&broker, &queue, &numbers(0..300)).await;
-    // A message less than what was confirmed would be `None` here.
+    // A confirmed message that is missing would be `None` here.
     for number in 0..300 {
         assert!(raw.take("q").await.is_some(), "{number}");
     }
@@ -44,12 +45,12 @@ async fn body_of_any_size_is_delivered_or_returned() {
     let test_vhost = TestVhost::create();
     let (broker, queue) = (test_vhost.broker(), Queue::new("q"));
     within("declare", broker.declare(&queue)).await.unwrap();
-    // A frame has 128 KiB, 8 bytes of which are not for the body.
+    // A frame has 128 KiB, of which 8 bytes are not for the body.
     let frame = 128 * 1024 - 8;
     let sizes = [0, 1, frame - 1, frame, frame + 1, 1 << 20, 5 << 20];
     let batch: Vec<_> = sizes
         .iter()
-        .flat_map(|size| ["q", "nobody"].map(|to| Publication::to_queue(bytes(*size), to)))
+        .flat_map(|size| ["q", "missing"].map(|to| Publication::to_queue(bytes(*size), to)))
         .collect();
 
     let answers = within("publish", broker.publish(&batch)).await;
@@ -77,7 +78,7 @@ async fn unroutable_message_is_the_only_error_of_its_batch() {
                 .declare_queue(Arc::clone(&queue))
         })
         .collect();
-    batch[250] = Publication::to_exchange(task("250"), "feeds", "nobody.hears");
+    batch[250] = Publication::to_exchange(task("250"), "feeds", "no.binding");
 
     let answers = within("publish", broker.publish(&batch)).await;
 
@@ -88,14 +89,14 @@ async fn unroutable_message_is_the_only_error_of_its_batch() {
     assert_eq!(error.kind(), ServiceErrorKind::Unroutable);
     let text = error.to_string();
     assert!(
-        text.contains("feeds") && text.contains("nobody.hears"),
+        text.contains("feeds") && text.contains("no.binding"),
         "{text}"
     );
     assert_eq!(broker.depth(&queue).await.unwrap(), 499);
 }
 
-/// RabbitMQ confirms several at once, and the client library then mistakes one
-/// returned message for another.
+/// RabbitMQ confirms several messages at once, and lapin may then assign a returned
+/// message to the wrong confirm.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
 async fn unroutable_messages_of_concurrent_batches_are_identified() {
@@ -115,7 +116,7 @@ async fn unroutable_messages_of_concurrent_batches_are_identified() {
                     let lost: BTreeSet<_> = (0..SIZE).filter(|_| rng.below(3) == 0).collect();
                     let batch: Vec<_> = (0..SIZE)
                         .map(|one| {
-                            let queue = if lost.contains(&one) { "nobody" } else { "q" };
+                            let queue = if lost.contains(&one) { "missing" } else { "q" };
                             to(queue, &format!("{number}-{round}-{one}"))
                         })
                         .collect();
@@ -133,7 +134,7 @@ async fn unroutable_messages_of_concurrent_batches_are_identified() {
         .collect();
     let mut sent = BTreeSet::new();
     for one in sending {
-        sent.extend(within("all are sent", one).await.unwrap());
+        sent.extend(within("all are published", one).await.unwrap());
     }
     let consumer = consumer(&broker, &[&queue], 500).await;
     let mut arrived = BTreeSet::new();
@@ -210,8 +211,9 @@ async fn deleted_exchange_is_declared_again() {
     }
 }
 
-/// An exchange that nobody declares costs those their channel that are on
-/// their way with it, but not the next ones.
+/// A publication without a queue does not declare its exchange. If the exchange was
+/// deleted, RabbitMQ closes the channel, which may fail other messages of that
+/// batch, but not of the next.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
 async fn deleted_exchange_fails_other_messages_at_most_once() {
@@ -232,7 +234,7 @@ async fn deleted_exchange_fails_other_messages_at_most_once() {
         .exchange_delete("feeds".into(), options)
         .await
         .unwrap();
-    // Nobody could know it at the first time.
+    // The declaration cache still has the exchange at the first attempt.
     let first = within("publish", broker.publish(&batch)).await;
     assert_eq!(
         kind(&first[1]),
@@ -354,16 +356,16 @@ async fn full_queue_rejects_messages() {
         let batch: Vec<_> = (0..40)
             .map(|one| to(&queue.name, &one.to_string()))
             .collect();
-        let mut refused = within("publish", broker.publish(&batch)).await;
-        refused.retain(Result::is_err);
-        // A quorum queue notices a little later that it is full.
+        let mut rejected = within("publish", broker.publish(&batch)).await;
+        rejected.retain(Result::is_err);
+        // A quorum queue rejects messages only some time after it is full.
         until("it is full", async || {
-            refused.push(publish_one(&broker, to(&queue.name, "late")).await);
-            refused.last().unwrap().is_err()
+            rejected.push(publish_one(&broker, to(&queue.name, "late")).await);
+            rejected.last().unwrap().is_err()
         })
         .await;
-        refused.retain(Result::is_err);
-        for answer in &refused {
+        rejected.retain(Result::is_err);
+        for answer in &rejected {
             let error = answer.as_ref().unwrap_err();
             assert_eq!(error.kind(), ServiceErrorKind::Refused, "{error}");
             assert!(
@@ -373,7 +375,7 @@ async fn full_queue_rejects_messages() {
         }
         if queue.name == "classic" {
             assert_eq!(
-                (refused.len(), broker.depth(&queue).await.unwrap()),
+                (rejected.len(), broker.depth(&queue).await.unwrap()),
                 (31, 10)
             );
         }
@@ -393,30 +395,31 @@ async fn messages_arrive_without_publisher_confirms() {
     );
     let queue = Queue::new("q");
     send(&broker, &queue, &numbers(0..200)).await;
-    // As Celery without confirmations: nobody is told.
-    publish_one(&broker, to("nobody", "lost")).await.unwrap();
-    until("they are there", async || {
+    // As in Celery without confirms, an unroutable message is not reported.
+    publish_one(&broker, to("missing", "lost")).await.unwrap();
+    until("all messages arrive", async || {
         broker.depth(&queue).await.unwrap() == 200
     })
     .await;
 
-    // Calls that are given up leave the connection to others.
+    // Cancelled calls do not break the connection.
     let large = [Publication::to_queue(bytes(8 << 20), "q")];
     for _ in 0..50 {
         let _ = tokio::time::timeout(Duration::from_micros(300), broker.publish(&large)).await;
     }
     let before = broker.depth(&queue).await.unwrap();
     publish_one(&broker, to("q", "after")).await.unwrap();
-    until("it is there", async || {
+    until("the message arrives", async || {
         broker.depth(&queue).await.unwrap() > before
     })
     .await;
-    // One to publish, and one to ask on.
+    // One connection publishes, and one counts messages.
     assert!(test_vhost.connections(&["name"]).len() <= 2);
     assert_no_protocol_error(&test_vhost);
 }
 
-/// RabbitMQ ends the connection of a client that breaks its rules.
+/// Asserts that RabbitMQ has logged no error, because it closes the connection of a
+/// client that violates the protocol.
 fn assert_no_protocol_error(test_vhost: &TestVhost) {
     let log = test_servers::RabbitServer::shared()
         .folder()
@@ -424,7 +427,7 @@ fn assert_no_protocol_error(test_vhost: &TestVhost) {
     let log = std::fs::read_to_string(log).unwrap();
     let vhost = format!("vhost: '{}'", test_vhost.url.rsplit('/').next().unwrap());
     let lines: Vec<_> = log.lines().collect();
-    // The reason is on the lines after it.
+    // The reason is on the following lines.
     let errors: Vec<_> = lines
         .iter()
         .enumerate()
@@ -451,26 +454,26 @@ async fn cancelled_publishes_leave_no_channel_and_harm_no_others() {
         })
     };
     let mut rng = TestRng::new(7);
-    let mut given_up = 0;
+    let mut cancelled = 0;
     for number in 0..200 {
         let size = if number % 4 == 0 { 1 << 20 } else { 100 };
         let batch = vec![Publication::to_queue(bytes(size), "q"); 3];
         let time = Duration::from_micros(rng.below(3000) as u64);
-        given_up += usize::from(
+        cancelled += usize::from(
             tokio::time::timeout(time, broker.publish(&batch))
                 .await
                 .is_err(),
         );
     }
     within("the others", others).await.unwrap();
-    println!("{given_up} of 200 calls were given up");
-    assert!(given_up > 20);
+    println!("{cancelled} of 200 calls were cancelled");
+    assert!(cancelled > 20);
     publish_one(&broker, to("q", "after")).await.unwrap();
     until("the channels are closed", async || {
         test_vhost.channels(&["number"]).len() <= 16
     })
     .await;
-    // One to publish, and one to ask on.
+    // One connection publishes, and one counts messages.
     assert!(test_vhost.connections(&["name"]).len() <= 2);
     assert_no_protocol_error(&test_vhost);
 }
@@ -496,14 +499,14 @@ async fn concurrent_batches_share_a_bounded_number_of_channels() {
             })
         })
         .collect();
-    let mut most = 0;
+    let mut max_channels = 0;
     while !sending.iter().all(tokio::task::JoinHandle::is_finished) {
-        most = most.max(test_vhost.channels(&["number"]).len());
+        max_channels = max_channels.max(test_vhost.channels(&["number"]).len());
     }
     for one in sending {
         one.await.unwrap();
     }
-    assert!(most <= 18, "{most} channels");
+    assert!(max_channels <= 18, "{max_channels} channels");
     assert_eq!(broker.depth(&queue).await.unwrap(), 64 * 160);
     let raw = test_vhost.raw().await;
     let mut seen = BTreeSet::new();

@@ -1,4 +1,4 @@
-//! Results as messages to whoever asked.
+//! Tests of the rpc result backend.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +27,7 @@ async fn reply_queue_matches_celery_and_is_deleted_with_the_client() {
     let name = backend.reply_to().unwrap();
     assert!(
         test_vhost.rows("list_queues", &["name"]).is_empty(),
-        "opened before it is needed"
+        "declared before it is needed"
     );
     within("prepare", backend.prepare(&["id".to_owned()]))
         .await
@@ -52,7 +52,7 @@ async fn reply_queue_matches_celery_and_is_deleted_with_the_client() {
         ]]
     );
     drop(backend);
-    until("it is gone", async || {
+    until("the queue is deleted", async || {
         test_vhost.rows("list_queues", &["name"]).is_empty()
     })
     .await;
@@ -63,7 +63,7 @@ async fn reply_queue_matches_celery_and_is_deleted_with_the_client() {
 async fn result_has_the_properties_of_celery() {
     let test_vhost = TestVhost::create();
     let raw = test_vhost.raw().await;
-    for (name, persistent) in [("passing", false), ("kept", true)] {
+    for (name, persistent) in [("transient", false), ("persistent", true)] {
         let worker = RpcBackend::new(Arc::new(test_vhost.broker()));
         let worker = if persistent {
             worker.persistent()
@@ -73,7 +73,7 @@ async fn result_has_the_properties_of_celery() {
         raw.declare(name, lapin::types::FieldTable::default()).await;
         store(&worker, &document("15dd1bb7", State::Success), name).await;
         let sent = raw.take(name).await.unwrap();
-        // As in the capture `amqp-firehose-success-rpc`.
+        // The capture `amqp-firehose-success-rpc` has the same properties.
         let properties = &sent.properties;
         let text = |text: &Option<lapin::types::ShortString>| text.clone().unwrap().to_string();
         assert_eq!(
@@ -121,22 +121,22 @@ async fn broken_connection_fails_wait_and_next_wait_reconnects() {
     };
     let opened = async || test_vhost.rows("list_queues", &["name", "consumers"]) == [[&*name, "1"]];
     let first = waiting("a");
-    until("it waits", opened).await;
+    until("the client waits", opened).await;
     raw.delete(&name).await;
-    let error = within("the end", first).await.unwrap().unwrap_err();
+    let error = within("the wait ends", first).await.unwrap().unwrap_err();
     assert!(error.is_transient(), "{error}");
     let second = waiting("b");
-    until("it waits", opened).await;
+    until("the client waits", opened).await;
     let worker = RpcBackend::new(Arc::new(test_vhost.broker()));
     store(&worker, &document("b", State::Success), &name).await;
     let found = within("the result", second).await.unwrap().unwrap();
     assert_eq!(found.task_id, "b");
-    // Nobody is there for this one.
-    store(&worker, &document("c", State::Success), "nobody").await;
+    // The reply queue of this result does not exist.
+    store(&worker, &document("c", State::Success), "missing").await;
     assert_eq!(worker.dropped(), 1);
 }
 
-/// A wait that begins in the moment in which the connection breaks ends, too.
+/// A wait that starts while the connection breaks ends as well.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
 async fn wait_that_starts_while_the_connection_breaks_does_not_hang() {
@@ -159,7 +159,7 @@ async fn wait_that_starts_while_the_connection_breaks_does_not_hang() {
             })
             .collect();
         raw.delete(&name).await;
-        // Those who came later wait at a new queue: deleting that ends them.
+        // Later calls have declared a new queue: deleting it ends them.
         for wait in waits {
             let ended = tokio::time::timeout(Duration::from_secs(3), async {
                 while !wait.is_finished() {

@@ -1,4 +1,4 @@
-//! What becomes of deliveries: exactly those that are named, and as told.
+//! Tests of settling: each settlement affects exactly its delivery.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
@@ -13,7 +13,7 @@ use crate::support::{
     settle, until, within,
 };
 
-/// Where a delivery is, as far as a test is concerned.
+/// Returns the queue and the id of a delivery.
 fn identity(delivery: &Delivery) -> (String, String) {
     (delivery.queue.to_string(), id(delivery))
 }
@@ -32,14 +32,14 @@ async fn acknowledged_messages_leave_the_queue() {
         test_vhost.counts("q") == (0, 0)
     })
     .await;
-    // Once more is harmless, and the channel lives.
+    // A repeated acknowledgement is ignored, and the channel stays open.
     ack_all(&*consumer, &taken).await;
     send(&broker, &queue, &["after"]).await;
     assert_eq!(id(&receive_one(&*consumer).await), "after");
 }
 
-/// Two queues share a channel and its tags: whatever the order in which their
-/// deliveries are settled, what was not settled comes again, and nothing else.
+/// Two queues share a channel and its tags. In whatever order their deliveries are
+/// settled, exactly the unsettled ones are redelivered.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
 async fn settlements_in_any_order_remove_exactly_their_messages() {
@@ -54,9 +54,9 @@ async fn settlements_in_any_order_remove_exactly_their_messages() {
         }
         let first = consumer(&broker, &[&queues[0], &queues[1]], [0, 25][rng.below(2)]).await;
         let mut held: Vec<Delivery> = Vec::new();
-        let mut gone = BTreeSet::new();
+        let mut settled_ids = BTreeSet::new();
         for _ in 0..15 {
-            if held.len() < 30 && held.len() + gone.len() < 2 * PER_QUEUE {
+            if held.len() < 30 && held.len() + settled_ids.len() < 2 * PER_QUEUE {
                 held.extend(
                     within("receive", first.receive(1 + rng.below(10)))
                         .await
@@ -66,7 +66,7 @@ async fn settlements_in_any_order_remove_exactly_their_messages() {
             let mut batch = Vec::new();
             for _ in 0..rng.below(held.len().min(12) + 1) {
                 let one = held.swap_remove(rng.below(held.len()));
-                gone.insert(identity(&one));
+                settled_ids.insert(identity(&one));
                 batch.push(match rng.below(5) {
                     0 => Settlement::Reject(one.tag),
                     _ => Settlement::Ack(one.tag),
@@ -77,11 +77,11 @@ async fn settlements_in_any_order_remove_exactly_their_messages() {
         within("close", first.close()).await.unwrap();
 
         let second = consumer(&broker, &[&queues[0], &queues[1]], 200).await;
-        let rest = receive(&*second, 2 * PER_QUEUE - gone.len()).await;
+        let rest = receive(&*second, 2 * PER_QUEUE - settled_ids.len()).await;
 
-        let again: BTreeSet<_> = rest.iter().map(identity).collect();
-        assert_eq!(again.len(), rest.len(), "seed {seed}");
-        assert!(again.is_disjoint(&gone), "seed {seed}");
+        let redelivered: BTreeSet<_> = rest.iter().map(identity).collect();
+        assert_eq!(redelivered.len(), rest.len(), "seed {seed}");
+        assert!(redelivered.is_disjoint(&settled_ids), "seed {seed}");
         ack_all(&*second, &rest).await;
         for queue in &queues {
             until("nothing is left", async || {
@@ -155,15 +155,15 @@ async fn message_requeued_at_the_tail_keeps_its_content() {
     );
 }
 
-/// The window is full of what cannot be sent on: it must not cost others
-/// their acknowledgement.
+/// A delivery that cannot be published again must not prevent the acknowledgement
+/// of the others.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
 async fn failed_defer_does_not_fail_the_rest_of_its_batch() {
     let test_vhost = TestVhost::create();
     let (broker, raw) = (test_vhost.broker(), test_vhost.raw().await);
     let queue = Queue::new("q");
-    // Somebody uses the name of a level for something else.
+    // The name of a level is in use for an exchange of another type.
     raw.channel
         .exchange_declare(
             "celery_delayed_11".into(),
@@ -184,19 +184,19 @@ async fn failed_defer_does_not_fail_the_rest_of_its_batch() {
     ];
     let settled = within("settle", consumer.settle(&batch)).await;
 
-    until("the acknowledged one is gone", async || {
+    until("the acknowledged message leaves the queue", async || {
         test_vhost.counts("q").1 <= 1
     })
     .await;
-    // An error that will not pass ends a task for the worker: the one whose
-    // acknowledgement went out would never run.
+    // A permanent error ends a task for the worker: the acknowledged one would
+    // never run.
     if let Err(error) = all(settled) {
         assert!(error.is_transient(), "{error}");
     }
 }
 
-/// A worker gives a settlement up after a while, and repeats it. The server
-/// ends the channel of who settles a delivery twice, and with it everything
+/// A worker cancels a settlement after a timeout, and repeats it. RabbitMQ closes
+/// the channel of a client that settles a delivery twice, and requeues everything
 /// that the channel holds.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
@@ -213,14 +213,14 @@ async fn cancelled_settlement_can_be_repeated() {
         vec![Settlement::Reject(tag(3))],
         vec![Settlement::Reject(tag(4)), Settlement::Ack(tag(5))],
     ] {
-        // It goes out with the first poll; the answer is not waited for.
+        // The first poll sends the frames; this does not wait for them.
         let _ = consumer.settle(&batch).now_or_never();
         settle(&*consumer, &batch).await;
     }
     send(&broker, &queue, &["after"]).await;
     let after = receive_one(&*consumer).await;
     assert_eq!((id(&after).as_str(), after.redelivered), ("after", false));
-    until("the others are gone", async || {
+    until("the others are settled", async || {
         test_vhost.counts("q") == (0, 1)
     })
     .await;

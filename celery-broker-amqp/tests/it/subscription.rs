@@ -1,4 +1,4 @@
-//! Broadcasts and replies.
+//! Tests of broadcasts and replies.
 
 use std::time::Duration;
 
@@ -69,11 +69,11 @@ async fn mailboxes_match_celery_and_are_deleted_with_their_consumers() {
     assert_eq!(consumers, vec![["false", "0"]; 4]);
 
     drop((one, two, three, four));
-    until("they are gone", async || {
+    until("the queues are deleted", async || {
         test_vhost.rows("list_queues", &["name"]).is_empty()
     })
     .await;
-    until("with their channels", async || {
+    until("the channels are closed", async || {
         test_vhost
             .channels(&["consumer_count"])
             .iter()
@@ -119,7 +119,7 @@ async fn broadcast_redeclares_a_deleted_exchange() {
     let (broker, raw) = (test_vhost.broker(), test_vhost.raw().await);
     let exchange = Exchange::topic("celeryev");
     let send = async || within("broadcast", broker.broadcast(&exchange, "a.b", &task("1"))).await;
-    // Nobody listens.
+    // There are no subscribers.
     send().await.unwrap();
     let options = lapin::options::ExchangeDeleteOptions::default();
     raw.channel
@@ -146,7 +146,9 @@ async fn subscription_to_a_deleted_queue_is_an_error() {
         .await
         .unwrap();
     raw.delete("replies").await;
-    let error = within("the end", replies.next()).await.unwrap_err();
+    let error = within("the subscription ends", replies.next())
+        .await
+        .unwrap_err();
     assert!(
         error.is_transient() && error.to_string().contains("replies"),
         "{error}"

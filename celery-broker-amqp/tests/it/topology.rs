@@ -1,4 +1,4 @@
-//! What is declared, as `rabbitmqctl` shows it.
+//! Tests of declarations, as `rabbitmqctl` lists them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,8 +14,8 @@ fn row(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
-/// Queues, exchanges without RabbitMQ's own, and bindings without those of
-/// the anonymous exchange.
+/// Returns the queues, the exchanges except RabbitMQ's own, and the bindings except
+/// those of the default exchange.
 fn declared_topology(test_vhost: &TestVhost) -> [Vec<Vec<String>>; 3] {
     let queues = test_vhost.rows(
         "list_queues",
@@ -140,7 +140,7 @@ async fn queue_is_declared_with_arguments_exchanges_and_bindings() {
     );
 }
 
-/// Arguments as the server lists them, in whatever order.
+/// Returns the arguments of a listing, without their order.
 fn arguments(text: &str) -> BTreeSet<String> {
     let all = text.replace(' ', "");
     all.trim_matches(['[', ']', '{', '}'])
@@ -165,7 +165,7 @@ async fn inequivalent_declaration_names_both_forms() {
     ] {
         within("declare", broker.declare(&exists)).await.unwrap();
     }
-    for (wanted, theirs, ours) in [
+    for (queue, existing, declared) in [
         (
             Queue::new("plain").max_priority(5),
             "x-max-priority none",
@@ -188,16 +188,14 @@ async fn inequivalent_declaration_names_both_forms() {
             "a durable topic exchange",
         ),
     ] {
-        let error = within("declare", broker.declare(&wanted))
-            .await
-            .unwrap_err();
+        let error = within("declare", broker.declare(&queue)).await.unwrap_err();
         let text = error.to_string();
         assert_eq!(error.kind(), ServiceErrorKind::Invalid, "{text}");
-        assert!(text.contains(&format!("queue {}", wanted.name)), "{text}");
-        assert!(text.contains(theirs) && text.contains(ours), "{text}");
+        assert!(text.contains(&format!("queue {}", queue.name)), "{text}");
+        assert!(text.contains(existing) && text.contains(declared), "{text}");
         assert!(text.contains("make the settings agree"), "{text}");
     }
-    // None of these cost the others their connection.
+    // The errors have closed channels and not the connection.
     assert_eq!(test_vhost.connections(&["channels"]).len(), 1);
 }
 
@@ -303,7 +301,7 @@ async fn existing_delay_queues_of_another_type_are_accepted() {
     let test_vhost = TestVhost::create();
     let raw = RawClient::connect(&test_vhost.url).await;
     for level in 0..28u32 {
-        // What a Python worker with the type classic has declared.
+        // The declaration of a Python worker with the type classic.
         let arguments = table(&[
             ("x-queue-type", AMQPValue::LongString("classic".into())),
             ("x-overflow", AMQPValue::LongString("reject-publish".into())),
@@ -345,7 +343,7 @@ async fn invalid_declaration_is_an_error_with_its_cause() {
             Queue::new("q").bound_to(Exchange::direct("e"), long.as_str()),
             "255 bytes",
         ),
-        (odd, "texts as keys"),
+        (odd, "must be strings"),
         (
             Queue::new("q").argument("x-max-priority", "high"),
             "x-max-priority",
