@@ -16,6 +16,7 @@ use lapin::types::FieldTable;
 
 use crate::connection::AmqpConnection;
 use crate::declarer::Declarer;
+use crate::error::ErrorContext;
 use crate::message;
 use crate::shared::Shared;
 use crate::table::{encode_table, short_string};
@@ -26,9 +27,10 @@ pub(crate) struct AmqpSubscription {
     /// The mailbox, for errors.
     object: String,
     consumer: lapin::Consumer,
-    /// Dropping the channel deletes the queue, which has no other consumer.
+    /// Kept open for the consumer. Dropping the channel cancels the consumer, and
+    /// RabbitMQ deletes the auto-delete queue.
     _channel: Channel,
-    _live: Arc<AmqpConnection>,
+    _connection: Arc<AmqpConnection>,
 }
 
 impl AmqpSubscription {
@@ -64,16 +66,7 @@ impl AmqpSubscription {
         let declared = channel.queue_declare(queue.clone(), options, arguments);
         connection.await_response(declared).await.map_err(failed)?;
         if let Some(binding) = binding {
-            let mut declarer = Declarer::new(&connection, context);
-            declarer.declare_exchange(&binding.exchange).await?;
-            declarer
-                .bind_queue(
-                    &mailbox.name,
-                    &binding.exchange.name,
-                    binding_key(binding),
-                    &binding.arguments,
-                )
-                .await?;
+            bind(&connection, context, mailbox, binding).await?;
         }
         let options = BasicConsumeOptions {
             no_ack: true,
@@ -86,7 +79,7 @@ impl AmqpSubscription {
             object,
             consumer,
             _channel: channel,
-            _live: connection,
+            _connection: connection,
         })
     }
 }
@@ -121,6 +114,25 @@ impl fmt::Debug for AmqpSubscription {
             .field(&self.object)
             .finish()
     }
+}
+
+/// Declares the exchange of a mailbox and binds the mailbox to it.
+async fn bind(
+    connection: &AmqpConnection,
+    context: ErrorContext<'_>,
+    mailbox: &Mailbox,
+    binding: &Binding,
+) -> Result<(), ServiceError> {
+    let mut declarer = Declarer::new(connection, context);
+    declarer.declare_exchange(&binding.exchange).await?;
+    declarer
+        .bind_queue(
+            &mailbox.name,
+            &binding.exchange.name,
+            binding_key(binding),
+            &binding.arguments,
+        )
+        .await
 }
 
 /// Returns the arguments for the expiry of the queue and of its messages.

@@ -65,7 +65,7 @@ impl Inbox {
         let mut state = lock(&self.state);
         let id = message.properties.correlation_id.as_deref();
         if let Some(marker) = id.and_then(|id| state.markers.remove(id)) {
-            // The receiver is gone if the caller was cancelled.
+            // A cancelled caller has dropped the receiver.
             let _ = marker.send(Ok(()));
             return;
         }
