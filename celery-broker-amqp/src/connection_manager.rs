@@ -23,7 +23,7 @@ pub(crate) struct ConnectionManager {
     options: Arc<AmqpOptions>,
     /// Part of the connection name that RabbitMQ displays.
     purpose: &'static str,
-    state: tokio::sync::Mutex<Current>,
+    state: tokio::sync::Mutex<ConnectionState>,
     /// Why the server has blocked publishing on the newest connection. Outside of
     /// `state`, so that it can be read while a connection is being opened.
     blocked: Mutex<Option<watch::Receiver<Option<String>>>>,
@@ -33,7 +33,7 @@ pub(crate) struct ConnectionManager {
 }
 
 #[derive(Debug, Default)]
-struct Current {
+struct ConnectionState {
     connection: Option<Arc<AmqpConnection>>,
     /// When the last attempt to connect failed, and why.
     last_failure: Option<(Instant, lapin::Error)>,
@@ -110,10 +110,10 @@ impl ConnectionManager {
         let nodes = &self.options.nodes;
         let first = self.last_node.load(Ordering::Relaxed);
         let mut failure = ConnectError::Invalid("the URL names no server".to_owned());
-        for number in (0..nodes.len()).map(|offset| (first + offset) % nodes.len()) {
-            match self.connect_to(&nodes[number]).await {
+        for index in (0..nodes.len()).map(|offset| (first + offset) % nodes.len()) {
+            match self.connect_to(&nodes[index]).await {
                 Ok(connection) => {
-                    self.last_node.store(number, Ordering::Relaxed);
+                    self.last_node.store(index, Ordering::Relaxed);
                     return Ok(AmqpConnection::new(
                         connection,
                         self.options.response_timeout,
@@ -121,7 +121,7 @@ impl ConnectionManager {
                 }
                 Err(error) => {
                     if nodes.len() > 1 {
-                        tracing::warn!("connection: cannot connect to {}: {error}", nodes[number]);
+                        tracing::warn!("connection: cannot connect to {}: {error}", nodes[index]);
                     }
                     failure = error;
                 }

@@ -16,8 +16,8 @@ use super::unacked::UnackedDelivery;
 use crate::sync::lock;
 
 impl ConsumerInner {
-    /// Receives at least one delivery and at most `max`. Returns none if the
-    /// consumer is interrupted.
+    /// Waits for deliveries and returns at most `max`, or none if the consumer is
+    /// interrupted.
     pub(super) async fn receive(&self, max: usize) -> Result<Vec<Delivery>, ServiceError> {
         let mut state = self.receiving.lock().await;
         if self.is_interrupted() {

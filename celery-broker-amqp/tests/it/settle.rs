@@ -99,8 +99,8 @@ async fn rejected_message_is_dead_lettered() {
     let broker = test_vhost.broker();
     let dead = Queue::new("dead").bound_to(Exchange::direct("dead"), "q.dead");
     let queue = Queue::new("q")
-        .argument("x-dead-publication-exchange", "dead")
-        .argument("x-dead-publication-routing-key", "q.dead");
+        .argument("x-dead-letter-exchange", "dead")
+        .argument("x-dead-letter-routing-key", "q.dead");
     within("declare", broker.declare(&dead)).await.unwrap();
     send(&broker, &queue, &["1"]).await;
     let consumer = consumer(&broker, &[&queue, &dead], 4).await;

@@ -72,8 +72,8 @@ async fn queue_is_declared_with_arguments_exchanges_and_bindings() {
     passing.auto_delete = true;
     let limited = Queue::new("limited")
         .argument("x-message-ttl", 60_000)
-        .argument("x-dead-publication-exchange", "dead")
-        .argument("x-dead-publication-routing-key", "limited.dead")
+        .argument("x-dead-letter-exchange", "dead")
+        .argument("x-dead-letter-routing-key", "limited.dead")
         .argument("x-max-length", 5_000_000_000_i64)
         .argument("x-overflow", "reject-publish")
         .max_priority(9);
@@ -97,8 +97,8 @@ async fn queue_is_declared_with_arguments_exchanges_and_bindings() {
 
     let [queues, exchanges, bindings] = declared_topology(&test_vhost);
 
-    let limits = "[{\"x-message-ttl\",60000}, {\"x-dead-publication-exchange\",\"dead\"}, \
-                  {\"x-dead-publication-routing-key\",\"limited.dead\"}, {\"x-max-length\",5000000000}, \
+    let limits = "[{\"x-message-ttl\",60000}, {\"x-dead-letter-exchange\",\"dead\"}, \
+                  {\"x-dead-letter-routing-key\",\"limited.dead\"}, {\"x-max-length\",5000000000}, \
                   {\"x-overflow\",\"reject-publish\"}, {\"x-max-priority\",9}]";
     let of = |name: &str| queues.iter().find(|row| row[0] == name).unwrap()[1..].to_vec();
     assert_eq!(of("headed"), row(&["true", "false", "[]"]));
@@ -239,7 +239,7 @@ async fn delay_cascade_is_declared_as_in_celery() {
         let time = 1000u64 << level;
         let own = format!(
             "{{\"x-queue-type\",\"classic\"}}, {{\"x-overflow\",\"reject-publish\"}}, \
-             {{\"x-message-ttl\",{time}}}, {{\"x-dead-publication-exchange\",\"{next}\"}}"
+             {{\"x-message-ttl\",{time}}}, {{\"x-dead-letter-exchange\",\"{next}\"}}"
         );
         assert_eq!((&*queue[1], &*queue[2]), ("true", "false"));
         assert_eq!(arguments(&queue[3]), arguments(&own), "{name}");
@@ -286,8 +286,8 @@ async fn delay_queues_are_quorum_queues_by_default() {
         .unwrap();
     let queues = test_vhost.rows("list_queues", &["name", "arguments"]);
     let own = "{\"x-queue-type\",\"quorum\"}, {\"x-overflow\",\"reject-publish\"}, \
-               {\"x-message-ttl\",32000}, {\"x-dead-publication-exchange\",\"celery_delayed_4\"}, \
-               {\"x-dead-publication-strategy\",\"at-least-once\"}";
+               {\"x-message-ttl\",32000}, {\"x-dead-letter-exchange\",\"celery_delayed_4\"}, \
+               {\"x-dead-letter-strategy\",\"at-least-once\"}";
     let fifth = queues
         .iter()
         .find(|row| row[0] == "celery_delayed_5")
@@ -307,7 +307,7 @@ async fn existing_delay_queues_of_another_type_are_accepted() {
             ("x-overflow", AMQPValue::LongString("reject-publish".into())),
             ("x-message-ttl", AMQPValue::LongLongInt(1000 << level)),
             (
-                "x-dead-publication-exchange",
+                "x-dead-letter-exchange",
                 AMQPValue::LongString(next(level).into()),
             ),
         ]);
