@@ -22,29 +22,29 @@ const REQUEUED_HEADER: &str = "x-celery-requeued";
 ///
 /// Returns an error if a header or property cannot be encoded in AMQP.
 pub(crate) fn encode(message: &Message) -> Result<BasicProperties, EncodeError> {
-    let ours = &message.properties;
+    let source = &message.properties;
     let headers = message
         .headers
         .to_map()
         .map_err(|error| error.to_string())?;
     let mut properties = BasicProperties::default()
-        .with_content_type(short_string(&ours.content_type)?)
-        .with_content_encoding(short_string(&ours.content_encoding)?)
+        .with_content_type(short_string(&source.content_type)?)
+        .with_content_encoding(short_string(&source.content_encoding)?)
         .with_headers(encode_table(&headers)?)
-        .with_delivery_mode(ours.delivery_mode.unwrap_or(2));
-    if let Some(priority) = ours.priority {
+        .with_delivery_mode(source.delivery_mode.unwrap_or(2));
+    if let Some(priority) = source.priority {
         properties = properties.with_priority(priority);
     }
-    if let Some(id) = &ours.correlation_id {
+    if let Some(id) = &source.correlation_id {
         properties = properties.with_correlation_id(short_string(id)?);
     }
-    if let Some(queue) = &ours.reply_to {
+    if let Some(queue) = &source.reply_to {
         properties = properties.with_reply_to(short_string(queue)?);
     }
-    if let Some(milliseconds) = &ours.expiration {
+    if let Some(milliseconds) = &source.expiration {
         properties = properties.with_expiration(short_string(milliseconds)?);
     }
-    encode_extra(properties, &ours.extra)
+    encode_extra(properties, &source.extra)
 }
 
 /// Encodes the properties that Celery does not use and other clients may.
@@ -88,20 +88,20 @@ pub(crate) fn decode(
     let count = count.as_ref().and_then(Value::as_u64);
     info.redelivered |= headers.remove(REQUEUED_HEADER).is_some();
 
-    let mut ours = Properties::default();
+    let mut target = Properties::default();
     // kombu's defaults for a message without these properties.
-    ours.content_type =
+    target.content_type =
         string(properties.content_type()).map_or("application/data".into(), Into::into);
-    ours.content_encoding =
+    target.content_encoding =
         string(properties.content_encoding()).map_or("utf-8".into(), Into::into);
-    ours.correlation_id = string(properties.correlation_id());
-    ours.reply_to = string(properties.reply_to());
-    ours.delivery_mode = *properties.delivery_mode();
-    ours.priority = *properties.priority();
-    ours.expiration = string(properties.expiration());
-    ours.delivery_info = info;
-    ours.extra = decode_extra(properties);
-    let message = Message::new(Headers::from_map(headers), ours, body);
+    target.correlation_id = string(properties.correlation_id());
+    target.reply_to = string(properties.reply_to());
+    target.delivery_mode = *properties.delivery_mode();
+    target.priority = *properties.priority();
+    target.expiration = string(properties.expiration());
+    target.delivery_info = info;
+    target.extra = decode_extra(properties);
+    let message = Message::new(Headers::from_map(headers), target, body);
     (
         message,
         count.map(|count| count.min(u32::MAX.into()) as u32),
