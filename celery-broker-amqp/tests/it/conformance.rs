@@ -1,4 +1,4 @@
-//! The contract of the runtime, on classic and on quorum queues.
+//! The conformance suite of the runtime, on classic and quorum queues.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use celery_runtime::PriorityOrder;
 use celery_runtime::{Broker, Queue, conformance};
 use test_servers::RabbitServer;
 
-/// A virtual host of its own, and the type of queues.
+/// A new virtual host, and the type of its queues.
 struct Setup {
     url: String,
     quorum: bool,
@@ -35,16 +35,18 @@ impl conformance::broker::BrokerSetup for Setup {
     }
 
     fn queue(&self, name: &str) -> Queue {
-        match self.quorum {
-            true => Queue::new(name).quorum(),
-            false => Queue::new(name),
+        if self.quorum {
+            Queue::new(name).quorum()
+        } else {
+            Queue::new(name)
         }
     }
 
     fn priority_queue(&self, name: &str) -> Queue {
-        match self.quorum {
-            true => self.queue(name),
-            false => self.queue(name).max_priority(9),
+        if self.quorum {
+            self.queue(name)
+        } else {
+            self.queue(name).max_priority(9)
         }
     }
 
@@ -53,9 +55,10 @@ impl conformance::broker::BrokerSetup for Setup {
     }
 
     fn priorities(&self) -> PriorityOrder {
-        match self.quorum {
-            true => PriorityOrder::None,
-            false => PriorityOrder::HighestFirst,
+        if self.quorum {
+            PriorityOrder::None
+        } else {
+            PriorityOrder::HighestFirst
         }
     }
 }

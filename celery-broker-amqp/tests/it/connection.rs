@@ -1,4 +1,4 @@
-//! Addresses, credentials, failover, TLS, heartbeats.
+//! Tests of addresses, credentials, failover, TLS and heartbeats.
 
 use std::time::{Duration, Instant};
 
@@ -6,9 +6,11 @@ use celery_broker_amqp::AmqpOptions;
 use celery_runtime::{Broker, ConsumeOptions, Exchange, Mailbox, Queue, ServiceErrorKind};
 use test_servers::{Proxy, RabbitServer};
 
-use crate::support::{Site, broker_at, consumer, id, post, receive_one, send, to, until, within};
+use crate::support::{
+    TestVhost, broker_at, consumer, id, publish_one, receive_one, send, to, until, within,
+};
 
-/// The error of every way to connect.
+/// Returns the errors of all operations that connect.
 async fn errors(url: &str) -> Vec<celery_runtime::ServiceError> {
     let broker = broker_at(url);
     let queue = Queue::new("q");
@@ -16,7 +18,7 @@ async fn errors(url: &str) -> Vec<celery_runtime::ServiceError> {
     let events = Exchange::topic("e");
     let errors = vec![
         within("depth", broker.depth(&queue)).await.unwrap_err(),
-        post(&broker, to("q", "1")).await.unwrap_err(),
+        publish_one(&broker, to("q", "1")).await.unwrap_err(),
         within("consume", broker.consume(&options))
             .await
             .unwrap_err(),
@@ -43,7 +45,7 @@ fn unused_port() -> u16 {
 }
 
 #[tokio::test]
-async fn nobody_at_the_address_is_unreachable_and_says_where() {
+async fn unused_address_is_unreachable_and_named() {
     let port = unused_port();
     for error in errors(&format!("amqp://me:secret@127.0.0.1:{port}/shop")).await {
         assert_eq!(error.kind(), ServiceErrorKind::Unreachable, "{error}");
@@ -58,7 +60,7 @@ async fn nobody_at_the_address_is_unreachable_and_says_where() {
 }
 
 #[tokio::test]
-async fn nobody_who_speaks_amqp_is_told_within_the_time_to_connect() {
+async fn server_without_amqp_is_unreachable_within_the_connect_timeout() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let broker = broker_at(&format!("amqp://127.0.0.1:{port}?connection_timeout=0.3"));
@@ -74,7 +76,7 @@ async fn nobody_who_speaks_amqp_is_told_within_the_time_to_connect() {
 }
 
 #[test]
-fn a_virtual_host_with_too_long_a_name_is_an_error() {
+fn too_long_virtual_host_name_is_an_error() {
     let url = format!("amqp://me:secret@127.0.0.1:1/{}", "v".repeat(300));
     let error = AmqpOptions::parse(&url).unwrap_err();
     assert_eq!(error.kind(), ServiceErrorKind::Invalid);
@@ -87,9 +89,9 @@ fn a_virtual_host_with_too_long_a_name_is_an_error() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn wrong_credentials_and_virtual_hosts_are_final_and_say_what_to_do() {
-    let site = Site::fresh();
-    let denied = site.url.replace("guest:guest@", "guest:secret@");
+async fn wrong_credentials_or_virtual_host_is_a_permanent_error_with_a_remedy() {
+    let test_vhost = TestVhost::create();
+    let denied = test_vhost.url.replace("guest:guest@", "guest:secret@");
     for error in errors(&denied).await {
         assert_eq!(error.kind(), ServiceErrorKind::Denied, "{error}");
         assert!(
@@ -110,52 +112,55 @@ async fn wrong_credentials_and_virtual_hosts_are_final_and_say_what_to_do() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn what_is_not_permitted_is_denied() {
-    let site = Site::fresh();
+async fn operation_without_permission_is_denied() {
+    let test_vhost = TestVhost::create();
     let server = RabbitServer::shared();
-    let vhost = site.url.rsplit('/').next().unwrap().to_owned();
+    let vhost = test_vhost.url.rsplit('/').next().unwrap().to_owned();
     crate::support::blocking(|| {
         server.control(&["add_user", "reader", "word"]);
         server.control(&["set_permissions", "-p", &vhost, "reader", "^$", "^$", ".*"]);
     });
-    send(&site.broker(), &Queue::new("q"), &["1"]).await;
-    let broker = broker_at(&site.url.replace("guest:guest@", "reader:word@"));
+    send(&test_vhost.broker(), &Queue::new("q"), &["1"]).await;
+    let broker = broker_at(&test_vhost.url.replace("guest:guest@", "reader:word@"));
     let error = broker.declare(&Queue::new("other")).await.unwrap_err();
     assert_eq!(error.kind(), ServiceErrorKind::Denied, "{error}");
-    let letter =
+    let publication =
         celery_runtime::Publication::to_exchange(crate::support::task("1"), "amq.topic", "k");
-    let error = post(&broker, letter).await.unwrap_err();
+    let error = publish_one(&broker, publication).await.unwrap_err();
     assert_eq!(error.kind(), ServiceErrorKind::Denied, "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn the_next_url_is_used_when_the_first_is_down() {
-    let site = Site::fresh();
+async fn next_url_is_used_when_the_first_fails() {
+    let test_vhost = TestVhost::create();
     let broker = broker_at(&format!(
         "amqp://127.0.0.1:{}/x;{}",
         unused_port(),
-        site.url
+        test_vhost.url
     ));
     let queue = Queue::new("q");
     send(&broker, &queue, &["1"]).await;
     let consumer = consumer(&broker, &[&queue], 1).await;
     assert_eq!(id(&receive_one(&*consumer).await), "1");
-    // One that falls silent while connecting is passed over, too.
+    // A server that is silent while connecting is skipped, too.
     let network = Proxy::to(RabbitServer::shared().port());
     network.silence();
-    let silent = site.url.replace(
+    let silent = test_vhost.url.replace(
         &RabbitServer::shared().port().to_string(),
         &network.port().to_string(),
     );
-    let broker = broker_at(&format!("{silent}?connection_timeout=0.3;{}", site.url));
+    let broker = broker_at(&format!(
+        "{silent}?connection_timeout=0.3;{}",
+        test_vhost.url
+    ));
     assert_eq!(within("depth", broker.depth(&queue)).await.unwrap(), 0);
 }
 
 #[cfg(any(feature = "tls-rustls", feature = "tls-native-tls"))]
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server and openssl; run cargo xtask test"]
-async fn tls_is_verified_in_both_directions() {
+async fn tls_verifies_server_and_client_certificates() {
     let server = crate::support::blocking(|| RabbitServer::builder().client_certificates().start());
     let url = |host: &str, query: &str| server.tls_url().replace("127.0.0.1", host) + query;
     let (authority, certificate, key) = (
@@ -190,17 +195,17 @@ async fn tls_is_verified_in_both_directions() {
     let other = format!("{proven}&server_name_indication=rabbit.example");
     let missing = "?cacertfile=/nowhere/ca.pem".to_owned();
     let mut wrong = Vec::new();
-    for (query, says) in [
+    for (query, part) in [
         (String::new(), "cacertfile"),
         (other, "server_name_indication"),
         (missing, "/nowhere/ca.pem"),
     ] {
         let broker = broker_at(&url("127.0.0.1", &query));
         let error = within("depth", broker.depth(&queue)).await.unwrap_err();
-        wrong.extend((error.is_transient() || !error.to_string().contains(says)).then_some(error));
+        wrong.extend((error.is_transient() || !error.to_string().contains(part)).then_some(error));
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
-    // Without a certificate of its own the client is turned away.
+    // The server rejects a client without a certificate.
     let broker = broker_at(&url("127.0.0.1", &trusting));
     let error = within("depth", broker.depth(&queue)).await.unwrap_err();
     println!("{:?} {error}", error.kind());
@@ -210,9 +215,9 @@ async fn tls_is_verified_in_both_directions() {
 #[cfg(any(feature = "tls-rustls", feature = "tls-native-tls"))]
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server and openssl; run cargo xtask test"]
-async fn tls_where_there_is_none_is_an_error_in_time() {
-    let site = Site::fresh();
-    let broker = broker_at(&site.url.replace("amqp://", "amqps://"));
+async fn tls_to_a_plain_port_fails_before_the_timeout() {
+    let test_vhost = TestVhost::create();
+    let broker = broker_at(&test_vhost.url.replace("amqp://", "amqps://"));
     let error = within("depth", broker.depth(&Queue::new("q")))
         .await
         .unwrap_err();
@@ -222,23 +227,23 @@ async fn tls_where_there_is_none_is_an_error_in_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn the_heartbeat_is_the_smaller_of_both_sides() {
-    let site = Site::fresh();
+async fn heartbeat_is_the_smaller_of_both_sides() {
+    let test_vhost = TestVhost::create();
     for (query, seconds) in [
         ("?heartbeat=3", "3"),
         ("", "10"),
         ("?heartbeat=0", "60"),
         ("?heartbeat=600", "60"),
     ] {
-        let broker = broker_at(&format!("{}{query}", site.url));
+        let broker = broker_at(&format!("{}{query}", test_vhost.url));
         broker.depth(&Queue::new("q")).await.unwrap();
-        until("it is listed", async || {
-            site.connections(&["timeout"]) == [[seconds]]
+        until("the connection is listed", async || {
+            test_vhost.connections(&["timeout"]) == [[seconds]]
         })
         .await;
         within("close", broker.close()).await;
-        until("it is gone", async || {
-            site.connections(&["timeout"]).is_empty()
+        until("the connection is closed", async || {
+            test_vhost.connections(&["timeout"]).is_empty()
         })
         .await;
     }
@@ -246,37 +251,37 @@ async fn the_heartbeat_is_the_smaller_of_both_sides() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn a_silent_network_is_noticed_by_the_heartbeats() {
-    let site = Site::fresh();
+async fn silent_network_is_detected_by_heartbeats() {
+    let test_vhost = TestVhost::create();
     let network = Proxy::to(RabbitServer::shared().port());
     let port = RabbitServer::shared().port().to_string();
-    let url = site.url.replace(&port, &network.port().to_string());
+    let url = test_vhost.url.replace(&port, &network.port().to_string());
     let broker = broker_at(&format!("{url}?heartbeat=1"));
     let queue = Queue::new("q");
     let first = consumer(&broker, &[&queue], 4).await;
-    post(&broker, to("q", "1")).await.unwrap();
+    publish_one(&broker, to("q", "1")).await.unwrap();
     assert_eq!(id(&receive_one(&*first).await), "1");
 
     network.silence();
     let started = Instant::now();
     let (received, sent) = tokio::join!(
         within("the consumer notices", first.receive(1)),
-        post(&broker, to("q", "2"))
+        publish_one(&broker, to("q", "2"))
     );
     let noticed = started.elapsed();
     for error in [received.unwrap_err(), sent.unwrap_err()] {
         assert!(error.is_transient(), "{error}");
         assert!(error.to_string().contains("heartbeats"), "{error}");
     }
-    println!("a silent network was noticed after {noticed:?} with heartbeats of 1 s");
+    println!("a silent network was detected after {noticed:?} with heartbeats of 1 s");
     assert!(noticed < Duration::from_millis(2_700), "{noticed:?}");
     drop(first);
 
     network.heal();
     let healed = Instant::now();
     let second = consumer(&broker, &[&queue], 4).await;
-    post(&broker, to("q", "3")).await.unwrap();
-    println!("and forgotten after {:?}", healed.elapsed());
+    publish_one(&broker, to("q", "3")).await.unwrap();
+    println!("and replaced after {:?}", healed.elapsed());
     assert!(healed.elapsed() < Duration::from_secs(2));
     let _ = receive_one(&*second).await;
 }
