@@ -1,5 +1,5 @@
 //! Messages a second through a private Redis server on this machine, one client or one worker at
-//! a time. `cargo xtask bench --peers` puts the same beside Python Celery.
+//! a time. `cargo xtask bench --comparison` puts the same beside Python Celery.
 //!
 //! Client, worker and server share the machine's cores, so these figures are for comparing two
 //! commits on one machine, and for nothing else.

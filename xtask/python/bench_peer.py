@@ -1,4 +1,4 @@
-"""Python Celery's side of `cargo xtask bench --peers`.
+"""Python Celery's side of `cargo xtask bench --comparison`.
 
     python bench_peer.py publish N        publishes N no-op tasks, prints {"n": N, "secs": S}
     celery -A bench_peer worker ...       consumes them

@@ -1,4 +1,4 @@
-//! The table for people: `docs/celery-suite.md`.
+//! The recorded results as a page: `docs/celery-suite.md`.
 
 use std::fmt::Write;
 use std::fs;
@@ -7,7 +7,7 @@ use test_servers::paths;
 
 use super::table::{Cell, Table};
 
-/// Writes the page that shows the table.
+/// Writes the page.
 pub(super) fn save(table: &Table) -> Result<(), String> {
     let path = paths::workspace().join("docs/celery-suite.md");
     fs::write(&path, page(table))
@@ -15,23 +15,24 @@ pub(super) fn save(table: &Table) -> Result<(), String> {
 }
 
 const HEAD: &str = "\
-<!-- Written by `cargo xtask judge`. -->
+<!-- Written by `cargo xtask interop`. -->
 
 # Celery's integration suite, test by test
 
-Python's Celery has a suite of integration tests: a client in Python sends tasks to a worker and
-looks at what becomes of them. Here it is run with the worker of this project, and beside it with
-the worker of Python's Celery as the reference.
+Python's Celery has a suite of integration tests: a Python client sends tasks to a worker and checks
+the results. `cargo xtask interop` runs the suite against the worker of this project and, as the
+reference, against the worker of Python's Celery. It writes this page and the same data as
+[a table](celery-suite.tsv); `cargo xtask help` lists its options.
 
-`cargo xtask judge` does it and writes this page and
-[the same as a table of words](celery-suite.tsv); `cargo xtask help` has its options. A run of all
-tests fills one column, which is named by the broker and the result backend. With *mixed*, a worker
-of this project and one of Python's share the queue (the reference: two of Python's). With *×4*,
-every worker runs four tasks at once, and only the tests of workflows are asked for.
+Each complete run fills one column, named after the broker and the result backend. In a *mixed*
+column, a worker of this project and a Python worker consume the same queue (reference: two Python
+workers). In a *×4* column, each worker runs four tasks at the same time, and only the workflow
+tests run.
 
-In each cell the first mark is for this project's worker, the second for the reference: ✓ passed,
-✗ failed, ? not run. A number stands for the reason why a test is not run; the reasons are listed
-at the end. No test is left out without a reason: the command fails if there is one.
+In each cell the first mark is the result of this project's worker and the second that of the
+reference: ✓ passed, ✗ failed, ? not run. A number refers to the reason why the test does not run;
+the reasons are at the end of the page. The command fails if a test does not run and no reason is
+given.
 ";
 
 fn page(table: &Table) -> String {
@@ -62,7 +63,7 @@ fn page(table: &Table) -> String {
     text
 }
 
-/// How many tests the reference passes, and how many of these our worker does.
+/// The number of tests that the reference passes, and how many of these our worker passes.
 fn summary(table: &Table) -> String {
     let mut text = "\n| | reference passes | of these, ours passes | cannot apply |\n".to_owned();
     text += "|---|---|---|---|\n";
@@ -70,7 +71,7 @@ fn summary(table: &Table) -> String {
         let cells = || table.tests.values().filter_map(|row| row.get(column));
         let passed = || cells().filter(|cell| cell.reference == "passed");
         let both = passed().filter(|cell| cell.ours == "passed").count();
-        let reasons = cells().filter(|cell| !cell.why.is_empty()).count();
+        let reasons = cells().filter(|cell| !cell.reason.is_empty()).count();
         let _ = writeln!(
             text,
             "| {column} | {} | {both} | {reasons} |",
@@ -80,10 +81,10 @@ fn summary(table: &Table) -> String {
     text
 }
 
-/// All reasons, each once.
+/// All reasons, sorted and without duplicates.
 fn reasons(table: &Table) -> Vec<&str> {
     let cells = table.tests.values().flat_map(|row| row.values());
-    let mut reasons: Vec<_> = cells.map(|cell| &*cell.why).collect();
+    let mut reasons: Vec<_> = cells.map(|cell| &*cell.reason).collect();
     reasons.retain(|reason| !reason.is_empty());
     reasons.sort_unstable();
     reasons.dedup();
@@ -91,7 +92,7 @@ fn reasons(table: &Table) -> Vec<&str> {
 }
 
 fn marks(cell: &Cell, reasons: &[&str]) -> String {
-    let number = reasons.iter().position(|reason| *reason == cell.why);
+    let number = reasons.iter().position(|reason| *reason == cell.reason);
     let mark = |outcome: &str| match (outcome, number) {
         ("passed", _) => "✓".to_owned(),
         ("failed", _) => "✗".to_owned(),
@@ -99,18 +100,20 @@ fn marks(cell: &Cell, reasons: &[&str]) -> String {
         _ => "?".to_owned(),
     };
     let marks = [mark(&cell.ours), mark(&cell.reference)];
-    match marks[0] == marks[1] && number.is_some() {
-        true => marks[0].clone(),
-        false => marks.join(" "),
+    if marks[0] == marks[1] && number.is_some() {
+        marks[0].clone()
+    } else {
+        marks.join(" ")
     }
 }
 
-/// A name as it is, in a cell.
+/// The name as code in a table cell.
 fn code(name: &str) -> String {
     let name = name.replace('|', "\\|");
-    match name.contains('`') {
-        true => format!("`` {name} ``"),
-        false => format!("`{name}`"),
+    if name.contains('`') {
+        format!("`` {name} ``")
+    } else {
+        format!("`{name}`")
     }
 }
 
@@ -119,11 +122,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_has_a_row_for_each_test() {
-        let cell = |ours: &str, reference: &str, why: &str| Cell {
+    fn page_has_a_row_for_each_test() {
+        let cell = |ours: &str, reference: &str, reason: &str| Cell {
             ours: ours.to_owned(),
             reference: reference.to_owned(),
-            why: why.to_owned(),
+            reason: reason.to_owned(),
         };
         let mut table = Table {
             columns: vec!["redis/redis".to_owned()],
@@ -131,7 +134,7 @@ mod tests {
         };
         for (name, cell) in [
             ("x.py::a", cell("failed", "passed", "")),
-            ("x.py::b", cell("left out", "left out", "needs a moon")),
+            ("x.py::b", cell("excluded", "excluded", "needs a server")),
             ("y.py", cell("", "passed", "")),
         ] {
             let row = [("redis/redis".to_owned(), cell)];
@@ -144,9 +147,18 @@ mod tests {
             "| `a` | ✗ ✓ |",
             "| `b` | 1 |",
             "| `(all)` | ? ✓ |",
-            "1. needs a moon",
+            "1. needs a server",
         ] {
-            assert!(page.lines().any(|there| there == line), "{line}:\n{page}");
+            assert!(page.lines().any(|other| other == line), "{line}:\n{page}");
         }
+    }
+
+    #[test]
+    fn recorded_page_shows_the_recorded_table() {
+        let path = paths::workspace().join("docs/celery-suite.md");
+        assert_eq!(
+            fs::read_to_string(path).unwrap(),
+            page(&Table::load().unwrap())
+        );
     }
 }

@@ -1,4 +1,4 @@
-"""The worker that ours is compared with: plain Celery with the suite's tasks."""
+"""The reference worker: plain Celery with the tasks of the suite."""
 import os
 
 from celery import Celery
@@ -9,8 +9,8 @@ app = Celery(
     backend=os.environ["TEST_BACKEND"],
     include=["t.integration.tasks", "celery.contrib.testing.tasks"],
 )
-# The suite expects extended results, and looks for the others in `inspect conf`, which shows
-# what was set.
+# The suite expects extended results. It looks for the other settings in the answer to
+# `inspect conf`, which shows explicit settings only.
 app.conf.result_extended = True
 app.conf.accept_content = ["json"]
 app.conf.broker_heartbeat = 0
@@ -23,7 +23,7 @@ app.set_default()
 
 @app.on_after_finalize.connect
 def add_classes(sender, **_):
-    """A task that is a class is known to nobody before it is registered."""
+    """Registers the class-based task, which Celery does not do automatically."""
     from t.integration.tasks import ClassBasedAutoRetryTask
 
     sender.register_task(ClassBasedAutoRetryTask)

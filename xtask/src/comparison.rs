@@ -1,7 +1,8 @@
-//! `cargo xtask bench --peers`: the way of a no-op task over Redis, beside Python Celery.
+//! `cargo xtask bench --comparison`: throughput of no-op tasks over Redis, compared with Python
+//! Celery.
 //!
-//! Both sides publish into a private Redis server and then consume what they published, one after
-//! the other on an otherwise idle machine, in one run. Neither has a result backend.
+//! Both implementations publish to a private Redis server and then consume the same tasks, one
+//! after the other in one run. Neither has a result backend.
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -16,22 +17,23 @@ use crate::bench::thousands;
 use crate::setup::Programs;
 use crate::shell::{cargo, output, run as run_command, say};
 
-/// Tasks that Python gets when nothing is said.
-pub(crate) const TASKS: u64 = 20_000;
+/// The default number of tasks for Python.
+pub(crate) const DEFAULT_TASKS: u64 = 20_000;
 
-/// Ours gets so many times more: it would be done before a clock could tell much.
-const OURS_TIMES: u64 = 10;
+/// The number of tasks for Rust, as a multiple of Python's: with fewer tasks the measured time would
+/// be too short.
+const RUST_FACTOR: u64 = 10;
 
-/// How long a queue may take to become empty.
-const CONSUME_LIMIT: Duration = Duration::from_secs(900);
+/// The time limit for consuming all tasks.
+const CONSUME_TIMEOUT: Duration = Duration::from_secs(900);
 
-/// Python: prefork with two children, and these prefetch multipliers.
-const PREFETCH: [u32; 2] = [4, 128];
+/// The prefetch multipliers of Python's worker, which has two prefork children.
+const PREFETCH_MULTIPLIERS: [u32; 2] = [4, 128];
 
-/// Ours: this many tasks at once.
-const CONCURRENCY: [u32; 2] = [2, 256];
+/// The concurrency of our worker.
+const CONCURRENCIES: [u32; 2] = [2, 256];
 
-/// Runs all and returns the table.
+/// Runs all measurements and returns the table.
 pub(crate) fn run(programs: &Programs, tasks: u64) -> Result<String, String> {
     say("building celery/examples/bench_peer.rs");
     let build = [
@@ -48,22 +50,22 @@ pub(crate) fn run(programs: &Programs, tasks: u64) -> Result<String, String> {
         .program(&programs.redis_server)
         .start();
     let mut table = Table::default();
-    let python = Peer::new(&redis, tasks);
-    for prefetch in PREFETCH {
+    let python = Measurement::new(&redis, tasks);
+    for prefetch in PREFETCH_MULTIPLIERS {
         table.publish.push(python.publish_python(programs)?);
         table
             .consume
             .push(python.consume_python(programs, prefetch)?);
     }
-    let ours = Peer::new(&redis, tasks * OURS_TIMES);
-    for concurrency in CONCURRENCY {
-        table.publish.push(ours.publish_ours()?);
-        table.consume.push(ours.consume_ours(concurrency)?);
+    let rust = Measurement::new(&redis, tasks * RUST_FACTOR);
+    for concurrency in CONCURRENCIES {
+        table.publish.push(rust.publish_rust()?);
+        table.consume.push(rust.consume_rust(concurrency)?);
     }
     Ok(table.text())
 }
 
-/// What one side did in how long.
+/// The number of tasks processed and the time taken.
 #[derive(Debug, Clone)]
 struct Row {
     what: String,
@@ -84,7 +86,7 @@ struct Table {
 }
 
 impl Table {
-    /// Ratios are to Python's best of the same kind, which comes first.
+    /// Formats the table. Ratios are relative to the best Python row of the same group.
     fn text(&self) -> String {
         let mut text = "| what | tasks | seconds | tasks per second | ratio |\n".to_owned();
         text.push_str("|---|---:|---:|---:|---:|\n");
@@ -106,15 +108,15 @@ impl Table {
     }
 }
 
-/// One side's run against the server.
+/// The measurements with one number of tasks against one server.
 #[derive(Debug)]
-struct Peer<'r> {
+struct Measurement<'r> {
     redis: &'r RedisServer,
     url: String,
     tasks: u64,
 }
 
-impl<'r> Peer<'r> {
+impl<'r> Measurement<'r> {
     fn new(redis: &'r RedisServer, tasks: u64) -> Self {
         let url = redis.database_url(0);
         Self { redis, url, tasks }
@@ -129,33 +131,33 @@ impl<'r> Peer<'r> {
         self.publish("Python: publish", &mut command)
     }
 
-    fn publish_ours(&self) -> Result<Row, String> {
-        self.publish("Rust: publish", &mut self.ours("publish"))
+    fn publish_rust(&self) -> Result<Row, String> {
+        self.publish("Rust: publish", &mut self.rust_program("publish"))
     }
 
-    /// Publishes into an empty server and makes sure that all has arrived.
+    /// Publishes to an empty server and checks the length of the queue afterwards.
     fn publish(&self, what: &str, command: &mut Command) -> Result<Row, String> {
         self.redis.command(&["FLUSHALL"]);
-        let row = self.reported(what, command)?;
+        let row = self.measure(what, command)?;
         let waiting = self.length("LLEN", "celery");
         if waiting != self.tasks {
             return Err(format!(
-                "{what}: the queue has {waiting} tasks, not {}",
+                "{what}: the queue has {waiting} tasks instead of {}",
                 self.tasks
             ));
         }
         Ok(row)
     }
 
-    /// Runs our worker, which counts the tasks that it has run and ends after the last one.
-    fn consume_ours(&self, concurrency: u32) -> Result<Row, String> {
+    /// Runs our worker, which exits after the last task.
+    fn consume_rust(&self, concurrency: u32) -> Result<Row, String> {
         let what = format!("Rust: consume, {concurrency} at once");
-        let mut command = self.ours("consume");
-        self.reported(&what, command.arg(concurrency.to_string()))
+        let mut command = self.rust_program("consume");
+        self.measure(&what, command.arg(concurrency.to_string()))
     }
 
-    /// Runs Python's worker and watches the queue: the clock starts when the first task leaves
-    /// it and stops when none is there and none is unacknowledged.
+    /// Runs Python's worker and polls the queue: the time starts when the first task leaves the
+    /// queue and stops when neither queued nor unacknowledged tasks remain.
     fn consume_python(&self, programs: &Programs, prefetch: u32) -> Result<Row, String> {
         let what = format!("Python: consume, prefork 2, prefetch multiplier {prefetch}");
         say(&what);
@@ -165,9 +167,9 @@ impl<'r> Peer<'r> {
             .concurrency(2)
             .argument(format!("--prefetch-multiplier={prefetch}"))
             .argument("--loglevel=WARNING");
-        // Its log is silent, so that logging does not count: the queue tells when it begins.
+        // Logging is off, so that it does not cost time; the queue shows when the worker starts.
         let worker = worker.start_unready();
-        let limit = Instant::now() + CONSUME_LIMIT;
+        let deadline = Instant::now() + CONSUME_TIMEOUT;
         let mut start = Instant::now();
         loop {
             let now = Instant::now();
@@ -177,9 +179,10 @@ impl<'r> Peer<'r> {
             } else if waiting == 0 && self.length("HLEN", "unacked") == 0 {
                 break;
             }
-            if now > limit {
+            if now > deadline {
                 return Err(format!(
-                    "{what}: {waiting} tasks are left\n{}",
+                    "{what}: {waiting} tasks remain after {} s\n{}",
+                    CONSUME_TIMEOUT.as_secs(),
                     worker.log()
                 ));
             }
@@ -193,23 +196,23 @@ impl<'r> Peer<'r> {
         })
     }
 
-    fn ours(&self, verb: &str) -> Command {
+    fn rust_program(&self, verb: &str) -> Command {
         let mut command = Command::new(paths::target().join("release/examples/bench_peer"));
         command.args([verb, &self.url, &self.tasks.to_string()]);
         command
     }
 
-    /// Runs a program that says in one line of JSON how many tasks took how long.
-    fn reported(&self, what: &str, command: &mut Command) -> Result<Row, String> {
+    /// Runs a program that prints the number of tasks and the seconds as a line of JSON.
+    fn measure(&self, what: &str, command: &mut Command) -> Result<Row, String> {
         say(what);
         let text = output(command)?;
-        report(&text)
+        parse_figures(&text)
             .map(|(tasks, seconds)| Row {
                 what: what.to_owned(),
                 tasks,
                 seconds,
             })
-            .ok_or_else(|| format!("{what}: no figures in {text:?}"))
+            .ok_or_else(|| format!("{what}: no figures in the output {text:?}"))
     }
 
     fn length(&self, command: &str, key: &str) -> u64 {
@@ -222,8 +225,8 @@ fn scripts() -> PathBuf {
     paths::workspace().join("xtask/python")
 }
 
-/// The figures of the last line that has any: `{"n": 1000, "secs": 1.5}`.
-fn report(text: &str) -> Option<(u64, f64)> {
+/// Returns the figures of the last line that has any: `{"n": 1000, "secs": 1.5}`.
+fn parse_figures(text: &str) -> Option<(u64, f64)> {
     text.lines().rev().find_map(|line| {
         let value: Value = serde_json::from_str(line).ok()?;
         Some((value["n"].as_u64()?, value["secs"].as_f64()?))
@@ -244,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn ratios_are_to_the_best_of_python() {
+    fn ratios_are_relative_to_the_best_python_row() {
         let table = Table {
             publish: vec![row("Python: publish", 1000), row("Rust: publish", 30_000)],
             consume: vec![
@@ -267,8 +270,11 @@ mod tests {
     }
 
     #[test]
-    fn figures_are_found_after_other_output() {
-        assert_eq!(report("hello\n{\"n\": 3, \"secs\": 0.5}\n"), Some((3, 0.5)));
-        assert_eq!(report("{\"n\": 3}\n"), None);
+    fn figures_are_parsed_after_other_output() {
+        assert_eq!(
+            parse_figures("hello\n{\"n\": 3, \"secs\": 0.5}\n"),
+            Some((3, 0.5))
+        );
+        assert_eq!(parse_figures("{\"n\": 3}\n"), None);
     }
 }

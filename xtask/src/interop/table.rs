@@ -1,4 +1,5 @@
-//! What came of each test with each combination of servers and workers: `docs/celery-suite.tsv`.
+//! The recorded results of each test by combination of servers and workers:
+//! `docs/celery-suite.tsv`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,30 +7,30 @@ use std::path::PathBuf;
 
 use test_servers::paths;
 
-use super::side::{Result as TestResult, Results};
+use super::test_run::{TestResult, TestResults};
 
-/// The record of all runs; each run of all tests replaces its column.
+/// The results of all complete runs; each complete run replaces its column.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Table {
     pub(super) columns: Vec<String>,
-    /// By test, then by column.
+    /// The cells by test, then by column.
     pub(super) tests: BTreeMap<String, BTreeMap<String, Cell>>,
 }
 
-/// What came of a test with our worker and with Python's, as one word each.
+/// The outcomes of a test with our worker and with Python's; empty if it has not run yet.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Cell {
     pub(super) ours: String,
     pub(super) reference: String,
-    /// Why it was not run, if it was not.
-    pub(super) why: String,
+    /// The reason why the test was not run; empty if it was.
+    pub(super) reason: String,
 }
 
 impl Table {
-    /// Reads the file; without one the table is empty.
+    /// Reads the file; the table is empty if there is no file.
     pub(super) fn load() -> Result<Self, String> {
         match fs::read_to_string(path()) {
-            Ok(text) => Self::read(&text),
+            Ok(text) => Self::parse(&text),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
             Err(error) => Err(format!("cannot read {}: {error}", path().display())),
         }
@@ -37,18 +38,18 @@ impl Table {
 
     pub(super) fn save(&self) -> Result<(), String> {
         let path = path();
-        let folder = path.parent().expect("it is in a folder");
+        let folder = path.parent().expect("the path has a parent");
         fs::create_dir_all(folder)
             .and_then(|()| fs::write(&path, self.write()))
             .map_err(|error| format!("cannot write {}: {error}", path.display()))
     }
 
-    /// Replaces what is said about the sides that were run.
+    /// Replaces the results of the implementations that have run.
     pub(super) fn update(
         &mut self,
         column: &str,
-        ours: Option<&Results>,
-        reference: Option<&Results>,
+        ours: Option<&TestResults>,
+        reference: Option<&TestResults>,
     ) {
         if !self.columns.iter().any(|name| name == column) {
             self.columns.push(column.to_owned());
@@ -63,45 +64,49 @@ impl Table {
         let names = [ours, reference]
             .into_iter()
             .flatten()
-            .flat_map(Results::keys);
+            .flat_map(TestResults::keys);
         for name in names {
             let old = before.remove(name).flatten().unwrap_or_default();
             let row = self.tests.entry(name.clone()).or_default();
             let cell = row.entry(column.to_owned()).or_insert(old);
-            let [own, other] = [ours, reference].map(|side| side.and_then(|all| all.get(name)));
-            if let Some(result) = own {
+            let [our_result, expected] =
+                [ours, reference].map(|results| results.and_then(|all| all.get(name)));
+            if let Some(result) = our_result {
                 cell.ours.clone_from(&result.outcome);
             }
-            if let Some(result) = other {
+            if let Some(result) = expected {
                 cell.reference.clone_from(&result.outcome);
             }
-            let reasons = [own, other].into_iter().flatten().map(reason);
-            if let Some(why) = reasons.into_iter().find(|why| !why.is_empty()) {
-                cell.why = why;
+            let reasons = [our_result, expected].into_iter().flatten().map(reason);
+            if let Some(reason) = reasons.into_iter().find(|reason| !reason.is_empty()) {
+                cell.reason = reason;
             } else if [&cell.ours, &cell.reference]
                 .iter()
-                .all(|word| was_run(word))
+                .all(|outcome| needs_no_reason(outcome))
             {
-                cell.why.clear();
+                cell.reason.clear();
             }
         }
         self.tests.retain(|_, row| !row.is_empty());
     }
 
-    /// What the reference has done in an earlier run.
-    pub(super) fn reference(&self, column: &str) -> Result<Results, String> {
+    /// Returns the recorded results of the reference.
+    pub(super) fn reference(&self, column: &str) -> Result<TestResults, String> {
         if !self.columns.iter().any(|name| name == column) {
-            return Err(format!("{} has no column {column}", path().display()));
+            return Err(format!(
+                "{} has no column {column:?}; run cargo xtask interop with these options first",
+                path().display()
+            ));
         }
         let cells = self.tests.iter().filter_map(|(name, row)| {
             let cell = row.get(column).filter(|cell| !cell.reference.is_empty())?;
-            let (outcome, why) = (cell.reference.clone(), cell.why.clone());
-            Some((name.clone(), TestResult { outcome, why }))
+            let (outcome, reason) = (cell.reference.clone(), cell.reason.clone());
+            Some((name.clone(), TestResult { outcome, reason }))
         });
         Ok(cells.collect())
     }
 
-    fn read(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, String> {
         let mut lines = text.lines().map(|line| line.split('\t'));
         let columns = lines.next().into_iter().flatten().skip(1);
         let columns: Vec<_> = columns.map(str::to_owned).collect();
@@ -111,9 +116,10 @@ impl Table {
             let cells = columns.iter().cloned().zip(line);
             let cells = cells.filter(|(_, cell)| !cell.is_empty());
             let cells: Option<_> = cells
-                .map(|(column, cell)| Some((column, Cell::read(cell)?)))
+                .map(|(column, cell)| Some((column, Cell::parse(cell)?)))
                 .collect();
-            let cells = cells.ok_or_else(|| format!("cannot read what is said about {name}"))?;
+            let cells =
+                cells.ok_or_else(|| format!("{}: malformed cell of {name}", path().display()))?;
             tests.insert(name.to_owned(), cells);
         }
         Ok(Self { columns, tests })
@@ -134,43 +140,43 @@ impl Table {
 }
 
 impl Cell {
-    fn read(text: &str) -> Option<Self> {
-        let (words, why) = text.split_once(": ").unwrap_or((text, ""));
-        let (ours, reference) = words.split_once('/')?;
+    fn parse(text: &str) -> Option<Self> {
+        let (outcomes, reason) = text.split_once(": ").unwrap_or((text, ""));
+        let (ours, reference) = outcomes.split_once('/')?;
         Some(Self {
             ours: ours.to_owned(),
             reference: reference.to_owned(),
-            why: why.to_owned(),
+            reason: reason.to_owned(),
         })
     }
 
     fn write(&self) -> String {
-        let words = format!("{}/{}", self.ours, self.reference);
-        match self.why.is_empty() {
-            true => words,
-            false => format!("{words}: {}", self.why),
+        let outcomes = format!("{}/{}", self.ours, self.reference);
+        if self.reason.is_empty() {
+            outcomes
+        } else {
+            format!("{outcomes}: {}", self.reason)
         }
     }
 }
 
-/// Whether there is no reason to ask for. Nothing is known about a side without a word.
-fn was_run(outcome: &str) -> bool {
+/// Whether the outcome needs no reason. An empty outcome means that the test has not run yet.
+fn needs_no_reason(outcome: &str) -> bool {
     matches!(outcome, "passed" | "failed" | "")
 }
 
-/// The reason for which a test was not run. What went wrong in one that failed is nothing to
-/// keep.
+/// The reason why a test was not run; empty for a failed test, whose cause is not recorded.
 fn reason(result: &TestResult) -> String {
-    let why = match &*result.outcome {
-        "skipped" | "xfailed" | "left out" => &*result.why,
+    let reason = match &*result.outcome {
+        "skipped" | "xfailed" | "excluded" => &*result.reason,
         _ => "",
     };
-    let why = why.trim_start_matches("Skipped: ");
-    why.split_whitespace().collect::<Vec<_>>().join(" ")
+    let reason = reason.trim_start_matches("Skipped: ");
+    reason.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// A worker alone first, then fleets, then those with several tasks at once; Redis before the
-/// others.
+/// The sort key of a column: single workers, then mixed fleets, then higher concurrency, each with
+/// Redis first.
 fn rank(column: &str) -> (bool, bool, bool, String) {
     let redis = column.starts_with("redis");
     let name = column.to_owned();
@@ -185,31 +191,31 @@ fn path() -> PathBuf {
 mod tests {
     use super::*;
 
-    fn results(list: &[(&str, &str, &str)]) -> Results {
-        let results = list.iter().map(|(name, outcome, why)| {
-            let (outcome, why) = ((*outcome).to_owned(), (*why).to_owned());
-            ((*name).to_owned(), TestResult { outcome, why })
+    fn results(list: &[(&str, &str, &str)]) -> TestResults {
+        let results = list.iter().map(|(name, outcome, reason)| {
+            let (outcome, reason) = ((*outcome).to_owned(), (*reason).to_owned());
+            ((*name).to_owned(), TestResult { outcome, reason })
         });
         results.collect()
     }
 
     #[test]
-    fn a_run_replaces_its_own_column() {
+    fn update_replaces_one_column() {
         let mut table = Table::default();
-        let all = results(&[("a", "passed", ""), ("b", "skipped", "Skipped: no\nmoon")]);
+        let all = results(&[("a", "passed", ""), ("b", "skipped", "Skipped: no\nserver")]);
         table.update("amqp/rpc", Some(&all), Some(&all));
         table.update("redis/redis", None, Some(&results(&[("a", "passed", "")])));
         let again = results(&[("a", "failed", "in call")]);
         table.update("redis/redis", Some(&again), None);
         let text = "test\tredis/redis\tamqp/rpc\n\
                     a\tfailed/passed\tpassed/passed\n\
-                    b\t\tskipped/skipped: no moon\n";
+                    b\t\tskipped/skipped: no server\n";
         assert_eq!(table.write(), text);
-        assert_eq!(Table::read(text).unwrap(), table);
+        assert_eq!(Table::parse(text).unwrap(), table);
     }
 
     #[test]
-    fn a_test_that_is_gone_is_gone_from_the_column() {
+    fn update_removes_tests_that_no_longer_exist() {
         let mut table = Table::default();
         table.update("x", Some(&results(&[("a", "passed", "")])), None);
         table.update("x", Some(&results(&[("b", "passed", "")])), None);
@@ -217,19 +223,19 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_stays_as_long_as_one_side_has_it() {
+    fn reason_is_kept_while_one_outcome_needs_it() {
         let mut table = Table::default();
-        let one = |outcome: &str, why: &str| results(&[("a", outcome, why)]);
-        let [skipped, passed] = [one("skipped", "no moon"), one("passed", "")];
+        let one = |outcome: &str, reason: &str| results(&[("a", outcome, reason)]);
+        let [skipped, passed] = [one("skipped", "no server"), one("passed", "")];
         table.update("x", Some(&skipped), Some(&skipped));
         table.update("x", Some(&passed), None);
-        assert!(table.write().ends_with("a\tpassed/skipped: no moon\n"));
+        assert!(table.write().ends_with("a\tpassed/skipped: no server\n"));
         table.update("x", None, Some(&passed));
         assert!(table.write().ends_with("a\tpassed/passed\n"));
     }
 
     #[test]
-    fn the_reference_is_remembered() {
+    fn reference_is_read_back_from_its_column() {
         let mut table = Table::default();
         let all = results(&[("a", "passed", "")]);
         table.update("x", None, Some(&all));
@@ -238,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_table_is_told() {
-        assert!(Table::read("test\tx\na\tnonsense\n").is_err());
+    fn malformed_cell_is_an_error() {
+        assert!(Table::parse("test\tx\na\tnonsense\n").is_err());
     }
 }

@@ -1,11 +1,11 @@
-//! A worker that Celery's own integration suite can be run against: it serves
-//! the tasks which that suite calls, under their names.
+//! A worker for Celery's own integration suite: it registers the tasks of the
+//! suite under the same names.
 //!
-//!     cargo run --example judge -- --node judge@host \
+//!     cargo run --example interop -- --node interop@host \
 //!         --broker redis://localhost --backend redis://localhost --concurrency 1
 //!
-//! Some tasks leave marks in the Redis server of `REDIS_HOST` and `REDIS_PORT`.
-//! `cargo xtask judge` starts all that is needed and runs the suite.
+//! Some tasks write to the Redis server of `REDIS_HOST` and `REDIS_PORT`.
+//! `cargo xtask interop` starts the servers and runs the suite.
 
 mod arithmetic;
 mod errbacks;
