@@ -20,8 +20,8 @@ use crate::shell::{cargo, output, run as run_command, say};
 /// The default number of tasks for Python.
 pub(crate) const DEFAULT_TASKS: u64 = 20_000;
 
-/// The number of tasks for Rust, as a multiple of Python's: with fewer tasks the measured time would
-/// be too short.
+/// The number of tasks for Rust, as a multiple of Python's: with fewer tasks the measured time
+/// would be too short.
 const RUST_FACTOR: u64 = 10;
 
 /// The time limit for consuming all tasks.
