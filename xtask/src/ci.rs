@@ -8,17 +8,19 @@ use serde_json::Value;
 use test_servers::paths;
 
 use crate::invariants;
-use crate::shell::{Outcome, cargo, output, run as run_command, say, shown, stream, succeeds};
+use crate::shell::{
+    Outcome, cargo, command_line, output, run as run_command, say, stream, succeeds,
+};
 
 /// One check: what it is called, the seconds it may take on two cores, and what it does.
 struct Check {
     name: &'static str,
     budget: u64,
-    run: fn() -> Result<Verdict, String>,
+    run: fn() -> Result<CheckStatus, String>,
 }
 
 /// How a check ended that found nothing wrong.
-enum Verdict {
+enum CheckStatus {
     Passed,
     /// What it needs is not on this machine, or not there yet.
     Skipped(String),
@@ -98,11 +100,11 @@ pub(crate) fn run() -> Outcome {
     for check in CHECKS {
         say(check.name);
         let start = Instant::now();
-        let verdict = (check.run)();
+        let status = (check.run)();
         let seconds = start.elapsed().as_secs();
-        match verdict {
-            Ok(Verdict::Passed) => println!("passed in {seconds} s: {}", check.name),
-            Ok(Verdict::Skipped(reason)) => {
+        match status {
+            Ok(CheckStatus::Passed) => println!("passed in {seconds} s: {}", check.name),
+            Ok(CheckStatus::Skipped(reason)) => {
                 skipped += 1;
                 println!("skipped: {reason}");
             }
@@ -124,15 +126,15 @@ pub(crate) fn run() -> Outcome {
     Err(format!("failed checks: {}", failed.join(", ")))
 }
 
-fn passes(arguments: &[&str]) -> Result<Verdict, String> {
+fn passes(arguments: &[&str]) -> Result<CheckStatus, String> {
     done(run_command(&mut cargo(arguments)))
 }
 
-fn done(outcome: Outcome) -> Result<Verdict, String> {
-    outcome.map(|()| Verdict::Passed)
+fn done(outcome: Outcome) -> Result<CheckStatus, String> {
+    outcome.map(|()| CheckStatus::Passed)
 }
 
-fn lints() -> Result<Verdict, String> {
+fn lints() -> Result<CheckStatus, String> {
     passes(&[
         "clippy",
         "--workspace",
@@ -144,13 +146,13 @@ fn lints() -> Result<Verdict, String> {
     ])
 }
 
-fn docs() -> Result<Verdict, String> {
+fn docs() -> Result<CheckStatus, String> {
     let mut doc = cargo(&["doc", "--workspace", "--all-features", "--no-deps"]);
     done(run_command(doc.env("RUSTDOCFLAGS", "-D warnings")))
 }
 
 /// Checks each package without features and with each feature alone; a warning is a failure.
-fn features() -> Result<Verdict, String> {
+fn features() -> Result<CheckStatus, String> {
     let metadata = invariants::metadata()?;
     let mut problems = Vec::new();
     for package in FEATURED {
@@ -160,7 +162,7 @@ fn features() -> Result<Verdict, String> {
         }
     }
     match problems.is_empty() {
-        true => Ok(Verdict::Passed),
+        true => Ok(CheckStatus::Passed),
         false => Err(problems.join("\n")),
     }
 }
@@ -182,7 +184,10 @@ fn check_alone(package: &str, feature: Option<&str>) -> Outcome {
             println!("{package}: {}", feature.unwrap_or("no features"));
             Ok(())
         }
-        false => Err(format!("`{}` complains:\n{warnings}", shown(&command))),
+        false => Err(format!(
+            "`{}` complains:\n{warnings}",
+            command_line(&command)
+        )),
     }
 }
 
@@ -193,23 +198,23 @@ fn diagnostic(message: &str) -> Option<String> {
     (message["reason"] == "compiler-message").then(|| text.to_owned())
 }
 
-fn wasm() -> Result<Verdict, String> {
+fn wasm() -> Result<CheckStatus, String> {
     const TARGET: &str = "wasm32-unknown-unknown";
     let sysroot = output(Command::new("rustc").args(["--print", "sysroot"]))?;
     let library = Path::new(sysroot.trim()).join("lib/rustlib").join(TARGET);
     if !library.exists() {
         let reason = format!("no standard library for {TARGET}: `rustup target add {TARGET}`");
-        return Ok(Verdict::Skipped(reason));
+        return Ok(CheckStatus::Skipped(reason));
     }
     // Without the compressions: some of them are C.
     passes(&["check", "--package", "celery-protocol", "--target", TARGET])
 }
 
-fn oldest_rust() -> Result<Verdict, String> {
+fn oldest_rust() -> Result<CheckStatus, String> {
     let version = invariants::oldest_rust()?;
     if !succeeds(Command::new("rustup").args(["run", &version, "cargo", "--version"])) {
         let reason = format!("no Rust {version}: `rustup toolchain install {version}`");
-        return Ok(Verdict::Skipped(reason));
+        return Ok(CheckStatus::Skipped(reason));
     }
     let mut check = Command::new("rustup");
     check
@@ -223,10 +228,10 @@ fn oldest_rust() -> Result<Verdict, String> {
     done(run_command(&mut check))
 }
 
-fn deny() -> Result<Verdict, String> {
+fn deny() -> Result<CheckStatus, String> {
     if !succeeds(&mut cargo(&["deny", "--version"])) {
         let reason = "no cargo-deny: `cargo install cargo-deny --locked`".to_owned();
-        return Ok(Verdict::Skipped(reason));
+        return Ok(CheckStatus::Skipped(reason));
     }
     // Advisories are left out: they change by the day, and a build must not.
     passes(&[
@@ -239,16 +244,16 @@ fn deny() -> Result<Verdict, String> {
     ])
 }
 
-fn semver() -> Result<Verdict, String> {
+fn semver() -> Result<CheckStatus, String> {
     let mut tags = Command::new("git");
     tags.args(["describe", "--tags", "--abbrev=0", "--match", "v*"]);
     let Ok(release) = output(tags.current_dir(paths::workspace())) else {
         let reason = "there is no release yet to compare with".to_owned();
-        return Ok(Verdict::Skipped(reason));
+        return Ok(CheckStatus::Skipped(reason));
     };
     if !succeeds(&mut cargo(&["semver-checks", "--version"])) {
         let reason = "no cargo-semver-checks: `cargo install cargo-semver-checks --locked`";
-        return Ok(Verdict::Skipped(reason.to_owned()));
+        return Ok(CheckStatus::Skipped(reason.to_owned()));
     }
     passes(&["semver-checks", "--baseline-rev", release.trim()])
 }

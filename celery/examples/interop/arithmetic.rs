@@ -1,8 +1,8 @@
-//! Python's `+` and `*` on values of any kind.
+//! Python's `+` and `*` for values of any type.
 
 use celery::{TaskError, Value};
 
-/// `x + y` of numbers, texts or lists.
+/// Returns `x + y` for numbers, texts or lists.
 pub(crate) fn add(x: &Value, y: &Value) -> Result<Value, TaskError> {
     match (x, y) {
         (Value::Str(x), Value::Str(y)) => Ok(Value::Str(format!("{x}{y}"))),
@@ -11,19 +11,19 @@ pub(crate) fn add(x: &Value, y: &Value) -> Result<Value, TaskError> {
     }
 }
 
-/// `x * y` of numbers.
+/// Returns `x * y` for numbers.
 pub(crate) fn multiply(x: &Value, y: &Value) -> Result<Value, TaskError> {
     numbers("*", x, y, i64::checked_mul, |x, y| x * y)
 }
 
-/// The sum of a list, 0 if it is empty.
+/// Returns the sum of a list; 0 if it is empty.
 pub(crate) fn sum(values: &[Value]) -> Result<Value, TaskError> {
     values
         .iter()
         .try_fold(Value::Int(0), |sum, value| add(&sum, value))
 }
 
-/// Whether Python takes it for true.
+/// Returns whether the value is true in Python.
 pub(crate) fn is_true(value: &Value) -> bool {
     match value {
         Value::Null => false,
@@ -45,7 +45,7 @@ fn numbers(
     if let (Value::Int(x), Value::Int(y)) = (x, y) {
         return ints(*x, *y)
             .map(Value::Int)
-            .ok_or_else(|| TaskError::exception("OverflowError", "the result has over 64 bits"));
+            .ok_or_else(|| TaskError::exception("OverflowError", "the result exceeds 64 bits"));
     }
     if let (Some(x), Some(y)) = (x.as_f64(), y.as_f64()) {
         return Ok(Value::Float(floats(x, y)));

@@ -1,8 +1,8 @@
-//! Tasks that fail on purpose.
+//! Tasks that fail deliberately.
 
 use celery::{Context, Exception, Requeue, Task, TaskError, Tasks, Value};
 
-use crate::{MODULE, World};
+use crate::{MODULE, State};
 
 pub(crate) const FAIL: Task<(Vec<Value>,), ()> =
     Task::new("t.integration.tasks.fail").params(&["*args"]);
@@ -16,7 +16,7 @@ const REJECT_THEN_SUCCEED: Task<(), String> = Task::new("t.integration.tasks.rej
     .params(&[])
     .acks_late();
 
-pub(crate) fn add_to(tasks: Tasks<World>) -> Tasks<World> {
+pub(crate) fn add_to(tasks: Tasks<State>) -> Tasks<State> {
     tasks
         .with(FAIL, fail)
         .with(RAISE_ERROR, async |_| {
@@ -31,13 +31,13 @@ pub(crate) fn add_to(tasks: Tasks<World>) -> Tasks<World> {
         .with(REJECT_THEN_SUCCEED, reject_then_succeed)
 }
 
-/// The exception that the suite waits for.
+/// Returns the exception that the suite expects.
 pub(crate) fn expected(args: impl IntoIterator<Item = Value>) -> Exception {
     Exception::new(MODULE, "ExpectedException", "").with_args(args)
 }
 
-/// What Python stores in place of an exception that it cannot copy: its
-/// module, its name, its arguments and how it is printed.
+/// Returns the exception that Python stores instead of one that cannot be
+/// pickled: with its module, name, arguments and text.
 pub(crate) fn unpickleable(first: Value) -> Exception {
     let inner = Exception::new(MODULE, "UnpickleableException", "").with_args([first]);
     let printed = inner.to_string();
@@ -59,9 +59,10 @@ async fn fail(args: Vec<Value>) -> Result<(), TaskError> {
     Err(TaskError::failed(expected([text].into_iter().chain(args))))
 }
 
-async fn reject_then_succeed(ctx: Context<World>) -> Result<String, TaskError> {
-    match ctx.is_redelivered() {
-        true => Ok("second-pass".to_owned()),
-        false => Err(TaskError::reject("first pass", Requeue::Yes)),
+async fn reject_then_succeed(ctx: Context<State>) -> Result<String, TaskError> {
+    if ctx.is_redelivered() {
+        Ok("second-pass".to_owned())
+    } else {
+        Err(TaskError::reject("first pass", Requeue::Yes))
     }
 }

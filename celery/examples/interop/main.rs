@@ -10,9 +10,9 @@
 mod arithmetic;
 mod errbacks;
 mod failing;
-mod marks;
 mod nested;
 mod plain;
+mod redis_writes;
 mod replacing;
 mod request;
 mod retrying;
@@ -23,14 +23,14 @@ use std::sync::atomic::AtomicU32;
 use celery::{Config, Tasks};
 use tracing_subscriber::EnvFilter;
 
-/// The beginning of the tasks' names, as a module of Python.
+/// The Python module of the suite's tasks: the prefix of their names.
 const MODULE: &str = "t.integration.tasks";
 
-/// What tasks share.
-struct World {
-    /// Where marks are left.
+/// The state that tasks share.
+struct State {
+    /// The server to which tasks write.
     redis: redis::Client,
-    /// How often the task `retry` has asked for one more attempt.
+    /// The number of retries that the task `retry` has requested.
     attempts: AtomicU32,
 }
 
@@ -41,7 +41,7 @@ async fn main() -> std::process::ExitCode {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
-    match work().await {
+    match run_worker().await {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
@@ -50,7 +50,7 @@ async fn main() -> std::process::ExitCode {
     }
 }
 
-async fn work() -> Result<(), Box<dyn std::error::Error>> {
+async fn run_worker() -> Result<(), Box<dyn std::error::Error>> {
     let mut config = Config::from_env()?.set("result_extended", true)?;
     let mut node = None;
     let mut concurrency = 1;
@@ -64,11 +64,11 @@ async fn work() -> Result<(), Box<dyn std::error::Error>> {
             "--broker" => config = config.broker_url(value),
             "--backend" => config = config.result_backend(value),
             "--concurrency" => concurrency = value.parse()?,
-            _ => return Err(format!("{name} is not known").into()),
+            _ => return Err(format!("unknown option {name}").into()),
         }
     }
     let app = celery::connect(config)?;
-    let mut worker = app.worker(tasks(World::new()?)).concurrency(concurrency);
+    let mut worker = app.worker(tasks(State::new()?)).concurrency(concurrency);
     if let Some(node) = node {
         worker = worker.hostname(node);
     }
@@ -76,7 +76,7 @@ async fn work() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-fn tasks(world: World) -> Tasks {
+fn tasks(state: State) -> Tasks {
     let tasks = plain::add_to(Tasks::new());
     let tasks = errbacks::add_to(tasks);
     let tasks = failing::add_to(tasks);
@@ -85,13 +85,13 @@ fn tasks(world: World) -> Tasks {
     let tasks = request::add_to(tasks);
     let tasks = retrying::add_to(tasks);
     let tasks = workflows::add_to(tasks);
-    marks::add_to(tasks).with_state(world)
+    redis_writes::add_to(tasks).with_state(state)
 }
 
-impl World {
+impl State {
     fn new() -> redis::RedisResult<Self> {
         let variable =
-            |name, otherwise: &str| std::env::var(name).unwrap_or_else(|_| otherwise.to_owned());
+            |name, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
         let (host, port) = (
             variable("REDIS_HOST", "localhost"),
             variable("REDIS_PORT", "6379"),

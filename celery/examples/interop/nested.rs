@@ -2,7 +2,7 @@
 
 use celery::{Canvas, Signature, Task, TaskError, Tasks, Value};
 
-use crate::World;
+use crate::State;
 use crate::plain::ADD;
 
 type Nested = Task<(), Value>;
@@ -21,20 +21,20 @@ const fn nested(name: &'static str) -> Nested {
     Task::new(name).params(&[])
 }
 
-pub(crate) fn add_to(tasks: Tasks<World>) -> Tasks<World> {
+pub(crate) fn add_to(tasks: Tasks<State>) -> Tasks<State> {
     tasks
-        .with(CHAIN_CHAIN, async || chain(chain(add())).written())
-        .with(CHAIN_GROUP, async || chain(group(add())).written())
-        .with(CHAIN_CHORD, async || chain(chord(add())).written())
-        .with(GROUP_CHAIN, async || group(chain(add())).written())
-        .with(GROUP_GROUP, async || group(group(add())).written())
-        .with(GROUP_CHORD, async || group(chord(add())).written())
-        .with(CHORD_CHAIN, async || chord(chain(add())).written())
-        .with(CHORD_GROUP, async || chord(group(add())).written())
-        .with(CHORD_CHORD, async || chord(chord(add())).written())
+        .with(CHAIN_CHAIN, async || chain(chain(add())).to_result())
+        .with(CHAIN_GROUP, async || chain(group(add())).to_result())
+        .with(CHAIN_CHORD, async || chain(chord(add())).to_result())
+        .with(GROUP_CHAIN, async || group(chain(add())).to_result())
+        .with(GROUP_GROUP, async || group(group(add())).to_result())
+        .with(GROUP_CHORD, async || group(chord(add())).to_result())
+        .with(CHORD_CHAIN, async || chord(chain(add())).to_result())
+        .with(CHORD_GROUP, async || chord(group(add())).to_result())
+        .with(CHORD_CHORD, async || chord(chord(add())).to_result())
 }
 
-/// It lacks its arguments: nobody sends it.
+/// Returns `add` without arguments, because the canvas is only returned.
 fn add() -> Canvas {
     Signature::named(ADD.name(), (), ()).into()
 }
@@ -51,13 +51,13 @@ fn chord(header: Canvas) -> Canvas {
     Canvas::chord([header], add())
 }
 
-/// A canvas as a result.
-trait Written {
-    fn written(self) -> Result<Value, TaskError>;
+/// Converts a canvas to a result.
+trait ToResult {
+    fn to_result(self) -> Result<Value, TaskError>;
 }
 
-impl Written for Canvas {
-    fn written(self) -> Result<Value, TaskError> {
+impl ToResult for Canvas {
+    fn to_result(self) -> Result<Value, TaskError> {
         Ok(self.to_wire()?.to_value()?)
     }
 }

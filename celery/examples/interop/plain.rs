@@ -1,4 +1,4 @@
-//! Tasks that make a value of their arguments.
+//! Tasks that compute a value from their arguments.
 
 use std::fs::File;
 use std::io::Write;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use celery::{Context, Map, Task, TaskError, Tasks, Value};
 use serde::{Deserialize, Serialize};
 
-use crate::World;
+use crate::State;
 use crate::arithmetic::{add, is_true, multiply, sum};
 
 const XY: [&str; 2] = ["x", "y"];
@@ -61,12 +61,12 @@ struct Sum {
     result: i64,
 }
 
-pub(crate) fn add_to(tasks: Tasks<World>) -> Tasks<World> {
+pub(crate) fn add_to(tasks: Tasks<State>) -> Tasks<State> {
     tasks
         .with(IDENTITY, async |x| Ok::<_, TaskError>(x))
-        .with(ADD, async |x, y, z| match is_true(&z) {
-            true => add(&add(&x, &y)?, &z),
-            false => add(&x, &y),
+        .with(ADD, async |x, y, z| {
+            let sum = add(&x, &y)?;
+            if is_true(&z) { add(&sum, &z) } else { Ok(sum) }
         })
         .with(MUL, async |x, y| multiply(&x, &y))
         .with(ADD_NOT_TYPED, async |x, y| add(&x, &y))
@@ -110,7 +110,7 @@ async fn delayed_sum(numbers: Vec<Value>, pause: f64) -> Result<Value, TaskError
 }
 
 async fn delayed_sum_with_soft_guard(
-    ctx: Context<World>,
+    ctx: Context<State>,
     numbers: Vec<Value>,
     pause: f64,
 ) -> Result<Value, TaskError> {
@@ -135,11 +135,12 @@ fn write_to_file(name: String, number: i64) -> Result<i64, TaskError> {
 
 async fn add_pair(pair: Pair) -> Result<Sum, TaskError> {
     let result = pair.x.checked_add(pair.y);
-    let result = result.ok_or_else(|| TaskError::exception("OverflowError", "over 64 bits"))?;
+    let result = result
+        .ok_or_else(|| TaskError::exception("OverflowError", "the result exceeds 64 bits"))?;
     Ok(Sum { result })
 }
 
-/// Checks that it is a call, and all that it is made of are calls, too.
+/// Checks that the value and all signatures in it are signatures.
 fn check_signature(value: &Value) -> Result<(), TaskError> {
     if value.get("task").and_then(Value::as_str).is_none() {
         let message = format!("{value:?} is not a signature object");

@@ -1,14 +1,14 @@
-//! Tasks that replace themselves by others.
+//! Tasks that are replaced by other tasks.
 
 use celery::{Canvas, Context, Raw, Signature, Task, TaskError, Tasks, Value, group};
 
-use crate::World;
+use crate::State;
 use crate::failing::{FAIL, RAISE_ERROR};
-use crate::marks::push;
 use crate::plain::{IDENTITY, REPLACED_WITH_ME};
+use crate::redis_writes::push;
 use crate::workflows::ADD_TWO;
 
-/// The task `redis_echo` as it is called here, without the name of the list.
+/// The task `redis_echo` without its parameter for the list.
 const ECHO: Task<(Value,), ()> = Task::new("t.integration.tasks.redis_echo").params(&["message"]);
 
 const ADD_REPLACED: Task<(Value, Value), Value> =
@@ -38,7 +38,7 @@ const RECORD_REPLACED_TASK_NESTING: Task<(u32, Option<Vec<u32>>), Vec<u32>> =
     Task::new("t.integration.tasks.record_replaced_task_nesting")
         .params(&["replacements", "nesting=null"]);
 
-pub(crate) fn add_to(tasks: Tasks<World>) -> Tasks<World> {
+pub(crate) fn add_to(tasks: Tasks<State>) -> Tasks<State> {
     tasks
         .with(ADD_REPLACED, async |x, y| {
             Err::<Value, _>(ADD_REPLACED.replaced_by(ADD_TWO.s((x, y))))
@@ -76,12 +76,12 @@ pub(crate) fn add_to(tasks: Tasks<World>) -> Tasks<World> {
         .with(RECORD_REPLACED_TASK_NESTING, record_replaced_task_nesting)
 }
 
-/// The task that gets the arguments, whatever their number.
+/// Returns `identity` with any number of arguments.
 fn identity(args: Vec<Value>) -> Canvas {
     Signature::named(IDENTITY.name(), args, ()).into()
 }
 
-/// Leaves a mark: what it is linked to, or the message if there is one.
+/// Returns `redis_echo` with the message, or with the result of the task that it is linked to.
 fn echo(message: Option<Value>) -> Canvas {
     match message {
         Some(message) => ECHO.si((message,)).into(),
@@ -103,10 +103,10 @@ async fn replace_with_chain_which_raises(
     Err(TaskError::replace(chain.link_error(&echo(message))))
 }
 
-/// The list of marks that the two tasks below leave.
+/// The list to which the two tasks below write.
 const REDIS_ECHO: &str = "redis-echo";
 
-async fn second_order_replace1(ctx: Context<World>, state: bool) -> Result<(), TaskError> {
+async fn second_order_replace1(ctx: Context<State>, state: bool) -> Result<(), TaskError> {
     if state {
         return push(&ctx, REDIS_ECHO, "Out A".into()).await;
     }
@@ -116,7 +116,7 @@ async fn second_order_replace1(ctx: Context<World>, state: bool) -> Result<(), T
     Err(SECOND_ORDER_REPLACE1.replaced_by(chain))
 }
 
-async fn second_order_replace2(ctx: Context<World>, state: bool) -> Result<(), TaskError> {
+async fn second_order_replace2(ctx: Context<State>, state: bool) -> Result<(), TaskError> {
     if state {
         return push(&ctx, REDIS_ECHO, "Out B".into()).await;
     }
@@ -136,7 +136,7 @@ async fn replace_with_stamped_task(replacement: Option<Value>) -> Result<Value, 
 }
 
 async fn record_replaced_task_nesting(
-    ctx: Context<World>,
+    ctx: Context<State>,
     replacements: u32,
     nesting: Option<Vec<u32>>,
 ) -> Result<Vec<u32>, TaskError> {

@@ -1,10 +1,10 @@
-//! Tasks that return what they know of themselves.
+//! Tasks that return parts of their request.
 
 use std::time::Duration;
 
 use celery::{Context, Map, Task, TaskError, Tasks, Value};
 
-use crate::World;
+use crate::State;
 
 type Ids = (Option<String>, Option<String>, Value);
 
@@ -23,7 +23,7 @@ const TASK_WITH_DECLARED_TIME_LIMITS: Task<(), Map> =
     Task::new("t.integration.tasks.task_with_declared_time_limits")
         .params(&[])
         .time_limits(Some(Duration::from_secs(45)), Some(Duration::from_secs(60)));
-pub(crate) fn add_to(tasks: Tasks<World>) -> Tasks<World> {
+pub(crate) fn add_to(tasks: Tasks<State>) -> Tasks<State> {
     tasks
         .with(IDS, async |ctx, i| Ok::<_, TaskError>(ids(&ctx, i)))
         .with(COLLECT_IDS, async |ctx, res, i| {
@@ -36,11 +36,11 @@ pub(crate) fn add_to(tasks: Tasks<World>) -> Tasks<World> {
         .with(TASK_WITH_DECLARED_TIME_LIMITS, time_limits)
 }
 
-fn ids(ctx: &Context<World>, i: Value) -> Ids {
+fn ids(ctx: &Context<State>, i: Value) -> Ids {
     (ctx.root_id(), ctx.parent_id(), i)
 }
 
-async fn return_priority(ctx: Context<World>, _: Vec<Value>) -> Result<String, TaskError> {
+async fn return_priority(ctx: Context<State>, _: Vec<Value>) -> Result<String, TaskError> {
     let priority = ctx.priority().map(|priority| priority.to_string());
     Ok(format!(
         "Priority: {}",
@@ -48,11 +48,11 @@ async fn return_priority(ctx: Context<World>, _: Vec<Value>) -> Result<String, T
     ))
 }
 
-async fn return_request_eta(ctx: Context<World>) -> Result<Option<String>, TaskError> {
+async fn return_request_eta(ctx: Context<State>) -> Result<Option<String>, TaskError> {
     Ok(ctx.headers()?.eta.map(|eta| eta.into_owned()))
 }
 
-async fn return_properties(ctx: Context<World>) -> Result<Map, TaskError> {
+async fn return_properties(ctx: Context<State>) -> Result<Map, TaskError> {
     let properties = ctx.properties();
     let mut map = properties.extra.clone();
     map.insert("content_type", &*properties.content_type);
@@ -64,7 +64,7 @@ async fn return_properties(ctx: Context<World>) -> Result<Map, TaskError> {
     Ok(map)
 }
 
-async fn time_limits(ctx: Context<World>) -> Result<Map, TaskError> {
+async fn time_limits(ctx: Context<State>) -> Result<Map, TaskError> {
     let seconds = |limit: Option<Duration>| limit.map(|limit| limit.as_secs_f64());
     let (soft, hard) = ctx.time_limits();
     Ok(Map::from([

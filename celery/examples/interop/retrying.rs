@@ -1,4 +1,4 @@
-//! Tasks that are run again.
+//! Tasks that retry.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use celery::{AutoRetry, Context, Exception, Map, RetryBackoff, Task, TaskError, Tasks, Value};
 use serde::{Deserialize, Serialize};
 
-use crate::World;
+use crate::State;
 use crate::arithmetic::add;
 use crate::failing::{expected, unpickleable};
 
@@ -57,40 +57,40 @@ const AUTO_RETRY: Task<(), u32> = Task::new("auto_retry_class_task")
     .max_retries(1)
     .autoretry(AutoRetry::on::<Empty>().backoff(RetryBackoff::new(1)));
 
-/// `*args`, and by keyword `max_retries` and `countdown`.
+/// The parameters `*args`, `max_retries` and `countdown`.
 type OnceWithHeaders = (Vec<Value>, Option<u32>, Option<f64>);
 
-/// `*args`, and by keyword `expires`, `max_retries` and `countdown`.
+/// The parameters `*args`, `expires`, `max_retries` and `countdown`.
 type Once = (Vec<Value>, Option<f64>, Option<u32>, Option<f64>);
 
-/// How the task that is called shall ask for its retry.
+/// The options of the retry that the task requests.
 #[derive(Serialize, Deserialize)]
 struct RetryKwargs {
     countdown: Option<f64>,
     max_retries: Option<u32>,
 }
 
-/// What is retried without the task asking.
+/// An error that is retried automatically.
 #[derive(Debug, thiserror::Error)]
-#[error("there is nothing yet")]
+#[error("no data yet")]
 struct Empty;
 
-pub(crate) fn add_to(tasks: Tasks<World>) -> Tasks<World> {
+pub(crate) fn add_to(tasks: Tasks<State>) -> Tasks<State> {
     tasks
         .with(RETRY, retry)
         .with(RETRY_UNPICKLEABLE, retry_unpickleable)
         .with(RETRY_ONCE, retry_once)
         .with(RETRY_ONCE_PRIORITY, retry_once_priority)
         .with(RETRY_ONCE_HEADERS, retry_once_headers)
-        .with(RETRY_ONCE_IGNORE_RESULT, retry_at_once)
-        .with(RETRY_ONCE_WITH_RESULT, retry_at_once)
+        .with(RETRY_ONCE_IGNORE_RESULT, retry_immediately)
+        .with(RETRY_ONCE_WITH_RESULT, retry_immediately)
         .with(RETRY_WITH_ARGS_AFTER_KWARGS, retry_with_args)
         .with(RETRY_WITH_KWARGS_AFTER_ARGS, retry_with_kwargs)
         .with(AUTO_RETRY, auto_retry)
 }
 
-/// A retry after `countdown` seconds, or after the task's own delay.
-fn again(countdown: Option<f64>, max_retries: Option<u32>) -> Result<TaskError, TaskError> {
+/// Returns a retry after `countdown` seconds, or after the default delay of the task.
+fn retry_after(countdown: Option<f64>, max_retries: Option<u32>) -> Result<TaskError, TaskError> {
     let mut error = TaskError::retry();
     if let Some(seconds) = countdown {
         error = error.after(Duration::try_from_secs_f64(seconds)?);
@@ -101,7 +101,7 @@ fn again(countdown: Option<f64>, max_retries: Option<u32>) -> Result<TaskError, 
     Ok(error)
 }
 
-async fn retry(ctx: Context<World>, value: Option<Value>) -> Result<Value, TaskError> {
+async fn retry(ctx: Context<State>, value: Option<Value>) -> Result<Value, TaskError> {
     if let Some(value) = value {
         let attempts = &ctx.state().attempts;
         if attempts.fetch_add(1, Ordering::Relaxed) >= 3 {
@@ -115,13 +115,13 @@ async fn retry(ctx: Context<World>, value: Option<Value>) -> Result<Value, TaskE
         .because(because))
 }
 
-async fn retry_unpickleable(first: Value, _: Value, how: RetryKwargs) -> Result<(), TaskError> {
+async fn retry_unpickleable(first: Value, _: Value, options: RetryKwargs) -> Result<(), TaskError> {
     let because = TaskError::failed(unpickleable(first));
-    Err(again(how.countdown, how.max_retries)?.because(because))
+    Err(retry_after(options.countdown, options.max_retries)?.because(because))
 }
 
 async fn retry_once(
-    ctx: Context<World>,
+    ctx: Context<State>,
     _: Vec<Value>,
     expires: Option<f64>,
     max_retries: Option<u32>,
@@ -130,7 +130,7 @@ async fn retry_once(
     if ctx.retries() > 0 {
         return Ok(ctx.retries());
     }
-    let mut error = again(countdown, max_retries)?;
+    let mut error = retry_after(countdown, max_retries)?;
     if let Some(seconds) = expires {
         error = error.expires_at(SystemTime::now() + Duration::try_from_secs_f64(seconds)?);
     }
@@ -138,31 +138,31 @@ async fn retry_once(
 }
 
 async fn retry_once_priority(
-    ctx: Context<World>,
+    ctx: Context<State>,
     _: Vec<Value>,
     _: Option<f64>,
     max_retries: Option<u32>,
     countdown: Option<f64>,
 ) -> Result<Option<u8>, TaskError> {
     match ctx.retries() {
-        0 => Err(again(countdown, max_retries)?),
+        0 => Err(retry_after(countdown, max_retries)?),
         _ => Ok(ctx.priority()),
     }
 }
 
 async fn retry_once_headers(
-    ctx: Context<World>,
+    ctx: Context<State>,
     _: Vec<Value>,
     max_retries: Option<u32>,
     countdown: Option<f64>,
 ) -> Result<Map, TaskError> {
     match ctx.retries() {
-        0 => Err(again(countdown, max_retries)?),
+        0 => Err(retry_after(countdown, max_retries)?),
         _ => Ok(ctx.custom_headers()),
     }
 }
 
-async fn retry_at_once(ctx: Context<World>) -> Result<u32, TaskError> {
+async fn retry_immediately(ctx: Context<State>) -> Result<u32, TaskError> {
     match ctx.retries() {
         0 => Err(TaskError::retry().after(Duration::ZERO)),
         retries => Ok(retries),
@@ -170,7 +170,7 @@ async fn retry_at_once(ctx: Context<World>) -> Result<u32, TaskError> {
 }
 
 async fn retry_with_args(
-    ctx: Context<World>,
+    ctx: Context<State>,
     first: Value,
     second: Value,
     label: Value,
@@ -179,13 +179,13 @@ async fn retry_with_args(
         let args = [add(&first, &1.into())?, add(&second, &1.into())?];
         return Err(TaskError::retry().after(Duration::ZERO).args(args));
     }
-    let mut map = seen(&ctx, first, second);
+    let mut map = arguments(&ctx, first, second);
     map.insert("label", label);
     Ok(map)
 }
 
 async fn retry_with_kwargs(
-    ctx: Context<World>,
+    ctx: Context<State>,
     first: Value,
     second: Value,
 ) -> Result<Map, TaskError> {
@@ -193,10 +193,10 @@ async fn retry_with_kwargs(
         let kwargs = [("foo", add(&first, &1.into())?)];
         return Err(TaskError::retry().after(Duration::ZERO).kwargs(kwargs));
     }
-    Ok(seen(&ctx, first, second))
+    Ok(arguments(&ctx, first, second))
 }
 
-fn seen(ctx: &Context<World>, first: Value, second: Value) -> Map {
+fn arguments(ctx: &Context<State>, first: Value, second: Value) -> Map {
     Map::from([
         ("foo", first),
         ("bar", second),
@@ -205,7 +205,7 @@ fn seen(ctx: &Context<World>, first: Value, second: Value) -> Map {
     ])
 }
 
-async fn auto_retry(ctx: Context<World>) -> Result<u32, TaskError> {
+async fn auto_retry(ctx: Context<State>) -> Result<u32, TaskError> {
     match ctx.retries() {
         0 => {
             let shown = Exception::new("builtins", "ValueError", "").with_args([]);

@@ -2,12 +2,12 @@
 
 use celery::{Context, Task, TaskError, Tasks, Value, group};
 
-use crate::World;
+use crate::State;
 use crate::plain::TSUM;
 
 const XY: [&str; 2] = ["x", "y"];
 
-/// The task `add` as it is called here, without its third argument.
+/// The task `add` without its third parameter.
 pub(crate) const ADD_TWO: Task<(Value, Value), Value> =
     Task::new("t.integration.tasks.add").params(&XY);
 
@@ -20,7 +20,7 @@ const ADD_TO_ALL_TO_CHORD: Task<(Vec<Value>, Value), u32> =
 const ADD_CHORD_TO_CHORD: Task<(Vec<Value>, Value), u32> =
     Task::new("t.integration.tasks.add_chord_to_chord").params(&["nums", "val"]);
 
-pub(crate) fn add_to(tasks: Tasks<World>) -> Tasks<World> {
+pub(crate) fn add_to(tasks: Tasks<State>) -> Tasks<State> {
     tasks
         .with(CHAIN_ADD, chain_add)
         .with(CHORD_ADD, chord_add)
@@ -29,20 +29,20 @@ pub(crate) fn add_to(tasks: Tasks<World>) -> Tasks<World> {
         .with(ADD_CHORD_TO_CHORD, add_chord_to_chord)
 }
 
-async fn chain_add(ctx: Context<World>, x: Value, y: Value) -> Result<(), TaskError> {
+async fn chain_add(ctx: Context<State>, x: Value, y: Value) -> Result<(), TaskError> {
     let twice = ADD_TWO.s((x.clone(), x));
     ctx.apply(twice.then(ADD_TWO.p((y,)))).await?;
     Ok(())
 }
 
-async fn chord_add(ctx: Context<World>, x: Value, y: Value) -> Result<(), TaskError> {
+async fn chord_add(ctx: Context<State>, x: Value, y: Value) -> Result<(), TaskError> {
     let twice = group([ADD_TWO.s((x.clone(), x))]);
-    // It adds to any value, and so to the list of results.
+    // The body gets the list of results as its first argument.
     ctx.apply(twice.then(ADD_TWO.p((y,)))).await?;
     Ok(())
 }
 
-async fn build_chain_inside_task(ctx: Context<World>) -> Result<Value, TaskError> {
+async fn build_chain_inside_task(ctx: Context<State>) -> Result<Value, TaskError> {
     let plus = |number: i64| ADD_TWO.p((number.into(),));
     let two = ADD_TWO.s((1.into(), 1.into()));
     let both = two.then(plus(2)).then(group([plus(3), plus(4)]));
@@ -51,7 +51,7 @@ async fn build_chain_inside_task(ctx: Context<World>) -> Result<Value, TaskError
 }
 
 async fn add_to_all_to_chord(
-    ctx: Context<World>,
+    ctx: Context<State>,
     numbers: Vec<Value>,
     value: Value,
 ) -> Result<u32, TaskError> {
@@ -62,7 +62,7 @@ async fn add_to_all_to_chord(
 }
 
 async fn add_chord_to_chord(
-    ctx: Context<World>,
+    ctx: Context<State>,
     numbers: Vec<Value>,
     value: Value,
 ) -> Result<u32, TaskError> {

@@ -1,10 +1,10 @@
-//! Tasks that leave marks in Redis.
+//! Tasks that write to Redis.
 
 use celery::{Context, Task, TaskError, Tasks, Value};
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 
-use crate::World;
+use crate::State;
 use crate::arithmetic::sum;
 
 const REDIS_ECHO: Task<(Value, String), ()> =
@@ -21,41 +21,45 @@ const ERRBACK_OLD_STYLE: Task<(String,), String> =
 const ERRBACK_OLD_STYLE_WITH_ARGS: Task<(String, Value), ()> =
     Task::new("t.integration.tasks.errback_old_style_with_args").params(&["request_id", "label"]);
 
-pub(crate) fn add_to(tasks: Tasks<World>) -> Tasks<World> {
+pub(crate) fn add_to(tasks: Tasks<State>) -> Tasks<State> {
     tasks
         .with(
             REDIS_ECHO,
-            async |ctx: Context<World>, message, key: String| push(&ctx, &key, message).await,
+            async |ctx: Context<State>, message, key: String| push(&ctx, &key, message).await,
         )
         .with(REDIS_ECHO_GROUP_ID, echo_group_id)
-        .with(REDIS_COUNT, async |ctx: Context<World>, key: String| {
+        .with(REDIS_COUNT, async |ctx: Context<State>, key: String| {
             count(&ctx, &key).await
         })
         .with(SUM_AND_RECORD, sum_and_record)
         .with(ERRBACK_OLD_STYLE, errback)
         .with(
             ERRBACK_OLD_STYLE_WITH_ARGS,
-            async |ctx: Context<World>, key: String, label| push(&ctx, &key, label).await,
+            async |ctx: Context<State>, key: String, label| push(&ctx, &key, label).await,
         )
 }
 
-/// What knows the server in which marks are left.
-pub(crate) trait Redis {
+/// A context with the Redis server to which tasks write.
+pub(crate) trait RedisContext {
     fn redis(&self) -> &redis::Client;
 }
 
-impl Redis for Context<World> {
+impl RedisContext for Context<State> {
     fn redis(&self) -> &redis::Client {
         &self.state().redis
     }
 }
 
-async fn connection(place: &impl Redis) -> Result<MultiplexedConnection, TaskError> {
-    Ok(place.redis().get_multiplexed_async_connection().await?)
+async fn connection(context: &impl RedisContext) -> Result<MultiplexedConnection, TaskError> {
+    Ok(context.redis().get_multiplexed_async_connection().await?)
 }
 
-/// Adds it to the list as Python's client would write it.
-pub(crate) async fn push(place: &impl Redis, key: &str, value: Value) -> Result<(), TaskError> {
+/// Appends the value to the list in the format of Python's client.
+pub(crate) async fn push(
+    context: &impl RedisContext,
+    key: &str,
+    value: Value,
+) -> Result<(), TaskError> {
     let text = match value {
         Value::Str(text) => text.into_bytes(),
         Value::Bytes(bytes) => bytes,
@@ -68,21 +72,21 @@ pub(crate) async fn push(place: &impl Redis, key: &str, value: Value) -> Result<
             ));
         }
     };
-    let () = connection(place).await?.rpush(key, text).await?;
+    let () = connection(context).await?.rpush(key, text).await?;
     Ok(())
 }
 
-pub(crate) async fn count(place: &impl Redis, key: &str) -> Result<(), TaskError> {
-    let () = connection(place).await?.incr(key, 1).await?;
+pub(crate) async fn count(context: &impl RedisContext, key: &str) -> Result<(), TaskError> {
+    let () = connection(context).await?.incr(key, 1).await?;
     Ok(())
 }
 
-async fn echo_group_id(ctx: Context<World>, _: Value, key: String) -> Result<(), TaskError> {
+async fn echo_group_id(ctx: Context<State>, _: Value, key: String) -> Result<(), TaskError> {
     push(&ctx, &key, ctx.group_id().into()).await
 }
 
 async fn sum_and_record(
-    ctx: Context<World>,
+    ctx: Context<State>,
     values: Vec<Value>,
     key: String,
 ) -> Result<Value, TaskError> {
@@ -91,7 +95,7 @@ async fn sum_and_record(
     Ok(result)
 }
 
-async fn errback(ctx: Context<World>, request_id: String) -> Result<String, TaskError> {
+async fn errback(ctx: Context<State>, request_id: String) -> Result<String, TaskError> {
     count(&ctx, &request_id).await?;
     Ok(request_id)
 }
