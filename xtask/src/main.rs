@@ -4,12 +4,12 @@
 //! still runs when one of them does not compile.
 
 mod bench;
+mod checks;
 mod ci;
 mod comparison;
 mod fixtures;
 mod fuzz;
 mod interop;
-mod invariants;
 mod setup;
 mod shell;
 mod test;
@@ -28,9 +28,9 @@ The project's commands:
       on Debian and Ubuntu as root; elsewhere it lists the missing programs.
       CELERY_TEST_REDIS_SERVER, CELERY_TEST_RABBITMQ_SERVER and CELERY_TEST_PYTHON name a
       redis-server, a rabbitmq-server and a Python interpreter with Celery to use instead.
-  cargo xtask ci
-      Run the checks besides the tests: format, lints, docs, each feature alone, dependencies, and
-      the rules for wording, layers, determinism and sizes. Lists skipped checks.
+  cargo xtask ci [FILTER]
+      Run the checks besides the tests whose name contains FILTER: format, lints, docs, each
+      feature alone, dependencies, layers, environment, sizes, words. Lists skipped checks.
   cargo xtask fixtures
       Record celery-protocol/fixtures again from the pinned Python Celery.
   cargo xtask fuzz [--seconds N] [--install]
@@ -60,7 +60,8 @@ fn main() -> ExitCode {
     let outcome = match arguments[..] {
         ["test"] => test::run(None),
         ["test", filter] => test::run(Some(filter)),
-        ["ci"] => ci::run(),
+        ["ci"] => ci::run(""),
+        ["ci", filter] => ci::run(filter),
         ["fixtures"] => fixtures::run(),
         ["fuzz", ref options @ ..] => fuzz::run(options),
         ["interop" | "judge", ref options @ ..] => interop::run(options),
