@@ -63,10 +63,12 @@ const BOUNDARY_BEFORE: [&str; 3] = ["broker", "backend", "store"];
 /// The beginnings of the paths that the boundary may import.
 ///
 /// `bytes` is allowed because a message's body is `Bytes`: users of the protocol have the crate.
-const BOUNDARY_IMPORTS: [&str; 7] = [
+/// `env` is below the boundary and provides ids.
+const BOUNDARY_IMPORTS: [&str; 8] = [
     "std::",
     "bytes::",
     "celery_protocol::",
+    "crate::env::",
     "crate::boundary::",
     "crate::error::",
     "crate::broker::",
