@@ -1,4 +1,4 @@
-"""Reads a message with kombu and returns its parts in the fixture form."""
+"""What kombu reads from a message, in the fixture form."""
 from __future__ import annotations
 
 import base64
@@ -36,7 +36,7 @@ def expect_properties(properties, content_type, encoding, info):
 
 
 def expect_body(body, properties, headers, expect):
-    """Add the content of the body, read by kombu like in a worker."""
+    """Add what the body holds, read by kombu as a worker would read it."""
     if properties["content_type"] == PICKLE:
         return dict(expect, refused=PICKLE)
     message = kombu.Message(

@@ -2,10 +2,10 @@
 
     python record.py --redis redis://localhost:6379/0 --out celery-protocol/fixtures
 
-Celery publishes every message. The script writes the bytes found in Redis and
-the values that kombu reads from them. Ids, clock, host name and process id are
-fixed, so that recording again with the same versions produces the same files.
-The database of the URL is flushed.
+Everything is published by Celery itself; what lay in Redis is written down
+byte for byte, and beside it what kombu reads from it. Ids, clock, host name
+and process id are pinned, so that recording again with the same versions
+gives the same files. The database of the URL is flushed.
 """
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ VERSIONS = {name: importlib.metadata.version(name) for name in ("celery", "kombu
 
 
 class Recorder:
-    """Records one case at a time and writes its files."""
+    """Runs one case at a time and writes its files."""
 
     def __init__(self, url: str, out: Path):
         self.url = url
@@ -82,7 +82,7 @@ class Recorder:
         app.close()
 
     def queued(self):
-        """Return every queued envelope with the name of its list, oldest first."""
+        """Every queued envelope with its list's name, oldest first."""
         return [
             (key.decode(), raw.decode("utf-8"))
             for key in sorted(self.redis.keys("*"))
@@ -111,7 +111,7 @@ class Recorder:
         app.close()
 
     def by_hand(self, name, shows, origin, envelope: str, expect=None):
-        """Record a handwritten message of another producer, based on its description."""
+        """A message that some other producer writes, typed in after its description."""
         self.write(name, {
             "shows": shows,
             "origin": {"producer": origin, "transport": "redis, written by hand"},
@@ -121,7 +121,7 @@ class Recorder:
         })
 
     def amqp(self, name, shows, publish, *, settings=None):
-        """Record the frames that py-amqp would send; no server is needed."""
+        """Record what py-amqp would put into frames; no server is needed."""
         RECORDED.clear()
         app = self.app(**(settings or {}))
         app.conf.broker_url = "recording://"
@@ -168,7 +168,7 @@ def stored_bytes(raw):
         return {"document_base64": base64.b64encode(raw).decode()}
 
 
-# A transport that prepares messages like py-amqp and stores them.
+# A transport that prepares messages as py-amqp does and keeps them.
 
 RECORDED = []
 
@@ -189,7 +189,7 @@ kombu.transport.TRANSPORT_ALIASES["recording"] = f"{__name__}:RecordingTransport
 
 
 def through_frame(message):
-    """Return the properties that a peer reads from the content header frame."""
+    """The properties as a peer reads them from the content header frame."""
     from amqp.basic_message import Message
     from amqp.spec import Basic
     frame = message._serialize_properties()
@@ -202,11 +202,11 @@ def body_bytes(body):
     return body.encode() if isinstance(body, str) else bytes(body)
 
 
-# Fixed values for everything that differs between runs.
+# Pinning what differs from run to run.
 
 @contextmanager
 def pinned_ids(seed):
-    """Derive ids from the case name; replace host name and process id."""
+    """Ids that follow from the case's name; the host and process redacted."""
     count = iter(range(10_000))
 
     def pinned():
@@ -430,7 +430,7 @@ def fails(app, task_id, exc, **more):
 
 
 class DemoError(Exception):
-    """An exception defined by the application."""
+    """An exception of the application's own."""
 
 
 DemoError.__module__ = "demo.errors"
@@ -556,7 +556,7 @@ def main():
 
 
 if __name__ == "__main__":
-    # Stamp names are a set in Python; its order must not differ between runs.
+    # Stamp names are a set in Python; its order must not change from run to run.
     if os.environ.get("PYTHONHASHSEED") != "0":
         os.execve(sys.executable, [sys.executable, *sys.argv], dict(os.environ, PYTHONHASHSEED="0"))
     main()

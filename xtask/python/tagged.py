@@ -1,8 +1,9 @@
-"""The fixture form of Python values.
+"""How a Python value is written in a fixture.
 
-A value that JSON represents exactly is plain JSON; any other value is an object
-with the key ``$`` that names the Python type. The Rust tests and ``verify.py``
-read this form, so that expectations do not depend on a serializer of Celery.
+Plain JSON stands for what JSON can say exactly; everything else is an object
+with the key ``$`` that names the Python type. Both sides of the comparison
+(the Rust tests and ``verify.py``) read this form, so neither depends on a
+Celery serializer to say what it expects.
 """
 from __future__ import annotations
 
@@ -47,7 +48,7 @@ def tag_map(mapping):
 
 
 def tag_extended(value):
-    # A datetime is also a date, so it is checked first.
+    # A datetime is also a date, so it is asked first.
     for kind, python_type in (
         ("datetime", datetime),
         ("date", date),
@@ -63,7 +64,7 @@ def tag_extended(value):
 
 
 def same(left, right):
-    """Return whether two tagged values are equal; the order of maps is ignored."""
+    """Whether two tagged values are the same value; maps in any order."""
     if isinstance(left, dict) and isinstance(right, dict):
         if left.get("$") == "map" and right.get("$") == "map":
             key = lambda pair: repr(pair)
