@@ -297,7 +297,7 @@ fn foreign_imports(source: &Source) -> Vec<Problem> {
         .collect()
 }
 
-/// Whether a path begins with a module of the same folder.
+/// Returns whether a path begins with a module of the same folder.
 fn is_sibling(source: &Source, path: &str) -> bool {
     let path = path.strip_prefix("self::").unwrap_or(path);
     if let Some(parent) = path.strip_prefix("super::") {
@@ -409,7 +409,8 @@ fn hidden_library(item: &str, imported: &[(String, &'static str)]) -> Option<&'s
     })
 }
 
-/// Whether no longer name or path contains this offset: `celery_broker_redis::` is not `redis::`.
+/// Returns whether no longer name or path contains this offset: `celery_broker_redis::` is not
+/// `redis::`.
 fn is_start_of_path(item: &str, at: usize) -> bool {
     let before = item[..at].chars().next_back();
     !before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':')

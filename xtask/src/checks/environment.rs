@@ -88,7 +88,7 @@ fn unbiased_selects(source: &Source) -> impl Iterator<Item = usize> {
     })
 }
 
-/// Whether the comment directly above gives the reason for an unbiased `select!`.
+/// Returns whether the comment directly above gives the reason for an unbiased `select!`.
 fn has_reason(source: &Source, at: usize) -> bool {
     let lines = (1..source.line(at)).rev();
     let mut comment = lines

@@ -55,7 +55,7 @@ impl fmt::Display for Problem {
 /// An empty text allows everything in the files.
 type Exception = (&'static str, &'static str, &'static str);
 
-/// Whether an exception allows the forbidden text in the file.
+/// Returns whether an exception allows the forbidden text in the file.
 fn is_allowed(exceptions: &[Exception], path: &str, forbidden: &str) -> bool {
     exceptions.iter().any(|(prefix, text, _)| {
         path.starts_with(prefix) && (text.is_empty() || *text == forbidden)
@@ -83,7 +83,8 @@ fn rust_sources(folder: &str) -> Result<Vec<Source>, String> {
     Ok(sources.collect())
 }
 
-/// Reads the files with these extensions below a folder of the workspace, with their relative paths.
+/// Reads the files with these extensions below a folder of the workspace, with their relative
+/// paths.
 fn files(folder: &str, extensions: &[&str]) -> Result<Vec<(String, String)>, String> {
     let root = paths::workspace();
     let mut found = Vec::new();

@@ -53,14 +53,14 @@ impl Source {
         self.text.lines().nth(number - 1).unwrap_or_default()
     }
 
-    /// Whether the whole file is test code.
+    /// Returns whether the whole file is test code.
     pub(super) fn is_test_file(&self) -> bool {
         let is_folder = |name: &str| self.path.contains(&format!("/{name}/"));
         ["tests", "benches", "examples"].into_iter().any(is_folder)
             || self.path.ends_with("/tests.rs")
     }
 
-    /// Whether the code at this offset belongs to tests.
+    /// Returns whether the code at this offset belongs to tests.
     pub(super) fn is_test(&self, offset: usize) -> bool {
         self.is_test_file() || self.tests.iter().any(|range| range.contains(&offset))
     }

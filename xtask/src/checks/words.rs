@@ -263,7 +263,7 @@ fn found_phrases(words: &[Word]) -> Vec<(usize, &'static str)> {
     found
 }
 
-/// Whether one of the three words before or after makes the phrase a technical term.
+/// Returns whether one of the three words before or after makes the phrase a technical term.
 fn has_context(words: &[Word], at: usize, phrase: &str) -> bool {
     let near = &words[at.saturating_sub(3)..words.len().min(at + 4)];
     CONTEXTS.iter().any(|(allowed, context, _)| {
@@ -309,7 +309,7 @@ fn check_openings(source: &Source) -> Vec<Problem> {
     problems
 }
 
-/// Whether the next code after this offset is public, or part of a public trait or enum.
+/// Returns whether the next code after this offset is public, or part of a public trait or enum.
 fn is_public_item(source: &Source, at: usize) -> bool {
     if source.code[after_attributes(&source.code, at)..].starts_with("pub ") {
         return !source.is_test(at);

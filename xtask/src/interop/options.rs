@@ -144,7 +144,7 @@ impl Options {
         }
     }
 
-    /// Whether every test of the suite is collected, so that none may be missing.
+    /// Returns whether every test of the suite is collected, so that none may be missing.
     pub(super) fn collects_all(&self) -> bool {
         self.pytest() == ALL
     }

@@ -160,7 +160,8 @@ impl Cell {
     }
 }
 
-/// Whether the outcome needs no reason. An empty outcome means that the test has not run yet.
+/// Returns whether the outcome needs no reason. An empty outcome means that the test has not run
+/// yet.
 fn needs_no_reason(outcome: &str) -> bool {
     matches!(outcome, "passed" | "failed" | "")
 }

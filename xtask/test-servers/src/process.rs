@@ -205,7 +205,7 @@ fn read_pid_file(path: &Path) -> Option<Leak> {
     })
 }
 
-/// Whether the process still runs the same program: process ids are reused.
+/// Returns whether the process still runs the same program: process ids are reused.
 fn is_running(leak: &Leak) -> bool {
     let listed = Command::new("ps")
         .args(["-o", "args=", "-p", &leak.pid.to_string()])

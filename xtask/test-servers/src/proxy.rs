@@ -236,7 +236,7 @@ mod tests {
         Some(String::from_utf8_lossy(&reply).into_owned())
     }
 
-    /// Whether the connection is open and has no data.
+    /// Returns whether the connection is open and has no data.
     fn is_silent(mut stream: &TcpStream) -> bool {
         stream
             .set_read_timeout(Some(Duration::from_millis(100)))
