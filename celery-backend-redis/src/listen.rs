@@ -8,7 +8,7 @@ use bytes::Bytes;
 use celery_broker_redis::client::{
     Operation, PubSubCommand, PubSubControl, PubSubMessage, RedisClient,
 };
-use celery_runtime::{ServiceError, ServiceErrorKind};
+use celery_runtime::{ServiceError, ServiceErrorKind, env};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -101,7 +101,7 @@ impl ResultListener {
         };
         let (requests, received) = mpsc::unbounded_channel();
         let _ = requests.send(unsent);
-        let task = tokio::spawn(ListenerTask::new(self.client.clone(), received).run());
+        let task = env::spawn(ListenerTask::new(self.client.clone(), received).run());
         *running = Some(RunningListener {
             requests: requests.clone(),
             task,
@@ -182,7 +182,7 @@ impl ListenerTask {
             client,
             requests,
             keys: HashMap::new(),
-            idle_since: Instant::now(),
+            idle_since: env::instant(),
         }
     }
 
@@ -285,7 +285,7 @@ impl ListenerTask {
             self.keys.remove(key);
         }
         if self.keys.is_empty() {
-            self.idle_since = Instant::now();
+            self.idle_since = env::instant();
         }
         if unused.is_empty() {
             return Ok(());

@@ -3,11 +3,10 @@
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
-use std::time::SystemTime;
 
 use celery_runtime::{
     BoxFuture, ConsumeOptions, Consumer, Delivery, ExchangeKind, Queue, ServiceError,
-    ServiceErrorKind, Settled, Settlement,
+    ServiceErrorKind, Settled, Settlement, env,
 };
 use tokio::sync::{Mutex, Notify};
 
@@ -91,7 +90,7 @@ impl RedisConsumer {
                 fetcher,
                 quarantined,
             }),
-            consumer_id: uuid::Uuid::new_v4().simple().to_string(),
+            consumer_id: env::uuid_simple(),
             next_tag_number: AtomicU64::new(0),
             interrupted: AtomicBool::new(false),
             closed: AtomicBool::new(false),
@@ -119,7 +118,7 @@ impl RedisConsumer {
             let due = self
                 .shared
                 .delayed
-                .next_due(&self.queues, SystemTime::now());
+                .next_due(&self.queues, env::system_time());
             // Every branch only ends the wait, so the order is free of starvation.
             tokio::select! {
                 biased;
@@ -179,7 +178,7 @@ impl RedisConsumer {
 
     /// Returns deferred deliveries that are due and still unacked.
     async fn due_deliveries(&self, max: usize) -> Result<Vec<Delivery>, ServiceError> {
-        let now = SystemTime::now();
+        let now = env::system_time();
         let tags = self.shared.delayed.take_due(&self.queues, now, max);
         if tags.is_empty() {
             return Ok(Vec::new());

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use celery_protocol::{Message, Raw, Serializer, kombu};
+use celery_runtime::env;
 
 /// An entry written by this crate or by kombu.
 #[derive(Clone, Debug, PartialEq)]
@@ -91,7 +92,7 @@ fn encode_again(message: &Message) -> Option<Bytes> {
     let tag = match &properties.delivery_tag {
         Some(tag) => tag,
         None => {
-            own = uuid::Uuid::new_v4().to_string();
+            own = env::uuid();
             &own
         }
     };

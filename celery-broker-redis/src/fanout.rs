@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use celery_protocol::{Message, kombu};
-use celery_runtime::{Binding, BoxFuture, ServiceError, Subscription};
+use celery_runtime::{Binding, BoxFuture, ServiceError, Subscription, env};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -48,7 +48,7 @@ impl FanoutSubscription {
         };
         Ok(Self {
             messages: receiver,
-            reader: tokio::spawn(reader.run(channels, messages)),
+            reader: env::spawn(reader.run(channels, messages)),
         })
     }
 }

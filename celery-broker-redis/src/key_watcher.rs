@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use celery_runtime::ServiceError;
-use tokio::time::{Instant, sleep_until};
+use celery_runtime::{ServiceError, env};
+use tokio::time::sleep_until;
 
 use crate::client::{Command, DedicatedConnection, Operation, RedisClient, RedisReply, Script};
 
@@ -87,7 +87,7 @@ impl KeyWatcher {
             }
             return;
         }
-        let until = Instant::now() + self.poll_interval;
+        let until = env::instant() + self.poll_interval;
         sleep_until(until).await;
         self.poll_interval = (self.poll_interval * 2).min(MAX_POLL_INTERVAL);
     }

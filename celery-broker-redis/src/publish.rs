@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use bytes::Bytes;
 use celery_protocol::{Message, kombu};
-use celery_runtime::{ExchangeKind, Publication, Queue, ServiceError, ServiceErrorKind};
+use celery_runtime::{ExchangeKind, Publication, Queue, ServiceError, ServiceErrorKind, env};
 
 use crate::binding::StoredBinding;
 use crate::client::{Command, Operation};
@@ -79,7 +79,7 @@ impl Shared {
             exchange,
             routing_key,
         };
-        let tag = uuid::Uuid::new_v4().to_string();
+        let tag = env::uuid();
         let encoded = kombu::encode(message, route, &tag).map_err(|error| {
             let object = format!("queue or exchange {exchange}{routing_key}");
             let operation = Operation::new("publish to", &object);

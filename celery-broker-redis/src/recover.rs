@@ -1,8 +1,7 @@
 //! Recovery of deliveries that earlier consumers fetched and did not settle.
 
-use std::time::SystemTime;
 
-use celery_runtime::ServiceError;
+use celery_runtime::{ServiceError, env};
 
 use crate::client::{Command, Operation, RedisReply};
 use crate::shared::Shared;
@@ -43,7 +42,7 @@ impl Shared {
             .iter()
             .map(|tag| Command::new("HEXISTS").arg(&unacked).arg(tag));
         let found = self.client.atomic(operation, commands.collect()).await?;
-        let now = SystemTime::now();
+        let now = env::system_time();
         for (tag, found) in tags.iter().zip(found) {
             if found.number() == 1 {
                 self.delayed.add(tag, now);

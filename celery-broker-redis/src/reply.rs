@@ -5,7 +5,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use celery_protocol::Message;
-use celery_runtime::{Binding, BoxFuture, Mailbox, ServiceError, Subscription};
+use celery_runtime::{Binding, BoxFuture, Mailbox, ServiceError, Subscription, env};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -61,7 +61,7 @@ impl ReplySubscription {
             list: layout.list_for(&mailbox.name, None),
             expires: mailbox.expires.max(Duration::from_millis(1)),
             binding,
-            rebind_at: Instant::now(),
+            rebind_at: env::instant(),
             object: object.clone(),
             sender,
             shared: Arc::clone(shared),
@@ -72,7 +72,7 @@ impl ReplySubscription {
         // A binding has no time to live. The task makes it, so that it is also
         // removed if this future is dropped.
         let (bound, ready) = oneshot::channel();
-        tokio::spawn(reader.run(bound));
+        env::spawn(reader.run(bound));
         match ready.await {
             Ok(bound) => bound.map(|()| Self { replies }),
             Err(_) => Err(shared.client.closed_error(operation)),
@@ -154,7 +154,7 @@ impl ReplyReader {
         let Ok(room) = sender.reserve_many(max).await else {
             return Ok(ControlFlow::Break(()));
         };
-        if self.rebind_at <= Instant::now() {
+        if self.rebind_at <= env::instant() {
             self.bind().await?;
         }
         let replies = self.fetch(room.len()).await?;
@@ -198,7 +198,7 @@ impl ReplyReader {
     /// Writes the binding. It uses the pool and not the watching connection,
     /// which the server would then notify of every change to the bindings.
     async fn bind(&mut self) -> Result<(), ServiceError> {
-        self.rebind_at = Instant::now() + REBIND_INTERVAL;
+        self.rebind_at = env::instant() + REBIND_INTERVAL;
         let Some(binding) = &self.binding else {
             return Ok(());
         };

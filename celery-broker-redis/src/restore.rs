@@ -5,7 +5,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use celery_runtime::ServiceError;
+use celery_runtime::{ServiceError, env};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
@@ -48,7 +48,7 @@ pub(crate) struct RestoreSchedule {
 impl RestoreSchedule {
     pub(crate) fn start(shared: Arc<Shared>) -> Self {
         let stop = Arc::new(Notify::new());
-        let task = tokio::spawn(run(shared, Arc::clone(&stop)));
+        let task = env::spawn(run(shared, Arc::clone(&stop)));
         Self {
             task: Mutex::new(Some(task)),
             stop,
@@ -107,7 +107,7 @@ impl Shared {
     pub(crate) async fn restore(&self) -> Result<usize, ServiceError> {
         let layout = &self.client.options().layout;
         let mutex = layout.unacked_mutex();
-        let token = uuid::Uuid::new_v4().to_string();
+        let token = env::uuid();
         let lock = Command::new("SET")
             .arg(&mutex)
             .arg(&token)
@@ -233,7 +233,7 @@ impl Shared {
             layout.quarantine(queue),
         ];
         let keys = keys.each_ref().map(String::as_str);
-        let unique = uuid::Uuid::new_v4().simple().to_string();
+        let unique = env::uuid_simple();
         QUARANTINE.by_text(
             &keys,
             &[tag.as_bytes(), quarantine_tag(&unique, queue).as_bytes()],

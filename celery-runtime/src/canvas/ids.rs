@@ -7,6 +7,7 @@ use celery_protocol::{Raw, ResultTree};
 
 use crate::canvas::error::CanvasError;
 use crate::canvas::node::{Canvas, Chord, Kind};
+use crate::config::WireStyle;
 
 /// Where ids come from.
 pub(crate) struct IdSource<'a> {
@@ -15,18 +16,7 @@ pub(crate) struct IdSource<'a> {
     pub(crate) reply_to: &'a str,
     /// The header's id of each chord that starts later.
     pub(crate) chords: Vec<String>,
-    pub(crate) ways: WireStyle,
-}
-
-/// Settings that say in which form a canvas travels.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct WireStyle {
-    /// Each step of a chain is the callback of the one before, as protocol 1
-    /// has it, which knows no chains.
-    pub(crate) linked: bool,
-    /// Errbacks of a chord are also its header's
-    /// (`task_allow_error_cb_on_chord_header`).
-    pub(crate) header_errbacks: bool,
+    pub(crate) wire_style: WireStyle,
 }
 
 /// What surrounds a canvas when it gets its ids.
@@ -174,7 +164,7 @@ impl Canvas {
             call.task_id.take()
         };
         chord.frozen = true;
-        if ids.ways.header_errbacks {
+        if ids.wire_style.header_errbacks {
             chord.share_errbacks();
         }
         let header = chord.header.freeze(&place.only_root(), ids);
@@ -198,7 +188,7 @@ pub(crate) fn prepare(
     errbacks: &[Canvas],
     ids: &mut IdSource<'_>,
 ) -> Result<(Vec<Canvas>, ResultTree), CanvasError> {
-    let mut prepared = joined(spliced(steps, ids.ways.linked));
+    let mut prepared = joined(spliced(steps, ids.wire_style.linked));
     let mut tree: Option<ResultTree> = None;
     let count = prepared.len();
     for (number, step) in prepared.iter_mut().enumerate() {

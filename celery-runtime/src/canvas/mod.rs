@@ -33,5 +33,5 @@ pub use typed::{
 };
 
 pub(crate) use call::TaskCall;
-pub(crate) use ids::{IdSource, Position, WireStyle};
+pub(crate) use ids::{IdSource, Position};
 pub(crate) use plan::{Plan, PlanContext, PlannedTask, plan};

@@ -239,7 +239,7 @@ impl Planner<'_, '_> {
         }
         let (mut steps, tree) = prepare(steps, &place, &options.link_error, self.ids)?;
         let mut first = steps.pop().ok_or_else(nothing_to_run)?;
-        if self.ids.ways.linked {
+        if self.ids.wire_style.linked {
             let following = steps.into_iter().reduce(|following, mut step| {
                 step.add_callback(following);
                 step
@@ -342,7 +342,7 @@ impl Planner<'_, '_> {
         let mut options = *canvas.options;
         options.call.overlay(over);
         let mut chord = chord;
-        if self.ids.ways.header_errbacks {
+        if self.ids.wire_style.header_errbacks {
             chord.share_errbacks();
         }
         let (mut header, mut body) = (chord.header, chord.body);

@@ -19,7 +19,7 @@ fn try_planned(canvas: Canvas) -> Result<Plan, CanvasError> {
     planned_in(canvas, WireStyle::default())
 }
 
-fn planned_in(canvas: Canvas, ways: WireStyle) -> Result<Plan, CanvasError> {
+fn planned_in(canvas: Canvas, wire_style: WireStyle) -> Result<Plan, CanvasError> {
     let mut number = 0;
     let ids = IdSource {
         fresh: &mut || {
@@ -28,7 +28,7 @@ fn planned_in(canvas: Canvas, ways: WireStyle) -> Result<Plan, CanvasError> {
         },
         reply_to: "replies",
         chords: Vec::new(),
-        ways,
+        wire_style,
     };
     plan(canvas.taken_apart()?, &PlanContext::default(), ids)
 }
@@ -470,12 +470,12 @@ fn groups_inside_of_headers_stay_in_their_order() {
 
 #[test]
 fn protocol_1_links_the_steps_of_a_chain() {
-    let ways = WireStyle {
+    let wire_style = WireStyle {
         linked: true,
         ..WireStyle::default()
     };
     let chain = ADD.s((1, 1)).then(ADD.p((2,))).then(ADD.p((3,)));
-    let plan = planned_in(chain.into(), ways).unwrap();
+    let plan = planned_in(chain.into(), wire_style).unwrap();
     let [first] = plan.letters.as_slice() else {
         panic!("one message");
     };
@@ -490,14 +490,17 @@ fn protocol_1_links_the_steps_of_a_chain() {
 
 #[test]
 fn errbacks_of_a_chord_may_be_its_headers_too() {
-    let ways = WireStyle {
+    let wire_style = WireStyle {
         header_errbacks: true,
         ..WireStyle::default()
     };
     let header = group([ADD.s((1, 1)), ADD.s((2, 2))]);
     let chord = header.then(XSUM.p(())).link_error(&XSUM.p(()));
-    for (ways, expected) in [(ways, json!(true)), (WireStyle::default(), json!(null))] {
-        let plan = planned_in(chord.clone().into(), ways).unwrap();
+    for (wire_style, expected) in [
+        (wire_style, json!(true)),
+        (WireStyle::default(), json!(null)),
+    ] {
+        let plan = planned_in(chord.clone().into(), wire_style).unwrap();
         for letter in &plan.letters {
             let message = message(letter);
             let embed = &message["body"][2];

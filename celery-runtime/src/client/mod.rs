@@ -245,7 +245,7 @@ impl Client {
         &self,
         canvases: impl IntoIterator<Item = C>,
     ) -> Vec<Result<C::Result, SendError>> {
-        let until = Instant::now() + self.inner.sender.config.operation_timeout;
+        let until = env::instant() + self.inner.sender.config.operation_timeout;
         let canvases = canvases.into_iter().map(C::into_canvas);
         let alone = PlanContext::default();
         let planned = canvases.map(|canvas| self.plan(canvas, &alone)).collect();
@@ -260,7 +260,7 @@ impl Client {
         canvas: Canvas,
         within: &PlanContext,
     ) -> Result<(C::Result, Vec<ResultTree>), SendError> {
-        let until = Instant::now() + self.inner.sender.config.operation_timeout;
+        let until = env::instant() + self.inner.sender.config.operation_timeout;
         let planned = self.plan(canvas, within);
         let mut sent = self.send_all(vec![planned], until).await;
         let sent = sent.pop().expect("one answer for one canvas")?;
@@ -407,7 +407,7 @@ impl Client {
         let deadline = self.inner.sender.config.operation_timeout;
         let mut answers = Vec::with_capacity(batch.len());
         for part in batch.chunks(BATCH_SIZE) {
-            answers.extend(self.publish_part(part, Instant::now() + deadline).await);
+            answers.extend(self.publish_part(part, env::instant() + deadline).await);
             if let Some(Err(error)) = answers.last()
                 && error.is_transient()
             {

@@ -525,7 +525,7 @@ impl Reader {
         let mut away_since: Option<Instant> = None;
         let mut attempt = 0;
         loop {
-            let begun = Instant::now();
+            let begun = env::instant();
             let error = match call().await {
                 Ok(value) => return Ok(value),
                 Err(error) if !error.is_transient() => return Err(error),
@@ -533,7 +533,7 @@ impl Reader {
             };
             let held = begun.elapsed() > CONNECTED_FOR_A_WHILE;
             if held && error.kind() == ServiceErrorKind::Disconnected {
-                away_since = Some(Instant::now());
+                away_since = Some(env::instant());
                 attempt = 0;
             }
             let since = *away_since.get_or_insert(begun);

@@ -44,7 +44,7 @@ impl Client {
             fresh: &mut || env::uuid(),
             reply_to: &self.inner.sender.reply_to,
             chords: Vec::new(),
-            ways: self.inner.sender.config.ways(),
+            wire_style: self.inner.sender.config.wire_style(),
         };
         let planned = canvas
             .taken_apart()

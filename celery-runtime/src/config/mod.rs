@@ -5,6 +5,7 @@ mod mailbox;
 pub(crate) mod queues;
 mod settings;
 pub mod url;
+mod wire_style;
 mod worker;
 
 use std::time::Duration;
@@ -13,7 +14,6 @@ use celery_protocol::{Accept, Compression, Serializer};
 use serde_json::Map;
 
 use crate::boundary::Queue;
-use crate::canvas::WireStyle;
 use crate::routing::Routes;
 use crate::task::TaskOptions;
 use queues::{Listed, QueueSettings};
@@ -22,6 +22,7 @@ pub use files::ConfigError;
 pub use queues::QueueType;
 
 pub(crate) use crate::config::mailbox::{ControlSettings, EventSettings};
+pub(crate) use wire_style::WireStyle;
 pub(crate) use worker::WorkerSettings;
 
 /// Everything that can be set for clients and workers.
@@ -297,7 +298,7 @@ impl Config {
     }
 
     /// In which form canvases travel.
-    pub(crate) fn ways(&self) -> WireStyle {
+    pub(crate) fn wire_style(&self) -> WireStyle {
         WireStyle {
             linked: self.task_protocol == TaskProtocol::V1,
             header_errbacks: self.task_allow_error_cb_on_chord_header,

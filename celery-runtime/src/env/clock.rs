@@ -97,6 +97,14 @@ pub(crate) fn later(now: SystemTime, delay: Duration) -> SystemTime {
     now + delay.min(MAX_DELAY)
 }
 
+/// Returns a time as seconds since 1970, as Celery writes timestamps; 0 for a
+/// time before.
+pub(crate) fn unix_seconds(time: SystemTime) -> f64 {
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs_f64()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

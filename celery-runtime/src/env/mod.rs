@@ -13,10 +13,11 @@ use std::time::SystemTime;
 
 use tokio::runtime::Handle;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
+use tokio::time::Instant;
 
 pub use clock::{Clock, Now};
 
-pub(crate) use clock::later;
+pub(crate) use clock::{later, unix_seconds};
 
 /// Returns a random UUID (version 4) in its hyphenated form, as Celery writes
 /// ids of tasks, groups and replies.
@@ -39,6 +40,11 @@ pub fn random() -> f64 {
 /// A component that owns a [`Clock`] reads that instead.
 pub fn system_time() -> SystemTime {
     SystemTime::now()
+}
+
+/// Returns the monotonic time of tokio's clock, which a test can pause.
+pub fn instant() -> Instant {
+    Instant::now()
 }
 
 /// Spawns a task on the current tokio runtime.

@@ -18,7 +18,6 @@ use crate::client::Client;
 use crate::execution::blocking::BlockingPool;
 use crate::execution::failed::FailureContext;
 use crate::execution::registry::Registry;
-use crate::worker::Children;
 
 /// Passed to handlers that take it as their first argument: the task's ids,
 /// its message, the application's state, and ways to report and retry.
@@ -289,9 +288,6 @@ pub(crate) struct WorkerContext {
     pub(crate) registry: Arc<Registry>,
     /// Between two looks at a chord that nobody counts.
     pub(crate) chord_retry_interval: Duration,
-    /// The processes of isolated tasks, where there are such tasks.
-    #[allow(dead_code, reason = "for those who ask the worker for its numbers")]
-    pub(crate) children: Option<Arc<Children>>,
 }
 
 /// One run of one task: what its handler, the driver and the report share.

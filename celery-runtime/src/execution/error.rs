@@ -7,9 +7,9 @@ use std::time::{Duration, SystemTime};
 use celery_protocol::{Exception, Map, Raw, Value};
 
 use crate::boundary::ChordResults;
-use crate::canvas::Canvas;
+use crate::canvas::{Canvas, NoMissingArgs, Signature};
 use crate::execution::retry::{Changes, Retry, When};
-use crate::task::AutoRetry;
+use crate::task::{AutoRetry, Task};
 
 /// How a task ends when it does not return a value.
 ///
@@ -384,6 +384,24 @@ fn python_name(type_name: &str) -> (String, String) {
     match path.rsplit_once("::") {
         Some((module, name)) => (module.replace("::", "."), name.to_owned()),
         None => ("builtins".to_owned(), "RuntimeError".to_owned()),
+    }
+}
+
+impl<A, R> Task<A, R> {
+    /// Returns the error with which a running task replaces itself by a workflow
+    /// that has the same result type; see [`TaskError::replace`].
+    ///
+    /// ```
+    /// # use celery_runtime::{Task, TaskError};
+    /// # const ADD: Task<(i64, i64), i64> = Task::new("tasks.add").params(&["x", "y"]);
+    /// const DOUBLE: Task<(i64,), i64> = Task::new("tasks.double").params(&["x"]);
+    ///
+    /// async fn double(x: i64) -> Result<i64, TaskError> {
+    ///     Err(DOUBLE.replaced_by(ADD.s((x, x))))
+    /// }
+    /// ```
+    pub fn replaced_by<In: NoMissingArgs>(self, replacement: Signature<R, In>) -> TaskError {
+        TaskError::replace(replacement)
     }
 }
 

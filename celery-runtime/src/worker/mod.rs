@@ -1,10 +1,10 @@
 //! Running tasks: [`Worker`].
 
-pub(crate) mod command;
 pub(crate) mod core;
 pub(crate) mod delivery;
 pub(crate) mod driver;
 pub(crate) mod effects;
+pub(crate) mod error;
 pub(crate) mod io;
 #[cfg_attr(not(unix), path = "isolated/unsupported.rs")]
 mod isolated;
@@ -22,15 +22,15 @@ use celery_protocol::{Map, Value};
 use tokio::sync::oneshot;
 
 use crate::app::inner::AppInner;
-use crate::boundary::{BoxFuture, ConsumeOptions, Mailbox, ServiceError};
+use crate::boundary::{BoxFuture, ConsumeOptions, Mailbox};
 use crate::client::Client;
 use crate::client::compose::Sender;
 use crate::config::{Config, ConfigError, OnUnknown, WorkerSettings};
 use crate::env;
-use crate::execution::{BlockingPool, Registry, RegistryError, Tasks, WorkerContext};
-use crate::queues::QueueNotFound;
+use crate::execution::{BlockingPool, Registry, Tasks, WorkerContext};
 use crate::worker::core::queue_selection::queues;
 use crate::worker::delivery::decode::MessageDecoder;
+use crate::worker::driver::command::Command;
 use crate::worker::effects::executor::EffectExecutor;
 use crate::worker::effects::messages::MessageFactory;
 use crate::worker::io::control_receiver::{ControlReceiver, read_events, read_request};
@@ -40,14 +40,14 @@ use crate::worker::io::shutdown::stops;
 use crate::worker::io::supervisor::{ConnectionHook, Supervisor};
 use crate::worker::io::sweeper::Sweeper;
 use crate::worker::io::watchdog::Watchdog;
+use crate::worker::isolated::{Children, WorkerProfile};
 use driver::{Driver, DriverParts, WorkerLimits, prefetch, window};
 use isolated::Mode;
 
 pub use crate::worker::io::shutdown::ForceShutdown;
 pub use crate::worker::io::supervisor::ConnectionEvent;
+pub use error::WorkerError;
 pub use isolated::is_isolated_child;
-
-pub(crate) use isolated::Children;
 
 /// Takes messages from queues and runs their tasks. Made by
 /// [`App::worker`](crate::App::worker).
@@ -70,49 +70,8 @@ pub struct Worker {
     child_command: Option<isolated::ChildCommand>,
 }
 
-/// A command of remote control that the application adds.
-pub(crate) type Command = Box<dyn Fn(&Map) -> Result<Value, String> + Send>;
-
 /// Run once when the worker has ended.
 type Teardown = Box<dyn FnOnce() -> BoxFuture<'static, ()> + Send>;
-
-/// Why a worker could not start, or did not end cleanly.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum WorkerError {
-    /// The tasks cannot be served together.
-    #[error(transparent)]
-    Registry(#[from] RegistryError),
-    /// The configuration cannot be used.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// A queue that it shall consume does not exist and must not be made.
-    #[error(transparent)]
-    Queue(#[from] QueueNotFound),
-    /// A child process for isolated tasks cannot be started, at the start of
-    /// the worker; later that is tried again, and told in the log.
-    #[error("cannot start {program} as a child process for isolated tasks: {cause}")]
-    Child {
-        /// What was to be started.
-        program: String,
-        /// Why it was not, and what to do.
-        cause: String,
-    },
-    /// The broker cannot be used, or was away for too long.
-    #[error(transparent)]
-    Broker(#[from] ServiceError),
-    /// The worker had to stop before the results or acknowledgements of some
-    /// tasks were taken. Their messages, where not acknowledged yet, will be
-    /// delivered again.
-    #[error(
-        "the worker stopped with {count} deliveries unsettled, because broker or backend did not \
-         answer in time"
-    )]
-    Unsettled {
-        /// How many.
-        count: usize,
-    },
-}
 
 impl Worker {
     pub(crate) fn new(app: Arc<AppInner>, tasks: Tasks) -> Self {
@@ -331,7 +290,8 @@ impl Worker {
         P: ForceShutdown,
     {
         let teardown = self.teardown.take();
-        let ended = match isolated::duty(&self)? {
+        let mode = isolated::mode(&self.profile())?;
+        let ended = match mode {
             Mode::Work(children) => {
                 if let Some(children) = &children {
                     children.check().await?;
@@ -343,13 +303,24 @@ impl Worker {
                 }
                 ended
             }
-            Mode::Serve(socket) => isolated::serve(self, socket).await,
+            Mode::Serve(socket) => isolated::serve(&self.app, self.tasks, socket).await,
             Mode::Wait => std::future::pending().await,
         };
         if let Some(teardown) = teardown {
             teardown().await;
         }
         ended
+    }
+
+    fn profile(&self) -> WorkerProfile<'_> {
+        WorkerProfile {
+            app: &self.app,
+            tasks: &self.tasks,
+            queues: &self.queues,
+            hostname: &self.hostname,
+            concurrency: self.concurrency,
+            child_command: self.child_command.as_ref(),
+        }
     }
 
     /// Works for ever, unless it fails.
@@ -399,7 +370,6 @@ impl Worker {
             client: Client::new(app),
             registry: Arc::clone(&registry),
             chord_retry_interval: config.result_chord_retry_interval,
-            children: children.cloned(),
         });
         let multiplier = match self.settings.disable_prefetch {
             true => 1,
@@ -470,6 +440,7 @@ impl Worker {
             grace: self.grace,
         };
         Ok(Driver::new(DriverParts {
+            children: children.cloned(),
             decoder,
             sweeper: Sweeper::start(&executor),
             executor,

@@ -24,7 +24,7 @@ const FORBIDDEN: [&str; 8] = [
     "SystemTime::now",
     "Instant::now",
     "tokio::spawn",
-    "spawn_blocking",
+    "task::spawn_blocking",
     "thread::spawn",
     "thread::Builder",
 ];

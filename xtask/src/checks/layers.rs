@@ -9,53 +9,40 @@ use crate::shell::Outcome;
 /// The modules of celery-runtime from bottom to top.
 ///
 /// A module may import the modules of its own and of lower layers. Modules of one layer must not
-/// import each other in a circle. Names of modules that do not exist are ignored.
+/// import each other in a circle. Names of modules that do not exist are ignored. A nested module
+/// such as `app::inner` may have a place of its own; its parent is then the parent without it.
 const LAYERS: &[&[&str]] = &[
-    &["env", "clock"],
-    &["error"],
-    &["boundary", "broker", "backend", "store"],
-    &[
-        "values",
-        "backoff",
-        "hostname",
-        "lamport",
-        "logical_clock",
-        "revocation",
-        "topic",
-    ],
+    &["env"],
+    &["boundary"],
+    &["backoff", "hostname", "logical_clock", "revocation"],
     &["memory", "conformance"],
-    &["config", "queues", "routing"],
-    &["task"],
-    &["canvas"],
-    &["control", "events"],
+    &["routing", "task"],
+    &["config"],
+    &["queues"],
+    &["canvas", "app::inner"],
     &["client"],
+    &["control"],
+    &["events"],
     &["execution"],
+    &["worker::core", "worker::error"],
+    &["worker::workflow"],
+    &["worker::delivery"],
+    &["worker::effects"],
+    &["worker::io"],
+    &["worker::isolated"],
+    &["worker::driver"],
     &["worker"],
     &["app"],
 ];
 
 /// Modules that may import less than their layer allows: these modules and themselves.
 const RESTRICTED: &[(&str, &[&str])] = &[
-    (
-        "memory",
-        &[
-            "env", "clock", "error", "boundary", "broker", "backend", "store", "topic",
-        ],
-    ),
-    (
-        "conformance",
-        &[
-            "env", "clock", "error", "boundary", "broker", "backend", "store",
-        ],
-    ),
+    ("memory", &["env", "boundary"]),
+    ("conformance", &["env", "boundary"]),
 ];
 
 /// Imports that the checks ignore: from, to, and the reason.
-const ACCEPTED: &[Accepted] = &[(
-    "queues",
-    "config",
-    "queues and routing are parts of the configuration",
-)];
+const ACCEPTED: &[Accepted] = &[];
 
 type Accepted = (&'static str, &'static str, &'static str);
 
@@ -110,7 +97,7 @@ impl Modules {
         let paths = sources.iter().map(|source| module_path(root, &source.path));
         let mut modules = Self {
             root: root.to_owned(),
-            names: paths.filter_map(|path| path.first().cloned()).collect(),
+            names: paths.filter_map(|path| listed_name(&path)).collect(),
             imports: Vec::new(),
         };
         let library = sources
@@ -126,11 +113,16 @@ impl Modules {
     /// Adds the imports of a file.
     fn read(&mut self, source: &Source, exports: &BTreeMap<String, String>) {
         let path = module_path(&self.root, &source.path);
-        let Some(from) = path.first() else { return };
-        for (at, name) in root_names(source, path.len()) {
+        let Some(from) = &listed_name(&path) else {
+            return;
+        };
+        for (at, path) in root_names(source, path.len()) {
             if source.is_test(at) {
                 continue;
             }
+            let Some(name) = listed_name(&path) else {
+                continue;
+            };
             let to = if self.names.contains(&name) {
                 name
             } else if let Some(module) = exports.get(&name) {
@@ -185,8 +177,17 @@ fn module_path(root: &str, path: &str) -> Vec<String> {
     path.split('/').map(str::to_owned).collect()
 }
 
-/// Returns the names that follow the crate's root in paths, with their offsets.
-fn root_names(source: &Source, depth: usize) -> Vec<(usize, String)> {
+/// Returns the name under which the table of layers knows a module: its first two names if the
+/// table lists them, otherwise the first one.
+fn listed_name(path: &[String]) -> Option<String> {
+    let first = path.first()?;
+    let nested = path.get(1).map(|second| format!("{first}::{second}"));
+    let nested = nested.filter(|nested| layer(LAYERS, nested).is_some());
+    Some(nested.unwrap_or_else(|| first.clone()))
+}
+
+/// Returns the first two names that follow the crate's root in paths, with their offsets.
+fn root_names(source: &Source, depth: usize) -> Vec<(usize, Vec<String>)> {
     let code = &source.code;
     let absolute = source.find("crate::").map(|at| (at, at + "crate::".len()));
     // As many `super` as the module is deep lead to the root.
@@ -205,14 +206,11 @@ fn root_names(source: &Source, depth: usize) -> Vec<(usize, String)> {
         .collect()
 }
 
-/// Returns the first names of a path: several if it begins with a group, `{a::b, c}`.
-fn first_names(path: &str) -> Vec<String> {
+/// Returns the first two names of a path; of several if it begins with a group, `{a::b, c}`.
+fn first_names(path: &str) -> Vec<Vec<String>> {
     let Some(group) = path.strip_prefix('{') else {
-        let name = name_at(path, 0);
-        return (!name.is_empty())
-            .then(|| name.to_owned())
-            .into_iter()
-            .collect();
+        let names = two_names(path);
+        return (!names.is_empty()).then_some(names).into_iter().collect();
     };
     let (mut names, mut depth, mut expected) = (Vec::new(), 1_usize, true);
     for (at, c) in group.char_indices() {
@@ -221,7 +219,7 @@ fn first_names(path: &str) -> Vec<String> {
             '}' => depth -= 1,
             ',' if depth == 1 => expected = true,
             c if expected && (c.is_alphabetic() || c == '_') => {
-                names.push(name_at(group, at).to_owned());
+                names.push(two_names(&group[at..]));
                 expected = false;
             }
             _ => {}
@@ -231,6 +229,21 @@ fn first_names(path: &str) -> Vec<String> {
         }
     }
     names
+}
+
+/// Returns the first two names of a path without a group.
+fn two_names(path: &str) -> Vec<String> {
+    let first = name_at(path, 0);
+    if first.is_empty() {
+        return Vec::new();
+    }
+    let rest = path[first.len()..].strip_prefix("::");
+    let second = rest.map(|rest| name_at(rest, 0));
+    let second = second.filter(|second| !second.is_empty());
+    std::iter::once(first)
+        .chain(second)
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Returns the modules of the items that `lib.rs` re-exports, by item.
@@ -353,18 +366,18 @@ mod tests {
 
     #[test]
     fn circle_within_a_layer_is_a_problem() {
-        let control = ("control.rs", "use crate::events::E;\n");
-        let one_way = modules(&[control, ("events.rs", "")]);
+        let routing = ("routing.rs", "use crate::task::T;\n");
+        let one_way = modules(&[routing, ("task.rs", "")]);
         assert!(layer_problems(&one_way).is_empty());
-        let circle = modules(&[control, ("events.rs", "use crate::control::C;\n")]);
+        let circle = modules(&[routing, ("task.rs", "use crate::routing::R;\n")]);
         assert_eq!(layer_problems(&circle).len(), 2);
     }
 
     #[test]
     fn accepted_import_is_ignored() {
-        let control = ("control.rs", "use crate::events::E;\n");
-        let mut circle = modules(&[control, ("events.rs", "use crate::control::C;\n")]);
-        circle.accept(&[("events", "control", "reason")]);
+        let routing = ("routing.rs", "use crate::task::T;\n");
+        let mut circle = modules(&[routing, ("task.rs", "use crate::routing::R;\n")]);
+        circle.accept(&[("task", "routing", "reason")]);
         assert!(layer_problems(&circle).is_empty());
     }
 
@@ -373,14 +386,32 @@ mod tests {
         let modules = modules(&[
             (
                 "memory/mod.rs",
-                "use crate::boundary::B;\nuse crate::values::V;\n",
+                "use crate::boundary::B;\nuse crate::backoff::B;\n",
             ),
             ("boundary.rs", ""),
-            ("values.rs", ""),
+            ("backoff.rs", ""),
         ]);
         assert_eq!(
             places(&layer_problems(&modules)),
             [("x/src/memory/mod.rs", 2)]
+        );
+    }
+
+    #[test]
+    fn nested_module_has_a_layer_of_its_own() {
+        let modules = modules(&[
+            ("app/mod.rs", "use crate::client::Client;\n"),
+            ("app/inner.rs", "use crate::config::Config;\n"),
+            (
+                "client.rs",
+                "use crate::app::inner::I;\nuse crate::app::App;\n",
+            ),
+            ("config.rs", "use crate::{app::inner::I, env};\n"),
+            ("env.rs", ""),
+        ]);
+        assert_eq!(
+            places(&layer_problems(&modules)),
+            [("x/src/client.rs", 2), ("x/src/config.rs", 1)]
         );
     }
 

@@ -15,7 +15,6 @@ use crate::canvas::call::TaskCall;
 use crate::canvas::node::{Canvas, Kind};
 use crate::canvas::options::{CallOptions, Time};
 use crate::canvas::stamp::StampingVisitor;
-use crate::execution::TaskError;
 use crate::task::{Task, TaskArgs, arguments_of};
 
 pub use crate::canvas::typed::args::{AcceptsResult, Ignored, NoMissingArgs, PartialArgs};
@@ -96,22 +95,6 @@ impl<A: TaskArgs, R> Task<A, R> {
     /// a step before is thrown away.
     pub fn si(self, args: A) -> Signature<R, Ignored> {
         self.s(args).immutable()
-    }
-
-    /// What this task ends with to let a workflow with the same result take its
-    /// place; see [`TaskError::replace`].
-    ///
-    /// ```
-    /// # use celery_runtime::{Task, TaskError};
-    /// # const ADD: Task<(i64, i64), i64> = Task::new("tasks.add").params(&["x", "y"]);
-    /// const DOUBLE: Task<(i64,), i64> = Task::new("tasks.double").params(&["x"]);
-    ///
-    /// async fn double(x: i64) -> Result<i64, TaskError> {
-    ///     Err(DOUBLE.replaced_by(ADD.s((x, x))))
-    /// }
-    /// ```
-    pub fn replaced_by<In: NoMissingArgs>(self, replacement: Signature<R, In>) -> TaskError {
-        TaskError::replace(replacement)
     }
 
     /// One task that runs this one on each of the items, one after the other in

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use crate::env;
+
 /// Counts for `inspect stats`, heartbeats and the last line of the log.
 #[derive(Debug)]
 pub(crate) struct Counters {
@@ -22,7 +24,7 @@ pub(crate) struct Counters {
 impl Counters {
     pub(crate) fn new() -> Self {
         Self {
-            started_at: Instant::now(),
+            started_at: env::instant(),
             by_task: BTreeMap::new(),
             processed: 0,
             returned: 0,

@@ -4,8 +4,8 @@ use std::time::SystemTime;
 
 use celery_protocol::{Map, Raw, Value, repr};
 
+use crate::env;
 use crate::execution::Job;
-use crate::worker::io::event_dispatcher::unix;
 
 /// Arguments of larger messages are shown as text, shortened.
 const LARGE: usize = 16 << 10;
@@ -33,7 +33,7 @@ pub(crate) fn describe(
     info.insert("hostname", hostname);
     info.insert(
         "time_start",
-        started.map_or(Value::Null, |time| unix(time).into()),
+        started.map_or(Value::Null, |time| env::unix_seconds(time).into()),
     );
     info.insert("acknowledged", acknowledged);
     info.insert("delivery_info", Value::Map(delivery_info(job)));

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::env;
+
 /// Up to which wait a limited task is kept by the worker, and has its turn for
 /// sure.
 pub(crate) const LONGEST_HOLD: Duration = Duration::from_secs(1);
@@ -50,7 +52,7 @@ impl RateLimits {
                 let next = self.buckets.get(task).and_then(|lane| lane.next);
                 let lane = TaskBucket {
                     interval,
-                    next: next.map(|next| next.min(Instant::now() + interval)),
+                    next: next.map(|next| next.min(env::instant() + interval)),
                     later: None,
                     reserved: HashMap::new(),
                     free: BTreeSet::new(),

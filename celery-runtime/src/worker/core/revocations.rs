@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use celery_protocol::Value;
 
+use crate::env;
 use crate::execution::Job;
-use crate::worker::io::event_dispatcher::unix;
 
 /// The tasks that shall not run, as far as they are known; bounded in number
 /// and time.
@@ -104,7 +104,7 @@ impl Revocations {
 
     /// All ids with the Unix time at which they were revoked, oldest first.
     pub(crate) fn timed(&self) -> Vec<(String, f64)> {
-        let timed = |id: &str| Some((id.to_owned(), unix(*self.ids.get(id)?)));
+        let timed = |id: &str| Some((id.to_owned(), env::unix_seconds(*self.ids.get(id)?)));
         self.ids().into_iter().filter_map(timed).collect()
     }
 

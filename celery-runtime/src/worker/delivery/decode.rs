@@ -11,11 +11,10 @@ use celery_protocol::{
 use crate::boundary::Content;
 use crate::execution::{ErasedTask, Job, Registered, Registry, TaskControl, WorkerContext};
 use crate::task::TaskOptions;
+use crate::worker::core::failure::{FailureInfo, celery_exception};
 use crate::worker::delivery::event::{
-    Continuations, ExecutionPolicy, FailureInfo, RejectedTask, Rejection, celery_exception,
+    AdmissionChecks, Continuations, ExecutionPolicy, RejectedTask, Rejection,
 };
-use crate::worker::effects::messages;
-use crate::worker::io::admission::AdmissionChecks;
 
 /// Celery's defaults for what neither task nor configuration says.
 const MAX_RETRIES: Option<u32> = Some(3);
@@ -304,7 +303,7 @@ fn refuse_task(headers: &TaskHeaders<'_>, message: &Message, refusal: Rejection)
 fn links(embed: &Embed<'_>) -> Result<Continuations, DecodeError> {
     match embed.is_empty() {
         true => Ok(Continuations::default()),
-        false => messages::links(embed),
+        false => Continuations::of(embed),
     }
 }
 

@@ -3,13 +3,14 @@
 
 use std::time::{Duration, SystemTime};
 
-use celery_protocol::{Exception, Raw, Value};
+use celery_protocol::{DecodeError, Embed, Raw};
 use tokio::time::Instant;
 
 use crate::boundary::{QueueEnd, ServiceError};
 use crate::canvas::Canvas;
-use crate::execution::{Changes, Failure, ProcessLost, TaskError};
-use crate::task::{AutoRetry, Conflict};
+use crate::execution::{Changes, ProcessLost, TaskError};
+use crate::task::{AutoRetry, Conflict, Unique};
+use crate::worker::core::failure::FailureInfo;
 use crate::worker::workflow::effect::{Completion, WorkflowEffect};
 
 /// What was decided about a delivery when it was read.
@@ -49,6 +50,22 @@ pub(crate) struct Continuations {
     pub(crate) on_failure: bool,
     /// Whether it is a part of a chord.
     pub(crate) in_chord: bool,
+}
+
+impl Continuations {
+    /// What follows a task with this embed, by a look that goes one level deep. Where
+    /// the answer is an error, the message is kept, so that nothing of its workflow is
+    /// lost.
+    pub(crate) fn of(embed: &Embed<'_>) -> Result<Self, DecodeError> {
+        let has_callbacks = !embed.callbacks()?.is_empty();
+        let has_errbacks = !embed.errbacks()?.is_empty();
+        let has_chain = !embed.chain()?.is_empty();
+        Ok(Self {
+            on_success: has_callbacks || has_chain,
+            on_failure: has_errbacks || has_chain,
+            in_chord: embed.chord()?.is_some(),
+        })
+    }
 }
 
 /// Something happened to the delivery.
@@ -93,6 +110,22 @@ pub(crate) enum Admission {
     Succeeded(Raw<'static>),
     /// It has to be the only one, and is not.
     Taken(Conflict),
+}
+
+/// The questions about one task.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct AdmissionChecks {
+    /// Whether it may have run before, and how that ended.
+    pub(crate) success: bool,
+    /// Whether it was revoked for good.
+    pub(crate) revoked: bool,
+    pub(crate) unique: Option<Unique>,
+}
+
+impl AdmissionChecks {
+    pub(crate) fn any(&self) -> bool {
+        self.success || self.revoked || self.unique.is_some()
+    }
 }
 
 /// How a task is revoked.
@@ -242,13 +275,6 @@ pub(crate) enum StateUpdate {
     Revoked(&'static str),
 }
 
-/// An exception and its traceback, ready to be stored.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct FailureInfo {
-    pub(crate) exception: Exception,
-    pub(crate) traceback: Option<String>,
-}
-
 /// What is sent on behalf of the task.
 #[derive(Clone, Debug)]
 pub(crate) enum FollowUp {
@@ -286,56 +312,4 @@ pub(crate) struct RejectedTask {
     pub(crate) is_linked: bool,
     /// Stored as its failure.
     pub(crate) failure_info: FailureInfo,
-}
-
-impl FailureInfo {
-    pub(crate) fn new(exception: Exception) -> Self {
-        Self {
-            exception,
-            traceback: None,
-        }
-    }
-}
-
-impl From<Failure> for FailureInfo {
-    fn from(failure: Failure) -> Self {
-        Self {
-            traceback: Some(failure.traceback()),
-            exception: failure.exception,
-        }
-    }
-}
-
-/// What a task fails with that did not heed its soft limit.
-pub(crate) fn soft_limit_exceeded() -> TaskError {
-    TaskError::failed(billiard_exception("SoftTimeLimitExceeded", []))
-}
-
-pub(crate) fn time_limit_exceeded(limit: Duration) -> FailureInfo {
-    let seconds = limit.as_secs_f64();
-    let argument = if seconds.fract() == 0.0 {
-        Value::Int(seconds as i64)
-    } else {
-        Value::Float(seconds)
-    };
-    FailureInfo::new(billiard_exception("TimeLimitExceeded", [argument]))
-}
-
-/// What a task fails with that had to be the only one.
-pub(crate) fn not_unique() -> FailureInfo {
-    FailureInfo::new(Exception::new("celery_rs", "NotUnique", Conflict::REASON))
-}
-
-/// What a task fails with whose process is gone.
-pub(crate) fn worker_lost(message: String) -> FailureInfo {
-    FailureInfo::new(billiard_exception("WorkerLostError", [Value::Str(message)]))
-}
-
-pub(crate) fn celery_exception(name: &str, message: impl Into<String>) -> FailureInfo {
-    FailureInfo::new(Exception::new("celery.exceptions", name, message))
-}
-
-/// Celery's pool has its own exceptions, and readers know them by this module.
-fn billiard_exception(name: &str, args: impl IntoIterator<Item = Value>) -> Exception {
-    Exception::new("billiard.exceptions", name, "").with_args(args)
 }

@@ -6,5 +6,6 @@
 
 pub(crate) mod decode;
 pub(crate) mod event;
+pub(crate) mod in_flight;
 pub(crate) mod outcome;
 pub(crate) mod state;

@@ -9,9 +9,9 @@ use crate::env::{Now, later};
 use crate::execution::{
     Failure, ProcessLost, ReadyChord, Requeue, Retry, TaskError, TaskErrorKind, When,
 };
+use crate::worker::core::failure::{FailureInfo, celery_exception, worker_lost};
 use crate::worker::delivery::event::{
-    Disposition, Effect, ExecutionPolicy, FailureInfo, FollowUp, Outcome, StateUpdate, TaskEvent,
-    celery_exception, worker_lost,
+    Disposition, Effect, ExecutionPolicy, FollowUp, Outcome, StateUpdate, TaskEvent,
 };
 use crate::worker::workflow::effect::Completion;
 

@@ -32,11 +32,11 @@ use crate::boundary::QueueEnd;
 use crate::config::OnUnknown;
 use crate::env::Now;
 use crate::task::Conflict;
+use crate::worker::core::failure::{celery_exception, not_unique, time_limit_exceeded};
 use crate::worker::core::rate_limits::{LONGEST_HOLD, LONGEST_PARK};
 use crate::worker::delivery::event::{
     Action, Admission, DeliveryEvent, Disposition, Effect, EffectError, ExecutionPolicy, FollowUp,
-    Rejection, Revocation, StateUpdate, Stop, TaskEvent, celery_exception, not_unique,
-    time_limit_exceeded,
+    Rejection, Revocation, StateUpdate, Stop, TaskEvent,
 };
 use crate::worker::workflow::effect::{Completion, WorkflowEffect};
 

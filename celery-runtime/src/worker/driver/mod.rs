@@ -5,6 +5,7 @@
 //! decides nothing about a delivery itself. Settlements that come up together
 //! leave together.
 
+pub(crate) mod command;
 mod queues;
 mod revocation;
 mod scale;
@@ -32,28 +33,33 @@ use crate::env::{Clock, Now};
 use crate::execution::Job;
 use crate::logical_clock::LogicalClock;
 use crate::task::Declaration;
-use crate::worker::command::election::Election;
 use crate::worker::core::counters::Counters;
-use crate::worker::core::in_flight::{DeliveryKey, InFlight, InFlightDelivery, Payload};
+use crate::worker::core::failure::soft_limit_exceeded;
 use crate::worker::core::rate_limits::RateLimits;
 use crate::worker::core::revocations::Revocations;
 use crate::worker::core::scheduled::Scheduled;
 use crate::worker::delivery::decode::{Decoded, MessageDecoder};
 use crate::worker::delivery::event::{
     Action, Admission, DeliveryEvent, Disposition, Effect, EffectError, Outcome, Revocation, Stop,
-    soft_limit_exceeded,
+};
+use crate::worker::delivery::in_flight::{
+    DeliveryKey, InFlight, InFlightDelivery, LockGuard, Payload,
 };
 use crate::worker::delivery::state::DeliveryState;
+use crate::worker::driver::command::Command;
+use crate::worker::driver::command::election::Election;
 use crate::worker::driver::queues::Change;
 use crate::worker::effects::executor::{EffectExecutor, EffectResult};
+use crate::worker::effects::run_task;
+use crate::worker::error::WorkerError;
+use crate::worker::io::admission;
 use crate::worker::io::admission::UniqueLock;
 use crate::worker::io::control_receiver::ControlReceiver;
 use crate::worker::io::event_dispatcher::EventDispatcher;
 use crate::worker::io::supervisor::Supervisor;
 use crate::worker::io::sweeper::Sweeper;
 use crate::worker::io::watchdog::Watchdog;
-use crate::worker::io::{admission, run_task};
-use crate::worker::{Command, WorkerError};
+use crate::worker::isolated::Children;
 
 pub(crate) use crate::worker::driver::scale::{prefetch, window};
 
@@ -112,6 +118,8 @@ pub(crate) struct WorkerLimits {
 
 /// What the driver is made of.
 pub(crate) struct DriverParts {
+    /// The child processes, where there are isolated tasks.
+    pub(crate) children: Option<Arc<Children>>,
     pub(crate) decoder: MessageDecoder,
     pub(crate) executor: Arc<EffectExecutor>,
     pub(crate) sweeper: Option<Sweeper>,
@@ -132,6 +140,8 @@ pub(crate) struct DriverParts {
 
 /// The running worker.
 pub(crate) struct Driver {
+    /// The child processes, where there are isolated tasks.
+    pub(crate) children: Option<Arc<Children>>,
     pub(crate) decoder: MessageDecoder,
     pub(crate) executor: Arc<EffectExecutor>,
     /// Works by itself while this lives.
@@ -204,6 +214,7 @@ pub(crate) struct Driver {
 impl Driver {
     pub(crate) fn new(parts: DriverParts) -> Self {
         let DriverParts {
+            children,
             decoder,
             executor,
             sweeper,
@@ -229,6 +240,7 @@ impl Driver {
             futures.push(mingled);
         }
         let mut driver = Self {
+            children,
             on_unknown: executor.messages.sender.config.on_unknown,
             decoder,
             executor,
@@ -362,7 +374,7 @@ impl Driver {
         self.send_settlements();
         self.receive();
         if self.stopping.is_some() && self.give_up_at.is_none() && self.busy == 0 {
-            self.give_up_at = Some(Instant::now() + self.limits.grace);
+            self.give_up_at = Some(env::instant() + self.limits.grace);
         }
     }
 
@@ -415,7 +427,7 @@ impl Driver {
             Finished::Changed(change) => self.changed(change),
             Finished::AdmissionChecked(key, Ok((answer, lock))) => {
                 if let Some(entry) = self.entries.find_mut(key) {
-                    entry.lock = lock;
+                    entry.lock = lock.map(|lock| Box::new(lock) as LockGuard);
                 }
                 self.event(key, DeliveryEvent::AdmissionChecked(answer));
             }

@@ -7,7 +7,7 @@ use celery_protocol::ControlReply;
 use futures_util::FutureExt;
 
 use crate::boundary::ResultBackend;
-use crate::worker::command::argument;
+use crate::worker::driver::command::argument;
 use crate::worker::driver::{Driver, Finished, MARKED_TOGETHER};
 use crate::worker::io::state_file::SavedState;
 

@@ -31,7 +31,7 @@ impl Driver {
             self.threads -= threads.shrink(self.threads - size);
         }
         self.concurrency = size;
-        if let Some(children) = &self.executor.services.children {
+        if let Some(children) = &self.children {
             children.resize(size);
         }
         self.set_prefetch();

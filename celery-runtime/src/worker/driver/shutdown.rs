@@ -1,14 +1,13 @@
 //! The worker's end.
 
-use tokio::time::Instant;
-
-use crate::worker::WorkerError;
+use crate::env;
 use crate::worker::driver::{DeliveryEvent, Driver, Payload, Stop};
+use crate::worker::error::WorkerError;
 
 impl Driver {
     pub(crate) fn is_over(&self) -> bool {
         let settled = self.entries.is_empty() && !self.receiving;
-        let given_up = self.give_up_at.is_some_and(|time| time <= Instant::now());
+        let given_up = self.give_up_at.is_some_and(|time| time <= env::instant());
         // Asked to wait even where nothing is to be waited for.
         if self.soft_until.is_some() && self.settings.soft_shutdown_on_idle {
             return false;

@@ -4,7 +4,8 @@ use celery_protocol::{Map, Value};
 
 use crate::execution::Job;
 use crate::worker::core::describe::{shown, shown_arguments};
-use crate::worker::delivery::event::{FailureInfo, Rejection, TaskEvent};
+use crate::worker::core::failure::FailureInfo;
+use crate::worker::delivery::event::{Rejection, TaskEvent};
 use crate::worker::driver::{DeliveryKey, Driver, Payload};
 
 /// How this software calls itself.

@@ -6,7 +6,8 @@ use std::time::SystemTime;
 use celery_protocol::{Exception, Raw, ResultDocument, ResultTree, Serializer, State, time};
 
 use crate::execution::{Job, WorkerContext};
-use crate::worker::delivery::event::{FailureInfo, StateUpdate};
+use crate::worker::core::failure::FailureInfo;
+use crate::worker::delivery::event::StateUpdate;
 use crate::worker::workflow::effect::SkippedTask;
 
 /// The document that says what the report says about the job's task.

@@ -7,17 +7,17 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use celery_protocol::{ResultTree, State};
-use tokio::time::Instant;
 
 use crate::boundary::{
     BoxFuture, Broker, Content, Publication, Record, ServiceError, no_chords, polls_chords,
 };
 use crate::client::compose::ComposeError;
 use crate::client::no_backend;
+use crate::env;
 use crate::env::Clock;
 use crate::execution::{Job, WorkerContext};
-use crate::worker::core::in_flight::{InFlightDelivery, Payload};
 use crate::worker::delivery::event::{EffectError, FollowUp, RejectedTask, StateUpdate};
+use crate::worker::delivery::in_flight::{InFlightDelivery, Payload};
 use crate::worker::effects::documents;
 use crate::worker::effects::messages::MessageFactory;
 use crate::worker::workflow::Workflow;
@@ -108,7 +108,7 @@ impl EffectExecutor {
         let (services, deadline) = (Arc::clone(&self.services), self.deadline);
         Box::pin(async move {
             let result = sending.await?;
-            let until = Instant::now() + deadline;
+            let until = env::instant() + deadline;
             services.client.tell_sent(&dispatch.letters, until).await;
             Ok(result)
         })

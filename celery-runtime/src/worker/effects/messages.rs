@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use celery_protocol::{
-    Compression, DecodeError, Embed, EncodeError, Message, Payload, Properties, Value,
-    WireSignature, encode_body, repr, time,
+    Compression, DecodeError, EncodeError, Message, Payload, Properties, Value, WireSignature,
+    encode_body, repr, time,
 };
 
 use crate::boundary::{Content, Publication, Queue};
@@ -15,7 +15,7 @@ use crate::canvas::options::CallOptions;
 use crate::client::compose::{ComposeError, Outgoing, Sender, compose, declarable, raw_call};
 use crate::env;
 use crate::execution::{Changes, Job};
-use crate::worker::delivery::event::{Continuations, Rejection};
+use crate::worker::delivery::event::Rejection;
 
 /// Appended to a queue's name for the messages that no worker could run.
 ///
@@ -42,20 +42,6 @@ pub(crate) struct MessageFactory {
     pub(crate) hostname: String,
     /// What the worker consumes.
     pub(crate) queues: Vec<Arc<Queue>>,
-}
-
-/// What follows a task with this embed, by a look that goes one level deep. Where
-/// the answer is an error, the message is kept, so that nothing of its workflow is
-/// lost.
-pub(crate) fn links(embed: &Embed<'_>) -> Result<Continuations, DecodeError> {
-    let has_callbacks = !embed.callbacks()?.is_empty();
-    let has_errbacks = !embed.errbacks()?.is_empty();
-    let has_chain = !embed.chain()?.is_empty();
-    Ok(Continuations {
-        on_success: has_callbacks || has_chain,
-        on_failure: has_errbacks || has_chain,
-        in_chord: embed.chord()?.is_some(),
-    })
 }
 
 impl MessageFactory {

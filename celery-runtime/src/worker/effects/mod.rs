@@ -6,4 +6,5 @@
 pub(crate) mod documents;
 pub(crate) mod executor;
 pub(crate) mod messages;
+pub(crate) mod run_task;
 pub(crate) mod workflow;

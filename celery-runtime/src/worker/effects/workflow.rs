@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout_at;
 
 use crate::boundary::{
     BoxFuture, ChordEnd, ChordMember, ChordResults, ChordStore, MemberResult, Record,
@@ -15,9 +15,8 @@ use crate::client::no_backend;
 use crate::env;
 use crate::execution::{Job, Registered};
 use crate::worker::delivery::event::{EffectError, Outcome};
-use crate::worker::effects::documents;
 use crate::worker::effects::executor::{EffectExecutor, EffectResult, done};
-use crate::worker::io::run_task;
+use crate::worker::effects::{documents, run_task};
 use crate::worker::workflow::effect::{
     ClaimedChord, FinishedMember, InPlaceErrback, OutgoingBatch, SkippedTask, WorkflowEffect,
 };
@@ -126,7 +125,7 @@ impl EffectExecutor {
         chord: &Arc<ClaimedChord>,
         ids: Vec<String>,
     ) -> Result<Option<Vec<MemberResult>>, EffectError> {
-        let until = self.join_timeout.map(|timeout| Instant::now() + timeout);
+        let until = self.join_timeout.map(|timeout| env::instant() + timeout);
         let (this, of, all) = (Arc::clone(self), Arc::clone(chord), ids.clone());
         let found = self.perform("read the results of", named(chord), async move {
             this.backend(&of)?.fetch(&all).await

@@ -12,23 +12,7 @@ use crate::env;
 use crate::execution::Job;
 use crate::revocation::revoked_key;
 use crate::task::{Conflict, Span, Unique};
-use crate::worker::delivery::event::{Admission, EffectError};
-
-/// The questions about one task.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct AdmissionChecks {
-    /// Whether it may have run before, and how that ended.
-    pub(crate) success: bool,
-    /// Whether it was revoked for good.
-    pub(crate) revoked: bool,
-    pub(crate) unique: Option<Unique>,
-}
-
-impl AdmissionChecks {
-    pub(crate) fn any(&self) -> bool {
-        self.success || self.revoked || self.unique.is_some()
-    }
-}
+use crate::worker::delivery::event::{Admission, AdmissionChecks, EffectError};
 
 /// Asks, and takes the lock of a task that may start and has to be alone.
 pub(crate) async fn ask(

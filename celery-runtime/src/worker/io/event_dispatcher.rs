@@ -1,10 +1,11 @@
 //! Tells those who watch: makes events and replies of what the worker does.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use celery_protocol::{ControlReply, Event, Map, ReplyAddress, Value};
 
 use crate::boundary::Exchange;
+use crate::env;
 use crate::logical_clock::LogicalClock;
 use crate::worker::io::event_publisher::{BATCH, EventPublisher, Outgoing};
 
@@ -88,7 +89,7 @@ impl EventDispatcher {
         event.utcoffset = self.utcoffset;
         event.pid = std::process::id();
         event.clock = self.clock.forward();
-        event.timestamp = unix(now);
+        event.timestamp = env::unix_seconds(now);
         event.fields = fields;
         event
     }
@@ -107,13 +108,6 @@ impl EventDispatcher {
             Err(error) => tracing::error!("cannot write an event: {error}"),
         }
     }
-}
-
-/// Seconds since 1970.
-pub(crate) fn unix(time: SystemTime) -> f64 {
-    time.duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs_f64()
 }
 
 /// Hours by which this machine's time zone is behind UTC.

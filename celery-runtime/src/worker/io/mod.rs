@@ -5,7 +5,6 @@ pub(crate) mod control_receiver;
 pub(crate) mod event_dispatcher;
 pub(crate) mod event_publisher;
 pub(crate) mod mingle;
-pub(crate) mod run_task;
 pub(crate) mod shutdown;
 pub(crate) mod state_file;
 pub(crate) mod supervisor;

@@ -31,10 +31,11 @@ mod wire_error;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use crate::execution::{ErasedTask, Registry};
+use crate::app::inner::AppInner;
+use crate::execution::{ErasedTask, Registry, Tasks};
+use crate::worker::error::WorkerError;
 use crate::worker::isolated::protocol::Welcome;
 use crate::worker::isolated::role::ProcessRole;
-use crate::worker::{Worker, WorkerError};
 use children::ChildLimits;
 use program::Program;
 use task::IsolatedTask;
@@ -77,9 +78,19 @@ pub(crate) enum Mode {
     Wait,
 }
 
+/// The properties of a worker that decide about child processes.
+pub(crate) struct WorkerProfile<'a> {
+    pub(crate) app: &'a AppInner,
+    pub(crate) tasks: &'a Tasks,
+    pub(crate) queues: &'a [String],
+    pub(crate) hostname: &'a str,
+    pub(crate) concurrency: usize,
+    pub(crate) child_command: Option<&'a ChildCommand>,
+}
+
 /// Finds out what the worker is to do in this process, and gets ready for it.
-pub(crate) fn duty(worker: &Worker) -> Result<Mode, WorkerError> {
-    let name = program::worker_name(worker.tasks.names(), &worker.queues);
+pub(crate) fn mode(worker: &WorkerProfile<'_>) -> Result<Mode, WorkerError> {
+    let name = program::worker_name(worker.tasks.names(), worker.queues);
     match ProcessRole::of(&name) {
         ProcessRole::Child(socket) => return Ok(Mode::Serve(socket)),
         ProcessRole::Other => return Ok(Mode::Wait),
@@ -88,7 +99,7 @@ pub(crate) fn duty(worker: &Worker) -> Result<Mode, WorkerError> {
     }
     let config = &worker.app.config;
     let welcome = Welcome {
-        hostname: worker.hostname.clone(),
+        hostname: worker.hostname.to_owned(),
         result_serializer: config.result_serializer.name().to_owned(),
         result_extended: config.result_extended,
         body_limit: config.body_limit,
@@ -98,7 +109,7 @@ pub(crate) fn duty(worker: &Worker) -> Result<Mode, WorkerError> {
         max_memory: config.worker_max_memory_per_child,
         deadline: config.operation_timeout,
     };
-    let program = Program::find(worker.child_command.clone())?;
+    let program = Program::find(worker.child_command.cloned())?;
     let children = Children::new(program, name, welcome, rules, worker.concurrency);
     Ok(Mode::Work(Some(children)))
 }
@@ -111,7 +122,11 @@ pub(crate) fn runner(children: &Arc<Children>) -> Arc<dyn ErasedTask> {
 }
 
 /// Serves the worker at the other end until it hangs up.
-pub(crate) async fn serve(worker: Worker, socket: UnixStream) -> Result<(), WorkerError> {
-    let registry = Arc::new(Registry::new(worker.tasks, None)?);
-    Ok(serve::serve(socket, registry, &worker.app).await?)
+pub(crate) async fn serve(
+    app: &AppInner,
+    tasks: Tasks,
+    socket: UnixStream,
+) -> Result<(), WorkerError> {
+    let registry = Arc::new(Registry::new(tasks, None)?);
+    Ok(serve::serve(socket, registry, app).await?)
 }

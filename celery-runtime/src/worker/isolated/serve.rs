@@ -20,7 +20,7 @@ use crate::execution::{
 };
 use crate::task::AutoRetry;
 use crate::worker::delivery::event::Outcome;
-use crate::worker::io::run_task;
+use crate::worker::effects::run_task;
 use crate::worker::isolated::backend::ChannelBackend;
 use crate::worker::isolated::frame::Frame;
 use crate::worker::isolated::protocol::{
@@ -311,7 +311,6 @@ impl FrameListener {
             registry: Arc::clone(&self.registry),
             // Its task is never isolated.
             chord_retry_interval: Duration::ZERO,
-            children: None,
         })
     }
 }

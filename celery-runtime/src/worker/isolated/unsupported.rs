@@ -3,8 +3,9 @@
 use std::process::Command;
 use std::sync::Arc;
 
-use crate::execution::ErasedTask;
-use crate::worker::isolated::{Worker, WorkerError};
+use crate::app::inner::AppInner;
+use crate::execution::{ErasedTask, Tasks};
+use crate::worker::error::WorkerError;
 
 /// Nothing: there are none.
 #[derive(Debug)]
@@ -49,7 +50,18 @@ impl Children {
     }
 }
 
-pub(crate) fn duty(worker: &Worker) -> Result<Mode, WorkerError> {
+/// The properties of a worker that decide about child processes.
+#[allow(dead_code, reason = "there are no children")]
+pub(crate) struct WorkerProfile<'a> {
+    pub(crate) app: &'a AppInner,
+    pub(crate) tasks: &'a Tasks,
+    pub(crate) queues: &'a [String],
+    pub(crate) hostname: &'a str,
+    pub(crate) concurrency: usize,
+    pub(crate) child_command: Option<&'a ChildCommand>,
+}
+
+pub(crate) fn mode(worker: &WorkerProfile<'_>) -> Result<Mode, WorkerError> {
     if !worker.tasks.has_isolated() {
         return Ok(Mode::Work(None));
     }
@@ -63,6 +75,6 @@ pub(crate) fn runner(children: &Arc<Children>) -> Arc<dyn ErasedTask> {
     match **children {}
 }
 
-pub(crate) async fn serve(_: Worker, socket: Socket) -> Result<(), WorkerError> {
+pub(crate) async fn serve(_: &AppInner, _: Tasks, socket: Socket) -> Result<(), WorkerError> {
     match socket {}
 }

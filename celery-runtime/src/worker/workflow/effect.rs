@@ -10,7 +10,7 @@ use crate::boundary::{
     Broker, ChordClaim, ChordEnd, ChordResults, ChordStart, Publication, ServiceError,
 };
 use crate::execution::FailureContext;
-use crate::worker::delivery::event::FailureInfo;
+use crate::worker::core::failure::FailureInfo;
 
 /// How a task ended, as far as its workflow goes.
 #[derive(Clone, Debug)]

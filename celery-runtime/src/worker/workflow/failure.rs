@@ -10,7 +10,7 @@ use crate::boundary::{ChordEnd, MemberResult};
 use crate::canvas::Canvas;
 use crate::canvas::options::CallOptions;
 use crate::execution::FailureContext;
-use crate::worker::delivery::event::{FailureInfo, celery_exception};
+use crate::worker::core::failure::{FailureInfo, celery_exception};
 use crate::worker::workflow::effect::{
     ClaimedChord, InPlaceErrback, OutgoingBatch, SkippedTask, TaskRequest, WorkflowEffect,
 };

@@ -276,7 +276,7 @@ impl Workflow<'_> {
             fresh: &mut || env::uuid(),
             reply_to,
             chords: Vec::new(),
-            ways: self.sender.config.ways(),
+            wire_style: self.sender.config.wire_style(),
         };
         let mut planned = plan(canvas, within, ids)?;
         if self.polls_chords {

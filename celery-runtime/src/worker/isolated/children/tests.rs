@@ -93,7 +93,6 @@ fn job(task: &Task<(String,), ()>, folder: &Path) -> Arc<Job> {
         client: App::memory().client(),
         registry: Arc::default(),
         chord_retry_interval: Duration::ZERO,
-        children: None,
     });
     let kwargs = Raw::json("{}");
     let job = Job::in_place(services, "id-1", task.name().into(), &args, &kwargs, None);

@@ -10,15 +10,18 @@ use celery_protocol::{ControlRequest, Map, TimeLimits, Value, repr};
 
 use crate::boundary::{Exchange, ExchangeKind, Queue};
 use crate::task::RateLimit;
-use crate::worker::command::argument::{
-    entry, is_true, list, missing, number, quoted, scalar, set, signal, task_ids, text, texts,
-};
-use crate::worker::core::in_flight::{DeliveryKey, Payload};
 use crate::worker::core::{destination, revocations};
 use crate::worker::delivery::event::{DeliveryEvent, Revocation, Stop};
+use crate::worker::delivery::in_flight::{DeliveryKey, Payload};
 use crate::worker::delivery::state::DeliveryState;
 use crate::worker::driver::Driver;
+use crate::worker::driver::command::argument::{
+    entry, is_true, list, missing, number, quoted, scalar, set, signal, task_ids, text, texts,
+};
 use crate::worker::io::control_receiver::Incoming;
+
+/// A command of remote control that the application adds.
+pub(crate) type Command = Box<dyn Fn(&Map) -> Result<Value, String> + Send>;
 
 /// What a command answers.
 pub(crate) enum Reply {

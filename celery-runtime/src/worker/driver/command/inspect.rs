@@ -5,10 +5,10 @@ use celery_protocol::{Map, Serializer, Value, time};
 use crate::boundary::{Exchange, Queue};
 use crate::config::url::{ServiceUrl, redacted};
 use crate::execution::Registered;
-use crate::worker::Children;
 use crate::worker::core::describe::describe;
-use crate::worker::core::in_flight::{DeliveryKey, InFlightDelivery, Payload};
+use crate::worker::delivery::in_flight::{DeliveryKey, InFlightDelivery, Payload};
 use crate::worker::driver::Driver;
+use crate::worker::isolated::Children;
 
 /// What `inspect registered` shows of a task unless asked for something else.
 const SHOWN: [&str; 3] = ["exchange", "routing_key", "rate_limit"];
@@ -88,12 +88,12 @@ impl Driver {
     }
 
     pub(crate) fn registered(&self, arguments: &Map) -> Value {
-        let asked = crate::worker::command::argument::texts(arguments.get("taskinfoitems"));
+        let asked = crate::worker::driver::command::argument::texts(arguments.get("taskinfoitems"));
         let items: Vec<&str> = match &*asked {
             [] => SHOWN.to_vec(),
             asked => asked.iter().map(String::as_str).collect(),
         };
-        let builtins = crate::worker::command::argument::is_true(arguments.get("builtins"));
+        let builtins = crate::worker::driver::command::argument::is_true(arguments.get("builtins"));
         let mut lines: Vec<String> = self
             .decoder
             .registry
@@ -172,7 +172,7 @@ impl Driver {
     pub(crate) fn pool(&self) -> Map {
         let pid = i64::from(std::process::id());
         let mut pool = Map::new();
-        let children = self.executor.services.children.as_deref();
+        let children = self.children.as_deref();
         let children = children.map(Children::stats);
         let mut pids: Vec<i64> = Vec::new();
         let mut implementation = "celery_runtime:tokio";

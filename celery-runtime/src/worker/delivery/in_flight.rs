@@ -12,8 +12,10 @@ use crate::boundary::{Consumer, Content, DeliveryTag};
 use crate::env::Now;
 use crate::execution::{ErasedTask, Job};
 use crate::worker::delivery::state::DeliveryState;
-use crate::worker::io::admission::UniqueLock;
 use crate::worker::workflow::effect::OutgoingBatch;
+
+/// Releases the lock of a unique task when it is dropped.
+pub(crate) type LockGuard = Box<dyn fmt::Debug + Send>;
 
 /// Names an entry, and tells it from a later one in the same place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,7 +34,7 @@ pub(crate) struct InFlightDelivery {
     pub(crate) queue: Arc<str>,
     pub(crate) work: Payload,
     /// Held while its task has to be the only one.
-    pub(crate) lock: Option<UniqueLock>,
+    pub(crate) lock: Option<LockGuard>,
     /// Whether it comes back from where it waited for its time.
     pub(crate) was_scheduled: bool,
     /// When its task was started.
