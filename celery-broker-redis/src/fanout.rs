@@ -4,13 +4,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use celery_protocol::{Message, kombu};
-use celery_runtime::{Binding, BoxFuture, ServiceError, Subscription, env};
+use celery_runtime::{Binding, BoxFuture, ServiceError, Subscription, env, topic_matches};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::client::{Operation, PubSubCommand, PubSubControl, PubSubMessage, PubSubMessages};
 use crate::shared::Shared;
-use crate::topic::matches_topic_pattern;
 
 /// The number of broadcasts that are buffered for a slow subscriber. Further
 /// ones are dropped, as broadcasts are not reliable.
@@ -114,7 +113,7 @@ impl FanoutReader {
             Some(key) => key,
             None => &message.properties.delivery_info.routing_key,
         };
-        if !matches_topic_pattern(&self.pattern, key) {
+        if !topic_matches(&self.pattern, key) {
             return;
         }
         if self.sender.try_send(Ok(message)).is_err() {

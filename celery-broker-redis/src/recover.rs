@@ -1,6 +1,5 @@
 //! Recovery of deliveries that earlier consumers fetched and did not settle.
 
-
 use celery_runtime::{ServiceError, env};
 
 use crate::client::{Command, Operation, RedisReply};

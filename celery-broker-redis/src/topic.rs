@@ -10,30 +10,6 @@ pub(crate) fn matches_stored_pattern(pattern: &str, key: &str) -> bool {
     }
 }
 
-/// Returns whether a routing key matches an AMQP pattern: `*` is one word, `#`
-/// any number of words. The empty pattern is `#`.
-pub(crate) fn matches_topic_pattern(pattern: &str, key: &str) -> bool {
-    if pattern.is_empty() {
-        return true;
-    }
-    let key: Vec<&str> = key.split('.').collect();
-    // The positions in the key that the pattern so far may end at.
-    let mut reached = vec![false; key.len() + 1];
-    reached[0] = true;
-    for word in pattern.split('.') {
-        let mut next = vec![false; key.len() + 1];
-        for at in 0..=key.len() {
-            next[at] = match word {
-                "#" => reached[at] || (at > 0 && next[at - 1]),
-                "*" => at > 0 && reached[at - 1],
-                word => at > 0 && reached[at - 1] && key[at - 1] == word,
-            };
-        }
-        reached = next;
-    }
-    reached[key.len()]
-}
-
 /// An element of a stored expression.
 enum PatternToken {
     Char(char),
@@ -124,29 +100,8 @@ mod tests {
     }
 
     #[test]
-    fn topic_pattern_matches_words_as_in_amqp() {
-        for (pattern, key, expected) in [
-            ("", "any.thing", true),
-            ("#", "", true),
-            ("worker.*", "worker.online", true),
-            ("worker.*", "worker.online.now", false),
-            ("worker.#", "worker", true),
-            ("#.end", "a.b.end", true),
-            ("#.end", "a.b", false),
-            ("a.#.b.#.c", "a.b.c", true),
-        ] {
-            assert_eq!(
-                matches_topic_pattern(pattern, key),
-                expected,
-                "{pattern} {key}"
-            );
-        }
-    }
-
-    #[test]
     fn pathological_pattern_is_matched_in_bounded_time() {
         let pattern = format!("^{}$", ".*?".repeat(200));
         assert!(matches_stored_pattern(&pattern, &"a".repeat(200)));
-        assert!(!matches_topic_pattern(&"#.".repeat(200), &"a".repeat(200)));
     }
 }

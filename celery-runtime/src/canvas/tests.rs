@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use serde_json::{Map, Value as Json, json};
 
 use crate::canvas::*;
+use crate::config::WireStyle;
 use crate::task::{ArgumentEncoder, Task, arguments_of};
 
 const ADD: Task<(i64, i64), i64> = Task::new("tasks.add").params(&["x", "y"]);
