@@ -164,7 +164,7 @@ async fn each_task_runs_where_it_belongs() {
     assert_eq!(scene.call(ADD, (2, 3)).await, 5);
     assert_eq!(
         scene.call(GREET, ("Ada".to_owned(),)).await,
-        "PeerState, Ada!"
+        "Hello, Ada!"
     );
     let child = scene.call(PID, ()).await;
     assert_ne!(child, own);
