@@ -36,9 +36,9 @@ use crate::worker::effects::messages::MessageFactory;
 use crate::worker::io::control_receiver::{ControlReceiver, read_events, read_request};
 use crate::worker::io::event_dispatcher::EventDispatcher;
 use crate::worker::io::event_publisher::EventPublisher;
-use crate::worker::io::shutdown::stops;
+use crate::worker::io::shutdown::shutdown_stages;
 use crate::worker::io::supervisor::{ConnectionHook, Supervisor};
-use crate::worker::io::sweeper::Sweeper;
+use crate::worker::io::sweeper::ChordSweeper;
 use crate::worker::io::watchdog::Watchdog;
 use crate::worker::isolated::{Children, WorkerProfile};
 use driver::{Driver, DriverParts, WorkerLimits, prefetch, window};
@@ -297,7 +297,7 @@ impl Worker {
                     children.check().await?;
                 }
                 let driver = self.driver(children.as_ref())?;
-                let ended = driver.run(stops(shutdown)).await;
+                let ended = driver.run(shutdown_stages(shutdown)).await;
                 if let Some(children) = children {
                     children.close().await;
                 }
@@ -395,7 +395,7 @@ impl Worker {
         let (asking, begin) = oneshot::channel();
         let control = ControlReceiver::start(&app.broker, mailboxes, begin);
         let mingle = (is_steered && self.settings.mingle).then(|| {
-            io::mingle::ask(
+            io::mingle::send_hello(
                 &app.broker,
                 &logical_clock,
                 &config.control,
@@ -442,7 +442,7 @@ impl Worker {
         Ok(Driver::new(DriverParts {
             children: children.cloned(),
             decoder,
-            sweeper: Sweeper::start(&executor),
+            sweeper: ChordSweeper::start(&executor),
             executor,
             clock: app.clock.clone(),
             supervisor,
