@@ -75,7 +75,9 @@ impl Driver {
                 decided_at,
             }),
             None => {
-                return tracing::warn!("ignoring election {id}: more than {MAX_ELECTIONS} are open");
+                return tracing::warn!(
+                    "ignoring election {id}: more than {MAX_ELECTIONS} are open"
+                );
             }
         }
         let mut fields = Map::new();
