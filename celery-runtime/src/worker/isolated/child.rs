@@ -57,16 +57,16 @@ impl StartingChild {
         on_exit: impl FnOnce(u32) + Send + 'static,
     ) -> Result<Self, ChildError> {
         let failed = |error: io::Error| ChildError::new(program.name(), error.to_string());
-        let (ours, theirs) = Pair::pair().map_err(failed)?;
-        ours.set_nonblocking(true).map_err(failed)?;
+        let (parent, child) = Pair::pair().map_err(failed)?;
+        parent.set_nonblocking(true).map_err(failed)?;
         let mut command: Command = program.command(worker);
-        command.stdin(Stdio::from(OwnedFd::from(theirs)));
+        command.stdin(Stdio::from(OwnedFd::from(child)));
         // Consumes the command, and with it this process's copy of the child's end.
         let process = Process::start(command, on_exit).map_err(failed)?;
         Ok(Self(Child {
             process,
             channel: ChildChannel {
-                socket: UnixStream::from_std(ours).map_err(failed)?,
+                socket: UnixStream::from_std(parent).map_err(failed)?,
                 buffer: BytesMut::new(),
             },
             tasks: 0,
@@ -112,7 +112,7 @@ impl StartingChild {
             Ok(Err(ChannelError::Closed)) => {
                 let status = exit_status::describe(child.process.wait_or_kill().await);
                 return Err(failed(format!(
-                    "it ended ({status}) before its main called Worker::run_until"
+                    "it exited ({status}) before its main called Worker::run_until"
                 )));
             }
             Ok(Err(ChannelError::InvalidFrame(error))) => {
@@ -120,8 +120,8 @@ impl StartingChild {
             }
             Err(_) => {
                 return Err(failed(format!(
-                    "its main did not call Worker::run_until within {HANDSHAKE_TIMEOUT:?}, for a worker \
-                     of the same tasks and queues"
+                    "its main did not call Worker::run_until within {HANDSHAKE_TIMEOUT:?} for a \
+                     worker with the same tasks and queues"
                 )));
             }
         };

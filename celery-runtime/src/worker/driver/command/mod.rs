@@ -89,7 +89,8 @@ impl Driver {
     }
 
     /// The table of commands: a row for each name, and then the application's own
-    /// commands.
+    /// commands. It is one `match` in spite of its length, so that it reads as a
+    /// table.
     pub(crate) fn dispatch(&mut self, name: &str, arguments: &Map) -> Reply {
         let answer = match name {
             "ping" => Ok(entry("ok", "pong")),
