@@ -102,7 +102,7 @@ impl ControlCall {
     ///
     /// # Errors
     ///
-    /// Those of [`send`](Self::send). Also when the mailbox for replies cannot be
+    /// See [`send`](Self::send). Also when the mailbox for replies cannot be
     /// opened within the timeout of one operation, or its connection is lost while
     /// the command waits. Errors of single workers are part of the [`Replies`].
     ///

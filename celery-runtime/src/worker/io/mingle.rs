@@ -24,7 +24,7 @@ const MAX_REPLIES: usize = 1024;
 /// Returns earlier when the broker is not available, and, if the broker reports
 /// the number of subscribers, as soon as all of them have replied.
 ///
-/// `before_sent` is dropped once the command is sent or cannot be sent. Until
+/// `hello_sent` is dropped once the command is sent or cannot be sent. Until
 /// then this worker must not subscribe to control commands, or it would receive
 /// its own `hello` and count as one of the other workers.
 pub(crate) fn send_hello(
@@ -32,7 +32,7 @@ pub(crate) fn send_hello(
     clock: &LogicalClock,
     settings: &ControlSettings,
     hostname: &str,
-    before_sent: oneshot::Sender<()>,
+    hello_sent: oneshot::Sender<()>,
 ) -> BoxFuture<'static, Vec<ControlReply>> {
     let (broker, clock) = (Arc::clone(broker), clock.clone());
     let settings = settings.clone();
@@ -45,7 +45,7 @@ pub(crate) fn send_hello(
             &settings,
             &hostname,
             &mut replies,
-            before_sent,
+            hello_sent,
         );
         if let Ok(Err(error)) = tokio::time::timeout(REPLY_TIMEOUT, collecting).await {
             tracing::warn!("mingle: cannot reach other workers: {error}");
@@ -60,7 +60,7 @@ async fn collect(
     settings: &ControlSettings,
     hostname: &str,
     replies: &mut Vec<ControlReply>,
-    before_sent: oneshot::Sender<()>,
+    hello_sent: oneshot::Sender<()>,
 ) -> Result<(), ServiceError> {
     let key = env::uuid();
     let mailbox = settings.reply_mailbox(&key);
@@ -75,7 +75,7 @@ async fn collect(
         return Ok(());
     };
     let subscribers = broker.broadcast(&settings.requests(), "", &message).await?;
-    drop(before_sent);
+    drop(hello_sent);
     let limit = subscribers.map_or(MAX_REPLIES, |count| MAX_REPLIES.min(count as usize));
     while replies.len() < limit {
         let reply = ControlReply::read(&inbox.next().await?);

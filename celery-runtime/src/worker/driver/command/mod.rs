@@ -257,7 +257,8 @@ impl Driver {
         let shown = repr::kwargs(&headers);
         if !is_true(arguments.get("terminate")) {
             // Waiting tasks are checked when they start; the check of these is over.
-            let starting = self.revoked_by_stamps(|life| life.is_reserved() && !life.is_waiting());
+            let starting =
+                self.deliveries_revoked_by_stamps(|life| life.is_reserved() && !life.is_waiting());
             for key in starting {
                 self.event(key, DeliveryEvent::Revoked(Revocation::Unstarted));
             }
@@ -266,7 +267,7 @@ impl Driver {
             return Ok(entry("ok", done));
         }
         let signal = signal(arguments.get("signal"))?;
-        let running = self.revoked_by_stamps(DeliveryState::is_running);
+        let running = self.deliveries_revoked_by_stamps(DeliveryState::is_running);
         if running.is_empty() {
             return Ok(entry("ok", format!("headers {shown} were not terminated")));
         }
@@ -277,7 +278,7 @@ impl Driver {
     }
 
     /// Returns the deliveries of tasks revoked by a stamp whose state matches.
-    pub(crate) fn revoked_by_stamps(
+    pub(crate) fn deliveries_revoked_by_stamps(
         &self,
         matches: impl Fn(&DeliveryState) -> bool,
     ) -> Vec<DeliveryKey> {
