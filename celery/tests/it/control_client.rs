@@ -180,7 +180,7 @@ async fn every_command_is_carried_out_or_refused(setup: Setup) {
     ];
     for (call, expected) in refusals {
         let (_, answer) = call.replies().await.unwrap().into_iter().next().unwrap();
-        let Err(CommandError::Refused { node, cause, .. }) = answer else {
+        let Err(CommandError::Failed { node, cause, .. }) = answer else {
             panic!("{answer:?}");
         };
         assert!(node == ONE && cause.contains(expected), "{cause}");

@@ -413,7 +413,7 @@ async fn a_program_that_cannot_be_a_child_is_named_before_a_message_is_taken() {
         (own, ["test runner", "child_command"]),
         (missing, ["/no/such/program", "No such file"]),
         (other, ["true", "before its main called Worker::run_until"]),
-        (chatty, ["sh", "does not speak our language"]),
+        (chatty, ["sh", "sent an invalid handshake"]),
     ] {
         let ended = within("the worker refuses", worker.run()).await;
         let error = ended.unwrap_err().to_string();
