@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use celery_protocol::ControlReply;
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::oneshot;
 
 use crate::boundary::{BoxFuture, ConsumeOptions, Mailbox, Queue};
@@ -14,8 +15,16 @@ use crate::env;
 use crate::execution::{BlockingPool, Registry, WorkerContext};
 use crate::worker::Worker;
 use crate::worker::core::queue_selection::queues;
+use crate::worker::core::revocations::Revocations;
 use crate::worker::delivery::decode::MessageDecoder;
-use crate::worker::driver::{Driver, DriverParts, WorkerLimits, prefetch, window};
+use crate::worker::driver::connection::Connection;
+use crate::worker::driver::deliveries::Deliveries;
+use crate::worker::driver::monitor::Monitor;
+use crate::worker::driver::remote::Remote;
+use crate::worker::driver::revocations::RevocationState;
+use crate::worker::driver::slots::Slots;
+use crate::worker::driver::stop::Shutdown;
+use crate::worker::driver::{Driver, Outcomes, RateLimiter, WorkerLimits, prefetch, window};
 use crate::worker::effects::executor::EffectExecutor;
 use crate::worker::effects::messages::MessageFactory;
 use crate::worker::error::WorkerError;
@@ -46,23 +55,33 @@ impl Worker {
         let executor = Arc::new(self.executor(&config, &context, &queues));
         let events = self.event_dispatcher(&config);
         let (control, mingle) = self.control_receiver(&config);
-        Ok(Driver::new(DriverParts {
-            children: children.cloned(),
-            decoder: self.decoder(&config, registry, context),
-            sweeper: ChordSweeper::start(&executor),
-            executor,
-            clock: self.app.clock.clone(),
-            supervisor: self.supervisor(&config, &queues),
+        let now = self.app.clock.moment();
+        let (max, expires) = (self.settings.revokes_max, self.settings.revoke_expires);
+        let heartbeat_at = self.settings.heartbeat.map(|_| now.instant);
+        let mut driver = Driver {
             limits: self.limits(),
+            on_unknown: config.on_unknown,
+            clock: self.app.clock.clone(),
+            now,
+            decoder: self.decoder(&config, registry, context),
+            connection: Connection::new(self.supervisor(&config, &queues)),
+            deliveries: Deliveries::default(),
+            slots: Slots::new(self.concurrency, self.autoscale, children.cloned()),
+            rates: RateLimiter::default(),
+            revocations: RevocationState::new(Revocations::new(max, expires), now.instant),
+            shutdown: Shutdown::default(),
+            monitor: Monitor::new(events, self.app.logical_clock.clone(), heartbeat_at),
+            remote: Remote::new(control, self.commands),
+            outcomes: Outcomes::new(),
+            futures: FuturesUnordered::new(),
+            settlements: Vec::new(),
             watchdog: Watchdog::start(self.settings.blocked_after),
-            logical_clock: self.app.logical_clock.clone(),
-            events,
-            control,
-            mingle,
-            commands: self.commands,
-            autoscale: self.autoscale,
+            _sweeper: ChordSweeper::start(&executor),
+            executor,
             settings: Arc::new(self.settings),
-        }))
+        };
+        driver.prepare(mingle);
+        Ok(driver)
     }
 
     /// The app's settings with those that the builder changed.

@@ -162,10 +162,7 @@ async fn each_task_runs_where_it_belongs() {
     let scene = Scene::start().await;
     let own = std::process::id();
     assert_eq!(scene.call(ADD, (2, 3)).await, 5);
-    assert_eq!(
-        scene.call(GREET, ("Ada".to_owned(),)).await,
-        "Hello, Ada!"
-    );
+    assert_eq!(scene.call(GREET, ("Ada".to_owned(),)).await, "Hello, Ada!");
     let child = scene.call(PID, ()).await;
     assert_ne!(child, own);
     assert_eq!(scene.call(ASYNC_PID, ()).await, child);

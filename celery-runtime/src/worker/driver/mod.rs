@@ -6,19 +6,22 @@
 //! leave together.
 
 pub(crate) mod command;
-mod queues;
-mod revocation;
+pub(crate) mod connection;
+pub(crate) mod deliveries;
+pub(crate) mod monitor;
+pub(crate) mod remote;
+pub(crate) mod revocations;
 mod scale;
 mod settle;
-mod shutdown;
-mod slots;
-mod task_events;
+pub(crate) mod slots;
+pub(crate) mod stop;
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use celery_protocol::ControlReply;
 use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::mpsc;
@@ -31,68 +34,63 @@ use crate::config::{OnUnknown, WorkerSettings};
 use crate::env;
 use crate::env::{Clock, Now};
 use crate::execution::Job;
-use crate::logical_clock::LogicalClock;
 use crate::task::Declaration;
-use crate::worker::core::counters::Counters;
 use crate::worker::core::failure::soft_limit_exceeded;
 use crate::worker::core::rate_limits::RateLimits;
-use crate::worker::core::revocations::Revocations;
-use crate::worker::core::scheduled::Scheduled;
 use crate::worker::delivery::decode::{Decoded, MessageDecoder};
 use crate::worker::delivery::event::{
     Action, Admission, DeliveryEvent, Disposition, Effect, EffectError, Outcome, Revocation, Stop,
 };
-use crate::worker::delivery::in_flight::{
-    DeliveryKey, InFlight, InFlightDelivery, LockGuard, Payload,
-};
+use crate::worker::delivery::in_flight::{DeliveryKey, InFlightDelivery, LockGuard, Payload};
 use crate::worker::delivery::state::DeliveryState;
-use crate::worker::driver::command::Command;
-use crate::worker::driver::command::election::Election;
-use crate::worker::driver::queues::Change;
+use crate::worker::driver::connection::{Connection, QueueChange};
+use crate::worker::driver::deliveries::Deliveries;
+use crate::worker::driver::monitor::Monitor;
+use crate::worker::driver::remote::Remote;
+use crate::worker::driver::revocations::RevocationState;
+use crate::worker::driver::slots::Slots;
+use crate::worker::driver::stop::Shutdown;
 use crate::worker::effects::executor::{EffectExecutor, EffectResult};
 use crate::worker::effects::run_task;
 use crate::worker::error::WorkerError;
 use crate::worker::io::admission;
 use crate::worker::io::admission::UniqueLock;
-use crate::worker::io::control_receiver::ControlReceiver;
-use crate::worker::io::event_dispatcher::EventDispatcher;
-use crate::worker::io::supervisor::Supervisor;
 use crate::worker::io::sweeper::ChordSweeper;
 use crate::worker::io::watchdog::Watchdog;
-use crate::worker::isolated::Children;
 
 pub(crate) use crate::worker::driver::scale::{prefetch, window};
 
-/// Most deliveries taken from the broker at once, and events handled between
-/// two looks at everything else.
-const BATCH: usize = 256;
+/// Most deliveries received at once, and most outcomes handled between two turns
+/// of the loop.
+const BATCH_SIZE: usize = 256;
 
-/// Deliveries whose task is over and whose result or acknowledgement is still
-/// on its way, beyond which no more are received, unless the window is larger.
+/// Most deliveries whose task has ended and whose result or acknowledgement is not
+/// yet confirmed, beyond which the worker does not receive, unless the window is
+/// larger.
 ///
-/// It bounds what a backend that is away can pile up. Where tasks are shorter than
-/// the storing of their results, it is also what a worker holds all the time:
-/// with late acknowledgement that much runs again when the worker dies, and the
-/// last of them waits for all before it, longer than a visibility timeout or a
-/// claim lasts if there are thousands.
-const FINISHING: usize = 256;
+/// It bounds the backlog of an unreachable backend. With tasks shorter than the
+/// storing of their results, the worker constantly holds this many: with late
+/// acknowledgement they run again if it dies, and the last one waits for all
+/// others, with thousands of them longer than a visibility timeout or a chord's
+/// claim.
+const MAX_FINISHING: usize = 256;
 
-/// Ids whose state is written as revoked at a time.
-const MARKED_TOGETHER: usize = 256;
+/// Most ids whose results are set to REVOKED in one request.
+const REVOCATION_BATCH: usize = 256;
 
-/// How often what was revoked is written to the state file.
-const SAVE_EVERY: Duration = Duration::from_secs(10);
+/// The interval at which a changed state file is written.
+const SAVE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What came of a future of the driver.
+/// The result of a future of the driver.
 pub(crate) enum Finished {
-    /// What the peers answered at the start.
-    Mingled(Vec<celery_protocol::ControlReply>),
-    Changed(Change),
+    /// The replies of the peers to the question at the start.
+    Mingled(Vec<ControlReply>),
+    QueuesChanged(QueueChange),
     AdmissionChecked(
         DeliveryKey,
         Result<(Admission, Option<UniqueLock>), EffectError>,
     ),
-    Marked,
+    RevocationsWritten,
     Nothing,
     Connected(Result<Arc<dyn Consumer>, ServiceError>),
     Received(Arc<dyn Consumer>, Result<Vec<Delivery>, ServiceError>),
@@ -101,201 +99,80 @@ pub(crate) enum Finished {
         Vec<DeliveryKey>,
         Vec<Result<Settled, ServiceError>>,
     ),
-    Stepped(DeliveryKey, EffectResult),
+    EffectPerformed(DeliveryKey, EffectResult),
 }
 
-/// Sizes of the worker.
+/// Limits of a worker that do not change while it runs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WorkerLimits {
-    /// Tasks at the same time, at the start.
+    /// The initial concurrency.
     pub(crate) concurrency: usize,
-    /// Tasks at the same time and in line, for each of them; 0 is without limit.
+    /// Prefetched messages for each concurrent task; 0 is without limit.
     pub(crate) multiplier: usize,
-    /// How long a stop waits for results and acknowledgements after the last
+    /// How long a shutdown waits for results and acknowledgements after the last
     /// task has ended.
     pub(crate) grace: Duration,
 }
 
-/// What the driver is made of.
-pub(crate) struct DriverParts {
-    /// The child processes, where there are isolated tasks.
-    pub(crate) children: Option<Arc<Children>>,
-    pub(crate) decoder: MessageDecoder,
-    pub(crate) executor: Arc<EffectExecutor>,
-    pub(crate) sweeper: Option<ChordSweeper>,
-    pub(crate) clock: Clock,
-    pub(crate) supervisor: Supervisor,
-    pub(crate) limits: WorkerLimits,
-    pub(crate) watchdog: Watchdog,
-    pub(crate) settings: Arc<WorkerSettings>,
-    pub(crate) logical_clock: LogicalClock,
-    pub(crate) events: EventDispatcher,
-    pub(crate) control: ControlReceiver,
-    /// What is asked of the peers before the first delivery is taken.
-    pub(crate) mingle: Option<BoxFuture<'static, Vec<celery_protocol::ControlReply>>>,
-    pub(crate) commands: HashMap<String, Command>,
-    /// Most and fewest slots, where their number follows the load.
-    pub(crate) autoscale: Option<(usize, usize)>,
+/// The outcomes of tasks. The channel is unbounded in type only: each delivery in
+/// flight sends one message.
+pub(crate) struct Outcomes {
+    pub(crate) sender: mpsc::UnboundedSender<(DeliveryKey, Outcome)>,
+    pub(crate) receiver: mpsc::UnboundedReceiver<(DeliveryKey, Outcome)>,
 }
 
-/// The running worker.
+impl Outcomes {
+    pub(crate) fn new() -> Self {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        Self { sender, receiver }
+    }
+}
+
+/// The running worker: one task that owns its components.
 pub(crate) struct Driver {
-    /// The child processes, where there are isolated tasks.
-    pub(crate) children: Option<Arc<Children>>,
-    pub(crate) decoder: MessageDecoder,
-    pub(crate) executor: Arc<EffectExecutor>,
-    /// Works by itself while this lives.
-    pub(crate) _sweeper: Option<ChordSweeper>,
+    pub(crate) settings: Arc<WorkerSettings>,
+    pub(crate) limits: WorkerLimits,
     pub(crate) on_unknown: OnUnknown,
     pub(crate) clock: Clock,
-    pub(crate) supervisor: Supervisor,
-    pub(crate) limits: WorkerLimits,
-    pub(crate) watchdog: Watchdog,
-    pub(crate) settings: Arc<WorkerSettings>,
-    pub(crate) consumer: Option<Arc<dyn Consumer>>,
-    /// Consumers that were replaced and have deliveries in hand.
-    pub(crate) retired: Vec<Arc<dyn Consumer>>,
-    pub(crate) receiving: bool,
-    pub(crate) entries: InFlight,
-    pub(crate) pending: usize,
-    /// Those of the pending ones that are not acknowledged.
-    pub(crate) unsettled: usize,
-    pub(crate) line: VecDeque<DeliveryKey>,
-    pub(crate) concurrency: usize,
-    /// Threads for blocking tasks, one for each slot.
-    pub(crate) threads: usize,
-    /// Slots that are taken; more than there are, right after some went.
-    pub(crate) busy: usize,
-    pub(crate) autoscale: Option<(usize, usize)>,
-    /// How often other queues were asked for.
-    pub(crate) changes: u64,
-    /// Which of them the connection that is being made is for.
-    pub(crate) connected_to: u64,
-    pub(crate) connecting: bool,
-    pub(crate) timers: BinaryHeap<Reverse<(Instant, DeliveryKey)>>,
-    /// Unbounded, and bounded all the same: each entry sends one message.
-    pub(crate) ended: mpsc::UnboundedReceiver<(DeliveryKey, Outcome)>,
-    pub(crate) ends: mpsc::UnboundedSender<(DeliveryKey, Outcome)>,
+    /// The time of the current turn of the loop.
+    pub(crate) now: Now,
+    pub(crate) decoder: MessageDecoder,
+    pub(crate) executor: Arc<EffectExecutor>,
+    pub(crate) connection: Connection,
+    pub(crate) deliveries: Deliveries,
+    pub(crate) slots: Slots,
+    pub(crate) rates: RateLimiter,
+    pub(crate) revocations: RevocationState,
+    pub(crate) shutdown: Shutdown,
+    pub(crate) monitor: Monitor,
+    pub(crate) remote: Remote,
+    pub(crate) outcomes: Outcomes,
     pub(crate) futures: FuturesUnordered<BoxFuture<'static, Finished>>,
     pub(crate) settlements: Vec<(DeliveryKey, Settlement)>,
-    pub(crate) stopping: Option<Stop>,
-    /// When a soft stop becomes a cold one.
-    pub(crate) soft_until: Option<Instant>,
-    /// Set with the stop, once no task runs any more.
-    pub(crate) give_up_at: Option<Instant>,
-    pub(crate) failure: Option<ServiceError>,
-    /// Read once for everything that is handled together.
-    pub(crate) now: Now,
-    /// Kept from event to event for its memory.
-    pub(crate) actions: Vec<Action>,
+    pub(crate) watchdog: Watchdog,
+    /// Sweeps stalled chords until it is dropped.
+    pub(crate) _sweeper: Option<ChordSweeper>,
+}
 
-    // What others see of the worker, and tell it.
-    pub(crate) logical_clock: LogicalClock,
-    pub(crate) events: EventDispatcher,
-    pub(crate) control: ControlReceiver,
-    pub(crate) mingling: bool,
-    pub(crate) commands: HashMap<String, Command>,
-    pub(crate) elections: Vec<Election>,
-    pub(crate) revoked: Revocations,
-    /// Revoked ids whose results are to say so.
-    pub(crate) marks: VecDeque<String>,
-    pub(crate) marking: bool,
-    /// Whether the state file is behind.
-    pub(crate) unsaved: bool,
-    pub(crate) saved_at: Instant,
-    pub(crate) rates: RateLimits,
+/// The rate limits of tasks, and their texts for `inspect`.
+#[derive(Default)]
+pub(crate) struct RateLimiter {
+    pub(crate) buckets: RateLimits,
     /// The limits as they were written, by task.
-    pub(crate) rate_limits: HashMap<String, String>,
-    pub(crate) scheduled: Scheduled,
-    pub(crate) counters: Counters,
-    pub(crate) beat_at: Option<Instant>,
+    pub(crate) texts: HashMap<String, String>,
 }
 
 impl Driver {
-    pub(crate) fn new(parts: DriverParts) -> Self {
-        let DriverParts {
-            children,
-            decoder,
-            executor,
-            sweeper,
-            clock,
-            supervisor,
-            limits,
-            watchdog,
-            settings,
-            logical_clock,
-            events,
-            control,
-            mingle,
-            commands,
-            autoscale,
-        } = parts;
-        let (ends, ended) = mpsc::unbounded_channel();
-        let now = clock.moment();
-        let futures = FuturesUnordered::new();
-        let mingling = mingle.is_some();
+    /// Prepares the loop: prefetch, rate limits, state file, mingle.
+    pub(crate) fn prepare(&mut self, mingle: Option<BoxFuture<'static, Vec<ControlReply>>>) {
+        self.set_prefetch();
+        self.load_rate_limits();
+        self.load_state();
         if let Some(mingle) = mingle {
-            let mingled: BoxFuture<'static, Finished> =
-                Box::pin(async { Finished::Mingled(mingle.await) });
-            futures.push(mingled);
+            self.remote.is_mingling = true;
+            self.futures
+                .push(Box::pin(async { Finished::Mingled(mingle.await) }));
         }
-        let mut driver = Self {
-            children,
-            on_unknown: executor.messages.sender.config.on_unknown,
-            decoder,
-            executor,
-            _sweeper: sweeper,
-            clock,
-            supervisor,
-            limits,
-            watchdog,
-            consumer: None,
-            retired: Vec::new(),
-            receiving: false,
-            entries: InFlight::default(),
-            pending: 0,
-            unsettled: 0,
-            line: VecDeque::new(),
-            concurrency: limits.concurrency,
-            threads: limits.concurrency,
-            busy: 0,
-            autoscale,
-            changes: 0,
-            connected_to: 0,
-            connecting: false,
-            timers: BinaryHeap::new(),
-            ended,
-            ends,
-            futures,
-            settlements: Vec::new(),
-            stopping: None,
-            soft_until: None,
-            give_up_at: None,
-            failure: None,
-            now,
-            actions: Vec::new(),
-            logical_clock,
-            events,
-            control,
-            mingling,
-            commands,
-            elections: Vec::new(),
-            revoked: Revocations::new(settings.revokes_max, settings.revoke_expires),
-            marks: VecDeque::new(),
-            marking: false,
-            unsaved: false,
-            saved_at: now.instant,
-            rates: RateLimits::default(),
-            rate_limits: HashMap::new(),
-            scheduled: Scheduled::default(),
-            counters: Counters::new(),
-            beat_at: settings.heartbeat.map(|_| now.instant),
-            settings,
-        };
-        driver.set_prefetch();
-        driver.limit_rates();
-        driver.load_state();
-        driver
     }
 
     /// Works until a stop is asked for and everything taken is dealt with.
@@ -304,11 +181,11 @@ impl Driver {
         mut stops: impl FnMut() -> BoxFuture<'static, Stop>,
     ) -> Result<(), WorkerError> {
         self.reconnect();
-        self.tell_of_worker("worker-online");
+        self.emit_worker_event("worker-online");
         let mut stop = stops();
-        let mut ended = Vec::with_capacity(BATCH);
+        let mut ended = Vec::with_capacity(BATCH_SIZE);
         loop {
-            self.pump();
+            self.flush();
             if self.is_over() {
                 break;
             }
@@ -320,7 +197,7 @@ impl Driver {
                     self.stop(kind);
                     stop = stops();
                 }
-                _ = self.ended.recv_many(&mut ended, BATCH) => {
+                _ = self.outcomes.receiver.recv_many(&mut ended, BATCH_SIZE) => {
                     self.now = self.clock.moment();
                     for (key, outcome) in ended.drain(..) {
                         self.event(key, DeliveryEvent::Returned(outcome));
@@ -330,7 +207,7 @@ impl Driver {
                     self.now = self.clock.moment();
                     self.finish(finished);
                 }
-                incoming = self.control.next() => {
+                incoming = self.remote.receiver.next() => {
                     self.now = self.clock.moment();
                     self.handle_incoming(incoming);
                 }
@@ -343,7 +220,7 @@ impl Driver {
             }
             // Each time, so that a task does not start which was revoked before it
             // was sent.
-            if let Some(incoming) = self.control.next().now_or_never() {
+            if let Some(incoming) = self.remote.receiver.next().now_or_never() {
                 self.handle_incoming(incoming);
             }
         }
@@ -351,67 +228,75 @@ impl Driver {
     }
 
     /// Sends off what has collected: settlements, free slots, the next receive.
-    pub(crate) fn pump(&mut self) {
-        while self.busy < self.concurrency {
-            let Some(key) = self.line.pop_front() else {
+    pub(crate) fn flush(&mut self) {
+        while self.slots.busy < self.slots.concurrency {
+            let Some(key) = self.slots.ready.pop_front() else {
                 break;
             };
             // Left the line meanwhile, as at a stop.
-            let Some(entry) = self.entries.find(key).filter(|one| one.life.is_waiting()) else {
+            let Some(entry) = self
+                .deliveries
+                .in_flight
+                .find(key)
+                .filter(|one| one.life.is_waiting())
+            else {
                 continue;
             };
             if let Payload::Task { job, .. } = &entry.work
-                && self.revoked.covers(job)
+                && self.revocations.ids.covers(job)
             {
                 self.event(key, DeliveryEvent::Revoked(Revocation::Unstarted));
                 continue;
             }
-            self.busy += 1;
+            self.slots.busy += 1;
             self.event(key, DeliveryEvent::SlotGranted);
         }
-        self.events.flush();
-        self.send_marks();
+        self.monitor.dispatcher.flush();
+        self.write_revocations();
         self.send_settlements();
         self.receive();
-        if self.stopping.is_some() && self.give_up_at.is_none() && self.busy == 0 {
-            self.give_up_at = Some(env::instant() + self.limits.grace);
+        if self.shutdown.stage.is_some()
+            && self.shutdown.give_up_at.is_none()
+            && self.slots.busy == 0
+        {
+            self.shutdown.give_up_at = Some(env::instant() + self.limits.grace);
         }
     }
 
     pub(crate) fn reconnect(&mut self) {
-        self.connected_to = self.changes;
-        if self.supervisor.options.queues.is_empty() {
+        self.connection.connected_generation = self.connection.queue_generation;
+        if self.connection.supervisor.options.queues.is_empty() {
             return;
         }
-        self.connecting = true;
-        let connecting = self.supervisor.connect();
+        self.connection.is_connecting = true;
+        let connecting = self.connection.supervisor.connect();
         self.futures
             .push(Box::pin(async { Finished::Connected(connecting.await) }));
     }
 
     pub(crate) fn receive(&mut self) {
-        let Some(consumer) = self.consumer.clone() else {
+        let Some(consumer) = self.connection.consumer.clone() else {
             return;
         };
-        let finishing = self.entries.len() - self.pending;
+        let finishing = self.deliveries.in_flight.len() - self.deliveries.pending;
         // Where the broker pushes ahead, what runs and is acknowledged has made
         // room for others already: they are here and shall be known.
         let held = match self.multiplier() {
-            1 => self.pending,
-            _ => self.unsettled,
+            1 => self.deliveries.pending,
+            _ => self.deliveries.unsettled,
         };
-        let room = self.window().saturating_sub(held).min(BATCH);
+        let room = self.window().saturating_sub(held).min(BATCH_SIZE);
         // A consumer of queues that were all given up answers at once, for ever.
-        let has_queues = !self.supervisor.options.queues.is_empty();
-        let blocked = self.receiving
-            || self.mingling
-            || self.stopping.is_some()
-            || finishing >= FINISHING.max(self.window())
+        let has_queues = !self.connection.supervisor.options.queues.is_empty();
+        let blocked = self.connection.is_receiving
+            || self.remote.is_mingling
+            || self.shutdown.stage.is_some()
+            || finishing >= MAX_FINISHING.max(self.window())
             || !has_queues;
         if blocked || room == 0 {
             return;
         }
-        self.receiving = true;
+        self.connection.is_receiving = true;
         self.futures.push(Box::pin(async move {
             let received = consumer.receive(room).await;
             Finished::Received(consumer, received)
@@ -421,12 +306,12 @@ impl Driver {
     pub(crate) fn finish(&mut self, finished: Finished) {
         match finished {
             Finished::Mingled(replies) => {
-                self.mingling = false;
-                self.learn(replies);
+                self.remote.is_mingling = false;
+                self.merge_peer_state(replies);
             }
-            Finished::Changed(change) => self.changed(change),
+            Finished::QueuesChanged(change) => self.changed(change),
             Finished::AdmissionChecked(key, Ok((answer, lock))) => {
-                if let Some(entry) = self.entries.find_mut(key) {
+                if let Some(entry) = self.deliveries.in_flight.find_mut(key) {
                     entry.lock = lock.map(|lock| Box::new(lock) as LockGuard);
                 }
                 self.event(key, DeliveryEvent::AdmissionChecked(answer));
@@ -434,52 +319,59 @@ impl Driver {
             Finished::AdmissionChecked(key, Err(error)) => {
                 self.event(key, DeliveryEvent::Failed(error))
             }
-            Finished::Marked => self.marking = false,
+            Finished::RevocationsWritten => self.revocations.is_writing = false,
             Finished::Nothing => {}
             Finished::Connected(connected) => {
-                self.connecting = false;
+                self.connection.is_connecting = false;
                 self.connected(connected);
             }
             Finished::Received(consumer, received) => self.received(&consumer, received),
             Finished::Settled(consumer, keys, settled) => self.settled(&consumer, keys, settled),
-            Finished::Stepped(key, Ok(deeds)) if deeds.is_empty() => {
+            Finished::EffectPerformed(key, Ok(deeds)) if deeds.is_empty() => {
                 self.event(key, DeliveryEvent::Done)
             }
-            Finished::Stepped(key, Ok(deeds)) => self.event(key, DeliveryEvent::FollowUps(deeds)),
-            Finished::Stepped(key, Err(error)) => self.event(key, DeliveryEvent::Failed(error)),
+            Finished::EffectPerformed(key, Ok(deeds)) => {
+                self.event(key, DeliveryEvent::FollowUps(deeds))
+            }
+            Finished::EffectPerformed(key, Err(error)) => {
+                self.event(key, DeliveryEvent::Failed(error))
+            }
         }
     }
 
     pub(crate) fn connected(&mut self, connected: Result<Arc<dyn Consumer>, ServiceError>) {
         match connected {
             // Meant for queues that are others now.
-            Ok(_) if self.connected_to != self.changes => self.reconnect(),
+            Ok(_) if self.connection.connected_generation != self.connection.queue_generation => {
+                self.reconnect()
+            }
             Ok(consumer) => {
-                if self.stopping.is_some() {
+                if self.shutdown.stage.is_some() {
                     consumer.interrupt();
                 }
-                self.consumer = Some(consumer);
+                self.connection.consumer = Some(consumer);
             }
             Err(error) => {
                 tracing::error!("the worker stops: {error}");
-                self.failure = Some(error);
+                self.shutdown.error = Some(error);
                 self.stop(Stop::Warm);
             }
         }
     }
 
-    pub(crate) fn lose_link(&mut self, error: ServiceError) {
-        let survives = self.consumer.take().is_some() && self.settles_after_reconnect();
-        self.supervisor.lost(error);
+    pub(crate) fn connection_lost(&mut self, error: ServiceError) {
+        let survives =
+            self.connection.consumer.take().is_some() && self.connection.settles_after_reconnect();
+        self.connection.supervisor.lost(error);
         if !survives {
             // They share the connection.
-            self.retired.clear();
-            for key in self.entries.keys() {
+            self.connection.retired.clear();
+            for key in self.deliveries.in_flight.keys() {
                 self.event(key, DeliveryEvent::ConnectionLost);
                 if self.settings.cancel_on_connection_loss {
                     self.event(key, DeliveryEvent::Revoked(Revocation::ConnectionLost));
                 }
-                self.entries.note_withdrawn(key);
+                self.deliveries.in_flight.note_withdrawn(key);
             }
         }
         self.reconnect();
@@ -487,38 +379,46 @@ impl Driver {
 
     pub(crate) fn tick(&mut self) {
         let now = self.now.instant;
-        while let Some(Reverse((time, key))) = self.timers.peek().copied() {
+        while let Some(Reverse((time, key))) = self.deliveries.timers.peek().copied() {
             if time > now {
                 break;
             }
-            self.timers.pop();
+            self.deliveries.timers.pop();
             self.event(key, DeliveryEvent::Tick);
         }
-        if self.soft_until.is_some_and(|until| until <= now) {
-            self.soft_until = None;
+        if self.shutdown.soft_until.is_some_and(|until| until <= now) {
+            self.shutdown.soft_until = None;
             self.stop(Stop::Cold);
         }
-        if self.beat_at.is_some_and(|beat| beat <= now) {
-            self.beat_at = self.settings.heartbeat.map(|interval| now + interval);
-            self.tell_of_worker("worker-heartbeat");
+        if self.monitor.heartbeat_at.is_some_and(|beat| beat <= now) {
+            self.monitor.heartbeat_at = self.settings.heartbeat.map(|interval| now + interval);
+            self.emit_worker_event("worker-heartbeat");
             self.scale_down();
         }
         self.decide_elections();
-        if self.unsaved && self.saved_at + SAVE_EVERY <= now {
+        if self.revocations.is_unsaved && self.revocations.saved_at + SAVE_INTERVAL <= now {
             self.save_state();
         }
     }
 
     pub(crate) fn wake_at(&self) -> Option<Instant> {
-        let timer = self.timers.peek().map(|Reverse((time, _))| *time);
-        let election = self.elections.iter().map(|election| election.decided_at);
-        let save = (self.unsaved && self.settings.state_file.is_some())
-            .then(|| self.saved_at + SAVE_EVERY);
+        let timer = self
+            .deliveries
+            .timers
+            .peek()
+            .map(|Reverse((time, _))| *time);
+        let election = self
+            .remote
+            .elections
+            .iter()
+            .map(|election| election.decided_at);
+        let save = (self.revocations.is_unsaved && self.settings.state_file.is_some())
+            .then(|| self.revocations.saved_at + SAVE_INTERVAL);
         timer
             .into_iter()
-            .chain(self.give_up_at)
-            .chain(self.soft_until)
-            .chain(self.beat_at)
+            .chain(self.shutdown.give_up_at)
+            .chain(self.shutdown.soft_until)
+            .chain(self.monitor.heartbeat_at)
             .chain(election)
             .chain(save)
             .min()
@@ -534,7 +434,7 @@ impl Driver {
             delivery.delivery_count,
         ) {
             Decoded::Task { job, .. }
-                if again && self.regain(&job, &delivery.queue, &delivery.tag, consumer) =>
+                if again && self.reattach(&job, &delivery.queue, &delivery.tag, consumer) =>
             {
                 return;
             }
@@ -547,7 +447,7 @@ impl Driver {
                     delivery.queue,
                     refusal.detail
                 );
-                self.tell_refused(&refusal);
+                self.emit_rejected(&refusal);
                 (
                     DeliveryState::refused(refusal, self.on_unknown),
                     Payload::Refused(content),
@@ -563,33 +463,33 @@ impl Driver {
         );
         let mut first = DeliveryEvent::Arrived;
         if let Payload::Task { job, .. } = &entry.work {
-            entry.was_scheduled = self.scheduled.take(&job.id);
-            if self.revoked.contains(&job.id) {
+            entry.was_scheduled = self.monitor.scheduled.take(&job.id);
+            if self.revocations.ids.contains(&job.id) {
                 tracing::info!("task {} is revoked", job.id);
                 first = DeliveryEvent::Revoked(Revocation::Unstarted);
             }
         }
-        let key = self.entries.insert(entry);
+        let key = self.deliveries.in_flight.insert(entry);
         self.event(key, first);
         self.scale_up();
-        if let Some(stop) = self.stopping {
+        if let Some(stop) = self.shutdown.stage {
             self.event(key, DeliveryEvent::Stop(stop));
         }
     }
 
     /// Hands a delivery to the entry that lost it with its connection, if there
     /// is one.
-    pub(crate) fn regain(
+    pub(crate) fn reattach(
         &mut self,
         job: &Job,
         queue: &str,
         tag: &DeliveryTag,
         consumer: &Arc<dyn Consumer>,
     ) -> bool {
-        let Some(key) = self.entries.take_returned(job, queue) else {
+        let Some(key) = self.deliveries.in_flight.take_returned(job, queue) else {
             return false;
         };
-        if let Some(entry) = self.entries.find_mut(key) {
+        if let Some(entry) = self.deliveries.in_flight.find_mut(key) {
             entry.tag = tag.clone();
             entry.consumer = Arc::downgrade(consumer);
         }
@@ -601,8 +501,8 @@ impl Driver {
     /// Tells a delivery what happened and does what it asks for.
     pub(crate) fn event(&mut self, key: DeliveryKey, event: DeliveryEvent) {
         let now = self.now;
-        let mut actions = std::mem::take(&mut self.actions);
-        let Some(entry) = self.entries.find_mut(key) else {
+        let mut actions = std::mem::take(&mut self.deliveries.actions);
+        let Some(entry) = self.deliveries.in_flight.find_mut(key) else {
             return;
         };
         if matches!(event, DeliveryEvent::Done | DeliveryEvent::FollowUps(_)) {
@@ -614,55 +514,57 @@ impl Driver {
         let is_pending = entry.life.is_pending();
         let is_unsettled = entry.life.is_unsettled();
         if let Some(time) = entry.life.timeout() {
-            self.timers.push(Reverse((time, key)));
+            self.deliveries.timers.push(Reverse((time, key)));
         }
-        self.pending = self.pending + usize::from(is_pending) - usize::from(was_pending);
-        let before = self.unsettled + usize::from(is_unsettled);
-        self.unsettled = before - usize::from(was_unsettled);
+        self.deliveries.pending =
+            self.deliveries.pending + usize::from(is_pending) - usize::from(was_pending);
+        let before = self.deliveries.unsettled + usize::from(is_unsettled);
+        self.deliveries.unsettled = before - usize::from(was_unsettled);
         for action in actions.drain(..) {
-            self.act(key, action);
+            self.perform(key, action);
         }
-        self.actions = actions;
+        self.deliveries.actions = actions;
     }
 
-    pub(crate) fn act(&mut self, key: DeliveryKey, action: Action) {
+    pub(crate) fn perform(&mut self, key: DeliveryKey, action: Action) {
         match action {
-            Action::Queue => self.line_up(key),
-            Action::FreeSlot => self.free_slot(),
-            Action::Start => self.start(key),
-            Action::Warn => self.warn(key),
+            Action::Queue => self.enqueue(key),
+            Action::FreeSlot => self.release_slot(),
+            Action::Start => self.start_task(key),
+            Action::Warn => self.warn_soft_limit(key),
             Action::Abort => {
-                if let Some(entry) = self.entries.find_mut(key) {
+                if let Some(entry) = self.deliveries.in_flight.find_mut(key) {
                     entry.abort();
                 }
             }
-            Action::Effect(step) => self.step(key, step),
-            Action::Emit(notice) => self.tell(key, notice),
+            Action::Effect(step) => self.perform_effect(key, step),
+            Action::Emit(notice) => self.emit(key, notice),
             Action::Expired => {
-                if let Some(Payload::Task { job, .. }) = self.entries.find(key).map(|one| &one.work)
+                if let Some(Payload::Task { job, .. }) =
+                    self.deliveries.in_flight.find(key).map(|one| &one.work)
                 {
                     // As in Celery, where peers learn of it by this.
-                    self.revoked.add(&job.id, self.now.wall);
-                    self.rates.forget(&job.id);
-                    self.unsaved = true;
+                    self.revocations.ids.add(&job.id, self.now.wall);
+                    self.rates.buckets.forget(&job.id);
+                    self.revocations.is_unsaved = true;
                 }
             }
             Action::Over => {
-                self.entries.remove(key);
-                self.let_go();
+                self.deliveries.in_flight.remove(key);
+                self.drop_drained_consumers();
             }
         }
     }
 
-    pub(crate) fn start(&mut self, key: DeliveryKey) {
-        let ends = self.ends.clone();
-        let Some(entry) = self.entries.find_mut(key) else {
+    pub(crate) fn start_task(&mut self, key: DeliveryKey) {
+        let ends = self.outcomes.sender.clone();
+        let Some(entry) = self.deliveries.in_flight.find_mut(key) else {
             return;
         };
         let Payload::Task { job, run } = &entry.work else {
             return;
         };
-        self.counters.start(&job.task);
+        self.monitor.counters.start(&job.task);
         let task = run_task::run(Arc::clone(run), Arc::clone(job));
         let task = self.watchdog.watch(job, task);
         // Owned by the entry: aborted by it, or by the driver's end.
@@ -674,8 +576,8 @@ impl Driver {
         entry.started = Some(self.now);
     }
 
-    pub(crate) fn warn(&mut self, key: DeliveryKey) {
-        let Some(entry) = self.entries.find_mut(key) else {
+    pub(crate) fn warn_soft_limit(&mut self, key: DeliveryKey) {
+        let Some(entry) = self.deliveries.in_flight.find_mut(key) else {
             return;
         };
         let Payload::Task { job, .. } = &entry.work else {
@@ -692,8 +594,8 @@ impl Driver {
         self.event(key, DeliveryEvent::Returned(outcome));
     }
 
-    pub(crate) fn step(&mut self, key: DeliveryKey, step: Effect) {
-        let Some(entry) = self.entries.find_mut(key) else {
+    pub(crate) fn perform_effect(&mut self, key: DeliveryKey, step: Effect) {
+        let Some(entry) = self.deliveries.in_flight.find_mut(key) else {
             return;
         };
         let now = self.now.wall;
@@ -703,7 +605,7 @@ impl Driver {
                     (verdict, &entry.work)
                 {
                     let hostname = &self.executor.messages.hostname;
-                    self.scheduled.note(job, until, hostname);
+                    self.monitor.scheduled.note(job, until, hostname);
                 }
                 let settlement = settlement(verdict, entry.tag.clone());
                 return self.settlements.push((key, settlement));
@@ -713,7 +615,7 @@ impl Driver {
                     return;
                 };
                 let job = Arc::clone(job);
-                return self.ask(key, job);
+                return self.check_admission(key, job);
             }
             Effect::Store(report) => self.executor.store(entry, report, now),
             Effect::Send(letter) => self.executor.send(entry, &letter, now),
@@ -722,12 +624,12 @@ impl Driver {
             // Told by the life itself.
             Effect::Emit(_) => return,
         };
-        let step = step.map(move |result| Finished::Stepped(key, result));
+        let step = step.map(move |result| Finished::EffectPerformed(key, result));
         self.futures.push(Box::pin(step));
     }
 
     /// Asks what speaks against the start of a task.
-    pub(crate) fn ask(&mut self, key: DeliveryKey, job: Arc<Job>) {
+    pub(crate) fn check_admission(&mut self, key: DeliveryKey, job: Arc<Job>) {
         let Some(task) = self.decoder.registry.find(&job.task) else {
             return;
         };

@@ -1,37 +1,38 @@
-//! How many tasks at a time, and how much is held for them.
+//! Concurrency, autoscaling and the prefetch window.
 
 use crate::worker::driver::Driver;
 
 impl Driver {
-    /// Deliveries that may be held for tasks that run or will.
+    /// Returns how many deliveries the worker may hold for running and waiting
+    /// tasks.
     pub(crate) fn window(&self) -> usize {
-        // As many as there could be, or nobody would notice that more are needed.
-        let slots = self.autoscale.map_or(self.concurrency, |(most, _)| most);
-        window(slots, self.multiplier())
+        // With autoscaling the backlog has to exceed the current slots to be seen.
+        window(self.slots.max_concurrency(), self.multiplier())
     }
 
     pub(crate) fn multiplier(&self) -> usize {
-        match self.settings.disable_prefetch {
-            true => 1,
-            false => self.limits.multiplier,
+        if self.settings.disable_prefetch {
+            1
+        } else {
+            self.limits.multiplier
         }
     }
 
     pub(crate) fn set_concurrency(&mut self, size: usize) {
-        if size == self.concurrency {
+        if size == self.slots.concurrency {
             return;
         }
-        tracing::info!("{} tasks at the same time", size);
+        tracing::info!("concurrency is now {size}");
         let threads = &self.executor.services.blocking;
-        if size > self.threads {
-            threads.grow(size - self.threads);
-            self.threads = size;
+        if size > self.slots.threads {
+            threads.grow(size - self.slots.threads);
+            self.slots.threads = size;
         } else {
-            // Those in use go on; their slots are not given to others.
-            self.threads -= threads.shrink(self.threads - size);
+            // Threads in use finish their task; their slots are not reused.
+            self.slots.threads -= threads.shrink(self.slots.threads - size);
         }
-        self.concurrency = size;
-        if let Some(children) = &self.children {
+        self.slots.concurrency = size;
+        if let Some(children) = &self.slots.children {
             children.resize(size);
         }
         self.set_prefetch();
@@ -39,33 +40,34 @@ impl Driver {
 
     pub(crate) fn set_prefetch(&mut self) {
         let prefetch = prefetch(self.window(), self.limits.multiplier);
-        self.supervisor.options.prefetch = prefetch;
-        if let Some(consumer) = &self.consumer {
+        self.connection.supervisor.options.prefetch = prefetch;
+        if let Some(consumer) = &self.connection.consumer {
             consumer.set_prefetch(prefetch);
         }
     }
 
-    /// More slots for more work, where their number follows it.
+    /// Raises the concurrency to the backlog, with autoscaling.
     pub(crate) fn scale_up(&mut self) {
-        if let Some((most, _)) = self.autoscale
-            && self.pending > self.concurrency
-            && self.concurrency < most
+        if let Some((most, _)) = self.slots.autoscale
+            && self.deliveries.pending > self.slots.concurrency
+            && self.slots.concurrency < most
         {
-            self.set_concurrency(self.pending.min(most));
+            self.set_concurrency(self.deliveries.pending.min(most));
         }
     }
 
+    /// Lowers the concurrency to the backlog, with autoscaling.
     pub(crate) fn scale_down(&mut self) {
-        if let Some((_, least)) = self.autoscale
-            && self.pending < self.concurrency
+        if let Some((_, least)) = self.slots.autoscale
+            && self.deliveries.pending < self.slots.concurrency
         {
-            self.set_concurrency(self.pending.max(least));
+            self.set_concurrency(self.deliveries.pending.max(least));
         }
     }
 }
 
-/// With one message for each task that can run, nothing is pushed ahead that
-/// another worker could start at once.
+/// Returns the broker's prefetch: none with a multiplier of 1, so that the worker
+/// holds no message that another worker could start at once.
 pub(crate) fn prefetch(window: usize, multiplier: usize) -> u16 {
     match multiplier {
         1 => 0,
@@ -73,7 +75,8 @@ pub(crate) fn prefetch(window: usize, multiplier: usize) -> u16 {
     }
 }
 
-/// AMQP counts in 16 bits, which also is more than enough to keep busy.
+/// Returns how many deliveries a worker may hold, at most what AMQP's 16-bit
+/// prefetch can express.
 pub(crate) fn window(concurrency: usize, multiplier: usize) -> usize {
     match multiplier {
         0 => usize::from(u16::MAX),

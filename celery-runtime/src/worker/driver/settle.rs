@@ -1,11 +1,11 @@
-//! Telling the broker what became of deliveries.
+//! Sending settlements to the broker.
 
 use std::sync::Arc;
 
 use crate::boundary::{Consumer, ServiceError, Settled, Settlement};
 use crate::worker::driver::{DeliveryEvent, DeliveryKey, Driver, EffectError, Finished};
 
-/// Settlements that leave together.
+/// Settlements of one request.
 type Batch = Vec<(DeliveryKey, Settlement)>;
 
 impl Driver {
@@ -13,8 +13,7 @@ impl Driver {
         if self.settlements.is_empty() {
             return;
         }
-        // What has to be sent anew first may take long, and the others must not
-        // wait for it.
+        // Settlements that republish may take long, and must not delay the others.
         let is_quick = |(_, settlement): &(DeliveryKey, Settlement)| settlement.is_quick();
         let all = std::mem::take(&mut self.settlements);
         let (quick, slow): (Vec<_>, Vec<_>) = all.into_iter().partition(is_quick);
@@ -25,19 +24,20 @@ impl Driver {
         }
     }
 
-    /// Settlements by the one who carries them out, which is nearly always the
-    /// same.
+    /// Groups settlements by consumer; there is nearly always one.
     pub(crate) fn by_consumer(
         &mut self,
         settlements: Vec<(DeliveryKey, Settlement)>,
     ) -> Vec<(Arc<dyn Consumer>, Batch)> {
         let mut batches: Vec<(Arc<dyn Consumer>, Batch)> = Vec::new();
         for (key, settlement) in settlements {
-            let Some(entry) = self.entries.find(key) else {
+            let Some(entry) = self.deliveries.in_flight.find(key) else {
                 continue;
             };
-            let by = match &self.consumer {
-                Some(current) if self.settles_after_reconnect() => Some(Arc::clone(current)),
+            let by = match &self.connection.consumer {
+                Some(current) if self.connection.settles_after_reconnect() => {
+                    Some(Arc::clone(current))
+                }
                 _ => entry.consumer.upgrade(),
             };
             let Some(by) = by else {
@@ -65,8 +65,8 @@ impl Driver {
         if let Some(error) = outcomes.iter().find_map(|outcome| outcome.as_ref().err()) {
             tracing::warn!("{error}");
             // A replaced consumer reports a broken connection only here.
-            if self.consumer.is_some() && !self.is_current(consumer) {
-                self.withdraw_of(consumer);
+            if self.connection.consumer.is_some() && !self.connection.is_current(consumer) {
+                self.invalidate_deliveries_of(consumer);
             }
         }
         for (key, outcome) in keys.into_iter().zip(outcomes) {
@@ -76,12 +76,6 @@ impl Driver {
             };
             self.event(key, event);
         }
-    }
-
-    /// Whether a new consumer can settle the deliveries of an old one.
-    pub(crate) fn settles_after_reconnect(&self) -> bool {
-        let capabilities = self.supervisor.broker.capabilities();
-        capabilities.settles_after_reconnect
     }
 
     pub(crate) fn send_batch(&mut self, consumer: Arc<dyn Consumer>, batch: Batch) {

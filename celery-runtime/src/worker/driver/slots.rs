@@ -1,29 +1,73 @@
-//! The line for a slot, and the slots.
+//! Concurrency slots and the queue of deliveries that wait for one.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
 
 use crate::task::RateLimit;
 use crate::worker::driver::{DeliveryEvent, DeliveryKey, Driver, Payload};
+use crate::worker::isolated::Children;
+
+/// The slots of a worker: as many tasks run at the same time.
+pub(crate) struct Slots {
+    /// Deliveries that wait for a slot.
+    pub(crate) ready: VecDeque<DeliveryKey>,
+    pub(crate) concurrency: usize,
+    /// Slots in use; more than `concurrency` right after a reduction.
+    pub(crate) busy: usize,
+    /// Threads for blocking tasks, one for each slot.
+    pub(crate) threads: usize,
+    /// Maximum and minimum of `concurrency` with autoscaling.
+    pub(crate) autoscale: Option<(usize, usize)>,
+    /// The child processes, if there are isolated tasks.
+    pub(crate) children: Option<Arc<Children>>,
+}
+
+impl Slots {
+    pub(crate) fn new(
+        concurrency: usize,
+        autoscale: Option<(usize, usize)>,
+        children: Option<Arc<Children>>,
+    ) -> Self {
+        Self {
+            ready: VecDeque::new(),
+            concurrency,
+            busy: 0,
+            threads: concurrency,
+            autoscale,
+            children,
+        }
+    }
+
+    /// The highest concurrency that autoscaling may reach.
+    pub(crate) fn max_concurrency(&self) -> usize {
+        self.autoscale.map_or(self.concurrency, |(max, _)| max)
+    }
+}
 
 impl Driver {
-    /// In line for a slot, or later where tasks of its type are limited.
-    pub(crate) fn line_up(&mut self, key: DeliveryKey) {
-        if let Some(entry) = self.entries.find(key)
+    /// Queues a delivery for a slot, or defers it under a rate limit.
+    pub(crate) fn enqueue(&mut self, key: DeliveryKey) {
+        if let Some(entry) = self.deliveries.in_flight.find(key)
             && let Payload::Task { job, .. } = &entry.work
-            && let Some(turn) = self.rates.turn(&job.task, &job.id, self.now.instant)
+            && let Some(turn) = self
+                .rates
+                .buckets
+                .turn(&job.task, &job.id, self.now.instant)
         {
             return self.event(key, DeliveryEvent::RateLimited(turn));
         }
-        self.line.push_back(key);
+        self.slots.ready.push_back(key);
     }
 
-    pub(crate) fn free_slot(&mut self) {
-        self.busy = self.busy.saturating_sub(1);
-        if self.stopping.is_some() {
-            self.counters.drained += 1;
+    pub(crate) fn release_slot(&mut self) {
+        self.slots.busy = self.slots.busy.saturating_sub(1);
+        if self.shutdown.stage.is_some() {
+            self.monitor.counters.drained += 1;
         }
     }
 
-    /// The limits of declarations and settings.
-    pub(crate) fn limit_rates(&mut self) {
+    /// Loads the rate limits of declarations and settings.
+    pub(crate) fn load_rate_limits(&mut self) {
         if self.settings.disable_rate_limits {
             return;
         }
@@ -35,12 +79,13 @@ impl Driver {
             match RateLimit::parse(limit) {
                 Ok(RateLimit { per_second: None }) => {}
                 Ok(RateLimit { per_second }) => {
-                    self.rates.set(&task.name, per_second);
-                    self.rate_limits
+                    self.rates.buckets.set(&task.name, per_second);
+                    self.rates
+                        .texts
                         .insert(task.name.to_string(), limit.to_owned());
                 }
                 Err(cause) => tracing::error!(
-                    "task {} is not limited: cannot read its rate limit {limit:?}: {cause}",
+                    "task {} has no rate limit: cannot read {limit:?}: {cause}",
                     task.name
                 ),
             }

@@ -38,14 +38,15 @@ impl Driver {
             fields.insert(name, value);
         }
         fields.insert("cver", 1_i64);
-        self.events
+        self.monitor
+            .dispatcher
             .worker_event("worker-propose_candidate", fields, self.now.wall);
     }
 
     /// Handles proposals, including those of this worker.
     pub(crate) fn handle_election_events(&mut self, events: &[celery_protocol::Event]) {
         for event in events {
-            self.logical_clock.adjust(event.clock);
+            self.monitor.logical_clock.adjust(event.clock);
             if event.kind == "worker-propose_candidate" {
                 self.add_candidate(event);
             }
@@ -59,15 +60,20 @@ impl Driver {
         };
         let candidate = (event.clock, format!("{}.{}", event.hostname, event.pid));
         let decided_at = self.now.instant + QUIET_PERIOD;
-        let is_full = self.elections.len() >= MAX_ELECTIONS;
-        match self.elections.iter_mut().find(|known| known.id == id) {
+        let is_full = self.remote.elections.len() >= MAX_ELECTIONS;
+        match self
+            .remote
+            .elections
+            .iter_mut()
+            .find(|known| known.id == id)
+        {
             Some(election) => {
                 election.decided_at = decided_at;
                 if candidate < election.leader {
                     election.leader = candidate;
                 }
             }
-            None if !is_full => self.elections.push(Election {
+            None if !is_full => self.remote.elections.push(Election {
                 id: id.clone(),
                 topic: text("topic").unwrap_or_default().to_owned(),
                 action: event.fields.get("action").cloned().unwrap_or_default(),
@@ -82,7 +88,8 @@ impl Driver {
         }
         let mut fields = Map::new();
         fields.insert("id", id);
-        self.events
+        self.monitor
+            .dispatcher
             .worker_event("worker-propose_candidate-ack", fields, self.now.wall);
     }
 
@@ -91,11 +98,12 @@ impl Driver {
         let now = self.now.instant;
         let this_worker = format!("{}.{}", self.hostname(), std::process::id());
         while let Some(decided) = self
+            .remote
             .elections
             .iter()
             .position(|election| election.decided_at <= now)
         {
-            let election = self.elections.swap_remove(decided);
+            let election = self.remote.elections.swap_remove(decided);
             if election.leader.1 != this_worker {
                 tracing::info!("election {}: {} is elected", election.id, election.leader.1);
                 continue;
@@ -123,7 +131,7 @@ impl Driver {
         });
         match publication {
             Ok(publication) => {
-                let broker = std::sync::Arc::clone(&self.supervisor.broker);
+                let broker = std::sync::Arc::clone(&self.connection.supervisor.broker);
                 self.futures.push(Box::pin(async move {
                     for sent in broker.publish(&[publication]).await {
                         if let Err(error) = sent {

@@ -24,15 +24,15 @@ impl Driver {
     }
 
     pub(crate) fn requests(&self, wanted: impl Fn(&InFlightDelivery) -> bool) -> Value {
-        let found = self.entries.keys().into_iter().filter(|key| {
-            let entry = self.entries.find(*key);
+        let found = self.deliveries.in_flight.keys().into_iter().filter(|key| {
+            let entry = self.deliveries.in_flight.find(*key);
             entry.is_some_and(&wanted)
         });
         Value::Array(found.filter_map(|key| self.request(key)).collect())
     }
 
     pub(crate) fn request(&self, key: DeliveryKey) -> Option<Value> {
-        let entry = self.entries.find(key)?;
+        let entry = self.deliveries.in_flight.find(key)?;
         let Payload::Task { job, .. } = &entry.work else {
             return None;
         };
@@ -43,7 +43,7 @@ impl Driver {
     }
 
     pub(crate) fn scheduled(&mut self) -> Value {
-        let tasks = self.scheduled.list(self.now.wall);
+        let tasks = self.monitor.scheduled.list(self.now.wall);
         let shown = tasks.into_iter().map(|task| {
             let mut map = Map::new();
             map.insert("eta", time::format(task.eta));
@@ -57,8 +57,8 @@ impl Driver {
 
     pub(crate) fn query_tasks(&self, ids: &[String]) -> Value {
         let mut found = Map::new();
-        for key in self.entries.keys() {
-            let Some(entry) = self.entries.find(key) else {
+        for key in self.deliveries.in_flight.keys() {
+            let Some(entry) = self.deliveries.in_flight.find(key) else {
                 continue;
             };
             let Payload::Task { job, .. } = &entry.work else {
@@ -71,7 +71,7 @@ impl Driver {
                 life if life.is_running() => "active",
                 life if life.is_reserved() => "reserved",
                 // The message is on its way to the delay queue.
-                _ if self.scheduled.find(&job.id).is_some() => "scheduled",
+                _ if self.monitor.scheduled.find(&job.id).is_some() => "scheduled",
                 _ => "ready",
             };
             if let Some(request) = self.request(key) {
@@ -80,7 +80,7 @@ impl Driver {
             }
         }
         for id in ids {
-            if let (Some(task), false) = (self.scheduled.find(id), found.contains_key(id)) {
+            if let (Some(task), false) = (self.monitor.scheduled.find(id), found.contains_key(id)) {
                 let pair = vec![Value::from("scheduled"), task.request()];
                 found.insert(id.as_str(), Value::Array(pair));
             }
@@ -114,7 +114,7 @@ impl Driver {
         let shown = items.iter().filter_map(|item| {
             let value = match *item {
                 "name" => Some(task.name.to_string()),
-                "rate_limit" => self.rate_limits.get(&*task.name).cloned(),
+                "rate_limit" => self.rates.texts.get(&*task.name).cloned(),
                 "max_retries" => match options.max_retries.unwrap_or(Some(3)) {
                     Some(limit) => Some(limit.to_string()),
                     None => Some("None".to_owned()),
@@ -137,35 +137,35 @@ impl Driver {
     }
 
     pub(crate) fn active_queues(&self) -> Value {
-        let queues = self.supervisor.options.queues.iter();
+        let queues = self.connection.supervisor.options.queues.iter();
         Value::Array(queues.map(describe_queue).collect())
     }
 
     pub(crate) fn stats(&self) -> Value {
         let mut stats = Map::new();
         let mut total = Map::new();
-        for (task, count) in &self.counters.by_task {
+        for (task, count) in &self.monitor.counters.by_task {
             total.insert(&**task, *count);
         }
         stats.insert("total", Value::Map(total));
         stats.insert("pid", i64::from(std::process::id()));
         // Celery sends the clock as a string.
-        stats.insert("clock", self.logical_clock.value().to_string());
+        stats.insert("clock", self.monitor.logical_clock.value().to_string());
         let uptime = self
             .now
             .instant
-            .saturating_duration_since(self.counters.started_at);
+            .saturating_duration_since(self.monitor.counters.started_at);
         stats.insert("uptime", uptime.as_secs());
         stats.insert("pool", Value::Map(self.pool()));
         stats.insert("broker", Value::Map(self.broker()));
         stats.insert("prefetch_count", self.window() as u64);
         stats.insert("rusage", Value::Map(resource_usage()));
-        if let Some((max, min)) = self.autoscale {
+        if let Some((max, min)) = self.slots.autoscale {
             let mut scale = Map::new();
             scale.insert("max", max as u64);
             scale.insert("min", min as u64);
-            scale.insert("current", self.concurrency as u64);
-            scale.insert("qty", self.pending as u64);
+            scale.insert("current", self.slots.concurrency as u64);
+            scale.insert("qty", self.deliveries.pending as u64);
             stats.insert("autoscaler", Value::Map(scale));
         }
         Value::Map(stats)
@@ -175,7 +175,7 @@ impl Driver {
     pub(crate) fn pool(&self) -> Map {
         let pid = i64::from(std::process::id());
         let mut pool = Map::new();
-        let children = self.children.as_deref();
+        let children = self.slots.children.as_deref();
         let children = children.map(Children::stats);
         let mut pids: Vec<i64> = Vec::new();
         let mut implementation = "celery_runtime:tokio";
@@ -186,8 +186,8 @@ impl Driver {
             pids.extend(children.tasks.iter().map(|(pid, _)| i64::from(*pid)));
         }
         // A slot without a child process runs in this process.
-        pids.truncate(self.concurrency);
-        pids.resize(self.concurrency, pid);
+        pids.truncate(self.slots.concurrency);
+        pids.resize(self.slots.concurrency, pid);
         pool.insert("implementation", implementation);
         pool.insert("max-concurrency", self.limits.concurrency as u64);
         let slots = pids.into_iter().map(Value::Int);
@@ -292,7 +292,7 @@ impl Driver {
 
     fn worker_settings(&self, shown: &mut Map) {
         let config = &self.executor.messages.sender.config;
-        shown.insert("worker_concurrency", self.concurrency as u64);
+        shown.insert("worker_concurrency", self.slots.concurrency as u64);
         let multiplier = config.worker_prefetch_multiplier;
         shown.insert("worker_prefetch_multiplier", multiplier as u64);
         shown.insert("worker_disable_prefetch", self.settings.disable_prefetch);

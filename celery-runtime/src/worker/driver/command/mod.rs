@@ -58,7 +58,7 @@ impl Driver {
 
     /// Runs a command that is addressed to this worker, and replies to it.
     pub(crate) fn handle_command(&mut self, request: ControlRequest) {
-        self.logical_clock.adjust(request.clock);
+        self.monitor.logical_clock.adjust(request.clock);
         match destination::is_for(&request, self.hostname()) {
             Ok(true) => {}
             Ok(false) => return,
@@ -84,7 +84,9 @@ impl Driver {
         }
         let value = answer.unwrap_or_else(|error| entry("error", error));
         if let Some(address) = &request.reply_to {
-            self.events.reply(address, request.ticket.clone(), value);
+            self.monitor
+                .dispatcher
+                .reply(address, request.ticket.clone(), value);
         }
     }
 
@@ -97,14 +99,14 @@ impl Driver {
             "active" | "dump_active" => Ok(self.active()),
             "reserved" | "dump_reserved" => Ok(self.reserved()),
             "scheduled" | "dump_schedule" => Ok(self.scheduled()),
-            "revoked" | "dump_revoked" => Ok(list(self.revoked.ids())),
+            "revoked" | "dump_revoked" => Ok(list(self.revocations.ids.ids())),
             "registered" | "dump_tasks" => Ok(self.registered(arguments)),
             "stats" => Ok(self.stats()),
             "conf" | "dump_conf" => Ok(self.configuration()),
             "report" => Ok(entry("ok", self.report())),
             "query_task" => Ok(self.query_tasks(&texts(arguments.get("ids")))),
             "active_queues" => Ok(self.active_queues()),
-            "clock" => Ok(entry("clock", self.logical_clock.value())),
+            "clock" => Ok(entry("clock", self.monitor.logical_clock.value())),
             "hello" => Ok(self.hello(arguments)),
             "memsample" => Ok(Value::Null),
             "memdump" => Ok("- rss: not measured.\n".into()),
@@ -120,7 +122,7 @@ impl Driver {
             "enable_events" => Ok(self.set_task_events(true)),
             "disable_events" => Ok(self.set_task_events(false)),
             "heartbeat" => {
-                self.beat_once();
+                self.send_heartbeat();
                 Ok(Value::Null)
             }
             "add_consumer" => return self.add_consumer(arguments),
@@ -132,12 +134,12 @@ impl Driver {
             "shutdown" => {
                 tracing::info!("shutdown requested by remote control");
                 // A later stage that is under way must not go back to warm.
-                if self.stopping.is_none() {
+                if self.shutdown.stage.is_none() {
                     self.stop(Stop::Warm);
                 }
                 return Reply::Omitted;
             }
-            other => match self.commands.get(other) {
+            other => match self.remote.commands.get(other) {
                 Some(custom) => custom(arguments),
                 None => Err(format!("KeyError({})", quoted(other))),
             },
@@ -158,13 +160,13 @@ impl Driver {
             Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_str).collect(),
             _ => Vec::new(),
         };
-        self.unsaved |= !ids.is_empty();
+        self.revocations.is_unsaved |= !ids.is_empty();
         for id in ids {
-            self.revoked.add(id, self.now.wall);
+            self.revocations.ids.add(id, self.now.wall);
         }
         let mut reply = Map::new();
-        reply.insert("revoked", list(self.revoked.ids()));
-        reply.insert("clock", self.logical_clock.forward());
+        reply.insert("revoked", list(self.revocations.ids.ids()));
+        reply.insert("clock", self.monitor.logical_clock.forward());
         Value::Map(reply)
     }
 
@@ -188,18 +190,19 @@ impl Driver {
         signal: Option<i32>,
     ) -> Result<Value, String> {
         for id in ids {
-            self.revoked.add(id, self.now.wall);
-            self.rates.forget(id);
+            self.revocations.ids.add(id, self.now.wall);
+            self.rates.buckets.forget(id);
         }
-        self.unsaved = true;
-        self.remember_revoked(ids);
+        self.revocations.is_unsaved = true;
+        self.store_revocations(ids);
         let revoked: HashSet<&str> = ids.iter().map(String::as_str).collect();
         let found: Vec<_> = self
-            .entries
+            .deliveries
+            .in_flight
             .keys()
             .into_iter()
             .filter_map(|key| {
-                let entry = self.entries.find(key)?;
+                let entry = self.deliveries.in_flight.find(key)?;
                 let Payload::Task { job, .. } = &entry.work else {
                     return None;
                 };
@@ -222,7 +225,7 @@ impl Driver {
             terminated.push(id);
         }
         let unstarted = ids.iter().filter(|id| !running.contains(*id));
-        self.mark_revoked(unstarted.cloned());
+        self.queue_revoked_results(unstarted.cloned());
         let done = match (signal, &*terminated) {
             (None, _) => format!("tasks {} flagged as revoked", set(ids)),
             (Some(_), []) => "terminate: tasks unknown".to_owned(),
@@ -233,7 +236,9 @@ impl Driver {
     }
 
     pub(crate) fn terminate_delivery(&mut self, key: DeliveryKey, signal: i32) {
-        if let Some(Payload::Task { job, .. }) = self.entries.find(key).map(|entry| &entry.work) {
+        if let Some(Payload::Task { job, .. }) =
+            self.deliveries.in_flight.find(key).map(|entry| &entry.work)
+        {
             job.control.set_signal(signal);
         }
         self.event(key, DeliveryEvent::Revoked(Revocation::Terminate(signal)));
@@ -252,7 +257,9 @@ impl Driver {
         };
         for (name, values) in headers.iter() {
             let name = name.as_str().unwrap_or_default();
-            self.revoked.add_stamps(name, revocations::texts(values));
+            self.revocations
+                .ids
+                .add_stamps(name, revocations::texts(values));
         }
         let shown = repr::kwargs(&headers);
         if !is_true(arguments.get("terminate")) {
@@ -282,10 +289,12 @@ impl Driver {
         &self,
         matches: impl Fn(&DeliveryState) -> bool,
     ) -> Vec<DeliveryKey> {
-        let revoked = self.entries.keys().into_iter().filter(|key| {
-            let entry = self.entries.find(*key);
+        let revoked = self.deliveries.in_flight.keys().into_iter().filter(|key| {
+            let entry = self.deliveries.in_flight.find(*key);
             entry.is_some_and(|entry| match &entry.work {
-                Payload::Task { job, .. } => matches(&entry.life) && self.revoked.covers(job),
+                Payload::Task { job, .. } => {
+                    matches(&entry.life) && self.revocations.ids.covers(job)
+                }
                 Payload::Refused(_) => false,
             })
         });
@@ -305,14 +314,14 @@ impl Driver {
         if self.decoder.registry.find(&task).is_none() {
             return Err("unknown task".to_owned());
         }
-        self.rates.set(&task, rate);
+        self.rates.buckets.set(&task, rate);
         let done = match rate {
             Some(_) => {
-                self.rate_limits.insert(task, limit);
+                self.rates.texts.insert(task, limit);
                 "new rate limit set successfully"
             }
             None => {
-                self.rate_limits.remove(&task);
+                self.rates.texts.remove(&task);
                 "rate limit disabled successfully"
             }
         };
@@ -346,13 +355,13 @@ impl Driver {
                 .filter(|n| *n >= 0.0 && n.fract() == 0.0 && *n <= 65_535.0)
                 .ok_or("ValueError('n must be a whole number')")? as i64,
         };
-        if self.autoscale.is_some() {
+        if self.slots.autoscale.is_some() {
             let name = if direction > 0 { "grow" } else { "shrink" };
             return Err(format!(
                 "pool_{name} is not supported with autoscale. Adjust autoscale range instead."
             ));
         }
-        let size = self.concurrency as i64 + direction * by;
+        let size = self.slots.concurrency as i64 + direction * by;
         if size < 1 {
             return Err("ValueError('the pool must keep a slot')".to_owned());
         }
@@ -366,7 +375,7 @@ impl Driver {
     }
 
     pub(crate) fn set_autoscale(&mut self, arguments: &Map) -> Result<Value, String> {
-        let Some((max, min)) = self.autoscale else {
+        let Some((max, min)) = self.slots.autoscale else {
             return Err("ValueError('Autoscale not enabled')".to_owned());
         };
         let size = |name: &str, default: usize| match arguments.get(name).and_then(number) {
@@ -375,8 +384,8 @@ impl Driver {
         };
         let max = size("max", max).max(1);
         let min = size("min", min).clamp(1, max);
-        self.autoscale = Some((max, min));
-        self.set_concurrency(self.concurrency.clamp(min, max));
+        self.slots.autoscale = Some((max, min));
+        self.set_concurrency(self.slots.concurrency.clamp(min, max));
         self.set_prefetch();
         self.scale_up();
         Ok(entry("ok", format!("autoscale now max={max} min={min}")))
@@ -394,13 +403,13 @@ impl Driver {
             return Reply::Immediate(Err(missing("queue")));
         };
         let done = entry("ok", format!("add consumer {name}"));
-        let queues = &self.supervisor.options.queues;
+        let queues = &self.connection.supervisor.options.queues;
         if queues.iter().any(|known| known.name == name) {
             return Reply::Immediate(Ok(done));
         }
         match self.queue_of(&name, arguments) {
             Ok(queue) => {
-                self.supervisor.options.queues.push(queue);
+                self.connection.supervisor.options.queues.push(queue);
                 Reply::AfterQueueChange(done)
             }
             Err(error) => Reply::Immediate(Err(error)),
@@ -429,7 +438,7 @@ impl Driver {
             return Reply::Immediate(Err(missing("queue")));
         };
         let done = entry("ok", format!("no longer consuming from {name}"));
-        let queues = &mut self.supervisor.options.queues;
+        let queues = &mut self.connection.supervisor.options.queues;
         let before = queues.len();
         queues.retain(|queue| queue.name != name);
         if queues.len() == before {

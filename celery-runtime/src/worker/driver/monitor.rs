@@ -1,20 +1,52 @@
-//! From what happens to tasks and the worker to the events that tell of it.
+//! Monitoring: task and worker events, heartbeats, counters.
 
 use celery_protocol::{Map, Value};
+use tokio::time::Instant;
 
 use crate::execution::Job;
+use crate::logical_clock::LogicalClock;
+use crate::worker::core::counters::Counters;
 use crate::worker::core::describe::{shown, shown_arguments};
 use crate::worker::core::failure::FailureInfo;
+use crate::worker::core::scheduled::Scheduled;
 use crate::worker::delivery::event::{Rejection, TaskEvent};
 use crate::worker::driver::{DeliveryKey, Driver, Payload};
+use crate::worker::io::event_dispatcher::EventDispatcher;
 
-/// How this software calls itself.
+/// What monitors see of a worker.
+pub(crate) struct Monitor {
+    pub(crate) dispatcher: EventDispatcher,
+    pub(crate) logical_clock: LogicalClock,
+    pub(crate) counters: Counters,
+    /// Deferred tasks, for `inspect scheduled`.
+    pub(crate) scheduled: Scheduled,
+    /// When the next heartbeat is due; `None` without heartbeats.
+    pub(crate) heartbeat_at: Option<Instant>,
+}
+
+impl Monitor {
+    pub(crate) fn new(
+        dispatcher: EventDispatcher,
+        logical_clock: LogicalClock,
+        heartbeat_at: Option<Instant>,
+    ) -> Self {
+        Self {
+            dispatcher,
+            logical_clock,
+            counters: Counters::new(),
+            scheduled: Scheduled::default(),
+            heartbeat_at,
+        }
+    }
+}
+
+/// The name of this software in events (`sw_ident`).
 const SOFTWARE: &str = "rust-celery";
 
 impl Driver {
-    /// Tells of a task.
-    pub(crate) fn tell(&mut self, key: DeliveryKey, notice: TaskEvent) {
-        let Some(entry) = self.entries.find(key) else {
+    /// Emits an event of a task.
+    pub(crate) fn emit(&mut self, key: DeliveryKey, event: TaskEvent) {
+        let Some(entry) = self.deliveries.in_flight.find(key) else {
             return;
         };
         let Payload::Task { job, .. } = &entry.work else {
@@ -25,8 +57,8 @@ impl Driver {
             runtime.as_secs_f64()
         });
         let mut fields = of_task(&job.id);
-        let kind = match notice {
-            // It comes back from where it waited for its time.
+        let kind = match event {
+            // A deferred task returns.
             TaskEvent::Received if entry.was_scheduled => return,
             TaskEvent::Received => {
                 describe_call(&mut fields, job);
@@ -39,11 +71,11 @@ impl Driver {
                 "task-succeeded"
             }
             TaskEvent::Failed(failure_info) => {
-                describe_mishap(&mut fields, &failure_info);
+                describe_failure(&mut fields, &failure_info);
                 "task-failed"
             }
             TaskEvent::Retried(failure_info) => {
-                describe_mishap(&mut fields, &failure_info);
+                describe_failure(&mut fields, &failure_info);
                 "task-retried"
             }
             TaskEvent::Rejected { requeue } => {
@@ -63,40 +95,47 @@ impl Driver {
             }
             TaskEvent::Cancelled => "task-cancelled",
         };
-        self.events.task_event(kind, fields, self.now.wall);
+        self.monitor
+            .dispatcher
+            .task_event(kind, fields, self.now.wall);
     }
 
-    /// Tells of a task that nobody here can run.
-    pub(crate) fn tell_refused(&mut self, refusal: &Rejection) {
-        let Some(task) = refusal.task.as_deref().filter(|_| self.decoder.tells) else {
+    /// Emits the failure of a task that this worker cannot run.
+    pub(crate) fn emit_rejected(&mut self, rejection: &Rejection) {
+        let Some(task) = rejection.task.as_deref().filter(|_| self.decoder.tells) else {
             return;
         };
         let mut fields = of_task(&task.id);
         fields.insert("exception", task.failure_info.exception.to_string());
-        self.events.task_event("task-failed", fields, self.now.wall);
+        self.monitor
+            .dispatcher
+            .task_event("task-failed", fields, self.now.wall);
     }
 
-    /// Tells of the worker itself, with the numbers that monitors show.
-    pub(crate) fn tell_of_worker(&mut self, kind: &str) {
+    /// Emits an event of the worker, with the numbers that monitors show.
+    pub(crate) fn emit_worker_event(&mut self, kind: &str) {
         let Some(interval) = self.settings.heartbeat else {
             return;
         };
         let mut fields = Map::new();
         fields.insert("freq", interval.as_secs_f64());
-        fields.insert("active", self.busy as u64);
-        fields.insert("processed", self.counters.processed);
+        fields.insert("active", self.slots.busy as u64);
+        fields.insert("processed", self.monitor.counters.processed);
         let load = load_average().map(|load| load.map(Value::Float).to_vec());
         fields.insert("loadavg", Value::Array(load.unwrap_or_default()));
         describe_software(&mut fields);
-        self.events.worker_event(kind, fields, self.now.wall);
+        self.monitor
+            .dispatcher
+            .worker_event(kind, fields, self.now.wall);
     }
 
-    /// The sign of life that remote control asks for.
-    pub(crate) fn beat_once(&mut self) {
+    /// Emits the heartbeat that remote control requested.
+    pub(crate) fn send_heartbeat(&mut self) {
         let mut fields = Map::new();
         fields.insert("freq", 5_i64);
         describe_software(&mut fields);
-        self.events
+        self.monitor
+            .dispatcher
             .worker_event("worker-heartbeat", fields, self.now.wall);
     }
 }
@@ -138,13 +177,13 @@ fn describe_call(fields: &mut Map, job: &Job) {
     fields.insert("expires", text(headers.expires.as_deref()));
 }
 
-fn describe_mishap(fields: &mut Map, failure_info: &FailureInfo) {
+fn describe_failure(fields: &mut Map, failure_info: &FailureInfo) {
     fields.insert("exception", failure_info.exception.to_string());
     let traceback = failure_info.traceback.as_deref();
     fields.insert("traceback", traceback.map_or(Value::Null, Value::from));
 }
 
-/// The machine's load over 1, 5 and 15 minutes, rounded as by Celery.
+/// Returns the machine's load over 1, 5 and 15 minutes, rounded as by Celery.
 fn load_average() -> Option<[f64; 3]> {
     let text = std::fs::read_to_string("/proc/loadavg").ok()?;
     let mut numbers = text.split(' ').map_while(|number| number.parse().ok());

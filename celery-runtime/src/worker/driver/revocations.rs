@@ -1,0 +1,148 @@
+//! Revocations: exchange with peers, durable copies, REVOKED results, state file.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use celery_protocol::ControlReply;
+use futures_util::FutureExt;
+use tokio::time::Instant;
+
+use crate::boundary::ResultBackend;
+use crate::revocation::store_revocations;
+use crate::worker::core::revocations::Revocations;
+use crate::worker::driver::command::argument;
+use crate::worker::driver::{Driver, Finished, REVOCATION_BATCH};
+use crate::worker::io::state_file::SavedState;
+
+/// The revocations of a worker and what is pending for them.
+pub(crate) struct RevocationState {
+    pub(crate) ids: Revocations,
+    /// Ids whose results are to be set to REVOKED.
+    pub(crate) pending_writes: VecDeque<String>,
+    pub(crate) is_writing: bool,
+    /// Whether the state file is out of date.
+    pub(crate) is_unsaved: bool,
+    pub(crate) saved_at: Instant,
+}
+
+impl RevocationState {
+    pub(crate) fn new(ids: Revocations, now: Instant) -> Self {
+        Self {
+            ids,
+            pending_writes: VecDeque::new(),
+            is_writing: false,
+            is_unsaved: false,
+            saved_at: now,
+        }
+    }
+}
+
+impl Driver {
+    /// Adds the revocations and logical clocks of the peers.
+    pub(crate) fn merge_peer_state(&mut self, replies: Vec<ControlReply>) {
+        for reply in replies {
+            if reply.node == self.hostname() {
+                continue;
+            }
+            tracing::info!("synchronised with {}", reply.node);
+            self.monitor.logical_clock.adjust(reply.clock);
+            let fields = reply.value.as_map();
+            if let Some(clock) = fields.and_then(|map| map.get("clock")?.as_u64()) {
+                self.monitor.logical_clock.adjust(clock);
+            }
+            let revoked = fields.and_then(|map| map.get("revoked"));
+            for id in argument::texts(revoked) {
+                self.revocations.ids.add(&id, self.now.wall);
+                self.revocations.is_unsaved = true;
+            }
+        }
+    }
+
+    /// Queues ids whose results are to be set to REVOKED, on backends that any
+    /// process can read.
+    pub(crate) fn queue_revoked_results(&mut self, ids: impl Iterator<Item = String>) {
+        let shared = |backend: &Arc<dyn ResultBackend>| backend.capabilities().shared;
+        if !self.executor.services.backend.as_ref().is_some_and(shared) {
+            return;
+        }
+        self.revocations.pending_writes.extend(ids);
+        let excess = self
+            .revocations
+            .pending_writes
+            .len()
+            .saturating_sub(self.settings.revokes_max);
+        if excess > 0 {
+            tracing::warn!("dropped {excess} pending REVOKED result writes");
+            self.revocations.pending_writes.drain(..excess);
+        }
+    }
+
+    /// Stores revocations for workers that start later, with
+    /// `worker_durable_revokes`.
+    pub(crate) fn store_revocations(&mut self, ids: &[String]) {
+        let (Some(lifetime), Some(store)) = (
+            self.settings.durable_revokes,
+            self.executor.services.store.clone(),
+        ) else {
+            return;
+        };
+        let (ids, deadline) = (ids.to_vec(), self.executor.deadline);
+        self.futures.push(Box::pin(async move {
+            let storing = store_revocations(&*store, &ids, lifetime);
+            match tokio::time::timeout(deadline, storing).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!("revoked tasks are not lifetime: {error}"),
+                Err(_) => tracing::error!("revoked tasks are not lifetime: no answer"),
+            }
+            Finished::Nothing
+        }));
+    }
+
+    /// Sets the results of the next batch of ids to REVOKED.
+    pub(crate) fn write_revocations(&mut self) {
+        if self.revocations.is_writing || self.revocations.pending_writes.is_empty() {
+            return;
+        }
+        self.revocations.is_writing = true;
+        let batch = self.revocations.pending_writes.len().min(REVOCATION_BATCH);
+        let ids: Vec<_> = self.revocations.pending_writes.drain(..batch).collect();
+        let written = self.executor.mark_revoked(ids, self.now.wall);
+        self.futures
+            .push(Box::pin(written.map(|()| Finished::RevocationsWritten)));
+    }
+
+    pub(crate) fn load_state(&mut self) {
+        let Some(path) = &self.settings.state_file else {
+            return;
+        };
+        match SavedState::load(path) {
+            Ok(state) => {
+                self.monitor.logical_clock.adjust(state.clock);
+                for (id, time) in state.revoked {
+                    let since = Duration::try_from_secs_f64(time).unwrap_or_default();
+                    self.revocations.ids.add(&id, UNIX_EPOCH + since);
+                }
+            }
+            Err(error) => tracing::error!(
+                "cannot read the state file {}, earlier revocations are unknown: {error}",
+                path.display()
+            ),
+        }
+    }
+
+    pub(crate) fn save_state(&mut self) {
+        self.revocations.is_unsaved = false;
+        self.revocations.saved_at = self.now.instant;
+        let Some(path) = &self.settings.state_file else {
+            return;
+        };
+        let state = SavedState {
+            revoked: self.revocations.ids.timed(),
+            clock: self.monitor.logical_clock.value(),
+        };
+        if let Err(error) = state.save(path) {
+            tracing::error!("cannot write the state file {}: {error}", path.display());
+        }
+    }
+}
