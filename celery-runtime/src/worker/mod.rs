@@ -28,7 +28,7 @@ use crate::client::compose::Sender;
 use crate::config::{Config, ConfigError, OnUnknown, WorkerSettings};
 use crate::env;
 use crate::execution::{BlockingPool, Registry, Tasks, WorkerContext};
-use crate::worker::core::queue_selection::queues;
+use crate::worker::core::queue_selection::select_queues;
 use crate::worker::delivery::decode::MessageDecoder;
 use crate::worker::driver::command::Command;
 use crate::worker::effects::executor::EffectExecutor;
@@ -343,7 +343,7 @@ impl Worker {
         let config = Arc::new(config);
         let registry = Registry::new(self.tasks, children.map(isolated::runner).as_ref())?;
         let registry = Arc::new(registry);
-        let mut queues = queues(&app.queues, &self.queues, &registry)?;
+        let mut queues = select_queues(&app.queues, &self.queues, &registry)?;
         if config.worker_direct {
             queues.push(app.queues.direct(&self.hostname));
         }
@@ -415,7 +415,7 @@ impl Worker {
         };
         let executor = Arc::new(EffectExecutor {
             broker: Arc::clone(&app.broker),
-            services: Arc::clone(&services),
+            context: Arc::clone(&services),
             messages,
             deadline: config.operation_timeout,
             join_timeout: config.result_chord_join_timeout,
@@ -427,9 +427,9 @@ impl Worker {
         defaults.acks_on_failure = config.task_acks_on_failure.or(both);
         let decoder = MessageDecoder {
             registry,
-            services,
+            context: services,
             defaults,
-            tells: self.settings.task_events,
+            emits_events: self.settings.task_events,
             deduplicates: self.settings.deduplicate,
             durable_revokes: durable,
             time_limits: HashMap::new(),

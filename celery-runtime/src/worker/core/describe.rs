@@ -8,7 +8,7 @@ use crate::env;
 use crate::execution::Job;
 
 /// Arguments of larger messages are shown as text, shortened.
-const LARGE: usize = 16 << 10;
+const MAX_INLINE_BODY: usize = 16 << 10;
 
 /// The task as `inspect active` and its likes show it. `started` is set while it
 /// runs.
@@ -43,10 +43,10 @@ pub(crate) fn describe(
 
 fn delivery_info(job: &Job) -> Map {
     let properties = &job.message.properties;
-    let came_by = &properties.delivery_info;
+    let delivery_info = &properties.delivery_info;
     let mut info = Map::new();
-    info.insert("exchange", came_by.exchange.as_str());
-    info.insert("routing_key", came_by.routing_key.as_str());
+    info.insert("exchange", delivery_info.exchange.as_str());
+    info.insert("routing_key", delivery_info.routing_key.as_str());
     info.insert(
         "priority",
         properties
@@ -59,7 +59,7 @@ fn delivery_info(job: &Job) -> Map {
 
 /// The arguments as values, or as text where they are large or unreadable.
 fn arguments(job: &Job) -> (Value, Value) {
-    if job.message.body.len() <= LARGE
+    if job.message.body.len() <= MAX_INLINE_BODY
         && let Ok(payload) = job
             .message
             .payload(&job.services.accept, job.services.body_limit)

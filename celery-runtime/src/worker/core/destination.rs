@@ -4,14 +4,14 @@ use celery_protocol::ControlRequest;
 use regex_lite::{Regex, RegexBuilder};
 
 /// What a pattern may take when it is compiled.
-const PATTERN_LIMIT: usize = 256 << 10;
+const PATTERN_SIZE_LIMIT: usize = 256 << 10;
 
 /// Whether the worker called `node` is meant.
 ///
 /// # Errors
 ///
 /// When the pattern is none, or the way to read it is not known.
-pub(crate) fn is_for(request: &ControlRequest, node: &str) -> Result<bool, String> {
+pub(crate) fn matches(request: &ControlRequest, node: &str) -> Result<bool, String> {
     if !request.destination.is_empty() {
         return Ok(request.destination.iter().any(|name| name == node));
     }
@@ -32,7 +32,7 @@ fn compile(pattern: &str, matcher: &str) -> Result<Regex, String> {
         }
     };
     RegexBuilder::new(&pattern)
-        .size_limit(PATTERN_LIMIT)
+        .size_limit(PATTERN_SIZE_LIMIT)
         .build()
         .map_err(|error| format!("cannot read the pattern: {error}"))
 }
@@ -78,11 +78,11 @@ fn glob(pattern: &str) -> String {
 mod tests {
     use super::*;
 
-    fn is_meant(pattern: &str, matcher: &str) -> Result<bool, String> {
+    fn matches_node(pattern: &str, matcher: &str) -> Result<bool, String> {
         let mut request = ControlRequest::new("ping");
         request.pattern = Some(pattern.to_owned());
         request.matcher = Some(matcher.to_owned());
-        is_for(&request, "w1@host")
+        matches(&request, "w1@host")
     }
 
     #[test]
@@ -95,7 +95,7 @@ mod tests {
             "w[^1]@host",
             "w1@host",
         ] {
-            assert_eq!(is_meant(pattern, "glob"), Ok(true), "{pattern}");
+            assert_eq!(matches_node(pattern, "glob"), Ok(true), "{pattern}");
         }
         for pattern in [
             "w",
@@ -106,27 +106,27 @@ mod tests {
             "w[",
             "",
         ] {
-            assert_eq!(is_meant(pattern, "glob"), Ok(false), "{pattern}");
+            assert_eq!(matches_node(pattern, "glob"), Ok(false), "{pattern}");
         }
     }
 
     #[test]
     fn expressions_are_for_the_beginning() {
-        assert_eq!(is_meant("w\\d@", "pcre"), Ok(true));
-        assert_eq!(is_meant("host", "pcre"), Ok(false));
-        assert!(is_meant("(", "pcre").is_err());
-        assert!(is_meant("*", "regex").is_err());
-        assert!(is_meant("(a{1000}){1000}", "pcre").is_err());
+        assert_eq!(matches_node("w\\d@", "pcre"), Ok(true));
+        assert_eq!(matches_node("host", "pcre"), Ok(false));
+        assert!(matches_node("(", "pcre").is_err());
+        assert!(matches_node("*", "regex").is_err());
+        assert!(matches_node("(a{1000}){1000}", "pcre").is_err());
     }
 
     #[test]
     fn a_destination_goes_before_a_pattern() {
         let mut request = ControlRequest::new("ping");
-        assert_eq!(is_for(&request, "w1@host"), Ok(true));
+        assert_eq!(matches(&request, "w1@host"), Ok(true));
         request.destination = vec!["w2@host".to_owned()];
         request.pattern = Some("*".to_owned());
         request.matcher = Some("glob".to_owned());
-        assert_eq!(is_for(&request, "w1@host"), Ok(false));
-        assert_eq!(is_for(&request, "w2@host"), Ok(true));
+        assert_eq!(matches(&request, "w1@host"), Ok(false));
+        assert_eq!(matches(&request, "w2@host"), Ok(true));
     }
 }

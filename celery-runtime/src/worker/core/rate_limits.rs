@@ -7,19 +7,19 @@ use tokio::time::Instant;
 
 use crate::env;
 
-/// Up to which wait a limited task is kept by the worker, and has its turn for
+/// Up to which wait a limited task is kept by the worker, and has its start for
 /// sure.
-pub(crate) const LONGEST_HOLD: Duration = Duration::from_secs(1);
+pub(crate) const MAX_LOCAL_WAIT: Duration = Duration::from_secs(1);
 
 /// How long a limited task is left with the broker at a time, so that a limit
 /// that is lifted has its effect soon.
-pub(crate) const LONGEST_PARK: Duration = Duration::from_secs(30);
+pub(crate) const MAX_DEFER: Duration = Duration::from_secs(30);
 
-/// The limits of a worker's tasks, and whose turn is when.
+/// The limits of a worker's tasks, and whose start is when.
 ///
-/// A task whose turn is near gets it. The others go back to the broker, spread
+/// A task whose start is near gets it. The others go back to the broker, spread
 /// over the time to come, and line up anew when they return, here or at another
-/// worker: a turn that was kept for one of them would be lost where another
+/// worker: a start that was kept for one of them would be lost where another
 /// worker has it by then.
 #[derive(Debug, Default)]
 pub(crate) struct RateLimits {
@@ -32,7 +32,7 @@ struct TaskBucket {
     /// When the next one may start.
     next: Option<Instant>,
     /// When the last one of those comes back that were sent away.
-    later: Option<Instant>,
+    last_deferred: Option<Instant>,
     /// The turns of those that wait here.
     reserved: HashMap<String, Instant>,
     /// Turns before `next` that were given up.
@@ -49,74 +49,74 @@ impl RateLimits {
             }
             Some(rate) => {
                 let interval = Duration::try_from_secs_f64(1.0 / rate).unwrap_or(Duration::MAX);
-                let next = self.buckets.get(task).and_then(|lane| lane.next);
-                let lane = TaskBucket {
+                let next = self.buckets.get(task).and_then(|bucket| bucket.next);
+                let bucket = TaskBucket {
                     interval,
                     next: next.map(|next| next.min(env::instant() + interval)),
-                    later: None,
+                    last_deferred: None,
                     reserved: HashMap::new(),
                     free: BTreeSet::new(),
                 };
-                self.buckets.insert(task.to_owned(), lane);
+                self.buckets.insert(task.to_owned(), bucket);
             }
         }
     }
 
     /// When the task with this id may start, or may ask again: at once where
     /// `None`.
-    pub(crate) fn turn(&mut self, task: &str, id: &str, now: Instant) -> Option<Instant> {
-        let lane = self.buckets.get_mut(task)?;
-        if let Some(turn) = lane.reserved.get(id).copied() {
-            if turn > now {
-                return Some(turn);
+    pub(crate) fn reserve(&mut self, task: &str, id: &str, now: Instant) -> Option<Instant> {
+        let bucket = self.buckets.get_mut(task)?;
+        if let Some(start) = bucket.reserved.get(id).copied() {
+            if start > now {
+                return Some(start);
             }
-            lane.reserved.remove(id);
+            bucket.reserved.remove(id);
             return None;
         }
-        let turn = lane.first_turn(now);
-        if turn > now + LONGEST_HOLD {
-            return Some(lane.send_away(turn, now));
+        let start = bucket.first_free(now);
+        if start > now + MAX_LOCAL_WAIT {
+            return Some(bucket.defer(start, now));
         }
-        lane.take(turn);
-        if turn <= now {
+        bucket.take(start);
+        if start <= now {
             return None;
         }
-        lane.reserved.insert(id.to_owned(), turn);
-        Some(turn)
+        bucket.reserved.insert(id.to_owned(), start);
+        Some(start)
     }
 
-    /// Gives the turn of a task that will not start to another one.
-    pub(crate) fn forget(&mut self, id: &str) {
-        for lane in self.buckets.values_mut() {
-            if let Some(turn) = lane.reserved.remove(id) {
-                lane.free.insert(turn);
+    /// Gives the start of a task that will not start to another one.
+    pub(crate) fn release(&mut self, id: &str) {
+        for bucket in self.buckets.values_mut() {
+            if let Some(start) = bucket.reserved.remove(id) {
+                bucket.free.insert(start);
             }
         }
     }
 }
 
 impl TaskBucket {
-    /// The first turn from now on that nobody has.
-    fn first_turn(&mut self, now: Instant) -> Instant {
+    /// The first start from now on that nobody has.
+    fn first_free(&mut self, now: Instant) -> Instant {
         self.free = self.free.split_off(&now);
         let next = self.next.map_or(now, |next| next.max(now));
         self.free.first().copied().unwrap_or(next)
     }
 
-    fn take(&mut self, turn: Instant) {
-        if !self.free.remove(&turn) {
-            self.next = turn.checked_add(self.interval).or(Some(turn));
+    fn take(&mut self, start: Instant) {
+        if !self.free.remove(&start) {
+            self.next = start.checked_add(self.interval).or(Some(start));
         }
     }
 
-    /// When to ask again: each one a turn after the one before.
-    fn send_away(&mut self, first: Instant, now: Instant) -> Instant {
+    /// When to ask again: each one a start after the one before.
+    fn defer(&mut self, first: Instant, now: Instant) -> Instant {
         let after = self
-            .later
+            .last_deferred
             .and_then(|later| later.checked_add(self.interval));
         let back = after.map_or(first, |after| after.max(first));
-        let back = back.min(now + LONGEST_PARK);
-        self.later = Some(back);
+        let back = back.min(now + MAX_DEFER);
+        self.last_deferred = Some(back);
         back
     }
 }
@@ -127,59 +127,63 @@ mod tests {
 
     #[test]
     fn turns_are_as_far_apart_as_the_rate_says() {
-        let mut rates = RateLimits::default();
+        let mut limits = RateLimits::default();
         let now = Instant::now();
-        assert_eq!(rates.turn("t", "a", now), None);
-        rates.set("t", Some(10.0));
-        assert_eq!(rates.turn("t", "a", now), None);
+        assert_eq!(limits.reserve("t", "a", now), None);
+        limits.set("t", Some(10.0));
+        assert_eq!(limits.reserve("t", "a", now), None);
         let tenth = Duration::from_millis(100);
-        assert_eq!(rates.turn("t", "b", now), Some(now + tenth));
-        assert_eq!(rates.turn("t", "c", now), Some(now + tenth * 2));
-        assert_eq!(rates.turn("t", "b", now), Some(now + tenth));
-        assert_eq!(rates.turn("t", "b", now + tenth), None);
-        assert_eq!(rates.turn("other", "x", now), None);
+        assert_eq!(limits.reserve("t", "b", now), Some(now + tenth));
+        assert_eq!(limits.reserve("t", "c", now), Some(now + tenth * 2));
+        assert_eq!(limits.reserve("t", "b", now), Some(now + tenth));
+        assert_eq!(limits.reserve("t", "b", now + tenth), None);
+        assert_eq!(limits.reserve("other", "x", now), None);
         let later = now + Duration::from_secs(5);
-        assert_eq!(rates.turn("t", "c", later), None);
-        assert_eq!(rates.turn("t", "d", later), None, "no burst is saved up");
-        assert!(rates.turn("t", "e", later).is_some());
-        rates.set("t", None);
-        assert_eq!(rates.turn("t", "f", later), None);
+        assert_eq!(limits.reserve("t", "c", later), None);
+        assert_eq!(
+            limits.reserve("t", "d", later),
+            None,
+            "no burst is saved up"
+        );
+        assert!(limits.reserve("t", "e", later).is_some());
+        limits.set("t", None);
+        assert_eq!(limits.reserve("t", "f", later), None);
     }
 
     #[test]
     fn a_turn_that_is_given_up_is_anothers() {
-        let mut rates = RateLimits::default();
+        let mut limits = RateLimits::default();
         let now = Instant::now();
         let tenth = Duration::from_millis(100);
-        rates.set("t", Some(10.0));
-        assert_eq!(rates.turn("t", "a", now), None);
-        for (turn, id) in (1..).zip(["b", "c", "d"]) {
-            assert_eq!(rates.turn("t", id, now), Some(now + tenth * turn));
+        limits.set("t", Some(10.0));
+        assert_eq!(limits.reserve("t", "a", now), None);
+        for (start, id) in (1..).zip(["b", "c", "d"]) {
+            assert_eq!(limits.reserve("t", id, now), Some(now + tenth * start));
         }
-        rates.forget("b");
-        rates.forget("c");
-        rates.forget("nobody");
+        limits.release("b");
+        limits.release("c");
+        limits.release("nobody");
         // The first one is over.
         let later = now + tenth * 3 / 2;
-        assert_eq!(rates.turn("t", "e", later), Some(now + tenth * 2));
-        assert_eq!(rates.turn("t", "f", later), Some(now + tenth * 4));
-        assert_eq!(rates.turn("t", "d", later), Some(now + tenth * 3));
+        assert_eq!(limits.reserve("t", "e", later), Some(now + tenth * 2));
+        assert_eq!(limits.reserve("t", "f", later), Some(now + tenth * 4));
+        assert_eq!(limits.reserve("t", "d", later), Some(now + tenth * 3));
     }
 
     #[test]
     fn who_is_sent_away_comes_back_in_his_turn_and_keeps_it_from_nobody() {
-        let mut rates = RateLimits::default();
+        let mut limits = RateLimits::default();
         let now = Instant::now();
         let six = Duration::from_secs(6);
-        rates.set("t", Some(1.0 / 6.0));
-        assert_eq!(rates.turn("t", "a", now), None);
-        for turn in 1..=5 {
-            assert_eq!(rates.turn("t", "away", now), Some(now + six * turn));
+        limits.set("t", Some(1.0 / 6.0));
+        assert_eq!(limits.reserve("t", "a", now), None);
+        for start in 1..=5 {
+            assert_eq!(limits.reserve("t", "away", now), Some(now + six * start));
         }
         // Nobody waits longer for a limit that may be lifted.
-        assert_eq!(rates.turn("t", "away", now), Some(now + LONGEST_PARK));
-        // They went to somebody else, and the turn is for who is here.
-        assert_eq!(rates.turn("t", "b", now + six), None);
-        assert_eq!(rates.turn("t", "c", now + six * 2), None);
+        assert_eq!(limits.reserve("t", "away", now), Some(now + MAX_DEFER));
+        // They went to somebody else, and the start is for who is here.
+        assert_eq!(limits.reserve("t", "b", now + six), None);
+        assert_eq!(limits.reserve("t", "c", now + six * 2), None);
     }
 }

@@ -18,19 +18,19 @@ pub(crate) struct Revocations {
     stamps: HashMap<String, HashSet<String>>,
     /// Names and values of them, oldest first.
     stamp_order: VecDeque<(String, String)>,
-    most: usize,
-    lifetime: Duration,
+    capacity: usize,
+    expires_after: Duration,
 }
 
 impl Revocations {
-    pub(crate) fn new(most: usize, lifetime: Duration) -> Self {
+    pub(crate) fn new(capacity: usize, expires_after: Duration) -> Self {
         Self {
             ids: HashMap::new(),
             order: VecDeque::new(),
             stamps: HashMap::new(),
             stamp_order: VecDeque::new(),
-            most: most.max(1),
-            lifetime,
+            capacity: capacity.max(1),
+            expires_after,
         }
     }
 
@@ -53,7 +53,7 @@ impl Revocations {
     }
 
     fn purge_stamps(&mut self) {
-        if self.stamp_order.len() <= self.most {
+        if self.stamp_order.len() <= self.capacity {
             return;
         }
         let Some((name, value)) = self.stamp_order.pop_front() else {
@@ -85,7 +85,8 @@ impl Revocations {
         };
         stamps.iter().any(|(name, value)| {
             let revoked = name.as_str().and_then(|name| self.stamps.get(name));
-            revoked.is_some_and(|revoked| texts(value).iter().any(|one| revoked.contains(one)))
+            revoked
+                .is_some_and(|revoked| stamp_values(value).iter().any(|one| revoked.contains(one)))
         })
     }
 
@@ -113,7 +114,7 @@ impl Revocations {
         while let Some((time, id)) = self.order.front() {
             let age = now.duration_since(*time).unwrap_or_default();
             let is_current = self.ids.get(id) == Some(time);
-            if is_current && age <= self.lifetime && self.ids.len() <= self.most {
+            if is_current && age <= self.expires_after && self.ids.len() <= self.capacity {
                 break;
             }
             if is_current {
@@ -125,9 +126,9 @@ impl Revocations {
 }
 
 /// A stamp's value, or its values, as text.
-pub(crate) fn texts(value: &Value) -> Vec<String> {
+pub(crate) fn stamp_values(value: &Value) -> Vec<String> {
     match value {
-        Value::Array(values) => values.iter().flat_map(texts).collect(),
+        Value::Array(values) => values.iter().flat_map(stamp_values).collect(),
         Value::Str(text) => vec![text.clone()],
         Value::Int(number) => vec![number.to_string()],
         Value::Float(number) => vec![number.to_string()],

@@ -11,10 +11,10 @@ use crate::execution::Job;
 use crate::worker::core::describe::describe;
 
 /// Tasks that are remembered; the others are waiting all the same, unseen.
-const MOST: usize = 10_000;
+const MAX_TASKS: usize = 10_000;
 
 /// Where a due task should have come back.
-const OVERDUE: Duration = Duration::from_secs(5);
+const OVERDUE_AFTER: Duration = Duration::from_secs(5);
 
 /// For `inspect scheduled` only: what becomes of the tasks does not depend on it.
 #[derive(Debug, Default)]
@@ -37,8 +37,8 @@ impl ParkedTask {
 }
 
 impl Scheduled {
-    pub(crate) fn note(&mut self, job: &Arc<Job>, eta: SystemTime, hostname: &str) {
-        if self.tasks.len() < MOST || self.tasks.contains_key(&job.id) {
+    pub(crate) fn insert(&mut self, job: &Arc<Job>, eta: SystemTime, hostname: &str) {
+        if self.tasks.len() < MAX_TASKS || self.tasks.contains_key(&job.id) {
             let request = Serializer::Json.encode(&describe(job, hostname, None, false));
             let request = request.unwrap_or_default().into_boxed_slice();
             self.tasks
@@ -47,7 +47,7 @@ impl Scheduled {
     }
 
     /// Whether the task was waiting, which it does no more.
-    pub(crate) fn take(&mut self, id: &str) -> bool {
+    pub(crate) fn remove(&mut self, id: &str) -> bool {
         !self.tasks.is_empty() && self.tasks.remove(id).is_some()
     }
 
@@ -57,9 +57,9 @@ impl Scheduled {
 
     /// Those that wait, the next one first. Who is overdue went elsewhere.
     pub(crate) fn list(&mut self, now: SystemTime) -> Vec<&ParkedTask> {
-        self.tasks.retain(|_, later| later.eta + OVERDUE > now);
+        self.tasks.retain(|_, task| task.eta + OVERDUE_AFTER > now);
         let mut tasks: Vec<_> = self.tasks.values().collect();
-        tasks.sort_by_key(|later| later.eta);
+        tasks.sort_by_key(|task| task.eta);
         tasks
     }
 }

@@ -17,22 +17,22 @@ use crate::worker::workflow::effect::OutgoingBatch;
 /// Releases the lock of a unique task when it is dropped.
 pub(crate) type LockGuard = Box<dyn fmt::Debug + Send>;
 
-/// Names an entry, and tells it from a later one in the same place.
+/// Names an delivery, and emits_events it from a later one in the same place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct DeliveryKey {
     serial: u64,
     index: usize,
 }
 
-/// One delivery: its life, and what its steps are made from.
+/// One delivery: its state, and what its steps are made from.
 #[derive(Debug)]
 pub(crate) struct InFlightDelivery {
-    pub(crate) life: DeliveryState,
+    pub(crate) state: DeliveryState,
     pub(crate) tag: DeliveryTag,
     /// By whom it is settled, while he lives.
     pub(crate) consumer: Weak<dyn Consumer>,
     pub(crate) queue: Arc<str>,
-    pub(crate) work: Payload,
+    pub(crate) payload: Payload,
     /// Held while its task has to be the only one.
     pub(crate) lock: Option<LockGuard>,
     /// Whether it comes back from where it waited for its time.
@@ -43,7 +43,7 @@ pub(crate) struct InFlightDelivery {
     pub(crate) running: Option<AbortHandle>,
     /// What is being sent for it: kept until it is sent, so that a repeated
     /// attempt sends the same tasks and not others of the same kind.
-    pub(crate) letters: Option<Arc<OutgoingBatch>>,
+    pub(crate) outgoing: Option<Arc<OutgoingBatch>>,
     /// What was sent because of it, which its result names.
     pub(crate) children: Vec<ResultTree>,
 }
@@ -53,7 +53,7 @@ pub(crate) enum Payload {
         job: Arc<Job>,
         run: Arc<dyn ErasedTask>,
     },
-    Refused(Box<Content>),
+    Rejected(Box<Content>),
 }
 
 /// All of them, by key.
@@ -63,37 +63,37 @@ pub(crate) struct InFlight {
     next_serial: u64,
     /// Those that go on without their delivery, by the id of their task. Of two
     /// with the same id one is known.
-    withdrawn: HashMap<String, DeliveryKey>,
+    invalidated: HashMap<String, DeliveryKey>,
 }
 
 impl InFlightDelivery {
     pub(crate) fn new(
-        life: DeliveryState,
+        state: DeliveryState,
         tag: DeliveryTag,
         consumer: Weak<dyn Consumer>,
         queue: Arc<str>,
-        work: Payload,
+        payload: Payload,
     ) -> Self {
         Self {
-            life,
+            state,
             tag,
             consumer,
             queue,
-            work,
+            payload,
             lock: None,
             was_scheduled: false,
             started: None,
             running: None,
-            letters: None,
+            outgoing: None,
             children: Vec::new(),
         }
     }
 
     /// What its task has sent, and what was sent when that had ended.
     pub(crate) fn all_children(&self) -> Vec<ResultTree> {
-        let mut children = match &self.work {
+        let mut children = match &self.payload {
             Payload::Task { job, .. } => job.children().clone(),
-            Payload::Refused(_) => Vec::new(),
+            Payload::Rejected(_) => Vec::new(),
         };
         children.extend_from_slice(&self.children);
         children
@@ -108,57 +108,60 @@ impl InFlightDelivery {
 }
 
 impl InFlight {
-    pub(crate) fn insert(&mut self, entry: InFlightDelivery) -> DeliveryKey {
+    pub(crate) fn insert(&mut self, delivery: InFlightDelivery) -> DeliveryKey {
         let serial = self.next_serial;
         self.next_serial += 1;
-        let index = self.slab.insert((serial, entry));
+        let index = self.slab.insert((serial, delivery));
         DeliveryKey { serial, index }
     }
 
     pub(crate) fn find(&self, key: DeliveryKey) -> Option<&InFlightDelivery> {
-        let (serial, entry) = self.slab.get(key.index)?;
-        (*serial == key.serial).then_some(entry)
+        let (serial, delivery) = self.slab.get(key.index)?;
+        (*serial == key.serial).then_some(delivery)
     }
 
     pub(crate) fn find_mut(&mut self, key: DeliveryKey) -> Option<&mut InFlightDelivery> {
-        let (serial, entry) = self.slab.get_mut(key.index)?;
-        (*serial == key.serial).then_some(entry)
+        let (serial, delivery) = self.slab.get_mut(key.index)?;
+        (*serial == key.serial).then_some(delivery)
     }
 
     pub(crate) fn remove(&mut self, key: DeliveryKey) {
         if self.find(key).is_none() {
             return;
         }
-        let (_, entry) = self.slab.remove(key.index);
-        if let Payload::Task { job, .. } = &entry.work
-            && self.withdrawn.get(&job.id) == Some(&key)
+        let (_, delivery) = self.slab.remove(key.index);
+        if let Payload::Task { job, .. } = &delivery.payload
+            && self.invalidated.get(&job.id) == Some(&key)
         {
-            self.withdrawn.remove(&job.id);
+            self.invalidated.remove(&job.id);
         }
     }
 
-    /// Remembers an entry whose delivery was withdrawn, if it goes on without.
-    pub(crate) fn note_withdrawn(&mut self, key: DeliveryKey) {
-        let Some(entry) = self.find(key).filter(|entry| entry.life.awaits_return()) else {
+    /// Remembers an delivery whose delivery was invalidated, if it goes on without.
+    pub(crate) fn record_invalidated(&mut self, key: DeliveryKey) {
+        let Some(delivery) = self
+            .find(key)
+            .filter(|delivery| delivery.state.awaits_redelivery())
+        else {
             return;
         };
-        if let Payload::Task { job, .. } = &entry.work {
+        if let Payload::Task { job, .. } = &delivery.payload {
             let id = job.id.clone();
-            self.withdrawn.insert(id, key);
+            self.invalidated.insert(id, key);
         }
     }
 
-    /// The entry whose delivery this is, come back: the same attempt of the
+    /// The delivery whose delivery this is, come back: the same attempt of the
     /// same task in the same queue. It is given out once.
-    pub(crate) fn take_returned(&mut self, job: &Job, queue: &str) -> Option<DeliveryKey> {
-        let key = *self.withdrawn.get(&job.id)?;
-        let entry = self.find(key)?;
-        let Payload::Task { job: held, .. } = &entry.work else {
+    pub(crate) fn take_redelivered(&mut self, job: &Job, queue: &str) -> Option<DeliveryKey> {
+        let key = *self.invalidated.get(&job.id)?;
+        let delivery = self.find(key)?;
+        let Payload::Task { job: held, .. } = &delivery.payload else {
             return None;
         };
-        let is_same = held.retries == job.retries && *entry.queue == *queue;
-        (is_same && entry.life.awaits_return()).then(|| {
-            self.withdrawn.remove(&job.id);
+        let is_same = held.retries == job.retries && *delivery.queue == *queue;
+        (is_same && delivery.state.awaits_redelivery()).then(|| {
+            self.invalidated.remove(&job.id);
             key
         })
     }
@@ -174,8 +177,8 @@ impl InFlight {
     /// Whether one of them is to be settled by this consumer.
     pub(crate) fn any_of(&self, consumer: &Arc<dyn Consumer>) -> bool {
         let consumer = Arc::downgrade(consumer);
-        let mut entries = self.slab.iter();
-        entries.any(|(_, (_, entry))| Weak::ptr_eq(&entry.consumer, &consumer))
+        let mut deliveries = self.slab.iter();
+        deliveries.any(|(_, (_, delivery))| Weak::ptr_eq(&delivery.consumer, &consumer))
     }
 
     /// All keys, in the order in which the deliveries were taken.
@@ -196,8 +199,8 @@ impl InFlight {
 /// No task outlives its worker.
 impl Drop for InFlight {
     fn drop(&mut self) {
-        for (_, (_, entry)) in &mut self.slab {
-            entry.abort();
+        for (_, (_, delivery)) in &mut self.slab {
+            delivery.abort();
         }
     }
 }
@@ -206,7 +209,7 @@ impl fmt::Debug for Payload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Task { job, .. } => write!(f, "Task({})", job.id),
-            Self::Refused(_) => f.write_str("Refused"),
+            Self::Rejected(_) => f.write_str("Rejected"),
         }
     }
 }

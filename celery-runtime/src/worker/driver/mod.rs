@@ -357,10 +357,10 @@ impl Driver {
                 break;
             };
             // Left the line meanwhile, as at a stop.
-            let Some(entry) = self.entries.find(key).filter(|one| one.life.is_waiting()) else {
+            let Some(entry) = self.entries.find(key).filter(|one| one.state.is_waiting()) else {
                 continue;
             };
-            if let Payload::Task { job, .. } = &entry.work
+            if let Payload::Task { job, .. } = &entry.payload
                 && self.revoked.covers(job)
             {
                 self.event(key, DeliveryEvent::Revoked(Revocation::Unstarted));
@@ -479,7 +479,7 @@ impl Driver {
                 if self.settings.cancel_on_connection_loss {
                     self.event(key, DeliveryEvent::Revoked(Revocation::ConnectionLost));
                 }
-                self.entries.note_withdrawn(key);
+                self.entries.record_invalidated(key);
             }
         }
         self.reconnect();
@@ -528,7 +528,7 @@ impl Driver {
     /// starts nothing.
     pub(crate) fn admit(&mut self, delivery: Delivery, consumer: &Arc<dyn Consumer>) {
         let again = delivery.redelivered || delivery.delivery_count.is_some_and(|count| count > 0);
-        let (life, work) = match self.decoder.read(
+        let (life, work) = match self.decoder.decode(
             delivery.content,
             delivery.redelivered,
             delivery.delivery_count,
@@ -538,19 +538,19 @@ impl Driver {
             {
                 return;
             }
-            Decoded::Task { job, run, plan } => {
-                (DeliveryState::of_task(plan), Payload::Task { job, run })
+            Decoded::Task { job, run, policy } => {
+                (DeliveryState::of_task(policy), Payload::Task { job, run })
             }
-            Decoded::Refused { content, refusal } => {
+            Decoded::Rejected { content, rejection } => {
                 tracing::error!(
                     "cannot run a message of queue {}: {}",
                     delivery.queue,
-                    refusal.detail
+                    rejection.detail
                 );
-                self.tell_refused(&refusal);
+                self.tell_refused(&rejection);
                 (
-                    DeliveryState::refused(refusal, self.on_unknown),
-                    Payload::Refused(content),
+                    DeliveryState::of_rejected(rejection, self.on_unknown),
+                    Payload::Rejected(content),
                 )
             }
         };
@@ -562,8 +562,8 @@ impl Driver {
             work,
         );
         let mut first = DeliveryEvent::Arrived;
-        if let Payload::Task { job, .. } = &entry.work {
-            entry.was_scheduled = self.scheduled.take(&job.id);
+        if let Payload::Task { job, .. } = &entry.payload {
+            entry.was_scheduled = self.scheduled.remove(&job.id);
             if self.revoked.contains(&job.id) {
                 tracing::info!("task {} is revoked", job.id);
                 first = DeliveryEvent::Revoked(Revocation::Unstarted);
@@ -586,7 +586,7 @@ impl Driver {
         tag: &DeliveryTag,
         consumer: &Arc<dyn Consumer>,
     ) -> bool {
-        let Some(key) = self.entries.take_returned(job, queue) else {
+        let Some(key) = self.entries.take_redelivered(job, queue) else {
             return false;
         };
         if let Some(entry) = self.entries.find_mut(key) {
@@ -606,14 +606,14 @@ impl Driver {
             return;
         };
         if matches!(event, DeliveryEvent::Done | DeliveryEvent::FollowUps(_)) {
-            entry.letters = None;
+            entry.outgoing = None;
         }
-        let was_pending = entry.life.is_pending();
-        let was_unsettled = entry.life.is_unsettled();
-        entry.life.handle(event, now, &mut actions);
-        let is_pending = entry.life.is_pending();
-        let is_unsettled = entry.life.is_unsettled();
-        if let Some(time) = entry.life.timeout() {
+        let was_pending = entry.state.is_pending();
+        let was_unsettled = entry.state.is_unsettled();
+        entry.state.handle(event, now, &mut actions);
+        let is_pending = entry.state.is_pending();
+        let is_unsettled = entry.state.is_unsettled();
+        if let Some(time) = entry.state.timeout() {
             self.timers.push(Reverse((time, key)));
         }
         self.pending = self.pending + usize::from(is_pending) - usize::from(was_pending);
@@ -630,7 +630,7 @@ impl Driver {
             Action::Queue => self.line_up(key),
             Action::FreeSlot => self.free_slot(),
             Action::Start => self.start(key),
-            Action::Warn => self.warn(key),
+            Action::SignalSoftLimit => self.warn(key),
             Action::Abort => {
                 if let Some(entry) = self.entries.find_mut(key) {
                     entry.abort();
@@ -638,16 +638,17 @@ impl Driver {
             }
             Action::Effect(step) => self.step(key, step),
             Action::Emit(notice) => self.tell(key, notice),
-            Action::Expired => {
-                if let Some(Payload::Task { job, .. }) = self.entries.find(key).map(|one| &one.work)
+            Action::RecordExpiry => {
+                if let Some(Payload::Task { job, .. }) =
+                    self.entries.find(key).map(|one| &one.payload)
                 {
                     // As in Celery, where peers learn of it by this.
                     self.revoked.add(&job.id, self.now.wall);
-                    self.rates.forget(&job.id);
+                    self.rates.release(&job.id);
                     self.unsaved = true;
                 }
             }
-            Action::Over => {
+            Action::Remove => {
                 self.entries.remove(key);
                 self.let_go();
             }
@@ -659,7 +660,7 @@ impl Driver {
         let Some(entry) = self.entries.find_mut(key) else {
             return;
         };
-        let Payload::Task { job, run } = &entry.work else {
+        let Payload::Task { job, run } = &entry.payload else {
             return;
         };
         self.counters.start(&job.task);
@@ -678,7 +679,7 @@ impl Driver {
         let Some(entry) = self.entries.find_mut(key) else {
             return;
         };
-        let Payload::Task { job, .. } = &entry.work else {
+        let Payload::Task { job, .. } = &entry.payload else {
             return;
         };
         if job.control.reach_soft_limit() {
@@ -699,17 +700,17 @@ impl Driver {
         let now = self.now.wall;
         let step = match step {
             Effect::Settle(verdict) => {
-                if let (Disposition::Park(until), Payload::Task { job, .. }) =
-                    (verdict, &entry.work)
+                if let (Disposition::Defer(until), Payload::Task { job, .. }) =
+                    (verdict, &entry.payload)
                 {
                     let hostname = &self.executor.messages.hostname;
-                    self.scheduled.note(job, until, hostname);
+                    self.scheduled.insert(job, until, hostname);
                 }
                 let settlement = settlement(verdict, entry.tag.clone());
                 return self.settlements.push((key, settlement));
             }
             Effect::CheckAdmission => {
-                let Payload::Task { job, .. } = &entry.work else {
+                let Payload::Task { job, .. } = &entry.payload else {
                     return;
                 };
                 let job = Arc::clone(job);
@@ -717,8 +718,8 @@ impl Driver {
             }
             Effect::Store(report) => self.executor.store(entry, report, now),
             Effect::Send(letter) => self.executor.send(entry, &letter, now),
-            Effect::Continue(turn) => self.executor.lead(entry, &turn, now),
-            Effect::Workflow(deed) => self.executor.deed(deed),
+            Effect::Continue(turn) => self.executor.continue_workflow(entry, &turn, now),
+            Effect::Workflow(deed) => self.executor.perform(deed),
             // Told by the life itself.
             Effect::Emit(_) => return,
         };
@@ -734,7 +735,7 @@ impl Driver {
         let Declaration {
             params, options, ..
         } = &task.declaration;
-        let checks = self.decoder.checks(options, job.redelivered);
+        let checks = self.decoder.admission_checks(options, job.redelivered);
         let services = &job.services;
         let lock = checks.unique.and_then(|unique| {
             let (accept, limit) = (&services.accept, services.body_limit);
@@ -769,7 +770,7 @@ fn settlement(verdict: Disposition, tag: DeliveryTag) -> Settlement {
         Disposition::Ack => Settlement::Ack(tag),
         Disposition::Reject => Settlement::Reject(tag),
         Disposition::Requeue(end) => Settlement::Requeue(tag, end),
-        Disposition::Park(until) => Settlement::Defer(tag, until),
+        Disposition::Defer(until) => Settlement::Defer(tag, until),
     }
 }
 

@@ -143,7 +143,7 @@ impl Driver {
                 .is_some_and(|entry| Weak::ptr_eq(&entry.consumer, &Arc::downgrade(consumer)));
             if is_its {
                 self.event(key, DeliveryEvent::ConnectionLost);
-                self.entries.note_withdrawn(key);
+                self.entries.record_invalidated(key);
             }
         }
     }

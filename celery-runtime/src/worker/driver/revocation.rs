@@ -35,7 +35,7 @@ impl Driver {
     /// Lets the results of tasks that will not run say so.
     pub(crate) fn mark_revoked(&mut self, ids: impl Iterator<Item = String>) {
         let shared = |backend: &Arc<dyn ResultBackend>| backend.capabilities().shared;
-        if !self.executor.services.backend.as_ref().is_some_and(shared) {
+        if !self.executor.context.backend.as_ref().is_some_and(shared) {
             return;
         }
         self.marks.extend(ids);
@@ -50,7 +50,7 @@ impl Driver {
     pub(crate) fn remember_revoked(&mut self, ids: &[String]) {
         let (Some(remembered), Some(store)) = (
             self.settings.durable_revokes,
-            self.executor.services.store.clone(),
+            self.executor.context.store.clone(),
         ) else {
             return;
         };
@@ -73,7 +73,7 @@ impl Driver {
         self.marking = true;
         let together = self.marks.len().min(MARKED_TOGETHER);
         let ids: Vec<_> = self.marks.drain(..together).collect();
-        let marked = self.executor.mark_revoked(ids, self.now.wall);
+        let marked = self.executor.store_revoked(ids, self.now.wall);
         self.futures
             .push(Box::pin(marked.map(|()| Finished::Marked)));
     }

@@ -22,7 +22,7 @@ impl Driver {
             return;
         }
         tracing::info!("{} tasks at the same time", size);
-        let threads = &self.executor.services.blocking;
+        let threads = &self.executor.context.blocking;
         if size > self.threads {
             threads.grow(size - self.threads);
             self.threads = size;

@@ -51,10 +51,10 @@ impl Driver {
         // head of the queue in the order in which they were taken.
         for key in self.entries.keys().into_iter().rev() {
             if let Some(entry) = self.entries.find(key) {
-                if is_first && entry.life.is_reserved() {
+                if is_first && entry.state.is_reserved() {
                     self.counters.returned += 1;
                 }
-                if let Payload::Task { job, .. } = &entry.work {
+                if let Payload::Task { job, .. } = &entry.payload {
                     job.control.announce_stop();
                 }
             }

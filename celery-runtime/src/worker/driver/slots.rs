@@ -7,8 +7,8 @@ impl Driver {
     /// In line for a slot, or later where tasks of its type are limited.
     pub(crate) fn line_up(&mut self, key: DeliveryKey) {
         if let Some(entry) = self.entries.find(key)
-            && let Payload::Task { job, .. } = &entry.work
-            && let Some(turn) = self.rates.turn(&job.task, &job.id, self.now.instant)
+            && let Payload::Task { job, .. } = &entry.payload
+            && let Some(turn) = self.rates.reserve(&job.task, &job.id, self.now.instant)
         {
             return self.event(key, DeliveryEvent::RateLimited(turn));
         }

@@ -17,7 +17,7 @@ impl Driver {
         let Some(entry) = self.entries.find(key) else {
             return;
         };
-        let Payload::Task { job, .. } = &entry.work else {
+        let Payload::Task { job, .. } = &entry.payload else {
             return;
         };
         let runtime = entry.started.map(|started| {
@@ -68,7 +68,11 @@ impl Driver {
 
     /// Tells of a task that nobody here can run.
     pub(crate) fn tell_refused(&mut self, refusal: &Rejection) {
-        let Some(task) = refusal.task.as_deref().filter(|_| self.decoder.tells) else {
+        let Some(task) = refusal
+            .task
+            .as_deref()
+            .filter(|_| self.decoder.emits_events)
+        else {
             return;
         };
         let mut fields = of_task(&task.id);

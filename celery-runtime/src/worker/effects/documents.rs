@@ -10,15 +10,15 @@ use crate::worker::core::failure::FailureInfo;
 use crate::worker::delivery::event::StateUpdate;
 use crate::worker::workflow::effect::SkippedTask;
 
-/// The document that says what the report says about the job's task.
+/// The document that says what the update says about the job's task.
 pub(crate) fn document<'a>(
     job: &'a Job,
-    report: &'a StateUpdate,
+    update: &'a StateUpdate,
     children: &[ResultTree],
     now: SystemTime,
 ) -> ResultDocument<'a> {
     let serializer = job.services.result_serializer;
-    let (state, result, traceback) = match report {
+    let (state, result, traceback) = match update {
         StateUpdate::Started => (State::Started, started(job), None),
         StateUpdate::Success(value) => (State::Success, value.as_borrowed(), None),
         StateUpdate::Failure(failure_info) => failed(State::Failure, failure_info, serializer),
@@ -27,7 +27,7 @@ pub(crate) fn document<'a>(
     };
     let mut document = job.document(state, result);
     document.traceback = traceback.map(Cow::Borrowed);
-    document.children = Some(match report {
+    document.children = Some(match update {
         // Celery counts the retry as a task that was sent: this one.
         StateUpdate::Retry(_) => trees(&[ResultTree::task(&*job.id)], serializer),
         _ => trees(children, serializer),
@@ -37,7 +37,7 @@ pub(crate) fn document<'a>(
 }
 
 /// The document of a task that no job was made for, because nobody here knows it.
-pub(crate) fn refused<'a>(
+pub(crate) fn rejected<'a>(
     id: &'a str,
     failure_info: &'a FailureInfo,
     serializer: Serializer,
@@ -52,12 +52,12 @@ pub(crate) fn refused<'a>(
 }
 
 /// The document of a task that never ran, because what it waited for has failed.
-pub(crate) fn doomed<'a>(
+pub(crate) fn skipped<'a>(
     task: &'a SkippedTask,
-    services: &WorkerContext,
+    context: &WorkerContext,
     now: SystemTime,
 ) -> ResultDocument<'a> {
-    let serializer = services.result_serializer;
+    let serializer = context.result_serializer;
     let (state, result, traceback) = failed(State::Failure, &task.failure_info, serializer);
     let mut document = ResultDocument::new(Cow::Borrowed(&*task.id), state, result);
     document.traceback = traceback.map(Cow::Borrowed);
@@ -65,7 +65,7 @@ pub(crate) fn doomed<'a>(
     document.date_done = Some(Cow::Owned(time::format(now)));
     document.group_id = task.group_id.as_deref().map(Cow::Borrowed);
     document.parent_id = task.parent_id.as_deref().map(Cow::Borrowed);
-    if services.result_extended
+    if context.result_extended
         && let Some(signature) = &task.signature
     {
         document.name = Some(signature.task.clone());

@@ -101,11 +101,11 @@ impl MessageFactory {
     }
 
     /// A message that cannot be run, for the queue of dead ones.
-    pub(crate) fn dead(
+    pub(crate) fn dead_letter(
         &self,
         content: &Content,
         queue: &str,
-        refusal: &Rejection,
+        rejection: &Rejection,
         now: SystemTime,
     ) -> Result<Vec<Publication>, ComposeError> {
         let mut message = match content {
@@ -118,8 +118,8 @@ impl MessageFactory {
             }
         };
         let notes = [
-            ("x-dead-reason", refusal.reason.to_owned()),
-            ("x-dead-detail", refusal.detail.clone()),
+            ("x-dead-reason", rejection.reason.to_owned()),
+            ("x-dead-detail", rejection.detail.clone()),
             ("x-dead-queue", queue.to_owned()),
             ("x-dead-time", time::format(now)),
             ("x-dead-worker", self.hostname.clone()),

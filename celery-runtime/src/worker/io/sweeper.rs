@@ -27,7 +27,7 @@ pub(crate) struct Sweeper(AbortHandle);
 impl Sweeper {
     /// Nothing where the result backend does not count.
     pub(crate) fn start(executor: &Arc<EffectExecutor>) -> Option<Self> {
-        let backend = executor.services.backend.clone()?;
+        let backend = executor.context.backend.clone()?;
         backend.chords()?;
         let executor = Arc::clone(executor);
         let sweeping = env::spawn(async move {
@@ -91,11 +91,11 @@ async fn go_on(
         // Nobody knows any more which task was the last one.
         sender: Arc::new(TaskRequest {
             id: last.unwrap_or_default(),
-            stores: true,
+            stores_failures: true,
             ..TaskRequest::default()
         }),
         counted: true,
-        told: found.is_ready(),
+        errbacks_called: found.is_ready(),
     });
     // Sent, and through; or failed with its header, and what fails with it may be
     // left to do.
@@ -105,13 +105,15 @@ async fn go_on(
     };
     let mut deeds = VecDeque::from([first]);
     while let Some(deed) = deeds.pop_front() {
-        match executor.deed(deed).await {
+        match executor.perform(deed).await {
             Ok(more) => more
                 .into_iter()
                 .rev()
                 .for_each(|deed| deeds.push_front(deed)),
             Err(EffectError::NotSent | EffectError::Unknown) => return,
-            Err(EffectError::Refused(cause)) => tracing::error!("a chord goes on without: {cause}"),
+            Err(EffectError::Permanent(cause)) => {
+                tracing::error!("a chord goes on without: {cause}")
+            }
         }
     }
 }

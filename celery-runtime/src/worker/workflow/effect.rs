@@ -1,4 +1,4 @@
-//! What a workflow asks of the worker on which one of its tasks has ended.
+//! What a workflow checks_admission of the worker on which one of its tasks has ended.
 
 use std::borrow::Cow;
 use std::sync::atomic::AtomicUsize;
@@ -57,10 +57,10 @@ pub(crate) enum WorkflowEffect {
 #[derive(Debug, Default)]
 pub(crate) struct OutgoingBatch {
     pub(crate) chords: Vec<ChordStart>,
-    /// How many of them are begun: a second beginning would forget the parts that
+    /// How many of them are started_chords: a second beginning would forget the parts that
     /// have come meanwhile.
-    pub(crate) begun: AtomicUsize,
-    pub(crate) letters: Vec<Publication>,
+    pub(crate) started_chords: AtomicUsize,
+    pub(crate) messages: Vec<Publication>,
     /// Those that the broker did not take, once it was asked.
     unsent: Mutex<Option<Vec<usize>>>,
     /// The results of what is sent, for the sender's own.
@@ -72,9 +72,9 @@ const BATCH_SIZE: usize = 1_000;
 
 impl OutgoingBatch {
     /// Messages that nothing comes after.
-    pub(crate) fn of_letters(letters: Vec<Publication>) -> Self {
+    pub(crate) fn of_messages(messages: Vec<Publication>) -> Self {
         Self {
-            letters,
+            messages,
             ..Self::default()
         }
     }
@@ -87,11 +87,11 @@ impl OutgoingBatch {
     /// What was on its way when the future is dropped is sent again by the next.
     pub(crate) async fn publish(&self, broker: &dyn Broker) -> Result<(), ServiceError> {
         let unsent = self.unsent().clone();
-        let unsent = unsent.unwrap_or_else(|| (0..self.letters.len()).collect());
+        let unsent = unsent.unwrap_or_else(|| (0..self.messages.len()).collect());
         let mut failed = None;
         let mut left = Vec::new();
         for (number, places) in unsent.chunks(BATCH_SIZE).enumerate() {
-            let answers = broker.publish(&self.letters_at(places)).await;
+            let answers = broker.publish(&self.messages_at(places)).await;
             for (place, answer) in places.iter().zip(answers) {
                 if let Err(error) = answer {
                     left.push(*place);
@@ -108,15 +108,15 @@ impl OutgoingBatch {
     }
 
     /// In a row at first; some are left out later.
-    fn letters_at(&self, places: &[usize]) -> Cow<'_, [Publication]> {
+    fn messages_at(&self, places: &[usize]) -> Cow<'_, [Publication]> {
         let (Some(first), Some(last)) = (places.first(), places.last()) else {
             return Cow::Borrowed(&[]);
         };
         if last - first + 1 == places.len() {
-            return Cow::Borrowed(&self.letters[*first..=*last]);
+            return Cow::Borrowed(&self.messages[*first..=*last]);
         }
-        let letters = places.iter().map(|place| self.letters[*place].clone());
-        letters.collect()
+        let messages = places.iter().map(|place| self.messages[*place].clone());
+        messages.collect()
     }
 
     fn unsent(&self) -> MutexGuard<'_, Option<Vec<usize>>> {
@@ -142,10 +142,10 @@ pub(crate) struct ClaimedChord {
     pub(crate) claim: ChordClaim,
     /// On whose behalf.
     pub(crate) sender: Arc<TaskRequest>,
-    /// Whether the backend counts it; otherwise nobody has to be told of its end.
+    /// Whether the backend counts it; otherwise nobody has to be errbacks_called of its end.
     pub(crate) counted: bool,
     /// Whether its errbacks were called by a worker that has left it behind.
-    pub(crate) told: bool,
+    pub(crate) errbacks_called: bool,
 }
 
 /// A task that will never run.
@@ -187,7 +187,7 @@ pub(crate) struct TaskRequest {
     pub(crate) callbacks: Vec<Raw<'static>>,
     pub(crate) errbacks: Vec<Raw<'static>>,
     /// Whether failures of what follows it are stored.
-    pub(crate) stores: bool,
+    pub(crate) stores_failures: bool,
     /// What it has sent itself.
     pub(crate) children: Vec<ResultTree>,
 }

@@ -21,14 +21,14 @@ use crate::execution::Registry;
 use crate::worker::workflow::effect::{
     ClaimedChord, Completion, FinishedMember, OutgoingBatch, TaskRequest, WorkflowEffect,
 };
-use crate::worker::workflow::failure::Fault;
+use crate::worker::workflow::failure::ChordFailure;
 
 /// What is worked out with.
 #[derive(Debug)]
 pub(crate) struct Workflow<'a> {
     pub(crate) sender: &'a Sender,
     pub(crate) registry: &'a Registry,
-    /// What the results of others are written with.
+    /// What the results of others are encode with.
     pub(crate) serializer: Serializer,
     /// How long a claim holds while the results of a chord are brought together.
     pub(crate) claim_ttl: Duration,
@@ -60,7 +60,7 @@ impl TaskRequest {
         let Ok(Some(headers)) = message.headers.task() else {
             return Self::default();
         };
-        let mut station = Self {
+        let mut request = Self {
             id: headers.id.into_owned(),
             task: Some(headers.task.into_owned()),
             root_id: headers.root_id.map(|id| id.into_owned()),
@@ -71,10 +71,10 @@ impl TaskRequest {
             ..Self::default()
         };
         let Ok(payload) = message.payload(accept, body_limit) else {
-            return station;
+            return request;
         };
         let Ok(body) = payload.body() else {
-            return station;
+            return request;
         };
         let list = |raw: Option<Raw<'_>>| {
             let elements = raw.and_then(|raw| raw.elements().ok());
@@ -82,11 +82,11 @@ impl TaskRequest {
             elements.map(Raw::into_owned).collect::<Vec<_>>()
         };
         let chord = body.embed.chord.filter(|chord| !chord.is_null());
-        station.chord = chord.map(Raw::into_owned);
-        station.chain = list(body.embed.chain);
-        station.callbacks = list(body.embed.callbacks);
-        station.errbacks = list(body.embed.errbacks);
-        station
+        request.chord = chord.map(Raw::into_owned);
+        request.chain = list(body.embed.chain);
+        request.callbacks = list(body.embed.callbacks);
+        request.errbacks = list(body.embed.errbacks);
+        request
     }
 
     /// A task that was to be sent, by its signature.
@@ -118,21 +118,21 @@ impl TaskRequest {
 impl Workflow<'_> {
     /// What comes of it that a task has ended, besides what its own result and
     /// message need.
-    pub(crate) fn turn(
+    pub(crate) fn complete(
         &self,
-        station: &Arc<TaskRequest>,
-        turn: &Completion,
+        request: &Arc<TaskRequest>,
+        completion: &Completion,
     ) -> Vec<WorkflowEffect> {
-        match turn {
+        match completion {
             Completion::Succeeded(value) => self
-                .count(station, station, State::Success, value.clone())
+                .complete_member(request, request, State::Success, value.clone())
                 .into_iter()
                 .collect(),
-            Completion::Failed(failure_info) => self.failed(station, failure_info),
+            Completion::Failed(failure_info) => self.fail_task(request, failure_info),
             Completion::Revoked(reason) => {
                 let exception = Exception::new("celery.exceptions", "TaskRevokedError", *reason);
-                let result = self.written(&exception);
-                self.count(station, station, State::Revoked, result)
+                let result = self.encode(&exception);
+                self.complete_member(request, request, State::Revoked, result)
                     .into_iter()
                     .collect()
             }
@@ -141,87 +141,87 @@ impl Workflow<'_> {
                 body,
                 results,
             } => {
-                let chord = Arc::new(self.chord(station, group_id, body, false));
+                let chord = Arc::new(self.claim_chord(request, group_id, body, false));
                 match results {
                     Ok(results) => vec![WorkflowEffect::JoinResults(
                         chord,
                         Arc::new(results.clone()),
                     )],
-                    Err(cause) => self.chord_failed(&chord, Fault::of_unlock(cause)),
+                    Err(cause) => self.fail_chord(&chord, ChordFailure::of_unlock(cause)),
                 }
             }
         }
     }
 
     /// The callbacks and the next step of the chain, with the task's value.
-    pub(crate) fn success(
+    pub(crate) fn compose_continuations(
         &self,
-        station: &TaskRequest,
+        request: &TaskRequest,
         value: &Raw<'_>,
     ) -> Result<OutgoingBatch, ContinuationError> {
-        let mut dispatch = OutgoingBatch::default();
-        let callbacks = read_all("callbacks", &station.callbacks)?;
+        let mut batch = OutgoingBatch::default();
+        let callbacks = read_all("callbacks", &request.callbacks)?;
         let (groups, mut others): (Vec<_>, Vec<_>) = callbacks
             .into_iter()
-            .partition(|callback| callback.task() == "celery.group");
+            .partition(|errback| errback.task() == "celery.group");
         match (others.len(), groups.is_empty()) {
             (0, _) => {}
             (1, true) => {
                 let only = others.remove(0);
-                self.start(station, only, value, Vec::new(), &mut dispatch)?;
+                self.compose_with_argument(request, only, value, Vec::new(), &mut batch)?;
             }
             _ => {
                 let all = Canvas::group(others);
-                self.start(station, all, value, Vec::new(), &mut dispatch)?;
+                self.compose_with_argument(request, all, value, Vec::new(), &mut batch)?;
             }
         }
         for group in groups {
-            self.start(station, group, value, Vec::new(), &mut dispatch)?;
+            self.compose_with_argument(request, group, value, Vec::new(), &mut batch)?;
         }
-        if let Some((next, rest)) = station.chain.split_last() {
+        if let Some((next, rest)) = request.chain.split_last() {
             let step = Canvas::read(next);
             let place = format!("chain[{}]", rest.len());
             let step = step.map_err(|error| error.inside(place))?;
-            self.start(station, step, value, rest.to_vec(), &mut dispatch)?;
+            self.compose_with_argument(request, step, value, rest.to_vec(), &mut batch)?;
         }
-        Ok(dispatch)
+        Ok(batch)
     }
 
     /// What takes the task's place.
-    pub(crate) fn replacement(
+    pub(crate) fn compose_replacement(
         &self,
-        station: &TaskRequest,
+        request: &TaskRequest,
         canvas: &Canvas,
     ) -> Result<OutgoingBatch, ContinuationError> {
-        let nesting = station.replaced + 1;
+        let nesting = request.replaced + 1;
         let canvas = canvas
             .clone()
-            .standing_in(&station.callbacks, &station.errbacks, nesting)?;
-        let rest = station.chain.iter();
+            .standing_in(&request.callbacks, &request.errbacks, nesting)?;
+        let rest = request.chain.iter();
         let rest = rest.map(|step| Canvas::marked_as_replaced(step, nesting));
-        let within = PlanContext {
+        let context = PlanContext {
             over: CallOptions {
                 replaced_task_nesting: nesting,
                 ..CallOptions::default()
             },
             place: Position {
-                id: Some(station.id.clone()),
-                group_id: station.group_id.clone(),
-                group_index: station.group_index,
-                chord: station.chord.clone().map(Arc::new),
-                root_id: station.root_id.clone(),
+                id: Some(request.id.clone()),
+                group_id: request.group_id.clone(),
+                group_index: request.group_index,
+                chord: request.chord.clone().map(Arc::new),
+                root_id: request.root_id.clone(),
             },
             rest: rest.collect::<Result<_, _>>()?,
         };
-        let reply_to = station.reply_to.as_deref();
+        let reply_to = request.reply_to.as_deref();
         let reply_to = reply_to.unwrap_or(&self.sender.reply_to);
-        let mut dispatch = OutgoingBatch::default();
-        self.compose(station, canvas, &within, reply_to, &mut dispatch)?;
-        Ok(dispatch)
+        let mut batch = OutgoingBatch::default();
+        self.compose(request, canvas, &context, reply_to, &mut batch)?;
+        Ok(batch)
     }
 
     /// The body of a chord with the results of its header.
-    pub(crate) fn body(
+    pub(crate) fn compose_body(
         &self,
         chord: &ClaimedChord,
         values: &Raw<'_>,
@@ -229,48 +229,42 @@ impl Workflow<'_> {
         let body = Canvas::read(&chord.body).map_err(|error| error.inside("chord"))?;
         let body = body.given_raw(values);
         let reply_to = &self.sender.reply_to;
-        let mut dispatch = OutgoingBatch::default();
+        let mut batch = OutgoingBatch::default();
         self.compose(
             &chord.sender,
             body,
             &PlanContext::default(),
             reply_to,
-            &mut dispatch,
+            &mut batch,
         )?;
-        Ok(dispatch)
+        Ok(batch)
     }
 
     /// A canvas with `first` before its arguments.
-    fn start(
+    fn compose_with_argument(
         &self,
-        station: &TaskRequest,
+        request: &TaskRequest,
         canvas: Canvas,
         first: &Raw<'_>,
         rest: Vec<Raw<'static>>,
-        dispatch: &mut OutgoingBatch,
+        batch: &mut OutgoingBatch,
     ) -> Result<(), ContinuationError> {
-        let within = PlanContext {
-            over: sent_by(station),
+        let context = PlanContext {
+            over: sent_by(request),
             place: Position::default(),
             rest,
         };
         let reply_to = &self.sender.reply_to;
-        self.compose(
-            station,
-            canvas.given_raw(first),
-            &within,
-            reply_to,
-            dispatch,
-        )
+        self.compose(request, canvas.given_raw(first), &context, reply_to, batch)
     }
 
     fn compose(
         &self,
-        station: &TaskRequest,
+        request: &TaskRequest,
         canvas: Canvas,
-        within: &PlanContext,
+        context: &PlanContext,
         reply_to: &str,
-        dispatch: &mut OutgoingBatch,
+        batch: &mut OutgoingBatch,
     ) -> Result<(), ContinuationError> {
         let ids = IdSource {
             fresh: &mut || env::uuid(),
@@ -278,7 +272,7 @@ impl Workflow<'_> {
             chords: Vec::new(),
             wire_style: self.sender.config.wire_style(),
         };
-        let mut planned = plan(canvas, within, ids)?;
+        let mut planned = plan(canvas, context, ids)?;
         if self.polls_chords {
             planned = planned.unlocked_by_tasks()?;
         }
@@ -289,24 +283,24 @@ impl Workflow<'_> {
             ..
         } = planned;
         let starts = chords.into_iter().map(|chord| chord.start);
-        dispatch.chords.extend(starts);
+        batch.chords.extend(starts);
         for mut letter in letters {
             let options = &mut letter.options;
             // Sent from inside a task, so Celery makes that one the parent.
-            options.parent_id.get_or_insert_with(|| station.id.clone());
+            options.parent_id.get_or_insert_with(|| request.id.clone());
             options
                 .root_id
-                .get_or_insert_with(|| station.root().to_owned());
+                .get_or_insert_with(|| request.root().to_owned());
             let (_, message) = compose_letter(self.sender, &letter.call, letter.options, self.now)?;
-            dispatch.letters.push(message);
+            batch.messages.push(message);
         }
-        dispatch.children.append(&mut children);
+        batch.children.append(&mut children);
         Ok(())
     }
 
     /// The results of a chord's header as the argument of its body; with a tree,
     /// those of its tasks in their order.
-    fn joined(&self, results: &ChordResults) -> Result<Raw<'static>, EncodeError> {
+    fn join_values(&self, results: &ChordResults) -> Result<Raw<'static>, EncodeError> {
         let mut values = results.parts.iter().map(|part| &part.result);
         match &results.tree {
             None => Raw::encode(self.serializer, &values.collect::<Vec<_>>()),
@@ -330,7 +324,7 @@ impl Workflow<'_> {
     }
 
     /// What comes next when the header of a chord is through.
-    pub(crate) fn go_on(
+    pub(crate) fn continue_chord(
         &self,
         chord: &Arc<ClaimedChord>,
         results: &ChordResults,
@@ -338,37 +332,30 @@ impl Workflow<'_> {
         let mut parts = results.parts.iter();
         if let Some(failed) = parts.find(|part| part.state != State::Success) {
             let is_joined = results.tree.is_some() && chord.counted;
-            return self.chord_failed(chord, Fault::of_part(failed, is_joined));
+            return self.fail_chord(chord, ChordFailure::of_member(failed, is_joined));
         }
-        let values = match self.joined(results) {
+        let values = match self.join_values(results) {
             Ok(values) => values,
-            Err(error) => return self.unjoined(chord, &error.to_string()),
+            Err(error) => return self.fail_join(chord, &error.to_string()),
         };
-        match self.body(chord, &values) {
-            Ok(dispatch) => vec![WorkflowEffect::SendBody(
-                Arc::clone(chord),
-                Arc::new(dispatch),
-            )],
-            Err(error) => self.body_unsent(chord, &error.to_string()),
+        match self.compose_body(chord, &values) {
+            Ok(batch) => vec![WorkflowEffect::SendBody(Arc::clone(chord), Arc::new(batch))],
+            Err(error) => self.fail_body(chord, &error.to_string()),
         }
     }
 
     /// The results of the header cannot be brought together.
-    pub(crate) fn unjoined(&self, chord: &Arc<ClaimedChord>, cause: &str) -> Vec<WorkflowEffect> {
-        self.chord_failed(chord, Fault::of_join(cause))
+    pub(crate) fn fail_join(&self, chord: &Arc<ClaimedChord>, cause: &str) -> Vec<WorkflowEffect> {
+        self.fail_chord(chord, ChordFailure::of_join(cause))
     }
 
     /// The body could not be sent and never will be.
-    pub(crate) fn body_unsent(
-        &self,
-        chord: &Arc<ClaimedChord>,
-        cause: &str,
-    ) -> Vec<WorkflowEffect> {
-        self.chord_failed(chord, Fault::of_body(cause))
+    pub(crate) fn fail_body(&self, chord: &Arc<ClaimedChord>, cause: &str) -> Vec<WorkflowEffect> {
+        self.fail_chord(chord, ChordFailure::of_body(cause))
     }
 
-    /// The part that `member` is of a chord, told by `sender`.
-    fn count(
+    /// The part that `member` is of a chord, errbacks_called by `sender`.
+    fn complete_member(
         &self,
         sender: &Arc<TaskRequest>,
         member: &Arc<TaskRequest>,
@@ -382,7 +369,7 @@ impl Workflow<'_> {
             return None;
         }
         Some(WorkflowEffect::CompleteMember(Arc::new(FinishedMember {
-            chord: Arc::new(self.chord(sender, group_id, body, true)),
+            chord: Arc::new(self.claim_chord(sender, group_id, body, true)),
             task_id: member.id.clone(),
             index: member.group_index,
             state,
@@ -390,7 +377,7 @@ impl Workflow<'_> {
         })))
     }
 
-    fn chord(
+    fn claim_chord(
         &self,
         sender: &Arc<TaskRequest>,
         group_id: &str,
@@ -404,21 +391,21 @@ impl Workflow<'_> {
             claim: ChordClaim::new(token, self.claim_ttl),
             sender: Arc::clone(sender),
             counted,
-            told: false,
+            errbacks_called: false,
         }
     }
 
     /// Text, numbers and maps of them have a form in every serializer.
-    fn written<T: Serialize>(&self, exception: &T) -> Raw<'static> {
+    fn encode<T: Serialize>(&self, exception: &T) -> Raw<'static> {
         Raw::encode(self.serializer, exception).unwrap_or(Raw::NULL)
     }
 }
 
 /// Celery's `parent_id` and `root_id` for what a task sends.
-fn sent_by(station: &TaskRequest) -> CallOptions {
+fn sent_by(request: &TaskRequest) -> CallOptions {
     CallOptions {
-        parent_id: Some(station.id.clone()),
-        root_id: Some(station.root().to_owned()),
+        parent_id: Some(request.id.clone()),
+        root_id: Some(request.root().to_owned()),
         ..CallOptions::default()
     }
 }

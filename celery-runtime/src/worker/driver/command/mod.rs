@@ -43,7 +43,7 @@ impl Driver {
 
     pub(crate) fn obey(&mut self, request: ControlRequest) {
         self.logical_clock.adjust(request.clock);
-        match destination::is_for(&request, self.hostname()) {
+        match destination::matches(&request, self.hostname()) {
             Ok(true) => {}
             Ok(false) => return,
             Err(cause) => {
@@ -163,7 +163,7 @@ impl Driver {
     ) -> Result<Value, String> {
         for id in ids {
             self.revoked.add(id, self.now.wall);
-            self.rates.forget(id);
+            self.rates.release(id);
         }
         self.unsaved = true;
         self.remember_revoked(ids);
@@ -174,13 +174,13 @@ impl Driver {
             .into_iter()
             .filter_map(|key| {
                 let entry = self.entries.find(key)?;
-                let Payload::Task { job, .. } = &entry.work else {
+                let Payload::Task { job, .. } = &entry.payload else {
                     return None;
                 };
                 let id = job.id.clone();
                 wanted
                     .contains(&*id)
-                    .then(|| (key, id, entry.life.is_running()))
+                    .then(|| (key, id, entry.state.is_running()))
             })
             .collect();
         let mut running = HashSet::new();
@@ -207,7 +207,8 @@ impl Driver {
     }
 
     pub(crate) fn terminate_entry(&mut self, key: DeliveryKey, signal: i32) {
-        if let Some(Payload::Task { job, .. }) = self.entries.find(key).map(|entry| &entry.work) {
+        if let Some(Payload::Task { job, .. }) = self.entries.find(key).map(|entry| &entry.payload)
+        {
             job.control.set_signal(signal);
         }
         self.event(key, DeliveryEvent::Revoked(Revocation::Terminate(signal)));
@@ -226,7 +227,8 @@ impl Driver {
         };
         for (name, values) in headers.iter() {
             let name = name.as_str().unwrap_or_default();
-            self.revoked.add_stamps(name, revocations::texts(values));
+            self.revoked
+                .add_stamps(name, revocations::stamp_values(values));
         }
         let shown = repr::kwargs(&headers);
         if !is_true(arguments.get("terminate")) {
@@ -254,9 +256,9 @@ impl Driver {
     pub(crate) fn covered(&self, is_so: impl Fn(&DeliveryState) -> bool) -> Vec<DeliveryKey> {
         let covered = self.entries.keys().into_iter().filter(|key| {
             let entry = self.entries.find(*key);
-            entry.is_some_and(|entry| match &entry.work {
-                Payload::Task { job, .. } => is_so(&entry.life) && self.revoked.covers(job),
-                Payload::Refused(_) => false,
+            entry.is_some_and(|entry| match &entry.payload {
+                Payload::Task { job, .. } => is_so(&entry.state) && self.revoked.covers(job),
+                Payload::Rejected(_) => false,
             })
         });
         covered.collect()
@@ -354,7 +356,7 @@ impl Driver {
 
     pub(crate) fn switch_events(&mut self, on: bool) -> Value {
         let word = if on { "enabled" } else { "disabled" };
-        let changed = std::mem::replace(&mut self.decoder.tells, on) != on;
+        let changed = std::mem::replace(&mut self.decoder.emits_events, on) != on;
         let already = if changed { "" } else { "already " };
         entry("ok", format!("task events {already}{word}"))
     }
