@@ -1,4 +1,4 @@
-//! Which queues a worker consumes.
+//! Selects the queues that a worker consumes.
 
 use std::sync::Arc;
 
@@ -6,7 +6,8 @@ use crate::boundary::Queue;
 use crate::execution::Registry;
 use crate::queues::{QueueNotFound, Queues};
 
-/// What the worker consumes: as requested, as configured, or what its tasks need.
+/// Returns the queues that the worker consumes: the requested ones, otherwise the
+/// configured ones, otherwise the default queue and those that its tasks declare.
 pub(crate) fn select_queues(
     configured: &Queues,
     requested: &[String],
@@ -17,11 +18,14 @@ pub(crate) fn select_queues(
         [] => configured.configured().to_vec(),
         requested => find_all(configured, requested.iter().map(String::as_str))?,
     };
-    let own = |queue: &Arc<Queue>| match queue.is_broadcast() {
-        true => Arc::new(queue.for_consumer()),
-        false => Arc::clone(queue),
+    let for_worker = |queue: &Arc<Queue>| {
+        if queue.is_broadcast() {
+            Arc::new(queue.for_consumer())
+        } else {
+            Arc::clone(queue)
+        }
     };
-    Ok(found.iter().map(own).collect())
+    Ok(found.iter().map(for_worker).collect())
 }
 
 fn default_and_declared(

@@ -1,4 +1,4 @@
-//! How often tasks may start: Celery's rate limits. Pure.
+//! Rate limits of tasks: [`RateLimits`]. Pure.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -7,41 +7,43 @@ use tokio::time::Instant;
 
 use crate::env;
 
-/// Up to which wait a limited task is kept by the worker, and has its start for
-/// sure.
+/// The maximum wait for which the worker holds a rate-limited task and reserves its
+/// start time. Tasks with a longer wait are deferred to the broker.
 pub(crate) const MAX_LOCAL_WAIT: Duration = Duration::from_secs(1);
 
-/// How long a limited task is left with the broker at a time, so that a limit
-/// that is lifted has its effect soon.
+/// The maximum time for which a rate-limited task is deferred at once, so that a
+/// changed limit takes effect soon.
 pub(crate) const MAX_DEFER: Duration = Duration::from_secs(30);
 
-/// The limits of a worker's tasks, and whose start is when.
+/// The rate limits of a worker's tasks, with the reserved start times.
 ///
-/// A task whose start is near gets it. The others go back to the broker, spread
-/// over the time to come, and line up anew when they return, here or at another
-/// worker: a start that was kept for one of them would be lost where another
-/// worker has it by then.
+/// A task that can start within [`MAX_LOCAL_WAIT`] gets a start time. The others are
+/// deferred to the broker until different times and queue again when they return, to
+/// this worker or to another one. No start time is reserved for them, since it would
+/// be lost if another worker receives the task.
 #[derive(Debug, Default)]
 pub(crate) struct RateLimits {
     buckets: HashMap<String, TaskBucket>,
 }
 
+/// The rate limit of one task.
 #[derive(Debug)]
 struct TaskBucket {
+    /// The time between two starts.
     interval: Duration,
-    /// When the next one may start.
+    /// The first start time that was never reserved.
     next: Option<Instant>,
-    /// When the last one of those comes back that were sent away.
+    /// When the last deferred task returns.
     last_deferred: Option<Instant>,
-    /// The turns of those that wait here.
+    /// The start times of tasks that wait in this worker, by task id.
     reserved: HashMap<String, Instant>,
-    /// Turns before `next` that were given up.
+    /// Start times before `next` that were released.
     free: BTreeSet<Instant>,
 }
 
 impl RateLimits {
-    /// Sets the limit of a task, in starts for each second, or lifts it. Who
-    /// waits lines up anew.
+    /// Sets the limit of a task, in starts per second, or removes it. Reservations are
+    /// dropped: the waiting tasks queue again.
     pub(crate) fn set(&mut self, task: &str, rate: Option<f64>) {
         match rate {
             None => {
@@ -62,8 +64,8 @@ impl RateLimits {
         }
     }
 
-    /// When the task with this id may start, or may ask again: at once where
-    /// `None`.
+    /// Returns `None` if the task with this id may start now. Otherwise returns when to
+    /// call again: at its reserved start time, or after a deferral.
     pub(crate) fn reserve(&mut self, task: &str, id: &str, now: Instant) -> Option<Instant> {
         let bucket = self.buckets.get_mut(task)?;
         if let Some(start) = bucket.reserved.get(id).copied() {
@@ -85,7 +87,7 @@ impl RateLimits {
         Some(start)
     }
 
-    /// Gives the start of a task that will not start to another one.
+    /// Releases the start time of a task that will not start.
     pub(crate) fn release(&mut self, id: &str) {
         for bucket in self.buckets.values_mut() {
             if let Some(start) = bucket.reserved.remove(id) {
@@ -96,7 +98,7 @@ impl RateLimits {
 }
 
 impl TaskBucket {
-    /// The first start from now on that nobody has.
+    /// Returns the first start time from now on that is not reserved.
     fn first_free(&mut self, now: Instant) -> Instant {
         self.free = self.free.split_off(&now);
         let next = self.next.map_or(now, |next| next.max(now));
@@ -109,15 +111,15 @@ impl TaskBucket {
         }
     }
 
-    /// When to ask again: each one a start after the one before.
+    /// Returns when a deferred task returns: one interval after the one deferred before.
     fn defer(&mut self, first: Instant, now: Instant) -> Instant {
         let after = self
             .last_deferred
-            .and_then(|later| later.checked_add(self.interval));
-        let back = after.map_or(first, |after| after.max(first));
-        let back = back.min(now + MAX_DEFER);
-        self.last_deferred = Some(back);
-        back
+            .and_then(|last| last.checked_add(self.interval));
+        let until = after.map_or(first, |after| after.max(first));
+        let until = until.min(now + MAX_DEFER);
+        self.last_deferred = Some(until);
+        until
     }
 }
 
@@ -126,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn turns_are_as_far_apart_as_the_rate_says() {
+    fn starts_are_one_interval_apart() {
         let mut limits = RateLimits::default();
         let now = Instant::now();
         assert_eq!(limits.reserve("t", "a", now), None);
@@ -143,7 +145,7 @@ mod tests {
         assert_eq!(
             limits.reserve("t", "d", later),
             None,
-            "no burst is saved up"
+            "unused starts do not accumulate"
         );
         assert!(limits.reserve("t", "e", later).is_some());
         limits.set("t", None);
@@ -151,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_that_is_given_up_is_anothers() {
+    fn released_start_is_reserved_by_another_task() {
         let mut limits = RateLimits::default();
         let now = Instant::now();
         let tenth = Duration::from_millis(100);
@@ -162,8 +164,8 @@ mod tests {
         }
         limits.release("b");
         limits.release("c");
-        limits.release("nobody");
-        // The first one is over.
+        limits.release("unknown");
+        // The first released start time is in the past.
         let later = now + tenth * 3 / 2;
         assert_eq!(limits.reserve("t", "e", later), Some(now + tenth * 2));
         assert_eq!(limits.reserve("t", "f", later), Some(now + tenth * 4));
@@ -171,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_sent_away_comes_back_in_his_turn_and_keeps_it_from_nobody() {
+    fn deferred_tasks_return_spread_out_without_reservation() {
         let mut limits = RateLimits::default();
         let now = Instant::now();
         let six = Duration::from_secs(6);
@@ -180,9 +182,9 @@ mod tests {
         for start in 1..=5 {
             assert_eq!(limits.reserve("t", "away", now), Some(now + six * start));
         }
-        // Nobody waits longer for a limit that may be lifted.
+        // The limit may be removed meanwhile.
         assert_eq!(limits.reserve("t", "away", now), Some(now + MAX_DEFER));
-        // They went to somebody else, and the start is for who is here.
+        // The deferred tasks may be at other workers, so their times are free.
         assert_eq!(limits.reserve("t", "b", now + six), None);
         assert_eq!(limits.reserve("t", "c", now + six * 2), None);
     }

@@ -1,4 +1,5 @@
-//! Reading a delivery: which task it is, and what is known about it. Pure.
+//! Decodes deliveries into jobs and execution policies. Pure; called by the driver
+//! for each delivery.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -16,28 +17,35 @@ use crate::worker::delivery::event::{
     AdmissionChecks, Continuations, ExecutionPolicy, RejectedTask, Rejection,
 };
 
-/// Celery's defaults for what neither task nor configuration says.
+/// Celery's default of `max_retries`.
 const MAX_RETRIES: Option<u32> = Some(3);
+
+/// Celery's default of `default_retry_delay`.
 const RETRY_DELAY: Duration = Duration::from_secs(180);
 
-/// Reads deliveries for one worker.
+/// The maximum number of deliveries of a message whose task loses its process each
+/// time.
+const MAX_DELIVERIES: u32 = 5;
+
+/// Decodes the deliveries of one worker.
 #[derive(Debug)]
 pub(crate) struct MessageDecoder {
     pub(crate) registry: Arc<Registry>,
     pub(crate) context: Arc<WorkerContext>,
-    /// What tasks inherit from the configuration.
+    /// The options that tasks inherit from the configuration.
     pub(crate) defaults: TaskOptions,
-    /// Whether those who watch are told of tasks.
+    /// Whether monitoring events are emitted for tasks.
     pub(crate) emits_events: bool,
-    /// Whether a redelivered late task is asked for a success of its own.
+    /// Whether the result backend is checked for an earlier success of a redelivered
+    /// late-acknowledged task.
     pub(crate) deduplicates: bool,
-    /// Whether the store is asked for what was revoked for good.
+    /// Whether the store is checked for durable revocations.
     pub(crate) durable_revokes: bool,
-    /// What remote control has set for tasks, by name.
+    /// Time limits set by remote control, by task name.
     pub(crate) time_limits: HashMap<String, TimeLimits>,
 }
 
-/// A delivery that was read.
+/// A decoded delivery.
 pub(crate) enum Decoded {
     Task {
         job: Arc<Job>,
@@ -50,12 +58,12 @@ pub(crate) enum Decoded {
     },
 }
 
-/// A task that can be run, its code, and what was decided about it.
+/// The job of a registered task, its code and its policy.
 type Runnable = (Job, Arc<dyn ErasedTask>, ExecutionPolicy);
 
 impl MessageDecoder {
-    /// `delivery_count` is how often the broker had delivered it before, where it
-    /// counts.
+    /// Decodes a delivery. `delivery_count` is the number of earlier deliveries of the
+    /// message, if the broker counts them.
     pub(crate) fn decode(
         &self,
         content: Content,
@@ -96,7 +104,7 @@ impl MessageDecoder {
         message: Message,
         redelivered: bool,
     ) -> Result<Runnable, Box<(Message, Rejection)>> {
-        // A message that is rejected is kept as it came.
+        // A rejected message is kept in its original form.
         let converted = match self.convert_v1(&message) {
             Ok(converted) => converted,
             Err(rejection) => return Err(Box::new((message, rejection))),
@@ -126,10 +134,10 @@ impl MessageDecoder {
         }
     }
 
-    /// A message of protocol 1, rewritten in the form of protocol 2, so that
-    /// everything after this has one form to deal with.
+    /// Converts a message of protocol 1 to protocol 2, so that the rest of the worker
+    /// handles one protocol. Returns `None` for a message of protocol 2.
     fn convert_v1(&self, message: &Message) -> Result<Option<Message>, Rejection> {
-        // One header emits_events the versions apart; the others are read later, once.
+        // Only protocol 2 has this header; the others are decoded later, once.
         let task = message.headers.find("task");
         if task
             .map_err(|error| reject("undecodable", &error))?
@@ -150,6 +158,8 @@ impl MessageDecoder {
         Ok(Some(converted))
     }
 
+    /// Reads everything that a task needs to run, so that a message that cannot be
+    /// decoded is rejected before the task starts.
     fn inspect(
         &self,
         message: &Message,
@@ -165,7 +175,7 @@ impl MessageDecoder {
             .registry
             .find(&headers.task)
             .ok_or_else(|| unregistered(&headers, message))?;
-        // From here on somebody can be told.
+        // The id is known, so that from here on a rejection fails the task.
         let failed = |rejection| reject_task(&headers, message, rejection);
         let undecodable = |error: DecodeError| failed(reject("undecodable", &error));
         let payload = message
@@ -181,7 +191,7 @@ impl MessageDecoder {
         Ok((registered, headers.id.into_owned(), policy))
     }
 
-    /// What has to be asked before a task starts.
+    /// Returns the checks to make before a task starts.
     pub(crate) fn admission_checks(
         &self,
         task: &TaskOptions,
@@ -206,19 +216,19 @@ impl MessageDecoder {
         let flag = |pick: fn(&TaskOptions) -> Option<bool>| {
             pick(task).or_else(|| pick(defaults)).unwrap_or(false)
         };
-        // The message's own word goes before the task's, as in Celery.
+        // As in Celery, the option of the message takes precedence over the task's.
         let ignores = headers
             .ignore_result
             .unwrap_or_else(|| flag(|options| options.ignore_result));
         let has_backend = self.context.backend.is_some();
-        let set = self.time_limits.get(&*headers.task);
+        let remote = self.time_limits.get(&*headers.task);
         let seconds = |seconds: f64| Duration::try_from_secs_f64(seconds).ok();
         let limit = |pick: fn(&TimeLimits) -> Option<f64>, otherwise: Option<Duration>| match (
             pick(&headers.timelimit),
-            set,
+            remote,
         ) {
             (Some(header), _) => seconds(header),
-            (None, Some(set)) => pick(set).and_then(seconds),
+            (None, Some(remote)) => pick(remote).and_then(seconds),
             (None, None) => otherwise,
         };
         Ok(ExecutionPolicy {
@@ -264,12 +274,8 @@ impl MessageDecoder {
     }
 }
 
-/// Most deliveries of a message whose task loses its process each time.
-const MAX_DELIVERIES: u32 = 5;
-
-/// Whether a message may be delivered once more after its task has taken its
-/// process with it. Who is told only that this is not the first delivery does
-/// not know how many there were: it is the last one.
+/// Returns whether a message may be requeued after its task lost its process. If the
+/// broker does not count deliveries, the second one is the last.
 fn may_be_redelivered(redelivered: bool, delivery_count: Option<u32>) -> bool {
     match delivery_count {
         Some(delivery_count) => delivery_count.saturating_add(1) < MAX_DELIVERIES,
@@ -291,8 +297,8 @@ fn unregistered(headers: &TaskHeaders<'_>, message: &Message) -> Rejection {
     }
 }
 
-/// The same for a task with an id, which fails with it: its message is kept, and
-/// who waits for it or for its workflow is told.
+/// Adds the task of the message to a rejection. The task then fails, and with it its
+/// workflow.
 fn reject_task(headers: &TaskHeaders<'_>, message: &Message, rejection: Rejection) -> Rejection {
     let exception = Exception::new("kombu.exceptions", "DecodeError", rejection.detail.clone());
     Rejection {
@@ -307,15 +313,16 @@ fn reject_task(headers: &TaskHeaders<'_>, message: &Message, rejection: Rejectio
 }
 
 fn continuations(embed: &Embed<'_>) -> Result<Continuations, DecodeError> {
-    match embed.is_empty() {
-        true => Ok(Continuations::default()),
-        false => Continuations::from_embed(embed),
+    if embed.is_empty() {
+        Ok(Continuations::default())
+    } else {
+        Continuations::from_embed(embed)
     }
 }
 
 fn reject_content(error: &DecodeError) -> Rejection {
     let reason = if error.is_refused() {
-        "rejected-content-type"
+        "refused-content-type"
     } else {
         "undecodable"
     };
@@ -335,7 +342,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_task_that_loses_its_process_does_not_go_round_for_ever() {
+    fn message_of_lost_process_is_redelivered_a_limited_number_of_times() {
         assert!(may_be_redelivered(false, None));
         assert!(!may_be_redelivered(true, None));
         let allowed = (0..10).take_while(|delivery_count| {

@@ -1,4 +1,4 @@
-//! The deliveries that a worker has in hand.
+//! The table of a worker's deliveries in flight, owned by the driver.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -17,52 +17,56 @@ use crate::worker::workflow::effect::OutgoingBatch;
 /// Releases the lock of a unique task when it is dropped.
 pub(crate) type LockGuard = Box<dyn fmt::Debug + Send>;
 
-/// Names an delivery, and emits_events it from a later one in the same place.
+/// The key of a delivery in [`InFlight`]. The serial number distinguishes it from a
+/// later delivery at the same index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct DeliveryKey {
     serial: u64,
     index: usize,
 }
 
-/// One delivery: its state, and what its steps are made from.
+/// One delivery: its state machine, and the data for its effects.
 #[derive(Debug)]
 pub(crate) struct InFlightDelivery {
     pub(crate) state: DeliveryState,
     pub(crate) tag: DeliveryTag,
-    /// By whom it is settled, while he lives.
+    /// The consumer that received the delivery, to settle it while that is open.
     pub(crate) consumer: Weak<dyn Consumer>,
     pub(crate) queue: Arc<str>,
     pub(crate) payload: Payload,
-    /// Held while its task has to be the only one.
+    /// The lock of a unique task.
     pub(crate) lock: Option<LockGuard>,
-    /// Whether it comes back from where it waited for its time.
+    /// Whether this worker deferred the task before, and so has emitted `task-received`
+    /// already.
     pub(crate) was_scheduled: bool,
-    /// When its task was started.
+    /// When the task started.
     pub(crate) started: Option<Now>,
-    /// Ends the task while it runs.
+    /// Aborts the running task.
     pub(crate) running: Option<AbortHandle>,
-    /// What is being sent for it: kept until it is sent, so that a repeated
-    /// attempt sends the same tasks and not others of the same kind.
+    /// The messages of the current effect. They are kept until they are published, so
+    /// that a repeated attempt sends tasks with the same ids.
     pub(crate) outgoing: Option<Arc<OutgoingBatch>>,
-    /// What was sent because of it, which its result names.
+    /// The results of the callbacks and chain steps that were sent after the task.
     pub(crate) children: Vec<ResultTree>,
 }
 
+/// What a delivery contains.
 pub(crate) enum Payload {
     Task {
         job: Arc<Job>,
         run: Arc<dyn ErasedTask>,
     },
+    /// A message that this worker cannot run.
     Rejected(Box<Content>),
 }
 
-/// All of them, by key.
+/// All deliveries in flight, by key.
 #[derive(Debug, Default)]
 pub(crate) struct InFlight {
     slab: Slab<(u64, InFlightDelivery)>,
     next_serial: u64,
-    /// Those that go on without their delivery, by the id of their task. Of two
-    /// with the same id one is known.
+    /// Deliveries whose connection is lost and whose task continues, by task id. Of two
+    /// with the same id, the last one is known.
     invalidated: HashMap<String, DeliveryKey>,
 }
 
@@ -89,7 +93,8 @@ impl InFlightDelivery {
         }
     }
 
-    /// What its task has sent, and what was sent when that had ended.
+    /// Returns the results of the tasks that the task sent itself, and of those sent
+    /// after its end.
     pub(crate) fn all_children(&self) -> Vec<ResultTree> {
         let mut children = match &self.payload {
             Payload::Task { job, .. } => job.children().clone(),
@@ -99,7 +104,7 @@ impl InFlightDelivery {
         children
     }
 
-    /// Ends the task, if one runs.
+    /// Aborts the task if it runs.
     pub(crate) fn abort(&mut self) {
         if let Some(running) = self.running.take() {
             running.abort();
@@ -137,7 +142,7 @@ impl InFlight {
         }
     }
 
-    /// Remembers an delivery whose delivery was invalidated, if it goes on without.
+    /// Records a delivery whose connection is lost, if its task continues.
     pub(crate) fn record_invalidated(&mut self, key: DeliveryKey) {
         let Some(delivery) = self
             .find(key)
@@ -151,8 +156,8 @@ impl InFlight {
         }
     }
 
-    /// The delivery whose delivery this is, come back: the same attempt of the
-    /// same task in the same queue. It is given out once.
+    /// Finds the recorded delivery that a redelivery belongs to: that of the same
+    /// attempt of the same task in the same queue. It is returned once.
     pub(crate) fn take_redelivered(&mut self, job: &Job, queue: &str) -> Option<DeliveryKey> {
         let key = *self.invalidated.get(&job.id)?;
         let delivery = self.find(key)?;
@@ -174,14 +179,14 @@ impl InFlight {
         self.slab.is_empty()
     }
 
-    /// Whether one of them is to be settled by this consumer.
+    /// Returns whether a delivery was received by this consumer.
     pub(crate) fn any_of(&self, consumer: &Arc<dyn Consumer>) -> bool {
         let consumer = Arc::downgrade(consumer);
         let mut deliveries = self.slab.iter();
         deliveries.any(|(_, (_, delivery))| Weak::ptr_eq(&delivery.consumer, &consumer))
     }
 
-    /// All keys, in the order in which the deliveries were taken.
+    /// Returns all keys, in the order in which the deliveries were received.
     pub(crate) fn keys(&self) -> Vec<DeliveryKey> {
         let mut keys: Vec<_> = self
             .slab
@@ -196,7 +201,7 @@ impl InFlight {
     }
 }
 
-/// No task outlives its worker.
+/// Aborts the tasks, so that none outlives its worker.
 impl Drop for InFlight {
     fn drop(&mut self) {
         for (_, (_, delivery)) in &mut self.slab {

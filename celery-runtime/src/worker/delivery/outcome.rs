@@ -1,4 +1,4 @@
-//! What has to be done after a task, by how it ended. Pure.
+//! Turns the outcome of a task into effects. Pure; called by the state machine.
 
 use std::time::Duration;
 
@@ -16,9 +16,9 @@ use crate::worker::delivery::event::{
 use crate::worker::workflow::effect::Completion;
 
 impl ExecutionPolicy {
-    /// The effects that an outcome leads to. After a success what follows is
-    /// sent first and the result stored then, as Celery does; a retry is
-    /// stored first and sent then. Acknowledging comes last.
+    /// Returns the effects of an outcome. As in Celery, the continuations of a success
+    /// are sent before its result is stored, and the state of a retry is stored before
+    /// the retry is sent. The settlement comes after both.
     pub(crate) fn effects_of(&self, outcome: Outcome, now: Now) -> Vec<Effect> {
         match outcome {
             Outcome::Value(value) => self.succeed(value),
@@ -31,8 +31,8 @@ impl ExecutionPolicy {
         }
     }
 
-    /// A late task whose process is gone may run again; an early one has failed.
-    /// One that never began goes back whatever its settings: it did no harm.
+    /// Requeues a late-acknowledged task whose process is lost, if it is set to run
+    /// again or has not begun. Otherwise the task fails.
     fn process_lost(&self, lost: ProcessLost) -> Vec<Effect> {
         if self.acks_late && (self.requeued_when_lost || !lost.began) {
             return self.settled(Vec::new(), Disposition::Requeue(QueueEnd::Tail), None);
@@ -40,13 +40,14 @@ impl ExecutionPolicy {
         self.fail(worker_lost(lost.message))
     }
 
-    /// A late task whose failure is not to be acknowledged is rejected.
+    /// Returns the effects of a failure. A late message is acknowledged or, with
+    /// `acks_on_failure` off, rejected.
     pub(crate) fn fail(&self, failure_info: FailureInfo) -> Vec<Effect> {
         self.fail_with(failure_info, self.acks_on_failure, Disposition::Reject)
     }
 
-    /// A task fails that did not start, so that its message is not acknowledged
-    /// yet, late or not.
+    /// Returns the effects of a failure before the start, when an early message is not
+    /// acknowledged yet either.
     pub(crate) fn fail_unstarted(&self, failure_info: FailureInfo) -> Vec<Effect> {
         let mut effects = self.fail(failure_info);
         if !self.acks_late {
@@ -55,10 +56,11 @@ impl ExecutionPolicy {
         effects
     }
 
-    /// A late task that ran out of time may run again.
+    /// Returns the effects of an exceeded hard time limit. A late message is
+    /// acknowledged or, with `acks_on_timeout` off, requeued.
     pub(crate) fn time_out(&self, failure_info: FailureInfo) -> Vec<Effect> {
-        let again = Disposition::Requeue(QueueEnd::Tail);
-        self.fail_with(failure_info, self.acks_on_timeout, again)
+        let requeue = Disposition::Requeue(QueueEnd::Tail);
+        self.fail_with(failure_info, self.acks_on_timeout, requeue)
     }
 
     fn fail_with(
@@ -80,30 +82,30 @@ impl ExecutionPolicy {
         self.settled(effects, disposition, event)
     }
 
-    /// What its failure means for its workflow, if it is part of one.
+    /// Returns the effect that propagates a failure to the workflow, if there is one.
     fn continue_on_failure(&self, failure_info: &FailureInfo) -> Option<Effect> {
         let is_linked = self.continuations.in_chord || self.continuations.on_failure;
         is_linked.then(|| Effect::Continue(Completion::Failed(failure_info.clone())))
     }
 
-    /// A cold stop ends a task as Celery does: a late one goes back to its
-    /// queue, an early one, whose message is gone, is marked as to be retried.
+    /// Returns the effects of a cold shutdown. As in Celery, a late message is requeued,
+    /// and the task of an early one gets the state RETRY.
     pub(crate) fn cancel(&self) -> Vec<Effect> {
         let mut effects = Vec::new();
         if !self.acks_late && self.stores_result {
             let failure_info = celery_exception("Retry", "cancelled by Celery");
             effects.push(Effect::Store(StateUpdate::Retry(failure_info)));
         }
-        let back = Disposition::Requeue(QueueEnd::Head);
+        let requeue = Disposition::Requeue(QueueEnd::Head);
         self.settled(
             effects,
-            back,
+            requeue,
             self.emits_events.then_some(TaskEvent::Cancelled),
         )
     }
 
-    /// What ends a task that shall not run, or not go on running. One that has
-    /// not started is not acknowledged yet, late or not.
+    /// Returns the effects of a revocation before the start, when an early message is
+    /// not acknowledged yet either.
     pub(crate) fn revoke(&self, reason: &'static str, event: TaskEvent) -> Vec<Effect> {
         let mut effects = Vec::new();
         if self.stores_result {
@@ -205,13 +207,13 @@ impl ExecutionPolicy {
         let event = self
             .emits_events
             .then(|| TaskEvent::Retried(failure_info.clone()));
-        // Stored before the retry is sent: whoever runs it must find nothing
-        // that could overwrite his result.
+        // Stored before the retry is sent, so that RETRY cannot overwrite the result of
+        // the retry.
         if self.stores_result {
             effects.push(Effect::Store(StateUpdate::Retry(failure_info)));
         }
-        // Told before, too: to those who watch, a retry told after the end of what
-        // was sent is a task that has not ended.
+        // Emitted before, too: for a monitor, a task whose `task-retried` arrives after
+        // its `task-succeeded` never ends.
         effects.extend(event.map(Effect::Emit));
         let changes = (!retry.changes.is_empty()).then(|| Box::new(retry.changes));
         effects.push(Effect::Send(FollowUp::Retry { eta, changes }));
@@ -242,8 +244,8 @@ impl ExecutionPolicy {
         self.settled(effects, disposition, failed.into_iter().chain(rejected))
     }
 
-    /// An early message was acknowledged before its task began. Those who watch
-    /// are told last, as by Celery.
+    /// Appends the settlement of a late message, then the monitoring events: as in
+    /// Celery, they come last.
     fn settled(
         &self,
         mut effects: Vec<Effect>,

@@ -1,5 +1,5 @@
-//! Carries out the steps of deliveries that take broker or backend: storing
-//! results, sending messages, and what workflows ask for.
+//! Carries out the effects of deliveries that need the broker or the result backend:
+//! [`EffectExecutor`]. Called by the driver.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -23,23 +23,24 @@ use crate::worker::effects::messages::MessageFactory;
 use crate::worker::workflow::Workflow;
 use crate::worker::workflow::effect::{Completion, OutgoingBatch, TaskRequest, WorkflowEffect};
 
-/// Makes the futures of steps; each is bounded by the deadline.
+/// Creates the futures of effects. Each operation is bounded by `deadline`.
 #[derive(Debug)]
 pub(crate) struct EffectExecutor {
     pub(crate) broker: Arc<dyn Broker>,
     pub(crate) context: Arc<WorkerContext>,
     pub(crate) messages: MessageFactory,
+    /// The timeout of one operation.
     pub(crate) deadline: Duration,
-    /// How long results are waited for that a chord needs.
+    /// How long to wait for the results that a chord needs; `None` is without limit.
     pub(crate) join_timeout: Option<Duration>,
     pub(crate) clock: Clock,
 }
 
-/// How a step went, and what it has led to.
+/// The result of an effect: the effects that it leads to.
 pub(crate) type EffectResult = Result<Vec<WorkflowEffect>, EffectError>;
 
 impl EffectExecutor {
-    /// Stores what the update says about the delivery's task.
+    /// Stores a state of the delivery's task.
     pub(crate) fn store(
         &self,
         delivery: &InFlightDelivery,
@@ -73,7 +74,7 @@ impl EffectExecutor {
         }
     }
 
-    /// Sends what the follow_up says on behalf of the delivery's task.
+    /// Publishes the messages of a follow-up of the delivery's task.
     pub(crate) fn send(
         &self,
         delivery: &mut InFlightDelivery,
@@ -91,30 +92,29 @@ impl EffectExecutor {
         if matches!(follow_up, FollowUp::Success(_)) {
             delivery.children.clone_from(&batch.children);
         }
-        let sending = self.publish(&batch);
         match follow_up {
-            // It is not sent to be run.
-            FollowUp::DeadLetter => sending,
-            _ => self.publish_tasks(batch, sending),
+            // Not a task, so without a `task-sent` event.
+            FollowUp::DeadLetter => self.publish(&batch),
+            _ => self.publish_tasks(batch),
         }
     }
 
-    /// The same, and those who watch are told that the tasks were sent.
+    /// Publishes a batch of tasks, then their `task-sent` events if these are enabled.
     pub(crate) fn publish_tasks(
         &self,
         batch: Arc<OutgoingBatch>,
-        sending: BoxFuture<'static, EffectResult>,
     ) -> BoxFuture<'static, EffectResult> {
+        let publishing = self.publish(&batch);
         let (context, deadline) = (Arc::clone(&self.context), self.deadline);
         Box::pin(async move {
-            let result = sending.await?;
+            let result = publishing.await?;
             let until = env::instant() + deadline;
             context.client.tell_sent(&batch.messages, until).await;
             Ok(result)
         })
     }
 
-    /// Begins the chords of a batch and sends its messages.
+    /// Starts the chords of a batch, then publishes its messages.
     pub(crate) fn publish(&self, batch: &Arc<OutgoingBatch>) -> BoxFuture<'static, EffectResult> {
         let broker = Arc::clone(&self.broker);
         let context = Arc::clone(&self.context);
@@ -126,7 +126,7 @@ impl EffectExecutor {
         })
     }
 
-    /// What the end of the delivery's task means for its workflow.
+    /// Returns the workflow effects of the completion of the delivery's task.
     pub(crate) fn continue_workflow(
         &self,
         delivery: &InFlightDelivery,
@@ -152,13 +152,14 @@ impl EffectExecutor {
         }
     }
 
-    /// Celery's: twice what is waited for results, and five seconds at least.
+    /// Returns the time to live of a claim: twice the time to wait for results, at least
+    /// 5 s.
     pub(crate) fn claim_ttl(&self) -> Duration {
         let join_timeout = self.join_timeout.unwrap_or(Duration::from_secs(5));
         (join_timeout * 2).max(Duration::from_secs(5))
     }
 
-    /// The place of the delivery's task in its workflow.
+    /// Returns the request of the delivery's task, or `None` for a malformed message.
     pub(crate) fn task_request(&self, delivery: &InFlightDelivery) -> Option<TaskRequest> {
         let WorkerContext {
             accept, body_limit, ..
@@ -177,8 +178,8 @@ impl EffectExecutor {
         })
     }
 
-    /// Lets the results of tasks say that they are revoked, where no worker has
-    /// said anything about them that counts more.
+    /// Stores the state REVOKED for these tasks, except for those that have started or
+    /// ended.
     pub(crate) fn store_revoked(
         &self,
         ids: Vec<String>,
@@ -189,27 +190,36 @@ impl EffectExecutor {
             let storing = store_revoked(&context, &ids, now);
             match tokio::time::timeout(deadline, storing).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!("revoked tasks are not marked: {error}"),
-                Err(_) => tracing::warn!("revoked tasks are not marked: no answer"),
+                Ok(Err(error)) => {
+                    tracing::warn!("cannot store the state of revoked tasks: {error}")
+                }
+                Err(_) => tracing::warn!(
+                    "cannot store the state of revoked tasks: no answer within {deadline:?}"
+                ),
             }
         })
     }
 
-    pub(crate) fn compose_follow_up(
+    /// Composes the messages of a follow-up.
+    ///
+    /// # Errors
+    ///
+    /// With the cause, when they cannot be composed and never will be.
+    fn compose_follow_up(
         &self,
         delivery: &InFlightDelivery,
         follow_up: &FollowUp,
         now: SystemTime,
     ) -> Result<OutgoingBatch, String> {
         let messages = &self.messages;
-        let alone = |messages: Result<Vec<Publication>, ComposeError>| match messages {
+        let without_chords = |messages: Result<Vec<Publication>, ComposeError>| match messages {
             Ok(messages) => Ok(OutgoingBatch::of_messages(messages)),
             Err(error) => Err(error.to_string()),
         };
         let request = || self.task_request(delivery).unwrap_or_default();
         match (&delivery.payload, follow_up) {
             (Payload::Task { job, .. }, FollowUp::Retry { eta, changes }) => {
-                alone(messages.retry(job, &delivery.queue, *eta, changes.as_deref()))
+                without_chords(messages.retry(job, &delivery.queue, *eta, changes.as_deref()))
             }
             (Payload::Task { .. }, FollowUp::Success(value)) => {
                 let batch = self.workflow(now).compose_continuations(&request(), value);
@@ -221,9 +231,12 @@ impl EffectExecutor {
             }
             (Payload::Rejected(content), FollowUp::DeadLetter) => {
                 match delivery.state.rejection() {
-                    Some(rejection) => {
-                        alone(messages.dead_letter(content, &delivery.queue, rejection, now))
-                    }
+                    Some(rejection) => without_chords(messages.dead_letter(
+                        content,
+                        &delivery.queue,
+                        rejection,
+                        now,
+                    )),
                     None => Ok(OutgoingBatch::default()),
                 }
             }
@@ -231,18 +244,18 @@ impl EffectExecutor {
         }
     }
 
-    /// Runs a step's future within the deadline.
+    /// Runs an operation with the timeout, and logs its failure.
     pub(crate) fn with_timeout<T: Send + 'static>(
         &self,
         operation: &'static str,
         object: String,
-        step: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
+        future: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
     ) -> BoxFuture<'static, Result<T, EffectError>> {
         let (deadline, broker) = (self.deadline, Arc::clone(&self.broker));
         Box::pin(async move {
-            let performed = tokio::time::timeout(deadline, step).await;
-            let error = match performed {
-                Ok(Ok(done)) => return Ok(done),
+            let outcome = tokio::time::timeout(deadline, future).await;
+            let error = match outcome {
+                Ok(Ok(value)) => return Ok(value),
                 Ok(Err(error)) => error,
                 Err(_) => {
                     let blocked_reason = broker.blocked_reason();
@@ -255,7 +268,7 @@ impl EffectExecutor {
     }
 }
 
-/// Where messages go, in short.
+/// Describes the destinations of messages in error texts.
 fn destinations(messages: &[Publication]) -> String {
     match messages {
         [one] => format!("queue {}", one.routing_key),
@@ -263,6 +276,7 @@ fn destinations(messages: &[Publication]) -> String {
     }
 }
 
+/// Returns a future that is ready with this result.
 pub(crate) fn ready(result: EffectResult) -> BoxFuture<'static, EffectResult> {
     Box::pin(std::future::ready(result))
 }
@@ -309,14 +323,14 @@ async fn store_revoked(
     };
     let found = backend.fetch(ids).await?;
     for (id, document) in ids.iter().zip(found) {
-        let may_be_said = document.is_none_or(|document| {
+        let may_overwrite = document.is_none_or(|document| {
             matches!(
                 document.status,
                 State::Pending | State::Received | State::Retry | State::Rejected
             )
         });
-        if may_be_said {
-            let document = documents::revoked_unseen(id, context.result_serializer, now);
+        if may_overwrite {
+            let document = documents::revoked_unstarted(id, context.result_serializer, now);
             backend.store(Record::new(&document)).await?;
         }
     }

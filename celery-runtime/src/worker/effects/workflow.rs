@@ -1,4 +1,5 @@
-//! Does what workflows ask for: [`WorkflowEffect`]s.
+//! Carries out [`WorkflowEffect`]s. Called by the driver, and by the sweeper for
+//! stalled chords.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use crate::boundary::{
 };
 use crate::client::no_backend;
 use crate::env;
-use crate::execution::{Job, Registered};
+use crate::execution::{ErasedTask, Job, Registered};
 use crate::worker::delivery::event::{EffectError, Outcome};
 use crate::worker::effects::executor::{EffectExecutor, EffectResult, ready};
 use crate::worker::effects::{documents, run_task};
@@ -21,14 +22,15 @@ use crate::worker::workflow::effect::{
     ClaimedChord, FinishedMember, InPlaceErrback, OutgoingBatch, SkippedTask, WorkflowEffect,
 };
 
-/// How long an errback may take that has no hard limit of its own.
+/// The timeout of an errback whose task has no hard time limit.
 const ERRBACK_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A chord whose worker dies is not kept from the others for longer.
+/// The maximum time by which a renewal extends a claim: if the worker dies, no other
+/// worker can continue the chord before the claim expires.
 const MAX_RENEWAL: Duration = Duration::from_secs(600);
 
 impl EffectExecutor {
-    /// Does it, and says what has to be ready next because of it.
+    /// Carries out an effect and returns the effects that it leads to.
     pub(crate) fn perform(
         self: &Arc<Self>,
         effect: WorkflowEffect,
@@ -36,10 +38,7 @@ impl EffectExecutor {
         match effect {
             WorkflowEffect::CompleteMember(member) => self.complete_member(member),
             WorkflowEffect::JoinResults(chord, results) => self.join_results(chord, results),
-            WorkflowEffect::Send(batch) => {
-                let sending = self.publish(&batch);
-                self.publish_tasks(batch, sending)
-            }
+            WorkflowEffect::Send(batch) => self.publish_tasks(batch),
             WorkflowEffect::SendBody(chord, batch) => self.send_body(chord, batch),
             WorkflowEffect::StoreFailure(task) => self.store_failure(task),
             WorkflowEffect::CallErrback(errback) => self.call_errback(&errback),
@@ -48,7 +47,7 @@ impl EffectExecutor {
         }
     }
 
-    pub(crate) fn complete_member(
+    fn complete_member(
         self: &Arc<Self>,
         member: Arc<FinishedMember>,
     ) -> BoxFuture<'static, EffectResult> {
@@ -62,30 +61,31 @@ impl EffectExecutor {
                 claim,
                 ..
             } = &*member.chord;
-            let told = ChordMember::new(
+            let finished = ChordMember::new(
                 group_id,
                 &member.task_id,
                 member.index,
                 &member.result,
                 body,
             );
-            let told = told.state(member.state.clone());
-            let counted = chords.complete_member(&told, claim).await?;
+            let finished = finished.state(member.state.clone());
+            let completed = chords.complete_member(&finished, claim).await?;
             let join =
                 |results| WorkflowEffect::JoinResults(Arc::clone(&member.chord), Arc::new(results));
-            Ok(counted.map(join).into_iter().collect())
+            Ok(completed.map(join).into_iter().collect())
         });
         self.or_fail_chord(chord, completing)
     }
 
-    /// Where the header has groups in it, the results of their tasks are read.
-    pub(crate) fn join_results(
+    /// Continues a chord with the results of its header. If the header contains groups,
+    /// reads the results of their tasks first.
+    fn join_results(
         self: &Arc<Self>,
         chord: Arc<ClaimedChord>,
         results: Arc<ChordResults>,
     ) -> BoxFuture<'static, EffectResult> {
         let this = Arc::clone(self);
-        let ours = Arc::clone(&chord);
+        let joined = Arc::clone(&chord);
         let joining = async move {
             let tree = results.tree.as_ref().filter(|_| chord.counted);
             let Some(tree) = tree else {
@@ -94,21 +94,22 @@ impl EffectExecutor {
                     .continue_chord(&chord, &results));
             };
             let ids: Vec<_> = tree.leaf_ids().into_iter().map(str::to_owned).collect();
-            let parts = this.member_results(&chord, ids).await?;
+            let members = this.member_results(&chord, ids).await?;
             let workflow = this.workflow(this.clock.now());
-            Ok(match parts {
-                Some(parts) => {
-                    let results = ChordResults::new(parts, Some(tree.clone()));
+            Ok(match members {
+                Some(members) => {
+                    let results = ChordResults::new(members, Some(tree.clone()));
                     workflow.continue_chord(&chord, &results)
                 }
                 None => workflow.fail_join(&chord, "TimeoutError('The operation timed out.')"),
             })
         };
-        self.or_fail_chord(ours, joining)
+        self.or_fail_chord(joined, joining)
     }
 
-    /// What can never be read fails the chord: nobody else could read it either.
-    pub(crate) fn or_fail_chord(
+    /// Fails the chord if counting a member or joining the results fails permanently,
+    /// since no other worker could do it either.
+    fn or_fail_chord(
         self: &Arc<Self>,
         chord: Arc<ClaimedChord>,
         joining: impl Future<Output = EffectResult> + Send + 'static,
@@ -124,24 +125,24 @@ impl EffectExecutor {
         })
     }
 
-    pub(crate) fn has_chord_store(&self) -> bool {
+    fn has_chord_store(&self) -> bool {
         let backend = self.context.backend.as_deref();
         backend.is_some_and(|backend| backend.chords().is_some())
     }
 
-    /// All results of these tasks, as soon as they are there. Each question has
-    /// the deadline, and the whole wait the time that is set for it.
-    pub(crate) async fn member_results(
+    /// Waits for the results of these tasks. Returns `None` when they are not ready
+    /// within the join timeout.
+    async fn member_results(
         self: &Arc<Self>,
         chord: &Arc<ClaimedChord>,
         ids: Vec<String>,
     ) -> Result<Option<Vec<MemberResult>>, EffectError> {
         let until = self.join_timeout.map(|timeout| env::instant() + timeout);
-        let (this, of, all) = (Arc::clone(self), Arc::clone(chord), ids.clone());
+        let (this, owned, all) = (Arc::clone(self), Arc::clone(chord), ids.clone());
         let found = self.with_timeout("read the results of", chord_name(chord), async move {
-            this.backend(&of)?.fetch(&all).await
+            this.backend(&owned)?.fetch(&all).await
         });
-        let mut parts = Vec::with_capacity(ids.len());
+        let mut members = Vec::with_capacity(ids.len());
         for (id, document) in ids.iter().zip(found.await?) {
             let document = match document.filter(|document| document.status.is_ready()) {
                 Some(document) => document,
@@ -160,12 +161,12 @@ impl EffectExecutor {
                     waited.map_err(|error| EffectError::from(&error))?
                 }
             };
-            parts.push(MemberResult::new(id, document.status, document.result));
+            members.push(MemberResult::new(id, document.status, document.result));
         }
-        Ok(Some(parts))
+        Ok(Some(members))
     }
 
-    pub(crate) fn send_body(
+    fn send_body(
         self: &Arc<Self>,
         chord: Arc<ClaimedChord>,
         batch: Arc<OutgoingBatch>,
@@ -175,8 +176,7 @@ impl EffectExecutor {
             if chord.counted && !this.renew_claim(&chord, this.deadline * 2).await? {
                 return Ok(Vec::new());
             }
-            let sending = this.publish(&batch);
-            match this.publish_tasks(batch, sending).await {
+            match this.publish_tasks(batch).await {
                 Ok(_) if chord.counted => Ok(vec![WorkflowEffect::FinishChord(
                     chord,
                     ChordEnd::Continued,
@@ -190,52 +190,54 @@ impl EffectExecutor {
         })
     }
 
-    /// Errbacks may take their time.
-    pub(crate) fn renew_before(
+    /// Renews the claim for the time that these effects may take, and returns them if
+    /// this worker still holds it.
+    fn renew_before(
         self: &Arc<Self>,
         chord: Arc<ClaimedChord>,
         effects: Arc<[WorkflowEffect]>,
     ) -> BoxFuture<'static, EffectResult> {
         let this = Arc::clone(self);
         Box::pin(async move {
-            let each = effects.iter().map(|effect| match effect {
+            let timeouts = effects.iter().map(|effect| match effect {
                 WorkflowEffect::CallErrback(errback) => this.errback_timeout(errback),
                 _ => this.deadline,
             });
-            let all: Duration = each.sum();
-            let held = this.renew_claim(&chord, all.min(MAX_RENEWAL)).await?;
+            let total: Duration = timeouts.sum();
+            let held = this.renew_claim(&chord, total.min(MAX_RENEWAL)).await?;
             Ok(if held { effects.to_vec() } else { Vec::new() })
         })
     }
 
-    /// Whether a chord is ours for so much longer than its claim ttl anyway.
-    pub(crate) async fn renew_claim(
+    /// Renews the claim of a chord for `extra` more than its time to live. Returns
+    /// `false` when another worker holds a claim.
+    async fn renew_claim(
         self: &Arc<Self>,
         chord: &Arc<ClaimedChord>,
-        longer: Duration,
+        extra: Duration,
     ) -> Result<bool, EffectError> {
-        let (this, of) = (Arc::clone(self), Arc::clone(chord));
-        let held = self.with_timeout("hold", chord_name(chord), async move {
-            let mut claim = of.claim.clone();
-            claim.ttl += longer;
-            let chords = this.chord_store("renew the claim of", &of)?;
-            chords.renew_claim(&of.group_id, &claim).await
+        let (this, owned) = (Arc::clone(self), Arc::clone(chord));
+        let held = self.with_timeout("renew the claim of", chord_name(chord), async move {
+            let mut claim = owned.claim.clone();
+            claim.ttl += extra;
+            let chords = this.chord_store("renew the claim of", &owned)?;
+            chords.renew_claim(&owned.group_id, &claim).await
         });
         let held = held.await?;
         if !held {
             let group_id = &chord.group_id;
-            tracing::warn!("chord {group_id}: another worker goes on with it");
+            tracing::warn!("chord {group_id}: another worker has claimed it");
         }
         Ok(held)
     }
 
-    pub(crate) fn errback_timeout(&self, errback: &InPlaceErrback) -> Duration {
+    fn errback_timeout(&self, errback: &InPlaceErrback) -> Duration {
         let task = self.context.registry.find(&errback.signature.task);
         let declared = task.and_then(|task| task.declaration.options.time_limit);
         declared.unwrap_or(ERRBACK_TIMEOUT)
     }
 
-    pub(crate) fn store_failure(&self, task: Arc<SkippedTask>) -> BoxFuture<'static, EffectResult> {
+    fn store_failure(&self, task: Arc<SkippedTask>) -> BoxFuture<'static, EffectResult> {
         let context = Arc::clone(&self.context);
         let object = format!("the result of task {}", task.id);
         let now = self.clock.now();
@@ -250,80 +252,65 @@ impl EffectExecutor {
         })
     }
 
-    /// What it raises is only told. It runs beside the tasks, as one of its own,
-    /// and no longer than its hard limit.
-    pub(crate) fn call_errback(
-        &self,
-        errback: &InPlaceErrback,
-    ) -> BoxFuture<'static, EffectResult> {
+    /// Calls an errback. It runs in a task of its own, outside of the slots, at most for
+    /// its hard time limit. Its failure is only logged.
+    fn call_errback(&self, errback: &InPlaceErrback) -> BoxFuture<'static, EffectResult> {
         let InPlaceErrback { signature, failure } = errback;
         let Some(registered) = self.context.registry.find(&signature.task) else {
             return ready(Ok(Vec::new()));
         };
         let Registered { run, name, .. } = registered;
         let context = Arc::clone(&self.context);
-        let args = match registered.is_errback() || signature.immutable {
-            true => Ok(signature.args.clone()),
-            false => failure.before(&signature.args),
+        let args = if registered.is_errback() || signature.immutable {
+            Ok(signature.args.clone())
+        } else {
+            failure.before(&signature.args)
         };
-        let note = Some(Arc::clone(failure));
+        let context_of_failure = Some(Arc::clone(failure));
         let (id, task) = (&failure.id, Arc::clone(name));
-        let job =
-            args.and_then(|args| Job::in_place(context, id, task, &args, &signature.kwargs, note));
+        let job = args.and_then(|args| {
+            Job::in_place(
+                context,
+                id,
+                task,
+                &args,
+                &signature.kwargs,
+                context_of_failure,
+            )
+        });
         let (run, name, id) = (Arc::clone(run), Arc::clone(name), failure.id.clone());
         let limit = self.errback_timeout(errback);
         Box::pin(async move {
             let job = match job {
                 Ok(job) => job,
                 Err(error) => {
-                    tracing::error!("errback {name} of task {id} is not called: {error}");
+                    tracing::error!("cannot call errback {name} of task {id}: {error}");
                     return Ok(Vec::new());
                 }
             };
-            // Ended with the set.
-            let mut running = JoinSet::new();
-            env::spawn_in(&mut running, run_task::run(run, Arc::new(job)));
-            let Ok(ended) = tokio::time::timeout(limit, running.join_next()).await else {
-                tracing::error!("errback {name} of task {id} is ended after {limit:?}");
-                return Ok(Vec::new());
-            };
-            let Some(Ok(outcome)) = ended else {
-                return Ok(Vec::new());
-            };
-            match outcome {
-                Outcome::Value(_) => {}
-                Outcome::Error { error, .. } => {
-                    tracing::error!("errback {name} of task {id} failed: {error}");
-                }
-                Outcome::Panic(message) => {
-                    tracing::error!("errback {name} of task {id} panicked: {message}");
-                }
-                Outcome::Lost(loss) => {
-                    tracing::error!("errback {name} of task {id}: {}", loss.message);
-                }
-            }
+            run_errback(run, Arc::new(job), &name, &id, limit).await;
             Ok(Vec::new())
         })
     }
 
-    pub(crate) fn finish_chord(
+    fn finish_chord(
         self: &Arc<Self>,
         chord: Arc<ClaimedChord>,
         end: ChordEnd,
     ) -> BoxFuture<'static, EffectResult> {
         let this = Arc::clone(self);
-        self.with_timeout("end", chord_name(&chord), async move {
+        self.with_timeout("finish", chord_name(&chord), async move {
             let chords = this.chord_store("finish", &chord)?;
-            let ended = chords.finish(&chord.group_id, &chord.claim, end).await?;
-            if !ended {
+            let finished = chords.finish(&chord.group_id, &chord.claim, end).await?;
+            if !finished {
                 let group_id = &chord.group_id;
-                tracing::warn!("chord {group_id}: its claim had ended before it was through");
+                tracing::warn!("chord {group_id}: its claim expired before it was finished");
             }
             Ok(Vec::new())
         })
     }
 
-    pub(crate) fn chord_store(
+    fn chord_store(
         &self,
         operation: &'static str,
         chord: &ClaimedChord,
@@ -332,7 +319,7 @@ impl EffectExecutor {
         chords.ok_or_else(|| no_chords(operation, &chord.group_id))
     }
 
-    pub(crate) fn backend(&self, chord: &ClaimedChord) -> Result<&dyn ResultBackend, ServiceError> {
+    fn backend(&self, chord: &ClaimedChord) -> Result<&dyn ResultBackend, ServiceError> {
         let backend = self.context.backend.as_deref();
         backend.ok_or_else(|| no_backend(&chord.group_id))
     }
@@ -340,4 +327,33 @@ impl EffectExecutor {
 
 fn chord_name(chord: &ClaimedChord) -> String {
     format!("chord {}", chord.group_id)
+}
+
+/// Runs an errback and logs its failure.
+async fn run_errback(
+    run: Arc<dyn ErasedTask>,
+    job: Arc<Job>,
+    name: &str,
+    id: &str,
+    limit: Duration,
+) {
+    // Dropping the set aborts the errback.
+    let mut running = JoinSet::new();
+    env::spawn_in(&mut running, run_task::run(run, job));
+    let Ok(ended) = tokio::time::timeout(limit, running.join_next()).await else {
+        return tracing::error!("errback {name} of task {id} is aborted after {limit:?}");
+    };
+    let Some(Ok(outcome)) = ended else { return };
+    match outcome {
+        Outcome::Value(_) => {}
+        Outcome::Error { error, .. } => {
+            tracing::error!("errback {name} of task {id} failed: {error}");
+        }
+        Outcome::Panic(message) => {
+            tracing::error!("errback {name} of task {id} panicked: {message}");
+        }
+        Outcome::Lost(lost) => {
+            tracing::error!("errback {name} of task {id}: {}", lost.message);
+        }
+    }
 }

@@ -1,4 +1,5 @@
-//! What fails with a task or with the header of a chord. Pure.
+//! Propagation of failures: what fails together with a task or with the header of a
+//! chord. Pure.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,26 +19,26 @@ use crate::worker::workflow::{ContinuationError, Workflow, read_all};
 
 /// Why a chord fails.
 pub(crate) struct ChordFailure {
-    /// What its body fails with.
+    /// The exception of the body.
     failure_info: FailureInfo,
-    /// What its header failed with.
+    /// The exception of the header's member.
     cause: Option<Exception>,
-    /// The errbacks that a chord in its header has called for it.
-    called: Vec<Value>,
-    /// All errbacks were called, by the worker that has left the chord behind.
+    /// The errbacks that an inner chord of the header has called already.
+    called_errbacks: Vec<Value>,
+    /// Whether the worker that held the claim before has called all errbacks.
     errbacks_called: bool,
     end: ChordEnd,
 }
 
-/// A task of which something else has the result, with all errbacks that hear of
-/// its failure.
+/// The task whose result stands for that of a signature, with all errbacks of the
+/// signature.
 struct FailureTarget<'a> {
     signature: WireSignature<'a>,
     request: TaskRequest,
 }
 
-/// The exception of a part that is the body of a chord itself. Other readers
-/// leave the errbacks out.
+/// The failure of a member that is itself the body of a chord, with the errbacks that
+/// were called for it. Other readers ignore the errbacks.
 #[derive(Serialize)]
 struct ChordBodyException<'a> {
     #[serde(flatten)]
@@ -46,39 +47,41 @@ struct ChordBodyException<'a> {
 }
 
 impl ChordFailure {
-    /// A part of the header has failed.
-    pub(crate) fn of_member(part: &MemberResult, is_joined: bool) -> Self {
-        let cause = Exception::read(&part.result).ok();
-        let errbacks_called = cause.as_ref().map(Exception::to_string).unwrap_or_default();
-        let text = match is_joined {
-            true => format!("Join error: {errbacks_called}"),
-            false => format!("Dependency {} raised {errbacks_called}", part.task_id),
+    /// A member of the header has failed. `is_joined` says whether the results were
+    /// joined by their tree.
+    pub(crate) fn of_member(member: &MemberResult, is_joined: bool) -> Self {
+        let cause = Exception::read(&member.result).ok();
+        let shown = cause.as_ref().map(Exception::to_string).unwrap_or_default();
+        let text = if is_joined {
+            format!("Join error: {shown}")
+        } else {
+            format!("Dependency {} raised {shown}", member.task_id)
         };
-        let called = part.result.entries().unwrap_or_default();
+        let called = member.result.entries().unwrap_or_default();
         let called = called.into_iter().find(|(name, _)| name == "errbacks");
         let called = called.and_then(|(_, errbacks)| errbacks.elements().ok());
         let called = called.into_iter().flatten();
         Self {
-            failure_info: chord_error(text, &errbacks_called),
+            failure_info: chord_error(text, &shown),
             cause,
-            called: called.filter_map(|one| one.to_value().ok()).collect(),
+            called_errbacks: called.filter_map(|one| one.to_value().ok()).collect(),
             errbacks_called: false,
             end: ChordEnd::Failed,
         }
     }
 
-    /// The results of the header cannot be brought together.
+    /// The results of the header cannot be joined.
     pub(crate) fn of_join(cause: &str) -> Self {
         Self::new(format!("Join error: {cause}"), ChordEnd::Failed)
     }
 
-    /// Nobody looks any more whether the header is through.
+    /// The polling of the header was given up.
     pub(crate) fn of_unlock(cause: &str) -> Self {
         let text = format!("chord_unlock could not be retried: {cause}");
         Self::new(text, ChordEnd::Failed)
     }
 
-    /// The body could not be sent and never will be.
+    /// The body can never be sent.
     pub(crate) fn of_body(cause: &str) -> Self {
         Self::new(format!("Callback error: {cause}"), ChordEnd::Continued)
     }
@@ -87,7 +90,7 @@ impl ChordFailure {
         Self {
             failure_info: chord_error(text, ""),
             cause: None,
-            called: Vec::new(),
+            called_errbacks: Vec::new(),
             errbacks_called: false,
             end,
         }
@@ -95,12 +98,14 @@ impl ChordFailure {
 }
 
 impl<'a> FailureTarget<'a> {
-    /// The result of a chord is its body's.
+    /// Resolves a signature: the result of a chord is that of its body.
     fn of(mut signature: WireSignature<'a>) -> Option<Self> {
         let mut errbacks = Vec::new();
         loop {
             let mut request = TaskRequest::of_signature(&signature)
-                .inspect_err(|error| tracing::error!("what follows a chord: {error}"))
+                .inspect_err(|error| {
+                    tracing::error!("cannot read the signature after a chord: {error}")
+                })
                 .ok()?;
             errbacks.append(&mut request.errbacks);
             let body = match signature.subtask_type.as_deref() {
@@ -123,8 +128,8 @@ impl<'a> FailureTarget<'a> {
         WireSignature::read(raw).ok().and_then(Self::of)
     }
 
-    /// Of a chain the first step is what does not run: what is linked to it alone
-    /// hears of that, too. Celery passes it over.
+    /// Adds the errbacks that are linked to the first step of a chain only, since that
+    /// step does not run either. Celery omits them.
     fn add_errbacks_of_first_step(&mut self) {
         if !self.is("chain") {
             return;
@@ -142,9 +147,10 @@ impl<'a> FailureTarget<'a> {
         tasks.map(|tasks| tasks.into_vec()).unwrap_or_default()
     }
 
-    /// The parts that it is of the chord around it: of a chain those of its last
-    /// step, of a group all tasks, which have `chord` where they say nothing.
-    fn parts(&self, chord: Option<&Raw<'static>>) -> Vec<TaskRequest> {
+    /// Returns the members that the target is of the enclosing chord: those of the last
+    /// step of a chain, all tasks of a group. `chord` is the body of that chord for
+    /// tasks that name none.
+    fn members(&self, chord: Option<&Raw<'static>>) -> Vec<TaskRequest> {
         let own = self.request.chord.as_ref().or(chord);
         let mut tasks = self.tasks();
         let tasks = match self.signature.subtask_type.as_deref() {
@@ -158,7 +164,7 @@ impl<'a> FailureTarget<'a> {
             }
         };
         let tasks = tasks.iter().filter_map(FailureTarget::read);
-        tasks.flat_map(|task| task.parts(own)).collect()
+        tasks.flat_map(|task| task.members(own)).collect()
     }
 
     fn is(&self, kind: &str) -> bool {
@@ -167,9 +173,9 @@ impl<'a> FailureTarget<'a> {
 }
 
 impl Workflow<'_> {
-    /// Fails the body of a chord: its errbacks first, then its result, then what
-    /// was to follow it. Of a group each member fails with what the header failed
-    /// with.
+    /// Fails the body of a chord: calls its errbacks, then stores its failure, then
+    /// fails its continuations. Each member of a body that is a group fails with the
+    /// exception of the header.
     pub(crate) fn fail_chord(
         &self,
         chord: &Arc<ClaimedChord>,
@@ -181,7 +187,7 @@ impl Workflow<'_> {
             chord.group_id,
             failure.failure_info.exception
         );
-        // Whatever the last part does with its own result.
+        // Independent of whether the last member stores its own result.
         let sender = Arc::new(TaskRequest {
             stores_failures: true,
             ..(*chord.sender).clone()
@@ -198,7 +204,7 @@ impl Workflow<'_> {
                 &failure,
                 &mut effects,
             ),
-            None => tracing::error!("the body of chord {} is no signature", chord.group_id),
+            None => tracing::error!("the body of chord {} is not a signature", chord.group_id),
         }
         if !chord.counted {
             return effects;
@@ -223,7 +229,7 @@ impl Workflow<'_> {
             let Some(mut member) = FailureTarget::read(&task) else {
                 continue;
             };
-            // Our own leave it to the group.
+            // Groups of this implementation set the chord on the group only.
             let request = &mut member.request;
             request.chord = request.chord.take().or_else(|| group.request.chord.clone());
             if member.is("group") {
@@ -241,7 +247,7 @@ impl Workflow<'_> {
         }
         self.fail_chain(sender, &group.request.chain, failure_info, effects);
         if !group.request.id.is_empty() {
-            effects.push(skipped(
+            effects.push(store_skipped(
                 &group.request,
                 &group.signature,
                 failure_info,
@@ -250,8 +256,9 @@ impl Workflow<'_> {
         }
     }
 
-    /// Errbacks first, so that whoever finds its failure knows that they were called;
-    /// then that, since who joins an outer chord reads it.
+    /// Fails one task: calls its errbacks before it stores the failure, so that the
+    /// stored failure shows that they were called; counts it in an enclosing chord after
+    /// that, since joining that chord reads the failure.
     fn fail_target(
         &self,
         sender: &Arc<TaskRequest>,
@@ -264,7 +271,7 @@ impl Workflow<'_> {
         let all = request.errbacks.clone();
         let is_new = |errback: &Raw<'_>| {
             let value = errback.to_value();
-            value.map_or(true, |value| !failure.called.contains(&value))
+            value.map_or(true, |value| !failure.called_errbacks.contains(&value))
         };
         request.errbacks.retain(|errback| is_new(errback));
         let mut children = sender.children.clone();
@@ -272,37 +279,43 @@ impl Workflow<'_> {
             children.extend(self.call_errbacks(&request, failure_info, effects));
         }
         if !request.id.is_empty() {
-            effects.push(skipped(&request, &target.signature, failure_info, children));
+            effects.push(store_skipped(
+                &request,
+                &target.signature,
+                failure_info,
+                children,
+            ));
         }
-        // Celery lets an outer chord wait here for ever. Its errbacks were linked
-        // to this one, too, and are not to be called twice.
+        // In Celery, the enclosing chord never completes in this case. Its errbacks are
+        // linked to this target, too, and must not be called twice.
         let result = self.encode(&ChordBodyException {
             exception: &failure_info.exception,
             errbacks: &all,
         });
-        for part in target.parts(request.chord.as_ref()) {
-            let part = Arc::new(part);
-            effects.extend(self.complete_member(sender, &part, State::Failure, result.clone()));
+        for member in target.members(request.chord.as_ref()) {
+            let member = Arc::new(member);
+            effects.extend(self.complete_member(sender, &member, State::Failure, result.clone()));
         }
         self.fail_chain(sender, &request.chain, failure_info, effects);
     }
 
-    /// A task has failed: so has what was to follow it.
+    /// Propagates the failure of a task: counts it in its chord, fails the rest of its
+    /// chain and calls its errbacks.
     pub(crate) fn fail_task(
         &self,
         request: &Arc<TaskRequest>,
         failure_info: &FailureInfo,
     ) -> Vec<WorkflowEffect> {
         let result = self.encode(&failure_info.exception);
-        let part = self.complete_member(request, request, State::Failure, result);
-        let mut effects: Vec<_> = part.into_iter().collect();
+        let member = self.complete_member(request, request, State::Failure, result);
+        let mut effects: Vec<_> = member.into_iter().collect();
         self.fail_chain(request, &request.chain, failure_info, &mut effects);
         self.call_errbacks(request, failure_info, &mut effects);
         effects
     }
 
-    /// All steps of a chain after one that failed. That of a chord ends with its
-    /// body, that of a group with its tasks.
+    /// Fails all remaining steps of a chain, including the bodies of chords and the
+    /// tasks of groups.
     fn fail_chain(
         &self,
         sender: &Arc<TaskRequest>,
@@ -311,18 +324,23 @@ impl Workflow<'_> {
         effects: &mut Vec<WorkflowEffect>,
     ) {
         let result = self.encode(&failure_info.exception);
-        // Each with the chord of the group that it is in.
+        // Each step with the chord of its group.
         let mut steps: VecDeque<_> = chain.iter().map(|step| (step.clone(), None)).collect();
-        while let Some((step, around)) = steps.pop_front() {
+        while let Some((step, group_chord)) = steps.pop_front() {
             let Ok(signature) = WireSignature::read(&step) else {
                 continue;
             };
             let Ok(mut request) = TaskRequest::of_signature(&signature) else {
                 continue;
             };
-            request.chord = request.chord.or(around);
+            request.chord = request.chord.or(group_chord);
             if sender.stores_failures && !request.id.is_empty() {
-                effects.push(skipped(&request, &signature, failure_info, Vec::new()));
+                effects.push(store_skipped(
+                    &request,
+                    &signature,
+                    failure_info,
+                    Vec::new(),
+                ));
             }
             match signature.subtask_type.as_deref() {
                 Some("group") => {
@@ -346,8 +364,8 @@ impl Workflow<'_> {
         }
     }
 
-    /// Those that take the failure are called here, the others are sent together
-    /// with the id of what failed. Answers what is sent.
+    /// Calls the errbacks that accept the failure in this worker, and sends the others
+    /// as a group with the id of the failed task. Returns the results of that group.
     fn call_errbacks(
         &self,
         request: &TaskRequest,
@@ -364,12 +382,15 @@ impl Workflow<'_> {
             exception: Some(failure_info.exception.clone()),
             traceback: failure_info.traceback.clone(),
         });
-        let mut sent = Vec::new();
+        let mut others = Vec::new();
         for errback in &request.errbacks {
             let signature = match WireSignature::read(errback) {
                 Ok(signature) => signature,
                 Err(error) => {
-                    tracing::error!("an errback of task {} is no signature: {error}", request.id);
+                    tracing::error!(
+                        "an errback of task {} is not a signature: {error}",
+                        request.id
+                    );
                     continue;
                 }
             };
@@ -380,21 +401,29 @@ impl Workflow<'_> {
                     failure: Arc::clone(&failure),
                 })));
             } else {
-                sent.push(errback.clone());
+                others.push(errback.clone());
             }
         }
-        if sent.is_empty() {
+        self.send_errbacks(request, &others, effects)
+    }
+
+    fn send_errbacks(
+        &self,
+        request: &TaskRequest,
+        errbacks: &[Raw<'static>],
+        effects: &mut Vec<WorkflowEffect>,
+    ) -> Vec<ResultTree> {
+        if errbacks.is_empty() {
             return Vec::new();
         }
-        let batch = self.errback_group(request, &sent);
-        match batch {
+        match self.errback_group(request, errbacks) {
             Ok(batch) => {
                 let children = batch.children.clone();
                 effects.push(WorkflowEffect::Send(Arc::new(batch)));
                 children
             }
             Err(error) => {
-                tracing::error!("the errbacks of task {} are not sent: {error}", request.id);
+                tracing::error!("cannot send the errbacks of task {}: {error}", request.id);
                 Vec::new()
             }
         }
@@ -413,13 +442,14 @@ impl Workflow<'_> {
     }
 }
 
-/// An argument of a chain, group or chord.
+/// Returns a keyword argument of a chain, group or chord.
 fn entry<'a>(signature: &WireSignature<'a>, name: &str) -> Option<Raw<'a>> {
     let entries = signature.kwargs.entries().ok()?;
     let found = entries.into_iter().find(|(key, _)| key == name);
     found.map(|(_, value)| value)
 }
 
+/// Returns a `ChordError`, with the traceback that Python shows for its cause.
 fn chord_error(text: String, cause: &str) -> FailureInfo {
     let mut failure_info = celery_exception("ChordError", text);
     let mut traceback = String::new();
@@ -435,7 +465,8 @@ fn chord_error(text: String, cause: &str) -> FailureInfo {
     failure_info
 }
 
-fn skipped(
+/// Returns the effect that stores the failure of a task that never runs.
+fn store_skipped(
     request: &TaskRequest,
     signature: &WireSignature<'_>,
     failure_info: &FailureInfo,

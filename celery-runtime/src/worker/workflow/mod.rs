@@ -1,5 +1,7 @@
-//! What the end of a task means for its workflow. Pure: [`WorkflowEffect`]s come out, the
-//! executor does them.
+//! Workflows: what follows the end of a task. Pure.
+//!
+//! [`Workflow`] turns the completion of a task into [`WorkflowEffect`]s and composes
+//! the messages of continuations; `worker::effects` carries them out.
 
 pub(crate) mod effect;
 mod failure;
@@ -23,39 +25,41 @@ use crate::worker::workflow::effect::{
 };
 use crate::worker::workflow::failure::ChordFailure;
 
-/// What is worked out with.
+/// The rules of workflows, with the settings that they depend on.
 #[derive(Debug)]
 pub(crate) struct Workflow<'a> {
     pub(crate) sender: &'a Sender,
     pub(crate) registry: &'a Registry,
-    /// What the results of others are encode with.
+    /// The serializer of results.
     pub(crate) serializer: Serializer,
-    /// How long a claim holds while the results of a chord are brought together.
+    /// The time to live of the claim of a chord while its results are joined.
     pub(crate) claim_ttl: Duration,
-    /// Whether chords are looked after by a task, since nobody counts.
+    /// Whether a task polls the header of a chord, because the result backend does not
+    /// count members.
     pub(crate) polls_chords: bool,
     pub(crate) now: SystemTime,
 }
 
-/// Why what follows a task is not sent.
+/// Why the continuations of a task cannot be sent.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ContinuationError {
-    /// A part of it is no signature, or cannot be one here.
-    #[error("cannot go on {0}")]
+    /// A signature cannot be read or is not supported.
+    #[error("cannot build the continuation: {0}")]
     Canvas(#[from] CanvasError),
-    /// It has no message.
+    /// A message cannot be composed.
     #[error(transparent)]
-    ComposeError(#[from] ComposeError),
+    Compose(#[from] ComposeError),
 }
 
 impl From<EncodeError> for ContinuationError {
     fn from(error: EncodeError) -> Self {
-        Self::ComposeError(error.into())
+        Self::Compose(error.into())
     }
 }
 
 impl TaskRequest {
-    /// The task of a message. What cannot be read is not there.
+    /// Reads the request of a message. Headers and options that cannot be decoded are
+    /// left out.
     pub(crate) fn of_message(message: &Message, accept: &Accept, body_limit: usize) -> Self {
         let Ok(Some(headers)) = message.headers.task() else {
             return Self::default();
@@ -89,7 +93,7 @@ impl TaskRequest {
         request
     }
 
-    /// A task that was to be sent, by its signature.
+    /// Reads the request that the task of a signature would have.
     fn of_signature(signature: &WireSignature<'_>) -> Result<Self, String> {
         let options = CallOptions::from_wire(&signature.options)?;
         let list = |raw: Option<Raw<'static>>| {
@@ -109,15 +113,15 @@ impl TaskRequest {
         })
     }
 
-    /// The id of the first task of its workflow.
+    /// Returns the id of the first task of the workflow.
     fn root(&self) -> &str {
         self.root_id.as_deref().unwrap_or(&self.id)
     }
 }
 
 impl Workflow<'_> {
-    /// What comes of it that a task has ended, besides what its own result and
-    /// message need.
+    /// Returns the workflow effects of a completed task, other than its own result and
+    /// acknowledgement.
     pub(crate) fn complete(
         &self,
         request: &Arc<TaskRequest>,
@@ -153,7 +157,7 @@ impl Workflow<'_> {
         }
     }
 
-    /// The callbacks and the next step of the chain, with the task's value.
+    /// Composes the callbacks and the next step of the chain, with the task's value.
     pub(crate) fn compose_continuations(
         &self,
         request: &TaskRequest,
@@ -163,7 +167,7 @@ impl Workflow<'_> {
         let callbacks = read_all("callbacks", &request.callbacks)?;
         let (groups, mut others): (Vec<_>, Vec<_>) = callbacks
             .into_iter()
-            .partition(|errback| errback.task() == "celery.group");
+            .partition(|callback| callback.task() == "celery.group");
         match (others.len(), groups.is_empty()) {
             (0, _) => {}
             (1, true) => {
@@ -187,7 +191,7 @@ impl Workflow<'_> {
         Ok(batch)
     }
 
-    /// What takes the task's place.
+    /// Composes the canvas that replaces the task.
     pub(crate) fn compose_replacement(
         &self,
         request: &TaskRequest,
@@ -220,7 +224,7 @@ impl Workflow<'_> {
         Ok(batch)
     }
 
-    /// The body of a chord with the results of its header.
+    /// Composes the body of a chord with the results of its header.
     pub(crate) fn compose_body(
         &self,
         chord: &ClaimedChord,
@@ -240,7 +244,7 @@ impl Workflow<'_> {
         Ok(batch)
     }
 
-    /// A canvas with `first` before its arguments.
+    /// Composes a canvas with `first` before its arguments.
     fn compose_with_argument(
         &self,
         request: &TaskRequest,
@@ -250,7 +254,7 @@ impl Workflow<'_> {
         batch: &mut OutgoingBatch,
     ) -> Result<(), ContinuationError> {
         let context = PlanContext {
-            over: sent_by(request),
+            over: sent_from(request),
             place: Position::default(),
             rest,
         };
@@ -286,7 +290,7 @@ impl Workflow<'_> {
         batch.chords.extend(starts);
         for mut letter in letters {
             let options = &mut letter.options;
-            // Sent from inside a task, so Celery makes that one the parent.
+            // As in Celery, the task that sends a message is its parent.
             options.parent_id.get_or_insert_with(|| request.id.clone());
             options
                 .root_id
@@ -298,17 +302,17 @@ impl Workflow<'_> {
         Ok(())
     }
 
-    /// The results of a chord's header as the argument of its body; with a tree,
-    /// those of its tasks in their order.
+    /// Encodes the results of a chord's header as the argument of its body, nested like
+    /// their tree if there is one.
     fn join_values(&self, results: &ChordResults) -> Result<Raw<'static>, EncodeError> {
-        let mut values = results.parts.iter().map(|part| &part.result);
+        let mut values = results.parts.iter().map(|member| &member.result);
         match &results.tree {
             None => Raw::encode(self.serializer, &values.collect::<Vec<_>>()),
-            Some(tree) => self.nested(tree, &mut values),
+            Some(tree) => self.encode_nested(tree, &mut values),
         }
     }
 
-    fn nested<'r>(
+    fn encode_nested<'r>(
         &self,
         tree: &ResultTree,
         values: &mut impl Iterator<Item = &'r Raw<'static>>,
@@ -318,19 +322,20 @@ impl Workflow<'_> {
         };
         let mut all = Vec::with_capacity(members.len());
         for member in members {
-            all.push(self.nested(member, values)?);
+            all.push(self.encode_nested(member, values)?);
         }
         Raw::encode(self.serializer, &all)
     }
 
-    /// What comes next when the header of a chord is through.
+    /// Continues a chord whose header is complete: with its body, or with the failure of
+    /// a member.
     pub(crate) fn continue_chord(
         &self,
         chord: &Arc<ClaimedChord>,
         results: &ChordResults,
     ) -> Vec<WorkflowEffect> {
-        let mut parts = results.parts.iter();
-        if let Some(failed) = parts.find(|part| part.state != State::Success) {
+        let mut members = results.parts.iter();
+        if let Some(failed) = members.find(|member| member.state != State::Success) {
             let is_joined = results.tree.is_some() && chord.counted;
             return self.fail_chord(chord, ChordFailure::of_member(failed, is_joined));
         }
@@ -344,17 +349,18 @@ impl Workflow<'_> {
         }
     }
 
-    /// The results of the header cannot be brought together.
+    /// Fails a chord whose results cannot be joined.
     pub(crate) fn fail_join(&self, chord: &Arc<ClaimedChord>, cause: &str) -> Vec<WorkflowEffect> {
         self.fail_chord(chord, ChordFailure::of_join(cause))
     }
 
-    /// The body could not be sent and never will be.
+    /// Fails a chord whose body can never be sent.
     pub(crate) fn fail_body(&self, chord: &Arc<ClaimedChord>, cause: &str) -> Vec<WorkflowEffect> {
         self.fail_chord(chord, ChordFailure::of_body(cause))
     }
 
-    /// The part that `member` is of a chord, errbacks_called by `sender`.
+    /// Returns the effect that counts `member` in its chord on behalf of `sender`, if it
+    /// is a member of one and the result backend counts.
     fn complete_member(
         &self,
         sender: &Arc<TaskRequest>,
@@ -377,6 +383,7 @@ impl Workflow<'_> {
         })))
     }
 
+    /// Creates a chord with a new claim, which the result backend grants later.
     fn claim_chord(
         &self,
         sender: &Arc<TaskRequest>,
@@ -395,14 +402,14 @@ impl Workflow<'_> {
         }
     }
 
-    /// Text, numbers and maps of them have a form in every serializer.
+    /// Encodes an exception. Every serializer has text, numbers and maps of them.
     fn encode<T: Serialize>(&self, exception: &T) -> Raw<'static> {
         Raw::encode(self.serializer, exception).unwrap_or(Raw::NULL)
     }
 }
 
-/// Celery's `parent_id` and `root_id` for what a task sends.
-fn sent_by(request: &TaskRequest) -> CallOptions {
+/// Returns Celery's `parent_id` and `root_id` for tasks that a task sends.
+fn sent_from(request: &TaskRequest) -> CallOptions {
     CallOptions {
         parent_id: Some(request.id.clone()),
         root_id: Some(request.root().to_owned()),
