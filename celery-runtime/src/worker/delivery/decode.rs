@@ -221,16 +221,7 @@ impl MessageDecoder {
             .ignore_result
             .unwrap_or_else(|| flag(|options| options.ignore_result));
         let has_backend = self.context.backend.is_some();
-        let remote = self.time_limits.get(&*headers.task);
-        let seconds = |seconds: f64| Duration::try_from_secs_f64(seconds).ok();
-        let limit = |pick: fn(&TimeLimits) -> Option<f64>, otherwise: Option<Duration>| match (
-            pick(&headers.timelimit),
-            remote,
-        ) {
-            (Some(header), _) => seconds(header),
-            (None, Some(remote)) => pick(remote).and_then(seconds),
-            (None, None) => otherwise,
-        };
+        let (soft_limit, hard_limit) = self.resolve_time_limits(headers, task);
         Ok(ExecutionPolicy {
             acks_late: flag(|options| options.acks_late),
             acks_on_failure: task
@@ -252,14 +243,8 @@ impl MessageDecoder {
             continuations,
             eta: headers.eta_time()?,
             expires: headers.expires_time()?,
-            soft_limit: limit(
-                |limits| limits.soft,
-                task.soft_time_limit.or(defaults.soft_time_limit),
-            ),
-            hard_limit: limit(
-                |limits| limits.hard,
-                task.time_limit.or(defaults.time_limit),
-            ),
+            soft_limit,
+            hard_limit,
             retries: headers.retries,
             max_retries: task
                 .max_retries
@@ -271,6 +256,31 @@ impl MessageDecoder {
                 .unwrap_or(RETRY_DELAY),
             autoretry: task.autoretry,
         })
+    }
+
+    /// Returns the soft and the hard time limit: those of the message, otherwise those set
+    /// by remote control, otherwise those of the task or the configuration.
+    fn resolve_time_limits(
+        &self,
+        headers: &TaskHeaders<'_>,
+        task: &TaskOptions,
+    ) -> (Option<Duration>, Option<Duration>) {
+        let remote = self.time_limits.get(&*headers.task);
+        let seconds = |seconds: f64| Duration::try_from_secs_f64(seconds).ok();
+        let limit = |pick: fn(&TimeLimits) -> Option<f64>, default: Option<Duration>| match (
+            pick(&headers.timelimit),
+            remote,
+        ) {
+            (Some(header), _) => seconds(header),
+            (None, Some(remote)) => pick(remote).and_then(seconds),
+            (None, None) => default,
+        };
+        let soft = task.soft_time_limit.or(self.defaults.soft_time_limit);
+        let hard = task.time_limit.or(self.defaults.time_limit);
+        (
+            limit(|limits| limits.soft, soft),
+            limit(|limits| limits.hard, hard),
+        )
     }
 }
 

@@ -90,7 +90,7 @@ impl MessageFactory {
     ) -> Result<Publication, ComposeError> {
         let options = CallOptions::from_wire(&signature.options).map_err(EncodeError::new)?;
         let id = options.task_id.clone();
-        let id = id.unwrap_or_else(|| env::uuid());
+        let id = id.unwrap_or_else(env::uuid);
         let outgoing = Outgoing {
             task: signature.task.clone().into_owned().into(),
             queue: None,

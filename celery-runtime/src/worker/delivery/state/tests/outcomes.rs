@@ -187,7 +187,7 @@ fn task_errors_lead_to_retry_rejection_or_ack() {
 #[test]
 fn task_of_lost_process_fails_or_is_requeued() {
     let failed: &[&str] = &["FreeSlot", "store FAILURE WorkerLostError"];
-    let back: &[&str] = &["FreeSlot", "Requeue(Tail)"];
+    let requeued: &[&str] = &["FreeSlot", "Requeue(Tail)"];
     let requeueing = ExecutionPolicy {
         requeued_when_lost: true,
         ..late()
@@ -198,10 +198,10 @@ fn task_of_lost_process_fails_or_is_requeued() {
     };
     for (policy, began, expected) in [
         (late(), true, failed),
-        (requeueing.clone(), true, back),
-        (requeueing, false, back),
+        (requeueing.clone(), true, requeued),
+        (requeueing, false, requeued),
         // The task did not begin.
-        (late(), false, back),
+        (late(), false, requeued),
         // The message is acknowledged.
         (early.clone(), true, failed),
         (early, false, failed),
