@@ -14,7 +14,7 @@ use crate::config::{Config, ConfigError};
 use crate::env;
 use crate::execution::{BlockingPool, Registry, WorkerContext};
 use crate::worker::Worker;
-use crate::worker::core::queue_selection::queues;
+use crate::worker::core::queue_selection::select_queues;
 use crate::worker::core::revocations::Revocations;
 use crate::worker::delivery::decode::MessageDecoder;
 use crate::worker::driver::connection::Connection;
@@ -96,7 +96,7 @@ impl Worker {
         config: &Config,
         registry: &Registry,
     ) -> Result<Vec<Arc<Queue>>, WorkerError> {
-        let mut queues = queues(&self.app.queues, &self.queues, registry)?;
+        let mut queues = select_queues(&self.app.queues, &self.queues, registry)?;
         if config.worker_direct {
             queues.push(self.app.queues.direct(&self.hostname));
         }
@@ -150,7 +150,7 @@ impl Worker {
         };
         EffectExecutor {
             broker: Arc::clone(&self.app.broker),
-            services: Arc::clone(context),
+            context: Arc::clone(context),
             messages,
             deadline: config.operation_timeout,
             join_timeout: config.result_chord_join_timeout,
@@ -170,9 +170,9 @@ impl Worker {
         defaults.acks_on_failure = config.task_acks_on_failure.or(both);
         MessageDecoder {
             registry,
-            services: context,
+            context,
             defaults,
-            tells: self.settings.task_events,
+            emits_events: self.settings.task_events,
             deduplicates: self.settings.deduplicate,
             durable_revokes: self.settings.durable_revokes.is_some(),
             time_limits: HashMap::new(),

@@ -332,15 +332,3 @@ impl fmt::Debug for Worker {
             .finish_non_exhaustive()
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nothing_is_pushed_ahead_of_a_worker_that_holds_only_what_it_runs() {
-        let prefetch = |multiplier| prefetch(window(10, multiplier), multiplier);
-        assert_eq!([1, 2, 4].map(prefetch), [0, 20, 40]);
-        assert_eq!(prefetch(0), u16::MAX);
-    }
-}

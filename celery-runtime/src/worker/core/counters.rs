@@ -1,4 +1,4 @@
-//! What a worker counts.
+//! Counters of a worker: [`Counters`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,17 +7,17 @@ use tokio::time::Instant;
 
 use crate::env;
 
-/// Counts for `inspect stats`, heartbeats and the last line of the log.
+/// Counters for `inspect stats`, heartbeats and the log message at the end.
 #[derive(Debug)]
 pub(crate) struct Counters {
     pub(crate) started_at: Instant,
-    /// Tasks that were started, by name.
+    /// Started tasks, by name.
     pub(crate) by_task: BTreeMap<Arc<str>, u64>,
-    /// Tasks that were started.
+    /// Started tasks.
     pub(crate) processed: u64,
-    /// Deliveries that were given back when the worker stopped.
+    /// Deliveries that the shutdown requeued.
     pub(crate) returned: u64,
-    /// Tasks that ended after the worker was told to stop.
+    /// Tasks that ended after the shutdown began.
     pub(crate) drained: u64,
 }
 

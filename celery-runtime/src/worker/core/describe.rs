@@ -1,4 +1,4 @@
-//! A task as `inspect` shows it.
+//! Descriptions of tasks for `inspect` and monitoring events.
 
 use std::time::SystemTime;
 
@@ -7,11 +7,11 @@ use celery_protocol::{Map, Raw, Value, repr};
 use crate::env;
 use crate::execution::Job;
 
-/// Arguments of larger messages are shown as text, shortened.
-const LARGE: usize = 16 << 10;
+/// The maximum body size of a message whose arguments are shown as values. Those of
+/// larger messages are shown as shortened text.
+const MAX_INLINE_BODY: usize = 16 << 10;
 
-/// The task as `inspect active` and its likes show it. `started` is set while it
-/// runs.
+/// Returns a task in the form of `inspect active`. `started` is set while it runs.
 pub(crate) fn describe(
     job: &Job,
     hostname: &str,
@@ -43,10 +43,10 @@ pub(crate) fn describe(
 
 fn delivery_info(job: &Job) -> Map {
     let properties = &job.message.properties;
-    let came_by = &properties.delivery_info;
+    let delivery_info = &properties.delivery_info;
     let mut info = Map::new();
-    info.insert("exchange", came_by.exchange.as_str());
-    info.insert("routing_key", came_by.routing_key.as_str());
+    info.insert("exchange", delivery_info.exchange.as_str());
+    info.insert("routing_key", delivery_info.routing_key.as_str());
     info.insert(
         "priority",
         properties
@@ -57,9 +57,9 @@ fn delivery_info(job: &Job) -> Map {
     info
 }
 
-/// The arguments as values, or as text where they are large or unreadable.
+/// Returns the arguments as values, or as text if they are large or cannot be decoded.
 fn arguments(job: &Job) -> (Value, Value) {
-    if job.message.body.len() <= LARGE
+    if job.message.body.len() <= MAX_INLINE_BODY
         && let Ok(payload) = job
             .message
             .payload(&job.services.accept, job.services.body_limit)
@@ -72,14 +72,15 @@ fn arguments(job: &Job) -> (Value, Value) {
     (args.into(), kwargs.into())
 }
 
-/// The arguments as Python prints them: as the sender did, where it did.
+/// Returns the arguments as Python prints them: `argsrepr` and `kwargsrepr` of the
+/// message if it has them.
 pub(crate) fn shown_arguments(job: &Job) -> (String, String) {
     let headers = job.headers().ok();
-    let said = headers.as_ref().and_then(|headers| {
+    let sent = headers.as_ref().and_then(|headers| {
         let args = headers.argsrepr.as_deref()?.to_owned();
         Some((args, headers.kwargsrepr.as_deref()?.to_owned()))
     });
-    said.unwrap_or_else(|| {
+    sent.unwrap_or_else(|| {
         let shown = || -> Option<(String, String)> {
             let payload = job
                 .message
@@ -92,7 +93,7 @@ pub(crate) fn shown_arguments(job: &Job) -> (String, String) {
     })
 }
 
-/// A value as Python prints it.
+/// Returns a value as Python prints it.
 pub(crate) fn shown(value: &Raw<'_>) -> String {
     if value.is_null() {
         return "None".to_owned();

@@ -1,17 +1,18 @@
-//! For whom a control command is meant. Pure.
+//! Matches the destination or pattern of a control command with a worker. Pure.
 
 use celery_protocol::ControlRequest;
 use regex_lite::{Regex, RegexBuilder};
 
-/// What a pattern may take when it is compiled.
-const PATTERN_LIMIT: usize = 256 << 10;
+/// The maximum size of a compiled pattern, in bytes.
+const PATTERN_SIZE_LIMIT: usize = 256 << 10;
 
-/// Whether the worker called `node` is meant.
+/// Returns whether a control command addresses the worker named `node`. A destination
+/// list takes precedence over a pattern.
 ///
 /// # Errors
 ///
-/// When the pattern is none, or the way to read it is not known.
-pub(crate) fn is_for(request: &ControlRequest, node: &str) -> Result<bool, String> {
+/// When the pattern is invalid or the matcher is unknown.
+pub(crate) fn matches(request: &ControlRequest, node: &str) -> Result<bool, String> {
     if !request.destination.is_empty() {
         return Ok(request.destination.iter().any(|name| name == node));
     }
@@ -26,18 +27,16 @@ fn compile(pattern: &str, matcher: &str) -> Result<Regex, String> {
         "glob" => format!("^(?s:{})$", glob(pattern)),
         "pcre" => format!("^(?:{pattern})"),
         other => {
-            return Err(format!(
-                "unknown matcher {other:?}; there are glob and pcre"
-            ));
+            return Err(format!("unknown matcher {other:?}; use glob or pcre"));
         }
     };
     RegexBuilder::new(&pattern)
-        .size_limit(PATTERN_LIMIT)
+        .size_limit(PATTERN_SIZE_LIMIT)
         .build()
-        .map_err(|error| format!("cannot read the pattern: {error}"))
+        .map_err(|error| format!("invalid pattern: {error}"))
 }
 
-/// A shell's pattern as an expression: `*`, `?` and `[…]` mean something.
+/// Converts a shell pattern with `*`, `?` and `[...]` to a regular expression.
 fn glob(pattern: &str) -> String {
     let mut expression = String::new();
     let mut rest = pattern;
@@ -56,7 +55,7 @@ fn glob(pattern: &str) -> String {
                             expression.push('^');
                             expression.push_str(others);
                         }
-                        // Means itself in a shell.
+                        // A literal in a shell pattern.
                         None if inside.starts_with('^') => {
                             expression.push('\\');
                             expression.push_str(&inside);
@@ -78,15 +77,15 @@ fn glob(pattern: &str) -> String {
 mod tests {
     use super::*;
 
-    fn is_meant(pattern: &str, matcher: &str) -> Result<bool, String> {
+    fn matches_node(pattern: &str, matcher: &str) -> Result<bool, String> {
         let mut request = ControlRequest::new("ping");
         request.pattern = Some(pattern.to_owned());
         request.matcher = Some(matcher.to_owned());
-        is_for(&request, "w1@host")
+        matches(&request, "w1@host")
     }
 
     #[test]
-    fn globs_are_for_the_whole_name() {
+    fn glob_matches_whole_name() {
         for pattern in [
             "*",
             "w?@host",
@@ -95,7 +94,7 @@ mod tests {
             "w[^1]@host",
             "w1@host",
         ] {
-            assert_eq!(is_meant(pattern, "glob"), Ok(true), "{pattern}");
+            assert_eq!(matches_node(pattern, "glob"), Ok(true), "{pattern}");
         }
         for pattern in [
             "w",
@@ -106,27 +105,27 @@ mod tests {
             "w[",
             "",
         ] {
-            assert_eq!(is_meant(pattern, "glob"), Ok(false), "{pattern}");
+            assert_eq!(matches_node(pattern, "glob"), Ok(false), "{pattern}");
         }
     }
 
     #[test]
-    fn expressions_are_for_the_beginning() {
-        assert_eq!(is_meant("w\\d@", "pcre"), Ok(true));
-        assert_eq!(is_meant("host", "pcre"), Ok(false));
-        assert!(is_meant("(", "pcre").is_err());
-        assert!(is_meant("*", "regex").is_err());
-        assert!(is_meant("(a{1000}){1000}", "pcre").is_err());
+    fn regex_matches_prefix() {
+        assert_eq!(matches_node("w\\d@", "pcre"), Ok(true));
+        assert_eq!(matches_node("host", "pcre"), Ok(false));
+        assert!(matches_node("(", "pcre").is_err());
+        assert!(matches_node("*", "regex").is_err());
+        assert!(matches_node("(a{1000}){1000}", "pcre").is_err());
     }
 
     #[test]
-    fn a_destination_goes_before_a_pattern() {
+    fn destination_takes_precedence_over_pattern() {
         let mut request = ControlRequest::new("ping");
-        assert_eq!(is_for(&request, "w1@host"), Ok(true));
+        assert_eq!(matches(&request, "w1@host"), Ok(true));
         request.destination = vec!["w2@host".to_owned()];
         request.pattern = Some("*".to_owned());
         request.matcher = Some("glob".to_owned());
-        assert_eq!(is_for(&request, "w1@host"), Ok(false));
-        assert_eq!(is_for(&request, "w2@host"), Ok(true));
+        assert_eq!(matches(&request, "w1@host"), Ok(false));
+        assert_eq!(matches(&request, "w2@host"), Ok(true));
     }
 }

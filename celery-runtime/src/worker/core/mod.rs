@@ -1,4 +1,4 @@
-//! State and decisions of a worker that need no I/O.
+//! State and decisions of a worker that need no I/O. Pure; used by the driver.
 
 pub(crate) mod counters;
 pub(crate) mod describe;

@@ -1,4 +1,4 @@
-//! Which queues a worker consumes.
+//! Selects the queues that a worker consumes.
 
 use std::sync::Arc;
 
@@ -6,26 +6,30 @@ use crate::boundary::Queue;
 use crate::execution::Registry;
 use crate::queues::{QueueNotFound, Queues};
 
-/// What the worker consumes: as asked, as configured, or what its tasks need.
-pub(crate) fn queues(
-    known: &Queues,
-    asked: &[String],
+/// Returns the queues that the worker consumes: the requested ones, otherwise the
+/// configured ones, otherwise the default queue and those that its tasks declare.
+pub(crate) fn select_queues(
+    configured: &Queues,
+    requested: &[String],
     registry: &Registry,
 ) -> Result<Vec<Arc<Queue>>, QueueNotFound> {
-    let found = match asked {
-        [] if known.has_default_only() => default_and_declared(known, registry)?,
-        [] => known.configured().to_vec(),
-        asked => find_all(known, asked.iter().map(String::as_str))?,
+    let found = match requested {
+        [] if configured.has_default_only() => default_and_declared(configured, registry)?,
+        [] => configured.configured().to_vec(),
+        requested => find_all(configured, requested.iter().map(String::as_str))?,
     };
-    let own = |queue: &Arc<Queue>| match queue.is_broadcast() {
-        true => Arc::new(queue.for_consumer()),
-        false => Arc::clone(queue),
+    let for_worker = |queue: &Arc<Queue>| {
+        if queue.is_broadcast() {
+            Arc::new(queue.for_consumer())
+        } else {
+            Arc::clone(queue)
+        }
     };
-    Ok(found.iter().map(own).collect())
+    Ok(found.iter().map(for_worker).collect())
 }
 
 fn default_and_declared(
-    known: &Queues,
+    configured: &Queues,
     registry: &Registry,
 ) -> Result<Vec<Arc<Queue>>, QueueNotFound> {
     let declared = registry
@@ -34,16 +38,19 @@ fn default_and_declared(
     let mut names: Vec<_> = declared.collect();
     names.sort_unstable();
     names.dedup();
-    let default = known.default_queue()?;
+    let default = configured.default_queue()?;
     names.retain(|name| *name != default.name);
     let mut found = vec![default];
-    found.extend(find_all(known, names)?);
+    found.extend(find_all(configured, names)?);
     Ok(found)
 }
 
 fn find_all<'a>(
-    known: &Queues,
+    configured: &Queues,
     names: impl IntoIterator<Item = &'a str>,
 ) -> Result<Vec<Arc<Queue>>, QueueNotFound> {
-    names.into_iter().map(|name| known.find(name)).collect()
+    names
+        .into_iter()
+        .map(|name| configured.find(name))
+        .collect()
 }

@@ -1,4 +1,4 @@
-//! How often tasks may start: Celery's rate limits. Pure.
+//! Rate limits of tasks: [`RateLimits`]. Pure.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -7,41 +7,43 @@ use tokio::time::Instant;
 
 use crate::env;
 
-/// Up to which wait a limited task is kept by the worker, and has its turn for
-/// sure.
-pub(crate) const LONGEST_HOLD: Duration = Duration::from_secs(1);
+/// The maximum wait for which the worker holds a rate-limited task and reserves its
+/// start time. Tasks with a longer wait are deferred to the broker.
+pub(crate) const MAX_LOCAL_WAIT: Duration = Duration::from_secs(1);
 
-/// How long a limited task is left with the broker at a time, so that a limit
-/// that is lifted has its effect soon.
-pub(crate) const LONGEST_PARK: Duration = Duration::from_secs(30);
+/// The maximum time for which a rate-limited task is deferred at once, so that a
+/// changed limit takes effect soon.
+pub(crate) const MAX_DEFER: Duration = Duration::from_secs(30);
 
-/// The limits of a worker's tasks, and whose turn is when.
+/// The rate limits of a worker's tasks, with the reserved start times.
 ///
-/// A task whose turn is near gets it. The others go back to the broker, spread
-/// over the time to come, and line up anew when they return, here or at another
-/// worker: a turn that was kept for one of them would be lost where another
-/// worker has it by then.
+/// A task that can start within [`MAX_LOCAL_WAIT`] gets a start time. The others are
+/// deferred to the broker until different times and queue again when they return, to
+/// this worker or to another one. No start time is reserved for them, since it would
+/// be lost if another worker receives the task.
 #[derive(Debug, Default)]
 pub(crate) struct RateLimits {
     buckets: HashMap<String, TaskBucket>,
 }
 
+/// The rate limit of one task.
 #[derive(Debug)]
 struct TaskBucket {
+    /// The time between two starts.
     interval: Duration,
-    /// When the next one may start.
+    /// The first start time that was never reserved.
     next: Option<Instant>,
-    /// When the last one of those comes back that were sent away.
-    later: Option<Instant>,
-    /// The turns of those that wait here.
+    /// When the last deferred task returns.
+    last_deferred: Option<Instant>,
+    /// The start times of tasks that wait in this worker, by task id.
     reserved: HashMap<String, Instant>,
-    /// Turns before `next` that were given up.
+    /// Start times before `next` that were released.
     free: BTreeSet<Instant>,
 }
 
 impl RateLimits {
-    /// Sets the limit of a task, in starts for each second, or lifts it. Who
-    /// waits lines up anew.
+    /// Sets the limit of a task, in starts per second, or removes it. Reservations are
+    /// dropped: the waiting tasks queue again.
     pub(crate) fn set(&mut self, task: &str, rate: Option<f64>) {
         match rate {
             None => {
@@ -49,75 +51,75 @@ impl RateLimits {
             }
             Some(rate) => {
                 let interval = Duration::try_from_secs_f64(1.0 / rate).unwrap_or(Duration::MAX);
-                let next = self.buckets.get(task).and_then(|lane| lane.next);
-                let lane = TaskBucket {
+                let next = self.buckets.get(task).and_then(|bucket| bucket.next);
+                let bucket = TaskBucket {
                     interval,
                     next: next.map(|next| next.min(env::instant() + interval)),
-                    later: None,
+                    last_deferred: None,
                     reserved: HashMap::new(),
                     free: BTreeSet::new(),
                 };
-                self.buckets.insert(task.to_owned(), lane);
+                self.buckets.insert(task.to_owned(), bucket);
             }
         }
     }
 
-    /// When the task with this id may start, or may ask again: at once where
-    /// `None`.
-    pub(crate) fn turn(&mut self, task: &str, id: &str, now: Instant) -> Option<Instant> {
-        let lane = self.buckets.get_mut(task)?;
-        if let Some(turn) = lane.reserved.get(id).copied() {
-            if turn > now {
-                return Some(turn);
+    /// Returns `None` if the task with this id may start now. Otherwise returns when to
+    /// call again: at its reserved start time, or after a deferral.
+    pub(crate) fn reserve(&mut self, task: &str, id: &str, now: Instant) -> Option<Instant> {
+        let bucket = self.buckets.get_mut(task)?;
+        if let Some(start) = bucket.reserved.get(id).copied() {
+            if start > now {
+                return Some(start);
             }
-            lane.reserved.remove(id);
+            bucket.reserved.remove(id);
             return None;
         }
-        let turn = lane.first_turn(now);
-        if turn > now + LONGEST_HOLD {
-            return Some(lane.send_away(turn, now));
+        let start = bucket.first_free(now);
+        if start > now + MAX_LOCAL_WAIT {
+            return Some(bucket.defer(start, now));
         }
-        lane.take(turn);
-        if turn <= now {
+        bucket.take(start);
+        if start <= now {
             return None;
         }
-        lane.reserved.insert(id.to_owned(), turn);
-        Some(turn)
+        bucket.reserved.insert(id.to_owned(), start);
+        Some(start)
     }
 
-    /// Gives the turn of a task that will not start to another one.
-    pub(crate) fn forget(&mut self, id: &str) {
-        for lane in self.buckets.values_mut() {
-            if let Some(turn) = lane.reserved.remove(id) {
-                lane.free.insert(turn);
+    /// Releases the start time of a task that will not start.
+    pub(crate) fn release(&mut self, id: &str) {
+        for bucket in self.buckets.values_mut() {
+            if let Some(start) = bucket.reserved.remove(id) {
+                bucket.free.insert(start);
             }
         }
     }
 }
 
 impl TaskBucket {
-    /// The first turn from now on that nobody has.
-    fn first_turn(&mut self, now: Instant) -> Instant {
+    /// Returns the first start time from now on that is not reserved.
+    fn first_free(&mut self, now: Instant) -> Instant {
         self.free = self.free.split_off(&now);
         let next = self.next.map_or(now, |next| next.max(now));
         self.free.first().copied().unwrap_or(next)
     }
 
-    fn take(&mut self, turn: Instant) {
-        if !self.free.remove(&turn) {
-            self.next = turn.checked_add(self.interval).or(Some(turn));
+    fn take(&mut self, start: Instant) {
+        if !self.free.remove(&start) {
+            self.next = start.checked_add(self.interval).or(Some(start));
         }
     }
 
-    /// When to ask again: each one a turn after the one before.
-    fn send_away(&mut self, first: Instant, now: Instant) -> Instant {
+    /// Returns when a deferred task returns: one interval after the one deferred before.
+    fn defer(&mut self, first: Instant, now: Instant) -> Instant {
         let after = self
-            .later
-            .and_then(|later| later.checked_add(self.interval));
-        let back = after.map_or(first, |after| after.max(first));
-        let back = back.min(now + LONGEST_PARK);
-        self.later = Some(back);
-        back
+            .last_deferred
+            .and_then(|last| last.checked_add(self.interval));
+        let until = after.map_or(first, |after| after.max(first));
+        let until = until.min(now + MAX_DEFER);
+        self.last_deferred = Some(until);
+        until
     }
 }
 
@@ -126,60 +128,64 @@ mod tests {
     use super::*;
 
     #[test]
-    fn turns_are_as_far_apart_as_the_rate_says() {
-        let mut rates = RateLimits::default();
+    fn starts_are_one_interval_apart() {
+        let mut limits = RateLimits::default();
         let now = Instant::now();
-        assert_eq!(rates.turn("t", "a", now), None);
-        rates.set("t", Some(10.0));
-        assert_eq!(rates.turn("t", "a", now), None);
+        assert_eq!(limits.reserve("t", "a", now), None);
+        limits.set("t", Some(10.0));
+        assert_eq!(limits.reserve("t", "a", now), None);
         let tenth = Duration::from_millis(100);
-        assert_eq!(rates.turn("t", "b", now), Some(now + tenth));
-        assert_eq!(rates.turn("t", "c", now), Some(now + tenth * 2));
-        assert_eq!(rates.turn("t", "b", now), Some(now + tenth));
-        assert_eq!(rates.turn("t", "b", now + tenth), None);
-        assert_eq!(rates.turn("other", "x", now), None);
+        assert_eq!(limits.reserve("t", "b", now), Some(now + tenth));
+        assert_eq!(limits.reserve("t", "c", now), Some(now + tenth * 2));
+        assert_eq!(limits.reserve("t", "b", now), Some(now + tenth));
+        assert_eq!(limits.reserve("t", "b", now + tenth), None);
+        assert_eq!(limits.reserve("other", "x", now), None);
         let later = now + Duration::from_secs(5);
-        assert_eq!(rates.turn("t", "c", later), None);
-        assert_eq!(rates.turn("t", "d", later), None, "no burst is saved up");
-        assert!(rates.turn("t", "e", later).is_some());
-        rates.set("t", None);
-        assert_eq!(rates.turn("t", "f", later), None);
+        assert_eq!(limits.reserve("t", "c", later), None);
+        assert_eq!(
+            limits.reserve("t", "d", later),
+            None,
+            "unused starts do not accumulate"
+        );
+        assert!(limits.reserve("t", "e", later).is_some());
+        limits.set("t", None);
+        assert_eq!(limits.reserve("t", "f", later), None);
     }
 
     #[test]
-    fn a_turn_that_is_given_up_is_anothers() {
-        let mut rates = RateLimits::default();
+    fn released_start_is_reserved_by_another_task() {
+        let mut limits = RateLimits::default();
         let now = Instant::now();
         let tenth = Duration::from_millis(100);
-        rates.set("t", Some(10.0));
-        assert_eq!(rates.turn("t", "a", now), None);
-        for (turn, id) in (1..).zip(["b", "c", "d"]) {
-            assert_eq!(rates.turn("t", id, now), Some(now + tenth * turn));
+        limits.set("t", Some(10.0));
+        assert_eq!(limits.reserve("t", "a", now), None);
+        for (start, id) in (1..).zip(["b", "c", "d"]) {
+            assert_eq!(limits.reserve("t", id, now), Some(now + tenth * start));
         }
-        rates.forget("b");
-        rates.forget("c");
-        rates.forget("nobody");
-        // The first one is over.
+        limits.release("b");
+        limits.release("c");
+        limits.release("unknown");
+        // The first released start time is in the past.
         let later = now + tenth * 3 / 2;
-        assert_eq!(rates.turn("t", "e", later), Some(now + tenth * 2));
-        assert_eq!(rates.turn("t", "f", later), Some(now + tenth * 4));
-        assert_eq!(rates.turn("t", "d", later), Some(now + tenth * 3));
+        assert_eq!(limits.reserve("t", "e", later), Some(now + tenth * 2));
+        assert_eq!(limits.reserve("t", "f", later), Some(now + tenth * 4));
+        assert_eq!(limits.reserve("t", "d", later), Some(now + tenth * 3));
     }
 
     #[test]
-    fn who_is_sent_away_comes_back_in_his_turn_and_keeps_it_from_nobody() {
-        let mut rates = RateLimits::default();
+    fn deferred_tasks_return_spread_out_without_reservation() {
+        let mut limits = RateLimits::default();
         let now = Instant::now();
         let six = Duration::from_secs(6);
-        rates.set("t", Some(1.0 / 6.0));
-        assert_eq!(rates.turn("t", "a", now), None);
-        for turn in 1..=5 {
-            assert_eq!(rates.turn("t", "away", now), Some(now + six * turn));
+        limits.set("t", Some(1.0 / 6.0));
+        assert_eq!(limits.reserve("t", "a", now), None);
+        for start in 1..=5 {
+            assert_eq!(limits.reserve("t", "away", now), Some(now + six * start));
         }
-        // Nobody waits longer for a limit that may be lifted.
-        assert_eq!(rates.turn("t", "away", now), Some(now + LONGEST_PARK));
-        // They went to somebody else, and the turn is for who is here.
-        assert_eq!(rates.turn("t", "b", now + six), None);
-        assert_eq!(rates.turn("t", "c", now + six * 2), None);
+        // The limit may be removed meanwhile.
+        assert_eq!(limits.reserve("t", "away", now), Some(now + MAX_DEFER));
+        // The deferred tasks may be at other workers, so their times are free.
+        assert_eq!(limits.reserve("t", "b", now + six), None);
+        assert_eq!(limits.reserve("t", "c", now + six * 2), None);
     }
 }

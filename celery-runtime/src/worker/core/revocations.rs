@@ -1,4 +1,4 @@
-//! What was revoked: ids and stamps. Pure.
+//! Revoked task ids and stamps: [`Revocations`]. Pure.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, SystemTime};
@@ -8,40 +8,39 @@ use celery_protocol::Value;
 use crate::env;
 use crate::execution::Job;
 
-/// The tasks that shall not run, as far as they are known; bounded in number
-/// and time.
+/// The revocations that this worker knows, bounded in number; ids also expire.
 #[derive(Debug)]
 pub(crate) struct Revocations {
     ids: HashMap<String, SystemTime>,
-    /// Oldest first; an id that was revoked again is in it twice.
+    /// Oldest first. An id that is revoked again has two entries.
     order: VecDeque<(SystemTime, String)>,
     stamps: HashMap<String, HashSet<String>>,
-    /// Names and values of them, oldest first.
+    /// Names and values of the stamps, oldest first.
     stamp_order: VecDeque<(String, String)>,
-    most: usize,
-    lifetime: Duration,
+    capacity: usize,
+    expires_after: Duration,
 }
 
 impl Revocations {
-    pub(crate) fn new(most: usize, lifetime: Duration) -> Self {
+    pub(crate) fn new(capacity: usize, expires_after: Duration) -> Self {
         Self {
             ids: HashMap::new(),
             order: VecDeque::new(),
             stamps: HashMap::new(),
             stamp_order: VecDeque::new(),
-            most: most.max(1),
-            lifetime,
+            capacity: capacity.max(1),
+            expires_after,
         }
     }
 
-    /// Remembers an id that is revoked now, or was at that time.
+    /// Adds an id that was revoked at this time.
     pub(crate) fn add(&mut self, id: &str, now: SystemTime) {
         self.ids.insert(id.to_owned(), now);
         self.order.push_back((now, id.to_owned()));
         self.purge(now);
     }
 
-    /// Remembers that tasks with one of these stamps are revoked.
+    /// Adds stamps. Tasks with one of these values are revoked.
     pub(crate) fn add_stamps(&mut self, name: &str, values: impl IntoIterator<Item = String>) {
         for value in values {
             let known = self.stamps.entry(name.to_owned()).or_default();
@@ -53,7 +52,7 @@ impl Revocations {
     }
 
     fn purge_stamps(&mut self) {
-        if self.stamp_order.len() <= self.most {
+        if self.stamp_order.len() <= self.capacity {
             return;
         }
         let Some((name, value)) = self.stamp_order.pop_front() else {
@@ -67,12 +66,12 @@ impl Revocations {
         }
     }
 
-    /// Whether the id was revoked.
+    /// Returns whether the id is revoked.
     pub(crate) fn contains(&self, id: &str) -> bool {
         self.ids.contains_key(id)
     }
 
-    /// Whether a stamp of the task was revoked. Cheap where none ever was.
+    /// Returns whether a stamp of the task is revoked. Cheap if no stamps are.
     pub(crate) fn covers(&self, job: &Job) -> bool {
         !self.stamps.is_empty() && self.covers_stamps(job)
     }
@@ -85,11 +84,15 @@ impl Revocations {
         };
         stamps.iter().any(|(name, value)| {
             let revoked = name.as_str().and_then(|name| self.stamps.get(name));
-            revoked.is_some_and(|revoked| texts(value).iter().any(|one| revoked.contains(one)))
+            revoked.is_some_and(|revoked| {
+                stamp_values(value)
+                    .iter()
+                    .any(|value| revoked.contains(value))
+            })
         })
     }
 
-    /// All ids, oldest first.
+    /// Returns all ids, oldest first.
     pub(crate) fn ids(&self) -> Vec<&str> {
         let mut seen = HashSet::with_capacity(self.ids.len());
         let newest_first = self.order.iter().rev();
@@ -102,18 +105,18 @@ impl Revocations {
         ids
     }
 
-    /// All ids with the Unix time at which they were revoked, oldest first.
+    /// Returns all ids with the Unix time of their revocation, oldest first.
     pub(crate) fn timed(&self) -> Vec<(String, f64)> {
         let timed = |id: &str| Some((id.to_owned(), env::unix_seconds(*self.ids.get(id)?)));
         self.ids().into_iter().filter_map(timed).collect()
     }
 
-    /// Forgets what is too old or too many.
+    /// Removes ids that are expired or above the capacity.
     fn purge(&mut self, now: SystemTime) {
         while let Some((time, id)) = self.order.front() {
             let age = now.duration_since(*time).unwrap_or_default();
             let is_current = self.ids.get(id) == Some(time);
-            if is_current && age <= self.lifetime && self.ids.len() <= self.most {
+            if is_current && age <= self.expires_after && self.ids.len() <= self.capacity {
                 break;
             }
             if is_current {
@@ -124,10 +127,10 @@ impl Revocations {
     }
 }
 
-/// A stamp's value, or its values, as text.
-pub(crate) fn texts(value: &Value) -> Vec<String> {
+/// Returns the value or the values of a stamp as text.
+pub(crate) fn stamp_values(value: &Value) -> Vec<String> {
     match value {
-        Value::Array(values) => values.iter().flat_map(texts).collect(),
+        Value::Array(values) => values.iter().flat_map(stamp_values).collect(),
         Value::Str(text) => vec![text.clone()],
         Value::Int(number) => vec![number.to_string()],
         Value::Float(number) => vec![number.to_string()],
@@ -147,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_are_forgotten_first() {
+    fn oldest_ids_are_removed_first() {
         let mut revoked = Revocations::new(3, Duration::from_secs(100));
         for (time, id) in ["a", "b", "c", "a", "d"].iter().enumerate() {
             revoked.add(id, at(time as u64));
@@ -161,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn stamps_are_bounded_too() {
+    fn stamps_are_bounded() {
         let mut revoked = Revocations::new(100, Duration::from_secs(100));
         for number in 0..1000 {
             let name = format!("name-{}", number / 500);
@@ -174,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_million_ids_do_not_take_more_room() {
+    fn million_ids_do_not_exceed_capacity() {
         let mut revoked = Revocations::new(1000, Duration::from_secs(10_800));
         for number in 0..1_000_000_u64 {
             revoked.add(&format!("{}", number % 5000), at(number / 1000));

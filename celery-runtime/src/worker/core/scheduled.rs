@@ -1,5 +1,4 @@
-//! The tasks that were left with the broker until they are due, as far as this
-//! worker has seen them.
+//! The deferred tasks that this worker has received, for `inspect scheduled`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,13 +9,14 @@ use celery_protocol::{Serializer, Value};
 use crate::execution::Job;
 use crate::worker::core::describe::describe;
 
-/// Tasks that are remembered; the others are waiting all the same, unseen.
-const MOST: usize = 10_000;
+/// The maximum number of listed tasks. Further ones are deferred, but not listed.
+const MAX_TASKS: usize = 10_000;
 
-/// Where a due task should have come back.
-const OVERDUE: Duration = Duration::from_secs(5);
+/// How long after its ETA a task is taken to be delivered to another worker.
+const OVERDUE_AFTER: Duration = Duration::from_secs(5);
 
-/// For `inspect scheduled` only: what becomes of the tasks does not depend on it.
+/// The deferred tasks, by id. Only `inspect scheduled`, `query_task` and the event
+/// `task-received` depend on it.
 #[derive(Debug, Default)]
 pub(crate) struct Scheduled {
     tasks: HashMap<String, ParkedTask>,
@@ -25,20 +25,21 @@ pub(crate) struct Scheduled {
 #[derive(Debug)]
 pub(crate) struct ParkedTask {
     pub(crate) eta: SystemTime,
-    /// As JSON, which takes a fraction of the memory.
+    /// Encoded as JSON, which takes a fraction of the memory of a [`Value`].
     request: Box<[u8]>,
 }
 
 impl ParkedTask {
-    /// The task as `inspect` shows it.
+    /// Returns the task in the form of `inspect`.
     pub(crate) fn request(&self) -> Value {
         Serializer::Json.decode(&self.request).unwrap_or_default()
     }
 }
 
 impl Scheduled {
-    pub(crate) fn note(&mut self, job: &Arc<Job>, eta: SystemTime, hostname: &str) {
-        if self.tasks.len() < MOST || self.tasks.contains_key(&job.id) {
+    /// Adds a task that is deferred to `eta`, unless the list is full.
+    pub(crate) fn insert(&mut self, job: &Arc<Job>, eta: SystemTime, hostname: &str) {
+        if self.tasks.len() < MAX_TASKS || self.tasks.contains_key(&job.id) {
             let request = Serializer::Json.encode(&describe(job, hostname, None, false));
             let request = request.unwrap_or_default().into_boxed_slice();
             self.tasks
@@ -46,8 +47,8 @@ impl Scheduled {
         }
     }
 
-    /// Whether the task was waiting, which it does no more.
-    pub(crate) fn take(&mut self, id: &str) -> bool {
+    /// Removes a task. Returns whether it was listed.
+    pub(crate) fn remove(&mut self, id: &str) -> bool {
         !self.tasks.is_empty() && self.tasks.remove(id).is_some()
     }
 
@@ -55,11 +56,11 @@ impl Scheduled {
         self.tasks.get(id)
     }
 
-    /// Those that wait, the next one first. Who is overdue went elsewhere.
+    /// Returns the tasks by ETA, and removes the overdue ones.
     pub(crate) fn list(&mut self, now: SystemTime) -> Vec<&ParkedTask> {
-        self.tasks.retain(|_, later| later.eta + OVERDUE > now);
+        self.tasks.retain(|_, task| task.eta + OVERDUE_AFTER > now);
         let mut tasks: Vec<_> = self.tasks.values().collect();
-        tasks.sort_by_key(|later| later.eta);
+        tasks.sort_by_key(|task| task.eta);
         tasks
     }
 }

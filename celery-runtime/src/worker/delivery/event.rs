@@ -1,5 +1,6 @@
-//! The words in which a delivery's life is told: what happens to it, what is to
-//! be done, and what is stored and sent for it.
+//! Inputs and outputs of the delivery state machine in
+//! [`state`](crate::worker::delivery::state): events, actions, effects, and the
+//! result states and messages that effects store and send.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,24 +14,25 @@ use crate::task::{AutoRetry, Conflict, Unique};
 use crate::worker::core::failure::FailureInfo;
 use crate::worker::workflow::effect::{Completion, WorkflowEffect};
 
-/// What was decided about a delivery when it was read.
+/// The options that apply to one delivery, resolved from its message, its task and
+/// the configuration when the message is decoded.
 #[derive(Clone, Debug)]
 pub(crate) struct ExecutionPolicy {
     pub(crate) acks_late: bool,
     pub(crate) acks_on_failure: bool,
     pub(crate) acks_on_timeout: bool,
-    /// Whether a late message goes back when the process running its task is
-    /// lost.
+    /// Whether a late-acknowledged message is requeued when the process that runs
+    /// its task is lost (Celery's `reject_on_worker_lost`).
     pub(crate) requeued_when_lost: bool,
     pub(crate) stores_result: bool,
     pub(crate) stores_errors: bool,
     pub(crate) track_started: bool,
-    /// Whether somebody is to be told what happens to it.
-    pub(crate) tells: bool,
-    /// Whether there is a question to be answered before it may start.
-    pub(crate) asks: bool,
-    /// Whether other tasks wait for this one's value, or for its failure.
-    pub(crate) links: Continuations,
+    /// Whether monitoring events are emitted for the task.
+    pub(crate) emits_events: bool,
+    /// Whether an [`AdmissionChecks`] applies before the start.
+    pub(crate) checks_admission: bool,
+    /// Which continuations the message has.
+    pub(crate) continuations: Continuations,
     pub(crate) eta: Option<SystemTime>,
     pub(crate) expires: Option<SystemTime>,
     pub(crate) soft_limit: Option<Duration>,
@@ -41,22 +43,25 @@ pub(crate) struct ExecutionPolicy {
     pub(crate) autoretry: Option<AutoRetry>,
 }
 
-/// What follows a task.
+/// Which kinds of continuations the message of a task has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Continuations {
-    /// Messages, when it has succeeded.
+    /// Callbacks or chain steps, sent when the task succeeds.
     pub(crate) on_success: bool,
-    /// Errbacks, or steps that fail with it.
+    /// Errbacks, or chain steps that fail together with the task.
     pub(crate) on_failure: bool,
-    /// Whether it is a part of a chord.
+    /// Whether the task is a member of a chord header.
     pub(crate) in_chord: bool,
 }
 
 impl Continuations {
-    /// What follows a task with this embed, by a look that goes one level deep. Where
-    /// the answer is an error, the message is kept, so that nothing of its workflow is
-    /// lost.
-    pub(crate) fn of(embed: &Embed<'_>) -> Result<Self, DecodeError> {
+    /// Returns the continuations of an embed, reading one level deep.
+    ///
+    /// # Errors
+    ///
+    /// When one of them cannot be read. The message is then rejected as a whole, so
+    /// that no continuation is dropped.
+    pub(crate) fn from_embed(embed: &Embed<'_>) -> Result<Self, DecodeError> {
         let has_callbacks = !embed.callbacks()?.is_empty();
         let has_errbacks = !embed.errbacks()?.is_empty();
         let has_chain = !embed.chain()?.is_empty();
@@ -68,57 +73,61 @@ impl Continuations {
     }
 }
 
-/// Something happened to the delivery.
+/// An input of the delivery state machine.
 #[derive(Debug)]
 pub(crate) enum DeliveryEvent {
-    /// It was read from the broker.
+    /// The consumer received the delivery.
     Arrived,
-    /// A slot of the pool is free for it.
+    /// A slot is assigned to the delivery.
     SlotGranted,
-    /// Its turn to line up is later, as when tasks of its type are limited.
+    /// The rate limit of the task allows the next attempt to queue at this time.
     RateLimited(Instant),
-    /// The question before the start is answered.
+    /// The admission checks are complete.
     AdmissionChecked(Admission),
-    /// It shall not run, or not go on running.
+    /// The task is revoked.
     Revoked(Revocation),
-    /// What was asked for last is done.
+    /// The last requested effect is done.
     Done,
-    /// The same, and these are to be done next.
+    /// The last requested effect is done, and these effects come next.
     FollowUps(Vec<WorkflowEffect>),
-    /// What was asked for last failed.
+    /// The last requested effect failed.
     Failed(EffectError),
     /// The task ended.
     Returned(Outcome),
-    /// The time of [`DeliveryState::timeout`](crate::worker::delivery::state::DeliveryState::timeout) has come.
+    /// The deadline of
+    /// [`DeliveryState::timeout`](crate::worker::delivery::state::DeliveryState::timeout)
+    /// has passed.
     Tick,
-    /// The worker stops.
+    /// The worker shuts down.
     Stop(Stop),
-    /// The broker has taken the delivery back.
+    /// The connection of the delivery is lost, so the broker requeues the message.
     ConnectionLost,
-    /// The broker has delivered it again, to us: it can be settled once more.
+    /// The broker delivered the message to this worker again, so that it can be
+    /// settled.
     Redelivered,
 }
 
-/// What was asked before a task starts, and found.
+/// The result of the admission checks.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Admission {
-    /// Nothing speaks against it.
+    /// The task may start.
     Start,
-    /// It was revoked while nobody listened.
+    /// A durable revocation of the task exists.
     Revoked,
-    /// It has succeeded before with this value, and was delivered again.
+    /// An earlier delivery of the task succeeded with this value.
     Succeeded(Raw<'static>),
-    /// It has to be the only one, and is not.
+    /// The task is unique and another instance holds the lock.
     Taken(Conflict),
 }
 
-/// The questions about one task.
+/// The checks to make before one task starts.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct AdmissionChecks {
-    /// Whether it may have run before, and how that ended.
+    /// Whether to look for a success of an earlier delivery.
     pub(crate) success: bool,
-    /// Whether it was revoked for good.
+    /// Whether to look for a durable revocation.
     pub(crate) revoked: bool,
+    /// The lock to acquire, for a unique task.
     pub(crate) unique: Option<Unique>,
 }
 
@@ -131,12 +140,13 @@ impl AdmissionChecks {
 /// How a task is revoked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Revocation {
-    /// Before it starts; one that runs goes on.
+    /// Prevents the start; a running task is not affected.
     Unstarted,
-    /// One that runs is ended, by this signal where that means something.
+    /// Prevents the start or aborts the running task. The signal goes into the
+    /// monitoring event and to the child process of an isolated task.
     Terminate(i32),
-    /// It is ended because its message has gone back to the broker, which will
-    /// deliver it again.
+    /// Aborts a running task whose message the broker will deliver again, because
+    /// the connection was lost.
     ConnectionLost,
 }
 
@@ -153,7 +163,7 @@ pub(crate) enum EffectError {
 }
 
 impl EffectError {
-    /// Whether a repetition may succeed.
+    /// Returns whether repeating the effect may succeed.
     pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Refused(_) => false,
@@ -174,70 +184,79 @@ impl From<&ServiceError> for EffectError {
     }
 }
 
+/// A kind of shutdown, as in Celery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stop {
-    /// Running tasks finish, the others go back.
+    /// Running tasks finish, other deliveries are requeued.
     Warm,
-    /// As warm, with an end to the patience; tasks are told.
+    /// Like `Warm`; becomes `Cold` when the soft shutdown timeout has passed.
     Soft,
-    /// Running tasks are ended.
+    /// Running tasks are aborted.
     Cold,
 }
 
-/// How a task ended. The random number is drawn by the driver.
+/// How the run of a task ended.
 #[derive(Debug)]
 pub(crate) enum Outcome {
     Value(Option<Raw<'static>>),
     Error {
         error: TaskError,
+        /// Between 0 and 1, for the jitter of a retry.
         random: f64,
     },
     Panic(String),
-    /// The process that was to run it is gone.
+    /// The child process that was assigned to the task exited.
     Lost(ProcessLost),
 }
 
-/// What the driver is to do.
+/// An output of the delivery state machine, carried out by the driver.
 #[derive(Debug)]
 pub(crate) enum Action {
-    /// Line up for a slot.
+    /// Queue the delivery for a slot.
     Queue,
-    /// Run the task in the slot that was given.
+    /// Run the task in the assigned slot.
     Start,
-    /// Tell the task that its soft limit is reached; if it does not listen,
-    /// end it and report [`soft_limit_exceeded`].
-    Warn,
-    /// End the task.
+    /// Signal the soft time limit to the task. A task that does not observe it is
+    /// aborted, and its outcome is
+    /// [`soft_limit_exceeded`](crate::worker::core::failure::soft_limit_exceeded).
+    SignalSoftLimit,
+    /// Abort the running task.
     Abort,
-    /// Give the slot back.
+    /// Release the slot.
     FreeSlot,
-    /// Carry out a step and report `Done` or `Failed`.
+    /// Carry out an effect and report `Done`, `FollowUps`, `AdmissionChecked` or
+    /// `Failed`.
     Effect(Effect),
-    /// Tell those who watch.
+    /// Emit a monitoring event.
     Emit(TaskEvent),
-    /// Remember that the task's time to start is over.
-    Expired,
-    /// Forget the delivery.
-    Over,
+    /// Add the expired task to the revoked ones.
+    RecordExpiry,
+    /// Remove the delivery from the table of deliveries in flight.
+    Remove,
 }
 
-/// A piece of work after or around the task.
+/// An asynchronous operation for a delivery. The state machine requests one at a
+/// time and repeats it until it succeeds or fails permanently.
 #[derive(Clone, Debug)]
 pub(crate) enum Effect {
+    /// Settle the message.
     Settle(Disposition),
+    /// Store a state of the task in the result backend.
     Store(StateUpdate),
+    /// Publish messages.
     Send(FollowUp),
-    /// Work out what the workflow asks for now, and report it.
+    /// Compute the workflow effects of the completed task.
     Continue(Completion),
-    /// One of those things.
+    /// Carry out a workflow effect.
     Workflow(WorkflowEffect),
-    /// Ask whether it may start, and report `Answered` or `Failed`.
+    /// Run the admission checks.
     CheckAdmission,
-    /// Tell those who watch, which succeeds at once.
+    /// Emit a monitoring event. The state machine turns it into [`Action::Emit`],
+    /// which needs no report.
     Emit(TaskEvent),
 }
 
-/// Something about a task that those who watch are told.
+/// A monitoring event about a task (`task-received`, `task-started`, ...).
 #[derive(Clone, Debug)]
 pub(crate) enum TaskEvent {
     Received,
@@ -256,60 +275,61 @@ pub(crate) enum TaskEvent {
     Cancelled,
 }
 
-/// What becomes of the message.
+/// How the message is settled.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Disposition {
     Ack,
     Reject,
     Requeue(QueueEnd),
-    Park(SystemTime),
+    /// The broker redelivers the message at this time.
+    Defer(SystemTime),
 }
 
-/// What is stored for the task.
+/// A state of the task to store in the result backend.
 #[derive(Clone, Debug)]
 pub(crate) enum StateUpdate {
     Started,
     Success(Raw<'static>),
     Failure(FailureInfo),
     Retry(FailureInfo),
+    /// With the reason.
     Revoked(&'static str),
 }
 
-/// What is sent on behalf of the task.
+/// Messages to publish because of a task.
 #[derive(Clone, Debug)]
 pub(crate) enum FollowUp {
-    /// The same task again.
+    /// The task again, at `eta` or at once.
     Retry {
         eta: Option<SystemTime>,
         changes: Option<Box<Changes>>,
     },
-    /// Callbacks and the next task of the chain, with this value.
+    /// The callbacks and the next step of the chain, with this value.
     Success(Raw<'static>),
-    /// What takes the task's place.
+    /// The canvas that replaces the task.
     Replacement(Box<Canvas>),
-    /// The message itself, to the queue of dead ones.
-    Dead,
+    /// The message itself, to the dead-letter queue.
+    DeadLetter,
 }
 
-/// Why a delivery cannot be run here.
+/// Why this worker cannot run a delivery.
 #[derive(Clone, Debug)]
 pub(crate) struct Rejection {
-    /// A word for machines, kept with the message.
+    /// A code such as `unregistered`, for the `x-dead-reason` header.
     pub(crate) reason: &'static str,
-    /// A sentence for people.
+    /// The cause, for the log and the `x-dead-detail` header.
     pub(crate) detail: String,
-    /// The task that it would have been, where that could be read and somebody
-    /// may wait for its result.
+    /// The task of the message, if its headers could be read. It fails.
     pub(crate) task: Option<Box<RejectedTask>>,
 }
 
-/// What is known of a task that nobody here can run.
+/// A task that this worker cannot run and that fails for this reason.
 #[derive(Clone, Debug)]
 pub(crate) struct RejectedTask {
     pub(crate) id: String,
     pub(crate) reply_to: Option<String>,
-    /// Whether its workflow has to be told.
+    /// Whether the failure is propagated to the workflow of the task.
     pub(crate) is_linked: bool,
-    /// Stored as its failure.
+    /// The failure to store.
     pub(crate) failure_info: FailureInfo,
 }

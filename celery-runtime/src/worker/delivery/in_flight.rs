@@ -1,4 +1,4 @@
-//! The deliveries that a worker has in hand.
+//! The table of a worker's deliveries in flight, owned by the driver.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -17,89 +17,94 @@ use crate::worker::workflow::effect::OutgoingBatch;
 /// Releases the lock of a unique task when it is dropped.
 pub(crate) type LockGuard = Box<dyn fmt::Debug + Send>;
 
-/// Names an entry, and tells it from a later one in the same place.
+/// The key of a delivery in [`InFlight`]. The serial number distinguishes it from a
+/// later delivery at the same index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct DeliveryKey {
     serial: u64,
     index: usize,
 }
 
-/// One delivery: its life, and what its steps are made from.
+/// One delivery: its state machine, and the data for its effects.
 #[derive(Debug)]
 pub(crate) struct InFlightDelivery {
-    pub(crate) life: DeliveryState,
+    pub(crate) state: DeliveryState,
     pub(crate) tag: DeliveryTag,
-    /// By whom it is settled, while he lives.
+    /// The consumer that received the delivery, to settle it while that is open.
     pub(crate) consumer: Weak<dyn Consumer>,
     pub(crate) queue: Arc<str>,
-    pub(crate) work: Payload,
-    /// Held while its task has to be the only one.
+    pub(crate) payload: Payload,
+    /// The lock of a unique task.
     pub(crate) lock: Option<LockGuard>,
-    /// Whether it comes back from where it waited for its time.
+    /// Whether this worker deferred the task before, and so has emitted `task-received`
+    /// already.
     pub(crate) was_scheduled: bool,
-    /// When its task was started.
+    /// When the task started.
     pub(crate) started: Option<Now>,
-    /// Ends the task while it runs.
+    /// Aborts the running task.
     pub(crate) running: Option<AbortHandle>,
-    /// What is being sent for it: kept until it is sent, so that a repeated
-    /// attempt sends the same tasks and not others of the same kind.
-    pub(crate) letters: Option<Arc<OutgoingBatch>>,
-    /// What was sent because of it, which its result names.
+    /// The messages of the current effect. They are kept until they are published, so
+    /// that a repeated attempt sends tasks with the same ids.
+    pub(crate) outgoing: Option<Arc<OutgoingBatch>>,
+    /// The results of the callbacks and chain steps that were sent after the task.
     pub(crate) children: Vec<ResultTree>,
 }
 
+/// What a delivery contains.
 pub(crate) enum Payload {
     Task {
         job: Arc<Job>,
         run: Arc<dyn ErasedTask>,
     },
-    Refused(Box<Content>),
+    /// A message that this worker cannot run.
+    Rejected(Box<Content>),
 }
 
-/// All of them, by key.
+/// All deliveries in flight, by key.
 #[derive(Debug, Default)]
 pub(crate) struct InFlight {
     slab: Slab<(u64, InFlightDelivery)>,
     next_serial: u64,
-    /// Those that go on without their delivery, by the id of their task. Of two
-    /// with the same id one is known.
-    withdrawn: HashMap<String, DeliveryKey>,
+    /// Deliveries whose connection is lost and whose task continues, by task id. Of two
+    /// with the same id, the last one is known.
+    invalidated: HashMap<String, DeliveryKey>,
 }
 
 impl InFlightDelivery {
     pub(crate) fn new(
-        life: DeliveryState,
+        state: DeliveryState,
         tag: DeliveryTag,
         consumer: Weak<dyn Consumer>,
         queue: Arc<str>,
-        work: Payload,
+        payload: Payload,
     ) -> Self {
         Self {
-            life,
+            state,
             tag,
             consumer,
             queue,
-            work,
+            payload,
             lock: None,
             was_scheduled: false,
             started: None,
             running: None,
-            letters: None,
+            outgoing: None,
             children: Vec::new(),
         }
     }
 
-    /// What its task has sent, and what was sent when that had ended.
+    /// Returns the results of the tasks that the task sent itself, and of those sent
+    /// after its end.
     pub(crate) fn all_children(&self) -> Vec<ResultTree> {
-        let mut children = match &self.work {
+        let mut children = match &self.payload {
             Payload::Task { job, .. } => job.children().clone(),
-            Payload::Refused(_) => Vec::new(),
+            Payload::Rejected(_) => Vec::new(),
         };
         children.extend_from_slice(&self.children);
         children
     }
 
-    /// Ends the task, if one runs.
+    /// Aborts the task if it runs.
     pub(crate) fn abort(&mut self) {
         if let Some(running) = self.running.take() {
             running.abort();
@@ -108,57 +113,60 @@ impl InFlightDelivery {
 }
 
 impl InFlight {
-    pub(crate) fn insert(&mut self, entry: InFlightDelivery) -> DeliveryKey {
+    pub(crate) fn insert(&mut self, delivery: InFlightDelivery) -> DeliveryKey {
         let serial = self.next_serial;
         self.next_serial += 1;
-        let index = self.slab.insert((serial, entry));
+        let index = self.slab.insert((serial, delivery));
         DeliveryKey { serial, index }
     }
 
     pub(crate) fn find(&self, key: DeliveryKey) -> Option<&InFlightDelivery> {
-        let (serial, entry) = self.slab.get(key.index)?;
-        (*serial == key.serial).then_some(entry)
+        let (serial, delivery) = self.slab.get(key.index)?;
+        (*serial == key.serial).then_some(delivery)
     }
 
     pub(crate) fn find_mut(&mut self, key: DeliveryKey) -> Option<&mut InFlightDelivery> {
-        let (serial, entry) = self.slab.get_mut(key.index)?;
-        (*serial == key.serial).then_some(entry)
+        let (serial, delivery) = self.slab.get_mut(key.index)?;
+        (*serial == key.serial).then_some(delivery)
     }
 
     pub(crate) fn remove(&mut self, key: DeliveryKey) {
         if self.find(key).is_none() {
             return;
         }
-        let (_, entry) = self.slab.remove(key.index);
-        if let Payload::Task { job, .. } = &entry.work
-            && self.withdrawn.get(&job.id) == Some(&key)
+        let (_, delivery) = self.slab.remove(key.index);
+        if let Payload::Task { job, .. } = &delivery.payload
+            && self.invalidated.get(&job.id) == Some(&key)
         {
-            self.withdrawn.remove(&job.id);
+            self.invalidated.remove(&job.id);
         }
     }
 
-    /// Remembers an entry whose delivery was withdrawn, if it goes on without.
-    pub(crate) fn note_withdrawn(&mut self, key: DeliveryKey) {
-        let Some(entry) = self.find(key).filter(|entry| entry.life.awaits_return()) else {
+    /// Records a delivery whose connection is lost, if its task continues.
+    pub(crate) fn record_invalidated(&mut self, key: DeliveryKey) {
+        let Some(delivery) = self
+            .find(key)
+            .filter(|delivery| delivery.state.awaits_redelivery())
+        else {
             return;
         };
-        if let Payload::Task { job, .. } = &entry.work {
+        if let Payload::Task { job, .. } = &delivery.payload {
             let id = job.id.clone();
-            self.withdrawn.insert(id, key);
+            self.invalidated.insert(id, key);
         }
     }
 
-    /// The entry whose delivery this is, come back: the same attempt of the
-    /// same task in the same queue. It is given out once.
-    pub(crate) fn take_returned(&mut self, job: &Job, queue: &str) -> Option<DeliveryKey> {
-        let key = *self.withdrawn.get(&job.id)?;
-        let entry = self.find(key)?;
-        let Payload::Task { job: held, .. } = &entry.work else {
+    /// Finds the recorded delivery that a redelivery belongs to: that of the same
+    /// attempt of the same task in the same queue. It is returned once.
+    pub(crate) fn take_redelivered(&mut self, job: &Job, queue: &str) -> Option<DeliveryKey> {
+        let key = *self.invalidated.get(&job.id)?;
+        let delivery = self.find(key)?;
+        let Payload::Task { job: held, .. } = &delivery.payload else {
             return None;
         };
-        let is_same = held.retries == job.retries && *entry.queue == *queue;
-        (is_same && entry.life.awaits_return()).then(|| {
-            self.withdrawn.remove(&job.id);
+        let is_same = held.retries == job.retries && *delivery.queue == *queue;
+        (is_same && delivery.state.awaits_redelivery()).then(|| {
+            self.invalidated.remove(&job.id);
             key
         })
     }
@@ -171,14 +179,14 @@ impl InFlight {
         self.slab.is_empty()
     }
 
-    /// Whether one of them is to be settled by this consumer.
+    /// Returns whether a delivery was received by this consumer.
     pub(crate) fn any_of(&self, consumer: &Arc<dyn Consumer>) -> bool {
         let consumer = Arc::downgrade(consumer);
-        let mut entries = self.slab.iter();
-        entries.any(|(_, (_, entry))| Weak::ptr_eq(&entry.consumer, &consumer))
+        let mut deliveries = self.slab.iter();
+        deliveries.any(|(_, (_, delivery))| Weak::ptr_eq(&delivery.consumer, &consumer))
     }
 
-    /// All keys, in the order in which the deliveries were taken.
+    /// Returns all keys, in the order in which the deliveries were received.
     pub(crate) fn keys(&self) -> Vec<DeliveryKey> {
         let mut keys: Vec<_> = self
             .slab
@@ -193,11 +201,11 @@ impl InFlight {
     }
 }
 
-/// No task outlives its worker.
+/// Aborts the tasks, so that none outlives its worker.
 impl Drop for InFlight {
     fn drop(&mut self) {
-        for (_, (_, entry)) in &mut self.slab {
-            entry.abort();
+        for (_, (_, delivery)) in &mut self.slab {
+            delivery.abort();
         }
     }
 }
@@ -206,7 +214,7 @@ impl fmt::Debug for Payload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Task { job, .. } => write!(f, "Task({})", job.id),
-            Self::Refused(_) => f.write_str("Refused"),
+            Self::Rejected(_) => f.write_str("Rejected"),
         }
     }
 }

@@ -1,8 +1,8 @@
-//! The life of one delivery, as a pure state machine.
+//! Deliveries: a pure state machine for each, and what it works with.
 //!
-//! [`state`] decides; [`event`] has its inputs and outputs; [`decode`] reads a
-//! message into the task and policy that it starts with, [`outcome`] turns the
-//! end of a task into effects.
+//! [`decode`] turns a message into a job and its execution policy; [`state`] is the
+//! state machine and [`event`] its inputs and outputs; [`outcome`] turns the end of
+//! a task into effects; [`in_flight`] is the table of the worker's deliveries.
 
 pub(crate) mod decode;
 pub(crate) mod event;

@@ -1,4 +1,4 @@
-//! What has to be done after a task, by how it ended. Pure.
+//! Turns the outcome of a task into effects. Pure; called by the state machine.
 
 use std::time::Duration;
 
@@ -16,120 +16,130 @@ use crate::worker::delivery::event::{
 use crate::worker::workflow::effect::Completion;
 
 impl ExecutionPolicy {
-    /// The steps that an outcome leads to. After a success what follows is
-    /// sent first and the result stored then, as Celery does; a retry is
-    /// stored first and sent then. Acknowledging comes last.
-    pub(crate) fn conclude(&self, outcome: Outcome, now: Now) -> Vec<Effect> {
+    /// Returns the effects of an outcome. As in Celery, the continuations of a success
+    /// are sent before its result is stored, and the state of a retry is stored before
+    /// the retry is sent. The settlement comes after both.
+    pub(crate) fn effects_of(&self, outcome: Outcome, now: Now) -> Vec<Effect> {
         match outcome {
             Outcome::Value(value) => self.succeed(value),
             Outcome::Panic(message) => {
                 let failure_info = FailureInfo::new(Exception::new("rust", "Panic", message));
                 self.fail(failure_info)
             }
-            Outcome::Error { error, random } => self.err(error, random, now),
-            Outcome::Lost(loss) => self.lose(loss),
+            Outcome::Error { error, random } => self.error(error, random, now),
+            Outcome::Lost(lost) => self.process_lost(lost),
         }
     }
 
-    /// A late task whose process is gone may run again; an early one has failed.
-    /// One that never began goes back whatever its settings: it did no harm.
-    fn lose(&self, loss: ProcessLost) -> Vec<Effect> {
-        if self.acks_late && (self.requeued_when_lost || !loss.began) {
+    /// Requeues a late-acknowledged task whose process is lost, if it is set to run
+    /// again or has not begun. Otherwise the task fails.
+    fn process_lost(&self, lost: ProcessLost) -> Vec<Effect> {
+        if self.acks_late && (self.requeued_when_lost || !lost.began) {
             return self.settled(Vec::new(), Disposition::Requeue(QueueEnd::Tail), None);
         }
-        self.fail(worker_lost(loss.message))
+        self.fail(worker_lost(lost.message))
     }
 
-    /// A late task whose failure is not to be acknowledged is rejected.
+    /// Returns the effects of a failure. A late message is acknowledged or, with
+    /// `acks_on_failure` off, rejected.
     pub(crate) fn fail(&self, failure_info: FailureInfo) -> Vec<Effect> {
-        self.end_badly(failure_info, self.acks_on_failure, Disposition::Reject)
+        self.fail_with(failure_info, self.acks_on_failure, Disposition::Reject)
     }
 
-    /// A task fails that did not start, so that its message is not acknowledged
-    /// yet, late or not.
-    pub(crate) fn refuse(&self, failure_info: FailureInfo) -> Vec<Effect> {
-        let mut steps = self.fail(failure_info);
+    /// Returns the effects of a failure before the start, when an early message is not
+    /// acknowledged yet either.
+    pub(crate) fn fail_unstarted(&self, failure_info: FailureInfo) -> Vec<Effect> {
+        let mut effects = self.fail(failure_info);
         if !self.acks_late {
-            steps.push(Effect::Settle(Disposition::Ack));
+            effects.push(Effect::Settle(Disposition::Ack));
         }
-        steps
+        effects
     }
 
-    /// A late task that ran out of time may run again.
+    /// Returns the effects of an exceeded hard time limit. A late message is
+    /// acknowledged or, with `acks_on_timeout` off, requeued.
     pub(crate) fn time_out(&self, failure_info: FailureInfo) -> Vec<Effect> {
-        let again = Disposition::Requeue(QueueEnd::Tail);
-        self.end_badly(failure_info, self.acks_on_timeout, again)
+        let requeue = Disposition::Requeue(QueueEnd::Tail);
+        self.fail_with(failure_info, self.acks_on_timeout, requeue)
     }
 
-    fn end_badly(
+    fn fail_with(
         &self,
         failure_info: FailureInfo,
         acks: bool,
-        unless_acked: Disposition,
+        otherwise: Disposition,
     ) -> Vec<Effect> {
-        let mut steps = Vec::new();
-        let notice = self.tells.then(|| TaskEvent::Failed(failure_info.clone()));
-        let turn = self.turn(&failure_info);
+        let mut effects = Vec::new();
+        let event = self
+            .emits_events
+            .then(|| TaskEvent::Failed(failure_info.clone()));
+        let completion = self.continue_on_failure(&failure_info);
         if self.stores_result || self.stores_errors {
-            steps.push(Effect::Store(StateUpdate::Failure(failure_info)));
+            effects.push(Effect::Store(StateUpdate::Failure(failure_info)));
         }
-        steps.extend(turn);
-        let verdict = if acks { Disposition::Ack } else { unless_acked };
-        self.settled(steps, verdict, notice)
+        effects.extend(completion);
+        let disposition = if acks { Disposition::Ack } else { otherwise };
+        self.settled(effects, disposition, event)
     }
 
-    /// What its failure means for its workflow, if it is part of one.
-    fn turn(&self, failure_info: &FailureInfo) -> Option<Effect> {
-        let is_linked = self.links.in_chord || self.links.on_failure;
+    /// Returns the effect that propagates a failure to the workflow, if there is one.
+    fn continue_on_failure(&self, failure_info: &FailureInfo) -> Option<Effect> {
+        let is_linked = self.continuations.in_chord || self.continuations.on_failure;
         is_linked.then(|| Effect::Continue(Completion::Failed(failure_info.clone())))
     }
 
-    /// A cold stop ends a task as Celery does: a late one goes back to its
-    /// queue, an early one, whose message is gone, is marked as to be retried.
+    /// Returns the effects of a cold shutdown. As in Celery, a late message is requeued,
+    /// and the task of an early one gets the state RETRY.
     pub(crate) fn cancel(&self) -> Vec<Effect> {
-        let mut steps = Vec::new();
+        let mut effects = Vec::new();
         if !self.acks_late && self.stores_result {
             let failure_info = celery_exception("Retry", "cancelled by Celery");
-            steps.push(Effect::Store(StateUpdate::Retry(failure_info)));
+            effects.push(Effect::Store(StateUpdate::Retry(failure_info)));
         }
-        let back = Disposition::Requeue(QueueEnd::Head);
-        self.settled(steps, back, self.tells.then_some(TaskEvent::Cancelled))
+        let requeue = Disposition::Requeue(QueueEnd::Head);
+        self.settled(
+            effects,
+            requeue,
+            self.emits_events.then_some(TaskEvent::Cancelled),
+        )
     }
 
-    /// What ends a task that shall not run, or not go on running. One that has
-    /// not started is not acknowledged yet, late or not.
-    pub(crate) fn revoke(&self, reason: &'static str, notice: TaskEvent) -> Vec<Effect> {
-        let mut steps = Vec::new();
+    /// Returns the effects of a revocation before the start, when an early message is
+    /// not acknowledged yet either.
+    pub(crate) fn revoke(&self, reason: &'static str, event: TaskEvent) -> Vec<Effect> {
+        let mut effects = Vec::new();
         if self.stores_result {
-            steps.push(Effect::Store(StateUpdate::Revoked(reason)));
+            effects.push(Effect::Store(StateUpdate::Revoked(reason)));
         }
-        if self.links.in_chord {
-            steps.push(Effect::Continue(Completion::Revoked(reason)));
+        if self.continuations.in_chord {
+            effects.push(Effect::Continue(Completion::Revoked(reason)));
         }
-        steps.push(Effect::Settle(Disposition::Ack));
-        steps.extend(self.tells.then_some(Effect::Emit(notice)));
-        steps
+        effects.push(Effect::Settle(Disposition::Ack));
+        effects.extend(self.emits_events.then_some(Effect::Emit(event)));
+        effects
     }
 
     fn succeed(&self, value: Option<Raw<'static>>) -> Vec<Effect> {
         let value = value.unwrap_or(Raw::NULL);
-        let mut steps = Vec::new();
-        let notice = self.tells.then(|| TaskEvent::Succeeded(value.clone()));
-        if self.links.on_success {
-            steps.push(Effect::Send(FollowUp::Success(value.clone())));
+        let mut effects = Vec::new();
+        let event = self
+            .emits_events
+            .then(|| TaskEvent::Succeeded(value.clone()));
+        if self.continuations.on_success {
+            effects.push(Effect::Send(FollowUp::Success(value.clone())));
         }
-        let turn = self
-            .links
+        let completion = self
+            .continuations
             .in_chord
             .then(|| Effect::Continue(Completion::Succeeded(value.clone())));
         if self.stores_result {
-            steps.push(Effect::Store(StateUpdate::Success(value)));
+            effects.push(Effect::Store(StateUpdate::Success(value)));
         }
-        steps.extend(turn);
-        self.settled(steps, Disposition::Ack, notice)
+        effects.extend(completion);
+        self.settled(effects, Disposition::Ack, event)
     }
 
-    fn err(&self, error: TaskError, random: f64, now: Now) -> Vec<Effect> {
+    fn error(&self, error: TaskError, random: f64, now: Now) -> Vec<Effect> {
         match error.into_kind() {
             TaskErrorKind::Failed(failure) => self.failed(failure, random, now),
             TaskErrorKind::Retry(retry) => self.retry(retry, now),
@@ -141,18 +151,18 @@ impl ExecutionPolicy {
                 let send = Effect::Send(FollowUp::Replacement(canvas));
                 self.settled(vec![send], Disposition::Ack, None)
             }
-            TaskErrorKind::Join(joint) => {
+            TaskErrorKind::Join(chord) => {
                 let ReadyChord {
                     group_id,
                     body,
                     results,
-                } = *joint;
-                let turn = Completion::Joined {
+                } = *chord;
+                let completion = Completion::Joined {
                     group_id,
                     body,
                     results,
                 };
-                self.settled(vec![Effect::Continue(turn)], Disposition::Ack, None)
+                self.settled(vec![Effect::Continue(completion)], Disposition::Ack, None)
             }
             TaskErrorKind::Reject { requeue, reason } => self.reject(requeue, reason),
         }
@@ -175,8 +185,8 @@ impl ExecutionPolicy {
     }
 
     fn retry(&self, retry: Retry, now: Now) -> Vec<Effect> {
-        let most = retry.max_retries.unwrap_or(self.max_retries);
-        let exhausted = most.is_some_and(|most| self.retries >= most);
+        let max_retries = retry.max_retries.unwrap_or(self.max_retries);
+        let exhausted = max_retries.is_some_and(|max_retries| self.retries >= max_retries);
         let failure_info = match retry.because {
             Some(cause) => cause.into(),
             None if exhausted => celery_exception(
@@ -193,55 +203,59 @@ impl ExecutionPolicy {
             When::After(delay) => Some(later(now.wall, delay)),
             When::At(time) => Some(time),
         };
-        let mut steps = Vec::new();
-        let notice = self.tells.then(|| TaskEvent::Retried(failure_info.clone()));
-        // Stored before the retry is sent: whoever runs it must find nothing
-        // that could overwrite his result.
+        let mut effects = Vec::new();
+        let event = self
+            .emits_events
+            .then(|| TaskEvent::Retried(failure_info.clone()));
+        // Stored before the retry is sent, so that RETRY cannot overwrite the result of
+        // the retry.
         if self.stores_result {
-            steps.push(Effect::Store(StateUpdate::Retry(failure_info)));
+            effects.push(Effect::Store(StateUpdate::Retry(failure_info)));
         }
-        // Told before, too: to those who watch, a retry told after the end of what
-        // was sent is a task that has not ended.
-        steps.extend(notice.map(Effect::Emit));
+        // Emitted before, too: for a monitor, a task whose `task-retried` arrives after
+        // its `task-succeeded` never ends.
+        effects.extend(event.map(Effect::Emit));
         let changes = (!retry.changes.is_empty()).then(|| Box::new(retry.changes));
-        steps.push(Effect::Send(FollowUp::Retry { eta, changes }));
-        self.settled(steps, Disposition::Ack, None)
+        effects.push(Effect::Send(FollowUp::Retry { eta, changes }));
+        self.settled(effects, Disposition::Ack, None)
     }
 
     fn reject(&self, requeue: Requeue, reason: String) -> Vec<Effect> {
-        let mut steps = Vec::new();
+        let mut effects = Vec::new();
         let mut failed = None;
         if requeue == Requeue::No {
             let mut failure_info = celery_exception("Reject", reason);
             failure_info.exception.exc_message.push(Value::Bool(false));
-            failed = self.tells.then(|| TaskEvent::Failed(failure_info.clone()));
-            let turn = self.turn(&failure_info);
+            failed = self
+                .emits_events
+                .then(|| TaskEvent::Failed(failure_info.clone()));
+            let completion = self.continue_on_failure(&failure_info);
             if self.stores_result || self.stores_errors {
-                steps.push(Effect::Store(StateUpdate::Failure(failure_info)));
+                effects.push(Effect::Store(StateUpdate::Failure(failure_info)));
             }
-            steps.extend(turn);
+            effects.extend(completion);
         }
-        let verdict = match requeue {
+        let disposition = match requeue {
             Requeue::Yes => Disposition::Requeue(QueueEnd::Tail),
             Requeue::No => Disposition::Reject,
         };
         let requeue = requeue == Requeue::Yes;
-        let rejected = self.tells.then_some(TaskEvent::Rejected { requeue });
-        self.settled(steps, verdict, failed.into_iter().chain(rejected))
+        let rejected = self.emits_events.then_some(TaskEvent::Rejected { requeue });
+        self.settled(effects, disposition, failed.into_iter().chain(rejected))
     }
 
-    /// An early message was acknowledged before its task began. Those who watch
-    /// are told last, as by Celery.
+    /// Appends the settlement of a late message, then the monitoring events: as in
+    /// Celery, they come last.
     fn settled(
         &self,
-        mut steps: Vec<Effect>,
-        verdict: Disposition,
-        notices: impl IntoIterator<Item = TaskEvent>,
+        mut effects: Vec<Effect>,
+        disposition: Disposition,
+        events: impl IntoIterator<Item = TaskEvent>,
     ) -> Vec<Effect> {
         if self.acks_late {
-            steps.push(Effect::Settle(verdict));
+            effects.push(Effect::Settle(disposition));
         }
-        steps.extend(notices.into_iter().map(Effect::Emit));
-        steps
+        effects.extend(events.into_iter().map(Effect::Emit));
+        effects
     }
 }

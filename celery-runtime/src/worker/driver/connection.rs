@@ -183,7 +183,7 @@ impl Driver {
                 .is_some_and(|entry| Weak::ptr_eq(&entry.consumer, &Arc::downgrade(consumer)));
             if is_its {
                 self.event(key, DeliveryEvent::ConnectionLost);
-                self.deliveries.in_flight.note_withdrawn(key);
+                self.deliveries.in_flight.record_invalidated(key);
             }
         }
     }

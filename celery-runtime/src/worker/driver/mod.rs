@@ -238,11 +238,11 @@ impl Driver {
                 .deliveries
                 .in_flight
                 .find(key)
-                .filter(|one| one.life.is_waiting())
+                .filter(|one| one.state.is_waiting())
             else {
                 continue;
             };
-            if let Payload::Task { job, .. } = &entry.work
+            if let Payload::Task { job, .. } = &entry.payload
                 && self.revocations.ids.covers(job)
             {
                 self.event(key, DeliveryEvent::Revoked(Revocation::Unstarted));
@@ -371,7 +371,7 @@ impl Driver {
                 if self.settings.cancel_on_connection_loss {
                     self.event(key, DeliveryEvent::Revoked(Revocation::ConnectionLost));
                 }
-                self.deliveries.in_flight.note_withdrawn(key);
+                self.deliveries.in_flight.record_invalidated(key);
             }
         }
         self.reconnect();
@@ -428,7 +428,7 @@ impl Driver {
     /// starts nothing.
     pub(crate) fn admit(&mut self, delivery: Delivery, consumer: &Arc<dyn Consumer>) {
         let again = delivery.redelivered || delivery.delivery_count.is_some_and(|count| count > 0);
-        let (life, work) = match self.decoder.read(
+        let (life, work) = match self.decoder.decode(
             delivery.content,
             delivery.redelivered,
             delivery.delivery_count,
@@ -438,19 +438,19 @@ impl Driver {
             {
                 return;
             }
-            Decoded::Task { job, run, plan } => {
-                (DeliveryState::of_task(plan), Payload::Task { job, run })
+            Decoded::Task { job, run, policy } => {
+                (DeliveryState::of_task(policy), Payload::Task { job, run })
             }
-            Decoded::Refused { content, refusal } => {
+            Decoded::Rejected { content, rejection } => {
                 tracing::error!(
                     "cannot run a message of queue {}: {}",
                     delivery.queue,
-                    refusal.detail
+                    rejection.detail
                 );
-                self.emit_rejected(&refusal);
+                self.emit_rejected(&rejection);
                 (
-                    DeliveryState::refused(refusal, self.on_unknown),
-                    Payload::Refused(content),
+                    DeliveryState::of_rejected(rejection, self.on_unknown),
+                    Payload::Rejected(content),
                 )
             }
         };
@@ -462,8 +462,8 @@ impl Driver {
             work,
         );
         let mut first = DeliveryEvent::Arrived;
-        if let Payload::Task { job, .. } = &entry.work {
-            entry.was_scheduled = self.monitor.scheduled.take(&job.id);
+        if let Payload::Task { job, .. } = &entry.payload {
+            entry.was_scheduled = self.monitor.scheduled.remove(&job.id);
             if self.revocations.ids.contains(&job.id) {
                 tracing::info!("task {} is revoked", job.id);
                 first = DeliveryEvent::Revoked(Revocation::Unstarted);
@@ -486,7 +486,7 @@ impl Driver {
         tag: &DeliveryTag,
         consumer: &Arc<dyn Consumer>,
     ) -> bool {
-        let Some(key) = self.deliveries.in_flight.take_returned(job, queue) else {
+        let Some(key) = self.deliveries.in_flight.take_redelivered(job, queue) else {
             return false;
         };
         if let Some(entry) = self.deliveries.in_flight.find_mut(key) {
@@ -506,14 +506,14 @@ impl Driver {
             return;
         };
         if matches!(event, DeliveryEvent::Done | DeliveryEvent::FollowUps(_)) {
-            entry.letters = None;
+            entry.outgoing = None;
         }
-        let was_pending = entry.life.is_pending();
-        let was_unsettled = entry.life.is_unsettled();
-        entry.life.handle(event, now, &mut actions);
-        let is_pending = entry.life.is_pending();
-        let is_unsettled = entry.life.is_unsettled();
-        if let Some(time) = entry.life.timeout() {
+        let was_pending = entry.state.is_pending();
+        let was_unsettled = entry.state.is_unsettled();
+        entry.state.handle(event, now, &mut actions);
+        let is_pending = entry.state.is_pending();
+        let is_unsettled = entry.state.is_unsettled();
+        if let Some(time) = entry.state.timeout() {
             self.deliveries.timers.push(Reverse((time, key)));
         }
         self.deliveries.pending =
@@ -531,7 +531,7 @@ impl Driver {
             Action::Queue => self.enqueue(key),
             Action::FreeSlot => self.release_slot(),
             Action::Start => self.start_task(key),
-            Action::Warn => self.warn_soft_limit(key),
+            Action::SignalSoftLimit => self.warn_soft_limit(key),
             Action::Abort => {
                 if let Some(entry) = self.deliveries.in_flight.find_mut(key) {
                     entry.abort();
@@ -539,17 +539,17 @@ impl Driver {
             }
             Action::Effect(step) => self.perform_effect(key, step),
             Action::Emit(notice) => self.emit(key, notice),
-            Action::Expired => {
+            Action::RecordExpiry => {
                 if let Some(Payload::Task { job, .. }) =
-                    self.deliveries.in_flight.find(key).map(|one| &one.work)
+                    self.deliveries.in_flight.find(key).map(|one| &one.payload)
                 {
                     // As in Celery, where peers learn of it by this.
                     self.revocations.ids.add(&job.id, self.now.wall);
-                    self.rates.buckets.forget(&job.id);
+                    self.rates.buckets.release(&job.id);
                     self.revocations.is_unsaved = true;
                 }
             }
-            Action::Over => {
+            Action::Remove => {
                 self.deliveries.in_flight.remove(key);
                 self.drop_drained_consumers();
             }
@@ -561,7 +561,7 @@ impl Driver {
         let Some(entry) = self.deliveries.in_flight.find_mut(key) else {
             return;
         };
-        let Payload::Task { job, run } = &entry.work else {
+        let Payload::Task { job, run } = &entry.payload else {
             return;
         };
         self.monitor.counters.start(&job.task);
@@ -580,7 +580,7 @@ impl Driver {
         let Some(entry) = self.deliveries.in_flight.find_mut(key) else {
             return;
         };
-        let Payload::Task { job, .. } = &entry.work else {
+        let Payload::Task { job, .. } = &entry.payload else {
             return;
         };
         if job.control.reach_soft_limit() {
@@ -601,17 +601,17 @@ impl Driver {
         let now = self.now.wall;
         let step = match step {
             Effect::Settle(verdict) => {
-                if let (Disposition::Park(until), Payload::Task { job, .. }) =
-                    (verdict, &entry.work)
+                if let (Disposition::Defer(until), Payload::Task { job, .. }) =
+                    (verdict, &entry.payload)
                 {
                     let hostname = &self.executor.messages.hostname;
-                    self.monitor.scheduled.note(job, until, hostname);
+                    self.monitor.scheduled.insert(job, until, hostname);
                 }
                 let settlement = settlement(verdict, entry.tag.clone());
                 return self.settlements.push((key, settlement));
             }
             Effect::CheckAdmission => {
-                let Payload::Task { job, .. } = &entry.work else {
+                let Payload::Task { job, .. } = &entry.payload else {
                     return;
                 };
                 let job = Arc::clone(job);
@@ -619,8 +619,8 @@ impl Driver {
             }
             Effect::Store(report) => self.executor.store(entry, report, now),
             Effect::Send(letter) => self.executor.send(entry, &letter, now),
-            Effect::Continue(turn) => self.executor.lead(entry, &turn, now),
-            Effect::Workflow(deed) => self.executor.deed(deed),
+            Effect::Continue(turn) => self.executor.continue_workflow(entry, &turn, now),
+            Effect::Workflow(deed) => self.executor.perform(deed),
             // Told by the life itself.
             Effect::Emit(_) => return,
         };
@@ -636,7 +636,7 @@ impl Driver {
         let Declaration {
             params, options, ..
         } = &task.declaration;
-        let checks = self.decoder.checks(options, job.redelivered);
+        let checks = self.decoder.admission_checks(options, job.redelivered);
         let services = &job.services;
         let lock = checks.unique.and_then(|unique| {
             let (accept, limit) = (&services.accept, services.body_limit);
@@ -671,7 +671,7 @@ fn settlement(verdict: Disposition, tag: DeliveryTag) -> Settlement {
         Disposition::Ack => Settlement::Ack(tag),
         Disposition::Reject => Settlement::Reject(tag),
         Disposition::Requeue(end) => Settlement::Requeue(tag, end),
-        Disposition::Park(until) => Settlement::Defer(tag, until),
+        Disposition::Defer(until) => Settlement::Defer(tag, until),
     }
 }
 

@@ -49,7 +49,7 @@ impl Driver {
         let Some(entry) = self.deliveries.in_flight.find(key) else {
             return;
         };
-        let Payload::Task { job, .. } = &entry.work else {
+        let Payload::Task { job, .. } = &entry.payload else {
             return;
         };
         let runtime = entry.started.map(|started| {
@@ -102,7 +102,11 @@ impl Driver {
 
     /// Emits the failure of a task that this worker cannot run.
     pub(crate) fn emit_rejected(&mut self, rejection: &Rejection) {
-        let Some(task) = rejection.task.as_deref().filter(|_| self.decoder.tells) else {
+        let Some(task) = rejection
+            .task
+            .as_deref()
+            .filter(|_| self.decoder.emits_events)
+        else {
             return;
         };
         let mut fields = of_task(&task.id);

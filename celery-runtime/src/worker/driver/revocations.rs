@@ -63,7 +63,7 @@ impl Driver {
     /// process can read.
     pub(crate) fn queue_revoked_results(&mut self, ids: impl Iterator<Item = String>) {
         let shared = |backend: &Arc<dyn ResultBackend>| backend.capabilities().shared;
-        if !self.executor.services.backend.as_ref().is_some_and(shared) {
+        if !self.executor.context.backend.as_ref().is_some_and(shared) {
             return;
         }
         self.revocations.pending_writes.extend(ids);
@@ -83,7 +83,7 @@ impl Driver {
     pub(crate) fn store_revocations(&mut self, ids: &[String]) {
         let (Some(lifetime), Some(store)) = (
             self.settings.durable_revokes,
-            self.executor.services.store.clone(),
+            self.executor.context.store.clone(),
         ) else {
             return;
         };
@@ -107,7 +107,7 @@ impl Driver {
         self.revocations.is_writing = true;
         let batch = self.revocations.pending_writes.len().min(REVOCATION_BATCH);
         let ids: Vec<_> = self.revocations.pending_writes.drain(..batch).collect();
-        let written = self.executor.mark_revoked(ids, self.now.wall);
+        let written = self.executor.store_revoked(ids, self.now.wall);
         self.futures
             .push(Box::pin(written.map(|()| Finished::RevocationsWritten)));
     }

@@ -23,7 +23,7 @@ impl Driver {
             return;
         }
         tracing::info!("concurrency is now {size}");
-        let threads = &self.executor.services.blocking;
+        let threads = &self.executor.context.blocking;
         if size > self.slots.threads {
             threads.grow(size - self.slots.threads);
             self.slots.threads = size;
@@ -83,5 +83,17 @@ pub(crate) fn window(concurrency: usize, multiplier: usize) -> usize {
         _ => concurrency
             .saturating_mul(multiplier)
             .min(usize::from(u16::MAX)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn multiplier_of_one_prefetches_nothing() {
+        let prefetch = |multiplier| prefetch(window(10, multiplier), multiplier);
+        assert_eq!([1, 2, 4].map(prefetch), [0, 20, 40]);
+        assert_eq!(prefetch(0), u16::MAX);
     }
 }

@@ -48,11 +48,11 @@ impl Driver {
     /// Queues a delivery for a slot, or defers it under a rate limit.
     pub(crate) fn enqueue(&mut self, key: DeliveryKey) {
         if let Some(entry) = self.deliveries.in_flight.find(key)
-            && let Payload::Task { job, .. } = &entry.work
+            && let Payload::Task { job, .. } = &entry.payload
             && let Some(turn) = self
                 .rates
                 .buckets
-                .turn(&job.task, &job.id, self.now.instant)
+                .reserve(&job.task, &job.id, self.now.instant)
         {
             return self.event(key, DeliveryEvent::RateLimited(turn));
         }

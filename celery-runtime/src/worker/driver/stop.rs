@@ -73,10 +73,10 @@ impl Driver {
         // the order in which they were received.
         for key in self.deliveries.in_flight.keys().into_iter().rev() {
             if let Some(entry) = self.deliveries.in_flight.find(key) {
-                if is_first && entry.life.is_reserved() {
+                if is_first && entry.state.is_reserved() {
                     self.monitor.counters.returned += 1;
                 }
-                if let Payload::Task { job, .. } = &entry.work {
+                if let Payload::Task { job, .. } = &entry.payload {
                     job.control.announce_stop();
                 }
             }

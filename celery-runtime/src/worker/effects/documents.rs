@@ -1,4 +1,4 @@
-//! What is stored for a task: from a [`StateUpdate`] to a result document. Pure.
+//! Builds result documents from [`StateUpdate`]s and failures. Pure.
 
 use std::borrow::Cow;
 use std::time::SystemTime;
@@ -10,15 +10,15 @@ use crate::worker::core::failure::FailureInfo;
 use crate::worker::delivery::event::StateUpdate;
 use crate::worker::workflow::effect::SkippedTask;
 
-/// The document that says what the report says about the job's task.
+/// Returns the document of a state of the job's task.
 pub(crate) fn document<'a>(
     job: &'a Job,
-    report: &'a StateUpdate,
+    update: &'a StateUpdate,
     children: &[ResultTree],
     now: SystemTime,
 ) -> ResultDocument<'a> {
     let serializer = job.services.result_serializer;
-    let (state, result, traceback) = match report {
+    let (state, result, traceback) = match update {
         StateUpdate::Started => (State::Started, started(job), None),
         StateUpdate::Success(value) => (State::Success, value.as_borrowed(), None),
         StateUpdate::Failure(failure_info) => failed(State::Failure, failure_info, serializer),
@@ -27,8 +27,8 @@ pub(crate) fn document<'a>(
     };
     let mut document = job.document(state, result);
     document.traceback = traceback.map(Cow::Borrowed);
-    document.children = Some(match report {
-        // Celery counts the retry as a task that was sent: this one.
+    document.children = Some(match update {
+        // In Celery, the retry counts as a child, with the id of this task.
         StateUpdate::Retry(_) => trees(&[ResultTree::task(&*job.id)], serializer),
         _ => trees(children, serializer),
     });
@@ -36,8 +36,8 @@ pub(crate) fn document<'a>(
     document
 }
 
-/// The document of a task that no job was made for, because nobody here knows it.
-pub(crate) fn refused<'a>(
+/// Returns the document of a task that this worker cannot run.
+pub(crate) fn rejected<'a>(
     id: &'a str,
     failure_info: &'a FailureInfo,
     serializer: Serializer,
@@ -51,13 +51,13 @@ pub(crate) fn refused<'a>(
     document
 }
 
-/// The document of a task that never ran, because what it waited for has failed.
-pub(crate) fn doomed<'a>(
+/// Returns the document of a task that never runs, because a task before it failed.
+pub(crate) fn skipped<'a>(
     task: &'a SkippedTask,
-    services: &WorkerContext,
+    context: &WorkerContext,
     now: SystemTime,
 ) -> ResultDocument<'a> {
-    let serializer = services.result_serializer;
+    let serializer = context.result_serializer;
     let (state, result, traceback) = failed(State::Failure, &task.failure_info, serializer);
     let mut document = ResultDocument::new(Cow::Borrowed(&*task.id), state, result);
     document.traceback = traceback.map(Cow::Borrowed);
@@ -65,7 +65,7 @@ pub(crate) fn doomed<'a>(
     document.date_done = Some(Cow::Owned(time::format(now)));
     document.group_id = task.group_id.as_deref().map(Cow::Borrowed);
     document.parent_id = task.parent_id.as_deref().map(Cow::Borrowed);
-    if services.result_extended
+    if context.result_extended
         && let Some(signature) = &task.signature
     {
         document.name = Some(signature.task.clone());
@@ -75,8 +75,8 @@ pub(crate) fn doomed<'a>(
     document
 }
 
-/// The document of a task that was revoked before this worker saw it.
-pub(crate) fn revoked_unseen(
+/// Returns the document of a task that was revoked before it started.
+pub(crate) fn revoked_unstarted(
     id: &str,
     serializer: Serializer,
     now: SystemTime,
@@ -87,7 +87,7 @@ pub(crate) fn revoked_unseen(
     document
 }
 
-/// Adds what the message says about the task.
+/// Adds the fields from the message of the task.
 fn describe<'a>(document: &mut ResultDocument<'a>, job: &'a Job, now: SystemTime) {
     if document.status.is_ready() {
         document.date_done = Some(Cow::Owned(time::format(now)));
@@ -115,7 +115,7 @@ fn describe<'a>(document: &mut ResultDocument<'a>, job: &'a Job, now: SystemTime
     }
 }
 
-/// Each child as Celery writes a result: `[[id, parent], children]`.
+/// Encodes each child in Celery's form of a result: `[[id, parent], children]`.
 fn trees(children: &[ResultTree], serializer: Serializer) -> Raw<'static> {
     if children.is_empty() {
         return Raw::json("[]");
@@ -145,7 +145,7 @@ fn revoked(reason: &str, serializer: Serializer) -> Raw<'static> {
     encode(&exception, serializer)
 }
 
-/// Text, numbers and maps of them have a form in every serializer.
+/// Encodes text, numbers or maps of them, which every serializer supports.
 fn encode<T: serde::Serialize>(value: &T, serializer: Serializer) -> Raw<'static> {
     Raw::encode(serializer, value).unwrap_or(Raw::NULL)
 }

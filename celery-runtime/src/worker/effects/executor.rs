@@ -1,5 +1,5 @@
-//! Carries out the steps of deliveries that take broker or backend: storing
-//! results, sending messages, and what workflows ask for.
+//! Carries out the effects of deliveries that need the broker or the result backend:
+//! [`EffectExecutor`]. Called by the driver.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -23,219 +23,239 @@ use crate::worker::effects::messages::MessageFactory;
 use crate::worker::workflow::Workflow;
 use crate::worker::workflow::effect::{Completion, OutgoingBatch, TaskRequest, WorkflowEffect};
 
-/// Makes the futures of steps; each is bounded by the deadline.
+/// Creates the futures of effects. Each operation is bounded by `deadline`.
 #[derive(Debug)]
 pub(crate) struct EffectExecutor {
     pub(crate) broker: Arc<dyn Broker>,
-    pub(crate) services: Arc<WorkerContext>,
+    pub(crate) context: Arc<WorkerContext>,
     pub(crate) messages: MessageFactory,
+    /// The timeout of one operation.
     pub(crate) deadline: Duration,
-    /// How long results are waited for that a chord needs.
+    /// How long to wait for the results that a chord needs; `None` is without limit.
     pub(crate) join_timeout: Option<Duration>,
     pub(crate) clock: Clock,
 }
 
-/// How a step went, and what it has led to.
+/// The result of an effect: the effects that it leads to.
 pub(crate) type EffectResult = Result<Vec<WorkflowEffect>, EffectError>;
 
 impl EffectExecutor {
-    /// Stores what the report says about the entry's task.
+    /// Stores a state of the delivery's task.
     pub(crate) fn store(
         &self,
-        entry: &InFlightDelivery,
-        report: StateUpdate,
+        delivery: &InFlightDelivery,
+        update: StateUpdate,
         now: SystemTime,
     ) -> BoxFuture<'static, EffectResult> {
-        let services = Arc::clone(&self.services);
-        match &entry.work {
+        let context = Arc::clone(&self.context);
+        match &delivery.payload {
             Payload::Task { job, .. } => {
-                let (job, children) = (Arc::clone(job), entry.all_children());
+                let (job, children) = (Arc::clone(job), delivery.all_children());
                 let object = format!("the result of task {}", job.id);
-                self.perform("store", object, async move {
-                    store(&services, &job, &report, &children, now).await?;
+                self.with_timeout("store", object, async move {
+                    store(&context, &job, &update, &children, now).await?;
                     Ok(Vec::new())
                 })
             }
-            Payload::Refused(_) => match entry
-                .life
-                .refusal()
-                .and_then(|refusal| refusal.task.clone())
+            Payload::Rejected(_) => match delivery
+                .state
+                .rejection()
+                .and_then(|rejection| rejection.task.clone())
             {
                 Some(task) => {
                     let object = format!("the result of task {}", task.id);
-                    self.perform("store", object, async move {
-                        store_refused(&services, &task, now).await?;
+                    self.with_timeout("store", object, async move {
+                        store_rejected(&context, &task, now).await?;
                         Ok(Vec::new())
                     })
                 }
-                None => done(Ok(Vec::new())),
+                None => ready(Ok(Vec::new())),
             },
         }
     }
 
-    /// Sends what the letter says on behalf of the entry's task.
+    /// Publishes the messages of a follow-up of the delivery's task.
     pub(crate) fn send(
         &self,
-        entry: &mut InFlightDelivery,
-        letter: &FollowUp,
+        delivery: &mut InFlightDelivery,
+        follow_up: &FollowUp,
         now: SystemTime,
     ) -> BoxFuture<'static, EffectResult> {
-        let dispatch = match entry.letters.clone() {
+        let batch = match delivery.outgoing.clone() {
             Some(unsent) => unsent,
-            None => match self.letters(entry, letter, now) {
-                Ok(dispatch) => Arc::new(dispatch),
-                Err(cause) => return done(Err(EffectError::Refused(cause))),
+            None => match self.compose_follow_up(delivery, follow_up, now) {
+                Ok(batch) => Arc::new(batch),
+                Err(cause) => return ready(Err(EffectError::Refused(cause))),
             },
         };
-        entry.letters = Some(Arc::clone(&dispatch));
-        if matches!(letter, FollowUp::Success(_)) {
-            entry.children.clone_from(&dispatch.children);
+        delivery.outgoing = Some(Arc::clone(&batch));
+        if matches!(follow_up, FollowUp::Success(_)) {
+            delivery.children.clone_from(&batch.children);
         }
-        let sending = self.send_off(&dispatch);
-        match letter {
-            // It is not sent to be run.
-            FollowUp::Dead => sending,
-            _ => self.telling(dispatch, sending),
+        match follow_up {
+            // Not a task, so without a `task-sent` event.
+            FollowUp::DeadLetter => self.publish(&batch),
+            _ => self.publish_tasks(batch),
         }
     }
 
-    /// The same, and those who watch are told that the tasks were sent.
-    pub(crate) fn telling(
+    /// Publishes a batch of tasks, then their `task-sent` events if these are enabled.
+    pub(crate) fn publish_tasks(
         &self,
-        dispatch: Arc<OutgoingBatch>,
-        sending: BoxFuture<'static, EffectResult>,
+        batch: Arc<OutgoingBatch>,
     ) -> BoxFuture<'static, EffectResult> {
-        let (services, deadline) = (Arc::clone(&self.services), self.deadline);
+        let publishing = self.publish(&batch);
+        let (context, deadline) = (Arc::clone(&self.context), self.deadline);
         Box::pin(async move {
-            let result = sending.await?;
+            let result = publishing.await?;
             let until = env::instant() + deadline;
-            services.client.tell_sent(&dispatch.letters, until).await;
+            context.client.tell_sent(&batch.messages, until).await;
             Ok(result)
         })
     }
 
-    /// Begins the chords of a dispatch and sends its messages.
-    pub(crate) fn send_off(
-        &self,
-        dispatch: &Arc<OutgoingBatch>,
-    ) -> BoxFuture<'static, EffectResult> {
+    /// Starts the chords of a batch, then publishes its messages.
+    pub(crate) fn publish(&self, batch: &Arc<OutgoingBatch>) -> BoxFuture<'static, EffectResult> {
         let broker = Arc::clone(&self.broker);
-        let services = Arc::clone(&self.services);
-        let object = destinations(&dispatch.letters);
-        let dispatch = Arc::clone(dispatch);
-        self.perform("publish to", object, async move {
-            send_off(&*broker, &services, &dispatch).await?;
+        let context = Arc::clone(&self.context);
+        let object = destinations(&batch.messages);
+        let batch = Arc::clone(batch);
+        self.with_timeout("publish to", object, async move {
+            publish(&*broker, &context, &batch).await?;
             Ok(Vec::new())
         })
     }
 
-    /// What the end of the entry's task means for its workflow.
-    pub(crate) fn lead(
+    /// Returns the workflow effects of the completion of the delivery's task.
+    pub(crate) fn continue_workflow(
         &self,
-        entry: &InFlightDelivery,
-        turn: &Completion,
+        delivery: &InFlightDelivery,
+        completion: &Completion,
         now: SystemTime,
     ) -> BoxFuture<'static, EffectResult> {
-        let Some(station) = self.station(entry) else {
-            return done(Ok(Vec::new()));
+        let Some(request) = self.task_request(delivery) else {
+            return ready(Ok(Vec::new()));
         };
-        done(Ok(self.workflow(now).turn(&Arc::new(station), turn)))
+        ready(Ok(self
+            .workflow(now)
+            .complete(&Arc::new(request), completion)))
     }
 
     pub(crate) fn workflow(&self, now: SystemTime) -> Workflow<'_> {
         Workflow {
             sender: &self.messages.sender,
-            registry: &self.services.registry,
-            serializer: self.services.result_serializer,
+            registry: &self.context.registry,
+            serializer: self.context.result_serializer,
             claim_ttl: self.claim_ttl(),
-            polls_chords: self.services.backend.as_deref().is_some_and(polls_chords),
+            polls_chords: self.context.backend.as_deref().is_some_and(polls_chords),
             now,
         }
     }
 
-    /// Celery's: twice what is waited for results, and five seconds at least.
+    /// Returns the time to live of a claim: twice the time to wait for results, at least
+    /// 5 s.
     pub(crate) fn claim_ttl(&self) -> Duration {
         let join_timeout = self.join_timeout.unwrap_or(Duration::from_secs(5));
         (join_timeout * 2).max(Duration::from_secs(5))
     }
 
-    /// The place of the entry's task in its workflow.
-    pub(crate) fn station(&self, entry: &InFlightDelivery) -> Option<TaskRequest> {
+    /// Returns the request of the delivery's task, or `None` for a malformed message.
+    pub(crate) fn task_request(&self, delivery: &InFlightDelivery) -> Option<TaskRequest> {
         let WorkerContext {
             accept, body_limit, ..
-        } = &*self.services;
-        let (message, stores) = match &entry.work {
-            Payload::Task { job, .. } => (&job.message, entry.life.stores_failures()),
-            Payload::Refused(content) => match &**content {
+        } = &*self.context;
+        let (message, stores) = match &delivery.payload {
+            Payload::Task { job, .. } => (&job.message, delivery.state.stores_failures()),
+            Payload::Rejected(content) => match &**content {
                 Content::Message(message) => (message, true),
                 Content::Malformed { .. } => return None,
             },
         };
         Some(TaskRequest {
-            stores: stores && self.services.backend.is_some(),
-            children: entry.all_children(),
+            stores_failures: stores && self.context.backend.is_some(),
+            children: delivery.all_children(),
             ..TaskRequest::of_message(message, accept, *body_limit)
         })
     }
 
-    /// Lets the results of tasks say that they are revoked, where no worker has
-    /// said anything about them that counts more.
-    pub(crate) fn mark_revoked(&self, ids: Vec<String>, now: SystemTime) -> BoxFuture<'static, ()> {
-        let (services, deadline) = (Arc::clone(&self.services), self.deadline);
+    /// Stores the state REVOKED for these tasks, except for those that have started or
+    /// ended.
+    pub(crate) fn store_revoked(
+        &self,
+        ids: Vec<String>,
+        now: SystemTime,
+    ) -> BoxFuture<'static, ()> {
+        let (context, deadline) = (Arc::clone(&self.context), self.deadline);
         Box::pin(async move {
-            let marking = mark_revoked(&services, &ids, now);
-            match tokio::time::timeout(deadline, marking).await {
+            let storing = store_revoked(&context, &ids, now);
+            match tokio::time::timeout(deadline, storing).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!("revoked tasks are not marked: {error}"),
-                Err(_) => tracing::warn!("revoked tasks are not marked: no answer"),
+                Ok(Err(error)) => {
+                    tracing::warn!("cannot store the state of revoked tasks: {error}")
+                }
+                Err(_) => tracing::warn!(
+                    "cannot store the state of revoked tasks: no answer within {deadline:?}"
+                ),
             }
         })
     }
 
-    pub(crate) fn letters(
+    /// Composes the messages of a follow-up.
+    ///
+    /// # Errors
+    ///
+    /// With the cause, when they cannot be composed and never will be.
+    fn compose_follow_up(
         &self,
-        entry: &InFlightDelivery,
-        letter: &FollowUp,
+        delivery: &InFlightDelivery,
+        follow_up: &FollowUp,
         now: SystemTime,
     ) -> Result<OutgoingBatch, String> {
         let messages = &self.messages;
-        let alone = |letters: Result<Vec<Publication>, ComposeError>| match letters {
-            Ok(letters) => Ok(OutgoingBatch::of_letters(letters)),
+        let without_chords = |messages: Result<Vec<Publication>, ComposeError>| match messages {
+            Ok(messages) => Ok(OutgoingBatch::of_messages(messages)),
             Err(error) => Err(error.to_string()),
         };
-        let station = || self.station(entry).unwrap_or_default();
-        match (&entry.work, letter) {
+        let request = || self.task_request(delivery).unwrap_or_default();
+        match (&delivery.payload, follow_up) {
             (Payload::Task { job, .. }, FollowUp::Retry { eta, changes }) => {
-                alone(messages.retry(job, &entry.queue, *eta, changes.as_deref()))
+                without_chords(messages.retry(job, &delivery.queue, *eta, changes.as_deref()))
             }
             (Payload::Task { .. }, FollowUp::Success(value)) => {
-                let dispatch = self.workflow(now).success(&station(), value);
-                dispatch.map_err(|error| error.to_string())
+                let batch = self.workflow(now).compose_continuations(&request(), value);
+                batch.map_err(|error| error.to_string())
             }
             (Payload::Task { .. }, FollowUp::Replacement(canvas)) => {
-                let dispatch = self.workflow(now).replacement(&station(), canvas);
-                dispatch.map_err(|error| error.to_string())
+                let batch = self.workflow(now).compose_replacement(&request(), canvas);
+                batch.map_err(|error| error.to_string())
             }
-            (Payload::Refused(content), FollowUp::Dead) => match entry.life.refusal() {
-                Some(refusal) => alone(messages.dead(content, &entry.queue, refusal, now)),
-                None => Ok(OutgoingBatch::default()),
-            },
+            (Payload::Rejected(content), FollowUp::DeadLetter) => {
+                match delivery.state.rejection() {
+                    Some(rejection) => without_chords(messages.dead_letter(
+                        content,
+                        &delivery.queue,
+                        rejection,
+                        now,
+                    )),
+                    None => Ok(OutgoingBatch::default()),
+                }
+            }
             _ => Ok(OutgoingBatch::default()),
         }
     }
 
-    /// Runs a step's future within the deadline.
-    pub(crate) fn perform<T: Send + 'static>(
+    /// Runs an operation with the timeout, and logs its failure.
+    pub(crate) fn with_timeout<T: Send + 'static>(
         &self,
         operation: &'static str,
         object: String,
-        step: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
+        future: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
     ) -> BoxFuture<'static, Result<T, EffectError>> {
         let (deadline, broker) = (self.deadline, Arc::clone(&self.broker));
         Box::pin(async move {
-            let performed = tokio::time::timeout(deadline, step).await;
-            let error = match performed {
-                Ok(Ok(done)) => return Ok(done),
+            let outcome = tokio::time::timeout(deadline, future).await;
+            let error = match outcome {
+                Ok(Ok(value)) => return Ok(value),
                 Ok(Err(error)) => error,
                 Err(_) => {
                     let blocked_reason = broker.blocked_reason();
@@ -248,88 +268,85 @@ impl EffectExecutor {
     }
 }
 
-/// Where letters go, in short.
-fn destinations(letters: &[Publication]) -> String {
-    match letters {
+/// Describes the destinations of messages in error texts.
+fn destinations(messages: &[Publication]) -> String {
+    match messages {
         [one] => format!("queue {}", one.routing_key),
-        letters => format!("{} queues", letters.len()),
+        messages => format!("{} queues", messages.len()),
     }
 }
 
-pub(crate) fn done(result: EffectResult) -> BoxFuture<'static, EffectResult> {
+/// Returns a future that is ready with this result.
+pub(crate) fn ready(result: EffectResult) -> BoxFuture<'static, EffectResult> {
     Box::pin(std::future::ready(result))
 }
 
-async fn send_off(
+async fn publish(
     broker: &dyn Broker,
-    services: &WorkerContext,
-    dispatch: &OutgoingBatch,
+    context: &WorkerContext,
+    batch: &OutgoingBatch,
 ) -> Result<(), ServiceError> {
-    let begun = dispatch.begun.load(Ordering::Relaxed);
-    for chord in dispatch.chords.iter().skip(begun) {
-        let Some(backend) = services.backend.as_deref() else {
+    let started_chords = batch.started_chords.load(Ordering::Relaxed);
+    for chord in batch.chords.iter().skip(started_chords) {
+        let Some(backend) = context.backend.as_deref() else {
             return Err(no_backend(&chord.group_id));
         };
         let chords = backend.chords();
         let chords = chords.ok_or_else(|| no_chords("start", &chord.group_id))?;
         chords.begin(chord).await?;
-        dispatch.begun.fetch_add(1, Ordering::Relaxed);
+        batch.started_chords.fetch_add(1, Ordering::Relaxed);
     }
-    dispatch.publish(broker).await
+    batch.publish(broker).await
 }
 
 async fn store(
-    services: &WorkerContext,
+    context: &WorkerContext,
     job: &Job,
-    report: &StateUpdate,
+    update: &StateUpdate,
     children: &[ResultTree],
     now: SystemTime,
 ) -> Result<(), ServiceError> {
-    let Some(backend) = services.backend.as_deref() else {
+    let Some(backend) = context.backend.as_deref() else {
         return Ok(());
     };
-    let document = documents::document(job, report, children, now);
+    let document = documents::document(job, update, children, now);
     backend.store(job.record(&document)).await
 }
 
-async fn mark_revoked(
-    services: &WorkerContext,
+async fn store_revoked(
+    context: &WorkerContext,
     ids: &[String],
     now: SystemTime,
 ) -> Result<(), ServiceError> {
-    let Some(backend) = services.backend.as_deref() else {
+    let Some(backend) = context.backend.as_deref() else {
         return Ok(());
     };
     let found = backend.fetch(ids).await?;
     for (id, document) in ids.iter().zip(found) {
-        let may_be_said = document.is_none_or(|document| {
+        let may_overwrite = document.is_none_or(|document| {
             matches!(
                 document.status,
                 State::Pending | State::Received | State::Retry | State::Rejected
             )
         });
-        if may_be_said {
-            let document = documents::revoked_unseen(id, services.result_serializer, now);
+        if may_overwrite {
+            let document = documents::revoked_unstarted(id, context.result_serializer, now);
             backend.store(Record::new(&document)).await?;
         }
     }
     Ok(())
 }
 
-async fn store_refused(
-    services: &WorkerContext,
+async fn store_rejected(
+    context: &WorkerContext,
     task: &RejectedTask,
     now: SystemTime,
 ) -> Result<(), ServiceError> {
-    let Some(backend) = services.backend.as_deref() else {
+    let Some(backend) = context.backend.as_deref() else {
         return Ok(());
     };
-    let document = documents::refused(
-        &task.id,
-        &task.failure_info,
-        services.result_serializer,
-        now,
-    );
+    let document =
+        documents::rejected(&task.id, &task.failure_info, context.result_serializer, now);
     let record = Record::new(&document).reply(task.reply_to.as_deref(), Some(&task.id));
     backend.store(record).await
 }

@@ -1,5 +1,5 @@
-//! Messages that are made from the one that came: the retry, and the copy of one
-//! that nobody could run. Pure.
+//! Builds the messages of retries, dead letters and elected tasks:
+//! [`MessageFactory`]. Pure.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -17,13 +17,13 @@ use crate::env;
 use crate::execution::{Changes, Job};
 use crate::worker::delivery::event::Rejection;
 
-/// Appended to a queue's name for the messages that no worker could run.
+/// The suffix of the dead-letter queue of a queue.
 ///
-/// Such a message is the one that came, byte for byte in its body, with five
-/// headers more; sent on without them it runs as if nothing had happened.
+/// A dead letter is the received message with the same body and five more headers.
+/// Published again without these headers, it runs like the original message.
 const DEAD_SUFFIX: &str = ".dead";
 
-/// RabbitMQ's notes on dead-lettering belong to one message, not to a retry.
+/// Headers that a retry does not copy: those that RabbitMQ adds to one message.
 const NOT_COPIED: &[&str] = &[
     "redelivered",
     "x-death",
@@ -35,18 +35,19 @@ const NOT_COPIED: &[&str] = &[
     "x-last-death-reason",
 ];
 
-/// Who sends, with which settings.
+/// Builds messages, with the settings of the sender.
 #[derive(Debug)]
 pub(crate) struct MessageFactory {
     pub(crate) sender: Sender,
     pub(crate) hostname: String,
-    /// What the worker consumes.
+    /// The queues that the worker consumes.
     pub(crate) queues: Vec<Arc<Queue>>,
 }
 
 impl MessageFactory {
-    /// The same task again, at `eta` or at once, the way by which it came to
-    /// `queue`. Its message is the one that came but for the `changes`.
+    /// Builds the retry of a task, at `eta` or at once, with the exchange and routing key
+    /// by which the message came to `queue`. The rest of the message is unchanged, except
+    /// for `changes`.
     pub(crate) fn retry(
         &self,
         job: &Job,
@@ -58,7 +59,7 @@ impl MessageFactory {
         let mut headers = headers.into_owned();
         headers.retries = job.retries + 1;
         headers.eta = eta.map(|eta| Cow::Owned(time::format(eta)));
-        // Sent from inside itself, so Celery makes the task its own parent.
+        // As in Celery, a task without a parent becomes the parent of its retry.
         headers
             .parent_id
             .get_or_insert_with(|| Cow::Owned(job.id.clone()));
@@ -67,21 +68,21 @@ impl MessageFactory {
             .retain(|(name, _)| !NOT_COPIED.contains(&&**name));
 
         let mut properties = job.message.properties.clone();
-        let came_by = std::mem::take(&mut properties.delivery_info);
+        let route = std::mem::take(&mut properties.delivery_info);
         properties.delivery_tag = None;
         let mut message = Message::new(headers.into(), properties, job.message.body.clone());
         if let Some(changes) = changes {
             change(&mut message, job, changes)?;
         }
-        let again = Publication::to_exchange(message, came_by.exchange, came_by.routing_key);
+        let retry = Publication::to_exchange(message, route.exchange, route.routing_key);
         let consumed = self.queues.iter().find(|one| one.name == queue).cloned();
         Ok(vec![match consumed.and_then(declarable) {
-            Some(queue) => again.declare_queue(queue),
-            None => again,
+            Some(queue) => retry.declare_queue(queue),
+            None => retry,
         }])
     }
 
-    /// The call that the workers elected this one to send.
+    /// Builds the message of a task that this worker was elected to send.
     pub(crate) fn elected(
         &self,
         signature: &WireSignature<'_>,
@@ -89,7 +90,7 @@ impl MessageFactory {
     ) -> Result<Publication, ComposeError> {
         let options = CallOptions::from_wire(&signature.options).map_err(EncodeError::new)?;
         let id = options.task_id.clone();
-        let id = id.unwrap_or_else(|| env::uuid());
+        let id = id.unwrap_or_else(env::uuid);
         let outgoing = Outgoing {
             task: signature.task.clone().into_owned().into(),
             queue: None,
@@ -100,12 +101,12 @@ impl MessageFactory {
         compose(&self.sender, &outgoing, id, now)
     }
 
-    /// A message that cannot be run, for the queue of dead ones.
-    pub(crate) fn dead(
+    /// Builds the dead letter of a message that this worker cannot run.
+    pub(crate) fn dead_letter(
         &self,
         content: &Content,
         queue: &str,
-        refusal: &Rejection,
+        rejection: &Rejection,
         now: SystemTime,
     ) -> Result<Vec<Publication>, ComposeError> {
         let mut message = match content {
@@ -117,30 +118,30 @@ impl MessageFactory {
                 Message::new(celery_protocol::Headers::empty(), properties, raw.clone())
             }
         };
-        let notes = [
-            ("x-dead-reason", refusal.reason.to_owned()),
-            ("x-dead-detail", refusal.detail.clone()),
+        let headers = [
+            ("x-dead-reason", rejection.reason.to_owned()),
+            ("x-dead-detail", rejection.detail.clone()),
             ("x-dead-queue", queue.to_owned()),
             ("x-dead-time", time::format(now)),
             ("x-dead-worker", self.hostname.clone()),
         ];
-        for (name, note) in notes {
+        for (name, value) in headers {
             message
                 .headers
-                .set(name, Value::Str(note))
+                .set(name, Value::Str(value))
                 .map_err(|error| unreadable(&error))?;
         }
         message.properties.delivery_tag = None;
         message.properties.delivery_info = celery_protocol::DeliveryInfo::default();
-        let dead = format!("{queue}{DEAD_SUFFIX}");
-        let queue = self.sender.queues.our_own(&dead);
+        let name = format!("{queue}{DEAD_SUFFIX}");
+        let queue = self.sender.queues.our_own(&name);
         Ok(vec![
-            Publication::to_queue(message, dead).declare_queue(queue),
+            Publication::to_queue(message, name).declare_queue(queue),
         ])
     }
 }
 
-/// Makes the message of a retry differ from the one that came.
+/// Applies changes to the message of a retry.
 fn change(message: &mut Message, job: &Job, changes: &Changes) -> Result<(), ComposeError> {
     let headers = &mut message.headers;
     let mut set = |name: &str, value: Value| {
@@ -158,11 +159,11 @@ fn change(message: &mut Message, job: &Job, changes: &Changes) -> Result<(), Com
     };
     set("argsrepr", repr::args(args).into())?;
     set("kwargsrepr", repr::kwargs(kwargs).into())?;
-    let came = payload(job)?;
-    let body = came.body().map_err(|error| unreadable(&error))?;
-    message.body = encode_body(came.serializer(), args, kwargs, &body.embed)?.into();
-    let came = job.headers().map_err(|error| unreadable(&error))?;
-    let compression = came.compression.as_deref();
+    let payload = payload(job)?;
+    let body = payload.body().map_err(|error| unreadable(&error))?;
+    message.body = encode_body(payload.serializer(), args, kwargs, &body.embed)?.into();
+    let headers = job.headers().map_err(|error| unreadable(&error))?;
+    let compression = headers.compression.as_deref();
     if let Some(compression) = compression.and_then(Compression::from_content_type) {
         message.compress(compression)?;
     }

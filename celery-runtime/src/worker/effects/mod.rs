@@ -1,7 +1,8 @@
-//! Effects of deliveries and workflows: storing results, sending messages.
+//! Carries out the effects of deliveries and workflows.
 //!
-//! [`executor`] and [`workflow`] make the futures that carry effects out;
-//! [`messages`] and [`documents`] make what is sent and stored, and are pure.
+//! [`executor`] and [`workflow`] create the futures, which the driver polls;
+//! [`messages`] and [`documents`] build the messages and result documents, and are
+//! pure; [`run_task`] runs the handler of a task.
 
 pub(crate) mod documents;
 pub(crate) mod executor;

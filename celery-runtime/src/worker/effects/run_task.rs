@@ -1,4 +1,5 @@
-//! Running one task: the future that a slot is given to.
+//! Runs the handler of one task. The driver spawns the future when the task has a
+//! slot.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -10,7 +11,7 @@ use crate::env;
 use crate::execution::{ErasedTask, Invocation, Job, RunError};
 use crate::worker::delivery::event::Outcome;
 
-/// Runs a task to its end. A panic ends this task and nothing else.
+/// Runs a task to its end. A panic becomes its outcome.
 pub(crate) async fn run(task: Arc<dyn ErasedTask>, job: Arc<Job>) -> Outcome {
     let returned = AssertUnwindSafe(task.run(Invocation { job })).catch_unwind();
     match returned.await {
@@ -20,7 +21,7 @@ pub(crate) async fn run(task: Arc<dyn ErasedTask>, job: Arc<Job>) -> Outcome {
             random: env::random(),
         },
         Ok(Err(RunError::Panic(message))) => Outcome::Panic(message),
-        Ok(Err(RunError::Lost(loss))) => Outcome::Lost(loss),
+        Ok(Err(RunError::Lost(lost))) => Outcome::Lost(lost),
         Err(panic) => Outcome::Panic(panic_message(&*panic)),
     }
 }

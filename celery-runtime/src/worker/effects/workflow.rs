@@ -1,4 +1,5 @@
-//! Does what workflows ask for: [`WorkflowEffect`]s.
+//! Carries out [`WorkflowEffect`]s. Called by the driver, and by the sweeper for
+//! stalled chords.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -13,91 +14,102 @@ use crate::boundary::{
 };
 use crate::client::no_backend;
 use crate::env;
-use crate::execution::{Job, Registered};
+use crate::execution::{ErasedTask, Job, Registered};
 use crate::worker::delivery::event::{EffectError, Outcome};
-use crate::worker::effects::executor::{EffectExecutor, EffectResult, done};
+use crate::worker::effects::executor::{EffectExecutor, EffectResult, ready};
 use crate::worker::effects::{documents, run_task};
 use crate::worker::workflow::effect::{
     ClaimedChord, FinishedMember, InPlaceErrback, OutgoingBatch, SkippedTask, WorkflowEffect,
 };
 
-/// How long an errback may take that has no hard limit of its own.
-const ERRBACK_LIMIT: Duration = Duration::from_secs(60);
+/// The timeout of an errback whose task has no hard time limit.
+const ERRBACK_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A chord whose worker dies is not kept from the others for longer.
-const LONGEST_HOLD: Duration = Duration::from_secs(600);
+/// The maximum time by which a renewal extends a claim: if the worker dies, no other
+/// worker can continue the chord before the claim expires.
+const MAX_RENEWAL: Duration = Duration::from_secs(600);
 
 impl EffectExecutor {
-    /// Does it, and says what has to be done next because of it.
-    pub(crate) fn deed(self: &Arc<Self>, deed: WorkflowEffect) -> BoxFuture<'static, EffectResult> {
-        match deed {
-            WorkflowEffect::CompleteMember(part) => self.count(part),
-            WorkflowEffect::JoinResults(chord, results) => self.join(chord, results),
-            WorkflowEffect::Send(dispatch) => {
-                let sending = self.send_off(&dispatch);
-                self.telling(dispatch, sending)
-            }
-            WorkflowEffect::SendBody(chord, dispatch) => self.send_body(chord, dispatch),
-            WorkflowEffect::StoreFailure(task) => self.fail(task),
-            WorkflowEffect::CallErrback(callback) => self.call(&callback),
-            WorkflowEffect::RenewClaim(chord, deeds) => self.hold(chord, deeds),
-            WorkflowEffect::FinishChord(chord, end) => self.end(chord, end),
+    /// Carries out an effect and returns the effects that it leads to.
+    pub(crate) fn perform(
+        self: &Arc<Self>,
+        effect: WorkflowEffect,
+    ) -> BoxFuture<'static, EffectResult> {
+        match effect {
+            WorkflowEffect::CompleteMember(member) => self.complete_member(member),
+            WorkflowEffect::JoinResults(chord, results) => self.join_results(chord, results),
+            WorkflowEffect::Send(batch) => self.publish_tasks(batch),
+            WorkflowEffect::SendBody(chord, batch) => self.send_body(chord, batch),
+            WorkflowEffect::StoreFailure(task) => self.store_failure(task),
+            WorkflowEffect::CallErrback(errback) => self.call_errback(&errback),
+            WorkflowEffect::RenewClaim(chord, effects) => self.renew_before(chord, effects),
+            WorkflowEffect::FinishChord(chord, end) => self.finish_chord(chord, end),
         }
     }
 
-    pub(crate) fn count(
+    fn complete_member(
         self: &Arc<Self>,
-        part: Arc<FinishedMember>,
+        member: Arc<FinishedMember>,
     ) -> BoxFuture<'static, EffectResult> {
         let this = Arc::clone(self);
-        let chord = Arc::clone(&part.chord);
-        let counting = self.perform("count a part of", named(&chord), async move {
-            let chords = this.chords("count a member of", &part.chord)?;
+        let chord = Arc::clone(&member.chord);
+        let completing = self.with_timeout("count a member of", chord_name(&chord), async move {
+            let chords = this.chord_store("count a member of", &member.chord)?;
             let ClaimedChord {
                 group_id,
                 body,
                 claim,
                 ..
-            } = &*part.chord;
-            let told = ChordMember::new(group_id, &part.task_id, part.index, &part.result, body);
-            let told = told.state(part.state.clone());
-            let counted = chords.complete_member(&told, claim).await?;
+            } = &*member.chord;
+            let finished = ChordMember::new(
+                group_id,
+                &member.task_id,
+                member.index,
+                &member.result,
+                body,
+            );
+            let finished = finished.state(member.state.clone());
+            let completed = chords.complete_member(&finished, claim).await?;
             let join =
-                |results| WorkflowEffect::JoinResults(Arc::clone(&part.chord), Arc::new(results));
-            Ok(counted.map(join).into_iter().collect())
+                |results| WorkflowEffect::JoinResults(Arc::clone(&member.chord), Arc::new(results));
+            Ok(completed.map(join).into_iter().collect())
         });
-        self.unless_unjoined(chord, counting)
+        self.or_fail_chord(chord, completing)
     }
 
-    /// Where the header has groups in it, the results of their tasks are read.
-    pub(crate) fn join(
+    /// Continues a chord with the results of its header. If the header contains groups,
+    /// reads the results of their tasks first.
+    fn join_results(
         self: &Arc<Self>,
         chord: Arc<ClaimedChord>,
         results: Arc<ChordResults>,
     ) -> BoxFuture<'static, EffectResult> {
         let this = Arc::clone(self);
-        let ours = Arc::clone(&chord);
+        let joined = Arc::clone(&chord);
         let joining = async move {
             let tree = results.tree.as_ref().filter(|_| chord.counted);
             let Some(tree) = tree else {
-                return Ok(this.workflow(this.clock.now()).go_on(&chord, &results));
+                return Ok(this
+                    .workflow(this.clock.now())
+                    .continue_chord(&chord, &results));
             };
             let ids: Vec<_> = tree.leaf_ids().into_iter().map(str::to_owned).collect();
-            let parts = this.results(&chord, ids).await?;
+            let members = this.member_results(&chord, ids).await?;
             let workflow = this.workflow(this.clock.now());
-            Ok(match parts {
-                Some(parts) => {
-                    let results = ChordResults::new(parts, Some(tree.clone()));
-                    workflow.go_on(&chord, &results)
+            Ok(match members {
+                Some(members) => {
+                    let results = ChordResults::new(members, Some(tree.clone()));
+                    workflow.continue_chord(&chord, &results)
                 }
-                None => workflow.unjoined(&chord, "TimeoutError('The operation timed out.')"),
+                None => workflow.fail_join(&chord, "TimeoutError('The operation timed out.')"),
             })
         };
-        self.unless_unjoined(ours, joining)
+        self.or_fail_chord(joined, joining)
     }
 
-    /// What can never be read fails the chord: nobody else could read it either.
-    pub(crate) fn unless_unjoined(
+    /// Fails the chord if counting a member or joining the results fails permanently,
+    /// since no other worker could do it either.
+    fn or_fail_chord(
         self: &Arc<Self>,
         chord: Arc<ClaimedChord>,
         joining: impl Future<Output = EffectResult> + Send + 'static,
@@ -105,32 +117,32 @@ impl EffectExecutor {
         let this = Arc::clone(self);
         Box::pin(async move {
             match joining.await {
-                Err(EffectError::Refused(cause)) if this.counts() => {
-                    Ok(this.workflow(this.clock.now()).unjoined(&chord, &cause))
+                Err(EffectError::Refused(cause)) if this.has_chord_store() => {
+                    Ok(this.workflow(this.clock.now()).fail_join(&chord, &cause))
                 }
                 result => result,
             }
         })
     }
 
-    pub(crate) fn counts(&self) -> bool {
-        let backend = self.services.backend.as_deref();
+    fn has_chord_store(&self) -> bool {
+        let backend = self.context.backend.as_deref();
         backend.is_some_and(|backend| backend.chords().is_some())
     }
 
-    /// All results of these tasks, as soon as they are there. Each question has
-    /// the deadline, and the whole wait the time that is set for it.
-    pub(crate) async fn results(
+    /// Waits for the results of these tasks. Returns `None` when they are not ready
+    /// within the join timeout.
+    async fn member_results(
         self: &Arc<Self>,
         chord: &Arc<ClaimedChord>,
         ids: Vec<String>,
     ) -> Result<Option<Vec<MemberResult>>, EffectError> {
         let until = self.join_timeout.map(|timeout| env::instant() + timeout);
-        let (this, of, all) = (Arc::clone(self), Arc::clone(chord), ids.clone());
-        let found = self.perform("read the results of", named(chord), async move {
-            this.backend(&of)?.fetch(&all).await
+        let (this, owned, all) = (Arc::clone(self), Arc::clone(chord), ids.clone());
+        let found = self.with_timeout("read the results of", chord_name(chord), async move {
+            this.backend(&owned)?.fetch(&all).await
         });
-        let mut parts = Vec::with_capacity(ids.len());
+        let mut members = Vec::with_capacity(ids.len());
         for (id, document) in ids.iter().zip(found.await?) {
             let document = match document.filter(|document| document.status.is_ready()) {
                 Some(document) => document,
@@ -149,23 +161,22 @@ impl EffectExecutor {
                     waited.map_err(|error| EffectError::from(&error))?
                 }
             };
-            parts.push(MemberResult::new(id, document.status, document.result));
+            members.push(MemberResult::new(id, document.status, document.result));
         }
-        Ok(Some(parts))
+        Ok(Some(members))
     }
 
-    pub(crate) fn send_body(
+    fn send_body(
         self: &Arc<Self>,
         chord: Arc<ClaimedChord>,
-        dispatch: Arc<OutgoingBatch>,
+        batch: Arc<OutgoingBatch>,
     ) -> BoxFuture<'static, EffectResult> {
         let this = Arc::clone(self);
         Box::pin(async move {
-            if chord.counted && !this.is_held(&chord, this.deadline * 2).await? {
+            if chord.counted && !this.renew_claim(&chord, this.deadline * 2).await? {
                 return Ok(Vec::new());
             }
-            let sending = this.send_off(&dispatch);
-            match this.telling(dispatch, sending).await {
+            match this.publish_tasks(batch).await {
                 Ok(_) if chord.counted => Ok(vec![WorkflowEffect::FinishChord(
                     chord,
                     ChordEnd::Continued,
@@ -173,143 +184,133 @@ impl EffectExecutor {
                 Ok(_) => Ok(Vec::new()),
                 Err(error @ (EffectError::NotSent | EffectError::Unknown)) => Err(error),
                 Err(EffectError::Refused(cause)) => {
-                    Ok(this.workflow(this.clock.now()).body_unsent(&chord, &cause))
+                    Ok(this.workflow(this.clock.now()).fail_body(&chord, &cause))
                 }
             }
         })
     }
 
-    /// Errbacks may take their time.
-    pub(crate) fn hold(
+    /// Renews the claim for the time that these effects may take, and returns them if
+    /// this worker still holds it.
+    fn renew_before(
         self: &Arc<Self>,
         chord: Arc<ClaimedChord>,
-        deeds: Arc<[WorkflowEffect]>,
+        effects: Arc<[WorkflowEffect]>,
     ) -> BoxFuture<'static, EffectResult> {
         let this = Arc::clone(self);
         Box::pin(async move {
-            let each = deeds.iter().map(|deed| match deed {
-                WorkflowEffect::CallErrback(callback) => this.errback_limit(callback),
+            let timeouts = effects.iter().map(|effect| match effect {
+                WorkflowEffect::CallErrback(errback) => this.errback_timeout(errback),
                 _ => this.deadline,
             });
-            let all: Duration = each.sum();
-            let held = this.is_held(&chord, all.min(LONGEST_HOLD)).await?;
-            Ok(if held { deeds.to_vec() } else { Vec::new() })
+            let total: Duration = timeouts.sum();
+            let held = this.renew_claim(&chord, total.min(MAX_RENEWAL)).await?;
+            Ok(if held { effects.to_vec() } else { Vec::new() })
         })
     }
 
-    /// Whether a chord is ours for so much longer than its claim ttl anyway.
-    pub(crate) async fn is_held(
+    /// Renews the claim of a chord for `extra` more than its time to live. Returns
+    /// `false` when another worker holds a claim.
+    async fn renew_claim(
         self: &Arc<Self>,
         chord: &Arc<ClaimedChord>,
-        longer: Duration,
+        extra: Duration,
     ) -> Result<bool, EffectError> {
-        let (this, of) = (Arc::clone(self), Arc::clone(chord));
-        let held = self.perform("hold", named(chord), async move {
-            let mut claim = of.claim.clone();
-            claim.ttl += longer;
-            let chords = this.chords("renew the claim of", &of)?;
-            chords.renew_claim(&of.group_id, &claim).await
+        let (this, owned) = (Arc::clone(self), Arc::clone(chord));
+        let held = self.with_timeout("renew the claim of", chord_name(chord), async move {
+            let mut claim = owned.claim.clone();
+            claim.ttl += extra;
+            let chords = this.chord_store("renew the claim of", &owned)?;
+            chords.renew_claim(&owned.group_id, &claim).await
         });
         let held = held.await?;
         if !held {
             let group_id = &chord.group_id;
-            tracing::warn!("chord {group_id}: another worker goes on with it");
+            tracing::warn!("chord {group_id}: another worker has claimed it");
         }
         Ok(held)
     }
 
-    pub(crate) fn errback_limit(&self, callback: &InPlaceErrback) -> Duration {
-        let task = self.services.registry.find(&callback.signature.task);
+    fn errback_timeout(&self, errback: &InPlaceErrback) -> Duration {
+        let task = self.context.registry.find(&errback.signature.task);
         let declared = task.and_then(|task| task.declaration.options.time_limit);
-        declared.unwrap_or(ERRBACK_LIMIT)
+        declared.unwrap_or(ERRBACK_TIMEOUT)
     }
 
-    pub(crate) fn fail(&self, task: Arc<SkippedTask>) -> BoxFuture<'static, EffectResult> {
-        let services = Arc::clone(&self.services);
+    fn store_failure(&self, task: Arc<SkippedTask>) -> BoxFuture<'static, EffectResult> {
+        let context = Arc::clone(&self.context);
         let object = format!("the result of task {}", task.id);
         let now = self.clock.now();
-        self.perform("store", object, async move {
-            let Some(backend) = services.backend.as_deref() else {
+        self.with_timeout("store", object, async move {
+            let Some(backend) = context.backend.as_deref() else {
                 return Ok(Vec::new());
             };
-            let document = documents::doomed(&task, &services, now);
+            let document = documents::skipped(&task, &context, now);
             let record = Record::new(&document).reply(task.reply_to.as_deref(), Some(&task.id));
             backend.store(record).await?;
             Ok(Vec::new())
         })
     }
 
-    /// What it raises is only told. It runs beside the tasks, as one of its own,
-    /// and no longer than its hard limit.
-    pub(crate) fn call(&self, callback: &InPlaceErrback) -> BoxFuture<'static, EffectResult> {
-        let InPlaceErrback { signature, failure } = callback;
-        let Some(registered) = self.services.registry.find(&signature.task) else {
-            return done(Ok(Vec::new()));
+    /// Calls an errback. It runs in a task of its own, outside of the slots, at most for
+    /// its hard time limit. Its failure is only logged.
+    fn call_errback(&self, errback: &InPlaceErrback) -> BoxFuture<'static, EffectResult> {
+        let InPlaceErrback { signature, failure } = errback;
+        let Some(registered) = self.context.registry.find(&signature.task) else {
+            return ready(Ok(Vec::new()));
         };
         let Registered { run, name, .. } = registered;
-        let services = Arc::clone(&self.services);
-        let args = match registered.is_errback() || signature.immutable {
-            true => Ok(signature.args.clone()),
-            false => failure.before(&signature.args),
+        let context = Arc::clone(&self.context);
+        let args = if registered.is_errback() || signature.immutable {
+            Ok(signature.args.clone())
+        } else {
+            failure.before(&signature.args)
         };
-        let note = Some(Arc::clone(failure));
+        let context_of_failure = Some(Arc::clone(failure));
         let (id, task) = (&failure.id, Arc::clone(name));
-        let job =
-            args.and_then(|args| Job::in_place(services, id, task, &args, &signature.kwargs, note));
+        let job = args.and_then(|args| {
+            Job::in_place(
+                context,
+                id,
+                task,
+                &args,
+                &signature.kwargs,
+                context_of_failure,
+            )
+        });
         let (run, name, id) = (Arc::clone(run), Arc::clone(name), failure.id.clone());
-        let limit = self.errback_limit(callback);
+        let limit = self.errback_timeout(errback);
         Box::pin(async move {
             let job = match job {
                 Ok(job) => job,
                 Err(error) => {
-                    tracing::error!("errback {name} of task {id} is not called: {error}");
+                    tracing::error!("cannot call errback {name} of task {id}: {error}");
                     return Ok(Vec::new());
                 }
             };
-            // Ended with the set.
-            let mut running = JoinSet::new();
-            env::spawn_in(&mut running, run_task::run(run, Arc::new(job)));
-            let Ok(ended) = tokio::time::timeout(limit, running.join_next()).await else {
-                tracing::error!("errback {name} of task {id} is ended after {limit:?}");
-                return Ok(Vec::new());
-            };
-            let Some(Ok(outcome)) = ended else {
-                return Ok(Vec::new());
-            };
-            match outcome {
-                Outcome::Value(_) => {}
-                Outcome::Error { error, .. } => {
-                    tracing::error!("errback {name} of task {id} failed: {error}");
-                }
-                Outcome::Panic(message) => {
-                    tracing::error!("errback {name} of task {id} panicked: {message}");
-                }
-                Outcome::Lost(loss) => {
-                    tracing::error!("errback {name} of task {id}: {}", loss.message);
-                }
-            }
+            run_errback(run, Arc::new(job), &name, &id, limit).await;
             Ok(Vec::new())
         })
     }
 
-    pub(crate) fn end(
+    fn finish_chord(
         self: &Arc<Self>,
         chord: Arc<ClaimedChord>,
         end: ChordEnd,
     ) -> BoxFuture<'static, EffectResult> {
         let this = Arc::clone(self);
-        self.perform("end", named(&chord), async move {
-            let chords = this.chords("finish", &chord)?;
-            let ended = chords.finish(&chord.group_id, &chord.claim, end).await?;
-            if !ended {
+        self.with_timeout("finish", chord_name(&chord), async move {
+            let chords = this.chord_store("finish", &chord)?;
+            let finished = chords.finish(&chord.group_id, &chord.claim, end).await?;
+            if !finished {
                 let group_id = &chord.group_id;
-                tracing::warn!("chord {group_id}: its claim had ended before it was through");
+                tracing::warn!("chord {group_id}: its claim expired before it was finished");
             }
             Ok(Vec::new())
         })
     }
 
-    pub(crate) fn chords(
+    fn chord_store(
         &self,
         operation: &'static str,
         chord: &ClaimedChord,
@@ -318,12 +319,41 @@ impl EffectExecutor {
         chords.ok_or_else(|| no_chords(operation, &chord.group_id))
     }
 
-    pub(crate) fn backend(&self, chord: &ClaimedChord) -> Result<&dyn ResultBackend, ServiceError> {
-        let backend = self.services.backend.as_deref();
+    fn backend(&self, chord: &ClaimedChord) -> Result<&dyn ResultBackend, ServiceError> {
+        let backend = self.context.backend.as_deref();
         backend.ok_or_else(|| no_backend(&chord.group_id))
     }
 }
 
-fn named(chord: &ClaimedChord) -> String {
+fn chord_name(chord: &ClaimedChord) -> String {
     format!("chord {}", chord.group_id)
+}
+
+/// Runs an errback and logs its failure.
+async fn run_errback(
+    run: Arc<dyn ErasedTask>,
+    job: Arc<Job>,
+    name: &str,
+    id: &str,
+    limit: Duration,
+) {
+    // Dropping the set aborts the errback.
+    let mut running = JoinSet::new();
+    env::spawn_in(&mut running, run_task::run(run, job));
+    let Ok(ended) = tokio::time::timeout(limit, running.join_next()).await else {
+        return tracing::error!("errback {name} of task {id} is aborted after {limit:?}");
+    };
+    let Some(Ok(outcome)) = ended else { return };
+    match outcome {
+        Outcome::Value(_) => {}
+        Outcome::Error { error, .. } => {
+            tracing::error!("errback {name} of task {id} failed: {error}");
+        }
+        Outcome::Panic(message) => {
+            tracing::error!("errback {name} of task {id} panicked: {message}");
+        }
+        Outcome::Lost(lost) => {
+            tracing::error!("errback {name} of task {id}: {}", lost.message);
+        }
+    }
 }

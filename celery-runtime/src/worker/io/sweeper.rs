@@ -29,7 +29,7 @@ pub(crate) struct ChordSweeper(AbortHandle);
 impl ChordSweeper {
     /// Starts the sweeper; `None` if the result backend stores no chords.
     pub(crate) fn start(executor: &Arc<EffectExecutor>) -> Option<Self> {
-        let backend = executor.services.backend.clone()?;
+        let backend = executor.context.backend.clone()?;
         backend.chords()?;
         let executor = Arc::clone(executor);
         let sweeping = env::spawn(async move {
@@ -94,11 +94,11 @@ async fn resume(
         // The stored results do not say which member finished last.
         sender: Arc::new(TaskRequest {
             id: last.unwrap_or_default(),
-            stores: true,
+            stores_failures: true,
             ..TaskRequest::default()
         }),
         counted: true,
-        told: body_state.is_ready(),
+        errbacks_called: body_state.is_ready(),
     });
     // A body that has ended was sent, so that the chord only has to be removed. If
     // a member failed, the body was failed with it, and the tasks that depend on
@@ -110,7 +110,7 @@ async fn resume(
     };
     let mut effects = VecDeque::from([first]);
     while let Some(effect) = effects.pop_front() {
-        match executor.deed(effect).await {
+        match executor.perform(effect).await {
             Ok(more) => more
                 .into_iter()
                 .rev()

@@ -1,4 +1,6 @@
-//! What a workflow asks of the worker on which one of its tasks has ended.
+//! Workflow effects and their data. The workflow decides on them, the
+//! [`EffectExecutor`](crate::worker::effects::executor::EffectExecutor) carries them
+//! out.
 
 use std::borrow::Cow;
 use std::sync::atomic::AtomicUsize;
@@ -12,88 +14,91 @@ use crate::boundary::{
 use crate::execution::FailureContext;
 use crate::worker::core::failure::FailureInfo;
 
-/// How a task ended, as far as its workflow goes.
+/// How a task ended, as seen by its workflow.
 #[derive(Clone, Debug)]
 pub(crate) enum Completion {
-    /// It returned this, and what follows it is sent.
+    /// The task returned this value, and its continuations are sent.
     Succeeded(Raw<'static>),
-    /// It failed.
+    /// The task failed.
     Failed(FailureInfo),
-    /// It was revoked, for this reason.
+    /// The task was revoked for this reason.
     Revoked(&'static str),
-    /// It found a chord whose header is through.
+    /// The task polled the header of a chord, and all its members are ready.
     Joined {
         group_id: String,
         body: Raw<'static>,
-        /// Or why nobody looks any more.
+        /// The results of the header, or why the polling was given up.
         results: Result<ChordResults, String>,
     },
 }
 
-/// One thing to do, which may lead to more. It is done again when it failed for
-/// a time, so it holds all that is decided: ids, messages, the claim.
+/// An operation of a workflow, which may lead to further ones. A transient failure is
+/// followed by a repetition, so an effect contains everything that must not change
+/// between attempts: ids, messages, the claim.
 #[derive(Clone, Debug)]
 pub(crate) enum WorkflowEffect {
-    /// Tell the result backend about a part of a chord.
+    /// Count a finished member of a chord in the result backend.
     CompleteMember(Arc<FinishedMember>),
-    /// Bring the results of a chord that is all there together.
+    /// Join the results of a complete chord header.
     JoinResults(Arc<ClaimedChord>, Arc<ChordResults>),
-    /// Send messages, and begin their chords before.
+    /// Start the chords of a batch, then publish its messages.
     Send(Arc<OutgoingBatch>),
-    /// Send the body of a chord, if it is still ours to go on with.
+    /// Publish the body of a chord, if this worker still holds the claim.
     SendBody(Arc<ClaimedChord>, Arc<OutgoingBatch>),
-    /// Store that a task has failed which never ran.
+    /// Store the failure of a task that never runs.
     StoreFailure(Arc<SkippedTask>),
-    /// Call an errback in place.
+    /// Call an errback in this worker.
     CallErrback(Arc<InPlaceErrback>),
-    /// Keep a chord for as long as these may take, and do them if it is still
-    /// ours.
+    /// Renew the claim of a chord for the duration of these effects, and carry them out
+    /// if this worker still holds it.
     RenewClaim(Arc<ClaimedChord>, Arc<[Self]>),
-    /// Be done with a chord.
+    /// Finish a chord in the result backend.
     FinishChord(Arc<ClaimedChord>, ChordEnd),
 }
 
-/// Messages that belong together.
+/// Messages that are sent together, with the chords to start before.
 #[derive(Debug, Default)]
 pub(crate) struct OutgoingBatch {
     pub(crate) chords: Vec<ChordStart>,
-    /// How many of them are begun: a second beginning would forget the parts that
-    /// have come meanwhile.
-    pub(crate) begun: AtomicUsize,
-    pub(crate) letters: Vec<Publication>,
-    /// Those that the broker did not take, once it was asked.
+    /// How many of the chords are started. Starting one again would discard the members
+    /// counted since.
+    pub(crate) started_chords: AtomicUsize,
+    pub(crate) messages: Vec<Publication>,
+    /// The indices of messages that the broker has not taken; `None` before the first
+    /// attempt.
     unsent: Mutex<Option<Vec<usize>>>,
-    /// The results of what is sent, for the sender's own.
+    /// The results of the messages, which become children of the sender's result.
     pub(crate) children: Vec<ResultTree>,
 }
 
-/// How many messages are sent in one go.
+/// The maximum number of messages in one publish call.
 const BATCH_SIZE: usize = 1_000;
 
 impl OutgoingBatch {
-    /// Messages that nothing comes after.
-    pub(crate) fn of_letters(letters: Vec<Publication>) -> Self {
+    /// Creates a batch of messages without chords.
+    pub(crate) fn of_messages(messages: Vec<Publication>) -> Self {
         Self {
-            letters,
+            messages,
             ..Self::default()
         }
     }
 
-    /// Sends what is not sent yet, some at a time, so that after a failure of some
-    /// the others do not go twice.
+    /// Publishes the unsent messages in chunks, and remembers which ones failed, so that
+    /// a repetition publishes only those.
     ///
     /// # Cancel safety
     ///
-    /// What was on its way when the future is dropped is sent again by the next.
+    /// If the future is dropped, the next call publishes the messages of the current
+    /// chunk again.
     pub(crate) async fn publish(&self, broker: &dyn Broker) -> Result<(), ServiceError> {
         let unsent = self.unsent().clone();
-        let unsent = unsent.unwrap_or_else(|| (0..self.letters.len()).collect());
+        let unsent = unsent.unwrap_or_else(|| (0..self.messages.len()).collect());
         let mut failed = None;
         let mut left = Vec::new();
         for (number, places) in unsent.chunks(BATCH_SIZE).enumerate() {
-            let answers = broker.publish(&self.letters_at(places)).await;
-            for (place, answer) in places.iter().zip(answers) {
-                if let Err(error) = answer {
+            let outcomes = broker.publish(&self.messages_at(places)).await;
+            for (place, outcome) in places.iter().zip(outcomes) {
+                if let Err(error) = outcome {
                     left.push(*place);
                     failed.get_or_insert(error);
                 }
@@ -107,16 +112,17 @@ impl OutgoingBatch {
         failed.map_or(Ok(()), Err)
     }
 
-    /// In a row at first; some are left out later.
-    fn letters_at(&self, places: &[usize]) -> Cow<'_, [Publication]> {
+    /// Returns the messages at these indices, borrowed if the indices are contiguous as
+    /// in the first attempt.
+    fn messages_at(&self, places: &[usize]) -> Cow<'_, [Publication]> {
         let (Some(first), Some(last)) = (places.first(), places.last()) else {
             return Cow::Borrowed(&[]);
         };
         if last - first + 1 == places.len() {
-            return Cow::Borrowed(&self.letters[*first..=*last]);
+            return Cow::Borrowed(&self.messages[*first..=*last]);
         }
-        let letters = places.iter().map(|place| self.letters[*place].clone());
-        letters.collect()
+        let messages = places.iter().map(|place| self.messages[*place].clone());
+        messages.collect()
     }
 
     fn unsent(&self) -> MutexGuard<'_, Option<Vec<usize>>> {
@@ -124,7 +130,7 @@ impl OutgoingBatch {
     }
 }
 
-/// A part of a chord that has ended.
+/// A member of a chord header that has ended.
 #[derive(Debug)]
 pub(crate) struct FinishedMember {
     pub(crate) chord: Arc<ClaimedChord>,
@@ -134,41 +140,42 @@ pub(crate) struct FinishedMember {
     pub(crate) result: Raw<'static>,
 }
 
-/// A chord that this worker may go on with.
+/// A chord with the claim under which this worker continues it.
 #[derive(Debug)]
 pub(crate) struct ClaimedChord {
     pub(crate) group_id: String,
     pub(crate) body: Raw<'static>,
     pub(crate) claim: ChordClaim,
-    /// On whose behalf.
+    /// The task on whose behalf the chord continues: the parent of its messages.
     pub(crate) sender: Arc<TaskRequest>,
-    /// Whether the backend counts it; otherwise nobody has to be told of its end.
+    /// Whether the result backend counts the members. Otherwise there is no claim to
+    /// renew and no chord to finish.
     pub(crate) counted: bool,
-    /// Whether its errbacks were called by a worker that has left it behind.
-    pub(crate) told: bool,
+    /// Whether the worker that held the claim before has called the errbacks already.
+    pub(crate) errbacks_called: bool,
 }
 
-/// A task that will never run.
+/// A task that never runs, because a task before it failed.
 #[derive(Debug)]
 pub(crate) struct SkippedTask {
     pub(crate) id: String,
     pub(crate) failure_info: FailureInfo,
     pub(crate) children: Vec<ResultTree>,
-    /// What its signature says, if there is one.
+    /// The signature, for an extended result.
     pub(crate) signature: Option<WireSignature<'static>>,
     pub(crate) group_id: Option<String>,
     pub(crate) parent_id: Option<String>,
     pub(crate) reply_to: Option<String>,
 }
 
-/// An errback, called in place.
+/// An errback that the worker calls itself, without a message.
 #[derive(Debug)]
 pub(crate) struct InPlaceErrback {
     pub(crate) signature: WireSignature<'static>,
     pub(crate) failure: Arc<FailureContext>,
 }
 
-/// A task with its place in a workflow: what Celery calls its request.
+/// A task with its position in a workflow, which Celery calls its request.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct TaskRequest {
     pub(crate) id: String,
@@ -176,18 +183,18 @@ pub(crate) struct TaskRequest {
     pub(crate) root_id: Option<String>,
     pub(crate) group_id: Option<String>,
     pub(crate) group_index: Option<i64>,
-    /// How many times it is a replacement.
+    /// How many replacements led to this task (Celery's `replaced_task_nesting`).
     pub(crate) replaced: u32,
-    /// Where its sender waits for results.
+    /// The reply queue of its sender.
     pub(crate) reply_to: Option<String>,
-    /// The body of the chord that it is a part of.
+    /// The body of the chord that the task is a member of.
     pub(crate) chord: Option<Raw<'static>>,
-    /// What follows it, the next step last.
+    /// The remaining steps of the chain, the next one last.
     pub(crate) chain: Vec<Raw<'static>>,
     pub(crate) callbacks: Vec<Raw<'static>>,
     pub(crate) errbacks: Vec<Raw<'static>>,
-    /// Whether failures of what follows it are stored.
-    pub(crate) stores: bool,
-    /// What it has sent itself.
+    /// Whether failures of later chain steps are stored.
+    pub(crate) stores_failures: bool,
+    /// The results of the tasks that it has sent.
     pub(crate) children: Vec<ResultTree>,
 }

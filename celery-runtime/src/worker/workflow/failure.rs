@@ -1,4 +1,5 @@
-//! What fails with a task or with the header of a chord. Pure.
+//! Propagation of failures: what fails together with a task or with the header of a
+//! chord. Pure.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,95 +18,96 @@ use crate::worker::workflow::effect::{
 use crate::worker::workflow::{ContinuationError, Workflow, read_all};
 
 /// Why a chord fails.
-pub(crate) struct Fault {
-    /// What its body fails with.
+pub(crate) struct ChordFailure {
+    /// The exception of the body.
     failure_info: FailureInfo,
-    /// What its header failed with.
+    /// The exception of the header's member.
     cause: Option<Exception>,
-    /// The errbacks that a chord in its header has called for it.
-    called: Vec<Value>,
-    /// All errbacks were called, by the worker that has left the chord behind.
-    told: bool,
+    /// The errbacks that an inner chord of the header has called already.
+    called_errbacks: Vec<Value>,
+    /// Whether the worker that held the claim before has called all errbacks.
+    errbacks_called: bool,
     end: ChordEnd,
 }
 
-/// A task of which something else has the result, with all errbacks that hear of
-/// its failure.
-struct Target<'a> {
+/// The task whose result stands for that of a signature, with all errbacks of the
+/// signature.
+struct FailureTarget<'a> {
     signature: WireSignature<'a>,
-    station: TaskRequest,
+    request: TaskRequest,
 }
 
-/// The exception of a part that is the body of a chord itself. Other readers
-/// leave the errbacks out.
+/// The failure of a member that is itself the body of a chord, with the errbacks that
+/// were called for it. Other readers ignore the errbacks.
 #[derive(Serialize)]
-struct PartOfBody<'a> {
+struct ChordBodyException<'a> {
     #[serde(flatten)]
     exception: &'a Exception,
     errbacks: &'a [Raw<'static>],
 }
 
-impl Fault {
-    /// A part of the header has failed.
-    pub(crate) fn of_part(part: &MemberResult, is_joined: bool) -> Self {
-        let cause = Exception::read(&part.result).ok();
-        let told = cause.as_ref().map(Exception::to_string).unwrap_or_default();
-        let text = match is_joined {
-            true => format!("Join error: {told}"),
-            false => format!("Dependency {} raised {told}", part.task_id),
+impl ChordFailure {
+    /// A member of the header has failed. `is_joined` says whether the results were
+    /// joined by their tree.
+    pub(crate) fn of_member(member: &MemberResult, is_joined: bool) -> Self {
+        let cause = Exception::read(&member.result).ok();
+        let shown = cause.as_ref().map(Exception::to_string).unwrap_or_default();
+        let text = if is_joined {
+            format!("Join error: {shown}")
+        } else {
+            format!("Dependency {} raised {shown}", member.task_id)
         };
-        let called = part.result.entries().unwrap_or_default();
+        let called = member.result.entries().unwrap_or_default();
         let called = called.into_iter().find(|(name, _)| name == "errbacks");
         let called = called.and_then(|(_, errbacks)| errbacks.elements().ok());
         let called = called.into_iter().flatten();
         Self {
-            failure_info: chord_error(text, &told),
+            failure_info: chord_error(text, &shown),
             cause,
-            called: called.filter_map(|one| one.to_value().ok()).collect(),
-            told: false,
+            called_errbacks: called.filter_map(|one| one.to_value().ok()).collect(),
+            errbacks_called: false,
             end: ChordEnd::Failed,
         }
     }
 
-    /// The results of the header cannot be brought together.
+    /// The results of the header cannot be joined.
     pub(crate) fn of_join(cause: &str) -> Self {
-        Self::alone(format!("Join error: {cause}"), ChordEnd::Failed)
+        Self::new(format!("Join error: {cause}"), ChordEnd::Failed)
     }
 
-    /// Nobody looks any more whether the header is through.
+    /// The polling of the header was given up.
     pub(crate) fn of_unlock(cause: &str) -> Self {
         let text = format!("chord_unlock could not be retried: {cause}");
-        Self::alone(text, ChordEnd::Failed)
+        Self::new(text, ChordEnd::Failed)
     }
 
-    /// The body could not be sent and never will be.
+    /// The body can never be sent.
     pub(crate) fn of_body(cause: &str) -> Self {
-        Self::alone(
-            format!("InPlaceErrback error: {cause}"),
-            ChordEnd::Continued,
-        )
+        Self::new(format!("Callback error: {cause}"), ChordEnd::Continued)
     }
 
-    fn alone(text: String, end: ChordEnd) -> Self {
+    fn new(text: String, end: ChordEnd) -> Self {
         Self {
             failure_info: chord_error(text, ""),
             cause: None,
-            called: Vec::new(),
-            told: false,
+            called_errbacks: Vec::new(),
+            errbacks_called: false,
             end,
         }
     }
 }
 
-impl<'a> Target<'a> {
-    /// The result of a chord is its body's.
+impl<'a> FailureTarget<'a> {
+    /// Resolves a signature: the result of a chord is that of its body.
     fn of(mut signature: WireSignature<'a>) -> Option<Self> {
         let mut errbacks = Vec::new();
         loop {
-            let mut station = TaskRequest::of_signature(&signature)
-                .inspect_err(|error| tracing::error!("what follows a chord: {error}"))
+            let mut request = TaskRequest::of_signature(&signature)
+                .inspect_err(|error| {
+                    tracing::error!("cannot read the signature after a chord: {error}")
+                })
                 .ok()?;
-            errbacks.append(&mut station.errbacks);
+            errbacks.append(&mut request.errbacks);
             let body = match signature.subtask_type.as_deref() {
                 Some("chord") => entry(&signature, "body"),
                 _ => None,
@@ -113,9 +115,9 @@ impl<'a> Target<'a> {
             match body.and_then(|body| WireSignature::read(&body).ok()) {
                 Some(body) => signature = body,
                 None => {
-                    station.errbacks = errbacks;
-                    let mut target = Self { signature, station };
-                    target.add_first_errbacks();
+                    request.errbacks = errbacks;
+                    let mut target = Self { signature, request };
+                    target.add_errbacks_of_first_step();
                     return Some(target);
                 }
             }
@@ -126,16 +128,16 @@ impl<'a> Target<'a> {
         WireSignature::read(raw).ok().and_then(Self::of)
     }
 
-    /// Of a chain the first step is what does not run: what is linked to it alone
-    /// hears of that, too. Celery passes it over.
-    fn add_first_errbacks(&mut self) {
+    /// Adds the errbacks that are linked to the first step of a chain only, since that
+    /// step does not run either. Celery omits them.
+    fn add_errbacks_of_first_step(&mut self) {
         if !self.is("chain") {
             return;
         }
         let first = self.tasks().first().and_then(Self::read);
-        for errback in first.into_iter().flat_map(|first| first.station.errbacks) {
-            if !self.station.errbacks.contains(&errback) {
-                self.station.errbacks.push(errback);
+        for errback in first.into_iter().flat_map(|first| first.request.errbacks) {
+            if !self.request.errbacks.contains(&errback) {
+                self.request.errbacks.push(errback);
             }
         }
     }
@@ -145,10 +147,11 @@ impl<'a> Target<'a> {
         tasks.map(|tasks| tasks.into_vec()).unwrap_or_default()
     }
 
-    /// The parts that it is of the chord around it: of a chain those of its last
-    /// step, of a group all tasks, which have `chord` where they say nothing.
-    fn parts(&self, chord: Option<&Raw<'static>>) -> Vec<TaskRequest> {
-        let own = self.station.chord.as_ref().or(chord);
+    /// Returns the members that the target is of the enclosing chord: those of the last
+    /// step of a chain, all tasks of a group. `chord` is the body of that chord for
+    /// tasks that name none.
+    fn members(&self, chord: Option<&Raw<'static>>) -> Vec<TaskRequest> {
+        let own = self.request.chord.as_ref().or(chord);
         let mut tasks = self.tasks();
         let tasks = match self.signature.subtask_type.as_deref() {
             Some("chain") => tasks.split_off(tasks.len().saturating_sub(1)),
@@ -156,12 +159,12 @@ impl<'a> Target<'a> {
             _ => {
                 return vec![TaskRequest {
                     chord: own.cloned(),
-                    ..self.station.clone()
+                    ..self.request.clone()
                 }];
             }
         };
-        let tasks = tasks.iter().filter_map(Target::read);
-        tasks.flat_map(|task| task.parts(own)).collect()
+        let tasks = tasks.iter().filter_map(FailureTarget::read);
+        tasks.flat_map(|task| task.members(own)).collect()
     }
 
     fn is(&self, kind: &str) -> bool {
@@ -170,71 +173,82 @@ impl<'a> Target<'a> {
 }
 
 impl Workflow<'_> {
-    /// Fails the body of a chord: its errbacks first, then its result, then what
-    /// was to follow it. Of a group each member fails with what the header failed
-    /// with.
-    pub(crate) fn chord_failed(
+    /// Fails the body of a chord: calls its errbacks, then stores its failure, then
+    /// fails its continuations. Each member of a body that is a group fails with the
+    /// exception of the header.
+    pub(crate) fn fail_chord(
         &self,
         chord: &Arc<ClaimedChord>,
-        mut fault: Fault,
+        mut failure: ChordFailure,
     ) -> Vec<WorkflowEffect> {
-        fault.told = chord.told;
+        failure.errbacks_called = chord.errbacks_called;
         tracing::error!(
             "chord {} failed: {}",
             chord.group_id,
-            fault.failure_info.exception
+            failure.failure_info.exception
         );
-        // Whatever the last part does with its own result.
+        // Independent of whether the last member stores its own result.
         let sender = Arc::new(TaskRequest {
-            stores: true,
+            stores_failures: true,
             ..(*chord.sender).clone()
         });
-        let mut deeds = Vec::new();
-        match Target::read(&chord.body) {
-            Some(body) if body.is("group") => self.doom_group(&sender, &body, &fault, &mut deeds),
-            Some(body) => self.doom(&sender, &body, &fault.failure_info, &fault, &mut deeds),
-            None => tracing::error!("the body of chord {} is no signature", chord.group_id),
+        let mut effects = Vec::new();
+        match FailureTarget::read(&chord.body) {
+            Some(body) if body.is("group") => {
+                self.fail_group(&sender, &body, &failure, &mut effects)
+            }
+            Some(body) => self.fail_target(
+                &sender,
+                &body,
+                &failure.failure_info,
+                &failure,
+                &mut effects,
+            ),
+            None => tracing::error!("the body of chord {} is not a signature", chord.group_id),
         }
         if !chord.counted {
-            return deeds;
+            return effects;
         }
-        deeds.push(WorkflowEffect::FinishChord(Arc::clone(chord), fault.end));
-        vec![WorkflowEffect::RenewClaim(Arc::clone(chord), deeds.into())]
+        effects.push(WorkflowEffect::FinishChord(Arc::clone(chord), failure.end));
+        vec![WorkflowEffect::RenewClaim(
+            Arc::clone(chord),
+            effects.into(),
+        )]
     }
 
-    fn doom_group(
+    fn fail_group(
         &self,
         sender: &Arc<TaskRequest>,
-        group: &Target<'_>,
-        fault: &Fault,
-        deeds: &mut Vec<WorkflowEffect>,
+        group: &FailureTarget<'_>,
+        failure: &ChordFailure,
+        effects: &mut Vec<WorkflowEffect>,
     ) {
-        let cause = fault.cause.clone().map(FailureInfo::new);
-        let failure_info = cause.as_ref().unwrap_or(&fault.failure_info);
+        let cause = failure.cause.clone().map(FailureInfo::new);
+        let failure_info = cause.as_ref().unwrap_or(&failure.failure_info);
         for task in group.tasks() {
-            let Some(mut member) = Target::read(&task) else {
+            let Some(mut member) = FailureTarget::read(&task) else {
                 continue;
             };
-            // Our own leave it to the group.
-            let station = &mut member.station;
-            station.chord = station.chord.take().or_else(|| group.station.chord.clone());
+            // Groups of this implementation set the chord on the group only.
+            let request = &mut member.request;
+            request.chord = request.chord.take().or_else(|| group.request.chord.clone());
             if member.is("group") {
                 let inner = member.tasks();
-                let inner = inner.iter().filter_map(Target::read);
-                let inner: Vec<_> = inner.flat_map(|task| task.station.errbacks).collect();
-                member.station.errbacks.extend(inner);
+                let inner = inner.iter().filter_map(FailureTarget::read);
+                let inner: Vec<_> = inner.flat_map(|task| task.request.errbacks).collect();
+                member.request.errbacks.extend(inner);
             }
-            for errback in &group.station.errbacks {
-                if !member.station.errbacks.contains(errback) {
-                    member.station.errbacks.push(errback.clone());
+            for errback in &group.request.errbacks {
+                if !member.request.errbacks.contains(errback) {
+                    member.request.errbacks.push(errback.clone());
                 }
             }
-            self.doom(sender, &member, failure_info, fault, deeds);
+            self.fail_target(sender, &member, failure_info, failure, effects);
         }
-        self.doom_chain(sender, &group.station.chain, failure_info, deeds);
-        if !group.station.id.is_empty() {
-            deeds.push(doomed(
-                &group.station,
+        self.fail_chain(sender, &group.request.chain, failure_info, effects);
+        if !group.request.id.is_empty() {
+            effects.push(store_skipped(
+                &group.request,
                 &group.signature,
                 failure_info,
                 Vec::new(),
@@ -242,85 +256,97 @@ impl Workflow<'_> {
         }
     }
 
-    /// Errbacks first, so that whoever finds its failure knows that they were called;
-    /// then that, since who joins an outer chord reads it.
-    fn doom(
+    /// Fails one task: calls its errbacks before it stores the failure, so that the
+    /// stored failure shows that they were called; counts it in an enclosing chord after
+    /// that, since joining that chord reads the failure.
+    fn fail_target(
         &self,
         sender: &Arc<TaskRequest>,
-        target: &Target<'_>,
+        target: &FailureTarget<'_>,
         failure_info: &FailureInfo,
-        fault: &Fault,
-        deeds: &mut Vec<WorkflowEffect>,
+        failure: &ChordFailure,
+        effects: &mut Vec<WorkflowEffect>,
     ) {
-        let mut station = target.station.clone();
-        let all = station.errbacks.clone();
+        let mut request = target.request.clone();
+        let all = request.errbacks.clone();
         let is_new = |errback: &Raw<'_>| {
             let value = errback.to_value();
-            value.map_or(true, |value| !fault.called.contains(&value))
+            value.map_or(true, |value| !failure.called_errbacks.contains(&value))
         };
-        station.errbacks.retain(|errback| is_new(errback));
+        request.errbacks.retain(|errback| is_new(errback));
         let mut children = sender.children.clone();
-        if !fault.told {
-            children.extend(self.call_errbacks(&station, failure_info, deeds));
+        if !failure.errbacks_called {
+            children.extend(self.call_errbacks(&request, failure_info, effects));
         }
-        if !station.id.is_empty() {
-            deeds.push(doomed(&station, &target.signature, failure_info, children));
+        if !request.id.is_empty() {
+            effects.push(store_skipped(
+                &request,
+                &target.signature,
+                failure_info,
+                children,
+            ));
         }
-        // Celery lets an outer chord wait here for ever. Its errbacks were linked
-        // to this one, too, and are not to be called twice.
-        let result = self.written(&PartOfBody {
+        // In Celery, the enclosing chord never completes in this case. Its errbacks are
+        // linked to this target, too, and must not be called twice.
+        let result = self.encode(&ChordBodyException {
             exception: &failure_info.exception,
             errbacks: &all,
         });
-        for part in target.parts(station.chord.as_ref()) {
-            let part = Arc::new(part);
-            deeds.extend(self.count(sender, &part, State::Failure, result.clone()));
+        for member in target.members(request.chord.as_ref()) {
+            let member = Arc::new(member);
+            effects.extend(self.complete_member(sender, &member, State::Failure, result.clone()));
         }
-        self.doom_chain(sender, &station.chain, failure_info, deeds);
+        self.fail_chain(sender, &request.chain, failure_info, effects);
     }
 
-    /// A task has failed: so has what was to follow it.
-    pub(crate) fn failed(
+    /// Propagates the failure of a task: counts it in its chord, fails the rest of its
+    /// chain and calls its errbacks.
+    pub(crate) fn fail_task(
         &self,
-        station: &Arc<TaskRequest>,
+        request: &Arc<TaskRequest>,
         failure_info: &FailureInfo,
     ) -> Vec<WorkflowEffect> {
-        let result = self.written(&failure_info.exception);
-        let part = self.count(station, station, State::Failure, result);
-        let mut deeds: Vec<_> = part.into_iter().collect();
-        self.doom_chain(station, &station.chain, failure_info, &mut deeds);
-        self.call_errbacks(station, failure_info, &mut deeds);
-        deeds
+        let result = self.encode(&failure_info.exception);
+        let member = self.complete_member(request, request, State::Failure, result);
+        let mut effects: Vec<_> = member.into_iter().collect();
+        self.fail_chain(request, &request.chain, failure_info, &mut effects);
+        self.call_errbacks(request, failure_info, &mut effects);
+        effects
     }
 
-    /// All steps of a chain after one that failed. That of a chord ends with its
-    /// body, that of a group with its tasks.
-    fn doom_chain(
+    /// Fails all remaining steps of a chain, including the bodies of chords and the
+    /// tasks of groups.
+    fn fail_chain(
         &self,
         sender: &Arc<TaskRequest>,
         chain: &[Raw<'static>],
         failure_info: &FailureInfo,
-        deeds: &mut Vec<WorkflowEffect>,
+        effects: &mut Vec<WorkflowEffect>,
     ) {
-        let result = self.written(&failure_info.exception);
-        // Each with the chord of the group that it is in.
+        let result = self.encode(&failure_info.exception);
+        // Each step with the chord of its group.
         let mut steps: VecDeque<_> = chain.iter().map(|step| (step.clone(), None)).collect();
-        while let Some((step, around)) = steps.pop_front() {
+        while let Some((step, group_chord)) = steps.pop_front() {
             let Ok(signature) = WireSignature::read(&step) else {
                 continue;
             };
-            let Ok(mut station) = TaskRequest::of_signature(&signature) else {
+            let Ok(mut request) = TaskRequest::of_signature(&signature) else {
                 continue;
             };
-            station.chord = station.chord.or(around);
-            if sender.stores && !station.id.is_empty() {
-                deeds.push(doomed(&station, &signature, failure_info, Vec::new()));
+            request.chord = request.chord.or(group_chord);
+            if sender.stores_failures && !request.id.is_empty() {
+                effects.push(store_skipped(
+                    &request,
+                    &signature,
+                    failure_info,
+                    Vec::new(),
+                ));
             }
             match signature.subtask_type.as_deref() {
                 Some("group") => {
                     let tasks = entry(&signature, "tasks").and_then(|tasks| tasks.elements().ok());
                     let tasks = tasks.into_iter().flatten().map(Raw::into_owned);
-                    steps.extend(tasks.map(|task| (task, station.chord.clone())));
+                    steps.extend(tasks.map(|task| (task, request.chord.clone())));
                     continue;
                 }
                 Some("chord") => {
@@ -329,59 +355,75 @@ impl Workflow<'_> {
                 }
                 _ => {}
             }
-            deeds.extend(self.count(sender, &Arc::new(station), State::Failure, result.clone()));
+            effects.extend(self.complete_member(
+                sender,
+                &Arc::new(request),
+                State::Failure,
+                result.clone(),
+            ));
         }
     }
 
-    /// Those that take the failure are called here, the others are sent together
-    /// with the id of what failed. Answers what is sent.
+    /// Calls the errbacks that accept the failure in this worker, and sends the others
+    /// as a group with the id of the failed task. Returns the results of that group.
     fn call_errbacks(
         &self,
-        station: &TaskRequest,
+        request: &TaskRequest,
         failure_info: &FailureInfo,
-        deeds: &mut Vec<WorkflowEffect>,
+        effects: &mut Vec<WorkflowEffect>,
     ) -> Vec<ResultTree> {
-        if station.errbacks.is_empty() {
+        if request.errbacks.is_empty() {
             return Vec::new();
         }
         let failure = Arc::new(FailureContext {
-            id: station.id.clone(),
-            task: station.task.clone(),
-            root_id: station.root_id.clone(),
+            id: request.id.clone(),
+            task: request.task.clone(),
+            root_id: request.root_id.clone(),
             exception: Some(failure_info.exception.clone()),
             traceback: failure_info.traceback.clone(),
         });
-        let mut sent = Vec::new();
-        for errback in &station.errbacks {
+        let mut others = Vec::new();
+        for errback in &request.errbacks {
             let signature = match WireSignature::read(errback) {
                 Ok(signature) => signature,
                 Err(error) => {
-                    tracing::error!("an errback of task {} is no signature: {error}", station.id);
+                    tracing::error!(
+                        "an errback of task {} is not a signature: {error}",
+                        request.id
+                    );
                     continue;
                 }
             };
             let registered = self.registry.find(&signature.task);
             if registered.is_some_and(|task| task.is_called_in_place(&signature)) {
-                deeds.push(WorkflowEffect::CallErrback(Arc::new(InPlaceErrback {
+                effects.push(WorkflowEffect::CallErrback(Arc::new(InPlaceErrback {
                     signature: signature.into_owned(),
                     failure: Arc::clone(&failure),
                 })));
             } else {
-                sent.push(errback.clone());
+                others.push(errback.clone());
             }
         }
-        if sent.is_empty() {
+        self.send_errbacks(request, &others, effects)
+    }
+
+    fn send_errbacks(
+        &self,
+        request: &TaskRequest,
+        errbacks: &[Raw<'static>],
+        effects: &mut Vec<WorkflowEffect>,
+    ) -> Vec<ResultTree> {
+        if errbacks.is_empty() {
             return Vec::new();
         }
-        let dispatch = self.errback_group(station, &sent);
-        match dispatch {
-            Ok(dispatch) => {
-                let children = dispatch.children.clone();
-                deeds.push(WorkflowEffect::Send(Arc::new(dispatch)));
+        match self.errback_group(request, errbacks) {
+            Ok(batch) => {
+                let children = batch.children.clone();
+                effects.push(WorkflowEffect::Send(Arc::new(batch)));
                 children
             }
             Err(error) => {
-                tracing::error!("the errbacks of task {} are not sent: {error}", station.id);
+                tracing::error!("cannot send the errbacks of task {}: {error}", request.id);
                 Vec::new()
             }
         }
@@ -389,24 +431,25 @@ impl Workflow<'_> {
 
     fn errback_group(
         &self,
-        station: &TaskRequest,
+        request: &TaskRequest,
         errbacks: &[Raw<'static>],
     ) -> Result<OutgoingBatch, ContinuationError> {
         let group = Canvas::group(read_all("errbacks", errbacks)?);
-        let id = Raw::encode(self.serializer, &station.id)?;
-        let mut dispatch = OutgoingBatch::default();
-        self.start(station, group, &id, Vec::new(), &mut dispatch)?;
-        Ok(dispatch)
+        let id = Raw::encode(self.serializer, &request.id)?;
+        let mut batch = OutgoingBatch::default();
+        self.compose_with_argument(request, group, &id, Vec::new(), &mut batch)?;
+        Ok(batch)
     }
 }
 
-/// An argument of a chain, group or chord.
+/// Returns a keyword argument of a chain, group or chord.
 fn entry<'a>(signature: &WireSignature<'a>, name: &str) -> Option<Raw<'a>> {
     let entries = signature.kwargs.entries().ok()?;
     let found = entries.into_iter().find(|(key, _)| key == name);
     found.map(|(_, value)| value)
 }
 
+/// Returns a `ChordError`, with the traceback that Python shows for its cause.
 fn chord_error(text: String, cause: &str) -> FailureInfo {
     let mut failure_info = celery_exception("ChordError", text);
     let mut traceback = String::new();
@@ -422,19 +465,20 @@ fn chord_error(text: String, cause: &str) -> FailureInfo {
     failure_info
 }
 
-fn doomed(
-    station: &TaskRequest,
+/// Returns the effect that stores the failure of a task that never runs.
+fn store_skipped(
+    request: &TaskRequest,
     signature: &WireSignature<'_>,
     failure_info: &FailureInfo,
     children: Vec<ResultTree>,
 ) -> WorkflowEffect {
     let options = CallOptions::from_wire(&signature.options).unwrap_or_default();
     WorkflowEffect::StoreFailure(Arc::new(SkippedTask {
-        id: station.id.clone(),
+        id: request.id.clone(),
         failure_info: failure_info.clone(),
         children,
         signature: signature.clone().into_owned().into(),
-        group_id: station.group_id.clone(),
+        group_id: request.group_id.clone(),
         parent_id: options.parent_id,
         reply_to: options.reply_to,
     }))

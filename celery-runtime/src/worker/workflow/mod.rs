@@ -1,5 +1,7 @@
-//! What the end of a task means for its workflow. Pure: [`WorkflowEffect`]s come out, the
-//! executor does them.
+//! Workflows: what follows the end of a task. Pure.
+//!
+//! [`Workflow`] turns the completion of a task into [`WorkflowEffect`]s and composes
+//! the messages of continuations; `worker::effects` carries them out.
 
 pub(crate) mod effect;
 mod failure;
@@ -21,46 +23,48 @@ use crate::execution::Registry;
 use crate::worker::workflow::effect::{
     ClaimedChord, Completion, FinishedMember, OutgoingBatch, TaskRequest, WorkflowEffect,
 };
-use crate::worker::workflow::failure::Fault;
+use crate::worker::workflow::failure::ChordFailure;
 
-/// What is worked out with.
+/// The rules of workflows, with the settings that they depend on.
 #[derive(Debug)]
 pub(crate) struct Workflow<'a> {
     pub(crate) sender: &'a Sender,
     pub(crate) registry: &'a Registry,
-    /// What the results of others are written with.
+    /// The serializer of results.
     pub(crate) serializer: Serializer,
-    /// How long a claim holds while the results of a chord are brought together.
+    /// The time to live of the claim of a chord while its results are joined.
     pub(crate) claim_ttl: Duration,
-    /// Whether chords are looked after by a task, since nobody counts.
+    /// Whether a task polls the header of a chord, because the result backend does not
+    /// count members.
     pub(crate) polls_chords: bool,
     pub(crate) now: SystemTime,
 }
 
-/// Why what follows a task is not sent.
+/// Why the continuations of a task cannot be sent.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ContinuationError {
-    /// A part of it is no signature, or cannot be one here.
-    #[error("cannot go on {0}")]
+    /// A signature cannot be read or is not supported.
+    #[error("cannot build the continuation: {0}")]
     Canvas(#[from] CanvasError),
-    /// It has no message.
+    /// A message cannot be composed.
     #[error(transparent)]
-    ComposeError(#[from] ComposeError),
+    Compose(#[from] ComposeError),
 }
 
 impl From<EncodeError> for ContinuationError {
     fn from(error: EncodeError) -> Self {
-        Self::ComposeError(error.into())
+        Self::Compose(error.into())
     }
 }
 
 impl TaskRequest {
-    /// The task of a message. What cannot be read is not there.
+    /// Reads the request of a message. Headers and options that cannot be decoded are
+    /// left out.
     pub(crate) fn of_message(message: &Message, accept: &Accept, body_limit: usize) -> Self {
         let Ok(Some(headers)) = message.headers.task() else {
             return Self::default();
         };
-        let mut station = Self {
+        let mut request = Self {
             id: headers.id.into_owned(),
             task: Some(headers.task.into_owned()),
             root_id: headers.root_id.map(|id| id.into_owned()),
@@ -71,10 +75,10 @@ impl TaskRequest {
             ..Self::default()
         };
         let Ok(payload) = message.payload(accept, body_limit) else {
-            return station;
+            return request;
         };
         let Ok(body) = payload.body() else {
-            return station;
+            return request;
         };
         let list = |raw: Option<Raw<'_>>| {
             let elements = raw.and_then(|raw| raw.elements().ok());
@@ -82,14 +86,14 @@ impl TaskRequest {
             elements.map(Raw::into_owned).collect::<Vec<_>>()
         };
         let chord = body.embed.chord.filter(|chord| !chord.is_null());
-        station.chord = chord.map(Raw::into_owned);
-        station.chain = list(body.embed.chain);
-        station.callbacks = list(body.embed.callbacks);
-        station.errbacks = list(body.embed.errbacks);
-        station
+        request.chord = chord.map(Raw::into_owned);
+        request.chain = list(body.embed.chain);
+        request.callbacks = list(body.embed.callbacks);
+        request.errbacks = list(body.embed.errbacks);
+        request
     }
 
-    /// A task that was to be sent, by its signature.
+    /// Reads the request that the task of a signature would have.
     fn of_signature(signature: &WireSignature<'_>) -> Result<Self, String> {
         let options = CallOptions::from_wire(&signature.options)?;
         let list = |raw: Option<Raw<'static>>| {
@@ -109,30 +113,30 @@ impl TaskRequest {
         })
     }
 
-    /// The id of the first task of its workflow.
+    /// Returns the id of the first task of the workflow.
     fn root(&self) -> &str {
         self.root_id.as_deref().unwrap_or(&self.id)
     }
 }
 
 impl Workflow<'_> {
-    /// What comes of it that a task has ended, besides what its own result and
-    /// message need.
-    pub(crate) fn turn(
+    /// Returns the workflow effects of a completed task, other than its own result and
+    /// acknowledgement.
+    pub(crate) fn complete(
         &self,
-        station: &Arc<TaskRequest>,
-        turn: &Completion,
+        request: &Arc<TaskRequest>,
+        completion: &Completion,
     ) -> Vec<WorkflowEffect> {
-        match turn {
+        match completion {
             Completion::Succeeded(value) => self
-                .count(station, station, State::Success, value.clone())
+                .complete_member(request, request, State::Success, value.clone())
                 .into_iter()
                 .collect(),
-            Completion::Failed(failure_info) => self.failed(station, failure_info),
+            Completion::Failed(failure_info) => self.fail_task(request, failure_info),
             Completion::Revoked(reason) => {
                 let exception = Exception::new("celery.exceptions", "TaskRevokedError", *reason);
-                let result = self.written(&exception);
-                self.count(station, station, State::Revoked, result)
+                let result = self.encode(&exception);
+                self.complete_member(request, request, State::Revoked, result)
                     .into_iter()
                     .collect()
             }
@@ -141,26 +145,26 @@ impl Workflow<'_> {
                 body,
                 results,
             } => {
-                let chord = Arc::new(self.chord(station, group_id, body, false));
+                let chord = Arc::new(self.claim_chord(request, group_id, body, false));
                 match results {
                     Ok(results) => vec![WorkflowEffect::JoinResults(
                         chord,
                         Arc::new(results.clone()),
                     )],
-                    Err(cause) => self.chord_failed(&chord, Fault::of_unlock(cause)),
+                    Err(cause) => self.fail_chord(&chord, ChordFailure::of_unlock(cause)),
                 }
             }
         }
     }
 
-    /// The callbacks and the next step of the chain, with the task's value.
-    pub(crate) fn success(
+    /// Composes the callbacks and the next step of the chain, with the task's value.
+    pub(crate) fn compose_continuations(
         &self,
-        station: &TaskRequest,
+        request: &TaskRequest,
         value: &Raw<'_>,
     ) -> Result<OutgoingBatch, ContinuationError> {
-        let mut dispatch = OutgoingBatch::default();
-        let callbacks = read_all("callbacks", &station.callbacks)?;
+        let mut batch = OutgoingBatch::default();
+        let callbacks = read_all("callbacks", &request.callbacks)?;
         let (groups, mut others): (Vec<_>, Vec<_>) = callbacks
             .into_iter()
             .partition(|callback| callback.task() == "celery.group");
@@ -168,60 +172,60 @@ impl Workflow<'_> {
             (0, _) => {}
             (1, true) => {
                 let only = others.remove(0);
-                self.start(station, only, value, Vec::new(), &mut dispatch)?;
+                self.compose_with_argument(request, only, value, Vec::new(), &mut batch)?;
             }
             _ => {
                 let all = Canvas::group(others);
-                self.start(station, all, value, Vec::new(), &mut dispatch)?;
+                self.compose_with_argument(request, all, value, Vec::new(), &mut batch)?;
             }
         }
         for group in groups {
-            self.start(station, group, value, Vec::new(), &mut dispatch)?;
+            self.compose_with_argument(request, group, value, Vec::new(), &mut batch)?;
         }
-        if let Some((next, rest)) = station.chain.split_last() {
+        if let Some((next, rest)) = request.chain.split_last() {
             let step = Canvas::read(next);
             let place = format!("chain[{}]", rest.len());
             let step = step.map_err(|error| error.inside(place))?;
-            self.start(station, step, value, rest.to_vec(), &mut dispatch)?;
+            self.compose_with_argument(request, step, value, rest.to_vec(), &mut batch)?;
         }
-        Ok(dispatch)
+        Ok(batch)
     }
 
-    /// What takes the task's place.
-    pub(crate) fn replacement(
+    /// Composes the canvas that replaces the task.
+    pub(crate) fn compose_replacement(
         &self,
-        station: &TaskRequest,
+        request: &TaskRequest,
         canvas: &Canvas,
     ) -> Result<OutgoingBatch, ContinuationError> {
-        let nesting = station.replaced + 1;
+        let nesting = request.replaced + 1;
         let canvas = canvas
             .clone()
-            .standing_in(&station.callbacks, &station.errbacks, nesting)?;
-        let rest = station.chain.iter();
+            .standing_in(&request.callbacks, &request.errbacks, nesting)?;
+        let rest = request.chain.iter();
         let rest = rest.map(|step| Canvas::marked_as_replaced(step, nesting));
-        let within = PlanContext {
+        let context = PlanContext {
             over: CallOptions {
                 replaced_task_nesting: nesting,
                 ..CallOptions::default()
             },
             place: Position {
-                id: Some(station.id.clone()),
-                group_id: station.group_id.clone(),
-                group_index: station.group_index,
-                chord: station.chord.clone().map(Arc::new),
-                root_id: station.root_id.clone(),
+                id: Some(request.id.clone()),
+                group_id: request.group_id.clone(),
+                group_index: request.group_index,
+                chord: request.chord.clone().map(Arc::new),
+                root_id: request.root_id.clone(),
             },
             rest: rest.collect::<Result<_, _>>()?,
         };
-        let reply_to = station.reply_to.as_deref();
+        let reply_to = request.reply_to.as_deref();
         let reply_to = reply_to.unwrap_or(&self.sender.reply_to);
-        let mut dispatch = OutgoingBatch::default();
-        self.compose(station, canvas, &within, reply_to, &mut dispatch)?;
-        Ok(dispatch)
+        let mut batch = OutgoingBatch::default();
+        self.compose(request, canvas, &context, reply_to, &mut batch)?;
+        Ok(batch)
     }
 
-    /// The body of a chord with the results of its header.
-    pub(crate) fn body(
+    /// Composes the body of a chord with the results of its header.
+    pub(crate) fn compose_body(
         &self,
         chord: &ClaimedChord,
         values: &Raw<'_>,
@@ -229,48 +233,42 @@ impl Workflow<'_> {
         let body = Canvas::read(&chord.body).map_err(|error| error.inside("chord"))?;
         let body = body.given_raw(values);
         let reply_to = &self.sender.reply_to;
-        let mut dispatch = OutgoingBatch::default();
+        let mut batch = OutgoingBatch::default();
         self.compose(
             &chord.sender,
             body,
             &PlanContext::default(),
             reply_to,
-            &mut dispatch,
+            &mut batch,
         )?;
-        Ok(dispatch)
+        Ok(batch)
     }
 
-    /// A canvas with `first` before its arguments.
-    fn start(
+    /// Composes a canvas with `first` before its arguments.
+    fn compose_with_argument(
         &self,
-        station: &TaskRequest,
+        request: &TaskRequest,
         canvas: Canvas,
         first: &Raw<'_>,
         rest: Vec<Raw<'static>>,
-        dispatch: &mut OutgoingBatch,
+        batch: &mut OutgoingBatch,
     ) -> Result<(), ContinuationError> {
-        let within = PlanContext {
-            over: sent_by(station),
+        let context = PlanContext {
+            over: sent_from(request),
             place: Position::default(),
             rest,
         };
         let reply_to = &self.sender.reply_to;
-        self.compose(
-            station,
-            canvas.given_raw(first),
-            &within,
-            reply_to,
-            dispatch,
-        )
+        self.compose(request, canvas.given_raw(first), &context, reply_to, batch)
     }
 
     fn compose(
         &self,
-        station: &TaskRequest,
+        request: &TaskRequest,
         canvas: Canvas,
-        within: &PlanContext,
+        context: &PlanContext,
         reply_to: &str,
-        dispatch: &mut OutgoingBatch,
+        batch: &mut OutgoingBatch,
     ) -> Result<(), ContinuationError> {
         let ids = IdSource {
             fresh: &mut || env::uuid(),
@@ -278,7 +276,7 @@ impl Workflow<'_> {
             chords: Vec::new(),
             wire_style: self.sender.config.wire_style(),
         };
-        let mut planned = plan(canvas, within, ids)?;
+        let mut planned = plan(canvas, context, ids)?;
         if self.polls_chords {
             planned = planned.unlocked_by_tasks()?;
         }
@@ -289,32 +287,32 @@ impl Workflow<'_> {
             ..
         } = planned;
         let starts = chords.into_iter().map(|chord| chord.start);
-        dispatch.chords.extend(starts);
+        batch.chords.extend(starts);
         for mut letter in letters {
             let options = &mut letter.options;
-            // Sent from inside a task, so Celery makes that one the parent.
-            options.parent_id.get_or_insert_with(|| station.id.clone());
+            // As in Celery, the task that sends a message is its parent.
+            options.parent_id.get_or_insert_with(|| request.id.clone());
             options
                 .root_id
-                .get_or_insert_with(|| station.root().to_owned());
+                .get_or_insert_with(|| request.root().to_owned());
             let (_, message) = compose_letter(self.sender, &letter.call, letter.options, self.now)?;
-            dispatch.letters.push(message);
+            batch.messages.push(message);
         }
-        dispatch.children.append(&mut children);
+        batch.children.append(&mut children);
         Ok(())
     }
 
-    /// The results of a chord's header as the argument of its body; with a tree,
-    /// those of its tasks in their order.
-    fn joined(&self, results: &ChordResults) -> Result<Raw<'static>, EncodeError> {
-        let mut values = results.parts.iter().map(|part| &part.result);
+    /// Encodes the results of a chord's header as the argument of its body, nested like
+    /// their tree if there is one.
+    fn join_values(&self, results: &ChordResults) -> Result<Raw<'static>, EncodeError> {
+        let mut values = results.parts.iter().map(|member| &member.result);
         match &results.tree {
             None => Raw::encode(self.serializer, &values.collect::<Vec<_>>()),
-            Some(tree) => self.nested(tree, &mut values),
+            Some(tree) => self.encode_nested(tree, &mut values),
         }
     }
 
-    fn nested<'r>(
+    fn encode_nested<'r>(
         &self,
         tree: &ResultTree,
         values: &mut impl Iterator<Item = &'r Raw<'static>>,
@@ -324,51 +322,46 @@ impl Workflow<'_> {
         };
         let mut all = Vec::with_capacity(members.len());
         for member in members {
-            all.push(self.nested(member, values)?);
+            all.push(self.encode_nested(member, values)?);
         }
         Raw::encode(self.serializer, &all)
     }
 
-    /// What comes next when the header of a chord is through.
-    pub(crate) fn go_on(
+    /// Continues a chord whose header is complete: with its body, or with the failure of
+    /// a member.
+    pub(crate) fn continue_chord(
         &self,
         chord: &Arc<ClaimedChord>,
         results: &ChordResults,
     ) -> Vec<WorkflowEffect> {
-        let mut parts = results.parts.iter();
-        if let Some(failed) = parts.find(|part| part.state != State::Success) {
+        let mut members = results.parts.iter();
+        if let Some(failed) = members.find(|member| member.state != State::Success) {
             let is_joined = results.tree.is_some() && chord.counted;
-            return self.chord_failed(chord, Fault::of_part(failed, is_joined));
+            return self.fail_chord(chord, ChordFailure::of_member(failed, is_joined));
         }
-        let values = match self.joined(results) {
+        let values = match self.join_values(results) {
             Ok(values) => values,
-            Err(error) => return self.unjoined(chord, &error.to_string()),
+            Err(error) => return self.fail_join(chord, &error.to_string()),
         };
-        match self.body(chord, &values) {
-            Ok(dispatch) => vec![WorkflowEffect::SendBody(
-                Arc::clone(chord),
-                Arc::new(dispatch),
-            )],
-            Err(error) => self.body_unsent(chord, &error.to_string()),
+        match self.compose_body(chord, &values) {
+            Ok(batch) => vec![WorkflowEffect::SendBody(Arc::clone(chord), Arc::new(batch))],
+            Err(error) => self.fail_body(chord, &error.to_string()),
         }
     }
 
-    /// The results of the header cannot be brought together.
-    pub(crate) fn unjoined(&self, chord: &Arc<ClaimedChord>, cause: &str) -> Vec<WorkflowEffect> {
-        self.chord_failed(chord, Fault::of_join(cause))
+    /// Fails a chord whose results cannot be joined.
+    pub(crate) fn fail_join(&self, chord: &Arc<ClaimedChord>, cause: &str) -> Vec<WorkflowEffect> {
+        self.fail_chord(chord, ChordFailure::of_join(cause))
     }
 
-    /// The body could not be sent and never will be.
-    pub(crate) fn body_unsent(
-        &self,
-        chord: &Arc<ClaimedChord>,
-        cause: &str,
-    ) -> Vec<WorkflowEffect> {
-        self.chord_failed(chord, Fault::of_body(cause))
+    /// Fails a chord whose body can never be sent.
+    pub(crate) fn fail_body(&self, chord: &Arc<ClaimedChord>, cause: &str) -> Vec<WorkflowEffect> {
+        self.fail_chord(chord, ChordFailure::of_body(cause))
     }
 
-    /// The part that `member` is of a chord, told by `sender`.
-    fn count(
+    /// Returns the effect that counts `member` in its chord on behalf of `sender`, if it
+    /// is a member of one and the result backend counts.
+    fn complete_member(
         &self,
         sender: &Arc<TaskRequest>,
         member: &Arc<TaskRequest>,
@@ -382,7 +375,7 @@ impl Workflow<'_> {
             return None;
         }
         Some(WorkflowEffect::CompleteMember(Arc::new(FinishedMember {
-            chord: Arc::new(self.chord(sender, group_id, body, true)),
+            chord: Arc::new(self.claim_chord(sender, group_id, body, true)),
             task_id: member.id.clone(),
             index: member.group_index,
             state,
@@ -390,7 +383,8 @@ impl Workflow<'_> {
         })))
     }
 
-    fn chord(
+    /// Creates a chord with a new claim, which the result backend grants later.
+    fn claim_chord(
         &self,
         sender: &Arc<TaskRequest>,
         group_id: &str,
@@ -404,21 +398,21 @@ impl Workflow<'_> {
             claim: ChordClaim::new(token, self.claim_ttl),
             sender: Arc::clone(sender),
             counted,
-            told: false,
+            errbacks_called: false,
         }
     }
 
-    /// Text, numbers and maps of them have a form in every serializer.
-    fn written<T: Serialize>(&self, exception: &T) -> Raw<'static> {
+    /// Encodes an exception. Every serializer has text, numbers and maps of them.
+    fn encode<T: Serialize>(&self, exception: &T) -> Raw<'static> {
         Raw::encode(self.serializer, exception).unwrap_or(Raw::NULL)
     }
 }
 
-/// Celery's `parent_id` and `root_id` for what a task sends.
-fn sent_by(station: &TaskRequest) -> CallOptions {
+/// Returns Celery's `parent_id` and `root_id` for tasks that a task sends.
+fn sent_from(request: &TaskRequest) -> CallOptions {
     CallOptions {
-        parent_id: Some(station.id.clone()),
-        root_id: Some(station.root().to_owned()),
+        parent_id: Some(request.id.clone()),
+        root_id: Some(request.root().to_owned()),
         ..CallOptions::default()
     }
 }

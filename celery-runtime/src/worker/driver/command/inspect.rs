@@ -16,11 +16,11 @@ const DEFAULT_TASK_FIELDS: [&str; 3] = ["exchange", "routing_key", "rate_limit"]
 
 impl Driver {
     pub(crate) fn active(&self) -> Value {
-        self.requests(|entry| entry.life.is_running())
+        self.requests(|entry| entry.state.is_running())
     }
 
     pub(crate) fn reserved(&self) -> Value {
-        self.requests(|entry| entry.life.is_reserved())
+        self.requests(|entry| entry.state.is_reserved())
     }
 
     pub(crate) fn requests(&self, wanted: impl Fn(&InFlightDelivery) -> bool) -> Value {
@@ -33,12 +33,12 @@ impl Driver {
 
     pub(crate) fn request(&self, key: DeliveryKey) -> Option<Value> {
         let entry = self.deliveries.in_flight.find(key)?;
-        let Payload::Task { job, .. } = &entry.work else {
+        let Payload::Task { job, .. } = &entry.payload else {
             return None;
         };
-        let started = entry.started.filter(|_| entry.life.is_running());
+        let started = entry.started.filter(|_| entry.state.is_running());
         let started = started.map(|moment| moment.wall);
-        let acknowledged = entry.life.is_acknowledged();
+        let acknowledged = entry.state.is_acknowledged();
         Some(describe(job, self.hostname(), started, acknowledged))
     }
 
@@ -61,13 +61,13 @@ impl Driver {
             let Some(entry) = self.deliveries.in_flight.find(key) else {
                 continue;
             };
-            let Payload::Task { job, .. } = &entry.work else {
+            let Payload::Task { job, .. } = &entry.payload else {
                 continue;
             };
             if !ids.contains(&job.id) {
                 continue;
             }
-            let state = match &entry.life {
+            let state = match &entry.state {
                 life if life.is_running() => "active",
                 life if life.is_reserved() => "reserved",
                 // The message is on its way to the delay queue.
@@ -194,7 +194,7 @@ impl Driver {
         pool.insert("processes", Value::Array(slots.collect()));
         let max_tasks = max_tasks.map_or(Value::from("N/A"), |limit| i64::from(limit).into());
         pool.insert("max-tasks-per-child", max_tasks);
-        let abandoned = self.executor.services.blocking.abandoned();
+        let abandoned = self.executor.context.blocking.abandoned();
         pool.insert("abandoned-threads", abandoned as u64);
         pool.insert("put-guarded-by-semaphore", true);
         let seconds = |limit: Option<std::time::Duration>| {

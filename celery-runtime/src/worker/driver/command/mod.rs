@@ -59,7 +59,7 @@ impl Driver {
     /// Runs a command that is addressed to this worker, and replies to it.
     pub(crate) fn handle_command(&mut self, request: ControlRequest) {
         self.monitor.logical_clock.adjust(request.clock);
-        match destination::is_for(&request, self.hostname()) {
+        match destination::matches(&request, self.hostname()) {
             Ok(true) => {}
             Ok(false) => return,
             Err(cause) => {
@@ -191,7 +191,7 @@ impl Driver {
     ) -> Result<Value, String> {
         for id in ids {
             self.revocations.ids.add(id, self.now.wall);
-            self.rates.buckets.forget(id);
+            self.rates.buckets.release(id);
         }
         self.revocations.is_unsaved = true;
         self.store_revocations(ids);
@@ -203,13 +203,13 @@ impl Driver {
             .into_iter()
             .filter_map(|key| {
                 let entry = self.deliveries.in_flight.find(key)?;
-                let Payload::Task { job, .. } = &entry.work else {
+                let Payload::Task { job, .. } = &entry.payload else {
                     return None;
                 };
                 let id = job.id.clone();
                 revoked
                     .contains(&*id)
-                    .then(|| (key, id, entry.life.is_running()))
+                    .then(|| (key, id, entry.state.is_running()))
             })
             .collect();
         let mut running = HashSet::new();
@@ -236,8 +236,11 @@ impl Driver {
     }
 
     pub(crate) fn terminate_delivery(&mut self, key: DeliveryKey, signal: i32) {
-        if let Some(Payload::Task { job, .. }) =
-            self.deliveries.in_flight.find(key).map(|entry| &entry.work)
+        if let Some(Payload::Task { job, .. }) = self
+            .deliveries
+            .in_flight
+            .find(key)
+            .map(|entry| &entry.payload)
         {
             job.control.set_signal(signal);
         }
@@ -259,7 +262,7 @@ impl Driver {
             let name = name.as_str().unwrap_or_default();
             self.revocations
                 .ids
-                .add_stamps(name, revocations::texts(values));
+                .add_stamps(name, revocations::stamp_values(values));
         }
         let shown = repr::kwargs(&headers);
         if !is_true(arguments.get("terminate")) {
@@ -291,11 +294,11 @@ impl Driver {
     ) -> Vec<DeliveryKey> {
         let revoked = self.deliveries.in_flight.keys().into_iter().filter(|key| {
             let entry = self.deliveries.in_flight.find(*key);
-            entry.is_some_and(|entry| match &entry.work {
+            entry.is_some_and(|entry| match &entry.payload {
                 Payload::Task { job, .. } => {
-                    matches(&entry.life) && self.revocations.ids.covers(job)
+                    matches(&entry.state) && self.revocations.ids.covers(job)
                 }
-                Payload::Refused(_) => false,
+                Payload::Rejected(_) => false,
             })
         });
         revoked.collect()
@@ -393,7 +396,7 @@ impl Driver {
 
     pub(crate) fn set_task_events(&mut self, enabled: bool) -> Value {
         let word = if enabled { "enabled" } else { "disabled" };
-        let changed = std::mem::replace(&mut self.decoder.tells, enabled) != enabled;
+        let changed = std::mem::replace(&mut self.decoder.emits_events, enabled) != enabled;
         let already = if changed { "" } else { "already " };
         entry("ok", format!("task events {already}{word}"))
     }
