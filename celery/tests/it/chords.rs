@@ -8,7 +8,7 @@ use celery::{AsyncResult, Client, ResultError, group};
 use serde_json::{Value as Json, json};
 
 use crate::chord_work::{BODY, ERRBACK, Entry, LEDGER, MEMBER};
-use crate::support::{Inspect, Setup, WorkerProcess, eventually, impatient};
+use crate::support::{RedisExt, Setup, WorkerProcess, eventually, fast_restore};
 
 const MEMBERS: u32 = 100;
 
@@ -19,7 +19,7 @@ const SLOTS: usize = 8;
 const BACKLOG: i64 = 3_000;
 
 /// The whole has to take less.
-const LONG_PATIENCE: Duration = Duration::from_secs(1_800);
+const CHORD_TIMEOUT: Duration = Duration::from_secs(1_800);
 
 /// One in twenty of the members asks for a second attempt, and as many are
 /// delivered twice: half of the copies while the chord is under way, the others
@@ -27,7 +27,7 @@ const LONG_PATIENCE: Duration = Duration::from_secs(1_800);
 /// in mid-work.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn very_many_chords_go_on_once_each() {
+async fn chords_run_their_body_once_despite_crashes() {
     let (chords, kills) = match std::env::var_os("CELERY_TEST_LONG") {
         Some(_) => (1_000, 10),
         None => (100, 2),
@@ -49,12 +49,12 @@ async fn very_many_chords_go_on_once_each() {
         late.extend(later);
         if (number + 1) % chords.div_ceil(kills + 1) == 0 {
             workers.remove(0).kill().await;
-            assert!(setup.redis.held() > 0, "it held nothing");
+            assert!(setup.redis.unacked() > 0, "it held nothing");
             workers.push(worker(&setup).await);
         }
     }
     for (number, result) in (0..).zip(&sent) {
-        let outcome = result.get_timeout(LONG_PATIENCE).await;
+        let outcome = result.get_timeout(CHORD_TIMEOUT).await;
         match outcome {
             Ok(sum) if !fails(number) => assert_eq!(sum, (0..MEMBERS).sum::<u32>()),
             Err(ResultError::Task(failure)) if fails(number) => {
@@ -67,7 +67,7 @@ async fn very_many_chords_go_on_once_each() {
     late.iter().for_each(|copy| push(&setup, copy));
     eventually("all is over", async || {
         let under_way = setup.redis.command(&["ZCARD", "celery-rs-chords"]);
-        let left = [setup.redis.depth("celery"), setup.redis.held()];
+        let left = [setup.redis.depth("celery"), setup.redis.unacked()];
         (left == [0, 0] && under_way.integer() == 0).then_some(())
     })
     .await;
@@ -83,13 +83,13 @@ async fn very_many_chords_go_on_once_each() {
     assert!(doubled.len() <= kills as usize * SLOTS);
     for worker in workers {
         worker.signal("TERM");
-        assert_eq!(worker.ended().await, Some(0));
+        assert_eq!(worker.wait().await, Some(0));
     }
-    setup.redis.assert_nothing_held();
+    setup.redis.assert_no_unacked();
 }
 
 async fn worker(setup: &Setup) -> WorkerProcess {
-    let mut options = impatient();
+    let mut options = fast_restore();
     options["visibility_timeout"] = json!(5);
     let (options, slots) = (options.to_string(), SLOTS.to_string());
     let settings = [

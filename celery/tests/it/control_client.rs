@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use celery::{App, CommandError, Control, Inspect, Map, Replies, ResultError, State, Value};
 use test_servers::{PythonWorker, PythonWorkerBuilder};
 
-use crate::support::{PATIENCE, Setup, eventually, start, stories, within};
+use crate::support::{Setup, TIMEOUT, eventually, for_each_broker, start, within};
 use crate::tasks::Number::Int;
 use crate::tasks::{ADD, SLEEP};
 
@@ -23,7 +23,7 @@ async fn alone(setup: &Setup, app: &App) -> (PythonWorker, Inspect) {
 }
 
 fn patient(inspect: Inspect) -> Inspect {
-    inspect.timeout(PATIENCE).limit(1)
+    inspect.timeout(TIMEOUT).limit(1)
 }
 
 const ONE: &str = "one@test";
@@ -40,18 +40,18 @@ fn nodes<T>(replies: &Replies<T>) -> BTreeSet<&str> {
     replies.answers().map(|(node, _)| node).collect()
 }
 
-stories! {
-    every_question_is_answered: redis, rabbitmq;
-    every_command_is_carried_out_or_refused: redis, rabbitmq;
-    a_revoked_task_is_not_run: redis, rabbitmq;
-    a_running_task_is_terminated: redis, rabbitmq;
-    workers_are_chosen_by_name_and_pattern: redis, rabbitmq;
-    a_worker_is_shut_down: redis, rabbitmq;
-    clients_that_are_dropped_leave_nothing: redis, rabbitmq;
-    a_client_survives_a_restart_of_the_worker: redis, rabbitmq;
+for_each_broker! {
+    inspect_methods_return_replies: redis, rabbitmq;
+    commands_take_effect_or_return_errors: redis, rabbitmq;
+    revoked_task_is_not_run: redis, rabbitmq;
+    running_task_is_terminated: redis, rabbitmq;
+    workers_are_addressed_by_name_and_pattern: redis, rabbitmq;
+    worker_is_shut_down: redis, rabbitmq;
+    dropped_clients_leave_no_mailboxes: redis, rabbitmq;
+    client_inspects_restarted_worker: redis, rabbitmq;
 }
 
-async fn every_question_is_answered(setup: Setup) {
+async fn inspect_methods_return_replies(setup: Setup) {
     let app = setup.app();
     let (_python, inspect) = alone(&setup, &app).await;
     let client = app.client();
@@ -131,12 +131,12 @@ async fn every_question_is_answered(setup: Setup) {
     sole(inspect.ping().await.unwrap());
 }
 
-async fn every_command_is_carried_out_or_refused(setup: Setup) {
+async fn commands_take_effect_or_return_errors(setup: Setup) {
     let app = setup.app();
     // Pools of threads do not grow.
     let _python = start(worker(&setup, ONE).pool("prefork")).await;
     let inspect = patient(app.inspect());
-    let control = app.control().timeout(PATIENCE).limit(1);
+    let control = app.control().timeout(TIMEOUT).limit(1);
     let said = async |call: celery::ControlCall| sole(call.replies().await.unwrap());
 
     let limited = said(control.rate_limit("tasks.add", "10/m")).await;
@@ -195,22 +195,22 @@ async fn every_command_is_carried_out_or_refused(setup: Setup) {
     sole(inspect.ping().await.unwrap());
 }
 
-async fn a_revoked_task_is_not_run(setup: Setup) {
+async fn revoked_task_is_not_run(setup: Setup) {
     let app = setup.app();
     let _python = start(worker(&setup, ONE).queues(&["elsewhere"])).await;
-    let control = app.control().timeout(PATIENCE).limit(1);
+    let control = app.control().timeout(TIMEOUT).limit(1);
     let waiting = app.client().send(ADD, (Int(1), Int(2))).await.unwrap();
     sole(control.revoke([waiting.id()]).replies().await.unwrap());
     let inspect = patient(app.inspect());
     assert_eq!(sole(inspect.revoked().await.unwrap()), [waiting.id()]);
     sole(control.add_consumer("celery").replies().await.unwrap());
-    match waiting.get_timeout(PATIENCE).await {
+    match waiting.get_timeout(TIMEOUT).await {
         Err(ResultError::Task(failure)) => assert_eq!(failure.state, State::Revoked),
         other => panic!("{other:?}"),
     }
 }
 
-async fn a_running_task_is_terminated(setup: Setup) {
+async fn running_task_is_terminated(setup: Setup) {
     let app = setup.app();
     let python = worker(&setup, ONE).pool("prefork").concurrency(1);
     let _python = start(python).await;
@@ -230,7 +230,7 @@ async fn a_running_task_is_terminated(setup: Setup) {
         .send()
         .await
         .unwrap();
-    match running.get_timeout(PATIENCE).await {
+    match running.get_timeout(TIMEOUT).await {
         Err(ResultError::Task(failure)) => assert_eq!(failure.state, State::Revoked),
         other => panic!("{other:?}"),
     }
@@ -242,15 +242,15 @@ async fn two(setup: &Setup) -> [PythonWorker; 2] {
     [one, two]
 }
 
-async fn workers_are_chosen_by_name_and_pattern(setup: Setup) {
+async fn workers_are_addressed_by_name_and_pattern(setup: Setup) {
     let app = setup.app();
     let _pythons = two(&setup).await;
-    let both = app.control().timeout(PATIENCE).limit(2);
+    let both = app.control().timeout(TIMEOUT).limit(2);
     assert_eq!(
         nodes(&both.ping().await.unwrap()),
         BTreeSet::from([ONE, TWO])
     );
-    let named = app.inspect().timeout(PATIENCE).destination([TWO]);
+    let named = app.inspect().timeout(TIMEOUT).destination([TWO]);
     assert_eq!(nodes(&named.ping().await.unwrap()), BTreeSet::from([TWO]));
     // Who is not meant does not answer: here the time has to pass.
     let matching: [Control; 2] = [
@@ -264,7 +264,7 @@ async fn workers_are_chosen_by_name_and_pattern(setup: Setup) {
     assert!(nobody.ping().await.unwrap().is_empty());
 }
 
-async fn a_worker_is_shut_down(setup: Setup) {
+async fn worker_is_shut_down(setup: Setup) {
     let app = setup.app();
     let [one, _two] = two(&setup).await;
     let first = app.control().destination([ONE]);
@@ -276,7 +276,7 @@ async fn a_worker_is_shut_down(setup: Setup) {
     );
     let left = app
         .control()
-        .timeout(PATIENCE)
+        .timeout(TIMEOUT)
         .limit(1)
         .ping()
         .await
@@ -284,7 +284,7 @@ async fn a_worker_is_shut_down(setup: Setup) {
     assert_eq!(nodes(&left), BTreeSet::from([TWO]));
 }
 
-async fn clients_that_are_dropped_leave_nothing(setup: Setup) {
+async fn dropped_clients_leave_no_mailboxes(setup: Setup) {
     let app = setup.app();
     let (_python, inspect) = alone(&setup, &app).await;
     let before = lasting_keys(&setup);
@@ -326,7 +326,7 @@ fn lasting_keys(setup: &Setup) -> BTreeSet<String> {
     keys.into_iter().filter(lasts).collect()
 }
 
-async fn a_client_survives_a_restart_of_the_worker(setup: Setup) {
+async fn client_inspects_restarted_worker(setup: Setup) {
     let app = setup.app();
     let (python, inspect) = alone(&setup, &app).await;
     sole(inspect.ping().await.unwrap());

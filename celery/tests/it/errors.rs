@@ -6,16 +6,17 @@ use std::time::Duration;
 
 use celery::{Config, ResultError, Signature, WorkerError};
 #[cfg(feature = "amqp")]
-use test_servers::{RabbitServer, RedisServer};
+use test_servers::RabbitServer;
+use test_servers::RedisServer;
 
-use crate::support::{Look, PATIENCE, Setup, stories};
+use crate::support::{MessageExt, Setup, TIMEOUT, for_each_broker};
 use crate::tasks::ADD;
 use crate::tasks::Number::Int;
 
-stories! {
-    a_queue_that_nobody_reads: redis, rabbitmq, rpc;
-    an_app_without_a_result_backend: redis, rabbitmq;
-    a_task_that_nobody_registered: redis, rabbitmq, rpc;
+for_each_broker! {
+    unconsumed_queue_times_out_with_hint: redis, rabbitmq, rpc;
+    missing_result_backend_is_named: redis, rabbitmq;
+    unregistered_task_fails_and_is_dead_lettered: redis, rabbitmq, rpc;
 }
 
 /// The kinds of broker in this build.
@@ -45,7 +46,7 @@ async fn worker_refusal(url: &str) -> WorkerError {
     let worker = celery::connect(config)
         .unwrap()
         .worker(crate::handlers::all());
-    let ended = tokio::time::timeout(PATIENCE, worker.run()).await;
+    let ended = tokio::time::timeout(TIMEOUT, worker.run()).await;
     ended.expect("the worker gives up").unwrap_err()
 }
 
@@ -57,7 +58,7 @@ fn assert_says(error: &impl ToString, parts: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_server_at_the_url() {
+async fn refused_connection_names_address_and_hint() {
     // Free a moment ago; nobody listens.
     let port = TcpListener::bind("127.0.0.1:0")
         .and_then(|listener| listener.local_addr())
@@ -86,7 +87,7 @@ async fn no_server_at_the_url() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_host_of_that_name() {
+async fn unknown_host_names_host() {
     for scheme in schemes() {
         let error = refusal(&format!("{scheme}://no-such-host.invalid")).await;
         assert_says(&error, &["tasks.add", "no-such-host.invalid"]);
@@ -95,7 +96,7 @@ async fn no_host_of_that_name() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_wrong_password_and_none() {
+async fn wrong_redis_password_is_permanent_error() {
     let redis = RedisServer::builder().password("right").start();
     let port = redis.port();
     let hint = "check user and password";
@@ -118,7 +119,7 @@ async fn a_wrong_password_and_none() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
 #[cfg(feature = "amqp")]
-async fn a_wrong_password_and_a_wrong_virtual_host() {
+async fn wrong_rabbitmq_password_or_vhost_is_permanent_error() {
     let rabbit = RabbitServer::shared();
     let address = format!("127.0.0.1:{}", rabbit.port());
     for (url, hint) in [
@@ -147,7 +148,7 @@ async fn refusal_is_none(url: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_key_that_is_no_queue() {
+async fn wrong_key_type_is_permanent_error() {
     let redis = RedisServer::start();
     redis.command(&["SET", "celery", "somebody else's"]);
 
@@ -160,7 +161,7 @@ async fn a_key_that_is_no_queue() {
     assert_eq!(redis.command(&["GET", "celery"]).text(), "somebody else's");
 }
 
-async fn a_queue_that_nobody_reads(setup: Setup) {
+async fn unconsumed_queue_times_out_with_hint(setup: Setup) {
     let sent = setup.client().send(ADD, (Int(1), Int(2))).await.unwrap();
     let error = sent
         .get_timeout(Duration::from_millis(200))
@@ -173,22 +174,22 @@ async fn a_queue_that_nobody_reads(setup: Setup) {
     );
 }
 
-async fn an_app_without_a_result_backend(setup: Setup) {
+async fn missing_result_backend_is_named(setup: Setup) {
     let client = celery::connect(setup.broker_url()).unwrap().client();
     let sent = client.send(ADD, (Int(1), Int(2))).await.unwrap();
     let error = sent.get().await.unwrap_err();
     assert_says(&error, &[sent.id(), "no result_backend is configured"]);
 }
 
-async fn a_task_that_nobody_registered(setup: Setup) {
+async fn unregistered_task_fails_and_is_dead_lettered(setup: Setup) {
     let worker = setup.worker().await;
     let call = Signature::named("tasks.nowhere", (), ());
     let client = setup.client();
     let sent = client.apply(call).await.unwrap();
-    let error = sent.get_timeout(PATIENCE).await.unwrap_err();
+    let error = sent.get_timeout(TIMEOUT).await.unwrap_err();
     assert_says(&error, &[sent.id(), "NotRegistered('tasks.nowhere')"]);
 
-    let kept = setup.kept().await;
+    let kept = setup.dead_letter().await;
     assert_eq!(kept.id(), sent.id());
     assert_eq!(kept.text("x-dead-reason"), "unregistered");
     assert_says(
@@ -196,11 +197,11 @@ async fn a_task_that_nobody_registered(setup: Setup) {
         &["tasks.nowhere", "registered"],
     );
     worker.stop().await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
 #[test]
-fn an_option_that_is_misspelt() {
+fn misspelt_transport_option_is_corrected() {
     let config = Config::new()
         .broker_url("redis://localhost")
         .set(

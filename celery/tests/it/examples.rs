@@ -4,14 +4,14 @@ use std::process::Command;
 
 use test_servers::paths;
 
-use crate::support::{Setup, WorkerProcess, blocking, example, start, stories};
+use crate::support::{Setup, WorkerProcess, blocking, example, for_each_broker, start};
 
-stories! {
-    the_worker_and_both_clients: redis, rabbitmq, rpc;
-    a_walk_through_the_canvases: redis, rabbitmq;
+for_each_broker! {
+    worker_example_serves_both_clients: redis, rabbitmq, rpc;
+    canvas_example_prints_expected_results: redis, rabbitmq;
 }
 
-async fn the_worker_and_both_clients(setup: Setup) {
+async fn worker_example_serves_both_clients(setup: Setup) {
     let worker = WorkerProcess::start(&setup, &[]).await;
     let python = setup.python("import client; client.main()").await;
     let expected = paths::python_app().join("client.expected");
@@ -19,14 +19,14 @@ async fn the_worker_and_both_clients(setup: Setup) {
 
     assert_eq!(output("client", &urls(&setup)).await, CLIENT);
     worker.signal("TERM");
-    assert_eq!(worker.ended().await, Some(0));
+    assert_eq!(worker.wait().await, Some(0));
 }
 
-async fn a_walk_through_the_canvases(setup: Setup) {
+async fn canvas_example_prints_expected_results(setup: Setup) {
     let worker = WorkerProcess::start(&setup, &[]).await;
     assert_eq!(output("canvas", &urls(&setup)).await, CANVAS);
     worker.signal("TERM");
-    assert_eq!(worker.ended().await, Some(0));
+    assert_eq!(worker.wait().await, Some(0));
 
     let python = start(setup.python_worker()).await;
     assert_eq!(output("canvas", &urls(&setup)).await, CANVAS);
@@ -35,7 +35,7 @@ async fn a_walk_through_the_canvases(setup: Setup) {
 
 #[tokio::test]
 #[ignore = "needs the example programs; run cargo xtask test"]
-async fn the_canvases_need_no_server() {
+async fn canvas_example_runs_in_memory() {
     assert_eq!(output("canvas", &[]).await, CANVAS);
 }
 

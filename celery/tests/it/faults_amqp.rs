@@ -15,7 +15,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 /// How long anything may take that has to happen.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long work may take to resume on a machine that is busy with other tests.
 /// Two seconds are promised; the figures are printed.
@@ -23,20 +23,20 @@ const SOON: Duration = Duration::from_secs(10);
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
-/// Notes a number in the ledger, after so many milliseconds.
-const MARK: Task<(i64, u64), i64> = Task::new("faults.mark").params(&["number", "after"]);
+/// Notes a number in the runs, after so many milliseconds.
+const RECORD: Task<(i64, u64), i64> = Task::new("test.record").params(&["number", "after"]);
 
 /// What ran, and when it ended.
 #[derive(Clone, Default)]
-struct Ledger {
+struct RunLog {
     runs: Arc<Mutex<Vec<(i64, Instant)>>>,
 }
 
-impl Ledger {
+impl RunLog {
     fn tasks(&self) -> Tasks {
-        let ledger = self.clone();
-        Tasks::new().with(MARK, move |number, after| {
-            ledger.clone().mark(number, after)
+        let runs = self.clone();
+        Tasks::new().with(RECORD, move |number, after| {
+            runs.clone().mark(number, after)
         })
     }
 
@@ -102,14 +102,13 @@ impl Setup {
         celery::connect(self.config.clone()).unwrap().client()
     }
 
-    async fn serve(&self, ledger: &Ledger) -> Running {
-        self.serve_with(ledger, |worker| worker.concurrency(4))
-            .await
+    async fn serve(&self, runs: &RunLog) -> RunningWorker {
+        self.serve_with(runs, |worker| worker.concurrency(4)).await
     }
 
-    async fn serve_with(&self, ledger: &Ledger, how: impl FnOnce(Worker) -> Worker) -> Running {
+    async fn serve_with(&self, runs: &RunLog, how: impl FnOnce(Worker) -> Worker) -> RunningWorker {
         let app = celery::connect(self.config.clone()).unwrap();
-        Running::start(how(app.worker(ledger.tasks()))).await
+        RunningWorker::start(how(app.worker(runs.tasks()))).await
     }
 
     async fn on_server<T: Send + 'static>(
@@ -151,7 +150,7 @@ impl Setup {
         })
     }
 
-    async fn assert_nothing_left(&self) {
+    async fn assert_drained(&self) {
         eventually("nothing is left", async || {
             (self.counts("celery").await == (0, 0)).then_some(())
         })
@@ -168,7 +167,7 @@ impl Setup {
 }
 
 /// A worker inside this process, connected.
-struct Running {
+struct RunningWorker {
     stop: oneshot::Sender<()>,
     links: watch::Receiver<Links>,
     worker: JoinHandle<Result<(), WorkerError>>,
@@ -181,7 +180,7 @@ struct Links {
     lost: usize,
 }
 
-impl Running {
+impl RunningWorker {
     async fn start(worker: Worker) -> Self {
         let (stop, stopped) = oneshot::channel::<()>();
         let (count, mut links) = watch::channel(Links::default());
@@ -231,9 +230,9 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 }
 
 async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(PATIENCE, future).await {
+    match tokio::time::timeout(TIMEOUT, future).await {
         Ok(value) => value,
-        Err(_) => panic!("not within {PATIENCE:?}: {what}"),
+        Err(_) => panic!("not within {TIMEOUT:?}: {what}"),
     }
 }
 
@@ -256,7 +255,7 @@ async fn produce(client: Client, mut stop: oneshot::Receiver<()>) -> Vec<i64> {
     while stop.try_recv().is_err() {
         number += 1;
         // A failed one may have arrived all the same; it does not count.
-        if client.send(MARK, (number, 5)).await.is_ok() {
+        if client.send(RECORD, (number, 5)).await.is_ok() {
             acknowledged.push(number);
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -265,16 +264,16 @@ async fn produce(client: Client, mut stop: oneshot::Receiver<()>) -> Vec<i64> {
 }
 
 /// Waits until everything has run that was acknowledged, and prints figures.
-async fn assert_all_ran(what: &str, ledger: &Ledger, acknowledged: &[i64]) {
+async fn assert_all_ran(what: &str, runs: &RunLog, acknowledged: &[i64]) {
     eventually("all have run that were acknowledged", async || {
-        let ran = ledger.numbers();
+        let ran = runs.numbers();
         acknowledged
             .iter()
             .all(|number| ran.contains(number))
             .then_some(())
     })
     .await;
-    let (runs, ran) = (ledger.count(), ledger.numbers().len());
+    let (runs, ran) = (runs.count(), runs.numbers().len());
     println!(
         "{what}: {} acknowledged, {ran} ran, {} of them twice",
         acknowledged.len(),
@@ -287,16 +286,13 @@ async fn handshake(port: u16) -> Instant {
     blocking(move || {
         let greet = || -> std::io::Result<()> {
             let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_read_timeout(Some(TIMEOUT))?;
             stream.write_all(b"AMQP\x00\x00\x09\x01")?;
             stream.read_exact(&mut [0])
         };
         let started = Instant::now();
         while greet().is_err() {
-            assert!(
-                started.elapsed() < PATIENCE,
-                "the server does not come back"
-            );
+            assert!(started.elapsed() < TIMEOUT, "the server does not come back");
             std::thread::sleep(Duration::from_millis(2));
         }
         Instant::now()
@@ -306,17 +302,17 @@ async fn handshake(port: u16) -> Instant {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn rabbitmq_is_killed_five_times_under_load_and_nothing_is_lost() {
+async fn killed_rabbitmq_loses_no_task() {
     let setup = Setup::new().await.set("task_acks_late", true);
-    let ledger = Ledger::default();
-    let mut worker = setup.serve(&ledger).await;
+    let runs = RunLog::default();
+    let mut worker = setup.serve(&runs).await;
     let (stop, stopped) = oneshot::channel();
     let producer = tokio::spawn(produce(setup.client(), stopped));
     let mut delays = Vec::new();
     for round in 1..=5 {
-        let before = ledger.count();
+        let before = runs.count();
         eventually("work goes on", async || {
-            (ledger.count() > before + 100).then_some(())
+            (runs.count() > before + 100).then_some(())
         })
         .await;
         setup.on_server(RabbitServer::kill).await;
@@ -325,7 +321,7 @@ async fn rabbitmq_is_killed_five_times_under_load_and_nothing_is_lost() {
             handshake(setup.server.port()),
             setup.on_server(RabbitServer::restart)
         );
-        let first = eventually("tasks run again", async || ledger.first_after(back)).await;
+        let first = eventually("tasks run again", async || runs.first_after(back)).await;
         delays.push(first - back);
         println!(
             "kill {round} of RabbitMQ: the first task {:?} after its return",
@@ -334,24 +330,24 @@ async fn rabbitmq_is_killed_five_times_under_load_and_nothing_is_lost() {
     }
     stop.send(()).unwrap();
     let acknowledged = within("the producer ends", producer).await.unwrap();
-    assert_all_ran("five kills", &ledger, &acknowledged).await;
+    assert_all_ran("five kills", &runs, &acknowledged).await;
     worker.stop().await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
     assert!(delays.iter().all(|delay| *delay <= SOON), "{delays:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn connections_are_closed_five_times_under_load_and_nothing_is_lost() {
+async fn closed_connections_lose_no_task() {
     let setup = Setup::new().await.set("task_acks_late", true);
-    let ledger = Ledger::default();
-    let mut worker = setup.serve(&ledger).await;
+    let runs = RunLog::default();
+    let mut worker = setup.serve(&runs).await;
     let (stop, stopped) = oneshot::channel();
     let producer = tokio::spawn(produce(setup.client(), stopped));
     for round in 1..=5 {
-        let before = ledger.count();
+        let before = runs.count();
         eventually("work goes on", async || {
-            (ledger.count() > before + 50).then_some(())
+            (runs.count() > before + 50).then_some(())
         })
         .await;
         setup
@@ -359,7 +355,7 @@ async fn connections_are_closed_five_times_under_load_and_nothing_is_lost() {
             .await;
         worker.lost(round).await;
         let lost = Instant::now();
-        let first = eventually("tasks run again", async || ledger.first_after(lost)).await;
+        let first = eventually("tasks run again", async || runs.first_after(lost)).await;
         println!(
             "closing {round}: the next task {:?} after the worker noticed",
             first - lost
@@ -368,35 +364,35 @@ async fn connections_are_closed_five_times_under_load_and_nothing_is_lost() {
     }
     stop.send(()).unwrap();
     let acknowledged = within("the producer ends", producer).await.unwrap();
-    assert_all_ran("five closings", &ledger, &acknowledged).await;
+    assert_all_ran("five closings", &runs, &acknowledged).await;
     worker.stop().await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn without_memory_senders_are_told_and_workers_go_on() {
+async fn memory_alarm_fails_sends_and_worker_continues() {
     const DEADLINE: Duration = Duration::from_secs(2);
     let setup = Setup::new()
         .await
         .set("deadline", DEADLINE.as_secs())
         .set("task_acks_late", true);
-    let ledger = Ledger::default();
+    let runs = RunLog::default();
     let client = setup.client();
     for sent in client
-        .apply_all((0..300).map(|number| MARK.s((number, 20))))
+        .apply_all((0..300).map(|number| RECORD.s((number, 20))))
         .await
     {
         sent.unwrap();
     }
-    let worker = setup.serve(&ledger).await;
-    eventually("it works", async || (ledger.count() > 20).then_some(())).await;
+    let worker = setup.serve(&runs).await;
+    eventually("it works", async || (runs.count() > 20).then_some(())).await;
     setup.memory(false).await;
     let short = Instant::now();
 
     for _ in 0..3 {
         let started = Instant::now();
-        let error = client.send(MARK, (1_000, 0)).await.unwrap_err();
+        let error = client.send(RECORD, (1_000, 0)).await.unwrap_err();
         assert!(
             started.elapsed() < DEADLINE + Duration::from_secs(1),
             "{:?}",
@@ -410,7 +406,7 @@ async fn without_memory_senders_are_told_and_workers_go_on() {
     let many: Vec<_> = (0..40)
         .map(|_| {
             let client = client.clone();
-            tokio::spawn(async move { client.send(MARK, (1_000, 0)).await.unwrap_err() })
+            tokio::spawn(async move { client.send(RECORD, (1_000, 0)).await.unwrap_err() })
         })
         .collect();
     for one in many {
@@ -419,9 +415,7 @@ async fn without_memory_senders_are_told_and_workers_go_on() {
         assert!(error.to_string().contains("memory"), "{error}");
     }
     eventually("what was sent before has run", async || {
-        (0..300)
-            .all(|number| ledger.times(number) > 0)
-            .then_some(())
+        (0..300).all(|number| runs.times(number) > 0).then_some(())
     })
     .await;
     println!("without memory for {:?}", short.elapsed());
@@ -429,60 +423,60 @@ async fn without_memory_senders_are_told_and_workers_go_on() {
 
     let back = Instant::now();
     eventually("tasks are taken again", async || {
-        client.send(MARK, (2_000, 0)).await.ok()
+        client.send(RECORD, (2_000, 0)).await.ok()
     })
     .await;
-    eventually("it runs", async || (ledger.times(2_000) == 1).then_some(())).await;
+    eventually("it runs", async || (runs.times(2_000) == 1).then_some(())).await;
     println!("the first task {:?} after there was memory", back.elapsed());
     assert!(back.elapsed() < SOON, "{:?}", back.elapsed());
     worker.stop().await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
 /// A worker that cannot put off what is not due yet goes on with what is.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn without_memory_tasks_for_later_do_not_stop_those_for_now() {
+async fn memory_alarm_on_delayed_tasks_does_not_stop_due_tasks() {
     let setup = Setup::new().await;
-    let ledger = Ledger::default();
+    let runs = RunLog::default();
     let client = setup.client();
     let calls = (0..200).map(|number| match number % 10 {
-        9 => MARK.s((number, 5)).countdown(HOUR),
-        _ => MARK.s((number, 5)),
+        9 => RECORD.s((number, 5)).countdown(HOUR),
+        _ => RECORD.s((number, 5)),
     });
     for sent in client.apply_all(calls).await {
         sent.unwrap();
     }
     setup.memory(false).await;
     let worker = setup
-        .serve_with(&ledger, |worker| worker.concurrency(10))
+        .serve_with(&runs, |worker| worker.concurrency(10))
         .await;
 
     let started = Instant::now();
     let ran = async {
         eventually("those for now have run", async || {
-            (ledger.count() == 180).then_some(())
+            (runs.count() == 180).then_some(())
         })
         .await
     };
     let ran = tokio::time::timeout(Duration::from_secs(20), ran).await;
     println!(
         "without memory {} of 180 tasks ran within {:?}",
-        ledger.count(),
+        runs.count(),
         started.elapsed()
     );
     setup.memory(true).await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
     // Whatever is not in the queue is in hand, and runs at last.
     let at_last =
-        async { eventually("", async || (ledger.numbers().len() == 180).then_some(())).await };
+        async { eventually("", async || (runs.numbers().len() == 180).then_some(())).await };
     let at_last = tokio::time::timeout(Duration::from_secs(10), at_last).await;
     println!("links: {:?}", *worker.links.borrow());
     worker.stop().await;
     assert!(
         at_last.is_ok(),
         "{} of 180 are lost",
-        180 - ledger.numbers().len()
+        180 - runs.numbers().len()
     );
     assert_eq!(
         setup.depth("celery_delayed_11").await,
@@ -496,7 +490,7 @@ async fn without_memory_tasks_for_later_do_not_stop_those_for_now() {
 /// others run.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn tasks_that_cannot_be_put_off_do_not_cost_others() {
+async fn undelayable_tasks_do_not_lose_other_tasks() {
     let setup = Setup::new().await;
     setup.control(&["add_user", "ann", "word"]).await;
     setup
@@ -504,26 +498,26 @@ async fn tasks_that_cannot_be_put_off_do_not_cost_others() {
         .await;
     let url = setup.server.url().replace("guest:guest@", "ann:word@");
     let setup = setup.url(url);
-    let ledger = Ledger::default();
+    let runs = RunLog::default();
     let client = setup.client();
     let calls = (0..200).map(|number| match number % 4 {
-        3 => MARK.s((number, 1)).countdown(Duration::from_secs(4)),
-        _ => MARK.s((number, 1)),
+        3 => RECORD.s((number, 1)).countdown(Duration::from_secs(4)),
+        _ => RECORD.s((number, 1)),
     });
     for sent in client.apply_all(calls).await {
         sent.unwrap();
     }
-    let worker = setup.serve(&ledger).await;
+    let worker = setup.serve(&runs).await;
     // What is not run yet waits somewhere; what neither ran nor waits is lost.
     let settled = async {
         eventually("all have run", async || {
-            (ledger.numbers().len() == 200).then_some(())
+            (runs.numbers().len() == 200).then_some(())
         })
         .await;
     };
     let settled = tokio::time::timeout(Duration::from_secs(12), settled).await;
     let (ready, unacked) = setup.counts("celery").await;
-    let ran = ledger.numbers();
+    let ran = runs.numbers();
     let now = (0..200)
         .filter(|number| number % 4 != 3 && ran.contains(number))
         .count();
@@ -539,7 +533,7 @@ async fn tasks_that_cannot_be_put_off_do_not_cost_others() {
 #[tokio::test(flavor = "multi_thread")]
 #[cfg(unix)]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn a_silent_rabbitmq_is_an_error_in_time_and_work_resumes_after_it() {
+async fn unresponsive_rabbitmq_times_out_and_worker_resumes() {
     const DEADLINE: Duration = Duration::from_secs(2);
     let silence = match std::env::var_os("CELERY_TEST_LONG") {
         Some(_) => Duration::from_secs(60),
@@ -549,11 +543,11 @@ async fn a_silent_rabbitmq_is_an_error_in_time_and_work_resumes_after_it() {
         .await
         .set("deadline", DEADLINE.as_secs())
         .set("task_acks_late", true);
-    let ledger = Ledger::default();
-    let worker = setup.serve(&ledger).await;
+    let runs = RunLog::default();
+    let worker = setup.serve(&runs).await;
     let client = setup.client();
-    client.send(MARK, (0, 0)).await.unwrap();
-    eventually("it runs", async || (ledger.times(0) == 1).then_some(())).await;
+    client.send(RECORD, (0, 0)).await.unwrap();
+    eventually("it runs", async || (runs.times(0) == 1).then_some(())).await;
 
     setup.on_server(RabbitServer::pause).await;
     let paused = Instant::now();
@@ -561,7 +555,7 @@ async fn a_silent_rabbitmq_is_an_error_in_time_and_work_resumes_after_it() {
         let started = Instant::now();
         let sends = (0..8).map(|_| {
             let client = client.clone();
-            tokio::spawn(async move { client.send(MARK, (1, 0)).await })
+            tokio::spawn(async move { client.send(RECORD, (1, 0)).await })
         });
         for sent in sends.collect::<Vec<_>>() {
             let error = within("an error in time", sent).await.unwrap().unwrap_err();
@@ -577,34 +571,34 @@ async fn a_silent_rabbitmq_is_an_error_in_time_and_work_resumes_after_it() {
 
     let back = Instant::now();
     eventually("tasks are taken again", async || {
-        client.send(MARK, (2, 0)).await.ok()
+        client.send(RECORD, (2, 0)).await.ok()
     })
     .await;
     let sent = back.elapsed();
-    eventually("it runs", async || (ledger.times(2) == 1).then_some(())).await;
+    eventually("it runs", async || (runs.times(2) == 1).then_some(())).await;
     println!(
         "after a silence of {silence:?} a task was taken after {sent:?} and had run after {:?}",
         back.elapsed()
     );
     assert!(back.elapsed() < SOON, "{:?}", back.elapsed());
     worker.stop().await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn a_silent_network_is_noticed_and_forgotten() {
+async fn heartbeat_detects_silent_network_and_worker_resumes() {
     let setup = Setup::new().await.set("task_acks_late", true);
     let network = Proxy::to(setup.server.port());
     let client = setup.client();
     let url = format!("amqp://127.0.0.1:{}?heartbeat=1", network.port());
     let setup = setup.url(url);
-    let ledger = Ledger::default();
-    let mut worker = setup.serve(&ledger).await;
-    client.send(MARK, (1, 0)).await.unwrap();
-    eventually("it runs", async || (ledger.times(1) == 1).then_some(())).await;
+    let runs = RunLog::default();
+    let mut worker = setup.serve(&runs).await;
+    client.send(RECORD, (1, 0)).await.unwrap();
+    eventually("it runs", async || (runs.times(1) == 1).then_some(())).await;
     // In hand while the network goes.
-    client.send(MARK, (2, 4_000)).await.unwrap();
+    client.send(RECORD, (2, 4_000)).await.unwrap();
     eventually("it is taken", async || {
         (setup.counts("celery").await == (0, 1)).then_some(())
     })
@@ -616,8 +610,8 @@ async fn a_silent_network_is_noticed_and_forgotten() {
     let noticed = silent.elapsed();
     network.heal();
     let healed = Instant::now();
-    client.send(MARK, (3, 0)).await.unwrap();
-    eventually("it runs", async || (ledger.times(3) == 1).then_some(())).await;
+    client.send(RECORD, (3, 0)).await.unwrap();
+    eventually("it runs", async || (runs.times(3) == 1).then_some(())).await;
     println!(
         "noticed after {noticed:?} with heartbeats of 1 s; the next task {:?} after the healing",
         healed.elapsed()
@@ -630,38 +624,38 @@ async fn a_silent_network_is_noticed_and_forgotten() {
     );
     worker.stop().await;
     // RabbitMQ notices by its own heartbeats, and gives the other one again.
-    println!("the task in hand ran {} times", ledger.times(2));
+    println!("the task in hand ran {} times", runs.times(2));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn a_queue_that_is_deleted_under_a_worker_is_served_again() {
+async fn deleted_queue_is_consumed_again() {
     let setup = Setup::new().await;
-    let ledger = Ledger::default();
-    let mut worker = setup.serve(&ledger).await;
+    let runs = RunLog::default();
+    let mut worker = setup.serve(&runs).await;
     let client = setup.client();
     for round in 1..=3 {
-        client.send(MARK, (round, 0)).await.unwrap();
-        eventually("it runs", async || (ledger.times(round) == 1).then_some(())).await;
-        let later = MARK
+        client.send(RECORD, (round, 0)).await.unwrap();
+        eventually("it runs", async || (runs.times(round) == 1).then_some(())).await;
+        let later = RECORD
             .s((100 + round, 0))
             .countdown(Duration::from_millis(1_500));
         client.apply(later).await.unwrap();
         eventually("the one for later runs", async || {
-            (ledger.times(100 + round) == 1).then_some(())
+            (runs.times(100 + round) == 1).then_some(())
         })
         .await;
         setup.control(&["delete_queue", "celery"]).await;
         worker.lost(round as usize).await;
     }
-    client.send(MARK, (0, 0)).await.unwrap();
-    eventually("it runs", async || (ledger.times(0) == 1).then_some(())).await;
+    client.send(RECORD, (0, 0)).await.unwrap();
+    eventually("it runs", async || (runs.times(0) == 1).then_some(())).await;
     worker.stop().await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
 /// RabbitMQ closes the channel of who holds a message for too long.
-async fn impatient() -> Setup {
+async fn fast_restore() -> Setup {
     let setup = Setup::new().await.set("task_acks_late", true);
     for set in [
         "application:set_env(rabbit, consumer_timeout, 3000).",
@@ -676,34 +670,32 @@ async fn impatient() -> Setup {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn a_task_that_outlasts_the_servers_patience_runs_once_beside_others() {
-    let setup = impatient().await;
-    let ledger = Ledger::default();
+async fn task_over_consumer_timeout_runs_once_beside_others() {
+    let setup = fast_restore().await;
+    let runs = RunLog::default();
     let client = setup.client();
-    let mut worker = setup.serve(&ledger).await;
-    client.send(MARK, (0, 10_000)).await.unwrap();
+    let mut worker = setup.serve(&runs).await;
+    client.send(RECORD, (0, 10_000)).await.unwrap();
     let mut short = 0;
-    while ledger.times(0) == 0 {
+    while runs.times(0) == 0 {
         short += 1;
-        client.send(MARK, (short, 20)).await.unwrap();
+        client.send(RECORD, (short, 20)).await.unwrap();
         eventually("a short one runs", async || {
-            (ledger.times(short) > 0).then_some(())
+            (runs.times(short) > 0).then_some(())
         })
         .await;
         assert!(short < 5_000, "the long task never ends");
     }
     worker.lost(1).await;
-    setup.assert_nothing_left().await;
-    let twice = (1..=short)
-        .filter(|number| ledger.times(*number) > 1)
-        .count();
+    setup.assert_drained().await;
+    let twice = (1..=short).filter(|number| runs.times(*number) > 1).count();
     println!(
         "{short} short tasks beside the long one, {twice} of them twice; lost {:?}",
         *worker.links.borrow()
     );
-    assert_eq!(ledger.times(0), 1, "the long task");
+    assert_eq!(runs.times(0), 1, "the long task");
     worker.stop().await;
-    assert_eq!(ledger.times(0), 1, "the long task");
+    assert_eq!(runs.times(0), 1, "the long task");
 }
 
 /// The same where the worker takes nothing while it runs: then it learns of
@@ -711,30 +703,30 @@ async fn a_task_that_outlasts_the_servers_patience_runs_once_beside_others() {
 /// a while until it has a new one.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn a_task_that_outlasts_the_servers_patience_runs_once_alone() {
-    let setup = impatient().await;
-    let ledger = Ledger::default();
+async fn task_over_consumer_timeout_runs_once_alone() {
+    let setup = fast_restore().await;
+    let runs = RunLog::default();
     let client = setup.client();
     let queues = (0..40).map(|number| format!("other-{number}"));
     let worker = setup
-        .serve_with(&ledger, |worker| {
+        .serve_with(&runs, |worker| {
             let worker = worker.concurrency(1).prefetch_multiplier(1).queue("celery");
             queues.fold(worker, Worker::queue)
         })
         .await;
-    client.send(MARK, (1, 6_000)).await.unwrap();
-    client.send(MARK, (2, 0)).await.unwrap();
+    client.send(RECORD, (1, 6_000)).await.unwrap();
+    client.send(RECORD, (2, 0)).await.unwrap();
     eventually("the next one runs", async || {
-        (ledger.times(2) > 0).then_some(())
+        (runs.times(2) > 0).then_some(())
     })
     .await;
     // A message that was left would run meanwhile.
-    client.send(MARK, (3, 6_000)).await.unwrap();
+    client.send(RECORD, (3, 6_000)).await.unwrap();
     eventually("the last one runs", async || {
-        (ledger.times(3) > 0).then_some(())
+        (runs.times(3) > 0).then_some(())
     })
     .await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
     worker.stop().await;
-    assert_eq!([1, 2, 3].map(|number| ledger.times(number)), [1, 1, 1]);
+    assert_eq!([1, 2, 3].map(|number| runs.times(number)), [1, 1, 1]);
 }

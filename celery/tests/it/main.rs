@@ -25,41 +25,41 @@ mod work;
 mod support;
 
 #[cfg(feature = "amqp")]
+mod acknowledgement;
+#[cfg(feature = "amqp")]
 mod aio_celery;
 mod canvas_client;
 mod chords;
 mod control;
 mod control_client;
-#[cfg(target_os = "linux")]
-mod crowds;
 #[cfg(feature = "amqp")]
-mod delays;
+mod delayed_delivery;
 mod errors;
 #[cfg(feature = "amqp")]
 mod events_client;
 mod examples;
-mod fairness;
 mod faults;
 #[cfg(feature = "amqp")]
 mod faults_amqp;
-#[cfg(all(feature = "msgpack", feature = "yaml", feature = "compression"))]
-mod formats;
-mod hostile;
-mod hostile_control;
+#[cfg(target_os = "linux")]
+mod group_memory;
 #[cfg(target_os = "linux")]
 mod isolated;
-mod likeness;
-mod mixed;
-mod peers;
+mod malformed_control;
+mod malformed_messages;
+mod mixed_workers;
+mod monitoring_tools;
+mod prefetch;
 mod python_calls_rust;
 #[cfg(feature = "amqp")]
 mod queues;
 mod results;
+mod revocation;
 #[cfg(feature = "rpc")]
 mod rpc;
 mod rust_calls_python;
-#[cfg(feature = "amqp")]
-mod settling;
+#[cfg(all(feature = "msgpack", feature = "yaml", feature = "compression"))]
+mod serialization;
 mod shutdown;
 mod unique;
-mod watchers;
+mod worker_parity;

@@ -5,42 +5,43 @@ use std::time::Duration;
 use test_servers::RedisServer;
 
 use crate::support::{
-    Inspect, PATIENCE, Setup, WHO, assert_sums, eventually, send_adds, stories, story,
+    LANGUAGE, RedisExt, Setup, TIMEOUT, assert_sums, eventually, for_each_broker, send_adds,
+    test_tasks,
 };
 
-stories! {
-    every_waiter_wakes_up: redis, rabbitmq, rpc;
+for_each_broker! {
+    every_waiter_receives_its_result: redis, rabbitmq, rpc;
 }
 
-async fn every_waiter_wakes_up(setup: Setup) {
+async fn every_waiter_receives_its_result(setup: Setup) {
     let client = setup.client();
-    let sent = client.apply_all((0..300).map(|_| WHO.s(()))).await;
+    let sent = client.apply_all((0..300).map(|_| LANGUAGE.s(()))).await;
     let mut waiters = tokio::task::JoinSet::new();
     for sent in sent {
-        waiters.spawn(async move { sent.unwrap().get_timeout(PATIENCE).await });
+        waiters.spawn(async move { sent.unwrap().get_timeout(TIMEOUT).await });
     }
-    let worker = setup.serve(story()).await;
+    let worker = setup.serve(test_tasks()).await;
     while let Some(woken) = waiters.join_next().await {
         assert_eq!(woken.unwrap().unwrap(), "rust");
     }
     worker.stop().await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn every_waiter_wakes_up_though_subscriptions_break() {
+async fn waiters_survive_broken_subscriptions() {
     let setup = Setup::new();
     let client = setup.client();
-    let sent = client.apply_all((0..300).map(|_| WHO.s(()))).await;
+    let sent = client.apply_all((0..300).map(|_| LANGUAGE.s(()))).await;
     let mut waiters = tokio::task::JoinSet::new();
     for sent in sent {
-        waiters.spawn(async move { sent.unwrap().get_timeout(PATIENCE).await });
+        waiters.spawn(async move { sent.unwrap().get_timeout(TIMEOUT).await });
     }
     for _ in 0..5 {
         break_subscriptions(&setup.redis).await;
     }
-    let worker = setup.serve(story()).await;
+    let worker = setup.serve(test_tasks()).await;
     for _ in 0..5 {
         setup.redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
         let woken = waiters.join_next().await.unwrap().unwrap();
@@ -50,7 +51,7 @@ async fn every_waiter_wakes_up_though_subscriptions_break() {
         assert_eq!(woken.unwrap().unwrap(), "rust");
     }
     worker.stop().await;
-    setup.redis.assert_nothing_held();
+    setup.redis.assert_no_unacked();
 }
 
 /// Ends the connections that listen, as soon as there are any.
@@ -64,7 +65,7 @@ async fn break_subscriptions(redis: &RedisServer) {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn nothing_is_left_of_results_that_were_waited_for() {
+async fn waiters_leave_no_subscriptions_or_connections() {
     // Broker and backend of the worker and of the client, a pool each.
     const POOLED: usize = 2 * 2 * 2;
     // The worker's consumer, whoever waits for results, and this test's own.
@@ -91,7 +92,7 @@ async fn nothing_is_left_of_results_that_were_waited_for() {
     })
     .await;
     worker.stop().await;
-    setup.redis.assert_nothing_held();
+    setup.redis.assert_no_unacked();
 }
 
 fn count_connections(redis: &RedisServer) -> usize {

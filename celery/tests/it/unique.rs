@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use celery::{ResultError, SendError, Task, TaskError, Tasks, Unique};
 
-use crate::support::{Setup, stories, within};
+use crate::support::{Setup, for_each_broker, within};
 
-stories! {
-    one_at_a_time_though_python_sends_them_to_two_workers: redis, rabbitmq;
-    what_is_queued_already_is_an_error_for_the_next_client: redis, rabbitmq;
-    a_task_revoked_for_good_is_not_run_by_workers_that_start_later: redis, rabbitmq;
+for_each_broker! {
+    unique_task_runs_one_at_a_time_on_two_workers: redis, rabbitmq;
+    second_send_of_queued_unique_task_fails: redis, rabbitmq;
+    durably_revoked_task_is_not_run_by_later_workers: redis, rabbitmq;
 }
 
 const ALONE: Task<(String, u64), u32> = Task::new("tasks.alone")
@@ -42,7 +42,7 @@ fn tasks(running: &Arc<AtomicU32>) -> Tasks {
     Tasks::new().with(ALONE, count.clone()).with(QUEUED, count)
 }
 
-async fn one_at_a_time_though_python_sends_them_to_two_workers(setup: Setup) {
+async fn unique_task_runs_one_at_a_time_on_two_workers(setup: Setup) {
     let running = Arc::default();
     let workers = [
         setup.serve(tasks(&running)).await,
@@ -61,10 +61,10 @@ print(sorted(set(result.get(timeout=60) for result in results)))
     for worker in workers {
         worker.stop().await;
     }
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
-async fn what_is_queued_already_is_an_error_for_the_next_client(setup: Setup) {
+async fn second_send_of_queued_unique_task_fails(setup: Setup) {
     let client = setup.client();
     let arguments = || ("a".to_owned(), 10);
     let first = client.send(QUEUED, arguments()).await.unwrap();
@@ -76,10 +76,10 @@ async fn what_is_queued_already_is_an_error_for_the_next_client(setup: Setup) {
     let worker = setup.serve(tasks(&Arc::default())).await;
     assert_eq!(within("the first one", first.get()).await.unwrap(), 1);
     worker.stop().await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
-async fn a_task_revoked_for_good_is_not_run_by_workers_that_start_later(setup: Setup) {
+async fn durably_revoked_task_is_not_run_by_later_workers(setup: Setup) {
     let setup = setup.set("worker_durable_revokes", 600);
     let client = setup.client();
     let revoked = client.send(ALONE, ("a".to_owned(), 10)).await.unwrap();
@@ -99,5 +99,5 @@ async fn a_task_revoked_for_good_is_not_run_by_workers_that_start_later(setup: S
         "{error}"
     );
     worker.stop().await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }

@@ -2,7 +2,7 @@
 
 use celery::{AsyncResult, Client};
 
-use super::PATIENCE;
+use super::TIMEOUT;
 use crate::tasks::Number::{self, Int};
 use crate::tasks::{ADD, SLEEP};
 
@@ -27,7 +27,7 @@ pub(crate) async fn send_adds(client: &Client, count: i64) -> Vec<AsyncResult<Nu
 /// Waits for the sums of [`send_adds`].
 pub(crate) async fn assert_sums(adds: &[AsyncResult<Number>]) {
     for (number, add) in (0..).zip(adds) {
-        let sum = add.get_timeout(PATIENCE).await.unwrap();
+        let sum = add.get_timeout(TIMEOUT).await.unwrap();
         assert_eq!(sum, Int(number + 1));
     }
 }

@@ -1,12 +1,12 @@
-//! What the stories have in common: servers, workers on them, Python beside.
+//! What the for_each_broker have in common: servers, workers on them, Python beside.
 
+mod broker_matrix;
+mod broker_state;
 mod load;
 mod process;
-mod queues;
-mod rabbit;
-mod redis;
-mod stages;
-mod story;
+mod redis_state;
+mod tasks;
+mod vhost;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -19,20 +19,20 @@ use test_servers::{Python, PythonWorker, PythonWorkerBuilder, RabbitServer, Redi
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
+pub(crate) use broker_matrix::{broker_test, for_each_broker};
+pub(crate) use broker_state::MessageExt;
 pub(crate) use load::{assert_sums, count_done, send_adds, send_sleeps};
 pub(crate) use process::{WorkerProcess, example, signal};
-pub(crate) use queues::Look;
-pub(crate) use rabbit::Vhost;
-pub(crate) use redis::Inspect;
-pub(crate) use stages::{scene, stories};
-pub(crate) use story::{AGAIN, HOP, Ledger, MARK, NOW, REFUSE, WHO, story};
+pub(crate) use redis_state::RedisExt;
+pub(crate) use tasks::{HOP, LANGUAGE, NOW, RECORD, REJECT, RETRY_TIMES, RunLog, test_tasks};
+pub(crate) use vhost::Vhost;
 
 /// How long anything may take that has to happen.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Workers of both languages look after each other within a second or two,
 /// instead of an hour.
-pub(crate) fn impatient() -> Json {
+pub(crate) fn fast_restore() -> Json {
     json!({
         "visibility_timeout": 2,
         "unacked_restore_interval": 0.5,
@@ -156,12 +156,12 @@ impl Setup {
     }
 
     /// A worker of the examples' tasks.
-    pub(crate) async fn worker(&self) -> Running {
+    pub(crate) async fn worker(&self) -> RunningWorker {
         self.serve(crate::handlers::all()).await
     }
 
-    pub(crate) async fn serve(&self, tasks: Tasks) -> Running {
-        Running::start(self.app().worker(tasks).concurrency(4)).await
+    pub(crate) async fn serve(&self, tasks: Tasks) -> RunningWorker {
+        RunningWorker::start(self.app().worker(tasks).concurrency(4)).await
     }
 
     pub(crate) fn broker_url(&self) -> &str {
@@ -189,15 +189,15 @@ impl Setup {
         vec![
             own("CELERY_BROKER_URL", self.broker_url()),
             own("CELERY_RESULT_BACKEND", self.result_backend_url()),
-            own("STORY_SETTINGS", &json!(self.common).to_string()),
+            own("TEST_SETTINGS", &json!(self.common).to_string()),
             own("PYTHONPATH", &python_path()),
         ]
     }
 
-    /// Runs a Python program that may use all of `python/story.py`; answers
+    /// Runs a Python program that may use all of `python/common.py`; answers
     /// what it printed.
     pub(crate) async fn python(&self, code: impl Into<String>) -> String {
-        self.python_program(format!("from story import *\n{}", code.into()))
+        self.python_program(format!("from common import *\n{}", code.into()))
             .await
     }
 
@@ -219,7 +219,7 @@ impl Setup {
         .await
     }
 
-    /// A Python worker of the examples' tasks and of `python/more.py`.
+    /// A Python worker of the examples' tasks and of `python/worker_app.py`.
     pub(crate) fn python_worker(&self) -> PythonWorkerBuilder {
         // With RabbitMQ, the solo pool sleeps over tasks for later.
         let pool = if self.is_on_redis() {
@@ -230,7 +230,7 @@ impl Setup {
         let worker = Python::new()
             .worker(self.broker_url(), self.result_backend_url())
             .pool(pool)
-            .app(python_folder(), "more")
+            .app(python_folder(), "worker_app")
             .environment("CELERY_ACCEPT_CONTENT", "json,msgpack,yaml");
         let environment = self.environment().into_iter();
         environment.fold(worker, |worker, (name, value)| {
@@ -262,7 +262,7 @@ fn python_path() -> String {
 }
 
 /// A worker inside this process, connected.
-pub(crate) struct Running {
+pub(crate) struct RunningWorker {
     stop: oneshot::Sender<()>,
     links: watch::Receiver<Links>,
     worker: JoinHandle<Result<(), WorkerError>>,
@@ -275,7 +275,7 @@ struct Links {
     lost: usize,
 }
 
-impl Running {
+impl RunningWorker {
     pub(crate) async fn start(worker: Worker) -> Self {
         let (stop, stopped) = oneshot::channel::<()>();
         let (count, mut links) = watch::channel(Links::default());
@@ -317,13 +317,13 @@ impl Running {
 
 /// Bounds what has to happen.
 pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(PATIENCE, future).await {
+    match tokio::time::timeout(TIMEOUT, future).await {
         Ok(value) => value,
-        Err(_) => panic!("not within {PATIENCE:?}: {what}"),
+        Err(_) => panic!("not within {TIMEOUT:?}: {what}"),
     }
 }
 
-/// Looks again and again, for as long as [`PATIENCE`] lasts.
+/// Looks again and again, for as long as [`TIMEOUT`] lasts.
 pub(crate) async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
     let found = async {

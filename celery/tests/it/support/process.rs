@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use test_servers::ProcessGroup;
 
-use super::{PATIENCE, Setup, blocking, impatient};
+use super::{Setup, TIMEOUT, blocking, fast_restore};
 
 /// The example `worker`, connected. Killed when dropped.
 #[derive(Debug)]
@@ -51,8 +51,8 @@ impl WorkerProcess {
     }
 
     /// One that acknowledges late, and has little patience with others.
-    pub(crate) async fn late(setup: &Setup, concurrency: &str) -> Self {
-        let options = impatient().to_string();
+    pub(crate) async fn start_acks_late(setup: &Setup, concurrency: &str) -> Self {
+        let options = fast_restore().to_string();
         let settings = [
             ("CELERY_TASK_ACKS_LATE", "1"),
             ("CELERY_WORKER_CONCURRENCY", concurrency),
@@ -63,7 +63,7 @@ impl WorkerProcess {
     }
 
     /// Bytes of it that are in memory.
-    pub(crate) fn resident(&self) -> usize {
+    pub(crate) fn resident_memory(&self) -> usize {
         const PAGE: usize = 4096;
         let statm = format!("/proc/{}/statm", self.group.id());
         let statm = fs::read_to_string(statm).unwrap();
@@ -82,8 +82,8 @@ impl WorkerProcess {
     }
 
     /// Waits for its end; answers the exit code, `None` after a deadly signal.
-    pub(crate) async fn ended(mut self) -> Option<i32> {
-        blocking(move || match self.group.wait(PATIENCE) {
+    pub(crate) async fn wait(mut self) -> Option<i32> {
+        blocking(move || match self.group.wait(TIMEOUT) {
             Some(status) => status.code(),
             None => panic!("the worker does not end:\n{}", self.log()),
         })
@@ -93,7 +93,7 @@ impl WorkerProcess {
     /// Ends it as the lack of memory would.
     pub(crate) async fn kill(self) {
         self.signal("KILL");
-        assert_eq!(self.ended().await, None);
+        assert_eq!(self.wait().await, None);
     }
 
     pub(crate) fn log(&self) -> String {

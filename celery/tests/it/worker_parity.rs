@@ -6,17 +6,17 @@ use std::path::PathBuf;
 
 use celery::Worker;
 
-use crate::support::{Running, Setup, start, stories, story};
+use crate::support::{RunningWorker, Setup, for_each_broker, start, test_tasks};
 
-stories! {
-    workers_of_both_languages_answer_and_tell_alike: redis, rabbitmq;
+for_each_broker! {
+    rust_and_python_workers_reply_and_emit_alike: redis, rabbitmq;
 }
 
 /// Who the scenario is played with.
-const THEIRS: &str = "python@story";
-const OURS: &str = "rust@story";
+const THEIRS: &str = "python@test";
+const OURS: &str = "rust@test";
 
-async fn workers_of_both_languages_answer_and_tell_alike(setup: Setup) {
+async fn rust_and_python_workers_reply_and_emit_alike(setup: Setup) {
     let worker = setup.python_worker().pool("prefork").concurrency(2);
     let worker = worker
         .argument("-E")
@@ -28,20 +28,20 @@ async fn workers_of_both_languages_answer_and_tell_alike(setup: Setup) {
     // What is due in an hour.
     setup.python("app.control.purge()").await;
 
-    let worker: Worker = setup.app().worker(story()).hostname(OURS);
-    let rust = Running::start(worker.concurrency(2).task_events(true)).await;
+    let worker: Worker = setup.app().worker(test_tasks()).hostname(OURS);
+    let rust = RunningWorker::start(worker.concurrency(2).task_events(true)).await;
     let ours = perform(&setup, OURS).await;
     rust.stop().await;
 
     let compare = format!(
-        "from scenario import *\ncompare(*(json.load(open(path)) for path in {:?}))",
+        "from parity import *\ncompare(*(json.load(open(path)) for path in {:?}))",
         [keep(&setup, theirs), keep(&setup, ours)]
     );
     println!("{}", setup.python(compare).await);
 }
 
 async fn perform(setup: &Setup, node: &str) -> String {
-    let program = format!("from scenario import *\nprint(json.dumps(perform(Node({node:?}))))");
+    let program = format!("from parity import *\nprint(json.dumps(perform(Node({node:?}))))");
     setup.python(program).await.trim().to_owned()
 }
 

@@ -2,32 +2,32 @@
 
 use std::collections::BTreeMap;
 
-use crate::support::{Ledger, MARK, Running, Setup, eventually, stories, within};
+use crate::support::{RECORD, RunLog, RunningWorker, Setup, eventually, for_each_broker, within};
 
-stories! {
-    short_tasks_do_not_wait_behind_a_long_one: redis, rabbitmq, quorum;
-    without_prefetch_nothing_is_reserved_either: redis, rabbitmq;
+for_each_broker! {
+    short_tasks_do_not_wait_behind_a_long_task: redis, rabbitmq, quorum;
+    disabled_prefetch_reserves_nothing: redis, rabbitmq;
 }
 
-async fn short_tasks_do_not_wait_behind_a_long_one(setup: Setup) {
+async fn short_tasks_do_not_wait_behind_a_long_task(setup: Setup) {
     tell(&setup.set("worker_prefetch_multiplier", 1)).await;
 }
 
-async fn without_prefetch_nothing_is_reserved_either(setup: Setup) {
+async fn disabled_prefetch_reserves_nothing(setup: Setup) {
     tell(&setup.set("worker_disable_prefetch", true)).await;
 }
 
 async fn tell(setup: &Setup) {
-    let ledger = Ledger::default();
+    let runs = RunLog::default();
     let app = setup.app();
     let start = async |name: &str| {
-        let worker = app.worker(ledger.tasks()).concurrency(1).hostname(name);
-        Running::start(worker).await
+        let worker = app.worker(runs.tasks()).concurrency(1).hostname(name);
+        RunningWorker::start(worker).await
     };
     let busy = start("busy@here").await;
     let client = setup.client();
     // It outlasts everything else that happens here, and the worker's end.
-    let long = client.send(MARK, (-1, 600_000)).await.unwrap();
+    let long = client.send(RECORD, (-1, 600_000)).await.unwrap();
     let inspect = app.inspect().limit(1);
     eventually("the long one runs", async || {
         let active = inspect.active().await.unwrap();
@@ -37,7 +37,7 @@ async fn tell(setup: &Setup) {
     .await;
 
     let idle = start("idle@here").await;
-    let calls = (0..100).map(|number| MARK.s((number, 0)));
+    let calls = (0..100).map(|number| RECORD.s((number, 0)));
     let sent = client.apply_all(calls).await;
     let both = app.inspect().limit(2);
     let reserved = within("reserved", both.reserved()).await.unwrap();
@@ -51,7 +51,7 @@ async fn tell(setup: &Setup) {
     for result in sent {
         within("a short one", result.unwrap().get()).await.unwrap();
     }
-    assert!(!ledger.numbers().contains(&-1));
+    assert!(!runs.numbers().contains(&-1));
 
     app.control()
         .terminate([long.id()], "SIGTERM")

@@ -18,11 +18,11 @@ pub(crate) struct Vhost {
 
 /// What is in a queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Content {
+pub(crate) struct QueueCounts {
     /// Messages that wait.
     pub(crate) ready: u64,
     /// Messages in the hands of a consumer.
-    pub(crate) held: u64,
+    pub(crate) unacked: u64,
 }
 
 impl Vhost {
@@ -44,7 +44,7 @@ impl Vhost {
     }
 
     /// Every queue. To ask takes half a second.
-    pub(crate) async fn queues(&self) -> BTreeMap<String, Content> {
+    pub(crate) async fn queues(&self) -> BTreeMap<String, QueueCounts> {
         let code = QUEUES.replace("VHOST", &self.name);
         let found = blocking(move || RabbitServer::shared().control(&["eval", &code])).await;
         found.split('{').skip(1).map(read_queue).collect()
@@ -129,12 +129,12 @@ const QUEUES: &str = r#"
 end || Q <- rabbit_amqqueue:list(<<"VHOST">>)]."#;
 
 /// Reads `<<"name">>,0,0}`, however it is spread over lines.
-fn read_queue(text: &str) -> (String, Content) {
+fn read_queue(text: &str) -> (String, QueueCounts) {
     let name = text.split('"').nth(1).unwrap().to_owned();
     let (_, numbers) = text.rsplit_once(">>").unwrap();
     let mut numbers = numbers
         .split(|one: char| !one.is_ascii_digit())
         .filter_map(|one| one.parse().ok());
-    let (ready, held) = (numbers.next().unwrap(), numbers.next().unwrap());
-    (name, Content { ready, held })
+    let (ready, unacked) = (numbers.next().unwrap(), numbers.next().unwrap());
+    (name, QueueCounts { ready, unacked })
 }

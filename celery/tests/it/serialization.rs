@@ -2,16 +2,16 @@
 
 use celery::{Compression, Map, Serializer, Signature, Value};
 
-use crate::support::{PATIENCE, Setup, start, stories};
+use crate::support::{Setup, TIMEOUT, for_each_broker, start};
 
-stories! {
-    python_writes_and_we_read: redis, rabbitmq;
-    python_reads_our_results: redis, rabbitmq, rpc;
-    we_write_and_python_reads: redis, rabbitmq;
-    we_read_pythons_results: redis, rabbitmq, rpc;
+for_each_broker! {
+    rust_worker_reads_every_python_serialization: redis, rabbitmq;
+    python_client_reads_rust_results: redis, rabbitmq, rpc;
+    python_worker_reads_every_rust_serialization: redis, rabbitmq;
+    rust_client_reads_python_results: redis, rabbitmq, rpc;
 }
 
-async fn python_writes_and_we_read(setup: Setup) {
+async fn rust_worker_reads_every_python_serialization(setup: Setup) {
     let setup = setup.set(
         "accept_content",
         serde_json::json!(["json", "msgpack", "yaml"]),
@@ -32,10 +32,10 @@ for result in sent:
     setup.python(program).await;
     worker.stop().await;
     assert_eq!(setup.depth("celery.dead").await, 0);
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
-async fn python_reads_our_results(setup: Setup) {
+async fn python_client_reads_rust_results(setup: Setup) {
     for serializer in ["json", "msgpack", "yaml"] {
         let setup = setup.set("result_serializer", serializer);
         let worker = setup.worker().await;
@@ -52,7 +52,7 @@ error = failure(send("tasks.divide", (1, 0)))
 same((type(error), str(error)), (ZeroDivisionError, "division by zero"))
 "#;
 
-async fn we_write_and_python_reads(setup: Setup) {
+async fn python_worker_reads_every_rust_serialization(setup: Setup) {
     let _python = start(setup.python_worker()).await;
     let args = vec![
         Value::from("ünï"),
@@ -83,18 +83,18 @@ async fn we_write_and_python_reads(setup: Setup) {
                 }
             });
         for sent in client.apply_all(calls).await {
-            let echo = sent.unwrap().get_timeout(PATIENCE).await.unwrap();
+            let echo = sent.unwrap().get_timeout(TIMEOUT).await.unwrap();
             assert_eq!(echo.get("args").unwrap().as_array().unwrap(), args);
             assert_eq!(echo.get("kwargs"), Some(&Map::from([("ключ", 1)]).into()));
         }
     }
 }
 
-async fn we_read_pythons_results(setup: Setup) {
+async fn rust_client_reads_python_results(setup: Setup) {
     for serializer in ["json", "msgpack", "yaml"] {
         let setup = setup.set("result_serializer", serializer);
         let worker = setup.python_worker();
-        let _python = start(worker.environment("MORE_RESULT_SERIALIZER", serializer)).await;
+        let _python = start(worker.environment("TEST_RESULT_SERIALIZER", serializer)).await;
         let client = setup.client();
         let echo = client
             .send_by_name("tasks.echo", ("ünï", 1, 0.5), ())
@@ -104,10 +104,10 @@ async fn we_read_pythons_results(setup: Setup) {
             .send_by_name("tasks.fail", ("no",), ())
             .await
             .unwrap();
-        let echo = echo.get_timeout(PATIENCE).await.unwrap();
+        let echo = echo.get_timeout(TIMEOUT).await.unwrap();
         let args = Value::Array(vec!["ünï".into(), 1.into(), 0.5.into()]);
         assert_eq!(echo.get("args"), Some(&args), "{serializer}");
-        let failure = failed.get_timeout(PATIENCE).await.unwrap_err().to_string();
+        let failure = failed.get_timeout(TIMEOUT).await.unwrap_err().to_string();
         assert!(failure.ends_with("ValueError('no')"), "{failure}");
     }
 }

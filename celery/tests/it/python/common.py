@@ -1,4 +1,4 @@
-"""What the Python programs of the tests have in common: `from story import *`."""
+"""Helpers of the tests' Python programs: `from common import *`."""
 
 import datetime
 import json
@@ -17,28 +17,30 @@ import settings
 import tasks
 from tasks import app
 
-# Seconds that anything may take that has to happen.
-PATIENCE = 30
+# Seconds after which a test fails instead of waiting longer.
+TIMEOUT = 30
 
 app.conf.accept_content = ["json", "msgpack", "yaml"]
 settings.apply(app)
 
 
 def send(name, args=(), kwargs=None, **options):
-    """Sends a task by its name, as a program does that lacks its code."""
+    """Sends a task by its name, without its code."""
     return app.send_task(name, args, kwargs or {}, **options)
 
 
 def get(result):
-    return result.get(timeout=PATIENCE)
+    """Waits for the value of a result."""
+    return result.get(timeout=TIMEOUT)
 
 
 def call(name, *args, **kwargs):
+    """Sends a task and waits for its value."""
     return get(send(name, args, kwargs))
 
 
 def failure(result):
-    """The exception of a task that has to fail."""
+    """Waits for the exception of a task; a returned value fails the test."""
     try:
         value = get(result)
     except Exception as error:
@@ -47,21 +49,22 @@ def failure(result):
 
 
 def until(what, look):
-    """Looks again and again, and answers the first thing seen that is true."""
-    end = time.monotonic() + PATIENCE
+    """Polls `look` until it returns a true value, and returns that value."""
+    end = time.monotonic() + TIMEOUT
     while time.monotonic() < end:
         if seen := look():
             return seen
         time.sleep(0.01)
-    raise AssertionError(f"not within {PATIENCE} s: {what}")
+    raise AssertionError(f"not within {TIMEOUT} s: {what}")
 
 
 def same(found, expected):
+    """Asserts equal values of equal types."""
     assert found == expected and type(found) is type(expected), f"{found!r} is not {expected!r}"
 
 
 def declare():
-    """Makes all queues that the settings know, as a worker does that starts."""
+    """Declares all configured queues, as a starting worker does."""
     with app.connection_for_write() as connection:
         for queue in app.amqp.queues.values():
             queue(connection.default_channel).declare()

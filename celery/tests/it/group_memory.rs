@@ -15,7 +15,7 @@ const IN_WORKER: usize = 16 << 20;
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn the_memory_for_a_group_is_bounded() {
+async fn memory_for_large_group_is_bounded() {
     let tasks = match std::env::var_os("CELERY_TEST_LONG") {
         Some(_) => 100_000,
         None => 10_000,
@@ -24,11 +24,11 @@ async fn the_memory_for_a_group_is_bounded() {
     let worker = WorkerProcess::start(&setup, &[("CELERY_WORKER_CONCURRENCY", "16")]).await;
     // Connections and the like.
     let base = memory_of_client(&setup, 100).await;
-    let before = worker.resident();
+    let before = worker.resident_memory();
     let memory = memory_of_client(&setup, tasks).await;
     let (client, worker_grew) = (
         memory.saturating_sub(base),
-        worker.resident().saturating_sub(before),
+        worker.resident_memory().saturating_sub(before),
     );
     println!(
         "a group of {tasks}: {} kB in the client, {} kB in the worker",
@@ -42,7 +42,7 @@ async fn the_memory_for_a_group_is_bounded() {
         "{worker_grew} bytes in the worker"
     );
     worker.signal("TERM");
-    assert_eq!(worker.ended().await, Some(0));
+    assert_eq!(worker.wait().await, Some(0));
 }
 
 /// The most that the example `crowd` had, in bytes.

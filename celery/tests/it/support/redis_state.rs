@@ -3,33 +3,33 @@
 use test_servers::RedisServer;
 
 /// What kombu and the workers keep on the server.
-pub(crate) trait Inspect {
+pub(crate) trait RedisExt {
     /// How many messages wait in a queue.
     fn depth(&self, queue: &str) -> i64;
 
     /// How many deliveries are held by workers.
-    fn held(&self) -> i64;
+    fn unacked(&self) -> i64;
 
     /// Everything that is held, as it is stored.
-    fn held_entries(&self) -> Vec<String>;
+    fn unacked_entries(&self) -> Vec<String>;
 
     /// Puts bytes at the end of a queue.
     fn push(&self, queue: &str, message: &[u8]);
 
     /// Nothing is held any more, in any way.
-    fn assert_nothing_held(&self);
+    fn assert_no_unacked(&self);
 }
 
-impl Inspect for RedisServer {
+impl RedisExt for RedisServer {
     fn depth(&self, queue: &str) -> i64 {
         self.command(&["LLEN", queue]).integer()
     }
 
-    fn held(&self) -> i64 {
+    fn unacked(&self) -> i64 {
         self.command(&["HLEN", "unacked"]).integer()
     }
 
-    fn held_entries(&self) -> Vec<String> {
+    fn unacked_entries(&self) -> Vec<String> {
         self.command(&["HVALS", "unacked"]).texts()
     }
 
@@ -38,13 +38,13 @@ impl Inspect for RedisServer {
         assert!(depth.integer() > 0);
     }
 
-    fn assert_nothing_held(&self) {
+    fn assert_no_unacked(&self) {
         let keys = self.command(&["KEYS", "unacked*"]).texts();
         let raw = self.command(&["KEYS", "*.dead.raw"]).texts();
         assert!(
             keys.is_empty() && raw.is_empty(),
             "left over: {keys:?} {raw:?} {:?}",
-            self.held_entries()
+            self.unacked_entries()
         );
     }
 }

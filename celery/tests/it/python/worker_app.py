@@ -1,4 +1,4 @@
-"""The example tasks and more: an app for Python workers that tests talk to."""
+"""The app of the tests' Python workers: the example tasks and the tasks below."""
 
 import json
 import os
@@ -9,61 +9,61 @@ from celery.exceptions import Reject
 import settings
 from tasks import app
 
-app.conf.broker_transport_options = json.loads(os.environ.get("MORE_TRANSPORT_OPTIONS", "{}"))
-app.conf.result_serializer = os.environ.get("MORE_RESULT_SERIALIZER", "json")
-app.conf.task_acks_late = bool(os.environ.get("MORE_ACKS_LATE"))
+app.conf.broker_transport_options = json.loads(os.environ.get("TEST_TRANSPORT_OPTIONS", "{}"))
+app.conf.result_serializer = os.environ.get("TEST_RESULT_SERIALIZER", "json")
+app.conf.task_acks_late = bool(os.environ.get("TEST_ACKS_LATE"))
 settings.apply(app)
 
 
-# These have namesakes in Rust.
+# Tasks that `support/tasks.rs` has in Rust, too.
 
 
-@app.task(name="story.hop")
+@app.task(name="test.hop")
 def hop(path):
     """Appends the worker's language to the path."""
     return [*path, "python"]
 
 
-@app.task(name="story.who")
-def who():
+@app.task(name="test.language")
+def language():
     return "python"
 
 
-@app.task(name="story.mark")
-def mark(number, after=0):
+@app.task(name="test.record")
+def record(number, after=0):
     return number
 
 
-@app.task(name="story.again", bind=True, max_retries=None)
-def again(self, times, delay=0.2):
+@app.task(name="test.retry", bind=True, max_retries=None)
+def retry(self, times, delay=0.2):
     if self.request.retries < times:
         raise self.retry(countdown=delay)
     return self.request.retries
 
 
-@app.task(name="story.now")
+@app.task(name="test.now")
 def now():
     return time.time()
 
 
-@app.task(name="story.refuse", bind=True, acks_late=True)
-def refuse(self, requeue):
+@app.task(name="test.reject", bind=True, acks_late=True)
+def reject(self, requeue):
     if self.request.delivery_info["redelivered"]:
         return True
     raise Reject("not now", requeue=requeue)
 
 
-# These exist in Python alone.
+# Tasks that exist in Python only.
 
 
-@app.task(name="more.label")
+@app.task(name="python.label")
 def label(value, text="python"):
     return f"{text}:{value}"
 
 
-@app.task(name="more.request", bind=True)
+@app.task(name="python.request", bind=True)
 def request(self, *args):
-    """What the task knows about its own message."""
+    """Returns the properties of the task's own message."""
     names = ("id", "root_id", "parent_id", "retries", "eta", "expires", "timelimit", "shadow",
              "ignore_result", "correlation_id", "reply_to", "origin", "group")
     seen = {name: getattr(self.request, name, None) for name in names}
@@ -73,6 +73,6 @@ def request(self, *args):
     return seen
 
 
-@app.task(name="more.errback")
+@app.task(name="python.errback")
 def errback(failed_id):
     return f"{failed_id} failed"

@@ -9,73 +9,73 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 
 /// Appends the worker's language to the path.
-pub(crate) const HOP: Task<(Vec<String>,), Vec<String>> = Task::new("story.hop").params(&["path"]);
+pub(crate) const HOP: Task<(Vec<String>,), Vec<String>> = Task::new("test.hop").params(&["path"]);
 
 /// Returns the worker's language.
-pub(crate) const WHO: Task<(), String> = Task::new("story.who");
+pub(crate) const LANGUAGE: Task<(), String> = Task::new("test.language");
 
 /// Retries so often, each time after so many seconds, then returns how often
 /// it did.
 ///
 /// Not at once, as `tasks.retry` does: Python looks at a result's state before
 /// it writes RETRY, and what was stored in between it overwrites.
-pub(crate) const AGAIN: Task<(u32, f64), u32> =
-    Task::new("story.again").params(&["times", "delay=0.2"]);
+pub(crate) const RETRY_TIMES: Task<(u32, f64), u32> =
+    Task::new("test.retry").params(&["times", "delay=0.2"]);
 
-/// Notes a number in the ledger, after so many milliseconds.
-pub(crate) const MARK: Task<(i64, u64), i64> =
-    Task::new("story.mark").params(&["number", "after=0"]);
+/// Notes a number in the runs, after so many milliseconds.
+pub(crate) const RECORD: Task<(i64, u64), i64> =
+    Task::new("test.record").params(&["number", "after=0"]);
 
-/// Reports PROGRESS, and waits for `story.open`.
-const WAIT: Task<(), String> = Task::new("story.wait");
-const OPEN: Task<(), ()> = Task::new("story.open");
+/// Reports PROGRESS, and waits for `test.release`.
+const WAIT: Task<(), String> = Task::new("test.wait");
+const RELEASE: Task<(), ()> = Task::new("test.release");
 
 /// Asks to be retried in an hour.
-const LATER: Task<(), ()> = Task::new("story.later");
+const RETRY_IN_AN_HOUR: Task<(), ()> = Task::new("test.retry_in_an_hour");
 
 /// The time at which it runs, in seconds since 1970.
-pub(crate) const NOW: Task<(), f64> = Task::new("story.now");
+pub(crate) const NOW: Task<(), f64> = Task::new("test.now");
 
 /// Rejects its message the first time, and answers the second time whether it
 /// is flagged as redelivered.
-pub(crate) const REFUSE: Task<(bool,), bool> =
-    Task::new("story.refuse").params(&["requeue"]).acks_late();
+pub(crate) const REJECT: Task<(bool,), bool> =
+    Task::new("test.reject").params(&["requeue"]).acks_late();
 
 /// A header of its own message.
-const HEADER: Task<(String,), Value> = Task::new("story.header").params(&["name"]);
+const HEADER: Task<(String,), Value> = Task::new("test.header").params(&["name"]);
 
-/// The examples' tasks and the ones above, [`MARK`] excepted.
-pub(crate) fn story() -> Tasks {
+/// The examples' tasks and the ones above, [`RECORD`] excepted.
+pub(crate) fn test_tasks() -> Tasks {
     let gate = Arc::new(Semaphore::new(0));
     let opened = Arc::clone(&gate);
     crate::handlers::all()
         .with(HOP, hop)
-        .with(WHO, who)
-        .with(AGAIN, again)
+        .with(LANGUAGE, who)
+        .with(RETRY_TIMES, again)
         .with(WAIT, move |ctx: Context| wait(ctx, Arc::clone(&gate)))
-        .with(OPEN, move || open(Arc::clone(&opened)))
-        .with(LATER, later)
+        .with(RELEASE, move || open(Arc::clone(&opened)))
+        .with(RETRY_IN_AN_HOUR, later)
         .with(NOW, now)
         .with(HEADER, header)
-        .with(REFUSE, refuse)
+        .with(REJECT, refuse)
 }
 
 /// What ran, in the order in which it ran.
 #[derive(Clone, Default)]
-pub(crate) struct Ledger {
+pub(crate) struct RunLog {
     numbers: Arc<Mutex<Vec<i64>>>,
 }
 
-impl Ledger {
+impl RunLog {
     pub(crate) fn numbers(&self) -> Vec<i64> {
         self.numbers.lock().unwrap().clone()
     }
 
-    /// The tasks of [`story`], and [`MARK`], which notes in this ledger.
+    /// The tasks of [`story`], and [`RECORD`], which notes in this runs.
     pub(crate) fn tasks(&self) -> Tasks {
-        let ledger = self.clone();
-        story().with(MARK, move |number, after| {
-            ledger.clone().mark(number, after)
+        let runs = self.clone();
+        test_tasks().with(RECORD, move |number, after| {
+            runs.clone().mark(number, after)
         })
     }
 

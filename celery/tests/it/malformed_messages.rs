@@ -9,19 +9,21 @@ use celery_runtime::{ConsumeOptions, Queue};
 use serde_json::{Value as Json, json};
 use test_servers::RedisServer;
 
-use crate::support::{Inspect, Look, PATIENCE, Setup, eventually, impatient, start, stories};
+use crate::support::{
+    MessageExt, RedisExt, Setup, TIMEOUT, eventually, fast_restore, for_each_broker, start,
+};
 use crate::tasks::ADD;
 use crate::tasks::Number::{self, Int};
 
-stories! {
-    nothing_that_cannot_be_read_stops_the_worker_or_vanishes: redis, rabbitmq;
-    messages_of_sparse_producers_run: redis, rabbitmq;
-    headers_that_are_null_are_missing_headers: redis, rabbitmq;
+for_each_broker! {
+    malformed_messages_are_dead_lettered_and_worker_continues: redis, rabbitmq;
+    messages_with_minimal_headers_run: redis, rabbitmq;
+    null_headers_equal_missing_headers: redis, rabbitmq;
 }
 
 #[cfg(feature = "zlib")]
-stories! {
-    a_bomb_is_not_unpacked: redis, rabbitmq;
+for_each_broker! {
+    decompression_bomb_is_dead_lettered: redis, rabbitmq;
 }
 
 /// Bytes, and the reason for which they end up in `celery.dead`.
@@ -131,7 +133,7 @@ fn no_task() -> Vec<Case> {
     ]
 }
 
-async fn nothing_that_cannot_be_read_stops_the_worker_or_vanishes(setup: Setup) {
+async fn malformed_messages_are_dead_lettered_and_worker_continues(setup: Setup) {
     let client = setup.client();
     // RabbitMQ itself reads what is around a task.
     let cases: Vec<Case> = match setup.is_on_redis() {
@@ -153,7 +155,7 @@ async fn nothing_that_cannot_be_read_stops_the_worker_or_vanishes(setup: Setup) 
     }
 
     for sum in sums {
-        assert_eq!(sum.get_timeout(PATIENCE).await.unwrap(), Int(3));
+        assert_eq!(sum.get_timeout(TIMEOUT).await.unwrap(), Int(3));
     }
     let mut expected: Vec<_> = cases.iter().map(remains).collect();
     expected.sort_unstable();
@@ -170,7 +172,7 @@ async fn nothing_that_cannot_be_read_stops_the_worker_or_vanishes(setup: Setup) 
     );
     assert!(kept == expected, "a body was changed");
     worker.stop().await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
 async fn push_among_work(
@@ -210,7 +212,7 @@ async fn kept(setup: &Setup, count: usize) -> Vec<(String, Vec<u8>)> {
 
 /// One entry of another form would make kombu's restore raise.
 fn assert_entries_are_kombus(redis: &RedisServer) {
-    for entry in redis.held_entries() {
+    for entry in redis.unacked_entries() {
         let entry: Json = serde_json::from_str(&entry).unwrap();
         let parts = entry.as_array().expect("a list");
         assert_eq!(parts.len(), 3);
@@ -219,7 +221,7 @@ fn assert_entries_are_kombus(redis: &RedisServer) {
 }
 
 #[cfg(feature = "zlib")]
-async fn a_bomb_is_not_unpacked(setup: Setup) {
+async fn decompression_bomb_is_dead_lettered(setup: Setup) {
     let worker = setup.worker().await;
     // What Python compresses here would be 256 MB.
     let program = r#"
@@ -232,16 +234,16 @@ with app.connection_for_write() as connection:
 same(call("tasks.add", 1, 2), 3)
 "#;
     setup.python(program).await;
-    let kept = setup.kept().await;
+    let kept = setup.dead_letter().await;
     assert_eq!(kept.id(), "bomb");
     assert_eq!(kept.text("x-dead-reason"), UNDECODABLE);
     worker.stop().await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
-async fn garbage_in_the_hands_of_a_dead_worker_disturbs_no_python_worker() {
+async fn unacked_garbage_does_not_break_python_worker() {
     let setup = Setup::new();
     let garbage: Vec<Case> = [no_json(), no_envelope()].concat();
     for (bytes, _) in &garbage {
@@ -257,10 +259,10 @@ async fn garbage_in_the_hands_of_a_dead_worker_disturbs_no_python_worker() {
     let python = setup
         .python_worker()
         .queues(&["other"])
-        .environment("MORE_TRANSPORT_OPTIONS", impatient().to_string());
+        .environment("TEST_TRANSPORT_OPTIONS", fast_restore().to_string());
     let python = start(python).await;
     eventually("all deliveries are restored", async || {
-        (setup.redis.held() == 0).then_some(())
+        (setup.redis.unacked() == 0).then_some(())
     })
     .await;
     let log = python.terminate();
@@ -271,10 +273,10 @@ async fn garbage_in_the_hands_of_a_dead_worker_disturbs_no_python_worker() {
 
     // The rest is found by the next worker of ours.
     let worker = setup.worker().await;
-    assert_eq!(real.get_timeout(PATIENCE).await.unwrap(), Int(3));
+    assert_eq!(real.get_timeout(TIMEOUT).await.unwrap(), Int(3));
     assert_eq!(kept(&setup, garbage.len()).await.len(), garbage.len());
     worker.stop().await;
-    setup.redis.assert_nothing_held();
+    setup.redis.assert_no_unacked();
 }
 
 /// A consumer that is never heard of again.
@@ -288,7 +290,7 @@ async fn take_everything_and_die(setup: &Setup, count: usize) {
     }
 }
 
-async fn messages_of_sparse_producers_run(setup: Setup) {
+async fn messages_with_minimal_headers_run(setup: Setup) {
     let worker = setup.worker().await;
     for (producer, id) in [
         ("foreign-node", "node"),
@@ -302,15 +304,15 @@ async fn messages_of_sparse_producers_run(setup: Setup) {
         let envelope = recorded["envelope"].as_str().unwrap().replace("id-1", id);
         setup.push(envelope.as_bytes()).await;
         let result = setup.client().result::<Value>(id);
-        let value = result.get_timeout(PATIENCE).await;
+        let value = result.get_timeout(TIMEOUT).await;
         assert_eq!(value.unwrap(), 5.into(), "{producer}");
     }
     worker.stop().await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
 /// A header that is `null` where Celery writes a value is as good as none.
-async fn headers_that_are_null_are_missing_headers(setup: Setup) {
+async fn null_headers_equal_missing_headers(setup: Setup) {
     let worker = setup.worker().await;
     for name in [
         "retries",
@@ -331,5 +333,5 @@ async fn headers_that_are_null_are_missing_headers(setup: Setup) {
         assert_eq!(value.unwrap(), 5.into(), "{name}");
     }
     worker.stop().await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }

@@ -3,7 +3,7 @@
 use celery_protocol::{Message, kombu};
 use test_servers::Reply;
 
-use super::{Inspect, Setup, eventually};
+use super::{RedisExt, Setup, eventually};
 
 impl Setup {
     pub(crate) fn is_on_redis(&self) -> bool {
@@ -47,7 +47,7 @@ impl Setup {
     }
 
     /// The one message of `celery.dead`, as soon as it is there.
-    pub(crate) async fn kept(&self) -> Message {
+    pub(crate) async fn dead_letter(&self) -> Message {
         eventually("a message is kept", async || {
             self.messages("celery.dead").await.pop()
         })
@@ -60,7 +60,7 @@ impl Setup {
         eventually("messages wait for their time", async || {
             let delayed = match &self.vhost {
                 Some(vhost) => vhost.delayed().await,
-                None => self.redis.held().try_into().unwrap(),
+                None => self.redis.unacked().try_into().unwrap(),
             };
             (delayed == messages).then_some(())
         })
@@ -69,7 +69,7 @@ impl Setup {
 
     /// How many tasks a worker that stopped has left for others: those that are
     /// not due wait elsewhere on RabbitMQ.
-    pub(crate) async fn undone(&self) -> usize {
+    pub(crate) async fn unfinished(&self) -> usize {
         match &self.vhost {
             Some(vhost) => vhost.depth("celery").await + vhost.delayed().await,
             None => self.redis.depth("celery").try_into().unwrap(),
@@ -77,27 +77,27 @@ impl Setup {
     }
 
     /// No worker holds anything any more.
-    pub(crate) async fn assert_nothing_held(&self) {
+    pub(crate) async fn assert_no_unacked(&self) {
         let Some(vhost) = &self.vhost else {
-            return self.redis.assert_nothing_held();
+            return self.redis.assert_no_unacked();
         };
         eventually("nothing is held", async || {
             let queues = vhost.queues().await;
-            queues.values().all(|one| one.held == 0).then_some(())
+            queues.values().all(|one| one.unacked == 0).then_some(())
         })
         .await;
     }
 
     /// The same, and nothing waits in the tasks' queues: all was done.
-    pub(crate) async fn assert_nothing_left(&self) {
+    pub(crate) async fn assert_drained(&self) {
         let Some(vhost) = &self.vhost else {
-            self.redis.assert_nothing_held();
+            self.redis.assert_no_unacked();
             return assert_eq!(self.redis.depth("celery"), 0);
         };
         eventually("nothing is left", async || {
             let queues = vhost.queues().await;
             let left = queues.iter().filter(|(name, content)| {
-                content.held > 0 || content.ready > 0 && !name.ends_with(".dead")
+                content.unacked > 0 || content.ready > 0 && !name.ends_with(".dead")
             });
             (left.count() == 0).then_some(())
         })
@@ -106,7 +106,7 @@ impl Setup {
 }
 
 /// What tests ask of messages.
-pub(crate) trait Look {
+pub(crate) trait MessageExt {
     /// A header that is a text; nothing if there is none.
     fn text(&self, header: &str) -> String;
 
@@ -114,7 +114,7 @@ pub(crate) trait Look {
     fn id(&self) -> String;
 }
 
-impl Look for Message {
+impl MessageExt for Message {
     fn text(&self, header: &str) -> String {
         let found = self.headers.find(header).unwrap();
         found.map_or_else(String::new, |raw| raw.decode().unwrap_or_default())

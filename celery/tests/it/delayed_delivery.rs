@@ -6,32 +6,32 @@ use celery::{AsyncResult, Ignored, Signature, Value};
 use serde_json::json;
 
 use crate::support::{
-    AGAIN, NOW, PATIENCE, Setup, WorkerProcess, eventually, start, stories, story,
+    NOW, RETRY_TIMES, Setup, TIMEOUT, WorkerProcess, eventually, for_each_broker, start, test_tasks,
 };
 
-stories! {
-    a_python_client_sends_for_later: rabbitmq, quorum, native;
-    our_client_sends_for_later_to_python: rabbitmq, quorum, native;
-    our_client_sends_for_later_to_ours: rabbitmq, quorum, native;
-    retries_come_after_their_delay: rabbitmq, quorum, native;
-    the_cascade_may_be_there_as_classic_queues: native;
-    a_delay_reaches_every_queue_beside_a_quorum_queue: rabbitmq;
-    very_many_tasks_for_later_are_out_of_the_way: rabbitmq, quorum;
+for_each_broker! {
+    rust_worker_runs_delayed_tasks_of_python_client_when_due: rabbitmq, quorum, native;
+    python_worker_runs_delayed_tasks_of_rust_client_when_due: rabbitmq, quorum, native;
+    rust_worker_runs_delayed_tasks_of_rust_client_when_due: rabbitmq, quorum, native;
+    retries_wait_for_their_countdown: rabbitmq, quorum, native;
+    existing_classic_delay_queues_are_used: native;
+    delayed_tasks_reach_every_kind_of_queue: rabbitmq;
+    many_delayed_tasks_do_not_block_due_tasks: rabbitmq, quorum;
 }
 
 /// Seconds after its time that a task may run on a machine that is busy with
 /// other tests. How late they are is printed.
 const LATE: f64 = 20.0;
 
-async fn a_python_client_sends_for_later(setup: Setup) {
-    let worker = setup.serve(story()).await;
+async fn rust_worker_runs_delayed_tasks_of_python_client_when_due(setup: Setup) {
+    let worker = setup.serve(test_tasks()).await;
     // The client of a quorum queue on a topic exchange counts whole seconds.
     let program = r#"
 for delay in (1, 2.5, 5):
     due = time.time() + delay
-    print(json.dumps([send("story.now", countdown=delay).id, due]))
+    print(json.dumps([send("test.now", countdown=delay).id, due]))
 eta = datetime.datetime.now(timezone.utc) + timedelta(seconds=2)
-print(json.dumps([send("story.now", eta=eta).id, eta.timestamp()]))
+print(json.dumps([send("test.now", eta=eta).id, eta.timestamp()]))
 "#;
     let output = setup.python(program).await;
     wait_until_the_broker_waits(&setup).await;
@@ -41,34 +41,34 @@ print(json.dumps([send("story.now", eta=eta).id, eta.timestamp()]))
         assert_ran_in_time(&client.result(id), due).await;
     }
     worker.stop().await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
-async fn our_client_sends_for_later_to_python(setup: Setup) {
+async fn python_worker_runs_delayed_tasks_of_rust_client_when_due(setup: Setup) {
     let python = start(setup.python_worker()).await;
     for (sent, due) in send_for_later(&setup).await {
         assert_ran_in_time(&sent, due).await;
     }
     python.terminate();
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
-async fn our_client_sends_for_later_to_ours(setup: Setup) {
-    let worker = setup.serve(story()).await;
+async fn rust_worker_runs_delayed_tasks_of_rust_client_when_due(setup: Setup) {
+    let worker = setup.serve(test_tasks()).await;
     let sent = send_for_later(&setup).await;
     wait_until_the_broker_waits(&setup).await;
     for (sent, due) in sent {
         assert_ran_in_time(&sent, due).await;
     }
     worker.stop().await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
 /// The last ones are neither in a worker's hands nor in its queue.
 async fn wait_until_the_broker_waits(setup: &Setup) {
     eventually("the broker alone has what is not due", async || {
         let mut queues = setup.vhost().queues().await;
-        queues.retain(|_, content| content.held > 0 || content.ready > 0);
+        queues.retain(|_, content| content.unacked > 0 || content.ready > 0);
         let in_cascade = |queue: &String| {
             queue.starts_with("celery_delayed_") || queue.starts_with("celery_parked_")
         };
@@ -91,27 +91,27 @@ async fn send_for_later(setup: &Setup) -> Vec<(AsyncResult<f64>, f64)> {
 }
 
 async fn assert_ran_in_time(sent: &AsyncResult<f64>, due: f64) {
-    let ran = sent.get_timeout(PATIENCE).await.unwrap();
+    let ran = sent.get_timeout(TIMEOUT).await.unwrap();
     // Times are written in microseconds.
     let late = ran - due;
     println!("{late:.3} s late");
     assert!((-0.001..LATE).contains(&late), "{late} s late");
 }
 
-async fn retries_come_after_their_delay(setup: Setup) {
+async fn retries_wait_for_their_countdown(setup: Setup) {
     let python = start(setup.python_worker()).await;
     let begun = Instant::now();
-    let theirs = setup.client().send(AGAIN, (2, DELAY)).await.unwrap();
-    assert_eq!(theirs.get_timeout(PATIENCE).await.unwrap(), 2);
+    let theirs = setup.client().send(RETRY_TIMES, (2, DELAY)).await.unwrap();
+    assert_eq!(theirs.get_timeout(TIMEOUT).await.unwrap(), 2);
     assert_took_two_delays(begun.elapsed());
 
     // Whichever of the two runs it next.
-    let worker = setup.serve(story()).await;
+    let worker = setup.serve(test_tasks()).await;
     retry(&setup, 6).await;
     python.terminate();
     retry(&setup, 1).await;
     worker.stop().await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
 const DELAY: f64 = 1.0;
@@ -121,7 +121,7 @@ async fn retry(setup: &Setup, tasks: u32) {
     let program = format!(
         r#"
 begun = time.time()
-for sent in [send("story.again", (2, {DELAY})) for _ in range({tasks})]:
+for sent in [send("test.retry", (2, {DELAY})) for _ in range({tasks})]:
     same(get(sent), 2)
 print(time.time() - begun)
 "#
@@ -136,16 +136,16 @@ fn assert_took_two_delays(took: Duration) {
 }
 
 /// Where somebody else's settings made the cascade, it serves as it is.
-async fn the_cascade_may_be_there_as_classic_queues(setup: Setup) {
+async fn existing_classic_delay_queues_are_used(setup: Setup) {
     let classic = setup.with("broker_native_delayed_delivery_queue_type", "classic");
     let python = start(classic.python_worker().queues(&["celery"])).await;
     let log = python.terminate();
     assert!(!log.contains("Traceback"), "{log}");
     for setup in [&classic, &setup] {
-        let worker = setup.serve(story()).await;
+        let worker = setup.serve(test_tasks()).await;
         let program = r#"
 due = time.time() + 4
-print(json.dumps([send("story.now", countdown=4).id, due]))
+print(json.dumps([send("test.now", countdown=4).id, due]))
 "#;
         let output = setup.python(program).await;
         let (id, due): (String, f64) = serde_json::from_str(&output).unwrap();
@@ -153,12 +153,12 @@ print(json.dumps([send("story.now", countdown=4).id, due]))
         assert_ran_in_time(&setup.client().result(id), due).await;
         worker.stop().await;
     }
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
 /// As soon as one queue is a quorum queue, Python delays tasks natively for
 /// every queue whose exchange is not direct, and its worker binds them all.
-async fn a_delay_reaches_every_queue_beside_a_quorum_queue(setup: Setup) {
+async fn delayed_tasks_reach_every_kind_of_queue(setup: Setup) {
     let on = |kind: &str| json!({"exchange": kind, "exchange_type": kind});
     let setup = setup.with(
         "task_queues",
@@ -173,9 +173,9 @@ async fn a_delay_reaches_every_queue_beside_a_quorum_queue(setup: Setup) {
             },
         }),
     );
-    let worker = setup.serve(story()).await;
+    let worker = setup.serve(test_tasks()).await;
     let program = r#"
-later = {queue: send("story.now", countdown=1, queue=queue, headers={"color": "blue"})
+later = {queue: send("test.now", countdown=1, queue=queue, headers={"color": "blue"})
          for queue in app.conf.task_queues}
 lost = lambda: [queue for queue, sent in later.items() if not sent.ready()]
 until("all came, or never come", lambda: not lost() or time.time() > begun + 8)
@@ -186,10 +186,10 @@ print(lost())
         .await;
     assert_eq!(lost.trim(), "[]", "lost");
     worker.stop().await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
-async fn very_many_tasks_for_later_are_out_of_the_way(setup: Setup) {
+async fn many_delayed_tasks_do_not_block_due_tasks(setup: Setup) {
     const HOUR: Duration = Duration::from_secs(3_600);
     let count = match std::env::var_os("CELERY_TEST_LONG") {
         Some(_) => 100_000,
@@ -225,11 +225,11 @@ async fn very_many_tasks_for_later_are_out_of_the_way(setup: Setup) {
     ];
     let started = Instant::now();
     let worker = WorkerProcess::start(&setup, &settings).await;
-    let before = worker.resident();
+    let before = worker.resident_memory();
     let mut most = before;
     // So many take longer than anything else here.
     while setup.depth("celery_delayed_11").await < count {
-        most = most.max(worker.resident());
+        most = most.max(worker.resident_memory());
         assert!(
             started.elapsed() < Duration::from_secs(300),
             "they are not put off"
@@ -246,7 +246,7 @@ async fn very_many_tasks_for_later_are_out_of_the_way(setup: Setup) {
         let sent = Instant::now();
         let sum = client.apply(sum(number, 1)).await.unwrap();
         assert_eq!(
-            sum.get_timeout(PATIENCE).await.unwrap(),
+            sum.get_timeout(TIMEOUT).await.unwrap(),
             Value::Int(number + 1)
         );
         println!("one for now ran within {:?}", sent.elapsed());
@@ -254,7 +254,7 @@ async fn very_many_tasks_for_later_are_out_of_the_way(setup: Setup) {
     assert_eq!(setup.depth("celery_delayed_11").await, count);
     assert!(most - before < most_memory, "{} MB", (most - before) >> 20);
     worker.signal("TERM");
-    assert_eq!(worker.ended().await, Some(0));
+    assert_eq!(worker.wait().await, Some(0));
     assert_eq!(setup.depth("celery").await, 0);
 }
 

@@ -4,45 +4,51 @@ use celery::Value;
 use celery_protocol::Message;
 use serde_json::json;
 
-use crate::support::{Look, PATIENCE, REFUSE, Running, Setup, eventually, start, stories, story};
+use crate::support::{
+    MessageExt, REJECT, RunningWorker, Setup, TIMEOUT, eventually, for_each_broker, start,
+    test_tasks,
+};
 use crate::tasks::FAIL;
 
-stories! {
-    a_late_task_is_held_while_it_runs_and_an_early_one_is_not: rabbitmq, quorum;
-    what_is_given_back_comes_again_and_says_so: rabbitmq, quorum;
-    what_we_reject_is_dead_lettered: rabbitmq;
-    what_python_rejects_is_dead_lettered: rabbitmq;
+for_each_broker! {
+    late_ack_task_is_unacked_while_running: rabbitmq, quorum;
+    requeued_task_is_redelivered: rabbitmq, quorum;
+    task_rejected_by_rust_is_dead_lettered: rabbitmq;
+    task_rejected_by_python_is_dead_lettered: rabbitmq;
 }
 
-async fn a_late_task_is_held_while_it_runs_and_an_early_one_is_not(setup: Setup) {
-    for (late, held) in [(true, 1), (false, 0)] {
+async fn late_ack_task_is_unacked_while_running(setup: Setup) {
+    for (late, unacked) in [(true, 1), (false, 0)] {
         let setup = setup.set("task_acks_late", late);
-        let worker = setup.serve(story()).await;
+        let worker = setup.serve(test_tasks()).await;
         let program = r#"
-waiting = send("story.wait")
+waiting = send("test.wait")
 until("it runs", lambda: waiting.state == "PROGRESS")
 "#;
         setup.python(program).await;
         let queues = setup.vhost().queues().await;
-        assert_eq!(queues["celery"].held, held, "late: {late}, {queues:?}");
-        setup.python(r#"call("story.open")"#).await;
+        assert_eq!(
+            queues["celery"].unacked, unacked,
+            "late: {late}, {queues:?}"
+        );
+        setup.python(r#"call("test.release")"#).await;
         worker.stop().await;
     }
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
-async fn what_is_given_back_comes_again_and_says_so(setup: Setup) {
-    let worker = setup.serve(story()).await;
+async fn requeued_task_is_redelivered(setup: Setup) {
+    let worker = setup.serve(test_tasks()).await;
     setup
-        .python(r#"same(call("story.refuse", True), True)"#)
+        .python(r#"same(call("test.reject", True), True)"#)
         .await;
     worker.stop().await;
 
     let python = start(setup.python_worker()).await;
-    let sent = setup.client().send(REFUSE, (true,)).await.unwrap();
-    assert!(sent.get_timeout(PATIENCE).await.unwrap());
+    let sent = setup.client().send(REJECT, (true,)).await.unwrap();
+    assert!(sent.get_timeout(TIMEOUT).await.unwrap());
     python.terminate();
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
 /// What is rejected from `celery` ends in `grave`.
@@ -60,15 +66,15 @@ fn with_grave(setup: &Setup) -> Setup {
     )
 }
 
-async fn what_we_reject_is_dead_lettered(setup: Setup) {
+async fn task_rejected_by_rust_is_dead_lettered(setup: Setup) {
     let setup = with_grave(&setup)
         .set("task_acks_late", true)
         .set("task_acks_on_failure_or_timeout", false);
-    let worker = setup.app().worker(story()).queue("celery");
-    let worker = Running::start(worker).await;
+    let worker = setup.app().worker(test_tasks()).queue("celery");
+    let worker = RunningWorker::start(worker).await;
     let program = r#"
 declare()
-send("story.refuse", (False,), task_id="refused")
+send("test.reject", (False,), task_id="refused")
 failed = send("tasks.fail", ("no",), task_id="failed")
 same(str(failure(failed)), "no")
 "#;
@@ -77,14 +83,14 @@ same(str(failure(failed)), "no")
     worker.stop().await;
 }
 
-async fn what_python_rejects_is_dead_lettered(setup: Setup) {
+async fn task_rejected_by_python_is_dead_lettered(setup: Setup) {
     let setup = with_grave(&setup)
         .with("task_acks_late", true)
         .with("task_acks_on_failure_or_timeout", false);
     setup.python("declare()").await;
     let python = start(setup.python_worker().queues(&["celery"])).await;
     let client = setup.client();
-    let refused = REFUSE.s((false,)).task_id("refused");
+    let refused = REJECT.s((false,)).task_id("refused");
     client.apply(refused).await.unwrap();
     let failed = FAIL.s(("no".to_owned(),)).task_id("failed");
     client.apply(failed).await.unwrap();
@@ -98,13 +104,13 @@ async fn assert_buried(setup: &Setup, ids: &[&str]) {
     })
     .await;
     let mut buried = setup.messages("grave").await;
-    buried.sort_by_key(Look::id);
-    assert!(buried.iter().map(Look::id).eq(ids.iter().copied()));
+    buried.sort_by_key(MessageExt::id);
+    assert!(buried.iter().map(MessageExt::id).eq(ids.iter().copied()));
     for message in &buried {
         assert_eq!(death(message, "queue"), "celery".into());
         assert_eq!(death(message, "reason"), "rejected".into());
     }
-    setup.assert_nothing_held().await;
+    setup.assert_no_unacked().await;
 }
 
 /// What RabbitMQ notes about the last death.

@@ -4,37 +4,39 @@ use std::collections::HashMap;
 
 use celery::{Canvas, Signature};
 
-use crate::support::{AGAIN, HOP, PATIENCE, Running, Setup, WHO, start, stories, story};
+use crate::support::{
+    HOP, LANGUAGE, RETRY_TIMES, RunningWorker, Setup, TIMEOUT, for_each_broker, start, test_tasks,
+};
 
-stories! {
-    two_workers_share_what_two_clients_send: redis, rabbitmq, quorum, rpc;
-    retries_and_chains_go_on_wherever_they_arrive: redis, rabbitmq, quorum, rpc;
-    chords_are_counted_by_both: redis, rabbitmq;
+for_each_broker! {
+    rust_and_python_workers_share_a_queue: redis, rabbitmq, quorum, rpc;
+    retries_and_chains_cross_languages: redis, rabbitmq, quorum, rpc;
+    chord_members_are_counted_across_languages: redis, rabbitmq;
 }
 
-async fn two_workers_share_what_two_clients_send(setup: Setup) {
-    let worker = setup.app().worker(story()).concurrency(2);
-    let worker = Running::start(worker.prefetch_multiplier(1)).await;
+async fn rust_and_python_workers_share_a_queue(setup: Setup) {
+    let worker = setup.app().worker(test_tasks()).concurrency(2);
+    let worker = RunningWorker::start(worker.prefetch_multiplier(1)).await;
     let python = start(setup.python_worker().argument("--prefetch-multiplier=1")).await;
 
     let client = setup.client();
     let ours = async {
         let mut done_by = HashMap::new();
-        let sent = client.apply_all((0..100).map(|_| WHO.s(()))).await;
+        let sent = client.apply_all((0..100).map(|_| LANGUAGE.s(()))).await;
         for sent in sent {
-            let who = sent.unwrap().get_timeout(PATIENCE).await.unwrap();
+            let who = sent.unwrap().get_timeout(TIMEOUT).await.unwrap();
             *done_by.entry(who).or_insert(0) += 1;
         }
         let sent = client.apply_all((0..50).map(|n| Signature::named("tasks.add", (n, n), ())));
         for (n, sent) in sent.await.into_iter().enumerate() {
-            let sum = sent.unwrap().get_timeout(PATIENCE).await.unwrap();
+            let sum = sent.unwrap().get_timeout(TIMEOUT).await.unwrap();
             assert_eq!(sum.as_u64(), Some(2 * n as u64));
         }
         done_by
     };
     let theirs = setup.python(
         r#"
-sent = [send("story.who") for _ in range(100)]
+sent = [send("test.language") for _ in range(100)]
 added = [send("tasks.add", (n, n)) for n in range(50)]
 done_by = [get(one) for one in sent]
 same([get(one) for one in added], [2 * n for n in range(50)])
@@ -49,19 +51,19 @@ print(json.dumps({who: done_by.count(who) for who in set(done_by)}))
     }
     worker.stop().await;
     python.terminate();
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
-async fn retries_and_chains_go_on_wherever_they_arrive(setup: Setup) {
-    let worker = setup.app().worker(story()).concurrency(1);
-    let worker = Running::start(worker.prefetch_multiplier(1)).await;
+async fn retries_and_chains_cross_languages(setup: Setup) {
+    let worker = setup.app().worker(test_tasks()).concurrency(1);
+    let worker = RunningWorker::start(worker.prefetch_multiplier(1)).await;
     let python = start(setup.python_worker()).await;
     let program = r#"
-hop = app.signature("story.hop")
-chains = [chain(app.signature("story.hop", ([],)), *[hop] * 5).apply_async() for _ in range(20)]
+hop = app.signature("test.hop")
+chains = [chain(app.signature("test.hop", ([],)), *[hop] * 5).apply_async() for _ in range(20)]
 for path in chains:
     print(json.dumps(get(path)))
-retried = [send("story.again", (4,)) for _ in range(10)]
+retried = [send("test.retry", (4,)) for _ in range(10)]
 same([get(one) for one in retried], [4] * 10)
 "#;
     let output = setup.python(program).await;
@@ -80,21 +82,23 @@ same([get(one) for one in retried], [4] * 10)
     }
 
     let client = setup.client();
-    let retried = client.apply_all((0..10).map(|_| AGAIN.s((4, 0.2)))).await;
+    let retried = client
+        .apply_all((0..10).map(|_| RETRY_TIMES.s((4, 0.2))))
+        .await;
     for sent in retried {
-        assert_eq!(sent.unwrap().get_timeout(PATIENCE).await.unwrap(), 4);
+        assert_eq!(sent.unwrap().get_timeout(TIMEOUT).await.unwrap(), 4);
     }
     let hop = client.send(HOP, (Vec::new(),)).await.unwrap();
-    assert_eq!(hop.get_timeout(PATIENCE).await.unwrap().len(), 1);
+    assert_eq!(hop.get_timeout(TIMEOUT).await.unwrap().len(), 1);
     worker.stop().await;
     python.terminate();
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
 /// Whoever tells the last part goes on with the chord, in either language.
-async fn chords_are_counted_by_both(setup: Setup) {
-    let worker = setup.app().worker(story()).concurrency(2);
-    let worker = Running::start(worker.prefetch_multiplier(1)).await;
+async fn chord_members_are_counted_across_languages(setup: Setup) {
+    let worker = setup.app().worker(test_tasks()).concurrency(2);
+    let worker = RunningWorker::start(worker.prefetch_multiplier(1)).await;
     let python = start(setup.python_worker().argument("--prefetch-multiplier=1")).await;
     let theirs = setup.python(
         r#"
@@ -110,12 +114,12 @@ same([get(one) for one in chords], [45] * 20)
         let inner = |n: i64| Canvas::chord((0..5).map(|m| add(n, m)), xsum());
         let chords = (0..20).map(|_| Canvas::chord((0..3).map(inner), xsum()));
         for sent in setup.client().apply_all(chords).await {
-            let sum = sent.unwrap().get_timeout(PATIENCE).await.unwrap();
+            let sum = sent.unwrap().get_timeout(TIMEOUT).await.unwrap();
             assert_eq!(sum.as_u64(), Some(45));
         }
     };
     tokio::join!(ours, theirs);
     worker.stop().await;
     python.terminate();
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }

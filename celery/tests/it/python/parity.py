@@ -1,35 +1,35 @@
-"""A scenario that workers of both languages go through, and what is told and answered in it."""
+"""A sequence of commands and tasks for a worker of either language, and the comparison of the replies and events."""
 
 import re
 
-from fleet import *
+from workers import *
 
-# What may differ, and why. A path names a key of an answer or event; * is any one.
+# Accepted differences with their reasons. A path names a key of a reply or event; * matches any key.
 EXPECTED = {
-    "answer.conf.*": "each language has its own settings; those of ours have Celery's names",
+    "answer.conf.*": "each language has settings of its own; the Rust settings have Celery's names",
     "answer.conf with defaults.*": "as above",
-    "answer.stats.pool.abandoned-threads": "Celery's threads cannot be left behind by a limit",
-    "answer.stats.pool.writes.*": "how Celery's parent process shares tasks among its children",
-    "said.disable_events {}.ok": "Celery cannot switch off what its option -E has switched on",
-    "said.enable_events {} again.ok": "as above",
+    "answer.stats.pool.abandoned-threads": "only Rust threads can be abandoned by a time limit",
+    "answer.stats.pool.writes.*": "Celery's parent process reports how it distributes tasks to its children",
+    "reply.disable_events {}.ok": "Celery cannot switch off what its option -E has switched on",
+    "reply.enable_events {} again.ok": "as above",
     "event.task-failed.traceback": "a task that rejects its message has raised nothing in Rust",
     "event.task-retried.traceback": "nor has one that asks to be retried",
-    "kinds.<retried>": "in Celery the next attempt may be received before the retry is told",
+    "kinds.<retried>": "in Celery the next attempt may be received before the retry event is sent",
 }
 
-# Those that are not seen every time.
+# Differences that do not occur in every run.
 RARE = {"kinds.<retried>"}
 
 
 def anonymous(text, names):
-    """The text without what differs from run to run."""
+    """Replaces the names and ids that differ from run to run."""
     for name, stand_in in names.items():
         text = text.replace(name, stand_in)
     return text
 
 
 def perform(node):
-    """Goes through the scenario with one worker; answers what was told and answered."""
+    """Runs the sequence with one worker and returns its replies and events."""
     names, answers = {node.name: "<node>"}, {}
 
     def known(result, name):
@@ -39,21 +39,21 @@ def perform(node):
     def note(name, answer):
         answers[name] = json.loads(anonymous(json.dumps(answer), names))
 
-    watch = Watch()
-    # Not one that was asked for.
-    until("a sign of life", lambda: [beat for beat in watch.of("worker-heartbeat")
+    monitor = EventMonitor()
+    # A periodic heartbeat has the load average; one on request has not.
+    until("a periodic heartbeat", lambda: [beat for beat in monitor.of("worker-heartbeat")
                                      if "loadavg" in beat])
-    # What can be asked at rest.
+    # Inspect methods of an idle worker.
     for method in ("ping", "clock", "memsample", "active", "reserved", "scheduled", "revoked",
                    "stats", "active_queues", "registered", "conf", "report"):
-        note(method, node.question(method))
-    note("conf with defaults", node.question("conf", with_defaults=True))
-    note("registered with items", [line for line in node.question("registered", "max_retries")
+        note(method, node.inspect(method))
+    note("conf with defaults", node.inspect("conf", with_defaults=True))
+    note("registered with items", [line for line in node.inspect("registered", "max_retries")
                                    if line.startswith("tasks.add")])
-    note("hello", node.question("hello", "other@story", ["told-by-other"]))
-    note("nothing found", node.question("query_task", "nobody"))
+    note("hello", node.inspect("hello", "other@test", ["revoked-by-other"]))
+    note("nothing found", node.inspect("query_task", "unknown"))
 
-    # Orders without consequences.
+    # Commands without effects on tasks.
     for method, arguments in [
         ("nosuch", {}),
         ("rate_limit", {"task_name": "tasks.add", "rate_limit": "100/s"}),
@@ -82,54 +82,54 @@ def perform(node):
         name = f"{method} {json.dumps(arguments)}"
         while name in answers:
             name += " again"
-        note(name, node.ask(method, **arguments))
+        note(name, node.command(method, **arguments))
 
-    # Tasks that end by themselves, however they do.
+    # Tasks that end on their own, in every final state.
     known(done := send("tasks.add", (1,), {"y": 2}), "done")
     known(failed := send("tasks.fail", ("no",)), "failed")
-    known(retried := send("story.again", (1,)), "retried")
+    known(retried := send("test.retry", (1,)), "retried")
     known(expired := send("tasks.add", (1, 2), expires=-1), "expired")
     known(unknown := send("tasks.nosuch"), "unknown")
-    known(refused := send("story.refuse", (False,)), "refused")
+    known(refused := send("test.reject", (False,)), "refused")
     known(delayed := send("tasks.add", (1, 2), countdown=0.5), "delayed")
     for kind, result in [
         ("task-succeeded", done), ("task-failed", failed), ("task-succeeded", retried),
         ("task-revoked", expired), ("task-failed", unknown), ("task-rejected", refused),
         ("task-succeeded", delayed),
     ]:
-        watch.wait(kind, result)
+        monitor.wait(kind, result)
 
-    # Tasks that are ended.
+    # Tasks that are revoked.
     long = [known(send("tasks.sleep", (600,)), f"long {n}") for n in range(2)]
-    node.until_ids("active", *long)
+    node.wait_for_ids("active", *long)
     known(held := send("tasks.add", (1,), {"y": 2}), "held")
-    node.until_ids("reserved", held)
+    node.wait_for_ids("reserved", held)
     known(later := send("tasks.add", (1,), {"y": 2}, countdown=3600), "later")
-    node.until_ids("scheduled", later)
+    node.wait_for_ids("scheduled", later)
     for method in ("active", "reserved", "scheduled"):
-        note(f"{method} with tasks", node.question(method))
-    found = node.question("query_task", long[0].id, held.id, later.id)
+        note(f"{method} with tasks", node.inspect(method))
+    found = node.inspect("query_task", long[0].id, held.id, later.id)
     note("active found", found[long[0].id])
     note("reserved found", found[held.id])
     note("scheduled found", found[later.id])
-    note("revoked while held", node.order("revoke", held.id))
-    note("revoked while it waits", node.order("revoke", later.id))
-    note("terminated", node.order("terminate", long[0].id))
-    note("revoked by its end", node.order("revoke", long[1].id, terminate=True, signal="SIGKILL"))
+    note("revoked while held", node.control("revoke", held.id))
+    note("revoked while it waits", node.control("revoke", later.id))
+    note("terminated", node.control("terminate", long[0].id))
+    note("revoked by its end", node.control("revoke", long[1].id, terminate=True, signal="SIGKILL"))
     for result in (held, *long):
-        watch.wait("task-revoked", result)
-    note("all that is revoked", node.question("revoked"))
-    note("totals", node.question("stats")["total"])
+        monitor.wait("task-revoked", result)
+    note("all that is revoked", node.inspect("revoked"))
+    note("totals", node.inspect("stats")["total"])
     app.control.shutdown(destination=[node.name])
-    watch.wait("worker-offline")
+    monitor.wait("worker-offline")
 
-    kinds = {name: watch.kinds(AsyncResult(id, app=app)) for id, name in names.items()
+    kinds = {name: monitor.kinds(AsyncResult(id, app=app)) for id, name in names.items()
              if id != node.name}
-    return {"answer": answers, "event": list(watch.events), "kinds": kinds}
+    return {"answer": answers, "event": list(monitor.events), "kinds": kinds}
 
 
 def shape(value):
-    """The keys and types of a value."""
+    """Reduces a value to its keys and types."""
     if isinstance(value, dict):
         return {key: shape(one) for key, one in value.items()}
     if isinstance(value, list):
@@ -138,7 +138,7 @@ def shape(value):
 
 
 def event_shapes(events):
-    """By kind and key, all types that were seen."""
+    """Returns, by event type and key, the types of all values seen."""
     shapes = {}
     for event in events:
         for key, value in event.items():
@@ -148,7 +148,7 @@ def event_shapes(events):
 
 
 def differences(path, theirs, ours):
-    """What one has and the other has not, or has otherwise."""
+    """Yields each path at which the two differ, with both values."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
         for key in sorted({*theirs, *ours}):
             yield from differences(f"{path}.{key}", theirs.get(key, "nothing"),
@@ -163,8 +163,8 @@ def compare(theirs, ours, expected=EXPECTED):
         pair = [side["answer"].get(name, "nothing") for side in (theirs, ours)]
         if all(isinstance(one, dict) and set(one) <= {"ok", "error"} for one in pair) \
                 and name != "report":
-            # What is said is compared word for word.
-            found += differences(f"said.{name}", *pair)
+            # Replies of commands are compared word for word.
+            found += differences(f"reply.{name}", *pair)
         else:
             found += differences(f"answer.{name}", *map(shape, pair))
     found += differences("event", *(event_shapes(side["event"]) for side in (theirs, ours)))
@@ -183,4 +183,4 @@ def compare(theirs, ours, expected=EXPECTED):
     print("\n".join(f"{path}: Python has {their}, Rust has {our}" for path, their, our in found))
     assert not unexpected, "\n" + "\n".join(unexpected)
     missing = set(expected) - used - RARE
-    assert not missing, f"no such difference any more: {missing}"
+    assert not missing, f"these accepted differences no longer occur: {missing}"

@@ -1,21 +1,21 @@
 //! Remote control and events from those who mean no good, or too much of it:
 //! a worker goes on with its tasks.
 
-use crate::support::{Running, Setup, WorkerProcess, stories, story};
+use crate::support::{RunningWorker, Setup, WorkerProcess, for_each_broker, test_tasks};
 
-stories! {
-    what_is_no_command_is_passed_over: redis, rabbitmq;
-    ten_thousand_revocations_hold_up_nobody: redis, rabbitmq;
-    more_is_not_remembered_than_there_is_room_for: redis;
-    events_of_others_hold_up_nobody: redis, rabbitmq;
-    who_does_not_read_his_replies_leaves_nothing_for_ever: redis;
+for_each_broker! {
+    malformed_commands_are_ignored: redis, rabbitmq;
+    ten_thousand_revocations_do_not_delay_tasks: redis, rabbitmq;
+    revocations_are_bounded: redis;
+    event_flood_does_not_delay_tasks: redis, rabbitmq;
+    unread_replies_expire: redis;
 }
 
 const TOOLS: &str = r#"
-from fleet import *
+from workers import *
 from kombu import Exchange
 
-node = Node("rust@story")
+node = Node("rust@test")
 PIDBOX = Exchange("celery.pidbox", type="fanout", durable=False)
 EVENTS = Exchange("celeryev", type="topic", durable=True)
 
@@ -29,20 +29,20 @@ def throw(body, exchange=PIDBOX, routing_key="", content_type="application/json"
                          retry=False)
 
 def works():
-    same(node.question("ping"), {"ok": "pong"})
+    same(node.inspect("ping"), {"ok": "pong"})
     same(call("tasks.add", 1, 2), 3)
 "#;
 
-async fn steer(setup: &Setup, program: &str) {
+async fn run_program(setup: &Setup, program: &str) {
     setup.python(format!("{TOOLS}{program}")).await;
 }
 
-async fn ours(setup: &Setup) -> Running {
-    let worker = setup.app().worker(story()).hostname("rust@story");
-    Running::start(worker.concurrency(2).task_events(true)).await
+async fn ours(setup: &Setup) -> RunningWorker {
+    let worker = setup.app().worker(test_tasks()).hostname("rust@test");
+    RunningWorker::start(worker.concurrency(2).task_events(true)).await
 }
 
-async fn what_is_no_command_is_passed_over(setup: Setup) {
+async fn malformed_commands_are_ignored(setup: Setup) {
     let worker = ours(&setup).await;
     let program = r#"
 works()
@@ -92,14 +92,14 @@ for event in (
     throw(event, EVENTS, "worker.elect")
 works()
 # The clock does not run away with what is no number.
-assert node.question("clock")["clock"] < 2**63
+assert node.inspect("clock")["clock"] < 2**63
 "#;
-    steer(&setup, program).await;
+    run_program(&setup, program).await;
     worker.stop().await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
-async fn ten_thousand_revocations_hold_up_nobody(setup: Setup) {
+async fn ten_thousand_revocations_do_not_delay_tasks(setup: Setup) {
     let worker = ours(&setup).await;
     let program = r#"
 later = [send("tasks.add", (n, n), countdown=3) for n in range(20)]
@@ -110,45 +110,45 @@ for victim in victims:
 sent += [send("tasks.add", (n, n)) for n in range(500)]
 for n, result in enumerate(sent):
     same(get(result), n % 500 * 2)
-until("all are revoked", lambda: len(node.question("revoked")) == 10_000)
-same(set(node.question("revoked")), set(victims))
+until("all are revoked", lambda: len(node.inspect("revoked")) == 10_000)
+same(set(node.inspect("revoked")), set(victims))
 for result in later:
     assert isinstance(failure(result), TaskRevokedError)
 works()
 "#;
-    steer(&setup, program).await;
+    run_program(&setup, program).await;
     worker.stop().await;
-    setup.assert_nothing_held().await;
+    setup.assert_no_unacked().await;
 }
 
-async fn more_is_not_remembered_than_there_is_room_for(setup: Setup) {
-    let settings = [("CELERY_WORKER_HOSTNAME", "rust@story")];
+async fn revocations_are_bounded(setup: Setup) {
+    let settings = [("CELERY_WORKER_HOSTNAME", "rust@test")];
     let worker = WorkerProcess::start(&setup, &settings).await;
     let program = r#"
 for part in range(15):
-    node.order("revoke", [f"{part}-{n}-{'x' * 30}" for n in range(10_000)])
+    node.control("revoke", [f"{part}-{n}-{'x' * 30}" for n in range(10_000)])
     # Every value once is as much as all of them.
-    node.ask("revoke_by_stamped_headers", headers={"part": [f"{part}-{n}" for n in range(10_000)]})
-known = node.question("revoked")
+    node.command("revoke_by_stamped_headers", headers={"part": [f"{part}-{n}" for n in range(10_000)]})
+known = node.inspect("revoked")
 same((len(known), known[-1]), (50_000, f"14-9999-{'x' * 30}"))
 first = app.signature("tasks.add", (1, 2)).stamp(part="0-0", stamped_headers=["part"])
 last = app.signature("tasks.add", (1, 2)).stamp(part="14-9999", stamped_headers=["part"])
 same(get(first.apply_async()), 3)
 assert isinstance(failure(last.apply_async()), TaskRevokedError)
-used = node.question("stats")["rusage"]["maxrss"]
+used = node.inspect("stats")["rusage"]["maxrss"]
 assert 0 < used < 400_000, f"{used} KiB"
 works()
 "#;
-    steer(&setup, program).await;
+    run_program(&setup, program).await;
     worker.signal("TERM");
-    assert_eq!(worker.ended().await, Some(0));
+    assert_eq!(worker.wait().await, Some(0));
 }
 
-async fn events_of_others_hold_up_nobody(setup: Setup) {
+async fn event_flood_does_not_delay_tasks(setup: Setup) {
     let worker = ours(&setup).await;
     let program = r#"
 def event(kind, n):
-    return {"type": kind, "hostname": f"other{n % 100}@story", "utcoffset": 0, "pid": n, "clock": n,
+    return {"type": kind, "hostname": f"other{n % 100}@test", "utcoffset": 0, "pid": n, "clock": n,
             "timestamp": time.time(), "freq": 2.0, "id": f"election-{n}", "topic": "task",
             "action": {"task": "tasks.fail", "args": ["elected"], "kwargs": {}, "options": {}}}
 
@@ -167,14 +167,14 @@ while flooding.is_alive():
 assert rounds > 3, rounds
 flooding.join()
 works()
-same(node.question("stats")["total"].get("tasks.fail"), None)
+same(node.inspect("stats")["total"].get("tasks.fail"), None)
 "#;
-    steer(&setup, program).await;
+    run_program(&setup, program).await;
     worker.stop().await;
-    setup.assert_nothing_held().await;
+    setup.assert_no_unacked().await;
 }
 
-async fn who_does_not_read_his_replies_leaves_nothing_for_ever(setup: Setup) {
+async fn unread_replies_expire(setup: Setup) {
     let worker = ours(&setup).await;
     let program = r#"
 mailbox = app.control.mailbox
@@ -199,6 +199,6 @@ with app.connection_for_write() as connection:
     # As many as there were: none for those who never had a mailbox.
     assert not redis.keys("*nobody*"), redis.keys("*nobody*")
 "#;
-    steer(&setup, program).await;
+    run_program(&setup, program).await;
     worker.stop().await;
 }
