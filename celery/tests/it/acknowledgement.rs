@@ -5,7 +5,7 @@ use celery_protocol::Message;
 use serde_json::json;
 
 use crate::support::{
-    MessageExt, REJECT, RunningWorker, Setup, TIMEOUT, eventually, for_each_broker, start,
+    MessageExt, REJECT, RunningWorker, Setup, TIMEOUT, eventually, for_each_broker, start_python,
     test_tasks,
 };
 use crate::tasks::FAIL;
@@ -44,7 +44,7 @@ async fn requeued_task_is_redelivered(setup: Setup) {
         .await;
     worker.stop().await;
 
-    let python = start(setup.python_worker()).await;
+    let python = start_python(setup.python_worker()).await;
     let sent = setup.client().send(REJECT, (true,)).await.unwrap();
     assert!(sent.get_timeout(TIMEOUT).await.unwrap());
     python.terminate();
@@ -57,7 +57,7 @@ fn with_grave(setup: &Setup) -> Setup {
         "x-dead-letter-exchange": "graves",
         "x-dead-letter-routing-key": "a grave",
     });
-    setup.with(
+    setup.set_both(
         "task_queues",
         json!({
             "celery": {"exchange": "celery", "queue_arguments": limits},
@@ -85,10 +85,10 @@ same(str(failure(failed)), "no")
 
 async fn task_rejected_by_python_is_dead_lettered(setup: Setup) {
     let setup = with_grave(&setup)
-        .with("task_acks_late", true)
-        .with("task_acks_on_failure_or_timeout", false);
+        .set_both("task_acks_late", true)
+        .set_both("task_acks_on_failure_or_timeout", false);
     setup.python("declare()").await;
-    let python = start(setup.python_worker().queues(&["celery"])).await;
+    let python = start_python(setup.python_worker().queues(&["celery"])).await;
     let client = setup.client();
     let refused = REJECT.s((false,)).task_id("refused");
     client.apply(refused).await.unwrap();

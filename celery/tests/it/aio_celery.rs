@@ -81,14 +81,14 @@ run(main)
 "#;
     let another = setup.app().worker(test_tasks()).queue("another");
     let another = RunningWorker::start(another).await;
-    setup.aio(program).await;
+    setup.aio_python(program).await;
     another.stop().await;
     worker.stop().await;
     setup.assert_drained().await;
 }
 
 async fn priorities_are_ordered_alike_by_aio_and_rust(setup: Setup) {
-    let setup = setup.with("task_queue_max_priority", 10);
+    let setup = setup.set_both("task_queue_max_priority", 10);
     let program = r#"
 async def main():
     for number, priority in enumerate([2, 9, None, 10, 5]):
@@ -96,7 +96,7 @@ async def main():
 
 run(main)
 "#;
-    setup.aio(program).await;
+    setup.aio_python(program).await;
     let runs = RunLog::default();
     let worker = setup.app().worker(runs.tasks()).concurrency(1);
     let worker = RunningWorker::start(worker.prefetch_multiplier(1)).await;
@@ -127,7 +127,7 @@ async fn chain_runs_through_rust_python_and_aio_workers(setup: Setup) {
     let ours = setup.app().worker(test_tasks()).queue("rust");
     let ours = RunningWorker::start(ours).await;
     let python = setup.python_worker().queues(&["python"]);
-    let python = crate::support::start(python).await;
+    let python = crate::support::start_python(python).await;
     let aio = AioWorker::start(&setup, 4).await;
 
     let program = r#"
@@ -142,7 +142,7 @@ async def main():
 
 run(main)
 "#;
-    setup.aio(program).await;
+    setup.aio_python(program).await;
     let celerys = r#"
 hop = lambda queue, *args: app.signature("test.hop", args, queue=queue)
 path = (hop("celery", []) | hop("rust") | hop("python") | hop("celery") | hop("rust")).apply_async()

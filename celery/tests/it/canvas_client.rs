@@ -5,7 +5,7 @@ use celery::{
     group,
 };
 
-use crate::support::{Setup, TIMEOUT, for_each_broker, start};
+use crate::support::{Setup, TIMEOUT, for_each_broker, start_python};
 use crate::tasks::Number::{self, Int};
 use crate::tasks::{ADD, FAIL, MUL, XSUM};
 
@@ -41,7 +41,7 @@ where
 }
 
 async fn tutorial_canvases_return_expected_values(setup: Setup) {
-    let _python = start(setup.python_worker()).await;
+    let _python = start_python(setup.python_worker()).await;
     let client = setup.client();
     assert_eq!(value(&client, plus(2).given((Int(8),))).await, Int(10));
 
@@ -63,7 +63,7 @@ async fn tutorial_canvases_return_expected_values(setup: Setup) {
 }
 
 async fn nested_canvases_return_expected_values(setup: Setup) {
-    let _python = start(setup.python_worker()).await;
+    let _python = start_python(setup.python_worker()).await;
     let client = setup.client();
     let pair = || group([add(1, 1), add(2, 2)]);
     let sum = || XSUM.p(());
@@ -137,7 +137,7 @@ async fn nested_canvases_return_expected_values(setup: Setup) {
 }
 
 async fn failed_canvas_calls_its_errbacks(setup: Setup) {
-    let _python = start(setup.python_worker()).await;
+    let _python = start_python(setup.python_worker()).await;
     let client = setup.client();
     let fails = || FAIL.s(("no".to_owned(),)).cast::<Number, ()>();
     let errback = |id: &str| Signature::named("python.errback", (), ()).task_id(id);
@@ -188,7 +188,7 @@ async fn failed_canvas_calls_its_errbacks(setup: Setup) {
 }
 
 async fn canvas_steps_keep_options_and_stamps(setup: Setup) {
-    let _python = start(setup.python_worker().queues(&["celery", "special"])).await;
+    let _python = start_python(setup.python_worker().queues(&["celery", "special"])).await;
     let client = setup.client();
     let request = || {
         let step = Signature::named("python.request", (), ());
@@ -209,7 +209,7 @@ async fn canvas_steps_keep_options_and_stamps(setup: Setup) {
 }
 
 async fn results_have_parents_and_children(setup: Setup) {
-    let _python = start(setup.python_worker()).await;
+    let _python = start_python(setup.python_worker()).await;
     let client = setup.client();
     let chain = add(1, 1).then(plus(1)).then(plus(2));
     let last = client.apply(chain).await.unwrap();
@@ -226,7 +226,7 @@ async fn results_have_parents_and_children(setup: Setup) {
 }
 
 async fn saved_group_is_restored_by_the_other_language(setup: Setup) {
-    let _python = start(setup.python_worker()).await;
+    let _python = start_python(setup.python_worker()).await;
     let client = setup.client();
     let ours = client.apply(group([add(1, 1), add(2, 2)])).await.unwrap();
     ours.save().await.unwrap();
@@ -254,7 +254,7 @@ async fn saved_group_is_restored_by_the_other_language(setup: Setup) {
 }
 
 async fn python_signature_is_sent_by_rust_client(setup: Setup) {
-    let _python = start(setup.python_worker()).await;
+    let _python = start_python(setup.python_worker()).await;
     let program = "import json\nfrom celery import chord, signature\n\
                    s = lambda name, *args: signature('tasks.' + name, args, app=app)\n\
                    print(json.dumps(chord([s('add', 1, 1), s('add', 2, 2)], s('xsum')) | s('mul', 10)))";

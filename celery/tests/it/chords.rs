@@ -8,7 +8,7 @@ use celery::{AsyncResult, Client, ResultError, group};
 use serde_json::{Value as Json, json};
 
 use crate::chord_work::{BODY, ERRBACK, Entry, LEDGER, MEMBER};
-use crate::support::{RedisExt, Setup, WorkerProcess, eventually, fast_restore};
+use crate::support::{RedisState, Setup, WorkerProcess, eventually, fast_restore};
 
 const MEMBERS: u32 = 100;
 
@@ -33,7 +33,7 @@ async fn chords_run_their_body_once_despite_crashes() {
         None => (100, 2),
     };
     let begun = Instant::now();
-    let setup = Setup::new();
+    let setup = Setup::redis();
     let client = setup.client();
     let mut workers = vec![worker(&setup).await, worker(&setup).await];
     let (mut sent, mut copies, mut late) = (Vec::new(), 0, Vec::new());

@@ -121,7 +121,7 @@ same(node.inspect("revoked"), ["told-by-other", "told-by-older"])
 # The one that opens is behind the one that waits.
 node.control("pool_grow", 1)
 send("test.release")
-same(get(running), "opened")
+same(get(running), "released")
 same(get(held), 3)
 until("they are forgotten", lambda: not node.inspect("query_task", running.id, held.id))
 app.control.revoke(later.id)
@@ -291,7 +291,7 @@ for result in (later, ):
     same(monitor.kinds(result), ["task-received", "task-revoked"])
 node.control("pool_grow", 1)
 send("test.release")
-same(get(blocker), "opened")
+same(get(blocker), "released")
 same(get(held[1]), 2)
 monitor.wait("task-revoked", unseen)
 same(monitor.kinds(unseen), ["task-revoked"])
@@ -435,7 +435,7 @@ left = send("tasks.add", (1, 1))
 node.control("add_consumer", "celery")
 same(get(left), 2)
 send("test.release")
-same(get(running), "opened")
+same(get(running), "released")
 "#;
     run_program(&setup, program).await;
     worker.stop().await;

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use celery::{App, CommandError, Control, Inspect, Map, Replies, ResultError, State, Value};
 use test_servers::{PythonWorker, PythonWorkerBuilder};
 
-use crate::support::{Setup, TIMEOUT, eventually, for_each_broker, start, within};
+use crate::support::{Setup, TIMEOUT, eventually, for_each_broker, start_python, within};
 use crate::tasks::Number::Int;
 use crate::tasks::{ADD, SLEEP};
 
@@ -18,7 +18,7 @@ fn worker(setup: &Setup, name: &str) -> PythonWorkerBuilder {
 
 /// One worker of this name, and a way to ask it that waits for the answer only.
 async fn alone(setup: &Setup, app: &App) -> (PythonWorker, Inspect) {
-    let worker = start(worker(setup, ONE)).await;
+    let worker = start_python(worker(setup, ONE)).await;
     (worker, patient(app.inspect()))
 }
 
@@ -134,7 +134,7 @@ async fn inspect_methods_return_replies(setup: Setup) {
 async fn commands_take_effect_or_return_errors(setup: Setup) {
     let app = setup.app();
     // Pools of threads do not grow.
-    let _python = start(worker(&setup, ONE).pool("prefork")).await;
+    let _python = start_python(worker(&setup, ONE).pool("prefork")).await;
     let inspect = patient(app.inspect());
     let control = app.control().timeout(TIMEOUT).limit(1);
     let said = async |call: celery::ControlCall| sole(call.replies().await.unwrap());
@@ -197,7 +197,7 @@ async fn commands_take_effect_or_return_errors(setup: Setup) {
 
 async fn revoked_task_is_not_run(setup: Setup) {
     let app = setup.app();
-    let _python = start(worker(&setup, ONE).queues(&["elsewhere"])).await;
+    let _python = start_python(worker(&setup, ONE).queues(&["elsewhere"])).await;
     let control = app.control().timeout(TIMEOUT).limit(1);
     let waiting = app.client().send(ADD, (Int(1), Int(2))).await.unwrap();
     sole(control.revoke([waiting.id()]).replies().await.unwrap());
@@ -213,7 +213,7 @@ async fn revoked_task_is_not_run(setup: Setup) {
 async fn running_task_is_terminated(setup: Setup) {
     let app = setup.app();
     let python = worker(&setup, ONE).pool("prefork").concurrency(1);
-    let _python = start(python).await;
+    let _python = start_python(python).await;
     let inspect = patient(app.inspect());
     let running = app.client().send(SLEEP, (600.0,)).await.unwrap();
     eventually("the task runs", async || {
@@ -238,7 +238,10 @@ async fn running_task_is_terminated(setup: Setup) {
 
 /// Two workers, both of them ready.
 async fn two(setup: &Setup) -> [PythonWorker; 2] {
-    let (one, two) = tokio::join!(start(worker(setup, ONE)), start(worker(setup, TWO)));
+    let (one, two) = tokio::join!(
+        start_python(worker(setup, ONE)),
+        start_python(worker(setup, TWO))
+    );
     [one, two]
 }
 

@@ -6,15 +6,16 @@ use celery::{AsyncResult, Ignored, Signature, Value};
 use serde_json::json;
 
 use crate::support::{
-    NOW, RETRY_TIMES, Setup, TIMEOUT, WorkerProcess, eventually, for_each_broker, start, test_tasks,
+    NOW, RETRY_TIMES, Setup, TIMEOUT, WorkerProcess, eventually, for_each_broker, start_python,
+    test_tasks,
 };
 
 for_each_broker! {
-    rust_worker_runs_delayed_tasks_of_python_client_when_due: rabbitmq, quorum, native;
-    python_worker_runs_delayed_tasks_of_rust_client_when_due: rabbitmq, quorum, native;
-    rust_worker_runs_delayed_tasks_of_rust_client_when_due: rabbitmq, quorum, native;
-    retries_wait_for_their_countdown: rabbitmq, quorum, native;
-    existing_classic_delay_queues_are_used: native;
+    rust_worker_runs_delayed_tasks_of_python_client_when_due: rabbitmq, quorum, native_delay;
+    python_worker_runs_delayed_tasks_of_rust_client_when_due: rabbitmq, quorum, native_delay;
+    rust_worker_runs_delayed_tasks_of_rust_client_when_due: rabbitmq, quorum, native_delay;
+    retries_wait_for_their_countdown: rabbitmq, quorum, native_delay;
+    existing_classic_delay_queues_are_used: native_delay;
     delayed_tasks_reach_every_kind_of_queue: rabbitmq;
     many_delayed_tasks_do_not_block_due_tasks: rabbitmq, quorum;
 }
@@ -45,7 +46,7 @@ print(json.dumps([send("test.now", eta=eta).id, eta.timestamp()]))
 }
 
 async fn python_worker_runs_delayed_tasks_of_rust_client_when_due(setup: Setup) {
-    let python = start(setup.python_worker()).await;
+    let python = start_python(setup.python_worker()).await;
     for (sent, due) in send_for_later(&setup).await {
         assert_ran_in_time(&sent, due).await;
     }
@@ -99,7 +100,7 @@ async fn assert_ran_in_time(sent: &AsyncResult<f64>, due: f64) {
 }
 
 async fn retries_wait_for_their_countdown(setup: Setup) {
-    let python = start(setup.python_worker()).await;
+    let python = start_python(setup.python_worker()).await;
     let begun = Instant::now();
     let theirs = setup.client().send(RETRY_TIMES, (2, DELAY)).await.unwrap();
     assert_eq!(theirs.get_timeout(TIMEOUT).await.unwrap(), 2);
@@ -137,8 +138,8 @@ fn assert_took_two_delays(took: Duration) {
 
 /// Where somebody else's settings made the cascade, it serves as it is.
 async fn existing_classic_delay_queues_are_used(setup: Setup) {
-    let classic = setup.with("broker_native_delayed_delivery_queue_type", "classic");
-    let python = start(classic.python_worker().queues(&["celery"])).await;
+    let classic = setup.set_both("broker_native_delayed_delivery_queue_type", "classic");
+    let python = start_python(classic.python_worker().queues(&["celery"])).await;
     let log = python.terminate();
     assert!(!log.contains("Traceback"), "{log}");
     for setup in [&classic, &setup] {
@@ -160,7 +161,7 @@ print(json.dumps([send("test.now", countdown=4).id, due]))
 /// every queue whose exchange is not direct, and its worker binds them all.
 async fn delayed_tasks_reach_every_kind_of_queue(setup: Setup) {
     let on = |kind: &str| json!({"exchange": kind, "exchange_type": kind});
-    let setup = setup.with(
+    let setup = setup.set_both(
         "task_queues",
         json!({
             "safe": {"queue_arguments": {"x-queue-type": "quorum"}},

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use celery::{App, ClusterState, Event, EventStream, State, TaskRecord};
 use test_servers::{Proxy, PythonWorkerBuilder, RabbitServer};
 
-use crate::support::{Setup, TIMEOUT, blocking, eventually, for_each_broker, start, within};
+use crate::support::{Setup, TIMEOUT, blocking, eventually, for_each_broker, start_python, within};
 use crate::tasks::Number::Int;
 use crate::tasks::{ADD, FAIL, RETRY};
 
@@ -87,7 +87,7 @@ for_each_broker! {
 async fn cluster_state_reflects_events(setup: Setup) {
     let app = setup.app();
     let mut monitor = EventMonitor::subscribe(&app).await;
-    let python = start(worker(&setup)).await;
+    let python = start_python(worker(&setup)).await;
     monitor.wait_for_heartbeat().await;
     let known = monitor.cluster.worker(NODE).unwrap();
     assert_eq!(known.sw_ident.as_deref(), Some("py-celery"));
@@ -143,7 +143,7 @@ async fn event_streams_filter_by_routing_key(setup: Setup) {
         .subscribe()
         .await
         .unwrap();
-    let python = start(worker(&setup)).await;
+    let python = start_python(worker(&setup)).await;
     monitor.wait_for_heartbeat().await;
     let sent = app.client().send(ADD, (Int(2), Int(3))).await.unwrap();
     monitor.wait_for_state(sent.id(), State::Success).await;
@@ -164,7 +164,7 @@ async fn event_streams_filter_by_routing_key(setup: Setup) {
 async fn task_events_are_enabled_by_control(setup: Setup) {
     let app = setup.app();
     let mut monitor = EventMonitor::subscribe(&app).await;
-    let _python = start(quiet(&setup)).await;
+    let _python = start_python(quiet(&setup)).await;
     monitor.wait_for_heartbeat().await;
     let client = app.client();
     let unheard = client.send(ADD, (Int(0), Int(0))).await.unwrap();
@@ -196,7 +196,7 @@ async fn event_stream_survives_connection_loss(setup: Setup) {
     let through = format!(":{}", network.port());
     let url = setup.broker_url().replace(&format!(":{port}"), &through);
     let watching = setup.set("broker_url", url).app();
-    let _python = start(worker(&setup)).await;
+    let _python = start_python(worker(&setup)).await;
     let mut monitor = EventMonitor::subscribe(&watching).await;
     monitor.wait_for_heartbeat().await;
     let control = watching.control().timeout(TIMEOUT).limit(1);

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use test_servers::paths;
 
-use crate::support::{Setup, WorkerProcess, blocking, example, for_each_broker, start};
+use crate::support::{Setup, WorkerProcess, blocking, example, for_each_broker, start_python};
 
 for_each_broker! {
     worker_example_serves_both_clients: redis, rabbitmq, rpc;
@@ -28,7 +28,7 @@ async fn canvas_example_prints_expected_results(setup: Setup) {
     worker.signal("TERM");
     assert_eq!(worker.wait().await, Some(0));
 
-    let python = start(setup.python_worker()).await;
+    let python = start_python(setup.python_worker()).await;
     assert_eq!(output("canvas", &urls(&setup)).await, CANVAS);
     python.terminate();
 }

@@ -20,7 +20,7 @@ async fn memory_for_large_group_is_bounded() {
         Some(_) => 100_000,
         None => 10_000,
     };
-    let setup = Setup::new();
+    let setup = Setup::redis();
     let worker = WorkerProcess::start(&setup, &[("CELERY_WORKER_CONCURRENCY", "16")]).await;
     // Connections and the like.
     let base = memory_of_client(&setup, 100).await;

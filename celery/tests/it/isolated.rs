@@ -1,22 +1,21 @@
-//! Tasks in child processes: real ones, of the example `isolated`.
+//! Isolated tasks, in child processes of the example `isolated`.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use celery::{App, AsyncResult, Config, State, Task, TaskArgs, TaskFailure, Worker};
 use serde::de::DeserializeOwned;
 
-use crate::support::{
-    RunningWorker, Setup, TIMEOUT, WorkerProcess, eventually, example, for_each_broker, signal,
-    within,
+use crate::isolated_work::{
+    ABORT, ADD, ALLOCATE, ASYNC_OBEY_SOFT_LIMIT, ASYNC_PID, BLOCK, CRASH, CRASH_ALWAYS, CRASH_ONCE,
+    DELIVERY, ECHO, EXIT, GREET, HANG, OBEY_SHUTDOWN, OBEY_SOFT_LIMIT, PANIC, PARSE, PID,
+    REPORT_AND_WAIT, RETRY, SET_FINAL_STATE, USE_STDIO, WAIT_FOR_FILE, WORKER_PID, tasks,
 };
-use crate::work::{
-    ABORT, ADD, AGAIN, ASYNC_OBEY, ASYNC_PID, BLOCK, CHAT, CRASH, CRASH_ALWAYS, CRASH_ONCE, EAT,
-    ECHO, EXIT, GREET, HANG, HEED, HOLD, OBEY, ORIGIN, PANIC, PARSE, PID, PRETEND, REPORT,
-    WORKER_PID, tasks,
+use crate::support::{
+    RunningWorker, Setup, TIMEOUT, TempDir, WorkerProcess, eventually, example, for_each_broker,
+    send_signal, within,
 };
 
 for_each_broker! {
@@ -28,7 +27,8 @@ for_each_broker! {
     workers_of_one_program_have_separate_children: redis;
 }
 
-/// A worker in this process, in memory, with the example as its children.
+/// A worker in this process on the in-memory broker, with children that run the
+/// example.
 struct MemoryWorker {
     app: App,
     worker: RunningWorker,
@@ -75,7 +75,7 @@ fn app(settings: &[(&str, u32)]) -> App {
     App::memory().with_config(config)
 }
 
-/// Of one task at a time, so that one child runs all.
+/// Returns a worker with one slot, so that one child runs all tasks.
 fn worker(app: &App) -> Worker {
     app.worker(tasks()).concurrency(1).child_command(&child())
 }
@@ -104,26 +104,22 @@ fn assert_lost(failure: &TaskFailure, how: &str) {
     assert!(message.starts_with(&expected), "{message}");
 }
 
-/// An empty folder, deleted when dropped.
-struct Folder(PathBuf);
+/// The folder in which tasks of the example write their process ids and wait for
+/// a file.
+struct PidDir(TempDir);
 
-impl Folder {
+impl PidDir {
     fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("celery-isolated-{}-{number}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
+        Self(TempDir::new())
     }
 
     fn path(&self) -> String {
-        self.0.to_str().unwrap().to_owned()
+        self.0.path().to_str().unwrap().to_owned()
     }
 
-    /// The processes that have left their numbers.
+    /// Returns the process ids written so far.
     fn pids(&self) -> Vec<u32> {
-        let names = fs::read_dir(&self.0).unwrap();
+        let names = fs::read_dir(self.0.path()).unwrap();
         let names = names.map(|entry| entry.unwrap().file_name());
         names
             .filter_map(|name| name.to_str()?.parse().ok())
@@ -131,27 +127,22 @@ impl Folder {
     }
 
     async fn wait_for_pids(&self, count: usize) -> Vec<u32> {
-        eventually("tasks have begun", async || {
+        eventually("tasks have started", async || {
             Some(self.pids()).filter(|pids| pids.len() >= count)
         })
         .await
     }
 
-    fn open(&self) {
-        fs::write(self.0.join("go"), "").unwrap();
+    /// Ends the wait of tasks that wait for the file `go`.
+    fn release(&self) {
+        fs::write(self.0.path().join("go"), "").unwrap();
     }
 }
 
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-/// Until nothing is left of the process, not even a zombie.
+/// Waits until the process has been reaped.
 async fn wait_until_gone(pid: u32) {
     let path = format!("/proc/{pid}");
-    eventually("the process is gone", async || {
+    eventually("the process has ended", async || {
         (!Path::new(&path).exists()).then_some(())
     })
     .await;
@@ -169,7 +160,7 @@ async fn tasks_run_in_their_declared_process() {
     assert_eq!(worker.call(ASYNC_PID, ()).await, child);
     assert_eq!(worker.call(WORKER_PID, ()).await, own);
 
-    let call = ORIGIN.s(()).header("color", "blue");
+    let call = DELIVERY.s(()).header("color", "blue");
     let origin = worker.app.client().apply(call).await.unwrap();
     let expected = ("celery".to_owned(), 0, "blue".to_owned());
     assert_eq!(origin.get_timeout(TIMEOUT).await.unwrap(), expected);
@@ -195,7 +186,11 @@ async fn crash_fails_one_task_and_next_task_runs() {
     let child = worker.call(PID, ()).await;
     let panic = worker.failure(PANIC, ("oh no".to_owned(),)).await;
     assert_eq!(panic.exception.to_string(), "Panic('oh no')");
-    assert_eq!(worker.call(PID, ()).await, child, "a panic is no crash");
+    assert_eq!(
+        worker.call(PID, ()).await,
+        child,
+        "a panic must not end the child"
+    );
 
     assert_lost(&worker.failure(ABORT, ()).await, "signal 6 (SIGABRT)");
     assert_ne!(worker.call(PID, ()).await, child);
@@ -211,16 +206,16 @@ async fn crash_fails_one_task_and_next_task_runs() {
 #[ignore = "needs the example programs; run cargo xtask test"]
 async fn killed_child_is_replaced() {
     let worker = MemoryWorker::start().await;
-    let folder = Folder::new();
-    let held = worker.send(HOLD, (folder.path(),)).await;
+    let folder = PidDir::new();
+    let held = worker.send(WAIT_FOR_FILE, (folder.path(),)).await;
     let pids = folder.wait_for_pids(1).await;
-    signal("KILL", &pids[0].to_string());
+    send_signal("KILL", &pids[0].to_string());
     assert_lost(&failure(&held).await, "signal 9 (SIGKILL)");
 
-    // Idle, and then a task comes, noticed before or not.
+    // An idle child is killed; the worker may detect it before the next task or not.
     for _ in 0..5 {
         let idle = worker.call(PID, ()).await;
-        signal("KILL", &idle.to_string());
+        send_signal("KILL", &idle.to_string());
         assert_ne!(worker.call(PID, ()).await, idle);
     }
     worker.stop().await;
@@ -230,7 +225,7 @@ async fn killed_child_is_replaced() {
 #[ignore = "needs the example programs; run cargo xtask test"]
 async fn hard_time_limit_kills_child() {
     let worker = MemoryWorker::start().await;
-    let folder = Folder::new();
+    let folder = PidDir::new();
     let call = HANG
         .s((folder.path(),))
         .time_limit(Duration::from_millis(500));
@@ -248,14 +243,14 @@ async fn soft_time_limit_is_handled_or_ends_child() {
     let worker = MemoryWorker::start().await;
     let child = worker.call(PID, ()).await;
     let soon = Duration::from_millis(500);
-    for task in [OBEY, ASYNC_OBEY] {
+    for task in [OBEY_SOFT_LIMIT, ASYNC_OBEY_SOFT_LIMIT] {
         let call = task.s(()).soft_time_limit(soon);
         let obeyed = worker.app.client().apply(call).await.unwrap();
         assert_eq!(obeyed.get_timeout(TIMEOUT).await.unwrap(), "obeyed");
     }
     assert_eq!(worker.call(PID, ()).await, child);
 
-    let folder = Folder::new();
+    let folder = PidDir::new();
     let call = HANG.s((folder.path(),)).soft_time_limit(soon);
     let hung = worker.app.client().apply(call).await.unwrap();
     let failure = failure(&hung).await;
@@ -268,27 +263,27 @@ async fn soft_time_limit_is_handled_or_ends_child() {
 #[ignore = "needs the example programs; run cargo xtask test"]
 async fn running_task_sees_worker_shutdown() {
     let worker = MemoryWorker::start().await;
-    let folder = Folder::new();
-    let running = worker.send(HEED, (folder.path(),)).await;
+    let folder = PidDir::new();
+    let running = worker.send(OBEY_SHUTDOWN, (folder.path(),)).await;
     folder.wait_for_pids(1).await;
     worker.stop().await;
-    assert_eq!(running.get_timeout(TIMEOUT).await.unwrap(), "heeded");
+    assert_eq!(running.get_timeout(TIMEOUT).await.unwrap(), "obeyed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs the example programs; run cargo xtask test"]
 async fn child_updates_state_through_worker() {
     let worker = MemoryWorker::start().await;
-    let folder = Folder::new();
-    let reported = worker.send(REPORT, (folder.path(),)).await;
+    let folder = PidDir::new();
+    let reported = worker.send(REPORT_AND_WAIT, (folder.path(),)).await;
     let pids = folder.wait_for_pids(1).await;
-    // It has begun to wait only when the state was stored.
+    // The task writes its process id after the state has been stored.
     let state = reported.state().await.unwrap();
     assert_eq!(state, State::Custom("WAITING".to_owned()));
     assert_eq!(reported.info().await.unwrap().as_str(), Some("for a file"));
-    folder.open();
+    folder.release();
     assert_eq!(reported.get_timeout(TIMEOUT).await.unwrap(), pids[0]);
-    let refused = worker.call(PRETEND, ()).await;
+    let refused = worker.call(SET_FINAL_STATE, ()).await;
     assert!(refused.contains("the worker sets it"), "{refused}");
     worker.stop().await;
 }
@@ -297,8 +292,8 @@ async fn child_updates_state_through_worker() {
 #[ignore = "needs the example programs; run cargo xtask test"]
 async fn explicit_and_automatic_retries_run() {
     let worker = MemoryWorker::with(&[("result_extended", 1)]).await;
-    assert_eq!(worker.call(AGAIN, (2,)).await, 2);
-    let exhausted = worker.failure(AGAIN, (9,)).await;
+    assert_eq!(worker.call(RETRY, (2,)).await, 2);
+    let exhausted = worker.failure(RETRY, (9,)).await;
     assert_eq!(exhausted.exception.to_string(), "ValueError('not yet')");
 
     assert_eq!(worker.call(PARSE, ("5".to_owned(),)).await, 5);
@@ -332,8 +327,8 @@ async fn child_is_replaced_after_max_tasks() {
 async fn child_is_replaced_after_max_memory() {
     let worker = MemoryWorker::with(&[("worker_max_memory_per_child", 200 << 10)]).await;
     let child = worker.call(PID, ()).await;
-    assert_eq!(worker.call(EAT, (1,)).await, child);
-    assert_eq!(worker.call(EAT, (300,)).await, child);
+    assert_eq!(worker.call(ALLOCATE, (1,)).await, child);
+    assert_eq!(worker.call(ALLOCATE, (300,)).await, child);
     assert_ne!(worker.call(PID, ()).await, child);
     wait_until_gone(child).await;
     worker.stop().await;
@@ -346,8 +341,8 @@ async fn late_task_is_redelivered_after_child_loss() {
     let survived = worker.call(CRASH_ONCE, ("KILL".to_owned(),)).await;
     assert_eq!(survived, "survived");
 
-    // This broker counts.
-    let folder = Folder::new();
+    // The in-memory broker counts deliveries.
+    let folder = PidDir::new();
     let lost = worker.failure(CRASH_ALWAYS, (folder.path(),)).await;
     assert_lost(&lost, "signal 9 (SIGKILL)");
     assert_eq!(folder.pids().len(), 5);
@@ -359,12 +354,12 @@ async fn late_task_is_redelivered_after_child_loss() {
 async fn children_run_up_to_concurrency() {
     let app = app(&[]);
     let running = RunningWorker::start(worker(&app).concurrency(2)).await;
-    let folder = Folder::new();
+    let folder = PidDir::new();
     let client = app.client();
-    let one = client.send(HOLD, (folder.path(),)).await.unwrap();
-    let other = client.send(HOLD, (folder.path(),)).await.unwrap();
+    let one = client.send(WAIT_FOR_FILE, (folder.path(),)).await.unwrap();
+    let other = client.send(WAIT_FOR_FILE, (folder.path(),)).await.unwrap();
     let mut pids = folder.wait_for_pids(2).await;
-    folder.open();
+    folder.release();
     let mut held = vec![
         one.get_timeout(TIMEOUT).await.unwrap(),
         other.get_timeout(TIMEOUT).await.unwrap(),
@@ -389,7 +384,7 @@ async fn large_arguments_and_results_pass() {
 #[ignore = "needs the example programs; run cargo xtask test"]
 async fn child_stdio_does_not_disturb_protocol() {
     let worker = MemoryWorker::start().await;
-    assert_eq!(worker.call(CHAT, ()).await, "");
+    assert_eq!(worker.call(USE_STDIO, ()).await, "");
     assert_eq!(worker.call(ADD, (2, 3)).await, 5);
     worker.stop().await;
 }
@@ -413,7 +408,7 @@ async fn invalid_child_program_fails_before_consuming() {
         (other, ["true", "before its main called Worker::run_until"]),
         (chatty, ["sh", "does not speak our language"]),
     ] {
-        let ended = within("the worker refuses", worker.run()).await;
+        let ended = within("the worker fails", worker.run()).await;
         let error = ended.unwrap_err().to_string();
         assert!(words.iter().all(|word| error.contains(word)), "{error}");
     }
@@ -434,7 +429,7 @@ async fn repeated_crashes_leave_no_zombies() {
     worker.stop().await;
     wait_until_gone(child).await;
     let own = std::process::id();
-    eventually("there are no zombies", async || {
+    eventually("no zombies are left", async || {
         let status = Command::new("sh")
             .args(["-c", "cat /proc/[0-9]*/stat 2>/dev/null"])
             .output()
@@ -456,7 +451,7 @@ async fn dropped_worker_ends_its_children() {
     let client = app.client();
     let idle = client.send(PID, ()).await.unwrap();
     let idle = idle.get_timeout(TIMEOUT).await.unwrap();
-    let folder = Folder::new();
+    let folder = PidDir::new();
     client.send(HANG, (folder.path(),)).await.unwrap();
     let busy = folder.wait_for_pids(1).await;
     running.abort();
@@ -475,12 +470,12 @@ async fn blocking_task_is_logged_and_last_line_has_counts(setup: Setup) {
     short.get_timeout(TIMEOUT).await.unwrap();
     assert!(!worker.log().contains(short.id()), "{}", worker.log());
 
-    let folder = Folder::new();
-    let heeding = client.send(HEED, (folder.path(),)).await.unwrap();
+    let folder = PidDir::new();
+    let running = client.send(OBEY_SHUTDOWN, (folder.path(),)).await.unwrap();
     folder.wait_for_pids(1).await;
     worker.signal("TERM");
-    assert_eq!(heeding.get_timeout(TIMEOUT).await.unwrap(), "heeded");
-    eventually("the last line is there", async || {
+    assert_eq!(running.get_timeout(TIMEOUT).await.unwrap(), "obeyed");
+    eventually("the last line is logged", async || {
         let line = "the worker has stopped: 1 tasks finished, 0 deliveries returned";
         worker.log().contains(line).then_some(())
     })
@@ -491,15 +486,15 @@ async fn blocking_task_is_logged_and_last_line_has_counts(setup: Setup) {
 async fn terminal_interrupt_does_not_reach_children(setup: Setup) {
     let worker = WorkerProcess::start_example(&["isolated"], &setup, &[]).await;
     let client = setup.client();
-    let folder = Folder::new();
-    let held = client.send(HOLD, (folder.path(),)).await.unwrap();
+    let folder = PidDir::new();
+    let held = client.send(WAIT_FOR_FILE, (folder.path(),)).await.unwrap();
     let pids = folder.wait_for_pids(1).await;
     worker.signal_group("INT");
     eventually("the worker stops", async || {
         worker.log().contains("Warm stop").then_some(())
     })
     .await;
-    folder.open();
+    folder.release();
     assert_eq!(held.get_timeout(TIMEOUT).await.unwrap(), pids[0]);
     assert_eq!(worker.wait().await, Some(0));
     wait_until_gone(pids[0]).await;
@@ -510,7 +505,7 @@ async fn children_end_with_killed_worker(setup: Setup) {
     let settings = [("CELERY_WORKER_CONCURRENCY", "2")];
     let worker = WorkerProcess::start_example(&["isolated"], &setup, &settings).await;
     let client = setup.client();
-    let folder = Folder::new();
+    let folder = PidDir::new();
     client.send(HANG, (folder.path(),)).await.unwrap();
     let busy = folder.wait_for_pids(1).await;
     let idle = client.send(PID, ()).await.unwrap();
@@ -521,10 +516,10 @@ async fn children_end_with_killed_worker(setup: Setup) {
     wait_until_gone(idle).await;
 }
 
-/// These brokers only say that it is not the first delivery.
+/// Redis and RabbitMQ flag a redelivery, but do not count deliveries.
 async fn always_crashing_task_fails_after_redelivery(setup: Setup) {
     let worker = WorkerProcess::start_example(&["isolated"], &setup, &[]).await;
-    let folder = Folder::new();
+    let folder = PidDir::new();
     let client = setup.client();
     let lost = client.send(CRASH_ALWAYS, (folder.path(),)).await.unwrap();
     assert_lost(&failure(&lost).await, "signal 9 (SIGKILL)");
@@ -541,15 +536,18 @@ async fn worker_stores_results_of_children(setup: Setup) {
     let client = setup.client();
     let sum = client.send(ADD, (2, 3)).await.unwrap();
     assert_eq!(sum.get_timeout(TIMEOUT).await.unwrap(), 5);
-    let folder = Folder::new();
-    let reported = client.send(REPORT, (folder.path(),)).await.unwrap();
+    let folder = PidDir::new();
+    let reported = client
+        .send(REPORT_AND_WAIT, (folder.path(),))
+        .await
+        .unwrap();
     let pids = folder.wait_for_pids(1).await;
-    eventually("its state is known", async || {
+    eventually("its state is stored", async || {
         let state = reported.state().await.unwrap();
         (state == State::Custom("WAITING".to_owned())).then_some(())
     })
     .await;
-    folder.open();
+    folder.release();
     assert_eq!(reported.get_timeout(TIMEOUT).await.unwrap(), pids[0]);
     worker.signal("TERM");
     assert_eq!(worker.wait().await, Some(0));

@@ -1,9 +1,9 @@
-//! The facade on real servers: Redis and RabbitMQ, Python Celery on the other
+//! Tests of the facade on Redis and RabbitMQ, with Python Celery on the other
 //! side.
 //!
-//! A story that takes a `Setup` is told on several servers, as the table at
-//! the top of its file says. Python programs and the Python app with more
-//! tasks are in `python/`.
+//! A test that takes a `Setup` runs on several brokers, listed in the
+//! `for_each_broker!` table at the top of its file. The Python programs and the
+//! app of the Python workers are in `python/`.
 
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
@@ -12,15 +12,19 @@
 mod chord_work;
 #[path = "../../examples/handlers/mod.rs"]
 mod handlers;
-#[path = "../../examples/tasks/mod.rs"]
-mod tasks;
 #[cfg(target_os = "linux")]
 #[path = "../../examples/isolated/work.rs"]
-mod work;
+mod isolated_work;
+#[path = "../../examples/tasks/mod.rs"]
+mod tasks;
 
 #[cfg_attr(
     not(feature = "rpc"),
-    allow(dead_code, unused_imports, reason = "some of it is for RabbitMQ alone")
+    allow(
+        dead_code,
+        unused_imports,
+        reason = "some helpers are for RabbitMQ only"
+    )
 )]
 mod support;
 
@@ -39,8 +43,6 @@ mod errors;
 mod events_client;
 mod examples;
 mod faults;
-#[cfg(feature = "amqp")]
-mod faults_amqp;
 #[cfg(target_os = "linux")]
 mod group_memory;
 #[cfg(target_os = "linux")]

@@ -10,7 +10,7 @@ use serde_json::{Value as Json, json};
 use test_servers::RedisServer;
 
 use crate::support::{
-    MessageExt, RedisExt, Setup, TIMEOUT, eventually, fast_restore, for_each_broker, start,
+    MessageExt, RedisState, Setup, TIMEOUT, eventually, fast_restore, for_each_broker, start_python,
 };
 use crate::tasks::ADD;
 use crate::tasks::Number::{self, Int};
@@ -244,7 +244,7 @@ same(call("tasks.add", 1, 2), 3)
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
 async fn unacked_garbage_does_not_break_python_worker() {
-    let setup = Setup::new();
+    let setup = Setup::redis();
     let garbage: Vec<Case> = [no_json(), no_envelope()].concat();
     for (bytes, _) in &garbage {
         setup.redis.push("celery", bytes);
@@ -260,7 +260,7 @@ async fn unacked_garbage_does_not_break_python_worker() {
         .python_worker()
         .queues(&["other"])
         .environment("TEST_TRANSPORT_OPTIONS", fast_restore().to_string());
-    let python = start(python).await;
+    let python = start_python(python).await;
     eventually("all deliveries are restored", async || {
         (setup.redis.unacked() == 0).then_some(())
     })

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use celery::{Canvas, Signature};
 
 use crate::support::{
-    HOP, LANGUAGE, RETRY_TIMES, RunningWorker, Setup, TIMEOUT, for_each_broker, start, test_tasks,
+    HOP, LANGUAGE, RETRY_TIMES, RunningWorker, Setup, TIMEOUT, for_each_broker, start_python,
+    test_tasks,
 };
 
 for_each_broker! {
@@ -17,7 +18,7 @@ for_each_broker! {
 async fn rust_and_python_workers_share_a_queue(setup: Setup) {
     let worker = setup.app().worker(test_tasks()).concurrency(2);
     let worker = RunningWorker::start(worker.prefetch_multiplier(1)).await;
-    let python = start(setup.python_worker().argument("--prefetch-multiplier=1")).await;
+    let python = start_python(setup.python_worker().argument("--prefetch-multiplier=1")).await;
 
     let client = setup.client();
     let ours = async {
@@ -57,7 +58,7 @@ print(json.dumps({who: done_by.count(who) for who in set(done_by)}))
 async fn retries_and_chains_cross_languages(setup: Setup) {
     let worker = setup.app().worker(test_tasks()).concurrency(1);
     let worker = RunningWorker::start(worker.prefetch_multiplier(1)).await;
-    let python = start(setup.python_worker()).await;
+    let python = start_python(setup.python_worker()).await;
     let program = r#"
 hop = app.signature("test.hop")
 chains = [chain(app.signature("test.hop", ([],)), *[hop] * 5).apply_async() for _ in range(20)]
@@ -99,7 +100,7 @@ same([get(one) for one in retried], [4] * 10)
 async fn chord_members_are_counted_across_languages(setup: Setup) {
     let worker = setup.app().worker(test_tasks()).concurrency(2);
     let worker = RunningWorker::start(worker.prefetch_multiplier(1)).await;
-    let python = start(setup.python_worker().argument("--prefetch-multiplier=1")).await;
+    let python = start_python(setup.python_worker().argument("--prefetch-multiplier=1")).await;
     let theirs = setup.python(
         r#"
 add, xsum = app.tasks["tasks.add"], app.tasks["tasks.xsum"]

@@ -3,7 +3,7 @@
 use test_servers::paths;
 
 use crate::support::{
-    MessageExt, RunLog, RunningWorker, Setup, eventually, for_each_broker, start, test_tasks,
+    MessageExt, RunLog, RunningWorker, Setup, eventually, for_each_broker, start_python, test_tasks,
 };
 
 for_each_broker! {
@@ -14,7 +14,7 @@ for_each_broker! {
     eta_and_expires_are_respected: redis, rabbitmq, quorum;
     redis_priority_zero_runs_first: redis;
     headers_arrive_and_ignored_results_are_not_stored: redis, rabbitmq;
-    chains_cross_languages: redis, rabbitmq, quorum, native, rpc;
+    chains_cross_languages: redis, rabbitmq, quorum, native_delay, rpc;
     callbacks_run_on_success_and_errbacks_on_failure: redis, rabbitmq, rpc;
     values_of_every_type_round_trip: redis, rabbitmq, rpc;
     workflows_of_every_shape_return_expected_values: redis, rabbitmq;
@@ -118,7 +118,7 @@ assert not later.ready()
 
 # Over rpc, Python sees no state but the last one after its first `get`.
 send("test.release")
-same(get(waiting), "opened")
+same(get(waiting), "released")
 same(get(slow), 1.0)
 "#;
     setup.python(program).await;
@@ -211,7 +211,7 @@ for result in (ignored, failed):
 
 async fn chains_cross_languages(setup: Setup) {
     let worker = setup.worker().await;
-    let _python = start(setup.python_worker().queues(&["python"])).await;
+    let _python = start_python(setup.python_worker().queues(&["python"])).await;
     let program = r#"
 add, sub, mul, echo, fail = (app.tasks[f"tasks.{name}"] for name in ("add", "sub", "mul", "echo", "fail"))
 def label(*args, **kwargs):

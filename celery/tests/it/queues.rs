@@ -6,14 +6,14 @@ use serde_json::{Value as Json, json};
 use test_servers::PythonWorker;
 
 use crate::support::{
-    LANGUAGE, RECORD, RunLog, RunningWorker, Setup, TIMEOUT, eventually, for_each_broker, start,
-    test_tasks,
+    LANGUAGE, RECORD, RunLog, RunningWorker, Setup, TIMEOUT, eventually, for_each_broker,
+    start_python, test_tasks,
 };
 
 for_each_broker! {
     rust_accepts_queues_declared_by_python: rabbitmq;
     python_accepts_queues_declared_by_rust: rabbitmq;
-    unconfigured_queues_are_declared_alike: rabbitmq, quorum, native;
+    unconfigured_queues_are_declared_alike: rabbitmq, quorum, native_delay;
     exchanges_route_alike_for_both_languages: rabbitmq;
     broadcast_reaches_every_worker: rabbitmq;
     rabbitmq_highest_priority_runs_first: rabbitmq;
@@ -52,8 +52,8 @@ fn every_kind() -> Json {
 }
 
 async fn rust_accepts_queues_declared_by_python(setup: Setup) {
-    let setup = setup.with("task_queues", every_kind());
-    let python = start(setup.python_worker()).await;
+    let setup = setup.set_both("task_queues", every_kind());
+    let python = start_python(setup.python_worker()).await;
     each_queue_answers(&setup.client(), "python").await;
 
     let worker = setup.serve(test_tasks()).await;
@@ -64,11 +64,11 @@ async fn rust_accepts_queues_declared_by_python(setup: Setup) {
 }
 
 async fn python_accepts_queues_declared_by_rust(setup: Setup) {
-    let setup = setup.with("task_queues", every_kind());
+    let setup = setup.set_both("task_queues", every_kind());
     let worker = setup.serve(test_tasks()).await;
     each_queue_answers_python(&setup, "rust").await;
 
-    let python = start(setup.python_worker()).await;
+    let python = start_python(setup.python_worker()).await;
     worker.stop().await;
     each_queue_answers(&setup.client(), "python").await;
     assert_content(python);
@@ -116,7 +116,7 @@ async fn unconfigured_queues_are_declared_alike(setup: Setup) {
     setup
         .python(r#"send("test.language", queue="theirs", task_id="their-own")"#)
         .await;
-    let python = start(setup.python_worker().queues(&["celery", "ours", "theirs"])).await;
+    let python = start_python(setup.python_worker().queues(&["celery", "ours", "theirs"])).await;
     assert_eq!(ours.get_timeout(TIMEOUT).await.unwrap(), "python");
 
     let worker = setup
@@ -139,7 +139,7 @@ async fn exchanges_route_alike_for_both_languages(setup: Setup) {
     let topic = |pattern: &str| json!({"exchange": "feeds", "exchange_type": "topic", "routing_key": pattern});
     let fanout = || json!({"exchange": "news", "exchange_type": "fanout"});
     let headers = |arguments: Json| json!({"exchange": "colors", "exchange_type": "headers", "binding_arguments": arguments});
-    let setup = setup.with(
+    let setup = setup.set_both(
         "task_queues",
         json!({
             "feeds": topic("feed.#"),
@@ -192,14 +192,14 @@ for exchange, key, header, value, _ in {cases}:
 }
 
 async fn broadcast_reaches_every_worker(setup: Setup) {
-    let setup = setup.with(
+    let setup = setup.set_both(
         "task_queues",
         json!({"news": {"broadcast": true}, "celery": {}}),
     );
     let ledgers = [RunLog::default(), RunLog::default()];
     let first = setup.serve(ledgers[0].tasks()).await;
     let second = setup.serve(ledgers[1].tasks()).await;
-    let mut python = start(setup.python_worker()).await;
+    let mut python = start_python(setup.python_worker()).await;
 
     setup
         .python(r#"send("test.record", (1,), queue="news", task_id="theirs")"#)
@@ -226,11 +226,11 @@ async fn broadcast_reaches_every_worker(setup: Setup) {
 }
 
 async fn worker_direct_queue_reaches_one_worker(setup: Setup) {
-    let setup = setup.with("worker_direct", true);
+    let setup = setup.set_both("worker_direct", true);
     let ours = setup.app().worker(test_tasks()).hostname("rusty@here");
     let ours = RunningWorker::start(ours).await;
     let python = setup.python_worker().argument("--hostname=pythonic@here");
-    let python = start(python).await;
+    let python = start_python(python).await;
     let program = r#"
 for _ in range(5):
     same(get(send("test.language", queue="rusty@here.dq2")), "rust")
@@ -253,8 +253,8 @@ for _ in range(5):
 
 async fn rabbitmq_highest_priority_runs_first(setup: Setup) {
     let setup = setup
-        .with("task_queue_max_priority", 10)
-        .with("task_default_priority", 5);
+        .set_both("task_queue_max_priority", 10)
+        .set_both("task_default_priority", 5);
 
     send_with_priorities(&setup).await;
     let runs = RunLog::default();
@@ -268,7 +268,7 @@ async fn rabbitmq_highest_priority_runs_first(setup: Setup) {
     worker.stop().await;
 
     send_with_priorities(&setup).await;
-    let python = start(setup.python_worker().argument("--prefetch-multiplier=1")).await;
+    let python = start_python(setup.python_worker().argument("--prefetch-multiplier=1")).await;
     setup.assert_drained().await;
     let log = python.terminate();
     let places =

@@ -5,7 +5,7 @@ use std::time::Duration;
 use test_servers::RedisServer;
 
 use crate::support::{
-    LANGUAGE, RedisExt, Setup, TIMEOUT, assert_sums, eventually, for_each_broker, send_adds,
+    LANGUAGE, RedisState, Setup, TIMEOUT, assert_sums, eventually, for_each_broker, send_adds,
     test_tasks,
 };
 
@@ -31,7 +31,7 @@ async fn every_waiter_receives_its_result(setup: Setup) {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs redis-server; run cargo xtask test"]
 async fn waiters_survive_broken_subscriptions() {
-    let setup = Setup::new();
+    let setup = Setup::redis();
     let client = setup.client();
     let sent = client.apply_all((0..300).map(|_| LANGUAGE.s(()))).await;
     let mut waiters = tokio::task::JoinSet::new();
@@ -71,7 +71,7 @@ async fn waiters_leave_no_subscriptions_or_connections() {
     // The worker's consumer, whoever waits for results, and this test's own.
     const OTHERS: usize = 3;
     let small = serde_json::json!({"max_connections": 2});
-    let setup = Setup::new()
+    let setup = Setup::redis()
         .set("broker_transport_options", small.clone())
         .set("result_backend_transport_options", small);
     let worker = setup.worker().await;

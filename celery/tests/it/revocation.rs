@@ -5,7 +5,9 @@
 //! that hears of its own candidacy before it hears of another's ends with an
 //! `IndexError`, whatever the others do.
 
-use crate::support::{RunningWorker, Setup, WorkerProcess, for_each_broker, start, test_tasks};
+use crate::support::{
+    RunningWorker, Setup, WorkerProcess, for_each_broker, start_python, test_tasks,
+};
 
 for_each_broker! {
     rust_worker_learns_revocations_from_python_at_start: redis, rabbitmq;
@@ -27,7 +29,7 @@ async fn ours(setup: &Setup) -> RunningWorker {
 
 async fn rust_worker_learns_revocations_from_python_at_start(setup: Setup) {
     let worker = setup.python_worker().queues(&["theirs"]);
-    let python = start(worker.argument("--hostname").argument("python@test")).await;
+    let python = start_python(worker.argument("--hostname").argument("python@test")).await;
     let known = r#"
 python.control("revoke", ["first", "second"])
 send("tasks.add", (1, 2), task_id="second")
@@ -54,7 +56,7 @@ send("tasks.add", (1, 2), task_id="second")
 "#;
     run_program(&setup, known).await;
     let worker = setup.python_worker().peers();
-    let python = start(worker.argument("--hostname").argument("python@test")).await;
+    let python = start_python(worker.argument("--hostname").argument("python@test")).await;
     let told = r#"
 same(set(python.inspect("revoked")), {"first", "second"})
 assert isinstance(failure(AsyncResult("second", app=app)), TaskRevokedError)

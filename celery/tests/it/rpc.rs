@@ -9,7 +9,7 @@ use celery_protocol::ResultTree;
 
 use crate::support::{
     LANGUAGE, RunningWorker, Setup, TIMEOUT, assert_sums, eventually, for_each_broker, send_adds,
-    start, test_tasks,
+    start_python, test_tasks,
 };
 use crate::tasks::Number::Int;
 use crate::tasks::{ADD, SLEEP, XSUM};
@@ -28,7 +28,7 @@ for_each_broker! {
 }
 
 async fn many_waiters_share_one_reply_queue(setup: Setup) {
-    let python = start(setup.python_worker().concurrency(2)).await;
+    let python = start_python(setup.python_worker().concurrency(2)).await;
     let client = setup.client();
     let adds = send_adds(&client, 200).await;
     let mut waiters = tokio::task::JoinSet::new();
@@ -67,8 +67,8 @@ for n, result in sent:
 }
 
 async fn started_state_of_python_worker_is_visible(setup: Setup) {
-    let setup = setup.with("task_track_started", true);
-    let _python = start(setup.python_worker()).await;
+    let setup = setup.set_both("task_track_started", true);
+    let _python = start_python(setup.python_worker()).await;
     let slow = setup.client().send(SLEEP, (1.0,)).await.unwrap();
     let info = eventually("it is started", async || {
         let state = slow.state().await.unwrap();

@@ -7,7 +7,7 @@ use celery::{
 };
 use serde::de::DeserializeOwned;
 
-use crate::support::{MessageExt, Setup, TIMEOUT, eventually, for_each_broker, start};
+use crate::support::{MessageExt, Setup, TIMEOUT, eventually, for_each_broker, start_python};
 use crate::tasks::Number::{Float, Int};
 use crate::tasks::{ADD, DIVIDE, ECHO, FAIL, MUL, PROGRESS, RETRY, SLEEP, SUB, XSUM};
 
@@ -51,7 +51,7 @@ for_each_broker! {
 async fn typed_and_named_calls_run_in_both_protocols(setup: Setup) {
     // One at a time: of several, one may finish a retried task before the other
     // has noted the retry, and Python then writes RETRY over SUCCESS.
-    let python = start(setup.python_worker()).await;
+    let python = start_python(setup.python_worker()).await;
     for protocol in [2, 1] {
         let client = setup.set("task_protocol", protocol).client();
         assert_eq!(call(&client, ADD.s((Int(2), Int(3)))).await, Int(5));
@@ -103,7 +103,7 @@ async fn typed_and_named_calls_run_in_both_protocols(setup: Setup) {
 }
 
 async fn python_failures_are_decoded(setup: Setup) {
-    let _python = start(setup.python_worker().concurrency(2)).await;
+    let _python = start_python(setup.python_worker().concurrency(2)).await;
     let client = setup.client();
 
     let zero = failure(&client, DIVIDE.s((Int(1), Int(0)))).await;
@@ -139,7 +139,7 @@ async fn python_failures_are_decoded(setup: Setup) {
 }
 
 async fn progress_and_result_are_read_by_id(setup: Setup) {
-    let _python = start(setup.python_worker()).await;
+    let _python = start_python(setup.python_worker()).await;
     let sent = setup.client().send(PROGRESS, (10,)).await.unwrap();
 
     // Another app: nothing is shared but the server.
@@ -164,7 +164,7 @@ async fn progress_and_result_are_read_by_id(setup: Setup) {
 }
 
 async fn call_options_arrive(setup: Setup) {
-    let _python = start(setup.python_worker().queues(&["celery", "special"])).await;
+    let _python = start_python(setup.python_worker().queues(&["celery", "special"])).await;
     let client = setup.client();
     let request = || Signature::named("python.request", ("it's", 1), ());
     let now = SystemTime::now();
@@ -231,7 +231,7 @@ fn time(seen: &Value, name: &str) -> SystemTime {
 }
 
 async fn python_worker_calls_callbacks_and_errbacks(setup: Setup) {
-    let _python = start(setup.python_worker()).await;
+    let _python = start_python(setup.python_worker()).await;
     let client = setup.client();
 
     let first = ADD.s((Int(1), Int(2)));
@@ -262,7 +262,7 @@ async fn batch_arrives_complete_and_in_order(setup: Setup) {
     let waiting = setup.messages("celery").await;
     assert!(waiting.iter().map(MessageExt::id).eq(ids));
 
-    let python = start(setup.python_worker()).await;
+    let python = start_python(setup.python_worker()).await;
     for (number, sent) in numbers.zip(&sent) {
         let sum = sent.as_ref().unwrap().get_timeout(TIMEOUT).await.unwrap();
         assert_eq!(sum, Int(number + 1));

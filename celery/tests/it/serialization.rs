@@ -2,7 +2,7 @@
 
 use celery::{Compression, Map, Serializer, Signature, Value};
 
-use crate::support::{Setup, TIMEOUT, for_each_broker, start};
+use crate::support::{Setup, TIMEOUT, for_each_broker, start_python};
 
 for_each_broker! {
     rust_worker_reads_every_python_serialization: redis, rabbitmq;
@@ -53,7 +53,7 @@ same((type(error), str(error)), (ZeroDivisionError, "division by zero"))
 "#;
 
 async fn python_worker_reads_every_rust_serialization(setup: Setup) {
-    let _python = start(setup.python_worker()).await;
+    let _python = start_python(setup.python_worker()).await;
     let args = vec![
         Value::from("ünï"),
         Value::from(1),
@@ -94,7 +94,7 @@ async fn rust_client_reads_python_results(setup: Setup) {
     for serializer in ["json", "msgpack", "yaml"] {
         let setup = setup.set("result_serializer", serializer);
         let worker = setup.python_worker();
-        let _python = start(worker.environment("TEST_RESULT_SERIALIZER", serializer)).await;
+        let _python = start_python(worker.environment("TEST_RESULT_SERIALIZER", serializer)).await;
         let client = setup.client();
         let echo = client
             .send_by_name("tasks.echo", ("ünï", 1, 0.5), ())

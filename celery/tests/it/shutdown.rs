@@ -15,7 +15,7 @@ for_each_broker! {
     second_sigterm_stops_without_waiting: redis, rabbitmq;
     rolling_restarts_under_load_lose_no_task: redis, rabbitmq;
     many_restarts_lose_and_repeat_no_task: redis, rabbitmq;
-    delayed_tasks_run_once_with_short_visibility_timeout: redis, rabbitmq, native;
+    delayed_tasks_run_once_with_short_visibility_timeout: redis, rabbitmq, native_delay;
 }
 
 async fn sigterm_finishes_running_tasks_and_requeues_rest_in_order(setup: Setup) {

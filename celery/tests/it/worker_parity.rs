@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use celery::Worker;
 
-use crate::support::{RunningWorker, Setup, for_each_broker, start, test_tasks};
+use crate::support::{RunningWorker, Setup, for_each_broker, start_python, test_tasks};
 
 for_each_broker! {
     rust_and_python_workers_reply_and_emit_alike: redis, rabbitmq;
@@ -22,7 +22,7 @@ async fn rust_and_python_workers_reply_and_emit_alike(setup: Setup) {
         .argument("-E")
         .argument("--hostname")
         .argument(THEIRS);
-    let python = start(worker).await;
+    let python = start_python(worker).await;
     let theirs = perform(&setup, THEIRS).await;
     python.terminate();
     // What is due in an hour.

@@ -1,14 +1,14 @@
-//! One story on several servers: [`for_each_broker`].
+//! One test on several brokers: [`for_each_broker`].
 
-/// Makes a test of each story (an async function that takes a
-/// [`Setup`](super::Setup)) on each of its stages, which are the functions of
-/// `Setup` called so: `redis`; `rabbitmq`, `quorum` and `native` with results on
-/// Redis; `rpc`.
+/// Makes a test of each function (an async function that takes a
+/// [`Setup`](super::Setup)) on each broker of its row. A broker is a constructor
+/// of `Setup`: `redis`; `rabbitmq`, `quorum` and `native_delay` with results on
+/// Redis; `rpc`. The tests are named `function::broker`.
 macro_rules! for_each_broker {
-    ($($test:ident: $($setup:ident),+;)+) => {
+    ($($test:ident: $($broker:ident),+;)+) => {
         $(
             mod $test {
-                $($crate::support::broker_test!($setup, $test);)+
+                $($crate::support::broker_test!($broker, $test);)+
             }
         )+
     };
@@ -24,18 +24,18 @@ macro_rules! broker_test {
     (quorum, $test:ident) => {
         $crate::support::broker_test!(feature = "amqp", quorum, $test);
     };
-    (native, $test:ident) => {
-        $crate::support::broker_test!(feature = "amqp", native, $test);
+    (native_delay, $test:ident) => {
+        $crate::support::broker_test!(feature = "amqp", native_delay, $test);
     };
     (rpc, $test:ident) => {
         $crate::support::broker_test!(feature = "rpc", rpc, $test);
     };
-    ($needed:meta, $setup:ident, $test:ident) => {
-        #[cfg($needed)]
+    ($feature:meta, $broker:ident, $test:ident) => {
+        #[cfg($feature)]
         #[tokio::test(flavor = "multi_thread")]
         #[ignore = "needs servers and Python Celery; run cargo xtask test"]
-        async fn $setup() {
-            super::$test($crate::support::Setup::$setup()).await;
+        async fn $broker() {
+            super::$test($crate::support::Setup::$broker()).await;
         }
     };
 }

@@ -1,16 +1,17 @@
-//! Looking into the broker, whichever it is.
+//! The state of the broker, on Redis and RabbitMQ alike.
 
 use celery_protocol::{Message, kombu};
 use test_servers::Reply;
 
-use super::{RedisExt, Setup, eventually};
+use super::{RedisState, Setup, eventually};
 
 impl Setup {
+    /// Whether the broker is Redis.
     pub(crate) fn is_on_redis(&self) -> bool {
         self.vhost.is_none()
     }
 
-    /// How many messages wait in a queue.
+    /// Returns the number of ready messages in a queue.
     pub(crate) async fn depth(&self, queue: &str) -> usize {
         match &self.vhost {
             Some(vhost) => vhost.depth(queue).await,
@@ -18,7 +19,7 @@ impl Setup {
         }
     }
 
-    /// The messages of a queue, the next one first.
+    /// Returns the messages of a queue, the next one first, without consuming them.
     pub(crate) async fn messages(&self, queue: &str) -> Vec<Message> {
         if let Some(vhost) = &self.vhost {
             return vhost.messages(queue).await;
@@ -35,7 +36,7 @@ impl Setup {
             .collect()
     }
 
-    /// Puts a message in kombu's envelope at the end of the queue `celery`.
+    /// Puts a message, in kombu's envelope, at the end of the queue `celery`.
     pub(crate) async fn push(&self, envelope: &[u8]) {
         match &self.vhost {
             Some(vhost) => {
@@ -46,18 +47,18 @@ impl Setup {
         }
     }
 
-    /// The one message of `celery.dead`, as soon as it is there.
+    /// Waits for the one message of `celery.dead` and returns it.
     pub(crate) async fn dead_letter(&self) -> Message {
-        eventually("a message is kept", async || {
+        eventually("a message is dead-lettered", async || {
             self.messages("celery.dead").await.pop()
         })
         .await
     }
 
-    /// Waits until this many messages are not in their queues any more, since
-    /// it is not their time yet.
+    /// Waits until this many messages are delayed: out of their queues until they
+    /// are due.
     pub(crate) async fn wait_for_delayed(&self, messages: usize) {
-        eventually("messages wait for their time", async || {
+        eventually("messages are delayed", async || {
             let delayed = match &self.vhost {
                 Some(vhost) => vhost.delayed().await,
                 None => self.redis.unacked().try_into().unwrap(),
@@ -67,8 +68,8 @@ impl Setup {
         .await;
     }
 
-    /// How many tasks a worker that stopped has left for others: those that are
-    /// not due wait elsewhere on RabbitMQ.
+    /// Returns the number of messages that a stopped worker has left, ready or
+    /// delayed. Redis workers requeue delayed messages when they stop.
     pub(crate) async fn unfinished(&self) -> usize {
         match &self.vhost {
             Some(vhost) => vhost.depth("celery").await + vhost.delayed().await,
@@ -76,25 +77,26 @@ impl Setup {
         }
     }
 
-    /// No worker holds anything any more.
+    /// Asserts that no delivery is unacknowledged; waits for it on RabbitMQ.
     pub(crate) async fn assert_no_unacked(&self) {
         let Some(vhost) = &self.vhost else {
             return self.redis.assert_no_unacked();
         };
-        eventually("nothing is held", async || {
+        eventually("all deliveries are acknowledged", async || {
             let queues = vhost.queues().await;
             queues.values().all(|one| one.unacked == 0).then_some(())
         })
         .await;
     }
 
-    /// The same, and nothing waits in the tasks' queues: all was done.
+    /// Asserts that no delivery is unacknowledged and no message is ready, except in
+    /// dead-letter queues; waits for it on RabbitMQ.
     pub(crate) async fn assert_drained(&self) {
         let Some(vhost) = &self.vhost else {
             self.redis.assert_no_unacked();
             return assert_eq!(self.redis.depth("celery"), 0);
         };
-        eventually("nothing is left", async || {
+        eventually("all queues are empty", async || {
             let queues = vhost.queues().await;
             let left = queues.iter().filter(|(name, content)| {
                 content.unacked > 0 || content.ready > 0 && !name.ends_with(".dead")
@@ -102,25 +104,5 @@ impl Setup {
             (left.count() == 0).then_some(())
         })
         .await;
-    }
-}
-
-/// What tests ask of messages.
-pub(crate) trait MessageExt {
-    /// A header that is a text; nothing if there is none.
-    fn text(&self, header: &str) -> String;
-
-    /// The task's id.
-    fn id(&self) -> String;
-}
-
-impl MessageExt for Message {
-    fn text(&self, header: &str) -> String {
-        let found = self.headers.find(header).unwrap();
-        found.map_or_else(String::new, |raw| raw.decode().unwrap_or_default())
-    }
-
-    fn id(&self) -> String {
-        self.text("id")
     }
 }

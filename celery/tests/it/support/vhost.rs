@@ -1,4 +1,4 @@
-//! Looking into RabbitMQ.
+//! Virtual hosts of RabbitMQ: [`Vhost`].
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -10,23 +10,23 @@ use test_servers::RabbitServer;
 
 use super::{blocking, within};
 
-/// A virtual host of the node that all tests share, which nobody else uses.
+/// A virtual host of its own on the node that all tests share.
 pub(crate) struct Vhost {
     name: String,
     observer: OnceLock<App>,
 }
 
-/// What is in a queue.
+/// The messages of a queue, by state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct QueueCounts {
-    /// Messages that wait.
+    /// Messages to be delivered.
     pub(crate) ready: u64,
-    /// Messages in the hands of a consumer.
+    /// Messages delivered to a consumer and not yet acknowledged.
     pub(crate) unacked: u64,
 }
 
 impl Vhost {
-    pub(super) fn fresh() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             name: RabbitServer::shared().fresh_vhost(),
             observer: OnceLock::new(),
@@ -37,20 +37,20 @@ impl Vhost {
         RabbitServer::shared().vhost_url(&self.name)
     }
 
-    /// An app on it without anything else.
+    /// An app that inspects this virtual host.
     fn observer(&self) -> &App {
         self.observer
             .get_or_init(|| celery::connect(self.url()).unwrap())
     }
 
-    /// Every queue. To ask takes half a second.
+    /// Returns the counts of every queue. The command takes half a second.
     pub(crate) async fn queues(&self) -> BTreeMap<String, QueueCounts> {
         let code = QUEUES.replace("VHOST", &self.name);
         let found = blocking(move || RabbitServer::shared().control(&["eval", &code])).await;
         found.split('{').skip(1).map(read_queue).collect()
     }
 
-    /// How many connections there are to it.
+    /// Returns the number of open connections.
     pub(crate) async fn connections(&self) -> usize {
         let code = format!(
             "length(rabbit_connection_tracking:list(<<\"{}\">>)).",
@@ -60,7 +60,7 @@ impl Vhost {
         count.trim().parse().unwrap()
     }
 
-    /// How many messages wait for their time.
+    /// Returns the number of delayed messages.
     pub(crate) async fn delayed(&self) -> usize {
         let levels = (0..28).map(|level| format!("celery_delayed_{level}"));
         let tenths = (1..10).map(|tenth| format!("celery_parked_{tenth}00ms"));
@@ -71,14 +71,14 @@ impl Vhost {
         delayed
     }
 
-    /// How many messages wait in a queue; none if there is no such queue.
+    /// Returns the number of ready messages in a queue; 0 if it does not exist.
     pub(crate) async fn depth(&self, queue: &str) -> usize {
         let broker = self.observer().broker();
         let depth = broker.depth(&Queue::new(queue)).await.unwrap();
         usize::try_from(depth).unwrap()
     }
 
-    /// Puts a message at the end of a queue, made if there is none.
+    /// Puts a message at the end of a queue, which is declared if it is missing.
     pub(crate) async fn publish(&self, queue: &str, message: Message) {
         let publication =
             Publication::to_queue(message, queue).declare_queue(Arc::new(Queue::new(queue)));
@@ -87,7 +87,7 @@ impl Vhost {
         answers.pop().unwrap().unwrap();
     }
 
-    /// The messages of a queue, the next one first; they stay in it.
+    /// Returns the messages of a queue, the next one first, without consuming them.
     pub(crate) async fn messages(&self, queue: &str) -> Vec<Message> {
         let depth = self.depth(queue).await;
         if depth == 0 {
@@ -99,23 +99,26 @@ impl Vhost {
         let mut messages = Vec::new();
         while messages.len() < depth {
             let deliveries = consumer.receive(depth - messages.len());
-            let deliveries = within("its messages come", deliveries).await.unwrap();
+            let deliveries = within("the messages are delivered", deliveries)
+                .await
+                .unwrap();
             messages.extend(deliveries.into_iter().map(|one| match one.content {
                 celery_runtime::Content::Message(message) => message,
                 celery_runtime::Content::Malformed { error, .. } => panic!("{queue}: {error}"),
             }));
         }
-        // What is not settled goes back.
+        // RabbitMQ requeues unsettled messages.
         consumer.close().await.unwrap();
         messages
     }
 }
 
-/// What `list_queues` says of quorum queues is some seconds old; this is not.
+/// Counts the messages of every queue. `list_queues` reports values of quorum
+/// queues that are some seconds old.
 const QUEUES: &str = r#"
 [begin
     {ok, Ready, _} = rabbit_amqqueue:stat(Q),
-    Held = case amqqueue:get_type(Q) of
+    Unacked = case amqqueue:get_type(Q) of
         rabbit_quorum_queue ->
             Query = fun rabbit_fifo:query_messages_checked_out/1,
             {ok, {_, Messages}, _} = ra:local_query(amqqueue:get_pid(Q), Query),
@@ -125,10 +128,10 @@ const QUEUES: &str = r#"
             Messages
     end,
     {_, _, _, Name} = amqqueue:get_name(Q),
-    {Name, Ready, Held}
+    {Name, Ready, Unacked}
 end || Q <- rabbit_amqqueue:list(<<"VHOST">>)]."#;
 
-/// Reads `<<"name">>,0,0}`, however it is spread over lines.
+/// Reads `<<"name">>,0,0}`, which may be broken into lines.
 fn read_queue(text: &str) -> (String, QueueCounts) {
     let name = text.split('"').nth(1).unwrap().to_owned();
     let (_, numbers) = text.rsplit_once(">>").unwrap();

@@ -1,26 +1,26 @@
-//! Looking into the server.
+//! The state of a Redis broker: [`RedisState`].
 
 use test_servers::RedisServer;
 
-/// What kombu and the workers keep on the server.
-pub(crate) trait RedisExt {
-    /// How many messages wait in a queue.
+/// Reads and changes what kombu and the workers store on a Redis server.
+pub trait RedisState {
+    /// Returns the number of ready messages in a queue.
     fn depth(&self, queue: &str) -> i64;
 
-    /// How many deliveries are held by workers.
+    /// Returns the number of unacknowledged deliveries.
     fn unacked(&self) -> i64;
 
-    /// Everything that is held, as it is stored.
+    /// Returns the unacknowledged deliveries as they are stored.
     fn unacked_entries(&self) -> Vec<String>;
 
-    /// Puts bytes at the end of a queue.
+    /// Puts raw bytes at the end of a queue.
     fn push(&self, queue: &str, message: &[u8]);
 
-    /// Nothing is held any more, in any way.
+    /// Asserts that no delivery is unacknowledged, delayed or quarantined.
     fn assert_no_unacked(&self);
 }
 
-impl RedisExt for RedisServer {
+impl RedisState for RedisServer {
     fn depth(&self, queue: &str) -> i64 {
         self.command(&["LLEN", queue]).integer()
     }
