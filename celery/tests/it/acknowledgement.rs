@@ -1,4 +1,4 @@
-//! Late acknowledgements, rejections and dead letters on RabbitMQ.
+//! Late acknowledgement, rejection and dead-lettering on RabbitMQ.
 
 use celery::Value;
 use celery_protocol::Message;
@@ -23,7 +23,7 @@ async fn late_ack_task_is_unacked_while_running(setup: Setup) {
         let worker = setup.serve(test_tasks()).await;
         let program = r#"
 waiting = send("test.wait")
-until("it runs", lambda: waiting.state == "PROGRESS")
+until("the task runs", lambda: waiting.state == "PROGRESS")
 "#;
         setup.python(program).await;
         let queues = setup.vhost().queues().await;
@@ -51,23 +51,23 @@ async fn requeued_task_is_redelivered(setup: Setup) {
     setup.assert_drained().await;
 }
 
-/// What is rejected from `celery` ends in `grave`.
-fn with_grave(setup: &Setup) -> Setup {
+/// Dead-letters the queue `celery` to the queue `dead`.
+fn with_dead_letter_queue(setup: &Setup) -> Setup {
     let limits = json!({
-        "x-dead-letter-exchange": "graves",
-        "x-dead-letter-routing-key": "a grave",
+        "x-dead-letter-exchange": "dead-letters",
+        "x-dead-letter-routing-key": "rejected",
     });
     setup.set_both(
         "task_queues",
         json!({
             "celery": {"exchange": "celery", "queue_arguments": limits},
-            "grave": {"exchange": "graves", "routing_key": "a grave"},
+            "dead": {"exchange": "dead-letters", "routing_key": "rejected"},
         }),
     )
 }
 
 async fn task_rejected_by_rust_is_dead_lettered(setup: Setup) {
-    let setup = with_grave(&setup)
+    let setup = with_dead_letter_queue(&setup)
         .set("task_acks_late", true)
         .set("task_acks_on_failure_or_timeout", false);
     let worker = setup.app().worker(test_tasks()).queue("celery");
@@ -79,12 +79,12 @@ failed = send("tasks.fail", ("no",), task_id="failed")
 same(str(failure(failed)), "no")
 "#;
     setup.python(program).await;
-    assert_buried(&setup, &["failed", "refused"]).await;
+    assert_dead_lettered(&setup, &["failed", "refused"]).await;
     worker.stop().await;
 }
 
 async fn task_rejected_by_python_is_dead_lettered(setup: Setup) {
-    let setup = with_grave(&setup)
+    let setup = with_dead_letter_queue(&setup)
         .set_both("task_acks_late", true)
         .set_both("task_acks_on_failure_or_timeout", false);
     setup.python("declare()").await;
@@ -94,29 +94,34 @@ async fn task_rejected_by_python_is_dead_lettered(setup: Setup) {
     client.apply(refused).await.unwrap();
     let failed = FAIL.s(("no".to_owned(),)).task_id("failed");
     client.apply(failed).await.unwrap();
-    assert_buried(&setup, &["failed", "refused"]).await;
+    assert_dead_lettered(&setup, &["failed", "refused"]).await;
     python.terminate();
 }
 
-async fn assert_buried(setup: &Setup, ids: &[&str]) {
-    eventually("all are dead", async || {
-        (setup.depth("grave").await == ids.len()).then_some(())
+async fn assert_dead_lettered(setup: &Setup, ids: &[&str]) {
+    eventually("all messages are dead-lettered", async || {
+        (setup.depth("dead").await == ids.len()).then_some(())
     })
     .await;
-    let mut buried = setup.messages("grave").await;
-    buried.sort_by_key(MessageExt::id);
-    assert!(buried.iter().map(MessageExt::id).eq(ids.iter().copied()));
-    for message in &buried {
-        assert_eq!(death(message, "queue"), "celery".into());
-        assert_eq!(death(message, "reason"), "rejected".into());
+    let mut dead_letters = setup.messages("dead").await;
+    dead_letters.sort_by_key(MessageExt::id);
+    assert!(
+        dead_letters
+            .iter()
+            .map(MessageExt::id)
+            .eq(ids.iter().copied())
+    );
+    for message in &dead_letters {
+        assert_eq!(last_death(message, "queue"), "celery".into());
+        assert_eq!(last_death(message, "reason"), "rejected".into());
     }
     setup.assert_no_unacked().await;
 }
 
-/// What RabbitMQ notes about the last death.
-fn death(message: &Message, what: &str) -> Value {
+/// Returns a field of the last `x-death` entry.
+fn last_death(message: &Message, field: &str) -> Value {
     let deaths = message.headers.find("x-death").unwrap().unwrap();
     let deaths = deaths.to_value().unwrap();
     let last = deaths.as_array().unwrap().first().unwrap();
-    last.get(what).unwrap().clone()
+    last.get(field).unwrap().clone()
 }

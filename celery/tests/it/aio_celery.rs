@@ -1,5 +1,5 @@
-//! aio-celery, another worker and client in Python: RabbitMQ as broker, results
-//! on Redis.
+//! Interoperability with aio-celery, an independent worker and client in Python,
+//! with RabbitMQ as broker and results on Redis.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -51,7 +51,7 @@ async fn aio_worker_runs_tasks_of_rust_client(setup: Setup) {
     assert_eq!(later.get_timeout(TIMEOUT).await.unwrap(), "aio");
     assert!(begun.elapsed().unwrap().as_secs() >= 1);
     assert_eq!(again.get_timeout(TIMEOUT).await.unwrap(), 2);
-    worker.assert_content();
+    worker.assert_no_errors();
 }
 
 async fn aio_client_calls_rust_worker(setup: Setup) {
@@ -74,7 +74,7 @@ async def main():
     error = await failed.get(timeout=TIMEOUT)
     same((await failed.state, error["exc_type"], error["exc_message"]),
          ("FAILURE", "ValueError", ["as asked"]))
-    # Its first task declares the queue: ours did before, in the same way.
+    # The client declares the queue that the Rust worker has declared with the same arguments.
     same(await call("test.language", queue="another"), "rust")
 
 run(main)
@@ -100,7 +100,7 @@ run(main)
     let runs = RunLog::default();
     let worker = setup.app().worker(runs.tasks()).concurrency(1);
     let worker = RunningWorker::start(worker.prefetch_multiplier(1)).await;
-    eventually("all have run", async || {
+    eventually("all tasks have run", async || {
         (runs.numbers().len() == 5).then_some(())
     })
     .await;
@@ -120,12 +120,12 @@ run(main)
         places.is_sorted() && places[0].is_some(),
         "{places:?}\n{log}"
     );
-    worker.assert_content();
+    worker.assert_no_errors();
 }
 
 async fn chain_runs_through_rust_python_and_aio_workers(setup: Setup) {
-    let ours = setup.app().worker(test_tasks()).queue("rust");
-    let ours = RunningWorker::start(ours).await;
+    let rust = setup.app().worker(test_tasks()).queue("rust");
+    let rust = RunningWorker::start(rust).await;
     let python = setup.python_worker().queues(&["python"]);
     let python = crate::support::start_python(python).await;
     let aio = AioWorker::start(&setup, 4).await;
@@ -135,7 +135,7 @@ def hop(queue, *args):
     return signature("test.hop", args, queue=queue, task_id=f"hop-{queue}")
 
 async def main():
-    # It sends the first one where the chain goes.
+    # aio-celery sends the first step to the queue of the chain.
     await chain(hop("rust", []), hop("celery"), hop("python"), queue="rust").apply_async()
     last = app.AsyncResult("hop-python")
     same(await last.get(timeout=TIMEOUT), ["rust", "aio", "python"])
@@ -143,15 +143,15 @@ async def main():
 run(main)
 "#;
     setup.aio_python(program).await;
-    let celerys = r#"
+    let celery_program = r#"
 hop = lambda queue, *args: app.signature("test.hop", args, queue=queue)
 path = (hop("celery", []) | hop("rust") | hop("python") | hop("celery") | hop("rust")).apply_async()
 same(get(path), ["aio", "rust", "python", "aio", "rust"])
 "#;
-    setup.python(celerys).await;
-    ours.stop().await;
+    setup.python(celery_program).await;
+    rust.stop().await;
     python.terminate();
-    aio.assert_content();
+    aio.assert_no_errors();
 }
 
 /// A worker of `python/aio.py` on the queue `celery`. Killed when dropped.
@@ -188,13 +188,11 @@ impl AioWorker {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Nothing has gone wrong but what was asked for.
-    fn assert_content(self) {
+    /// Asserts that the log has no errors other than those of `tasks.fail`.
+    fn assert_no_errors(self) {
         let log = self.log();
-        let complaints = log.lines().filter(|line| line.contains("[ERROR]"));
-        let unexpected: Vec<_> = complaints
-            .filter(|line| !line.contains("tasks.fail"))
-            .collect();
+        let errors = log.lines().filter(|line| line.contains("[ERROR]"));
+        let unexpected: Vec<_> = errors.filter(|line| !line.contains("tasks.fail")).collect();
         assert!(unexpected.is_empty(), "{log}");
     }
 }

@@ -1,4 +1,4 @@
-//! A Rust client sends canvases, a Python worker runs them.
+//! Canvases of a Rust client, run by a Python worker.
 
 use celery::{
     AnyResult, Canvas, Client, GroupResult, Ignored, Raw, ResultError, Sendable, Signature, Value,
@@ -149,11 +149,11 @@ async fn failed_canvas_calls_its_errbacks(setup: Setup) {
         Err(ResultError::Task(failure)) => assert_eq!(failure.exception.exc_type, "ChordError"),
         other => panic!("{other:?}"),
     }
-    let told = client
+    let errback_result = client
         .result::<String>("of-chord")
         .get_timeout(TIMEOUT)
         .await;
-    assert_eq!(told.unwrap(), format!("{} failed", sent.id()));
+    assert_eq!(errback_result.unwrap(), format!("{} failed", sent.id()));
 
     let chain = fails().then(plus(1)).link_error(&errback("of-chain"));
     let sent = client.apply(chain).await.unwrap();
@@ -161,11 +161,11 @@ async fn failed_canvas_calls_its_errbacks(setup: Setup) {
         sent.get_timeout(TIMEOUT).await,
         Err(ResultError::Task(_))
     ));
-    let told = client
+    let errback_result = client
         .result::<String>("of-chain")
         .get_timeout(TIMEOUT)
         .await;
-    assert!(told.unwrap().ends_with(" failed"));
+    assert!(errback_result.unwrap().ends_with(" failed"));
 
     let linked = add(1, 1).then(plus(1)).link(&plus(10).task_id("after-all"));
     assert_eq!(value(&client, linked).await, Int(3));

@@ -1,4 +1,5 @@
-//! Tasks for later on RabbitMQ: at their time, and in nobody's hands before.
+//! Delayed tasks on RabbitMQ: they run when they are due, and no worker holds them
+//! before.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -20,13 +21,13 @@ for_each_broker! {
     many_delayed_tasks_do_not_block_due_tasks: rabbitmq, quorum;
 }
 
-/// Seconds after its time that a task may run on a machine that is busy with
-/// other tests. How late they are is printed.
-const LATE: f64 = 20.0;
+/// Seconds that a task may run after it is due, on a machine that is busy with
+/// other tests. The tests print the delays.
+const MAX_LATE: f64 = 20.0;
 
 async fn rust_worker_runs_delayed_tasks_of_python_client_when_due(setup: Setup) {
     let worker = setup.serve(test_tasks()).await;
-    // The client of a quorum queue on a topic exchange counts whole seconds.
+    // With native delayed delivery, Python rounds to whole seconds.
     let program = r#"
 for delay in (1, 2.5, 5):
     due = time.time() + delay
@@ -35,11 +36,11 @@ eta = datetime.datetime.now(timezone.utc) + timedelta(seconds=2)
 print(json.dumps([send("test.now", eta=eta).id, eta.timestamp()]))
 "#;
     let output = setup.python(program).await;
-    wait_until_the_broker_waits(&setup).await;
+    wait_until_broker_delays(&setup).await;
     let client = setup.client();
     for line in output.lines() {
         let (id, due): (String, f64) = serde_json::from_str(line).unwrap();
-        assert_ran_in_time(&client.result(id), due).await;
+        assert_ran_when_due(&client.result(id), due).await;
     }
     worker.stop().await;
     setup.assert_drained().await;
@@ -47,8 +48,8 @@ print(json.dumps([send("test.now", eta=eta).id, eta.timestamp()]))
 
 async fn python_worker_runs_delayed_tasks_of_rust_client_when_due(setup: Setup) {
     let python = start_python(setup.python_worker()).await;
-    for (sent, due) in send_for_later(&setup).await {
-        assert_ran_in_time(&sent, due).await;
+    for (sent, due) in send_delayed(&setup).await {
+        assert_ran_when_due(&sent, due).await;
     }
     python.terminate();
     setup.assert_drained().await;
@@ -56,30 +57,30 @@ async fn python_worker_runs_delayed_tasks_of_rust_client_when_due(setup: Setup) 
 
 async fn rust_worker_runs_delayed_tasks_of_rust_client_when_due(setup: Setup) {
     let worker = setup.serve(test_tasks()).await;
-    let sent = send_for_later(&setup).await;
-    wait_until_the_broker_waits(&setup).await;
+    let sent = send_delayed(&setup).await;
+    wait_until_broker_delays(&setup).await;
     for (sent, due) in sent {
-        assert_ran_in_time(&sent, due).await;
+        assert_ran_when_due(&sent, due).await;
     }
     worker.stop().await;
     setup.assert_drained().await;
 }
 
-/// The last ones are neither in a worker's hands nor in its queue.
-async fn wait_until_the_broker_waits(setup: &Setup) {
-    eventually("the broker alone has what is not due", async || {
+/// Waits until the only messages left are in delay queues.
+async fn wait_until_broker_delays(setup: &Setup) {
+    eventually("all delayed messages are in delay queues", async || {
         let mut queues = setup.vhost().queues().await;
         queues.retain(|_, content| content.unacked > 0 || content.ready > 0);
-        let in_cascade = |queue: &String| {
+        let is_delay_queue = |queue: &String| {
             queue.starts_with("celery_delayed_") || queue.starts_with("celery_parked_")
         };
-        (!queues.is_empty() && queues.keys().all(in_cascade)).then_some(())
+        (!queues.is_empty() && queues.keys().all(is_delay_queue)).then_some(())
     })
     .await;
 }
 
-/// Results, and the times at which their tasks are due.
-async fn send_for_later(setup: &Setup) -> Vec<(AsyncResult<f64>, f64)> {
+/// Sends delayed tasks; returns their results and the times at which they are due.
+async fn send_delayed(setup: &Setup) -> Vec<(AsyncResult<f64>, f64)> {
     let client = setup.client();
     let mut sent = Vec::new();
     for delay in [1.2, 2.5, 5.0] {
@@ -91,22 +92,22 @@ async fn send_for_later(setup: &Setup) -> Vec<(AsyncResult<f64>, f64)> {
     sent
 }
 
-async fn assert_ran_in_time(sent: &AsyncResult<f64>, due: f64) {
+async fn assert_ran_when_due(sent: &AsyncResult<f64>, due: f64) {
     let ran = sent.get_timeout(TIMEOUT).await.unwrap();
-    // Times are written in microseconds.
+    // Python writes times in microseconds.
     let late = ran - due;
     println!("{late:.3} s late");
-    assert!((-0.001..LATE).contains(&late), "{late} s late");
+    assert!((-0.001..MAX_LATE).contains(&late), "{late} s late");
 }
 
 async fn retries_wait_for_their_countdown(setup: Setup) {
     let python = start_python(setup.python_worker()).await;
     let begun = Instant::now();
-    let theirs = setup.client().send(RETRY_TIMES, (2, DELAY)).await.unwrap();
-    assert_eq!(theirs.get_timeout(TIMEOUT).await.unwrap(), 2);
+    let by_python = setup.client().send(RETRY_TIMES, (2, DELAY)).await.unwrap();
+    assert_eq!(by_python.get_timeout(TIMEOUT).await.unwrap(), 2);
     assert_took_two_delays(begun.elapsed());
 
-    // Whichever of the two runs it next.
+    // Each attempt runs on either worker.
     let worker = setup.serve(test_tasks()).await;
     retry(&setup, 6).await;
     python.terminate();
@@ -117,7 +118,7 @@ async fn retries_wait_for_their_countdown(setup: Setup) {
 
 const DELAY: f64 = 1.0;
 
-/// A Python client calls tasks that are retried twice.
+/// Calls tasks from Python that are retried twice, and checks the time they take.
 async fn retry(setup: &Setup, tasks: u32) {
     let program = format!(
         r#"
@@ -133,10 +134,10 @@ print(time.time() - begun)
 
 fn assert_took_two_delays(took: Duration) {
     let late = took.as_secs_f64() - 2.0 * DELAY;
-    assert!((0.0..2.0 * LATE).contains(&late), "{late} s late");
+    assert!((0.0..2.0 * MAX_LATE).contains(&late), "{late} s late");
 }
 
-/// Where somebody else's settings made the cascade, it serves as it is.
+/// Delay queues that were declared with other settings are used as they are.
 async fn existing_classic_delay_queues_are_used(setup: Setup) {
     let classic = setup.set_both("broker_native_delayed_delivery_queue_type", "classic");
     let python = start_python(classic.python_worker().queues(&["celery"])).await;
@@ -150,15 +151,15 @@ print(json.dumps([send("test.now", countdown=4).id, due]))
 "#;
         let output = setup.python(program).await;
         let (id, due): (String, f64) = serde_json::from_str(&output).unwrap();
-        wait_until_the_broker_waits(setup).await;
-        assert_ran_in_time(&setup.client().result(id), due).await;
+        wait_until_broker_delays(setup).await;
+        assert_ran_when_due(&setup.client().result(id), due).await;
         worker.stop().await;
     }
     setup.assert_drained().await;
 }
 
-/// As soon as one queue is a quorum queue, Python delays tasks natively for
-/// every queue whose exchange is not direct, and its worker binds them all.
+/// If any queue is a quorum queue, Python uses native delayed delivery for every
+/// queue whose exchange is not direct, and its worker binds them all.
 async fn delayed_tasks_reach_every_kind_of_queue(setup: Setup) {
     let on = |kind: &str| json!({"exchange": kind, "exchange_type": kind});
     let setup = setup.set_both(
@@ -179,7 +180,7 @@ async fn delayed_tasks_reach_every_kind_of_queue(setup: Setup) {
 later = {queue: send("test.now", countdown=1, queue=queue, headers={"color": "blue"})
          for queue in app.conf.task_queues}
 lost = lambda: [queue for queue, sent in later.items() if not sent.ready()]
-until("all came, or never come", lambda: not lost() or time.time() > begun + 8)
+until("all tasks have run, or are lost", lambda: not lost() or time.time() > begun + 8)
 print(lost())
 "#;
     let lost = setup
@@ -196,7 +197,7 @@ async fn many_delayed_tasks_do_not_block_due_tasks(setup: Setup) {
         Some(_) => 100_000,
         None => 5_000,
     };
-    // Held in the worker, they would take more than this.
+    // The tasks would take more than `most_memory` in the worker.
     let padding = "x".repeat(4_000);
     let most_memory = 16 << 20;
     let setup = setup.set("deadline", 20);
@@ -217,7 +218,7 @@ async fn many_delayed_tasks_do_not_block_due_tasks(setup: Setup) {
         "{queue_type}: {count} tasks were sent within {:?}",
         started.elapsed()
     );
-    // A process of its own, whose memory is nobody else's.
+    // A process of its own, so that its memory is that of the worker only.
     let settings = [
         ("CELERY_TASK_DEFAULT_QUEUE_TYPE", queue_type),
         ("CELERY_DEADLINE", "20"),
@@ -228,17 +229,17 @@ async fn many_delayed_tasks_do_not_block_due_tasks(setup: Setup) {
     let worker = WorkerProcess::start(&setup, &settings).await;
     let before = worker.resident_memory();
     let mut most = before;
-    // So many take longer than anything else here.
+    // Delaying all of them takes longer than TIMEOUT.
     while setup.depth("celery_delayed_11").await < count {
         most = most.max(worker.resident_memory());
         assert!(
             started.elapsed() < Duration::from_secs(300),
-            "they are not put off"
+            "the tasks are not delayed"
         );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     println!(
-        "{queue_type}: all were put off within {:?}, with {} MB more memory",
+        "{queue_type}: all were delayed within {:?}, with {} MB more memory",
         started.elapsed(),
         (most - before) >> 20
     );
@@ -250,7 +251,7 @@ async fn many_delayed_tasks_do_not_block_due_tasks(setup: Setup) {
             sum.get_timeout(TIMEOUT).await.unwrap(),
             Value::Int(number + 1)
         );
-        println!("one for now ran within {:?}", sent.elapsed());
+        println!("a due task ran within {:?}", sent.elapsed());
     }
     assert_eq!(setup.depth("celery_delayed_11").await, count);
     assert!(most - before < most_memory, "{} MB", (most - before) >> 20);

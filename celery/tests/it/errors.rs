@@ -1,5 +1,5 @@
-//! The errors that a person meets first: each says what was tried on what, and
-//! what to do about it.
+//! Common errors of new users: each names the operation, its object and the
+//! remedy.
 
 use std::net::TcpListener;
 use std::time::Duration;
@@ -19,26 +19,26 @@ for_each_broker! {
     unregistered_task_fails_and_is_dead_lettered: redis, rabbitmq, rpc;
 }
 
-/// The kinds of broker in this build.
+/// The URL schemes of the brokers in this build.
 fn schemes() -> impl Iterator<Item = &'static str> {
     ["redis"]
         .into_iter()
         .chain(cfg!(feature = "amqp").then_some("amqp"))
 }
 
-/// A send fails within this, and is an error of the test after twice of it.
+/// The time limit of a send. A send that takes twice as long fails the test.
 const DEADLINE: Duration = Duration::from_secs(1);
 
-/// What a client is told that sends to this broker.
-async fn refusal(url: &str) -> celery::SendError {
+/// Returns the error of a send to this broker.
+async fn send_error(url: &str) -> celery::SendError {
     let config = Config::new().broker_url(url).operation_timeout(DEADLINE);
     let client = celery::connect(config).unwrap().client();
     let sent = tokio::time::timeout(DEADLINE * 2, client.send(ADD, (Int(1), Int(2)))).await;
-    sent.expect("the deadline is kept").unwrap_err()
+    sent.expect("the send fails in time").unwrap_err()
 }
 
-/// What a worker ends with on this broker.
-async fn worker_refusal(url: &str) -> WorkerError {
+/// Returns the error of a worker on this broker.
+async fn worker_error(url: &str) -> WorkerError {
     let config = Config::new()
         .broker_url(url)
         .set("broker_connection_max_retries", 0)
@@ -47,10 +47,10 @@ async fn worker_refusal(url: &str) -> WorkerError {
         .unwrap()
         .worker(crate::handlers::all());
     let ended = tokio::time::timeout(TIMEOUT, worker.run()).await;
-    ended.expect("the worker gives up").unwrap_err()
+    ended.expect("the worker fails").unwrap_err()
 }
 
-fn assert_says(error: &impl ToString, parts: &[&str]) {
+fn assert_contains(error: &impl ToString, parts: &[&str]) {
     let text = error.to_string();
     for part in parts {
         assert!(text.contains(part), "{part:?} is missing in {text:?}");
@@ -59,7 +59,7 @@ fn assert_says(error: &impl ToString, parts: &[&str]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn refused_connection_names_address_and_hint() {
-    // Free a moment ago; nobody listens.
+    // A port that was free a moment ago.
     let port = TcpListener::bind("127.0.0.1:0")
         .and_then(|listener| listener.local_addr())
         .unwrap()
@@ -67,8 +67,8 @@ async fn refused_connection_names_address_and_hint() {
     let hint = "is the server running at this address?";
     for scheme in schemes() {
         let address = format!("127.0.0.1:{port}");
-        let error = refusal(&format!("{scheme}://:secret@{address}")).await;
-        assert_says(
+        let error = send_error(&format!("{scheme}://:secret@{address}")).await;
+        assert_contains(
             &error,
             &[
                 "task tasks.add was not sent",
@@ -81,16 +81,16 @@ async fn refused_connection_names_address_and_hint() {
         assert!(!error.to_string().contains("secret"));
         assert!(error.is_transient());
 
-        let error = worker_refusal(&format!("{scheme}://{address}")).await;
-        assert_says(&error, &["cannot", scheme, &address, "refused", hint]);
+        let error = worker_error(&format!("{scheme}://{address}")).await;
+        assert_contains(&error, &["cannot", scheme, &address, "refused", hint]);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_host_names_host() {
     for scheme in schemes() {
-        let error = refusal(&format!("{scheme}://no-such-host.invalid")).await;
-        assert_says(&error, &["tasks.add", "no-such-host.invalid"]);
+        let error = send_error(&format!("{scheme}://no-such-host.invalid")).await;
+        assert_contains(&error, &["tasks.add", "no-such-host.invalid"]);
     }
 }
 
@@ -104,16 +104,16 @@ async fn wrong_redis_password_is_permanent_error() {
         format!("redis://:mistaken@127.0.0.1:{port}"),
         format!("redis://127.0.0.1:{port}"),
     ] {
-        let error = refusal(&url).await;
-        assert_says(&error, &["tasks.add", &format!("127.0.0.1:{port}"), hint]);
+        let error = send_error(&url).await;
+        assert_contains(&error, &["tasks.add", &format!("127.0.0.1:{port}"), hint]);
         assert!(!error.to_string().contains("mistaken"), "{error}");
         assert!(!error.is_transient(), "{error}");
 
-        let error = worker_refusal(&url).await;
-        assert_says(&error, &["cannot", &format!("127.0.0.1:{port}"), hint]);
+        let error = worker_error(&url).await;
+        assert_contains(&error, &["cannot", &format!("127.0.0.1:{port}"), hint]);
         assert!(!error.to_string().contains("mistaken"), "{error}");
     }
-    refusal_is_none(&redis.url()).await;
+    assert_sends(&redis.url()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -129,19 +129,19 @@ async fn wrong_rabbitmq_password_or_vhost_is_permanent_error() {
         ),
         (rabbit.vhost_url("mistaken"), "virtual host"),
     ] {
-        let error = refusal(&url).await;
-        assert_says(&error, &["tasks.add", &address, hint]);
+        let error = send_error(&url).await;
+        assert_contains(&error, &["tasks.add", &address, hint]);
         assert!(!error.to_string().contains(":mistaken"), "{error}");
         assert!(!error.is_transient(), "{error}");
 
-        let error = worker_refusal(&url).await;
-        assert_says(&error, &["cannot", &address, hint]);
+        let error = worker_error(&url).await;
+        assert_contains(&error, &["cannot", &address, hint]);
         assert!(!error.to_string().contains(":mistaken"), "{error}");
     }
-    refusal_is_none(&rabbit.url()).await;
+    assert_sends(&rabbit.url()).await;
 }
 
-async fn refusal_is_none(url: &str) {
+async fn assert_sends(url: &str) {
     let client = celery::connect(url).unwrap().client();
     client.send(ADD, (Int(1), Int(2))).await.unwrap();
 }
@@ -150,15 +150,15 @@ async fn refusal_is_none(url: &str) {
 #[ignore = "needs redis-server; run cargo xtask test"]
 async fn wrong_key_type_is_permanent_error() {
     let redis = RedisServer::start();
-    redis.command(&["SET", "celery", "somebody else's"]);
+    redis.command(&["SET", "celery", "not a queue"]);
 
-    let error = refusal(&redis.url()).await;
-    assert_says(&error, &["tasks.add", "publish to", "celery", "WRONGTYPE"]);
+    let error = send_error(&redis.url()).await;
+    assert_contains(&error, &["tasks.add", "publish to", "celery", "WRONGTYPE"]);
     assert!(!error.is_transient(), "{error}");
 
-    let error = worker_refusal(&redis.url()).await;
-    assert_says(&error, &["cannot", "WRONGTYPE"]);
-    assert_eq!(redis.command(&["GET", "celery"]).text(), "somebody else's");
+    let error = worker_error(&redis.url()).await;
+    assert_contains(&error, &["cannot", "WRONGTYPE"]);
+    assert_eq!(redis.command(&["GET", "celery"]).text(), "not a queue");
 }
 
 async fn unconsumed_queue_times_out_with_hint(setup: Setup) {
@@ -168,7 +168,7 @@ async fn unconsumed_queue_times_out_with_hint(setup: Setup) {
         .await
         .unwrap_err();
     assert!(matches!(error, ResultError::TimedOut { .. }), "{error}");
-    assert_says(
+    assert_contains(
         &error,
         &[sent.id(), "200ms", "is a worker consuming its queue"],
     );
@@ -178,7 +178,7 @@ async fn missing_result_backend_is_named(setup: Setup) {
     let client = celery::connect(setup.broker_url()).unwrap().client();
     let sent = client.send(ADD, (Int(1), Int(2))).await.unwrap();
     let error = sent.get().await.unwrap_err();
-    assert_says(&error, &[sent.id(), "no result_backend is configured"]);
+    assert_contains(&error, &[sent.id(), "no result_backend is configured"]);
 }
 
 async fn unregistered_task_fails_and_is_dead_lettered(setup: Setup) {
@@ -187,13 +187,13 @@ async fn unregistered_task_fails_and_is_dead_lettered(setup: Setup) {
     let client = setup.client();
     let sent = client.apply(call).await.unwrap();
     let error = sent.get_timeout(TIMEOUT).await.unwrap_err();
-    assert_says(&error, &[sent.id(), "NotRegistered('tasks.nowhere')"]);
+    assert_contains(&error, &[sent.id(), "NotRegistered('tasks.nowhere')"]);
 
-    let kept = setup.dead_letter().await;
-    assert_eq!(kept.id(), sent.id());
-    assert_eq!(kept.text("x-dead-reason"), "unregistered");
-    assert_says(
-        &kept.text("x-dead-detail"),
+    let dead = setup.dead_letter().await;
+    assert_eq!(dead.id(), sent.id());
+    assert_eq!(dead.text("x-dead-reason"), "unregistered");
+    assert_contains(
+        &dead.text("x-dead-detail"),
         &["tasks.nowhere", "registered"],
     );
     worker.stop().await;
@@ -210,7 +210,7 @@ fn misspelt_transport_option_is_corrected() {
         )
         .unwrap();
     let error = celery::connect(config).unwrap_err();
-    assert_says(
+    assert_contains(
         &error,
         &["visibility_timout", "did you mean visibility_timeout?"],
     );

@@ -1,4 +1,4 @@
-//! A Rust client watches Python workers.
+//! A Rust client receives the events of Python workers.
 
 use std::collections::BTreeSet;
 use std::time::SystemTime;
@@ -12,18 +12,18 @@ use crate::tasks::{ADD, FAIL, RETRY};
 
 const NODE: &str = "watched@test";
 
-/// A worker that tells about itself alone.
-fn quiet(setup: &Setup) -> PythonWorkerBuilder {
+/// Returns a worker without task events.
+fn without_task_events(setup: &Setup) -> PythonWorkerBuilder {
     let worker = setup.python_worker().pool("threads");
     worker.argument("--hostname").argument(NODE)
 }
 
-/// A worker that tells about its tasks, too.
+/// Returns a worker with task events.
 fn worker(setup: &Setup) -> PythonWorkerBuilder {
-    quiet(setup).argument("-E")
+    without_task_events(setup).argument("-E")
 }
 
-/// What a program knows that watches.
+/// A subscriber and the state that it has built from the events.
 struct EventMonitor {
     stream: EventStream,
     cluster: ClusterState,
@@ -39,14 +39,14 @@ impl EventMonitor {
         }
     }
 
-    /// Watches until something is so.
-    async fn wait_until(&mut self, what: &str, mut is_so: impl FnMut(&Self, &Event) -> bool) {
+    /// Receives events until a condition is true.
+    async fn wait_until(&mut self, what: &str, mut condition: impl FnMut(&Self, &Event) -> bool) {
         within(what, async {
             loop {
                 let event = self.stream.next().await.unwrap();
                 self.cluster.handle(&event, SystemTime::now());
                 self.kinds.insert(event.kind.clone());
-                if is_so(self, &event) {
+                if condition(self, &event) {
                     return;
                 }
             }
@@ -54,22 +54,22 @@ impl EventMonitor {
         .await;
     }
 
-    /// Watches until the worker has shown that it lives.
+    /// Receives events until a periodic heartbeat of the worker.
     async fn wait_for_heartbeat(&mut self) {
-        self.wait_until("the worker lives", |monitor, event| {
+        self.wait_until("the worker sends a heartbeat", |monitor, event| {
             let worker = monitor.cluster.worker(NODE);
             let is_alive = worker.is_some_and(|one| one.is_alive(SystemTime::now()));
-            // One that was asked for does not say all.
+            // A heartbeat on request lacks this field.
             is_alive && event.fields.contains_key("processed")
         })
         .await;
     }
 
-    /// Watches until the task has ended so.
+    /// Receives events until the task has this state.
     async fn wait_for_state(&mut self, id: &str, state: State) -> TaskRecord {
         self.wait_until("the task ends", |monitor, _| {
             let task = monitor.cluster.task(id);
-            // What came before its end may come after it.
+            // Events of earlier states may arrive after the final one.
             task.is_some_and(|task| task.state == state && task.name.is_some())
         })
         .await;
@@ -125,7 +125,9 @@ async fn cluster_state_reflects_events(setup: Setup) {
         .await;
     blocking(|| python.terminate()).await;
     monitor
-        .wait_until("the worker goes", |_, event| event.kind == "worker-offline")
+        .wait_until("the worker goes offline", |_, event| {
+            event.kind == "worker-offline"
+        })
         .await;
     assert_eq!(monitor.cluster.alive(SystemTime::now()).count(), 0);
     for kind in ["worker-online", "task-received", "task-started"] {
@@ -164,16 +166,16 @@ async fn event_streams_filter_by_routing_key(setup: Setup) {
 async fn task_events_are_enabled_by_control(setup: Setup) {
     let app = setup.app();
     let mut monitor = EventMonitor::subscribe(&app).await;
-    let _python = start_python(quiet(&setup)).await;
+    let _python = start_python(without_task_events(&setup)).await;
     monitor.wait_for_heartbeat().await;
     let client = app.client();
-    let unheard = client.send(ADD, (Int(0), Int(0))).await.unwrap();
-    unheard.get_timeout(TIMEOUT).await.unwrap();
+    let before_events = client.send(ADD, (Int(0), Int(0))).await.unwrap();
+    before_events.get_timeout(TIMEOUT).await.unwrap();
     let control = app.control().timeout(TIMEOUT).limit(1);
-    // Celery stores the result first and tells of it then, if events are on by
-    // that time.
+    // Celery stores the result before it sends the event, and sends it if events are
+    // enabled by then.
     let inspect = control.inspect();
-    eventually("the worker is done with it", async || {
+    eventually("the worker has finished the task", async || {
         let active = inspect.active().await.unwrap();
         let mut answers = active.answers();
         answers.all(|(_, tasks)| tasks.is_empty()).then_some(())
@@ -182,15 +184,18 @@ async fn task_events_are_enabled_by_control(setup: Setup) {
     let answers = control.enable_events().replies().await.unwrap();
     let on = answers.get(NODE).unwrap().as_ref().unwrap();
     assert_eq!(on.as_str(), Some("task events enabled"));
-    let heard = client.send(ADD, (Int(2), Int(3))).await.unwrap();
-    monitor.wait_for_state(heard.id(), State::Success).await;
-    assert!(monitor.cluster.task(unheard.id()).is_none());
+    let after_events = client.send(ADD, (Int(2), Int(3))).await.unwrap();
+    monitor
+        .wait_for_state(after_events.id(), State::Success)
+        .await;
+    assert!(monitor.cluster.task(before_events.id()).is_none());
 }
 
 async fn event_stream_survives_connection_loss(setup: Setup) {
-    let port = match setup.is_on_redis() {
-        true => setup.redis.port(),
-        false => RabbitServer::shared().port(),
+    let port = if setup.is_on_redis() {
+        setup.redis.port()
+    } else {
+        RabbitServer::shared().port()
     };
     let network = Proxy::to(port);
     let through = format!(":{}", network.port());
@@ -205,12 +210,12 @@ async fn event_stream_survives_connection_loss(setup: Setup) {
     network.reset();
     monitor.wait_for_heartbeat().await;
     monitor
-        .wait_until("the loss is noticed", |monitor, _| {
+        .wait_until("the loss is counted", |monitor, _| {
             monitor.stream.losses() > 0
         })
         .await;
     let sent = setup.client().send(ADD, (Int(2), Int(3))).await.unwrap();
     monitor.wait_for_state(sent.id(), State::Success).await;
-    // The mailbox for replies was lost as well.
+    // The reply mailbox has lost its connection as well.
     assert_eq!(control.ping().await.unwrap().len(), 1);
 }

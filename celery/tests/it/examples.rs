@@ -1,4 +1,4 @@
-//! The example programs: the same ones on every broker, by their URLs alone.
+//! The example programs, on every broker.
 
 use std::process::Command;
 
@@ -43,7 +43,7 @@ fn urls(setup: &Setup) -> [&str; 2] {
     [setup.broker_url(), setup.result_backend_url()]
 }
 
-/// What an example that succeeds prints.
+/// Runs an example and returns its standard output.
 async fn output(name: &str, arguments: &[&str]) -> String {
     let mut command = Command::new(example(name));
     command.args(arguments);
@@ -56,7 +56,7 @@ async fn output(name: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// What the client prints.
+/// The output of the example `client`.
 const CLIENT: &str = "\
 add(2, 3) = 5
 mul(6, 7), a second later = 42
@@ -67,7 +67,7 @@ divide(1, 0) raised ZeroDivisionError('division by zero')
 progress(3) = 3
 ";
 
-/// What the walk through the canvases prints.
+/// The output of the example `canvas`.
 const CANVAS: &str = "\
 add(8, 2) = 10
 add(i, i) = 0, 2, 4, 6, 8, 10, 12, 14, 16, 18

@@ -1,16 +1,16 @@
-//! One group of very many tasks: neither its client nor its worker holds it all
-//! several times.
+//! The memory that one large group needs, in its client and its worker.
 
 use std::process::Command;
 
 use crate::support::{Setup, WorkerProcess, blocking, example};
 
-/// What one member may cost the client that sends it and reads its result, and
-/// what all together: those that are sent or waited for at a time.
+/// Bytes per member in the client, which sends it and reads its result.
 const PER_TASK: usize = 3_000;
+
+/// Bytes in the client for the members that are sent or awaited at a time.
 const IN_CLIENT: usize = 24 << 20;
 
-/// What the worker may need for them all.
+/// Bytes in the worker for the whole group.
 const IN_WORKER: usize = 16 << 20;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -22,7 +22,7 @@ async fn memory_for_large_group_is_bounded() {
     };
     let setup = Setup::redis();
     let worker = WorkerProcess::start(&setup, &[("CELERY_WORKER_CONCURRENCY", "16")]).await;
-    // Connections and the like.
+    // The memory of a small group: connections and buffers.
     let base = memory_of_client(&setup, 100).await;
     let before = worker.resident_memory();
     let memory = memory_of_client(&setup, tasks).await;
@@ -45,9 +45,9 @@ async fn memory_for_large_group_is_bounded() {
     assert_eq!(worker.wait().await, Some(0));
 }
 
-/// The most that the example `crowd` had, in bytes.
+/// Runs the example `large_group` and returns its peak memory in bytes.
 async fn memory_of_client(setup: &Setup, tasks: usize) -> usize {
-    let mut client = Command::new(example("crowd"));
+    let mut client = Command::new(example("large_group"));
     client.args([setup.broker_url(), setup.result_backend_url()]);
     client.arg(tasks.to_string());
     let output = blocking(move || client.output().unwrap()).await;

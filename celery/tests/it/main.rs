@@ -34,8 +34,9 @@ mod acknowledgement;
 mod aio_celery;
 mod canvas_client;
 mod chords;
+#[cfg(feature = "amqp")]
+mod connections;
 mod control;
-mod control_client;
 #[cfg(feature = "amqp")]
 mod delayed_delivery;
 mod errors;
@@ -47,7 +48,6 @@ mod faults;
 mod group_memory;
 #[cfg(target_os = "linux")]
 mod isolated;
-mod malformed_control;
 mod malformed_messages;
 mod mixed_workers;
 mod monitoring_tools;

@@ -1,5 +1,5 @@
-//! Bytes that nobody should send. The worker lives, real work goes on, and
-//! each message is kept where a person can look at it.
+//! Malformed messages: the worker continues with valid tasks, and dead-letters each
+//! malformed message for inspection.
 
 use std::time::Duration;
 
@@ -26,15 +26,15 @@ for_each_broker! {
     decompression_bomb_is_dead_lettered: redis, rabbitmq;
 }
 
-/// Bytes, and the reason for which they end up in `celery.dead`.
+/// A message, and the reason for which it is dead-lettered.
 type Case = (Vec<u8>, &'static str);
 
 const MALFORMED: &str = "malformed";
 const UNDECODABLE: &str = "undecodable";
 const REFUSED: &str = "refused-content-type";
 
-/// A good message, for tests to spoil.
-fn good() -> Json {
+/// A valid message, which the cases modify.
+fn valid() -> Json {
     json!({
         "body": "[[2, 3], {}, {\"callbacks\": null, \"errbacks\": null, \"chain\": null, \"chord\": null}]",
         "content-encoding": "utf-8",
@@ -48,16 +48,17 @@ fn good() -> Json {
     })
 }
 
-/// The good message with another value at a JSON pointer.
-fn spoilt(pointer: &str, value: impl Into<Json>) -> Vec<u8> {
-    let mut message = good();
+/// The valid message with another value at a JSON pointer.
+fn with_value(pointer: &str, value: impl Into<Json>) -> Vec<u8> {
+    let mut message = valid();
     let (parent, name) = pointer.rsplit_once('/').unwrap();
     message.pointer_mut(parent).unwrap()[name] = value.into();
     message.to_string().into_bytes()
 }
 
-fn no_json() -> Vec<Case> {
-    let whole = good().to_string().into_bytes();
+/// Messages that are no JSON object with an envelope.
+fn not_json() -> Vec<Case> {
+    let whole = valid().to_string().into_bytes();
     let cut = whole[..whole.len() / 2].to_vec();
     let mut not_utf8 = whole.clone();
     let place = whole.windows(5).position(|part| part == b"tasks").unwrap();
@@ -81,101 +82,107 @@ fn no_json() -> Vec<Case> {
     all.map(|bytes| (bytes, MALFORMED)).collect()
 }
 
-fn no_envelope() -> Vec<Case> {
+/// Messages with an invalid envelope.
+fn invalid_envelopes() -> Vec<Case> {
     vec![
-        (spoilt("/body", 5), MALFORMED),
-        (spoilt("/body", json!([[2, 3], {}, {}])), MALFORMED),
-        (spoilt("/headers", json!(["task"])), MALFORMED),
-        (spoilt("/headers", "task"), MALFORMED),
-        (spoilt("/properties", json!([])), MALFORMED),
-        (spoilt("/properties", 7), MALFORMED),
-        (spoilt("/properties/body_encoding", "klingon"), MALFORMED),
+        (with_value("/body", 5), MALFORMED),
+        (with_value("/body", json!([[2, 3], {}, {}])), MALFORMED),
+        (with_value("/headers", json!(["task"])), MALFORMED),
+        (with_value("/headers", "task"), MALFORMED),
+        (with_value("/properties", json!([])), MALFORMED),
+        (with_value("/properties", 7), MALFORMED),
+        (
+            with_value("/properties/body_encoding", "klingon"),
+            MALFORMED,
+        ),
         // The body is not base64.
-        (spoilt("/properties/body_encoding", "base64"), MALFORMED),
-        (spoilt("/properties/delivery_info", "celery"), MALFORMED),
+        (with_value("/properties/body_encoding", "base64"), MALFORMED),
+        (with_value("/properties/delivery_info", "celery"), MALFORMED),
     ]
 }
 
-fn no_task() -> Vec<Case> {
+/// Messages with invalid task headers or body.
+fn invalid_tasks() -> Vec<Case> {
     vec![
-        (spoilt("/headers", Json::Null), UNDECODABLE),
-        (spoilt("/headers", json!({})), UNDECODABLE),
-        (spoilt("/headers/task", 5), UNDECODABLE),
-        (spoilt("/headers/id", json!({"id": 1})), UNDECODABLE),
-        (spoilt("/headers/retries", "many"), UNDECODABLE),
-        (spoilt("/headers/eta", "soon"), UNDECODABLE),
-        (spoilt("/headers/timelimit", "short"), UNDECODABLE),
-        (spoilt("/body", ""), UNDECODABLE),
-        (spoilt("/body", "[[2, 3], {}"), UNDECODABLE),
-        (spoilt("/body", "[[2, 3]]"), UNDECODABLE),
-        (spoilt("/body", "[5, {}, {}]"), UNDECODABLE),
-        (spoilt("/body", "[[2, 3], [], {}]"), UNDECODABLE),
+        (with_value("/headers", Json::Null), UNDECODABLE),
+        (with_value("/headers", json!({})), UNDECODABLE),
+        (with_value("/headers/task", 5), UNDECODABLE),
+        (with_value("/headers/id", json!({"id": 1})), UNDECODABLE),
+        (with_value("/headers/retries", "many"), UNDECODABLE),
+        (with_value("/headers/eta", "soon"), UNDECODABLE),
+        (with_value("/headers/timelimit", "short"), UNDECODABLE),
+        (with_value("/body", ""), UNDECODABLE),
+        (with_value("/body", "[[2, 3], {}"), UNDECODABLE),
+        (with_value("/body", "[[2, 3]]"), UNDECODABLE),
+        (with_value("/body", "[5, {}, {}]"), UNDECODABLE),
+        (with_value("/body", "[[2, 3], [], {}]"), UNDECODABLE),
         (
-            spoilt("/body", "[[2, 3], {}, {\"callbacks\": 5}]"),
+            with_value("/body", "[[2, 3], {}, {\"callbacks\": 5}]"),
             UNDECODABLE,
         ),
         (
-            spoilt("/body", "[[2, 3], {}, {\"chain\": [5]}]"),
+            with_value("/body", "[[2, 3], {}, {\"chain\": [5]}]"),
             UNDECODABLE,
         ),
-        (spoilt("/body", "[".repeat(20 << 20)), UNDECODABLE),
+        (with_value("/body", "[".repeat(20 << 20)), UNDECODABLE),
         (
-            spoilt("/headers/compression", "application/x-gzip"),
+            with_value("/headers/compression", "application/x-gzip"),
             UNDECODABLE,
         ),
-        (spoilt("/headers/compression", "klingon"), UNDECODABLE),
+        (with_value("/headers/compression", "klingon"), UNDECODABLE),
         (
-            spoilt("/content-type", "application/x-python-serialize"),
+            with_value("/content-type", "application/x-python-serialize"),
             REFUSED,
         ),
-        (spoilt("/content-type", "application/klingon"), REFUSED),
-        (spoilt("/content-type", Json::Null), REFUSED),
+        (with_value("/content-type", "application/klingon"), REFUSED),
+        (with_value("/content-type", Json::Null), REFUSED),
     ]
 }
 
 async fn malformed_messages_are_dead_lettered_and_worker_continues(setup: Setup) {
     let client = setup.client();
-    // RabbitMQ itself reads what is around a task.
-    let cases: Vec<Case> = match setup.is_on_redis() {
-        true => [no_json(), no_envelope(), no_task()].concat(),
-        false => no_task(),
+    // On RabbitMQ the envelope is AMQP, which the server validates.
+    let cases: Vec<Case> = if setup.is_on_redis() {
+        [not_json(), invalid_envelopes(), invalid_tasks()].concat()
+    } else {
+        invalid_tasks()
     };
 
     let mut sums = Vec::new();
-    let (before, while_it_works) = cases.split_at(cases.len() / 2);
-    for case in before {
-        sums.push(push_among_work(&setup, &client, case).await);
+    let (before_start, while_running) = cases.split_at(cases.len() / 2);
+    for case in before_start {
+        sums.push(push_with_valid_task(&setup, &client, case).await);
     }
     let worker = setup.worker().await;
-    for case in while_it_works {
-        sums.push(push_among_work(&setup, &client, case).await);
+    for case in while_running {
+        sums.push(push_with_valid_task(&setup, &client, case).await);
         if setup.is_on_redis() {
-            assert_entries_are_kombus(&setup.redis);
+            assert_kombu_entries(&setup.redis);
         }
     }
 
     for sum in sums {
         assert_eq!(sum.get_timeout(TIMEOUT).await.unwrap(), Int(3));
     }
-    let mut expected: Vec<_> = cases.iter().map(remains).collect();
+    let mut expected: Vec<_> = cases.iter().map(expected_dead_letter).collect();
     expected.sort_unstable();
-    let kept = kept(&setup, expected.len()).await;
-    let shown = |remains: &(String, Vec<u8>)| {
-        let body = String::from_utf8_lossy(&remains.1[..remains.1.len().min(80)]).into_owned();
-        format!("{}: {body}", remains.0)
+    let dead = dead_letters(&setup, expected.len()).await;
+    let summary = |dead: &(String, Vec<u8>)| {
+        let body = String::from_utf8_lossy(&dead.1[..dead.1.len().min(80)]).into_owned();
+        format!("{}: {body}", dead.0)
     };
-    let both = (kept.iter().map(shown), expected.iter().map(shown));
+    let both = (dead.iter().map(summary), expected.iter().map(summary));
     assert!(
         both.0.clone().eq(both.1.clone()),
         "{:#?}",
         (both.0.collect::<Vec<_>>(), both.1.collect::<Vec<_>>())
     );
-    assert!(kept == expected, "a body was changed");
+    assert!(dead == expected, "a body was changed");
     worker.stop().await;
     setup.assert_drained().await;
 }
 
-async fn push_among_work(
+async fn push_with_valid_task(
     setup: &Setup,
     client: &celery::Client,
     (bytes, _): &Case,
@@ -184,9 +191,9 @@ async fn push_among_work(
     client.send(ADD, (Int(1), Int(2))).await.unwrap()
 }
 
-/// What is to be found of a case: the reason, and the message's body where it
-/// has one, else all of its bytes.
-fn remains((bytes, reason): &Case) -> (String, Vec<u8>) {
+/// The expected dead letter of a case: the reason, and the message's body if it
+/// can be decoded, else all of its bytes.
+fn expected_dead_letter((bytes, reason): &Case) -> (String, Vec<u8>) {
     let body = match kombu::decode(&bytes.clone().into()) {
         Ok(message) if *reason != MALFORMED => message.body.to_vec(),
         _ => bytes.clone(),
@@ -194,24 +201,25 @@ fn remains((bytes, reason): &Case) -> (String, Vec<u8>) {
     ((*reason).to_owned(), body)
 }
 
-/// The messages of `celery.dead`, sorted, once there are that many: reason
-/// and body.
-async fn kept(setup: &Setup, count: usize) -> Vec<(String, Vec<u8>)> {
-    eventually("all are kept", async || {
+/// Waits for `count` messages in `celery.dead` and returns their reasons and
+/// bodies, sorted.
+async fn dead_letters(setup: &Setup, count: usize) -> Vec<(String, Vec<u8>)> {
+    eventually("all are dead-lettered", async || {
         (setup.depth("celery.dead").await >= count).then_some(())
     })
     .await;
-    let kept = setup.messages("celery.dead").await;
-    let mut kept: Vec<_> = kept
+    let dead = setup.messages("celery.dead").await;
+    let mut dead: Vec<_> = dead
         .iter()
         .map(|message| (message.text("x-dead-reason"), message.body.to_vec()))
         .collect();
-    kept.sort_unstable();
-    kept
+    dead.sort_unstable();
+    dead
 }
 
-/// One entry of another form would make kombu's restore raise.
-fn assert_entries_are_kombus(redis: &RedisServer) {
+/// Asserts the form of the unacknowledged entries: kombu's restore raises for any
+/// other.
+fn assert_kombu_entries(redis: &RedisServer) {
     for entry in redis.unacked_entries() {
         let entry: Json = serde_json::from_str(&entry).unwrap();
         let parts = entry.as_array().expect("a list");
@@ -223,7 +231,7 @@ fn assert_entries_are_kombus(redis: &RedisServer) {
 #[cfg(feature = "zlib")]
 async fn decompression_bomb_is_dead_lettered(setup: Setup) {
     let worker = setup.worker().await;
-    // What Python compresses here would be 256 MB.
+    // Unpacked, the body has 256 MiB.
     let program = r#"
 import zlib
 headers = {"task": "tasks.add", "id": "bomb", "compression": "application/x-gzip"}
@@ -234,9 +242,9 @@ with app.connection_for_write() as connection:
 same(call("tasks.add", 1, 2), 3)
 "#;
     setup.python(program).await;
-    let kept = setup.dead_letter().await;
-    assert_eq!(kept.id(), "bomb");
-    assert_eq!(kept.text("x-dead-reason"), UNDECODABLE);
+    let dead = setup.dead_letter().await;
+    assert_eq!(dead.id(), "bomb");
+    assert_eq!(dead.text("x-dead-reason"), UNDECODABLE);
     worker.stop().await;
     setup.assert_drained().await;
 }
@@ -245,17 +253,17 @@ same(call("tasks.add", 1, 2), 3)
 #[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
 async fn unacked_garbage_does_not_break_python_worker() {
     let setup = Setup::redis();
-    let garbage: Vec<Case> = [no_json(), no_envelope()].concat();
+    let garbage: Vec<Case> = [not_json(), invalid_envelopes()].concat();
     for (bytes, _) in &garbage {
         setup.redis.push("celery", bytes);
     }
     let real = setup.client().send(ADD, (Int(1), Int(2))).await.unwrap();
-    take_everything_and_die(&setup, garbage.len() + 1).await;
+    receive_and_drop(&setup, garbage.len() + 1).await;
     assert_eq!(setup.redis.depth("celery"), 0);
-    assert_entries_are_kombus(&setup.redis);
+    assert_kombu_entries(&setup.redis);
 
-    // Python gives back what it can read. It consumes another queue: garbage in
-    // its own would end it, whoever has put it there.
+    // Python restores the deliveries that it can read. It consumes another queue,
+    // since garbage in its own queue ends a Python worker.
     let python = setup
         .python_worker()
         .queues(&["other"])
@@ -271,22 +279,25 @@ async fn unacked_garbage_does_not_break_python_worker() {
         "{log}"
     );
 
-    // The rest is found by the next worker of ours.
+    // The next Rust worker finds the rest.
     let worker = setup.worker().await;
     assert_eq!(real.get_timeout(TIMEOUT).await.unwrap(), Int(3));
-    assert_eq!(kept(&setup, garbage.len()).await.len(), garbage.len());
+    assert_eq!(
+        dead_letters(&setup, garbage.len()).await.len(),
+        garbage.len()
+    );
     worker.stop().await;
     setup.redis.assert_no_unacked();
 }
 
-/// A consumer that is never heard of again.
-async fn take_everything_and_die(setup: &Setup, count: usize) {
+/// Receives all messages on a consumer that is dropped without settling them.
+async fn receive_and_drop(setup: &Setup, count: usize) {
     let app = setup.app();
     let options = ConsumeOptions::new(vec![Queue::new("celery")], 100);
     let consumer = app.broker().consume(&options).await.unwrap();
-    let mut taken = 0;
-    while taken < count {
-        taken += consumer.receive(100).await.unwrap().len();
+    let mut received = 0;
+    while received < count {
+        received += consumer.receive(100).await.unwrap().len();
     }
 }
 
@@ -295,7 +306,7 @@ async fn messages_with_minimal_headers_run(setup: Setup) {
     for (producer, id) in [
         ("foreign-node", "node"),
         ("foreign-rusty-celery", "rusty"),
-        // Its id is in the body.
+        // The id of this message is in its body.
         ("foreign-v1-taskset", "id-1"),
     ] {
         let fixtures = test_servers::paths::workspace().join("celery-protocol/fixtures");
@@ -311,7 +322,7 @@ async fn messages_with_minimal_headers_run(setup: Setup) {
     setup.assert_drained().await;
 }
 
-/// A header that is `null` where Celery writes a value is as good as none.
+/// A `null` header that Celery always writes with a value is ignored.
 async fn null_headers_equal_missing_headers(setup: Setup) {
     let worker = setup.worker().await;
     for name in [
@@ -324,7 +335,7 @@ async fn null_headers_equal_missing_headers(setup: Setup) {
         "ignore_result",
     ] {
         let id = format!("null-{name}");
-        let mut message = good();
+        let mut message = valid();
         message["headers"]["id"] = id.as_str().into();
         message["headers"][name] = Json::Null;
         setup.push(message.to_string().as_bytes()).await;

@@ -1,4 +1,4 @@
-//! Workers in both languages on one queue, called from both.
+//! Rust and Python workers on one queue, with clients of both languages.
 
 use std::collections::HashMap;
 
@@ -25,8 +25,8 @@ async fn rust_and_python_workers_share_a_queue(setup: Setup) {
         let mut done_by = HashMap::new();
         let sent = client.apply_all((0..100).map(|_| LANGUAGE.s(()))).await;
         for sent in sent {
-            let who = sent.unwrap().get_timeout(TIMEOUT).await.unwrap();
-            *done_by.entry(who).or_insert(0) += 1;
+            let language = sent.unwrap().get_timeout(TIMEOUT).await.unwrap();
+            *done_by.entry(language).or_insert(0) += 1;
         }
         let sent = client.apply_all((0..50).map(|n| Signature::named("tasks.add", (n, n), ())));
         for (n, sent) in sent.await.into_iter().enumerate() {
@@ -41,14 +41,17 @@ sent = [send("test.language") for _ in range(100)]
 added = [send("tasks.add", (n, n)) for n in range(50)]
 done_by = [get(one) for one in sent]
 same([get(one) for one in added], [2 * n for n in range(50)])
-print(json.dumps({who: done_by.count(who) for who in set(done_by)}))
+print(json.dumps({language: done_by.count(language) for language in set(done_by)}))
 "#,
     );
     let (ours, theirs) = tokio::join!(ours, theirs);
     let theirs: HashMap<String, i32> = serde_json::from_str(&theirs).unwrap();
-    for who in ["rust", "python"] {
-        let count = ours.get(who).unwrap_or(&0) + theirs.get(who).unwrap_or(&0);
-        assert!(count > 0, "{who} has done nothing: {ours:?} {theirs:?}");
+    for language in ["rust", "python"] {
+        let count = ours.get(language).unwrap_or(&0) + theirs.get(language).unwrap_or(&0);
+        assert!(
+            count > 0,
+            "the {language} worker ran no task: {ours:?} {theirs:?}"
+        );
     }
     worker.stop().await;
     python.terminate();
@@ -78,7 +81,7 @@ same([get(one) for one in retried], [4] * 10)
         let crosses = |path: &Vec<String>| path.windows(2).any(|step| step == crossing);
         assert!(
             paths.iter().any(crosses),
-            "none goes {crossing:?}: {paths:?}"
+            "no chain crosses from {crossing:?}: {paths:?}"
         );
     }
 
@@ -96,7 +99,7 @@ same([get(one) for one in retried], [4] * 10)
     setup.assert_drained().await;
 }
 
-/// Whoever tells the last part goes on with the chord, in either language.
+/// The worker of either language that stores the last member sends the body.
 async fn chord_members_are_counted_across_languages(setup: Setup) {
     let worker = setup.app().worker(test_tasks()).concurrency(2);
     let worker = RunningWorker::start(worker.prefetch_multiplier(1)).await;

@@ -1,4 +1,4 @@
-//! Programs that watch a fleet, as people use them: `celery events` and Flower.
+//! Monitoring programs: `celery events` and Flower.
 
 use crate::support::{RunningWorker, Setup, WorkerProcess, for_each_broker, test_tasks};
 
@@ -61,7 +61,7 @@ def becomes(result, expected):
     until(f"Flower shows {expected}", lambda: state(result) == expected)
 
 with Flower() as flower:
-    until("it is seen", lambda: flower.get("/api/workers?status=1").get("rust@test") is True)
+    until("Flower shows the worker", lambda: flower.get("/api/workers?status=1").get("rust@test") is True)
     info = flower.get("/api/workers?refresh=1&workername=rust@test")["rust@test"]
     same(info["stats"]["pool"]["max-concurrency"], 2)
     same([queue["name"] for queue in info["active_queues"]], ["celery"])
@@ -107,7 +107,7 @@ with Flower() as flower:
         flower.post(f"/api/task/revoke/{result.id}?terminate=true&signal=SIGKILL")
         becomes(result, "REVOKED")
     flower.post("/api/worker/shutdown/rust@test")
-    until("its end is seen", lambda: flower.get("/api/workers?status=1")["rust@test"] is False)
+    until("Flower shows the worker as offline", lambda: flower.get("/api/workers?status=1")["rust@test"] is False)
 "#;
     setup.python(program).await;
     assert_eq!(worker.wait().await, Some(0));

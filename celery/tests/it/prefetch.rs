@@ -1,4 +1,4 @@
-//! A worker that is busy keeps nothing from one that is idle.
+//! A busy worker does not reserve tasks that an idle worker could run.
 
 use std::collections::BTreeMap;
 
@@ -10,14 +10,14 @@ for_each_broker! {
 }
 
 async fn short_tasks_do_not_wait_behind_a_long_task(setup: Setup) {
-    tell(&setup.set("worker_prefetch_multiplier", 1)).await;
+    assert_short_tasks_run(&setup.set("worker_prefetch_multiplier", 1)).await;
 }
 
 async fn disabled_prefetch_reserves_nothing(setup: Setup) {
-    tell(&setup.set("worker_disable_prefetch", true)).await;
+    assert_short_tasks_run(&setup.set("worker_disable_prefetch", true)).await;
 }
 
-async fn tell(setup: &Setup) {
+async fn assert_short_tasks_run(setup: &Setup) {
     let runs = RunLog::default();
     let app = setup.app();
     let start = async |name: &str| {
@@ -26,10 +26,10 @@ async fn tell(setup: &Setup) {
     };
     let busy = start("busy@here").await;
     let client = setup.client();
-    // It outlasts everything else that happens here, and the worker's end.
+    // The task runs for longer than the whole test.
     let long = client.send(RECORD, (-1, 600_000)).await.unwrap();
     let inspect = app.inspect().limit(1);
-    eventually("the long one runs", async || {
+    eventually("the long task runs", async || {
         let active = inspect.active().await.unwrap();
         let mut answers = active.answers();
         answers.any(|(_, tasks)| !tasks.is_empty()).then_some(())
@@ -40,16 +40,16 @@ async fn tell(setup: &Setup) {
     let calls = (0..100).map(|number| RECORD.s((number, 0)));
     let sent = client.apply_all(calls).await;
     let both = app.inspect().limit(2);
-    let reserved = within("reserved", both.reserved()).await.unwrap();
+    let reserved = within("the workers reply", both.reserved()).await.unwrap();
     let reserved: BTreeMap<_, _> = reserved
         .answers()
         .map(|(node, tasks)| (node.to_owned(), tasks.len()))
         .collect();
     assert_eq!(reserved["busy@here"], 0);
-    // It has one slot, which its next task may be about to take.
+    // The next task may be about to take the one slot.
     assert!(reserved["idle@here"] <= 1, "{reserved:?}");
     for result in sent {
-        within("a short one", result.unwrap().get()).await.unwrap();
+        within("a short task", result.unwrap().get()).await.unwrap();
     }
     assert!(!runs.numbers().contains(&-1));
 
@@ -58,7 +58,7 @@ async fn tell(setup: &Setup) {
         .send()
         .await
         .unwrap();
-    assert!(within("the long one", long.get()).await.is_err());
+    assert!(within("the long task", long.get()).await.is_err());
     busy.stop().await;
     idle.stop().await;
 }

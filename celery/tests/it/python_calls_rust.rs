@@ -1,4 +1,4 @@
-//! A Python client, a Rust worker.
+//! A Python client with a Rust worker.
 
 use test_servers::paths;
 
@@ -73,7 +73,7 @@ def raised(function, *args, **kwargs):
         return error
 
 for app.conf.task_protocol in (2, 1):
-    # What Python raises when the function is called here.
+    # Calls that raise, here and in the worker.
     calls = [
         (tasks.divide, (1, 0), {}),
         (tasks.divide, (1.5, 0), {}),
@@ -103,20 +103,20 @@ async fn intermediate_states_are_visible(setup: Setup) {
     let worker = setup.serve(test_tasks()).await;
     let program = r#"
 slow = send("tasks.sleep", (1.0,))
-until("it is started", lambda: slow.state == "STARTED")
+until("the task is started", lambda: slow.state == "STARTED")
 assert slow.info["pid"] > 0 and "@" in slow.info["hostname"], slow.info
 
 waiting = send("test.wait")
-until("it has progressed", lambda: waiting.state == "PROGRESS")
+until("the task reports progress", lambda: waiting.state == "PROGRESS")
 same(waiting.info, {"current": 1, "total": 2})
 assert not waiting.ready()
 
 later = send("test.retry_in_an_hour")
-until("it is to be retried", lambda: later.state == "RETRY")
+until("the task is to be retried", lambda: later.state == "RETRY")
 assert isinstance(later.info, Exception), later.info
 assert not later.ready()
 
-# Over rpc, Python sees no state but the last one after its first `get`.
+# Over rpc, Python sees only the final state after its first `get`.
 send("test.release")
 same(get(waiting), "released")
 same(get(slow), 1.0)
@@ -124,7 +124,7 @@ same(get(slow), 1.0)
     setup.python(program).await;
     worker.stop().await;
     setup.assert_no_unacked().await;
-    // The one to be retried in an hour.
+    // The task to be retried in an hour.
     assert_eq!(setup.unfinished().await, 1);
 }
 
@@ -179,11 +179,11 @@ for number, priority in enumerate([9, 6, 3, 0, None]):
     let runs = RunLog::default();
     let worker = setup.app().worker(runs.tasks()).concurrency(1);
     let worker = RunningWorker::start(worker).await;
-    eventually("all have run", async || {
+    eventually("all tasks have run", async || {
         (runs.numbers().len() == 5).then_some(())
     })
     .await;
-    // Without one it is 0.
+    // The default priority is 0.
     assert_eq!(runs.numbers(), [3, 4, 2, 1, 0]);
     worker.stop().await;
     setup.assert_drained().await;
@@ -198,7 +198,7 @@ same(get(send("test.header", ("trace",))), None)
 
 ignored = send("tasks.add", (1, 2), ignore_result=True)
 failed = send("tasks.fail", ("ignored",), ignore_result=True)
-# Both are over when one of a queue of one worker is, that was sent after them.
+# The one worker has finished both when tasks that were sent later have run.
 for _ in range(8):
     call("tasks.sleep", 0.01)
 for result in (ignored, failed):
@@ -229,7 +229,7 @@ alone = (add.s(1, 2) | add.si(10, 20) | add.s(y=5)).apply_async()
 same(get(alone), 35)
 
 broken = (add.s(1, 2) | fail.si("in the middle") | add.s(1)).apply_async()
-# The steps after the one that failed fail with it.
+# The steps after the failed one fail with it.
 for error in (failure(broken.parent), failure(broken)):
     same((type(error), str(error)), (ValueError, "in the middle"))
 
@@ -350,15 +350,15 @@ print(send("tasks.add", (2, 3), serializer="pickle").id)
 same(call("tasks.add", 2, 3), 5)
 "#;
     let id = setup.python(program).await;
-    let kept = setup.dead_letter().await;
-    assert_eq!(kept.id(), id.trim());
-    assert_eq!(kept.text("x-dead-reason"), "refused-content-type");
-    let detail = kept.text("x-dead-detail");
+    let dead = setup.dead_letter().await;
+    assert_eq!(dead.id(), id.trim());
+    assert_eq!(dead.text("x-dead-reason"), "refused-content-type");
+    let detail = dead.text("x-dead-detail");
     assert!(
         detail.contains("application/x-python-serialize"),
         "{detail}"
     );
-    let content_type = &kept.properties.content_type;
+    let content_type = &dead.properties.content_type;
     assert_eq!(content_type, "application/x-python-serialize");
     worker.stop().await;
     setup.assert_drained().await;
@@ -392,7 +392,7 @@ same((failed.name, list(failed.args)), ("tasks.fail", ["no"]))
     worker.stop().await;
 }
 
-/// Python can write half of a character into JSON; no Rust text can hold it.
+/// Python can write a lone surrogate into JSON, which no Rust string can hold.
 async fn lone_surrogate_fails_task_with_reason(setup: Setup) {
     let worker = setup.worker().await;
     let program = r#"

@@ -1,5 +1,5 @@
-//! Queues and exchanges of every kind that RabbitMQ has: declared and used by
-//! both languages with the same settings.
+//! Queues and exchanges of every kind of RabbitMQ, declared and used by both
+//! languages with the same settings.
 
 use celery::{Client, Signature};
 use serde_json::{Value as Json, json};
@@ -54,11 +54,11 @@ fn every_kind() -> Json {
 async fn rust_accepts_queues_declared_by_python(setup: Setup) {
     let setup = setup.set_both("task_queues", every_kind());
     let python = start_python(setup.python_worker()).await;
-    each_queue_answers(&setup.client(), "python").await;
+    assert_consumed_by(&setup.client(), "python").await;
 
     let worker = setup.serve(test_tasks()).await;
-    assert_content(python);
-    each_queue_answers_python(&setup, "rust").await;
+    assert_no_errors(python);
+    assert_consumed_by_from_python(&setup, "rust").await;
     worker.stop().await;
     setup.assert_drained().await;
 }
@@ -66,48 +66,49 @@ async fn rust_accepts_queues_declared_by_python(setup: Setup) {
 async fn python_accepts_queues_declared_by_rust(setup: Setup) {
     let setup = setup.set_both("task_queues", every_kind());
     let worker = setup.serve(test_tasks()).await;
-    each_queue_answers_python(&setup, "rust").await;
+    assert_consumed_by_from_python(&setup, "rust").await;
 
     let python = start_python(setup.python_worker()).await;
     worker.stop().await;
-    each_queue_answers(&setup.client(), "python").await;
-    assert_content(python);
+    assert_consumed_by(&setup.client(), "python").await;
+    assert_no_errors(python);
     setup.assert_drained().await;
 }
 
-/// Asks in each queue who serves it.
-async fn each_queue_answers(client: &Client, expected: &str) {
+/// Asserts the language of the worker that consumes each queue.
+async fn assert_consumed_by(client: &Client, expected: &str) {
     for queue in every_kind().as_object().unwrap().keys() {
         let call = LANGUAGE.s(()).queue(queue).header("color", "blue");
-        let who = client.apply(call).await.unwrap().get_timeout(TIMEOUT).await;
-        match who {
-            Ok(who) => assert_eq!(who, expected, "{queue}"),
+        let language = client.apply(call).await.unwrap().get_timeout(TIMEOUT).await;
+        match language {
+            Ok(language) => assert_eq!(language, expected, "{queue}"),
             Err(error) => panic!("{queue}: {error}"),
         }
     }
 }
 
-async fn each_queue_answers_python(setup: &Setup, expected: &str) {
+/// [`assert_consumed_by`] with a Python client.
+async fn assert_consumed_by_from_python(setup: &Setup, expected: &str) {
     let program = format!(
         r#"
 for queue in app.conf.task_queues:
-    who = get(send("test.language", queue=queue, headers={{"color": "blue"}}))
-    assert who == {expected:?}, (queue, who)
+    language = get(send("test.language", queue=queue, headers={{"color": "blue"}}))
+    assert language == {expected:?}, (queue, language)
 "#
     );
     setup.python(program).await;
 }
 
-/// Ends a worker that has nothing to complain about.
-fn assert_content(python: PythonWorker) {
+/// Terminates a worker and asserts that its log has no errors.
+fn assert_no_errors(python: PythonWorker) {
     let log = python.terminate();
-    for complaint in ["PRECONDITION_FAILED", "Traceback", "CRITICAL"] {
-        assert!(!log.contains(complaint), "{log}");
+    for error in ["PRECONDITION_FAILED", "Traceback", "CRITICAL"] {
+        assert!(!log.contains(error), "{log}");
     }
 }
 
 async fn unconfigured_queues_are_declared_alike(setup: Setup) {
-    // Made by a client, and found by the other language's worker.
+    // Declared by a client, and consumed by a worker of the other language.
     let ours = setup
         .client()
         .apply(LANGUAGE.s(()).queue("ours"))
@@ -125,7 +126,7 @@ async fn unconfigured_queues_are_declared_alike(setup: Setup) {
         .queue("ours")
         .queue("theirs");
     let worker = RunningWorker::start(worker.queue("celery")).await;
-    assert_content(python);
+    assert_no_errors(python);
     let program = r#"
 for queue in ("ours", "theirs", "celery", None):
     same(get(send("test.language", queue=queue)), "rust")
@@ -154,7 +155,7 @@ async fn exchanges_route_alike_for_both_languages(setup: Setup) {
             ]},
         }),
     );
-    // Exchange, routing key, header and its value, the queues that get it.
+    // Exchange, routing key, header, its value, and the expected queues.
     let cases = json!([
         ["feeds", "feed.import", "x", "", ["feeds", "imports"]],
         ["feeds", "feed.export.now", "x", "", ["feeds"]],
@@ -208,8 +209,8 @@ async fn broadcast_reaches_every_worker(setup: Setup) {
     setup.client().apply(ours).await.unwrap();
 
     for runs in &ledgers {
-        // At the same time, so in either order.
-        eventually("it runs both", async || {
+        // The tasks run concurrently, so in either order.
+        eventually("both tasks run", async || {
             let mut numbers = runs.numbers();
             numbers.sort_unstable();
             (numbers == [1, 2]).then_some(())
@@ -219,7 +220,7 @@ async fn broadcast_reaches_every_worker(setup: Setup) {
     for id in ["theirs", "ours"] {
         python.wait_for_log(&format!("Task test.record[{id}] succeeded"));
     }
-    assert_content(python);
+    assert_no_errors(python);
     first.stop().await;
     second.stop().await;
     setup.assert_drained().await;
@@ -240,13 +241,13 @@ for _ in range(5):
     let client = setup.client();
     for _ in 0..5 {
         let call = LANGUAGE.s(()).queue("pythonic@here.dq2");
-        let who = client.apply(call).await.unwrap().get_timeout(TIMEOUT).await;
-        assert_eq!(who.unwrap(), "python");
+        let language = client.apply(call).await.unwrap().get_timeout(TIMEOUT).await;
+        assert_eq!(language.unwrap(), "python");
         let call = LANGUAGE.s(()).exchange("C.dq2").routing_key("rusty@here");
-        let who = client.apply(call).await.unwrap().get_timeout(TIMEOUT).await;
-        assert_eq!(who.unwrap(), "rust");
+        let language = client.apply(call).await.unwrap().get_timeout(TIMEOUT).await;
+        assert_eq!(language.unwrap(), "rust");
     }
-    assert_content(python);
+    assert_no_errors(python);
     ours.stop().await;
     setup.assert_drained().await;
 }
@@ -260,7 +261,7 @@ async fn rabbitmq_highest_priority_runs_first(setup: Setup) {
     let runs = RunLog::default();
     let worker = setup.app().worker(runs.tasks()).concurrency(1);
     let worker = RunningWorker::start(worker.prefetch_multiplier(1)).await;
-    eventually("all have run", async || {
+    eventually("all tasks have run", async || {
         (runs.numbers().len() == BY_PRIORITY.len()).then_some(())
     })
     .await;
@@ -277,12 +278,12 @@ async fn rabbitmq_highest_priority_runs_first(setup: Setup) {
     assert!(places[0].is_some(), "{log}");
 }
 
-/// What is sent below: 10, 9, 8, 5, 2, 1, 0.
+/// The numbers sent below, by descending priority: 10, 9, 8, 5, 2, 1, 0.
 const BY_PRIORITY: [i64; 13] = [3, 13, 1, 11, 5, 15, 2, 12, 0, 10, 16, 4, 14];
 
 async fn send_with_priorities(setup: &Setup) {
     let program = r#"
-# Celery's default is for tasks that it knows.
+# Celery applies the default priority only to registered tasks.
 @app.task(name="test.record")
 def mark(number):
     pass

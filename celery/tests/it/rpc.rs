@@ -1,4 +1,4 @@
-//! Results over RabbitMQ, from worker to client and to nobody else.
+//! Results over RabbitMQ (`rpc://`), which only the sending client receives.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,8 +35,8 @@ async fn many_waiters_share_one_reply_queue(setup: Setup) {
     for (number, add) in (0..).zip(adds) {
         waiters.spawn(async move { (number, add.get_timeout(TIMEOUT).await) });
     }
-    while let Some(woken) = waiters.join_next().await {
-        let (number, sum) = woken.unwrap();
+    while let Some(received) = waiters.join_next().await {
+        let (number, sum) = received.unwrap();
         assert_eq!(sum.unwrap(), Int(number + 1));
     }
     python.terminate();
@@ -45,7 +45,7 @@ async fn many_waiters_share_one_reply_queue(setup: Setup) {
 
 async fn many_python_threads_receive_rust_results(setup: Setup) {
     let worker = setup.worker().await;
-    // Each of Python's threads has a reply queue of its own.
+    // Each Python thread has a reply queue of its own.
     let program = r#"
 from concurrent.futures import ThreadPoolExecutor
 
@@ -70,9 +70,13 @@ async fn started_state_of_python_worker_is_visible(setup: Setup) {
     let setup = setup.set_both("task_track_started", true);
     let _python = start_python(setup.python_worker()).await;
     let slow = setup.client().send(SLEEP, (1.0,)).await.unwrap();
-    let info = eventually("it is started", async || {
+    let info = eventually("the task is started", async || {
         let state = slow.state().await.unwrap();
-        assert_ne!(state, State::Success, "it was over before it was seen");
+        assert_ne!(
+            state,
+            State::Success,
+            "the task ended before STARTED was seen"
+        );
         let info = slow.info().await.unwrap();
         (state == State::Started).then_some(info)
     })
@@ -107,7 +111,7 @@ async fn unroutable_results_are_dropped_and_counted(setup: Setup) {
     let app = App::new(broker).with_backend(Arc::new(backend.clone()));
     let worker = RunningWorker::start(app.worker(test_tasks())).await;
 
-    eventually("they are dropped", async || {
+    eventually("the results are dropped", async || {
         (backend.dropped() == 2).then_some(())
     })
     .await;
@@ -147,7 +151,7 @@ print(app.thread_oid)
     let theirs = setup.python(program).await.trim().to_owned();
     app.close().await;
 
-    eventually("both are gone", async || {
+    eventually("both queues are deleted", async || {
         let queues = setup.vhost().queues().await;
         (![&ours, &theirs]
             .iter()
@@ -192,7 +196,7 @@ async fn rpc_chord_is_rejected_before_sending(setup: Setup) {
 
 async fn chord_without_chord_backend_fails(setup: Setup) {
     let worker = setup.worker().await;
-    // The client cannot know that the step in the middle is a chord to be.
+    // The link is a chord in a plain dict, which the client does not check.
     let program = r#"
 add, xsum = app.tasks["tasks.add"], app.tasks["tasks.xsum"]
 body = xsum.s().set(task_id="body", reply_to=app.thread_oid)

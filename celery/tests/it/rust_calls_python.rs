@@ -1,4 +1,4 @@
-//! A Rust client, a Python worker.
+//! A Rust client with a Python worker.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -25,7 +25,7 @@ where
     }
 }
 
-/// Sends a call that has to fail.
+/// Sends a call and waits for its failure.
 async fn failure<R, In>(client: &Client, call: Signature<R, In>) -> TaskFailure
 where
     R: DeserializeOwned,
@@ -49,8 +49,8 @@ for_each_broker! {
 }
 
 async fn typed_and_named_calls_run_in_both_protocols(setup: Setup) {
-    // One at a time: of several, one may finish a retried task before the other
-    // has noted the retry, and Python then writes RETRY over SUCCESS.
+    // With one slot: with several, one may finish a retried task before another has
+    // stored the retry, and Python then overwrites SUCCESS with RETRY.
     let python = start_python(setup.python_worker()).await;
     for protocol in [2, 1] {
         let client = setup.set("task_protocol", protocol).client();
@@ -142,24 +142,28 @@ async fn progress_and_result_are_read_by_id(setup: Setup) {
     let _python = start_python(setup.python_worker()).await;
     let sent = setup.client().send(PROGRESS, (10,)).await.unwrap();
 
-    // Another app: nothing is shared but the server.
-    let elsewhere = setup.client().result::<u32>(sent.id());
-    let seen = eventually("progress is seen", async || {
-        let state = elsewhere.state().await.unwrap();
-        assert_ne!(state, State::Success, "it was over before it was seen");
-        let info = elsewhere.info().await.unwrap();
+    // Another app, which shares only the server.
+    let other = setup.client().result::<u32>(sent.id());
+    let seen = eventually("progress is reported", async || {
+        let state = other.state().await.unwrap();
+        assert_ne!(
+            state,
+            State::Success,
+            "the task ended before PROGRESS was seen"
+        );
+        let info = other.info().await.unwrap();
         (state.name() == "PROGRESS").then_some(info)
     })
     .await;
     assert_eq!(seen.get("total"), Some(&10.into()));
-    assert_eq!(elsewhere.get_timeout(TIMEOUT).await.unwrap(), 10);
+    assert_eq!(other.get_timeout(TIMEOUT).await.unwrap(), 10);
     assert_eq!(sent.get_timeout(TIMEOUT).await.unwrap(), 10);
     assert!(sent.ready().await.unwrap());
 
     let program = format!("print(get(AsyncResult({:?}, app=app)))", sent.id());
     assert_eq!(setup.python(program).await.trim(), "10");
 
-    elsewhere.forget().await.unwrap();
+    other.forget().await.unwrap();
     assert_eq!(sent.state().await.unwrap(), State::Pending);
 }
 
@@ -220,12 +224,12 @@ async fn call_options_arrive(setup: Setup) {
     }
 
     let ignored = client.apply(request().ignore_result()).await.unwrap();
-    // The worker runs one task after the other.
+    // The worker has one slot, so the ignored task has ended.
     call(&client, request()).await;
     assert_eq!(ignored.state().await.unwrap(), State::Pending);
 }
 
-/// A time as Python writes it.
+/// Parses a time that Python has written.
 fn time(seen: &Value, name: &str) -> SystemTime {
     celery_protocol::time::parse(seen.get(name).unwrap().as_str().unwrap()).unwrap()
 }
@@ -249,8 +253,11 @@ async fn python_worker_calls_callbacks_and_errbacks(setup: Setup) {
     let failing = FAIL.s(("no".to_owned(),)).task_id("failing");
     let error = failure(&client, failing.link_error(&errback)).await;
     assert_eq!(error.id, "failing");
-    let told = client.result::<String>("errback");
-    assert_eq!(told.get_timeout(TIMEOUT).await.unwrap(), "failing failed");
+    let errback_result = client.result::<String>("errback");
+    assert_eq!(
+        errback_result.get_timeout(TIMEOUT).await.unwrap(),
+        "failing failed"
+    );
 }
 
 async fn batch_arrives_complete_and_in_order(setup: Setup) {

@@ -1,4 +1,4 @@
-//! Warm and cold stops, restarts, and what becomes of deliveries that wait.
+//! Warm and cold shutdown, restarts, and the deliveries that are requeued.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ async fn sigterm_finishes_running_tasks_and_requeues_rest_in_order(setup: Setup)
     for sleep in &sleeps {
         wait_until_started(sleep).await;
     }
-    eventually("six more are held", async || {
+    eventually("six more are prefetched", async || {
         (setup.depth("celery").await == 4).then_some(())
     })
     .await;
@@ -48,16 +48,16 @@ async fn sigterm_finishes_running_tasks_and_requeues_rest_in_order(setup: Setup)
 }
 
 async fn second_sigterm_stops_without_waiting(setup: Setup) {
-    // Longer than the patience of this test with the worker's end.
+    // The tasks run longer than the test waits for the worker's exit.
     let long = send_sleeps(&setup.client(), 2, 600.0).await;
     let worker = WorkerProcess::start_acks_late(&setup, "1").await;
     wait_until_started(&long[0]).await;
-    eventually("the other one is held", async || {
+    eventually("the other task is prefetched", async || {
         (setup.depth("celery").await == 0).then_some(())
     })
     .await;
     worker.signal("TERM");
-    eventually("the held one is given back", async || {
+    eventually("the prefetched task is requeued", async || {
         (setup.depth("celery").await == 1).then_some(())
     })
     .await;
@@ -71,7 +71,7 @@ async fn second_sigterm_stops_without_waiting(setup: Setup) {
 }
 
 async fn wait_until_started(result: &AsyncResult<f64>) {
-    eventually("it is started", async || {
+    eventually("the task is started", async || {
         let state = result.state().await.unwrap();
         (state == State::Started).then_some(())
     })
@@ -91,7 +91,7 @@ async fn rolling_restarts_under_load_lose_no_task(setup: Setup) {
         results
     });
 
-    // Early acknowledgements: a task that was started must be finished.
+    // With early acknowledgement, a started task must be finished.
     let settings = [("CELERY_WORKER_CONCURRENCY", "4")];
     let mut worker = WorkerProcess::start(&setup, &settings).await;
     for _ in 0..20 {
@@ -101,7 +101,7 @@ async fn rolling_restarts_under_load_lose_no_task(setup: Setup) {
         worker = next;
     }
     stop.send(()).unwrap();
-    let results = within("the producer ends", producer).await.unwrap();
+    let results = within("the producer stops", producer).await.unwrap();
     println!("{} tasks over 20 restarts", results.len());
     for result in results {
         let slept = result.get_timeout(TIMEOUT).await.unwrap();
@@ -137,9 +137,9 @@ async fn many_restarts_lose_and_repeat_no_task(setup: Setup) {
         worker = next;
     }
     stop.send(()).unwrap();
-    let sent = within("the producer ends", producer).await.unwrap();
+    let sent = within("the producer stops", producer).await.unwrap();
     println!("{sent} tasks over {RESTARTS} restarts");
-    eventually("all have run", async || {
+    eventually("all tasks have run", async || {
         (runs.numbers().len() >= sent as usize).then_some(())
     })
     .await;
@@ -156,7 +156,7 @@ async fn delayed_tasks_run_once_with_short_visibility_timeout(setup: Setup) {
     let first = setup.serve(runs.tasks()).await;
     let second = setup.serve(runs.tasks()).await;
     let client = setup.client();
-    // Twice the time after which workers look after each other.
+    // Twice the visibility timeout.
     let later = |number| RECORD.s((number, 0)).countdown(Duration::from_secs(4));
     let sent = client.apply_all((0..30).map(later)).await;
     setup.wait_for_delayed(30).await;

@@ -1,4 +1,4 @@
-//! A Rust client controls Python workers.
+//! A Rust client inspects and controls Python workers.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
@@ -10,27 +10,27 @@ use crate::support::{Setup, TIMEOUT, eventually, for_each_broker, start_python, 
 use crate::tasks::Number::Int;
 use crate::tasks::{ADD, SLEEP};
 
-/// A worker that answers also while it runs tasks, one at a time.
+/// Returns a worker that replies while it runs tasks, one at a time.
 fn worker(setup: &Setup, name: &str) -> PythonWorkerBuilder {
     let worker = setup.python_worker().pool("threads");
     worker.argument("--hostname").argument(name)
 }
 
-/// One worker of this name, and a way to ask it that waits for the answer only.
-async fn alone(setup: &Setup, app: &App) -> (PythonWorker, Inspect) {
+/// Starts one worker, with an [`Inspect`] that waits for its reply only.
+async fn start_one(setup: &Setup, app: &App) -> (PythonWorker, Inspect) {
     let worker = start_python(worker(setup, ONE)).await;
-    (worker, patient(app.inspect()))
+    (worker, one_reply(app.inspect()))
 }
 
-fn patient(inspect: Inspect) -> Inspect {
+fn one_reply(inspect: Inspect) -> Inspect {
     inspect.timeout(TIMEOUT).limit(1)
 }
 
 const ONE: &str = "one@test";
 const TWO: &str = "two@test";
 
-/// The answer of the one worker.
-fn sole<T>(replies: Replies<T>) -> T {
+/// Returns the reply of the one worker.
+fn only<T>(replies: Replies<T>) -> T {
     let (node, answer) = replies.into_iter().next().expect("an answer");
     assert_eq!(node, ONE);
     answer.unwrap_or_else(|error| panic!("{error}"))
@@ -53,11 +53,11 @@ for_each_broker! {
 
 async fn inspect_methods_return_replies(setup: Setup) {
     let app = setup.app();
-    let (_python, inspect) = alone(&setup, &app).await;
+    let (_python, inspect) = start_one(&setup, &app).await;
     let client = app.client();
     let running = client.send(SLEEP, (60.0,)).await.unwrap();
     eventually("a task runs", async || {
-        let active = sole(inspect.active().await.unwrap());
+        let active = only(inspect.active().await.unwrap());
         (active.len() == 1).then_some(())
     })
     .await;
@@ -67,32 +67,32 @@ async fn inspect_methods_return_replies(setup: Setup) {
         .eta(SystemTime::now() + Duration::from_secs(3600));
     let later = client.apply(later).await.unwrap();
 
-    let active = sole(inspect.active().await.unwrap()).remove(0);
+    let active = only(inspect.active().await.unwrap()).remove(0);
     assert_eq!((&*active.id, &*active.task), (running.id(), "tasks.sleep"));
     assert_eq!((&*active.hostname, active.acknowledged), (ONE, true));
     assert_eq!(active.args, Value::from(vec![60.0]));
     assert_eq!(active.routing_key, "celery");
     assert!(active.time_start.is_some());
-    let reserved = eventually("a task waits", async || {
-        let reserved = sole(inspect.reserved().await.unwrap());
+    let reserved = eventually("a task is reserved", async || {
+        let reserved = only(inspect.reserved().await.unwrap());
         reserved.into_iter().find(|task| task.id == waiting.id())
     })
     .await;
     assert_eq!((reserved.time_start, reserved.acknowledged), (None, false));
-    let scheduled = eventually("a task waits for its time", async || {
-        sole(inspect.scheduled().await.unwrap()).pop()
+    let scheduled = eventually("a task is scheduled", async || {
+        only(inspect.scheduled().await.unwrap()).pop()
     })
     .await;
     assert_eq!(scheduled.request.id, later.id());
     assert!(scheduled.eta.is_some());
 
     let ids = [running.id(), later.id(), "unknown"];
-    let found = sole(inspect.query_task(ids).await.unwrap());
+    let found = only(inspect.query_task(ids).await.unwrap());
     assert_eq!(found[running.id()].state, "active");
     assert_eq!(found[later.id()].state, "scheduled");
     assert_eq!(found.len(), 2);
 
-    let stats = sole(inspect.stats().await.unwrap());
+    let stats = only(inspect.stats().await.unwrap());
     assert_eq!(stats.max_concurrency, Some(1));
     assert!(stats.pid.is_some() && stats.prefetch_count.is_some());
     assert!(stats.total["tasks.sleep"] >= 1 && stats.fields.contains_key("rusage"));
@@ -102,83 +102,83 @@ async fn inspect_methods_return_replies(setup: Setup) {
         "{transport}"
     );
 
-    let tasks = sole(inspect.registered(&[]).await.unwrap());
+    let tasks = only(inspect.registered(&[]).await.unwrap());
     assert!(tasks.iter().any(|task| task.name == "tasks.add"));
-    let tasks = sole(inspect.registered(&["max_retries"]).await.unwrap());
+    let tasks = only(inspect.registered(&["max_retries"]).await.unwrap());
     let add = tasks.iter().find(|task| task.name == "tasks.add").unwrap();
     assert_eq!(add.info.as_deref(), Some("max_retries=3"));
 
-    let set = sole(inspect.conf().await.unwrap());
-    let all = sole(inspect.conf_with_defaults().await.unwrap());
+    let set = only(inspect.conf().await.unwrap());
+    let all = only(inspect.conf_with_defaults().await.unwrap());
     assert!(set.contains_key("broker_url") && all.len() > set.len());
-    assert!(sole(inspect.report().await.unwrap()).contains("software -> celery"));
-    let queues = sole(inspect.active_queues().await.unwrap());
+    assert!(only(inspect.report().await.unwrap()).contains("software -> celery"));
+    let queues = only(inspect.active_queues().await.unwrap());
     assert_eq!(
         (&*queues[0].name, &*queues[0].routing_key),
         ("celery", "celery")
     );
     assert_eq!(queues[0].exchange.kind, "direct");
 
-    assert!(sole(inspect.revoked().await.unwrap()).is_empty());
-    let hello = sole(inspect.hello("me@test", ["gone"]).await.unwrap()).unwrap();
+    assert!(only(inspect.revoked().await.unwrap()).is_empty());
+    let hello = only(inspect.hello("me@test", ["gone"]).await.unwrap()).unwrap();
     assert_eq!(hello.revoked, ["gone"]);
-    assert_eq!(sole(inspect.revoked().await.unwrap()), ["gone"]);
-    assert_eq!(sole(inspect.hello(ONE, [""; 0]).await.unwrap()), None);
-    let clock = sole(inspect.clock().await.unwrap());
+    assert_eq!(only(inspect.revoked().await.unwrap()), ["gone"]);
+    assert_eq!(only(inspect.hello(ONE, [""; 0]).await.unwrap()), None);
+    let clock = only(inspect.clock().await.unwrap());
     assert!(clock > hello.clock, "{clock}");
-    // Without psutil there is nothing to tell.
-    sole(inspect.memsample().await.unwrap());
-    sole(inspect.ping().await.unwrap());
+    // Without psutil the reply is empty.
+    only(inspect.memsample().await.unwrap());
+    only(inspect.ping().await.unwrap());
 }
 
 async fn commands_take_effect_or_return_errors(setup: Setup) {
     let app = setup.app();
-    // Pools of threads do not grow.
+    // Thread pools cannot grow.
     let _python = start_python(worker(&setup, ONE).pool("prefork")).await;
-    let inspect = patient(app.inspect());
+    let inspect = one_reply(app.inspect());
     let control = app.control().timeout(TIMEOUT).limit(1);
-    let said = async |call: celery::ControlCall| sole(call.replies().await.unwrap());
+    let reply = async |call: celery::ControlCall| only(call.replies().await.unwrap());
 
-    let limited = said(control.rate_limit("tasks.add", "10/m")).await;
+    let limited = reply(control.rate_limit("tasks.add", "10/m")).await;
     assert_eq!(limited, Value::from("new rate limit set successfully"));
-    let add = sole(inspect.registered(&["rate_limit"]).await.unwrap());
+    let add = only(inspect.registered(&["rate_limit"]).await.unwrap());
     let add = add.into_iter().find(|task| task.name == "tasks.add");
     assert_eq!(add.unwrap().info.as_deref(), Some("rate_limit=10/m"));
-    let no_limit = said(control.rate_limit("tasks.add", 0)).await;
+    let no_limit = reply(control.rate_limit("tasks.add", 0)).await;
     assert_eq!(no_limit, "rate limit disabled successfully".into());
     let limits = control.time_limit("tasks.add", None, Some(Duration::from_secs(9)));
-    assert_eq!(said(limits).await, "time limits set successfully".into());
-    assert_eq!(said(control.pool_grow(1)).await, "pool will grow".into());
+    assert_eq!(reply(limits).await, "time limits set successfully".into());
+    assert_eq!(reply(control.pool_grow(1)).await, "pool will grow".into());
     assert_eq!(
-        said(control.pool_shrink(1)).await,
+        reply(control.pool_shrink(1)).await,
         "pool will shrink".into()
     );
-    said(control.enable_events()).await;
-    let again = said(control.enable_events()).await;
+    reply(control.enable_events()).await;
+    let again = reply(control.enable_events()).await;
     assert_eq!(again, "task events already enabled".into());
-    let off = said(control.disable_events()).await;
+    let off = reply(control.disable_events()).await;
     assert_eq!(off, "task events disabled".into());
-    assert_eq!(said(control.heartbeat()).await, Value::Null);
+    assert_eq!(reply(control.heartbeat()).await, Value::Null);
     let stamps = Map::from([("tenant", vec!["a"])]);
-    let stamped = said(control.revoke_by_stamped_headers(stamps)).await;
+    let stamped = reply(control.revoke_by_stamped_headers(stamps)).await;
     assert!(stamped.as_str().unwrap().contains("tenant"), "{stamped:?}");
-    let added = said(control.add_consumer("extra")).await;
+    let added = reply(control.add_consumer("extra")).await;
     assert_eq!(added, "add consumer extra".into());
     eventually("the queue is consumed", async || {
-        let queues = sole(inspect.active_queues().await.unwrap());
+        let queues = only(inspect.active_queues().await.unwrap());
         let found = queues.iter().any(|queue| queue.name == "extra");
         found.then_some(())
     })
     .await;
-    let cancelled = said(control.cancel_consumer("extra")).await;
+    let cancelled = reply(control.cancel_consumer("extra")).await;
     assert_eq!(cancelled, "no longer consuming from extra".into());
 
-    let refusals = [
+    let rejected = [
         (control.rate_limit("nowhere", "1/s"), "unknown task"),
         (control.pool_restart(), "Pool restarts not enabled"),
         (control.autoscale(3, 1), "Autoscale not enabled"),
     ];
-    for (call, expected) in refusals {
+    for (call, expected) in rejected {
         let (_, answer) = call.replies().await.unwrap().into_iter().next().unwrap();
         let Err(CommandError::Refused { node, cause, .. }) = answer else {
             panic!("{answer:?}");
@@ -192,7 +192,7 @@ async fn commands_take_effect_or_return_errors(setup: Setup) {
         .broadcast("no_such_command", Map::new())
         .await
         .unwrap();
-    sole(inspect.ping().await.unwrap());
+    only(inspect.ping().await.unwrap());
 }
 
 async fn revoked_task_is_not_run(setup: Setup) {
@@ -200,10 +200,10 @@ async fn revoked_task_is_not_run(setup: Setup) {
     let _python = start_python(worker(&setup, ONE).queues(&["elsewhere"])).await;
     let control = app.control().timeout(TIMEOUT).limit(1);
     let waiting = app.client().send(ADD, (Int(1), Int(2))).await.unwrap();
-    sole(control.revoke([waiting.id()]).replies().await.unwrap());
-    let inspect = patient(app.inspect());
-    assert_eq!(sole(inspect.revoked().await.unwrap()), [waiting.id()]);
-    sole(control.add_consumer("celery").replies().await.unwrap());
+    only(control.revoke([waiting.id()]).replies().await.unwrap());
+    let inspect = one_reply(app.inspect());
+    assert_eq!(only(inspect.revoked().await.unwrap()), [waiting.id()]);
+    only(control.add_consumer("celery").replies().await.unwrap());
     match waiting.get_timeout(TIMEOUT).await {
         Err(ResultError::Task(failure)) => assert_eq!(failure.state, State::Revoked),
         other => panic!("{other:?}"),
@@ -214,10 +214,10 @@ async fn running_task_is_terminated(setup: Setup) {
     let app = setup.app();
     let python = worker(&setup, ONE).pool("prefork").concurrency(1);
     let _python = start_python(python).await;
-    let inspect = patient(app.inspect());
+    let inspect = one_reply(app.inspect());
     let running = app.client().send(SLEEP, (600.0,)).await.unwrap();
     eventually("the task runs", async || {
-        let active = sole(inspect.active().await.unwrap());
+        let active = only(inspect.active().await.unwrap());
         active
             .iter()
             .any(|task| task.worker_pid.is_some())
@@ -236,8 +236,8 @@ async fn running_task_is_terminated(setup: Setup) {
     }
 }
 
-/// Two workers, both of them ready.
-async fn two(setup: &Setup) -> [PythonWorker; 2] {
+/// Starts two workers.
+async fn start_two(setup: &Setup) -> [PythonWorker; 2] {
     let (one, two) = tokio::join!(
         start_python(worker(setup, ONE)),
         start_python(worker(setup, TWO))
@@ -247,7 +247,7 @@ async fn two(setup: &Setup) -> [PythonWorker; 2] {
 
 async fn workers_are_addressed_by_name_and_pattern(setup: Setup) {
     let app = setup.app();
-    let _pythons = two(&setup).await;
+    let _pythons = start_two(&setup).await;
     let both = app.control().timeout(TIMEOUT).limit(2);
     assert_eq!(
         nodes(&both.ping().await.unwrap()),
@@ -255,7 +255,7 @@ async fn workers_are_addressed_by_name_and_pattern(setup: Setup) {
     );
     let named = app.inspect().timeout(TIMEOUT).destination([TWO]);
     assert_eq!(nodes(&named.ping().await.unwrap()), BTreeSet::from([TWO]));
-    // Who is not meant does not answer: here the time has to pass.
+    // An excluded worker does not reply, so these calls wait for their timeout.
     let matching: [Control; 2] = [
         app.control().glob("o*@test"),
         app.control().regex("^on[aeiou]@"),
@@ -263,13 +263,13 @@ async fn workers_are_addressed_by_name_and_pattern(setup: Setup) {
     for control in matching {
         assert_eq!(nodes(&control.ping().await.unwrap()), BTreeSet::from([ONE]));
     }
-    let nobody = app.control().destination(["three@test"]);
-    assert!(nobody.ping().await.unwrap().is_empty());
+    let unknown = app.control().destination(["three@test"]);
+    assert!(unknown.ping().await.unwrap().is_empty());
 }
 
 async fn worker_is_shut_down(setup: Setup) {
     let app = setup.app();
-    let [one, _two] = two(&setup).await;
+    let [one, _two] = start_two(&setup).await;
     let first = app.control().destination([ONE]);
     first.shutdown().send().await.unwrap();
     let log = crate::support::blocking(move || one.wait_for_end()).await;
@@ -289,23 +289,23 @@ async fn worker_is_shut_down(setup: Setup) {
 
 async fn dropped_clients_leave_no_mailboxes(setup: Setup) {
     let app = setup.app();
-    let (_python, inspect) = alone(&setup, &app).await;
+    let (_python, inspect) = start_one(&setup, &app).await;
     let before = lasting_keys(&setup);
     let mut calls = Vec::new();
     for number in 0..200u64 {
         let client = app.inspect();
         calls.push(tokio::spawn(async move {
-            // Some are dropped while they open the mailbox, some while they wait.
-            let patience = Duration::from_micros(number * number);
-            let _ = tokio::time::timeout(patience, client.stats()).await;
+            // Some calls are dropped while they open the mailbox, some while they wait.
+            let timeout = Duration::from_micros(number * number);
+            let _ = tokio::time::timeout(timeout, client.stats()).await;
         }));
     }
     for call in calls {
-        within("the clients are gone", call).await.unwrap();
+        within("the clients are dropped", call).await.unwrap();
     }
-    sole(inspect.ping().await.unwrap());
+    only(inspect.ping().await.unwrap());
     drop(inspect);
-    eventually("nothing is left of them", async || {
+    eventually("the mailboxes are deleted", async || {
         if setup.is_on_redis() {
             let lists = setup.redis.command(&["KEYS", "*.reply.celery.pidbox"]);
             let lists: Vec<_> = lists.texts();
@@ -319,7 +319,7 @@ async fn dropped_clients_leave_no_mailboxes(setup: Setup) {
     .await;
 }
 
-/// Every key without a time to live.
+/// Returns the keys without a time to live.
 fn lasting_keys(setup: &Setup) -> BTreeSet<String> {
     if !setup.is_on_redis() {
         return BTreeSet::new();
@@ -331,9 +331,9 @@ fn lasting_keys(setup: &Setup) -> BTreeSet<String> {
 
 async fn client_inspects_restarted_worker(setup: Setup) {
     let app = setup.app();
-    let (python, inspect) = alone(&setup, &app).await;
-    sole(inspect.ping().await.unwrap());
+    let (python, inspect) = start_one(&setup, &app).await;
+    only(inspect.ping().await.unwrap());
     python.kill();
-    let (_python, _) = alone(&setup, &app).await;
-    sole(inspect.ping().await.unwrap());
+    let (_python, _) = start_one(&setup, &app).await;
+    only(inspect.ping().await.unwrap());
 }

@@ -1,5 +1,5 @@
-//! Remote control and events from those who mean no good, or too much of it:
-//! a worker goes on with its tasks.
+//! Malformed control commands and events, and floods of valid ones: the worker
+//! keeps running tasks, and its memory is bounded.
 
 use crate::support::{RunningWorker, Setup, WorkerProcess, for_each_broker, test_tasks};
 
@@ -19,16 +19,17 @@ node = Node("rust@test")
 PIDBOX = Exchange("celery.pidbox", type="fanout", durable=False)
 EVENTS = Exchange("celeryev", type="topic", durable=True)
 
-def throw(body, exchange=PIDBOX, routing_key="", content_type="application/json",
+def publish(body, exchange=PIDBOX, routing_key="", content_type="application/json",
           encoding="utf-8", headers=None):
-    """Sends a body as it is."""
+    """Publishes a body as it is."""
     body = body if isinstance(body, (bytes, str)) else json.dumps(body)
     with app.producer_pool.acquire() as producer:
         producer.publish(body, exchange=exchange, routing_key=routing_key, declare=[exchange],
                          content_type=content_type, content_encoding=encoding, headers=headers,
                          retry=False)
 
-def works():
+def assert_works():
+    """Asserts that the worker replies and runs tasks."""
     same(node.inspect("ping"), {"ok": "pong"})
     same(call("tasks.add", 1, 2), 3)
 "#;
@@ -37,30 +38,30 @@ async fn run_program(setup: &Setup, program: &str) {
     setup.python(format!("{TOOLS}{program}")).await;
 }
 
-async fn ours(setup: &Setup) -> RunningWorker {
+async fn start(setup: &Setup) -> RunningWorker {
     let worker = setup.app().worker(test_tasks()).hostname("rust@test");
     RunningWorker::start(worker.concurrency(2).task_events(true)).await
 }
 
 async fn malformed_commands_are_ignored(setup: Setup) {
-    let worker = ours(&setup).await;
+    let worker = start(&setup).await;
     let program = r#"
-works()
+assert_works()
 for exchange, key in ((PIDBOX, ""), (EVENTS, "worker.elect")):
     for body in (b"", b"\xff\xfe\x00", b"{", b"[]", b"null", b"5", b'"ping"', b"[" * 100_000,
                  b'{"method": "ping"' + b" " * 1000, os.urandom(10_000)):
-        throw(body, exchange, key)
-    throw(b"a" * 10_000_000, exchange, key)
-    throw(b'{"method": "ping", "type": "worker-elect", "arguments": {"x": "' + b"a" * 10_000_000
+        publish(body, exchange, key)
+    publish(b"a" * 10_000_000, exchange, key)
+    publish(b'{"method": "ping", "type": "worker-elect", "arguments": {"x": "' + b"a" * 10_000_000
           + b'"}}', exchange, key)
-    throw(b"{}", exchange, key, content_type="application/x-python-serialize", encoding="binary")
-    throw("method: ping", exchange, key, content_type="application/x-yaml")
-    throw(b"{}", exchange, key, content_type="no/such", encoding="nor-this")
-    throw('{"method": "ping"}', exchange, key, headers={"compression": "application/x-gzip"})
-    throw('{"method": "ping"}', exchange, key, headers={"clock": "late", "expires": []})
-works()
+    publish(b"{}", exchange, key, content_type="application/x-python-serialize", encoding="binary")
+    publish("method: ping", exchange, key, content_type="application/x-yaml")
+    publish(b"{}", exchange, key, content_type="no/such", encoding="nor-this")
+    publish('{"method": "ping"}', exchange, key, headers={"compression": "application/x-gzip"})
+    publish('{"method": "ping"}', exchange, key, headers={"clock": "late", "expires": []})
+assert_works()
 
-reply = {"exchange": "reply.celery.pidbox", "routing_key": "nobody"}
+reply = {"exchange": "reply.celery.pidbox", "routing_key": "unknown"}
 for command in (
     {"method": 5}, {"method": None}, {"method": ["ping"]}, {"nothing": "ping"},
     {"method": "ping", "arguments": []}, {"method": "ping", "arguments": "x"},
@@ -83,15 +84,15 @@ for command in (
     {"method": "election", "arguments": {"id": "none", "topic": "nosuch", "action": {}}},
     {"method": "enable_events", "arguments": {"more": 1}},
 ):
-    throw(command)
+    publish(command)
 for event in (
     {"type": "worker-elect"}, {"type": 5, "id": "a"}, [{"type": "worker-elect", "id": 5}, 5],
     {"type": "worker-elect", "id": "b", "clock": -1, "pid": "x", "hostname": {}, "topic": []},
     {"type": "worker-elect", "id": "c", "clock": 2**70, "topic": "task", "action": [1]},
 ):
-    throw(event, EVENTS, "worker.elect")
-works()
-# The clock does not run away with what is no number.
+    publish(event, EVENTS, "worker.elect")
+assert_works()
+# Clocks that are no numbers do not advance the logical clock.
 assert node.inspect("clock")["clock"] < 2**63
 "#;
     run_program(&setup, program).await;
@@ -100,7 +101,7 @@ assert node.inspect("clock")["clock"] < 2**63
 }
 
 async fn ten_thousand_revocations_do_not_delay_tasks(setup: Setup) {
-    let worker = ours(&setup).await;
+    let worker = start(&setup).await;
     let program = r#"
 later = [send("tasks.add", (n, n), countdown=3) for n in range(20)]
 sent = [send("tasks.add", (n, n)) for n in range(500)]
@@ -114,7 +115,7 @@ until("all are revoked", lambda: len(node.inspect("revoked")) == 10_000)
 same(set(node.inspect("revoked")), set(victims))
 for result in later:
     assert isinstance(failure(result), TaskRevokedError)
-works()
+assert_works()
 "#;
     run_program(&setup, program).await;
     worker.stop().await;
@@ -127,7 +128,7 @@ async fn revocations_are_bounded(setup: Setup) {
     let program = r#"
 for part in range(15):
     node.control("revoke", [f"{part}-{n}-{'x' * 30}" for n in range(10_000)])
-    # Every value once is as much as all of them.
+    # Each stamp value takes one of the bounded entries.
     node.command("revoke_by_stamped_headers", headers={"part": [f"{part}-{n}" for n in range(10_000)]})
 known = node.inspect("revoked")
 same((len(known), known[-1]), (50_000, f"14-9999-{'x' * 30}"))
@@ -137,7 +138,7 @@ same(get(first.apply_async()), 3)
 assert isinstance(failure(last.apply_async()), TaskRevokedError)
 used = node.inspect("stats")["rusage"]["maxrss"]
 assert 0 < used < 400_000, f"{used} KiB"
-works()
+assert_works()
 "#;
     run_program(&setup, program).await;
     worker.signal("TERM");
@@ -145,7 +146,7 @@ works()
 }
 
 async fn event_flood_does_not_delay_tasks(setup: Setup) {
-    let worker = ours(&setup).await;
+    let worker = start(&setup).await;
     let program = r#"
 def event(kind, n):
     return {"type": kind, "hostname": f"other{n % 100}@test", "utcoffset": 0, "pid": n, "clock": n,
@@ -154,19 +155,19 @@ def event(kind, n):
 
 def flood():
     for n in range(5_000):
-        throw(event("worker-heartbeat", n), EVENTS, "worker.heartbeat")
-        throw([event("task-started", n)] * 20, EVENTS, "task.multi")
-        throw(event("worker-elect", n), EVENTS, "worker.elect")
+        publish(event("worker-heartbeat", n), EVENTS, "worker.heartbeat")
+        publish([event("task-started", n)] * 20, EVENTS, "task.multi")
+        publish(event("worker-elect", n), EVENTS, "worker.elect")
 
 flooding = threading.Thread(target=flood)
 flooding.start()
 rounds = 0
 while flooding.is_alive():
-    works()
+    assert_works()
     rounds += 1
 assert rounds > 3, rounds
 flooding.join()
-works()
+assert_works()
 same(node.inspect("stats")["total"].get("tasks.fail"), None)
 "#;
     run_program(&setup, program).await;
@@ -175,7 +176,7 @@ same(node.inspect("stats")["total"].get("tasks.fail"), None)
 }
 
 async fn unread_replies_expire(setup: Setup) {
-    let worker = ours(&setup).await;
+    let worker = start(&setup).await;
     let program = r#"
 mailbox = app.control.mailbox
 with app.connection_for_write() as connection:
@@ -185,19 +186,19 @@ with app.connection_for_write() as connection:
         mailbox._publish("ping", {}, reply_ticket=str(n), channel=channel)
     redis = channel.client
     list = f"{mailbox.oid}.reply.celery.pidbox"
-    until("all is answered", lambda: redis.llen(list) == 200)
+    until("all replies are sent", lambda: redis.llen(list) == 200)
     assert 0 < redis.ttl(list) <= 3600, redis.ttl(list)
-    # Where nobody ever said that he wanted it.
+    # Replies to mailboxes that no client has declared.
     for n in range(200):
-        throw({"method": "ping", "ticket": str(n), "arguments": {}, "reply_to":
-               {"exchange": "reply.celery.pidbox", "routing_key": f"nobody-{n}"}})
-    # Answered after all of these, to somebody with another mailbox.
+        publish({"method": "ping", "ticket": str(n), "arguments": {}, "reply_to":
+               {"exchange": "reply.celery.pidbox", "routing_key": f"unknown-{n}"}})
+    # The worker replies to this client after all of the commands above.
     celery("inspect", "-t", "20", "-d", node.name, "ping")
     for key in redis.keys("*reply.celery.pidbox*"):
         if redis.type(key) == b"list":
             assert redis.ttl(key) > 0, key
-    # As many as there were: none for those who never had a mailbox.
-    assert not redis.keys("*nobody*"), redis.keys("*nobody*")
+    # No list was created for the undeclared mailboxes.
+    assert not redis.keys("*unknown*"), redis.keys("*unknown*")
 "#;
     run_program(&setup, program).await;
     worker.stop().await;

@@ -1,10 +1,10 @@
-//! One group of very many tasks, for a worker of the examples' tasks elsewhere:
+//! Sends one large group to a worker of the examples' tasks:
 //!
 //!     cargo run --release --example worker -- redis://localhost redis://localhost/1
-//!     cargo run --release --example crowd -- redis://localhost redis://localhost/1 100000
+//!     cargo run --release --example large_group -- redis://localhost redis://localhost/1 100000
 //!
-//! Prints how long it took to send it and until all results were there, and on
-//! Linux the most memory that this client had.
+//! Prints the times until the group was sent and all results were received, and on
+//! Linux the peak memory of this client.
 
 mod tasks;
 
@@ -16,7 +16,7 @@ use celery::{Config, group};
 use tasks::ADD;
 use tasks::Number::Int;
 
-const USAGE: &str = "usage: crowd BROKER BACKEND TASKS";
+const USAGE: &str = "usage: large_group BROKER BACKEND TASKS";
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -39,15 +39,15 @@ async fn run() -> Result<(), Box<dyn Error>> {
     let config = config.broker_url(broker).result_backend(backend);
     let client = celery::connect(config)?.client();
 
-    let begun = Instant::now();
+    let started = Instant::now();
     let all = group((0..tasks).map(|number| ADD.s((Int(number), Int(1)))));
     let sent = client.apply(all).await?;
-    println!("sent in {:?}", begun.elapsed());
+    println!("sent in {:?}", started.elapsed());
     if let Some(memory) = peak_memory() {
         println!("memory after sending: {memory}");
     }
     let results = sent.get().await?;
-    println!("all results in {:?}", begun.elapsed());
+    println!("all results in {:?}", started.elapsed());
     let expected = (0..tasks).map(|number| Int(number + 1));
     if !results.into_iter().eq(expected) {
         return Err("the results are wrong".into());
@@ -58,7 +58,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// As Linux says it, such as `4096 kB`.
+/// Returns the peak resident memory as Linux writes it, such as `4096 kB`.
 fn peak_memory() -> Option<String> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let mut lines = status.lines();
