@@ -18,7 +18,7 @@ const SLOTS: usize = 8;
 /// Ready messages above which no more chords are sent.
 const MAX_BACKLOG: i64 = 3_000;
 
-/// The time after which the test fails.
+/// The time limit of the whole test.
 const CHORD_TIMEOUT: Duration = Duration::from_secs(1_800);
 
 /// One in twenty members is retried, and as many are delivered twice: half of the
@@ -42,7 +42,7 @@ async fn chords_run_their_body_once_despite_crashes() {
         })
         .await;
         sent.push(send(&client, number).await);
-        let (now, later) = some_messages(&setup);
+        let (now, later) = messages_to_repeat(&setup);
         copies += now.len() + later.len();
         now.iter().for_each(|copy| push(&setup, copy));
         after_end.extend(later);
@@ -112,19 +112,19 @@ async fn send(client: &Client, number: u32) -> AsyncResult<u32> {
     client.apply(chord).await.unwrap()
 }
 
-/// The messages of one member in twenty, of those that were sent last: some to be
-/// delivered again now, the others later.
-fn some_messages(setup: &Setup) -> (Vec<String>, Vec<String>) {
+/// Returns the messages of one member in twenty of the chord sent last: half to
+/// deliver again now, half to deliver again after the end.
+fn messages_to_repeat(setup: &Setup) -> (Vec<String>, Vec<String>) {
     let last = MEMBERS.to_string();
     let messages = setup.redis.command(&["LRANGE", "celery", "0", &last]);
     let is_member = |message: &String| {
         let message: Json = serde_json::from_str(message).unwrap();
         message["headers"]["task"] == MEMBER.name()
     };
-    let mut some: Vec<_> = messages.texts().into_iter().filter(is_member).collect();
-    some.truncate(MEMBERS as usize / 20);
-    let later = some.split_off(some.len() / 2);
-    (some, later)
+    let mut now: Vec<_> = messages.texts().into_iter().filter(is_member).collect();
+    now.truncate(MEMBERS as usize / 20);
+    let later = now.split_off(now.len() / 2);
+    (now, later)
 }
 
 fn push(setup: &Setup, message: &str) {

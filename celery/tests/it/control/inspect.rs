@@ -23,10 +23,10 @@ same(node.inspect("revoked"), [])
 
 running = send("test.wait")
 state_is(running, "PROGRESS")
-held = send("tasks.add", (1, 2))
+reserved = send("tasks.add", (1, 2))
 later = send("tasks.sub", (1,), {"y": 2}, countdown=3600, shadow="shade")
 node.wait_for_ids("active", running)
-node.wait_for_ids("reserved", held)
+node.wait_for_ids("reserved", reserved)
 node.wait_for_ids("scheduled", later)
 
 [task] = node.inspect("active")
@@ -39,7 +39,7 @@ same(task, {
 })
 [task] = node.inspect("reserved")
 same(task, {
-    "id": held.id, "name": "tasks.add", "args": [1, 2], "kwargs": {}, "type": "tasks.add",
+    "id": reserved.id, "name": "tasks.add", "args": [1, 2], "kwargs": {}, "type": "tasks.add",
     "hostname": "rust@test", "time_start": None, "acknowledged": False, "delivery_info": where,
     "worker_pid": None,
 })
@@ -49,9 +49,9 @@ assert abs(due.timestamp() - time.time() - 3600) < 60, task
 same((task["request"]["name"], task["request"]["type"]), ("shade", "tasks.sub"))
 same((task["request"]["args"], task["request"]["kwargs"]), ([1], {"y": 2}))
 
-found = node.inspect("query_task", running.id, held.id, later.id, "unknown")
+found = node.inspect("query_task", running.id, reserved.id, later.id, "unknown")
 same({id: state for id, (state, request) in found.items()},
-     {running.id: "active", held.id: "reserved", later.id: "scheduled"})
+     {running.id: "active", reserved.id: "reserved", later.id: "scheduled"})
 for id, (state, request) in found.items():
     same(request["id"], id)
 
@@ -94,8 +94,8 @@ same(node.inspect("revoked"), ["revoked-by-other", "revoked-by-older"])
 node.control("pool_grow", 1)
 send("test.release")
 same(get(running), "released")
-same(get(held), 3)
-until("finished tasks are not found", lambda: not node.inspect("query_task", running.id, held.id))
+same(get(reserved), 3)
+until("finished tasks are not found", lambda: not node.inspect("query_task", running.id, reserved.id))
 app.control.revoke(later.id)
 "#;
     run_program(&setup, program).await;

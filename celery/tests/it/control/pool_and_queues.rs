@@ -104,13 +104,13 @@ same(node.control("pool_shrink", 1), {"ok": "pool will shrink"})
 same(size(), 2)
 # Running tasks keep running.
 node.wait_for_ids("active", *long)
-held = send("tasks.add", (1, 2))
-node.wait_for_ids("reserved", held)
+reserved = send("tasks.add", (1, 2))
+node.wait_for_ids("reserved", reserved)
 node.control("terminate", long[0].id)
 node.wait_for_ids("active", *long[1:])
-node.wait_for_ids("reserved", held)
+node.wait_for_ids("reserved", reserved)
 node.control("terminate", long[1].id)
-same(get(held), 3)
+same(get(reserved), 3)
 node.control("terminate", long[2].id)
 "#;
     run_program(&setup, program).await;

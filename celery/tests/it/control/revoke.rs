@@ -17,24 +17,24 @@ async fn revoked_tasks_are_not_run(setup: Setup) {
 monitor = EventMonitor()
 blocker = send("test.wait")
 state_is(blocker, "PROGRESS")
-held = [send("tasks.add", (n, n)) for n in range(3)]
+reserved = [send("tasks.add", (n, n)) for n in range(3)]
 later = send("tasks.add", (1, 2), countdown=2)
-node.wait_for_ids("reserved", *held)
+node.wait_for_ids("reserved", *reserved)
 node.wait_for_ids("scheduled", later)
 unseen = AsyncResult(str(uuid.uuid4()), app=app)
-answer = node.control("revoke", [held[0].id, held[2].id])
-assert answer["ok"] in (f"tasks {{'{held[0].id}', '{held[2].id}'}} flagged as revoked",
-                        f"tasks {{'{held[2].id}', '{held[0].id}'}} flagged as revoked"), answer
+answer = node.control("revoke", [reserved[0].id, reserved[2].id])
+assert answer["ok"] in (f"tasks {{'{reserved[0].id}', '{reserved[2].id}'}} flagged as revoked",
+                        f"tasks {{'{reserved[2].id}', '{reserved[0].id}'}} flagged as revoked"), answer
 same(node.control("revoke", later.id), {"ok": f"tasks {{'{later.id}'}} flagged as revoked"})
 node.control("revoke", unseen.id)
 # Revoking a running task does not end it.
 node.control("revoke", blocker.id)
-for result in (held[0], held[2], later, unseen):
+for result in (reserved[0], reserved[2], later, unseen):
     # The result is REVOKED at once, also for tasks that no worker has received.
     error = failure(result)
     assert isinstance(error, TaskRevokedError) and str(error) == "revoked", repr(error)
 send("tasks.echo", task_id=unseen.id)
-for result in (held[0], held[2]):
+for result in (reserved[0], reserved[2]):
     same(monitor.wait("task-revoked", result)["terminated"], False)
     same(monitor.kinds(result), ["task-received", "task-revoked"])
 for result in (later, ):
@@ -44,11 +44,11 @@ for result in (later, ):
 node.control("pool_grow", 1)
 send("test.release")
 same(get(blocker), "released")
-same(get(held[1]), 2)
+same(get(reserved[1]), 2)
 monitor.wait("task-revoked", unseen)
 same(monitor.kinds(unseen), ["task-revoked"])
 same(set(node.inspect("revoked")),
-     {held[0].id, held[2].id, later.id, unseen.id, blocker.id})
+     {reserved[0].id, reserved[2].id, later.id, unseen.id, blocker.id})
 same(node.inspect("stats")["total"], {"test.wait": 1, "test.release": 1, "tasks.add": 1})
 "#;
     run_program(&setup, program).await;
@@ -94,16 +94,16 @@ def stamped(name, args=(), **options):
 monitor = EventMonitor()
 running = stamped("tasks.sleep", (600,), monitoring_id="m-1", stamped_headers=["monitoring_id"])
 node.wait_for_ids("active", running)
-held = stamped("tasks.add", (1, 2), monitoring_id=["m-2", "m-3"], stamped_headers=["monitoring_id"])
+reserved = stamped("tasks.add", (1, 2), monitoring_id=["m-2", "m-3"], stamped_headers=["monitoring_id"])
 kept = stamped("tasks.add", (3, 4), monitoring_id="m-9", stamped_headers=["monitoring_id"])
-node.wait_for_ids("reserved", held, kept)
+node.wait_for_ids("reserved", reserved, kept)
 answer = node.control("revoke_by_stamped_headers", {"monitoring_id": ["m-3", "m-4"]})
 assert "flagged as revoked, but not terminated" in answer["ok"], answer
 answer = node.control("revoke_by_stamped_headers", {"monitoring_id": "m-1"}, terminate=True)
 assert "revoked" in answer["ok"], answer
 assert isinstance(failure(running), TaskRevokedError)
 same(monitor.wait("task-revoked", running)["terminated"], True)
-assert isinstance(failure(held), TaskRevokedError)
+assert isinstance(failure(reserved), TaskRevokedError)
 same(get(kept), 7)
 answer = node.command("revoke_by_stamped_headers", headers=["color=red"])
 assert "flagged as revoked" in answer["ok"], answer

@@ -102,21 +102,21 @@ def perform(node):
     # Tasks that are revoked.
     long = [known(send("tasks.sleep", (600,)), f"long {n}") for n in range(2)]
     node.wait_for_ids("active", *long)
-    known(held := send("tasks.add", (1,), {"y": 2}), "held")
-    node.wait_for_ids("reserved", held)
+    known(reserved := send("tasks.add", (1,), {"y": 2}), "reserved")
+    node.wait_for_ids("reserved", reserved)
     known(later := send("tasks.add", (1,), {"y": 2}, countdown=3600), "later")
     node.wait_for_ids("scheduled", later)
     for method in ("active", "reserved", "scheduled"):
         note(f"{method} with tasks", node.inspect(method))
-    found = node.inspect("query_task", long[0].id, held.id, later.id)
+    found = node.inspect("query_task", long[0].id, reserved.id, later.id)
     note("active found", found[long[0].id])
-    note("reserved found", found[held.id])
+    note("reserved found", found[reserved.id])
     note("scheduled found", found[later.id])
-    note("revoked while held", node.control("revoke", held.id))
+    note("revoked while reserved", node.control("revoke", reserved.id))
     note("revoked while it waits", node.control("revoke", later.id))
     note("terminated", node.control("terminate", long[0].id))
     note("revoked by its end", node.control("revoke", long[1].id, terminate=True, signal="SIGKILL"))
-    for result in (held, *long):
+    for result in (reserved, *long):
         monitor.wait("task-revoked", result)
     note("all that is revoked", node.inspect("revoked"))
     note("totals", node.inspect("stats")["total"])
