@@ -11,7 +11,7 @@ use test_servers::RabbitServer;
 use crate::support::{RunLog, RunningWorker, TIMEOUT, blocking, eventually};
 
 /// How long work may take to resume on a machine that is busy with other tests.
-/// It takes two seconds on an idle one; the tests print the times.
+/// The goal on an idle machine is two seconds; the tests print the times.
 pub(super) const RESUME_LIMIT: Duration = Duration::from_secs(10);
 
 /// A server of its own, and the configuration of its programs.
