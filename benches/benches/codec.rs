@@ -1,15 +1,15 @@
-//! Time and allocations of the wire protocol; what is measured, and beside which figures of
-//! others, is said in [`benches::codec`].
+//! Time and allocations of the wire protocol; [`benches::codec`] describes the operations and the
+//! reference figures.
 //!
-//! After criterion's own report comes one table: the median time of each operation, the figure to
-//! compare with and the ratio, and how often the operation allocates.
+//! After criterion's report this benchmark prints a table: the best and median time of each
+//! operation, the reference figure and the ratio, and the allocations.
 
 use std::collections::HashMap;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use benches::codec::reference;
-use benches::{Measure, Name, codec};
+use benches::{Measure, OperationName, codec};
 use criterion::Criterion;
 
 fn main() {
@@ -26,21 +26,21 @@ fn main() {
     print(&timing.times, &allocations());
 }
 
-/// Gives every operation to criterion, and keeps what it measured for the table.
+/// Measures every operation with criterion and stores the times for the table.
 struct Timing {
     criterion: Criterion,
     times: Vec<Time>,
 }
 
-/// Nanoseconds of one operation. On a machine with other work the best is nearer the truth.
+/// The time of one operation in nanoseconds. On a busy machine the best time is more accurate.
 struct Time {
-    name: Name,
+    name: OperationName,
     best: f64,
     median: f64,
 }
 
 impl Measure for Timing {
-    fn measure<T>(&mut self, name: Name, mut operation: impl FnMut() -> T) {
+    fn measure<T>(&mut self, name: OperationName, mut operation: impl FnMut() -> T) {
         let mut samples = Vec::new();
         let mut group = self.criterion.benchmark_group(name.group);
         group.bench_function(&name.case, |bencher| {
@@ -63,10 +63,10 @@ impl Measure for Timing {
     }
 }
 
-/// Allocations and bytes of each operation, as the counting program prints them.
+/// Runs the program `allocations` and returns allocations and bytes by operation.
 fn allocations() -> HashMap<String, (String, String)> {
     let output = Command::new(env!("CARGO_BIN_EXE_allocations")).output();
-    let output = output.expect("the counting program starts");
+    let output = output.expect("the program allocations starts");
     String::from_utf8_lossy(&output.stdout)
         .lines()
         .filter_map(|line| {

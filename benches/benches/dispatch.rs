@@ -1,17 +1,16 @@
-//! What the runtime itself costs: tasks that do nothing, over the in-memory broker.
+//! Overhead of the runtime: no-op tasks over the in-memory broker.
 //!
-//! The messages wait in the queue, encoded, before the clock starts; there is no result backend.
-//! The clock runs from the start of the worker until the last task has run. What is measured for
-//! each task is thus: taking it from the queue, reading headers and body, the state machine of the
-//! delivery, the early or late acknowledgement, binding the arguments, a spawned tokio task, and
-//! the way back of its outcome.
+//! The encoded messages are in the queue before the measurement; there is no result backend. The
+//! time is from the start of the worker to the end of the last task. For each task it includes:
+//! receiving, decoding headers and body, the state machine of the delivery, the early or late
+//! acknowledgement, binding the arguments, a spawned tokio task, and handling its outcome.
 //!
-//! The goal is 500,000 tasks a second on one thread, which is not reached yet.
+//! The goal is 500,000 tasks per second on one thread, which is not reached yet.
 //!
-//! Where the cost goes, in instructions for each task as valgrind counts them (about 19,000 in all,
-//! of which the goal allows less than a half): reading the delivery 4,800 (headers 1,200; body and
+//! Instructions per task as counted by valgrind (about 19,000, more than twice the number that the
+//! goal allows): reading the delivery 4,800 (headers 1,200; body and
 //! arguments 1,600), the driver's events 4,600 (dropping job and entry 2,000; `tokio::spawn` 1,100;
-//! the state machine 700), taking it from the queue 3,000 (cloning the message 1,100), binding and
+//! the state machine 700), receiving 3,000 (cloning the message 1,100), binding and
 //! running 2,200, settling 1,000. Allocation is a fifth of everything, copying an eighth.
 
 use std::sync::Arc;
@@ -24,10 +23,10 @@ use celery_runtime::{App, Broker, Publication, Task};
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 use tokio::runtime::{Builder, Runtime};
 
-/// Tasks in one run of the worker.
+/// The number of tasks in one run of the worker.
 const TASKS: u64 = 100_000;
 
-/// Messages in one publish, before the clock starts.
+/// The number of messages in one call of `publish` before the measurement.
 const BATCH: u64 = 1000;
 
 fn main() {
@@ -37,11 +36,10 @@ fn main() {
     criterion.final_summary();
 }
 
-/// What a worker is asked for: the acknowledgement in words and as an option, and its slots.
+/// A case: the name of the acknowledgement mode, the task with that mode, and the slots.
 type Case = (&'static str, Task<(), ()>, usize);
 
-/// How many no-op tasks does one thread run in a second, by the number of slots and the moment of
-/// the acknowledgement?
+/// Measures the no-op tasks per second of one thread by slots and acknowledgement mode.
 fn one_thread(criterion: &mut Criterion) {
     let runtime = Builder::new_current_thread().enable_all().build();
     let runtime = runtime.expect("a runtime starts");
@@ -66,8 +64,8 @@ fn one_thread(criterion: &mut Criterion) {
     print_processor_time(&runtime, &cases);
 }
 
-/// What does a second thread change? The driver stays on one of them; no-op tasks that move to the
-/// other one cost more than they are worth, tasks that compute gain.
+/// Measures the effect of a second thread. The driver stays on one thread; for no-op tasks the move
+/// to the other thread costs more than it gains, unlike for tasks that compute.
 fn two_threads(criterion: &mut Criterion) {
     let mut runtime = Builder::new_multi_thread();
     let runtime = runtime.worker_threads(2).enable_all().build();
@@ -85,7 +83,7 @@ fn two_threads(criterion: &mut Criterion) {
     }
 }
 
-/// The time of several runs of the worker, without what comes before and after.
+/// Returns the time of several runs of the worker, without setup and shutdown.
 fn measure(runtime: &Runtime, runs: u64, task: Task<(), ()>, slots: usize) -> Duration {
     let one_run = || async {
         let app = App::new(Arc::new(filled_broker().await));
@@ -94,8 +92,8 @@ fn measure(runtime: &Runtime, runs: u64, task: Task<(), ()>, slots: usize) -> Du
     (0..runs).map(|_| runtime.block_on(one_run())).sum()
 }
 
-/// Prints what a task costs on the processor, which does not depend on what else the machine does
-/// meanwhile; where the system does not tell, nothing.
+/// Prints the processor time per task, which does not depend on the load of the machine; prints
+/// nothing where the system does not report it.
 fn print_processor_time(runtime: &Runtime, cases: &[Case]) {
     for (name, task, slots) in cases {
         let one_run = async {
@@ -111,7 +109,7 @@ fn print_processor_time(runtime: &Runtime, cases: &[Case]) {
     }
 }
 
-/// How long this thread has run until now.
+/// Returns the processor time of this thread.
 fn processor_time() -> Option<Duration> {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
     let nanoseconds = text.split(' ').next()?.parse().ok()?;
@@ -123,25 +121,25 @@ async fn filled_broker() -> MemoryBroker {
     for start in (0..TASKS).step_by(BATCH as usize) {
         let batch: Vec<_> = (start..start + BATCH).map(publication).collect();
         for answer in broker.publish(&batch).await {
-            answer.expect("the in-memory broker takes every message");
+            answer.expect("the in-memory broker accepts every message");
         }
     }
     broker
 }
 
-/// A message as a client sends it.
+/// Returns a message like that of a client.
 fn publication(number: u64) -> Publication {
     let body = encode_body(Serializer::Json, &(), &(), &Embed::default());
-    let mut headers = TaskHeaders::new(NOOP.name(), format!("{number:08x}-{ID_REST}"));
+    let mut headers = TaskHeaders::new(NOOP.name(), format!("{number:08x}-{ID_SUFFIX}"));
     headers.argsrepr = Some("()".into());
     headers.kwargsrepr = Some("{}".into());
     headers.origin = Some("gen1@host".into());
-    let body = body.expect("no arguments have a form in JSON");
+    let body = body.expect("empty arguments can be encoded");
     let mut message = Message::task(headers, Serializer::Json, body);
-    message.properties.reply_to = Some(format!("00000000-{ID_REST}"));
+    message.properties.reply_to = Some(format!("00000000-{ID_SUFFIX}"));
     message.properties.priority = Some(0);
     Publication::to_queue(message, "celery")
 }
 
-/// What makes an id as long as a UUID.
-const ID_REST: &str = "f4c9-4600-bd20-96746e720eed";
+/// The suffix that makes an id as long as a UUID.
+const ID_SUFFIX: &str = "f4c9-4600-bd20-96746e720eed";

@@ -1,15 +1,15 @@
-//! One group of very many tasks beside as many plain ones, a second, over a private Redis server
-//! on this machine.
+//! Throughput of one large group compared with the same number of plain tasks, over a private Redis
+//! server on this machine.
 //!
-//! Both take turns, and the tables have the medians, since only ratios mean something: client,
-//! worker and server share the machine's cores.
+//! Both cases alternate, and the tables show medians, because only ratios are meaningful: client,
+//! worker and server share the cores.
 
 use std::env;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use benches::noop::consume;
-use benches::sides::{Side, report};
+use benches::rates::{Rates, print_table};
 use celery::{App, AsyncResult, Config, GroupResult, Task, group};
 use futures_util::future::try_join_all;
 use test_servers::{REDIS_SERVER, RedisServer};
@@ -18,14 +18,14 @@ const TASKS: usize = 100_000;
 
 const ROUNDS: usize = 3;
 
-/// Tasks that the worker runs at a time.
+/// The concurrency of the worker.
 const SLOTS: usize = 256;
 
-/// Plain calls in one round trip, and plain results that are waited for together.
+/// The number of plain calls in one round trip, and of plain results awaited concurrently.
 const BATCH: usize = 1_000;
 
-/// Does nothing, and its result is stored.
-const DONE: Task<(), ()> = Task::new("bench.done").params(&[]);
+/// A task that does nothing and whose result is stored.
+const NOOP_WITH_RESULT: Task<(), ()> = Task::new("bench.done").params(&[]);
 
 #[tokio::main]
 async fn main() {
@@ -35,24 +35,24 @@ async fn main() {
         return;
     }
     let redis = RedisServer::start();
-    let sides = || [Side::new("plain tasks"), Side::new("one group")];
-    let (mut sending, mut running, mut reading) = (sides(), sides(), sides());
+    let rates = || [Rates::new("plain tasks"), Rates::new("one group")];
+    let (mut sending, mut running, mut reading) = (rates(), rates(), rates());
     for _ in 0..ROUNDS {
-        for (side, times) in [plain(&redis).await, grouped(&redis).await]
+        for (case, times) in [plain(&redis).await, grouped(&redis).await]
             .into_iter()
             .enumerate()
         {
-            sending[side].add(TASKS, times.sending);
-            running[side].add(TASKS, times.running);
-            reading[side].add(TASKS, times.reading);
+            sending[case].add(TASKS, times.sending);
+            running[case].add(TASKS, times.running);
+            reading[case].add(TASKS, times.reading);
         }
     }
-    report(&format!("send {TASKS} tasks"), &sending);
-    report(
+    print_table(&format!("send {TASKS} tasks"), &sending);
+    print_table(
         &format!("run {TASKS} tasks and store their results"),
         &running,
     );
-    report(&format!("read {TASKS} results"), &reading);
+    print_table(&format!("read {TASKS} results"), &reading);
 }
 
 struct Times {
@@ -62,51 +62,56 @@ struct Times {
 }
 
 async fn plain(redis: &RedisServer) -> Times {
-    let app = fresh(redis);
+    let app = app_with_empty_server(redis);
     let client = app.client();
-    let begun = Instant::now();
+    let start = Instant::now();
     let mut sent: Vec<AsyncResult<()>> = Vec::with_capacity(TASKS);
     for _ in 0..TASKS / BATCH {
-        for result in client.apply_all((0..BATCH).map(|_| DONE.s(()))).await {
-            sent.push(result.expect("the server takes every message"));
+        for result in client
+            .apply_all((0..BATCH).map(|_| NOOP_WITH_RESULT.s(())))
+            .await
+        {
+            sent.push(result.expect("the server accepts every message"));
         }
     }
-    let sending = begun.elapsed();
-    let running = consume(&app, DONE, TASKS as u64, SLOTS).await;
-    let begun = Instant::now();
-    for some in sent.chunks(BATCH) {
-        let results = try_join_all(some.iter().map(AsyncResult::get)).await;
+    let sending = start.elapsed();
+    let running = consume(&app, NOOP_WITH_RESULT, TASKS as u64, SLOTS).await;
+    let start = Instant::now();
+    for batch in sent.chunks(BATCH) {
+        let results = try_join_all(batch.iter().map(AsyncResult::get)).await;
         results.expect("every task succeeds");
     }
     Times {
         sending,
         running,
-        reading: begun.elapsed(),
+        reading: start.elapsed(),
     }
 }
 
 async fn grouped(redis: &RedisServer) -> Times {
-    let app = fresh(redis);
+    let app = app_with_empty_server(redis);
     let client = app.client();
-    let begun = Instant::now();
-    let sent = client.apply(group((0..TASKS).map(|_| DONE.s(())))).await;
-    let sent: GroupResult<Vec<()>> = sent.expect("the server takes every message");
-    let sending = begun.elapsed();
-    let running = consume(&app, DONE, TASKS as u64, SLOTS).await;
-    let begun = Instant::now();
+    let start = Instant::now();
+    let sent = client
+        .apply(group((0..TASKS).map(|_| NOOP_WITH_RESULT.s(()))))
+        .await;
+    let sent: GroupResult<Vec<()>> = sent.expect("the server accepts every message");
+    let sending = start.elapsed();
+    let running = consume(&app, NOOP_WITH_RESULT, TASKS as u64, SLOTS).await;
+    let start = Instant::now();
     let results = sent.get().await.expect("every task succeeds");
     assert_eq!(results.len(), TASKS);
     Times {
         sending,
         running,
-        reading: begun.elapsed(),
+        reading: start.elapsed(),
     }
 }
 
-fn fresh(redis: &RedisServer) -> App {
+fn app_with_empty_server(redis: &RedisServer) -> App {
     redis.command(&["FLUSHALL"]);
     let config = Config::new()
         .broker_url(redis.url())
         .result_backend(redis.url());
-    celery::connect(config).expect("the server's URL is one of Redis")
+    celery::connect(config).expect("the URL is valid")
 }

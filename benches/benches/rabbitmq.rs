@@ -1,18 +1,18 @@
-//! Messages a second through a private RabbitMQ on this machine: this library beside a bare loop
-//! over lapin that asks the server for the same, and beside aio-celery.
+//! Messages per second over a private RabbitMQ on this machine: this library compared with a plain
+//! lapin loop with the same server settings, and with aio-celery.
 //!
-//! Server and clients share the machine's cores, and other programs disturb them, so that only
-//! ratios mean something. All sides therefore take turns, round after round, and the table has
-//! the medians. That is why this bench does not use criterion, which measures one after the other.
+//! Server and clients share the cores with other programs, so only ratios are meaningful. The cases
+//! alternate round by round, and the table shows medians. Criterion is not used because it measures
+//! one case after the other.
 //!
-//! A round of publishing ends when the server has all of its messages in the queue.
+//! A round of publishing ends when all messages are in the queue.
 
 use std::env;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use benches::sides::{Side, report};
+use benches::rates::{Rates, print_table};
 use bytes::Bytes;
 use celery::{App, Config, Task};
 use celery_broker_amqp::{AmqpBroker, AmqpOptions};
@@ -28,24 +28,24 @@ use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use serde_json::json;
 use test_servers::{PYTHON, RABBITMQ_SERVER, RabbitServer};
 
-/// Messages of a round.
+/// The number of messages of a round.
 const MESSAGES: usize = 10_000;
 
-/// Those of the rounds beside aio-celery, as many as in the first example of its README.
+/// The number of messages of a round with aio-celery, as in the first example of its README.
 const AIO_MESSAGES: usize = 50_000;
 
 const ROUNDS: usize = 7;
 
 const AIO_ROUNDS: usize = 3;
 
-/// Messages on their way at the same time.
+/// The maximum number of unconfirmed messages.
 const WINDOW: usize = 1000;
 
-/// Deliveries that the server pushes ahead.
+/// The prefetch count.
 const PREFETCH: u16 = 256;
 
-/// Bytes of a message's body.
-const BODY: usize = 700;
+/// The size of a message's body in bytes.
+const BODY_SIZE: usize = 700;
 
 const QUEUE: &str = "bench";
 
@@ -57,70 +57,70 @@ const ADD: Task<(i64, i64), i64> = Task::new("tasks.add")
 #[tokio::main]
 async fn main() {
     if RabbitServer::program().is_none() {
-        println!("skipped: there is no rabbitmq-server, neither on PATH nor in {RABBITMQ_SERVER}");
+        println!("skipped: no rabbitmq-server on PATH or in {RABBITMQ_SERVER}");
         return;
     }
     let server = RabbitServer::start();
     let bench = Bench {
         url: server.url(),
-        eye: Eye::open(&server.url()).await,
+        queue: QueueMonitor::open(&server.url()).await,
     };
-    bench.publishing().await;
-    bench.consuming().await;
-    bench.beside_aio_celery().await;
+    bench.compare_publishing().await;
+    bench.compare_consuming().await;
+    bench.compare_aio_celery().await;
 }
 
 struct Bench {
     url: String,
-    eye: Eye,
+    queue: QueueMonitor,
 }
 
 impl Bench {
-    async fn publishing(&self) {
-        for (title, confirms) in [("with confirms", true), ("without confirms", false)] {
-            let mut bare = Side::new("bare lapin");
-            let mut ours = Side::new("this library");
+    async fn compare_publishing(&self) {
+        for (mode, confirms) in [("with confirms", true), ("without confirms", false)] {
+            let mut plain = Rates::new("plain lapin");
+            let mut ours = Rates::new("this library");
             for _ in 0..ROUNDS {
-                bare.add(MESSAGES, self.publish_bare(confirms).await);
+                plain.add(MESSAGES, self.publish_plain(confirms).await);
                 ours.add(MESSAGES, self.publish_ours(confirms).await);
             }
-            let what = format!("publish {MESSAGES} messages of {BODY} bytes, {title}");
-            report(&what, &[bare, ours]);
+            let title = format!("publish {MESSAGES} messages of {BODY_SIZE} bytes, {mode}");
+            print_table(&title, &[plain, ours]);
         }
     }
 
-    async fn consuming(&self) {
-        let mut bare = Side::new("bare lapin");
-        let mut ours = Side::new("this library");
+    async fn compare_consuming(&self) {
+        let mut plain = Rates::new("plain lapin");
+        let mut ours = Rates::new("this library");
         for _ in 0..ROUNDS {
             self.publish_ours(true).await;
-            bare.add(MESSAGES, self.consume_bare().await);
+            plain.add(MESSAGES, self.consume_plain().await);
             self.publish_ours(true).await;
             ours.add(MESSAGES, self.consume_ours().await);
         }
-        let what = format!("consume and acknowledge {MESSAGES} messages of {BODY} bytes");
-        report(&what, &[bare, ours]);
+        let title = format!("consume and acknowledge {MESSAGES} messages of {BODY_SIZE} bytes");
+        print_table(&title, &[plain, ours]);
     }
 
-    async fn beside_aio_celery(&self) {
+    async fn compare_aio_celery(&self) {
         let Some(python) = env::var_os(PYTHON) else {
-            println!("aio-celery is skipped: {PYTHON} is not set; `cargo xtask bench` sets it");
+            println!("skipped: aio-celery: {PYTHON} is not set; `cargo xtask bench` sets it");
             return;
         };
-        let mut theirs = Side::new("aio-celery");
-        let mut confirmed = Side::new("this library, with confirms");
-        let mut unconfirmed = Side::new("this library, without confirms");
+        let mut theirs = Rates::new("aio-celery");
+        let mut confirmed = Rates::new("this library, with confirms");
+        let mut unconfirmed = Rates::new("this library, without confirms");
         for _ in 0..AIO_ROUNDS {
             theirs.add(AIO_MESSAGES, self.publish_aio(&python).await);
             confirmed.add(AIO_MESSAGES, self.call(true).await);
             unconfirmed.add(AIO_MESSAGES, self.call(false).await);
         }
-        let what = format!("call a task {AIO_MESSAGES} times");
-        report(&what, &[theirs, confirmed, unconfirmed]);
+        let title = format!("call a task {AIO_MESSAGES} times");
+        print_table(&title, &[theirs, confirmed, unconfirmed]);
     }
 
-    async fn publish_bare(&self, confirms: bool) -> Duration {
-        self.eye.empty().await;
+    async fn publish_plain(&self, confirms: bool) -> Duration {
+        self.queue.recreate().await;
         let channel = channel(&self.url).await;
         if confirms {
             let options = ConfirmSelectOptions::default();
@@ -130,8 +130,8 @@ impl Bench {
             mandatory: confirms,
             ..BasicPublishOptions::default()
         };
-        let (properties, body) = (bare_properties(), vec![b'x'; BODY]);
-        let mut flying = std::collections::VecDeque::new();
+        let (properties, body) = (plain_properties(), vec![b'x'; BODY_SIZE]);
+        let mut unconfirmed = std::collections::VecDeque::new();
         let start = Instant::now();
         for _ in 0..MESSAGES {
             let confirm = channel
@@ -139,36 +139,40 @@ impl Bench {
                 .await
                 .expect("sent");
             if confirms {
-                flying.push_back(confirm);
+                unconfirmed.push_back(confirm);
             }
-            if flying.len() >= WINDOW {
-                flying.pop_front().expect("one").await.expect("confirmed");
+            if unconfirmed.len() >= WINDOW {
+                unconfirmed
+                    .pop_front()
+                    .expect("one")
+                    .await
+                    .expect("confirmed");
             }
         }
-        for confirm in flying {
+        for confirm in unconfirmed {
             confirm.await.expect("confirmed");
         }
-        self.eye.sees(MESSAGES).await;
+        self.queue.wait_for(MESSAGES).await;
         start.elapsed()
     }
 
     async fn publish_ours(&self, confirms: bool) -> Duration {
-        self.eye.empty().await;
+        self.queue.recreate().await;
         let broker = self.broker(confirms);
-        // In one call, which has about as many on their way as the bare loop.
+        // One call keeps about as many messages unconfirmed as the plain loop.
         let batch = vec![publication(); MESSAGES];
         broker.depth(&Queue::new(QUEUE)).await.expect("connected");
         let start = Instant::now();
-        for answer in broker.publish(&batch).await {
-            answer.expect("taken");
+        for result in broker.publish(&batch).await {
+            result.expect("accepted");
         }
-        self.eye.sees(MESSAGES).await;
+        self.queue.wait_for(MESSAGES).await;
         let time = start.elapsed();
         broker.close().await;
         time
     }
 
-    async fn consume_bare(&self) -> Duration {
+    async fn consume_plain(&self) -> Duration {
         let channel = channel(&self.url).await;
         let qos = BasicQosOptions::default();
         channel.basic_qos(PREFETCH, qos).await.expect("qos");
@@ -194,9 +198,13 @@ impl Bench {
         while count < MESSAGES {
             let deliveries = consumer.receive(PREFETCH.into()).await.expect("deliveries");
             count += deliveries.len();
-            let acks = deliveries.into_iter().map(|one| Settlement::Ack(one.tag));
+            let acks = deliveries
+                .into_iter()
+                .map(|delivery| Settlement::Ack(delivery.tag));
             let acks: Vec<_> = acks.collect();
-            consumer.settle(&acks).await.expect("acknowledged");
+            for settled in consumer.settle(&acks).await {
+                settled.expect("acknowledged");
+            }
         }
         let time = start.elapsed();
         broker.close().await;
@@ -204,12 +212,12 @@ impl Bench {
     }
 
     async fn publish_aio(&self, python: &std::ffi::OsStr) -> Duration {
-        self.eye.empty().await;
+        self.queue.recreate().await;
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/python/aio_publish.py");
         let mut command = Command::new(python);
         command.args([script, &self.url, &AIO_MESSAGES.to_string(), QUEUE]);
         let printed = tokio::task::spawn_blocking(move || command.output());
-        self.eye.sees(AIO_MESSAGES).await;
+        self.queue.wait_for(AIO_MESSAGES).await;
         let end = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .expect("after 1970");
@@ -221,9 +229,9 @@ impl Bench {
         end.saturating_sub(Duration::from_secs_f64(begin))
     }
 
-    /// Calls a task by a client, in batches.
+    /// Calls a task with a client in batches.
     async fn call(&self, confirms: bool) -> Duration {
-        self.eye.empty().await;
+        self.queue.recreate().await;
         let app = App::new(Arc::new(self.broker(confirms))).with_config(Config::new());
         let client = app.client();
         app.broker()
@@ -237,33 +245,34 @@ impl Bench {
                 ADD.s((number, number))
             });
             for sent in client.apply_all(calls).await {
-                sent.expect("taken");
+                sent.expect("accepted");
             }
         }
-        self.eye.sees(AIO_MESSAGES).await;
+        self.queue.wait_for(AIO_MESSAGES).await;
         let time = start.elapsed();
         app.close().await;
         time
     }
 
     fn broker(&self, confirms: bool) -> AmqpBroker {
-        let given = json!({"confirm_publish": confirms});
-        let options = AmqpOptions::parse(&self.url)
-            .and_then(|options| options.transport_options(given.as_object().expect("an object")));
-        AmqpBroker::new(options.expect("the server's own URL"))
+        let transport_options = json!({"confirm_publish": confirms});
+        let options = AmqpOptions::parse(&self.url).and_then(|options| {
+            options.transport_options(transport_options.as_object().expect("an object"))
+        });
+        AmqpBroker::new(options.expect("the URL is valid"))
     }
 }
 
-/// Sees how many messages the server has.
-struct Eye(Channel);
+/// Counts the messages in the queue.
+struct QueueMonitor(Channel);
 
-impl Eye {
+impl QueueMonitor {
     async fn open(url: &str) -> Self {
         Self(channel(url).await)
     }
 
-    /// Makes the queue anew.
-    async fn empty(&self) {
+    /// Deletes and declares the queue.
+    async fn recreate(&self) {
         let deleted = self
             .0
             .queue_delete(QUEUE.into(), QueueDeleteOptions::default());
@@ -271,7 +280,7 @@ impl Eye {
         self.count().await;
     }
 
-    async fn sees(&self, messages: usize) {
+    async fn wait_for(&self, messages: usize) {
         while self.count().await < messages {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -293,7 +302,7 @@ async fn channel(url: &str) -> Channel {
     let connection = Connection::connect(url, properties)
         .await
         .expect("connected");
-    // The channel keeps its connection.
+    // The channel keeps the connection open.
     connection.create_channel().await.expect("a channel")
 }
 
@@ -304,13 +313,13 @@ fn publication() -> Publication {
     let mut properties = Properties::default();
     properties.correlation_id = Some("4ea7b1b5-8e8b-4a3d-a2ea-2d0e2a2c7b4f".to_owned());
     properties.priority = Some(0);
-    let body = Bytes::from(vec![b'x'; BODY]);
+    let body = Bytes::from(vec![b'x'; BODY_SIZE]);
     let message = Message::new(Headers::from_task(headers), properties, body);
     Publication::to_queue(message, QUEUE)
 }
 
-/// What [`publication`] has, as lapin wants it.
-fn bare_properties() -> BasicProperties {
+/// Returns the properties and headers of [`publication`] for lapin.
+fn plain_properties() -> BasicProperties {
     use lapin::types::AMQPValue::{FieldArray, LongInt, LongString, Void};
 
     let id = "4ea7b1b5-8e8b-4a3d-a2ea-2d0e2a2c7b4f";

@@ -1,8 +1,8 @@
-//! Messages a second through a private Redis server on this machine, one client or one worker at
-//! a time. `cargo xtask bench --peers` puts the same beside Python Celery.
+//! Messages per second over a private Redis server on this machine, with one client or one worker
+//! at a time. `cargo xtask bench --comparison` compares with Python Celery.
 //!
-//! Client, worker and server share the machine's cores, so these figures are for comparing two
-//! commits on one machine, and for nothing else.
+//! Client, worker and server share the cores, so the figures only serve to compare two commits on
+//! one machine.
 
 use std::env;
 use std::process::Command;
@@ -14,10 +14,10 @@ use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 use test_servers::{REDIS_SERVER, RedisServer};
 use tokio::runtime::{Builder, Runtime};
 
-/// Calls in one round trip.
+/// The number of calls in one round trip.
 const BATCH: u64 = 100;
 
-/// Tasks in one run of the worker.
+/// The number of tasks in one run of the worker.
 const TASKS: u64 = 20_000;
 
 fn main() {
@@ -43,18 +43,18 @@ struct Bench {
 }
 
 impl Bench {
-    /// How many calls does one client send in a second, one after the other and in batches?
+    /// Measures the calls per second of one client, one by one and in batches.
     fn publish(&self, criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group("throughput, publish");
         for (name, batch) in [("one by one", 1), ("batches of 100", BATCH)] {
             group.throughput(Throughput::Elements(batch));
             group.bench_function(name, |bencher| {
-                bencher.iter_custom(|rounds| self.published(rounds, batch));
+                bencher.iter_custom(|rounds| self.time_to_publish(rounds, batch));
             });
         }
     }
 
-    /// How many tasks that do nothing does one worker take from a full queue and run in a second?
+    /// Measures the no-op tasks per second of one worker with a full queue.
     fn consume(&self, criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group("throughput, consume");
         group.sampling_mode(SamplingMode::Flat).sample_size(10);
@@ -66,7 +66,7 @@ impl Bench {
             group.bench_function(BenchmarkId::new(name, "256 slots"), |bencher| {
                 bencher.iter_custom(|runs| {
                     let one_run = |_| {
-                        self.published(TASKS / BATCH, BATCH);
+                        self.time_to_publish(TASKS / BATCH, BATCH);
                         self.runtime
                             .block_on(consume(&self.app(), task, TASKS, 256))
                     };
@@ -76,12 +76,12 @@ impl Bench {
         }
     }
 
-    /// Sends batches into an empty server, and says how long that took.
-    fn published(&self, rounds: u64, batch: u64) -> Duration {
+    /// Sends batches to an empty server and returns the time.
+    fn time_to_publish(&self, rounds: u64, batch: u64) -> Duration {
         self.redis.command(&["FLUSHALL"]);
         let client = self.app().client();
         self.runtime.block_on(async {
-            // The first call connects.
+            // Connects before the measurement.
             send(&client, 0).await;
             let start = Instant::now();
             for _ in 0..rounds {
@@ -93,12 +93,12 @@ impl Bench {
 
     fn app(&self) -> App {
         let config = Config::new().broker_url(self.redis.url());
-        celery::connect(config).expect("the server's URL is one of Redis")
+        celery::connect(config).expect("the URL is valid")
     }
 }
 
 async fn send(client: &Client, batch: u64) {
     for result in client.apply_all((0..batch).map(|_| NOOP.s(()))).await {
-        result.expect("the server takes every message");
+        result.expect("the server accepts every message");
     }
 }

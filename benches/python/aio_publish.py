@@ -1,7 +1,7 @@
 """Publishes additions with aio-celery: aio_publish.py URL NUMBER QUEUE
 
-All at once, as the first example of its README does. Prints the time of the first call, in
-seconds since 1970; when the broker has the last message is for the caller to see.
+All calls run concurrently, as in the first example of its README. Prints the time of the first
+call in seconds since 1970; the caller measures when the broker has the last message.
 """
 
 import asyncio

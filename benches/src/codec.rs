@@ -1,4 +1,4 @@
-//! The operations of the wire protocol.
+//! Operations of the wire protocol.
 
 use std::hint::black_box;
 
@@ -11,24 +11,24 @@ use celery_protocol::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{Measure, Name};
+use crate::{Measure, OperationName};
 
-/// Task and id of the Go client's own benches, so that the figures compare.
+/// The task and id of the Go client's benchmarks, so that the figures are comparable.
 const TASK: &str = "myproject.apps.myapp.tasks.mytask";
 const ID: &str = "0ad73c66-f4c9-4600-bd20-96746e720eed";
 
-/// Protocol 1 of the Go client always has an ETA.
+/// The ETA: the Go client always sets one with protocol 1.
 const ETA: &str = "2009-11-17T12:30:56Z";
 
-/// What a body may unpack to.
-const LIMIT: usize = 1 << 20;
+/// The maximum size of a decompressed body.
+const BODY_LIMIT: usize = 1 << 20;
 
 const QUEUE: Route<'static> = Route {
     exchange: "",
     routing_key: "celery",
 };
 
-/// Shows every operation to `measure`.
+/// Passes every operation to `measure`.
 pub fn all(measure: &mut impl Measure) {
     encode_v2(measure);
     encode_v1(measure);
@@ -40,12 +40,12 @@ pub fn all(measure: &mut impl Measure) {
     compressions(measure);
 }
 
-/// What others take for the same, in nanoseconds on a machine like the one that the first figures
-/// of this project are from: the Go client for bodies, an earlier Rust crate for whole messages.
+/// Returns the time of other implementations in nanoseconds, measured on a machine similar to that
+/// of this project's first figures: the Go client for bodies, an earlier Rust crate for messages.
 ///
-/// Go's times include base64. That of a body of protocol 2 without parameters is a constant in
-/// both, so there is nothing to compare.
-pub fn reference(name: &Name) -> Option<f64> {
+/// The times of Go include base64. A body of protocol 2 without parameters is a constant in both
+/// implementations, so there is no time for it.
+pub fn reference(name: &OperationName) -> Option<f64> {
     const TIMES: [(&str, &str, f64); 9] = [
         ("encode v2", "args", 477.0),
         ("encode v2", "kwargs", 594.0),
@@ -63,7 +63,7 @@ pub fn reference(name: &Name) -> Option<f64> {
     Some(row.2)
 }
 
-/// The keyword arguments of the Go client's benches: `{"b": "bazz"}`.
+/// The keyword arguments of the Go client's benchmarks: `{"b": "bazz"}`.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Kwargs<'a> {
     b: &'a str,
@@ -72,15 +72,15 @@ struct Kwargs<'a> {
 const ARGS: (&str,) = ("fizz",);
 const KWARGS: Kwargs<'static> = Kwargs { b: "bazz" };
 
-/// How long does writing a body of protocol 2 take?
+/// Measures encoding a body of protocol 2.
 ///
-/// The Go client publishes 477 ns for positional, 594 for keyword and 826 for both kinds of
-/// arguments, base64 included, with 4 to 10 allocations; without any it takes a constant. Ours
-/// writes base64 later, straight into the envelope. The goal is a fifth of Go's time and one
-/// allocation.
+/// The published times of the Go client are 477 ns for positional, 594 ns for keyword and 826 ns
+/// for both kinds of arguments, including base64, with 4 to 10 allocations; without arguments it
+/// uses a constant. This project writes base64 later, directly into the envelope. The goal is a
+/// fifth of Go's time and one allocation.
 pub fn encode_v2(measure: &mut impl Measure) {
     let mut case = |case, operation: fn() -> Vec<u8>| {
-        measure.measure(Name::new("encode v2", case), operation);
+        measure.measure(OperationName::new("encode v2", case), operation);
     };
     case("no params", || v2(&(), &()));
     case("args", || v2(&ARGS, &()));
@@ -88,16 +88,16 @@ pub fn encode_v2(measure: &mut impl Measure) {
     case("args and kwargs", || v2(&ARGS, &KWARGS));
 }
 
-/// The same for protocol 1, whose body holds the headers as well.
+/// Measures encoding a body of protocol 1, which contains the headers.
 ///
-/// The Go client publishes 925 ns without arguments, 1022 for positional, 1395 for keyword and
-/// 1534 for both kinds, base64 included. The goal is a sixth.
+/// The published times of the Go client are 925 ns without arguments, 1022 ns for positional,
+/// 1395 ns for keyword and 1534 ns for both kinds, including base64. The goal is a sixth.
 pub fn encode_v1(measure: &mut impl Measure) {
     let mut headers = TaskHeaders::new(TASK, ID);
     headers.eta = Some(ETA.into());
     let headers = &headers;
     let mut case = |case, operation: &dyn Fn() -> Vec<u8>| {
-        measure.measure(Name::new("encode v1", case), operation);
+        measure.measure(OperationName::new("encode v1", case), operation);
     };
     case("no params", &|| v1(headers, &(), &()));
     case("args", &|| v1(headers, &ARGS, &()));
@@ -105,15 +105,17 @@ pub fn encode_v1(measure: &mut impl Measure) {
     case("args and kwargs", &|| v1(headers, &ARGS, &KWARGS));
 }
 
-/// How long does it take from the bytes of a body of protocol 2 to arguments of their own types?
+/// Measures decoding a body of protocol 2 into typed arguments.
 pub fn decode_v2(measure: &mut impl Measure) {
     let mut headers = TaskHeaders::new(TASK, ID);
     headers.argsrepr = Some("('fizz',)".into());
     let mut case = |case, body| {
         let message = Message::task(headers.clone(), Serializer::Json, body);
-        measure.measure(Name::new("decode v2", case), || {
-            let payload = message.payload(&Accept::json(), LIMIT).expect(WELL_FORMED);
-            typed(&payload.body().expect(WELL_FORMED));
+        measure.measure(OperationName::new("decode v2", case), || {
+            let payload = message
+                .payload(&Accept::json(), BODY_LIMIT)
+                .expect(WELL_FORMED);
+            decode_arguments(&payload.body().expect(WELL_FORMED));
         });
     };
     case("no params", v2(&(), &()));
@@ -122,16 +124,18 @@ pub fn decode_v2(measure: &mut impl Measure) {
     case("args and kwargs", v2(&ARGS, &KWARGS));
 }
 
-/// The same for protocol 1, the headers included, since they are in the body.
+/// Measures decoding a body of protocol 1 into headers and typed arguments.
 pub fn decode_v1(measure: &mut impl Measure) {
     let mut headers = TaskHeaders::new(TASK, ID);
     headers.eta = Some(ETA.into());
     let mut case = |case, body: Vec<u8>| {
         let message = Message::new(Headers::empty(), Properties::default(), body);
-        measure.measure(Name::new("decode v1", case), || {
-            let payload = message.payload(&Accept::json(), LIMIT).expect(WELL_FORMED);
+        measure.measure(OperationName::new("decode v1", case), || {
+            let payload = message
+                .payload(&Accept::json(), BODY_LIMIT)
+                .expect(WELL_FORMED);
             let (headers, body) = payload.task_v1().expect(WELL_FORMED);
-            typed(&body);
+            decode_arguments(&body);
             headers.retries
         });
     };
@@ -141,30 +145,30 @@ pub fn decode_v1(measure: &mut impl Measure) {
     case("args and kwargs", v1(&headers, &ARGS, &KWARGS));
 }
 
-/// How long does a client take to build what it sends: headers, body and Redis envelope of
-/// `tasks.add(2, 3)`?
+/// Measures building a message in a client: headers, body and Redis envelope of `tasks.add(2, 3)`.
 ///
-/// An earlier Rust crate takes 3.1 µs, ids included, and Python 30 µs. The goal is 1.2 µs.
+/// An earlier Rust crate takes 3.1 µs, including ids, and Python 30 µs. The goal is 1.2 µs.
 pub fn build(measure: &mut impl Measure) {
-    measure.measure(Name::new("build", "with given ids"), || {
+    measure.measure(OperationName::new("build", "with given ids"), || {
         envelope(black_box(ID).to_owned(), black_box(TAG))
     });
-    measure.measure(Name::new("build", "with fresh ids"), || {
+    measure.measure(OperationName::new("build", "with fresh ids"), || {
         envelope(Uuid::new_v4().to_string(), &Uuid::new_v4().to_string())
     });
 }
 
-/// How long does a worker take from what it got from Redis to the arguments in their own types:
-/// envelope, headers, body?
+/// Measures parsing a message in a worker: from the bytes in Redis to typed arguments.
 ///
 /// The goal is 1 µs.
 pub fn parse(measure: &mut impl Measure) {
-    let ours = Bytes::from(envelope(ID.to_owned(), TAG));
-    let cases = [("from Rust", ours), ("from Python", from_python())];
+    let from_rust = Bytes::from(envelope(ID.to_owned(), TAG));
+    let cases = [("from Rust", from_rust), ("from Python", from_python())];
     for (case, envelope) in cases {
-        measure.measure(Name::new("parse", case), || {
+        measure.measure(OperationName::new("parse", case), || {
             let message = kombu::decode(black_box(&envelope)).expect(WELL_FORMED);
-            let payload = message.payload(&Accept::json(), LIMIT).expect(WELL_FORMED);
+            let payload = message
+                .payload(&Accept::json(), BODY_LIMIT)
+                .expect(WELL_FORMED);
             let (headers, body) = payload.task().expect(WELL_FORMED);
             let arguments = body.arguments().expect(WELL_FORMED);
             let x: i64 = arguments.positional[0].decode().expect(WELL_FORMED);
@@ -174,21 +178,25 @@ pub fn parse(measure: &mut impl Measure) {
     }
 }
 
-/// What do the serializers cost beside each other, on a document of about 1 KiB?
+/// Compares the serializers with a document of about 1 KiB.
 pub fn serializers(measure: &mut impl Measure) {
     let order = Order::sample(4711);
     for serializer in [Serializer::Json, Serializer::MsgPack, Serializer::Yaml] {
         let name = serializer.name();
         let bytes = serializer.encode(&order).expect(WELL_FORMED);
-        measure.measure(Name::new("serializers", format!("{name} encode")), || {
-            serializer.encode(black_box(&order)).expect(WELL_FORMED)
-        });
-        measure.measure(Name::new("serializers", format!("{name} decode")), || {
-            let order: Order = serializer.decode(black_box(&bytes)).expect(WELL_FORMED);
-            order
-        });
         measure.measure(
-            Name::new("serializers", format!("{name} decode untyped")),
+            OperationName::new("serializers", format!("{name} encode")),
+            || serializer.encode(black_box(&order)).expect(WELL_FORMED),
+        );
+        measure.measure(
+            OperationName::new("serializers", format!("{name} decode")),
+            || {
+                let order: Order = serializer.decode(black_box(&bytes)).expect(WELL_FORMED);
+                order
+            },
+        );
+        measure.measure(
+            OperationName::new("serializers", format!("{name} decode untyped")),
             || {
                 let value: Value = serializer.decode(black_box(&bytes)).expect(WELL_FORMED);
                 value
@@ -197,21 +205,26 @@ pub fn serializers(measure: &mut impl Measure) {
     }
 }
 
-/// What do the compressions cost beside each other, on a body of 10 KiB?
+/// Compares the compressions with a body of 10 KiB.
 pub fn compressions(measure: &mut impl Measure) {
-    let body = body_of(10 << 10);
+    let body = body_of_size(10 << 10);
     for compression in Compression::all() {
         let name = compression.name();
         let packed = compression.compress(&body).expect(WELL_FORMED);
         let share = 100 * packed.len() / body.len();
         measure.measure(
-            Name::new("compressions", format!("{name} to {share} percent")),
+            OperationName::new("compressions", format!("{name} to {share} percent")),
             || compression.compress(black_box(&body)).expect(WELL_FORMED),
         );
-        measure.measure(Name::new("compressions", format!("{name} back")), || {
-            let packed = black_box(&packed);
-            compression.decompress(packed, LIMIT).expect(WELL_FORMED)
-        });
+        measure.measure(
+            OperationName::new("compressions", format!("{name} back")),
+            || {
+                let packed = black_box(&packed);
+                compression
+                    .decompress(packed, BODY_LIMIT)
+                    .expect(WELL_FORMED)
+            },
+        );
     }
 }
 
@@ -229,8 +242,8 @@ fn v1<A: Serialize, K: Serialize>(headers: &TaskHeaders<'_>, args: &A, kwargs: &
     v1::encode_body(Serializer::Json, headers, args, kwargs, &embed, true).expect(WELL_FORMED)
 }
 
-/// Decodes the arguments as a task takes them: whichever of `"fizz"` and `b="bazz"` are there.
-fn typed(body: &Body<'_>) {
+/// Decodes the arguments like a task: `"fizz"` and `b="bazz"`, each if present.
+fn decode_arguments(body: &Body<'_>) {
     let arguments = body.arguments().expect(WELL_FORMED);
     let keyword = arguments.keyword.iter().find(|(name, _)| name == "b");
     let positional = arguments.positional.first();
@@ -239,7 +252,7 @@ fn typed(body: &Body<'_>) {
     }
 }
 
-/// `tasks.add(2, 3)` as a client sends it.
+/// Returns the Redis envelope of `tasks.add(2, 3)`.
 fn envelope(id: String, tag: &str) -> Vec<u8> {
     let args = black_box((2, 3));
     let body = encode_body(Serializer::Json, &args, &(), &Embed::default()).expect(WELL_FORMED);
@@ -253,7 +266,7 @@ fn envelope(id: String, tag: &str) -> Vec<u8> {
     kombu::encode(&message, QUEUE, tag).expect(WELL_FORMED)
 }
 
-/// The same call as Python Celery sends it, recorded.
+/// Returns the recorded envelope of Python Celery for `tasks.add(2, 3)`.
 fn from_python() -> Bytes {
     const FIXTURE: &str = include_str!("../../celery-protocol/fixtures/v2-json-args.json");
     let fixture: Value = Serializer::Json
@@ -263,7 +276,7 @@ fn from_python() -> Bytes {
     Bytes::copy_from_slice(envelope.expect(WELL_FORMED).as_bytes())
 }
 
-/// An argument of the usual kind: texts, numbers, a list, nothing of a size of its own.
+/// A typical argument: texts, numbers and a list.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Order {
     id: u64,
@@ -284,9 +297,9 @@ struct Line {
 impl Order {
     fn sample(id: u64) -> Self {
         let line = |number: u32| Line {
-            article: format!("article {:x}", scattered(id + u64::from(number))),
+            article: format!("article {:x}", pseudo_random(id + u64::from(number))),
             count: number,
-            price: (scattered(id * u64::from(number)) % 10_000) as f64 / 100.0,
+            price: (pseudo_random(id * u64::from(number)) % 10_000) as f64 / 100.0,
         };
         Self {
             id,
@@ -299,15 +312,15 @@ impl Order {
     }
 }
 
-/// Digits without a pattern, always the same ones (the finalizer of SplitMix64).
-fn scattered(seed: u64) -> u64 {
+/// Returns a deterministic pseudo-random number (the finalizer of SplitMix64).
+fn pseudo_random(seed: u64) -> u64 {
     let seed = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let seed = (seed ^ (seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     (seed ^ (seed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb) >> 31
 }
 
-/// A body of about this size: one list of orders.
-fn body_of(size: usize) -> Vec<u8> {
+/// Returns a body of about this size: a list of orders.
+fn body_of_size(size: usize) -> Vec<u8> {
     let mut orders = Vec::new();
     loop {
         orders.push(Order::sample(orders.len() as u64));

@@ -1,30 +1,31 @@
-//! What the benches measure, so that time and allocations are taken of the same operations.
+//! The operations that the benchmarks measure, shared so that time and allocations are measured of
+//! the same operations.
 //!
-//! Start at [`codec::all`]: it shows every operation of the wire protocol to a [`Measure`].
-//! `benches/codec.rs` takes their time, `src/bin/allocations.rs` counts their allocations.
+//! Read first: [`codec::all`], which passes every operation of the wire protocol to a [`Measure`].
+//! `benches/codec.rs` measures the time, `src/bin/allocations.rs` counts the allocations.
 
 pub mod codec;
 pub mod noop;
-pub mod sides;
+pub mod rates;
 
-/// Takes the measure of operations.
+/// Measures operations.
 pub trait Measure {
-    /// Measures one operation, which may be run any number of times.
-    fn measure<T>(&mut self, name: Name, operation: impl FnMut() -> T);
+    /// Measures one operation, which may run any number of times.
+    fn measure<T>(&mut self, name: OperationName, operation: impl FnMut() -> T);
 }
 
-/// Names an operation: its group, and its place in the group.
+/// The name of an operation: group and case.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[expect(clippy::exhaustive_structs, reason = "nobody outside uses it")]
-pub struct Name {
-    /// The question that it helps to answer.
+#[expect(clippy::exhaustive_structs, reason = "only the benchmarks use it")]
+pub struct OperationName {
+    /// The group, which answers one question.
     pub group: &'static str,
-    /// What tells it from others of the group.
+    /// The case within the group.
     pub case: String,
 }
 
-impl Name {
-    /// An operation of a group.
+impl OperationName {
+    /// Creates the name of a case of a group.
     pub fn new(group: &'static str, case: impl Into<String>) -> Self {
         Self {
             group,
@@ -33,7 +34,7 @@ impl Name {
     }
 }
 
-impl std::fmt::Display for Name {
+impl std::fmt::Display for OperationName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.group, self.case)
     }

@@ -1,4 +1,12 @@
--- Adds one to a counter that dies some milliseconds after its first count.
-local count = redis.call('INCR', KEYS[1])
-if count == 1 then redis.call('PEXPIRE', KEYS[1], ARGV[1]) end
+-- Increments a counter that expires a fixed time after its first increment.
+--
+-- KEYS[1]  counter  string
+-- ARGV[1]  ttl      milliseconds
+-- Returns the new count.
+
+local counter = KEYS[1]
+local ttl = ARGV[1]
+
+local count = redis.call('INCR', counter)
+if count == 1 then redis.call('PEXPIRE', counter, ttl) end
 return count

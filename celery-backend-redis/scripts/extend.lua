@@ -1,3 +1,12 @@
--- Lets a key that holds the value that is given live for some milliseconds.
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+-- Sets the time to live of a key if it holds the given value.
+--
+-- KEYS[1]  key    string
+-- ARGV[1]  value  expected content of the key
+-- ARGV[2]  ttl    milliseconds
+-- Returns 1 if the time to live was set, else 0.
+
+local key = KEYS[1]
+local value, ttl = ARGV[1], ARGV[2]
+
+if redis.call('GET', key) ~= value then return 0 end
+return redis.call('PEXPIRE', key, ttl)

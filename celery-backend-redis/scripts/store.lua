@@ -1,28 +1,30 @@
--- Stores a result document and tells those who wait for it, unless the task
--- has succeeded already.
+-- Stores a result document and publishes it, unless the stored document says SUCCESS.
 --
--- KEYS  the document's key, which is also the channel
--- ARGV  the document; the seconds it is kept, 0 for ever; what is stored now
---       according to the caller, or empty when he does not know
---
--- Answers nothing when it is done or not needed. Otherwise the answer is what
--- is stored now, in a form that only the caller can read.
+-- KEYS[1]  key       string  the document of the task; also the name of the channel
+-- ARGV[1]  document  the new document
+-- ARGV[2]  expires   seconds; "0" stores without expiry
+-- ARGV[3]  known     the stored document that the caller has judged not to be a success, or empty
+-- Returns nil if the document was stored or a success is kept; otherwise the stored
+-- document, in a form that only the caller can parse.
 
-local old = redis.call('GET', KEYS[1])
-if old and old ~= ARGV[3] then
-  -- Celery and we write the status first, so that one look at the start is
-  -- enough and no value that looks like a status can deceive.
+local key = KEYS[1]
+local document, expires, known = ARGV[1], ARGV[2], ARGV[3]
+
+local old = redis.call('GET', key)
+if old and old ~= known then
+  -- Celery and this crate write the status first, so comparing the start suffices, and
+  -- text inside the result is never taken for a status.
   if string.find(old, '^{"status": ?"SUCCESS"') then return nil end
   if not string.find(old, '^{"status": ?"') then
-    local ok, document = pcall(cjson.decode, old)
+    local ok, stored = pcall(cjson.decode, old)
     if not ok then return old end
-    if type(document) == 'table' and document.status == 'SUCCESS' then return nil end
+    if type(stored) == 'table' and stored.status == 'SUCCESS' then return nil end
   end
 end
-if ARGV[2] == '0' then
-  redis.call('SET', KEYS[1], ARGV[1])
+if expires == '0' then
+  redis.call('SET', key, document)
 else
-  redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+  redis.call('SET', key, document, 'EX', expires)
 end
-redis.call('PUBLISH', KEYS[1], ARGV[1])
+redis.call('PUBLISH', key, document)
 return nil

@@ -6,55 +6,59 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use celery_broker_redis::RedisOptions;
-use celery_broker_redis::link::{Attempt, Command, Link, Reply, Script};
+use celery_broker_redis::client::{Command, Operation, RedisClient, RedisReply, Script};
 use celery_protocol::{ResultDocument, ResultTree, Serializer, State, Value, decompress_document};
 use celery_runtime::{
-    BoxFuture, Capabilities, ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart,
+    BackendCapabilities, BoxFuture, ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart,
     ChordStore, Record, ResultBackend, ServiceError, ServiceErrorKind, StalledChord,
 };
 
 use crate::keys::Keys;
-use crate::listen::Listener;
+use crate::listen::ResultListener;
 
 static STORE: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../scripts/store.lua")));
 
-/// When a result that was not announced is looked for, first and later on.
-const FIRST_LOOK: Duration = Duration::from_millis(500);
-const LAST_LOOK: Duration = Duration::from_secs(5);
+/// The poll interval of a wait, which doubles from the first to the maximum.
+/// Polling finds results that were stored without a publication.
+const FIRST_POLL_INTERVAL: Duration = Duration::from_millis(500);
+const MAX_POLL_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Redis keeps no value that is larger.
-pub(crate) const LARGEST: usize = 512 << 20;
+/// The size limit of a value in Redis.
+pub(crate) const MAX_VALUE_SIZE: usize = 512 << 20;
 
-/// Results on Redis, as Celery keeps them. Clones share connections.
+/// Task results on Redis, in the format of Celery's Redis backend. Clones share
+/// connections.
 #[derive(Clone)]
 pub struct RedisBackend {
-    pub(crate) link: Link,
+    pub(crate) client: RedisClient,
     pub(crate) keys: Keys,
-    listener: Arc<Listener>,
+    listener: Arc<ResultListener>,
     pub(crate) expires: Option<Duration>,
     pub(crate) chord_expires: Option<Duration>,
     pub(crate) chord_order: ChordOrder,
     pub(crate) serializer: Serializer,
 }
 
-/// Whether the parts of a chord are kept by their index or as they come.
+/// The order in which the results of chord members are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ChordOrder {
+    /// By index in the header.
     Index,
+    /// In order of arrival.
     Arrival,
 }
 
 impl RedisBackend {
-    /// A backend that connects when it is first used. Results are JSON and are
-    /// kept for a day, Celery's defaults.
+    /// Returns a backend that connects when it is first used. Results are
+    /// stored as JSON for a day, Celery's defaults.
     pub fn new(options: RedisOptions) -> Self {
         let keys = Keys::new(options.key_prefix());
-        let link = Link::new(options);
+        let client = RedisClient::new(options);
         Self {
-            listener: Arc::new(Listener::new(link.clone())),
+            listener: Arc::new(ResultListener::new(client.clone())),
             keys,
-            link,
+            client,
             expires: Some(Duration::from_secs(86_400)),
             chord_expires: None,
             chord_order: ChordOrder::Index,
@@ -62,16 +66,16 @@ impl RedisBackend {
         }
     }
 
-    /// Keeps results for this long, in whole seconds; for ever where `None` or
-    /// zero, as Celery has it.
+    /// Sets how long results are kept, in whole seconds. `None` and zero keep
+    /// them forever, as in Celery.
     #[must_use]
     pub fn result_expires(self, expires: Option<Duration>) -> Self {
         Self { expires, ..self }
     }
 
-    /// Keeps what is needed to go on with a chord for this long, in whole
-    /// seconds; as long as results where `None`, the default, and for ever where
-    /// zero, as Celery has it. It has to be longer than a chord may take.
+    /// Sets how long the keys of a chord are kept, in whole seconds. `None`,
+    /// the default, keeps them as long as results; zero keeps them forever, as
+    /// in Celery. It has to exceed the run time of any chord.
     #[must_use]
     pub fn result_chord_expires(self, chord_expires: Option<Duration>) -> Self {
         Self {
@@ -80,15 +84,16 @@ impl RedisBackend {
         }
     }
 
-    /// Whether the body of a chord gets the results in the order of its header,
-    /// which is the default, or as they came. Celery has it among its
-    /// `result_backend_transport_options`; it has to be the same for everybody
-    /// on this backend.
+    /// Sets whether the body of a chord receives the results in the order of
+    /// its header, the default, or in order of arrival. In Celery this is one
+    /// of the `result_backend_transport_options`. All clients of this backend
+    /// have to use the same value.
     #[must_use]
     pub fn result_chord_ordered(self, ordered: bool) -> Self {
-        let chord_order = match ordered {
-            true => ChordOrder::Index,
-            false => ChordOrder::Arrival,
+        let chord_order = if ordered {
+            ChordOrder::Index
+        } else {
+            ChordOrder::Arrival
         };
         Self {
             chord_order,
@@ -96,21 +101,21 @@ impl RedisBackend {
         }
     }
 
-    /// Writes and reads documents with this serializer, which has to be that of
-    /// everybody on this backend.
+    /// Sets the serializer of documents. All clients of this backend have to
+    /// use the same one.
     #[must_use]
     pub fn serializer(self, serializer: Serializer) -> Self {
         Self { serializer, ..self }
     }
 
     async fn store_document(&self, document: &ResultDocument<'_>) -> Result<(), ServiceError> {
-        let object = object(&document.task_id);
-        let attempt = Attempt::new("store", &object);
+        let object = result_object(&document.task_id);
+        let operation = Operation::new("store", &object);
         let text = document
             .encode(self.serializer)
-            .map_err(|error| self.invalid(attempt, &error.to_string()))?;
-        if text.len() > LARGEST {
-            return Err(self.invalid(attempt, "it is larger than 512 MB"));
+            .map_err(|error| self.invalid(operation, &error.to_string()))?;
+        if text.len() > MAX_VALUE_SIZE {
+            return Err(self.invalid(operation, "the document is larger than 512 MB"));
         }
         let key = self.keys.task(&document.task_id);
         let mut known = Bytes::new();
@@ -118,11 +123,11 @@ impl RedisBackend {
             let seconds = self.seconds();
             let arguments = [&*text, seconds.as_bytes(), &known];
             let answer = self
-                .link
-                .script(attempt, &STORE, &[&key], &arguments)
+                .client
+                .script(operation, &STORE, &[&key], &arguments)
                 .await?;
-            // In a form that the script cannot read: it is looked at here, and
-            // replaced only if it is still the same.
+            // The script returns a document that it cannot parse. It is decoded
+            // here, and replaced only if it has not changed.
             let Some(old) = answer.data() else {
                 return Ok(());
             };
@@ -134,7 +139,7 @@ impl RedisBackend {
     }
 
     fn is_success(&self, document: &[u8]) -> bool {
-        ResultDocument::decode(self.serializer, document, LARGEST)
+        ResultDocument::decode(self.serializer, document, MAX_VALUE_SIZE)
             .is_ok_and(|document| document.status == State::Success)
     }
 
@@ -145,47 +150,47 @@ impl RedisBackend {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
-        let object = several(ids);
-        let attempt = Attempt::new("read", &object);
+        let object = results_object(ids);
+        let operation = Operation::new("read", &object);
         let command = Command::new("MGET").args(ids.iter().map(|id| self.keys.task(id)));
-        let answers = self.link.call(attempt, command).await?.list();
+        let answers = self.client.call(operation, command).await?.list();
         answers
             .into_iter()
             .map(|answer| {
                 answer
                     .data()
-                    .map(|bytes| self.decode(attempt, &bytes))
+                    .map(|bytes| self.decode(operation, &bytes))
                     .transpose()
             })
             .collect()
     }
 
-    /// Subscribes first and reads then, so that a result stored in between is
-    /// not missed. It reads again from time to time, since not everybody who
-    /// stores a result announces it, as aio-celery does not.
+    /// Subscribes before it reads, so that a result stored in between is not
+    /// missed. It also polls, since not every client publishes the results that
+    /// it stores; aio-celery does not.
     async fn wait_for(&self, id: &str) -> Result<ResultDocument<'static>, ServiceError> {
-        let object = object(id);
-        let attempt = Attempt::new("wait for", &object);
+        let object = result_object(id);
+        let operation = Operation::new("wait for", &object);
         let key = self.keys.task(id);
-        let mut announced = self.listener.subscribe(attempt, &key).await?;
+        let mut subscription = self.listener.subscribe(operation, &key).await?;
         let read = async || {
-            let stored = self.link.call(attempt, Command::new("GET").arg(&key));
+            let stored = self.client.call(operation, Command::new("GET").arg(&key));
             Ok::<_, ServiceError>(stored.await?.data())
         };
         let mut newest = read().await?;
-        let mut pause = FIRST_LOOK;
+        let mut poll_interval = FIRST_POLL_INTERVAL;
         loop {
             if let Some(bytes) = newest {
-                let document = self.decode(attempt, &bytes)?;
+                let document = self.decode(operation, &bytes)?;
                 if document.status.is_ready() {
                     return Ok(document);
                 }
             }
-            newest = match tokio::time::timeout(pause, announced.next(attempt)).await {
-                Ok(announced) => Some(announced?),
+            newest = match tokio::time::timeout(poll_interval, subscription.next(operation)).await {
+                Ok(subscription) => Some(subscription?),
                 Err(_) => read().await?,
             };
-            pause = (pause * 2).min(LAST_LOOK);
+            poll_interval = (poll_interval * 2).min(MAX_POLL_INTERVAL);
         }
     }
 
@@ -193,40 +198,41 @@ impl RedisBackend {
         if ids.is_empty() {
             return Ok(());
         }
-        let object = several(ids);
+        let object = results_object(ids);
         let command = Command::new("DEL").args(ids.iter().map(|id| self.keys.task(id)));
-        self.link
-            .call(Attempt::new("forget", &object), command)
+        self.client
+            .call(Operation::new("forget", &object), command)
             .await
             .map(drop)
     }
 
     async fn save_group(&self, group: &ResultTree) -> Result<(), ServiceError> {
         let object = format!("group {}", group.id);
-        let attempt = Attempt::new("store", &object);
-        let text = self.group_document(attempt, group)?;
+        let operation = Operation::new("store", &object);
+        let text = self.group_document(operation, group)?;
         let key = self.keys.group(&group.id);
         let set = self.set(&key, &text);
         let publish = Command::new("PUBLISH").arg(&key).arg(&text);
-        self.link
-            .atomic(attempt, vec![set, publish])
+        self.client
+            .atomic(operation, vec![set, publish])
             .await
             .map(drop)
     }
 
+    /// Encodes a group document.
     pub(crate) fn group_document(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         group: &ResultTree,
     ) -> Result<Vec<u8>, ServiceError> {
         let document = [("result", group.to_value())];
         let document: celery_protocol::Map = document.into_iter().collect();
         self.serializer
             .encode(&document)
-            .map_err(|error| self.invalid(attempt, &error.to_string()))
+            .map_err(|error| self.invalid(operation, &error.to_string()))
     }
 
-    /// A `SET` with the expiry of results.
+    /// Returns a `SET` with the expiry of results.
     fn set(&self, key: &str, value: &[u8]) -> Command {
         let set = Command::new("SET").arg(key).arg(value);
         match self.seconds().as_str() {
@@ -237,47 +243,47 @@ impl RedisBackend {
 
     async fn read_group(&self, group_id: &str) -> Result<Option<ResultTree>, ServiceError> {
         let object = format!("group {group_id}");
-        let attempt = Attempt::new("read", &object);
+        let operation = Operation::new("read", &object);
         let command = Command::new("GET").arg(self.keys.group(group_id));
-        let Reply::Data(bytes) = self.link.call(attempt, command).await? else {
+        let RedisReply::Data(bytes) = self.client.call(operation, command).await? else {
             return Ok(None);
         };
-        self.group_tree(attempt, &bytes).map(Some)
+        self.group_tree(operation, &bytes).map(Some)
     }
 
-    /// The group in a document that was saved.
+    /// Decodes the result tree in a stored group document.
     pub(crate) fn group_tree(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         bytes: &[u8],
     ) -> Result<ResultTree, ServiceError> {
         let tree = || {
-            let bytes = decompress_document(bytes, LARGEST)?;
+            let bytes = decompress_document(bytes, MAX_VALUE_SIZE)?;
             let document: Value = self.serializer.decode(&bytes)?;
             ResultTree::from_value(document.get("result").unwrap_or(&Value::Null))
         };
-        tree().map_err(|error| self.invalid(attempt, &error.to_string()))
+        tree().map_err(|error| self.invalid(operation, &error.to_string()))
     }
 
     async fn delete_group(&self, group_id: &str) -> Result<(), ServiceError> {
         let object = format!("group {group_id}");
         let command = Command::new("DEL").arg(self.keys.group(group_id));
-        let attempt = Attempt::new("forget", &object);
-        self.link.call(attempt, command).await.map(drop)
+        let operation = Operation::new("forget", &object);
+        self.client.call(operation, command).await.map(drop)
     }
 
     fn decode(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         bytes: &[u8],
     ) -> Result<ResultDocument<'static>, ServiceError> {
-        ResultDocument::decode(self.serializer, bytes, LARGEST)
+        ResultDocument::decode(self.serializer, bytes, MAX_VALUE_SIZE)
             .map(ResultDocument::into_owned)
-            .map_err(|error| self.invalid(attempt, &error.to_string()))
+            .map_err(|error| self.invalid(operation, &error.to_string()))
     }
 
-    pub(crate) fn invalid(&self, attempt: Attempt<'_>, cause: &str) -> ServiceError {
-        attempt.error(&self.link, ServiceErrorKind::Invalid, cause)
+    pub(crate) fn invalid(&self, operation: Operation<'_>, cause: &str) -> ServiceError {
+        operation.error(&self.client, ServiceErrorKind::Invalid, cause)
     }
 
     fn seconds(&self) -> String {
@@ -327,12 +333,12 @@ impl ResultBackend for RedisBackend {
         Some(self)
     }
 
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::new().shared(true).groups(true)
+    fn capabilities(&self) -> BackendCapabilities {
+        BackendCapabilities::new().shared(true).groups(true)
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
-        self.link.close();
+        self.client.close();
         Box::pin(std::future::ready(()))
     }
 }
@@ -352,10 +358,10 @@ impl ChordStore for RedisBackend {
 
     fn complete_member<'a>(
         &'a self,
-        part: &'a ChordMember<'a>,
+        member: &'a ChordMember<'a>,
         claim: &'a ChordClaim,
     ) -> BoxFuture<'a, Result<Option<ChordResults>, ServiceError>> {
-        Box::pin(self.complete_chord_member(part, claim))
+        Box::pin(self.complete_chord_member(member, claim))
     }
 
     fn renew_claim<'a>(
@@ -386,7 +392,7 @@ impl ChordStore for RedisBackend {
 
 impl fmt::Debug for RedisBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let address = self.link.options().address();
+        let address = self.client.options().address();
         f.debug_struct("RedisBackend")
             .field("address", &address)
             .field("expires", &self.expires)
@@ -394,18 +400,18 @@ impl fmt::Debug for RedisBackend {
     }
 }
 
-/// Redis counts expiry in whole seconds; 0 stands for none.
+/// Rounds an expiry up to the whole seconds of Redis; 0 stands for no expiry.
 pub(crate) fn seconds(expires: Option<Duration>) -> u128 {
     expires.map_or(0, |expires| expires.as_millis().div_ceil(1000))
 }
 
-fn object(id: &str) -> String {
+fn result_object(id: &str) -> String {
     format!("the result of task {id}")
 }
 
-fn several(ids: &[String]) -> String {
+fn results_object(ids: &[String]) -> String {
     match ids {
-        [id] => object(id),
+        [id] => result_object(id),
         ids => format!("the results of {} tasks", ids.len()),
     }
 }

@@ -1,22 +1,22 @@
-//! Counting the parts of chords.
+//! Counting the members of chords.
 //!
-//! Every step is one script on Celery's own keys, so that workers in Python and
-//! in Rust count the parts of one chord together, and each can go on with it.
-//! Beside them are two keys of ours, with which a sweeper finds a chord whose
-//! worker has died.
+//! Each operation is one script on Celery's own keys, so that Python and Rust
+//! workers count the members of one chord together and either can send its
+//! body. Two further keys, used by this crate alone, let a sweeper find a chord
+//! whose worker has died.
 
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use bytes::Bytes;
-use celery_broker_redis::link::{Attempt, Command, Reply, Script};
+use celery_broker_redis::client::{Command, Operation, RedisReply, Script};
 use celery_protocol::{DecodeError, Raw, Serializer, State, decompress_document};
 use celery_runtime::{
     ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart, MemberResult, ServiceError,
     StalledChord,
 };
 
-use crate::backend::{ChordOrder, LARGEST, RedisBackend, seconds};
+use crate::backend::{ChordOrder, MAX_VALUE_SIZE, RedisBackend, seconds};
 
 macro_rules! script {
     ($name:literal) => {
@@ -38,32 +38,36 @@ static CLAIM_IF_COMPLETE: LazyLock<Script> = script!("claim_if_complete");
 static OVERDUE: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../scripts/chord/overdue.lua")));
 
-/// Between two looks at a chord that somebody may have left behind; as long as
-/// it has been under way, within these.
-const SHORTEST_PAUSE: Duration = Duration::from_secs(5);
-const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// The interval between two checks of an incomplete chord: its age, within
+/// these limits.
+const MIN_RECHECK_INTERVAL: Duration = Duration::from_secs(5);
+const MAX_RECHECK_INTERVAL: Duration = Duration::from_secs(300);
 
-/// How long a chord without a size may still get one.
-const SIZELESS: Duration = Duration::from_secs(86_400);
+/// The age up to which a chord without a size is still checked. A later start
+/// may set its size.
+const MISSING_SIZE_TIMEOUT: Duration = Duration::from_secs(86_400);
 
-/// How many chords are looked at in one go.
-const LOOKS: &[u8] = b"100";
+/// The number of overdue chords per call.
+const CLAIM_BATCH_SIZE: &[u8] = b"100";
 
-/// Celery's shortest time in which parts of a chord that has ended are late.
-const LATE: u128 = 300;
+/// The minimum time, taken from Celery, in which an ended chord recognizes late
+/// results.
+const MIN_DONE_MARKER_TTL: u128 = 300;
 
 impl RedisBackend {
     pub(crate) async fn begin_chord(&self, chord: &ChordStart) -> Result<(), ServiceError> {
         let id = &chord.group_id;
-        let object = object(id);
-        let attempt = Attempt::new("start", &object);
+        let object = chord_object(id);
+        let operation = Operation::new("start", &object);
         let size = chord.size.to_string();
         let expires = self.chord_seconds().to_string();
         let tree = chord.tree.as_ref();
-        let tree = tree.map(|tree| self.group_document(attempt, tree));
+        let tree = tree.map(|tree| self.group_document(operation, tree));
         let tree = tree.transpose()?.unwrap_or_default();
         let arguments = [id.as_bytes(), size.as_bytes(), expires.as_bytes(), &tree];
-        self.step(attempt, &BEGIN, id, &arguments).await.map(drop)
+        self.run_script(operation, &BEGIN, id, &arguments)
+            .await
+            .map(drop)
     }
 
     pub(crate) async fn add_chord_member(
@@ -71,41 +75,43 @@ impl RedisBackend {
         group_id: &str,
         task_id: &str,
     ) -> Result<(), ServiceError> {
-        let object = object(group_id);
-        let attempt = Attempt::new("extend", &object);
+        let object = chord_object(group_id);
+        let operation = Operation::new("extend", &object);
         let expires = self.chord_seconds().to_string();
         let arguments = [task_id, &expires].map(str::as_bytes);
-        let extended = self.step(attempt, &ADD_MEMBER, group_id, &arguments);
+        let extended = self.run_script(operation, &ADD_MEMBER, group_id, &arguments);
         extended.await.map(drop)
     }
 
     pub(crate) async fn complete_chord_member(
         &self,
-        part: &ChordMember<'_>,
+        member: &ChordMember<'_>,
         claim: &ChordClaim,
     ) -> Result<Option<ChordResults>, ServiceError> {
-        let object = object(part.group_id);
-        let attempt = Attempt::new("count a part of", &object);
-        let index = part.index.map_or("+inf".into(), |index| index.to_string());
-        let told = (1, part.task_id, part.state.name(), part.result);
-        let told = self.serializer.encode(&told);
-        let told = told.map_err(|error| self.invalid(attempt, &error.to_string()))?;
-        if told.len() > LARGEST {
-            return Err(self.invalid(attempt, "it is larger than 512 MB"));
+        let object = chord_object(member.group_id);
+        let operation = Operation::new("count a member of", &object);
+        let index = member
+            .index
+            .map_or("+inf".into(), |index| index.to_string());
+        let encoded = (1, member.task_id, member.state.name(), member.result);
+        let encoded = self.serializer.encode(&encoded);
+        let encoded = encoded.map_err(|error| self.invalid(operation, &error.to_string()))?;
+        if encoded.len() > MAX_VALUE_SIZE {
+            return Err(self.invalid(operation, "the result is larger than 512 MB"));
         }
-        let (body, serializer) = self.written(attempt, part.body)?;
+        let (body, serializer) = self.encode_body(operation, member.body)?;
         let numbers = [
             self.chord_seconds(),
             self.tree_seconds(),
             ttl(claim),
-            SHORTEST_PAUSE.as_millis(),
+            MIN_RECHECK_INTERVAL.as_millis(),
         ];
-        let [expires, tree_expires, ttl, pause] = numbers.map(|number| number.to_string());
+        let [expires, tree_expires, ttl, first_check] = numbers.map(|number| number.to_string());
         let arguments = [
-            part.group_id.as_bytes(),
-            part.task_id.as_bytes(),
+            member.group_id.as_bytes(),
+            member.task_id.as_bytes(),
             index.as_bytes(),
-            &told,
+            &encoded,
             self.ordered(),
             expires.as_bytes(),
             tree_expires.as_bytes(),
@@ -113,11 +119,11 @@ impl RedisBackend {
             ttl.as_bytes(),
             &body,
             serializer.name().as_bytes(),
-            pause.as_bytes(),
+            first_check.as_bytes(),
         ];
-        let counted = self.step(attempt, &COMPLETE_MEMBER, part.group_id, &arguments);
+        let counted = self.run_script(operation, &COMPLETE_MEMBER, member.group_id, &arguments);
         match counted.await? {
-            Reply::List(claimed) => self.results(attempt, claimed).map(Some),
+            RedisReply::List(claimed) => self.results(operation, claimed).map(Some),
             _ => Ok(None),
         }
     }
@@ -127,14 +133,14 @@ impl RedisBackend {
         group_id: &str,
         claim: &ChordClaim,
     ) -> Result<bool, ServiceError> {
-        let object = object(group_id);
-        let attempt = Attempt::new("hold", &object);
+        let object = chord_object(group_id);
+        let operation = Operation::new("renew the claim of", &object);
         let ttl = ttl(claim).to_string();
         let arguments = [claim.token.as_bytes(), ttl.as_bytes()];
-        let held = self
-            .step(attempt, &RENEW_CLAIM, group_id, &arguments)
+        let renewed = self
+            .run_script(operation, &RENEW_CLAIM, group_id, &arguments)
             .await?;
-        Ok(held.number() == 1)
+        Ok(renewed.number() == 1)
     }
 
     pub(crate) async fn finish_chord(
@@ -143,15 +149,17 @@ impl RedisBackend {
         claim: &ChordClaim,
         end: ChordEnd,
     ) -> Result<bool, ServiceError> {
-        let object = object(group_id);
-        let attempt = Attempt::new("end", &object);
-        let how = match end {
+        let object = chord_object(group_id);
+        let operation = Operation::new("end", &object);
+        let outcome = match end {
             ChordEnd::Failed => "failed",
             _ => "continued",
         };
-        let late = (2 * ttl(claim)).max(LATE).to_string();
-        let arguments = [group_id, &claim.token, how, &late].map(str::as_bytes);
-        let ended = self.step(attempt, &FINISH, group_id, &arguments).await?;
+        let done_ttl = (2 * ttl(claim)).max(MIN_DONE_MARKER_TTL).to_string();
+        let arguments = [group_id, &claim.token, outcome, &done_ttl].map(str::as_bytes);
+        let ended = self
+            .run_script(operation, &FINISH, group_id, &arguments)
+            .await?;
         Ok(ended.number() == 1)
     }
 
@@ -160,135 +168,163 @@ impl RedisBackend {
         claim: &ChordClaim,
         limit: usize,
     ) -> Result<Vec<StalledChord>, ServiceError> {
-        let attempt = Attempt::new("look for", "overdue chords");
+        let operation = Operation::new("list", "overdue chords");
         let due = self
-            .link
-            .script(attempt, &OVERDUE, &[&self.keys.chords()], &[LOOKS])
+            .client
+            .script(
+                operation,
+                &OVERDUE,
+                &[&self.keys.chords()],
+                &[CLAIM_BATCH_SIZE],
+            )
             .await?;
-        let mut overdue = Vec::new();
-        for id in due.list().into_iter().filter_map(Reply::text) {
-            if overdue.len() >= limit {
+        let mut stalled = Vec::new();
+        for id in due.list().into_iter().filter_map(RedisReply::text) {
+            if stalled.len() >= limit {
                 break;
             }
-            overdue.extend(self.look_at(id, claim).await?);
+            stalled.extend(self.claim_if_complete(id, claim).await?);
         }
-        Ok(overdue)
+        Ok(stalled)
     }
 
-    /// Takes over a chord that its worker has left behind. One that cannot be
-    /// read does not keep the others from going on.
-    async fn look_at(
+    /// Claims a stalled chord. A chord that cannot be decoded is postponed, so
+    /// that it does not block the others.
+    async fn claim_if_complete(
         &self,
         group_id: String,
         claim: &ChordClaim,
     ) -> Result<Option<StalledChord>, ServiceError> {
-        let object = object(&group_id);
-        let attempt = Attempt::new("take over", &object);
+        let object = chord_object(&group_id);
+        let operation = Operation::new("claim", &object);
         let numbers = [
             ttl(claim),
-            SHORTEST_PAUSE.as_millis(),
-            LONGEST_PAUSE.as_millis(),
-            SIZELESS.as_millis(),
+            MIN_RECHECK_INTERVAL.as_millis(),
+            MAX_RECHECK_INTERVAL.as_millis(),
+            MISSING_SIZE_TIMEOUT.as_millis(),
         ];
-        let [ttl, shortest, longest, sizeless] = numbers.map(|number| number.to_string());
+        let [ttl, min_interval, max_interval, missing_size_timeout] =
+            numbers.map(|number| number.to_string());
         let arguments = [
             group_id.as_bytes(),
             self.ordered(),
             claim.token.as_bytes(),
             ttl.as_bytes(),
-            shortest.as_bytes(),
-            longest.as_bytes(),
-            sizeless.as_bytes(),
+            min_interval.as_bytes(),
+            max_interval.as_bytes(),
+            missing_size_timeout.as_bytes(),
         ];
-        let looked = self
-            .step(attempt, &CLAIM_IF_COMPLETE, &group_id, &arguments)
+        let reply = self
+            .run_script(operation, &CLAIM_IF_COMPLETE, &group_id, &arguments)
             .await?;
-        let Reply::List(claimed) = looked else {
+        let RedisReply::List(claimed) = reply else {
             return Ok(None);
         };
-        match self.overdue_chord(attempt, &group_id, claimed) {
+        match self.stalled_chord(operation, &group_id, claimed) {
             Ok(chord) => Ok(Some(chord)),
             Err(error) => {
-                tracing::warn!(%error, "a chord that its worker has left behind stays there");
-                self.postpone(attempt, &group_id).await.map(|()| None)
+                tracing::warn!(%error, "cannot decode a stalled chord; postponing it");
+                self.postpone(operation, &group_id).await.map(|()| None)
             }
         }
     }
 
-    fn overdue_chord(
+    /// Decodes a claimed chord: body, its serializer, results and result tree.
+    fn stalled_chord(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         group_id: &str,
-        claimed: Vec<Reply>,
+        claimed: Vec<RedisReply>,
     ) -> Result<StalledChord, ServiceError> {
         let mut claimed = claimed.into_iter();
-        let body = claimed.next().and_then(Reply::data).unwrap_or_default();
-        let serializer = claimed.next().and_then(Reply::text).unwrap_or_default();
-        let body = read_body(&serializer, &body);
-        let body = body.map_err(|error| self.invalid(attempt, &error.to_string()))?;
-        let results = self.results(attempt, claimed.collect())?;
+        let body = claimed
+            .next()
+            .and_then(RedisReply::data)
+            .unwrap_or_default();
+        let serializer = claimed
+            .next()
+            .and_then(RedisReply::text)
+            .unwrap_or_default();
+        let body = decode_body(&serializer, &body);
+        let body = body.map_err(|error| self.invalid(operation, &error.to_string()))?;
+        let results = self.results(operation, claimed.collect())?;
         Ok(StalledChord::new(group_id, body, results))
     }
 
-    /// Somebody else may be able to read it, but need not try all the time.
-    async fn postpone(&self, attempt: Attempt<'_>, group_id: &str) -> Result<(), ServiceError> {
+    /// Delays the next check of a chord that cannot be decoded here. Another
+    /// worker may be able to decode it.
+    async fn postpone(&self, operation: Operation<'_>, group_id: &str) -> Result<(), ServiceError> {
         let postponed = Command::new("ZINCRBY")
             .arg(self.keys.chords())
-            .arg(LONGEST_PAUSE.as_millis().to_string())
+            .arg(MAX_RECHECK_INTERVAL.as_millis().to_string())
             .arg(group_id);
-        self.link.call(attempt, postponed).await.map(drop)
+        self.client.call(operation, postponed).await.map(drop)
     }
 
-    /// What was told, and the results of the header where they are kept.
+    /// Decodes the results of the members, and the result tree of the header if
+    /// it is stored.
     fn results(
         &self,
-        attempt: Attempt<'_>,
-        claimed: Vec<Reply>,
+        operation: Operation<'_>,
+        claimed: Vec<RedisReply>,
     ) -> Result<ChordResults, ServiceError> {
         let mut claimed = claimed.into_iter();
-        let told = claimed.next().map_or_else(Vec::new, Reply::list);
-        let told = told.into_iter().filter_map(Reply::data);
-        let parts = told.map(|part| self.part(attempt, &part));
-        let parts = parts.collect::<Result<_, _>>()?;
-        let tree = claimed.next().and_then(Reply::data);
-        let tree = tree.map(|tree| self.group_tree(attempt, &tree));
-        Ok(ChordResults::new(parts, tree.transpose()?))
+        let encoded = claimed.next().map_or_else(Vec::new, RedisReply::list);
+        let encoded = encoded.into_iter().filter_map(RedisReply::data);
+        let members = encoded.map(|member| self.member_result(operation, &member));
+        let members = members.collect::<Result<_, _>>()?;
+        let tree = claimed.next().and_then(RedisReply::data);
+        let tree = tree.map(|tree| self.group_tree(operation, &tree));
+        Ok(ChordResults::new(members, tree.transpose()?))
     }
 
-    fn part(&self, attempt: Attempt<'_>, told: &Bytes) -> Result<MemberResult, ServiceError> {
-        read_part(self.serializer, told)
-            .map_err(|error| self.invalid(attempt, &format!("a part cannot be read: {error}")))
-    }
-
-    /// The body in the serializer of the message that it came with, which need
-    /// not be that of results; in JSON where this build cannot write that.
-    fn written(
+    fn member_result(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
+        encoded: &Bytes,
+    ) -> Result<MemberResult, ServiceError> {
+        decode_member(self.serializer, encoded).map_err(|error| {
+            self.invalid(
+                operation,
+                &format!("cannot decode the result of a member: {error}"),
+            )
+        })
+    }
+
+    /// Encodes the body in the serializer of the message it came with, which
+    /// may differ from that of results. Falls back to JSON if this build cannot
+    /// write that serializer.
+    fn encode_body(
+        &self,
+        operation: Operation<'_>,
         body: &Raw<'_>,
     ) -> Result<(Vec<u8>, Serializer), ServiceError> {
         let mut serializer = body.serializer();
-        let mut written = serializer.encode(body);
-        if written.is_err() {
+        let mut encoded = serializer.encode(body);
+        if encoded.is_err() {
             serializer = Serializer::Json;
-            written = serializer.encode(body);
+            encoded = serializer.encode(body);
         }
-        let written = written.map_err(|error| self.invalid(attempt, &error.to_string()))?;
-        Ok((written, serializer))
+        let encoded = encoded.map_err(|error| self.invalid(operation, &error.to_string()))?;
+        Ok((encoded, serializer))
     }
 
-    async fn step(
+    /// Runs a script on the keys of a chord.
+    async fn run_script(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         script: &Script,
         group_id: &str,
         arguments: &[&[u8]],
-    ) -> Result<Reply, ServiceError> {
+    ) -> Result<RedisReply, ServiceError> {
         let keys = self.keys.chord(group_id);
         let keys = keys.each_ref().map(String::as_str);
-        self.link.script(attempt, script, &keys, arguments).await
+        self.client
+            .script(operation, script, &keys, arguments)
+            .await
     }
 
+    /// Returns the scripts' flag for results stored by index.
     fn ordered(&self) -> &'static [u8] {
         match self.chord_order {
             ChordOrder::Index => b"1",
@@ -296,12 +332,13 @@ impl RedisBackend {
         }
     }
 
+    /// Returns the expiry of the keys of a chord.
     fn chord_seconds(&self) -> u128 {
         seconds(self.chord_expires.or(self.expires))
     }
 
-    /// The results of the header are also read by clients, who are promised
-    /// `result_expires`.
+    /// Returns the expiry of the result tree of the header. Clients read it
+    /// too, so it lives at least as long as results.
     fn tree_seconds(&self) -> u128 {
         match (self.chord_seconds(), seconds(self.expires)) {
             (0, _) | (_, 0) => 0,
@@ -310,11 +347,12 @@ impl RedisBackend {
     }
 }
 
-/// A part as Celery tells it: `[1, <task id>, <state>, <result>]`.
-fn read_part(serializer: Serializer, told: &[u8]) -> Result<MemberResult, DecodeError> {
-    let bytes = decompress_document(told, LARGEST)?;
-    let told = Raw::read(serializer, &bytes)?;
-    let [_, task_id, state, result] = &told.elements()?[..] else {
+/// Decodes a member's result in Celery's form: `[1, <task id>, <state>,
+/// <result>]`.
+fn decode_member(serializer: Serializer, encoded: &[u8]) -> Result<MemberResult, DecodeError> {
+    let bytes = decompress_document(encoded, MAX_VALUE_SIZE)?;
+    let encoded = Raw::read(serializer, &bytes)?;
+    let [_, task_id, state, result] = &encoded.elements()?[..] else {
         return Err(DecodeError::new("expected [1, task id, state, result]"));
     };
     let task_id: String = task_id.decode()?;
@@ -326,17 +364,18 @@ fn read_part(serializer: Serializer, told: &[u8]) -> Result<MemberResult, Decode
     ))
 }
 
-fn read_body(serializer: &str, body: &[u8]) -> Result<Raw<'static>, DecodeError> {
+fn decode_body(serializer: &str, body: &[u8]) -> Result<Raw<'static>, DecodeError> {
     let serializer = Serializer::from_name(serializer)
         .ok_or_else(|| DecodeError::new(format!("unknown serializer {serializer:?}")))?;
     Raw::read(serializer, body).map(Raw::into_owned)
 }
 
-/// A claim that does not end would never be taken over.
+/// Returns the lifetime of a claim in seconds. A claim without expiry could
+/// never be taken over.
 fn ttl(claim: &ChordClaim) -> u128 {
     seconds(Some(claim.ttl)).max(1)
 }
 
-fn object(group_id: &str) -> String {
+fn chord_object(group_id: &str) -> String {
     format!("chord {group_id}")
 }

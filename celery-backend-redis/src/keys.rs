@@ -1,14 +1,14 @@
-//! The names of keys, as Celery's key-value backends make them. Pure.
+//! Key names, as in Celery's key-value backends. No I/O.
 
-/// The prefix of all keys of one backend.
+/// The key prefix of one backend.
 #[derive(Clone, Debug)]
 pub(crate) struct Keys {
     prefix: String,
 }
 
 impl Keys {
-    /// Celery puts a `_` behind a `global_keyprefix` that ends in a letter or
-    /// digit.
+    /// Returns the keys for a `global_keyprefix`. Like Celery it appends `_`,
+    /// unless the prefix is empty or ends in one of `: _ - .`.
     pub(crate) fn new(global_keyprefix: &str) -> Self {
         let prefix = match global_keyprefix.chars().last() {
             None | Some(':' | '_' | '-' | '.') => global_keyprefix.to_owned(),
@@ -17,18 +17,18 @@ impl Keys {
         Self { prefix }
     }
 
-    /// The document of a task; also the channel on which it is announced.
+    /// Returns the key of a task's document; also the name of its channel.
     pub(crate) fn task(&self, id: &str) -> String {
         format!("{}celery-task-meta-{id}", self.prefix)
     }
 
-    /// The members of a group.
+    /// Returns the key of a group's members.
     pub(crate) fn group(&self, id: &str) -> String {
         format!("{}celery-taskset-meta-{id}", self.prefix)
     }
 
-    /// All keys that the chord of this group has, in the order in which the
-    /// scripts take them: Celery's six, then our two.
+    /// Returns all keys of the chord of this group, in the order of the
+    /// scripts: Celery's six, then the two of this crate.
     pub(crate) fn chord(&self, id: &str) -> [String; 8] {
         let group = self.group(id);
         [
@@ -43,13 +43,15 @@ impl Keys {
         ]
     }
 
-    /// The chords that are under way, by when a sweeper looks at them.
+    /// Returns the sorted set of running chords by the time of their next
+    /// check.
     pub(crate) fn chords(&self) -> String {
         format!("{}celery-rs-chords", self.prefix)
     }
 
-    /// A fact of a [`Store`](celery_runtime::Store), which Python knows nothing of.
-    pub(crate) fn fact(&self, key: &str) -> String {
+    /// Returns the key of a value of a [`Store`](celery_runtime::Store), which
+    /// Python does not use.
+    pub(crate) fn store_value(&self, key: &str) -> String {
         format!("{}celery-rs-{key}", self.prefix)
     }
 }
@@ -59,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn prefixes_as_celery_writes_them() {
+    fn key_prefix_matches_celery() {
         assert_eq!(Keys::new("").task("1"), "celery-task-meta-1");
         assert_eq!(Keys::new("rp").task("1"), "rp_celery-task-meta-1");
         for end in [":", "_", "-", "."] {

@@ -1,9 +1,8 @@
-//! The Redis result backend of Celery for Rust, and a store for what a fleet of
-//! workers must agree on.
+//! The Redis result backend of Celery for Rust, and a shared store for workers.
 //!
-//! Keys, documents and announcements are those of Celery's own Redis backend,
-//! so that clients and workers in Python and in Rust read each other's results.
-//! Most programs use the crate `celery`, which makes the backend from a URL.
+//! Keys, documents and channels are those of Celery's own Redis backend, so
+//! clients and workers in Python and Rust read each other's results. Most
+//! programs use the crate `celery`, which builds the backend from a URL.
 //!
 //! ```
 //! use celery_backend_redis::RedisBackend;

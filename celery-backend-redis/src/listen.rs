@@ -1,91 +1,96 @@
-//! Waiting for announcements: one pub/sub connection for all who wait.
+//! Waiting for published results on one pub/sub connection.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use celery_broker_redis::link::{Attempt, Change, Channels, Link, Published};
-use celery_runtime::{ServiceError, ServiceErrorKind};
+use celery_broker_redis::client::{
+    Operation, PubSubCommand, PubSubControl, PubSubMessage, RedisClient,
+};
+use celery_runtime::{ServiceError, ServiceErrorKind, env};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-/// How often the server is asked whether it is still there. A connection that
-/// is open and dead is noticed after this and the response timeout.
-const HEARTBEAT: Duration = Duration::from_secs(5);
+/// The interval of pings. A connection that is open but dead is detected after
+/// this time plus the response timeout.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A connection that nobody waits on any more is kept this long.
-const IDLE: Duration = Duration::from_secs(30);
+/// The time after which a connection without subscriptions is closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Requests that are carried out together.
-const BATCH: usize = 1000;
+/// The limit of requests that are processed together.
+const MAX_REQUEST_BATCH: usize = 1000;
 
-/// Subscribes to keys on behalf of many. It connects for the first of them; when
-/// the connection breaks, all who wait are told, and the next one begins anew.
+/// Subscribes to keys for any number of waiting calls. It connects for the
+/// first subscription. When the connection breaks, all subscriptions fail, and
+/// the next one connects again.
 #[derive(Debug)]
-pub(crate) struct Listener {
-    link: Link,
-    running: Mutex<Option<Running>>,
+pub(crate) struct ResultListener {
+    client: RedisClient,
+    running: Mutex<Option<RunningListener>>,
 }
 
+/// The running task and its request channel.
 #[derive(Debug)]
-struct Running {
-    requests: mpsc::UnboundedSender<Request>,
+struct RunningListener {
+    requests: mpsc::UnboundedSender<ListenerRequest>,
     task: JoinHandle<()>,
 }
 
-/// Requests are as many as there are waiters, so their queue needs no bound.
-enum Request {
-    Join {
+/// A request to the task. There are as many as waiting calls, so their channel
+/// needs no bound.
+enum ListenerRequest {
+    Subscribe {
         key: String,
-        joined: oneshot::Sender<Result<watch::Receiver<Option<Bytes>>, ServiceError>>,
+        confirmed: oneshot::Sender<Result<watch::Receiver<Option<Bytes>>, ServiceError>>,
     },
-    Leave(String),
+    Unsubscribe(String),
 }
 
-/// What is announced under one key, from the subscription on.
+/// A subscription to the documents that are published for one key.
 #[derive(Debug)]
-pub(crate) struct Announced {
+pub(crate) struct ResultSubscription {
     key: String,
     newest: watch::Receiver<Option<Bytes>>,
-    requests: mpsc::UnboundedSender<Request>,
-    link: Link,
+    requests: mpsc::UnboundedSender<ListenerRequest>,
+    client: RedisClient,
 }
 
-impl Listener {
-    pub(crate) fn new(link: Link) -> Self {
+impl ResultListener {
+    pub(crate) fn new(client: RedisClient) -> Self {
         Self {
-            link,
+            client,
             running: Mutex::default(),
         }
     }
 
-    /// Returns when the server has confirmed the subscription.
+    /// Subscribes to a key; returns after the server has confirmed it.
     pub(crate) async fn subscribe(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         key: &str,
-    ) -> Result<Announced, ServiceError> {
-        let (joined, answer) = oneshot::channel();
-        let requests = self.request(Request::Join {
+    ) -> Result<ResultSubscription, ServiceError> {
+        let (confirmed, answer) = oneshot::channel();
+        let requests = self.request(ListenerRequest::Subscribe {
             key: key.to_owned(),
-            joined,
+            confirmed,
         });
         let newest = match answer.await {
             Ok(newest) => newest?,
-            Err(_) => return Err(broken(attempt, &self.link)),
+            Err(_) => return Err(disconnected(operation, &self.client)),
         };
-        Ok(Announced {
+        Ok(ResultSubscription {
             key: key.to_owned(),
             newest,
             requests,
-            link: self.link.clone(),
+            client: self.client.clone(),
         })
     }
 
-    /// Hands a request to the running task, or to a new one.
-    fn request(&self, request: Request) -> mpsc::UnboundedSender<Request> {
+    /// Sends a request to the running task, or to a new one.
+    fn request(&self, request: ListenerRequest) -> mpsc::UnboundedSender<ListenerRequest> {
         let mut running = self.lock();
         let unsent = match &*running {
             Some(current) => match current.requests.send(request) {
@@ -96,20 +101,20 @@ impl Listener {
         };
         let (requests, received) = mpsc::unbounded_channel();
         let _ = requests.send(unsent);
-        let task = tokio::spawn(Task::new(self.link.clone(), received).run());
-        *running = Some(Running {
+        let task = env::spawn(ListenerTask::new(self.client.clone(), received).run());
+        *running = Some(RunningListener {
             requests: requests.clone(),
             task,
         });
         requests
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Running>> {
+    fn lock(&self) -> MutexGuard<'_, Option<RunningListener>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Listener {
+impl Drop for ResultListener {
     fn drop(&mut self) {
         if let Some(running) = self.lock().take() {
             running.task.abort();
@@ -117,17 +122,17 @@ impl Drop for Listener {
     }
 }
 
-impl Announced {
-    /// The newest announcement since the last call; those in between are
-    /// skipped.
+impl ResultSubscription {
+    /// Waits for a document that was published since the last call, and returns
+    /// the newest.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe.
-    pub(crate) async fn next(&mut self, attempt: Attempt<'_>) -> Result<Bytes, ServiceError> {
+    pub(crate) async fn next(&mut self, operation: Operation<'_>) -> Result<Bytes, ServiceError> {
         loop {
             if self.newest.changed().await.is_err() {
-                return Err(broken(attempt, &self.link));
+                return Err(disconnected(operation, &self.client));
             }
             if let Some(bytes) = self.newest.borrow_and_update().clone() {
                 return Ok(bytes);
@@ -136,71 +141,82 @@ impl Announced {
     }
 }
 
-impl Drop for Announced {
+impl Drop for ResultSubscription {
     fn drop(&mut self) {
-        // Before the request: whoever carries it out counts who still listens.
+        // Before the request: the task counts the remaining receivers when it
+        // processes it.
         self.newest = watch::Sender::new(None).subscribe();
         let key = std::mem::take(&mut self.key);
-        // A task that has ended has no subscriptions left to end.
-        let _ = self.requests.send(Request::Leave(key));
+        // Sending fails only if the task has ended, and its subscriptions with
+        // it.
+        let _ = self.requests.send(ListenerRequest::Unsubscribe(key));
     }
 }
 
-fn broken(attempt: Attempt<'_>, link: &Link) -> ServiceError {
-    if link.is_closed() {
-        return link.closed_error(attempt);
+/// Returns the error of a subscription whose task has ended.
+fn disconnected(operation: Operation<'_>, client: &RedisClient) -> ServiceError {
+    if client.is_closed() {
+        return client.closed_error(operation);
     }
-    attempt.error(link, ServiceErrorKind::Disconnected, "the connection broke")
+    operation.error(
+        client,
+        ServiceErrorKind::Disconnected,
+        "the connection was lost",
+    )
 }
 
 /// The task that owns the connection.
-struct Task {
-    link: Link,
-    requests: mpsc::UnboundedReceiver<Request>,
-    /// Dropping a sender tells its waiters that the connection broke.
+struct ListenerTask {
+    client: RedisClient,
+    requests: mpsc::UnboundedReceiver<ListenerRequest>,
+    /// Dropping a sender fails the subscriptions to its key.
     keys: HashMap<String, watch::Sender<Option<Bytes>>>,
     idle_since: Instant,
 }
 
-const ATTEMPT: Attempt<'static> = Attempt::new("listen for", "results");
+const OPERATION: Operation<'static> = Operation::new("listen for", "results");
 
-impl Task {
-    fn new(link: Link, requests: mpsc::UnboundedReceiver<Request>) -> Self {
+impl ListenerTask {
+    fn new(client: RedisClient, requests: mpsc::UnboundedReceiver<ListenerRequest>) -> Self {
         Self {
-            link,
+            client,
             requests,
             keys: HashMap::new(),
-            idle_since: Instant::now(),
+            idle_since: env::instant(),
         }
     }
 
     async fn run(mut self) {
-        let (mut channels, mut messages) = match self.link.pubsub(ATTEMPT).await {
+        let (mut channels, mut messages) = match self.client.pubsub(OPERATION).await {
             Ok(connection) => connection,
-            Err(error) => return self.refuse(&error),
+            Err(error) => return self.reject_pending(&error),
         };
-        let mut heartbeat = interval(HEARTBEAT);
+        let mut heartbeat = interval(HEARTBEAT_INTERVAL);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut batch = Vec::new();
         loop {
+            // Messages come before requests: passing one on takes no I/O, while a
+            // steady flow of requests would delay results. Pings come last, since
+            // the other branches also detect a broken connection.
             let outcome = tokio::select! {
+                biased;
+                () = self.client.closed() => return,
                 message = messages.next() => match message {
                     Some(message) => {
-                        self.announce(message);
+                        self.dispatch(message);
                         Ok(())
                     }
-                    None => Err(channels.ended(ATTEMPT)),
+                    None => Err(channels.ended(OPERATION)),
                 },
-                _ = self.requests.recv_many(&mut batch, BATCH) => {
-                    self.change(&mut channels, std::mem::take(&mut batch)).await
+                _ = self.requests.recv_many(&mut batch, MAX_REQUEST_BATCH) => {
+                    self.update_subscriptions(&mut channels, std::mem::take(&mut batch)).await
                 }
                 _ = heartbeat.tick() => {
-                    if self.keys.is_empty() && self.idle_since.elapsed() >= IDLE {
+                    if self.keys.is_empty() && self.idle_since.elapsed() >= IDLE_TIMEOUT {
                         return;
                     }
-                    channels.ping(ATTEMPT).await
+                    channels.ping(OPERATION).await
                 }
-                () = self.link.closed() => return,
             };
             if let Err(error) = outcome {
                 tracing::debug!("{error}");
@@ -209,65 +225,73 @@ impl Task {
         }
     }
 
-    /// Answers all who asked meanwhile with the reason why nobody listens.
-    fn refuse(&mut self, error: &ServiceError) {
+    /// Fails the pending subscriptions because the connection could not be
+    /// opened.
+    fn reject_pending(&mut self, error: &ServiceError) {
         self.requests.close();
         while let Ok(request) = self.requests.try_recv() {
-            if let Request::Join { joined, .. } = request {
-                let _ = joined.send(Err(error.clone()));
+            if let ListenerRequest::Subscribe { confirmed, .. } = request {
+                let _ = confirmed.send(Err(error.clone()));
             }
         }
     }
 
-    fn announce(&self, message: Published) {
+    /// Passes a message to the subscriptions of its channel.
+    fn dispatch(&self, message: PubSubMessage) {
         if let Some(key) = self.keys.get(&message.channel) {
             key.send_replace(Some(message.payload));
         }
     }
 
-    async fn change(
+    /// Processes a batch of requests with at most two commands.
+    async fn update_subscriptions(
         &mut self,
-        channels: &mut Channels,
-        batch: Vec<Request>,
+        channels: &mut PubSubControl,
+        batch: Vec<ListenerRequest>,
     ) -> Result<(), ServiceError> {
-        let mut joining = Vec::new();
+        let mut subscribing = Vec::new();
         let mut added = Vec::new();
-        let mut left = Vec::new();
+        let mut unused = Vec::new();
         for request in batch {
             match request {
-                Request::Join { key, joined } => {
+                ListenerRequest::Subscribe { key, confirmed } => {
                     let sender = self.keys.entry(key.clone()).or_insert_with(|| {
                         added.push(key);
                         watch::Sender::new(None)
                     });
-                    joining.push((joined, sender.subscribe()));
+                    subscribing.push((confirmed, sender.subscribe()));
                 }
-                Request::Leave(key) => left.push(key),
+                ListenerRequest::Unsubscribe(key) => unused.push(key),
             }
         }
         if !added.is_empty() {
-            channels.change(ATTEMPT, Change::Subscribe, &added).await?;
+            channels
+                .change(OPERATION, PubSubCommand::Subscribe, &added)
+                .await?;
         }
-        for (joined, newest) in joining {
-            // Whoever gave up meanwhile is counted out below or by his `Leave`.
-            let _ = joined.send(Ok(newest));
+        for (confirmed, newest) in subscribing {
+            // A caller that was cancelled meanwhile is removed below, or by its
+            // `Unsubscribe`.
+            let _ = confirmed.send(Ok(newest));
         }
-        // Somebody else may wait for the same key.
-        left.extend(added);
-        left.retain(|key| {
+        // Other calls may wait for the same key.
+        unused.extend(added);
+        unused.retain(|key| {
             self.keys
                 .get(key)
                 .is_some_and(|key| key.receiver_count() == 0)
         });
-        for key in &left {
+        for key in &unused {
             self.keys.remove(key);
         }
         if self.keys.is_empty() {
-            self.idle_since = Instant::now();
+            self.idle_since = env::instant();
         }
-        if left.is_empty() {
+        if unused.is_empty() {
             return Ok(());
         }
-        channels.change(ATTEMPT, Change::Unsubscribe, &left).await
+        channels
+            .change(OPERATION, PubSubCommand::Unsubscribe, &unused)
+            .await
     }
 }

@@ -1,4 +1,4 @@
-//! Shared facts on Redis.
+//! The shared store on Redis.
 
 use std::fmt;
 use std::sync::LazyLock;
@@ -6,48 +6,47 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use celery_broker_redis::RedisOptions;
-use celery_broker_redis::link::{Attempt, Command, Link, Script};
+use celery_broker_redis::client::{COMPARE_AND_DELETE, Command, Operation, RedisClient, Script};
 use celery_runtime::{BoxFuture, ServiceError, Store};
 
 use crate::keys::Keys;
 
-static COMPARE_AND_DELETE: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("../scripts/compare_and_delete.lua")));
 static EXTEND: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../scripts/extend.lua")));
 static COUNT: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../scripts/count.lua")));
 
-/// A [`Store`] on Redis, under keys that begin with `celery-rs-`. Clones share
+/// A [`Store`] on Redis, with keys that start with `celery-rs-`. Clones share
 /// connections.
 #[derive(Clone)]
 pub struct RedisStore {
-    link: Link,
+    client: RedisClient,
     keys: Keys,
 }
 
 impl RedisStore {
-    /// A store that connects when it is first used.
+    /// Returns a store that connects when it is first used.
     pub fn new(options: RedisOptions) -> Self {
         Self {
             keys: Keys::new(options.key_prefix()),
-            link: Link::new(options),
+            client: RedisClient::new(options),
         }
     }
 
+    /// Runs a script on one key and returns whether its reply is 1.
     async fn flag(
         &self,
-        operation: &'static str,
+        verb: &'static str,
         key: &str,
         script: &Script,
         arguments: &[&[u8]],
     ) -> Result<bool, ServiceError> {
         let object = format!("key {key}");
-        let attempt = Attempt::new(operation, &object);
-        let key = self.keys.fact(key);
+        let operation = Operation::new(verb, &object);
+        let key = self.keys.store_value(key);
         let answer = self
-            .link
-            .script(attempt, script, &[&key], arguments)
+            .client
+            .script(operation, script, &[&key], arguments)
             .await?;
         Ok(answer.number() == 1)
     }
@@ -63,14 +62,14 @@ impl Store for RedisStore {
         Box::pin(async move {
             let object = format!("key {key}");
             let command = Command::new("SET")
-                .arg(self.keys.fact(key))
+                .arg(self.keys.store_value(key))
                 .arg(value)
                 .arg("NX")
                 .arg("PX")
                 .arg(milliseconds(ttl));
             let answer = self
-                .link
-                .call(Attempt::new("set", &object), command)
+                .client
+                .call(Operation::new("set", &object), command)
                 .await?;
             Ok(answer.data().is_some())
         })
@@ -100,10 +99,10 @@ impl Store for RedisStore {
     fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Bytes>, ServiceError>> {
         Box::pin(async move {
             let object = format!("key {key}");
-            let command = Command::new("GET").arg(self.keys.fact(key));
+            let command = Command::new("GET").arg(self.keys.store_value(key));
             let answer = self
-                .link
-                .call(Attempt::new("read", &object), command)
+                .client
+                .call(Operation::new("read", &object), command)
                 .await?;
             Ok(answer.data())
         })
@@ -116,11 +115,11 @@ impl Store for RedisStore {
     ) -> BoxFuture<'a, Result<u64, ServiceError>> {
         Box::pin(async move {
             let object = format!("key {key}");
-            let attempt = Attempt::new("count in", &object);
-            let (key, ttl) = (self.keys.fact(key), milliseconds(ttl));
+            let operation = Operation::new("count in", &object);
+            let (key, ttl) = (self.keys.store_value(key), milliseconds(ttl));
             let answer = self
-                .link
-                .script(attempt, &COUNT, &[&key], &[ttl.as_bytes()])
+                .client
+                .script(operation, &COUNT, &[&key], &[ttl.as_bytes()])
                 .await?;
             Ok(u64::try_from(answer.number()).unwrap_or_default())
         })
@@ -136,14 +135,14 @@ impl RedisStore {
 
 impl fmt::Debug for RedisStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let address = self.link.options().address();
+        let address = self.client.options().address();
         f.debug_struct("RedisStore")
             .field("address", &address)
             .finish_non_exhaustive()
     }
 }
 
-/// Redis refuses a time to live of 0.
+/// Formats a time to live; Redis rejects 0.
 fn milliseconds(ttl: Duration) -> String {
     ttl.as_millis().max(1).to_string()
 }

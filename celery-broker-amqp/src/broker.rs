@@ -1,30 +1,25 @@
-//! The broker: what each method of the trait does.
+//! The broker, an implementation of the runtime's `Broker` trait.
 
 use std::fmt;
 use std::sync::Arc;
 
 use celery_protocol::Message;
 use celery_runtime::{
-    BoxFuture, Broker, ConsumeOptions, Consumer, Exchange, Mailbox, Publication, Queue,
-    ServiceError, ServiceErrorKind, Subscription,
+    BoxFuture, Broker, BrokerCapabilities, ConsumeOptions, Consumer, Exchange, Mailbox,
+    PriorityOrder, Publication, Queue, ServiceError, Subscription,
 };
 
 use crate::consumer::AmqpConsumer;
-use crate::failure::Attempt;
-use crate::known::Kind;
-use crate::link::{Link, Live};
-use crate::message;
+use crate::declarer::Declarer;
 use crate::options::AmqpOptions;
-use crate::publish::Letter;
+use crate::shared::Shared;
 use crate::subscription::AmqpSubscription;
-use crate::table::short;
-use crate::topology::Desk;
 
-/// A RabbitMQ as the broker of clients and workers.
+/// A broker for clients and workers on RabbitMQ.
 ///
-/// It has at most two connections: one to publish, one for everything else,
-/// since RabbitMQ stops reading from those who publish when it is short of
-/// memory or disk. Both are made when they are needed.
+/// It uses at most two connections, both opened on demand: one for publishing and
+/// one for everything else, because RabbitMQ stops reading from connections that
+/// publish when it is short of memory or disk.
 ///
 /// Cloning is cheap; clones share the connections.
 #[derive(Clone)]
@@ -32,24 +27,11 @@ pub struct AmqpBroker {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) options: Arc<AmqpOptions>,
-    pub(crate) publishing: Link,
-    pub(crate) consuming: Link,
-}
-
 impl AmqpBroker {
-    /// A broker at the address that the options name. Nothing is connected
-    /// before the first call.
+    /// Creates a broker from its options. It connects on the first call.
     pub fn new(options: AmqpOptions) -> Self {
-        let options = Arc::new(options);
         Self {
-            shared: Arc::new(Shared {
-                publishing: Link::new(Arc::clone(&options), "publishes"),
-                consuming: Link::new(Arc::clone(&options), "consumes"),
-                options,
-            }),
+            shared: Arc::new(Shared::new(options)),
         }
     }
 }
@@ -58,8 +40,8 @@ impl Broker for AmqpBroker {
     fn declare<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<(), ServiceError>> {
         Box::pin(async move {
             let object = format!("queue {}", queue.name);
-            let live = self.shared.live("declare", &object).await?;
-            self.shared.declare(&live, queue).await
+            let connection = self.shared.connection("declare", &object).await?;
+            self.shared.declare(&connection, queue).await
         })
     }
 
@@ -102,25 +84,38 @@ impl Broker for AmqpBroker {
     fn depth<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<u64, ServiceError>> {
         Box::pin(async move {
             let object = format!("queue {}", queue.name);
-            let live = self.shared.live("count the messages of", &object).await?;
-            let attempt = self.shared.attempt("count the messages of", &object);
-            let waiting = Desk::new(&live, attempt).waiting(&queue.name).await?;
-            Ok(waiting.unwrap_or(0).into())
+            let connection = self
+                .shared
+                .connection("count the messages of", &object)
+                .await?;
+            let context = self.shared.context("count the messages of", &object);
+            let count = Declarer::new(&connection, context)
+                .message_count(&queue.name)
+                .await?;
+            Ok(count.unwrap_or(0).into())
         })
     }
 
     fn purge<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<u64, ServiceError>> {
         Box::pin(async move {
             let object = format!("queue {}", queue.name);
-            let live = self.shared.live("purge", &object).await?;
-            let attempt = self.shared.attempt("purge", &object);
-            let purged = Desk::new(&live, attempt).purge(&queue.name).await?;
+            let connection = self.shared.connection("purge", &object).await?;
+            let context = self.shared.context("purge", &object);
+            let purged = Declarer::new(&connection, context)
+                .purge(&queue.name)
+                .await?;
             Ok(purged.unwrap_or(0).into())
         })
     }
 
+    fn capabilities(&self) -> BrokerCapabilities {
+        BrokerCapabilities::new()
+            .counts_deliveries(true)
+            .priorities(PriorityOrder::HighestFirst)
+    }
+
     fn blocked_reason(&self) -> Option<String> {
-        self.shared.publishing.blocked()
+        self.shared.publishing.blocked_reason()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
@@ -136,46 +131,5 @@ impl fmt::Debug for AmqpBroker {
         f.debug_tuple("AmqpBroker")
             .field(&self.shared.options.address())
             .finish()
-    }
-}
-
-impl Shared {
-    pub(crate) fn attempt<'a>(&'a self, operation: &'static str, object: &'a str) -> Attempt<'a> {
-        Attempt::new(operation, object, self.options.address())
-    }
-
-    /// The connection for declarations and questions. Not the one to publish
-    /// on, from which RabbitMQ stops reading when it is short of memory: a
-    /// worker must be able to consume then.
-    async fn live(&self, operation: &'static str, object: &str) -> Result<Arc<Live>, ServiceError> {
-        self.consuming.live(self.attempt(operation, object)).await
-    }
-
-    async fn broadcast(
-        &self,
-        exchange: &Exchange,
-        routing_key: &str,
-        message: &Message,
-    ) -> Result<Option<u64>, ServiceError> {
-        let object = format!("exchange {}", exchange.name);
-        let attempt = self.attempt("broadcast to", &object);
-        let live = self.publishing.live(attempt).await?;
-        if !live.known.has(Kind::Exchange, &exchange.name) {
-            Desk::new(&live, attempt).exchange(exchange).await?;
-            live.known.note(Kind::Exchange, &exchange.name);
-        }
-        let invalid = |cause| attempt.error(ServiceErrorKind::Invalid, cause);
-        let letter = Letter {
-            exchange: short(&exchange.name).map_err(invalid)?,
-            routing_key: short(routing_key).map_err(invalid)?,
-            properties: message::write(message).map_err(invalid)?,
-            body: &message.body,
-        };
-        let sent = self.send(&live, vec![letter]).await.pop();
-        match sent {
-            // Nobody listens: that is what a broadcast is like.
-            Some(Err(error)) if error.kind() == ServiceErrorKind::Unroutable => Ok(Some(0)),
-            sent => sent.unwrap_or(Ok(())).map(|()| None),
-        }
     }
 }

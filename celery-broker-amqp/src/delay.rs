@@ -1,18 +1,18 @@
-//! Messages that wait in the broker for their time.
+//! Routes of deferred messages, which wait in the broker until they are due.
 //!
 //! Celery's native delayed delivery is a cascade of 28 topic exchanges and
-//! queues `celery_delayed_27` to `celery_delayed_0`. A routing key begins with
-//! the binary digits of the delay in seconds; where the digit of a level is 1,
-//! the message waits in the queue of that level for its power of two, then
-//! goes on to the next. At the end it comes to `celery_delayed_delivery`, to
-//! which exchanges of task queues are bound.
+//! queues, `celery_delayed_27` to `celery_delayed_0`. A routing key begins with
+//! the binary digits of the delay in seconds. If the digit of a level is 1, the
+//! message waits in the queue of that level for 2^level seconds; then, or if the
+//! digit is 0, it moves to the next level. The last level routes to the exchange
+//! `celery_delayed_delivery`, to which the exchanges of task queues are bound.
 //!
-//! Celery uses it for topic exchanges and quorum queues only. We send *every*
-//! message through it that a worker cannot run yet, whatever queue it came
-//! from, so that nobody holds what is not due. For that the task's queue is
-//! bound by itself, under a key that nobody else uses:
-//! `<28 digits>.<queue>.celery_parked.f<tenths>`. The tenths of a second that
-//! are left wait in one of nine queues `celery_parked_<n>00ms` of our own.
+//! Celery uses the cascade for quorum queues whose exchange is not direct. This
+//! crate routes *every* message through it that a worker cannot run yet, from
+//! any queue, so that no worker holds messages that are not due. For that, the
+//! task's queue itself is bound to the end of the cascade, with a key of this
+//! crate: `<28 digits>.<queue>.celery_parked.f<tenths>`. The remaining tenths of a
+//! second are spent in one of nine queues `celery_parked_<n>00ms`.
 
 use std::ops::Range;
 use std::time::{Duration, SystemTime};
@@ -20,219 +20,248 @@ use std::time::{Duration, SystemTime};
 use celery_protocol::{Map, Value, time};
 use celery_runtime::{Exchange, ExchangeKind, Publication, Queue, QueueType, ServiceError};
 
-use crate::known::{Kind, Known};
-use crate::topology::Desk;
+use crate::declaration_cache::{DeclarationCache, EntityKind};
+use crate::declarer::Declarer;
 
-/// The levels of Celery's cascade.
+/// The number of levels of Celery's cascade.
 const LEVELS: u32 = 28;
 
-/// The most seconds that they hold, more than eight years.
-const LONGEST: u32 = (1 << LEVELS) - 1;
+/// The longest delay of the cascade in seconds, more than eight years.
+const MAX_DELAY_SECONDS: u32 = (1 << LEVELS) - 1;
 
-/// Where the cascade ends.
-const DELIVERY: &str = "celery_delayed_delivery";
+/// The exchange at the end of the cascade.
+const DELIVERY_EXCHANGE: &str = "celery_delayed_delivery";
 
-/// Where our tenths of a second end.
-const PARKED: &str = "celery_parked";
+/// The exchange at the end of the queues for tenths of a second, and the word of
+/// the routing keys of deferred messages.
+const DEFERRED_EXCHANGE: &str = "celery_parked";
 
-/// What the names of the levels begin with.
-const LEVEL: &str = "celery_delayed_";
+/// The prefix of the names of the levels.
+const LEVEL_PREFIX: &str = "celery_delayed_";
 
-/// The longest name of a queue that fits into a routing key with the rest.
-const LONGEST_NAME: usize = 180;
+/// The longest queue name that fits into a routing key with the other words.
+const MAX_QUEUE_NAME_LEN: usize = 180;
 
-/// Where a message that has to wait is sent.
+/// The exchange and routing key that delay a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Detour {
+pub(crate) struct DelayRoute {
     pub(crate) exchange: String,
     pub(crate) routing_key: String,
     /// The whole seconds of the delay.
     seconds: u32,
-    /// What is left of it, in tenths of a second.
+    /// The remaining tenths of a second of the delay.
     tenths: u32,
 }
 
-/// The way of a message that is to come to `queue` after `delay`, rounded up
-/// to tenths of a second and at most eight years.
-pub(crate) fn park(queue: &str, delay: Duration) -> Detour {
-    let all = delay.as_millis().div_ceil(100);
-    let all = all.min(u128::from(LONGEST) * 10);
-    let (seconds, tenths) = ((all / 10) as u32, (all % 10) as u32);
+/// Returns the route that delivers a message to `queue` after `delay`, which is
+/// rounded up to tenths of a second and limited to [`MAX_DELAY_SECONDS`].
+pub(crate) fn deferred_route(queue: &str, delay: Duration) -> DelayRoute {
+    let total_tenths = delay.as_millis().div_ceil(100);
+    let total_tenths = total_tenths.min(u128::from(MAX_DELAY_SECONDS) * 10);
+    let (seconds, tenths) = ((total_tenths / 10) as u32, (total_tenths % 10) as u32);
     let exchange = match levels(seconds).next_back() {
-        None => DELIVERY.to_owned(),
+        None => DELIVERY_EXCHANGE.to_owned(),
         Some(highest) => level_name(highest),
     };
-    Detour {
+    DelayRoute {
         exchange,
-        routing_key: format!("{}{}.f{tenths}", digits(seconds), home(queue)),
+        routing_key: format!("{}{}.f{tenths}", delay_prefix(seconds), return_key(queue)),
         seconds,
         tenths,
     }
 }
 
-/// Whether a message with this routing key was parked for `queue`.
-pub(crate) fn is_parked_for(queue: &str, routing_key: &str) -> bool {
-    without_digits(routing_key)
+/// Reports whether a message with this routing key was deferred for `queue`.
+pub(crate) fn is_deferred_for(queue: &str, routing_key: &str) -> bool {
+    strip_delay_prefix(routing_key)
         .and_then(|rest| rest.rsplit_once(".f"))
-        .is_some_and(|(home_words, tenths)| tenths.len() == 1 && home_words == home(queue))
+        .is_some_and(|(key, tenths)| tenths.len() == 1 && key == return_key(queue))
 }
 
-/// The routing key before Celery's own delay.
-pub(crate) fn undelayed<'a>(exchange: &str, routing_key: &'a str) -> Option<&'a str> {
-    let is_delayed = exchange == DELIVERY || exchange.starts_with(LEVEL);
-    is_delayed.then(|| without_digits(routing_key))?
+/// Returns the routing key that a message had before Celery's native delay.
+pub(crate) fn original_routing_key<'a>(exchange: &str, routing_key: &'a str) -> Option<&'a str> {
+    let is_delayed = exchange == DELIVERY_EXCHANGE || exchange.starts_with(LEVEL_PREFIX);
+    is_delayed.then(|| strip_delay_prefix(routing_key))?
 }
 
-/// Whether Celery delays messages for this queue natively.
-pub(crate) fn is_native(queue: &Queue) -> bool {
-    queue.is_quorum() && has_pattern(queue)
+/// Reports whether Celery's clients delay messages for this queue natively.
+pub(crate) fn has_native_delay(queue: &Queue) -> bool {
+    queue.is_quorum() && accepts_native_delay(queue)
 }
 
-/// Whether the queue's exchange passes on what comes out of the cascade.
-pub(crate) fn has_pattern(queue: &Queue) -> bool {
+/// Reports whether the queue's exchange can be bound to the end of the cascade.
+pub(crate) fn accepts_native_delay(queue: &Queue) -> bool {
     !queue.exchange.name.is_empty() && queue.exchange.kind != ExchangeKind::Direct
 }
 
-/// The way that Celery's own clients take for a task with a countdown of a
-/// second or more.
-pub(crate) fn native(publication: &Publication, now: SystemTime) -> Option<Detour> {
+/// Returns the route that Celery's clients use for a task with a countdown of at
+/// least one second.
+pub(crate) fn native_route(publication: &Publication, now: SystemTime) -> Option<DelayRoute> {
     let queue = publication.queue.as_deref()?;
-    if !is_native(queue) || publication.exchange.is_empty() {
+    if !has_native_delay(queue) || publication.exchange.is_empty() {
         return None;
     }
     let eta = publication.message.headers.find("eta").ok()??;
     let eta: String = eta.decode().ok()?;
     let seconds = time::parse(&eta).ok()?.duration_since(now).ok()?.as_secs();
-    let seconds = u32::try_from(seconds).ok()?.min(LONGEST);
-    (seconds > 0).then(|| Detour {
+    let seconds = u32::try_from(seconds).ok()?.min(MAX_DELAY_SECONDS);
+    (seconds > 0).then(|| DelayRoute {
         exchange: level_name(LEVELS - 1),
-        routing_key: format!("{}{}", digits(seconds), publication.routing_key),
+        routing_key: format!("{}{}", delay_prefix(seconds), publication.routing_key),
         seconds,
         tenths: 0,
     })
 }
 
-/// Binds a queue so that Celery's clients may delay its messages.
+/// Declares the cascade and binds a queue to it, so that Celery's clients can
+/// delay its messages.
 pub(crate) async fn bind_native(
-    desk: &mut Desk<'_>,
+    declarer: &mut Declarer<'_>,
     queue: &Queue,
     queue_type: QueueType,
 ) -> Result<(), ServiceError> {
-    declare_levels(desk, 0..LEVELS, queue_type).await?;
-    // Celery binds by `#.<key>`, which also lets other keys through that end
-    // in this one. The digits are always as many.
-    let pattern = format!("{}{}", any(LEVELS), queue.routing_key);
-    desk.bind_exchange(&queue.exchange.name, DELIVERY, &pattern)
+    declare_levels(declarer, 0..LEVELS, queue_type).await?;
+    // Celery binds with `#.<key>`, which also matches other keys that end with
+    // this one. The number of digits is fixed, so this pattern is exact.
+    let pattern = format!("{}{}", wildcards(LEVELS), queue.routing_key);
+    declarer
+        .bind_exchange(&queue.exchange.name, DELIVERY_EXCHANGE, &pattern)
         .await?;
     match queue.exchange.kind {
-        // The digits are still before the key.
+        // The routing key still begins with the digits.
         ExchangeKind::Topic => {
-            let none = Map::new();
-            desk.bind_queue(&queue.name, &queue.exchange.name, &pattern, &none)
+            let no_arguments = Map::new();
+            declarer
+                .bind_queue(&queue.name, &queue.exchange.name, &pattern, &no_arguments)
                 .await
         }
         _ => Ok(()),
     }
 }
 
-/// Makes sure that what is parked for a queue finds its way back.
-pub(crate) async fn bind_parked(desk: &mut Desk<'_>, queue: &str) -> Result<(), ServiceError> {
-    for exchange in [DELIVERY, PARKED] {
-        desk.exchange(&Exchange::topic(exchange)).await?;
+/// Binds a queue to the exchanges that deferred messages return through.
+pub(crate) async fn bind_deferred(
+    declarer: &mut Declarer<'_>,
+    queue: &str,
+) -> Result<(), ServiceError> {
+    for exchange in [DELIVERY_EXCHANGE, DEFERRED_EXCHANGE] {
+        declarer
+            .declare_exchange(&Exchange::topic(exchange))
+            .await?;
     }
-    let pattern = |tenths: &str| format!("{}{}.{tenths}", any(LEVELS), home(queue));
-    desk.bind_queue(queue, DELIVERY, &pattern("f0"), &Map::new())
+    let pattern = |tenths: &str| format!("{}{}.{tenths}", wildcards(LEVELS), return_key(queue));
+    declarer
+        .bind_queue(queue, DELIVERY_EXCHANGE, &pattern("f0"), &Map::new())
         .await?;
-    desk.bind_queue(queue, PARKED, &pattern("*"), &Map::new())
+    declarer
+        .bind_queue(queue, DEFERRED_EXCHANGE, &pattern("*"), &Map::new())
         .await
 }
 
-/// Makes the way back to a queue again where messages may be on it: with a
-/// queue that is deleted its bindings go, too. Answers whether there may be.
-pub(crate) async fn rebind_parked(
-    desk: &mut Desk<'_>,
+/// Binds queues again if deferred messages may be waiting for them, because a
+/// deleted queue loses its bindings. Returns whether it has bound them.
+pub(crate) async fn rebind_deferred(
+    declarer: &mut Declarer<'_>,
     queues: &[Queue],
 ) -> Result<bool, ServiceError> {
-    if !desk.exchange_exists(PARKED).await? {
+    if !declarer.exchange_exists(DEFERRED_EXCHANGE).await? {
         return Ok(false);
     }
     for queue in queues {
-        bind_parked(desk, &queue.name).await?;
+        bind_deferred(declarer, &queue.name).await?;
     }
     Ok(true)
 }
 
-impl Detour {
-    /// Declares what the message passes on its way.
+impl DelayRoute {
+    /// Declares the exchanges and queues of the route.
     pub(crate) async fn declare(
         &self,
-        desk: &mut Desk<'_>,
+        declarer: &mut Declarer<'_>,
         queue_type: QueueType,
     ) -> Result<(), ServiceError> {
-        declare_levels(desk, levels(self.seconds), queue_type).await?;
+        declare_levels(declarer, levels(self.seconds), queue_type).await?;
         match self.tenths {
             0 => Ok(()),
-            tenths => declare_tenths(desk, tenths).await,
+            tenths => declare_tenths(declarer, tenths).await,
         }
     }
 
-    /// Takes nothing of it for known any more.
-    pub(crate) fn forget(&self, known: &Known) {
+    /// Removes the exchanges and queues of the route from the cache.
+    pub(crate) fn forget_declarations(&self, declarations: &DeclarationCache) {
         for level in levels(self.seconds) {
-            known.forget(Kind::Exchange, &level_name(level));
+            declarations.remove(EntityKind::Exchange, &level_name(level));
         }
-        known.forget(Kind::Queue, &tenths_name(self.tenths));
+        declarations.remove(EntityKind::Queue, &tenths_queue_name(self.tenths));
     }
 }
 
+/// Declares these levels of the cascade.
 async fn declare_levels(
-    desk: &mut Desk<'_>,
+    declarer: &mut Declarer<'_>,
     levels: Range<u32>,
     queue_type: QueueType,
 ) -> Result<(), ServiceError> {
     for level in levels {
         let name = level_name(level);
-        if desk.known().has(Kind::Exchange, &name) {
+        if declarer
+            .declarations()
+            .contains(EntityKind::Exchange, &name)
+        {
             continue;
         }
         let next = match level {
-            0 => Exchange::topic(DELIVERY),
+            0 => Exchange::topic(DELIVERY_EXCHANGE),
             _ => Exchange::topic(level_name(level - 1)),
         };
-        let before = any(LEVELS - 1 - level);
-        desk.exchange(&next).await?;
-        desk.exchange(&Exchange::topic(name.as_str())).await?;
+        let prefix = wildcards(LEVELS - 1 - level);
+        declarer.declare_exchange(&next).await?;
+        declarer
+            .declare_exchange(&Exchange::topic(name.as_str()))
+            .await?;
         let delay = Duration::from_secs(1 << level);
-        desk.queue_of_any_type(&waiting_queue(&name, delay, &next.name, queue_type))
+        declarer
+            .declare_queue_with_any_arguments(&delay_queue(&name, delay, &next.name, queue_type))
             .await?;
-        desk.bind_queue(&name, &name, &format!("{before}1.#"), &Map::new())
+        declarer
+            .bind_queue(&name, &name, &format!("{prefix}1.#"), &Map::new())
             .await?;
-        desk.bind_exchange(&next.name, &name, &format!("{before}0.#"))
+        declarer
+            .bind_exchange(&next.name, &name, &format!("{prefix}0.#"))
             .await?;
-        desk.known().note(Kind::Exchange, &name);
+        declarer.declarations().insert(EntityKind::Exchange, &name);
     }
     Ok(())
 }
 
-/// Always classic: quorum queues of RabbitMQ 3.10 that several workers declare
-/// at the same moment may never pass anything on.
-async fn declare_tenths(desk: &mut Desk<'_>, tenths: u32) -> Result<(), ServiceError> {
-    let name = tenths_name(tenths);
-    if desk.known().has(Kind::Queue, &name) {
+/// Declares a queue for tenths of a second. It is always classic: quorum queues
+/// of RabbitMQ 3.10 that several workers declare at the same moment may never
+/// dead-letter their messages.
+async fn declare_tenths(declarer: &mut Declarer<'_>, tenths: u32) -> Result<(), ServiceError> {
+    let name = tenths_queue_name(tenths);
+    if declarer.declarations().contains(EntityKind::Queue, &name) {
         return Ok(());
     }
     let delay = Duration::from_millis(u64::from(tenths) * 100);
-    desk.queue_of_any_type(&waiting_queue(&name, delay, PARKED, QueueType::Classic))
+    declarer
+        .declare_queue_with_any_arguments(&delay_queue(
+            &name,
+            delay,
+            DEFERRED_EXCHANGE,
+            QueueType::Classic,
+        ))
         .await?;
-    let pattern = format!("#.{PARKED}.f{tenths}");
-    desk.bind_queue(&name, DELIVERY, &pattern, &Map::new())
+    let pattern = format!("#.{DEFERRED_EXCHANGE}.f{tenths}");
+    declarer
+        .bind_queue(&name, DELIVERY_EXCHANGE, &pattern, &Map::new())
         .await?;
-    desk.known().note(Kind::Queue, &name);
+    declarer.declarations().insert(EntityKind::Queue, &name);
     Ok(())
 }
 
-/// A queue that keeps everything for `delay` and passes it on to `next`.
-fn waiting_queue(name: &str, delay: Duration, next: &str, queue_type: QueueType) -> Queue {
+/// Returns a queue that holds each message for `delay` and then dead-letters it to
+/// the exchange `next`.
+fn delay_queue(name: &str, delay: Duration, next: &str, queue_type: QueueType) -> Queue {
     let milliseconds = i64::try_from(delay.as_millis()).unwrap_or(i64::MAX);
     let (type_name, is_replicated) = match queue_type {
         QueueType::Quorum => ("quorum", true),
@@ -243,54 +272,57 @@ fn waiting_queue(name: &str, delay: Duration, next: &str, queue_type: QueueType)
         .argument("x-overflow", "reject-publish")
         .argument("x-message-ttl", Value::Int(milliseconds))
         .argument("x-dead-letter-exchange", next);
-    match is_replicated {
-        // Kept until the next queue has it.
-        true => queue.argument("x-dead-letter-strategy", "at-least-once"),
-        false => queue,
+    if is_replicated {
+        // The queue keeps a message until the next queue has confirmed it.
+        queue.argument("x-dead-letter-strategy", "at-least-once")
+    } else {
+        queue
     }
 }
 
-fn tenths_name(tenths: u32) -> String {
-    format!("{PARKED}_{tenths}00ms")
+fn tenths_queue_name(tenths: u32) -> String {
+    format!("{DEFERRED_EXCHANGE}_{tenths}00ms")
 }
 
 fn level_name(level: u32) -> String {
-    format!("{LEVEL}{level}")
+    format!("{LEVEL_PREFIX}{level}")
 }
 
-/// The words of a routing key that lead to `queue`, and to no other: its name,
-/// or a fingerprint where the name is too long or would be a pattern.
-fn home(queue: &str) -> String {
-    if queue.len() <= LONGEST_NAME && !queue.contains(['*', '#']) {
-        return format!("{queue}.{PARKED}");
+/// Returns the words of a routing key that route to `queue` and to no other: its
+/// name, or a hash if the name is too long or contains wildcards.
+fn return_key(queue: &str) -> String {
+    if queue.len() <= MAX_QUEUE_NAME_LEN && !queue.contains(['*', '#']) {
+        return format!("{queue}.{DEFERRED_EXCHANGE}");
     }
-    // FNV-1a, the same in every version of this library.
-    let mark = queue.bytes().fold(
+    // FNV-1a, because the hash must be the same in every version of this library.
+    let hash = queue.bytes().fold(
         0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128,
-        |mark, byte| (mark ^ u128::from(byte)).wrapping_mul(0x0100_0000_0000_0000_0000_013b),
+        |hash, byte| (hash ^ u128::from(byte)).wrapping_mul(0x0100_0000_0000_0000_0000_013b),
     );
-    format!("{mark:032x}.{PARKED}")
+    format!("{hash:032x}.{DEFERRED_EXCHANGE}")
 }
 
-/// The levels that a delay of so many seconds may pass, lowest first.
+/// Returns the levels that a delay of so many seconds may pass, lowest first.
 fn levels(seconds: u32) -> Range<u32> {
     0..u32::BITS - seconds.leading_zeros()
 }
 
-/// The binary digits, highest first, each followed by a point.
-fn digits(seconds: u32) -> String {
+/// Returns the binary digits of the delay, highest first, each followed by a
+/// point.
+fn delay_prefix(seconds: u32) -> String {
     (0..LEVELS)
         .rev()
         .flat_map(|level| [if seconds >> level & 1 == 1 { '1' } else { '0' }, '.'])
         .collect()
 }
 
-/// A pattern for any `count` words before others.
-fn any(count: u32) -> String {
+/// Returns a pattern that matches any `count` words.
+fn wildcards(count: u32) -> String {
     "*.".repeat(count as usize)
 }
 
-fn without_digits(routing_key: &str) -> Option<&str> {
+/// Returns the routing key without the digits of a delay, if it begins with them.
+fn strip_delay_prefix(routing_key: &str) -> Option<&str> {
     let (digits, rest) = routing_key.split_at_checked(2 * LEVELS as usize)?;
     let are_digits = digits
         .as_bytes()
@@ -306,61 +338,64 @@ mod tests {
     use super::*;
 
     #[test]
-    fn five_seconds_are_101() {
+    fn delay_prefix_of_five_seconds_ends_in_101() {
         assert_eq!(
-            digits(5),
+            delay_prefix(5),
             "0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.1.0.1."
         );
     }
 
     #[test]
-    fn delays_are_rounded_up_to_tenths() {
+    fn delay_is_rounded_up_to_tenths() {
         for (milliseconds, seconds, tenths, exchange) in [
-            (1, 0, "f1", DELIVERY),
-            (100, 0, "f1", DELIVERY),
+            (1, 0, "f1", DELIVERY_EXCHANGE),
+            (100, 0, "f1", DELIVERY_EXCHANGE),
             (950, 1, "f0", "celery_delayed_0"),
             (5_010, 5, "f1", "celery_delayed_2"),
         ] {
-            let way = park("q.high", Duration::from_millis(milliseconds));
-            assert_eq!(way.exchange, exchange, "{milliseconds}");
-            let expected = format!("{}q.high.celery_parked.{tenths}", digits(seconds));
-            assert_eq!(way.routing_key, expected);
-            assert!(is_parked_for("q.high", &way.routing_key));
-            assert!(!is_parked_for("high", &way.routing_key));
+            let route = deferred_route("q.high", Duration::from_millis(milliseconds));
+            assert_eq!(route.exchange, exchange, "{milliseconds}");
+            let expected = format!("{}q.high.celery_parked.{tenths}", delay_prefix(seconds));
+            assert_eq!(route.routing_key, expected);
+            assert!(is_deferred_for("q.high", &route.routing_key));
+            assert!(!is_deferred_for("high", &route.routing_key));
         }
     }
 
     #[test]
-    fn a_delay_of_centuries_is_eight_years() {
-        let way = park("q", Duration::from_secs(u64::MAX));
-        assert!(way.routing_key.starts_with(&"1.".repeat(28)), "{way:?}");
+    fn longest_delay_is_limited_to_eight_years() {
+        let route = deferred_route("q", Duration::from_secs(u64::MAX));
+        assert!(route.routing_key.starts_with(&"1.".repeat(28)), "{route:?}");
     }
 
     #[test]
-    fn names_that_are_long_or_patterns_have_a_fingerprint() {
+    fn long_or_wildcard_queue_name_is_hashed() {
         for name in ["q".repeat(255), "jobs.*".to_owned(), "#".to_owned()] {
-            let way = park(&name, Duration::from_secs(1));
-            assert!(is_parked_for(&name, &way.routing_key), "{name}");
-            let has_pattern = way.routing_key.contains(['*', '#']);
-            assert!(!has_pattern && way.routing_key.len() < 255, "{way:?}");
+            let route = deferred_route(&name, Duration::from_secs(1));
+            assert!(is_deferred_for(&name, &route.routing_key), "{name}");
+            let has_pattern = route.routing_key.contains(['*', '#']);
+            assert!(!has_pattern && route.routing_key.len() < 255, "{route:?}");
         }
-        assert_ne!(home("jobs.*"), home("jobs.#"));
+        assert_ne!(return_key("jobs.*"), return_key("jobs.#"));
     }
 
     #[test]
-    fn other_routing_keys_are_left_alone() {
+    fn unrelated_routing_key_is_not_stripped() {
         for key in ["celery", "a.celery_parked.f0", "", "0.1.0"] {
-            assert!(!is_parked_for("a", key), "{key}");
+            assert!(!is_deferred_for("a", key), "{key}");
         }
-        let delayed = format!("{}feed.import", digits(7));
-        for exchange in [DELIVERY, "celery_delayed_0"] {
-            assert_eq!(undelayed(exchange, &delayed), Some("feed.import"));
+        let delayed = format!("{}feed.import", delay_prefix(7));
+        for exchange in [DELIVERY_EXCHANGE, "celery_delayed_0"] {
+            assert_eq!(
+                original_routing_key(exchange, &delayed),
+                Some("feed.import")
+            );
         }
-        assert_eq!(undelayed("feeds", &delayed), None);
+        assert_eq!(original_routing_key("feeds", &delayed), None);
     }
 
     #[test]
-    fn celerys_detour_is_for_topic_exchanges_of_quorum_queues() {
+    fn native_route_applies_to_topic_exchanges_of_quorum_queues() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
         let sent = |queue: Queue, exchange: &str, countdown: u64| {
             let mut headers = TaskHeaders::new("t", "id");
@@ -373,14 +408,14 @@ mod tests {
             );
             let publication =
                 Publication::to_exchange(message, exchange, "feed").declare_queue(queue.into());
-            native(&publication, now)
+            native_route(&publication, now)
         };
         let topic = Queue::new("q")
             .bound_to(Exchange::topic("feeds"), "feed")
             .quorum();
-        let way = sent(topic.clone(), "feeds", 5_900).unwrap();
-        assert_eq!(way.routing_key, format!("{}feed", digits(5)));
-        assert_eq!(way.exchange, "celery_delayed_27");
+        let route = sent(topic.clone(), "feeds", 5_900).unwrap();
+        assert_eq!(route.routing_key, format!("{}feed", delay_prefix(5)));
+        assert_eq!(route.exchange, "celery_delayed_27");
         assert_eq!(sent(topic, "feeds", 900), None);
         assert_eq!(sent(Queue::new("q").quorum(), "", 5_000), None);
         let classic = Queue::new("q").bound_to(Exchange::topic("feeds"), "feed");

@@ -1,8 +1,9 @@
 //! The RabbitMQ broker of Celery for Rust, and the rpc result backend.
 //!
-//! [`AmqpBroker`] declares, sends and consumes exactly as kombu's AMQP
-//! transport does, so that Python and Rust share queues, classic and quorum
-//! ones. Most programs use the crate `celery`, which makes the broker from a URL.
+//! [`AmqpBroker`] declares, publishes and consumes exactly as kombu's AMQP
+//! transport does, so that Python and Rust programs can share classic and quorum
+//! queues. Most programs use the crate `celery`, which creates the broker from a
+//! URL.
 //!
 //! ```no_run
 //! use celery_broker_amqp::{AmqpBroker, AmqpOptions};
@@ -11,81 +12,85 @@
 //! # async fn example() -> Result<(), celery_runtime::ServiceError> {
 //! let options = AmqpOptions::parse("amqp://guest:guest@localhost/shop")?;
 //! let broker = AmqpBroker::new(options);
-//! println!("{} waiting", broker.depth(&Queue::new("celery")).await?);
+//! println!("{} ready messages", broker.depth(&Queue::new("celery")).await?);
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! # What it does, and what it does not
+//! # What the broker does, and what it does not
 //!
-//! - A send is `Ok` when RabbitMQ has the message in a queue: publishing is
-//!   confirmed and mandatory unless the transport option `confirm_publish` is
-//!   off. Messages of a batch are on their way together, and a message that no
-//!   queue would get is an error that names exchange and routing key.
-//! - A message whose time has not come does not stay with the worker. It waits
-//!   in the broker, in the queues of Celery's native delayed delivery, whatever
-//!   the type of its own queue, and comes back on a binding of our own.
-//! - The prefetch is per consumer, which classic and quorum queues both know.
-//!   With a prefetch of 0 nothing is pushed that was not asked for.
-//! - It does not reconnect. A broken connection is an error that says whether
-//!   it may pass; whoever consumes makes a new consumer. RabbitMQ gives
-//!   everything that the old one held to somebody again.
+//! - Publishing is confirmed and mandatory unless the transport option
+//!   `confirm_publish` is off: `Ok` means that RabbitMQ has the message in a
+//!   queue. The messages of a batch are in flight together. A message that
+//!   reaches no queue is an error that names its exchange and routing key.
+//! - A message that is not due yet does not stay with the worker. It waits in the
+//!   queues of Celery's native delayed delivery, whatever the type of its own
+//!   queue, and returns to that queue through a binding of this crate.
+//! - The prefetch applies to each consumer, which both classic and quorum queues
+//!   support. With a prefetch of 0, RabbitMQ pushes only what was requested.
+//! - The broker does not reconnect a consumer. A broken connection is an error
+//!   that says whether it is transient, and the worker starts a new consumer.
+//!   RabbitMQ redelivers the unsettled deliveries of the old one.
 //!
 //! # Long tasks that are acknowledged late
 //!
-//! RabbitMQ closes a channel on which a delivery stays unacknowledged for
-//! longer than its `consumer_timeout` (30 minutes unless configured), and
-//! delivers all messages of that channel again. The worker survives that: it
-//! says so in its log, opens a new channel, and keeps running what it runs.
-//! A delivery that comes back to it belongs to the task that still runs and is
-//! acknowledged with it; one that comes to another worker runs there a second
-//! time. Where tasks take so long, raise `consumer_timeout`, or acknowledge
-//! them early.
+//! RabbitMQ closes a channel on which a delivery stays unacknowledged for longer
+//! than its `consumer_timeout` (30 minutes by default), and redelivers all
+//! messages of that channel. The worker survives that: it logs the error, opens a
+//! new channel, and its tasks keep running. A delivery that comes back to the
+//! same worker is assigned to the task that is still running and is acknowledged
+//! with it. A delivery that goes to another worker runs there a second time. For
+//! such tasks raise `consumer_timeout`, or acknowledge them early.
 //!
 //! # Quorum queues with a delivery limit
 //!
-//! A message that a stopping worker gives back counts as delivered. Quorum
-//! queues with a `x-delivery-limit` (RabbitMQ 4 sets 20 by itself) drop or
-//! dead-letter a message that was given back so often: set a dead-letter
-//! exchange, or a higher limit, where workers restart that often. Messages
-//! that wait for their time are sent anew and do not count.
+//! A message that a worker requeues when it shuts down counts as delivered. Quorum
+//! queues with an `x-delivery-limit` (20 by default since RabbitMQ 4) drop or
+//! dead-letter a message that was requeued that often. If workers restart often,
+//! set a dead-letter exchange or a higher limit. Deferred messages are published
+//! again and do not count.
 //!
 //! # Delayed messages in quorum queues
 //!
-//! The queues in which messages wait for whole seconds are quorum queues unless
-//! `broker_native_delayed_delivery_queue_type` says `classic`, as in Celery;
-//! those for the tenths of a second are always classic. Quorum queues pass a
-//! message on only when the next queue has confirmed it, so that none is lost on
-//! the way, and RabbitMQ does that for few messages at a time: a thousand that
-//! are due at the same moment take seconds to come back. Classic ones are quicker
-//! and may lose what is on its way when the server is killed.
+//! The queues that hold messages for whole seconds are quorum queues, as in
+//! Celery, unless `broker_native_delayed_delivery_queue_type` is `classic`. Those
+//! for tenths of a second are always classic. A quorum queue dead-letters a
+//! message to the next queue only when that queue has confirmed it, so that no
+//! message is lost, and RabbitMQ does that for few messages at a time: a thousand
+//! messages that are due at the same moment take seconds to return. Classic queues
+//! are faster, and may lose messages that are moving between queues when the
+//! server is killed.
 //!
 //! # Where to read on
 //!
-//! [`AmqpBroker`] and [`AmqpOptions`]; inside, `publish` sends, `consumer` and
-//! `settle` take and end deliveries, `delay` lets messages wait in the broker,
-//! `topology` declares.
+//! Start with [`AmqpBroker`] and [`AmqpOptions`]. Inside, `publish` publishes,
+//! `consumer` receives and settles deliveries, `delay` routes deferred messages,
+//! and `topology` and `declarer` declare exchanges, queues and bindings.
 //!
 //! # Features
 //!
-//! `rpc` for the result backend; `tls-rustls` (rustls with ring) or
-//! `tls-native-tls` (the system's library), for `amqps://`.
+//! - `rpc`: the result backend.
+//! - `tls-rustls` (rustls with ring) or `tls-native-tls` (the system's TLS
+//!   library): `amqps://` URLs.
 
 mod broker;
+mod channel_pool;
+mod confirm_channel;
+mod connection;
+mod connection_manager;
 mod consumer;
+mod declaration_cache;
+mod declarer;
 mod delay;
-mod failure;
-mod known;
-mod ledger;
-mod link;
+mod error;
 mod message;
 mod options;
 mod publish;
 #[cfg(feature = "rpc")]
 mod rpc;
-mod settle;
-mod soon;
+mod shared;
 mod subscription;
+mod sync;
 mod table;
 mod topology;
 

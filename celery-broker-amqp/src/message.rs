@@ -1,4 +1,4 @@
-//! Between Celery's messages and AMQP's. Pure.
+//! Conversion between Celery's messages and AMQP's. Pure.
 
 use std::collections::BTreeMap;
 
@@ -7,53 +7,56 @@ use celery_protocol::{DeliveryInfo, Headers, Map, Message, Properties, Value};
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 
-use crate::table::{Unwritable, read_table, short, write_map};
+use crate::table::{EncodeError, decode_table, encode_table, short_string};
 
-/// What RabbitMQ adds to the headers of a quorum queue's messages.
-const COUNTERS: [&str; 2] = ["x-delivery-count", "x-acquired-count"];
+/// The headers that RabbitMQ adds to the messages of a quorum queue.
+const DELIVERY_COUNT_HEADERS: [&str; 2] = ["x-delivery-count", "x-acquired-count"];
 
-/// Marks a message that was put at the end of its queue, which the server does
-/// not know to be the same.
-pub(crate) const REQUEUED: &str = "x-celery-requeued";
+/// The header that marks a message as published again to the end of its queue,
+/// which the server counts as a new message.
+const REQUEUED_HEADER: &str = "x-celery-requeued";
 
-/// The properties of a message that is about to be sent, headers included.
+/// Encodes the properties and headers of a message.
 ///
 /// # Errors
 ///
-/// When a header or property has no form in AMQP.
-pub(crate) fn write(message: &Message) -> Result<BasicProperties, Unwritable> {
-    let ours = &message.properties;
+/// Returns an error if a header or property cannot be encoded in AMQP.
+pub(crate) fn encode(message: &Message) -> Result<BasicProperties, EncodeError> {
+    let source = &message.properties;
     let headers = message
         .headers
         .to_map()
         .map_err(|error| error.to_string())?;
     let mut properties = BasicProperties::default()
-        .with_content_type(short(&ours.content_type)?)
-        .with_content_encoding(short(&ours.content_encoding)?)
-        .with_headers(write_map(&headers)?)
-        .with_delivery_mode(ours.delivery_mode.unwrap_or(2));
-    if let Some(priority) = ours.priority {
+        .with_content_type(short_string(&source.content_type)?)
+        .with_content_encoding(short_string(&source.content_encoding)?)
+        .with_headers(encode_table(&headers)?)
+        .with_delivery_mode(source.delivery_mode.unwrap_or(2));
+    if let Some(priority) = source.priority {
         properties = properties.with_priority(priority);
     }
-    if let Some(id) = &ours.correlation_id {
-        properties = properties.with_correlation_id(short(id)?);
+    if let Some(id) = &source.correlation_id {
+        properties = properties.with_correlation_id(short_string(id)?);
     }
-    if let Some(queue) = &ours.reply_to {
-        properties = properties.with_reply_to(short(queue)?);
+    if let Some(queue) = &source.reply_to {
+        properties = properties.with_reply_to(short_string(queue)?);
     }
-    if let Some(milliseconds) = &ours.expiration {
-        properties = properties.with_expiration(short(milliseconds)?);
+    if let Some(milliseconds) = &source.expiration {
+        properties = properties.with_expiration(short_string(milliseconds)?);
     }
-    write_rest(properties, &ours.extra)
+    encode_extra(properties, &source.extra)
 }
 
-/// The properties that Celery does not use and others may.
-fn write_rest(mut properties: BasicProperties, extra: &Map) -> Result<BasicProperties, Unwritable> {
+/// Encodes the properties that Celery does not use and other clients may.
+fn encode_extra(
+    mut properties: BasicProperties,
+    extra: &Map,
+) -> Result<BasicProperties, EncodeError> {
     let text = |name: &str| {
         extra
             .get(name)
             .and_then(Value::as_str)
-            .map(short)
+            .map(short_string)
             .transpose()
     };
     if let Some(id) = text("message_id")? {
@@ -71,73 +74,74 @@ fn write_rest(mut properties: BasicProperties, extra: &Map) -> Result<BasicPrope
     Ok(properties)
 }
 
-/// A message that arrived, and how often RabbitMQ has delivered it before,
-/// where it counts.
-pub(crate) fn read(
+/// Decodes a received message. Also returns how often RabbitMQ has delivered it
+/// before, which only quorum queues count.
+pub(crate) fn decode(
     properties: &BasicProperties,
     mut info: DeliveryInfo,
     body: Bytes,
 ) -> (Message, Option<u32>) {
-    let own = |text: &Option<ShortString>| text.as_ref().map(|text| text.as_str().to_owned());
+    let string = |text: &Option<ShortString>| text.as_ref().map(|text| text.as_str().to_owned());
     let empty = FieldTable::default();
-    let mut headers = read_table(properties.headers().as_ref().unwrap_or(&empty));
-    let [count, _] = COUNTERS.map(|name| headers.remove(name));
+    let mut headers = decode_table(properties.headers().as_ref().unwrap_or(&empty));
+    let [count, _] = DELIVERY_COUNT_HEADERS.map(|name| headers.remove(name));
     let count = count.as_ref().and_then(Value::as_u64);
-    info.redelivered |= headers.remove(REQUEUED).is_some();
+    info.redelivered |= headers.remove(REQUEUED_HEADER).is_some();
 
-    let mut ours = Properties::default();
-    // What kombu takes a message without these for.
-    ours.content_type =
-        own(properties.content_type()).map_or("application/data".into(), Into::into);
-    ours.content_encoding = own(properties.content_encoding()).map_or("utf-8".into(), Into::into);
-    ours.correlation_id = own(properties.correlation_id());
-    ours.reply_to = own(properties.reply_to());
-    ours.delivery_mode = *properties.delivery_mode();
-    ours.priority = *properties.priority();
-    ours.expiration = own(properties.expiration());
-    ours.delivery_info = info;
-    ours.extra = read_rest(properties);
-    let message = Message::new(Headers::from_map(headers), ours, body);
+    let mut target = Properties::default();
+    // kombu's defaults for a message without these properties.
+    target.content_type =
+        string(properties.content_type()).map_or("application/data".into(), Into::into);
+    target.content_encoding =
+        string(properties.content_encoding()).map_or("utf-8".into(), Into::into);
+    target.correlation_id = string(properties.correlation_id());
+    target.reply_to = string(properties.reply_to());
+    target.delivery_mode = *properties.delivery_mode();
+    target.priority = *properties.priority();
+    target.expiration = string(properties.expiration());
+    target.delivery_info = info;
+    target.extra = decode_extra(properties);
+    let message = Message::new(Headers::from_map(headers), target, body);
     (
         message,
         count.map(|count| count.min(u32::MAX.into()) as u32),
     )
 }
 
-/// The properties of a message that is put at the end of its queue, marked as
-/// one that was delivered before.
-pub(crate) fn again(properties: &BasicProperties) -> BasicProperties {
-    let again = copy(properties, |name| !COUNTERS.contains(&name));
-    let mut headers = again.headers().clone().unwrap_or_default();
-    headers.insert(REQUEUED.into(), AMQPValue::Boolean(true));
-    let again = again.with_headers(headers);
+/// Returns the properties for publishing a message to the end of its queue, with
+/// the mark that it was delivered before.
+pub(crate) fn requeued(properties: &BasicProperties) -> BasicProperties {
+    let requeued = copy_properties(properties, |name| !DELIVERY_COUNT_HEADERS.contains(&name));
+    let mut headers = requeued.headers().clone().unwrap_or_default();
+    headers.insert(REQUEUED_HEADER.into(), AMQPValue::Boolean(true));
+    let requeued = requeued.with_headers(headers);
     match properties.expiration() {
-        Some(expiration) => again.with_expiration(expiration.clone()),
-        None => again,
+        Some(expiration) => requeued.with_expiration(expiration.clone()),
+        None => requeued,
     }
 }
 
-/// The properties of a message that waits for its time.
+/// Returns the properties for publishing a deferred message.
 ///
-/// It goes without its history of dead letters, by which RabbitMQ would take a
-/// second wait for a circle, and without its expiration, which is counted
-/// anew: the worker goes by the header `expires`.
-pub(crate) fn parked(properties: &BasicProperties) -> BasicProperties {
-    copy(properties, |name| {
-        !(COUNTERS.contains(&name)
+/// They omit the dead-letter history, because RabbitMQ would treat a second
+/// delay as a dead-letter cycle, and the expiration, which would count from the
+/// start again: the worker uses the header `expires` instead.
+pub(crate) fn deferred(properties: &BasicProperties) -> BasicProperties {
+    copy_properties(properties, |name| {
+        !(DELIVERY_COUNT_HEADERS.contains(&name)
             || name == "x-death"
             || name.starts_with("x-first-death-")
             || name.starts_with("x-last-death-"))
     })
 }
 
-/// The properties with those headers that are `kept`. The user's id stays
-/// away: RabbitMQ takes it from nobody but that user.
-fn copy(properties: &BasicProperties, kept: impl Fn(&str) -> bool) -> BasicProperties {
+/// Copies the properties with the headers that `keep` selects. The user id is
+/// omitted, because RabbitMQ accepts it only from that user.
+fn copy_properties(properties: &BasicProperties, keep: impl Fn(&str) -> bool) -> BasicProperties {
     let mut copy = BasicProperties::default();
     if let Some(headers) = properties.headers() {
         let headers = headers.inner().iter();
-        let headers = headers.filter(|(name, _)| kept(name.as_str()));
+        let headers = headers.filter(|(name, _)| keep(name.as_str()));
         let headers: BTreeMap<_, _> = headers
             .map(|(name, value)| (name.clone(), value.clone()))
             .collect();
@@ -166,7 +170,8 @@ fn copy(properties: &BasicProperties, kept: impl Fn(&str) -> bool) -> BasicPrope
     copy
 }
 
-fn read_rest(properties: &BasicProperties) -> Map {
+/// Decodes the properties that Celery does not use and other clients may.
+fn decode_extra(properties: &BasicProperties) -> Map {
     let mut extra = Map::new();
     for (name, value) in [
         ("message_id", properties.message_id()),
@@ -203,7 +208,7 @@ mod tests {
         Message::new(headers, properties, &b"[[], {}, {}]"[..])
     }
 
-    /// The headers without their order, which a table does not keep.
+    /// The headers by name, because a table does not keep their order.
     fn by_name(message: &Message) -> BTreeMap<String, Value> {
         let headers = message.headers.to_map().unwrap();
         let name = |key: &Value| key.as_str().unwrap_or_default().to_owned();
@@ -214,44 +219,44 @@ mod tests {
     }
 
     #[test]
-    fn a_message_arrives_as_it_was_sent() {
+    fn encoded_message_decodes_to_the_same_message() {
         let sent = message();
-        let written = write(&sent).unwrap();
-        let (read, count) = read(&written, DeliveryInfo::default(), sent.body.clone());
-        assert_eq!(by_name(&read), by_name(&sent));
-        assert_eq!(read.properties, sent.properties);
+        let encoded = encode(&sent).unwrap();
+        let (decoded, count) = decode(&encoded, DeliveryInfo::default(), sent.body.clone());
+        assert_eq!(by_name(&decoded), by_name(&sent));
+        assert_eq!(decoded.properties, sent.properties);
         assert_eq!(count, None);
     }
 
     #[test]
-    fn the_count_of_deliveries_is_no_header_of_the_task() {
+    fn delivery_count_is_not_a_task_header() {
         let mut sent = message();
         sent.headers.set("x-delivery-count", Value::Int(2)).unwrap();
-        let written = write(&sent).unwrap();
-        let (read, count) = read(&written, DeliveryInfo::default(), Bytes::new());
+        let encoded = encode(&sent).unwrap();
+        let (decoded, count) = decode(&encoded, DeliveryInfo::default(), Bytes::new());
         assert_eq!(count, Some(2));
-        assert_eq!(by_name(&read), by_name(&message()));
+        assert_eq!(by_name(&decoded), by_name(&message()));
     }
 
     #[test]
-    fn what_was_put_at_the_end_of_its_queue_came_before_and_is_else_the_same() {
+    fn requeued_message_is_redelivered_and_otherwise_unchanged() {
         let sent = message();
-        let written = again(&write(&sent).unwrap());
-        let (read, _) = read(&written, DeliveryInfo::default(), sent.body.clone());
-        assert!(read.properties.delivery_info.redelivered);
-        assert_eq!(by_name(&read), by_name(&sent));
-        let with_mark = again(&written);
-        assert_eq!(with_mark.headers(), written.headers());
+        let encoded = requeued(&encode(&sent).unwrap());
+        let (decoded, _) = decode(&encoded, DeliveryInfo::default(), sent.body.clone());
+        assert!(decoded.properties.delivery_info.redelivered);
+        assert_eq!(by_name(&decoded), by_name(&sent));
+        let with_mark = requeued(&encoded);
+        assert_eq!(with_mark.headers(), encoded.headers());
     }
 
     #[test]
-    fn a_bare_message_is_data() {
-        let (read, _) = read(
+    fn message_without_properties_has_kombus_defaults() {
+        let (decoded, _) = decode(
             &BasicProperties::default(),
             DeliveryInfo::default(),
             Bytes::new(),
         );
-        assert_eq!(read.properties.content_type, "application/data");
-        assert!(read.headers.is_empty());
+        assert_eq!(decoded.properties.content_type, "application/data");
+        assert!(decoded.headers.is_empty());
     }
 }

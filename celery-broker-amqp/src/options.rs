@@ -1,4 +1,4 @@
-//! What URLs and Celery's settings say about a RabbitMQ. Pure.
+//! The options of a RabbitMQ broker, read from URLs and Celery's settings. Pure.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,9 +8,10 @@ use celery_runtime::url::{ServiceUrl, redacted};
 use celery_runtime::{QueueType, ServiceError, ServiceErrorKind};
 use serde_json::{Map, Value};
 
-use crate::table::short;
+use crate::table::short_string;
 
-/// Where a RabbitMQ is, and how to speak to it.
+/// The address of a RabbitMQ server or cluster, and the options of its
+/// connections.
 ///
 /// ```
 /// use celery_broker_amqp::AmqpOptions;
@@ -23,17 +24,17 @@ use crate::table::short;
 pub struct AmqpOptions {
     pub(crate) nodes: Vec<Node>,
     pub(crate) address: String,
-    pub(crate) tls: Tls,
-    pub(crate) login: Login,
+    pub(crate) tls: TlsOptions,
+    pub(crate) login: LoginMethod,
     heartbeat: Option<Duration>,
     connect_timeout: Option<Duration>,
     pub(crate) response_timeout: Duration,
-    pub(crate) confirms: Confirms,
+    pub(crate) confirms: PublisherConfirms,
     pub(crate) delayed_queue_type: QueueType,
     pub(crate) connection_name: Option<String>,
 }
 
-/// One server.
+/// One node of a cluster.
 #[derive(Clone, PartialEq)]
 pub(crate) struct Node {
     pub(crate) host: String,
@@ -44,51 +45,54 @@ pub(crate) struct Node {
     pub(crate) encrypted: bool,
 }
 
-/// How a server proves who it is, and how we do. Files are read when a
-/// connection is made.
+/// The certificates of TLS. The files are read for each new connection.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Tls {
-    pub(crate) authorities: Option<PathBuf>,
+pub(crate) struct TlsOptions {
+    /// The certificates of the authorities that may sign the server's.
+    pub(crate) ca_certificates: Option<PathBuf>,
+    /// The client's certificate.
     pub(crate) certificate: Option<PathBuf>,
+    /// The private key of the client's certificate.
     pub(crate) key: Option<PathBuf>,
-    /// The name in the server's certificate, where it is not the host's.
+    /// The name in the server's certificate, if it differs from the host.
     pub(crate) server_name: Option<String>,
 }
 
-/// How the client says who it is.
+/// The SASL mechanism that the client logs in with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Login {
+pub(crate) enum LoginMethod {
     Plain,
     AmqPlain,
-    /// By its certificate.
+    /// The client's certificate is its identity.
     External,
 }
 
-/// Whether a send waits until the broker has the message.
+/// Whether publishing waits for publisher confirms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Confirms {
+pub(crate) enum PublisherConfirms {
     On,
     Off,
 }
 
-/// Where neither a URL nor a setting says otherwise.
-const HEARTBEAT: Duration = Duration::from_secs(10);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
-const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Used unless the URL or a setting has another value.
+const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(10);
+const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+const DEFAULT_RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl AmqpOptions {
-    /// Reads one URL, or several with `;` between them for failover.
+    /// Parses one URL, or several separated by `;` for failover.
     ///
-    /// `amqp://user:password@host:port/vhost`, where user and password are
-    /// `guest`, the port is 5672 and the virtual host is `/` if not given
-    /// (`//` and `/%2f` say so, too); `amqps://` with TLS has port 5671.
-    /// The query may have `heartbeat` and `connection_timeout` in seconds, and
-    /// for TLS the files `cacertfile`, `certfile` and `keyfile` and the name
+    /// The form is `amqp://user:password@host:port/vhost`. User and password
+    /// default to `guest`, the port to 5672 and the virtual host to `/` (which
+    /// `//` and `/%2f` also mean). `amqps://` uses TLS and port 5671. The query
+    /// accepts `heartbeat` and `connection_timeout` in seconds, `auth_mechanism`,
+    /// and for TLS the files `cacertfile`, `certfile` and `keyfile` and the name
     /// `server_name_indication`.
     ///
     /// # Errors
     ///
-    /// When a URL cannot be read.
+    /// Returns an error if a URL is malformed or its query has an unknown
+    /// parameter.
     pub fn parse(urls: &str) -> Result<Self, ServiceError> {
         let invalid = |cause: String| invalid("read the URL", redacted(urls), cause);
         let parsed = ServiceUrl::parse_list(urls).map_err(invalid)?;
@@ -100,12 +104,12 @@ impl AmqpOptions {
                 .collect::<Result<_, _>>()
                 .map_err(invalid)?,
             address: address.join(";"),
-            tls: Tls::default(),
-            login: Login::Plain,
+            tls: TlsOptions::default(),
+            login: LoginMethod::Plain,
             heartbeat: None,
             connect_timeout: None,
-            response_timeout: RESPONSE_TIMEOUT,
-            confirms: Confirms::On,
+            response_timeout: DEFAULT_RESPONSE_TIMEOUT,
+            confirms: PublisherConfirms::On,
             delayed_queue_type: QueueType::Quorum,
             connection_name: None,
         };
@@ -115,15 +119,16 @@ impl AmqpOptions {
         Ok(options)
     }
 
-    /// The URLs, without their passwords.
+    /// Returns the URLs without their passwords.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// How often both sides show that they are there, where the URL does not
-    /// say; a peer that is silent for twice this time is taken for dead. 10 s
-    /// by default, and never more than what the server asks for; zero leaves
-    /// it to the server.
+    /// Sets the AMQP heartbeat, unless the URL has one. Defaults to 10 s.
+    ///
+    /// A peer that is silent for twice this time is considered dead. The server
+    /// may ask for a shorter heartbeat, which then applies; zero leaves the choice
+    /// to the server.
     #[must_use]
     pub fn heartbeat(self, heartbeat: Duration) -> Self {
         Self {
@@ -132,8 +137,8 @@ impl AmqpOptions {
         }
     }
 
-    /// How long it may take to connect to one server, where the URL does not
-    /// say; 4 s by default.
+    /// Sets the timeout of connecting to one server, unless the URL has one.
+    /// Defaults to 4 s.
     #[must_use]
     pub fn connect_timeout(self, limit: Duration) -> Self {
         Self {
@@ -142,8 +147,8 @@ impl AmqpOptions {
         }
     }
 
-    /// How long the server may take to answer anything but a message, such as
-    /// the declaration of a queue; 5 s by default.
+    /// Sets the timeout of the server's responses to requests other than
+    /// publishing, such as a queue declaration. Defaults to 5 s.
     #[must_use]
     pub fn response_timeout(self, response_timeout: Duration) -> Self {
         Self {
@@ -152,8 +157,8 @@ impl AmqpOptions {
         }
     }
 
-    /// The type of the queues for delayed messages; quorum by default. Where
-    /// they exist already, they stay what they are.
+    /// Sets the type of the queues for delayed messages. Defaults to quorum.
+    /// Queues that exist already keep their type.
     #[must_use]
     pub fn delayed_queue_type(self, delayed_queue_type: QueueType) -> Self {
         Self {
@@ -162,14 +167,15 @@ impl AmqpOptions {
         }
     }
 
-    /// Celery's `broker_transport_options`. Of these, `confirm_publish`
-    /// (default `true`, other than in Celery), `client_properties` (of which
-    /// `connection_name` is shown by RabbitMQ) and `login_method` have an
-    /// effect here.
+    /// Applies Celery's `broker_transport_options`.
+    ///
+    /// Of these, `confirm_publish` (default `true`, unlike in Celery),
+    /// `client_properties` (its `connection_name`, which RabbitMQ displays) and
+    /// `login_method` have an effect. Other options are ignored.
     ///
     /// # Errors
     ///
-    /// When a value is of the wrong type.
+    /// Returns an error if one of them has a value of the wrong type.
     pub fn transport_options(mut self, given: &Map<String, Value>) -> Result<Self, ServiceError> {
         for (name, value) in given {
             self.read_transport_option(name, value)
@@ -178,59 +184,66 @@ impl AmqpOptions {
         Ok(self)
     }
 
-    /// Celery's `broker_login_method`: `PLAIN` (the default), `AMQPLAIN` or
-    /// `EXTERNAL`.
+    /// Sets the login method, Celery's `broker_login_method`: `PLAIN` (the
+    /// default), `AMQPLAIN` or `EXTERNAL`.
     ///
     /// # Errors
     ///
-    /// When there is no such method.
+    /// Returns an error if the method is unknown.
     pub fn login_method(self, name: &str) -> Result<Self, ServiceError> {
-        let login = Login::named(name)
+        let login = LoginMethod::parse(name)
             .map_err(|cause| invalid("read", "broker_login_method".to_owned(), cause))?;
         Ok(Self { login, ..self })
     }
 
-    /// TLS, with Celery's `broker_use_ssl`: a map of `ca_certs`, `certfile`,
-    /// `keyfile` (paths of PEM files) and `server_hostname`. Certificates are
-    /// always verified.
+    /// Enables TLS with Celery's `broker_use_ssl`: a map of `ca_certs`,
+    /// `certfile`, `keyfile` (paths of PEM files) and `server_hostname`.
+    ///
+    /// The server's certificate is always verified.
     ///
     /// # Errors
     ///
-    /// When it asks not to verify, or has something of the wrong type.
+    /// Returns an error if the map disables verification or has a value of the
+    /// wrong type.
     pub fn use_ssl(mut self, given: &Map<String, Value>) -> Result<Self, ServiceError> {
         self.read_use_ssl(given)
             .map_err(|cause| invalid("read", "broker_use_ssl".to_owned(), cause))?;
         Ok(self)
     }
 
-    /// In the whole seconds that AMQP has.
+    /// Returns the heartbeat in whole seconds, the unit of AMQP.
     pub(crate) fn heartbeat_seconds(&self) -> u16 {
-        let seconds = self.heartbeat.unwrap_or(HEARTBEAT).as_secs_f64().ceil();
+        let seconds = self
+            .heartbeat
+            .unwrap_or(DEFAULT_HEARTBEAT)
+            .as_secs_f64()
+            .ceil();
         seconds.min(f64::from(u16::MAX)) as u16
     }
 
-    pub(crate) fn connect_limit(&self) -> Duration {
-        self.connect_timeout.unwrap_or(CONNECT_TIMEOUT)
+    pub(crate) fn effective_connect_timeout(&self) -> Duration {
+        self.connect_timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT)
     }
 
     fn read_query(&mut self, name: &str, value: &str) -> Result<(), String> {
         let seconds = || {
-            let seconds: f64 = value.parse().map_err(|_| not_seconds(name, value))?;
-            Duration::try_from_secs_f64(seconds).map_err(|_| not_seconds(name, value))
+            let seconds: f64 = value.parse().map_err(|_| invalid_seconds(name, value))?;
+            Duration::try_from_secs_f64(seconds).map_err(|_| invalid_seconds(name, value))
         };
         match name {
             "heartbeat" => self.heartbeat = Some(seconds()?),
             "connection_timeout" => self.connect_timeout = Some(seconds()?),
-            "cacertfile" | "ssl_ca_certs" => self.tls.authorities = Some(value.into()),
+            "cacertfile" | "ssl_ca_certs" => self.tls.ca_certificates = Some(value.into()),
             "certfile" | "ssl_certfile" => self.tls.certificate = Some(value.into()),
             "keyfile" | "ssl_keyfile" => self.tls.key = Some(value.into()),
             "server_name_indication" => self.tls.server_name = Some(value.to_owned()),
-            "auth_mechanism" => self.login = Login::named(value)?,
-            "verify" | "ssl_cert_reqs" => verified(value)?,
+            "auth_mechanism" => self.login = LoginMethod::parse(value)?,
+            "verify" | "ssl_cert_reqs" => require_verification(value)?,
             _ => {
                 return Err(format!(
-                    "the query has {name:?}, which is none of heartbeat, connection_timeout, \
-                     cacertfile, certfile, keyfile, server_name_indication and auth_mechanism"
+                    "the query has an unknown parameter {name:?}; expected heartbeat, \
+                     connection_timeout, cacertfile, certfile, keyfile, \
+                     server_name_indication or auth_mechanism"
                 ));
             }
         }
@@ -241,18 +254,18 @@ impl AmqpOptions {
         match name {
             "confirm_publish" => {
                 self.confirms = match value.as_bool() {
-                    Some(true) => Confirms::On,
-                    Some(false) => Confirms::Off,
+                    Some(true) => PublisherConfirms::On,
+                    Some(false) => PublisherConfirms::Off,
                     None => return Err(format!("expected true or false, found {value}")),
                 };
             }
-            "login_method" => self.login = Login::named(&text(value)?)?,
+            "login_method" => self.login = LoginMethod::parse(&string(value)?)?,
             "client_properties" => {
                 if let Some(name) = value.get("connection_name") {
-                    self.connection_name = Some(text(name)?);
+                    self.connection_name = Some(string(name)?);
                 }
             }
-            // Everything else is about py-amqp.
+            // The other options configure py-amqp.
             _ => {}
         }
         Ok(())
@@ -261,12 +274,14 @@ impl AmqpOptions {
     fn read_use_ssl(&mut self, given: &Map<String, Value>) -> Result<(), String> {
         for (name, value) in given {
             match name.as_str() {
-                "ca_certs" => self.tls.authorities = Some(text(value)?.into()),
-                "certfile" => self.tls.certificate = Some(text(value)?.into()),
-                "keyfile" => self.tls.key = Some(text(value)?.into()),
-                "server_hostname" => self.tls.server_name = Some(text(value)?),
-                "cert_reqs" => verified(&text(value).unwrap_or_else(|_| value.to_string()))?,
-                // What Python's ssl module has beside.
+                "ca_certs" => self.tls.ca_certificates = Some(string(value)?.into()),
+                "certfile" => self.tls.certificate = Some(string(value)?.into()),
+                "keyfile" => self.tls.key = Some(string(value)?.into()),
+                "server_hostname" => self.tls.server_name = Some(string(value)?),
+                "cert_reqs" => {
+                    require_verification(&string(value).unwrap_or_else(|_| value.to_string()))?
+                }
+                // The other keys are arguments of Python's ssl module.
                 _ => {}
             }
         }
@@ -285,7 +300,7 @@ impl Node {
             given.clone().unwrap_or_else(|| default.to_owned())
         };
         let virtual_host = if path.is_empty() { "/" } else { path };
-        short(virtual_host)?;
+        short_string(virtual_host)?;
         Ok(Self {
             host: or(&url.host, "localhost"),
             port: url.port.unwrap_or(if encrypted { 5671 } else { 5672 }),
@@ -297,7 +312,7 @@ impl Node {
     }
 }
 
-/// For messages: without the password.
+/// Shown in logs; has no user and no password.
 impl fmt::Display for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.encrypted { "amqps" } else { "amqp" };
@@ -321,20 +336,21 @@ impl fmt::Debug for AmqpOptions {
     }
 }
 
-impl Login {
-    fn named(name: &str) -> Result<Self, String> {
+impl LoginMethod {
+    fn parse(name: &str) -> Result<Self, String> {
         match name.to_ascii_uppercase().as_str() {
             "PLAIN" => Ok(Self::Plain),
             "AMQPLAIN" => Ok(Self::AmqPlain),
             "EXTERNAL" => Ok(Self::External),
             _ => Err(format!(
-                "there is no login method {name:?}, only PLAIN, AMQPLAIN and EXTERNAL"
+                "unknown login method {name:?}; expected PLAIN, AMQPLAIN or EXTERNAL"
             )),
         }
     }
 }
 
-fn verified(setting: &str) -> Result<(), String> {
+/// Rejects the settings that would disable or weaken verification.
+fn require_verification(setting: &str) -> Result<(), String> {
     let skips = [
         "none",
         "verify_none",
@@ -346,22 +362,22 @@ fn verified(setting: &str) -> Result<(), String> {
     ];
     if skips.contains(&setting.to_ascii_lowercase().as_str()) {
         return Err(
-            "the server's certificate is always verified; name its authority by ca_certs \
-             (in a URL: cacertfile)"
+            "the server's certificate is always verified; set ca_certs to the certificate of \
+             its authority (in a URL: cacertfile)"
                 .to_owned(),
         );
     }
     Ok(())
 }
 
-fn not_seconds(name: &str, value: &str) -> String {
-    format!("{name} is a number of seconds, found {value:?}")
+fn invalid_seconds(name: &str, value: &str) -> String {
+    format!("{name} must be a number of seconds, found {value:?}")
 }
 
-fn text(value: &Value) -> Result<String, String> {
+fn string(value: &Value) -> Result<String, String> {
     match value {
         Value::String(text) => Ok(text.clone()),
-        other => Err(format!("expected text, found {other}")),
+        other => Err(format!("expected a string, found {other}")),
     }
 }
 
@@ -380,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn urls_are_read_as_kombu_reads_them() {
+    fn url_is_parsed_as_in_kombu() {
         for (url, virtual_host) in [
             ("amqp://h", "/"),
             ("amqp://h/", "/"),
@@ -403,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn several_urls_are_several_nodes() {
+    fn url_list_has_one_node_per_url() {
         let options = AmqpOptions::parse("amqp://a:1;amqp://b:2").unwrap();
         let hosts: Vec<_> = options
             .nodes
@@ -414,23 +430,26 @@ mod tests {
     }
 
     #[test]
-    fn passwords_are_not_shown() {
+    fn password_is_not_displayed() {
         let options = AmqpOptions::parse("amqp://me:secret@h/").unwrap();
         let shown = format!("{options:?} {} {}", options.address(), options.nodes[0]);
         assert!(!shown.contains("secret"), "{shown}");
     }
 
     #[test]
-    fn the_query_has_what_rabbitmqs_uris_have() {
+    fn query_accepts_parameters_of_rabbitmq_uris() {
         let options = AmqpOptions::parse(
             "amqps://h?heartbeat=3&connection_timeout=0.5&cacertfile=ca.pem&\
              server_name_indication=rabbit",
         )
         .unwrap();
-        assert_eq!(options.connect_limit(), Duration::from_millis(500));
+        assert_eq!(
+            options.effective_connect_timeout(),
+            Duration::from_millis(500)
+        );
         let options = options.heartbeat(Duration::from_secs(60));
-        assert_eq!(options.heartbeat_seconds(), 3, "the URL goes first");
-        assert_eq!(options.tls.authorities, Some("ca.pem".into()));
+        assert_eq!(options.heartbeat_seconds(), 3, "the URL has precedence");
+        assert_eq!(options.tls.ca_certificates, Some("ca.pem".into()));
         assert_eq!(options.tls.server_name.as_deref(), Some("rabbit"));
         let error = AmqpOptions::parse("amqp://h?heartbeet=3")
             .unwrap_err()
@@ -444,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn celerys_settings_are_understood() {
+    fn celery_settings_are_applied() {
         let given =
             json!({"confirm_publish": false, "client_properties": {"connection_name": "me"}});
         let options = AmqpOptions::parse("amqp://h")
@@ -455,10 +474,10 @@ mod tests {
             .unwrap()
             .login_method("external")
             .unwrap();
-        assert_eq!(options.confirms, Confirms::Off);
+        assert_eq!(options.confirms, PublisherConfirms::Off);
         assert_eq!(options.connection_name.as_deref(), Some("me"));
-        assert_eq!(options.login, Login::External);
-        assert!(options.nodes[0].encrypted && options.tls.authorities.is_some());
+        assert_eq!(options.login, LoginMethod::External);
+        assert!(options.nodes[0].encrypted && options.tls.ca_certificates.is_some());
         let options = AmqpOptions::parse("amqp://h").unwrap();
         let unverified = json!({"cert_reqs": "CERT_NONE"});
         let error = options

@@ -1,39 +1,37 @@
-//! Sending, with the broker's word for every message.
+//! Publishing, with the broker's confirm for every message.
 //!
-//! A batch goes over one channel in confirm mode, many messages in flight, and
-//! the call answers when the broker has taken or refused all of them. RabbitMQ
-//! confirms several at once and does not say which of them it had returned as
-//! unroutable; since a channel carries one batch at a time and all of its
-//! confirmations are awaited, the returned ones are found by what they are.
+//! A batch is published on one channel in confirm mode, with many messages in
+//! flight, and the call returns once the broker has confirmed or rejected all of
+//! them. RabbitMQ may confirm several messages at once without saying which of
+//! them it has returned as unroutable. A channel carries one batch at a time and
+//! all of its confirms are awaited, so a returned message is found by comparing it
+//! with the messages of the batch.
 
-use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
-use celery_runtime::{Publication, ServiceError, ServiceErrorKind};
+use celery_protocol::Message;
+use celery_runtime::{Exchange, Publication, ServiceError, ServiceErrorKind};
 use futures_util::stream::{self, StreamExt};
 use lapin::message::BasicReturnMessage;
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::broker::Shared;
+use crate::confirm_channel::ConfirmChannel;
+use crate::connection::AmqpConnection;
+use crate::declaration_cache::EntityKind;
+use crate::declarer::Declarer;
 use crate::delay;
-use crate::known::Kind;
-use crate::link::{Live, lock};
 use crate::message;
-use crate::options::Confirms;
-use crate::table::short;
-use crate::topology::Desk;
+use crate::options::PublisherConfirms;
+use crate::shared::Shared;
+use crate::table::short_string;
 
-/// Batches on their way at the same time.
-const LANES: usize = 16;
+/// The maximum number of unconfirmed messages of one batch.
+const MAX_UNCONFIRMED: usize = 1024;
 
-/// Messages of one batch that are sent and not confirmed.
-const IN_FLIGHT: usize = 1024;
-
-/// A message in the form in which it is sent.
-pub(crate) struct Letter<'a> {
+/// A message, encoded for `basic.publish`.
+pub(crate) struct OutgoingMessage<'a> {
     pub(crate) exchange: ShortString,
     pub(crate) routing_key: ShortString,
     pub(crate) properties: BasicProperties,
@@ -41,232 +39,287 @@ pub(crate) struct Letter<'a> {
 }
 
 impl Shared {
-    /// Sends a batch and answers for each message.
+    /// Publishes a batch and returns the outcome of each message.
     pub(crate) async fn publish(&self, batch: &[Publication]) -> Vec<Result<(), ServiceError>> {
-        let attempt = self.attempt("publish to", "");
-        let live = match self.publishing.live(attempt).await {
-            Ok(live) => live,
+        let context = self.context("publish to", "");
+        let connection = match self.publishing.connection(context).await {
+            Ok(connection) => connection,
             Err(error) => return vec![Err(error); batch.len()],
         };
-        let mut answers = self.try_publish(&live, batch).await;
-        // A queue that was there before may have been deleted since.
-        let again: Vec<_> = (0..batch.len())
-            .filter(|&number| is_unroutable(&answers[number]))
-            .filter(|&number| forget_queue(&live, &batch[number]))
+        let mut results = self.publish_once(&connection, batch).await;
+        // A queue of the declaration cache may have been deleted on the server.
+        let retried: Vec<_> = (0..batch.len())
+            .filter(|&index| is_unroutable(&results[index]))
+            .filter(|&index| forget_declarations(&connection, &batch[index]))
             .collect();
-        if !again.is_empty() {
-            let rest: Vec<_> = again.iter().map(|&number| batch[number].clone()).collect();
-            let second = self.try_publish(&live, &rest).await;
-            for (number, answer) in again.into_iter().zip(second) {
-                answers[number] = answer;
+        if !retried.is_empty() {
+            let retry: Vec<_> = retried.iter().map(|&index| batch[index].clone()).collect();
+            let second_results = self.publish_once(&connection, &retry).await;
+            for (index, result) in retried.into_iter().zip(second_results) {
+                results[index] = result;
             }
         }
-        answers
+        results
     }
 
-    async fn try_publish(
+    /// Publishes a message to every queue that is bound to the exchange. Returns
+    /// `Some(0)` if there is none, and otherwise `None`, because RabbitMQ does not
+    /// report their number.
+    pub(crate) async fn broadcast(
         &self,
-        live: &Arc<Live>,
+        exchange: &Exchange,
+        routing_key: &str,
+        message: &Message,
+    ) -> Result<Option<u64>, ServiceError> {
+        let object = format!("exchange {}", exchange.name);
+        let context = self.context("broadcast to", &object);
+        let connection = self.publishing.connection(context).await?;
+        let declarations = &connection.declarations;
+        if !declarations.contains(EntityKind::Exchange, &exchange.name) {
+            let mut declarer = Declarer::new(&connection, context);
+            declarer.declare_exchange(exchange).await?;
+            declarations.insert(EntityKind::Exchange, &exchange.name);
+        }
+        let invalid = |cause| context.error(ServiceErrorKind::Invalid, cause);
+        let outgoing = OutgoingMessage {
+            exchange: short_string(&exchange.name).map_err(invalid)?,
+            routing_key: short_string(routing_key).map_err(invalid)?,
+            properties: message::encode(message).map_err(invalid)?,
+            body: &message.body,
+        };
+        let mut results = self.publish_messages(&connection, vec![outgoing]).await;
+        match results.pop() {
+            // A broadcast without subscribers is not an error.
+            Some(Err(error)) if error.kind() == ServiceErrorKind::Unroutable => Ok(Some(0)),
+            result => result.unwrap_or(Ok(())).map(|()| None),
+        }
+    }
+
+    async fn publish_once(
+        &self,
+        connection: &AmqpConnection,
         batch: &[Publication],
     ) -> Vec<Result<(), ServiceError>> {
-        let mut answers: Vec<Result<(), ServiceError>> = Vec::with_capacity(batch.len());
-        let mut letters = Vec::with_capacity(batch.len());
+        let mut results: Vec<Result<(), ServiceError>> = Vec::with_capacity(batch.len());
+        let mut messages = Vec::with_capacity(batch.len());
         let now = SystemTime::now();
         for publication in batch {
-            let letter = match self.prepare(live, publication).await {
-                Ok(()) => self.letter(publication, now),
+            let message = match self.ensure_target(connection, publication).await {
+                Ok(()) => self.outgoing_message(publication, now),
                 Err(error) => Err(error),
             };
-            answers.push(letter.map(|letter| letters.push(letter)));
+            results.push(message.map(|message| messages.push(message)));
         }
-        let mut sent = self.send(live, letters).await.into_iter();
-        for answer in answers.iter_mut().filter(|answer| answer.is_ok()) {
-            *answer = sent.next().unwrap_or(Ok(()));
+        let published = self.publish_messages(connection, messages).await;
+        let mut published = published.into_iter();
+        for result in results.iter_mut().filter(|result| result.is_ok()) {
+            *result = published.next().unwrap_or(Ok(()));
         }
-        answers
+        results
     }
 
-    /// Makes sure that there is something to send to. A channel dies of an
-    /// exchange that does not exist, and with it what else is on its way.
-    async fn prepare(&self, live: &Live, publication: &Publication) -> Result<(), ServiceError> {
+    /// Ensures that the exchange and the queue of a message exist. RabbitMQ closes
+    /// the channel of a message whose exchange does not exist, and the other
+    /// messages on the channel stay unconfirmed.
+    async fn ensure_target(
+        &self,
+        connection: &AmqpConnection,
+        publication: &Publication,
+    ) -> Result<(), ServiceError> {
         let Publication {
             exchange, queue, ..
         } = publication;
+        let declarations = &connection.declarations;
         match queue.as_deref() {
-            Some(queue) if live.known.has(Kind::Queue, &queue.name) => {}
-            Some(queue) if exchange.is_empty() => return self.find_or_declare(live, queue).await,
-            Some(queue) => self.declare(live, queue).await?,
+            Some(queue) if declarations.contains(EntityKind::Queue, &queue.name) => {}
+            Some(queue) if exchange.is_empty() => {
+                return self.find_or_declare(connection, queue).await;
+            }
+            Some(queue) => self.declare(connection, queue).await?,
             None => {}
         }
-        if exchange.is_empty() || live.known.has(Kind::Exchange, exchange) {
+        if exchange.is_empty() || declarations.contains(EntityKind::Exchange, exchange) {
             return Ok(());
         }
-        let object = place(publication);
-        let attempt = self.attempt("publish to", &object);
-        if !Desk::new(live, attempt).exchange_exists(exchange).await? {
-            let cause = "there is no such exchange";
-            return Err(attempt.error(ServiceErrorKind::Unroutable, cause));
+        let object = target_of(publication);
+        let context = self.context("publish to", &object);
+        let mut declarer = Declarer::new(connection, context);
+        if !declarer.exchange_exists(exchange).await? {
+            let cause = "the exchange does not exist";
+            return Err(context.error(ServiceErrorKind::Unroutable, cause));
         }
-        live.known.note(Kind::Exchange, exchange);
+        declarations.insert(EntityKind::Exchange, exchange);
         Ok(())
     }
 
-    fn letter<'a>(
+    fn outgoing_message<'a>(
         &self,
         publication: &'a Publication,
         now: SystemTime,
-    ) -> Result<Letter<'a>, ServiceError> {
-        let detour = delay::native(publication, now);
-        let (exchange, routing_key) = match &detour {
-            Some(detour) => (&detour.exchange, &detour.routing_key),
+    ) -> Result<OutgoingMessage<'a>, ServiceError> {
+        let route = delay::native_route(publication, now);
+        let (exchange, routing_key) = match &route {
+            Some(route) => (&route.exchange, &route.routing_key),
             None => (&publication.exchange, &publication.routing_key),
         };
-        let write = || {
-            Ok(Letter {
-                exchange: short(exchange)?,
-                routing_key: short(routing_key)?,
-                properties: message::write(&publication.message)?,
+        let encode = || {
+            Ok(OutgoingMessage {
+                exchange: short_string(exchange)?,
+                routing_key: short_string(routing_key)?,
+                properties: message::encode(&publication.message)?,
                 body: &publication.message.body,
             })
         };
-        write().map_err(|cause: String| {
-            self.attempt("publish to", &place(publication))
+        encode().map_err(|cause: String| {
+            self.context("publish to", &target_of(publication))
                 .error(ServiceErrorKind::Invalid, cause)
         })
     }
 
-    /// Sends letters, those to one exchange over one channel: the server closes
-    /// the channel of a message whose exchange is gone, and what else is on it
-    /// stays unconfirmed.
-    pub(crate) async fn send(
+    /// Publishes messages, those to the same exchange together on one channel.
+    /// RabbitMQ closes the channel of a message whose exchange was deleted, and the
+    /// other messages on the channel stay unconfirmed.
+    pub(crate) async fn publish_messages(
         &self,
-        live: &Arc<Live>,
-        letters: Vec<Letter<'_>>,
+        connection: &AmqpConnection,
+        messages: Vec<OutgoingMessage<'_>>,
     ) -> Vec<Result<(), ServiceError>> {
-        let mut answers: Vec<_> = letters.iter().map(|_| Ok(())).collect();
-        let mut rest: Vec<_> = letters.into_iter().enumerate().collect();
+        let mut results: Vec<_> = messages.iter().map(|_| Ok(())).collect();
+        let mut rest: Vec<_> = messages.into_iter().enumerate().collect();
         while let Some((_, first)) = rest.first() {
             let exchange = first.exchange.clone();
-            let same = |(_, letter): &(usize, Letter<'_>)| letter.exchange == exchange;
-            let (now, later): (Vec<_>, Vec<_>) = rest.into_iter().partition(same);
-            let (numbers, letters): (Vec<_>, Vec<_>) = now.into_iter().unzip();
-            let sent = self.send_together(live, letters).await;
-            for (number, answer) in numbers.into_iter().zip(sent) {
-                answers[number] = answer;
+            let is_same =
+                |(_, message): &(usize, OutgoingMessage<'_>)| message.exchange == exchange;
+            let (current, later): (Vec<_>, Vec<_>) = rest.into_iter().partition(is_same);
+            let (indexes, messages): (Vec<_>, Vec<_>) = current.into_iter().unzip();
+            let published = self.publish_to_exchange(connection, messages).await;
+            for (index, result) in indexes.into_iter().zip(published) {
+                results[index] = result;
             }
             rest = later;
         }
-        answers
+        results
     }
 
-    async fn send_together(
+    async fn publish_to_exchange(
         &self,
-        live: &Arc<Live>,
-        letters: Vec<Letter<'_>>,
+        connection: &AmqpConnection,
+        messages: Vec<OutgoingMessage<'_>>,
     ) -> Vec<Result<(), ServiceError>> {
-        live.unblocked().await;
+        connection.wait_until_unblocked().await;
         let confirms = self.options.confirms;
-        let lane = match Lane::take(live, confirms).await {
-            Ok(lane) => lane,
+        let channel = match ConfirmChannel::acquire(connection, confirms).await {
+            Ok(channel) => channel,
             Err(error) => {
-                let error = self.attempt("publish to", "").failed(error);
-                return vec![Err(error); letters.len()];
+                let error = self.context("publish to", "").wrap(error);
+                return vec![Err(error); messages.len()];
             }
         };
         let options = BasicPublishOptions {
-            mandatory: confirms == Confirms::On,
+            mandatory: confirms == PublisherConfirms::On,
             ..BasicPublishOptions::default()
         };
-        let mut copies = Vec::with_capacity(letters.len());
-        let mut posts = Vec::with_capacity(letters.len());
-        for letter in letters {
-            copies.push(letter.copy());
-            posts.push(post(&lane.channel, letter, options));
+        let mut sent = Vec::with_capacity(messages.len());
+        let mut publishing = Vec::with_capacity(messages.len());
+        for message in messages {
+            sent.push(message.to_sent());
+            publishing.push(publish_and_confirm(&channel.channel, message, options));
         }
-        let outcomes = stream::iter(posts).buffered(IN_FLIGHT).collect().await;
-        lane.give_back();
-        self.answer(&copies, outcomes)
+        let confirmations = stream::iter(publishing).buffered(MAX_UNCONFIRMED);
+        let confirmations = confirmations.collect().await;
+        channel.release();
+        self.confirmed_results(&sent, confirmations)
     }
 
-    fn answer(
+    /// Returns the outcome of each message, after assigning the returned messages.
+    fn confirmed_results(
         &self,
-        letters: &[Copy<'_>],
-        outcomes: Vec<lapin::Result<Confirmation>>,
+        sent: &[SentMessage<'_>],
+        confirmations: Vec<lapin::Result<Confirmation>>,
     ) -> Vec<Result<(), ServiceError>> {
-        let mut returned = Vec::new();
-        let mut answers: Vec<_> = letters
+        let mut returned_messages = Vec::new();
+        let mut results: Vec<_> = sent
             .iter()
-            .zip(outcomes)
-            .map(|(letter, outcome)| match outcome {
+            .zip(confirmations)
+            .map(|(message, confirmation)| match confirmation {
                 Ok(Confirmation::NotRequested) => Ok(()),
-                Ok(Confirmation::Ack(message)) => {
-                    returned.extend(message);
+                Ok(Confirmation::Ack(returned)) => {
+                    returned_messages.extend(returned);
                     Ok(())
                 }
-                Ok(Confirmation::Nack(message)) => {
-                    returned.extend(message);
-                    let cause = "RabbitMQ did not take the message, as when a queue is full";
-                    Err(self.unsent(letter, ServiceErrorKind::Refused, cause))
+                Ok(Confirmation::Nack(returned)) => {
+                    returned_messages.extend(returned);
+                    let cause =
+                        "RabbitMQ rejected the message, for example because the queue is full";
+                    Err(self.publish_error(message, ServiceErrorKind::Refused, cause))
                 }
-                Err(error) => Err(self.unconfirmed(letter, error)),
+                Err(error) => Err(self.unconfirmed_error(message, error)),
             })
             .collect();
-        for message in returned {
-            let mut sent = letters.iter().zip(&mut answers);
-            let found = sent.find(|(letter, answer)| answer.is_ok() && letter.is(&message));
-            if let Some((letter, answer)) = found {
-                let cause = message.reply_text.as_str();
-                *answer = Err(self.unsent(letter, ServiceErrorKind::Unroutable, cause));
+        for returned in returned_messages {
+            let mut candidates = sent.iter().zip(&mut results);
+            let found =
+                candidates.find(|(message, result)| result.is_ok() && message.matches(&returned));
+            if let Some((message, result)) = found {
+                let cause = returned.reply_text.as_str();
+                *result = Err(self.publish_error(message, ServiceErrorKind::Unroutable, cause));
             }
         }
-        answers
+        results
     }
 
-    fn unsent(&self, letter: &Copy<'_>, kind: ServiceErrorKind, cause: &str) -> ServiceError {
-        let object = named(letter.exchange.as_str(), letter.routing_key.as_str());
-        self.attempt("publish to", &object).error(kind, cause)
+    fn publish_error(
+        &self,
+        message: &SentMessage<'_>,
+        kind: ServiceErrorKind,
+        cause: &str,
+    ) -> ServiceError {
+        let object = describe_target(message.exchange.as_str(), message.routing_key.as_str());
+        self.context("publish to", &object).error(kind, cause)
     }
 
-    /// The channel broke before the broker gave its word.
-    fn unconfirmed(&self, letter: &Copy<'_>, error: lapin::Error) -> ServiceError {
-        let object = named(letter.exchange.as_str(), letter.routing_key.as_str());
-        let failed = self.attempt("publish to", &object).failed(error);
-        match failed.to_string().contains("no exchange '") {
-            true => self.unsent(letter, ServiceErrorKind::Unroutable, "the exchange is gone"),
-            false => failed,
+    /// Returns the error of a message whose channel closed before its confirm.
+    fn unconfirmed_error(&self, message: &SentMessage<'_>, error: lapin::Error) -> ServiceError {
+        let object = describe_target(message.exchange.as_str(), message.routing_key.as_str());
+        let error = self.context("publish to", &object).wrap(error);
+        if error.to_string().contains("no exchange '") {
+            let cause = "the exchange does not exist";
+            self.publish_error(message, ServiceErrorKind::Unroutable, cause)
+        } else {
+            error
         }
     }
 }
 
-/// Sends one letter and waits for the broker's word.
-async fn post(
+/// Publishes one message and waits for its confirm.
+async fn publish_and_confirm(
     channel: &Channel,
-    letter: Letter<'_>,
+    message: OutgoingMessage<'_>,
     options: BasicPublishOptions,
 ) -> lapin::Result<Confirmation> {
-    let Letter {
+    let OutgoingMessage {
         exchange,
         routing_key,
         properties,
         body,
-    } = letter;
+    } = message;
     let confirm = channel
         .basic_publish(exchange, routing_key, options, body, properties)
         .await?;
     confirm.await
 }
 
-/// What a letter is known by once it is sent.
-struct Copy<'a> {
+/// The parts of a sent message that identify it when the broker returns it.
+struct SentMessage<'a> {
     exchange: ShortString,
     routing_key: ShortString,
     correlation_id: Option<ShortString>,
     body: &'a [u8],
 }
 
-impl<'a> Letter<'a> {
-    fn copy(&self) -> Copy<'a> {
-        Copy {
+impl<'a> OutgoingMessage<'a> {
+    fn to_sent(&self) -> SentMessage<'a> {
+        SentMessage {
             exchange: self.exchange.clone(),
             routing_key: self.routing_key.clone(),
             correlation_id: self.properties.correlation_id().clone(),
@@ -275,8 +328,9 @@ impl<'a> Letter<'a> {
     }
 }
 
-impl Copy<'_> {
-    fn is(&self, returned: &BasicReturnMessage) -> bool {
+impl SentMessage<'_> {
+    /// Reports whether the broker has returned this message.
+    fn matches(&self, returned: &BasicReturnMessage) -> bool {
         returned.exchange == self.exchange
             && returned.routing_key == self.routing_key
             && *returned.properties.correlation_id() == self.correlation_id
@@ -284,117 +338,30 @@ impl Copy<'_> {
     }
 }
 
-fn place(publication: &Publication) -> String {
-    named(&publication.exchange, &publication.routing_key)
+/// Names the target of a publication, for errors.
+fn target_of(publication: &Publication) -> String {
+    describe_target(&publication.exchange, &publication.routing_key)
 }
 
-fn named(exchange: &str, routing_key: &str) -> String {
+fn describe_target(exchange: &str, routing_key: &str) -> String {
     match exchange {
         "" => format!("queue {routing_key}"),
         exchange => format!("exchange {exchange:?} with routing key {routing_key:?}"),
     }
 }
 
-fn is_unroutable(answer: &Result<(), ServiceError>) -> bool {
-    matches!(answer, Err(error) if error.kind() == ServiceErrorKind::Unroutable)
+fn is_unroutable(result: &Result<(), ServiceError>) -> bool {
+    matches!(result, Err(error) if error.kind() == ServiceErrorKind::Unroutable)
 }
 
-/// Whether the message's queue was taken for known, which it is no more.
-fn forget_queue(live: &Live, publication: &Publication) -> bool {
+/// Removes the queue and the exchange of a message from the declaration cache.
+/// Returns `false` if the message has no queue to declare.
+fn forget_declarations(connection: &AmqpConnection, publication: &Publication) -> bool {
     let Some(queue) = publication.queue.as_deref() else {
         return false;
     };
-    live.known.forget(Kind::Queue, &queue.name);
-    live.known.forget(Kind::Exchange, &publication.exchange);
+    let declarations = &connection.declarations;
+    declarations.remove(EntityKind::Queue, &queue.name);
+    declarations.remove(EntityKind::Exchange, &publication.exchange);
     true
-}
-
-/// The channels of a connection that messages are sent on.
-#[derive(Debug)]
-pub(crate) struct Lanes {
-    idle: Mutex<Vec<Channel>>,
-    free: Arc<Semaphore>,
-}
-
-impl Default for Lanes {
-    fn default() -> Self {
-        Self {
-            idle: Mutex::default(),
-            free: Arc::new(Semaphore::new(LANES)),
-        }
-    }
-}
-
-/// A channel for one batch.
-struct Lane<'a> {
-    channel: Channel,
-    live: &'a Live,
-    confirms: Confirms,
-    /// Taken when the lane ends.
-    permit: Option<OwnedSemaphorePermit>,
-    finished: bool,
-}
-
-impl<'a> Lane<'a> {
-    async fn take(live: &'a Arc<Live>, confirms: Confirms) -> lapin::Result<Self> {
-        let permit = Arc::clone(&live.lanes.free).acquire_owned().await;
-        let permit = permit.expect("the semaphore is never closed");
-        let idle = lock(&live.lanes.idle).pop();
-        let channel = match idle.filter(|channel| channel.status().connected()) {
-            Some(channel) => channel,
-            None => live.open_for_publishing(confirms).await?,
-        };
-        Ok(Self {
-            channel,
-            live,
-            confirms,
-            permit: Some(permit),
-            finished: false,
-        })
-    }
-
-    fn give_back(mut self) {
-        self.finished = true;
-        self.leave_open();
-    }
-
-    fn leave_open(&self) {
-        if self.channel.status().connected() {
-            lock(&self.live.lanes.idle).push(self.channel.clone());
-        }
-    }
-}
-
-/// Dropped before its end, as when the caller's time is up, the channel stays
-/// open while anything is on its way: messages that RabbitMQ has not read yet
-/// would arrive on a channel that is closed, which ends the connection. With
-/// confirmations their end is known; without them the next batch takes the
-/// channel over, since there is nothing that it could mistake for its own.
-impl Drop for Lane<'_> {
-    fn drop(&mut self) {
-        if self.finished {
-            return;
-        }
-        self.live.suspect();
-        if self.confirms == Confirms::Off {
-            return self.leave_open();
-        }
-        let (channel, permit) = (self.channel.clone(), self.permit.take());
-        // Ends with the connection at the latest.
-        self.live.runtime.spawn(async move {
-            let _ = channel.wait_for_confirms().await;
-            drop(permit);
-        });
-    }
-}
-
-impl Live {
-    async fn open_for_publishing(&self, confirms: Confirms) -> lapin::Result<Channel> {
-        let channel = self.open().await?;
-        if confirms == Confirms::On {
-            let confirm = channel.confirm_select(ConfirmSelectOptions::default());
-            self.answer(confirm).await?;
-        }
-        Ok(channel)
-    }
 }

@@ -1,4 +1,5 @@
-//! The rpc result backend: results are messages to the queue of whoever asked.
+//! The rpc result backend: a worker publishes results to the reply queue of the
+//! client.
 
 mod inbox;
 
@@ -9,29 +10,28 @@ use std::time::Duration;
 
 use celery_protocol::{Headers, Message, Properties, ResultDocument, ResultTree, Serializer};
 use celery_runtime::{
-    BoxFuture, Broker, Capabilities, Mailbox, Publication, Record, ResultBackend, ServiceError,
-    ServiceErrorKind, Subscription,
+    BackendCapabilities, BoxFuture, Broker, Mailbox, Publication, Record, ResultBackend,
+    ServiceError, ServiceErrorKind, Subscription,
 };
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-use inbox::{Inbox, Mail};
+use inbox::{Inbox, ReplySlot};
 
-/// Celery's `rpc://`: a worker sends each state of a task to the queue that
-/// the task's sender reads, and nothing is stored anywhere.
+/// Celery's `rpc://` result backend: a worker publishes each state of a task to
+/// the reply queue of the client, and stores nothing.
 ///
-/// - Only the process that sent a task can have its result. There are no
-///   groups, and no chords.
-/// - The queue is opened before the first task is sent, and disappears with
-///   this client. What is sent to it while its connection is down is lost: wait
-///   with a timeout.
-/// - Every waiting task shares the one queue. A result that nobody has read is
-///   kept until it was read or [`unread_limit`](Self::unread_limit) newer ones
-///   have come.
+/// - Only the process that sent a task can read its result. Groups and chords
+///   are not supported.
+/// - The reply queue is declared before the first task is sent and is deleted
+///   with this client. Replies that are published to it while its connection is
+///   down are lost: wait with a timeout.
+/// - All tasks of a client share one reply queue. An unread result is kept until
+///   it is read or [`unread_limit`](Self::unread_limit) newer ones have arrived.
 ///
-/// It is made of the messages of any broker, which it shares with the app.
-/// Cloning is cheap; clones share the queue.
+/// The backend works on any broker and shares the broker of the app. Cloning is
+/// cheap; clones share the reply queue.
 #[derive(Clone)]
 pub struct RpcBackend {
     broker: Arc<dyn Broker>,
@@ -40,22 +40,23 @@ pub struct RpcBackend {
     expires: Duration,
     serializer: Serializer,
     delivery_mode: u8,
-    shared: Arc<Shared>,
+    shared: Arc<RpcInner>,
 }
 
-/// What clones have in common.
-struct Shared {
+/// The state that clones of the backend share.
+struct RpcInner {
     inbox: Arc<Inbox>,
-    reader: tokio::sync::Mutex<Option<Reader>>,
-    /// Results that were sent to somebody who was gone.
+    reader: tokio::sync::Mutex<Option<ReaderTask>>,
+    /// Results whose reply queue did not exist any more.
     undelivered: AtomicU64,
 }
 
-const A_DAY: Duration = Duration::from_secs(86_400);
+/// Celery's default of `result_expires`.
+const DEFAULT_EXPIRY: Duration = Duration::from_secs(86_400);
 
-const UNREAD_LIMIT: usize = 100_000;
+const DEFAULT_UNREAD_LIMIT: usize = 100_000;
 
-impl Shared {
+impl RpcInner {
     fn new(unread_limit: usize) -> Self {
         Self {
             inbox: Arc::new(Inbox::new(unread_limit)),
@@ -65,47 +66,48 @@ impl Shared {
     }
 }
 
-/// The task that reads the reply queue; it ends with its connection.
-struct Reader(JoinHandle<()>);
+/// The tokio task that reads the reply queue until the connection breaks. Aborted
+/// on drop.
+struct ReaderTask(JoinHandle<()>);
 
-impl Drop for Reader {
+impl Drop for ReaderTask {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
 impl RpcBackend {
-    /// A backend on the broker of the app. The queue for its replies gets a
-    /// random name; nothing is opened before the first task is sent.
+    /// Creates a backend on the broker of the app. The reply queue gets a random
+    /// name and is declared before the first task is sent.
     pub fn new(broker: Arc<dyn Broker>) -> Self {
         Self {
             broker,
             queue: Uuid::new_v4().to_string(),
-            expires: A_DAY,
+            expires: DEFAULT_EXPIRY,
             serializer: Serializer::Json,
             delivery_mode: 1,
-            shared: Arc::new(Shared::new(UNREAD_LIMIT)),
+            shared: Arc::new(RpcInner::new(DEFAULT_UNREAD_LIMIT)),
         }
     }
 
-    /// How long the reply queue stays when nobody reads it, Celery's
-    /// `result_expires`; a day by default, and where it is `None`.
+    /// Sets the time after which RabbitMQ deletes an unused reply queue, Celery's
+    /// `result_expires`. Defaults to one day, which `None` also means.
     #[must_use]
     pub fn result_expires(self, expires: Option<Duration>) -> Self {
         Self {
-            expires: expires.unwrap_or(A_DAY),
+            expires: expires.unwrap_or(DEFAULT_EXPIRY),
             ..self
         }
     }
 
-    /// The serializer of results that are sent; JSON by default.
+    /// Sets the serializer of the results that are published. Defaults to JSON.
     #[must_use]
     pub fn serializer(self, serializer: Serializer) -> Self {
         Self { serializer, ..self }
     }
 
-    /// Results survive a restart of the broker, as with Celery's
-    /// `result_persistent`.
+    /// Publishes results as persistent messages, as Celery does with
+    /// `result_persistent`. They are transient by default.
     #[must_use]
     pub fn persistent(self) -> Self {
         Self {
@@ -114,20 +116,21 @@ impl RpcBackend {
         }
     }
 
-    /// How many results are kept that nobody has read; 100,000 by default.
+    /// Sets the maximum number of unread results that are kept. Defaults to
+    /// 100,000.
     #[must_use]
     pub fn unread_limit(self, results: usize) -> Self {
         Self {
-            shared: Arc::new(Shared::new(results)),
+            shared: Arc::new(RpcInner::new(results)),
             ..self
         }
     }
 
-    /// How many results were for nobody: they were not read before they had to
-    /// make room for others, could not be read, or were sent to somebody who
-    /// was gone.
+    /// Returns the number of dropped results: those that were evicted unread,
+    /// could not be decoded, or were published to a reply queue that did not
+    /// exist any more.
     pub fn dropped(&self) -> u64 {
-        let Shared {
+        let RpcInner {
             inbox, undelivered, ..
         } = &*self.shared;
         inbox.dropped() + undelivered.load(Ordering::Relaxed)
@@ -136,11 +139,11 @@ impl RpcBackend {
 
 impl ResultBackend for RpcBackend {
     fn store<'a>(&'a self, record: Record<'a>) -> BoxFuture<'a, Result<(), ServiceError>> {
-        Box::pin(self.send(record))
+        Box::pin(self.send_reply(record))
     }
 
     fn prepare<'a>(&'a self, _ids: &'a [String]) -> BoxFuture<'a, Result<(), ServiceError>> {
-        Box::pin(self.open())
+        Box::pin(self.open_reply_queue())
     }
 
     fn fetch<'a>(
@@ -148,8 +151,11 @@ impl ResultBackend for RpcBackend {
         ids: &'a [String],
     ) -> BoxFuture<'a, Result<Vec<Option<ResultDocument<'static>>>, ServiceError>> {
         Box::pin(async move {
-            self.catch_up().await?;
-            Ok(ids.iter().map(|id| self.shared.inbox.find(id)).collect())
+            self.sync_replies().await?;
+            Ok(ids
+                .iter()
+                .map(|id| self.shared.inbox.document(id))
+                .collect())
         })
     }
 
@@ -158,10 +164,10 @@ impl ResultBackend for RpcBackend {
         id: &'a str,
     ) -> BoxFuture<'a, Result<ResultDocument<'static>, ServiceError>> {
         Box::pin(async move {
-            self.open().await?;
-            match self.shared.inbox.wait(id) {
-                Mail::Here(document) => Ok(*document),
-                Mail::Awaited(document) => self.awaited(document).await,
+            self.open_reply_queue().await?;
+            match self.shared.inbox.wait_for(id) {
+                ReplySlot::Ready(document) => Ok(*document),
+                ReplySlot::Pending(document) => self.receive_reply(document).await,
             }
         })
     }
@@ -174,18 +180,18 @@ impl ResultBackend for RpcBackend {
     }
 
     fn store_group<'a>(&'a self, group: &'a ResultTree) -> BoxFuture<'a, Result<(), ServiceError>> {
-        Box::pin(async move { Err(no_groups("store", &group.id)) })
+        Box::pin(async move { Err(groups_unsupported("store", &group.id)) })
     }
 
     fn fetch_group<'a>(
         &'a self,
         group_id: &'a str,
     ) -> BoxFuture<'a, Result<Option<ResultTree>, ServiceError>> {
-        Box::pin(async move { Err(no_groups("read", group_id)) })
+        Box::pin(async move { Err(groups_unsupported("read", group_id)) })
     }
 
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::new()
+    fn capabilities(&self) -> BackendCapabilities {
+        BackendCapabilities::new()
     }
 
     fn reply_to(&self) -> Option<String> {
@@ -210,8 +216,8 @@ impl fmt::Debug for RpcBackend {
 }
 
 impl RpcBackend {
-    /// Sends a document to whoever asked for it.
-    async fn send(&self, record: Record<'_>) -> Result<(), ServiceError> {
+    /// Publishes a document to the reply queue of the client.
+    async fn send_reply(&self, record: Record<'_>) -> Result<(), ServiceError> {
         let Some(reply_to) = record.reply_to else {
             return Ok(());
         };
@@ -230,23 +236,26 @@ impl RpcBackend {
         properties.priority = Some(0);
         properties.delivery_mode = Some(self.delivery_mode);
         let message = Message::new(Headers::empty(), properties, body);
-        match self.post(message, reply_to).await {
+        match self.publish(message, reply_to).await {
             Err(error) if error.kind() == ServiceErrorKind::Unroutable => {
                 self.shared.undelivered.fetch_add(1, Ordering::Relaxed);
-                tracing::debug!("nobody reads the result of task {}", document.task_id);
+                tracing::debug!(
+                    "rpc/store: dropped the result of task {}: the reply queue does not exist",
+                    document.task_id
+                );
                 Ok(())
             }
             sent => sent,
         }
     }
 
-    async fn post(&self, message: Message, queue: &str) -> Result<(), ServiceError> {
+    async fn publish(&self, message: Message, queue: &str) -> Result<(), ServiceError> {
         let batch = [Publication::to_queue(message, queue)];
         self.broker.publish(&batch).await.pop().unwrap_or(Ok(()))
     }
 
-    /// Makes sure that the reply queue is there and is read.
-    async fn open(&self) -> Result<(), ServiceError> {
+    /// Ensures that the reply queue is declared and is being read.
+    async fn open_reply_queue(&self) -> Result<(), ServiceError> {
         let mut reader = self.shared.reader.lock().await;
         if reader.is_some() && self.shared.inbox.is_open() {
             return Ok(());
@@ -256,31 +265,33 @@ impl RpcBackend {
             .subscribe(&Mailbox::named(self.queue.as_str(), self.expires))
             .await?;
         self.shared.inbox.open();
-        let reading = read(replies, Arc::clone(&self.shared.inbox));
-        *reader = Some(Reader(tokio::spawn(reading)));
+        let reading = read_replies(replies, Arc::clone(&self.shared.inbox));
+        *reader = Some(ReaderTask(tokio::spawn(reading)));
         Ok(())
     }
 
-    /// Waits until everything has been read that was sent before: a message
-    /// to ourselves comes after all of it.
-    async fn catch_up(&self) -> Result<(), ServiceError> {
-        self.open().await?;
+    /// Waits until every reply that was published before this call has been
+    /// read. The client publishes a marker to its own reply queue, which RabbitMQ
+    /// delivers after all of them.
+    async fn sync_replies(&self) -> Result<(), ServiceError> {
+        self.open_reply_queue().await?;
         let id = Uuid::new_v4().to_string();
-        let came_back = self.shared.inbox.expect_marker(&id);
+        let marker_received = self.shared.inbox.expect_marker(&id);
         let mut properties = Properties::default();
         properties.correlation_id = Some(id);
         properties.delivery_mode = Some(1);
         let marker = Message::new(Headers::empty(), properties, Vec::new());
-        self.post(marker, &self.queue).await?;
-        self.awaited(came_back).await
+        self.publish(marker, &self.queue).await?;
+        self.receive_reply(marker_received).await
     }
 
-    async fn awaited<T>(
+    /// Waits for a reply, or for the error that stopped the reading.
+    async fn receive_reply<T>(
         &self,
-        mail: oneshot::Receiver<Result<T, ServiceError>>,
+        reply: oneshot::Receiver<Result<T, ServiceError>>,
     ) -> Result<T, ServiceError> {
-        mail.await.unwrap_or_else(|_| {
-            let cause = "the reply queue is not read any more";
+        reply.await.unwrap_or_else(|_| {
+            let cause = "the reader of the reply queue has stopped";
             Err(self.error(ServiceErrorKind::Disconnected, cause.to_owned()))
         })
     }
@@ -291,19 +302,19 @@ impl RpcBackend {
     }
 }
 
-/// Reads replies until the queue's connection breaks, which everybody who waits
-/// is told.
-async fn read(mut replies: Box<dyn Subscription>, inbox: Arc<Inbox>) {
+/// Reads replies until the connection breaks, and fails the pending calls with
+/// that error.
+async fn read_replies(mut replies: Box<dyn Subscription>, inbox: Arc<Inbox>) {
     loop {
         match replies.next().await {
-            Ok(message) => inbox.deliver(&message),
+            Ok(message) => inbox.handle_message(&message),
             Err(error) => return inbox.fail(&error),
         }
     }
 }
 
-fn no_groups(operation: &'static str, group_id: &str) -> ServiceError {
-    let cause = "results are messages here, and nothing is stored";
+fn groups_unsupported(operation: &'static str, group_id: &str) -> ServiceError {
+    let cause = "the rpc backend publishes results as messages: nothing is stored";
     let object = format!("group {group_id}");
     ServiceError::new(ServiceErrorKind::Unsupported, operation, object, cause)
         .with_remedy("use a result backend that every worker can read, such as redis://")

@@ -1,4 +1,4 @@
-//! Broadcasts and replies: queues of our own, read without acknowledgement.
+//! Mailboxes for broadcasts and replies, consumed without acknowledgement.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,24 +14,27 @@ use lapin::Channel;
 use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 
-use crate::broker::Shared;
-use crate::link::Live;
+use crate::connection::AmqpConnection;
+use crate::declarer::Declarer;
+use crate::error::ErrorContext;
 use crate::message;
-use crate::table::{short, write_map};
-use crate::topology::Desk;
+use crate::shared::Shared;
+use crate::table::{encode_table, short_string};
 
-/// Reads a queue that nobody else reads.
+/// A subscription to a mailbox, which has no other consumer.
 pub(crate) struct AmqpSubscription {
     shared: Arc<Shared>,
+    /// The mailbox, for errors.
     object: String,
     consumer: lapin::Consumer,
-    /// Both end with this subscription, and the queue with them.
+    /// Kept open for the consumer. Dropping the channel cancels the consumer, and
+    /// RabbitMQ deletes the auto-delete queue.
     _channel: Channel,
-    _live: Arc<Live>,
+    _connection: Arc<AmqpConnection>,
 }
 
 impl AmqpSubscription {
-    /// Declares the mailbox with its exchange and its binding, and reads it.
+    /// Declares the mailbox with its exchange and its binding, and consumes it.
     pub(crate) async fn open(
         shared: &Arc<Shared>,
         mailbox: &Mailbox,
@@ -46,14 +49,14 @@ impl AmqpSubscription {
             }
             None => format!("reply queue {}", mailbox.name),
         };
-        let attempt = shared.attempt("subscribe to", &object);
-        let live = shared.consuming.live(attempt).await?;
-        let failed = |error| attempt.failed(error);
-        let invalid = |cause| attempt.error(ServiceErrorKind::Invalid, cause);
-        let queue = short(&mailbox.name).map_err(invalid)?;
-        let arguments = write_map(&lifetimes(mailbox)).map_err(invalid)?;
+        let context = shared.context("subscribe to", &object);
+        let connection = shared.consuming.connection(context).await?;
+        let failed = |error| context.wrap(error);
+        let invalid = |cause| context.error(ServiceErrorKind::Invalid, cause);
+        let queue = short_string(&mailbox.name).map_err(invalid)?;
+        let arguments = encode_table(&expiry_arguments(mailbox)).map_err(invalid)?;
 
-        let channel = live.open().await.map_err(failed)?;
+        let channel = connection.open_channel().await.map_err(failed)?;
         let options = QueueDeclareOptions {
             durable: mailbox.durable,
             exclusive: mailbox.exclusive,
@@ -61,30 +64,22 @@ impl AmqpSubscription {
             ..QueueDeclareOptions::default()
         };
         let declared = channel.queue_declare(queue.clone(), options, arguments);
-        live.answer(declared).await.map_err(failed)?;
+        connection.await_response(declared).await.map_err(failed)?;
         if let Some(binding) = binding {
-            let mut desk = Desk::new(&live, attempt);
-            desk.exchange(&binding.exchange).await?;
-            desk.bind_queue(
-                &mailbox.name,
-                &binding.exchange.name,
-                pattern(binding),
-                &binding.arguments,
-            )
-            .await?;
+            bind(&connection, context, mailbox, binding).await?;
         }
         let options = BasicConsumeOptions {
             no_ack: true,
             ..BasicConsumeOptions::default()
         };
         let consumer = channel.basic_consume(queue, "".into(), options, FieldTable::default());
-        let consumer = live.answer(consumer).await.map_err(failed)?;
+        let consumer = connection.await_response(consumer).await.map_err(failed)?;
         Ok(Self {
             shared: Arc::clone(shared),
             object,
             consumer,
             _channel: channel,
-            _live: live,
+            _connection: connection,
         })
     }
 }
@@ -92,7 +87,7 @@ impl AmqpSubscription {
 impl Subscription for AmqpSubscription {
     fn next(&mut self) -> BoxFuture<'_, Result<Message, ServiceError>> {
         Box::pin(async move {
-            let attempt = self.shared.attempt("read", &self.object);
+            let context = self.shared.context("read", &self.object);
             match self.consumer.next().await {
                 Some(Ok(delivery)) => {
                     let mut info = DeliveryInfo::new(
@@ -101,12 +96,12 @@ impl Subscription for AmqpSubscription {
                     );
                     info.redelivered = delivery.redelivered;
                     let body = Bytes::from(delivery.data);
-                    Ok(message::read(&delivery.properties, info, body).0)
+                    Ok(message::decode(&delivery.properties, info, body).0)
                 }
-                Some(Err(error)) => Err(attempt.failed(error)),
-                None => Err(attempt.error(
+                Some(Err(error)) => Err(context.wrap(error)),
+                None => Err(context.error(
                     ServiceErrorKind::Disconnected,
-                    "RabbitMQ ended the consumption, as when a queue is deleted",
+                    "RabbitMQ cancelled the consumer, for example because the queue was deleted",
                 )),
             }
         })
@@ -121,8 +116,27 @@ impl fmt::Debug for AmqpSubscription {
     }
 }
 
-/// How long the queue stays unread, and a message in it.
-fn lifetimes(mailbox: &Mailbox) -> Map {
+/// Declares the exchange of a mailbox and binds the mailbox to it.
+async fn bind(
+    connection: &AmqpConnection,
+    context: ErrorContext<'_>,
+    mailbox: &Mailbox,
+    binding: &Binding,
+) -> Result<(), ServiceError> {
+    let mut declarer = Declarer::new(connection, context);
+    declarer.declare_exchange(&binding.exchange).await?;
+    declarer
+        .bind_queue(
+            &mailbox.name,
+            &binding.exchange.name,
+            binding_key(binding),
+            &binding.arguments,
+        )
+        .await
+}
+
+/// Returns the arguments for the expiry of the queue and of its messages.
+fn expiry_arguments(mailbox: &Mailbox) -> Map {
     let mut arguments = Map::new();
     arguments.insert("x-expires", milliseconds(mailbox.expires));
     if let Some(lifetime) = mailbox.message_ttl {
@@ -131,8 +145,9 @@ fn lifetimes(mailbox: &Mailbox) -> Map {
     arguments
 }
 
-/// Everything is `#` to a topic exchange.
-fn pattern(binding: &Binding) -> &str {
+/// Returns the binding key. An empty one means all messages, which is `#` for a
+/// topic exchange.
+fn binding_key(binding: &Binding) -> &str {
     match (binding.exchange.kind, &*binding.routing_key) {
         (ExchangeKind::Topic, "") => "#",
         (_, pattern) => pattern,

@@ -1,13 +1,13 @@
-//! Between Celery's values and AMQP's tables. Pure.
+//! Conversion between Celery's values and AMQP's field tables. Pure.
 
 use celery_protocol::{Extended, Map, Value};
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 
-/// Why something has no form in AMQP, in a sentence.
-pub(crate) type Unwritable = String;
+/// The reason why a value cannot be encoded in AMQP.
+pub(crate) type EncodeError = String;
 
-/// A name or key, which AMQP limits to 255 bytes.
-pub(crate) fn short(text: &str) -> Result<ShortString, Unwritable> {
+/// Encodes a name, a key or a property, which AMQP limits to 255 bytes.
+pub(crate) fn short_string(text: &str) -> Result<ShortString, EncodeError> {
     ShortString::try_new(text).map_err(|_| {
         let start: String = text.chars().take(40).collect();
         format!(
@@ -17,24 +17,26 @@ pub(crate) fn short(text: &str) -> Result<ShortString, Unwritable> {
     })
 }
 
-/// A map as a table.
+/// Encodes a map as a field table.
 ///
 /// # Errors
 ///
-/// When a key is no text, or longer than 255 bytes.
-pub(crate) fn write_map(map: &Map) -> Result<FieldTable, Unwritable> {
+/// Returns an error if a key is not a string or is longer than 255 bytes.
+pub(crate) fn encode_table(map: &Map) -> Result<FieldTable, EncodeError> {
     let mut table = FieldTable::default();
     for (key, value) in map {
         let Value::Str(key) = key else {
-            return Err(format!("AMQP's tables have texts as keys, found {key:?}"));
+            return Err(format!(
+                "the keys of an AMQP table must be strings, found {key:?}"
+            ));
         };
-        table.insert(short(key)?, write(value)?);
+        table.insert(short_string(key)?, encode_value(value)?);
     }
     Ok(table)
 }
 
-/// As py-amqp writes it: integers by their size, bytes as strings.
-fn write(value: &Value) -> Result<AMQPValue, Unwritable> {
+/// Encodes a value as py-amqp does: integers by their size, bytes as strings.
+fn encode_value(value: &Value) -> Result<AMQPValue, EncodeError> {
     let text = |text: &str| AMQPValue::LongString(LongString::from(text));
     Ok(match value {
         Value::Bool(flag) => AMQPValue::Boolean(*flag),
@@ -42,7 +44,7 @@ fn write(value: &Value) -> Result<AMQPValue, Unwritable> {
             Ok(small) => AMQPValue::LongInt(small),
             Err(_) => AMQPValue::LongLongInt(*number),
         },
-        // A table has no integers beyond 63 bits.
+        // The largest integer of a table is a signed 64-bit one.
         Value::UInt(number) => text(&number.to_string()),
         Value::BigInt(number) => text(number.as_str()),
         Value::Float(number) => AMQPValue::Double(*number),
@@ -50,25 +52,26 @@ fn write(value: &Value) -> Result<AMQPValue, Unwritable> {
         Value::Bytes(bytes) => AMQPValue::LongString(LongString::from(bytes.as_slice())),
         Value::Extended(extended) => text(extended.as_str()),
         Value::Array(items) => {
-            let items: Result<Vec<_>, _> = items.iter().map(write).collect();
+            let items: Result<Vec<_>, _> = items.iter().map(encode_value).collect();
             AMQPValue::FieldArray(items?.into())
         }
-        Value::Map(map) => AMQPValue::FieldTable(write_map(map)?),
+        Value::Map(map) => AMQPValue::FieldTable(encode_table(map)?),
         _ => AMQPValue::Void,
     })
 }
 
-/// A table as a map.
-pub(crate) fn read_table(table: &FieldTable) -> Map {
+/// Decodes a field table.
+pub(crate) fn decode_table(table: &FieldTable) -> Map {
     table
         .inner()
         .iter()
-        .map(|(key, value)| (Value::Str(key.as_str().to_owned()), read(value)))
+        .map(|(key, value)| (Value::Str(key.as_str().to_owned()), decode_value(value)))
         .collect()
 }
 
-/// Integers of any width become one, and strings that are no UTF-8 bytes.
-pub(crate) fn read(value: &AMQPValue) -> Value {
+/// Decodes a value. Integers of all widths become `Int`; strings that are not
+/// UTF-8 become `Bytes`.
+fn decode_value(value: &AMQPValue) -> Value {
     match value {
         AMQPValue::Boolean(flag) => Value::Bool(*flag),
         AMQPValue::ShortShortInt(number) => Value::Int((*number).into()),
@@ -89,16 +92,19 @@ pub(crate) fn read(value: &AMQPValue) -> Value {
             Ok(text) => Value::Str(text.to_owned()),
             Err(_) => Value::Bytes(text.as_bytes().to_vec()),
         },
-        AMQPValue::FieldArray(items) => Value::Array(items.as_slice().iter().map(read).collect()),
-        // Seconds since 1970, as far as an integer of ours goes.
+        AMQPValue::FieldArray(items) => {
+            Value::Array(items.as_slice().iter().map(decode_value).collect())
+        }
+        // Seconds since 1970, saturating at the largest `Int`.
         AMQPValue::Timestamp(seconds) => Value::Int(i64::try_from(*seconds).unwrap_or(i64::MAX)),
-        AMQPValue::FieldTable(table) => Value::Map(read_table(table)),
+        AMQPValue::FieldTable(table) => Value::Map(decode_table(table)),
         AMQPValue::ByteArray(bytes) => Value::Bytes(bytes.as_slice().to_vec()),
         AMQPValue::Void => Value::Null,
     }
 }
 
-/// A decimal is an integer and the number of its digits behind the point.
+/// Formats a decimal, which is an integer and the number of digits after the
+/// point.
 fn decimal_text(value: u32, scale: u8) -> String {
     let digits = format!("{value:0width$}", width = usize::from(scale) + 1);
     let (whole, fraction) = digits.split_at(digits.len() - usize::from(scale));
@@ -120,17 +126,17 @@ mod tests {
     }
 
     #[test]
-    fn headers_come_back_as_they_were() {
+    fn encoded_table_decodes_to_the_same_map() {
         let headers = map(
             // A table is sorted by its keys.
             r#"{"eta": null, "far": 5000000000, "ignore_result": false, "ratio": 0.5, "retries": 0,
                 "stamps": {"a": ["b"]}, "task": "t", "timelimit": [null, 2.5]}"#,
         );
-        assert_eq!(read_table(&write_map(&headers).unwrap()), headers);
+        assert_eq!(decode_table(&encode_table(&headers).unwrap()), headers);
     }
 
     #[test]
-    fn integers_of_every_width_are_integers() {
+    fn integer_of_any_width_decodes_to_int() {
         for value in [
             AMQPValue::ShortShortInt(7),
             AMQPValue::ShortShortUInt(7),
@@ -141,23 +147,23 @@ mod tests {
             AMQPValue::LongLongInt(7),
             AMQPValue::Timestamp(7),
         ] {
-            assert_eq!(read(&value), Value::Int(7));
+            assert_eq!(decode_value(&value), Value::Int(7));
         }
     }
 
     #[test]
-    fn decimals_have_their_point_where_it_was() {
+    fn decimal_text_keeps_its_scale() {
         for (value, scale, text) in [(1234, 2, "12.34"), (5, 3, "0.005"), (5, 0, "5")] {
             assert_eq!(decimal_text(value, scale), text);
         }
     }
 
     #[test]
-    fn what_has_no_form_says_why() {
+    fn unencodable_name_or_key_is_an_error_with_its_reason() {
         let long = "k".repeat(300);
-        assert!(short(&long).unwrap_err().contains("255 bytes"));
+        assert!(short_string(&long).unwrap_err().contains("255 bytes"));
         let mut odd = Map::new();
         odd.insert(Value::Int(1), Value::Null);
-        assert!(write_map(&odd).unwrap_err().contains("texts as keys"));
+        assert!(encode_table(&odd).unwrap_err().contains("must be strings"));
     }
 }

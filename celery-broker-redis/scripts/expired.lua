@@ -1,23 +1,27 @@
--- Lists held deliveries whose visibility timeout has passed, the oldest first.
+-- Lists unacked deliveries whose visibility timeout has passed, oldest first. Tags
+-- without an entry are removed from the index.
 --
--- KEYS  the index of held deliveries; the held deliveries
--- ARGV  the visibility timeout in seconds; how many at most
---
--- Answers the latest score that counts as passed, then tag and entry of each;
--- tags without an entry are forgotten on the way.
+-- KEYS[1]  unacked_index  zset  tag -> time of delivery, in seconds
+-- KEYS[2]  unacked        hash  tag -> entry
+-- ARGV[1]  visibility_timeout  seconds
+-- ARGV[2]  max                 count of tags to read
+-- Returns {latest, tag, entry, tag, entry, ...}: `latest` is the highest score that
+-- counts as expired.
+
+local unacked_index, unacked = KEYS[1], KEYS[2]
+local visibility_timeout, max = tonumber(ARGV[1]), ARGV[2]
 
 local time = redis.call('TIME')
-local latest = time[1] + time[2] / 1000000 - tonumber(ARGV[1])
-local text = string.format('%.6f', latest)
-local tags = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', text, 'LIMIT', 0, ARGV[2])
-local answer = { text }
+local latest = string.format('%.6f', time[1] + time[2] / 1000000 - visibility_timeout)
+local tags = redis.call('ZRANGEBYSCORE', unacked_index, '-inf', latest, 'LIMIT', 0, max)
+local reply = { latest }
 for _, tag in ipairs(tags) do
-  local entry = redis.call('HGET', KEYS[2], tag)
+  local entry = redis.call('HGET', unacked, tag)
   if entry then
-    answer[#answer + 1] = tag
-    answer[#answer + 1] = entry
+    reply[#reply + 1] = tag
+    reply[#reply + 1] = entry
   else
-    redis.call('ZREM', KEYS[1], tag)
+    redis.call('ZREM', unacked_index, tag)
   end
 end
-return answer
+return reply

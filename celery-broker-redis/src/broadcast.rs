@@ -8,19 +8,20 @@ use bytes::Bytes;
 use celery_protocol::Message;
 use celery_runtime::{Exchange, ExchangeKind, ServiceError, ServiceErrorKind};
 
-use crate::broker::Shared;
-use crate::link::{Attempt, Command, Script};
+use crate::client::{Command, Operation, Script};
+use crate::shared::Shared;
 
-static DROP_IN: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("../scripts/drop_in.lua")));
+static MAILBOX_PUSH: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("../scripts/mailbox_push.lua")));
 
-/// How long a message waits at least for an owner who may be gone: as long as
-/// Celery keeps unused mailboxes (`control_queue_expires`).
-const LIFETIME: Duration = Duration::from_secs(10);
+/// The minimum time to live of a list with a message whose owner may no longer
+/// exist: the time in which Celery keeps unused mailboxes
+/// (`control_queue_expires`).
+const MIN_MAILBOX_TTL: Duration = Duration::from_secs(10);
 
 impl Shared {
-    /// Publishes to a channel, or pushes to the lists that are bound to a direct
-    /// exchange. Nobody there is no error.
+    /// Publishes to a channel, or pushes to the lists that are bound to a
+    /// direct exchange. Returns the number of receivers, which may be 0.
     pub(crate) async fn broadcast(
         &self,
         exchange: &Exchange,
@@ -29,26 +30,32 @@ impl Shared {
     ) -> Result<Option<u64>, ServiceError> {
         let envelope = self.envelope(message, &exchange.name, routing_key)?;
         let object = format!("exchange {}", exchange.name);
-        let attempt = Attempt::new("broadcast to", &object);
+        let operation = Operation::new("broadcast to", &object);
         if self.is_channel(exchange, "broadcast to")? {
             let channel = self.channel(&exchange.name, routing_key);
             let command = Command::new("PUBLISH").arg(channel).arg(envelope);
-            let listeners = self.link.call(attempt, command).await?.number();
-            return Ok(u64::try_from(listeners).ok());
+            let receivers = self.client.call(operation, command).await?.number();
+            return Ok(u64::try_from(receivers).ok());
         }
-        let lists = self.mailboxes(attempt, &exchange.name, routing_key).await?;
+        let lists = self
+            .mailboxes(operation, &exchange.name, routing_key)
+            .await?;
         for list in &lists {
-            self.drop_in(attempt, list, &envelope).await?;
+            self.push_to_mailbox(operation, list, &envelope).await?;
         }
         Ok(Some(lists.len() as u64))
     }
 
-    /// Whether what is sent to an exchange goes over a channel, and not into
-    /// lists.
+    /// Returns whether an exchange is a pub/sub channel; a direct exchange
+    /// leads to lists.
+    ///
+    /// # Errors
+    ///
+    /// If Redis has no exchanges of this type.
     pub(crate) fn is_channel(
         &self,
         exchange: &Exchange,
-        operation: &'static str,
+        verb: &'static str,
     ) -> Result<bool, ServiceError> {
         match exchange.kind {
             ExchangeKind::Fanout | ExchangeKind::Topic => Ok(true),
@@ -56,8 +63,8 @@ impl Shared {
             kind => {
                 let object = format!("exchange {}", exchange.name);
                 let cause = format!("there are no {} exchanges on Redis", kind.name());
-                Err(Attempt::new(operation, &object).error(
-                    &self.link,
+                Err(Operation::new(verb, &object).error(
+                    &self.client,
                     ServiceErrorKind::Unsupported,
                     cause,
                 ))
@@ -65,21 +72,22 @@ impl Shared {
         }
     }
 
-    /// The lists that are bound by this key, without those of durable queues: a
-    /// list gets a time to live here, which tasks must never have.
+    /// Returns the lists that are bound with this key, without those of durable
+    /// queues: a mailbox list gets a time to live, which a task queue must
+    /// never have.
     async fn mailboxes(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         exchange: &str,
         routing_key: &str,
     ) -> Result<Vec<String>, ServiceError> {
-        let layout = &self.link.options().layout;
+        let layout = &self.client.options().layout;
         let sets = [
             layout.bindings(exchange),
             layout.permanent_bindings(exchange),
         ];
         let commands = sets.map(|set| Command::new("SMEMBERS").arg(set)).into();
-        let mut members = self.link.pipeline(attempt, commands).await?.into_iter();
+        let mut members = self.client.pipeline(operation, commands).await?.into_iter();
         let mut bindings = || match members.next() {
             Some(members) => members.map(|members| self.read_bindings(members)),
             None => Ok(Vec::new()),
@@ -88,21 +96,24 @@ impl Shared {
         let permanent: HashSet<_> = permanent.iter().map(|binding| &binding.queue).collect();
         Ok(all
             .iter()
-            .filter(|binding| binding.leads(routing_key))
+            .filter(|binding| binding.matches(routing_key))
             .filter(|binding| !permanent.contains(&binding.queue))
             .map(|binding| layout.list_for(&binding.queue, None))
             .collect())
     }
 
-    async fn drop_in(
+    /// Pushes an envelope to one mailbox.
+    async fn push_to_mailbox(
         &self,
-        attempt: Attempt<'_>,
+        operation: Operation<'_>,
         list: &str,
         envelope: &Bytes,
     ) -> Result<(), ServiceError> {
-        let lifetime = LIFETIME.as_millis().to_string();
-        let (keys, arguments) = ([list], [envelope, lifetime.as_bytes()]);
-        let sent = self.link.script(attempt, &DROP_IN, &keys, &arguments);
+        let ttl = MIN_MAILBOX_TTL.as_millis().to_string();
+        let (keys, arguments) = ([list], [envelope, ttl.as_bytes()]);
+        let sent = self
+            .client
+            .script(operation, &MAILBOX_PUSH, &keys, &arguments);
         sent.await.map(drop)
     }
 }

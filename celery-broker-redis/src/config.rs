@@ -1,17 +1,12 @@
-//! What a URL and Celery's `broker_transport_options` say about a Redis. Pure.
+//! Options of a Redis broker or backend.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use celery_protocol::kombu::{PRIORITY_STEPS, SEPARATOR};
-use celery_runtime::url::{ServiceUrl, redacted};
-use celery_runtime::{ServiceError, ServiceErrorKind};
-use serde_json::{Map, Value};
 
-use crate::transport;
-
-/// Where a Redis is, and how kombu's keys are laid out on it.
+/// The address of a Redis, and the layout of kombu's keys on it.
 ///
 /// ```
 /// use celery_broker_redis::RedisOptions;
@@ -35,38 +30,39 @@ pub struct RedisOptions {
     pub(crate) client_name: Option<String>,
 }
 
-/// One server, or one Sentinel.
+/// A server or a Sentinel.
 #[derive(Clone, PartialEq)]
 pub(crate) struct Node {
-    pub(crate) place: Place,
+    pub(crate) address: NodeAddress,
     pub(crate) user: Option<String>,
     pub(crate) password: Option<String>,
     pub(crate) db: u32,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Place {
+pub(crate) enum NodeAddress {
     Tcp {
         host: String,
         port: u16,
         tls: Option<Tls>,
     },
-    Socket(PathBuf),
+    UnixSocket(PathBuf),
 }
 
-/// How a server proves who it is, and how we do.
+/// How the server's certificate is verified, and the client's certificate.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Tls {
     /// `ssl_cert_reqs=none`.
-    pub(crate) unverified: bool,
+    pub(crate) accept_invalid_certificate: bool,
     /// `ssl_check_hostname=false`.
-    pub(crate) any_hostname: bool,
-    pub(crate) authorities: Option<PathBuf>,
+    pub(crate) accept_any_hostname: bool,
+    pub(crate) ca_certificates: Option<PathBuf>,
     pub(crate) certificate: Option<PathBuf>,
     pub(crate) key: Option<PathBuf>,
 }
 
-/// The nodes are Sentinels, and know where the master of this name is.
+/// Sentinel settings: the configured nodes are Sentinels, and know the address
+/// of the master of this name.
 #[derive(Clone, PartialEq)]
 pub(crate) struct Sentinel {
     pub(crate) master: String,
@@ -74,8 +70,8 @@ pub(crate) struct Sentinel {
     pub(crate) password: Option<String>,
 }
 
-/// The names of keys and channels, and the times that workers on one database
-/// must agree on.
+/// Names of keys and channels, and the times that all workers on one database
+/// have to share.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Layout {
     pub(crate) prefix: String,
@@ -89,80 +85,46 @@ pub(crate) struct Layout {
     pub(crate) restore_interval: Duration,
     pub(crate) visibility_timeout: Duration,
     pub(crate) order: QueueOrder,
-    /// Before the exchange's name in channels; `{db}` stands for the database.
+    /// The text before the exchange's name in channels; `{db}` stands for the
+    /// database.
     pub(crate) fanout_prefix: String,
     pub(crate) fanout_patterns: bool,
 }
 
-/// Which queue is looked at first.
+/// The order in which a consumer reads its queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum QueueOrder {
-    /// Each in its turn.
+    /// One message from each queue in turn.
     RoundRobin,
-    /// Always by name.
+    /// By name.
     Sorted,
-    /// Always as configured.
+    /// In the configured order.
     Priority,
 }
 
-/// How long things may take, and how many there may be.
+/// Timeouts, and the size of the connection pool.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Limits {
     pub(crate) connect: Duration,
     pub(crate) response: Duration,
-    /// How often a connection that only listens is asked whether it lives.
+    /// The interval of pings on a connection that only receives.
     pub(crate) health_check: Duration,
     pub(crate) connections: usize,
 }
 
 impl RedisOptions {
-    /// Reads one URL, or several with `;` between them for failover, and
-    /// Celery's `broker_transport_options` or
-    /// `result_backend_transport_options`.
-    ///
-    /// # Errors
-    ///
-    /// When the URL cannot be read or has a scheme that is not Redis's, and
-    /// when an option is unknown or has a value that it cannot have. The text
-    /// names the nearest option and no password.
-    pub fn parse(url: &str, transport_options: &Map<String, Value>) -> Result<Self, ServiceError> {
-        let wrong = |cause: String| {
-            ServiceError::new(
-                ServiceErrorKind::Invalid,
-                "use",
-                format!("the URL {}", redacted(url)),
-                cause,
-            )
-        };
-        let urls = ServiceUrl::parse_list(url).map_err(wrong)?;
-        let mut options = Self {
-            nodes: urls
-                .iter()
-                .map(node)
-                .collect::<Result<_, _>>()
-                .map_err(wrong)?,
-            sentinel: None,
-            address: address(&urls),
-            layout: Layout::default(),
-            limits: Limits::default(),
-            client_name: None,
-        };
-        let is_sentinel = urls.iter().any(|url| url.scheme == "sentinel");
-        transport::apply(&mut options, transport_options, is_sentinel)?;
-        Ok(options)
-    }
-
-    /// The URL without credentials, for messages.
+    /// Returns the URL without credentials, for messages.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// The prefix of every key: `global_keyprefix`, empty by default.
+    /// Returns the prefix of every key: `global_keyprefix`, empty by default.
     pub fn key_prefix(&self) -> &str {
         &self.layout.prefix
     }
 
-    /// After how long a delivery that nobody settled is given to somebody else.
+    /// Returns the time after which an unsettled delivery is restored to its
+    /// queue.
     pub fn visibility_timeout(&self) -> Duration {
         self.layout.visibility_timeout
     }
@@ -172,7 +134,7 @@ impl RedisOptions {
     }
 }
 
-/// Without credentials.
+/// Shows no credentials.
 impl fmt::Debug for RedisOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisOptions")
@@ -183,7 +145,7 @@ impl fmt::Debug for RedisOptions {
     }
 }
 
-/// Kombu's defaults.
+/// The defaults of kombu.
 impl Default for Layout {
     fn default() -> Self {
         Self {
@@ -204,7 +166,7 @@ impl Default for Layout {
     }
 }
 
-/// Kombu waits for ever by default; that is how workers came to hang.
+/// kombu has no timeouts by default, which can block a worker forever.
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -213,226 +175,5 @@ impl Default for Limits {
             health_check: Duration::from_secs(25),
             connections: 10,
         }
-    }
-}
-
-const DEFAULT_PORT: u16 = 6379;
-const DEFAULT_SENTINEL_PORT: u16 = 26379;
-
-fn node(url: &ServiceUrl) -> Result<Node, String> {
-    let (place, db) = match url.scheme.as_str() {
-        "redis" => (tcp(url, DEFAULT_PORT, None), db_of_path(url)?),
-        "rediss" => (tcp(url, DEFAULT_PORT, Some(tls(url)?)), db_of_path(url)?),
-        "sentinel" => (tcp(url, DEFAULT_SENTINEL_PORT, None), db_of_path(url)?),
-        "unix" | "redis+socket" | "socket" | "redis+unix" => (socket(url)?, db_of_query(url)?),
-        other => {
-            return Err(format!(
-                "{other}:// is not one of redis://, rediss://, unix://, redis+socket://, \
-                 socket:// and sentinel://"
-            ));
-        }
-    };
-    Ok(Node {
-        place,
-        user: url
-            .user
-            .clone()
-            .or_else(|| url.query("username").map(str::to_owned)),
-        password: url
-            .password
-            .clone()
-            .or_else(|| url.query("password").map(str::to_owned)),
-        db,
-    })
-}
-
-fn tcp(url: &ServiceUrl, port: u16, tls: Option<Tls>) -> Place {
-    Place::Tcp {
-        host: url.host.clone().unwrap_or_else(|| "localhost".to_owned()),
-        port: url.port.unwrap_or(port),
-        tls,
-    }
-}
-
-fn socket(url: &ServiceUrl) -> Result<Place, String> {
-    // socket://run/redis.sock: the host is the first part of the path.
-    let path = match &url.host {
-        Some(host) => format!("/{host}{}", url.path),
-        None => url.path.clone(),
-    };
-    match path.as_str() {
-        "" | "/" => Err("there is no path of a socket in it".to_owned()),
-        path => Ok(Place::Socket(path.into())),
-    }
-}
-
-fn db_of_path(url: &ServiceUrl) -> Result<u32, String> {
-    match url.path.trim_start_matches('/') {
-        "" => db_of_query(url),
-        db => number_of_db(db),
-    }
-}
-
-fn db_of_query(url: &ServiceUrl) -> Result<u32, String> {
-    let db = url.query("virtual_host").or_else(|| url.query("db"));
-    db.map_or(Ok(0), |db| number_of_db(db.trim_start_matches('/')))
-}
-
-fn number_of_db(text: &str) -> Result<u32, String> {
-    text.parse()
-        .map_err(|_| format!("{text:?} is not the number of a database"))
-}
-
-fn tls(url: &ServiceUrl) -> Result<Tls, String> {
-    let path = |name| {
-        url.query(name)
-            .filter(|path| !path.is_empty())
-            .map(PathBuf::from)
-    };
-    let unverified = match url.query("ssl_cert_reqs").unwrap_or("required") {
-        "required" | "CERT_REQUIRED" | "optional" | "CERT_OPTIONAL" => false,
-        "none" | "CERT_NONE" => true,
-        other => {
-            return Err(format!(
-                "ssl_cert_reqs is required, optional or none, not {other:?}"
-            ));
-        }
-    };
-    let any_hostname = matches!(
-        url.query("ssl_check_hostname"),
-        Some("false" | "False" | "0" | "no")
-    );
-    let tls = Tls {
-        unverified,
-        any_hostname,
-        authorities: path("ssl_ca_certs"),
-        certificate: path("ssl_certfile"),
-        key: path("ssl_keyfile"),
-    };
-    match tls.certificate.is_some() == tls.key.is_some() {
-        true => Ok(tls),
-        false => Err("ssl_certfile and ssl_keyfile go together".to_owned()),
-    }
-}
-
-/// Passwords may also hide in the query, so only the plain parts are shown.
-fn address(urls: &[ServiceUrl]) -> String {
-    let one = |url: &ServiceUrl| {
-        let host = url.host.as_deref().unwrap_or_default();
-        let port = url.port.map(|port| format!(":{port}")).unwrap_or_default();
-        match host.contains(':') {
-            true => format!("{}://[{host}]{port}{}", url.scheme, url.path),
-            false => format!("{}://{host}{port}{}", url.scheme, url.path),
-        }
-    };
-    urls.iter().map(one).collect::<Vec<_>>().join(";")
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn parse(url: &str) -> Result<RedisOptions, ServiceError> {
-        RedisOptions::parse(url, &Map::new())
-    }
-
-    fn parse_with(url: &str, options: &Value) -> Result<RedisOptions, ServiceError> {
-        RedisOptions::parse(url, options.as_object().expect("an object"))
-    }
-
-    #[test]
-    fn a_plain_url_has_kombus_defaults() {
-        let options = parse("redis://").unwrap();
-        let place = Place::Tcp {
-            host: "localhost".into(),
-            port: 6379,
-            tls: None,
-        };
-        assert_eq!(options.nodes[0].place, place);
-        assert_eq!(options.db(), 0);
-        assert_eq!(options.layout, Layout::default());
-        assert_eq!(options.visibility_timeout(), Duration::from_secs(3600));
-    }
-
-    #[test]
-    fn credentials_and_database() {
-        let options = parse("redis://ann:p%40ss@h:7000/3").unwrap();
-        let node = &options.nodes[0];
-        assert_eq!(node.user.as_deref(), Some("ann"));
-        assert_eq!(node.password.as_deref(), Some("p@ss"));
-        assert_eq!(node.db, 3);
-        assert_eq!(parse("redis://h?virtual_host=4").unwrap().db(), 4);
-        assert!(
-            parse("redis://h/four")
-                .unwrap_err()
-                .to_string()
-                .contains("\"four\"")
-        );
-    }
-
-    #[test]
-    fn sockets_in_every_spelling() {
-        for url in [
-            "unix:///run/redis.sock?db=5",
-            "redis+socket:///run/redis.sock?virtual_host=5",
-            "socket:///run/redis.sock?virtual_host=/5",
-            "socket://run/redis.sock?virtual_host=5",
-        ] {
-            let options = parse(url).unwrap();
-            assert_eq!(
-                options.nodes[0].place,
-                Place::Socket("/run/redis.sock".into()),
-                "{url}"
-            );
-            assert_eq!(options.db(), 5, "{url}");
-        }
-        assert!(parse("unix://").is_err());
-    }
-
-    #[test]
-    fn tls_follows_the_query() {
-        let url =
-            "rediss://h?ssl_cert_reqs=CERT_NONE&ssl_ca_certs=/ca.pem&ssl_check_hostname=false";
-        let Place::Tcp { tls: Some(tls), .. } = &parse(url).unwrap().nodes[0].place else {
-            panic!("no TLS");
-        };
-        assert!(tls.unverified && tls.any_hostname);
-        assert_eq!(tls.authorities.as_deref(), Some("/ca.pem".as_ref()));
-        assert!(parse("rediss://h?ssl_cert_reqs=maybe").is_err());
-        assert!(parse("rediss://h?ssl_certfile=/c.pem").is_err());
-    }
-
-    #[test]
-    fn sentinels_need_the_masters_name() {
-        let error = parse("sentinel://a;sentinel://b:1").unwrap_err();
-        assert!(error.to_string().contains("master_name"), "{error}");
-        let options = json!({"master_name": "m", "sentinel_kwargs": {"password": "s"}});
-        let options = parse_with("sentinel://:pw@a;sentinel://b:1/2", &options).unwrap();
-        assert_eq!(options.nodes.len(), 2);
-        let sentinel = options.sentinel.as_ref().unwrap();
-        assert_eq!(
-            (sentinel.master.as_str(), sentinel.password.as_deref()),
-            ("m", Some("s"))
-        );
-    }
-
-    #[test]
-    fn nothing_printed_shows_a_password() {
-        let url = "redis://ann:hidden1@h/1;redis://h2?password=hidden2";
-        let options = json!({"sentinel_kwargs": {"password": "hidden3"}});
-        let options = parse_with(url, &options).unwrap();
-        let shown = format!("{options:?} {}", options.address());
-        assert!(!shown.contains("hidden"), "{shown}");
-        let error = parse("redis://ann:hidden1@h/x").unwrap_err();
-        assert!(!format!("{error} {error:?}").contains("hidden"), "{error}");
-    }
-
-    #[test]
-    fn other_schemes_are_refused() {
-        let error = parse("amqp://h").unwrap_err();
-        assert_eq!(error.kind(), ServiceErrorKind::Invalid);
-        assert!(error.to_string().contains("redis://"), "{error}");
     }
 }

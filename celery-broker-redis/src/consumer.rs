@@ -1,58 +1,57 @@
-//! Taking deliveries.
+//! The consumer: receives deliveries from queues.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
-use std::time::SystemTime;
 
-use bytes::Bytes;
-use celery_protocol::kombu;
 use celery_runtime::{
-    BoxFuture, ConsumeOptions, Consumer, Delivery, DeliveryTag, ExchangeKind, Queue, ServiceError,
-    ServiceErrorKind, Settlement,
+    BoxFuture, ConsumeOptions, Consumer, Delivery, ExchangeKind, Queue, ServiceError,
+    ServiceErrorKind, Settled, Settlement, env,
 };
 use tokio::sync::{Mutex, Notify};
 
-use crate::broker::Shared;
-use crate::entry::Entry;
+use crate::binding::routes;
+use crate::client::{Command, Operation, Script};
+use crate::delivery::{delivery, redelivery};
 use crate::fetch::Fetcher;
-use crate::keys::{Held, Tag};
-use crate::link::{Attempt, Command, Script};
-use crate::restore::Sweeps;
-use crate::route::ways;
+use crate::keys::ParsedTag;
+use crate::restore::RestoreSchedule;
 use crate::settle::score;
+use crate::shared::Shared;
 
-static ADOPT: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("../scripts/adopt.lua")));
+static RETAG: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("../scripts/retag.lua")));
 
-/// How many deliveries one call may bring. Lua takes only so many values at a
-/// time, and one answer has to fit into memory.
-const MOST: usize = 1000;
+/// The limit of deliveries per call. Lua unpacks a limited number of values,
+/// and one reply has to fit into memory.
+const MAX_RECEIVE: usize = 1000;
 
-/// A consumer of some queues on one Redis.
+/// A consumer of queues on one Redis.
 ///
-/// What it holds when it is dropped stays noted on the server, for its successor
-/// to settle or for the visibility timeout.
+/// Its unsettled deliveries stay on the server when it is dropped. Its
+/// successor settles them, or they are restored after the visibility timeout.
 pub(crate) struct RedisConsumer {
     shared: Arc<Shared>,
     queues: Vec<String>,
-    receiving: Mutex<Receiving>,
-    /// Makes the tags of this consumer unlike all others.
-    unique: String,
-    number: AtomicU64,
+    state: Mutex<ReceiveState>,
+    /// Makes the tags of this consumer unique.
+    consumer_id: String,
+    next_tag_number: AtomicU64,
     interrupted: AtomicBool,
     closed: AtomicBool,
-    /// Something happened that a waiting `receive` has to look at.
+    /// Wakes a waiting `receive` after an interrupt, a close or a deferred
+    /// delivery.
     wake: Notify,
-    sweeps: Sweeps,
+    restore_schedule: RestoreSchedule,
     object: String,
 }
 
-/// What only `receive` works with.
-struct Receiving {
+/// State of `receive` alone.
+struct ReceiveState {
     fetcher: Fetcher,
-    /// Tags that dead consumers left in holding hashes; taken over first.
-    left: Vec<String>,
+    /// Quarantined tags of earlier consumers, which this consumer returns
+    /// first.
+    quarantined: Vec<String>,
 }
 
 impl RedisConsumer {
@@ -69,117 +68,135 @@ impl RedisConsumer {
             [queue] => format!("queue {queue}"),
             queues => format!("{} queues", queues.len()),
         };
-        let attempt = Attempt::new("consume", &object);
+        let operation = Operation::new("consume", &object);
         if queues.is_empty() {
-            let cause = "there is no queue to consume";
-            return Err(attempt.error(&shared.link, ServiceErrorKind::Invalid, cause));
+            let cause = "the list of queues is empty";
+            return Err(operation.error(&shared.client, ServiceErrorKind::Invalid, cause));
         }
-        if let Some((queue, exchange)) = options.queues.iter().find_map(fanned_out) {
+        if let Some((queue, exchange)) = options.queues.iter().find_map(fanout_binding) {
             let cause = format!(
                 "queue {queue} is bound to the fanout exchange {exchange}, whose messages Redis \
-                 sends to who listens and keeps in no queue"
+                 delivers to current subscribers and stores in no queue"
             );
-            let error = attempt.error(&shared.link, ServiceErrorKind::Unsupported, cause);
+            let error = operation.error(&shared.client, ServiceErrorKind::Unsupported, cause);
             return Err(error.with_remedy("broadcast tasks need RabbitMQ"));
         }
-        let fetcher = Fetcher::connect(&shared.link, attempt, &queues).await?;
-        let left = left_behind(&shared, attempt, &queues).await?;
-        shared.resolve_doubts(attempt, &queues).await?;
-        let sweeps = Sweeps::start(Arc::clone(&shared));
+        let fetcher = Fetcher::connect(&shared.client, operation, &queues).await?;
+        let quarantined = shared.quarantined_tags(operation, &queues).await?;
+        shared.recover_unconfirmed(operation, &queues).await?;
+        let restore_schedule = RestoreSchedule::start(Arc::clone(&shared));
         Ok(Self {
-            receiving: Mutex::new(Receiving { fetcher, left }),
-            unique: uuid::Uuid::new_v4().simple().to_string(),
-            number: AtomicU64::new(0),
+            state: Mutex::new(ReceiveState {
+                fetcher,
+                quarantined,
+            }),
+            consumer_id: env::uuid_simple(),
+            next_tag_number: AtomicU64::new(0),
             interrupted: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             wake: Notify::new(),
             shared,
             queues,
-            sweeps,
+            restore_schedule,
             object,
         })
     }
 
-    fn attempt(&self) -> Attempt<'_> {
-        Attempt::new("consume", &self.object)
+    fn operation(&self) -> Operation<'_> {
+        Operation::new("consume", &self.object)
     }
 
-    async fn next(&self, max: usize) -> Result<Vec<Delivery>, ServiceError> {
-        let mut receiving = self.receiving.lock().await;
-        let max = max.min(MOST);
-        while !self.is_ended()? {
-            let taken = self.take(&mut receiving, max).await?;
-            if !taken.is_empty() {
-                receiving.fetcher.found();
-                return Ok(taken);
+    async fn receive_batch(&self, max: usize) -> Result<Vec<Delivery>, ServiceError> {
+        let mut state = self.state.lock().await;
+        let max = max.min(MAX_RECEIVE);
+        while !self.is_stopped()? {
+            let fetched = self.fetch(&mut state, max).await?;
+            if !fetched.is_empty() {
+                state.fetcher.reset_poll_interval();
+                return Ok(fetched);
             }
-            let due = self.shared.parked.next_due(&self.queues, SystemTime::now());
+            let due = self
+                .shared
+                .delayed
+                .next_due(&self.queues, env::system_time());
+            // Every branch only ends the wait, so the order is free of starvation.
             tokio::select! {
-                () = receiving.fetcher.changed() => {}
+                biased;
                 () = self.wake.notified() => {}
-                () = self.shared.link.closed() => {}
-                () = sleep_or_never(due) => {}
+                () = self.shared.client.closed() => {}
+                () = state.fetcher.changed() => {}
+                () = sleep_or_pending(due) => {}
             }
         }
         Ok(Vec::new())
     }
 
-    /// Whether nothing more shall be taken; an error when it is not for us to
-    /// say so.
-    fn is_ended(&self) -> Result<bool, ServiceError> {
-        if self.shared.link.is_closed() {
-            return Err(self.shared.link.closed_error(self.attempt()));
+    /// Returns whether the consumer is interrupted or closed.
+    ///
+    /// # Errors
+    ///
+    /// If the broker is closed.
+    fn is_stopped(&self) -> Result<bool, ServiceError> {
+        if self.shared.client.is_closed() {
+            return Err(self.shared.client.closed_error(self.operation()));
         }
         Ok(self.interrupted.load(Ordering::Acquire) || self.closed.load(Ordering::Acquire))
     }
 
-    /// What is there: first what dead consumers left, then what was parked,
-    /// then what waits in the queues. They do not mix, so that nothing taken is
-    /// forgotten when the next step fails.
-    async fn take(
+    /// Returns deliveries from the first source that has any: quarantined
+    /// messages of earlier consumers, due deferred deliveries, the queues. One
+    /// call uses one source, so that no delivery is lost if the next step
+    /// fails.
+    async fn fetch(
         &self,
-        receiving: &mut Receiving,
+        state: &mut ReceiveState,
         max: usize,
     ) -> Result<Vec<Delivery>, ServiceError> {
-        let left = self.adopt(&mut receiving.left, max).await?;
-        if !left.is_empty() {
-            return Ok(left);
+        let quarantined = self.retag_quarantined(&mut state.quarantined, max).await?;
+        if !quarantined.is_empty() {
+            return Ok(quarantined);
         }
-        let due = self.due(max).await?;
+        let due = self.due_deliveries(max).await?;
         if !due.is_empty() {
             return Ok(due);
         }
-        let first = self.number.fetch_add(max as u64, Ordering::Relaxed);
-        let prefix = format!("{}-", self.unique);
-        let taking = self.shared.doubts.begin(&prefix, first, max, &self.queues);
-        let fetched = receiving
+        let first = self
+            .next_tag_number
+            .fetch_add(max as u64, Ordering::Relaxed);
+        let prefix = format!("{}-", self.consumer_id);
+        let guard = self
+            .shared
+            .unconfirmed
+            .begin(&prefix, first, max, &self.queues);
+        let fetched = state
             .fetcher
-            .fetch(self.attempt(), max, &prefix, first)
+            .fetch(self.operation(), max, &prefix, first)
             .await?;
-        taking.settled();
+        guard.confirm();
         Ok(fetched)
     }
 
-    /// Parked deliveries whose time has come and that are still ours.
-    async fn due(&self, max: usize) -> Result<Vec<Delivery>, ServiceError> {
-        let now = SystemTime::now();
-        let tags = self.shared.parked.take_due(&self.queues, now, max);
+    /// Returns deferred deliveries that are due and still unacked.
+    async fn due_deliveries(&self, max: usize) -> Result<Vec<Delivery>, ServiceError> {
+        let now = env::system_time();
+        let tags = self.shared.delayed.take_due(&self.queues, now, max);
         if tags.is_empty() {
             return Ok(Vec::new());
         }
-        let index = self.shared.link.options().layout.unacked_index();
+        let index = self.shared.client.options().layout.unacked_index();
         let mut commands = Vec::with_capacity(tags.len() * 2);
         for tag in &tags {
-            commands.push(Command::new("HGET").arg(self.shared.held_in(tag)).arg(tag));
-            // Held anew from now on.
+            commands.push(Command::new("HGET").arg(self.shared.hash_of(tag)).arg(tag));
+            // The visibility timeout starts again.
             let again = Command::new("ZADD").arg(&index).arg("XX");
             commands.push(again.arg(score(now)).arg(tag));
         }
-        let answers = match self.shared.link.atomic(self.attempt(), commands).await {
+        let answers = match self.shared.client.atomic(self.operation(), commands).await {
             Ok(answers) => answers,
             Err(error) => {
-                // They are due for our successor.
-                tags.iter().for_each(|tag| self.shared.parked.add(tag, now));
+                // They stay due for the next consumer.
+                tags.iter()
+                    .for_each(|tag| self.shared.delayed.add(tag, now));
                 return Err(error);
             }
         };
@@ -190,46 +207,48 @@ impl RedisConsumer {
             .collect())
     }
 
-    async fn adopt(
+    /// Gives quarantined messages of earlier consumers new tags and returns
+    /// them.
+    async fn retag_quarantined(
         &self,
-        left: &mut Vec<String>,
+        quarantined: &mut Vec<String>,
         max: usize,
     ) -> Result<Vec<Delivery>, ServiceError> {
-        let mut adopted = Vec::new();
-        while adopted.len() < max
-            && let Some(old) = left.last()
+        let mut retagged = Vec::new();
+        while retagged.len() < max
+            && let Some(old) = quarantined.last()
         {
-            let number = self.number.fetch_add(1, Ordering::Relaxed);
-            let queue = Tag::parse(old).queue;
-            let new = crate::keys::raw_tag(&format!("{}-{number}", self.unique), queue);
-            let holding = self.shared.held_in(old);
+            let number = self.next_tag_number.fetch_add(1, Ordering::Relaxed);
+            let queue = ParsedTag::parse(old).queue;
+            let new = crate::keys::quarantine_tag(&format!("{}-{number}", self.consumer_id), queue);
+            let quarantine = self.shared.hash_of(old);
             let arguments = [old.as_bytes(), new.as_bytes()];
-            let link = &self.shared.link;
-            let raw = link
-                .script(self.attempt(), &ADOPT, &[&holding], &arguments)
+            let client = &self.shared.client;
+            let raw = client
+                .script(self.operation(), &RETAG, &[&quarantine], &arguments)
                 .await?;
-            left.pop();
-            adopted.extend(raw.data().map(|raw| delivery(new, raw)));
+            quarantined.pop();
+            retagged.extend(raw.data().map(|raw| delivery(new, raw)));
         }
-        Ok(adopted)
+        Ok(retagged)
     }
 
-    async fn end(&self) -> Result<(), ServiceError> {
+    async fn shut_down(&self) -> Result<(), ServiceError> {
         if self.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
         self.wake.notify_one();
-        self.sweeps.stop().await;
-        let parked = self.shared.parked.take_all(&self.queues);
-        // The last one given back is the first one taken again.
-        let parked: Vec<String> = parked.into_iter().rev().collect();
-        self.shared.give_back(&parked).await
+        self.restore_schedule.stop().await;
+        let delayed = self.shared.delayed.take_all(&self.queues);
+        // The tag returned last is delivered first.
+        let delayed: Vec<String> = delayed.into_iter().rev().collect();
+        self.shared.return_unchanged(&delayed).await
     }
 }
 
 impl Consumer for RedisConsumer {
     fn receive(&self, max: usize) -> BoxFuture<'_, Result<Vec<Delivery>, ServiceError>> {
-        Box::pin(self.next(max))
+        Box::pin(self.receive_batch(max))
     }
 
     fn interrupt(&self) {
@@ -237,25 +256,24 @@ impl Consumer for RedisConsumer {
         self.wake.notify_one();
     }
 
-    fn settle<'a>(&'a self, batch: &'a [Settlement]) -> BoxFuture<'a, Result<(), ServiceError>> {
+    fn settle<'a>(
+        &'a self,
+        batch: &'a [Settlement],
+    ) -> BoxFuture<'a, Vec<Result<Settled, ServiceError>>> {
         Box::pin(async move {
             if self.closed.load(Ordering::Acquire) {
-                return Ok(());
+                return vec![Ok(Settled::Gone); batch.len()];
             }
-            self.shared.settle(batch).await?;
+            let settled = self.shared.settle(batch).await;
             if batch.iter().any(|one| matches!(one, Settlement::Defer(..))) {
                 self.wake.notify_one();
             }
-            Ok(())
+            settled
         })
     }
 
-    fn settles_after_reconnect(&self) -> bool {
-        true
-    }
-
     fn close(&self) -> BoxFuture<'_, Result<(), ServiceError>> {
-        Box::pin(self.end())
+        Box::pin(self.shut_down())
     }
 }
 
@@ -267,56 +285,16 @@ impl fmt::Debug for RedisConsumer {
     }
 }
 
-/// A queue and the fanout exchange that it is bound to, if there is one.
-fn fanned_out(queue: &Queue) -> Option<(&str, &str)> {
-    let mut ways = ways(queue);
-    let (exchange, _) = ways.find(|(exchange, _)| exchange.kind == ExchangeKind::Fanout)?;
+/// Returns the name of a queue and of the fanout exchange that it is bound to,
+/// if any.
+fn fanout_binding(queue: &Queue) -> Option<(&str, &str)> {
+    let mut routes = routes(queue);
+    let (exchange, _) = routes.find(|(exchange, _)| exchange.kind == ExchangeKind::Fanout)?;
     Some((&queue.name, &exchange.name))
 }
 
-/// A delivery of bytes, whether they are a message or not.
-pub(crate) fn delivery(tag: String, raw: Bytes) -> Delivery {
-    let queue: Arc<str> = Tag::parse(&tag).queue.into();
-    let tag = DeliveryTag::new(tag);
-    match kombu::decode(&raw) {
-        Ok(message) => Delivery::new(tag, queue, message),
-        Err(error) => Delivery::malformed(tag, queue, raw, error),
-    }
-}
-
-/// A delivery of what a tag stands for on the server.
-fn redelivery(tag: String, held: Bytes) -> Option<Delivery> {
-    let raw = match Tag::parse(&tag).place {
-        Held::Raw => held,
-        Held::Unacked => Entry::parse(&held)?.envelope,
-    };
-    Some(delivery(tag, raw))
-}
-
-/// The tags in the holding hashes of the queues.
-async fn left_behind(
-    shared: &Shared,
-    attempt: Attempt<'_>,
-    queues: &[String],
-) -> Result<Vec<String>, ServiceError> {
-    let layout = &shared.link.options().layout;
-    let commands = queues
-        .iter()
-        .map(|queue| Command::new("HKEYS").arg(layout.holding(queue)));
-    let answers = shared.link.pipeline(attempt, commands.collect()).await?;
-    let mut left = Vec::new();
-    for answer in answers {
-        left.extend(
-            answer?
-                .list()
-                .into_iter()
-                .filter_map(crate::link::Reply::text),
-        );
-    }
-    Ok(left)
-}
-
-async fn sleep_or_never(time: Option<std::time::Duration>) {
+/// Sleeps, or never returns for `None`.
+async fn sleep_or_pending(time: Option<std::time::Duration>) {
     match time {
         Some(time) => tokio::time::sleep(time).await,
         None => std::future::pending().await,

@@ -1,19 +1,20 @@
-//! The entries of `unacked`: `[envelope, exchange, routing_key]` in JSON.
+//! Entries of the hash `unacked`: `[envelope, exchange, routing_key]` in JSON.
 
 use bytes::Bytes;
 use celery_protocol::{Message, Raw, Serializer, kombu};
+use celery_runtime::env;
 
-/// An entry, written by us or by kombu.
+/// An entry written by this crate or by kombu.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Entry {
-    /// The message as it was in the queue, or as kombu wrote it anew.
+pub(crate) struct UnackedEntry {
+    /// The message as it was in the queue, or as kombu encoded it again.
     pub(crate) envelope: Bytes,
     pub(crate) exchange: String,
     pub(crate) routing_key: String,
 }
 
-impl Entry {
-    /// Reads an entry; `None` if it is none.
+impl UnackedEntry {
+    /// Parses an entry; returns `None` if it is malformed.
     pub(crate) fn parse(entry: &Bytes) -> Option<Self> {
         let elements = Raw::read(Serializer::Json, entry).ok()?.elements().ok()?;
         let [envelope, exchange, routing_key] = elements.as_slice() else {
@@ -28,16 +29,16 @@ impl Entry {
         })
     }
 
-    /// What follows the envelope in entries of messages from `queue`: the
-    /// anonymous exchange and the queue, so that whoever restores one finds its
-    /// queue without any binding.
-    pub(crate) fn end(queue: &str) -> String {
+    /// Returns the text after the envelope in entries of messages from `queue`:
+    /// the anonymous exchange and the name of the queue, so that a restore
+    /// finds the queue without any binding.
+    pub(crate) fn suffix(queue: &str) -> String {
         let queue = serde_json::Value::from(queue);
         format!(",\"\",{queue}]")
     }
 }
 
-/// Null stands for the anonymous exchange.
+/// Decodes a text. Null stands for the anonymous exchange.
 fn text(value: &Raw<'_>) -> Option<String> {
     value
         .decode::<Option<String>>()
@@ -45,17 +46,17 @@ fn text(value: &Raw<'_>) -> Option<String> {
         .map(Option::unwrap_or_default)
 }
 
-/// An envelope that goes back to a queue.
+/// An envelope to push back to a queue.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Returned {
+pub(crate) struct RequeuedEnvelope {
     pub(crate) envelope: Bytes,
     pub(crate) priority: Option<u8>,
 }
 
-impl Returned {
-    /// The envelope flagged as redelivered, in both places where kombu does so.
-    /// What cannot be read or written again goes back as it is.
-    pub(crate) fn flagged(envelope: &Bytes) -> Self {
+impl RequeuedEnvelope {
+    /// Returns the envelope with both of kombu's redelivered flags set. An
+    /// envelope that cannot be decoded or encoded again stays unchanged.
+    pub(crate) fn redelivered(envelope: &Bytes) -> Self {
         let Ok(mut message) = kombu::decode(envelope) else {
             return Self::unchanged(envelope);
         };
@@ -63,14 +64,14 @@ impl Returned {
         message.properties.delivery_info.redelivered = true;
         match message.headers.set("redelivered", true.into()) {
             Ok(()) => Self {
-                envelope: rewritten(&message).unwrap_or_else(|| envelope.clone()),
+                envelope: encode_again(&message).unwrap_or_else(|| envelope.clone()),
                 priority,
             },
             Err(_) => Self::unchanged(envelope),
         }
     }
 
-    /// The envelope as it is.
+    /// Returns the envelope as it is.
     pub(crate) fn unchanged(envelope: &Bytes) -> Self {
         let message = kombu::decode(envelope).ok();
         Self {
@@ -80,7 +81,8 @@ impl Returned {
     }
 }
 
-fn rewritten(message: &Message) -> Option<Bytes> {
+/// Encodes a message as the envelope it came from.
+fn encode_again(message: &Message) -> Option<Bytes> {
     let properties = &message.properties;
     let route = kombu::Route {
         exchange: &properties.delivery_info.exchange,
@@ -90,7 +92,7 @@ fn rewritten(message: &Message) -> Option<Bytes> {
     let tag = match &properties.delivery_tag {
         Some(tag) => tag,
         None => {
-            own = uuid::Uuid::new_v4().to_string();
+            own = env::uuid();
             &own
         }
     };
@@ -111,21 +113,23 @@ mod tests {
     }
 
     #[test]
-    fn entries_of_both_sides_are_read() {
-        let ours = bytes(&format!("[{ENVELOPE}{}", Entry::end("a\"b\x06")));
-        let entry = Entry::parse(&ours).unwrap();
+    fn entries_of_kombu_and_of_this_crate_are_parsed() {
+        let ours = bytes(&format!("[{ENVELOPE}{}", UnackedEntry::suffix("a\"b\x06")));
+        let entry = UnackedEntry::parse(&ours).unwrap();
         assert_eq!(entry.routing_key, "a\"b\x06");
         assert_eq!(entry.envelope, ENVELOPE);
         let kombus = bytes(r#"[{"body": ""}, "celery", "celery"]"#);
-        assert_eq!(Entry::parse(&kombus).unwrap().exchange, "celery");
+        assert_eq!(UnackedEntry::parse(&kombus).unwrap().exchange, "celery");
         assert_eq!(
-            Entry::parse(&bytes(r#"[{}, null, "q"]"#)).unwrap().exchange,
+            UnackedEntry::parse(&bytes(r#"[{}, null, "q"]"#))
+                .unwrap()
+                .exchange,
             ""
         );
     }
 
     #[test]
-    fn anything_else_is_no_entry() {
+    fn malformed_entries_are_rejected() {
         for text in [
             "",
             "garbage",
@@ -135,17 +139,17 @@ mod tests {
             r#"[{},"e"]"#,
             r#"[{},"e",5]"#,
         ] {
-            assert_eq!(Entry::parse(&bytes(text)), None, "{text}");
+            assert_eq!(UnackedEntry::parse(&bytes(text)), None, "{text}");
         }
         assert_eq!(
-            Entry::parse(&Bytes::from_static(b"[{},\"\xff\",\"\"]")),
+            UnackedEntry::parse(&Bytes::from_static(b"[{},\"\xff\",\"\"]")),
             None
         );
     }
 
     #[test]
-    fn both_flags_are_set_and_the_rest_stays() {
-        let returned = Returned::flagged(&bytes(ENVELOPE));
+    fn redelivered_sets_both_flags_and_keeps_the_rest() {
+        let returned = RequeuedEnvelope::redelivered(&bytes(ENVELOPE));
         assert_eq!(returned.priority, Some(4));
         let message = kombu::decode(&returned.envelope).unwrap();
         assert!(message.properties.delivery_info.redelivered);
@@ -162,8 +166,8 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_goes_back_as_it_is() {
-        let returned = Returned::flagged(&bytes("{\"no\": \"body\"}"));
+    fn undecodable_envelope_stays_unchanged() {
+        let returned = RequeuedEnvelope::redelivered(&bytes("{\"no\": \"body\"}"));
         assert_eq!(returned.envelope, "{\"no\": \"body\"}");
         assert_eq!(returned.priority, None);
     }

@@ -1,26 +1,26 @@
-//! Receiving what is broadcast.
+//! Subscriptions to fanout and topic exchanges, which are pub/sub channels.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use celery_protocol::{Message, kombu};
-use celery_runtime::{Binding, BoxFuture, ServiceError, Subscription};
+use celery_runtime::{Binding, BoxFuture, ServiceError, Subscription, env, topic_matches};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::broker::Shared;
-use crate::link::{Attempt, Change, Channels, Messages, Published};
-use crate::topic::matches_words;
+use crate::client::{Operation, PubSubCommand, PubSubControl, PubSubMessage, PubSubMessages};
+use crate::shared::Shared;
 
-/// Broadcasts that wait for a slow reader; more are dropped, as a broadcast may
-/// be.
-const BACKLOG: usize = 1024;
+/// The number of broadcasts that are buffered for a slow subscriber. Further
+/// ones are dropped, as broadcasts are not reliable.
+const BROADCAST_BUFFER: usize = 1024;
 
-/// What is broadcast to one exchange.
+/// A subscription to the broadcasts of one exchange.
 #[derive(Debug)]
 pub(crate) struct FanoutSubscription {
     messages: mpsc::Receiver<Result<Message, ServiceError>>,
-    /// Reads the connection also while nobody asks, and asks whether it lives.
+    /// Reads the connection and checks its health while no call waits for a
+    /// message.
     reader: JoinHandle<()>,
 }
 
@@ -31,23 +31,23 @@ impl FanoutSubscription {
     ) -> Result<Self, ServiceError> {
         let (exchange, pattern) = (&*binding.exchange.name, &*binding.routing_key);
         let object = format!("exchange {exchange}");
-        let attempt = Attempt::new("subscribe to", &object);
-        let (mut channels, messages) = shared.link.pubsub(attempt).await?;
+        let operation = Operation::new("subscribe to", &object);
+        let (mut channels, messages) = shared.client.pubsub(operation).await?;
         let names = channel_patterns(shared, exchange, pattern);
         channels
-            .change(attempt, Change::SubscribePatterns, &names)
+            .change(operation, PubSubCommand::SubscribePatterns, &names)
             .await?;
-        let (sender, receiver) = mpsc::channel(BACKLOG);
-        let reader = Reader {
+        let (sender, receiver) = mpsc::channel(BROADCAST_BUFFER);
+        let reader = FanoutReader {
             shared: Arc::clone(shared),
-            before_key: format!("{}/", shared.channel(exchange, "")),
+            channel_prefix: format!("{}/", shared.channel(exchange, "")),
             pattern: pattern.to_owned(),
             object,
             sender,
         };
         Ok(Self {
             messages: receiver,
-            reader: tokio::spawn(reader.run(channels, messages)),
+            reader: env::spawn(reader.run(channels, messages)),
         })
     }
 }
@@ -57,7 +57,7 @@ impl Subscription for FanoutSubscription {
         Box::pin(async move {
             match self.messages.recv().await {
                 Some(message) => message,
-                // The reader has told why it ended; there is nothing to add.
+                // The reader has already sent the error that ended it.
                 None => std::future::pending().await,
             }
         })
@@ -70,68 +70,73 @@ impl Drop for FanoutSubscription {
     }
 }
 
-struct Reader {
+/// The task that reads the connection.
+struct FanoutReader {
     shared: Arc<Shared>,
-    before_key: String,
+    channel_prefix: String,
     pattern: String,
     object: String,
     sender: mpsc::Sender<Result<Message, ServiceError>>,
 }
 
-impl Reader {
-    async fn run(self, mut channels: Channels, mut messages: Messages) {
-        let attempt = Attempt::new("receive from", &self.object);
-        let link = &self.shared.link;
-        let mut pings = tokio::time::interval(link.options().limits.health_check);
+impl FanoutReader {
+    async fn run(self, mut channels: PubSubControl, mut messages: PubSubMessages) {
+        let operation = Operation::new("receive from", &self.object);
+        let client = &self.shared.client;
+        let mut pings = tokio::time::interval(client.options().limits.health_check);
         pings.tick().await;
         let failure = loop {
+            // Messages come before health checks: a connection that receives is
+            // alive.
             tokio::select! {
+                biased;
+                () = client.closed() => break client.closed_error(operation),
                 message = messages.next() => match message {
-                    Some(message) => self.hand_on(&message),
-                    None => break channels.ended(attempt),
+                    Some(message) => self.forward(&message),
+                    None => break channels.ended(operation),
                 },
-                _ = pings.tick() => if let Err(error) = channels.ping(attempt).await {
+                _ = pings.tick() => if let Err(error) = channels.ping(operation).await {
                     break error;
                 },
-                () = link.closed() => break link.closed_error(attempt),
             }
         };
-        // Waits for room: this one must not be dropped.
+        // Waits for buffer space: the error must not be dropped.
         let _ = self.sender.send(Err(failure)).await;
     }
 
-    fn hand_on(&self, published: &Published) {
-        let Some(message) = read_message(&published.payload, &self.object) else {
+    /// Decodes a message and buffers it if its routing key matches.
+    fn forward(&self, published: &PubSubMessage) {
+        let Some(message) = decode_message(&published.payload, &self.object) else {
             return;
         };
-        let key = match published.channel.strip_prefix(&self.before_key) {
+        let key = match published.channel.strip_prefix(&self.channel_prefix) {
             Some(key) => key,
             None => &message.properties.delivery_info.routing_key,
         };
-        if !matches_words(&self.pattern, key) {
+        if !topic_matches(&self.pattern, key) {
             return;
         }
         if self.sender.try_send(Ok(message)).is_err() {
             tracing::warn!(
                 object = self.object,
-                "a broadcast is dropped: the reader is too slow"
+                "broadcast dropped: the subscriber is too slow"
             );
         }
     }
 }
 
-/// The patterns of Redis for a pattern of AMQP. Redis's `*` goes over dots too,
-/// so that what arrives is matched once more.
+/// Returns the Redis patterns for an AMQP pattern. In Redis `*` also matches
+/// dots, so [`FanoutReader::forward`] matches each message again.
 fn channel_patterns(shared: &Shared, exchange: &str, pattern: &str) -> Vec<String> {
-    let whole = escaped(&shared.channel(exchange, ""));
-    if !shared.link.options().layout.fanout_patterns {
+    let whole = escape_glob(&shared.channel(exchange, ""));
+    if !shared.client.options().layout.fanout_patterns {
         return vec![whole];
     }
     match pattern {
         "" | "#" => vec![format!("{whole}/*"), whole],
         pattern => {
-            // `a.#` matches `a` too.
-            let loose = escaped(pattern)
+            // `a.#` also matches `a`.
+            let loose = escape_glob(pattern)
                 .replace(".#", "*")
                 .replace("#.", "*")
                 .replace('#', "*");
@@ -140,24 +145,25 @@ fn channel_patterns(shared: &Shared, exchange: &str, pattern: &str) -> Vec<Strin
     }
 }
 
-/// Without the letters that mean something in Redis's patterns.
-fn escaped(name: &str) -> String {
-    let mut escaped = String::with_capacity(name.len());
-    for letter in name.chars() {
-        if "*?[]\\".contains(letter) {
-            escaped.push('\\');
+/// Escapes the characters that are special in Redis patterns.
+fn escape_glob(name: &str) -> String {
+    let mut escape_glob = String::with_capacity(name.len());
+    for character in name.chars() {
+        if "*?[]\\".contains(character) {
+            escape_glob.push('\\');
         }
-        escaped.push(letter);
+        escape_glob.push(character);
     }
-    escaped
+    escape_glob
 }
 
-/// Reads the payload of a reply or broadcast; what is no message is passed over.
-pub(crate) fn read_message(payload: &Bytes, from: &str) -> Option<Message> {
+/// Decodes the payload of a reply or broadcast. Logs a payload that is not a
+/// message and returns `None`.
+pub(crate) fn decode_message(payload: &Bytes, from: &str) -> Option<Message> {
     match kombu::decode(payload) {
         Ok(message) => Some(message),
         Err(error) => {
-            tracing::warn!(%error, from, "what was received is no message");
+            tracing::warn!(%error, from, "ignoring a payload that is not a message");
             None
         }
     }
@@ -177,7 +183,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn patterns_are_kombus_channels() {
+    async fn amqp_patterns_become_channel_patterns_of_kombu() {
         assert_eq!(patterns(&json!({}), "worker.*"), ["/2.ev\\[1\\]/worker.*"]);
         assert_eq!(
             patterns(&json!({}), "#"),

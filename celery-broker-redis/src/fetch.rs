@@ -1,110 +1,113 @@
-//! Taking messages from queues on a connection that is told about new ones.
+//! Fetching messages from queues on a connection that the server notifies of
+//! new messages.
 
 use std::sync::LazyLock;
 
 use celery_runtime::{Delivery, ServiceError};
 
+use crate::client::{Operation, RedisClient, RedisReply, Script};
 use crate::config::{Layout, QueueOrder};
-use crate::consumer::delivery;
-use crate::entry::Entry;
-use crate::link::{Attempt, Link, Reply, Script};
-use crate::wait::Watch;
+use crate::delivery::delivery;
+use crate::entry::UnackedEntry;
+use crate::key_watcher::KeyWatcher;
 
 static FETCH: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../scripts/fetch.lua")));
 
-/// Takes messages from queues in a fair order.
+/// Fetches messages from queues in the configured order.
 #[derive(Debug)]
 pub(crate) struct Fetcher {
-    watch: Watch,
-    sources: Sources,
+    watcher: KeyWatcher,
+    queue_set: QueueSet,
 }
 
+/// The queues of one consumer.
 #[derive(Debug)]
-struct Sources {
+struct QueueSet {
     order: QueueOrder,
-    /// In the order in which they are looked at next.
-    queues: Vec<Source>,
+    /// In the order in which the next call reads them.
+    queues: Vec<QueueKeys>,
     unacked_index: String,
     unacked: String,
 }
 
-/// One queue, with everything that the script has to know about it.
+/// The keys and texts of one queue that the script needs.
 #[derive(Debug)]
-struct Source {
+struct QueueKeys {
     name: String,
     lists: Vec<String>,
-    holding: String,
-    entry_end: String,
+    quarantine: String,
+    entry_suffix: String,
 }
 
 impl Fetcher {
     pub(crate) async fn connect(
-        link: &Link,
-        attempt: Attempt<'_>,
+        client: &RedisClient,
+        operation: Operation<'_>,
         queues: &[String],
     ) -> Result<Self, ServiceError> {
-        let layout = &link.options().layout;
+        let layout = &client.options().layout;
         let mut queues: Vec<_> = queues
             .iter()
-            .map(|queue| Source::new(layout, queue))
+            .map(|queue| QueueKeys::new(layout, queue))
             .collect();
         if layout.order == QueueOrder::Sorted {
             queues.sort_by(|one, other| one.name.cmp(&other.name));
         }
-        let sources = Sources {
+        let queue_set = QueueSet {
             order: layout.order,
             queues,
             unacked_index: layout.unacked_index(),
             unacked: layout.unacked(),
         };
-        let watch = Watch::connect(link, attempt).await?;
-        Ok(Self { watch, sources })
+        let watcher = KeyWatcher::connect(client, operation).await?;
+        Ok(Self { watcher, queue_set })
     }
 
-    /// Takes up to `most` messages, or none if there are none. The tags are
-    /// `prefix` and numbers from `first` on.
+    /// Takes up to `max` messages; returns none if the queues are empty. The
+    /// tags are `prefix` followed by numbers from `first` on.
     pub(crate) async fn fetch(
         &mut self,
-        attempt: Attempt<'_>,
-        most: usize,
+        operation: Operation<'_>,
+        max: usize,
         prefix: &str,
         first: u64,
     ) -> Result<Vec<Delivery>, ServiceError> {
-        let sources = &self.sources;
-        let in_turns: &[u8] = match sources.order {
+        let queue_set = &self.queue_set;
+        let round_robin: &[u8] = match queue_set.order {
             QueueOrder::RoundRobin => b"1",
             QueueOrder::Sorted | QueueOrder::Priority => b"0",
         };
-        let numbers = [most as u64, first, sources.queues.len() as u64].map(|n| n.to_string());
-        let [most, first, count] = numbers.each_ref().map(String::as_bytes);
-        let mut arguments = vec![most, in_turns, prefix.as_bytes(), first, count];
-        for queue in &sources.queues {
-            arguments.extend([queue.name.as_bytes(), queue.entry_end.as_bytes()]);
+        let numbers = [max as u64, first, queue_set.queues.len() as u64].map(|n| n.to_string());
+        let [max, first, count] = numbers.each_ref().map(String::as_bytes);
+        let mut arguments = vec![max, round_robin, prefix.as_bytes(), first, count];
+        for queue in &queue_set.queues {
+            arguments.extend([queue.name.as_bytes(), queue.entry_suffix.as_bytes()]);
         }
-        let keys = sources.keys();
+        let keys = queue_set.keys();
         let reply = self
-            .watch
-            .script(attempt, &FETCH, &keys, &arguments)
+            .watcher
+            .script(operation, &FETCH, &keys, &arguments)
             .await?;
-        let (deliveries, served) = read(reply);
-        self.sources.rotate(served);
+        let (deliveries, last_served) = parse_reply(reply);
+        self.queue_set.rotate(last_served);
         Ok(deliveries)
     }
 
-    /// Waits until it is worth looking again.
+    /// Waits until a queue may have changed.
     pub(crate) async fn changed(&mut self) {
-        self.watch.changed().await;
+        self.watcher.changed().await;
     }
 
-    /// Something was delivered.
-    pub(crate) fn found(&mut self) {
-        self.watch.found();
+    /// Resets the poll interval after messages were delivered.
+    pub(crate) fn reset_poll_interval(&mut self) {
+        self.watcher.reset_poll_interval();
     }
 }
 
-impl Sources {
-    /// All lists of one priority before those of the next, as kombu orders them.
+impl QueueSet {
+    /// Returns the keys of the script. The lists of all queues for one priority
+    /// come before those of the next, as in kombu.
     fn keys(&self) -> Vec<&str> {
         let mut keys = vec![self.unacked_index.as_str(), self.unacked.as_str()];
         let steps = self.queues.first().map_or(0, |queue| queue.lists.len());
@@ -116,44 +119,44 @@ impl Sources {
                     .map(String::as_str),
             );
         }
-        keys.extend(self.queues.iter().map(|queue| queue.holding.as_str()));
+        keys.extend(self.queues.iter().map(|queue| queue.quarantine.as_str()));
         keys
     }
 
-    /// The queue that was served last comes last the next time, so that a call
-    /// for one message at a time is fair too.
-    fn rotate(&mut self, served: Option<usize>) {
-        if let (QueueOrder::RoundRobin, Some(served)) = (self.order, served)
-            && served < self.queues.len()
+    /// Moves the queue that was served last to the end, so that calls for one
+    /// message at a time are fair as well.
+    fn rotate(&mut self, last_served: Option<usize>) {
+        if let (QueueOrder::RoundRobin, Some(last_served)) = (self.order, last_served)
+            && last_served < self.queues.len()
         {
-            self.queues.rotate_left(served + 1);
+            self.queues.rotate_left(last_served + 1);
         }
     }
 }
 
-impl Source {
+impl QueueKeys {
     fn new(layout: &Layout, queue: &str) -> Self {
         Self {
             name: queue.to_owned(),
             lists: layout.lists(queue).collect(),
-            holding: layout.holding(queue),
-            entry_end: Entry::end(queue),
+            quarantine: layout.quarantine(queue),
+            entry_suffix: UnackedEntry::suffix(queue),
         }
     }
 }
 
-/// The deliveries, and the place of the queue that was served last.
-fn read(reply: Reply) -> (Vec<Delivery>, Option<usize>) {
+/// Returns the deliveries, and the index of the queue that was served last.
+fn parse_reply(reply: RedisReply) -> (Vec<Delivery>, Option<usize>) {
     let mut replies = reply.list().into_iter();
     let mut deliveries = Vec::with_capacity(replies.len() / 3);
-    let mut served = None;
+    let mut last_served = None;
     while let (Some(tag), Some(queue), Some(raw)) = (replies.next(), replies.next(), replies.next())
     {
         let (Some(tag), Some(raw)) = (tag.text(), raw.data()) else {
             continue;
         };
         deliveries.push(delivery(tag, raw));
-        served = usize::try_from(queue.number() - 1).ok();
+        last_served = usize::try_from(queue.number() - 1).ok();
     }
-    (deliveries, served)
+    (deliveries, last_served)
 }

@@ -3,24 +3,27 @@
 use crate::config::{Layout, RedisOptions};
 
 impl Layout {
-    /// A key as the server knows it.
+    /// Returns a key with the global prefix.
     pub(crate) fn key(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }
 
+    /// Returns the hash of unacked deliveries.
     pub(crate) fn unacked(&self) -> String {
         self.key(&self.unacked)
     }
 
+    /// Returns the sorted set of unacked deliveries by time of delivery.
     pub(crate) fn unacked_index(&self) -> String {
         self.key(&self.unacked_index)
     }
 
+    /// Returns the lock of the restore.
     pub(crate) fn unacked_mutex(&self) -> String {
         self.key(&self.unacked_mutex)
     }
 
-    /// The list of one priority step of a queue.
+    /// Returns the list of one priority step of a queue.
     pub(crate) fn list(&self, queue: &str, step: u8) -> String {
         match step {
             0 => self.key(queue),
@@ -28,59 +31,62 @@ impl Layout {
         }
     }
 
-    /// The list for messages of this priority.
+    /// Returns the list for messages of this priority.
     pub(crate) fn list_for(&self, queue: &str, priority: Option<u8>) -> String {
         self.list(queue, self.step(priority.unwrap_or_default()))
     }
 
-    /// All lists of a queue, in the order in which they are served.
+    /// Returns all lists of a queue, in the order in which they are served.
     pub(crate) fn lists<'a>(&'a self, queue: &'a str) -> impl Iterator<Item = String> + 'a {
         self.steps.iter().map(move |step| self.list(queue, *step))
     }
 
-    /// The step of a priority: the largest that is not above it. Where there is
-    /// none, kombu's arithmetic ends at the last step, and so do we: both must
-    /// look at the same list.
+    /// Returns the step of a priority: the largest step that is not above it.
+    /// If there is none, kombu's arithmetic selects the last step. This must
+    /// match, since both sides have to use the same list.
     fn step(&self, priority: u8) -> u8 {
         let priority = priority.min(9);
         let below = self.steps.iter().rev().find(|step| **step <= priority);
         below.or(self.steps.last()).copied().unwrap_or_default()
     }
 
-    /// The set with the bindings of an exchange.
+    /// Returns the set of an exchange's bindings.
     pub(crate) fn bindings(&self, exchange: &str) -> String {
         self.key(&celery_protocol::kombu::binding_key(exchange))
     }
 
-    /// The set that keeps kombu from sweeping the bindings away.
+    /// Returns the set that keeps kombu from removing the bindings.
     pub(crate) fn permanent_bindings(&self, exchange: &str) -> String {
         self.key(&format!("_kombu.binding_permanent.{exchange}"))
     }
 
-    /// When kombu sweeps the bindings of which exchange away.
-    pub(crate) fn deadlines(&self) -> String {
+    /// Returns the sorted set of exchanges by the time at which kombu may
+    /// remove their bindings.
+    pub(crate) fn binding_deadlines(&self) -> String {
         self.key("_kombu.binding_deadlines")
     }
 
+    /// Formats a member of a binding set.
     pub(crate) fn binding_member(&self, routing_key: &str, pattern: &str, queue: &str) -> String {
         [routing_key, pattern, queue].join(&self.separator)
     }
 
-    /// Takes a member apart: routing key, pattern, queue.
+    /// Splits a member of a binding set into routing key, pattern and queue.
     pub(crate) fn split_binding<'a>(&self, member: &'a str) -> Option<(&'a str, &'a str, &'a str)> {
         let mut parts = member.split(&self.separator);
         let found = (parts.next()?, parts.next()?, parts.next()?);
         parts.next().is_none().then_some(found)
     }
 
-    /// The hash in which bytes wait that are no message.
-    pub(crate) fn holding(&self, queue: &str) -> String {
+    /// Returns the quarantine hash of a queue: bytes that are not a message.
+    pub(crate) fn quarantine(&self, queue: &str) -> String {
         format!("{}{queue}.dead.raw", self.prefix)
     }
 }
 
 impl RedisOptions {
-    /// What stands before the exchange's name in a channel, prefix included.
+    /// Returns the text before the exchange's name in a channel, global prefix
+    /// included.
     pub(crate) fn channel_prefix(&self) -> String {
         let db = self.db().to_string();
         let before = self.layout.fanout_prefix.replace("{db}", &db);
@@ -88,40 +94,42 @@ impl RedisOptions {
     }
 }
 
-/// A delivery tag of ours: `[raw:]<unique>-<number>:<queue>`. It says all that
-/// settling needs, so that any consumer can settle what another one took.
+/// A delivery tag of this crate: `[raw:]<unique>-<number>:<queue>`. It contains
+/// all that settling needs, so any consumer can settle the delivery of another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Tag<'a> {
-    /// Where the delivery is noted.
-    pub(crate) place: Held,
-    /// The queue that it was taken from.
+pub(crate) struct ParsedTag<'a> {
+    /// Where the delivery is stored.
+    pub(crate) location: DeliveryLocation,
+    /// The queue that the message came from.
     pub(crate) queue: &'a str,
 }
 
+/// The hash that stores an unsettled delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Held {
-    /// In `unacked`, as kombu does it.
+pub(crate) enum DeliveryLocation {
+    /// `unacked`, as in kombu.
     Unacked,
-    /// In the queue's holding hash, because it is no message.
-    Raw,
+    /// The queue's quarantine hash, because the bytes are not a message.
+    Quarantine,
 }
 
-const RAW: &str = "raw:";
+const QUARANTINE_PREFIX: &str = "raw:";
 
-impl<'a> Tag<'a> {
+impl<'a> ParsedTag<'a> {
+    /// Parses a tag. The queue is empty in tags of other clients.
     pub(crate) fn parse(tag: &'a str) -> Self {
-        let (place, rest) = match tag.strip_prefix(RAW) {
-            Some(rest) => (Held::Raw, rest),
-            None => (Held::Unacked, tag),
+        let (location, rest) = match tag.strip_prefix(QUARANTINE_PREFIX) {
+            Some(rest) => (DeliveryLocation::Quarantine, rest),
+            None => (DeliveryLocation::Unacked, tag),
         };
         let queue = rest.split_once(':').map_or("", |(_, queue)| queue);
-        Self { place, queue }
+        Self { location, queue }
     }
 }
 
-/// A tag for bytes in the holding hash of `queue`.
-pub(crate) fn raw_tag(unique: &str, queue: &str) -> String {
-    format!("{RAW}{unique}:{queue}")
+/// Formats a tag for bytes in the quarantine hash of `queue`.
+pub(crate) fn quarantine_tag(unique: &str, queue: &str) -> String {
+    format!("{QUARANTINE_PREFIX}{unique}:{queue}")
 }
 
 #[cfg(test)]
@@ -129,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_follow_prefix_and_priority() {
+    fn list_name_has_prefix_and_priority_step() {
         let layout = Layout {
             prefix: "shop:".into(),
             ..Layout::default()
@@ -142,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn below_the_first_step_is_the_last_one_as_in_kombu() {
+    fn priority_below_the_first_step_selects_the_last_step() {
         let layout = Layout {
             steps: vec![3, 6],
             ..Layout::default()
@@ -151,12 +159,18 @@ mod tests {
     }
 
     #[test]
-    fn tags_say_where_a_delivery_is() {
-        let tag = Tag::parse("0f-12:a:b");
-        assert_eq!((tag.place, tag.queue), (Held::Unacked, "a:b"));
-        let text = raw_tag("0f-13", "a:b");
-        let tag = Tag::parse(&text);
-        assert_eq!((tag.place, tag.queue), (Held::Raw, "a:b"));
-        assert_eq!(Tag::parse("of-somebody-else").queue, "");
+    fn tag_contains_location_and_queue() {
+        let tag = ParsedTag::parse("0f-12:a:b");
+        assert_eq!(
+            (tag.location, tag.queue),
+            (DeliveryLocation::Unacked, "a:b")
+        );
+        let text = quarantine_tag("0f-13", "a:b");
+        let tag = ParsedTag::parse(&text);
+        assert_eq!(
+            (tag.location, tag.queue),
+            (DeliveryLocation::Quarantine, "a:b")
+        );
+        assert_eq!(ParsedTag::parse("of-another-client").queue, "");
     }
 }

@@ -1,9 +1,9 @@
 //! The Redis broker of Celery for Rust.
 //!
-//! [`RedisBroker`] speaks to the queues of kombu's Redis transport: the same
-//! keys, the same envelopes, the same bookkeeping. Python and Rust workers share
-//! queues, and each gives on what a dead one of the other kind held. Most
-//! programs use the crate `celery`, which makes the broker from a URL.
+//! [`RedisBroker`] uses the queues of kombu's Redis transport: the same keys,
+//! envelopes and unacked entries. Python and Rust workers share queues, and
+//! either restores the deliveries of a dead worker of the other kind. Most
+//! programs use the crate `celery`, which builds the broker from a URL.
 //!
 //! ```no_run
 //! use celery_broker_redis::{RedisBroker, RedisOptions};
@@ -15,65 +15,72 @@
 //! let options = options.as_object().expect("an object");
 //! let options = RedisOptions::parse("redis://:secret@localhost/1", options)?;
 //! let broker = RedisBroker::new(options);
-//! println!("{} waiting", broker.depth(&Queue::new("celery")).await?);
+//! println!("{} messages", broker.depth(&Queue::new("celery")).await?);
 //! # Ok(())
 //! # }
 //! ```
 //!
 //! # What it does, and what it does not
 //!
-//! - A message is taken and noted as held in one step on the server, so there is
-//!   no moment at which it is in no key. Garbage is set aside in the same step,
-//!   in the hash `<queue>.dead.raw`, and delivered as malformed.
-//! - A consumer waits on one connection, however many queues it has: the server
-//!   tells it when a list has changed. Where a server or proxy cannot do that, it
-//!   is asked every 5 to 250 milliseconds.
-//! - What a worker holds when it dies is given to others after the visibility
-//!   timeout, an hour unless the transport options say otherwise.
-//! - It does not reconnect. A broken connection is an error that says whether it
-//!   may pass; whoever consumes makes a new consumer, which settles what the old
-//!   one took.
-//! - Redis Cluster is not supported: a queue's keys lie on several nodes there.
+//! - A message is fetched and recorded as unacked in one step on the server, so
+//!   it is in a key at all times. A message that is not a valid envelope moves
+//!   to the quarantine hash `<queue>.dead.raw` in the same step, and is
+//!   delivered as malformed.
+//! - A consumer waits on one connection for any number of queues: the server
+//!   notifies it when a list has changed. On servers or proxies without
+//!   `CLIENT TRACKING` it polls every 5 to 250 milliseconds.
+//! - The unsettled deliveries of a dead worker are restored to their queues
+//!   after the visibility timeout, an hour unless the transport options say
+//!   otherwise.
+//! - It does not reconnect. A broken connection is a transient error; the caller
+//!   then starts a new consumer, which can settle the deliveries of the old one.
+//! - Redis Cluster is not supported, as it distributes a queue's keys over nodes.
 //!
 //! # What a crash of the server loses
 //!
-//! Nothing that was published, taken or settled is lost when the server is
-//! killed and writes every change before it answers: `appendonly yes` and
-//! `appendfsync always`. With `everysec`, Redis's usual setting, up to a second
-//! of changes is gone: messages that were published then, and acknowledgements,
-//! so that some messages come again. Without an append-only file everything
-//! since the last snapshot is gone, and a failover to a replica loses what it
-//! had not received yet.
+//! A server that writes every change to disk before it answers (`appendonly yes`
+//! and `appendfsync always`) loses nothing that was published, fetched or
+//! settled. With `everysec`, the usual setting, it loses up to a second of
+//! changes: published messages, and acknowledgements, whose messages are then
+//! delivered again. Without an append-only file it loses all changes since the
+//! last snapshot, and a failover loses changes that the replica has not received.
 //!
 //! # Where to read on
 //!
 //! [`RedisBroker`] and [`RedisOptions`]; inside, `fetch` and its script take
-//! messages, `settle` ends deliveries, `restore` gives on what dead workers held.
+//! messages, `settle` settles deliveries, `restore` restores those of dead
+//! workers.
 //!
 //! # Features
 //!
 //! `tls-rustls` (rustls with ring) or `tls-native-tls` (the system's library),
 //! for `rediss://`.
 
+mod binding;
 mod broadcast;
 mod broker;
+#[doc(hidden)]
+pub mod client;
 mod config;
 mod consumer;
-mod doubt;
+mod declare;
+mod delayed;
+mod delivery;
 mod entry;
 mod fanout;
 mod fetch;
+mod key_watcher;
 mod keys;
-#[doc(hidden)]
-pub mod link;
-mod parked;
+mod publish;
+mod recover;
 mod reply;
 mod restore;
-mod route;
 mod settle;
+mod shared;
 mod topic;
-mod transport;
-mod wait;
+mod transport_options;
+mod unconfirmed;
+mod url;
 
 pub use broker::RedisBroker;
 pub use config::RedisOptions;

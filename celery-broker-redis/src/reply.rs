@@ -1,42 +1,44 @@
-//! Mailboxes for replies: lists of one reader alone.
+//! Reply mailboxes: lists with a single reader.
 
+use std::ops::ControlFlow;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use celery_protocol::Message;
-use celery_runtime::{Binding, BoxFuture, Mailbox, ServiceError, Subscription};
+use celery_runtime::{Binding, BoxFuture, Mailbox, ServiceError, Subscription, env};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::broker::Shared;
-use crate::fanout::read_message;
-use crate::link::{Attempt, Script};
-use crate::wait::Watch;
+use crate::client::{Operation, Script};
+use crate::fanout::decode_message;
+use crate::key_watcher::KeyWatcher;
+use crate::shared::Shared;
 
-static REPLY: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("../scripts/reply.lua")));
+static MAILBOX_FETCH: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("../scripts/mailbox_fetch.lua")));
 
-static BIND: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("../scripts/bind.lua")));
+static MAILBOX_BIND: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("../scripts/mailbox_bind.lua")));
 
-static LEAVE: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("../scripts/leave.lua")));
+static MAILBOX_CLOSE: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("../scripts/mailbox_close.lua")));
 
-/// Replies taken ahead of the reader.
-const BACKLOG: usize = 64;
+/// The number of replies that are fetched ahead of the subscriber.
+const REPLY_BUFFER: usize = 64;
 
-/// How often a binding is written again: it lasts far longer, but somebody may
-/// have emptied the database.
-const REBIND: Duration = Duration::from_secs(60);
+/// The interval at which the binding is renewed. It lasts far longer, but the
+/// database may have been flushed.
+const REBIND_INTERVAL: Duration = Duration::from_secs(60);
 
-/// kombu's shortest life of a binding.
-const BINDING_LIFETIME: Duration = Duration::from_secs(3600);
+/// The minimum lifetime of a binding in kombu.
+const MIN_BINDING_TTL: Duration = Duration::from_secs(3600);
 
-/// The replies in one list, which dies with its time to live.
+/// A subscription to one mailbox list, which has a time to live.
 #[derive(Debug)]
 pub(crate) struct ReplySubscription {
-    /// Taking and handing on are two steps; a task of its own makes the second
-    /// one happen also when the reader is dropped in between. It ends with this
-    /// receiver, after it has closed the mailbox.
+    /// Filled by the task of [`ReplyReader`], so that a fetched reply is not
+    /// lost if `next` is cancelled. The task ends when this receiver is
+    /// dropped, after it has closed the mailbox.
     replies: mpsc::Receiver<Result<Message, ServiceError>>,
 }
 
@@ -46,34 +48,34 @@ impl ReplySubscription {
         mailbox: &Mailbox,
     ) -> Result<Self, ServiceError> {
         let object = format!("mailbox {}", mailbox.name);
-        let attempt = Attempt::new("open", &object);
-        let watch = Watch::connect(&shared.link, attempt).await?;
-        let (sender, replies) = mpsc::channel(BACKLOG);
-        let layout = &shared.link.options().layout;
-        let address = mailbox
+        let operation = Operation::new("open", &object);
+        let watcher = KeyWatcher::connect(&shared.client, operation).await?;
+        let (sender, replies) = mpsc::channel(REPLY_BUFFER);
+        let layout = &shared.client.options().layout;
+        let binding = mailbox
             .binding
             .as_ref()
-            .map(|binding| Address::new(shared, binding, &mailbox.name));
-        let mut reader = Reader {
-            watch,
+            .map(|binding| MailboxBinding::new(shared, binding, &mailbox.name));
+        let mut reader = ReplyReader {
+            watcher,
             list: layout.list_for(&mailbox.name, None),
             expires: mailbox.expires.max(Duration::from_millis(1)),
-            address,
-            rebind: Instant::now(),
+            binding,
+            rebind_at: env::instant(),
             object: object.clone(),
             sender,
             shared: Arc::clone(shared),
         };
-        // Whoever replies from now on finds a list with a time to live.
-        let first = reader.take(0).await?;
-        debug_assert!(first.is_empty(), "none was asked for");
-        // A binding has no time to live. Made over there, it also goes when the
-        // opener is dropped now.
+        // From now on senders find a list with a time to live.
+        let first = reader.fetch(0).await?;
+        debug_assert!(first.is_empty(), "0 replies were requested");
+        // A binding has no time to live. The task makes it, so that it is also
+        // removed if this future is dropped.
         let (bound, ready) = oneshot::channel();
-        tokio::spawn(reader.run(bound));
+        env::spawn(reader.run(bound));
         match ready.await {
             Ok(bound) => bound.map(|()| Self { replies }),
-            Err(_) => Err(shared.link.closed_error(attempt)),
+            Err(_) => Err(shared.client.closed_error(operation)),
         }
     }
 }
@@ -83,156 +85,162 @@ impl Subscription for ReplySubscription {
         Box::pin(async move {
             match self.replies.recv().await {
                 Some(reply) => reply,
-                // The reader has told why it ended; there is nothing to add.
+                // The reader has already sent the error that ended it.
                 None => std::future::pending().await,
             }
         })
     }
 }
 
-/// The binding of a mailbox to a direct exchange, by which others find it.
-struct Address {
+/// The binding of a mailbox to a direct exchange.
+struct MailboxBinding {
     bindings: String,
     deadlines: String,
     member: String,
     exchange: String,
 }
 
-impl Address {
+impl MailboxBinding {
     fn new(shared: &Shared, binding: &Binding, queue: &str) -> Self {
-        let layout = &shared.link.options().layout;
+        let layout = &shared.client.options().layout;
         let exchange = binding.exchange.name.clone();
         Self {
             bindings: layout.bindings(&exchange),
-            deadlines: layout.deadlines(),
+            deadlines: layout.binding_deadlines(),
             member: layout.binding_member(&binding.routing_key, "", queue),
             exchange,
         }
     }
 }
 
-struct Reader {
+/// The task that fetches replies and renews the time to live.
+struct ReplyReader {
     shared: Arc<Shared>,
-    watch: Watch,
+    watcher: KeyWatcher,
     list: String,
     expires: Duration,
-    address: Option<Address>,
-    rebind: Instant,
+    binding: Option<MailboxBinding>,
+    rebind_at: Instant,
     object: String,
     sender: mpsc::Sender<Result<Message, ServiceError>>,
 }
 
-/// What one turn of a reader ended with.
-enum Turn {
-    Again,
-    /// Nobody reads any more.
-    Left,
-}
-
-impl Reader {
+impl ReplyReader {
+    /// Runs until an error or until the subscription is dropped.
     async fn run(mut self, ready: oneshot::Sender<Result<(), ServiceError>>) {
         let bound = self.bind().await;
         let is_bound = bound.is_ok();
-        // Fails only where the reader is gone.
+        // Sending fails only if the subscription was dropped.
         if ready.send(bound).is_err() || !is_bound {
-            return self.leave().await;
+            return self.close().await;
         }
         let failure = loop {
-            match self.turn().await {
-                Ok(Turn::Again) => {}
-                Ok(Turn::Left) => return self.leave().await,
+            match self.poll_once().await {
+                Ok(ControlFlow::Continue(())) => {}
+                Ok(ControlFlow::Break(())) => return self.close().await,
                 Err(error) => break error,
             }
         };
         let _ = self.sender.send(Err(failure)).await;
-        self.leave().await;
+        self.close().await;
     }
 
-    /// Takes no more than there is room for, so that replies wait on the server.
-    async fn turn(&mut self) -> Result<Turn, ServiceError> {
-        let link = self.shared.link.clone();
+    /// Fetches replies once, or waits for some. It fetches at most as many as
+    /// the buffer has room for, so that further replies stay on the server.
+    async fn poll_once(&mut self) -> Result<ControlFlow<()>, ServiceError> {
+        let client = self.shared.client.clone();
         let sender = self.sender.clone();
-        let most = BACKLOG.min(sender.capacity()).max(1);
-        let Ok(room) = sender.reserve_many(most).await else {
-            return Ok(Turn::Left);
+        let max = REPLY_BUFFER.min(sender.capacity()).max(1);
+        let Ok(room) = sender.reserve_many(max).await else {
+            return Ok(ControlFlow::Break(()));
         };
-        if self.rebind <= Instant::now() {
+        if self.rebind_at <= env::instant() {
             self.bind().await?;
         }
-        let replies = self.take(room.len()).await?;
+        let replies = self.fetch(room.len()).await?;
         if replies.is_empty() {
             drop(room);
-            // The time to live is renewed while we wait.
+            // The time to live is renewed by the next call. Every branch ends
+            // the wait, so the order is free of starvation.
             tokio::select! {
-                () = self.watch.changed() => {}
-                () = tokio::time::sleep(self.expires / 3) => {}
-                () = sender.closed() => return Ok(Turn::Left),
-                () = link.closed() => {
-                    return Err(link.closed_error(Attempt::new("receive from", &self.object)));
+                biased;
+                () = sender.closed() => return Ok(ControlFlow::Break(())),
+                () = client.closed() => {
+                    return Err(client.closed_error(Operation::new("receive from", &self.object)));
                 }
+                () = self.watcher.changed() => {}
+                () = tokio::time::sleep(self.expires / 3) => {}
             }
-            return Ok(Turn::Again);
+            return Ok(ControlFlow::Continue(()));
         }
-        self.watch.found();
+        self.watcher.reset_poll_interval();
         for (permit, reply) in room.zip(replies) {
             permit.send(Ok(reply));
         }
-        Ok(Turn::Again)
+        Ok(ControlFlow::Continue(()))
     }
 
-    async fn take(&mut self, most: usize) -> Result<Vec<Message>, ServiceError> {
-        let attempt = Attempt::new("receive from", &self.object);
-        let numbers = [most as u128, self.expires.as_millis()].map(|number| number.to_string());
-        let [most, expires] = numbers.each_ref().map(String::as_bytes);
-        let taken = self
-            .watch
-            .script(attempt, &REPLY, &[&self.list], &[most, expires])
+    /// Takes up to `max` replies and renews the time to live of the list.
+    async fn fetch(&mut self, max: usize) -> Result<Vec<Message>, ServiceError> {
+        let operation = Operation::new("receive from", &self.object);
+        let numbers = [max as u128, self.expires.as_millis()].map(|number| number.to_string());
+        let [max, expires] = numbers.each_ref().map(String::as_bytes);
+        let fetched = self
+            .watcher
+            .script(operation, &MAILBOX_FETCH, &[&self.list], &[max, expires])
             .await?;
-        let replies = taken.list().into_iter().filter_map(|reply| reply.data());
+        let replies = fetched.list().into_iter().filter_map(|reply| reply.data());
         Ok(replies
-            .filter_map(|reply| read_message(&reply, &self.object))
+            .filter_map(|reply| decode_message(&reply, &self.object))
             .collect())
     }
 
-    /// Says where the mailbox is. Not on the watching connection, which would
-    /// then be told of every change to the bindings.
+    /// Writes the binding. It uses the pool and not the watching connection,
+    /// which the server would then notify of every change to the bindings.
     async fn bind(&mut self) -> Result<(), ServiceError> {
-        self.rebind = Instant::now() + REBIND;
-        let Some(address) = &self.address else {
+        self.rebind_at = env::instant() + REBIND_INTERVAL;
+        let Some(binding) = &self.binding else {
             return Ok(());
         };
-        let lasts = BINDING_LIFETIME.max(2 * self.expires);
-        let keys = [address.bindings.as_str(), &address.deadlines];
-        let lasts = lasts.as_millis().to_string();
-        let arguments = [address.member.as_str(), &address.exchange, &lasts].map(str::as_bytes);
-        let attempt = Attempt::new("bind", &self.object);
-        let link = &self.shared.link;
-        link.script(attempt, &BIND, &keys, &arguments)
+        let ttl = MIN_BINDING_TTL.max(2 * self.expires);
+        let keys = [binding.bindings.as_str(), &binding.deadlines];
+        let ttl = ttl.as_millis().to_string();
+        let arguments = [binding.member.as_str(), &binding.exchange, &ttl].map(str::as_bytes);
+        let operation = Operation::new("bind", &self.object);
+        let client = &self.shared.client;
+        client
+            .script(operation, &MAILBOX_BIND, &keys, &arguments)
             .await
             .map(drop)
     }
 
-    /// Where this fails the list dies by itself, and the binding is swept.
-    async fn leave(mut self) {
+    /// Closes the mailbox. If that fails, the list expires and kombu removes
+    /// the binding later.
+    async fn close(mut self) {
         let expires = self.expires.as_millis().to_string();
         let mut keys = vec![self.list.as_str()];
         let mut arguments = vec![expires.as_bytes()];
-        if let Some(address) = &self.address {
-            keys.extend([address.bindings.as_str(), &address.deadlines]);
-            arguments.extend([address.member.as_bytes(), address.exchange.as_bytes()]);
+        if let Some(binding) = &self.binding {
+            keys.extend([binding.bindings.as_str(), &binding.deadlines]);
+            arguments.extend([binding.member.as_bytes(), binding.exchange.as_bytes()]);
         }
-        let attempt = Attempt::new("close", &self.object);
-        // This connection still works when the broker was closed.
-        let left = self.watch.script(attempt, &LEAVE, &keys, &arguments).await;
-        let left = match left {
+        let operation = Operation::new("close", &self.object);
+        // This connection still works after the broker was closed.
+        let closed = self
+            .watcher
+            .script(operation, &MAILBOX_CLOSE, &keys, &arguments)
+            .await;
+        let closed = match closed {
             Err(error) if error.is_transient() => {
-                let link = &self.shared.link;
-                link.script(attempt, &LEAVE, &keys, &arguments).await
+                let client = &self.shared.client;
+                client
+                    .script(operation, &MAILBOX_CLOSE, &keys, &arguments)
+                    .await
             }
-            left => left,
+            closed => closed,
         };
-        if let Err(error) = left {
-            tracing::debug!(%error, "a mailbox is left to its time to live");
+        if let Err(error) = closed {
+            tracing::debug!(%error, "cannot close mailbox; it expires later");
         }
     }
 }

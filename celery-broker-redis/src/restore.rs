@@ -1,64 +1,65 @@
-//! Giving to others what a dead worker held: kombu's visibility timeout.
+//! Restoring the deliveries of dead workers after kombu's visibility timeout.
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use celery_runtime::ServiceError;
+use celery_runtime::{ServiceError, env};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use crate::broker::Shared;
-use crate::entry::{Entry, Returned};
-use crate::keys::{Tag, raw_tag};
-use crate::link::{Attempt, Command, Reply, Script};
-use crate::route::Binding;
-use crate::settle::MOVE;
+use crate::binding::StoredBinding;
+use crate::client::{COMPARE_AND_DELETE, Command, Operation, RedisReply, Script};
+use crate::entry::{RequeuedEnvelope, UnackedEntry};
+use crate::keys::{ParsedTag, quarantine_tag};
+use crate::settle::REQUEUE;
+use crate::shared::Shared;
 
 static EXPIRED: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("../scripts/expired.lua")));
-static HOLD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("../scripts/hold.lua")));
-static UNLOCK: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("../scripts/unlock.lua")));
+static QUARANTINE: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("../scripts/quarantine.lua")));
 
-const ATTEMPT: Attempt<'static> = Attempt::new("restore", "deliveries of dead workers");
+const OPERATION: Operation<'static> = Operation::new("restore", "deliveries of dead workers");
 
-/// How many entries are read at a time; messages may be large.
-const CHUNK: usize = 20;
+/// The number of entries per read; messages may be large.
+const RESTORE_BATCH_SIZE: usize = 20;
 
-/// The queue of entries that do not say theirs.
-const NOBODYS_QUEUE: &str = "celery";
+/// The queue of malformed entries whose tag names none.
+const DEFAULT_QUEUE: &str = "celery";
 
-/// How long the lock of a sweep that was cut off keeps others from it. Two
-/// sweeps at a time would do no harm, only work twice.
-const LOCK: Duration = Duration::from_secs(10);
+/// The maximum time for which the lock of an interrupted restore blocks others.
+/// Two concurrent restores are safe, but do the work twice.
+const MAX_MUTEX_TTL: Duration = Duration::from_secs(10);
 
-/// How long the end of a consumer waits for the end of its sweep.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// The time for which closing a consumer waits for a running restore before it
+/// aborts it.
+const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The sweeps of one consumer: at once and then from time to time.
+/// The task that restores deliveries when a consumer starts and at each
+/// `unacked_restore_interval`.
 #[derive(Debug)]
-pub(crate) struct Sweeps {
+pub(crate) struct RestoreSchedule {
     task: Mutex<Option<JoinHandle<()>>>,
     stop: Arc<Notify>,
 }
 
-impl Sweeps {
+impl RestoreSchedule {
     pub(crate) fn start(shared: Arc<Shared>) -> Self {
         let stop = Arc::new(Notify::new());
-        let task = tokio::spawn(run(shared, Arc::clone(&stop)));
+        let task = env::spawn(run(shared, Arc::clone(&stop)));
         Self {
             task: Mutex::new(Some(task)),
             stop,
         }
     }
 
-    /// Ends after the sweep that is under way, so that its lock is given back.
+    /// Stops after a running restore has ended, so that its lock is released.
     pub(crate) async fn stop(&self) {
         self.stop.notify_one();
         let Some(mut task) = self.take() else { return };
-        if tokio::time::timeout(PATIENCE, &mut task).await.is_err() {
+        if tokio::time::timeout(STOP_TIMEOUT, &mut task).await.is_err() {
             task.abort();
         }
     }
@@ -71,7 +72,7 @@ impl Sweeps {
     }
 }
 
-impl Drop for Sweeps {
+impl Drop for RestoreSchedule {
     fn drop(&mut self) {
         if let Some(task) = self.take() {
             task.abort();
@@ -79,92 +80,104 @@ impl Drop for Sweeps {
     }
 }
 
-/// An error only ends one sweep: consumption has errors of its own, and the
-/// next sweep may do better.
+/// Runs the restores. An error ends only one restore: the consumer reports lost
+/// connections on its own, and the next restore may succeed.
 async fn run(shared: Arc<Shared>, stop: Arc<Notify>) {
-    let mut ticks = tokio::time::interval(shared.link.options().layout.restore_interval);
+    let mut ticks = tokio::time::interval(shared.client.options().layout.restore_interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            _ = ticks.tick() => {}
+            biased;
             () = stop.notified() => return,
-            () = shared.link.closed() => return,
+            () = shared.client.closed() => return,
+            _ = ticks.tick() => {}
         }
         match shared.restore().await {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "restored deliveries of dead workers"),
-            Err(error) => tracing::warn!(%error, "the sweep for dead workers failed"),
+            Err(error) => tracing::warn!(%error, "cannot restore deliveries of dead workers"),
         }
     }
 }
 
 impl Shared {
-    /// Puts back what was held longer than the visibility timeout, no more than
-    /// `unacked_restore_limit` at a time, and says how many that were. Does
-    /// nothing while another worker is at it.
+    /// Restores deliveries whose visibility timeout has passed, up to
+    /// `unacked_restore_limit`, and returns their number. Returns 0 while
+    /// another worker holds the lock.
     pub(crate) async fn restore(&self) -> Result<usize, ServiceError> {
-        let layout = &self.link.options().layout;
+        let layout = &self.client.options().layout;
         let mutex = layout.unacked_mutex();
-        let token = uuid::Uuid::new_v4().to_string();
+        let token = env::uuid();
         let lock = Command::new("SET")
             .arg(&mutex)
             .arg(&token)
             .arg("NX")
             .arg("PX");
-        let expire = layout.unacked_mutex_expire.min(LOCK).as_millis() as i64;
+        let expire = layout.unacked_mutex_expire.min(MAX_MUTEX_TTL).as_millis() as i64;
         if self
-            .link
-            .call(ATTEMPT, lock.number(expire.max(1)))
+            .client
+            .call(OPERATION, lock.number(expire.max(1)))
             .await?
             .data()
             .is_none()
         {
             return Ok(0);
         }
-        let swept = self.sweep().await;
+        let restored = self.restore_expired().await;
         let (keys, arguments) = ([mutex.as_str()], [token.as_bytes()]);
-        let unlocked = self.link.script(ATTEMPT, &UNLOCK, &keys, &arguments).await;
-        let count = swept?;
+        let unlocked = self
+            .client
+            .script(OPERATION, &COMPARE_AND_DELETE, &keys, &arguments)
+            .await;
+        let count = restored?;
         unlocked?;
         Ok(count)
     }
 
-    async fn sweep(&self) -> Result<usize, ServiceError> {
-        let limit = self.link.options().layout.restore_limit;
-        let mut bindings = Bindings::default();
+    /// Restores expired deliveries while holding the lock.
+    async fn restore_expired(&self) -> Result<usize, ServiceError> {
+        let limit = self.client.options().layout.restore_limit;
+        let mut bindings = BindingCache::default();
         let mut count = 0;
         while count < limit {
-            let (latest, expired) = self.expired(CHUNK.min(limit - count)).await?;
+            let (latest, expired) = self.expired(RESTORE_BATCH_SIZE.min(limit - count)).await?;
             if expired.is_empty() {
                 break;
             }
             count += expired.len();
             let mut commands = Vec::with_capacity(expired.len());
             for (tag, entry) in &expired {
-                commands.push(self.restoration(&mut bindings, tag, entry, &latest).await?);
+                commands.push(
+                    self.restore_command(&mut bindings, tag, entry, &latest)
+                        .await?,
+                );
             }
-            for answer in self.link.pipeline(ATTEMPT, commands).await? {
+            for answer in self.client.pipeline(OPERATION, commands).await? {
                 answer?;
             }
         }
         Ok(count)
     }
 
-    /// The latest score that counts as passed, and tag and entry of each.
+    /// Returns the highest score that counts as expired, and tag and entry of
+    /// expired deliveries.
     async fn expired(&self, most: usize) -> Result<(String, Vec<(String, Bytes)>), ServiceError> {
-        let layout = &self.link.options().layout;
+        let layout = &self.client.options().layout;
         let keys = [layout.unacked_index(), layout.unacked()];
         let timeout = format!("{:.6}", layout.visibility_timeout.as_secs_f64());
         let most = most.to_string();
         let arguments = [timeout.as_bytes(), most.as_bytes()];
         let keys = keys.each_ref().map(String::as_str);
         let mut replies = self
-            .link
-            .script(ATTEMPT, &EXPIRED, &keys, &arguments)
+            .client
+            .script(OPERATION, &EXPIRED, &keys, &arguments)
             .await?
             .list()
             .into_iter();
-        let latest = replies.next().and_then(Reply::text).unwrap_or_default();
+        let latest = replies
+            .next()
+            .and_then(RedisReply::text)
+            .unwrap_or_default();
         let mut expired = Vec::new();
         while let (Some(tag), Some(entry)) = (replies.next(), replies.next()) {
             if let (Some(tag), Some(entry)) = (tag.text(), entry.data()) {
@@ -174,24 +187,24 @@ impl Shared {
         Ok((latest, expired))
     }
 
-    /// The command that ends one abandoned delivery.
-    async fn restoration(
+    /// Returns the command that restores one delivery.
+    async fn restore_command(
         &self,
-        bindings: &mut Bindings,
+        bindings: &mut BindingCache,
         tag: &str,
         entry: &Bytes,
         latest: &str,
     ) -> Result<Command, ServiceError> {
-        let layout = &self.link.options().layout;
-        let Some(parsed) = Entry::parse(entry) else {
+        let layout = &self.client.options().layout;
+        let Some(parsed) = UnackedEntry::parse(entry) else {
             tracing::error!(
                 tag,
-                "an entry of held deliveries is unreadable; it is set aside"
+                "unacked entry is malformed; moving it to the quarantine"
             );
-            return Ok(self.set_aside(tag));
+            return Ok(self.quarantine_command(tag));
         };
         let queues = bindings.queues(self, &parsed).await?;
-        let returned = Returned::flagged(&parsed.envelope);
+        let returned = RequeuedEnvelope::redelivered(&parsed.envelope);
         let lists = queues
             .iter()
             .map(|queue| layout.list_for(queue, returned.priority));
@@ -204,40 +217,44 @@ impl Shared {
             &returned.envelope,
             latest.as_bytes(),
         ];
-        Ok(MOVE.by_text(&keys, &arguments))
+        Ok(REQUEUE.by_text(&keys, &arguments))
     }
 
-    fn set_aside(&self, tag: &str) -> Command {
-        let layout = &self.link.options().layout;
-        let queue = match Tag::parse(tag).queue {
-            "" => NOBODYS_QUEUE,
+    /// Returns the command that moves a malformed entry to a quarantine hash.
+    fn quarantine_command(&self, tag: &str) -> Command {
+        let layout = &self.client.options().layout;
+        let queue = match ParsedTag::parse(tag).queue {
+            "" => DEFAULT_QUEUE,
             queue => queue,
         };
         let keys = [
             layout.unacked(),
             layout.unacked_index(),
-            layout.holding(queue),
+            layout.quarantine(queue),
         ];
         let keys = keys.each_ref().map(String::as_str);
-        let unique = uuid::Uuid::new_v4().simple().to_string();
-        HOLD.by_text(&keys, &[tag.as_bytes(), raw_tag(&unique, queue).as_bytes()])
+        let unique = env::uuid_simple();
+        QUARANTINE.by_text(
+            &keys,
+            &[tag.as_bytes(), quarantine_tag(&unique, queue).as_bytes()],
+        )
     }
 }
 
-/// Bindings of exchanges, as far as one sweep needed them.
+/// The bindings of exchanges that one restore has read.
 #[derive(Default)]
-struct Bindings {
-    known: HashMap<String, Vec<Binding>>,
+struct BindingCache {
+    known: HashMap<String, Vec<StoredBinding>>,
 }
 
-impl Bindings {
-    /// Where kombu would put it: all queues that the exchange and routing key
-    /// lead to. What leads nowhere goes to the queue named like the routing
-    /// key, because it must go somewhere.
+impl BindingCache {
+    /// Returns the queues to which kombu would restore an entry: all that are
+    /// bound with its routing key. Without a matching binding that is the queue
+    /// named like the routing key, so that the message is kept.
     async fn queues(
         &mut self,
         shared: &Shared,
-        entry: &Entry,
+        entry: &UnackedEntry,
     ) -> Result<Vec<String>, ServiceError> {
         let own = || vec![entry.routing_key.clone()];
         if entry.exchange.is_empty() {
@@ -254,19 +271,17 @@ impl Bindings {
             .unwrap_or_default();
         let queues: Vec<String> = bindings
             .iter()
-            .filter(|binding| binding.leads(&entry.routing_key))
+            .filter(|binding| binding.matches(&entry.routing_key))
             .map(|binding| binding.queue.clone())
             .collect();
-        match queues.is_empty() {
-            false => Ok(queues),
-            true => {
-                tracing::warn!(
-                    exchange = entry.exchange,
-                    routing_key = entry.routing_key,
-                    "a restored message leads to no queue; it goes to the one named like its key"
-                );
-                Ok(own())
-            }
+        if !queues.is_empty() {
+            return Ok(queues);
         }
+        tracing::warn!(
+            exchange = entry.exchange,
+            routing_key = entry.routing_key,
+            "no binding for a restored message; using the queue named like its routing key"
+        );
+        Ok(own())
     }
 }

@@ -1,191 +1,284 @@
-//! What becomes of deliveries on the server.
+//! Settling deliveries on the server.
 
-use std::collections::HashMap;
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use celery_runtime::{QueueEnd, ServiceError, Settlement};
+use celery_runtime::{QueueEnd, ServiceError, Settled, Settlement};
 
-use crate::broker::Shared;
-use crate::entry::{Entry, Returned};
-use crate::keys::{Held, Tag};
-use crate::link::{Attempt, Command, Reply, Script};
+use crate::client::{Command, Operation, RedisReply, Script};
+use crate::entry::{RequeuedEnvelope, UnackedEntry};
+use crate::keys::{DeliveryLocation, ParsedTag};
+use crate::shared::Shared;
 
-pub(crate) static MOVE: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("../scripts/move.lua")));
+pub(crate) static REQUEUE: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("../scripts/requeue.lua")));
 
-const ATTEMPT: Attempt<'static> = Attempt::new("settle", "deliveries");
+const OPERATION: Operation<'static> = Operation::new("settle", "deliveries");
 
-/// Whether a message that goes back says that it was delivered before.
+/// Whether requeueing sets the redelivered flags of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Flag {
-    Redelivered,
+pub(crate) enum RedeliveredFlag {
+    Set,
     Unchanged,
 }
 
-/// Where a message goes back to, and with what.
+/// A delivery to push back to its queue.
 #[derive(Clone, Copy, Debug)]
 struct Requeue<'a> {
     tag: &'a str,
     end: QueueEnd,
-    flag: Flag,
+    flag: RedeliveredFlag,
+}
+
+/// The reply that decides the outcome of a settlement, by its position in the
+/// transaction.
+#[derive(Clone, Copy, Debug)]
+enum SettleReply {
+    /// `HDEL` of an acknowledged delivery: 0 if it no longer exists.
+    Removed(usize),
+    /// `ZSCORE` of a deferred delivery: nil if it no longer exists.
+    Score(usize),
+    /// `HGET` of the entry to requeue: nil if it no longer exists.
+    Entry(usize),
+    /// No command: a deferred malformed message stays in its quarantine hash.
+    Kept,
+}
+
+/// The commands of a batch, and the deciding reply of each settlement.
+#[derive(Debug, Default)]
+struct Transaction {
+    commands: Vec<Command>,
+    deciding: Vec<SettleReply>,
+}
+
+impl Transaction {
+    /// Adds a command and returns the position of its reply.
+    fn push(&mut self, command: Command) -> usize {
+        self.commands.push(command);
+        self.commands.len() - 1
+    }
 }
 
 impl Shared {
-    /// Settles a batch: one round trip, and a second one only if something is
-    /// requeued.
-    pub(crate) async fn settle(&self, batch: &[Settlement]) -> Result<(), ServiceError> {
-        let requeued = batch.iter().filter_map(|settlement| match settlement {
-            Settlement::Requeue(tag, end) => Some(Requeue {
-                tag: tag.as_str(),
-                end: *end,
-                flag: Flag::Redelivered,
-            }),
-            _ => None,
-        });
-        let requeued: Vec<_> = requeued.collect();
-        let mut commands = self.endings(batch);
-        let first_entry = commands.len();
-        commands.extend(requeued.iter().map(|one| self.read(one.tag)));
-        if commands.is_empty() {
-            return Ok(());
+    /// Settles a batch in one round trip, plus one if it requeues deliveries.
+    pub(crate) async fn settle(&self, batch: &[Settlement]) -> Vec<Result<Settled, ServiceError>> {
+        if batch.is_empty() {
+            return Vec::new();
         }
-        let mut replies = self.link.atomic(ATTEMPT, commands).await?;
-        for settlement in batch {
-            if let Settlement::Defer(tag, until) = settlement {
-                self.parked.add(tag.as_str(), *until);
+        let Transaction { commands, deciding } = self.transaction(batch);
+        let replies = match self.client.atomic(OPERATION, commands).await {
+            Ok(replies) => replies,
+            Err(error) => return vec![Err(error); batch.len()],
+        };
+        let mut settled = Vec::with_capacity(batch.len());
+        let mut requeues = Vec::new();
+        for (position, (settlement, decides)) in batch.iter().zip(deciding).enumerate() {
+            let reply = |at: usize| replies.get(at).cloned().unwrap_or(RedisReply::Nil);
+            let is_done = match decides {
+                SettleReply::Removed(at) => reply(at).number() > 0,
+                SettleReply::Score(at) => reply(at).data().is_some(),
+                SettleReply::Entry(at) => {
+                    let (tag, end) = match settlement {
+                        Settlement::Requeue(tag, end) => (tag.as_str(), *end),
+                        other => (other.tag().as_str(), QueueEnd::Head),
+                    };
+                    let flag = RedeliveredFlag::Set;
+                    requeues.push((position, Requeue { tag, end, flag }, reply(at)));
+                    false
+                }
+                SettleReply::Kept => true,
+            };
+            if let Settlement::Defer(tag, until) = settlement
+                && is_done
+            {
+                self.delayed.add(tag.as_str(), *until);
             }
+            settled.push(Ok(if is_done {
+                Settled::Done
+            } else {
+                Settled::Gone
+            }));
         }
-        let entries = replies.split_off(first_entry.min(replies.len()));
-        self.put_back(&requeued, entries).await
+        let (positions, requeues): (Vec<_>, Vec<_>) = requeues
+            .into_iter()
+            .map(|(position, requeue, entry)| (position, (requeue, entry)))
+            .unzip();
+        for (position, outcome) in positions.into_iter().zip(self.push_back(requeues).await) {
+            settled[position] = outcome;
+        }
+        settled
     }
 
-    /// Gives deliveries back to the heads of their queues, as if they had never
-    /// been taken. The last tag ends up first.
-    pub(crate) async fn give_back(&self, tags: &[String]) -> Result<(), ServiceError> {
+    /// Returns deliveries to the heads of their queues without the redelivered
+    /// flags. The delivery of the last tag is delivered first.
+    pub(crate) async fn return_unchanged(&self, tags: &[String]) -> Result<(), ServiceError> {
         if tags.is_empty() {
             return Ok(());
         }
-        let requeued: Vec<_> = tags
-            .iter()
-            .map(|tag| Requeue {
-                tag,
-                end: QueueEnd::Head,
-                flag: Flag::Unchanged,
-            })
-            .collect();
-        let commands = tags.iter().map(|tag| self.read(tag)).collect();
-        let entries = self.link.atomic(ATTEMPT, commands).await?;
-        self.put_back(&requeued, entries).await
+        let requeues = tags.iter().map(|tag| Requeue {
+            tag,
+            end: QueueEnd::Head,
+            flag: RedeliveredFlag::Unchanged,
+        });
+        let commands = tags.iter().map(|tag| self.read_command(tag)).collect();
+        let entries = self.client.atomic(OPERATION, commands).await?;
+        let requeued = self.push_back(requeues.zip(entries).collect()).await;
+        requeued.into_iter().try_for_each(|one| one.map(drop))
     }
 
-    /// The commands for all that is not requeued.
-    fn endings(&self, batch: &[Settlement]) -> Vec<Command> {
-        let layout = &self.link.options().layout;
-        let mut held = Vec::new();
-        let mut raw: HashMap<&str, Vec<&str>> = HashMap::new();
-        let mut parked = Vec::new();
+    /// Returns the commands for a batch. A delivery leaves the index before its
+    /// hash, so that no restore finds it in between.
+    fn transaction(&self, batch: &[Settlement]) -> Transaction {
+        let layout = &self.client.options().layout;
+        let mut transaction = Transaction::default();
+        let removed = batch.iter().filter_map(|settlement| match settlement {
+            Settlement::Ack(tag) | Settlement::Reject(tag) => {
+                (ParsedTag::parse(tag.as_str()).location == DeliveryLocation::Unacked)
+                    .then_some(tag.as_str())
+            }
+            Settlement::Requeue(..) | Settlement::Defer(..) => None,
+        });
+        let removed: Vec<_> = removed.collect();
+        if !removed.is_empty() {
+            transaction.push(
+                Command::new("ZREM")
+                    .arg(layout.unacked_index())
+                    .args(&removed),
+            );
+        }
         for settlement in batch {
-            let text = settlement.tag().as_str();
-            let tag = Tag::parse(text);
-            match (settlement, tag.place) {
-                (Settlement::Requeue(..), _) | (Settlement::Defer(..), Held::Raw) => {}
-                (Settlement::Defer(_, until), Held::Unacked) => parked.push((text, *until)),
-                (_, Held::Unacked) => held.push(text),
-                (_, Held::Raw) => raw.entry(tag.queue).or_default().push(text),
-            }
+            let reply = self.add_settlement(&mut transaction, settlement);
+            transaction.deciding.push(reply);
         }
-        let mut commands = Vec::new();
-        if !held.is_empty() {
-            commands.push(Command::new("ZREM").arg(layout.unacked_index()).args(&held));
-            commands.push(Command::new("HDEL").arg(layout.unacked()).args(&held));
-        }
-        for (queue, tags) in raw {
-            commands.push(Command::new("HDEL").arg(layout.holding(queue)).args(tags));
-        }
-        if !parked.is_empty() {
-            // XX: what is no longer ours must not come back into the index.
-            let mut command = Command::new("ZADD").arg(layout.unacked_index()).arg("XX");
-            for (tag, until) in parked {
-                let held_since = held_since(until, layout.visibility_timeout);
-                command = command.arg(score(held_since)).arg(tag);
-            }
-            commands.push(command);
-        }
-        commands
+        transaction
     }
 
-    fn read(&self, tag: &str) -> Command {
-        Command::new("HGET").arg(self.held_in(tag)).arg(tag)
-    }
-
-    /// The hash that holds a delivery.
-    pub(crate) fn held_in(&self, tag: &str) -> String {
-        let layout = &self.link.options().layout;
-        let tag = Tag::parse(tag);
-        match tag.place {
-            Held::Unacked => layout.unacked(),
-            Held::Raw => layout.holding(tag.queue),
-        }
-    }
-
-    /// Pushes what was read, unless somebody else ended the delivery meanwhile.
-    async fn put_back(
+    /// Adds the commands of one settlement, and returns the reply that decides
+    /// its outcome.
+    fn add_settlement(
         &self,
-        requeued: &[Requeue<'_>],
-        entries: Vec<Reply>,
-    ) -> Result<(), ServiceError> {
-        let commands: Vec<_> = requeued
-            .iter()
-            .zip(entries)
-            .filter_map(|(one, entry)| self.push(*one, entry.data()?))
-            .collect();
-        if commands.is_empty() {
-            return Ok(());
+        transaction: &mut Transaction,
+        settlement: &Settlement,
+    ) -> SettleReply {
+        let layout = &self.client.options().layout;
+        let tag = settlement.tag().as_str();
+        let location = ParsedTag::parse(tag).location;
+        match settlement {
+            Settlement::Ack(_) | Settlement::Reject(_) => {
+                let command = Command::new("HDEL").arg(self.hash_of(tag)).arg(tag);
+                SettleReply::Removed(transaction.push(command))
+            }
+            Settlement::Requeue(..) => SettleReply::Entry(transaction.push(self.read_command(tag))),
+            Settlement::Defer(..) if location == DeliveryLocation::Quarantine => SettleReply::Kept,
+            Settlement::Defer(_, until) => {
+                // XX: a delivery that another worker has settled or restored must
+                // not return to the index.
+                let delivered_at = delivered_at(*until, layout.visibility_timeout);
+                transaction.push(
+                    Command::new("ZADD")
+                        .arg(layout.unacked_index())
+                        .arg("XX")
+                        .arg(score(delivered_at))
+                        .arg(tag),
+                );
+                let command = Command::new("ZSCORE").arg(layout.unacked_index()).arg(tag);
+                SettleReply::Score(transaction.push(command))
+            }
         }
-        let answers = self.link.pipeline(ATTEMPT, commands).await?;
-        answers.into_iter().try_for_each(|answer| answer.map(drop))
     }
 
-    fn push(&self, requeue: Requeue<'_>, entry: Bytes) -> Option<Command> {
-        let layout = &self.link.options().layout;
-        let tag = Tag::parse(requeue.tag);
-        let envelope = match tag.place {
-            Held::Unacked => Entry::parse(&entry)?.envelope,
-            Held::Raw => entry,
+    /// Returns the command that reads the hash value of a delivery.
+    fn read_command(&self, tag: &str) -> Command {
+        Command::new("HGET").arg(self.hash_of(tag)).arg(tag)
+    }
+
+    /// Returns the key of the hash that holds a delivery.
+    pub(crate) fn hash_of(&self, tag: &str) -> String {
+        let layout = &self.client.options().layout;
+        let tag = ParsedTag::parse(tag);
+        match tag.location {
+            DeliveryLocation::Unacked => layout.unacked(),
+            DeliveryLocation::Quarantine => layout.quarantine(tag.queue),
+        }
+    }
+
+    /// Pushes entries that were read back to their queues, unless another
+    /// worker has settled or restored them already. Returns one outcome per
+    /// entry.
+    async fn push_back(
+        &self,
+        requeues: Vec<(Requeue<'_>, RedisReply)>,
+    ) -> Vec<Result<Settled, ServiceError>> {
+        let mut settled = vec![Ok(Settled::Gone); requeues.len()];
+        let (positions, commands): (Vec<_>, Vec<_>) = requeues
+            .into_iter()
+            .enumerate()
+            .filter_map(|(position, (requeue, entry))| {
+                Some((position, self.requeue_command(requeue, entry.data()?)?))
+            })
+            .unzip();
+        if commands.is_empty() {
+            return settled;
+        }
+        match self.client.pipeline(OPERATION, commands).await {
+            Ok(answers) => {
+                for (position, answer) in positions.into_iter().zip(answers) {
+                    settled[position] = answer.map(|moved| match moved.number() {
+                        0 => Settled::Gone,
+                        _ => Settled::Done,
+                    });
+                }
+            }
+            Err(error) => {
+                for position in positions {
+                    settled[position] = Err(error.clone());
+                }
+            }
+        }
+        settled
+    }
+
+    /// Returns the command that requeues one delivery, or `None` if its entry
+    /// cannot be parsed.
+    fn requeue_command(&self, requeue: Requeue<'_>, entry: Bytes) -> Option<Command> {
+        let layout = &self.client.options().layout;
+        let tag = ParsedTag::parse(requeue.tag);
+        let envelope = match tag.location {
+            DeliveryLocation::Unacked => UnackedEntry::parse(&entry)?.envelope,
+            DeliveryLocation::Quarantine => entry,
         };
         let returned = match requeue.flag {
-            Flag::Redelivered => Returned::flagged(&envelope),
-            Flag::Unchanged => Returned::unchanged(&envelope),
+            RedeliveredFlag::Set => RequeuedEnvelope::redelivered(&envelope),
+            RedeliveredFlag::Unchanged => RequeuedEnvelope::unchanged(&envelope),
         };
         let list = layout.list_for(tag.queue, returned.priority);
         let push: &[u8] = match requeue.end {
             QueueEnd::Head => b"RPUSH",
             QueueEnd::Tail => b"LPUSH",
         };
-        let keys = [self.held_in(requeue.tag), layout.unacked_index(), list];
+        let keys = [self.hash_of(requeue.tag), layout.unacked_index(), list];
         let keys = keys.each_ref().map(String::as_str);
         let arguments = [requeue.tag.as_bytes(), push, &returned.envelope, b""];
-        Some(MOVE.by_text(&keys, &arguments))
+        Some(REQUEUE.by_text(&keys, &arguments))
     }
 }
 
-/// How long others wait for a worker to hand out what it parked. They are
-/// workers with clocks of their own, and a restart takes a moment.
-const GRACE: Duration = Duration::from_secs(10);
+/// The time in which other workers leave a deferred delivery to the worker that
+/// deferred it. It covers clock differences between hosts and a restart.
+const RESTORE_GRACE_PERIOD: Duration = Duration::from_secs(10);
 
-/// Since when a delivery that is parked `until` a time counts as held: so that
-/// the visibility timeout passes, for every worker alike, shortly after that
-/// time. Nobody restores it before it is due, and a dead worker delays it by
-/// seconds and not by the whole timeout.
-fn held_since(until: SystemTime, visibility_timeout: Duration) -> SystemTime {
+/// Returns the time of delivery to record for a delivery that is deferred until
+/// a time. With it the visibility timeout passes shortly after that time for
+/// every worker: no worker restores the delivery before it is due, and a dead
+/// worker delays it by seconds instead of by the whole timeout.
+fn delivered_at(until: SystemTime, visibility_timeout: Duration) -> SystemTime {
     until
         .checked_sub(visibility_timeout)
-        .map_or(until, |since| since + GRACE)
+        .map_or(until, |since| since + RESTORE_GRACE_PERIOD)
 }
 
-/// A time as kombu notes it: seconds since 1970.
+/// Formats a time as a score of kombu: seconds since 1970.
 pub(crate) fn score(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     format!("{}.{:06}", since.as_secs(), since.subsec_micros())

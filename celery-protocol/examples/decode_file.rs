@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use bytes::Bytes;
 use celery_protocol::{Accept, DecodeError, Serializer, kombu, repr};
 
-/// What a body may unfold to; more is an error and not memory.
+/// The maximum size of a decompressed body; a larger one is an error.
 const LIMIT: usize = 64 << 20;
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
@@ -37,7 +37,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     Ok(ExitCode::from(u8::from(failed)))
 }
 
-/// Task, id and arguments on one line.
+/// Returns task, id and arguments of a message on one line.
 fn describe(line: &Bytes) -> Result<String, DecodeError> {
     let message = kombu::decode(line)?;
     let accept = Accept::of([Serializer::Json, Serializer::MsgPack, Serializer::Yaml]);

@@ -1,12 +1,12 @@
-//! Sends a task from a program that is not asynchronous, with the blocking
-//! `redis` client.
+//! Sends a task from a synchronous program with the blocking `redis` client.
 //!
 //! ```text
 //! cargo run -p celery-protocol --example sync_producer -- redis://localhost:6379/0
 //! ```
 //!
-//! Any Celery worker on the queue `celery`, Python or Rust, that knows
-//! `tasks.add(x, y)` runs it. The result appears under `celery-task-meta-<id>`.
+//! Any Celery worker, Python or Rust, that consumes the queue `celery` and has
+//! the task `tasks.add(x, y)` runs it. The result is stored under
+//! `celery-task-meta-<id>`.
 
 use std::error::Error;
 use std::process;
@@ -38,8 +38,8 @@ fn declare(connection: &mut redis::Connection) -> redis::RedisResult<()> {
         .query(connection)
 }
 
-/// The crate reads no clock and draws no random numbers, so ids, times and the
-/// sender's name come from here.
+/// Builds the message. The crate reads no clock and generates no random
+/// numbers, so ids, times and the name of the sender are set here.
 fn task(id: &str, x: i64, y: i64) -> Result<Message, Box<dyn Error>> {
     let args = (x, y);
     let mut headers = TaskHeaders::new("tasks.add", id.to_owned());
@@ -65,7 +65,8 @@ fn send(connection: &mut redis::Connection, message: &Message) -> Result<(), Box
     Ok(())
 }
 
-/// Good enough for one program at a time; a real producer draws UUIDs.
+/// Returns an id that is unique within this process and time. A real producer
+/// generates UUIDs.
 fn unique(what: &str) -> String {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)

@@ -7,9 +7,9 @@ use crate::error::DecodeError;
 use crate::raw::{Elements, Entries, Raw};
 
 pub use self::encode::encode_body;
-pub(crate) use self::encode::{TYPICAL_SIZE, write_args, write_kwargs};
+pub(crate) use self::encode::{INITIAL_CAPACITY, write_args, write_kwargs};
 
-/// The body of a task message, its three parts undecoded.
+/// The body of a task message of protocol 2, with its three parts undecoded.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Body<'a> {
@@ -17,12 +17,12 @@ pub struct Body<'a> {
     pub args: Raw<'a>,
     /// The keyword arguments, a map.
     pub kwargs: Raw<'a>,
-    /// What happens after the task.
+    /// The callbacks, errbacks, chain and chord of the task.
     pub embed: Embed<'a>,
 }
 
 impl<'a> Body<'a> {
-    /// A body with nothing to happen afterwards.
+    /// Creates a body without callbacks, errbacks, chain and chord.
     pub fn new(args: Raw<'a>, kwargs: Raw<'a>) -> Self {
         Self {
             args,
@@ -31,13 +31,14 @@ impl<'a> Body<'a> {
         }
     }
 
-    /// Finds the parts of a body. The arguments are not looked into.
+    /// Splits a body into its parts. The arguments are not decoded.
     ///
     /// # Errors
     ///
-    /// When the body is not an array of three, or its last part is no map.
+    /// Fails if the body is not an array of three elements, or if its last
+    /// element is not a map.
     pub fn read(raw: &Raw<'a>) -> Result<Self, DecodeError> {
-        let parts = raw.three_elements(&Embed::EMPTY_ONES);
+        let parts = raw.three_elements(&Embed::EMPTY_FORMS);
         let [args, kwargs, embed] = match parts {
             Some(parts) => parts,
             None => three_of(raw).map_err(in_body)?,
@@ -50,11 +51,12 @@ impl<'a> Body<'a> {
         })
     }
 
-    /// Each argument by itself, undecoded.
+    /// Returns each argument separately, undecoded.
     ///
     /// # Errors
     ///
-    /// When `args` is not an array, or `kwargs` is not a map with text keys.
+    /// Fails if `args` is not an array, or if `kwargs` is not a map with text
+    /// keys.
     pub fn arguments(&self) -> Result<Arguments<'a>, DecodeError> {
         let mut arguments = Arguments::default();
         let positional = self.args.elements_into(&mut arguments.positional);
@@ -65,7 +67,8 @@ impl<'a> Body<'a> {
     }
 }
 
-/// The parts of a body that is not the JSON that most are.
+/// Splits a body that [`Raw::three_elements`] does not handle: one that is not
+/// borrowed JSON, or not an array of three elements.
 fn three_of<'a>(raw: &Raw<'a>) -> Result<[Raw<'a>; 3], DecodeError> {
     let parts = raw.elements()?.into_vec();
     parts.try_into().map_err(|parts: Vec<Raw<'a>>| {
@@ -84,9 +87,9 @@ fn in_body(error: DecodeError) -> DecodeError {
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Arguments<'a> {
-    /// The positional ones, in order.
+    /// The positional arguments, in order.
     pub positional: Elements<'a>,
-    /// The keyword ones, in the order of the message.
+    /// The keyword arguments, in the order of the message.
     pub keyword: Entries<'a>,
 }
 
@@ -95,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hostile_shapes_name_the_field() {
+    fn malformed_body_error_names_the_field() {
         let cases = [
             ("5", "body"),
             ("[[],{}]", "body"),

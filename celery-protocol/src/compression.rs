@@ -1,21 +1,21 @@
-//! Content compressions, by the names Celery gives them.
+//! Content compressions under their names in Celery.
 
 use std::io::{self, Read, Write};
 
 use crate::error::{DecodeError, DecodeErrorKind, EncodeError};
 
-/// A way to compress the body of a message after it was serialized.
+/// A compression of the serialized body of a message.
 ///
-/// All of them can always be named. Using one whose cargo feature is off is an
-/// error that names the feature.
+/// Every variant exists with every combination of cargo features. Using a
+/// compression whose feature is off returns an error that names the feature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Compression {
-    /// `zlib` or `gzip`. Celery means a zlib stream by both.
+    /// `zlib` or `gzip`, both of which are a zlib stream in Celery.
     Zlib,
     /// `bzip2` or `bzip`.
     Bzip2,
-    /// `lzma` or `xz`: the xz container.
+    /// `lzma` or `xz`, which is the xz container.
     Lzma,
     /// `brotli`.
     Brotli,
@@ -23,35 +23,36 @@ pub enum Compression {
     Zstd,
 }
 
-/// One row per compression, in the order of the enum.
-struct Row {
+/// The names of one compression. The table has one row per compression, in the
+/// order of the enum.
+struct CompressionRow {
     compression: Compression,
     names: &'static [&'static str],
     content_type: &'static str,
 }
 
-static TABLE: [Row; 5] = [
-    Row {
+static TABLE: [CompressionRow; 5] = [
+    CompressionRow {
         compression: Compression::Zlib,
         names: &["zlib", "gzip"],
         content_type: "application/x-gzip",
     },
-    Row {
+    CompressionRow {
         compression: Compression::Bzip2,
         names: &["bzip2", "bzip"],
         content_type: "application/x-bz2",
     },
-    Row {
+    CompressionRow {
         compression: Compression::Lzma,
         names: &["lzma", "xz"],
         content_type: "application/x-lzma",
     },
-    Row {
+    CompressionRow {
         compression: Compression::Brotli,
         names: &["brotli"],
         content_type: "application/x-brotli",
     },
-    Row {
+    CompressionRow {
         compression: Compression::Zstd,
         names: &["zstd", "zstandard"],
         content_type: "application/zstd",
@@ -59,7 +60,7 @@ static TABLE: [Row; 5] = [
 ];
 
 impl Compression {
-    /// Every compression there is.
+    /// Returns all compressions.
     pub fn all() -> impl Iterator<Item = Self> {
         TABLE.iter().map(|row| row.compression)
     }
@@ -72,20 +73,20 @@ impl Compression {
 
     /// Finds a compression by the `compression` header of a message.
     ///
-    /// The header holds a content type. Names are taken too, as kombu takes
-    /// them.
+    /// The header contains a content type. Names are also accepted, as in
+    /// kombu.
     pub fn from_content_type(content_type: &str) -> Option<Self> {
         let row = TABLE.iter().find(|row| row.content_type == content_type);
         row.map(|row| row.compression)
             .or_else(|| Self::from_name(content_type))
     }
 
-    /// The name in Celery's settings.
+    /// Returns the name in Celery's settings.
     pub fn name(self) -> &'static str {
         self.row().names[0]
     }
 
-    /// What the `compression` header of a message says.
+    /// Returns the value of the `compression` header of a message.
     pub fn content_type(self) -> &'static str {
         self.row().content_type
     }
@@ -94,7 +95,7 @@ impl Compression {
     ///
     /// # Errors
     ///
-    /// When the feature of the compression is off.
+    /// Fails if the feature of the compression is off.
     pub fn compress(self, bytes: &[u8]) -> Result<Vec<u8>, EncodeError> {
         match self {
             Self::Zlib => zlib::compress(bytes),
@@ -105,13 +106,15 @@ impl Compression {
         }
     }
 
-    /// Decompresses bytes, up to `limit` of them.
+    /// Decompresses bytes to at most `limit` bytes.
     ///
     /// # Errors
     ///
-    /// When more than `limit` bytes come out ([`DecodeError::is_too_large`]),
-    /// when the bytes are malformed, cut off or followed by others, or when the
-    /// feature of the compression is off. A bomb costs no more than `limit`.
+    /// Fails if the result has more than `limit` bytes
+    /// ([`DecodeError::is_too_large`]), if the bytes are malformed, truncated
+    /// or followed by others, or if the feature of the compression is off.
+    /// Decompression stops after `limit` bytes, so a decompression bomb does
+    /// not exhaust the memory.
     pub fn decompress(self, bytes: &[u8], limit: usize) -> Result<Vec<u8>, DecodeError> {
         match self {
             Self::Zlib => zlib::decompress(bytes, limit),
@@ -123,32 +126,33 @@ impl Compression {
         .map_err(|error| error.in_content_type(self.content_type()))
     }
 
-    fn row(self) -> &'static Row {
+    fn row(self) -> &'static CompressionRow {
         &TABLE[self as usize]
     }
 }
 
-/// Memory that a decoder may take for its window, whatever a message asks for.
+/// The binary logarithm of the memory that a decoder may use for its window,
+/// regardless of what a message requests.
 #[cfg(any(feature = "lzma", feature = "zstd"))]
-const WINDOW: u32 = 27;
+const MAX_WINDOW_LOG: u32 = 27;
 
-/// Reads everything a decoder gives, up to `limit` bytes.
+/// Reads the whole output of a decoder, which may have at most `limit` bytes.
 #[allow(dead_code, reason = "unused when every compression is off")]
 fn read_limited(decoder: &mut impl Read, limit: usize) -> Result<Vec<u8>, DecodeError> {
     let mut out = Vec::new();
     let mut bounded = decoder.take((limit as u64).saturating_add(1));
     bounded
         .read_to_end(&mut out)
-        .map_err(|error| malformed(&error))?;
+        .map_err(|error| stream_error(&error))?;
     if out.len() > limit {
         return Err(DecodeErrorKind::TooLarge { limit }.into());
     }
     Ok(out)
 }
 
-/// Makes sure that the compressed stream is all there was.
+/// Returns an error if bytes follow the compressed stream.
 #[allow(dead_code, reason = "unused when every compression is off")]
-fn nothing_after(rest: &[u8]) -> Result<(), DecodeError> {
+fn expect_no_trailing_bytes(rest: &[u8]) -> Result<(), DecodeError> {
     match rest.len() {
         0 => Ok(()),
         more => Err(DecodeError::malformed(format!(
@@ -158,24 +162,26 @@ fn nothing_after(rest: &[u8]) -> Result<(), DecodeError> {
 }
 
 #[allow(dead_code, reason = "unused when every compression is off")]
-fn malformed(error: &io::Error) -> DecodeError {
-    DecodeError::malformed(format!("the compressed stream is broken: {error}"))
+fn stream_error(error: &io::Error) -> DecodeError {
+    DecodeError::malformed(format!("the compressed stream is malformed: {error}"))
 }
 
 #[allow(dead_code, reason = "unused when every compression is off")]
-fn failed(error: &io::Error) -> EncodeError {
+fn compression_error(error: &io::Error) -> EncodeError {
     EncodeError::new(format!("compression failed: {error}"))
 }
 
-/// Writes everything into an encoder.
+/// Writes all bytes to an encoder and returns the encoder.
 #[allow(dead_code, reason = "unused when every compression is off")]
-fn fill<W: Write>(mut encoder: W, bytes: &[u8]) -> Result<W, EncodeError> {
-    encoder.write_all(bytes).map_err(|error| failed(&error))?;
+fn write_all_to<W: Write>(mut encoder: W, bytes: &[u8]) -> Result<W, EncodeError> {
+    encoder
+        .write_all(bytes)
+        .map_err(|error| compression_error(&error))?;
     Ok(encoder)
 }
 
-/// Defines a compression by its two functions, or by errors that name the
-/// feature when it is off.
+/// Defines the module of a compression with its two functions. If the feature
+/// is off, both return an error that names it.
 macro_rules! compression {
     ($module:ident, $feature:literal, $what:literal, {$($body:tt)*}) => {
         #[cfg(feature = $feature)]
@@ -207,15 +213,15 @@ compression!(zlib, "zlib", "the compression zlib", {
 
     pub(super) fn compress(bytes: &[u8]) -> Result<Vec<u8>, EncodeError> {
         let encoder = ZlibEncoder::new(Vec::new(), flate2::Compression::default());
-        fill(encoder, bytes)?
+        write_all_to(encoder, bytes)?
             .finish()
-            .map_err(|error| failed(&error))
+            .map_err(|error| compression_error(&error))
     }
 
     pub(super) fn decompress(bytes: &[u8], limit: usize) -> Result<Vec<u8>, DecodeError> {
         let mut decoder = ZlibDecoder::new(bytes);
         let out = read_limited(&mut decoder, limit)?;
-        nothing_after(decoder.into_inner()).map(|()| out)
+        expect_no_trailing_bytes(decoder.into_inner()).map(|()| out)
     }
 });
 
@@ -225,15 +231,15 @@ compression!(bzip2, "bzip2", "the compression bzip2", {
 
     pub(super) fn compress(bytes: &[u8]) -> Result<Vec<u8>, EncodeError> {
         let encoder = BzEncoder::new(Vec::new(), ::bzip2::Compression::default());
-        fill(encoder, bytes)?
+        write_all_to(encoder, bytes)?
             .finish()
-            .map_err(|error| failed(&error))
+            .map_err(|error| compression_error(&error))
     }
 
     pub(super) fn decompress(bytes: &[u8], limit: usize) -> Result<Vec<u8>, DecodeError> {
         let mut decoder = BzDecoder::new(bytes);
         let out = read_limited(&mut decoder, limit)?;
-        nothing_after(decoder.into_inner()).map(|()| out)
+        expect_no_trailing_bytes(decoder.into_inner()).map(|()| out)
     }
 });
 
@@ -243,24 +249,25 @@ compression!(lzma, "lzma", "the compression lzma", {
     use liblzma::write::XzEncoder;
 
     pub(super) fn compress(bytes: &[u8]) -> Result<Vec<u8>, EncodeError> {
-        // Level 6 is what Python takes.
+        // Python uses level 6.
         let encoder = XzEncoder::new(Vec::new(), 6);
-        fill(encoder, bytes)?
+        write_all_to(encoder, bytes)?
             .finish()
-            .map_err(|error| failed(&error))
+            .map_err(|error| compression_error(&error))
     }
 
     pub(super) fn decompress(bytes: &[u8], limit: usize) -> Result<Vec<u8>, DecodeError> {
-        let stream =
-            Stream::new_stream_decoder(1 << WINDOW, 0).map_err(|error| malformed(&error.into()))?;
+        let stream = Stream::new_stream_decoder(1 << MAX_WINDOW_LOG, 0)
+            .map_err(|error| stream_error(&error.into()))?;
         let mut decoder = XzDecoder::new_stream(bytes, stream);
         let out = read_limited(&mut decoder, limit)?;
-        nothing_after(decoder.into_inner()).map(|()| out)
+        expect_no_trailing_bytes(decoder.into_inner()).map(|()| out)
     }
 });
 
 compression!(brotli, "brotli", "the compression brotli", {
-    /// Python takes 11, which gains a few percent and costs many times more.
+    /// Python uses 11, which compresses a few percent better and takes many
+    /// times longer.
     const QUALITY: i32 = 5;
 
     pub(super) fn compress(bytes: &[u8]) -> Result<Vec<u8>, EncodeError> {
@@ -271,7 +278,7 @@ compression!(brotli, "brotli", "the compression brotli", {
         };
         let mut out = Vec::new();
         ::brotli::BrotliCompress(&mut &bytes[..], &mut out, &parameters)
-            .map_err(|error| failed(&error))?;
+            .map_err(|error| compression_error(&error))?;
         Ok(out)
     }
 
@@ -287,18 +294,18 @@ compression!(zstd, "zstd", "the compression zstd", {
 
     pub(super) fn compress(bytes: &[u8]) -> Result<Vec<u8>, EncodeError> {
         ::zstd::stream::encode_all(bytes, ::zstd::DEFAULT_COMPRESSION_LEVEL)
-            .map_err(|error| failed(&error))
+            .map_err(|error| compression_error(&error))
     }
 
     pub(super) fn decompress(bytes: &[u8], limit: usize) -> Result<Vec<u8>, DecodeError> {
         let mut decoder = Decoder::with_buffer(bytes)
-            .map_err(|error| malformed(&error))?
+            .map_err(|error| stream_error(&error))?
             .single_frame();
         decoder
-            .window_log_max(WINDOW)
-            .map_err(|error| malformed(&error))?;
+            .window_log_max(MAX_WINDOW_LOG)
+            .map_err(|error| stream_error(&error))?;
         let out = read_limited(&mut decoder, limit)?;
-        nothing_after(decoder.finish()).map(|()| out)
+        expect_no_trailing_bytes(decoder.finish()).map(|()| out)
     }
 });
 
@@ -307,7 +314,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn table_follows_the_enum() {
+    fn compression_table_has_the_order_of_the_enum() {
         for (index, row) in TABLE.iter().enumerate() {
             assert_eq!(row.compression as usize, index);
             assert_eq!(

@@ -1,8 +1,8 @@
-//! Remote control: what is asked of workers and what they answer.
+//! Remote control: requests to workers and their replies.
 //!
-//! A request goes to everybody who listens to the fanout exchange
-//! `celery.pidbox`; who is meant answers, if it was asked to, to the exchange
-//! and routing key that the request names.
+//! A request is published to the fanout exchange `celery.pidbox` and reaches
+//! the mailbox of every worker. The workers that the request addresses reply to
+//! the exchange and routing key in the request, if it has them.
 
 use crate::codec::{Accept, Serializer};
 use crate::error::{DecodeError, EncodeError};
@@ -10,34 +10,36 @@ use crate::headers::Headers;
 use crate::message::{Message, Properties};
 use crate::value::{Map, Value};
 
-/// Most bytes of a request or reply that are read.
-const LIMIT: usize = 16 << 20;
+/// The maximum size of the body of a request or reply, in bytes.
+const MAX_BODY_SIZE: usize = 16 << 20;
 
-/// A command to workers, or a question.
+/// A request to workers: a control or inspect command.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct ControlRequest {
-    /// The command's name, such as `ping`.
+    /// The name of the command, such as `ping`.
     pub method: String,
-    /// Its arguments.
+    /// The arguments of the command.
     pub arguments: Map,
-    /// The names of the workers that are meant; everybody where empty.
+    /// The names of the addressed workers; all workers if empty.
     pub destination: Vec<String>,
-    /// Which names are meant where there is no destination.
+    /// The pattern of the names of the addressed workers, used if there is no
+    /// destination.
     pub pattern: Option<String>,
-    /// How `pattern` is read: `glob` or `pcre`.
+    /// The syntax of `pattern`: `glob` or `pcre`.
     pub matcher: Option<String>,
-    /// What replies repeat, so that they are told apart.
+    /// An id that replies repeat, which assigns them to this request.
     pub ticket: Option<String>,
-    /// Where replies go; without it nobody answers.
+    /// The address for replies; without it, workers do not reply.
     pub reply_to: Option<ReplyAddress>,
     /// The sender's logical clock.
     pub clock: u64,
-    /// When the sender stops waiting, as Unix time; 0 where it does not say.
+    /// The Unix time at which the sender stops waiting for replies; 0 if
+    /// unknown.
     pub expires: f64,
 }
 
-/// Where the reply to a request goes.
+/// The address for the replies to a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ReplyAddress {
@@ -47,13 +49,13 @@ pub struct ReplyAddress {
     pub routing_key: String,
 }
 
-/// What one worker answers.
+/// The reply of one worker.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct ControlReply {
-    /// The worker's name.
+    /// The name of the worker.
     pub node: String,
-    /// The answer.
+    /// The value of the reply.
     pub value: Value,
     /// The ticket of the request.
     pub ticket: Option<String>,
@@ -62,8 +64,8 @@ pub struct ControlReply {
 }
 
 impl ControlRequest {
-    /// A request without arguments to every worker, for which no reply is
-    /// wanted.
+    /// Creates a request to all workers without arguments and without a reply
+    /// address.
     pub fn new(method: impl Into<String>) -> Self {
         Self {
             method: method.into(),
@@ -75,14 +77,15 @@ impl ControlRequest {
     ///
     /// # Errors
     ///
-    /// When the body is not JSON, or not a map with a text `method`.
+    /// Fails if the body is not JSON, or not a map with a text under `method`.
     pub fn read(message: &Message) -> Result<Self, DecodeError> {
-        let body = body(message)?;
+        let body = decode_body(message)?;
         let Some(body) = body.as_map() else {
             return Err(DecodeError::new("a control message must be a map").in_field("body"));
         };
         let method = text(body, "method").ok_or_else(|| {
-            DecodeError::new("the name of the command is missing").in_field("body.method")
+            DecodeError::new("a control message must have the name of the command")
+                .in_field("body.method")
         })?;
         let arguments = match body.get("arguments") {
             None | Some(Value::Null) => Map::new(),
@@ -115,7 +118,7 @@ impl ControlRequest {
     ///
     /// # Errors
     ///
-    /// When an argument has no form in JSON.
+    /// Fails if JSON cannot represent an argument.
     pub fn write(&self) -> Result<Message, EncodeError> {
         let mut body = Map::new();
         body.insert("method", self.method.as_str());
@@ -141,12 +144,13 @@ impl ControlRequest {
         let mut headers = Map::new();
         headers.insert("clock", self.clock);
         headers.insert("expires", self.expires);
-        transient(headers, &Value::Map(body), 2)
+        json_message(headers, &Value::Map(body), 2)
     }
 }
 
 impl ReplyAddress {
-    /// The address of what is bound to `exchange` by `routing_key`.
+    /// Creates the address of a queue that is bound to `exchange` with
+    /// `routing_key`.
     pub fn new(exchange: impl Into<String>, routing_key: impl Into<String>) -> Self {
         Self {
             exchange: exchange.into(),
@@ -168,7 +172,7 @@ impl ReplyAddress {
 }
 
 impl ControlReply {
-    /// What the worker `node` answers.
+    /// Creates the reply of the worker `node`.
     pub fn new(node: impl Into<String>, value: impl Into<Value>) -> Self {
         Self {
             node: node.into(),
@@ -182,13 +186,16 @@ impl ControlReply {
     ///
     /// # Errors
     ///
-    /// When the body is not JSON, or not a map with one worker's answer.
+    /// Fails if the body is not JSON, or not a map from the name of a worker to
+    /// its reply.
     pub fn read(message: &Message) -> Result<Self, DecodeError> {
-        let body = body(message)?;
+        let body = decode_body(message)?;
         let mut entries = body.as_map().into_iter().flat_map(Map::iter);
         let (node, value) = entries.next().ok_or_else(|| {
-            DecodeError::new("a reply must be a map from one worker's name to its answer")
-                .in_field("body")
+            DecodeError::new(
+                "a control reply must be a map from the name of the worker to its reply",
+            )
+            .in_field("body")
         })?;
         Ok(Self {
             node: node.as_str().unwrap_or_default().to_owned(),
@@ -203,19 +210,20 @@ impl ControlReply {
     ///
     /// # Errors
     ///
-    /// When the answer has no form in JSON.
+    /// Fails if JSON cannot represent the reply.
     pub fn write(&self) -> Result<Message, EncodeError> {
         let mut body = Map::new();
         body.insert(self.node.as_str(), self.value.clone());
         let mut headers = Map::new();
         headers.insert("ticket", optional(self.ticket.as_deref()));
         headers.insert("clock", self.clock);
-        transient(headers, &Value::Map(body), 1)
+        json_message(headers, &Value::Map(body), 1)
     }
 }
 
-/// A message in JSON as kombu writes those that are not tasks.
-pub(crate) fn transient(
+/// Creates a JSON message in the form in which kombu writes messages other than
+/// tasks.
+pub(crate) fn json_message(
     headers: Map,
     body: &Value,
     delivery_mode: u8,
@@ -227,9 +235,9 @@ pub(crate) fn transient(
     Ok(Message::new(Headers::from_map(headers), properties, body))
 }
 
-/// The body of such a message.
-pub(crate) fn body(message: &Message) -> Result<Value, DecodeError> {
-    let payload = message.payload(&Accept::json(), LIMIT)?;
+/// Decodes the body of a control message or event.
+pub(crate) fn decode_body(message: &Message) -> Result<Value, DecodeError> {
+    let payload = message.payload(&Accept::json(), MAX_BODY_SIZE)?;
     let body = payload.serializer().decode(payload.bytes());
     body.map_err(|error| error.in_field("body"))
 }
@@ -248,7 +256,7 @@ fn text(map: &Map, name: &str) -> Option<String> {
     map.get(name).and_then(Value::as_str).map(ToOwned::to_owned)
 }
 
-/// A list of texts; one text alone is a list of one.
+/// Returns a list of texts; a single text counts as a list of one.
 fn texts(value: Option<&Value>) -> Vec<String> {
     match value {
         Some(Value::Str(one)) => vec![one.clone()],
@@ -269,7 +277,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_is_read_as_it_was_written() {
+    fn request_is_read_back() {
         let mut request = ControlRequest::new("revoke");
         request.arguments.insert("task_id", "id-1");
         request.destination = vec!["w1@host".to_owned()];
@@ -282,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_looks_like_celerys() {
+    fn request_is_written_in_celerys_form() {
         let written = ControlRequest::new("ping").write().unwrap();
         assert_eq!(
             std::str::from_utf8(&written.body).unwrap(),
@@ -292,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_is_read_as_it_was_written() {
+    fn reply_is_read_back() {
         let mut reply = ControlReply::new("w1@host", Value::from("pong"));
         reply.ticket = Some("ticket".to_owned());
         reply.clock = 9;
@@ -300,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_request_is_an_error_that_says_where() {
+    fn malformed_request_error_names_the_field() {
         let read = |body: &'static [u8]| {
             let message = Message::new(Headers::empty(), Properties::default(), body);
             ControlRequest::read(&message).unwrap_err()

@@ -1,4 +1,4 @@
-//! What happens after a task: callbacks, errbacks, chain and chord.
+//! The continuations of a task: callbacks, errbacks, chain and chord.
 
 use std::borrow::Cow;
 
@@ -6,14 +6,16 @@ use serde::ser::{Serialize, SerializeMap, Serializer as SerdeSerializer};
 
 use crate::error::DecodeError;
 use crate::raw::Raw;
-use crate::signature::Signature;
+use crate::wire_signature::WireSignature;
 
-/// What happens after a task, as it travels with the task.
+/// The third part of a body of protocol 2: callbacks, errbacks, chain and
+/// chord.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Embed<'a> {
-    /// Sent with the result when the task succeeds: an array of signatures.
+    /// The signatures that are sent with the result if the task succeeds, an
+    /// array.
     pub callbacks: Option<Raw<'a>>,
-    /// Called when the task fails: an array of signatures.
+    /// The signatures that are called if the task fails, an array.
     pub errbacks: Option<Raw<'a>>,
     /// The rest of the chain, an array of signatures **in reverse**: the last
     /// element is the next step.
@@ -25,17 +27,17 @@ pub struct Embed<'a> {
 }
 
 impl<'a> Embed<'a> {
-    /// The embed of most tasks, as this crate and as Python write it.
-    pub(crate) const EMPTY_ONES: [&'static str; 2] = [EMPTY, EMPTY_IN_PYTHON];
+    /// The JSON of an empty embed, as this crate and as Python write it.
+    pub(crate) const EMPTY_FORMS: [&'static str; 2] = [EMPTY, EMPTY_IN_PYTHON];
 
-    /// Finds the parts of an embed; null is an empty one.
+    /// Reads an embed without decoding its entries. Null is an empty embed.
     ///
     /// # Errors
     ///
-    /// When it is not a map with text keys.
+    /// Fails if the value is not a map with text keys.
     pub fn read(raw: &Raw<'a>) -> Result<Self, DecodeError> {
         let mut embed = Self::default();
-        if raw.is_null() || raw.as_json().is_some_and(is_plainly_empty) {
+        if raw.is_null() || raw.as_json().is_some_and(is_empty_form) {
             return Ok(embed);
         }
         for (name, value) in raw.entries()? {
@@ -51,7 +53,8 @@ impl<'a> Embed<'a> {
         }
     }
 
-    /// The place of one of the four entries that Celery defines.
+    /// Returns the field of an entry that Celery defines, or `None` for another
+    /// name.
     pub(crate) fn slot(&mut self, name: &str) -> Option<&mut Option<Raw<'a>>> {
         match name {
             "callbacks" => Some(&mut self.callbacks),
@@ -62,56 +65,56 @@ impl<'a> Embed<'a> {
         }
     }
 
-    /// Whether nothing happens after the task.
+    /// Returns whether there are no entries.
     pub fn is_empty(&self) -> bool {
         let slots = [&self.callbacks, &self.errbacks, &self.chain, &self.chord];
         slots.iter().all(|slot| slot.is_none()) && self.extra.is_empty()
     }
 
-    /// The signatures to send when the task succeeds.
+    /// Returns the signatures that are sent if the task succeeds.
     ///
     /// # Errors
     ///
-    /// When the entry does not hold signatures.
-    pub fn callbacks(&self) -> Result<Vec<Signature<'a>>, DecodeError> {
+    /// Fails if the entry does not contain signatures.
+    pub fn callbacks(&self) -> Result<Vec<WireSignature<'a>>, DecodeError> {
         signatures(self.callbacks.as_ref(), "embed.callbacks")
     }
 
-    /// The signatures to call when the task fails.
+    /// Returns the signatures that are called if the task fails.
     ///
     /// # Errors
     ///
-    /// When the entry does not hold signatures.
-    pub fn errbacks(&self) -> Result<Vec<Signature<'a>>, DecodeError> {
+    /// Fails if the entry does not contain signatures.
+    pub fn errbacks(&self) -> Result<Vec<WireSignature<'a>>, DecodeError> {
         signatures(self.errbacks.as_ref(), "embed.errbacks")
     }
 
-    /// The rest of the chain as it lies in the message: **the last element is
-    /// the next step**.
+    /// Returns the rest of the chain in the order of the message: **the last
+    /// element is the next step**.
     ///
     /// # Errors
     ///
-    /// When the entry does not hold signatures.
-    pub fn chain(&self) -> Result<Vec<Signature<'a>>, DecodeError> {
+    /// Fails if the entry does not contain signatures.
+    pub fn chain(&self) -> Result<Vec<WireSignature<'a>>, DecodeError> {
         signatures(self.chain.as_ref(), "embed.chain")
     }
 
-    /// The body of the chord.
+    /// Returns the body of the chord.
     ///
     /// # Errors
     ///
-    /// When the entry does not hold a signature.
-    pub fn chord(&self) -> Result<Option<Signature<'a>>, DecodeError> {
+    /// Fails if the entry does not contain a signature.
+    pub fn chord(&self) -> Result<Option<WireSignature<'a>>, DecodeError> {
         let Some(raw) = &self.chord else {
             return Ok(None);
         };
-        let signature = Signature::read(raw);
+        let signature = WireSignature::read(raw);
         signature
             .map(Some)
             .map_err(|error| error.in_field("embed.chord"))
     }
 
-    /// The same embed without borrows.
+    /// Converts into an embed that does not borrow from the message.
     pub fn into_owned(self) -> Embed<'static> {
         let own = |(name, value): (Cow<'_, str>, Raw<'_>)| {
             (Cow::Owned(name.into_owned()), value.into_owned())
@@ -140,10 +143,10 @@ impl Serialize for Embed<'_> {
     }
 }
 
-/// The embed of a task after which nothing happens, which most are, as this
-/// crate and as Python write it: it need not be read to be known.
-fn is_plainly_empty(json: &str) -> bool {
-    Embed::EMPTY_ONES.contains(&json)
+/// Returns whether a JSON text is the empty embed as this crate or Python
+/// writes it. Most embeds are, and this check avoids reading them.
+fn is_empty_form(json: &str) -> bool {
+    Embed::EMPTY_FORMS.contains(&json)
 }
 
 pub(crate) const EMPTY: &str = r#"{"callbacks":null,"errbacks":null,"chain":null,"chord":null}"#;
@@ -151,19 +154,22 @@ pub(crate) const EMPTY: &str = r#"{"callbacks":null,"errbacks":null,"chain":null
 const EMPTY_IN_PYTHON: &str =
     r#"{"callbacks": null, "errbacks": null, "chain": null, "chord": null}"#;
 
-/// Signatures one level deep. Celery writes an array; one signature alone is
-/// taken as an array of one, as Celery's `maybe_list` does.
-fn signatures<'a>(slot: Option<&Raw<'a>>, field: &str) -> Result<Vec<Signature<'a>>, DecodeError> {
+/// Reads signatures one level deep. Celery writes an array; a single signature
+/// counts as an array of one, as in Celery's `maybe_list`.
+fn signatures<'a>(
+    slot: Option<&Raw<'a>>,
+    field: &str,
+) -> Result<Vec<WireSignature<'a>>, DecodeError> {
     let Some(raw) = slot else {
         return Ok(Vec::new());
     };
     let Ok(elements) = raw.elements() else {
-        let alone = Signature::read(raw).map_err(|error| error.in_field(field))?;
+        let alone = WireSignature::read(raw).map_err(|error| error.in_field(field))?;
         return Ok(vec![alone]);
     };
-    let read = |(place, raw): (usize, &Raw<'a>)| {
-        let place = format!("{field}[{place}]");
-        Signature::read(raw).map_err(|error| error.in_field(place))
+    let read = |(position, raw): (usize, &Raw<'a>)| {
+        let position = format!("{field}[{position}]");
+        WireSignature::read(raw).map_err(|error| error.in_field(position))
     };
     elements.iter().enumerate().map(read).collect()
 }
@@ -175,9 +181,9 @@ mod tests {
     use crate::value::Value;
 
     #[test]
-    fn empty_ones_are_known_by_sight() {
-        let odd = r#"{"callbacks":null ,"errbacks":null,"chain":null,"chord":null}"#;
-        for text in [EMPTY, EMPTY_IN_PYTHON, odd, "{}", "null"] {
+    fn empty_embed_is_recognised_in_every_form() {
+        let with_space = r#"{"callbacks":null ,"errbacks":null,"chain":null,"chord":null}"#;
+        for text in [EMPTY, EMPTY_IN_PYTHON, with_space, "{}", "null"] {
             assert!(Embed::read(&Raw::json(text)).unwrap().is_empty(), "{text}");
         }
         assert_eq!(
@@ -187,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_entries_survive() {
+    fn unknown_entry_is_written_back() {
         let embed = Embed::read(&Raw::json(r#"{"mine":1,"chain":[]}"#)).unwrap();
         let written = Serializer::Json.encode(&embed).unwrap();
         let again: Value = Serializer::Json.decode(&written).unwrap();
@@ -196,13 +202,13 @@ mod tests {
     }
 
     #[test]
-    fn lone_signature_is_a_list_of_one() {
+    fn single_signature_is_read_as_list_of_one() {
         let embed = Embed::read(&Raw::json(r#"{"callbacks":{"task":"t"}}"#)).unwrap();
         assert_eq!(embed.callbacks().unwrap()[0].task, "t");
     }
 
     #[test]
-    fn hostile_signatures_name_their_place() {
+    fn malformed_signature_error_names_its_position() {
         let text = r#"{"chain":[{"task":"t"},{}],"chord":5,"errbacks":"x"}"#;
         let embed = Embed::read(&Raw::json(text)).unwrap();
         let field = |error: DecodeError| error.field().map(str::to_owned);

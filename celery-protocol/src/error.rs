@@ -1,14 +1,14 @@
-//! What can go wrong between bytes and types.
+//! Errors of decoding and encoding.
 //!
-//! Both errors are one pointer wide, because they travel in the results of
-//! every small read and write.
+//! Both error types have the size of one pointer, because many small functions
+//! return them in a `Result`.
 
 use std::fmt;
 
-/// Why bytes could not be read.
+/// The error of decoding bytes.
 ///
-/// The text says which field was read, in which content type, at which byte,
-/// and what was found there.
+/// The text names the field, the content type, the byte offset and what was
+/// found there.
 #[derive(Clone, PartialEq, Eq)]
 pub struct DecodeError {
     inner: Box<DecodeFailure>,
@@ -22,56 +22,56 @@ struct DecodeFailure {
     offset: Option<usize>,
 }
 
-/// The reasons of a [`DecodeError`].
+/// The reason of a [`DecodeError`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeErrorKind {
-    /// The bytes do not follow the rules of their format.
+    /// The bytes violate the rules of their format.
     #[error("{0}")]
     Malformed(String),
-    /// The bytes are well-formed, and not what was asked for.
+    /// The bytes are well-formed, but not the value that was expected.
     #[error("{0}")]
     Invalid(String),
-    /// Values are nested deeper than the reader goes.
+    /// Values are nested deeper than the limit of the reader.
     #[error("values are nested deeper than {limit} levels")]
     TooDeep {
-        /// How many levels are read.
+        /// The maximum number of levels.
         limit: usize,
     },
-    /// The content is larger than the caller allows.
+    /// The content is larger than the limit of the caller.
     #[error("content is larger than the limit of {limit} bytes")]
     TooLarge {
-        /// How many bytes are read.
+        /// The maximum number of bytes.
         limit: usize,
     },
     /// The content type is not in the accept-list.
     #[error("content type {content_type:?} is refused ({reason})")]
     Refused {
-        /// The content type that was found.
+        /// The content type of the message.
         content_type: String,
-        /// Why it is refused.
+        /// The reason of the refusal.
         reason: &'static str,
     },
-    /// The name of a serializer, compression or content type means nothing here.
+    /// The name of a serializer, a compression or an encoding is unknown.
     #[error("unknown {what} {name:?}")]
     Unknown {
-        /// What the name was read as.
+        /// The kind of the name, such as `serializer`.
         what: &'static str,
-        /// The name that was found.
+        /// The unknown name.
         name: String,
     },
-    /// The code that reads this was not compiled in.
+    /// The cargo feature of the decoder is off.
     #[error("{what} needs the cargo feature `{feature}`")]
     FeatureOff {
-        /// What was to be read.
+        /// The serializer or compression.
         what: &'static str,
-        /// The feature to switch on.
+        /// The feature to enable.
         feature: &'static str,
     },
 }
 
 impl DecodeError {
-    /// An error about well-formed bytes that are not what was asked for.
+    /// Creates an error for well-formed bytes that are not the expected value.
     pub fn new(message: impl Into<String>) -> Self {
         DecodeErrorKind::Invalid(message.into()).into()
     }
@@ -96,40 +96,42 @@ impl DecodeError {
         .into()
     }
 
-    /// Puts `field` before the path of the field that could not be read:
-    /// `eta` in `headers` becomes `headers.eta`, `[0]` in `body` is `body[0]`.
+    /// Prepends `field` to the path of the field that could not be decoded:
+    /// `eta` in `headers` becomes `headers.eta`, `[0]` in `body` becomes
+    /// `body[0]`.
     #[must_use]
     pub fn in_field(mut self, field: impl AsRef<str>) -> Self {
         prepend_field(&mut self.inner.field, field.as_ref());
         self
     }
 
-    /// Notes the content type that was read, unless one is noted already.
+    /// Sets the content type, unless one is set already.
     #[must_use]
     pub(crate) fn in_content_type(mut self, content_type: &'static str) -> Self {
         self.inner.content_type.get_or_insert(content_type);
         self
     }
 
-    /// Notes the byte at which reading stopped, unless one is noted already.
+    /// Sets the byte offset at which decoding stopped, unless one is set
+    /// already.
     #[must_use]
     pub(crate) fn at_byte(mut self, offset: usize) -> Self {
         self.inner.offset.get_or_insert(offset);
         self
     }
 
-    /// Why reading failed.
+    /// Returns the reason of the error.
     pub fn kind(&self) -> &DecodeErrorKind {
         &self.inner.kind
     }
 
-    /// The path of the field that could not be read, such as `headers.eta` or
-    /// `body[0]`.
+    /// Returns the path of the field that could not be decoded, such as
+    /// `headers.eta` or `body[0]`.
     pub fn field(&self) -> Option<&str> {
         Some(self.inner.field.as_str()).filter(|field| !field.is_empty())
     }
 
-    /// The content type that was read or refused.
+    /// Returns the content type that was decoded or refused.
     pub fn content_type(&self) -> Option<&str> {
         match &self.inner.kind {
             DecodeErrorKind::Refused { content_type, .. } => Some(content_type),
@@ -137,23 +139,23 @@ impl DecodeError {
         }
     }
 
-    /// The byte at which reading stopped, counted from the start of the value
-    /// that was being decoded.
+    /// Returns the byte offset at which decoding stopped, relative to the start
+    /// of the decoded value.
     pub fn offset(&self) -> Option<usize> {
         self.inner.offset
     }
 
-    /// Whether the content type is outside the accept-list.
+    /// Returns whether the content type is outside the accept-list.
     pub fn is_refused(&self) -> bool {
         matches!(self.inner.kind, DecodeErrorKind::Refused { .. })
     }
 
-    /// Whether the content is larger than the caller allows.
+    /// Returns whether the content is larger than the limit of the caller.
     pub fn is_too_large(&self) -> bool {
         matches!(self.inner.kind, DecodeErrorKind::TooLarge { .. })
     }
 
-    /// Whether values are nested deeper than the reader goes.
+    /// Returns whether values are nested deeper than the limit of the reader.
     pub fn is_too_deep(&self) -> bool {
         matches!(self.inner.kind, DecodeErrorKind::TooDeep { .. })
     }
@@ -207,7 +209,7 @@ impl serde::de::Error for DecodeError {
     }
 }
 
-/// Why a value could not be written.
+/// The error of encoding a value.
 #[derive(Clone, PartialEq, Eq)]
 pub struct EncodeError {
     inner: Box<EncodeFailure>,
@@ -220,54 +222,55 @@ struct EncodeFailure {
     content_type: Option<&'static str>,
 }
 
-/// The reasons of an [`EncodeError`].
+/// The reason of an [`EncodeError`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum EncodeErrorKind {
-    /// The value has no form in the format, or its own `Serialize` failed.
+    /// The format cannot represent the value, or its `Serialize` implementation
+    /// failed.
     #[error("{0}")]
     Invalid(String),
-    /// The code that writes this was not compiled in.
+    /// The cargo feature of the encoder is off.
     #[error("{what} needs the cargo feature `{feature}`")]
     FeatureOff {
-        /// What was to be written.
+        /// The serializer or compression.
         what: &'static str,
-        /// The feature to switch on.
+        /// The feature to enable.
         feature: &'static str,
     },
 }
 
 impl EncodeError {
-    /// An error about a value that has no form in the format.
+    /// Creates an error for a value that the format cannot represent.
     pub fn new(message: impl Into<String>) -> Self {
         EncodeErrorKind::Invalid(message.into()).into()
     }
 
-    /// Puts `field` before the path of the field that could not be written.
+    /// Prepends `field` to the path of the field that could not be encoded.
     #[must_use]
     pub fn in_field(mut self, field: impl AsRef<str>) -> Self {
         prepend_field(&mut self.inner.field, field.as_ref());
         self
     }
 
-    /// Notes the content type that was written, unless one is noted already.
+    /// Sets the content type, unless one is set already.
     #[must_use]
     pub(crate) fn in_content_type(mut self, content_type: &'static str) -> Self {
         self.inner.content_type.get_or_insert(content_type);
         self
     }
 
-    /// Why writing failed.
+    /// Returns the reason of the error.
     pub fn kind(&self) -> &EncodeErrorKind {
         &self.inner.kind
     }
 
-    /// The path of the field that could not be written, such as `args`.
+    /// Returns the path of the field that could not be encoded, such as `args`.
     pub fn field(&self) -> Option<&str> {
         Some(self.inner.field.as_str()).filter(|field| !field.is_empty())
     }
 
-    /// The content type that was written.
+    /// Returns the content type that was encoded.
     pub fn content_type(&self) -> Option<&str> {
         self.inner.content_type
     }
@@ -328,7 +331,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn message_names_field_format_and_place() {
+    fn error_text_names_field_format_and_offset() {
         let error = DecodeError::malformed("expected `,`, found `}`")
             .at_byte(17)
             .at_byte(99)
@@ -344,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_joined_by_dots() {
+    fn nested_fields_are_joined_by_dots() {
         let error = DecodeError::new("bad").in_field("eta").in_field("headers");
         assert_eq!(error.field(), Some("headers.eta"));
         let error = EncodeError::new("bad").in_field("kwargs");
@@ -352,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn refusal_carries_the_content_type() {
+    fn refused_error_names_the_content_type() {
         let error = DecodeError::refused("application/x-python-serialize", "pickle");
         assert!(error.is_refused());
         assert_eq!(error.content_type(), Some("application/x-python-serialize"));

@@ -1,11 +1,11 @@
-//! Events: what workers and clients tell those who watch.
+//! Monitoring events of workers and clients.
 
-use crate::control::{body, transient};
+use crate::control::{decode_body, json_message};
 use crate::error::{DecodeError, EncodeError};
 use crate::message::Message;
 use crate::value::{Map, Value};
 
-/// Something that happened to a worker or a task.
+/// A monitoring event of a worker or a task.
 ///
 /// ```
 /// use celery_protocol::Event;
@@ -19,24 +19,26 @@ use crate::value::{Map, Value};
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Event {
-    /// What happened: `task-received`, `worker-online`, …
+    /// The type of the event: `task-received`, `worker-online`, ...
     pub kind: String,
     /// The name of the worker or client.
     pub hostname: String,
-    /// Hours by which the sender's time zone is behind UTC: -2 at UTC+2.
+    /// The number of hours by which the sender's time zone is behind UTC: -2 at
+    /// UTC+2.
     pub utcoffset: f64,
-    /// The process that sent it.
+    /// The process id of the sender.
     pub pid: u32,
     /// The sender's logical clock.
     pub clock: u64,
-    /// When it happened, as Unix time.
+    /// The Unix time of the event.
     pub timestamp: f64,
-    /// What else is told, by kind; the task's id is `uuid`.
+    /// The other fields, which depend on the type. The id of the task is
+    /// `uuid`.
     pub fields: Map,
 }
 
 impl Event {
-    /// An event without fields.
+    /// Creates an event without fields.
     pub fn new(kind: impl Into<String>, hostname: impl Into<String>) -> Self {
         Self {
             kind: kind.into(),
@@ -45,34 +47,36 @@ impl Event {
         }
     }
 
-    /// The id of the task that it is about.
+    /// Returns the id of the task, if this is a task event.
     pub fn task_id(&self) -> Option<&str> {
         self.fields.get("uuid").and_then(Value::as_str)
     }
 
-    /// The routing key of a message with this event alone: `task.started` for
-    /// `task-started`.
+    /// Returns the routing key of a message with only this event:
+    /// `task.started` for `task-started`.
     pub fn routing_key(&self) -> String {
         self.kind.replace('-', ".")
     }
 
-    /// Reads the events of a message, which may be one or a list of them.
+    /// Reads the events of a message, whose body is one event or a list of
+    /// events.
     ///
     /// # Errors
     ///
-    /// When the body is neither, or an event has no `type`.
+    /// Fails if the body is neither, or if an event has no `type`.
     pub fn read_all(message: &Message) -> Result<Vec<Self>, DecodeError> {
-        match body(message)? {
+        match decode_body(message)? {
             Value::Array(events) => events.into_iter().map(Self::from_value).collect(),
             event => Ok(vec![Self::from_value(event)?]),
         }
     }
 
-    /// Writes events of one sender: a single one as it is, several as a list.
+    /// Writes events of one sender: a single event as a map, several events as
+    /// a list.
     ///
     /// # Errors
     ///
-    /// When a field has no form in JSON.
+    /// Fails if JSON cannot represent a field.
     pub fn write_all(events: &[Self]) -> Result<Message, EncodeError> {
         let body = match events {
             [one] => one.to_value(),
@@ -81,12 +85,12 @@ impl Event {
         Self::message(events, &body)
     }
 
-    /// Writes events as a list, also a single one, as workers send those about
-    /// tasks.
+    /// Writes events of one sender as a list, even a single event. Workers send
+    /// task events in this form.
     ///
     /// # Errors
     ///
-    /// As [`write_all`](Self::write_all).
+    /// Fails if JSON cannot represent a field.
     pub fn write_batch(events: &[Self]) -> Result<Message, EncodeError> {
         let body = Value::Array(events.iter().map(Self::to_value).collect());
         Self::message(events, &body)
@@ -96,7 +100,7 @@ impl Event {
         let mut headers = Map::new();
         let hostname = events.first().map_or("", |event| event.hostname.as_str());
         headers.insert("hostname", hostname);
-        transient(headers, body, 1)
+        json_message(headers, body, 1)
     }
 
     fn from_value(value: Value) -> Result<Self, DecodeError> {
@@ -104,7 +108,7 @@ impl Event {
             return Err(DecodeError::new("an event must be a map").in_field("body"));
         };
         let Some(Value::Str(kind)) = fields.remove("type") else {
-            return Err(DecodeError::new("the event's type is missing").in_field("body.type"));
+            return Err(DecodeError::new("an event must have a type").in_field("body.type"));
         };
         let hostname = match fields.remove("hostname") {
             Some(Value::Str(hostname)) => hostname,
@@ -126,7 +130,7 @@ impl Event {
         })
     }
 
-    /// In the order in which Celery writes the fields.
+    /// Converts into a map with the fields in Celery's order.
     fn to_value(&self) -> Value {
         let mut map = Map::new();
         map.insert("hostname", self.hostname.as_str());
@@ -148,7 +152,7 @@ mod tests {
     use crate::{Headers, Properties};
 
     #[test]
-    fn the_fields_are_in_celerys_order() {
+    fn event_fields_are_written_in_celerys_order() {
         let mut event = Event::new("task-started", "w1@host");
         event.fields.insert("uuid", "id-1");
         event.clock = 3;
@@ -162,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_and_single_events_are_read() {
+    fn event_list_and_single_event_are_read() {
         let read = |body: &'static [u8]| {
             Event::read_all(&Message::new(Headers::empty(), Properties::default(), body))
         };

@@ -1,4 +1,4 @@
-//! Exceptions as Python stores them.
+//! Exceptions in the form in which Python stores them.
 
 use std::fmt;
 
@@ -9,24 +9,24 @@ use crate::raw::Raw;
 use crate::repr;
 use crate::value::Value;
 
-/// The exception of a task that failed, is retried or was revoked.
+/// The exception of a failed, retried or revoked task.
 ///
-/// Printed, it looks as Python prints it: `ValueError('boom', 42)`.
+/// `Display` prints it as Python does: `ValueError('boom', 42)`.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Exception {
-    /// The class: `ValueError`.
+    /// The name of the class: `ValueError`.
     pub exc_type: String,
-    /// The arguments of the exception. Celery's old versions stored a text,
+    /// The arguments of the exception. Old versions of Celery stored a text,
     /// which is read as one argument.
     pub exc_message: Vec<Value>,
-    /// The module of the class. A Python reader makes up a class when it does
-    /// not find this one, and refuses a name that is no exception.
+    /// The module of the class. A Python reader creates a class if it does not
+    /// find this one, and rejects the name of a class that is not an exception.
     pub exc_module: Option<String>,
 }
 
 impl Exception {
-    /// An exception with one text, the usual kind.
+    /// Creates an exception with one text as its argument.
     pub fn new(
         module: impl Into<String>,
         exc_type: impl Into<String>,
@@ -39,7 +39,7 @@ impl Exception {
         }
     }
 
-    /// The same exception with these arguments.
+    /// Replaces the arguments.
     #[must_use]
     pub fn with_args(self, args: impl IntoIterator<Item = Value>) -> Self {
         Self {
@@ -48,30 +48,30 @@ impl Exception {
         }
     }
 
-    /// Reads an exception.
+    /// Decodes an exception.
     ///
     /// # Errors
     ///
-    /// When it is not a map with `exc_type`.
+    /// Fails if the value is not a map with `exc_type`.
     pub fn read(raw: &Raw<'_>) -> Result<Self, DecodeError> {
         let mut exception = Self::default();
         let mut named = false;
         for (name, value) in raw.entries()? {
-            let named_here = |error: DecodeError| error.in_field(&name);
+            let in_entry = |error: DecodeError| error.in_field(&name);
             match &*name {
                 "exc_type" => {
-                    exception.exc_type = value.decode().map_err(named_here)?;
+                    exception.exc_type = value.decode().map_err(in_entry)?;
                     named = true;
                 }
                 "exc_message" => {
-                    exception.exc_message = arguments(value.to_value().map_err(named_here)?);
+                    exception.exc_message = arguments(value.to_value().map_err(in_entry)?);
                 }
-                "exc_module" => exception.exc_module = value.decode().map_err(named_here)?,
+                "exc_module" => exception.exc_module = value.decode().map_err(in_entry)?,
                 _ => {}
             }
         }
         if !named {
-            return Err(DecodeError::new("an exception must have one").in_field("exc_type"));
+            return Err(DecodeError::new("an exception must have this entry").in_field("exc_type"));
         }
         Ok(exception)
     }
@@ -87,7 +87,8 @@ fn arguments(message: Value) -> Vec<Value> {
 
 impl fmt::Display for Exception {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Python prints the tuple of arguments, and no comma after a lone one.
+        // Python prints the arguments as a tuple, without the comma after a
+        // single argument.
         let printed = repr::args(&self.exc_message);
         let inside = printed.strip_prefix(['(', '[']).unwrap_or(&printed);
         let inside = inside.strip_suffix([')', ']']).unwrap_or(inside);
@@ -98,7 +99,7 @@ impl fmt::Display for Exception {
 
 impl std::error::Error for Exception {}
 
-/// Writes the entries in Python's order.
+/// Serializes the entries in Python's order.
 impl Serialize for Exception {
     fn serialize<S: SerdeSerializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(3))?;
@@ -115,7 +116,7 @@ mod tests {
     use crate::codec::Serializer;
 
     #[test]
-    fn read_and_written_as_python_does() {
+    fn exception_is_read_and_written_in_pythons_form() {
         let text = r#"{"exc_type":"ValueError","exc_message":["boom",42],"exc_module":"builtins"}"#;
         let exception = Exception::read(&Raw::json(text)).unwrap();
         assert_eq!(exception.to_string(), "ValueError('boom', 42)");
@@ -124,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn printed_as_python_prints_it() {
+    fn exception_is_printed_as_in_python() {
         let exception = Exception::new("builtins", "KeyError", "it's");
         assert_eq!(exception.to_string(), r#"KeyError("it's")"#);
         let cases = [
@@ -138,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn old_forms_are_read() {
+    fn old_form_is_read() {
         let text = r#"{"exc_type":"ValueError","exc_message":"boom"}"#;
         let exception = Exception::read(&Raw::json(text)).unwrap();
         assert_eq!(exception.exc_message, [Value::from("boom")]);
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_forms_name_the_field() {
+    fn malformed_exception_error_names_the_field() {
         let cases = [
             ("{}", Some("exc_type")),
             (r#"{"exc_type":5}"#, Some("exc_type")),

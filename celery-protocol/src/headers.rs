@@ -1,4 +1,4 @@
-//! The headers of a message, in the form in which they arrived.
+//! The headers of a message.
 
 mod json;
 
@@ -12,44 +12,46 @@ use serde::ser::{Serialize, Serializer as SerdeSerializer};
 use crate::codec::Serializer;
 use crate::error::{DecodeError, EncodeError};
 use crate::raw::Raw;
-use crate::task_headers::{Found, Header, TaskHeaders};
+use crate::task_headers::{Header, ParsedHeaders, TaskHeaders};
 use crate::value::{Map, Value};
 
 pub(crate) use self::json::JsonHeaders;
 
 /// The headers of a message.
 ///
-/// They stay as they came (a JSON text from Redis, a table from AMQP, typed
-/// from a sender) until somebody asks, so that a message which is only passed
-/// on costs nothing.
+/// They are stored in their original form (a JSON text from Redis, a table from
+/// AMQP, typed headers from a sender) and decoded on access, so that passing a
+/// message on costs nothing.
 #[derive(Clone, Debug)]
-pub struct Headers(Repr);
+pub struct Headers(HeadersRepr);
 
 #[derive(Clone, Debug)]
-enum Repr {
+enum HeadersRepr {
     Empty,
     Task(Box<TaskHeaders<'static>>),
     Json(Box<JsonHeaders>),
-    /// Always a [`Value::Map`], which deserializes without a copy.
+    /// A table, always a [`Value::Map`], from which types deserialize without a
+    /// copy.
     Map(Value),
 }
 
 impl Headers {
-    /// No headers, as protocol 1 has.
+    /// Creates empty headers, as messages of protocol 1 have.
     pub fn empty() -> Self {
-        Self(Repr::Empty)
+        Self(HeadersRepr::Empty)
     }
 
-    /// The headers of a task that is about to be sent.
+    /// Creates the headers of a task that is to be sent.
     pub fn from_task(headers: TaskHeaders<'static>) -> Self {
-        Self(Repr::Task(Box::new(headers)))
+        Self(HeadersRepr::Task(Box::new(headers)))
     }
 
-    /// Headers as the text of a JSON object, which is kept and not copied.
+    /// Creates headers from the text of a JSON object. The text is shared and
+    /// not copied.
     ///
     /// # Errors
     ///
-    /// When the text is not one whole JSON object in UTF-8.
+    /// Fails if the text is not exactly one JSON object in UTF-8.
     #[allow(
         clippy::needless_pass_by_value,
         reason = "the headers keep their share of the text"
@@ -60,46 +62,46 @@ impl Headers {
         Ok(Self::from_indexed_json(headers))
     }
 
-    /// Headers as they were read from an envelope.
+    /// Creates headers from the indexed headers of an envelope.
     #[inline]
     pub(crate) fn from_indexed_json(headers: Box<JsonHeaders>) -> Self {
         if headers.is_empty() {
             return Self::empty();
         }
-        Self(Repr::Json(headers))
+        Self(HeadersRepr::Json(headers))
     }
 
-    /// Headers as a table, which is how AMQP delivers them.
+    /// Creates headers from a table, the form of AMQP.
     pub fn from_map(map: Map) -> Self {
         if map.is_empty() {
             return Self::empty();
         }
-        Self(Repr::Map(Value::Map(map)))
+        Self(HeadersRepr::Map(Value::Map(map)))
     }
 
-    /// Whether there is no header.
+    /// Returns whether there are no headers.
     pub fn is_empty(&self) -> bool {
         match &self.0 {
-            Repr::Empty => true,
-            Repr::Task(_) => false,
-            Repr::Json(headers) => headers.is_empty(),
-            Repr::Map(value) => value.as_map().is_none_or(Map::is_empty),
+            HeadersRepr::Empty => true,
+            HeadersRepr::Task(_) => false,
+            HeadersRepr::Json(headers) => headers.is_empty(),
+            HeadersRepr::Map(value) => value.as_map().is_none_or(Map::is_empty),
         }
     }
 
-    /// The headers of a task of protocol 2; `None` when there is no header
-    /// `task`, as in messages of protocol 1, events and replies.
+    /// Returns the headers of a task of protocol 2, or `None` if there is no
+    /// header `task`, as in messages of protocol 1, events and replies.
     ///
     /// # Errors
     ///
-    /// When `id` is missing, or a header has a type that Celery never gives
-    /// it. [`DecodeError::field`] names the header.
+    /// Fails if `id` is missing, or if a header has another type than in
+    /// Celery. [`DecodeError::field`] names the header.
     pub fn task(&self) -> Result<Option<TaskHeaders<'_>>, DecodeError> {
         let found = match &self.0 {
-            Repr::Empty => return Ok(None),
-            Repr::Task(headers) => return Ok(Some(headers.borrowed())),
-            Repr::Json(headers) => headers.task(),
-            Repr::Map(value) => match Found::deserialize(value) {
+            HeadersRepr::Empty => return Ok(None),
+            HeadersRepr::Task(headers) => return Ok(Some(headers.borrowed())),
+            HeadersRepr::Json(headers) => headers.task(),
+            HeadersRepr::Map(value) => match ParsedHeaders::deserialize(value) {
                 Ok(found) => found.task(),
                 Err(error) => return self.diagnose(error),
             },
@@ -107,9 +109,9 @@ impl Headers {
         found.map_err(|error| error.in_field("headers"))
     }
 
-    /// Names the header that could not be read. Other messages than tasks give
-    /// some of the names other types (`expires` is a number in control
-    /// messages), so without `task` nothing is wrong.
+    /// Returns an error that names the header that could not be decoded. In
+    /// messages other than tasks, some headers have other types (`expires` is a
+    /// number in control messages), so headers without `task` are not an error.
     #[cold]
     fn diagnose(&self, error: DecodeError) -> Result<Option<TaskHeaders<'_>>, DecodeError> {
         if self.find("task")?.is_none() {
@@ -118,44 +120,44 @@ impl Headers {
         for (name, value) in &self.to_map()? {
             let Some(name) = name.as_str() else { continue };
             let alone = MapDeserializer::<_, DecodeError>::new([(name, value)].into_iter());
-            if let Err(error) = Found::deserialize(alone) {
+            if let Err(error) = ParsedHeaders::deserialize(alone) {
                 return Err(error.in_field(name).in_field("headers"));
             }
         }
         Err(error.in_field("headers"))
     }
 
-    /// The value of one header.
+    /// Returns the value of one header.
     ///
     /// # Errors
     ///
-    /// When the headers cannot be read.
+    /// Fails if the headers cannot be decoded.
     pub fn find(&self, name: &str) -> Result<Option<Raw<'_>>, DecodeError> {
         match &self.0 {
-            Repr::Empty => Ok(None),
-            Repr::Task(headers) => find_in_task(headers, name),
-            Repr::Json(headers) => headers.find(name),
-            Repr::Map(value) => Ok(value.get(name).cloned().map(Raw::from_value)),
+            HeadersRepr::Empty => Ok(None),
+            HeadersRepr::Task(headers) => find_in_task(headers, name),
+            HeadersRepr::Json(headers) => headers.find(name),
+            HeadersRepr::Map(value) => Ok(value.get(name).cloned().map(Raw::from_value)),
         }
     }
 
-    /// The value of one of Celery's own headers.
+    /// Returns the value of a header that Celery defines.
     #[inline]
     pub(crate) fn find_known(&self, header: Header) -> Result<Option<Raw<'_>>, DecodeError> {
         match &self.0 {
-            Repr::Json(headers) => headers.find_known(header),
+            HeadersRepr::Json(headers) => headers.find_known(header),
             _ => self.find(header.name()),
         }
     }
 
-    /// Sets one header, replacing the one that was there.
+    /// Sets one header and replaces an existing one.
     ///
     /// # Errors
     ///
-    /// When the headers that are there cannot be read.
+    /// Fails if the existing headers cannot be decoded.
     pub fn set(&mut self, name: &str, value: Value) -> Result<(), DecodeError> {
-        if let Repr::Task(headers) = &mut self.0
-            && Header::named(name).is_none()
+        if let HeadersRepr::Task(headers) = &mut self.0
+            && Header::from_name(name).is_none()
         {
             let own = |(key, _): &(Cow<'_, str>, Raw<'_>)| key != name;
             headers.extra.retain(own);
@@ -173,7 +175,7 @@ impl Headers {
     ///
     /// # Errors
     ///
-    /// When the headers that are there cannot be read.
+    /// Fails if the existing headers cannot be decoded.
     pub fn remove(&mut self, name: &str) -> Result<(), DecodeError> {
         let mut map = self.to_map()?;
         if map.remove(name).is_some() {
@@ -182,20 +184,20 @@ impl Headers {
         Ok(())
     }
 
-    /// All headers as a table.
+    /// Returns all headers as a table.
     ///
     /// # Errors
     ///
-    /// When the headers cannot be read.
+    /// Fails if the headers cannot be decoded.
     pub fn to_map(&self) -> Result<Map, DecodeError> {
         let value = match &self.0 {
-            Repr::Empty => return Ok(Map::new()),
-            Repr::Task(headers) => {
+            HeadersRepr::Empty => return Ok(Map::new()),
+            HeadersRepr::Task(headers) => {
                 let value = Value::from_serialize(headers.as_ref());
                 value.map_err(|error| DecodeError::new(error.to_string()).in_field("headers"))?
             }
-            Repr::Json(headers) => decode_json(headers.text())?,
-            Repr::Map(value) => value.clone(),
+            HeadersRepr::Json(headers) => decode_json(headers.text())?,
+            HeadersRepr::Map(value) => value.clone(),
         };
         match value {
             Value::Map(map) => Ok(map),
@@ -207,13 +209,13 @@ impl Headers {
     ///
     /// # Errors
     ///
-    /// When a value has no form in JSON.
+    /// Fails if JSON cannot represent a value.
     pub fn write_json(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
         match &self.0 {
-            Repr::Empty => out.extend_from_slice(b"{}"),
-            Repr::Task(headers) => write_task(headers, out)?,
-            Repr::Json(headers) => out.extend_from_slice(headers.text()),
-            Repr::Map(value) => Serializer::Json.encode_into(out, value)?,
+            HeadersRepr::Empty => out.extend_from_slice(b"{}"),
+            HeadersRepr::Task(headers) => write_task(headers, out)?,
+            HeadersRepr::Json(headers) => out.extend_from_slice(headers.text()),
+            HeadersRepr::Map(value) => Serializer::Json.encode_into(out, value)?,
         }
         Ok(())
     }
@@ -240,21 +242,22 @@ impl From<Map> for Headers {
 impl Serialize for Headers {
     fn serialize<S: SerdeSerializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match &self.0 {
-            Repr::Empty => Map::new().serialize(serializer),
-            Repr::Task(headers) => headers.serialize(serializer),
-            Repr::Json(headers) => match decode_json::<Raw<'_>>(headers.text()) {
+            HeadersRepr::Empty => Map::new().serialize(serializer),
+            HeadersRepr::Task(headers) => headers.serialize(serializer),
+            HeadersRepr::Json(headers) => match decode_json::<Raw<'_>>(headers.text()) {
                 Ok(raw) => raw.serialize(serializer),
                 Err(error) => Err(serde::ser::Error::custom(error)),
             },
-            Repr::Map(value) => value.serialize(serializer),
+            HeadersRepr::Map(value) => value.serialize(serializer),
         }
     }
 }
 
-/// Compares what the headers say, whatever their form.
+/// Headers are equal if their entries are equal, in whichever form they are
+/// stored.
 impl PartialEq for Headers {
     fn eq(&self, other: &Self) -> bool {
-        if let (Repr::Json(left), Repr::Json(right)) = (&self.0, &other.0)
+        if let (HeadersRepr::Json(left), HeadersRepr::Json(right)) = (&self.0, &other.0)
             && left.text() == right.text()
         {
             return true;
@@ -275,23 +278,23 @@ fn find_in_task<'a>(
     headers: &'a TaskHeaders<'static>,
     name: &str,
 ) -> Result<Option<Raw<'a>>, DecodeError> {
-    let Some(header) = Header::named(name) else {
+    let Some(header) = Header::from_name(name) else {
         return Ok(headers.extra(name).cloned());
     };
     if header == Header::Compression && headers.compression.is_none() {
         return Ok(None);
     }
-    let raw = Raw::encode(Serializer::Json, &headers.field(header));
+    let raw = Raw::encode(Serializer::Json, &headers.header_value(header));
     let raw = raw.map_err(|error| DecodeError::new(error.to_string()).in_field(name))?;
     Ok(Some(raw))
 }
 
-/// Writes what `Serialize` writes, without a question per key.
+/// Writes the JSON that `Serialize` writes, without serializing the known keys.
 fn write_task(headers: &TaskHeaders<'_>, out: &mut Vec<u8>) -> Result<(), EncodeError> {
     out.reserve(640);
     out.push(b'{');
     for (name, field) in headers.written() {
-        // Celery's own names need no escape.
+        // The names that Celery defines need no escapes.
         out.push(b'"');
         out.extend_from_slice(name.as_bytes());
         out.extend_from_slice(b"\":");
@@ -329,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn every_form_says_the_same() {
+    fn headers_are_equal_in_every_form() {
         for headers in in_every_form() {
             let task = headers.task().unwrap().unwrap().into_owned();
             assert_eq!(Headers::from_task(task), Headers::from_task(sent()));
@@ -342,14 +345,14 @@ mod tests {
     }
 
     #[test]
-    fn fast_and_general_writing_agree() {
+    fn written_json_equals_serialized_json() {
         let mut fast = Vec::new();
         write_task(&sent(), &mut fast).unwrap();
         assert_eq!(fast, Serializer::Json.encode(&sent()).unwrap());
     }
 
     #[test]
-    fn headers_can_be_set_and_removed() {
+    fn header_is_set_and_removed_in_every_form() {
         for mut headers in in_every_form() {
             headers.set("redelivered", Value::Bool(true)).unwrap();
             headers.set("trace", Value::from("new")).unwrap();
@@ -366,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_type_names_the_header() {
+    fn wrong_header_type_error_names_the_header() {
         let text = r#"{"task": "t", "id": "i", "eta": 5}"#;
         let headers = Headers::from_json(Bytes::from_static(text.as_bytes())).unwrap();
         let error = headers.task().unwrap_err();
@@ -374,13 +377,13 @@ mod tests {
     }
 
     #[test]
-    fn missing_id_names_the_header() {
+    fn missing_id_error_names_the_header() {
         let headers = Headers::from_json(Bytes::from_static(br#"{"task": "t"}"#)).unwrap();
         assert_eq!(headers.task().unwrap_err().field(), Some("headers.id"));
     }
 
     #[test]
-    fn other_messages_are_no_tasks() {
+    fn headers_without_task_are_not_a_task() {
         let control = br#"{"clock": 5, "expires": 1700000000.5}"#;
         let headers = Headers::from_json(Bytes::from_static(control)).unwrap();
         assert_eq!(headers.task(), Ok(None));
@@ -388,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn text_must_be_an_object() {
+    fn text_other_than_an_object_is_rejected() {
         for text in ["[]", "null", "", "{}{}", "{\"a\":}", "\u{1}"] {
             assert!(
                 Headers::from_json(text.as_bytes().to_vec().into()).is_err(),
@@ -398,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn last_of_equal_headers_counts() {
+    fn last_of_equal_headers_wins() {
         let text = br#" { "task":"t" , "eta":5,"mine":1,"id":"i","eta":"e","m\u0069ne":2 } "#;
         let headers = Headers::from_json(Bytes::from_static(text)).unwrap();
         let task = headers.task().unwrap().unwrap();
@@ -409,14 +412,14 @@ mod tests {
     }
 
     #[test]
-    fn null_is_no_name_of_a_task() {
+    fn null_task_name_is_rejected() {
         let text = br#"{"task": null, "id": "i"}"#;
         let headers = Headers::from_json(Bytes::from_static(text)).unwrap();
         assert_eq!(headers.task().unwrap_err().field(), Some("headers.task"));
     }
 
     #[test]
-    fn escaped_name_is_found() {
+    fn escaped_header_name_is_found() {
         let text = br#"{"\u0063ompression": "x"}"#;
         let headers = Headers::from_json(Bytes::from_static(text)).unwrap();
         assert!(headers.find("compression").unwrap().is_some());

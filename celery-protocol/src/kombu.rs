@@ -1,7 +1,7 @@
-//! The envelope of kombu's virtual transports, and the names of their keys.
+//! The envelope and the Redis keys of kombu's virtual transports.
 //!
-//! A virtual transport, such as Redis, has no place for headers and properties
-//! of its own. kombu wraps the whole message into one JSON document:
+//! A virtual transport, such as Redis, has no separate headers and properties.
+//! kombu encodes the whole message as one JSON document:
 //!
 //! ```json
 //! {"body": "<base64>", "content-encoding": "utf-8", "content-type": "application/json",

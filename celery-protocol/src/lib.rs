@@ -2,13 +2,14 @@
 //!
 //! This crate turns the bytes of Celery's messages into types and back: task
 //! messages of protocol 2 and 1, the serializers and compressions, kombu's
-//! envelope, signatures and result documents. It opens no connection, starts no
-//! task, reads no clock and draws no random number (ids and times are
-//! arguments), so it serves synchronous programs, tests and other runtimes as
-//! well as the workspace around it.
+//! envelope, signatures and result documents. It opens no connection, spawns no
+//! task, reads no clock and generates no random number: ids and times are
+//! arguments. Synchronous programs, tests and other runtimes can therefore use
+//! it as well as the crates of this workspace.
 //!
-//! Reading is lazy and borrows. A worker looks at the [headers](TaskHeaders) and
-//! hands each argument, still undecoded, to the type that wants it:
+//! Decoding is lazy and borrows from the message. A worker reads the
+//! [headers](TaskHeaders) and decodes each argument only when the type of the
+//! parameter is known:
 //!
 //! ```
 //! use bytes::Bytes;
@@ -37,15 +38,17 @@
 //!
 //! # Features
 //!
-//! JSON is always there. `msgpack` and `yaml` add serializers; `zlib`, `bzip2`,
-//! `lzma`, `brotli` and `zstd` add compressions. Everything can be named with
-//! all features off; using it is then an error that says which one to switch on.
-//! Pickle is recognised and never read.
+//! JSON is always available. `msgpack` and `yaml` add serializers; `zlib`,
+//! `bzip2`, `lzma`, `brotli` and `zstd` add compressions. The enum variants
+//! exist with every combination of features; using one whose feature is off
+//! returns an error that names the feature to enable. Pickle is recognised by
+//! its content type and never decoded.
 
 mod body;
 mod codec;
 mod compression;
 mod control;
+mod cow_str;
 mod embed;
 mod error;
 mod event;
@@ -58,13 +61,12 @@ mod raw;
 pub mod repr;
 mod result;
 mod result_tree;
-mod signature;
 mod state;
 mod task_headers;
-mod text;
 pub mod time;
 pub mod v1;
 mod value;
+mod wire_signature;
 
 pub use crate::body::{Arguments, Body, encode_body};
 pub use crate::codec::{Accept, Serializer};
@@ -80,7 +82,7 @@ pub use crate::payload::Payload;
 pub use crate::raw::{Elements, Entries, Raw};
 pub use crate::result::{ResultDocument, compress_document, decompress_document};
 pub use crate::result_tree::ResultTree;
-pub use crate::signature::Signature;
 pub use crate::state::State;
 pub use crate::task_headers::{TaskHeaders, TimeLimits};
 pub use crate::value::{BigInt, Extended, ExtendedKind, Map, MapIter, Value, ValueDeserializer};
+pub use crate::wire_signature::WireSignature;

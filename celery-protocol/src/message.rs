@@ -1,4 +1,4 @@
-//! A message as brokers carry it: headers, properties and an undecoded body.
+//! The message of a broker: headers, properties and an undecoded body.
 
 use std::borrow::Cow;
 
@@ -13,20 +13,20 @@ use crate::raw::Raw;
 use crate::task_headers::{Header, TaskHeaders};
 use crate::value::Map;
 
-/// A message, whatever carries it.
+/// A message of any broker.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Message {
-    /// The headers, which hold the metadata of a task of protocol 2.
+    /// The headers, which contain the metadata of a task of protocol 2.
     pub headers: Headers,
-    /// What transports need to know.
+    /// The properties for the transport.
     pub properties: Properties,
-    /// The serialized body, compressed if the header `compression` says so.
+    /// The serialized body, compressed if there is a header `compression`.
     pub body: Bytes,
 }
 
 impl Message {
-    /// A message of the given parts.
+    /// Creates a message from its parts.
     pub fn new(headers: Headers, properties: Properties, body: impl Into<Bytes>) -> Self {
         Self {
             headers,
@@ -35,11 +35,11 @@ impl Message {
         }
     }
 
-    /// A task of protocol 2 whose body was written by
+    /// Creates the message of a task of protocol 2, whose body was encoded by
     /// [`encode_body`](crate::encode_body) with the same serializer.
     ///
-    /// The properties name the serializer and repeat the id as
-    /// `correlation_id`, as Celery does.
+    /// The properties contain the content type of the serializer and the task
+    /// id as `correlation_id`, as in Celery.
     pub fn task(
         headers: TaskHeaders<'static>,
         serializer: Serializer,
@@ -50,11 +50,12 @@ impl Message {
         Self::new(Headers::from_task(headers), properties, body)
     }
 
-    /// Compresses the body and says so in the header `compression`.
+    /// Compresses the body and sets the header `compression`.
     ///
     /// # Errors
     ///
-    /// When the compression's feature is off, or the headers cannot be read.
+    /// Fails if the feature of the compression is off, or if the headers cannot
+    /// be decoded.
     pub fn compress(&mut self, compression: Compression) -> Result<(), EncodeError> {
         let body = compression.compress(&self.body)?;
         let name = compression.content_type();
@@ -64,14 +65,14 @@ impl Message {
         Ok(())
     }
 
-    /// The body, decompressed and ready to be decoded by the serializer that
-    /// the content type names. Borrows when nothing was compressed.
+    /// Returns the decompressed body with the serializer of its content type.
+    /// The bytes are borrowed if the body is not compressed.
     ///
     /// # Errors
     ///
-    /// When `accept` refuses the content type
-    /// ([`is_refused`](DecodeError::is_refused)), when the body is larger than
-    /// `limit` bytes ([`is_too_large`](DecodeError::is_too_large)), or when it
+    /// Fails if `accept` refuses the content type
+    /// ([`is_refused`](DecodeError::is_refused)), if the body is larger than
+    /// `limit` bytes ([`is_too_large`](DecodeError::is_too_large)), or if it
     /// cannot be decompressed.
     pub fn payload(&self, accept: &Accept, limit: usize) -> Result<Payload<'_>, DecodeError> {
         let serializer = accept.check(&self.properties.content_type);
@@ -81,7 +82,7 @@ impl Message {
                 let bytes = compression.decompress(&self.body, limit);
                 Cow::Owned(bytes.map_err(|error| error.in_field("body"))?)
             }
-            None => Cow::Borrowed(within(&self.body, limit)?),
+            None => Cow::Borrowed(check_size(&self.body, limit)?),
         };
         Ok(Payload::new(serializer, bytes, &self.headers))
     }
@@ -100,7 +101,7 @@ impl Message {
     }
 }
 
-fn within(body: &[u8], limit: usize) -> Result<&[u8], DecodeError> {
+fn check_size(body: &[u8], limit: usize) -> Result<&[u8], DecodeError> {
     if body.len() <= limit {
         return Ok(body);
     }
@@ -108,7 +109,7 @@ fn within(body: &[u8], limit: usize) -> Result<&[u8], DecodeError> {
     Err(error.in_field("body"))
 }
 
-/// What a transport is told about a message, by the names of AMQP.
+/// The properties of a message, under their names in AMQP.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Properties {
@@ -116,26 +117,27 @@ pub struct Properties {
     pub content_type: Cow<'static, str>,
     /// `utf-8` or `binary`.
     pub content_encoding: Cow<'static, str>,
-    /// The id of the task, or of what a reply answers.
+    /// The id of the task, or of the request that a reply belongs to.
     pub correlation_id: Option<String>,
-    /// The queue to which results are sent over `rpc://`.
+    /// The queue to which the backend `rpc://` sends the result.
     pub reply_to: Option<String>,
-    /// 2 for messages that survive the broker's restart, else 1.
+    /// 2 for messages that survive a restart of the broker, otherwise 1.
     pub delivery_mode: Option<u8>,
-    /// On Redis the lowest number is served first, on AMQP the highest.
+    /// The priority. Redis delivers the lowest number first, AMQP the highest.
     pub priority: Option<u8>,
-    /// Milliseconds after which the broker may drop the message, as text.
+    /// The number of milliseconds after which the broker may drop the message,
+    /// as a text.
     pub expiration: Option<String>,
-    /// Where the message was sent.
+    /// The exchange and routing key of the message.
     pub delivery_info: DeliveryInfo,
-    /// The tag by which virtual transports know a message.
+    /// The tag by which virtual transports identify a message.
     pub delivery_tag: Option<String>,
     /// All other properties.
     pub extra: Map,
 }
 
 impl Properties {
-    /// The properties of a persistent message in the given serializer.
+    /// Creates the properties of a persistent message in the given serializer.
     pub fn of(serializer: Serializer) -> Self {
         Self {
             content_type: serializer.content_type().into(),
@@ -158,13 +160,14 @@ impl Default for Properties {
     }
 }
 
-/// Where a message was sent, and whether it was delivered before.
+/// The exchange and routing key of a message, and whether it was delivered
+/// before.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct DeliveryInfo {
     /// The exchange; empty for the default one.
     pub exchange: String,
-    /// The routing key; the queue's name on the default exchange.
+    /// The routing key; on the default exchange, the name of the queue.
     pub routing_key: String,
     /// Whether an earlier delivery was not acknowledged.
     pub redelivered: bool,
@@ -173,7 +176,8 @@ pub struct DeliveryInfo {
 }
 
 impl DeliveryInfo {
-    /// The place of a message that was sent to `routing_key` of `exchange`.
+    /// Creates the delivery info of a message that was sent to `exchange` with
+    /// `routing_key`.
     pub fn new(exchange: impl Into<String>, routing_key: impl Into<String>) -> Self {
         Self {
             exchange: exchange.into(),
@@ -201,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn properties_follow_the_task() {
+    fn task_message_has_properties_of_the_task() {
         let message = message();
         assert_eq!(message.properties.correlation_id.as_deref(), Some("id-1"));
         assert_eq!(message.properties.content_type, "application/json");
@@ -209,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn refused_content_is_named() {
+    fn refused_content_type_is_named() {
         let mut message = message();
         message.properties.content_type = "application/x-python-serialize".into();
         let error = message.payload(&Accept::json(), LIMIT).unwrap_err();
@@ -218,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn large_body_is_refused() {
+    fn body_above_the_limit_is_rejected() {
         let error = message().payload(&Accept::json(), 10).unwrap_err();
         assert!(error.is_too_large());
         assert_eq!(error.field(), Some("body"));
@@ -238,7 +242,7 @@ mod tests {
 
     #[cfg(feature = "zlib")]
     #[test]
-    fn compressed_body_is_read_and_bounded() {
+    fn compressed_body_is_read_within_the_limit() {
         let mut message = message();
         message.compress(Compression::Zlib).unwrap();
         let payload = message.payload(&Accept::json(), LIMIT).unwrap();

@@ -1,4 +1,4 @@
-//! The decompressed body of a message, before it is decoded.
+//! The decompressed, undecoded body of a message.
 
 use std::borrow::Cow;
 
@@ -10,10 +10,10 @@ use crate::raw::Raw;
 use crate::task_headers::TaskHeaders;
 use crate::v1;
 
-/// The body of a message whose content type was accepted, decompressed.
+/// The decompressed body of a message whose content type was accepted.
 ///
-/// It owns what had to be decompressed and lends everything else, so it must
-/// live as long as the [`Body`] read from it.
+/// It owns the bytes if they were compressed and borrows them from the message
+/// otherwise. A [`Body`] borrows from it.
 #[derive(Clone, Debug)]
 pub struct Payload<'a> {
     serializer: Serializer,
@@ -30,58 +30,58 @@ impl<'a> Payload<'a> {
         }
     }
 
-    /// The serializer that wrote the body.
+    /// Returns the serializer that wrote the body.
     pub fn serializer(&self) -> Serializer {
         self.serializer
     }
 
-    /// The serialized body.
+    /// Returns the serialized body.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// The task, of whichever protocol: version 2 by its headers, version 1 by
-    /// its body. A message that has both, the header `task` and a mapping as
-    /// body, is taken as Celery takes it: from the body, overridden by the
-    /// headers.
+    /// Returns the headers and body of a task of either protocol: protocol 2 if
+    /// there is a header `task`, otherwise protocol 1. A message with a header
+    /// `task` and a mapping as body is read as in Celery: from the body,
+    /// overridden by the headers.
     ///
     /// # Errors
     ///
-    /// When headers or body are not those of a task.
+    /// Fails if the headers or the body are not those of a task.
     pub fn task(&self) -> Result<(TaskHeaders<'_>, Body<'_>), DecodeError> {
         let Some(headers) = self.headers.task()? else {
             return self.task_v1();
         };
         let raw = self.raw()?;
         if is_map(&raw) {
-            return v1::read_hybrid(self.headers, &raw);
+            return v1::read_mixed(self.headers, &raw);
         }
         Ok((headers, Body::read(&raw)?))
     }
 
-    /// The body of a task of protocol 2: `[args, kwargs, embed]`.
+    /// Returns the body of a task of protocol 2: `[args, kwargs, embed]`.
     ///
     /// # Errors
     ///
-    /// When the body is malformed or not of that shape.
+    /// Fails if the body is malformed or has another form.
     pub fn body(&self) -> Result<Body<'_>, DecodeError> {
         Body::read(&self.raw()?)
     }
 
-    /// A task of protocol 1, which is a mapping.
+    /// Returns a task of protocol 1, whose body is a mapping.
     ///
     /// # Errors
     ///
-    /// When the body is malformed or no mapping with `task` and `id`.
+    /// Fails if the body is malformed, or not a mapping with `task` and `id`.
     pub fn task_v1(&self) -> Result<(TaskHeaders<'_>, Body<'_>), DecodeError> {
         v1::read(&self.raw()?)
     }
 
-    /// The body undecoded.
+    /// Returns the undecoded body.
     ///
     /// # Errors
     ///
-    /// When a text is not UTF-8, or YAML is malformed.
+    /// Fails if JSON or YAML is not UTF-8, or if YAML is malformed.
     pub fn raw(&self) -> Result<Raw<'_>, DecodeError> {
         let raw = Raw::read(self.serializer, &self.bytes);
         raw.map_err(|error| error.in_field("body"))

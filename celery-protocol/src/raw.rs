@@ -1,4 +1,4 @@
-//! Values that are carried without being decoded.
+//! Values that are passed on without being decoded.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,17 +10,17 @@ use serde::de::{
 use serde::{Serialize, Serializer as SerdeSerializer};
 use smallvec::SmallVec;
 
-use crate::codec::token::{self, delivered};
+use crate::codec::token::{self, tag};
 use crate::codec::{Serializer, json, msgpack};
 use crate::error::{DecodeError, EncodeError};
 use crate::value::{SpecialTag, Value};
 
-/// A value that has not been decoded yet, together with its serializer.
+/// An undecoded value together with its serializer.
 ///
-/// It is a piece of the message it was read from, usually borrowed. Looking
-/// into an array or map one level at a time ([`elements`](Self::elements),
-/// [`entries`](Self::entries)) does not decode what is inside, so a deep or odd
-/// part costs nothing and breaks nothing until somebody asks for it.
+/// It is a part of the message it was read from, usually borrowed.
+/// [`elements`](Self::elements) and [`entries`](Self::entries) split an array
+/// or map one level at a time and do not decode the parts, so a deeply nested
+/// or malformed part costs no time and causes no error until it is decoded.
 ///
 /// ```
 /// use celery_protocol::Raw;
@@ -33,15 +33,15 @@ use crate::value::{SpecialTag, Value};
 /// ```
 #[derive(Clone)]
 pub struct Raw<'a> {
-    content: Content<'a>,
+    content: RawContent<'a>,
 }
 
 #[derive(Clone)]
-enum Content<'a> {
+enum RawContent<'a> {
     Json(Cow<'a, str>),
     MsgPack(Cow<'a, [u8]>),
-    /// YAML has no spans that could be read on their own: anchors reach
-    /// across the document.
+    /// A decoded value. YAML has no spans that can be decoded separately,
+    /// because anchors apply to the whole document.
     Value(Cow<'a, Value>),
 }
 
@@ -52,28 +52,29 @@ pub type Elements<'a> = SmallVec<[Raw<'a>; 8]>;
 pub type Entries<'a> = SmallVec<[(Cow<'a, str>, Raw<'a>); 4]>;
 
 impl<'a> Raw<'a> {
-    /// A value in JSON. The text is checked when it is decoded.
+    /// Creates a value in JSON. The text is checked when it is decoded.
     pub const fn json(text: &'a str) -> Self {
         Self {
-            content: Content::Json(Cow::Borrowed(text)),
+            content: RawContent::Json(Cow::Borrowed(text)),
         }
     }
 
-    /// A value in msgpack. The bytes are checked when they are decoded.
+    /// Creates a value in msgpack. The bytes are checked when they are decoded.
     pub const fn msgpack(bytes: &'a [u8]) -> Self {
         Self {
-            content: Content::MsgPack(Cow::Borrowed(bytes)),
+            content: RawContent::MsgPack(Cow::Borrowed(bytes)),
         }
     }
 
-    /// Takes the bytes of a whole message body.
+    /// Creates a raw value from the bytes of a whole message body.
     ///
-    /// JSON is only checked to be UTF-8 here and msgpack not at all; YAML is
-    /// read into a [`Value`].
+    /// JSON is only checked to be UTF-8 and msgpack is not checked; YAML is
+    /// decoded into a [`Value`].
     ///
     /// # Errors
     ///
-    /// When JSON is not UTF-8, or YAML is malformed or its feature is off.
+    /// Fails if JSON is not UTF-8, or if YAML is malformed or its feature is
+    /// off.
     pub fn read(serializer: Serializer, bytes: &'a [u8]) -> Result<Self, DecodeError> {
         match serializer {
             Serializer::Json => json::text(bytes).map(Self::json),
@@ -82,215 +83,217 @@ impl<'a> Raw<'a> {
         }
     }
 
-    /// Takes a value that was never written.
+    /// Creates a raw value from an owned value.
     pub const fn from_value(value: Value) -> Self {
         Self {
-            content: Content::Value(Cow::Owned(value)),
+            content: RawContent::Value(Cow::Owned(value)),
         }
     }
 
-    /// Borrows a value.
+    /// Creates a raw value that borrows a value.
     pub const fn borrow_value(value: &'a Value) -> Self {
         Self {
-            content: Content::Value(Cow::Borrowed(value)),
+            content: RawContent::Value(Cow::Borrowed(value)),
         }
     }
 
-    /// Decodes this one value into a type, borrowing from the message where the
-    /// type allows it.
+    /// Decodes the value into a type, which may borrow from the message.
     ///
-    /// A `Raw` that owns its content does not lend it: borrowed types such as
-    /// `&str` fail there.
+    /// Types such as `&str` cannot borrow from a `Raw` that owns its content;
+    /// decoding them fails.
     ///
     /// # Errors
     ///
-    /// When the value is malformed, nested deeper than 128 levels or not what
-    /// `T` expects.
+    /// Fails if the value is malformed or nested deeper than 128 levels, or if
+    /// `T` expects another value.
     #[inline]
     pub fn decode<T: Deserialize<'a>>(&self) -> Result<T, DecodeError> {
         match &self.content {
-            Content::Json(Cow::Borrowed(text)) => json::read_text(text),
-            Content::MsgPack(Cow::Borrowed(bytes)) => Serializer::MsgPack.decode(bytes),
-            Content::Value(Cow::Borrowed(value)) => T::deserialize(*value),
+            RawContent::Json(Cow::Borrowed(text)) => json::read_text(text),
+            RawContent::MsgPack(Cow::Borrowed(bytes)) => Serializer::MsgPack.decode(bytes),
+            RawContent::Value(Cow::Borrowed(value)) => T::deserialize(*value),
             _ => T::deserialize(self.to_value()?.into_deserializer()),
         }
     }
 
-    /// Decodes this one value, whatever it is.
+    /// Decodes the value into a [`Value`].
     ///
     /// # Errors
     ///
-    /// When the value is malformed or nested deeper than 128 levels.
+    /// Fails if the value is malformed or nested deeper than 128 levels.
     pub fn to_value(&self) -> Result<Value, DecodeError> {
         match &self.content {
-            Content::Json(text) => json::read_text(text),
-            Content::MsgPack(bytes) => Serializer::MsgPack.decode(bytes),
-            Content::Value(value) => Ok(value.clone().into_owned()),
+            RawContent::Json(text) => json::read_text(text),
+            RawContent::MsgPack(bytes) => Serializer::MsgPack.decode(bytes),
+            RawContent::Value(value) => Ok(value.clone().into_owned()),
         }
     }
 
-    /// The elements of an array. Only their extents are looked for.
+    /// Returns the elements of an array. They are not decoded.
     ///
     /// # Errors
     ///
-    /// When this is not an array, or is malformed, or nests deeper than 1,000
-    /// levels.
+    /// Fails if this is not an array, is malformed, or is nested deeper than
+    /// 1,000 levels.
     pub fn elements(&self) -> Result<Elements<'a>, DecodeError> {
         let mut elements = Elements::new();
         self.elements_into(&mut elements)?;
         Ok(elements)
     }
 
-    /// As [`elements`](Self::elements), to where they are to be: they are some
-    /// hundred bytes, which every move would copy. `out` must be empty.
+    /// Writes the elements of an array to `out`, which must be empty. See
+    /// [`elements`](Self::elements). The list has some hundred bytes, which a
+    /// move would copy.
     #[inline]
     pub(crate) fn elements_into(&self, out: &mut Elements<'a>) -> Result<(), DecodeError> {
         match &self.content {
-            Content::Json(Cow::Borrowed(text)) => json::elements(text, out, Self::json),
+            RawContent::Json(Cow::Borrowed(text)) => json::elements(text, out, Self::json),
             _ => {
-                *out = self.other_elements()?;
+                *out = self.elements_of_other()?;
                 Ok(())
             }
         }
     }
 
-    fn other_elements(&self) -> Result<Elements<'a>, DecodeError> {
+    /// Returns the elements of an array that is not borrowed JSON.
+    fn elements_of_other(&self) -> Result<Elements<'a>, DecodeError> {
         match &self.content {
-            Content::Json(text) => {
+            RawContent::Json(text) => {
                 let mut elements = Elements::new();
                 json::elements(text, &mut elements, |span| Raw::json(span).into_owned())?;
                 Ok(elements)
             }
-            Content::MsgPack(Cow::Borrowed(bytes)) => msgpack::elements(bytes, Self::msgpack),
-            Content::MsgPack(Cow::Owned(bytes)) => {
+            RawContent::MsgPack(Cow::Borrowed(bytes)) => msgpack::elements(bytes, Self::msgpack),
+            RawContent::MsgPack(Cow::Owned(bytes)) => {
                 msgpack::elements(bytes, |span| Raw::msgpack(span).into_owned())
             }
-            Content::Value(Cow::Borrowed(Value::Array(elements))) => {
+            RawContent::Value(Cow::Borrowed(Value::Array(elements))) => {
                 Ok(elements.iter().map(Raw::borrow_value).collect())
             }
-            Content::Value(Cow::Owned(Value::Array(elements))) => {
+            RawContent::Value(Cow::Owned(Value::Array(elements))) => {
                 Ok(elements.iter().cloned().map(Raw::from_value).collect())
             }
-            Content::Value(value) => Err(expected("an array", value)),
+            RawContent::Value(value) => Err(expected("an array", value)),
         }
     }
 
-    /// The elements of a borrowed JSON array of three; `None` for anything
-    /// else. See [`json::three_elements`].
+    /// Returns the elements of a borrowed JSON array of three; `None` for
+    /// anything else. See [`json::three_elements`].
     #[inline]
     pub(crate) fn three_elements(&self, last: &[&str]) -> Option<[Self; 3]> {
         match &self.content {
-            Content::Json(Cow::Borrowed(text)) => {
+            RawContent::Json(Cow::Borrowed(text)) => {
                 json::three_elements(text, last).map(|spans| spans.map(Self::json))
             }
             _ => None,
         }
     }
 
-    /// The entries of a map. Only their extents are looked for; equal keys all
-    /// come.
+    /// Returns the entries of a map, including those with equal keys. The
+    /// values are not decoded.
     ///
     /// # Errors
     ///
-    /// When this is not a map, when a key is not a text, or when it is
-    /// malformed or nests deeper than 1,000 levels.
+    /// Fails if this is not a map, if a key is not a text, or if it is
+    /// malformed or nested deeper than 1,000 levels.
     pub fn entries(&self) -> Result<Entries<'a>, DecodeError> {
         let mut entries = Entries::new();
         self.entries_into(&mut entries)?;
         Ok(entries)
     }
 
-    /// As [`entries`](Self::entries), to where they are to be. `out` must be
-    /// empty.
+    /// Writes the entries of a map to `out`, which must be empty. See
+    /// [`entries`](Self::entries).
     #[inline]
     pub(crate) fn entries_into(&self, out: &mut Entries<'a>) -> Result<(), DecodeError> {
         match &self.content {
-            Content::Json(Cow::Borrowed(text)) => {
+            RawContent::Json(Cow::Borrowed(text)) => {
                 json::entries(text, out, |key, span| (key, Self::json(span)))
             }
             _ => {
-                *out = self.other_entries()?;
+                *out = self.entries_of_other()?;
                 Ok(())
             }
         }
     }
 
-    fn other_entries(&self) -> Result<Entries<'a>, DecodeError> {
+    /// Returns the entries of a map that is not borrowed JSON.
+    fn entries_of_other(&self) -> Result<Entries<'a>, DecodeError> {
         match &self.content {
-            Content::Json(text) => {
+            RawContent::Json(text) => {
                 let mut entries = Entries::new();
                 json::entries(text, &mut entries, |key, span| {
                     (Cow::Owned(key.into_owned()), Raw::json(span).into_owned())
                 })?;
                 Ok(entries)
             }
-            Content::MsgPack(Cow::Borrowed(bytes)) => {
+            RawContent::MsgPack(Cow::Borrowed(bytes)) => {
                 msgpack::entries(bytes, |key, span| (Cow::Borrowed(key), Self::msgpack(span)))
             }
-            Content::MsgPack(Cow::Owned(bytes)) => msgpack::entries(bytes, |key, span| {
+            RawContent::MsgPack(Cow::Owned(bytes)) => msgpack::entries(bytes, |key, span| {
                 (Cow::Owned(key.to_owned()), Raw::msgpack(span).into_owned())
             }),
-            Content::Value(Cow::Borrowed(Value::Map(map))) => map
+            RawContent::Value(Cow::Borrowed(Value::Map(map))) => map
                 .iter()
                 .map(|(key, value)| {
                     let key = key.as_str().ok_or_else(|| expected("a text as key", key))?;
                     Ok((Cow::Borrowed(key), Raw::borrow_value(value)))
                 })
                 .collect(),
-            Content::Value(Cow::Owned(Value::Map(map))) => map
+            RawContent::Value(Cow::Owned(Value::Map(map))) => map
                 .iter()
                 .map(|(key, value)| {
                     let key = key.as_str().ok_or_else(|| expected("a text as key", key))?;
                     Ok((Cow::Owned(key.to_owned()), Raw::from_value(value.clone())))
                 })
                 .collect(),
-            Content::Value(value) => Err(expected("a map", value)),
+            RawContent::Value(value) => Err(expected("a map", value)),
         }
     }
 
-    /// Whether this is a null.
+    /// Returns whether the value is null.
     pub fn is_null(&self) -> bool {
         match &self.content {
-            Content::Json(text) => text.trim_ascii() == "null",
-            Content::MsgPack(bytes) => bytes[..] == [msgpack::NIL],
-            Content::Value(value) => value.is_null(),
+            RawContent::Json(text) => text.trim_ascii() == "null",
+            RawContent::MsgPack(bytes) => bytes[..] == [msgpack::NIL],
+            RawContent::Value(value) => value.is_null(),
         }
     }
 
-    /// The serializer in which this was written. Values read from YAML say
-    /// YAML, and so do values that were never written.
+    /// Returns the serializer of the value. Values that were decoded from YAML
+    /// and values that were never encoded return YAML.
     pub fn serializer(&self) -> Serializer {
         match &self.content {
-            Content::Json(_) => Serializer::Json,
-            Content::MsgPack(_) => Serializer::MsgPack,
-            Content::Value(_) => Serializer::Yaml,
+            RawContent::Json(_) => Serializer::Json,
+            RawContent::MsgPack(_) => Serializer::MsgPack,
+            RawContent::Value(_) => Serializer::Yaml,
         }
     }
 
-    /// The text, if this is JSON.
+    /// Returns the JSON text, or `None` for another serializer.
     pub fn as_json(&self) -> Option<&str> {
         match &self.content {
-            Content::Json(text) => Some(text),
+            RawContent::Json(text) => Some(text),
             _ => None,
         }
     }
 
-    /// The same value, borrowed from this one.
+    /// Returns a raw value that borrows from this one.
     pub fn as_borrowed(&self) -> Raw<'_> {
         let content = match &self.content {
-            Content::Json(text) => Content::Json(Cow::Borrowed(text)),
-            Content::MsgPack(bytes) => Content::MsgPack(Cow::Borrowed(bytes)),
-            Content::Value(value) => Content::Value(Cow::Borrowed(value)),
+            RawContent::Json(text) => RawContent::Json(Cow::Borrowed(text)),
+            RawContent::MsgPack(bytes) => RawContent::MsgPack(Cow::Borrowed(bytes)),
+            RawContent::Value(value) => RawContent::Value(Cow::Borrowed(value)),
         };
         Raw { content }
     }
 
-    /// The same value, cut loose from the message it was read from.
+    /// Converts into a raw value that does not borrow from the message.
     pub fn into_owned(self) -> Raw<'static> {
         let content = match self.content {
-            Content::Json(text) => Content::Json(Cow::Owned(text.into_owned())),
-            Content::MsgPack(bytes) => Content::MsgPack(Cow::Owned(bytes.into_owned())),
-            Content::Value(value) => Content::Value(Cow::Owned(value.into_owned())),
+            RawContent::Json(text) => RawContent::Json(Cow::Owned(text.into_owned())),
+            RawContent::MsgPack(bytes) => RawContent::MsgPack(Cow::Owned(bytes.into_owned())),
+            RawContent::Value(value) => RawContent::Value(Cow::Owned(value.into_owned())),
         };
         Raw { content }
     }
@@ -300,11 +303,11 @@ impl Raw<'static> {
     /// Python's `None`.
     pub const NULL: Self = Self::json("null");
 
-    /// Writes a value, to be put into a message later.
+    /// Encodes a value, to be inserted into a message later.
     ///
     /// # Errors
     ///
-    /// As [`Serializer::encode`].
+    /// Fails in the cases of [`Serializer::encode`].
     pub fn encode<T: Serialize + ?Sized>(
         serializer: Serializer,
         value: &T,
@@ -313,23 +316,24 @@ impl Raw<'static> {
             Serializer::Json => {
                 let bytes = serializer.encode(value)?;
                 let text = String::from_utf8(bytes)
-                    .map_err(|_| EncodeError::new("a spliced text is not UTF-8"))?;
-                Content::Json(Cow::Owned(text))
+                    .map_err(|_| EncodeError::new("a raw JSON value is not UTF-8"))?;
+                RawContent::Json(Cow::Owned(text))
             }
-            Serializer::MsgPack => Content::MsgPack(Cow::Owned(serializer.encode(value)?)),
-            Serializer::Yaml => Content::Value(Cow::Owned(Value::from_serialize(value)?)),
+            Serializer::MsgPack => RawContent::MsgPack(Cow::Owned(serializer.encode(value)?)),
+            Serializer::Yaml => RawContent::Value(Cow::Owned(Value::from_serialize(value)?)),
         };
         Ok(Self { content })
     }
 }
 
-/// Equal when the same bytes say it; two spellings of one value differ.
+/// Two raw values are equal if their bytes are equal; two encodings of one
+/// value differ.
 impl PartialEq for Raw<'_> {
     fn eq(&self, other: &Self) -> bool {
         match (&self.content, &other.content) {
-            (Content::Json(a), Content::Json(b)) => a == b,
-            (Content::MsgPack(a), Content::MsgPack(b)) => a == b,
-            (Content::Value(a), Content::Value(b)) => a == b,
+            (RawContent::Json(a), RawContent::Json(b)) => a == b,
+            (RawContent::MsgPack(a), RawContent::MsgPack(b)) => a == b,
+            (RawContent::Value(a), RawContent::Value(b)) => a == b,
             _ => false,
         }
     }
@@ -338,31 +342,31 @@ impl PartialEq for Raw<'_> {
 impl fmt::Debug for Raw<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.content {
-            Content::Json(text) => f.debug_tuple("Raw::json").field(text).finish(),
-            Content::MsgPack(bytes) => f.debug_tuple("Raw::msgpack").field(bytes).finish(),
-            Content::Value(value) => f.debug_tuple("Raw::from_value").field(value).finish(),
+            RawContent::Json(text) => f.debug_tuple("Raw::json").field(text).finish(),
+            RawContent::MsgPack(bytes) => f.debug_tuple("Raw::msgpack").field(bytes).finish(),
+            RawContent::Value(value) => f.debug_tuple("Raw::from_value").field(value).finish(),
         }
     }
 }
 
-/// In its own format a raw value is copied as it stands; in another one of this
-/// crate it is decoded and written anew. Serializers of other crates get the
-/// text or bytes as a string or byte string.
+/// In its own format, a raw value is copied unchanged; in another format of
+/// this crate, it is decoded and encoded again. Serializers of other crates
+/// receive the text or bytes as a string or byte string.
 impl Serialize for Raw<'_> {
     #[inline]
     fn serialize<S: SerdeSerializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match &self.content {
-            Content::Json(text) => serializer.serialize_newtype_struct(token::RAW_JSON, text),
-            Content::MsgPack(bytes) => {
-                serializer.serialize_newtype_struct(token::RAW_MSGPACK, &AsBytes(bytes))
+            RawContent::Json(text) => serializer.serialize_newtype_struct(token::RAW_JSON, text),
+            RawContent::MsgPack(bytes) => {
+                serializer.serialize_newtype_struct(token::RAW_MSGPACK, &SerializeBytes(bytes))
             }
-            Content::Value(value) => value.serialize(serializer),
+            RawContent::Value(value) => value.serialize(serializer),
         }
     }
 }
 
-/// The JSON reader of this crate lends the span; any other deserializer is read
-/// into a [`Value`].
+/// A raw value borrows its span from the JSON reader of this crate; from any
+/// other deserializer it is decoded into a [`Value`].
 impl<'de: 'a, 'a> Deserialize<'de> for Raw<'a> {
     #[inline]
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -382,10 +386,12 @@ impl<'de> Visitor<'de> for RawVisitor {
     #[inline]
     fn visit_enum<A: EnumAccess<'de>>(self, data: A) -> Result<Raw<'de>, A::Error> {
         match data.variant::<SpecialTag>()? {
-            (SpecialTag::Ours(delivered::RAW_JSON), text) => {
+            (SpecialTag::Ours(tag::RAW_JSON), text) => {
                 text.newtype_variant::<&'de str>().map(Raw::json)
             }
-            _ => Err(A::Error::custom("expected any value, found a tagged one")),
+            _ => Err(A::Error::custom(
+                "expected any value, found an enum variant",
+            )),
         }
     }
 
@@ -394,10 +400,10 @@ impl<'de> Visitor<'de> for RawVisitor {
     }
 }
 
-/// Bytes that serialize as bytes, where serde writes `[u8]` as numbers.
-struct AsBytes<'a>(&'a [u8]);
+/// Bytes that serialize as bytes; serde serializes `[u8]` as a list of numbers.
+struct SerializeBytes<'a>(&'a [u8]);
 
-impl Serialize for AsBytes<'_> {
+impl Serialize for SerializeBytes<'_> {
     fn serialize<S: SerdeSerializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_bytes(self.0)
     }

@@ -1,25 +1,24 @@
-//! Arguments as Python prints them, for the headers `argsrepr` and
-//! `kwargsrepr` that monitors show.
+//! Python representations of arguments, for the headers `argsrepr` and
+//! `kwargsrepr`, which monitors display.
 
 use serde::Serialize;
 
 use crate::codec::text::{Dialect, TextWriter, append};
 use crate::value::ExtendedKind;
 
-/// How long a representation becomes at most.
-const LIMIT: usize = 1024;
+/// The maximum length of a representation in bytes.
+const MAX_LENGTH: usize = 1024;
 
-/// How many containers are shown inside of each other, Celery's
-/// `task_repr_maxlevels`.
-const LEVELS: usize = 3;
+/// The maximum nesting depth that is shown: Celery's `task_repr_maxlevels`.
+const MAX_LEVELS: usize = 3;
 
 const ELLIPSIS: &str = "...";
 
-/// Positional arguments as Python prints them: a tuple as `(2, 3)`, a list as
-/// `[2, 3]`.
+/// Returns positional arguments as Python prints them: a tuple as `(2, 3)`, a
+/// list as `[2, 3]`.
 ///
-/// Anything deeper than three levels and longer than 1,024 bytes is replaced by
-/// `...`. What cannot be written at all gives `(...)`.
+/// Parts deeper than three levels and text after 1,024 bytes are replaced by
+/// `...`. Arguments that cannot be serialized give `(...)`.
 ///
 /// ```
 /// use celery_protocol::repr;
@@ -36,9 +35,10 @@ pub fn args<A: Serialize + ?Sized>(args: &A) -> String {
     }
 }
 
-/// Keyword arguments as Python prints a `dict`: `{'y': 2}`.
+/// Returns keyword arguments as Python prints a `dict`: `{'y': 2}`.
 ///
-/// Limited as [`args`]. What cannot be written at all gives `{...}`.
+/// The limits of [`args`] apply. Arguments that cannot be serialized give
+/// `{...}`.
 pub fn kwargs<K: Serialize + ?Sized>(kwargs: &K) -> String {
     match repr(kwargs) {
         Some(text) if text == "None" => "{}".to_owned(),
@@ -50,15 +50,15 @@ pub fn kwargs<K: Serialize + ?Sized>(kwargs: &K) -> String {
 fn repr<T: Serialize + ?Sized>(value: &T) -> Option<String> {
     let mut out = Vec::with_capacity(64);
     value
-        .serialize(&mut TextWriter::new(&mut out, Repr { level: 0 }))
+        .serialize(&mut TextWriter::new(&mut out, PythonRepr { level: 0 }))
         .ok()?;
     Some(truncated(String::from_utf8(out).ok()?))
 }
 
-/// At most [`LIMIT`] bytes, cut between two characters.
+/// Shortens a text to at most [`MAX_LENGTH`] bytes, at a character boundary.
 fn truncated(mut text: String) -> String {
-    if text.len() > LIMIT {
-        let mut end = LIMIT - ELLIPSIS.len();
+    if text.len() > MAX_LENGTH {
+        let mut end = MAX_LENGTH - ELLIPSIS.len();
         while !text.is_char_boundary(end) {
             end -= 1;
         }
@@ -68,13 +68,13 @@ fn truncated(mut text: String) -> String {
     text
 }
 
-/// Python's `repr`, as far as Celery's `saferepr` shows it.
-struct Repr {
-    /// How many containers are open.
+/// Python's `repr` with the limits of Celery's `saferepr`.
+struct PythonRepr {
+    /// The number of open containers.
     level: usize,
 }
 
-impl Dialect for Repr {
+impl Dialect for PythonRepr {
     const COMMA: &'static [u8] = b", ";
     const COLON: &'static [u8] = b": ";
     const TUPLE: [u8; 2] = *b"()";
@@ -83,7 +83,8 @@ impl Dialect for Repr {
     const FALSE: &'static [u8] = b"False";
     const TEXT_KEYS: bool = false;
 
-    /// Python's exponents have a sign and two digits.
+    /// Writes a float as Python prints it: the exponent has a sign and at least
+    /// two digits.
     fn float(&self, out: &mut Vec<u8>, digits: &str) {
         let Some((mantissa, exponent)) = digits.split_once('e') else {
             return out.extend_from_slice(digits.as_bytes());
@@ -95,7 +96,7 @@ impl Dialect for Repr {
         append(out, format_args!("{mantissa}e{sign}{exponent:0>2}"));
     }
 
-    fn odd_float(&self, out: &mut Vec<u8>, value: f64) {
+    fn non_finite_float(&self, out: &mut Vec<u8>, value: f64) {
         out.extend_from_slice(if value.is_nan() { b"nan" } else { b"inf" });
     }
 
@@ -107,7 +108,7 @@ impl Dialect for Repr {
         };
         append(out, format_args!("{quote}"));
         for character in text.chars() {
-            // Nobody sees the rest of a long text.
+            // The rest of a long text is cut off.
             if self.is_full(out) {
                 break;
             }
@@ -169,7 +170,7 @@ impl Dialect for Repr {
 
     fn enter(&mut self) -> bool {
         self.level += 1;
-        self.level <= LEVELS
+        self.level <= MAX_LEVELS
     }
 
     fn leave(&mut self) {
@@ -177,11 +178,12 @@ impl Dialect for Repr {
     }
 
     fn is_full(&self, out: &[u8]) -> bool {
-        out.len() > LIMIT
+        out.len() > MAX_LENGTH
     }
 }
 
-/// Close to Python's `str.isprintable`, without its tables.
+/// Returns whether a character is printable: an approximation of Python's
+/// `str.isprintable` without its tables.
 fn is_printable(character: char) -> bool {
     character == ' ' || !(character.is_control() || character.is_whitespace())
 }
@@ -194,7 +196,7 @@ mod tests {
     use crate::value::{Extended, Map, Value};
 
     #[test]
-    fn arguments_are_tuples_and_lists() {
+    fn arguments_are_printed_as_tuples_and_lists() {
         assert_eq!(args(&(2, 3)), "(2, 3)");
         assert_eq!(args(&(2,)), "(2,)");
         assert_eq!(args(&()), "()");
@@ -229,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_need_not_be_texts() {
+    fn number_keys_are_printed_without_quotes() {
         let map: Map = [(Value::Int(1), Value::Null), ("a".into(), 2.into())]
             .into_iter()
             .collect();
@@ -237,27 +239,27 @@ mod tests {
     }
 
     #[test]
-    fn three_levels_are_shown() {
+    fn levels_beyond_three_are_abbreviated() {
         assert_eq!(args(&(((1,),),)), "(((1,),),)");
         assert_eq!(args(&((((1, 2),),),)), "((((...),),),)");
         assert_eq!(args(&vec![vec![vec![vec![1]]]]), "[[[[...]]]]");
     }
 
     #[test]
-    fn long_ones_are_cut_between_characters() {
+    fn long_representation_is_cut_between_characters() {
         let text = args(&("\u{e9}".repeat(5000),));
         assert!(
-            text.len() <= LIMIT && text.len() > LIMIT - 8,
+            text.len() <= MAX_LENGTH && text.len() > MAX_LENGTH - 8,
             "{}",
             text.len()
         );
         assert!(text.starts_with("('\u{e9}") && text.ends_with("\u{e9}..."));
         let many = args(&vec![7; 100_000]);
-        assert!(many.len() <= LIMIT && many.ends_with("..."));
+        assert!(many.len() <= MAX_LENGTH && many.ends_with("..."));
     }
 
     #[test]
-    fn what_cannot_be_written_is_left_out() {
+    fn unserializable_arguments_are_abbreviated() {
         let bad: BTreeMap<Vec<u8>, u8> = [(vec![1], 1)].into();
         assert_eq!(kwargs(&bad), "{...}");
         assert_eq!(args(&bad), "(...)");

@@ -1,4 +1,4 @@
-//! Result documents, as backends store them and `rpc://` sends them.
+//! Result documents, which backends store and `rpc://` sends.
 
 use std::borrow::Cow;
 
@@ -6,43 +6,43 @@ use serde::ser::{Serialize, SerializeMap, Serializer as SerdeSerializer};
 
 use crate::codec::Serializer;
 use crate::compression::Compression;
+use crate::cow_str::{CowStr, owned};
 use crate::error::{DecodeError, EncodeError};
 use crate::exception::Exception;
 use crate::raw::Raw;
 use crate::state::State;
-use crate::text::{Text, owned};
 
-/// What is known about the outcome of one task.
+/// The result document of one task.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct ResultDocument<'a> {
     /// The state of the task.
     pub status: State,
-    /// The value it returned; the exception if the state is one of those; for
-    /// other states what the task or worker reported.
+    /// The return value of the task; its exception in an exception state; in
+    /// other states the data that the task or worker reported.
     pub result: Raw<'a>,
     /// The traceback as text.
     pub traceback: Option<Cow<'a, str>>,
-    /// The tasks that this one sent, as an array of result tuples.
+    /// The tasks that this task sent, as an array of result tuples.
     pub children: Option<Raw<'a>>,
-    /// When a ready state was reached, in ISO 8601.
+    /// The time at which a ready state was reached, in ISO 8601.
     pub date_done: Option<Cow<'a, str>>,
-    /// The group of the task, if it had one.
+    /// The id of the group of the task, if any.
     pub group_id: Option<Cow<'a, str>>,
-    /// The task that sent it, if there was one.
+    /// The id of the task that sent this task, if any.
     pub parent_id: Option<Cow<'a, str>>,
-    /// The name of the task. This and the rest up to `stamped_headers` are
-    /// stored only with `result_extended`.
+    /// The name of the task. This field and the following ones up to
+    /// `stamped_headers` are stored only with `result_extended`.
     pub name: Option<Cow<'a, str>>,
     /// The positional arguments.
     pub args: Option<Raw<'a>>,
     /// The keyword arguments.
     pub kwargs: Option<Raw<'a>>,
-    /// The node that ran it.
+    /// The name of the worker that ran the task.
     pub worker: Option<Cow<'a, str>>,
-    /// How many times it had been tried before.
+    /// The number of previous attempts.
     pub retries: Option<u32>,
-    /// The queue it came from.
+    /// The queue of the task.
     pub queue: Option<Cow<'a, str>>,
     /// The names of the stamps; each stamp is an entry of `extra`.
     pub stamped_headers: Option<Raw<'a>>,
@@ -53,7 +53,7 @@ pub struct ResultDocument<'a> {
 }
 
 impl<'a> ResultDocument<'a> {
-    /// The document of a task in the given state.
+    /// Creates the document of a task in the given state.
     pub fn new(task_id: impl Into<Cow<'a, str>>, status: State, result: Raw<'a>) -> Self {
         Self {
             status,
@@ -75,14 +75,14 @@ impl<'a> ResultDocument<'a> {
         }
     }
 
-    /// Reads a stored document; its values stay undecoded. Documents stored
-    /// with `result_compression` say so themselves and may unfold to at most
+    /// Decodes a stored document; its values stay undecoded. Documents stored
+    /// with `result_compression` are recognised and decompressed to at most
     /// `limit` bytes.
     ///
     /// # Errors
     ///
-    /// When the document is malformed, has no `status` or gives an entry a type
-    /// that Celery never gives it, or is larger than `limit`.
+    /// Fails if the document is malformed, has no `status`, has an entry with
+    /// another type than in Celery, or is larger than `limit`.
     pub fn decode(
         serializer: Serializer,
         bytes: &'a [u8],
@@ -104,54 +104,54 @@ impl<'a> ResultDocument<'a> {
             has_status |= name == "status";
             let put = document.put(&name, &value);
             match put.map_err(|error| error.in_field(&name))? {
-                Put::Known => {}
-                Put::Unknown => document.extra.push((name, value)),
+                EntryKind::Known => {}
+                EntryKind::Unknown => document.extra.push((name, value)),
             }
         }
         if !has_status {
-            return Err(DecodeError::new("a result must have one").in_field("status"));
+            return Err(DecodeError::new("a result must have this entry").in_field("status"));
         }
         Ok(document)
     }
 
-    fn put(&mut self, name: &str, value: &Raw<'a>) -> Result<Put, DecodeError> {
+    fn put(&mut self, name: &str, value: &Raw<'a>) -> Result<EntryKind, DecodeError> {
         match name {
-            "status" => self.status = State::named(&value.decode::<Text<'_>>()?.0),
+            "status" => self.status = State::named(&value.decode::<CowStr<'_>>()?.0),
             "result" => self.result = value.clone(),
-            "traceback" => self.traceback = text(value)?,
-            "children" => self.children = present(value),
-            "date_done" => self.date_done = text(value)?,
-            "group_id" => self.group_id = text(value)?,
-            "parent_id" => self.parent_id = text(value)?,
-            "name" => self.name = text(value)?,
-            "args" => self.args = present(value),
-            "kwargs" => self.kwargs = present(value),
-            "worker" => self.worker = text(value)?,
+            "traceback" => self.traceback = optional_text(value)?,
+            "children" => self.children = non_null(value),
+            "date_done" => self.date_done = optional_text(value)?,
+            "group_id" => self.group_id = optional_text(value)?,
+            "parent_id" => self.parent_id = optional_text(value)?,
+            "name" => self.name = optional_text(value)?,
+            "args" => self.args = non_null(value),
+            "kwargs" => self.kwargs = non_null(value),
+            "worker" => self.worker = optional_text(value)?,
             "retries" => self.retries = value.decode()?,
-            "queue" => self.queue = text(value)?,
-            "stamped_headers" => self.stamped_headers = present(value),
-            "task_id" => self.task_id = text(value)?.unwrap_or_default(),
-            _ => return Ok(Put::Unknown),
+            "queue" => self.queue = optional_text(value)?,
+            "stamped_headers" => self.stamped_headers = non_null(value),
+            "task_id" => self.task_id = optional_text(value)?.unwrap_or_default(),
+            _ => return Ok(EntryKind::Unknown),
         }
-        Ok(Put::Known)
+        Ok(EntryKind::Known)
     }
 
-    /// Writes the document.
+    /// Encodes the document.
     ///
     /// # Errors
     ///
-    /// When a value has no form in the serializer.
+    /// Fails if the serializer cannot represent a value.
     pub fn encode(&self, serializer: Serializer) -> Result<Vec<u8>, EncodeError> {
         let bytes = serializer.encode(self);
         bytes.map_err(|error| error.in_field("result document"))
     }
 
-    /// The exception of a failed, retried or revoked task; `None` in other
-    /// states, and where none was stored.
+    /// Returns the exception of a failed, retried or revoked task, or `None` in
+    /// other states and if no exception was stored.
     ///
     /// # Errors
     ///
-    /// When what is stored in its place is no exception.
+    /// Fails if the result is not an exception.
     pub fn exception(&self) -> Result<Option<Exception>, DecodeError> {
         if !self.status.is_exception() || self.result.is_null() {
             return Ok(None);
@@ -162,7 +162,7 @@ impl<'a> ResultDocument<'a> {
             .map_err(|error| error.in_field("result"))
     }
 
-    /// The same document without borrows.
+    /// Converts into a document that does not borrow from the stored bytes.
     pub fn into_owned(self) -> ResultDocument<'static> {
         let entries = self.extra.into_iter();
         ResultDocument {
@@ -188,8 +188,8 @@ impl<'a> ResultDocument<'a> {
     }
 }
 
-/// Writes the entries in Python's order: the first five always, the others only
-/// when they are set, and the id last.
+/// Serializes the entries in Python's order: the first five always, the others
+/// only if they are set, and the id last.
 impl Serialize for ResultDocument<'_> {
     fn serialize<S: SerdeSerializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let texts = [
@@ -223,7 +223,8 @@ impl Serialize for ResultDocument<'_> {
 }
 
 impl ResultDocument<'_> {
-    /// How many entries are written; msgpack has to know beforehand.
+    /// Returns the number of entries that are written, which msgpack requires
+    /// before the entries.
     fn count(&self) -> usize {
         let optional = [
             self.group_id.is_some(),
@@ -249,39 +250,41 @@ fn entry_if_set<M: SerializeMap, T: Serialize>(
 }
 
 /// Whether an entry has a field of its own.
-enum Put {
+enum EntryKind {
     Known,
     Unknown,
 }
 
-fn text<'a>(value: &Raw<'a>) -> Result<Option<Cow<'a, str>>, DecodeError> {
-    let text: Option<Text<'a>> = value.decode()?;
-    Ok(text.map(|Text(text)| text))
+fn optional_text<'a>(value: &Raw<'a>) -> Result<Option<Cow<'a, str>>, DecodeError> {
+    let text: Option<CowStr<'a>> = value.decode()?;
+    Ok(text.map(|CowStr(text)| text))
 }
 
-fn present<'a>(value: &Raw<'a>) -> Option<Raw<'a>> {
+fn non_null<'a>(value: &Raw<'a>) -> Option<Raw<'a>> {
     Some(value).filter(|value| !value.is_null()).cloned()
 }
 
-/// A document under `result_compression` of Celery 5.7: a mark, the content
-/// type of the compression, a zero byte, the compressed document.
-struct Compressed<'a> {
+/// A document compressed by `result_compression` of Celery 5.7: a mark, the
+/// content type of the compression, a zero byte and the compressed document.
+struct CompressedDocument<'a> {
     content_type: &'a str,
     bytes: &'a [u8],
 }
 
-const MARK: &[u8] = b"\0celery-compressed\0";
+const COMPRESSION_MARK: &[u8] = b"\0celery-compressed\0";
 
-impl<'a> Compressed<'a> {
+impl<'a> CompressedDocument<'a> {
     fn split(document: &'a [u8]) -> Result<Option<Self>, DecodeError> {
-        let Some(rest) = document.strip_prefix(MARK) else {
+        let Some(rest) = document.strip_prefix(COMPRESSION_MARK) else {
             return Ok(None);
         };
         let parts = memchr::memchr(0, rest).map(|end| (&rest[..end], &rest[end + 1..]));
         let parts = parts.and_then(|(name, bytes)| Some((std::str::from_utf8(name).ok()?, bytes)));
         let Some((content_type, bytes)) = parts else {
-            return Err(DecodeError::new("the name of its compression does not end")
-                .in_field("result document"));
+            return Err(DecodeError::new(
+                "the content type of the compression is not terminated by a zero byte",
+            )
+            .in_field("result document"));
         };
         Ok(Some(Self {
             content_type,
@@ -298,19 +301,19 @@ impl<'a> Compressed<'a> {
     }
 }
 
-/// Marks and compresses a written document, as Celery 5.7 does when
+/// Compresses an encoded document and adds the mark, as Celery 5.7 does if
 /// `result_compression` is set.
 ///
 /// # Errors
 ///
-/// When the compression's feature is off.
+/// Fails if the feature of the compression is off.
 pub fn compress_document(
     compression: Compression,
     document: &[u8],
 ) -> Result<Vec<u8>, EncodeError> {
     let compressed = compression.compress(document)?;
     Ok([
-        MARK,
+        COMPRESSION_MARK,
         compression.content_type().as_bytes(),
         b"\0",
         &compressed,
@@ -318,16 +321,16 @@ pub fn compress_document(
     .concat())
 }
 
-/// What was written before `result_compression` of Celery 5.7 packed it: bytes
-/// without its mark are handed back as they are. Celery packs all that it
-/// stores, not only result documents.
+/// Decompresses bytes that were stored with `result_compression` of Celery 5.7.
+/// Bytes without its mark are returned unchanged. Celery compresses everything
+/// that it stores, not only result documents.
 ///
 /// # Errors
 ///
-/// When the bytes are malformed or the compression's feature is off, or there
-/// are more than `limit` bytes.
+/// Fails if the bytes are malformed, if the feature of the compression is off,
+/// or if there are more than `limit` bytes.
 pub fn decompress_document(bytes: &[u8], limit: usize) -> Result<Cow<'_, [u8]>, DecodeError> {
-    match Compressed::split(bytes)? {
+    match CompressedDocument::split(bytes)? {
         None if bytes.len() > limit => {
             let error = DecodeError::from(crate::error::DecodeErrorKind::TooLarge { limit });
             Err(error.in_field("result document"))
@@ -348,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn written_in_pythons_order() {
+    fn document_is_written_in_pythons_order() {
         let mut document = ResultDocument::new("id-1", State::Success, Raw::json("5"));
         document.children = Some(Raw::json("[]"));
         let expected = concat!(
@@ -371,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn exception_belongs_to_some_states() {
+    fn exception_is_read_in_exception_states_only() {
         let exception =
             r#"{"exc_type":"ValueError","exc_message":["boom"],"exc_module":"builtins"}"#;
         for (state, has) in [
@@ -386,18 +389,18 @@ mod tests {
         }
         let nothing = decode(r#"{"status":"FAILURE","result":null}"#).unwrap();
         assert_eq!(nothing.exception(), Ok(None));
-        let odd = decode(r#"{"status":"FAILURE","result":"boom"}"#).unwrap();
-        assert_eq!(odd.exception().unwrap_err().field(), Some("result"));
+        let not_a_map = decode(r#"{"status":"FAILURE","result":"boom"}"#).unwrap();
+        assert_eq!(not_a_map.exception().unwrap_err().field(), Some("result"));
     }
 
     #[test]
-    fn nan_does_not_hide_the_document() {
+    fn nan_result_is_readable() {
         let document = decode(r#"{"status":"SUCCESS","result":NaN,"task_id":"i"}"#).unwrap();
         assert!(document.result.decode::<f64>().unwrap().is_nan());
     }
 
     #[test]
-    fn hostile_documents_name_the_field() {
+    fn malformed_document_error_names_the_field() {
         let cases = [
             ("{}", "result document.status"),
             (r#"{"status":5}"#, "result document.status"),
@@ -421,7 +424,7 @@ mod tests {
 
     #[cfg(feature = "zlib")]
     #[test]
-    fn compressed_documents_are_read_and_bounded() {
+    fn compressed_document_is_read_within_the_limit() {
         let document = ResultDocument::new("id-1", State::Success, Raw::json("[1, 2]"));
         let written = document.encode(Serializer::Json).unwrap();
         let stored = compress_document(Compression::Zlib, &written).unwrap();

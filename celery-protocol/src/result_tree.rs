@@ -1,14 +1,14 @@
-//! The shape of what a workflow returns: [`ResultTree`].
+//! The results of a workflow as a tree: [`ResultTree`].
 
 use crate::error::DecodeError;
 use crate::raw::Raw;
 use crate::value::Value;
 
-/// One result, what it came after and what it is made of, by their ids.
+/// The id of a result with the ids of its members and of its parents.
 ///
-/// Celery writes it as `[[id, parent], members]`, where `parent` is such a pair
-/// again and `members` is null for the result of one task. Parents are kept in
-/// a row here, so that a long chain is not a deep one.
+/// Celery encodes it as `[[id, parent], members]`, where `parent` has the form
+/// of the whole and `members` is null for the result of one task. Here, parents
+/// are a flat list, so that a long chain does not cause deep nesting.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ResultTree {
@@ -16,16 +16,17 @@ pub struct ResultTree {
     pub id: String,
     /// The results of a group, in their order; `None` for a task.
     pub members: Option<Vec<Self>>,
-    /// What it came after, the nearest first. None of these has parents of its
-    /// own: they follow it in the row.
+    /// The parents, the nearest first. Each has no parents of its own, because
+    /// they follow it in this list.
     pub parents: Vec<Self>,
 }
 
-/// How many parents are written: readers nest as deep as the chain is long.
-const PARENTS_WRITTEN: usize = 50;
+/// The maximum number of parents that are encoded, because the nesting depth in
+/// a reader is the length of the chain.
+const MAX_WRITTEN_PARENTS: usize = 50;
 
 impl ResultTree {
-    /// The result of one task.
+    /// Creates the result of one task.
     pub fn task(id: impl Into<String>) -> Self {
         Self {
             id: id.into(),
@@ -33,7 +34,7 @@ impl ResultTree {
         }
     }
 
-    /// The results of a group.
+    /// Creates the results of a group.
     pub fn group(id: impl Into<String>, members: Vec<Self>) -> Self {
         Self {
             id: id.into(),
@@ -42,7 +43,7 @@ impl ResultTree {
         }
     }
 
-    /// The same with one more parent, farther than those it has.
+    /// Appends a parent after the existing ones, with its own parents.
     #[must_use]
     pub fn after(mut self, mut parent: Self) -> Self {
         let before = std::mem::take(&mut parent.parents);
@@ -51,7 +52,7 @@ impl ResultTree {
         self
     }
 
-    /// What it came after, with its parents in turn.
+    /// Returns the nearest parent together with its own parents.
     pub fn parent(&self) -> Option<Self> {
         let (nearest, others) = self.parents.split_first()?;
         Some(Self {
@@ -60,16 +61,16 @@ impl ResultTree {
         })
     }
 
-    /// The ids of all tasks in it, in order: its own or its members', then
-    /// their parents'.
+    /// Returns the ids of all tasks in the tree, in order: its own id or those
+    /// of its members, then those of the parents.
     pub fn task_ids(&self) -> Vec<&str> {
         let mut ids = Vec::new();
         self.collect(&mut ids);
         ids
     }
 
-    /// The ids of the tasks whose results are in it, in order, without those
-    /// that came before: its own, or its members'.
+    /// Returns the ids of the tasks whose results form this result, without
+    /// parents: its own id or those of its members.
     pub fn leaf_ids(&self) -> Vec<&str> {
         match &self.members {
             None => vec![&self.id],
@@ -87,22 +88,23 @@ impl ResultTree {
         }
     }
 
-    /// Reads Celery's form. An id alone is a task, as in older messages.
+    /// Decodes Celery's form. A single id is a task, as in older messages.
     ///
     /// # Errors
     ///
-    /// When it has another form, or is nested deeper than 128 levels.
+    /// Fails if the value has another form, or is nested deeper than 128
+    /// levels.
     pub fn read(raw: &Raw<'_>) -> Result<Self, DecodeError> {
         Self::from_value(&raw.to_value()?)
     }
 
-    /// The same from a decoded value.
+    /// Converts a decoded value in Celery's form.
     ///
     /// # Errors
     ///
-    /// When it has another form.
+    /// Fails if the value has another form.
     pub fn from_value(value: &Value) -> Result<Self, DecodeError> {
-        let wrong = || DecodeError::new("expected a result, [[id, parent], members]");
+        let unexpected_form = || DecodeError::new("expected a result, [[id, parent], members]");
         let mut parents: Vec<Self> = Vec::new();
         let mut first = None;
         let mut next = Some(value);
@@ -111,15 +113,15 @@ impl ResultTree {
                 Value::Str(id) => Self::task(id.as_str()),
                 Value::Array(parts) => {
                     let [pair, members] = parts.as_slice() else {
-                        return Err(wrong());
+                        return Err(unexpected_form());
                     };
                     let (id, parent) = match pair {
                         Value::Str(id) => (id, &Value::Null),
                         Value::Array(pair) => match pair.as_slice() {
                             [Value::Str(id), parent] => (id, parent),
-                            _ => return Err(wrong()),
+                            _ => return Err(unexpected_form()),
                         },
-                        _ => return Err(wrong()),
+                        _ => return Err(unexpected_form()),
                     };
                     next = Some(parent).filter(|parent| !parent.is_null());
                     match members {
@@ -128,22 +130,24 @@ impl ResultTree {
                             let members = members.iter().map(Self::from_value);
                             Self::group(id.as_str(), members.collect::<Result<_, _>>()?)
                         }
-                        _ => return Err(wrong()),
+                        _ => return Err(unexpected_form()),
                     }
                 }
-                _ => return Err(wrong()),
+                _ => return Err(unexpected_form()),
             };
             match first {
                 None => first = Some(node),
                 Some(_) => parents.push(node),
             }
         }
-        first.map(|node| Self { parents, ..node }).ok_or_else(wrong)
+        first
+            .map(|node| Self { parents, ..node })
+            .ok_or_else(unexpected_form)
     }
 
-    /// Writes Celery's form, with the fifty nearest parents.
+    /// Converts into Celery's form, with the fifty nearest parents.
     pub fn to_value(&self) -> Value {
-        let written = self.parents.iter().take(PARENTS_WRITTEN);
+        let written = self.parents.iter().take(MAX_WRITTEN_PARENTS);
         let parent = written
             .rev()
             .fold(Value::Null, |farther, parent| parent.pair(farther));
@@ -170,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn trees_are_celerys() {
+    fn tree_is_read_and_written_in_celerys_form() {
         let cases = [
             r#"[["a",null],null]"#,
             r#"[["c",[["b",[["a",null],null]],null]],null]"#,
@@ -188,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn old_forms_are_read_and_others_refused() {
+    fn old_form_is_read_and_other_forms_are_rejected() {
         let old = ResultTree::read(&Raw::json(r#"["g",["a","b"]]"#)).unwrap();
         assert_eq!(old.task_ids(), ["a", "b"]);
         for text in [
@@ -209,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_chain_is_not_a_deep_one() {
+    fn long_chain_is_written_with_limited_depth() {
         let mut tree = ResultTree::task("last");
         for number in 0..100_000 {
             tree = tree.after(ResultTree::task(number.to_string()));

@@ -2,53 +2,55 @@
 
 use std::fmt;
 
-/// The state of a task, as its result document names it.
+/// The state of a task in its result document.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum State {
-    /// Nothing is known of it: not sent, waiting, or its result expired.
+    /// The state is unknown: the task was not sent, is waiting, or its result
+    /// has expired.
     #[default]
     Pending,
-    /// A worker has it and has not started it.
+    /// A worker has received the task and not started it.
     Received,
-    /// It is running.
+    /// The task is running.
     Started,
-    /// It returned a value.
+    /// The task returned a value.
     Success,
-    /// It failed.
+    /// The task failed.
     Failure,
-    /// It is to be tried again.
+    /// The task failed and will be retried.
     Retry,
-    /// It was revoked, or expired before it ran.
+    /// The task was revoked, or expired before it ran.
     Revoked,
-    /// The worker refused it.
+    /// The worker rejected the task.
     Rejected,
-    /// Its outcome is of no interest.
+    /// The result of the task is ignored.
     Ignored,
-    /// A state of the task's own, such as `PROGRESS`.
+    /// A custom state that the task sets, such as `PROGRESS`.
     Custom(String),
 }
 
-/// What Celery knows about a state.
-struct Row {
+/// The properties of a state in Celery.
+struct StateRow {
     state: State,
     name: &'static str,
-    /// Among two reports of one task the smaller number tells more.
+    /// Of two states that are reported for one task, the one with the smaller
+    /// number is the newer.
     precedence: u8,
-    sets: Sets,
+    sets: StateSets,
 }
 
-/// Celery's sets of states.
-struct Sets {
-    /// No other state follows.
+/// Membership of a state in Celery's sets of states.
+struct StateSets {
+    /// `READY_STATES`: no other state follows.
     ready: bool,
-    /// The result is an exception.
+    /// `EXCEPTION_STATES`: the result is an exception.
     exception: bool,
-    /// Who waits for the result gets the exception raised.
+    /// `PROPAGATE_STATES`: getting the result raises the exception.
     propagates: bool,
 }
 
-impl Sets {
+impl StateSets {
     const NONE: Self = Self::of(false, false, false);
     const RETURNED: Self = Self::of(true, false, false);
     const RAISED: Self = Self::of(true, true, true);
@@ -63,8 +65,8 @@ impl Sets {
     }
 }
 
-const fn row(state: State, name: &'static str, precedence: u8, sets: Sets) -> Row {
-    Row {
+const fn row(state: State, name: &'static str, precedence: u8, sets: StateSets) -> StateRow {
+    StateRow {
         state,
         name,
         precedence,
@@ -72,23 +74,30 @@ const fn row(state: State, name: &'static str, precedence: u8, sets: Sets) -> Ro
     }
 }
 
-/// States that Celery's order does not name rank between failure and revoked.
+/// The precedence of states that Celery's order does not contain: between
+/// failure and revoked.
 const CUSTOM_PRECEDENCE: u8 = 2;
 
-static TABLE: [Row; 9] = [
-    row(State::Success, "SUCCESS", 0, Sets::RETURNED),
-    row(State::Failure, "FAILURE", 1, Sets::RAISED),
-    row(State::Ignored, "IGNORED", CUSTOM_PRECEDENCE, Sets::NONE),
-    row(State::Revoked, "REVOKED", 3, Sets::RAISED),
-    row(State::Started, "STARTED", 4, Sets::NONE),
-    row(State::Received, "RECEIVED", 5, Sets::NONE),
-    row(State::Rejected, "REJECTED", 6, Sets::NONE),
-    row(State::Retry, "RETRY", 7, Sets::RETRIED),
-    row(State::Pending, "PENDING", 8, Sets::NONE),
+static TABLE: [StateRow; 9] = [
+    row(State::Success, "SUCCESS", 0, StateSets::RETURNED),
+    row(State::Failure, "FAILURE", 1, StateSets::RAISED),
+    row(
+        State::Ignored,
+        "IGNORED",
+        CUSTOM_PRECEDENCE,
+        StateSets::NONE,
+    ),
+    row(State::Revoked, "REVOKED", 3, StateSets::RAISED),
+    row(State::Started, "STARTED", 4, StateSets::NONE),
+    row(State::Received, "RECEIVED", 5, StateSets::NONE),
+    row(State::Rejected, "REJECTED", 6, StateSets::NONE),
+    row(State::Retry, "RETRY", 7, StateSets::RETRIED),
+    row(State::Pending, "PENDING", 8, StateSets::NONE),
 ];
 
 impl State {
-    /// The state of this name; every name is one.
+    /// Returns the state with the given name. An unknown name is a custom
+    /// state.
     pub fn named(name: &str) -> Self {
         match TABLE.iter().find(|row| row.name == name) {
             Some(row) => row.state.clone(),
@@ -96,7 +105,7 @@ impl State {
         }
     }
 
-    /// The name in result documents: `SUCCESS`.
+    /// Returns the name in result documents: `SUCCESS`.
     pub fn name(&self) -> &str {
         match (self, self.row()) {
             (Self::Custom(name), _) => name,
@@ -105,30 +114,30 @@ impl State {
         }
     }
 
-    /// Whether no other state follows: success, failure, revoked.
+    /// Returns whether no other state follows: success, failure, revoked.
     pub fn is_ready(&self) -> bool {
         self.row().is_some_and(|row| row.sets.ready)
     }
 
-    /// Whether the result is an exception: failure, retry, revoked.
+    /// Returns whether the result is an exception: failure, retry, revoked.
     pub fn is_exception(&self) -> bool {
         self.row().is_some_and(|row| row.sets.exception)
     }
 
-    /// Whether one who waits for the result gets the exception raised:
-    /// failure, revoked.
+    /// Returns whether getting the result raises the exception: failure,
+    /// revoked.
     pub fn propagates(&self) -> bool {
         self.row().is_some_and(|row| row.sets.propagates)
     }
 
-    /// The rank by which monitors tell the newer of two states that arrive out
-    /// of order; the smaller rank is the newer. Result backends do not use it:
-    /// there, only success is never overwritten.
+    /// Returns the rank by which monitors determine the newer of two states
+    /// that arrive out of order: the one with the smaller rank. Result backends
+    /// do not use it; there, only success is never overwritten.
     pub fn precedence(&self) -> u8 {
         self.row().map_or(CUSTOM_PRECEDENCE, |row| row.precedence)
     }
 
-    fn row(&self) -> Option<&'static Row> {
+    fn row(&self) -> Option<&'static StateRow> {
         TABLE.iter().find(|row| row.state == *self)
     }
 }
@@ -150,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_read_back() {
+    fn state_is_found_by_its_name() {
         for row in &TABLE {
             assert_eq!(State::named(row.name), row.state);
             assert_eq!(row.state.to_string(), row.name);
@@ -162,11 +171,11 @@ mod tests {
     }
 
     #[test]
-    fn sets_are_celerys() {
-        let of = |asked: fn(&State) -> bool| -> Vec<&str> {
+    fn state_sets_equal_celerys() {
+        let of = |is_member: fn(&State) -> bool| -> Vec<&str> {
             TABLE
                 .iter()
-                .filter(|row| asked(&row.state))
+                .filter(|row| is_member(&row.state))
                 .map(|row| row.name)
                 .collect()
         };
@@ -176,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn precedence_is_celerys() {
+    fn precedence_equals_celerys() {
         let order = [
             "SUCCESS", "FAILURE", "PROGRESS", "REVOKED", "STARTED", "RECEIVED", "REJECTED",
             "RETRY", "PENDING",

@@ -1,4 +1,4 @@
-//! The headers of a task message: what can be known without its body.
+//! The typed headers of a task message.
 
 mod limits;
 mod read;
@@ -10,21 +10,22 @@ use std::time::SystemTime;
 use serde::de::{Deserialize, Deserializer, Error as _};
 use serde::ser::{Serialize, SerializeMap, Serializer as SerdeSerializer};
 
-use crate::codec::json::Spelling;
+use crate::codec::json::EncodedKey;
+use crate::cow_str::owned;
 use crate::error::DecodeError;
 use crate::raw::Raw;
-use crate::text::owned;
 use crate::time;
 
 pub use self::limits::TimeLimits;
-pub(crate) use self::read::Found;
-pub(crate) use self::write::Field;
+pub(crate) use self::read::ParsedHeaders;
+pub(crate) use self::write::HeaderValue;
 
-/// The headers of a task, as protocol version 2 carries them.
+/// The headers of a task message of protocol 2.
 ///
-/// Protocol 1 keeps the same facts in the body; read from there, they appear
-/// here too. Everything but `task` and `id` may be missing or null in a message.
-/// What Celery does not define is kept in `extra` and written back.
+/// Protocol 1 has the same entries in the body;
+/// [`Payload::task`](crate::Payload::task) returns them in this type as well.
+/// All headers except `task` and `id` may be missing or null in a message.
+/// Headers that Celery does not define are stored in `extra` and written back.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct TaskHeaders<'a> {
@@ -34,19 +35,20 @@ pub struct TaskHeaders<'a> {
     pub task: Cow<'a, str>,
     /// The id of this call, and the key of its result.
     pub id: Cow<'a, str>,
-    /// A name to show in logs instead of the task's.
+    /// The name that logs show instead of the name of the task.
     pub shadow: Option<Cow<'a, str>>,
-    /// Not to be run before this time, in ISO 8601.
+    /// The earliest time at which the task may run, in ISO 8601.
     pub eta: Option<Cow<'a, str>>,
-    /// Not to be run after this time, in ISO 8601.
+    /// The time after which the task is not started, in ISO 8601.
     pub expires: Option<Cow<'a, str>>,
-    /// The id of the group it belongs to.
+    /// The id of the group that the task belongs to.
     pub group: Option<Cow<'a, str>>,
-    /// Its place in the group, which orders the results of a chord.
+    /// The index of the task in the group, which determines the order of the
+    /// results of a chord.
     pub group_index: Option<i64>,
-    /// How many times it has been tried before.
+    /// The number of previous attempts.
     pub retries: u32,
-    /// How long it may run.
+    /// The time limits of the task.
     pub timelimit: TimeLimits,
     /// The id of the first task of the workflow.
     pub root_id: Option<Cow<'a, str>>,
@@ -56,15 +58,16 @@ pub struct TaskHeaders<'a> {
     pub argsrepr: Option<Cow<'a, str>>,
     /// The keyword arguments as Python prints them, shortened; for display.
     pub kwargsrepr: Option<Cow<'a, str>>,
-    /// The node that sent it: `gen4711@host`.
+    /// The name of the sender: `gen4711@host`.
     pub origin: Option<Cow<'a, str>>,
-    /// Whether its result is thrown away; `None` leaves that to the task.
+    /// Whether the result is discarded; with `None` the options of the task
+    /// decide.
     pub ignore_result: Option<bool>,
-    /// How many times a task of this id has replaced itself.
+    /// The number of times that a task with this id has replaced itself.
     pub replaced_task_nesting: u32,
     /// The names of the stamps.
     pub stamped_headers: Option<Raw<'a>>,
-    /// The stamps by name; `None` is written as the empty map.
+    /// The stamps by name; `None` is encoded as an empty map.
     pub stamps: Option<Raw<'a>>,
     /// The content type of the body's compression.
     pub compression: Option<Cow<'a, str>>,
@@ -73,7 +76,8 @@ pub struct TaskHeaders<'a> {
 }
 
 impl<'a> TaskHeaders<'a> {
-    /// The headers of a first call of `task`, which is its own root.
+    /// Creates the headers of a task that belongs to no other workflow: its
+    /// root id is its own id.
     pub fn new(task: impl Into<Cow<'a, str>>, id: impl Into<Cow<'a, str>>) -> Self {
         let id = id.into();
         Self {
@@ -85,7 +89,7 @@ impl<'a> TaskHeaders<'a> {
         }
     }
 
-    /// Every header absent.
+    /// Creates headers with every header absent.
     pub(crate) fn unset() -> Self {
         Self {
             lang: Cow::Borrowed(""),
@@ -112,31 +116,31 @@ impl<'a> TaskHeaders<'a> {
         }
     }
 
-    /// When the task may run.
+    /// Returns the earliest time at which the task may run.
     ///
     /// # Errors
     ///
-    /// When `eta` is not a time.
+    /// Fails if `eta` is not a time.
     pub fn eta_time(&self) -> Result<Option<SystemTime>, DecodeError> {
-        instant(self.eta.as_deref(), "headers.eta")
+        parse_time(self.eta.as_deref(), "headers.eta")
     }
 
-    /// When the task may no longer run.
+    /// Returns the time after which the task is not started.
     ///
     /// # Errors
     ///
-    /// When `expires` is not a time.
+    /// Fails if `expires` is not a time.
     pub fn expires_time(&self) -> Result<Option<SystemTime>, DecodeError> {
-        instant(self.expires.as_deref(), "headers.expires")
+        parse_time(self.expires.as_deref(), "headers.expires")
     }
 
-    /// A header that Celery does not define.
+    /// Returns the value of a header that Celery does not define.
     pub fn extra(&self, name: &str) -> Option<&Raw<'a>> {
         let found = self.extra.iter().find(|(key, _)| key == name)?;
         Some(&found.1)
     }
 
-    /// The same headers without borrows.
+    /// Converts into headers that do not borrow from the message.
     pub fn into_owned(self) -> TaskHeaders<'static> {
         TaskHeaders {
             lang: owned(self.lang),
@@ -163,33 +167,33 @@ impl<'a> TaskHeaders<'a> {
         }
     }
 
-    /// The same headers, lent.
+    /// Returns headers that borrow from these.
     pub fn borrowed(&self) -> TaskHeaders<'_> {
         TaskHeaders {
-            lang: lent(&self.lang),
-            task: lent(&self.task),
-            id: lent(&self.id),
-            shadow: lent_if_set(&self.shadow),
-            eta: lent_if_set(&self.eta),
-            expires: lent_if_set(&self.expires),
-            group: lent_if_set(&self.group),
+            lang: borrowed_text(&self.lang),
+            task: borrowed_text(&self.task),
+            id: borrowed_text(&self.id),
+            shadow: borrowed_option(&self.shadow),
+            eta: borrowed_option(&self.eta),
+            expires: borrowed_option(&self.expires),
+            group: borrowed_option(&self.group),
             group_index: self.group_index,
             retries: self.retries,
             timelimit: self.timelimit,
-            root_id: lent_if_set(&self.root_id),
-            parent_id: lent_if_set(&self.parent_id),
-            argsrepr: lent_if_set(&self.argsrepr),
-            kwargsrepr: lent_if_set(&self.kwargsrepr),
-            origin: lent_if_set(&self.origin),
+            root_id: borrowed_option(&self.root_id),
+            parent_id: borrowed_option(&self.parent_id),
+            argsrepr: borrowed_option(&self.argsrepr),
+            kwargsrepr: borrowed_option(&self.kwargsrepr),
+            origin: borrowed_option(&self.origin),
             ignore_result: self.ignore_result,
             replaced_task_nesting: self.replaced_task_nesting,
             stamped_headers: self.stamped_headers.clone(),
             stamps: self.stamps.clone(),
-            compression: lent_if_set(&self.compression),
+            compression: borrowed_option(&self.compression),
             extra: self
                 .extra
                 .iter()
-                .map(|(key, raw)| (lent(key), raw.clone()))
+                .map(|(key, raw)| (borrowed_text(key), raw.clone()))
                 .collect(),
         }
     }
@@ -197,16 +201,19 @@ impl<'a> TaskHeaders<'a> {
 
 impl<'de: 'a, 'a> Deserialize<'de> for TaskHeaders<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let found = Found::deserialize(deserializer)?;
-        match (found.has_task, found.has_id) {
-            (true, true) => Ok(found.headers),
-            (false, _) => Err(D::Error::missing_field("task")),
-            (true, false) => Err(D::Error::missing_field("id")),
+        let found = ParsedHeaders::deserialize(deserializer)?;
+        if !found.has_task {
+            return Err(D::Error::missing_field("task"));
         }
+        if !found.has_id {
+            return Err(D::Error::missing_field("id"));
+        }
+        Ok(found.headers)
     }
 }
 
-/// Writes all headers that Python writes, in its order, unset ones as null.
+/// Serializes all headers that Python writes, in the same order, with unset
+/// ones as null.
 impl Serialize for TaskHeaders<'_> {
     fn serialize<S: SerdeSerializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let count = self.written().count() + self.extra.len();
@@ -243,37 +250,37 @@ pub(crate) enum Header {
     ReplacedTaskNesting,
     StampedHeaders,
     Stamps,
-    /// Added by the serializing layer, and only when a body is compressed.
+    /// Written only if the body is compressed.
     Compression,
 }
 
-static TABLE: [(Spelling, Header); Header::COUNT] = [
-    (Spelling::new("\"lang\":"), Header::Lang),
-    (Spelling::new("\"task\":"), Header::Task),
-    (Spelling::new("\"id\":"), Header::Id),
-    (Spelling::new("\"shadow\":"), Header::Shadow),
-    (Spelling::new("\"eta\":"), Header::Eta),
-    (Spelling::new("\"expires\":"), Header::Expires),
-    (Spelling::new("\"group\":"), Header::Group),
-    (Spelling::new("\"group_index\":"), Header::GroupIndex),
-    (Spelling::new("\"retries\":"), Header::Retries),
-    (Spelling::new("\"timelimit\":"), Header::TimeLimit),
-    (Spelling::new("\"root_id\":"), Header::RootId),
-    (Spelling::new("\"parent_id\":"), Header::ParentId),
-    (Spelling::new("\"argsrepr\":"), Header::ArgsRepr),
-    (Spelling::new("\"kwargsrepr\":"), Header::KwargsRepr),
-    (Spelling::new("\"origin\":"), Header::Origin),
-    (Spelling::new("\"ignore_result\":"), Header::IgnoreResult),
+static TABLE: [(EncodedKey, Header); Header::COUNT] = [
+    (EncodedKey::new("\"lang\":"), Header::Lang),
+    (EncodedKey::new("\"task\":"), Header::Task),
+    (EncodedKey::new("\"id\":"), Header::Id),
+    (EncodedKey::new("\"shadow\":"), Header::Shadow),
+    (EncodedKey::new("\"eta\":"), Header::Eta),
+    (EncodedKey::new("\"expires\":"), Header::Expires),
+    (EncodedKey::new("\"group\":"), Header::Group),
+    (EncodedKey::new("\"group_index\":"), Header::GroupIndex),
+    (EncodedKey::new("\"retries\":"), Header::Retries),
+    (EncodedKey::new("\"timelimit\":"), Header::TimeLimit),
+    (EncodedKey::new("\"root_id\":"), Header::RootId),
+    (EncodedKey::new("\"parent_id\":"), Header::ParentId),
+    (EncodedKey::new("\"argsrepr\":"), Header::ArgsRepr),
+    (EncodedKey::new("\"kwargsrepr\":"), Header::KwargsRepr),
+    (EncodedKey::new("\"origin\":"), Header::Origin),
+    (EncodedKey::new("\"ignore_result\":"), Header::IgnoreResult),
     (
-        Spelling::new("\"replaced_task_nesting\":"),
+        EncodedKey::new("\"replaced_task_nesting\":"),
         Header::ReplacedTaskNesting,
     ),
     (
-        Spelling::new("\"stamped_headers\":"),
+        EncodedKey::new("\"stamped_headers\":"),
         Header::StampedHeaders,
     ),
-    (Spelling::new("\"stamps\":"), Header::Stamps),
-    (Spelling::new("\"compression\":"), Header::Compression),
+    (EncodedKey::new("\"stamps\":"), Header::Stamps),
+    (EncodedKey::new("\"compression\":"), Header::Compression),
 ];
 
 impl Header {
@@ -283,39 +290,39 @@ impl Header {
         TABLE[self as usize].0.name()
     }
 
-    pub(crate) fn named(name: &str) -> Option<Self> {
-        let (_, header) = TABLE.iter().find(|(spelling, _)| spelling.is(name))?;
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        let (_, header) = TABLE.iter().find(|(key, _)| key.has_name(name))?;
         Some(*header)
     }
 
-    /// Finds a header, trying first the one at `place` of the table: senders
-    /// write them in Python's order, so that the first look is mostly enough.
+    /// Finds a header by its name and compares the one at `position` of the table
+    /// first, because senders write the headers in Python's order.
     #[inline]
-    fn named_near(name: &str, place: usize) -> Option<Self> {
-        match TABLE.get(place) {
-            Some((spelling, header)) if spelling.is(name) => Some(*header),
-            _ => Self::named(name),
+    fn from_expected_name(name: &str, position: usize) -> Option<Self> {
+        match TABLE.get(position) {
+            Some((key, header)) if key.has_name(name) => Some(*header),
+            _ => Self::from_name(name),
         }
     }
 
-    /// All headers by their names, in Python's order.
+    /// Returns all headers with their names, in Python's order.
     #[inline]
-    pub(crate) fn table() -> &'static [(Spelling, Self)] {
+    pub(crate) fn table() -> &'static [(EncodedKey, Self)] {
         &TABLE
     }
 }
 
-fn instant(text: Option<&str>, field: &str) -> Result<Option<SystemTime>, DecodeError> {
+fn parse_time(text: Option<&str>, field: &str) -> Result<Option<SystemTime>, DecodeError> {
     let Some(text) = text else { return Ok(None) };
     let time = time::parse(text).map_err(|error| error.in_field(field))?;
     Ok(Some(time))
 }
 
-fn lent(text: &str) -> Cow<'_, str> {
+fn borrowed_text(text: &str) -> Cow<'_, str> {
     Cow::Borrowed(text)
 }
 
-fn lent_if_set<'b>(text: &'b Option<Cow<'_, str>>) -> Option<Cow<'b, str>> {
+fn borrowed_option<'b>(text: &'b Option<Cow<'_, str>>) -> Option<Cow<'b, str>> {
     text.as_deref().map(Cow::Borrowed)
 }
 
@@ -329,10 +336,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn table_follows_the_enum() {
-        for (place, (name, header)) in TABLE.iter().enumerate() {
-            assert_eq!(*header as usize, place);
-            assert_eq!(Header::named(header.name()), Some(*header));
+    fn header_table_has_the_order_of_the_enum() {
+        for (position, (name, header)) in TABLE.iter().enumerate() {
+            assert_eq!(*header as usize, position);
+            assert_eq!(Header::from_name(header.name()), Some(*header));
             assert_eq!(name.text(), format!("\"{}\":", header.name()));
         }
     }

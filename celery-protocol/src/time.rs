@@ -1,4 +1,4 @@
-//! Points in time as Celery writes them: ISO 8601.
+//! Conversion of times from and to ISO 8601, as Celery writes them.
 
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -10,10 +10,11 @@ use jiff::tz::Offset;
 
 use crate::error::DecodeError;
 
-/// Reads an ISO 8601 time, as in the headers `eta` and `expires`.
+/// Parses an ISO 8601 time, such as the headers `eta` and `expires`.
 ///
-/// An offset or `Z` is applied. A time without one is UTC, as Celery takes it.
-/// Date and time are divided by `T` or a space; a date alone is its midnight.
+/// An offset or `Z` is applied. A time without offset is UTC, as in Celery.
+/// Date and time are separated by `T` or a space; a date without time means
+/// midnight.
 ///
 /// ```
 /// use celery_protocol::time;
@@ -27,14 +28,14 @@ use crate::error::DecodeError;
 ///
 /// # Errors
 ///
-/// When the text is no such time.
+/// Fails if the text is not such a time.
 pub fn parse(text: &str) -> Result<SystemTime, DecodeError> {
-    let refused = |reason: &dyn fmt::Display| {
-        DecodeError::new(format!("{text:?} is no ISO 8601 time: {reason}"))
+    let invalid = |reason: &dyn fmt::Display| {
+        DecodeError::new(format!("{text:?} is not an ISO 8601 time: {reason}"))
     };
-    let pieces = Pieces::parse(text).map_err(|error| refused(&error))?;
+    let pieces = Pieces::parse(text).map_err(|error| invalid(&error))?;
     if pieces.time_zone_annotation().is_some() {
-        return Err(refused(&"it names a time zone, not an offset"));
+        return Err(invalid(&"a time zone name is not supported, use an offset"));
     }
     let local = pieces
         .date()
@@ -48,16 +49,16 @@ pub fn parse(text: &str) -> Result<SystemTime, DecodeError> {
     } else {
         UNIX_EPOCH.checked_add(distance)
     };
-    time.ok_or_else(|| refused(&"this system's clock does not reach it"))
+    time.ok_or_else(|| invalid(&"it is outside the range of the system's clock"))
 }
 
-/// Writes a time in UTC: `YYYY-MM-DDTHH:MM:SS[.ffffff]+00:00`, with
+/// Formats a time in UTC as `YYYY-MM-DDTHH:MM:SS[.ffffff]+00:00`, with
 /// microseconds unless they are zero, as Python does.
 ///
-/// Times outside of the years 1 to 9999 are written as the nearest one inside,
-/// because Python has no others.
+/// Times outside the years 1 to 9999 are clamped to this range, because Python
+/// supports no others.
 pub fn format(time: SystemTime) -> String {
-    let time = civil(time).clamp(FIRST, LAST);
+    let time = civil(time).clamp(PYTHON_MIN, PYTHON_MAX);
     let micros = time.subsec_nanosecond() / 1000;
     let mut text = format!(
         "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}",
@@ -75,7 +76,8 @@ pub fn format(time: SystemTime) -> String {
     text
 }
 
-/// Not through jiff's `Timestamp`, which ends before Python's last day does.
+/// Converts to a date and time in UTC. jiff's `Timestamp` is not used, because
+/// its range ends before that of Python's `datetime`.
 fn civil(time: SystemTime) -> DateTime {
     match time.duration_since(UNIX_EPOCH) {
         Ok(after) => EPOCH.checked_add(after).unwrap_or(DateTime::MAX),
@@ -87,6 +89,8 @@ fn civil(time: SystemTime) -> DateTime {
 
 const EPOCH: DateTime = DateTime::constant(1970, 1, 1, 0, 0, 0, 0);
 
-/// Python's `datetime.min` and `datetime.max`.
-const FIRST: DateTime = DateTime::constant(1, 1, 1, 0, 0, 0, 0);
-const LAST: DateTime = DateTime::constant(9999, 12, 31, 23, 59, 59, 999_999_000);
+/// Python's `datetime.min`.
+const PYTHON_MIN: DateTime = DateTime::constant(1, 1, 1, 0, 0, 0, 0);
+
+/// Python's `datetime.max`.
+const PYTHON_MAX: DateTime = DateTime::constant(9999, 12, 31, 23, 59, 59, 999_999_000);

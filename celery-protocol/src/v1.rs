@@ -1,5 +1,5 @@
-//! Protocol 1: the whole task is a mapping in the body, and there are no
-//! headers.
+//! Protocol 1, in which the whole task is a mapping in the body and there are
+//! no headers.
 
 use std::borrow::Cow;
 
@@ -11,28 +11,28 @@ use crate::embed::Embed;
 use crate::error::{DecodeError, EncodeError};
 use crate::headers::Headers;
 use crate::raw::Raw;
-use crate::task_headers::{Field, Found, Header, TaskHeaders};
+use crate::task_headers::{Header, HeaderValue, ParsedHeaders, TaskHeaders};
 use crate::value::Value;
 
 /// Reads the mapping of protocol 1 as Celery's worker does: the old name
-/// `taskset` of a group wins over `group`, and there is no chain.
+/// `taskset` of a group takes precedence over `group`, and there is no chain.
 pub(crate) fn read<'a>(raw: &Raw<'a>) -> Result<(TaskHeaders<'a>, Body<'a>), DecodeError> {
-    let found: Found<'a> = match raw.decode() {
+    let found: ParsedHeaders<'a> = match raw.decode() {
         Ok(found) => found,
         Err(error) => return Err(diagnose(raw, error)),
     };
     let headers = found.task().map_err(in_body)?;
     let Some(mut headers) = headers else {
-        let message = "a message without headers must have one in its body";
+        let message = "a message without task headers must have this entry in its body";
         return Err(in_body(DecodeError::new(message).in_field("task")));
     };
     let body = take_body(&mut headers)?;
     Ok((headers, body))
 }
 
-/// Reads a message that has both the headers of version 2 and the body of
-/// version 1: the headers override the body.
-pub(crate) fn read_hybrid<'a>(
+/// Reads a message that has both the headers of protocol 2 and the body of
+/// protocol 1. The headers override the body.
+pub(crate) fn read_mixed<'a>(
     headers: &Headers,
     body: &Raw<'_>,
 ) -> Result<(TaskHeaders<'a>, Body<'a>), DecodeError> {
@@ -49,8 +49,8 @@ pub(crate) fn read_hybrid<'a>(
     read(&Raw::from_value(Value::Map(merged)))
 }
 
-/// Moves what protocol 2 keeps in the body out of the headers, where the
-/// reader left all that it does not know.
+/// Moves the arguments and the embed from `extra`, where the reader stores
+/// unknown entries, into a body.
 fn take_body<'a>(headers: &mut TaskHeaders<'a>) -> Result<Body<'a>, DecodeError> {
     let mut body = Body::new(Raw::json("[]"), Raw::json("{}"));
     for (name, value) in std::mem::take(&mut headers.extra) {
@@ -59,7 +59,7 @@ fn take_body<'a>(headers: &mut TaskHeaders<'a>) -> Result<Body<'a>, DecodeError>
             "kwargs" => body.kwargs = value,
             "utc" => {}
             "taskset" => headers.group = text(&value).map_err(|e| in_body(e.in_field(name)))?,
-            // Protocol 1 has no chain: its steps are nested callbacks.
+            // Protocol 1 has no chain; its steps are nested callbacks.
             _ => match body.embed.slot(&name).filter(|_| name != "chain") {
                 Some(slot) => *slot = Some(value).filter(|value| !value.is_null()),
                 None => headers.extra.push((name, value)),
@@ -70,11 +70,11 @@ fn take_body<'a>(headers: &mut TaskHeaders<'a>) -> Result<Body<'a>, DecodeError>
 }
 
 fn text<'a>(value: &Raw<'a>) -> Result<Option<Cow<'a, str>>, DecodeError> {
-    let text: Option<crate::text::Text<'a>> = value.decode()?;
+    let text: Option<crate::cow_str::CowStr<'a>> = value.decode()?;
     Ok(text.map(|text| text.0))
 }
 
-/// Names the entry that could not be read.
+/// Returns an error that names the entry that could not be decoded.
 #[cold]
 fn diagnose(raw: &Raw<'_>, error: DecodeError) -> DecodeError {
     let entries = match raw.entries() {
@@ -86,7 +86,7 @@ fn diagnose(raw: &Raw<'_>, error: DecodeError) -> DecodeError {
             continue;
         };
         let alone = Value::Map([(Value::from(&*name), value)].into_iter().collect());
-        if let Err(error) = Found::deserialize(&alone) {
+        if let Err(error) = ParsedHeaders::deserialize(&alone) {
             return in_body(error.in_field(name));
         }
     }
@@ -97,16 +97,18 @@ fn in_body(error: DecodeError) -> DecodeError {
     error.in_field("body")
 }
 
-/// Writes the body of protocol 1, which holds what protocol 2 has in headers.
+/// Writes the body of protocol 1, which also contains the entries that protocol
+/// 2 has in headers.
 ///
-/// `args` must write an array and `kwargs` a map with text keys; `()` stands
-/// for none of either. `utc` says that times without an offset are UTC, which
-/// is Celery's default.
+/// `args` must serialize to an array and `kwargs` to a map with text keys; `()`
+/// means no arguments in both. `utc` states whether times without an offset are
+/// UTC, which is Celery's default.
 ///
 /// # Errors
 ///
-/// When the arguments have another shape or no form in the serializer, or when
-/// `embed` has a chain: in protocol 1 the steps of a chain are nested callbacks.
+/// Fails if the arguments have another shape or the serializer cannot represent
+/// them, or if `embed` has a chain: in protocol 1, the steps of a chain are
+/// nested callbacks.
 pub fn encode_body<A, K>(
     serializer: Serializer,
     headers: &TaskHeaders<'_>,
@@ -120,10 +122,10 @@ where
     K: Serialize + ?Sized,
 {
     if embed.chain.is_some() {
-        let message = "protocol 1 has none, link the steps as callbacks";
+        let message = "protocol 1 has no chain, nest the steps as callbacks";
         return Err(EncodeError::new(message).in_field("embed.chain"));
     }
-    let mut out = Vec::with_capacity(2 * body::TYPICAL_SIZE);
+    let mut out = Vec::with_capacity(2 * body::INITIAL_CAPACITY);
     if serializer == Serializer::Json {
         write_json(&mut out, headers, args, kwargs, embed, utc)?;
         return Ok(out);
@@ -132,7 +134,8 @@ where
     Ok(out)
 }
 
-/// Writes the mapping in JSON, where all that is between the values is known.
+/// Writes the mapping in JSON, in which the text between the values is
+/// constant.
 #[inline]
 fn write_json<A, K>(
     out: &mut Vec<u8>,
@@ -157,7 +160,7 @@ where
     write_json_metadata(out, headers, embed, utc)
 }
 
-/// Writes what does not depend on the types of the arguments.
+/// Writes the entries that do not depend on the types of the arguments.
 fn write_json_metadata(
     out: &mut Vec<u8>,
     headers: &TaskHeaders<'_>,
@@ -165,13 +168,13 @@ fn write_json_metadata(
     utc: bool,
 ) -> Result<(), EncodeError> {
     let header = |out: &mut Vec<u8>, header: Header| {
-        let written = headers.field(header).write(Serializer::Json, out);
+        let written = headers.header_value(header).write(Serializer::Json, out);
         written.map_err(|error| error.in_field(header.name()))
     };
     let slot = |out: &mut Vec<u8>, name, slot: &Option<Raw<'_>>| {
         write_slot(Serializer::Json, out, name, slot)
     };
-    // Most calls are in no group.
+    // Most tasks belong to no group.
     if headers.group.is_none() && headers.group_index.is_none() {
         out.extend_from_slice(b",\"group\":null,\"group_index\":null,\"retries\":");
     } else {
@@ -231,14 +234,14 @@ where
         entry.write_name(serializer, out);
         let name = entry.name;
         match entry.source {
-            Source::Args => body::write_args(serializer, out, args)?,
-            Source::Kwargs => body::write_kwargs(serializer, out, kwargs)?,
-            Source::Utc => write(serializer, out, name, &utc)?,
-            Source::Callbacks => write_slot(serializer, out, name, &embed.callbacks)?,
-            Source::Errbacks => write_slot(serializer, out, name, &embed.errbacks)?,
-            Source::Chord => write_slot(serializer, out, name, &embed.chord)?,
-            Source::Header(header) => headers
-                .field(header)
+            EntrySource::Args => body::write_args(serializer, out, args)?,
+            EntrySource::Kwargs => body::write_kwargs(serializer, out, kwargs)?,
+            EntrySource::Utc => write(serializer, out, name, &utc)?,
+            EntrySource::Callbacks => write_slot(serializer, out, name, &embed.callbacks)?,
+            EntrySource::Errbacks => write_slot(serializer, out, name, &embed.errbacks)?,
+            EntrySource::Chord => write_slot(serializer, out, name, &embed.chord)?,
+            EntrySource::Header(header) => headers
+                .header_value(header)
                 .write(serializer, out)
                 .map_err(|error| error.in_field(name))?,
         }
@@ -250,16 +253,16 @@ where
 }
 
 /// One entry of the mapping.
-struct Entry {
+struct BodyEntry {
     name: &'static str,
-    /// What JSON has before the value: punctuation, quotes, the name.
+    /// The JSON text before the value: punctuation and the name in quotes.
     json: &'static str,
-    source: Source,
+    source: EntrySource,
 }
 
-/// Where the value of an entry comes from.
+/// The source of the value of an entry.
 #[derive(Clone, Copy)]
-enum Source {
+enum EntrySource {
     Header(Header),
     Args,
     Kwargs,
@@ -269,51 +272,64 @@ enum Source {
     Chord,
 }
 
-/// The mapping in Python's order. A group goes by its old name too.
-const ENTRIES: [Entry; 15] = [
-    entry("task", "{\"task\":", Source::Header(Header::Task)),
-    entry("id", ",\"id\":", Source::Header(Header::Id)),
-    entry("args", ",\"args\":", Source::Args),
-    entry("kwargs", ",\"kwargs\":", Source::Kwargs),
-    entry("group", ",\"group\":", Source::Header(Header::Group)),
+/// The entries of the mapping in Python's order. The group is also written
+/// under its old name.
+const ENTRIES: [BodyEntry; 15] = [
+    entry("task", "{\"task\":", EntrySource::Header(Header::Task)),
+    entry("id", ",\"id\":", EntrySource::Header(Header::Id)),
+    entry("args", ",\"args\":", EntrySource::Args),
+    entry("kwargs", ",\"kwargs\":", EntrySource::Kwargs),
+    entry("group", ",\"group\":", EntrySource::Header(Header::Group)),
     entry(
         "group_index",
         ",\"group_index\":",
-        Source::Header(Header::GroupIndex),
+        EntrySource::Header(Header::GroupIndex),
     ),
-    entry("retries", ",\"retries\":", Source::Header(Header::Retries)),
-    entry("eta", ",\"eta\":", Source::Header(Header::Eta)),
-    entry("expires", ",\"expires\":", Source::Header(Header::Expires)),
-    entry("utc", ",\"utc\":", Source::Utc),
-    entry("callbacks", ",\"callbacks\":", Source::Callbacks),
-    entry("errbacks", ",\"errbacks\":", Source::Errbacks),
+    entry(
+        "retries",
+        ",\"retries\":",
+        EntrySource::Header(Header::Retries),
+    ),
+    entry("eta", ",\"eta\":", EntrySource::Header(Header::Eta)),
+    entry(
+        "expires",
+        ",\"expires\":",
+        EntrySource::Header(Header::Expires),
+    ),
+    entry("utc", ",\"utc\":", EntrySource::Utc),
+    entry("callbacks", ",\"callbacks\":", EntrySource::Callbacks),
+    entry("errbacks", ",\"errbacks\":", EntrySource::Errbacks),
     entry(
         "timelimit",
         ",\"timelimit\":",
-        Source::Header(Header::TimeLimit),
+        EntrySource::Header(Header::TimeLimit),
     ),
-    entry("taskset", ",\"taskset\":", Source::Header(Header::Group)),
-    entry("chord", ",\"chord\":", Source::Chord),
+    entry(
+        "taskset",
+        ",\"taskset\":",
+        EntrySource::Header(Header::Group),
+    ),
+    entry("chord", ",\"chord\":", EntrySource::Chord),
 ];
 
-const fn entry(name: &'static str, json: &'static str, source: Source) -> Entry {
-    Entry { name, json, source }
+const fn entry(name: &'static str, json: &'static str, source: EntrySource) -> BodyEntry {
+    BodyEntry { name, json, source }
 }
 
-/// In msgpack a "fixmap" of fifteen, the largest there is, opens with this.
+/// The msgpack marker of a "fixmap" of fifteen entries, which is the maximum.
 const FIXMAP_15: u8 = 0x8f;
 
-/// In msgpack a "fixstr" carries its length, under 32, in its first byte.
+/// The msgpack marker of a "fixstr", to which its length below 32 is added.
 const FIXSTR: u8 = 0xa0;
 
-impl Entry {
-    /// Writes all that comes before the value.
+impl BodyEntry {
+    /// Writes the name and the punctuation before the value.
     #[inline]
     fn write_name(&self, serializer: Serializer, out: &mut Vec<u8>) {
         match serializer {
             Serializer::Json => out.extend_from_slice(self.json.as_bytes()),
             Serializer::Yaml => {
-                // YAML wants a space after the colon that JSON goes without.
+                // YAML requires a space after the colon.
                 out.extend_from_slice(self.json.as_bytes());
                 out.push(b' ');
             }
@@ -328,7 +344,7 @@ impl Entry {
     }
 }
 
-/// Writes an entry of the embed, which is mostly null.
+/// Writes an entry of the embed, which is null in most messages.
 #[inline]
 fn write_slot(
     serializer: Serializer,
@@ -336,7 +352,7 @@ fn write_slot(
     name: &str,
     slot: &Option<Raw<'_>>,
 ) -> Result<(), EncodeError> {
-    let field = slot.as_ref().map_or(Field::Null, Field::Raw);
+    let field = slot.as_ref().map_or(HeaderValue::Null, HeaderValue::Raw);
     let written = field.write(serializer, out);
     written.map_err(|error| error.in_field(name))
 }
@@ -361,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn fast_and_general_writing_agree() {
+    fn written_json_equals_general_encoding() {
         let mut in_group = TaskHeaders::new("tasks.add", "id-1");
         in_group.group = Some("group-1".into());
         in_group.group_index = Some(3);
@@ -385,15 +401,15 @@ mod tests {
     }
 
     #[test]
-    fn names_are_spelled_alike() {
-        for (place, entry) in ENTRIES.iter().enumerate() {
-            let open = if place == 0 { '{' } else { ',' };
+    fn entry_json_matches_its_name() {
+        for (position, entry) in ENTRIES.iter().enumerate() {
+            let open = if position == 0 { '{' } else { ',' };
             assert_eq!(entry.json, format!("{open}\"{}\":", entry.name));
         }
     }
 
     #[test]
-    fn written_in_pythons_order() {
+    fn body_is_written_in_pythons_order() {
         let mut headers = TaskHeaders::new("tasks.add", "id-1");
         headers.group = Some("g-1".into());
         let body = encode_body(
@@ -414,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn every_serializer_reads_back() {
+    fn body_is_read_back_in_every_serializer() {
         let all = [Serializer::Json, Serializer::MsgPack, Serializer::Yaml];
         for serializer in all
             .into_iter()
@@ -440,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn taskset_is_the_group() {
+    fn taskset_overrides_group() {
         let text = r#"{"task":"t","id":"i","args":[1],"group":"new","taskset":"old","mine":1}"#;
         let (headers, body) = read_json(text).unwrap();
         assert_eq!(headers.group.as_deref(), Some("old"));
@@ -450,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn chain_cannot_be_written() {
+    fn chain_is_rejected() {
         let embed = Embed {
             chain: Some(Raw::json("[]")),
             ..Embed::default()
@@ -461,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_bodies_name_the_field() {
+    fn malformed_body_error_names_the_field() {
         let cases = [
             (r#"{"id":"i"}"#, "body.task"),
             (r#"{"task":"t"}"#, "body.id"),
@@ -477,17 +493,17 @@ mod tests {
     }
 
     #[test]
-    fn headers_override_the_body_of_a_hybrid() {
+    fn headers_override_the_body_of_a_mixed_message() {
         let map = [("task", "t"), ("id", "i"), ("eta", "2030-01-02T03:04:05")];
         let map = map
             .into_iter()
             .map(|(name, text)| (Value::from(name), Value::from(text)));
         let headers = Headers::from_map(map.collect());
         let body = Raw::json(r#"{"task":"other","args":[1],"eta":null,"retries":4}"#);
-        let (read, body) = read_hybrid(&headers, &body).unwrap();
+        let (read, body) = read_mixed(&headers, &body).unwrap();
         assert_eq!((&*read.task, &*read.id, read.retries), ("t", "i", 4));
         assert!(read.eta_time().unwrap().is_some());
         assert_eq!(body.arguments().unwrap().positional.len(), 1);
-        assert!(read_hybrid(&headers, &Raw::json("{}")).is_err());
+        assert!(read_mixed(&headers, &Raw::json("{}")).is_err());
     }
 }

@@ -42,35 +42,34 @@
 )]
 
 mod app;
-mod backend;
 mod backoff;
-mod broker;
+mod boundary;
 mod canvas;
 mod client;
-mod clock;
 mod config;
-#[cfg(feature = "__conformance")]
+#[cfg(feature = "conformance")]
 pub mod conformance;
 mod control;
-mod error;
+pub mod env;
 mod events;
-mod lamport;
+mod execution;
+mod hostname;
+mod logical_clock;
 pub mod memory;
 mod queues;
+mod revocation;
 mod routing;
-mod store;
 mod task;
 mod worker;
 
 pub use app::{App, ForceSignal, shutdown_signal};
-pub use backend::{
-    Capabilities, ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart, ChordStore,
-    MemberResult, Record, ResultBackend, StalledChord,
-};
 pub use backoff::{Backoff, RetryBackoff};
-pub use broker::{
-    Binding, BoxFuture, Broker, ConsumeOptions, Consumer, Content, Delivery, DeliveryTag, Exchange,
-    ExchangeKind, Mailbox, Publication, Queue, QueueEnd, Settlement, Subscription,
+pub use boundary::{
+    BackendCapabilities, Binding, BoxFuture, Broker, BrokerCapabilities, ChordClaim, ChordEnd,
+    ChordMember, ChordResults, ChordStart, ChordStore, ConsumeOptions, Consumer, Content, Delivery,
+    DeliveryTag, Exchange, ExchangeKind, Mailbox, MemberResult, PriorityOrder, Publication, Queue,
+    QueueEnd, Record, ResultBackend, ServiceError, ServiceErrorKind, Settled, Settlement,
+    StalledChord, Store, Subscription, topic_matches,
 };
 pub use canvas::{
     AcceptsResult, Canvas, CanvasError, Group, Ignored, Members, NoMissingArgs, PartialArgs,
@@ -81,21 +80,21 @@ pub use client::{
     AnyResult, AsyncResult, Client, Completions, GroupResult, ResultError, SendError, Sendable,
     TaskFailure,
 };
-pub use clock::{Clock, Now};
-pub use config::url;
-pub use config::{Config, ConfigError, OnUnknown, QueueType, TaskProtocol};
+pub use config::{Config, ConfigError, OnUnknown, QueueType, TaskProtocol, url};
 pub use control::{
     CommandError, Control, ControlCall, ControlError, ExchangeInfo, Inspect, PeerState,
     QueriedTask, QueueInfo, RegisteredTask, Replies, RequestInfo, ScheduledTask, Stats,
 };
-pub use error::{ServiceError, ServiceErrorKind};
+pub use env::{Clock, Now};
 pub use events::{ClusterState, EventRates, EventStream, Events, TaskRecord, WorkerRecord};
+pub use execution::{
+    BlockingHandler, Context, FailedTask, Handler, RegistryError, Requeue, TaskError, Tasks,
+    UpdateError,
+};
 pub use queues::QueueNotFound;
 pub use routing::{Route, Routes};
-pub use store::Store;
 pub use task::{
-    ArgumentEncoder, ArgumentError, AutoRetry, BlockingHandler, BoundArguments, CallError, Context,
-    DynArgs, DynTask, EncodedArguments, FailedTask, Handler, Kwargs, Params, ParamsError,
-    RegistryError, Requeue, Task, TaskArgs, TaskError, TaskOptions, Tasks, Unique, UpdateError,
+    ArgumentEncoder, ArgumentError, AutoRetry, BoundArguments, CallError, DynArgs, DynTask,
+    EncodedArguments, Kwargs, Params, ParamsError, Task, TaskArgs, TaskOptions, Unique,
 };
 pub use worker::{ConnectionEvent, ForceShutdown, Worker, WorkerError, is_isolated_child};

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::broker::{Exchange, ExchangeKind, Queue};
+use crate::boundary::{Exchange, ExchangeKind, Queue};
 use crate::config::QueueType;
 use crate::config::queues::{Listed, QueueSettings};
 

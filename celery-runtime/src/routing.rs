@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::broker::ExchangeKind;
+use crate::boundary::ExchangeKind;
 
 /// Celery's `task_routes`: the first pattern that matches a task's name gives
 /// its queue. Exact names are looked at before patterns with `*`.

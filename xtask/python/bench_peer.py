@@ -1,10 +1,10 @@
-"""Python Celery's side of `cargo xtask bench --peers`.
+"""Python Celery in the benchmark `cargo xtask bench --comparison`.
 
     python bench_peer.py publish N        publishes N no-op tasks, prints {"n": N, "secs": S}
     celery -A bench_peer worker ...       consumes them
 
-The broker is that of CELERY_BROKER_URL. There is no result backend: the figures are about the
-way of a task alone.
+CELERY_BROKER_URL is the broker. There is no result backend, so the figures cover the delivery of
+tasks only.
 """
 
 import json
@@ -25,7 +25,7 @@ def noop():
 
 
 def publish(count):
-    # One producer for all, as in a program that publishes a lot.
+    # One producer for all messages, as programs with a high rate use it.
     with app.producer_or_acquire() as producer:
         noop.apply_async(producer=producer)  # connects; not counted
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What kombu reads from a message, in the fixture form."""
+"""The values that kombu reads from a message, in the form of the fixtures."""
 from __future__ import annotations
 
 import base64
@@ -36,7 +36,7 @@ def expect_properties(properties, content_type, encoding, info):
 
 
 def expect_body(body, properties, headers, expect):
-    """Add what the body holds, read by kombu as a worker would read it."""
+    """Add the content of the body, which kombu decodes as in a worker."""
     if properties["content_type"] == PICKLE:
         return dict(expect, refused=PICKLE)
     message = kombu.Message(

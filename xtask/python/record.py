@@ -2,10 +2,10 @@
 
     python record.py --redis redis://localhost:6379/0 --out celery-protocol/fixtures
 
-Everything is published by Celery itself; what lay in Redis is written down
-byte for byte, and beside it what kombu reads from it. Ids, clock, host name
-and process id are pinned, so that recording again with the same versions
-gives the same files. The database of the URL is flushed.
+Celery itself publishes every message. A fixture contains the bytes from Redis
+and the values that kombu reads from them. Ids, clock, host name and process id
+are pinned, so that recording again with the same versions gives the same
+files. The script flushes the database of the URL.
 """
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Recorder:
         app.close()
 
     def queued(self):
-        """Every queued envelope with its list's name, oldest first."""
+        """Return every queued envelope with the name of its list, oldest first."""
         return [
             (key.decode(), raw.decode("utf-8"))
             for key in sorted(self.redis.keys("*"))
@@ -111,7 +111,7 @@ class Recorder:
         app.close()
 
     def by_hand(self, name, shows, origin, envelope: str, expect=None):
-        """A message that some other producer writes, typed in after its description."""
+        """Write the message of another producer, which is defined in this script."""
         self.write(name, {
             "shows": shows,
             "origin": {"producer": origin, "transport": "redis, written by hand"},
@@ -121,7 +121,7 @@ class Recorder:
         })
 
     def amqp(self, name, shows, publish, *, settings=None):
-        """Record what py-amqp would put into frames; no server is needed."""
+        """Record the message that py-amqp encodes into frames; needs no server."""
         RECORDED.clear()
         app = self.app(**(settings or {}))
         app.conf.broker_url = "recording://"
@@ -157,7 +157,7 @@ class Recorder:
 
 
 def never_run(*args, **kwargs):
-    """The tasks are only sent."""
+    """The body of every task: the tasks are sent and never run."""
 
 
 def stored_bytes(raw):
@@ -168,7 +168,7 @@ def stored_bytes(raw):
         return {"document_base64": base64.b64encode(raw).decode()}
 
 
-# A transport that prepares messages as py-amqp does and keeps them.
+# A transport that prepares messages as py-amqp does and stores them in a list.
 
 RECORDED = []
 
@@ -189,7 +189,7 @@ kombu.transport.TRANSPORT_ALIASES["recording"] = f"{__name__}:RecordingTransport
 
 
 def through_frame(message):
-    """The properties as a peer reads them from the content header frame."""
+    """Return the properties as a peer reads them from the content header frame."""
     from amqp.basic_message import Message
     from amqp.spec import Basic
     frame = message._serialize_properties()
@@ -202,11 +202,11 @@ def body_bytes(body):
     return body.encode() if isinstance(body, str) else bytes(body)
 
 
-# Pinning what differs from run to run.
+# Pinning of the values that differ between runs.
 
 @contextmanager
 def pinned_ids(seed):
-    """Ids that follow from the case's name; the host and process redacted."""
+    """Derive ids from the name of the case; pin the host name and process id."""
     count = iter(range(10_000))
 
     def pinned():
@@ -252,12 +252,12 @@ def bodies(recorder):
     record("v2-json-args", "positional arguments", send())
     record("v2-json-kwargs", "keyword arguments", send(args=(), kwargs={"x": 2, "y": 3}))
     record("v2-json-both", "positional and keyword arguments", send(args=(2,), kwargs={"y": 3}))
-    record("v2-json-args-list", "arguments given as a list; argsrepr shows it", send(args=[1, 2]))
+    record("v2-json-args-list", "arguments passed as a list, as argsrepr shows", send(args=[1, 2]))
     record("v2-json-nested", "arrays and maps inside the arguments",
            send("tasks.echo", [[1, [2, [3, {}]]], {"a": {"b": [None, True, False]}}]))
     record("v2-json-texts", "non-ASCII and control characters, escaped by Python",
            send("tasks.echo", TEXTS, {"schlüssel": "wert"}))
-    record("v2-json-numbers", "the edges of 64 bits and of floats", send("tasks.echo", [NUMBERS]))
+    record("v2-json-numbers", "the limits of 64-bit integers and of floats", send("tasks.echo", [NUMBERS]))
     record("v2-json-long-argsrepr", "arguments beyond the 1024 characters of argsrepr",
            send("tasks.echo", ["x" * 3000]))
     record("v2-json-deep", "arguments deeper than argsrepr's three levels",
@@ -268,11 +268,11 @@ def bodies(recorder):
            send("tasks.xsum", [[2**80, -(2**80), 2**200]]))
     record("v2-json-nan-infinity", "NaN and the infinities, bare words that are not JSON",
            send("tasks.xsum", [[float("nan"), float("inf"), float("-inf")]]))
-    record("v2-json-lone-surrogate", "a lone surrogate, which no UTF-8 text can hold",
+    record("v2-json-lone-surrogate", "a lone surrogate, which UTF-8 cannot represent",
            send("tasks.echo", ["\ud800"], {"fine": 1}))
-    record("v2-json-type-lookalike", "a map that has __type__ and more is an ordinary map",
+    record("v2-json-type-lookalike", "a map with __type__ and other keys is an ordinary map",
            send("tasks.echo", [{"__type__": "datetime", "__value__": "x", "other": 1}]))
-    record("v2-json-non-string-keys", "keys that Python turns into text",
+    record("v2-json-non-string-keys", "keys that Python converts to text",
            send("tasks.echo", [{1: "int", 1.5: "float", None: "none", True: "true"}]))
     record("v2-send-task", "send_task: a name without a registered task",
            lambda app: app.send_task("elsewhere.task"))
@@ -286,10 +286,10 @@ def bodies(recorder):
                    settings=settings)
     record("v1-json-no-params", "protocol 1 without arguments", send(args=None),
            settings={"task_protocol": 1})
-    record("v2-msgpack-values", "what msgpack can say: bytes, 64 bits, infinity",
+    record("v2-msgpack-values", "values that msgpack supports: bytes, 64 bits, infinity",
            send("tasks.echo", [b"\xff\x00", NUMBERS, TEXTS, float("inf")],
                 serializer="msgpack"))
-    record("v2-yaml-values", "what YAML can say: bytes, keys of any type, big integers",
+    record("v2-yaml-values", "values that YAML supports: bytes, keys of any type, big integers",
            send("tasks.echo", [b"\xff\x00", {1: "one"}, NUMBERS, TEXTS, float("inf"), 2**80,
                                ["yes", "1", "1.5", "null", "~", "2030-01-02", "", " ", "a: b", "#", "x\ny\n"]],
                 serializer="yaml"))
@@ -329,19 +329,19 @@ def options(recorder):
     record("option-countdown", "a countdown becomes an eta in UTC", send(countdown=10))
     record("option-eta-aware", "an eta with an offset",
            send(eta=LATER.astimezone(timezone(timedelta(hours=2)))))
-    record("option-eta-naive", "a naive eta is sent naive", send(eta=LATER.replace(tzinfo=None)))
-    record("option-eta-whole-second", "no microseconds are written when there are none",
+    record("option-eta-naive", "a naive eta, which is sent without offset", send(eta=LATER.replace(tzinfo=None)))
+    record("option-eta-whole-second", "an eta without microseconds",
            send(eta=LATER.replace(microsecond=0)))
     record("option-expires-seconds", "expires as seconds, with the expiration property", send(expires=60))
     record("option-expires-time", "expires as a time", send(expires=LATER))
     record("option-expires-past", "an expiry in the past", send(expires=NOW - timedelta(hours=1)))
-    record("option-time-zone", "countdown where the app has its own time zone",
+    record("option-time-zone", "a countdown with a time zone in the settings",
            send(countdown=10), settings={"timezone": "Europe/Paris"})
     for priority in (3, 9):
         record(f"option-priority-{priority}", f"priority {priority}", send(priority=priority))
     record("option-time-limits", "hard and soft time limits, one of them a float",
            send(time_limit=30, soft_time_limit=20.5))
-    record("option-headers", "headers of the sender's own, flat among Celery's",
+    record("option-headers", "custom headers, beside those of Celery",
            send(headers={"trace_id": "abc", "nested": {"list": [1, None, 2.5]}}))
     record("option-header-override", "a sender's header that overrides a standard one",
            send(headers={"origin": "me"}))
@@ -351,7 +351,7 @@ def options(recorder):
     record("option-stamps", "stamps and their names", stamped)
     record("option-transient", "a transient message", send(delivery_mode=1))
     record("option-queue", "a named queue", send(queue="slow"))
-    record("option-reply-to", "a reply queue and an id of the sender's own",
+    record("option-reply-to", "a reply queue and a custom id",
            send(reply_to="replies", task_id="my-id", root_id="root", parent_id="parent"))
     record("option-group-retries", "a retry inside a group",
            send(group_id="g-1", group_index=7, retries=3))
@@ -382,7 +382,7 @@ def canvas(recorder):
                              task(app, "echo").si(4).set(priority=3, queue="slow"), app=app).delay())
     record("canvas-group", "a group of two",
            lambda app: group([task(app, "add").s(1, 2), task(app, "mul").s(3, 4)], app=app).delay())
-    record("canvas-chord", "a chord: header tasks that carry the body",
+    record("canvas-chord", "a chord: header tasks with the body in their embed",
            lambda app: chord([task(app, "add").s(i, i) for i in range(2)],
                              task(app, "xsum").s(), app=app).delay())
     record("canvas-nested", "a chain with a group upgraded to a chord, and a group as its last step",
@@ -400,12 +400,12 @@ def canvas(recorder):
     record("canvas-chain-msgpack", "a chain whose messages are msgpack",
            lambda app: chain(task(app, "add").s(1, 2), task(app, "mul").s(3), app=app).apply_async(
                serializer="msgpack"))
-    # Not in YAML: PyYAML's safe dumper refuses Celery's signature objects.
+    # There is no case in YAML: PyYAML's safe dumper rejects Celery's signature objects.
 
 
 def amqp(recorder):
     record = recorder.amqp
-    record("amqp-json", "over AMQP: headers as a table, the body as it is", send())
+    record("amqp-json", "over AMQP: headers as a table, the body without base64", send())
     record("amqp-msgpack", "over AMQP in msgpack", send(serializer="msgpack"))
     record("amqp-yaml", "over AMQP in YAML", send(serializer="yaml"))
     record("amqp-pickle", "over AMQP in pickle", send(serializer="pickle"))
@@ -430,7 +430,7 @@ def fails(app, task_id, exc, **more):
 
 
 class DemoError(Exception):
-    """An exception of the application's own."""
+    """An exception class of the application."""
 
 
 DemoError.__module__ = "demo.errors"
@@ -469,15 +469,15 @@ def results(recorder):
     record("result-failure", "a failure", lambda app, id: fails(app, id, ValueError("boom", 42)))
     record("result-failure-no-args", "an exception without arguments",
            lambda app, id: fails(app, id, SoftTimeLimitExceeded()))
-    record("result-failure-custom", "an exception of the application's own",
+    record("result-failure-custom", "an exception class of the application",
            lambda app, id: fails(app, id, DemoError({"code": 7}, "non-ASCII: é")))
-    record("result-failure-unserializable", "an argument that cannot be written becomes its repr",
+    record("result-failure-unserializable", "an argument that cannot be serialized is replaced by its repr",
            lambda app, id: fails(app, id, ValueError(1, {1, }, "text")))
     record("result-failure-extended", "a failure with result_extended",
            lambda app, id: fails(app, id, ValueError("boom")), settings=extended)
     record("result-rejected", "a rejected task is a failure",
            lambda app, id: fails(app, id, Reject("no", requeue=False)))
-    record("result-retry", "waiting for its retry: the cause of the retry",
+    record("result-retry", "a pending retry: the cause of the retry",
            lambda app, id: app.backend.mark_as_retry(
                id, ValueError("not yet"), traceback="Traceback\n", request=request(app, id)))
     record("result-revoked", "revoked", lambda app, id: app.backend.mark_as_revoked(
@@ -486,7 +486,7 @@ def results(recorder):
         id, "expired", request=request(app, id)))
     record("result-started", "started", lambda app, id: app.backend.mark_as_started(
         id, pid=1, hostname="worker@host"))
-    record("result-progress", "a state of the task's own",
+    record("result-progress", "a custom state of the task",
            lambda app, id: app.backend.store_result(
                id, {"current": 1, "total": 3}, "PROGRESS", request=request(app, id)))
     record("result-group-saved", "the saved result of a group", saved_group)
@@ -556,7 +556,7 @@ def main():
 
 
 if __name__ == "__main__":
-    # Stamp names are a set in Python; its order must not change from run to run.
+    # Stamp names are a Python set, whose order must be the same in every run.
     if os.environ.get("PYTHONHASHSEED") != "0":
         os.execve(sys.executable, [sys.executable, *sys.argv], dict(os.environ, PYTHONHASHSEED="0"))
     main()

@@ -1,9 +1,9 @@
-"""How a Python value is written in a fixture.
+"""The form of Python values in fixtures.
 
-Plain JSON stands for what JSON can say exactly; everything else is an object
-with the key ``$`` that names the Python type. Both sides of the comparison
-(the Rust tests and ``verify.py``) read this form, so neither depends on a
-Celery serializer to say what it expects.
+Values that JSON represents exactly are plain JSON; every other value is an
+object whose key ``$`` names the Python type. Both sides of the comparison (the
+Rust tests and ``verify.py``) read this form, so that the expected values do not
+depend on a Celery serializer.
 """
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def tag_map(mapping):
 
 
 def tag_extended(value):
-    # A datetime is also a date, so it is asked first.
+    # A datetime is also a date, so it is checked first.
     for kind, python_type in (
         ("datetime", datetime),
         ("date", date),
@@ -64,7 +64,7 @@ def tag_extended(value):
 
 
 def same(left, right):
-    """Whether two tagged values are the same value; maps in any order."""
+    """Return whether two tagged values are equal; maps may be in any order."""
     if isinstance(left, dict) and isinstance(right, dict):
         if left.get("$") == "map" and right.get("$") == "map":
             key = lambda pair: repr(pair)

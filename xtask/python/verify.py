@@ -1,4 +1,4 @@
-"""Check that Python reads what the Rust crate wrote.
+"""Check that Python reads the messages and results written by the Rust crate.
 
     python verify.py CASES
 
@@ -20,7 +20,7 @@ from tagged import same, tag
 
 
 def differences(case):
-    """What differs between a case's expectation and what Python reads."""
+    """Yield the differences between a case's expectation and the values that Python reads."""
     read = read_result(case) if "document_base64" in case else expect_message(case["envelope"])
     for part, expected in case["expect"].items():
         found = read.get(part)
@@ -31,7 +31,7 @@ def differences(case):
 
 
 def read_result(case):
-    """Read a document as a client's result backend does."""
+    """Read a document like the result backend of a client."""
     serializer = case["serializer"]
     app = Celery(set_as_current=False, backend="cache+memory://", result_serializer=serializer,
                  accept_content=[serializer])
@@ -50,7 +50,7 @@ def main():
     for case in cases:
         try:
             found = list(differences(case))
-        except Exception as error:  # whatever Python finds wrong with the bytes
+        except Exception as error:  # any error while Python reads the bytes
             found = [f"{type(error).__name__}: {error}"]
         for line in found:
             print(f"{case['name']}: {line}")

@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: runs the benches and keeps their figures in BENCHMARKS.md.
+//! `cargo xtask bench`: runs the benchmarks and writes their figures to BENCHMARKS.md.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,35 +8,36 @@ use std::thread;
 use serde_json::Value;
 use test_servers::paths;
 
-use crate::peers;
+use crate::comparison;
 use crate::setup::Programs;
 use crate::shell::{Outcome, cargo, output, run as run_command, say};
 use crate::test::commit;
 
-/// The page with the figures.
+/// The page of the figures.
 const PAGE: &str = "BENCHMARKS.md";
 
-/// What the page is when there is none.
+/// The beginning of a new page.
 const NEW_PAGE: &str = "\
 # Benchmarks
 
-Written by `cargo xtask bench`, alone and with `--groups`, `--rabbitmq` and `--peers`. Figures of different machines do
-not compare; within one section all are of one run.
+Written by `cargo xtask bench`, without options and with `--groups`, `--rabbitmq` and
+`--comparison`. Figures of different machines are not comparable; all figures of a section are from
+one run.
 ";
 
-/// Runs what is asked for and writes its section of the page.
+/// Runs the selected benchmarks and writes their section of the page.
 pub(crate) fn run(options: &[&str]) -> Outcome {
     match *options {
         [] => micro(),
         ["--groups"] => groups(),
         ["--rabbitmq"] => rabbitmq(),
-        ["--peers"] => peers(peers::TASKS),
-        ["--peers", "--tasks", number] => {
+        ["--comparison" | "--peers"] => comparison(comparison::DEFAULT_TASKS),
+        ["--comparison" | "--peers", "--tasks", number] => {
             let number = number.parse();
-            peers(number.map_err(|_| "--tasks takes a number of tasks")?)
+            comparison(number.map_err(|_| "--tasks takes a number of tasks")?)
         }
         _ => Err(format!(
-            "cargo xtask bench does not know {}",
+            "cargo xtask bench has no options {}; see cargo xtask help",
             options.join(" ")
         )),
     }
@@ -44,7 +45,7 @@ pub(crate) fn run(options: &[&str]) -> Outcome {
 
 fn micro() -> Outcome {
     let results = paths::target().join("criterion");
-    // Figures of an older run must not pass for those of this one.
+    // Removes the figures of an earlier run.
     let _ = fs::remove_dir_all(&results);
     let mut bench = cargo(&["bench", "--package", "benches"]);
     for name in ["codec", "dispatch", "throughput"] {
@@ -63,17 +64,17 @@ fn micro() -> Outcome {
 }
 
 fn groups() -> Outcome {
-    tables("groups", "Groups beside plain tasks, over Redis")
+    tables("groups", "Groups compared with plain tasks over Redis")
 }
 
 fn rabbitmq() -> Outcome {
     tables(
         "rabbitmq",
-        "Beside bare lapin and aio-celery, over RabbitMQ",
+        "Comparison with plain lapin and aio-celery over RabbitMQ",
     )
 }
 
-/// Runs a bench that prints its tables itself.
+/// Runs a benchmark that prints its own tables.
 fn tables(name: &str, title: &str) -> Outcome {
     let programs = Programs::find_or_install()?;
     let mut bench = cargo(&["bench", "--package", "benches", "--bench", name]);
@@ -82,13 +83,13 @@ fn tables(name: &str, title: &str) -> Outcome {
     write_section(&format!("cargo xtask bench --{name}"), title, &tables)
 }
 
-fn peers(tasks: u64) -> Outcome {
+fn comparison(tasks: u64) -> Outcome {
     let programs = Programs::find_or_install()?;
-    let table = peers::run(&programs, tasks)?;
+    let table = comparison::run(&programs, tasks)?;
     println!("{table}");
     write_section(
-        "cargo xtask bench --peers",
-        "Beside Python Celery, over Redis",
+        "cargo xtask bench --comparison",
+        "Comparison with Python Celery over Redis",
         &table,
     )
 }
@@ -99,7 +100,7 @@ struct Figure {
     name: String,
     median: f64,
     mean: f64,
-    /// Things done in one iteration, when the bench says so.
+    /// The number of elements that one iteration processes, if the benchmark declares it.
     elements: Option<f64>,
 }
 
@@ -126,7 +127,7 @@ impl Figure {
     }
 }
 
-/// Finds the results below a folder: they lie in folders called `new`.
+/// Collects the results from the folders named `new` below a folder.
 fn collect(folder: &Path, figures: &mut Vec<Figure>) -> Outcome {
     let entries = fs::read_dir(folder)
         .map_err(|error| format!("cannot read {}: {error}", folder.display()))?;
@@ -156,7 +157,7 @@ fn write_section(command: &str, title: &str, body: &str) -> Outcome {
     let body = format!("`{command}`, commit {}, {}.\n\n{body}", commit(), machine());
     fs::write(&path, with_section(&page, title, &body))
         .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
-    say(&format!("{} has a new section: {title}", path.display()));
+    say(&format!("updated section {title:?} of {}", path.display()));
     Ok(())
 }
 
@@ -201,7 +202,7 @@ fn nanoseconds(time: f64) -> String {
     }
 }
 
-/// A whole number with its digits in groups of three.
+/// Formats a number without decimals, with its digits in groups of three.
 pub(crate) fn thousands(number: f64) -> String {
     let digits = format!("{number:.0}");
     let mut text = String::new();
@@ -219,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn estimates_become_a_row() {
+    fn estimates_are_formatted_as_a_row() {
         let estimates = serde_json::json!({
             "mean": {"point_estimate": 1234.5}, "median": {"point_estimate": 500.0},
         });
@@ -233,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_section_is_added_then_replaced_and_the_others_stay() {
+    fn section_is_added_or_replaced_and_others_are_kept() {
         let page = with_section("# Page\n", "One", "first");
         assert_eq!(page, "# Page\n\n## One\n\nfirst\n");
         let page = with_section(&page, "Two", "second\n");
@@ -242,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_grouped() {
+    fn digits_are_grouped_by_three() {
         let numbers = [0.4, 999.0, 1000.0, 1_234_567.0];
         assert_eq!(numbers.map(thousands), ["0", "999", "1,000", "1,234,567"]);
     }

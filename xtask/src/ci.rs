@@ -1,5 +1,6 @@
-//! `cargo xtask ci`: every check besides the tests, as one table.
+//! `cargo xtask ci`: all checks except the tests.
 
+use std::fmt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -7,49 +8,73 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use test_servers::paths;
 
-use crate::invariants;
-use crate::shell::{Outcome, cargo, output, run as run_command, say, shown, stream, succeeds};
+use crate::checks::{dependencies, environment, layers, sizes, words};
+use crate::shell::{
+    Outcome, cargo, command_line, output, run as run_command, say, stream, succeeds,
+};
 
-/// One check: what it is called, the seconds it may take on two cores, and what it does.
+/// A check: its name, its time budget in seconds on two cores, and the function.
 struct Check {
     name: &'static str,
     budget: u64,
-    run: fn() -> Result<Verdict, String>,
+    run: fn() -> Result<CheckStatus, String>,
 }
 
-/// How a check ended that found nothing wrong.
-enum Verdict {
+/// The status of a check without problems.
+enum CheckStatus {
     Passed,
-    /// What it needs is not on this machine, or not there yet.
+    /// The check needs something that is missing; the text is the reason and the remedy.
     Skipped(String),
 }
 
-/// Cheap ones first: a person waits for the first failure. A budget is for an empty target folder.
+/// The checks, the fastest first so that a failure shows early.
+///
+/// The budgets are for an empty target folder.
 const CHECKS: &[Check] = &[
     Check {
         name: "format",
         budget: 10,
-        run: || passes(&["fmt", "--all", "--check"]),
+        run: || cargo_check(&["fmt", "--all", "--check"]),
     },
     Check {
-        name: "dependencies point one way",
+        name: "dependencies between packages",
         budget: 10,
-        run: || done(invariants::layers()),
+        run: || status(dependencies::packages()),
     },
     Check {
-        name: "celery-protocol has no runtime, socket, clock or randomness below it",
+        name: "pure dependencies of celery-protocol",
         budget: 10,
-        run: || done(invariants::pure_protocol()),
+        run: || status(dependencies::pure_protocol()),
     },
     Check {
-        name: "the traits import only the protocol",
+        name: "imports of the boundary",
         budget: 5,
-        run: || done(invariants::trait_imports()),
+        run: || status(dependencies::boundary()),
     },
     Check {
-        name: "no library's types in public signatures",
+        name: "library types in public signatures",
         budget: 5,
-        run: || done(invariants::public_types()),
+        run: || status(dependencies::public_types()),
+    },
+    Check {
+        name: "layers of modules",
+        budget: 5,
+        run: || status(layers::run()),
+    },
+    Check {
+        name: "environment",
+        budget: 5,
+        run: || status(environment::run()),
+    },
+    Check {
+        name: "sizes of functions and files",
+        budget: 5,
+        run: || status(sizes::run()),
+    },
+    Check {
+        name: "words",
+        budget: 5,
+        run: || status(words::run()),
     },
     Check {
         name: "lints",
@@ -77,63 +102,93 @@ const CHECKS: &[Check] = &[
         run: oldest_rust,
     },
     Check {
-        name: "licences, bans and sources of dependencies",
+        name: "licenses, bans and sources of dependencies",
         budget: 20,
         run: deny,
     },
     Check {
-        name: "compatible with the last release",
+        name: "compatibility with the last release",
         budget: 120,
         run: semver,
     },
 ];
 
-/// Packages of which every feature has to compile alone.
+/// Packages whose features must each compile alone.
 const FEATURED: [&str; 2] = ["celery", "celery-protocol"];
 
-/// Runs all checks, whatever the outcome of the ones before, and names those that failed.
-pub(crate) fn run() -> Outcome {
-    let mut failed = Vec::new();
-    let mut skipped = 0;
-    for check in CHECKS {
+/// The names of the checks by their status.
+#[derive(Debug, Default)]
+struct Summary {
+    passed: usize,
+    failed: Vec<&'static str>,
+    /// With the reason of each.
+    skipped: Vec<(&'static str, String)>,
+}
+
+impl Summary {
+    fn add(&mut self, name: &'static str, result: Result<CheckStatus, String>) {
+        match result {
+            Ok(CheckStatus::Passed) => self.passed += 1,
+            Ok(CheckStatus::Skipped(reason)) => self.skipped.push((name, reason)),
+            Err(_) => self.failed.push(name),
+        }
+    }
+}
+
+/// One line for each skipped and failed check; the last line has the counts.
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, reason) in &self.skipped {
+            writeln!(f, "skipped: {name}: {reason}")?;
+        }
+        for name in &self.failed {
+            writeln!(f, "failed: {name}")?;
+        }
+        let (failed, skipped) = (self.failed.len(), self.skipped.len());
+        write!(
+            f,
+            "{} checks passed, {failed} failed, {skipped} skipped",
+            self.passed
+        )
+    }
+}
+
+/// Runs the checks whose names contain `filter`, even after a failure, and prints a summary.
+pub(crate) fn run(filter: &str) -> Outcome {
+    let mut summary = Summary::default();
+    for check in CHECKS.iter().filter(|check| check.name.contains(filter)) {
         say(check.name);
         let start = Instant::now();
-        let verdict = (check.run)();
+        let result = (check.run)();
         let seconds = start.elapsed().as_secs();
-        match verdict {
-            Ok(Verdict::Passed) => println!("passed in {seconds} s: {}", check.name),
-            Ok(Verdict::Skipped(reason)) => {
-                skipped += 1;
-                println!("skipped: {reason}");
-            }
-            Err(problem) => {
-                println!("{problem}\nfailed in {seconds} s: {}", check.name);
-                failed.push(check.name);
-            }
+        match &result {
+            Ok(CheckStatus::Passed) => println!("passed in {seconds} s: {}", check.name),
+            Ok(CheckStatus::Skipped(reason)) => println!("skipped: {reason}"),
+            Err(problem) => println!("{problem}\nfailed in {seconds} s: {}", check.name),
         }
         if seconds > check.budget {
-            println!("note: the budget is {} s", check.budget);
+            println!("note: above the budget of {} s", check.budget);
         }
+        summary.add(check.name, result);
     }
-    println!();
-    if failed.is_empty() {
-        let passed = CHECKS.len() - skipped;
-        println!("{passed} checks passed, {skipped} skipped");
-        return Ok(());
+    println!("\n{summary}");
+    if summary.failed.is_empty() {
+        Ok(())
+    } else {
+        Err(String::new())
     }
-    Err(format!("failed checks: {}", failed.join(", ")))
 }
 
-fn passes(arguments: &[&str]) -> Result<Verdict, String> {
-    done(run_command(&mut cargo(arguments)))
+fn cargo_check(arguments: &[&str]) -> Result<CheckStatus, String> {
+    status(run_command(&mut cargo(arguments)))
 }
 
-fn done(outcome: Outcome) -> Result<Verdict, String> {
-    outcome.map(|()| Verdict::Passed)
+fn status(outcome: Outcome) -> Result<CheckStatus, String> {
+    outcome.map(|()| CheckStatus::Passed)
 }
 
-fn lints() -> Result<Verdict, String> {
-    passes(&[
+fn lints() -> Result<CheckStatus, String> {
+    cargo_check(&[
         "clippy",
         "--workspace",
         "--all-targets",
@@ -144,24 +199,25 @@ fn lints() -> Result<Verdict, String> {
     ])
 }
 
-fn docs() -> Result<Verdict, String> {
+fn docs() -> Result<CheckStatus, String> {
     let mut doc = cargo(&["doc", "--workspace", "--all-features", "--no-deps"]);
-    done(run_command(doc.env("RUSTDOCFLAGS", "-D warnings")))
+    status(run_command(doc.env("RUSTDOCFLAGS", "-D warnings")))
 }
 
-/// Checks each package without features and with each feature alone; a warning is a failure.
-fn features() -> Result<Verdict, String> {
-    let metadata = invariants::metadata()?;
+/// Checks each package without features and with each feature alone; warnings are failures.
+fn features() -> Result<CheckStatus, String> {
+    let metadata = dependencies::metadata()?;
     let mut problems = Vec::new();
     for package in FEATURED {
         problems.extend(check_alone(package, None).err());
-        for feature in invariants::features(&metadata, package)? {
+        for feature in dependencies::features(&metadata, package)? {
             problems.extend(check_alone(package, Some(&feature)).err());
         }
     }
-    match problems.is_empty() {
-        true => Ok(Verdict::Passed),
-        false => Err(problems.join("\n")),
+    if problems.is_empty() {
+        Ok(CheckStatus::Passed)
+    } else {
+        Err(problems.join("\n"))
     }
 }
 
@@ -171,45 +227,43 @@ fn check_alone(package: &str, feature: Option<&str>) -> Outcome {
     if let Some(feature) = feature {
         command.args(["--features", feature]);
     }
-    // Warnings are read from the messages: denying them by a compiler flag would build every
-    // dependency anew.
+    // Warnings are parsed from the messages: a compiler flag would rebuild every dependency.
     let mut warnings = String::new();
     let status = stream(&mut command, Duration::from_secs(900), |line| {
         warnings.extend(diagnostic(line));
     })?;
-    match status.is_some_and(|status| status.success()) && warnings.is_empty() {
-        true => {
-            println!("{package}: {}", feature.unwrap_or("no features"));
-            Ok(())
-        }
-        false => Err(format!("`{}` complains:\n{warnings}", shown(&command))),
+    let succeeded = status.is_some_and(|status| status.success());
+    if !succeeded || !warnings.is_empty() {
+        return Err(format!("`{}` failed:\n{warnings}", command_line(&command)));
     }
+    println!("{package}: {}", feature.unwrap_or("no features"));
+    Ok(())
 }
 
-/// The text of a warning or an error among cargo's messages.
+/// Parses a message of cargo and returns the text of a warning or error.
 fn diagnostic(message: &str) -> Option<String> {
     let message: Value = serde_json::from_str(message).ok()?;
     let text = message["message"]["rendered"].as_str()?;
     (message["reason"] == "compiler-message").then(|| text.to_owned())
 }
 
-fn wasm() -> Result<Verdict, String> {
+fn wasm() -> Result<CheckStatus, String> {
     const TARGET: &str = "wasm32-unknown-unknown";
     let sysroot = output(Command::new("rustc").args(["--print", "sysroot"]))?;
     let library = Path::new(sysroot.trim()).join("lib/rustlib").join(TARGET);
     if !library.exists() {
         let reason = format!("no standard library for {TARGET}: `rustup target add {TARGET}`");
-        return Ok(Verdict::Skipped(reason));
+        return Ok(CheckStatus::Skipped(reason));
     }
-    // Without the compressions: some of them are C.
-    passes(&["check", "--package", "celery-protocol", "--target", TARGET])
+    // Without the compressions, some of which are C libraries.
+    cargo_check(&["check", "--package", "celery-protocol", "--target", TARGET])
 }
 
-fn oldest_rust() -> Result<Verdict, String> {
-    let version = invariants::oldest_rust()?;
+fn oldest_rust() -> Result<CheckStatus, String> {
+    let version = dependencies::oldest_rust()?;
     if !succeeds(Command::new("rustup").args(["run", &version, "cargo", "--version"])) {
         let reason = format!("no Rust {version}: `rustup toolchain install {version}`");
-        return Ok(Verdict::Skipped(reason));
+        return Ok(CheckStatus::Skipped(reason));
     }
     let mut check = Command::new("rustup");
     check
@@ -218,18 +272,18 @@ fn oldest_rust() -> Result<Verdict, String> {
         .current_dir(paths::workspace())
         .env_remove("CARGO")
         .env_remove("RUSTUP_TOOLCHAIN")
-        // A folder of its own: two compilers in one would build everything twice again next time.
+        // A separate folder: two compilers in one folder would discard each other's artifacts.
         .env("CARGO_TARGET_DIR", paths::target().join("oldest-rust"));
-    done(run_command(&mut check))
+    status(run_command(&mut check))
 }
 
-fn deny() -> Result<Verdict, String> {
+fn deny() -> Result<CheckStatus, String> {
     if !succeeds(&mut cargo(&["deny", "--version"])) {
         let reason = "no cargo-deny: `cargo install cargo-deny --locked`".to_owned();
-        return Ok(Verdict::Skipped(reason));
+        return Ok(CheckStatus::Skipped(reason));
     }
-    // Advisories are left out: they change by the day, and a build must not.
-    passes(&[
+    // Without advisories, which change independently of the sources.
+    cargo_check(&[
         "deny",
         "--all-features",
         "check",
@@ -239,18 +293,18 @@ fn deny() -> Result<Verdict, String> {
     ])
 }
 
-fn semver() -> Result<Verdict, String> {
+fn semver() -> Result<CheckStatus, String> {
     let mut tags = Command::new("git");
     tags.args(["describe", "--tags", "--abbrev=0", "--match", "v*"]);
     let Ok(release) = output(tags.current_dir(paths::workspace())) else {
-        let reason = "there is no release yet to compare with".to_owned();
-        return Ok(Verdict::Skipped(reason));
+        let reason = "no release to compare with".to_owned();
+        return Ok(CheckStatus::Skipped(reason));
     };
     if !succeeds(&mut cargo(&["semver-checks", "--version"])) {
         let reason = "no cargo-semver-checks: `cargo install cargo-semver-checks --locked`";
-        return Ok(Verdict::Skipped(reason.to_owned()));
+        return Ok(CheckStatus::Skipped(reason.to_owned()));
     }
-    passes(&["semver-checks", "--baseline-rev", release.trim()])
+    cargo_check(&["semver-checks", "--baseline-rev", release.trim()])
 }
 
 #[cfg(test)]
@@ -258,7 +312,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn diagnostics_are_found_among_the_messages_of_cargo() {
+    fn diagnostics_are_parsed_from_messages_of_cargo() {
         let warning =
             r#"{"reason":"compiler-message","message":{"level":"warning","rendered":"unused"}}"#;
         assert_eq!(diagnostic(warning).as_deref(), Some("unused"));
@@ -267,5 +321,23 @@ mod tests {
             None
         );
         assert_eq!(diagnostic(r#"{"reason":"compiler-artifact"}"#), None);
+    }
+
+    #[test]
+    fn summary_counts_skipped_checks_in_its_last_line() {
+        let mut summary = Summary::default();
+        summary.add("a", Ok(CheckStatus::Passed));
+        summary.add("b", Ok(CheckStatus::Skipped("no tool".to_owned())));
+        summary.add("c", Err("problem".to_owned()));
+        let text = summary.to_string();
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(
+            lines,
+            [
+                "skipped: b: no tool",
+                "failed: c",
+                "1 checks passed, 1 failed, 1 skipped"
+            ]
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask fixtures`: records real messages of the pinned Python Celery.
+//! `cargo xtask fixtures`: records messages of the pinned Python Celery.
 
 use std::process::Command;
 

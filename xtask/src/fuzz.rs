@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: every fuzz target for a bounded time.
+//! `cargo xtask fuzz`: runs every fuzz target for a limited time.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,21 +9,21 @@ use test_servers::paths::{self, on_path};
 
 use crate::shell::{Outcome, cargo, run as run_command, say, stream};
 
-/// Seconds for all targets together when nothing is said.
-const SECONDS: u64 = 60;
+/// The default number of seconds for all targets together.
+const DEFAULT_SECONDS: u64 = 60;
 
-/// Seconds beyond its own that a target may take to start and to end.
-const GRACE: u64 = 120;
+/// The number of additional seconds for the start and exit of a target.
+const START_AND_EXIT_SECONDS: u64 = 120;
 
-/// Runs all targets, also after one has failed.
+/// Runs all targets, even after a failure.
 pub(crate) fn run(options: &[&str]) -> Outcome {
-    let options = Options::read(options)?;
+    let options = Options::parse(options)?;
     let folder = paths::workspace().join("celery-protocol/fuzz");
     let targets = targets(&folder.join("fuzz_targets"))?;
     let Some(program) = cargo_fuzz(options.install)? else {
         println!(
-            "skipped: fuzzing, because cargo-fuzz is not installed: `cargo xtask fuzz --install` \
-             or `cargo install cargo-fuzz --locked`"
+            "skipped: cargo-fuzz is not installed: `cargo xtask fuzz --install` or `cargo install \
+             cargo-fuzz --locked`"
         );
         return Ok(());
     };
@@ -35,7 +35,7 @@ pub(crate) fn run(options: &[&str]) -> Outcome {
         command
             .arg("--target-dir")
             .arg(paths::target().join("fuzz"));
-        // The instrumentation asks for a nightly compiler; this lets a stable one do it.
+        // Allows a stable compiler to use the unstable instrumentation options.
         command.env("RUSTC_BOOTSTRAP", "1");
         command.current_dir(paths::workspace());
         command
@@ -49,20 +49,20 @@ pub(crate) fn run(options: &[&str]) -> Outcome {
         let mut command = fuzz("run");
         command.arg(target).arg("--");
         command.arg(format!("-max_total_time={seconds}"));
-        let limit = Duration::from_secs(seconds + GRACE);
+        let limit = Duration::from_secs(seconds + START_AND_EXIT_SECONDS);
         let status = stream(&mut command, limit, |line| println!("{line}"))?;
         if !status.is_some_and(|status| status.success()) {
             failed.push(target.as_str());
         }
     }
-    match failed.is_empty() {
-        true => Ok(()),
-        false => Err(format!(
-            "fuzz targets failed: {}; the inputs are in {}",
-            failed.join(", "),
-            folder.join("artifacts").display()
-        )),
+    if failed.is_empty() {
+        return Ok(());
     }
+    Err(format!(
+        "fuzz targets failed: {}; the inputs are in {}",
+        failed.join(", "),
+        folder.join("artifacts").display()
+    ))
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -72,27 +72,27 @@ struct Options {
 }
 
 impl Options {
-    fn read(words: &[&str]) -> Result<Self, String> {
+    fn parse(arguments: &[&str]) -> Result<Self, String> {
         let mut options = Self {
-            seconds: SECONDS,
+            seconds: DEFAULT_SECONDS,
             install: false,
         };
-        let mut words = words.iter();
-        while let Some(&word) = words.next() {
-            match word {
+        let mut arguments = arguments.iter();
+        while let Some(&argument) = arguments.next() {
+            match argument {
                 "--install" => options.install = true,
                 "--seconds" => {
-                    let number = words.next().and_then(|number| number.parse().ok());
+                    let number = arguments.next().and_then(|number| number.parse().ok());
                     options.seconds = number.ok_or("--seconds takes a number of seconds")?;
                 }
-                _ => return Err(format!("cargo xtask fuzz has no option {word}")),
+                _ => return Err(format!("cargo xtask fuzz has no option {argument}")),
             }
         }
         Ok(options)
     }
 }
 
-/// The names of the targets: the files of their folder.
+/// Returns the names of the targets: the files of their folder.
 fn targets(folder: &Path) -> Result<Vec<String>, String> {
     let entries = fs::read_dir(folder)
         .map_err(|error| format!("cannot read {}: {error}", folder.display()))?;
@@ -103,24 +103,24 @@ fn targets(folder: &Path) -> Result<Vec<String>, String> {
         .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()))
         .collect();
     names.sort();
-    match names.is_empty() {
-        true => Err(format!("there is no fuzz target in {}", folder.display())),
-        false => Ok(names),
+    if names.is_empty() {
+        return Err(format!("no fuzz target in {}", folder.display()));
     }
+    Ok(names)
 }
 
-/// The program: on `PATH`, or installed by us.
+/// Returns cargo-fuzz: on `PATH`, or installed below `target/`.
 fn cargo_fuzz(install: bool) -> Result<Option<PathBuf>, String> {
     let tools = paths::target().join("tools");
-    let ours = tools.join("bin/cargo-fuzz");
+    let installed = tools.join("bin/cargo-fuzz");
     if let Some(path) = on_path("cargo-fuzz") {
         return Ok(Some(path));
     }
-    if !ours.exists() && install {
+    if !installed.exists() && install {
         say(&format!("installing cargo-fuzz in {}", tools.display()));
         run_command(cargo(&["install", "cargo-fuzz", "--locked", "--root"]).arg(&tools))?;
     }
-    Ok(ours.exists().then_some(ours))
+    Ok(installed.exists().then_some(installed))
 }
 
 #[cfg(test)]
@@ -128,12 +128,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn options_are_read() {
-        let read = |words: &[&str]| Options::read(words);
+    fn valid_options_are_parsed_and_invalid_ones_rejected() {
+        let parse = |arguments: &[&str]| Options::parse(arguments);
         let options = |seconds, install| Ok(Options { seconds, install });
-        assert_eq!(read(&[]), options(60, false));
-        assert_eq!(read(&["--seconds", "5", "--install"]), options(5, true));
-        assert!(read(&["--seconds"]).is_err());
-        assert!(read(&["--second", "5"]).is_err());
+        assert_eq!(parse(&[]), options(60, false));
+        assert_eq!(parse(&["--seconds", "5", "--install"]), options(5, true));
+        assert!(parse(&["--seconds"]).is_err());
+        assert!(parse(&["--second", "5"]).is_err());
     }
 }

@@ -1,16 +1,19 @@
-//! The project's commands: `cargo xtask help`.
+//! The project's commands; `cargo xtask help` lists them.
+//!
+//! This program depends on no other crate of the workspace except `test-servers`, so that a command
+//! still runs when one of them does not compile.
 
 mod bench;
+mod checks;
 mod ci;
+mod comparison;
 mod fixtures;
 mod fuzz;
-mod invariants;
-mod judge;
-mod peers;
+mod interop;
 mod setup;
 mod shell;
-mod tally;
 mod test;
+mod test_summary;
 
 use std::env;
 use std::process::ExitCode;
@@ -19,33 +22,36 @@ const HELP: &str = "\
 The project's commands:
 
   cargo xtask test [FILTER]
-      Set up what the tests need (redis-server, a virtual environment with Python Celery under
-      target/), run every test of the workspace whose name contains FILTER, and stop what was
-      started. Ends with `N passed, N failed`. Needs no preparation on Debian and Ubuntu as root;
-      elsewhere it says what is missing. CELERY_TEST_REDIS_SERVER and CELERY_TEST_PYTHON name a
-      redis-server and an interpreter with Celery to use instead.
-  cargo xtask ci
-      The checks besides the tests: format, lints, docs, each feature alone, dependencies.
+      Install or find what the tests need (redis-server, rabbitmq-server, openssl, a virtual
+      environment with Python Celery below target/), run every test of the workspace whose name
+      contains FILTER, and stop all servers. Ends with `N passed, N failed`. Needs no preparation
+      on Debian and Ubuntu as root; elsewhere it lists the missing programs.
+      CELERY_TEST_REDIS_SERVER, CELERY_TEST_RABBITMQ_SERVER and CELERY_TEST_PYTHON name a
+      redis-server, a rabbitmq-server and a Python interpreter with Celery to use instead.
+  cargo xtask ci [FILTER]
+      Run the checks besides the tests whose name contains FILTER: format, lints, docs, each
+      feature alone, dependencies, layers, environment, sizes, words. Lists skipped checks.
   cargo xtask fixtures
-      Record celery-protocol/fixtures anew from the pinned Python Celery.
+      Record celery-protocol/fixtures again from the pinned Python Celery.
   cargo xtask fuzz [--seconds N] [--install]
-      Run every fuzz target, N seconds for all together (60). --install installs cargo-fuzz under
-      target/ if it is missing; otherwise nothing is run then.
-  cargo xtask judge [--broker redis|amqp] [--backend redis|rpc] [--mixed] [--concurrency N]
-                    [--only ours|reference] [--times N] [--wait SECONDS] [--fast]
-                    [-- PYTEST ARGUMENTS]
-      Run Celery's own integration suite with our worker (celery/examples/judge) and with Python's,
-      write what came of it to docs/celery-suite.md, and fail where ours fails and Python's does
-      not. The suite is taken from the source package of the pinned Celery; what it cannot judge is
-      in xtask/python/judge/left_out.tsv. --mixed: a worker of Python's shares the queue.
-      --concurrency: tasks at once for each worker; above 1 only the tests of workflows. --only:
-      one side, compared with what docs/ say about the other. --times: a test has to pass each
-      time. --wait: for a result (20). --fast: ours only, without the tests that take long, in ten
-      minutes at most; nothing is written. Nor is it with arguments of pytest.
-  cargo xtask bench [--groups | --rabbitmq | --peers [--tasks N]]
-      Run the benches and write BENCHMARKS.md; with --groups, one group of 100,000 tasks beside as
-      many plain ones; with --rabbitmq, beside a bare loop over lapin and aio-celery; with --peers, N tasks (20000) over Redis through
-      Python Celery and through this project in one run.
+      Run every fuzz target, N seconds for all together (60). Without cargo-fuzz nothing runs;
+      --install installs it below target/.
+  cargo xtask interop [--broker redis|amqp] [--backend redis|rpc] [--mixed] [--concurrency N]
+                      [--only ours|reference] [--times N] [--wait SECONDS] [--fast]
+                      [-- PYTEST ARGUMENTS]                                     (alias: judge)
+      Run Celery's own integration suite against our worker (celery/examples/interop) and against
+      Python's, write the results to docs/celery-suite.md, and fail if our worker does not pass a
+      test that Python's passes. The suite comes from the source package of the pinned Celery;
+      xtask/python/interop/exclusions.tsv lists the tests that do not apply.
+      --mixed: a Python worker consumes the same queue. --concurrency: tasks per worker at the same
+      time; above 1 only the workflow tests run. --only: run one implementation and compare with
+      the recorded results of the other. --times: a test must pass each time. --wait: timeout for a
+      result (20). --fast: our worker only, without slow tests, at most ten minutes. Results are
+      recorded by complete runs only: not with --fast and not with arguments of pytest.
+  cargo xtask bench [--groups | --rabbitmq | --comparison [--tasks N]]
+      Run the benchmarks and write BENCHMARKS.md. --groups: a group of 100,000 tasks compared with
+      the same number of plain tasks. --rabbitmq: compared with a plain lapin loop and aio-celery.
+      --comparison: N tasks (20000) over Redis, Python Celery and this project in one run.
 ";
 
 fn main() -> ExitCode {
@@ -54,24 +60,25 @@ fn main() -> ExitCode {
     let outcome = match arguments[..] {
         ["test"] => test::run(None),
         ["test", filter] => test::run(Some(filter)),
-        ["ci"] => ci::run(),
+        ["ci"] => ci::run(""),
+        ["ci", filter] => ci::run(filter),
         ["fixtures"] => fixtures::run(),
         ["fuzz", ref options @ ..] => fuzz::run(options),
-        ["judge", ref options @ ..] => judge::run(options),
+        ["interop" | "judge", ref options @ ..] => interop::run(options),
         ["bench", ref options @ ..] => bench::run(options),
         [] | ["help" | "--help" | "-h"] => {
             print!("{HELP}");
             Ok(())
         }
         _ => Err(format!(
-            "no such command: {}\n\n{HELP}",
+            "unknown command: {}\n\n{HELP}",
             arguments.join(" ")
         )),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
-            // A command that has said all there is to say leaves it empty.
+            // Empty if the command has printed the problems already.
             if !message.is_empty() {
                 eprintln!("{}", message.trim_end());
             }

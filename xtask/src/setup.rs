@@ -1,8 +1,8 @@
-//! Finds or installs what the tests need: redis-server, rabbitmq-server, openssl, a Python with
+//! Finds or installs what the tests need: redis-server, rabbitmq-server, openssl, and Python with
 //! Celery.
 //!
-//! Nothing is installed on the system but by root on Debian or Ubuntu; what is missing elsewhere
-//! is an error that says what to do. The Python packages go into a folder below `target/`.
+//! System packages are installed only by root on Debian or Ubuntu; otherwise a missing program is
+//! an error with a remedy. The Python packages are installed in a folder below `target/`.
 
 use std::env;
 use std::fs;
@@ -14,11 +14,11 @@ use test_servers::{PYTHON, RABBITMQ_SERVER, REDIS_SERVER, RabbitServer};
 
 use crate::shell::{Outcome, output, run, say, succeeds};
 
-/// What the pinned Celery asks for; also the newest Ubuntu LTS but one has it.
+/// The oldest Python version that the pinned Celery supports.
 const OLDEST_PYTHON: (u32, u32) = (3, 10);
 
-/// Fails unless all serializers and compressions that kombu knows can be used.
-const CHECK: &str = "\
+/// A script that fails unless all serializers and compressions of kombu are available.
+const PYTHON_CHECK: &str = "\
 import platform
 import aio_celery, celery, msgpack, redis, yaml
 from kombu.compression import get_encoder
@@ -39,7 +39,7 @@ impl Programs {
     pub(crate) fn find_or_install() -> Result<Self, String> {
         let redis_server = redis_server()?;
         let rabbitmq_server = rabbitmq_server()?;
-        // The TLS tests make their certificates with it.
+        // The TLS tests create their certificates with it.
         if on_path("openssl").is_none() {
             install(&["openssl"], "openssl is not on PATH")?;
         }
@@ -51,22 +51,22 @@ impl Programs {
         })
     }
 
-    /// The environment in which the tests find these programs.
+    /// Returns the environment variables with which the tests find these programs.
     pub(crate) fn environment(&self) -> [(&'static str, PathBuf); 4] {
         [
             (REDIS_SERVER, self.redis_server.clone()),
             (RABBITMQ_SERVER, self.rabbitmq_server.clone()),
             (PYTHON, self.python.clone()),
-            // Absolute, for the tests run in the folders of their packages.
+            // Absolute, because the tests run in the folders of their packages.
             ("CARGO_TARGET_DIR", paths::target()),
         ]
     }
 }
 
-/// The `redis-server` program.
+/// Finds or installs `redis-server`.
 pub(crate) fn redis_server() -> Result<PathBuf, String> {
     let path = server("redis-server", || {
-        chosen(REDIS_SERVER).or_else(|| on_path("redis-server"))
+        configured(REDIS_SERVER).or_else(|| on_path("redis-server"))
     })?;
     let version = output(Command::new(&path).arg("--version"))?;
     say(&format!(
@@ -77,70 +77,74 @@ pub(crate) fn redis_server() -> Result<PathBuf, String> {
     Ok(path)
 }
 
-/// The `rabbitmq-server` program; the folders that it lies in tell its version.
+/// Finds or installs `rabbitmq-server`; its version is part of its path.
 pub(crate) fn rabbitmq_server() -> Result<PathBuf, String> {
     let path = server("rabbitmq-server", RabbitServer::program)?;
     say(&format!("rabbitmq-server: {}", path.display()));
     Ok(path)
 }
 
-/// Looks for a server, and if there is none installs the Debian package of its name.
+/// Finds a server, or installs the Debian package of the same name.
 fn server(package: &str, find: impl Fn() -> Option<PathBuf>) -> Result<PathBuf, String> {
     if let Some(path) = find() {
         return Ok(path);
     }
     install(&[package], &format!("{package} is not installed"))?;
-    // The package starts a service of its own where systemd runs, and the tests start their own
-    // servers.
+    // The package starts a service where systemd runs; the tests need private servers only.
     if succeeds(Command::new("systemctl").args(["is-active", "--quiet", package])) {
         run(Command::new("systemctl").args(["stop", package]))?;
     }
-    find().ok_or_else(|| format!("{package} was installed and is not found"))
+    find().ok_or_else(|| {
+        format!("the package {package} was installed, but its program is not on PATH")
+    })
 }
 
-/// A Python interpreter with the pinned packages.
+/// Returns a Python interpreter with the pinned packages.
 pub(crate) fn python() -> Result<PathBuf, String> {
-    let path = match chosen(PYTHON) {
+    let path = match configured(PYTHON) {
         Some(path) => path,
         None => virtual_environment("venv", &["requirements.txt"])?,
     };
-    let version = output(Command::new(&path).args(["-c", CHECK])).map_err(|error| {
+    let version = output(Command::new(&path).args(["-c", PYTHON_CHECK])).map_err(|error| {
         let path = path.display();
-        format!("{path} lacks packages of xtask/python/requirements.txt\n{error}")
+        format!("{path} lacks packages of xtask/python/requirements.txt; install them\n{error}")
     })?;
     say(&format!("Python: {}: {}", path.display(), version.trim()));
     Ok(path)
 }
 
-fn chosen(variable: &str) -> Option<PathBuf> {
+fn configured(variable: &str) -> Option<PathBuf> {
     let path = env::var_os(variable).filter(|path| !path.is_empty())?;
     Some(PathBuf::from(path))
 }
 
-/// The interpreter of a virtual environment below `target/`, made anew when the requirements have
-/// changed: files below `xtask/python`.
+/// Returns the interpreter of a virtual environment below `target/`.
+///
+/// The environment is created again when the requirements files, which are below `xtask/python`,
+/// change.
 pub(crate) fn virtual_environment(name: &str, requirements: &[&str]) -> Result<PathBuf, String> {
     let folder = paths::target().join(name);
     let scripts = paths::workspace().join("xtask/python");
     let requirements: Vec<_> = requirements.iter().map(|file| scripts.join(file)).collect();
-    let mut wanted = String::new();
+    let mut required = String::new();
     for file in &requirements {
-        wanted += &fs::read_to_string(file)
+        required += &fs::read_to_string(file)
             .map_err(|error| format!("cannot read {}: {error}", file.display()))?;
     }
-    let python = match cfg!(windows) {
-        true => folder.join("Scripts/python.exe"),
-        false => folder.join("bin/python"),
+    let python = if cfg!(windows) {
+        folder.join("Scripts/python.exe")
+    } else {
+        folder.join("bin/python")
     };
-    // The stamp is written last: an environment that was half made has none.
+    // The stamp is written last, so an incomplete environment has none.
     let stamp = folder.join("requirements.txt");
-    let current = fs::read_to_string(&stamp).is_ok_and(|stamp| stamp == wanted);
+    let current = fs::read_to_string(&stamp).is_ok_and(|stamp| stamp == required);
     if current && succeeds(Command::new(&python).arg("--version")) {
         return Ok(python);
     }
 
     say(&format!(
-        "making a virtual environment with Python Celery in {}",
+        "creating a virtual environment with Python Celery in {}",
         folder.display()
     ));
     create(&system_python()?, &folder)?;
@@ -156,22 +160,24 @@ pub(crate) fn virtual_environment(name: &str, requirements: &[&str]) -> Result<P
         pip.arg("--requirement").arg(file);
     }
     run(&mut pip).map_err(|error| {
-        format!("{error}\nor set {PYTHON} to an interpreter that has these packages")
+        format!(
+            "{error}\ncheck the network, or set {PYTHON} to an interpreter that has these packages"
+        )
     })?;
-    fs::write(&stamp, wanted)
+    fs::write(&stamp, required)
         .map_err(|error| format!("cannot write {}: {error}", stamp.display()))?;
     Ok(python)
 }
 
 fn create(python: &Path, folder: &Path) -> Outcome {
-    let make = || {
+    let create = || {
         let _ = fs::remove_dir_all(folder);
         output(Command::new(python).args(["-m", "venv"]).arg(folder))
     };
-    if let Err(reason) = make() {
-        // Debian keeps the part of Python's library that this needs in a package of its own.
+    if let Err(reason) = create() {
+        // Debian packages the module venv separately.
         install(&["python3-venv"], &reason)?;
-        make()?;
+        create()?;
     }
     Ok(())
 }
@@ -193,7 +199,7 @@ fn system_python() -> Result<PathBuf, String> {
     find().ok_or(missing)
 }
 
-/// Installs Debian packages, or says why and what the person has to do instead.
+/// Installs Debian packages; otherwise returns an error with the reason and a remedy.
 fn install(packages: &[&str], reason: &str) -> Outcome {
     let packages = packages.join(" ");
     if on_path("apt-get").is_none() {
@@ -221,7 +227,7 @@ fn apt_get(arguments: &[&str]) -> Outcome {
     command
         .args(arguments)
         .env("DEBIAN_FRONTEND", "noninteractive")
-        // Installs the package's service without starting it: the tests start their own servers.
+        // Installs the service of the package without starting it.
         .env("RUNLEVEL", "1");
     run(&mut command)
 }

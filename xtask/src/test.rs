@@ -1,4 +1,4 @@
-//! `cargo xtask test`: every test there is, with all its set-up.
+//! `cargo xtask test`: sets up the environment and runs every test of the workspace.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,50 +9,54 @@ use test_servers::paths;
 
 use crate::setup::Programs;
 use crate::shell::{Outcome, cargo, output, say, stream};
-use crate::tally::{Reader, Tally};
+use crate::test_summary::{OutputReader, TestSummary};
 
-/// How long one test program may take before it is killed and has failed.
-const PROGRAM_LIMIT: Duration = Duration::from_secs(1800);
+/// The time limit of one test program; after it the program is killed and counts as failed.
+const PROGRAM_TIMEOUT: Duration = Duration::from_secs(1800);
 
-/// How long the build of all of them may take.
-const BUILD_LIMIT: Duration = Duration::from_secs(1800);
+/// The time limit for building all test programs.
+const BUILD_TIMEOUT: Duration = Duration::from_secs(1800);
 
-/// What is built and run: everything.
+/// The arguments of cargo that select all packages and features.
 const SCOPE: [&str; 2] = ["--workspace", "--all-features"];
 
-/// Sets up, runs the tests whose names contain `filter`, cleans up and prints the count.
+/// Sets up, runs the tests whose names contain `filter`, cleans up and prints the summary.
 pub(crate) fn run(filter: Option<&str>) -> Outcome {
-    let mut tally = Tally::default();
-    if let Err(problem) = run_all(filter, &mut tally) {
+    let mut summary = TestSummary::default();
+    if let Err(problem) = run_all(filter, &mut summary) {
         println!("{problem}");
-        tally.failed(problem.lines().next().unwrap_or_default().to_owned());
+        summary.add_failure(problem.lines().next().unwrap_or_default().to_owned());
     }
     for leak in test_servers::kill_leaks() {
-        tally.failed(format!(
-            "a test left {} running (process {})",
+        summary.add_failure(format!(
+            "a test did not stop {} (process {})",
             leak.program, leak.pid
         ));
     }
 
     println!();
-    for (kind, lines) in [("skipped", &tally.skips), ("failed", &tally.failures)] {
+    for (kind, lines) in [("skipped", &summary.skips), ("failed", &summary.failures)] {
         for line in lines {
             println!("{kind}: {line}");
         }
     }
-    let nothing_ran = tally.passed == 0 && tally.failures.is_empty();
-    if nothing_ran {
-        println!("failed: no test has {:?} in its name", filter.unwrap_or(""));
+    let no_test_ran = summary.passed == 0 && summary.failures.is_empty();
+    if no_test_ran {
+        println!(
+            "failed: the name of no test contains {:?}",
+            filter.unwrap_or("")
+        );
     }
-    println!("{tally}");
-    match tally.failures.is_empty() && !nothing_ran {
-        true => Ok(()),
-        false => Err(String::new()),
+    println!("{summary}");
+    if summary.failures.is_empty() && !no_test_ran {
+        Ok(())
+    } else {
+        Err(String::new())
     }
 }
 
-fn run_all(filter: Option<&str>, tally: &mut Tally) -> Outcome {
-    clean()?;
+fn run_all(filter: Option<&str>, summary: &mut TestSummary) -> Outcome {
+    clean_up()?;
     let programs = Programs::find_or_install()?;
     say("building the tests");
     for binary in build()? {
@@ -62,21 +66,21 @@ fn run_all(filter: Option<&str>, tally: &mut Tally) -> Outcome {
             .arg("--include-ignored")
             .current_dir(&binary.folder)
             .env("CARGO_MANIFEST_DIR", &binary.folder);
-        tally.add(run_program(&binary.name, &mut command, &programs)?);
+        summary.add(run_program(&binary.name, &mut command, &programs)?);
     }
 
     let mut doc = cargo(&["test", "--doc"]);
     doc.args(SCOPE).args(filter.map(|_| "--")).args(filter);
-    tally.add(run_program("doc tests", &mut doc, &programs)?);
+    summary.add(run_program("doc tests", &mut doc, &programs)?);
 
     if filter.is_none_or(|filter| "quickstart".contains(filter)) {
-        tally.add(quickstart()?);
+        summary.add(quickstart()?);
     }
     Ok(())
 }
 
-/// Clears away what an interrupted run may have left.
-fn clean() -> Outcome {
+/// Removes processes and files of an interrupted earlier run.
+fn clean_up() -> Outcome {
     for leak in test_servers::kill_leaks() {
         let (program, pid) = (leak.program, leak.pid);
         say(&format!(
@@ -92,12 +96,16 @@ fn clean() -> Outcome {
     }
 }
 
-fn run_program(name: &str, command: &mut Command, programs: &Programs) -> Result<Tally, String> {
+fn run_program(
+    name: &str,
+    command: &mut Command,
+    programs: &Programs,
+) -> Result<TestSummary, String> {
     say(name);
-    let mut reader = Reader::new(name);
+    let mut reader = OutputReader::new(name);
     let status = stream(
         command.envs(programs.environment()),
-        PROGRAM_LIMIT,
+        PROGRAM_TIMEOUT,
         |line| {
             println!("{line}");
             reader.line(line);
@@ -106,45 +114,45 @@ fn run_program(name: &str, command: &mut Command, programs: &Programs) -> Result
     let problem = match status {
         Some(status) if status.success() => None,
         Some(status) => Some(status.to_string()),
-        None => Some(format!("killed after {} s", PROGRAM_LIMIT.as_secs())),
+        None => Some(format!("killed after {} s", PROGRAM_TIMEOUT.as_secs())),
     };
     Ok(reader.finish(problem))
 }
 
-/// The first command of the README: it counts as one test.
-fn quickstart() -> Result<Tally, String> {
+/// Runs the first command of the README, which counts as one test.
+fn quickstart() -> Result<TestSummary, String> {
     say("cargo run --example quickstart");
-    let mut tally = Tally::default();
+    let mut summary = TestSummary::default();
     let mut command = cargo(&["run", "--quiet", "--example", "quickstart"]);
-    match stream(&mut command, PROGRAM_LIMIT, |line| println!("{line}"))? {
-        Some(status) if status.success() => tally.passed = 1,
-        Some(status) => tally.failed(format!("example quickstart: {status}")),
-        None => tally.failed("example quickstart: does not end".to_owned()),
+    match stream(&mut command, PROGRAM_TIMEOUT, |line| println!("{line}"))? {
+        Some(status) if status.success() => summary.passed = 1,
+        Some(status) => summary.add_failure(format!("example quickstart: {status}")),
+        None => summary.add_failure("example quickstart: no exit within the time limit".to_owned()),
     }
-    Ok(tally)
+    Ok(summary)
 }
 
-/// A program with tests, as cargo built it.
+/// A test program that cargo has built.
 #[derive(Debug, PartialEq, Eq)]
-struct Binary {
-    /// Package and target, such as `celery-protocol tests/it`.
+struct TestBinary {
+    /// The package and target, such as `celery-protocol tests/it`.
     name: String,
     executable: PathBuf,
-    /// The folder of its package, in which cargo would run it.
+    /// The folder of its package, which cargo uses as the current folder.
     folder: PathBuf,
 }
 
 /// Builds every test program.
 ///
-/// They are run one by one instead of by `cargo test`, so that one that hangs can be named and
-/// killed alone.
-fn build() -> Result<Vec<Binary>, String> {
+/// The programs run one by one instead of by `cargo test`, so that a program that hangs is killed
+/// and named in the summary.
+fn build() -> Result<Vec<TestBinary>, String> {
     let mut command = cargo(&["test", "--no-run"]);
     command
         .args(SCOPE)
         .arg("--message-format=json-render-diagnostics");
     let mut binaries = Vec::new();
-    let status = stream(&mut command, BUILD_LIMIT, |line| {
+    let status = stream(&mut command, BUILD_TIMEOUT, |line| {
         binaries.extend(test_binary(line));
     })?;
     match status {
@@ -152,13 +160,16 @@ fn build() -> Result<Vec<Binary>, String> {
             binaries.sort_by(|a, b| a.name.cmp(&b.name));
             Ok(binaries)
         }
-        Some(_) => Err("the tests do not build".to_owned()),
-        None => Err("the build of the tests does not end".to_owned()),
+        Some(_) => Err("cannot build the tests; see the messages of cargo above".to_owned()),
+        None => Err(format!(
+            "cannot build the tests within {} s",
+            BUILD_TIMEOUT.as_secs()
+        )),
     }
 }
 
-/// Reads one of cargo's messages; most are about something else.
-fn test_binary(message: &str) -> Option<Binary> {
+/// Parses a message of cargo; `None` unless it announces a test program.
+fn test_binary(message: &str) -> Option<TestBinary> {
     let message: Value = serde_json::from_str(message).ok()?;
     if message["reason"] != "compiler-artifact" || message["profile"]["test"] != true {
         return None;
@@ -168,14 +179,14 @@ fn test_binary(message: &str) -> Option<Binary> {
     let source = Path::new(message["target"]["src_path"].as_str()?);
     let source = source.strip_prefix(folder).unwrap_or(source);
     let package = folder.file_name()?.to_string_lossy();
-    Some(Binary {
+    Some(TestBinary {
         name: format!("{package} {}", source.display()),
         executable,
         folder: folder.to_owned(),
     })
 }
 
-/// The commit that is checked out, for the reports.
+/// The current commit for reports, with `-dirty` if there are uncommitted changes.
 pub(crate) fn commit() -> String {
     let mut git = Command::new("git");
     git.args(["describe", "--always", "--dirty"]);
@@ -188,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn test_programs_are_found_among_the_messages_of_cargo() {
+    fn test_programs_are_parsed_from_messages_of_cargo() {
         let message = |test: bool, executable: &str| {
             format!(
                 r#"{{"reason":"compiler-artifact","package_id":"x","manifest_path":"/w/celery/Cargo.toml",
@@ -199,7 +210,7 @@ mod tests {
         let binary = test_binary(&message(true, "\"/t/it-1\"")).unwrap();
         assert_eq!(
             binary,
-            Binary {
+            TestBinary {
                 name: "celery tests/it/main.rs".to_owned(),
                 executable: "/t/it-1".into(),
                 folder: "/w/celery".into(),

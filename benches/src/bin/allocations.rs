@@ -1,10 +1,10 @@
-//! Prints how often each operation of the codec bench allocates, and how much: one line each,
+//! Prints the allocations of each operation of the codec benchmark, one line each:
 //! `<operation> TAB <allocations> TAB <bytes>`.
 //!
-//! It is a program of its own because counting slows down what it counts.
+//! This is a separate program because counting slows the operations down.
 
 use allocation_counter::measure;
-use benches::{Measure, Name, codec};
+use benches::{Measure, OperationName, codec};
 
 fn main() {
     codec::all(&mut Counter);
@@ -13,8 +13,8 @@ fn main() {
 struct Counter;
 
 impl Measure for Counter {
-    fn measure<T>(&mut self, name: Name, mut operation: impl FnMut() -> T) {
-        // The first run may fill caches that later ones use.
+    fn measure<T>(&mut self, name: OperationName, mut operation: impl FnMut() -> T) {
+        // The first run may fill caches that later runs use.
         drop(operation());
         let counted = measure(|| drop(operation()));
         println!("{name}\t{}\t{}", counted.count_total, counted.bytes_total);

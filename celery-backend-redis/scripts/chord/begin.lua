@@ -1,23 +1,28 @@
--- Gets ready to count the parts of a chord.
+-- Starts a chord: stores its size and the result tree of its header.
 --
--- ARGV  the id; how many parts there are; the seconds that is kept, 0 for ever;
---       the results of the header, or empty
+-- ARGV[1]  chord_id  id of the chord's group
+-- ARGV[2]  size      count of members
+-- ARGV[3]  expires   seconds; "0" for no expiry
+-- ARGV[4]  tree      encoded result tree, or empty
+-- Returns 1.
 
--- A claim that was left behind would keep everybody from running the body.
--- What an earlier chord with this id has told is not of this one.
+local chord_id, size, expires, tree = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+
+-- Results of an earlier chord with this id do not count.
 if is_over() then
-  redis.call('DEL', parts, added, counted, sweep)
-  redis.call('ZREM', index, ARGV[1])
+  redis.call('DEL', results_key, added_key, counted_key, body_key)
+  redis.call('ZREM', index_key, chord_id)
 end
-redis.call('DEL', claim)
+-- A stale claim would prevent every worker from sending the body.
+redis.call('DEL', claim_key)
 
-local function keep(key, value)
-  if ARGV[3] == '0' then
+local function set(key, value)
+  if expires == '0' then
     redis.call('SET', key, value)
   else
-    redis.call('SET', key, value, 'EX', ARGV[3])
+    redis.call('SET', key, value, 'EX', expires)
   end
 end
-keep(size, ARGV[2])
-if ARGV[4] ~= '' then keep(tree, ARGV[4]) end
+set(size_key, size)
+if tree ~= '' then set(tree_key, tree) end
 return 1

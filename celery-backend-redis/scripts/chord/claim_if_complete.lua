@@ -1,39 +1,46 @@
--- Looks at a chord, and claims it when all its parts are there and nobody goes on
--- with it. Otherwise it says when to look again.
+-- Claims a chord that is complete and has no valid claim; otherwise schedules the next
+-- check.
 --
--- ARGV  1 the chord's id; 2 whether parts are kept by their index, 1 or 0;
---       3 the token and 4 the seconds of the claim; 5 the shortest and 6 the
---       longest pause between two looks in milliseconds; 7 the milliseconds
---       after which a chord without a size is none
---
--- Answers the body, its serializer, what was told and the results of the header
--- to who has the claim, else nothing.
+-- ARGV[1]  chord_id              id of the chord's group
+-- ARGV[2]  ordered               "1" where results are stored by index, "0" in order of arrival
+-- ARGV[3]  token                 identifies the claim
+-- ARGV[4]  claim_ttl             seconds
+-- ARGV[5]  min_interval          milliseconds: shortest pause between two checks
+-- ARGV[6]  max_interval          milliseconds: longest pause between two checks
+-- ARGV[7]  missing_size_timeout  milliseconds after which a chord without a size is forgotten
+-- Returns {body, serializer, results, tree} if the claim was taken, else nil.
+
+local chord_id, ordered, token, claim_ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local min_interval, max_interval = tonumber(ARGV[5]), tonumber(ARGV[6])
+local missing_size_timeout = tonumber(ARGV[7])
 
 local function forget()
-  redis.call('DEL', sweep)
-  redis.call('ZREM', index, ARGV[1])
+  redis.call('DEL', body_key)
+  redis.call('ZREM', index_key, chord_id)
 end
 
-local function look_again(pause)
-  redis.call('ZADD', index, now() + pause, ARGV[1])
+local function check_again_in(interval)
+  redis.call('ZADD', index_key, now() + interval, chord_id)
 end
 
-local about = redis.call('HMGET', sweep, 'body', 'serializer', 'since')
-if not about[1] or is_over() then return forget() end
+local stored = redis.call('HMGET', body_key, 'body', 'serializer', 'since')
+local body, serializer, since = stored[1], stored[2], stored[3]
+if not body or is_over() then return forget() end
 
--- Somebody else's; it ends, and he may have died.
-if redis.call('EXISTS', claim) == 1 then
-  return look_again(math.max(redis.call('PTTL', claim), 0) + 1)
+-- Another worker holds the claim. Check again when it expires, since that worker may
+-- have died.
+if redis.call('EXISTS', claim_key) == 1 then
+  return check_again_in(math.max(redis.call('PTTL', claim_key), 0) + 1)
 end
 
-if is_complete(ARGV[2]) then
-  redis.call('SET', claim, ARGV[3], 'EX', ARGV[4])
-  look_again(ARGV[4] * 1000)
-  return {about[1], about[2], told(ARGV[2])}
+if is_complete(ordered) then
+  redis.call('SET', claim_key, token, 'EX', claim_ttl)
+  check_again_in(claim_ttl * 1000)
+  return {body, serializer, results(ordered)}
 end
 
--- A chord that has been under way for long is looked at seldom.
-local age = now() - about[3]
--- Python leaves one behind like that which it has failed.
-if age > tonumber(ARGV[7]) and redis.call('EXISTS', size) == 0 then return forget() end
-return look_again(math.min(math.max(age, tonumber(ARGV[5])), tonumber(ARGV[6])))
+-- Python leaves a chord that it has failed without a size.
+local age = now() - since
+if age > missing_size_timeout and redis.call('EXISTS', size_key) == 0 then return forget() end
+-- The interval grows with the age of the chord.
+return check_again_in(math.min(math.max(age, min_interval), max_interval))

@@ -1,44 +1,52 @@
--- Counts a part of a chord, and claims the chord when it was the last one.
+-- Counts the result of a chord member once, and claims the chord if it is complete.
 --
--- ARGV  1 the chord's id; 2 the task's id; 3 its index, or +inf; 4 what is told;
---       5 whether parts are kept by their index, 1 or 0;
---       6 the seconds that parts, 7 that the header's results are kept, 0 for
---       ever; 8 the token and 9 the seconds of the claim;
---       10 the body and 11 its serializer; 12 the milliseconds until a sweeper
---       looks
---
--- Answers what was told and the results of the header to who has the claim,
--- else nothing.
+-- ARGV[1]   chord_id      id of the chord's group
+-- ARGV[2]   task_id       id of the member
+-- ARGV[3]   member_index  position in the header, or "+inf"
+-- ARGV[4]   result        encoded `[1, task id, state, result]`
+-- ARGV[5]   ordered       "1" stores results by index, "0" in order of arrival
+-- ARGV[6]   expires       seconds for the chord's keys; "0" for no expiry
+-- ARGV[7]   tree_expires  seconds for the result tree of the header; "0" for no expiry
+-- ARGV[8]   token         identifies the claim
+-- ARGV[9]   claim_ttl     seconds
+-- ARGV[10]  body          encoded signature of the body
+-- ARGV[11]  serializer    name of the serializer of `body`
+-- ARGV[12]  first_check   milliseconds until the first check for a stalled chord
+-- Returns {results, tree} if the chord is complete and the claim was taken, else nil.
+
+local chord_id, task_id, member_index, result, ordered = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local expires, tree_expires, token, claim_ttl = ARGV[6], ARGV[7], ARGV[8], ARGV[9]
+local body, serializer, first_check = ARGV[10], ARGV[11], ARGV[12]
 
 if is_over() then return nil end
 
-local member = ARGV[2] .. ':' .. ARGV[3]
-if redis.call('SISMEMBER', counted, member) == 0 then
-  if ARGV[5] == '1' then
-    redis.call('ZADD', parts, ARGV[3], ARGV[4])
+local member = task_id .. ':' .. member_index
+if redis.call('SISMEMBER', counted_key, member) == 0 then
+  if ordered == '1' then
+    redis.call('ZADD', results_key, member_index, result)
   else
-    redis.call('RPUSH', parts, ARGV[4])
+    redis.call('RPUSH', results_key, result)
   end
-  redis.call('SADD', counted, member)
+  redis.call('SADD', counted_key, member)
 end
-if redis.call('HSETNX', sweep, 'body', ARGV[10]) == 1 then
+if redis.call('HSETNX', body_key, 'body', body) == 1 then
   local since = now()
-  redis.call('HSET', sweep, 'serializer', ARGV[11], 'since', since)
-  redis.call('ZADD', index, since + ARGV[12], ARGV[1])
+  redis.call('HSET', body_key, 'serializer', serializer, 'since', since)
+  redis.call('ZADD', index_key, since + first_check, chord_id)
 end
-if ARGV[6] ~= '0' then
-  for _, key in ipairs({parts, added, size, counted, sweep}) do
-    redis.call('EXPIRE', key, ARGV[6])
+if expires ~= '0' then
+  for _, key in ipairs({results_key, added_key, size_key, counted_key, body_key}) do
+    redis.call('EXPIRE', key, expires)
   end
-  if ARGV[7] ~= '0' then redis.call('EXPIRE', tree, ARGV[7]) end
+  if tree_expires ~= '0' then redis.call('EXPIRE', tree_key, tree_expires) end
 end
 
-if not is_complete(ARGV[5]) then return nil end
-if not redis.call('SET', claim, ARGV[8], 'NX', 'EX', ARGV[9]) then
-  -- Who has told it before and did not hear the answer tells it again.
-  if redis.call('GET', claim) ~= ARGV[8] then return nil end
-  redis.call('EXPIRE', claim, ARGV[9])
+if not is_complete(ordered) then return nil end
+if not redis.call('SET', claim_key, token, 'NX', 'EX', claim_ttl) then
+  -- A caller that lost the reply to an earlier call repeats it with the same token.
+  if redis.call('GET', claim_key) ~= token then return nil end
+  redis.call('EXPIRE', claim_key, claim_ttl)
 end
--- Should he die now, somebody else goes on when the claim has ended.
-redis.call('ZADD', index, now() + ARGV[9] * 1000, ARGV[1])
-return {told(ARGV[5])}
+-- If this worker dies now, another one resumes the chord after the claim has expired.
+redis.call('ZADD', index_key, now() + claim_ttl * 1000, chord_id)
+return {results(ordered)}

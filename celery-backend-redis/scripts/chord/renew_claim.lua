@@ -1,10 +1,15 @@
--- Lets a claim hold longer, also when it has ended and nobody else has claimed.
+-- Extends the claim of a chord. A claim that has expired is taken again if no other
+-- worker holds one.
 --
--- ARGV  the token and the seconds of the claim
+-- ARGV[1]  token      identifies the claim
+-- ARGV[2]  claim_ttl  seconds
+-- Returns 1 if the caller holds the claim, else 0.
+
+local token, claim_ttl = ARGV[1], ARGV[2]
 
 if is_over() then return 0 end
-local holder = redis.call('GET', claim)
-if holder == ARGV[1] then return redis.call('EXPIRE', claim, ARGV[2]) end
-if holder or redis.call('EXISTS', size) == 0 then return 0 end
-redis.call('SET', claim, ARGV[1], 'EX', ARGV[2])
+local holder = redis.call('GET', claim_key)
+if holder == token then return redis.call('EXPIRE', claim_key, claim_ttl) end
+if holder or redis.call('EXISTS', size_key) == 0 then return 0 end
+redis.call('SET', claim_key, token, 'EX', claim_ttl)
 return 1

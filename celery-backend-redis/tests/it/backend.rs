@@ -1,4 +1,4 @@
-//! Storing and reading.
+//! Storing and fetching results.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::support::{backend, count, fetch, options, status, store};
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn documents_look_like_celerys_and_expire() {
+async fn document_has_the_format_of_celery_and_expires() {
     let server = RedisServer::start();
     let backend = backend(&server);
     store(&backend, "1", State::Success, "[5]").await;
@@ -29,7 +29,7 @@ async fn documents_look_like_celerys_and_expire() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn results_live_as_long_as_configured() {
+async fn result_expires_sets_the_time_to_live() {
     let server = RedisServer::start();
     for (expires, expected) in [
         (None, -1),
@@ -48,7 +48,7 @@ async fn results_live_as_long_as_configured() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_success_is_never_replaced() {
+async fn success_is_never_replaced() {
     let server = RedisServer::start();
     let backend = backend(&server);
     store(&backend, "1", State::Started, "null").await;
@@ -71,14 +71,14 @@ async fn a_success_is_never_replaced() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_success_in_any_writing_stays() {
+async fn success_in_any_json_layout_is_kept() {
     let server = RedisServer::start();
     let backend = backend(&server);
     let texts = [
         r#"{"status": "SUCCESS", "result": 1, "task_id": "1"}"#,
         r#"{"result": 1, "status": "SUCCESS", "task_id": "1"}"#,
         r#"{ "task_id": "1", "status" : "SUCCESS", "result": 1}"#,
-        // Python writes this, and the server's parser reads no such number.
+        // Python writes NaN, which the server's JSON parser rejects.
         r#"{"result": [1, NaN], "status": "SUCCESS", "task_id": "1"}"#,
     ];
     for text in texts {
@@ -90,7 +90,7 @@ async fn a_success_in_any_writing_stays() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_state_inside_the_result_means_nothing() {
+async fn state_inside_the_result_is_ignored() {
     let server = RedisServer::start();
     let backend = backend(&server);
     let text = r#"{"result": {"status": "SUCCESS"}, "status": "STARTED", "task_id": "1"}"#;
@@ -101,10 +101,10 @@ async fn a_state_inside_the_result_means_nothing() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn documents_that_only_the_client_reads_are_judged_too() {
+async fn document_unreadable_for_lua_is_checked_by_the_client() {
     let server = RedisServer::start();
     let backend = backend(&server);
-    // Deeper than the server's parser goes.
+    // Nested deeper than the limit of the server's parser.
     let deep = format!("{}{}", "[".repeat(1500), "]".repeat(1500));
     let text = format!(r#"{{"result": {deep}, "status": "STARTED"}}"#);
     server.command(&["SET", "celery-task-meta-1", &text]);
@@ -117,7 +117,7 @@ async fn documents_that_only_the_client_reads_are_judged_too() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn many_are_fetched_in_order_and_forgotten() {
+async fn many_results_are_fetched_in_order_and_forgotten() {
     let server = RedisServer::start();
     let backend = backend(&server);
     let ids: Vec<String> = (0..1200).map(|number| number.to_string()).collect();
@@ -138,7 +138,7 @@ async fn many_are_fetched_in_order_and_forgotten() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn groups_are_kept_as_celery_keeps_them() {
+async fn group_is_stored_as_in_celery() {
     let server = RedisServer::start();
     let backend = backend(&server);
     assert_eq!(backend.fetch_group("g").await.unwrap(), None);
@@ -154,7 +154,7 @@ async fn groups_are_kept_as_celery_keeps_them() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_chord_begins_as_celery_begins_it() {
+async fn chord_begins_as_in_celery() {
     let server = RedisServer::start();
     let backend = backend(&server);
     server.command(&["SET", "celery-taskset-meta-g.c", "done"]);
@@ -169,7 +169,7 @@ async fn a_chord_begins_as_celery_begins_it() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn keys_have_the_prefix_as_celerys_backend_writes_it() {
+async fn key_prefix_is_formatted_as_in_celery() {
     let server = RedisServer::start();
     let backend = RedisBackend::new(options(&server, &json!({"global_keyprefix": "rp"})));
     store(&backend, "1", State::Success, "null").await;
@@ -181,7 +181,7 @@ async fn keys_have_the_prefix_as_celerys_backend_writes_it() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn garbage_and_foreign_keys_are_errors_that_name_the_task() {
+async fn malformed_document_error_names_the_task() {
     let server = RedisServer::start();
     let backend = backend(&server);
     server.command(&["SET", "celery-task-meta-1", "garbage"]);
@@ -195,7 +195,7 @@ async fn garbage_and_foreign_keys_are_errors_that_name_the_task() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_closed_backend_says_so() {
+async fn closed_backend_returns_closed_errors() {
     let server = RedisServer::start();
     let backend = backend(&server);
     let waiting = backend.wait("1");

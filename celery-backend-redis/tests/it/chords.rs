@@ -1,4 +1,4 @@
-//! Chords, on keys that are Celery's.
+//! Chords on Celery's keys.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use celery_runtime::{
 use serde_json::json;
 use test_servers::{Python, RedisServer};
 
-use crate::support::{backend, count, options, until};
+use crate::support::{backend, count, options, wait_until};
 
 const BODY: &str = r#"{"task": "tasks.sum", "args": [], "kwargs": {}, "options": {"task_id": "body", "reply_to": "me"}, "subtask_type": null, "immutable": false}"#;
 
@@ -25,27 +25,27 @@ fn start(size: usize) -> ChordStart {
     ChordStart::new("g", size, &ResultTree::group("g", Vec::new()))
 }
 
-async fn begun(backend: &RedisBackend, size: usize) {
+async fn begin(backend: &RedisBackend, size: usize) {
     backend.begin(&start(size)).await.expect("begun");
 }
 
-/// Tells that the task `t<index>` has returned its index.
-async fn tell(backend: &RedisBackend, index: i64, token: &str) -> Option<ChordResults> {
+/// Completes the task `t<index>` with its index as the result.
+async fn complete(backend: &RedisBackend, index: i64, token: &str) -> Option<ChordResults> {
     let (task_id, result) = (format!("t{index}"), index.to_string());
     let (result, body) = (Raw::json(&result), Raw::json(BODY));
-    let part = ChordMember::new("g", &task_id, Some(index), &result, &body);
-    let told = backend.complete_member(&part, &claim(token)).await;
-    told.expect("counted")
+    let member = ChordMember::new("g", &task_id, Some(index), &result, &body);
+    let stored = backend.complete_member(&member, &claim(token)).await;
+    stored.expect("counted")
 }
 
-async fn end(backend: &RedisBackend, token: &str, end: ChordEnd) -> bool {
+async fn finish(backend: &RedisBackend, token: &str, end: ChordEnd) -> bool {
     let claim = claim(token);
-    backend.finish("g", &claim, end).await.expect("answered")
+    backend.finish("g", &claim, end).await.expect("finished")
 }
 
-async fn sweep(backend: &RedisBackend) -> Vec<StalledChord> {
-    let overdue = backend.claim_stalled(&claim("sweeper"), 10).await;
-    overdue.expect("swept")
+async fn claim_stalled(backend: &RedisBackend) -> Vec<StalledChord> {
+    let stalled = backend.claim_stalled(&claim("sweeper"), 10).await;
+    stalled.expect("claimed")
 }
 
 fn values(results: &ChordResults) -> Vec<Option<i64>> {
@@ -56,7 +56,7 @@ fn values(results: &ChordResults) -> Vec<Option<i64>> {
         .collect()
 }
 
-/// The keys of the chord by their endings, `K` for the one without.
+/// Returns the keys of the chord, with `K` for the key of the group.
 fn keys(server: &RedisServer) -> Vec<String> {
     let mut keys = server.command(&["KEYS", "celery-taskset-meta-g*"]).texts();
     keys.sort_unstable();
@@ -82,13 +82,13 @@ fn is_about(found: i64, expected: i64) -> bool {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn keys_are_celerys_from_the_first_part_to_the_end() {
+async fn chord_keys_match_celery_from_begin_to_finish() {
     let server = RedisServer::start();
     let backend = backend(&server);
-    begun(&backend, 2).await;
+    begin(&backend, 2).await;
     assert_eq!(keys(&server), ["K.s"]);
-    assert_eq!(tell(&backend, 1, "one").await, None);
-    // The body is ours.
+    assert_eq!(complete(&backend, 1, "one").await, None);
+    // `K.b` holds the body and is not one of Celery's keys.
     assert_eq!(keys(&server), ["K.b", "K.d", "K.j", "K.s"]);
     for (ending, expected) in [
         (".d", "set"),
@@ -99,12 +99,12 @@ async fn keys_are_celerys_from_the_first_part_to_the_end() {
         assert_eq!(kind(&server, ending), expected, "{ending}");
         assert!(is_about(ttl(&server, ending), 86_400), "{ending}");
     }
-    let told = server.command(&["ZRANGE", &key(".j"), "0", "-1", "WITHSCORES"]);
-    let [told, score] = &told.texts()[..] else {
-        panic!("{told:?}");
+    let stored = server.command(&["ZRANGE", &key(".j"), "0", "-1", "WITHSCORES"]);
+    let [stored, score] = &stored.texts()[..] else {
+        panic!("{stored:?}");
     };
-    let told: serde_json::Value = serde_json::from_str(told).unwrap();
-    assert_eq!(told, json!([1, "t1", "SUCCESS", 1]));
+    let stored: serde_json::Value = serde_json::from_str(stored).unwrap();
+    assert_eq!(stored, json!([1, "t1", "SUCCESS", 1]));
     assert_eq!(score, "1");
     assert_eq!(server.command(&["SMEMBERS", &key(".d")]).texts(), ["t1:1"]);
     assert_eq!(count(&server, &["ZCARD", INDEX]), 1);
@@ -112,8 +112,8 @@ async fn keys_are_celerys_from_the_first_part_to_the_end() {
     backend.add_member("g", "t2").await.unwrap();
     assert_eq!(server.command(&["GET", &key(".t")]).text(), "1");
     assert!(is_about(ttl(&server, ".t"), 86_400));
-    assert_eq!(tell(&backend, 0, "two").await, None);
-    assert!(tell(&backend, 2, "three").await.is_some());
+    assert_eq!(complete(&backend, 0, "two").await, None);
+    assert!(complete(&backend, 2, "three").await.is_some());
     assert_eq!(keys(&server), ["K.b", "K.c", "K.d", "K.j", "K.s", "K.t"]);
     assert_eq!(server.command(&["GET", &key(".c")]).text(), "three");
     assert!(is_about(ttl(&server, ".c"), 6));
@@ -121,7 +121,7 @@ async fn keys_are_celerys_from_the_first_part_to_the_end() {
     let held = ChordClaim::new("three", Duration::from_secs(21));
     assert!(backend.renew_claim("g", &held).await.unwrap());
     assert!(is_about(ttl(&server, ".c"), 21));
-    assert!(end(&backend, "three", ChordEnd::Continued).await);
+    assert!(finish(&backend, "three", ChordEnd::Continued).await);
     assert_eq!(keys(&server), ["K.c"]);
     assert_eq!(server.command(&["GET", &key(".c")]).text(), "done");
     assert!(is_about(ttl(&server, ".c"), 300));
@@ -130,24 +130,27 @@ async fn keys_are_celerys_from_the_first_part_to_the_end() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn of_a_failed_chord_the_parts_stay_as_in_celery() {
+async fn failed_chord_keeps_its_results_as_in_celery() {
     let server = RedisServer::start();
     let backend = backend(&server);
-    begun(&backend, 1).await;
-    assert!(tell(&backend, 0, "one").await.is_some());
-    assert!(end(&backend, "one", ChordEnd::Failed).await);
-    assert!(end(&backend, "one", ChordEnd::Failed).await, "tried again");
+    begin(&backend, 1).await;
+    assert!(complete(&backend, 0, "one").await.is_some());
+    assert!(finish(&backend, "one", ChordEnd::Failed).await);
+    assert!(
+        finish(&backend, "one", ChordEnd::Failed).await,
+        "tried again"
+    );
     assert_eq!(keys(&server), ["K.c", "K.d", "K.j"]);
     assert_eq!(count(&server, &["EXISTS", INDEX]), 0);
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_late_claim_is_done_for_twice_its_time() {
+async fn done_marker_lives_twice_the_claim_ttl() {
     let server = RedisServer::start();
     let backend = backend(&server);
-    begun(&backend, 1).await;
-    assert!(tell(&backend, 0, "one").await.is_some());
+    begin(&backend, 1).await;
+    assert!(complete(&backend, 0, "one").await.is_some());
     let long = ChordClaim::new("one", Duration::from_secs(1000));
     assert!(
         backend
@@ -160,10 +163,10 @@ async fn a_late_claim_is_done_for_twice_its_time() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn chords_live_as_long_as_configured() {
+async fn result_chord_expires_sets_the_time_to_live() {
     let server = RedisServer::start();
     let seconds = |seconds| Some(Duration::from_secs(seconds));
-    // Results, chords; then the parts and the results of the header.
+    // Expiry of results and chords; then of the members' results and the result tree.
     for (results, chords, parts, tree) in [
         (seconds(600), None, 600, 600),
         (seconds(600), seconds(60), 60, 600),
@@ -188,7 +191,7 @@ async fn chords_live_as_long_as_configured() {
         };
         about(".s", parts);
         about("", parts);
-        tell(&backend, 0, "x").await;
+        complete(&backend, 0, "x").await;
         for ending in [".j", ".s", ".d", ".b"] {
             about(ending, parts);
         }
@@ -198,94 +201,94 @@ async fn chords_live_as_long_as_configured() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn unordered_parts_come_as_they_were_told() {
+async fn unordered_chord_returns_results_in_order_of_arrival() {
     let server = RedisServer::start();
     let backend = backend(&server).result_chord_ordered(false);
-    begun(&backend, 3).await;
-    tell(&backend, 2, "x").await;
-    tell(&backend, 2, "x").await;
-    tell(&backend, 0, "x").await;
-    let results = tell(&backend, 1, "x").await.expect("all parts");
+    begin(&backend, 3).await;
+    complete(&backend, 2, "x").await;
+    complete(&backend, 2, "x").await;
+    complete(&backend, 0, "x").await;
+    let results = complete(&backend, 1, "x").await.expect("a complete chord");
     assert_eq!(kind(&server, ".j"), "list");
     assert_eq!(values(&results), [Some(2), Some(0), Some(1)]);
     server.command(&["DEL", &key(".c")]);
     server.command(&["ZADD", INDEX, "0", "g"]);
-    let overdue = sweep(&backend).await;
-    assert_eq!(values(&overdue[0].results), [Some(2), Some(0), Some(1)]);
+    let stalled = claim_stalled(&backend).await;
+    assert_eq!(values(&stalled[0].results), [Some(2), Some(0), Some(1)]);
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn keys_have_the_prefix() {
+async fn chord_keys_have_the_prefix() {
     let server = RedisServer::start();
     let backend = RedisBackend::new(options(&server, &json!({"global_keyprefix": "shop"})));
-    begun(&backend, 2).await;
-    tell(&backend, 0, "x").await;
+    begin(&backend, 2).await;
+    complete(&backend, 0, "x").await;
     let mut keys = server.command(&["KEYS", "*"]).texts();
     keys.sort_unstable();
     let chord = ["b", "d", "j", "s"].map(|end| format!("shop_celery-taskset-meta-g.{end}"));
     assert_eq!(keys[0], "shop_celery-rs-chords");
     assert_eq!(keys[1..], chord);
-    tell(&backend, 1, "x").await;
-    assert!(end(&backend, "x", ChordEnd::Continued).await);
+    complete(&backend, 1, "x").await;
+    assert!(finish(&backend, "x", ChordEnd::Continued).await);
     assert_eq!(count(&server, &["DBSIZE"]), 1);
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn parts_and_body_have_serializers_of_their_own() {
+async fn results_and_body_have_separate_serializers() {
     let server = RedisServer::start();
     for serializer in [Serializer::Json, Serializer::MsgPack, Serializer::Yaml] {
         server.command(&["FLUSHDB"]);
         let backend = backend(&server).serializer(serializer);
-        begun(&backend, 1).await;
+        begin(&backend, 1).await;
         let value = Value::from(vec![Value::from("ünï"), Value::Bytes(vec![0, 255])]);
         let result = Raw::encode(serializer, &value).unwrap();
         let body = Raw::encode(Serializer::MsgPack, &value).unwrap();
-        let part = ChordMember::new("g", "t", None, &result, &body);
-        let results = backend.complete_member(&part, &claim("x")).await.unwrap();
-        let results = results.expect("all parts");
+        let member = ChordMember::new("g", "t", None, &result, &body);
+        let results = backend.complete_member(&member, &claim("x")).await.unwrap();
+        let results = results.expect("a complete chord");
         assert_eq!(results.parts[0].task_id, "t");
         assert_eq!(results.parts[0].result.to_value(), Ok(value.clone()));
         server.command(&["DEL", &key(".c")]);
         server.command(&["ZADD", INDEX, "0", "g"]);
-        let overdue = sweep(&backend).await;
-        assert_eq!(overdue[0].body.serializer(), Serializer::MsgPack);
-        assert_eq!(overdue[0].body.to_value(), Ok(value));
-        assert_eq!(overdue[0].results, results);
+        let stalled = claim_stalled(&backend).await;
+        assert_eq!(stalled[0].body.serializer(), Serializer::MsgPack);
+        assert_eq!(stalled[0].body.to_value(), Ok(value));
+        assert_eq!(stalled[0].results, results);
     }
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn compressed_parts_are_read() {
+async fn compressed_result_is_decoded() {
     let server = RedisServer::start();
     let backend = backend(&server);
     let zlib = Compression::from_name("zlib").unwrap();
-    let told = compress_document(zlib, br#"[1, "t0", "SUCCESS", 0]"#).unwrap();
-    let hex: String = told.iter().map(|byte| format!("{byte:02x}")).collect();
+    let stored = compress_document(zlib, br#"[1, "t0", "SUCCESS", 0]"#).unwrap();
+    let hex: String = stored.iter().map(|byte| format!("{byte:02x}")).collect();
     let add = "local value = string.gsub(ARGV[1], '..', function(hex) \
                return string.char(tonumber(hex, 16)) end) \
                redis.call('ZADD', KEYS[1], 0, value) return redis.call('SADD', KEYS[2], 't0:0')";
     server.command(&["EVAL", add, "2", &key(".j"), &key(".d"), &hex]);
-    begun(&backend, 2).await;
-    let results = tell(&backend, 1, "x").await.expect("all parts");
+    begin(&backend, 2).await;
+    let results = complete(&backend, 1, "x").await.expect("a complete chord");
     assert_eq!(values(&results), [Some(0), Some(1)]);
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_part_that_is_none_is_an_error_that_names_the_chord() {
+async fn malformed_result_error_names_the_chord() {
     let server = RedisServer::start();
     let backend = backend(&server);
     for garbage in ["garbage", "[1]", r#"[1, 5, "SUCCESS", 1]"#, "\u{fffd}"] {
         server.command(&["FLUSHDB"]);
         server.command(&["ZADD", &key(".j"), "7", garbage]);
-        begun(&backend, 2).await;
+        begin(&backend, 2).await;
         let raw = Raw::json("1");
-        let part = ChordMember::new("g", "t", Some(0), &raw, &raw);
+        let member = ChordMember::new("g", "t", Some(0), &raw, &raw);
         let error = backend
-            .complete_member(&part, &claim("x"))
+            .complete_member(&member, &claim("x"))
             .await
             .unwrap_err();
         assert_eq!(error.kind(), ServiceErrorKind::Invalid, "{garbage}");
@@ -295,16 +298,16 @@ async fn a_part_that_is_none_is_an_error_that_names_the_chord() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_chord_that_cannot_be_read_keeps_no_other_from_going_on() {
+async fn malformed_chord_does_not_block_others() {
     let server = RedisServer::start();
     let backend = backend(&server);
     let raw = Raw::json("1");
     for id in ["bad", "good"] {
         let chord = ChordStart::new(id, 1, &ResultTree::group(id, Vec::new()));
         backend.begin(&chord).await.unwrap();
-        let part = ChordMember::new(id, "t", Some(0), &raw, &raw);
+        let member = ChordMember::new(id, "t", Some(0), &raw, &raw);
         let claimed = backend
-            .complete_member(&part, &claim("dead"))
+            .complete_member(&member, &claim("dead"))
             .await
             .unwrap();
         assert!(claimed.is_some());
@@ -314,16 +317,16 @@ async fn a_chord_that_cannot_be_read_keeps_no_other_from_going_on() {
     }
     server.command(&["DEL", "celery-taskset-meta-bad.j"]);
     server.command(&["ZADD", "celery-taskset-meta-bad.j", "0", "garbage"]);
-    let overdue = sweep(&backend).await;
-    let ids: Vec<_> = overdue.iter().map(|chord| &chord.group_id).collect();
+    let stalled = claim_stalled(&backend).await;
+    let ids: Vec<_> = stalled.iter().map(|chord| &chord.group_id).collect();
     assert_eq!(ids, ["good"]);
-    // It is left alone for minutes, so that its parts are not read all the time.
+    // The next check is minutes away, so that its results are not read all the time.
     let after = "return redis.call('ZSCORE', KEYS[1], 'bad') - redis.call('TIME')[1] * 1000";
     let pause = count(&server, &["EVAL", after, "1", INDEX]);
     assert!(pause > 200_000, "{pause}");
 }
 
-/// Makes the chord `g` due, which was under way for so many seconds.
+/// Makes the chord `g` due, and sets its age in seconds.
 fn make_due(server: &RedisServer, age: &str) {
     let make = "local since = (redis.call('TIME')[1] - ARGV[1]) * 1000 \
                 redis.call('HSET', KEYS[1], 'since', since) \
@@ -331,7 +334,7 @@ fn make_due(server: &RedisServer, age: &str) {
     server.command(&["EVAL", make, "2", &key(".b"), INDEX, age]);
 }
 
-/// The seconds until the chord `g` is looked at again.
+/// Returns the seconds until the next check of the chord `g`.
 fn pause(server: &RedisServer) -> i64 {
     let pause = "return redis.call('ZSCORE', KEYS[1], 'g') / 1000 - redis.call('TIME')[1]";
     count(server, &["EVAL", pause, "1", INDEX])
@@ -339,64 +342,64 @@ fn pause(server: &RedisServer) -> i64 {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn the_longer_a_chord_takes_the_seldomer_it_is_looked_at() {
+async fn check_interval_grows_with_the_age_of_the_chord() {
     let server = RedisServer::start();
     let backend = backend(&server);
-    begun(&backend, 2).await;
-    tell(&backend, 0, "x").await;
+    begin(&backend, 2).await;
+    complete(&backend, 0, "x").await;
     assert!((3..=5).contains(&pause(&server)));
     for (age, expected) in [("0", 5), ("60", 60), ("3600", 300), ("90000", 300)] {
         make_due(&server, age);
-        assert!(sweep(&backend).await.is_empty());
+        assert!(claim_stalled(&backend).await.is_empty());
         let pause = pause(&server);
         assert!(
             (expected - 2..=expected + 1).contains(&pause),
             "{age}: {pause}"
         );
     }
-    // The last part makes it soon again.
-    assert!(tell(&backend, 1, "x").await.is_some());
+    // The last member sets the check to the end of the claim.
+    assert!(complete(&backend, 1, "x").await.is_some());
     assert!((4..=7).contains(&pause(&server)));
-    // Somebody holds it, for longer than was known.
+    // The claim was renewed for longer than the index shows.
     let long = ChordClaim::new("x", Duration::from_secs(90));
     assert!(backend.renew_claim("g", &long).await.unwrap());
     make_due(&server, "0");
-    assert!(sweep(&backend).await.is_empty());
+    assert!(claim_stalled(&backend).await.is_empty());
     assert!((87..=91).contains(&pause(&server)));
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn what_is_over_is_not_looked_at_again() {
+async fn ended_chord_is_not_checked_again() {
     let server = RedisServer::start();
     let backend = backend(&server);
     let due = async |age| {
         make_due(&server, age);
-        assert!(sweep(&backend).await.is_empty());
+        assert!(claim_stalled(&backend).await.is_empty());
         count(&server, &["EXISTS", INDEX, &key(".b")])
     };
-    begun(&backend, 1).await;
-    assert!(tell(&backend, 0, "x").await.is_some());
-    // Python has gone on with it.
+    begin(&backend, 1).await;
+    assert!(complete(&backend, 0, "x").await.is_some());
+    // Python has sent the body.
     server.command(&["DEL", &key(".s"), &key(".j"), &key(".d")]);
     server.command(&["SET", &key(".c"), "done", "EX", "300"]);
     assert_eq!(due("0").await, 0);
     // Python has failed it.
-    begun(&backend, 1).await;
-    assert!(tell(&backend, 0, "x").await.is_some());
+    begin(&backend, 1).await;
+    assert!(complete(&backend, 0, "x").await.is_some());
     server.command(&["DEL", &key(".s"), &key(".c")]);
     assert_eq!(due("3600").await, 2);
     assert_eq!(due("90000").await, 0);
     // It has expired.
-    begun(&backend, 2).await;
+    begin(&backend, 2).await;
     server.command(&["ZADD", INDEX, "0", "g"]);
-    assert!(sweep(&backend).await.is_empty());
+    assert!(claim_stalled(&backend).await.is_empty());
     assert_eq!(count(&server, &["EXISTS", INDEX]), 0);
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn no_more_are_taken_over_than_asked_for() {
+async fn claim_stalled_returns_at_most_limit_chords() {
     let server = RedisServer::start();
     let backend = backend(&server);
     let raw = Raw::json("1");
@@ -404,26 +407,26 @@ async fn no_more_are_taken_over_than_asked_for() {
         let id = format!("g{number}");
         let chord = ChordStart::new(id.as_str(), 1, &ResultTree::group(&*id, Vec::new()));
         backend.begin(&chord).await.unwrap();
-        let part = ChordMember::new(&id, "t", Some(0), &raw, &raw);
+        let member = ChordMember::new(&id, "t", Some(0), &raw, &raw);
         let short = ChordClaim::new("dead", Duration::ZERO);
         assert!(
             backend
-                .complete_member(&part, &short)
+                .complete_member(&member, &short)
                 .await
                 .unwrap()
                 .is_some()
         );
     }
     let due = "return redis.call('ZCOUNT', KEYS[1], '-inf', redis.call('TIME')[1] * 1000)";
-    until("all claims have ended", || {
+    wait_until("all claims have expired", || {
         count(&server, &["EVAL", due, "1", INDEX]) == 5
     })
     .await;
     let mut found = Vec::new();
     for expected in [2, 2, 1, 0] {
-        let overdue = backend.claim_stalled(&claim("x"), 2).await.unwrap();
-        assert_eq!(overdue.len(), expected);
-        found.extend(overdue.into_iter().map(|chord| chord.group_id));
+        let stalled = backend.claim_stalled(&claim("x"), 2).await.unwrap();
+        assert_eq!(stalled.len(), expected);
+        found.extend(stalled.into_iter().map(|chord| chord.group_id));
     }
     found.sort_unstable();
     assert_eq!(found, ["g0", "g1", "g2", "g3", "g4"]);
@@ -431,22 +434,24 @@ async fn no_more_are_taken_over_than_asked_for() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_hundred_thousand_parts_come_in_one_answer() {
+async fn hundred_thousand_results_fit_in_one_reply() {
     const MANY: i64 = 100_000;
     let server = RedisServer::start();
     let backend = backend(&server);
-    begun(&backend, MANY as usize).await;
+    begin(&backend, MANY as usize).await;
     let fill = "for index = 0, ARGV[1] - 2 do \
                 redis.call('ZADD', KEYS[1], index, '[1, \"t' .. index .. '\", \"SUCCESS\", ' .. index .. ']') \
                 redis.call('SADD', KEYS[2], 't' .. index .. ':' .. index) end return 1";
     let many = MANY.to_string();
     server.command(&["EVAL", fill, "2", &key(".j"), &key(".d"), &many]);
-    assert_eq!(tell(&backend, 7, "x").await, None);
-    let results = tell(&backend, MANY - 1, "x").await.expect("all parts");
+    assert_eq!(complete(&backend, 7, "x").await, None);
+    let results = complete(&backend, MANY - 1, "x")
+        .await
+        .expect("a complete chord");
     assert_eq!(values(&results), (0..MANY).map(Some).collect::<Vec<_>>());
 }
 
-/// What Celery's own code does with a part, in `part(index)`.
+/// Celery's own code for the end of a chord member, as `part(index)`.
 const PART: &str = r#"
 import os
 from celery import Celery, signature
@@ -468,73 +473,77 @@ fn python(server: &RedisServer, code: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs redis-server and Python; run cargo xtask test"]
-async fn what_python_has_begun_is_finished_here() {
+async fn chord_begun_by_python_is_completed_by_rust() {
     let server = RedisServer::start();
     let backend = backend(&server);
     python(
         &server,
         "part(3); app.backend.set_chord_size('g', 4); part(0)",
     );
-    assert_eq!(tell(&backend, 0, "x").await, None, "Python has told it");
-    assert_eq!(tell(&backend, 2, "x").await, None);
-    let results = tell(&backend, 1, "x").await.expect("all parts");
+    assert_eq!(
+        complete(&backend, 0, "x").await,
+        None,
+        "Python has counted it"
+    );
+    assert_eq!(complete(&backend, 2, "x").await, None);
+    let results = complete(&backend, 1, "x").await.expect("a complete chord");
     assert_eq!(values(&results), [0, 1, 2, 3].map(Some));
-    let states = results.parts.iter().map(|part| &part.state);
+    let states = results.parts.iter().map(|member| &member.state);
     assert!(states.into_iter().all(|state| *state == State::Success));
-    // Python leaves to us what we have claimed, and knows when it is over.
+    // Python respects the claim, and recognizes the ended chord.
     python(&server, "part(1)");
     assert_eq!(count(&server, &["EXISTS", "celery"]), 0);
-    assert!(end(&backend, "x", ChordEnd::Continued).await);
+    assert!(finish(&backend, "x", ChordEnd::Continued).await);
     python(&server, "part(1)");
     assert_eq!(keys(&server), ["K.c"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs redis-server and Python; run cargo xtask test"]
-async fn what_was_begun_here_is_finished_by_python() {
+async fn chord_begun_by_rust_is_completed_by_python() {
     let server = RedisServer::start();
     let backend = backend(&server);
-    begun(&backend, 2).await;
+    begin(&backend, 2).await;
     backend.add_member("g", "t2").await.unwrap();
     backend.add_member("g", "t2").await.unwrap();
-    assert_eq!(tell(&backend, 2, "x").await, None);
-    assert_eq!(tell(&backend, 0, "x").await, None);
+    assert_eq!(complete(&backend, 2, "x").await, None);
+    assert_eq!(complete(&backend, 0, "x").await, None);
     python(&server, "part(2); part(1)");
     let message = server.command(&["LINDEX", "celery", "0"]).text();
     let message: serde_json::Value = serde_json::from_str(&message).unwrap();
     assert_eq!(message["headers"]["id"], "body");
     assert_eq!(message["headers"]["argsrepr"], "([0, 1, 2],)");
-    // What Python does not know of goes when a sweeper comes by.
+    // The next check removes the keys that Python does not know.
     assert_eq!(keys(&server), ["K.b", "K.c"]);
-    assert_eq!(tell(&backend, 1, "x").await, None);
+    assert_eq!(complete(&backend, 1, "x").await, None);
     server.command(&["ZADD", INDEX, "0", "g"]);
-    assert!(sweep(&backend).await.is_empty());
+    assert!(claim_stalled(&backend).await.is_empty());
     assert_eq!(keys(&server), ["K.c"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs redis-server and Python; run cargo xtask test"]
-async fn whoever_claims_after_a_dead_python_goes_on() {
+async fn chord_claimed_by_a_dead_python_worker_is_claimed_again() {
     let server = RedisServer::start();
     let backend = backend(&server);
-    begun(&backend, 2).await;
-    assert_eq!(tell(&backend, 0, "x").await, None);
-    // It dies when it has claimed.
+    begin(&backend, 2).await;
+    assert_eq!(complete(&backend, 0, "x").await, None);
+    // The process exits after it has taken the claim.
     python(
         &server,
         "class Dead:\n    def restore(*args, **kwargs): os._exit(0)\n\
          import celery.backends.redis as redis\nredis.GroupResult = Dead\npart(1)",
     );
     assert_eq!(keys(&server), ["K.b", "K.c", "K.d", "K.j", "K.s"]);
-    assert_eq!(tell(&backend, 1, "x").await, None);
+    assert_eq!(complete(&backend, 1, "x").await, None);
     server.command(&["PEXPIRE", &key(".c"), "1"]);
-    until("its claim has ended", || {
+    wait_until("its claim has expired", || {
         count(&server, &["EXISTS", &key(".c")]) == 0
     })
     .await;
     make_due(&server, "0");
-    let overdue = sweep(&backend).await;
-    assert_eq!(values(&overdue[0].results), [Some(0), Some(1)]);
-    let body = overdue[0].body.to_value().unwrap();
+    let stalled = claim_stalled(&backend).await;
+    assert_eq!(values(&stalled[0].results), [Some(0), Some(1)]);
+    let body = stalled[0].body.to_value().unwrap();
     assert_eq!(Ok(body), Raw::json(BODY).to_value());
 }

@@ -1,4 +1,4 @@
-//! The contracts of the runtime.
+//! The conformance suites of the runtime.
 
 use celery_runtime::{backend_conformance, store_conformance};
 

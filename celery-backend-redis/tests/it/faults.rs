@@ -1,4 +1,4 @@
-//! Servers that are away, fall silent or refuse.
+//! Servers that are unreachable, silent or reject the password.
 
 use std::sync::Arc;
 
@@ -10,18 +10,20 @@ use serde_json::{Map, json};
 use test_servers::RedisServer;
 use tokio::time::timeout;
 
-use crate::support::{LIMIT, backend, channels, document, insist, options, status, store, until};
+use crate::support::{
+    LIMIT, backend, channels, document, options, status, store, wait_until, wait_with_retries,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_wait_outlives_a_restart_of_the_server() {
+async fn wait_continues_after_a_server_restart() {
     let server = RedisServer::builder().append_only().start();
     let backend = Arc::new(backend(&server));
     let waiting = {
         let backend = Arc::clone(&backend);
-        tokio::spawn(async move { insist(&*backend, "1").await })
+        tokio::spawn(async move { wait_with_retries(&*backend, "1").await })
     };
-    until("it listens", || channels(&server) == 1).await;
+    wait_until("it is subscribed", || channels(&server) == 1).await;
     server.kill();
     let stored = document("1", State::Success, "null");
     let error = backend.store(Record::new(&stored)).await.unwrap_err();
@@ -34,7 +36,7 @@ async fn a_wait_outlives_a_restart_of_the_server() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn what_was_stored_survives_a_kill() {
+async fn stored_result_survives_a_killed_server() {
     let server = RedisServer::builder().append_only().start();
     let backend = backend(&server);
     store(&backend, "1", State::Success, "null").await;
@@ -46,7 +48,7 @@ async fn what_was_stored_survives_a_kill() {
 #[tokio::test]
 #[cfg(unix)]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_server_that_stays_silent_ends_the_wait() {
+async fn silent_server_ends_the_wait() {
     let server = RedisServer::start();
     let times = json!({"socket_timeout": 0.2, "socket_connect_timeout": 0.2});
     let backend = Arc::new(RedisBackend::new(options(&server, &times)));
@@ -54,18 +56,18 @@ async fn a_server_that_stays_silent_ends_the_wait() {
         let backend = Arc::clone(&backend);
         tokio::spawn(async move { backend.wait("1").await })
     };
-    until("it listens", || channels(&server) == 1).await;
+    wait_until("it is subscribed", || channels(&server) == 1).await;
     server.pause();
     let error = timeout(LIMIT, waiting).await.unwrap().unwrap().unwrap_err();
     assert!(error.is_transient(), "{error}");
     server.resume();
-    // The next one is served.
+    // The next wait succeeds.
     store(&backend, "1", State::Success, "null").await;
     timeout(LIMIT, backend.wait("1")).await.unwrap().unwrap();
 }
 
 #[tokio::test]
-async fn nobody_at_the_address_ends_the_wait_and_all_else() {
+async fn unreachable_server_error_names_the_address() {
     let options = RedisOptions::parse("redis://:secret@127.0.0.1:1", &Map::new()).unwrap();
     let backend = RedisBackend::new(options);
     let error = backend.fetch(&["1".to_owned()]).await.unwrap_err();
@@ -77,7 +79,7 @@ async fn nobody_at_the_address_ends_the_wait_and_all_else() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_wrong_password_ends_the_wait_at_once() {
+async fn wrong_password_ends_the_wait_immediately() {
     let server = RedisServer::builder().password("right").start();
     let url = server.url().replace("right", "wrong");
     let backend = RedisBackend::new(RedisOptions::parse(&url, &Map::new()).unwrap());

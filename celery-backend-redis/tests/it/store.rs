@@ -8,19 +8,19 @@ use celery_runtime::Store;
 use serde_json::json;
 use test_servers::RedisServer;
 
-use crate::support::{count, options, until};
+use crate::support::{count, options, wait_until};
 
 const LONG: Duration = Duration::from_secs(60);
 
-fn facts(server: &RedisServer) -> RedisStore {
+fn store(server: &RedisServer) -> RedisStore {
     RedisStore::new(options(server, &json!({"global_keyprefix": "shop"})))
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn only_one_gets_it_and_only_the_owner_keeps_or_deletes_it() {
+async fn put_if_absent_has_one_winner_which_extends_and_deletes() {
     let server = RedisServer::start();
-    let store = facts(&server);
+    let store = store(&server);
     assert!(store.put_if_absent("lock", b"me", LONG).await.unwrap());
     assert!(!store.put_if_absent("lock", b"you", LONG).await.unwrap());
     assert_eq!(store.get("lock").await.unwrap().unwrap(), "me");
@@ -35,9 +35,9 @@ async fn only_one_gets_it_and_only_the_owner_keeps_or_deletes_it() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn everything_dies_by_itself() {
+async fn every_key_expires() {
     let server = RedisServer::start();
-    let store = facts(&server);
+    let store = store(&server);
     let short = Duration::from_millis(20);
     assert!(store.put_if_absent("lock", b"me", short).await.unwrap());
     assert!(
@@ -47,15 +47,15 @@ async fn everything_dies_by_itself() {
             .unwrap()
     );
     assert_eq!(store.count("counter", short).await.unwrap(), 1);
-    until("all keys are gone", || count(&server, &["DBSIZE"]) == 0).await;
+    wait_until("all keys are gone", || count(&server, &["DBSIZE"]) == 0).await;
     assert!(!store.extend("lock", b"me", LONG).await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn nobodys_count_is_lost() {
+async fn concurrent_counts_are_not_lost() {
     let server = RedisServer::start();
-    let store = Arc::new(facts(&server));
+    let store = Arc::new(store(&server));
     let counting = (0..50).map(|_| {
         let store = Arc::clone(&store);
         tokio::spawn(async move { store.count("counter", LONG).await.unwrap() })

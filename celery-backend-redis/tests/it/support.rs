@@ -1,4 +1,4 @@
-//! What the tests share.
+//! Shared helpers of the tests.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,11 +10,10 @@ use celery_runtime::{Record, ResultBackend, Store, conformance};
 use serde_json::{Value, json};
 use test_servers::RedisServer;
 
-/// How long anything may take that is expected to happen. No test waits for it
-/// to pass.
+/// The time limit of expected events. No test waits for it to pass.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
-/// A server, and clients of it.
+/// A server and its clients.
 pub(crate) struct Setup {
     pub(crate) server: RedisServer,
 }
@@ -43,13 +42,13 @@ impl Setup {
     }
 }
 
-impl conformance::backend::Setup for Setup {
+impl conformance::backend::BackendSetup for Setup {
     fn backend(&self) -> Arc<dyn ResultBackend> {
         Arc::new(self.redis_backend())
     }
 }
 
-impl conformance::store::Setup for Setup {
+impl conformance::store::StoreSetup for Setup {
     fn store(&self) -> Arc<dyn Store> {
         Arc::new(RedisStore::new(self.options_with(&json!({}))))
     }
@@ -93,8 +92,11 @@ pub(crate) async fn status(backend: &RedisBackend, id: &str) -> State {
     fetch(backend, id).await.expect("a document").status
 }
 
-/// As clients do: waits again when the reason may pass.
-pub(crate) async fn insist(backend: &dyn ResultBackend, id: &str) -> ResultDocument<'static> {
+/// Waits again after transient errors, as clients do.
+pub(crate) async fn wait_with_retries(
+    backend: &dyn ResultBackend,
+    id: &str,
+) -> ResultDocument<'static> {
     loop {
         match backend.wait(id).await {
             Ok(document) => return document,
@@ -108,7 +110,7 @@ pub(crate) fn count(server: &RedisServer, command: &[&str]) -> i64 {
 }
 
 /// Waits until the server's state is as expected.
-pub(crate) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) async fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let waited = async {
         while !is_so() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -119,7 +121,7 @@ pub(crate) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
         .unwrap_or_else(|_| panic!("not in time: {what}"));
 }
 
-/// How many channels anybody listens on.
+/// Returns the number of subscribed channels.
 pub(crate) fn channels(server: &RedisServer) -> usize {
     server.command(&["PUBSUB", "CHANNELS"]).texts().len()
 }

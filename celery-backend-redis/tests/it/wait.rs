@@ -10,13 +10,13 @@ use test_servers::RedisServer;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::support::{LIMIT, backend, channels, insist, store, until};
+use crate::support::{LIMIT, backend, channels, store, wait_until, wait_with_retries};
 
 type Waiting = JoinHandle<ResultDocument<'static>>;
 
 fn wait(backend: &Arc<RedisBackend>, id: &str) -> Waiting {
     let (backend, id) = (Arc::clone(backend), id.to_owned());
-    tokio::spawn(async move { insist(&*backend, &id).await })
+    tokio::spawn(async move { wait_with_retries(&*backend, &id).await })
 }
 
 async fn done(waiting: Waiting) -> ResultDocument<'static> {
@@ -28,13 +28,13 @@ async fn done(waiting: Waiting) -> ResultDocument<'static> {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn stored_before_and_after() {
+async fn wait_returns_results_stored_before_and_after_it_starts() {
     let server = RedisServer::start();
     let backend = Arc::new(backend(&server));
     store(&backend, "before", State::Failure, "null").await;
     assert_eq!(done(wait(&backend, "before")).await.status, State::Failure);
     let waiting = wait(&backend, "after");
-    until("it listens", || channels(&server) == 1).await;
+    wait_until("it is subscribed", || channels(&server) == 1).await;
     store(&backend, "after", State::Success, "7").await;
     let document = done(waiting).await;
     assert_eq!(
@@ -50,7 +50,7 @@ async fn only_final_states_end_the_wait() {
     let backend = Arc::new(backend(&server));
     store(&backend, "1", State::Retry, "null").await;
     let waiting = wait(&backend, "1");
-    until("it listens", || channels(&server) == 1).await;
+    wait_until("it is subscribed", || channels(&server) == 1).await;
     store(&backend, "1", State::Started, "null").await;
     store(
         &backend,
@@ -66,11 +66,11 @@ async fn only_final_states_end_the_wait() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn pythons_publication_ends_the_wait() {
+async fn publication_by_python_ends_the_wait() {
     let server = RedisServer::start();
     let backend = Arc::new(backend(&server));
     let waiting = wait(&backend, "1");
-    until("it listens", || channels(&server) == 1).await;
+    wait_until("it is subscribed", || channels(&server) == 1).await;
     let text = r#"{"status": "SUCCESS", "result": 5, "traceback": null, "children": [],
         "date_done": "2026-11-21T08:32:22.557074+00:00", "task_id": "1"}"#;
     server.command(&["SETEX", "celery-task-meta-1", "86400", text]);
@@ -80,7 +80,7 @@ async fn pythons_publication_ends_the_wait() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn those_who_give_up_leave_nothing_behind() {
+async fn cancelled_waits_leave_no_subscription() {
     let server = RedisServer::start();
     let backend = Arc::new(backend(&server));
     let patient = wait(&backend, "shared");
@@ -93,15 +93,15 @@ async fn those_who_give_up_leave_nothing_behind() {
                 .is_err()
         );
     }
-    until("one channel is left", || channels(&server) == 1).await;
+    wait_until("one channel is left", || channels(&server) == 1).await;
     store(&backend, "shared", State::Success, "null").await;
     done(patient).await;
-    until("no channel is left", || channels(&server) == 0).await;
+    wait_until("no channel is left", || channels(&server) == 0).await;
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_key_is_waited_for_again_and_again() {
+async fn one_key_is_waited_for_repeatedly() {
     let server = RedisServer::start();
     let backend = Arc::new(backend(&server));
     for number in 0..100 {
@@ -117,13 +117,13 @@ async fn a_key_is_waited_for_again_and_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_thousand_wait_while_connections_are_killed() {
+async fn thousand_waits_survive_killed_connections() {
     let server = RedisServer::start();
     let backend = Arc::new(backend(&server));
     let waiting: Vec<_> = (0..1000)
         .map(|number| wait(&backend, &number.to_string()))
         .collect();
-    until("all listen", || channels(&server) == 1000).await;
+    wait_until("all are subscribed", || channels(&server) == 1000).await;
     let clients = server.command(&["CLIENT", "LIST"]).text().lines().count();
     assert!(clients <= 12, "{clients}");
     for hundred in 0..10 {
@@ -136,5 +136,5 @@ async fn a_thousand_wait_while_connections_are_killed() {
     for (number, waiting) in waiting.into_iter().enumerate() {
         assert_eq!(done(waiting).await.task_id, number.to_string());
     }
-    until("no channel is left", || channels(&server) == 0).await;
+    wait_until("no channel is left", || channels(&server) == 0).await;
 }

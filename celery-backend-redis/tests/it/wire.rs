@@ -1,4 +1,4 @@
-//! What lies on the server is what Celery puts there.
+//! Keys, documents and connections on the server.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::support::{Setup, store_it, success};
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn keys_documents_and_expiry_are_celerys() {
+async fn keys_documents_and_expiry_match_celery() {
     let setup = Setup::start();
     let backend = setup.redis_backend();
     store_it(&backend, &success("id-1", "5")).await;
@@ -33,7 +33,7 @@ async fn keys_documents_and_expiry_are_celerys() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn the_key_prefix_is_before_everything() {
+async fn global_keyprefix_applies_to_every_key() {
     let setup = Setup::start();
     let options = setup.options_with(&serde_json::json!({"global_keyprefix": "shop"}));
     let backend = RedisBackend::new(options.clone());
@@ -62,7 +62,7 @@ async fn the_key_prefix_is_before_everything() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_success_that_others_wrote_differently_is_kept() {
+async fn success_written_by_other_clients_is_kept() {
     let setup = Setup::start();
     let backend = setup.redis_backend();
     for (id, stored) in [
@@ -81,7 +81,7 @@ async fn a_success_that_others_wrote_differently_is_kept() {
         store_it(&backend, &failed).await;
         assert_eq!(setup.text(&format!("celery-task-meta-{id}")), stored);
     }
-    // Garbage is nobody's success.
+    // A malformed document is not a success.
     setup
         .server
         .command(&["SET", "celery-task-meta-garbage", "not JSON"]);
@@ -91,7 +91,7 @@ async fn a_success_that_others_wrote_differently_is_kept() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn waiters_leave_no_subscription_behind() {
+async fn finished_waits_leave_no_subscription() {
     let setup = Setup::start();
     let backend = setup.redis_backend();
     for round in 0..100 {
@@ -115,14 +115,14 @@ async fn waiters_leave_no_subscription_behind() {
     tokio::time::timeout(Duration::from_secs(10), gone)
         .await
         .unwrap();
-    // One that listens, one of the pool, and this question's own.
+    // The subscriber, a pooled connection, and that of this command.
     let clients = setup.server.command(&["CLIENT", "LIST"]).text();
     assert!(clients.trim().lines().count() <= 3, "{clients}");
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_document_that_is_none_is_an_error_that_names_it() {
+async fn malformed_document_error_names_the_id() {
     let setup = Setup::start();
     setup
         .server

@@ -1,180 +1,195 @@
-//! Replies that have come, and those who wait for them.
+//! The replies received by one client and the callers that wait for them.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Mutex;
 
 use celery_protocol::{DecodeError, Message, ResultDocument, Serializer, State};
 use celery_runtime::{ServiceError, ServiceErrorKind};
 use tokio::sync::oneshot;
 
-use crate::link::lock;
+use crate::sync::lock;
 
-/// So many results stay after they were read, to be read again.
-const READ_LIMIT: usize = 1_000;
+/// The number of results that are kept after they were read, so that they can
+/// be read again.
+const MAX_READ_RESULTS: usize = 1_000;
 
-/// Larger bodies are no results.
-const LARGEST: usize = 512 << 20;
+/// The largest result body that is decoded, in bytes.
+const MAX_BODY_LEN: usize = 512 << 20;
 
-/// The replies of one client.
+/// The replies of one client, by task id.
 #[derive(Debug)]
 pub(super) struct Inbox {
-    letters: Mutex<Letters>,
+    state: Mutex<InboxState>,
     unread_limit: usize,
 }
 
 #[derive(Debug, Default)]
-struct Letters {
+struct InboxState {
     documents: HashMap<String, ResultDocument<'static>>,
-    /// Tasks whose documents were not read yet, in the order in which they
-    /// came. An entry counts as long as its task has a document.
+    /// Tasks whose documents were not read yet, in order of arrival. An entry is
+    /// stale once its task has no document any more.
     unread: VecDeque<String>,
+    /// Tasks whose documents were read, in order of reading.
     read: VecDeque<String>,
-    waiting: HashMap<String, Vec<Sender<ResultDocument<'static>>>>,
-    markers: HashMap<String, Sender<()>>,
-    /// Why nothing comes at the moment.
-    broken: Option<ServiceError>,
+    waiters: BTreeMap<String, Vec<ReplySender<ResultDocument<'static>>>>,
+    /// The markers that a client has sent to its own reply queue, by correlation
+    /// id.
+    markers: BTreeMap<String, ReplySender<()>>,
+    /// The error that stopped the reading of the reply queue.
+    error: Option<ServiceError>,
+    /// Results that were evicted unread or could not be decoded.
     dropped: u64,
 }
 
-type Sender<T> = oneshot::Sender<Result<T, ServiceError>>;
-type Receiver<T> = oneshot::Receiver<Result<T, ServiceError>>;
+type ReplySender<T> = oneshot::Sender<Result<T, ServiceError>>;
+type ReplyReceiver<T> = oneshot::Receiver<Result<T, ServiceError>>;
 
-/// The result of a task, or the place where it will arrive.
-pub(super) enum Mail {
-    Here(Box<ResultDocument<'static>>),
-    Awaited(Receiver<ResultDocument<'static>>),
+/// The place where the result of a task is, or will be.
+pub(super) enum ReplySlot {
+    /// The result has arrived.
+    Ready(Box<ResultDocument<'static>>),
+    /// The channel that will receive the result.
+    Pending(ReplyReceiver<ResultDocument<'static>>),
 }
 
 impl Inbox {
     pub(super) fn new(unread_limit: usize) -> Self {
         Self {
-            letters: Mutex::default(),
+            state: Mutex::default(),
             unread_limit,
         }
     }
 
-    /// A reply came.
-    pub(super) fn deliver(&self, message: &Message) {
-        let mut letters = lock(&self.letters);
+    /// Stores a reply and completes the calls that wait for it.
+    pub(super) fn handle_message(&self, message: &Message) {
+        let mut state = lock(&self.state);
         let id = message.properties.correlation_id.as_deref();
-        if let Some(marker) = id.and_then(|id| letters.markers.remove(id)) {
-            // Whoever sent it may have left.
+        if let Some(marker) = id.and_then(|id| state.markers.remove(id)) {
+            // A cancelled caller has dropped the receiver.
             let _ = marker.send(Ok(()));
             return;
         }
-        match read(message) {
-            Ok(document) => letters.take_in(document, self.unread_limit),
+        match decode_reply(message) {
+            Ok(document) => state.store(document, self.unread_limit),
             Err(error) => {
                 tracing::warn!(
-                    "a reply for task {} is unreadable: {error}",
+                    "rpc/read: cannot decode the reply for task {}: {error}",
                     id.unwrap_or("?")
                 );
-                letters.refuse(id.unwrap_or_default(), &error);
+                state.reject(id.unwrap_or_default(), &error);
             }
         }
     }
 
-    /// Whether replies come.
+    /// Reports whether the reply queue is being read.
     pub(super) fn is_open(&self) -> bool {
-        lock(&self.letters).broken.is_none()
+        lock(&self.state).error.is_none()
     }
 
-    /// Replies come from now on.
+    /// Records that the reply queue is being read.
     pub(super) fn open(&self) {
-        lock(&self.letters).broken = None;
+        lock(&self.state).error = None;
     }
 
-    /// Nothing comes any more: those who wait have to ask again, and so has
-    /// everybody until it is opened.
+    /// Fails the pending calls, and every call until [`open`](Self::open).
     pub(super) fn fail(&self, error: &ServiceError) {
-        let mut letters = lock(&self.letters);
-        letters.broken = Some(error.clone());
-        for (_, waiters) in letters.waiting.drain() {
-            tell(waiters, || Err(error.clone()));
+        let mut state = lock(&self.state);
+        state.error = Some(error.clone());
+        for waiters in std::mem::take(&mut state.waiters).into_values() {
+            complete(waiters, || Err(error.clone()));
         }
-        tell(letters.markers.drain().map(|(_, marker)| marker), || {
-            Err(error.clone())
-        });
+        let markers = std::mem::take(&mut state.markers);
+        complete(markers.into_values(), || Err(error.clone()));
     }
 
-    /// The last that is known of a task.
-    pub(super) fn find(&self, id: &str) -> Option<ResultDocument<'static>> {
-        lock(&self.letters).documents.get(id).cloned()
+    /// Returns the newest document of a task.
+    pub(super) fn document(&self, id: &str) -> Option<ResultDocument<'static>> {
+        lock(&self.state).documents.get(id).cloned()
     }
 
-    /// The final document of a task.
-    pub(super) fn wait(&self, id: &str) -> Mail {
-        let mut letters = lock(&self.letters);
-        if let Some(document) = letters
+    /// Returns the final document of a task, or the channel that receives it.
+    pub(super) fn wait_for(&self, id: &str) -> ReplySlot {
+        let mut state = lock(&self.state);
+        if let Some(document) = state
             .documents
             .get(id)
-            .filter(|one| one.status.is_ready())
+            .filter(|document| document.status.is_ready())
         {
             let document = Box::new(document.clone());
-            letters.note_read(id);
-            return Mail::Here(document);
+            state.mark_read(id);
+            return ReplySlot::Ready(document);
         }
         let (sender, receiver) = oneshot::channel();
-        if let Some(error) = &letters.broken {
-            tell([sender], || Err(error.clone()));
-            return Mail::Awaited(receiver);
+        if let Some(error) = &state.error {
+            complete([sender], || Err(error.clone()));
+            return ReplySlot::Pending(receiver);
         }
-        let waiters = letters.waiting.entry(id.to_owned()).or_default();
+        let waiters = state.waiters.entry(id.to_owned()).or_default();
         waiters.retain(|waiter| !waiter.is_closed());
         waiters.push(sender);
-        Mail::Awaited(receiver)
+        ReplySlot::Pending(receiver)
     }
 
-    pub(super) fn expect_marker(&self, id: &str) -> Receiver<()> {
+    /// Registers a marker and returns the channel that is completed when the
+    /// marker arrives.
+    pub(super) fn expect_marker(&self, id: &str) -> ReplyReceiver<()> {
         let (sender, receiver) = oneshot::channel();
-        let mut letters = lock(&self.letters);
-        if let Some(error) = &letters.broken {
-            tell([sender], || Err(error.clone()));
+        let mut state = lock(&self.state);
+        if let Some(error) = &state.error {
+            complete([sender], || Err(error.clone()));
         } else {
-            letters.markers.insert(id.to_owned(), sender);
+            state.markers.insert(id.to_owned(), sender);
         }
         receiver
     }
 
+    /// Removes the documents of these tasks.
     pub(super) fn forget(&self, ids: &[String]) {
-        let mut letters = lock(&self.letters);
+        let mut state = lock(&self.state);
         for id in ids {
-            letters.documents.remove(id);
+            state.documents.remove(id);
         }
     }
 
+    /// Returns the number of results that were evicted unread or could not be
+    /// decoded.
     pub(super) fn dropped(&self) -> u64 {
-        lock(&self.letters).dropped
+        lock(&self.state).dropped
     }
 }
 
-impl Letters {
-    fn take_in(&mut self, document: ResultDocument<'static>, unread_limit: usize) {
+impl InboxState {
+    /// Keeps the newest document of a task and completes its waiters when the
+    /// document is final.
+    fn store(&mut self, document: ResultDocument<'static>, unread_limit: usize) {
         let id = document.task_id.clone().into_owned();
-        let known = self.documents.get(&id);
-        if known.is_some_and(|known| known.status == State::Success) {
+        let previous = self.documents.get(&id);
+        // No later state replaces a success.
+        if previous.is_some_and(|previous| previous.status == State::Success) {
             return;
         }
-        let is_new = known.is_none();
-        let waiters = match document.status.is_ready() {
-            true => self.waiting.remove(&id).unwrap_or_default(),
-            false => Vec::new(),
+        let is_new = previous.is_none();
+        let waiters = if document.status.is_ready() {
+            self.waiters.remove(&id).unwrap_or_default()
+        } else {
+            Vec::new()
         };
-        let was_read = tell(waiters, || Ok(document.clone()));
+        let was_read = complete(waiters, || Ok(document.clone()));
         self.documents.insert(id.clone(), document);
         if is_new {
             self.unread.push_back(id.clone());
-            self.drop_oldest(unread_limit);
+            self.evict_unread(unread_limit);
         }
         if was_read {
-            self.note_read(&id);
+            self.mark_read(&id);
         }
     }
 
-    /// Results that were read make room before any that was not.
-    fn note_read(&mut self, id: &str) {
+    /// Marks a document as read and evicts the document that was read first once
+    /// too many read ones are kept.
+    fn mark_read(&mut self, id: &str) {
         self.read.push_back(id.to_owned());
-        if self.read.len() > READ_LIMIT
+        if self.read.len() > MAX_READ_RESULTS
             && let Some(oldest) = self.read.pop_front()
             && !self.read.contains(&oldest)
         {
@@ -182,7 +197,8 @@ impl Letters {
         }
     }
 
-    fn drop_oldest(&mut self, unread_limit: usize) {
+    /// Evicts the oldest unread documents.
+    fn evict_unread(&mut self, unread_limit: usize) {
         while self.unread.len() > unread_limit {
             let oldest = self.unread.pop_front().unwrap_or_default();
             let was_read = self.read.contains(&oldest);
@@ -192,10 +208,11 @@ impl Letters {
         }
     }
 
-    fn refuse(&mut self, id: &str, error: &DecodeError) {
+    /// Fails the waiters of a task whose reply cannot be decoded.
+    fn reject(&mut self, id: &str, error: &DecodeError) {
         self.dropped += 1;
-        let waiters = self.waiting.remove(id).unwrap_or_default();
-        tell(waiters, || {
+        let waiters = self.waiters.remove(id).unwrap_or_default();
+        complete(waiters, || {
             let object = format!("the result of task {id}");
             let cause = error.to_string();
             Err(ServiceError::new(
@@ -208,22 +225,22 @@ impl Letters {
     }
 }
 
-/// Tells everybody who still waits, and whether there was one.
-fn tell<T>(
-    waiters: impl IntoIterator<Item = Sender<T>>,
-    what: impl Fn() -> Result<T, ServiceError>,
+/// Completes the waiters, and reports whether any of them was still waiting.
+fn complete<T>(
+    waiters: impl IntoIterator<Item = ReplySender<T>>,
+    result: impl Fn() -> Result<T, ServiceError>,
 ) -> bool {
-    let mut heard = false;
+    let mut received = false;
     for waiter in waiters {
-        heard |= waiter.send(what()).is_ok();
+        received |= waiter.send(result()).is_ok();
     }
-    heard
+    received
 }
 
-fn read(message: &Message) -> Result<ResultDocument<'static>, DecodeError> {
+fn decode_reply(message: &Message) -> Result<ResultDocument<'static>, DecodeError> {
     let serializer = Serializer::from_content_type(&message.properties.content_type);
     let serializer = serializer.unwrap_or(Serializer::Json);
-    Ok(ResultDocument::decode(serializer, &message.body, LARGEST)?.into_owned())
+    Ok(ResultDocument::decode(serializer, &message.body, MAX_BODY_LEN)?.into_owned())
 }
 
 #[cfg(test)]
@@ -241,64 +258,64 @@ mod tests {
     }
 
     fn state(inbox: &Inbox, id: &str) -> Option<State> {
-        inbox.find(id).map(|document| document.status)
+        inbox.document(id).map(|document| document.status)
     }
 
     #[test]
-    fn replies_come_before_and_after_the_question() {
+    fn wait_returns_replies_received_before_and_after_the_call() {
         let inbox = Inbox::new(10);
-        inbox.deliver(&reply("early", State::Success));
-        assert!(matches!(inbox.wait("early"), Mail::Here(_)));
-        let Mail::Awaited(mut late) = inbox.wait("late") else {
-            panic!("nothing came yet");
+        inbox.handle_message(&reply("early", State::Success));
+        assert!(matches!(inbox.wait_for("early"), ReplySlot::Ready(_)));
+        let ReplySlot::Pending(mut late) = inbox.wait_for("late") else {
+            panic!("no reply has been received");
         };
-        inbox.deliver(&reply("late", State::Started));
+        inbox.handle_message(&reply("late", State::Started));
         assert!(late.try_recv().is_err());
-        inbox.deliver(&reply("late", State::Failure));
+        inbox.handle_message(&reply("late", State::Failure));
         let document = late.try_recv().unwrap().unwrap();
         assert_eq!(document.status, State::Failure);
     }
 
     #[test]
-    fn success_stays() {
+    fn success_is_not_overwritten() {
         let inbox = Inbox::new(10);
         for state in [State::Started, State::Success, State::Failure] {
-            inbox.deliver(&reply("id", state));
+            inbox.handle_message(&reply("id", state));
         }
         assert_eq!(state(&inbox, "id"), Some(State::Success));
     }
 
     #[test]
-    fn what_nobody_reads_makes_room_and_is_counted() {
+    fn oldest_unread_result_is_evicted_and_counted() {
         let inbox = Inbox::new(2);
         for id in ["a", "b", "c"] {
-            inbox.deliver(&reply(id, State::Success));
+            inbox.handle_message(&reply(id, State::Success));
         }
         assert_eq!((state(&inbox, "a"), inbox.dropped()), (None, 1));
         assert!(state(&inbox, "b").is_some() && state(&inbox, "c").is_some());
     }
 
     #[test]
-    fn what_was_read_does_not_pile_up() {
+    fn read_results_are_bounded() {
         let inbox = Inbox::new(10);
         for number in 0..5_000 {
             let id = number.to_string();
-            let Mail::Awaited(_waiter) = inbox.wait(&id) else {
-                panic!("nothing came yet");
+            let ReplySlot::Pending(_waiter) = inbox.wait_for(&id) else {
+                panic!("no reply has been received");
             };
-            inbox.deliver(&reply(&id, State::Success));
+            inbox.handle_message(&reply(&id, State::Success));
         }
         assert_eq!(inbox.dropped(), 0);
-        let letters = lock(&inbox.letters);
-        assert!(letters.documents.len() <= READ_LIMIT + 10);
-        assert!(letters.waiting.is_empty() && letters.unread.len() <= 10);
+        let state = lock(&inbox.state);
+        assert!(state.documents.len() <= MAX_READ_RESULTS + 10);
+        assert!(state.waiters.is_empty() && state.unread.len() <= 10);
     }
 
     #[test]
-    fn those_who_wait_are_told_when_nothing_comes_any_more() {
+    fn broken_reply_queue_fails_waiters_until_reopened() {
         let inbox = Inbox::new(10);
-        let Mail::Awaited(mut waiter) = inbox.wait("id") else {
-            panic!("nothing came yet");
+        let ReplySlot::Pending(mut waiter) = inbox.wait_for("id") else {
+            panic!("no reply has been received");
         };
         let mut marker = inbox.expect_marker("marker");
         let error = ServiceError::new(ServiceErrorKind::Disconnected, "read", "q", "gone");
@@ -306,26 +323,26 @@ mod tests {
         assert!(waiter.try_recv().unwrap().is_err());
         assert!(marker.try_recv().unwrap().is_err());
 
-        let Mail::Awaited(mut too_late) = inbox.wait("id") else {
-            panic!("nothing came yet");
+        let ReplySlot::Pending(mut late) = inbox.wait_for("id") else {
+            panic!("no reply has been received");
         };
-        assert!(too_late.try_recv().unwrap().is_err());
+        assert!(late.try_recv().unwrap().is_err());
         inbox.open();
-        let Mail::Awaited(mut waiter) = inbox.wait("id") else {
-            panic!("nothing came yet");
+        let ReplySlot::Pending(mut waiter) = inbox.wait_for("id") else {
+            panic!("no reply has been received");
         };
         assert!(waiter.try_recv().is_err());
     }
 
     #[test]
-    fn an_unreadable_reply_is_an_error_for_its_task() {
+    fn undecodable_reply_fails_its_task() {
         let inbox = Inbox::new(10);
-        let Mail::Awaited(mut waiter) = inbox.wait("id") else {
-            panic!("nothing came yet");
+        let ReplySlot::Pending(mut waiter) = inbox.wait_for("id") else {
+            panic!("no reply has been received");
         };
         let mut broken = reply("id", State::Success);
         broken.body = "{".into();
-        inbox.deliver(&broken);
+        inbox.handle_message(&broken);
         let error = waiter.try_recv().unwrap().unwrap_err();
         assert_eq!(error.kind(), ServiceErrorKind::Invalid);
         assert_eq!(inbox.dropped(), 1);

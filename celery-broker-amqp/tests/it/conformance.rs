@@ -1,13 +1,13 @@
-//! The contract of the runtime, on classic and on quorum queues.
+//! The conformance suite of the runtime, on classic and quorum queues.
 
 use std::sync::Arc;
 
 use celery_broker_amqp::{AmqpBroker, AmqpOptions};
-use celery_runtime::conformance::broker::Priorities;
+use celery_runtime::PriorityOrder;
 use celery_runtime::{Broker, Queue, conformance};
 use test_servers::RabbitServer;
 
-/// A virtual host of its own, and the type of queues.
+/// A new virtual host, and the type of its queues.
 struct Setup {
     url: String,
     quorum: bool,
@@ -29,22 +29,24 @@ impl Setup {
     }
 }
 
-impl conformance::broker::Setup for Setup {
+impl conformance::broker::BrokerSetup for Setup {
     fn broker(&self) -> Arc<dyn Broker> {
         Arc::new(AmqpBroker::new(AmqpOptions::parse(&self.url).unwrap()))
     }
 
     fn queue(&self, name: &str) -> Queue {
-        match self.quorum {
-            true => Queue::new(name).quorum(),
-            false => Queue::new(name),
+        if self.quorum {
+            Queue::new(name).quorum()
+        } else {
+            Queue::new(name)
         }
     }
 
     fn priority_queue(&self, name: &str) -> Queue {
-        match self.quorum {
-            true => self.queue(name),
-            false => self.queue(name).max_priority(9),
+        if self.quorum {
+            self.queue(name)
+        } else {
+            self.queue(name).max_priority(9)
         }
     }
 
@@ -52,10 +54,11 @@ impl conformance::broker::Setup for Setup {
         !self.quorum
     }
 
-    fn priorities(&self) -> Priorities {
-        match self.quorum {
-            true => Priorities::None,
-            false => Priorities::HighestFirst,
+    fn priorities(&self) -> PriorityOrder {
+        if self.quorum {
+            PriorityOrder::None
+        } else {
+            PriorityOrder::HighestFirst
         }
     }
 }
@@ -87,12 +90,12 @@ mod rpc {
     use std::sync::Arc;
 
     use celery_broker_amqp::RpcBackend;
-    use celery_runtime::conformance::broker::Setup as _;
+    use celery_runtime::conformance::broker::BrokerSetup as _;
     use celery_runtime::{ResultBackend, backend_conformance, conformance};
 
     use super::Setup;
 
-    impl conformance::backend::Setup for Setup {
+    impl conformance::backend::BackendSetup for Setup {
         fn backend(&self) -> Arc<dyn ResultBackend> {
             Arc::new(RpcBackend::new(self.broker()))
         }

@@ -1,4 +1,4 @@
-//! What the server may push, and what becomes of it.
+//! Tests of prefetching, interrupting and closing consumers.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -9,33 +9,34 @@ use celery_runtime::{
 };
 
 use crate::support::{
-    Site, ack_all, consumer, id, ids, numbers, post, receive, receive_one, send, settle, to, until,
-    within,
+    TestVhost, ack_all, consumer, id, ids, numbers, publish_one, receive, receive_one, send,
+    settle, to, until, within,
 };
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn each_queue_has_a_window_of_its_own() {
-    let site = Site::fresh();
-    let broker = site.broker();
+async fn prefetch_applies_to_each_queue() {
+    let test_vhost = TestVhost::create();
+    let broker = test_vhost.broker();
     let queues = [Queue::new("one"), Queue::new("two").quorum()];
     for queue in &queues {
         send(&broker, queue, &numbers(0..30)).await;
     }
     let consumer = consumer(&broker, &[&queues[0], &queues[1]], 7).await;
     for queue in &queues {
-        until("the window is full", async || {
-            site.counts(&queue.name) == (23, 7)
+        until("the prefetch is used up", async || {
+            test_vhost.counts(&queue.name) == (23, 7)
         })
         .await;
     }
-    let windows = site.rows(
+    let consumers = test_vhost.rows(
         "list_consumers",
         &["queue_name", "prefetch_count", "ack_required"],
     );
-    assert_eq!(windows, [["one", "true", "7"], ["two", "true", "7"]]);
+    assert_eq!(consumers, [["one", "true", "7"], ["two", "true", "7"]]);
     assert_eq!(
-        site.channels(&["prefetch_count", "global_prefetch_count"])
+        test_vhost
+            .channels(&["prefetch_count", "global_prefetch_count"])
             .iter()
             .filter(|row| row[1] != "0")
             .count(),
@@ -44,7 +45,7 @@ async fn each_queue_has_a_window_of_its_own() {
     let taken = receive(&*consumer, 3).await;
     ack_all(&*consumer, &taken).await;
     until("three more were pushed", async || {
-        let (one, two) = (site.counts("one"), site.counts("two"));
+        let (one, two) = (test_vhost.counts("one"), test_vhost.counts("two"));
         one.1 == 7 && two.1 == 7 && one.0 + two.0 == 43
     })
     .await;
@@ -52,9 +53,9 @@ async fn each_queue_has_a_window_of_its_own() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn without_a_prefetch_nothing_leaves_the_server_that_was_not_asked_for() {
-    let site = Site::fresh();
-    let broker = site.broker();
+async fn consumer_without_prefetch_receives_only_requested_messages() {
+    let test_vhost = TestVhost::create();
+    let broker = test_vhost.broker();
     let queues = [Queue::new("one"), Queue::new("two").quorum()];
     for queue in &queues {
         send(&broker, queue, &numbers(0..10)).await;
@@ -62,20 +63,20 @@ async fn without_a_prefetch_nothing_leaves_the_server_that_was_not_asked_for() {
     let first = consumer(&broker, &[&queues[0], &queues[1]], 0).await;
     assert_eq!(receive(&*first, 3).await.len(), 3);
     until("three are held", async || {
-        site.counts("one").1 + site.counts("two").1 == 3
+        test_vhost.counts("one").1 + test_vhost.counts("two").1 == 3
     })
     .await;
-    // Somebody else has all the others at once.
+    // Another consumer receives all the others at once.
     let second = consumer(&broker, &[&queues[0], &queues[1]], 0).await;
     let rest = receive(&*second, 17).await;
     assert!(rest.iter().all(|one| !one.redelivered));
-    // What comes while both wait goes to one of them, and is not held back.
+    // A message that arrives while a consumer waits is delivered to it.
     let waiting = {
         let first = Arc::clone(&first);
         tokio::spawn(async move { first.receive(5).await })
     };
-    until("it waits", async || {
-        let consumers = site.rows("list_consumers", &["queue_name"]);
+    until("the consumer waits", async || {
+        let consumers = test_vhost.rows("list_consumers", &["queue_name"]);
         consumers.concat().contains(&"one".to_owned())
     })
     .await;
@@ -83,8 +84,8 @@ async fn without_a_prefetch_nothing_leaves_the_server_that_was_not_asked_for() {
     let taken = within("receive", waiting).await.unwrap().unwrap();
     assert_eq!(ids(&taken), ["late"]);
     until("nothing is pushed any more", async || {
-        let consumers = site.rows("list_consumers", &["queue_name"]);
-        // A quorum queue lists who holds messages, too.
+        let consumers = test_vhost.rows("list_consumers", &["queue_name"]);
+        // A quorum queue also lists consumers that hold messages.
         !consumers.concat().contains(&"one".to_owned())
     })
     .await;
@@ -92,19 +93,19 @@ async fn without_a_prefetch_nothing_leaves_the_server_that_was_not_asked_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn the_window_changes_with_the_next_receive() {
-    let site = Site::fresh();
-    let (broker, queue) = (site.broker(), Queue::new("q"));
+async fn changed_prefetch_applies_on_next_receive() {
+    let test_vhost = TestVhost::create();
+    let (broker, queue) = (test_vhost.broker(), Queue::new("q"));
     send(&broker, &queue, &numbers(0..50)).await;
     let consumer = consumer(&broker, &[&queue], 4).await;
     let mut taken = receive(&*consumer, 1).await;
-    for window in [20, 2, 0, 6] {
-        consumer.set_prefetch(window);
+    for prefetch in [20, 2, 0, 6] {
+        consumer.set_prefetch(prefetch);
         taken.extend(receive(&*consumer, 1).await);
-        let credits = site.rows("list_consumers", &["prefetch_count"]);
-        match window {
-            0 => assert!(credits.is_empty(), "{credits:?}"),
-            window => assert_eq!(credits, [[window.to_string()]]),
+        let prefetches = test_vhost.rows("list_consumers", &["prefetch_count"]);
+        match prefetch {
+            0 => assert!(prefetches.is_empty(), "{prefetches:?}"),
+            prefetch => assert_eq!(prefetches, [[prefetch.to_string()]]),
         }
     }
     while taken.len() < 50 {
@@ -116,9 +117,9 @@ async fn the_window_changes_with_the_next_receive() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn two_connections_are_enough_for_everything() {
-    let site = Site::fresh();
-    let (broker, queue) = (site.broker(), Queue::new("q"));
+async fn broker_uses_two_connections() {
+    let test_vhost = TestVhost::create();
+    let (broker, queue) = (test_vhost.broker(), Queue::new("q"));
     let events = celery_runtime::Exchange::topic("celeryev");
     let first = consumer(&broker, &[&queue], 4).await;
     let second = consumer(&broker, &[&queue], 0).await;
@@ -145,7 +146,7 @@ async fn two_connections_are_enough_for_everything() {
     let taken = receive_one(&*second).await;
     settle(&*second, &[Settlement::Requeue(taken.tag, QueueEnd::Tail)]).await;
 
-    let mut connections = site.connections(&["client_properties"]);
+    let mut connections = test_vhost.connections(&["client_properties"]);
     connections.sort();
 
     assert_eq!(connections.len(), 2, "{connections:?}");
@@ -156,8 +157,8 @@ async fn two_connections_are_enough_for_everything() {
         assert!(row[0].contains(name), "{row:?}");
     }
     within("close", broker.close()).await;
-    until("they are closed", async || {
-        site.connections(&["name"]).is_empty()
+    until("the connections are closed", async || {
+        test_vhost.connections(&["name"]).is_empty()
     })
     .await;
     let error = broker.depth(&queue).await.unwrap_err();
@@ -169,9 +170,9 @@ async fn two_connections_are_enough_for_everything() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn an_interrupted_consumer_gives_others_what_it_had_ahead() {
-    let site = Site::fresh();
-    let broker = site.broker();
+async fn interrupted_consumer_requeues_prefetched_messages() {
+    let test_vhost = TestVhost::create();
+    let broker = test_vhost.broker();
     let queues = [Queue::new("one"), Queue::new("two").quorum()];
     for queue in &queues {
         send(&broker, queue, &numbers(0..10)).await;
@@ -181,7 +182,7 @@ async fn an_interrupted_consumer_gives_others_what_it_had_ahead() {
     until("everything was pushed", async || {
         queues
             .iter()
-            .all(|queue| site.counts(&queue.name) == (0, 10))
+            .all(|queue| test_vhost.counts(&queue.name) == (0, 10))
     })
     .await;
 
@@ -189,22 +190,22 @@ async fn an_interrupted_consumer_gives_others_what_it_had_ahead() {
 
     let second = consumer(&broker, &[&queues[0], &queues[1]], 20).await;
     let taken = receive(&*second, 16).await;
-    let mine: BTreeSet<_> = kept
+    let kept_ids: BTreeSet<_> = kept
         .iter()
         .map(|one| (one.queue.to_string(), id(one)))
         .collect();
     assert!(
         taken
             .iter()
-            .all(|one| !mine.contains(&(one.queue.to_string(), id(one))))
+            .all(|one| !kept_ids.contains(&(one.queue.to_string(), id(one))))
     );
-    // The first one still settles what it was given.
+    // The interrupted consumer can still settle its deliveries.
     assert!(first.receive(5).await.unwrap().is_empty());
     ack_all(&*first, &kept).await;
     ack_all(&*second, &taken).await;
     for queue in &queues {
         until("nothing is left", async || {
-            site.counts(&queue.name) == (0, 0)
+            test_vhost.counts(&queue.name) == (0, 0)
         })
         .await;
     }
@@ -212,24 +213,28 @@ async fn an_interrupted_consumer_gives_others_what_it_had_ahead() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn an_interrupt_reaches_one_that_waits() {
-    let site = Site::fresh();
-    let (broker, queue) = (site.broker(), Queue::new("q"));
+async fn interrupt_ends_pending_receive() {
+    let test_vhost = TestVhost::create();
+    let (broker, queue) = (test_vhost.broker(), Queue::new("q"));
     for prefetch in [0, 4] {
         let consumer = consumer(&broker, &[&queue], prefetch).await;
         let waiting = {
             let consumer = Arc::clone(&consumer);
             tokio::spawn(async move { consumer.receive(1).await })
         };
-        until("it waits", async || {
-            !site.rows("list_consumers", &["queue_name"]).is_empty()
+        until("the consumer waits", async || {
+            !test_vhost
+                .rows("list_consumers", &["queue_name"])
+                .is_empty()
         })
         .await;
         consumer.interrupt();
         let taken = within("the interrupt", waiting).await.unwrap().unwrap();
         assert!(taken.is_empty());
         until("nothing is pushed any more", async || {
-            site.rows("list_consumers", &["queue_name"]).is_empty()
+            test_vhost
+                .rows("list_consumers", &["queue_name"])
+                .is_empty()
         })
         .await;
     }
@@ -237,27 +242,31 @@ async fn an_interrupt_reaches_one_that_waits() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn a_consumer_that_is_dropped_or_closed_returns_what_it_held() {
-    let site = Site::fresh();
-    let (broker, queue) = (site.broker(), Queue::new("q"));
+async fn closed_or_dropped_consumer_requeues_unsettled_messages() {
+    let test_vhost = TestVhost::create();
+    let (broker, queue) = (test_vhost.broker(), Queue::new("q"));
     send(&broker, &queue, &numbers(0..10)).await;
-    for closes in [true, false] {
+    for is_closed in [true, false] {
         for prefetch in [0, 5] {
             let consumer = consumer(&broker, &[&queue], prefetch).await;
             let taken = receive(&*consumer, 3).await;
             assert_eq!(taken.len(), 3);
-            if closes {
+            if is_closed {
                 within("close", consumer.close()).await.unwrap();
-                // What comes after the end changes nothing.
+                // A settlement after the close has no effect.
                 let late = [Settlement::Ack(taken[0].tag.clone())];
                 let _ = within("settle", consumer.settle(&late)).await;
             }
             drop(consumer);
-            until("all are there again", async || site.counts("q") == (10, 0)).await;
+            until("all messages are requeued", async || {
+                test_vhost.counts("q") == (10, 0)
+            })
+            .await;
         }
     }
     until("no channel is left", async || {
-        site.channels(&["number", "consumer_count"])
+        test_vhost
+            .channels(&["number", "consumer_count"])
             .iter()
             .all(|row| row[1] == "0")
     })
@@ -266,9 +275,9 @@ async fn a_consumer_that_is_dropped_or_closed_returns_what_it_held() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn deliveries_say_how_often_they_came() {
-    let site = Site::fresh();
-    let broker = site.broker();
+async fn requeued_delivery_reports_redelivery_and_count() {
+    let test_vhost = TestVhost::create();
+    let broker = test_vhost.broker();
     let (classic, quorum) = (Queue::new("classic"), Queue::new("quorum").quorum());
     for (queue, counts) in [(&classic, [None; 3]), (&quorum, [None, Some(1), Some(2)])] {
         send(&broker, queue, &["1"]).await;
@@ -277,10 +286,10 @@ async fn deliveries_say_how_often_they_came() {
             let delivery = receive_one(&*consumer).await;
             assert_eq!(delivery.redelivered, round > 0, "{} {round}", queue.name);
             assert_eq!(delivery.delivery_count, count, "{} {round}", queue.name);
-            let back = Settlement::Requeue(delivery.tag, QueueEnd::Head);
-            settle(&*consumer, &[back]).await;
+            let requeue = Settlement::Requeue(delivery.tag, QueueEnd::Head);
+            settle(&*consumer, &[requeue]).await;
         }
-        // Sent anew, it is not counted, and known for the same by its mark.
+        // A message published again has no count, but the header of a redelivery.
         let delivery = receive_one(&*consumer).await;
         settle(
             &*consumer,
@@ -295,9 +304,9 @@ async fn deliveries_say_how_often_they_came() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn a_queue_that_is_deleted_ends_its_consumer() {
-    let site = Site::fresh();
-    let (broker, raw) = (site.broker(), site.raw().await);
+async fn deleted_queue_ends_its_consumer() {
+    let test_vhost = TestVhost::create();
+    let (broker, raw) = (test_vhost.broker(), test_vhost.raw().await);
     let queues = [Queue::new("one"), Queue::new("two")];
     for prefetch in [0, 4] {
         let first = consumer(&broker, &[&queues[0], &queues[1]], prefetch).await;
@@ -305,26 +314,31 @@ async fn a_queue_that_is_deleted_ends_its_consumer() {
             let first = Arc::clone(&first);
             tokio::spawn(async move { first.receive(1).await })
         };
-        until("it waits", async || {
-            !site.rows("list_consumers", &["queue_name"]).is_empty()
+        until("the consumer waits", async || {
+            !test_vhost
+                .rows("list_consumers", &["queue_name"])
+                .is_empty()
         })
         .await;
         raw.delete("one").await;
-        let error = within("the end", waiting).await.unwrap().unwrap_err();
+        let error = within("the consumer ends", waiting)
+            .await
+            .unwrap()
+            .unwrap_err();
         assert!(error.is_transient(), "{error}");
         assert!(error.to_string().contains("queue one"), "{error}");
         drop(first);
         let second = consumer(&broker, &[&queues[0], &queues[1]], prefetch).await;
-        post(&broker, to("one", "1")).await.unwrap();
+        publish_one(&broker, to("one", "1")).await.unwrap();
         ack_all(&*second, &receive(&*second, 1).await).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn a_queue_that_does_not_exist_cannot_be_consumed() {
-    let site = Site::fresh();
-    let broker = site.broker();
+async fn missing_queue_cannot_be_consumed() {
+    let test_vhost = TestVhost::create();
+    let broker = test_vhost.broker();
     let options = ConsumeOptions::new(vec!["nowhere".into()], 4);
     let error = within("consume", broker.consume(&options))
         .await
@@ -334,9 +348,9 @@ async fn a_queue_that_does_not_exist_cannot_be_consumed() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn tags_of_another_consumer_settle_nothing() {
-    let site = Site::fresh();
-    let (broker, queue) = (site.broker(), Queue::new("q"));
+async fn tags_of_another_consumer_are_ignored() {
+    let test_vhost = TestVhost::create();
+    let (broker, queue) = (test_vhost.broker(), Queue::new("q"));
     send(&broker, &queue, &numbers(0..4)).await;
     let old = consumer(&broker, &[&queue], 4).await;
     let stale = receive(&*old, 4).await;
@@ -356,7 +370,10 @@ async fn tags_of_another_consumer_settle_nothing() {
     )
     .await;
     drop(old);
-    assert_eq!(site.counts("q"), (0, 4));
+    assert_eq!(test_vhost.counts("q"), (0, 4));
     ack_all(&*new, &fresh).await;
-    until("all are acknowledged", async || site.counts("q") == (0, 0)).await;
+    until("all are acknowledged", async || {
+        test_vhost.counts("q") == (0, 0)
+    })
+    .await;
 }

@@ -1,4 +1,4 @@
-//! Servers that die, fall silent, run out of memory or come back.
+//! Tests with servers that are killed, paused, restarted or out of memory.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,20 +12,20 @@ use futures_util::future::join_all;
 use test_servers::RabbitServer;
 
 use crate::support::{
-    LIMIT, ack_all, blocking, bring, broker_at, consumer, id, ids, numbers, post, receive,
-    receive_one, send, settle, sorted, to, until, within,
+    TEST_TIMEOUT, ack_all, all, blocking, broker_at, consumer, id, ids, numbers, publish_one,
+    receive, receive_one, send, settle, sorted, to, to_declared, until, within,
 };
 
-/// A server that a test may break.
-fn private() -> RabbitServer {
+/// Starts a server for one test, which may break it.
+fn private_server() -> RabbitServer {
     blocking(RabbitServer::start)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn nothing_is_lost_when_the_server_is_killed_in_mid_use() {
+async fn killed_server_loses_no_message() {
     const COUNT: usize = 400;
-    let server = private();
+    let server = private_server();
     let broker = broker_at(&server.url());
     let queue = Queue::new("q");
     let sending = tokio::spawn(publish_until_sent(broker.clone(), queue.clone(), COUNT));
@@ -38,18 +38,20 @@ async fn nothing_is_lost_when_the_server_is_killed_in_mid_use() {
             broker.consume(&options).await
         };
         match within("consume", made).await {
-            Ok(consumer) => work(&server, &*consumer, &mut done, &mut kills, COUNT).await,
+            Ok(consumer) => {
+                consume_until_broken(&server, &*consumer, &mut done, &mut kills, COUNT).await
+            }
             Err(error) => assert!(error.is_transient(), "{error}"),
         }
     }
-    within("all are sent", sending).await.unwrap();
+    within("all are published", sending).await.unwrap();
     assert_eq!(kills, 2);
     assert_eq!(done, numbers(0..COUNT).into_iter().collect());
 }
 
-/// Works until the connection breaks or everything is done; kills the server
-/// now and then.
-async fn work(
+/// Consumes until the connection breaks or everything is acknowledged, and kills
+/// the server twice.
+async fn consume_until_broken(
     server: &RabbitServer,
     consumer: &dyn Consumer,
     done: &mut BTreeSet<String>,
@@ -70,7 +72,7 @@ async fn work(
         }
         for delivery in taken {
             let settled = [Settlement::Ack(delivery.tag.clone())];
-            if within("settle", consumer.settle(&settled)).await.is_ok() {
+            if all(within("settle", consumer.settle(&settled)).await).is_ok() {
                 done.insert(id(&delivery));
             }
         }
@@ -80,7 +82,8 @@ async fn work(
 async fn publish_until_sent(broker: AmqpBroker, queue: Queue, count: usize) {
     let queue = Arc::new(queue);
     for number in 0..count {
-        while let Err(error) = post(&broker, bring(&queue, &number.to_string())).await {
+        while let Err(error) = publish_one(&broker, to_declared(&queue, &number.to_string())).await
+        {
             assert!(error.is_transient(), "{error}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -89,8 +92,8 @@ async fn publish_until_sent(broker: AmqpBroker, queue: Queue, count: usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn closed_connections_are_errors_at_once_and_made_again() {
-    let server = private();
+async fn closed_connection_is_reported_and_replaced() {
+    let server = private_server();
     let broker = broker_at(&server.url());
     let queue = Queue::new("q");
     let mut events = broker
@@ -99,57 +102,67 @@ async fn closed_connections_are_errors_at_once_and_made_again() {
         .unwrap();
     for round in 0..3 {
         let consumer = consumer(&broker, &[&queue], 4).await;
-        post(&broker, to("q", &round.to_string())).await.unwrap();
+        publish_one(&broker, to("q", &round.to_string()))
+            .await
+            .unwrap();
         let held = receive_one(&*consumer).await;
         blocking(|| server.control(&["close_all_connections", "maintenance"]));
-        let error = within("the end", consumer.receive(1)).await.unwrap_err();
+        let error = within("the connection is reported as lost", consumer.receive(1))
+            .await
+            .unwrap_err();
         assert_eq!(error.kind(), ServiceErrorKind::Disconnected, "{error}");
         assert!(error.to_string().contains("maintenance"), "{error}");
         let late = [Settlement::Ack(held.tag)];
-        let error = within("settle", consumer.settle(&late)).await.unwrap_err();
+        let error = all(within("settle", consumer.settle(&late)).await).unwrap_err();
         assert!(error.is_transient(), "{error}");
-        // The one that publishes is found to be closed before it is used.
-        post(&broker, to("q", "again")).await.unwrap();
+        // The closed connection for publishing is replaced before its next use.
+        publish_one(&broker, to("q", "again")).await.unwrap();
         broker.purge(&queue).await.unwrap();
     }
-    let error = within("the end", events.next()).await.unwrap_err();
+    let error = within("the connection is reported as lost", events.next())
+        .await
+        .unwrap_err();
     assert!(error.is_transient(), "{error}");
 }
 
-/// RabbitMQ stops reading from those who publish. Everything else goes on.
+/// RabbitMQ stops reading from connections that publish. Everything else works.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn a_server_without_memory_takes_nothing_and_says_why() {
-    let server = private();
+async fn memory_alarm_blocks_publishing_and_is_reported() {
+    let server = private_server();
     let broker = broker_at(&server.url());
     let queue = Queue::new("q");
     send(&broker, &queue, &numbers(0..20)).await;
     let consumer = consumer(&broker, &[&queue], 10).await;
     assert_eq!(broker.blocked_reason(), None);
-    alarm(&server, true).await;
+    set_memory_alarm(&server, true).await;
 
     let sending = {
         let broker = broker.clone();
-        tokio::spawn(async move { post(&broker, to("q", "late")).await })
+        tokio::spawn(async move { publish_one(&broker, to("q", "late")).await })
     };
-    until("it says why", async || broker.blocked_reason().is_some()).await;
+    until("the reason is known", async || {
+        broker.blocked_reason().is_some()
+    })
+    .await;
     let blocked_reason = broker.blocked_reason().unwrap();
     assert!(blocked_reason.contains("memory"), "{blocked_reason}");
-    // Calls that are given up meanwhile.
+    // Calls that are cancelled meanwhile.
     for _ in 0..40 {
-        let letter = [to("q", "given up")];
-        let sent = tokio::time::timeout(Duration::from_millis(20), broker.publish(&letter)).await;
+        let publication = [to("q", "cancelled")];
+        let sent =
+            tokio::time::timeout(Duration::from_millis(20), broker.publish(&publication)).await;
         assert!(sent.is_err(), "{sent:?}");
     }
-    // It is known at any moment, whatever others do with the connection.
+    // The reason stays known while other calls use the connection.
     let busy: Vec<_> = (0..16)
         .map(|_| {
             let broker = broker.clone();
             tokio::spawn(async move {
                 for _ in 0..100 {
-                    let letter = [to("q", "given up")];
+                    let publication = [to("q", "cancelled")];
                     let time = Duration::from_millis(1);
-                    let _ = tokio::time::timeout(time, broker.publish(&letter)).await;
+                    let _ = tokio::time::timeout(time, broker.publish(&publication)).await;
                 }
             })
         })
@@ -159,7 +172,7 @@ async fn a_server_without_memory_takes_nothing_and_says_why() {
         unknown += usize::from(broker.blocked_reason().is_none());
         tokio::task::yield_now().await;
     }
-    // Consumers take and settle.
+    // Consumers receive and settle.
     let taken = receive(&*consumer, 10).await;
     let acked = tokio::time::timeout(Duration::from_secs(2), async {
         ack_all(&*consumer, &taken).await;
@@ -169,58 +182,55 @@ async fn a_server_without_memory_takes_nothing_and_says_why() {
     assert_eq!(ids(&rest), numbers(10..20));
     assert!(!sending.is_finished());
 
-    alarm(&server, false).await;
-    within("it is sent", sending).await.unwrap().unwrap();
-    until("nothing is in the way", async || {
+    set_memory_alarm(&server, false).await;
+    within("it is published", sending).await.unwrap().unwrap();
+    until("publishing is unblocked", async || {
         broker.blocked_reason().is_none()
     })
     .await;
     ack_all(&*consumer, &rest).await;
-    post(&broker, to("q", "after")).await.unwrap();
+    publish_one(&broker, to("q", "after")).await.unwrap();
     let after = receive_until(&*consumer, "after").await;
-    println!(
-        "of the calls that were given up {} arrived",
-        after.len() - 2
-    );
+    println!("{} messages of cancelled calls arrived", after.len() - 2);
     until("no channel is left", async || channels(&server) <= 18).await;
     assert_eq!(sorted(&server, &["list_connections", "pid"]).len(), 2);
-    assert_eq!(unknown, 0, "the reason was not known so often");
+    assert_eq!(unknown, 0, "how often the reason was unknown");
 }
 
-/// A worker that has lost its consumer gets a new one also while its own
-/// messages are not taken: only consuming empties the server.
+/// A worker that has lost its consumer can start a new one while RabbitMQ blocks
+/// publishing, because only consuming frees the server's memory.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn a_consumer_is_made_while_the_server_has_no_memory() {
-    let server = private();
+async fn consumer_starts_during_memory_alarm() {
+    let server = private_server();
     let broker = broker_at(&server.url());
     let queue = Queue::new("q");
     send(&broker, &queue, &["1"]).await;
-    alarm(&server, true).await;
-    block(&broker).await;
+    set_memory_alarm(&server, true).await;
+    block_publishing(&broker).await;
 
     let made = tokio::time::timeout(Duration::from_secs(4), consumer(&broker, &[&queue], 4)).await;
 
     let consumer = made.expect("a consumer without memory");
     assert_eq!(id(&receive_one(&*consumer).await), "1");
-    alarm(&server, false).await;
+    set_memory_alarm(&server, false).await;
 }
 
-/// What cannot be parked now must not hold up the acknowledgements of its
-/// batch, and waits in the broker once, however often it was tried.
+/// A message that cannot be deferred during the alarm must not delay the
+/// acknowledgements of its batch, and is published once, however often it is tried.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn parking_without_memory_neither_holds_up_others_nor_multiplies() {
-    let server = private();
+async fn defer_during_memory_alarm_delays_no_ack_and_is_not_duplicated() {
+    let server = private_server();
     let broker = broker_at(&server.url());
     let queue = Queue::new("q");
     send(&broker, &queue, &["warm", "park", "ack"]).await;
     let consumer = consumer(&broker, &[&queue], 10).await;
     let taken = receive(&*consumer, 3).await;
-    // As many channels as there may be, ready to send on.
+    // Opens the maximum number of channels for publishing.
     let others = Queue::new("others");
     within("declare", broker.declare(&others)).await.unwrap();
-    let posts = (0..32).map(|_| post(&broker, to("others", "1")));
+    let posts = (0..32).map(|_| publish_one(&broker, to("others", "1")));
     for posted in join_all(posts).await {
         posted.unwrap();
     }
@@ -230,10 +240,10 @@ async fn parking_without_memory_neither_holds_up_others_nor_multiplies() {
         &[Settlement::Defer(taken[0].tag.clone(), later(3_600))],
     )
     .await;
-    alarm(&server, true).await;
-    block(&broker).await;
+    set_memory_alarm(&server, true).await;
+    block_publishing(&broker).await;
 
-    // As a worker does: with a deadline, and again.
+    // A worker settles with a timeout, and repeats the call.
     let both = [
         Settlement::Defer(taken[1].tag.clone(), later(3_600)),
         Settlement::Ack(taken[2].tag.clone()),
@@ -246,9 +256,9 @@ async fn parking_without_memory_neither_holds_up_others_nor_multiplies() {
     let held = || sorted(&server, &["list_queues", "name", "messages_unacknowledged"]);
     let acked = held().contains(&vec!["q".to_owned(), "1".to_owned()]);
 
-    alarm(&server, false).await;
-    until("it is parked", async || {
-        consumer.settle(&both).await.is_ok()
+    set_memory_alarm(&server, false).await;
+    until("it is deferred", async || {
+        all(consumer.settle(&both).await).is_ok()
     })
     .await;
     until("nothing is held", async || {
@@ -256,30 +266,34 @@ async fn parking_without_memory_neither_holds_up_others_nor_multiplies() {
     })
     .await;
     until("all confirmed", async || channels(&server) <= 18).await;
-    let parked = broker
+    let deferred = broker
         .depth(&Queue::new("celery_delayed_11"))
         .await
         .unwrap();
-    // One was parked before, and one was tried six times.
-    let gone = if acked { "went out" } else { "was held up" };
+    // One was deferred before, and one was tried six times.
+    let outcome = if acked { "written" } else { "delayed" };
     assert_eq!(
-        (gone, parked),
-        ("went out", 2),
-        "the acknowledgement, and what is parked"
+        (outcome, deferred),
+        ("written", 2),
+        "the acknowledgement, and the number of deferred messages"
     );
 }
 
-/// Sends something that is not taken, and waits until that is known.
-async fn block(broker: &AmqpBroker) {
-    let letter = [to("nobody", "blocked")];
-    let _ = tokio::time::timeout(Duration::from_millis(100), broker.publish(&letter)).await;
-    until("it says why", async || broker.blocked_reason().is_some()).await;
+/// Publishes a message, and waits until the broker knows that publishing is
+/// blocked.
+async fn block_publishing(broker: &AmqpBroker) {
+    let publication = [to("missing", "blocked")];
+    let _ = tokio::time::timeout(Duration::from_millis(100), broker.publish(&publication)).await;
+    until("the reason is known", async || {
+        broker.blocked_reason().is_some()
+    })
+    .await;
 }
 
-async fn alarm(server: &RabbitServer, raised: bool) {
+async fn set_memory_alarm(server: &RabbitServer, raised: bool) {
     let limit = if raised { "0.00001" } else { "0.6" };
     blocking(|| server.control(&["set_vm_memory_high_watermark", limit]));
-    // It looks now and then only.
+    // The server checks its memory periodically.
     until("the server notices", async || {
         let alarms = blocking(|| server.control(&["eval", "rabbit_alarm:get_alarms()."]));
         alarms.contains("memory") == raised
@@ -291,7 +305,7 @@ fn channels(server: &RabbitServer) -> usize {
     sorted(server, &["list_channels", "pid"]).len()
 }
 
-/// Receives and acknowledges until this one came.
+/// Receives and acknowledges until a message with this id arrives.
 async fn receive_until(consumer: &dyn Consumer, last: &str) -> Vec<String> {
     let mut all = Vec::new();
     while all.last().is_none_or(|id| id != last) {
@@ -305,14 +319,14 @@ async fn receive_until(consumer: &dyn Consumer, last: &str) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 #[cfg(unix)]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn a_silent_server_is_an_error_in_time_and_serves_again_after_it() {
-    /// What options have where nobody says otherwise, and a second more.
-    const ANSWER: Duration = Duration::from_secs(6);
-    let server = private();
+async fn paused_server_times_out_and_is_used_again_after_resume() {
+    /// One second more than the default response timeout.
+    const MAX_RESPONSE_TIME: Duration = Duration::from_secs(6);
+    let server = private_server();
     let broker = broker_at(&format!("{}?heartbeat=2", server.url()));
     let queue = Queue::new("q");
     let first = consumer(&broker, &[&queue], 4).await;
-    post(&broker, to("q", "1")).await.unwrap();
+    publish_one(&broker, to("q", "1")).await.unwrap();
     let held = receive_one(&*first).await;
     let waiting = {
         let first = Arc::clone(&first);
@@ -324,7 +338,7 @@ async fn a_silent_server_is_an_error_in_time_and_serves_again_after_it() {
     let other = Queue::new("other");
     let exchange = Exchange::topic("e");
     let paused = Instant::now();
-    while paused.elapsed() < silence() {
+    while paused.elapsed() < pause_duration() {
         let started = Instant::now();
         let mailbox = Mailbox::of(exchange.clone(), "#");
         let (declared, depth, purged, consumed, subscribed, sent) = tokio::join!(
@@ -333,7 +347,7 @@ async fn a_silent_server_is_an_error_in_time_and_serves_again_after_it() {
             broker.purge(&other),
             broker.consume(&options),
             broker.subscribe(&mailbox),
-            post(&broker, to("q", "2")),
+            publish_one(&broker, to("q", "2")),
         );
         let errors = [
             declared.unwrap_err(),
@@ -347,7 +361,7 @@ async fn a_silent_server_is_an_error_in_time_and_serves_again_after_it() {
             assert!(error.is_transient(), "{error}");
         }
         assert!(
-            started.elapsed() < ANSWER,
+            started.elapsed() < MAX_RESPONSE_TIME,
             "{:?}: {errors:?}",
             started.elapsed()
         );
@@ -357,9 +371,8 @@ async fn a_silent_server_is_an_error_in_time_and_serves_again_after_it() {
         .unwrap()
         .unwrap_err();
     assert!(error.is_transient(), "{error}");
-    let error = within("settle", first.settle(&[Settlement::Ack(held.tag)]))
-        .await
-        .unwrap_err();
+    let settled = within("settle", first.settle(&[Settlement::Ack(held.tag)])).await;
+    let error = all(settled).unwrap_err();
     assert!(error.is_transient(), "{error}");
     server.resume();
 
@@ -370,11 +383,11 @@ async fn a_silent_server_is_an_error_in_time_and_serves_again_after_it() {
             Ok(consumer) => break consumer,
             Err(error) => assert!(error.is_transient(), "{error}"),
         }
-        assert!(resumed.elapsed() < LIMIT);
+        assert!(resumed.elapsed() < TEST_TIMEOUT);
     };
     let back = receive_one(&*second).await;
     println!(
-        "the first message came {:?} after the server went on",
+        "the first message arrived {:?} after the server was resumed",
         resumed.elapsed()
     );
     assert_eq!(id(&back), "1");
@@ -383,11 +396,11 @@ async fn a_silent_server_is_an_error_in_time_and_serves_again_after_it() {
         "{:?}",
         resumed.elapsed()
     );
-    post(&broker, to("q", "3")).await.unwrap();
+    publish_one(&broker, to("q", "3")).await.unwrap();
 }
 
-/// Eight seconds, or a minute where there is time.
-fn silence() -> Duration {
+/// Returns eight seconds, or a minute if `CELERY_TEST_LONG` is set.
+fn pause_duration() -> Duration {
     match std::env::var_os("CELERY_TEST_LONG") {
         Some(_) => Duration::from_secs(60),
         None => Duration::from_secs(8),
@@ -396,8 +409,8 @@ fn silence() -> Duration {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn a_task_that_takes_too_long_for_the_server_is_told_with_a_remedy() {
-    let server = private();
+async fn consumer_timeout_is_an_error_with_a_remedy() {
+    let server = private_server();
     blocking(|| {
         for (name, milliseconds) in [("consumer_timeout", 1000), ("channel_tick_interval", 1000)] {
             let set = format!("application:set_env(rabbit, {name}, {milliseconds}).");
@@ -409,12 +422,16 @@ async fn a_task_that_takes_too_long_for_the_server_is_told_with_a_remedy() {
     send(&broker, &queue, &["1"]).await;
     let first = consumer(&broker, &[&queue], 4).await;
     let held = receive_one(&*first).await;
-    let error = within("the end", first.receive(1)).await.unwrap_err();
-    assert!(error.is_transient(), "{error}");
-    assert!(error.to_string().contains("raise that"), "{error}");
-    let error = within("settle", first.settle(&[Settlement::Ack(held.tag)]))
+    let error = within("the connection is reported as lost", first.receive(1))
         .await
         .unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    assert!(
+        error.to_string().contains("raise consumer_timeout"),
+        "{error}"
+    );
+    let settled = within("settle", first.settle(&[Settlement::Ack(held.tag)])).await;
+    let error = all(settled).unwrap_err();
     assert!(error.is_transient(), "{error}");
     drop(first);
     let second = consumer(&broker, &[&queue], 4).await;

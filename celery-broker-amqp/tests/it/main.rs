@@ -1,12 +1,12 @@
-//! The broker on real RabbitMQ servers.
+//! Tests of the broker against real RabbitMQ servers.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod conformance;
+mod connection;
 mod consumer;
 mod delay;
 mod faults;
-mod link;
 mod publish;
 #[cfg(feature = "rpc")]
 mod rpc;

@@ -1,4 +1,5 @@
-//! Sending: `Ok` only for what is in a queue, and an error for nothing else.
+//! Tests of publishing: `Ok` means that the message is in a queue, and an error that
+//! it is not.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,11 +15,11 @@ use lapin::types::FieldTable;
 use serde_json::json;
 
 use crate::support::{
-    Dice, Site, bring, consumer, id, ids, message, message_id, numbers, post, receive, receive_one,
-    send, task, to, until, within,
+    TestRng, TestVhost, consumer, id, ids, message, message_id, numbers, publish_one, receive,
+    receive_one, send, task, to, to_declared, until, within,
 };
 
-/// A message of so many bytes.
+/// Returns a message with a body of this size.
 fn bytes(size: usize) -> Message {
     let body: Vec<u8> = (0..size).map(|number| (number % 251) as u8).collect();
     Message::new(Headers::empty(), Properties::default(), body)
@@ -26,12 +27,12 @@ fn bytes(size: usize) -> Message {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn what_is_sent_is_in_the_queue_when_the_call_returns() {
-    let site = Site::fresh();
-    let (broker, queue) = (site.broker(), Queue::new("q"));
-    let raw = site.raw().await;
+async fn published_messages_are_in_the_queue_on_return() {
+    let test_vhost = TestVhost::create();
+    let (broker, queue) = (test_vhost.broker(), Queue::new("q"));
+    let raw = test_vhost.raw().await;
     send(&broker, &queue, &numbers(0..300)).await;
-    // A message less than what was confirmed would be `None` here.
+    // A confirmed message that is missing would be `None` here.
     for number in 0..300 {
         assert!(raw.take("q").await.is_some(), "{number}");
     }
@@ -40,16 +41,16 @@ async fn what_is_sent_is_in_the_queue_when_the_call_returns() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn bodies_of_all_sizes_arrive_and_come_back() {
-    let site = Site::fresh();
-    let (broker, queue) = (site.broker(), Queue::new("q"));
+async fn body_of_any_size_is_delivered_or_returned() {
+    let test_vhost = TestVhost::create();
+    let (broker, queue) = (test_vhost.broker(), Queue::new("q"));
     within("declare", broker.declare(&queue)).await.unwrap();
-    // A frame has 128 KiB, 8 bytes of which are not for the body.
+    // A frame has 128 KiB, of which 8 bytes are not for the body.
     let frame = 128 * 1024 - 8;
     let sizes = [0, 1, frame - 1, frame, frame + 1, 1 << 20, 5 << 20];
     let batch: Vec<_> = sizes
         .iter()
-        .flat_map(|size| ["q", "nobody"].map(|to| Publication::to_queue(bytes(*size), to)))
+        .flat_map(|size| ["q", "missing"].map(|to| Publication::to_queue(bytes(*size), to)))
         .collect();
 
     let answers = within("publish", broker.publish(&batch)).await;
@@ -67,17 +68,17 @@ async fn bodies_of_all_sizes_arrive_and_come_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn one_message_for_nobody_in_a_batch_is_the_only_error() {
-    let site = Site::fresh();
+async fn unroutable_message_is_the_only_error_of_its_batch() {
+    let test_vhost = TestVhost::create();
     let queue = Arc::new(Queue::new("q").bound_to(Exchange::topic("feeds"), "feed.*"));
-    let broker = site.broker();
+    let broker = test_vhost.broker();
     let mut batch: Vec<_> = (0..500)
         .map(|number| {
             Publication::to_exchange(task(&number.to_string()), "feeds", "feed.a")
                 .declare_queue(Arc::clone(&queue))
         })
         .collect();
-    batch[250] = Publication::to_exchange(task("250"), "feeds", "nobody.hears");
+    batch[250] = Publication::to_exchange(task("250"), "feeds", "no.binding");
 
     let answers = within("publish", broker.publish(&batch)).await;
 
@@ -88,34 +89,34 @@ async fn one_message_for_nobody_in_a_batch_is_the_only_error() {
     assert_eq!(error.kind(), ServiceErrorKind::Unroutable);
     let text = error.to_string();
     assert!(
-        text.contains("feeds") && text.contains("nobody.hears"),
+        text.contains("feeds") && text.contains("no.binding"),
         "{text}"
     );
     assert_eq!(broker.depth(&queue).await.unwrap(), 499);
 }
 
-/// RabbitMQ confirms several at once, and the client library then mistakes one
-/// returned message for another.
+/// RabbitMQ confirms several messages at once, and lapin may then assign a returned
+/// message to the wrong confirm.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn many_messages_for_nobody_are_told_from_all_others() {
+async fn unroutable_messages_of_concurrent_batches_are_identified() {
     const TASKS: usize = 32;
     const ROUNDS: usize = 5;
     const SIZE: usize = 60;
-    let site = Site::fresh();
-    let (broker, queue) = (site.broker(), Queue::new("q"));
+    let test_vhost = TestVhost::create();
+    let (broker, queue) = (test_vhost.broker(), Queue::new("q"));
     within("declare", broker.declare(&queue)).await.unwrap();
     let sending: Vec<_> = (0..TASKS)
         .map(|number| {
             let broker = broker.clone();
             tokio::spawn(async move {
-                let mut dice = Dice::new(number as u64);
+                let mut rng = TestRng::new(number as u64);
                 let mut arrived = Vec::new();
                 for round in 0..ROUNDS {
-                    let lost: BTreeSet<_> = (0..SIZE).filter(|_| dice.below(3) == 0).collect();
+                    let lost: BTreeSet<_> = (0..SIZE).filter(|_| rng.below(3) == 0).collect();
                     let batch: Vec<_> = (0..SIZE)
                         .map(|one| {
-                            let queue = if lost.contains(&one) { "nobody" } else { "q" };
+                            let queue = if lost.contains(&one) { "missing" } else { "q" };
                             to(queue, &format!("{number}-{round}-{one}"))
                         })
                         .collect();
@@ -133,7 +134,7 @@ async fn many_messages_for_nobody_are_told_from_all_others() {
         .collect();
     let mut sent = BTreeSet::new();
     for one in sending {
-        sent.extend(within("all are sent", one).await.unwrap());
+        sent.extend(within("all are published", one).await.unwrap());
     }
     let consumer = consumer(&broker, &[&queue], 500).await;
     let mut arrived = BTreeSet::new();
@@ -148,17 +149,20 @@ async fn many_messages_for_nobody_are_told_from_all_others() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn a_queue_that_was_deleted_is_declared_again_and_gets_its_message() {
-    let site = Site::fresh();
-    let (broker, raw) = (site.broker(), site.raw().await);
+async fn deleted_queue_is_declared_again_and_gets_its_message() {
+    let test_vhost = TestVhost::create();
+    let (broker, raw) = (test_vhost.broker(), test_vhost.raw().await);
     let plain = Arc::new(Queue::new("plain"));
     let routed = Arc::new(Queue::new("routed").bound_to(Exchange::topic("feeds"), "feed"));
-    let letters = |id: &str| {
+    let publications = |id: &str| {
         let feed = Publication::to_exchange(task(id), "feeds", "feed");
-        [bring(&plain, id), feed.declare_queue(Arc::clone(&routed))]
+        [
+            to_declared(&plain, id),
+            feed.declare_queue(Arc::clone(&routed)),
+        ]
     };
     for round in 0..3 {
-        let answers = within("publish", broker.publish(&letters(&round.to_string()))).await;
+        let answers = within("publish", broker.publish(&publications(&round.to_string()))).await;
         for answer in answers {
             answer.unwrap();
         }
@@ -172,32 +176,32 @@ async fn a_queue_that_was_deleted_is_declared_again_and_gets_its_message() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn a_binding_that_was_removed_is_made_again() {
-    let site = Site::fresh();
-    let (broker, raw) = (site.broker(), site.raw().await);
+async fn removed_binding_is_declared_again() {
+    let test_vhost = TestVhost::create();
+    let (broker, raw) = (test_vhost.broker(), test_vhost.raw().await);
     let queue = Arc::new(Queue::new("q").bound_to(Exchange::topic("feeds"), "feed"));
-    let letter =
+    let publication =
         || Publication::to_exchange(task("1"), "feeds", "feed").declare_queue(Arc::clone(&queue));
-    post(&broker, letter()).await.unwrap();
+    publish_one(&broker, publication()).await.unwrap();
     let none = FieldTable::default();
     raw.channel
         .queue_unbind("q".into(), "feeds".into(), "feed".into(), none)
         .await
         .unwrap();
-    post(&broker, letter()).await.unwrap();
+    publish_one(&broker, publication()).await.unwrap();
     assert_eq!(broker.depth(&queue).await.unwrap(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn an_exchange_that_was_deleted_is_declared_again() {
-    let site = Site::fresh();
-    let (broker, raw) = (site.broker(), site.raw().await);
+async fn deleted_exchange_is_declared_again() {
+    let test_vhost = TestVhost::create();
+    let (broker, raw) = (test_vhost.broker(), test_vhost.raw().await);
     let queue = Arc::new(Queue::new("q").bound_to(Exchange::topic("feeds"), "feed"));
-    let letter =
+    let publication =
         || Publication::to_exchange(task("1"), "feeds", "feed").declare_queue(Arc::clone(&queue));
     for round in 1..=3 {
-        post(&broker, letter()).await.unwrap();
+        publish_one(&broker, publication()).await.unwrap();
         assert_eq!(broker.depth(&queue).await.unwrap(), round);
         let options = ExchangeDeleteOptions::default();
         raw.channel
@@ -207,13 +211,14 @@ async fn an_exchange_that_was_deleted_is_declared_again() {
     }
 }
 
-/// An exchange that nobody declares costs those their channel that are on
-/// their way with it, but not the next ones.
+/// A publication without a queue does not declare its exchange. If the exchange was
+/// deleted, RabbitMQ closes the channel, which may fail other messages of that
+/// batch, but not of the next.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn an_exchange_that_went_does_not_harm_other_messages_for_ever() {
-    let site = Site::fresh();
-    let (broker, raw) = (site.broker(), site.raw().await);
+async fn deleted_exchange_fails_other_messages_at_most_once() {
+    let test_vhost = TestVhost::create();
+    let (broker, raw) = (test_vhost.broker(), test_vhost.raw().await);
     let queue = Queue::new("q").bound_to(Exchange::topic("feeds"), "feed");
     within("declare", broker.declare(&queue)).await.unwrap();
     let batch = [
@@ -229,7 +234,7 @@ async fn an_exchange_that_went_does_not_harm_other_messages_for_ever() {
         .exchange_delete("feeds".into(), options)
         .await
         .unwrap();
-    // Nobody could know it at the first time.
+    // The declaration cache still has the exchange at the first attempt.
     let first = within("publish", broker.publish(&batch)).await;
     assert_eq!(
         kind(&first[1]),
@@ -264,9 +269,9 @@ fn kind(answer: &Result<(), ServiceError>) -> Option<ServiceErrorKind> {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn an_exchange_that_does_not_exist_is_named() {
-    let site = Site::fresh();
-    let (broker, queue) = (site.broker(), Queue::new("q"));
+async fn missing_exchange_is_named_in_the_error() {
+    let test_vhost = TestVhost::create();
+    let (broker, queue) = (test_vhost.broker(), Queue::new("q"));
     within("declare", broker.declare(&queue)).await.unwrap();
     let batch = [
         to("q", "1"),
@@ -286,9 +291,9 @@ async fn an_exchange_that_does_not_exist_is_named() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn names_that_amqp_cannot_carry_are_errors() {
-    let site = Site::fresh();
-    let (broker, queue) = (site.broker(), Queue::new("q"));
+async fn names_longer_than_255_bytes_are_errors() {
+    let test_vhost = TestVhost::create();
+    let (broker, queue) = (test_vhost.broker(), Queue::new("q"));
     within("declare", broker.declare(&queue)).await.unwrap();
     let long = "n".repeat(256);
     let with = |change: fn(&mut Message, &str)| {
@@ -338,9 +343,9 @@ async fn names_that_amqp_cannot_carry_are_errors() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn a_full_queue_refuses_what_it_has_no_room_for() {
-    let site = Site::fresh();
-    let broker = site.broker();
+async fn full_queue_rejects_messages() {
+    let test_vhost = TestVhost::create();
+    let broker = test_vhost.broker();
     let full = |name: &str| {
         Queue::new(name)
             .argument("x-max-length", 10)
@@ -351,16 +356,16 @@ async fn a_full_queue_refuses_what_it_has_no_room_for() {
         let batch: Vec<_> = (0..40)
             .map(|one| to(&queue.name, &one.to_string()))
             .collect();
-        let mut refused = within("publish", broker.publish(&batch)).await;
-        refused.retain(Result::is_err);
-        // A quorum queue notices a little later that it is full.
+        let mut rejected = within("publish", broker.publish(&batch)).await;
+        rejected.retain(Result::is_err);
+        // A quorum queue rejects messages only some time after it is full.
         until("it is full", async || {
-            refused.push(post(&broker, to(&queue.name, "late")).await);
-            refused.last().unwrap().is_err()
+            rejected.push(publish_one(&broker, to(&queue.name, "late")).await);
+            rejected.last().unwrap().is_err()
         })
         .await;
-        refused.retain(Result::is_err);
-        for answer in &refused {
+        rejected.retain(Result::is_err);
+        for answer in &rejected {
             let error = answer.as_ref().unwrap_err();
             assert_eq!(error.kind(), ServiceErrorKind::Refused, "{error}");
             assert!(
@@ -370,7 +375,7 @@ async fn a_full_queue_refuses_what_it_has_no_room_for() {
         }
         if queue.name == "classic" {
             assert_eq!(
-                (refused.len(), broker.depth(&queue).await.unwrap()),
+                (rejected.len(), broker.depth(&queue).await.unwrap()),
                 (31, 10)
             );
         }
@@ -379,10 +384,10 @@ async fn a_full_queue_refuses_what_it_has_no_room_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn without_confirmations_messages_arrive_all_the_same() {
-    let site = Site::fresh();
+async fn messages_arrive_without_publisher_confirms() {
+    let test_vhost = TestVhost::create();
     let given = json!({"confirm_publish": false});
-    let options = AmqpOptions::parse(&site.url).unwrap();
+    let options = AmqpOptions::parse(&test_vhost.url).unwrap();
     let broker = AmqpBroker::new(
         options
             .transport_options(given.as_object().unwrap())
@@ -390,91 +395,94 @@ async fn without_confirmations_messages_arrive_all_the_same() {
     );
     let queue = Queue::new("q");
     send(&broker, &queue, &numbers(0..200)).await;
-    // As Celery without confirmations: nobody is told.
-    post(&broker, to("nobody", "lost")).await.unwrap();
-    until("they are there", async || {
+    // As in Celery without confirms, an unroutable message is not reported.
+    publish_one(&broker, to("missing", "lost")).await.unwrap();
+    until("all messages arrive", async || {
         broker.depth(&queue).await.unwrap() == 200
     })
     .await;
 
-    // Calls that are given up leave the connection to others.
+    // Cancelled calls do not break the connection.
     let large = [Publication::to_queue(bytes(8 << 20), "q")];
     for _ in 0..50 {
         let _ = tokio::time::timeout(Duration::from_micros(300), broker.publish(&large)).await;
     }
     let before = broker.depth(&queue).await.unwrap();
-    post(&broker, to("q", "after")).await.unwrap();
-    until("it is there", async || {
+    publish_one(&broker, to("q", "after")).await.unwrap();
+    until("the message arrives", async || {
         broker.depth(&queue).await.unwrap() > before
     })
     .await;
-    // One to publish, and one to ask on.
-    assert!(site.connections(&["name"]).len() <= 2);
-    assert_no_accident(&site);
+    // One connection publishes, and one counts messages.
+    assert!(test_vhost.connections(&["name"]).len() <= 2);
+    assert_no_protocol_error(&test_vhost);
 }
 
-/// RabbitMQ ends the connection of a client that breaks its rules.
-fn assert_no_accident(site: &Site) {
+/// Asserts that RabbitMQ has logged no error, because it closes the connection of a
+/// client that violates the protocol.
+fn assert_no_protocol_error(test_vhost: &TestVhost) {
     let log = test_servers::RabbitServer::shared()
         .folder()
         .join("rabbit.log");
     let log = std::fs::read_to_string(log).unwrap();
-    let vhost = format!("vhost: '{}'", site.url.rsplit('/').next().unwrap());
+    let vhost = format!("vhost: '{}'", test_vhost.url.rsplit('/').next().unwrap());
     let lines: Vec<_> = log.lines().collect();
-    // The reason is on the lines after it.
-    let accidents: Vec<_> = lines
+    // The reason is on the following lines.
+    let errors: Vec<_> = lines
         .iter()
         .enumerate()
         .filter(|(_, line)| line.contains("[error]") && line.contains(&vhost))
         .map(|(at, _)| lines[at..lines.len().min(at + 4)].join("\n"))
         .collect();
-    assert!(accidents.is_empty(), "{accidents:#?}");
+    assert!(errors.is_empty(), "{errors:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn calls_that_are_given_up_harm_nobody_and_leave_no_channel() {
-    let site = Site::fresh();
-    let (broker, queue) = (site.broker(), Queue::new("q"));
+async fn cancelled_publishes_leave_no_channel_and_harm_no_others() {
+    let test_vhost = TestVhost::create();
+    let (broker, queue) = (test_vhost.broker(), Queue::new("q"));
     within("declare", broker.declare(&queue)).await.unwrap();
     let others = {
         let broker = broker.clone();
         tokio::spawn(async move {
             for number in 0..200 {
-                post(&broker, to("q", &number.to_string())).await.unwrap();
+                publish_one(&broker, to("q", &number.to_string()))
+                    .await
+                    .unwrap();
             }
         })
     };
-    let mut dice = Dice::new(7);
-    let mut given_up = 0;
+    let mut rng = TestRng::new(7);
+    let mut cancelled = 0;
     for number in 0..200 {
         let size = if number % 4 == 0 { 1 << 20 } else { 100 };
         let batch = vec![Publication::to_queue(bytes(size), "q"); 3];
-        let time = Duration::from_micros(dice.below(3000) as u64);
-        given_up += usize::from(
+        let time = Duration::from_micros(rng.below(3000) as u64);
+        cancelled += usize::from(
             tokio::time::timeout(time, broker.publish(&batch))
                 .await
                 .is_err(),
         );
     }
     within("the others", others).await.unwrap();
-    println!("{given_up} of 200 calls were given up");
-    assert!(given_up > 20);
-    post(&broker, to("q", "after")).await.unwrap();
+    println!("{cancelled} of 200 calls were cancelled");
+    assert!(cancelled > 20);
+    publish_one(&broker, to("q", "after")).await.unwrap();
     until("the channels are closed", async || {
-        site.channels(&["number"]).len() <= 16
+        test_vhost.channels(&["number"]).len() <= 16
     })
     .await;
-    // One to publish, and one to ask on.
-    assert!(site.connections(&["name"]).len() <= 2);
-    assert_no_accident(&site);
+    // One connection publishes, and one counts messages.
+    assert!(test_vhost.connections(&["name"]).len() <= 2);
+    assert_no_protocol_error(&test_vhost);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn ten_thousand_messages_of_64_tasks_share_a_few_channels() {
-    let site = Site::fresh();
-    let (broker, queue) = (site.broker(), Queue::new("q"));
+async fn concurrent_batches_share_a_bounded_number_of_channels() {
+    let test_vhost = TestVhost::create();
+    let (broker, queue) = (test_vhost.broker(), Queue::new("q"));
     within("declare", broker.declare(&queue)).await.unwrap();
     let sending: Vec<_> = (0..64)
         .map(|task| {
@@ -491,16 +499,16 @@ async fn ten_thousand_messages_of_64_tasks_share_a_few_channels() {
             })
         })
         .collect();
-    let mut most = 0;
+    let mut max_channels = 0;
     while !sending.iter().all(tokio::task::JoinHandle::is_finished) {
-        most = most.max(site.channels(&["number"]).len());
+        max_channels = max_channels.max(test_vhost.channels(&["number"]).len());
     }
     for one in sending {
         one.await.unwrap();
     }
-    assert!(most <= 18, "{most} channels");
+    assert!(max_channels <= 18, "{max_channels} channels");
     assert_eq!(broker.depth(&queue).await.unwrap(), 64 * 160);
-    let raw = site.raw().await;
+    let raw = test_vhost.raw().await;
     let mut seen = BTreeSet::new();
     while let Some(taken) = raw.take("q").await {
         let id = taken.properties.correlation_id().clone().unwrap();
@@ -511,9 +519,9 @@ async fn ten_thousand_messages_of_64_tasks_share_a_few_channels() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn a_batch_larger_than_what_may_be_in_flight_arrives_in_order() {
-    let site = Site::fresh();
-    let (broker, queue) = (site.broker(), Queue::new("q"));
+async fn batch_larger_than_the_in_flight_limit_arrives_in_order() {
+    let test_vhost = TestVhost::create();
+    let (broker, queue) = (test_vhost.broker(), Queue::new("q"));
     let sent = numbers(0..3000);
     send(&broker, &queue, &sent).await;
     let consumer = consumer(&broker, &[&queue], 1000).await;

@@ -1,4 +1,4 @@
-//! Results as messages to whoever asked.
+//! Tests of the rpc result backend.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use celery_broker_amqp::RpcBackend;
 use celery_protocol::{Raw, ResultDocument, State};
 use celery_runtime::{Broker, Record, ResultBackend};
 
-use crate::support::{Site, until, within};
+use crate::support::{TestVhost, until, within};
 
 fn document(id: &str, state: State) -> ResultDocument<'static> {
     ResultDocument::new(id.to_owned(), state, Raw::json("5"))
@@ -20,14 +20,14 @@ async fn store(worker: &RpcBackend, document: &ResultDocument<'_>, reply_to: &st
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn the_reply_queue_is_celerys_and_goes_with_the_client() {
-    let site = Site::fresh();
-    let broker: Arc<dyn Broker> = Arc::new(site.broker());
+async fn reply_queue_matches_celery_and_is_deleted_with_the_client() {
+    let test_vhost = TestVhost::create();
+    let broker: Arc<dyn Broker> = Arc::new(test_vhost.broker());
     let backend = RpcBackend::new(broker).result_expires(Some(Duration::from_secs(3_600)));
     let name = backend.reply_to().unwrap();
     assert!(
-        site.rows("list_queues", &["name"]).is_empty(),
-        "opened before it is needed"
+        test_vhost.rows("list_queues", &["name"]).is_empty(),
+        "declared before it is needed"
     );
     within("prepare", backend.prepare(&["id".to_owned()]))
         .await
@@ -41,7 +41,7 @@ async fn the_reply_queue_is_celerys_and_goes_with_the_client() {
         "arguments",
     ];
     assert_eq!(
-        site.rows("list_queues", &columns),
+        test_vhost.rows("list_queues", &columns),
         [[
             &name,
             "true",
@@ -52,19 +52,19 @@ async fn the_reply_queue_is_celerys_and_goes_with_the_client() {
         ]]
     );
     drop(backend);
-    until("it is gone", async || {
-        site.rows("list_queues", &["name"]).is_empty()
+    until("the queue is deleted", async || {
+        test_vhost.rows("list_queues", &["name"]).is_empty()
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn results_have_celerys_properties() {
-    let site = Site::fresh();
-    let raw = site.raw().await;
-    for (name, persistent) in [("passing", false), ("kept", true)] {
-        let worker = RpcBackend::new(Arc::new(site.broker()));
+async fn result_has_the_properties_of_celery() {
+    let test_vhost = TestVhost::create();
+    let raw = test_vhost.raw().await;
+    for (name, persistent) in [("transient", false), ("persistent", true)] {
+        let worker = RpcBackend::new(Arc::new(test_vhost.broker()));
         let worker = if persistent {
             worker.persistent()
         } else {
@@ -73,7 +73,7 @@ async fn results_have_celerys_properties() {
         raw.declare(name, lapin::types::FieldTable::default()).await;
         store(&worker, &document("15dd1bb7", State::Success), name).await;
         let sent = raw.take(name).await.unwrap();
-        // As in the capture `amqp-firehose-success-rpc`.
+        // The capture `amqp-firehose-success-rpc` has the same properties.
         let properties = &sent.properties;
         let text = |text: &Option<lapin::types::ShortString>| text.clone().unwrap().to_string();
         assert_eq!(
@@ -110,39 +110,39 @@ async fn results_have_celerys_properties() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn who_waits_is_told_of_a_broken_connection_and_may_wait_again() {
-    let site = Site::fresh();
-    let raw = site.raw().await;
-    let client = RpcBackend::new(Arc::new(site.broker()));
+async fn broken_connection_fails_wait_and_next_wait_reconnects() {
+    let test_vhost = TestVhost::create();
+    let raw = test_vhost.raw().await;
+    let client = RpcBackend::new(Arc::new(test_vhost.broker()));
     let name = client.reply_to().unwrap();
     let waiting = |id: &'static str| {
         let client = client.clone();
         tokio::spawn(async move { client.wait(id).await })
     };
-    let opened = async || site.rows("list_queues", &["name", "consumers"]) == [[&*name, "1"]];
+    let opened = async || test_vhost.rows("list_queues", &["name", "consumers"]) == [[&*name, "1"]];
     let first = waiting("a");
-    until("it waits", opened).await;
+    until("the client waits", opened).await;
     raw.delete(&name).await;
-    let error = within("the end", first).await.unwrap().unwrap_err();
+    let error = within("the wait ends", first).await.unwrap().unwrap_err();
     assert!(error.is_transient(), "{error}");
     let second = waiting("b");
-    until("it waits", opened).await;
-    let worker = RpcBackend::new(Arc::new(site.broker()));
+    until("the client waits", opened).await;
+    let worker = RpcBackend::new(Arc::new(test_vhost.broker()));
     store(&worker, &document("b", State::Success), &name).await;
     let found = within("the result", second).await.unwrap().unwrap();
     assert_eq!(found.task_id, "b");
-    // Nobody is there for this one.
-    store(&worker, &document("c", State::Success), "nobody").await;
+    // The reply queue of this result does not exist.
+    store(&worker, &document("c", State::Success), "missing").await;
     assert_eq!(worker.dropped(), 1);
 }
 
-/// A wait that begins in the moment in which the connection breaks ends, too.
+/// A wait that starts while the connection breaks ends as well.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn no_wait_hangs_that_begins_while_the_connection_breaks() {
-    let site = Site::fresh();
-    let raw = site.raw().await;
-    let client = RpcBackend::new(Arc::new(site.broker()));
+async fn wait_that_starts_while_the_connection_breaks_does_not_hang() {
+    let test_vhost = TestVhost::create();
+    let raw = test_vhost.raw().await;
+    let client = RpcBackend::new(Arc::new(test_vhost.broker()));
     let name = client.reply_to().unwrap();
     for round in 0..40 {
         within("prepare", client.prepare(&[])).await.unwrap();
@@ -159,7 +159,7 @@ async fn no_wait_hangs_that_begins_while_the_connection_breaks() {
             })
             .collect();
         raw.delete(&name).await;
-        // Those who came later wait at a new queue: deleting that ends them.
+        // Later calls have declared a new queue: deleting it ends them.
         for wait in waits {
             let ended = tokio::time::timeout(Duration::from_secs(3), async {
                 while !wait.is_finished() {

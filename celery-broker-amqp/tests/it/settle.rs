@@ -1,4 +1,4 @@
-//! What becomes of deliveries: exactly those that are named, and as told.
+//! Tests of settling: each settlement affects exactly its delivery.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
@@ -9,62 +9,65 @@ use celery_runtime::{Broker, Delivery, Exchange, Queue, QueueEnd, Settlement};
 use futures_util::future::FutureExt;
 
 use crate::support::{
-    Dice, Site, ack_all, consumer, id, message, numbers, receive, receive_one, send, settle, until,
-    within,
+    TestRng, TestVhost, ack_all, all, consumer, id, message, numbers, receive, receive_one, send,
+    settle, until, within,
 };
 
-/// Where a delivery is, as far as a test is concerned.
-fn place(delivery: &Delivery) -> (String, String) {
+/// Returns the queue and the id of a delivery.
+fn identity(delivery: &Delivery) -> (String, String) {
     (delivery.queue.to_string(), id(delivery))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn acknowledgements_leave_nothing_behind() {
-    let site = Site::fresh();
-    let (broker, queue) = (site.broker(), Queue::new("q"));
+async fn acknowledged_messages_leave_the_queue() {
+    let test_vhost = TestVhost::create();
+    let (broker, queue) = (test_vhost.broker(), Queue::new("q"));
     send(&broker, &queue, &numbers(0..1000)).await;
     let consumer = consumer(&broker, &[&queue], 1000).await;
     let taken = receive(&*consumer, 1000).await;
-    assert_eq!(site.counts("q"), (0, 1000));
+    assert_eq!(test_vhost.counts("q"), (0, 1000));
     ack_all(&*consumer, &taken).await;
-    until("all are acknowledged", async || site.counts("q") == (0, 0)).await;
-    // Once more is harmless, and the channel lives.
+    until("all are acknowledged", async || {
+        test_vhost.counts("q") == (0, 0)
+    })
+    .await;
+    // A repeated acknowledgement is ignored, and the channel stays open.
     ack_all(&*consumer, &taken).await;
     send(&broker, &queue, &["after"]).await;
     assert_eq!(id(&receive_one(&*consumer).await), "after");
 }
 
-/// Two queues share a channel and its tags: whatever the order in which their
-/// deliveries are settled, what was not settled comes again, and nothing else.
+/// Two queues share a channel and its tags. In whatever order their deliveries are
+/// settled, exactly the unsettled ones are redelivered.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn in_any_order_exactly_what_is_settled_is_gone() {
-    const EACH: usize = 60;
+async fn settlements_in_any_order_remove_exactly_their_messages() {
+    const PER_QUEUE: usize = 60;
     for seed in 0..6 {
-        let mut dice = Dice::new(seed);
-        let site = Site::fresh();
-        let broker = site.broker();
+        let mut rng = TestRng::new(seed);
+        let test_vhost = TestVhost::create();
+        let broker = test_vhost.broker();
         let queues = [Queue::new("one"), Queue::new("two").quorum()];
         for queue in &queues {
-            send(&broker, queue, &numbers(0..EACH)).await;
+            send(&broker, queue, &numbers(0..PER_QUEUE)).await;
         }
-        let first = consumer(&broker, &[&queues[0], &queues[1]], [0, 25][dice.below(2)]).await;
+        let first = consumer(&broker, &[&queues[0], &queues[1]], [0, 25][rng.below(2)]).await;
         let mut held: Vec<Delivery> = Vec::new();
-        let mut gone = BTreeSet::new();
+        let mut settled_ids = BTreeSet::new();
         for _ in 0..15 {
-            if held.len() < 30 && held.len() + gone.len() < 2 * EACH {
+            if held.len() < 30 && held.len() + settled_ids.len() < 2 * PER_QUEUE {
                 held.extend(
-                    within("receive", first.receive(1 + dice.below(10)))
+                    within("receive", first.receive(1 + rng.below(10)))
                         .await
                         .unwrap(),
                 );
             }
             let mut batch = Vec::new();
-            for _ in 0..dice.below(held.len().min(12) + 1) {
-                let one = held.swap_remove(dice.below(held.len()));
-                gone.insert(place(&one));
-                batch.push(match dice.below(5) {
+            for _ in 0..rng.below(held.len().min(12) + 1) {
+                let one = held.swap_remove(rng.below(held.len()));
+                settled_ids.insert(identity(&one));
+                batch.push(match rng.below(5) {
                     0 => Settlement::Reject(one.tag),
                     _ => Settlement::Ack(one.tag),
                 });
@@ -74,15 +77,15 @@ async fn in_any_order_exactly_what_is_settled_is_gone() {
         within("close", first.close()).await.unwrap();
 
         let second = consumer(&broker, &[&queues[0], &queues[1]], 200).await;
-        let rest = receive(&*second, 2 * EACH - gone.len()).await;
+        let rest = receive(&*second, 2 * PER_QUEUE - settled_ids.len()).await;
 
-        let again: BTreeSet<_> = rest.iter().map(place).collect();
-        assert_eq!(again.len(), rest.len(), "seed {seed}");
-        assert!(again.is_disjoint(&gone), "seed {seed}");
+        let redelivered: BTreeSet<_> = rest.iter().map(identity).collect();
+        assert_eq!(redelivered.len(), rest.len(), "seed {seed}");
+        assert!(redelivered.is_disjoint(&settled_ids), "seed {seed}");
         ack_all(&*second, &rest).await;
         for queue in &queues {
             until("nothing is left", async || {
-                site.counts(&queue.name) == (0, 0)
+                test_vhost.counts(&queue.name) == (0, 0)
             })
             .await;
         }
@@ -91,9 +94,9 @@ async fn in_any_order_exactly_what_is_settled_is_gone() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn a_rejected_message_goes_to_the_dead_letters() {
-    let site = Site::fresh();
-    let broker = site.broker();
+async fn rejected_message_is_dead_lettered() {
+    let test_vhost = TestVhost::create();
+    let broker = test_vhost.broker();
     let dead = Queue::new("dead").bound_to(Exchange::direct("dead"), "q.dead");
     let queue = Queue::new("q")
         .argument("x-dead-letter-exchange", "dead")
@@ -119,9 +122,9 @@ async fn a_rejected_message_goes_to_the_dead_letters() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn what_goes_to_the_end_of_the_queue_keeps_all_its_parts() {
-    let site = Site::fresh();
-    let (broker, queue) = (site.broker(), Queue::new("q"));
+async fn message_requeued_at_the_tail_keeps_its_content() {
+    let test_vhost = TestVhost::create();
+    let (broker, queue) = (test_vhost.broker(), Queue::new("q"));
     let mut sent = crate::support::task("1");
     let properties = &mut sent.properties;
     properties.reply_to = Some("replies".to_owned());
@@ -152,15 +155,15 @@ async fn what_goes_to_the_end_of_the_queue_keeps_all_its_parts() {
     );
 }
 
-/// The window is full of what cannot be sent on: it must not cost others
-/// their acknowledgement.
+/// A delivery that cannot be published again must not prevent the acknowledgement
+/// of the others.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn what_cannot_be_sent_anew_does_not_fail_the_others_of_its_batch() {
-    let site = Site::fresh();
-    let (broker, raw) = (site.broker(), site.raw().await);
+async fn failed_defer_does_not_fail_the_rest_of_its_batch() {
+    let test_vhost = TestVhost::create();
+    let (broker, raw) = (test_vhost.broker(), test_vhost.raw().await);
     let queue = Queue::new("q");
-    // Somebody uses the name of a level for something else.
+    // The name of a level is in use for an exchange of another type.
     raw.channel
         .exchange_declare(
             "celery_delayed_11".into(),
@@ -181,25 +184,25 @@ async fn what_cannot_be_sent_anew_does_not_fail_the_others_of_its_batch() {
     ];
     let settled = within("settle", consumer.settle(&batch)).await;
 
-    until("the acknowledged one is gone", async || {
-        site.counts("q").1 <= 1
+    until("the acknowledged message leaves the queue", async || {
+        test_vhost.counts("q").1 <= 1
     })
     .await;
-    // An error that will not pass ends a task for the worker: the one whose
-    // acknowledgement went out would never run.
-    if let Err(error) = settled {
+    // A permanent error ends a task for the worker: the acknowledged one would
+    // never run.
+    if let Err(error) = all(settled) {
         assert!(error.is_transient(), "{error}");
     }
 }
 
-/// A worker gives a settlement up after a while, and repeats it. The server
-/// ends the channel of who settles a delivery twice, and with it everything
+/// A worker cancels a settlement after a timeout, and repeats it. RabbitMQ closes
+/// the channel of a client that settles a delivery twice, and requeues everything
 /// that the channel holds.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn what_was_given_up_on_its_way_may_be_settled_again() {
-    let site = Site::fresh();
-    let (broker, queue) = (site.broker(), Queue::new("q"));
+async fn cancelled_settlement_can_be_repeated() {
+    let test_vhost = TestVhost::create();
+    let (broker, queue) = (test_vhost.broker(), Queue::new("q"));
     send(&broker, &queue, &numbers(0..6)).await;
     let consumer = consumer(&broker, &[&queue], 10).await;
     let taken = receive(&*consumer, 6).await;
@@ -210,12 +213,15 @@ async fn what_was_given_up_on_its_way_may_be_settled_again() {
         vec![Settlement::Reject(tag(3))],
         vec![Settlement::Reject(tag(4)), Settlement::Ack(tag(5))],
     ] {
-        // It goes out with the first poll; the answer is not waited for.
+        // The first poll sends the frames; this does not wait for them.
         let _ = consumer.settle(&batch).now_or_never();
         settle(&*consumer, &batch).await;
     }
     send(&broker, &queue, &["after"]).await;
     let after = receive_one(&*consumer).await;
     assert_eq!((id(&after).as_str(), after.redelivered), ("after", false));
-    until("the others are gone", async || site.counts("q") == (0, 1)).await;
+    until("the others are settled", async || {
+        test_vhost.counts("q") == (0, 1)
+    })
+    .await;
 }

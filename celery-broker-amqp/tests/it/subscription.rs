@@ -1,16 +1,16 @@
-//! Broadcasts and replies.
+//! Tests of broadcasts and replies.
 
 use std::time::Duration;
 
 use celery_runtime::{Broker, Exchange, Mailbox, Publication};
 
-use crate::support::{Site, message_id, post, task, to, until, within};
+use crate::support::{TestVhost, message_id, publish_one, task, to, until, within};
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn queues_are_those_of_celery_and_go_with_their_readers() {
-    let site = Site::fresh();
-    let broker = site.broker();
+async fn mailboxes_match_celery_and_are_deleted_with_their_consumers() {
+    let test_vhost = TestVhost::create();
+    let broker = test_vhost.broker();
     let pidbox = Exchange::fanout("celery.pidbox").transient();
     let events = Exchange::topic("celeryev");
     let one = within(
@@ -41,7 +41,7 @@ async fn queues_are_those_of_celery_and_go_with_their_readers() {
         "consumers",
         "arguments",
     ];
-    let queues = site.rows("list_queues", &columns);
+    let queues = test_vhost.rows("list_queues", &columns);
     let ends: Vec<_> = queues.iter().map(|row| row[1..].join(" ")).collect();
     let short = "false true true 1 [{\"x-expires\",60000},{\"x-message-ttl\",5000}]";
     assert_eq!(
@@ -55,7 +55,7 @@ async fn queues_are_those_of_celery_and_go_with_their_readers() {
     );
     assert!(queues[2][0].starts_with("celery.pidbox."), "{queues:?}");
     assert!(queues[3][0].starts_with("celeryev."), "{queues:?}");
-    let mut exchanges = site.rows("list_exchanges", &["name", "type", "durable"]);
+    let mut exchanges = test_vhost.rows("list_exchanges", &["name", "type", "durable"]);
     exchanges.retain(|row| row[0].contains("celery"));
     assert_eq!(
         exchanges,
@@ -65,16 +65,17 @@ async fn queues_are_those_of_celery_and_go_with_their_readers() {
             ["reply.celery.pidbox", "direct", "false"]
         ]
     );
-    let consumers = site.rows("list_consumers", &["ack_required", "prefetch_count"]);
+    let consumers = test_vhost.rows("list_consumers", &["ack_required", "prefetch_count"]);
     assert_eq!(consumers, vec![["false", "0"]; 4]);
 
     drop((one, two, three, four));
-    until("they are gone", async || {
-        site.rows("list_queues", &["name"]).is_empty()
+    until("the queues are deleted", async || {
+        test_vhost.rows("list_queues", &["name"]).is_empty()
     })
     .await;
-    until("with their channels", async || {
-        site.channels(&["consumer_count"])
+    until("the channels are closed", async || {
+        test_vhost
+            .channels(&["consumer_count"])
             .iter()
             .all(|row| row[0] == "0")
     })
@@ -83,9 +84,9 @@ async fn queues_are_those_of_celery_and_go_with_their_readers() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn a_wait_that_is_given_up_loses_no_message() {
-    let site = Site::fresh();
-    let broker = site.broker();
+async fn cancelled_next_loses_no_message() {
+    let test_vhost = TestVhost::create();
+    let broker = test_vhost.broker();
     let mut replies = broker
         .subscribe(&Mailbox::named("replies", Duration::from_secs(60)))
         .await
@@ -94,7 +95,7 @@ async fn a_wait_that_is_given_up_loses_no_message() {
         let broker = broker.clone();
         tokio::spawn(async move {
             for number in 0..300 {
-                post(&broker, to("replies", &number.to_string()))
+                publish_one(&broker, to("replies", &number.to_string()))
                     .await
                     .unwrap();
             }
@@ -113,12 +114,12 @@ async fn a_wait_that_is_given_up_loses_no_message() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn a_broadcast_finds_its_exchange_again() {
-    let site = Site::fresh();
-    let (broker, raw) = (site.broker(), site.raw().await);
+async fn broadcast_redeclares_a_deleted_exchange() {
+    let test_vhost = TestVhost::create();
+    let (broker, raw) = (test_vhost.broker(), test_vhost.raw().await);
     let exchange = Exchange::topic("celeryev");
     let send = async || within("broadcast", broker.broadcast(&exchange, "a.b", &task("1"))).await;
-    // Nobody listens.
+    // There are no subscribers.
     send().await.unwrap();
     let options = lapin::options::ExchangeDeleteOptions::default();
     raw.channel
@@ -137,20 +138,22 @@ async fn a_broadcast_finds_its_exchange_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn a_subscription_whose_queue_goes_says_so() {
-    let site = Site::fresh();
-    let (broker, raw) = (site.broker(), site.raw().await);
+async fn subscription_to_a_deleted_queue_is_an_error() {
+    let test_vhost = TestVhost::create();
+    let (broker, raw) = (test_vhost.broker(), test_vhost.raw().await);
     let mut replies = broker
         .subscribe(&Mailbox::named("replies", Duration::from_secs(60)))
         .await
         .unwrap();
     raw.delete("replies").await;
-    let error = within("the end", replies.next()).await.unwrap_err();
+    let error = within("the subscription ends", replies.next())
+        .await
+        .unwrap_err();
     assert!(
         error.is_transient() && error.to_string().contains("replies"),
         "{error}"
     );
-    let letter = Publication::to_queue(task("1"), "replies");
-    let error = post(&broker, letter).await.unwrap_err();
+    let publication = Publication::to_queue(task("1"), "replies");
+    let error = publish_one(&broker, publication).await.unwrap_err();
     assert_eq!(error.kind(), celery_runtime::ServiceErrorKind::Unroutable);
 }

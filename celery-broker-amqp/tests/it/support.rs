@@ -1,4 +1,4 @@
-//! What the tests share.
+//! Helpers of the tests.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,18 +14,18 @@ use lapin::types::FieldTable;
 use lapin::{Channel, Connection, ConnectionProperties};
 use test_servers::RabbitServer;
 
-/// How long anything may take that is expected to happen. No test waits for it
-/// to pass.
-pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+/// The timeout of everything that a test expects to happen. No test waits until it
+/// has passed.
+pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A virtual host of its own on the server that the tests share.
-pub(crate) struct Site {
+/// A new virtual host on the server that the tests share.
+pub(crate) struct TestVhost {
     pub(crate) url: String,
     vhost: String,
 }
 
-impl Site {
-    pub(crate) fn fresh() -> Self {
+impl TestVhost {
+    pub(crate) fn create() -> Self {
         let vhost = blocking(|| RabbitServer::shared().fresh_vhost());
         let url = RabbitServer::shared().vhost_url(&vhost);
         Self { url, vhost }
@@ -35,38 +35,38 @@ impl Site {
         broker_at(&self.url)
     }
 
-    /// The rows of one of `rabbitmqctl`'s listings, sorted.
+    /// Returns the sorted rows of a listing of `rabbitmqctl`.
     pub(crate) fn rows(&self, listing: &str, columns: &[&str]) -> Vec<Vec<String>> {
         let head = [listing, "-p", &self.vhost];
         sorted(RabbitServer::shared(), &[&head, columns].concat())
     }
 
-    /// The connections in this virtual host, each with these columns.
+    /// Returns these columns of the connections in this virtual host.
     pub(crate) fn connections(&self, columns: &[&str]) -> Vec<Vec<String>> {
-        of_vhost("list_connections", &self.vhost, columns)
+        vhost_rows("list_connections", &self.vhost, columns)
     }
 
-    /// The channels in this virtual host, each with these columns.
+    /// Returns these columns of the channels in this virtual host.
     pub(crate) fn channels(&self, columns: &[&str]) -> Vec<Vec<String>> {
-        of_vhost("list_channels", &self.vhost, columns)
+        vhost_rows("list_channels", &self.vhost, columns)
     }
 
-    /// Ready and unacknowledged messages of a queue.
+    /// Returns the numbers of ready and unacknowledged messages of a queue.
     pub(crate) fn counts(&self, queue: &str) -> (u64, u64) {
         let columns = ["name", "messages_ready", "messages_unacknowledged"];
         let rows = self.rows("list_queues", &columns);
         let row = rows.iter().find(|row| row[0] == queue);
-        let row = row.unwrap_or_else(|| panic!("there is no queue {queue}: {rows:?}"));
+        let row = row.unwrap_or_else(|| panic!("queue {queue} does not exist: {rows:?}"));
         (row[1].parse().unwrap(), row[2].parse().unwrap())
     }
 
-    /// A client that knows nothing of Celery.
-    pub(crate) async fn raw(&self) -> Raw {
-        Raw::connect(&self.url).await
+    /// Connects a plain AMQP client.
+    pub(crate) async fn raw(&self) -> RawClient {
+        RawClient::connect(&self.url).await
     }
 }
 
-fn of_vhost(listing: &str, vhost: &str, columns: &[&str]) -> Vec<Vec<String>> {
+fn vhost_rows(listing: &str, vhost: &str, columns: &[&str]) -> Vec<Vec<String>> {
     let words = [&[listing, "vhost"], columns].concat();
     sorted(RabbitServer::shared(), &words)
         .into_iter()
@@ -81,18 +81,18 @@ pub(crate) fn sorted(server: &RabbitServer, words: &[&str]) -> Vec<Vec<String>> 
     rows
 }
 
-/// Runs what blocks its thread, so that the other threads go on.
+/// Runs blocking work without blocking the runtime.
 pub(crate) fn blocking<T>(work: impl FnOnce() -> T) -> T {
     tokio::task::block_in_place(work)
 }
 
-/// A channel, and the connection that it needs.
-pub(crate) struct Raw {
+/// A plain AMQP client: a channel and its connection.
+pub(crate) struct RawClient {
     pub(crate) channel: Channel,
     _connection: Connection,
 }
 
-impl Raw {
+impl RawClient {
     pub(crate) async fn connect(url: &str) -> Self {
         let connection = Connection::connect(url, ConnectionProperties::default()).await;
         let connection = connection.unwrap();
@@ -119,7 +119,7 @@ impl Raw {
         declared.await.unwrap();
     }
 
-    /// Takes the next message, for good.
+    /// Fetches and acknowledges the next message.
     pub(crate) async fn take(&self, queue: &str) -> Option<lapin::message::Delivery> {
         let options = BasicGetOptions { no_ack: true };
         let taken = self.channel.basic_get(queue.into(), options).await.unwrap();
@@ -131,7 +131,7 @@ pub(crate) fn broker_at(url: &str) -> AmqpBroker {
     AmqpBroker::new(AmqpOptions::parse(url).unwrap())
 }
 
-/// The message of a task whose id tells messages apart.
+/// Returns the message of a task with this id.
 pub(crate) fn task(id: &str) -> Message {
     let body = encode_body(Serializer::Json, &(2, 3), &(), &Embed::default()).unwrap();
     let headers = TaskHeaders::new("tasks.add", id.to_owned());
@@ -144,18 +144,21 @@ pub(crate) fn to(queue: &str, id: &str) -> Publication {
     Publication::to_queue(task(id), queue)
 }
 
-/// The same, with the queue to declare first.
-pub(crate) fn bring(queue: &Arc<Queue>, id: &str) -> Publication {
+/// Returns a publication that declares its queue first.
+pub(crate) fn to_declared(queue: &Arc<Queue>, id: &str) -> Publication {
     to(&queue.name, id).declare_queue(Arc::clone(queue))
 }
 
-/// Sends one message.
-pub(crate) async fn post(broker: &dyn Broker, letter: Publication) -> Result<(), ServiceError> {
-    let batch = [letter];
+/// Publishes one message.
+pub(crate) async fn publish_one(
+    broker: &dyn Broker,
+    publication: Publication,
+) -> Result<(), ServiceError> {
+    let batch = [publication];
     within("publish", broker.publish(&batch)).await.remove(0)
 }
 
-/// Declares the queue and sends these to it.
+/// Declares the queue and publishes a task for each id.
 pub(crate) async fn send(broker: &dyn Broker, queue: &Queue, ids: &[impl AsRef<str>]) {
     within("declare", broker.declare(queue)).await.unwrap();
     let batch: Vec<_> = ids.iter().map(|id| to(&queue.name, id.as_ref())).collect();
@@ -168,7 +171,7 @@ pub(crate) fn numbers(range: std::ops::Range<usize>) -> Vec<String> {
     range.map(|number| number.to_string()).collect()
 }
 
-/// A consumer of queues that it declares.
+/// Declares queues and starts a consumer of them.
 pub(crate) async fn consumer(
     broker: &dyn Broker,
     queues: &[&Queue],
@@ -182,7 +185,7 @@ pub(crate) async fn consumer(
     within("consume", broker.consume(&options)).await.unwrap()
 }
 
-/// Receives until there are `count` deliveries.
+/// Receives exactly `count` deliveries.
 pub(crate) async fn receive(consumer: &dyn Consumer, count: usize) -> Vec<Delivery> {
     let mut received = Vec::new();
     while received.len() < count {
@@ -197,7 +200,12 @@ pub(crate) async fn receive_one(consumer: &dyn Consumer) -> Delivery {
 }
 
 pub(crate) async fn settle(consumer: &dyn Consumer, batch: &[Settlement]) {
-    within("settle", consumer.settle(batch)).await.unwrap();
+    all(within("settle", consumer.settle(batch)).await).unwrap();
+}
+
+/// Returns all results of a batch, or its first error.
+pub(crate) fn all<T, E>(results: Vec<Result<T, E>>) -> Result<Vec<T>, E> {
+    results.into_iter().collect()
 }
 
 pub(crate) async fn ack_all(consumer: &dyn Consumer, deliveries: &[Delivery]) {
@@ -235,28 +243,28 @@ pub(crate) fn table(pairs: &[(&str, lapin::types::AMQPValue)]) -> FieldTable {
     table
 }
 
-/// Bounds what has to happen.
+/// Waits for a future until the test's timeout.
 pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(LIMIT, future).await {
+    match tokio::time::timeout(TEST_TIMEOUT, future).await {
         Ok(value) => value,
-        Err(_) => panic!("not within {LIMIT:?}: {what}"),
+        Err(_) => panic!("not within {TEST_TIMEOUT:?}: {what}"),
     }
 }
 
-/// Waits until the server's state is as expected.
-pub(crate) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+/// Waits until a condition holds.
+pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     within(what, async {
-        while !is_so().await {
+        while !condition().await {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     })
     .await;
 }
 
-/// Numbers that look random and are the same in each run.
-pub(crate) struct Dice(u64);
+/// A random number generator with a fixed seed.
+pub(crate) struct TestRng(u64);
 
-impl Dice {
+impl TestRng {
     pub(crate) fn new(seed: u64) -> Self {
         Self(seed)
     }

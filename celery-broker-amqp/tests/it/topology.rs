@@ -1,4 +1,4 @@
-//! What is declared, as `rabbitmqctl` shows it.
+//! Tests of declarations, as `rabbitmqctl` lists them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,20 +8,20 @@ use celery_protocol::{Map, Value};
 use celery_runtime::{Binding, Broker, Exchange, ExchangeKind, Queue, QueueType, ServiceErrorKind};
 use lapin::types::AMQPValue;
 
-use crate::support::{Raw, Site, bring, broker_at, post, table, within};
+use crate::support::{RawClient, TestVhost, broker_at, publish_one, table, to_declared, within};
 
 fn row(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
-/// Queues, exchanges without RabbitMQ's own, and bindings without those of
-/// the anonymous exchange.
-fn listed(site: &Site) -> [Vec<Vec<String>>; 3] {
-    let queues = site.rows(
+/// Returns the queues, the exchanges except RabbitMQ's own, and the bindings except
+/// those of the default exchange.
+fn declared_topology(test_vhost: &TestVhost) -> [Vec<Vec<String>>; 3] {
+    let queues = test_vhost.rows(
         "list_queues",
         &["name", "durable", "auto_delete", "arguments"],
     );
-    let mut exchanges = site.rows(
+    let mut exchanges = test_vhost.rows(
         "list_exchanges",
         &["name", "type", "durable", "auto_delete"],
     );
@@ -33,19 +33,22 @@ fn listed(site: &Site) -> [Vec<Vec<String>>; 3] {
         "routing_key",
         "arguments",
     ];
-    let mut bindings = site.rows("list_bindings", &columns);
+    let mut bindings = test_vhost.rows("list_bindings", &columns);
     bindings.retain(|row| !row[0].is_empty());
     [queues, exchanges, bindings]
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn a_queue_with_a_name_only_is_declared_as_celerys_default_queue() {
-    let site = Site::fresh();
-    within("declare", site.broker().declare(&Queue::new("celery")))
-        .await
-        .unwrap();
-    let [queues, exchanges, bindings] = listed(&site);
+async fn queue_with_only_a_name_is_declared_as_in_celery() {
+    let test_vhost = TestVhost::create();
+    within(
+        "declare",
+        test_vhost.broker().declare(&Queue::new("celery")),
+    )
+    .await
+    .unwrap();
+    let [queues, exchanges, bindings] = declared_topology(&test_vhost);
     assert_eq!(queues, [row(&["celery", "true", "false", "[]"])]);
     assert_eq!(exchanges, [row(&["celery", "direct", "true", "false"])]);
     assert_eq!(
@@ -56,8 +59,8 @@ async fn a_queue_with_a_name_only_is_declared_as_celerys_default_queue() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn queues_are_declared_with_their_arguments_exchanges_and_bindings() {
-    let site = Site::fresh();
+async fn queue_is_declared_with_arguments_exchanges_and_bindings() {
+    let test_vhost = TestVhost::create();
     let mut any = Map::new();
     any.insert("x-match", "any");
     any.insert("kind", "picture");
@@ -80,7 +83,7 @@ async fn queues_are_declared_with_their_arguments_exchanges_and_bindings() {
         .also_bound_to(Binding::new(Exchange::direct("orders"), "order"))
         .also_bound_to(Binding::new(Exchange::topic("amq.topic"), "own"));
     let nameless = Queue::new("nameless").bound_to(Exchange::direct(""), "nameless");
-    let broker = site.broker();
+    let broker = test_vhost.broker();
     for queue in [
         &headed,
         &passing,
@@ -92,7 +95,7 @@ async fn queues_are_declared_with_their_arguments_exchanges_and_bindings() {
         within("declare", broker.declare(queue)).await.unwrap();
     }
 
-    let [queues, exchanges, bindings] = listed(&site);
+    let [queues, exchanges, bindings] = declared_topology(&test_vhost);
 
     let limits = "[{\"x-message-ttl\",60000}, {\"x-dead-letter-exchange\",\"dead\"}, \
                   {\"x-dead-letter-routing-key\",\"limited.dead\"}, {\"x-max-length\",5000000000}, \
@@ -137,7 +140,7 @@ async fn queues_are_declared_with_their_arguments_exchanges_and_bindings() {
     );
 }
 
-/// Arguments as the server lists them, in whatever order.
+/// Returns the arguments of a listing, without their order.
 fn arguments(text: &str) -> BTreeSet<String> {
     let all = text.replace(' ', "");
     all.trim_matches(['[', ']', '{', '}'])
@@ -148,9 +151,9 @@ fn arguments(text: &str) -> BTreeSet<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn what_exists_in_another_form_is_an_error_that_names_both_forms() {
-    let site = Site::fresh();
-    let broker = site.broker();
+async fn inequivalent_declaration_names_both_forms() {
+    let test_vhost = TestVhost::create();
+    let broker = test_vhost.broker();
     let mut transient = Queue::new("transient");
     transient.durable = false;
     for exists in [
@@ -162,7 +165,7 @@ async fn what_exists_in_another_form_is_an_error_that_names_both_forms() {
     ] {
         within("declare", broker.declare(&exists)).await.unwrap();
     }
-    for (wanted, theirs, ours) in [
+    for (queue, existing, declared) in [
         (
             Queue::new("plain").max_priority(5),
             "x-max-priority none",
@@ -185,31 +188,29 @@ async fn what_exists_in_another_form_is_an_error_that_names_both_forms() {
             "a durable topic exchange",
         ),
     ] {
-        let error = within("declare", broker.declare(&wanted))
-            .await
-            .unwrap_err();
+        let error = within("declare", broker.declare(&queue)).await.unwrap_err();
         let text = error.to_string();
         assert_eq!(error.kind(), ServiceErrorKind::Invalid, "{text}");
-        assert!(text.contains(&format!("queue {}", wanted.name)), "{text}");
-        assert!(text.contains(theirs) && text.contains(ours), "{text}");
+        assert!(text.contains(&format!("queue {}", queue.name)), "{text}");
+        assert!(text.contains(existing) && text.contains(declared), "{text}");
         assert!(text.contains("make the settings agree"), "{text}");
     }
-    // None of these cost the others their connection.
-    assert_eq!(site.connections(&["channels"]).len(), 1);
+    // The errors have closed channels and not the connection.
+    assert_eq!(test_vhost.connections(&["channels"]).len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn who_sends_by_name_takes_the_queue_as_it_is() {
-    let site = Site::fresh();
+async fn publish_by_name_accepts_the_existing_queue() {
+    let test_vhost = TestVhost::create();
     let elsewhere = Queue::new("q")
         .max_priority(10)
         .argument("x-max-length", 100);
-    within("declare", site.broker().declare(&elsewhere))
+    within("declare", test_vhost.broker().declare(&elsewhere))
         .await
         .unwrap();
-    let broker = site.broker();
-    post(&broker, bring(&Arc::new(Queue::new("q")), "1"))
+    let broker = test_vhost.broker();
+    publish_one(&broker, to_declared(&Arc::new(Queue::new("q")), "1"))
         .await
         .unwrap();
     assert_eq!(broker.depth(&elsewhere).await.unwrap(), 1);
@@ -217,16 +218,16 @@ async fn who_sends_by_name_takes_the_queue_as_it_is() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn the_cascade_is_declared_and_bound_as_celery_does() {
-    let site = Site::fresh();
-    let options = AmqpOptions::parse(&site.url).unwrap();
+async fn delay_cascade_is_declared_as_in_celery() {
+    let test_vhost = TestVhost::create();
+    let options = AmqpOptions::parse(&test_vhost.url).unwrap();
     let broker = AmqpBroker::new(options.delayed_queue_type(QueueType::Classic));
     let queue = Queue::new("q")
         .bound_to(Exchange::topic("feeds"), "feed")
         .quorum();
     within("declare", broker.declare(&queue)).await.unwrap();
 
-    let [queues, exchanges, bindings] = listed(&site);
+    let [queues, exchanges, bindings] = declared_topology(&test_vhost);
 
     assert_eq!((queues.len(), exchanges.len()), (29, 30));
     let has = |rows: &[Vec<String>], row: Vec<String>| {
@@ -275,15 +276,15 @@ fn next(level: u32) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn the_levels_are_replicated_where_they_are_not_told_otherwise() {
-    let site = Site::fresh();
+async fn delay_queues_are_quorum_queues_by_default() {
+    let test_vhost = TestVhost::create();
     let queue = Queue::new("q")
         .bound_to(Exchange::fanout("feeds"), "")
         .quorum();
-    within("declare", site.broker().declare(&queue))
+    within("declare", test_vhost.broker().declare(&queue))
         .await
         .unwrap();
-    let queues = site.rows("list_queues", &["name", "arguments"]);
+    let queues = test_vhost.rows("list_queues", &["name", "arguments"]);
     let own = "{\"x-queue-type\",\"quorum\"}, {\"x-overflow\",\"reject-publish\"}, \
                {\"x-message-ttl\",32000}, {\"x-dead-letter-exchange\",\"celery_delayed_4\"}, \
                {\"x-dead-letter-strategy\",\"at-least-once\"}";
@@ -296,11 +297,11 @@ async fn the_levels_are_replicated_where_they_are_not_told_otherwise() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn levels_of_another_type_serve_as_well() {
-    let site = Site::fresh();
-    let raw = Raw::connect(&site.url).await;
+async fn existing_delay_queues_of_another_type_are_accepted() {
+    let test_vhost = TestVhost::create();
+    let raw = RawClient::connect(&test_vhost.url).await;
     for level in 0..28u32 {
-        // What a Python worker with the type classic has declared.
+        // The declaration of a Python worker with the type classic.
         let arguments = table(&[
             ("x-queue-type", AMQPValue::LongString("classic".into())),
             ("x-overflow", AMQPValue::LongString("reject-publish".into())),
@@ -316,19 +317,19 @@ async fn levels_of_another_type_serve_as_well() {
     let queue = Queue::new("q")
         .bound_to(Exchange::topic("feeds"), "feed")
         .quorum();
-    within("declare", site.broker().declare(&queue))
+    within("declare", test_vhost.broker().declare(&queue))
         .await
         .unwrap();
-    let queues = site.rows("list_queues", &["name", "type"]);
+    let queues = test_vhost.rows("list_queues", &["name", "type"]);
     let classic = queues.iter().filter(|row| row[1] == "classic").count();
     assert_eq!((classic, queues.len()), (28, 29));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn what_cannot_be_declared_says_why() {
-    let site = Site::fresh();
-    let broker = site.broker();
+async fn invalid_declaration_is_an_error_with_its_cause() {
+    let test_vhost = TestVhost::create();
+    let broker = test_vhost.broker();
     let long = "q".repeat(300);
     let mut odd = Queue::new("odd");
     odd.arguments.insert(Value::Int(1), Value::Null);
@@ -342,7 +343,7 @@ async fn what_cannot_be_declared_says_why() {
             Queue::new("q").bound_to(Exchange::direct("e"), long.as_str()),
             "255 bytes",
         ),
-        (odd, "texts as keys"),
+        (odd, "must be strings"),
         (
             Queue::new("q").argument("x-max-priority", "high"),
             "x-max-priority",
@@ -356,9 +357,9 @@ async fn what_cannot_be_declared_says_why() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-async fn declaring_leaves_no_channel_behind() {
-    let site = Site::fresh();
-    let broker = broker_at(&site.url);
+async fn declare_closes_its_channels() {
+    let test_vhost = TestVhost::create();
+    let broker = broker_at(&test_vhost.url);
     let queue = Queue::new("q").bound_to(Exchange::topic("feeds"), "feed");
     for _ in 0..100 {
         within("declare", broker.declare(&queue)).await.unwrap();
@@ -367,7 +368,7 @@ async fn declaring_leaves_no_channel_behind() {
             .unwrap();
     }
     crate::support::until("the channels are closed", async || {
-        site.channels(&["number"]).is_empty()
+        test_vhost.channels(&["number"]).is_empty()
     })
     .await;
 }

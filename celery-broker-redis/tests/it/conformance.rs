@@ -1,4 +1,4 @@
-//! The contract of the runtime.
+//! The conformance suite of the runtime.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use test_servers::RedisServer;
 
 struct Setup(RedisServer);
 
-impl conformance::broker::Setup for Setup {
+impl conformance::broker::BrokerSetup for Setup {
     fn broker(&self) -> Arc<dyn Broker> {
         Arc::new(crate::support::broker_with(&self.0, &json!({})))
     }

@@ -5,10 +5,10 @@ use celery_runtime::{Broker, Mailbox, Queue, ServiceErrorKind};
 use serde_json::{Map, json};
 use test_servers::RedisServer;
 
-use crate::support::{broker_at, consumer, count, id, receive_one, send, until, waiting};
+use crate::support::{broker_at, consumer, count, id, queued_count, receive_one, send, wait_until};
 
 #[tokio::test]
-async fn nobody_at_the_address_is_unreachable_and_says_where() {
+async fn unreachable_server_error_names_the_address() {
     let broker = broker_at("redis://:secret@127.0.0.1:1/2", &json!({}));
     let error = broker.depth(&Queue::new("q")).await.unwrap_err();
     assert_eq!(error.kind(), ServiceErrorKind::Unreachable);
@@ -21,10 +21,10 @@ async fn nobody_at_the_address_is_unreachable_and_says_where() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn wrong_credentials_are_denied_without_showing_them() {
+async fn wrong_credentials_are_denied_and_not_printed() {
     let server = RedisServer::builder().password("rightword").start();
     let address = format!("127.0.0.1:{}", server.port());
-    for credentials in ["", ":wrongword@", "nobody:wrongword@"] {
+    for credentials in ["", ":wrongword@", "unknown:wrongword@"] {
         let broker = broker_at(&format!("redis://{credentials}{address}"), &json!({}));
         let error = broker.depth(&Queue::new("q")).await.unwrap_err();
         assert_eq!(
@@ -50,7 +50,7 @@ async fn wrong_credentials_are_denied_without_showing_them() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn users_have_rights() {
+async fn acl_user_without_permission_is_denied() {
     let server = RedisServer::builder()
         .user("ann", "word")
         .setting("user", &["bob", "on", ">word", "~other", "&*", "+@all"])
@@ -69,18 +69,18 @@ async fn users_have_rights() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn databases_are_apart() {
+async fn databases_are_separate() {
     let server = RedisServer::start();
     let second = broker_at(&server.database_url(2), &json!({}));
     send(&second, "q", &["1"]).await;
-    assert_eq!(waiting(&server, "q"), 0);
+    assert_eq!(queued_count(&server, "q"), 0);
     let consumer = consumer(&second, &["q"]).await;
     assert_eq!(id(&receive_one(&*consumer).await), "1");
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_database_that_does_not_exist_is_an_error() {
+async fn unknown_database_is_invalid() {
     let server = RedisServer::start();
     let broker = broker_at(&server.database_url(9999), &json!({}));
     let error = broker.depth(&Queue::new("q")).await.unwrap_err();
@@ -90,7 +90,7 @@ async fn a_database_that_does_not_exist_is_an_error() {
 #[tokio::test]
 #[cfg(unix)]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn unix_sockets_are_spoken_to() {
+async fn unix_socket_url_connects() {
     let server = RedisServer::builder().unix_socket().start();
     let path = server.socket();
     for scheme in ["unix", "redis+socket"] {
@@ -104,7 +104,7 @@ async fn unix_sockets_are_spoken_to() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn the_next_url_is_used_when_the_first_is_down() {
+async fn unreachable_first_url_fails_over_to_the_next() {
     let server = RedisServer::start();
     let url = format!("redis://127.0.0.1:1;{}", server.url());
     let broker = broker_at(&url, &json!({}));
@@ -115,19 +115,19 @@ async fn the_next_url_is_used_when_the_first_is_down() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn sentinel_knows_the_master_and_its_successor() {
+async fn sentinel_url_follows_the_master_after_failover() {
     let master = RedisServer::start();
     let replica = RedisServer::builder().replica_of(&master).start();
     let sentinel = RedisServer::sentinel("mymaster", &master);
     let url = sentinel.url().replace("redis://", "sentinel://");
     let broker = broker_at(&url, &json!({"master_name": "mymaster"}));
     send(&broker, "q", &["1"]).await;
-    assert_eq!(waiting(&master, "q"), 1);
-    until("the replica has it", || {
+    assert_eq!(queued_count(&master, "q"), 1);
+    wait_until("the replica has it", || {
         count(&replica, &["LLEN", "q"]) == 1
     })
     .await;
-    until("sentinel knows the replica", || {
+    wait_until("sentinel knows the replica", || {
         let masters = sentinel.command(&["INFO", "sentinel"]).text();
         masters.contains("slaves=1")
     })
@@ -135,7 +135,7 @@ async fn sentinel_knows_the_master_and_its_successor() {
 
     master.kill();
 
-    until("the replica is master", || {
+    wait_until("the replica is master", || {
         replica
             .command(&["INFO", "replication"])
             .text()
@@ -154,7 +154,7 @@ async fn sentinel_knows_the_master_and_its_successor() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_master_that_sentinel_does_not_know_is_unreachable() {
+async fn master_unknown_to_sentinel_is_unreachable() {
     let master = RedisServer::start();
     let sentinel = RedisServer::sentinel("mymaster", &master);
     let url = sentinel.url().replace("redis://", "sentinel://");
@@ -165,7 +165,7 @@ async fn a_master_that_sentinel_does_not_know_is_unreachable() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_pool_of_the_users_own_is_used_and_left_open() {
+async fn external_pool_is_used_and_stays_open() {
     let server = RedisServer::start();
     let pool = deadpool_redis::Config::from_url(server.url())
         .create_pool(Some(deadpool_redis::Runtime::Tokio1))
@@ -183,7 +183,7 @@ async fn a_pool_of_the_users_own_is_used_and_left_open() {
 #[cfg(any(feature = "tls-rustls", feature = "tls-native-tls"))]
 #[tokio::test]
 #[ignore = "needs redis-server and openssl; run cargo xtask test"]
-async fn tls_is_verified_unless_told_otherwise() {
+async fn tls_certificate_is_verified_by_default() {
     let server = RedisServer::with_tls();
     let trusted = format!(
         "{}?ssl_ca_certs={}",
@@ -208,7 +208,7 @@ async fn tls_is_verified_unless_told_otherwise() {
 
 #[cfg(not(any(feature = "tls-rustls", feature = "tls-native-tls")))]
 #[tokio::test]
-async fn tls_needs_its_feature() {
+async fn tls_without_feature_is_invalid() {
     let broker = broker_at("rediss://127.0.0.1:1", &json!({}));
     let error = broker.depth(&Queue::new("q")).await.unwrap_err();
     assert_eq!(error.kind(), ServiceErrorKind::Invalid);

@@ -1,4 +1,4 @@
-//! Taking messages: atomic, ordered, fair, on one connection.
+//! Fetching messages: atomic, ordered, fair, on one connection.
 
 use std::sync::Arc;
 
@@ -7,33 +7,36 @@ use serde_json::{Value, json};
 use test_servers::RedisServer;
 
 use crate::support::{
-    LIMIT, ack, broker, broker_with, consumer, count, held, id, ids, keys, receive, receive_one,
-    send, tags, task, until, urgent, waiting,
+    LIMIT, ack, all, broker, broker_with, consumer, count, id, ids, keys, queued_count, receive,
+    receive_one, send, tags, task, task_with_priority, unacked_count, wait_until,
 };
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn taken_messages_are_noted_as_kombu_notes_them() {
+async fn fetched_message_is_recorded_as_in_kombu() {
     let server = RedisServer::start();
     let broker = broker(&server);
     send(&broker, "celery", &["1", "2", "3"]).await;
     let raw = server.command(&["LINDEX", "celery", "-1"]).text();
     let consumer = consumer(&broker, &["celery"]).await;
 
-    let taken = receive(&*consumer, 2).await;
+    let received = receive(&*consumer, 2).await;
 
-    assert_eq!(ids(&taken), ["1", "2"]);
-    assert_eq!(&*taken[0].queue, "celery");
-    assert!(!taken[0].redelivered);
-    assert_eq!((waiting(&server, "celery"), held(&server)), (1, 2));
+    assert_eq!(ids(&received), ["1", "2"]);
+    assert_eq!(&*received[0].queue, "celery");
+    assert!(!received[0].redelivered);
+    assert_eq!(
+        (queued_count(&server, "celery"), unacked_count(&server)),
+        (1, 2)
+    );
     let entry = server
-        .command(&["HGET", "unacked", taken[0].tag.as_str()])
+        .command(&["HGET", "unacked", received[0].tag.as_str()])
         .text();
     let entry: Value = serde_json::from_str(&entry).unwrap();
     let envelope: Value = serde_json::from_str(&raw).unwrap();
     assert_eq!(entry, json!([envelope, "", "celery"]));
     let score: f64 = server
-        .command(&["ZSCORE", "unacked_index", taken[0].tag.as_str()])
+        .command(&["ZSCORE", "unacked_index", received[0].tag.as_str()])
         .text()
         .parse()
         .unwrap();
@@ -42,34 +45,37 @@ async fn taken_messages_are_noted_as_kombu_notes_them() {
         .unwrap();
     assert!((score - now.as_secs_f64()).abs() < 60.0, "{score}");
 
-    ack(&*consumer, &taken[0]).await;
-    ack(&*consumer, &taken[1]).await;
-    assert_eq!((waiting(&server, "celery"), held(&server)), (1, 0));
+    ack(&*consumer, &received[0]).await;
+    ack(&*consumer, &received[1]).await;
+    assert_eq!(
+        (queued_count(&server, "celery"), unacked_count(&server)),
+        (1, 0)
+    );
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn urgent_messages_of_all_queues_come_first() {
+async fn priority_applies_across_queues() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let batch = [
-        Publication::to_queue(urgent("a9", 9), "a"),
-        Publication::to_queue(urgent("a0", 0), "a"),
-        Publication::to_queue(urgent("b3", 3), "b"),
-        Publication::to_queue(urgent("b0", 0), "b"),
-        Publication::to_queue(urgent("a0-later", 2), "a"),
+        Publication::to_queue(task_with_priority("a9", 9), "a"),
+        Publication::to_queue(task_with_priority("a0", 0), "a"),
+        Publication::to_queue(task_with_priority("b3", 3), "b"),
+        Publication::to_queue(task_with_priority("b0", 0), "b"),
+        Publication::to_queue(task_with_priority("a0-later", 2), "a"),
     ];
     for outcome in broker.publish(&batch).await {
         outcome.unwrap();
     }
     let consumer = consumer(&broker, &["a", "b"]).await;
-    let taken = receive(&*consumer, 5).await;
-    assert_eq!(ids(&taken), ["a0", "b0", "a0-later", "b3", "a9"]);
+    let received = receive(&*consumer, 5).await;
+    assert_eq!(ids(&received), ["a0", "b0", "a0-later", "b3", "a9"]);
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_long_queue_does_not_starve_a_short_one() {
+async fn long_queue_does_not_starve_a_short_one() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let many: Vec<String> = (0..100).map(|n| format!("long-{n}")).collect();
@@ -77,9 +83,9 @@ async fn a_long_queue_does_not_starve_a_short_one() {
     send(&broker, "long", &many).await;
     send(&broker, "short", &["short-0", "short-1"]).await;
     let consumer = consumer(&broker, &["long", "short"]).await;
-    // In one call, and one by one.
-    let taken = receive(&*consumer, 2).await;
-    assert_eq!(ids(&taken), ["long-0", "short-0"]);
+    // In one call, and in calls for one message.
+    let received = receive(&*consumer, 2).await;
+    assert_eq!(ids(&received), ["long-0", "short-0"]);
     let first = id(&receive_one(&*consumer).await);
     let second = id(&receive_one(&*consumer).await);
     assert_eq!([first, second], ["long-1", "short-1"]);
@@ -87,7 +93,7 @@ async fn a_long_queue_does_not_starve_a_short_one() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn the_order_of_queues_can_be_fixed() {
+async fn priority_strategy_reads_queues_in_configured_order() {
     let server = RedisServer::start();
     let broker = broker_with(&server, &json!({"queue_order_strategy": "priority"}));
     send(&broker, "second", &["s1", "s2"]).await;
@@ -98,12 +104,12 @@ async fn the_order_of_queues_can_be_fixed() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_waiting_consumer_is_woken_by_the_message() {
+async fn message_wakes_a_waiting_consumer() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let consumer = consumer(&broker, &["a", "b"]).await;
-    // Several in turn: a lost notice would cost a safety poll each time, and
-    // fifty of those are more than the limit.
+    // Fifty messages: each lost notification would cost a safety poll, and fifty
+    // polls exceed the limit.
     for number in 0..50 {
         let waiting = Arc::clone(&consumer);
         let receiving = tokio::spawn(async move { receive_one(&*waiting).await });
@@ -121,7 +127,7 @@ async fn a_waiting_consumer_is_woken_by_the_message() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn many_queues_take_one_connection() {
+async fn many_queues_share_one_connection() {
     let server = RedisServer::start();
     let names: Vec<String> = (0..64).map(|n| format!("queue-{n}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -130,8 +136,8 @@ async fn many_queues_take_one_connection() {
     let consumer = consumer(&broker, &names).await;
     let waiting = Arc::clone(&consumer);
     let receiving = tokio::spawn(async move { receive_one(&*waiting).await });
-    until("the consumer waits", || tracking_clients(&server) == 1).await;
-    // One that waits, and those of the pool for the sweep and for us.
+    wait_until("the consumer waits", || tracking_clients(&server) == 1).await;
+    // The waiting connection, and pooled ones for the restore and this test.
     assert!(clients(&server) - before <= 3, "{}", clients(&server));
     send(&broker, "queue-63", &["last"]).await;
     assert_eq!(id(&receiving.await.unwrap()), "last");
@@ -150,8 +156,8 @@ fn tracking_clients(server: &RedisServer) -> usize {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn servers_without_tracking_are_polled() {
-    // Access rules may forbid it, as some proxies do.
+async fn server_without_tracking_is_polled() {
+    // ACL rules forbid the command, as some proxies do.
     let server = RedisServer::builder()
         .setting(
             "user",
@@ -178,7 +184,7 @@ async fn servers_without_tracking_are_polled() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn an_interrupt_ends_this_receive_and_all_later_ones() {
+async fn interrupt_ends_current_and_later_receives() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let consumer = consumer(&broker, &["q"]).await;
@@ -188,16 +194,16 @@ async fn an_interrupt_ends_this_receive_and_all_later_ones() {
     assert!(receiving.await.unwrap().unwrap().is_empty());
     send(&broker, "q", &["1"]).await;
     assert!(consumer.receive(1).await.unwrap().is_empty());
-    assert_eq!((waiting_in(&server), held(&server)), (1, 0));
+    assert_eq!((queued_in_q(&server), unacked_count(&server)), (1, 0));
 }
 
-fn waiting_in(server: &RedisServer) -> i64 {
-    waiting(server, "q")
+fn queued_in_q(server: &RedisServer) -> i64 {
+    queued_count(server, "q")
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn garbage_never_becomes_an_entry_and_stops_nothing() {
+async fn malformed_message_is_quarantined_and_delivered() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let garbage: [&[u8]; 6] = [
@@ -214,27 +220,27 @@ async fn garbage_never_becomes_an_entry_and_stops_nothing() {
     send(&broker, "q", &["real"]).await;
     let consumer = consumer(&broker, &["q"]).await;
 
-    let taken = receive(&*consumer, 7).await;
+    let received = receive(&*consumer, 7).await;
 
     let mut raws = Vec::new();
-    for delivery in &taken {
+    for delivery in &received {
         match &delivery.content {
             Content::Malformed { raw, .. } => raws.push(raw.to_vec()),
             Content::Message(_) => assert_eq!(id(delivery), "real"),
         }
     }
     assert_eq!(raws, garbage.map(<[u8]>::to_vec));
-    assert_eq!(held(&server), 1, "only the real one");
+    assert_eq!(unacked_count(&server), 1, "only the real one");
     assert_eq!(count(&server, &["HLEN", "q.dead.raw"]), 6);
 
-    let settled: Vec<_> = tags(&taken).into_iter().map(Settlement::Ack).collect();
-    consumer.settle(&settled).await.unwrap();
+    let settled: Vec<_> = tags(&received).into_iter().map(Settlement::Ack).collect();
+    all(consumer.settle(&settled).await).unwrap();
     assert!(keys(&server).is_empty(), "{:?}", keys(&server));
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn nesting_that_lua_refuses_is_handed_over_and_settled() {
+async fn message_nested_too_deeply_for_lua_is_malformed_and_settled() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
@@ -248,7 +254,7 @@ async fn nesting_that_lua_refuses_is_handed_over_and_settled() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn what_lua_reads_and_rust_does_not_is_malformed_and_settled() {
+async fn message_valid_only_for_lua_is_malformed_and_settled() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let odd = r#"{"body": "*", "headers": {}, "properties": {"body_encoding": "base64"}}"#;
@@ -256,14 +262,14 @@ async fn what_lua_reads_and_rust_does_not_is_malformed_and_settled() {
     let consumer = consumer(&broker, &["q"]).await;
     let delivery = receive_one(&*consumer).await;
     assert!(matches!(&delivery.content, Content::Malformed { raw, .. } if raw == odd));
-    assert_eq!(held(&server), 1);
+    assert_eq!(unacked_count(&server), 1);
     ack(&*consumer, &delivery).await;
-    assert_eq!(held(&server), 0);
+    assert_eq!(unacked_count(&server), 0);
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn what_a_dead_worker_left_in_the_holding_hash_comes_again() {
+async fn quarantined_message_of_a_dead_worker_is_redelivered() {
     let server = RedisServer::start();
     let broker = broker(&server);
     server.command(&["LPUSH", "q", "garbage"]);
@@ -276,7 +282,7 @@ async fn what_a_dead_worker_left_in_the_holding_hash_comes_again() {
 
     assert!(matches!(&second.content, Content::Malformed { raw, .. } if raw == "garbage"));
     assert_ne!(first.tag, second.tag);
-    // The first one's tag settles nothing any more.
+    // The tag of the dead consumer no longer settles the message.
     ack(&*alive, &first).await;
     assert_eq!(count(&server, &["HLEN", "q.dead.raw"]), 1);
     ack(&*alive, &second).await;
@@ -285,15 +291,15 @@ async fn what_a_dead_worker_left_in_the_holding_hash_comes_again() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_key_of_another_type_loses_nothing() {
+async fn list_key_of_wrong_type_loses_no_message() {
     let server = RedisServer::start();
     let broker = broker(&server);
     send(&broker, "q", &["1"]).await;
     // Found after the first message was taken.
-    server.command(&["SET", "q\x06\x163", "somebody's"]);
+    server.command(&["SET", "q\x06\x163", "foreign"]);
     let consumer = consumer(&broker, &["q"]).await;
     assert_eq!(ids(&consumer.receive(8).await.unwrap()), ["1"]);
-    assert_eq!(held(&server), 1);
+    assert_eq!(unacked_count(&server), 1);
     let error = consumer.receive(8).await.unwrap_err();
     assert_eq!(error.kind(), ServiceErrorKind::Invalid);
     assert!(error.to_string().contains("global_keyprefix"), "{error}");
@@ -301,22 +307,22 @@ async fn a_key_of_another_type_loses_nothing() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_bookkeeping_key_of_another_type_loses_nothing() {
+async fn bookkeeping_key_of_wrong_type_loses_no_message() {
     for key in ["unacked", "unacked_index", "q.dead.raw"] {
         let server = RedisServer::start();
         let broker = broker(&server);
         let consumer = consumer(&broker, &["q"]).await;
         send(&broker, "q", &["1"]).await;
-        server.command(&["SET", key, "somebody's"]);
+        server.command(&["SET", key, "foreign"]);
         let error = consumer.receive(8).await.unwrap_err();
         assert_eq!(error.kind(), ServiceErrorKind::Invalid, "{key}: {error}");
-        assert_eq!(waiting(&server, "q"), 1, "{key}");
+        assert_eq!(queued_count(&server, "q"), 1, "{key}");
     }
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn huge_messages_come_in_bounded_answers() {
+async fn large_messages_are_fetched_in_bounded_replies() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let mut message = task("huge");
@@ -334,7 +340,7 @@ async fn huge_messages_come_in_bounded_answers() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn scripts_are_loaded_again_after_a_flush() {
+async fn flushed_script_is_loaded_again() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let consumer = consumer(&broker, &["q"]).await;
@@ -347,7 +353,7 @@ async fn scripts_are_loaded_again_after_a_flush() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_closed_broker_says_so() {
+async fn closed_broker_returns_closed_errors() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let consumer = consumer(&broker, &["q"]).await;

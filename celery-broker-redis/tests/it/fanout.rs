@@ -11,7 +11,7 @@ use serde_json::json;
 use test_servers::RedisServer;
 
 use crate::support::{
-    LIMIT, broker, broker_at, broker_with, count, keys, message_id, send, task, until,
+    LIMIT, broker, broker_at, broker_with, count, keys, message_id, send, task, wait_until,
 };
 
 async fn next(subscription: &mut dyn Subscription) -> String {
@@ -30,7 +30,7 @@ async fn broadcast(broker: &RedisBroker, exchange: &str, key: &str, id: &str) {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn subscribers_get_what_matches_their_pattern() {
+async fn subscriber_receives_messages_matching_its_pattern() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let mut all = broker
@@ -61,7 +61,7 @@ async fn subscribers_get_what_matches_their_pattern() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn channels_are_kombus() {
+async fn channel_names_match_kombu() {
     let server = RedisServer::start();
     let broker = broker_at(&server.database_url(3), &json!({"global_keyprefix": "p:"}));
     let mut pidbox = broker
@@ -70,15 +70,15 @@ async fn channels_are_kombus() {
         .unwrap();
     let channels = server.command(&["PUBSUB", "NUMPAT"]).integer();
     assert_eq!(channels, 2);
-    // What kombu sends: not ours to build, so by hand.
+    // An envelope as kombu sends it.
     let envelope = r#"{"body": "e30=", "headers": {"task": "t", "id": "by-hand"},
         "properties": {"body_encoding": "base64"}}"#;
-    let heard = server
+    let receivers = server
         .command(&["PUBLISH", "p:/3.celery.pidbox", envelope])
         .integer();
-    assert_eq!(heard, 1);
+    assert_eq!(receivers, 1);
     assert_eq!(next(&mut *pidbox).await, "by-hand");
-    // Something that is no message ends nothing.
+    // A payload that is not a message does not end the subscription.
     server.command(&["PUBLISH", "p:/3.celery.pidbox", "garbage"]);
     broadcast(&broker, "celery.pidbox", "", "ours").await;
     assert_eq!(next(&mut *pidbox).await, "ours");
@@ -86,7 +86,7 @@ async fn channels_are_kombus() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_declared_fanout_exchange_is_published_to_subscribers() {
+async fn declared_fanout_exchange_publishes_to_subscribers() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let queue = Queue::new("bcast").bound_to(Exchange::fanout("tasks"), "");
@@ -104,7 +104,7 @@ async fn a_declared_fanout_exchange_is_published_to_subscribers() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_broadcast_queue_cannot_be_consumed() {
+async fn broadcast_queue_is_unsupported_for_consumers() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let queues = vec![Queue::new("celery"), Queue::broadcast("news")];
@@ -119,7 +119,7 @@ async fn a_broadcast_queue_cannot_be_consumed() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_lost_connection_is_an_error() {
+async fn lost_connection_ends_the_subscription() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let mut subscription = broker
@@ -137,7 +137,7 @@ async fn a_lost_connection_is_an_error() {
 #[tokio::test]
 #[cfg(unix)]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_silent_server_is_an_error() {
+async fn silent_server_ends_the_subscription() {
     let server = RedisServer::start();
     let options = json!({"health_check_interval": 0.1, "socket_timeout": 0.3});
     let broker = broker_with(&server, &options);
@@ -156,7 +156,7 @@ async fn a_silent_server_is_an_error() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn replies_come_in_order_and_leave_nothing_behind() {
+async fn replies_arrive_in_order_and_the_list_expires() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let mut replies = broker
@@ -172,15 +172,15 @@ async fn replies_come_in_order_and_leave_nothing_behind() {
     let ttl = count(&server, &["PTTL", "my-replies"]);
     assert!(ttl > 0, "{ttl}");
     drop(replies);
-    // Replies that come late find a list with a time to live.
+    // A late reply finds a list with a time to live.
     send(&broker, "my-replies", &["late"]).await;
     assert_ne!(count(&server, &["PTTL", "my-replies"]), -1);
-    until("the list is gone", || keys(&server).is_empty()).await;
+    wait_until("the list is gone", || keys(&server).is_empty()).await;
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_reply_queue_in_use_outlives_its_time_to_live() {
+async fn open_mailbox_renews_its_time_to_live() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let mut replies = broker
@@ -196,7 +196,7 @@ async fn a_reply_queue_in_use_outlives_its_time_to_live() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_reply_waits_for_the_next_reader_when_one_gives_up() {
+async fn cancelled_next_loses_no_reply() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let mut replies = broker
@@ -217,7 +217,7 @@ const BINDINGS: &str = "_kombu.binding.reply.celery.pidbox";
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_direct_mailbox_is_found_by_kombu_and_goes_with_its_owner() {
+async fn direct_mailbox_is_bound_as_in_kombu_and_unbound_on_drop() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let mailbox = Mailbox::control("oid.reply.celery.pidbox", reply_exchange(), "oid");
@@ -245,18 +245,18 @@ async fn a_direct_mailbox_is_found_by_kombu_and_goes_with_its_owner() {
     assert!(count(&server, &["PTTL", &mailbox.name]) > 9_000);
 
     drop(opened);
-    until("the binding is gone", || {
+    wait_until("the binding is gone", || {
         keys(&server) == [mailbox.name.as_str()]
     })
     .await;
-    // A reply under way to it finds a list with a time to live.
+    // A late reply finds a list with a time to live.
     send(&broker, &mailbox.name, &["late"]).await;
     assert!(count(&server, &["PTTL", &mailbox.name]) > 0);
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_closed_broker_takes_its_bindings_along() {
+async fn closed_broker_removes_its_bindings() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let mailbox = Mailbox::control("oid.reply.celery.pidbox", reply_exchange(), "oid");
@@ -264,7 +264,7 @@ async fn a_closed_broker_takes_its_bindings_along() {
     broker.close().await;
     let closed = opened.next().await.unwrap_err();
     assert_eq!(closed.kind(), ServiceErrorKind::Closed);
-    until("the binding is gone", || {
+    wait_until("the binding is gone", || {
         keys(&server) == [mailbox.name.as_str()]
     })
     .await;
@@ -272,20 +272,20 @@ async fn a_closed_broker_takes_its_bindings_along() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn what_is_dropped_into_a_mailbox_has_a_time_to_live() {
+async fn mailbox_push_sets_a_time_to_live() {
     let server = RedisServer::start();
     let broker = broker(&server);
-    let post = async || {
+    let broadcast_reply = async || {
         broker
             .broadcast(&reply_exchange(), "oid", &task("1"))
             .await
-            .expect("nobody there is no error");
+            .expect("no receiver is not an error");
     };
     let ttl = |list: &str| count(&server, &["PTTL", list]);
-    // Nobody is bound.
-    post().await;
+    // Without a binding.
+    broadcast_reply().await;
     assert!(keys(&server).is_empty());
-    // As clients of kombu's are, whose list comes with its first message.
+    // Bound as kombu's clients are; the first message creates the list.
     for list in ["new", "short", "long", "ever"] {
         let member = format!("oid\x06\x16\x06\x16{list}");
         server.command(&["SADD", BINDINGS, &member]);
@@ -300,15 +300,15 @@ async fn what_is_dropped_into_a_mailbox_has_a_time_to_live() {
             server.command(&["PEXPIRE", list, ttl]);
         }
     }
-    // A durable queue is no mailbox.
+    // A durable queue is not a mailbox.
     for set in [BINDINGS, "_kombu.binding_permanent.reply.celery.pidbox"] {
         server.command(&["SADD", set, "oid\x06\x16\x06\x16tasks"]);
     }
-    post().await;
+    broadcast_reply().await;
     assert!((9_000..=10_000).contains(&ttl("new")), "{}", ttl("new"));
     assert!((9_000..=10_000).contains(&ttl("short")), "{}", ttl("short"));
     assert!(ttl("long") > 90_000);
-    assert_eq!(ttl("ever"), -1, "somebody's list keeps what is in it");
+    assert_eq!(ttl("ever"), -1, "a list without a time to live keeps none");
     for (list, messages) in [
         ("new", 1),
         ("short", 2),
@@ -322,7 +322,7 @@ async fn what_is_dropped_into_a_mailbox_has_a_time_to_live() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_mailbox_at_a_headers_exchange_is_refused() {
+async fn mailbox_on_a_headers_exchange_is_unsupported() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let headers = Exchange::new("h", ExchangeKind::Headers);
@@ -333,7 +333,7 @@ async fn a_mailbox_at_a_headers_exchange_is_refused() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_reply_wakes_its_reader() {
+async fn reply_wakes_its_reader() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let mailbox = Mailbox::control("oid.reply.celery.pidbox", reply_exchange(), "oid");
@@ -342,22 +342,22 @@ async fn a_reply_wakes_its_reader() {
     for number in 0..20 {
         let id = number.to_string();
         let (received, ()) = tokio::join!(next(&mut *opened), async {
-            // The reader finds nothing first.
+            // The reader finds the list empty first.
             tokio::task::yield_now().await;
             send(&broker, &mailbox.name, &[&id]).await;
         });
         assert_eq!(received, id);
     }
-    // Without being told it looks once a second.
+    // Without notifications it polls once a second.
     assert!(
         started.elapsed() < Duration::from_secs(5),
-        "it was not told"
+        "it was not notified"
     );
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn the_list_of_a_client_that_died_dies_too() {
+async fn mailbox_of_a_dead_client_expires() {
     let server = RedisServer::start();
     let options = server.url();
     let mut mailbox = Mailbox::control("oid.reply.celery.pidbox", reply_exchange(), "oid");
@@ -367,7 +367,7 @@ async fn the_list_of_a_client_that_died_dies_too() {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let broker = broker_at(&options, &json!({}));
         let opened = runtime.block_on(broker.subscribe(&dying)).unwrap();
-        // Nothing of it runs any more, so that nothing is closed.
+        // Its tasks end here, so the mailbox is not closed.
         runtime.shutdown_background();
         opened
     });
@@ -375,10 +375,10 @@ async fn the_list_of_a_client_that_died_dies_too() {
     let broker = broker(&server);
     let list = mailbox.name.as_str();
     let ttl = || count(&server, &["PTTL", list]);
-    // As Python replies, and as we do.
+    // A reply of Python, then one of this crate.
     server.command(&["LPUSH", list, "late"]);
     assert!((1..=1_000).contains(&ttl()), "{}", ttl());
-    until("the list is gone", || ttl() == -2).await;
+    wait_until("the list is gone", || ttl() == -2).await;
     broker
         .broadcast(&reply_exchange(), "oid", &task("later"))
         .await

@@ -1,4 +1,4 @@
-//! Servers that die, fall silent or come back.
+//! Servers that crash, stop answering or restart.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -9,12 +9,13 @@ use serde_json::json;
 use test_servers::RedisServer;
 
 use crate::support::{
-    LIMIT, ack, broker, broker_with, consumer, held, id, receive_one, send, task, waiting,
+    LIMIT, ack, all, broker, broker_with, consumer, id, queued_count, receive_one, send, task,
+    unacked_count,
 };
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_killed_server_fails_calls_at_once_and_serves_them_when_back() {
+async fn killed_server_fails_calls_until_it_restarts() {
     let server = RedisServer::builder().append_only().start();
     let broker = broker(&server);
     let consumer = consumer(&broker, &["q"]).await;
@@ -25,17 +26,17 @@ async fn a_killed_server_fails_calls_at_once_and_serves_them_when_back() {
         let error = publish_one(&broker, "x").await.unwrap_err();
         assert!(error.is_transient(), "{error}");
         server.restart();
-        // No connection from before is handed out.
+        // The pool returns no old connection.
         publish_one(&broker, &round.to_string())
             .await
             .expect("the server is back");
     }
     let error = consumer.receive(1).await.unwrap_err();
     assert!(error.is_transient(), "{error}");
-    // What it had taken is still noted, and settled on a new connection.
-    assert_eq!((waiting(&server, "q"), held(&server)), (3, 1));
+    // Its delivery is still unacked, and is settled on a new connection.
+    assert_eq!((queued_count(&server, "q"), unacked_count(&server)), (3, 1));
     ack(&*consumer, &delivery).await;
-    assert_eq!(held(&server), 0);
+    assert_eq!(unacked_count(&server), 0);
 }
 
 async fn publish_one(broker: &RedisBroker, id: &str) -> Result<(), celery_runtime::ServiceError> {
@@ -48,7 +49,7 @@ async fn publish_one(broker: &RedisBroker, id: &str) -> Result<(), celery_runtim
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn nothing_is_lost_when_the_server_is_killed_in_mid_use() {
+async fn server_killed_during_use_loses_no_message() {
     let server = RedisServer::builder().append_only().start();
     let broker = broker(&server);
     let sending = tokio::spawn(publish_until_sent(broker.clone(), 300));
@@ -62,7 +63,7 @@ async fn nothing_is_lost_when_the_server_is_killed_in_mid_use() {
             continue;
         };
         work(&server, &*consumer, &mut done, &mut kills).await;
-        // What the dead connection held: as if the timeout had passed.
+        // Expire the deliveries of the dead connection.
         for tag in server.command(&["HKEYS", "unacked"]).texts() {
             server.command(&["ZADD", "unacked_index", "1000", &tag]);
         }
@@ -76,8 +77,8 @@ async fn nothing_is_lost_when_the_server_is_killed_in_mid_use() {
     assert!((0..300).all(|number| done.contains(&number.to_string())));
 }
 
-/// Works until the connection breaks or everything is done; kills the server
-/// now and then.
+/// Settles deliveries until the connection breaks or all are done, and kills the
+/// server from time to time.
 async fn work(
     server: &RedisServer,
     consumer: &dyn Consumer,
@@ -85,7 +86,7 @@ async fn work(
     kills: &mut usize,
 ) {
     while done.len() < 300 {
-        let Ok(Ok(taken)) = tokio::time::timeout(LIMIT, consumer.receive(7)).await else {
+        let Ok(Ok(received)) = tokio::time::timeout(LIMIT, consumer.receive(7)).await else {
             return;
         };
         if *kills < 5 && done.len() > 40 * *kills {
@@ -93,9 +94,9 @@ async fn work(
             server.kill();
             server.restart();
         }
-        for delivery in taken {
+        for delivery in received {
             let settled = [celery_runtime::Settlement::Ack(delivery.tag.clone())];
-            if consumer.settle(&settled).await.is_ok() {
+            if all(consumer.settle(&settled).await).is_ok() {
                 done.insert(id(&delivery));
             }
         }
@@ -113,7 +114,7 @@ async fn publish_until_sent(broker: RedisBroker, count: usize) {
 #[tokio::test]
 #[cfg(unix)]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_silent_server_is_noticed_by_everybody() {
+async fn silent_server_times_out_every_call() {
     let server = RedisServer::start();
     let broker = broker_with(&server, &json!({"socket_timeout": 0.5}));
     let consumer = consumer(&broker, &["q"]).await;
@@ -144,13 +145,13 @@ async fn a_silent_server_is_noticed_by_everybody() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn every_waiting_consumer_hears_of_a_broken_connection() {
+async fn broken_connection_fails_a_waiting_consumer() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let consumer = consumer(&broker, &["q"]).await;
     let waiting = Arc::clone(&consumer);
     let receiving = tokio::spawn(async move { waiting.receive(1).await });
-    crate::support::until("it is connected", || {
+    crate::support::wait_until("it is connected", || {
         server
             .command(&["CLIENT", "LIST"])
             .text()
@@ -169,11 +170,11 @@ async fn every_waiting_consumer_hears_of_a_broken_connection() {
 #[tokio::test]
 #[cfg(unix)]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn what_a_silent_server_took_later_is_found_by_the_next_consumer() {
+async fn unconfirmed_fetch_is_recovered_by_the_next_consumer() {
     let server = RedisServer::start();
     let broker = broker_with(&server, &json!({"socket_timeout": 0.5}));
     let late = consumer(&broker, &["q", "r"]).await;
-    // A server that does not know the script does nothing at first.
+    // Load the script, so that the paused server executes the fetch later.
     send(&broker, "q", &["0"]).await;
     ack(&*late, &receive_one(&*late).await).await;
     send(&broker, "q", &["1", "2", "3"]).await;
@@ -181,13 +182,13 @@ async fn what_a_silent_server_took_later_is_found_by_the_next_consumer() {
     let error = late.receive(2).await.unwrap_err();
     assert_eq!(error.kind(), ServiceErrorKind::TimedOut, "{error}");
     server.resume();
-    // Nobody was told of what it took.
-    crate::support::until("it takes them", || held(&server) == 2).await;
+    // The tags of these deliveries are unknown to any consumer.
+    crate::support::wait_until("it has executed the fetch", || unacked_count(&server) == 2).await;
     drop(late);
 
     let next = consumer(&broker, &["q", "r"]).await;
 
-    let taken = crate::support::receive(&*next, 3).await;
-    assert_eq!(crate::support::ids(&taken), ["1", "2", "3"]);
-    assert_eq!(held(&server), 3);
+    let received = crate::support::receive(&*next, 3).await;
+    assert_eq!(crate::support::ids(&received), ["1", "2", "3"]);
+    assert_eq!(unacked_count(&server), 3);
 }

@@ -1,4 +1,4 @@
-//! Publishing: which key, what is in it, what is refused.
+//! Publishing: keys, envelopes, errors.
 
 use std::sync::Arc;
 
@@ -10,12 +10,13 @@ use serde_json::{Value, json};
 use test_servers::RedisServer;
 
 use crate::support::{
-    broker, broker_with, consumer, count, ids, keys, receive, send, task, urgent, waiting,
+    broker, broker_with, consumer, count, ids, keys, queued_count, receive, send, task,
+    task_with_priority,
 };
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_batch_lands_in_order_as_kombus_envelopes() {
+async fn batch_is_stored_in_order_as_kombu_envelopes() {
     let server = RedisServer::start();
     let broker = broker(&server);
     send(&broker, "celery", &["one", "two"]).await;
@@ -40,11 +41,11 @@ async fn a_batch_lands_in_order_as_kombus_envelopes() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn priorities_have_lists_of_their_own() {
+async fn each_priority_step_has_its_own_list() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let batch: Vec<_> = [0, 2, 3, 8, 9]
-        .map(|priority| Publication::to_queue(urgent("id", priority), "q"))
+        .map(|priority| Publication::to_queue(task_with_priority("id", priority), "q"))
         .into();
     for outcome in broker.publish(&batch).await {
         outcome.unwrap();
@@ -62,7 +63,7 @@ async fn priorities_have_lists_of_their_own() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn named_exchanges_follow_their_bindings() {
+async fn named_exchange_routes_by_its_bindings() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let topic = |name, key| Queue::new(name).bound_to(Exchange::topic("logs"), key);
@@ -81,16 +82,16 @@ async fn named_exchanges_follow_their_bindings() {
     ];
     let outcomes = broker.publish(&batch).await;
 
-    assert_eq!(waiting(&server, "errors"), 1);
-    assert_eq!(waiting(&server, "all"), 2);
-    assert_eq!(waiting(&server, "images"), 1);
+    assert_eq!(queued_count(&server, "errors"), 1);
+    assert_eq!(queued_count(&server, "all"), 2);
+    assert_eq!(queued_count(&server, "images"), 1);
     let kinds: Vec<_> = outcomes
         .iter()
         .map(|o| o.as_ref().err().map(|e| e.kind()))
         .collect();
     let unroutable = Some(ServiceErrorKind::Unroutable);
     assert_eq!(kinds, [None, None, None, unroutable, unroutable]);
-    // What kombu writes for the same declaration.
+    // kombu writes the same members for this declaration.
     let members = server
         .command(&["SMEMBERS", "_kombu.binding.media"])
         .texts();
@@ -103,10 +104,10 @@ async fn named_exchanges_follow_their_bindings() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_key_of_another_type_is_refused_with_advice() {
+async fn key_of_wrong_type_is_an_error_with_remedy() {
     let server = RedisServer::start();
     let broker = broker(&server);
-    server.command(&["SET", "celery", "somebody's"]);
+    server.command(&["SET", "celery", "foreign"]);
 
     let batch = [
         Publication::to_queue(task("1"), "celery"),
@@ -123,7 +124,7 @@ async fn a_key_of_another_type_is_refused_with_advice() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn every_key_has_the_prefix() {
+async fn global_keyprefix_applies_to_every_key() {
     let server = RedisServer::start();
     let broker = broker_with(&server, &json!({"global_keyprefix": "shop:"}));
     broker.declare(&Queue::new("celery")).await.unwrap();
@@ -144,7 +145,7 @@ async fn every_key_has_the_prefix() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn the_body_survives_the_server() {
+async fn binary_body_is_unchanged_on_the_server() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let mut message = task("1");
@@ -162,7 +163,7 @@ async fn the_body_survives_the_server() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_queue_that_is_meant_is_bound_first_and_once() {
+async fn declare_queue_binds_the_queue_once() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let queue = Queue::new("errors")
@@ -176,21 +177,21 @@ async fn a_queue_that_is_meant_is_bound_first_and_once() {
     };
     send("logs", "disk.error").await.unwrap();
     send("alarms", "red").await.unwrap();
-    assert_eq!(waiting(&server, "errors"), 2);
+    assert_eq!(queued_count(&server, "errors"), 2);
     assert_eq!(count(&server, &["SCARD", "_kombu.binding.logs"]), 1);
     assert_eq!(count(&server, &["SCARD", "_kombu.binding.alarms"]), 1);
     let error = send("logs", "disk.full").await.unwrap_err();
     assert_eq!(error.kind(), ServiceErrorKind::Unroutable);
 
-    // As after a restart of a server that keeps nothing.
+    // As after a restart of a server without persistence.
     server.command(&["FLUSHALL"]);
     send("logs", "disk.error").await.unwrap();
-    assert_eq!(waiting(&server, "errors"), 1);
+    assert_eq!(queued_count(&server, "errors"), 1);
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn the_anonymous_exchange_needs_no_declaration() {
+async fn anonymous_exchange_needs_no_declaration() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let queue = Arc::new(Queue::new("q"));
@@ -201,7 +202,7 @@ async fn the_anonymous_exchange_needs_no_declaration() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_queue_that_cannot_be_declared_fails_its_own_messages_only() {
+async fn failed_declaration_fails_only_its_own_messages() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let headers = Exchange::new("h", ExchangeKind::Headers);

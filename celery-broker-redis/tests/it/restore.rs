@@ -1,15 +1,16 @@
-//! Giving to others what dead workers held.
+//! Restoring the deliveries of dead workers.
 
 use celery_runtime::{Broker, Content, Exchange, Queue};
 use serde_json::{Value, json};
 use test_servers::RedisServer;
 
 use crate::support::{
-    broker, broker_with, consumer, count, held, id, receive_one, send, until, waiting,
+    broker, broker_with, consumer, count, id, queued_count, receive_one, send, unacked_count,
+    wait_until,
 };
 
-/// An entry as kombu writes it, with the tag that the sender chose.
-fn kombus_entry(exchange: &str, routing_key: &str) -> String {
+/// An entry as kombu writes it, with the tag that the producer chose.
+fn kombu_entry(exchange: &str, routing_key: &str) -> String {
     json!([
         {
             "body": "W1tdLCB7fSwge31d",
@@ -28,21 +29,25 @@ fn kombus_entry(exchange: &str, routing_key: &str) -> String {
     .to_string()
 }
 
-fn abandon(server: &RedisServer, tag: &str, entry: &str) {
+fn add_expired_entry(server: &RedisServer, tag: &str, entry: &str) {
     server.command(&["HSET", "unacked", tag, entry]);
     server.command(&["ZADD", "unacked_index", "1000", tag]);
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn an_abandoned_delivery_is_next_in_its_queue() {
+async fn expired_delivery_is_restored_to_the_head_of_its_queue() {
     let server = RedisServer::start();
     let broker = broker(&server);
     send(&broker, "q", &["held", "waiting"]).await;
     let dead = consumer(&broker, &["q"]).await;
     let delivery = receive_one(&*dead).await;
     dead.close().await.unwrap();
-    assert_eq!(broker.restore_abandoned().await.unwrap(), 0, "not yet");
+    assert_eq!(
+        broker.restore_abandoned().await.unwrap(),
+        0,
+        "the timeout has not passed"
+    );
     server.command(&["ZADD", "unacked_index", "1000", delivery.tag.as_str()]);
 
     assert_eq!(broker.restore_abandoned().await.unwrap(), 1);
@@ -57,10 +62,10 @@ async fn an_abandoned_delivery_is_next_in_its_queue() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_new_consumer_sweeps_by_itself() {
+async fn new_consumer_restores_automatically() {
     let server = RedisServer::start();
     let broker = broker(&server);
-    abandon(&server, "kombus-tag", &kombus_entry("", "q"));
+    add_expired_entry(&server, "kombus-tag", &kombu_entry("", "q"));
     let consumer = consumer(&broker, &["q"]).await;
     let delivery = receive_one(&*consumer).await;
     assert_eq!(id(&delivery), "from-python");
@@ -69,12 +74,12 @@ async fn a_new_consumer_sweeps_by_itself() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn kombus_entries_keep_everything_and_follow_bindings() {
+async fn restored_kombu_entry_keeps_its_content_and_follows_bindings() {
     let server = RedisServer::start();
     let broker = broker(&server);
     let queue = Queue::new("q").bound_to(Exchange::direct("media"), "image");
     broker.declare(&queue).await.unwrap();
-    abandon(&server, "kombus-tag", &kombus_entry("media", "image"));
+    add_expired_entry(&server, "kombus-tag", &kombu_entry("media", "image"));
 
     assert_eq!(broker.restore_abandoned().await.unwrap(), 1);
 
@@ -86,39 +91,39 @@ async fn kombus_entries_keep_everything_and_follow_bindings() {
     assert_eq!(envelope["properties"]["delivery_tag"], "kombus-tag");
     assert_eq!(envelope["properties"]["reply_to"], "r");
     assert_eq!(envelope["body"], "W1tdLCB7fSwge31d");
-    assert_eq!(held(&server), 0);
+    assert_eq!(unacked_count(&server), 0);
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_message_that_leads_nowhere_is_kept() {
+async fn restored_message_without_binding_is_kept() {
     let server = RedisServer::start();
     let broker = broker(&server);
-    abandon(&server, "kombus-tag", &kombus_entry("forgotten", "key"));
+    add_expired_entry(&server, "kombus-tag", &kombu_entry("forgotten", "key"));
     assert_eq!(broker.restore_abandoned().await.unwrap(), 1);
-    assert_eq!(waiting(&server, "key"), 1);
+    assert_eq!(queued_count(&server, "key"), 1);
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn garbage_among_the_entries_strands_nothing() {
+async fn malformed_entry_does_not_block_the_restore() {
     let server = RedisServer::start();
     let broker = broker(&server);
     for (number, garbage) in ["not json", "[]", "{}", "[5,\"\",\"q\"]", ""]
         .iter()
         .enumerate()
     {
-        abandon(&server, &format!("bad-{number}"), garbage);
+        add_expired_entry(&server, &format!("bad-{number}"), garbage);
     }
-    abandon(&server, "kombus-tag", &kombus_entry("", "q"));
+    add_expired_entry(&server, "kombus-tag", &kombu_entry("", "q"));
     server.command(&["ZADD", "unacked_index", "1000", "tag-without-entry"]);
 
     assert_eq!(broker.restore_abandoned().await.unwrap(), 6);
 
-    assert_eq!(held(&server), 0);
-    assert_eq!(waiting(&server, "q"), 1);
+    assert_eq!(unacked_count(&server), 0);
+    assert_eq!(queued_count(&server, "q"), 1);
     assert_eq!(count(&server, &["HLEN", "celery.dead.raw"]), 5);
-    // Whoever consumes that queue is handed the garbage.
+    // A consumer of that queue receives the malformed entries.
     let consumer = consumer(&broker, &["celery"]).await;
     let delivery = receive_one(&*consumer).await;
     assert!(matches!(delivery.content, Content::Malformed { .. }));
@@ -126,46 +131,46 @@ async fn garbage_among_the_entries_strands_nothing() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn many_are_restored_in_one_sweep_up_to_the_limit() {
+async fn restore_stops_at_the_configured_limit() {
     let server = RedisServer::start();
     let broker = broker_with(&server, &json!({"unacked_restore_limit": 50}));
     for number in 0..70 {
-        abandon(&server, &format!("tag-{number}"), &kombus_entry("", "q"));
+        add_expired_entry(&server, &format!("tag-{number}"), &kombu_entry("", "q"));
     }
     assert_eq!(broker.restore_abandoned().await.unwrap(), 50);
-    assert_eq!((waiting(&server, "q"), held(&server)), (50, 20));
+    assert_eq!(
+        (queued_count(&server, "q"), unacked_count(&server)),
+        (50, 20)
+    );
     assert_eq!(broker.restore_abandoned().await.unwrap(), 20);
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn while_another_sweeps_nothing_is_done() {
+async fn locked_restore_does_nothing() {
     let server = RedisServer::start();
     let broker = broker(&server);
-    abandon(&server, "kombus-tag", &kombus_entry("", "q"));
-    server.command(&["SET", "unacked_mutex", "somebody's"]);
+    add_expired_entry(&server, "kombus-tag", &kombu_entry("", "q"));
+    server.command(&["SET", "unacked_mutex", "foreign"]);
     assert_eq!(broker.restore_abandoned().await.unwrap(), 0);
-    assert_eq!(
-        server.command(&["GET", "unacked_mutex"]).text(),
-        "somebody's"
-    );
-    assert_eq!(held(&server), 1);
+    assert_eq!(server.command(&["GET", "unacked_mutex"]).text(), "foreign");
+    assert_eq!(unacked_count(&server), 1);
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn the_sweep_ends_with_its_consumer() {
+async fn restore_schedule_stops_with_its_consumer() {
     let server = RedisServer::start();
     let options = json!({"unacked_restore_interval": 0.05});
     let broker = broker_with(&server, &options);
-    let sweeping = consumer(&broker, &["q"]).await;
-    abandon(&server, "first", &kombus_entry("", "q"));
-    until("it is restored", || waiting(&server, "q") == 1).await;
-    sweeping.close().await.unwrap();
-    abandon(&server, "second", &kombus_entry("", "q"));
+    let restoring = consumer(&broker, &["q"]).await;
+    add_expired_entry(&server, "first", &kombu_entry("", "q"));
+    wait_until("it is restored", || queued_count(&server, "q") == 1).await;
+    restoring.close().await.unwrap();
+    add_expired_entry(&server, "second", &kombu_entry("", "q"));
     assert_eq!(
         broker.restore_abandoned().await.unwrap(),
         1,
-        "nobody was faster"
+        "no schedule has restored it"
     );
 }

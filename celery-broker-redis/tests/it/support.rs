@@ -1,4 +1,4 @@
-//! What the tests share.
+//! Shared helpers of the tests.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,8 +12,7 @@ use celery_runtime::{
 use serde_json::{Value, json};
 use test_servers::RedisServer;
 
-/// How long anything may take that is expected to happen. No test waits for it
-/// to pass.
+/// The time limit of expected events. No test waits for it to pass.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
 pub(crate) fn broker(server: &RedisServer) -> RedisBroker {
@@ -29,7 +28,7 @@ pub(crate) fn broker_at(url: &str, options: &Value) -> RedisBroker {
     RedisBroker::new(RedisOptions::parse(url, options).expect("options"))
 }
 
-/// The message of a task whose id tells messages apart.
+/// Returns a task message with this id.
 pub(crate) fn task(id: &str) -> Message {
     let body = encode_body(Serializer::Json, &(2, 3), &(), &Embed::default()).expect("a body");
     Message::task(
@@ -39,7 +38,7 @@ pub(crate) fn task(id: &str) -> Message {
     )
 }
 
-pub(crate) fn urgent(id: &str, priority: u8) -> Message {
+pub(crate) fn task_with_priority(id: &str, priority: u8) -> Message {
     let mut message = task(id);
     message.properties.priority = Some(priority);
     message
@@ -78,10 +77,13 @@ pub(crate) async fn receive_one(consumer: &dyn Consumer) -> Delivery {
 }
 
 pub(crate) async fn ack(consumer: &dyn Consumer, delivery: &Delivery) {
-    consumer
-        .settle(&[Settlement::Ack(delivery.tag.clone())])
-        .await
-        .expect("settled");
+    let ack = [Settlement::Ack(delivery.tag.clone())];
+    all(consumer.settle(&ack).await).expect("settled");
+}
+
+/// Returns all outcomes of a batch, or its first error.
+pub(crate) fn all<T, E>(answers: Vec<Result<T, E>>) -> Result<Vec<T>, E> {
+    answers.into_iter().collect()
 }
 
 pub(crate) fn id(delivery: &Delivery) -> String {
@@ -111,8 +113,8 @@ pub(crate) fn count(server: &RedisServer, command: &[&str]) -> i64 {
     server.command(command).integer()
 }
 
-/// The messages in all four lists of a queue.
-pub(crate) fn waiting(server: &RedisServer, queue: &str) -> i64 {
+/// Returns the number of messages in the four lists of a queue.
+pub(crate) fn queued_count(server: &RedisServer, queue: &str) -> i64 {
     let lists = ["", "\x06\x163", "\x06\x166", "\x06\x169"].map(|end| format!("{queue}{end}"));
     lists
         .iter()
@@ -120,7 +122,7 @@ pub(crate) fn waiting(server: &RedisServer, queue: &str) -> i64 {
         .sum()
 }
 
-pub(crate) fn held(server: &RedisServer) -> i64 {
+pub(crate) fn unacked_count(server: &RedisServer) -> i64 {
     let entries = count(server, &["HLEN", "unacked"]);
     assert_eq!(
         entries,
@@ -130,7 +132,7 @@ pub(crate) fn held(server: &RedisServer) -> i64 {
     entries
 }
 
-/// Every key of the server, sorted, but the lock of the sweeps.
+/// Returns every key of the server, sorted, without the lock of the restore.
 pub(crate) fn keys(server: &RedisServer) -> Vec<String> {
     let mut keys = server.command(&["KEYS", "*"]).texts();
     keys.retain(|key| key != "unacked_mutex");
@@ -139,7 +141,7 @@ pub(crate) fn keys(server: &RedisServer) -> Vec<String> {
 }
 
 /// Waits until the server's state is as expected.
-pub(crate) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) async fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let waited = async {
         while !is_so() {
             tokio::time::sleep(Duration::from_millis(5)).await;

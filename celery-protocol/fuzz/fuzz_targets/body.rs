@@ -1,8 +1,8 @@
-//! Bodies of both protocols, and the signatures in them level by level.
+//! Bodies of protocol 2, and the signatures in them level by level.
 
 #![no_main]
 
-use celery_protocol::{Body, Raw, Serializer, Signature, encode_body};
+use celery_protocol::{Body, Raw, Serializer, WireSignature, encode_body};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -17,7 +17,7 @@ fuzz_target!(|data: &[u8]| {
     let Ok(raw) = Raw::read(serializer, data) else {
         return;
     };
-    walk(&raw);
+    read_levels(&raw);
     let Ok(body) = Body::read(&raw) else { return };
     for signatures in [
         body.embed.callbacks(),
@@ -27,21 +27,22 @@ fuzz_target!(|data: &[u8]| {
         signatures
             .into_iter()
             .flatten()
-            .for_each(|signature| walk(&signature.kwargs));
+            .for_each(|signature| read_levels(&signature.kwargs));
     }
     let (Ok(args), Ok(kwargs)) = (body.args.to_value(), body.kwargs.to_value()) else {
         return;
     };
     if let Ok(written) = encode_body(serializer, &args, &kwargs, &body.embed) {
-        let raw = Raw::read(serializer, &written).expect("what was written is read");
-        Body::read(&raw).expect("what was written is a body");
+        let raw = Raw::read(serializer, &written).expect("an encoded body is read");
+        Body::read(&raw).expect("an encoded body is a body");
     }
 });
 
-/// Follows the first signature of each level down.
-fn walk(raw: &Raw<'_>) {
+/// Reads a signature and the signature in its keyword arguments, level by
+/// level.
+fn read_levels(raw: &Raw<'_>) {
     let mut raw = raw.clone();
-    while let Ok(signature) = Signature::read(&raw) {
+    while let Ok(signature) = WireSignature::read(&raw) {
         let _ = (signature.is_compound(), signature.option("task_id"));
         raw = signature.kwargs;
     }

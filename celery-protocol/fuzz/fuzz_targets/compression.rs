@@ -1,4 +1,5 @@
-//! Every decompressor keeps to its limit, and gives back what was compressed.
+//! Every decompressor respects its limit, and decompression restores the
+//! compressed bytes.
 
 #![no_main]
 

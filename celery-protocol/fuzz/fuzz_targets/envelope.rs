@@ -1,4 +1,4 @@
-//! An envelope from the queue is read as a worker reads it.
+//! An envelope is decoded as in a worker, and encoded again.
 
 #![no_main]
 
@@ -38,6 +38,6 @@ fuzz_target!(|data: &[u8]| {
     let Ok(written) = kombu::encode(&message, route, "tag") else {
         return;
     };
-    let again = kombu::decode(&written.into()).expect("what was written is read");
+    let again = kombu::decode(&written.into()).expect("an encoded envelope is decoded");
     assert_eq!(again.body, message.body);
 });

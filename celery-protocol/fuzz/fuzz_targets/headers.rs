@@ -16,7 +16,7 @@ fuzz_target!(|data: &[u8]| {
         let task = task.into_owned();
         let sent = Headers::from_task(task.clone());
         let mut text = Vec::new();
-        // An extra header that is malformed inside is noticed only here.
+        // An extra header with malformed content is detected only here.
         if sent.write_json(&mut text).is_ok()
             && let Ok(read) = Headers::from_json(text.into())
             && let Ok(Some(again)) = read.task()

@@ -1,4 +1,4 @@
-//! JSON values: what is read is written, and reads the same.
+//! Round trip of JSON values.
 
 #![no_main]
 
@@ -22,14 +22,16 @@ fuzz_target!(|data: &[u8]| {
     };
     let again = SERIALIZER
         .decode::<Value>(&written)
-        .expect("what was written is read");
-    let rewritten = SERIALIZER.encode(&again).expect("what was read is written");
+        .expect("an encoded value is decoded");
+    let rewritten = SERIALIZER
+        .encode(&again)
+        .expect("a decoded value is encoded");
     assert_eq!(rewritten, written);
 });
 
-/// Whether a plain map has exactly the keys by which kombu knows a typed value,
-/// which nobody can tell apart once it is written. Equal keys in the input make
-/// such maps.
+/// Returns whether a value contains a plain map with exactly the keys of a
+/// typed value. Its encoded form is that of a typed value. Such maps result
+/// from equal keys in the input.
 fn looks_typed(value: &Value) -> bool {
     match value {
         Value::Array(items) => items.iter().any(looks_typed),

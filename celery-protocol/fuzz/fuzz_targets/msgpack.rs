@@ -1,4 +1,4 @@
-//! Values of one serializer: what is read is written, and reads the same.
+//! Round trip of msgpack values.
 
 #![no_main]
 
@@ -19,7 +19,9 @@ fuzz_target!(|data: &[u8]| {
     };
     let again = SERIALIZER
         .decode::<Value>(&written)
-        .expect("what was written is read");
-    let rewritten = SERIALIZER.encode(&again).expect("what was read is written");
+        .expect("an encoded value is decoded");
+    let rewritten = SERIALIZER
+        .encode(&again)
+        .expect("a decoded value is encoded");
     assert_eq!(rewritten, written);
 });

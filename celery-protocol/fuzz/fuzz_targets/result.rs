@@ -22,7 +22,7 @@ fuzz_target!(|data: &[u8]| {
     if let Ok(Some(exception)) = document.exception() {
         let _ = exception.to_string();
     }
-    // A value that is malformed inside is noticed only here.
+    // A value with malformed content is detected only here.
     if let Ok(written) = document.encode(serializer)
         && let Ok(again) = ResultDocument::decode(serializer, &written, usize::MAX)
     {

@@ -1,4 +1,4 @@
-//! Writing the body of protocol 2, and the arguments in either protocol.
+//! Encoding of the body of protocol 2, and of the arguments in both protocols.
 
 use serde::Serialize;
 
@@ -9,8 +9,8 @@ use crate::raw::Raw;
 
 /// Writes the body of protocol 2.
 ///
-/// `args` must write an array and `kwargs` a map with text keys; `()` stands
-/// for none of either.
+/// `args` must serialize to an array and `kwargs` to a map with text keys; `()`
+/// means no arguments in both.
 ///
 /// ```
 /// use celery_protocol::{Embed, Serializer, encode_body};
@@ -22,7 +22,8 @@ use crate::raw::Raw;
 ///
 /// # Errors
 ///
-/// When the arguments have another shape, or have no form in the serializer.
+/// Fails if the arguments have another shape, or if the serializer cannot
+/// represent them.
 #[inline]
 pub fn encode_body<A, K>(
     serializer: Serializer,
@@ -34,8 +35,8 @@ where
     A: Serialize + ?Sized,
     K: Serialize + ?Sized,
 {
-    let syntax = Syntax::of(serializer);
-    let mut out = Vec::with_capacity(TYPICAL_SIZE);
+    let syntax = ArraySyntax::of(serializer);
+    let mut out = Vec::with_capacity(INITIAL_CAPACITY);
     out.extend_from_slice(syntax.open);
     write_args(serializer, &mut out, args)?;
     out.extend_from_slice(syntax.separator);
@@ -46,17 +47,18 @@ where
     Ok(out)
 }
 
-/// Larger bodies grow the buffer; most calls have a few small arguments.
-pub(crate) const TYPICAL_SIZE: usize = 256;
+/// The initial capacity of the buffer for a body. Most calls have a few small
+/// arguments; the buffer grows for larger bodies.
+pub(crate) const INITIAL_CAPACITY: usize = 256;
 
-/// How an array of three is written around its elements.
-struct Syntax {
+/// The bytes around and between the three elements of a body.
+struct ArraySyntax {
     open: &'static [u8],
     separator: &'static [u8],
     close: &'static [u8],
 }
 
-impl Syntax {
+impl ArraySyntax {
     #[inline]
     fn of(serializer: Serializer) -> Self {
         match serializer {
@@ -79,7 +81,8 @@ impl Syntax {
     }
 }
 
-/// Writes positional arguments: an array, or `()` for none.
+/// Writes positional arguments, which serialize to an array, or to null if
+/// there are none.
 #[inline]
 pub(crate) fn write_args<A: Serialize + ?Sized>(
     serializer: Serializer,
@@ -90,9 +93,9 @@ pub(crate) fn write_args<A: Serialize + ?Sized>(
     serializer
         .encode_into(out, args)
         .map_err(|error| error.in_field("args"))?;
-    match Shape::of(serializer, &out[start..]) {
-        Shape::Array => Ok(()),
-        Shape::Null => {
+    match WrittenShape::of(serializer, &out[start..]) {
+        WrittenShape::Array => Ok(()),
+        WrittenShape::Null => {
             out.truncate(start);
             out.extend_from_slice(if serializer == Serializer::MsgPack {
                 b"\x90"
@@ -101,11 +104,12 @@ pub(crate) fn write_args<A: Serialize + ?Sized>(
             });
             Ok(())
         }
-        Shape::Map | Shape::Other => Err(wrong_shape("args", "an array")),
+        WrittenShape::Map | WrittenShape::Other => Err(wrong_shape("args", "an array")),
     }
 }
 
-/// Writes keyword arguments: a map with text keys, or `()` for none.
+/// Writes keyword arguments, which serialize to a map with text keys, or to
+/// null if there are none.
 #[inline]
 pub(crate) fn write_kwargs<K: Serialize + ?Sized>(
     serializer: Serializer,
@@ -116,9 +120,9 @@ pub(crate) fn write_kwargs<K: Serialize + ?Sized>(
     serializer
         .encode_into(out, kwargs)
         .map_err(|error| error.in_field("kwargs"))?;
-    match Shape::of(serializer, &out[start..]) {
-        Shape::Map => check_keys(serializer, &out[start..]),
-        Shape::Null => {
+    match WrittenShape::of(serializer, &out[start..]) {
+        WrittenShape::Map => check_keys(serializer, &out[start..]),
+        WrittenShape::Null => {
             out.truncate(start);
             out.extend_from_slice(if serializer == Serializer::MsgPack {
                 b"\x80"
@@ -127,7 +131,7 @@ pub(crate) fn write_kwargs<K: Serialize + ?Sized>(
             });
             Ok(())
         }
-        Shape::Array | Shape::Other => Err(wrong_shape("kwargs", "a map")),
+        WrittenShape::Array | WrittenShape::Other => Err(wrong_shape("kwargs", "a map")),
     }
 }
 
@@ -146,8 +150,9 @@ fn write_embed(
         .map_err(|error| error.in_field("embed"))
 }
 
-/// JSON makes a text of every key; elsewhere a number stays one, and Python
-/// would refuse it as the name of an argument.
+/// Checks that the keys of `kwargs` are texts. JSON converts every key to a
+/// text; the other serializers keep a number, and Python rejects it as the name
+/// of a parameter.
 fn check_keys(serializer: Serializer, kwargs: &[u8]) -> Result<(), EncodeError> {
     if serializer == Serializer::Json {
         return Ok(());
@@ -158,16 +163,16 @@ fn check_keys(serializer: Serializer, kwargs: &[u8]) -> Result<(), EncodeError> 
     }
 }
 
-/// What kind of value was written, told from its first byte.
+/// The kind of value that was written, determined from its first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Shape {
+enum WrittenShape {
     Null,
     Array,
     Map,
     Other,
 }
 
-impl Shape {
+impl WrittenShape {
     #[inline]
     fn of(serializer: Serializer, written: &[u8]) -> Self {
         match (serializer, written) {
@@ -186,7 +191,7 @@ impl Shape {
 
 #[cold]
 fn wrong_shape(field: &str, expected: &str) -> EncodeError {
-    EncodeError::new(format!("expected a value that is written as {expected}")).in_field(field)
+    EncodeError::new(format!("expected a value that serializes to {expected}")).in_field(field)
 }
 
 #[cfg(test)]
@@ -205,14 +210,14 @@ mod tests {
     }
 
     #[test]
-    fn unit_means_no_arguments() {
+    fn unit_arguments_are_written_as_empty() {
         assert_eq!(json((), ()).unwrap(), NO_PARAMS);
         let empty: BTreeMap<String, i64> = BTreeMap::new();
         assert_eq!(json([0; 0], empty).unwrap(), NO_PARAMS);
     }
 
     #[test]
-    fn other_shapes_are_errors() {
+    fn arguments_of_other_shapes_are_rejected() {
         let args = json("text", ()).unwrap_err();
         assert_eq!(args.field(), Some("args"));
         let kwargs = json((), [1]).unwrap_err();
@@ -221,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn every_serializer_reads_back() {
+    fn encoded_body_is_read_back_in_every_serializer() {
         for serializer in enabled() {
             let kwargs = BTreeMap::from([("y", 3)]);
             let embed = Embed {
@@ -246,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn keyword_names_must_be_text() {
+    fn keyword_argument_with_number_key_is_rejected() {
         for serializer in enabled().filter(|serializer| *serializer != Serializer::Json) {
             let kwargs = BTreeMap::from([(1, 2)]);
             let error = encode_body(serializer, &(), &kwargs, &Embed::default()).unwrap_err();
@@ -254,7 +259,7 @@ mod tests {
         }
     }
 
-    /// The serializers whose features are on.
+    /// Returns the serializers whose features are enabled.
     fn enabled() -> impl Iterator<Item = Serializer> {
         let all = [Serializer::Json, Serializer::MsgPack, Serializer::Yaml];
         all.into_iter()

@@ -1,5 +1,5 @@
-//! The serializers of task messages, by the names Celery gives them, and the
-//! list of those that a reader accepts.
+//! The serializers of task messages under their names in Celery, and the list
+//! of serializers that a reader accepts.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,51 +11,53 @@ pub(crate) mod text;
 pub(crate) mod token;
 pub(crate) mod yaml;
 
-/// How deep values may be nested that are decoded into types, which recurses.
-pub(crate) const DECODE_DEPTH: usize = 128;
+/// The maximum nesting depth of values that are decoded into types. Decoding
+/// recurses.
+pub(crate) const MAX_DECODE_DEPTH: usize = 128;
 
-/// How deep values may be nested that are only passed over, which does not
+/// The maximum nesting depth of values that are skipped. Skipping does not
 /// recurse.
-pub(crate) const SCAN_DEPTH: usize = 1000;
+pub(crate) const MAX_SCAN_DEPTH: usize = 1000;
 
-/// A way to write values as bytes, one of those that Python Celery knows.
+/// A serializer of Python Celery, which converts values to bytes and back.
 ///
-/// All of them can always be named. Using one whose cargo feature is off is an
-/// error that names the feature.
+/// Every variant exists with every combination of cargo features. Using a
+/// serializer whose feature is off returns an error that names the feature.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Serializer {
     /// `json`: JSON with kombu's typed values, Celery's default.
     #[default]
     Json,
-    /// `msgpack`: MessagePack, behind the feature `msgpack`.
+    /// `msgpack`: MessagePack, with the feature `msgpack`.
     MsgPack,
-    /// `yaml`: YAML, behind the feature `yaml`.
+    /// `yaml`: YAML, with the feature `yaml`.
     Yaml,
 }
 
-/// One row per serializer, in the order of the enum.
-struct Row {
+/// The names of one serializer. The table has one row per serializer, in the
+/// order of the enum.
+struct SerializerRow {
     serializer: Serializer,
     name: &'static str,
     content_type: &'static str,
     content_encoding: &'static str,
 }
 
-static TABLE: [Row; 3] = [
-    Row {
+static TABLE: [SerializerRow; 3] = [
+    SerializerRow {
         serializer: Serializer::Json,
         name: "json",
         content_type: "application/json",
         content_encoding: "utf-8",
     },
-    Row {
+    SerializerRow {
         serializer: Serializer::MsgPack,
         name: "msgpack",
         content_type: "application/x-msgpack",
         content_encoding: "binary",
     },
-    Row {
+    SerializerRow {
         serializer: Serializer::Yaml,
         name: "yaml",
         content_type: "application/x-yaml",
@@ -63,12 +65,13 @@ static TABLE: [Row; 3] = [
     },
 ];
 
-/// Content types that Celery knows and this crate never reads, with the reason.
-const REFUSED: [(&str, &str, &str); 2] = [
+/// Names, content types and refusal reasons of the serializers of Celery that
+/// this crate never decodes.
+const REFUSED_CONTENT: [(&str, &str, &str); 2] = [
     (
         "pickle",
         "application/x-python-serialize",
-        "pickle can run any code in the reader",
+        "unpickling can execute arbitrary code",
     ),
     (
         "auth",
@@ -78,17 +81,18 @@ const REFUSED: [(&str, &str, &str); 2] = [
 ];
 
 impl Serializer {
-    /// The name in Celery's settings: `json`, `msgpack` or `yaml`.
+    /// Returns the name in Celery's settings: `json`, `msgpack` or `yaml`.
     pub fn name(self) -> &'static str {
         self.row().name
     }
 
-    /// The content type of messages written by it.
+    /// Returns the content type of messages in this serializer.
     pub fn content_type(self) -> &'static str {
         self.row().content_type
     }
 
-    /// The content encoding of messages written by it: `utf-8` or `binary`.
+    /// Returns the content encoding of messages in this serializer: `utf-8` or
+    /// `binary`.
     pub fn content_encoding(self) -> &'static str {
         self.row().content_encoding
     }
@@ -109,9 +113,10 @@ impl Serializer {
     ///
     /// # Errors
     ///
-    /// When the value has no form in this serializer (an integer beyond 64
-    /// bits in msgpack, a map whose keys are maps), when its own `Serialize`
-    /// fails, or when the serializer's feature is off.
+    /// Fails if the serializer cannot represent the value (an integer beyond 64
+    /// bits in msgpack, a map whose keys are maps), if the `Serialize`
+    /// implementation of the value fails, or if the feature of the serializer
+    /// is off.
     pub fn encode<T: Serialize + ?Sized>(self, value: &T) -> Result<Vec<u8>, EncodeError> {
         let mut out = Vec::with_capacity(128);
         self.encode_into(&mut out, value)?;
@@ -122,7 +127,8 @@ impl Serializer {
     ///
     /// # Errors
     ///
-    /// As [`encode`](Self::encode). What was written up to then stays in `out`.
+    /// Fails in the cases of [`encode`](Self::encode). The bytes written before
+    /// the error stay in `out`.
     #[inline]
     pub fn encode_into<T: Serialize + ?Sized>(
         self,
@@ -137,14 +143,14 @@ impl Serializer {
         .map_err(|error| error.in_content_type(self.content_type()))
     }
 
-    /// Reads a value from bytes, borrowing from them where the type allows it
-    /// (YAML never lends).
+    /// Decodes a value from bytes, and borrows from them where the type allows
+    /// it. YAML values are never borrowed.
     ///
     /// # Errors
     ///
-    /// When the bytes are malformed, nested deeper than 128 levels, followed by
-    /// more bytes or not what `T` expects, or when the serializer's feature is
-    /// off.
+    /// Fails if the bytes are malformed, nested deeper than 128 levels or
+    /// followed by more bytes, if `T` expects another value, or if the feature
+    /// of the serializer is off.
     #[inline]
     pub fn decode<'de, T: Deserialize<'de>>(self, bytes: &'de [u8]) -> Result<T, DecodeError> {
         match self {
@@ -155,12 +161,13 @@ impl Serializer {
         .map_err(|error| error.in_content_type(self.content_type()))
     }
 
-    fn row(self) -> &'static Row {
+    fn row(self) -> &'static SerializerRow {
         &TABLE[self as usize]
     }
 }
 
-/// The serializers whose messages are read, Celery's `accept_content`.
+/// The set of serializers whose messages are accepted: Celery's
+/// `accept_content`.
 ///
 /// ```
 /// use celery_protocol::{Accept, Serializer};
@@ -173,17 +180,17 @@ impl Serializer {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Accept {
-    /// Indexed by the serializer's place in the table.
+    /// Indexed by the position of the serializer in the table.
     accepted: [bool; TABLE.len()],
 }
 
 impl Accept {
-    /// JSON alone, Celery's default.
+    /// Creates a set that contains only JSON, Celery's default.
     pub fn json() -> Self {
         Self::of([Serializer::Json])
     }
 
-    /// Exactly the given serializers.
+    /// Creates a set of exactly the given serializers.
     pub fn of(serializers: impl IntoIterator<Item = Serializer>) -> Self {
         let mut accepted = [false; TABLE.len()];
         for serializer in serializers {
@@ -192,40 +199,41 @@ impl Accept {
         Self { accepted }
     }
 
-    /// The serializers with the given names or content types, as
-    /// `accept_content` lists them.
+    /// Creates a set of the serializers with the given names or content types,
+    /// as in the setting `accept_content`.
     ///
     /// # Errors
     ///
-    /// When an entry is unknown, or is one that is never read, as `pickle`.
+    /// Fails if an entry is unknown, or if it names a serializer that is never
+    /// decoded, such as `pickle`.
     pub fn from_names<I>(names: I) -> Result<Self, DecodeError>
     where
         I: IntoIterator<Item: AsRef<str>>,
     {
         let mut accept = Self::of([]);
         for name in names {
-            let serializer = named(name.as_ref())?;
+            let serializer = serializer_named(name.as_ref())?;
             accept.accepted[serializer as usize] = true;
         }
         Ok(accept)
     }
 
-    /// Whether messages of this serializer are read.
+    /// Returns whether messages in this serializer are accepted.
     pub fn contains(&self, serializer: Serializer) -> bool {
         self.accepted[serializer as usize]
     }
 
-    /// The serializer of a content type, if it is accepted.
+    /// Returns the serializer of a content type, if it is accepted.
     ///
     /// # Errors
     ///
-    /// When it is not. [`DecodeError::is_refused`] is true then, and
-    /// [`DecodeError::content_type`] names the type.
+    /// Fails if the content type is not accepted. [`DecodeError::is_refused`]
+    /// is then true, and [`DecodeError::content_type`] returns the type.
     #[inline]
     pub fn check(&self, content_type: &str) -> Result<Serializer, DecodeError> {
         match Serializer::from_content_type(content_type) {
             Some(serializer) if self.contains(serializer) => Ok(serializer),
-            _ => Err(refusal(content_type)),
+            _ => Err(refused_error(content_type)),
         }
     }
 }
@@ -236,33 +244,36 @@ impl Default for Accept {
     }
 }
 
-fn named(name: &str) -> Result<Serializer, DecodeError> {
+fn serializer_named(name: &str) -> Result<Serializer, DecodeError> {
     let found = Serializer::from_name(name).or_else(|| Serializer::from_content_type(name));
     if let Some(serializer) = found {
         return Ok(serializer);
     }
-    match REFUSED.iter().find(|row| row.0 == name || row.1 == name) {
+    match REFUSED_CONTENT
+        .iter()
+        .find(|row| row.0 == name || row.1 == name)
+    {
         Some((_, content_type, reason)) => Err(DecodeError::refused(content_type, reason)),
         None => Err(DecodeError::unknown("serializer", name)),
     }
 }
 
 #[cold]
-fn refusal(content_type: &str) -> DecodeError {
-    let reason = match REFUSED.iter().find(|row| row.1 == content_type) {
+fn refused_error(content_type: &str) -> DecodeError {
+    let reason = match REFUSED_CONTENT.iter().find(|row| row.1 == content_type) {
         Some((.., reason)) => reason,
         None => "not in the accept-list",
     };
     DecodeError::refused(content_type, reason)
 }
 
-/// The error of a serializer whose feature is off.
+/// Returns the error for a serializer or compression whose feature is off.
 #[allow(dead_code, reason = "unused when every feature is on")]
 pub(crate) fn decode_feature_off(what: &'static str, feature: &'static str) -> DecodeError {
     DecodeErrorKind::FeatureOff { what, feature }.into()
 }
 
-/// The error of a serializer whose feature is off.
+/// Returns the error for a serializer or compression whose feature is off.
 #[allow(dead_code, reason = "unused when every feature is on")]
 pub(crate) fn encode_feature_off(what: &'static str, feature: &'static str) -> EncodeError {
     EncodeErrorKind::FeatureOff { what, feature }.into()
@@ -273,7 +284,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn table_follows_the_enum() {
+    fn serializer_table_has_the_order_of_the_enum() {
         for (index, row) in TABLE.iter().enumerate() {
             assert_eq!(row.serializer as usize, index);
             assert_eq!(Serializer::from_name(row.name), Some(row.serializer));
@@ -285,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn only_listed_content_is_accepted() {
+    fn content_type_outside_accept_list_is_refused() {
         let accept = Accept::from_names(["json", "application/x-yaml"]).unwrap();
         assert_eq!(accept, Accept::of([Serializer::Json, Serializer::Yaml]));
         assert_eq!(accept.check("application/x-yaml"), Ok(Serializer::Yaml));
@@ -296,7 +307,7 @@ mod tests {
 
     #[test]
     fn pickle_and_auth_are_refused_by_name() {
-        for (name, content_type, _) in REFUSED {
+        for (name, content_type, _) in REFUSED_CONTENT {
             assert!(Accept::from_names([name]).unwrap_err().is_refused());
             let error = Accept::json().check(content_type).unwrap_err();
             assert_eq!(error.content_type(), Some(content_type));

@@ -1,43 +1,47 @@
-//! Names by which the types of this crate recognise its readers and writers.
+//! Newtype names by which the types, readers and writers of this crate
+//! recognise each other.
 //!
-//! serde's data model has no integers beyond 128 bits, no typed values of
-//! kombu and no undecoded spans. Where such a value meets a reader or writer of
-//! this crate, it is wrapped in a newtype struct with one of these names, and
-//! the content tells the rest. No Rust type can have such a name, so nothing
-//! from outside is mistaken for one.
+//! serde's data model has no integers beyond 128 bits, no typed values of kombu
+//! and no undecoded spans. These are called special values here. To pass one to
+//! a reader or writer of this crate, its type wraps it in a newtype struct with
+//! one of these names; the content of the newtype is the value. The names
+//! contain a `$`, which no name of a Rust type does, so a foreign newtype is
+//! never mistaken for a special value.
 
-/// Asks a reader for a [`Value`](crate::Value), nothing lost.
+/// Requests a lossless [`Value`](crate::Value) from a reader.
 pub(crate) const VALUE: &str = "$celery::Value";
 
-/// Asks a reader for the span of the next value as a [`Raw`](crate::Raw).
+/// Requests the span of the next value from a reader, as a [`Raw`](crate::Raw).
 pub(crate) const RAW: &str = "$celery::Raw";
 
-/// Hands a writer a JSON text.
+/// Passes a JSON text to a writer.
 pub(crate) const RAW_JSON: &str = "$celery::RawJson";
 
-/// Hands a writer one value in msgpack.
+/// Passes one msgpack value to a writer.
 pub(crate) const RAW_MSGPACK: &str = "$celery::RawMsgPack";
 
-/// Hands a writer the digits of an integer.
+/// Passes the digits of an integer to a writer.
 pub(crate) const BIG_INT: &str = "$celery::BigInt";
 
-/// The first byte of every name, to tell them from others quickly.
-const MARK: u8 = b'$';
+/// The first byte of every token name, which makes the check for one cheap.
+const TOKEN_PREFIX: u8 = b'$';
 
-/// Whether a newtype struct with this name may be one of ours.
+/// Returns whether the name of a newtype struct may be a token of this crate.
 #[inline]
 pub(crate) fn is_token(name: &str) -> bool {
-    name.as_bytes().first() == Some(&MARK)
+    name.as_bytes().first() == Some(&TOKEN_PREFIX)
 }
 
-/// What a reader delivers through `visit_enum` when it was asked for
-/// [`VALUE`] or [`RAW`] and the data model has no method for it. The index
-/// travels as `u64`, which no foreign format uses to name a variant.
-pub(crate) mod delivered {
+/// Variant indices with which a reader passes a special value to `visit_enum`,
+/// when the type requested [`VALUE`] or [`RAW`] and serde has no visitor method
+/// for the value. The index is a `u64`, which no foreign format uses to
+/// identify a variant.
+pub(crate) mod tag {
     /// The digits of an integer beyond 64 bits.
     pub(crate) const BIG_INT: u64 = 0;
     /// The text of a JSON value.
     pub(crate) const RAW_JSON: u64 = 1;
-    /// The text of an extended value; its kind's place in the table is added.
+    /// The text of an extended value. The index of its kind is added to this
+    /// number.
     pub(crate) const EXTENDED: u64 = 16;
 }

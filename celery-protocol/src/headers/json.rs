@@ -1,30 +1,31 @@
-//! Headers as a JSON text, and where in it each of them is.
+//! Headers as a JSON text with an index of the entries.
 
 use std::borrow::Cow;
 
 use bytes::Bytes;
 use serde::Deserialize;
 
-use crate::codec::json::{self, Kind, Name, Reader};
+use crate::codec::json::{self, JsonReader, KeyMatch, ValueKind};
+use crate::cow_str::CowStr;
 use crate::error::{DecodeError, DecodeErrorKind};
 use crate::raw::Raw;
 use crate::task_headers::{Header, TaskHeaders, TimeLimits};
-use crate::text::Text;
 
 /// The text of a JSON object with an index of its entries.
 ///
-/// The end of the text is only found by passing over every entry, so their
-/// places are noted on the way, and nothing is looked for twice.
+/// Finding the end of the text requires skipping every entry, so their
+/// positions are recorded at the same time, and later lookups do not scan the
+/// text again.
 #[derive(Clone, Debug)]
 pub(crate) struct JsonHeaders {
     text: Bytes,
-    index: Index,
+    index: HeaderIndex,
 }
 
 impl JsonHeaders {
-    /// Takes a text that is one JSON object and nothing else.
+    /// Indexes a text that contains exactly one JSON object.
     pub(super) fn read(text: &Bytes) -> Result<Box<Self>, DecodeError> {
-        let mut reader = Reader::new(json::text(text)?);
+        let mut reader = JsonReader::new(json::text(text)?);
         let read = if reader.at_map() {
             Self::read_next(&mut reader, text).and_then(|headers| {
                 reader.end()?;
@@ -36,11 +37,12 @@ impl JsonHeaders {
         read.map_err(|error| json::in_json(error.at_byte(reader.offset())))
     }
 
-    /// Reads the JSON object that comes next in `text`, which the reader reads.
-    /// The index is large enough to be filled where it stays.
+    /// Indexes the JSON object at the position of the reader, whose text is
+    /// `text`. The index is large, so it is filled in its final place on the
+    /// heap.
     #[inline]
     pub(crate) fn read_next(
-        reader: &mut Reader<'_>,
+        reader: &mut JsonReader<'_>,
         text: &Bytes,
     ) -> Result<Box<Self>, DecodeError> {
         if u32::try_from(text.len()).is_err() {
@@ -51,7 +53,7 @@ impl JsonHeaders {
         let start = reader.offset();
         let mut headers = Box::new(Self {
             text: Bytes::new(),
-            index: Index::default(),
+            index: HeaderIndex::default(),
         });
         headers.index.read(reader, start)?;
         headers.text = text.slice(start..reader.offset());
@@ -66,9 +68,9 @@ impl JsonHeaders {
         self.index.count == 0
     }
 
-    /// The value of one header. The last one wins, as in Python's dict.
+    /// Returns the value of one header. The last one wins, as in Python's dict.
     pub(super) fn find(&self, name: &str) -> Result<Option<Raw<'_>>, DecodeError> {
-        if let Some(header) = Header::named(name) {
+        if let Some(header) = Header::from_name(name) {
             return self.find_known(header);
         }
         for entry in self.index.others.iter().rev() {
@@ -80,24 +82,24 @@ impl JsonHeaders {
         Ok(None)
     }
 
-    /// The value of one of Celery's own headers.
+    /// Returns the value of a header that Celery defines.
     #[inline]
     pub(super) fn find_known(&self, header: Header) -> Result<Option<Raw<'_>>, DecodeError> {
         match self.index.kinds[header as usize] {
-            Kind::None => Ok(None),
+            ValueKind::Absent => Ok(None),
             _ => json::text(self.index.known[header as usize].of(&self.text))
                 .map(|text| Some(Raw::json(text))),
         }
     }
 
-    /// The headers of a task; `None` when `task` is missing.
+    /// Returns the headers of a task, or `None` if `task` is missing.
     #[inline]
     pub(super) fn task(&self) -> Result<Option<TaskHeaders<'_>>, DecodeError> {
-        if let Kind::None = self.index.kinds[Header::Task as usize] {
+        if let ValueKind::Absent = self.index.kinds[Header::Task as usize] {
             return Ok(None);
         }
         let text = json::text(&self.text)?;
-        Known {
+        KnownHeaders {
             text,
             index: &self.index,
         }
@@ -106,18 +108,18 @@ impl JsonHeaders {
     }
 }
 
-/// Celery's own headers, once the text is known to be one.
+/// The headers that Celery defines, with the text already checked to be UTF-8.
 #[derive(Clone, Copy)]
-struct Known<'a> {
+struct KnownHeaders<'a> {
     text: &'a str,
-    index: &'a Index,
+    index: &'a HeaderIndex,
 }
 
-impl<'a> Known<'a> {
+impl<'a> KnownHeaders<'a> {
     #[inline]
     fn task(self) -> Result<TaskHeaders<'a>, DecodeError> {
-        if let Kind::None = self.kind(Header::Id) {
-            return Err(DecodeError::new("a task message must have one").in_field("id"));
+        if let ValueKind::Absent = self.kind(Header::Id) {
+            return Err(DecodeError::new("a task message must have this header").in_field("id"));
         }
         Ok(TaskHeaders {
             lang: self.text_of(Header::Lang)?.unwrap_or_default(),
@@ -132,7 +134,8 @@ impl<'a> Known<'a> {
             timelimit: self.limits()?,
             root_id: self.text_of(Header::RootId)?,
             parent_id: self.text_of(Header::ParentId)?,
-            // What cannot be read of the two is not worth failing the task.
+            // Both are only for display, so an unreadable one does not fail the
+            // task.
             argsrepr: self.text_of(Header::ArgsRepr).unwrap_or_default(),
             kwargsrepr: self.text_of(Header::KwargsRepr).unwrap_or_default(),
             origin: self.text_of(Header::Origin)?,
@@ -146,11 +149,11 @@ impl<'a> Known<'a> {
     }
 
     #[inline]
-    fn kind(self, header: Header) -> Kind {
+    fn kind(self, header: Header) -> ValueKind {
         self.index.kinds[header as usize]
     }
 
-    /// The text of a value, empty if there is none.
+    /// Returns the JSON text of a value, empty if the header is absent.
     #[inline]
     fn value(self, header: Header) -> &'a str {
         let Span { start, end } = self.index.known[header as usize];
@@ -160,19 +163,19 @@ impl<'a> Known<'a> {
     #[inline]
     fn text_of(self, header: Header) -> Result<Option<Cow<'a, str>>, DecodeError> {
         match self.kind(header) {
-            Kind::None | Kind::Null => Ok(None),
-            Kind::PlainText => {
+            ValueKind::Absent | ValueKind::Null => Ok(None),
+            ValueKind::PlainText => {
                 let Span { start, end } = self.index.known[header as usize];
                 let within = start as usize + 1..end as usize - 1;
                 Ok(Some(Cow::Borrowed(&self.text[within])))
             }
-            Kind::Other => self.odd_text_of(header),
+            ValueKind::Other => self.decoded_text_of(header),
         }
     }
 
-    fn odd_text_of(self, header: Header) -> Result<Option<Cow<'a, str>>, DecodeError> {
-        let text: Option<Text<'a>> = self.decode(header)?;
-        Ok(text.map(|Text(text)| text))
+    fn decoded_text_of(self, header: Header) -> Result<Option<Cow<'a, str>>, DecodeError> {
+        let text: Option<CowStr<'a>> = self.decode(header)?;
+        Ok(text.map(|CowStr(text)| text))
     }
 
     #[inline]
@@ -186,7 +189,7 @@ impl<'a> Known<'a> {
     #[inline]
     fn decode<T: Deserialize<'a>>(self, header: Header) -> Result<Option<T>, DecodeError> {
         match self.kind(header) {
-            Kind::None | Kind::Null => Ok(None),
+            ValueKind::Absent | ValueKind::Null => Ok(None),
             _ => match json::read_text(self.value(header)) {
                 Ok(value) => Ok(Some(value)),
                 Err(error) => Err(error.in_field(header.name())),
@@ -194,7 +197,7 @@ impl<'a> Known<'a> {
         }
     }
 
-    /// A number that is mostly zero.
+    /// Returns a number. Most numbers in headers are zero.
     #[inline]
     fn count(self, header: Header) -> Result<u32, DecodeError> {
         match self.value(header) {
@@ -214,7 +217,7 @@ impl<'a> Known<'a> {
     #[inline]
     fn limits(self) -> Result<TimeLimits, DecodeError> {
         match self.value(Header::TimeLimit) {
-            // By far the most are like this.
+            // Most messages have no time limits.
             "[null, null]" | "[null,null]" => Ok(TimeLimits::default()),
             _ => Ok(self.decode(Header::TimeLimit)?.unwrap_or_default()),
         }
@@ -223,7 +226,7 @@ impl<'a> Known<'a> {
     #[inline]
     fn raw(self, header: Header) -> Option<Raw<'a>> {
         match self.kind(header) {
-            Kind::None | Kind::Null => None,
+            ValueKind::Absent | ValueKind::Null => None,
             _ => Some(Raw::json(self.value(header))),
         }
     }
@@ -239,48 +242,49 @@ impl<'a> Known<'a> {
     }
 }
 
-/// Where the entries of an object are, counted from its start.
+/// The positions of the entries of an object, relative to its start.
 #[derive(Clone, Debug, Default)]
-struct Index {
-    /// The values of Celery's own headers, in the order of their table.
+struct HeaderIndex {
+    /// The values of the headers that Celery defines, in the order of their
+    /// table.
     known: [Span; Header::COUNT],
-    /// What those values are.
-    kinds: [Kind; Header::COUNT],
-    /// The other entries, from their key on.
+    /// The kinds of those values.
+    kinds: [ValueKind; Header::COUNT],
+    /// The other entries, each with key and value.
     others: Vec<Span>,
     count: usize,
 }
 
-impl Index {
+impl HeaderIndex {
     #[inline]
-    fn read(&mut self, reader: &mut Reader<'_>, origin: usize) -> Result<(), DecodeError> {
-        let mut place = 0;
+    fn read(&mut self, reader: &mut JsonReader<'_>, origin: usize) -> Result<(), DecodeError> {
+        let mut position = 0;
         reader.entries(|reader| {
-            let usual = Header::table().get(place..).unwrap_or_default();
-            reader.skip_usual(usual, |header, value, kind| {
+            let remaining = Header::table().get(position..).unwrap_or_default();
+            reader.skip_common_entries(remaining, |header, value, kind| {
                 self.known[header as usize] = Span::new(value.start - origin, value.end - origin);
                 self.kinds[header as usize] = kind;
                 self.count += 1;
-                place += 1;
+                position += 1;
             });
             let start = reader.offset() - origin;
-            let name = reader.name_near(Header::table(), &mut place)?;
+            let name = reader.expected_key(Header::table(), &mut position)?;
             let (value, kind) = reader.skip()?;
             let end = reader.offset() - origin;
             self.count += 1;
             match name {
-                Name::Known(header) => {
+                KeyMatch::Known(header) => {
                     self.known[header as usize] = Span::new(value - origin, end);
                     self.kinds[header as usize] = kind;
                 }
-                Name::Other(_) => self.others.push(Span::new(start, end)),
+                KeyMatch::Other(_) => self.others.push(Span::new(start, end)),
             }
             Ok(())
         })
     }
 }
 
-/// A part of the text, which is shorter than 4 GiB.
+/// A range of the text, which is shorter than 4 GiB.
 #[derive(Clone, Copy, Debug, Default)]
 struct Span {
     start: u32,

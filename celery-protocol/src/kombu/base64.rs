@@ -1,15 +1,15 @@
-//! Base64 as the bodies inside envelopes are in.
+//! The base64 encoding of bodies in envelopes.
 
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use base64::{DecodeSliceError, Engine as _, alphabet};
 
-/// Python writes padding and does not insist on it when it reads.
+/// Python writes padding and does not require it when reading.
 const ENGINE: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// Writes bytes at the end of `out`.
+/// Encodes bytes and appends the text to `out`.
 pub(super) fn encode(bytes: &[u8], out: &mut Vec<u8>) {
     let start = out.len();
     out.resize(start + bytes.len().div_ceil(3) * 4, 0);
@@ -17,11 +17,11 @@ pub(super) fn encode(bytes: &[u8], out: &mut Vec<u8>) {
     debug_assert_eq!(written, Ok(out.len() - start));
 }
 
-/// Decodes into exactly the memory that is needed.
+/// Decodes a text into a vector of exactly the required size.
 ///
-/// Most bodies are too short for what the library does to be fast on long
-/// texts, so groups of four digits are looked up here; the library has the
-/// last group, with its padding, and everything that is wrong.
+/// The library is optimised for long texts, and most bodies are short, so
+/// groups of four digits are decoded here with a lookup table. The library
+/// decodes the last group, with its padding, and every text that has an error.
 pub(super) fn decode(text: &str) -> Result<Vec<u8>, DecodeSliceError> {
     let digits = text.trim_end_matches('=').len();
     let mut bytes = vec![0; digits / 4 * 3 + digits % 4 * 3 / 4];
@@ -45,7 +45,7 @@ pub(super) fn decode(text: &str) -> Result<Vec<u8>, DecodeSliceError> {
     Ok(bytes)
 }
 
-/// Decodes groups of four digits, and says whether all of them were digits.
+/// Decodes groups of four digits, and returns whether all bytes were digits.
 fn decode_groups(groups: &[[u8; 4]], out: &mut [[u8; 3]]) -> bool {
     let mut seen = 0;
     for (&[a, b, c, d], out) in groups.iter().zip(out) {
@@ -60,10 +60,10 @@ fn decode_groups(groups: &[[u8; 4]], out: &mut [[u8; 3]]) -> bool {
     seen & NO_DIGIT == 0
 }
 
-/// Set in what stands for a byte that is no digit.
+/// The bit that the table sets for a byte that is not a digit.
 const NO_DIGIT: u32 = 1 << 31;
 
-/// What each byte stands for at each place of a group.
+/// The value of each byte at each position of a group.
 static DIGITS: [[u32; 256]; 4] = digits();
 
 const fn digits() -> [[u32; 256]; 4] {
@@ -71,10 +71,10 @@ const fn digits() -> [[u32; 256]; 4] {
     let mut digits = [[NO_DIGIT; 256]; 4];
     let mut value = 0;
     while value < ALPHABET.len() {
-        let mut place = 0;
-        while place < digits.len() {
-            digits[place][ALPHABET[value] as usize] = (value as u32) << (18 - 6 * place);
-            place += 1;
+        let mut position = 0;
+        while position < digits.len() {
+            digits[position][ALPHABET[value] as usize] = (value as u32) << (18 - 6 * position);
+            position += 1;
         }
         value += 1;
     }
@@ -85,7 +85,7 @@ const fn digits() -> [[u32; 256]; 4] {
 mod tests {
     use super::*;
 
-    /// What the library alone makes of it.
+    /// Decodes with the library only.
     fn by_library(text: &str) -> Result<Vec<u8>, String> {
         let digits = text.trim_end_matches('=').len();
         let mut bytes = vec![0; digits / 4 * 3 + digits % 4 * 3 / 4];
@@ -95,38 +95,41 @@ mod tests {
         Ok(bytes)
     }
 
-    fn by_us(text: &str) -> Result<Vec<u8>, String> {
+    fn by_this_module(text: &str) -> Result<Vec<u8>, String> {
         decode(text).map_err(|error| error.to_string())
     }
 
     #[test]
-    fn every_length_survives() {
+    fn every_length_is_decoded_back() {
         let bytes: Vec<u8> = (0..=255).collect();
         for length in 0..bytes.len() {
             let mut text = Vec::new();
             encode(&bytes[..length], &mut text);
             let text = String::from_utf8(text).unwrap();
-            assert_eq!(by_us(&text).unwrap(), &bytes[..length]);
-            assert_eq!(by_us(text.trim_end_matches('=')).unwrap(), &bytes[..length]);
+            assert_eq!(by_this_module(&text).unwrap(), &bytes[..length]);
+            assert_eq!(
+                by_this_module(text.trim_end_matches('=')).unwrap(),
+                &bytes[..length]
+            );
         }
     }
 
     #[test]
-    fn what_is_wrong_is_what_the_library_says() {
+    fn malformed_text_gives_the_error_of_the_library() {
         let good = "QUJDREVGR0hJSktM";
         for byte in (0..128).map(char::from) {
-            for place in 0..=good.len() {
+            for position in 0..=good.len() {
                 let mut text = good.to_owned();
-                text.insert(place, byte);
-                assert_eq!(by_us(&text), by_library(&text), "{text}");
-                text.remove(place + usize::from(place < good.len()));
-                assert_eq!(by_us(&text), by_library(&text), "{text}");
+                text.insert(position, byte);
+                assert_eq!(by_this_module(&text), by_library(&text), "{text}");
+                text.remove(position + usize::from(position < good.len()));
+                assert_eq!(by_this_module(&text), by_library(&text), "{text}");
             }
         }
         for text in [
             "", "=", "==", "A", "A=", "AA=A", "QQ==QQ==", "QQ======", "QUJD=", "QUJD====",
         ] {
-            assert_eq!(by_us(text), by_library(text), "{text}");
+            assert_eq!(by_this_module(text), by_library(text), "{text}");
         }
     }
 }

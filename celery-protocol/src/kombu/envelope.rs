@@ -1,4 +1,4 @@
-//! The envelope itself.
+//! Encoding and decoding of the envelope.
 
 use std::borrow::Cow;
 
@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use crate::codec::Serializer;
-use crate::codec::json::{self, Name, Reader, Spelling};
+use crate::codec::json::{self, EncodedKey, JsonReader, KeyMatch};
 use crate::error::{DecodeError, EncodeError};
 use crate::headers::{Headers, JsonHeaders};
 use crate::kombu::base64;
@@ -14,30 +14,30 @@ use crate::kombu::properties::EnvelopeProperties;
 use crate::message::{Message, Properties};
 use crate::value::Value;
 
-/// Where a message is sent to.
+/// The destination of a message.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Route<'a> {
     /// The exchange; empty for the default one.
     pub exchange: &'a str,
-    /// The routing key; the queue's name on the default exchange.
+    /// The routing key; on the default exchange, the name of the queue.
     pub routing_key: &'a str,
 }
 
-/// Writes a message as kombu's envelope, into one buffer.
+/// Encodes a message as an envelope of kombu.
 ///
-/// `delivery_tag` must be unique among all messages: it is the key under which
-/// consumers note that they hold the message.
+/// `delivery_tag` must be unique among all messages: consumers record an
+/// unacknowledged message under this key.
 ///
 /// # Errors
 ///
-/// When a header or property has no form in JSON.
+/// Fails if JSON cannot represent a header or property.
 pub fn encode(
     message: &Message,
     route: Route<'_>,
     delivery_tag: &str,
 ) -> Result<Vec<u8>, EncodeError> {
     let properties = &message.properties;
-    let mut out = Writer::new(&message.body);
+    let mut out = EnvelopeWriter::new(&message.body);
     out.raw("{\"body\":\"").base64(&message.body).raw("\"");
     out.member(",\"content-encoding\":", &properties.content_encoding)?;
     out.member(",\"content-type\":", &properties.content_type)?;
@@ -50,10 +50,10 @@ pub fn encode(
     Ok(out.buffer)
 }
 
-/// In Python's order. kombu's consumers need `delivery_info`, `priority` and
-/// `delivery_tag` to be there.
+/// Writes the properties in Python's order. kombu's consumers require
+/// `delivery_info`, `priority` and `delivery_tag`.
 fn write_properties(
-    out: &mut Writer,
+    out: &mut EnvelopeWriter,
     properties: &Properties,
     route: Route<'_>,
     delivery_tag: &str,
@@ -65,7 +65,7 @@ fn write_properties(
     out.member(",\"reply_to\":", &properties.reply_to)?;
     out.member(
         ",\"delivery_mode\":",
-        &properties.delivery_mode.unwrap_or(PERSISTENT),
+        &properties.delivery_mode.unwrap_or(DELIVERY_MODE_PERSISTENT),
     )?;
     if let Some(expiration) = &properties.expiration {
         out.member(",\"expiration\":", expiration)?;
@@ -90,17 +90,18 @@ fn write_properties(
     Ok(())
 }
 
-const PERSISTENT: u8 = 2;
+const DELIVERY_MODE_PERSISTENT: u8 = 2;
 
-struct Writer {
+/// A buffer with the methods to write an envelope.
+struct EnvelopeWriter {
     buffer: Vec<u8>,
 }
 
-impl Writer {
+impl EnvelopeWriter {
     fn new(body: &[u8]) -> Self {
-        // Names, headers and properties of a usual task, and the body.
-        const AROUND: usize = 1024;
-        let buffer = Vec::with_capacity(AROUND + body.len().div_ceil(3) * 4);
+        // The size of the names, headers and properties of a typical task.
+        const OVERHEAD: usize = 1024;
+        let buffer = Vec::with_capacity(OVERHEAD + body.len().div_ceil(3) * 4);
         Self { buffer }
     }
 
@@ -114,7 +115,7 @@ impl Writer {
         self
     }
 
-    /// Writes what comes before a value, and the value.
+    /// Writes the text before a value, and the value.
     fn member<T: Serialize + ?Sized>(
         &mut self,
         before: &str,
@@ -124,33 +125,33 @@ impl Writer {
         Serializer::Json.encode_into(&mut self.buffer, value)
     }
 
-    /// Writes an entry of a map; names that are no text have no place in JSON.
+    /// Writes an entry of a map. JSON requires that the name is a text.
     fn entry(&mut self, name: &Value, value: &Value) -> Result<(), EncodeError> {
         let Some(name) = name.as_str() else {
-            return Err(EncodeError::new("expected names that are texts"));
+            return Err(EncodeError::new("the name of a property must be a text"));
         };
         self.member(",", name)?;
         self.member(":", value)
     }
 }
 
-/// Reads an envelope.
+/// Decodes an envelope.
 ///
-/// Headers stay a piece of `raw`; so does a body that is not encoded. What
-/// other producers do differently is read too: `correlationId` and `replyTo`, no
-/// `delivery_info`, no encodings. Unknown properties are kept, unknown entries
-/// beside `properties` are not.
+/// The headers share the memory of `raw`, and so does a body without body
+/// encoding. Envelopes of other producers are accepted: with `correlationId`
+/// and `replyTo`, without `delivery_info`, without encodings. Unknown
+/// properties are preserved, unknown entries beside `properties` are dropped.
 ///
 /// # Errors
 ///
-/// When the envelope is malformed or has no body.
+/// Fails if the envelope is malformed or has no body.
 pub fn decode(raw: &Bytes) -> Result<Message, DecodeError> {
     let mut envelope = Envelope::default();
     if let Err(error) = envelope.read(raw) {
         return Err(error.in_field("envelope"));
     }
     let Some(body) = envelope.body else {
-        return Err(DecodeError::new("a message must have one").in_field("envelope.body"));
+        return Err(DecodeError::new("an envelope must have this entry").in_field("envelope.body"));
     };
     let EnvelopeProperties {
         properties,
@@ -178,7 +179,7 @@ fn decode_body(
         Some("base64") => match base64::decode(&body) {
             Ok(bytes) => Ok(bytes.into()),
             Err(error) => Err(failed(DecodeError::malformed(format!(
-                "bad base64: {error}"
+                "invalid base64: {error}"
             )))),
         },
         None => Ok(match body {
@@ -189,7 +190,7 @@ fn decode_body(
     }
 }
 
-/// The entries of an envelope; what is decoded is what is small.
+/// The entries of an envelope. The body and the headers are not decoded.
 #[derive(Default)]
 struct Envelope<'a> {
     body: Option<Cow<'a, str>>,
@@ -199,9 +200,9 @@ struct Envelope<'a> {
     properties: EnvelopeProperties<'a>,
 }
 
-/// The entries that Python writes.
+/// The entries of an envelope that Python writes.
 #[derive(Clone, Copy)]
-enum Entry {
+enum EnvelopeEntry {
     Body,
     ContentEncoding,
     ContentType,
@@ -209,31 +210,41 @@ enum Entry {
     Properties,
 }
 
-/// In Python's order.
-static NAMES: [(Spelling, Entry); 5] = [
-    (Spelling::new("\"body\":"), Entry::Body),
+/// The keys of the entries, in Python's order.
+static NAMES: [(EncodedKey, EnvelopeEntry); 5] = [
+    (EncodedKey::new("\"body\":"), EnvelopeEntry::Body),
     (
-        Spelling::new("\"content-encoding\":"),
-        Entry::ContentEncoding,
+        EncodedKey::new("\"content-encoding\":"),
+        EnvelopeEntry::ContentEncoding,
     ),
-    (Spelling::new("\"content-type\":"), Entry::ContentType),
-    (Spelling::new("\"headers\":"), Entry::Headers),
-    (Spelling::new("\"properties\":"), Entry::Properties),
+    (
+        EncodedKey::new("\"content-type\":"),
+        EnvelopeEntry::ContentType,
+    ),
+    (EncodedKey::new("\"headers\":"), EnvelopeEntry::Headers),
+    (
+        EncodedKey::new("\"properties\":"),
+        EnvelopeEntry::Properties,
+    ),
 ];
 
 impl<'a> Envelope<'a> {
     #[inline]
     fn read(&mut self, raw: &'a Bytes) -> Result<(), DecodeError> {
-        let mut reader = Reader::new(json::text(raw)?);
-        let mut place = 0;
+        let mut reader = JsonReader::new(json::text(raw)?);
+        let mut position = 0;
         let read = reader.entries(|reader| {
-            match reader.name_near(&NAMES, &mut place)? {
-                Name::Known(Entry::Body) => self.body = reader.text()?,
-                Name::Known(Entry::ContentType) => self.content_type = reader.text()?,
-                Name::Known(Entry::ContentEncoding) => self.content_encoding = reader.text()?,
-                Name::Known(Entry::Headers) => self.headers = read_headers(reader, raw)?,
-                Name::Known(Entry::Properties) => self.properties.read(reader)?,
-                Name::Other(_) => {
+            match reader.expected_key(&NAMES, &mut position)? {
+                KeyMatch::Known(EnvelopeEntry::Body) => self.body = reader.text()?,
+                KeyMatch::Known(EnvelopeEntry::ContentType) => self.content_type = reader.text()?,
+                KeyMatch::Known(EnvelopeEntry::ContentEncoding) => {
+                    self.content_encoding = reader.text()?
+                }
+                KeyMatch::Known(EnvelopeEntry::Headers) => {
+                    self.headers = read_headers(reader, raw)?
+                }
+                KeyMatch::Known(EnvelopeEntry::Properties) => self.properties.read(reader)?,
+                KeyMatch::Other(_) => {
                     reader.skip()?;
                 }
             }
@@ -244,7 +255,7 @@ impl<'a> Envelope<'a> {
     }
 }
 
-fn read_headers(reader: &mut Reader<'_>, raw: &Bytes) -> Result<Headers, DecodeError> {
+fn read_headers(reader: &mut JsonReader<'_>, raw: &Bytes) -> Result<Headers, DecodeError> {
     if reader.at_map() {
         return JsonHeaders::read_next(reader, raw).map(Headers::from_indexed_json);
     }
@@ -255,8 +266,9 @@ fn read_headers(reader: &mut Reader<'_>, raw: &Bytes) -> Result<Headers, DecodeE
     Err(DecodeError::new("expected a mapping").in_field("headers"))
 }
 
-/// Without a content type, kombu hands the body on as it is; no serializer
-/// reads it.
+/// Returns the content type of the body. Without one, kombu does not decode the
+/// body; `application/data` has the same effect here, because no serializer
+/// decodes it.
 fn content_type(found: Option<Cow<'_, str>>) -> Cow<'static, str> {
     let Some(found) = found else {
         return Cow::Borrowed("application/data");
@@ -302,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn written_in_pythons_order() {
+    fn envelope_is_written_in_pythons_order() {
         let text = String::from_utf8(encode(&message(), ROUTE, "tag-1").unwrap()).unwrap();
         let (before, after) = text.split_once("\"headers\":{").unwrap();
         assert!(before.starts_with("{\"body\":\"W1sy"), "{before}");
@@ -319,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_survives() {
+    fn message_is_read_back_from_its_envelope() {
         let mut sent = message();
         sent.properties.reply_to = Some("reply".into());
         sent.properties.expiration = Some("60000".into());
@@ -346,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn sparse_envelopes_are_read() {
+    fn envelope_with_missing_entries_is_read() {
         let message =
             read(r#"{"body": "", "headers": null, "properties": null, "other": [1]}"#).unwrap();
         assert!(message.headers.is_empty() && message.body.is_empty());
@@ -368,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_envelopes_name_the_field() {
+    fn malformed_envelope_error_names_the_field() {
         let cases = [
             ("", "envelope"),
             ("[]", "envelope"),

@@ -6,9 +6,9 @@ use serde::ser::{Serialize, Serializer as SerdeSerializer};
 /// Hard and soft time limits in seconds, the header `timelimit`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct TimeLimits {
-    /// The task is killed after this time.
+    /// The worker terminates the task after this time.
     pub hard: Option<f64>,
-    /// The task is told to stop after this time.
+    /// The worker signals the task to stop after this time.
     pub soft: Option<f64>,
 }
 
@@ -25,12 +25,13 @@ impl<'de> Deserialize<'de> for TimeLimits {
     }
 }
 
-/// Whole seconds are written as an integer, as Python writes what it was given.
+/// A number of seconds. Whole seconds are encoded as an integer, as Python
+/// encodes an `int`.
 struct Seconds(Option<f64>);
 
 impl Serialize for Seconds {
     fn serialize<S: SerdeSerializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        const EXACT: f64 = 9_007_199_254_740_992.0; // 2^53: beyond, f64 skips integers
+        const EXACT: f64 = 9_007_199_254_740_992.0; // 2^53, above which f64 cannot represent every integer
         match self.0 {
             None => serializer.serialize_none(),
             Some(seconds) if seconds.fract() == 0.0 && seconds.abs() < EXACT => {

@@ -1,4 +1,4 @@
-//! Reading headers: one loop over what is there.
+//! Deserialization of task headers.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -6,29 +6,32 @@ use std::fmt;
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
 
 use super::{Header, TaskHeaders};
+use crate::cow_str::CowStr;
 use crate::error::DecodeError;
 use crate::raw::Raw;
-use crate::text::Text;
 
-/// A mapping read as headers, before it is known to be a task's.
+/// A mapping deserialized as headers, which may lack `task` or `id`.
 #[derive(Debug)]
-pub(crate) struct Found<'a> {
+pub(crate) struct ParsedHeaders<'a> {
     pub(crate) headers: TaskHeaders<'a>,
     pub(super) has_task: bool,
     pub(super) has_id: bool,
 }
 
-impl<'a> Found<'a> {
-    /// The headers of a task; `None` when `task` is missing.
+impl<'a> ParsedHeaders<'a> {
+    /// Returns the headers of a task, or `None` if `task` is missing.
     pub(crate) fn task(self) -> Result<Option<TaskHeaders<'a>>, DecodeError> {
-        match (self.has_task, self.has_id) {
-            (true, true) => Ok(Some(self.headers)),
-            (false, _) => Ok(None),
-            (true, false) => Err(DecodeError::new("a task message must have one").in_field("id")),
+        if !self.has_task {
+            return Ok(None);
         }
+        if !self.has_id {
+            let message = "a task message must have this header";
+            return Err(DecodeError::new(message).in_field("id"));
+        }
+        Ok(Some(self.headers))
     }
 
-    /// Takes one header from the message.
+    /// Reads the value of one header.
     fn take<'de: 'a, A: MapAccess<'de>>(
         &mut self,
         header: Header,
@@ -50,7 +53,7 @@ impl<'a> Found<'a> {
             Header::Expires => headers.expires = optional_text(map)?,
             Header::Group => headers.group = optional_text(map)?,
             Header::GroupIndex => headers.group_index = map.next_value()?,
-            Header::Retries => headers.retries = optional(map)?,
+            Header::Retries => headers.retries = optional_count(map)?,
             Header::TimeLimit => headers.timelimit = map.next_value()?,
             Header::RootId => headers.root_id = optional_text(map)?,
             Header::ParentId => headers.parent_id = optional_text(map)?,
@@ -58,7 +61,7 @@ impl<'a> Found<'a> {
             Header::KwargsRepr => headers.kwargsrepr = display_text(map)?,
             Header::Origin => headers.origin = optional_text(map)?,
             Header::IgnoreResult => headers.ignore_result = map.next_value()?,
-            Header::ReplacedTaskNesting => headers.replaced_task_nesting = optional(map)?,
+            Header::ReplacedTaskNesting => headers.replaced_task_nesting = optional_count(map)?,
             Header::StampedHeaders => headers.stamped_headers = map.next_value()?,
             Header::Stamps => headers.stamps = map.next_value()?,
             Header::Compression => headers.compression = optional_text(map)?,
@@ -67,35 +70,35 @@ impl<'a> Found<'a> {
     }
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for Found<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for ParsedHeaders<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(FoundVisitor)
+        deserializer.deserialize_map(ParsedHeadersVisitor)
     }
 }
 
-struct FoundVisitor;
+struct ParsedHeadersVisitor;
 
-impl<'de> Visitor<'de> for FoundVisitor {
-    type Value = Found<'de>;
+impl<'de> Visitor<'de> for ParsedHeadersVisitor {
+    type Value = ParsedHeaders<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a mapping of headers")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut found = Found {
+        let mut found = ParsedHeaders {
             headers: TaskHeaders::unset(),
             has_task: false,
             has_id: false,
         };
-        let mut place = 0;
-        while let Some(name) = map.next_key_seed(NameNear(place))? {
+        let mut position = 0;
+        while let Some(name) = map.next_key_seed(HeaderNameSeed(position))? {
             match name {
-                Name::Known(header) => {
+                HeaderName::Known(header) => {
                     found.take(header, &mut map)?;
-                    place = header as usize + 1;
+                    position = header as usize + 1;
                 }
-                Name::Other(name) => {
+                HeaderName::Other(name) => {
                     let value = map.next_value()?;
                     found.headers.extra.push((name, value));
                 }
@@ -106,16 +109,17 @@ impl<'de> Visitor<'de> for FoundVisitor {
 }
 
 /// The name of a header.
-enum Name<'de> {
+enum HeaderName<'de> {
     Known(Header),
     Other(Cow<'de, str>),
 }
 
-/// Reads a name that is expected at this place of the table.
-struct NameNear(usize);
+/// Deserializes the name of a header. The number is the expected position in
+/// the table.
+struct HeaderNameSeed(usize);
 
-impl<'de> DeserializeSeed<'de> for NameNear {
-    type Value = Name<'de>;
+impl<'de> DeserializeSeed<'de> for HeaderNameSeed {
+    type Value = HeaderName<'de>;
 
     #[inline]
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
@@ -123,8 +127,8 @@ impl<'de> DeserializeSeed<'de> for NameNear {
     }
 }
 
-impl<'de> Visitor<'de> for NameNear {
-    type Value = Name<'de>;
+impl<'de> Visitor<'de> for HeaderNameSeed {
+    type Value = HeaderName<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the name of a header")
@@ -132,40 +136,41 @@ impl<'de> Visitor<'de> for NameNear {
 
     #[inline]
     fn visit_borrowed_str<E: Error>(self, name: &'de str) -> Result<Self::Value, E> {
-        Ok(match Header::named_near(name, self.0) {
-            Some(header) => Name::Known(header),
-            None => Name::Other(Cow::Borrowed(name)),
+        Ok(match Header::from_expected_name(name, self.0) {
+            Some(header) => HeaderName::Known(header),
+            None => HeaderName::Other(Cow::Borrowed(name)),
         })
     }
 
     fn visit_str<E: Error>(self, name: &str) -> Result<Self::Value, E> {
-        Ok(match Header::named_near(name, self.0) {
-            Some(header) => Name::Known(header),
-            None => Name::Other(Cow::Owned(name.to_owned())),
+        Ok(match Header::from_expected_name(name, self.0) {
+            Some(header) => HeaderName::Known(header),
+            None => HeaderName::Other(Cow::Owned(name.to_owned())),
         })
     }
 }
 
 fn text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Cow<'de, str>, A::Error> {
-    let Text(text) = map.next_value()?;
+    let CowStr(text) = map.next_value()?;
     Ok(text)
 }
 
 fn optional_text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Option<Cow<'de, str>>, A::Error> {
-    let text: Option<Text<'de>> = map.next_value()?;
-    Ok(text.map(|Text(text)| text))
+    let text: Option<CowStr<'de>> = map.next_value()?;
+    Ok(text.map(|CowStr(text)| text))
 }
 
-/// A text that is only shown. Python copies the lone surrogates of arguments
-/// into it; what cannot be read counts as absent, so that the task still can.
+/// Reads a text that is only for display. Python copies lone surrogates of
+/// arguments into it; an unreadable text counts as absent, so that the task can
+/// still be read.
 fn display_text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Option<Cow<'de, str>>, A::Error> {
     let raw: Raw<'de> = map.next_value()?;
-    let text = raw.decode::<Option<Text<'de>>>().unwrap_or_default();
-    Ok(text.map(|Text(text)| text))
+    let text = raw.decode::<Option<CowStr<'de>>>().unwrap_or_default();
+    Ok(text.map(|CowStr(text)| text))
 }
 
-/// A number for which other senders write null: rusty-celery's `retries`.
-fn optional<'de, A: MapAccess<'de>>(map: &mut A) -> Result<u32, A::Error> {
+/// Reads a number that may be null: rusty-celery writes `retries` as null.
+fn optional_count<'de, A: MapAccess<'de>>(map: &mut A) -> Result<u32, A::Error> {
     let number: Option<u32> = map.next_value()?;
     Ok(number.unwrap_or_default())
 }
@@ -176,7 +181,7 @@ mod tests {
     use crate::codec::Serializer;
 
     #[test]
-    fn nulls_are_read_as_unset() {
+    fn null_header_is_read_as_unset() {
         let json = br#"{"task":"t","id":"i","lang":null,"retries":null,"timelimit":null,
             "replaced_task_nesting":null,"stamps":null,"ignore_result":null,"eta":null}"#;
         let headers: TaskHeaders<'_> = Serializer::Json.decode(json).unwrap();
@@ -187,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_found_in_any_order() {
+    fn headers_are_read_in_any_order() {
         let json = br#"{"retries":3,"id":"i","mine":{"a":[1]},"lang":"py","task":"t"}"#;
         let headers: TaskHeaders<'_> = Serializer::Json.decode(json).unwrap();
         assert_eq!(
@@ -202,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn unreadable_representation_counts_as_absent() {
+    fn unreadable_argsrepr_is_read_as_absent() {
         let json = br#"{"task":"t","id":"i","argsrepr":"['\ud800']","kwargsrepr":5}"#;
         let headers: TaskHeaders<'_> = Serializer::Json.decode(json).unwrap();
         assert_eq!((headers.argsrepr, headers.kwargsrepr), (None, None));

@@ -1,4 +1,4 @@
-//! Writing headers: one field per name of the table.
+//! Serialization of task headers.
 
 use std::borrow::Cow;
 
@@ -9,9 +9,9 @@ use crate::codec::{Serializer, json};
 use crate::error::EncodeError;
 use crate::raw::Raw;
 
-/// What is written under one header.
+/// The value of one header, to be serialized.
 #[derive(Clone, Copy)]
-pub(crate) enum Field<'b> {
+pub(crate) enum HeaderValue<'b> {
     Null,
     Text(&'b str),
     Integer(i64),
@@ -21,15 +21,15 @@ pub(crate) enum Field<'b> {
     EmptyMap,
 }
 
-impl<'b> Field<'b> {
+impl<'b> HeaderValue<'b> {
     fn text(text: &'b Option<Cow<'_, str>>) -> Self {
         text.as_deref().map_or(Self::Null, Self::Text)
     }
 }
 
-impl Field<'_> {
-    /// Writes the value at the end of `out`. What most headers are needs no
-    /// serializer in JSON.
+impl HeaderValue<'_> {
+    /// Writes the value at the end of `out`. In JSON, the most frequent values
+    /// are written without a serializer.
     #[inline]
     pub(crate) fn write(
         self,
@@ -56,7 +56,7 @@ impl Field<'_> {
     }
 }
 
-impl Serialize for Field<'_> {
+impl Serialize for HeaderValue<'_> {
     fn serialize<S: SerdeSerializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Null => serializer.serialize_none(),
@@ -71,41 +71,49 @@ impl Serialize for Field<'_> {
 }
 
 impl TaskHeaders<'_> {
-    /// The headers of Celery's own that are written, in their order.
-    pub(crate) fn written(&self) -> impl Iterator<Item = (&'static str, Field<'_>)> {
+    /// Returns the headers that Celery defines and that are written, in
+    /// Python's order.
+    pub(crate) fn written(&self) -> impl Iterator<Item = (&'static str, HeaderValue<'_>)> {
         let compressed = self.compression.is_some();
         let unset = move |header| header == Header::Compression && !compressed;
         TABLE
             .iter()
             .filter(move |(_, header)| !unset(*header))
-            .map(|(_, header)| (header.name(), self.field(*header)))
+            .map(|(_, header)| (header.name(), self.header_value(*header)))
     }
 
-    pub(crate) fn field(&self, header: Header) -> Field<'_> {
+    pub(crate) fn header_value(&self, header: Header) -> HeaderValue<'_> {
         match header {
-            Header::Lang => Field::Text(&self.lang),
-            Header::Task => Field::Text(&self.task),
-            Header::Id => Field::Text(&self.id),
-            Header::Shadow => Field::text(&self.shadow),
-            Header::Eta => Field::text(&self.eta),
-            Header::Expires => Field::text(&self.expires),
-            Header::Group => Field::text(&self.group),
-            Header::GroupIndex => self.group_index.map_or(Field::Null, Field::Integer),
-            Header::Retries => Field::Integer(self.retries.into()),
-            Header::TimeLimit => Field::Limits(self.timelimit),
-            Header::RootId => Field::text(&self.root_id),
-            Header::ParentId => Field::text(&self.parent_id),
-            Header::ArgsRepr => Field::text(&self.argsrepr),
-            Header::KwargsRepr => Field::text(&self.kwargsrepr),
-            Header::Origin => Field::text(&self.origin),
-            Header::IgnoreResult => self.ignore_result.map_or(Field::Null, Field::Flag),
-            Header::ReplacedTaskNesting => Field::Integer(self.replaced_task_nesting.into()),
+            Header::Lang => HeaderValue::Text(&self.lang),
+            Header::Task => HeaderValue::Text(&self.task),
+            Header::Id => HeaderValue::Text(&self.id),
+            Header::Shadow => HeaderValue::text(&self.shadow),
+            Header::Eta => HeaderValue::text(&self.eta),
+            Header::Expires => HeaderValue::text(&self.expires),
+            Header::Group => HeaderValue::text(&self.group),
+            Header::GroupIndex => self
+                .group_index
+                .map_or(HeaderValue::Null, HeaderValue::Integer),
+            Header::Retries => HeaderValue::Integer(self.retries.into()),
+            Header::TimeLimit => HeaderValue::Limits(self.timelimit),
+            Header::RootId => HeaderValue::text(&self.root_id),
+            Header::ParentId => HeaderValue::text(&self.parent_id),
+            Header::ArgsRepr => HeaderValue::text(&self.argsrepr),
+            Header::KwargsRepr => HeaderValue::text(&self.kwargsrepr),
+            Header::Origin => HeaderValue::text(&self.origin),
+            Header::IgnoreResult => self
+                .ignore_result
+                .map_or(HeaderValue::Null, HeaderValue::Flag),
+            Header::ReplacedTaskNesting => HeaderValue::Integer(self.replaced_task_nesting.into()),
             Header::StampedHeaders => self
                 .stamped_headers
                 .as_ref()
-                .map_or(Field::Null, Field::Raw),
-            Header::Stamps => self.stamps.as_ref().map_or(Field::EmptyMap, Field::Raw),
-            Header::Compression => Field::text(&self.compression),
+                .map_or(HeaderValue::Null, HeaderValue::Raw),
+            Header::Stamps => self
+                .stamps
+                .as_ref()
+                .map_or(HeaderValue::EmptyMap, HeaderValue::Raw),
+            Header::Compression => HeaderValue::text(&self.compression),
         }
     }
 }
@@ -115,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn new_headers_are_written_as_python_writes_them() {
+    fn new_headers_are_written_in_pythons_form() {
         let headers = TaskHeaders::new("tasks.add", "id-1");
         let json = Serializer::Json.encode(&headers).unwrap();
         let expected = concat!(

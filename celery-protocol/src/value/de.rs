@@ -1,4 +1,4 @@
-//! Reading a [`Value`].
+//! Deserialization of a [`Value`].
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use serde::de::{
 
 use super::special::SpecialTag;
 use super::{BigInt, Extended, ExtendedKind, Map, Value};
-use crate::codec::token::{self, delivered};
+use crate::codec::token::{self, tag};
 
 impl<'de> Deserialize<'de> for Value {
     #[inline]
@@ -30,8 +30,8 @@ impl<'de> Deserialize<'de> for Map {
 }
 
 struct ValueVisitor {
-    /// Whether the newtype by which a [`Value`] asks for itself was entered.
-    /// A second one is an extension type of msgpack.
+    /// Whether the newtype of [`token::VALUE`] was entered. A second newtype is
+    /// an extension type of msgpack.
     entered: bool,
 }
 
@@ -102,7 +102,8 @@ impl<'de> Visitor<'de> for ValueVisitor {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Value, A::Error> {
-        // Grows with what arrives: a length that is announced may be a lie.
+        // The capacity is limited, because the declared length of a message may
+        // be false.
         let mut array = Vec::with_capacity(elements.size_hint().unwrap_or(0).min(64));
         while let Some(element) = elements.next_element()? {
             array.push(element);
@@ -121,14 +122,16 @@ impl<'de> Visitor<'de> for ValueVisitor {
     fn visit_enum<A: EnumAccess<'de>>(self, data: A) -> Result<Value, A::Error> {
         let (tag, content) = data.variant::<SpecialTag>()?;
         let SpecialTag::Ours(tag) = tag else {
-            return Err(A::Error::custom("expected any value, found a tagged one"));
+            return Err(A::Error::custom(
+                "expected any value, found an enum variant",
+            ));
         };
         let text = content.newtype_variant::<String>()?;
-        if tag == delivered::BIG_INT {
+        if tag == tag::BIG_INT {
             return Ok(BigInt::from_digits(text).into());
         }
         match tag
-            .checked_sub(delivered::EXTENDED)
+            .checked_sub(tag::EXTENDED)
             .and_then(ExtendedKind::from_index)
         {
             Some(kind) => Ok(Extended::new(kind, text).into()),

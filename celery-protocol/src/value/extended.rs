@@ -1,5 +1,5 @@
-//! Values that serde's data model has no room for: kombu's typed values and
-//! integers beyond 64 bits.
+//! Values outside serde's data model: kombu's typed values and integers beyond
+//! 64 bits.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,7 +11,7 @@ use super::Value;
 use crate::codec::token;
 use crate::error::DecodeError;
 
-/// A date, a time, a decimal number or a UUID, kept as the text that Python
+/// A date, a time, a decimal number or a UUID, stored as the text that Python
 /// wrote.
 ///
 /// JSON writes `{"__type__": "datetime", "__value__": "2030-01-02T03:04:05"}`,
@@ -35,7 +35,7 @@ pub struct Extended {
     text: String,
 }
 
-/// Which type of Python an [`Extended`] stands for.
+/// The Python type of an [`Extended`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ExtendedKind {
@@ -51,8 +51,8 @@ pub enum ExtendedKind {
     Uuid,
 }
 
-/// One row per kind in the order of the enum: kombu's name for it, and the name
-/// by which writers recognise it.
+/// One row per kind in the order of the enum, with the name in kombu and the
+/// token by which writers recognise the kind.
 static KINDS: [(ExtendedKind, &str, &str); 5] = [
     (ExtendedKind::DateTime, "datetime", "$celery::datetime"),
     (ExtendedKind::Date, "date", "$celery::date"),
@@ -62,7 +62,7 @@ static KINDS: [(ExtendedKind, &str, &str); 5] = [
 ];
 
 impl ExtendedKind {
-    /// The name in kombu's `__type__`.
+    /// Returns the name in kombu's `__type__`.
     pub fn name(self) -> &'static str {
         KINDS[self as usize].1
     }
@@ -77,7 +77,8 @@ impl ExtendedKind {
         Some(row.0)
     }
 
-    /// The place in the table, by which readers deliver it.
+    /// Returns the index in the table, which readers add to
+    /// [`token::tag::EXTENDED`].
     pub(crate) fn index(self) -> u64 {
         self as u64
     }
@@ -89,49 +90,51 @@ impl ExtendedKind {
 }
 
 impl Extended {
-    /// A `datetime.datetime` of an ISO 8601 text.
+    /// Creates a `datetime.datetime` from an ISO 8601 text.
     pub fn datetime(text: impl Into<String>) -> Self {
         Self::new(ExtendedKind::DateTime, text)
     }
 
-    /// A `datetime.date` of an ISO 8601 text.
+    /// Creates a `datetime.date` from an ISO 8601 text.
     pub fn date(text: impl Into<String>) -> Self {
         Self::new(ExtendedKind::Date, text)
     }
 
-    /// A `datetime.time` of an ISO 8601 text.
+    /// Creates a `datetime.time` from an ISO 8601 text.
     pub fn time(text: impl Into<String>) -> Self {
         Self::new(ExtendedKind::Time, text)
     }
 
-    /// A `decimal.Decimal` of its digits.
+    /// Creates a `decimal.Decimal` from its digits.
     pub fn decimal(text: impl Into<String>) -> Self {
         Self::new(ExtendedKind::Decimal, text)
     }
 
-    /// A `uuid.UUID` of its hexadecimal digits, with or without hyphens.
+    /// Creates a `uuid.UUID` from its hexadecimal digits, with or without
+    /// hyphens.
     pub fn uuid(text: impl Into<String>) -> Self {
         Self::new(ExtendedKind::Uuid, text)
     }
 
-    /// A typed value of the given kind. The text is not checked: only Python
-    /// knows what its types take.
+    /// Creates a typed value of the given kind. The text is not checked,
+    /// because the rules are those of the Python types.
     pub fn new(kind: ExtendedKind, text: impl Into<String>) -> Self {
         let mut text = text.into();
         if kind == ExtendedKind::Uuid {
-            // The form of Python's `UUID.hex`, so that equal ones are equal.
+            // The form of Python's `UUID.hex`, so that equal UUIDs have equal
+            // texts.
             text.retain(|c| c != '-');
             text.make_ascii_lowercase();
         }
         Self { kind, text }
     }
 
-    /// Which type of Python this stands for.
+    /// Returns the Python type of this value.
     pub fn kind(&self) -> ExtendedKind {
         self.kind
     }
 
-    /// The text that Python wrote.
+    /// Returns the text that Python wrote.
     pub fn as_str(&self) -> &str {
         &self.text
     }
@@ -165,23 +168,23 @@ impl<'de> Deserialize<'de> for Extended {
     }
 }
 
-/// An integer of any size, kept as its decimal digits.
+/// An integer of any size, stored as its decimal digits.
 ///
-/// Python's integers have no limit. JSON and YAML write the digits, msgpack has
-/// no form for more than 64 bits and refuses.
+/// Python's integers have no limit. JSON and YAML write the digits; msgpack
+/// supports at most 64 bits and returns an error.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct BigInt {
     digits: String,
 }
 
 impl BigInt {
-    /// The decimal digits, after a `-` if it is negative, without leading
-    /// zeros.
+    /// Returns the decimal digits, after a `-` if it is negative, without
+    /// leading zeros.
     pub fn as_str(&self) -> &str {
         &self.digits
     }
 
-    /// Digits that a reader has already checked.
+    /// Creates an integer from digits that a reader has already checked.
     pub(crate) fn from_digits(digits: String) -> Self {
         Self { digits }
     }
@@ -190,7 +193,7 @@ impl BigInt {
 impl FromStr for BigInt {
     type Err = DecodeError;
 
-    /// Reads decimal digits, after a sign if there is one.
+    /// Parses decimal digits with an optional sign.
     fn from_str(text: &str) -> Result<Self, DecodeError> {
         let (sign, digits) = match text.strip_prefix('-') {
             Some(digits) => ("-", digits),
@@ -254,7 +257,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kinds_follow_the_enum() {
+    fn kind_table_has_the_order_of_the_enum() {
         for (index, (kind, name, token)) in KINDS.iter().enumerate() {
             assert_eq!(kind.index(), index as u64);
             assert_eq!(ExtendedKind::from_index(kind.index()), Some(*kind));
@@ -264,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn big_integers_are_normalised_digits() {
+    fn big_integer_digits_are_normalised() {
         assert_eq!("+007".parse::<BigInt>().unwrap().as_str(), "7");
         assert_eq!("-000".parse::<BigInt>().unwrap().as_str(), "0");
         let digits = "-123456789012345678901234567890";
@@ -276,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn uuids_are_plain_hex() {
+    fn uuid_is_stored_as_lowercase_hex() {
         let uuid = Extended::uuid("12345678-1234-4234-8234-123456789ABC");
         assert_eq!(uuid.as_str(), "12345678123442348234123456789abc");
     }

@@ -1,20 +1,22 @@
-//! Mappings that keep their order and take any key.
+//! A mapping that preserves the order of insertion and accepts keys of any
+//! type.
 
 use std::collections::HashMap;
 use std::{slice, vec};
 
 use super::Value;
 
-/// A mapping in the order of insertion, whose keys need not be texts.
+/// A mapping in the order of insertion, whose keys may be of any type.
 ///
-/// Looking a key up walks the entries: the mappings of messages are small.
+/// A lookup compares the keys one after the other, because the mappings of
+/// messages are small.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Map {
     entries: Vec<(Value, Value)>,
 }
 
 impl Map {
-    /// A mapping without entries.
+    /// Creates an empty mapping.
     pub const fn new() -> Self {
         Self {
             entries: Vec::new(),
@@ -27,36 +29,36 @@ impl Map {
         }
     }
 
-    /// How many entries there are.
+    /// Returns the number of entries.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether there is no entry.
+    /// Returns whether the mapping has no entries.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// The value under a text key.
+    /// Returns the value under a text key.
     pub fn get(&self, key: &str) -> Option<&Value> {
         let (_, value) = self.entries.iter().find(|(k, _)| k.as_str() == Some(key))?;
         Some(value)
     }
 
-    /// The value under a text key, to be changed.
+    /// Returns a mutable reference to the value under a text key.
     pub fn get_mut(&mut self, key: &str) -> Option<&mut Value> {
         let mut entries = self.entries.iter_mut();
         let (_, value) = entries.find(|(k, _)| k.as_str() == Some(key))?;
         Some(value)
     }
 
-    /// Whether there is an entry under a text key.
+    /// Returns whether there is an entry under a text key.
     pub fn contains_key(&self, key: &str) -> bool {
         self.get(key).is_some()
     }
 
-    /// Puts a value under a key and returns the one that was there. A key that
-    /// was there keeps its place.
+    /// Sets the value of a key and returns the previous value. An existing key
+    /// keeps its position.
     pub fn insert(&mut self, key: impl Into<Value>, value: impl Into<Value>) -> Option<Value> {
         let (key, value) = (key.into(), value.into());
         match self.entries.iter_mut().find(|(k, _)| *k == key) {
@@ -68,7 +70,7 @@ impl Map {
         }
     }
 
-    /// Takes the entry under a text key out.
+    /// Removes the entry with a text key and returns its value.
     pub fn remove(&mut self, key: &str) -> Option<Value> {
         let position = self
             .entries
@@ -77,39 +79,41 @@ impl Map {
         Some(self.entries.remove(position).1)
     }
 
-    /// The entries in order.
+    /// Returns the entries in order.
     pub fn iter(&self) -> Iter<'_> {
         Iter {
             entries: self.entries.iter(),
         }
     }
 
-    /// The keys in order.
+    /// Returns the keys in order.
     pub fn keys(&self) -> impl Iterator<Item = &Value> {
         self.entries.iter().map(|(key, _)| key)
     }
 
-    /// The entries, to be changed in place.
+    /// Returns the entries as mutable references.
     #[cfg(feature = "yaml")]
     pub(crate) fn entries_mut(&mut self) -> slice::IterMut<'_, (Value, Value)> {
         self.entries.iter_mut()
     }
 
-    /// Entries of which some may have equal keys, until the mapping settles.
+    /// Creates a mapping that may have equal keys until
+    /// [`remove_duplicates`](Self::remove_duplicates) is called.
     #[cfg(feature = "yaml")]
-    pub(crate) fn unsettled(entries: Vec<(Value, Value)>) -> Self {
+    pub(crate) fn with_duplicates(entries: Vec<(Value, Value)>) -> Self {
         Self { entries }
     }
 
+    /// Keeps only the last of equal keys.
     #[cfg(feature = "yaml")]
-    pub(crate) fn settle(&mut self) {
+    pub(crate) fn remove_duplicates(&mut self) {
         *self = Self::from_entries(std::mem::take(&mut self.entries));
     }
 
-    /// Entries as they were read, where the last of equal keys wins, as in
-    /// Python.
+    /// Creates a mapping from entries in the order of a message. The last of
+    /// equal keys wins, as in Python.
     pub(crate) fn from_entries(entries: Vec<(Value, Value)>) -> Self {
-        if entries.len() <= SMALL {
+        if entries.len() <= MAX_LINEAR_ENTRIES {
             return entries.into_iter().collect();
         }
         Self {
@@ -159,7 +163,7 @@ impl<'a> IntoIterator for &'a Map {
     }
 }
 
-/// The entries of a [`Map`] in order.
+/// Iterator over the entries of a [`Map`] in order.
 #[derive(Clone, Debug)]
 pub struct Iter<'a> {
     entries: slice::Iter<'a, (Value, Value)>,
@@ -180,24 +184,27 @@ impl<'a> Iterator for Iter<'a> {
 
 impl ExactSizeIterator for Iter<'_> {}
 
-/// Up to this many entries, comparing all keys is quicker than hashing them.
-const SMALL: usize = 16;
+/// The number of entries up to which comparing all keys is faster than hashing
+/// them.
+const MAX_LINEAR_ENTRIES: usize = 16;
 
-/// Keeps the place of the first of equal keys and the value of the last.
-/// Hashes, so that a hostile mapping does not cost quadratic time.
+/// Removes duplicate keys: the position of the first and the value of the last
+/// of equal keys remain. The keys are hashed, so that a malicious mapping does
+/// not take quadratic time. The hash map is only used for lookups, so its order
+/// has no influence.
 fn without_duplicates(entries: Vec<(Value, Value)>) -> Vec<(Value, Value)> {
     let mut first = HashMap::with_capacity(entries.len());
-    let places: Vec<usize> = entries
+    let positions: Vec<usize> = entries
         .iter()
         .enumerate()
-        .map(|(place, (key, _))| *first.entry(key).or_insert(place))
+        .map(|(position, (key, _))| *first.entry(key).or_insert(position))
         .collect();
     if first.len() == entries.len() {
         return entries;
     }
     let mut kept: Vec<Option<(Value, Value)>> = Vec::with_capacity(entries.len());
-    for ((key, value), place) in entries.into_iter().zip(places) {
-        if let Some(Some(entry)) = kept.get_mut(place) {
+    for ((key, value), position) in entries.into_iter().zip(positions) {
+        if let Some(Some(entry)) = kept.get_mut(position) {
             entry.1 = value;
             kept.push(None);
         } else {
@@ -212,7 +219,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn last_of_equal_keys_wins_and_order_is_kept() {
+    fn last_of_equal_keys_wins_in_first_position() {
         for padding in [0, 40] {
             let mut entries: Vec<(Value, Value)> = vec![
                 ("a".into(), 1.into()),
@@ -230,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_come_and_go_by_text_key() {
+    fn entries_are_inserted_and_removed_by_text_key() {
         let mut map = Map::new();
         assert_eq!(map.insert("x", 1), None);
         assert_eq!(map.insert("x", 2), Some(Value::Int(1)));

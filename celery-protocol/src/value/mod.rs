@@ -1,17 +1,17 @@
-//! Any value a message can hold, for code that has no type for it.
+//! Dynamically typed values of messages.
 
+mod access;
 mod de;
+mod deserializer;
 mod extended;
 mod map;
-mod parts;
 mod ser;
-mod source;
 mod special;
 
+pub use self::deserializer::ValueDeserializer;
 pub use self::extended::{BigInt, Extended, ExtendedKind};
 pub use self::map::{Iter as MapIter, Map};
-pub use self::source::ValueDeserializer;
-pub(crate) use self::special::{SpecialAccess, SpecialTag, beyond, visit_big};
+pub(crate) use self::special::{SpecialAccess, SpecialTag, out_of_range, visit_big};
 
 use std::hash::{Hash, Hasher};
 
@@ -19,13 +19,14 @@ use serde::Serialize;
 
 use crate::error::EncodeError;
 
-/// Any value that Celery's serializers can write, nothing lost.
+/// Any value that Celery's serializers can write, without loss.
 ///
-/// It is what [`serde_json::Value`](https://docs.rs/serde_json) is to JSON,
-/// for what Python puts into messages: integers of any size, bytes, NaN and
-/// infinities, keys that are not strings, and the typed values of kombu.
+/// It corresponds to [`serde_json::Value`](https://docs.rs/serde_json),
+/// extended by the values that Python writes into messages: integers of any
+/// size, bytes, NaN and infinities, keys that are not strings, and the typed
+/// values of kombu.
 ///
-/// Two values are equal when they would be written alike: `NaN` equals `NaN`,
+/// Two values are equal if their encoded forms are equal: `NaN` equals `NaN`,
 /// and `1` differs from `1.0`.
 ///
 /// ```
@@ -53,33 +54,34 @@ pub enum Value {
     Float(f64),
     /// A text.
     Str(String),
-    /// Bytes, which JSON writes as kombu's typed value.
+    /// Bytes, which JSON encodes as a typed value of kombu.
     Bytes(Vec<u8>),
-    /// A date, a time, a decimal number or a UUID, as JSON types them.
+    /// A date, a time, a decimal number or a UUID, which JSON encodes as a
+    /// typed value of kombu.
     Extended(Extended),
-    /// A list (or a tuple, which the serializers do not tell apart).
+    /// A list or a tuple; the serializers do not distinguish them.
     Array(Vec<Self>),
     /// A mapping.
     Map(Map),
 }
 
 impl Value {
-    /// The value that any type of serde writes.
+    /// Converts any type that implements `Serialize` into a value.
     ///
     /// # Errors
     ///
-    /// When the `Serialize` of the type fails, or when a key of a map is
-    /// itself a list or a map.
+    /// Fails if the `Serialize` implementation of the type fails, or if a key
+    /// of a map is a list or a map.
     pub fn from_serialize<T: Serialize + ?Sized>(value: &T) -> Result<Self, EncodeError> {
         value.serialize(ser::ValueSerializer)
     }
 
-    /// Whether this is Python's `None`.
+    /// Returns whether this is Python's `None`.
     pub fn is_null(&self) -> bool {
         matches!(self, Self::Null)
     }
 
-    /// The boolean, if this is one.
+    /// Returns the boolean, or `None` for another type.
     pub fn as_bool(&self) -> Option<bool> {
         match self {
             Self::Bool(value) => Some(*value),
@@ -87,7 +89,7 @@ impl Value {
         }
     }
 
-    /// The integer, if this is one that fits.
+    /// Returns the integer if it fits into an `i64`.
     pub fn as_i64(&self) -> Option<i64> {
         match self {
             Self::Int(value) => Some(*value),
@@ -95,7 +97,7 @@ impl Value {
         }
     }
 
-    /// The integer, if this is one that fits.
+    /// Returns the integer if it fits into a `u64`.
     pub fn as_u64(&self) -> Option<u64> {
         match self {
             Self::Int(value) => u64::try_from(*value).ok(),
@@ -104,7 +106,7 @@ impl Value {
         }
     }
 
-    /// The number as a float, rounded if it is a large integer.
+    /// Returns a number as a float. Large integers are rounded.
     pub fn as_f64(&self) -> Option<f64> {
         match self {
             Self::Int(value) => Some(*value as f64),
@@ -115,7 +117,7 @@ impl Value {
         }
     }
 
-    /// The text, if this is one.
+    /// Returns the text, or `None` for another type.
     pub fn as_str(&self) -> Option<&str> {
         match self {
             Self::Str(text) => Some(text),
@@ -123,7 +125,7 @@ impl Value {
         }
     }
 
-    /// The bytes, if these are some.
+    /// Returns the bytes, or `None` for another type.
     pub fn as_bytes(&self) -> Option<&[u8]> {
         match self {
             Self::Bytes(bytes) => Some(bytes),
@@ -131,7 +133,7 @@ impl Value {
         }
     }
 
-    /// The elements, if this is a list.
+    /// Returns the elements of a list, or `None` for another type.
     pub fn as_array(&self) -> Option<&[Self]> {
         match self {
             Self::Array(elements) => Some(elements),
@@ -139,7 +141,7 @@ impl Value {
         }
     }
 
-    /// The mapping, if this is one.
+    /// Returns the mapping, or `None` for another type.
     pub fn as_map(&self) -> Option<&Map> {
         match self {
             Self::Map(map) => Some(map),
@@ -147,12 +149,13 @@ impl Value {
         }
     }
 
-    /// The entry of a mapping under a text key.
+    /// Returns the value under a text key of a mapping, or `None` if this is no
+    /// mapping or has no such key.
     pub fn get(&self, key: &str) -> Option<&Self> {
         self.as_map()?.get(key)
     }
 
-    /// What this is, for error messages.
+    /// Returns the name of the type, for error texts.
     pub(crate) fn describe(&self) -> &'static str {
         match self {
             Self::Null => "null",
@@ -176,7 +179,8 @@ impl PartialEq for Value {
             (Self::Int(a), Self::Int(b)) => a == b,
             (Self::UInt(a), Self::UInt(b)) => a == b,
             (Self::BigInt(a), Self::BigInt(b)) => a == b,
-            // By bits, so that what was written equals what was read.
+            // Floats are compared by their bits, so that a value equals its
+            // decoded copy.
             (Self::Float(a), Self::Float(b)) => a.to_bits() == b.to_bits(),
             (Self::Str(a), Self::Str(b)) => a == b,
             (Self::Bytes(a), Self::Bytes(b)) => a == b,
@@ -272,7 +276,8 @@ from! {
 }
 
 impl From<BigInt> for Value {
-    /// The smallest form: an integer that fits 64 bits is not left a big one.
+    /// Converts to the smallest variant: an integer that fits into 64 bits
+    /// becomes [`Value::Int`] or [`Value::UInt`].
     fn from(value: BigInt) -> Self {
         let digits = value.as_str();
         if let Ok(small) = digits.parse() {

@@ -1,4 +1,4 @@
-//! Writing a [`Value`], and making one of any type.
+//! Serialization of a [`Value`], and conversion of other types into one.
 
 use serde::ser::{
     Serialize, SerializeMap, SerializeSeq, SerializeStruct, SerializeStructVariant, SerializeTuple,
@@ -6,7 +6,7 @@ use serde::ser::{
 };
 
 use super::{BigInt, Extended, ExtendedKind, Map, Value};
-use crate::codec::text::{Content, content};
+use crate::codec::text::{NewtypeContent, newtype_content};
 use crate::codec::token;
 use crate::error::EncodeError;
 use crate::raw::Raw;
@@ -35,19 +35,19 @@ impl Serialize for Map {
     }
 }
 
-/// Makes a [`Value`] of what a type writes.
+/// Serializer that builds a [`Value`].
 pub(super) struct ValueSerializer;
 
 impl Serializer for ValueSerializer {
     type Ok = Value;
     type Error = EncodeError;
-    type SerializeSeq = Compound;
-    type SerializeTuple = Compound;
-    type SerializeTupleStruct = Compound;
-    type SerializeTupleVariant = Compound;
-    type SerializeMap = Compound;
-    type SerializeStruct = Compound;
-    type SerializeStructVariant = Compound;
+    type SerializeSeq = ValueCompound;
+    type SerializeTuple = ValueCompound;
+    type SerializeTupleStruct = ValueCompound;
+    type SerializeTupleVariant = ValueCompound;
+    type SerializeMap = ValueCompound;
+    type SerializeStruct = ValueCompound;
+    type SerializeStructVariant = ValueCompound;
 
     fn serialize_bool(self, value: bool) -> Result<Value, EncodeError> {
         Ok(value.into())
@@ -144,7 +144,7 @@ impl Serializer for ValueSerializer {
         value: &T,
     ) -> Result<Value, EncodeError> {
         if token::is_token(name) {
-            return content(value, |content| special(name, content));
+            return newtype_content(value, |content| special_value(name, content));
         }
         value.serialize(self)
     }
@@ -160,20 +160,20 @@ impl Serializer for ValueSerializer {
         Ok(Map::from_iter([(variant, content)]).into())
     }
 
-    fn serialize_seq(self, _len: Option<usize>) -> Result<Compound, EncodeError> {
-        Ok(Compound::default())
+    fn serialize_seq(self, _len: Option<usize>) -> Result<ValueCompound, EncodeError> {
+        Ok(ValueCompound::default())
     }
 
-    fn serialize_tuple(self, _len: usize) -> Result<Compound, EncodeError> {
-        Ok(Compound::default())
+    fn serialize_tuple(self, _len: usize) -> Result<ValueCompound, EncodeError> {
+        Ok(ValueCompound::default())
     }
 
     fn serialize_tuple_struct(
         self,
         _name: &'static str,
         _len: usize,
-    ) -> Result<Compound, EncodeError> {
-        Ok(Compound::default())
+    ) -> Result<ValueCompound, EncodeError> {
+        Ok(ValueCompound::default())
     }
 
     fn serialize_tuple_variant(
@@ -182,16 +182,20 @@ impl Serializer for ValueSerializer {
         _index: u32,
         variant: &'static str,
         _len: usize,
-    ) -> Result<Compound, EncodeError> {
-        Ok(Compound::of_variant(variant))
+    ) -> Result<ValueCompound, EncodeError> {
+        Ok(ValueCompound::of_variant(variant))
     }
 
-    fn serialize_map(self, _len: Option<usize>) -> Result<Compound, EncodeError> {
-        Ok(Compound::default())
+    fn serialize_map(self, _len: Option<usize>) -> Result<ValueCompound, EncodeError> {
+        Ok(ValueCompound::default())
     }
 
-    fn serialize_struct(self, _name: &'static str, _len: usize) -> Result<Compound, EncodeError> {
-        Ok(Compound::default())
+    fn serialize_struct(
+        self,
+        _name: &'static str,
+        _len: usize,
+    ) -> Result<ValueCompound, EncodeError> {
+        Ok(ValueCompound::default())
     }
 
     fn serialize_struct_variant(
@@ -200,40 +204,40 @@ impl Serializer for ValueSerializer {
         _index: u32,
         variant: &'static str,
         _len: usize,
-    ) -> Result<Compound, EncodeError> {
-        Ok(Compound::of_variant(variant))
+    ) -> Result<ValueCompound, EncodeError> {
+        Ok(ValueCompound::of_variant(variant))
     }
 }
 
-/// The value of a newtype with one of the names of [`token`].
-fn special(name: &'static str, content: Content<'_>) -> Result<Value, EncodeError> {
+/// Converts a special value. `name` is the token of its newtype, see [`token`].
+fn special_value(name: &'static str, content: NewtypeContent<'_>) -> Result<Value, EncodeError> {
     let raw = match (name, content) {
-        (token::RAW_JSON, Content::Text(text)) => Raw::json(text),
-        (token::RAW_MSGPACK, Content::Bytes(bytes)) => Raw::msgpack(bytes),
-        (token::BIG_INT, Content::Text(digits)) => {
+        (token::RAW_JSON, NewtypeContent::Text(text)) => Raw::json(text),
+        (token::RAW_MSGPACK, NewtypeContent::Bytes(bytes)) => Raw::msgpack(bytes),
+        (token::BIG_INT, NewtypeContent::Text(digits)) => {
             return Ok(BigInt::from_digits(digits.to_owned()).into());
         }
-        (_, Content::Text(text)) => {
+        (_, NewtypeContent::Text(text)) => {
             return Ok(match ExtendedKind::from_token(name) {
                 Some(kind) => Extended::new(kind, text).into(),
                 None => text.into(),
             });
         }
-        (_, Content::Bytes(bytes)) => return Ok(Value::Bytes(bytes.to_owned())),
+        (_, NewtypeContent::Bytes(bytes)) => return Ok(Value::Bytes(bytes.to_owned())),
     };
     crate::codec::text::decoded(&raw)
 }
 
-/// An array or map that is being made.
+/// An array or map that is being built.
 #[derive(Default)]
-pub(super) struct Compound {
+pub(super) struct ValueCompound {
     variant: Option<&'static str>,
     elements: Vec<Value>,
     entries: Vec<(Value, Value)>,
     key: Option<Value>,
 }
 
-impl Compound {
+impl ValueCompound {
     fn of_variant(variant: &'static str) -> Self {
         Self {
             variant: Some(variant),
@@ -257,22 +261,22 @@ impl Compound {
     }
 
     fn array(self) -> Value {
-        named(self.variant, Value::Array(self.elements))
+        in_variant(self.variant, Value::Array(self.elements))
     }
 
     fn map(self) -> Value {
-        named(self.variant, Map::from_entries(self.entries).into())
+        in_variant(self.variant, Map::from_entries(self.entries).into())
     }
 }
 
-fn named(variant: Option<&'static str>, content: Value) -> Value {
+fn in_variant(variant: Option<&'static str>, content: Value) -> Value {
     match variant {
         Some(variant) => Map::from_iter([(variant, content)]).into(),
         None => content,
     }
 }
 
-impl SerializeMap for Compound {
+impl SerializeMap for ValueCompound {
     type Ok = Value;
     type Error = EncodeError;
 
@@ -301,7 +305,7 @@ impl SerializeMap for Compound {
 
 macro_rules! elements {
     ($($trait:ident $method:ident),+) => {$(
-        impl $trait for Compound {
+        impl $trait for ValueCompound {
             type Ok = Value;
             type Error = EncodeError;
 
@@ -325,7 +329,7 @@ elements! {
 
 macro_rules! fields {
     ($($trait:ident),+) => {$(
-        impl $trait for Compound {
+        impl $trait for ValueCompound {
             type Ok = Value;
             type Error = EncodeError;
 

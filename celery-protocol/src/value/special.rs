@@ -1,4 +1,4 @@
-//! What readers of this crate deliver beyond serde's data model.
+//! Deserialization of special values, see [`tag`].
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,14 +10,14 @@ use serde::de::{
 };
 
 use super::ExtendedKind;
-use crate::codec::token::delivered;
+use crate::codec::token::tag;
 use crate::error::DecodeError;
 
-/// The variant of something that came through `visit_enum`.
+/// The variant index or name that a reader passes to `visit_enum`.
 pub(crate) enum SpecialTag {
-    /// Delivered by a reader of this crate, see [`delivered`].
+    /// The index of a special value from a reader of this crate, see [`tag`].
     Ours(u64),
-    /// A variant that some other format named.
+    /// A variant name from another format.
     Foreign,
 }
 
@@ -51,7 +51,7 @@ impl<'de> Deserialize<'de> for SpecialTag {
     }
 }
 
-/// A text with a tag of [`delivered`], for `visit_enum`.
+/// A text with one of the indices of [`tag`], for `visit_enum`.
 pub(crate) struct SpecialAccess<'de, E> {
     tag: u64,
     text: Cow<'de, str>,
@@ -69,7 +69,7 @@ impl<'de, E> SpecialAccess<'de, E> {
     }
 
     pub(crate) fn extended(kind: ExtendedKind, text: impl Into<Cow<'de, str>>) -> Self {
-        Self::new(delivered::EXTENDED + kind.index(), text)
+        Self::new(tag::EXTENDED + kind.index(), text)
     }
 }
 
@@ -96,11 +96,11 @@ impl<'de, E: de::Error> VariantAccess<'de> for SpecialAccess<'de, E> {
     }
 
     fn unit_variant(self) -> Result<(), E> {
-        Err(E::custom("a tagged value is no unit variant"))
+        Err(E::custom("a tagged value is not a unit variant"))
     }
 
     fn tuple_variant<V: Visitor<'de>>(self, _: usize, _: V) -> Result<V::Value, E> {
-        Err(E::custom("a tagged value is no tuple variant"))
+        Err(E::custom("a tagged value is not a tuple variant"))
     }
 
     fn struct_variant<V: Visitor<'de>>(
@@ -108,11 +108,11 @@ impl<'de, E: de::Error> VariantAccess<'de> for SpecialAccess<'de, E> {
         _: &'static [&'static str],
         _: V,
     ) -> Result<V::Value, E> {
-        Err(E::custom("a tagged value is no struct variant"))
+        Err(E::custom("a tagged value is not a struct variant"))
     }
 }
 
-/// An integer beyond 64 bits goes to visitors of 128 bits only.
+/// Passes an integer beyond 64 bits to the visitor methods for 128 bits.
 pub(crate) fn visit_big<'de, V: Visitor<'de>>(
     digits: &str,
     visitor: V,
@@ -122,17 +122,16 @@ pub(crate) fn visit_big<'de, V: Visitor<'de>>(
     }
     match digits.parse() {
         Ok(value) => visitor.visit_u128(value),
-        Err(_) => Err(beyond(digits, "128 bits")),
+        Err(_) => Err(out_of_range(digits, "128 bits")),
     }
 }
 
+/// Returns the error for an integer outside the range of the type `limit`.
 #[cold]
-pub(crate) fn beyond(digits: &str, limit: &str) -> DecodeError {
-    // A hostile number can be megabytes long.
+pub(crate) fn out_of_range(digits: &str, limit: &str) -> DecodeError {
+    // A malicious number can have megabytes of digits.
     let shown = digits
         .get(..64)
         .map_or_else(|| digits.to_owned(), |head| format!("{head}..."));
-    DecodeError::new(format!(
-        "integer {shown} is outside of the range of {limit}"
-    ))
+    DecodeError::new(format!("integer {shown} is outside the range of {limit}"))
 }

@@ -1,5 +1,5 @@
-//! Messages and results recorded from Python Celery: each is decoded, compared
-//! field by field, written again and decoded to the same.
+//! Messages recorded from Python Celery: each is decoded, compared field by
+//! field with what Python reads, encoded again and decoded to equal values.
 
 use std::fs;
 use std::path::Path;
@@ -10,13 +10,13 @@ use bytes::Bytes;
 use celery_protocol::kombu::{self, Route};
 use celery_protocol::{
     Accept, Body, Compression, DecodeError, DecodeErrorKind, DeliveryInfo, Embed, Headers, Message,
-    Properties, Raw, Serializer, Signature, TaskHeaders, Value, encode_body, v1,
+    Properties, Raw, Serializer, TaskHeaders, Value, WireSignature, encode_body, v1,
 };
 use serde_json::Value as Json;
 
 use crate::tagged::{sorted, value};
 
-/// More than any recorded body unfolds to.
+/// A limit above the decompressed size of every recorded body.
 pub(crate) const LIMIT: usize = 1 << 20;
 
 pub(crate) const ALL: [Serializer; 3] = [Serializer::Json, Serializer::MsgPack, Serializer::Yaml];
@@ -30,9 +30,9 @@ pub(crate) struct Fixture {
 /// The recorded files that have all of the given entries, in order of name.
 pub(crate) fn fixtures(entries: &[&str]) -> Vec<Fixture> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
-    let files = fs::read_dir(&folder).expect("the folder of fixtures");
+    let files = fs::read_dir(&folder).expect("the fixtures directory");
     let mut found: Vec<Fixture> = files
-        .map(|file| file.expect("a file of the folder").path())
+        .map(|file| file.expect("a file in the directory").path())
         .filter(|path| {
             path.extension()
                 .is_some_and(|extension| extension == "json")
@@ -90,17 +90,21 @@ impl Fixture {
         Message::new(Headers::from_map(headers), properties, body)
     }
 
-    /// What Python found in the headers; protocol 1 has them in its body.
+    /// The headers that Python read; protocol 1 has them in its body.
     pub(crate) fn task(&self) -> &Json {
         let body = self.expect("task");
-        match (body.is_null(), self.expect("headers").is_null()) {
-            (false, _) => body,
-            (true, false) => self.expect("headers"),
-            (true, true) => &self.json["headers"],
+        if !body.is_null() {
+            return body;
         }
+        let headers = self.expect("headers");
+        if !headers.is_null() {
+            return headers;
+        }
+        &self.json["headers"]
     }
 
-    /// Whether the message holds a text that only Python can hold.
+    /// Whether the message contains a text with lone surrogates, which Rust
+    /// cannot represent.
     fn has_surrogates(&self) -> bool {
         self.name.ends_with("lone-surrogate")
     }
@@ -109,11 +113,12 @@ impl Fixture {
 fn messages() -> Vec<Fixture> {
     let mut found = fixtures(&["envelope"]);
     found.extend(fixtures(&["body_base64"]));
-    assert!(found.len() > 70, "only {} fixtures are there", found.len());
+    assert!(found.len() > 70, "only {} fixtures found", found.len());
     found
 }
 
-/// Whether an error only says that a serializer or compression is compiled out.
+/// Whether an error reports that the feature of a serializer or compression is
+/// off.
 pub(crate) fn is_feature_off(error: &DecodeError) -> bool {
     matches!(error.kind(), DecodeErrorKind::FeatureOff { .. })
 }
@@ -124,7 +129,7 @@ pub(crate) fn is_compiled_out(message: &Message) -> bool {
     serializer.is_some_and(|serializer| serializer.encode(&()).is_err())
 }
 
-/// Runs `check` on the task of every recorded message that can be read.
+/// Runs `check` on the task of every recorded message that can be decoded.
 fn each_task(check: impl Fn(&Fixture, TaskHeaders<'_>, Body<'_>)) {
     for fixture in messages() {
         let message = fixture.message();
@@ -148,7 +153,7 @@ fn each_task(check: impl Fn(&Fixture, TaskHeaders<'_>, Body<'_>)) {
 }
 
 #[test]
-fn properties_are_what_python_reads() {
+fn decoded_properties_equal_python() {
     for fixture in fixtures(&["envelope"]) {
         let properties = fixture.message().properties;
         let info = &properties.delivery_info;
@@ -179,7 +184,7 @@ fn properties_are_what_python_reads() {
 }
 
 #[test]
-fn headers_are_what_python_reads() {
+fn decoded_headers_equal_python() {
     for fixture in fixtures(&["envelope"]) {
         let headers = fixture.message().headers.to_map();
         let Some(expected) = value(fixture.expect("headers")) else {
@@ -197,12 +202,12 @@ fn headers_are_what_python_reads() {
 }
 
 #[test]
-fn task_fields_are_what_python_reads() {
+fn decoded_task_fields_equal_python() {
     each_task(|fixture, headers, _| check_task(fixture, &headers));
 }
 
 #[test]
-fn arguments_are_what_python_reads() {
+fn decoded_arguments_equal_python() {
     each_task(|fixture, _, body| {
         let arguments = body.arguments().unwrap();
         let args: Result<Vec<Value>, _> = arguments.positional.iter().map(Raw::to_value).collect();
@@ -231,7 +236,7 @@ fn arguments_are_what_python_reads() {
 }
 
 #[test]
-fn embedded_signatures_are_what_python_reads() {
+fn decoded_signatures_equal_python() {
     each_task(|fixture, _, body| {
         let embed = &body.embed;
         let lists = [
@@ -256,21 +261,23 @@ fn embedded_signatures_are_what_python_reads() {
     });
 }
 
-/// A signature written by us, and all signatures inside of it likewise.
-fn written(signature: &Signature<'_>) -> Value {
+/// A signature encoded by this crate, including its inner signatures, and
+/// decoded as a value.
+fn written(signature: &WireSignature<'_>) -> Value {
     let text = Serializer::Json.encode(signature).unwrap();
     sorted(Serializer::Json.decode(&text).unwrap())
 }
 
 #[test]
-fn envelopes_survive_being_written_again() {
+fn reencoded_envelope_is_equal() {
     for fixture in fixtures(&["envelope"]) {
         let message = fixture.message();
         let again = kombu::decode(&written_envelope(&message)).unwrap();
         assert_eq!(again.headers, message.headers, "{}", fixture.name);
         assert_eq!(again.body, message.body, "{}", fixture.name);
         let mut properties = message.properties;
-        // Written even where the sender left them out: kombu needs them.
+        // The encoder writes these even if the sender omitted them, because
+        // kombu requires them.
         properties.priority.get_or_insert(0);
         properties.delivery_mode.get_or_insert(2);
         assert_eq!(again.properties, properties, "{}", fixture.name);
@@ -292,7 +299,7 @@ pub(crate) fn written_envelope(message: &Message) -> Bytes {
 }
 
 #[test]
-fn tasks_survive_being_built_again() {
+fn rebuilt_task_is_equal() {
     each_task(|fixture, headers, body| {
         if fixture.has_surrogates() {
             return;
@@ -315,8 +322,8 @@ fn tasks_survive_being_built_again() {
     });
 }
 
-/// The task as a sender would write it who has nothing but the decoded values,
-/// in the protocol, serializer and compression in which it came.
+/// The message that a sender encodes from the decoded values, in the recorded
+/// protocol, serializer and compression.
 pub(crate) fn rebuilt(fixture: &Fixture, headers: &TaskHeaders<'_>, body: &Body<'_>) -> Message {
     let recorded = fixture.message();
     let serializer = Serializer::from_content_type(&recorded.properties.content_type).unwrap();
@@ -342,7 +349,7 @@ pub(crate) fn rebuilt(fixture: &Fixture, headers: &TaskHeaders<'_>, body: &Body<
     message
 }
 
-/// Compares every typed field with what Python found under its name.
+/// Compares every typed field with the value that Python read under its name.
 fn check_task(fixture: &Fixture, headers: &TaskHeaders<'_>) {
     let text = |text: &Option<std::borrow::Cow<'_, str>>| Value::from(text.as_deref());
     let raw = |raw: &Option<Raw<'_>>, unset: Value| {
@@ -394,7 +401,7 @@ fn check_task(fixture: &Fixture, headers: &TaskHeaders<'_>) {
         let expected = value(expected).unwrap_or(Value::Null);
         let expected = match name.as_str() {
             "timelimit" => as_seconds(&expected),
-            // rusty-celery writes null for none.
+            // rusty-celery writes null for zero retries.
             "retries" if expected.is_null() => Value::Int(0),
             "utc" => continue,
             _ => expected,
@@ -403,7 +410,7 @@ fn check_task(fixture: &Fixture, headers: &TaskHeaders<'_>) {
             Some((_, found)) => found.clone(),
             None => headers
                 .extra(name)
-                .unwrap_or_else(|| panic!("{name} is lost"))
+                .unwrap_or_else(|| panic!("header {name} is missing"))
                 .to_value()
                 .unwrap(),
         };
@@ -419,7 +426,7 @@ fn as_seconds(limits: &Value) -> Value {
 }
 
 #[test]
-fn times_are_understood() {
+fn recorded_times_are_parsed() {
     let mut seen = 0;
     each_task(|_, headers, _| {
         assert_eq!(headers.eta_time().unwrap().is_some(), headers.eta.is_some());
@@ -446,7 +453,8 @@ fn times_are_understood() {
             .eta_time()
             .unwrap()
             .unwrap();
-        // The recorder's clock stands at 2030-01-02T03:04:05.678901+00:00.
+        // The clock of the recorder is pinned to
+        // 2030-01-02T03:04:05.678901+00:00.
         let now = std::time::UNIX_EPOCH + std::time::Duration::from_micros(1_893_553_445_678_901);
         assert_eq!(
             eta.duration_since(now).unwrap().as_secs(),
@@ -459,7 +467,7 @@ fn times_are_understood() {
 }
 
 #[test]
-fn pickle_is_refused_by_name() {
+fn pickle_error_names_the_content_type() {
     let refused: Vec<String> = messages()
         .iter()
         .filter(|fixture| {
@@ -498,7 +506,7 @@ impl Fixture {
 }
 
 #[test]
-fn empty_embed_is_written_as_python_writes_it() {
+fn empty_embed_equals_pythons() {
     let fixture = fixtures(&["envelope"])
         .into_iter()
         .find(|fixture| fixture.name == "v2-json-no-params");

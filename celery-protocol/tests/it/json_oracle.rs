@@ -1,4 +1,5 @@
-//! Our JSON against `serde_json`, on what both support.
+//! Comparison of this crate's JSON with `serde_json`, for values that both
+//! support.
 
 use celery_protocol::{Raw, Serializer, Value};
 use proptest::prelude::*;
@@ -14,7 +15,8 @@ fn json() -> impl Strategy<Value = serde_json::Value> {
         any::<bool>().prop_map(Json::from),
         any::<i64>().prop_map(Json::from),
         any::<u64>().prop_map(Json::from),
-        // By default the oracle rounds longer floats wrongly.
+        // With its default features, the oracle rounds longer floats
+        // incorrectly.
         any::<i32>().prop_map(|n| Json::from(f64::from(n) / 64.0)),
         values::text().prop_map(Json::from),
     ];
@@ -27,7 +29,7 @@ fn json() -> impl Strategy<Value = serde_json::Value> {
     })
 }
 
-/// A JSON text with a few bytes of its alphabet put in, taken out or changed.
+/// A JSON text with a few characters of JSON inserted, removed or changed.
 fn damaged() -> impl Strategy<Value = String> {
     let edit = (
         any::<prop::sample::Index>(),
@@ -36,13 +38,13 @@ fn damaged() -> impl Strategy<Value = String> {
     );
     (json(), prop::collection::vec(edit, 0..4)).prop_map(|(value, edits)| {
         let mut text: Vec<char> = value.to_string().chars().collect();
-        for (place, kind, with) in edits {
-            let place = place.index(text.len() + 1);
+        for (position, kind, with) in edits {
+            let position = position.index(text.len() + 1);
             let with = with.chars().next().unwrap_or(' ');
             match kind {
-                0 => text.insert(place, with),
-                1 if place < text.len() => drop(text.remove(place)),
-                _ if place < text.len() => text[place] = with,
+                0 => text.insert(position, with),
+                1 if position < text.len() => drop(text.remove(position)),
+                _ if position < text.len() => text[position] = with,
                 _ => {}
             }
         }
@@ -52,14 +54,14 @@ fn damaged() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn what_serde_json_writes_is_read_alike(expected in json()) {
+    fn serde_json_output_is_read_equally(expected in json()) {
         let text = expected.to_string();
         let ours: Value = Serializer::Json.decode(text.as_bytes()).unwrap();
         let written = Serializer::Json.encode(&ours).unwrap();
         let read: serde_json::Value = serde_json::from_slice(&written).unwrap();
         prop_assert_eq!(&read, &expected);
 
-        // Their generic value through our reader and writer.
+        // serde_json's `Value` is read and written by this crate.
         let theirs: serde_json::Value = Serializer::Json.decode(text.as_bytes()).unwrap();
         prop_assert_eq!(&theirs, &expected);
         let written = Serializer::Json.encode(&expected).unwrap();
@@ -67,17 +69,17 @@ proptest! {
     }
 
     #[test]
-    fn strings_are_escaped_alike(text in values::text()) {
+    fn strings_are_escaped_as_in_serde_json(text in values::text()) {
         let ours = Serializer::Json.encode(&text).unwrap();
         prop_assert_eq!(String::from_utf8(ours).unwrap(), serde_json::to_string(&text).unwrap());
     }
 
     #[test]
-    fn malformed_texts_are_refused_alike(text in damaged()) {
+    fn malformed_texts_are_rejected_as_in_serde_json(text in damaged()) {
         let ours = Serializer::Json.decode::<Value>(text.as_bytes());
         match serde_json::from_str::<serde_json::Value>(&text) {
             Ok(_) => prop_assert!(ours.is_ok(), "{:?}: {:?}", text, ours),
-            // They refuse floats that overflow, Python makes an infinity.
+            // serde_json rejects floats that overflow, Python reads infinity.
             Err(error) if error.to_string().contains("out of range") => {}
             Err(_) => prop_assert!(ours.is_err(), "{:?}", text),
         }
@@ -88,7 +90,7 @@ proptest! {
     }
 
     #[test]
-    fn spans_are_the_texts_between_the_commas(values in prop::collection::vec(json(), 0..6)) {
+    fn element_spans_equal_the_element_texts(values in prop::collection::vec(json(), 0..6)) {
         let texts: Vec<String> = values.iter().map(serde_json::Value::to_string).collect();
         let array = format!(" [ {} ] ", texts.join(" , "));
         let elements = Raw::json(&array).elements().unwrap();

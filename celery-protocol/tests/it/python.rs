@@ -1,4 +1,4 @@
-//! What this crate writes is read by kombu and Celery.
+//! Python (kombu and Celery) reads what this crate encodes.
 
 use std::env;
 use std::fs::File;
@@ -8,8 +8,8 @@ use std::process::Command;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use celery_protocol::{
-    Accept, Compression, Embed, Exception, Message, Raw, ResultDocument, Serializer, Signature,
-    State, TaskHeaders, Value, compress_document, encode_body, v1,
+    Accept, Compression, Embed, Exception, Message, Raw, ResultDocument, Serializer, State,
+    TaskHeaders, Value, WireSignature, compress_document, encode_body, v1,
 };
 use serde_json::{Value as Json, json};
 
@@ -18,7 +18,7 @@ use crate::tagged::{tag, value};
 
 #[test]
 #[ignore = "needs Python Celery; run cargo xtask test"]
-fn reads_back_in_python() {
+fn python_reads_encoded_messages() {
     let python =
         env::var_os("CELERY_TEST_PYTHON").expect("CELERY_TEST_PYTHON names the interpreter");
     let mut cases = recorded_messages();
@@ -36,27 +36,28 @@ fn reads_back_in_python() {
         .output()
         .expect("Python runs");
     std::fs::remove_file(&file).unwrap();
-    let said = String::from_utf8_lossy(&run.stdout);
+    let output = String::from_utf8_lossy(&run.stdout);
     assert!(
         run.status.success(),
-        "{said}{}",
+        "{output}{}",
         String::from_utf8_lossy(&run.stderr)
     );
 }
 
-/// Every recorded message twice: passed on as it came, and built again from its
-/// decoded values.
+/// Two cases per recorded message: the decoded message encoded again, and a
+/// message built from its decoded values.
 fn recorded_messages() -> Vec<Json> {
     let mut cases = Vec::new();
     for fixture in fixtures(&["envelope"]) {
         let message = fixture.message();
         let mut expect = fixture.json["expect"].clone();
-        // What other producers leave out is written: kombu needs it.
+        // The encoder writes these even if another producer omitted them,
+        // because kombu requires them.
         expect["properties"]["priority"] = json!(message.properties.priority.unwrap_or(0));
         expect["properties"]["delivery_mode"] =
             json!(message.properties.delivery_mode.unwrap_or(2));
         cases.push(case(
-            &format!("{} passed on", fixture.name),
+            &format!("{} encoded again", fixture.name),
             &message,
             &expect,
         ));
@@ -74,11 +75,7 @@ fn recorded_messages() -> Vec<Json> {
             continue;
         }
         let again = rebuilt(&fixture, &headers, &body);
-        cases.push(case(
-            &format!("{} built again", fixture.name),
-            &again,
-            &expect,
-        ));
+        cases.push(case(&format!("{} rebuilt", fixture.name), &again, &expect));
     }
     cases
 }
@@ -117,7 +114,7 @@ fn result_case(name: &str, serializer: Serializer, bytes: &[u8], expect: &Json) 
     })
 }
 
-/// Values that are the same in every serializer.
+/// Values that every serializer represents without loss.
 fn arguments() -> Value {
     value(&json!([
         null, true, 0, -1, i64::MIN, u64::MAX,
@@ -130,7 +127,7 @@ fn arguments() -> Value {
         "{", "!", " lead", "trail ", {"$": "bytes", "hex": "ff00"}, {"$": "bytes", "hex": ""},
         [], [[], [[]]], {}, {"a": {"b": []}, "": 1, "key with: colon": 2},
     ]))
-    .expect("nothing here has surrogates")
+    .expect("values without surrogates")
 }
 
 fn new_messages() -> Vec<Json> {
@@ -163,15 +160,16 @@ fn task(serializer: Serializer) -> Message {
     let mut headers = TaskHeaders::new("tasks.add", "id-1");
     headers.retries = 2;
     let embed = Embed {
-        callbacks: Some(Raw::encode(Serializer::Json, &[Signature::new("tasks.mul")]).unwrap()),
-        chord: Some(Raw::encode(Serializer::Json, &Signature::new("tasks.xsum")).unwrap()),
+        callbacks: Some(Raw::encode(Serializer::Json, &[WireSignature::new("tasks.mul")]).unwrap()),
+        chord: Some(Raw::encode(Serializer::Json, &WireSignature::new("tasks.xsum")).unwrap()),
         ..Embed::default()
     };
     let body = encode_body(serializer, &arguments(), &keywords(), &embed).unwrap();
     Message::task(headers, serializer, body)
 }
 
-/// `None` where the compression's feature is off.
+/// Compresses the body, or returns `None` if the feature of the compression is
+/// off.
 fn compressed(mut message: Message, compression: Option<Compression>) -> Option<Message> {
     match compression {
         Some(compression) => message.compress(compression).ok().map(|()| message),

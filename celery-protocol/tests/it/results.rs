@@ -1,5 +1,5 @@
 //! Results recorded from Python Celery: each is decoded, compared field by
-//! field, written again and decoded to the same.
+//! field with what Python reads, encoded again and decoded to equal values.
 
 use std::borrow::Cow;
 
@@ -9,12 +9,12 @@ use crate::fixtures::{Fixture, LIMIT, fixtures, is_feature_off};
 use crate::tagged::{sorted, value};
 
 #[test]
-fn results_are_what_python_reads() {
+fn decoded_results_equal_python() {
     each_result(|fixture, document| check_result(fixture, &document));
 }
 
 #[test]
-fn results_survive_being_written_again() {
+fn reencoded_result_is_equal() {
     each_result(|fixture, document| {
         let bytes = document.encode(fixture.serializer()).unwrap();
         let again = ResultDocument::decode(fixture.serializer(), &bytes, LIMIT).unwrap();
@@ -63,7 +63,7 @@ fn check_result(fixture: &Fixture, document: &ResultDocument<'_>) {
             None => {
                 let extra = document.extra.iter().find(|(extra, _)| extra == name);
                 extra
-                    .unwrap_or_else(|| panic!("{name} is lost"))
+                    .unwrap_or_else(|| panic!("entry {name} is missing"))
                     .1
                     .to_value()
                     .unwrap()
@@ -108,6 +108,6 @@ fn results() -> Vec<Fixture> {
     let mut found = fixtures(&["document"]);
     found.extend(fixtures(&["document_base64"]));
     found.retain(|fixture| fixture.name != "result-group-saved");
-    assert!(found.len() > 25, "only {} results are there", found.len());
+    assert!(found.len() > 25, "only {} results found", found.len());
     found
 }

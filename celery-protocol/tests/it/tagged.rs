@@ -1,11 +1,11 @@
-//! Python values as the fixtures write them: plain JSON where JSON is exact,
-//! else an object whose key `$` names the Python type.
+//! Python values in the form of the fixtures: plain JSON where JSON is exact,
+//! otherwise an object whose key `$` names the Python type.
 
 use celery_protocol::{BigInt, Extended, Map, Value};
 use serde_json::{Value as Json, json};
 
-/// The value that a fixture describes; `None` for a text with lone surrogates,
-/// which Rust cannot hold.
+/// Converts the form of the fixtures into a value; `None` for a text with lone
+/// surrogates, which Rust cannot represent.
 pub(crate) fn value(tagged: &Json) -> Option<Value> {
     Some(match tagged {
         Json::Null => Value::Null,
@@ -49,7 +49,7 @@ fn special(kind: &str, tagged: &Json) -> Option<Value> {
     })
 }
 
-/// How a fixture describes the value.
+/// Converts a value into the form of the fixtures.
 pub(crate) fn tag(value: &Value) -> Json {
     match value {
         Value::Null => Json::Null,
@@ -80,7 +80,7 @@ pub(crate) fn tag(value: &Value) -> Json {
     }
 }
 
-/// The same value with every map in one order, for comparing.
+/// Sorts every map in a value by its keys, for comparison.
 pub(crate) fn sorted(value: Value) -> Value {
     match value {
         Value::Array(items) => Value::Array(items.into_iter().map(sorted).collect()),

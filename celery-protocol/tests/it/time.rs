@@ -1,4 +1,4 @@
-//! Times as Celery writes them.
+//! Times in the forms of Celery.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,7 +10,7 @@ fn at(seconds: u64, micros: u64) -> SystemTime {
 }
 
 #[test]
-fn every_form_of_the_field_is_read() {
+fn every_iso_8601_form_is_parsed() {
     let expected = at(1_893_553_445, 678_901);
     for text in [
         "2030-01-02T03:04:05.678901+00:00",
@@ -29,7 +29,7 @@ fn every_form_of_the_field_is_read() {
 }
 
 #[test]
-fn bad_times_are_an_error_that_names_them() {
+fn invalid_time_error_names_the_text() {
     for text in [
         "",
         "2030-01-02T03:04:05[Europe/Berlin]",
@@ -45,7 +45,7 @@ fn bad_times_are_an_error_that_names_them() {
 }
 
 #[test]
-fn the_first_and_last_time_of_python_are_kept() {
+fn python_datetime_range_is_supported() {
     for text in [
         "0001-01-01T00:00:00+00:00",
         "9999-12-31T23:59:59.999999+00:00",
@@ -55,7 +55,7 @@ fn the_first_and_last_time_of_python_are_kept() {
 }
 
 #[test]
-fn written_as_python_writes_it() {
+fn time_is_formatted_as_in_python() {
     assert_eq!(
         time::format(at(1_893_553_445, 678_901)),
         "2030-01-02T03:04:05.678901+00:00"
@@ -73,8 +73,8 @@ fn written_as_python_writes_it() {
 
 proptest! {
     #[test]
-    fn what_is_written_is_read_back(seconds in 0..250_000_000_000u64, micros in 0..1_000_000u64) {
-        let moment = at(seconds, micros);
-        prop_assert_eq!(time::parse(&time::format(moment)), Ok(moment));
+    fn formatted_time_is_parsed_back(seconds in 0..250_000_000_000u64, micros in 0..1_000_000u64) {
+        let time_point = at(seconds, micros);
+        prop_assert_eq!(time::parse(&time::format(time_point)), Ok(time_point));
     }
 }

@@ -9,7 +9,7 @@ fn decode(text: &str) -> Value {
 }
 
 #[test]
-fn each_type_is_read_and_written() {
+fn typed_value_of_each_kind_is_read_and_written() {
     let cases: [(&str, Value); 7] = [
         (
             r#"{"__type__":"datetime","__value__":"2030-01-02T03:04:05.678901+00:00"}"#,
@@ -48,7 +48,7 @@ fn each_type_is_read_and_written() {
 }
 
 #[test]
-fn older_forms_and_any_order_are_read() {
+fn older_typed_value_forms_are_read() {
     assert_eq!(
         decode(r#"{"__type__":"uuid","__value__":"12345678-1234-4234-8234-123456789abc"}"#),
         Extended::uuid("12345678123442348234123456789abc").into()
@@ -64,7 +64,7 @@ fn older_forms_and_any_order_are_read() {
 }
 
 #[test]
-fn only_exactly_these_keys_are_a_typed_value() {
+fn map_with_other_keys_is_not_a_typed_value() {
     for text in [
         r#"{"__type__":"date"}"#,
         r#"{"__type__":"date","__value__":"x","more":1}"#,
@@ -76,7 +76,7 @@ fn only_exactly_these_keys_are_a_typed_value() {
 }
 
 #[test]
-fn unknown_types_are_an_error_as_in_kombu() {
+fn unknown_typed_value_is_rejected() {
     for text in [
         r#"{"__type__":"complex","__value__":"1j"}"#,
         r#"[1, {"__type__":"date","__value__":5}]"#,
@@ -94,9 +94,9 @@ fn unknown_types_are_an_error_as_in_kombu() {
 }
 
 #[test]
-fn types_of_text_and_bytes_read_them() {
+fn typed_values_deserialize_into_text_and_bytes() {
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
-    struct Typed {
+    struct WithTypedValues {
         date: String,
         id: String,
         bytes: Vec<u8>,
@@ -109,21 +109,29 @@ fn types_of_text_and_bytes_read_them() {
         "bytes": {"__type__":"base64","__value__":"/wA="},
         "maybe": {"__type__":"decimal","__value__":"1.10"}
     }"#;
-    let expected = Typed {
+    let expected = WithTypedValues {
         date: "2030-01-02".to_owned(),
         id: "12345678123442348234123456789abc".to_owned(),
         bytes: vec![0xff, 0],
         maybe: Some("1.10".to_owned()),
     };
     assert_eq!(
-        Serializer::Json.decode::<Typed>(text.as_bytes()).unwrap(),
+        Serializer::Json
+            .decode::<WithTypedValues>(text.as_bytes())
+            .unwrap(),
         expected
     );
     assert_eq!(
-        Raw::json(text).into_owned().decode::<Typed>().unwrap(),
+        Raw::json(text)
+            .into_owned()
+            .decode::<WithTypedValues>()
+            .unwrap(),
         expected
     );
-    assert_eq!(Typed::deserialize(&decode(text)).unwrap(), expected);
+    assert_eq!(
+        WithTypedValues::deserialize(&decode(text)).unwrap(),
+        expected
+    );
     let borrowed: &str = Serializer::Json
         .decode(br#"{"__type__":"date","__value__":"2030-01-02"}"#)
         .unwrap();
@@ -131,7 +139,7 @@ fn types_of_text_and_bytes_read_them() {
 }
 
 #[test]
-fn a_type_that_asks_for_a_map_gets_it() {
+fn struct_reads_typed_value_as_map() {
     #[derive(Debug, PartialEq, Deserialize)]
     struct Tagged {
         __type__: String,
@@ -144,7 +152,7 @@ fn a_type_that_asks_for_a_map_gets_it() {
 }
 
 #[test]
-fn extended_values_keep_their_text_elsewhere() {
+fn extended_value_keeps_its_text_in_other_serializers() {
     let value: Value = [("when", Extended::date("2030-01-02"))]
         .into_iter()
         .collect::<Map>()
@@ -158,4 +166,29 @@ fn extended_values_keep_their_text_elsewhere() {
         };
         assert_eq!(when, Extended::date("2030-01-02"));
     }
+}
+
+/// A Python dict keeps the last of equal keys, before kombu converts it.
+#[test]
+fn typed_value_uses_last_of_equal_keys() {
+    let cases = [
+        r#"{"__type__":"date","__value__":5,"__value__":"2030-01-02"}"#,
+        r#"{"__value__":"x","__type__":"bytes","__value__":"2030-01-02","__type__":"date"}"#,
+    ];
+    for text in cases {
+        let value: Value = Serializer::Json.decode(text.as_bytes()).unwrap();
+        assert_eq!(value, Extended::date("2030-01-02").into(), "{text}");
+        let date: String = Serializer::Json.decode(text.as_bytes()).unwrap();
+        assert_eq!(date, "2030-01-02", "{text}");
+    }
+    for text in [
+        r#"{"__type__":"date","__type__":"time"}"#,
+        r#"{"__value__":1,"__value__":2}"#,
+        r#"{"__type__":"date","__value__":"x","__value__":"y","more":1}"#,
+    ] {
+        let value: Value = Serializer::Json.decode(text.as_bytes()).unwrap();
+        assert!(value.as_map().is_some(), "{text}");
+    }
+    let broken = br#"{"__type__":"date","__value__":"2030-01-02",}"#;
+    assert!(Serializer::Json.decode::<Value>(broken).is_err());
 }

@@ -3,13 +3,13 @@
 use celery_protocol::{BigInt, Extended, Map, Value};
 use proptest::prelude::*;
 
-/// Any value; keys of maps are texts.
+/// Strategy for values whose map keys are texts.
 pub(crate) fn with_text_keys() -> impl Strategy<Value = Value> {
     nested(text().prop_map(Value::Str).boxed())
 }
 
-/// Any value; keys of maps are any scalars but floats, which have several
-/// spellings.
+/// Strategy for values whose map keys are scalars other than floats, which have
+/// several encodings.
 pub(crate) fn with_any_keys() -> impl Strategy<Value = Value> {
     let key = prop_oneof![
         4 => text().prop_map(Value::Str),
@@ -20,8 +20,8 @@ pub(crate) fn with_any_keys() -> impl Strategy<Value = Value> {
     nested(key.boxed())
 }
 
-/// The same value where dates and the like are texts, which is all that
-/// serializers other than JSON keep of them.
+/// Replaces typed values such as dates by their texts, which is what
+/// serializers other than JSON preserve.
 pub(crate) fn without_types(value: Value) -> Value {
     match value {
         Value::Extended(extended) => extended.as_str().into(),
@@ -36,7 +36,7 @@ pub(crate) fn without_types(value: Value) -> Value {
     }
 }
 
-/// The same value without integers beyond 64 bits, which msgpack refuses.
+/// Replaces integers beyond 64 bits, which msgpack rejects, by null.
 pub(crate) fn without_big_integers(value: Value) -> Value {
     match value {
         Value::BigInt(_) => Value::Null,
@@ -86,7 +86,7 @@ fn float() -> impl Strategy<Value = f64> {
     ]
 }
 
-/// Texts of any characters, and texts that look like something else.
+/// Strategy for texts of any characters, and texts that look like other values.
 pub(crate) fn text() -> impl Strategy<Value = String> {
     prop_oneof![
         any::<String>(),

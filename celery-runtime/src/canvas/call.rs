@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use celery_protocol::{EncodeError, Raw, Serializer};
 
-use crate::client::compose::arguments_of;
-use crate::task::{ArgumentEncoder, EncodedArguments, Params, Task, TaskArgs, Unique};
+use crate::task::{
+    ArgumentEncoder, EncodedArguments, Params, Task, TaskArgs, Unique, arguments_of,
+};
 
 /// A task, its arguments, and what its declaration says about sending it.
 #[derive(Clone)]

@@ -1,7 +1,7 @@
 //! One canvas after another, by Celery's rules for `|`.
 
-use super::error::CanvasError;
-use super::node::{Canvas, Chord, Kind};
+use crate::canvas::error::CanvasError;
+use crate::canvas::node::{Canvas, Chord, Kind};
 
 /// Whether what follows a chord that ends a chain becomes part of its body.
 #[derive(Clone, Copy, PartialEq)]

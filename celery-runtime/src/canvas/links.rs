@@ -1,6 +1,6 @@
 //! Callbacks and errbacks, by Celery's rules for each kind of canvas.
 
-use super::node::{Canvas, Chord, Kind};
+use crate::canvas::node::{Canvas, Chord, Kind};
 
 impl Canvas {
     /// Sends `callback` with the result as its first argument after a success:

@@ -11,10 +11,11 @@
 
 mod call;
 mod error;
-mod freeze;
+mod ids;
 mod join;
 mod links;
 mod node;
+pub(crate) mod options;
 mod plan;
 mod replace;
 mod stamp;
@@ -32,5 +33,5 @@ pub use typed::{
 };
 
 pub(crate) use call::TaskCall;
-pub(crate) use freeze::{Ids, Place, Ways};
-pub(crate) use plan::{Letter, Plan, Within, plan};
+pub(crate) use ids::{IdSource, Position};
+pub(crate) use plan::{Plan, PlanContext, PlannedTask, plan};

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use celery_protocol::{EncodeError, Raw, Serializer, Value};
 use serde::Serialize;
 
-use super::call::TaskCall;
-use super::error::CanvasError;
-use crate::client::options::CallOptions;
+use crate::canvas::call::TaskCall;
+use crate::canvas::error::CanvasError;
+use crate::canvas::options::CallOptions;
 
 /// A workflow of any shape, without types: one task, or a chain, group or chord
 /// of such workflows, with the options of the call.

@@ -5,21 +5,21 @@ use std::time::Duration;
 
 use celery_protocol::{Map, Raw, ResultTree, Serializer, Value};
 
-use super::call::TaskCall;
-use super::error::CanvasError;
-use super::freeze::{Ids, Place, flat, nothing_to_run, prepare};
-use super::node::{Canvas, Kind, Options};
-use super::wire::unreadable;
-use crate::backend::ChordStart;
-use crate::client::options::{CallOptions, Time};
+use crate::boundary::ChordStart;
+use crate::canvas::call::TaskCall;
+use crate::canvas::error::CanvasError;
+use crate::canvas::ids::{IdSource, Position, flat, nothing_to_run, prepare};
+use crate::canvas::node::{Canvas, Kind, Options};
+use crate::canvas::options::{CallOptions, Time};
+use crate::canvas::wire::unreadable;
 
 /// Everything that starts a canvas.
 #[derive(Debug)]
 pub(crate) struct Plan {
     /// To be sent, in this order.
-    pub(crate) letters: Vec<Letter>,
+    pub(crate) letters: Vec<PlannedTask>,
     /// To be told to the result backend before that.
-    pub(crate) chords: Vec<Beginning>,
+    pub(crate) chords: Vec<PlannedChord>,
     /// The chords that workers start later, by the ids of their headers.
     pub(crate) later_chords: Vec<String>,
     /// The result of the whole.
@@ -30,11 +30,11 @@ pub(crate) struct Plan {
 
 /// What surrounds a canvas that is started; nothing, where a client does it.
 #[derive(Debug, Default)]
-pub(crate) struct Within {
+pub(crate) struct PlanContext {
     /// Laid over the options of the canvas.
     pub(crate) over: CallOptions,
     /// Where it stands, if it stands in for a task.
-    pub(crate) place: Place,
+    pub(crate) place: Position,
     /// What follows it in a chain, the next step last, written.
     pub(crate) rest: Vec<Raw<'static>>,
 }
@@ -56,7 +56,7 @@ impl Plan {
 
 /// A chord whose header is sent.
 #[derive(Debug)]
-pub(crate) struct Beginning {
+pub(crate) struct PlannedChord {
     pub(crate) start: ChordStart,
     header: ResultTree,
     body: Arc<Raw<'static>>,
@@ -65,14 +65,14 @@ pub(crate) struct Beginning {
     task: String,
 }
 
-impl Beginning {
+impl PlannedChord {
     /// What looks after the header, where the result backend does not count its
     /// parts: a task that is tried again until they are all there.
     ///
     /// # Errors
     ///
     /// Where the body has no form in JSON.
-    fn unlocking(&self) -> Result<Letter, CanvasError> {
+    fn unlocking(&self) -> Result<PlannedTask, CanvasError> {
         let args = Raw::encode(Serializer::Json, &(&self.start.group_id, &*self.body))?;
         let members = self.header.members.iter().flatten();
         let members: Vec<_> = members.map(ResultTree::to_value).collect();
@@ -85,7 +85,7 @@ impl Beginning {
         let kwargs = Raw::encode(Serializer::Json, &kwargs)?;
         let mut call = TaskCall::untyped("celery.chord_unlock", args, kwargs);
         call.routed_as = Some(self.task.clone().into());
-        Ok(Letter {
+        Ok(PlannedTask {
             call: Box::new(call),
             options: CallOptions {
                 eta: Some(Time::In(Duration::from_secs(1))),
@@ -99,7 +99,7 @@ impl Beginning {
 
 /// One task to send, with its id and all that follows it.
 #[derive(Debug)]
-pub(crate) struct Letter {
+pub(crate) struct PlannedTask {
     pub(crate) call: Box<TaskCall>,
     pub(crate) options: CallOptions,
 }
@@ -112,9 +112,13 @@ pub(crate) struct Letter {
 ///
 /// When something in it could not be built or has no form in JSON, and for an
 /// empty chain.
-pub(crate) fn plan(canvas: Canvas, within: &Within, mut ids: Ids<'_>) -> Result<Plan, CanvasError> {
+pub(crate) fn plan(
+    canvas: Canvas,
+    context: &PlanContext,
+    mut ids: IdSource<'_>,
+) -> Result<Plan, CanvasError> {
     canvas.check()?;
-    let canvas = canvas.followed_by(&within.rest)?;
+    let canvas = canvas.followed_by(&context.rest)?;
     let mut planner = Planner {
         ids: &mut ids,
         letters: Vec::new(),
@@ -122,7 +126,7 @@ pub(crate) fn plan(canvas: Canvas, within: &Within, mut ids: Ids<'_>) -> Result<
         children: Vec::new(),
         groups: 0,
     };
-    let result = planner.run(canvas, &within.place, &within.over)?;
+    let result = planner.run(canvas, &context.place, &context.over)?;
     let Planner {
         letters,
         chords,
@@ -139,9 +143,9 @@ pub(crate) fn plan(canvas: Canvas, within: &Within, mut ids: Ids<'_>) -> Result<
 }
 
 struct Planner<'a, 'i> {
-    ids: &'a mut Ids<'i>,
-    letters: Vec<Letter>,
-    chords: Vec<Beginning>,
+    ids: &'a mut IdSource<'i>,
+    letters: Vec<PlannedTask>,
+    chords: Vec<PlannedChord>,
     children: Vec<ResultTree>,
     /// How many groups there are around what is planned.
     groups: usize,
@@ -161,7 +165,7 @@ impl Planner<'_, '_> {
     fn run(
         &mut self,
         canvas: Canvas,
-        place: &Place,
+        place: &Position,
         over: &CallOptions,
     ) -> Result<ResultTree, CanvasError> {
         if let Some(flaw) = canvas.flaw {
@@ -178,7 +182,7 @@ impl Planner<'_, '_> {
     fn run_task(
         &mut self,
         mut canvas: Canvas,
-        place: &Place,
+        place: &Position,
         over: &CallOptions,
     ) -> Result<ResultTree, CanvasError> {
         let tree = canvas.freeze(place, self.ids)?;
@@ -199,7 +203,7 @@ impl Planner<'_, '_> {
         }
         self.begun(&tree);
         if let Kind::Task(task) = canvas.kind {
-            self.letters.push(Letter {
+            self.letters.push(PlannedTask {
                 call: task,
                 options: call,
             });
@@ -211,7 +215,7 @@ impl Planner<'_, '_> {
     fn run_chain(
         &mut self,
         canvas: Canvas,
-        place: &Place,
+        place: &Position,
         over: &CallOptions,
     ) -> Result<ResultTree, CanvasError> {
         let Kind::Chain(mut steps) = canvas.kind else {
@@ -220,7 +224,7 @@ impl Planner<'_, '_> {
         let mut options = *canvas.options;
         options.call.overlay(over);
         let mut call = options.call;
-        let place = Place {
+        let place = Position {
             id: call.task_id.take().or_else(|| place.id.clone()),
             group_id: place.group_id.clone().or(call.group_id.take()),
             group_index: place.group_index.or(call.group_index.take()),
@@ -235,7 +239,7 @@ impl Planner<'_, '_> {
         }
         let (mut steps, tree) = prepare(steps, &place, &options.link_error, self.ids)?;
         let mut first = steps.pop().ok_or_else(nothing_to_run)?;
-        if self.ids.ways.linked {
+        if self.ids.wire_style.linked {
             let following = steps.into_iter().reduce(|following, mut step| {
                 step.add_callback(following);
                 step
@@ -252,7 +256,7 @@ impl Planner<'_, '_> {
                 .extend(rest.collect::<Result<Vec<_>, _>>()?);
         }
         call.parent_id = None;
-        self.run(first, &Place::default(), &call)?;
+        self.run(first, &Position::default(), &call)?;
         Ok(tree)
     }
 
@@ -261,7 +265,7 @@ impl Planner<'_, '_> {
     fn run_group(
         &mut self,
         canvas: Canvas,
-        place: &Place,
+        place: &Position,
         over: &CallOptions,
     ) -> Result<ResultTree, CanvasError> {
         let Kind::Group(group) = canvas.kind else {
@@ -271,11 +275,11 @@ impl Planner<'_, '_> {
         options.call.overlay(over);
         let id = options.call.task_id.take();
         let id = id.unwrap_or_else(|| (self.ids.fresh)());
-        let place = Place {
+        let place = Position {
             group_id: Some(id.clone()),
             chord: place.chord.clone().or(options.chord.take()),
             root_id: place.root_id.clone().or(options.call.root_id.take()),
-            ..Place::default()
+            ..Position::default()
         };
         options.call.group_id = None;
         options.call.group_index = None;
@@ -292,7 +296,7 @@ impl Planner<'_, '_> {
     fn run_members(
         &mut self,
         tasks: Vec<Canvas>,
-        place: &Place,
+        place: &Position,
         over: &Options,
     ) -> Result<Vec<ResultTree>, CanvasError> {
         self.groups += 1;
@@ -313,13 +317,13 @@ impl Planner<'_, '_> {
             over.link_error
                 .iter()
                 .for_each(|link| task.add_errback(link));
-            let place = Place {
+            let place = Position {
                 group_index: i64::try_from(index).ok(),
                 ..place.clone()
             };
             let member = self.run(task, &place, &over.call);
-            let within = |error: CanvasError| error.inside(format_args!("tasks[{index}]"));
-            members.push(member.map_err(within)?);
+            let context = |error: CanvasError| error.inside(format_args!("tasks[{index}]"));
+            members.push(member.map_err(context)?);
         }
         self.groups -= 1;
         Ok(members)
@@ -329,7 +333,7 @@ impl Planner<'_, '_> {
     fn run_chord(
         &mut self,
         canvas: Canvas,
-        place: &Place,
+        place: &Position,
         over: &CallOptions,
     ) -> Result<ResultTree, CanvasError> {
         let Kind::Chord(chord) = canvas.kind else {
@@ -338,7 +342,7 @@ impl Planner<'_, '_> {
         let mut options = *canvas.options;
         options.call.overlay(over);
         let mut chord = chord;
-        if self.ids.ways.header_errbacks {
+        if self.ids.wire_style.header_errbacks {
             chord.share_errbacks();
         }
         let (mut header, mut body) = (chord.header, chord.body);
@@ -366,7 +370,7 @@ impl Planner<'_, '_> {
         });
         body.options.rest.extend(options.rest);
         let group_id = place.group_id.clone().or_else(|| Some(id.clone()));
-        let body_place = Place {
+        let body_place = Position {
             id: asked.or_else(|| place.id.clone()),
             group_id,
             root_id: place.root_id.clone().or_else(|| root_id.clone()),
@@ -382,18 +386,18 @@ impl Planner<'_, '_> {
         let size = tasks.iter().map(Canvas::size).sum();
         if size == 0 {
             body.give(&[Raw::json("[]")]);
-            self.run(body, &Place::default(), &CallOptions::default())?;
+            self.run(body, &Position::default(), &CallOptions::default())?;
             return Ok(tree.after(ResultTree::group(id, Vec::new())));
         }
         let queue = body.options.call.queue.clone();
         let task = body.task().to_owned();
         let written = body.to_wire().map_err(|error| error.inside("body"))?;
         let written = Arc::new(written);
-        let header_place = Place {
+        let header_place = Position {
             group_id: Some(id.clone()),
             chord: Some(Arc::clone(&written)),
             root_id,
-            ..Place::default()
+            ..Position::default()
         };
         options.call.eta = eta;
         header.options.call.overlay(&options.call);
@@ -402,7 +406,7 @@ impl Planner<'_, '_> {
         let header = ResultTree::group(id.clone(), members);
         self.begun(&header);
         let result = tree.after(header.clone());
-        self.chords.push(Beginning {
+        self.chords.push(PlannedChord {
             start: ChordStart::new(id, size, &header),
             header,
             body: written,

@@ -2,9 +2,9 @@
 
 use celery_protocol::Raw;
 
-use super::call::TaskCall;
-use super::error::CanvasError;
-use super::node::{Canvas, Kind};
+use crate::canvas::call::TaskCall;
+use crate::canvas::error::CanvasError;
+use crate::canvas::node::{Canvas, Kind};
 
 impl Canvas {
     /// Why it cannot take the place of a task, in Celery's words.

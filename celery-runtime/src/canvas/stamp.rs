@@ -2,7 +2,7 @@
 
 use celery_protocol::{Map, Value};
 
-use super::node::{Canvas, Kind};
+use crate::canvas::node::{Canvas, Kind};
 
 /// What is stamped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,9 +4,9 @@ use celery_protocol::{Body, Embed, Raw, ResultTree, Serializer};
 use proptest::prelude::*;
 use serde_json::{Map, Value as Json, json};
 
-use super::*;
-use crate::client::compose::arguments_of;
-use crate::task::{ArgumentEncoder, Task};
+use crate::canvas::*;
+use crate::config::WireStyle;
+use crate::task::{ArgumentEncoder, Task, arguments_of};
 
 const ADD: Task<(i64, i64), i64> = Task::new("tasks.add").params(&["x", "y"]);
 const XSUM: Task<(Vec<i64>,), i64> = Task::new("tasks.xsum").params(&["numbers"]);
@@ -17,21 +17,21 @@ fn planned(canvas: impl Into<Canvas>) -> Plan {
 }
 
 fn try_planned(canvas: Canvas) -> Result<Plan, CanvasError> {
-    planned_in(canvas, Ways::default())
+    planned_in(canvas, WireStyle::default())
 }
 
-fn planned_in(canvas: Canvas, ways: Ways) -> Result<Plan, CanvasError> {
+fn planned_in(canvas: Canvas, wire_style: WireStyle) -> Result<Plan, CanvasError> {
     let mut number = 0;
-    let ids = Ids {
+    let ids = IdSource {
         fresh: &mut || {
             number += 1;
             format!("fresh-{number}")
         },
         reply_to: "replies",
         chords: Vec::new(),
-        ways,
+        wire_style,
     };
-    plan(canvas.taken_apart()?, &Within::default(), ids)
+    plan(canvas.taken_apart()?, &PlanContext::default(), ids)
 }
 
 fn parsed(raw: &Raw<'_>) -> Json {
@@ -46,7 +46,7 @@ fn read(canvas: &Json) -> Result<Canvas, CanvasError> {
     Canvas::read(&Raw::json(&canvas.to_string()))
 }
 
-fn message(letter: &Letter) -> Json {
+fn message(letter: &PlannedTask) -> Json {
     let options = &letter.options;
     let body = letter
         .call
@@ -471,12 +471,12 @@ fn groups_inside_of_headers_stay_in_their_order() {
 
 #[test]
 fn protocol_1_links_the_steps_of_a_chain() {
-    let ways = Ways {
+    let wire_style = WireStyle {
         linked: true,
-        ..Ways::default()
+        ..WireStyle::default()
     };
     let chain = ADD.s((1, 1)).then(ADD.p((2,))).then(ADD.p((3,)));
-    let plan = planned_in(chain.into(), ways).unwrap();
+    let plan = planned_in(chain.into(), wire_style).unwrap();
     let [first] = plan.letters.as_slice() else {
         panic!("one message");
     };
@@ -491,14 +491,17 @@ fn protocol_1_links_the_steps_of_a_chain() {
 
 #[test]
 fn errbacks_of_a_chord_may_be_its_headers_too() {
-    let ways = Ways {
+    let wire_style = WireStyle {
         header_errbacks: true,
-        ..Ways::default()
+        ..WireStyle::default()
     };
     let header = group([ADD.s((1, 1)), ADD.s((2, 2))]);
     let chord = header.then(XSUM.p(())).link_error(&XSUM.p(()));
-    for (ways, expected) in [(ways, json!(true)), (Ways::default(), json!(null))] {
-        let plan = planned_in(chord.clone().into(), ways).unwrap();
+    for (wire_style, expected) in [
+        (wire_style, json!(true)),
+        (WireStyle::default(), json!(null)),
+    ] {
+        let plan = planned_in(chord.clone().into(), wire_style).unwrap();
         for letter in &plan.letters {
             let message = message(letter);
             let embed = &message["body"][2];

@@ -2,14 +2,14 @@
 
 use std::borrow::Cow;
 
-use celery_protocol::{DecodeError, EncodeError, Map, Raw, Serializer, Signature, Value};
+use celery_protocol::{DecodeError, EncodeError, Map, Raw, Serializer, Value, WireSignature};
 use serde::Serialize;
 use serde::ser::SerializeMap;
 
-use super::call::TaskCall;
-use super::error::CanvasError;
-use super::node::{Canvas, Chord, Kind, MAX_DEPTH, Members, Options};
-use crate::client::options::CallOptions;
+use crate::canvas::call::TaskCall;
+use crate::canvas::error::CanvasError;
+use crate::canvas::node::{Canvas, Chord, Kind, MAX_DEPTH, Members, Options};
+use crate::canvas::options::CallOptions;
 
 impl Canvas {
     /// Reads a signature that any of Celery's clients has written, of any kind
@@ -32,7 +32,7 @@ impl Canvas {
         if let Some(flaw) = &self.flaw {
             return Err(flaw.clone());
         }
-        let mut signature = Signature::new(self.task().to_owned());
+        let mut signature = WireSignature::new(self.task().to_owned());
         signature.immutable = self.immutable;
         signature.options = self.wire_options()?;
         match &self.kind {
@@ -179,7 +179,7 @@ fn read(raw: &Raw<'_>, levels: usize) -> Result<Canvas, CanvasError> {
     if raw.is_null() {
         return Err(CanvasError::new("expected a signature, found null"));
     }
-    let signature = Signature::read(raw).map_err(|error| not_one(&error))?;
+    let signature = WireSignature::read(raw).map_err(|error| not_one(&error))?;
     let kind = match signature.subtask_type.as_deref() {
         None => task(&signature)?,
         Some("chain") => Kind::Chain(parts(&signature, levels)?),
@@ -213,7 +213,7 @@ fn read(raw: &Raw<'_>, levels: usize) -> Result<Canvas, CanvasError> {
 
 fn read_options(
     mut canvas: Canvas,
-    signature: &Signature<'_>,
+    signature: &WireSignature<'_>,
     levels: usize,
 ) -> Result<Canvas, CanvasError> {
     let call = CallOptions::from_wire(&signature.options);
@@ -238,7 +238,7 @@ fn read_options(
     Ok(canvas.holding(depth))
 }
 
-fn task(signature: &Signature<'_>) -> Result<Kind, CanvasError> {
+fn task(signature: &WireSignature<'_>) -> Result<Kind, CanvasError> {
     // Looked at, so that an error is told now and not by the worker.
     let args = signature.args.elements();
     args.map_err(|error| not_one(&error.in_field("args")))?;
@@ -253,13 +253,13 @@ fn task(signature: &Signature<'_>) -> Result<Kind, CanvasError> {
     let mut call = TaskCall::untyped(name, own(&signature.args), own(&signature.kwargs));
     if mapped {
         let inner = kwargs.iter().find(|(name, _)| name == "task");
-        let inner = inner.and_then(|(_, raw)| Signature::read(raw).ok());
+        let inner = inner.and_then(|(_, raw)| WireSignature::read(raw).ok());
         call.routed_as = inner.map(|inner| Cow::Owned(inner.task.into_owned()));
     }
     Ok(Kind::Task(Box::new(call)))
 }
 
-fn chord(signature: &Signature<'_>, levels: usize) -> Result<Chord, CanvasError> {
+fn chord(signature: &WireSignature<'_>, levels: usize) -> Result<Chord, CanvasError> {
     let header =
         entry(signature, "header")?.ok_or_else(|| CanvasError::new("a chord without a header"))?;
     let body = entry(signature, "body")?
@@ -286,7 +286,7 @@ fn chord(signature: &Signature<'_>, levels: usize) -> Result<Chord, CanvasError>
     })
 }
 
-fn parts(signature: &Signature<'_>, levels: usize) -> Result<Vec<Canvas>, CanvasError> {
+fn parts(signature: &WireSignature<'_>, levels: usize) -> Result<Vec<Canvas>, CanvasError> {
     match entry(signature, "tasks")? {
         Some(tasks) => read_list("tasks", &tasks, levels),
         None => {
@@ -306,7 +306,7 @@ fn read_list(name: &str, list: &Raw<'_>, levels: usize) -> Result<Vec<Canvas>, C
     parts.collect()
 }
 
-fn entry<'a>(signature: &Signature<'a>, name: &str) -> Result<Option<Raw<'a>>, CanvasError> {
+fn entry<'a>(signature: &WireSignature<'a>, name: &str) -> Result<Option<Raw<'a>>, CanvasError> {
     let entries = signature.kwargs.entries();
     let entries = entries.map_err(|error| not_one(&error.in_field("kwargs")))?;
     let found = entries.into_iter().rev().find(|(key, _)| key == name);
@@ -315,7 +315,7 @@ fn entry<'a>(signature: &Signature<'a>, name: &str) -> Result<Option<Raw<'a>>, C
         .filter(|value| !value.is_null()))
 }
 
-fn option<'a>(signature: &Signature<'a>, name: &str) -> Result<Option<Raw<'a>>, CanvasError> {
+fn option<'a>(signature: &WireSignature<'a>, name: &str) -> Result<Option<Raw<'a>>, CanvasError> {
     signature.option(name).map_err(|error| not_one(&error))
 }
 

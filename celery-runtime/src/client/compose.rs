@@ -4,13 +4,13 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use celery_protocol::{Embed, EncodeError, Headers, Message, Raw, Serializer, TaskHeaders, time};
-use uuid::Uuid;
+use celery_protocol::{EncodeError, Headers, Message, Raw, Serializer, TaskHeaders, time};
 
-use super::options::{CallOptions, Time};
-use crate::broker::{ExchangeKind, Publication, Queue};
+use crate::boundary::{ExchangeKind, Publication, Queue};
 use crate::canvas::TaskCall;
+use crate::canvas::options::{CallOptions, Time};
 use crate::config::{Config, TaskProtocol};
+use crate::env;
 use crate::queues::{QueueNotFound, Queues};
 use crate::routing::Route;
 use crate::task::{ArgumentEncoder, EncodedArguments};
@@ -39,7 +39,7 @@ pub(crate) struct Outgoing<'a> {
 
 /// Why there is no message for a call.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Uncomposed {
+pub(crate) enum ComposeError {
     /// An argument has no form in the serializer, or the compression's feature
     /// is off.
     #[error(transparent)]
@@ -53,13 +53,13 @@ pub(crate) enum Uncomposed {
 ///
 /// # Errors
 ///
-/// See [`Uncomposed`].
+/// See [`ComposeError`].
 pub(crate) fn compose(
     sender: &Sender,
     outgoing: &Outgoing<'_>,
     id: String,
     now: SystemTime,
-) -> Result<Publication, Uncomposed> {
+) -> Result<Publication, ComposeError> {
     let (config, options) = (&*sender.config, outgoing.options);
     let route = config.task_routes.find(&outgoing.task);
     let serializer = options.serializer.unwrap_or(config.task_serializer);
@@ -109,13 +109,13 @@ pub(crate) fn compose(
 ///
 /// # Errors
 ///
-/// See [`Uncomposed`].
+/// See [`ComposeError`].
 pub(crate) fn compose_letter(
     sender: &Sender,
     call: &TaskCall,
     mut options: CallOptions,
     now: SystemTime,
-) -> Result<(String, Publication), Uncomposed> {
+) -> Result<(String, Publication), ComposeError> {
     // What calls another task in its place takes its way.
     let routes = &sender.config.task_routes;
     if let Some(inner) = &call.routed_as
@@ -133,7 +133,7 @@ pub(crate) fn compose_letter(
         options.priority = options.priority.or(route.priority);
     }
     let id = options.task_id.clone();
-    let id = id.unwrap_or_else(|| Uuid::new_v4().to_string());
+    let id = id.unwrap_or_else(|| env::uuid());
     let outgoing = Outgoing {
         task: Cow::clone(&call.task),
         queue: call.queue.as_deref(),
@@ -207,7 +207,7 @@ fn message(
 }
 
 /// Where a message goes.
-struct Way {
+struct MessageDestination {
     exchange: String,
     routing_key: String,
     /// Unknown where a route names an exchange and no queue.
@@ -222,7 +222,7 @@ fn destination(
     queues: &Queues,
     outgoing: &Outgoing<'_>,
     route: Option<&Route>,
-) -> Result<Way, QueueNotFound> {
+) -> Result<MessageDestination, QueueNotFound> {
     let options = outgoing.options;
     let said = |call: &Option<String>, routed: fn(&Route) -> &Option<String>| {
         let routed = route.and_then(|route| routed(route).clone());
@@ -239,7 +239,7 @@ fn destination(
             None if route.is_some() => None,
             None => Some(queues.default_queue()?),
         };
-        return Ok(Way {
+        return Ok(MessageDestination {
             exchange: exchange.clone(),
             routing_key: routing_key.clone(),
             queue,
@@ -254,7 +254,7 @@ fn destination(
             routing_key.unwrap_or_else(|| queue.routing_key.clone()),
         ),
     };
-    Ok(Way {
+    Ok(MessageDestination {
         exchange,
         routing_key,
         queue: Some(queue),
@@ -275,26 +275,12 @@ pub(crate) fn raw_call<'a>(
     move |writer| writer.write(args, kwargs)
 }
 
-/// The arguments of a call by themselves, for a signature on the wire.
-pub(crate) fn arguments_of(
-    write: &dyn Fn(&ArgumentEncoder<'_>) -> Result<EncodedArguments, EncodeError>,
-) -> Result<(Raw<'static>, Raw<'static>), EncodeError> {
-    let embed = Embed::default();
-    let call = write(&ArgumentEncoder::new(Serializer::Json, &embed))?;
-    let read = || {
-        let raw = Raw::read(Serializer::Json, &call.body)?;
-        let body = celery_protocol::Body::read(&raw)?;
-        Ok((body.args.into_owned(), body.kwargs.into_owned()))
-    };
-    read().map_err(|error: celery_protocol::DecodeError| EncodeError::new(error.to_string()))
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
-    use crate::broker::Exchange;
+    use crate::boundary::Exchange;
     use crate::routing::Routes;
 
     fn sent(config: &Config, queue: Option<&str>, options: &CallOptions) -> Publication {
@@ -305,7 +291,7 @@ mod tests {
         config: &Config,
         queue: Option<&str>,
         options: &CallOptions,
-    ) -> Result<Publication, Uncomposed> {
+    ) -> Result<Publication, ComposeError> {
         let sender = Sender {
             queues: Arc::new(Queues::new(&config.queues)),
             config: Arc::new(config.clone()),
@@ -461,7 +447,7 @@ mod tests {
             .unwrap();
         assert!(try_sent(&config, None, &CallOptions::default()).is_ok());
         let error = try_sent(&config, Some("q"), &CallOptions::default()).unwrap_err();
-        assert!(matches!(error, Uncomposed::Queue(_)), "{error}");
+        assert!(matches!(error, ComposeError::Queue(_)), "{error}");
     }
 
     #[test]

@@ -1,41 +1,37 @@
 //! Sending tasks: [`Client`].
 
-mod apply;
 pub(crate) mod compose;
+mod event;
 mod group;
-pub(crate) mod options;
 mod result;
-mod sending;
-mod sent;
+mod send;
+mod sendable;
 
 use std::sync::Arc;
 
 use celery_protocol::{Accept, EncodeError, ResultTree, Serializer, Value};
 use serde::Serialize;
 use tokio::time::Instant;
-use uuid::Uuid;
 
-use apply::ResultSource;
-pub use apply::Sendable;
+use crate::app::inner::AppInner;
+use crate::backoff::Backoff;
+use crate::boundary::{Broker, Publication, ResultBackend, ServiceError, ServiceErrorKind, Store};
+use crate::canvas::{Canvas, CanvasError, PlanContext, Signature};
+use crate::client::send::Sent;
+use crate::client::sendable::ResultSource;
+use crate::env;
+use crate::env::Clock;
+use crate::logical_clock::LogicalClock;
+use crate::queues::QueueNotFound;
+use crate::task::{Conflict, Params, Task, TaskArgs, Unique};
+use compose::Sender;
+use result::Reader;
+
+pub use crate::client::sendable::Sendable;
 pub use group::{Completions, GroupResult};
 pub use result::{AnyResult, AsyncResult, ResultError, TaskFailure};
 
-use crate::backend::ResultBackend;
-use crate::backoff::Backoff;
-use crate::broker::{Broker, Publication};
-use crate::canvas::{Canvas, CanvasError, Signature, Within};
-use crate::clock::Clock;
-use crate::config::Config;
-use crate::error::{ServiceError, ServiceErrorKind};
-use crate::lamport::LogicalClock;
-use crate::queues::{QueueNotFound, Queues};
-use crate::store::Store;
-use crate::task::{Conflict, Params, Task, TaskArgs, Unique};
-
-use compose::Sender;
-use result::Reader;
-use sending::Sent;
-pub(crate) use sending::no_backend;
+pub(crate) use crate::client::send::no_backend;
 
 /// Sends tasks to workers in any language, and reads their results.
 ///
@@ -43,16 +39,16 @@ pub(crate) use sending::no_backend;
 /// [`App::client`](crate::App::client).
 #[derive(Clone, Debug)]
 pub struct Client {
-    inner: Arc<Inner>,
+    inner: Arc<ClientInner>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct ClientInner {
     broker: Arc<dyn Broker>,
     store: Option<Arc<dyn Store>>,
     reader: Arc<Reader>,
     clock: Clock,
-    lamport: LogicalClock,
+    logical_clock: LogicalClock,
     sender: Sender,
 }
 
@@ -144,19 +140,20 @@ impl SendError {
 }
 
 impl Client {
-    pub(crate) fn new(
-        broker: Arc<dyn Broker>,
-        backend: Option<Arc<dyn ResultBackend>>,
-        store: Option<Arc<dyn Store>>,
-        config: Arc<Config>,
-        queues: Arc<Queues>,
-        clock: Clock,
-        lamport: LogicalClock,
-    ) -> Self {
+    pub(crate) fn new(app: &AppInner) -> Self {
+        let AppInner {
+            broker,
+            backend,
+            store,
+            config,
+            queues,
+            clock,
+            logical_clock,
+        } = app.clone();
         let reply_to = backend
             .as_deref()
             .and_then(ResultBackend::reply_to)
-            .unwrap_or_else(|| Uuid::new_v4().to_string());
+            .unwrap_or_else(env::uuid);
         let reader = Arc::new(Reader {
             backend,
             deadline: config.operation_timeout,
@@ -164,16 +161,16 @@ impl Client {
         let sender = Sender {
             config,
             queues,
-            origin: format!("gen{}@{}", std::process::id(), crate::app::host()),
+            origin: format!("gen{}@{}", std::process::id(), crate::hostname::hostname()),
             reply_to,
         };
         Self {
-            inner: Arc::new(Inner {
+            inner: Arc::new(ClientInner {
                 broker,
                 store,
                 reader,
                 clock,
-                lamport,
+                logical_clock,
                 sender,
             }),
         }
@@ -248,9 +245,9 @@ impl Client {
         &self,
         canvases: impl IntoIterator<Item = C>,
     ) -> Vec<Result<C::Result, SendError>> {
-        let until = Instant::now() + self.inner.sender.config.operation_timeout;
+        let until = env::instant() + self.inner.sender.config.operation_timeout;
         let canvases = canvases.into_iter().map(C::into_canvas);
-        let alone = Within::default();
+        let alone = PlanContext::default();
         let planned = canvases.map(|canvas| self.plan(canvas, &alone)).collect();
         let sent = self.send_all(planned, until).await;
         let result = |sent: Sent| C::result(sent.result, self.source());
@@ -261,9 +258,9 @@ impl Client {
     pub(crate) async fn apply_within<C: Sendable>(
         &self,
         canvas: Canvas,
-        within: &Within,
+        within: &PlanContext,
     ) -> Result<(C::Result, Vec<ResultTree>), SendError> {
-        let until = Instant::now() + self.inner.sender.config.operation_timeout;
+        let until = env::instant() + self.inner.sender.config.operation_timeout;
         let planned = self.plan(canvas, within);
         let mut sent = self.send_all(vec![planned], until).await;
         let sent = sent.pop().expect("one answer for one canvas")?;
@@ -272,7 +269,7 @@ impl Client {
 
     /// Finds out what is wrong with a canvas without sending it.
     pub(crate) fn can_send(&self, canvas: Canvas) -> Result<(), SendError> {
-        self.plan(canvas, &Within::default()).map(drop)
+        self.plan(canvas, &PlanContext::default()).map(drop)
     }
 
     fn source(&self) -> ResultSource {
@@ -286,10 +283,10 @@ impl Client {
         sent: impl IntoIterator<Item = &Publication>,
         until: Instant,
     ) {
-        let Inner {
+        let ClientInner {
             broker,
             clock,
-            lamport,
+            logical_clock,
             sender,
             ..
         } = &*self.inner;
@@ -298,7 +295,8 @@ impl Client {
         }
         let exchange = sender.config.events.exchange();
         for publication in sent {
-            let Some(event) = sent::event(publication, &sender.origin, lamport, clock.now()) else {
+            let Some(event) = event::event(publication, &sender.origin, logical_clock, clock.now())
+            else {
                 continue;
             };
             let telling = broker.broadcast(&exchange, "task.sent", &event);
@@ -313,9 +311,9 @@ impl Client {
     }
 
     /// Takes the lock of a task that must be the only one from now on.
-    async fn lock(&self, composed: Composed, until: Instant) -> Result<Locked, SendError> {
+    async fn lock(&self, composed: Composed, until: Instant) -> Result<UniqueCheck, SendError> {
         let Some((unique, params)) = composed.unique.as_deref() else {
-            return Ok(Locked::Free(Box::new(composed), None));
+            return Ok(UniqueCheck::Free(Box::new(composed), None));
         };
         let task = &composed.task;
         let config = &self.inner.sender.config;
@@ -352,9 +350,9 @@ impl Client {
             }
         };
         match (holder, unique.conflict) {
-            (None, _) => Ok(Locked::Free(Box::new(composed), Some(key))),
-            (Some(_), Conflict::Wait) => Ok(Locked::Free(Box::new(composed), None)),
-            (Some(holder), Conflict::Drop) => Ok(Locked::Taken(holder)),
+            (None, _) => Ok(UniqueCheck::Free(Box::new(composed), Some(key))),
+            (Some(_), Conflict::Wait) => Ok(UniqueCheck::Free(Box::new(composed), None)),
+            (Some(holder), Conflict::Drop) => Ok(UniqueCheck::Taken(holder)),
             (Some(holder), Conflict::Fail) => Err(SendError::NotUnique {
                 task: composed.task,
                 holder,
@@ -403,13 +401,13 @@ impl Client {
         batch: &[Publication],
         until: Instant,
     ) -> Vec<Result<(), ServiceError>> {
-        if batch.len() <= TOGETHER {
+        if batch.len() <= BATCH_SIZE {
             return self.publish_part(batch, until).await;
         }
         let deadline = self.inner.sender.config.operation_timeout;
         let mut answers = Vec::with_capacity(batch.len());
-        for part in batch.chunks(TOGETHER) {
-            answers.extend(self.publish_part(part, Instant::now() + deadline).await);
+        for part in batch.chunks(BATCH_SIZE) {
+            answers.extend(self.publish_part(part, env::instant() + deadline).await);
             if let Some(Err(error)) = answers.last()
                 && error.is_transient()
             {
@@ -438,7 +436,7 @@ impl Client {
                     }
                     _ => return answers,
                 }
-                let delay = Backoff::CONNECTION.delay(attempt, fastrand::f64());
+                let delay = Backoff::CONNECTION.delay(attempt, env::random());
                 tokio::time::sleep(delay).await;
             }
             Vec::new()
@@ -454,7 +452,7 @@ impl Client {
 
     fn timed_out(&self, batch: &[Publication]) -> ServiceError {
         let queue = batch.first().map_or("", |first| first.routing_key.as_str());
-        let Inner { broker, sender, .. } = &*self.inner;
+        let ClientInner { broker, sender, .. } = &*self.inner;
         let (deadline, blocked_reason) = (sender.config.operation_timeout, broker.blocked_reason());
         ServiceError::no_answer_for(
             "publish to",
@@ -467,7 +465,7 @@ impl Client {
 
 /// How many messages are published, or results read, in one go: enough to make
 /// little of a round trip, and little enough to have in memory several times.
-const TOGETHER: usize = 1_000;
+const BATCH_SIZE: usize = 1_000;
 
 /// A call that is ready to be sent.
 struct Composed {
@@ -479,7 +477,7 @@ struct Composed {
 }
 
 /// A call that must be the only one, or one that need not.
-enum Locked {
+enum UniqueCheck {
     /// To be sent; with the name of the lock that was taken for it.
     Free(Box<Composed>, Option<String>),
     /// Not to be sent, since the task with this id is there.

@@ -12,12 +12,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use super::TOGETHER;
-use super::group::GroupResult;
-use crate::backend::ResultBackend;
 use crate::backoff::Backoff;
-use crate::broker::BoxFuture;
-use crate::error::{ServiceError, ServiceErrorKind};
+use crate::boundary::{BoxFuture, ResultBackend, ServiceError, ServiceErrorKind};
+use crate::client::BATCH_SIZE;
+use crate::client::group::GroupResult;
+use crate::env;
 
 /// The result of a task that was sent: now, later, or never.
 ///
@@ -377,7 +376,7 @@ pub(super) fn value_of<'a>(
             return ended(&tree.id, &document).cloned();
         };
         let mut values = Vec::with_capacity(members.len());
-        for some in members.chunks(TOGETHER) {
+        for some in members.chunks(BATCH_SIZE) {
             let some = some.iter().map(|member| value_of(reader, member));
             values.extend(futures_util::future::try_join_all(some).await?);
         }
@@ -494,7 +493,7 @@ impl Reader {
     /// Waits until a task has ended.
     pub(super) async fn wait(&self, id: &str) -> Result<ResultDocument<'static>, ResultError> {
         let backend = self.backend(id)?;
-        Ok(self.insist(|| backend.wait(id)).await?)
+        Ok(self.retry_transient(|| backend.wait(id)).await?)
     }
 
     /// A call that answers at once when the backend is there: bounded by the
@@ -507,7 +506,7 @@ impl Reader {
     where
         F: Future<Output = Result<T, ServiceError>> + 'a,
     {
-        match tokio::time::timeout(self.deadline, self.insist(call)).await {
+        match tokio::time::timeout(self.deadline, self.retry_transient(call)).await {
             Ok(answer) => answer,
             Err(_) => Err(ServiceError::no_answer(operation, "results", self.deadline)),
         }
@@ -516,14 +515,17 @@ impl Reader {
     /// Repeats what failed for a passing reason, until the backend has been
     /// away for the deadline. A wait that lost its connection after a while
     /// had one until then, and starts the time afresh.
-    async fn insist<'a, T, F>(&self, mut call: impl FnMut() -> F) -> Result<T, ServiceError>
+    async fn retry_transient<'a, T, F>(
+        &self,
+        mut call: impl FnMut() -> F,
+    ) -> Result<T, ServiceError>
     where
         F: Future<Output = Result<T, ServiceError>> + 'a,
     {
         let mut away_since: Option<Instant> = None;
         let mut attempt = 0;
         loop {
-            let begun = Instant::now();
+            let begun = env::instant();
             let error = match call().await {
                 Ok(value) => return Ok(value),
                 Err(error) if !error.is_transient() => return Err(error),
@@ -531,11 +533,11 @@ impl Reader {
             };
             let held = begun.elapsed() > CONNECTED_FOR_A_WHILE;
             if held && error.kind() == ServiceErrorKind::Disconnected {
-                away_since = Some(Instant::now());
+                away_since = Some(env::instant());
                 attempt = 0;
             }
             let since = *away_since.get_or_insert(begun);
-            let delay = Backoff::CONNECTION.delay(attempt, fastrand::f64());
+            let delay = Backoff::CONNECTION.delay(attempt, env::random());
             if since.elapsed() + delay >= self.deadline {
                 return Err(error);
             }

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::Config;
-use super::settings::{Input, Setting, find, nearest};
+use crate::config::Config;
+use crate::config::settings::{Input, Setting, find, nearest};
 
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +72,7 @@ impl ConfigError {
     pub fn url(setting: &'static str, url: &str, cause: impl Into<String>) -> Self {
         Self::Url {
             setting,
-            url: super::url::redacted(url),
+            url: crate::config::url::redacted(url),
             cause: cause.into(),
         }
     }

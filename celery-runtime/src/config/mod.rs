@@ -1,10 +1,11 @@
 //! Configuration: [`Config`], by builder, by URL, and by Celery's own names.
 
 mod files;
-mod mailboxes;
+mod mailbox;
 pub(crate) mod queues;
 mod settings;
 pub mod url;
+mod wire_style;
 mod worker;
 
 use std::time::Duration;
@@ -12,16 +13,16 @@ use std::time::Duration;
 use celery_protocol::{Accept, Compression, Serializer};
 use serde_json::Map;
 
-use crate::broker::Queue;
-use crate::canvas::Ways;
+use crate::boundary::Queue;
 use crate::routing::Routes;
 use crate::task::TaskOptions;
+use queues::{Listed, QueueSettings};
 
 pub use files::ConfigError;
 pub use queues::QueueType;
 
-pub(crate) use mailboxes::{ControlSettings, EventSettings};
-use queues::{Listed, QueueSettings};
+pub(crate) use crate::config::mailbox::{ControlSettings, EventSettings};
+pub(crate) use wire_style::WireStyle;
 pub(crate) use worker::WorkerSettings;
 
 /// Everything that can be set for clients and workers.
@@ -297,8 +298,8 @@ impl Config {
     }
 
     /// In which form canvases travel.
-    pub(crate) fn ways(&self) -> Ways {
-        Ways {
+    pub(crate) fn wire_style(&self) -> WireStyle {
+        WireStyle {
             linked: self.task_protocol == TaskProtocol::V1,
             header_errbacks: self.task_allow_error_cb_on_chord_header,
         }

@@ -5,7 +5,7 @@ use celery_protocol::{Map, Value};
 use serde::Deserialize;
 use serde_json::Value as Json;
 
-use crate::broker::{Binding, Exchange, ExchangeKind, Queue};
+use crate::boundary::{Binding, Exchange, ExchangeKind, Queue};
 
 /// The settings by which queues are made. The defaults are Celery's.
 #[derive(Clone, Debug)]

@@ -5,9 +5,9 @@ use std::time::Duration;
 use celery_protocol::{Accept, Compression, Serializer};
 use serde_json::{Map, Value};
 
-use super::queues::{QueueType, exchange_kind, read_queues};
-use super::{Config, OnUnknown, TaskProtocol};
-use crate::broker::ExchangeKind;
+use crate::boundary::ExchangeKind;
+use crate::config::queues::{QueueType, exchange_kind, read_queues};
+use crate::config::{Config, OnUnknown, TaskProtocol};
 use crate::routing::Routes;
 
 /// A setting and what setting it does. `None` marks one that Celery has and
@@ -469,7 +469,7 @@ impl Input<'_> {
             Value::Number(number) => number.to_string(),
             _ => self.text()?,
         };
-        crate::worker::check_rate(&text)?;
+        crate::task::RateLimit::check(&text)?;
         Ok(text)
     }
 
@@ -498,7 +498,7 @@ impl Input<'_> {
     }
 
     /// A list of queues, or names with commas between them.
-    fn queues(self) -> Result<Vec<super::queues::Listed>, String> {
+    fn queues(self) -> Result<Vec<crate::config::queues::Listed>, String> {
         match self.0 {
             Value::String(text) if !text.trim_start().starts_with(['[', '{']) => {
                 let names = self.texts()?.into_iter().map(Value::String);

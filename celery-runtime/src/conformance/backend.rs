@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use celery_protocol::{Exception, Raw, ResultDocument, ResultTree, Serializer, State};
 
-use super::{fresh, soon};
-use crate::backend::{
+use crate::boundary::{
     ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart, ChordStore, Record, ResultBackend,
     StalledChord,
 };
+use crate::conformance::{fresh, soon};
 
 /// A backend to test.
-pub trait Setup: Send + Sync {
+pub trait BackendSetup: Send + Sync {
     /// A new client of the same server.
     fn backend(&self) -> Arc<dyn ResultBackend>;
 }
@@ -71,7 +71,7 @@ struct Pair {
 
 impl Pair {
     /// Both, ready for the results of `ids`.
-    async fn expecting(setup: &dyn Setup, ids: &[String]) -> Self {
+    async fn expecting(setup: &dyn BackendSetup, ids: &[String]) -> Self {
         let pair = Self {
             reader: setup.backend(),
             writer: setup.backend(),
@@ -128,7 +128,7 @@ async fn fetch(backend: &dyn ResultBackend, id: &str) -> Option<ResultDocument<'
 }
 
 /// A task that nothing was stored for.
-pub async fn nothing_is_known_of_a_task_at_first(setup: &dyn Setup) {
+pub async fn nothing_is_known_of_a_task_at_first(setup: &dyn BackendSetup) {
     let id = fresh("unknown");
     let pair = Pair::expecting(setup, std::slice::from_ref(&id)).await;
     assert!(pair.fetch(&id).await.is_none());
@@ -136,7 +136,7 @@ pub async fn nothing_is_known_of_a_task_at_first(setup: &dyn Setup) {
 }
 
 /// All fields come back, for several ids in their order.
-pub async fn a_document_is_read_back_whole(setup: &dyn Setup) {
+pub async fn a_document_is_read_back_whole(setup: &dyn BackendSetup) {
     let ids = [fresh("missing"), fresh("whole")];
     let pair = Pair::expecting(setup, &ids).await;
     let exception = Exception::new("builtins", "ValueError", "boom");
@@ -170,7 +170,7 @@ pub async fn a_document_is_read_back_whole(setup: &dyn Setup) {
 }
 
 /// Who did not wait for it finds it, too, where results are for everybody.
-pub async fn every_process_reads_what_is_shared(setup: &dyn Setup) {
+pub async fn every_process_reads_what_is_shared(setup: &dyn BackendSetup) {
     let id = fresh("shared");
     let pair = Pair::expecting(setup, std::slice::from_ref(&id)).await;
     if !pair.reader.capabilities().shared {
@@ -185,7 +185,7 @@ pub async fn every_process_reads_what_is_shared(setup: &dyn Setup) {
 }
 
 /// SUCCESS stays, whatever comes.
-pub async fn a_success_is_never_replaced(setup: &dyn Setup) {
+pub async fn a_success_is_never_replaced(setup: &dyn BackendSetup) {
     let id = fresh("success");
     let pair = Pair::expecting(setup, std::slice::from_ref(&id)).await;
     pair.store(&document(&id, State::Success, "42")).await;
@@ -201,7 +201,7 @@ pub async fn a_success_is_never_replaced(setup: &dyn Setup) {
 }
 
 /// Every other state gives way, and a value that looks like one does not fool.
-pub async fn everything_else_is_replaced(setup: &dyn Setup) {
+pub async fn everything_else_is_replaced(setup: &dyn BackendSetup) {
     let id = fresh("replaced");
     let pair = Pair::expecting(setup, std::slice::from_ref(&id)).await;
     let decoy = r#"{"status": "SUCCESS", "text": "\"status\": \"SUCCESS\""}"#;
@@ -220,7 +220,7 @@ pub async fn everything_else_is_replaced(setup: &dyn Setup) {
 }
 
 /// Those who wait before and those who ask after get it alike.
-pub async fn waiting_before_and_after_the_result(setup: &dyn Setup) {
+pub async fn waiting_before_and_after_the_result(setup: &dyn BackendSetup) {
     let id = fresh("wait");
     let pair = Pair::expecting(setup, std::slice::from_ref(&id)).await;
     let waiter = {
@@ -242,7 +242,7 @@ pub async fn waiting_before_and_after_the_result(setup: &dyn Setup) {
 }
 
 /// Many waiters, two for each task, and none is forgotten.
-pub async fn a_thousand_wait_at_once(setup: &dyn Setup) {
+pub async fn a_thousand_wait_at_once(setup: &dyn BackendSetup) {
     let prefix = fresh("many");
     let ids: Vec<_> = (0..500).map(|n| format!("{prefix}-{n}")).collect();
     let pair = Pair::expecting(setup, &ids).await;
@@ -265,7 +265,7 @@ pub async fn a_thousand_wait_at_once(setup: &dyn Setup) {
 }
 
 /// Values that are hard to carry come back as they were.
-pub async fn values_of_every_kind_survive(setup: &dyn Setup) {
+pub async fn values_of_every_kind_survive(setup: &dyn BackendSetup) {
     let values = [
         "null",
         "NaN",
@@ -289,7 +289,7 @@ pub async fn values_of_every_kind_survive(setup: &dyn Setup) {
 }
 
 /// `forget` deletes: for everybody where results are shared, else for who calls it.
-pub async fn forgotten_results_are_gone(setup: &dyn Setup) {
+pub async fn forgotten_results_are_gone(setup: &dyn BackendSetup) {
     let ids = [fresh("one"), fresh("two")];
     let pair = Pair::expecting(setup, &ids).await;
     for id in &ids {
@@ -308,7 +308,7 @@ pub async fn forgotten_results_are_gone(setup: &dyn Setup) {
 }
 
 /// The members of a group come back in their order.
-pub async fn groups_are_read_back(setup: &dyn Setup) {
+pub async fn groups_are_read_back(setup: &dyn BackendSetup) {
     let backend = setup.backend();
     if !backend.capabilities().groups {
         return;
@@ -339,7 +339,7 @@ pub async fn groups_are_read_back(setup: &dyn Setup) {
 }
 
 /// A chord can be begun twice, and its header is stored as a group.
-pub async fn chord_begun_twice_has_its_header(setup: &dyn Setup) {
+pub async fn chord_begun_twice_has_its_header(setup: &dyn BackendSetup) {
     let backend = setup.backend();
     let Some(chords) = backend.chords() else {
         return;
@@ -374,7 +374,7 @@ const BODY: &str = r#"{"task": "tasks.sum", "args": [], "kwargs": {}, "options":
 
 impl Chord {
     /// `None` where the backend does not count the members of chords.
-    async fn new(setup: &dyn Setup) -> Option<Self> {
+    async fn new(setup: &dyn BackendSetup) -> Option<Self> {
         let workers = [setup.backend(), setup.backend()];
         workers[0].chords()?;
         Some(Self {
@@ -388,7 +388,7 @@ impl Chord {
     }
 
     /// A chord of `size` parts that has begun.
-    async fn begun(setup: &dyn Setup, size: usize) -> Option<Self> {
+    async fn begun(setup: &dyn BackendSetup, size: usize) -> Option<Self> {
         let chord = Self::new(setup).await?;
         chord.begin(size).await;
         Some(chord)
@@ -481,7 +481,7 @@ async fn eventually<T>(what: &str, mut attempt: impl AsyncFnMut() -> Option<T>) 
 }
 
 /// The last part gets all of them, however often each was told.
-pub async fn a_part_is_counted_once(setup: &dyn Setup) {
+pub async fn a_part_is_counted_once(setup: &dyn BackendSetup) {
     let Some(chord) = Chord::begun(setup, 3).await else {
         return;
     };
@@ -496,7 +496,7 @@ pub async fn a_part_is_counted_once(setup: &dyn Setup) {
 }
 
 /// The order is that of the header, and who has no place in it is the last.
-pub async fn parts_come_in_their_order(setup: &dyn Setup) {
+pub async fn parts_come_in_their_order(setup: &dyn BackendSetup) {
     let Some(chord) = Chord::begun(setup, 13).await else {
         return;
     };
@@ -510,7 +510,7 @@ pub async fn parts_come_in_their_order(setup: &dyn Setup) {
 }
 
 /// What a part tells comes to who goes on with the chord.
-pub async fn parts_are_told_whole(setup: &dyn Setup) {
+pub async fn parts_are_told_whole(setup: &dyn BackendSetup) {
     let Some(chord) = Chord::begun(setup, 2).await else {
         return;
     };
@@ -536,7 +536,7 @@ pub async fn parts_are_told_whole(setup: &dyn Setup) {
 }
 
 /// One goes on with it, and hears it again when asking again.
-pub async fn one_claim_holds_at_a_time(setup: &dyn Setup) {
+pub async fn one_claim_holds_at_a_time(setup: &dyn BackendSetup) {
     let Some(chord) = Chord::begun(setup, 2).await else {
         return;
     };
@@ -556,7 +556,7 @@ pub async fn one_claim_holds_at_a_time(setup: &dyn Setup) {
 }
 
 /// A claim that is not held ends, and the next one is another's.
-pub async fn a_claim_ends_by_itself(setup: &dyn Setup) {
+pub async fn a_claim_ends_by_itself(setup: &dyn BackendSetup) {
     let Some(chord) = Chord::begun(setup, 1).await else {
         return;
     };
@@ -570,7 +570,7 @@ pub async fn a_claim_ends_by_itself(setup: &dyn Setup) {
 }
 
 /// Who comes late holds the chord again as long as nobody else has claimed it.
-pub async fn a_claim_that_has_ended_is_taken_again(setup: &dyn Setup) {
+pub async fn a_claim_that_has_ended_is_taken_again(setup: &dyn BackendSetup) {
     let Some(chord) = Chord::begun(setup, 1).await else {
         return;
     };
@@ -587,7 +587,7 @@ pub async fn a_claim_that_has_ended_is_taken_again(setup: &dyn Setup) {
 }
 
 /// Python says how many parts there are when most of them were sent.
-pub async fn parts_count_before_the_chord_is_begun(setup: &dyn Setup) {
+pub async fn parts_count_before_the_chord_is_begun(setup: &dyn BackendSetup) {
     let Some(chord) = Chord::new(setup).await else {
         return;
     };
@@ -598,7 +598,7 @@ pub async fn parts_count_before_the_chord_is_begun(setup: &dyn Setup) {
 }
 
 /// A part that is added is waited for, once.
-pub async fn a_chord_is_extended_once_for_each_task(setup: &dyn Setup) {
+pub async fn a_chord_is_extended_once_for_each_task(setup: &dyn BackendSetup) {
     let Some(chord) = Chord::begun(setup, 1).await else {
         return;
     };
@@ -612,7 +612,7 @@ pub async fn a_chord_is_extended_once_for_each_task(setup: &dyn Setup) {
 }
 
 /// Late parts of a chord that has ended are nothing, until it begins again.
-pub async fn an_ended_chord_stays_ended(setup: &dyn Setup) {
+pub async fn an_ended_chord_stays_ended(setup: &dyn BackendSetup) {
     for end in [ChordEnd::Continued, ChordEnd::Failed] {
         let Some(chord) = Chord::begun(setup, 2).await else {
             return;
@@ -635,7 +635,7 @@ pub async fn an_ended_chord_stays_ended(setup: &dyn Setup) {
 }
 
 /// The results of a header with groups inside come with the parts.
-pub async fn the_tree_of_a_header_comes_with_its_parts(setup: &dyn Setup) {
+pub async fn the_tree_of_a_header_comes_with_its_parts(setup: &dyn BackendSetup) {
     let Some(chord) = Chord::new(setup).await else {
         return;
     };
@@ -657,7 +657,7 @@ pub async fn the_tree_of_a_header_comes_with_its_parts(setup: &dyn Setup) {
 }
 
 /// One of two who look gets a chord whose worker has died, with its body.
-pub async fn one_takes_over_what_a_dead_worker_left(setup: &dyn Setup) {
+pub async fn one_takes_over_what_a_dead_worker_left(setup: &dyn BackendSetup) {
     let Some(chord) = Chord::begun(setup, 2).await else {
         return;
     };
@@ -690,7 +690,7 @@ pub async fn one_takes_over_what_a_dead_worker_left(setup: &dyn Setup) {
 }
 
 /// So many parts are counted, and come back at once.
-pub async fn a_chord_may_have_many_parts(setup: &dyn Setup) {
+pub async fn a_chord_may_have_many_parts(setup: &dyn BackendSetup) {
     const MANY: i64 = 10_000;
     let Some(chord) = Chord::begun(setup, MANY as usize).await else {
         return;

@@ -7,14 +7,14 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use celery_protocol::{Headers, Message, Properties, TaskHeaders, Value};
 
-use super::{fresh, soon};
-use crate::broker::{
-    Binding, Broker, ConsumeOptions, Consumer, Content, Delivery, Exchange, Mailbox, Publication,
-    Queue, QueueEnd, Settlement, Subscription,
+use crate::boundary::{
+    Binding, Broker, ConsumeOptions, Consumer, Content, Delivery, Exchange, Mailbox, PriorityOrder,
+    Publication, Queue, QueueEnd, Settled, Settlement, Subscription,
 };
+use crate::conformance::{fresh, soon};
 
 /// A broker to test, and what is particular about it.
-pub trait Setup: Send + Sync {
+pub trait BrokerSetup: Send + Sync {
     /// A new client of the same server.
     fn broker(&self) -> Arc<dyn Broker>;
 
@@ -35,22 +35,11 @@ pub trait Setup: Send + Sync {
         true
     }
 
-    /// In which order messages of different priorities are delivered.
-    fn priorities(&self) -> Priorities {
-        Priorities::LowestFirst
+    /// The order of priorities in the queues of this setup; that of the broker
+    /// by default.
+    fn priorities(&self) -> PriorityOrder {
+        self.broker().capabilities().priorities
     }
-}
-
-/// What the queues of a [`Setup`] make of priorities.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(clippy::exhaustive_enums, reason = "the cases answer to each of them")]
-pub enum Priorities {
-    /// 0 is the most urgent, as on Redis.
-    LowestFirst,
-    /// 9 is the most urgent, as on RabbitMQ.
-    HighestFirst,
-    /// There are none: messages come in the order in which they were sent.
-    None,
 }
 
 /// One test for each case of the suite.
@@ -166,10 +155,13 @@ async fn take(consumer: &dyn Consumer, count: usize) -> Vec<Delivery> {
     taken
 }
 
-async fn settle(consumer: &dyn Consumer, batch: &[Settlement]) {
-    soon("settle", consumer.settle(batch))
-        .await
-        .expect("settled");
+async fn settle(consumer: &dyn Consumer, batch: &[Settlement]) -> Vec<Settled> {
+    let settled = soon("settle", consumer.settle(batch)).await;
+    assert_eq!(settled.len(), batch.len(), "one answer for each settlement");
+    settled
+        .into_iter()
+        .map(|one| one.expect("settled"))
+        .collect()
 }
 
 fn ids(deliveries: &[Delivery]) -> Vec<String> {
@@ -177,7 +169,7 @@ fn ids(deliveries: &[Delivery]) -> Vec<String> {
 }
 
 /// What is published arrives, in order, with all of its parts.
-pub async fn messages_arrive_whole_and_in_order(setup: &dyn Setup) {
+pub async fn messages_arrive_whole_and_in_order(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let queue = setup.queue(&fresh("whole"));
     let consumer = consumer(&*broker, &[&queue]).await;
@@ -208,7 +200,7 @@ fn by_name(headers: &Headers) -> BTreeMap<String, Value> {
 
 /// What is pushed ahead comes once and in its queue's order, however it is
 /// received and settled.
-pub async fn prefetched_messages_arrive_once_and_in_order(setup: &dyn Setup) {
+pub async fn prefetched_messages_arrive_once_and_in_order(setup: &dyn BrokerSetup) {
     const EACH: usize = 250;
     let broker = setup.broker();
     let queues = [setup.queue(&fresh("one")), setup.queue(&fresh("two"))];
@@ -240,7 +232,7 @@ pub async fn prefetched_messages_arrive_once_and_in_order(setup: &dyn Setup) {
 }
 
 /// More or less may be pushed ahead at any time; everything still arrives.
-pub async fn changing_the_prefetch_loses_nothing(setup: &dyn Setup) {
+pub async fn changing_the_prefetch_loses_nothing(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let queue = setup.queue(&fresh("change"));
     let consumer = consumer(&*broker, &[&queue]).await;
@@ -267,7 +259,7 @@ pub async fn changing_the_prefetch_loses_nothing(setup: &dyn Setup) {
 }
 
 /// A message for a queue that nobody declared is not lost.
-pub async fn a_publication_brings_its_queue_along(setup: &dyn Setup) {
+pub async fn a_publication_brings_its_queue_along(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let queue = Arc::new(setup.queue(&fresh("undeclared")));
     let batch = ["a", "b"].map(|id| {
@@ -282,7 +274,7 @@ pub async fn a_publication_brings_its_queue_along(setup: &dyn Setup) {
 }
 
 /// Neither is one for an exchange to which nothing was bound before.
-pub async fn a_publication_brings_its_bindings_along(setup: &dyn Setup) {
+pub async fn a_publication_brings_its_bindings_along(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let (topic, direct) = (fresh("topic"), fresh("direct"));
     let queue = setup
@@ -303,7 +295,7 @@ pub async fn a_publication_brings_its_bindings_along(setup: &dyn Setup) {
 }
 
 /// A batch is answered message by message.
-pub async fn a_batch_has_an_answer_for_each_message(setup: &dyn Setup) {
+pub async fn a_batch_has_an_answer_for_each_message(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let queue = setup.queue(&fresh("batch"));
     soon("declare", broker.declare(&queue))
@@ -323,7 +315,7 @@ pub async fn a_batch_has_an_answer_for_each_message(setup: &dyn Setup) {
 }
 
 /// `receive(max)` gives at most `max`.
-pub async fn no_more_than_asked_for_is_received(setup: &dyn Setup) {
+pub async fn no_more_than_asked_for_is_received(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let queue = setup.queue(&fresh("max"));
     let consumer = consumer(&*broker, &[&queue]).await;
@@ -345,7 +337,7 @@ pub async fn no_more_than_asked_for_is_received(setup: &dyn Setup) {
 }
 
 /// Settled deliveries do not come back.
-pub async fn acknowledged_and_rejected_messages_are_gone(setup: &dyn Setup) {
+pub async fn acknowledged_and_rejected_messages_are_gone(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let queue = setup.queue(&fresh("ack"));
     let first = consumer(&*broker, &[&queue]).await;
@@ -365,25 +357,28 @@ pub async fn acknowledged_and_rejected_messages_are_gone(setup: &dyn Setup) {
 }
 
 /// The first settlement counts; later ones do nothing.
-pub async fn settling_twice_is_harmless(setup: &dyn Setup) {
+pub async fn settling_twice_is_harmless(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let queue = setup.queue(&fresh("twice"));
     let consumer = consumer(&*broker, &[&queue]).await;
     publish(&*broker, &queue, &["a"]).await;
     let taken = take(&*consumer, 1).await;
-    settle(&*consumer, &[Settlement::Ack(taken[0].tag.clone())]).await;
-    settle(&*consumer, &[Settlement::Ack(taken[0].tag.clone())]).await;
-    settle(
-        &*consumer,
-        &[Settlement::Requeue(taken[0].tag.clone(), QueueEnd::Head)],
-    )
-    .await;
+    let ack = [Settlement::Ack(taken[0].tag.clone())];
+    let expected = if broker.capabilities().confirms_settlements {
+        Settled::Done
+    } else {
+        Settled::Written
+    };
+    assert_eq!(settle(&*consumer, &ack).await, [expected]);
+    assert_eq!(settle(&*consumer, &ack).await, [Settled::Gone]);
+    let requeue = [Settlement::Requeue(taken[0].tag.clone(), QueueEnd::Head)];
+    assert_eq!(settle(&*consumer, &requeue).await, [Settled::Gone]);
     publish(&*broker, &queue, &["b"]).await;
     assert_eq!(ids(&take(&*consumer, 1).await), ["b"]);
 }
 
 /// Requeued at the head it is the next one, flagged.
-pub async fn requeued_at_the_head_comes_next(setup: &dyn Setup) {
+pub async fn requeued_at_the_head_comes_next(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let queue = setup.queue(&fresh("head"));
     let consumer = consumer(&*broker, &[&queue]).await;
@@ -403,7 +398,7 @@ pub async fn requeued_at_the_head_comes_next(setup: &dyn Setup) {
 }
 
 /// Requeued at the tail it waits behind the others.
-pub async fn requeued_at_the_tail_comes_last(setup: &dyn Setup) {
+pub async fn requeued_at_the_tail_comes_last(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let queue = setup.queue(&fresh("tail"));
     let consumer = consumer(&*broker, &[&queue]).await;
@@ -418,7 +413,7 @@ pub async fn requeued_at_the_tail_comes_last(setup: &dyn Setup) {
 }
 
 /// Parked messages are out of the way until their time.
-pub async fn parked_messages_come_when_due(setup: &dyn Setup) {
+pub async fn parked_messages_come_when_due(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let queue = setup.queue(&fresh("park"));
     let consumer = consumer(&*broker, &[&queue]).await;
@@ -436,7 +431,7 @@ pub async fn parked_messages_come_when_due(setup: &dyn Setup) {
 }
 
 /// A consumer that closes leaves what it parked to the others.
-pub async fn closing_returns_what_was_parked(setup: &dyn Setup) {
+pub async fn closing_returns_what_was_parked(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let queue = setup.queue(&fresh("parked"));
     let first = consumer(&*broker, &[&queue]).await;
@@ -451,7 +446,7 @@ pub async fn closing_returns_what_was_parked(setup: &dyn Setup) {
 }
 
 /// Priorities order what waits, within one queue and over several.
-pub async fn urgent_messages_go_first(setup: &dyn Setup) {
+pub async fn urgent_messages_go_first(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let queue = setup.priority_queue(&fresh("priority"));
     soon("declare", broker.declare(&queue))
@@ -468,15 +463,15 @@ pub async fn urgent_messages_go_first(setup: &dyn Setup) {
     }
     let consumer = consumer(&*broker, &[&queue]).await;
     let expected = match setup.priorities() {
-        Priorities::LowestFirst => ["0", "3", "6", "9"],
-        Priorities::HighestFirst => ["9", "6", "3", "0"],
-        Priorities::None => ["9", "0", "3", "6"],
+        PriorityOrder::LowestFirst => ["0", "3", "6", "9"],
+        PriorityOrder::HighestFirst => ["9", "6", "3", "0"],
+        PriorityOrder::None => ["9", "0", "3", "6"],
     };
     assert_eq!(ids(&take(&*consumer, 4).await), expected);
 }
 
 /// Queues take turns.
-pub async fn a_full_queue_does_not_starve_another(setup: &dyn Setup) {
+pub async fn a_full_queue_does_not_starve_another(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let (full, small) = (setup.queue(&fresh("full")), setup.queue(&fresh("small")));
     let many: Vec<_> = (0..200).map(|n| n.to_string()).collect();
@@ -495,7 +490,7 @@ pub async fn a_full_queue_does_not_starve_another(setup: &dyn Setup) {
 }
 
 /// `interrupt` makes a pending receive return, empty.
-pub async fn interrupting_ends_a_receive(setup: &dyn Setup) {
+pub async fn interrupting_ends_a_receive(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let queue = setup.queue(&fresh("interrupt"));
     let consumer = consumer(&*broker, &[&queue]).await;
@@ -516,7 +511,7 @@ pub async fn interrupting_ends_a_receive(setup: &dyn Setup) {
 }
 
 /// A consumer that waits is woken by a message.
-pub async fn a_message_wakes_a_waiting_consumer(setup: &dyn Setup) {
+pub async fn a_message_wakes_a_waiting_consumer(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let queue = setup.queue(&fresh("wake"));
     let consumer = consumer(&*broker, &[&queue]).await;
@@ -531,7 +526,7 @@ pub async fn a_message_wakes_a_waiting_consumer(setup: &dyn Setup) {
 }
 
 /// Direct and topic exchanges choose queues by routing key.
-pub async fn exchanges_route_by_their_kind(setup: &dyn Setup) {
+pub async fn exchanges_route_by_their_kind(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let (direct, topic) = (fresh("direct"), fresh("topic"));
     let cases = [
@@ -594,7 +589,7 @@ pub async fn exchanges_route_by_their_kind(setup: &dyn Setup) {
 }
 
 /// A message that no queue would get is refused.
-pub async fn nobody_bound_is_an_error(setup: &dyn Setup) {
+pub async fn nobody_bound_is_an_error(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let exchange = fresh("exchange");
     let queue = setup
@@ -609,13 +604,13 @@ pub async fn nobody_bound_is_an_error(setup: &dyn Setup) {
     ];
     let answers = soon("publish", broker.publish(&batch)).await;
     let error = answers[0].as_ref().expect_err("nobody gets it");
-    assert_eq!(error.kind(), crate::ServiceErrorKind::Unroutable);
+    assert_eq!(error.kind(), crate::boundary::ServiceErrorKind::Unroutable);
     assert!(error.to_string().contains(&exchange), "{error}");
     assert!(answers[1].is_ok());
 }
 
 /// Declaring what exists changes nothing.
-pub async fn declaring_twice_does_nothing(setup: &dyn Setup) {
+pub async fn declaring_twice_does_nothing(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let queue = setup.queue(&fresh("declared"));
     soon("declare", broker.declare(&queue))
@@ -632,7 +627,7 @@ pub async fn declaring_twice_does_nothing(setup: &dyn Setup) {
 }
 
 /// Depth counts what waits, purge deletes it.
-pub async fn depth_and_purge(setup: &dyn Setup) {
+pub async fn depth_and_purge(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let queue = setup.queue(&fresh("depth"));
     let consumer = consumer(&*broker, &[&queue]).await;
@@ -653,7 +648,7 @@ pub async fn depth_and_purge(setup: &dyn Setup) {
 }
 
 /// Every subscriber whose pattern matches gets a copy.
-pub async fn broadcasts_reach_all_subscribers(setup: &dyn Setup) {
+pub async fn broadcasts_reach_all_subscribers(setup: &dyn BrokerSetup) {
     let (broker, other) = (setup.broker(), setup.broker());
     let exchange = Exchange::topic(fresh("events"));
     let mut all = soon(
@@ -693,7 +688,7 @@ async fn key(subscription: &mut dyn Subscription) -> String {
 }
 
 /// Replies sent to a private queue arrive there.
-pub async fn replies_arrive_and_are_private(setup: &dyn Setup) {
+pub async fn replies_arrive_and_are_private(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let name = fresh("reply");
     let expires = Duration::from_secs(10);
@@ -717,7 +712,7 @@ pub async fn replies_arrive_and_are_private(setup: &dyn Setup) {
 
 /// A mailbox at a direct exchange gets what is sent to it under its key, by
 /// whomever, and nothing else.
-pub async fn a_direct_mailbox_gets_only_its_key(setup: &dyn Setup) {
+pub async fn a_direct_mailbox_gets_only_its_key(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let exchange = Exchange::direct(fresh("reply")).transient();
     let mut mailboxes = Vec::new();
@@ -748,7 +743,7 @@ pub async fn a_direct_mailbox_gets_only_its_key(setup: &dyn Setup) {
 }
 
 /// What is sent under a key that nobody has is neither an error nor kept.
-pub async fn a_reply_to_nobody_leaves_nothing(setup: &dyn Setup) {
+pub async fn a_reply_to_nobody_leaves_nothing(setup: &dyn BrokerSetup) {
     let broker = setup.broker();
     let exchange = Exchange::direct(fresh("reply")).transient();
     let (here, away) = (fresh("here"), fresh("away"));

@@ -12,6 +12,8 @@ pub mod store;
 use std::future::Future;
 use std::time::Duration;
 
+use crate::env;
+
 /// No step of these tests takes longer on a healthy server; it keeps a broken
 /// implementation from hanging them.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -26,7 +28,7 @@ async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 
 /// A name that no other test uses.
 fn fresh(what: &str) -> String {
-    format!("{what}-{}", uuid::Uuid::new_v4())
+    format!("{what}-{}", env::uuid())
 }
 
 /// Makes a test of each case; `$setup` is evaluated in each of them.

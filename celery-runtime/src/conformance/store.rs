@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{fresh, soon};
-use crate::store::Store;
+use crate::boundary::Store;
+use crate::conformance::{fresh, soon};
 
 /// A store to test.
-pub trait Setup: Send + Sync {
+pub trait StoreSetup: Send + Sync {
     /// A new client of the same server.
     fn store(&self) -> Arc<dyn Store>;
 }
@@ -34,7 +34,7 @@ macro_rules! store_conformance {
 const LONG: Duration = Duration::from_secs(60);
 
 /// Of many that want to set a key, one does.
-pub async fn one_of_many_gets_the_key(setup: &dyn Setup) {
+pub async fn one_of_many_gets_the_key(setup: &dyn StoreSetup) {
     let key = fresh("lock");
     let mut winners = 0;
     for n in 0..10u8 {
@@ -51,7 +51,7 @@ pub async fn one_of_many_gets_the_key(setup: &dyn Setup) {
 }
 
 /// The value is the proof of ownership.
-pub async fn only_the_owner_extends_and_deletes(setup: &dyn Setup) {
+pub async fn only_the_owner_extends_and_deletes(setup: &dyn StoreSetup) {
     let (store, key) = (setup.store(), fresh("owner"));
     assert!(
         soon("put", store.put_if_absent(&key, b"me", LONG))
@@ -87,7 +87,7 @@ pub async fn only_the_owner_extends_and_deletes(setup: &dyn Setup) {
 }
 
 /// Counts of several clients add up.
-pub async fn counters_count_for_everybody(setup: &dyn Setup) {
+pub async fn counters_count_for_everybody(setup: &dyn StoreSetup) {
     let (one, two, key) = (setup.store(), setup.store(), fresh("counter"));
     for expected in [1, 3, 5] {
         assert_eq!(
@@ -102,7 +102,7 @@ pub async fn counters_count_for_everybody(setup: &dyn Setup) {
 }
 
 /// What is not extended disappears.
-pub async fn keys_die_in_time(setup: &dyn Setup) {
+pub async fn keys_die_in_time(setup: &dyn StoreSetup) {
     let (store, key) = (setup.store(), fresh("short"));
     let short = Duration::from_millis(300);
     assert!(

@@ -6,23 +6,23 @@ use std::time::Duration;
 
 use celery_protocol::{ControlRequest, Map, Value};
 
-use super::desk::Desk;
-use super::error::ControlError;
-use super::replies::{Replies, ok};
-use crate::broker::{Exchange, Queue};
+use crate::boundary::{Exchange, Queue};
+use crate::control::error::ControlError;
+use crate::control::mailbox::ControlMailbox;
+use crate::control::replies::{Replies, ok};
 
 /// A command to workers that is not sent yet.
 #[must_use = "a command does nothing until it is sent"]
 #[derive(Clone)]
 pub struct ControlCall {
-    desk: Arc<Desk>,
-    addressees: Addressees,
+    mailbox: Arc<ControlMailbox>,
+    destination: Destination,
     request: ControlRequest,
 }
 
 /// Who is meant, and how long to wait for them.
 #[derive(Clone, Debug)]
-pub(super) struct Addressees {
+pub(super) struct Destination {
     pub(super) destination: Option<Vec<String>>,
     /// The pattern, and what kind of pattern it is.
     pub(super) pattern: Option<(String, &'static str)>,
@@ -30,7 +30,7 @@ pub(super) struct Addressees {
     pub(super) limit: Option<usize>,
 }
 
-impl Default for Addressees {
+impl Default for Destination {
     fn default() -> Self {
         Self {
             destination: None,
@@ -41,7 +41,7 @@ impl Default for Addressees {
     }
 }
 
-impl Addressees {
+impl Destination {
     /// After how many replies there is nothing more to wait for.
     fn most(&self) -> Option<usize> {
         let destination = self.destination.as_ref().map(Vec::len);
@@ -51,23 +51,23 @@ impl Addressees {
 
 impl ControlCall {
     pub(super) fn new(
-        desk: Arc<Desk>,
-        addressees: Addressees,
+        mailbox: Arc<ControlMailbox>,
+        destination: Destination,
         command: &str,
         arguments: Map,
     ) -> Self {
         let mut request = ControlRequest::new(command);
         request.arguments = arguments;
-        if let Some((pattern, matcher)) = &addressees.pattern {
+        if let Some((pattern, matcher)) = &destination.pattern {
             request.pattern = Some(pattern.clone());
             request.matcher = Some((*matcher).to_owned());
         }
-        if let Some(nodes) = &addressees.destination {
+        if let Some(nodes) = &destination.destination {
             request.destination.clone_from(nodes);
         }
         Self {
-            desk,
-            addressees,
+            mailbox,
+            destination,
             request,
         }
     }
@@ -84,7 +84,7 @@ impl ControlCall {
     /// A dropped future may or may not have sent the command.
     pub async fn send(self) -> Result<(), ControlError> {
         let request = self.addressed()?;
-        self.desk.send(request, self.addressees.timeout).await
+        self.mailbox.send(request, self.destination.timeout).await
     }
 
     /// Sends the command and collects what workers answer until the timeout is
@@ -111,17 +111,17 @@ impl ControlCall {
     ) -> Result<Replies<T>, ControlError> {
         let request = self.addressed()?;
         let command = request.method.clone();
-        let Addressees { timeout, .. } = self.addressees;
+        let Destination { timeout, .. } = self.destination;
         let gathered = self
-            .desk
-            .ask(request, timeout, self.addressees.most())
+            .mailbox
+            .ask(request, timeout, self.destination.most())
             .await?;
         Ok(Replies::read(&command, gathered, read))
     }
 
     /// To a worker, no destination means that everybody is meant.
     fn addressed(&self) -> Result<ControlRequest, ControlError> {
-        match &self.addressees.destination {
+        match &self.destination.destination {
             Some(nodes) if nodes.is_empty() => Err(ControlError::Nobody {
                 command: self.request.method.clone(),
             }),
@@ -134,7 +134,7 @@ impl fmt::Debug for ControlCall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ControlCall")
             .field("request", &self.request)
-            .field("addressees", &self.addressees)
+            .field("destination", &self.destination)
             .finish_non_exhaustive()
     }
 }

@@ -2,7 +2,7 @@
 
 use celery_protocol::EncodeError;
 
-use crate::error::ServiceError;
+use crate::boundary::ServiceError;
 
 /// A command that was not sent, or whose replies could not be received.
 #[derive(Debug, thiserror::Error)]

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use celery_protocol::{Map, Value};
 
-use super::replies::ok;
+use crate::control::replies::ok;
 
 /// A task in the hands of a worker.
 #[derive(Clone, Debug, Default, PartialEq)]

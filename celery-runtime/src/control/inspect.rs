@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use celery_protocol::{Map, Value};
 
-use super::error::ControlError;
-use super::info::{
-    self, PeerState, QueriedTask, QueueInfo, RegisteredTask, RequestInfo, ScheduledTask, Stats,
+use crate::control::error::ControlError;
+use crate::control::info::{
+    PeerState, QueriedTask, QueueInfo, RegisteredTask, RequestInfo, ScheduledTask, Stats,
 };
-use super::replies::Replies;
-use super::{Control, ControlCall};
+use crate::control::replies::Replies;
+use crate::control::{Control, ControlCall, info};
 
 /// Asks workers in any language what they do. Made by
 /// [`App::inspect`](crate::App::inspect) or [`Control::inspect`].

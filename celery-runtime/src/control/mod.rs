@@ -1,16 +1,16 @@
 //! Remote control: [`Control`] tells workers what to do, [`Inspect`] asks them.
 //!
-//! `call.rs` makes requests, `desk.rs` sends them and reads the mailbox for
-//! replies, `inbox.rs` sorts those by call, `replies.rs` and `info.rs` read
+//! `call.rs` makes requests, `mailbox.rs` sends them and reads the mailbox for
+//! replies, `router.rs` sorts those by call, `replies.rs` and `info.rs` read
 //! them.
 
 mod call;
-mod desk;
 mod error;
-mod inbox;
 mod info;
 mod inspect;
+mod mailbox;
 mod replies;
+mod router;
 #[cfg(test)]
 mod tests;
 
@@ -19,8 +19,10 @@ use std::time::Duration;
 
 use celery_protocol::{Map, Value};
 
-use crate::app::App;
-use crate::broker::Queue;
+use crate::app::inner::AppInner;
+use crate::boundary::Queue;
+use crate::control::mailbox::ControlMailbox;
+use call::Destination;
 
 pub use call::ControlCall;
 pub use error::{CommandError, ControlError};
@@ -30,9 +32,6 @@ pub use info::{
 };
 pub use inspect::Inspect;
 pub use replies::Replies;
-
-use call::Addressees;
-use desk::Desk;
 
 /// Tells workers in any language what to do. Made by
 /// [`App::control`](crate::App::control).
@@ -59,15 +58,15 @@ use desk::Desk;
 /// ```
 #[derive(Clone, Debug)]
 pub struct Control {
-    desk: Arc<Desk>,
-    addressees: Addressees,
+    mailbox: Arc<ControlMailbox>,
+    destination: Destination,
 }
 
 impl Control {
-    pub(crate) fn new(app: &App) -> Self {
+    pub(crate) fn new(app: &AppInner) -> Self {
         Self {
-            desk: Arc::new(Desk::new(app)),
-            addressees: Addressees::default(),
+            mailbox: Arc::new(ControlMailbox::new(app)),
+            destination: Destination::default(),
         }
     }
 
@@ -76,7 +75,7 @@ impl Control {
     #[must_use]
     pub fn destination(self, nodes: impl IntoIterator<Item = impl Into<String>>) -> Self {
         let nodes = nodes.into_iter().map(Into::into).collect();
-        self.with(|addressees| addressees.destination = Some(nodes))
+        self.with(|destination| destination.destination = Some(nodes))
     }
 
     /// The same for workers whose names match a shell pattern, such as
@@ -84,7 +83,7 @@ impl Control {
     #[must_use]
     pub fn glob(self, pattern: impl Into<String>) -> Self {
         let pattern = (pattern.into(), "glob");
-        self.with(|addressees| addressees.pattern = Some(pattern))
+        self.with(|destination| destination.pattern = Some(pattern))
     }
 
     /// The same for workers whose names a regular expression matches from their
@@ -92,20 +91,20 @@ impl Control {
     #[must_use]
     pub fn regex(self, pattern: impl Into<String>) -> Self {
         let pattern = (pattern.into(), "pcre");
-        self.with(|addressees| addressees.pattern = Some(pattern))
+        self.with(|destination| destination.pattern = Some(pattern))
     }
 
     /// The same with another time in which replies have to come; 1 s by
     /// default, as in Celery.
     #[must_use]
     pub fn timeout(self, timeout: Duration) -> Self {
-        self.with(|addressees| addressees.timeout = timeout)
+        self.with(|destination| destination.timeout = timeout)
     }
 
     /// The same, waiting for no more than so many replies.
     #[must_use]
     pub fn limit(self, replies: usize) -> Self {
-        self.with(|addressees| addressees.limit = Some(replies))
+        self.with(|destination| destination.limit = Some(replies))
     }
 
     /// Questions to the same workers, over the same mailbox.
@@ -152,7 +151,7 @@ impl Control {
         remembered: Duration,
     ) -> Result<(), ControlError> {
         let ids: Vec<String> = ids.into_iter().map(Into::into).collect();
-        self.desk.remember_revoked(&ids, remembered).await?;
+        self.mailbox.remember_revoked(&ids, remembered).await?;
         self.revoke(ids).send().await
     }
 
@@ -302,8 +301,8 @@ impl Control {
 
     fn command(&self, name: &str, arguments: Map) -> ControlCall {
         ControlCall::new(
-            Arc::clone(&self.desk),
-            self.addressees.clone(),
+            Arc::clone(&self.mailbox),
+            self.destination.clone(),
             name,
             arguments,
         )
@@ -322,8 +321,8 @@ impl Control {
         self.command(name, arguments)
     }
 
-    fn with(mut self, change: impl FnOnce(&mut Addressees)) -> Self {
-        change(&mut self.addressees);
+    fn with(mut self, change: impl FnOnce(&mut Destination)) -> Self {
+        change(&mut self.destination);
         self
     }
 }

@@ -2,8 +2,8 @@
 
 use celery_protocol::{Map, Value};
 
-use super::error::CommandError;
-use super::inbox::Gathered;
+use crate::control::error::CommandError;
+use crate::control::router::CollectedReplies;
 
 /// What each worker answered to one command, in the order in which the answers
 /// came.
@@ -16,7 +16,7 @@ pub struct Replies<T> {
 impl<T> Replies<T> {
     pub(super) fn read(
         command: &str,
-        gathered: Gathered,
+        gathered: CollectedReplies,
         read: fn(&Value) -> Result<T, String>,
     ) -> Self {
         let answer = |node: String, value: &Value| {
@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn one_workers_error_hides_nobody() {
         let map = |key, value: Value| Value::Map(Map::from([(key, value)]));
-        let gathered = Gathered {
+        let gathered = CollectedReplies {
             replies: vec![
                 ("a".into(), map("ok", "done".into())),
                 ("b".into(), map("error", "KeyError('x')".into())),

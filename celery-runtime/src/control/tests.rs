@@ -7,11 +7,11 @@ use celery_protocol::{ControlReply, ControlRequest, Map, Value};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::ControlError;
-use crate::broker::{Broker, Exchange, Mailbox, Queue};
-use crate::clock::Clock;
+use crate::App;
+use crate::boundary::{Broker, Exchange, Mailbox, Queue, ServiceErrorKind};
+use crate::control::ControlError;
+use crate::env::Clock;
 use crate::memory::MemoryBroker;
-use crate::{App, ServiceErrorKind};
 
 /// An app, and the requests that its workers get.
 struct Stage {
@@ -111,7 +111,10 @@ async fn replies_are_collected_until_the_timeout() {
     assert!(!replies.is_truncated());
     let request = stage.request().await;
     assert_eq!(request.reply_to.unwrap().exchange, "reply.celery.pidbox");
-    assert!(stage.app.lamport().value() > 100, "clocks are adjusted");
+    assert!(
+        stage.app.inner().logical_clock.value() > 100,
+        "clocks are adjusted"
+    );
 }
 
 #[tokio::test(start_paused = true)]

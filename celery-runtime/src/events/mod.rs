@@ -1,8 +1,8 @@
 //! Watching workers and tasks: [`Events`] receives what they tell,
 //! [`ClusterState`] keeps the sum of it.
 
+mod lru_table;
 mod rates;
-mod recent;
 mod state;
 mod stream;
 mod task;

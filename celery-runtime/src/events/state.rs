@@ -4,10 +4,10 @@ use std::time::SystemTime;
 
 use celery_protocol::{Event, State};
 
-use super::rates::{EventRates, Meter};
-use super::recent::Recent;
-use super::task::{TaskRecord, state};
-use super::worker::WorkerRecord;
+use crate::events::lru_table::LruTable;
+use crate::events::rates::{EventRates, Meter};
+use crate::events::task::{TaskRecord, state};
+use crate::events::worker::WorkerRecord;
 
 /// How many of each are kept, as in Celery.
 const MOST_WORKERS: usize = 5_000;
@@ -37,8 +37,8 @@ const LONGEST_NAME: usize = 1_024;
 /// ```
 #[derive(Clone, Debug)]
 pub struct ClusterState {
-    workers: Recent<WorkerRecord>,
-    tasks: Recent<TaskRecord>,
+    workers: LruTable<WorkerRecord>,
+    tasks: LruTable<TaskRecord>,
     meter: Meter,
     events: u64,
 }
@@ -52,8 +52,8 @@ impl ClusterState {
     /// The same for so many tasks.
     pub fn with_tasks(most: usize) -> Self {
         Self {
-            workers: Recent::new(MOST_WORKERS),
-            tasks: Recent::new(most),
+            workers: LruTable::new(MOST_WORKERS),
+            tasks: LruTable::new(most),
             meter: Meter::default(),
             events: 0,
         }

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use celery_protocol::{Event, Message};
 use tokio::time::timeout;
 
-use crate::app::App;
+use crate::app::inner::AppInner;
 use crate::backoff::Backoff;
-use crate::broker::{BoxFuture, Broker, Subscription};
+use crate::boundary::{BoxFuture, Broker, ServiceError, Subscription};
 use crate::config::Config;
 use crate::control::Control;
-use crate::error::ServiceError;
-use crate::lamport::LogicalClock;
+use crate::env;
+use crate::logical_clock::LogicalClock;
 
 /// What workers and clients in any language tell about themselves and their
 /// tasks. Made by [`App::events`](crate::App::events).
@@ -39,19 +39,19 @@ use crate::lamport::LogicalClock;
 pub struct Events {
     broker: Arc<dyn Broker>,
     config: Arc<Config>,
-    lamport: LogicalClock,
+    logical_clock: LogicalClock,
     control: Control,
     pattern: String,
     zone: Option<f64>,
 }
 
 impl Events {
-    pub(crate) fn new(app: &App) -> Self {
+    pub(crate) fn new(app: &AppInner) -> Self {
         Self {
-            broker: Arc::clone(app.broker()),
-            config: Arc::clone(app.config()),
-            lamport: app.lamport().clone(),
-            control: app.control(),
+            broker: Arc::clone(&app.broker),
+            config: Arc::clone(&app.config),
+            logical_clock: app.logical_clock.clone(),
+            control: Control::new(app),
             pattern: "#".to_owned(),
             zone: None,
         }
@@ -93,7 +93,7 @@ impl Events {
         let subscription = self.open().await?;
         Ok(EventStream {
             events: self.clone(),
-            link: Link::Up(subscription),
+            link: StreamState::Up(subscription),
             ready: VecDeque::new(),
             losses: 0,
         })
@@ -134,9 +134,9 @@ impl Events {
     fn adjust(&self, event: &mut Event) {
         // Clients do not follow each other's clocks: theirs tell nothing.
         if event.kind == "task-sent" {
-            event.clock = self.lamport.value().saturating_sub(1);
+            event.clock = self.logical_clock.value().saturating_sub(1);
         }
-        self.lamport.adjust(event.clock);
+        self.logical_clock.adjust(event.clock);
         if let Some(here) = self.zone {
             event.timestamp -= (event.utcoffset - here) * 3600.0;
         }
@@ -150,7 +150,7 @@ impl Events {
 /// meanwhile; [`losses`](Self::losses) counts that.
 pub struct EventStream {
     events: Events,
-    link: Link,
+    link: StreamState,
     /// The rest of a message.
     ready: VecDeque<Event>,
     losses: u64,
@@ -158,7 +158,7 @@ pub struct EventStream {
 
 type Opened = Result<Box<dyn Subscription>, ServiceError>;
 
-enum Link {
+enum StreamState {
     Up(Box<dyn Subscription>),
     /// Being made again, after so many failures. It is kept here, so that who
     /// gives up waiting and comes back does not begin anew.
@@ -187,21 +187,21 @@ impl EventStream {
                 return Ok(event);
             }
             match &mut self.link {
-                Link::Up(subscription) => match subscription.next().await {
+                StreamState::Up(subscription) => match subscription.next().await {
                     Ok(message) => self.ready = self.events.read(&message).into(),
                     Err(error) => {
                         self.losses += 1;
                         self.failed(error, 0);
                     }
                 },
-                Link::Down { attempt, coming } => {
+                StreamState::Down { attempt, coming } => {
                     let attempt = *attempt;
                     match coming.await {
-                        Ok(subscription) => self.link = Link::Up(subscription),
+                        Ok(subscription) => self.link = StreamState::Up(subscription),
                         Err(error) => self.failed(error, attempt + 1),
                     }
                 }
-                Link::Over(error) => return Err(error.clone()),
+                StreamState::Over(error) => return Err(error.clone()),
             }
         }
     }
@@ -214,17 +214,17 @@ impl EventStream {
     fn failed(&mut self, error: ServiceError, attempt: u32) {
         let most = self.events.config.broker_connection_max_retries;
         if !error.is_transient() || most.is_some_and(|most| attempt > most) {
-            self.link = Link::Over(error);
+            self.link = StreamState::Over(error);
             return;
         }
-        let delay = Backoff::CONNECTION.delay(attempt, fastrand::f64());
+        let delay = Backoff::CONNECTION.delay(attempt, env::random());
         tracing::warn!("events are not received: {error}; trying again in {delay:?}");
         let events = self.events.clone();
         let coming = Box::pin(async move {
             tokio::time::sleep(delay).await;
             events.open().await
         });
-        self.link = Link::Down { attempt, coming };
+        self.link = StreamState::Down { attempt, coming };
     }
 }
 
@@ -242,7 +242,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::error::ServiceErrorKind;
+    use crate::app::App;
+    use crate::boundary::ServiceErrorKind;
     use crate::memory::MemoryBroker;
 
     fn stage() -> (App, Arc<MemoryBroker>) {
@@ -283,7 +284,7 @@ mod tests {
         assert_eq!((started.clock, started.timestamp), (8, 10_000.0));
         let sent = stream.next().await.unwrap();
         assert!(sent.clock < 20, "a client's clock tells nothing");
-        assert!(app.lamport().value() > 8);
+        assert!(app.inner().logical_clock.value() > 8);
     }
 
     #[tokio::test(start_paused = true)]
@@ -322,7 +323,7 @@ mod tests {
         broker.faults().come_back();
         // Connected again once it has asked for heartbeats.
         let pidbox = app.config().control.requests();
-        let asked = crate::broker::Mailbox::of(pidbox, "");
+        let asked = crate::boundary::Mailbox::of(pidbox, "");
         let mut asked = broker.subscribe(&asked).await.unwrap();
         let (event, _) = tokio::join!(stream.next(), async {
             asked.next().await.unwrap();

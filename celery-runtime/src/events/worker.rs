@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use celery_protocol::{Event, Value};
 
-use super::task::bounded;
+use crate::events::task::bounded;
 
 /// How often a worker shows that it lives, if it never said so.
 const UNKNOWN_FREQUENCY: f64 = 60.0;

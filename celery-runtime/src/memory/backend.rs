@@ -8,16 +8,14 @@ use std::time::{Duration, SystemTime};
 use celery_protocol::{ResultDocument, ResultTree, Serializer, State};
 use tokio::sync::Notify;
 
-use super::chords::Chords;
-use super::faults::Faults;
-use super::lock;
-use crate::backend::{
-    Capabilities, ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart, ChordStore, Record,
-    ResultBackend, StalledChord,
+use crate::boundary::{
+    BackendCapabilities, BoxFuture, ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart,
+    ChordStore, Record, ResultBackend, ServiceError, ServiceErrorKind, StalledChord,
 };
-use crate::broker::BoxFuture;
-use crate::clock::Clock;
-use crate::error::{ServiceError, ServiceErrorKind};
+use crate::env::Clock;
+use crate::memory::chords::Chords;
+use crate::memory::faults::Faults;
+use crate::memory::lock;
 
 /// Celery's `result_expires`.
 pub(super) const EXPIRES: Duration = Duration::from_secs(86_400);
@@ -137,6 +135,7 @@ impl ResultBackend for MemoryBackend {
                     _ => {}
                 }
                 tokio::select! {
+                    biased;
                     () = stored => {}
                     error = self.shared.faults.broken("wait") => return Err(error),
                 }
@@ -186,8 +185,8 @@ impl ResultBackend for MemoryBackend {
         Some(self)
     }
 
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::new().shared(true).groups(true)
+    fn capabilities(&self) -> BackendCapabilities {
+        BackendCapabilities::new().shared(true).groups(true)
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

@@ -8,16 +8,16 @@ use std::sync::{Arc, Mutex};
 use celery_protocol::{Headers, Message};
 use tokio::sync::{Notify, broadcast};
 
-use super::faults::Faults;
-use super::lock;
-use super::queues::Queues;
-use super::subscription::{FanoutSubscription, ReplyQueue, matches_topic};
-use crate::broker::{
-    BoxFuture, Broker, ConsumeOptions, Consumer, Delivery, Exchange, ExchangeKind, Mailbox,
-    Publication, Queue, Settlement, Subscription,
+use crate::boundary::{
+    BoxFuture, Broker, BrokerCapabilities, ConsumeOptions, Consumer, Delivery, Exchange,
+    ExchangeKind, Mailbox, PriorityOrder, Publication, Queue, ServiceError, ServiceErrorKind,
+    Settled, Settlement, Subscription, topic_matches,
 };
-use crate::clock::Clock;
-use crate::error::{ServiceError, ServiceErrorKind};
+use crate::env::Clock;
+use crate::memory::faults::Faults;
+use crate::memory::lock;
+use crate::memory::queues::Queues;
+use crate::memory::subscription::{FanoutSubscription, ReplyQueue};
 
 /// Messages kept for a subscriber that does not read; then the oldest go.
 const BROADCAST_BACKLOG: usize = 1024;
@@ -178,6 +178,13 @@ impl Broker for MemoryBroker {
         })
     }
 
+    fn capabilities(&self) -> BrokerCapabilities {
+        BrokerCapabilities::new()
+            .confirms_settlements(true)
+            .counts_deliveries(true)
+            .priorities(PriorityOrder::LowestFirst)
+    }
+
     fn blocked_reason(&self) -> Option<String> {
         self.shared.faults.blocked_reason()
     }
@@ -270,7 +277,7 @@ fn is_bound(queue: &Queue, exchange: &str, routing_key: &str) -> bool {
         bound_to.name == exchange
             && match bound_to.kind {
                 ExchangeKind::Fanout => true,
-                ExchangeKind::Topic => matches_topic(key, routing_key),
+                ExchangeKind::Topic => topic_matches(key, routing_key),
                 _ => key == routing_key,
             }
     })
@@ -309,6 +316,7 @@ impl Consumer for MemoryConsumer {
                     return Ok(taken);
                 }
                 tokio::select! {
+                    biased;
                     () = changed => {}
                     () = interrupt => {}
                     () = self.next_due() => {}
@@ -323,23 +331,22 @@ impl Consumer for MemoryConsumer {
         self.interrupt.notify_waiters();
     }
 
-    fn settle<'a>(&'a self, batch: &'a [Settlement]) -> BoxFuture<'a, Result<(), ServiceError>> {
+    fn settle<'a>(
+        &'a self,
+        batch: &'a [Settlement],
+    ) -> BoxFuture<'a, Vec<Result<Settled, ServiceError>>> {
         Box::pin(async move {
-            self.shared.faults.check("settle").await?;
-            let mut queues = lock(&self.shared.queues);
-            for settlement in batch {
-                queues.settle(settlement);
+            if let Err(error) = self.shared.faults.check("settle").await {
+                return vec![Err(error); batch.len()];
             }
+            let mut queues = lock(&self.shared.queues);
+            let settled = batch.iter().map(|one| Ok(queues.settle(one))).collect();
             drop(queues);
             if batch.iter().any(|one| !matches!(one, Settlement::Ack(_))) {
                 self.shared.changed.notify_waiters();
             }
-            Ok(())
+            settled
         })
-    }
-
-    fn settles_after_reconnect(&self) -> bool {
-        false
     }
 
     fn close(&self) -> BoxFuture<'_, Result<(), ServiceError>> {

@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use celery_protocol::Raw;
 
-use super::backend::EXPIRES;
-use crate::backend::{ChordClaim, ChordEnd, ChordMember, ChordStart, MemberResult};
+use crate::boundary::{ChordClaim, ChordEnd, ChordMember, ChordStart, MemberResult};
+use crate::memory::backend::EXPIRES;
 
 /// Celery's shortest time in which parts of a chord that has ended are late.
 const LATE: Duration = Duration::from_secs(300);
@@ -268,7 +268,7 @@ fn ttl(claim: &ChordClaim) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::ChordStart;
+    use crate::boundary::ChordStart;
     use celery_protocol::ResultTree;
 
     const LASTS: Duration = Duration::from_secs(6);

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::watch;
 
-use super::lock;
-use crate::error::{ServiceError, ServiceErrorKind};
+use crate::boundary::{ServiceError, ServiceErrorKind};
+use crate::memory::lock;
 
 /// Makes the in-memory broker or backend fail on demand.
 ///
@@ -49,7 +49,7 @@ impl Faults {
 
     /// The same, and the broker says why in [`Broker::blocked_reason`].
     ///
-    /// [`Broker::blocked_reason`]: crate::Broker::blocked_reason
+    /// [`Broker::blocked_reason`]: crate::boundary::Broker::blocked_reason
     pub fn obstruct(&self, reason: impl Into<String>) {
         *lock(&self.inner.blocked_reason) = Some(reason.into());
         self.freeze();

@@ -2,7 +2,7 @@
 //!
 //! They are what an application embeds that needs no server, and what tests
 //! run against: [`Faults`] switches failures on, and with tokio's paused clock
-//! and [`Clock::tokio`](crate::Clock::tokio) days pass in no time. Messages
+//! and [`Clock::tokio`](crate::env::Clock::tokio) days pass in no time. Messages
 //! are kept as bytes, so that what works here works on the wire.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use celery_protocol::Message;
 
-use crate::broker::{Delivery, DeliveryTag, QueueEnd, Settlement};
+use crate::boundary::{Delivery, DeliveryTag, QueueEnd, Settled, Settlement};
 
 /// Celery's priorities: 0 is served first, as on Redis.
 const PRIORITIES: usize = 10;
@@ -74,9 +74,9 @@ impl Queues {
         taken
     }
 
-    pub(super) fn settle(&mut self, settlement: &Settlement) {
+    pub(super) fn settle(&mut self, settlement: &Settlement) -> Settled {
         let Some(held) = self.held.remove(settlement.tag()) else {
-            return;
+            return Settled::Gone;
         };
         match settlement {
             Settlement::Ack(_) | Settlement::Reject(_) => {}
@@ -87,6 +87,7 @@ impl Queues {
                     .insert((*until, self.next), (held.queue, held.stored));
             }
         }
+        Settled::Done
     }
 
     /// Gives back what a consumer held that is gone, in its old order.

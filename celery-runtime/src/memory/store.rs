@@ -7,11 +7,9 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
-use super::lock;
-use crate::broker::BoxFuture;
-use crate::clock::Clock;
-use crate::error::{ServiceError, ServiceErrorKind};
-use crate::store::Store;
+use crate::boundary::{BoxFuture, ServiceError, ServiceErrorKind, Store};
+use crate::env::Clock;
+use crate::memory::lock;
 
 /// Shared facts of one process. Clones share them.
 #[derive(Clone, Default)]

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use celery_protocol::Message;
 use tokio::sync::broadcast;
 
-use super::broker::Shared;
-use super::faults::Faults;
-use super::lock;
-use crate::broker::{Binding, BoxFuture, Content, ExchangeKind, Settlement, Subscription};
-use crate::error::ServiceError;
+use crate::boundary::{
+    Binding, BoxFuture, Content, ExchangeKind, ServiceError, Settlement, Subscription,
+    topic_matches,
+};
+use crate::memory::broker::Shared;
+use crate::memory::faults::Faults;
+use crate::memory::lock;
 
 /// Receives what is broadcast to an exchange.
 #[derive(Debug)]
@@ -26,8 +28,9 @@ impl Subscription for FanoutSubscription {
         Box::pin(async move {
             loop {
                 let received = tokio::select! {
-                    received = self.receiver.recv() => received,
+                    biased;
                     error = self.faults.broken("subscribe") => return Err(error),
+                    received = self.receiver.recv() => received,
                 };
                 match received {
                     Ok((key, message)) if self.wants(&key) => return Ok(message),
@@ -57,7 +60,7 @@ impl FanoutSubscription {
     fn wants(&self, routing_key: &str) -> bool {
         match self.kind {
             ExchangeKind::Direct => self.pattern == routing_key,
-            _ => matches!(&*self.pattern, "" | "#") || matches_topic(&self.pattern, routing_key),
+            _ => topic_matches(&self.pattern, routing_key),
         }
     }
 }
@@ -78,6 +81,7 @@ impl Subscription for ReplyQueue {
                     return Ok(message);
                 }
                 tokio::select! {
+                    biased;
                     () = changed => {}
                     error = self.shared.faults.broken("subscribe") => return Err(error),
                 }
@@ -117,20 +121,4 @@ impl fmt::Debug for ReplyQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("ReplyQueue").field(&self.name).finish()
     }
-}
-
-/// AMQP's topic patterns: `*` is one word, `#` any number of them.
-pub(super) fn matches_topic(pattern: &str, key: &str) -> bool {
-    fn words(pattern: &[&str], key: &[&str]) -> bool {
-        match (pattern.split_first(), key.split_first()) {
-            (None, None) => true,
-            (Some((&"#", rest)), _) => (0..=key.len()).any(|skip| words(rest, &key[skip..])),
-            (Some((&"*", rest)), Some((_, key))) => words(rest, key),
-            (Some((word, rest)), Some((first, key))) => word == first && words(rest, key),
-            _ => false,
-        }
-    }
-    let pattern: Vec<_> = pattern.split('.').collect();
-    let key: Vec<_> = key.split('.').collect();
-    words(&pattern, &key)
 }

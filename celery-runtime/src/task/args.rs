@@ -1,11 +1,12 @@
 //! The argument types of tasks: tuples, and structs through [`Kwargs`].
 
-use celery_protocol::repr;
-use celery_protocol::{Embed, EncodeError, Map, Serializer, TaskHeaders, Value, encode_body, v1};
+use celery_protocol::{
+    Embed, EncodeError, Map, Raw, Serializer, TaskHeaders, Value, encode_body, repr, v1,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::params::{ArgumentError, BoundArguments};
+use crate::task::params::{ArgumentError, BoundArguments};
 
 /// The arguments of a task: `()`, a tuple of up to eight, or [`Kwargs`].
 ///
@@ -212,4 +213,18 @@ tuple_args! {
     6 => (A1, A2, A3, A4, A5, A6),
     7 => (A1, A2, A3, A4, A5, A6, A7),
     8 => (A1, A2, A3, A4, A5, A6, A7, A8),
+}
+
+/// The arguments of a call by themselves, for a signature on the wire.
+pub(crate) fn arguments_of(
+    write: &dyn Fn(&ArgumentEncoder<'_>) -> Result<EncodedArguments, EncodeError>,
+) -> Result<(Raw<'static>, Raw<'static>), EncodeError> {
+    let embed = Embed::default();
+    let call = write(&ArgumentEncoder::new(Serializer::Json, &embed))?;
+    let read = || {
+        let raw = Raw::read(Serializer::Json, &call.body)?;
+        let body = celery_protocol::Body::read(&raw)?;
+        Ok((body.args.into_owned(), body.kwargs.into_owned()))
+    };
+    read().map_err(|error: celery_protocol::DecodeError| EncodeError::new(error.to_string()))
 }

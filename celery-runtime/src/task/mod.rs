@@ -1,18 +1,9 @@
 //! Declarations of tasks: [`Task`] and [`DynTask`].
 
 mod args;
-mod builtin;
-mod context;
-mod error;
-mod failed;
-mod handler;
-mod in_place;
 mod options;
 mod params;
-mod registry;
-mod retry;
-mod sending;
-mod threads;
+mod rate_limit;
 mod unique;
 
 use std::fmt;
@@ -22,22 +13,12 @@ use std::time::Duration;
 use celery_protocol::{Map, Value};
 
 pub use args::{ArgumentEncoder, EncodedArguments, Kwargs, TaskArgs};
-pub use context::{Context, UpdateError};
-pub use error::{Requeue, TaskError};
-pub use failed::FailedTask;
-pub use handler::{BlockingHandler, Handler};
 pub use options::{AutoRetry, TaskOptions};
 pub use params::{ArgumentError, BoundArguments, CallError, Params, ParamsError};
-pub use registry::Tasks;
 pub use unique::Unique;
 
-pub(crate) use context::{Job, Services, TaskControl};
-pub(crate) use error::{Account, Failure, Joint, Kind as TaskErrorKind};
-pub(crate) use failed::FailureNote;
-pub use registry::RegistryError;
-pub(crate) use registry::{Invocation, Loss, Registered, Registry, Returned, Run, Unreturned};
-pub(crate) use retry::{Changes, Retry, When};
-pub(crate) use threads::Threads;
+pub(crate) use args::arguments_of;
+pub(crate) use rate_limit::RateLimit;
 pub(crate) use unique::{Conflict, Span};
 
 /// The declaration of a task: what worker, client and Python agree on.

@@ -3,8 +3,8 @@
 use std::error::Error as StdError;
 use std::time::Duration;
 
-use super::unique::Unique;
 use crate::backoff::RetryBackoff;
+use crate::task::unique::Unique;
 
 /// Settings of one task. What is `None` follows the worker's configuration.
 #[derive(Clone, Copy, Debug, Default)]

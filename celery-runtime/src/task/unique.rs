@@ -5,9 +5,9 @@ use std::time::Duration;
 use celery_protocol::{Accept, DecodeError, Map, Message, Serializer, Value};
 use uuid::Uuid;
 
-use super::params::Params;
+use crate::task::params::Params;
 
-/// One at a time, across all workers that share a [`Store`](crate::Store).
+/// One at a time, across all workers that share a [`Store`](crate::boundary::Store).
 ///
 /// ```
 /// use std::time::Duration;

@@ -1,35 +1,14 @@
 //! Running tasks: [`Worker`].
 
-mod carrier;
-mod conclusion;
-mod consumed;
-mod deed;
-mod delivery;
-mod driver;
-mod ears;
-mod entries;
-mod follow;
-mod gate;
-mod herald;
-mod intake;
-#[cfg_attr(not(unix), path = "isolated/absent.rs")]
+pub(crate) mod core;
+pub(crate) mod delivery;
+pub(crate) mod driver;
+pub(crate) mod effects;
+pub(crate) mod error;
+pub(crate) mod io;
+#[cfg_attr(not(unix), path = "isolated/unsupported.rs")]
 mod isolated;
-mod life;
-mod matching;
-mod mingle;
-mod outbox;
-mod patience;
-mod pool;
-mod rates;
-mod report;
-mod revoked;
-mod scheduled;
-mod state_file;
-mod supervisor;
-mod sweeper;
-mod tally;
-mod watchdog;
-mod workflow;
+pub(crate) mod workflow;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -42,40 +21,40 @@ use std::time::Duration;
 use celery_protocol::{Map, Value};
 use tokio::sync::oneshot;
 
-pub(crate) use gate::remember;
-pub(crate) use isolated::Children;
-pub use isolated::is_isolated_child;
-pub use patience::ForceShutdown;
-pub use supervisor::ConnectionEvent;
-
-use crate::app::App;
-use crate::broker::{BoxFuture, ConsumeOptions, Mailbox};
+use crate::app::inner::AppInner;
+use crate::boundary::{BoxFuture, ConsumeOptions, Mailbox};
+use crate::client::Client;
 use crate::client::compose::Sender;
 use crate::config::{Config, ConfigError, OnUnknown, WorkerSettings};
-use crate::error::ServiceError;
-use crate::queues::QueueNotFound;
-use crate::task::{Registry, RegistryError, Services, Tasks, Threads};
+use crate::env;
+use crate::execution::{BlockingPool, Registry, Tasks, WorkerContext};
+use crate::worker::core::queue_selection::queues;
+use crate::worker::delivery::decode::MessageDecoder;
+use crate::worker::driver::command::Command;
+use crate::worker::effects::executor::EffectExecutor;
+use crate::worker::effects::messages::MessageFactory;
+use crate::worker::io::control_receiver::{ControlReceiver, read_events, read_request};
+use crate::worker::io::event_dispatcher::EventDispatcher;
+use crate::worker::io::event_publisher::EventPublisher;
+use crate::worker::io::shutdown::stops;
+use crate::worker::io::supervisor::{ConnectionHook, Supervisor};
+use crate::worker::io::sweeper::Sweeper;
+use crate::worker::io::watchdog::Watchdog;
+use crate::worker::isolated::{Children, WorkerProfile};
+use driver::{Driver, DriverParts, WorkerLimits, prefetch, window};
+use isolated::Mode;
 
-use carrier::Carrier;
-use consumed::queues;
-use driver::{Driver, Limits, Parts, prefetch, window};
-use ears::{Ears, read_events, read_request};
-use follow::Desk;
-use herald::Herald;
-use intake::Intake;
-use isolated::Duty;
-use outbox::Outbox;
-use patience::stops;
-use supervisor::{ConnectionHook, Supervisor};
-use sweeper::Sweeper;
-use watchdog::Watchdog;
+pub use crate::worker::io::shutdown::ForceShutdown;
+pub use crate::worker::io::supervisor::ConnectionEvent;
+pub use error::WorkerError;
+pub use isolated::is_isolated_child;
 
 /// Takes messages from queues and runs their tasks. Made by
 /// [`App::worker`](crate::App::worker).
 ///
 /// What is not set here follows the app's [`Config`](crate::Config).
 pub struct Worker {
-    app: App,
+    app: Arc<AppInner>,
     tasks: Tasks,
     queues: Vec<String>,
     concurrency: usize,
@@ -88,66 +67,15 @@ pub struct Worker {
     settings: WorkerSettings,
     commands: HashMap<String, Command>,
     autoscale: Option<(usize, usize)>,
-    child_command: Option<isolated::Recipe>,
-}
-
-/// A command of remote control that the application adds.
-pub(crate) type Command = Box<dyn Fn(&Map) -> Result<Value, String> + Send>;
-
-/// Checks that a text is a rate limit.
-pub(crate) fn check_rate(text: &str) -> Result<(), String> {
-    match rates::parse(text) {
-        Ok(_) => Ok(()),
-        Err(_) => Err(format!(
-            "expected a rate like 10/s, 5/m or 2.5/h, found {text:?}"
-        )),
-    }
+    child_command: Option<isolated::ChildCommand>,
 }
 
 /// Run once when the worker has ended.
 type Teardown = Box<dyn FnOnce() -> BoxFuture<'static, ()> + Send>;
 
-/// Why a worker could not start, or did not end cleanly.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum WorkerError {
-    /// The tasks cannot be served together.
-    #[error(transparent)]
-    Registry(#[from] RegistryError),
-    /// The configuration cannot be used.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// A queue that it shall consume does not exist and must not be made.
-    #[error(transparent)]
-    Queue(#[from] QueueNotFound),
-    /// A child process for isolated tasks cannot be started, at the start of
-    /// the worker; later that is tried again, and told in the log.
-    #[error("cannot start {program} as a child process for isolated tasks: {cause}")]
-    Child {
-        /// What was to be started.
-        program: String,
-        /// Why it was not, and what to do.
-        cause: String,
-    },
-    /// The broker cannot be used, or was away for too long.
-    #[error(transparent)]
-    Broker(#[from] ServiceError),
-    /// The worker had to stop before the results or acknowledgements of some
-    /// tasks were taken. Their messages, where not acknowledged yet, will be
-    /// delivered again.
-    #[error(
-        "the worker stopped with {count} deliveries unsettled, because broker or backend did not \
-         answer in time"
-    )]
-    Unsettled {
-        /// How many.
-        count: usize,
-    },
-}
-
 impl Worker {
-    pub(crate) fn new(app: App, tasks: Tasks) -> Self {
-        let config = app.config();
+    pub(crate) fn new(app: Arc<AppInner>, tasks: Tasks) -> Self {
+        let config = &app.config;
         Self {
             queues: Vec::new(),
             concurrency: config.worker_concurrency,
@@ -155,7 +83,7 @@ impl Worker {
             hostname: config
                 .worker_hostname
                 .clone()
-                .unwrap_or_else(|| format!("celery@{}", crate::app::host())),
+                .unwrap_or_else(|| format!("celery@{}", crate::hostname::hostname())),
             on_unknown: config.on_unknown,
             grace: config.shutdown_grace,
             hook: None,
@@ -362,8 +290,9 @@ impl Worker {
         P: ForceShutdown,
     {
         let teardown = self.teardown.take();
-        let ended = match isolated::duty(&self)? {
-            Duty::Work(children) => {
+        let mode = isolated::mode(&self.profile())?;
+        let ended = match mode {
+            Mode::Work(children) => {
                 if let Some(children) = &children {
                     children.check().await?;
                 }
@@ -374,13 +303,24 @@ impl Worker {
                 }
                 ended
             }
-            Duty::Serve(socket) => isolated::serve(self, socket).await,
-            Duty::Wait => std::future::pending().await,
+            Mode::Serve(socket) => isolated::serve(&self.app, self.tasks, socket).await,
+            Mode::Wait => std::future::pending().await,
         };
         if let Some(teardown) = teardown {
             teardown().await;
         }
         ended
+    }
+
+    fn profile(&self) -> WorkerProfile<'_> {
+        WorkerProfile {
+            app: &self.app,
+            tasks: &self.tasks,
+            queues: &self.queues,
+            hostname: &self.hostname,
+            concurrency: self.concurrency,
+            child_command: self.child_command.as_ref(),
+        }
     }
 
     /// Works for ever, unless it fails.
@@ -398,14 +338,14 @@ impl Worker {
 
     fn driver(self, children: Option<&Arc<Children>>) -> Result<Driver, WorkerError> {
         let app = &self.app;
-        let mut config = (**app.config()).clone();
+        let mut config = (*app.config).clone();
         config.on_unknown = self.on_unknown;
         let config = Arc::new(config);
         let registry = Registry::new(self.tasks, children.map(isolated::runner).as_ref())?;
         let registry = Arc::new(registry);
-        let mut queues = queues(app.queues(), &self.queues, &registry)?;
+        let mut queues = queues(&app.queues, &self.queues, &registry)?;
         if config.worker_direct {
-            queues.push(app.queues().direct(&self.hostname));
+            queues.push(app.queues.direct(&self.hostname));
         }
         let names: Vec<_> = queues.iter().map(|queue| queue.name.as_str()).collect();
         tracing::info!("{} consumes {}", self.hostname, names.join(", "));
@@ -415,22 +355,21 @@ impl Worker {
             || registry
                 .iter()
                 .any(|task| task.declaration.options.unique.is_some());
-        if needs_store && app.store().is_none() {
+        if needs_store && app.store.is_none() {
             return Err(ConfigError::NoStore.into());
         }
-        let services = Arc::new(Services {
-            store: app.store().cloned(),
-            backend: app.backend().cloned(),
+        let services = Arc::new(WorkerContext {
+            store: app.store.clone(),
+            backend: app.backend.clone(),
             hostname: self.hostname.clone(),
             accept: config.accept_content,
             body_limit: config.body_limit,
             result_serializer: config.result_serializer,
             result_extended: config.result_extended,
-            blocking: Threads::new(self.concurrency),
-            client: app.client(),
+            blocking: BlockingPool::new(self.concurrency),
+            client: Client::new(app),
             registry: Arc::clone(&registry),
             chord_retry_interval: config.result_chord_retry_interval,
-            children: children.cloned(),
         });
         let multiplier = match self.settings.disable_prefetch {
             true => 1,
@@ -439,54 +378,54 @@ impl Worker {
         let window = window(self.concurrency, multiplier);
         let names = queues.iter().map(|queue| (**queue).clone());
         let supervisor = Supervisor {
-            broker: Arc::clone(app.broker()),
+            broker: Arc::clone(&app.broker),
             options: ConsumeOptions::new(names.collect(), prefetch(window, multiplier)),
             max_retries: config.broker_connection_max_retries,
             hook: self.hook,
         };
-        let lamport = app.lamport().clone();
-        let outbox = Outbox::start(Arc::clone(app.broker()), config.operation_timeout);
+        let logical_clock = app.logical_clock.clone();
+        let publisher = EventPublisher::start(Arc::clone(&app.broker), config.operation_timeout);
         let events = config.events.exchange();
-        let herald = Herald::new(outbox, lamport.clone(), &self.hostname, events);
+        let events = EventDispatcher::new(publisher, logical_clock.clone(), &self.hostname, events);
         let is_steered = self.settings.remote_control;
         let mailboxes = match is_steered {
             true => mailboxes(&config, &self.hostname),
             false => Vec::new(),
         };
         let (asking, begin) = oneshot::channel();
-        let ears = Ears::start(app.broker(), mailboxes, begin);
+        let control = ControlReceiver::start(&app.broker, mailboxes, begin);
         let mingle = (is_steered && self.settings.mingle).then(|| {
-            mingle::ask(
-                app.broker(),
-                &lamport,
+            io::mingle::ask(
+                &app.broker,
+                &logical_clock,
                 &config.control,
                 &self.hostname,
                 asking,
             )
         });
-        let desk = Desk {
+        let messages = MessageFactory {
             sender: Sender {
                 config: Arc::clone(&config),
-                queues: Arc::clone(app.queues()),
+                queues: Arc::clone(&app.queues),
                 origin: self.hostname.clone(),
-                reply_to: uuid::Uuid::new_v4().to_string(),
+                reply_to: env::uuid(),
             },
             hostname: self.hostname,
             queues,
         };
-        let carrier = Arc::new(Carrier {
-            broker: Arc::clone(app.broker()),
+        let executor = Arc::new(EffectExecutor {
+            broker: Arc::clone(&app.broker),
             services: Arc::clone(&services),
-            desk,
+            messages,
             deadline: config.operation_timeout,
             join_timeout: config.result_chord_join_timeout,
-            clock: app.clock().clone(),
+            clock: app.clock.clone(),
         });
         let mut defaults = config.task;
         let both = defaults.acks_on_failure;
         defaults.acks_on_timeout = defaults.acks_on_timeout.or(both);
         defaults.acks_on_failure = config.task_acks_on_failure.or(both);
-        let intake = Intake {
+        let decoder = MessageDecoder {
             registry,
             services,
             defaults,
@@ -495,23 +434,24 @@ impl Worker {
             durable_revokes: durable,
             time_limits: HashMap::new(),
         };
-        let limits = Limits {
+        let limits = WorkerLimits {
             concurrency: self.concurrency,
             multiplier,
             grace: self.grace,
         };
-        Ok(Driver::new(Parts {
-            intake,
-            sweeper: Sweeper::start(&carrier),
-            carrier,
-            clock: app.clock().clone(),
+        Ok(Driver::new(DriverParts {
+            children: children.cloned(),
+            decoder,
+            sweeper: Sweeper::start(&executor),
+            executor,
+            clock: app.clock.clone(),
             supervisor,
             limits,
             watchdog: Watchdog::start(self.settings.blocked_after),
             settings: Arc::new(self.settings),
-            lamport,
-            herald,
-            ears,
+            logical_clock,
+            events,
+            control,
             mingle,
             commands: self.commands,
             autoscale: self.autoscale,
@@ -521,7 +461,10 @@ impl Worker {
 
 /// What a worker listens to. Signs of life of its peers are not among it, so
 /// that the traffic of a fleet grows with its size, and not with its square.
-fn mailboxes(config: &Config, hostname: &str) -> Vec<(Mailbox, ears::Reader)> {
+fn mailboxes(
+    config: &Config,
+    hostname: &str,
+) -> Vec<(Mailbox, io::control_receiver::MessageReader)> {
     vec![
         (config.control.node_mailbox(hostname), read_request),
         (config.events.mailbox("worker.elect"), read_events),

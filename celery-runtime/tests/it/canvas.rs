@@ -7,9 +7,9 @@ use std::time::Duration;
 use celery_protocol::{Raw, ResultDocument, ResultTree, State, Value};
 use celery_runtime::memory::MemoryBackend;
 use celery_runtime::{
-    BoxFuture, Canvas, Capabilities, ChordClaim, ChordMember, ChordStart, ChordStore, Config,
-    Context, FailedTask, Record, ResultBackend, ResultError, ServiceError, Task, TaskError, Tasks,
-    group,
+    BackendCapabilities, BoxFuture, Canvas, ChordClaim, ChordMember, ChordStart, ChordStore,
+    Config, Context, FailedTask, Record, ResultBackend, ResultError, ServiceError, Task, TaskError,
+    Tasks, group,
 };
 
 use crate::support::{Setup, within};
@@ -491,8 +491,8 @@ impl ResultBackend for Uncounted {
         self.0.fetch_group(id)
     }
 
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::new().shared(true).groups(true)
+    fn capabilities(&self) -> BackendCapabilities {
+        BackendCapabilities::new().shared(true).groups(true)
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

@@ -636,7 +636,8 @@ async fn redeliver(setup: &Setup) {
     let consumer = setup.broker.consume(&options).await.unwrap();
     let delivery = consumer.receive(1).await.unwrap().pop().unwrap();
     let back = Settlement::Requeue(delivery.tag, QueueEnd::Head);
-    consumer.settle(&[back]).await.unwrap();
+    let settled = consumer.settle(&[back]).await;
+    assert!(settled.iter().all(Result::is_ok), "{settled:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,8 +8,8 @@ use celery_protocol::Message;
 use celery_protocol::kombu::{self, Route};
 use celery_runtime::memory::MemoryBroker;
 use celery_runtime::{
-    App, BoxFuture, Broker, ConsumeOptions, Consumer, Exchange, Mailbox, Publication, Queue,
-    ServiceError, Subscription,
+    App, BoxFuture, Broker, BrokerCapabilities, ConsumeOptions, Consumer, Exchange, Mailbox,
+    Publication, Queue, ServiceError, Subscription,
 };
 
 use crate::support::Setup;
@@ -117,6 +117,10 @@ impl Broker for Counting {
 
     fn purge<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<u64, ServiceError>> {
         self.broker.purge(queue)
+    }
+
+    fn capabilities(&self) -> BrokerCapabilities {
+        self.broker.capabilities()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

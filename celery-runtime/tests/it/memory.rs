@@ -18,19 +18,19 @@ struct Memory {
     store: MemoryStore,
 }
 
-impl broker::Setup for Memory {
+impl broker::BrokerSetup for Memory {
     fn broker(&self) -> Arc<dyn Broker> {
         Arc::new(self.broker.clone())
     }
 }
 
-impl backend::Setup for Memory {
+impl backend::BackendSetup for Memory {
     fn backend(&self) -> Arc<dyn ResultBackend> {
         Arc::new(self.backend.clone())
     }
 }
 
-impl store::Setup for Memory {
+impl store::StoreSetup for Memory {
     fn store(&self) -> Arc<dyn Store> {
         Arc::new(self.store.clone())
     }

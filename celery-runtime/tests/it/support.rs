@@ -80,10 +80,8 @@ impl Setup {
         let options = ConsumeOptions::new(vec![Queue::new(queue)], 1);
         let consumer = self.broker.consume(&options).await.unwrap();
         let delivery = consumer.receive(1).await.unwrap().pop().unwrap();
-        consumer
-            .settle(&[Settlement::Ack(delivery.tag)])
-            .await
-            .unwrap();
+        let settled = consumer.settle(&[Settlement::Ack(delivery.tag)]).await;
+        assert!(settled.iter().all(Result::is_ok), "{settled:?}");
         match delivery.content {
             Content::Message(message) => message,
             Content::Malformed { error, .. } => panic!("malformed: {error}"),

@@ -34,11 +34,11 @@ pub use redis::RedisServer;
 pub use resp::Reply;
 pub use settings::RedisServerBuilder;
 
-/// Environment variable: the `redis-server` program to start; without it, the one on `PATH`.
+/// Environment variable that names the `redis-server` to start; default: the one on `PATH`.
 pub const REDIS_SERVER: &str = "CELERY_TEST_REDIS_SERVER";
 
-/// Environment variable: the `rabbitmq-server` program to start; without it, the installed one.
+/// Environment variable that names the `rabbitmq-server` to start; default: the installed one.
 pub const RABBITMQ_SERVER: &str = "CELERY_TEST_RABBITMQ_SERVER";
 
-/// Environment variable: the Python interpreter that has Celery installed.
+/// Environment variable that names a Python interpreter with Celery.
 pub const PYTHON: &str = "CELERY_TEST_PYTHON";

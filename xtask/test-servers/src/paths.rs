@@ -1,13 +1,13 @@
-//! Where things are in the workspace.
+//! Paths of the workspace.
 
 use std::env;
 use std::path::{Path, PathBuf};
 
-/// The folder of the workspace's `Cargo.toml`.
+/// Returns the folder of the workspace's `Cargo.toml`.
 ///
 /// # Panics
 ///
-/// If this crate no longer is two levels below the workspace.
+/// Panics if this crate is not two levels below the workspace.
 #[must_use]
 pub fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -17,23 +17,24 @@ pub fn workspace() -> PathBuf {
         .to_owned()
 }
 
-/// The folder for everything that is built: `CARGO_TARGET_DIR`, or `target` in the workspace.
+/// Returns the build folder: `CARGO_TARGET_DIR`, or `target` in the workspace.
 #[must_use]
 pub fn target() -> PathBuf {
-    // A relative path is meant from the workspace: tests run in their package's folder.
+    // A relative path is relative to the workspace, because tests run in the folder of their
+    // package.
     match env::var_os("CARGO_TARGET_DIR") {
         Some(folder) if !folder.is_empty() => workspace().join(folder),
         _ => workspace().join("target"),
     }
 }
 
-/// The folder of the Python application with the example tasks.
+/// Returns the folder of the Python application with the example tasks.
 #[must_use]
 pub fn python_app() -> PathBuf {
     workspace().join("celery/examples/python")
 }
 
-/// The program of this name in the folders of `PATH`.
+/// Returns the program of this name in the folders of `PATH`, if there is one.
 #[must_use]
 pub fn on_path(program: &str) -> Option<PathBuf> {
     let name = format!("{program}{}", env::consts::EXE_SUFFIX);

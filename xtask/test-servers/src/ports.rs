@@ -5,10 +5,10 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::TcpListener;
 use std::sync::{Mutex, PoisonError};
 
-/// A port that nobody listens on and that this process has not handed out before.
+/// Returns a port without a listener that this function has not returned before.
 ///
-/// Below the range from which systems take the ports of outgoing connections, so that one of
-/// those cannot sit on the port of a server that is about to restart.
+/// The port is below the range of ephemeral ports, so that no outgoing connection can occupy the
+/// port of a server that is about to restart.
 pub(super) fn free_port() -> u16 {
     static USED: Mutex<Option<HashSet<u16>>> = Mutex::new(None);
     const FIRST: u16 = 16_000;
@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn free_ports_are_not_given_twice() {
+    fn free_ports_are_unique() {
         let ports: HashSet<u16> = (0..200).map(|_| free_port()).collect();
         assert_eq!(ports.len(), 200);
     }

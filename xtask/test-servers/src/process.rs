@@ -1,4 +1,4 @@
-//! A server or Python program with its log, that cannot outlive the test.
+//! A server or Python program with its log files, killed at the end of the test.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -13,8 +13,8 @@ use std::time::Duration;
 use crate::paths;
 use crate::process_group::{ProcessGroup, poll_until, send_signal};
 
-/// A running program. Dropping kills it; should its [`ProcessGroup`] fail at that, [`kill_leaks`] finds
-/// it by its pid file.
+/// A running program, killed when dropped. If its [`ProcessGroup`] fails to kill it, [`kill_leaks`]
+/// finds it by its pid file.
 #[derive(Debug)]
 pub(super) struct Process {
     group: ProcessGroup,
@@ -22,16 +22,16 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Starts `command` in a process group of its own, its outputs appended to two files, which
-    /// may be the same.
+    /// Starts `command` in its own process group and appends standard output and standard error to
+    /// two files, which may be the same.
     pub(super) fn start(command: &mut Command, output: &Path, errors: &Path) -> io::Result<Self> {
         let program = Path::new(command.get_program()).file_name();
         let name = program.unwrap_or_default().to_owned();
         Self::start_as(&name, command, output, errors)
     }
 
-    /// The same for a program that becomes another one: `name` is a word of the command line that
-    /// it keeps, by which [`kill_leaks`] knows it again.
+    /// Starts a program that replaces itself by another one (`exec`). `name` is a word that stays
+    /// in the command line, by which [`kill_leaks`] identifies the process.
     pub(super) fn start_as(
         name: &OsStr,
         command: &mut Command,
@@ -44,7 +44,7 @@ impl Process {
             .stdout(append(output)?)
             .stderr(append(errors)?);
         let group = ProcessGroup::spawn(command)?;
-        let pid_file = registry()?.join(format!("{}.pid", group.id()));
+        let pid_file = pid_folder()?.join(format!("{}.pid", group.id()));
         fs::write(&pid_file, name.as_encoded_bytes())?;
         Ok(Self { group, pid_file })
     }
@@ -53,17 +53,17 @@ impl Process {
         self.group.id()
     }
 
-    /// The exit status, once the program has ended.
+    /// Returns the exit status, or `None` while the program runs.
     pub(super) fn exited(&mut self) -> Option<ExitStatus> {
         self.group.exited()
     }
 
-    /// Waits for the program to end by itself; `None` when `limit` has passed before.
+    /// Waits until the program exits; returns `None` after `limit`.
     pub(super) fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
         self.group.wait(limit)
     }
 
-    /// Sends a signal to the program alone, by its name without `SIG`.
+    /// Sends a signal, named without `SIG`, to the program but not to its children.
     pub(super) fn signal(&self, name: &str) {
         assert!(
             send_signal(name, &self.id().to_string()),
@@ -72,7 +72,7 @@ impl Process {
         );
     }
 
-    /// Kills the program and everything it started, and waits until it is gone.
+    /// Kills the program and all of its children, and waits until the program has exited.
     pub(super) fn kill(&mut self) {
         self.group.kill();
         let _ = fs::remove_file(&self.pid_file);
@@ -85,17 +85,19 @@ impl Drop for Process {
     }
 }
 
-/// Why a server did not start.
+/// The reason why a server did not start.
 #[derive(Debug)]
 pub(super) enum StartError {
+    /// The program cannot be executed.
     Program(OsString, io::Error),
+    /// The program exited; the text is the end of its log.
     Exited(String),
-    Silent(String),
+    /// The program did not become ready in time; the text is the end of its log.
+    Timeout(String),
 }
 
 impl StartError {
-    /// The text for the person who runs the tests. The Debian package is called `program` as
-    /// well.
+    /// Returns the error text with a remedy. The name of the Debian package is `program`, too.
     pub(super) fn explain(&self, program: &str, variable: &str) -> String {
         match self {
             Self::Program(path, error) => format!(
@@ -104,13 +106,17 @@ impl StartError {
                  the program",
                 path.display()
             ),
-            Self::Exited(log) => format!("{program} ended at once:\n{log}"),
-            Self::Silent(log) => format!("{program} gives no answer:\n{log}"),
+            Self::Exited(log) => {
+                format!("{program} exited during its start; the end of its log:\n{log}")
+            }
+            Self::Timeout(log) => {
+                format!("{program} did not become ready in time; the end of its log:\n{log}")
+            }
         }
     }
 }
 
-/// The end of a log.
+/// Returns the last ten lines of a log file.
 pub(super) fn last_lines(log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().rev().take(10).collect();
@@ -144,47 +150,49 @@ impl Deref for Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // The logs of a failed test are kept.
+        // Keeps the logs of a failed test.
         if !thread::panicking() {
             let _ = fs::remove_dir_all(&self.0);
         }
     }
 }
 
-/// A process that survived the tests that started it.
+/// A process that was still running after the test that started it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Leak {
     /// Its process id.
     pub pid: u32,
-    /// The program it runs, or another word that tells it from others.
+    /// The program, or another word of its command line that identifies it.
     pub program: String,
 }
 
-/// Kills every server that a test left running, and tells which they were.
+/// Kills every server that a test did not stop, and returns them.
 ///
-/// Servers of tests that still run count too: call this when none does.
+/// Call this only while no test runs: the servers of running tests are killed, too.
 #[must_use]
 pub fn kill_leaks() -> Vec<Leak> {
-    let Ok(files) = registry().and_then(fs::read_dir) else {
+    let Ok(files) = pid_folder().and_then(fs::read_dir) else {
         return Vec::new();
     };
     files
         .flatten()
         .filter_map(|file| {
             let leak = read_pid_file(&file.path())?;
-            // The watchers need a moment after a test process has died.
-            let gone = poll_until(Duration::from_secs(2), || (!runs(&leak)).then_some(()));
-            if gone.is_none() {
+            // After the exit of a test process its watchers need a moment to kill the servers.
+            let exited = poll_until(Duration::from_secs(2), || {
+                (!is_running(&leak)).then_some(())
+            });
+            if exited.is_none() {
                 send_signal("KILL", &format!("-{}", leak.pid));
             }
             let _ = fs::remove_file(file.path());
-            gone.is_none().then_some(leak)
+            exited.is_none().then_some(leak)
         })
         .collect()
 }
 
-fn registry() -> io::Result<PathBuf> {
+fn pid_folder() -> io::Result<PathBuf> {
     let folder = paths::target().join("servers").join("pids");
     fs::create_dir_all(&folder)?;
     Ok(folder)
@@ -197,8 +205,8 @@ fn read_pid_file(path: &Path) -> Option<Leak> {
     })
 }
 
-/// Whether the process still lives and still is that program: process ids are used again.
-fn runs(leak: &Leak) -> bool {
+/// Returns whether the process still runs the same program: process ids are reused.
+fn is_running(leak: &Leak) -> bool {
     let listed = Command::new("ps")
         .args(["-o", "args=", "-p", &leak.pid.to_string()])
         .output()
@@ -213,7 +221,7 @@ mod tests {
 
     #[test]
     #[cfg(unix)]
-    fn the_pid_file_names_a_living_process_until_it_is_killed() {
+    fn pid_file_exists_until_the_process_is_killed() {
         let folder = Folder::new("sleeper");
         let log = folder.join("log");
         let mut command = Command::new("sh");
@@ -222,11 +230,11 @@ mod tests {
         let path = process.pid_file.clone();
         let leak = read_pid_file(&path).expect("a pid file");
         assert_eq!((leak.pid, leak.program.as_str()), (process.id(), "sh"));
-        assert!(runs(&leak));
+        assert!(is_running(&leak));
 
         process.kill();
 
-        assert!(!runs(&leak));
+        assert!(!is_running(&leak));
         assert!(!path.exists());
     }
 }

@@ -1,17 +1,18 @@
-//! A child process together with everything it starts, ended as one.
+//! A child process and its descendants, killed together.
 
 use std::io;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long between two looks at something that has no way to wake us.
-const POLL: Duration = Duration::from_millis(10);
+/// The interval of [`poll_until`].
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// A process group: killed when dropped, and also when this process ends without dropping it.
+/// A process group, killed when dropped and also when this process exits without dropping it.
 ///
-/// The second is the work of a shell that waits for the closing of a pipe whose other end only
-/// this process holds. Outside Unix there are no process groups: only the child itself is killed.
+/// For the second case a shell, the watcher, reads from a pipe whose other end only this process
+/// holds, and kills the group at the end of file. Outside Unix there are no process groups: only
+/// the child itself is killed.
 #[derive(Debug)]
 pub struct ProcessGroup {
     child: Child,
@@ -23,7 +24,7 @@ impl ProcessGroup {
     ///
     /// # Errors
     ///
-    /// Those of [`Command::spawn`].
+    /// Returns the errors of [`Command::spawn`].
     pub fn spawn(command: &mut Command) -> io::Result<Self> {
         own_group(command);
         let child = command.spawn()?;
@@ -31,42 +32,42 @@ impl ProcessGroup {
         Ok(Self { child, watcher })
     }
 
-    /// The process id of the leader.
+    /// Returns the process id of the leader.
     #[must_use]
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// The leader's standard output, if it was piped and not taken before.
+    /// Takes the leader's standard output, if it is piped and has not been taken before.
     pub fn take_stdout(&mut self) -> Option<ChildStdout> {
         self.child.stdout.take()
     }
 
-    /// The leader's exit status, once it has ended.
+    /// Returns the leader's exit status, or `None` while it runs.
     pub fn exited(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().ok().flatten()
     }
 
-    /// Waits for the leader to end by itself; `None` when `limit` has passed before.
+    /// Waits until the leader exits; returns `None` after `limit`.
     pub fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
         poll_until(limit, || self.exited())
     }
 
-    /// Kills the leader and everything it started, and waits until the leader is gone.
+    /// Kills the leader and all of its descendants, and waits until the leader has exited.
     pub fn kill(&mut self) {
         let Some(mut watcher) = self.watcher.take() else {
             let _ = self.child.kill();
             let _ = self.child.wait();
             return;
         };
-        // The group outlives its leader, so this also reaches the children of a dead one.
+        // The group exists longer than its leader, so the signal also reaches orphaned children.
         send_signal("KILL", &format!("-{}", self.id()));
         let _ = self.child.wait();
         let _ = watcher.kill();
         let _ = watcher.wait();
     }
 
-    /// Closes the pipe that the watcher waits on, as the end of this process would.
+    /// Closes the pipe of the watcher, as the exit of this process would.
     #[cfg(all(test, target_os = "linux"))]
     fn abandon(&mut self) {
         drop(self.watcher.as_mut().and_then(|shell| shell.stdin.take()));
@@ -79,23 +80,23 @@ impl Drop for ProcessGroup {
     }
 }
 
-/// Asks again and again until there is an answer or `limit` has passed.
-pub fn poll_until<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
+/// Calls `condition` every ten milliseconds until it returns a value; returns `None` after `limit`.
+pub fn poll_until<T>(limit: Duration, mut condition: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + limit;
     loop {
-        if let Some(answer) = ask() {
-            return Some(answer);
+        if let Some(value) = condition() {
+            return Some(value);
         }
         if Instant::now() >= deadline {
             return None;
         }
-        thread::sleep(POLL);
+        thread::sleep(POLL_INTERVAL);
     }
 }
 
-/// Sends a signal, by its name without `SIG`, to a process id or to a group, `-` before its id.
+/// Sends a signal, named without `SIG`, to a process id or to a group (`-` before its id).
 ///
-/// Through the shell's own `kill`, which is there even where procps is not.
+/// Uses the shell's builtin `kill`, which needs no procps.
 pub(crate) fn send_signal(name: &str, target: &str) -> bool {
     Command::new("sh")
         .args(["-c", "kill -s \"$0\" -- \"$1\"", name, target])
@@ -116,7 +117,7 @@ fn watch(pid: u32) -> Option<Child> {
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    // Not in our own group: Ctrl-C must end us and leave the watcher to do its work.
+    // In its own group, so that Ctrl-C stops this process but not the watcher.
     own_group(&mut command);
     command.spawn().ok()
 }
@@ -136,10 +137,10 @@ mod tests {
 
     use super::*;
 
-    const LIMIT: Duration = Duration::from_secs(10);
+    const TIMEOUT: Duration = Duration::from_secs(10);
 
-    /// A shell with a child of its own, and that child's process id.
-    fn tree() -> (ProcessGroup, String) {
+    /// Starts a shell with a child, and returns the child's process id.
+    fn group_with_child() -> (ProcessGroup, String) {
         let mut command = Command::new("sh");
         command.args(["-c", "sleep 1000 & echo $!; wait"]);
         let mut group = ProcessGroup::spawn(command.stdout(Stdio::piped())).expect("sh starts");
@@ -149,34 +150,34 @@ mod tests {
         (group, child.trim().to_owned())
     }
 
-    fn ends(pid: &str) -> bool {
+    fn exits(pid: &str) -> bool {
         let path = format!("/proc/{pid}/cmdline");
-        // A zombie still has the file, with nothing in it.
-        let gone = || fs::read(&path).is_ok_and(|line| !line.is_empty());
-        poll_until(LIMIT, || (!gone()).then_some(())).is_some()
+        // A zombie still has the file, but it is empty.
+        let is_running = || fs::read(&path).is_ok_and(|line| !line.is_empty());
+        poll_until(TIMEOUT, || (!is_running()).then_some(())).is_some()
     }
 
     #[test]
-    fn killing_reaches_the_children_too() {
-        let (mut group, child) = tree();
+    fn kill_reaches_the_children() {
+        let (mut group, child) = group_with_child();
         group.kill();
-        assert!(ends(&child));
+        assert!(exits(&child));
     }
 
     #[test]
-    fn the_children_of_a_leader_that_died_are_killed_too() {
-        let (mut group, child) = tree();
+    fn children_of_an_exited_leader_are_killed() {
+        let (mut group, child) = group_with_child();
         assert!(send_signal("KILL", &group.id().to_string()));
-        assert!(group.wait(LIMIT).is_some());
+        assert!(group.wait(TIMEOUT).is_some());
         drop(group);
-        assert!(ends(&child));
+        assert!(exits(&child));
     }
 
     #[test]
-    fn the_watcher_kills_when_nobody_else_does() {
-        let (mut group, child) = tree();
+    fn watcher_kills_the_group_when_its_pipe_closes() {
+        let (mut group, child) = group_with_child();
         group.abandon();
-        assert!(group.wait(LIMIT).is_some_and(|status| !status.success()));
-        assert!(ends(&child));
+        assert!(group.wait(TIMEOUT).is_some_and(|status| !status.success()));
+        assert!(exits(&child));
     }
 }

@@ -1,4 +1,4 @@
-//! A network between client and server that a test can cut.
+//! A TCP proxy with which tests interrupt connections.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
@@ -6,16 +6,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 
-/// Forwards the connections to its port to another port of this machine, until it is told not to.
+/// A TCP proxy to another port of this machine, which can stop forwarding or close connections.
 ///
 /// ```no_run
 /// use test_servers::{Proxy, RedisServer};
 ///
 /// let redis = RedisServer::start();
-/// let network = Proxy::to(redis.port());
-/// let url = format!("redis://127.0.0.1:{}", network.port());
-/// network.silence(); // no answer, and no end of a connection either
-/// network.heal(); // who connects again is served
+/// let proxy = Proxy::to(redis.port());
+/// let url = format!("redis://127.0.0.1:{}", proxy.port());
+/// proxy.silence(); // neither data nor the end of a connection
+/// proxy.heal(); // forwards new connections
 /// ```
 #[derive(Debug)]
 pub struct Proxy {
@@ -25,13 +25,13 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Listens on a free port of the loopback interface and forwards to `port` of the same.
+    /// Listens on a free port of the loopback interface and forwards to `port` of that interface.
     ///
-    /// Nobody has to listen there yet: a connection that cannot be forwarded is closed.
+    /// A connection that cannot be forwarded is closed, so that the server may start later.
     ///
     /// # Panics
     ///
-    /// If the system has no port to give.
+    /// Panics if no port is free.
     #[must_use]
     pub fn to(port: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
@@ -45,29 +45,29 @@ impl Proxy {
         }
     }
 
-    /// The port that clients connect to.
+    /// Returns the port for clients.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// From now on nothing is forwarded and nothing is closed: neither end can tell this from a
-    /// slow network. New connections are accepted and get nothing.
+    /// Stops forwarding without closing connections, like a network that drops all packets. New
+    /// connections are accepted but not forwarded.
     pub fn silence(&self) {
         let mut network = self.network();
         network.mode = Mode::Silent;
-        for connection in network.living() {
+        for connection in network.take_forwarded() {
             connection.silent.store(true, Ordering::SeqCst);
             network.silenced.push(connection);
         }
     }
 
-    /// New connections are forwarded again; those that were silenced stay silent for ever.
+    /// Forwards new connections again; silenced connections stay silent.
     pub fn heal(&self) {
         self.network().mode = Mode::Forward;
     }
 
-    /// Closes all connections, the silent ones too. What becomes of new ones stays as it is.
+    /// Closes all connections, including silenced ones. The mode for new connections is unchanged.
     pub fn reset(&self) {
         self.network().close_all();
     }
@@ -79,8 +79,8 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        self.network().mode = Mode::Ended;
-        // Wakes the listener, which then looks at the mode.
+        self.network().mode = Mode::Stopped;
+        // Wakes the listener, which then checks the mode.
         let woken = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_ok();
         if let Some(listener) = self.listener.take().filter(|_| woken) {
             let _ = listener.join();
@@ -93,9 +93,9 @@ impl Drop for Proxy {
 #[derive(Debug, Default)]
 struct Network {
     mode: Mode,
-    /// Held by the threads that forward them.
-    forwarded: Vec<Weak<Connection>>,
-    silenced: Vec<Arc<Connection>>,
+    /// Owned by the threads that forward them.
+    forwarded: Vec<Weak<ProxiedConnection>>,
+    silenced: Vec<Arc<ProxiedConnection>>,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -103,48 +103,48 @@ enum Mode {
     #[default]
     Forward,
     Silent,
-    Ended,
+    Stopped,
 }
 
 impl Network {
-    /// Those that are forwarded, taken out of the list.
-    fn living(&mut self) -> Vec<Arc<Connection>> {
+    /// Takes the connections that are still forwarded.
+    fn take_forwarded(&mut self) -> Vec<Arc<ProxiedConnection>> {
         let all = self.forwarded.drain(..);
         all.filter_map(|connection| connection.upgrade()).collect()
     }
 
     fn close_all(&mut self) {
-        let mut all = self.living();
+        let mut all = self.take_forwarded();
         all.append(&mut self.silenced);
         for connection in all {
             connection.close();
         }
     }
 
-    /// Forgets the connections that both ends have closed.
-    fn tidy(&mut self) {
-        let living = |connection: &Weak<Connection>| connection.strong_count() > 0;
-        self.forwarded.retain(living);
+    /// Drops the entries of connections that both ends have closed.
+    fn remove_closed(&mut self) {
+        let is_open = |connection: &Weak<ProxiedConnection>| connection.strong_count() > 0;
+        self.forwarded.retain(is_open);
     }
 }
 
 #[derive(Debug)]
-struct Connection {
+struct ProxiedConnection {
     client: TcpStream,
-    /// None if it was silent from the start.
+    /// `None` if the connection was accepted in silent mode.
     server: Option<TcpStream>,
     silent: AtomicBool,
 }
 
-impl Connection {
+impl ProxiedConnection {
     fn close(&self) {
         for stream in std::iter::once(&self.client).chain(&self.server) {
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
 
-    /// Forwards in one direction until that end closes, or the network falls silent: then
-    /// without a word to the other end.
+    /// Forwards in one direction until the source closes or the connection is silenced; closes the
+    /// target only in the first case.
     fn forward(&self, mut from: &TcpStream, mut to: &TcpStream) {
         let mut buffer = vec![0; 64 * 1024];
         while let Ok(count @ 1..) = from.read(&mut buffer) {
@@ -162,29 +162,29 @@ impl Connection {
     }
 }
 
-/// Takes connections until the proxy is dropped.
+/// Accepts connections until the proxy is dropped.
 fn accept(listener: &TcpListener, port: u16, network: &Mutex<Network>) {
     for client in listener.incoming().flatten() {
         let mut network = lock(network);
-        network.tidy();
+        network.remove_closed();
         match network.mode {
             Mode::Forward => network.forwarded.extend(connect(client, port).ok()),
-            Mode::Silent => network.silenced.push(Arc::new(Connection {
+            Mode::Silent => network.silenced.push(Arc::new(ProxiedConnection {
                 client,
                 server: None,
                 silent: AtomicBool::new(true),
             })),
-            Mode::Ended => return,
+            Mode::Stopped => return,
         }
     }
 }
 
 /// Connects to the server and starts the two threads that forward.
-fn connect(client: TcpStream, port: u16) -> io::Result<Weak<Connection>> {
+fn connect(client: TcpStream, port: u16) -> io::Result<Weak<ProxiedConnection>> {
     let server = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
-    let connection = Arc::new(Connection {
+    let connection = Arc::new(ProxiedConnection {
         client: client.try_clone()?,
         server: Some(server.try_clone()?),
         silent: AtomicBool::new(false),
@@ -208,10 +208,10 @@ mod tests {
     use super::*;
     use crate::process_group::poll_until;
 
-    const LIMIT: Duration = Duration::from_secs(10);
+    const TIMEOUT: Duration = Duration::from_secs(10);
 
-    /// A server that sends back what it gets.
-    fn echo() -> u16 {
+    /// Starts a server that sends received data back, and returns its port.
+    fn echo_server() -> u16 {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
         thread::spawn(move || {
@@ -224,19 +224,19 @@ mod tests {
 
     fn client(proxy: &Proxy) -> TcpStream {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, proxy.port())).unwrap();
-        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         stream
     }
 
-    /// What comes back for a word: `None` if nothing does.
-    fn ask(mut stream: &TcpStream) -> Option<String> {
+    /// Sends a word and returns the reply; `None` if there is none.
+    fn echo(mut stream: &TcpStream) -> Option<String> {
         stream.write_all(b"word").ok()?;
-        let mut answer = [0; 4];
-        stream.read_exact(&mut answer).ok()?;
-        Some(String::from_utf8_lossy(&answer).into_owned())
+        let mut reply = [0; 4];
+        stream.read_exact(&mut reply).ok()?;
+        Some(String::from_utf8_lossy(&reply).into_owned())
     }
 
-    /// Whether it is open and without data.
+    /// Returns whether the connection is open and has no data.
     fn is_silent(mut stream: &TcpStream) -> bool {
         stream
             .set_read_timeout(Some(Duration::from_millis(100)))
@@ -249,10 +249,10 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_connection_stays_silent_and_a_new_one_is_served_after_the_healing() {
-        let proxy = Proxy::to(echo());
+    fn silenced_connection_stays_silent_after_heal_and_new_one_is_forwarded() {
+        let proxy = Proxy::to(echo_server());
         let before = client(&proxy);
-        assert_eq!(ask(&before).as_deref(), Some("word"));
+        assert_eq!(echo(&before).as_deref(), Some("word"));
 
         proxy.silence();
         let during = client(&proxy);
@@ -262,18 +262,18 @@ mod tests {
         }
 
         proxy.heal();
-        assert_eq!(ask(&client(&proxy)).as_deref(), Some("word"));
+        assert_eq!(echo(&client(&proxy)).as_deref(), Some("word"));
         assert!(is_silent(&before) && is_silent(&during));
     }
 
     #[test]
-    fn a_reset_closes_the_silent_connections_too() {
-        let proxy = Proxy::to(echo());
+    fn reset_closes_silenced_connections() {
+        let proxy = Proxy::to(echo_server());
         let before = client(&proxy);
         proxy.silence();
         let during = client(&proxy);
-        // Accepted, not only queued by the system.
-        poll_until(LIMIT, || {
+        // Waits until the proxy has accepted it.
+        poll_until(TIMEOUT, || {
             (proxy.network().silenced.len() == 2).then_some(())
         })
         .unwrap();
@@ -288,36 +288,39 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_one_side_reaches_the_other() {
-        let proxy = Proxy::to(echo());
+    fn end_of_stream_is_forwarded() {
+        let proxy = Proxy::to(echo_server());
         let stream = client(&proxy);
-        assert_eq!(ask(&stream).as_deref(), Some("word"));
+        assert_eq!(echo(&stream).as_deref(), Some("word"));
         stream.shutdown(Shutdown::Write).unwrap();
         assert_eq!((&stream).read(&mut [0]).unwrap(), 0);
-        let forgotten = || {
+        let removed = || {
             let mut network = proxy.network();
-            network.tidy();
+            network.remove_closed();
             network.forwarded.is_empty().then_some(())
         };
-        poll_until(LIMIT, forgotten).expect("the threads end");
+        poll_until(TIMEOUT, removed).expect("the threads end");
     }
 
     #[test]
-    fn a_connection_that_nobody_serves_is_closed() {
+    fn connection_without_a_server_is_closed() {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
         let port = port.unwrap().local_addr().unwrap().port();
         let proxy = Proxy::to(port);
-        assert_eq!(ask(&client(&proxy)), None);
+        assert_eq!(echo(&client(&proxy)), None);
     }
 
     #[test]
-    fn dropping_ends_the_threads_and_the_connections() {
-        let proxy = Proxy::to(echo());
+    fn drop_closes_connections_and_stops_threads() {
+        let proxy = Proxy::to(echo_server());
         let stream = client(&proxy);
-        assert_eq!(ask(&stream).as_deref(), Some("word"));
+        assert_eq!(echo(&stream).as_deref(), Some("word"));
         let network = Arc::downgrade(&proxy.network);
         drop(proxy);
         assert_eq!((&stream).read(&mut [0]).unwrap_or(0), 0);
-        assert!(network.upgrade().is_none(), "the listener has ended");
+        assert!(
+            network.upgrade().is_none(),
+            "the listener thread has stopped"
+        );
     }
 }

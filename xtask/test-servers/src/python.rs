@@ -1,4 +1,4 @@
-//! The real Celery: Python programs and workers.
+//! Python programs and Python Celery workers.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -12,11 +12,11 @@ use crate::paths;
 use crate::process::{Folder, Process};
 use crate::process_group::poll_until;
 
-/// How long a script may run.
-const SCRIPT_LIMIT: Duration = Duration::from_secs(120);
+/// The time limit of a script.
+const SCRIPT_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// How long a worker may take to be ready, or to finish its tasks and end.
-const WORKER_LIMIT: Duration = Duration::from_secs(60);
+/// The time limit for a worker to become ready, and for a warm shutdown.
+const WORKER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A Python interpreter that has the pinned Celery installed.
 ///
@@ -40,21 +40,18 @@ pub struct Python {
 }
 
 impl Python {
-    /// The interpreter named by the environment variable [`PYTHON`](super::PYTHON).
+    /// Returns the interpreter named by the environment variable [`PYTHON`](super::PYTHON).
     ///
     /// # Panics
     ///
-    /// If the variable is not set.
+    /// Panics if the variable is not set.
     #[must_use]
-    #[expect(
-        clippy::new_without_default,
-        reason = "a value that may panic is asked for by name"
-    )]
+    #[expect(clippy::new_without_default, reason = "`default` must not panic")]
     pub fn new() -> Self {
         let interpreter = env::var_os(super::PYTHON).filter(|path| !path.is_empty());
         let interpreter = interpreter.unwrap_or_else(|| {
             panic!(
-                "{} is not set: run the tests by `cargo xtask test`, which makes a virtual \
+                "{} is not set: run the tests by `cargo xtask test`, which creates a virtual \
                  environment with Celery, or set it to a Python interpreter that has the packages \
                  of xtask/python/requirements.txt",
                 super::PYTHON
@@ -63,7 +60,7 @@ impl Python {
         Self::at(interpreter)
     }
 
-    /// The interpreter at this path.
+    /// Returns the interpreter at this path.
     #[must_use]
     pub fn at(interpreter: impl Into<PathBuf>) -> Self {
         Self {
@@ -71,15 +68,13 @@ impl Python {
         }
     }
 
-    /// Runs the interpreter with these arguments and returns what it printed.
+    /// Runs the interpreter with these arguments and returns its standard output.
     ///
-    /// The current folder is the one of the example application, so that a script may
-    /// `import tasks`.
+    /// The current folder is that of the example application, so that a script may `import tasks`.
     ///
     /// # Panics
     ///
-    /// If the program fails or takes longer than two minutes, with what it wrote to standard
-    /// error.
+    /// Panics with the standard error if the program fails or runs longer than two minutes.
     pub fn run<A: AsRef<OsStr>>(&self, arguments: &[A], environment: &[(&str, &str)]) -> String {
         let folder = Folder::new("script");
         let (output, errors) = (folder.join("stdout"), folder.join("stderr"));
@@ -87,7 +82,7 @@ impl Python {
         command.args(arguments).envs(environment.iter().copied());
         let mut process = Process::start(&mut command, &output, &errors)
             .unwrap_or_else(|error| panic!("cannot start {}: {error}", self.interpreter.display()));
-        let status = process.wait(SCRIPT_LIMIT);
+        let status = process.wait(SCRIPT_TIMEOUT);
         process.kill();
 
         let read = |path| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
@@ -95,21 +90,21 @@ impl Python {
         match status {
             Some(status) if status.success() => output,
             Some(status) => panic!("the Python program failed ({status}):\n{errors}\n{output}"),
-            None => panic!("the Python program does not end:\n{errors}\n{output}"),
+            None => panic!("the Python program did not exit in time:\n{errors}\n{output}"),
         }
     }
 
-    /// Runs a program given as text, otherwise as [`run`](Self::run).
+    /// Runs a program given as text; otherwise like [`run`](Self::run).
     ///
     /// # Panics
     ///
-    /// As `run`.
+    /// Panics like `run`.
     pub fn code(&self, code: &str, environment: &[(&str, &str)]) -> String {
         self.run(&["-c", code], environment)
     }
 
-    /// A Celery worker of the example application, with the `solo` pool; no backend if its URL is
-    /// empty.
+    /// Returns a builder for a worker of the example application with the `solo` pool; without a
+    /// result backend if `backend` is empty.
     pub fn worker(&self, broker: &str, backend: &str) -> PythonWorkerBuilder {
         PythonWorkerBuilder {
             python: self.clone(),
@@ -152,20 +147,20 @@ pub struct PythonWorkerBuilder {
 }
 
 impl PythonWorkerBuilder {
-    /// Another application: the name of a module in `folder`.
+    /// Sets the application: the name of a module in `folder`.
     pub fn app(mut self, folder: impl Into<PathBuf>, name: &str) -> Self {
         self.folder = folder.into();
         name.clone_into(&mut self.app);
         self
     }
 
-    /// `solo` (from the start), `prefork`, `threads`.
+    /// Sets the pool: `solo` (the default), `prefork` or `threads`.
     pub fn pool(mut self, pool: &str) -> Self {
         pool.clone_into(&mut self.pool);
         self
     }
 
-    /// How many tasks run at once; more than one asks for another pool than `solo`.
+    /// Sets the concurrency; above one it replaces the pool `solo` by `prefork`.
     pub fn concurrency(mut self, concurrency: u32) -> Self {
         self.concurrency = concurrency;
         if concurrency > 1 && self.pool == "solo" {
@@ -174,7 +169,7 @@ impl PythonWorkerBuilder {
         self
     }
 
-    /// Lets it look for other workers, with mingle and gossip, which takes a second at the start.
+    /// Enables mingle and gossip, which delays the start by a second.
     pub fn peers(self) -> Self {
         Self {
             has_peers: true,
@@ -182,29 +177,29 @@ impl PythonWorkerBuilder {
         }
     }
 
-    /// The queues to consume, instead of `celery`.
+    /// Sets the queues to consume; default: `celery`.
     pub fn queues(self, names: &[&str]) -> Self {
         let names = names.join(",");
         self.argument("-Q").argument(names)
     }
 
-    /// One more argument of `celery worker`.
+    /// Adds an argument of `celery worker`.
     pub fn argument(mut self, argument: impl Into<OsString>) -> Self {
         self.arguments.push(argument.into());
         self
     }
 
-    /// One more environment variable.
+    /// Adds an environment variable.
     pub fn environment(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.environment.push((name.into(), value.into()));
         self
     }
 
-    /// Starts the worker and waits until it says that it is ready.
+    /// Starts the worker and waits until it logs that it is ready.
     ///
     /// # Panics
     ///
-    /// If it is not ready within a minute; the text has the worker's log.
+    /// Panics with the worker's log if it is not ready within a minute.
     #[must_use]
     pub fn start(self) -> PythonWorker {
         let mut worker = self.start_unready();
@@ -212,11 +207,12 @@ impl PythonWorkerBuilder {
         worker
     }
 
-    /// Starts the worker without waiting: for one that logs too little to tell.
+    /// Starts the worker without waiting until it is ready, for a log level that hides the ready
+    /// line.
     ///
     /// # Panics
     ///
-    /// If there is no such interpreter.
+    /// Panics if the interpreter cannot be started.
     #[must_use]
     pub fn start_unready(self) -> PythonWorker {
         static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -250,23 +246,23 @@ impl PythonWorkerBuilder {
     }
 }
 
-/// A Python Celery worker; it and its child processes are killed when it is dropped.
+/// A Python Celery worker, killed with its child processes when dropped.
 #[derive(Debug)]
 pub struct PythonWorker {
     process: Process,
     log: PathBuf,
-    // After the process, so that it is removed when nobody writes to it any more.
+    // Declared after the process, so that it is removed after the process has exited.
     _folder: Folder,
 }
 
 impl PythonWorker {
-    /// The process id of the main process.
+    /// Returns the process id of the main process.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.id()
     }
 
-    /// What it has logged so far.
+    /// Returns the log so far.
     #[must_use]
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
@@ -276,13 +272,13 @@ impl PythonWorker {
     ///
     /// # Panics
     ///
-    /// If that takes more than a minute, or the worker ends without it.
+    /// Panics if the text is not logged within a minute, or the worker exits before.
     pub fn wait_for_log(&mut self, text: &str) {
-        let found = poll_until(WORKER_LIMIT, || {
-            let ended = self.process.exited().is_some();
-            // Read after the look at the process: what it wrote last is in the log by then.
+        let found = poll_until(WORKER_TIMEOUT, || {
+            let exited = self.process.exited().is_some();
+            // Read after the check of the process, so that its last lines are in the log.
             let found = self.log().contains(text);
-            (found || ended).then_some(found)
+            (found || exited).then_some(found)
         });
         assert!(
             found == Some(true),
@@ -291,31 +287,31 @@ impl PythonWorker {
         );
     }
 
-    /// Warm shutdown: the worker finishes its running tasks and ends. Returns its whole log.
+    /// Requests a warm shutdown, waits for the exit, and returns the whole log.
     ///
     /// # Panics
     ///
-    /// If it has not ended after a minute.
+    /// Panics if the worker has not exited after a minute.
     pub fn terminate(self) -> String {
         self.process.signal("TERM");
         self.wait_for_end()
     }
 
-    /// Waits until it has ended for a reason of its own. Returns its whole log.
+    /// Waits for the exit and returns the whole log.
     ///
     /// # Panics
     ///
-    /// If it has not ended after a minute.
+    /// Panics if the worker has not exited after a minute.
     pub fn wait_for_end(mut self) -> String {
         assert!(
-            self.process.wait(WORKER_LIMIT).is_some(),
-            "the Python worker does not end:\n{}",
+            self.process.wait(WORKER_TIMEOUT).is_some(),
+            "the Python worker did not exit in time:\n{}",
             self.log()
         );
         self.log()
     }
 
-    /// Kills the worker and its children in mid-work.
+    /// Kills the worker and its children with SIGKILL.
     pub fn kill(mut self) {
         self.process.kill();
     }
@@ -328,7 +324,7 @@ mod tests {
 
     #[test]
     #[ignore = "needs redis-server and a Python with Celery"]
-    fn a_python_client_calls_a_python_worker() {
+    fn python_client_calls_python_worker() {
         let redis = RedisServer::start();
         let url = redis.url();
         let python = Python::new();
@@ -348,9 +344,9 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "ValueError: seen")]
+    #[should_panic(expected = "ValueError: expected")]
     #[ignore = "needs a Python"]
-    fn a_failing_script_panics_with_its_traceback() {
-        Python::new().code("raise ValueError('seen')", &[]);
+    fn failing_script_panics_with_its_traceback() {
+        Python::new().code("raise ValueError('expected')", &[]);
     }
 }

@@ -1,4 +1,4 @@
-//! A private Redis server, or Sentinel, on a free port.
+//! A private Redis server or Sentinel on a free port.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -12,19 +12,19 @@ use std::time::Duration;
 use crate::ports::free_port;
 use crate::process::{Folder, Process, StartError, last_lines};
 use crate::process_group::poll_until;
-use crate::resp::{Connection, Reply};
+use crate::resp::{Reply, RespConnection};
 use crate::settings::RedisServerBuilder;
 use crate::tls::Certificates;
 
-/// How long a server may take from its start to its first answer.
-const START_LIMIT: Duration = Duration::from_secs(10);
+/// The time limit for a server to become ready, and for an orderly stop.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long one command sent by the tests may take.
-const COMMAND_LIMIT: Duration = Duration::from_secs(10);
+/// The timeout of a command.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A Redis server of one test, killed when dropped.
+/// A private Redis server, killed when dropped.
 ///
-/// All methods take `&self`, so that a test may break the server while others use it.
+/// All methods take `&self`, so that a test may stop the server while other tasks use it.
 ///
 /// ```no_run
 /// use test_servers::RedisServer;
@@ -51,33 +51,33 @@ struct Tls {
 }
 
 impl RedisServer {
-    /// Starts a server that keeps nothing on disk.
+    /// Starts a server without persistence.
     ///
     /// # Panics
     ///
-    /// If there is no `redis-server` or it does not start.
+    /// Panics if `redis-server` is missing or does not start.
     #[must_use]
     pub fn start() -> Self {
         Self::builder().start()
     }
 
-    /// Starts a server that also listens with TLS, see [`tls_url`](Self::tls_url).
+    /// Starts a server that listens with TLS, too; see [`tls_url`](Self::tls_url).
     ///
     /// # Panics
     ///
-    /// If there is no `redis-server` or no `openssl`, or they fail.
+    /// Panics if `redis-server` or `openssl` is missing or fails.
     #[must_use]
     pub fn with_tls() -> Self {
         Self::builder().tls().start()
     }
 
-    /// Starts a Sentinel that watches `master` under the name `name` and decides alone.
+    /// Starts a Sentinel that monitors `master` under the name `name`, with a quorum of one.
     ///
-    /// It calls a master lost after half a second of silence.
+    /// The Sentinel considers a master as down after half a second without a reply.
     ///
     /// # Panics
     ///
-    /// If there is no `redis-server` or it does not start.
+    /// Panics if `redis-server` is missing or does not start.
     #[must_use]
     pub fn sentinel(name: &str, master: &Self) -> Self {
         let mut lines = vec![
@@ -91,146 +91,147 @@ impl RedisServer {
         Self::builder().configure_sentinel(lines).start()
     }
 
-    /// A server with settings of its own.
+    /// Returns a builder for a server with other settings.
     pub fn builder() -> RedisServerBuilder {
         RedisServerBuilder::default()
     }
 
-    /// `redis://127.0.0.1:PORT`, with the password if the server asks for one; no database.
+    /// Returns `redis://127.0.0.1:PORT`, with the password if there is one and without a database.
     #[must_use]
     pub fn url(&self) -> String {
         format!("redis://{}127.0.0.1:{}", self.credentials(), self.port)
     }
 
-    /// The same with a database: `redis://127.0.0.1:PORT/NUMBER`.
+    /// Returns the URL of a database: `redis://127.0.0.1:PORT/NUMBER`.
     #[must_use]
     pub fn database_url(&self, number: u32) -> String {
         format!("{}/{number}", self.url())
     }
 
-    /// `rediss://127.0.0.1:PORT`; its certificate is signed by [`authority`](Self::authority).
+    /// Returns `rediss://127.0.0.1:PORT`, whose certificate is signed by
+    /// [`authority`](Self::authority).
     ///
     /// # Panics
     ///
-    /// If the server was started without TLS.
+    /// Panics if the server was started without TLS.
     #[must_use]
     pub fn tls_url(&self) -> String {
         let port = self.tls().port;
         format!("rediss://{}127.0.0.1:{port}", self.credentials())
     }
 
-    /// The PEM file of the authority that signed the server's certificate.
+    /// Returns the PEM file of the authority that signed the server's certificate.
     ///
     /// # Panics
     ///
-    /// If the server was started without TLS.
+    /// Panics if the server was started without TLS.
     #[must_use]
     pub fn authority(&self) -> &Path {
         &self.tls().certificates.authority
     }
 
-    /// The path of the Unix socket, if the server was started with one.
+    /// Returns the path of the Unix socket; the socket exists if the server was started with one.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
-        // Not in the server's folder: the system limits such paths to about a hundred bytes.
+        // Not in the server's folder: the system limits socket paths to about a hundred bytes.
         env::temp_dir().join(format!("celery-test-{}.sock", self.port))
     }
 
-    /// The port without TLS.
+    /// Returns the port without TLS.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The folder with the server's files and its log.
+    /// Returns the folder of the server's files and its log.
     #[must_use]
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// The process id, while the server runs.
+    /// Returns the process id, or `None` while the server does not run.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.process().as_ref().map(Process::id)
     }
 
-    /// Sends one command on a connection of its own and returns the answer.
+    /// Sends one command on a new connection and returns the reply.
     ///
     /// # Panics
     ///
-    /// If the server does not answer.
+    /// Panics if the server does not reply.
     pub fn command<W: AsRef<[u8]>>(&self, words: &[W]) -> Reply {
-        self.try_command(COMMAND_LIMIT, words)
+        self.try_command(COMMAND_TIMEOUT, words)
             .unwrap_or_else(|error| {
-                panic!("redis on port {} gave no answer: {error}", self.port);
+                panic!("no reply from redis on port {}: {error}", self.port);
             })
     }
 
-    /// Kills the server as a power cut would.
+    /// Kills the server with SIGKILL.
     pub fn kill(&self) {
-        // Dropping kills.
+        // Dropping the process kills it.
         self.process().take();
     }
 
-    /// Ends the server in good order: it writes what it has to write.
+    /// Shuts the server down with SIGTERM; pending writes reach the disk.
     ///
     /// # Panics
     ///
-    /// If it has not ended after ten seconds.
+    /// Panics if the server has not exited after ten seconds.
     pub fn stop(&self) {
         if let Some(mut running) = self.process().take() {
             running.signal("TERM");
             assert!(
-                running.wait(START_LIMIT).is_some(),
-                "redis on port {} does not stop",
+                running.wait(START_TIMEOUT).is_some(),
+                "redis on port {} did not exit after SIGTERM",
                 self.port
             );
         }
     }
 
-    /// Starts the server again on the same port, with what the same folder holds.
+    /// Restarts the server on the same port with the same folder.
     ///
-    /// A server that still runs is killed before.
+    /// Kills the server first if it still runs.
     ///
     /// # Panics
     ///
-    /// If it does not start.
+    /// Panics if the server does not start.
     pub fn restart(&self) {
         self.kill();
         let mut failure = None;
-        // The port may still be in the hands of a connection on its way out.
-        poll_until(START_LIMIT, || match self.launch() {
+        // A closing connection may still occupy the port.
+        poll_until(START_TIMEOUT, || match self.launch() {
             Ok(()) => Some(()),
             Err(error) => {
                 failure = Some(error);
                 None
             }
         })
-        .unwrap_or_else(|| panic!("redis does not start again: {failure:?}"));
+        .unwrap_or_else(|| panic!("cannot restart redis on port {}: {failure:?}", self.port));
     }
 
-    /// Stops the process in its tracks: connections stay open and nobody answers.
+    /// Suspends the process with SIGSTOP: connections stay open without replies.
     ///
     /// # Panics
     ///
-    /// If the server does not run.
+    /// Panics if the server does not run.
     #[cfg(unix)]
     pub fn pause(&self) {
-        self.running("STOP");
+        self.send_signal("STOP");
     }
 
-    /// Lets a paused process go on.
+    /// Resumes a paused process with SIGCONT.
     ///
     /// # Panics
     ///
-    /// If the server does not run.
+    /// Panics if the server does not run.
     #[cfg(unix)]
     pub fn resume(&self) {
-        self.running("CONT");
+        self.send_signal("CONT");
     }
 
     #[cfg(unix)]
-    fn running(&self, signal: &str) {
+    fn send_signal(&self, signal: &str) {
         let process = self.process();
         let process = process.as_ref();
         process.expect("the redis server runs").signal(signal);
@@ -257,7 +258,7 @@ impl RedisServer {
         &self.settings
     }
 
-    /// Starts a server on a port that it gets for itself.
+    /// Starts a server on free ports.
     pub(super) fn start_with(settings: &RedisServerBuilder) -> Self {
         loop {
             let folder = Folder::new("redis");
@@ -266,40 +267,40 @@ impl RedisServer {
                 port: free_port(),
                 tls: settings.tls.then(|| Tls {
                     port: free_port(),
-                    certificates: Certificates::make(&folder),
+                    certificates: Certificates::create(&folder),
                 }),
                 process: Mutex::new(None),
                 folder,
             };
             match server.launch() {
                 Ok(()) => return server,
-                // Somebody took the port between our look and the server's: take another one.
+                // Another process has taken the port since `free_port` checked it: retry.
                 Err(StartError::Exited(log)) if log.contains("Address already in use") => {}
                 Err(error) => panic!("{}", error.explain("redis-server", super::REDIS_SERVER)),
             }
         }
     }
 
-    /// Starts the process and waits until it answers.
+    /// Starts the process and waits until it is ready.
     fn launch(&self) -> Result<(), StartError> {
         let mut command = self.command_line();
         let log = self.folder.join("redis.log");
         let mut process = Process::start(&mut command, &log, &log)
             .map_err(|error| StartError::Program(command.get_program().to_owned(), error))?;
         let pid = format!("process_id:{}\r\n", process.id());
-        let answer = poll_until(START_LIMIT, || {
+        let ready = poll_until(START_TIMEOUT, || {
             if process.exited().is_some() {
                 return Some(Err(StartError::Exited(last_lines(&log))));
             }
-            let Reply::Data(information) = self.try_command(START_LIMIT, &["INFO"]).ok()? else {
+            let Reply::Data(information) = self.try_command(START_TIMEOUT, &["INFO"]).ok()? else {
                 return None;
             };
             let information = String::from_utf8_lossy(&information);
-            // The process id tells our server from one that another test has on the same port.
-            let ready = information.contains(&pid) && !information.contains("loading:1");
-            ready.then_some(Ok(()))
+            // The process id excludes a server of another test on the same port.
+            let is_ready = information.contains(&pid) && !information.contains("loading:1");
+            is_ready.then_some(Ok(()))
         });
-        answer.unwrap_or_else(|| Err(StartError::Silent(last_lines(&log))))?;
+        ready.unwrap_or_else(|| Err(StartError::Timeout(last_lines(&log))))?;
         *self.process() = Some(process);
         Ok(())
     }
@@ -312,7 +313,7 @@ impl RedisServer {
         };
         command.current_dir(&*self.folder);
         if !settings.sentinel.is_empty() {
-            // Sentinel rewrites its file, and has one from the start.
+            // Sentinel rewrites its configuration file: write it at the first start only.
             let file = self.folder.join("sentinel.conf");
             if !file.exists() {
                 fs::write(&file, settings.sentinel.join("\n"))
@@ -345,8 +346,8 @@ impl RedisServer {
         command
     }
 
-    fn try_command<W: AsRef<[u8]>>(&self, limit: Duration, words: &[W]) -> io::Result<Reply> {
-        let mut connection = Connection::open(self.port, limit)?;
+    fn try_command<W: AsRef<[u8]>>(&self, timeout: Duration, words: &[W]) -> io::Result<Reply> {
+        let mut connection = RespConnection::open(self.port, timeout)?;
         if let Some(password) = &self.settings.password {
             connection.command(&[b"AUTH", password.as_bytes()])?;
         }
@@ -376,12 +377,12 @@ mod tests {
 
     #[test]
     #[ignore = "needs redis-server"]
-    fn a_killed_server_keeps_what_it_appended_and_its_port() {
+    fn killed_server_restarts_with_its_data_and_port() {
         let redis = RedisServer::builder().append_only().start();
         redis.command(&["RPUSH", "list", "a", "b"]);
         let port = redis.port();
         redis.kill();
-        assert!(redis.try_command(COMMAND_LIMIT, &["PING"]).is_err());
+        assert!(redis.try_command(COMMAND_TIMEOUT, &["PING"]).is_err());
 
         redis.restart();
 
@@ -392,12 +393,12 @@ mod tests {
 
     #[test]
     #[ignore = "needs redis-server"]
-    fn passwords_and_users_are_asked_for() {
+    fn password_is_required_and_user_is_accepted() {
         let redis = RedisServer::builder()
             .password("secret")
             .user("ann", "word")
             .start();
-        let mut connection = Connection::open(redis.port(), COMMAND_LIMIT).unwrap();
+        let mut connection = RespConnection::open(redis.port(), COMMAND_TIMEOUT).unwrap();
         let refused = connection.command(&[b"PING"]).unwrap();
         assert!(matches!(refused, Reply::Error(text) if text.starts_with("NOAUTH")));
         let user = connection.command(&[b"AUTH", b"ann", b"word"]).unwrap();
@@ -409,18 +410,18 @@ mod tests {
     #[test]
     #[cfg(unix)]
     #[ignore = "needs redis-server"]
-    fn a_paused_server_answers_only_after_it_is_resumed() {
+    fn paused_server_replies_after_resume() {
         let redis = RedisServer::start();
         redis.pause();
-        let silence = redis.try_command(Duration::from_millis(100), &["PING"]);
-        assert!(silence.is_err());
+        let reply = redis.try_command(Duration::from_millis(100), &["PING"]);
+        assert!(reply.is_err());
         redis.resume();
         assert_eq!(redis.command(&["PING"]).text(), "PONG");
     }
 
     #[test]
     #[ignore = "needs redis-server and openssl"]
-    fn tls_is_served_with_a_certificate_of_the_authority() {
+    fn tls_certificate_is_signed_by_the_authority() {
         let redis = RedisServer::with_tls();
         let address = redis.tls_url().replace("rediss://", "");
         let output = Command::new("openssl")
@@ -445,7 +446,7 @@ mod tests {
     #[test]
     #[cfg(unix)]
     #[ignore = "needs redis-server"]
-    fn the_unix_socket_is_there_until_the_server_is_dropped() {
+    fn unix_socket_exists_until_the_server_is_dropped() {
         let redis = RedisServer::builder().unix_socket().start();
         let path = redis.socket();
         std::os::unix::net::UnixStream::connect(&path).unwrap();

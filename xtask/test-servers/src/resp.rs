@@ -1,45 +1,46 @@
-//! The little of the Redis protocol that starting and inspecting a server needs.
+//! The subset of the Redis protocol that starting and inspecting a server needs.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-/// What a Redis server answers to a command.
+/// The reply of a Redis server to a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reply {
-    /// No such key, or an empty answer.
+    /// Nil: a missing key or an empty result.
     Nil,
-    /// A number.
+    /// An integer.
     Integer(i64),
     /// A status such as `OK`, or a string.
     Data(Vec<u8>),
     /// A list of replies.
     Array(Vec<Self>),
-    /// The server refused the command; its own words.
+    /// An error with the text of the server.
     Error(String),
 }
 
 impl Reply {
-    /// The text of a string or status, lossily, or the digits of a number.
+    /// Returns the text of a string or status, with invalid UTF-8 replaced, or the digits of an
+    /// integer.
     ///
     /// # Panics
     ///
-    /// If the reply is of another kind.
+    /// Panics if the reply is of another kind.
     #[must_use]
     pub fn text(&self) -> String {
         match self {
             Self::Data(bytes) => String::from_utf8_lossy(bytes).into_owned(),
             Self::Integer(number) => number.to_string(),
-            other => panic!("expected a text from redis, found {other:?}"),
+            other => panic!("expected a string from redis, found {other:?}"),
         }
     }
 
-    /// The number.
+    /// Returns the integer.
     ///
     /// # Panics
     ///
-    /// If the reply is of another kind.
+    /// Panics if the reply is of another kind.
     #[must_use]
     pub fn integer(&self) -> i64 {
         match self {
@@ -48,31 +49,31 @@ impl Reply {
         }
     }
 
-    /// The texts of a list.
+    /// Returns the texts of an array.
     ///
     /// # Panics
     ///
-    /// If the reply is not a list of texts.
+    /// Panics if the reply is not an array of texts.
     #[must_use]
     pub fn texts(&self) -> Vec<String> {
         match self {
             Self::Array(replies) => replies.iter().map(Self::text).collect(),
-            other => panic!("expected a list from redis, found {other:?}"),
+            other => panic!("expected an array from redis, found {other:?}"),
         }
     }
 }
 
-/// One connection with a time limit on every read and write.
+/// A connection with a timeout for every read and write.
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(super) struct RespConnection {
     stream: BufReader<TcpStream>,
 }
 
-impl Connection {
-    pub(super) fn open(port: u16, limit: Duration) -> io::Result<Self> {
+impl RespConnection {
+    pub(super) fn open(port: u16, timeout: Duration) -> io::Result<Self> {
         let stream = TcpStream::connect(("127.0.0.1", port))?;
-        stream.set_read_timeout(Some(limit))?;
-        stream.set_write_timeout(Some(limit))?;
+        stream.set_read_timeout(Some(timeout))?;
+        stream.set_write_timeout(Some(timeout))?;
         stream.set_nodelay(true)?;
         Ok(Self {
             stream: BufReader::new(stream),
@@ -115,7 +116,11 @@ fn read_reply(stream: &mut impl BufRead) -> io::Result<Reply> {
             .map(|_| read_reply(stream))
             .collect::<io::Result<_>>()
             .map(Reply::Array)?,
-        _ => return Err(io::Error::other(format!("unknown reply {line:?}"))),
+        _ => {
+            return Err(io::Error::other(format!(
+                "unknown type of redis reply: {line:?}"
+            )));
+        }
     })
 }
 
@@ -132,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_every_kind_of_reply() {
+    fn every_kind_of_reply_is_read() {
         let cases: [(&[u8], Reply); 7] = [
             (b"+PONG\r\n", Reply::Data(b"PONG".to_vec())),
             (b"-ERR no\r\n", Reply::Error("ERR no".to_owned())),
@@ -154,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_cut_off_or_foreign() {
+    fn truncated_or_foreign_reply_is_an_error() {
         for bytes in [&b""[..], b"$5\r\nab", b"*2\r\n:1\r\n", b"HTTP/1.1 200\r\n"] {
             assert!(read(bytes).is_err(), "{bytes:?}");
         }

@@ -17,50 +17,50 @@ pub struct RedisServerBuilder {
 }
 
 impl RedisServerBuilder {
-    /// The `redis-server` to start, instead of the one from the environment.
+    /// Sets the `redis-server` to start; default: the one from the environment.
     pub fn program(mut self, path: impl Into<PathBuf>) -> Self {
         self.program = Some(path.into());
         self
     }
 
-    /// Writes every change to disk before it is answered: what was acknowledged outlives
+    /// Writes every change to disk before the reply, so that acknowledged changes survive
     /// [`RedisServer::kill`].
     pub fn append_only(self) -> Self {
         self.setting("appendonly", &["yes"])
             .setting("appendfsync", &["always"])
     }
 
-    /// Asks for this password of the default user.
+    /// Sets the password of the default user.
     pub fn password(mut self, password: &str) -> Self {
         self.password = Some(password.to_owned());
         self
     }
 
-    /// Adds a user who may do everything.
+    /// Adds a user with all permissions.
     pub fn user(self, name: &str, password: &str) -> Self {
         let password = format!(">{password}");
         self.setting("user", &[name, "on", &password, "~*", "&*", "+@all"])
     }
 
-    /// Makes it a copy of `master`, which a Sentinel may promote.
+    /// Makes the server a replica of `master`, which a Sentinel may promote.
     pub fn replica_of(mut self, master: &RedisServer) -> Self {
         self.password.clone_from(&master.settings().password);
         self.setting("replicaof", &["127.0.0.1", &master.port().to_string()])
     }
 
-    /// Listens with TLS on one more port.
+    /// Listens with TLS on an additional port.
     pub fn tls(mut self) -> Self {
         self.tls = true;
         self
     }
 
-    /// Listens on a Unix socket too, see [`RedisServer::socket`].
+    /// Listens on a Unix socket, too; see [`RedisServer::socket`].
     pub fn unix_socket(mut self) -> Self {
         self.socket = true;
         self
     }
 
-    /// Any other setting of `redis.conf`.
+    /// Adds another setting of `redis.conf`.
     pub fn setting(mut self, name: &str, values: &[&str]) -> Self {
         self.arguments.push(format!("--{name}"));
         self.arguments
@@ -73,11 +73,11 @@ impl RedisServerBuilder {
         self
     }
 
-    /// Starts the server and waits until it answers.
+    /// Starts the server and waits until it is ready.
     ///
     /// # Panics
     ///
-    /// If there is no `redis-server` or it does not start within ten seconds.
+    /// Panics if `redis-server` is missing or is not ready within ten seconds.
     #[must_use]
     pub fn start(&self) -> RedisServer {
         RedisServer::start_with(self)

@@ -1,4 +1,4 @@
-//! A certificate authority for one server, made with the `openssl` program.
+//! A certificate authority for one server, created with the `openssl` program.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,13 +13,14 @@ pub(super) struct Certificates {
 }
 
 impl Certificates {
-    pub(super) fn make(folder: &Path) -> Self {
+    /// Creates the authority and the server certificate in the folder.
+    pub(super) fn create(folder: &Path) -> Self {
         openssl(
             folder,
             "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 30 \
              -subj /CN=celery-test-authority -keyout ca.key -out ca.crt",
         );
-        // Version 3 with alternative names: rustls accepts no certificate without them.
+        // X.509 version 3 with subject alternative names, which rustls requires.
         let extensions = "subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n";
         sign(folder, "server", "localhost", extensions);
         Self {
@@ -30,7 +31,7 @@ impl Certificates {
     }
 }
 
-/// Files with which a client proves who it is: two in PEM, and both of them as one in PKCS#12.
+/// The files of a client certificate: certificate and key as PEM, and both in one PKCS#12 file.
 #[derive(Debug, Clone)]
 pub(super) struct ClientCertificate {
     pub(super) certificate: PathBuf,
@@ -41,8 +42,8 @@ pub(super) struct ClientCertificate {
 impl ClientCertificate {
     pub(super) const BUNDLE_PASSWORD: &str = "bundle";
 
-    /// Made by the authority whose [`Certificates`] are in the same folder.
-    pub(super) fn make(folder: &Path) -> Self {
+    /// Creates a certificate signed by the authority whose [`Certificates`] are in the same folder.
+    pub(super) fn create(folder: &Path) -> Self {
         let extensions = "basicConstraints=CA:FALSE\nextendedKeyUsage=clientAuth\n";
         sign(folder, "client", "celery-test-client", extensions);
         let password = Self::BUNDLE_PASSWORD;
@@ -61,7 +62,7 @@ impl ClientCertificate {
     }
 }
 
-/// Makes `NAME.key` and `NAME.crt`, signed by the authority.
+/// Creates `NAME.key` and `NAME.crt`, signed by the authority.
 fn sign(folder: &Path, name: &str, subject: &str, extensions: &str) {
     let file = folder.join(format!("{name}.ext"));
     fs::write(&file, extensions)
@@ -87,8 +88,8 @@ fn openssl(folder: &Path, arguments: &str) {
         .output()
         .unwrap_or_else(|error| {
             panic!(
-                "cannot run openssl ({error}): the tests with TLS make their certificates with \
-                 it; install it (Debian and Ubuntu: apt-get install openssl)"
+                "cannot run openssl ({error}): the TLS tests create their certificates with it; \
+                 install it (Debian and Ubuntu: apt-get install openssl)"
             )
         });
     assert!(

@@ -1,8 +1,8 @@
-//! The lowest level of reading JSON: a place in a text.
+//! The lowest level of reading JSON: a position in a text.
 
 use crate::error::DecodeError;
 
-/// A place in a JSON text.
+/// A position in a JSON text.
 #[derive(Clone, Copy)]
 pub(super) struct Cursor<'de> {
     pub(super) text: &'de str,
@@ -21,10 +21,10 @@ impl<'de> Cursor<'de> {
         self.text.as_bytes().get(self.at).copied()
     }
 
-    /// The first byte of the next token.
+    /// Skips white space and returns the first byte of the next token.
     ///
-    /// Python writes one space between tokens and others none, so more than
-    /// that is left to a function of its own.
+    /// Python writes one space between tokens, other producers write none. More
+    /// white space is handled by a separate cold function.
     #[inline]
     pub(super) fn token(&mut self) -> Option<u8> {
         if self.peek() == Some(b' ') {
@@ -61,7 +61,7 @@ impl<'de> Cursor<'de> {
         }))
     }
 
-    /// Makes sure that nothing follows.
+    /// Returns an error if anything but white space follows.
     pub(super) fn end(&mut self) -> Result<(), DecodeError> {
         match self.token() {
             None => Ok(()),
@@ -79,7 +79,8 @@ impl<'de> Cursor<'de> {
         Err(self.unexpected("a value"))
     }
 
-    /// The error of finding something else here.
+    /// Returns the error that reports the character at the position instead of
+    /// what was expected.
     #[cold]
     pub(super) fn unexpected(&self, expected: &str) -> DecodeError {
         let found = match self.text.get(self.at..).map(|rest| rest.chars().next()) {

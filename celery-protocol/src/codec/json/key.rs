@@ -1,19 +1,19 @@
-//! Keys of the maps of JSON.
+//! Deserialization of the keys of JSON maps.
 
 use serde::de::{Deserializer, Error as _, IntoDeserializer as _, Unexpected, Visitor};
 use serde::forward_to_deserialize_any;
 
-use super::reader::{Reader, visit_text};
+use super::reader::{JsonReader, visit_text};
 use crate::codec::token;
 use crate::error::DecodeError;
 
-/// A key of a map. JSON knows only texts as keys, so a number or boolean is
-/// read from its text.
-pub(super) struct Key<'r, 'de> {
-    pub(super) reader: &'r mut Reader<'de>,
+/// Deserializer of a key of a JSON map. JSON has only texts as keys, so a
+/// number or boolean is parsed from the text.
+pub(super) struct JsonKeyDeserializer<'r, 'de> {
+    pub(super) reader: &'r mut JsonReader<'de>,
 }
 
-macro_rules! from_text {
+macro_rules! parse_from_text {
     ($($method:ident $visit:ident),+) => {$(
         fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
             let text = self.reader.cursor.string()?;
@@ -25,7 +25,7 @@ macro_rules! from_text {
     )+};
 }
 
-impl<'de> Deserializer<'de> for Key<'_, 'de> {
+impl<'de> Deserializer<'de> for JsonKeyDeserializer<'_, 'de> {
     type Error = DecodeError;
 
     #[inline]
@@ -33,7 +33,7 @@ impl<'de> Deserializer<'de> for Key<'_, 'de> {
         visit_text(self.reader.cursor.string()?, visitor)
     }
 
-    from_text! {
+    parse_from_text! {
         deserialize_bool visit_bool,
         deserialize_i8 visit_i64, deserialize_i16 visit_i64,
         deserialize_i32 visit_i64, deserialize_i64 visit_i64, deserialize_i128 visit_i128,

@@ -1,23 +1,23 @@
 //! JSON as Python's `json` and kombu write it.
 //!
-//! The reader and writer are our own, because what Celery calls JSON is more
-//! than JSON. Python writes `NaN` and infinities bare and integers of any size;
-//! kombu wraps dates, decimals, UUIDs and bytes into maps with the keys
+//! This crate has its own reader and writer, because Celery extends JSON.
+//! Python writes `NaN` and infinities as bare words and integers of any size;
+//! kombu encodes dates, decimals, UUIDs and bytes as maps with the keys
 //! `__type__` and `__value__`. A general JSON library rejects or rounds the
-//! first and knows nothing of the second. Also, parts of a message are passed
-//! over and handed on as text ([`Raw`](crate::Raw)), however deep they are.
-//! `serde_json` is the oracle of the property tests.
+//! former and does not support the latter. In addition, parts of a message are
+//! skipped and passed on as text ([`Raw`](crate::Raw)) without recursion. The
+//! property tests use `serde_json` as the oracle.
 
 mod cursor;
+mod encoded_key;
+mod entries;
 mod key;
 mod number;
 mod reader;
 mod skip;
-mod spelling;
 mod string;
 mod typed;
 mod variant;
-mod walk;
 
 use std::borrow::Cow;
 
@@ -25,10 +25,10 @@ use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use self::cursor::Cursor;
-pub(crate) use self::reader::Reader;
-pub(crate) use self::skip::Kind;
-pub(crate) use self::spelling::Spelling;
-pub(crate) use self::walk::Name;
+pub(crate) use self::encoded_key::EncodedKey;
+pub(crate) use self::entries::KeyMatch;
+pub(crate) use self::reader::JsonReader;
+pub(crate) use self::skip::ValueKind;
 use super::Serializer;
 use super::text::{Dialect as _, TextWriter, json::Json};
 use crate::error::{DecodeError, EncodeError};
@@ -48,16 +48,16 @@ pub(crate) fn write_str(out: &mut Vec<u8>, text: &str) {
     Json.string(out, text);
 }
 
-/// Reads the one value that the bytes are.
+/// Decodes bytes that contain exactly one value.
 #[inline]
 pub(crate) fn read<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, DecodeError> {
     read_text(text(bytes)?)
 }
 
-/// Reads the one value that the text is.
+/// Decodes a text that contains exactly one value.
 #[inline]
 pub(crate) fn read_text<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T, DecodeError> {
-    let mut reader = Reader::new(text);
+    let mut reader = JsonReader::new(text);
     match T::deserialize(&mut reader) {
         Ok(value) => reader.end().map(|()| value).map_err(in_json),
         Err(error) => Err(in_json(error.at_byte(reader.offset()))),
@@ -68,7 +68,7 @@ pub(crate) fn in_json(error: DecodeError) -> DecodeError {
     error.in_content_type(Serializer::Json.content_type())
 }
 
-/// The bytes as text.
+/// Checks that the bytes are UTF-8 and returns them as a text.
 #[inline]
 pub(crate) fn text(bytes: &[u8]) -> Result<&str, DecodeError> {
     std::str::from_utf8(bytes).map_err(|error| {
@@ -76,7 +76,8 @@ pub(crate) fn text(bytes: &[u8]) -> Result<&str, DecodeError> {
     })
 }
 
-/// Adds the spans of the elements of the array that the text is.
+/// Appends the spans of the elements of an array to `elements`. The text
+/// contains the array and nothing else.
 #[inline]
 pub(crate) fn elements<'t, T, const N: usize>(
     text: &'t str,
@@ -93,7 +94,8 @@ where
     read.map_err(in_json)
 }
 
-/// Adds the keys and the spans of the values of the map that the text is.
+/// Appends the keys and the spans of the values of a map to `entries`. The text
+/// contains the map and nothing else.
 #[inline]
 pub(crate) fn entries<'t, T, const N: usize>(
     text: &'t str,
@@ -112,9 +114,9 @@ where
     read.map_err(in_json)
 }
 
-/// The spans of the elements of an array of three whose last one is probably
-/// spelled as one of `last`, which spares looking for its end. `None` if it is
-/// anything else than an array of three.
+/// Returns the spans of the elements of an array of three elements, or `None`
+/// for anything else. If the last element begins with one of the texts in
+/// `last`, its end is known without scanning it.
 pub(crate) fn three_elements<'t>(text: &'t str, last: &[&str]) -> Option<[&'t str; 3]> {
     let mut cursor = Cursor::new(text);
     cursor.punctuation(b'[').ok()?;
@@ -137,7 +139,7 @@ pub(crate) fn three_elements<'t>(text: &'t str, last: &[&str]) -> Option<[&'t st
     Some([first, second, third])
 }
 
-/// The key and the span of the value of one entry of a map.
+/// Returns the key and the span of the value of one map entry.
 pub(crate) fn entry(text: &str) -> Result<(Cow<'_, str>, &str), DecodeError> {
     let mut cursor = Cursor::new(text);
     let key = cursor.string().map_err(in_json)?;
@@ -145,7 +147,8 @@ pub(crate) fn entry(text: &str) -> Result<(Cow<'_, str>, &str), DecodeError> {
     Ok((key, cursor.span().map_err(in_json)?))
 }
 
-/// Reads what is between two brackets, part by part.
+/// Reads an array or map. `part` is called once per element or entry and reads
+/// it.
 #[inline]
 fn parts<'t>(
     text: &'t str,

@@ -1,12 +1,12 @@
-//! The numbers of JSON, and those that only Python writes.
+//! The numbers of JSON, and `NaN` and the infinities that Python writes.
 
 use super::cursor::Cursor;
 use crate::error::DecodeError;
 
-/// A number as JSON writes it.
+/// A number in a JSON text.
 pub(super) enum Number<'de> {
     Int(i64),
-    /// Above `i64::MAX`.
+    /// An integer above `i64::MAX`.
     UInt(u64),
     /// The digits of an integer beyond 64 bits.
     Big(&'de str),
@@ -28,9 +28,12 @@ impl<'de> Cursor<'de> {
             self.at += 1;
         }
         let count = self.at - digits;
-        let plain = !matches!(self.peek(), Some(b'.' | b'e' | b'E'));
-        // Eighteen digits fit without a look at overflow.
-        if plain && count <= 18 && count > 0 && (count == 1 || self.text.as_bytes()[digits] != b'0')
+        let is_integer = !matches!(self.peek(), Some(b'.' | b'e' | b'E'));
+        // Eighteen digits cannot overflow an `i64`.
+        if is_integer
+            && count <= 18
+            && count > 0
+            && (count == 1 || self.text.as_bytes()[digits] != b'0')
         {
             let value = value as i64;
             return Ok(Number::Int(if negative { -value } else { value }));
@@ -43,14 +46,14 @@ impl<'de> Cursor<'de> {
     fn long_number(&mut self) -> Result<Number<'de>, DecodeError> {
         let start = self.at;
         match self.skip_number()? {
-            Kind::Float(special) => {
+            NumberKind::Float(special) => {
                 let text = &self.text[start..self.at];
                 special
                     .or_else(|| text.parse().ok())
                     .map(Number::Float)
                     .ok_or_else(|| self.unexpected("a number"))
             }
-            Kind::Int => {
+            NumberKind::Int => {
                 let text = &self.text[start..self.at];
                 if let Ok(value) = text.parse() {
                     return Ok(Number::Int(value));
@@ -60,8 +63,8 @@ impl<'de> Cursor<'de> {
         }
     }
 
-    /// Passes over a number.
-    pub(super) fn skip_number(&mut self) -> Result<Kind, DecodeError> {
+    /// Skips a number.
+    pub(super) fn skip_number(&mut self) -> Result<NumberKind, DecodeError> {
         let negative = self.peek() == Some(b'-');
         self.at += usize::from(negative);
         match self.peek() {
@@ -70,30 +73,30 @@ impl<'de> Cursor<'de> {
             Some(b'I') => {
                 self.keyword(b"Infinity")?;
                 let sign = if negative { -1.0 } else { 1.0 };
-                return Ok(Kind::Float(Some(f64::INFINITY * sign)));
+                return Ok(NumberKind::Float(Some(f64::INFINITY * sign)));
             }
             Some(b'N') if !negative => {
                 self.keyword(b"NaN")?;
-                return Ok(Kind::Float(Some(f64::NAN)));
+                return Ok(NumberKind::Float(Some(f64::NAN)));
             }
             _ => return Err(self.unexpected("a value")),
         }
-        let mut kind = Kind::Int;
+        let mut kind = NumberKind::Int;
         if self.peek() == Some(b'.') {
             self.at += 1;
-            self.some_digits()?;
-            kind = Kind::Float(None);
+            self.required_digits()?;
+            kind = NumberKind::Float(None);
         }
         if let Some(b'e' | b'E') = self.peek() {
             self.at += 1;
             self.at += usize::from(matches!(self.peek(), Some(b'+' | b'-')));
-            self.some_digits()?;
-            kind = Kind::Float(None);
+            self.required_digits()?;
+            kind = NumberKind::Float(None);
         }
         Ok(kind)
     }
 
-    fn some_digits(&mut self) -> Result<(), DecodeError> {
+    fn required_digits(&mut self) -> Result<(), DecodeError> {
         let start = self.at;
         self.digits();
         if self.at == start {
@@ -109,8 +112,9 @@ impl<'de> Cursor<'de> {
     }
 }
 
-/// What a number turned out to be; names are resolved already.
-pub(super) enum Kind {
+/// The kind of a number that was skipped.
+pub(super) enum NumberKind {
     Int,
+    /// A float. `NaN` and the infinities carry their value.
     Float(Option<f64>),
 }

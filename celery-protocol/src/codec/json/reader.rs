@@ -1,4 +1,4 @@
-//! The serde side of reading JSON.
+//! The serde deserializer of JSON.
 
 use std::borrow::Cow;
 
@@ -9,23 +9,23 @@ use serde::de::{
 use serde::forward_to_deserialize_any;
 
 use super::cursor::Cursor;
-use super::key::Key;
+use super::key::JsonKeyDeserializer;
 use super::number::Number;
-use super::typed::Typed;
-use super::variant::Variant;
-use crate::codec::DECODE_DEPTH;
-use crate::codec::token::{self, delivered};
+use super::typed::TypedValue;
+use super::variant::JsonVariantAccess;
+use crate::codec::MAX_DECODE_DEPTH;
+use crate::codec::token::{self, tag};
 use crate::error::{DecodeError, DecodeErrorKind};
-use crate::value::{SpecialAccess, beyond, visit_big};
+use crate::value::{SpecialAccess, out_of_range, visit_big};
 
-/// Reads types from a JSON text and lends them parts of it.
-pub(crate) struct Reader<'de> {
+/// Deserializes types from a JSON text, which they may borrow from.
+pub(crate) struct JsonReader<'de> {
     pub(super) cursor: Cursor<'de>,
-    /// How many containers are open.
+    /// The number of open arrays and maps.
     depth: usize,
 }
 
-impl<'de> Reader<'de> {
+impl<'de> JsonReader<'de> {
     #[inline]
     pub(crate) fn new(text: &'de str) -> Self {
         Self {
@@ -34,7 +34,7 @@ impl<'de> Reader<'de> {
         }
     }
 
-    /// How much of the text is read.
+    /// Returns the number of bytes that were read.
     #[inline]
     pub(crate) fn offset(&self) -> usize {
         self.cursor.at
@@ -45,19 +45,19 @@ impl<'de> Reader<'de> {
         self.cursor.end()
     }
 
-    /// Hands the next value over as what it is. With `NOTHING_LOST`, the
-    /// visitor is that of a [`Value`](crate::Value) and takes what the data
-    /// model has no method for.
-    fn any<V: Visitor<'de>, const NOTHING_LOST: bool>(
+    /// Passes the next value to the visitor method for its type. With
+    /// `LOSSLESS`, the visitor is that of a [`Value`](crate::Value) and
+    /// receives special values through `visit_enum`.
+    fn any<V: Visitor<'de>, const LOSSLESS: bool>(
         &mut self,
         visitor: V,
     ) -> Result<V::Value, DecodeError> {
         match self.cursor.token() {
             Some(b'"') => visit_text(self.cursor.string()?, visitor),
             Some(b'[') => self.sequence(visitor),
-            Some(b'{') => match Typed::read(&mut self.cursor)? {
+            Some(b'{') => match TypedValue::read(&mut self.cursor)? {
                 None => self.map(visitor),
-                Some(typed) => visit_typed::<V, NOTHING_LOST>(typed, visitor),
+                Some(typed) => visit_typed::<V, LOSSLESS>(typed, visitor),
             },
             Some(b'n') => {
                 self.cursor.keyword(b"null")?;
@@ -75,15 +75,16 @@ impl<'de> Reader<'de> {
                 Number::Int(value) => visitor.visit_i64(value),
                 Number::UInt(value) => visitor.visit_u64(value),
                 Number::Float(value) => visitor.visit_f64(value),
-                Number::Big(digits) if NOTHING_LOST => {
-                    visitor.visit_enum(SpecialAccess::new(delivered::BIG_INT, digits))
+                Number::Big(digits) if LOSSLESS => {
+                    visitor.visit_enum(SpecialAccess::new(tag::BIG_INT, digits))
                 }
                 Number::Big(digits) => visit_big(digits, visitor),
             },
         }
     }
 
-    /// Reads a number for a type whose name is `limit`.
+    /// Reads an integer. `limit` is the name of the integer type, for error
+    /// texts.
     #[inline]
     fn integer<V: Visitor<'de>>(
         &mut self,
@@ -97,14 +98,14 @@ impl<'de> Reader<'de> {
             Number::Int(value) => visitor.visit_i64(value),
             Number::UInt(value) => visitor.visit_u64(value),
             Number::Float(value) => visitor.visit_f64(value),
-            Number::Big(digits) => Err(beyond(digits, limit)),
+            Number::Big(digits) => Err(out_of_range(digits, limit)),
         }
     }
 
     #[inline]
     fn sequence<V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value, DecodeError> {
         self.enter()?;
-        let value = visitor.visit_seq(Elements {
+        let value = visitor.visit_seq(JsonSeqAccess {
             reader: self,
             first: true,
         })?;
@@ -119,7 +120,7 @@ impl<'de> Reader<'de> {
     #[inline]
     fn map<V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value, DecodeError> {
         self.enter()?;
-        let value = visitor.visit_map(Entries {
+        let value = visitor.visit_map(JsonMapAccess {
             reader: self,
             first: true,
         })?;
@@ -129,9 +130,9 @@ impl<'de> Reader<'de> {
 
     #[inline]
     pub(super) fn enter(&mut self) -> Result<(), DecodeError> {
-        if self.depth == DECODE_DEPTH {
+        if self.depth == MAX_DECODE_DEPTH {
             let error = DecodeError::from(DecodeErrorKind::TooDeep {
-                limit: DECODE_DEPTH,
+                limit: MAX_DECODE_DEPTH,
             });
             return Err(error.at_byte(self.cursor.at));
         }
@@ -156,7 +157,7 @@ macro_rules! integers {
     )+};
 }
 
-impl<'de> Deserializer<'de> for &mut Reader<'de> {
+impl<'de> Deserializer<'de> for &mut JsonReader<'de> {
     type Error = DecodeError;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
@@ -178,7 +179,7 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
             Number::Float(value) => visitor.visit_f64(value),
             Number::Big(digits) => match digits.parse() {
                 Ok(value) => visitor.visit_f64(value),
-                Err(_) => Err(beyond(digits, "f64")),
+                Err(_) => Err(out_of_range(digits, "f64")),
             },
         }
     }
@@ -220,11 +221,11 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
             return self.sequence(visitor);
         }
         if self.cursor.token() == Some(b'{') {
-            // A `Vec<u8>` takes what Python wrote as bytes.
-            let bytes = match Typed::read(&mut self.cursor)? {
+            // Values that Python wrote as bytes deserialize into a `Vec<u8>`.
+            let bytes = match TypedValue::read(&mut self.cursor)? {
                 None => return self.map(visitor),
-                Some(Typed::Text(text)) => text.into_owned().into_bytes(),
-                Some(Typed::Bytes(bytes)) => bytes,
+                Some(TypedValue::Text(text)) => text.into_owned().into_bytes(),
+                Some(TypedValue::Bytes(bytes)) => bytes,
                 Some(typed) => return visit_typed::<V, false>(typed, visitor),
             };
             return visitor.visit_seq(SeqDeserializer::new(bytes.into_iter()));
@@ -250,8 +251,8 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
         self.deserialize_seq(visitor)
     }
 
-    /// A type that asks for a map gets the map, even one that kombu would take
-    /// for a typed value: only the type can know.
+    /// Passes a map to a type that requests a map, even if kombu would decode
+    /// it as a typed value.
     #[inline]
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
         match self.cursor.token() {
@@ -279,7 +280,7 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
         if token::is_token(name) {
             if name == token::RAW {
                 let span = self.cursor.span()?;
-                return visitor.visit_enum(SpecialAccess::new(delivered::RAW_JSON, span));
+                return visitor.visit_enum(SpecialAccess::new(tag::RAW_JSON, span));
             }
             if name == token::VALUE {
                 return self.any::<V, true>(visitor);
@@ -301,7 +302,7 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
             }
             Some(b'{') => {
                 self.enter()?;
-                let value = visitor.visit_enum(Variant { reader: self })?;
+                let value = visitor.visit_enum(JsonVariantAccess { reader: self })?;
                 self.leave(b'}')?;
                 Ok(value)
             }
@@ -333,27 +334,28 @@ pub(super) fn visit_text<'de, V: Visitor<'de>>(
     }
 }
 
-fn visit_typed<'de, V: Visitor<'de>, const NOTHING_LOST: bool>(
-    typed: Typed<'de>,
+fn visit_typed<'de, V: Visitor<'de>, const LOSSLESS: bool>(
+    typed: TypedValue<'de>,
     visitor: V,
 ) -> Result<V::Value, DecodeError> {
     match typed {
-        Typed::Extended(kind, text) if NOTHING_LOST => {
+        TypedValue::Extended(kind, text) if LOSSLESS => {
             visitor.visit_enum(SpecialAccess::extended(kind, text))
         }
-        Typed::Extended(_, text) => visit_text(text, visitor),
-        Typed::Text(Cow::Borrowed(text)) => visitor.visit_borrowed_bytes(text.as_bytes()),
-        Typed::Text(Cow::Owned(text)) => visitor.visit_byte_buf(text.into_bytes()),
-        Typed::Bytes(bytes) => visitor.visit_byte_buf(bytes),
+        TypedValue::Extended(_, text) => visit_text(text, visitor),
+        TypedValue::Text(Cow::Borrowed(text)) => visitor.visit_borrowed_bytes(text.as_bytes()),
+        TypedValue::Text(Cow::Owned(text)) => visitor.visit_byte_buf(text.into_bytes()),
+        TypedValue::Bytes(bytes) => visitor.visit_byte_buf(bytes),
     }
 }
 
-struct Elements<'r, 'de> {
-    reader: &'r mut Reader<'de>,
+/// Access to the elements of an array.
+struct JsonSeqAccess<'r, 'de> {
+    reader: &'r mut JsonReader<'de>,
     first: bool,
 }
 
-impl<'de> SeqAccess<'de> for Elements<'_, 'de> {
+impl<'de> SeqAccess<'de> for JsonSeqAccess<'_, 'de> {
     type Error = DecodeError;
 
     #[inline]
@@ -372,12 +374,13 @@ impl<'de> SeqAccess<'de> for Elements<'_, 'de> {
     }
 }
 
-struct Entries<'r, 'de> {
-    reader: &'r mut Reader<'de>,
+/// Access to the entries of a map.
+struct JsonMapAccess<'r, 'de> {
+    reader: &'r mut JsonReader<'de>,
     first: bool,
 }
 
-impl<'de> MapAccess<'de> for Entries<'_, 'de> {
+impl<'de> MapAccess<'de> for JsonMapAccess<'_, 'de> {
     type Error = DecodeError;
 
     #[inline]
@@ -395,7 +398,7 @@ impl<'de> MapAccess<'de> for Entries<'_, 'de> {
         if cursor.token() != Some(b'"') {
             return Err(cursor.unexpected("`\"` before a key"));
         }
-        seed.deserialize(Key {
+        seed.deserialize(JsonKeyDeserializer {
             reader: self.reader,
         })
         .map(Some)

@@ -1,12 +1,12 @@
-//! Passing over JSON without decoding it.
+//! Skipping of JSON values without decoding them.
 
 use super::cursor::Cursor;
-use crate::codec::SCAN_DEPTH;
+use crate::codec::MAX_SCAN_DEPTH;
 use crate::codec::text::escape::first_special;
 use crate::error::{DecodeError, DecodeErrorKind};
 
 impl<'de> Cursor<'de> {
-    /// Passes over the next value and returns its text.
+    /// Skips the next value and returns its text.
     #[inline]
     pub(super) fn span(&mut self) -> Result<&'de str, DecodeError> {
         let first = self.token();
@@ -15,42 +15,42 @@ impl<'de> Cursor<'de> {
         Ok(&self.text[start..self.at])
     }
 
-    /// Passes over the next value. Its grammar is checked and nothing else.
+    /// Skips the next value. Only its grammar is checked.
     #[inline]
     pub(super) fn skip_value(&mut self) -> Result<(), DecodeError> {
         let first = self.token();
         self.skip_from(first).map(drop)
     }
 
-    /// Passes over the value whose first byte is known.
+    /// Skips the value whose first byte is known.
     #[inline]
-    pub(super) fn skip_from(&mut self, first: Option<u8>) -> Result<Kind, DecodeError> {
+    pub(super) fn skip_from(&mut self, first: Option<u8>) -> Result<ValueKind, DecodeError> {
         match first {
-            Some(b'n') => self.keyword(b"null").map(|()| Kind::Null),
+            Some(b'n') => self.keyword(b"null").map(|()| ValueKind::Null),
             Some(b'"') => self.skip_text(),
             _ => self.skip_other(first),
         }
     }
 
-    /// Passes over a text, and says whether it has escapes.
+    /// Skips a text and returns whether it has escapes.
     #[inline]
-    fn skip_text(&mut self) -> Result<Kind, DecodeError> {
+    fn skip_text(&mut self) -> Result<ValueKind, DecodeError> {
         let end = first_special(self.text.as_bytes(), self.at + 1);
         if self.text.as_bytes().get(end) == Some(&b'"') {
             self.at = end + 1;
-            return Ok(Kind::PlainText);
+            return Ok(ValueKind::PlainText);
         }
-        self.skip_string().map(|()| Kind::Other)
+        self.skip_string().map(|()| ValueKind::Other)
     }
 
-    fn skip_other(&mut self, first: Option<u8>) -> Result<Kind, DecodeError> {
-        // Empty ones are far more usual than what takes looking for the end.
+    fn skip_other(&mut self, first: Option<u8>) -> Result<ValueKind, DecodeError> {
+        // Empty arrays and maps are the most frequent containers.
         match self.rest() {
             [b'{', b'}', ..] | [b'[', b']', ..] => self.at += 2,
             [b'[' | b'{', ..] => self.skip_nested()?,
             _ => self.skip_scalar(first)?,
         }
-        Ok(Kind::Other)
+        Ok(ValueKind::Other)
     }
 
     #[inline]
@@ -61,7 +61,7 @@ impl<'de> Cursor<'de> {
             Some(b't') => self.keyword(b"true"),
             Some(b'f') => self.keyword(b"false"),
             _ => {
-                // One digit before punctuation is a number as it stands.
+                // One digit before punctuation is a complete number.
                 if let Some([b'0'..=b'9', b',' | b']' | b'}']) = self.rest().first_chunk() {
                     self.at += 1;
                     return Ok(());
@@ -71,32 +71,34 @@ impl<'de> Cursor<'de> {
         }
     }
 
-    /// Passes over an array or map without recursion, so that its depth costs
-    /// no stack.
+    /// Skips an array or map without recursion, so that its depth uses no
+    /// stack.
     fn skip_nested(&mut self) -> Result<(), DecodeError> {
         let start = self.at;
-        if self.skip_levels::<1>()? == Depth::Beyond {
+        if self.skip_levels::<1>()? == DepthCheck::TooDeep {
             self.at = start;
-            if self.skip_levels::<{ SCAN_DEPTH.div_ceil(64) }>()? == Depth::Beyond {
-                let error = DecodeError::from(DecodeErrorKind::TooDeep { limit: SCAN_DEPTH });
+            if self.skip_levels::<{ MAX_SCAN_DEPTH.div_ceil(64) }>()? == DepthCheck::TooDeep {
+                let error = DecodeError::from(DecodeErrorKind::TooDeep {
+                    limit: MAX_SCAN_DEPTH,
+                });
                 return Err(error.at_byte(self.at));
             }
         }
         Ok(())
     }
 
-    /// Passes over an array or map, noting which containers are open in so
-    /// many words. One word does for all but hostile nesting, and stays in a
-    /// register.
+    /// Skips an array or map. The kinds of the open containers are recorded in
+    /// `WORDS` words of 64 bits each. One word suffices for real messages and
+    /// stays in a register.
     #[inline]
-    fn skip_levels<const WORDS: usize>(&mut self) -> Result<Depth, DecodeError> {
+    fn skip_levels<const WORDS: usize>(&mut self) -> Result<DepthCheck, DecodeError> {
         let mut open = Nesting::<WORDS>::default();
         loop {
             match self.token() {
                 Some(bracket @ (b'[' | b'{')) => {
                     self.at += 1;
                     if !open.push(bracket == b'{') {
-                        return Ok(Depth::Beyond);
+                        return Ok(DepthCheck::TooDeep);
                     }
                     if self.token() != Some(open.closing()) {
                         if bracket == b'{' {
@@ -119,7 +121,7 @@ impl<'de> Cursor<'de> {
                     Some(byte) if byte == open.closing() => {
                         self.at += 1;
                         if open.pop() {
-                            return Ok(Depth::Within);
+                            return Ok(DepthCheck::Within);
                         }
                     }
                     _ if open.is_map => return Err(self.unexpected("`,` or `}`")),
@@ -137,8 +139,8 @@ impl<'de> Cursor<'de> {
         self.punctuation(b':')
     }
 
-    /// Passes over a text. Surrogates are not paired here: nobody has asked
-    /// for the text.
+    /// Skips a text. Surrogate pairs are not checked, because the text is not
+    /// decoded.
     #[inline]
     fn skip_string(&mut self) -> Result<(), DecodeError> {
         self.at += 1;
@@ -163,31 +165,31 @@ impl<'de> Cursor<'de> {
     }
 }
 
-/// What a value that was passed over is, as far as that showed.
+/// The kind of a value that was skipped, as far as it was determined.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) enum Kind {
-    /// There is no value.
+pub(crate) enum ValueKind {
+    /// There is no such value.
     #[default]
-    None,
+    Absent,
     Null,
     /// A text without escapes.
     PlainText,
     Other,
 }
 
-/// Whether all containers could be noted.
+/// Whether the nesting depth was within the capacity of [`Nesting`].
 #[derive(PartialEq, Eq)]
-enum Depth {
+enum DepthCheck {
     Within,
-    Beyond,
+    TooDeep,
 }
 
-/// The containers that are open.
+/// The kinds of the containers that are open.
 struct Nesting<const WORDS: usize> {
-    /// Whether the innermost one is a map.
+    /// Whether the innermost container is a map.
     is_map: bool,
-    /// The same of those around it, one bit each; the lowest is of no
-    /// container.
+    /// One bit per enclosing container: whether it is a map. The lowest bit
+    /// belongs to no container.
     around: [u64; WORDS],
     depth: usize,
 }
@@ -204,21 +206,22 @@ impl<const WORDS: usize> Default for Nesting<WORDS> {
 }
 
 impl<const WORDS: usize> Nesting<WORDS> {
-    /// Opens a container, unless too many are open.
+    /// Opens a container. Returns `false` if the maximum depth is reached.
     #[inline]
     fn push(&mut self, is_map: bool) -> bool {
-        if self.depth == (WORDS * 64).min(SCAN_DEPTH) {
+        if self.depth == (WORDS * 64).min(MAX_SCAN_DEPTH) {
             return false;
         }
         let word = &mut self.around[self.depth / 64];
-        let place = self.depth % 64;
-        *word = *word & !(1 << place) | u64::from(self.is_map) << place;
+        let position = self.depth % 64;
+        *word = *word & !(1 << position) | u64::from(self.is_map) << position;
         self.is_map = is_map;
         self.depth += 1;
         true
     }
 
-    /// Closes the innermost container. True if it was the outermost, too.
+    /// Closes the innermost container. Returns whether it was also the
+    /// outermost one.
     #[inline]
     fn pop(&mut self) -> bool {
         self.depth -= 1;
@@ -226,7 +229,7 @@ impl<const WORDS: usize> Nesting<WORDS> {
         self.depth == 0
     }
 
-    /// The bracket that closes the innermost container.
+    /// Returns the bracket that closes the innermost container.
     #[inline]
     fn closing(&self) -> u8 {
         if self.is_map { b'}' } else { b']' }

@@ -1,4 +1,4 @@
-//! The texts of JSON and their escapes.
+//! The strings of JSON and their escapes.
 
 use std::borrow::Cow;
 
@@ -7,15 +7,15 @@ use crate::codec::text::escape::first_special;
 use crate::error::DecodeError;
 
 impl<'de> Cursor<'de> {
-    /// Reads a text that begins at the next token. It is borrowed unless it
-    /// has escapes.
+    /// Reads a string that begins at the next token. The result is borrowed
+    /// unless the string has escapes.
     #[inline]
     pub(super) fn string(&mut self) -> Result<Cow<'de, str>, DecodeError> {
         self.punctuation(b'"')?;
         self.opened_string()
     }
 
-    /// Reads a text whose first quote is read.
+    /// Reads a string whose opening quote was read.
     #[inline]
     pub(super) fn opened_string(&mut self) -> Result<Cow<'de, str>, DecodeError> {
         let start = self.at;
@@ -27,7 +27,7 @@ impl<'de> Cursor<'de> {
         self.escaped_string().map(Cow::Owned)
     }
 
-    /// Reads the rest of a text that has escapes.
+    /// Reads the rest of a string that has escapes.
     fn escaped_string(&mut self) -> Result<String, DecodeError> {
         let mut out = String::new();
         loop {
@@ -48,7 +48,7 @@ impl<'de> Cursor<'de> {
         }
     }
 
-    /// Reads what follows a backslash.
+    /// Reads the part of an escape after the backslash.
     pub(super) fn escape(&mut self) -> Result<char, DecodeError> {
         let Some(byte) = self.peek() else {
             return Err(self.unexpected("an escape"));
@@ -67,7 +67,7 @@ impl<'de> Cursor<'de> {
         Ok(character)
     }
 
-    /// Reads `uXXXX`, or two of them that make a surrogate pair.
+    /// Reads `uXXXX`, or two of these escapes that form a surrogate pair.
     fn unicode_escape(&mut self) -> Result<char, DecodeError> {
         let start = self.at - 1;
         let mut code = u32::from(self.code_unit()?);
@@ -78,14 +78,14 @@ impl<'de> Cursor<'de> {
                 code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00);
             }
         }
-        // Python writes lone surrogates, which no text of Rust can hold.
+        // Python writes lone surrogates, which a Rust `str` cannot contain.
         char::from_u32(code).ok_or_else(|| {
-            DecodeError::malformed("a string holds a lone surrogate, which is no character")
+            DecodeError::malformed("a string contains a lone surrogate, which is not a character")
                 .at_byte(start)
         })
     }
 
-    /// Reads `uXXXX`.
+    /// Reads `uXXXX` as one UTF-16 code unit.
     pub(super) fn code_unit(&mut self) -> Result<u16, DecodeError> {
         let digits = self.text.as_bytes().get(self.at + 1..self.at + 5);
         let unit = digits

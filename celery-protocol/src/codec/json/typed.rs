@@ -10,18 +10,18 @@ use super::cursor::Cursor;
 use crate::error::DecodeError;
 use crate::value::ExtendedKind;
 
-/// What a typed value stands for.
-pub(super) enum Typed<'de> {
+/// A typed value of kombu.
+pub(super) enum TypedValue<'de> {
     Extended(ExtendedKind, Cow<'de, str>),
-    /// `bytes`: they were UTF-8, so they came as a text.
+    /// `bytes`: bytes that are UTF-8, encoded as a text.
     Text(Cow<'de, str>),
-    /// `base64`: any other bytes.
+    /// `base64`: all other bytes.
     Bytes(Vec<u8>),
 }
 
-impl<'de> Typed<'de> {
-    /// Reads the map that begins at the cursor, if it is a typed value. An
-    /// unknown type is an error, as in kombu.
+impl<'de> TypedValue<'de> {
+    /// Reads the map that begins at the cursor if it is a typed value, and
+    /// returns `None` otherwise. An unknown type is an error, as in kombu.
     #[inline]
     pub(super) fn read(cursor: &mut Cursor<'de>) -> Result<Option<Self>, DecodeError> {
         let mut ahead = *cursor;
@@ -52,36 +52,39 @@ impl<'de> Typed<'de> {
                 let bytes = STANDARD.decode(text.as_bytes());
                 bytes
                     .map(Self::Bytes)
-                    .map_err(|error| DecodeError::malformed(format!("bad base64: {error}")))
+                    .map_err(|error| DecodeError::malformed(format!("invalid base64: {error}")))
             }
             _ => Err(DecodeError::new(format!("unknown __type__ {name:?}"))),
         }
     }
 }
 
-/// The text of a date, time, decimal or UUID.
+/// Returns the text of a date, time, decimal or UUID.
 fn extended(kind: ExtendedKind, value: &str) -> Result<Cow<'_, str>, DecodeError> {
     let mut cursor = Cursor::new(value);
     match (kind, cursor.token()) {
-        // `{"hex": "..."}`, the arguments of Python's `UUID`; older versions
-        // of kombu wrote the text alone.
+        // `{"hex": "..."}` are the arguments of Python's `UUID`. Older versions
+        // of kombu wrote only the text.
         (ExtendedKind::Uuid, Some(b'{')) => {
             let mut entries = SmallVec::<[_; 1]>::new();
             super::entries(value, &mut entries, |key, value| (key, value))?;
             match entries.as_slice() {
                 [(key, hex)] if key == "hex" => Cursor::new(hex).string(),
-                _ => Err(DecodeError::new("a uuid has no key but \"hex\"")),
+                _ => Err(DecodeError::new(
+                    "a uuid must have exactly one key, \"hex\"",
+                )),
             }
         }
-        // Python's `Decimal` takes integers, too.
+        // Python's `Decimal` also accepts integers.
         (ExtendedKind::Decimal, Some(b'-' | b'0'..=b'9')) => Ok(Cow::Borrowed(value)),
         _ => cursor.string(),
     }
 }
 
-/// The spans of `__type__` and `__value__`, if these are the only keys of the
-/// map. Of equal keys the last one counts, as in Python's dict. `None` for any
-/// other map, also for a malformed one: the reader of plain maps reports that.
+/// Returns the spans of the values of `__type__` and `__value__` if these are
+/// the only keys of the map. The last of equal keys wins, as in a Python dict.
+/// Returns `None` for any other map, including a malformed one, which the
+/// reader of plain maps then reports.
 fn parts<'de>(cursor: &mut Cursor<'de>) -> Option<(&'de str, &'de str)> {
     let (mut name, mut value) = (None, None);
     loop {

@@ -1,19 +1,19 @@
-//! Variants of enums in JSON.
+//! Deserialization of enum variants from JSON.
 
 use std::borrow::Cow;
 
 use serde::de::value::{BorrowedStrDeserializer, StringDeserializer};
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, EnumAccess, VariantAccess, Visitor};
 
-use super::reader::Reader;
+use super::reader::JsonReader;
 use crate::error::DecodeError;
 
-/// A variant of an enum with content, as serde writes it: `{"Name": content}`.
-pub(super) struct Variant<'r, 'de> {
-    pub(super) reader: &'r mut Reader<'de>,
+/// Access to an enum variant with content in serde's form: `{"Name": content}`.
+pub(super) struct JsonVariantAccess<'r, 'de> {
+    pub(super) reader: &'r mut JsonReader<'de>,
 }
 
-impl<'de> EnumAccess<'de> for Variant<'_, 'de> {
+impl<'de> EnumAccess<'de> for JsonVariantAccess<'_, 'de> {
     type Error = DecodeError;
     type Variant = Self;
 
@@ -31,7 +31,7 @@ impl<'de> EnumAccess<'de> for Variant<'_, 'de> {
     }
 }
 
-impl<'de> VariantAccess<'de> for Variant<'_, 'de> {
+impl<'de> VariantAccess<'de> for JsonVariantAccess<'_, 'de> {
     type Error = DecodeError;
 
     fn unit_variant(self) -> Result<(), DecodeError> {

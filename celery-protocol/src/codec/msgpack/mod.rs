@@ -1,9 +1,9 @@
 //! MessagePack as Python's `msgpack` writes it: texts are `str`, bytes are
-//! `bin`, and extension types are refused.
+//! `bin`, and extension types are rejected.
 //!
-//! Writing is our own, so that spans are copied as they stand and an integer
-//! beyond 64 bits is a clear error; reading into types is `rmp_serde`'s, after
-//! a scan that bounds the depth and finds the end.
+//! The writer belongs to this crate, so that spans are copied unchanged and an
+//! integer beyond 64 bits is a clear error. Types are read by `rmp_serde`,
+//! after a scan that checks the nesting depth and finds the end of the value.
 
 mod scan;
 #[cfg(feature = "msgpack")]
@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 use self::scan::Scanner;
 use crate::error::{DecodeError, EncodeError};
 
-/// The one byte of a null.
+/// The marker of null, which is the whole value.
 pub(crate) const NIL: u8 = 0xc0;
 
 /// Writes a value at the end of `out`.
@@ -24,7 +24,7 @@ pub(crate) fn write<T: Serialize + ?Sized>(
     out: &mut Vec<u8>,
     value: &T,
 ) -> Result<(), EncodeError> {
-    value.serialize(&mut writer::Writer::new(out))
+    value.serialize(&mut writer::MsgPackWriter::new(out))
 }
 
 /// Writes a value at the end of `out`.
@@ -39,19 +39,20 @@ pub(crate) fn write<T: Serialize + ?Sized>(
     ))
 }
 
-/// Reads the one value that the bytes are.
+/// Decodes bytes that contain exactly one value.
 #[cfg(feature = "msgpack")]
 pub(crate) fn read<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, DecodeError> {
     let mut scanner = Scanner::new(bytes);
     scanner.skip_value()?;
     scanner.end()?;
-    // Types that have two forms take the one that is text, which Python reads.
+    // Types with a binary and a text form use the text form, which Python can
+    // read.
     let mut reader = rmp_serde::Deserializer::from_read_ref(bytes).with_human_readable();
-    reader.set_max_depth(super::DECODE_DEPTH);
+    reader.set_max_depth(super::MAX_DECODE_DEPTH);
     T::deserialize(&mut reader).map_err(decode_error)
 }
 
-/// Reads the one value that the bytes are.
+/// Decodes bytes that contain exactly one value.
 #[cfg(not(feature = "msgpack"))]
 pub(crate) fn read<'de, T: Deserialize<'de>>(_bytes: &'de [u8]) -> Result<T, DecodeError> {
     Err(super::decode_feature_off(
@@ -67,7 +68,7 @@ fn decode_error(error: rmp_serde::decode::Error) -> DecodeError {
 
     match error {
         Error::DepthLimitExceeded => crate::error::DecodeErrorKind::TooDeep {
-            limit: super::DECODE_DEPTH,
+            limit: super::MAX_DECODE_DEPTH,
         }
         .into(),
         Error::LengthMismatch(_) => DecodeError::new("the array has more elements than expected"),
@@ -77,7 +78,8 @@ fn decode_error(error: rmp_serde::decode::Error) -> DecodeError {
     }
 }
 
-/// The spans of the elements of the array that the bytes are.
+/// Returns the spans of the elements of an array. The bytes contain the array
+/// and nothing else.
 pub(crate) fn elements<'b, T, const N: usize>(
     bytes: &'b [u8],
     element: impl Fn(&'b [u8]) -> T,
@@ -87,7 +89,8 @@ where
 {
     let mut scanner = Scanner::new(bytes);
     let count = scanner.array()?;
-    // Grows with what arrives: the count may be a lie.
+    // The capacity grows with the elements, because the count in a message may
+    // be false.
     let mut elements = SmallVec::new();
     for _ in 0..count {
         elements.push(element(scanner.span()?));
@@ -95,7 +98,8 @@ where
     scanner.end().map(|()| elements)
 }
 
-/// The keys and the spans of the values of the map that the bytes are.
+/// Returns the keys and the spans of the values of a map. The bytes contain the
+/// map and nothing else.
 pub(crate) fn entries<'b, T, const N: usize>(
     bytes: &'b [u8],
     entry: impl Fn(&'b str, &'b [u8]) -> T,

@@ -1,23 +1,25 @@
-//! Passing over msgpack without decoding it.
+//! Skipping of msgpack values without decoding them.
 
 use smallvec::SmallVec;
 
-use crate::codec::SCAN_DEPTH;
+use crate::codec::MAX_SCAN_DEPTH;
 use crate::error::{DecodeError, DecodeErrorKind};
 
-/// A place in msgpack bytes.
+/// A position in msgpack bytes.
 pub(super) struct Scanner<'b> {
     bytes: &'b [u8],
     at: usize,
 }
 
-/// What a value begins with.
-enum Head {
-    /// Nothing but this many bytes follow.
+/// The first byte of a value and the length that follows it.
+enum Marker {
+    /// A scalar with this many bytes after the marker.
     Scalar(usize),
-    /// A text of this many bytes follows.
+    /// A text of this many bytes.
     Text(usize),
+    /// An array of this many elements.
     Array(u32),
+    /// A map of this many entries.
     Map(u32),
 }
 
@@ -26,18 +28,18 @@ impl<'b> Scanner<'b> {
         Self { bytes, at: 0 }
     }
 
-    /// Reads the head of an array and returns how many elements follow.
+    /// Reads the marker of an array and returns the number of elements.
     pub(super) fn array(&mut self) -> Result<u32, DecodeError> {
-        match self.head()? {
-            Head::Array(count) => Ok(count),
+        match self.marker()? {
+            Marker::Array(count) => Ok(count),
             _ => Err(self.malformed_at(0, "expected an array")),
         }
     }
 
-    /// Reads the head of a map and returns how many entries follow.
+    /// Reads the marker of a map and returns the number of entries.
     pub(super) fn map(&mut self) -> Result<u32, DecodeError> {
-        match self.head()? {
-            Head::Map(count) => Ok(count),
+        match self.marker()? {
+            Marker::Map(count) => Ok(count),
             _ => Err(self.malformed_at(0, "expected a map")),
         }
     }
@@ -45,36 +47,38 @@ impl<'b> Scanner<'b> {
     /// Reads a text.
     pub(super) fn text(&mut self) -> Result<&'b str, DecodeError> {
         let start = self.at;
-        let Head::Text(length) = self.head()? else {
+        let Marker::Text(length) = self.marker()? else {
             return Err(self.malformed_at(start, "expected a text as key"));
         };
         std::str::from_utf8(self.take(length)?)
             .map_err(|_| self.malformed_at(start, "a text is not UTF-8"))
     }
 
-    /// Passes over the next value and returns its bytes.
+    /// Skips the next value and returns its bytes.
     pub(super) fn span(&mut self) -> Result<&'b [u8], DecodeError> {
         let start = self.at;
         self.skip_value()?;
         Ok(&self.bytes[start..self.at])
     }
 
-    /// Passes over the next value without recursion.
+    /// Skips the next value without recursion.
     pub(super) fn skip_value(&mut self) -> Result<(), DecodeError> {
-        // How many values are still to come in each open container.
+        // The number of remaining values in each open container.
         let mut open: SmallVec<[u64; 32]> = SmallVec::new();
         loop {
-            let inside = match self.head()? {
-                Head::Scalar(length) | Head::Text(length) => {
+            let inside = match self.marker()? {
+                Marker::Scalar(length) | Marker::Text(length) => {
                     self.take(length)?;
                     0
                 }
-                Head::Array(count) => u64::from(count),
-                Head::Map(count) => 2 * u64::from(count),
+                Marker::Array(count) => u64::from(count),
+                Marker::Map(count) => 2 * u64::from(count),
             };
             if inside > 0 {
-                if open.len() == SCAN_DEPTH {
-                    let error = DecodeError::from(DecodeErrorKind::TooDeep { limit: SCAN_DEPTH });
+                if open.len() == MAX_SCAN_DEPTH {
+                    let error = DecodeError::from(DecodeErrorKind::TooDeep {
+                        limit: MAX_SCAN_DEPTH,
+                    });
                     return Err(error.at_byte(self.at));
                 }
                 open.push(inside);
@@ -93,7 +97,7 @@ impl<'b> Scanner<'b> {
         }
     }
 
-    /// Makes sure that nothing follows.
+    /// Returns an error if more bytes follow.
     pub(super) fn end(&self) -> Result<(), DecodeError> {
         if self.at == self.bytes.len() {
             return Ok(());
@@ -101,38 +105,38 @@ impl<'b> Scanner<'b> {
         Err(self.malformed_at(self.at, "expected the end, found another value"))
     }
 
-    fn head(&mut self) -> Result<Head, DecodeError> {
+    fn marker(&mut self) -> Result<Marker, DecodeError> {
         let start = self.at;
-        let marker = self.take(1)?[0];
-        Ok(match marker {
-            0x00..=0x7f | 0xe0..=0xff | 0xc0 | 0xc2 | 0xc3 => Head::Scalar(0),
-            0x80..=0x8f => Head::Map(u32::from(marker & 0x0f)),
-            0x90..=0x9f => Head::Array(u32::from(marker & 0x0f)),
-            0xa0..=0xbf => Head::Text(usize::from(marker & 0x1f)),
-            0xc4 => Head::Scalar(self.length(1)? as usize),
-            0xc5 => Head::Scalar(self.length(2)? as usize),
-            0xc6 => Head::Scalar(self.length(4)? as usize),
-            0xcc | 0xd0 => Head::Scalar(1),
-            0xcd | 0xd1 => Head::Scalar(2),
-            0xca | 0xce | 0xd2 => Head::Scalar(4),
-            0xcb | 0xcf | 0xd3 => Head::Scalar(8),
-            0xd9 => Head::Text(self.length(1)? as usize),
-            0xda => Head::Text(self.length(2)? as usize),
-            0xdb => Head::Text(self.length(4)? as usize),
-            0xdc => Head::Array(self.length(2)?),
-            0xdd => Head::Array(self.length(4)?),
-            0xde => Head::Map(self.length(2)?),
-            0xdf => Head::Map(self.length(4)?),
-            // Python's reader would make an `ExtType` of it, which no task of
-            // Celery can have written: kombu registers none.
+        let byte = self.take(1)?[0];
+        Ok(match byte {
+            0x00..=0x7f | 0xe0..=0xff | 0xc0 | 0xc2 | 0xc3 => Marker::Scalar(0),
+            0x80..=0x8f => Marker::Map(u32::from(byte & 0x0f)),
+            0x90..=0x9f => Marker::Array(u32::from(byte & 0x0f)),
+            0xa0..=0xbf => Marker::Text(usize::from(byte & 0x1f)),
+            0xc4 => Marker::Scalar(self.length(1)? as usize),
+            0xc5 => Marker::Scalar(self.length(2)? as usize),
+            0xc6 => Marker::Scalar(self.length(4)? as usize),
+            0xcc | 0xd0 => Marker::Scalar(1),
+            0xcd | 0xd1 => Marker::Scalar(2),
+            0xca | 0xce | 0xd2 => Marker::Scalar(4),
+            0xcb | 0xcf | 0xd3 => Marker::Scalar(8),
+            0xd9 => Marker::Text(self.length(1)? as usize),
+            0xda => Marker::Text(self.length(2)? as usize),
+            0xdb => Marker::Text(self.length(4)? as usize),
+            0xdc => Marker::Array(self.length(2)?),
+            0xdd => Marker::Array(self.length(4)?),
+            0xde => Marker::Map(self.length(2)?),
+            0xdf => Marker::Map(self.length(4)?),
+            // Python's reader returns an `ExtType` for these. No Celery task
+            // writes one, because kombu registers no extension type.
             0xc7..=0xc9 | 0xd4..=0xd8 => {
                 return Err(self.malformed_at(start, "extension types are not supported"));
             }
-            0xc1 => return Err(self.malformed_at(start, "the byte 0xc1 begins no value")),
+            0xc1 => return Err(self.malformed_at(start, "the byte 0xc1 is not a valid marker")),
         })
     }
 
-    /// Reads a length of the given number of bytes.
+    /// Reads a length that is encoded in `size` bytes.
     fn length(&mut self, size: usize) -> Result<u32, DecodeError> {
         let bytes = self.take(size)?;
         Ok(bytes

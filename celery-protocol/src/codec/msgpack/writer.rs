@@ -1,4 +1,4 @@
-//! The serde side of writing msgpack.
+//! The serde serializer of msgpack.
 
 use rmp::encode;
 use serde::ser::{
@@ -6,112 +6,123 @@ use serde::ser::{
     SerializeTupleStruct, SerializeTupleVariant, Serializer,
 };
 
-use crate::codec::text::{Content, content, decoded};
+use crate::codec::text::{NewtypeContent, decoded, newtype_content};
 use crate::codec::token;
 use crate::error::EncodeError;
 use crate::raw::Raw;
 
-/// Writes types of serde at the end of a buffer.
-pub(super) struct Writer<'o> {
+/// Serializer that appends msgpack to a buffer.
+pub(super) struct MsgPackWriter<'o> {
     out: &'o mut Vec<u8>,
 }
 
-impl<'o> Writer<'o> {
+impl<'o> MsgPackWriter<'o> {
     pub(super) fn new(out: &'o mut Vec<u8>) -> Self {
         Self { out }
     }
 
-    /// Writes a value by the name of its newtype, see [`token`].
-    fn special(&mut self, name: &'static str, content: Content<'_>) -> Result<(), EncodeError> {
+    /// Writes a special value. `name` is the token of its newtype, see
+    /// [`token`].
+    fn special(
+        &mut self,
+        name: &'static str,
+        content: NewtypeContent<'_>,
+    ) -> Result<(), EncodeError> {
         match (name, content) {
-            (token::RAW_MSGPACK, Content::Bytes(bytes)) => {
+            (token::RAW_MSGPACK, NewtypeContent::Bytes(bytes)) => {
                 self.out.extend_from_slice(bytes);
                 Ok(())
             }
-            (token::RAW_JSON, Content::Text(text)) => decoded(&Raw::json(text))?.serialize(self),
-            (token::BIG_INT, Content::Text(digits)) => match (digits.parse(), digits.parse()) {
-                (Ok(value), _) => self.serialize_i64(value),
-                (_, Ok(value)) => self.serialize_u64(value),
-                _ => Err(beyond()),
-            },
-            (_, Content::Text(text)) => self.serialize_str(text),
-            (_, Content::Bytes(bytes)) => self.serialize_bytes(bytes),
+            (token::RAW_JSON, NewtypeContent::Text(text)) => {
+                decoded(&Raw::json(text))?.serialize(self)
+            }
+            (token::BIG_INT, NewtypeContent::Text(digits)) => {
+                match (digits.parse(), digits.parse()) {
+                    (Ok(value), _) => self.serialize_i64(value),
+                    (_, Ok(value)) => self.serialize_u64(value),
+                    _ => Err(integer_too_large()),
+                }
+            }
+            (_, NewtypeContent::Text(text)) => self.serialize_str(text),
+            (_, NewtypeContent::Bytes(bytes)) => self.serialize_bytes(bytes),
         }
     }
 
-    /// Begins a map of one entry, the content of a variant.
+    /// Begins a map of one entry whose key is the name of a variant.
     fn variant(&mut self, variant: &'static str) -> Result<(), EncodeError> {
-        written(encode::write_map_len(self.out, 1))?;
+        check_written(encode::write_map_len(self.out, 1))?;
         self.serialize_str(variant)
     }
 
-    fn array(&mut self, length: Option<usize>) -> Result<Compound<'_, 'o>, EncodeError> {
-        let announced = match length {
+    fn array(&mut self, length: Option<usize>) -> Result<MsgPackCompound<'_, 'o>, EncodeError> {
+        let declared = match length {
             Some(length) => {
-                written(encode::write_array_len(self.out, bounded(length)?))?;
-                Announced::Length(length)
+                check_written(encode::write_array_len(self.out, length_u32(length)?))?;
+                DeclaredLength::Known(length)
             }
-            None => self.open_end(ARRAY_32),
+            None => self.reserve_length(ARRAY_32),
         };
-        Ok(Compound::new(self, announced))
+        Ok(MsgPackCompound::new(self, declared))
     }
 
-    fn map(&mut self, length: Option<usize>) -> Result<Compound<'_, 'o>, EncodeError> {
-        let announced = match length {
+    fn map(&mut self, length: Option<usize>) -> Result<MsgPackCompound<'_, 'o>, EncodeError> {
+        let declared = match length {
             Some(length) => {
-                written(encode::write_map_len(self.out, bounded(length)?))?;
-                Announced::Length(length)
+                check_written(encode::write_map_len(self.out, length_u32(length)?))?;
+                DeclaredLength::Known(length)
             }
-            None => self.open_end(MAP_32),
+            None => self.reserve_length(MAP_32),
         };
-        Ok(Compound::new(self, announced))
+        Ok(MsgPackCompound::new(self, declared))
     }
 
-    /// Leaves room for a length that only the end tells.
-    fn open_end(&mut self, marker: u8) -> Announced {
+    /// Reserves bytes for a length that is known only at the end of the
+    /// container.
+    fn reserve_length(&mut self, marker: u8) -> DeclaredLength {
         self.out.extend_from_slice(&[marker, 0, 0, 0, 0]);
-        Announced::At(self.out.len() - 4)
+        DeclaredLength::Reserved(self.out.len() - 4)
     }
 }
 
 const ARRAY_32: u8 = 0xdd;
 const MAP_32: u8 = 0xdf;
 
-/// A vector takes everything; the error is there for other writers.
-fn written<T, E: std::fmt::Display>(result: Result<T, E>) -> Result<(), EncodeError> {
+/// Converts the error of `rmp`. Writing to a vector never returns one.
+fn check_written<T, E: std::fmt::Display>(result: Result<T, E>) -> Result<(), EncodeError> {
     match result {
         Ok(_) => Ok(()),
         Err(error) => Err(EncodeError::new(error.to_string())),
     }
 }
 
-fn bounded(length: usize) -> Result<u32, EncodeError> {
-    u32::try_from(length).map_err(|_| EncodeError::new("more than 4,294,967,295 parts"))
+fn length_u32(length: usize) -> Result<u32, EncodeError> {
+    u32::try_from(length)
+        .map_err(|_| EncodeError::new("the length is above the msgpack limit of 4,294,967,295"))
 }
 
 #[cold]
-fn beyond() -> EncodeError {
+fn integer_too_large() -> EncodeError {
     EncodeError::new("integer beyond 64 bits cannot be written as msgpack")
 }
 
 macro_rules! scalars {
     ($($method:ident($type:ty) = $write:ident($wide:ty);)+) => {$(
         fn $method(self, value: $type) -> Result<(), EncodeError> {
-            written(encode::$write(self.out, <$wide>::from(value)))
+            check_written(encode::$write(self.out, <$wide>::from(value)))
         }
     )+};
 }
 
-impl<'w, 'o> Serializer for &'w mut Writer<'o> {
+impl<'w, 'o> Serializer for &'w mut MsgPackWriter<'o> {
     type Ok = ();
     type Error = EncodeError;
-    type SerializeSeq = Compound<'w, 'o>;
-    type SerializeTuple = Compound<'w, 'o>;
-    type SerializeTupleStruct = Compound<'w, 'o>;
-    type SerializeTupleVariant = Compound<'w, 'o>;
-    type SerializeMap = Compound<'w, 'o>;
-    type SerializeStruct = Compound<'w, 'o>;
-    type SerializeStructVariant = Compound<'w, 'o>;
+    type SerializeSeq = MsgPackCompound<'w, 'o>;
+    type SerializeTuple = MsgPackCompound<'w, 'o>;
+    type SerializeTupleStruct = MsgPackCompound<'w, 'o>;
+    type SerializeTupleVariant = MsgPackCompound<'w, 'o>;
+    type SerializeMap = MsgPackCompound<'w, 'o>;
+    type SerializeStruct = MsgPackCompound<'w, 'o>;
+    type SerializeStructVariant = MsgPackCompound<'w, 'o>;
 
     scalars! {
         serialize_bool(bool) = write_bool(bool);
@@ -131,12 +142,12 @@ impl<'w, 'o> Serializer for &'w mut Writer<'o> {
         match (i64::try_from(value), u64::try_from(value)) {
             (Ok(value), _) => self.serialize_i64(value),
             (_, Ok(value)) => self.serialize_u64(value),
-            _ => Err(beyond()),
+            _ => Err(integer_too_large()),
         }
     }
 
     fn serialize_u128(self, value: u128) -> Result<(), EncodeError> {
-        let value = u64::try_from(value).map_err(|_| beyond())?;
+        let value = u64::try_from(value).map_err(|_| integer_too_large())?;
         self.serialize_u64(value)
     }
 
@@ -145,13 +156,13 @@ impl<'w, 'o> Serializer for &'w mut Writer<'o> {
     }
 
     fn serialize_str(self, text: &str) -> Result<(), EncodeError> {
-        bounded(text.len())?;
-        written(encode::write_str(self.out, text))
+        length_u32(text.len())?;
+        check_written(encode::write_str(self.out, text))
     }
 
     fn serialize_bytes(self, bytes: &[u8]) -> Result<(), EncodeError> {
-        bounded(bytes.len())?;
-        written(encode::write_bin(self.out, bytes))
+        length_u32(bytes.len())?;
+        check_written(encode::write_bin(self.out, bytes))
     }
 
     fn serialize_none(self) -> Result<(), EncodeError> {
@@ -163,7 +174,7 @@ impl<'w, 'o> Serializer for &'w mut Writer<'o> {
     }
 
     fn serialize_unit(self) -> Result<(), EncodeError> {
-        written(encode::write_nil(self.out))
+        check_written(encode::write_nil(self.out))
     }
 
     fn serialize_unit_struct(self, _name: &'static str) -> Result<(), EncodeError> {
@@ -185,7 +196,7 @@ impl<'w, 'o> Serializer for &'w mut Writer<'o> {
         value: &T,
     ) -> Result<(), EncodeError> {
         if token::is_token(name) {
-            return content(value, |content| self.special(name, content));
+            return newtype_content(value, |content| self.special(name, content));
         }
         value.serialize(self)
     }
@@ -201,11 +212,11 @@ impl<'w, 'o> Serializer for &'w mut Writer<'o> {
         value.serialize(self)
     }
 
-    fn serialize_seq(self, length: Option<usize>) -> Result<Compound<'w, 'o>, EncodeError> {
+    fn serialize_seq(self, length: Option<usize>) -> Result<MsgPackCompound<'w, 'o>, EncodeError> {
         self.array(length)
     }
 
-    fn serialize_tuple(self, length: usize) -> Result<Compound<'w, 'o>, EncodeError> {
+    fn serialize_tuple(self, length: usize) -> Result<MsgPackCompound<'w, 'o>, EncodeError> {
         self.array(Some(length))
     }
 
@@ -213,7 +224,7 @@ impl<'w, 'o> Serializer for &'w mut Writer<'o> {
         self,
         _name: &'static str,
         length: usize,
-    ) -> Result<Compound<'w, 'o>, EncodeError> {
+    ) -> Result<MsgPackCompound<'w, 'o>, EncodeError> {
         self.array(Some(length))
     }
 
@@ -223,12 +234,12 @@ impl<'w, 'o> Serializer for &'w mut Writer<'o> {
         _index: u32,
         variant: &'static str,
         length: usize,
-    ) -> Result<Compound<'w, 'o>, EncodeError> {
+    ) -> Result<MsgPackCompound<'w, 'o>, EncodeError> {
         self.variant(variant)?;
         self.array(Some(length))
     }
 
-    fn serialize_map(self, length: Option<usize>) -> Result<Compound<'w, 'o>, EncodeError> {
+    fn serialize_map(self, length: Option<usize>) -> Result<MsgPackCompound<'w, 'o>, EncodeError> {
         self.map(length)
     }
 
@@ -236,7 +247,7 @@ impl<'w, 'o> Serializer for &'w mut Writer<'o> {
         self,
         _name: &'static str,
         length: usize,
-    ) -> Result<Compound<'w, 'o>, EncodeError> {
+    ) -> Result<MsgPackCompound<'w, 'o>, EncodeError> {
         self.map(Some(length))
     }
 
@@ -246,36 +257,36 @@ impl<'w, 'o> Serializer for &'w mut Writer<'o> {
         _index: u32,
         variant: &'static str,
         length: usize,
-    ) -> Result<Compound<'w, 'o>, EncodeError> {
+    ) -> Result<MsgPackCompound<'w, 'o>, EncodeError> {
         self.variant(variant)?;
         self.map(Some(length))
     }
 }
 
 /// An array or map that is being written.
-pub(super) struct Compound<'w, 'o> {
-    writer: &'w mut Writer<'o>,
-    announced: Announced,
+pub(super) struct MsgPackCompound<'w, 'o> {
+    writer: &'w mut MsgPackWriter<'o>,
+    declared: DeclaredLength,
     count: usize,
 }
 
-/// How many parts the head says there are.
-enum Announced {
-    Length(usize),
-    /// The place where the end writes it.
-    At(usize),
+/// The number of elements or entries that the marker of the container declares.
+enum DeclaredLength {
+    Known(usize),
+    /// The position at which the number is written at the end of the container.
+    Reserved(usize),
 }
 
-impl<'w, 'o> Compound<'w, 'o> {
-    fn new(writer: &'w mut Writer<'o>, announced: Announced) -> Self {
+impl<'w, 'o> MsgPackCompound<'w, 'o> {
+    fn new(writer: &'w mut MsgPackWriter<'o>, declared: DeclaredLength) -> Self {
         Self {
             writer,
-            announced,
+            declared,
             count: 0,
         }
     }
 
-    fn part<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), EncodeError> {
+    fn item<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), EncodeError> {
         self.count += 1;
         value.serialize(&mut *self.writer)
     }
@@ -285,35 +296,35 @@ impl<'w, 'o> Compound<'w, 'o> {
         name: &'static str,
         value: &T,
     ) -> Result<(), EncodeError> {
-        self.part(name)?;
+        self.item(name)?;
         value.serialize(&mut *self.writer)
     }
 
     fn close(self) -> Result<(), EncodeError> {
-        match self.announced {
-            Announced::Length(length) if length == self.count => Ok(()),
-            Announced::Length(length) => Err(EncodeError::new(format!(
-                "{length} parts were announced and {} came",
+        match self.declared {
+            DeclaredLength::Known(length) if length == self.count => Ok(()),
+            DeclaredLength::Known(length) => Err(EncodeError::new(format!(
+                "the declared length is {length}, but {} elements or entries were written",
                 self.count
             ))),
-            Announced::At(place) => {
-                let count = bounded(self.count)?.to_be_bytes();
-                self.writer.out[place..place + 4].copy_from_slice(&count);
+            DeclaredLength::Reserved(position) => {
+                let count = length_u32(self.count)?.to_be_bytes();
+                self.writer.out[position..position + 4].copy_from_slice(&count);
                 Ok(())
             }
         }
     }
 }
 
-impl SerializeMap for Compound<'_, '_> {
+impl SerializeMap for MsgPackCompound<'_, '_> {
     type Ok = ();
     type Error = EncodeError;
 
     fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), EncodeError> {
         let start = self.writer.out.len();
-        self.part(key)?;
+        self.item(key)?;
         match self.writer.out.get(start) {
-            // The markers of maps and arrays.
+            // These are the markers of maps and arrays.
             Some(0x80..=0x9f | 0xdc..=0xdf) => Err(EncodeError::new(
                 "a key of a map must not be an array or a map",
             )),
@@ -332,12 +343,12 @@ impl SerializeMap for Compound<'_, '_> {
 
 macro_rules! elements {
     ($($trait:ident $method:ident),+) => {$(
-        impl $trait for Compound<'_, '_> {
+        impl $trait for MsgPackCompound<'_, '_> {
             type Ok = ();
             type Error = EncodeError;
 
             fn $method<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), EncodeError> {
-                self.part(value)
+                self.item(value)
             }
 
             fn end(self) -> Result<(), EncodeError> {
@@ -356,7 +367,7 @@ elements! {
 
 macro_rules! fields {
     ($($trait:ident),+) => {$(
-        impl $trait for Compound<'_, '_> {
+        impl $trait for MsgPackCompound<'_, '_> {
             type Ok = ();
             type Error = EncodeError;
 

@@ -1,4 +1,4 @@
-//! Arrays and maps of a text.
+//! Serialization of arrays and maps to text.
 
 use serde::ser::{
     Serialize, SerializeMap, SerializeSeq, SerializeStruct, SerializeStructVariant, SerializeTuple,
@@ -10,31 +10,32 @@ use super::{Dialect, TextWriter};
 use crate::error::EncodeError;
 
 /// An array or map that is being written.
-pub(crate) struct Compound<'w, 'o, D: Dialect> {
+pub(crate) struct TextCompound<'w, 'o, D: Dialect> {
     writer: &'w mut TextWriter<'o, D>,
     close: &'static [u8],
     first: bool,
-    /// Whether the dialect leaves out what is in here.
-    left_out: bool,
+    /// Whether the dialect omits the elements of this container.
+    is_omitted: bool,
 }
 
-impl<'w, 'o, D: Dialect> Compound<'w, 'o, D> {
+impl<'w, 'o, D: Dialect> TextCompound<'w, 'o, D> {
     #[inline]
     pub(super) fn new(writer: &'w mut TextWriter<'o, D>, close: &'static [u8]) -> Self {
-        let left_out = !writer.dialect.enter();
+        let is_omitted = !writer.dialect.enter();
         Self {
             writer,
             close,
             first: true,
-            left_out,
+            is_omitted,
         }
     }
 
-    /// Begins an element or entry; `false` if it is to be left out.
+    /// Begins an element or entry. Returns `false` if it is omitted.
     #[inline]
     fn begin(&mut self) -> bool {
-        if self.left_out {
-            // A container with something in it; an empty one stays empty.
+        if self.is_omitted {
+            // Only a container with elements is abbreviated; an empty one is
+            // written as it is.
             if self.first {
                 self.first = false;
                 self.writer.out.extend_from_slice(b"...");
@@ -80,7 +81,7 @@ impl<'w, 'o, D: Dialect> Compound<'w, 'o, D> {
     }
 }
 
-impl<D: Dialect> SerializeMap for Compound<'_, '_, D> {
+impl<D: Dialect> SerializeMap for TextCompound<'_, '_, D> {
     type Ok = ();
     type Error = EncodeError;
 
@@ -96,7 +97,7 @@ impl<D: Dialect> SerializeMap for Compound<'_, '_, D> {
 
     #[inline]
     fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), EncodeError> {
-        if self.left_out || self.writer.dialect.is_full(self.writer.out) {
+        if self.is_omitted || self.writer.dialect.is_full(self.writer.out) {
             return Ok(());
         }
         self.writer.out.extend_from_slice(D::COLON);
@@ -111,7 +112,7 @@ impl<D: Dialect> SerializeMap for Compound<'_, '_, D> {
 
 macro_rules! elements {
     ($($trait:ident $method:ident),+) => {$(
-        impl<D: Dialect> $trait for Compound<'_, '_, D> {
+        impl<D: Dialect> $trait for TextCompound<'_, '_, D> {
             type Ok = ();
             type Error = EncodeError;
 
@@ -137,7 +138,7 @@ elements! {
 
 macro_rules! fields {
     ($($trait:ident),+) => {$(
-        impl<D: Dialect> $trait for Compound<'_, '_, D> {
+        impl<D: Dialect> $trait for TextCompound<'_, '_, D> {
             type Ok = ();
             type Error = EncodeError;
 

@@ -1,21 +1,23 @@
-//! Finding the bytes of a text that JSON escapes.
+//! Search for the bytes of a text that JSON escapes.
 
-/// The place of the first `"`, `\` or control character at or after `start`,
-/// or the length of the text.
+/// Returns the position of the first `"`, `\` or control character at or after
+/// `start`, or the length of the text.
 ///
-/// Looks at eight bytes at a time: most texts of a message are ids and names
-/// without any.
+/// The search compares eight bytes at a time: most texts in a message are ids
+/// and names without such bytes.
 #[inline]
 pub(crate) fn first_special(bytes: &[u8], start: usize) -> usize {
     match bytes.get(start..) {
-        Some(rest) => start + special_within(rest),
+        Some(rest) => start + find_special(rest),
         None => bytes.len(),
     }
 }
 
-/// A function of its own keeps its constants out of the registers of callers.
+/// Returns the position of the first special byte, or the length. The function
+/// is not inlined, so that its constants do not occupy registers of the
+/// callers.
 #[inline(never)]
-fn special_within(bytes: &[u8]) -> usize {
+fn find_special(bytes: &[u8]) -> usize {
     let (words, last) = bytes.as_chunks::<8>();
     let mut at = 0;
     for word in words {
@@ -25,33 +27,36 @@ fn special_within(bytes: &[u8]) -> usize {
         }
         at += 8;
     }
-    at + first_special_of_last(last)
+    at + find_special_in_tail(last)
 }
 
-/// Apart, because hardly a text ends this close to the end of a message.
+/// Searches the last, incomplete word. The function is cold, because few texts
+/// end this close to the end of a message.
 #[cold]
-fn first_special_of_last(last: &[u8]) -> usize {
+fn find_special_in_tail(last: &[u8]) -> usize {
     let found = last.iter().position(|byte| is_special(*byte));
     found.unwrap_or(last.len())
 }
 
+/// Returns whether JSON escapes the byte.
 #[inline]
 fn is_special(byte: u8) -> bool {
     byte < 0x20 || byte == b'"' || byte == b'\\'
 }
 
-/// Sets the high bit of each byte that is special. A borrow can set it in
-/// later bytes too, so only the first one counts.
+/// Returns a word in which the high bit of the first special byte is set. A
+/// borrow can also set the bit in later bytes, so only the lowest set bit is
+/// meaningful.
 #[inline]
 fn special_bytes(word: u64) -> u64 {
-    // This swaps `"` with the space, the byte after the control characters, so
-    // that one comparison finds them all. None of it sets a high bit.
-    let low = (word ^ each(b'"' ^ b' ')).wrapping_sub(each(0x21));
-    let backslashes = (word ^ each(b'\\')).wrapping_sub(each(1));
-    (low | backslashes) & !word & each(0x80)
+    // The XOR swaps `"` with the space, the byte after the control characters,
+    // so that one comparison finds both. It never sets a high bit.
+    let low = (word ^ repeated(b'"' ^ b' ')).wrapping_sub(repeated(0x21));
+    let backslashes = (word ^ repeated(b'\\')).wrapping_sub(repeated(1));
+    (low | backslashes) & !word & repeated(0x80)
 }
 
-const fn each(byte: u8) -> u64 {
+const fn repeated(byte: u8) -> u64 {
     u64::from_ne_bytes([byte; 8])
 }
 
@@ -60,21 +65,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_each_byte_at_each_place() {
+    fn special_byte_is_found_at_each_position() {
         for length in 0..20 {
-            for place in 0..length {
+            for position in 0..length {
                 for byte in 0..=255 {
                     let mut text = vec![b'a'; length];
-                    text[place] = byte;
-                    let expected = if is_special(byte) { place } else { length };
-                    assert_eq!(first_special(&text, 0), expected, "{byte} at {place}");
+                    text[position] = byte;
+                    let expected = if is_special(byte) { position } else { length };
+                    assert_eq!(first_special(&text, 0), expected, "{byte} at {position}");
                 }
             }
         }
     }
 
     #[test]
-    fn begins_where_told() {
+    fn search_begins_at_start_position() {
         assert_eq!(first_special(b"\"aaaaaaaaaaaa\"", 1), 13);
         assert_eq!(first_special(b"abc", 3), 3);
         assert_eq!(first_special(&[0xff; 9], 0), 9);

@@ -7,7 +7,8 @@ use super::escape::first_special;
 use super::{Dialect, append};
 use crate::value::ExtendedKind;
 
-/// JSON with kombu's typed values, without spaces, non-ASCII as UTF-8.
+/// JSON with kombu's typed values, without spaces, with non-ASCII characters as
+/// UTF-8.
 pub(crate) struct Json;
 
 impl Dialect for Json {
@@ -19,8 +20,8 @@ impl Dialect for Json {
         out.extend_from_slice(digits.as_bytes());
     }
 
-    fn odd_float(&self, out: &mut Vec<u8>, value: f64) {
-        // No JSON, but what Python's `json` writes and reads.
+    fn non_finite_float(&self, out: &mut Vec<u8>, value: f64) {
+        // This is not JSON, but Python's `json` writes and reads it.
         out.extend_from_slice(if value.is_nan() { b"NaN" } else { b"Infinity" });
     }
 
@@ -50,7 +51,7 @@ impl Dialect for Json {
         out.extend_from_slice(br#"{"__type__":""#);
         out.extend_from_slice(kind.name().as_bytes());
         out.extend_from_slice(br#"","__value__":"#);
-        // The arguments of Python's `UUID`.
+        // kombu writes the arguments of Python's `UUID`.
         let uuid = kind == ExtendedKind::Uuid;
         if uuid {
             out.extend_from_slice(br#"{"hex":"#);
@@ -66,7 +67,7 @@ impl Dialect for Json {
     }
 }
 
-/// Writes a text with the escapes of JSON.
+/// Writes a text with JSON escapes, without quotes.
 #[inline]
 pub(super) fn escaped(out: &mut Vec<u8>, text: &str) {
     let bytes = text.as_bytes();
@@ -82,7 +83,7 @@ pub(super) fn escaped(out: &mut Vec<u8>, text: &str) {
     }
 }
 
-/// Writes one byte of ASCII as an escape.
+/// Writes one ASCII byte as an escape.
 #[cold]
 pub(super) fn escape(out: &mut Vec<u8>, byte: u8) {
     const HEX: &[u8; 16] = b"0123456789abcdef";

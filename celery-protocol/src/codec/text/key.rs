@@ -1,12 +1,12 @@
-//! Keys of the maps of a text.
+//! Serialization of map keys to text.
 
 use serde::ser::{Impossible, Serialize, Serializer};
 
 use super::{Dialect, TextWriter};
 use crate::error::EncodeError;
 
-/// Writes a key: a text as it is; a number, boolean or null quoted if the
-/// dialect has only texts as keys, as Python's `json` does it.
+/// Writes a map key. A number, boolean or null is quoted if the dialect has
+/// only texts as keys, as in Python's `json`.
 pub(super) struct KeyWriter<'w, 'o, D> {
     writer: &'w mut TextWriter<'o, D>,
 }
@@ -31,7 +31,7 @@ impl<'w, 'o, D: Dialect> KeyWriter<'w, 'o, D> {
 }
 
 #[cold]
-fn refused() -> EncodeError {
+fn unsupported_key() -> EncodeError {
     EncodeError::new("a key of a map must be a string, a number, a boolean or null")
 }
 
@@ -46,7 +46,7 @@ macro_rules! quote {
 macro_rules! refuse {
     ($($method:ident($($type:ty),*) -> $ok:ty;)+) => {$(
         fn $method(self, $(_: $type),*) -> Result<$ok, EncodeError> {
-            Err(refused())
+            Err(unsupported_key())
         }
     )+};
 }
@@ -72,9 +72,9 @@ impl<D: Dialect> Serializer for KeyWriter<'_, '_, D> {
     }
 
     fn serialize_bytes(self, bytes: &[u8]) -> Result<(), EncodeError> {
-        // Python's `json` refuses them too.
+        // Python's `json` also rejects bytes as keys.
         if D::TEXT_KEYS {
-            return Err(refused());
+            return Err(unsupported_key());
         }
         self.writer.serialize_bytes(bytes)
     }
@@ -102,13 +102,13 @@ impl<D: Dialect> Serializer for KeyWriter<'_, '_, D> {
         if !token::is_token(name) {
             return value.serialize(self);
         }
-        super::special::content(value, |content| match (name, content) {
-            (token::BIG_INT, super::Content::Text(_)) => {
+        super::newtype_content(value, |content| match (name, content) {
+            (token::BIG_INT, super::NewtypeContent::Text(_)) => {
                 self.quoted(|writer| writer.special(name, content))
             }
-            (token::RAW_JSON | token::RAW_MSGPACK, _) => Err(refused()),
-            (_, super::Content::Text(text)) => self.serialize_str(text),
-            (_, super::Content::Bytes(bytes)) => self.serialize_bytes(bytes),
+            (token::RAW_JSON | token::RAW_MSGPACK, _) => Err(unsupported_key()),
+            (_, super::NewtypeContent::Text(text)) => self.serialize_str(text),
+            (_, super::NewtypeContent::Bytes(bytes)) => self.serialize_bytes(bytes),
         })
     }
 
@@ -119,7 +119,7 @@ impl<D: Dialect> Serializer for KeyWriter<'_, '_, D> {
         _: &'static str,
         _: &T,
     ) -> Result<(), EncodeError> {
-        Err(refused())
+        Err(unsupported_key())
     }
 
     quote! {

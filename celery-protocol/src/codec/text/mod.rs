@@ -1,5 +1,5 @@
-//! Writing values as text: JSON, the flow style of YAML and Python's `repr`
-//! are one grammar in three dialects.
+//! Serialization to text: JSON, the flow style of YAML and Python's `repr`
+//! share one grammar and differ in their [`Dialect`].
 
 mod compound;
 pub(crate) mod escape;
@@ -11,32 +11,36 @@ pub(crate) mod yaml;
 
 use serde::{Serialize, Serializer};
 
-use self::compound::Compound;
-pub(crate) use self::special::{Content, content, decoded};
+use self::compound::TextCompound;
+pub(crate) use self::special::{NewtypeContent, decoded, newtype_content};
 use crate::codec::token;
 use crate::error::EncodeError;
 use crate::value::ExtendedKind;
 
-/// What distinguishes one text format from another.
+/// The differences between the text formats.
 pub(crate) trait Dialect {
-    /// Between two elements or entries.
+    /// The separator between two elements or entries.
     const COMMA: &'static [u8];
-    /// Between a key and its value.
+    /// The separator between a key and its value.
     const COLON: &'static [u8];
-    /// Around a tuple.
+    /// The brackets of a tuple.
     const TUPLE: [u8; 2] = *b"[]";
-    /// `None`, `True` and `False`.
+    /// The literal for `None`.
     const NULL: &'static [u8] = b"null";
+    /// The literal for `True`.
     const TRUE: &'static [u8] = b"true";
+    /// The literal for `False`.
     const FALSE: &'static [u8] = b"false";
-    /// Whether numbers, booleans and null become texts where they are keys.
+    /// Whether numbers, booleans and null are written as texts if they are map
+    /// keys.
     const TEXT_KEYS: bool;
 
-    /// Writes the shortest digits of a finite float, which `ryu` found.
+    /// Writes a finite float. `digits` are its shortest digits as formatted by
+    /// `ryu`.
     fn float(&self, out: &mut Vec<u8>, digits: &str);
 
-    /// `NaN`, or the positive infinity.
-    fn odd_float(&self, out: &mut Vec<u8>, value: f64);
+    /// Writes NaN or positive infinity.
+    fn non_finite_float(&self, out: &mut Vec<u8>, value: f64);
 
     fn string(&self, out: &mut Vec<u8>, text: &str);
 
@@ -44,16 +48,17 @@ pub(crate) trait Dialect {
 
     fn extended(&self, out: &mut Vec<u8>, kind: ExtendedKind, text: &str);
 
-    /// Puts a JSON text in as it stands, or says that it has to be decoded.
+    /// Copies a raw JSON text unchanged. Returns `false` if the dialect cannot,
+    /// so that the text must be decoded.
     fn splice_json(&self, _out: &mut Vec<u8>, _text: &str) -> bool {
         false
     }
 
-    /// Puts right a key that was written from `start` on.
+    /// Adjusts a key that was written from `start` on.
     #[inline]
     fn end_key(&self, _out: &mut Vec<u8>, _start: usize) {}
 
-    /// Enters a container. `false` leaves out what is in it.
+    /// Enters a container. Returns `false` if its elements are to be omitted.
     #[inline]
     fn enter(&mut self) -> bool {
         true
@@ -62,14 +67,15 @@ pub(crate) trait Dialect {
     #[inline]
     fn leave(&mut self) {}
 
-    /// Whether so much is written that nothing more will be read.
+    /// Returns whether the output has reached its maximum length, so that more
+    /// output would be cut off.
     #[inline]
     fn is_full(&self, _out: &[u8]) -> bool {
         false
     }
 }
 
-/// Writes types of serde at the end of a buffer.
+/// Serializer that appends text to a buffer.
 pub(crate) struct TextWriter<'o, D> {
     out: &'o mut Vec<u8>,
     dialect: D,
@@ -101,18 +107,18 @@ impl<'o, D: Dialect> TextWriter<'o, D> {
             if wide == f64::NEG_INFINITY {
                 self.out.push(b'-');
             }
-            self.dialect.odd_float(self.out, wide.abs());
+            self.dialect.non_finite_float(self.out, wide.abs());
         }
         Ok(())
     }
 
     #[inline]
-    fn open(&mut self, open: u8, close: &'static [u8]) -> Compound<'_, 'o, D> {
+    fn open(&mut self, open: u8, close: &'static [u8]) -> TextCompound<'_, 'o, D> {
         self.out.push(open);
-        Compound::new(self, close)
+        TextCompound::new(self, close)
     }
 
-    /// Begins `{"Variant": `, the content of a variant.
+    /// Writes `{"Variant": ` before the content of a variant.
     fn open_variant(&mut self, variant: &str) {
         self.out.push(b'{');
         self.dialect.string(self.out, variant);
@@ -123,13 +129,13 @@ impl<'o, D: Dialect> TextWriter<'o, D> {
 impl<'w, 'o, D: Dialect> Serializer for &'w mut TextWriter<'o, D> {
     type Ok = ();
     type Error = EncodeError;
-    type SerializeSeq = Compound<'w, 'o, D>;
-    type SerializeTuple = Compound<'w, 'o, D>;
-    type SerializeTupleStruct = Compound<'w, 'o, D>;
-    type SerializeTupleVariant = Compound<'w, 'o, D>;
-    type SerializeMap = Compound<'w, 'o, D>;
-    type SerializeStruct = Compound<'w, 'o, D>;
-    type SerializeStructVariant = Compound<'w, 'o, D>;
+    type SerializeSeq = TextCompound<'w, 'o, D>;
+    type SerializeTuple = TextCompound<'w, 'o, D>;
+    type SerializeTupleStruct = TextCompound<'w, 'o, D>;
+    type SerializeTupleVariant = TextCompound<'w, 'o, D>;
+    type SerializeMap = TextCompound<'w, 'o, D>;
+    type SerializeStruct = TextCompound<'w, 'o, D>;
+    type SerializeStructVariant = TextCompound<'w, 'o, D>;
 
     #[inline]
     fn serialize_bool(self, value: bool) -> Result<(), EncodeError> {
@@ -244,7 +250,7 @@ impl<'w, 'o, D: Dialect> Serializer for &'w mut TextWriter<'o, D> {
         value: &T,
     ) -> Result<(), EncodeError> {
         if token::is_token(name) {
-            return content(value, |content| self.special(name, content));
+            return newtype_content(value, |content| self.special(name, content));
         }
         value.serialize(self)
     }
@@ -262,15 +268,15 @@ impl<'w, 'o, D: Dialect> Serializer for &'w mut TextWriter<'o, D> {
     }
 
     #[inline]
-    fn serialize_seq(self, _len: Option<usize>) -> Result<Compound<'w, 'o, D>, EncodeError> {
+    fn serialize_seq(self, _len: Option<usize>) -> Result<TextCompound<'w, 'o, D>, EncodeError> {
         Ok(self.open(b'[', b"]"))
     }
 
     #[inline]
-    fn serialize_tuple(self, len: usize) -> Result<Compound<'w, 'o, D>, EncodeError> {
+    fn serialize_tuple(self, len: usize) -> Result<TextCompound<'w, 'o, D>, EncodeError> {
         let [open, close] = D::TUPLE;
         let close: &[u8] = match (close, len) {
-            // Python's tuple of one.
+            // Python's tuple of one element.
             (b')', 1) => b",)",
             (b')', _) => b")",
             _ => b"]",
@@ -282,7 +288,7 @@ impl<'w, 'o, D: Dialect> Serializer for &'w mut TextWriter<'o, D> {
         self,
         _name: &'static str,
         len: usize,
-    ) -> Result<Compound<'w, 'o, D>, EncodeError> {
+    ) -> Result<TextCompound<'w, 'o, D>, EncodeError> {
         self.serialize_tuple(len)
     }
 
@@ -292,13 +298,13 @@ impl<'w, 'o, D: Dialect> Serializer for &'w mut TextWriter<'o, D> {
         _index: u32,
         variant: &'static str,
         _len: usize,
-    ) -> Result<Compound<'w, 'o, D>, EncodeError> {
+    ) -> Result<TextCompound<'w, 'o, D>, EncodeError> {
         self.open_variant(variant);
         Ok(self.open(b'[', b"]}"))
     }
 
     #[inline]
-    fn serialize_map(self, _len: Option<usize>) -> Result<Compound<'w, 'o, D>, EncodeError> {
+    fn serialize_map(self, _len: Option<usize>) -> Result<TextCompound<'w, 'o, D>, EncodeError> {
         Ok(self.open(b'{', b"}"))
     }
 
@@ -307,7 +313,7 @@ impl<'w, 'o, D: Dialect> Serializer for &'w mut TextWriter<'o, D> {
         self,
         _name: &'static str,
         _len: usize,
-    ) -> Result<Compound<'w, 'o, D>, EncodeError> {
+    ) -> Result<TextCompound<'w, 'o, D>, EncodeError> {
         Ok(self.open(b'{', b"}"))
     }
 
@@ -317,16 +323,16 @@ impl<'w, 'o, D: Dialect> Serializer for &'w mut TextWriter<'o, D> {
         _index: u32,
         variant: &'static str,
         _len: usize,
-    ) -> Result<Compound<'w, 'o, D>, EncodeError> {
+    ) -> Result<TextCompound<'w, 'o, D>, EncodeError> {
         self.open_variant(variant);
         Ok(self.open(b'{', b"}}"))
     }
 }
 
-/// Writes formatted text at the end of a buffer.
+/// Appends formatted text to a buffer.
 pub(crate) fn append(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
     use std::io::Write as _;
 
-    // A vector takes everything, so there is nothing to report.
+    // Writing to a vector cannot fail.
     let _ = out.write_fmt(text);
 }

@@ -1,4 +1,4 @@
-//! Values of this crate that serde's data model has no room for.
+//! Serialization of special values, see [`token`].
 
 use serde::ser::{Impossible, Serialize, Serializer};
 
@@ -8,37 +8,39 @@ use crate::error::EncodeError;
 use crate::raw::Raw;
 use crate::value::ExtendedKind;
 
-/// What is in a newtype struct that has one of the names of [`token`].
+/// The content of a newtype struct whose name is a [`token`].
 #[derive(Clone, Copy)]
-pub(crate) enum Content<'c> {
+pub(crate) enum NewtypeContent<'c> {
     Text(&'c str),
     Bytes(&'c [u8]),
 }
 
 impl<D: Dialect> TextWriter<'_, D> {
-    /// Writes a value by the name of its newtype.
+    /// Writes a special value. `name` is the token of its newtype.
     pub(super) fn special(
         &mut self,
         name: &'static str,
-        content: Content<'_>,
+        content: NewtypeContent<'_>,
     ) -> Result<(), EncodeError> {
         match (name, content) {
-            (token::RAW_JSON, Content::Text(text)) => {
+            (token::RAW_JSON, NewtypeContent::Text(text)) => {
                 if self.dialect.splice_json(self.out, text) {
                     return Ok(());
                 }
                 self.decoded(&Raw::json(text))
             }
-            (token::RAW_MSGPACK, Content::Bytes(bytes)) => self.decoded(&Raw::msgpack(bytes)),
-            (token::BIG_INT, Content::Text(digits)) => self.put(digits.as_bytes()),
-            (_, Content::Text(text)) => {
+            (token::RAW_MSGPACK, NewtypeContent::Bytes(bytes)) => {
+                self.decoded(&Raw::msgpack(bytes))
+            }
+            (token::BIG_INT, NewtypeContent::Text(digits)) => self.put(digits.as_bytes()),
+            (_, NewtypeContent::Text(text)) => {
                 match ExtendedKind::from_token(name) {
                     Some(kind) => self.dialect.extended(self.out, kind, text),
                     None => self.dialect.string(self.out, text),
                 }
                 Ok(())
             }
-            (_, Content::Bytes(bytes)) => self.serialize_bytes(bytes),
+            (_, NewtypeContent::Bytes(bytes)) => self.serialize_bytes(bytes),
         }
     }
 
@@ -47,37 +49,40 @@ impl<D: Dialect> TextWriter<'_, D> {
     }
 }
 
-/// The value of a raw part in another format.
+/// Decodes a raw value, to write it in another format.
 pub(crate) fn decoded(raw: &Raw<'_>) -> Result<crate::Value, EncodeError> {
     raw.to_value()
-        .map_err(|error| EncodeError::new(format!("a raw part is unreadable: {error}")))
+        .map_err(|error| EncodeError::new(format!("cannot decode a raw value: {error}")))
 }
 
-/// Hands the text or bytes that `value` serializes to over to `then`.
-pub(crate) fn content<T, O, F>(value: &T, then: F) -> Result<O, EncodeError>
+/// Calls `write` with the text or bytes that `value` serializes to.
+pub(crate) fn newtype_content<T, O, F>(value: &T, write: F) -> Result<O, EncodeError>
 where
     T: Serialize + ?Sized,
-    F: FnOnce(Content<'_>) -> Result<O, EncodeError>,
+    F: FnOnce(NewtypeContent<'_>) -> Result<O, EncodeError>,
 {
-    value.serialize(Catcher(then))
+    value.serialize(ContentSerializer(write))
 }
 
-struct Catcher<F>(F);
+/// Serializer that accepts only a text or bytes, and passes them to a function.
+struct ContentSerializer<F>(F);
 
 macro_rules! refuse {
     ($($method:ident($($type:ty),*) -> $ok:ty;)+) => {$(
         fn $method(self, $(_: $type),*) -> Result<$ok, EncodeError> {
-            Err(odd())
+            Err(unexpected_content())
         }
     )+};
 }
 
 #[cold]
-fn odd() -> EncodeError {
-    EncodeError::new("a value under a reserved name is neither text nor bytes")
+fn unexpected_content() -> EncodeError {
+    EncodeError::new("the content of a newtype with a reserved name must be a text or bytes")
 }
 
-impl<O, F: FnOnce(Content<'_>) -> Result<O, EncodeError>> Serializer for Catcher<F> {
+impl<O, F: FnOnce(NewtypeContent<'_>) -> Result<O, EncodeError>> Serializer
+    for ContentSerializer<F>
+{
     type Ok = O;
     type Error = EncodeError;
     type SerializeSeq = Impossible<O, EncodeError>;
@@ -90,16 +95,16 @@ impl<O, F: FnOnce(Content<'_>) -> Result<O, EncodeError>> Serializer for Catcher
 
     #[inline]
     fn serialize_str(self, text: &str) -> Result<O, EncodeError> {
-        (self.0)(Content::Text(text))
+        (self.0)(NewtypeContent::Text(text))
     }
 
     #[inline]
     fn serialize_bytes(self, bytes: &[u8]) -> Result<O, EncodeError> {
-        (self.0)(Content::Bytes(bytes))
+        (self.0)(NewtypeContent::Bytes(bytes))
     }
 
     fn serialize_some<T: Serialize + ?Sized>(self, _: &T) -> Result<O, EncodeError> {
-        Err(odd())
+        Err(unexpected_content())
     }
 
     fn serialize_newtype_struct<T: Serialize + ?Sized>(
@@ -107,7 +112,7 @@ impl<O, F: FnOnce(Content<'_>) -> Result<O, EncodeError>> Serializer for Catcher
         _: &'static str,
         _: &T,
     ) -> Result<O, EncodeError> {
-        Err(odd())
+        Err(unexpected_content())
     }
 
     fn serialize_newtype_variant<T: Serialize + ?Sized>(
@@ -117,7 +122,7 @@ impl<O, F: FnOnce(Content<'_>) -> Result<O, EncodeError>> Serializer for Catcher
         _: &'static str,
         _: &T,
     ) -> Result<O, EncodeError> {
-        Err(odd())
+        Err(unexpected_content())
     }
 
     refuse! {

@@ -7,8 +7,8 @@ use super::json::escaped;
 use super::{Dialect, append};
 use crate::value::ExtendedKind;
 
-/// YAML 1.1 on one line: strings are always quoted, so that nothing is taken
-/// for a number, a date or a boolean.
+/// YAML 1.1 on one line. Strings are always quoted, so that none is read as a
+/// number, a date or a boolean.
 pub(crate) struct Yaml;
 
 impl Dialect for Yaml {
@@ -16,8 +16,8 @@ impl Dialect for Yaml {
     const COLON: &'static [u8] = b": ";
     const TEXT_KEYS: bool = false;
 
-    /// PyYAML takes `1e16` for a string: a float has a dot, and its exponent a
-    /// sign.
+    /// PyYAML reads `1e16` as a string, so a float is written with a dot, and
+    /// its exponent with a sign.
     fn float(&self, out: &mut Vec<u8>, digits: &str) {
         let (mantissa, exponent) = match digits.split_once('e') {
             Some((mantissa, exponent)) => (mantissa, Some(exponent)),
@@ -38,7 +38,7 @@ impl Dialect for Yaml {
         }
     }
 
-    fn odd_float(&self, out: &mut Vec<u8>, value: f64) {
+    fn non_finite_float(&self, out: &mut Vec<u8>, value: f64) {
         out.extend_from_slice(if value.is_nan() { b".nan" } else { b".inf" });
     }
 
@@ -47,7 +47,7 @@ impl Dialect for Yaml {
         let mut written = 0;
         for (at, character) in text.char_indices().filter(|(_, c)| !is_printable(*c)) {
             escaped(out, &text[written..at]);
-            // All of them are in the first plane.
+            // All of these characters are in the Basic Multilingual Plane.
             append(out, format_args!("\\u{:04x}", u32::from(character)));
             written = at + character.len_utf8();
         }
@@ -66,22 +66,22 @@ impl Dialect for Yaml {
         self.string(out, text);
     }
 
-    /// Parsers look for the colon of a key so far and no further, unless a
-    /// question mark says that it is one.
+    /// Marks a long key with a question mark. Without it, parsers search for
+    /// the colon of a key only within a limited length.
     fn end_key(&self, out: &mut Vec<u8>, start: usize) {
-        if out.len() - start > SIMPLE_KEY {
+        if out.len() - start > MAX_SIMPLE_KEY_LENGTH {
             out.splice(start..start, *b"? ");
         }
     }
 }
 
-/// How many characters a key may have without being announced; it never has
-/// more of them than bytes.
-const SIMPLE_KEY: usize = 1024;
+/// The maximum length of a key without question mark. YAML counts characters;
+/// counting bytes is stricter.
+const MAX_SIMPLE_KEY_LENGTH: usize = 1024;
 
-/// What may stand in a quoted string as it is, or with the escapes of JSON.
-/// PyYAML rejects characters it does not call printable, and folds lines at
-/// Unicode's line separators.
+/// Returns whether a character may be written in a quoted string literally or
+/// with a JSON escape. PyYAML rejects characters that it considers not
+/// printable, and folds lines at Unicode line separators.
 fn is_printable(character: char) -> bool {
     !matches!(
         character,

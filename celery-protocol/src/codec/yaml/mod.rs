@@ -1,7 +1,8 @@
 //! YAML as PyYAML's `safe_dump` writes it and `safe_load` reads it.
 //!
-//! Writing is the flow style of the text writer, which needs no library, but is
-//! behind the feature all the same: who writes YAML wants to read it.
+//! The writer uses the flow style of the text writer and needs no library. It
+//! is nevertheless part of the feature `yaml`, so that reading and writing are
+//! available together.
 
 #[cfg(feature = "yaml")]
 mod reader;
@@ -30,7 +31,7 @@ pub(crate) fn write<T: Serialize + ?Sized>(
     Err(super::encode_feature_off("the serializer yaml", "yaml"))
 }
 
-/// Reads the one document that the bytes are.
+/// Decodes bytes that contain exactly one document.
 #[cfg(feature = "yaml")]
 pub(crate) fn read<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, DecodeError> {
     use serde::de::IntoDeserializer as _;
@@ -38,7 +39,7 @@ pub(crate) fn read<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, Deco
     T::deserialize(reader::read(bytes)?.into_deserializer())
 }
 
-/// Reads the one document that the bytes are.
+/// Decodes bytes that contain exactly one document.
 #[cfg(not(feature = "yaml"))]
 pub(crate) fn read<'de, T: Deserialize<'de>>(_bytes: &'de [u8]) -> Result<T, DecodeError> {
     Err(super::decode_feature_off("the serializer yaml", "yaml"))

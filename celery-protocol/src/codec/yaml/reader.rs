@@ -1,10 +1,11 @@
-//! Reading YAML into a [`Value`], as Python would understand it.
+//! Decoding of YAML into a [`Value`] with the meaning that Python gives it.
 //!
-//! The library reads YAML 1.2, Python reads and writes YAML 1.1. Two things
-//! are put right here. Tags such as `!!binary` are hidden by the library, so
-//! the handle `!!` is declared to mean something that it shows. And a plain
-//! `12e5` is a text in Python, which therefore writes such texts without
-//! quotes: every number that may be one is looked at again as a text.
+//! The library implements YAML 1.2, Python reads and writes YAML 1.1. This
+//! module corrects two differences. The library hides core tags such as
+//! `!!binary`, so the handle `!!` is declared as a prefix of local tags, which
+//! the library exposes. A plain `12e5` is a text in Python, which therefore
+//! writes such texts without quotes: every number that may be such a text is
+//! read a second time as a text.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -21,29 +22,29 @@ use crate::codec::json;
 use crate::error::{DecodeError, DecodeErrorKind};
 use crate::value::{BigInt, Map, Value};
 
-/// Reads the one document that the bytes are.
+/// Decodes bytes that contain exactly one document.
 pub(super) fn read(bytes: &[u8]) -> Result<Value, DecodeError> {
     let text = with_visible_tags(json::text(bytes)?);
-    let budget = Budget::of(&text);
+    let budget = SizeBudget::of(&text);
     let mut value = (&budget)
         .deserialize(serde_yaml::Deserializer::from_str(&text))
         .map_err(|error| decode_error(&error, &budget))?;
     let has_octals = text.contains("0o");
     if has_octals || has_floats(&value) {
-        let again = Again {
+        let correction = NumberCorrection {
             value: &mut value,
             has_octals,
         };
-        again
+        correction
             .deserialize(serde_yaml::Deserializer::from_str(&text))
             .map_err(|error| decode_error(&error, &budget))?;
     }
-    settle(&mut value);
+    remove_duplicates(&mut value);
     Ok(value)
 }
 
 #[cold]
-fn decode_error(error: &serde_yaml::Error, budget: &Budget) -> DecodeError {
+fn decode_error(error: &serde_yaml::Error, budget: &SizeBudget) -> DecodeError {
     if budget.left.get() == 0 {
         return DecodeErrorKind::TooLarge {
             limit: budget.limit,
@@ -53,18 +54,18 @@ fn decode_error(error: &serde_yaml::Error, budget: &Budget) -> DecodeError {
     let message = error.to_string();
     if message.contains("recursion limit") {
         return DecodeErrorKind::TooDeep {
-            limit: crate::codec::DECODE_DEPTH,
+            limit: crate::codec::MAX_DECODE_DEPTH,
         }
         .into();
     }
     DecodeError::malformed(message)
 }
 
-/// The prefix that tags of the handle `!!` get.
-const CORE: &str = "celery-core-";
+/// The prefix of the local tags that the handle `!!` is declared as.
+const CORE_TAG_PREFIX: &str = "celery-core-";
 
-/// Declares `!!` to mean a local tag, which the library shows, where it is
-/// used at all.
+/// Declares `!!` as a prefix of local tags, which the library exposes. Texts
+/// without `!!` are returned unchanged.
 fn with_visible_tags(text: &str) -> Cow<'_, str> {
     if memchr::memmem::find(text.as_bytes(), b"!!").is_none() {
         return Cow::Borrowed(text);
@@ -74,17 +75,19 @@ fn with_visible_tags(text: &str) -> Cow<'_, str> {
         .find(|line| !line.trim().is_empty() && !line.starts_with('#'))
         .is_some_and(|line| line.starts_with("---") || line.starts_with('%'));
     let start = if has_start { "" } else { "---\n" };
-    Cow::Owned(format!("%TAG !! !{CORE}\n{start}{text}"))
+    Cow::Owned(format!("%TAG !! !{CORE_TAG_PREFIX}\n{start}{text}"))
 }
 
-/// How much may be read, so that aliases cannot make a small document huge.
-struct Budget {
+/// The limit of the decoded size, so that aliases cannot expand a small
+/// document into a huge value.
+struct SizeBudget {
     limit: usize,
     left: Cell<usize>,
 }
 
-impl Budget {
-    /// What a document of honest aliases stays far below.
+impl SizeBudget {
+    /// Creates a budget that is far above the size of any regular document: 16
+    /// times the text plus 64 KiB.
     fn of(text: &str) -> Self {
         let limit = text.len().saturating_mul(16).saturating_add(64 * 1024);
         Self {
@@ -107,7 +110,7 @@ impl Budget {
     }
 }
 
-impl<'de> DeserializeSeed<'de> for &Budget {
+impl<'de> DeserializeSeed<'de> for &SizeBudget {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
@@ -124,7 +127,7 @@ macro_rules! scalars {
     )+};
 }
 
-impl<'de> Visitor<'de> for &Budget {
+impl<'de> Visitor<'de> for &SizeBudget {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -169,12 +172,12 @@ impl<'de> Visitor<'de> for &Budget {
         while let Some(key) = entries.next_key_seed(self)? {
             map.push((key, entries.next_value_seed(self)?));
         }
-        Ok(Value::Map(Map::unsettled(map)))
+        Ok(Value::Map(Map::with_duplicates(map)))
     }
 
     fn visit_enum<A: EnumAccess<'de>>(self, data: A) -> Result<Value, A::Error> {
         let (tag, content) = data.variant::<String>()?;
-        match tag.strip_prefix(CORE) {
+        match tag.strip_prefix(CORE_TAG_PREFIX) {
             Some("binary") => {
                 let text: String = content.newtype_variant()?;
                 self.spend(text.len())?;
@@ -188,14 +191,14 @@ impl<'de> Visitor<'de> for &Budget {
             Some("null" | "bool" | "int" | "float" | "seq" | "map" | "set") => {
                 content.newtype_variant_seed(self)
             }
-            // PyYAML's safe loader refuses others as well.
+            // PyYAML's safe loader also rejects other tags.
             Some(name) => Err(A::Error::custom(format_args!("unknown tag !!{name}"))),
             None => Err(A::Error::custom(format_args!("unknown tag !{tag}"))),
         }
     }
 }
 
-/// Base64, broken into lines as PyYAML writes it.
+/// Decodes base64, which PyYAML writes in several lines.
 fn binary(text: &str) -> Result<Value, base64::DecodeError> {
     let text: String = text.chars().filter(|c| !c.is_ascii_whitespace()).collect();
     STANDARD.decode(text).map(Value::Bytes)
@@ -212,37 +215,39 @@ fn has_floats(value: &Value) -> bool {
     }
 }
 
-/// Drops the first of equal keys. Not before all numbers were looked at again:
-/// until then, value and document run alike.
-fn settle(value: &mut Value) {
+/// Keeps only the last of equal keys. This runs after [`NumberCorrection`],
+/// which needs a value with as many entries as the document.
+fn remove_duplicates(value: &mut Value) {
     match value {
-        Value::Array(elements) => elements.iter_mut().for_each(settle),
+        Value::Array(elements) => elements.iter_mut().for_each(remove_duplicates),
         Value::Map(map) => {
             for (key, value) in map.entries_mut() {
-                settle(key);
-                settle(value);
+                remove_duplicates(key);
+                remove_duplicates(value);
             }
-            map.settle();
+            map.remove_duplicates();
         }
         _ => {}
     }
 }
 
-/// Looks at the numbers of a value again, in the same document read as texts.
-struct Again<'v> {
+/// Corrects the numbers of a value: reads the document a second time, with each
+/// number as a text.
+struct NumberCorrection<'v> {
     value: &'v mut Value,
-    /// Whether an integer may come from a text such as `0o17`.
+    /// Whether the document may contain a text such as `0o17`, which the
+    /// library reads as an integer.
     has_octals: bool,
 }
 
-impl<'de> DeserializeSeed<'de> for Again<'_> {
+impl<'de> DeserializeSeed<'de> for NumberCorrection<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         match self.value {
             Value::Float(_) => {
                 let text = String::deserialize(deserializer)?;
-                if let Some(value) = not_a_float(text) {
+                if let Some(value) = value_in_python(text) {
                     *self.value = value;
                 }
                 Ok(())
@@ -261,7 +266,7 @@ impl<'de> DeserializeSeed<'de> for Again<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Again<'_> {
+impl<'de> Visitor<'de> for NumberCorrection<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -272,7 +277,7 @@ impl<'de> Visitor<'de> for Again<'_> {
         let has_octals = self.has_octals;
         if let Value::Array(array) = self.value {
             for value in array {
-                elements.next_element_seed(Again { value, has_octals })?;
+                elements.next_element_seed(NumberCorrection { value, has_octals })?;
             }
         }
         while elements.next_element::<IgnoredAny>()?.is_some() {}
@@ -281,11 +286,11 @@ impl<'de> Visitor<'de> for Again<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
         let has_octals = self.has_octals;
-        let again = |value| Again { value, has_octals };
+        let correction = |value| NumberCorrection { value, has_octals };
         if let Value::Map(map) = self.value {
             for (key, value) in map.entries_mut() {
-                if entries.next_key_seed(again(key))?.is_some() {
-                    entries.next_value_seed(again(value))?;
+                if entries.next_key_seed(correction(key))?.is_some() {
+                    entries.next_value_seed(correction(value))?;
                 }
             }
         }
@@ -294,9 +299,10 @@ impl<'de> Visitor<'de> for Again<'_> {
     }
 }
 
-/// What Python reads where the library read a float: the same, unless the text
-/// has no dot, its exponent no sign, or a dot follows its sign.
-fn not_a_float(text: String) -> Option<Value> {
+/// Returns the value that Python reads where the library reads a float, or
+/// `None` if Python also reads a float. Python reads a text if there is no dot,
+/// if the exponent has no sign, or if a dot follows the sign.
+fn value_in_python(text: String) -> Option<Value> {
     if let Ok(integer) = text.parse::<BigInt>() {
         return Some(integer.into());
     }

@@ -44,7 +44,7 @@ pub trait PartialArgs<Suffix> {
     type Missing;
 }
 
-/// All ways to cut the arguments in two, but for the one that leaves nothing out.
+/// All wire_style to cut the arguments in two, but for the one that leaves nothing out.
 macro_rules! cuts {
     ([$($missing:ident)*] []) => {
         cuts!(@cut [$($missing)*] []);

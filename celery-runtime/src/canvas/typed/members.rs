@@ -6,9 +6,9 @@ use std::marker::PhantomData;
 use celery_protocol::Value;
 use serde::Serialize;
 
-use super::{AcceptsResult, Ignored, Signature, Then};
 use crate::canvas::node::Canvas;
 use crate::canvas::stamp::StampingVisitor;
+use crate::canvas::typed::{AcceptsResult, Ignored, Signature, Then};
 use crate::task::TaskArgs;
 
 /// Canvases that run side by side, or a chain that ends in such: its result is

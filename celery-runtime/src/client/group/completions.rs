@@ -10,8 +10,9 @@ use celery_protocol::{Raw, ResultDocument, ResultTree};
 use serde::de::DeserializeOwned;
 use tokio::task::{JoinError, JoinSet};
 
-use crate::client::TOGETHER;
+use crate::client::BATCH_SIZE;
 use crate::client::result::{Reader, ResultError, decode, ended, value_of};
+use crate::env;
 
 /// Between two looks at members that are not waited for yet.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -23,9 +24,9 @@ pub struct Completions<T> {
     others: VecDeque<Member>,
     /// Tasks of their own: each may have a connection of the backend's in use,
     /// which must not wait for whoever asks for the next result.
-    waiting: JoinSet<Outcome>,
+    waiting: JoinSet<MemberOutcome>,
     /// Came, and not given out yet.
-    here: VecDeque<Outcome>,
+    here: VecDeque<MemberOutcome>,
     result: PhantomData<fn() -> T>,
 }
 
@@ -33,7 +34,7 @@ pub struct Completions<T> {
 type Member = (usize, ResultTree);
 
 /// The value of a member, by its place and id.
-type Outcome = (usize, String, Result<Raw<'static>, ResultError>);
+type MemberOutcome = (usize, String, Result<Raw<'static>, ResultError>);
 
 impl<T> Completions<T> {
     pub(super) fn of(members: VecDeque<Member>, reader: Arc<Reader>) -> Self {
@@ -48,7 +49,7 @@ impl<T> Completions<T> {
 
     fn wait_for(&mut self, (place, tree): Member) {
         let reader = Arc::clone(&self.reader);
-        self.waiting.spawn(async move {
+        env::spawn_in(&mut self.waiting, async move {
             let value = value_of(&reader, &tree).await;
             (place, tree.id, value)
         });
@@ -57,7 +58,7 @@ impl<T> Completions<T> {
     /// Takes the next ones of those that are not waited for: what has ended is
     /// there now; of the rest as many are waited for as may be.
     async fn look(&mut self) {
-        let count = self.others.len().min(TOGETHER);
+        let count = self.others.len().min(BATCH_SIZE);
         let documents = match self.read(count).await {
             Ok(documents) => documents,
             Err(error) => {
@@ -81,7 +82,7 @@ impl<T> Completions<T> {
                     let value = ended(&tree.id, &document).cloned();
                     self.here.push_back((place, tree.id, value));
                 }
-                None if self.waiting.len() < TOGETHER => self.wait_for((place, tree)),
+                None if self.waiting.len() < BATCH_SIZE => self.wait_for((place, tree)),
                 None => self.others.push_back((place, tree)),
             }
         }
@@ -118,7 +119,7 @@ impl<T: DeserializeOwned> Completions<T> {
             if self.others.is_empty() {
                 let came = self.waiting.join_next().await?;
                 self.here.push_back(came.unwrap_or_else(unwind));
-            } else if self.waiting.len() <= TOGETHER / 2 {
+            } else if self.waiting.len() <= BATCH_SIZE / 2 {
                 self.look().await;
             } else {
                 match tokio::time::timeout(PAUSE, self.waiting.join_next()).await {

@@ -8,12 +8,11 @@ use std::sync::{Arc, Weak};
 
 use celery_protocol::{ControlRequest, Value};
 
-use super::{Driver, Event, Finished};
-use crate::broker::{Consumer, Delivery};
-use crate::error::ServiceError;
+use crate::boundary::{Consumer, Delivery, ServiceError};
+use crate::worker::driver::{DeliveryEvent, Driver, Finished};
 
 /// A consumer of the queues of a request, or why there is none.
-pub(super) struct Change {
+pub(crate) struct Change {
     request: ControlRequest,
     done: Value,
     /// The number of the change: only the newest one counts.
@@ -23,7 +22,7 @@ pub(super) struct Change {
 
 impl Driver {
     /// Goes over to the queues that the supervisor has been told of.
-    pub(super) fn change_queues(&mut self, request: ControlRequest, done: Value) {
+    pub(crate) fn change_queues(&mut self, request: ControlRequest, done: Value) {
         self.changes += 1;
         let number = self.changes;
         let Some(consumer) = &self.consumer else {
@@ -50,7 +49,7 @@ impl Driver {
         }));
     }
 
-    pub(super) fn changed(&mut self, change: Change) {
+    pub(crate) fn changed(&mut self, change: Change) {
         let Change {
             request,
             done,
@@ -90,7 +89,7 @@ impl Driver {
     }
 
     /// Ends the consumers that were replaced and have nothing in hand any more.
-    pub(super) fn let_go(&mut self) {
+    pub(crate) fn let_go(&mut self) {
         if !self.retired.is_empty() {
             let entries = &self.entries;
             self.retired.retain(|consumer| entries.any_of(consumer));
@@ -98,7 +97,7 @@ impl Driver {
     }
 
     /// What a consumer brought, which may be one that was replaced.
-    pub(super) fn received(
+    pub(crate) fn received(
         &mut self,
         consumer: &Arc<dyn Consumer>,
         received: Result<Vec<Delivery>, ServiceError>,
@@ -127,14 +126,14 @@ impl Driver {
         }
     }
 
-    pub(super) fn is_current(&self, consumer: &Arc<dyn Consumer>) -> bool {
+    pub(crate) fn is_current(&self, consumer: &Arc<dyn Consumer>) -> bool {
         let current = self.consumer.as_ref();
         current.is_some_and(|current| Arc::ptr_eq(current, consumer))
     }
 
     /// Nothing that this consumer delivered can be settled any more.
-    pub(super) fn withdraw_of(&mut self, consumer: &Arc<dyn Consumer>) {
-        if consumer.settles_after_reconnect() {
+    pub(crate) fn withdraw_of(&mut self, consumer: &Arc<dyn Consumer>) {
+        if self.settles_after_reconnect() {
             return;
         }
         for key in self.entries.keys() {
@@ -143,7 +142,7 @@ impl Driver {
                 .find(key)
                 .is_some_and(|entry| Weak::ptr_eq(&entry.consumer, &Arc::downgrade(consumer)));
             if is_its {
-                self.event(key, Event::Withdrawn);
+                self.event(key, DeliveryEvent::ConnectionLost);
                 self.entries.note_withdrawn(key);
             }
         }

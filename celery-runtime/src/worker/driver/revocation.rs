@@ -6,23 +6,23 @@ use std::time::{Duration, UNIX_EPOCH};
 use celery_protocol::ControlReply;
 use futures_util::FutureExt;
 
-use super::{Driver, Finished, MARKED_TOGETHER, argument};
-use crate::backend::ResultBackend;
-use crate::worker::gate;
-use crate::worker::state_file::SavedState;
+use crate::boundary::ResultBackend;
+use crate::worker::driver::command::argument;
+use crate::worker::driver::{Driver, Finished, MARKED_TOGETHER};
+use crate::worker::io::state_file::SavedState;
 
 impl Driver {
     /// What the peers know.
-    pub(super) fn learn(&mut self, replies: Vec<ControlReply>) {
+    pub(crate) fn learn(&mut self, replies: Vec<ControlReply>) {
         for reply in replies {
             if reply.node == self.hostname() {
                 continue;
             }
             tracing::info!("synchronised with {}", reply.node);
-            self.lamport.adjust(reply.clock);
+            self.logical_clock.adjust(reply.clock);
             let fields = reply.value.as_map();
             if let Some(clock) = fields.and_then(|map| map.get("clock")?.as_u64()) {
-                self.lamport.adjust(clock);
+                self.logical_clock.adjust(clock);
             }
             let revoked = fields.and_then(|map| map.get("revoked"));
             for id in argument::texts(revoked) {
@@ -33,9 +33,9 @@ impl Driver {
     }
 
     /// Lets the results of tasks that will not run say so.
-    pub(super) fn mark_revoked(&mut self, ids: impl Iterator<Item = String>) {
+    pub(crate) fn mark_revoked(&mut self, ids: impl Iterator<Item = String>) {
         let shared = |backend: &Arc<dyn ResultBackend>| backend.capabilities().shared;
-        if !self.carrier.services.backend.as_ref().is_some_and(shared) {
+        if !self.executor.services.backend.as_ref().is_some_and(shared) {
             return;
         }
         self.marks.extend(ids);
@@ -47,16 +47,16 @@ impl Driver {
     }
 
     /// Lets those who are away know, where that is set up.
-    pub(super) fn remember_revoked(&mut self, ids: &[String]) {
+    pub(crate) fn remember_revoked(&mut self, ids: &[String]) {
         let (Some(remembered), Some(store)) = (
             self.settings.durable_revokes,
-            self.carrier.services.store.clone(),
+            self.executor.services.store.clone(),
         ) else {
             return;
         };
-        let (ids, deadline) = (ids.to_vec(), self.carrier.deadline);
+        let (ids, deadline) = (ids.to_vec(), self.executor.deadline);
         self.futures.push(Box::pin(async move {
-            let remembering = gate::remember(&*store, &ids, remembered);
+            let remembering = crate::revocation::store_revocations(&*store, &ids, remembered);
             match tokio::time::timeout(deadline, remembering).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::error!("revoked tasks are not remembered: {error}"),
@@ -66,25 +66,25 @@ impl Driver {
         }));
     }
 
-    pub(super) fn send_marks(&mut self) {
+    pub(crate) fn send_marks(&mut self) {
         if self.marking || self.marks.is_empty() {
             return;
         }
         self.marking = true;
         let together = self.marks.len().min(MARKED_TOGETHER);
         let ids: Vec<_> = self.marks.drain(..together).collect();
-        let marked = self.carrier.mark_revoked(ids, self.now.wall);
+        let marked = self.executor.mark_revoked(ids, self.now.wall);
         self.futures
             .push(Box::pin(marked.map(|()| Finished::Marked)));
     }
 
-    pub(super) fn load_state(&mut self) {
+    pub(crate) fn load_state(&mut self) {
         let Some(path) = &self.settings.state_file else {
             return;
         };
         match SavedState::load(path) {
             Ok(state) => {
-                self.lamport.adjust(state.clock);
+                self.logical_clock.adjust(state.clock);
                 for (id, time) in state.revoked {
                     let since = Duration::try_from_secs_f64(time).unwrap_or_default();
                     self.revoked.add(&id, UNIX_EPOCH + since);
@@ -97,7 +97,7 @@ impl Driver {
         }
     }
 
-    pub(super) fn save_state(&mut self) {
+    pub(crate) fn save_state(&mut self) {
         self.unsaved = false;
         self.saved_at = self.now.instant;
         let Some(path) = &self.settings.state_file else {
@@ -105,7 +105,7 @@ impl Driver {
         };
         let state = SavedState {
             revoked: self.revoked.timed(),
-            clock: self.lamport.value(),
+            clock: self.logical_clock.value(),
         };
         if let Err(error) = state.save(path) {
             tracing::error!("cannot write the state file {}: {error}", path.display());

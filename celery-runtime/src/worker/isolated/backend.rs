@@ -4,24 +4,24 @@ use std::sync::Arc;
 
 use celery_protocol::{ResultDocument, ResultTree, Serializer};
 
-use super::serve::Line;
-use crate::backend::{Capabilities, Record, ResultBackend};
-use crate::broker::BoxFuture;
-use crate::error::{ServiceError, ServiceErrorKind};
+use crate::boundary::{
+    BackendCapabilities, BoxFuture, Record, ResultBackend, ServiceError, ServiceErrorKind,
+};
+use crate::worker::isolated::serve::ParentChannel;
 
 /// Passes documents to the worker. Nothing can be read.
 #[derive(Debug)]
-pub(super) struct LineBackend {
-    line: Arc<Line>,
+pub(super) struct ChannelBackend {
+    line: Arc<ParentChannel>,
 }
 
-impl LineBackend {
-    pub(super) fn new(line: Arc<Line>) -> Self {
+impl ChannelBackend {
+    pub(super) fn new(line: Arc<ParentChannel>) -> Self {
         Self { line }
     }
 }
 
-impl ResultBackend for LineBackend {
+impl ResultBackend for ChannelBackend {
     fn store<'a>(&'a self, record: Record<'a>) -> BoxFuture<'a, Result<(), ServiceError>> {
         Box::pin(async move {
             let id = &record.document.task_id;
@@ -75,8 +75,8 @@ impl ResultBackend for LineBackend {
         unsupported("read a group of")
     }
 
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::new()
+    fn capabilities(&self) -> BackendCapabilities {
+        BackendCapabilities::new()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

@@ -13,15 +13,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::runtime::Handle;
 
-use super::ChildError;
-use super::loss;
-use super::packet::{Packet, PacketError};
-use super::process::Process;
-use super::program::Program;
-use super::word::{Call, Hello, PROTOCOL, Refusal, ToChild, ToWorker, Welcome};
-use crate::backend::Record;
-use crate::error::ServiceError;
-use crate::task::{Job, Loss, Returned, TaskError, Unreturned};
+use crate::boundary::{Record, ServiceError};
+use crate::env;
+use crate::execution::{Job, ProcessLost, RunError, RunResult, TaskError};
+use crate::worker::isolated::frame::{Frame, FrameError};
+use crate::worker::isolated::process::Process;
+use crate::worker::isolated::program::Program;
+use crate::worker::isolated::protocol::{
+    Call, Handshake, PROTOCOL, StoreRefusal, ToChild, ToWorker, Welcome,
+};
+use crate::worker::isolated::{ChildError, exit_status};
 
 /// How long a child may take from its start to its first word.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -30,17 +31,17 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) struct Child {
     process: Process,
-    line: Line,
+    line: ChildChannel,
     /// How many tasks were given to it.
     pub(super) tasks: u64,
 }
 
 /// How a child came off a task.
-pub(super) enum Run {
+pub(super) enum ChildRun {
     /// The task ended, the child goes on.
-    Ended(Returned),
+    Ended(RunResult),
     /// The child is gone, or was sent away.
-    Lost(Loss),
+    Lost(ProcessLost),
 }
 
 /// A child that was started and has not said yet who it is.
@@ -63,7 +64,7 @@ impl Unknown {
         let process = Process::start(command, on_end).map_err(failed)?;
         Ok(Self(Child {
             process,
-            line: Line {
+            line: ChildChannel {
                 socket: UnixStream::from_std(ours).map_err(failed)?,
                 arrived: BytesMut::new(),
             },
@@ -97,21 +98,21 @@ impl Unknown {
         let failed = |cause: String| ChildError::new(program.name(), cause);
         let said = tokio::time::timeout(PATIENCE, child.line.next()).await;
         let hello = match said {
-            Ok(Ok(Packet {
-                head: ToWorker::Hello(hello),
+            Ok(Ok(Frame {
+                head: ToWorker::Handshake(hello),
                 ..
             })) => hello,
-            Ok(Ok(Packet { head, .. })) => {
+            Ok(Ok(Frame { head, .. })) => {
                 return Err(failed(format!("its first word was {head:?}")));
             }
-            Ok(Err(Trouble::HungUp)) => {
+            Ok(Err(ChildFailure::HungUp)) => {
                 let status = child.process.ending().await;
-                let told = loss::told(status);
+                let told = exit_status::told(status);
                 return Err(failed(format!(
                     "it ended ({told}) before its main called Worker::run_until"
                 )));
             }
-            Ok(Err(Trouble::Garbage(error))) => {
+            Ok(Err(ChildFailure::Garbage(error))) => {
                 return Err(failed(format!("it does not speak our language: {error}")));
             }
             Err(_) => {
@@ -122,17 +123,17 @@ impl Unknown {
             }
         };
         check(&hello, program.expected_build()).map_err(failed)?;
-        let welcome = Packet::new(ToChild::Welcome(welcome.clone()));
+        let welcome = Frame::new(ToChild::Welcome(welcome.clone()));
         let sent = child.line.send(&welcome).await;
         sent.map_err(|_| failed("it hung up".to_owned()))
     }
 }
 
-fn check(hello: &Hello, expected: Option<String>) -> Result<(), String> {
+fn check(hello: &Handshake, expected: Option<String>) -> Result<(), String> {
     if hello.protocol != PROTOCOL {
         return Err(format!(
             "it speaks version {} of the protocol with children, this worker version {PROTOCOL}: \
-             use the same version of celery in both",
+             use ::the same version of celery in both",
             hello.protocol
         ));
     }
@@ -163,7 +164,7 @@ impl Child {
         // Without a runtime it hears that we hang up, and ends by that.
         if let Ok(runtime) = Handle::try_current() {
             // Ends soon: who survives the signal is killed.
-            runtime.spawn(async move {
+            env::spawn_on(&runtime, async move {
                 self.process.ended().await;
                 // It must not end because of this before it does by the signal.
                 drop(self.line);
@@ -179,15 +180,15 @@ impl Child {
     ///
     /// Not cancel safe: the child of a dropped future is in the middle of a
     /// task.
-    pub(super) async fn run(&mut self, job: &Job, number: u64, deadline: Duration) -> Run {
+    pub(super) async fn run(&mut self, job: &Job, number: u64, deadline: Duration) -> ChildRun {
         self.tasks += 1;
         let call = match call(job) {
             Ok(call) => call,
-            Err(error) => return Run::Ended(Err(error.into())),
+            Err(error) => return ChildRun::Ended(Err(error.into())),
         };
         let mut began = false;
-        if let Err(trouble) = self.line.write(&call).await {
-            return self.lost(trouble, began, number).await;
+        if let Err(failure) = self.line.write(&call).await {
+            return self.lost(failure, began, number).await;
         }
         drop(call);
         let mut soft_limit = pin!(job.control.soft_limit());
@@ -196,24 +197,27 @@ impl Child {
         let mut may_stop = true;
         loop {
             let said = tokio::select! {
-                said = self.line.next() => said,
+                // Each of the first two is ready once, so that the child's
+                // messages are not held up.
+                biased;
                 () = &mut soft_limit, if is_limited => {
                     is_limited = false;
                     // Who cannot be told has hung up, which is seen next.
-                    let _ = self.line.send(&Packet::new(ToChild::SoftLimit)).await;
+                    let _ = self.line.send(&Frame::new(ToChild::SoftLimit)).await;
                     continue;
                 }
                 () = &mut stop, if may_stop => {
                     may_stop = false;
-                    let _ = self.line.send(&Packet::new(ToChild::Stop)).await;
+                    let _ = self.line.send(&Frame::new(ToChild::Stop)).await;
                     continue;
                 }
+                said = self.line.next() => said,
             };
-            let packet = match said {
-                Ok(packet) => packet,
-                Err(trouble) => return self.lost(trouble, began, number).await,
+            let frame = match said {
+                Ok(frame) => frame,
+                Err(failure) => return self.lost(failure, began, number).await,
             };
-            let ended = match packet.head {
+            let ended = match frame.head {
                 ToWorker::Began => {
                     began = true;
                     continue;
@@ -223,36 +227,36 @@ impl Child {
                     continue;
                 }
                 ToWorker::Update { number, ref id } => {
-                    let refusal = update(job, id, &packet, deadline).await;
-                    let answer = Packet::new(ToChild::Updated { number, refusal });
+                    let refusal = update(job, id, &frame, deadline).await;
+                    let answer = Frame::new(ToChild::Updated { number, refusal });
                     let _ = self.line.send(&answer).await;
                     continue;
                 }
-                ToWorker::Value => value(job, &packet),
-                ToWorker::Fault(fault) => fault
+                ToWorker::Value => value(job, &frame),
+                ToWorker::WireError(fault) => fault
                     .understand()
                     .map(|error| Err(error.into()))
-                    .map_err(|error| PacketError::Head(error.to_string())),
-                ToWorker::Panic(message) => Ok(Err(Unreturned::Panic(message))),
-                ToWorker::Hello(_) => Err(PacketError::Head("a second hello".to_owned())),
+                    .map_err(|error| FrameError::Head(error.to_string())),
+                ToWorker::Panic(message) => Ok(Err(RunError::Panic(message))),
+                ToWorker::Handshake(_) => Err(FrameError::Head("a second hello".to_owned())),
             };
             return match ended {
-                Ok(returned) => Run::Ended(returned),
-                Err(error) => self.lost(Trouble::Garbage(error), began, number).await,
+                Ok(returned) => ChildRun::Ended(returned),
+                Err(error) => self.lost(ChildFailure::Garbage(error), began, number).await,
             };
         }
     }
 
-    async fn lost(&mut self, trouble: Trouble, began: bool, number: u64) -> Run {
-        let message = match trouble {
-            Trouble::HungUp => loss::message(self.process.ending().await, number),
-            Trouble::Garbage(error) => {
+    async fn lost(&mut self, failure: ChildFailure, began: bool, number: u64) -> ChildRun {
+        let message = match failure {
+            ChildFailure::HungUp => exit_status::message(self.process.ending().await, number),
+            ChildFailure::Garbage(error) => {
                 self.process.kill();
                 self.process.ended().await;
                 format!("Worker said what cannot be read: {error} Job: {number}.")
             }
         };
-        Run::Lost(Loss { message, began })
+        ChildRun::Lost(ProcessLost { message, began })
     }
 }
 
@@ -284,18 +288,18 @@ fn call(job: &Job) -> Result<Vec<u8>, TaskError> {
         soft_limit: job.soft_limit,
         hard_limit: job.hard_limit,
     });
-    let packet = Packet::new(call)
+    let frame = Frame::new(call)
         .with(envelope.map_err(|error| failed(&error))?)
         .with(message.body.clone());
-    packet.write().map_err(|error| failed(&error))
+    frame.write().map_err(|error| failed(&error))
 }
 
-fn value(job: &Job, packet: &Packet<ToWorker>) -> Result<Returned, PacketError> {
+fn value(job: &Job, frame: &Frame<ToWorker>) -> Result<RunResult, FrameError> {
     if !job.wants_value {
         return Ok(Ok(None));
     }
-    let value = Raw::read(job.services.result_serializer, packet.blob(0)?)
-        .map_err(|error| PacketError::Head(error.to_string()))?;
+    let value = Raw::read(job.services.result_serializer, frame.blob(0)?)
+        .map_err(|error| FrameError::Head(error.to_string()))?;
     Ok(Ok(Some(value.into_owned())))
 }
 
@@ -303,13 +307,13 @@ fn value(job: &Job, packet: &Packet<ToWorker>) -> Result<Returned, PacketError> 
 async fn update(
     job: &Job,
     id: &str,
-    packet: &Packet<ToWorker>,
+    frame: &Frame<ToWorker>,
     deadline: Duration,
-) -> Option<Refusal> {
+) -> Option<StoreRefusal> {
     // The word of an earlier task that has left somebody behind.
     let backend = job.services.backend.as_deref().filter(|_| id == job.id)?;
     let store = async {
-        let bytes = packet.blob(0).map_err(|error| invalid(id, &error))?;
+        let bytes = frame.blob(0).map_err(|error| invalid(id, &error))?;
         let document = ResultDocument::decode(Serializer::Json, bytes, usize::MAX)
             .map_err(|error| invalid(id, &error))?;
         let properties = &job.message.properties;
@@ -327,12 +331,12 @@ async fn update(
             deadline,
         )),
     };
-    stored.as_ref().err().map(Refusal::from)
+    stored.as_ref().err().map(StoreRefusal::from)
 }
 
 fn invalid(id: &str, error: &dyn std::fmt::Display) -> ServiceError {
     ServiceError::new(
-        crate::error::ServiceErrorKind::Invalid,
+        crate::boundary::ServiceErrorKind::Invalid,
         "store",
         format!("the state of task {id}"),
         error.to_string(),
@@ -341,44 +345,44 @@ fn invalid(id: &str, error: &dyn std::fmt::Display) -> ServiceError {
 
 /// The line to a child.
 #[derive(Debug)]
-struct Line {
+struct ChildChannel {
     socket: UnixStream,
     arrived: BytesMut,
 }
 
 /// Why nothing more can be said or heard.
 #[derive(Debug)]
-enum Trouble {
+enum ChildFailure {
     HungUp,
-    Garbage(PacketError),
+    Garbage(FrameError),
 }
 
-impl Line {
+impl ChildChannel {
     /// # Cancel safety
     ///
     /// Cancel safe: what has arrived is kept.
-    async fn next(&mut self) -> Result<Packet<ToWorker>, Trouble> {
+    async fn next(&mut self) -> Result<Frame<ToWorker>, ChildFailure> {
         loop {
-            match Packet::take(&mut self.arrived) {
-                Ok(Some(packet)) => return Ok(packet),
+            match Frame::take(&mut self.arrived) {
+                Ok(Some(frame)) => return Ok(frame),
                 Ok(None) => {}
-                Err(error) => return Err(Trouble::Garbage(error)),
+                Err(error) => return Err(ChildFailure::Garbage(error)),
             }
             match self.socket.read_buf(&mut self.arrived).await {
-                Ok(0) | Err(_) => return Err(Trouble::HungUp),
+                Ok(0) | Err(_) => return Err(ChildFailure::HungUp),
                 Ok(_) => {}
             }
         }
     }
 
-    async fn send(&mut self, packet: &Packet<ToChild>) -> Result<(), Trouble> {
-        let bytes = packet.write().map_err(Trouble::Garbage)?;
+    async fn send(&mut self, frame: &Frame<ToChild>) -> Result<(), ChildFailure> {
+        let bytes = frame.write().map_err(ChildFailure::Garbage)?;
         self.write(&bytes).await
     }
 
-    async fn write(&mut self, bytes: &[u8]) -> Result<(), Trouble> {
+    async fn write(&mut self, bytes: &[u8]) -> Result<(), ChildFailure> {
         let sent = self.socket.write_all(bytes).await;
-        sent.map_err(|_| Trouble::HungUp)
+        sent.map_err(|_| ChildFailure::HungUp)
     }
 }
 
@@ -388,7 +392,7 @@ mod tests {
 
     #[test]
     fn another_program_is_refused() {
-        let hello = |protocol, build: &str| Hello {
+        let hello = |protocol, build: &str| Handshake {
             protocol,
             build: build.to_owned(),
         };

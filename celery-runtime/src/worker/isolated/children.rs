@@ -9,13 +9,13 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
-use super::ChildError;
-use super::child::{Child, Run, Unknown};
-use super::memory;
-use super::program::Program;
-use super::word::Welcome;
 use crate::backoff::Backoff;
-use crate::task::{Job, Loss};
+use crate::env;
+use crate::execution::{Job, ProcessLost};
+use crate::worker::isolated::child::{Child, ChildRun, Unknown};
+use crate::worker::isolated::program::Program;
+use crate::worker::isolated::protocol::Welcome;
+use crate::worker::isolated::{ChildError, memory};
 
 /// How long the end of a worker waits for the end of its children, which are
 /// killed by then.
@@ -32,7 +32,7 @@ pub(crate) struct Children {
     /// The worker's name for the program's `main`.
     worker: String,
     welcome: Welcome,
-    rules: Rules,
+    rules: ChildLimits,
     state: Mutex<State>,
     /// Somebody may sit down, or the last child has ended.
     change: Notify,
@@ -41,7 +41,7 @@ pub(crate) struct Children {
 
 /// When children are replaced, and how long a backend may take.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Rules {
+pub(super) struct ChildLimits {
     pub(super) max_tasks: Option<u32>,
     pub(super) max_memory: Option<u32>,
     pub(super) deadline: Duration,
@@ -81,7 +81,7 @@ impl Children {
         program: Program,
         worker: String,
         welcome: Welcome,
-        rules: Rules,
+        rules: ChildLimits,
         size: usize,
     ) -> Arc<Self> {
         let state = State {
@@ -158,25 +158,25 @@ impl Children {
     /// # Cancel safety
     ///
     /// Dropping the future ends the task, with its child.
-    pub(super) async fn run(self: &Arc<Self>, job: &Arc<Job>) -> Run {
+    pub(super) async fn run(self: &Arc<Self>, job: &Arc<Job>) -> ChildRun {
         let number = self.jobs.fetch_add(1, Ordering::Relaxed);
         let mut attempt = 1;
         loop {
             let mut lease = match self.lease(job).await {
                 Ok(lease) => lease,
-                Err(loss) => return Run::Lost(loss),
+                Err(loss) => return ChildRun::Lost(loss),
             };
             let run = lease.run(number).await;
             drop(lease);
             match run {
                 // It ended while it was idle, and nobody had noticed yet.
-                Run::Lost(loss) if !loss.began && attempt < ATTEMPTS => attempt += 1,
+                ChildRun::Lost(loss) if !loss.began && attempt < ATTEMPTS => attempt += 1,
                 run => return run,
             }
         }
     }
 
-    async fn lease(self: &Arc<Self>, job: &Arc<Job>) -> Result<Lease, Loss> {
+    async fn lease(self: &Arc<Self>, job: &Arc<Job>) -> Result<Lease, ProcessLost> {
         let seat = self.sit_down().await;
         let child = match self.idle().await {
             Some(child) => child,
@@ -191,14 +191,14 @@ impl Children {
         })
     }
 
-    async fn sit_down(self: &Arc<Self>) -> Seat {
+    async fn sit_down(self: &Arc<Self>) -> SlotGuard {
         loop {
             let changed = self.change.notified();
             {
                 let mut state = self.state();
                 if state.busy < state.size {
                     state.busy += 1;
-                    return Seat(Arc::clone(self));
+                    return SlotGuard(Arc::clone(self));
                 }
             }
             changed.await;
@@ -230,7 +230,7 @@ impl Children {
 
     /// Starts a child, also if that takes several attempts: the system may be
     /// short of memory or processes, and a task waits.
-    async fn start_patiently(self: &Arc<Self>) -> Result<Child, Loss> {
+    async fn start_patiently(self: &Arc<Self>) -> Result<Child, ProcessLost> {
         let mut attempt = 0;
         loop {
             let error = match self.start().await {
@@ -240,7 +240,7 @@ impl Children {
             tracing::error!("{error}");
             attempt += 1;
             if attempt == ATTEMPTS {
-                return Err(Loss {
+                return Err(ProcessLost {
                     message: error.to_string(),
                     began: false,
                 });
@@ -310,7 +310,7 @@ impl Children {
         let starting = Starting(Arc::clone(self));
         // Ends by itself, at the latest when the child has said nothing for
         // too long.
-        runtime.spawn(async move {
+        env::spawn_on(&runtime, async move {
             let children = Arc::clone(&starting.0);
             match children.start().await {
                 Ok(child) => children.keep(child, Some(starting)),
@@ -322,7 +322,7 @@ impl Children {
 
     /// Whether a child has done enough.
     fn is_worn(&self, child: &Child) -> bool {
-        let Rules {
+        let ChildLimits {
             max_tasks,
             max_memory,
             ..
@@ -364,14 +364,14 @@ impl fmt::Debug for Children {
 struct Lease {
     job: Arc<Job>,
     /// There until it is dropped, as the child is.
-    seat: Option<Seat>,
+    seat: Option<SlotGuard>,
     child: Option<Child>,
     is_running: bool,
 }
 
 impl Lease {
-    async fn run(&mut self, number: u64) -> Run {
-        let (Some(Seat(children)), Some(child)) = (&self.seat, &mut self.child) else {
+    async fn run(&mut self, number: u64) -> ChildRun {
+        let (Some(SlotGuard(children)), Some(child)) = (&self.seat, &mut self.child) else {
             unreachable!("a lease was used after its end")
         };
         self.is_running = true;
@@ -403,9 +403,9 @@ impl Drop for Lease {
 }
 
 /// Counted among the busy until it is dropped.
-struct Seat(Arc<Children>);
+struct SlotGuard(Arc<Children>);
 
-impl Drop for Seat {
+impl Drop for SlotGuard {
     fn drop(&mut self) {
         self.0.state().busy -= 1;
         self.0.change.notify_waiters();

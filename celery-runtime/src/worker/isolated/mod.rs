@@ -2,11 +2,11 @@
 //!
 //! A child is the program itself, started once more. Its standard input is one
 //! end of a socket, and its environment has a mark; by both its
-//! [`Worker`](super::Worker) knows that it is to serve the worker at the other
+//! [`Worker`](crate::worker::Worker) knows that it is to serve the worker at the other
 //! end instead of a broker. Broker and backend stay with the worker.
 //!
 //! ```text
-//! worker: task -> children -> child -> process       word   packet   fault
+//! worker: task -> children -> child -> process       word   frame   fault
 //!                                 ||  (what is said, and how)
 //! child:  part -> serve -> backend
 //! ```
@@ -17,32 +17,33 @@
 mod backend;
 mod child;
 mod children;
-mod fault;
-mod loss;
+mod exit_status;
+mod frame;
 mod memory;
-mod packet;
-mod part;
 mod process;
 mod program;
+mod protocol;
+mod role;
 mod serve;
 mod task;
-mod word;
+mod wire_error;
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-pub(crate) use children::Children;
-pub use part::is_isolated_child;
-pub(crate) use program::Recipe;
-
-use children::Rules;
-use part::Part;
+use crate::app::inner::AppInner;
+use crate::execution::{ErasedTask, Registry, Tasks};
+use crate::worker::error::WorkerError;
+use crate::worker::isolated::protocol::Welcome;
+use crate::worker::isolated::role::ProcessRole;
+use children::ChildLimits;
 use program::Program;
 use task::IsolatedTask;
-use word::Welcome;
 
-use super::{Worker, WorkerError};
-use crate::task::{Registry, Run};
+pub use crate::worker::isolated::role::is_isolated_child;
+
+pub(crate) use children::Children;
+pub(crate) use program::ChildCommand;
 
 /// A child that cannot be started.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -68,7 +69,7 @@ impl From<ChildError> for WorkerError {
 }
 
 /// What a worker is to do here.
-pub(crate) enum Duty {
+pub(crate) enum Mode {
     /// Its own work, with children where it needs them.
     Work(Option<Arc<Children>>),
     /// That of the worker at the other end.
@@ -77,41 +78,55 @@ pub(crate) enum Duty {
     Wait,
 }
 
+/// The properties of a worker that decide about child processes.
+pub(crate) struct WorkerProfile<'a> {
+    pub(crate) app: &'a AppInner,
+    pub(crate) tasks: &'a Tasks,
+    pub(crate) queues: &'a [String],
+    pub(crate) hostname: &'a str,
+    pub(crate) concurrency: usize,
+    pub(crate) child_command: Option<&'a ChildCommand>,
+}
+
 /// Finds out what the worker is to do in this process, and gets ready for it.
-pub(crate) fn duty(worker: &Worker) -> Result<Duty, WorkerError> {
-    let name = program::worker_name(worker.tasks.names(), &worker.queues);
-    match Part::of(&name) {
-        Part::Child(socket) => return Ok(Duty::Serve(socket)),
-        Part::Bystander => return Ok(Duty::Wait),
-        Part::Worker if !worker.tasks.has_isolated() => return Ok(Duty::Work(None)),
-        Part::Worker => {}
+pub(crate) fn mode(worker: &WorkerProfile<'_>) -> Result<Mode, WorkerError> {
+    let name = program::worker_name(worker.tasks.names(), worker.queues);
+    match ProcessRole::of(&name) {
+        ProcessRole::Child(socket) => return Ok(Mode::Serve(socket)),
+        ProcessRole::Other => return Ok(Mode::Wait),
+        ProcessRole::Worker if !worker.tasks.has_isolated() => return Ok(Mode::Work(None)),
+        ProcessRole::Worker => {}
     }
-    let config = worker.app.config();
+    let config = &worker.app.config;
     let welcome = Welcome {
-        hostname: worker.hostname.clone(),
+        hostname: worker.hostname.to_owned(),
         result_serializer: config.result_serializer.name().to_owned(),
         result_extended: config.result_extended,
         body_limit: config.body_limit,
     };
-    let rules = Rules {
+    let rules = ChildLimits {
         max_tasks: config.worker_max_tasks_per_child,
         max_memory: config.worker_max_memory_per_child,
         deadline: config.operation_timeout,
     };
-    let program = Program::find(worker.child_command.clone())?;
+    let program = Program::find(worker.child_command.cloned())?;
     let children = Children::new(program, name, welcome, rules, worker.concurrency);
-    Ok(Duty::Work(Some(children)))
+    Ok(Mode::Work(Some(children)))
 }
 
 /// What runs a task in one of the children.
-pub(crate) fn runner(children: &Arc<Children>) -> Arc<dyn Run> {
+pub(crate) fn runner(children: &Arc<Children>) -> Arc<dyn ErasedTask> {
     Arc::new(IsolatedTask {
         children: Arc::clone(children),
     })
 }
 
 /// Serves the worker at the other end until it hangs up.
-pub(crate) async fn serve(worker: Worker, socket: UnixStream) -> Result<(), WorkerError> {
-    let registry = Arc::new(Registry::new(worker.tasks, None)?);
-    Ok(serve::serve(socket, registry, &worker.app).await?)
+pub(crate) async fn serve(
+    app: &AppInner,
+    tasks: Tasks,
+    socket: UnixStream,
+) -> Result<(), WorkerError> {
+    let registry = Arc::new(Registry::new(tasks, None)?);
+    Ok(serve::serve(socket, registry, app).await?)
 }

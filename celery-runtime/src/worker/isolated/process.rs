@@ -8,6 +8,8 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use crate::env;
+
 /// How long a process may go on after a signal that was to end it, or after it
 /// has hung up itself.
 const LAST_MOMENTS: Duration = Duration::from_secs(2);
@@ -53,7 +55,7 @@ impl Process {
         let (end, ended) = watch::channel(None);
         // Ends by itself soon after the process does, which ends soon after
         // this value is dropped.
-        tokio::spawn(async move {
+        env::spawn(async move {
             let status = keep(child, ordered).await;
             on_end(pid);
             end.send_replace(Some(status));
@@ -108,6 +110,7 @@ async fn keep(
     let mut is_owned = true;
     loop {
         tokio::select! {
+            biased;
             status = child.wait() => return status.ok(),
             order = orders.recv(), if is_owned => match order {
                 Some(Order::Kill) => kill(&mut child),
@@ -199,7 +202,7 @@ mod tests {
     async fn a_process_of_nobody_is_ended() {
         let (process, end) = shell("echo >&0; while :; do sleep 1; done");
         drop(process);
-        tokio::task::spawn_blocking(move || end.recv().unwrap())
+        env::spawn_blocking(move || end.recv().unwrap())
             .await
             .unwrap();
     }

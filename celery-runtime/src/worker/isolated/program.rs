@@ -9,7 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::ChildError;
+use crate::worker::isolated::ChildError;
 
 /// The environment variable that marks a child, with the name of the worker
 /// that it serves. It is not one of Celery's settings, which begin with
@@ -24,19 +24,19 @@ pub(super) const ANY: &str = "any";
 pub(crate) enum Program {
     /// This one, once more.
     Own(PathBuf),
-    Given(Recipe),
+    Given(ChildCommand),
 }
 
 /// What is kept of a command, which itself cannot be used twice.
 #[derive(Clone, Debug)]
-pub(crate) struct Recipe {
+pub(crate) struct ChildCommand {
     program: OsString,
     arguments: Vec<OsString>,
     environment: Vec<(OsString, Option<OsString>)>,
     folder: Option<PathBuf>,
 }
 
-impl From<&Command> for Recipe {
+impl From<&Command> for ChildCommand {
     fn from(command: &Command) -> Self {
         let own = OsStr::to_owned;
         let environment = command.get_envs();
@@ -53,7 +53,7 @@ impl From<&Command> for Recipe {
 
 impl Program {
     /// The one that was given, or else this one.
-    pub(super) fn find(given: Option<Recipe>) -> Result<Self, ChildError> {
+    pub(super) fn find(given: Option<ChildCommand>) -> Result<Self, ChildError> {
         if let Some(recipe) = given {
             return Ok(Self::Given(recipe));
         }
@@ -175,7 +175,7 @@ mod tests {
             .env("X", "1")
             .env_remove("Y")
             .current_dir("/");
-        let program = Program::find(Some(Recipe::from(&given))).unwrap();
+        let program = Program::find(Some(ChildCommand::from(&given))).unwrap();
         for _ in 0..2 {
             let command = program.command("ignored");
             assert_eq!(command.get_program(), "prog");

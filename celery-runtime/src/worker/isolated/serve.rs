@@ -12,17 +12,22 @@ use bytes::{Bytes, BytesMut};
 use celery_protocol::{Accept, Message, Serializer, kombu};
 use tokio::sync::{mpsc, oneshot};
 
-use super::ChildError;
-use super::backend::LineBackend;
-use super::fault::Fault;
-use super::packet::Packet;
-use super::program;
-use super::word::{Call, Hello, PROTOCOL, Refusal, ToChild, ToWorker, Welcome};
-use crate::app::App;
+use crate::app::inner::AppInner;
 use crate::client::Client;
-use crate::task::{AutoRetry, Job, Registry, Run, Services, TaskControl, TaskError, Threads};
-use crate::worker::delivery::Outcome;
-use crate::worker::pool;
+use crate::env;
+use crate::execution::{
+    BlockingPool, ErasedTask, Job, Registry, TaskControl, TaskError, WorkerContext,
+};
+use crate::task::AutoRetry;
+use crate::worker::delivery::event::Outcome;
+use crate::worker::effects::run_task;
+use crate::worker::isolated::backend::ChannelBackend;
+use crate::worker::isolated::frame::Frame;
+use crate::worker::isolated::protocol::{
+    Call, Handshake, PROTOCOL, StoreRefusal, ToChild, ToWorker, Welcome,
+};
+use crate::worker::isolated::wire_error::WireError;
+use crate::worker::isolated::{ChildError, program};
 
 /// How long the program may take to end after its worker has hung up.
 const LAST_MOMENTS: Duration = Duration::from_secs(5);
@@ -34,38 +39,35 @@ const CONFUSED: i32 = 70;
 pub(super) async fn serve(
     socket: UnixStream,
     registry: Arc<Registry>,
-    app: &App,
+    app: &AppInner,
 ) -> Result<(), ChildError> {
     let failed = |error: std::io::Error| ChildError::new("this process", error.to_string());
     ignore_interrupts();
     let ear = socket.try_clone().map_err(failed)?;
-    let line = Arc::new(Line::new(socket));
-    line.send(&Packet::new(ToWorker::Hello(Hello {
+    let line = Arc::new(ParentChannel::new(socket));
+    line.send(&Frame::new(ToWorker::Handshake(Handshake {
         protocol: PROTOCOL,
         build: program::build(),
     })));
     // Unbounded: the worker waits for the end of a task before the next one.
     let (work, mut works) = mpsc::unbounded_channel();
-    let listener = Listener {
+    let listener = FrameListener {
         line: Arc::clone(&line),
         registry,
-        accept: app.config().accept_content,
-        client: app.client(),
+        accept: app.config.accept_content,
+        client: Client::new(app),
         services: None,
         running: None,
         work,
     };
     // A thread, since it has to hear the end of the worker whatever the task
     // does to the runtime. It ends with the process.
-    thread::Builder::new()
-        .name("celery-child".to_owned())
-        .spawn(move || listener.listen(ear))
-        .map_err(failed)?;
-    while let Some(Work { job, run, auto }) = works.recv().await {
+    env::spawn_thread("celery-child", move || listener.listen(ear)).map_err(failed)?;
+    while let Some(Assignment { job, run, auto }) = works.recv().await {
         let outcome = run_one(&line, run, job).await;
-        let packet = ending(outcome, auto.as_ref());
+        let frame = ending(outcome, auto.as_ref());
         line.is_busy.store(false, Ordering::SeqCst);
-        line.send(&packet);
+        line.send(&frame);
     }
     Ok(())
 }
@@ -80,37 +82,38 @@ fn ignore_interrupts() {
     }
 }
 
-async fn run_one(line: &Line, run: Arc<dyn Run>, job: Arc<Job>) -> Outcome {
-    let mut running = std::pin::pin!(pool::run(run, Arc::clone(&job)));
+async fn run_one(line: &ParentChannel, run: Arc<dyn ErasedTask>, job: Arc<Job>) -> Outcome {
+    let mut running = std::pin::pin!(run_task::run(run, Arc::clone(&job)));
     let mut is_silent = true;
     loop {
         tokio::select! {
+            biased;
             outcome = &mut running => return outcome,
             () = job.control.listened(), if is_silent => {
                 is_silent = false;
-                line.send(&Packet::new(ToWorker::Listens));
+                line.send(&Frame::new(ToWorker::Listens));
             }
         }
     }
 }
 
-fn ending(outcome: Outcome, auto: Option<&AutoRetry>) -> Packet<ToWorker> {
+fn ending(outcome: Outcome, auto: Option<&AutoRetry>) -> Frame<ToWorker> {
     match outcome {
-        Outcome::Value(None) => Packet::new(ToWorker::Value),
+        Outcome::Value(None) => Frame::new(ToWorker::Value),
         Outcome::Value(Some(value)) => match value.serializer().encode(&value) {
-            Ok(bytes) => Packet::new(ToWorker::Value).with(bytes),
+            Ok(bytes) => Frame::new(ToWorker::Value).with(bytes),
             Err(error) => fault(encode_error(&error), None),
         },
         Outcome::Error { error, .. } => fault(error, auto),
-        Outcome::Panic(message) => Packet::new(ToWorker::Panic(message)),
-        Outcome::Lost(loss) => Packet::new(ToWorker::Panic(loss.message)),
+        Outcome::Panic(message) => Frame::new(ToWorker::Panic(message)),
+        Outcome::Lost(loss) => Frame::new(ToWorker::Panic(loss.message)),
     }
 }
 
-fn fault(error: TaskError, auto: Option<&AutoRetry>) -> Packet<ToWorker> {
-    match Fault::tell(error, auto) {
-        Ok(fault) => Packet::new(ToWorker::Fault(fault)),
-        Err(error) => Packet::new(ToWorker::Panic(error.to_string())),
+fn fault(error: TaskError, auto: Option<&AutoRetry>) -> Frame<ToWorker> {
+    match WireError::tell(error, auto) {
+        Ok(fault) => Frame::new(ToWorker::WireError(fault)),
+        Err(error) => Frame::new(ToWorker::Panic(error.to_string())),
     }
 }
 
@@ -120,14 +123,14 @@ fn encode_error(error: &dyn std::fmt::Display) -> TaskError {
 
 /// The line to the worker, as tasks use it.
 #[derive(Debug)]
-pub(super) struct Line {
+pub(super) struct ParentChannel {
     mouth: Mutex<UnixStream>,
     is_busy: AtomicBool,
-    updates: Mutex<HashMap<u64, oneshot::Sender<Option<Refusal>>>>,
+    updates: Mutex<HashMap<u64, oneshot::Sender<Option<StoreRefusal>>>>,
     next_update: AtomicU64,
 }
 
-impl Line {
+impl ParentChannel {
     fn new(socket: UnixStream) -> Self {
         Self {
             mouth: Mutex::new(socket),
@@ -138,19 +141,19 @@ impl Line {
     }
 
     /// Asks the worker to store a document; answers with why not, if so.
-    pub(super) async fn update(&self, id: &str, document: Vec<u8>) -> Option<Refusal> {
+    pub(super) async fn update(&self, id: &str, document: Vec<u8>) -> Option<StoreRefusal> {
         let number = self.next_update.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
         self.updates().insert(number, answer);
         let id = id.to_owned();
-        self.send(&Packet::new(ToWorker::Update { number, id }).with(document));
+        self.send(&Frame::new(ToWorker::Update { number, id }).with(document));
         // There is an answer, or this process ends.
         answered.await.unwrap_or_default()
     }
 
     /// Waits until the worker's side has room, which it makes at all times.
-    fn send(&self, packet: &Packet<ToWorker>) {
-        let bytes = packet.write().or_else(|error| {
+    fn send(&self, frame: &Frame<ToWorker>) {
+        let bytes = frame.write().or_else(|error| {
             // Too large: that is the task's own fault.
             fault(encode_error(&error), None).write()
         });
@@ -165,38 +168,38 @@ impl Line {
         }
     }
 
-    fn updates(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Option<Refusal>>>> {
+    fn updates(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Option<StoreRefusal>>>> {
         self.updates.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A task on its way from the listener to the runtime.
-struct Work {
+struct Assignment {
     job: Arc<Job>,
-    run: Arc<dyn Run>,
+    run: Arc<dyn ErasedTask>,
     auto: Option<AutoRetry>,
 }
 
 /// Hears what the worker says.
-struct Listener {
-    line: Arc<Line>,
+struct FrameListener {
+    line: Arc<ParentChannel>,
     registry: Arc<Registry>,
     accept: Accept,
     client: Client,
-    services: Option<Arc<Services>>,
+    services: Option<Arc<WorkerContext>>,
     /// The job that runs, or that ran last.
     running: Option<Arc<Job>>,
-    work: mpsc::UnboundedSender<Work>,
+    work: mpsc::UnboundedSender<Assignment>,
 }
 
-impl Listener {
+impl FrameListener {
     fn listen(mut self, mut ear: UnixStream) {
         let mut arrived = BytesMut::new();
         let mut chunk = vec![0; 64 << 10];
         loop {
-            match Packet::take(&mut arrived) {
-                Ok(Some(packet)) => {
-                    if let Err(error) = self.hear(packet) {
+            match Frame::take(&mut arrived) {
+                Ok(Some(frame)) => {
+                    if let Err(error) = self.hear(frame) {
                         tracing::error!("cannot understand the worker: {error}");
                         std::process::exit(CONFUSED);
                     }
@@ -225,11 +228,11 @@ impl Listener {
         std::process::exit(0);
     }
 
-    fn hear(&mut self, packet: Packet<ToChild>) -> Result<(), String> {
-        match packet.head {
+    fn hear(&mut self, frame: Frame<ToChild>) -> Result<(), String> {
+        match frame.head {
             ToChild::Welcome(welcome) => self.services = Some(Arc::new(self.services(welcome)?)),
             ToChild::Run(ref call) => {
-                let bytes = |index| packet.blob(index).map_err(|error| error.to_string());
+                let bytes = |index| frame.blob(index).map_err(|error| error.to_string());
                 let message = message(bytes(0)?, bytes(1)?.clone())?;
                 self.begin(call, message)?;
             }
@@ -255,7 +258,7 @@ impl Listener {
 
     fn begin(&mut self, call: &Call, message: Message) -> Result<(), String> {
         self.line.is_busy.store(true, Ordering::SeqCst);
-        self.line.send(&Packet::new(ToWorker::Began));
+        self.line.send(&Frame::new(ToWorker::Began));
         let services = self.services.clone().ok_or("a task before the welcome")?;
         let Some(registered) = self.registry.find(&call.task) else {
             let error = TaskError::named("celery.exceptions", "NotRegistered", call.task.clone());
@@ -275,11 +278,11 @@ impl Listener {
             message,
             services,
             control: TaskControl::default(),
-            trail: Mutex::default(),
+            children: Mutex::default(),
             failure: None,
         });
         self.running = Some(Arc::clone(&job));
-        let work = Work {
+        let work = Assignment {
             job,
             run: Arc::clone(&registered.run),
             auto: registered.declaration.options.autoretry,
@@ -291,11 +294,11 @@ impl Listener {
         Ok(())
     }
 
-    fn services(&self, welcome: Welcome) -> Result<Services, String> {
+    fn services(&self, welcome: Welcome) -> Result<WorkerContext, String> {
         let serializer = &welcome.result_serializer;
-        Ok(Services {
+        Ok(WorkerContext {
             store: None,
-            backend: Some(Arc::new(LineBackend::new(Arc::clone(&self.line)))),
+            backend: Some(Arc::new(ChannelBackend::new(Arc::clone(&self.line)))),
             hostname: welcome.hostname,
             accept: self.accept,
             body_limit: welcome.body_limit,
@@ -303,12 +306,11 @@ impl Listener {
                 .ok_or_else(|| format!("there is no serializer {serializer}"))?,
             result_extended: welcome.result_extended,
             // One task at a time has one thread.
-            blocking: Threads::new(1),
+            blocking: BlockingPool::new(1),
             client: self.client.clone(),
             registry: Arc::clone(&self.registry),
             // Its task is never isolated.
             chord_retry_interval: Duration::ZERO,
-            children: None,
         })
     }
 }

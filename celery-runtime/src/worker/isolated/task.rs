@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::child;
-use super::children::Children;
-use crate::broker::BoxFuture;
-use crate::task::{Invocation, Returned, Run, Unreturned};
+use crate::boundary::BoxFuture;
+use crate::execution::{ErasedTask, Invocation, RunError, RunResult};
+use crate::worker::isolated::child;
+use crate::worker::isolated::children::Children;
 
 /// Any task: the child knows them by name.
 #[derive(Debug)]
@@ -13,19 +13,19 @@ pub(super) struct IsolatedTask {
     pub(super) children: Arc<Children>,
 }
 
-impl Run for IsolatedTask {
-    fn run(self: Arc<Self>, invocation: Invocation) -> BoxFuture<'static, Returned> {
+impl ErasedTask for IsolatedTask {
+    fn run(self: Arc<Self>, invocation: Invocation) -> BoxFuture<'static, RunResult> {
         Box::pin(async move {
             match self.children.run(&invocation.job).await {
-                child::Run::Ended(returned) => returned,
-                child::Run::Lost(loss) => {
+                child::ChildRun::Ended(returned) => returned,
+                child::ChildRun::Lost(loss) => {
                     tracing::error!(
                         "the child of task {}[{}] is lost: {}",
                         invocation.job.task,
                         invocation.job.id,
                         loss.message
                     );
-                    Err(Unreturned::Lost(loss))
+                    Err(RunError::Lost(loss))
                 }
             }
         })

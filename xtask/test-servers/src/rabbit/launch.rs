@@ -1,4 +1,4 @@
-//! How a node is started and spoken to: its files and its command lines.
+//! Starts a node: its configuration files and command lines.
 
 use std::fs;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -6,20 +6,20 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
-use super::{LOT, RabbitServer, RabbitServerBuilder, START_LIMIT, Tls, program};
+use super::{RabbitServer, RabbitServerBuilder, START_TIMEOUT, Tls, VHOST_BATCH_SIZE, program};
 use crate::ports::free_port;
 use crate::process::{Folder, Process, StartError, last_lines};
 use crate::process_group::poll_until;
 use crate::tls::{Certificates, ClientCertificate};
 
 impl RabbitServer {
-    /// Starts a node on ports that it gets for itself.
+    /// Starts a node on free ports.
     pub(super) fn start_with(settings: &RabbitServerBuilder) -> Self {
         loop {
             let server = Self::unstarted(settings);
             match server.launch() {
                 Ok(()) => return server,
-                // Somebody took it between our look and the node's: take another one.
+                // Another process has taken the port since `free_port` checked it: retry.
                 Err(error) if port_is_taken(&error) => {}
                 Err(error) => panic!("{}", explain(&error)),
             }
@@ -32,14 +32,14 @@ impl RabbitServer {
         let random = RandomState::new().build_hasher().finish();
         Self {
             settings: settings.clone(),
-            // Not the machine's name, which need not resolve.
+            // Not the host name, which may not resolve.
             node: format!("{name}-{random:x}@localhost"),
             port: free_port(),
             distribution_port: free_port(),
             tls: settings.tls.then(|| Tls {
                 port: free_port(),
-                certificates: Certificates::make(&folder),
-                client: (settings.client_certificates).then(|| ClientCertificate::make(&folder)),
+                certificates: Certificates::create(&folder),
+                client: (settings.client_certificates).then(|| ClientCertificate::create(&folder)),
             }),
             vhosts: Mutex::new(0),
             process: Mutex::new(None),
@@ -47,30 +47,30 @@ impl RabbitServer {
         }
     }
 
-    /// Starts the process and waits until it answers.
+    /// Starts the process and waits until the node is ready.
     pub(super) fn launch(&self) -> Result<(), StartError> {
         self.write_configuration();
         let (log, output) = (self.folder.join("rabbit.log"), self.folder.join("output"));
-        // What earlier starts wrote does not count.
-        let (seen, said) = (length(&log), length(&output));
+        // Ignores the output of earlier starts.
+        let (log_start, output_start) = (file_length(&log), file_length(&output));
         let mut command = self.command_line();
         let mut process = Process::start_as(self.node.as_ref(), &mut command, &output, &output)
             .map_err(|error| StartError::Program(command.get_program().to_owned(), error))?;
-        let answer = poll_until(START_LIMIT, || {
+        let ready = poll_until(START_TIMEOUT, || {
             if process.exited().is_some() {
-                return Some(Err(StartError::Exited(read_from(&output, said))));
+                return Some(Err(StartError::Exited(read_from(&output, output_start))));
             }
-            let complete = read_from(&log, seen).contains("Server startup complete");
+            let complete = read_from(&log, log_start).contains("Server startup complete");
             complete.then_some(Ok(()))
         });
-        answer.unwrap_or_else(|| Err(StartError::Silent(last_lines(&log))))?;
+        ready.unwrap_or_else(|| Err(StartError::Timeout(last_lines(&log))))?;
         *self.process() = Some(process);
         Ok(())
     }
 
     fn write_configuration(&self) {
         let mut lines = self.settings.configuration(self.port, self.tls.as_ref());
-        // Read by the first start only: a later one finds what the node has kept.
+        // Loaded by the first start only: later starts use the database of the node.
         if !self.folder.join("mnesia").exists() {
             let file = self.write_definitions(0);
             lines += &format!("load_definitions = {}\n", file.display());
@@ -79,10 +79,10 @@ impl RabbitServer {
         write(&self.folder.join("enabled_plugins"), "[].\n");
     }
 
-    /// Writes the lot of virtual hosts that starts with this number.
+    /// Writes the definitions of a batch of virtual hosts, starting with this number.
     pub(super) fn write_definitions(&self, first: usize) -> PathBuf {
         let file = self.folder.join("definitions.json");
-        let definitions = self.settings.definitions(first..first + LOT);
+        let definitions = self.settings.definitions(first..first + VHOST_BATCH_SIZE);
         write(&file, &definitions.to_string());
         file
     }
@@ -92,9 +92,9 @@ impl RabbitServer {
         let mut command = program::command(&path, &self.folder);
         let port = self.distribution_port.to_string();
         command
-            // Has the script replaced by the Erlang machine, whose process id we then have.
+            // Makes the script exec the Erlang VM, so that the process id is that of the VM.
             .env("RUNNING_UNDER_SYSTEMD", "true")
-            // Bound to cores, several nodes would sit on the same ones.
+            // No binding to cores, because several nodes would use the same cores.
             .env("RABBITMQ_SCHEDULER_BIND_TYPE", "u")
             .env("RABBITMQ_NODENAME", &self.node)
             .env("RABBITMQ_MNESIA_BASE", self.folder.join("mnesia"))
@@ -106,13 +106,13 @@ impl RabbitServer {
                 self.folder.join("enabled_plugins"),
             )
             .env("RABBITMQ_DIST_PORT", &port)
-            // Named here, the node is distributed before RabbitMQ would start an epmd for it.
+            // Starts the distribution with this name, so that RabbitMQ does not start an epmd.
             .args(["-sname", &self.node])
             .args(["-start_epmd", "false", "-erl_epmd_port", &port])
             .args(["-kernel", "inet_dist_listen_min", &port])
             .args(["inet_dist_listen_max", &port])
             .args(["inet_dist_use_interface", "{127,0,0,1}"])
-            // No more threads than a small machine would have.
+            // Limits the number of threads.
             .args(["+S", "2:2", "+SDio", "2", "+A", "2"]);
         command
     }
@@ -147,12 +147,12 @@ fn write(path: &Path, text: &str) {
         .unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
 }
 
-/// How many bytes the file has; none if it is not there.
-fn length(path: &Path) -> usize {
+/// Returns the length of the file; 0 if there is no file.
+fn file_length(path: &Path) -> usize {
     fs::read(path).map_or(0, |bytes| bytes.len())
 }
 
-/// What the file holds from this byte on.
+/// Returns the content of the file from this byte on.
 pub(super) fn read_from(path: &Path, start: usize) -> String {
     let bytes = fs::read(path).unwrap_or_default();
     String::from_utf8_lossy(bytes.get(start..).unwrap_or_default()).into_owned()

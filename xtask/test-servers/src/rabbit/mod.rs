@@ -15,27 +15,26 @@ use launch::{explain, port_is_taken, read_from};
 
 pub use settings::RabbitServerBuilder;
 
-/// How long a node may take from its start to its first answer; on two idle cores it takes five
-/// seconds.
-const START_LIMIT: Duration = Duration::from_secs(60);
+/// The time limit for a node to become ready; on two idle cores it takes five seconds.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long an orderly stop may take.
-const STOP_LIMIT: Duration = Duration::from_secs(30);
+/// The time limit of an orderly stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long one call of `rabbitmqctl` may take.
-const CONTROL_LIMIT: Duration = Duration::from_secs(30);
+/// The time limit of a call of `rabbitmqctl`.
+const CONTROL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How many virtual hosts are made at a time: each one costs thirty milliseconds of the start.
-const LOT: usize = 16;
+/// The number of virtual hosts that are created together: each one delays the start by 30 ms.
+const VHOST_BATCH_SIZE: usize = 16;
 
-/// A RabbitMQ node, killed when dropped.
+/// A private RabbitMQ node, killed when dropped.
 ///
-/// A start takes seconds. Tests that do no harm to the node share [one](Self::shared), and each
-/// of them takes a virtual host of its own. All methods take `&self`, so that a test may break the
-/// node while others use it.
+/// A start takes seconds. Tests that do not disturb the node share [one](Self::shared), each with
+/// its own virtual host. All methods take `&self`, so that a test may stop the node while other
+/// tasks use it.
 ///
 /// The node has no plugins, listens on the loopback interface only and needs no `epmd`: its
-/// distribution port is fixed, and `rabbitmqctl` is told which it is.
+/// distribution port is fixed and passed to `rabbitmqctl`.
 ///
 /// ```no_run
 /// use test_servers::RabbitServer;
@@ -54,7 +53,7 @@ pub struct RabbitServer {
     port: u16,
     distribution_port: u16,
     tls: Option<Tls>,
-    /// How many virtual hosts have been handed out.
+    /// The number of virtual hosts that `fresh_vhost` has returned.
     vhosts: Mutex<usize>,
     process: Mutex<Option<Process>>,
     folder: Folder,
@@ -71,75 +70,76 @@ impl RabbitServer {
     /// The password of [`client_bundle`](Self::client_bundle).
     pub const CLIENT_BUNDLE_PASSWORD: &str = ClientCertificate::BUNDLE_PASSWORD;
 
-    /// Starts a node of its own.
+    /// Starts a private node.
     ///
     /// # Panics
     ///
-    /// If there is no `rabbitmq-server` or it does not start within a minute.
+    /// Panics if `rabbitmq-server` is missing or is not ready within a minute.
     #[must_use]
     pub fn start() -> Self {
         Self::builder().start()
     }
 
-    /// The node that the tests of this process share, started by the first who asks and killed
-    /// when the process ends.
+    /// Returns the node that the tests of this process share; the first call starts it, and it is
+    /// killed when the process exits.
     ///
-    /// Its folder stays, for nobody can tell whether a test failed who used it; `cargo xtask test`
-    /// clears the folders away when it starts.
+    /// Its folder is kept, because a test that used it may have failed; `cargo xtask test` removes
+    /// the folders when it starts.
     ///
     /// # Panics
     ///
-    /// As [`start`](Self::start).
+    /// Panics like [`start`](Self::start).
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<RabbitServer> = OnceLock::new();
         SHARED.get_or_init(Self::start)
     }
 
-    /// A node with settings of its own.
+    /// Returns a builder for a node with other settings.
     pub fn builder() -> RabbitServerBuilder {
         RabbitServerBuilder::default()
     }
 
-    /// The script that would be started: the one that the environment variable
-    /// [`RABBITMQ_SERVER`](super::RABBITMQ_SERVER) names, or else an installed one.
+    /// Returns the script that starts a node: the one that the environment variable
+    /// [`RABBITMQ_SERVER`](super::RABBITMQ_SERVER) names, otherwise an installed one.
     #[must_use]
     pub fn program() -> Option<PathBuf> {
         program::server()
     }
 
-    /// `amqp://guest:guest@127.0.0.1:PORT`, without a virtual host: the one named `/`.
+    /// Returns `amqp://guest:guest@127.0.0.1:PORT`, which means the virtual host `/`.
     #[must_use]
     pub fn url(&self) -> String {
         format!("amqp://guest:guest@127.0.0.1:{}", self.port)
     }
 
-    /// The same with a virtual host: `amqp://guest:guest@127.0.0.1:PORT/NAME`.
+    /// Returns the URL of a virtual host: `amqp://guest:guest@127.0.0.1:PORT/NAME`.
     #[must_use]
     pub fn vhost_url(&self, name: &str) -> String {
         format!("{}/{}", self.url(), name.replace('/', "%2F"))
     }
 
-    /// The URL of a [fresh virtual host](Self::fresh_vhost).
+    /// Returns the URL of a [fresh virtual host](Self::fresh_vhost).
     ///
     /// # Panics
     ///
-    /// As `fresh_vhost`.
+    /// Panics like `fresh_vhost`.
     #[must_use]
     pub fn fresh_url(&self) -> String {
         self.vhost_url(&self.fresh_vhost())
     }
 
-    /// The name of a virtual host that nobody has used yet, in which every user may do everything.
+    /// Returns the name of an unused virtual host, in which every user has all permissions.
     ///
-    /// Sixteen are there from the start; after them every sixteenth call takes a second.
+    /// Sixteen are created at the start; after that every sixteenth call creates sixteen more,
+    /// which takes a second.
     ///
     /// # Panics
     ///
-    /// If more have to be made and the node does not run.
+    /// Panics if more must be created and the node does not run.
     #[must_use]
     pub fn fresh_vhost(&self) -> String {
         let mut used = self.vhosts.lock().unwrap_or_else(PoisonError::into_inner);
-        if *used > 0 && used.is_multiple_of(LOT) {
+        if *used > 0 && used.is_multiple_of(VHOST_BATCH_SIZE) {
             let file = self.write_definitions(*used);
             self.control(&["import_definitions", &file.display().to_string()]);
         }
@@ -147,191 +147,193 @@ impl RabbitServer {
         settings::vhost(*used - 1)
     }
 
-    /// `amqps://guest:guest@127.0.0.1:PORT`; its certificate is signed by
+    /// Returns `amqps://guest:guest@127.0.0.1:PORT`, whose certificate is signed by
     /// [`authority`](Self::authority).
     ///
     /// # Panics
     ///
-    /// If the node was started without TLS.
+    /// Panics if the node was started without TLS.
     #[must_use]
     pub fn tls_url(&self) -> String {
         format!("amqps://guest:guest@127.0.0.1:{}", self.tls_port())
     }
 
-    /// The PEM file of the authority that signed the node's certificate.
+    /// Returns the PEM file of the authority that signed the node's certificate.
     ///
     /// # Panics
     ///
-    /// If the node was started without TLS.
+    /// Panics if the node was started without TLS.
     #[must_use]
     pub fn authority(&self) -> &Path {
         &self.tls().certificates.authority
     }
 
-    /// The PEM file of a certificate that the node accepts.
+    /// Returns the PEM file of a client certificate that the node accepts.
     ///
     /// # Panics
     ///
-    /// If the node was started without client certificates.
+    /// Panics if the node was started without client certificates.
     #[must_use]
     pub fn client_certificate(&self) -> &Path {
         &self.client().certificate
     }
 
-    /// The PEM file of the key that belongs to it, as PKCS#8.
+    /// Returns the PEM file of the key of the client certificate, as PKCS#8.
     ///
     /// # Panics
     ///
-    /// If the node was started without client certificates.
+    /// Panics if the node was started without client certificates.
     #[must_use]
     pub fn client_key(&self) -> &Path {
         &self.client().key
     }
 
-    /// The PKCS#12 file of both, with the password
+    /// Returns the PKCS#12 file of the client certificate and its key, with the password
     /// [`CLIENT_BUNDLE_PASSWORD`](Self::CLIENT_BUNDLE_PASSWORD).
     ///
     /// # Panics
     ///
-    /// If the node was started without client certificates.
+    /// Panics if the node was started without client certificates.
     #[must_use]
     pub fn client_bundle(&self) -> &Path {
         &self.client().bundle
     }
 
-    /// The port without TLS.
+    /// Returns the port without TLS.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The port with TLS.
+    /// Returns the port with TLS.
     ///
     /// # Panics
     ///
-    /// If the node was started without TLS.
+    /// Panics if the node was started without TLS.
     #[must_use]
     pub fn tls_port(&self) -> u16 {
         self.tls().port
     }
 
-    /// The folder with the node's files and its log, `rabbit.log`.
+    /// Returns the folder of the node's files and its log, `rabbit.log`.
     #[must_use]
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// The process id of the Erlang machine, while it runs.
+    /// Returns the process id of the Erlang VM, or `None` while it does not run.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.process().as_ref().map(Process::id)
     }
 
-    /// Runs `rabbitmqctl` with these words against this node and returns what it prints, without
-    /// headers. It takes half a second.
+    /// Runs `rabbitmqctl` against this node and returns its output without headers, in half a
+    /// second.
     ///
-    /// `stop_app` and `start_app` together close all connections and start the broker anew within
-    /// a second; [`restart`](Self::restart) takes five.
+    /// `stop_app` and `start_app` together close all connections and restart the broker within a
+    /// second; [`restart`](Self::restart) takes five.
     ///
     /// # Panics
     ///
-    /// If it fails or takes longer than thirty seconds.
-    pub fn control(&self, words: &[&str]) -> String {
+    /// Panics if the command fails or takes longer than thirty seconds.
+    pub fn control(&self, arguments: &[&str]) -> String {
         let folder = Folder::new("rabbitmqctl");
         let log = folder.join("output");
-        let mut command = self.control_command(words);
+        let mut command = self.control_command(arguments);
         let mut process = Process::start(&mut command, &log, &log)
             .unwrap_or_else(|error| panic!("cannot start rabbitmqctl: {error}"));
-        let status = process.wait(CONTROL_LIMIT);
+        let status = process.wait(CONTROL_TIMEOUT);
         process.kill();
 
         let output = read_from(&log, 0);
         match status {
             Some(status) if status.success() => output,
-            Some(status) => panic!("rabbitmqctl {words:?} failed ({status}):\n{output}"),
-            None => panic!("rabbitmqctl {words:?} does not end:\n{output}"),
+            Some(status) => panic!("rabbitmqctl {arguments:?} failed ({status}):\n{output}"),
+            None => panic!("rabbitmqctl {arguments:?} did not exit in time:\n{output}"),
         }
     }
 
-    /// The rows that a listing prints, each with its columns: `&["list_queues", "-p", "t0",
-    /// "name", "messages"]`.
+    /// Runs a listing of `rabbitmqctl` and returns its rows with their columns, for example
+    /// `&["list_queues", "-p", "t0", "name", "messages"]`.
     ///
     /// # Panics
     ///
-    /// As [`control`](Self::control).
+    /// Panics like [`control`](Self::control).
     #[must_use]
-    pub fn list(&self, words: &[&str]) -> Vec<Vec<String>> {
-        let output = self.control(words);
+    pub fn list(&self, arguments: &[&str]) -> Vec<Vec<String>> {
+        let output = self.control(arguments);
         let columns = |line: &str| line.split('\t').map(str::to_owned).collect();
         output.lines().map(columns).collect()
     }
 
-    /// Kills the node as a power cut would.
+    /// Kills the node with SIGKILL.
     pub fn kill(&self) {
-        // Dropping kills.
+        // Dropping the process kills it.
         self.process().take();
     }
 
-    /// Ends the node in good order.
+    /// Shuts the node down with SIGTERM.
     ///
     /// # Panics
     ///
-    /// If it has not ended after thirty seconds.
+    /// Panics if the node has not exited after thirty seconds.
     pub fn stop(&self) {
         if let Some(mut running) = self.process().take() {
             running.signal("TERM");
             assert!(
-                running.wait(STOP_LIMIT).is_some(),
-                "rabbitmq on port {} does not stop",
+                running.wait(STOP_TIMEOUT).is_some(),
+                "rabbitmq on port {} did not exit after SIGTERM",
                 self.port
             );
         }
     }
 
-    /// Starts the node again on the same ports, with what the same folder holds, and waits until
-    /// it answers.
+    /// Restarts the node on the same ports with the same folder, and waits until it is ready.
     ///
-    /// A node that still runs is killed before.
+    /// Kills the node first if it still runs.
     ///
     /// # Panics
     ///
-    /// If it does not start.
+    /// Panics if the node does not start.
     pub fn restart(&self) {
         self.kill();
-        // A port may still be in the hands of a connection on its way out.
-        let started = poll_until(START_LIMIT, || match self.launch() {
+        // A closing connection may still occupy a port.
+        let started = poll_until(START_TIMEOUT, || match self.launch() {
             Err(error) if port_is_taken(&error) => None,
             outcome => Some(outcome),
         });
         match started {
             Some(Ok(())) => {}
             Some(Err(error)) => panic!("{}", explain(&error)),
-            None => panic!("rabbitmq cannot have port {} again", self.port),
+            None => panic!(
+                "cannot restart rabbitmq: port {} is still in use",
+                self.port
+            ),
         }
     }
 
-    /// Stops the Erlang machine in its tracks: connections stay open and nobody answers.
+    /// Suspends the Erlang VM with SIGSTOP: connections stay open without replies.
     ///
     /// # Panics
     ///
-    /// If the node does not run.
+    /// Panics if the node does not run.
     #[cfg(unix)]
     pub fn pause(&self) {
-        self.running("STOP");
+        self.send_signal("STOP");
     }
 
-    /// Lets a paused node go on.
+    /// Resumes a paused node with SIGCONT.
     ///
     /// # Panics
     ///
-    /// If the node does not run.
+    /// Panics if the node does not run.
     #[cfg(unix)]
     pub fn resume(&self) {
-        self.running("CONT");
+        self.send_signal("CONT");
     }
 
     #[cfg(unix)]
-    fn running(&self, signal: &str) {
+    fn send_signal(&self, signal: &str) {
         let process = self.process();
         let process = process.as_ref();
         process.expect("the rabbitmq node runs").signal(signal);
@@ -366,44 +368,44 @@ mod tests {
 
     use super::*;
 
-    const LIMIT: Duration = Duration::from_secs(10);
+    const TIMEOUT: Duration = Duration::from_secs(10);
 
-    /// Whether the node begins to talk AMQP within the time.
-    fn answers(port: u16, limit: Duration) -> io::Result<()> {
+    /// Returns an error unless the node replies to an AMQP protocol header within the timeout.
+    fn connect(port: u16, timeout: Duration) -> io::Result<()> {
         let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-        stream.set_read_timeout(Some(limit))?;
+        stream.set_read_timeout(Some(timeout))?;
         stream.write_all(b"AMQP\x00\x00\x09\x01")?;
         stream.read_exact(&mut [0])
     }
 
     #[test]
     #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-    fn a_killed_node_keeps_its_durable_queues_and_its_port() {
+    fn killed_node_restarts_with_its_durable_queues_and_port() {
         let rabbit = RabbitServer::start();
         let (port, pid) = (rabbit.port(), rabbit.pid());
-        answers(port, LIMIT).unwrap();
+        connect(port, TIMEOUT).unwrap();
         rabbit.control(&[
             "eval",
-            "rabbit_amqqueue:declare({resource, <<\"t0\">>, queue, <<\"kept\">>}, true, false, \
+            "rabbit_amqqueue:declare({resource, <<\"t0\">>, queue, <<\"durable\">>}, true, false, \
              [], none, <<\"test\">>).",
         ]);
-        // The node writes down what it was told a moment later.
+        // The node writes to disk asynchronously.
         rabbit.control(&["eval", "mnesia:sync_log()."]);
         rabbit.kill();
-        assert!(answers(port, LIMIT).is_err());
+        assert!(connect(port, TIMEOUT).is_err());
 
         rabbit.restart();
 
         assert_eq!(rabbit.port(), port);
         assert_ne!(rabbit.pid(), pid);
-        answers(port, LIMIT).unwrap();
+        connect(port, TIMEOUT).unwrap();
         let queues = rabbit.list(&["list_queues", "-p", "t0", "name", "messages"]);
-        assert_eq!(queues, [["kept", "0"]]);
+        assert_eq!(queues, [["durable", "0"]]);
     }
 
     #[test]
     #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-    fn two_nodes_run_at_once_each_with_its_own_settings() {
+    fn two_nodes_run_with_different_settings() {
         let first = RabbitServer::builder()
             .user("ann", "word")
             .setting("consumer_timeout", "10000")
@@ -423,41 +425,42 @@ mod tests {
     #[test]
     #[cfg(unix)]
     #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-    fn a_paused_node_answers_only_after_it_is_resumed_and_ends_when_it_is_told() {
+    fn paused_node_replies_after_resume_and_stops_on_sigterm() {
         let rabbit = RabbitServer::start();
         rabbit.pause();
-        assert!(answers(rabbit.port(), Duration::from_millis(100)).is_err());
+        assert!(connect(rabbit.port(), Duration::from_millis(100)).is_err());
         rabbit.resume();
-        answers(rabbit.port(), LIMIT).unwrap();
+        connect(rabbit.port(), TIMEOUT).unwrap();
 
         rabbit.stop();
 
         assert_eq!(rabbit.pid(), None);
-        assert!(answers(rabbit.port(), LIMIT).is_err());
+        assert!(connect(rabbit.port(), TIMEOUT).is_err());
         let log = read_from(&rabbit.folder().join("rabbit.log"), 0);
         assert!(log.contains("stopped TCP listener"), "{log}");
     }
 
     #[test]
     #[ignore = "needs rabbitmq-server and openssl; run cargo xtask test"]
-    fn tls_asks_for_the_certificate_of_the_client() {
+    fn tls_requires_a_client_certificate() {
         let rabbit = RabbitServer::builder().client_certificates().start();
         let openssl = |arguments: &[&str]| {
             let mut command = Command::new("openssl");
             command.args(arguments).stdin(Stdio::null());
             let output = command.output().unwrap();
-            match output.status.success() {
-                true => Ok(()),
-                false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+            if output.status.success() {
+                Ok(())
+            } else {
+                Err(String::from_utf8_lossy(&output.stderr).into_owned())
             }
         };
         let text = |path: &Path| path.to_str().unwrap().to_owned();
         let address = rabbit.tls_url().replace("amqps://guest:guest@", "");
         let authority = text(rabbit.authority());
-        let handshake = |more: &[&str]| {
-            let all = ["s_client", "-tls1_2", "-verify_return_error"];
+        let handshake = |arguments: &[&str]| {
+            let client = ["s_client", "-tls1_2", "-verify_return_error"];
             let peer = ["-verify_ip", "127.0.0.1", "-CAfile", &authority];
-            openssl(&[&all[..], &peer, &["-connect", &address], more].concat())
+            openssl(&[&client[..], &peer, &["-connect", &address], arguments].concat())
         };
 
         let (certificate, key) = (text(rabbit.client_certificate()), text(rabbit.client_key()));
@@ -471,22 +474,24 @@ mod tests {
 
     #[test]
     #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-    fn the_shared_node_has_as_many_virtual_hosts_as_are_asked_for() {
+    fn shared_node_creates_more_virtual_hosts_on_demand() {
         let rabbit = RabbitServer::shared();
-        let names: Vec<_> = (0..=LOT).map(|_| rabbit.fresh_vhost()).collect();
+        let names: Vec<_> = (0..=VHOST_BATCH_SIZE)
+            .map(|_| rabbit.fresh_vhost())
+            .collect();
         let known = rabbit.list(&["list_vhosts"]).concat();
         assert!(names.iter().all(|name| known.contains(name)), "{known:?}");
         let url = rabbit.fresh_url();
         assert!(url.ends_with(&format!(":{}/t17", rabbit.port())), "{url}");
         assert_eq!(RabbitServer::shared().pid(), rabbit.pid());
-        // For the test below.
+        // Read by the next test.
         println!("port={}", rabbit.port());
     }
 
     #[test]
     #[ignore = "needs rabbitmq-server; run cargo xtask test"]
-    fn the_shared_node_ends_with_the_process_of_its_tests() {
-        let test = "the_shared_node_has_as_many_virtual_hosts_as_are_asked_for";
+    fn shared_node_is_killed_when_the_test_process_exits() {
+        let test = "shared_node_creates_more_virtual_hosts_on_demand";
         let output = Command::new(std::env::current_exe().unwrap())
             .args([test, "--include-ignored", "--nocapture"])
             .output()
@@ -498,6 +503,7 @@ mod tests {
             .nth(1)
             .and_then(|rest| rest.lines().next());
         let port = port.unwrap().parse().unwrap();
-        poll_until(LIMIT, || answers(port, LIMIT).is_err().then_some(())).expect("the node ends");
+        poll_until(TIMEOUT, || connect(port, TIMEOUT).is_err().then_some(()))
+            .expect("the node exits");
     }
 }

@@ -1,4 +1,4 @@
-//! Settings of a private RabbitMQ node, and the files that it reads them from.
+//! Settings of a private RabbitMQ node and its configuration files.
 
 use std::ops::Range;
 
@@ -17,55 +17,56 @@ pub struct RabbitServerBuilder {
 }
 
 impl RabbitServerBuilder {
-    /// Listens with TLS on one more port.
+    /// Listens with TLS on an additional port.
     pub fn tls(mut self) -> Self {
         self.tls = true;
         self
     }
 
-    /// Listens with TLS, and only to clients that show a certificate of the same authority, such
-    /// as [`RabbitServer::client_certificate`].
+    /// Listens with TLS and requires a client certificate of the same authority, such as
+    /// [`RabbitServer::client_certificate`].
     pub fn client_certificates(mut self) -> Self {
         self.client_certificates = true;
         self.tls()
     }
 
-    /// Adds a user who may do everything, in all virtual hosts; `guest` is there anyway.
+    /// Adds a user with all permissions in all virtual hosts, in addition to `guest`.
     pub fn user(mut self, name: &str, password: &str) -> Self {
         self.users.push((name.to_owned(), password.to_owned()));
         self
     }
 
-    /// A line of `rabbitmq.conf`, such as `consumer_timeout` and `10000`.
+    /// Adds a line of `rabbitmq.conf`, such as `consumer_timeout` and `10000`.
     pub fn setting(mut self, key: &str, value: &str) -> Self {
         self.lines.push((key.to_owned(), value.to_owned()));
         self
     }
 
-    /// Starts the node and waits until it answers.
+    /// Starts the node and waits until it is ready.
     ///
     /// # Panics
     ///
-    /// If there is no `rabbitmq-server` or it does not start within a minute.
+    /// Panics if `rabbitmq-server` is missing or is not ready within a minute.
     #[must_use]
     pub fn start(&self) -> RabbitServer {
         RabbitServer::start_with(self)
     }
 
-    /// The text of `rabbitmq.conf`.
+    /// Returns the content of `rabbitmq.conf`.
     pub(super) fn configuration(&self, port: u16, tls: Option<&Tls>) -> String {
         let mut lines = vec![
             ("listeners.tcp.1", format!("127.0.0.1:{port}")),
             ("num_acceptors.tcp", "2".to_owned()),
             ("loopback_users", "none".to_owned()),
-            // A full disk or a busy machine must not block publishers.
+            // Low limits, so that a full disk or a busy machine does not block publishers.
             ("disk_free_limit.absolute", "1MB".to_owned()),
             ("vm_memory_high_watermark.absolute", "2GB".to_owned()),
         ];
         if let Some(tls) = tls {
-            let (verify, fail) = match self.client_certificates {
-                true => ("verify_peer", "true"),
-                false => ("verify_none", "false"),
+            let (verify, fail) = if self.client_certificates {
+                ("verify_peer", "true")
+            } else {
+                ("verify_none", "false")
             };
             let files = &tls.certificates;
             lines.extend([
@@ -84,7 +85,7 @@ impl RabbitServerBuilder {
                 ("ssl_options.fail_if_no_peer_cert", fail.to_owned()),
             ]);
         }
-        // A key may be there once only.
+        // RabbitMQ rejects duplicate keys.
         lines.retain(|(key, _)| self.lines.iter().all(|(own, _)| own != key));
         let own = self
             .lines
@@ -97,8 +98,8 @@ impl RabbitServerBuilder {
             .collect()
     }
 
-    /// The users, the virtual host `/` and a lot of numbered ones, as `rabbitmqctl
-    /// import_definitions` reads them.
+    /// Returns the users, the virtual host `/` and numbered virtual hosts in the format of
+    /// `rabbitmqctl import_definitions`.
     pub(super) fn definitions(&self, vhosts: Range<usize>) -> Value {
         let guest = ("guest".to_owned(), "guest".to_owned());
         let users: Vec<_> = std::iter::once(&guest).chain(&self.users).collect();
@@ -120,7 +121,7 @@ impl RabbitServerBuilder {
     }
 }
 
-/// The name of the virtual host with this number.
+/// Returns the name of the virtual host with this number.
 pub(super) fn vhost(number: usize) -> String {
     format!("t{number}")
 }
@@ -130,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_setting_takes_the_place_of_ours() {
+    fn setting_replaces_the_default() {
         let builder = RabbitServer::builder()
             .setting("consumer_timeout", "10000")
             .setting("num_acceptors.tcp", "1");
@@ -144,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn every_user_has_rights_in_every_virtual_host() {
+    fn every_user_has_permissions_in_every_virtual_host() {
         let builder = RabbitServer::builder().user("ann", "word");
         let definitions = builder.definitions(4..6);
         let names = |list: &str, key: &str| -> Vec<String> {

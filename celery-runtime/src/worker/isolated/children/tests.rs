@@ -9,11 +9,13 @@ use celery_protocol::{Accept, Raw, Serializer};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 
-use super::super::is_isolated_child;
-use super::super::program::Recipe;
-use super::*;
 use crate::app::App;
-use crate::task::{Returned, Services, Task, Tasks, Threads};
+use crate::env;
+use crate::execution::{BlockingPool, RunResult, Tasks, WorkerContext};
+use crate::task::Task;
+use crate::worker::isolated::children::*;
+use crate::worker::isolated::is_isolated_child;
+use crate::worker::isolated::program::ChildCommand;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -61,14 +63,14 @@ fn children(size: usize) -> Arc<Children> {
     command
         .args(["-c", code])
         .arg(std::env::current_exe().unwrap());
-    let program = Program::find(Some(Recipe::from(&command))).unwrap();
+    let program = Program::find(Some(ChildCommand::from(&command))).unwrap();
     let welcome = Welcome {
         hostname: "celery@test".to_owned(),
         result_serializer: "json".to_owned(),
         result_extended: false,
         body_limit: 1 << 20,
     };
-    let rules = Rules {
+    let rules = ChildLimits {
         max_tasks: None,
         max_memory: None,
         deadline: PATIENCE,
@@ -79,7 +81,7 @@ fn children(size: usize) -> Arc<Children> {
 fn job(task: &Task<(String,), ()>, folder: &Path) -> Arc<Job> {
     let arguments = (folder.to_str().unwrap(),);
     let args = Raw::encode(Serializer::Json, &arguments).unwrap();
-    let services = Arc::new(Services {
+    let services = Arc::new(WorkerContext {
         store: None,
         backend: None,
         hostname: "celery@test".to_owned(),
@@ -87,29 +89,28 @@ fn job(task: &Task<(String,), ()>, folder: &Path) -> Arc<Job> {
         body_limit: 1 << 20,
         result_serializer: Serializer::Json,
         result_extended: false,
-        blocking: Threads::new(1),
+        blocking: BlockingPool::new(1),
         client: App::memory().client(),
         registry: Arc::default(),
         chord_retry_interval: Duration::ZERO,
-        children: None,
     });
     let kwargs = Raw::json("{}");
     let job = Job::in_place(services, "id-1", task.name().into(), &args, &kwargs, None);
     Arc::new(job.unwrap())
 }
 
-fn run(children: &Arc<Children>, job: &Arc<Job>) -> JoinHandle<Returned> {
+fn run(children: &Arc<Children>, job: &Arc<Job>) -> JoinHandle<RunResult> {
     let (children, job) = (Arc::clone(children), Arc::clone(job));
     tokio::spawn(async move {
         match children.run(&job).await {
-            Run::Ended(returned) => returned,
-            Run::Lost(loss) => panic!("{loss:?}"),
+            ChildRun::Ended(returned) => returned,
+            ChildRun::Lost(loss) => panic!("{loss:?}"),
         }
     })
 }
 
 fn folder() -> PathBuf {
-    let name = format!("celery-children-{}", uuid::Uuid::new_v4());
+    let name = format!("celery-children-{}", env::uuid());
     let path = std::env::temp_dir().join(name);
     std::fs::create_dir(&path).unwrap();
     path

@@ -1,0 +1,147 @@
+//! The parts of a consumer that receiving and settle_lock share.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use celery_protocol::DeliveryInfo;
+use celery_runtime::{
+    ConsumeOptions, Delivery, DeliveryTag, Queue, ServiceError, ServiceErrorKind,
+};
+use lapin::Channel;
+use lapin::types::ShortString;
+use tokio::sync::Notify;
+
+use super::due_queue::DueQueue;
+use super::receive_state::ReceiveState;
+use super::unacked::{UnackedDeliveries, UnackedDelivery};
+use crate::connection::AmqpConnection;
+use crate::delay;
+use crate::error::ErrorContext;
+use crate::message;
+use crate::shared::Shared;
+use crate::sync::lock;
+use crate::table::short_string;
+
+/// The state of a consumer, shared with its requeue task.
+pub(super) struct ConsumerInner {
+    pub(super) shared: Arc<Shared>,
+    pub(super) connection: Arc<AmqpConnection>,
+    pub(super) channel: Channel,
+    /// Part of the delivery tags, to distinguish them from those of other consumers.
+    pub(super) id: u64,
+    /// The queues, and their names for the deliveries.
+    pub(super) queues: Vec<(Arc<str>, Queue)>,
+    /// The prefetch that the next `receive` applies.
+    pub(super) prefetch: AtomicU16,
+    pub(super) receiving: tokio::sync::Mutex<ReceiveState>,
+    pub(super) unacked: Mutex<UnackedDeliveries>,
+    /// Deferred deliveries that are due soon and wait in the consumer.
+    pub(super) due_queue: DueQueue,
+    /// The indexes of the queues that are bound for deferred messages.
+    pub(super) deferred_bindings: Mutex<BTreeSet<usize>>,
+    /// Serializes the writing of settlements: a `basic.ack` of several tags must
+    /// not overtake the rejection of one of them.
+    pub(super) settle_lock: tokio::sync::Mutex<()>,
+    pub(super) interrupted: AtomicBool,
+    pub(super) interrupt: Notify,
+}
+
+impl ConsumerInner {
+    pub(super) fn new(
+        shared: &Arc<Shared>,
+        connection: Arc<AmqpConnection>,
+        channel: Channel,
+        options: &ConsumeOptions,
+        deferred_bindings: BTreeSet<usize>,
+    ) -> Self {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        Self {
+            shared: Arc::clone(shared),
+            connection,
+            channel,
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            queues: options
+                .queues
+                .iter()
+                .map(|queue| (Arc::from(queue.name.as_str()), queue.clone()))
+                .collect(),
+            prefetch: AtomicU16::new(options.prefetch),
+            receiving: tokio::sync::Mutex::default(),
+            unacked: Mutex::default(),
+            due_queue: DueQueue::default(),
+            deferred_bindings: Mutex::new(deferred_bindings),
+            settle_lock: tokio::sync::Mutex::default(),
+            interrupted: AtomicBool::new(false),
+            interrupt: Notify::new(),
+        }
+    }
+
+    /// Returns a deferred delivery that is due, unless it has been settled.
+    pub(super) fn redelivery(&self, tag: u64) -> Option<Delivery> {
+        let unacked = lock(&self.unacked);
+        unacked
+            .get(tag)
+            .map(|unacked| self.to_delivery(tag, unacked))
+    }
+
+    /// Converts a delivery for the runtime.
+    pub(super) fn to_delivery(&self, tag: u64, unacked: &UnackedDelivery) -> Delivery {
+        let (name, queue) = &self.queues[unacked.queue_index];
+        let (exchange, routing_key) = (unacked.exchange.as_str(), unacked.routing_key.as_str());
+        // A delay is not visible: the message has the exchange and routing key of
+        // one that was not delayed.
+        let mut info = if delay::is_deferred_for(name, routing_key) {
+            DeliveryInfo::new("", &**name)
+        } else if let Some(key) = delay::original_routing_key(exchange, routing_key) {
+            DeliveryInfo::new(queue.exchange.name.as_str(), key)
+        } else {
+            DeliveryInfo::new(exchange, routing_key)
+        };
+        info.redelivered = unacked.redelivered;
+        let (message, count) = message::decode(&unacked.properties, info, unacked.body.clone());
+        let delivery_tag = DeliveryTag::new(format!("{}-{tag}", self.id));
+        let mut delivery = Delivery::new(delivery_tag, Arc::clone(name), message);
+        delivery.delivery_count = count;
+        delivery
+    }
+
+    /// Returns the server's tag, if this consumer holds the delivery unsettled.
+    pub(super) fn resolve_tag(&self, tag: &DeliveryTag) -> Option<u64> {
+        let (id, tag) = tag.as_str().split_once('-')?;
+        let (id, tag): (u64, u64) = (id.parse().ok()?, tag.parse().ok()?);
+        (id == self.id && lock(&self.unacked).contains(tag)).then_some(tag)
+    }
+
+    /// Returns the name of the queue that a delivery came from.
+    pub(super) fn queue_name(&self, unacked: &UnackedDelivery) -> &str {
+        &self.queues[unacked.queue_index].0
+    }
+
+    /// Returns the context for the errors of an operation.
+    pub(super) fn context(&self, operation: &'static str) -> ErrorContext<'_> {
+        self.shared.context(operation, "the worker's queues")
+    }
+
+    pub(super) fn short_string(&self, name: &str) -> Result<ShortString, ServiceError> {
+        short_string(name).map_err(|cause| {
+            self.context("consume")
+                .error(ServiceErrorKind::Invalid, cause)
+        })
+    }
+
+    pub(super) fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::SeqCst)
+    }
+
+    /// Waits until the consumer is interrupted.
+    pub(super) async fn wait_for_interrupt(&self) {
+        loop {
+            let interrupt = self.interrupt.notified();
+            if self.is_interrupted() {
+                return;
+            }
+            interrupt.await;
+        }
+    }
+}

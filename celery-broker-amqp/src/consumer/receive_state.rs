@@ -1,0 +1,43 @@
+//! The server's consumers and what they have pushed.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+
+use celery_runtime::Delivery;
+use futures_util::stream::{self, SelectAll, Stream, StreamExt};
+use lapin::types::ShortString;
+
+/// The server's consumers and the deliveries that were not handed out yet.
+#[derive(Default)]
+pub(super) struct ReceiveState {
+    /// The deliveries of all consumers.
+    pub(super) streams: SelectAll<ConsumerStream>,
+    /// The consumer tags.
+    pub(super) consumers: Vec<ShortString>,
+    /// The prefetch of each consumer, or 0 if there is none.
+    pub(super) prefetch: u16,
+    /// Deliveries that were received and not handed out yet.
+    pub(super) buffer: VecDeque<Delivery>,
+    /// The index of the queue that the next `basic.get` fetches from.
+    pub(super) next_queue: usize,
+}
+
+/// The deliveries of one consumer, and then its end.
+pub(super) type ConsumerStream = Pin<Box<dyn Stream<Item = ConsumerEvent> + Send>>;
+
+/// A delivery or the end of a consumer, with the index of its queue.
+pub(super) enum ConsumerEvent {
+    Delivery(usize, Box<lapin::message::Delivery>),
+    /// The consumer ended: cancelled, or closed with an error.
+    Ended(usize, Option<lapin::Error>),
+}
+
+/// Converts a consumer of lapin.
+pub(super) fn consumer_stream(queue_index: usize, consumer: lapin::Consumer) -> ConsumerStream {
+    let deliveries = consumer.map(move |pushed| match pushed {
+        Ok(delivery) => ConsumerEvent::Delivery(queue_index, Box::new(delivery)),
+        Err(error) => ConsumerEvent::Ended(queue_index, Some(error)),
+    });
+    let end = stream::once(async move { ConsumerEvent::Ended(queue_index, None) });
+    Box::pin(deliveries.chain(end))
+}

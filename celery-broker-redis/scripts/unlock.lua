@@ -1,9 +1,0 @@
--- Gives a lock back that is still ours.
---
--- KEYS  the lock
--- ARGV  our token
-
-if redis.call('GET', KEYS[1]) == ARGV[1] then
-  return redis.call('DEL', KEYS[1])
-end
-return 0

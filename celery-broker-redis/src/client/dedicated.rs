@@ -1,0 +1,132 @@
+//! A connection with a single owner, outside the pool.
+
+use std::fmt;
+use std::sync::Arc;
+
+use celery_runtime::ServiceError;
+use redis::aio::MultiplexedConnection;
+use redis::{PushInfo, PushKind};
+use tokio::sync::Notify;
+
+use super::{Command, Operation, RedisClient, RedisReply, Script, single};
+
+impl RedisClient {
+    /// Opens a connection for a single owner.
+    ///
+    /// # Errors
+    ///
+    /// If the connection cannot be opened.
+    pub async fn dedicated(
+        &self,
+        operation: Operation<'_>,
+    ) -> Result<DedicatedConnection, ServiceError> {
+        if self.is_closed() {
+            return Err(self.closed_error(operation));
+        }
+        let pushed = Arc::new(Notify::new());
+        let notify = Arc::clone(&pushed);
+        let opened = self.inner.connector.connect(move |info: PushInfo| {
+            if matches!(info.kind, PushKind::Invalidate | PushKind::Disconnection) {
+                notify.notify_one();
+            }
+        });
+        let opened = opened
+            .await
+            .map_err(|error| operation.unconnected(self, &error))?;
+        Ok(DedicatedConnection {
+            connection: opened.connection,
+            client: self.clone(),
+            pushed: opened.pushes.then_some(pushed),
+        })
+    }
+}
+
+/// A connection with a single owner.
+pub struct DedicatedConnection {
+    connection: MultiplexedConnection,
+    client: RedisClient,
+    pushed: Option<Arc<Notify>>,
+}
+
+impl DedicatedConnection {
+    /// Returns whether the server can notify of changed keys.
+    pub fn can_push(&self) -> bool {
+        self.pushed.is_some()
+    }
+
+    /// Waits until the server has notified of a changed key, or the connection
+    /// has ended, since the last call. Never returns if the server [cannot
+    /// push](Self::can_push).
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn pushed(&self) {
+        match &self.pushed {
+            Some(pushed) => pushed.notified().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Runs one command.
+    ///
+    /// # Errors
+    ///
+    /// If the connection is broken, or the server rejects the command or does
+    /// not answer.
+    pub async fn call(
+        &mut self,
+        operation: Operation<'_>,
+        command: Command,
+    ) -> Result<RedisReply, ServiceError> {
+        let value = self.send(operation, command).await?;
+        RedisReply::new(value).map_err(|error| operation.failed(&self.client, &error))
+    }
+
+    /// Runs a script, by its hash if the server knows it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`call`](Self::call).
+    pub async fn script(
+        &mut self,
+        operation: Operation<'_>,
+        script: &Script,
+        keys: &[&str],
+        arguments: &[&[u8]],
+    ) -> Result<RedisReply, ServiceError> {
+        let mut value = self
+            .send(operation, script.by_hash(keys, arguments))
+            .await?;
+        if let redis::Value::ServerError(error) = &value
+            && error.code() == "NOSCRIPT"
+        {
+            value = self
+                .send(operation, script.by_text(keys, arguments))
+                .await?;
+        }
+        RedisReply::new(value).map_err(|error| operation.failed(&self.client, &error))
+    }
+
+    async fn send(
+        &mut self,
+        operation: Operation<'_>,
+        command: Command,
+    ) -> Result<redis::Value, ServiceError> {
+        let pipeline = single(command);
+        let answer = self.connection.send_packed_commands(&pipeline, 0, 1).await;
+        match answer {
+            Ok(mut values) => Ok(values.pop().unwrap_or(redis::Value::Nil)),
+            Err(error) => Err(operation.failed(&self.client, &error)),
+        }
+    }
+}
+
+impl fmt::Debug for DedicatedConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DedicatedConnection")
+            .field("client", &self.client)
+            .field("can_push", &self.can_push())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,70 @@
+//! Recovery of deliveries that earlier consumers fetched and did not settle.
+
+use celery_runtime::{ServiceError, env};
+
+use crate::client::{Command, Operation, RedisReply};
+use crate::shared::Shared;
+use crate::unconfirmed::UnconfirmedFetch;
+
+/// The number of tags that one command batch looks up.
+const LOOKUP_BATCH_SIZE: usize = 1000;
+
+impl Shared {
+    /// Finds the deliveries of unconfirmed fetches from these queues, and makes
+    /// them due immediately.
+    pub(crate) async fn recover_unconfirmed(
+        &self,
+        operation: Operation<'_>,
+        queues: &[String],
+    ) -> Result<(), ServiceError> {
+        let fetches = self.unconfirmed.take(queues);
+        let tags: Vec<String> = fetches.iter().flat_map(UnconfirmedFetch::tags).collect();
+        for chunk in tags.chunks(LOOKUP_BATCH_SIZE) {
+            if let Err(error) = self.make_due_if_unacked(operation, chunk).await {
+                fetches
+                    .into_iter()
+                    .for_each(|fetch| self.unconfirmed.add(fetch));
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes those tags due that are unacked on the server.
+    async fn make_due_if_unacked(
+        &self,
+        operation: Operation<'_>,
+        tags: &[String],
+    ) -> Result<(), ServiceError> {
+        let unacked = self.client.options().layout.unacked();
+        let commands = tags
+            .iter()
+            .map(|tag| Command::new("HEXISTS").arg(&unacked).arg(tag));
+        let found = self.client.atomic(operation, commands.collect()).await?;
+        let now = env::system_time();
+        for (tag, found) in tags.iter().zip(found) {
+            if found.number() == 1 {
+                self.delayed.add(tag, now);
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the tags in the quarantine hashes of the queues.
+    pub(crate) async fn quarantined_tags(
+        &self,
+        operation: Operation<'_>,
+        queues: &[String],
+    ) -> Result<Vec<String>, ServiceError> {
+        let layout = &self.client.options().layout;
+        let commands = queues
+            .iter()
+            .map(|queue| Command::new("HKEYS").arg(layout.quarantine(queue)));
+        let answers = self.client.pipeline(operation, commands.collect()).await?;
+        let mut tags = Vec::new();
+        for answer in answers {
+            tags.extend(answer?.list().into_iter().filter_map(RedisReply::text));
+        }
+        Ok(tags)
+    }
+}

@@ -1,0 +1,124 @@
+//! Fetches that were sent to the server and never answered.
+//!
+//! The server may have executed such a fetch, before it crashed or after a
+//! pause. The fetched messages are then unacked under tags that no consumer
+//! knows, and would stay there until the visibility timeout, an hour by
+//! default. The tags follow from the fetch, so the next consumer looks them up.
+
+use std::sync::{Mutex, PoisonError};
+
+/// The limit of recorded fetches. While a server is unreachable, each failed
+/// `receive` adds at most one.
+const MAX_UNCONFIRMED: usize = 100;
+
+/// The unconfirmed fetches of all consumers of one broker.
+#[derive(Debug, Default)]
+pub(crate) struct UnconfirmedFetches {
+    fetches: Mutex<Vec<UnconfirmedFetch>>,
+}
+
+/// The range of tags that one fetch may have assigned.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct UnconfirmedFetch {
+    prefix: String,
+    first: u64,
+    max: usize,
+    queues: Vec<String>,
+}
+
+impl UnconfirmedFetches {
+    /// Starts a fetch. It counts as unconfirmed if the guard is dropped without
+    /// [`confirm`](FetchGuard::confirm), also where the future of the fetch is
+    /// dropped.
+    pub(crate) fn begin(
+        &self,
+        prefix: &str,
+        first: u64,
+        max: usize,
+        queues: &[String],
+    ) -> FetchGuard<'_> {
+        let fetch = UnconfirmedFetch {
+            prefix: prefix.to_owned(),
+            first,
+            max,
+            queues: queues.to_vec(),
+        };
+        FetchGuard {
+            fetches: self,
+            fetch: Some(fetch),
+        }
+    }
+
+    /// Records an unconfirmed fetch.
+    pub(crate) fn add(&self, fetch: UnconfirmedFetch) {
+        let mut fetches = self.fetches.lock().unwrap_or_else(PoisonError::into_inner);
+        if fetches.len() < MAX_UNCONFIRMED {
+            fetches.push(fetch);
+        }
+    }
+
+    /// Removes and returns the fetches from these queues.
+    pub(crate) fn take(&self, queues: &[String]) -> Vec<UnconfirmedFetch> {
+        let mut fetches = self.fetches.lock().unwrap_or_else(PoisonError::into_inner);
+        let (matching, others) = std::mem::take(&mut *fetches)
+            .into_iter()
+            .partition(|fetch| fetch.queues.iter().all(|queue| queues.contains(queue)));
+        *fetches = others;
+        matching
+    }
+}
+
+/// A fetch in progress.
+#[derive(Debug)]
+pub(crate) struct FetchGuard<'a> {
+    fetches: &'a UnconfirmedFetches,
+    fetch: Option<UnconfirmedFetch>,
+}
+
+impl FetchGuard<'_> {
+    /// Marks the fetch as answered.
+    pub(crate) fn confirm(mut self) {
+        self.fetch = None;
+    }
+}
+
+impl Drop for FetchGuard<'_> {
+    fn drop(&mut self) {
+        if let Some(fetch) = self.fetch.take() {
+            self.fetches.add(fetch);
+        }
+    }
+}
+
+impl UnconfirmedFetch {
+    /// Returns every tag that the fetch may have assigned.
+    pub(crate) fn tags(&self) -> impl Iterator<Item = String> + '_ {
+        let numbers = self.first..self.first + self.max as u64;
+        numbers.flat_map(move |number| {
+            let tag = move |queue| format!("{}{number}:{queue}", self.prefix);
+            self.queues.iter().map(tag)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unanswered_fetch_is_recorded_with_its_tags() {
+        let fetches = UnconfirmedFetches::default();
+        let queues = ["a".to_owned(), "b".to_owned()];
+        fetches.begin("u-", 0, 2, &queues).confirm();
+        assert!(fetches.take(&queues).is_empty());
+        drop(fetches.begin("u-", 7, 2, &queues));
+        assert!(
+            fetches.take(&queues[..1]).is_empty(),
+            "the fetch was from both queues"
+        );
+        let taken = fetches.take(&queues);
+        let tags: Vec<String> = taken.iter().flat_map(UnconfirmedFetch::tags).collect();
+        assert_eq!(tags, ["u-7:a", "u-7:b", "u-8:a", "u-8:b"]);
+        assert!(fetches.take(&queues).is_empty());
+    }
+}

@@ -1,0 +1,119 @@
+//! Signals that stop a worker: [`shutdown_signal`].
+
+use crate::boundary::BoxFuture;
+use crate::worker::ForceShutdown;
+
+/// Resolves at the first signal to stop: SIGTERM, SIGINT or SIGQUIT on Unix,
+/// Ctrl-C elsewhere. It resolves to the [`ForceShutdown`] that is lost at the second
+/// one, and a third one ends what `worker_soft_shutdown_timeout` leaves running
+/// tasks.
+///
+/// SIGQUIT is for a cold stop: patience is lost with it, as it is with SIGTERM
+/// where the environment variable `REMAP_SIGTERM` is `SIGQUIT`, as in Celery.
+///
+/// # Cancel safety
+///
+/// Cancel safe; once called, the signals do not end the process any more.
+pub async fn shutdown_signal() -> ForceSignal {
+    let mut signals = Signals::new();
+    let is_cold = signals.next().await == Urgency::Cold;
+    ForceSignal { signals, is_cold }
+}
+
+/// Waits for another signal to stop.
+#[derive(Debug)]
+pub struct ForceSignal {
+    signals: Signals,
+    /// The first one was urgent already.
+    is_cold: bool,
+}
+
+impl ForceShutdown for ForceSignal {
+    fn requested(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            if !std::mem::take(&mut self.is_cold) {
+                self.signals.next().await;
+            }
+        })
+    }
+}
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Urgency {
+    Warm,
+    Cold,
+}
+
+#[cfg(unix)]
+#[derive(Debug)]
+struct Signals {
+    streams: Option<[tokio::signal::unix::Signal; 3]>,
+    on_terminate: Urgency,
+}
+
+#[cfg(unix)]
+impl Signals {
+    fn new() -> Self {
+        use tokio::signal::unix::{SignalKind, signal};
+
+        let all = [
+            SignalKind::terminate(),
+            SignalKind::interrupt(),
+            SignalKind::quit(),
+        ];
+        let listening = || -> std::io::Result<_> {
+            let [terminate, interrupt, quit] = all.map(signal);
+            Ok([terminate?, interrupt?, quit?])
+        };
+        let streams = listening()
+            .inspect_err(|error| {
+                tracing::error!(
+                    "cannot listen for signals, so only killing ends this process: {error}"
+                );
+            })
+            .ok();
+        let remapped = std::env::var_os("REMAP_SIGTERM").is_some_and(|to| to == "SIGQUIT");
+        Self {
+            streams,
+            on_terminate: if remapped {
+                Urgency::Cold
+            } else {
+                Urgency::Warm
+            },
+        }
+    }
+
+    async fn next(&mut self) -> Urgency {
+        match &mut self.streams {
+            Some([terminate, interrupt, quit]) => {
+                tokio::select! {
+                    biased;
+                    _ = quit.recv() => Urgency::Cold,
+                    _ = terminate.recv() => self.on_terminate,
+                    _ = interrupt.recv() => Urgency::Warm,
+                }
+            }
+            None => std::future::pending().await,
+        }
+    }
+}
+
+#[cfg(not(unix))]
+#[derive(Debug)]
+struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    fn new() -> Self {
+        Self
+    }
+
+    async fn next(&mut self) -> Urgency {
+        if let Err(error) = tokio::signal::ctrl_c().await {
+            tracing::error!("cannot listen for Ctrl-C: {error}");
+            std::future::pending().await
+        }
+        Urgency::Warm
+    }
+}

@@ -1,0 +1,166 @@
+//! The boundary to a result backend: [`ResultBackend`].
+
+use std::fmt;
+
+use celery_protocol::{ResultDocument, ResultTree};
+
+use super::BoxFuture;
+use super::chord::ChordStore;
+use super::error::{ServiceError, ServiceErrorKind};
+
+/// Keeps what tasks returned, for those who asked.
+///
+/// # Contract
+///
+/// All methods may be called concurrently. A document that says SUCCESS is
+/// never replaced, whoever tries; every other one is replaced by a later
+/// one. Implementations do not retry: the worker repeats a store until it
+/// succeeds or fails for good, the client until its deadline. All futures
+/// may be dropped at any time; a dropped [`store`](Self::store) may or may not
+/// have stored.
+pub trait ResultBackend: fmt::Debug + Send + Sync {
+    /// Stores a document under its task id and wakes those who wait for it.
+    fn store<'a>(&'a self, record: Record<'a>) -> BoxFuture<'a, Result<(), ServiceError>>;
+
+    /// Gets ready for the results of `ids`: called before their tasks are
+    /// sent. A backend that is made of messages has to be there to get them.
+    fn prepare<'a>(&'a self, _ids: &'a [String]) -> BoxFuture<'a, Result<(), ServiceError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    /// Reads the documents of `ids`, in their order; `None` where there is none,
+    /// which Celery calls PENDING.
+    fn fetch<'a>(
+        &'a self,
+        ids: &'a [String],
+    ) -> BoxFuture<'a, Result<Vec<Option<ResultDocument<'static>>>, ServiceError>>;
+
+    /// Waits until the document for `id` is in a final state (SUCCESS, FAILURE
+    /// or REVOKED) and returns it. Whoever asks after it was stored gets it
+    /// too, and a broken connection is an error, never an endless wait.
+    fn wait<'a>(
+        &'a self,
+        id: &'a str,
+    ) -> BoxFuture<'a, Result<ResultDocument<'static>, ServiceError>>;
+
+    /// Deletes what is stored for `ids`.
+    fn forget<'a>(&'a self, ids: &'a [String]) -> BoxFuture<'a, Result<(), ServiceError>>;
+
+    /// Remembers which results make up a group, by the group's id.
+    fn store_group<'a>(&'a self, group: &'a ResultTree) -> BoxFuture<'a, Result<(), ServiceError>>;
+
+    /// The group that was stored with this id.
+    fn fetch_group<'a>(
+        &'a self,
+        group_id: &'a str,
+    ) -> BoxFuture<'a, Result<Option<ResultTree>, ServiceError>>;
+
+    /// Forgets that the group was stored; what its tasks returned stays.
+    fn forget_group<'a>(&'a self, group_id: &'a str) -> BoxFuture<'a, Result<(), ServiceError>> {
+        let object = format!("group {group_id}");
+        let cause = "this result backend does not store groups";
+        let error = ServiceError::new(ServiceErrorKind::Unsupported, "forget", object, cause);
+        Box::pin(std::future::ready(Err(error)))
+    }
+
+    /// The chords of this backend, where it can count their members. Without
+    /// them, and where results are [shared](BackendCapabilities::shared), a task polls
+    /// the results of the header (`celery.chord_unlock`).
+    fn chords(&self) -> Option<&dyn ChordStore> {
+        None
+    }
+
+    /// What this backend offers beyond storing and waiting.
+    fn capabilities(&self) -> BackendCapabilities;
+
+    /// The queue to which workers shall send results, for backends that are
+    /// made of messages; goes into the `reply_to` of every task.
+    fn reply_to(&self) -> Option<String> {
+        None
+    }
+
+    /// Ends every connection of this backend. Later calls fail as closed.
+    fn close(&self) -> BoxFuture<'_, ()>;
+}
+
+/// A document to store, with the address of the task's sender.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Record<'a> {
+    /// The document.
+    pub document: &'a ResultDocument<'a>,
+    /// The sender's reply queue, from the task message.
+    pub reply_to: Option<&'a str>,
+    /// The sender's correlation id, from the task message.
+    pub correlation_id: Option<&'a str>,
+}
+
+impl<'a> Record<'a> {
+    /// A document whose task message asked for no reply.
+    pub fn new(document: &'a ResultDocument<'a>) -> Self {
+        Self {
+            document,
+            reply_to: None,
+            correlation_id: None,
+        }
+    }
+
+    /// The same with the reply address of the task message.
+    #[must_use]
+    pub fn reply(self, reply_to: Option<&'a str>, correlation_id: Option<&'a str>) -> Self {
+        Self {
+            reply_to,
+            correlation_id,
+            ..self
+        }
+    }
+}
+
+/// Features of a result backend, for the runtime and the conformance suite.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BackendCapabilities {
+    /// Whether any process can read a result by its id.
+    pub shared: bool,
+    /// Whether groups can be stored and read back.
+    pub groups: bool,
+}
+
+impl BackendCapabilities {
+    /// A backend that delivers each result to the process that asked for it,
+    /// and stores no groups.
+    pub const fn new() -> Self {
+        Self {
+            shared: false,
+            groups: false,
+        }
+    }
+
+    /// Sets [`shared`](Self::shared).
+    #[must_use]
+    pub const fn shared(self, shared: bool) -> Self {
+        Self { shared, ..self }
+    }
+
+    /// Sets [`groups`](Self::groups).
+    #[must_use]
+    pub const fn groups(self, groups: bool) -> Self {
+        Self { groups, ..self }
+    }
+}
+
+/// Whether a task has to poll the results of a chord's header, because the
+/// backend does not count its members.
+pub(crate) fn polls_chords(backend: &dyn ResultBackend) -> bool {
+    backend.capabilities().shared && backend.chords().is_none()
+}
+
+/// The error for a backend that does not count the members of chords, with
+/// Celery's explanation.
+pub(crate) fn no_chords(operation: &'static str, group_id: &str) -> ServiceError {
+    const CAUSE: &str = "the result backend does not support chords. Note that a group chained \
+        with a task is also upgraded to be a chord, as this pattern requires synchronization";
+    let object = format!("chord {group_id}");
+    ServiceError::new(ServiceErrorKind::Unsupported, operation, object, CAUSE)
+        .with_remedy("set result_backend to one that counts them, such as redis://")
+}

@@ -1,0 +1,154 @@
+//! What a task that asks to be run again says about it: [`Retry`].
+
+use std::time::{Duration, SystemTime};
+
+use celery_protocol::{Arguments, DecodeError, Map, Value};
+
+use crate::execution::error::Failure;
+use crate::task::Params;
+
+/// A request to run the task again.
+#[derive(Default)]
+pub(crate) struct Retry {
+    pub(crate) when: Option<When>,
+    pub(crate) max_retries: Option<Option<u32>>,
+    pub(crate) because: Option<Failure>,
+    pub(crate) changes: Changes,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum When {
+    After(Duration),
+    At(SystemTime),
+}
+
+/// In what the message of a retry differs from the one that came.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Changes {
+    /// Either both or none are set once they are [complete](Self::complete).
+    pub(crate) args: Option<Vec<Value>>,
+    pub(crate) kwargs: Option<Map>,
+    pub(crate) headers: Map,
+    pub(crate) expires: Option<SystemTime>,
+}
+
+impl Changes {
+    /// Whether there are none.
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether arguments are given and those that came have to be asked for
+    /// the rest.
+    pub(crate) fn is_incomplete(&self) -> bool {
+        self.args.is_some() != self.kwargs.is_some()
+    }
+
+    /// Adds the arguments that came and that the new ones do not replace, as
+    /// Celery does: new positional ones take the place of the keywords that
+    /// they would repeat, new keywords that of positional ones.
+    ///
+    /// # Errors
+    ///
+    /// When an argument that came cannot be read.
+    pub(crate) fn complete(
+        &mut self,
+        params: &Params,
+        came: &Arguments<'_>,
+    ) -> Result<(), DecodeError> {
+        match (&mut self.args, &mut self.kwargs) {
+            (Some(args), None) => {
+                let mut kwargs = Map::new();
+                for (name, value) in &came.keyword {
+                    if params
+                        .position(name)
+                        .is_none_or(|index| index >= args.len())
+                    {
+                        kwargs.insert(&**name, value.to_value()?);
+                    }
+                }
+                self.kwargs = Some(kwargs);
+            }
+            (None, Some(kwargs)) => {
+                let mut args = Vec::with_capacity(came.positional.len());
+                for value in &came.positional {
+                    args.push(value.to_value()?);
+                }
+                // Too many as it is: let the call say so.
+                if params.takes_positional(args.len()) {
+                    for (index, slot) in args.iter_mut().enumerate() {
+                        let name = params.name_at(index);
+                        if let Some(value) = name.and_then(|name| kwargs.remove(name)) {
+                            *slot = value;
+                        }
+                    }
+                }
+                self.args = Some(args);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use celery_protocol::{Body, Raw};
+
+    use super::*;
+
+    /// The arguments of the retry of a call with `args` and `kwargs`.
+    fn completed(mut changes: Changes, params: &[&str], args: &str, kwargs: &str) -> (String, Map) {
+        let params = Params::parse("tasks.add", params).unwrap();
+        let body = Body::new(Raw::json(args), Raw::json(kwargs));
+        changes
+            .complete(&params, &body.arguments().unwrap())
+            .unwrap();
+        let args = Value::Array(changes.args.unwrap());
+        let args = Raw::encode(celery_protocol::Serializer::Json, &args).unwrap();
+        (args.as_json().unwrap().to_owned(), changes.kwargs.unwrap())
+    }
+
+    #[test]
+    fn new_positional_arguments_replace_the_keywords_they_would_repeat() {
+        let changes = || Changes {
+            args: Some(vec![2.into(), 3.into()]),
+            ..Changes::default()
+        };
+        let kwargs = r#"{"x": 1, "y": 2, "label": "kept"}"#;
+        let label = Map::from([("label", "kept")]);
+        let (args, kept) = completed(changes(), &["x", "y", "label=null"], "[]", kwargs);
+        assert_eq!((&*args, kept), ("[2,3]", label.clone()));
+        // Also those beyond the parameters with a name.
+        let (_, kept) = completed(changes(), &["x", "y", "**rest"], "[]", kwargs);
+        assert_eq!(kept, label);
+    }
+
+    #[test]
+    fn new_keywords_replace_positional_arguments() {
+        let changes = || Changes {
+            kwargs: Some(Map::from([("x", 7), ("z", 8)])),
+            ..Changes::default()
+        };
+        let rest = Map::from([("z", 8)]);
+        let (args, kwargs) = completed(changes(), &["x", "y", "z=0"], "[1,2]", r#"{"z": 3}"#);
+        assert_eq!((&*args, kwargs), ("[7,2]", rest.clone()));
+        let (args, kwargs) = completed(changes(), &["x", "*args", "**kwargs"], "[1,2,3]", "{}");
+        assert_eq!((&*args, kwargs), ("[7,2,3]", rest));
+        // A call that does not fit stays as it is.
+        let (args, kwargs) = completed(changes(), &["x"], "[1,2]", "{}");
+        assert_eq!((&*args, kwargs.len()), ("[1,2]", 2));
+    }
+
+    #[test]
+    fn all_new_arguments_are_all_there_are() {
+        let changes = Changes {
+            args: Some(vec![5.into()]),
+            kwargs: Some(Map::new()),
+            ..Changes::default()
+        };
+        assert!(!changes.is_incomplete() && !changes.is_empty());
+        let (args, kwargs) = completed(changes, &["x", "y=1"], "[1]", r#"{"y": 3}"#);
+        assert_eq!((&*args, kwargs), ("[5]", Map::new()));
+    }
+}

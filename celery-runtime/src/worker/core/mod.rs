@@ -1,0 +1,10 @@
+//! State and decisions of a worker that need no I/O.
+
+pub(crate) mod counters;
+pub(crate) mod describe;
+pub(crate) mod destination;
+pub(crate) mod failure;
+pub(crate) mod queue_selection;
+pub(crate) mod rate_limits;
+pub(crate) mod revocations;
+pub(crate) mod scheduled;

@@ -1,0 +1,408 @@
+//! The commands of remote control.
+
+pub(crate) mod argument;
+pub(crate) mod election;
+mod inspect;
+
+use std::collections::HashSet;
+
+use celery_protocol::{ControlRequest, Map, TimeLimits, Value, repr};
+
+use crate::boundary::{Exchange, ExchangeKind, Queue};
+use crate::task::RateLimit;
+use crate::worker::core::{destination, revocations};
+use crate::worker::delivery::event::{DeliveryEvent, Revocation, Stop};
+use crate::worker::delivery::in_flight::{DeliveryKey, Payload};
+use crate::worker::delivery::state::DeliveryState;
+use crate::worker::driver::Driver;
+use crate::worker::driver::command::argument::{
+    entry, is_true, list, missing, number, quoted, scalar, set, signal, task_ids, text, texts,
+};
+use crate::worker::io::control_receiver::Incoming;
+
+/// A command of remote control that the application adds.
+pub(crate) type Command = Box<dyn Fn(&Map) -> Result<Value, String> + Send>;
+
+/// What a command answers.
+pub(crate) enum Reply {
+    Now(Result<Value, String>),
+    /// Something is to be consumed, or no more; the answer comes with the new
+    /// consumer.
+    Queues(Value),
+    /// Nothing, not even to those who asked for it.
+    Never,
+}
+
+impl Driver {
+    pub(crate) fn hear(&mut self, incoming: Incoming) {
+        match incoming {
+            Incoming::Request(request) => self.obey(request),
+            Incoming::Events(events) => self.follow_election(&events),
+        }
+    }
+
+    pub(crate) fn obey(&mut self, request: ControlRequest) {
+        self.logical_clock.adjust(request.clock);
+        match destination::is_for(&request, self.hostname()) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(cause) => {
+                return tracing::warn!("command {:?} is for nobody: {cause}", request.method);
+            }
+        }
+        tracing::debug!("remote control: {}", request.method);
+        match self.command(&request.method, &request.arguments) {
+            Reply::Now(answer) => self.answer(&request, answer),
+            Reply::Queues(done) => self.change_queues(request, done),
+            Reply::Never => {}
+        }
+    }
+
+    pub(crate) fn answer(&mut self, request: &ControlRequest, answer: Result<Value, String>) {
+        if let Err(error) = &answer {
+            tracing::warn!("command {:?} failed: {error}", request.method);
+        }
+        let value = answer.unwrap_or_else(|error| entry("error", error));
+        if let Some(address) = &request.reply_to {
+            self.events.reply(address, request.ticket.clone(), value);
+        }
+    }
+
+    pub(crate) fn command(&mut self, name: &str, arguments: &Map) -> Reply {
+        let answer = match name {
+            "ping" => Ok(entry("ok", "pong")),
+            "active" | "dump_active" => Ok(self.active()),
+            "reserved" | "dump_reserved" => Ok(self.reserved()),
+            "scheduled" | "dump_schedule" => Ok(self.scheduled()),
+            "revoked" | "dump_revoked" => Ok(list(self.revoked.ids())),
+            "registered" | "dump_tasks" => Ok(self.registered(arguments)),
+            "stats" => Ok(self.stats()),
+            "conf" | "dump_conf" => Ok(self.configuration()),
+            "report" => Ok(entry("ok", self.report())),
+            "query_task" => Ok(self.query_tasks(&texts(arguments.get("ids")))),
+            "active_queues" => Ok(self.active_queues()),
+            "clock" => Ok(entry("clock", self.logical_clock.value())),
+            "hello" => Ok(self.hello(arguments)),
+            "memsample" => Ok(Value::Null),
+            "memdump" => Ok("- rss: not measured.\n".into()),
+            "revoke" => self.revoke(arguments),
+            "terminate" => self.terminate(arguments),
+            "revoke_by_stamped_headers" => self.revoke_stamps(arguments),
+            "rate_limit" => self.limit_rate(arguments),
+            "time_limit" => self.limit_time(arguments),
+            "pool_grow" => self.resize(arguments, 1),
+            "pool_shrink" => self.resize(arguments, -1),
+            "pool_restart" => Err("ValueError('Pool restarts not enabled')".to_owned()),
+            "autoscale" => self.set_autoscale(arguments),
+            "enable_events" => Ok(self.switch_events(true)),
+            "disable_events" => Ok(self.switch_events(false)),
+            "heartbeat" => {
+                self.beat_once();
+                Ok(Value::Null)
+            }
+            "add_consumer" => return self.add_consumer(arguments),
+            "cancel_consumer" => return self.cancel_consumer(arguments),
+            "election" => {
+                self.elect(arguments);
+                Ok(Value::Null)
+            }
+            "shutdown" => {
+                tracing::info!("told to stop by remote control");
+                // It must not make a stop milder that is under way.
+                if self.stopping.is_none() {
+                    self.stop(Stop::Warm);
+                }
+                return Reply::Never;
+            }
+            other => match self.commands.get(other) {
+                Some(custom) => custom(arguments),
+                None => Err(format!("KeyError({})", quoted(other))),
+            },
+        };
+        Reply::Now(answer)
+    }
+
+    pub(crate) fn hello(&mut self, arguments: &Map) -> Value {
+        let from = text(arguments, "from_node").unwrap_or_default();
+        if from == self.hostname() {
+            return Value::Null;
+        }
+        // Older versions send a map from ids to times.
+        let ids = match arguments.get("revoked") {
+            Some(Value::Map(map)) => map.keys().filter_map(Value::as_str).collect(),
+            Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_str).collect(),
+            _ => Vec::new(),
+        };
+        self.unsaved |= !ids.is_empty();
+        for id in ids {
+            self.revoked.add(id, self.now.wall);
+        }
+        let mut reply = Map::new();
+        reply.insert("revoked", list(self.revoked.ids()));
+        reply.insert("clock", self.logical_clock.forward());
+        Value::Map(reply)
+    }
+
+    pub(crate) fn revoke(&mut self, arguments: &Map) -> Result<Value, String> {
+        let ids = task_ids(arguments)?;
+        let wants_end = is_true(arguments.get("terminate"));
+        let signal = wants_end.then(|| signal(arguments.get("signal")));
+        self.revoke_ids(&ids, signal.transpose()?)
+    }
+
+    pub(crate) fn terminate(&mut self, arguments: &Map) -> Result<Value, String> {
+        let ids = task_ids(arguments)?;
+        let signal = signal(arguments.get("signal"))?;
+        self.revoke_ids(&ids, Some(signal))
+    }
+
+    pub(crate) fn revoke_ids(
+        &mut self,
+        ids: &[String],
+        signal: Option<i32>,
+    ) -> Result<Value, String> {
+        for id in ids {
+            self.revoked.add(id, self.now.wall);
+            self.rates.forget(id);
+        }
+        self.unsaved = true;
+        self.remember_revoked(ids);
+        let wanted: HashSet<&str> = ids.iter().map(String::as_str).collect();
+        let found: Vec<_> = self
+            .entries
+            .keys()
+            .into_iter()
+            .filter_map(|key| {
+                let entry = self.entries.find(key)?;
+                let Payload::Task { job, .. } = &entry.work else {
+                    return None;
+                };
+                let id = job.id.clone();
+                wanted
+                    .contains(&*id)
+                    .then(|| (key, id, entry.life.is_running()))
+            })
+            .collect();
+        let mut running = HashSet::new();
+        let mut terminated = Vec::new();
+        for (key, id, runs) in found {
+            match signal {
+                Some(signal) => self.terminate_entry(key, signal),
+                None => self.event(key, DeliveryEvent::Revoked(Revocation::Unstarted)),
+            }
+            if runs {
+                running.insert(id.clone());
+            }
+            terminated.push(id);
+        }
+        let unstarted = ids.iter().filter(|id| !running.contains(*id));
+        self.mark_revoked(unstarted.cloned());
+        let done = match (signal, &*terminated) {
+            (None, _) => format!("tasks {} flagged as revoked", set(ids)),
+            (Some(_), []) => "terminate: tasks unknown".to_owned(),
+            (Some(_), ids) => format!("terminate: {}", ids.join(", ")),
+        };
+        tracing::info!("{done}");
+        Ok(entry("ok", done))
+    }
+
+    pub(crate) fn terminate_entry(&mut self, key: DeliveryKey, signal: i32) {
+        if let Some(Payload::Task { job, .. }) = self.entries.find(key).map(|entry| &entry.work) {
+            job.control.set_signal(signal);
+        }
+        self.event(key, DeliveryEvent::Revoked(Revocation::Terminate(signal)));
+    }
+
+    pub(crate) fn revoke_stamps(&mut self, arguments: &Map) -> Result<Value, String> {
+        let headers = match arguments.get("headers") {
+            Some(Value::Map(headers)) => headers.clone(),
+            // As the command line gives them.
+            Some(Value::Array(pairs)) => pairs
+                .iter()
+                .filter_map(|pair| pair.as_str()?.split_once('='))
+                .map(|(name, value)| (name.to_owned(), Value::from(value)))
+                .collect(),
+            _ => return Err(missing("headers")),
+        };
+        for (name, values) in headers.iter() {
+            let name = name.as_str().unwrap_or_default();
+            self.revoked.add_stamps(name, revocations::texts(values));
+        }
+        let shown = repr::kwargs(&headers);
+        if !is_true(arguments.get("terminate")) {
+            // Those in line are looked at when it is their turn; these had it.
+            let starting = self.covered(|life| life.is_reserved() && !life.is_waiting());
+            for key in starting {
+                self.event(key, DeliveryEvent::Revoked(Revocation::Unstarted));
+            }
+            let done = format!("headers {shown} flagged as revoked, but not terminated");
+            tracing::info!("{done}");
+            return Ok(entry("ok", done));
+        }
+        let signal = signal(arguments.get("signal"))?;
+        let running = self.covered(DeliveryState::is_running);
+        if running.is_empty() {
+            return Ok(entry("ok", format!("headers {shown} were not terminated")));
+        }
+        for key in running {
+            self.terminate_entry(key, signal);
+        }
+        Ok(entry("ok", format!("headers {shown} revoked")))
+    }
+
+    /// Deliveries of tasks that are revoked by their stamps and whose life is so.
+    pub(crate) fn covered(&self, is_so: impl Fn(&DeliveryState) -> bool) -> Vec<DeliveryKey> {
+        let covered = self.entries.keys().into_iter().filter(|key| {
+            let entry = self.entries.find(*key);
+            entry.is_some_and(|entry| match &entry.work {
+                Payload::Task { job, .. } => is_so(&entry.life) && self.revoked.covers(job),
+                Payload::Refused(_) => false,
+            })
+        });
+        covered.collect()
+    }
+
+    pub(crate) fn limit_rate(&mut self, arguments: &Map) -> Result<Value, String> {
+        let task = text(arguments, "task_name").ok_or_else(|| missing("task_name"))?;
+        let limit = match arguments.get("rate_limit") {
+            None | Some(Value::Null) => "0".to_owned(),
+            Some(Value::Str(limit)) if limit.is_empty() => "0".to_owned(),
+            Some(limit) => scalar(limit).ok_or_else(|| missing("rate_limit"))?,
+        };
+        let rate = RateLimit::parse(&limit)
+            .map_err(|error| format!("Invalid rate limit string: {error}"))?
+            .per_second;
+        if self.decoder.registry.find(&task).is_none() {
+            return Err("unknown task".to_owned());
+        }
+        self.rates.set(&task, rate);
+        let done = match rate {
+            Some(_) => {
+                self.rate_limits.insert(task, limit);
+                "new rate limit set successfully"
+            }
+            None => {
+                self.rate_limits.remove(&task);
+                "rate limit disabled successfully"
+            }
+        };
+        Ok(entry("ok", done))
+    }
+
+    pub(crate) fn limit_time(&mut self, arguments: &Map) -> Result<Value, String> {
+        let task = text(arguments, "task_name").ok_or_else(|| missing("task_name"))?;
+        if self.decoder.registry.find(&task).is_none() {
+            return Err("unknown task".to_owned());
+        }
+        let seconds = |name: &str| match arguments.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => number(value)
+                .filter(|seconds| *seconds >= 0.0)
+                .map(Some)
+                .ok_or_else(|| format!("ValueError('{name} must be a number of seconds')")),
+        };
+        let limits = TimeLimits {
+            hard: seconds("hard")?,
+            soft: seconds("soft")?,
+        };
+        self.decoder.time_limits.insert(task, limits);
+        Ok(entry("ok", "time limits set successfully"))
+    }
+
+    pub(crate) fn resize(&mut self, arguments: &Map, direction: i64) -> Result<Value, String> {
+        let by = match arguments.get("n") {
+            None => 1,
+            Some(n) => number(n)
+                .filter(|n| *n >= 0.0 && n.fract() == 0.0 && *n <= 65_535.0)
+                .ok_or("ValueError('n must be a whole number')")? as i64,
+        };
+        if self.autoscale.is_some() {
+            let name = if direction > 0 { "grow" } else { "shrink" };
+            return Err(format!(
+                "pool_{name} is not supported with autoscale. Adjust autoscale range instead."
+            ));
+        }
+        let size = self.concurrency as i64 + direction * by;
+        if size < 1 {
+            return Err("ValueError('the pool must keep a slot')".to_owned());
+        }
+        self.set_concurrency(size as usize);
+        let done = if direction > 0 {
+            "pool will grow"
+        } else {
+            "pool will shrink"
+        };
+        Ok(entry("ok", done))
+    }
+
+    pub(crate) fn set_autoscale(&mut self, arguments: &Map) -> Result<Value, String> {
+        let Some((most, least)) = self.autoscale else {
+            return Err("ValueError('Autoscale not enabled')".to_owned());
+        };
+        let size = |name: &str, otherwise: usize| match arguments.get(name).and_then(number) {
+            Some(size) if (0.0..=65_535.0).contains(&size) => size as usize,
+            _ => otherwise,
+        };
+        let most = size("max", most).max(1);
+        let least = size("min", least).clamp(1, most);
+        self.autoscale = Some((most, least));
+        self.set_concurrency(self.concurrency.clamp(least, most));
+        self.set_prefetch();
+        self.scale_up();
+        Ok(entry("ok", format!("autoscale now max={most} min={least}")))
+    }
+
+    pub(crate) fn switch_events(&mut self, on: bool) -> Value {
+        let word = if on { "enabled" } else { "disabled" };
+        let changed = std::mem::replace(&mut self.decoder.tells, on) != on;
+        let already = if changed { "" } else { "already " };
+        entry("ok", format!("task events {already}{word}"))
+    }
+
+    pub(crate) fn add_consumer(&mut self, arguments: &Map) -> Reply {
+        let Some(name) = text(arguments, "queue") else {
+            return Reply::Now(Err(missing("queue")));
+        };
+        let done = entry("ok", format!("add consumer {name}"));
+        let queues = &self.supervisor.options.queues;
+        if queues.iter().any(|known| known.name == name) {
+            return Reply::Now(Ok(done));
+        }
+        match self.queue_of(&name, arguments) {
+            Ok(queue) => {
+                self.supervisor.options.queues.push(queue);
+                Reply::Queues(done)
+            }
+            Err(error) => Reply::Now(Err(error)),
+        }
+    }
+
+    pub(crate) fn queue_of(&self, name: &str, arguments: &Map) -> Result<Queue, String> {
+        let known = self.executor.messages.sender.queues.find(name);
+        let known =
+            known.map_err(|error| format!("OperationalError({})", quoted(&error.to_string())))?;
+        let mut queue = known.for_consumer();
+        if let Some(exchange) = text(arguments, "exchange") {
+            let kind = text(arguments, "exchange_type").unwrap_or_else(|| "direct".to_owned());
+            let kind = ExchangeKind::named(&kind)
+                .ok_or_else(|| format!("ValueError('no exchange type {kind:?}')"))?;
+            let key = text(arguments, "routing_key").unwrap_or_else(|| name.to_owned());
+            queue = queue.bound_to(Exchange::new(exchange, kind), key);
+        }
+        Ok(queue)
+    }
+
+    pub(crate) fn cancel_consumer(&mut self, arguments: &Map) -> Reply {
+        let Some(name) = text(arguments, "queue") else {
+            return Reply::Now(Err(missing("queue")));
+        };
+        let done = entry("ok", format!("no longer consuming from {name}"));
+        let queues = &mut self.supervisor.options.queues;
+        let before = queues.len();
+        queues.retain(|queue| queue.name != name);
+        match queues.len() == before {
+            true => Reply::Now(Ok(done)),
+            false => Reply::Queues(done),
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Telling the broker what became of deliveries.
+
+use std::sync::Arc;
+
+use crate::boundary::{Consumer, ServiceError, Settled, Settlement};
+use crate::worker::driver::{DeliveryEvent, DeliveryKey, Driver, EffectError, Finished};
+
+/// Settlements that leave together.
+type Batch = Vec<(DeliveryKey, Settlement)>;
+
+impl Driver {
+    pub(crate) fn send_settlements(&mut self) {
+        if self.settlements.is_empty() {
+            return;
+        }
+        // What has to be sent anew first may take long, and the others must not
+        // wait for it.
+        let is_quick = |(_, settlement): &(DeliveryKey, Settlement)| settlement.is_quick();
+        let all = std::mem::take(&mut self.settlements);
+        let (quick, slow): (Vec<_>, Vec<_>) = all.into_iter().partition(is_quick);
+        for batch in [quick, slow] {
+            for (consumer, batch) in self.by_consumer(batch) {
+                self.send_batch(consumer, batch);
+            }
+        }
+    }
+
+    /// Settlements by the one who carries them out, which is nearly always the
+    /// same.
+    pub(crate) fn by_consumer(
+        &mut self,
+        settlements: Vec<(DeliveryKey, Settlement)>,
+    ) -> Vec<(Arc<dyn Consumer>, Batch)> {
+        let mut batches: Vec<(Arc<dyn Consumer>, Batch)> = Vec::new();
+        for (key, settlement) in settlements {
+            let Some(entry) = self.entries.find(key) else {
+                continue;
+            };
+            let by = match &self.consumer {
+                Some(current) if self.settles_after_reconnect() => Some(Arc::clone(current)),
+                _ => entry.consumer.upgrade(),
+            };
+            let Some(by) = by else {
+                self.event(key, DeliveryEvent::Failed(EffectError::NotSent));
+                continue;
+            };
+            match batches
+                .iter_mut()
+                .find(|(known, _)| Arc::ptr_eq(known, &by))
+            {
+                Some((_, batch)) => batch.push((key, settlement)),
+                None => batches.push((by, vec![(key, settlement)])),
+            }
+        }
+        batches
+    }
+
+    /// Hands the outcomes of a batch to its deliveries.
+    pub(crate) fn settled(
+        &mut self,
+        consumer: &Arc<dyn Consumer>,
+        keys: Vec<DeliveryKey>,
+        outcomes: Vec<Result<Settled, ServiceError>>,
+    ) {
+        if let Some(error) = outcomes.iter().find_map(|outcome| outcome.as_ref().err()) {
+            tracing::warn!("{error}");
+            // A replaced consumer reports a broken connection only here.
+            if self.consumer.is_some() && !self.is_current(consumer) {
+                self.withdraw_of(consumer);
+            }
+        }
+        for (key, outcome) in keys.into_iter().zip(outcomes) {
+            let event = match outcome {
+                Ok(_) => DeliveryEvent::Done,
+                Err(error) => DeliveryEvent::Failed(EffectError::from(&error)),
+            };
+            self.event(key, event);
+        }
+    }
+
+    /// Whether a new consumer can settle the deliveries of an old one.
+    pub(crate) fn settles_after_reconnect(&self) -> bool {
+        let capabilities = self.supervisor.broker.capabilities();
+        capabilities.settles_after_reconnect
+    }
+
+    pub(crate) fn send_batch(&mut self, consumer: Arc<dyn Consumer>, batch: Batch) {
+        let (keys, batch): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+        let deadline = self.executor.deadline;
+        self.futures.push(Box::pin(async move {
+            let settled = match tokio::time::timeout(deadline, consumer.settle(&batch)).await {
+                Ok(settled) => settled,
+                Err(_) => {
+                    let error = ServiceError::no_answer("settle", "deliveries", deadline);
+                    vec![Err(error); batch.len()]
+                }
+            };
+            Finished::Settled(consumer, keys, settled)
+        }));
+    }
+}

@@ -1,0 +1,34 @@
+//! Running one task: the future that a slot is given to.
+
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+
+use crate::env;
+use crate::execution::{ErasedTask, Invocation, Job, RunError};
+use crate::worker::delivery::event::Outcome;
+
+/// Runs a task to its end. A panic ends this task and nothing else.
+pub(crate) async fn run(task: Arc<dyn ErasedTask>, job: Arc<Job>) -> Outcome {
+    let returned = AssertUnwindSafe(task.run(Invocation { job })).catch_unwind();
+    match returned.await {
+        Ok(Ok(value)) => Outcome::Value(value),
+        Ok(Err(RunError::Error(error))) => Outcome::Error {
+            error,
+            random: env::random(),
+        },
+        Ok(Err(RunError::Panic(message))) => Outcome::Panic(message),
+        Ok(Err(RunError::Lost(loss))) => Outcome::Lost(loss),
+        Err(panic) => Outcome::Panic(panic_message(&*panic)),
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "the task panicked".to_owned())
+}

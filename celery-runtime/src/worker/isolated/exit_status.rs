@@ -1,0 +1,69 @@
+//! How a child ended that had a task, in Celery's words. Pure.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+use rustix::process::Signal;
+
+/// What the failure of a task says whose process ended so. `job` counts the
+/// tasks given to children.
+pub(crate) fn message(status: Option<ExitStatus>, job: u64) -> String {
+    format!("Worker exited prematurely: {} Job: {job}.", told(status))
+}
+
+/// The end of a process.
+pub(crate) fn told(status: Option<ExitStatus>) -> String {
+    let Some(status) = status else {
+        return "exitcode unknown".to_owned();
+    };
+    match status.signal() {
+        Some(number) => match name(number) {
+            Some(name) => format!("signal {number} ({name})"),
+            None => format!("signal {number}"),
+        },
+        None => format!("exitcode {}", status.code().unwrap_or_default()),
+    }
+}
+
+/// The signals that end processes, by their names.
+const NAMES: [(Signal, &str); 16] = [
+    (Signal::HUP, "SIGHUP"),
+    (Signal::INT, "SIGINT"),
+    (Signal::QUIT, "SIGQUIT"),
+    (Signal::ILL, "SIGILL"),
+    (Signal::TRAP, "SIGTRAP"),
+    (Signal::ABORT, "SIGABRT"),
+    (Signal::BUS, "SIGBUS"),
+    (Signal::FPE, "SIGFPE"),
+    (Signal::KILL, "SIGKILL"),
+    (Signal::USR1, "SIGUSR1"),
+    (Signal::SEGV, "SIGSEGV"),
+    (Signal::USR2, "SIGUSR2"),
+    (Signal::PIPE, "SIGPIPE"),
+    (Signal::ALARM, "SIGALRM"),
+    (Signal::TERM, "SIGTERM"),
+    (Signal::SYS, "SIGSYS"),
+];
+
+fn name(number: i32) -> Option<&'static str> {
+    let found = NAMES.iter().find(|(signal, _)| signal.as_raw() == number);
+    found.map(|(_, name)| *name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_what_celery_says() {
+        let ended = |raw| Some(ExitStatus::from_raw(raw));
+        assert_eq!(
+            message(ended(9), 3),
+            "Worker exited prematurely: signal 9 (SIGKILL) Job: 3."
+        );
+        assert_eq!(
+            message(ended(3 << 8), 0),
+            "Worker exited prematurely: exitcode 3 Job: 0."
+        );
+    }
+}
