@@ -5,7 +5,7 @@ use crate::config::ConfigError;
 use crate::execution::RegistryError;
 use crate::queues::QueueNotFound;
 
-/// Why a worker could not start, or did not end cleanly.
+/// An error with which a worker ends.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WorkerError {
@@ -15,30 +15,29 @@ pub enum WorkerError {
     /// The configuration cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A queue that it shall consume does not exist and must not be made.
+    /// A queue to consume does not exist and must not be created.
     #[error(transparent)]
     Queue(#[from] QueueNotFound),
-    /// A child process for isolated tasks cannot be started, at the start of
-    /// the worker; later that is tried again, and told in the log.
+    /// The first child process for isolated tasks cannot be started. Later
+    /// failures are logged and retried.
     #[error("cannot start {program} as a child process for isolated tasks: {cause}")]
     Child {
-        /// What was to be started.
+        /// The program.
         program: String,
-        /// Why it was not, and what to do.
+        /// The cause and the remedy.
         cause: String,
     },
-    /// The broker cannot be used, or was away for too long.
+    /// The broker cannot be used, or stayed unreachable for too long.
     #[error(transparent)]
     Broker(#[from] ServiceError),
-    /// The worker had to stop before the results or acknowledgements of some
-    /// tasks were taken. Their messages, where not acknowledged yet, will be
-    /// delivered again.
+    /// The worker stopped before results or acknowledgements of some tasks were
+    /// confirmed. The broker redelivers messages that were not acknowledged.
     #[error(
         "the worker stopped with {count} deliveries unsettled, because broker or backend did not \
          answer in time"
     )]
     Unsettled {
-        /// How many.
+        /// The number of such deliveries.
         count: usize,
     },
 }

@@ -1,5 +1,6 @@
 //! Running tasks: [`Worker`].
 
+mod assemble;
 pub(crate) mod core;
 pub(crate) mod delivery;
 pub(crate) mod driver;
@@ -19,29 +20,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use celery_protocol::{Map, Value};
-use tokio::sync::oneshot;
 
 use crate::app::inner::AppInner;
-use crate::boundary::{BoxFuture, ConsumeOptions, Mailbox};
-use crate::client::Client;
-use crate::client::compose::Sender;
-use crate::config::{Config, ConfigError, OnUnknown, WorkerSettings};
-use crate::env;
-use crate::execution::{BlockingPool, Registry, Tasks, WorkerContext};
-use crate::worker::core::queue_selection::queues;
-use crate::worker::delivery::decode::MessageDecoder;
+use crate::boundary::BoxFuture;
+use crate::config::{OnUnknown, WorkerSettings};
+use crate::execution::Tasks;
 use crate::worker::driver::command::Command;
-use crate::worker::effects::executor::EffectExecutor;
-use crate::worker::effects::messages::MessageFactory;
-use crate::worker::io::control_receiver::{ControlReceiver, read_events, read_request};
-use crate::worker::io::event_dispatcher::EventDispatcher;
-use crate::worker::io::event_publisher::EventPublisher;
 use crate::worker::io::shutdown::stops;
-use crate::worker::io::supervisor::{ConnectionHook, Supervisor};
-use crate::worker::io::sweeper::Sweeper;
-use crate::worker::io::watchdog::Watchdog;
-use crate::worker::isolated::{Children, WorkerProfile};
-use driver::{Driver, DriverParts, WorkerLimits, prefetch, window};
+use crate::worker::io::supervisor::ConnectionHook;
+use crate::worker::isolated::WorkerProfile;
 use isolated::Mode;
 
 pub use crate::worker::io::shutdown::ForceShutdown;
@@ -49,10 +36,10 @@ pub use crate::worker::io::supervisor::ConnectionEvent;
 pub use error::WorkerError;
 pub use isolated::is_isolated_child;
 
-/// Takes messages from queues and runs their tasks. Made by
+/// Receives messages from queues and runs their tasks. Made by
 /// [`App::worker`](crate::App::worker).
 ///
-/// What is not set here follows the app's [`Config`](crate::Config).
+/// Options that are not set here come from the app's [`Config`](crate::Config).
 pub struct Worker {
     app: Arc<AppInner>,
     tasks: Tasks,
@@ -70,7 +57,7 @@ pub struct Worker {
     child_command: Option<isolated::ChildCommand>,
 }
 
-/// Run once when the worker has ended.
+/// Runs once after the worker has ended.
 type Teardown = Box<dyn FnOnce() -> BoxFuture<'static, ()> + Send>;
 
 impl Worker {
@@ -97,16 +84,17 @@ impl Worker {
         }
     }
 
-    /// Consumes this queue; may be called again for more. Without any, the
-    /// worker consumes `task_queues` if configured, else the default queue
-    /// and those of its tasks' declarations.
+    /// Adds a queue to consume. Without any, the worker consumes `task_queues` if
+    /// configured, otherwise the default queue and those of its tasks'
+    /// declarations.
     #[must_use]
     pub fn queue(mut self, name: impl Into<String>) -> Self {
         self.queues.push(name.into());
         self
     }
 
-    /// How many tasks run at the same time; the number of cores by default.
+    /// Sets how many tasks run at the same time; the number of cores by default,
+    /// at least 1.
     #[must_use]
     pub fn concurrency(self, tasks: usize) -> Self {
         Self {
@@ -115,10 +103,10 @@ impl Worker {
         }
     }
 
-    /// How many messages are held for each task that can run; 4 by default.
-    /// As in Celery, those of running tasks count while they are not
-    /// acknowledged, which is for late tasks only. With 1, nothing is held that
-    /// could not start at once; 0 is without limit.
+    /// Sets how many messages are prefetched for each concurrent task; 4 by
+    /// default. As in Celery, messages of running tasks count until they are
+    /// acknowledged, which matters for late acknowledgement only. With 1, the
+    /// worker holds only messages that can start at once; 0 is without limit.
     #[must_use]
     pub fn prefetch_multiplier(self, messages: usize) -> Self {
         Self {
@@ -127,7 +115,8 @@ impl Worker {
         }
     }
 
-    /// The worker's name, `celery@<host>` by default.
+    /// Sets the worker's name, `celery@<host>` by default. Two workers need
+    /// different names for remote control.
     #[must_use]
     pub fn hostname(self, name: impl Into<String>) -> Self {
         Self {
@@ -136,43 +125,41 @@ impl Worker {
         }
     }
 
-    /// Whether it tells those who watch (Flower, `celery events`) what happens
-    /// to tasks; not by default. Remote control can change it while it runs.
+    /// Enables task events, which Flower and `celery events` consume; off by
+    /// default. Remote control can change it at run time.
     #[must_use]
     pub fn task_events(mut self, events: bool) -> Self {
         self.settings.task_events = events;
         self
     }
 
-    /// Whether it obeys and answers remote control (`celery inspect`, `celery
-    /// control`); it does by default.
+    /// Enables remote control (`celery inspect`, `celery control`); on by default.
     #[must_use]
-    pub fn remote_control(mut self, obeys: bool) -> Self {
-        self.settings.remote_control = obeys;
+    pub fn remote_control(mut self, enabled: bool) -> Self {
+        self.settings.remote_control = enabled;
         self
     }
 
-    /// Whether it asks its peers, before it takes the first message, which tasks
-    /// were revoked; it does by default. On RabbitMQ, which does not say how many
-    /// peers there are, this takes a second where there is one at least. Without
-    /// remote control nobody is asked.
+    /// Enables mingle: before its first message the worker asks its peers for
+    /// revoked tasks; on by default, and off without remote control. RabbitMQ does
+    /// not return the number of peers, so there it takes 1 s if at least one
+    /// exists.
     #[must_use]
-    pub fn mingle(mut self, asks: bool) -> Self {
-        self.settings.mingle = asks;
+    pub fn mingle(mut self, enabled: bool) -> Self {
+        self.settings.mingle = enabled;
         self
     }
 
-    /// Time between two signs of life that monitors see; 2 s by default. With
-    /// `None` there are none, and monitors do not see the worker.
+    /// Sets the interval of heartbeat events; 2 s by default. With `None` there
+    /// are none, and monitors do not list the worker.
     #[must_use]
     pub fn heartbeat(mut self, interval: Option<Duration>) -> Self {
         self.settings.heartbeat = interval.map(|interval| interval.max(Duration::from_millis(1)));
         self
     }
 
-    /// Keeps what was revoked in this file, so that it is known after a
-    /// restart. Written every 10 s while there is something new, and at the
-    /// end.
+    /// Sets a file in which revocations survive a restart (Celery's `--statedb`).
+    /// It is written every 10 s if something changed, and at the end.
     #[must_use]
     pub fn state_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.settings.state_file = Some(path.into());
@@ -193,10 +180,9 @@ impl Worker {
         }
     }
 
-    /// Adds a command of remote control. It gets the arguments of the request
-    /// and is called between two deliveries, so it must not take long; an error
-    /// is what those who asked see as `{"error": …}`. Built-in commands cannot
-    /// be replaced.
+    /// Adds a command of remote control, called with the arguments of the request.
+    /// It runs between two deliveries, so it must not take long; an error becomes
+    /// the reply `{"error": …}`. Built-in commands cannot be replaced.
     #[must_use]
     pub fn command(
         mut self,
@@ -207,20 +193,20 @@ impl Worker {
         self
     }
 
-    /// What becomes of messages that cannot be run.
+    /// Sets the policy for messages that cannot be run.
     #[must_use]
     pub fn on_unknown(self, on_unknown: OnUnknown) -> Self {
         Self { on_unknown, ..self }
     }
 
-    /// How long a stop waits for broker and backend after the last task has
-    /// ended; 10 s by default.
+    /// Sets how long a shutdown waits for broker and backend after the last task
+    /// has ended; 10 s by default.
     #[must_use]
     pub fn shutdown_grace(self, grace: Duration) -> Self {
         Self { grace, ..self }
     }
 
-    /// Calls `hook` whenever the connection to the broker is made or lost.
+    /// Calls `hook` when the connection to the broker is opened or lost.
     #[must_use]
     pub fn on_connection_event(
         self,
@@ -232,9 +218,9 @@ impl Worker {
         }
     }
 
-    /// Runs `teardown` when the last task has ended and before
-    /// [`run_until`](Self::run_until) returns, to close what the application's
-    /// state holds. It does not run when the future is dropped.
+    /// Runs `teardown` after the last task has ended and before
+    /// [`run_until`](Self::run_until) returns, to close resources of the
+    /// application's state. It does not run when the future is dropped.
     #[must_use]
     pub fn on_stop<F, T>(self, teardown: F) -> Self
     where
@@ -255,12 +241,11 @@ impl Worker {
         self
     }
 
-    /// Starts children for isolated tasks by this command instead of starting
-    /// this program again. Its `main` has to run a worker that knows the same
-    /// tasks. This is for tests, whose own program is the test runner.
+    /// Sets the command that starts child processes for isolated tasks, instead
+    /// of this program. Its `main` has to run a worker with the same tasks. It is
+    /// for tests, whose own program is the test runner.
     ///
-    /// Program, arguments, environment and working directory are taken from
-    /// it, nothing else.
+    /// Only program, arguments, environment and working directory are used.
     #[must_use]
     pub fn child_command(self, command: &std::process::Command) -> Self {
         Self {
@@ -269,21 +254,21 @@ impl Worker {
         }
     }
 
-    /// Works until `shutdown` resolves, then stops warmly: running tasks
-    /// finish and are acknowledged, messages that were only held go back to
-    /// the head of their queue. See [`ForceShutdown`] for how that is cut short.
+    /// Runs until `shutdown` resolves, then shuts down warmly: running tasks
+    /// finish and are acknowledged, prefetched messages return to the head of their
+    /// queue. [`ForceShutdown`] makes it a cold shutdown.
     ///
     /// The future is `Send`, so that it can be spawned.
     ///
     /// # Errors
     ///
-    /// See [`WorkerError`]. A broker that is away at the start or later is
-    /// waited for, `broker_connection_max_retries` times.
+    /// See [`WorkerError`]. While the broker is unreachable, at the start or
+    /// later, the worker retries `broker_connection_max_retries` times.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future ends running tasks at their next await; messages
-    /// not acknowledged are delivered again by the broker's rules.
+    /// Dropping the future ends running tasks at their next await; the broker
+    /// redelivers messages that were not acknowledged.
     pub async fn run_until<F, P>(mut self, shutdown: F) -> Result<(), WorkerError>
     where
         F: Future<Output = P> + Send + 'static,
@@ -296,7 +281,7 @@ impl Worker {
                 if let Some(children) = &children {
                     children.check().await?;
                 }
-                let driver = self.driver(children.as_ref())?;
+                let driver = self.start(children.as_ref())?;
                 let ended = driver.run(stops(shutdown)).await;
                 if let Some(children) = children {
                     children.close().await;
@@ -323,152 +308,18 @@ impl Worker {
         }
     }
 
-    /// Works for ever, unless it fails.
+    /// Runs until an unrecoverable error.
     ///
     /// # Errors
     ///
-    /// As [`run_until`](Self::run_until).
+    /// See [`run_until`](Self::run_until).
     ///
     /// # Cancel safety
     ///
-    /// As [`run_until`](Self::run_until).
+    /// See [`run_until`](Self::run_until).
     pub async fn run(self) -> Result<(), WorkerError> {
         self.run_until(std::future::pending::<()>()).await
     }
-
-    fn driver(self, children: Option<&Arc<Children>>) -> Result<Driver, WorkerError> {
-        let app = &self.app;
-        let mut config = (*app.config).clone();
-        config.on_unknown = self.on_unknown;
-        let config = Arc::new(config);
-        let registry = Registry::new(self.tasks, children.map(isolated::runner).as_ref())?;
-        let registry = Arc::new(registry);
-        let mut queues = queues(&app.queues, &self.queues, &registry)?;
-        if config.worker_direct {
-            queues.push(app.queues.direct(&self.hostname));
-        }
-        let names: Vec<_> = queues.iter().map(|queue| queue.name.as_str()).collect();
-        tracing::info!("{} consumes {}", self.hostname, names.join(", "));
-
-        let durable = self.settings.durable_revokes.is_some();
-        let needs_store = durable
-            || registry
-                .iter()
-                .any(|task| task.declaration.options.unique.is_some());
-        if needs_store && app.store.is_none() {
-            return Err(ConfigError::NoStore.into());
-        }
-        let services = Arc::new(WorkerContext {
-            store: app.store.clone(),
-            backend: app.backend.clone(),
-            hostname: self.hostname.clone(),
-            accept: config.accept_content,
-            body_limit: config.body_limit,
-            result_serializer: config.result_serializer,
-            result_extended: config.result_extended,
-            blocking: BlockingPool::new(self.concurrency),
-            client: Client::new(app),
-            registry: Arc::clone(&registry),
-            chord_retry_interval: config.result_chord_retry_interval,
-        });
-        let multiplier = match self.settings.disable_prefetch {
-            true => 1,
-            false => self.prefetch_multiplier,
-        };
-        let window = window(self.concurrency, multiplier);
-        let names = queues.iter().map(|queue| (**queue).clone());
-        let supervisor = Supervisor {
-            broker: Arc::clone(&app.broker),
-            options: ConsumeOptions::new(names.collect(), prefetch(window, multiplier)),
-            max_retries: config.broker_connection_max_retries,
-            hook: self.hook,
-        };
-        let logical_clock = app.logical_clock.clone();
-        let publisher = EventPublisher::start(Arc::clone(&app.broker), config.operation_timeout);
-        let events = config.events.exchange();
-        let events = EventDispatcher::new(publisher, logical_clock.clone(), &self.hostname, events);
-        let is_steered = self.settings.remote_control;
-        let mailboxes = match is_steered {
-            true => mailboxes(&config, &self.hostname),
-            false => Vec::new(),
-        };
-        let (asking, begin) = oneshot::channel();
-        let control = ControlReceiver::start(&app.broker, mailboxes, begin);
-        let mingle = (is_steered && self.settings.mingle).then(|| {
-            io::mingle::ask(
-                &app.broker,
-                &logical_clock,
-                &config.control,
-                &self.hostname,
-                asking,
-            )
-        });
-        let messages = MessageFactory {
-            sender: Sender {
-                config: Arc::clone(&config),
-                queues: Arc::clone(&app.queues),
-                origin: self.hostname.clone(),
-                reply_to: env::uuid(),
-            },
-            hostname: self.hostname,
-            queues,
-        };
-        let executor = Arc::new(EffectExecutor {
-            broker: Arc::clone(&app.broker),
-            services: Arc::clone(&services),
-            messages,
-            deadline: config.operation_timeout,
-            join_timeout: config.result_chord_join_timeout,
-            clock: app.clock.clone(),
-        });
-        let mut defaults = config.task;
-        let both = defaults.acks_on_failure;
-        defaults.acks_on_timeout = defaults.acks_on_timeout.or(both);
-        defaults.acks_on_failure = config.task_acks_on_failure.or(both);
-        let decoder = MessageDecoder {
-            registry,
-            services,
-            defaults,
-            tells: self.settings.task_events,
-            deduplicates: self.settings.deduplicate,
-            durable_revokes: durable,
-            time_limits: HashMap::new(),
-        };
-        let limits = WorkerLimits {
-            concurrency: self.concurrency,
-            multiplier,
-            grace: self.grace,
-        };
-        Ok(Driver::new(DriverParts {
-            children: children.cloned(),
-            decoder,
-            sweeper: Sweeper::start(&executor),
-            executor,
-            clock: app.clock.clone(),
-            supervisor,
-            limits,
-            watchdog: Watchdog::start(self.settings.blocked_after),
-            settings: Arc::new(self.settings),
-            logical_clock,
-            events,
-            control,
-            mingle,
-            commands: self.commands,
-            autoscale: self.autoscale,
-        }))
-    }
-}
-
-/// What a worker listens to. Signs of life of its peers are not among it, so
-/// that the traffic of a fleet grows with its size, and not with its square.
-fn mailboxes(
-    config: &Config,
-    hostname: &str,
-) -> Vec<(Mailbox, io::control_receiver::MessageReader)> {
-    vec![
-        (config.control.node_mailbox(hostname), read_request),
-        (config.events.mailbox("worker.elect"), read_events),
-    ]
 }
 
 impl fmt::Debug for Worker {
