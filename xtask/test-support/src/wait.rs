@@ -1,4 +1,4 @@
-//! Bounded waits: [`within`], [`eventually`] and [`until`].
+//! Bounded waits: [`within`], [`eventually`] and [`wait_until`].
 
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>)
 /// # Panics
 ///
 /// Panics with `what` when the time is over.
-pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+pub async fn wait_until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     eventually(what, async || condition().await.then_some(())).await;
 }
 
