@@ -1,5 +1,5 @@
 //! The Rust side of the comparison with other task queues, run by
-//! `cargo xtask bench --peers`:
+//! `cargo xtask bench --comparison`:
 //!
 //!     cargo run --release --example bench_peer -- publish redis://localhost 100000
 //!     cargo run --release --example bench_peer -- consume redis://localhost 100000 256
