@@ -11,7 +11,9 @@ use crate::control::error::ControlError;
 use crate::control::mailbox::ControlMailbox;
 use crate::control::replies::{Replies, ok};
 
-/// A command to workers that is not sent yet.
+/// A command to workers, ready to be sent.
+///
+/// Created by the methods of [`Control`](crate::Control).
 #[must_use = "a command does nothing until it is sent"]
 #[derive(Clone)]
 pub struct ControlCall {
@@ -20,13 +22,15 @@ pub struct ControlCall {
     request: ControlRequest,
 }
 
-/// Who is meant, and how long to wait for them.
+/// The workers that a command is for, and how long to wait for their replies.
 #[derive(Clone, Debug)]
 pub(super) struct Destination {
+    /// The names of the workers; all if `None`.
     pub(super) destination: Option<Vec<String>>,
-    /// The pattern, and what kind of pattern it is.
+    /// A pattern for names, and its kind: `glob` or `pcre`.
     pub(super) pattern: Option<(String, &'static str)>,
     pub(super) timeout: Duration,
+    /// Most replies to wait for.
     pub(super) limit: Option<usize>,
 }
 
@@ -42,8 +46,8 @@ impl Default for Destination {
 }
 
 impl Destination {
-    /// After how many replies there is nothing more to wait for.
-    fn most(&self) -> Option<usize> {
+    /// Returns the number of replies after which no more can be expected.
+    fn max_replies(&self) -> Option<usize> {
         let destination = self.destination.as_ref().map(Vec::len);
         self.limit.or(destination)
     }
@@ -72,39 +76,45 @@ impl ControlCall {
         }
     }
 
-    /// Sends the command. Workers that are away do not get it.
+    /// Sends the command without waiting for replies. Workers that are not connected
+    /// do not receive it.
     ///
     /// # Errors
     ///
-    /// When an argument has no form in JSON, the destination is empty, or the
-    /// broker does not take the command within the configured deadline.
+    /// When an argument cannot be encoded in JSON, the destination is empty, or the
+    /// broker does not accept the command within
+    /// [`Config::operation_timeout`](crate::Config::operation_timeout).
     ///
     /// # Cancel safety
     ///
-    /// A dropped future may or may not have sent the command.
+    /// Not cancel safe: after the future is dropped, the command may or may not have
+    /// been sent.
     pub async fn send(self) -> Result<(), ControlError> {
         let request = self.addressed()?;
         self.mailbox.send(request, self.destination.timeout).await
     }
 
-    /// Sends the command and collects what workers answer until the timeout is
-    /// over, or as many answers are there as the limit or the destination says.
-    /// Nobody there is an empty answer.
+    /// Sends the command and collects the replies of the workers.
+    ///
+    /// Returns when the timeout is over, or as soon as there are as many replies as
+    /// [`Control::limit`](crate::Control::limit) or the destination allows. The
+    /// result is empty if no worker replies.
     ///
     /// # Errors
     ///
-    /// As [`send`](Self::send), and when the mailbox for replies cannot be
-    /// opened within the deadline or its connection is lost meanwhile. A
-    /// worker's error is among the [`Replies`].
+    /// See [`send`](Self::send). Also when the mailbox for replies cannot be
+    /// opened within the timeout of one operation, or its connection is lost while
+    /// the command waits. Errors of single workers are part of the [`Replies`].
     ///
     /// # Cancel safety
     ///
-    /// A dropped future may or may not have sent the command.
+    /// Not cancel safe: after the future is dropped, the command may or may not have
+    /// been sent.
     pub async fn replies(self) -> Result<Replies<Value>, ControlError> {
         self.replies_as(|value| Ok(ok(value).clone())).await
     }
 
-    /// The same with answers of one type.
+    /// Sends the command and decodes each reply with `read`.
     pub(super) async fn replies_as<T>(
         self,
         read: fn(&Value) -> Result<T, String>,
@@ -112,17 +122,18 @@ impl ControlCall {
         let request = self.addressed()?;
         let command = request.method.clone();
         let Destination { timeout, .. } = self.destination;
-        let gathered = self
+        let collected = self
             .mailbox
-            .ask(request, timeout, self.destination.most())
+            .call(request, timeout, self.destination.max_replies())
             .await?;
-        Ok(Replies::read(&command, gathered, read))
+        Ok(Replies::read(&command, collected, read))
     }
 
-    /// To a worker, no destination means that everybody is meant.
+    /// Returns the request, unless its destination is empty. Workers would treat an
+    /// empty destination as all workers.
     fn addressed(&self) -> Result<ControlRequest, ControlError> {
         match &self.destination.destination {
-            Some(nodes) if nodes.is_empty() => Err(ControlError::Nobody {
+            Some(nodes) if nodes.is_empty() => Err(ControlError::EmptyDestination {
                 command: self.request.method.clone(),
             }),
             _ => Ok(self.request.clone()),
@@ -139,17 +150,20 @@ impl fmt::Debug for ControlCall {
     }
 }
 
-/// The arguments of `add_consumer`. A queue that only has a name leaves the
-/// rest to the worker.
+/// Returns the arguments of `add_consumer`. If the queue has only a name, the
+/// worker takes the rest from its settings.
 pub(super) fn consumer(queue: &Queue) -> Map {
     let plain = Queue::new(queue.name.as_str());
     let mut arguments = Map::new();
     arguments.insert("queue", queue.name.as_str());
     let Exchange { name, kind, .. } = &queue.exchange;
     let is_plain = queue.exchange == plain.exchange && queue.routing_key == plain.routing_key;
-    let bound = |text: &str| match is_plain {
-        true => Value::Null,
-        false => Value::from(text),
+    let bound = |text: &str| {
+        if is_plain {
+            Value::Null
+        } else {
+            Value::from(text)
+        }
     };
     arguments.insert("exchange", bound(name));
     arguments.insert("exchange_type", kind.name());
@@ -171,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_consumer_of_a_name_alone_is_celerys() {
+    fn add_consumer_arguments_match_celery() {
         let expected = Map::from([
             ("queue", Value::from("extra")),
             ("exchange", Value::Null),

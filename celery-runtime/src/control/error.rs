@@ -1,93 +1,92 @@
-//! What remote control fails with.
+//! The errors of remote control.
 
 use celery_protocol::EncodeError;
 
 use crate::boundary::ServiceError;
 
-/// A command that was not sent, or whose replies could not be received.
+/// An error of sending a command or receiving its replies.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ControlError {
-    /// An argument has no form in JSON.
-    #[error("cannot write command {command}: {cause}")]
+    /// An argument cannot be encoded in JSON.
+    #[error("cannot encode command {command}: {cause}")]
     Encode {
         /// The command's name.
         command: String,
-        /// What the serializer says.
+        /// The error of the serializer.
         cause: EncodeError,
     },
-    /// The destination has no worker in it. Workers would take it for all.
+    /// The destination is an empty list, which workers would treat as all workers.
     #[error(
         "command {command} was not sent: its destination is empty (name a worker, or set no \
-         destination to reach all)"
+         destination to address all)"
     )]
-    Nobody {
+    EmptyDestination {
         /// The command's name.
         command: String,
     },
-    /// The store did not take what is to be remembered, so that the command was
-    /// not sent.
-    #[error("command {command} was not sent, since it cannot be remembered: {cause}")]
+    /// The durable revocation could not be stored; the command was not sent.
+    #[error("command {command} was not sent: cannot store its durable record: {cause}")]
     Store {
         /// The command's name.
         command: String,
-        /// What the store failed at.
+        /// The error of the store.
         cause: ServiceError,
     },
-    /// The broker did not take it.
+    /// The broker did not accept the command.
     #[error("command {command} was not sent: {cause}")]
     Send {
         /// The command's name.
         command: String,
-        /// What the broker failed at.
+        /// The error of the broker.
         cause: ServiceError,
     },
-    /// The mailbox for replies could not be opened, so that the command was not
-    /// sent; or it was lost before all of them were there.
-    #[error("the replies to command {command} cannot be received: {cause}")]
+    /// The mailbox for replies could not be opened, and the command was not sent; or
+    /// the mailbox was lost before all replies were received.
+    #[error("cannot receive the replies to command {command}: {cause}")]
     Receive {
         /// The command's name.
         command: String,
-        /// What the broker failed at.
+        /// The error of the broker.
         cause: ServiceError,
     },
 }
 
 impl ControlError {
-    /// Whether the same may succeed later. After a lost connection or a timeout
-    /// workers may have the command already.
+    /// Returns whether the command may succeed when it is sent again. After a lost
+    /// connection or a timeout, workers may have received it already.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Send { cause, .. } | Self::Receive { cause, .. } | Self::Store { cause, .. } => {
                 cause.is_transient()
             }
-            Self::Encode { .. } | Self::Nobody { .. } => false,
+            Self::Encode { .. } | Self::EmptyDestination { .. } => false,
         }
     }
 }
 
-/// A worker's answer that is an error, or none that can be read.
+/// An error in the reply of one worker.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CommandError {
-    /// The worker says that it could not do it.
-    #[error("worker {node} did not carry out {command}: {cause}")]
-    Refused {
+    /// The worker replied with an error.
+    #[error("command {command} failed in worker {node}: {cause}")]
+    Failed {
         /// The worker's name.
         node: String,
         /// The command's name.
         command: String,
-        /// What the worker says.
+        /// The error text of the worker.
         cause: String,
     },
-    /// The answer is of another form than workers give.
-    #[error("worker {node} answered {command} in a form that cannot be read: {cause}")]
-    Unreadable {
+    /// The reply has an unexpected form.
+    #[error("cannot decode the reply of worker {node} to {command}: {cause}")]
+    Decode {
         /// The worker's name.
         node: String,
         /// The command's name.
         command: String,
-        /// What is missing.
+        /// The part that is missing or has another type.
         cause: String,
     },
 }

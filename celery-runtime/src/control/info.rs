@@ -1,6 +1,6 @@
-//! What workers tell about themselves. A part that is missing or of another
-//! form is empty, so that one of them does not hide the rest; what is not
-//! named here stays in `fields`.
+//! The replies of workers to `inspect` commands. A part that is missing or has an
+//! unexpected type is left empty, so that the rest can be used; parts without a
+//! field of their own are kept in `fields`.
 
 use std::collections::BTreeMap;
 
@@ -8,13 +8,13 @@ use celery_protocol::{Map, Value};
 
 use crate::control::replies::ok;
 
-/// A task in the hands of a worker.
+/// A task that a worker has received.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct RequestInfo {
     /// The task's id.
     pub id: String,
-    /// The name that it is shown by; usually the task's.
+    /// The name for display; usually that of the task.
     pub name: String,
     /// The task's name.
     pub task: String,
@@ -24,29 +24,29 @@ pub struct RequestInfo {
     pub kwargs: Value,
     /// The worker's name.
     pub hostname: String,
-    /// When it was started, as Unix time.
+    /// The time of its start, in seconds since the Unix epoch.
     pub time_start: Option<f64>,
-    /// Whether its message was acknowledged.
+    /// Whether its message has been acknowledged.
     pub acknowledged: bool,
-    /// The exchange that its message was sent to.
+    /// The exchange of its message.
     pub exchange: String,
     /// The routing key of its message.
     pub routing_key: String,
     /// The priority of its message.
     pub priority: Option<i64>,
-    /// Whether its message was delivered before.
+    /// Whether its message was redelivered.
     pub redelivered: bool,
-    /// The process that runs it.
+    /// The id of the process that runs it.
     pub worker_pid: Option<u64>,
-    /// What else the worker tells.
+    /// The remaining fields of the reply.
     pub fields: Map,
 }
 
-/// A task that waits for its time in a worker.
+/// A task that a worker holds until its ETA.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct ScheduledTask {
-    /// When it is due, ISO 8601.
+    /// Its ETA in ISO 8601.
     pub eta: Option<String>,
     /// The priority of the timer.
     pub priority: Option<i64>,
@@ -54,48 +54,47 @@ pub struct ScheduledTask {
     pub request: RequestInfo,
 }
 
-/// A task that a worker was asked for by its id.
+/// A task that was queried by its id.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct QueriedTask {
-    /// Where it is: `active`, `reserved`, `scheduled` or `ready`.
+    /// Its state in the worker: `active`, `reserved`, `scheduled` or `ready`.
     pub state: String,
     /// The task.
     pub request: RequestInfo,
 }
 
-/// A task that a worker can run.
+/// A registered task of a worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RegisteredTask {
     /// The task's name.
     pub name: String,
-    /// The attributes that were asked for, as the worker writes them:
-    /// `rate_limit=10/m max_retries=3`.
+    /// The requested attributes as text, such as `rate_limit=10/m max_retries=3`.
     pub info: Option<String>,
 }
 
-/// What a worker counts.
+/// The statistics of a worker.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// How many tasks it took, by name.
+    /// The number of tasks it has received, by name.
     pub total: BTreeMap<String, u64>,
-    /// Its process.
+    /// Its process id.
     pub pid: Option<u64>,
     /// Its logical clock.
     pub clock: u64,
-    /// For how many seconds it has been running.
+    /// The time since its start, in seconds.
     pub uptime: Option<f64>,
-    /// How many messages it takes ahead; 0 for any number.
+    /// Its prefetch count; 0 is unlimited.
     pub prefetch_count: Option<u64>,
-    /// How many tasks run at once, by its settings.
+    /// Its configured concurrency.
     pub max_concurrency: Option<u64>,
-    /// The processes that run tasks.
+    /// The ids of the processes that run tasks.
     pub processes: Vec<u64>,
     /// The broker's transport, such as `redis`.
     pub transport: Option<String>,
-    /// All that the worker tells, these included.
+    /// The whole reply, including the parts above.
     pub fields: Map,
 }
 
@@ -105,19 +104,19 @@ pub struct Stats {
 pub struct QueueInfo {
     /// The name.
     pub name: String,
-    /// The exchange that it is bound to.
+    /// The exchange to which it is bound.
     pub exchange: ExchangeInfo,
     /// The routing key of the binding.
     pub routing_key: String,
-    /// Whether it outlives a restart of the broker.
+    /// Whether it survives a restart of the broker.
     pub durable: bool,
-    /// Whether it goes with its last consumer.
+    /// Whether it is deleted after its last consumer.
     pub auto_delete: bool,
-    /// Whether one connection alone may use it.
+    /// Whether only one connection may use it.
     pub exclusive: bool,
-    /// Arguments of its declaration.
+    /// The arguments of its declaration.
     pub queue_arguments: Map,
-    /// What else the worker tells.
+    /// The remaining fields of the reply.
     pub fields: Map,
 }
 
@@ -129,36 +128,36 @@ pub struct ExchangeInfo {
     pub name: String,
     /// Its type, such as `direct`.
     pub kind: String,
-    /// Whether it outlives a restart of the broker.
+    /// Whether it survives a restart of the broker.
     pub durable: bool,
-    /// What else the worker tells.
+    /// The remaining fields of the reply.
     pub fields: Map,
 }
 
-/// How a worker greets another one.
+/// The reply of a worker to `hello`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PeerState {
-    /// The ids of the tasks that it knows to be revoked, the oldest first.
+    /// The ids of revoked tasks, oldest first.
     pub revoked: Vec<String>,
     /// Its logical clock.
     pub clock: u64,
 }
 
-/// Something that one worker tells.
+/// A decoded reply, or what is wrong with it.
 type Read<T> = Result<T, String>;
 
 pub(super) fn pong(value: &Value) -> Read<()> {
     match ok(value).as_str() {
         Some("pong") => Ok(()),
-        _ => Err("it is not pong".to_owned()),
+        _ => Err(expected("pong")),
     }
 }
 
 pub(super) fn text(value: &Value) -> Read<String> {
     let text = ok(value).as_str();
     text.map(ToOwned::to_owned)
-        .ok_or_else(|| "a text is expected".to_owned())
+        .ok_or_else(|| expected("a string"))
 }
 
 pub(super) fn optional_text(value: &Value) -> Read<Option<String>> {
@@ -198,8 +197,8 @@ pub(super) fn scheduled(value: &Value) -> Read<Vec<ScheduledTask>> {
 
 pub(super) fn queried(value: &Value) -> Read<BTreeMap<String, QueriedTask>> {
     let tasks = value.as_map().ok_or_else(|| expected("a map"))?;
-    let task = |(id, told): (&Value, &Value)| {
-        let [state, request] = told.as_array()? else {
+    let task = |(id, entry): (&Value, &Value)| {
+        let [state, request] = entry.as_array()? else {
             return None;
         };
         let task = QueriedTask {
@@ -269,13 +268,13 @@ pub(super) fn queues(value: &Value) -> Read<Vec<QueueInfo>> {
     })
 }
 
-/// A worker answers nothing to itself.
+/// Decodes the reply to `hello`; a worker replies with nothing to itself.
 pub(super) fn hello(value: &Value) -> Read<Option<PeerState>> {
     if value.is_null() {
         return Ok(None);
     }
     let revoked = match value.get("revoked") {
-        // Older workers tell when each was revoked, too.
+        // Older versions send a map from ids to times.
         Some(Value::Map(ids)) => ids
             .keys()
             .filter_map(|id| id.as_str().map(ToOwned::to_owned))
@@ -325,7 +324,7 @@ impl ExchangeInfo {
     }
 }
 
-/// The parts of a map, taken out by name.
+/// A map whose entries are removed by name.
 #[derive(Default)]
 struct Fields(Map);
 
@@ -354,13 +353,17 @@ impl Fields {
     }
 }
 
-/// The elements that can be read; what is no list at all is an error.
+/// Decodes a list and skips elements that cannot be decoded.
+///
+/// # Errors
+///
+/// When the value is not a list.
 fn list<T>(value: &Value, read: impl FnMut(&Value) -> Option<T>) -> Read<Vec<T>> {
     let elements = ok(value).as_array().ok_or_else(|| expected("a list"))?;
     Ok(elements.iter().filter_map(read).collect())
 }
 
-/// A whole number, which Celery sometimes writes as a text.
+/// Decodes an integer, which Celery sometimes sends as a string.
 fn whole(value: &Value) -> Option<u64> {
     match value {
         Value::Str(digits) => digits.parse().ok(),
@@ -369,7 +372,7 @@ fn whole(value: &Value) -> Option<u64> {
 }
 
 fn expected(what: &str) -> String {
-    format!("{what} is expected")
+    format!("expected {what}")
 }
 
 #[cfg(test)]
@@ -383,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_read_as_celery_writes_it() {
+    fn request_of_celery_is_decoded() {
         let requests = requests(&json(
             r#"[{"id": "1", "name": "shown", "args": [8], "kwargs": {}, "type": "demo.late",
                 "hostname": "w1@host", "time_start": 1.5, "acknowledged": false,
@@ -392,7 +395,7 @@ mod tests {
         ))
         .unwrap();
         let [request] = &requests[..] else {
-            panic!("what is no request is left out: {requests:?}");
+            panic!("other elements are skipped: {requests:?}");
         };
         assert_eq!((&*request.task, &*request.name), ("demo.late", "shown"));
         assert_eq!(request.args, Value::from(vec![8]));
@@ -403,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_and_foreign_parts_are_empty() {
+    fn missing_or_invalid_parts_are_empty() {
         let empty = RequestInfo::read(&json("{}")).unwrap();
         assert_eq!(empty, RequestInfo::default());
         let odd = RequestInfo::read(&json(r#"{"id": 1, "delivery_info": []}"#)).unwrap();
@@ -413,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn statistics_keep_everything() {
+    fn stats_keep_all_fields() {
         let value = json(
             r#"{"total": {"a": 14}, "pid": 3, "clock": "169", "uptime": 61, "prefetch_count": 9,
                 "pool": {"max-concurrency": 2, "processes": [1, 2]},
@@ -428,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn tasks_are_read_in_each_place() {
+    fn scheduled_queried_and_registered_tasks_are_decoded() {
         let scheduled = scheduled(&json(
             r#"[{"eta": "2026-11-21T08:38:16+00:00", "priority": 6, "request": {"id": "1"}}]"#,
         ))
@@ -446,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn greetings_of_all_versions_are_read() {
+    fn hello_of_all_versions_is_decoded() {
         let list = hello(&json(r#"{"revoked": ["a", "b"], "clock": 7}"#)).unwrap();
         let map = hello(&json(r#"{"revoked": {"a": 1.5, "b": 2}, "clock": 7}"#)).unwrap();
         assert_eq!(list, map);
@@ -456,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn simple_answers_are_read() {
+    fn simple_replies_are_decoded() {
         pong(&json(r#"{"ok": "pong"}"#)).unwrap();
         pong(&Value::Null).unwrap_err();
         assert_eq!(text(&json(r#"{"ok": "report"}"#)).unwrap(), "report");

@@ -1,4 +1,4 @@
-//! Questions to workers: [`Inspect`].
+//! Commands that read the state of workers: [`Inspect`].
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,12 +12,12 @@ use crate::control::info::{
 use crate::control::replies::Replies;
 use crate::control::{Control, ControlCall, info};
 
-/// Asks workers in any language what they do. Made by
-/// [`App::inspect`](crate::App::inspect) or [`Control::inspect`].
+/// Reads the state of workers in any language, like `celery inspect`.
 ///
-/// Each question waits for the answers as [`ControlCall::replies`] does, fails
-/// as it does, and may be dropped as it may. The answers are by worker; a worker
-/// that fails hides no other.
+/// Created by [`App::inspect`](crate::App::inspect) or [`Control::inspect`]. Each
+/// method sends a command and collects the replies, as [`ControlCall::replies`]
+/// does. The replies are by worker; an error of one worker does not affect the
+/// replies of others.
 ///
 /// ```no_run
 /// # async fn example(app: celery_runtime::App) -> Result<(), celery_runtime::ControlError> {
@@ -37,95 +37,100 @@ impl Inspect {
         Self { control }
     }
 
-    /// As [`Control::destination`].
+    /// Sets the names of the workers to query; see
+    /// [`Control::destination`].
     #[must_use]
     pub fn destination(self, nodes: impl IntoIterator<Item = impl Into<String>>) -> Self {
         Self::new(self.control.destination(nodes))
     }
 
-    /// As [`Control::glob`].
+    /// Sets a shell pattern for the names of the workers to query; see
+    /// [`Control::glob`].
     #[must_use]
     pub fn glob(self, pattern: impl Into<String>) -> Self {
         Self::new(self.control.glob(pattern))
     }
 
-    /// As [`Control::regex`].
+    /// Sets a regular expression for the names of the workers to query; see
+    /// [`Control::regex`].
     #[must_use]
     pub fn regex(self, pattern: impl Into<String>) -> Self {
         Self::new(self.control.regex(pattern))
     }
 
-    /// As [`Control::timeout`].
+    /// Sets how long to wait for replies; 1 s by default; see
+    /// [`Control::timeout`].
     #[must_use]
     pub fn timeout(self, timeout: Duration) -> Self {
         Self::new(self.control.timeout(timeout))
     }
 
-    /// As [`Control::limit`].
+    /// Sets the number of replies after which the wait ends; see
+    /// [`Control::limit`].
     #[must_use]
     pub fn limit(self, replies: usize) -> Self {
         Self::new(self.control.limit(replies))
     }
 
-    /// The tasks that run.
+    /// Returns the tasks that workers are running.
     ///
     /// # Errors
     ///
-    /// As [`ControlCall::replies`].
+    /// See [`ControlCall::replies`].
     ///
     /// # Cancel safety
     ///
     /// Cancel safe.
     pub async fn active(&self) -> Result<Replies<Vec<RequestInfo>>, ControlError> {
         let arguments = Map::from([("safe", Value::Null)]);
-        self.ask("active", arguments, info::requests).await
+        self.call("active", arguments, info::requests).await
     }
 
-    /// The tasks that wait in a worker to run.
+    /// Returns the tasks that workers have received and not started.
     ///
     /// # Errors
     ///
-    /// As [`active`](Self::active).
+    /// See [`ControlCall::replies`].
     ///
     /// # Cancel safety
     ///
     /// Cancel safe.
     pub async fn reserved(&self) -> Result<Replies<Vec<RequestInfo>>, ControlError> {
-        self.ask("reserved", Map::new(), info::requests).await
+        self.call("reserved", Map::new(), info::requests).await
     }
 
-    /// The tasks that wait in a worker for their time.
+    /// Returns the tasks that workers hold until their ETA.
     ///
     /// # Errors
     ///
-    /// As [`active`](Self::active).
+    /// See [`ControlCall::replies`].
     ///
     /// # Cancel safety
     ///
     /// Cancel safe.
     pub async fn scheduled(&self) -> Result<Replies<Vec<ScheduledTask>>, ControlError> {
-        self.ask("scheduled", Map::new(), info::scheduled).await
+        self.call("scheduled", Map::new(), info::scheduled).await
     }
 
-    /// What workers count.
+    /// Returns the statistics of workers.
     ///
     /// # Errors
     ///
-    /// As [`active`](Self::active).
+    /// See [`ControlCall::replies`].
     ///
     /// # Cancel safety
     ///
     /// Cancel safe.
     pub async fn stats(&self) -> Result<Replies<Stats>, ControlError> {
-        self.ask("stats", Map::new(), info::stats).await
+        self.call("stats", Map::new(), info::stats).await
     }
 
-    /// The tasks that workers can run, with the attributes of these names, such
-    /// as `rate_limit`.
+    /// Returns the registered tasks of workers, with the attributes of these names,
+    /// such as `rate_limit`.
     ///
     /// # Errors
     ///
-    /// As [`active`](Self::active).
+    /// See [`ControlCall::replies`].
     ///
     /// # Cancel safety
     ///
@@ -136,56 +141,56 @@ impl Inspect {
     ) -> Result<Replies<Vec<RegisteredTask>>, ControlError> {
         let names: Value = attributes.iter().copied().collect();
         let arguments = Map::from([("taskinfoitems", names)]);
-        self.ask("registered", arguments, info::registered).await
+        self.call("registered", arguments, info::registered).await
     }
 
-    /// The settings of workers that somebody has set, without passwords.
+    /// Returns the settings of workers that are set explicitly, without passwords.
     ///
     /// # Errors
     ///
-    /// As [`active`](Self::active).
+    /// See [`ControlCall::replies`].
     ///
     /// # Cancel safety
     ///
     /// Cancel safe.
     pub async fn conf(&self) -> Result<Replies<Map>, ControlError> {
         let arguments = Map::from([("with_defaults", false)]);
-        self.ask("conf", arguments, info::map).await
+        self.call("conf", arguments, info::map).await
     }
 
-    /// All settings of workers, without passwords.
+    /// Returns all settings of workers, without passwords.
     ///
     /// # Errors
     ///
-    /// As [`active`](Self::active).
+    /// See [`ControlCall::replies`].
     ///
     /// # Cancel safety
     ///
     /// Cancel safe.
     pub async fn conf_with_defaults(&self) -> Result<Replies<Map>, ControlError> {
         let arguments = Map::from([("with_defaults", true)]);
-        self.ask("conf", arguments, info::map).await
+        self.call("conf", arguments, info::map).await
     }
 
-    /// Versions and settings as a text for bug reports.
+    /// Returns versions and settings as text for bug reports.
     ///
     /// # Errors
     ///
-    /// As [`active`](Self::active).
+    /// See [`ControlCall::replies`].
     ///
     /// # Cancel safety
     ///
     /// Cancel safe.
     pub async fn report(&self) -> Result<Replies<String>, ControlError> {
-        self.ask("report", Map::new(), info::text).await
+        self.call("report", Map::new(), info::text).await
     }
 
-    /// Where the tasks with these ids are, by id. Workers leave out what they do
-    /// not have.
+    /// Returns the states of the tasks with these ids, by id. Workers omit tasks that
+    /// they do not know.
     ///
     /// # Errors
     ///
-    /// As [`active`](Self::active).
+    /// See [`ControlCall::replies`].
     ///
     /// # Cancel safety
     ///
@@ -196,58 +201,60 @@ impl Inspect {
     ) -> Result<Replies<BTreeMap<String, QueriedTask>>, ControlError> {
         let ids: Value = ids.into_iter().map(|id| Value::Str(id.into())).collect();
         let arguments = Map::from([("ids", ids)]);
-        self.ask("query_task", arguments, info::queried).await
+        self.call("query_task", arguments, info::queried).await
     }
 
-    /// The ids of the tasks that are not to be started.
+    /// Returns the ids of revoked tasks.
     ///
     /// # Errors
     ///
-    /// As [`active`](Self::active).
+    /// See [`ControlCall::replies`].
     ///
     /// # Cancel safety
     ///
     /// Cancel safe.
     pub async fn revoked(&self) -> Result<Replies<Vec<String>>, ControlError> {
-        self.ask("revoked", Map::new(), info::texts).await
+        self.call("revoked", Map::new(), info::texts).await
     }
 
-    /// The queues that workers consume.
+    /// Returns the queues that workers consume.
     ///
     /// # Errors
     ///
-    /// As [`active`](Self::active).
+    /// See [`ControlCall::replies`].
     ///
     /// # Cancel safety
     ///
     /// Cancel safe.
     pub async fn active_queues(&self) -> Result<Replies<Vec<QueueInfo>>, ControlError> {
-        self.ask("active_queues", Map::new(), info::queues).await
+        self.call("active_queues", Map::new(), info::queues).await
     }
 
-    /// What the logical clocks of workers show.
+    /// Returns the logical clocks of workers.
     ///
     /// # Errors
     ///
-    /// As [`active`](Self::active).
+    /// See [`ControlCall::replies`].
     ///
     /// # Cancel safety
     ///
     /// Cancel safe.
     pub async fn clock(&self) -> Result<Replies<u64>, ControlError> {
-        self.ask("clock", Map::new(), info::clock).await
+        self.call("clock", Map::new(), info::clock).await
     }
 
-    /// Tells workers which tasks `from_node` knows to be revoked, and asks the
-    /// same of them. The worker of that name itself answers nothing.
+    /// Sends the ids of revoked tasks that the node `from_node` knows, and returns
+    /// those of the workers; this is what workers do at their start (mingle). The
+    /// reply of the worker named `from_node` itself is `None`.
     ///
     /// # Errors
     ///
-    /// As [`active`](Self::active).
+    /// See [`ControlCall::replies`].
     ///
     /// # Cancel safety
     ///
-    /// A dropped future may or may not have told.
+    /// Not cancel safe: after the future is dropped, the ids may or may not have been
+    /// sent.
     pub async fn hello(
         &self,
         from_node: &str,
@@ -258,27 +265,29 @@ impl Inspect {
             .map(|id| Value::Str(id.into()))
             .collect();
         let arguments = Map::from([("from_node", from_node.into()), ("revoked", revoked)]);
-        self.ask("hello", arguments, info::hello).await
+        self.call("hello", arguments, info::hello).await
     }
 
-    /// How much memory workers take, as a text, where they can tell.
+    /// Returns the memory usage of workers as text; `None` if a worker cannot measure
+    /// it.
     ///
     /// # Errors
     ///
-    /// As [`active`](Self::active).
+    /// See [`ControlCall::replies`].
     ///
     /// # Cancel safety
     ///
     /// Cancel safe.
     pub async fn memsample(&self) -> Result<Replies<Option<String>>, ControlError> {
-        self.ask("memsample", Map::new(), info::optional_text).await
+        self.call("memsample", Map::new(), info::optional_text)
+            .await
     }
 
-    /// Asks who is there.
+    /// Returns which workers reply.
     ///
     /// # Errors
     ///
-    /// As [`active`](Self::active).
+    /// See [`ControlCall::replies`].
     ///
     /// # Cancel safety
     ///
@@ -287,13 +296,13 @@ impl Inspect {
         self.control.ping().await
     }
 
-    async fn ask<T>(
+    async fn call<T>(
         &self,
-        question: &str,
+        command: &str,
         arguments: Map,
         read: fn(&Value) -> Result<T, String>,
     ) -> Result<Replies<T>, ControlError> {
-        let call: ControlCall = self.control.command(question, arguments);
+        let call: ControlCall = self.control.command(command, arguments);
         call.replies_as(read).await
     }
 }

@@ -1,4 +1,4 @@
-//! Sending commands and receiving what is answered.
+//! Sends commands and receives the replies: [`ControlMailbox`].
 
 use std::future::Future;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::env::Clock;
 use crate::logical_clock::LogicalClock;
 use crate::revocation::store_revocations;
 
-/// What all clones of a [`Control`](crate::control::Control) share.
+/// The connection that all clones of a [`Control`](crate::control::Control) share.
 #[derive(Debug)]
 pub(crate) struct ControlMailbox {
     broker: Arc<dyn Broker>,
@@ -27,14 +27,14 @@ pub(crate) struct ControlMailbox {
     config: Arc<Config>,
     clock: Clock,
     logical_clock: LogicalClock,
-    /// The mailbox, once it was needed.
+    /// The mailbox for replies; opened by the first call that needs it.
     mailbox: Mutex<Option<OpenMailbox>>,
 }
 
 /// An open mailbox and the task that reads it.
 #[derive(Debug)]
 struct OpenMailbox {
-    /// By what workers address it.
+    /// The routing key to which workers send replies.
     id: String,
     router: Arc<ReplyRouter>,
     reader: JoinHandle<()>,
@@ -52,11 +52,11 @@ impl ControlMailbox {
         }
     }
 
-    /// Writes down that these tasks are revoked.
-    pub(crate) async fn remember_revoked(
+    /// Stores durable revocations of these tasks for the time `ttl`.
+    pub(crate) async fn store_revoked(
         &self,
         ids: &[String],
-        remembered: Duration,
+        ttl: Duration,
     ) -> Result<(), ControlError> {
         let failed = |cause| ControlError::Store {
             command: "revoke".to_owned(),
@@ -65,25 +65,25 @@ impl ControlMailbox {
         let Some(store) = self.store.as_deref() else {
             return Err(failed(ServiceError::new(
                 ServiceErrorKind::Unsupported,
-                "remember",
+                "store",
                 "revoked tasks",
                 "there is no store that clients and workers share",
             )));
         };
-        let remembering = store_revocations(store, ids, remembered);
-        self.within("remember", "revoked tasks", remembering)
+        let storing = store_revocations(store, ids, ttl);
+        self.within("store", "revoked tasks", storing)
             .await
             .map_err(failed)
     }
 
-    /// Sends a request, which its sender is interested in for so long.
+    /// Sends a request that expires after `ttl`.
     pub(crate) async fn send(
         &self,
         mut request: ControlRequest,
-        interest: Duration,
+        ttl: Duration,
     ) -> Result<(), ControlError> {
         request.clock = self.logical_clock.forward();
-        request.expires = unix_time(self.clock.now() + interest);
+        request.expires = unix_time(self.clock.now() + ttl);
         let command = request.method.clone();
         let message = match request.write() {
             Ok(message) => message,
@@ -97,12 +97,13 @@ impl ControlMailbox {
             .map_err(|cause| ControlError::Send { command, cause })
     }
 
-    /// Sends a request and collects what is answered.
-    pub(crate) async fn ask(
+    /// Sends a request and collects the replies until `wait` is over or there are
+    /// `limit`.
+    pub(crate) async fn call(
         &self,
         mut request: ControlRequest,
-        limit: Duration,
-        most: Option<usize>,
+        wait: Duration,
+        limit: Option<usize>,
     ) -> Result<CollectedReplies, ControlError> {
         let command = request.method.clone();
         let failed = |cause| ControlError::Receive {
@@ -111,20 +112,20 @@ impl ControlMailbox {
         };
         let (id, router) = self.open().await.map_err(failed)?;
         let ticket = env::uuid();
-        let mut expected = router.expect(&ticket, most);
+        let mut pending = router.register(&ticket, limit);
         request.ticket = Some(ticket);
         let replies = self.config.control.replies().name;
         request.reply_to = Some(ReplyAddress::new(replies, id));
-        self.send(request, limit).await?;
-        match timeout(limit, expected.done()).await {
+        self.send(request, wait).await?;
+        match timeout(wait, pending.done()).await {
             Ok(Err(cause)) => Err(failed(cause)),
-            // Whoever has not answered by now is not waited for.
-            Ok(Ok(())) | Err(_) => Ok(expected.gathered()),
+            // Later replies are ignored.
+            Ok(Ok(())) | Err(_) => Ok(pending.collected()),
         }
     }
 
-    /// The mailbox for replies, opened if there is none. Each has a name of its
-    /// own: the broker may not have missed the connection of the last one yet.
+    /// Returns the open mailbox for replies, or opens one. Each has a new name, since
+    /// the broker may not have detected the lost connection of the last one yet.
     async fn open(&self) -> Result<(String, Arc<ReplyRouter>), ServiceError> {
         let id = env::uuid();
         let address = self.config.control.reply_mailbox(&id);
@@ -140,10 +141,11 @@ impl ControlMailbox {
             *mailbox = Some(OpenMailbox { id, router, reader });
             Ok(answer)
         };
-        // Whoever waits for another one to open it waits no longer, either.
+        // The timeout includes the wait for the lock while another call opens it.
         self.within("open mailbox", &address.name, opening).await
     }
 
+    /// Limits an operation to the configured timeout.
     async fn within<T>(
         &self,
         operation: &'static str,
@@ -169,7 +171,7 @@ impl Drop for OpenMailbox {
     }
 }
 
-/// Reads replies until the mailbox is lost, which everybody who waits is told.
+/// Routes replies until the mailbox is lost, and then ends all calls.
 async fn read(mut replies: Box<dyn Subscription>, router: Arc<ReplyRouter>) {
     loop {
         match replies.next().await {

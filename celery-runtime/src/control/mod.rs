@@ -1,8 +1,9 @@
-//! Remote control: [`Control`] tells workers what to do, [`Inspect`] asks them.
+//! Remote control, the client side: [`Control`] sends commands that change workers,
+//! [`Inspect`] commands that read their state.
 //!
-//! `call.rs` makes requests, `mailbox.rs` sends them and reads the mailbox for
-//! replies, `router.rs` sorts those by call, `replies.rs` and `info.rs` read
-//! them.
+//! `call.rs` builds requests, `mailbox.rs` sends them and reads the mailbox for
+//! replies, `router.rs` assigns replies to calls, `replies.rs` and `info.rs` decode
+//! them. The worker's side is in `worker/driver/command`.
 
 mod call;
 mod error;
@@ -33,16 +34,16 @@ pub use info::{
 pub use inspect::Inspect;
 pub use replies::Replies;
 
-/// Tells workers in any language what to do. Made by
-/// [`App::control`](crate::App::control).
+/// Sends commands to workers in any language, like `celery control`.
 ///
-/// Every command makes a [`ControlCall`], which is either sent or sent and
-/// answered. All workers are meant unless [`destination`](Self::destination),
-/// [`glob`](Self::glob) or [`regex`](Self::regex) says otherwise.
+/// Created by [`App::control`](crate::App::control). Most methods create a
+/// [`ControlCall`], which is sent with or without waiting for replies. Commands are
+/// addressed to all workers unless [`destination`](Self::destination),
+/// [`glob`](Self::glob) or [`regex`](Self::regex) is set.
 ///
-/// Clones share the mailbox for replies, which is opened by the first call that
-/// wants some, opened anew after its connection was lost, and closed when the
-/// last clone is dropped.
+/// Clones share one mailbox for replies. It is opened by the first call that waits
+/// for replies, opened again after a lost connection, and closed when the last
+/// clone is dropped.
 ///
 /// ```no_run
 /// # async fn example(app: celery_runtime::App) -> Result<(), celery_runtime::ControlError> {
@@ -70,53 +71,53 @@ impl Control {
         }
     }
 
-    /// The same for the workers of these names alone. As soon as that many
-    /// replies are there, nothing more is waited for.
+    /// Sets the names of the workers that commands are for. Calls then end as soon as
+    /// there are as many replies as names.
     #[must_use]
     pub fn destination(self, nodes: impl IntoIterator<Item = impl Into<String>>) -> Self {
         let nodes = nodes.into_iter().map(Into::into).collect();
         self.with(|destination| destination.destination = Some(nodes))
     }
 
-    /// The same for workers whose names match a shell pattern, such as
-    /// `images*`. A destination goes before it.
+    /// Sets a shell pattern, such as `images*`, for the names of the workers that
+    /// commands are for. A destination takes precedence.
     #[must_use]
     pub fn glob(self, pattern: impl Into<String>) -> Self {
         let pattern = (pattern.into(), "glob");
         self.with(|destination| destination.pattern = Some(pattern))
     }
 
-    /// The same for workers whose names a regular expression matches from their
-    /// beginning. A destination goes before it.
+    /// Sets a regular expression for the names of the workers that commands are for.
+    /// It is anchored at the start of the name. A destination takes precedence.
     #[must_use]
     pub fn regex(self, pattern: impl Into<String>) -> Self {
         let pattern = (pattern.into(), "pcre");
         self.with(|destination| destination.pattern = Some(pattern))
     }
 
-    /// The same with another time in which replies have to come; 1 s by
-    /// default, as in Celery.
+    /// Sets how long calls wait for replies; 1 s by default, as in Celery.
     #[must_use]
     pub fn timeout(self, timeout: Duration) -> Self {
         self.with(|destination| destination.timeout = timeout)
     }
 
-    /// The same, waiting for no more than so many replies.
+    /// Sets the number of replies after which a call ends; by default there is no
+    /// limit.
     #[must_use]
     pub fn limit(self, replies: usize) -> Self {
         self.with(|destination| destination.limit = Some(replies))
     }
 
-    /// Questions to the same workers, over the same mailbox.
+    /// Returns an [`Inspect`] for the same workers and with the same mailbox.
     pub fn inspect(&self) -> Inspect {
         Inspect::new(self.clone())
     }
 
-    /// Asks who is there.
+    /// Returns which workers reply.
     ///
     /// # Errors
     ///
-    /// As [`ControlCall::replies`].
+    /// See [`ControlCall::replies`].
     ///
     /// # Cancel safety
     ///
@@ -126,65 +127,67 @@ impl Control {
         call.replies_as(info::pong).await
     }
 
-    /// Tasks with these ids are not to be started. Those that run go on.
+    /// Revokes the tasks with these ids: workers do not start them. Running tasks are
+    /// not affected.
     pub fn revoke(&self, ids: impl IntoIterator<Item = impl Into<String>>) -> ControlCall {
-        self.revocation("task_id", some_ids(ids), None)
+        self.revocation("task_id", id_or_list(ids), None)
     }
 
-    /// Tasks with these ids are not to be started, also by workers that are away
-    /// now, for as long as `remembered`. It is kept in the app's
-    /// [store](crate::App::store), and only workers whose
-    /// `worker_durable_revokes` is set look there: those of this
-    /// implementation, none of Python's. Those that run go on.
+    /// Revokes the tasks with these ids durably, also for workers that start later.
+    ///
+    /// The revocations are kept in the app's [store](crate::App::store) for the time
+    /// `ttl`. Only workers with the setting `worker_durable_revokes` check the store,
+    /// which Python workers do not have. Running tasks are not affected.
     ///
     /// # Errors
     ///
-    /// When there is no store or it does not take it within the deadline; else
-    /// as [`ControlCall::send`], and the store has it then.
+    /// When there is no store, or it does not accept the revocations within
+    /// [`Config::operation_timeout`](crate::Config::operation_timeout). Otherwise
+    /// those of [`ControlCall::send`]; the revocations are stored then.
     ///
     /// # Cancel safety
     ///
-    /// A dropped future may have revoked some, and told nobody.
+    /// Not cancel safe: after the future is dropped, some revocations may be stored
+    /// without having been sent to workers.
     pub async fn revoke_durably(
         &self,
         ids: impl IntoIterator<Item = impl Into<String>>,
-        remembered: Duration,
+        ttl: Duration,
     ) -> Result<(), ControlError> {
         let ids: Vec<String> = ids.into_iter().map(Into::into).collect();
-        self.mailbox.remember_revoked(&ids, remembered).await?;
+        self.mailbox.store_revoked(&ids, ttl).await?;
         self.revoke(ids).send().await
     }
 
-    /// Tasks with these ids are not to be started, and those that run are ended
-    /// by a signal, `SIGTERM` or `SIGKILL`.
+    /// Revokes the tasks with these ids, and terminates running ones with a signal,
+    /// `SIGTERM` or `SIGKILL`.
     pub fn terminate(
         &self,
         ids: impl IntoIterator<Item = impl Into<String>>,
         signal: &str,
     ) -> ControlCall {
-        self.revocation("task_id", some_ids(ids), Some(signal))
+        self.revocation("task_id", id_or_list(ids), Some(signal))
     }
 
-    /// Tasks that have one of these values in the stamp of that name are not to
-    /// be started.
+    /// Revokes tasks by their stamps: those that have one of the given values in the
+    /// stamp of that name. Running tasks are not affected.
     pub fn revoke_by_stamped_headers(&self, headers: Map) -> ControlCall {
         self.revocation("headers", Value::Map(headers), None)
     }
 
-    /// The same, and those that run are ended by a signal.
+    /// Revokes tasks by their stamps, and terminates running ones with a signal.
     pub fn terminate_by_stamped_headers(&self, headers: Map, signal: &str) -> ControlCall {
         self.revocation("headers", Value::Map(headers), Some(signal))
     }
 
-    /// How often tasks of this name may be started: `10/s`, `10/m`, `10/h`, a
-    /// number for that many a second; 0 for as often as one likes.
+    /// Sets the rate limit of a task in each worker: `10/s`, `10/m`, `10/h`, or a
+    /// number of tasks per second; 0 removes the limit.
     pub fn rate_limit(&self, task: &str, rate: impl Into<Value>) -> ControlCall {
         let arguments = Map::from([("task_name", task.into()), ("rate_limit", rate.into())]);
         self.command("rate_limit", arguments)
     }
 
-    /// How long tasks of this name may run until they are asked to end (`soft`),
-    /// and until they are ended.
+    /// Sets the soft and hard time limits of a task; `None` removes a limit.
     pub fn time_limit(
         &self,
         task: &str,
@@ -200,27 +203,29 @@ impl Control {
         self.command("time_limit", arguments)
     }
 
-    /// Another queue to consume, from a worker's settings or as given here.
+    /// Makes workers consume another queue. If only its name is given, workers take
+    /// the rest from their settings.
     pub fn add_consumer(&self, queue: impl Into<Queue>) -> ControlCall {
         self.command("add_consumer", call::consumer(&queue.into()))
     }
 
-    /// A queue that is not to be consumed any more.
+    /// Makes workers stop consuming a queue.
     pub fn cancel_consumer(&self, queue: &str) -> ControlCall {
         self.command("cancel_consumer", Map::from([("queue", queue)]))
     }
 
-    /// So many more tasks at once.
+    /// Increases the concurrency of workers by this number.
     pub fn pool_grow(&self, by: u32) -> ControlCall {
         self.command("pool_grow", Map::from([("n", by)]))
     }
 
-    /// So many tasks less at once.
+    /// Decreases the concurrency of workers by this number.
     pub fn pool_shrink(&self, by: u32) -> ControlCall {
         self.command("pool_shrink", Map::from([("n", by)]))
     }
 
-    /// New processes for tasks, where the worker's settings allow it.
+    /// Restarts the pool of Python workers that have `worker_pool_restarts` set.
+    /// Workers of this crate reply with an error.
     pub fn pool_restart(&self) -> ControlCall {
         let arguments = Map::from([
             ("modules", Value::Null),
@@ -230,36 +235,37 @@ impl Control {
         self.command("pool_restart", arguments)
     }
 
-    /// Between how many and how many tasks run at once, where a worker decides
-    /// that by itself.
+    /// Sets the range of concurrency of workers that were started with autoscaling.
     pub fn autoscale(&self, max: u32, min: u32) -> ControlCall {
         self.command("autoscale", Map::from([("max", max), ("min", min)]))
     }
 
-    /// Workers finish what they run, and end. Most of them do not answer.
+    /// Starts a warm shutdown: workers finish their running tasks and exit. Most
+    /// do not reply.
     pub fn shutdown(&self) -> ControlCall {
         self.command("shutdown", Map::new())
     }
 
-    /// Workers tell about their tasks from now on; see
-    /// [`App::events`](crate::App::events).
+    /// Enables task events; see [`App::events`](crate::App::events).
     pub fn enable_events(&self) -> ControlCall {
         self.command("enable_events", Map::new())
     }
 
-    /// Workers do not tell about their tasks any more.
+    /// Disables task events.
     pub fn disable_events(&self) -> ControlCall {
         self.command("disable_events", Map::new())
     }
 
-    /// Workers send an event that says that they live.
+    /// Makes workers send a heartbeat event at once.
     pub fn heartbeat(&self) -> ControlCall {
         self.command("heartbeat", Map::new())
     }
 
-    /// Workers agree on one of them, which does `action` if it knows `topic`:
-    /// for the topic `task`, the action is the task's signature. It takes two
-    /// workers: one of Celery's alone stops with an error.
+    /// Starts an election: exactly one of the workers performs `action`.
+    ///
+    /// Workers know the topic `task`, for which the action is the signature of a task
+    /// to run. At least two workers are required: a single Python worker exits with
+    /// an error.
     pub fn election(&self, id: &str, topic: &str, action: impl Into<Value>) -> ControlCall {
         let arguments = Map::from([
             ("id", id.into()),
@@ -269,28 +275,30 @@ impl Control {
         self.command("election", arguments)
     }
 
-    /// Sends a command of this name without waiting for replies.
+    /// Sends a custom command without waiting for replies.
     ///
     /// # Errors
     ///
-    /// As [`ControlCall::send`].
+    /// See [`ControlCall::send`].
     ///
     /// # Cancel safety
     ///
-    /// A dropped future may or may not have sent the command.
+    /// Not cancel safe: after the future is dropped, the command may or may not have
+    /// been sent.
     pub async fn broadcast(&self, command: &str, arguments: Map) -> Result<(), ControlError> {
         self.command(command, arguments).send().await
     }
 
-    /// Sends a command of this name and collects the replies.
+    /// Sends a custom command and collects the replies.
     ///
     /// # Errors
     ///
-    /// As [`ControlCall::replies`].
+    /// See [`ControlCall::replies`].
     ///
     /// # Cancel safety
     ///
-    /// A dropped future may or may not have sent the command.
+    /// Not cancel safe: after the future is dropped, the command may or may not have
+    /// been sent.
     pub async fn call(
         &self,
         command: &str,
@@ -308,13 +316,13 @@ impl Control {
         )
     }
 
-    fn revocation(&self, by: &str, what: Value, signal: Option<&str>) -> ControlCall {
-        let name = match by {
+    fn revocation(&self, argument: &str, value: Value, signal: Option<&str>) -> ControlCall {
+        let name = match argument {
             "headers" => "revoke_by_stamped_headers",
             _ => "revoke",
         };
         let arguments = Map::from([
-            (by, what),
+            (argument, value),
             ("terminate", Value::Bool(signal.is_some())),
             ("signal", signal.unwrap_or("SIGTERM").into()),
         ]);
@@ -327,8 +335,8 @@ impl Control {
     }
 }
 
-/// Celery writes one id as a text, and several as a list.
-fn some_ids(ids: impl IntoIterator<Item = impl Into<String>>) -> Value {
+/// Encodes ids like Celery: a single one as a string, several as a list.
+fn id_or_list(ids: impl IntoIterator<Item = impl Into<String>>) -> Value {
     let mut ids: Vec<String> = ids.into_iter().map(Into::into).collect();
     match (ids.len(), ids.pop()) {
         (1, Some(id)) => Value::Str(id),

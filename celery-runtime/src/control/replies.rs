@@ -1,12 +1,11 @@
-//! What workers answered: [`Replies`].
+//! The replies of workers to one command: [`Replies`].
 
 use celery_protocol::{Map, Value};
 
 use crate::control::error::CommandError;
 use crate::control::router::CollectedReplies;
 
-/// What each worker answered to one command, in the order in which the answers
-/// came.
+/// The replies of workers to one command, in the order of their arrival.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Replies<T> {
     replies: Vec<(String, Result<T, CommandError>)>,
@@ -16,18 +15,18 @@ pub struct Replies<T> {
 impl<T> Replies<T> {
     pub(super) fn read(
         command: &str,
-        gathered: CollectedReplies,
+        collected: CollectedReplies,
         read: fn(&Value) -> Result<T, String>,
     ) -> Self {
         let answer = |node: String, value: &Value| {
             let command = command.to_owned();
-            let answer = match refusal(value) {
-                Some(cause) => Err(CommandError::Refused {
+            let answer = match error_text(value) {
+                Some(cause) => Err(CommandError::Failed {
                     node: node.clone(),
                     command,
                     cause,
                 }),
-                None => read(value).map_err(|cause| CommandError::Unreadable {
+                None => read(value).map_err(|cause| CommandError::Decode {
                     node: node.clone(),
                     command,
                     cause,
@@ -35,48 +34,48 @@ impl<T> Replies<T> {
             };
             (node, answer)
         };
-        let replies = gathered.replies.into_iter();
+        let replies = collected.replies.into_iter();
         Self {
             replies: replies.map(|(node, value)| answer(node, &value)).collect(),
-            truncated: gathered.truncated,
+            truncated: collected.truncated,
         }
     }
 
-    /// What the worker of this name answered.
+    /// Returns the reply of the worker of this name.
     pub fn get(&self, node: &str) -> Option<&Result<T, CommandError>> {
         let mut replies = self.replies.iter();
         replies.find(|(name, _)| name == node).map(|(_, one)| one)
     }
 
-    /// Workers and answers.
+    /// Iterates over the names of the workers and their replies.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Result<T, CommandError>)> {
         let replies = self.replies.iter();
         replies.map(|(node, answer)| (node.as_str(), answer))
     }
 
-    /// The workers that could answer, and what they said.
+    /// Iterates over the names of the workers and their successful replies.
     pub fn answers(&self) -> impl Iterator<Item = (&str, &T)> {
         self.iter()
             .filter_map(|(node, answer)| Some((node, answer.as_ref().ok()?)))
     }
 
-    /// What the other workers failed at.
+    /// Iterates over the errors of workers.
     pub fn errors(&self) -> impl Iterator<Item = &CommandError> {
         self.iter().filter_map(|(_, answer)| answer.as_ref().err())
     }
 
-    /// How many workers answered.
+    /// Returns the number of replies.
     pub fn len(&self) -> usize {
         self.replies.len()
     }
 
-    /// Whether nobody answered.
+    /// Returns whether no worker has replied.
     pub fn is_empty(&self) -> bool {
         self.replies.is_empty()
     }
 
-    /// Whether there were more answers than are read (10,000, or 64 MiB), or
-    /// some that are no answers at all. They are left out.
+    /// Returns whether replies were dropped: those beyond 10,000 replies or 64 MiB,
+    /// and those that could not be decoded.
     pub fn is_truncated(&self) -> bool {
         self.truncated
     }
@@ -91,17 +90,20 @@ impl<T> IntoIterator for Replies<T> {
     }
 }
 
-/// What is in `{"ok": …}`, as answers to commands come; any other answer itself.
+/// Returns the value in `{"ok": …}`, the usual form of a reply; otherwise the reply
+/// itself.
 pub(super) fn ok(value: &Value) -> &Value {
     sole(value, "ok").unwrap_or(value)
 }
 
-fn refusal(value: &Value) -> Option<String> {
+/// Returns the text in `{"error": …}`.
+fn error_text(value: &Value) -> Option<String> {
     let text = sole(value, "error")?.as_str()?;
     Some(text.to_owned())
 }
 
-/// The value of a map with this key alone: settings have keys of any name.
+/// Returns the value of a map whose only key is this one. Other maps, such as
+/// settings, may contain the same key among others.
 fn sole<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
     let map: &Map = value.as_map().filter(|map| map.len() == 1)?;
     map.get(key)
@@ -112,9 +114,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_workers_error_hides_nobody() {
+    fn error_of_one_worker_keeps_other_replies() {
         let map = |key, value: Value| Value::Map(Map::from([(key, value)]));
-        let gathered = CollectedReplies {
+        let collected = CollectedReplies {
             replies: vec![
                 ("a".into(), map("ok", "done".into())),
                 ("b".into(), map("error", "KeyError('x')".into())),
@@ -123,18 +125,21 @@ mod tests {
             ],
             truncated: false,
         };
-        let replies = Replies::read("x", gathered, |value| {
+        let replies = Replies::read("x", collected, |value| {
             let text = ok(value).as_str().ok_or("a text is missing")?;
             Ok(text.to_owned())
         });
-        let said: Vec<_> = replies.answers().collect();
-        assert_eq!(said, [("a", &"done".to_owned()), ("d", &"bare".to_owned())]);
+        let answers: Vec<_> = replies.answers().collect();
+        assert_eq!(
+            answers,
+            [("a", &"done".to_owned()), ("d", &"bare".to_owned())]
+        );
         let errors: Vec<_> = replies.errors().map(ToString::to_string).collect();
         assert_eq!(
             errors,
             [
-                "worker b did not carry out x: KeyError('x')",
-                "worker c answered x in a form that cannot be read: a text is missing"
+                "command x failed in worker b: KeyError('x')",
+                "cannot decode the reply of worker c to x: a text is missing"
             ]
         );
         assert!(replies.get("b").is_some_and(Result::is_err));

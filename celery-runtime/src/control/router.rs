@@ -1,4 +1,4 @@
-//! Replies that have come, and the calls that wait for them.
+//! Assigns replies to the calls that wait for them: [`ReplyRouter`].
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,12 +9,12 @@ use tokio::sync::oneshot;
 use crate::boundary::ServiceError;
 use crate::logical_clock::LogicalClock;
 
-/// A call takes no more replies than this, nor more bytes in them. What comes
-/// then is left out, which the caller is told.
-const MOST_REPLIES: usize = 10_000;
-const MOST_BYTES: usize = 64 << 20;
+/// Most replies to one call, and most bytes in them. Further replies are dropped,
+/// and the call is marked as truncated.
+const MAX_REPLIES: usize = 10_000;
+const MAX_BYTES: usize = 64 << 20;
 
-/// The replies of one mailbox, sorted by ticket.
+/// Routes the replies of one mailbox to calls by their tickets.
 #[derive(Debug)]
 pub(crate) struct ReplyRouter {
     calls: Mutex<RoutedCalls>,
@@ -23,31 +23,34 @@ pub(crate) struct ReplyRouter {
 
 #[derive(Debug, Default)]
 struct RoutedCalls {
+    /// Open calls by ticket.
     waiting: HashMap<String, RoutedCall>,
-    /// Why nothing comes any more.
+    /// The error that ended the mailbox.
     broken: Option<ServiceError>,
 }
 
+/// The replies to one open call.
 #[derive(Debug)]
 struct RoutedCall {
-    gathered: CollectedReplies,
-    most: usize,
+    collected: CollectedReplies,
+    limit: usize,
+    /// The size of all replies.
     bytes: usize,
     done: Option<Done>,
 }
 
 type Done = oneshot::Sender<Result<(), ServiceError>>;
 
-/// What came until a call ended.
+/// The replies received until the end of a call.
 #[derive(Debug, Default)]
 pub(crate) struct CollectedReplies {
-    /// Workers and their answers.
+    /// Names of workers and the values of their replies.
     pub(crate) replies: Vec<(String, Value)>,
-    /// Whether something was left out.
+    /// Whether replies were dropped.
     pub(crate) truncated: bool,
 }
 
-/// A call that waits; it ends when this is dropped.
+/// A call that waits for replies. Dropping it removes the call.
 #[derive(Debug)]
 pub(crate) struct PendingCall {
     router: Arc<ReplyRouter>,
@@ -63,20 +66,20 @@ impl ReplyRouter {
         }
     }
 
-    /// Replies with this ticket are for somebody from now on, who wants `most`.
-    pub(crate) fn expect(self: &Arc<Self>, ticket: &str, most: Option<usize>) -> PendingCall {
+    /// Registers a call with this ticket, which ends after `limit` replies.
+    pub(crate) fn register(self: &Arc<Self>, ticket: &str, limit: Option<usize>) -> PendingCall {
         let (sender, done) = oneshot::channel();
         let mut call = RoutedCall {
-            gathered: CollectedReplies::default(),
-            most: most.unwrap_or(usize::MAX),
+            collected: CollectedReplies::default(),
+            limit: limit.unwrap_or(usize::MAX),
             bytes: 0,
             done: Some(sender),
         };
         let mut calls = self.lock();
         if let Some(error) = &calls.broken {
-            call.end(Err(error.clone()));
-        } else if call.most == 0 {
-            call.end(Ok(()));
+            call.finish(Err(error.clone()));
+        } else if call.limit == 0 {
+            call.finish(Ok(()));
         }
         calls.waiting.insert(ticket.to_owned(), call);
         PendingCall {
@@ -86,7 +89,8 @@ impl ReplyRouter {
         }
     }
 
-    /// A reply came. Those with a ticket that nobody has are not even decoded.
+    /// Adds a reply to its call. Replies with the ticket of no open call are dropped
+    /// without being decoded.
     pub(crate) fn deliver(&self, message: &Message) {
         let Some(ticket) = ticket(message) else {
             return;
@@ -103,75 +107,76 @@ impl ReplyRouter {
             return;
         };
         match reply {
-            Ok(reply) => call.take(reply, message.body.len()),
+            Ok(reply) => call.push(reply, message.body.len()),
             Err(error) => {
-                tracing::warn!("a reply to a command cannot be read: {error}");
-                call.gathered.truncated = true;
+                tracing::warn!("cannot decode a reply to a control command: {error}");
+                call.collected.truncated = true;
             }
         }
     }
 
-    /// Nothing comes any more; everybody who waits is told.
+    /// Ends all open calls and later ones with this error, after the mailbox is
+    /// lost.
     pub(crate) fn fail(&self, error: &ServiceError) {
         let mut calls = self.lock();
         calls.broken = Some(error.clone());
         for call in calls.waiting.values_mut() {
-            call.end(Err(error.clone()));
+            call.finish(Err(error.clone()));
         }
     }
 
-    /// Whether replies come.
+    /// Returns whether the mailbox still receives replies.
     pub(crate) fn is_open(&self) -> bool {
         self.lock().broken.is_none()
     }
 
-    /// No code panics while it holds this lock.
+    /// A poisoned lock is ignored: no code panics while it holds it.
     fn lock(&self) -> MutexGuard<'_, RoutedCalls> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl RoutedCall {
-    fn take(&mut self, reply: ControlReply, size: usize) {
-        let CollectedReplies { replies, truncated } = &mut self.gathered;
-        if replies.len() >= self.most {
+    fn push(&mut self, reply: ControlReply, size: usize) {
+        let CollectedReplies { replies, truncated } = &mut self.collected;
+        if replies.len() >= self.limit {
             return;
         }
         self.bytes = self.bytes.saturating_add(size);
-        if replies.len() >= MOST_REPLIES || self.bytes > MOST_BYTES {
+        if replies.len() >= MAX_REPLIES || self.bytes > MAX_BYTES {
             *truncated = true;
-            tracing::warn!("more replies came to a command than are read");
-            return self.end(Ok(()));
+            tracing::warn!("dropping replies to a control command: too many or too large");
+            return self.finish(Ok(()));
         }
         replies.push((reply.node, reply.value));
-        if replies.len() >= self.most {
-            self.end(Ok(()));
+        if replies.len() >= self.limit {
+            self.finish(Ok(()));
         }
     }
 
-    fn end(&mut self, how: Result<(), ServiceError>) {
+    fn finish(&mut self, result: Result<(), ServiceError>) {
         if let Some(done) = self.done.take() {
-            // Whoever waited may have left.
-            let _ = done.send(how);
+            // Fails if the call was dropped.
+            let _ = done.send(result);
         }
     }
 }
 
 impl PendingCall {
-    /// Waits until enough replies are there, or none will come any more.
+    /// Waits until the limit is reached or the mailbox is lost.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe.
     pub(crate) async fn done(&mut self) -> Result<(), ServiceError> {
-        // The sender goes only after it has sent.
+        // The sender is dropped only after it was used.
         (&mut self.done).await.unwrap_or(Ok(()))
     }
 
-    /// What came so far.
-    pub(crate) fn gathered(self) -> CollectedReplies {
+    /// Returns the replies received so far.
+    pub(crate) fn collected(self) -> CollectedReplies {
         let call = self.router.lock().waiting.remove(&self.ticket);
-        call.map(|call| call.gathered).unwrap_or_default()
+        call.map(|call| call.collected).unwrap_or_default()
     }
 }
 
@@ -201,73 +206,73 @@ mod tests {
         Arc::new(ReplyRouter::new(LogicalClock::default()))
     }
 
-    fn nodes(gathered: &CollectedReplies) -> Vec<&str> {
-        gathered.replies.iter().map(|(node, _)| &**node).collect()
+    fn nodes(collected: &CollectedReplies) -> Vec<&str> {
+        collected.replies.iter().map(|(node, _)| &**node).collect()
     }
 
     #[tokio::test]
-    async fn replies_go_to_the_call_with_their_ticket() {
+    async fn replies_are_routed_by_ticket() {
         let router = router();
-        let (one, two) = (router.expect("1", None), router.expect("2", None));
+        let (one, two) = (router.register("1", None), router.register("2", None));
         for (ticket, node) in [("1", "a"), ("2", "b"), ("3", "c"), ("1", "d")] {
             router.deliver(&reply(ticket, node, "pong"));
         }
-        assert_eq!(nodes(&one.gathered()), ["a", "d"]);
-        assert_eq!(nodes(&two.gathered()), ["b"]);
+        assert_eq!(nodes(&one.collected()), ["a", "d"]);
+        assert_eq!(nodes(&two.collected()), ["b"]);
         assert!(router.lock().waiting.is_empty());
         assert!(router.logical_clock.value() > 40, "clocks are adjusted");
     }
 
     #[tokio::test]
-    async fn enough_replies_end_the_call() {
+    async fn call_ends_at_its_limit() {
         let router = router();
-        let mut call = router.expect("1", Some(2));
+        let mut call = router.register("1", Some(2));
         for node in ["a", "b", "c"] {
             router.deliver(&reply("1", node, 1));
         }
         call.done().await.unwrap();
-        assert_eq!(nodes(&call.gathered()), ["a", "b"]);
-        router.expect("2", Some(0)).done().await.unwrap();
+        assert_eq!(nodes(&call.collected()), ["a", "b"]);
+        router.register("2", Some(0)).done().await.unwrap();
     }
 
     #[tokio::test]
-    async fn a_flood_is_cut_off_and_says_so() {
+    async fn excess_replies_are_dropped_and_marked_truncated() {
         let router = router();
-        let mut many = router.expect("many", None);
-        for _ in 0..=MOST_REPLIES {
+        let mut many = router.register("many", None);
+        for _ in 0..=MAX_REPLIES {
             router.deliver(&reply("many", "a", 1));
         }
         many.done().await.unwrap();
-        let many = many.gathered();
-        assert!(many.truncated && many.replies.len() == MOST_REPLIES);
+        let many = many.collected();
+        assert!(many.truncated && many.replies.len() == MAX_REPLIES);
 
-        let mut large = router.expect("large", None);
-        let text = "x".repeat(MOST_BYTES / 8);
+        let mut large = router.register("large", None);
+        let text = "x".repeat(MAX_BYTES / 8);
         for _ in 0..9 {
             router.deliver(&reply("large", "a", text.as_str()));
         }
         large.done().await.unwrap();
-        let large = large.gathered();
+        let large = large.collected();
         assert!(large.truncated && large.replies.len() == 7);
     }
 
     #[tokio::test]
-    async fn an_unreadable_reply_leaves_the_others() {
+    async fn undecodable_reply_keeps_the_others() {
         let router = router();
-        let call = router.expect("1", None);
+        let call = router.register("1", None);
         let mut broken = reply("1", "a", 1);
         broken.body = "{".into();
         router.deliver(&broken);
         router.deliver(&reply("1", "b", 1));
-        let gathered = call.gathered();
-        assert!(gathered.truncated);
-        assert_eq!(nodes(&gathered), ["b"]);
+        let collected = call.collected();
+        assert!(collected.truncated);
+        assert_eq!(nodes(&collected), ["b"]);
     }
 
     #[tokio::test]
-    async fn a_lost_mailbox_is_told_to_all() {
+    async fn lost_mailbox_ends_all_calls() {
         let router = router();
-        let mut call = router.expect("1", None);
+        let mut call = router.register("1", None);
         router.fail(&ServiceError::new(
             ServiceErrorKind::Disconnected,
             "read",
@@ -276,7 +281,7 @@ mod tests {
         ));
         call.done().await.unwrap_err();
         assert!(!router.is_open());
-        router.expect("2", None).done().await.unwrap_err();
+        router.register("2", None).done().await.unwrap_err();
         drop(call);
         assert!(router.lock().waiting.is_empty());
     }

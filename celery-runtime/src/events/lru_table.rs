@@ -1,23 +1,25 @@
-//! A bounded table that forgets what was not touched for the longest time.
+//! A bounded table that evicts the least recently used entry: [`LruTable`].
 
 use std::collections::{BTreeMap, HashMap};
 
-/// Values by name.
+/// Values by name, in the order of their last use.
 #[derive(Clone, Debug)]
 pub(crate) struct LruTable<T> {
+    /// Values and the number of their last use.
     values: HashMap<String, (u64, T)>,
+    /// Names by the number of their last use.
     order: BTreeMap<u64, String>,
-    next: u64,
-    most: usize,
+    next_use: u64,
+    capacity: usize,
 }
 
 impl<T> LruTable<T> {
-    pub(crate) fn new(most: usize) -> Self {
+    pub(crate) fn new(capacity: usize) -> Self {
         Self {
             values: HashMap::new(),
             order: BTreeMap::new(),
-            next: 0,
-            most: most.max(1),
+            next_use: 0,
+            capacity: capacity.max(1),
         }
     }
 
@@ -25,25 +27,26 @@ impl<T> LruTable<T> {
         self.values.get(name).map(|(_, value)| value)
     }
 
-    /// The value of that name, made if there is none, as the newest one.
+    /// Returns the value of this name, inserted if it is missing, and marks it as the
+    /// most recently used.
     pub(crate) fn touch(&mut self, name: &str, make: impl FnOnce() -> T) -> &mut T {
-        let turn = self.next;
-        self.next += 1;
+        let current = self.next_use;
+        self.next_use += 1;
         if let Some((last, _)) = self.values.get(name) {
             self.order.remove(last);
-        } else if self.values.len() >= self.most
+        } else if self.values.len() >= self.capacity
             && let Some((_, oldest)) = self.order.pop_first()
         {
             self.values.remove(&oldest);
         }
-        self.order.insert(turn, name.to_owned());
+        self.order.insert(current, name.to_owned());
         let entry = self.values.entry(name.to_owned());
-        let (last, value) = entry.or_insert_with(|| (turn, make()));
-        *last = turn;
+        let (last, value) = entry.or_insert_with(|| (current, make()));
+        *last = current;
         value
     }
 
-    /// The newest first.
+    /// Iterates over the values, most recently used first.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
         let names = self.order.values().rev();
         names.filter_map(|name| self.get(name))
@@ -57,24 +60,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_least_recently_touched_goes_first() {
-        let mut recent = LruTable::new(2);
+    fn least_recently_used_entry_is_evicted() {
+        let mut table = LruTable::new(2);
         for name in ["a", "b", "a", "c"] {
-            *recent.touch(name, || 0) += 1;
+            *table.touch(name, || 0) += 1;
         }
-        assert_eq!((recent.get("a"), recent.get("b")), (Some(&2), None));
-        assert_eq!(recent.iter().copied().collect::<Vec<_>>(), [1, 2]);
+        assert_eq!((table.get("a"), table.get("b")), (Some(&2), None));
+        assert_eq!(table.iter().copied().collect::<Vec<_>>(), [1, 2]);
     }
 
     proptest! {
         #[test]
-        fn it_never_grows_and_keeps_the_newest(names in prop::collection::vec(0u8..20, 1..200)) {
-            let mut recent = LruTable::new(5);
+        fn table_is_bounded_and_keeps_the_newest(names in prop::collection::vec(0u8..20, 1..200)) {
+            let mut table = LruTable::new(5);
             for name in &names {
-                recent.touch(&name.to_string(), || *name);
-                prop_assert!(recent.values.len() <= 5);
-                prop_assert_eq!(recent.order.len(), recent.values.len());
-                prop_assert_eq!(recent.iter().next(), Some(name));
+                table.touch(&name.to_string(), || *name);
+                prop_assert!(table.values.len() <= 5);
+                prop_assert_eq!(table.order.len(), table.values.len());
+                prop_assert_eq!(table.iter().next(), Some(name));
             }
             let mut expected: Vec<u8> = Vec::new();
             for name in names.iter().rev() {
@@ -82,7 +85,7 @@ mod tests {
                     expected.push(*name);
                 }
             }
-            prop_assert_eq!(recent.iter().copied().collect::<Vec<_>>(), expected);
+            prop_assert_eq!(table.iter().copied().collect::<Vec<_>>(), expected);
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Watching workers and tasks: [`Events`] receives what they tell,
-//! [`ClusterState`] keeps the sum of it.
+//! Monitoring: [`Events`] receives the events of workers and clients,
+//! [`ClusterState`] keeps the state of workers and tasks that follows from them.
 
 mod lru_table;
 mod rates;

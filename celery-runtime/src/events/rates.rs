@@ -1,32 +1,33 @@
-//! How often things happen.
+//! Task rates over the last minute: [`EventRates`].
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use celery_protocol::State;
 
-/// Over how many seconds is counted.
+/// The length of the window in seconds.
 const WINDOW: u64 = 60;
 
-/// How many tasks reached a state per second, over the last minute.
+/// Tasks per second that reached each state, averaged over the last minute.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct EventRates {
-    /// Taken by workers.
+    /// Tasks received by workers.
     pub received: f64,
-    /// Started.
+    /// Tasks started.
     pub started: f64,
-    /// Ended with a value.
+    /// Tasks that succeeded.
     pub succeeded: f64,
-    /// Ended with an error.
+    /// Tasks that failed.
     pub failed: f64,
-    /// To be tried again.
+    /// Tasks that are retried.
     pub retried: f64,
 }
 
-/// Counts by second.
+/// Counts state changes in one bucket per second.
 #[derive(Clone, Debug)]
 pub(super) struct Meter {
     buckets: Vec<Bucket>,
+    /// The second of the first count.
     first: Option<u64>,
 }
 
@@ -46,7 +47,7 @@ impl Default for Meter {
 }
 
 impl Meter {
-    /// A task reached this state now.
+    /// Counts a task that reached this state.
     pub(super) fn count(&mut self, state: &State, now: SystemTime) {
         let kind = match state {
             State::Received => 0,
@@ -60,7 +61,7 @@ impl Meter {
         self.first.get_or_insert(second);
         let bucket = &mut self.buckets[(second % WINDOW) as usize];
         if bucket.second != second {
-            // The clock may have been set back; what is from then is not kept.
+            // The bucket is a minute old, or the clock was set back.
             *bucket = Bucket {
                 second,
                 ..Bucket::default()
@@ -78,11 +79,11 @@ impl Meter {
                 *sum += count;
             }
         }
-        // Not watched for a minute yet: then the time since.
-        let watched = self
+        // The average is over the time since the first count, if that is shorter.
+        let observed = self
             .first
             .map_or(WINDOW, |first| now.saturating_sub(first) + 1);
-        let seconds = watched.clamp(1, WINDOW) as f64;
+        let seconds = observed.clamp(1, WINDOW) as f64;
         let [received, started, succeeded, failed, retried] = sums.map(|sum| sum as f64 / seconds);
         EventRates {
             received,
@@ -110,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_minute_is_counted() {
+    fn rates_cover_the_last_minute() {
         let mut meter = Meter::default();
         assert_eq!(meter.rates(at(0)), EventRates::default());
         for second in 0..120 {
@@ -124,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fresh_meter_counts_from_its_first_second() {
+    fn new_meter_averages_since_its_first_count() {
         let mut meter = Meter::default();
         for _ in 0..10 {
             meter.count(&State::Success, at(0));
@@ -133,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_is_set_back_does_no_harm() {
+    fn clock_set_back_is_tolerated() {
         let mut meter = Meter::default();
         meter.count(&State::Failure, at(60));
         meter.count(&State::Failure, at(0));

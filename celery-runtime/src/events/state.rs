@@ -1,4 +1,4 @@
-//! The sum of all events: [`ClusterState`].
+//! The state of workers and tasks according to their events: [`ClusterState`].
 
 use std::time::SystemTime;
 
@@ -9,18 +9,18 @@ use crate::events::rates::{EventRates, Meter};
 use crate::events::task::{TaskRecord, state};
 use crate::events::worker::WorkerRecord;
 
-/// How many of each are kept, as in Celery.
-const MOST_WORKERS: usize = 5_000;
-const MOST_TASKS: usize = 10_000;
+/// Most workers and tasks that are kept, as in Celery.
+const MAX_WORKERS: usize = 5_000;
+const MAX_TASKS: usize = 10_000;
 
-/// Names that are longer are not kept.
-const LONGEST_NAME: usize = 1_024;
+/// Most bytes in a worker's name or a task's id; longer ones are ignored.
+const MAX_NAME_LENGTH: usize = 1_024;
 
-/// What is known of workers and tasks by their events. It takes no time and
-/// does no I/O: `now` is an argument.
+/// The state of workers and tasks according to their events, like Celery's
+/// `celery.events.state.State`.
 ///
-/// Those that were not heard of for the longest time are forgotten when there
-/// are more than 5,000 workers or, unless told otherwise, 10,000 tasks.
+/// It does no I/O and reads no clock: `now` is an argument. The least recently
+/// updated entries are evicted beyond 5,000 workers and, by default, 10,000 tasks.
 ///
 /// ```
 /// use std::time::{Duration, SystemTime};
@@ -44,23 +44,23 @@ pub struct ClusterState {
 }
 
 impl ClusterState {
-    /// Nothing is known yet.
+    /// Creates an empty state for up to 10,000 tasks.
     pub fn new() -> Self {
-        Self::with_tasks(MOST_TASKS)
+        Self::with_tasks(MAX_TASKS)
     }
 
-    /// The same for so many tasks.
-    pub fn with_tasks(most: usize) -> Self {
+    /// Creates an empty state for up to `capacity` tasks.
+    pub fn with_tasks(capacity: usize) -> Self {
         Self {
-            workers: LruTable::new(MOST_WORKERS),
-            tasks: LruTable::new(most),
+            workers: LruTable::new(MAX_WORKERS),
+            tasks: LruTable::new(capacity),
             meter: Meter::default(),
             events: 0,
         }
     }
 
-    /// Takes in an event that came at `now`. Events of other groups than
-    /// `worker-*` and `task-*` are counted only.
+    /// Applies an event that arrived at `now`. Events other than `worker-*` and
+    /// `task-*` are only counted.
     pub fn handle(&mut self, event: &Event, now: SystemTime) {
         self.events += 1;
         let group = event.kind.split('-').next().unwrap_or_default();
@@ -70,10 +70,10 @@ impl ClusterState {
                     worker.handle(event, now);
                 }
             }
-            ("task", Some(id)) if id.len() <= LONGEST_NAME => {
+            ("task", Some(id)) if id.len() <= MAX_NAME_LENGTH => {
                 let from_worker = event.kind != "task-sent";
                 if from_worker && let Some(worker) = self.worker_of(event) {
-                    worker.heard(event, now);
+                    worker.touch(event, now);
                 }
                 let task = self.tasks.touch(id, || TaskRecord::new(id));
                 task.handle(event);
@@ -83,62 +83,65 @@ impl ClusterState {
         }
     }
 
-    /// The worker of this name.
+    /// Returns the worker of this name.
     pub fn worker(&self, hostname: &str) -> Option<&WorkerRecord> {
         self.workers.get(hostname)
     }
 
-    /// All workers, also those that went; the last heard of first.
+    /// Iterates over all workers, including those that are offline; the most recently
+    /// updated first.
     pub fn workers(&self) -> impl Iterator<Item = &WorkerRecord> {
         self.workers.iter()
     }
 
-    /// The workers that live at this time.
+    /// Iterates over the workers that are alive at `now`; see
+    /// [`WorkerRecord::is_alive`].
     pub fn alive(&self, now: SystemTime) -> impl Iterator<Item = &WorkerRecord> {
         self.workers().filter(move |worker| worker.is_alive(now))
     }
 
-    /// The task with this id.
+    /// Returns the task with this id.
     pub fn task(&self, id: &str) -> Option<&TaskRecord> {
         self.tasks.get(id)
     }
 
-    /// All tasks, the last heard of first.
+    /// Iterates over all tasks, the most recently updated first.
     pub fn tasks(&self) -> impl Iterator<Item = &TaskRecord> {
         self.tasks.iter()
     }
 
-    /// The tasks in a state, the last heard of first.
+    /// Iterates over the tasks in a state, the most recently updated first.
     pub fn tasks_in(&self, state: &State) -> impl Iterator<Item = &TaskRecord> {
         self.tasks().filter(move |task| task.state == *state)
     }
 
-    /// The tasks of a worker, the last heard of first.
+    /// Iterates over the tasks of a worker, the most recently updated first.
     pub fn tasks_of(&self, hostname: &str) -> impl Iterator<Item = &TaskRecord> {
         self.tasks()
             .filter(move |task| task.worker.as_deref() == Some(hostname))
     }
 
-    /// The tasks of a name, the last heard of first.
+    /// Iterates over the tasks of this name, the most recently updated first.
     pub fn tasks_named(&self, name: &str) -> impl Iterator<Item = &TaskRecord> {
         self.tasks()
             .filter(move |task| task.name.as_deref() == Some(name))
     }
 
-    /// How many events came, of all kinds.
+    /// Returns the number of events of all kinds.
     pub fn events(&self) -> u64 {
         self.events
     }
 
-    /// How often tasks reached a state in the minute before `now`.
+    /// Returns the rates at which tasks reached each state in the minute before `now`.
     pub fn rates(&self, now: SystemTime) -> EventRates {
         self.meter.rates(now)
     }
 
-    /// The sender, unless its name is none.
+    /// Returns the worker that sent the event; `None` if its name is empty or too
+    /// long.
     fn worker_of(&mut self, event: &Event) -> Option<&mut WorkerRecord> {
         let name = event.hostname.as_str();
-        if name.is_empty() || name.len() > LONGEST_NAME {
+        if name.is_empty() || name.len() > MAX_NAME_LENGTH {
             return None;
         }
         Some(self.workers.touch(name, || WorkerRecord::new(name)))
@@ -179,7 +182,7 @@ mod tests {
         UNIX_EPOCH + Duration::from_secs(1_000_000)
     }
 
-    fn told(events: &[Event]) -> ClusterState {
+    fn cluster_after(events: &[Event]) -> ClusterState {
         let mut cluster = ClusterState::new();
         for event in events {
             cluster.handle(event, now());
@@ -188,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_lives_for_two_heartbeats() {
+    fn worker_is_alive_for_two_heartbeats() {
         let online = event(
             "worker-online",
             &[
@@ -199,13 +202,13 @@ mod tests {
                 ("sw_ident", "py-celery".into()),
             ],
         );
-        let mut cluster = told(&[online]);
+        let mut cluster = cluster_after(&[online]);
         let later = |seconds| now() + Duration::from_millis(seconds);
         assert!(cluster.worker("w@h").unwrap().is_alive(later(3_999)));
         assert!(!cluster.worker("w@h").unwrap().is_alive(later(4_000)));
-        // One that was asked for says only how often there is one.
-        let asked = event("worker-heartbeat", &[("freq", 5.into())]);
-        cluster.handle(&asked, later(3_000));
+        // A requested heartbeat contains only the frequency.
+        let requested = event("worker-heartbeat", &[("freq", 5.into())]);
+        cluster.handle(&requested, later(3_000));
         let worker = cluster.worker("w@h").unwrap();
         assert!(worker.is_alive(later(12_999)) && !worker.is_alive(later(13_000)));
         assert_eq!((worker.active, worker.processed), (Some(1), Some(7)));
@@ -217,19 +220,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_of_a_task_shows_that_its_worker_lives() {
-        let cluster = told(&[task("task-started", 1.0, &[])]);
+    fn task_event_shows_that_its_worker_is_alive() {
+        let cluster = cluster_after(&[task("task-started", 1.0, &[])]);
         assert_eq!(cluster.alive(now()).count(), 1);
         let mut sent = task("task-sent", 1.0, &[]);
         sent.hostname = "gen1@client".into();
-        let cluster = told(&[sent]);
-        assert_eq!(cluster.workers().count(), 0, "a client is no worker");
+        let cluster = cluster_after(&[sent]);
+        assert_eq!(cluster.workers().count(), 0, "a client is not a worker");
         let client = cluster.task("id-1").unwrap().client.as_deref();
         assert_eq!(client, Some("gen1@client"));
     }
 
     #[test]
-    fn odd_events_do_no_harm() {
+    fn malformed_events_are_tolerated() {
         let odd = [
             event("task-started", &[]),
             event("worker-heartbeat", &[("freq", f64::NAN.into())]),
@@ -241,7 +244,7 @@ mod tests {
             task("task-", f64::INFINITY, &[("name", 1.into())]),
             task("task-cancelled", 0.0, &[]),
         ];
-        let cluster = told(&odd);
+        let cluster = cluster_after(&odd);
         assert_eq!(cluster.events(), odd.len() as u64);
         assert_eq!((cluster.workers().count(), cluster.tasks().count()), (1, 1));
         let state = &cluster.task("id-1").unwrap().state;
@@ -250,8 +253,8 @@ mod tests {
     }
 
     #[test]
-    fn a_late_beginning_fills_in_and_changes_nothing() {
-        let cluster = told(&[
+    fn late_received_event_adds_fields_and_keeps_the_state() {
+        let cluster = cluster_after(&[
             task(
                 "task-succeeded",
                 3.0,
@@ -266,7 +269,7 @@ mod tests {
                     ("args", "(2, 2)".into()),
                     ("retries", 0.into()),
                     ("eta", Value::Null),
-                    ("result", "not its to tell".into()),
+                    ("result", "ignored".into()),
                 ],
             ),
         ]);
@@ -285,8 +288,8 @@ mod tests {
     }
 
     #[test]
-    fn after_a_retry_life_begins_anew() {
-        let mut cluster = told(&[
+    fn retried_task_starts_a_new_lifecycle() {
+        let mut cluster = cluster_after(&[
             task("task-started", 1.0, &[]),
             task("task-retried", 2.0, &[("exception", "None".into())]),
         ]);
@@ -301,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_are_bounded_and_texts_cut() {
+    fn tables_are_bounded_and_texts_truncated() {
         let mut cluster = ClusterState::with_tasks(10);
         for number in 0..100 {
             let mut event = task(
@@ -321,8 +324,8 @@ mod tests {
         assert!((cluster.rates(now()).received - 100.0).abs() < f64::EPSILON);
     }
 
-    /// The events of one life, without a retry.
-    fn life() -> Vec<Event> {
+    /// The events of one task without a retry.
+    fn lifecycle() -> Vec<Event> {
         vec![
             task("task-sent", 1.0, &[("queue", "celery".into())]),
             task(
@@ -337,21 +340,21 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_order_in_which_events_come_does_not_matter(
-            order in Just(life()).prop_shuffle(),
+        fn order_of_events_does_not_matter(
+            order in Just(lifecycle()).prop_shuffle(),
             again in prop::collection::vec(0usize..4, 0..6),
         ) {
             let mut events = order;
-            // Some come twice.
-            events.extend(again.into_iter().map(|which| life()[which].clone()));
-            let mut expected = told(&life());
-            let found = told(&events);
+            // Some events arrive twice.
+            events.extend(again.into_iter().map(|which| lifecycle()[which].clone()));
+            let mut expected = cluster_after(&lifecycle());
+            let found = cluster_after(&events);
             expected.events = found.events;
             prop_assert_eq!(found.task("id-1"), expected.task("id-1"));
         }
 
         #[test]
-        fn no_event_makes_it_panic(
+        fn arbitrary_event_does_not_panic(
             kind in "(worker|task|x)-[a-z]{0,9}|.{0,5}",
             hostname in ".{0,5}",
             timestamp in any::<f64>(),

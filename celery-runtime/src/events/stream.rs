@@ -1,4 +1,4 @@
-//! Receiving events: [`Events`], [`EventStream`].
+//! Receives monitoring events: [`Events`], [`EventStream`].
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -15,11 +15,11 @@ use crate::control::Control;
 use crate::env;
 use crate::logical_clock::LogicalClock;
 
-/// What workers and clients in any language tell about themselves and their
-/// tasks. Made by [`App::events`](crate::App::events).
+/// Subscribes to the monitoring events of workers and clients in any language.
 ///
-/// Workers tell about tasks if they were started so (Celery's `-E`, the setting
-/// `worker_send_task_events`) or were told to by
+/// Created by [`App::events`](crate::App::events). Workers send task events if they
+/// are enabled at their start (Celery's `-E`, the setting
+/// `worker_send_task_events`) or later by
 /// [`Control::enable_events`](crate::Control::enable_events).
 ///
 /// ```no_run
@@ -41,7 +41,9 @@ pub struct Events {
     config: Arc<Config>,
     logical_clock: LogicalClock,
     control: Control,
+    /// The pattern of routing keys.
     pattern: String,
+    /// The hours behind UTC to which timestamps are shifted.
     zone: Option<f64>,
 }
 
@@ -57,8 +59,9 @@ impl Events {
         }
     }
 
-    /// The same for events whose routing key matches: `worker.#`, `task.*`.
-    /// Workers send what they tell about tasks as `task.multi`.
+    /// Restricts the subscription to events whose routing key matches the pattern,
+    /// such as `worker.#` or `task.*`; by default all. Workers send batches of task
+    /// events with the routing key `task.multi`.
     #[must_use]
     pub fn matching(self, pattern: impl Into<String>) -> Self {
         Self {
@@ -67,11 +70,12 @@ impl Events {
         }
     }
 
-    /// The same with timestamps as Celery's own monitors show them in a time
-    /// zone that is so many hours behind UTC (-2 is UTC+2): they move the time
-    /// of senders in other zones by the hours between both. Senders tell Unix
-    /// time, which is the same everywhere, so that it is left alone here unless
-    /// this is asked for.
+    /// Shifts timestamps like Celery's monitors in a time zone that is
+    /// `hours_behind_utc` behind UTC; -2 is UTC+2.
+    ///
+    /// They add the difference between the zones of monitor and sender. By default
+    /// timestamps are not changed: senders use Unix time, which does not depend on
+    /// the zone.
     #[must_use]
     pub fn in_zone(self, hours_behind_utc: f64) -> Self {
         Self {
@@ -80,11 +84,12 @@ impl Events {
         }
     }
 
-    /// Begins to receive, and asks workers to say that they live.
+    /// Subscribes to events, and requests a heartbeat of all workers.
     ///
     /// # Errors
     ///
-    /// When the broker does not let us within the configured deadline.
+    /// When the broker does not accept the subscription within
+    /// [`Config::operation_timeout`](crate::Config::operation_timeout).
     ///
     /// # Cancel safety
     ///
@@ -93,7 +98,7 @@ impl Events {
         let subscription = self.open().await?;
         Ok(EventStream {
             events: self.clone(),
-            link: StreamState::Up(subscription),
+            state: StreamState::Connected(subscription),
             ready: VecDeque::new(),
             losses: 0,
         })
@@ -113,16 +118,16 @@ impl Events {
                 blocked_reason,
             ))
         })?;
-        // Whoever is quiet now would be found out only at its next heartbeat.
+        // Otherwise idle workers would be seen only at their next regular heartbeat.
         if let Err(error) = self.control.heartbeat().send().await {
-            tracing::warn!("workers are not asked for a heartbeat: {error}");
+            tracing::warn!("cannot request heartbeats from workers: {error}");
         }
         Ok(subscription)
     }
 
     fn read(&self, message: &Message) -> Vec<Event> {
         let mut events = Event::read_all(message).unwrap_or_else(|error| {
-            tracing::warn!("an event cannot be read: {error}");
+            tracing::warn!("cannot decode an event: {error}");
             Vec::new()
         });
         for event in &mut events {
@@ -132,26 +137,27 @@ impl Events {
     }
 
     fn adjust(&self, event: &mut Event) {
-        // Clients do not follow each other's clocks: theirs tell nothing.
+        // Clients do not synchronize their logical clocks, so that the clock of a
+        // `task-sent` event is meaningless.
         if event.kind == "task-sent" {
             event.clock = self.logical_clock.value().saturating_sub(1);
         }
         self.logical_clock.adjust(event.clock);
-        if let Some(here) = self.zone {
-            event.timestamp -= (event.utcoffset - here) * 3600.0;
+        if let Some(zone) = self.zone {
+            event.timestamp -= (event.utcoffset - zone) * 3600.0;
         }
     }
 }
 
-/// Receives events, one after the other.
+/// Receives events one by one, and reconnects after a lost connection.
 ///
-/// A lost connection is made anew with growing pauses, as often as
-/// `broker_connection_max_retries` says, and nothing is told of what happened
-/// meanwhile; [`losses`](Self::losses) counts that.
+/// Reconnecting uses an exponential back-off and at most
+/// `broker_connection_max_retries` retries. Events sent while it is disconnected are
+/// lost; [`losses`](Self::losses) counts the lost connections.
 pub struct EventStream {
     events: Events,
-    link: StreamState,
-    /// The rest of a message.
+    state: StreamState,
+    /// Decoded events of the last message.
     ready: VecDeque<Event>,
     losses: u64,
 }
@@ -159,72 +165,73 @@ pub struct EventStream {
 type Opened = Result<Box<dyn Subscription>, ServiceError>;
 
 enum StreamState {
-    Up(Box<dyn Subscription>),
-    /// Being made again, after so many failures. It is kept here, so that who
-    /// gives up waiting and comes back does not begin anew.
-    Down {
+    Connected(Box<dyn Subscription>),
+    /// Reconnecting after this number of failed attempts. The future is kept here, so
+    /// that an attempt continues when a dropped call of `next` is repeated.
+    Connecting {
         attempt: u32,
-        coming: BoxFuture<'static, Opened>,
+        opening: BoxFuture<'static, Opened>,
     },
-    /// For ever.
-    Over(ServiceError),
+    /// Permanently failed.
+    Failed(ServiceError),
 }
 
 impl EventStream {
-    /// Waits for the next event. Events of one sender come in their order.
+    /// Waits for the next event. Events of one sender arrive in order.
     ///
     /// # Errors
     ///
-    /// What does not pass by itself, as when the app was closed, and from then
-    /// on always the same.
+    /// Errors that are not transient, as after the app was closed, and the last error
+    /// after all retries. Every later call returns the same error.
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: a dropped future takes no event with it.
+    /// Cancel safe: dropping the future loses no event.
     pub async fn next(&mut self) -> Result<Event, ServiceError> {
         loop {
             if let Some(event) = self.ready.pop_front() {
                 return Ok(event);
             }
-            match &mut self.link {
-                StreamState::Up(subscription) => match subscription.next().await {
+            match &mut self.state {
+                StreamState::Connected(subscription) => match subscription.next().await {
                     Ok(message) => self.ready = self.events.read(&message).into(),
                     Err(error) => {
                         self.losses += 1;
-                        self.failed(error, 0);
+                        self.reconnect(error, 0);
                     }
                 },
-                StreamState::Down { attempt, coming } => {
+                StreamState::Connecting { attempt, opening } => {
                     let attempt = *attempt;
-                    match coming.await {
-                        Ok(subscription) => self.link = StreamState::Up(subscription),
-                        Err(error) => self.failed(error, attempt + 1),
+                    match opening.await {
+                        Ok(subscription) => self.state = StreamState::Connected(subscription),
+                        Err(error) => self.reconnect(error, attempt + 1),
                     }
                 }
-                StreamState::Over(error) => return Err(error.clone()),
+                StreamState::Failed(error) => return Err(error.clone()),
             }
         }
     }
 
-    /// How often the connection was lost, and events with it.
+    /// Returns how many times the connection was lost, and possibly events with it.
     pub fn losses(&self) -> u64 {
         self.losses
     }
 
-    fn failed(&mut self, error: ServiceError, attempt: u32) {
-        let most = self.events.config.broker_connection_max_retries;
-        if !error.is_transient() || most.is_some_and(|most| attempt > most) {
-            self.link = StreamState::Over(error);
+    /// Schedules the next attempt, or ends the stream.
+    fn reconnect(&mut self, error: ServiceError, attempt: u32) {
+        let limit = self.events.config.broker_connection_max_retries;
+        if !error.is_transient() || limit.is_some_and(|limit| attempt > limit) {
+            self.state = StreamState::Failed(error);
             return;
         }
         let delay = Backoff::CONNECTION.delay(attempt, env::random());
-        tracing::warn!("events are not received: {error}; trying again in {delay:?}");
+        tracing::warn!("cannot receive events: {error}; reconnecting in {delay:?}");
         let events = self.events.clone();
-        let coming = Box::pin(async move {
+        let opening = Box::pin(async move {
             tokio::time::sleep(delay).await;
             events.open().await
         });
-        self.link = StreamState::Down { attempt, coming };
+        self.state = StreamState::Connecting { attempt, opening };
     }
 }
 
@@ -246,12 +253,12 @@ mod tests {
     use crate::boundary::ServiceErrorKind;
     use crate::memory::MemoryBroker;
 
-    fn stage() -> (App, Arc<MemoryBroker>) {
+    fn app() -> (App, Arc<MemoryBroker>) {
         let broker = Arc::new(MemoryBroker::new());
         (App::new(broker.clone()), broker)
     }
 
-    async fn tell(broker: &MemoryBroker, events: &[Event]) {
+    async fn send(broker: &MemoryBroker, events: &[Event]) {
         let message = Event::write_all(events).unwrap();
         let exchange = Config::new().events.exchange();
         let key = match events {
@@ -270,71 +277,71 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn batches_are_unfolded_and_clocks_adjusted() {
-        let (app, broker) = stage();
+    async fn batches_are_unpacked_and_clocks_adjusted() {
+        let (app, broker) = app();
         let mut stream = app.events().subscribe().await.unwrap();
-        tell(
+        send(
             &broker,
             &[event("task-received", 7), event("task-started", 8)],
         )
         .await;
-        tell(&broker, &[event("task-sent", 9_000)]).await;
+        send(&broker, &[event("task-sent", 9_000)]).await;
         assert_eq!(stream.next().await.unwrap().kind, "task-received");
         let started = stream.next().await.unwrap();
         assert_eq!((started.clock, started.timestamp), (8, 10_000.0));
         let sent = stream.next().await.unwrap();
-        assert!(sent.clock < 20, "a client's clock tells nothing");
+        assert!(sent.clock < 20, "the clock of a client is replaced");
         assert!(app.inner().logical_clock.value() > 8);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_what_matches_comes_and_zones_are_as_asked_for() {
-        let (app, broker) = stage();
+    async fn pattern_and_zone_are_applied() {
+        let (app, broker) = app();
         let events = app.events().matching("worker.#").in_zone(1.0);
         let mut stream = events.subscribe().await.unwrap();
-        tell(&broker, &[event("task-sent", 1)]).await;
-        tell(&broker, &[event("worker-online", 2)]).await;
+        send(&broker, &[event("task-sent", 1)]).await;
+        send(&broker, &[event("worker-online", 2)]).await;
         let online = stream.next().await.unwrap();
         assert_eq!(online.kind, "worker-online");
         assert_eq!(online.timestamp, 10_000.0 + 3.0 * 3600.0);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_cannot_be_read_is_passed_over() {
-        let (app, broker) = stage();
+    async fn undecodable_events_are_skipped() {
+        let (app, broker) = app();
         let mut stream = app.events().subscribe().await.unwrap();
         let mut broken = Event::write_all(&[event("a-b", 1)]).unwrap();
         broken.body = "[1".into();
         let exchange = Config::new().events.exchange();
         broker.broadcast(&exchange, "a.b", &broken).await.unwrap();
-        tell(&broker, &[]).await;
-        tell(&broker, &[event("custom-event", 1)]).await;
+        send(&broker, &[]).await;
+        send(&broker, &[event("custom-event", 1)]).await;
         assert_eq!(stream.next().await.unwrap().kind, "custom-event");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_lost_connection_is_made_anew() {
-        let (app, broker) = stage();
+    async fn lost_connection_is_reopened() {
+        let (app, broker) = app();
         let mut stream = app.events().subscribe().await.unwrap();
         broker.faults().go_down();
-        let impatient = timeout(Duration::from_secs(60), stream.next()).await;
-        assert!(impatient.is_err(), "it keeps trying");
+        let waiting = timeout(Duration::from_secs(60), stream.next()).await;
+        assert!(waiting.is_err(), "it keeps trying");
         assert_eq!(stream.losses(), 1);
         broker.faults().come_back();
-        // Connected again once it has asked for heartbeats.
+        // The stream is connected once it has requested heartbeats.
         let pidbox = app.config().control.requests();
-        let asked = crate::boundary::Mailbox::of(pidbox, "");
-        let mut asked = broker.subscribe(&asked).await.unwrap();
+        let mailbox = crate::boundary::Mailbox::of(pidbox, "");
+        let mut commands = broker.subscribe(&mailbox).await.unwrap();
         let (event, _) = tokio::join!(stream.next(), async {
-            asked.next().await.unwrap();
-            tell(&broker, &[event("worker-online", 1)]).await;
+            commands.next().await.unwrap();
+            send(&broker, &[event("worker-online", 1)]).await;
         });
         assert_eq!(event.unwrap().kind, "worker-online");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_does_not_pass_ends_the_stream() {
-        let (app, broker) = stage();
+    async fn permanent_error_ends_the_stream() {
+        let (app, broker) = app();
         let mut stream = app.events().subscribe().await.unwrap();
         broker.faults().go_down();
         let trying = timeout(Duration::from_secs(1), stream.next()).await;
@@ -344,13 +351,13 @@ mod tests {
             .faults()
             .fail_next("subscribe", ServiceErrorKind::Denied);
         for _ in 0..2 {
-            let over = stream.next().await.unwrap_err();
-            assert_eq!(over.kind(), ServiceErrorKind::Denied);
+            let error = stream.next().await.unwrap_err();
+            assert_eq!(error.kind(), ServiceErrorKind::Denied);
         }
         broker
             .faults()
             .fail_next("subscribe", ServiceErrorKind::Denied);
-        let refused = app.events().subscribe().await.unwrap_err();
-        assert_eq!(refused.kind(), ServiceErrorKind::Denied);
+        let error = app.events().subscribe().await.unwrap_err();
+        assert_eq!(error.kind(), ServiceErrorKind::Denied);
     }
 }

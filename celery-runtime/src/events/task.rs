@@ -1,69 +1,73 @@
-//! What is known of a task: [`TaskRecord`].
+//! The state of one task according to its events: [`TaskRecord`].
 
 use celery_protocol::{Event, State, Value};
 
-/// Longer texts are cut off, so that a table of tasks stays bounded.
-const LONGEST: usize = 16 << 10;
+/// Most bytes of a text; longer ones are truncated, so that the memory of the table
+/// is bounded.
+const MAX_TEXT: usize = 16 << 10;
 
-/// A task, by its events, in whatever order they came.
+/// A task according to its events, which may arrive in any order.
+///
+/// Texts are truncated to 16 KiB. Times are seconds since the Unix epoch by the
+/// sender's clock.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct TaskRecord {
     /// Its id.
     pub id: String,
-    /// Its name, once somebody told it.
+    /// Its name, if an event contained it.
     pub name: Option<String>,
-    /// The last of its states in a task's life.
+    /// Its most advanced state in the lifecycle of a task.
     pub state: State,
-    /// The worker that has it.
+    /// The worker that received it.
     pub worker: Option<String>,
-    /// Who sent it, if clients tell.
+    /// The client that sent it, if it sends `task-sent` events.
     pub client: Option<String>,
-    /// When it reached its state, as Unix time; so are the following.
+    /// When it reached its state.
     pub timestamp: Option<f64>,
     /// When it was sent.
     pub sent: Option<f64>,
-    /// When a worker took it.
+    /// When a worker received it.
     pub received: Option<f64>,
     /// When it was started.
     pub started: Option<f64>,
-    /// When it ended with a value.
+    /// When it succeeded.
     pub succeeded: Option<f64>,
-    /// When it ended with an error.
+    /// When it failed.
     pub failed: Option<f64>,
-    /// When it was last to be tried again.
+    /// When it was last retried.
     pub retried: Option<f64>,
     /// When it was revoked.
     pub revoked: Option<f64>,
-    /// When a worker refused it.
+    /// When a worker rejected it.
     pub rejected: Option<f64>,
-    /// Its positional arguments, as a text of the sender's language.
+    /// Its positional arguments as text, in the notation of the sender's language.
     pub args: Option<String>,
-    /// Its keyword arguments, as such a text.
+    /// Its keyword arguments as such a text.
     pub kwargs: Option<String>,
-    /// Its value, as such a text.
+    /// Its return value as such a text.
     pub result: Option<String>,
-    /// Its error, as such a text.
+    /// Its exception as such a text.
     pub exception: Option<String>,
-    /// Where the error was raised.
+    /// The traceback of its exception.
     pub traceback: Option<String>,
-    /// For how many seconds it ran.
+    /// Its run time in seconds.
     pub runtime: Option<f64>,
-    /// How often it was tried again.
+    /// The number of its retries.
     pub retries: Option<u64>,
-    /// When it is due, ISO 8601.
+    /// Its ETA in ISO 8601.
     pub eta: Option<String>,
-    /// When it is not to be started any more, ISO 8601.
+    /// When it expires, in ISO 8601.
     pub expires: Option<String>,
     /// The task that sent it.
     pub parent_id: Option<String>,
-    /// The first task of those that led to it.
+    /// The first task of the workflow or call tree that it belongs to.
     pub root_id: Option<String>,
-    /// The queue that it was sent to, if clients tell.
+    /// Its queue, if the client sends `task-sent` events.
     pub queue: Option<String>,
-    /// The exchange that it was sent to, if clients tell.
+    /// Its exchange, if the client sends `task-sent` events.
     pub exchange: Option<String>,
-    /// The routing key that it was sent with, if clients tell.
+    /// Its routing key, if the client sends `task-sent` events.
     pub routing_key: Option<String>,
     /// The highest logical clock of its events.
     pub clock: u64,
@@ -77,13 +81,12 @@ impl TaskRecord {
         }
     }
 
-    /// Takes in what an event tells of it, as Celery's monitors do: an event
-    /// from earlier in the task's life does not change the state, and of a
-    /// late `task-received` only what it alone knows counts. After a retry life
-    /// begins anew.
+    /// Applies an event like Celery's monitors: an event of an earlier state does not
+    /// change the state, and a late `task-received` sets only the fields that no
+    /// other event contains. A retry starts the lifecycle again.
     pub(super) fn handle(&mut self, event: &Event) {
         let state = state(&event.kind);
-        if let Some(when) = self.moment(&state) {
+        if let Some(when) = self.timestamp_of(&state) {
             *when = Some(event.timestamp);
         }
         let is_retry = state == State::Retry || self.state == State::Retry;
@@ -93,17 +96,19 @@ impl TaskRecord {
             _ => self.worker = Some(event.hostname.clone()),
         }
         self.clock = self.clock.max(event.clock);
-        self.take_in(event, is_late && state == State::Received);
+        self.apply_fields(event, is_late && state == State::Received);
         if !is_late {
             self.timestamp = Some(event.timestamp);
             self.state = state;
         }
     }
 
-    fn take_in(&mut self, event: &Event, beginning_alone: bool) {
+    /// Sets the fields that the event contains; with `received_only` those of
+    /// `task-received` alone.
+    fn apply_fields(&mut self, event: &Event, received_only: bool) {
         let field = |name| event.fields.get(name);
-        let text = |name| field(name).and_then(Value::as_str).map(bounded);
-        for (known, name) in [
+        let text = |name| field(name).and_then(Value::as_str).map(truncated);
+        for (target, name) in [
             (&mut self.name, "name"),
             (&mut self.args, "args"),
             (&mut self.kwargs, "kwargs"),
@@ -112,14 +117,14 @@ impl TaskRecord {
             (&mut self.parent_id, "parent_id"),
             (&mut self.root_id, "root_id"),
         ] {
-            *known = text(name).or(known.take());
+            *target = text(name).or(target.take());
         }
         let retries = field("retries").and_then(Value::as_u64);
         self.retries = retries.or(self.retries);
-        if beginning_alone {
+        if received_only {
             return;
         }
-        for (known, name) in [
+        for (target, name) in [
             (&mut self.result, "result"),
             (&mut self.exception, "exception"),
             (&mut self.traceback, "traceback"),
@@ -127,13 +132,14 @@ impl TaskRecord {
             (&mut self.exchange, "exchange"),
             (&mut self.routing_key, "routing_key"),
         ] {
-            *known = text(name).or(known.take());
+            *target = text(name).or(target.take());
         }
         let runtime = field("runtime").and_then(Value::as_f64);
         self.runtime = runtime.or(self.runtime);
     }
 
-    fn moment(&mut self, state: &State) -> Option<&mut Option<f64>> {
+    /// Returns the field with the time of this state.
+    fn timestamp_of(&mut self, state: &State) -> Option<&mut Option<f64>> {
         Some(match state {
             State::Pending => &mut self.sent,
             State::Received => &mut self.received,
@@ -148,7 +154,7 @@ impl TaskRecord {
     }
 }
 
-/// The state in which a task is after an event of this kind.
+/// Returns the state of a task after an event of this kind.
 pub(super) fn state(kind: &str) -> State {
     match kind.strip_prefix("task-").unwrap_or(kind) {
         "sent" => State::Pending,
@@ -159,13 +165,13 @@ pub(super) fn state(kind: &str) -> State {
         "retried" => State::Retry,
         "revoked" => State::Revoked,
         "rejected" => State::Rejected,
-        other => State::named(&bounded(other).to_uppercase()),
+        other => State::named(&truncated(other).to_uppercase()),
     }
 }
 
-/// A text without what is beyond the limit.
-pub(super) fn bounded(text: &str) -> String {
-    let mut end = text.len().min(LONGEST);
+/// Returns the text truncated to [`MAX_TEXT`] bytes.
+pub(super) fn truncated(text: &str) -> String {
+    let mut end = text.len().min(MAX_TEXT);
     while !text.is_char_boundary(end) {
         end -= 1;
     }

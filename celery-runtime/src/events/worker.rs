@@ -1,40 +1,40 @@
-//! What is known of a worker: [`WorkerRecord`].
+//! The state of one worker according to its events: [`WorkerRecord`].
 
 use std::time::{Duration, SystemTime};
 
 use celery_protocol::{Event, Value};
 
-use crate::events::task::bounded;
+use crate::events::task::truncated;
 
-/// How often a worker shows that it lives, if it never said so.
-const UNKNOWN_FREQUENCY: f64 = 60.0;
+/// The assumed seconds between heartbeats of a worker that has not reported them.
+const DEFAULT_FREQUENCY: f64 = 60.0;
 
-/// After how many missed heartbeats a worker counts as gone.
-const MISSED: f64 = 2.0;
+/// The number of missed heartbeats after which a worker counts as offline.
+const MISSED_HEARTBEATS: f64 = 2.0;
 
-/// A worker, by its last events.
+/// A worker according to its last events.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct WorkerRecord {
     /// Its name.
     pub hostname: String,
-    /// Its process.
+    /// Its process id.
     pub pid: Option<u32>,
     /// Seconds between two heartbeats.
     pub freq: f64,
-    /// When it was last heard of; `None` once it went.
+    /// When its last event arrived; `None` after it has gone offline.
     pub last_heard: Option<SystemTime>,
-    /// How many tasks it runs.
+    /// The number of tasks that it runs.
     pub active: Option<u64>,
-    /// How many tasks it took.
+    /// The number of tasks that it has processed.
     pub processed: Option<u64>,
-    /// The load of its machine over 1, 5 and 15 minutes.
+    /// The load average of its machine over 1, 5 and 15 minutes.
     pub loadavg: Option<[f64; 3]>,
-    /// Its program, such as `py-celery`.
+    /// The name of its software, such as `py-celery`.
     pub sw_ident: Option<String>,
-    /// Its program's version.
+    /// The version of its software.
     pub sw_ver: Option<String>,
-    /// Its system, such as `Linux`.
+    /// Its operating system, such as `Linux`.
     pub sw_sys: Option<String>,
     /// Its logical clock.
     pub clock: u64,
@@ -45,7 +45,7 @@ impl WorkerRecord {
         Self {
             hostname: hostname.to_owned(),
             pid: None,
-            freq: UNKNOWN_FREQUENCY,
+            freq: DEFAULT_FREQUENCY,
             last_heard: None,
             active: None,
             processed: None,
@@ -57,16 +57,17 @@ impl WorkerRecord {
         }
     }
 
-    /// Whether it was heard of within two heartbeats before `now`, and did not
-    /// say that it goes.
+    /// Returns whether an event arrived within two heartbeat intervals before `now`,
+    /// and the worker has not gone offline.
     pub fn is_alive(&self, now: SystemTime) -> bool {
-        let window = Duration::try_from_secs_f64(self.freq * MISSED).unwrap_or(Duration::MAX);
+        let window =
+            Duration::try_from_secs_f64(self.freq * MISSED_HEARTBEATS).unwrap_or(Duration::MAX);
         self.last_heard
-            .is_some_and(|heard| now.duration_since(heard).unwrap_or_default() < window)
+            .is_some_and(|last| now.duration_since(last).unwrap_or_default() < window)
     }
 
-    /// It told something, whatever it was.
-    pub(super) fn heard(&mut self, event: &Event, now: SystemTime) {
+    /// Records that an event of any kind arrived.
+    pub(super) fn touch(&mut self, event: &Event, now: SystemTime) {
         self.last_heard = Some(self.last_heard.map_or(now, |last| last.max(now)));
         self.clock = self.clock.max(event.clock);
         if event.pid != 0 {
@@ -74,27 +75,27 @@ impl WorkerRecord {
         }
     }
 
-    /// It told about itself. What it left out stays as it was: heartbeats that
-    /// were asked for say little.
+    /// Applies an event about the worker. Fields that are missing keep their values:
+    /// requested heartbeats contain only the frequency.
     pub(super) fn handle(&mut self, event: &Event, now: SystemTime) {
-        self.heard(event, now);
+        self.touch(event, now);
         let field = |name| event.fields.get(name);
         let number = |name| field(name).and_then(Value::as_f64);
         let count = |name| field(name).and_then(Value::as_u64);
-        let text = |name| field(name).and_then(Value::as_str).map(bounded);
+        let text = |name| field(name).and_then(Value::as_str).map(truncated);
         if let Some(freq) = number("freq").filter(|freq| freq.is_finite() && *freq > 0.0) {
             self.freq = freq;
         }
         self.active = count("active").or(self.active);
         self.processed = count("processed").or(self.processed);
         self.loadavg = field("loadavg").and_then(load).or(self.loadavg);
-        for (known, told) in [
+        for (target, value) in [
             (&mut self.sw_ident, text("sw_ident")),
             (&mut self.sw_ver, text("sw_ver")),
             (&mut self.sw_sys, text("sw_sys")),
         ] {
-            if told.is_some() {
-                *known = told;
+            if value.is_some() {
+                *target = value;
             }
         }
         if event.kind == "worker-offline" {

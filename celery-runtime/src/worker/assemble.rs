@@ -26,7 +26,7 @@ use crate::worker::io::event_dispatcher::EventDispatcher;
 use crate::worker::io::event_publisher::EventPublisher;
 use crate::worker::io::mingle;
 use crate::worker::io::supervisor::Supervisor;
-use crate::worker::io::sweeper::Sweeper;
+use crate::worker::io::sweeper::ChordSweeper;
 use crate::worker::io::watchdog::Watchdog;
 use crate::worker::isolated::{self, Children};
 
@@ -49,7 +49,7 @@ impl Worker {
         Ok(Driver::new(DriverParts {
             children: children.cloned(),
             decoder: self.decoder(&config, registry, context),
-            sweeper: Sweeper::start(&executor),
+            sweeper: ChordSweeper::start(&executor),
             executor,
             clock: self.app.clock.clone(),
             supervisor: self.supervisor(&config, &queues),
@@ -213,7 +213,7 @@ impl Worker {
         let (asked, begin) = oneshot::channel();
         let control = ControlReceiver::start(&self.app.broker, mailboxes, begin);
         let mingle = (is_enabled && self.settings.mingle).then(|| {
-            mingle::ask(
+            mingle::send_hello(
                 &self.app.broker,
                 &self.app.logical_clock,
                 &config.control,

@@ -26,7 +26,7 @@ use crate::boundary::BoxFuture;
 use crate::config::{OnUnknown, WorkerSettings};
 use crate::execution::Tasks;
 use crate::worker::driver::command::Command;
-use crate::worker::io::shutdown::stops;
+use crate::worker::io::shutdown::shutdown_stages;
 use crate::worker::io::supervisor::ConnectionHook;
 use crate::worker::isolated::WorkerProfile;
 use isolated::Mode;
@@ -282,7 +282,7 @@ impl Worker {
                     children.check().await?;
                 }
                 let driver = self.start(children.as_ref())?;
-                let ended = driver.run(stops(shutdown)).await;
+                let ended = driver.run(shutdown_stages(shutdown)).await;
                 if let Some(children) = children {
                     children.close().await;
                 }

@@ -406,7 +406,7 @@ async fn invalid_child_program_fails_before_consuming() {
         (own, ["test runner", "child_command"]),
         (missing, ["/no/such/program", "No such file"]),
         (other, ["true", "before its main called Worker::run_until"]),
-        (chatty, ["sh", "does not speak our language"]),
+        (chatty, ["sh", "sent an invalid handshake"]),
     ] {
         let ended = within("the worker fails", worker.run()).await;
         let error = ended.unwrap_err().to_string();

@@ -57,7 +57,7 @@ use crate::worker::io::admission::UniqueLock;
 use crate::worker::io::control_receiver::ControlReceiver;
 use crate::worker::io::event_dispatcher::EventDispatcher;
 use crate::worker::io::supervisor::Supervisor;
-use crate::worker::io::sweeper::Sweeper;
+use crate::worker::io::sweeper::ChordSweeper;
 use crate::worker::io::watchdog::Watchdog;
 use crate::worker::isolated::Children;
 
@@ -122,7 +122,7 @@ pub(crate) struct DriverParts {
     pub(crate) children: Option<Arc<Children>>,
     pub(crate) decoder: MessageDecoder,
     pub(crate) executor: Arc<EffectExecutor>,
-    pub(crate) sweeper: Option<Sweeper>,
+    pub(crate) sweeper: Option<ChordSweeper>,
     pub(crate) clock: Clock,
     pub(crate) supervisor: Supervisor,
     pub(crate) limits: WorkerLimits,
@@ -145,7 +145,7 @@ pub(crate) struct Driver {
     pub(crate) decoder: MessageDecoder,
     pub(crate) executor: Arc<EffectExecutor>,
     /// Works by itself while this lives.
-    pub(crate) _sweeper: Option<Sweeper>,
+    pub(crate) _sweeper: Option<ChordSweeper>,
     pub(crate) on_unknown: OnUnknown,
     pub(crate) clock: Clock,
     pub(crate) supervisor: Supervisor,
@@ -332,7 +332,7 @@ impl Driver {
                 }
                 incoming = self.control.next() => {
                     self.now = self.clock.moment();
-                    self.hear(incoming);
+                    self.handle_incoming(incoming);
                 }
                 () = sleep_until(wake), if wake.is_some() => self.now = self.clock.moment(),
             }
@@ -344,7 +344,7 @@ impl Driver {
             // Each time, so that a task does not start which was revoked before it
             // was sent.
             if let Some(incoming) = self.control.next().now_or_never() {
-                self.hear(incoming);
+                self.handle_incoming(incoming);
             }
         }
         self.close().await
@@ -746,7 +746,7 @@ impl Driver {
         let deadline = self.executor.deadline;
         let object = format!("what task {} has to wait for", job.id);
         self.futures.push(Box::pin(async move {
-            let asking = admission::ask(job, lock, checks);
+            let asking = admission::check(job, lock, checks);
             let answer = match tokio::time::timeout(deadline, asking).await {
                 Ok(answer) => answer,
                 Err(_) => {

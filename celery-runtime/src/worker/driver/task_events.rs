@@ -63,7 +63,7 @@ impl Driver {
             }
             TaskEvent::Cancelled => "task-cancelled",
         };
-        self.events.tell_of_task(kind, fields, self.now.wall);
+        self.events.task_event(kind, fields, self.now.wall);
     }
 
     /// Tells of a task that nobody here can run.
@@ -73,8 +73,7 @@ impl Driver {
         };
         let mut fields = of_task(&task.id);
         fields.insert("exception", task.failure_info.exception.to_string());
-        self.events
-            .tell_of_task("task-failed", fields, self.now.wall);
+        self.events.task_event("task-failed", fields, self.now.wall);
     }
 
     /// Tells of the worker itself, with the numbers that monitors show.
@@ -89,7 +88,7 @@ impl Driver {
         let load = load_average().map(|load| load.map(Value::Float).to_vec());
         fields.insert("loadavg", Value::Array(load.unwrap_or_default()));
         describe_software(&mut fields);
-        self.events.tell_of_worker(kind, fields, self.now.wall);
+        self.events.worker_event(kind, fields, self.now.wall);
     }
 
     /// The sign of life that remote control asks for.
@@ -98,7 +97,7 @@ impl Driver {
         fields.insert("freq", 5_i64);
         describe_software(&mut fields);
         self.events
-            .tell_of_worker("worker-heartbeat", fields, self.now.wall);
+            .worker_event("worker-heartbeat", fields, self.now.wall);
     }
 }
 

@@ -1,5 +1,5 @@
-//! What is asked before a task starts: whether it has succeeded before, was
-//! revoked while nobody listened, or has to be the only one.
+//! Checks before a task starts: an earlier success in the result backend, a
+//! durable revocation, and the lock of a unique task.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,20 +14,22 @@ use crate::revocation::revoked_key;
 use crate::task::{Conflict, Span, Unique};
 use crate::worker::delivery::event::{Admission, AdmissionChecks, EffectError};
 
-/// Asks, and takes the lock of a task that may start and has to be alone.
-pub(crate) async fn ask(
+/// Runs the checks, and acquires the lock of a unique task that may start.
+///
+/// The lock is the second value; it is held until it is dropped.
+pub(crate) async fn check(
     job: Arc<Job>,
     lock_key: Option<String>,
     checks: AdmissionChecks,
 ) -> Result<(Admission, Option<UniqueLock>), EffectError> {
-    let answered = ask_all(&job, lock_key, checks).await;
-    answered.map_err(|error| {
+    let checked = run_checks(&job, lock_key, checks).await;
+    checked.map_err(|error| {
         tracing::warn!("{error}");
         EffectError::from(&error)
     })
 }
 
-async fn ask_all(
+async fn run_checks(
     job: &Arc<Job>,
     lock_key: Option<String>,
     checks: AdmissionChecks,
@@ -35,10 +37,7 @@ async fn ask_all(
     if checks.success
         && let Some(value) = earlier_success(job).await?
     {
-        tracing::info!(
-            "task {} has succeeded before and does not run again",
-            job.id
-        );
+        tracing::info!("task {} has succeeded before; not running it again", job.id);
         return Ok((Admission::Succeeded(value), None));
     }
     let Some(store) = job.services.store.clone() else {
@@ -49,12 +48,12 @@ async fn ask_all(
         return Ok((Admission::Revoked, None));
     }
     match (checks.unique, lock_key) {
-        (Some(unique), Some(key)) => take(store, key, job, unique).await,
+        (Some(unique), Some(key)) => acquire(store, key, job, unique).await,
         _ => Ok((Admission::Start, None)),
     }
 }
 
-/// What it returned when it succeeded before, if it did.
+/// Returns the stored result if the task has succeeded before.
 async fn earlier_success(job: &Job) -> Result<Option<Raw<'static>>, ServiceError> {
     let Some(backend) = job.services.backend.as_deref() else {
         return Ok(None);
@@ -65,7 +64,7 @@ async fn earlier_success(job: &Job) -> Result<Option<Raw<'static>>, ServiceError
     Ok(success.map(|document| document.result))
 }
 
-async fn take(
+async fn acquire(
     store: Arc<dyn Store>,
     key: String,
     job: &Job,
@@ -73,35 +72,37 @@ async fn take(
 ) -> Result<(Admission, Option<UniqueLock>), ServiceError> {
     let holder = job.id.as_bytes();
     let ttl = unique.first_ttl();
-    let taken = store.put_if_absent(&key, holder, ttl).await?;
-    // Ours already: taken when it was sent, or before it was delivered again.
-    let is_ours = !taken
+    let acquired = store.put_if_absent(&key, holder, ttl).await?;
+    // This task already holds the lock if the client acquired it while sending,
+    // or if an earlier delivery of the message did.
+    let is_held = !acquired
         && store
             .get(&key)
             .await?
             .is_some_and(|other| *other == *holder);
-    if !taken && !is_ours {
+    if !acquired && !is_held {
         return Ok((Admission::Taken(unique.conflict), None));
     }
-    let lock = UniqueLock::hold(store, key, job.id.clone(), unique);
+    let lock = UniqueLock::new(store, key, job.id.clone(), unique);
     Ok((Admission::Start, Some(lock)))
 }
 
-/// The lock of a running task: renewed while it is held, given up when it is
-/// dropped, unless it is for a period.
+/// The lock of a running unique task, renewed while it is held. Dropping it
+/// releases the lock, unless the lock is for a fixed period.
 #[derive(Debug)]
 pub(crate) struct UniqueLock {
     store: Arc<dyn Store>,
     key: String,
     holder: String,
-    keeper: Option<JoinHandle<()>>,
+    /// Renews the lock; `None` if the lock is not bound to the run.
+    renewal: Option<JoinHandle<()>>,
     outlives_task: bool,
 }
 
 impl UniqueLock {
-    fn hold(store: Arc<dyn Store>, key: String, holder: String, unique: Unique) -> Self {
-        let keeper = matches!(unique.span, Span::Running).then(|| {
-            let renewing = renew(
+    fn new(store: Arc<dyn Store>, key: String, holder: String, unique: Unique) -> Self {
+        let renewal = matches!(unique.span, Span::Running).then(|| {
+            let renewing = renew_periodically(
                 Arc::clone(&store),
                 key.clone(),
                 holder.clone(),
@@ -113,20 +114,21 @@ impl UniqueLock {
             store,
             key,
             holder,
-            keeper,
+            renewal,
             outlives_task: matches!(unique.span, Span::Period(_)),
         }
     }
 }
 
-/// Three chances for each lease.
-async fn renew(store: Arc<dyn Store>, key: String, holder: String, lease: Duration) {
+/// Extends the lock every third of its lease, so that one failed attempt
+/// does not lose it.
+async fn renew_periodically(store: Arc<dyn Store>, key: String, holder: String, lease: Duration) {
     loop {
         tokio::time::sleep(lease / 3).await;
         match store.extend(&key, holder.as_bytes(), lease).await {
             Ok(true) => {}
             Ok(false) => {
-                tracing::warn!("task {holder} runs on without its lock {key}, which is gone");
+                tracing::warn!("task {holder}: unique lock {key} lost while the task is running");
                 return;
             }
             Err(error) => tracing::warn!("{error}"),
@@ -136,15 +138,15 @@ async fn renew(store: Arc<dyn Store>, key: String, holder: String, lease: Durati
 
 impl Drop for UniqueLock {
     fn drop(&mut self) {
-        if let Some(keeper) = &self.keeper {
-            keeper.abort();
+        if let Some(renewal) = &self.renewal {
+            renewal.abort();
         }
         if self.outlives_task {
             return;
         }
         let (store, key) = (Arc::clone(&self.store), std::mem::take(&mut self.key));
         let holder = std::mem::take(&mut self.holder);
-        // Where this fails, the lock goes with its lease.
+        // If this fails, the lock expires with its lease.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             env::spawn_on(&runtime, async move {
                 if let Err(error) = store.compare_and_delete(&key, holder.as_bytes()).await {
@@ -156,6 +158,7 @@ impl Drop for UniqueLock {
 }
 
 impl Conflict {
-    /// What the second task is told.
-    pub(crate) const REASON: &'static str = "another one is there already";
+    /// The reason in the result and in the event of a task that is not run
+    /// because another one holds its lock.
+    pub(crate) const REASON: &'static str = "another task holds its unique lock";
 }

@@ -1,4 +1,4 @@
-//! What the worker hears: control commands, and the elections of its peers.
+//! Receives control commands and the election events of other workers.
 
 use std::sync::Arc;
 
@@ -11,35 +11,37 @@ use crate::backoff::Backoff;
 use crate::boundary::{Broker, Mailbox, ServiceError};
 use crate::env;
 
-/// Messages that wait for the worker; the others wait with the broker.
-const BACKLOG: usize = 256;
+/// Most messages that are buffered in the worker; more stay in the broker.
+const MAX_BUFFERED: usize = 256;
 
-/// Something that was heard.
+/// A decoded message of one of the mailboxes.
 #[derive(Debug)]
 pub(crate) enum Incoming {
     Request(ControlRequest),
     Events(Vec<Event>),
 }
 
-/// How a mailbox's messages are read.
+/// Decodes the messages of a mailbox.
 pub(crate) type MessageReader = fn(&Message) -> Result<Incoming, celery_protocol::DecodeError>;
 
-/// Listens to mailboxes as long as it lives, whatever their connections do.
+/// Reads mailboxes until it is dropped, and subscribes again after a lost
+/// connection.
 #[derive(Debug)]
 pub(crate) struct ControlReceiver {
     incoming: mpsc::Receiver<Incoming>,
-    /// Ended with this.
+    /// Aborted when the receiver is dropped.
     _listeners: JoinSet<()>,
 }
 
 impl ControlReceiver {
-    /// Listens once `begin` is told, or dropped.
+    /// Creates a receiver that subscribes once `begin` resolves or its sender is
+    /// dropped.
     pub(crate) fn start(
         broker: &Arc<dyn Broker>,
         mailboxes: Vec<(Mailbox, MessageReader)>,
         begin: oneshot::Receiver<()>,
     ) -> Self {
-        let (sender, incoming) = mpsc::channel(BACKLOG);
+        let (sender, incoming) = mpsc::channel(MAX_BUFFERED);
         let mailboxes = mailboxes
             .into_iter()
             .map(|(mailbox, read)| MailboxListener {
@@ -60,7 +62,9 @@ impl ControlReceiver {
         }
     }
 
-    /// The next message; never where there is nothing to listen to.
+    /// Waits for the next message; pending forever without mailboxes.
+    ///
+    /// # Cancel safety
     ///
     /// Cancel safe.
     pub(crate) async fn next(&mut self) -> Incoming {
@@ -96,14 +100,17 @@ impl MailboxListener {
             };
             let delay = Backoff::CONNECTION.delay(attempt, env::random());
             if attempt == 0 {
-                tracing::warn!("{} is not listened to: {error}", self.mailbox.name);
+                tracing::warn!(
+                    "cannot subscribe to control mailbox {}; retrying: {error}",
+                    self.mailbox.name
+                );
             }
             attempt = attempt.saturating_add(1);
             tokio::time::sleep(delay).await;
         }
     }
 
-    /// Returns when nobody wants to hear any more.
+    /// Returns `Ok` when the receiver is dropped.
     async fn listen(&self, attempt: &mut u32) -> Result<(), ServiceError> {
         let mut messages = self.broker.subscribe(&self.mailbox).await?;
         *attempt = 0;
@@ -116,7 +123,10 @@ impl MailboxListener {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!("cannot read a message to {}: {error}", self.mailbox.name);
+                    tracing::warn!(
+                        "cannot decode a message of control mailbox {}: {error}",
+                        self.mailbox.name
+                    );
                 }
             }
         }

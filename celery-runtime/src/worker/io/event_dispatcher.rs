@@ -1,4 +1,5 @@
-//! Tells those who watch: makes events and replies of what the worker does.
+//! Builds monitoring events and replies to control commands:
+//! [`EventDispatcher`].
 
 use std::time::{Duration, SystemTime};
 
@@ -7,15 +8,19 @@ use celery_protocol::{ControlReply, Event, Map, ReplyAddress, Value};
 use crate::boundary::Exchange;
 use crate::env;
 use crate::logical_clock::LogicalClock;
-use crate::worker::io::event_publisher::{BATCH, EventPublisher, Outgoing};
+use crate::worker::io::event_publisher::{BATCH_SIZE, EventPublisher, Outgoing};
 
+/// Stamps events and replies with the worker's hostname and logical clock, and
+/// passes them to the publisher.
 #[derive(Debug)]
 pub(crate) struct EventDispatcher {
     publisher: EventPublisher,
     clock: LogicalClock,
     hostname: String,
     exchange: Exchange,
+    /// Task events that are not passed on yet.
     batch: Vec<Event>,
+    /// Hours by which the local time zone is behind UTC.
     utcoffset: f64,
 }
 
@@ -36,16 +41,17 @@ impl EventDispatcher {
         }
     }
 
-    /// Something happened to a task. Sent with others by [`flush`](Self::flush).
-    pub(crate) fn tell_of_task(&mut self, kind: &str, fields: Map, now: SystemTime) {
+    /// Adds an event about a task to the batch, which is sent when it is full or
+    /// by [`flush`](Self::flush).
+    pub(crate) fn task_event(&mut self, kind: &str, fields: Map, now: SystemTime) {
         let event = self.event(kind, fields, now);
         self.batch.push(event);
-        if self.batch.len() >= BATCH {
+        if self.batch.len() >= BATCH_SIZE {
             self.flush();
         }
     }
 
-    /// Sends what has collected.
+    /// Sends the batch of task events.
     pub(crate) fn flush(&mut self) {
         if self.batch.is_empty() {
             return;
@@ -56,15 +62,15 @@ impl EventDispatcher {
         });
     }
 
-    /// Something happened to the worker.
-    pub(crate) fn tell_of_worker(&mut self, kind: &str, fields: Map, now: SystemTime) {
+    /// Sends an event about the worker, after the batch of task events.
+    pub(crate) fn worker_event(&mut self, kind: &str, fields: Map, now: SystemTime) {
         self.flush();
         let event = self.event(kind, fields, now);
-        let written = Event::write_all(std::slice::from_ref(&event));
-        self.post(event.routing_key(), written);
+        let encoded = Event::write_all(std::slice::from_ref(&event));
+        self.publish(event.routing_key(), encoded);
     }
 
-    /// Answers a request.
+    /// Replies to a control command.
     pub(crate) fn reply(&mut self, address: &ReplyAddress, ticket: Option<String>, value: Value) {
         let mut reply = ControlReply::new(self.hostname.as_str(), value);
         reply.ticket = ticket;
@@ -75,10 +81,12 @@ impl EventDispatcher {
                 routing_key: address.routing_key.clone(),
                 message: Box::new(message),
             }),
-            Err(error) => tracing::error!("cannot write the reply to a control command: {error}"),
+            Err(error) => tracing::error!("cannot encode the reply to a control command: {error}"),
         }
     }
 
+    /// Sends the batch, and waits at most `deadline` until everything is
+    /// published.
     pub(crate) async fn close(mut self, deadline: Duration) {
         self.flush();
         self.publisher.close(deadline).await;
@@ -94,25 +102,25 @@ impl EventDispatcher {
         event
     }
 
-    fn post(
+    fn publish(
         &mut self,
         routing_key: String,
-        written: Result<celery_protocol::Message, celery_protocol::EncodeError>,
+        encoded: Result<celery_protocol::Message, celery_protocol::EncodeError>,
     ) {
-        match written {
+        match encoded {
             Ok(message) => self.publisher.send(Outgoing::Message {
                 exchange: self.exchange.clone(),
                 routing_key,
                 message: Box::new(message),
             }),
-            Err(error) => tracing::error!("cannot write an event: {error}"),
+            Err(error) => tracing::error!("cannot encode an event: {error}"),
         }
     }
 }
 
-/// Hours by which this machine's time zone is behind UTC.
+/// Returns the hours by which the local time zone is behind UTC.
 fn utcoffset() -> f64 {
     let seconds = jiff::Zoned::now().offset().seconds();
-    // Written so that UTC is not -0.0.
+    // The subtraction makes UTC 0.0; a negation would make it -0.0.
     0.0 - f64::from(seconds) / 3600.0
 }

@@ -1,5 +1,5 @@
-//! What the worker tells others: sent by a task of its own, in order, and never
-//! waited for.
+//! Publishes events and replies in order, in a background task that the worker
+//! never waits for: [`EventPublisher`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,16 +11,18 @@ use tokio::task::JoinHandle;
 use crate::boundary::{Broker, Exchange};
 use crate::env;
 
-/// What waits to be sent; more is dropped, as events may be.
-const BACKLOG: usize = 16_384;
+/// Most events and replies that wait to be sent. More are dropped: both are
+/// transient in Celery, too.
+const MAX_PENDING: usize = 16_384;
 
-/// Events about tasks that go into one message, as in Celery.
-pub(crate) const BATCH: usize = 24;
+/// Most events about tasks in one message, as in Celery (`buffer_limit` of the
+/// worker's event dispatcher).
+pub(crate) const BATCH_SIZE: usize = 24;
 
-/// The routing key of such a message.
-const BATCH_KEY: &str = "task.multi";
+/// The routing key of a message with several events.
+const BATCH_ROUTING_KEY: &str = "task.multi";
 
-/// Something to tell.
+/// A message to publish.
 #[derive(Debug)]
 pub(crate) enum Outgoing {
     Message {
@@ -28,14 +30,16 @@ pub(crate) enum Outgoing {
         routing_key: String,
         message: Box<Message>,
     },
-    /// What happened to tasks. Those that wait together are sent together, so
-    /// that a broker that is slow takes more at a time.
+    /// Events about tasks. Neighbours in the queue are merged into one message,
+    /// so that a slow broker receives fewer and larger messages.
     Tasks {
         exchange: Exchange,
         events: Vec<Event>,
     },
 }
 
+/// A bounded queue in front of the task that publishes; it drops messages when
+/// it is full.
 #[derive(Debug)]
 pub(crate) struct EventPublisher {
     sender: mpsc::Sender<Outgoing>,
@@ -45,28 +49,29 @@ pub(crate) struct EventPublisher {
 
 impl EventPublisher {
     pub(crate) fn start(broker: Arc<dyn Broker>, deadline: Duration) -> Self {
-        let (sender, receiver) = mpsc::channel(BACKLOG);
+        let (sender, receiver) = mpsc::channel(MAX_PENDING);
         Self {
             sender,
-            task: env::spawn(post(broker, deadline, receiver)),
+            task: env::spawn(publish_all(broker, deadline, receiver)),
             dropped: 0,
         }
     }
 
-    pub(crate) fn send(&mut self, dispatch: Outgoing) {
-        if self.sender.try_send(dispatch).is_err() {
+    /// Queues a message, or drops it if the queue is full.
+    pub(crate) fn send(&mut self, outgoing: Outgoing) {
+        if self.sender.try_send(outgoing).is_err() {
             self.dropped += 1;
             if self.dropped.is_power_of_two() {
                 tracing::warn!(
-                    "{} events or replies were dropped: the broker does not take them as fast \
-                     as they are made",
+                    "dropped {} events or replies: the broker is slower than the worker \
+                     produces them",
                     self.dropped
                 );
             }
         }
     }
 
-    /// Ends when everything is sent, within the deadline.
+    /// Waits until everything is published, at most `deadline`.
     pub(crate) async fn close(self, deadline: Duration) {
         let Self {
             sender, mut task, ..
@@ -78,12 +83,16 @@ impl EventPublisher {
     }
 }
 
-async fn post(broker: Arc<dyn Broker>, deadline: Duration, mut receiver: mpsc::Receiver<Outgoing>) {
+async fn publish_all(
+    broker: Arc<dyn Broker>,
+    deadline: Duration,
+    mut receiver: mpsc::Receiver<Outgoing>,
+) {
     let mut is_down = false;
-    let mut waiting = Vec::with_capacity(BATCH);
-    while receiver.recv_many(&mut waiting, BATCH).await > 0 {
-        for dispatch in together(waiting.drain(..)) {
-            let Some((exchange, routing_key, message)) = dispatch.write() else {
+    let mut pending = Vec::with_capacity(BATCH_SIZE);
+    while receiver.recv_many(&mut pending, BATCH_SIZE).await > 0 {
+        for outgoing in merge(pending.drain(..)) {
+            let Some((exchange, routing_key, message)) = outgoing.encode() else {
                 continue;
             };
             let sending = broker.broadcast(&exchange, &routing_key, &message);
@@ -93,10 +102,10 @@ async fn post(broker: Arc<dyn Broker>, deadline: Duration, mut receiver: mpsc::R
                 Ok(Err(error)) => Some(error.to_string()),
                 Err(_) => Some(format!("exchange {} did not answer", exchange.name)),
             };
-            // Told once for each outage.
+            // Logged once for each outage.
             match failure {
                 Some(cause) if !is_down => {
-                    tracing::warn!("events and replies cannot be sent: {cause}");
+                    tracing::warn!("cannot publish events and replies: {cause}");
                     is_down = true;
                 }
                 Some(_) => {}
@@ -107,7 +116,7 @@ async fn post(broker: Arc<dyn Broker>, deadline: Duration, mut receiver: mpsc::R
 }
 
 impl Outgoing {
-    fn write(self) -> Option<(Exchange, String, Message)> {
+    fn encode(self) -> Option<(Exchange, String, Message)> {
         match self {
             Self::Message {
                 exchange,
@@ -115,9 +124,9 @@ impl Outgoing {
                 message,
             } => Some((exchange, routing_key, *message)),
             Self::Tasks { exchange, events } => match Event::write_batch(&events) {
-                Ok(message) => Some((exchange, BATCH_KEY.to_owned(), message)),
+                Ok(message) => Some((exchange, BATCH_ROUTING_KEY.to_owned(), message)),
                 Err(error) => {
-                    tracing::error!("cannot write an event: {error}");
+                    tracing::error!("cannot encode events: {error}");
                     None
                 }
             },
@@ -125,18 +134,19 @@ impl Outgoing {
     }
 }
 
-/// The same in the same order, in fewer messages.
-fn together(waiting: impl Iterator<Item = Outgoing>) -> Vec<Outgoing> {
-    let mut all: Vec<Outgoing> = Vec::new();
-    for next in waiting {
-        match (all.last_mut(), next) {
+/// Merges neighbouring task events into messages of at most [`BATCH_SIZE`], in
+/// the same order.
+fn merge(pending: impl Iterator<Item = Outgoing>) -> Vec<Outgoing> {
+    let mut merged: Vec<Outgoing> = Vec::new();
+    for next in pending {
+        match (merged.last_mut(), next) {
             (Some(Outgoing::Tasks { events, .. }), Outgoing::Tasks { events: more, .. })
-                if events.len() + more.len() <= BATCH =>
+                if events.len() + more.len() <= BATCH_SIZE =>
             {
                 events.extend(more);
             }
-            (_, next) => all.push(next),
+            (_, next) => merged.push(next),
         }
     }
-    all
+    merged
 }

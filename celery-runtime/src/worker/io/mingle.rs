@@ -1,4 +1,5 @@
-//! Asking the peers at the start what was revoked, and how late it is.
+//! Mingle: asks the other workers at the start for their revoked ids and logical
+//! clocks, with Celery's `hello` command.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,32 +12,43 @@ use crate::config::ControlSettings;
 use crate::env;
 use crate::logical_clock::LogicalClock;
 
-/// How long peers may take to answer, as in Celery.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long the other workers may take to reply, as in Celery.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Replies that are read; a fleet that is larger has told what it knows by then.
-const MOST: usize = 1024;
+/// Most replies that are read. Workers synchronize their revocations, so that
+/// further replies rarely add anything.
+const MAX_REPLIES: usize = 1024;
 
-/// What the peers answer in time. A broker that is away is no reason to wait,
-/// nor is one that says how many there are, once they have answered.
+/// Sends `hello` and returns the replies that arrive within [`REPLY_TIMEOUT`].
 ///
-/// `asking` is dropped when the question is out, or will not be put: who listens
-/// before would hear it himself and pass for a peer.
-pub(crate) fn ask(
+/// Returns earlier when the broker is not available, and, if the broker reports
+/// the number of subscribers, as soon as all of them have replied.
+///
+/// `hello_sent` is dropped once the command is sent or cannot be sent. Until
+/// then this worker must not subscribe to control commands, or it would receive
+/// its own `hello` and count as one of the other workers.
+pub(crate) fn send_hello(
     broker: &Arc<dyn Broker>,
     clock: &LogicalClock,
     settings: &ControlSettings,
     hostname: &str,
-    asking: oneshot::Sender<()>,
+    hello_sent: oneshot::Sender<()>,
 ) -> BoxFuture<'static, Vec<ControlReply>> {
     let (broker, clock) = (Arc::clone(broker), clock.clone());
     let settings = settings.clone();
     let hostname = hostname.to_owned();
     Box::pin(async move {
         let mut replies = Vec::new();
-        let collecting = collect(&*broker, &clock, &settings, &hostname, &mut replies, asking);
-        if let Ok(Err(error)) = tokio::time::timeout(PATIENCE, collecting).await {
-            tracing::warn!("the other workers cannot be asked: {error}");
+        let collecting = collect(
+            &*broker,
+            &clock,
+            &settings,
+            &hostname,
+            &mut replies,
+            hello_sent,
+        );
+        if let Ok(Err(error)) = tokio::time::timeout(REPLY_TIMEOUT, collecting).await {
+            tracing::warn!("mingle: cannot reach other workers: {error}");
         }
         replies
     })
@@ -48,7 +60,7 @@ async fn collect(
     settings: &ControlSettings,
     hostname: &str,
     replies: &mut Vec<ControlReply>,
-    asking: oneshot::Sender<()>,
+    hello_sent: oneshot::Sender<()>,
 ) -> Result<(), ServiceError> {
     let key = env::uuid();
     let mailbox = settings.reply_mailbox(&key);
@@ -62,17 +74,17 @@ async fn collect(
     let Ok(message) = request.write() else {
         return Ok(());
     };
-    let listeners = broker.broadcast(&settings.requests(), "", &message).await?;
-    drop(asking);
-    let most = listeners.map_or(MOST, |count| MOST.min(count as usize));
-    while replies.len() < most {
+    let subscribers = broker.broadcast(&settings.requests(), "", &message).await?;
+    drop(hello_sent);
+    let limit = subscribers.map_or(MAX_REPLIES, |count| MAX_REPLIES.min(count as usize));
+    while replies.len() < limit {
         let reply = ControlReply::read(&inbox.next().await?);
         replies.extend(reply.ok().filter(|reply| reply.ticket == request.ticket));
     }
     Ok(())
 }
 
-/// We start, so there is nothing yet that others could learn from us.
+/// The revoked ids are empty: this worker is starting and has none to share.
 fn arguments(hostname: &str) -> Map {
     let mut arguments = Map::new();
     arguments.insert("from_node", hostname);

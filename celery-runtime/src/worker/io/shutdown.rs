@@ -1,4 +1,4 @@
-//! When a worker stops, and how long it is waited for: [`ForceShutdown`].
+//! The stages of a shutdown: [`ForceShutdown`].
 
 use std::future::Future;
 use std::sync::Arc;
@@ -6,18 +6,22 @@ use std::sync::Arc;
 use crate::boundary::BoxFuture;
 use crate::worker::delivery::event::Stop;
 
-/// The future given to [`Worker::run_until`](crate::Worker::run_until) may resolve to this: a way to
-/// lose patience with a warm stop. `()` has endless patience; what
-/// [`shutdown_signal`](crate::shutdown_signal) gives loses it at the second
-/// signal.
+/// Escalates a warm shutdown to a cold one.
+///
+/// The future passed to [`Worker::run_until`](crate::Worker::run_until) starts the
+/// warm shutdown when it resolves, and its output implements this trait. `()`
+/// never escalates; the output of
+/// [`shutdown_signal`](crate::shutdown_signal) escalates at the next signal.
 pub trait ForceShutdown: Send + 'static {
-    /// Resolves when running tasks shall be ended. Called again after that: it
-    /// resolves once more when not even `worker_soft_shutdown_timeout` shall be
-    /// waited for.
+    /// Resolves when running tasks must be terminated.
+    ///
+    /// The worker calls it again after that. It then resolves a second time to
+    /// skip the rest of `worker_soft_shutdown_timeout`.
     ///
     /// # Cancel safety
     ///
-    /// Dropped and called again when something else ends the wait.
+    /// Implementations must be cancel safe: the worker drops the future and calls
+    /// the method again while it waits for other events.
     fn requested(&mut self) -> BoxFuture<'_, ()>;
 }
 
@@ -27,26 +31,26 @@ impl ForceShutdown for () {
     }
 }
 
-/// Gives the driver one stop after the other: warm when `shutdown` resolves,
-/// cold whenever the patience that it resolved to is lost.
-pub(crate) fn stops<F, P>(shutdown: F) -> impl FnMut() -> BoxFuture<'static, Stop>
+/// Returns a function that makes the future of each shutdown stage in order: warm
+/// when `shutdown` resolves, then cold each time its [`ForceShutdown`] resolves.
+pub(crate) fn shutdown_stages<F, S>(shutdown: F) -> impl FnMut() -> BoxFuture<'static, Stop>
 where
-    F: Future<Output = P> + Send + 'static,
-    P: ForceShutdown,
+    F: Future<Output = S> + Send + 'static,
+    S: ForceShutdown,
 {
-    let patience: Arc<tokio::sync::Mutex<Option<P>>> = Arc::default();
+    let force: Arc<tokio::sync::Mutex<Option<S>>> = Arc::default();
     let mut shutdown = Some(shutdown);
     move || {
-        let patience = Arc::clone(&patience);
+        let force = Arc::clone(&force);
         match shutdown.take() {
             Some(shutdown) => Box::pin(async move {
-                let given = shutdown.await;
-                *patience.lock().await = Some(given);
+                let output = shutdown.await;
+                *force.lock().await = Some(output);
                 Stop::Warm
             }),
             None => Box::pin(async move {
-                match &mut *patience.lock().await {
-                    Some(patience) => patience.requested().await,
+                match &mut *force.lock().await {
+                    Some(force) => force.requested().await,
                     None => std::future::pending().await,
                 }
                 Stop::Cold

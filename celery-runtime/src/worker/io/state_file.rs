@@ -1,10 +1,12 @@
-//! What a worker remembers between two runs: revoked ids and its clock.
+//! The state file (`worker_state_db`): revoked ids and the logical clock, kept
+//! across restarts.
 
 use std::io;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+/// The content of a state file.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct SavedState {
     /// Ids with the Unix time at which they were revoked, oldest first.
@@ -14,11 +16,11 @@ pub(crate) struct SavedState {
 }
 
 impl SavedState {
-    /// Reads the file; nothing where there is none.
+    /// Reads the file; the default state if it does not exist.
     ///
     /// # Errors
     ///
-    /// When it cannot be read, or holds something else.
+    /// When the file cannot be read or is not a state file.
     pub(crate) fn load(path: &Path) -> io::Result<Self> {
         match std::fs::read(path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::from),
@@ -27,7 +29,8 @@ impl SavedState {
         }
     }
 
-    /// Replaces the file in one step, so that a crash leaves the old or the new.
+    /// Replaces the file atomically, so that a crash leaves either the old or the
+    /// new content.
     ///
     /// # Errors
     ///
@@ -46,7 +49,7 @@ mod tests {
     use crate::env;
 
     #[test]
-    fn what_was_saved_is_loaded() {
+    fn saved_state_is_loaded() {
         let folder = std::env::temp_dir().join(env::uuid());
         std::fs::create_dir(&folder).unwrap();
         let path = folder.join("state.json");

@@ -1,4 +1,4 @@
-//! The one reconnect loop of the workspace.
+//! Connects and reconnects the consumer: [`Supervisor`].
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,35 +7,35 @@ use crate::backoff::Backoff;
 use crate::boundary::{BoxFuture, Broker, ConsumeOptions, Consumer, ServiceError};
 use crate::env;
 
-/// The worker's connection to its broker changed.
+/// A change of the worker's connection to its broker.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum ConnectionEvent {
-    /// Deliveries can be received.
+    /// The worker consumes its queues.
     Connected,
-    /// They cannot; the worker keeps trying while this passes.
+    /// The connection is lost. The worker reconnects if the error is transient.
     Lost(ServiceError),
 }
 
 /// Called with every [`ConnectionEvent`].
 pub(crate) type ConnectionHook = Arc<dyn Fn(&ConnectionEvent) + Send + Sync>;
 
-/// Makes consumers, as long as it takes.
+/// Creates consumers, with exponential back-off between attempts.
 #[derive(Clone)]
 pub(crate) struct Supervisor {
     pub(crate) broker: Arc<dyn Broker>,
     pub(crate) options: ConsumeOptions,
-    /// Attempts before the worker gives up; without end where `None`.
+    /// Retries before the worker gives up; unlimited if `None`.
     pub(crate) max_retries: Option<u32>,
     pub(crate) hook: Option<ConnectionHook>,
 }
 
 impl Supervisor {
-    /// A consumer of all queues, which are declared anew first.
+    /// Declares all queues and consumes them; retries transient errors.
     ///
     /// # Errors
     ///
-    /// What cannot pass by itself, or what did not within `max_retries`.
+    /// An error that is not transient, or the last one after `max_retries`.
     pub(crate) fn connect(&self) -> BoxFuture<'static, Result<Arc<dyn Consumer>, ServiceError>> {
         let supervisor = self.clone();
         Box::pin(async move {
@@ -48,25 +48,25 @@ impl Supervisor {
                     }
                     Err(error) => error,
                 };
-                let exhausted = supervisor.max_retries.is_some_and(|most| attempt >= most);
+                let exhausted = supervisor.max_retries.is_some_and(|limit| attempt >= limit);
                 if !error.is_transient() || exhausted {
                     return Err(error);
                 }
                 let delay = Backoff::CONNECTION.delay(attempt, env::random());
-                tracing::warn!("{error}; trying again in {delay:?}");
+                tracing::warn!("{error}; reconnecting in {delay:?}");
                 tokio::time::sleep(delay).await;
                 attempt += 1;
             }
         })
     }
 
-    /// Notes that the consumer broke.
+    /// Reports that the consumer's connection is lost.
     pub(crate) fn lost(&self, error: ServiceError) {
-        tracing::warn!("the connection to the broker is lost: {error}");
+        tracing::warn!("connection to the broker lost: {error}");
         self.report(&ConnectionEvent::Lost(error));
     }
 
-    /// One attempt to do the same.
+    /// Makes one attempt to declare and consume the queues.
     pub(crate) async fn attempt(&self) -> Result<Arc<dyn Consumer>, ServiceError> {
         for queue in &self.options.queues {
             self.broker.declare(queue).await?;

@@ -1,4 +1,4 @@
-//! Goes on with chords that another worker has left behind: [`Sweeper`].
+//! Resumes chords whose worker died before it sent the body: [`ChordSweeper`].
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,25 +14,27 @@ use crate::worker::delivery::event::EffectError;
 use crate::worker::effects::executor::EffectExecutor;
 use crate::worker::workflow::effect::{ClaimedChord, TaskRequest, WorkflowEffect};
 
-/// Between two looks, on the average; each worker waits for another time.
-const EVERY: Duration = Duration::from_secs(5);
+/// Mean time between two sweeps. Each pause is a random one between half and one
+/// and a half of it, so that workers do not sweep at the same time.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Chords taken over at a time: each is gone on with before its claim ends.
-const AT_ONCE: usize = 16;
+/// Most chords that are claimed by one sweep, so that each can be resumed before
+/// its claim expires.
+const SWEEP_BATCH: usize = 16;
 
-/// Looks for such chords as long as it lives.
+/// Periodically claims and resumes stalled chords until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Sweeper(AbortHandle);
+pub(crate) struct ChordSweeper(AbortHandle);
 
-impl Sweeper {
-    /// Nothing where the result backend does not count.
+impl ChordSweeper {
+    /// Starts the sweeper; `None` if the result backend stores no chords.
     pub(crate) fn start(executor: &Arc<EffectExecutor>) -> Option<Self> {
         let backend = executor.services.backend.clone()?;
         backend.chords()?;
         let executor = Arc::clone(executor);
         let sweeping = env::spawn(async move {
             loop {
-                tokio::time::sleep(EVERY.mul_f64(0.5 + env::random())).await;
+                tokio::time::sleep(SWEEP_INTERVAL.mul_f64(0.5 + env::random())).await;
                 sweep(&executor, &*backend).await;
             }
         });
@@ -40,7 +42,7 @@ impl Sweeper {
     }
 }
 
-impl Drop for Sweeper {
+impl Drop for ChordSweeper {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -52,32 +54,33 @@ async fn sweep(executor: &Arc<EffectExecutor>, backend: &dyn ResultBackend) {
     let Some(chords) = backend.chords() else {
         return;
     };
-    let overdue = match chords.claim_stalled(&claim, AT_ONCE).await {
-        Ok(overdue) => overdue,
+    let stalled = match chords.claim_stalled(&claim, SWEEP_BATCH).await {
+        Ok(stalled) => stalled,
         Err(error) => return tracing::debug!("{error}"),
     };
-    for chord in overdue {
-        tracing::warn!("chord {} was left behind, and goes on here", chord.group_id);
-        go_on(executor, backend, &claim, chord).await;
+    for chord in stalled {
+        tracing::warn!("resuming stalled chord {}", chord.group_id);
+        resume(executor, backend, &claim, chord).await;
     }
 }
 
-/// What does not succeed now is found again when the claim has ended.
-async fn go_on(
+/// Runs the remaining effects of a chord. After a transient failure, a later
+/// sweep claims the chord again once this claim has expired.
+async fn resume(
     executor: &Arc<EffectExecutor>,
     backend: &dyn ResultBackend,
     claim: &ChordClaim,
-    overdue: StalledChord,
+    stalled: StalledChord,
 ) {
     let StalledChord {
         group_id,
         body,
         results,
         ..
-    } = overdue;
+    } = stalled;
     let last = results.parts.last().map(|part| part.task_id.clone());
-    let found = match body_state(backend, &body).await {
-        Ok(found) => found,
+    let body_state = match body_state(backend, &body).await {
+        Ok(state) => state,
         Err(error) => return tracing::warn!("{error}"),
     };
     let is_failing = results
@@ -88,35 +91,39 @@ async fn go_on(
         group_id,
         body,
         claim: claim.clone(),
-        // Nobody knows any more which task was the last one.
+        // The stored results do not say which member finished last.
         sender: Arc::new(TaskRequest {
             id: last.unwrap_or_default(),
             stores: true,
             ..TaskRequest::default()
         }),
         counted: true,
-        told: found.is_ready(),
+        told: body_state.is_ready(),
     });
-    // Sent, and through; or failed with its header, and what fails with it may be
-    // left to do.
-    let first = match found.is_ready() && !is_failing {
-        true => WorkflowEffect::FinishChord(chord, ChordEnd::Continued),
-        false => WorkflowEffect::JoinResults(chord, Arc::new(results)),
+    // A body that has ended was sent, so that the chord only has to be removed. If
+    // a member failed, the body was failed with it, and the tasks that depend on
+    // the body may still have to be failed.
+    let first = if body_state.is_ready() && !is_failing {
+        WorkflowEffect::FinishChord(chord, ChordEnd::Continued)
+    } else {
+        WorkflowEffect::JoinResults(chord, Arc::new(results))
     };
-    let mut deeds = VecDeque::from([first]);
-    while let Some(deed) = deeds.pop_front() {
-        match executor.deed(deed).await {
+    let mut effects = VecDeque::from([first]);
+    while let Some(effect) = effects.pop_front() {
+        match executor.deed(effect).await {
             Ok(more) => more
                 .into_iter()
                 .rev()
-                .for_each(|deed| deeds.push_front(deed)),
+                .for_each(|effect| effects.push_front(effect)),
             Err(EffectError::NotSent | EffectError::Unknown) => return,
-            Err(EffectError::Refused(cause)) => tracing::error!("a chord goes on without: {cause}"),
+            Err(EffectError::Refused(cause)) => {
+                tracing::error!("chord step failed permanently: {cause}");
+            }
         }
     }
 }
 
-/// What is known of the body.
+/// Returns the stored state of the chord's body, `PENDING` if it is unknown.
 async fn body_state(backend: &dyn ResultBackend, body: &Raw<'_>) -> Result<State, ServiceError> {
     let body = WireSignature::read(body).ok();
     let options = body.and_then(|body| CallOptions::from_wire(&body.options).ok());

@@ -1,8 +1,8 @@
-//! Finds tasks that keep the async runtime from doing anything else.
+//! Detects tasks that block the async runtime: [`Watchdog`].
 //!
-//! A task that computes or waits without an await stops every other one on its
-//! thread. Each poll of a task leaves a mark while it lasts; a thread of its
-//! own, which no task can block, looks for marks that stay.
+//! A task that computes or blocks without an await stalls every other task on
+//! its thread. Each poll of a task sets a mark while it lasts; a separate thread,
+//! which no task can block, scans for marks that stay set.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -14,10 +14,11 @@ use std::time::Duration;
 use crate::env;
 use crate::execution::Job;
 
-/// How often the marks are looked at, in each time after which one counts.
-const LOOKS: u32 = 4;
+/// How many scans there are within the time limit of a poll.
+const SCANS_PER_LIMIT: u32 = 4;
 
-/// Looks after the tasks of one worker; ends with it.
+/// Watches the tasks of one worker; its thread ends after the watchdog is
+/// dropped.
 #[derive(Debug)]
 pub(crate) struct Watchdog {
     shared: Arc<Shared>,
@@ -25,51 +26,51 @@ pub(crate) struct Watchdog {
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// Counts the looks; polls are dated by it.
+    /// The number of the current scan, which serves as the time.
     now: AtomicU64,
-    polls: Mutex<Vec<Weak<Mark>>>,
-    ended: AtomicBool,
+    marks: Mutex<Vec<Weak<PollMark>>>,
+    stopped: AtomicBool,
 }
 
-/// The poll of one task.
+/// Shows whether a task is being polled.
 #[derive(Debug)]
-struct Mark {
+struct PollMark {
     job: Arc<Job>,
-    /// When the poll began that is under way; 0 where there is none.
+    /// The scan during which the current poll began; 0 while there is none.
     since: AtomicU64,
     reported: AtomicBool,
 }
 
 impl Watchdog {
-    /// Reports polls that take longer than `limit`.
+    /// Starts the thread, which logs polls that take longer than `limit`.
     pub(crate) fn start(limit: Duration) -> Self {
         let shared = Arc::new(Shared {
             now: AtomicU64::new(1),
             ..Shared::default()
         });
-        let pause = (limit / LOOKS).max(Duration::from_millis(1));
-        let looking = Arc::clone(&shared);
-        // Without the thread nothing is reported, and all else works.
-        if let Err(error) = env::spawn_thread("celery-watchdog", move || looking.look(pause)) {
-            tracing::warn!("tasks that block the runtime will not be found: {error}");
+        let pause = (limit / SCANS_PER_LIMIT).max(Duration::from_millis(1));
+        let scanning = Arc::clone(&shared);
+        // The worker works without the thread; only the reports are missing.
+        if let Err(error) = env::spawn_thread("celery-watchdog", move || scanning.run(pause)) {
+            tracing::warn!("cannot detect tasks that block the runtime: {error}");
         }
         Self { shared }
     }
 
-    /// The task, marked while it is polled.
+    /// Wraps the task's future in one that sets the mark during each poll.
     pub(crate) fn watch<F: Future>(&self, job: &Arc<Job>, task: F) -> Watched<F> {
-        let mark = Arc::new(Mark {
+        let mark = Arc::new(PollMark {
             job: Arc::clone(job),
             since: AtomicU64::new(0),
             reported: AtomicBool::new(false),
         });
-        let mut polls = self.shared.polls();
-        // Those that ended are swept out whenever the list would grow.
-        if polls.len() == polls.capacity() {
-            polls.retain(|mark| mark.strong_count() > 0);
+        let mut marks = self.shared.marks();
+        // Marks of finished tasks are removed whenever the list would grow.
+        if marks.len() == marks.capacity() {
+            marks.retain(|mark| mark.strong_count() > 0);
         }
-        polls.push(Arc::downgrade(&mark));
-        drop(polls);
+        marks.push(Arc::downgrade(&mark));
+        drop(marks);
         Watched {
             task: Box::pin(task),
             mark,
@@ -80,29 +81,29 @@ impl Watchdog {
 
 impl Drop for Watchdog {
     fn drop(&mut self) {
-        self.shared.ended.store(true, Ordering::Relaxed);
+        self.shared.stopped.store(true, Ordering::Relaxed);
     }
 }
 
 impl Shared {
-    fn polls(&self) -> std::sync::MutexGuard<'_, Vec<Weak<Mark>>> {
-        self.polls.lock().unwrap_or_else(PoisonError::into_inner)
+    fn marks(&self) -> std::sync::MutexGuard<'_, Vec<Weak<PollMark>>> {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn look(&self, pause: Duration) {
-        while !self.ended.load(Ordering::Relaxed) {
+    fn run(&self, pause: Duration) {
+        while !self.stopped.load(Ordering::Relaxed) {
             std::thread::sleep(pause);
             let now = self.now.fetch_add(1, Ordering::Relaxed) + 1;
-            for mark in self.polls().iter().filter_map(Weak::upgrade) {
+            for mark in self.marks().iter().filter_map(Weak::upgrade) {
                 let since = mark.since.load(Ordering::Relaxed);
-                let is_long = since != 0 && now - since > u64::from(LOOKS);
+                let is_long = since != 0 && now - since > u64::from(SCANS_PER_LIMIT);
                 if is_long && !mark.reported.swap(true, Ordering::Relaxed) {
                     tracing::warn!(
-                        "task {} ({}) blocks the runtime: it has not come to an await for {:?}; \
-                         register it with `with_blocking`",
+                        "task {} ({}) blocks the runtime: no await for {:?}; register it with \
+                         `with_blocking`",
                         mark.job.task,
                         mark.job.id,
-                        pause * LOOKS
+                        pause * SCANS_PER_LIMIT
                     );
                 }
             }
@@ -110,10 +111,10 @@ impl Shared {
     }
 }
 
-/// A task that is marked while it is polled.
+/// A task's future that sets its mark while it is polled.
 pub(crate) struct Watched<F> {
     task: Pin<Box<F>>,
-    mark: Arc<Mark>,
+    mark: Arc<PollMark>,
     shared: Arc<Shared>,
 }
 

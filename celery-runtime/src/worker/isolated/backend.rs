@@ -1,4 +1,4 @@
-//! The result backend of tasks in a child: the worker stores for them.
+//! The result backend in a child process: the parent worker stores the results.
 
 use std::sync::Arc;
 
@@ -9,15 +9,15 @@ use crate::boundary::{
 };
 use crate::worker::isolated::serve::ParentChannel;
 
-/// Passes documents to the worker. Nothing can be read.
+/// Sends result documents to the parent worker. Reading is not supported.
 #[derive(Debug)]
 pub(super) struct ChannelBackend {
-    line: Arc<ParentChannel>,
+    channel: Arc<ParentChannel>,
 }
 
 impl ChannelBackend {
-    pub(super) fn new(line: Arc<ParentChannel>) -> Self {
-        Self { line }
+    pub(super) fn new(channel: Arc<ParentChannel>) -> Self {
+        Self { channel }
     }
 }
 
@@ -25,8 +25,8 @@ impl ResultBackend for ChannelBackend {
     fn store<'a>(&'a self, record: Record<'a>) -> BoxFuture<'a, Result<(), ServiceError>> {
         Box::pin(async move {
             let id = &record.document.task_id;
-            // Its values are copied as they are if they are in JSON, and
-            // otherwise written anew by the backend.
+            // The parent's backend copies values that are in JSON unchanged, and
+            // encodes others again.
             let document = record.document.encode(Serializer::Json).map_err(|error| {
                 let object = format!("the state of task {id}");
                 ServiceError::new(
@@ -36,8 +36,8 @@ impl ResultBackend for ChannelBackend {
                     error.to_string(),
                 )
             })?;
-            match self.line.update(id, document).await {
-                Some(refusal) => Err(refusal.into_error(id)),
+            match self.channel.update(id, document).await {
+                Some(error) => Err(error.into_error(id)),
                 None => Ok(()),
             }
         })
@@ -87,7 +87,7 @@ impl ResultBackend for ChannelBackend {
 fn unsupported<T: Send + 'static>(
     operation: &'static str,
 ) -> BoxFuture<'static, Result<T, ServiceError>> {
-    let cause = "a child process only stores";
+    let cause = "isolated tasks can only store results";
     let error = ServiceError::new(ServiceErrorKind::Unsupported, operation, "results", cause);
     Box::pin(std::future::ready(Err(error)))
 }

@@ -1,4 +1,4 @@
-//! One child, as its worker sees it.
+//! The parent's side of the channel to one child process: [`Child`].
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -20,53 +20,54 @@ use crate::worker::isolated::frame::{Frame, FrameError};
 use crate::worker::isolated::process::Process;
 use crate::worker::isolated::program::Program;
 use crate::worker::isolated::protocol::{
-    Call, Handshake, PROTOCOL, StoreRefusal, ToChild, ToWorker, Welcome,
+    ChildConfig, Handshake, PROTOCOL, RunTask, StoreError, ToChild, ToWorker,
 };
 use crate::worker::isolated::{ChildError, exit_status};
 
-/// How long a child may take from its start to its first word.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a child may take from its start to its [`Handshake`].
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A process and the line to it. Dropped, it hangs up, and the child ends.
+/// A child process and the channel to it. Dropping it closes the channel, which
+/// makes the child exit.
 #[derive(Debug)]
 pub(super) struct Child {
     process: Process,
-    line: ChildChannel,
-    /// How many tasks were given to it.
+    channel: ChildChannel,
+    /// How many tasks the child has run, including the current one.
     pub(super) tasks: u64,
 }
 
-/// How a child came off a task.
+/// The result of running a task in a child.
 pub(super) enum ChildRun {
-    /// The task ended, the child goes on.
+    /// The task ended; the child can run another one.
     Ended(RunResult),
-    /// The child is gone, or was sent away.
+    /// The child has exited or was killed.
     Lost(ProcessLost),
 }
 
-/// A child that was started and has not said yet who it is.
+/// A child that was started and has not sent its [`Handshake`] yet.
 #[derive(Debug)]
-pub(super) struct Unknown(Child);
+pub(super) struct StartingChild(Child);
 
-impl Unknown {
-    /// Starts a child. `on_end` is called when it has ended.
+impl StartingChild {
+    /// Starts a child. `on_exit` is called when it has exited.
     pub(super) fn start(
         program: &Program,
         worker: &str,
-        on_end: impl FnOnce(u32) + Send + 'static,
+        on_exit: impl FnOnce(u32) + Send + 'static,
     ) -> Result<Self, ChildError> {
         let failed = |error: io::Error| ChildError::new(program.name(), error.to_string());
-        let (ours, theirs) = Pair::pair().map_err(failed)?;
-        ours.set_nonblocking(true).map_err(failed)?;
+        let (parent, child) = Pair::pair().map_err(failed)?;
+        parent.set_nonblocking(true).map_err(failed)?;
         let mut command: Command = program.command(worker);
-        command.stdin(Stdio::from(OwnedFd::from(theirs)));
-        // The command goes with this call, and with it our copy of its end.
-        let process = Process::start(command, on_end).map_err(failed)?;
+        command.stdin(Stdio::from(OwnedFd::from(child)));
+        // Consumes the command, and with it this process's copy of the child's end.
+        let process = Process::start(command, on_exit).map_err(failed)?;
         Ok(Self(Child {
             process,
-            line: ChildChannel {
-                socket: UnixStream::from_std(ours).map_err(failed)?,
-                arrived: BytesMut::new(),
+            channel: ChildChannel {
+                socket: UnixStream::from_std(parent).map_err(failed)?,
+                buffer: BytesMut::new(),
             },
             tasks: 0,
         }))
@@ -76,71 +77,74 @@ impl Unknown {
         self.0.id()
     }
 
-    /// Waits until it says who it is, and tells it what it has to know.
-    pub(super) async fn greet(
+    /// Waits for the child's handshake, checks it, and sends the configuration.
+    /// Kills the child after an error.
+    pub(super) async fn handshake(
         self,
         program: &Program,
-        welcome: &Welcome,
+        config: &ChildConfig,
     ) -> Result<Child, ChildError> {
         let Self(mut child) = self;
-        let greeted = Self::talk(&mut child, program, welcome).await;
-        if greeted.is_err() {
+        let exchanged = Self::exchange_handshake(&mut child, program, config).await;
+        if exchanged.is_err() {
             child.process.kill();
         }
-        greeted.map(|()| child)
+        exchanged.map(|()| child)
     }
 
-    async fn talk(
+    async fn exchange_handshake(
         child: &mut Child,
         program: &Program,
-        welcome: &Welcome,
+        config: &ChildConfig,
     ) -> Result<(), ChildError> {
         let failed = |cause: String| ChildError::new(program.name(), cause);
-        let said = tokio::time::timeout(PATIENCE, child.line.next()).await;
-        let hello = match said {
+        let received = tokio::time::timeout(HANDSHAKE_TIMEOUT, child.channel.next()).await;
+        let handshake = match received {
             Ok(Ok(Frame {
-                head: ToWorker::Handshake(hello),
+                head: ToWorker::Handshake(handshake),
                 ..
-            })) => hello,
+            })) => handshake,
             Ok(Ok(Frame { head, .. })) => {
-                return Err(failed(format!("its first word was {head:?}")));
-            }
-            Ok(Err(ChildFailure::HungUp)) => {
-                let status = child.process.ending().await;
-                let told = exit_status::told(status);
                 return Err(failed(format!(
-                    "it ended ({told}) before its main called Worker::run_until"
+                    "its first message was {head:?} instead of a handshake"
                 )));
             }
-            Ok(Err(ChildFailure::Garbage(error))) => {
-                return Err(failed(format!("it does not speak our language: {error}")));
+            Ok(Err(ChannelError::Closed)) => {
+                let status = exit_status::describe(child.process.wait_or_kill().await);
+                return Err(failed(format!(
+                    "it exited ({status}) before its main called Worker::run_until"
+                )));
+            }
+            Ok(Err(ChannelError::InvalidFrame(error))) => {
+                return Err(failed(format!("it sent an invalid handshake: {error}")));
             }
             Err(_) => {
                 return Err(failed(format!(
-                    "its main did not call Worker::run_until within {PATIENCE:?}, for a worker \
-                     of the same tasks and queues"
+                    "its main did not call Worker::run_until within {HANDSHAKE_TIMEOUT:?} for a \
+                     worker with the same tasks and queues"
                 )));
             }
         };
-        check(&hello, program.expected_build()).map_err(failed)?;
-        let welcome = Frame::new(ToChild::Welcome(welcome.clone()));
-        let sent = child.line.send(&welcome).await;
-        sent.map_err(|_| failed("it hung up".to_owned()))
+        check(&handshake, program.expected_build()).map_err(failed)?;
+        let config = Frame::new(ToChild::Configure(config.clone()));
+        let sent = child.channel.send(&config).await;
+        sent.map_err(|_| failed("it closed the socket".to_owned()))
     }
 }
 
-fn check(hello: &Handshake, expected: Option<String>) -> Result<(), String> {
-    if hello.protocol != PROTOCOL {
+/// Checks that the child is the same program and uses the same protocol.
+fn check(handshake: &Handshake, expected: Option<String>) -> Result<(), String> {
+    if handshake.protocol != PROTOCOL {
         return Err(format!(
-            "it speaks version {} of the protocol with children, this worker version {PROTOCOL}: \
-             use ::the same version of celery in both",
-            hello.protocol
+            "it uses version {} of the protocol with children, this worker version {PROTOCOL}: \
+             use the same version of celery in both",
+            handshake.protocol
         ));
     }
     match expected {
-        Some(expected) if expected != hello.build => Err(format!(
+        Some(expected) if expected != handshake.build => Err(format!(
             "it is another build ({}) than this worker ({expected}): restart the worker",
-            hello.build
+            handshake.build
         )),
         _ => Ok(()),
     }
@@ -151,117 +155,109 @@ impl Child {
         self.process.id()
     }
 
-    pub(super) fn has_ended(&self) -> bool {
-        self.process.has_ended()
+    pub(super) fn has_exited(&self) -> bool {
+        self.process.has_exited()
     }
 
-    /// Ends it in the middle of its task: by this signal, or at once.
-    pub(super) fn end(mut self, signal: Option<i32>) {
+    /// Ends the child during a task: with this signal, or else with SIGKILL.
+    pub(super) fn terminate(mut self, signal: Option<i32>) {
         let Some(number) = signal else {
             return self.process.kill();
         };
         self.process.signal(number);
-        // Without a runtime it hears that we hang up, and ends by that.
+        // Without a runtime the channel is closed now, which makes the child exit.
         if let Ok(runtime) = Handle::try_current() {
-            // Ends soon: who survives the signal is killed.
+            // Short-lived: a process that survives the signal is killed.
             env::spawn_on(&runtime, async move {
-                self.process.ended().await;
-                // It must not end because of this before it does by the signal.
-                drop(self.line);
+                self.process.wait().await;
+                // Closing the channel earlier could make the child exit before it
+                // handles the signal.
+                drop(self.channel);
             });
         }
     }
 
-    /// Has it run a task, and serves the task meanwhile. `number` counts the
-    /// tasks given to children; a state that the task reports has to be stored
-    /// within `deadline`.
+    /// Runs a task. `number` is the number of the task among all isolated tasks
+    /// of the worker; a state that the task reports has to be stored within
+    /// `deadline`.
     ///
     /// # Cancel safety
     ///
-    /// Not cancel safe: the child of a dropped future is in the middle of a
-    /// task.
+    /// Not cancel safe: after the future is dropped, the child still runs the task.
     pub(super) async fn run(&mut self, job: &Job, number: u64, deadline: Duration) -> ChildRun {
         self.tasks += 1;
-        let call = match call(job) {
-            Ok(call) => call,
+        let task = match encode_task(job) {
+            Ok(task) => task,
             Err(error) => return ChildRun::Ended(Err(error.into())),
         };
         let mut began = false;
-        if let Err(failure) = self.line.write(&call).await {
-            return self.lost(failure, began, number).await;
+        match self.exchange(job, task, deadline, &mut began).await {
+            Ok(result) => ChildRun::Ended(result),
+            Err(error) => self.lost(error, began, number).await,
         }
-        drop(call);
+    }
+
+    /// Sends the task, and handles the child's messages until the task has ended.
+    /// Sets `began` when the child starts it.
+    async fn exchange(
+        &mut self,
+        job: &Job,
+        task: Vec<u8>,
+        deadline: Duration,
+        began: &mut bool,
+    ) -> Result<RunResult, ChannelError> {
+        self.channel.write(&task).await?;
+        drop(task);
         let mut soft_limit = pin!(job.control.soft_limit());
         let mut is_limited = true;
         let mut stop = pin!(job.control.stopped());
         let mut may_stop = true;
         loop {
-            let said = tokio::select! {
-                // Each of the first two is ready once, so that the child's
-                // messages are not held up.
+            let frame = tokio::select! {
+                // Each of the first two is ready only once, so that they do not
+                // starve the child's messages.
                 biased;
                 () = &mut soft_limit, if is_limited => {
                     is_limited = false;
-                    // Who cannot be told has hung up, which is seen next.
-                    let _ = self.line.send(&Frame::new(ToChild::SoftLimit)).await;
+                    // An error means a closed channel, which `next` reports.
+                    let _ = self.channel.send(&Frame::new(ToChild::SoftLimit)).await;
                     continue;
                 }
                 () = &mut stop, if may_stop => {
                     may_stop = false;
-                    let _ = self.line.send(&Frame::new(ToChild::Stop)).await;
+                    let _ = self.channel.send(&Frame::new(ToChild::Stop)).await;
                     continue;
                 }
-                said = self.line.next() => said,
+                frame = self.channel.next() => frame?,
             };
-            let frame = match said {
-                Ok(frame) => frame,
-                Err(failure) => return self.lost(failure, began, number).await,
-            };
-            let ended = match frame.head {
-                ToWorker::Began => {
-                    began = true;
-                    continue;
-                }
-                ToWorker::Listens => {
-                    job.control.listen();
-                    continue;
-                }
+            match frame.head {
+                ToWorker::Started => *began = true,
+                ToWorker::HandlesSoftLimit => job.control.listen(),
                 ToWorker::Update { number, ref id } => {
-                    let refusal = update(job, id, &frame, deadline).await;
-                    let answer = Frame::new(ToChild::Updated { number, refusal });
-                    let _ = self.line.send(&answer).await;
-                    continue;
+                    let error = update(job, id, &frame, deadline).await;
+                    let result = Frame::new(ToChild::Updated { number, error });
+                    let _ = self.channel.send(&result).await;
                 }
-                ToWorker::Value => value(job, &frame),
-                ToWorker::WireError(fault) => fault
-                    .understand()
-                    .map(|error| Err(error.into()))
-                    .map_err(|error| FrameError::Head(error.to_string())),
-                ToWorker::Panic(message) => Ok(Err(RunError::Panic(message))),
-                ToWorker::Handshake(_) => Err(FrameError::Head("a second hello".to_owned())),
-            };
-            return match ended {
-                Ok(returned) => ChildRun::Ended(returned),
-                Err(error) => self.lost(ChildFailure::Garbage(error), began, number).await,
-            };
+                _ => return task_result(job, frame).map_err(ChannelError::InvalidFrame),
+            }
         }
     }
 
-    async fn lost(&mut self, failure: ChildFailure, began: bool, number: u64) -> ChildRun {
+    async fn lost(&mut self, failure: ChannelError, began: bool, number: u64) -> ChildRun {
         let message = match failure {
-            ChildFailure::HungUp => exit_status::message(self.process.ending().await, number),
-            ChildFailure::Garbage(error) => {
+            ChannelError::Closed => exit_status::message(self.process.wait_or_kill().await, number),
+            ChannelError::InvalidFrame(error) => {
                 self.process.kill();
-                self.process.ended().await;
-                format!("Worker said what cannot be read: {error} Job: {number}.")
+                self.process.wait().await;
+                format!("Worker process sent an invalid message: {error} Job: {number}.")
             }
         };
         ChildRun::Lost(ProcessLost { message, began })
     }
 }
 
-/// The bytes that start a task.
-fn call(job: &Job) -> Result<Vec<u8>, TaskError> {
+/// Encodes the frame that starts a task.
+fn encode_task(job: &Job) -> Result<Vec<u8>, TaskError> {
     let failed = |error: &dyn std::fmt::Display| {
         TaskError::named("kombu.exceptions", "EncodeError", error.to_string())
     };
@@ -278,7 +274,7 @@ fn call(job: &Job) -> Result<Vec<u8>, TaskError> {
         Bytes::new(),
     );
     let envelope = kombu::encode(&outer, route, tag.unwrap_or_default());
-    let call = ToChild::Run(Call {
+    let call = ToChild::Run(RunTask {
         id: job.id.clone(),
         task: job.task.to_string(),
         retries: job.retries,
@@ -291,7 +287,20 @@ fn call(job: &Job) -> Result<Vec<u8>, TaskError> {
     let frame = Frame::new(call)
         .with(envelope.map_err(|error| failed(&error))?)
         .with(message.body.clone());
-    frame.write().map_err(|error| failed(&error))
+    frame.encode().map_err(|error| failed(&error))
+}
+
+/// Decodes the message that ends a task.
+fn task_result(job: &Job, frame: Frame<ToWorker>) -> Result<RunResult, FrameError> {
+    match frame.head {
+        ToWorker::Value => value(job, &frame),
+        ToWorker::Error(error) => error
+            .decode()
+            .map(|error| Err(error.into()))
+            .map_err(|error| FrameError::Head(error.to_string())),
+        ToWorker::Panic(message) => Ok(Err(RunError::Panic(message))),
+        other => Err(FrameError::Head(format!("unexpected message {other:?}"))),
+    }
 }
 
 fn value(job: &Job, frame: &Frame<ToWorker>) -> Result<RunResult, FrameError> {
@@ -303,14 +312,14 @@ fn value(job: &Job, frame: &Frame<ToWorker>) -> Result<RunResult, FrameError> {
     Ok(Ok(Some(value.into_owned())))
 }
 
-/// Stores a state that the task reports; answers why not, if so.
+/// Stores a state that the task reports; returns the error if that fails.
 async fn update(
     job: &Job,
     id: &str,
     frame: &Frame<ToWorker>,
     deadline: Duration,
-) -> Option<StoreRefusal> {
-    // The word of an earlier task that has left somebody behind.
+) -> Option<StoreError> {
+    // Updates of an earlier task, as of a thread it has left running, are ignored.
     let backend = job.services.backend.as_deref().filter(|_| id == job.id)?;
     let store = async {
         let bytes = frame.blob(0).map_err(|error| invalid(id, &error))?;
@@ -331,7 +340,7 @@ async fn update(
             deadline,
         )),
     };
-    stored.as_ref().err().map(StoreRefusal::from)
+    stored.as_ref().err().map(StoreError::from)
 }
 
 fn invalid(id: &str, error: &dyn std::fmt::Display) -> ServiceError {
@@ -343,46 +352,48 @@ fn invalid(id: &str, error: &dyn std::fmt::Display) -> ServiceError {
     )
 }
 
-/// The line to a child.
+/// The channel to a child process.
 #[derive(Debug)]
 struct ChildChannel {
     socket: UnixStream,
-    arrived: BytesMut,
+    buffer: BytesMut,
 }
 
-/// Why nothing more can be said or heard.
+/// An error of the channel; it cannot be used any more.
 #[derive(Debug)]
-enum ChildFailure {
-    HungUp,
-    Garbage(FrameError),
+enum ChannelError {
+    Closed,
+    InvalidFrame(FrameError),
 }
 
 impl ChildChannel {
+    /// Waits for the next frame.
+    ///
     /// # Cancel safety
     ///
-    /// Cancel safe: what has arrived is kept.
-    async fn next(&mut self) -> Result<Frame<ToWorker>, ChildFailure> {
+    /// Cancel safe: received bytes stay in the buffer.
+    async fn next(&mut self) -> Result<Frame<ToWorker>, ChannelError> {
         loop {
-            match Frame::take(&mut self.arrived) {
+            match Frame::decode(&mut self.buffer) {
                 Ok(Some(frame)) => return Ok(frame),
                 Ok(None) => {}
-                Err(error) => return Err(ChildFailure::Garbage(error)),
+                Err(error) => return Err(ChannelError::InvalidFrame(error)),
             }
-            match self.socket.read_buf(&mut self.arrived).await {
-                Ok(0) | Err(_) => return Err(ChildFailure::HungUp),
+            match self.socket.read_buf(&mut self.buffer).await {
+                Ok(0) | Err(_) => return Err(ChannelError::Closed),
                 Ok(_) => {}
             }
         }
     }
 
-    async fn send(&mut self, frame: &Frame<ToChild>) -> Result<(), ChildFailure> {
-        let bytes = frame.write().map_err(ChildFailure::Garbage)?;
+    async fn send(&mut self, frame: &Frame<ToChild>) -> Result<(), ChannelError> {
+        let bytes = frame.encode().map_err(ChannelError::InvalidFrame)?;
         self.write(&bytes).await
     }
 
-    async fn write(&mut self, bytes: &[u8]) -> Result<(), ChildFailure> {
+    async fn write(&mut self, bytes: &[u8]) -> Result<(), ChannelError> {
         let sent = self.socket.write_all(bytes).await;
-        sent.map_err(|_| ChildFailure::HungUp)
+        sent.map_err(|_| ChannelError::Closed)
     }
 }
 
@@ -391,16 +402,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn another_program_is_refused() {
-        let hello = |protocol, build: &str| Handshake {
+    fn handshake_of_another_build_is_rejected() {
+        let handshake = |protocol, build: &str| Handshake {
             protocol,
             build: build.to_owned(),
         };
-        assert_eq!(check(&hello(PROTOCOL, "a"), Some("a".to_owned())), Ok(()));
-        assert_eq!(check(&hello(PROTOCOL, "a"), None), Ok(()));
-        let other = check(&hello(PROTOCOL, "b"), Some("a".to_owned())).unwrap_err();
+        assert_eq!(
+            check(&handshake(PROTOCOL, "a"), Some("a".to_owned())),
+            Ok(())
+        );
+        assert_eq!(check(&handshake(PROTOCOL, "a"), None), Ok(()));
+        let other = check(&handshake(PROTOCOL, "b"), Some("a".to_owned())).unwrap_err();
         assert!(other.contains("another build (b)"), "{other}");
-        let newer = check(&hello(PROTOCOL + 1, "a"), None).unwrap_err();
+        let newer = check(&handshake(PROTOCOL + 1, "a"), None).unwrap_err();
         assert!(newer.contains("version 2"), "{newer}");
     }
 }

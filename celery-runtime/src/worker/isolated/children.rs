@@ -1,4 +1,4 @@
-//! The children of a worker: [`Children`].
+//! The pool of child processes of a worker: [`Children`].
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,67 +12,71 @@ use tokio::sync::Notify;
 use crate::backoff::Backoff;
 use crate::env;
 use crate::execution::{Job, ProcessLost};
-use crate::worker::isolated::child::{Child, ChildRun, Unknown};
+use crate::worker::isolated::child::{Child, ChildRun, StartingChild};
 use crate::worker::isolated::program::Program;
-use crate::worker::isolated::protocol::Welcome;
+use crate::worker::isolated::protocol::ChildConfig;
 use crate::worker::isolated::{ChildError, memory};
 
-/// How long the end of a worker waits for the end of its children, which are
-/// killed by then.
-const CLOSING: Duration = Duration::from_secs(5);
+/// How long a worker waits for the exit of its children while it shuts down; they
+/// are killed earlier than that.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often in a row a child is started for a task, with a pause between, until
-/// the task is given up.
-const ATTEMPTS: u32 = 6;
+/// How often in a row the pool tries to start a child for a task, with a back-off,
+/// before the task fails.
+const MAX_START_ATTEMPTS: u32 = 6;
 
-/// Processes that run tasks, one at a time each. They are started when they are
-/// needed, kept, and replaced when they end or have done enough.
+/// A pool of processes that run one task at a time each. Children are started on
+/// demand, reused, and replaced when they exit or reach a limit.
 pub(crate) struct Children {
     program: Program,
-    /// The worker's name for the program's `main`.
+    /// The name by which the program's `main` recognizes the worker.
     worker: String,
-    welcome: Welcome,
-    rules: ChildLimits,
-    state: Mutex<State>,
-    /// Somebody may sit down, or the last child has ended.
+    config: ChildConfig,
+    limits: ChildLimits,
+    state: Mutex<PoolState>,
+    /// Notified when a slot or a child becomes available, or a child has exited.
     change: Notify,
+    /// The number of tasks so far.
     jobs: AtomicU64,
 }
 
-/// When children are replaced, and how long a backend may take.
+/// The limits at which children are replaced, and the timeout of the result
+/// backend.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ChildLimits {
+    /// The number of tasks after which a child is replaced.
     pub(super) max_tasks: Option<u32>,
+    /// The resident memory in KiB above which a child is replaced.
     pub(super) max_memory: Option<u32>,
     pub(super) deadline: Duration,
 }
 
 #[derive(Default)]
-struct State {
-    /// Most children at the same time, but for those that are on their way out.
+struct PoolState {
+    /// Most children at the same time, without those that are exiting.
     size: usize,
-    /// Tasks that have a child or wait for one to start.
+    /// Slots in use: tasks that have a child or wait for one to start.
     busy: usize,
     idle: Vec<Child>,
-    /// Children that are starting to be idle.
+    /// Children that are starting without a task.
     starting: usize,
-    /// Tasks that have a seat and wait for one of those.
+    /// Tasks that have a slot and wait for one of the starting children.
     waiting: usize,
-    /// Every process that has not ended, with the number of its tasks.
-    roll: BTreeMap<u32, u64>,
+    /// All processes that have not exited, with their number of tasks.
+    processes: BTreeMap<u32, u64>,
     closed: bool,
 }
 
-/// What there is to know about children.
+/// The state of the pool for `inspect stats`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ChildrenStats {
     /// Most children at the same time.
     pub(crate) size: usize,
-    /// Those that are there, and how many tasks each has run or runs.
+    /// The processes, and how many tasks each has run, including the current one.
     pub(crate) tasks: Vec<(u32, u64)>,
-    /// After how many tasks a child is replaced.
+    /// The number of tasks after which a child is replaced.
     pub(crate) max_tasks: Option<u32>,
-    /// Above which resident memory in KiB a child is replaced.
+    /// The resident memory in KiB above which a child is replaced.
     pub(crate) max_memory: Option<u32>,
 }
 
@@ -80,34 +84,34 @@ impl Children {
     pub(super) fn new(
         program: Program,
         worker: String,
-        welcome: Welcome,
-        rules: ChildLimits,
+        config: ChildConfig,
+        limits: ChildLimits,
         size: usize,
     ) -> Arc<Self> {
-        let state = State {
+        let state = PoolState {
             size,
-            ..State::default()
+            ..PoolState::default()
         };
         Arc::new(Self {
             program,
             worker,
-            welcome,
-            rules,
+            config,
+            limits,
             state: Mutex::new(state),
             change: Notify::new(),
             jobs: AtomicU64::new(0),
         })
     }
 
-    /// Starts the first child, so that a program which cannot be one is found
-    /// out before any message is taken.
+    /// Starts the first child, so that a program that cannot run as one is detected
+    /// before the worker consumes a message.
     pub(crate) async fn check(self: &Arc<Self>) -> Result<(), ChildError> {
         let child = self.start().await?;
-        self.keep(child, None);
+        self.release(child, None);
         Ok(())
     }
 
-    /// How many children there may be from now on. Tasks that run finish.
+    /// Sets the number of children. Running tasks finish.
     pub(crate) fn resize(&self, size: usize) {
         let mut state = self.state();
         state.size = size.max(1);
@@ -122,34 +126,37 @@ impl Children {
         ChildrenStats {
             size: state.size,
             tasks: state
-                .roll
+                .processes
                 .iter()
                 .map(|(pid, tasks)| (*pid, *tasks))
                 .collect(),
-            max_tasks: self.rules.max_tasks,
-            max_memory: self.rules.max_memory,
+            max_tasks: self.limits.max_tasks,
+            max_memory: self.limits.max_memory,
         }
     }
 
-    /// Sends all children away and waits until they are gone.
+    /// Closes the channels to all idle children, and waits until all have exited.
     pub(crate) async fn close(&self) {
         {
             let mut state = self.state();
             state.closed = true;
             state.idle.clear();
         }
-        let all_gone = async {
+        let all_exited = async {
             loop {
                 let changed = self.change.notified();
-                if self.state().roll.is_empty() {
+                if self.state().processes.is_empty() {
                     return;
                 }
                 changed.await;
             }
         };
-        if tokio::time::timeout(CLOSING, all_gone).await.is_err() {
-            let left = self.state().roll.len();
-            tracing::warn!("{left} child processes have not ended within {CLOSING:?}");
+        if tokio::time::timeout(CLOSE_TIMEOUT, all_exited)
+            .await
+            .is_err()
+        {
+            let left = self.state().processes.len();
+            tracing::warn!("{left} child processes have not exited within {CLOSE_TIMEOUT:?}");
         }
     }
 
@@ -157,7 +164,7 @@ impl Children {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future ends the task, with its child.
+    /// Dropping the future terminates the task together with its child.
     pub(super) async fn run(self: &Arc<Self>, job: &Arc<Job>) -> ChildRun {
         let number = self.jobs.fetch_add(1, Ordering::Relaxed);
         let mut attempt = 1;
@@ -169,29 +176,30 @@ impl Children {
             let run = lease.run(number).await;
             drop(lease);
             match run {
-                // It ended while it was idle, and nobody had noticed yet.
-                ChildRun::Lost(loss) if !loss.began && attempt < ATTEMPTS => attempt += 1,
+                // The child had exited while idle, before the exit was detected.
+                ChildRun::Lost(loss) if !loss.began && attempt < MAX_START_ATTEMPTS => attempt += 1,
                 run => return run,
             }
         }
     }
 
-    async fn lease(self: &Arc<Self>, job: &Arc<Job>) -> Result<Lease, ProcessLost> {
-        let seat = self.sit_down().await;
-        let child = match self.idle().await {
+    /// Waits for a slot, and takes an idle child or starts one.
+    async fn lease(self: &Arc<Self>, job: &Arc<Job>) -> Result<ChildLease, ProcessLost> {
+        let slot = self.acquire_slot().await;
+        let child = match self.take_idle().await {
             Some(child) => child,
-            None => self.start_patiently().await?,
+            None => self.start_with_retries().await?,
         };
         job.control.set_pid(child.id());
-        Ok(Lease {
-            seat: Some(seat),
+        Ok(ChildLease {
+            slot: Some(slot),
             child: Some(child),
             is_running: false,
             job: Arc::clone(job),
         })
     }
 
-    async fn sit_down(self: &Arc<Self>) -> SlotGuard {
+    async fn acquire_slot(self: &Arc<Self>) -> SlotGuard {
         loop {
             let changed = self.change.notified();
             {
@@ -205,15 +213,15 @@ impl Children {
         }
     }
 
-    /// A child that is there, or is about to be; `None` when there is none for
-    /// the one who asks.
-    async fn idle(&self) -> Option<Child> {
+    /// Takes an idle child, or waits for one that is starting; `None` if there are
+    /// not enough of either.
+    async fn take_idle(&self) -> Option<Child> {
         loop {
             let changed = self.change.notified();
             let waiting = {
                 let mut state = self.state();
                 while let Some(child) = state.idle.pop() {
-                    if !child.has_ended() {
+                    if !child.has_exited() {
                         return Some(child);
                     }
                 }
@@ -221,16 +229,16 @@ impl Children {
                     return None;
                 }
                 state.waiting += 1;
-                Waiting(self)
+                WaitingGuard(self)
             };
             changed.await;
             drop(waiting);
         }
     }
 
-    /// Starts a child, also if that takes several attempts: the system may be
-    /// short of memory or processes, and a task waits.
-    async fn start_patiently(self: &Arc<Self>) -> Result<Child, ProcessLost> {
+    /// Starts a child for a waiting task. Retries errors, since the system may be
+    /// short of memory or processes for a moment.
+    async fn start_with_retries(self: &Arc<Self>) -> Result<Child, ProcessLost> {
         let mut attempt = 0;
         loop {
             let error = match self.start().await {
@@ -239,7 +247,7 @@ impl Children {
             };
             tracing::error!("{error}");
             attempt += 1;
-            if attempt == ATTEMPTS {
+            if attempt == MAX_START_ATTEMPTS {
                 return Err(ProcessLost {
                     message: error.to_string(),
                     began: false,
@@ -250,43 +258,43 @@ impl Children {
     }
 
     async fn start(self: &Arc<Self>) -> Result<Child, ChildError> {
-        let unknown = self.spawn()?;
-        unknown.greet(&self.program, &self.welcome).await
+        let starting = self.spawn()?;
+        starting.handshake(&self.program, &self.config).await
     }
 
-    fn spawn(self: &Arc<Self>) -> Result<Unknown, ChildError> {
+    fn spawn(self: &Arc<Self>) -> Result<StartingChild, ChildError> {
         let children: Weak<Self> = Arc::downgrade(self);
-        // Held meanwhile, so that the end of a child, whenever it comes, finds
-        // it on the roll.
+        // Locked until the process is in the table, so that `exited` finds it there
+        // even if it exits at once.
         let mut state = self.state();
-        let unknown = Unknown::start(&self.program, &self.worker, move |pid| {
+        let starting = StartingChild::start(&self.program, &self.worker, move |pid| {
             if let Some(children) = children.upgrade() {
-                children.ended(pid);
+                children.exited(pid);
             }
         })?;
-        state.roll.insert(unknown.id(), 0);
-        Ok(unknown)
+        state.processes.insert(starting.id(), 0);
+        Ok(starting)
     }
 
-    /// Takes note of the end of a child. One that was idle is replaced.
-    fn ended(self: &Arc<Self>, pid: u32) {
+    /// Removes a child that has exited, and replaces it if it was idle.
+    fn exited(self: &Arc<Self>, pid: u32) {
         let mut state = self.state();
-        state.roll.remove(&pid);
-        let place = state.idle.iter().position(|child| child.id() == pid);
-        let was_idle = place.map(|place| state.idle.swap_remove(place)).is_some();
+        state.processes.remove(&pid);
+        let index = state.idle.iter().position(|child| child.id() == pid);
+        let was_idle = index.map(|index| state.idle.swap_remove(index)).is_some();
         drop(state);
         self.change.notify_waiters();
         if was_idle {
-            tracing::warn!("child process {pid} ended while it had nothing to do");
+            tracing::warn!("child process {pid} exited while it was idle");
             self.replace();
         }
     }
 
-    /// Keeps a child for the next task, if there is room for it.
-    fn keep(&self, child: Child, starting: Option<Starting>) {
+    /// Keeps a child for the next task, unless the pool is full or closed.
+    fn release(&self, child: Child, starting: Option<StartingGuard>) {
         let mut state = self.state();
         let has_room = starting.is_some() || state.has_room();
-        if !state.closed && has_room && !child.has_ended() {
+        if !state.closed && has_room && !child.has_exited() {
             state.idle.push(child);
         }
         drop(state);
@@ -294,8 +302,7 @@ impl Children {
         self.change.notify_waiters();
     }
 
-    /// Starts a child in the stead of one that is gone, without keeping anybody
-    /// waiting.
+    /// Starts a child in the background as the replacement of another one.
     fn replace(self: &Arc<Self>) {
         let Ok(runtime) = Handle::try_current() else {
             return;
@@ -307,44 +314,44 @@ impl Children {
             }
             state.starting += 1;
         }
-        let starting = Starting(Arc::clone(self));
-        // Ends by itself, at the latest when the child has said nothing for
-        // too long.
+        let starting = StartingGuard(Arc::clone(self));
+        // Ends at the latest when the handshake times out.
         env::spawn_on(&runtime, async move {
             let children = Arc::clone(&starting.0);
             match children.start().await {
-                Ok(child) => children.keep(child, Some(starting)),
-                // The next task tries again.
+                Ok(child) => children.release(child, Some(starting)),
+                // The next task tries to start another one.
                 Err(error) => tracing::error!("{error}"),
             }
         });
     }
 
-    /// Whether a child has done enough.
-    fn is_worn(&self, child: &Child) -> bool {
+    /// Returns whether a child has reached a limit.
+    fn is_used_up(&self, child: &Child) -> bool {
         let ChildLimits {
             max_tasks,
             max_memory,
             ..
-        } = self.rules;
-        let memory = |most| memory::resident(child.id()).is_some_and(|kib| kib > most);
-        max_tasks.is_some_and(|most| child.tasks >= u64::from(most))
+        } = self.limits;
+        let memory = |limit| memory::resident(child.id()).is_some_and(|kib| kib > limit);
+        max_tasks.is_some_and(|limit| child.tasks >= u64::from(limit))
             || max_memory.is_some_and(memory)
     }
 
+    /// Counts a task of a child.
     fn count(&self, child: &Child) {
         let mut state = self.state();
-        if let Some(tasks) = state.roll.get_mut(&child.id()) {
+        if let Some(tasks) = state.processes.get_mut(&child.id()) {
             *tasks += 1;
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, PoolState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl PoolState {
     fn has_room(&self) -> bool {
         self.idle.len() + self.starting + self.busy < self.size
     }
@@ -354,55 +361,55 @@ impl fmt::Debug for Children {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Children")
             .field("program", &self.program.name())
-            .field("rules", &self.rules)
+            .field("limits", &self.limits)
             .finish_non_exhaustive()
     }
 }
 
-/// A child that runs a task. Dropped in the middle of it, the child is ended
-/// and replaced.
-struct Lease {
+/// A child that is leased for a task. If it is dropped while the task runs, the
+/// child is terminated and replaced.
+struct ChildLease {
     job: Arc<Job>,
-    /// There until it is dropped, as the child is.
-    seat: Option<SlotGuard>,
+    /// `None` only while the lease is dropped; so is the child.
+    slot: Option<SlotGuard>,
     child: Option<Child>,
     is_running: bool,
 }
 
-impl Lease {
+impl ChildLease {
     async fn run(&mut self, number: u64) -> ChildRun {
-        let (Some(SlotGuard(children)), Some(child)) = (&self.seat, &mut self.child) else {
-            unreachable!("a lease was used after its end")
+        let (Some(SlotGuard(children)), Some(child)) = (&self.slot, &mut self.child) else {
+            unreachable!("the lease is used after it was dropped")
         };
         self.is_running = true;
         children.count(child);
-        let run = child.run(&self.job, number, children.rules.deadline).await;
+        let run = child.run(&self.job, number, children.limits.deadline).await;
         self.is_running = false;
         run
     }
 }
 
-impl Drop for Lease {
+impl Drop for ChildLease {
     fn drop(&mut self) {
-        let (Some(seat), Some(child)) = (self.seat.take(), self.child.take()) else {
+        let (Some(slot), Some(child)) = (self.slot.take(), self.child.take()) else {
             return;
         };
-        let children = Arc::clone(&seat.0);
-        // The child counts as idle from now on, or not at all.
-        drop(seat);
+        let children = Arc::clone(&slot.0);
+        // From here on the child counts as idle or not at all.
+        drop(slot);
         if self.is_running {
-            child.end(self.job.control.signal());
+            child.terminate(self.job.control.signal());
             children.replace();
-        } else if child.has_ended() || children.is_worn(&child) {
+        } else if child.has_exited() || children.is_used_up(&child) {
             drop(child);
             children.replace();
         } else {
-            children.keep(child, None);
+            children.release(child, None);
         }
     }
 }
 
-/// Counted among the busy until it is dropped.
+/// A slot that is in use until this is dropped.
 struct SlotGuard(Arc<Children>);
 
 impl Drop for SlotGuard {
@@ -412,19 +419,19 @@ impl Drop for SlotGuard {
     }
 }
 
-/// Counted among those who wait for a child that is starting.
-struct Waiting<'a>(&'a Children);
+/// Counts a task that waits for a starting child, until it is dropped.
+struct WaitingGuard<'a>(&'a Children);
 
-impl Drop for Waiting<'_> {
+impl Drop for WaitingGuard<'_> {
     fn drop(&mut self) {
         self.0.state().waiting -= 1;
     }
 }
 
-/// A child that is starting for nobody in particular.
-struct Starting(Arc<Children>);
+/// Counts a child that is starting without a task, until it is dropped.
+struct StartingGuard(Arc<Children>);
 
-impl Drop for Starting {
+impl Drop for StartingGuard {
     fn drop(&mut self) {
         self.0.state().starting -= 1;
         self.0.change.notify_waiters();

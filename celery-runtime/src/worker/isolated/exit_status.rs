@@ -1,23 +1,26 @@
-//! How a child ended that had a task, in Celery's words. Pure.
+//! Describes the exit status of a child process in the words of Celery. Pure.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
 use rustix::process::Signal;
 
-/// What the failure of a task says whose process ended so. `job` counts the
-/// tasks given to children.
+/// Returns the message of the `WorkerLostError` of a task whose process ended.
+/// `job` is the number of the task among all isolated tasks of the worker.
 pub(crate) fn message(status: Option<ExitStatus>, job: u64) -> String {
-    format!("Worker exited prematurely: {} Job: {job}.", told(status))
+    format!(
+        "Worker exited prematurely: {} Job: {job}.",
+        describe(status)
+    )
 }
 
-/// The end of a process.
-pub(crate) fn told(status: Option<ExitStatus>) -> String {
+/// Describes how a process ended.
+pub(crate) fn describe(status: Option<ExitStatus>) -> String {
     let Some(status) = status else {
         return "exitcode unknown".to_owned();
     };
     match status.signal() {
-        Some(number) => match name(number) {
+        Some(number) => match signal_name(number) {
             Some(name) => format!("signal {number} ({name})"),
             None => format!("signal {number}"),
         },
@@ -25,8 +28,8 @@ pub(crate) fn told(status: Option<ExitStatus>) -> String {
     }
 }
 
-/// The signals that end processes, by their names.
-const NAMES: [(Signal, &str); 16] = [
+/// The names of the signals that end processes.
+const SIGNAL_NAMES: [(Signal, &str); 16] = [
     (Signal::HUP, "SIGHUP"),
     (Signal::INT, "SIGINT"),
     (Signal::QUIT, "SIGQUIT"),
@@ -45,8 +48,10 @@ const NAMES: [(Signal, &str); 16] = [
     (Signal::SYS, "SIGSYS"),
 ];
 
-fn name(number: i32) -> Option<&'static str> {
-    let found = NAMES.iter().find(|(signal, _)| signal.as_raw() == number);
+fn signal_name(number: i32) -> Option<&'static str> {
+    let found = SIGNAL_NAMES
+        .iter()
+        .find(|(signal, _)| signal.as_raw() == number);
     found.map(|(_, name)| *name)
 }
 
@@ -55,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn says_what_celery_says() {
+    fn exit_message_matches_celery() {
         let ended = |raw| Some(ExitStatus::from_raw(raw));
         assert_eq!(
             message(ended(9), 3),

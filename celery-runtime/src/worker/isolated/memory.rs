@@ -1,6 +1,7 @@
-//! How much memory a process has.
+//! The memory usage of a process.
 
-/// Its resident memory in KiB; `None` where the system does not tell.
+/// Returns the resident memory of a process in KiB; `None` if the system does not
+/// report it.
 pub(super) fn resident(pid: u32) -> Option<u32> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     parse(&status)
@@ -18,7 +19,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn found_among_the_rest() {
+    fn resident_memory_is_parsed() {
         let status = "Name:\tx\nVmHWM:\t    900 kB\nVmRSS:\t    812 kB\nThreads:\t1\n";
         assert_eq!(parse(status), Some(812));
         assert_eq!(parse("Name:\tx\n"), None);
@@ -26,7 +27,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn known_of_this_process() {
+    fn resident_memory_of_this_process_is_read() {
         assert!(resident(std::process::id()).unwrap() > 100);
     }
 }

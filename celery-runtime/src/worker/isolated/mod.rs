@@ -1,18 +1,20 @@
-//! Tasks in child processes.
+//! Isolated tasks: they run in child processes.
 //!
-//! A child is the program itself, started once more. Its standard input is one
-//! end of a socket, and its environment has a mark; by both its
-//! [`Worker`](crate::worker::Worker) knows that it is to serve the worker at the other
-//! end instead of a broker. Broker and backend stay with the worker.
+//! A child process runs the same program. Its standard input is one end of a
+//! socket pair, and an environment variable marks it as a child. From both, its
+//! [`Worker`](crate::worker::Worker) detects that it runs tasks for the parent
+//! worker instead of consuming from a broker. The connections to the broker and
+//! the result backend stay in the parent.
 //!
 //! ```text
-//! worker: task -> children -> child -> process       word   frame   fault
-//!                                 ||  (what is said, and how)
-//! child:  part -> serve -> backend
+//! parent: task -> children -> child -> process
+//!                               ||   protocol, frame, wire_error
+//! child:  role -> serve -> backend
 //! ```
 //!
-//! A worker that ends, however it does, hangs up, which every child hears in a
-//! thread of its own and ends at once; a child that ends has hung up, too.
+//! When the parent ends for whatever reason, its end of the socket is closed; a
+//! separate thread in each child detects that and ends the process. When a child
+//! ends, the parent detects it in the same way.
 
 mod backend;
 mod child;
@@ -34,7 +36,7 @@ use std::sync::Arc;
 use crate::app::inner::AppInner;
 use crate::execution::{ErasedTask, Registry, Tasks};
 use crate::worker::error::WorkerError;
-use crate::worker::isolated::protocol::Welcome;
+use crate::worker::isolated::protocol::ChildConfig;
 use crate::worker::isolated::role::ProcessRole;
 use children::ChildLimits;
 use program::Program;
@@ -45,7 +47,7 @@ pub use crate::worker::isolated::role::is_isolated_child;
 pub(crate) use children::Children;
 pub(crate) use program::ChildCommand;
 
-/// A child that cannot be started.
+/// An error of starting a child process.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("cannot start {program} as a child process for isolated tasks: {cause}")]
 pub(crate) struct ChildError {
@@ -68,13 +70,13 @@ impl From<ChildError> for WorkerError {
     }
 }
 
-/// What a worker is to do here.
+/// What a worker does in this process.
 pub(crate) enum Mode {
-    /// Its own work, with children where it needs them.
+    /// Consumes from the broker, with child processes if it has isolated tasks.
     Work(Option<Arc<Children>>),
-    /// That of the worker at the other end.
+    /// Runs tasks for the parent worker at the other end of the socket.
     Serve(UnixStream),
-    /// Nothing: this process is for another worker of the program.
+    /// Does nothing: this process is a child of another worker of the program.
     Wait,
 }
 
@@ -88,7 +90,8 @@ pub(crate) struct WorkerProfile<'a> {
     pub(crate) child_command: Option<&'a ChildCommand>,
 }
 
-/// Finds out what the worker is to do in this process, and gets ready for it.
+/// Determines what the worker does in this process, and sets up the pool of
+/// children if it needs one.
 pub(crate) fn mode(worker: &WorkerProfile<'_>) -> Result<Mode, WorkerError> {
     let name = program::worker_name(worker.tasks.names(), worker.queues);
     match ProcessRole::of(&name) {
@@ -98,30 +101,30 @@ pub(crate) fn mode(worker: &WorkerProfile<'_>) -> Result<Mode, WorkerError> {
         ProcessRole::Worker => {}
     }
     let config = &worker.app.config;
-    let welcome = Welcome {
+    let child_config = ChildConfig {
         hostname: worker.hostname.to_owned(),
         result_serializer: config.result_serializer.name().to_owned(),
         result_extended: config.result_extended,
         body_limit: config.body_limit,
     };
-    let rules = ChildLimits {
+    let limits = ChildLimits {
         max_tasks: config.worker_max_tasks_per_child,
         max_memory: config.worker_max_memory_per_child,
         deadline: config.operation_timeout,
     };
     let program = Program::find(worker.child_command.cloned())?;
-    let children = Children::new(program, name, welcome, rules, worker.concurrency);
+    let children = Children::new(program, name, child_config, limits, worker.concurrency);
     Ok(Mode::Work(Some(children)))
 }
 
-/// What runs a task in one of the children.
+/// Returns the runner that passes tasks to the children.
 pub(crate) fn runner(children: &Arc<Children>) -> Arc<dyn ErasedTask> {
     Arc::new(IsolatedTask {
         children: Arc::clone(children),
     })
 }
 
-/// Serves the worker at the other end until it hangs up.
+/// Runs tasks for the parent worker until it closes the socket.
 pub(crate) async fn serve(
     app: &AppInner,
     tasks: Tasks,

@@ -1,4 +1,4 @@
-//! A child process, from its start until nothing is left of it.
+//! A child process and the task that waits for its exit: [`Process`].
 
 use std::io;
 use std::process::{Command, ExitStatus};
@@ -10,117 +10,123 @@ use tokio::time::Instant;
 
 use crate::env;
 
-/// How long a process may go on after a signal that was to end it, or after it
-/// has hung up itself.
-const LAST_MOMENTS: Duration = Duration::from_secs(2);
+/// How long a process may take to exit after a signal, or after it has closed its
+/// socket, before it is killed.
+const KILL_DELAY: Duration = Duration::from_secs(2);
 
-/// How long it may go on when its worker has hung up: its `main` may have things
-/// to close.
-const FAREWELL: Duration = Duration::from_secs(4);
+/// How long a process may take to exit after its parent has closed the socket,
+/// before it is killed: its `main` may have to clean up.
+const HANGUP_KILL_DELAY: Duration = Duration::from_secs(4);
 
-/// A running process. Dropped, it is given a while to end by itself.
+/// A running process. After it is dropped, the process is killed unless it exits
+/// within [`HANGUP_KILL_DELAY`].
 #[derive(Debug)]
 pub(super) struct Process {
     pid: u32,
-    orders: mpsc::UnboundedSender<Order>,
-    ended: watch::Receiver<Option<Ended>>,
+    requests: mpsc::UnboundedSender<StopRequest>,
+    ended: watch::Receiver<Option<Exit>>,
 }
 
-/// How it ended, if that is known.
-type Ended = Option<ExitStatus>;
+/// The exit status, if it is known.
+type Exit = Option<ExitStatus>;
 
 #[derive(Debug)]
-enum Order {
-    /// End now, with everything that it started.
+enum StopRequest {
+    /// Kill the process group at once.
     Kill,
-    /// This signal, and be killed if that is not the end.
+    /// Send this signal, and kill the process group after [`KILL_DELAY`].
     Signal(i32),
 }
 
 impl Process {
-    /// Starts the command in a process group of its own, so that what a
-    /// terminal sends to the worker's group does not reach it. `on_end` is
-    /// called when it has ended, whether somebody waits for that or not.
+    /// Starts the command in a separate process group, so that signals of a
+    /// terminal to the worker's group do not reach it. `on_exit` is called with
+    /// the process id after the exit.
     pub(super) fn start(
         mut command: Command,
-        on_end: impl FnOnce(u32) + Send + 'static,
+        on_exit: impl FnOnce(u32) + Send + 'static,
     ) -> io::Result<Self> {
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let child = tokio::process::Command::from(command)
             .kill_on_drop(true)
             .spawn()?;
         let pid = child.id().unwrap_or_default();
-        // Unbounded: there are a few in the life of a process.
-        let (orders, ordered) = mpsc::unbounded_channel();
+        // Unbounded: there are only a few requests for each process.
+        let (requests, received) = mpsc::unbounded_channel();
         let (end, ended) = watch::channel(None);
-        // Ends by itself soon after the process does, which ends soon after
+        // The task ends with the process, which exits or is killed soon after
         // this value is dropped.
         env::spawn(async move {
-            let status = keep(child, ordered).await;
-            on_end(pid);
+            let status = supervise(child, received).await;
+            on_exit(pid);
             end.send_replace(Some(status));
         });
-        Ok(Self { pid, orders, ended })
+        Ok(Self {
+            pid,
+            requests,
+            ended,
+        })
     }
 
     pub(super) fn id(&self) -> u32 {
         self.pid
     }
 
-    /// Ends it now, with everything that it started.
+    /// Kills the process and its process group.
     pub(super) fn kill(&self) {
-        // Its keeper is gone only when it has ended.
-        let _ = self.orders.send(Order::Kill);
+        // Fails only when the process has exited.
+        let _ = self.requests.send(StopRequest::Kill);
     }
 
-    /// Sends a signal that shall end it.
+    /// Sends a signal, and kills the process if it has not exited after
+    /// [`KILL_DELAY`].
     pub(super) fn signal(&self, number: i32) {
-        let _ = self.orders.send(Order::Signal(number));
+        let _ = self.requests.send(StopRequest::Signal(number));
     }
 
-    pub(super) fn has_ended(&self) -> bool {
+    pub(super) fn has_exited(&self) -> bool {
         self.ended.borrow().is_some()
     }
 
-    /// Waits for the end.
-    pub(super) async fn ended(&mut self) -> Ended {
+    /// Waits for the exit.
+    pub(super) async fn wait(&mut self) -> Exit {
         let ended = self.ended.wait_for(Option::is_some).await;
         ended.ok().and_then(|ended| *ended).flatten()
     }
 
-    /// Waits for the end of a process that has hung up, which it only does
-    /// when it ends; kills it otherwise.
-    pub(super) async fn ending(&mut self) -> Ended {
-        if let Ok(ended) = tokio::time::timeout(LAST_MOMENTS, self.ended()).await {
+    /// Waits for the exit of a process that has closed its socket, and kills it
+    /// after [`KILL_DELAY`].
+    pub(super) async fn wait_or_kill(&mut self) -> Exit {
+        if let Ok(ended) = tokio::time::timeout(KILL_DELAY, self.wait()).await {
             return ended;
         }
         self.kill();
-        self.ended().await
+        self.wait().await
     }
 }
 
-/// Owns the process, so that no signal can reach another one that has got its
-/// number: numbers are free again when their process has been waited for, which
-/// is done here.
-async fn keep(
+/// Owns the process: sends signals and waits for the exit. One task does both, so
+/// that a signal cannot reach another process with the same id; an id is free for
+/// reuse once its process has been waited for.
+async fn supervise(
     mut child: tokio::process::Child,
-    mut orders: mpsc::UnboundedReceiver<Order>,
-) -> Ended {
+    mut requests: mpsc::UnboundedReceiver<StopRequest>,
+) -> Exit {
     let mut deadline = None;
-    let mut is_owned = true;
+    let mut has_owner = true;
     loop {
         tokio::select! {
             biased;
             status = child.wait() => return status.ok(),
-            order = orders.recv(), if is_owned => match order {
-                Some(Order::Kill) => kill(&mut child),
-                Some(Order::Signal(number)) => {
+            request = requests.recv(), if has_owner => match request {
+                Some(StopRequest::Kill) => kill(&mut child),
+                Some(StopRequest::Signal(number)) => {
                     send(&mut child, number);
-                    deadline = Some(Instant::now() + LAST_MOMENTS);
+                    deadline = Some(Instant::now() + KILL_DELAY);
                 }
                 None => {
-                    is_owned = false;
-                    deadline.get_or_insert(Instant::now() + FAREWELL);
+                    has_owner = false;
+                    deadline.get_or_insert(Instant::now() + HANGUP_KILL_DELAY);
                 }
             },
             () = sleep_until(deadline) => {
@@ -131,11 +137,11 @@ async fn keep(
     }
 }
 
-/// Kills the group that the process leads.
+/// Kills the process group.
 fn kill(child: &mut tokio::process::Child) {
     let killed = pid(child).map(|pid| kill_process_group(pid, Signal::KILL));
     if !matches!(killed, Some(Ok(()))) {
-        // It has ended already, or did not become a leader.
+        // The process has exited, or is not the leader of a group.
         let _ = child.start_kill();
     }
 }
@@ -171,7 +177,7 @@ mod tests {
 
     use super::*;
 
-    /// Runs the shell's code; it is at work when this returns.
+    /// Runs shell code, and returns after its first output.
     fn shell(code: &str) -> (Process, mpsc::Receiver<u32>) {
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         let mut command = Command::new("sh");
@@ -183,23 +189,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn its_end_is_known() {
+    async fn exit_status_is_reported() {
         let (mut process, end) = shell("echo >&0; exit 3");
-        assert_eq!(process.ended().await.unwrap().code(), Some(3));
-        assert!(process.has_ended());
+        assert_eq!(process.wait().await.unwrap().code(), Some(3));
+        assert!(process.has_exited());
         assert_eq!(end.recv().unwrap(), process.id());
     }
 
     #[tokio::test]
-    async fn who_ignores_a_signal_is_killed() {
+    async fn process_that_ignores_a_signal_is_killed() {
         let (mut process, _end) = shell("trap '' TERM; echo >&0; while :; do sleep 1; done");
         process.signal(Signal::TERM.as_raw());
-        let ended = process.ended().await.unwrap();
+        let ended = process.wait().await.unwrap();
         assert_eq!(ended.signal(), Some(Signal::KILL.as_raw()));
     }
 
     #[tokio::test]
-    async fn a_process_of_nobody_is_ended() {
+    async fn dropped_process_is_killed() {
         let (process, end) = shell("echo >&0; while :; do sleep 1; done");
         drop(process);
         env::spawn_blocking(move || end.recv().unwrap())

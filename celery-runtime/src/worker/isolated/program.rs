@@ -1,4 +1,4 @@
-//! Which program children are, and how they know that they are children.
+//! The program of child processes, and the environment variable that marks them.
 
 use std::collections::hash_map::DefaultHasher;
 use std::env;
@@ -11,23 +11,25 @@ use std::process::Command;
 
 use crate::worker::isolated::ChildError;
 
-/// The environment variable that marks a child, with the name of the worker
-/// that it serves. It is not one of Celery's settings, which begin with
-/// `CELERY_`.
-pub(super) const MARK: &str = "_CELERY_ISOLATED_CHILD";
+/// The environment variable that marks a child process. Its value is the name of
+/// the parent worker. The underscore keeps it apart from Celery's settings, which
+/// begin with `CELERY_`.
+pub(super) const CHILD_ENV: &str = "_CELERY_ISOLATED_CHILD";
 
-/// In the mark: any worker of the program.
-pub(super) const ANY: &str = "any";
+/// The value of [`CHILD_ENV`] for a child that runs tasks of any worker of the
+/// program.
+pub(super) const ANY_WORKER: &str = "any";
 
 /// The program that is started as a child.
 #[derive(Clone, Debug)]
 pub(crate) enum Program {
-    /// This one, once more.
+    /// The program of this process.
     Own(PathBuf),
-    Given(ChildCommand),
+    /// The command given with `Worker::child_command`.
+    Custom(ChildCommand),
 }
 
-/// What is kept of a command, which itself cannot be used twice.
+/// The parts of a [`Command`], which itself cannot be cloned.
 #[derive(Clone, Debug)]
 pub(crate) struct ChildCommand {
     program: OsString,
@@ -52,23 +54,23 @@ impl From<&Command> for ChildCommand {
 }
 
 impl Program {
-    /// The one that was given, or else this one.
-    pub(super) fn find(given: Option<ChildCommand>) -> Result<Self, ChildError> {
-        if let Some(recipe) = given {
-            return Ok(Self::Given(recipe));
+    /// Returns the given program, or the program of this process.
+    pub(super) fn find(custom: Option<ChildCommand>) -> Result<Self, ChildError> {
+        if let Some(custom) = custom {
+            return Ok(Self::Custom(custom));
         }
         let path = env::current_exe().map_err(|error| {
-            ChildError::new("this program", format!("its file cannot be found: {error}"))
+            ChildError::new("this program", format!("cannot find its file: {error}"))
         })?;
         if is_test_runner(&path) {
-            let cause = "it looks like a test runner, whose main starts no worker; name the \
+            let cause = "it looks like a test runner, whose main starts no worker; set the \
                          program that does with Worker::child_command";
             return Err(ChildError::new(path.display().to_string(), cause));
         }
         Ok(Self::Own(path))
     }
 
-    /// The command for a child that serves this worker.
+    /// Returns the command that starts a child of this worker.
     pub(super) fn command(&self, worker: &str) -> Command {
         match self {
             Self::Own(path) => {
@@ -77,56 +79,58 @@ impl Program {
                 if let Some(name) = arguments.next() {
                     command.arg0(name);
                 }
-                command.args(arguments).env(MARK, worker);
+                command.args(arguments).env(CHILD_ENV, worker);
                 command
             }
-            Self::Given(recipe) => {
-                let mut command = Command::new(&recipe.program);
-                command.args(&recipe.arguments);
-                for (name, value) in &recipe.environment {
+            Self::Custom(custom) => {
+                let mut command = Command::new(&custom.program);
+                command.args(&custom.arguments);
+                for (name, value) in &custom.environment {
                     match value {
                         Some(value) => command.env(name, value),
                         None => command.env_remove(name),
                     };
                 }
-                if let Some(folder) = &recipe.folder {
+                if let Some(folder) = &custom.folder {
                     command.current_dir(folder);
                 }
-                command.env(MARK, ANY);
+                command.env(CHILD_ENV, ANY_WORKER);
                 command
             }
         }
     }
 
-    /// What its children should say of themselves; `None` where only they know.
+    /// Returns the build that children must report; `None` if it is not known.
     pub(super) fn expected_build(&self) -> Option<String> {
         match self {
             Self::Own(_) => Some(build()),
-            Self::Given(_) => None,
+            Self::Custom(_) => None,
         }
     }
 
+    /// Returns the path for logs and errors.
     pub(super) fn name(&self) -> String {
         match self {
             Self::Own(path) => path.display().to_string(),
-            Self::Given(recipe) => recipe.program.to_string_lossy().into_owned(),
+            Self::Custom(custom) => custom.program.to_string_lossy().into_owned(),
         }
     }
 }
 
-/// Tells this build of this program from others: the version of this crate,
-/// and the file's length, age and place on its disk.
+/// Identifies this build of the program: the version of this crate, and length,
+/// modification time and inode of the file.
 pub(super) fn build() -> String {
     let version = env!("CARGO_PKG_VERSION");
     let metadata = env::current_exe().and_then(|path| file(&path).metadata());
     match metadata {
-        Ok(of) => format!("{version}/{}/{}/{}", of.len(), of.mtime(), of.ino()),
+        Ok(file) => format!("{version}/{}/{}/{}", file.len(), file.mtime(), file.ino()),
         Err(_) => version.to_owned(),
     }
 }
 
-/// Tells a worker from others in the same program, which have other tasks or
-/// queues. The order in which they start says nothing: it may vary.
+/// Returns a name that distinguishes a worker from others in the same program by
+/// its tasks and queues. A number would not do: the order in which workers start
+/// may vary between processes.
 pub(super) fn worker_name<'a>(
     tasks: impl Iterator<Item = &'a str>,
     queues: &'a [String],
@@ -138,18 +142,18 @@ pub(super) fn worker_name<'a>(
     format!("{:016x}", hasher.finish())
 }
 
-/// On Linux the file that this process was started from, also when another one
-/// has its name by now.
+/// Returns the file of this process. On Linux that is the one it was started from,
+/// even if the path has been replaced since, as by a deployment.
 fn file(path: &Path) -> PathBuf {
     const SELF: &str = "/proc/self/exe";
-    match cfg!(target_os = "linux") && Path::new(SELF).exists() {
-        true => PathBuf::from(SELF),
-        false => path.to_owned(),
+    if cfg!(target_os = "linux") && Path::new(SELF).exists() {
+        PathBuf::from(SELF)
+    } else {
+        path.to_owned()
     }
 }
 
-/// Cargo runs tests and benches from this folder, and what they test from the
-/// one above.
+/// Cargo puts tests and benchmarks into the folder `deps`, and binaries above it.
 fn is_test_runner(path: &Path) -> bool {
     path.parent().and_then(Path::file_name) == Some(OsStr::new("deps"))
 }
@@ -159,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_test_runner_is_not_started_again() {
+    fn test_runner_is_not_started_as_child() {
         let error = Program::find(None).unwrap_err().to_string();
         assert!(
             error.contains("test runner") && error.contains("child_command"),
@@ -168,14 +172,14 @@ mod tests {
     }
 
     #[test]
-    fn a_given_command_can_be_used_many_times() {
-        let mut given = Command::new("prog");
-        given
+    fn custom_command_is_reusable() {
+        let mut custom = Command::new("prog");
+        custom
             .args(["a", "b"])
             .env("X", "1")
             .env_remove("Y")
             .current_dir("/");
-        let program = Program::find(Some(ChildCommand::from(&given))).unwrap();
+        let program = Program::find(Some(ChildCommand::from(&custom))).unwrap();
         for _ in 0..2 {
             let command = program.command("ignored");
             assert_eq!(command.get_program(), "prog");
@@ -184,12 +188,12 @@ mod tests {
             let environment: Vec<_> = command.get_envs().collect();
             assert!(environment.contains(&(OsStr::new("X"), Some(OsStr::new("1")))));
             assert!(environment.contains(&(OsStr::new("Y"), None)));
-            assert!(environment.contains(&(OsStr::new(MARK), Some(OsStr::new(ANY)))));
+            assert!(environment.contains(&(OsStr::new(CHILD_ENV), Some(OsStr::new(ANY_WORKER)))));
         }
     }
 
     #[test]
-    fn workers_are_told_apart_by_what_they_serve() {
+    fn worker_name_depends_on_tasks_and_queues() {
         let name =
             |tasks: &[&str], queue: &str| worker_name(tasks.iter().copied(), &[queue.to_owned()]);
         assert_eq!(name(&["a", "b"], "q"), name(&["b", "a"], "q"));

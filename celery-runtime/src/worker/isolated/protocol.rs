@@ -1,4 +1,4 @@
-//! What a worker and its children say to each other. Pure.
+//! The messages between a worker and its child processes. Pure.
 
 use std::time::Duration;
 
@@ -7,48 +7,48 @@ use serde::{Deserialize, Serialize};
 use crate::boundary::ServiceError;
 use crate::worker::isolated::wire_error::WireError;
 
-/// The version of what follows; a child that speaks another one is refused.
+/// The version of the protocol. A child with another version is rejected.
 pub(crate) const PROTOCOL: u32 = 1;
 
-/// From the worker to a child.
+/// A message from the worker to a child.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum ToChild {
     /// The answer to [`ToWorker::Handshake`].
-    Welcome(Welcome),
-    /// Run this task. Beside it: the message's envelope with an empty body,
-    /// and the body.
-    Run(Call),
+    Configure(ChildConfig),
+    /// Runs a task. Byte strings: the message's envelope with an empty body, and
+    /// the body.
+    Run(RunTask),
     /// The soft limit of the task is reached.
     SoftLimit,
-    /// The worker was told to stop.
+    /// The worker is shutting down.
     Stop,
-    /// What came of an update.
+    /// The result of an [`Update`](ToWorker::Update).
     Updated {
         number: u64,
-        refusal: Option<StoreRefusal>,
+        error: Option<StoreError>,
     },
 }
 
-/// From a child to the worker.
+/// A message from a child to the worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum ToWorker {
-    /// The first word of all.
+    /// The first message of a child.
     Handshake(Handshake),
-    /// A task was taken in hand.
-    Began,
-    /// The task will end on its own terms at its soft limit.
-    Listens,
-    /// Store this state of the running task. Beside it: the document.
+    /// The child has received the task and starts it.
+    Started,
+    /// The task handles its soft time limit itself.
+    HandlesSoftLimit,
+    /// Stores a state of the running task. Byte string: the result document.
     Update { number: u64, id: String },
-    /// The task returned. Beside it: the value, where it is wanted.
+    /// The task returned. Byte string: the value, if it is wanted.
     Value,
-    /// The task ended without a value.
-    WireError(WireError),
+    /// The task ended with an error.
+    Error(WireError),
     /// The task panicked.
     Panic(String),
 }
 
-/// Who a child is.
+/// The identity of a child.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Handshake {
     pub(crate) protocol: u32,
@@ -56,9 +56,9 @@ pub(crate) struct Handshake {
     pub(crate) build: String,
 }
 
-/// What a child has to know of its worker.
+/// The settings that a child takes over from its worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Welcome {
+pub(crate) struct ChildConfig {
     pub(crate) hostname: String,
     pub(crate) result_serializer: String,
     pub(crate) result_extended: bool,
@@ -67,7 +67,7 @@ pub(crate) struct Welcome {
 
 /// A task to run, without its message.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Call {
+pub(crate) struct RunTask {
     pub(crate) id: String,
     pub(crate) task: String,
     pub(crate) retries: u32,
@@ -78,14 +78,14 @@ pub(crate) struct Call {
     pub(crate) hard_limit: Option<Duration>,
 }
 
-/// Why an update was not stored.
+/// The wire form of the [`ServiceError`] of an update.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct StoreRefusal {
+pub(crate) struct StoreError {
     kind: String,
     cause: String,
 }
 
-impl From<&ServiceError> for StoreRefusal {
+impl From<&ServiceError> for StoreError {
     fn from(error: &ServiceError) -> Self {
         Self {
             kind: format!("{:?}", error.kind()),
@@ -94,8 +94,8 @@ impl From<&ServiceError> for StoreRefusal {
     }
 }
 
-impl StoreRefusal {
-    /// The same for the task that asked.
+impl StoreError {
+    /// Returns the error for the task that sent the update.
     pub(crate) fn into_error(self, id: &str) -> ServiceError {
         use crate::boundary::ServiceErrorKind as Kind;
         const KINDS: [Kind; 9] = [
@@ -113,7 +113,7 @@ impl StoreRefusal {
         let kind = kinds.find(|kind| format!("{kind:?}") == self.kind);
         let object = format!("the state of task {id} by its worker");
         ServiceError::new(kind.unwrap_or(Kind::Invalid), "store", object, self.cause)
-            // The cause has one of its own, if there is one.
+            // The cause already contains the remedy, if there is one.
             .with_remedy("")
     }
 }
@@ -124,18 +124,18 @@ mod tests {
     use crate::boundary::ServiceErrorKind;
 
     #[test]
-    fn a_refusal_keeps_its_kind_and_its_words() {
+    fn store_error_keeps_kind_and_text() {
         let error = ServiceError::new(
             ServiceErrorKind::Unreachable,
             "connect to",
             "redis://h",
             "connection refused",
         );
-        let refusal = StoreRefusal::from(&error).into_error("id-1");
-        assert_eq!(refusal.kind(), ServiceErrorKind::Unreachable);
-        assert!(refusal.is_transient());
+        let error = StoreError::from(&error).into_error("id-1");
+        assert_eq!(error.kind(), ServiceErrorKind::Unreachable);
+        assert!(error.is_transient());
         assert_eq!(
-            refusal.to_string(),
+            error.to_string(),
             "cannot store the state of task id-1 by its worker: cannot connect to redis://h: \
              connection refused (is the server running at this address?)"
         );

@@ -1,4 +1,4 @@
-//! Which part this process plays: worker or child.
+//! Whether this process is a worker or the child of one: [`ProcessRole`].
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -6,76 +6,79 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::{env, io};
 
-use crate::worker::isolated::program::{ANY, MARK};
+use crate::worker::isolated::program::{ANY_WORKER, CHILD_ENV};
 
-/// The part of one `Worker` in this process.
+/// The role of one `Worker` in this process.
 #[derive(Debug)]
 pub(crate) enum ProcessRole {
     /// An ordinary worker.
     Worker,
-    /// It serves the worker at the other end.
+    /// It runs tasks for the worker at the other end of the socket.
     Child(UnixStream),
     /// This process is the child of another worker of the program.
     Other,
 }
 
-/// Whether this process was started by a worker to run its isolated tasks.
+/// Returns whether this process was started by a worker to run isolated tasks.
 ///
-/// A program's `main` runs in each such process up to its
-/// [`Worker::run_until`](crate::Worker::run_until); this tells what shall
-/// happen once from what every child needs.
+/// The program's `main` also runs in each child process, up to
+/// [`Worker::run_until`](crate::Worker::run_until). Use this function to skip what
+/// must happen only once, such as starting other servers.
 pub fn is_isolated_child() -> bool {
-    line().is_some()
+    parent_socket().is_some()
 }
 
 impl ProcessRole {
-    /// The part of the worker of this name.
+    /// Returns the role of the worker of this name.
     pub(crate) fn of(worker: &str) -> Self {
-        let Some(line) = line() else {
+        let Some(parent_socket) = parent_socket() else {
             return Self::Worker;
         };
-        if line.worker != ANY && line.worker != worker {
+        if parent_socket.worker != ANY_WORKER && parent_socket.worker != worker {
             return Self::Other;
         }
-        let mut socket = line.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut socket = parent_socket
+            .socket
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         socket.take().map_or(Self::Other, Self::Child)
     }
 }
 
-/// The line to the worker that started this process.
-struct RoleChannel {
+/// The socket to the worker that started this process.
+struct ParentSocket {
     worker: String,
-    /// Until somebody takes it.
+    /// `None` once a worker has taken it.
     socket: Mutex<Option<UnixStream>>,
 }
 
-fn line() -> Option<&'static RoleChannel> {
-    static LINE: OnceLock<Option<RoleChannel>> = OnceLock::new();
-    LINE.get_or_init(find_line).as_ref()
+fn parent_socket() -> Option<&'static ParentSocket> {
+    static PARENT: OnceLock<Option<ParentSocket>> = OnceLock::new();
+    PARENT.get_or_init(find_parent_socket).as_ref()
 }
 
-/// The mark alone says little: what a task starts inherits it. Only who also
-/// has the socket is a child.
-fn find_line() -> Option<RoleChannel> {
-    let worker = env::var(MARK).ok()?;
+/// The environment variable alone is not enough, since processes that a task
+/// starts inherit it. Only a child also has the socket.
+fn find_parent_socket() -> Option<ParentSocket> {
+    let worker = env::var(CHILD_ENV).ok()?;
     let socket = match take_stdin() {
         Ok(socket) => socket,
         Err(error) => {
-            tracing::debug!("{MARK} is set, and this process is no child: {error}");
+            tracing::debug!("{CHILD_ENV} is set, but this process is not a child: {error}");
             return None;
         }
     };
-    Some(RoleChannel {
+    Some(ParentSocket {
         worker,
         socket: Mutex::new(Some(socket)),
     })
 }
 
-/// Takes the socket from where the worker put it, so that neither a task nor
-/// what it starts can read from it or keep it open.
+/// Moves the socket away from standard input, so that neither a task nor a process
+/// that it starts can read from it or keep it open.
 fn take_stdin() -> io::Result<UnixStream> {
     let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    // Of anything else there is no such address.
+    // Fails if standard input is not a connected socket.
     socket.peer_addr()?;
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
     Ok(socket)

@@ -1,4 +1,4 @@
-//! The child's side: serves the worker at the other end of the line.
+//! The child's side of the channel: runs tasks for the parent worker.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -24,18 +24,18 @@ use crate::worker::effects::run_task;
 use crate::worker::isolated::backend::ChannelBackend;
 use crate::worker::isolated::frame::Frame;
 use crate::worker::isolated::protocol::{
-    Call, Handshake, PROTOCOL, StoreRefusal, ToChild, ToWorker, Welcome,
+    ChildConfig, Handshake, PROTOCOL, RunTask, StoreError, ToChild, ToWorker,
 };
 use crate::worker::isolated::wire_error::WireError;
 use crate::worker::isolated::{ChildError, program};
 
-/// How long the program may take to end after its worker has hung up.
-const LAST_MOMENTS: Duration = Duration::from_secs(5);
+/// How long the program may take to exit after the parent has closed the socket.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a process ends with that does not understand its worker.
-const CONFUSED: i32 = 70;
+/// The exit code after an invalid message of the parent; `EX_SOFTWARE`.
+const EXIT_PROTOCOL_ERROR: i32 = 70;
 
-/// Runs what the worker says until it hangs up.
+/// Runs the tasks that the parent sends until it closes the socket.
 pub(super) async fn serve(
     socket: UnixStream,
     registry: Arc<Registry>,
@@ -43,76 +43,81 @@ pub(super) async fn serve(
 ) -> Result<(), ChildError> {
     let failed = |error: std::io::Error| ChildError::new("this process", error.to_string());
     ignore_interrupts();
-    let ear = socket.try_clone().map_err(failed)?;
-    let line = Arc::new(ParentChannel::new(socket));
-    line.send(&Frame::new(ToWorker::Handshake(Handshake {
+    let reader = socket.try_clone().map_err(failed)?;
+    let channel = Arc::new(ParentChannel::new(socket));
+    channel.send(&Frame::new(ToWorker::Handshake(Handshake {
         protocol: PROTOCOL,
         build: program::build(),
     })));
-    // Unbounded: the worker waits for the end of a task before the next one.
-    let (work, mut works) = mpsc::unbounded_channel();
+    // Unbounded: the parent sends the next task after the end of the last one.
+    let (sender, mut assignments) = mpsc::unbounded_channel();
     let listener = FrameListener {
-        line: Arc::clone(&line),
+        channel: Arc::clone(&channel),
         registry,
         accept: app.config.accept_content,
         client: Client::new(app),
         services: None,
         running: None,
-        work,
+        assignments: sender,
     };
-    // A thread, since it has to hear the end of the worker whatever the task
-    // does to the runtime. It ends with the process.
-    env::spawn_thread("celery-child", move || listener.listen(ear)).map_err(failed)?;
-    while let Some(Assignment { job, run, auto }) = works.recv().await {
-        let outcome = run_one(&line, run, job).await;
-        let frame = ending(outcome, auto.as_ref());
-        line.is_busy.store(false, Ordering::SeqCst);
-        line.send(&frame);
+    // A thread, so that the end of the parent is detected even if the task blocks
+    // the runtime. It ends with the process.
+    env::spawn_thread("celery-child", move || listener.run(reader)).map_err(failed)?;
+    while let Some(Assignment { job, run, auto }) = assignments.recv().await {
+        let outcome = run_assignment(&channel, run, job).await;
+        let frame = outcome_frame(outcome, auto.as_ref());
+        channel.is_busy.store(false, Ordering::SeqCst);
+        channel.send(&frame);
     }
     Ok(())
 }
 
-/// Ctrl-C in a terminal is for the worker. It does not reach another process
-/// group, but some supervisors send it to each process.
+/// Ctrl-C in a terminal is meant for the parent. The child is in another process
+/// group, but some process managers send SIGINT to each process.
 fn ignore_interrupts() {
     let interrupt = tokio::signal::unix::SignalKind::interrupt();
-    // It stays ignored when this is dropped.
+    // The default action stays disabled when the stream is dropped.
     if let Err(error) = tokio::signal::unix::signal(interrupt) {
         tracing::debug!("cannot ignore interrupts: {error}");
     }
 }
 
-async fn run_one(line: &ParentChannel, run: Arc<dyn ErasedTask>, job: Arc<Job>) -> Outcome {
+/// Runs a task, and reports once if it handles its soft time limit.
+async fn run_assignment(
+    channel: &ParentChannel,
+    run: Arc<dyn ErasedTask>,
+    job: Arc<Job>,
+) -> Outcome {
     let mut running = std::pin::pin!(run_task::run(run, Arc::clone(&job)));
-    let mut is_silent = true;
+    let mut is_unreported = true;
     loop {
         tokio::select! {
             biased;
             outcome = &mut running => return outcome,
-            () = job.control.listened(), if is_silent => {
-                is_silent = false;
-                line.send(&Frame::new(ToWorker::Listens));
+            () = job.control.listened(), if is_unreported => {
+                is_unreported = false;
+                channel.send(&Frame::new(ToWorker::HandlesSoftLimit));
             }
         }
     }
 }
 
-fn ending(outcome: Outcome, auto: Option<&AutoRetry>) -> Frame<ToWorker> {
+fn outcome_frame(outcome: Outcome, auto: Option<&AutoRetry>) -> Frame<ToWorker> {
     match outcome {
         Outcome::Value(None) => Frame::new(ToWorker::Value),
         Outcome::Value(Some(value)) => match value.serializer().encode(&value) {
             Ok(bytes) => Frame::new(ToWorker::Value).with(bytes),
-            Err(error) => fault(encode_error(&error), None),
+            Err(error) => error_frame(encode_error(&error), None),
         },
-        Outcome::Error { error, .. } => fault(error, auto),
+        Outcome::Error { error, .. } => error_frame(error, auto),
         Outcome::Panic(message) => Frame::new(ToWorker::Panic(message)),
         Outcome::Lost(loss) => Frame::new(ToWorker::Panic(loss.message)),
     }
 }
 
-fn fault(error: TaskError, auto: Option<&AutoRetry>) -> Frame<ToWorker> {
-    match WireError::tell(error, auto) {
-        Ok(fault) => Frame::new(ToWorker::WireError(fault)),
+fn error_frame(error: TaskError, auto: Option<&AutoRetry>) -> Frame<ToWorker> {
+    match WireError::encode(error, auto) {
+        Ok(error) => Frame::new(ToWorker::Error(error)),
         Err(error) => Frame::new(ToWorker::Panic(error.to_string())),
     }
 }
@@ -121,54 +126,57 @@ fn encode_error(error: &dyn std::fmt::Display) -> TaskError {
     TaskError::named("kombu.exceptions", "EncodeError", error.to_string())
 }
 
-/// The line to the worker, as tasks use it.
+/// The sending half of the channel to the parent.
 #[derive(Debug)]
 pub(super) struct ParentChannel {
-    mouth: Mutex<UnixStream>,
+    writer: Mutex<UnixStream>,
     is_busy: AtomicBool,
-    updates: Mutex<HashMap<u64, oneshot::Sender<Option<StoreRefusal>>>>,
+    /// Updates that wait for their result, by number.
+    updates: Mutex<HashMap<u64, oneshot::Sender<Option<StoreError>>>>,
     next_update: AtomicU64,
 }
 
 impl ParentChannel {
     fn new(socket: UnixStream) -> Self {
         Self {
-            mouth: Mutex::new(socket),
+            writer: Mutex::new(socket),
             is_busy: AtomicBool::new(false),
             updates: Mutex::default(),
             next_update: AtomicU64::new(0),
         }
     }
 
-    /// Asks the worker to store a document; answers with why not, if so.
-    pub(super) async fn update(&self, id: &str, document: Vec<u8>) -> Option<StoreRefusal> {
+    /// Sends a document to the parent and waits until it is stored; returns the
+    /// error if it is not.
+    pub(super) async fn update(&self, id: &str, document: Vec<u8>) -> Option<StoreError> {
         let number = self.next_update.fetch_add(1, Ordering::Relaxed);
-        let (answer, answered) = oneshot::channel();
-        self.updates().insert(number, answer);
+        let (reply, result) = oneshot::channel();
+        self.updates().insert(number, reply);
         let id = id.to_owned();
         self.send(&Frame::new(ToWorker::Update { number, id }).with(document));
-        // There is an answer, or this process ends.
-        answered.await.unwrap_or_default()
+        // The parent replies, or this process exits.
+        result.await.unwrap_or_default()
     }
 
-    /// Waits until the worker's side has room, which it makes at all times.
+    /// Writes a frame. Blocks until the socket has room; the parent reads at all
+    /// times. Exits if the parent is gone.
     fn send(&self, frame: &Frame<ToWorker>) {
-        let bytes = frame.write().or_else(|error| {
-            // Too large: that is the task's own fault.
-            fault(encode_error(&error), None).write()
+        let bytes = frame.encode().or_else(|error| {
+            // The frame is too large, which is an error of the task.
+            error_frame(encode_error(&error), None).encode()
         });
-        let mut mouth = self.mouth.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let sent = match bytes {
-            Ok(bytes) => mouth.write_all(&bytes).is_ok(),
+            Ok(bytes) => writer.write_all(&bytes).is_ok(),
             Err(_) => false,
         };
         if !sent {
-            // There is nobody left to work for.
+            // The parent is gone.
             std::process::exit(0);
         }
     }
 
-    fn updates(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Option<StoreRefusal>>>> {
+    fn updates(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Option<StoreError>>>> {
         self.updates.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -180,61 +188,63 @@ struct Assignment {
     auto: Option<AutoRetry>,
 }
 
-/// Hears what the worker says.
+/// Reads the frames of the parent in a separate thread.
 struct FrameListener {
-    line: Arc<ParentChannel>,
+    channel: Arc<ParentChannel>,
     registry: Arc<Registry>,
     accept: Accept,
     client: Client,
+    /// Set by [`ToChild::Configure`].
     services: Option<Arc<WorkerContext>>,
     /// The job that runs, or that ran last.
     running: Option<Arc<Job>>,
-    work: mpsc::UnboundedSender<Assignment>,
+    assignments: mpsc::UnboundedSender<Assignment>,
 }
 
 impl FrameListener {
-    fn listen(mut self, mut ear: UnixStream) {
-        let mut arrived = BytesMut::new();
+    fn run(mut self, mut reader: UnixStream) {
+        let mut buffer = BytesMut::new();
         let mut chunk = vec![0; 64 << 10];
         loop {
-            match Frame::take(&mut arrived) {
+            match Frame::decode(&mut buffer) {
                 Ok(Some(frame)) => {
-                    if let Err(error) = self.hear(frame) {
-                        tracing::error!("cannot understand the worker: {error}");
-                        std::process::exit(CONFUSED);
+                    if let Err(error) = self.handle(frame) {
+                        tracing::error!("invalid message from the parent worker: {error}");
+                        std::process::exit(EXIT_PROTOCOL_ERROR);
                     }
                     continue;
                 }
                 Ok(None) => {}
                 Err(error) => {
-                    tracing::error!("cannot understand the worker: {error}");
-                    std::process::exit(CONFUSED);
+                    tracing::error!("invalid message from the parent worker: {error}");
+                    std::process::exit(EXIT_PROTOCOL_ERROR);
                 }
             }
-            match ear.read(&mut chunk) {
+            match reader.read(&mut chunk) {
                 Ok(0) => break,
-                Ok(count) => arrived.extend_from_slice(&chunk[..count]),
+                Ok(count) => buffer.extend_from_slice(&chunk[..count]),
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(_) => break,
             }
         }
-        // The worker is gone. Nobody will ask for what runs.
-        if self.line.is_busy.load(Ordering::SeqCst) {
+        // The parent is gone, so that the result of a running task is not needed.
+        if self.channel.is_busy.load(Ordering::SeqCst) {
             std::process::exit(0);
         }
         drop(self);
-        // Now the program's `main` goes on, and should end.
-        thread::sleep(LAST_MOMENTS);
+        // `Worker::run_until` returns now, and the program's `main` should exit.
+        thread::sleep(EXIT_TIMEOUT);
         std::process::exit(0);
     }
 
-    fn hear(&mut self, frame: Frame<ToChild>) -> Result<(), String> {
+    /// Handles one frame; an error is a protocol violation.
+    fn handle(&mut self, frame: Frame<ToChild>) -> Result<(), String> {
         match frame.head {
-            ToChild::Welcome(welcome) => self.services = Some(Arc::new(self.services(welcome)?)),
+            ToChild::Configure(config) => self.services = Some(Arc::new(self.services(config)?)),
             ToChild::Run(ref call) => {
                 let bytes = |index| frame.blob(index).map_err(|error| error.to_string());
                 let message = message(bytes(0)?, bytes(1)?.clone())?;
-                self.begin(call, message)?;
+                self.start(call, message)?;
             }
             ToChild::SoftLimit => {
                 if let Some(job) = &self.running {
@@ -246,24 +256,28 @@ impl FrameListener {
                     job.control.announce_stop();
                 }
             }
-            ToChild::Updated { number, refusal } => {
-                if let Some(answer) = self.line.updates().remove(&number) {
-                    // Its task may have lost interest.
-                    let _ = answer.send(refusal);
+            ToChild::Updated { number, error } => {
+                if let Some(reply) = self.channel.updates().remove(&number) {
+                    // Fails if the task has dropped the future.
+                    let _ = reply.send(error);
                 }
             }
         }
         Ok(())
     }
 
-    fn begin(&mut self, call: &Call, message: Message) -> Result<(), String> {
-        self.line.is_busy.store(true, Ordering::SeqCst);
-        self.line.send(&Frame::new(ToWorker::Began));
-        let services = self.services.clone().ok_or("a task before the welcome")?;
+    /// Passes a task to the runtime.
+    fn start(&mut self, call: &RunTask, message: Message) -> Result<(), String> {
+        self.channel.is_busy.store(true, Ordering::SeqCst);
+        self.channel.send(&Frame::new(ToWorker::Started));
+        let services = self
+            .services
+            .clone()
+            .ok_or("a task before the configuration")?;
         let Some(registered) = self.registry.find(&call.task) else {
             let error = TaskError::named("celery.exceptions", "NotRegistered", call.task.clone());
-            self.line.is_busy.store(false, Ordering::SeqCst);
-            self.line.send(&fault(error, None));
+            self.channel.is_busy.store(false, Ordering::SeqCst);
+            self.channel.send(&error_frame(error, None));
             return Ok(());
         };
         let job = Arc::new(Job {
@@ -282,34 +296,34 @@ impl FrameListener {
             failure: None,
         });
         self.running = Some(Arc::clone(&job));
-        let work = Assignment {
+        let assignment = Assignment {
             job,
             run: Arc::clone(&registered.run),
             auto: registered.declaration.options.autoretry,
         };
-        if self.work.send(work).is_err() {
-            // The program has given up its worker, so it is about to end.
+        if self.assignments.send(assignment).is_err() {
+            // The program has dropped its worker, so it is about to exit.
             std::process::exit(0);
         }
         Ok(())
     }
 
-    fn services(&self, welcome: Welcome) -> Result<WorkerContext, String> {
-        let serializer = &welcome.result_serializer;
+    fn services(&self, config: ChildConfig) -> Result<WorkerContext, String> {
+        let serializer = &config.result_serializer;
         Ok(WorkerContext {
             store: None,
-            backend: Some(Arc::new(ChannelBackend::new(Arc::clone(&self.line)))),
-            hostname: welcome.hostname,
+            backend: Some(Arc::new(ChannelBackend::new(Arc::clone(&self.channel)))),
+            hostname: config.hostname,
             accept: self.accept,
-            body_limit: welcome.body_limit,
+            body_limit: config.body_limit,
             result_serializer: Serializer::from_name(serializer)
-                .ok_or_else(|| format!("there is no serializer {serializer}"))?,
-            result_extended: welcome.result_extended,
-            // One task at a time has one thread.
+                .ok_or_else(|| format!("unknown serializer {serializer}"))?,
+            result_extended: config.result_extended,
+            // One task at a time needs one thread.
             blocking: BlockingPool::new(1),
             client: self.client.clone(),
             registry: Arc::clone(&self.registry),
-            // Its task is never isolated.
+            // The task that uses it is never isolated.
             chord_retry_interval: Duration::ZERO,
         })
     }

@@ -1,4 +1,4 @@
-//! Tasks that run in children, as the pool sees them.
+//! Runs tasks in child processes: [`IsolatedTask`].
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use crate::execution::{ErasedTask, Invocation, RunError, RunResult};
 use crate::worker::isolated::child;
 use crate::worker::isolated::children::Children;
 
-/// Any task: the child knows them by name.
+/// The runner of all isolated tasks; a child finds the task by its name.
 #[derive(Debug)]
 pub(super) struct IsolatedTask {
     pub(super) children: Arc<Children>,
@@ -20,7 +20,7 @@ impl ErasedTask for IsolatedTask {
                 child::ChildRun::Ended(returned) => returned,
                 child::ChildRun::Lost(loss) => {
                     tracing::error!(
-                        "the child of task {}[{}] is lost: {}",
+                        "task {}[{}]: child process lost: {}",
                         invocation.job.task,
                         invocation.job.id,
                         loss.message

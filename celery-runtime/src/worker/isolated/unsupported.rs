@@ -1,4 +1,4 @@
-//! Where there are no children: systems other than Unix.
+//! The same interface for systems other than Unix, which have no isolated tasks.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -7,29 +7,29 @@ use crate::app::inner::AppInner;
 use crate::execution::{ErasedTask, Tasks};
 use crate::worker::error::WorkerError;
 
-/// Nothing: there are none.
+/// Uninhabited: there are no child processes.
 #[derive(Debug)]
 pub(crate) enum Children {}
 
-/// Nothing of the command is needed.
+/// Empty: the command is not used.
 #[derive(Clone, Debug)]
 pub(crate) struct ChildCommand;
 
-/// Where nothing passes.
+/// Uninhabited: there is no socket.
 #[derive(Debug)]
 pub(crate) enum Socket {}
 
-/// As on Unix.
+/// What a worker does in this process; always [`Work`](Self::Work) without children.
 pub(crate) enum Mode {
     Work(Option<Arc<Children>>),
-    #[allow(dead_code, reason = "there are no children")]
+    #[allow(dead_code, reason = "used on Unix only")]
     Serve(Socket),
-    #[allow(dead_code, reason = "there are no children")]
+    #[allow(dead_code, reason = "used on Unix only")]
     Wait,
 }
 
-/// Whether this process was started by a worker to run its isolated tasks;
-/// never on this system.
+/// Returns whether this process was started by a worker to run isolated tasks;
+/// always false on this system.
 pub fn is_isolated_child() -> bool {
     false
 }
@@ -51,7 +51,7 @@ impl Children {
 }
 
 /// The properties of a worker that decide about child processes.
-#[allow(dead_code, reason = "there are no children")]
+#[allow(dead_code, reason = "used on Unix only")]
 pub(crate) struct WorkerProfile<'a> {
     pub(crate) app: &'a AppInner,
     pub(crate) tasks: &'a Tasks,

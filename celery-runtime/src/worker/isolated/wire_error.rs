@@ -1,4 +1,7 @@
-//! How a task that did not return is told across processes. Pure.
+//! The wire form of [`TaskError`] between processes: [`WireError`]. Pure.
+//!
+//! Python values are encoded as strings of Celery's JSON, which unlike
+//! `serde_json` preserves byte strings and infinities.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,78 +14,81 @@ use crate::execution::{
 };
 use crate::task::AutoRetry;
 
-/// A [`TaskError`] without the error behind it: what that decides is decided
-/// where it is.
+/// A [`TaskError`] without its source error. What depends on the source's type,
+/// as automatic retries do, is determined in the child.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum WireError {
-    Failed(WireTold),
+    Failed(WireFailure),
     Retry {
-        when: Option<Due>,
-        most: Most,
-        because: Option<WireTold>,
-        changes: Option<Changed>,
+        when: Option<WireWhen>,
+        max_retries: WireMaxRetries,
+        because: Option<WireFailure>,
+        changes: Option<WireChanges>,
     },
     Reject {
         requeue: bool,
         reason: String,
     },
     Ignore,
-    /// The canvas that takes the task's place, a signature in JSON.
+    /// The canvas that replaces the task: a signature in JSON.
     Replace(String),
 }
 
-/// A failure.
+/// The wire form of [`Failure`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct WireTold {
-    /// In JSON.
+pub(crate) struct WireFailure {
+    /// The exception in JSON.
     exception: String,
     traceback: String,
+    /// Whether the task's automatic retry applies to the source error.
     autoretried: bool,
 }
 
-/// In what the message of a retry is another one, values in JSON.
+/// The wire form of [`Changes`]; values are in JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Changed {
+pub(crate) struct WireChanges {
     args: Option<String>,
     kwargs: Option<String>,
     headers: String,
     expires: Option<SystemTime>,
 }
 
+/// The wire form of [`When`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) enum Due {
+pub(crate) enum WireWhen {
     After(Duration),
     At(SystemTime),
 }
 
-/// How many retries there are at most.
+/// The wire form of the limit of retries.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) enum Most {
-    AsDeclared,
-    Endless,
-    Times(u32),
+pub(crate) enum WireMaxRetries {
+    /// The limit in the task's options.
+    Declared,
+    Unlimited,
+    Limit(u32),
 }
 
 impl WireError {
-    /// What is told of an error of a task that has this automatic retry.
-    pub(crate) fn tell(error: TaskError, auto: Option<&AutoRetry>) -> Result<Self, EncodeError> {
+    /// Converts the error of a task with this automatic retry.
+    pub(crate) fn encode(error: TaskError, auto: Option<&AutoRetry>) -> Result<Self, EncodeError> {
         Ok(match error.into_kind() {
-            Kind::Failed(failure) => Self::Failed(WireTold::tell(&failure, auto)?),
+            Kind::Failed(failure) => Self::Failed(WireFailure::encode(&failure, auto)?),
             Kind::Retry(retry) => Self::Retry {
                 when: retry.when.map(|when| match when {
-                    When::After(delay) => Due::After(delay),
-                    When::At(time) => Due::At(time),
+                    When::After(delay) => WireWhen::After(delay),
+                    When::At(time) => WireWhen::At(time),
                 }),
-                most: match retry.max_retries {
-                    None => Most::AsDeclared,
-                    Some(None) => Most::Endless,
-                    Some(Some(times)) => Most::Times(times),
+                max_retries: match retry.max_retries {
+                    None => WireMaxRetries::Declared,
+                    Some(None) => WireMaxRetries::Unlimited,
+                    Some(Some(limit)) => WireMaxRetries::Limit(limit),
                 },
                 because: match &retry.because {
-                    Some(failure) => Some(WireTold::tell(failure, auto)?),
+                    Some(failure) => Some(WireFailure::encode(failure, auto)?),
                     None => None,
                 },
-                changes: Changed::tell(&retry.changes)?,
+                changes: WireChanges::encode(&retry.changes)?,
             },
             Kind::Reject { requeue, reason } => Self::Reject {
                 requeue: requeue == Requeue::Yes,
@@ -90,33 +96,33 @@ impl WireError {
             },
             Kind::Ignore => Self::Ignore,
             Kind::Replace(canvas) => Self::Replace(json(&canvas_to_wire(&canvas)?)?),
-            // What the worker's own tasks end with, and these are not isolated.
+            // Only built-in tasks end with this, and they are not isolated.
             Kind::Join(_) => Self::Ignore,
         })
     }
 
-    /// The error that was told.
-    pub(crate) fn understand(self) -> Result<TaskError, DecodeError> {
+    /// Converts the wire form back.
+    pub(crate) fn decode(self) -> Result<TaskError, DecodeError> {
         Ok(TaskError::of_kind(match self {
-            Self::Failed(told) => Kind::Failed(told.understand()?),
+            Self::Failed(wire) => Kind::Failed(wire.decode()?),
             Self::Retry {
                 when,
-                most,
+                max_retries,
                 because,
                 changes,
             } => Kind::Retry(Retry {
                 when: when.map(|due| match due {
-                    Due::After(delay) => When::After(delay),
-                    Due::At(time) => When::At(time),
+                    WireWhen::After(delay) => When::After(delay),
+                    WireWhen::At(time) => When::At(time),
                 }),
-                max_retries: match most {
-                    Most::AsDeclared => None,
-                    Most::Endless => Some(None),
-                    Most::Times(times) => Some(Some(times)),
+                max_retries: match max_retries {
+                    WireMaxRetries::Declared => None,
+                    WireMaxRetries::Unlimited => Some(None),
+                    WireMaxRetries::Limit(limit) => Some(Some(limit)),
                 },
-                because: because.map(WireTold::understand).transpose()?,
+                because: because.map(WireFailure::decode).transpose()?,
                 changes: match changes {
-                    Some(changed) => changed.understand()?,
+                    Some(changed) => changed.decode()?,
                     None => Changes::default(),
                 },
             }),
@@ -134,8 +140,8 @@ impl WireError {
     }
 }
 
-impl WireTold {
-    fn tell(failure: &Failure, auto: Option<&AutoRetry>) -> Result<Self, EncodeError> {
+impl WireFailure {
+    fn encode(failure: &Failure, auto: Option<&AutoRetry>) -> Result<Self, EncodeError> {
         Ok(Self {
             exception: json(&failure.exception)?,
             traceback: failure.traceback(),
@@ -143,7 +149,7 @@ impl WireTold {
         })
     }
 
-    fn understand(self) -> Result<Failure, DecodeError> {
+    fn decode(self) -> Result<Failure, DecodeError> {
         Ok(Failure {
             exception: Exception::read(&Raw::json(&self.exception))?,
             source: None,
@@ -155,9 +161,9 @@ impl WireTold {
     }
 }
 
-impl Changed {
-    /// Nothing where nothing is different.
-    fn tell(changes: &Changes) -> Result<Option<Self>, EncodeError> {
+impl WireChanges {
+    /// Returns `None` if nothing is changed.
+    fn encode(changes: &Changes) -> Result<Option<Self>, EncodeError> {
         if changes.is_empty() {
             return Ok(None);
         }
@@ -169,7 +175,7 @@ impl Changed {
         }))
     }
 
-    fn understand(self) -> Result<Changes, DecodeError> {
+    fn decode(self) -> Result<Changes, DecodeError> {
         let array = |text: String| Raw::json(&text).decode::<Vec<Value>>();
         let map = |text: String| Raw::json(&text).decode::<Map>();
         Ok(Changes {
@@ -197,18 +203,18 @@ mod tests {
 
     use super::*;
 
-    fn cross(error: TaskError, auto: Option<AutoRetry>) -> Kind {
-        let told = WireError::tell(error, auto.as_ref()).unwrap();
-        let bytes = serde_json::to_vec(&told).unwrap();
-        let told: WireError = serde_json::from_slice(&bytes).unwrap();
-        told.understand().unwrap().into_kind()
+    fn round_trip(error: TaskError, auto: Option<AutoRetry>) -> Kind {
+        let wire = WireError::encode(error, auto.as_ref()).unwrap();
+        let bytes = serde_json::to_vec(&wire).unwrap();
+        let wire: WireError = serde_json::from_slice(&bytes).unwrap();
+        wire.decode().unwrap().into_kind()
     }
 
     #[test]
-    fn a_failure_keeps_what_python_sees_of_it() {
+    fn failure_keeps_exception_and_traceback() {
         let arguments = [Value::Bytes(vec![0, 255]), Value::Float(f64::INFINITY)];
         let exception = Exception::new("m", "E", "").with_args(arguments);
-        let Kind::Failed(failure) = cross(TaskError::failed(exception.clone()), None) else {
+        let Kind::Failed(failure) = round_trip(TaskError::failed(exception.clone()), None) else {
             panic!("not a failure")
         };
         assert_eq!(failure.exception, exception);
@@ -216,16 +222,16 @@ mod tests {
     }
 
     #[test]
-    fn the_type_behind_a_failure_decides_where_it_is() {
+    fn automatic_retry_is_decided_by_the_source_type() {
         let auto = AutoRetry::on::<std::num::ParseIntError>();
         let parse = || TaskError::from("x".parse::<i64>().unwrap_err());
         let io = || TaskError::from(std::io::Error::other("x"));
-        for (error, told, expected) in [
+        for (error, auto_retry, expected) in [
             (parse(), Some(auto), true),
             (io(), Some(auto), false),
             (parse(), None, false),
         ] {
-            let Kind::Failed(failure) = cross(error, told) else {
+            let Kind::Failed(failure) = round_trip(error, auto_retry) else {
                 panic!("not a failure")
             };
             assert_eq!(failure.is_retried_by(&auto), expected);
@@ -233,12 +239,12 @@ mod tests {
     }
 
     #[test]
-    fn retries_and_refusals_cross() {
+    fn retry_and_reject_keep_their_fields() {
         let retry = TaskError::retry()
             .after(Duration::from_secs(5))
             .at_most(7)
             .because(std::io::Error::other("busy"));
-        let Kind::Retry(retry) = cross(retry, None) else {
+        let Kind::Retry(retry) = round_trip(retry, None) else {
             panic!("not a retry")
         };
         assert!(matches!(retry.when, Some(When::After(delay)) if delay.as_secs() == 5));
@@ -247,7 +253,7 @@ mod tests {
         assert_eq!(because.exception.exc_message, [Value::from("busy")]);
 
         let time = SystemTime::UNIX_EPOCH + Duration::from_secs(9);
-        let Kind::Retry(retry) = cross(TaskError::retry().at(time), None) else {
+        let Kind::Retry(retry) = round_trip(TaskError::retry().at(time), None) else {
             panic!("not a retry")
         };
         assert!(matches!(retry.when, Some(When::At(at)) if at == time));
@@ -262,16 +268,19 @@ mod tests {
             panic!("not a retry")
         };
         let changes = expected.changes.clone();
-        let Kind::Retry(retry) = cross(TaskError::of_kind(Kind::Retry(expected)), None) else {
+        let Kind::Retry(retry) = round_trip(TaskError::of_kind(Kind::Retry(expected)), None) else {
             panic!("not a retry")
         };
         assert_eq!(retry.changes, changes);
 
-        let rejected = cross(TaskError::reject("no", Requeue::Yes), None);
+        let rejected = round_trip(TaskError::reject("no", Requeue::Yes), None);
         assert!(matches!(
             rejected,
             Kind::Reject { requeue: Requeue::Yes, reason } if reason == "no"
         ));
-        assert!(matches!(cross(TaskError::ignore(), None), Kind::Ignore));
+        assert!(matches!(
+            round_trip(TaskError::ignore(), None),
+            Kind::Ignore
+        ));
     }
 }

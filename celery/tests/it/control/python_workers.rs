@@ -180,7 +180,7 @@ async fn commands_take_effect_or_return_errors(setup: Setup) {
     ];
     for (call, expected) in rejected {
         let (_, answer) = call.replies().await.unwrap().into_iter().next().unwrap();
-        let Err(CommandError::Refused { node, cause, .. }) = answer else {
+        let Err(CommandError::Failed { node, cause, .. }) = answer else {
             panic!("{answer:?}");
         };
         assert!(node == ONE && cause.contains(expected), "{cause}");

@@ -1,8 +1,8 @@
-//! What commands are given, and what is answered, in Python's forms. Pure.
+//! Arguments and replies of commands in the forms that Python uses. Pure.
 
 use celery_protocol::{Map, Value, repr};
 
-/// A map of one entry: `{"ok": …}` and its like.
+/// Returns a map with one entry, such as `{"ok": …}`.
 pub(crate) fn entry(name: &str, value: impl Into<Value>) -> Value {
     let mut map = Map::new();
     map.insert(name, value);
@@ -13,6 +13,7 @@ pub(crate) fn list<'a>(texts: impl IntoIterator<Item = &'a str>) -> Value {
     Value::Array(texts.into_iter().map(Value::from).collect())
 }
 
+/// Returns the error of a command without a required argument.
 pub(crate) fn missing(argument: &str) -> String {
     format!("TypeError(\"missing 1 required argument: '{argument}'\")")
 }
@@ -24,7 +25,7 @@ pub(crate) fn text(arguments: &Map, name: &str) -> Option<String> {
         .map(ToOwned::to_owned)
 }
 
-/// The ids that a command is about.
+/// Reads the argument `task_id`: one id or a list of ids.
 pub(crate) fn task_ids(arguments: &Map) -> Result<Vec<String>, String> {
     match arguments.get("task_id") {
         None => Err(missing("task_id")),
@@ -36,7 +37,7 @@ pub(crate) fn task_ids(arguments: &Map) -> Result<Vec<String>, String> {
     }
 }
 
-/// A text, or a list of them.
+/// Reads a string or a list of strings; anything else is an empty list.
 pub(crate) fn texts(value: Option<&Value>) -> Vec<String> {
     match value {
         Some(Value::Str(one)) => vec![one.clone()],
@@ -48,7 +49,7 @@ pub(crate) fn texts(value: Option<&Value>) -> Vec<String> {
     }
 }
 
-/// Whether Python takes it for true. Flower says 1.
+/// Returns the truth value of an argument as in Python; Flower sends 1 for true.
 pub(crate) fn is_true(value: Option<&Value>) -> bool {
     match value {
         None | Some(Value::Null) => false,
@@ -59,7 +60,7 @@ pub(crate) fn is_true(value: Option<&Value>) -> bool {
     }
 }
 
-/// A number, which the command line gives as text.
+/// Reads a finite number, which `celery control` may send as a string.
 pub(crate) fn number(value: &Value) -> Option<f64> {
     value
         .as_f64()
@@ -74,7 +75,7 @@ pub(crate) fn scalar(value: &Value) -> Option<String> {
     }
 }
 
-/// A text as Python prints it.
+/// Returns a string as Python's `repr` prints it.
 pub(crate) fn quoted(text: &str) -> String {
     let printed = repr::args(&(text,));
     printed
@@ -83,7 +84,7 @@ pub(crate) fn quoted(text: &str) -> String {
         .to_owned()
 }
 
-/// A set of texts as Python prints it.
+/// Returns a set of strings as Python's `repr` prints it.
 pub(crate) fn set(ids: &[String]) -> String {
     if ids.is_empty() {
         return "set()".to_owned();
@@ -92,8 +93,7 @@ pub(crate) fn set(ids: &[String]) -> String {
     format!("{{{}}}", ids.join(", "))
 }
 
-/// A signal by number or name, with or without `SIG`; SIGTERM where none is
-/// given.
+/// Reads a signal by number or name, with or without `SIG`; SIGTERM by default.
 pub(crate) fn signal(value: Option<&Value>) -> Result<i32, String> {
     let name = match value {
         None | Some(Value::Null) => return Ok(15),
@@ -114,7 +114,7 @@ pub(crate) fn signal(value: Option<&Value>) -> Result<i32, String> {
         .ok_or_else(|| format!("KeyError({})", quoted(&name)))
 }
 
-/// Those of Linux that end a process.
+/// The signals of Linux that terminate a process.
 const SIGNALS: [(&str, i32); 9] = [
     ("HUP", 1),
     ("INT", 2),
@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn signals_are_known_by_name_and_number() {
+    fn signal_is_read_from_name_or_number() {
         assert_eq!(signal(None), Ok(15));
         assert_eq!(signal(Some(&"SIGKILL".into())), Ok(9));
         assert_eq!(signal(Some(&"int".into())), Ok(2));
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn truth_is_pythons() {
+    fn truth_value_matches_python() {
         let truths = [Value::Bool(true), Value::Int(1), "false".into()];
         assert!(truths.iter().all(|value| is_true(Some(value))));
         let others = [Value::Bool(false), Value::Int(0), "".into(), Value::Null];
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_printed_as_by_python() {
+    fn strings_are_printed_as_by_python() {
         assert_eq!(quoted("nosuch"), "'nosuch'");
         assert_eq!(set(&["a".to_owned()]), "{'a'}");
         assert_eq!(set(&[]), "set()");

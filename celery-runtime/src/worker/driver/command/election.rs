@@ -1,9 +1,10 @@
-//! Elections: one of the workers does what was asked of all.
+//! Elections: exactly one of the workers runs a task that was sent to all.
 //!
-//! Everybody proposes itself, everybody counts. Python's workers decide when
-//! they have heard as many agreements as they know workers; we count those who
-//! proposed themselves, and decide when nobody else has for a moment. The lowest
-//! clock wins, and of equal ones the lowest name.
+//! Each worker proposes itself with `worker-elect` and collects the proposals of
+//! the others. Celery's workers decide once they have received as many
+//! `worker-elect-ack` as they know workers. This worker decides once no further
+//! proposal has arrived for [`QUIET_PERIOD`]. The candidate with the lowest
+//! logical clock wins; among equal clocks, the lowest name.
 
 use std::time::Duration;
 
@@ -12,24 +13,25 @@ use tokio::time::Instant;
 
 use crate::worker::driver::{Driver, Finished};
 
-/// How long after the latest proposal an election is decided.
-const SILENCE: Duration = Duration::from_millis(500);
+/// How long after the last proposal an election is decided.
+const QUIET_PERIOD: Duration = Duration::from_millis(500);
 
-/// Elections at the same time; those beyond are not taken part in.
-const MOST: usize = 64;
+/// Most concurrent elections; further ones are ignored.
+const MAX_ELECTIONS: usize = 64;
 
 #[derive(Debug)]
 pub(crate) struct Election {
     id: String,
     topic: String,
     action: Value,
-    best: (u64, String),
+    /// Clock and name of the candidate that wins so far.
+    leader: (u64, String),
     pub(crate) decided_at: Instant,
 }
 
 impl Driver {
-    /// Proposes this worker.
-    pub(crate) fn elect(&mut self, arguments: &Map) {
+    /// Proposes this worker as a candidate.
+    pub(crate) fn propose_candidate(&mut self, arguments: &Map) {
         let mut fields = Map::new();
         for name in ["id", "topic", "action"] {
             let value = arguments.get(name).cloned().unwrap_or_default();
@@ -37,93 +39,101 @@ impl Driver {
         }
         fields.insert("cver", 1_i64);
         self.events
-            .tell_of_worker("worker-elect", fields, self.now.wall);
+            .worker_event("worker-propose_candidate", fields, self.now.wall);
     }
 
-    /// Takes note of proposals, our own included.
-    pub(crate) fn follow_election(&mut self, events: &[celery_protocol::Event]) {
+    /// Handles proposals, including those of this worker.
+    pub(crate) fn handle_election_events(&mut self, events: &[celery_protocol::Event]) {
         for event in events {
             self.logical_clock.adjust(event.clock);
-            if event.kind == "worker-elect" {
-                self.note_candidate(event);
+            if event.kind == "worker-propose_candidate" {
+                self.add_candidate(event);
             }
         }
     }
 
-    pub(crate) fn note_candidate(&mut self, event: &celery_protocol::Event) {
+    pub(crate) fn add_candidate(&mut self, event: &celery_protocol::Event) {
         let text = |name: &str| event.fields.get(name).and_then(Value::as_str);
         let Some(id) = text("id").map(ToOwned::to_owned) else {
             return;
         };
         let candidate = (event.clock, format!("{}.{}", event.hostname, event.pid));
-        let decided_at = self.now.instant + SILENCE;
-        let is_full = self.elections.len() >= MOST;
+        let decided_at = self.now.instant + QUIET_PERIOD;
+        let is_full = self.elections.len() >= MAX_ELECTIONS;
         match self.elections.iter_mut().find(|known| known.id == id) {
-            Some(known) => {
-                known.decided_at = decided_at;
-                if candidate < known.best {
-                    known.best = candidate;
+            Some(election) => {
+                election.decided_at = decided_at;
+                if candidate < election.leader {
+                    election.leader = candidate;
                 }
             }
             None if !is_full => self.elections.push(Election {
                 id: id.clone(),
                 topic: text("topic").unwrap_or_default().to_owned(),
                 action: event.fields.get("action").cloned().unwrap_or_default(),
-                best: candidate,
+                leader: candidate,
                 decided_at,
             }),
-            None => return tracing::warn!("election {id} is left out: there are too many"),
+            None => {
+                return tracing::warn!(
+                    "ignoring election {id}: more than {MAX_ELECTIONS} are open"
+                );
+            }
         }
         let mut fields = Map::new();
         fields.insert("id", id);
         self.events
-            .tell_of_worker("worker-elect-ack", fields, self.now.wall);
+            .worker_event("worker-propose_candidate-ack", fields, self.now.wall);
     }
 
-    /// Decides the elections whose time has come.
+    /// Decides the elections whose quiet period is over.
     pub(crate) fn decide_elections(&mut self) {
         let now = self.now.instant;
-        let us = format!("{}.{}", self.hostname(), std::process::id());
-        while let Some(over) = self
+        let this_worker = format!("{}.{}", self.hostname(), std::process::id());
+        while let Some(decided) = self
             .elections
             .iter()
             .position(|election| election.decided_at <= now)
         {
-            let election = self.elections.swap_remove(over);
-            if election.best.1 != us {
-                tracing::info!("{} is elected for {}", election.best.1, election.id);
+            let election = self.elections.swap_remove(decided);
+            if election.leader.1 != this_worker {
+                tracing::info!("election {}: {} is elected", election.id, election.leader.1);
                 continue;
             }
-            tracing::info!("elected for {}", election.id);
+            tracing::info!("election {}: this worker is elected", election.id);
             if election.topic == "task" {
-                self.run_elected(&election.action);
+                self.publish_elected_task(&election.action);
             } else {
-                tracing::warn!("no elections are held about {:?}", election.topic);
+                tracing::warn!(
+                    "election {}: unknown topic {:?}",
+                    election.id,
+                    election.topic
+                );
             }
         }
     }
 
-    /// Sends the task that the elected worker is to see to.
-    pub(crate) fn run_elected(&mut self, action: &Value) {
-        let written = Raw::encode(Serializer::Json, action).map_err(|error| error.to_string());
-        let letter = written.and_then(|raw| {
+    /// Publishes the task of an election that this worker has won.
+    pub(crate) fn publish_elected_task(&mut self, action: &Value) {
+        let encoded = Raw::encode(Serializer::Json, action).map_err(|error| error.to_string());
+        let publication = encoded.and_then(|raw| {
             let signature = WireSignature::read(&raw).map_err(|error| error.to_string())?;
-            let letter = self.executor.messages.elected(&signature, self.now.wall);
-            letter.map_err(|error| error.to_string())
+            let publication = self.executor.messages.elected(&signature, self.now.wall);
+            publication.map_err(|error| error.to_string())
         });
-        match letter {
-            Ok(letter) => {
+        match publication {
+            Ok(publication) => {
                 let broker = std::sync::Arc::clone(&self.supervisor.broker);
                 self.futures.push(Box::pin(async move {
-                    for sent in broker.publish(&[letter]).await {
+                    for sent in broker.publish(&[publication]).await {
                         if let Err(error) = sent {
-                            tracing::error!("the elected task was not sent: {error}");
+                            tracing::error!("cannot send the elected task: {error}");
                         }
                     }
                     Finished::Nothing
                 }));
             }
-            Err(cause) => tracing::error!("the elected task cannot be sent: {cause}"),
+            Err(cause) => tracing::error!("cannot create the message of the elected task: {cause}"),
         }
     }
 }

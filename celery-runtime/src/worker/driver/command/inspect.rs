@@ -1,4 +1,4 @@
-//! The questions of remote control.
+//! The commands of `celery inspect`: they read the worker's state.
 
 use celery_protocol::{Map, Serializer, Value, time};
 
@@ -8,10 +8,11 @@ use crate::execution::Registered;
 use crate::worker::core::describe::describe;
 use crate::worker::delivery::in_flight::{DeliveryKey, InFlightDelivery, Payload};
 use crate::worker::driver::Driver;
+use crate::worker::driver::command::argument::{is_true, texts};
 use crate::worker::isolated::Children;
 
-/// What `inspect registered` shows of a task unless asked for something else.
-const SHOWN: [&str; 3] = ["exchange", "routing_key", "rate_limit"];
+/// The fields of a task that `inspect registered` shows by default.
+const DEFAULT_TASK_FIELDS: [&str; 3] = ["exchange", "routing_key", "rate_limit"];
 
 impl Driver {
     pub(crate) fn active(&self) -> Value {
@@ -43,12 +44,12 @@ impl Driver {
 
     pub(crate) fn scheduled(&mut self) -> Value {
         let tasks = self.scheduled.list(self.now.wall);
-        let shown = tasks.into_iter().map(|later| {
+        let shown = tasks.into_iter().map(|task| {
             let mut map = Map::new();
-            map.insert("eta", time::format(later.eta));
-            // Where Celery's timer puts them.
+            map.insert("eta", time::format(task.eta));
+            // The priority of ETA tasks in Celery's timer.
             map.insert("priority", 6_i64);
-            map.insert("request", later.request());
+            map.insert("request", task.request());
             Value::Map(map)
         });
         Value::Array(shown.collect())
@@ -69,7 +70,7 @@ impl Driver {
             let state = match &entry.life {
                 life if life.is_running() => "active",
                 life if life.is_reserved() => "reserved",
-                // On its way to where it waits for its time.
+                // The message is on its way to the delay queue.
                 _ if self.scheduled.find(&job.id).is_some() => "scheduled",
                 _ => "ready",
             };
@@ -79,8 +80,8 @@ impl Driver {
             }
         }
         for id in ids {
-            if let (Some(later), false) = (self.scheduled.find(id), found.contains_key(id)) {
-                let pair = vec![Value::from("scheduled"), later.request()];
+            if let (Some(task), false) = (self.scheduled.find(id), found.contains_key(id)) {
+                let pair = vec![Value::from("scheduled"), task.request()];
                 found.insert(id.as_str(), Value::Array(pair));
             }
         }
@@ -88,12 +89,12 @@ impl Driver {
     }
 
     pub(crate) fn registered(&self, arguments: &Map) -> Value {
-        let asked = crate::worker::driver::command::argument::texts(arguments.get("taskinfoitems"));
-        let items: Vec<&str> = match &*asked {
-            [] => SHOWN.to_vec(),
-            asked => asked.iter().map(String::as_str).collect(),
+        let requested = texts(arguments.get("taskinfoitems"));
+        let items: Vec<&str> = match &*requested {
+            [] => DEFAULT_TASK_FIELDS.to_vec(),
+            requested => requested.iter().map(String::as_str).collect(),
         };
-        let builtins = crate::worker::driver::command::argument::is_true(arguments.get("builtins"));
+        let builtins = is_true(arguments.get("builtins"));
         let mut lines: Vec<String> = self
             .decoder
             .registry
@@ -105,6 +106,8 @@ impl Driver {
         Value::Array(lines.into_iter().map(Value::from).collect())
     }
 
+    /// Returns a task's name and the requested fields that are set, as in
+    /// `add [rate_limit=10/m max_retries=3]`.
     pub(crate) fn describe_task(&self, task: &Registered, items: &[&str]) -> String {
         let options = &task.declaration.options;
         let seconds = |time: Option<std::time::Duration>| Some(time?.as_secs_f64().to_string());
@@ -113,7 +116,7 @@ impl Driver {
                 "name" => Some(task.name.to_string()),
                 "rate_limit" => self.rate_limits.get(&*task.name).cloned(),
                 "max_retries" => match options.max_retries.unwrap_or(Some(3)) {
-                    Some(most) => Some(most.to_string()),
+                    Some(limit) => Some(limit.to_string()),
                     None => Some("None".to_owned()),
                 },
                 "queue" => task.declaration.queue.as_deref().map(ToOwned::to_owned),
@@ -146,7 +149,7 @@ impl Driver {
         }
         stats.insert("total", Value::Map(total));
         stats.insert("pid", i64::from(std::process::id()));
-        // A text, as by Celery.
+        // Celery sends the clock as a string.
         stats.insert("clock", self.logical_clock.value().to_string());
         let uptime = self
             .now
@@ -157,10 +160,10 @@ impl Driver {
         stats.insert("broker", Value::Map(self.broker()));
         stats.insert("prefetch_count", self.window() as u64);
         stats.insert("rusage", Value::Map(resource_usage()));
-        if let Some((most, least)) = self.autoscale {
+        if let Some((max, min)) = self.autoscale {
             let mut scale = Map::new();
-            scale.insert("max", most as u64);
-            scale.insert("min", least as u64);
+            scale.insert("max", max as u64);
+            scale.insert("min", min as u64);
             scale.insert("current", self.concurrency as u64);
             scale.insert("qty", self.pending as u64);
             stats.insert("autoscaler", Value::Map(scale));
@@ -168,7 +171,7 @@ impl Driver {
         Value::Map(stats)
     }
 
-    /// Monitors take the length of `processes` for the size of the pool.
+    /// Describes the pool. Flower takes the length of `processes` for its size.
     pub(crate) fn pool(&self) -> Map {
         let pid = i64::from(std::process::id());
         let mut pool = Map::new();
@@ -182,14 +185,14 @@ impl Driver {
             max_tasks = children.max_tasks;
             pids.extend(children.tasks.iter().map(|(pid, _)| i64::from(*pid)));
         }
-        // A slot without a process of its own is in this one.
+        // A slot without a child process runs in this process.
         pids.truncate(self.concurrency);
         pids.resize(self.concurrency, pid);
         pool.insert("implementation", implementation);
         pool.insert("max-concurrency", self.limits.concurrency as u64);
         let slots = pids.into_iter().map(Value::Int);
         pool.insert("processes", Value::Array(slots.collect()));
-        let max_tasks = max_tasks.map_or(Value::from("N/A"), |most| i64::from(most).into());
+        let max_tasks = max_tasks.map_or(Value::from("N/A"), |limit| i64::from(limit).into());
         pool.insert("max-tasks-per-child", max_tasks);
         let abandoned = self.executor.services.blocking.abandoned();
         pool.insert("abandoned-threads", abandoned as u64);
@@ -207,40 +210,13 @@ impl Driver {
     pub(crate) fn broker(&self) -> Map {
         let config = &self.executor.messages.sender.config;
         let url = config.broker_url.as_deref().and_then(first_url);
-        let mut broker = Map::new();
-        let text = |text: Option<String>| text.map_or(Value::Null, Value::from);
-        let scheme = url.as_ref().map(|url| url.scheme.clone());
-        let is_amqp = scheme
-            .as_deref()
-            .is_some_and(|scheme| scheme.starts_with("amqp"));
-        broker.insert(
-            "hostname",
-            text(url.as_ref().and_then(|url| url.host.clone())),
-        );
-        let user = url.as_ref().and_then(|url| url.user.clone());
-        let user = user.or_else(|| is_amqp.then(|| "guest".to_owned()));
-        broker.insert("userid", text(user));
-        let path = url
-            .as_ref()
-            .map(|url| url.path.trim_start_matches('/').to_owned());
-        let path = path.map(|path| match (&*path, is_amqp) {
-            ("", true) => "/".to_owned(),
-            ("", false) => "0".to_owned(),
-            _ => path,
-        });
-        broker.insert("virtual_host", text(path));
-        let port = url.as_ref().and_then(|url| url.port);
-        let port = port.or(if is_amqp { Some(5672) } else { Some(6379) });
-        broker.insert(
-            "port",
-            port.map_or(Value::Null, |port| i64::from(port).into()),
-        );
+        let scheme = url.as_ref().map(|url| url.scheme.as_str());
+        let is_amqp = scheme.is_some_and(|scheme| scheme.starts_with("amqp"));
+        let is_secure = scheme.is_some_and(|scheme| scheme.ends_with('s') && scheme != "redis");
+        let mut broker = broker_address(url.as_ref(), is_amqp);
         broker.insert("insist", false);
-        let is_secure = scheme
-            .as_deref()
-            .is_some_and(|scheme| scheme.ends_with('s') && scheme != "redis");
         broker.insert("ssl", is_secure);
-        broker.insert("transport", text(scheme));
+        broker.insert("transport", scheme.map_or(Value::Null, Value::from));
         broker.insert(
             "connect_timeout",
             config.broker_connection_timeout.as_secs(),
@@ -259,6 +235,7 @@ impl Driver {
         broker
     }
 
+    /// Returns the settings, with passwords replaced as by Celery.
     pub(crate) fn configuration(&self) -> Value {
         let config = &self.executor.messages.sender.config;
         let mut shown = Map::new();
@@ -267,9 +244,6 @@ impl Driver {
                 redacted(url).replace("***", "********").into()
             })
         };
-        let seconds = |time: Option<std::time::Duration>| {
-            time.map_or(Value::Null, |time| time.as_secs_f64().into())
-        };
         shown.insert("broker_url", url(config.broker_url.as_deref()));
         shown.insert("result_backend", url(config.result_backend.as_deref()));
         shown.insert("broker_heartbeat", seconds(config.broker_heartbeat));
@@ -277,7 +251,7 @@ impl Driver {
         let accepted = known.filter(|known| config.accept_content.contains(*known));
         let accepted: Value = accepted.map(Serializer::name).collect();
         shown.insert("accept_content", accepted);
-        // Not to be set here, and shown for those who look for them.
+        // These cannot be set here; monitors expect them.
         shown.insert("enable_utc", true);
         shown.insert("timezone", "UTC");
         shown.insert("include", Value::Array(Vec::new()));
@@ -287,6 +261,13 @@ impl Driver {
         shown.insert("result_expires", seconds(config.result_expires));
         shown.insert("result_extended", config.result_extended);
         shown.insert("result_serializer", config.result_serializer.name());
+        self.task_settings(&mut shown);
+        self.worker_settings(&mut shown);
+        Value::Map(shown)
+    }
+
+    fn task_settings(&self, shown: &mut Map) {
+        let config = &self.executor.messages.sender.config;
         shown.insert("task_serializer", config.task_serializer.name());
         shown.insert("task_default_queue", config.queues.default_queue.as_str());
         shown.insert("task_create_missing_queues", config.queues.create_missing);
@@ -307,6 +288,10 @@ impl Driver {
             rate.map_or(Value::Null, Value::from),
         );
         shown.insert("task_send_sent_event", config.task_send_sent_event);
+    }
+
+    fn worker_settings(&self, shown: &mut Map) {
+        let config = &self.executor.messages.sender.config;
         shown.insert("worker_concurrency", self.concurrency as u64);
         let multiplier = config.worker_prefetch_multiplier;
         shown.insert("worker_prefetch_multiplier", multiplier as u64);
@@ -319,7 +304,6 @@ impl Driver {
         shown.insert("worker_send_task_events", self.settings.task_events);
         let timeout = self.settings.soft_shutdown_timeout.as_secs_f64();
         shown.insert("worker_soft_shutdown_timeout", timeout);
-        Value::Map(shown)
     }
 
     pub(crate) fn report(&self) -> String {
@@ -337,6 +321,31 @@ impl Driver {
     }
 }
 
+/// Returns host, user, virtual host and port, with the defaults of the transport.
+fn broker_address(url: Option<&ServiceUrl>, is_amqp: bool) -> Map {
+    let text = |text: Option<String>| text.map_or(Value::Null, Value::from);
+    let mut address = Map::new();
+    address.insert("hostname", text(url.and_then(|url| url.host.clone())));
+    let user = url.and_then(|url| url.user.clone());
+    let user = user.or_else(|| is_amqp.then(|| "guest".to_owned()));
+    address.insert("userid", text(user));
+    let path = url.map(|url| url.path.trim_start_matches('/').to_owned());
+    let path = path.map(|path| match (&*path, is_amqp) {
+        ("", true) => "/".to_owned(),
+        ("", false) => "0".to_owned(),
+        _ => path,
+    });
+    address.insert("virtual_host", text(path));
+    let port = url.and_then(|url| url.port);
+    let port = port.unwrap_or(if is_amqp { 5672 } else { 6379 });
+    address.insert("port", i64::from(port));
+    address
+}
+
+fn seconds(time: Option<std::time::Duration>) -> Value {
+    time.map_or(Value::Null, |time| time.as_secs_f64().into())
+}
+
 fn first_url(urls: &str) -> Option<ServiceUrl> {
     ServiceUrl::parse_list(urls).ok()?.into_iter().next()
 }
@@ -350,9 +359,12 @@ fn describe_queue(queue: &Queue) -> Value {
     map.insert("name", queue.name.as_str());
     map.insert("exchange", describe_exchange(&queue.exchange));
     map.insert("routing_key", queue.routing_key.as_str());
-    let arguments = |arguments: &Map| match arguments.is_empty() {
-        true => Value::Null,
-        false => Value::Map(arguments.clone()),
+    let arguments = |arguments: &Map| {
+        if arguments.is_empty() {
+            Value::Null
+        } else {
+            Value::Map(arguments.clone())
+        }
     };
     map.insert("queue_arguments", arguments(&queue.arguments));
     map.insert("binding_arguments", arguments(&queue.binding_arguments));
@@ -372,7 +384,7 @@ fn describe_queue(queue: &Queue) -> Value {
     });
     map.insert("bindings", Value::Array(bindings.collect()));
     map.insert("no_declare", Value::Null);
-    // Written as arguments of the queue, above.
+    // They are in `queue_arguments`.
     for name in ["expires", "message_ttl", "max_length", "max_length_bytes"] {
         map.insert(name, Value::Null);
     }
@@ -393,12 +405,12 @@ fn describe_exchange(exchange: &Exchange) -> Value {
     Value::Map(map)
 }
 
-/// What the process has used, by the names of `getrusage`; what the system does
-/// not tell is 0.
+/// Returns the resource usage of the process under the names of `getrusage`.
+/// Values that the system does not report are 0.
 fn resource_usage() -> Map {
     let mut usage = Map::new();
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // Behind the program's name, which may have spaces in it.
+    // The fields follow the program's name, which may contain spaces and brackets.
     let numbers: Vec<u64> = stat
         .rsplit_once(')')
         .map(|(_, rest)| {

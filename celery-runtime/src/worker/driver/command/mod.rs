@@ -1,4 +1,17 @@
-//! The commands of remote control.
+//! The commands of remote control (Celery's `celery.worker.control`).
+//!
+//! To add a command:
+//!
+//! 1. add a row with its name to the table in [`Driver::dispatch`];
+//! 2. write its function: in this file if it changes the worker, in `inspect.rs`
+//!    if it only reads. It receives the arguments as a [`Map`], which the helpers
+//!    in `argument.rs` read, and returns the value of the reply;
+//! 3. add a method to [`Control`](crate::Control) or
+//!    [`Inspect`](crate::Inspect) for clients, and a test in
+//!    `tests/it/control.rs`.
+//!
+//! Names, arguments and replies are those of Celery, so that `celery inspect`,
+//! `celery control` and Flower work.
 
 pub(crate) mod argument;
 pub(crate) mod election;
@@ -20,47 +33,54 @@ use crate::worker::driver::command::argument::{
 };
 use crate::worker::io::control_receiver::Incoming;
 
-/// A command of remote control that the application adds.
+/// A command that the application adds with
+/// [`Worker::command`](crate::Worker::command).
 pub(crate) type Command = Box<dyn Fn(&Map) -> Result<Value, String> + Send>;
 
-/// What a command answers.
+/// When and with what a command is replied to.
 pub(crate) enum Reply {
-    Now(Result<Value, String>),
-    /// Something is to be consumed, or no more; the answer comes with the new
-    /// consumer.
-    Queues(Value),
-    /// Nothing, not even to those who asked for it.
-    Never,
+    /// At once: the value, or the text of an error.
+    Immediate(Result<Value, String>),
+    /// The queues to consume have changed; the reply follows when the new
+    /// consumer is established.
+    AfterQueueChange(Value),
+    /// Never, even if the client requested a reply.
+    Omitted,
 }
 
 impl Driver {
-    pub(crate) fn hear(&mut self, incoming: Incoming) {
+    pub(crate) fn handle_incoming(&mut self, incoming: Incoming) {
         match incoming {
-            Incoming::Request(request) => self.obey(request),
-            Incoming::Events(events) => self.follow_election(&events),
+            Incoming::Request(request) => self.handle_command(request),
+            Incoming::Events(events) => self.handle_election_events(&events),
         }
     }
 
-    pub(crate) fn obey(&mut self, request: ControlRequest) {
+    /// Runs a command that is addressed to this worker, and replies to it.
+    pub(crate) fn handle_command(&mut self, request: ControlRequest) {
         self.logical_clock.adjust(request.clock);
         match destination::is_for(&request, self.hostname()) {
             Ok(true) => {}
             Ok(false) => return,
             Err(cause) => {
-                return tracing::warn!("command {:?} is for nobody: {cause}", request.method);
+                return tracing::warn!(
+                    "ignoring control command {:?} with an invalid destination pattern: {cause}",
+                    request.method
+                );
             }
         }
-        tracing::debug!("remote control: {}", request.method);
-        match self.command(&request.method, &request.arguments) {
-            Reply::Now(answer) => self.answer(&request, answer),
-            Reply::Queues(done) => self.change_queues(request, done),
-            Reply::Never => {}
+        tracing::debug!("control command {}", request.method);
+        match self.dispatch(&request.method, &request.arguments) {
+            Reply::Immediate(answer) => self.answer(&request, answer),
+            Reply::AfterQueueChange(done) => self.change_queues(request, done),
+            Reply::Omitted => {}
         }
     }
 
+    /// Sends the reply to a command, if the client requested one.
     pub(crate) fn answer(&mut self, request: &ControlRequest, answer: Result<Value, String>) {
         if let Err(error) = &answer {
-            tracing::warn!("command {:?} failed: {error}", request.method);
+            tracing::warn!("control command {:?} failed: {error}", request.method);
         }
         let value = answer.unwrap_or_else(|error| entry("error", error));
         if let Some(address) = &request.reply_to {
@@ -68,7 +88,10 @@ impl Driver {
         }
     }
 
-    pub(crate) fn command(&mut self, name: &str, arguments: &Map) -> Reply {
+    /// The table of commands: a row for each name, and then the application's own
+    /// commands. It is one `match` in spite of its length, so that it reads as a
+    /// table.
+    pub(crate) fn dispatch(&mut self, name: &str, arguments: &Map) -> Reply {
         let answer = match name {
             "ping" => Ok(entry("ok", "pong")),
             "active" | "dump_active" => Ok(self.active()),
@@ -87,15 +110,15 @@ impl Driver {
             "memdump" => Ok("- rss: not measured.\n".into()),
             "revoke" => self.revoke(arguments),
             "terminate" => self.terminate(arguments),
-            "revoke_by_stamped_headers" => self.revoke_stamps(arguments),
-            "rate_limit" => self.limit_rate(arguments),
-            "time_limit" => self.limit_time(arguments),
-            "pool_grow" => self.resize(arguments, 1),
-            "pool_shrink" => self.resize(arguments, -1),
+            "revoke_by_stamped_headers" => self.revoke_by_stamps(arguments),
+            "rate_limit" => self.set_rate_limit(arguments),
+            "time_limit" => self.set_time_limit(arguments),
+            "pool_grow" => self.resize_pool(arguments, 1),
+            "pool_shrink" => self.resize_pool(arguments, -1),
             "pool_restart" => Err("ValueError('Pool restarts not enabled')".to_owned()),
             "autoscale" => self.set_autoscale(arguments),
-            "enable_events" => Ok(self.switch_events(true)),
-            "disable_events" => Ok(self.switch_events(false)),
+            "enable_events" => Ok(self.set_task_events(true)),
+            "disable_events" => Ok(self.set_task_events(false)),
             "heartbeat" => {
                 self.beat_once();
                 Ok(Value::Null)
@@ -103,31 +126,33 @@ impl Driver {
             "add_consumer" => return self.add_consumer(arguments),
             "cancel_consumer" => return self.cancel_consumer(arguments),
             "election" => {
-                self.elect(arguments);
+                self.propose_candidate(arguments);
                 Ok(Value::Null)
             }
             "shutdown" => {
-                tracing::info!("told to stop by remote control");
-                // It must not make a stop milder that is under way.
+                tracing::info!("shutdown requested by remote control");
+                // A later stage that is under way must not go back to warm.
                 if self.stopping.is_none() {
                     self.stop(Stop::Warm);
                 }
-                return Reply::Never;
+                return Reply::Omitted;
             }
             other => match self.commands.get(other) {
                 Some(custom) => custom(arguments),
                 None => Err(format!("KeyError({})", quoted(other))),
             },
         };
-        Reply::Now(answer)
+        Reply::Immediate(answer)
     }
 
+    /// Mingle: adopts the peer's revoked ids, and returns this worker's ids and
+    /// clock.
     pub(crate) fn hello(&mut self, arguments: &Map) -> Value {
         let from = text(arguments, "from_node").unwrap_or_default();
         if from == self.hostname() {
             return Value::Null;
         }
-        // Older versions send a map from ids to times.
+        // Older Celery versions send a map from ids to times.
         let ids = match arguments.get("revoked") {
             Some(Value::Map(map)) => map.keys().filter_map(Value::as_str).collect(),
             Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_str).collect(),
@@ -145,8 +170,8 @@ impl Driver {
 
     pub(crate) fn revoke(&mut self, arguments: &Map) -> Result<Value, String> {
         let ids = task_ids(arguments)?;
-        let wants_end = is_true(arguments.get("terminate"));
-        let signal = wants_end.then(|| signal(arguments.get("signal")));
+        let terminates = is_true(arguments.get("terminate"));
+        let signal = terminates.then(|| signal(arguments.get("signal")));
         self.revoke_ids(&ids, signal.transpose()?)
     }
 
@@ -156,6 +181,7 @@ impl Driver {
         self.revoke_ids(&ids, Some(signal))
     }
 
+    /// Revokes ids, and terminates their running tasks if there is a signal.
     pub(crate) fn revoke_ids(
         &mut self,
         ids: &[String],
@@ -167,7 +193,7 @@ impl Driver {
         }
         self.unsaved = true;
         self.remember_revoked(ids);
-        let wanted: HashSet<&str> = ids.iter().map(String::as_str).collect();
+        let revoked: HashSet<&str> = ids.iter().map(String::as_str).collect();
         let found: Vec<_> = self
             .entries
             .keys()
@@ -178,19 +204,19 @@ impl Driver {
                     return None;
                 };
                 let id = job.id.clone();
-                wanted
+                revoked
                     .contains(&*id)
                     .then(|| (key, id, entry.life.is_running()))
             })
             .collect();
         let mut running = HashSet::new();
         let mut terminated = Vec::new();
-        for (key, id, runs) in found {
+        for (key, id, is_running) in found {
             match signal {
-                Some(signal) => self.terminate_entry(key, signal),
+                Some(signal) => self.terminate_delivery(key, signal),
                 None => self.event(key, DeliveryEvent::Revoked(Revocation::Unstarted)),
             }
-            if runs {
+            if is_running {
                 running.insert(id.clone());
             }
             terminated.push(id);
@@ -206,17 +232,17 @@ impl Driver {
         Ok(entry("ok", done))
     }
 
-    pub(crate) fn terminate_entry(&mut self, key: DeliveryKey, signal: i32) {
+    pub(crate) fn terminate_delivery(&mut self, key: DeliveryKey, signal: i32) {
         if let Some(Payload::Task { job, .. }) = self.entries.find(key).map(|entry| &entry.work) {
             job.control.set_signal(signal);
         }
         self.event(key, DeliveryEvent::Revoked(Revocation::Terminate(signal)));
     }
 
-    pub(crate) fn revoke_stamps(&mut self, arguments: &Map) -> Result<Value, String> {
+    pub(crate) fn revoke_by_stamps(&mut self, arguments: &Map) -> Result<Value, String> {
         let headers = match arguments.get("headers") {
             Some(Value::Map(headers)) => headers.clone(),
-            // As the command line gives them.
+            // `celery control` sends a list of `name=value`.
             Some(Value::Array(pairs)) => pairs
                 .iter()
                 .filter_map(|pair| pair.as_str()?.split_once('='))
@@ -230,8 +256,9 @@ impl Driver {
         }
         let shown = repr::kwargs(&headers);
         if !is_true(arguments.get("terminate")) {
-            // Those in line are looked at when it is their turn; these had it.
-            let starting = self.covered(|life| life.is_reserved() && !life.is_waiting());
+            // Waiting tasks are checked when they start; the check of these is over.
+            let starting =
+                self.deliveries_revoked_by_stamps(|life| life.is_reserved() && !life.is_waiting());
             for key in starting {
                 self.event(key, DeliveryEvent::Revoked(Revocation::Unstarted));
             }
@@ -240,29 +267,32 @@ impl Driver {
             return Ok(entry("ok", done));
         }
         let signal = signal(arguments.get("signal"))?;
-        let running = self.covered(DeliveryState::is_running);
+        let running = self.deliveries_revoked_by_stamps(DeliveryState::is_running);
         if running.is_empty() {
             return Ok(entry("ok", format!("headers {shown} were not terminated")));
         }
         for key in running {
-            self.terminate_entry(key, signal);
+            self.terminate_delivery(key, signal);
         }
         Ok(entry("ok", format!("headers {shown} revoked")))
     }
 
-    /// Deliveries of tasks that are revoked by their stamps and whose life is so.
-    pub(crate) fn covered(&self, is_so: impl Fn(&DeliveryState) -> bool) -> Vec<DeliveryKey> {
-        let covered = self.entries.keys().into_iter().filter(|key| {
+    /// Returns the deliveries of tasks revoked by a stamp whose state matches.
+    pub(crate) fn deliveries_revoked_by_stamps(
+        &self,
+        matches: impl Fn(&DeliveryState) -> bool,
+    ) -> Vec<DeliveryKey> {
+        let revoked = self.entries.keys().into_iter().filter(|key| {
             let entry = self.entries.find(*key);
             entry.is_some_and(|entry| match &entry.work {
-                Payload::Task { job, .. } => is_so(&entry.life) && self.revoked.covers(job),
+                Payload::Task { job, .. } => matches(&entry.life) && self.revoked.covers(job),
                 Payload::Refused(_) => false,
             })
         });
-        covered.collect()
+        revoked.collect()
     }
 
-    pub(crate) fn limit_rate(&mut self, arguments: &Map) -> Result<Value, String> {
+    pub(crate) fn set_rate_limit(&mut self, arguments: &Map) -> Result<Value, String> {
         let task = text(arguments, "task_name").ok_or_else(|| missing("task_name"))?;
         let limit = match arguments.get("rate_limit") {
             None | Some(Value::Null) => "0".to_owned(),
@@ -289,7 +319,7 @@ impl Driver {
         Ok(entry("ok", done))
     }
 
-    pub(crate) fn limit_time(&mut self, arguments: &Map) -> Result<Value, String> {
+    pub(crate) fn set_time_limit(&mut self, arguments: &Map) -> Result<Value, String> {
         let task = text(arguments, "task_name").ok_or_else(|| missing("task_name"))?;
         if self.decoder.registry.find(&task).is_none() {
             return Err("unknown task".to_owned());
@@ -309,7 +339,7 @@ impl Driver {
         Ok(entry("ok", "time limits set successfully"))
     }
 
-    pub(crate) fn resize(&mut self, arguments: &Map, direction: i64) -> Result<Value, String> {
+    pub(crate) fn resize_pool(&mut self, arguments: &Map, direction: i64) -> Result<Value, String> {
         let by = match arguments.get("n") {
             None => 1,
             Some(n) => number(n)
@@ -336,47 +366,49 @@ impl Driver {
     }
 
     pub(crate) fn set_autoscale(&mut self, arguments: &Map) -> Result<Value, String> {
-        let Some((most, least)) = self.autoscale else {
+        let Some((max, min)) = self.autoscale else {
             return Err("ValueError('Autoscale not enabled')".to_owned());
         };
-        let size = |name: &str, otherwise: usize| match arguments.get(name).and_then(number) {
+        let size = |name: &str, default: usize| match arguments.get(name).and_then(number) {
             Some(size) if (0.0..=65_535.0).contains(&size) => size as usize,
-            _ => otherwise,
+            _ => default,
         };
-        let most = size("max", most).max(1);
-        let least = size("min", least).clamp(1, most);
-        self.autoscale = Some((most, least));
-        self.set_concurrency(self.concurrency.clamp(least, most));
+        let max = size("max", max).max(1);
+        let min = size("min", min).clamp(1, max);
+        self.autoscale = Some((max, min));
+        self.set_concurrency(self.concurrency.clamp(min, max));
         self.set_prefetch();
         self.scale_up();
-        Ok(entry("ok", format!("autoscale now max={most} min={least}")))
+        Ok(entry("ok", format!("autoscale now max={max} min={min}")))
     }
 
-    pub(crate) fn switch_events(&mut self, on: bool) -> Value {
-        let word = if on { "enabled" } else { "disabled" };
-        let changed = std::mem::replace(&mut self.decoder.tells, on) != on;
+    pub(crate) fn set_task_events(&mut self, enabled: bool) -> Value {
+        let word = if enabled { "enabled" } else { "disabled" };
+        let changed = std::mem::replace(&mut self.decoder.tells, enabled) != enabled;
         let already = if changed { "" } else { "already " };
         entry("ok", format!("task events {already}{word}"))
     }
 
     pub(crate) fn add_consumer(&mut self, arguments: &Map) -> Reply {
         let Some(name) = text(arguments, "queue") else {
-            return Reply::Now(Err(missing("queue")));
+            return Reply::Immediate(Err(missing("queue")));
         };
         let done = entry("ok", format!("add consumer {name}"));
         let queues = &self.supervisor.options.queues;
         if queues.iter().any(|known| known.name == name) {
-            return Reply::Now(Ok(done));
+            return Reply::Immediate(Ok(done));
         }
         match self.queue_of(&name, arguments) {
             Ok(queue) => {
                 self.supervisor.options.queues.push(queue);
-                Reply::Queues(done)
+                Reply::AfterQueueChange(done)
             }
-            Err(error) => Reply::Now(Err(error)),
+            Err(error) => Reply::Immediate(Err(error)),
         }
     }
 
+    /// Returns the queue of this name from the settings, with the exchange and
+    /// routing key of the command, if there are any.
     pub(crate) fn queue_of(&self, name: &str, arguments: &Map) -> Result<Queue, String> {
         let known = self.executor.messages.sender.queues.find(name);
         let known =
@@ -394,15 +426,16 @@ impl Driver {
 
     pub(crate) fn cancel_consumer(&mut self, arguments: &Map) -> Reply {
         let Some(name) = text(arguments, "queue") else {
-            return Reply::Now(Err(missing("queue")));
+            return Reply::Immediate(Err(missing("queue")));
         };
         let done = entry("ok", format!("no longer consuming from {name}"));
         let queues = &mut self.supervisor.options.queues;
         let before = queues.len();
         queues.retain(|queue| queue.name != name);
-        match queues.len() == before {
-            true => Reply::Now(Ok(done)),
-            false => Reply::Queues(done),
+        if queues.len() == before {
+            Reply::Immediate(Ok(done))
+        } else {
+            Reply::AfterQueueChange(done)
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Children that are this test program, told to run [`child`] alone.
+//! Tests with child processes that are this test program, restricted to the test
+//! [`child`].
 
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
@@ -17,14 +18,14 @@ use crate::worker::isolated::children::*;
 use crate::worker::isolated::is_isolated_child;
 use crate::worker::isolated::program::ChildCommand;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Waits for a file `go` in the folder.
 const HOLD: Task<(String,), ()> = Task::new("hold");
-/// Waits for SIGTERM, leaves a file `heard` in the folder, and goes on.
+/// Waits for SIGTERM, creates a file `received` in the folder, and keeps running.
 const STUBBORN: Task<(String,), ()> = Task::new("stubborn");
 
-/// What the children of these tests run. By itself it does nothing.
+/// The entry point of the children; it does nothing in the test process.
 #[test]
 fn child() {
     if !is_isolated_child() {
@@ -50,32 +51,32 @@ fn hold(folder: String) -> Result<(), Infallible> {
 
 async fn stubborn(folder: String) -> std::io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
-    std::fs::write(Path::new(&folder).join("begun"), "")?;
+    std::fs::write(Path::new(&folder).join("started"), "")?;
     terminate.recv().await;
-    std::fs::write(Path::new(&folder).join("heard"), "")?;
+    std::fs::write(Path::new(&folder).join("received"), "")?;
     std::future::pending().await
 }
 
 fn children(size: usize) -> Arc<Children> {
-    // Its report is not part of ours.
+    // The output of the child's test run is discarded.
     let code = "exec \"$0\" --exact worker::isolated::children::tests::child > /dev/null";
     let mut command = Command::new("sh");
     command
         .args(["-c", code])
         .arg(std::env::current_exe().unwrap());
     let program = Program::find(Some(ChildCommand::from(&command))).unwrap();
-    let welcome = Welcome {
+    let config = ChildConfig {
         hostname: "celery@test".to_owned(),
         result_serializer: "json".to_owned(),
         result_extended: false,
         body_limit: 1 << 20,
     };
-    let rules = ChildLimits {
+    let limits = ChildLimits {
         max_tasks: None,
         max_memory: None,
-        deadline: PATIENCE,
+        deadline: TIMEOUT,
     };
-    Children::new(program, "test".to_owned(), welcome, rules, size)
+    Children::new(program, "test".to_owned(), config, limits, size)
 }
 
 fn job(task: &Task<(String,), ()>, folder: &Path) -> Arc<Job> {
@@ -116,35 +117,35 @@ fn folder() -> PathBuf {
     path
 }
 
-/// Waits until the children are as they should be.
-async fn until(children: &Children, what: &str, are: impl Fn(&ChildrenStats) -> bool) {
-    let so = async {
-        while !are(&children.stats()) {
+/// Waits until the state of the pool matches.
+async fn until(children: &Children, what: &str, matches: impl Fn(&ChildrenStats) -> bool) {
+    let matching = async {
+        while !matches(&children.stats()) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    let in_time = tokio::time::timeout(PATIENCE, so).await;
+    let in_time = tokio::time::timeout(TIMEOUT, matching).await;
     assert!(in_time.is_ok(), "{what}: {:?}", children.stats());
 }
 
-async fn until_there(path: PathBuf) {
-    let there = async {
+async fn until_exists(path: PathBuf) {
+    let existing = async {
         while !path.exists() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    let in_time = tokio::time::timeout(PATIENCE, there).await;
+    let in_time = tokio::time::timeout(TIMEOUT, existing).await;
     assert!(in_time.is_ok(), "{} is missing", path.display());
 }
 
 #[tokio::test]
-async fn an_idle_child_that_ends_is_replaced_before_it_is_needed() {
+async fn idle_child_that_exits_is_replaced() {
     let children = children(1);
     children.check().await.unwrap();
     let first = children.stats().tasks[0].0;
     let kill = format!("kill -s KILL {first}");
     Command::new("sh").args(["-c", &kill]).status().unwrap();
-    until(&children, "another one", |stats| {
+    until(&children, "it is replaced", |stats| {
         stats.tasks.iter().any(|(pid, _)| *pid != first)
     })
     .await;
@@ -153,7 +154,7 @@ async fn an_idle_child_that_ends_is_replaced_before_it_is_needed() {
 }
 
 #[tokio::test]
-async fn there_can_be_more_and_fewer_while_tasks_run() {
+async fn pool_is_resized_while_tasks_run() {
     let children = children(1);
     let folder = folder();
     let one = run(&children, &job(&HOLD, &folder));
@@ -168,7 +169,7 @@ async fn there_can_be_more_and_fewer_while_tasks_run() {
     let pids: Vec<_> = children.stats().tasks.iter().map(|(pid, _)| *pid).collect();
     assert!(pids.contains(&second.control.pid()));
     children.resize(1);
-    assert_eq!(children.stats().tasks.len(), 2, "tasks that run finish");
+    assert_eq!(children.stats().tasks.len(), 2, "running tasks finish");
 
     std::fs::write(folder.join("go"), "").unwrap();
     one.await.unwrap().unwrap();
@@ -180,17 +181,17 @@ async fn there_can_be_more_and_fewer_while_tasks_run() {
 }
 
 #[tokio::test]
-async fn a_task_is_ended_by_the_signal_that_was_chosen() {
+async fn task_is_terminated_with_the_chosen_signal() {
     let children = children(1);
     let folder = folder();
     let job = job(&STUBBORN, &folder);
     let running = run(&children, &job);
-    until_there(folder.join("begun")).await;
+    until_exists(folder.join("started")).await;
     let pid = job.control.pid();
     job.control.set_signal(15);
     running.abort();
-    until_there(folder.join("heard")).await;
-    // It does not end by that.
+    until_exists(folder.join("received")).await;
+    // The task ignores the signal.
     until(&children, "it is killed", |stats| {
         stats.tasks.iter().all(|(other, _)| *other != pid)
     })
