@@ -1,13 +1,13 @@
-//! One side of a benchmark beside other task queues, as `cargo xtask bench --peers` calls it:
+//! The Rust side of the comparison with other task queues, run by
+//! `cargo xtask bench --comparison`:
 //!
 //!     cargo run --release --example bench_peer -- publish redis://localhost 100000
 //!     cargo run --release --example bench_peer -- consume redis://localhost 100000 256
 //!
-//! `publish` sends that many calls of a task that does nothing, a hundred in
-//! one round trip, to the queue `celery`. `consume` runs a worker until that
-//! many have run; the number after it is its concurrency. Either prints one
-//! line, `{"n":100000,"secs":1.5}`: for a consumer the seconds from the first
-//! task that ran to the last.
+//! `publish` sends that many calls of a no-op task, a hundred per round trip, to
+//! the queue `celery`. `consume` runs a worker until that many have run; the last
+//! number is its concurrency. Both print one line, `{"n":100000,"secs":1.5}`; the
+//! seconds of a consumer are those from the first task run to the last.
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,10 +17,10 @@ use std::time::Instant;
 use celery::{App, Config, Task, TaskError, Tasks};
 use tokio::sync::Notify;
 
-/// xtask/python/bench_peer.py has the same one.
+/// The no-op task, also in xtask/python/bench_peer.py.
 const NOOP: Task<(), ()> = Task::new("bench.noop").params(&[]).ignore_result();
 
-/// Calls in one round trip.
+/// Calls per round trip.
 const BATCH: u64 = 100;
 
 const USAGE: &str = "usage: bench_peer publish|consume URL TASKS [CONCURRENCY]";
@@ -73,7 +73,7 @@ async fn publish(app: &App, tasks: u64) -> Result<f64, Failure> {
 }
 
 async fn consume(app: &App, tasks: u64, concurrency: Option<usize>) -> Result<f64, Failure> {
-    let progress = Arc::new(Progress::of(tasks));
+    let progress = Arc::new(Progress::new(tasks));
     let counted = Arc::clone(&progress);
     let handlers = Tasks::new().with(NOOP, move || noop(Arc::clone(&counted)));
     let last_ran = Arc::clone(&progress);
@@ -98,7 +98,7 @@ struct Progress {
 }
 
 impl Progress {
-    fn of(tasks: u64) -> Self {
+    fn new(tasks: u64) -> Self {
         Self {
             tasks,
             ran: AtomicU64::new(0),

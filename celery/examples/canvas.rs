@@ -1,10 +1,10 @@
-//! Workflows: partial calls, groups, chains and chords, here with a worker of
-//! its own and no server:
+//! Canvases: partial signatures, groups, chains and chords, on an in-memory broker
+//! with a worker in this process:
 //!
 //!     cargo run --example canvas
 //!
 //! With the URLs of a broker and a result backend (or `CELERY_BROKER_URL` and
-//! `CELERY_RESULT_BACKEND`) it only sends, to workers in any language:
+//! `CELERY_RESULT_BACKEND`) it only sends to workers in any language:
 //!
 //!     cargo run --example canvas -- redis://localhost redis://localhost/1
 
@@ -38,53 +38,47 @@ async fn run() -> Result<(), celery::Error> {
         config = config.result_backend(url);
     }
     if config.require_broker_url().is_ok() {
-        return walk(&celery::connect(config)?.client()).await;
+        return send(&celery::connect(config)?.client()).await;
     }
     let app = App::memory().with_config(config);
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let worker = app.worker(handlers::all());
     let worker = tokio::spawn(worker.run_until(async { stopped.await.unwrap_or(()) }));
-    let walked = walk(&app.client()).await;
+    let sent = send(&app.client()).await;
     let _ = stop.send(());
     worker.await.expect("the worker does not panic")?;
-    walked
+    sent
 }
 
-async fn walk(client: &Client) -> Result<(), celery::Error> {
-    // A signature with the last argument; the first one is given later.
+async fn send(client: &Client) -> Result<(), celery::Error> {
+    // A partial signature with the last argument; the first is supplied later.
     let plus_two = ADD.p((Int(2),));
     let ten = client.apply(plus_two.given((Int(8),))).await?;
-    println!("add(8, 2) = {}", ten.get_timeout(PATIENCE).await?);
+    println!("add(8, 2) = {}", ten.get_timeout(TIMEOUT).await?);
 
-    // A group: all at once, the results in order.
+    // A group runs its members concurrently and returns their results in order.
     let doubles = group((0..10).map(|i| ADD.s((Int(i), Int(i)))));
     let doubles = client.apply(doubles).await?;
-    println!(
-        "add(i, i) = {}",
-        list(&doubles.get_timeout(PATIENCE).await?)
-    );
+    println!("add(i, i) = {}", list(&doubles.get_timeout(TIMEOUT).await?));
 
-    // A partial group: every member gets the ten.
+    // A partial group: every member receives the 10.
     let plus_ten = group((0..10).map(|i| ADD.p((Int(i),))));
     let plus_ten = client.apply(plus_ten.given((Int(10),))).await?;
     println!(
         "add(10, i) = {}",
-        list(&plus_ten.get_timeout(PATIENCE).await?)
+        list(&plus_ten.get_timeout(TIMEOUT).await?)
     );
 
-    // A chain: each step gets the result of the one before.
+    // A chain passes the result of each step to the next one.
     let product = client
         .apply(ADD.s((Int(4), Int(4))).then(MUL.p((Int(8),))))
         .await?;
-    println!("(4 + 4) * 8 = {}", product.get_timeout(PATIENCE).await?);
+    println!("(4 + 4) * 8 = {}", product.get_timeout(TIMEOUT).await?);
 
-    // A chord: something after a group gets the list of all results.
+    // A chord calls its body with the list of the group's results.
     let sum = group((0..10).map(|i| ADD.s((Int(i), Int(i))))).then(XSUM.p(()));
     let sum = client.apply(sum).await?;
-    println!(
-        "the sum of add(i, i) = {}",
-        sum.get_timeout(PATIENCE).await?
-    );
+    println!("the sum of add(i, i) = {}", sum.get_timeout(TIMEOUT).await?);
     Ok(())
 }
 
@@ -93,5 +87,5 @@ fn list(numbers: &[Number]) -> String {
     numbers.join(", ")
 }
 
-/// Without a worker on the queue there would be no end to the wait.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The time limit of each wait; without a worker on the queue it would never end.
+const TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,4 +1,4 @@
-//! A client of the tasks of the examples, for a worker in Rust or Python:
+//! A client that calls the examples' tasks on a worker in Rust or Python:
 //!
 //!     cargo run --example client -- redis://localhost redis://localhost/1
 
@@ -11,7 +11,7 @@ use tasks::Number::Int;
 
 #[tokio::main]
 async fn main() -> std::process::ExitCode {
-    match call().await {
+    match run().await {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
@@ -20,7 +20,7 @@ async fn main() -> std::process::ExitCode {
     }
 }
 
-async fn call() -> Result<(), celery::Error> {
+async fn run() -> Result<(), celery::Error> {
     let mut config = Config::from_env()?;
     let mut arguments = std::env::args().skip(1);
     if let Some(url) = arguments.next() {
@@ -32,26 +32,26 @@ async fn call() -> Result<(), celery::Error> {
     let client = celery::connect(config)?.client();
 
     let sum = client.send(tasks::ADD, (Int(2), Int(3))).await?;
-    println!("add(2, 3) = {}", sum.get_timeout(PATIENCE).await?);
+    println!("add(2, 3) = {}", sum.get_timeout(TIMEOUT).await?);
 
     let later = tasks::MUL
         .s((Int(6), Int(7)))
         .countdown(Duration::from_secs(1));
     println!(
         "mul(6, 7), a second later = {}",
-        client.apply(later).await?.get_timeout(PATIENCE).await?
+        client.apply(later).await?.get_timeout(TIMEOUT).await?
     );
 
     let batch = (1..=3).map(|n| tasks::SUB.s((Int(n), Int(1))));
     for result in client.apply_all(batch).await {
         println!(
             "sub(n, 1), sent in one batch = {}",
-            result?.get_timeout(PATIENCE).await?
+            result?.get_timeout(TIMEOUT).await?
         );
     }
 
     let failed = client.send(tasks::DIVIDE, (Int(1), Int(0))).await?;
-    match failed.get_timeout(PATIENCE).await {
+    match failed.get_timeout(TIMEOUT).await {
         Err(ResultError::Task(failure)) => println!("divide(1, 0) raised {}", failure.exception),
         other => println!("divide(1, 0) = {other:?}"),
     }
@@ -59,10 +59,10 @@ async fn call() -> Result<(), celery::Error> {
     progress(&client).await
 }
 
-/// A task that reports how far it is, called by its name.
+/// Calls a task that reports its progress, by its name.
 async fn progress(client: &Client) -> Result<(), celery::Error> {
     let running = client.send_by_name("tasks.progress", (3,), ()).await?;
-    let Value::Int(steps) = running.get_timeout(PATIENCE).await? else {
+    let Value::Int(steps) = running.get_timeout(TIMEOUT).await? else {
         println!("progress(3) did not return a number");
         return Ok(());
     };
@@ -70,5 +70,5 @@ async fn progress(client: &Client) -> Result<(), celery::Error> {
     Ok(())
 }
 
-/// Without a worker on the queue there would be no end to the wait.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The time limit of each wait; without a worker on the queue it would never end.
+const TIMEOUT: Duration = Duration::from_secs(10);

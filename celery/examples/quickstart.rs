@@ -1,4 +1,5 @@
-//! Tasks without any server: `cargo run --example quickstart`.
+//! Tasks on the in-memory broker, without a server:
+//! `cargo run --example quickstart`.
 
 mod handlers;
 mod tasks;
@@ -8,8 +9,8 @@ use tasks::Number::{Float, Int};
 
 #[tokio::main]
 async fn main() -> Result<(), celery::Error> {
-    // Broker and result backend inside this process. With a server it is
-    // celery::connect("redis://localhost")?, and nothing else changes.
+    // Broker and result backend in this process. With a server, replace this line by
+    // celery::connect("redis://localhost")?.
     let app = App::memory();
 
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -36,7 +37,7 @@ async fn main() -> Result<(), celery::Error> {
     Ok(())
 }
 
-/// Sends a handful of tasks, and says what was called.
+/// Sends some tasks, and returns each call as text with its result.
 async fn send(client: &Client) -> Result<Vec<(&'static str, AsyncResult<Value>)>, SendError> {
     let add = client.send(tasks::ADD, (Int(2), Int(3))).await?;
     let sub = client.send(tasks::SUB, (Int(7), Int(9))).await?;

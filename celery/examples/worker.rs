@@ -1,13 +1,13 @@
-//! A worker for the tasks of the examples:
+//! A worker for the examples' tasks:
 //!
 //!     cargo run --example worker -- redis://localhost redis://localhost/1
 //!
 //! Broker and result backend come from the command line or from the
-//! environment (`CELERY_BROKER_URL`, `CELERY_RESULT_BACKEND`); every other
-//! setting of Celery's is read from the environment, too, such as
-//! `CELERY_TASK_ACKS_LATE=1` or `CELERY_WORKER_CONCURRENCY=4`. Queues other
-//! than the default one follow as further arguments. The first SIGTERM or
-//! Ctrl-C lets running tasks finish, the second one does not.
+//! environment (`CELERY_BROKER_URL`, `CELERY_RESULT_BACKEND`). The environment
+//! also has all other settings of Celery, such as `CELERY_TASK_ACKS_LATE=1` or
+//! `CELERY_WORKER_CONCURRENCY=4`. Further arguments are the queues to consume
+//! instead of the default one. The first SIGTERM or Ctrl-C shuts the worker down
+//! after its running tasks, the second one at once.
 
 mod handlers;
 mod tasks;

@@ -1,4 +1,4 @@
-//! From URLs to broker and result backend.
+//! Builds an app from the URLs of its configuration.
 
 use std::sync::Arc;
 
@@ -9,31 +9,31 @@ use celery_runtime::{
     WorkerError,
 };
 
-/// Anything that a program using Celery can fail with, for its `main`.
+/// Any error of this crate, for the `main` function of a program.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The configuration cannot be used.
+    /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// A task was not sent.
     #[error(transparent)]
     Send(#[from] SendError),
-    /// A result could not be had.
+    /// A result was not received, or the task has failed.
     #[error(transparent)]
     Result(#[from] ResultError),
-    /// A progress report was not stored.
+    /// A custom task state was not stored.
     #[error(transparent)]
     Update(#[from] UpdateError),
-    /// A worker could not start or did not end cleanly.
+    /// A worker did not start, or did not end cleanly.
     #[error(transparent)]
     Worker(#[from] WorkerError),
 }
 
-/// An app on the broker, and the result backend if there is one, that the
-/// configuration names; a broker's URL alone will do.
+/// Builds an app with the broker and the result backend that the configuration
+/// names. The URL of a broker is a configuration, too.
 ///
-/// Nothing is connected here: the first call that needs a server does that.
+/// `connect` opens no connection: the first operation that needs a server does.
 ///
 /// ```
 /// use celery::Config;
@@ -50,8 +50,8 @@ pub enum Error {
 ///
 /// # Errors
 ///
-/// When no broker is named, or a URL cannot be read or is of a kind that this
-/// build does not know; the error names the feature that is missing.
+/// When no broker is configured, or when a URL is invalid or has a scheme that
+/// this build does not support; the error names the missing feature.
 pub fn connect(config: impl Into<Config>) -> Result<App, Error> {
     let config = config.into();
     let broker = broker(&config)?;
@@ -66,76 +66,63 @@ pub fn connect(config: impl Into<Config>) -> Result<App, Error> {
     Ok(app)
 }
 
-/// What workers and clients agree on is kept where the results are, or else
-/// where the broker is.
-fn store(config: &Config) -> Result<Option<Arc<dyn Store>>, ConfigError> {
-    let places = [
-        (BACKEND_SETTING, config.result_backend_url()),
-        (BROKER_SETTING, config.require_broker_url().ok()),
-    ];
-    for (setting, url) in places {
-        let Some(url) = url else { continue };
-        match kind(setting, url)? {
-            Kind::Redis => return redis_store(setting, url, config).map(Some),
-            Kind::Memory => return Ok(Some(Arc::new(MemoryStore::new()))),
-            Kind::Amqp | Kind::Rpc => {}
-        }
-    }
-    Ok(None)
-}
-
 const BROKER_SETTING: &str = "broker_url";
 const BACKEND_SETTING: &str = "result_backend";
 
-/// The kinds of URL, and the feature that each needs.
-const KINDS: &[(&str, Kind)] = &[
-    ("memory", Kind::Memory),
-    ("redis", Kind::Redis),
-    ("rediss", Kind::Redis),
-    ("unix", Kind::Redis),
-    ("redis+socket", Kind::Redis),
-    ("socket", Kind::Redis),
-    ("sentinel", Kind::Redis),
-    ("amqp", Kind::Amqp),
-    ("amqps", Kind::Amqp),
-    ("pyamqp", Kind::Amqp),
-    ("rpc", Kind::Rpc),
+/// The URL schemes and their transports.
+const SCHEMES: &[(&str, Transport)] = &[
+    ("memory", Transport::Memory),
+    ("redis", Transport::Redis),
+    ("rediss", Transport::Redis),
+    ("unix", Transport::Redis),
+    ("redis+socket", Transport::Redis),
+    ("socket", Transport::Redis),
+    ("sentinel", Transport::Redis),
+    ("amqp", Transport::Amqp),
+    ("amqps", Transport::Amqp),
+    ("pyamqp", Transport::Amqp),
+    ("rpc", Transport::Rpc),
 ];
 
 #[derive(Clone, Copy)]
-enum Kind {
+enum Transport {
     Memory,
     Redis,
     Amqp,
     Rpc,
 }
 
-fn kind(setting: &'static str, url: &str) -> Result<Kind, ConfigError> {
-    let parsed =
-        ServiceUrl::parse_list(url).map_err(|cause| ConfigError::url(setting, url, cause))?;
-    let scheme = parsed.first().map_or("", |first| first.scheme.as_str());
-    KINDS
-        .iter()
-        .find(|(name, _)| *name == scheme)
-        .map(|(_, kind)| *kind)
-        .ok_or_else(|| {
-            let names: Vec<_> = KINDS.iter().map(|(name, _)| *name).collect();
-            let cause = format!("unknown scheme {scheme:?}; there are {}", names.join(", "));
-            ConfigError::url(setting, url, cause)
-        })
+impl Transport {
+    /// Returns the transport of a URL, which is the value of `setting`.
+    fn of_url(setting: &'static str, url: &str) -> Result<Self, ConfigError> {
+        let parsed =
+            ServiceUrl::parse_list(url).map_err(|cause| ConfigError::url(setting, url, cause))?;
+        let scheme = parsed.first().map_or("", |first| first.scheme.as_str());
+        SCHEMES
+            .iter()
+            .find(|(name, _)| *name == scheme)
+            .map(|(_, transport)| *transport)
+            .ok_or_else(|| {
+                let names: Vec<_> = SCHEMES.iter().map(|(name, _)| *name).collect();
+                let cause = format!(
+                    "unknown scheme {scheme:?}; the known schemes are {}",
+                    names.join(", ")
+                );
+                ConfigError::url(setting, url, cause)
+            })
+    }
 }
 
 fn broker(config: &Config) -> Result<Arc<dyn Broker>, ConfigError> {
-    const SETTING: &str = "broker_url";
     let url = config.require_broker_url()?;
-    match kind(SETTING, url)? {
-        Kind::Memory => Ok(Arc::new(MemoryBroker::new())),
-        Kind::Redis => redis_broker(SETTING, url, config),
-        Kind::Amqp => amqp_broker(SETTING, url, config),
-        Kind::Rpc => Err(ConfigError::url(
-            SETTING,
+    match Transport::of_url(BROKER_SETTING, url)? {
+        Transport::Memory => Ok(Arc::new(MemoryBroker::new())),
+        Transport::Redis => redis_broker(BROKER_SETTING, url, config),
+        Transport::Amqp => amqp_broker(BROKER_SETTING, url, config),
+        Transport::Rpc => Err(ConfigError::url(
+            BROKER_SETTING,
             url,
-            "rpc:// is a result backend; a broker is needed beside it",
+            "rpc:// is a result backend; set broker_url to the URL of a broker",
         )),
     }
 }
@@ -144,24 +131,41 @@ fn backend(
     config: &Config,
     broker: &Arc<dyn Broker>,
 ) -> Result<Option<Arc<dyn ResultBackend>>, ConfigError> {
-    const SETTING: &str = "result_backend";
     let Some(url) = config.result_backend_url() else {
         return Ok(None);
     };
-    // Celery writes "disabled" for none.
+    // Celery has the value "disabled" for no result backend.
     if url.starts_with("disabled") {
         return Ok(None);
     }
-    match kind(SETTING, url)? {
-        Kind::Memory => Ok(Some(Arc::new(MemoryBackend::new()))),
-        Kind::Redis => redis_backend(SETTING, url, config).map(Some),
-        Kind::Rpc => rpc_backend(SETTING, url, config, broker).map(Some),
-        Kind::Amqp => Err(ConfigError::url(
-            SETTING,
+    match Transport::of_url(BACKEND_SETTING, url)? {
+        Transport::Memory => Ok(Some(Arc::new(MemoryBackend::new()))),
+        Transport::Redis => redis_backend(BACKEND_SETTING, url, config).map(Some),
+        Transport::Rpc => rpc_backend(BACKEND_SETTING, url, config, broker).map(Some),
+        Transport::Amqp => Err(ConfigError::url(
+            BACKEND_SETTING,
             url,
-            "results come back over RabbitMQ with rpc://",
+            "RabbitMQ is no result backend by this scheme; use rpc://",
         )),
     }
+}
+
+/// Returns the store for locks and durable revocations: on the server of the
+/// result backend, or else on that of the broker. RabbitMQ has none.
+fn store(config: &Config) -> Result<Option<Arc<dyn Store>>, ConfigError> {
+    let candidates = [
+        (BACKEND_SETTING, config.result_backend_url()),
+        (BROKER_SETTING, config.require_broker_url().ok()),
+    ];
+    for (setting, url) in candidates {
+        let Some(url) = url else { continue };
+        match Transport::of_url(setting, url)? {
+            Transport::Redis => return redis_store(setting, url, config).map(Some),
+            Transport::Memory => return Ok(Some(Arc::new(MemoryStore::new()))),
+            Transport::Amqp | Transport::Rpc => {}
+        }
+    }
+    Ok(None)
 }
 
 #[cfg(feature = "redis")]
@@ -170,7 +174,7 @@ fn redis_broker(
     url: &str,
     config: &Config,
 ) -> Result<Arc<dyn Broker>, ConfigError> {
-    let options = broker_options(setting, url, config)?;
+    let options = redis_broker_options(setting, url, config)?;
     Ok(Arc::new(celery_broker_redis::RedisBroker::new(options)))
 }
 
@@ -180,16 +184,17 @@ fn redis_backend(
     url: &str,
     config: &Config,
 ) -> Result<Arc<dyn ResultBackend>, ConfigError> {
-    let given = config
+    let value = config
         .result_backend_transport_options()
         .get(CHORD_ORDERED)
-        .filter(|given| !given.is_null());
-    let ordered = given.map_or(Some(true), |given| given.as_bool());
+        .filter(|value| !value.is_null());
+    let ordered = value.map_or(Some(true), |value| value.as_bool());
     let ordered = ordered.ok_or_else(|| {
-        let cause = format!("the transport option {CHORD_ORDERED} is true or false");
+        let cause = format!("the transport option {CHORD_ORDERED} must be true or false");
         ConfigError::url(setting, url, cause)
     })?;
-    let backend = celery_backend_redis::RedisBackend::new(results_options(setting, url, config)?)
+    let options = redis_backend_options(setting, url, config)?;
+    let backend = celery_backend_redis::RedisBackend::new(options)
         .result_expires(config.result_expires())
         .result_chord_expires(config.result_chord_expires())
         .result_chord_ordered(ordered)
@@ -197,24 +202,26 @@ fn redis_backend(
     Ok(Arc::new(backend))
 }
 
-/// The one among the options for results that is not about the connection.
+/// The only transport option of result backends that is not about the connection.
 #[cfg(feature = "redis")]
 const CHORD_ORDERED: &str = "result_chord_ordered";
 
 #[cfg(feature = "redis")]
-fn results_options(
+fn redis_store(
     setting: &'static str,
     url: &str,
     config: &Config,
-) -> Result<celery_broker_redis::RedisOptions, ConfigError> {
-    let mut transport = config.result_backend_transport_options().clone();
-    transport.remove(CHORD_ORDERED);
-    celery_broker_redis::RedisOptions::parse(url, &transport)
-        .map_err(|error| ConfigError::url(setting, url, error.to_string()))
+) -> Result<Arc<dyn Store>, ConfigError> {
+    let options = if setting == BACKEND_SETTING {
+        redis_backend_options(setting, url, config)?
+    } else {
+        redis_broker_options(setting, url, config)?
+    };
+    Ok(Arc::new(celery_backend_redis::RedisStore::new(options)))
 }
 
 #[cfg(feature = "redis")]
-fn broker_options(
+fn redis_broker_options(
     setting: &'static str,
     url: &str,
     config: &Config,
@@ -224,29 +231,20 @@ fn broker_options(
 }
 
 #[cfg(feature = "redis")]
-fn redis_store(
+fn redis_backend_options(
     setting: &'static str,
     url: &str,
     config: &Config,
-) -> Result<Arc<dyn Store>, ConfigError> {
-    let options = match setting {
-        BACKEND_SETTING => results_options(setting, url, config),
-        _ => broker_options(setting, url, config),
-    };
-    Ok(Arc::new(celery_backend_redis::RedisStore::new(options?)))
+) -> Result<celery_broker_redis::RedisOptions, ConfigError> {
+    let mut transport_options = config.result_backend_transport_options().clone();
+    transport_options.remove(CHORD_ORDERED);
+    celery_broker_redis::RedisOptions::parse(url, &transport_options)
+        .map_err(|error| ConfigError::url(setting, url, error.to_string()))
 }
 
 #[cfg(not(feature = "redis"))]
-fn redis_store(
-    setting: &'static str,
-    url: &str,
-    _config: &Config,
-) -> Result<Arc<dyn Store>, ConfigError> {
-    Err(ConfigError::url(setting, url, REDIS))
-}
-
-#[cfg(not(feature = "redis"))]
-const REDIS: &str = "this build has no Redis; switch on the feature `redis` of the crate `celery`";
+const NO_REDIS: &str =
+    "this build does not support Redis; enable the feature `redis` of the crate `celery`";
 
 #[cfg(not(feature = "redis"))]
 fn redis_broker(
@@ -254,7 +252,7 @@ fn redis_broker(
     url: &str,
     _config: &Config,
 ) -> Result<Arc<dyn Broker>, ConfigError> {
-    Err(ConfigError::url(setting, url, REDIS))
+    Err(ConfigError::url(setting, url, NO_REDIS))
 }
 
 #[cfg(not(feature = "redis"))]
@@ -263,7 +261,16 @@ fn redis_backend(
     url: &str,
     _config: &Config,
 ) -> Result<Arc<dyn ResultBackend>, ConfigError> {
-    Err(ConfigError::url(setting, url, REDIS))
+    Err(ConfigError::url(setting, url, NO_REDIS))
+}
+
+#[cfg(not(feature = "redis"))]
+fn redis_store(
+    setting: &'static str,
+    url: &str,
+    _config: &Config,
+) -> Result<Arc<dyn Store>, ConfigError> {
+    Err(ConfigError::url(setting, url, NO_REDIS))
 }
 
 #[cfg(feature = "amqp")]
@@ -302,9 +309,9 @@ fn amqp_broker(
     url: &str,
     _config: &Config,
 ) -> Result<Arc<dyn Broker>, ConfigError> {
-    const AMQP: &str =
-        "this build has no RabbitMQ; switch on the feature `amqp` of the crate `celery`";
-    Err(ConfigError::url(setting, url, AMQP))
+    const NO_AMQP: &str =
+        "this build does not support RabbitMQ; enable the feature `amqp` of the crate `celery`";
+    Err(ConfigError::url(setting, url, NO_AMQP))
 }
 
 #[cfg(feature = "rpc")]
@@ -330,35 +337,35 @@ fn rpc_backend(
     _config: &Config,
     _broker: &Arc<dyn Broker>,
 ) -> Result<Arc<dyn ResultBackend>, ConfigError> {
-    const RPC: &str =
-        "this build has no rpc results; switch on the feature `rpc` of the crate `celery`";
-    Err(ConfigError::url(setting, url, RPC))
+    const NO_RPC: &str =
+        "this build does not support rpc results; enable the feature `rpc` of the crate `celery`";
+    Err(ConfigError::url(setting, url, NO_RPC))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn refusal(config: impl Into<Config>) -> String {
+    fn connect_error(config: impl Into<Config>) -> String {
         connect(config).unwrap_err().to_string()
     }
 
     #[test]
-    fn an_unknown_scheme_names_the_known_ones() {
-        let error = refusal("reddis://localhost");
+    fn unknown_scheme_error_lists_known_schemes() {
+        let error = connect_error("reddis://localhost");
         assert!(error.contains("unknown scheme \"reddis\""), "{error}");
         assert!(error.contains("rediss"), "{error}");
     }
 
     #[test]
-    fn errors_leave_the_password_out() {
-        let error = refusal("reddis://user:secret@localhost");
+    fn error_of_url_hides_password() {
+        let error = connect_error("reddis://user:secret@localhost");
         assert!(!error.contains("secret"), "{error}");
     }
 
     #[test]
-    fn no_url_says_where_to_set_one() {
-        let error = refusal(Config::new());
+    fn missing_url_error_names_environment_variable() {
+        let error = connect_error(Config::new());
         assert!(error.contains("CELERY_BROKER_URL"), "{error}");
     }
 
@@ -371,25 +378,25 @@ mod tests {
         #[cfg(feature = "rpc")]
         assert!(connect(config).unwrap().backend().is_some());
         #[cfg(not(feature = "rpc"))]
-        assert!(refusal(config).contains("feature `rpc`"));
-        let error = refusal("amqp://localhost?heartbeet=1");
+        assert!(connect_error(config).contains("feature `rpc`"));
+        let error = connect_error("amqp://localhost?heartbeet=1");
         assert!(error.contains("heartbeet"), "{error}");
-        let swapped = Config::new()
+        let amqp_backend = Config::new()
             .broker_url("amqp://localhost")
             .result_backend("amqp://localhost");
-        assert!(refusal(swapped).contains("rpc://"));
+        assert!(connect_error(amqp_backend).contains("rpc://"));
     }
 
     #[cfg(not(feature = "amqp"))]
     #[test]
-    fn a_build_without_rabbitmq_says_so() {
-        let error = refusal("amqp://localhost");
+    fn missing_amqp_feature_is_named() {
+        let error = connect_error("amqp://localhost");
         assert!(error.contains("feature `amqp`"), "{error}");
     }
 
     #[cfg(feature = "redis")]
     #[test]
-    fn whether_chords_are_ordered_is_an_option_of_results() {
+    fn result_chord_ordered_is_an_option_of_the_backend() {
         let with = |ordered: serde_json::Value| {
             let options = serde_json::json!({"result_chord_ordered": ordered, "master_name": "m"});
             Config::new()
@@ -401,14 +408,14 @@ mod tests {
         for ordered in [false.into(), true.into(), serde_json::Value::Null] {
             assert!(connect(with(ordered)).unwrap().backend().is_some());
         }
-        let error = refusal(with("no".into()));
+        let error = connect_error(with("no".into()));
         assert!(error.contains("result_chord_ordered"), "{error}");
     }
 
     #[cfg(not(feature = "redis"))]
     #[test]
-    fn a_missing_feature_is_named() {
-        let error = refusal("redis://localhost");
+    fn missing_redis_feature_is_named() {
+        let error = connect_error("redis://localhost");
         assert!(error.contains("feature `redis`"), "{error}");
     }
 }

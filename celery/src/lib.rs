@@ -1,6 +1,5 @@
-//! A distributed task queue that speaks the wire protocol of Python's Celery:
-//! workers and clients in Rust that share queues and results with those in
-//! Python, and lose nothing.
+//! A distributed task queue with the wire protocol of Python's Celery: workers and
+//! clients in Rust share queues and results with workers and clients in Python.
 //!
 //! ```no_run
 //! use celery::{Task, TaskError, Tasks};
@@ -21,29 +20,29 @@
 //! }
 //! ```
 //!
-//! Read about [`Task`] and [`App`] first, then [`Config`].
+//! The types to read first are [`Task`] and [`App`], then [`Config`].
 //!
-//! This crate only puts others together: `celery-protocol` is the wire format
-//! without I/O, `celery-runtime` the worker and the client, and brokers and
-//! result backends are crates of their own behind these features:
+//! This crate is a facade: `celery-protocol` has the wire format without I/O,
+//! `celery-runtime` the worker and the client, and each broker and result backend
+//! is a crate of its own behind one of these features:
 //!
-//! | feature | default | brings |
+//! | feature | default | enables |
 //! |---|---|---|
 //! | `redis` | yes | broker and result backend on Redis |
 //! | `amqp` | | the RabbitMQ broker |
 //! | `rpc` | | results over RabbitMQ, `rpc://` |
-//! | `msgpack`, `yaml` | | serializers; JSON is always there |
-//! | `zlib`, `bzip2`, `lzma`, `brotli`, `zstd` | | content compressions; `compression` is all of them |
-//! | `tls-rustls`, `tls-native-tls` | | TLS for the integrations that are on |
-//! | `full` | | everything that can be on together |
+//! | `msgpack`, `yaml` | | serializers besides JSON |
+//! | `zlib`, `bzip2`, `lzma`, `brotli`, `zstd` | | content compressions; `compression` enables all of them |
+//! | `tls-rustls`, `tls-native-tls` | | TLS for the enabled brokers and backends |
+//! | `full` | | all features except `tls-native-tls` |
 //!
 //! Broker and result backend in memory ([`App::memory`]) need no feature.
 //!
-//! What this crate does not do yet: periodic tasks.
+//! Periodic tasks are not supported yet.
 
 mod connect;
 
-/// The snippets of the README compile.
+/// Compiles the code blocks of the README.
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 struct Readme;

@@ -418,7 +418,7 @@ async fn claim_stalled_returns_at_most_limit_chords() {
         );
     }
     let due = "return redis.call('ZCOUNT', KEYS[1], '-inf', redis.call('TIME')[1] * 1000)";
-    wait_until("all claims have expired", || {
+    wait_until("all claims have expired", async || {
         count(&server, &["EVAL", due, "1", INDEX]) == 5
     })
     .await;
@@ -537,7 +537,7 @@ async fn chord_claimed_by_a_dead_python_worker_is_claimed_again() {
     assert_eq!(keys(&server), ["K.b", "K.c", "K.d", "K.j", "K.s"]);
     assert_eq!(complete(&backend, 1, "x").await, None);
     server.command(&["PEXPIRE", &key(".c"), "1"]);
-    wait_until("its claim has expired", || {
+    wait_until("its claim has expired", async || {
         count(&server, &["EXISTS", &key(".c")]) == 0
     })
     .await;

@@ -11,7 +11,7 @@ use test_servers::RedisServer;
 use tokio::time::timeout;
 
 use crate::support::{
-    LIMIT, backend, channels, document, options, status, store, wait_until, wait_with_retries,
+    TIMEOUT, backend, channels, document, options, status, store, wait_until, wait_with_retries,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -23,14 +23,14 @@ async fn wait_continues_after_a_server_restart() {
         let backend = Arc::clone(&backend);
         tokio::spawn(async move { wait_with_retries(&*backend, "1").await })
     };
-    wait_until("it is subscribed", || channels(&server) == 1).await;
+    wait_until("it is subscribed", async || channels(&server) == 1).await;
     server.kill();
     let stored = document("1", State::Success, "null");
     let error = backend.store(Record::new(&stored)).await.unwrap_err();
     assert!(error.is_transient(), "{error}");
     server.restart();
     store(&backend, "1", State::Success, "null").await;
-    let found = timeout(LIMIT, waiting).await.unwrap().unwrap();
+    let found = timeout(TIMEOUT, waiting).await.unwrap().unwrap();
     assert_eq!(found.status, State::Success);
 }
 
@@ -56,14 +56,18 @@ async fn silent_server_ends_the_wait() {
         let backend = Arc::clone(&backend);
         tokio::spawn(async move { backend.wait("1").await })
     };
-    wait_until("it is subscribed", || channels(&server) == 1).await;
+    wait_until("it is subscribed", async || channels(&server) == 1).await;
     server.pause();
-    let error = timeout(LIMIT, waiting).await.unwrap().unwrap().unwrap_err();
+    let error = timeout(TIMEOUT, waiting)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap_err();
     assert!(error.is_transient(), "{error}");
     server.resume();
     // The next wait succeeds.
     store(&backend, "1", State::Success, "null").await;
-    timeout(LIMIT, backend.wait("1")).await.unwrap().unwrap();
+    timeout(TIMEOUT, backend.wait("1")).await.unwrap().unwrap();
 }
 
 #[tokio::test]
@@ -83,7 +87,7 @@ async fn wrong_password_ends_the_wait_immediately() {
     let server = RedisServer::builder().password("right").start();
     let url = server.url().replace("right", "wrong");
     let backend = RedisBackend::new(RedisOptions::parse(&url, &Map::new()).unwrap());
-    let error = timeout(LIMIT, backend.wait("1"))
+    let error = timeout(TIMEOUT, backend.wait("1"))
         .await
         .unwrap()
         .unwrap_err();

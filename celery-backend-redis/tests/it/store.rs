@@ -47,7 +47,10 @@ async fn every_key_expires() {
             .unwrap()
     );
     assert_eq!(store.count("counter", short).await.unwrap(), 1);
-    wait_until("all keys are gone", || count(&server, &["DBSIZE"]) == 0).await;
+    wait_until("all keys are gone", async || {
+        count(&server, &["DBSIZE"]) == 0
+    })
+    .await;
     assert!(!store.extend("lock", b"me", LONG).await.unwrap());
 }
 

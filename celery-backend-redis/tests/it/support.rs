@@ -1,7 +1,6 @@
 //! Shared helpers of the tests.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use celery_backend_redis::{RedisBackend, RedisStore};
 use celery_broker_redis::RedisOptions;
@@ -10,8 +9,7 @@ use celery_runtime::{Record, ResultBackend, Store, conformance};
 use serde_json::{Value, json};
 use test_servers::RedisServer;
 
-/// The time limit of expected events. No test waits for it to pass.
-pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+pub(crate) use test_support::{TIMEOUT, wait_until};
 
 /// A server and its clients.
 pub(crate) struct Setup {
@@ -107,18 +105,6 @@ pub(crate) async fn wait_with_retries(
 
 pub(crate) fn count(server: &RedisServer, command: &[&str]) -> i64 {
     server.command(command).integer()
-}
-
-/// Waits until the server's state is as expected.
-pub(crate) async fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let waited = async {
-        while !is_so() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(LIMIT, waited)
-        .await
-        .unwrap_or_else(|_| panic!("not in time: {what}"));
 }
 
 /// Returns the number of subscribed channels.

@@ -10,7 +10,7 @@ use test_servers::RedisServer;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::support::{LIMIT, backend, channels, store, wait_until, wait_with_retries};
+use crate::support::{TIMEOUT, backend, channels, store, wait_until, wait_with_retries};
 
 type Waiting = JoinHandle<ResultDocument<'static>>;
 
@@ -20,7 +20,7 @@ fn wait(backend: &Arc<RedisBackend>, id: &str) -> Waiting {
 }
 
 async fn done(waiting: Waiting) -> ResultDocument<'static> {
-    timeout(LIMIT, waiting)
+    timeout(TIMEOUT, waiting)
         .await
         .expect("in time")
         .expect("no panic")
@@ -34,7 +34,7 @@ async fn wait_returns_results_stored_before_and_after_it_starts() {
     store(&backend, "before", State::Failure, "null").await;
     assert_eq!(done(wait(&backend, "before")).await.status, State::Failure);
     let waiting = wait(&backend, "after");
-    wait_until("it is subscribed", || channels(&server) == 1).await;
+    wait_until("it is subscribed", async || channels(&server) == 1).await;
     store(&backend, "after", State::Success, "7").await;
     let document = done(waiting).await;
     assert_eq!(
@@ -50,7 +50,7 @@ async fn only_final_states_end_the_wait() {
     let backend = Arc::new(backend(&server));
     store(&backend, "1", State::Retry, "null").await;
     let waiting = wait(&backend, "1");
-    wait_until("it is subscribed", || channels(&server) == 1).await;
+    wait_until("it is subscribed", async || channels(&server) == 1).await;
     store(&backend, "1", State::Started, "null").await;
     store(
         &backend,
@@ -70,7 +70,7 @@ async fn publication_by_python_ends_the_wait() {
     let server = RedisServer::start();
     let backend = Arc::new(backend(&server));
     let waiting = wait(&backend, "1");
-    wait_until("it is subscribed", || channels(&server) == 1).await;
+    wait_until("it is subscribed", async || channels(&server) == 1).await;
     let text = r#"{"status": "SUCCESS", "result": 5, "traceback": null, "children": [],
         "date_done": "2026-11-21T08:32:22.557074+00:00", "task_id": "1"}"#;
     server.command(&["SETEX", "celery-task-meta-1", "86400", text]);
@@ -93,10 +93,10 @@ async fn cancelled_waits_leave_no_subscription() {
                 .is_err()
         );
     }
-    wait_until("one channel is left", || channels(&server) == 1).await;
+    wait_until("one channel is left", async || channels(&server) == 1).await;
     store(&backend, "shared", State::Success, "null").await;
     done(patient).await;
-    wait_until("no channel is left", || channels(&server) == 0).await;
+    wait_until("no channel is left", async || channels(&server) == 0).await;
 }
 
 #[tokio::test]
@@ -123,7 +123,7 @@ async fn thousand_waits_survive_killed_connections() {
     let waiting: Vec<_> = (0..1000)
         .map(|number| wait(&backend, &number.to_string()))
         .collect();
-    wait_until("all are subscribed", || channels(&server) == 1000).await;
+    wait_until("all are subscribed", async || channels(&server) == 1000).await;
     let clients = server.command(&["CLIENT", "LIST"]).text().lines().count();
     assert!(clients <= 12, "{clients}");
     for hundred in 0..10 {
@@ -136,5 +136,5 @@ async fn thousand_waits_survive_killed_connections() {
     for (number, waiting) in waiting.into_iter().enumerate() {
         assert_eq!(done(waiting).await.task_id, number.to_string());
     }
-    wait_until("no channel is left", || channels(&server) == 0).await;
+    wait_until("no channel is left", async || channels(&server) == 0).await;
 }

@@ -7,7 +7,7 @@ use celery_runtime::{Broker, ConsumeOptions, Exchange, Mailbox, Queue, ServiceEr
 use test_servers::{Proxy, RabbitServer};
 
 use crate::support::{
-    TestVhost, broker_at, consumer, id, publish_one, receive_one, send, to, until, within,
+    TestVhost, broker_at, consumer, id, publish_one, receive_one, send, to, wait_until, within,
 };
 
 /// Returns the errors of all operations that connect.
@@ -237,12 +237,12 @@ async fn heartbeat_is_the_smaller_of_both_sides() {
     ] {
         let broker = broker_at(&format!("{}{query}", test_vhost.url));
         broker.depth(&Queue::new("q")).await.unwrap();
-        until("the connection is listed", async || {
+        wait_until("the connection is listed", async || {
             test_vhost.connections(&["timeout"]) == [[seconds]]
         })
         .await;
         within("close", broker.close()).await;
-        until("the connection is closed", async || {
+        wait_until("the connection is closed", async || {
             test_vhost.connections(&["timeout"]).is_empty()
         })
         .await;

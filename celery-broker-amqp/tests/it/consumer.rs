@@ -10,7 +10,7 @@ use celery_runtime::{
 
 use crate::support::{
     TestVhost, ack_all, consumer, id, ids, numbers, publish_one, receive, receive_one, send,
-    settle, to, until, within,
+    settle, to, wait_until, within,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -24,7 +24,7 @@ async fn prefetch_applies_to_each_queue() {
     }
     let consumer = consumer(&broker, &[&queues[0], &queues[1]], 7).await;
     for queue in &queues {
-        until("the prefetch is used up", async || {
+        wait_until("the prefetch is used up", async || {
             test_vhost.counts(&queue.name) == (23, 7)
         })
         .await;
@@ -44,7 +44,7 @@ async fn prefetch_applies_to_each_queue() {
     );
     let taken = receive(&*consumer, 3).await;
     ack_all(&*consumer, &taken).await;
-    until("three more were pushed", async || {
+    wait_until("three more were pushed", async || {
         let (one, two) = (test_vhost.counts("one"), test_vhost.counts("two"));
         one.1 == 7 && two.1 == 7 && one.0 + two.0 == 43
     })
@@ -62,7 +62,7 @@ async fn consumer_without_prefetch_receives_only_requested_messages() {
     }
     let first = consumer(&broker, &[&queues[0], &queues[1]], 0).await;
     assert_eq!(receive(&*first, 3).await.len(), 3);
-    until("three are held", async || {
+    wait_until("three are held", async || {
         test_vhost.counts("one").1 + test_vhost.counts("two").1 == 3
     })
     .await;
@@ -75,7 +75,7 @@ async fn consumer_without_prefetch_receives_only_requested_messages() {
         let first = Arc::clone(&first);
         tokio::spawn(async move { first.receive(5).await })
     };
-    until("the consumer waits", async || {
+    wait_until("the consumer waits", async || {
         let consumers = test_vhost.rows("list_consumers", &["queue_name"]);
         consumers.concat().contains(&"one".to_owned())
     })
@@ -83,7 +83,7 @@ async fn consumer_without_prefetch_receives_only_requested_messages() {
     send(&broker, &queues[0], &["late"]).await;
     let taken = within("receive", waiting).await.unwrap().unwrap();
     assert_eq!(ids(&taken), ["late"]);
-    until("nothing is pushed any more", async || {
+    wait_until("nothing is pushed any more", async || {
         let consumers = test_vhost.rows("list_consumers", &["queue_name"]);
         // A quorum queue also lists consumers that hold messages.
         !consumers.concat().contains(&"one".to_owned())
@@ -157,7 +157,7 @@ async fn broker_uses_two_connections() {
         assert!(row[0].contains(name), "{row:?}");
     }
     within("close", broker.close()).await;
-    until("the connections are closed", async || {
+    wait_until("the connections are closed", async || {
         test_vhost.connections(&["name"]).is_empty()
     })
     .await;
@@ -179,7 +179,7 @@ async fn interrupted_consumer_requeues_prefetched_messages() {
     }
     let first = consumer(&broker, &[&queues[0], &queues[1]], 10).await;
     let kept = receive(&*first, 4).await;
-    until("everything was pushed", async || {
+    wait_until("everything was pushed", async || {
         queues
             .iter()
             .all(|queue| test_vhost.counts(&queue.name) == (0, 10))
@@ -204,7 +204,7 @@ async fn interrupted_consumer_requeues_prefetched_messages() {
     ack_all(&*first, &kept).await;
     ack_all(&*second, &taken).await;
     for queue in &queues {
-        until("nothing is left", async || {
+        wait_until("nothing is left", async || {
             test_vhost.counts(&queue.name) == (0, 0)
         })
         .await;
@@ -222,7 +222,7 @@ async fn interrupt_ends_pending_receive() {
             let consumer = Arc::clone(&consumer);
             tokio::spawn(async move { consumer.receive(1).await })
         };
-        until("the consumer waits", async || {
+        wait_until("the consumer waits", async || {
             !test_vhost
                 .rows("list_consumers", &["queue_name"])
                 .is_empty()
@@ -231,7 +231,7 @@ async fn interrupt_ends_pending_receive() {
         consumer.interrupt();
         let taken = within("the interrupt", waiting).await.unwrap().unwrap();
         assert!(taken.is_empty());
-        until("nothing is pushed any more", async || {
+        wait_until("nothing is pushed any more", async || {
             test_vhost
                 .rows("list_consumers", &["queue_name"])
                 .is_empty()
@@ -258,13 +258,13 @@ async fn closed_or_dropped_consumer_requeues_unsettled_messages() {
                 let _ = within("settle", consumer.settle(&late)).await;
             }
             drop(consumer);
-            until("all messages are requeued", async || {
+            wait_until("all messages are requeued", async || {
                 test_vhost.counts("q") == (10, 0)
             })
             .await;
         }
     }
-    until("no channel is left", async || {
+    wait_until("no channel is left", async || {
         test_vhost
             .channels(&["number", "consumer_count"])
             .iter()
@@ -314,7 +314,7 @@ async fn deleted_queue_ends_its_consumer() {
             let first = Arc::clone(&first);
             tokio::spawn(async move { first.receive(1).await })
         };
-        until("the consumer waits", async || {
+        wait_until("the consumer waits", async || {
             !test_vhost
                 .rows("list_consumers", &["queue_name"])
                 .is_empty()
@@ -372,7 +372,7 @@ async fn tags_of_another_consumer_are_ignored() {
     drop(old);
     assert_eq!(test_vhost.counts("q"), (0, 4));
     ack_all(&*new, &fresh).await;
-    until("all are acknowledged", async || {
+    wait_until("all are acknowledged", async || {
         test_vhost.counts("q") == (0, 0)
     })
     .await;

@@ -11,7 +11,7 @@ use celery_runtime::{
 
 use crate::support::{
     TestVhost, ack_all, all, consumer, id, ids, message, numbers, publish_one, receive,
-    receive_one, send, settle, to, until, within,
+    receive_one, send, settle, to, wait_until, within,
 };
 
 async fn defer(consumer: &dyn Consumer, deliveries: &[Delivery], until: SystemTime) {
@@ -71,7 +71,7 @@ async fn thousand_deferred_messages_return_once_and_on_time() {
             queue.name
         );
         latenesses.push((levels, late));
-        until("nothing is left", async || {
+        wait_until("nothing is left", async || {
             test_vhost.counts(&queue.name) == (0, 0)
         })
         .await;
@@ -190,7 +190,7 @@ async fn queue_named_like_a_pattern_gets_only_its_own_messages() {
     }
     // Closing the consumers has requeued the messages.
     for queue in &queues {
-        until("one each", async || broker.depth(queue).await.unwrap() > 0).await;
+        wait_until("one each", async || broker.depth(queue).await.unwrap() > 0).await;
         assert_eq!(broker.depth(queue).await.unwrap(), 1, "{}", queue.name);
     }
 }
@@ -209,7 +209,7 @@ async fn queue_with_a_long_name_defers_messages() {
     let back = receive(&*consumer, 2).await;
     assert!(SystemTime::now() >= due, "early");
     ack_all(&*consumer, &back).await;
-    until("nothing is left", async || {
+    wait_until("nothing is left", async || {
         test_vhost.counts(&queue.name) == (0, 0)
     })
     .await;
@@ -247,7 +247,7 @@ async fn message_that_is_due_or_due_soon_is_redelivered_locally() {
         assert!(started.elapsed() >= Duration::from_millis(60), "early");
         assert_eq!(ids(&back), ids(&taken));
         within("close", consumer.close()).await.unwrap();
-        until("they are requeued", async || {
+        wait_until("they are requeued", async || {
             test_vhost.counts("q") == (3, 0)
         })
         .await;
@@ -347,8 +347,10 @@ async fn deleted_delay_queue_is_declared_again() {
         )];
         // The first attempt may fail because of the missing queue.
         let deferred = async || all(consumer.settle(&defers).await).is_ok();
-        let attempts =
-            tokio::time::timeout(Duration::from_secs(5), until("it is deferred", deferred));
+        let attempts = tokio::time::timeout(
+            Duration::from_secs(5),
+            wait_until("it is deferred", deferred),
+        );
         attempts
             .await
             .unwrap_or_else(|_| panic!("cannot be deferred without {deleted:?}"));
@@ -430,5 +432,5 @@ async fn concurrent_defer_requeue_and_ack_settle_every_message() {
     }
     done.sort_by_key(|id| id.parse::<usize>().unwrap());
     assert_eq!(done, numbers(0..300));
-    until("nothing is left", async || test_vhost.counts("q") == (0, 0)).await;
+    wait_until("nothing is left", async || test_vhost.counts("q") == (0, 0)).await;
 }

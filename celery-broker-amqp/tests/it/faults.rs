@@ -12,8 +12,8 @@ use futures_util::future::join_all;
 use test_servers::RabbitServer;
 
 use crate::support::{
-    TEST_TIMEOUT, ack_all, all, blocking, broker_at, consumer, id, ids, numbers, publish_one,
-    receive, receive_one, send, settle, sorted, to, to_declared, until, within,
+    TIMEOUT, ack_all, all, blocking, broker_at, consumer, id, ids, numbers, publish_one, receive,
+    receive_one, send, settle, sorted, to, to_declared, wait_until, within,
 };
 
 /// Starts a server for one test, which may break it.
@@ -141,7 +141,7 @@ async fn memory_alarm_blocks_publishing_and_is_reported() {
         let broker = broker.clone();
         tokio::spawn(async move { publish_one(&broker, to("q", "late")).await })
     };
-    until("the reason is known", async || {
+    wait_until("the reason is known", async || {
         broker.blocked_reason().is_some()
     })
     .await;
@@ -184,7 +184,7 @@ async fn memory_alarm_blocks_publishing_and_is_reported() {
 
     set_memory_alarm(&server, false).await;
     within("it is published", sending).await.unwrap().unwrap();
-    until("publishing is unblocked", async || {
+    wait_until("publishing is unblocked", async || {
         broker.blocked_reason().is_none()
     })
     .await;
@@ -192,7 +192,7 @@ async fn memory_alarm_blocks_publishing_and_is_reported() {
     publish_one(&broker, to("q", "after")).await.unwrap();
     let after = receive_until(&*consumer, "after").await;
     println!("{} messages of cancelled calls arrived", after.len() - 2);
-    until("no channel is left", async || channels(&server) <= 18).await;
+    wait_until("no channel is left", async || channels(&server) <= 18).await;
     assert_eq!(sorted(&server, &["list_connections", "pid"]).len(), 2);
     assert_eq!(unknown, 0, "how often the reason was unknown");
 }
@@ -257,15 +257,15 @@ async fn defer_during_memory_alarm_delays_no_ack_and_is_not_duplicated() {
     let acked = held().contains(&vec!["q".to_owned(), "1".to_owned()]);
 
     set_memory_alarm(&server, false).await;
-    until("it is deferred", async || {
+    wait_until("it is deferred", async || {
         all(consumer.settle(&both).await).is_ok()
     })
     .await;
-    until("nothing is held", async || {
+    wait_until("nothing is held", async || {
         held().contains(&vec!["q".to_owned(), "0".to_owned()])
     })
     .await;
-    until("all confirmed", async || channels(&server) <= 18).await;
+    wait_until("all confirmed", async || channels(&server) <= 18).await;
     let deferred = broker
         .depth(&Queue::new("celery_delayed_11"))
         .await
@@ -284,7 +284,7 @@ async fn defer_during_memory_alarm_delays_no_ack_and_is_not_duplicated() {
 async fn block_publishing(broker: &AmqpBroker) {
     let publication = [to("missing", "blocked")];
     let _ = tokio::time::timeout(Duration::from_millis(100), broker.publish(&publication)).await;
-    until("the reason is known", async || {
+    wait_until("the reason is known", async || {
         broker.blocked_reason().is_some()
     })
     .await;
@@ -294,7 +294,7 @@ async fn set_memory_alarm(server: &RabbitServer, raised: bool) {
     let limit = if raised { "0.00001" } else { "0.6" };
     blocking(|| server.control(&["set_vm_memory_high_watermark", limit]));
     // The server checks its memory periodically.
-    until("the server notices", async || {
+    wait_until("the server notices", async || {
         let alarms = blocking(|| server.control(&["eval", "rabbit_alarm:get_alarms()."]));
         alarms.contains("memory") == raised
     })
@@ -383,7 +383,7 @@ async fn paused_server_times_out_and_is_used_again_after_resume() {
             Ok(consumer) => break consumer,
             Err(error) => assert!(error.is_transient(), "{error}"),
         }
-        assert!(resumed.elapsed() < TEST_TIMEOUT);
+        assert!(resumed.elapsed() < TIMEOUT);
     };
     let back = receive_one(&*second).await;
     println!(

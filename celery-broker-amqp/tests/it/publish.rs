@@ -16,7 +16,7 @@ use serde_json::json;
 
 use crate::support::{
     TestRng, TestVhost, consumer, id, ids, message, message_id, numbers, publish_one, receive,
-    receive_one, send, task, to, to_declared, until, within,
+    receive_one, send, task, to, to_declared, wait_until, within,
 };
 
 /// Returns a message with a body of this size.
@@ -359,7 +359,7 @@ async fn full_queue_rejects_messages() {
         let mut rejected = within("publish", broker.publish(&batch)).await;
         rejected.retain(Result::is_err);
         // A quorum queue rejects messages only some time after it is full.
-        until("it is full", async || {
+        wait_until("it is full", async || {
             rejected.push(publish_one(&broker, to(&queue.name, "late")).await);
             rejected.last().unwrap().is_err()
         })
@@ -397,7 +397,7 @@ async fn messages_arrive_without_publisher_confirms() {
     send(&broker, &queue, &numbers(0..200)).await;
     // As in Celery without confirms, an unroutable message is not reported.
     publish_one(&broker, to("missing", "lost")).await.unwrap();
-    until("all messages arrive", async || {
+    wait_until("all messages arrive", async || {
         broker.depth(&queue).await.unwrap() == 200
     })
     .await;
@@ -409,7 +409,7 @@ async fn messages_arrive_without_publisher_confirms() {
     }
     let before = broker.depth(&queue).await.unwrap();
     publish_one(&broker, to("q", "after")).await.unwrap();
-    until("the message arrives", async || {
+    wait_until("the message arrives", async || {
         broker.depth(&queue).await.unwrap() > before
     })
     .await;
@@ -469,7 +469,7 @@ async fn cancelled_publishes_leave_no_channel_and_harm_no_others() {
     println!("{cancelled} of 200 calls were cancelled");
     assert!(cancelled > 20);
     publish_one(&broker, to("q", "after")).await.unwrap();
-    until("the channels are closed", async || {
+    wait_until("the channels are closed", async || {
         test_vhost.channels(&["number"]).len() <= 16
     })
     .await;

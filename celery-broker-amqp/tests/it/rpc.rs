@@ -7,7 +7,7 @@ use celery_broker_amqp::RpcBackend;
 use celery_protocol::{Raw, ResultDocument, State};
 use celery_runtime::{Broker, Record, ResultBackend};
 
-use crate::support::{TestVhost, until, within};
+use crate::support::{TestVhost, wait_until, within};
 
 fn document(id: &str, state: State) -> ResultDocument<'static> {
     ResultDocument::new(id.to_owned(), state, Raw::json("5"))
@@ -52,7 +52,7 @@ async fn reply_queue_matches_celery_and_is_deleted_with_the_client() {
         ]]
     );
     drop(backend);
-    until("the queue is deleted", async || {
+    wait_until("the queue is deleted", async || {
         test_vhost.rows("list_queues", &["name"]).is_empty()
     })
     .await;
@@ -121,12 +121,12 @@ async fn broken_connection_fails_wait_and_next_wait_reconnects() {
     };
     let opened = async || test_vhost.rows("list_queues", &["name", "consumers"]) == [[&*name, "1"]];
     let first = waiting("a");
-    until("the client waits", opened).await;
+    wait_until("the client waits", opened).await;
     raw.delete(&name).await;
     let error = within("the wait ends", first).await.unwrap().unwrap_err();
     assert!(error.is_transient(), "{error}");
     let second = waiting("b");
-    until("the client waits", opened).await;
+    wait_until("the client waits", opened).await;
     let worker = RpcBackend::new(Arc::new(test_vhost.broker()));
     store(&worker, &document("b", State::Success), &name).await;
     let found = within("the result", second).await.unwrap().unwrap();

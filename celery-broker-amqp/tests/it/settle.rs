@@ -10,7 +10,7 @@ use futures_util::future::FutureExt;
 
 use crate::support::{
     TestRng, TestVhost, ack_all, all, consumer, id, message, numbers, receive, receive_one, send,
-    settle, until, within,
+    settle, wait_until, within,
 };
 
 /// Returns the queue and the id of a delivery.
@@ -28,7 +28,7 @@ async fn acknowledged_messages_leave_the_queue() {
     let taken = receive(&*consumer, 1000).await;
     assert_eq!(test_vhost.counts("q"), (0, 1000));
     ack_all(&*consumer, &taken).await;
-    until("all are acknowledged", async || {
+    wait_until("all are acknowledged", async || {
         test_vhost.counts("q") == (0, 0)
     })
     .await;
@@ -84,7 +84,7 @@ async fn settlements_in_any_order_remove_exactly_their_messages() {
         assert!(redelivered.is_disjoint(&settled_ids), "seed {seed}");
         ack_all(&*second, &rest).await;
         for queue in &queues {
-            until("nothing is left", async || {
+            wait_until("nothing is left", async || {
                 test_vhost.counts(&queue.name) == (0, 0)
             })
             .await;
@@ -184,7 +184,7 @@ async fn failed_defer_does_not_fail_the_rest_of_its_batch() {
     ];
     let settled = within("settle", consumer.settle(&batch)).await;
 
-    until("the acknowledged message leaves the queue", async || {
+    wait_until("the acknowledged message leaves the queue", async || {
         test_vhost.counts("q").1 <= 1
     })
     .await;
@@ -220,7 +220,7 @@ async fn cancelled_settlement_can_be_repeated() {
     send(&broker, &queue, &["after"]).await;
     let after = receive_one(&*consumer).await;
     assert_eq!((id(&after).as_str(), after.redelivered), ("after", false));
-    until("the others are settled", async || {
+    wait_until("the others are settled", async || {
         test_vhost.counts("q") == (0, 1)
     })
     .await;

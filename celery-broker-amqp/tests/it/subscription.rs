@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use celery_runtime::{Broker, Exchange, Mailbox, Publication};
 
-use crate::support::{TestVhost, message_id, publish_one, task, to, until, within};
+use crate::support::{TestVhost, message_id, publish_one, task, to, wait_until, within};
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
@@ -69,11 +69,11 @@ async fn mailboxes_match_celery_and_are_deleted_with_their_consumers() {
     assert_eq!(consumers, vec![["false", "0"]; 4]);
 
     drop((one, two, three, four));
-    until("the queues are deleted", async || {
+    wait_until("the queues are deleted", async || {
         test_vhost.rows("list_queues", &["name"]).is_empty()
     })
     .await;
-    until("the channels are closed", async || {
+    wait_until("the channels are closed", async || {
         test_vhost
             .channels(&["consumer_count"])
             .iter()

@@ -1,7 +1,6 @@
 //! Helpers of the tests.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use celery_broker_amqp::{AmqpBroker, AmqpOptions};
 use celery_protocol::{Embed, Message, Serializer, TaskHeaders, encode_body};
@@ -14,9 +13,9 @@ use lapin::types::FieldTable;
 use lapin::{Channel, Connection, ConnectionProperties};
 use test_servers::RabbitServer;
 
-/// The timeout of everything that a test expects to happen. No test waits until it
-/// has passed.
-pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) use test_support::{
+    TIMEOUT, all, id, ids, message_id, receive, receive_one, wait_until, within,
+};
 
 /// A new virtual host on the server that the tests share.
 pub(crate) struct TestVhost {
@@ -185,27 +184,8 @@ pub(crate) async fn consumer(
     within("consume", broker.consume(&options)).await.unwrap()
 }
 
-/// Receives exactly `count` deliveries.
-pub(crate) async fn receive(consumer: &dyn Consumer, count: usize) -> Vec<Delivery> {
-    let mut received = Vec::new();
-    while received.len() < count {
-        let more = within("receive", consumer.receive(count - received.len())).await;
-        received.extend(more.unwrap());
-    }
-    received
-}
-
-pub(crate) async fn receive_one(consumer: &dyn Consumer) -> Delivery {
-    receive(consumer, 1).await.remove(0)
-}
-
 pub(crate) async fn settle(consumer: &dyn Consumer, batch: &[Settlement]) {
     all(within("settle", consumer.settle(batch)).await).unwrap();
-}
-
-/// Returns all results of a batch, or its first error.
-pub(crate) fn all<T, E>(results: Vec<Result<T, E>>) -> Result<Vec<T>, E> {
-    results.into_iter().collect()
 }
 
 pub(crate) async fn ack_all(consumer: &dyn Consumer, deliveries: &[Delivery]) {
@@ -222,43 +202,12 @@ pub(crate) fn message(delivery: &Delivery) -> &Message {
     }
 }
 
-pub(crate) fn id(delivery: &Delivery) -> String {
-    message_id(message(delivery))
-}
-
-pub(crate) fn message_id(message: &Message) -> String {
-    let task = message.headers.task().unwrap().expect("a task");
-    task.id.into_owned()
-}
-
-pub(crate) fn ids(deliveries: &[Delivery]) -> Vec<String> {
-    deliveries.iter().map(id).collect()
-}
-
 pub(crate) fn table(pairs: &[(&str, lapin::types::AMQPValue)]) -> FieldTable {
     let mut table = FieldTable::default();
     for (name, value) in pairs {
         table.insert((*name).into(), value.clone());
     }
     table
-}
-
-/// Waits for a future until the test's timeout.
-pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(TEST_TIMEOUT, future).await {
-        Ok(value) => value,
-        Err(_) => panic!("not within {TEST_TIMEOUT:?}: {what}"),
-    }
-}
-
-/// Waits until a condition holds.
-pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    within(what, async {
-        while !condition().await {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    })
-    .await;
 }
 
 /// A random number generator with a fixed seed.

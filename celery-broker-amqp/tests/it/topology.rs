@@ -367,7 +367,7 @@ async fn declare_closes_its_channels() {
             .await
             .unwrap();
     }
-    crate::support::until("the channels are closed", async || {
+    crate::support::wait_until("the channels are closed", async || {
         test_vhost.channels(&["number"]).is_empty()
     })
     .await;

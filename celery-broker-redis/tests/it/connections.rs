@@ -123,11 +123,11 @@ async fn sentinel_url_follows_the_master_after_failover() {
     let broker = broker_at(&url, &json!({"master_name": "mymaster"}));
     send(&broker, "q", &["1"]).await;
     assert_eq!(queued_count(&master, "q"), 1);
-    wait_until("the replica has it", || {
+    wait_until("the replica has it", async || {
         count(&replica, &["LLEN", "q"]) == 1
     })
     .await;
-    wait_until("sentinel knows the replica", || {
+    wait_until("sentinel knows the replica", async || {
         let masters = sentinel.command(&["INFO", "sentinel"]).text();
         masters.contains("slaves=1")
     })
@@ -135,7 +135,7 @@ async fn sentinel_url_follows_the_master_after_failover() {
 
     master.kill();
 
-    wait_until("the replica is master", || {
+    wait_until("the replica is master", async || {
         replica
             .command(&["INFO", "replication"])
             .text()

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use test_servers::RedisServer;
 
 use crate::support::{
-    LIMIT, ack, all, broker, broker_with, consumer, count, id, ids, keys, queued_count, receive,
+    TIMEOUT, ack, all, broker, broker_with, consumer, count, id, ids, keys, queued_count, receive,
     receive_one, send, tags, task, task_with_priority, unacked_count, wait_until,
 };
 
@@ -116,7 +116,7 @@ async fn message_wakes_a_waiting_consumer() {
         tokio::task::yield_now().await;
         let queue = if number % 2 == 0 { "a" } else { "b" };
         send(&broker, queue, &[&number.to_string()]).await;
-        let delivery = tokio::time::timeout(LIMIT, receiving)
+        let delivery = tokio::time::timeout(TIMEOUT, receiving)
             .await
             .unwrap()
             .unwrap();
@@ -136,7 +136,10 @@ async fn many_queues_share_one_connection() {
     let consumer = consumer(&broker, &names).await;
     let waiting = Arc::clone(&consumer);
     let receiving = tokio::spawn(async move { receive_one(&*waiting).await });
-    wait_until("the consumer waits", || tracking_clients(&server) == 1).await;
+    wait_until("the consumer waits", async || {
+        tracking_clients(&server) == 1
+    })
+    .await;
     // The waiting connection, and pooled ones for the restore and this test.
     assert!(clients(&server) - before <= 3, "{}", clients(&server));
     send(&broker, "queue-63", &["last"]).await;

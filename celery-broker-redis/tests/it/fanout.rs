@@ -11,11 +11,11 @@ use serde_json::json;
 use test_servers::RedisServer;
 
 use crate::support::{
-    LIMIT, broker, broker_at, broker_with, count, keys, message_id, send, task, wait_until,
+    TIMEOUT, broker, broker_at, broker_with, count, keys, message_id, send, task, wait_until,
 };
 
 async fn next(subscription: &mut dyn Subscription) -> String {
-    let message = tokio::time::timeout(LIMIT, subscription.next())
+    let message = tokio::time::timeout(TIMEOUT, subscription.next())
         .await
         .expect("in time");
     message_id(&message.expect("a message"))
@@ -127,7 +127,7 @@ async fn lost_connection_ends_the_subscription() {
         .await
         .unwrap();
     server.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
-    let error = tokio::time::timeout(LIMIT, subscription.next())
+    let error = tokio::time::timeout(TIMEOUT, subscription.next())
         .await
         .unwrap()
         .unwrap_err();
@@ -146,7 +146,7 @@ async fn silent_server_ends_the_subscription() {
         .await
         .unwrap();
     server.pause();
-    let error = tokio::time::timeout(LIMIT, subscription.next())
+    let error = tokio::time::timeout(TIMEOUT, subscription.next())
         .await
         .unwrap()
         .unwrap_err();
@@ -175,7 +175,7 @@ async fn replies_arrive_in_order_and_the_list_expires() {
     // A late reply finds a list with a time to live.
     send(&broker, "my-replies", &["late"]).await;
     assert_ne!(count(&server, &["PTTL", "my-replies"]), -1);
-    wait_until("the list is gone", || keys(&server).is_empty()).await;
+    wait_until("the list is gone", async || keys(&server).is_empty()).await;
 }
 
 #[tokio::test]
@@ -245,7 +245,7 @@ async fn direct_mailbox_is_bound_as_in_kombu_and_unbound_on_drop() {
     assert!(count(&server, &["PTTL", &mailbox.name]) > 9_000);
 
     drop(opened);
-    wait_until("the binding is gone", || {
+    wait_until("the binding is gone", async || {
         keys(&server) == [mailbox.name.as_str()]
     })
     .await;
@@ -264,7 +264,7 @@ async fn closed_broker_removes_its_bindings() {
     broker.close().await;
     let closed = opened.next().await.unwrap_err();
     assert_eq!(closed.kind(), ServiceErrorKind::Closed);
-    wait_until("the binding is gone", || {
+    wait_until("the binding is gone", async || {
         keys(&server) == [mailbox.name.as_str()]
     })
     .await;
@@ -378,7 +378,7 @@ async fn mailbox_of_a_dead_client_expires() {
     // A reply of Python, then one of this crate.
     server.command(&["LPUSH", list, "late"]);
     assert!((1..=1_000).contains(&ttl()), "{}", ttl());
-    wait_until("the list is gone", || ttl() == -2).await;
+    wait_until("the list is gone", async || ttl() == -2).await;
     broker
         .broadcast(&reply_exchange(), "oid", &task("later"))
         .await

@@ -9,7 +9,7 @@ use serde_json::json;
 use test_servers::RedisServer;
 
 use crate::support::{
-    LIMIT, ack, all, broker, broker_with, consumer, id, queued_count, receive_one, send, task,
+    TIMEOUT, ack, all, broker, broker_with, consumer, id, queued_count, receive_one, send, task,
     unacked_count,
 };
 
@@ -41,7 +41,7 @@ async fn killed_server_fails_calls_until_it_restarts() {
 
 async fn publish_one(broker: &RedisBroker, id: &str) -> Result<(), celery_runtime::ServiceError> {
     let sent = [Publication::to_queue(task(id), "q")];
-    tokio::time::timeout(LIMIT, broker.publish(&sent))
+    tokio::time::timeout(TIMEOUT, broker.publish(&sent))
         .await
         .expect("in time")
         .remove(0)
@@ -86,7 +86,7 @@ async fn work(
     kills: &mut usize,
 ) {
     while done.len() < 300 {
-        let Ok(Ok(received)) = tokio::time::timeout(LIMIT, consumer.receive(7)).await else {
+        let Ok(Ok(received)) = tokio::time::timeout(TIMEOUT, consumer.receive(7)).await else {
             return;
         };
         if *kills < 5 && done.len() > 40 * *kills {
@@ -124,7 +124,7 @@ async fn silent_server_times_out_every_call() {
     let receiving = tokio::spawn(async move { waiting.receive(1).await });
     server.pause();
 
-    let error = tokio::time::timeout(LIMIT, receiving)
+    let error = tokio::time::timeout(TIMEOUT, receiving)
         .await
         .unwrap()
         .unwrap()
@@ -151,7 +151,7 @@ async fn broken_connection_fails_a_waiting_consumer() {
     let consumer = consumer(&broker, &["q"]).await;
     let waiting = Arc::clone(&consumer);
     let receiving = tokio::spawn(async move { waiting.receive(1).await });
-    crate::support::wait_until("it is connected", || {
+    crate::support::wait_until("it is connected", async || {
         server
             .command(&["CLIENT", "LIST"])
             .text()
@@ -159,7 +159,7 @@ async fn broken_connection_fails_a_waiting_consumer() {
     })
     .await;
     server.command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
-    let error = tokio::time::timeout(LIMIT, receiving)
+    let error = tokio::time::timeout(TIMEOUT, receiving)
         .await
         .unwrap()
         .unwrap()
@@ -183,7 +183,10 @@ async fn unconfirmed_fetch_is_recovered_by_the_next_consumer() {
     assert_eq!(error.kind(), ServiceErrorKind::TimedOut, "{error}");
     server.resume();
     // The tags of these deliveries are unknown to any consumer.
-    crate::support::wait_until("it has executed the fetch", || unacked_count(&server) == 2).await;
+    crate::support::wait_until("it has executed the fetch", async || {
+        unacked_count(&server) == 2
+    })
+    .await;
     drop(late);
 
     let next = consumer(&broker, &["q", "r"]).await;

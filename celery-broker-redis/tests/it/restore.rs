@@ -165,7 +165,7 @@ async fn restore_schedule_stops_with_its_consumer() {
     let broker = broker_with(&server, &options);
     let restoring = consumer(&broker, &["q"]).await;
     add_expired_entry(&server, "first", &kombu_entry("", "q"));
-    wait_until("it is restored", || queued_count(&server, "q") == 1).await;
+    wait_until("it is restored", async || queued_count(&server, "q") == 1).await;
     restoring.close().await.unwrap();
     add_expired_entry(&server, "second", &kombu_entry("", "q"));
     assert_eq!(

@@ -1,19 +1,18 @@
 //! Shared helpers of the tests.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use celery_broker_redis::{RedisBroker, RedisOptions};
 use celery_protocol::{Embed, Message, Serializer, TaskHeaders, encode_body};
 use celery_runtime::{
-    Broker, ConsumeOptions, Consumer, Content, Delivery, DeliveryTag, Publication, Queue,
-    Settlement,
+    Broker, ConsumeOptions, Consumer, Delivery, DeliveryTag, Publication, Queue, Settlement,
 };
 use serde_json::{Value, json};
 use test_servers::RedisServer;
 
-/// The time limit of expected events. No test waits for it to pass.
-pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+pub(crate) use test_support::{
+    TIMEOUT, all, id, ids, message_id, receive, receive_one, wait_until,
+};
 
 pub(crate) fn broker(server: &RedisServer) -> RedisBroker {
     broker_with(server, &json!({}))
@@ -62,44 +61,9 @@ pub(crate) async fn consumer(broker: &RedisBroker, queues: &[&str]) -> Arc<dyn C
         .expect("a consumer")
 }
 
-/// Receives until there are `count` deliveries.
-pub(crate) async fn receive(consumer: &dyn Consumer, count: usize) -> Vec<Delivery> {
-    let mut received = Vec::new();
-    while received.len() < count {
-        let more = tokio::time::timeout(LIMIT, consumer.receive(count - received.len())).await;
-        received.extend(more.expect("in time").expect("a connection"));
-    }
-    received
-}
-
-pub(crate) async fn receive_one(consumer: &dyn Consumer) -> Delivery {
-    receive(consumer, 1).await.remove(0)
-}
-
 pub(crate) async fn ack(consumer: &dyn Consumer, delivery: &Delivery) {
     let ack = [Settlement::Ack(delivery.tag.clone())];
     all(consumer.settle(&ack).await).expect("settled");
-}
-
-/// Returns all outcomes of a batch, or its first error.
-pub(crate) fn all<T, E>(answers: Vec<Result<T, E>>) -> Result<Vec<T>, E> {
-    answers.into_iter().collect()
-}
-
-pub(crate) fn id(delivery: &Delivery) -> String {
-    match &delivery.content {
-        Content::Message(message) => message_id(message),
-        Content::Malformed { error, .. } => panic!("malformed: {error}"),
-    }
-}
-
-pub(crate) fn message_id(message: &Message) -> String {
-    let task = message.headers.task().expect("headers").expect("a task");
-    task.id.into_owned()
-}
-
-pub(crate) fn ids(deliveries: &[Delivery]) -> Vec<String> {
-    deliveries.iter().map(id).collect()
 }
 
 pub(crate) fn tags(deliveries: &[Delivery]) -> Vec<DeliveryTag> {
@@ -138,16 +102,4 @@ pub(crate) fn keys(server: &RedisServer) -> Vec<String> {
     keys.retain(|key| key != "unacked_mutex");
     keys.sort();
     keys
-}
-
-/// Waits until the server's state is as expected.
-pub(crate) async fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let waited = async {
-        while !is_so() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(LIMIT, waited)
-        .await
-        .unwrap_or_else(|_| panic!("not in time: {what}"));
 }

@@ -1,9 +1,9 @@
-//! A worker for many chords, which may be killed in mid-work; it writes into a
-//! list in Redis what it has gone on with:
+//! A worker for many chords, which records each run of a body or an errback in a
+//! list in Redis. A test kills it while it runs:
 //!
 //!     cargo run --example chords -- redis://localhost redis://localhost/1
 //!
-//! The list is on the server of the results. Settings are read from the
+//! The list is on the server of the result backend. Settings are read from the
 //! environment, as in the example `worker`.
 
 mod work;
@@ -36,14 +36,16 @@ async fn work() -> Result<(), Box<dyn std::error::Error>> {
     if let Some(url) = arguments.next() {
         config = config.result_backend(url);
     }
-    let book = config.result_backend_url().ok_or("no result backend")?;
-    let book = work::Book::at(book)?;
+    let url = config.result_backend_url().ok_or("no result backend")?;
+    let recorder = work::RunRecorder::new(url)?;
     let app = celery::connect(config)?;
-    let worker = app.worker(work::tasks(book)).on_connection_event(|event| {
-        if matches!(event, ConnectionEvent::Connected) {
-            println!("ready");
-        }
-    });
+    let worker = app
+        .worker(work::tasks(recorder))
+        .on_connection_event(|event| {
+            if matches!(event, ConnectionEvent::Connected) {
+                println!("ready");
+            }
+        });
     worker.run_until(celery::shutdown_signal()).await?;
     Ok(())
 }

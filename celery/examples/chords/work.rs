@@ -1,10 +1,10 @@
 //! The tasks of the example `chords`: members that are retried or fail, a body
-//! and an errback, each of which writes down that it ran.
+//! and an errback. Body and errback record their runs in Redis.
 
 #![allow(
     dead_code,
     unreachable_pub,
-    reason = "who sends the tasks does not run them"
+    reason = "the sender uses some of them, the worker others"
 )]
 
 use std::fmt;
@@ -14,22 +14,22 @@ use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 use tokio::sync::OnceCell;
 
-/// A member of a chord, by the chord and its place: answers the place. The first
-/// attempt is retried of one place in twenty, and a place that shall fail fails
-/// always.
+/// A member of a chord, which returns its place. At one place in twenty the first
+/// attempt is retried. With `fails` every attempt fails.
 pub const MEMBER: Task<(u32, u32, bool), u32> =
     Task::new("chords.member").params(&["chord", "place", "fails=false"]);
 
-/// The body of the chord with this number: answers the sum.
+/// The body of the chord with this number, which returns the sum of the places.
 pub const BODY: Task<(Vec<u32>, u32), u32> = Task::new("chords.body").params(&["places", "chord"]);
 
 /// The errback of the chord with this number.
 pub const ERRBACK: Task<(u32,), ()> = Task::new("chords.errback").params(&["chord"]);
 
-/// The list in Redis with one entry for each run of a body or an errback.
-pub const LEDGER: &str = "ledger";
+/// The list in Redis with one [`Entry`] for each run of a body or an errback.
+pub const RUNS_KEY: &str = "runs";
 
-/// An entry of the ledger: what ran for which chord, and the body's id.
+/// A run of a body or an errback: which of the two, for which chord, and the
+/// body's id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     pub what: String,
@@ -38,7 +38,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Reads what [`Display`](fmt::Display) writes.
+    /// Parses the output of [`Display`](fmt::Display).
     pub fn read(line: &str) -> Option<Self> {
         let mut words = line.split(' ');
         Some(Self {
@@ -55,21 +55,21 @@ impl fmt::Display for Entry {
     }
 }
 
-/// The Redis that has the ledger.
-pub struct Book {
+/// Records runs in Redis.
+pub struct RunRecorder {
     client: redis::Client,
     connection: OnceCell<MultiplexedConnection>,
 }
 
-impl Book {
-    pub fn at(url: &str) -> redis::RedisResult<Self> {
+impl RunRecorder {
+    pub fn new(url: &str) -> redis::RedisResult<Self> {
         Ok(Self {
             client: redis::Client::open(url)?,
             connection: OnceCell::new(),
         })
     }
 
-    async fn note(&self, what: &str, chord: u32, body_id: &str) -> Result<(), TaskError> {
+    async fn record(&self, what: &str, chord: u32, body_id: &str) -> Result<(), TaskError> {
         let entry = Entry {
             what: what.to_owned(),
             chord,
@@ -77,34 +77,39 @@ impl Book {
         };
         let connecting = || self.client.get_multiplexed_async_connection();
         let mut connection = self.connection.get_or_try_init(connecting).await?.clone();
-        let () = connection.rpush(LEDGER, entry.to_string()).await?;
+        let () = connection.rpush(RUNS_KEY, entry.to_string()).await?;
         Ok(())
     }
 }
 
-pub fn tasks(book: Book) -> Tasks {
+pub fn tasks(recorder: RunRecorder) -> Tasks {
     Tasks::new()
         .with(MEMBER, member)
         .with(BODY, body)
         .errback(ERRBACK, errback)
-        .with_state(book)
+        .with_state(recorder)
 }
 
-async fn member(ctx: Context<Book>, chord: u32, place: u32, fails: bool) -> Result<u32, TaskError> {
+async fn member(
+    ctx: Context<RunRecorder>,
+    chord: u32,
+    place: u32,
+    fails: bool,
+) -> Result<u32, TaskError> {
     if (chord + place).is_multiple_of(20) && ctx.retries() == 0 {
         return Err(TaskError::retry().after(std::time::Duration::ZERO));
     }
-    match fails {
-        false => Ok(place),
-        true => Err(TaskError::exception("ValueError", format!("chord {chord}"))),
+    if fails {
+        return Err(TaskError::exception("ValueError", format!("chord {chord}")));
     }
+    Ok(place)
 }
 
-async fn body(ctx: Context<Book>, places: Vec<u32>, chord: u32) -> Result<u32, TaskError> {
-    ctx.state().note("body", chord, ctx.id()).await?;
+async fn body(ctx: Context<RunRecorder>, places: Vec<u32>, chord: u32) -> Result<u32, TaskError> {
+    ctx.state().record("body", chord, ctx.id()).await?;
     Ok(places.into_iter().sum())
 }
 
-async fn errback(failed: FailedTask<Book>, chord: u32) -> Result<(), TaskError> {
-    failed.state().note("errback", chord, failed.id()).await
+async fn errback(failed: FailedTask<RunRecorder>, chord: u32) -> Result<(), TaskError> {
+    failed.state().record("errback", chord, failed.id()).await
 }

@@ -1,4 +1,4 @@
-//! The functions that run the examples' tasks: what a worker needs.
+//! The handlers of the examples' tasks, which a worker needs.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::tasks::{ADD, DIVIDE, ECHO, Echo, FAIL, MUL, Number, PROGRESS, RETRY, SLEEP, SUB, XSUM};
 
-/// What a worker of these tasks serves.
+/// Returns all tasks with their handlers.
 pub(crate) fn all() -> Tasks {
     Tasks::new()
         .with(ADD, async |x, y| {
@@ -50,7 +50,7 @@ fn arithmetic(
 
 async fn divide(x: Number, y: Number) -> Result<f64, TaskError> {
     if y.as_f64() == 0.0 {
-        // In Python's own words.
+        // Python's messages.
         let message = match (x, y) {
             (Number::Int(_), Number::Int(_)) => "division by zero",
             _ => "float division by zero",

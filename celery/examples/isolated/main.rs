@@ -1,5 +1,5 @@
-//! A worker whose tasks may crash, hang and eat memory: each runs in a child
-//! process, and what it does ends that child and nothing else.
+//! A worker whose tasks may crash, hang or leak memory: each runs in a child
+//! process, and a crash ends only that child.
 //!
 //!     cargo run --example isolated -- redis://localhost redis://localhost/1
 //!
@@ -41,31 +41,32 @@ async fn work() -> Result<(), celery::Error> {
     if let Some(url) = arguments.next() {
         config = config.result_backend(url);
     }
-    // A child does not even connect.
+    // `connect` opens no connection, and a child process never opens one.
     let app = celery::connect(config)?;
     let queues: Vec<_> = arguments.collect();
-    let missing = Arc::new(AtomicUsize::new(queues.len().max(1)));
+    let pending = Arc::new(AtomicUsize::new(queues.len().max(1)));
     let worker = || {
-        let missing = Arc::clone(&missing);
+        let pending = Arc::clone(&pending);
         app.worker(work::tasks()).on_connection_event(move |event| {
             let connected = matches!(event, ConnectionEvent::Connected);
-            if connected && missing.fetch_sub(1, Ordering::SeqCst) == 1 {
+            if connected && pending.fetch_sub(1, Ordering::SeqCst) == 1 {
                 println!("ready");
             }
         })
     };
-    let workers = match queues.is_empty() {
-        true => vec![worker()],
-        false => queues
+    let workers = if queues.is_empty() {
+        vec![worker()]
+    } else {
+        queues
             .into_iter()
             .map(|queue| worker().queue(queue))
-            .collect(),
+            .collect()
     };
     let mut running = JoinSet::new();
     for worker in workers {
         running.spawn(worker.run_until(celery::shutdown_signal()));
     }
-    // In a child one of them ends with the worker that it serves.
+    // In a child process, the one worker that the child serves ends first.
     while let Some(ended) = running.join_next().await {
         ended.expect("a worker does not panic")?;
         if celery::is_isolated_child() {

@@ -21,12 +21,12 @@ CALLS = [
 
 
 def main():
-    # All are sent before the first answer is read: the worker may run them at the same time.
+    # All tasks are sent before the first result is read, so the worker may run them concurrently.
     sent = [(name, args, kwargs, app.send_task(name, args, kwargs)) for name, args, kwargs in CALLS]
     for name, args, kwargs, result in sent:
         try:
             outcome = repr(result.get(timeout=30))
-        except Exception as error:  # a failed task raises here what it raised there
+        except Exception as error:  # the exception that the task has raised
             outcome = f"{type(error).__name__}: {error}"
         parameters = [repr(arg) for arg in args] + [f"{k}={v!r}" for k, v in kwargs.items()]
         print(f"{name}({', '.join(parameters)}) {result.state} {outcome}")

@@ -4,10 +4,10 @@
     export CELERY_BROKER_URL=redis://localhost:6379/0
     export CELERY_RESULT_BACKEND=redis://localhost:6379/0
     celery -A tasks worker --loglevel INFO        # serve the tasks from Python
-    python client.py                              # or call them, whoever serves them
+    python client.py                              # or call them, on a worker in either language
 
-Both sides know the tasks by their names alone, so that a client in either language calls a
-worker in the other one. Run the worker on one side and the client on the other.
+Tasks are identified by their names, so a client in either language can call a worker in the
+other. Run the worker on one side and the client on the other.
 """
 
 import os
@@ -64,10 +64,10 @@ def fail(message):
 
 @app.task(name="tasks.retry", bind=True, max_retries=None)
 def retry(self, times=1):
-    """Retries `times` times, then returns how often it did."""
+    """Retries `times` times, then returns the number of retries."""
     if self.request.retries < times:
-        # Not at once: Celery stores RETRY after it has sent the retry, and would
-        # overwrite the result of one that is quicker than that.
+        # With a countdown: Celery stores RETRY after it has sent the retry, and would
+        # overwrite the result of an attempt that has already ended.
         raise self.retry(countdown=0.2)
     return self.request.retries
 

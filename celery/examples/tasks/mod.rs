@@ -1,12 +1,8 @@
-//! The declarations of the examples' tasks: all that a client needs.
-//! `celery/examples/python/tasks.py` has the same ones under the same names,
-//! so that either side can call the other.
+//! The declarations of the examples' tasks, which are all that a client needs.
+//! `celery/examples/python/tasks.py` declares the same tasks under the same names,
+//! so that clients of each language can call workers of the other.
 
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "every example uses some of them, as a library's users would"
-)]
+#![allow(dead_code, unreachable_pub, reason = "each example uses some of them")]
 
 use celery::{Map, Task, Value};
 use serde::{Deserialize, Serialize};
@@ -23,7 +19,7 @@ pub const ECHO: Task<(Vec<Value>, Map), Echo> =
     Task::new("tasks.echo").params(&["*args", "**kwargs"]);
 pub const PROGRESS: Task<(u32,), u32> = Task::new("tasks.progress").params(&["steps=3"]);
 
-/// A number as Python has them: integers stay integers, floats floats.
+/// A Python number: an integer or a float.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Number {

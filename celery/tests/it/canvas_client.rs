@@ -1,22 +1,22 @@
-//! A Rust client sends canvases, a Python worker runs them.
+//! Canvases of a Rust client, run by a Python worker.
 
 use celery::{
     AnyResult, Canvas, Client, GroupResult, Ignored, Raw, ResultError, Sendable, Signature, Value,
     group,
 };
 
-use crate::support::{PATIENCE, Setup, start, stories};
+use crate::support::{Setup, TIMEOUT, for_each_broker, start_python};
 use crate::tasks::Number::{self, Int};
 use crate::tasks::{ADD, FAIL, MUL, XSUM};
 
-stories! {
-    a_beginners_walk: redis, rabbitmq;
-    nested_canvases_give_what_they_say: redis, rabbitmq;
-    canvases_that_fail_tell_who_asked: redis, rabbitmq;
-    every_step_keeps_its_options_and_stamps: redis, rabbitmq;
-    results_know_their_parents_and_children: redis;
-    groups_are_saved_for_python_and_restored_from_it: redis;
-    signatures_of_python_are_sent_by_us: redis;
+for_each_broker! {
+    tutorial_canvases_return_expected_values: redis, rabbitmq;
+    nested_canvases_return_expected_values: redis, rabbitmq;
+    failed_canvas_calls_its_errbacks: redis, rabbitmq;
+    canvas_steps_keep_options_and_stamps: redis, rabbitmq;
+    results_have_parents_and_children: redis;
+    saved_group_is_restored_by_the_other_language: redis;
+    python_signature_is_sent_by_rust_client: redis;
 }
 
 fn add(x: i64, y: i64) -> Signature<Number> {
@@ -37,23 +37,23 @@ where
     Signature<T, In>: Sendable<Result = celery::AsyncResult<T>>,
 {
     let sent = client.apply(canvas).await.unwrap();
-    sent.get_timeout(PATIENCE).await.unwrap()
+    sent.get_timeout(TIMEOUT).await.unwrap()
 }
 
-async fn a_beginners_walk(setup: Setup) {
-    let _python = start(setup.python_worker()).await;
+async fn tutorial_canvases_return_expected_values(setup: Setup) {
+    let _python = start_python(setup.python_worker()).await;
     let client = setup.client();
     assert_eq!(value(&client, plus(2).given((Int(8),))).await, Int(10));
 
     let doubles = || group((0..10).map(|i| add(i, i)));
     let sent = client.apply(doubles()).await.unwrap();
-    let values = sent.get_timeout(PATIENCE).await.unwrap();
+    let values = sent.get_timeout(TIMEOUT).await.unwrap();
     assert_eq!(values, ints((0..10).map(|i| 2 * i)));
     assert_eq!(sent.completed_count().await.unwrap(), 10);
 
     let partial = group((0..10).map(plus)).given((Int(10),));
     let sent = client.apply(partial).await.unwrap();
-    assert_eq!(sent.get_timeout(PATIENCE).await.unwrap(), ints(10..20));
+    assert_eq!(sent.get_timeout(TIMEOUT).await.unwrap(), ints(10..20));
 
     assert_eq!(
         value(&client, add(4, 4).then(MUL.p((Int(8),)))).await,
@@ -62,8 +62,8 @@ async fn a_beginners_walk(setup: Setup) {
     assert_eq!(value(&client, doubles().then(XSUM.p(()))).await, Int(90));
 }
 
-async fn nested_canvases_give_what_they_say(setup: Setup) {
-    let _python = start(setup.python_worker()).await;
+async fn nested_canvases_return_expected_values(setup: Setup) {
+    let _python = start_python(setup.python_worker()).await;
     let client = setup.client();
     let pair = || group([add(1, 1), add(2, 2)]);
     let sum = || XSUM.p(());
@@ -101,7 +101,7 @@ async fn nested_canvases_give_what_they_say(setup: Setup) {
     let chunks = ADD.chunks((0..5).map(|i| (Int(i), Int(i))), 2);
     let chunks = client.apply(chunks).await.unwrap();
     let expected = vec![ints([0, 2]), ints([4, 6]), ints([8])];
-    assert_eq!(chunks.get_timeout(PATIENCE).await.unwrap(), expected);
+    assert_eq!(chunks.get_timeout(TIMEOUT).await.unwrap(), expected);
 
     let mixed = group((
         add(1, 2),
@@ -109,7 +109,7 @@ async fn nested_canvases_give_what_they_say(setup: Setup) {
     ));
     let mixed = client.apply(mixed).await.unwrap();
     assert_eq!(
-        mixed.get_timeout(PATIENCE).await.unwrap(),
+        mixed.get_timeout(TIMEOUT).await.unwrap(),
         (Int(3), ints([2]))
     );
 
@@ -117,15 +117,15 @@ async fn nested_canvases_give_what_they_say(setup: Setup) {
         .apply(add(1, 1).then(group([plus(1), plus(2)])))
         .await
         .unwrap();
-    assert_eq!(ends.get_timeout(PATIENCE).await.unwrap(), ints([3, 4]));
+    assert_eq!(ends.get_timeout(TIMEOUT).await.unwrap(), ints([3, 4]));
     let parent = ends.parent().unwrap();
-    assert_eq!(parent.get_timeout(PATIENCE).await.unwrap(), Value::from(2));
+    assert_eq!(parent.get_timeout(TIMEOUT).await.unwrap(), Value::from(2));
 
     let fan = add(1, 1).then(group([plus(1), plus(2)]));
     let header = Canvas::group([fan.into(), add(5, 5).into()]);
     let echo = Signature::named("tasks.echo", (), ());
     let seen = client.apply(header.then(echo.into())).await.unwrap();
-    let seen = seen.get_timeout(PATIENCE).await.unwrap();
+    let seen = seen.get_timeout(TIMEOUT).await.unwrap();
     let expected = Value::from(vec![Value::from(vec![3, 4]), 10.into()]);
     assert_eq!(seen.get("args"), Some(&vec![expected].into()));
 
@@ -133,45 +133,45 @@ async fn nested_canvases_give_what_they_say(setup: Setup) {
         .apply(pair().then(group([sum(), sum()])))
         .await
         .unwrap();
-    assert_eq!(bodies.get_timeout(PATIENCE).await.unwrap(), ints([6, 6]));
+    assert_eq!(bodies.get_timeout(TIMEOUT).await.unwrap(), ints([6, 6]));
 }
 
-async fn canvases_that_fail_tell_who_asked(setup: Setup) {
-    let _python = start(setup.python_worker()).await;
+async fn failed_canvas_calls_its_errbacks(setup: Setup) {
+    let _python = start_python(setup.python_worker()).await;
     let client = setup.client();
     let fails = || FAIL.s(("no".to_owned(),)).cast::<Number, ()>();
-    let errback = |id: &str| Signature::named("more.errback", (), ()).task_id(id);
+    let errback = |id: &str| Signature::named("python.errback", (), ()).task_id(id);
 
     let chord = group([add(1, 1), fails()]).then(XSUM.p(()));
     let chord = chord.link_error(&errback("of-chord"));
     let sent = client.apply(chord).await.unwrap();
-    match sent.get_timeout(PATIENCE).await {
+    match sent.get_timeout(TIMEOUT).await {
         Err(ResultError::Task(failure)) => assert_eq!(failure.exception.exc_type, "ChordError"),
         other => panic!("{other:?}"),
     }
-    let told = client
+    let errback_result = client
         .result::<String>("of-chord")
-        .get_timeout(PATIENCE)
+        .get_timeout(TIMEOUT)
         .await;
-    assert_eq!(told.unwrap(), format!("{} failed", sent.id()));
+    assert_eq!(errback_result.unwrap(), format!("{} failed", sent.id()));
 
     let chain = fails().then(plus(1)).link_error(&errback("of-chain"));
     let sent = client.apply(chain).await.unwrap();
     assert!(matches!(
-        sent.get_timeout(PATIENCE).await,
+        sent.get_timeout(TIMEOUT).await,
         Err(ResultError::Task(_))
     ));
-    let told = client
+    let errback_result = client
         .result::<String>("of-chain")
-        .get_timeout(PATIENCE)
+        .get_timeout(TIMEOUT)
         .await;
-    assert!(told.unwrap().ends_with(" failed"));
+    assert!(errback_result.unwrap().ends_with(" failed"));
 
     let linked = add(1, 1).then(plus(1)).link(&plus(10).task_id("after-all"));
     assert_eq!(value(&client, linked).await, Int(3));
     let after = client
         .result::<Number>("after-all")
-        .get_timeout(PATIENCE)
+        .get_timeout(TIMEOUT)
         .await;
     assert_eq!(after.unwrap(), Int(13));
 
@@ -184,14 +184,14 @@ async fn canvases_that_fail_tell_who_asked(setup: Setup) {
         outcomes[..],
         [Ok(Int(2)), Err(ResultError::Task(_)), Ok(Int(4))]
     ));
-    assert!(some.get_timeout(PATIENCE).await.is_err());
+    assert!(some.get_timeout(TIMEOUT).await.is_err());
 }
 
-async fn every_step_keeps_its_options_and_stamps(setup: Setup) {
-    let _python = start(setup.python_worker().queues(&["celery", "special"])).await;
+async fn canvas_steps_keep_options_and_stamps(setup: Setup) {
+    let _python = start_python(setup.python_worker().queues(&["celery", "special"])).await;
     let client = setup.client();
     let request = || {
-        let step = Signature::named("more.request", (), ());
+        let step = Signature::named("python.request", (), ());
         step.queue("special").priority(4).shadow("a shadow")
     };
     let chain = add(1, 1).then(request()).stamp("env", "prod");
@@ -208,12 +208,12 @@ async fn every_step_keeps_its_options_and_stamps(setup: Setup) {
     assert_eq!(seen.get("routing_key"), Some(&"special".into()));
 }
 
-async fn results_know_their_parents_and_children(setup: Setup) {
-    let _python = start(setup.python_worker()).await;
+async fn results_have_parents_and_children(setup: Setup) {
+    let _python = start_python(setup.python_worker()).await;
     let client = setup.client();
     let chain = add(1, 1).then(plus(1)).then(plus(2));
     let last = client.apply(chain).await.unwrap();
-    assert_eq!(last.get_timeout(PATIENCE).await.unwrap(), Int(5));
+    assert_eq!(last.get_timeout(TIMEOUT).await.unwrap(), Int(5));
     let first = last.parent().unwrap().parent().unwrap();
     assert!(first.parent().is_none());
     let AnyResult::Task(first) = first else {
@@ -225,8 +225,8 @@ async fn results_know_their_parents_and_children(setup: Setup) {
     assert_eq!(last.task_ids().len(), 3);
 }
 
-async fn groups_are_saved_for_python_and_restored_from_it(setup: Setup) {
-    let _python = start(setup.python_worker()).await;
+async fn saved_group_is_restored_by_the_other_language(setup: Setup) {
+    let _python = start_python(setup.python_worker()).await;
     let client = setup.client();
     let ours = client.apply(group([add(1, 1), add(2, 2)])).await.unwrap();
     ours.save().await.unwrap();
@@ -248,46 +248,20 @@ async fn groups_are_saved_for_python_and_restored_from_it(setup: Setup) {
         .await
         .unwrap()
         .unwrap();
-    assert_eq!(theirs.get_timeout(PATIENCE).await.unwrap(), ints([0, 2, 4]));
+    assert_eq!(theirs.get_timeout(TIMEOUT).await.unwrap(), ints([0, 2, 4]));
     theirs.forget().await.unwrap();
     assert!(!theirs.ready().await.unwrap());
 }
 
-async fn signatures_of_python_are_sent_by_us(setup: Setup) {
-    let _python = start(setup.python_worker()).await;
+async fn python_signature_is_sent_by_rust_client(setup: Setup) {
+    let _python = start_python(setup.python_worker()).await;
     let program = "import json\nfrom celery import chord, signature\n\
                    s = lambda name, *args: signature('tasks.' + name, args, app=app)\n\
                    print(json.dumps(chord([s('add', 1, 1), s('add', 2, 2)], s('xsum')) | s('mul', 10)))";
     let text = setup.python(program).await;
     let canvas = Canvas::read(&Raw::json(text.trim())).unwrap();
     let sent = setup.client().apply(canvas.clone()).await.unwrap();
-    assert_eq!(sent.get_timeout(PATIENCE).await.unwrap(), Value::from(60));
+    assert_eq!(sent.get_timeout(TIMEOUT).await.unwrap(), Value::from(60));
     let typed = Signature::from(canvas).cast::<Number, Ignored>();
     assert_eq!(value(&setup.client(), typed).await, Int(60));
-}
-
-#[cfg(feature = "rpc")]
-mod over_rpc {
-    use celery::SendError;
-
-    use super::*;
-
-    stories! {
-        rpc_chord_is_refused_before_it_is_sent: rpc;
-    }
-
-    async fn rpc_chord_is_refused_before_it_is_sent(setup: Setup) {
-        let client = setup.client();
-        let chord = group([add(1, 1), add(2, 2)]).then(XSUM.p(()));
-        let later = add(1, 1).then(group([plus(1), plus(2)])).then(XSUM.p(()));
-        for canvas in [chord, later] {
-            let error = client.apply(canvas).await.unwrap_err();
-            assert!(matches!(error, SendError::Chord { .. }), "{error}");
-            let text = error.to_string();
-            assert!(
-                text.contains("result backend does not support chords"),
-                "{text}"
-            );
-        }
-    }
 }

@@ -1,5 +1,5 @@
-//! Very many chords over Redis, and everything against them: none is lost, and
-//! each goes on once.
+//! Many chords on Redis with retries, duplicate deliveries, failures and killed
+//! workers: each chord runs its body or its errback once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -7,54 +7,53 @@ use std::time::{Duration, Instant};
 use celery::{AsyncResult, Client, ResultError, group};
 use serde_json::{Value as Json, json};
 
-use crate::chord_work::{BODY, ERRBACK, Entry, LEDGER, MEMBER};
-use crate::support::{Inspect, Setup, WorkerProcess, eventually, impatient};
+use crate::chord_work::{BODY, ERRBACK, Entry, MEMBER, RUNS_KEY};
+use crate::support::{RedisState, Setup, WorkerProcess, eventually, fast_restore};
 
 const MEMBERS: u32 = 100;
 
-/// How many tasks a worker runs at a time.
+/// The concurrency of each worker.
 const SLOTS: usize = 8;
 
-/// How much waits in the queue before more is sent.
-const BACKLOG: i64 = 3_000;
+/// Ready messages above which no more chords are sent.
+const MAX_BACKLOG: i64 = 3_000;
 
-/// The whole has to take less.
-const LONG_PATIENCE: Duration = Duration::from_secs(1_800);
+/// The time limit of the whole test.
+const CHORD_TIMEOUT: Duration = Duration::from_secs(1_800);
 
-/// One in twenty of the members asks for a second attempt, and as many are
-/// delivered twice: half of the copies while the chord is under way, the others
-/// when all is over. One chord in ten has a member that fails. Workers are killed
-/// in mid-work.
+/// One in twenty members is retried, and as many are delivered twice: half of the
+/// copies while the chord is pending, the others after all chords have ended. One
+/// chord in ten has a member that fails. Workers are killed while they run tasks.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn very_many_chords_go_on_once_each() {
+async fn chords_run_their_body_once_despite_crashes() {
     let (chords, kills) = match std::env::var_os("CELERY_TEST_LONG") {
         Some(_) => (1_000, 10),
         None => (100, 2),
     };
     let begun = Instant::now();
-    let setup = Setup::new();
+    let setup = Setup::redis();
     let client = setup.client();
     let mut workers = vec![worker(&setup).await, worker(&setup).await];
-    let (mut sent, mut copies, mut late) = (Vec::new(), 0, Vec::new());
+    let (mut sent, mut copies, mut after_end) = (Vec::new(), 0, Vec::new());
     for number in 0..chords {
         eventually("the workers keep up", async || {
-            (setup.redis.depth("celery") < BACKLOG).then_some(())
+            (setup.redis.depth("celery") < MAX_BACKLOG).then_some(())
         })
         .await;
         sent.push(send(&client, number).await);
-        let (now, later) = some_messages(&setup);
+        let (now, later) = messages_to_repeat(&setup);
         copies += now.len() + later.len();
         now.iter().for_each(|copy| push(&setup, copy));
-        late.extend(later);
+        after_end.extend(later);
         if (number + 1) % chords.div_ceil(kills + 1) == 0 {
             workers.remove(0).kill().await;
-            assert!(setup.redis.held() > 0, "it held nothing");
+            assert!(setup.redis.unacked() > 0, "the worker held no deliveries");
             workers.push(worker(&setup).await);
         }
     }
     for (number, result) in (0..).zip(&sent) {
-        let outcome = result.get_timeout(LONG_PATIENCE).await;
+        let outcome = result.get_timeout(CHORD_TIMEOUT).await;
         match outcome {
             Ok(sum) if !fails(number) => assert_eq!(sum, (0..MEMBERS).sum::<u32>()),
             Err(ResultError::Task(failure)) if fails(number) => {
@@ -64,32 +63,32 @@ async fn very_many_chords_go_on_once_each() {
         }
     }
     let took = begun.elapsed();
-    late.iter().for_each(|copy| push(&setup, copy));
-    eventually("all is over", async || {
-        let under_way = setup.redis.command(&["ZCARD", "celery-rs-chords"]);
-        let left = [setup.redis.depth("celery"), setup.redis.held()];
-        (left == [0, 0] && under_way.integer() == 0).then_some(())
+    after_end.iter().for_each(|copy| push(&setup, copy));
+    eventually("all chords have ended", async || {
+        let pending = setup.redis.command(&["ZCARD", "celery-rs-chords"]);
+        let left = [setup.redis.depth("celery"), setup.redis.unacked()];
+        (left == [0, 0] && pending.integer() == 0).then_some(())
     })
     .await;
 
-    let doubled = check_ledger(&setup, &sent);
+    let repeated = check_runs(&setup, &sent);
     println!(
         "{chords} chords of {MEMBERS} in {took:?}, {copies} copies, {kills} workers killed; \
-         {} bodies and errbacks ran once more",
-        doubled.len()
+         {} bodies and errbacks ran again",
+        repeated.len()
     );
-    // Each once more where the worker that died had not told anybody yet: that it
-    // has sent the body or called the errback, or that it has run the body.
-    assert!(doubled.len() <= kills as usize * SLOTS);
+    // A killed worker may not have stored yet that it had sent the body, called the
+    // errback or run the body; then another worker repeats that.
+    assert!(repeated.len() <= kills as usize * SLOTS);
     for worker in workers {
         worker.signal("TERM");
-        assert_eq!(worker.ended().await, Some(0));
+        assert_eq!(worker.wait().await, Some(0));
     }
-    setup.redis.assert_nothing_held();
+    setup.redis.assert_no_unacked();
 }
 
 async fn worker(setup: &Setup) -> WorkerProcess {
-    let mut options = impatient();
+    let mut options = fast_restore();
     options["visibility_timeout"] = json!(5);
     let (options, slots) = (options.to_string(), SLOTS.to_string());
     let settings = [
@@ -113,37 +112,39 @@ async fn send(client: &Client, number: u32) -> AsyncResult<u32> {
     client.apply(chord).await.unwrap()
 }
 
-/// The messages of one member in twenty, of those that were sent last: some to be
-/// delivered again now, the others later.
-fn some_messages(setup: &Setup) -> (Vec<String>, Vec<String>) {
+/// Returns the messages of one member in twenty of the chord sent last: half to
+/// deliver again now, half to deliver again after the end.
+fn messages_to_repeat(setup: &Setup) -> (Vec<String>, Vec<String>) {
     let last = MEMBERS.to_string();
     let messages = setup.redis.command(&["LRANGE", "celery", "0", &last]);
     let is_member = |message: &String| {
         let message: Json = serde_json::from_str(message).unwrap();
         message["headers"]["task"] == MEMBER.name()
     };
-    let mut some: Vec<_> = messages.texts().into_iter().filter(is_member).collect();
-    some.truncate(MEMBERS as usize / 20);
-    let later = some.split_off(some.len() / 2);
-    (some, later)
+    let mut now: Vec<_> = messages.texts().into_iter().filter(is_member).collect();
+    now.truncate(MEMBERS as usize / 20);
+    let later = now.split_off(now.len() / 2);
+    (now, later)
 }
 
 fn push(setup: &Setup, message: &str) {
     setup.redis.push("celery", message.as_bytes());
 }
 
-/// What has taken effect has done so once: each chord has gone on by its body or
-/// by its errback, and always as the same one. Answers the chords of which either
-/// ran more than once.
-fn check_ledger(setup: &Setup, sent: &[AsyncResult<u32>]) -> Vec<Entry> {
-    let ledger = setup.redis.command(&["LRANGE", LEDGER, "0", "-1"]).texts();
+/// Asserts that each chord has run either its body or its errback, always with the
+/// same id. Returns the entries of runs that were repeated.
+fn check_runs(setup: &Setup, sent: &[AsyncResult<u32>]) -> Vec<Entry> {
+    let ledger = setup
+        .redis
+        .command(&["LRANGE", RUNS_KEY, "0", "-1"])
+        .texts();
     let mut seen: BTreeMap<u32, BTreeSet<_>> = BTreeMap::new();
-    let mut doubled = Vec::new();
+    let mut repeated = Vec::new();
     for line in ledger {
         let entry = Entry::read(&line).unwrap();
         let effects = seen.entry(entry.chord).or_default();
         if !effects.insert((entry.what.clone(), entry.body_id.clone())) {
-            doubled.push(entry);
+            repeated.push(entry);
         }
     }
     for (number, result) in (0..).zip(sent) {
@@ -151,5 +152,5 @@ fn check_ledger(setup: &Setup, sent: &[AsyncResult<u32>]) -> Vec<Entry> {
         let expected = BTreeSet::from([(what.to_owned(), result.id().to_owned())]);
         assert_eq!(seen.get(&number), Some(&expected), "chord {number}");
     }
-    doubled
+    repeated
 }

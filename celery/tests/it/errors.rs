@@ -1,43 +1,44 @@
-//! The errors that a person meets first: each says what was tried on what, and
-//! what to do about it.
+//! Common errors of new users: each names the operation, its object and the
+//! remedy.
 
 use std::net::TcpListener;
 use std::time::Duration;
 
 use celery::{Config, ResultError, Signature, WorkerError};
 #[cfg(feature = "amqp")]
-use test_servers::{RabbitServer, RedisServer};
+use test_servers::RabbitServer;
+use test_servers::RedisServer;
 
-use crate::support::{Look, PATIENCE, Setup, stories};
+use crate::support::{MessageExt, Setup, TIMEOUT, for_each_broker};
 use crate::tasks::ADD;
 use crate::tasks::Number::Int;
 
-stories! {
-    a_queue_that_nobody_reads: redis, rabbitmq, rpc;
-    an_app_without_a_result_backend: redis, rabbitmq;
-    a_task_that_nobody_registered: redis, rabbitmq, rpc;
+for_each_broker! {
+    unconsumed_queue_times_out_with_hint: redis, rabbitmq, rpc;
+    missing_result_backend_is_named: redis, rabbitmq;
+    unregistered_task_fails_and_is_dead_lettered: redis, rabbitmq, rpc;
 }
 
-/// The kinds of broker in this build.
+/// The URL schemes of the brokers in this build.
 fn schemes() -> impl Iterator<Item = &'static str> {
     ["redis"]
         .into_iter()
         .chain(cfg!(feature = "amqp").then_some("amqp"))
 }
 
-/// A send fails within this, and is an error of the test after twice of it.
+/// The time limit of a send. A send that takes twice as long fails the test.
 const DEADLINE: Duration = Duration::from_secs(1);
 
-/// What a client is told that sends to this broker.
-async fn refusal(url: &str) -> celery::SendError {
+/// Returns the error of a send to this broker.
+async fn send_error(url: &str) -> celery::SendError {
     let config = Config::new().broker_url(url).operation_timeout(DEADLINE);
     let client = celery::connect(config).unwrap().client();
     let sent = tokio::time::timeout(DEADLINE * 2, client.send(ADD, (Int(1), Int(2)))).await;
-    sent.expect("the deadline is kept").unwrap_err()
+    sent.expect("the send fails in time").unwrap_err()
 }
 
-/// What a worker ends with on this broker.
-async fn worker_refusal(url: &str) -> WorkerError {
+/// Returns the error of a worker on this broker.
+async fn worker_error(url: &str) -> WorkerError {
     let config = Config::new()
         .broker_url(url)
         .set("broker_connection_max_retries", 0)
@@ -45,11 +46,11 @@ async fn worker_refusal(url: &str) -> WorkerError {
     let worker = celery::connect(config)
         .unwrap()
         .worker(crate::handlers::all());
-    let ended = tokio::time::timeout(PATIENCE, worker.run()).await;
-    ended.expect("the worker gives up").unwrap_err()
+    let ended = tokio::time::timeout(TIMEOUT, worker.run()).await;
+    ended.expect("the worker fails").unwrap_err()
 }
 
-fn assert_says(error: &impl ToString, parts: &[&str]) {
+fn assert_contains(error: &impl ToString, parts: &[&str]) {
     let text = error.to_string();
     for part in parts {
         assert!(text.contains(part), "{part:?} is missing in {text:?}");
@@ -57,8 +58,8 @@ fn assert_says(error: &impl ToString, parts: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_server_at_the_url() {
-    // Free a moment ago; nobody listens.
+async fn refused_connection_names_address_and_hint() {
+    // A port that was free a moment ago.
     let port = TcpListener::bind("127.0.0.1:0")
         .and_then(|listener| listener.local_addr())
         .unwrap()
@@ -66,8 +67,8 @@ async fn no_server_at_the_url() {
     let hint = "is the server running at this address?";
     for scheme in schemes() {
         let address = format!("127.0.0.1:{port}");
-        let error = refusal(&format!("{scheme}://:secret@{address}")).await;
-        assert_says(
+        let error = send_error(&format!("{scheme}://:secret@{address}")).await;
+        assert_contains(
             &error,
             &[
                 "task tasks.add was not sent",
@@ -80,22 +81,22 @@ async fn no_server_at_the_url() {
         assert!(!error.to_string().contains("secret"));
         assert!(error.is_transient());
 
-        let error = worker_refusal(&format!("{scheme}://{address}")).await;
-        assert_says(&error, &["cannot", scheme, &address, "refused", hint]);
+        let error = worker_error(&format!("{scheme}://{address}")).await;
+        assert_contains(&error, &["cannot", scheme, &address, "refused", hint]);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_host_of_that_name() {
+async fn unknown_host_names_host() {
     for scheme in schemes() {
-        let error = refusal(&format!("{scheme}://no-such-host.invalid")).await;
-        assert_says(&error, &["tasks.add", "no-such-host.invalid"]);
+        let error = send_error(&format!("{scheme}://no-such-host.invalid")).await;
+        assert_contains(&error, &["tasks.add", "no-such-host.invalid"]);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_wrong_password_and_none() {
+async fn wrong_redis_password_is_permanent_error() {
     let redis = RedisServer::builder().password("right").start();
     let port = redis.port();
     let hint = "check user and password";
@@ -103,22 +104,22 @@ async fn a_wrong_password_and_none() {
         format!("redis://:mistaken@127.0.0.1:{port}"),
         format!("redis://127.0.0.1:{port}"),
     ] {
-        let error = refusal(&url).await;
-        assert_says(&error, &["tasks.add", &format!("127.0.0.1:{port}"), hint]);
+        let error = send_error(&url).await;
+        assert_contains(&error, &["tasks.add", &format!("127.0.0.1:{port}"), hint]);
         assert!(!error.to_string().contains("mistaken"), "{error}");
         assert!(!error.is_transient(), "{error}");
 
-        let error = worker_refusal(&url).await;
-        assert_says(&error, &["cannot", &format!("127.0.0.1:{port}"), hint]);
+        let error = worker_error(&url).await;
+        assert_contains(&error, &["cannot", &format!("127.0.0.1:{port}"), hint]);
         assert!(!error.to_string().contains("mistaken"), "{error}");
     }
-    refusal_is_none(&redis.url()).await;
+    assert_sends(&redis.url()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
 #[cfg(feature = "amqp")]
-async fn a_wrong_password_and_a_wrong_virtual_host() {
+async fn wrong_rabbitmq_password_or_vhost_is_permanent_error() {
     let rabbit = RabbitServer::shared();
     let address = format!("127.0.0.1:{}", rabbit.port());
     for (url, hint) in [
@@ -128,79 +129,79 @@ async fn a_wrong_password_and_a_wrong_virtual_host() {
         ),
         (rabbit.vhost_url("mistaken"), "virtual host"),
     ] {
-        let error = refusal(&url).await;
-        assert_says(&error, &["tasks.add", &address, hint]);
+        let error = send_error(&url).await;
+        assert_contains(&error, &["tasks.add", &address, hint]);
         assert!(!error.to_string().contains(":mistaken"), "{error}");
         assert!(!error.is_transient(), "{error}");
 
-        let error = worker_refusal(&url).await;
-        assert_says(&error, &["cannot", &address, hint]);
+        let error = worker_error(&url).await;
+        assert_contains(&error, &["cannot", &address, hint]);
         assert!(!error.to_string().contains(":mistaken"), "{error}");
     }
-    refusal_is_none(&rabbit.url()).await;
+    assert_sends(&rabbit.url()).await;
 }
 
-async fn refusal_is_none(url: &str) {
+async fn assert_sends(url: &str) {
     let client = celery::connect(url).unwrap().client();
     client.send(ADD, (Int(1), Int(2))).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn a_key_that_is_no_queue() {
+async fn wrong_key_type_is_permanent_error() {
     let redis = RedisServer::start();
-    redis.command(&["SET", "celery", "somebody else's"]);
+    redis.command(&["SET", "celery", "not a queue"]);
 
-    let error = refusal(&redis.url()).await;
-    assert_says(&error, &["tasks.add", "publish to", "celery", "WRONGTYPE"]);
+    let error = send_error(&redis.url()).await;
+    assert_contains(&error, &["tasks.add", "publish to", "celery", "WRONGTYPE"]);
     assert!(!error.is_transient(), "{error}");
 
-    let error = worker_refusal(&redis.url()).await;
-    assert_says(&error, &["cannot", "WRONGTYPE"]);
-    assert_eq!(redis.command(&["GET", "celery"]).text(), "somebody else's");
+    let error = worker_error(&redis.url()).await;
+    assert_contains(&error, &["cannot", "WRONGTYPE"]);
+    assert_eq!(redis.command(&["GET", "celery"]).text(), "not a queue");
 }
 
-async fn a_queue_that_nobody_reads(setup: Setup) {
+async fn unconsumed_queue_times_out_with_hint(setup: Setup) {
     let sent = setup.client().send(ADD, (Int(1), Int(2))).await.unwrap();
     let error = sent
         .get_timeout(Duration::from_millis(200))
         .await
         .unwrap_err();
     assert!(matches!(error, ResultError::TimedOut { .. }), "{error}");
-    assert_says(
+    assert_contains(
         &error,
         &[sent.id(), "200ms", "is a worker consuming its queue"],
     );
 }
 
-async fn an_app_without_a_result_backend(setup: Setup) {
+async fn missing_result_backend_is_named(setup: Setup) {
     let client = celery::connect(setup.broker_url()).unwrap().client();
     let sent = client.send(ADD, (Int(1), Int(2))).await.unwrap();
     let error = sent.get().await.unwrap_err();
-    assert_says(&error, &[sent.id(), "no result_backend is configured"]);
+    assert_contains(&error, &[sent.id(), "no result_backend is configured"]);
 }
 
-async fn a_task_that_nobody_registered(setup: Setup) {
+async fn unregistered_task_fails_and_is_dead_lettered(setup: Setup) {
     let worker = setup.worker().await;
     let call = Signature::named("tasks.nowhere", (), ());
     let client = setup.client();
     let sent = client.apply(call).await.unwrap();
-    let error = sent.get_timeout(PATIENCE).await.unwrap_err();
-    assert_says(&error, &[sent.id(), "NotRegistered('tasks.nowhere')"]);
+    let error = sent.get_timeout(TIMEOUT).await.unwrap_err();
+    assert_contains(&error, &[sent.id(), "NotRegistered('tasks.nowhere')"]);
 
-    let kept = setup.kept().await;
-    assert_eq!(kept.id(), sent.id());
-    assert_eq!(kept.text("x-dead-reason"), "unregistered");
-    assert_says(
-        &kept.text("x-dead-detail"),
+    let dead = setup.dead_letter().await;
+    assert_eq!(dead.id(), sent.id());
+    assert_eq!(dead.text("x-dead-reason"), "unregistered");
+    assert_contains(
+        &dead.text("x-dead-detail"),
         &["tasks.nowhere", "registered"],
     );
     worker.stop().await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
 #[test]
-fn an_option_that_is_misspelt() {
+fn misspelt_transport_option_is_corrected() {
     let config = Config::new()
         .broker_url("redis://localhost")
         .set(
@@ -209,7 +210,7 @@ fn an_option_that_is_misspelt() {
         )
         .unwrap();
     let error = celery::connect(config).unwrap_err();
-    assert_says(
+    assert_contains(
         &error,
         &["visibility_timout", "did you mean visibility_timeout?"],
     );

@@ -1,17 +1,17 @@
-//! The example programs: the same ones on every broker, by their URLs alone.
+//! The example programs, on every broker.
 
 use std::process::Command;
 
 use test_servers::paths;
 
-use crate::support::{Setup, WorkerProcess, blocking, example, start, stories};
+use crate::support::{Setup, WorkerProcess, blocking, example, for_each_broker, start_python};
 
-stories! {
-    the_worker_and_both_clients: redis, rabbitmq, rpc;
-    a_walk_through_the_canvases: redis, rabbitmq;
+for_each_broker! {
+    worker_example_serves_both_clients: redis, rabbitmq, rpc;
+    canvas_example_prints_expected_results: redis, rabbitmq;
 }
 
-async fn the_worker_and_both_clients(setup: Setup) {
+async fn worker_example_serves_both_clients(setup: Setup) {
     let worker = WorkerProcess::start(&setup, &[]).await;
     let python = setup.python("import client; client.main()").await;
     let expected = paths::python_app().join("client.expected");
@@ -19,23 +19,23 @@ async fn the_worker_and_both_clients(setup: Setup) {
 
     assert_eq!(output("client", &urls(&setup)).await, CLIENT);
     worker.signal("TERM");
-    assert_eq!(worker.ended().await, Some(0));
+    assert_eq!(worker.wait().await, Some(0));
 }
 
-async fn a_walk_through_the_canvases(setup: Setup) {
+async fn canvas_example_prints_expected_results(setup: Setup) {
     let worker = WorkerProcess::start(&setup, &[]).await;
     assert_eq!(output("canvas", &urls(&setup)).await, CANVAS);
     worker.signal("TERM");
-    assert_eq!(worker.ended().await, Some(0));
+    assert_eq!(worker.wait().await, Some(0));
 
-    let python = start(setup.python_worker()).await;
+    let python = start_python(setup.python_worker()).await;
     assert_eq!(output("canvas", &urls(&setup)).await, CANVAS);
     python.terminate();
 }
 
 #[tokio::test]
 #[ignore = "needs the example programs; run cargo xtask test"]
-async fn the_canvases_need_no_server() {
+async fn canvas_example_runs_in_memory() {
     assert_eq!(output("canvas", &[]).await, CANVAS);
 }
 
@@ -43,7 +43,7 @@ fn urls(setup: &Setup) -> [&str; 2] {
     [setup.broker_url(), setup.result_backend_url()]
 }
 
-/// What an example that succeeds prints.
+/// Runs an example and returns its standard output.
 async fn output(name: &str, arguments: &[&str]) -> String {
     let mut command = Command::new(example(name));
     command.args(arguments);
@@ -56,7 +56,7 @@ async fn output(name: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// What the client prints.
+/// The output of the example `client`.
 const CLIENT: &str = "\
 add(2, 3) = 5
 mul(6, 7), a second later = 42
@@ -67,7 +67,7 @@ divide(1, 0) raised ZeroDivisionError('division by zero')
 progress(3) = 3
 ";
 
-/// What the walk through the canvases prints.
+/// The output of the example `canvas`.
 const CANVAS: &str = "\
 add(8, 2) = 10
 add(i, i) = 0, 2, 4, 6, 8, 10, 12, 14, 16, 18

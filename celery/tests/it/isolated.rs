@@ -1,46 +1,47 @@
-//! Tasks in child processes: real ones, of the example `isolated`.
+//! Isolated tasks, in child processes of the example `isolated`.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use celery::{App, AsyncResult, Config, State, Task, TaskArgs, TaskFailure, Worker};
 use serde::de::DeserializeOwned;
 
+use crate::isolated_work::{
+    ABORT, ADD, ALLOCATE, ASYNC_OBEY_SOFT_LIMIT, ASYNC_PID, BLOCK, CRASH, CRASH_ALWAYS, CRASH_ONCE,
+    DELIVERY, ECHO, EXIT, GREET, HANG, OBEY_SHUTDOWN, OBEY_SOFT_LIMIT, PANIC, PARSE, PID,
+    REPORT_AND_WAIT, RETRY, SET_FINAL_STATE, USE_STDIO, WAIT_FOR_FILE, WORKER_PID, tasks,
+};
 use crate::support::{
-    PATIENCE, Running, Setup, WorkerProcess, eventually, example, signal, stories, within,
-};
-use crate::work::{
-    ABORT, ADD, AGAIN, ASYNC_OBEY, ASYNC_PID, BLOCK, CHAT, CRASH, CRASH_ALWAYS, CRASH_ONCE, EAT,
-    ECHO, EXIT, GREET, HANG, HEED, HOLD, OBEY, ORIGIN, PANIC, PARSE, PID, PRETEND, REPORT,
-    WORKER_PID, tasks,
+    RunningWorker, Setup, TIMEOUT, TempDir, WorkerProcess, eventually, example, for_each_broker,
+    send_signal, within,
 };
 
-stories! {
-    a_task_that_blocks_the_runtime_is_named_and_the_last_line_counts: redis;
-    ctrl_c_in_a_terminal_does_not_reach_the_children: redis;
-    children_do_not_outlive_a_worker_that_is_killed: redis;
-    a_task_that_always_crashes_is_given_up: redis, rabbitmq;
-    results_of_children_are_stored_by_their_worker: redis, rpc;
-    two_workers_of_one_program_have_their_own_children: redis;
+for_each_broker! {
+    blocking_task_is_logged_and_last_line_has_counts: redis;
+    terminal_interrupt_does_not_reach_children: redis;
+    children_end_with_killed_worker: redis;
+    always_crashing_task_fails_after_redelivery: redis, rabbitmq;
+    worker_stores_results_of_children: redis, rpc;
+    workers_of_one_program_have_separate_children: redis;
 }
 
-/// A worker in this process, in memory, with the example as its children.
-struct Scene {
+/// A worker in this process on the in-memory broker, with children that run the
+/// example.
+struct MemoryWorker {
     app: App,
-    worker: Running,
+    worker: RunningWorker,
 }
 
-impl Scene {
+impl MemoryWorker {
     async fn start() -> Self {
         Self::with(&[]).await
     }
 
     async fn with(settings: &[(&str, u32)]) -> Self {
         let app = app(settings);
-        let worker = Running::start(worker(&app)).await;
+        let worker = RunningWorker::start(worker(&app)).await;
         Self { app, worker }
     }
 
@@ -50,7 +51,7 @@ impl Scene {
 
     async fn call<A: TaskArgs, R: DeserializeOwned>(&self, task: Task<A, R>, arguments: A) -> R {
         let sent = self.send(task, arguments).await;
-        sent.get_timeout(PATIENCE).await.unwrap()
+        sent.get_timeout(TIMEOUT).await.unwrap()
     }
 
     async fn failure<A: TaskArgs, R>(&self, task: Task<A, R>, arguments: A) -> TaskFailure
@@ -74,7 +75,7 @@ fn app(settings: &[(&str, u32)]) -> App {
     App::memory().with_config(config)
 }
 
-/// Of one task at a time, so that one child runs all.
+/// Returns a worker with one slot, so that one child runs all tasks.
 fn worker(app: &App) -> Worker {
     app.worker(tasks()).concurrency(1).child_command(&child())
 }
@@ -88,7 +89,7 @@ fn child() -> Command {
 }
 
 async fn failure<R: DeserializeOwned + std::fmt::Debug>(result: &AsyncResult<R>) -> TaskFailure {
-    match result.get_timeout(PATIENCE).await {
+    match result.get_timeout(TIMEOUT).await {
         Err(celery::ResultError::Task(failure)) => *failure,
         other => panic!("not a failure: {other:?}"),
     }
@@ -103,26 +104,22 @@ fn assert_lost(failure: &TaskFailure, how: &str) {
     assert!(message.starts_with(&expected), "{message}");
 }
 
-/// An empty folder, deleted when dropped.
-struct Folder(PathBuf);
+/// The folder in which tasks of the example write their process ids and wait for
+/// a file.
+struct PidDir(TempDir);
 
-impl Folder {
+impl PidDir {
     fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("celery-isolated-{}-{number}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
+        Self(TempDir::new())
     }
 
     fn path(&self) -> String {
-        self.0.to_str().unwrap().to_owned()
+        self.0.path().to_str().unwrap().to_owned()
     }
 
-    /// The processes that have left their numbers.
+    /// Returns the process ids written so far.
     fn pids(&self) -> Vec<u32> {
-        let names = fs::read_dir(&self.0).unwrap();
+        let names = fs::read_dir(self.0.path()).unwrap();
         let names = names.map(|entry| entry.unwrap().file_name());
         names
             .filter_map(|name| name.to_str()?.parse().ok())
@@ -130,27 +127,22 @@ impl Folder {
     }
 
     async fn wait_for_pids(&self, count: usize) -> Vec<u32> {
-        eventually("tasks have begun", async || {
+        eventually("tasks have started", async || {
             Some(self.pids()).filter(|pids| pids.len() >= count)
         })
         .await
     }
 
-    fn open(&self) {
-        fs::write(self.0.join("go"), "").unwrap();
+    /// Ends the wait of tasks that wait for the file `go`.
+    fn release(&self) {
+        fs::write(self.0.path().join("go"), "").unwrap();
     }
 }
 
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-/// Until nothing is left of the process, not even a zombie.
+/// Waits until the process has been reaped.
 async fn wait_until_gone(pid: u32) {
     let path = format!("/proc/{pid}");
-    eventually("the process is gone", async || {
+    eventually("the process has ended", async || {
         (!Path::new(&path).exists()).then_some(())
     })
     .await;
@@ -158,215 +150,219 @@ async fn wait_until_gone(pid: u32) {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs the example programs; run cargo xtask test"]
-async fn each_task_runs_where_it_belongs() {
-    let scene = Scene::start().await;
+async fn tasks_run_in_their_declared_process() {
+    let worker = MemoryWorker::start().await;
     let own = std::process::id();
-    assert_eq!(scene.call(ADD, (2, 3)).await, 5);
-    assert_eq!(scene.call(GREET, ("Ada".to_owned(),)).await, "Hello, Ada!");
-    let child = scene.call(PID, ()).await;
+    assert_eq!(worker.call(ADD, (2, 3)).await, 5);
+    assert_eq!(worker.call(GREET, ("Ada".to_owned(),)).await, "Hello, Ada!");
+    let child = worker.call(PID, ()).await;
     assert_ne!(child, own);
-    assert_eq!(scene.call(ASYNC_PID, ()).await, child);
-    assert_eq!(scene.call(WORKER_PID, ()).await, own);
+    assert_eq!(worker.call(ASYNC_PID, ()).await, child);
+    assert_eq!(worker.call(WORKER_PID, ()).await, own);
 
-    let call = ORIGIN.s(()).header("color", "blue");
-    let origin = scene.app.client().apply(call).await.unwrap();
+    let call = DELIVERY.s(()).header("color", "blue");
+    let origin = worker.app.client().apply(call).await.unwrap();
     let expected = ("celery".to_owned(), 0, "blue".to_owned());
-    assert_eq!(origin.get_timeout(PATIENCE).await.unwrap(), expected);
-    scene.stop().await;
+    assert_eq!(origin.get_timeout(TIMEOUT).await.unwrap(), expected);
+    worker.stop().await;
     wait_until_gone(child).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs the example programs; run cargo xtask test"]
-async fn a_whole_worker_can_be_isolated() {
+async fn isolated_worker_runs_all_tasks_in_children() {
     let app = app(&[]);
-    let worker = Running::start(worker(&app).isolated()).await;
+    let worker = RunningWorker::start(worker(&app).isolated()).await;
     let sent = app.client().send(WORKER_PID, ()).await.unwrap();
-    let pid = sent.get_timeout(PATIENCE).await.unwrap();
+    let pid = sent.get_timeout(TIMEOUT).await.unwrap();
     assert_ne!(pid, std::process::id());
     worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs the example programs; run cargo xtask test"]
-async fn a_crash_ends_one_task_and_the_next_one_runs() {
-    let scene = Scene::start().await;
-    let child = scene.call(PID, ()).await;
-    let panic = scene.failure(PANIC, ("oh no".to_owned(),)).await;
+async fn crash_fails_one_task_and_next_task_runs() {
+    let worker = MemoryWorker::start().await;
+    let child = worker.call(PID, ()).await;
+    let panic = worker.failure(PANIC, ("oh no".to_owned(),)).await;
     assert_eq!(panic.exception.to_string(), "Panic('oh no')");
-    assert_eq!(scene.call(PID, ()).await, child, "a panic is no crash");
+    assert_eq!(
+        worker.call(PID, ()).await,
+        child,
+        "a panic must not end the child"
+    );
 
-    assert_lost(&scene.failure(ABORT, ()).await, "signal 6 (SIGABRT)");
-    assert_ne!(scene.call(PID, ()).await, child);
-    let segv = scene.failure(CRASH, ("SEGV".to_owned(),)).await;
+    assert_lost(&worker.failure(ABORT, ()).await, "signal 6 (SIGABRT)");
+    assert_ne!(worker.call(PID, ()).await, child);
+    let segv = worker.failure(CRASH, ("SEGV".to_owned(),)).await;
     assert_lost(&segv, "signal 11 (SIGSEGV)");
-    assert_eq!(scene.call(ADD, (2, 3)).await, 5);
-    assert_lost(&scene.failure(EXIT, (3,)).await, "exitcode 3");
-    assert_eq!(scene.call(ADD, (2, 4)).await, 6);
-    scene.stop().await;
+    assert_eq!(worker.call(ADD, (2, 3)).await, 5);
+    assert_lost(&worker.failure(EXIT, (3,)).await, "exitcode 3");
+    assert_eq!(worker.call(ADD, (2, 4)).await, 6);
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs the example programs; run cargo xtask test"]
-async fn a_child_killed_from_outside_is_replaced() {
-    let scene = Scene::start().await;
-    let folder = Folder::new();
-    let held = scene.send(HOLD, (folder.path(),)).await;
+async fn killed_child_is_replaced() {
+    let worker = MemoryWorker::start().await;
+    let folder = PidDir::new();
+    let held = worker.send(WAIT_FOR_FILE, (folder.path(),)).await;
     let pids = folder.wait_for_pids(1).await;
-    signal("KILL", &pids[0].to_string());
+    send_signal("KILL", &pids[0].to_string());
     assert_lost(&failure(&held).await, "signal 9 (SIGKILL)");
 
-    // Idle, and then a task comes, noticed before or not.
+    // An idle child is killed; the worker may detect it before the next task or not.
     for _ in 0..5 {
-        let idle = scene.call(PID, ()).await;
-        signal("KILL", &idle.to_string());
-        assert_ne!(scene.call(PID, ()).await, idle);
+        let idle = worker.call(PID, ()).await;
+        send_signal("KILL", &idle.to_string());
+        assert_ne!(worker.call(PID, ()).await, idle);
     }
-    scene.stop().await;
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs the example programs; run cargo xtask test"]
-async fn a_hard_limit_kills_what_listens_to_nobody() {
-    let scene = Scene::start().await;
-    let folder = Folder::new();
+async fn hard_time_limit_kills_child() {
+    let worker = MemoryWorker::start().await;
+    let folder = PidDir::new();
     let call = HANG
         .s((folder.path(),))
         .time_limit(Duration::from_millis(500));
-    let hung = scene.app.client().apply(call).await.unwrap();
+    let hung = worker.app.client().apply(call).await.unwrap();
     let failure = failure(&hung).await;
     assert_eq!(failure.exception.to_string(), "TimeLimitExceeded(0.5)");
     wait_until_gone(folder.pids()[0]).await;
-    assert_eq!(scene.call(ADD, (2, 3)).await, 5);
-    scene.stop().await;
+    assert_eq!(worker.call(ADD, (2, 3)).await, 5);
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs the example programs; run cargo xtask test"]
-async fn a_soft_limit_is_heard_or_ends_the_child() {
-    let scene = Scene::start().await;
-    let child = scene.call(PID, ()).await;
+async fn soft_time_limit_is_handled_or_ends_child() {
+    let worker = MemoryWorker::start().await;
+    let child = worker.call(PID, ()).await;
     let soon = Duration::from_millis(500);
-    for task in [OBEY, ASYNC_OBEY] {
+    for task in [OBEY_SOFT_LIMIT, ASYNC_OBEY_SOFT_LIMIT] {
         let call = task.s(()).soft_time_limit(soon);
-        let obeyed = scene.app.client().apply(call).await.unwrap();
-        assert_eq!(obeyed.get_timeout(PATIENCE).await.unwrap(), "obeyed");
+        let obeyed = worker.app.client().apply(call).await.unwrap();
+        assert_eq!(obeyed.get_timeout(TIMEOUT).await.unwrap(), "obeyed");
     }
-    assert_eq!(scene.call(PID, ()).await, child);
+    assert_eq!(worker.call(PID, ()).await, child);
 
-    let folder = Folder::new();
+    let folder = PidDir::new();
     let call = HANG.s((folder.path(),)).soft_time_limit(soon);
-    let hung = scene.app.client().apply(call).await.unwrap();
+    let hung = worker.app.client().apply(call).await.unwrap();
     let failure = failure(&hung).await;
     assert_eq!(failure.exception.exc_type, "SoftTimeLimitExceeded");
     wait_until_gone(child).await;
-    scene.stop().await;
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs the example programs; run cargo xtask test"]
-async fn a_task_is_told_that_the_worker_stops() {
-    let scene = Scene::start().await;
-    let folder = Folder::new();
-    let running = scene.send(HEED, (folder.path(),)).await;
+async fn running_task_sees_worker_shutdown() {
+    let worker = MemoryWorker::start().await;
+    let folder = PidDir::new();
+    let running = worker.send(OBEY_SHUTDOWN, (folder.path(),)).await;
     folder.wait_for_pids(1).await;
-    scene.stop().await;
-    assert_eq!(running.get_timeout(PATIENCE).await.unwrap(), "heeded");
+    worker.stop().await;
+    assert_eq!(running.get_timeout(TIMEOUT).await.unwrap(), "obeyed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs the example programs; run cargo xtask test"]
-async fn a_task_reports_its_state_through_the_worker() {
-    let scene = Scene::start().await;
-    let folder = Folder::new();
-    let reported = scene.send(REPORT, (folder.path(),)).await;
+async fn child_updates_state_through_worker() {
+    let worker = MemoryWorker::start().await;
+    let folder = PidDir::new();
+    let reported = worker.send(REPORT_AND_WAIT, (folder.path(),)).await;
     let pids = folder.wait_for_pids(1).await;
-    // It has begun to wait only when the state was stored.
+    // The task writes its process id after the state has been stored.
     let state = reported.state().await.unwrap();
     assert_eq!(state, State::Custom("WAITING".to_owned()));
     assert_eq!(reported.info().await.unwrap().as_str(), Some("for a file"));
-    folder.open();
-    assert_eq!(reported.get_timeout(PATIENCE).await.unwrap(), pids[0]);
-    let refused = scene.call(PRETEND, ()).await;
+    folder.release();
+    assert_eq!(reported.get_timeout(TIMEOUT).await.unwrap(), pids[0]);
+    let refused = worker.call(SET_FINAL_STATE, ()).await;
     assert!(refused.contains("the worker sets it"), "{refused}");
-    scene.stop().await;
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs the example programs; run cargo xtask test"]
-async fn retries_are_asked_for_and_made_by_themselves() {
-    let scene = Scene::with(&[("result_extended", 1)]).await;
-    assert_eq!(scene.call(AGAIN, (2,)).await, 2);
-    let exhausted = scene.failure(AGAIN, (9,)).await;
+async fn explicit_and_automatic_retries_run() {
+    let worker = MemoryWorker::with(&[("result_extended", 1)]).await;
+    assert_eq!(worker.call(RETRY, (2,)).await, 2);
+    let exhausted = worker.failure(RETRY, (9,)).await;
     assert_eq!(exhausted.exception.to_string(), "ValueError('not yet')");
 
-    assert_eq!(scene.call(PARSE, ("5".to_owned(),)).await, 5);
-    let parsed = scene.send(PARSE, ("x".to_owned(),)).await;
+    assert_eq!(worker.call(PARSE, ("5".to_owned(),)).await, 5);
+    let parsed = worker.send(PARSE, ("x".to_owned(),)).await;
     let failure = failure(&parsed).await;
     assert_eq!(failure.exception.exc_type, "ParseIntError");
     let traceback = failure.traceback.unwrap();
     assert!(traceback.contains("invalid digit"), "{traceback}");
     let document = parsed.document().await.unwrap().unwrap();
     assert_eq!(document.retries, Some(2));
-    scene.stop().await;
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs the example programs; run cargo xtask test"]
-async fn a_child_that_has_done_enough_is_replaced() {
-    let scene = Scene::with(&[("worker_max_tasks_per_child", 2)]).await;
+async fn child_is_replaced_after_max_tasks() {
+    let worker = MemoryWorker::with(&[("worker_max_tasks_per_child", 2)]).await;
     let mut pids = Vec::new();
     for _ in 0..6 {
-        pids.push(scene.call(PID, ()).await);
+        pids.push(worker.call(PID, ()).await);
     }
     assert!(pids.chunks(2).all(|pair| pair[0] == pair[1]), "{pids:?}");
     pids.dedup();
     assert_eq!(pids.len(), 3);
     wait_until_gone(pids[0]).await;
-    scene.stop().await;
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs the example programs; run cargo xtask test"]
-async fn a_child_that_has_grown_is_replaced_after_its_task() {
-    let scene = Scene::with(&[("worker_max_memory_per_child", 200 << 10)]).await;
-    let child = scene.call(PID, ()).await;
-    assert_eq!(scene.call(EAT, (1,)).await, child);
-    assert_eq!(scene.call(EAT, (300,)).await, child);
-    assert_ne!(scene.call(PID, ()).await, child);
+async fn child_is_replaced_after_max_memory() {
+    let worker = MemoryWorker::with(&[("worker_max_memory_per_child", 200 << 10)]).await;
+    let child = worker.call(PID, ()).await;
+    assert_eq!(worker.call(ALLOCATE, (1,)).await, child);
+    assert_eq!(worker.call(ALLOCATE, (300,)).await, child);
+    assert_ne!(worker.call(PID, ()).await, child);
     wait_until_gone(child).await;
-    scene.stop().await;
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs the example programs; run cargo xtask test"]
-async fn a_late_task_may_run_again_when_its_child_is_lost() {
-    let scene = Scene::start().await;
-    let survived = scene.call(CRASH_ONCE, ("KILL".to_owned(),)).await;
+async fn late_task_is_redelivered_after_child_loss() {
+    let worker = MemoryWorker::start().await;
+    let survived = worker.call(CRASH_ONCE, ("KILL".to_owned(),)).await;
     assert_eq!(survived, "survived");
 
-    // This broker counts.
-    let folder = Folder::new();
-    let lost = scene.failure(CRASH_ALWAYS, (folder.path(),)).await;
+    // The in-memory broker counts deliveries.
+    let folder = PidDir::new();
+    let lost = worker.failure(CRASH_ALWAYS, (folder.path(),)).await;
     assert_lost(&lost, "signal 9 (SIGKILL)");
     assert_eq!(folder.pids().len(), 5);
-    scene.stop().await;
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs the example programs; run cargo xtask test"]
-async fn as_many_run_at_once_as_the_worker_may() {
+async fn children_run_up_to_concurrency() {
     let app = app(&[]);
-    let running = Running::start(worker(&app).concurrency(2)).await;
-    let folder = Folder::new();
+    let running = RunningWorker::start(worker(&app).concurrency(2)).await;
+    let folder = PidDir::new();
     let client = app.client();
-    let one = client.send(HOLD, (folder.path(),)).await.unwrap();
-    let other = client.send(HOLD, (folder.path(),)).await.unwrap();
+    let one = client.send(WAIT_FOR_FILE, (folder.path(),)).await.unwrap();
+    let other = client.send(WAIT_FOR_FILE, (folder.path(),)).await.unwrap();
     let mut pids = folder.wait_for_pids(2).await;
-    folder.open();
+    folder.release();
     let mut held = vec![
-        one.get_timeout(PATIENCE).await.unwrap(),
-        other.get_timeout(PATIENCE).await.unwrap(),
+        one.get_timeout(TIMEOUT).await.unwrap(),
+        other.get_timeout(TIMEOUT).await.unwrap(),
     ];
     pids.sort_unstable();
     held.sort_unstable();
@@ -376,26 +372,26 @@ async fn as_many_run_at_once_as_the_worker_may() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs the example programs; run cargo xtask test"]
-async fn large_arguments_and_values_pass() {
-    let scene = Scene::start().await;
+async fn large_arguments_and_results_pass() {
+    let worker = MemoryWorker::start().await;
     let text = "wide \u{1f40e} ".repeat(600_000);
     assert!(text.len() > 5_000_000);
-    assert_eq!(scene.call(ECHO, (text.clone(),)).await, text);
-    scene.stop().await;
+    assert_eq!(worker.call(ECHO, (text.clone(),)).await, text);
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs the example programs; run cargo xtask test"]
-async fn what_a_child_prints_and_reads_disturbs_nobody() {
-    let scene = Scene::start().await;
-    assert_eq!(scene.call(CHAT, ()).await, "");
-    assert_eq!(scene.call(ADD, (2, 3)).await, 5);
-    scene.stop().await;
+async fn child_stdio_does_not_disturb_protocol() {
+    let worker = MemoryWorker::start().await;
+    assert_eq!(worker.call(USE_STDIO, ()).await, "");
+    assert_eq!(worker.call(ADD, (2, 3)).await, 5);
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs the example programs; run cargo xtask test"]
-async fn a_program_that_cannot_be_a_child_is_named_before_a_message_is_taken() {
+async fn invalid_child_program_fails_before_consuming() {
     let app = app(&[]);
     let sum = app.client().send(ADD, (2, 3)).await.unwrap();
     let own = app.worker(tasks());
@@ -412,28 +408,28 @@ async fn a_program_that_cannot_be_a_child_is_named_before_a_message_is_taken() {
         (other, ["true", "before its main called Worker::run_until"]),
         (chatty, ["sh", "sent an invalid handshake"]),
     ] {
-        let ended = within("the worker refuses", worker.run()).await;
+        let ended = within("the worker fails", worker.run()).await;
         let error = ended.unwrap_err().to_string();
         assert!(words.iter().all(|word| error.contains(word)), "{error}");
     }
-    let running = Running::start(worker(&app)).await;
-    assert_eq!(sum.get_timeout(PATIENCE).await.unwrap(), 5);
+    let running = RunningWorker::start(worker(&app)).await;
+    assert_eq!(sum.get_timeout(TIMEOUT).await.unwrap(), 5);
     running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs the example programs; run cargo xtask test"]
-async fn many_crashes_leave_no_zombies() {
-    let scene = Scene::start().await;
+async fn repeated_crashes_leave_no_zombies() {
+    let worker = MemoryWorker::start().await;
     for _ in 0..50 {
-        let lost = scene.failure(CRASH, ("KILL".to_owned(),)).await;
+        let lost = worker.failure(CRASH, ("KILL".to_owned(),)).await;
         assert_lost(&lost, "signal 9 (SIGKILL)");
     }
-    let child = scene.call(PID, ()).await;
-    scene.stop().await;
+    let child = worker.call(PID, ()).await;
+    worker.stop().await;
     wait_until_gone(child).await;
     let own = std::process::id();
-    eventually("there are no zombies", async || {
+    eventually("no zombies are left", async || {
         let status = Command::new("sh")
             .args(["-c", "cat /proc/[0-9]*/stat 2>/dev/null"])
             .output()
@@ -449,13 +445,13 @@ async fn many_crashes_leave_no_zombies() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs the example programs; run cargo xtask test"]
-async fn a_worker_that_is_dropped_takes_its_children_with_it() {
+async fn dropped_worker_ends_its_children() {
     let app = app(&[]);
     let running = tokio::spawn(worker(&app).concurrency(2).run());
     let client = app.client();
     let idle = client.send(PID, ()).await.unwrap();
-    let idle = idle.get_timeout(PATIENCE).await.unwrap();
-    let folder = Folder::new();
+    let idle = idle.get_timeout(TIMEOUT).await.unwrap();
+    let folder = PidDir::new();
     client.send(HANG, (folder.path(),)).await.unwrap();
     let busy = folder.wait_for_pids(1).await;
     running.abort();
@@ -463,99 +459,102 @@ async fn a_worker_that_is_dropped_takes_its_children_with_it() {
     wait_until_gone(busy[0]).await;
 }
 
-async fn a_task_that_blocks_the_runtime_is_named_and_the_last_line_counts(setup: Setup) {
+async fn blocking_task_is_logged_and_last_line_has_counts(setup: Setup) {
     let worker = WorkerProcess::start_example(&["isolated"], &setup, &[]).await;
     let client = setup.client();
     let blocking = client.send(BLOCK, (3_000,)).await.unwrap();
-    blocking.get_timeout(PATIENCE).await.unwrap();
+    blocking.get_timeout(TIMEOUT).await.unwrap();
     let named = format!("task isolated.block ({}) blocks the runtime", blocking.id());
     assert!(worker.log().contains(&named), "{}", worker.log());
     let short = client.send(BLOCK, (0,)).await.unwrap();
-    short.get_timeout(PATIENCE).await.unwrap();
+    short.get_timeout(TIMEOUT).await.unwrap();
     assert!(!worker.log().contains(short.id()), "{}", worker.log());
 
-    let folder = Folder::new();
-    let heeding = client.send(HEED, (folder.path(),)).await.unwrap();
+    let folder = PidDir::new();
+    let running = client.send(OBEY_SHUTDOWN, (folder.path(),)).await.unwrap();
     folder.wait_for_pids(1).await;
     worker.signal("TERM");
-    assert_eq!(heeding.get_timeout(PATIENCE).await.unwrap(), "heeded");
-    eventually("the last line is there", async || {
+    assert_eq!(running.get_timeout(TIMEOUT).await.unwrap(), "obeyed");
+    eventually("the last line is logged", async || {
         let line = "the worker has stopped: 1 tasks finished, 0 deliveries returned";
         worker.log().contains(line).then_some(())
     })
     .await;
-    assert_eq!(worker.ended().await, Some(0));
+    assert_eq!(worker.wait().await, Some(0));
 }
 
-async fn ctrl_c_in_a_terminal_does_not_reach_the_children(setup: Setup) {
+async fn terminal_interrupt_does_not_reach_children(setup: Setup) {
     let worker = WorkerProcess::start_example(&["isolated"], &setup, &[]).await;
     let client = setup.client();
-    let folder = Folder::new();
-    let held = client.send(HOLD, (folder.path(),)).await.unwrap();
+    let folder = PidDir::new();
+    let held = client.send(WAIT_FOR_FILE, (folder.path(),)).await.unwrap();
     let pids = folder.wait_for_pids(1).await;
     worker.signal_group("INT");
     eventually("the worker stops", async || {
         worker.log().contains("Warm stop").then_some(())
     })
     .await;
-    folder.open();
-    assert_eq!(held.get_timeout(PATIENCE).await.unwrap(), pids[0]);
-    assert_eq!(worker.ended().await, Some(0));
+    folder.release();
+    assert_eq!(held.get_timeout(TIMEOUT).await.unwrap(), pids[0]);
+    assert_eq!(worker.wait().await, Some(0));
     wait_until_gone(pids[0]).await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
-async fn children_do_not_outlive_a_worker_that_is_killed(setup: Setup) {
+async fn children_end_with_killed_worker(setup: Setup) {
     let settings = [("CELERY_WORKER_CONCURRENCY", "2")];
     let worker = WorkerProcess::start_example(&["isolated"], &setup, &settings).await;
     let client = setup.client();
-    let folder = Folder::new();
+    let folder = PidDir::new();
     client.send(HANG, (folder.path(),)).await.unwrap();
     let busy = folder.wait_for_pids(1).await;
     let idle = client.send(PID, ()).await.unwrap();
-    let idle = idle.get_timeout(PATIENCE).await.unwrap();
+    let idle = idle.get_timeout(TIMEOUT).await.unwrap();
     assert_ne!(idle, busy[0]);
     worker.kill().await;
     wait_until_gone(busy[0]).await;
     wait_until_gone(idle).await;
 }
 
-/// These brokers only say that it is not the first delivery.
-async fn a_task_that_always_crashes_is_given_up(setup: Setup) {
+/// Redis and RabbitMQ flag a redelivery, but do not count deliveries.
+async fn always_crashing_task_fails_after_redelivery(setup: Setup) {
     let worker = WorkerProcess::start_example(&["isolated"], &setup, &[]).await;
-    let folder = Folder::new();
+    let folder = PidDir::new();
     let client = setup.client();
     let lost = client.send(CRASH_ALWAYS, (folder.path(),)).await.unwrap();
     assert_lost(&failure(&lost).await, "signal 9 (SIGKILL)");
     assert_eq!(folder.pids().len(), 2);
     let once = client.send(CRASH_ONCE, ("ABRT".to_owned(),)).await.unwrap();
-    assert_eq!(once.get_timeout(PATIENCE).await.unwrap(), "survived");
+    assert_eq!(once.get_timeout(TIMEOUT).await.unwrap(), "survived");
     worker.signal("TERM");
-    assert_eq!(worker.ended().await, Some(0));
-    setup.assert_nothing_left().await;
+    assert_eq!(worker.wait().await, Some(0));
+    setup.assert_drained().await;
 }
 
-async fn results_of_children_are_stored_by_their_worker(setup: Setup) {
+async fn worker_stores_results_of_children(setup: Setup) {
     let worker = WorkerProcess::start_example(&["isolated"], &setup, &[]).await;
     let client = setup.client();
     let sum = client.send(ADD, (2, 3)).await.unwrap();
-    assert_eq!(sum.get_timeout(PATIENCE).await.unwrap(), 5);
-    let folder = Folder::new();
-    let reported = client.send(REPORT, (folder.path(),)).await.unwrap();
+    assert_eq!(sum.get_timeout(TIMEOUT).await.unwrap(), 5);
+    let folder = PidDir::new();
+    let reported = client
+        .send(REPORT_AND_WAIT, (folder.path(),))
+        .await
+        .unwrap();
     let pids = folder.wait_for_pids(1).await;
-    eventually("its state is known", async || {
+    eventually("its state is stored", async || {
         let state = reported.state().await.unwrap();
         (state == State::Custom("WAITING".to_owned())).then_some(())
     })
     .await;
-    folder.open();
-    assert_eq!(reported.get_timeout(PATIENCE).await.unwrap(), pids[0]);
+    folder.release();
+    assert_eq!(reported.get_timeout(TIMEOUT).await.unwrap(), pids[0]);
     worker.signal("TERM");
-    assert_eq!(worker.ended().await, Some(0));
+    assert_eq!(worker.wait().await, Some(0));
     assert_eq!(setup.depth("celery").await, 0);
 }
 
-async fn two_workers_of_one_program_have_their_own_children(setup: Setup) {
+async fn workers_of_one_program_have_separate_children(setup: Setup) {
     let urls = [setup.broker_url(), setup.result_backend_url()];
     let program = ["isolated", urls[0], urls[1], "one", "other"];
     let worker = WorkerProcess::start_example(&program, &setup, &[]).await;
@@ -563,12 +562,12 @@ async fn two_workers_of_one_program_have_their_own_children(setup: Setup) {
     let mut pids = Vec::new();
     for queue in ["one", "other", "one", "other"] {
         let sent = client.apply(PID.s(()).queue(queue)).await.unwrap();
-        pids.push(sent.get_timeout(PATIENCE).await.unwrap());
+        pids.push(sent.get_timeout(TIMEOUT).await.unwrap());
     }
     assert_ne!(pids[0], pids[1]);
     assert_eq!(pids[..2], pids[2..]);
     worker.signal("TERM");
-    assert_eq!(worker.ended().await, Some(0));
+    assert_eq!(worker.wait().await, Some(0));
     for pid in &pids[..2] {
         wait_until_gone(*pid).await;
     }

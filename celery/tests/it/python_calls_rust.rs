@@ -1,37 +1,38 @@
-//! A Python client, a Rust worker.
+//! A Python client with a Rust worker.
 
 use test_servers::paths;
 
-use crate::support::{Ledger, Look, Running, Setup, eventually, start, stories, story};
+use crate::support::{
+    MessageExt, RunLog, RunningWorker, Setup, eventually, for_each_broker, start_python, test_tasks,
+};
 
-stories! {
-    the_example_client_finds_no_difference: redis, rabbitmq, quorum, rpc;
-    arguments_come_by_place_by_name_and_mixed_in_both_protocols: redis, rabbitmq;
-    failures_are_pythons_own: redis, rabbitmq, rpc;
-    states_are_seen_while_a_task_is_on_its_way: redis, rabbitmq, rpc;
-    times_are_kept: redis, rabbitmq, quorum;
-    zero_is_the_highest_priority: redis;
-    headers_of_the_sender_arrive_and_ignored_results_are_not_stored: redis, rabbitmq;
-    chains_run_through_both_languages: redis, rabbitmq, quorum, native, rpc;
-    callbacks_follow_success_and_errbacks_failure: redis, rabbitmq, rpc;
-    values_of_every_type_come_back_as_they_were_sent: redis, rabbitmq, rpc;
-    workflows_of_every_shape_are_run: redis, rabbitmq;
-    a_chord_without_a_backend_that_counts_is_refused: rpc;
-    pickle_is_refused_and_kept: redis, rabbitmq;
-    extended_results_describe_the_call: redis, rabbitmq, rpc;
-    a_lone_surrogate_fails_the_task_and_says_so: redis, rabbitmq;
+for_each_broker! {
+    python_example_client_prints_expected_output: redis, rabbitmq, quorum, rpc;
+    arguments_bind_in_both_protocols: redis, rabbitmq;
+    failures_raise_python_exceptions: redis, rabbitmq, rpc;
+    intermediate_states_are_visible: redis, rabbitmq, rpc;
+    eta_and_expires_are_respected: redis, rabbitmq, quorum;
+    redis_priority_zero_runs_first: redis;
+    headers_arrive_and_ignored_results_are_not_stored: redis, rabbitmq;
+    chains_cross_languages: redis, rabbitmq, quorum, native_delay, rpc;
+    callbacks_run_on_success_and_errbacks_on_failure: redis, rabbitmq, rpc;
+    values_of_every_type_round_trip: redis, rabbitmq, rpc;
+    workflows_of_every_shape_return_expected_values: redis, rabbitmq;
+    pickled_message_is_dead_lettered: redis, rabbitmq;
+    extended_result_describes_call: redis, rabbitmq, rpc;
+    lone_surrogate_fails_task_with_reason: redis, rabbitmq;
 }
 
-async fn the_example_client_finds_no_difference(setup: Setup) {
+async fn python_example_client_prints_expected_output(setup: Setup) {
     let worker = setup.worker().await;
     let output = setup.python("import client; client.main()").await;
     let expected = paths::python_app().join("client.expected");
     assert_eq!(output, std::fs::read_to_string(expected).unwrap());
     worker.stop().await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
-async fn arguments_come_by_place_by_name_and_mixed_in_both_protocols(setup: Setup) {
+async fn arguments_bind_in_both_protocols(setup: Setup) {
     let worker = setup.worker().await;
     let program = r#"
 for app.conf.task_protocol in (2, 1):
@@ -59,10 +60,10 @@ for app.conf.task_protocol in (2, 1):
 "#;
     setup.python(program).await;
     worker.stop().await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
-async fn failures_are_pythons_own(setup: Setup) {
+async fn failures_raise_python_exceptions(setup: Setup) {
     let worker = setup.worker().await;
     let program = r#"
 def raised(function, *args, **kwargs):
@@ -72,7 +73,7 @@ def raised(function, *args, **kwargs):
         return error
 
 for app.conf.task_protocol in (2, 1):
-    # What Python raises when the function is called here.
+    # Calls that raise, here and in the worker.
     calls = [
         (tasks.divide, (1, 0), {}),
         (tasks.divide, (1.5, 0), {}),
@@ -94,41 +95,41 @@ for app.conf.task_protocol in (2, 1):
 "#;
     setup.python(program).await;
     worker.stop().await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
-async fn states_are_seen_while_a_task_is_on_its_way(setup: Setup) {
+async fn intermediate_states_are_visible(setup: Setup) {
     let setup = setup.set("task_track_started", true);
-    let worker = setup.serve(story()).await;
+    let worker = setup.serve(test_tasks()).await;
     let program = r#"
 slow = send("tasks.sleep", (1.0,))
-until("it is started", lambda: slow.state == "STARTED")
+until("the task is started", lambda: slow.state == "STARTED")
 assert slow.info["pid"] > 0 and "@" in slow.info["hostname"], slow.info
 
-waiting = send("story.wait")
-until("it has progressed", lambda: waiting.state == "PROGRESS")
+waiting = send("test.wait")
+until("the task reports progress", lambda: waiting.state == "PROGRESS")
 same(waiting.info, {"current": 1, "total": 2})
 assert not waiting.ready()
 
-later = send("story.later")
-until("it is to be retried", lambda: later.state == "RETRY")
+later = send("test.retry_in_an_hour")
+until("the task is to be retried", lambda: later.state == "RETRY")
 assert isinstance(later.info, Exception), later.info
 assert not later.ready()
 
-# Over rpc, Python sees no state but the last one after its first `get`.
-send("story.open")
-same(get(waiting), "opened")
+# Over rpc, Python sees only the final state after its first `get`.
+send("test.release")
+same(get(waiting), "released")
 same(get(slow), 1.0)
 "#;
     setup.python(program).await;
     worker.stop().await;
-    setup.assert_nothing_held().await;
-    // The one to be retried in an hour.
-    assert_eq!(setup.undone().await, 1);
+    setup.assert_no_unacked().await;
+    // The task to be retried in an hour.
+    assert_eq!(setup.unfinished().await, 1);
 }
 
-async fn times_are_kept(setup: Setup) {
-    let worker = setup.serve(story()).await;
+async fn eta_and_expires_are_respected(setup: Setup) {
+    let worker = setup.serve(test_tasks()).await;
     let program = r#"
 utc = datetime.datetime.now(timezone.utc)
 soon, past, hour = timedelta(seconds=0.6), timedelta(seconds=-5), timedelta(hours=1)
@@ -137,22 +138,22 @@ for app.conf.task_protocol in (2, 1):
     begun = time.time()
     utc = datetime.datetime.now(timezone.utc)
     waiting = [
-        send("story.now", countdown=0.6),
-        send("story.now", eta=utc + soon),
-        send("story.now", eta=(utc + soon).astimezone(elsewhere)),
-        send("story.now", eta=(utc + soon).replace(tzinfo=None)),
-        send("story.now", countdown=0.6, expires=3600),
+        send("test.now", countdown=0.6),
+        send("test.now", eta=utc + soon),
+        send("test.now", eta=(utc + soon).astimezone(elsewhere)),
+        send("test.now", eta=(utc + soon).replace(tzinfo=None)),
+        send("test.now", countdown=0.6, expires=3600),
     ]
     at_once = [
-        send("story.now", eta=utc + past),
-        send("story.now", expires=3600),
-        send("story.now", expires=utc + hour),
-        send("story.now", expires=(utc + hour).astimezone(elsewhere)),
+        send("test.now", eta=utc + past),
+        send("test.now", expires=3600),
+        send("test.now", expires=utc + hour),
+        send("test.now", expires=(utc + hour).astimezone(elsewhere)),
     ]
     expired = [
-        send("story.now", expires=-1),
-        send("story.now", expires=utc + past),
-        send("story.now", countdown=0.6, expires=0.3),
+        send("test.now", expires=-1),
+        send("test.now", expires=utc + past),
+        send("test.now", countdown=0.6, expires=0.3),
     ]
     for result in waiting:
         assert get(result) - begun >= 0.59, get(result) - begun
@@ -165,39 +166,39 @@ for app.conf.task_protocol in (2, 1):
 "#;
     setup.python(program).await;
     worker.stop().await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
-async fn zero_is_the_highest_priority(setup: Setup) {
+async fn redis_priority_zero_runs_first(setup: Setup) {
     let program = r#"
 for number, priority in enumerate([9, 6, 3, 0, None]):
-    send("story.mark", (number,), priority=priority)
+    send("test.record", (number,), priority=priority)
 "#;
     setup.python(program).await;
 
-    let ledger = Ledger::default();
-    let worker = setup.app().worker(ledger.tasks()).concurrency(1);
-    let worker = Running::start(worker).await;
-    eventually("all have run", async || {
-        (ledger.numbers().len() == 5).then_some(())
+    let runs = RunLog::default();
+    let worker = setup.app().worker(runs.tasks()).concurrency(1);
+    let worker = RunningWorker::start(worker).await;
+    eventually("all tasks have run", async || {
+        (runs.numbers().len() == 5).then_some(())
     })
     .await;
-    // Without one it is 0.
-    assert_eq!(ledger.numbers(), [3, 4, 2, 1, 0]);
+    // The default priority is 0.
+    assert_eq!(runs.numbers(), [3, 4, 2, 1, 0]);
     worker.stop().await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
-async fn headers_of_the_sender_arrive_and_ignored_results_are_not_stored(setup: Setup) {
-    let worker = setup.serve(story()).await;
+async fn headers_arrive_and_ignored_results_are_not_stored(setup: Setup) {
+    let worker = setup.serve(test_tasks()).await;
     let program = r#"
-found = get(send("story.header", ("trace",), headers={"trace": {"id": [1, "two"]}}))
+found = get(send("test.header", ("trace",), headers={"trace": {"id": [1, "two"]}}))
 same(found, {"id": [1, "two"]})
-same(get(send("story.header", ("trace",))), None)
+same(get(send("test.header", ("trace",))), None)
 
 ignored = send("tasks.add", (1, 2), ignore_result=True)
 failed = send("tasks.fail", ("ignored",), ignore_result=True)
-# Both are over when one of a queue of one worker is, that was sent after them.
+# The one worker has finished both when tasks that were sent later have run.
 for _ in range(8):
     call("tasks.sleep", 0.01)
 for result in (ignored, failed):
@@ -205,16 +206,16 @@ for result in (ignored, failed):
 "#;
     setup.python(program).await;
     worker.stop().await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
-async fn chains_run_through_both_languages(setup: Setup) {
+async fn chains_cross_languages(setup: Setup) {
     let worker = setup.worker().await;
-    let _python = start(setup.python_worker().queues(&["python"])).await;
+    let _python = start_python(setup.python_worker().queues(&["python"])).await;
     let program = r#"
 add, sub, mul, echo, fail = (app.tasks[f"tasks.{name}"] for name in ("add", "sub", "mul", "echo", "fail"))
 def label(*args, **kwargs):
-    return app.signature("more.label", args, kwargs, queue="python")
+    return app.signature("python.label", args, kwargs, queue="python")
 
 ours = (add.s(2, 3) | mul.s(4) | sub.s(1)).apply_async()
 same(get(ours), 19)
@@ -228,7 +229,7 @@ alone = (add.s(1, 2) | add.si(10, 20) | add.s(y=5)).apply_async()
 same(get(alone), 35)
 
 broken = (add.s(1, 2) | fail.si("in the middle") | add.s(1)).apply_async()
-# The steps after the one that failed fail with it.
+# The steps after the failed one fail with it.
 for error in (failure(broken.parent), failure(broken)):
     same((type(error), str(error)), (ValueError, "in the middle"))
 
@@ -240,7 +241,7 @@ same(get((add.s(2, 3) | label() | echo.s()).apply_async()), {"args": ["python:5"
     assert_eq!(setup.depth("celery.dead").await, 0);
 }
 
-async fn callbacks_follow_success_and_errbacks_failure(setup: Setup) {
+async fn callbacks_run_on_success_and_errbacks_on_failure(setup: Setup) {
     let worker = setup.worker().await;
     let program = r#"
 def frozen(name, *args, **kwargs):
@@ -268,10 +269,10 @@ same(linked.state, "PENDING")
 "#;
     setup.python(program).await;
     worker.stop().await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
-async fn values_of_every_type_come_back_as_they_were_sent(setup: Setup) {
+async fn values_of_every_type_round_trip(setup: Setup) {
     let worker = setup.worker().await;
     let program = r#"
 elsewhere = timezone(timedelta(hours=-3))
@@ -300,16 +301,16 @@ same(call("tasks.echo", large)["args"], [large])
 "#;
     setup.python(program).await;
     worker.stop().await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
-async fn workflows_of_every_shape_are_run(setup: Setup) {
+async fn workflows_of_every_shape_return_expected_values(setup: Setup) {
     let worker = setup.worker().await;
     let program = r#"
 add, mul, xsum, fail = (app.tasks[f"tasks.{name}"] for name in ("add", "mul", "xsum", "fail"))
 for app.conf.task_protocol in (2, 1):
     def value(canvas):
-        return canvas.apply_async().get(timeout=PATIENCE)
+        return canvas.apply_async().get(timeout=TIMEOUT)
 
     ten = group(add.s(n, n) for n in range(10))
     same(value(ten), [2 * n for n in range(10)])
@@ -330,7 +331,7 @@ same(app.backend.client.keys("celery-taskset-meta-*.[jtsd]") != [], True)
     let raises = r#"
 def raises(names, result):
     try:
-        result.get(timeout=PATIENCE)
+        result.get(timeout=TIMEOUT)
     except Exception as error:
         assert type(error).__name__ in names, repr(error)
     else:
@@ -339,50 +340,31 @@ def raises(names, result):
     let program = [raises, program].concat();
     setup.python(&program).await;
     worker.stop().await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
-async fn a_chord_without_a_backend_that_counts_is_refused(setup: Setup) {
-    let worker = setup.worker().await;
-    // The client cannot know that the step in the middle is a chord to be.
-    let program = r#"
-add, xsum = app.tasks["tasks.add"], app.tasks["tasks.xsum"]
-body = xsum.s().set(task_id="body", reply_to=app.thread_oid)
-pair = dict(chord([add.s(1), add.s(2)], body))
-first = app.signature("tasks.add", (1, 1)).set(link=pair).apply_async()
-try:
-    first.get(timeout=PATIENCE)
-except Exception as error:
-    same("does not support chords" in str(error), True)
-else:
-    raise AssertionError("it did not fail")
-"#;
-    setup.python(program).await;
-    worker.stop().await;
-}
-
-async fn pickle_is_refused_and_kept(setup: Setup) {
+async fn pickled_message_is_dead_lettered(setup: Setup) {
     let worker = setup.worker().await;
     let program = r#"
 print(send("tasks.add", (2, 3), serializer="pickle").id)
 same(call("tasks.add", 2, 3), 5)
 "#;
     let id = setup.python(program).await;
-    let kept = setup.kept().await;
-    assert_eq!(kept.id(), id.trim());
-    assert_eq!(kept.text("x-dead-reason"), "refused-content-type");
-    let detail = kept.text("x-dead-detail");
+    let dead = setup.dead_letter().await;
+    assert_eq!(dead.id(), id.trim());
+    assert_eq!(dead.text("x-dead-reason"), "refused-content-type");
+    let detail = dead.text("x-dead-detail");
     assert!(
         detail.contains("application/x-python-serialize"),
         "{detail}"
     );
-    let content_type = &kept.properties.content_type;
+    let content_type = &dead.properties.content_type;
     assert_eq!(content_type, "application/x-python-serialize");
     worker.stop().await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
-async fn extended_results_describe_the_call(setup: Setup) {
+async fn extended_result_describes_call(setup: Setup) {
     let setup = setup
         .set("result_extended", true)
         .set("worker_hostname", "rusty@here");
@@ -410,8 +392,8 @@ same((failed.name, list(failed.args)), ("tasks.fail", ["no"]))
     worker.stop().await;
 }
 
-/// Python can write half of a character into JSON; no Rust text can hold it.
-async fn a_lone_surrogate_fails_the_task_and_says_so(setup: Setup) {
+/// Python can write a lone surrogate into JSON, which no Rust string can hold.
+async fn lone_surrogate_fails_task_with_reason(setup: Setup) {
     let worker = setup.worker().await;
     let program = r#"
 error = failure(send("tasks.echo", ("\ud800",)))
@@ -419,5 +401,5 @@ assert "lone surrogate" in str(error), repr(error)
 "#;
     setup.python(program).await;
     worker.stop().await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }

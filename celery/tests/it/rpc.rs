@@ -1,48 +1,51 @@
-//! Results over RabbitMQ, from worker to client and to nobody else.
+//! Results over RabbitMQ (`rpc://`), which only the sending client receives.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use celery::{App, ResultError, State};
+use celery::{App, ResultError, SendError, State, group};
 use celery_broker_amqp::RpcBackend;
 use celery_protocol::ResultTree;
 
 use crate::support::{
-    PATIENCE, Running, Setup, WHO, assert_sums, eventually, send_adds, start, stories, story,
+    LANGUAGE, RunningWorker, Setup, TIMEOUT, assert_sums, eventually, for_each_broker, send_adds,
+    start_python, test_tasks,
 };
 use crate::tasks::Number::Int;
-use crate::tasks::{ADD, SLEEP};
+use crate::tasks::{ADD, SLEEP, XSUM};
 
-stories! {
-    many_wait_for_python_on_one_queue: rpc;
-    many_python_threads_wait_for_us: rpc;
-    python_reports_what_it_has_started: rpc;
-    two_clients_do_not_see_each_others_results: rpc;
-    results_for_nobody_are_dropped_and_counted: rpc;
-    a_forgotten_result_is_not_known_any_more: rpc;
-    the_reply_queue_ends_with_its_client: rpc;
-    groups_are_refused: rpc;
+for_each_broker! {
+    many_waiters_share_one_reply_queue: rpc;
+    many_python_threads_receive_rust_results: rpc;
+    started_state_of_python_worker_is_visible: rpc;
+    clients_do_not_see_results_of_other_clients: rpc;
+    unroutable_results_are_dropped_and_counted: rpc;
+    forgotten_result_is_pending: rpc;
+    reply_queue_is_deleted_with_its_client: rpc;
+    group_results_are_rejected: rpc;
+    rpc_chord_is_rejected_before_sending: rpc;
+    chord_without_chord_backend_fails: rpc;
 }
 
-async fn many_wait_for_python_on_one_queue(setup: Setup) {
-    let python = start(setup.python_worker().concurrency(2)).await;
+async fn many_waiters_share_one_reply_queue(setup: Setup) {
+    let python = start_python(setup.python_worker().concurrency(2)).await;
     let client = setup.client();
     let adds = send_adds(&client, 200).await;
     let mut waiters = tokio::task::JoinSet::new();
     for (number, add) in (0..).zip(adds) {
-        waiters.spawn(async move { (number, add.get_timeout(PATIENCE).await) });
+        waiters.spawn(async move { (number, add.get_timeout(TIMEOUT).await) });
     }
-    while let Some(woken) = waiters.join_next().await {
-        let (number, sum) = woken.unwrap();
+    while let Some(received) = waiters.join_next().await {
+        let (number, sum) = received.unwrap();
         assert_eq!(sum.unwrap(), Int(number + 1));
     }
     python.terminate();
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
-async fn many_python_threads_wait_for_us(setup: Setup) {
+async fn many_python_threads_receive_rust_results(setup: Setup) {
     let worker = setup.worker().await;
-    // Each of Python's threads has a reply queue of its own.
+    // Each Python thread has a reply queue of its own.
     let program = r#"
 from concurrent.futures import ThreadPoolExecutor
 
@@ -60,32 +63,36 @@ for n, result in sent:
 "#;
     setup.python(program).await;
     worker.stop().await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
-async fn python_reports_what_it_has_started(setup: Setup) {
-    let setup = setup.with("task_track_started", true);
-    let _python = start(setup.python_worker()).await;
+async fn started_state_of_python_worker_is_visible(setup: Setup) {
+    let setup = setup.set_both("task_track_started", true);
+    let _python = start_python(setup.python_worker()).await;
     let slow = setup.client().send(SLEEP, (1.0,)).await.unwrap();
-    let info = eventually("it is started", async || {
+    let info = eventually("the task is started", async || {
         let state = slow.state().await.unwrap();
-        assert_ne!(state, State::Success, "it was over before it was seen");
+        assert_ne!(
+            state,
+            State::Success,
+            "the task ended before STARTED was seen"
+        );
         let info = slow.info().await.unwrap();
         (state == State::Started).then_some(info)
     })
     .await;
     assert!(info.get("pid").unwrap().as_u64().is_some(), "{info:?}");
-    assert_eq!(slow.get_timeout(PATIENCE).await.unwrap(), 1.0);
+    assert_eq!(slow.get_timeout(TIMEOUT).await.unwrap(), 1.0);
     assert_eq!(slow.state().await.unwrap(), State::Success);
 }
 
-async fn two_clients_do_not_see_each_others_results(setup: Setup) {
-    let worker = setup.serve(story()).await;
+async fn clients_do_not_see_results_of_other_clients(setup: Setup) {
+    let worker = setup.serve(test_tasks()).await;
     let (one, other) = (setup.client(), setup.client());
-    let own = one.send(WHO, ()).await.unwrap();
+    let own = one.send(LANGUAGE, ()).await.unwrap();
     let others = other.send(ADD, (Int(1), Int(2))).await.unwrap();
-    assert_eq!(own.get_timeout(PATIENCE).await.unwrap(), "rust");
-    assert_eq!(others.get_timeout(PATIENCE).await.unwrap(), Int(3));
+    assert_eq!(own.get_timeout(TIMEOUT).await.unwrap(), "rust");
+    assert_eq!(others.get_timeout(TIMEOUT).await.unwrap(), Int(3));
 
     let peek = other.result::<String>(own.id());
     assert_eq!(peek.state().await.unwrap(), State::Pending);
@@ -94,35 +101,35 @@ async fn two_clients_do_not_see_each_others_results(setup: Setup) {
     worker.stop().await;
 }
 
-async fn results_for_nobody_are_dropped_and_counted(setup: Setup) {
+async fn unroutable_results_are_dropped_and_counted(setup: Setup) {
     let sender = setup.app();
-    let sent = sender.client().send(WHO, ()).await.unwrap();
-    sender.client().send(WHO, ()).await.unwrap();
+    let sent = sender.client().send(LANGUAGE, ()).await.unwrap();
+    sender.client().send(LANGUAGE, ()).await.unwrap();
     sender.close().await;
     let broker = Arc::clone(setup.app().broker());
     let backend = RpcBackend::new(Arc::clone(&broker));
     let app = App::new(broker).with_backend(Arc::new(backend.clone()));
-    let worker = Running::start(app.worker(story())).await;
+    let worker = RunningWorker::start(app.worker(test_tasks())).await;
 
-    eventually("they are dropped", async || {
+    eventually("the results are dropped", async || {
         (backend.dropped() == 2).then_some(())
     })
     .await;
-    sent.get_timeout(PATIENCE).await.unwrap_err();
+    sent.get_timeout(TIMEOUT).await.unwrap_err();
     worker.stop().await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
-async fn a_forgotten_result_is_not_known_any_more(setup: Setup) {
-    let worker = setup.serve(story()).await;
-    let sent = setup.client().send(WHO, ()).await.unwrap();
-    assert_eq!(sent.get_timeout(PATIENCE).await.unwrap(), "rust");
+async fn forgotten_result_is_pending(setup: Setup) {
+    let worker = setup.serve(test_tasks()).await;
+    let sent = setup.client().send(LANGUAGE, ()).await.unwrap();
+    assert_eq!(sent.get_timeout(TIMEOUT).await.unwrap(), "rust");
     assert_eq!(sent.state().await.unwrap(), State::Success);
     sent.forget().await.unwrap();
     assert_eq!(sent.state().await.unwrap(), State::Pending);
 
     let program = r#"
-known = send("story.who")
+known = send("test.language")
 same(get(known), "rust")
 known.forget()
 same(call("tasks.add", 1, 2), 3)
@@ -131,7 +138,7 @@ same(call("tasks.add", 1, 2), 3)
     worker.stop().await;
 }
 
-async fn the_reply_queue_ends_with_its_client(setup: Setup) {
+async fn reply_queue_is_deleted_with_its_client(setup: Setup) {
     let worker = setup.worker().await;
     let app = setup.app();
     let ours = app.backend().and_then(|one| one.reply_to()).unwrap();
@@ -144,7 +151,7 @@ print(app.thread_oid)
     let theirs = setup.python(program).await.trim().to_owned();
     app.close().await;
 
-    eventually("both are gone", async || {
+    eventually("both queues are deleted", async || {
         let queues = setup.vhost().queues().await;
         (![&ours, &theirs]
             .iter()
@@ -155,7 +162,7 @@ print(app.thread_oid)
     worker.stop().await;
 }
 
-async fn groups_are_refused(setup: Setup) {
+async fn group_results_are_rejected(setup: Setup) {
     let app = setup.app();
     let backend = app.backend().unwrap();
     let group = ResultTree::group("a-group", vec![ResultTree::task("member")]);
@@ -168,4 +175,40 @@ async fn groups_are_refused(setup: Setup) {
         }
         assert!(!error.is_transient());
     }
+}
+
+async fn rpc_chord_is_rejected_before_sending(setup: Setup) {
+    let client = setup.client();
+    let add = |x: i64, y: i64| ADD.s((Int(x), Int(y)));
+    let plus = |y: i64| ADD.p((Int(y),));
+    let chord = group([add(1, 1), add(2, 2)]).then(XSUM.p(()));
+    let chord_after_task = add(1, 1).then(group([plus(1), plus(2)])).then(XSUM.p(()));
+    for canvas in [chord, chord_after_task] {
+        let error = client.apply(canvas).await.unwrap_err();
+        assert!(matches!(error, SendError::Chord { .. }), "{error}");
+        let text = error.to_string();
+        assert!(
+            text.contains("result backend does not support chords"),
+            "{text}"
+        );
+    }
+}
+
+async fn chord_without_chord_backend_fails(setup: Setup) {
+    let worker = setup.worker().await;
+    // The link is a chord in a plain dict, which the client does not check.
+    let program = r#"
+add, xsum = app.tasks["tasks.add"], app.tasks["tasks.xsum"]
+body = xsum.s().set(task_id="body", reply_to=app.thread_oid)
+pair = dict(chord([add.s(1), add.s(2)], body))
+first = app.signature("tasks.add", (1, 1)).set(link=pair).apply_async()
+try:
+    first.get(timeout=TIMEOUT)
+except Exception as error:
+    same("does not support chords" in str(error), True)
+else:
+    raise AssertionError("it did not fail")
+"#;
+    setup.python(program).await;
+    worker.stop().await;
 }

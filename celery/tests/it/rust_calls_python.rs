@@ -1,4 +1,4 @@
-//! A Rust client, a Python worker.
+//! A Rust client with a Python worker.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -7,7 +7,7 @@ use celery::{
 };
 use serde::de::DeserializeOwned;
 
-use crate::support::{Look, PATIENCE, Setup, eventually, start, stories};
+use crate::support::{MessageExt, Setup, TIMEOUT, eventually, for_each_broker, start_python};
 use crate::tasks::Number::{Float, Int};
 use crate::tasks::{ADD, DIVIDE, ECHO, FAIL, MUL, PROGRESS, RETRY, SLEEP, SUB, XSUM};
 
@@ -19,39 +19,39 @@ where
 {
     let task = call.task().to_owned();
     let sent = client.apply(call).await.unwrap();
-    match sent.get_timeout(PATIENCE).await {
+    match sent.get_timeout(TIMEOUT).await {
         Ok(value) => value,
         Err(error) => panic!("{task}: {error}"),
     }
 }
 
-/// Sends a call that has to fail.
+/// Sends a call and waits for its failure.
 async fn failure<R, In>(client: &Client, call: Signature<R, In>) -> TaskFailure
 where
     R: DeserializeOwned,
     Signature<R, In>: Sendable<Result = AsyncResult<R>>,
 {
     let sent = client.apply(call).await.unwrap();
-    match sent.get_timeout(PATIENCE).await {
+    match sent.get_timeout(TIMEOUT).await {
         Err(ResultError::Task(failure)) => *failure,
         Err(other) => panic!("{other}"),
         Ok(_) => panic!("it returned a value"),
     }
 }
 
-stories! {
-    every_task_answers_to_typed_calls_and_to_calls_by_name_in_both_protocols: redis, rabbitmq, quorum, rpc;
-    failures_arrive_in_pythons_words: redis, rabbitmq, rpc;
-    progress_and_results_are_read_by_id_by_anybody: redis, rabbitmq;
-    all_options_of_a_call_arrive: redis, rabbitmq, quorum;
-    callbacks_and_errbacks_are_called_by_python: redis, rabbitmq;
-    a_batch_arrives_whole_and_in_order: redis, rabbitmq;
+for_each_broker! {
+    typed_and_named_calls_run_in_both_protocols: redis, rabbitmq, quorum, rpc;
+    python_failures_are_decoded: redis, rabbitmq, rpc;
+    progress_and_result_are_read_by_id: redis, rabbitmq;
+    call_options_arrive: redis, rabbitmq, quorum;
+    python_worker_calls_callbacks_and_errbacks: redis, rabbitmq;
+    batch_arrives_complete_and_in_order: redis, rabbitmq;
 }
 
-async fn every_task_answers_to_typed_calls_and_to_calls_by_name_in_both_protocols(setup: Setup) {
-    // One at a time: of several, one may finish a retried task before the other
-    // has noted the retry, and Python then writes RETRY over SUCCESS.
-    let python = start(setup.python_worker()).await;
+async fn typed_and_named_calls_run_in_both_protocols(setup: Setup) {
+    // With one slot: with several, one may finish a retried task before another has
+    // stored the retry, and Python then overwrites SUCCESS with RETRY.
+    let python = start_python(setup.python_worker()).await;
     for protocol in [2, 1] {
         let client = setup.set("task_protocol", protocol).client();
         assert_eq!(call(&client, ADD.s((Int(2), Int(3)))).await, Int(5));
@@ -90,7 +90,7 @@ async fn every_task_answers_to_typed_calls_and_to_calls_by_name_in_both_protocol
             ),
             (Signature::named("tasks.retry", (), ()), 1.into()),
             (
-                Signature::named("more.label", ("x",), Map::from([("text", "t")])),
+                Signature::named("python.label", ("x",), Map::from([("text", "t")])),
                 "t:x".into(),
             ),
         ];
@@ -99,11 +99,11 @@ async fn every_task_answers_to_typed_calls_and_to_calls_by_name_in_both_protocol
         }
     }
     python.terminate();
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
-async fn failures_arrive_in_pythons_words(setup: Setup) {
-    let _python = start(setup.python_worker().concurrency(2)).await;
+async fn python_failures_are_decoded(setup: Setup) {
+    let _python = start_python(setup.python_worker().concurrency(2)).await;
     let client = setup.client();
 
     let zero = failure(&client, DIVIDE.s((Int(1), Int(0)))).await;
@@ -138,35 +138,39 @@ async fn failures_arrive_in_pythons_words(setup: Setup) {
     assert_eq!(expired.exception.exc_type, "TaskRevokedError");
 }
 
-async fn progress_and_results_are_read_by_id_by_anybody(setup: Setup) {
-    let _python = start(setup.python_worker()).await;
+async fn progress_and_result_are_read_by_id(setup: Setup) {
+    let _python = start_python(setup.python_worker()).await;
     let sent = setup.client().send(PROGRESS, (10,)).await.unwrap();
 
-    // Another app: nothing is shared but the server.
-    let elsewhere = setup.client().result::<u32>(sent.id());
-    let seen = eventually("progress is seen", async || {
-        let state = elsewhere.state().await.unwrap();
-        assert_ne!(state, State::Success, "it was over before it was seen");
-        let info = elsewhere.info().await.unwrap();
+    // Another app, which shares only the server.
+    let other = setup.client().result::<u32>(sent.id());
+    let seen = eventually("progress is reported", async || {
+        let state = other.state().await.unwrap();
+        assert_ne!(
+            state,
+            State::Success,
+            "the task ended before PROGRESS was seen"
+        );
+        let info = other.info().await.unwrap();
         (state.name() == "PROGRESS").then_some(info)
     })
     .await;
     assert_eq!(seen.get("total"), Some(&10.into()));
-    assert_eq!(elsewhere.get_timeout(PATIENCE).await.unwrap(), 10);
-    assert_eq!(sent.get_timeout(PATIENCE).await.unwrap(), 10);
+    assert_eq!(other.get_timeout(TIMEOUT).await.unwrap(), 10);
+    assert_eq!(sent.get_timeout(TIMEOUT).await.unwrap(), 10);
     assert!(sent.ready().await.unwrap());
 
     let program = format!("print(get(AsyncResult({:?}, app=app)))", sent.id());
     assert_eq!(setup.python(program).await.trim(), "10");
 
-    elsewhere.forget().await.unwrap();
+    other.forget().await.unwrap();
     assert_eq!(sent.state().await.unwrap(), State::Pending);
 }
 
-async fn all_options_of_a_call_arrive(setup: Setup) {
-    let _python = start(setup.python_worker().queues(&["celery", "special"])).await;
+async fn call_options_arrive(setup: Setup) {
+    let _python = start_python(setup.python_worker().queues(&["celery", "special"])).await;
     let client = setup.client();
-    let request = || Signature::named("more.request", ("it's", 1), ());
+    let request = || Signature::named("python.request", ("it's", 1), ());
     let now = SystemTime::now();
     let hour = Duration::from_secs(3600);
 
@@ -220,53 +224,56 @@ async fn all_options_of_a_call_arrive(setup: Setup) {
     }
 
     let ignored = client.apply(request().ignore_result()).await.unwrap();
-    // The worker runs one task after the other.
+    // The worker has one slot, so the ignored task has ended.
     call(&client, request()).await;
     assert_eq!(ignored.state().await.unwrap(), State::Pending);
 }
 
-/// A time as Python writes it.
+/// Parses a time that Python has written.
 fn time(seen: &Value, name: &str) -> SystemTime {
     celery_protocol::time::parse(seen.get(name).unwrap().as_str().unwrap()).unwrap()
 }
 
-async fn callbacks_and_errbacks_are_called_by_python(setup: Setup) {
-    let _python = start(setup.python_worker()).await;
+async fn python_worker_calls_callbacks_and_errbacks(setup: Setup) {
+    let _python = start_python(setup.python_worker()).await;
     let client = setup.client();
 
     let first = ADD.s((Int(1), Int(2)));
     let linked = Signature::named("tasks.add", (10,), ()).task_id("linked");
-    let errback = Signature::named("more.errback", (), ()).task_id("errback");
+    let errback = Signature::named("python.errback", (), ()).task_id("errback");
     let sent = client
         .apply(first.link(&linked).link_error(&errback))
         .await
         .unwrap();
-    assert_eq!(sent.get_timeout(PATIENCE).await.unwrap(), Int(3));
+    assert_eq!(sent.get_timeout(TIMEOUT).await.unwrap(), Int(3));
     let linked = client.result::<i64>("linked");
-    assert_eq!(linked.get_timeout(PATIENCE).await.unwrap(), 13);
+    assert_eq!(linked.get_timeout(TIMEOUT).await.unwrap(), 13);
     assert_eq!(sent.children().await.unwrap(), ["linked"]);
 
     let failing = FAIL.s(("no".to_owned(),)).task_id("failing");
     let error = failure(&client, failing.link_error(&errback)).await;
     assert_eq!(error.id, "failing");
-    let told = client.result::<String>("errback");
-    assert_eq!(told.get_timeout(PATIENCE).await.unwrap(), "failing failed");
+    let errback_result = client.result::<String>("errback");
+    assert_eq!(
+        errback_result.get_timeout(TIMEOUT).await.unwrap(),
+        "failing failed"
+    );
 }
 
-async fn a_batch_arrives_whole_and_in_order(setup: Setup) {
+async fn batch_arrives_complete_and_in_order(setup: Setup) {
     let client = setup.client();
     let numbers = 0..100;
     let batch = numbers.clone().map(|number| ADD.s((Int(number), Int(1))));
     let sent = client.apply_all(batch).await;
     let ids: Vec<_> = sent.iter().map(|one| one.as_ref().unwrap().id()).collect();
     let waiting = setup.messages("celery").await;
-    assert!(waiting.iter().map(Look::id).eq(ids));
+    assert!(waiting.iter().map(MessageExt::id).eq(ids));
 
-    let python = start(setup.python_worker()).await;
+    let python = start_python(setup.python_worker()).await;
     for (number, sent) in numbers.zip(&sent) {
-        let sum = sent.as_ref().unwrap().get_timeout(PATIENCE).await.unwrap();
+        let sum = sent.as_ref().unwrap().get_timeout(TIMEOUT).await.unwrap();
         assert_eq!(sum, Int(number + 1));
     }
     python.terminate();
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }

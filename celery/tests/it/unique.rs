@@ -1,17 +1,16 @@
-//! Tasks of which there is one at a time, whoever sends them.
+//! Unique tasks: one at a time across workers, or at most one in the queue.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use celery::{ResultError, SendError, Task, TaskError, Tasks, Unique};
+use celery::{SendError, Task, TaskError, Tasks, Unique};
 
-use crate::support::{Setup, stories, within};
+use crate::support::{Setup, for_each_broker, within};
 
-stories! {
-    one_at_a_time_though_python_sends_them_to_two_workers: redis, rabbitmq;
-    what_is_queued_already_is_an_error_for_the_next_client: redis, rabbitmq;
-    a_task_revoked_for_good_is_not_run_by_workers_that_start_later: redis, rabbitmq;
+for_each_broker! {
+    unique_task_runs_one_at_a_time_on_two_workers: redis, rabbitmq;
+    second_send_of_queued_unique_task_fails: redis, rabbitmq;
 }
 
 const ALONE: Task<(String, u64), u32> = Task::new("tasks.alone")
@@ -26,23 +25,23 @@ const QUEUED: Task<(String, u64), u32> = Task::new("tasks.queued_alone")
             .or_fail(),
     );
 
-/// Answers how many ran at the same time, itself included. Workers that share
-/// `running` count together.
+/// The unique tasks, which return how many of them ran at the same time, over all
+/// workers that share `running`.
 fn tasks(running: &Arc<AtomicU32>) -> Tasks {
     let running = Arc::clone(running);
     let count = move |_key: String, milliseconds: u64| {
         let running = Arc::clone(&running);
         async move {
-            let most = running.fetch_add(1, Ordering::SeqCst) + 1;
+            let concurrent = running.fetch_add(1, Ordering::SeqCst) + 1;
             tokio::time::sleep(Duration::from_millis(milliseconds)).await;
             running.fetch_sub(1, Ordering::SeqCst);
-            Ok::<_, TaskError>(most)
+            Ok::<_, TaskError>(concurrent)
         }
     };
     Tasks::new().with(ALONE, count.clone()).with(QUEUED, count)
 }
 
-async fn one_at_a_time_though_python_sends_them_to_two_workers(setup: Setup) {
+async fn unique_task_runs_one_at_a_time_on_two_workers(setup: Setup) {
     let running = Arc::default();
     let workers = [
         setup.serve(tasks(&running)).await,
@@ -61,10 +60,10 @@ print(sorted(set(result.get(timeout=60) for result in results)))
     for worker in workers {
         worker.stop().await;
     }
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }
 
-async fn what_is_queued_already_is_an_error_for_the_next_client(setup: Setup) {
+async fn second_send_of_queued_unique_task_fails(setup: Setup) {
     let client = setup.client();
     let arguments = || ("a".to_owned(), 10);
     let first = client.send(QUEUED, arguments()).await.unwrap();
@@ -74,30 +73,7 @@ async fn what_is_queued_already_is_an_error_for_the_next_client(setup: Setup) {
         "{error}"
     );
     let worker = setup.serve(tasks(&Arc::default())).await;
-    assert_eq!(within("the first one", first.get()).await.unwrap(), 1);
+    assert_eq!(within("the first task", first.get()).await.unwrap(), 1);
     worker.stop().await;
-    setup.assert_nothing_left().await;
-}
-
-async fn a_task_revoked_for_good_is_not_run_by_workers_that_start_later(setup: Setup) {
-    let setup = setup.set("worker_durable_revokes", 600);
-    let client = setup.client();
-    let revoked = client.send(ALONE, ("a".to_owned(), 10)).await.unwrap();
-    let other = client.send(ALONE, ("b".to_owned(), 10)).await.unwrap();
-    let control = setup.app().control();
-    let remembered = Duration::from_secs(600);
-    control
-        .revoke_durably([revoked.id()], remembered)
-        .await
-        .unwrap();
-    let worker = setup.serve(tasks(&Arc::default())).await;
-    assert_eq!(within("the other one", other.get()).await.unwrap(), 1);
-    let error = within("the revoked one", revoked.get()).await.unwrap_err();
-    assert!(
-        matches!(&error, ResultError::Task(failure)
-            if failure.exception.exc_type == "TaskRevokedError"),
-        "{error}"
-    );
-    worker.stop().await;
-    setup.assert_nothing_left().await;
+    setup.assert_drained().await;
 }

@@ -1,4 +1,4 @@
-"""An app of aio-celery, for its worker and for programs: `from aio import *`."""
+"""An aio-celery app, for its worker and for client programs: `from aio import *`."""
 
 import asyncio
 import json
@@ -7,14 +7,14 @@ import os
 from aio_celery import Celery
 from aio_celery.canvas import chain, signature
 
-# Seconds that anything may take that has to happen.
-PATIENCE = 30
+# Seconds after which a test fails instead of waiting longer.
+TIMEOUT = 30
 
 app = Celery()
 app.conf.update(
     broker_url=os.environ["CELERY_BROKER_URL"],
     result_backend=os.environ["CELERY_RESULT_BACKEND"],
-    task_queue_max_priority=json.loads(os.environ["STORY_SETTINGS"]).get("task_queue_max_priority"),
+    task_queue_max_priority=json.loads(os.environ["TEST_SETTINGS"]).get("task_queue_max_priority"),
     worker_prefetch_multiplier=1,
     inspection_http_server_port=0,
 )
@@ -35,23 +35,23 @@ async def echo(*args, **kwargs):
     return {"args": args, "kwargs": kwargs}
 
 
-@app.task(name="story.mark")
-async def mark(number, after=0):
+@app.task(name="test.record")
+async def record(number, after=0):
     return number
 
 
-@app.task(name="story.who")
-async def who():
+@app.task(name="test.language")
+async def language():
     return "aio"
 
 
-@app.task(name="story.hop")
+@app.task(name="test.hop")
 async def hop(path):
     return [*path, "aio"]
 
 
-@app.task(name="story.again", bind=True, max_retries=None)
-async def again(self, times, delay=0.2):
+@app.task(name="test.retry", bind=True, max_retries=None)
+async def retry(self, times, delay=0.2):
     if self.request.retries < times:
         await self.retry(countdown=delay)
     return self.request.retries
@@ -63,11 +63,11 @@ async def send(name, *args, **options):
 
 async def call(name, *args, **options):
     result = await send(name, *args, **options)
-    return await result.get(timeout=PATIENCE, interval=0.02)
+    return await result.get(timeout=TIMEOUT, interval=0.02)
 
 
 async def final(result):
-    """Its own `get` takes RETRY for the end."""
+    """Waits for the final value. aio-celery's own `get` treats RETRY as a final state."""
     while await app.AsyncResult(result.id).state not in ("SUCCESS", "FAILURE"):
         await asyncio.sleep(0.02)
     return await app.AsyncResult(result.id).result

@@ -1,11 +1,11 @@
-"""Flower, run beside the test."""
+"""Runs Flower and calls its HTTP API."""
 
 import socket
 import tempfile
 import urllib.parse
 import urllib.request
 
-from fleet import *
+from workers import *
 
 
 class Flower:
@@ -15,7 +15,7 @@ class Flower:
         self._address = f"http://127.0.0.1:{port}"
         self._log = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "celery", "-A", "more", "flower", "--address=127.0.0.1",
+            [sys.executable, "-m", "celery", "-A", "worker_app", "flower", "--address=127.0.0.1",
              f"--port={port}", "--inspect_timeout=5000"],
             env={**os.environ, "FLOWER_UNAUTHENTICATED_API": "true"},
             stdout=self._log, stderr=self._log)
@@ -36,11 +36,11 @@ class Flower:
         return self._request(path, urllib.parse.urlencode(data).encode())
 
     def _request(self, path, data=None):
-        with urllib.request.urlopen(self._address + path, data, timeout=PATIENCE) as response:
+        with urllib.request.urlopen(self._address + path, data, timeout=TIMEOUT) as response:
             return json.load(response)
 
     def _is_up(self):
-        assert self._process.poll() is None, "it has ended"
+        assert self._process.poll() is None, "Flower has exited"
         try:
             urllib.request.urlopen(f"{self._address}/healthcheck", timeout=1).close()
             return True

@@ -1,4 +1,4 @@
-"""The settings that a test gives to both languages, as JSON in the environment."""
+"""Applies the settings that a test shares with Rust, as JSON in the environment."""
 
 import json
 import os
@@ -8,14 +8,14 @@ from kombu.common import Broadcast
 
 
 def apply(app):
-    settings = json.loads(os.environ.get("STORY_SETTINGS", "{}"))
+    settings = json.loads(os.environ.get("TEST_SETTINGS", "{}"))
     queues = settings.get("task_queues", {})
     settings.update(task_queues={name: queue(name, **entry) for name, entry in queues.items()} or None)
     app.conf.update(settings)
 
 
 def queue(name, broadcast=False, bindings=(), **entry):
-    """Celery reads an entry itself, but for what takes Python to say."""
+    """Builds a queue that Celery cannot read from a plain entry: a broadcast, or several bindings."""
     if broadcast:
         return Broadcast(name)
     if bindings:

@@ -1,16 +1,16 @@
-//! The example worker as a process of its own, which can be killed.
+//! Example workers as processes: [`WorkerProcess`].
 
-use std::env;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use test_servers::ProcessGroup;
 
-use super::{PATIENCE, Setup, blocking, impatient};
+use super::{Setup, TIMEOUT, blocking, example, fast_restore, send_signal};
 
-/// The example `worker`, connected. Killed when dropped.
+/// A connected example worker in a process of its own. Dropping it kills the
+/// process.
 #[derive(Debug)]
 pub(crate) struct WorkerProcess {
     group: ProcessGroup,
@@ -18,13 +18,14 @@ pub(crate) struct WorkerProcess {
 }
 
 impl WorkerProcess {
-    /// Starts it with these settings, by their names in the environment, and
-    /// waits until it says that it is ready.
+    /// Starts the example `worker` with these environment variables and waits
+    /// until it prints `ready`.
     pub(crate) async fn start(setup: &Setup, settings: &[(&str, &str)]) -> Self {
         Self::start_example(&["worker"], setup, settings).await
     }
 
-    /// The same with another example, and its arguments.
+    /// Starts the example `program[0]` with the other elements as arguments; see
+    /// [`start`](Self::start).
     pub(crate) async fn start_example(
         program: &[&str],
         setup: &Setup,
@@ -50,9 +51,10 @@ impl WorkerProcess {
         .await
     }
 
-    /// One that acknowledges late, and has little patience with others.
-    pub(crate) async fn late(setup: &Setup, concurrency: &str) -> Self {
-        let options = impatient().to_string();
+    /// Starts the example `worker` with late acknowledgements, STARTED states and
+    /// [`fast_restore`].
+    pub(crate) async fn start_acks_late(setup: &Setup, concurrency: &str) -> Self {
+        let options = fast_restore().to_string();
         let settings = [
             ("CELERY_TASK_ACKS_LATE", "1"),
             ("CELERY_WORKER_CONCURRENCY", concurrency),
@@ -62,8 +64,8 @@ impl WorkerProcess {
         Self::start(setup, &settings).await
     }
 
-    /// Bytes of it that are in memory.
-    pub(crate) fn resident(&self) -> usize {
+    /// Returns the resident memory in bytes.
+    pub(crate) fn resident_memory(&self) -> usize {
         const PAGE: usize = 4096;
         let statm = format!("/proc/{}/statm", self.group.id());
         let statm = fs::read_to_string(statm).unwrap();
@@ -73,54 +75,32 @@ impl WorkerProcess {
 
     /// Sends a signal, by its name without `SIG`.
     pub(crate) fn signal(&self, name: &str) {
-        signal(name, &self.group.id().to_string());
+        send_signal(name, &self.group.id().to_string());
     }
 
     /// Sends a signal to the whole process group, as a terminal does.
     pub(crate) fn signal_group(&self, name: &str) {
-        signal(name, &format!("-{}", self.group.id()));
+        send_signal(name, &format!("-{}", self.group.id()));
     }
 
-    /// Waits for its end; answers the exit code, `None` after a deadly signal.
-    pub(crate) async fn ended(mut self) -> Option<i32> {
-        blocking(move || match self.group.wait(PATIENCE) {
+    /// Waits for the end of the process and returns its exit code, or `None` if a
+    /// signal ended it.
+    pub(crate) async fn wait(mut self) -> Option<i32> {
+        blocking(move || match self.group.wait(TIMEOUT) {
             Some(status) => status.code(),
-            None => panic!("the worker does not end:\n{}", self.log()),
+            None => panic!("the worker does not exit:\n{}", self.log()),
         })
         .await
     }
 
-    /// Ends it as the lack of memory would.
+    /// Sends SIGKILL and waits for the end of the process.
     pub(crate) async fn kill(self) {
         self.signal("KILL");
-        assert_eq!(self.ended().await, None);
+        assert_eq!(self.wait().await, None);
     }
 
+    /// Returns what the process has written to its standard error.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
-}
-
-/// Sends a signal to a process, or to a group, `-` before its number.
-pub(crate) fn signal(name: &str, target: &str) {
-    let sent = Command::new("sh")
-        .args(["-c", "kill -s \"$0\" -- \"$1\"", name, target])
-        .status();
-    assert!(sent.unwrap().success(), "cannot send SIG{name}");
-}
-
-/// Cargo builds the examples beside the tests.
-pub(crate) fn example(name: &str) -> PathBuf {
-    let tests = env::current_exe().unwrap();
-    let profile = tests.ancestors().nth(2).unwrap_or(Path::new("/"));
-    let program = profile
-        .join("examples")
-        .join(format!("{name}{}", env::consts::EXE_SUFFIX));
-    assert!(
-        program.exists(),
-        "{} is missing: run `cargo xtask test`, or build it first with \
-         `cargo build -p celery --examples`",
-        program.display()
-    );
-    program
 }
