@@ -9,7 +9,8 @@ use std::sync::{Arc, Weak};
 use celery_protocol::{ControlRequest, Value};
 
 use crate::boundary::{Consumer, Delivery, ServiceError};
-use crate::worker::driver::{DeliveryEvent, Driver, Finished};
+use crate::worker::delivery::event::{DeliveryEvent, Revocation, Stop};
+use crate::worker::driver::{BATCH_SIZE, Driver, Finished, MAX_FINISHING};
 use crate::worker::io::supervisor::Supervisor;
 
 /// The consumers of a worker.
@@ -186,5 +187,89 @@ impl Driver {
                 self.deliveries.in_flight.record_invalidated(key);
             }
         }
+    }
+}
+
+impl Driver {
+    /// Connects to the consumed queues, with the supervisor's back-off.
+    pub(crate) fn reconnect(&mut self) {
+        self.connection.connected_generation = self.connection.queue_generation;
+        if self.connection.supervisor.options.queues.is_empty() {
+            return;
+        }
+        self.connection.is_connecting = true;
+        let connecting = self.connection.supervisor.connect();
+        self.futures
+            .push(Box::pin(async { Finished::Connected(connecting.await) }));
+    }
+
+    /// Requests deliveries if the window has room and nothing forbids it.
+    pub(crate) fn receive(&mut self) {
+        let Some(consumer) = self.connection.consumer.clone() else {
+            return;
+        };
+        let finishing = self.deliveries.in_flight.len() - self.deliveries.pending;
+        // With prefetch, an acknowledged running task no longer counts in the
+        // broker's window, so its place is already taken by another delivery.
+        let held = match self.multiplier() {
+            1 => self.deliveries.pending,
+            _ => self.deliveries.unsettled,
+        };
+        let room = self.window().saturating_sub(held).min(BATCH_SIZE);
+        // A consumer whose queues were all cancelled answers at once, without end.
+        let has_queues = !self.connection.supervisor.options.queues.is_empty();
+        let blocked = self.connection.is_receiving
+            || self.remote.is_mingling
+            || self.shutdown.stage.is_some()
+            || finishing >= MAX_FINISHING.max(self.window())
+            || !has_queues;
+        if blocked || room == 0 {
+            return;
+        }
+        self.connection.is_receiving = true;
+        self.futures.push(Box::pin(async move {
+            let received = consumer.receive(room).await;
+            Finished::Received(consumer, received)
+        }));
+    }
+
+    /// Handles the end of a connection attempt.
+    pub(crate) fn connected(&mut self, connected: Result<Arc<dyn Consumer>, ServiceError>) {
+        match connected {
+            // The queues have changed since the attempt began.
+            Ok(_) if self.connection.connected_generation != self.connection.queue_generation => {
+                self.reconnect()
+            }
+            Ok(consumer) => {
+                if self.shutdown.stage.is_some() {
+                    consumer.interrupt();
+                }
+                self.connection.consumer = Some(consumer);
+            }
+            Err(error) => {
+                tracing::error!("shutting down: {error}");
+                self.shutdown.error = Some(error);
+                self.stop(Stop::Warm);
+            }
+        }
+    }
+
+    /// Handles a lost connection and reconnects.
+    pub(crate) fn connection_lost(&mut self, error: ServiceError) {
+        let survives =
+            self.connection.consumer.take().is_some() && self.connection.settles_after_reconnect();
+        self.connection.supervisor.lost(error);
+        if !survives {
+            // Replaced consumers share the connection.
+            self.connection.retired.clear();
+            for key in self.deliveries.in_flight.keys() {
+                self.event(key, DeliveryEvent::ConnectionLost);
+                if self.settings.cancel_on_connection_loss {
+                    self.event(key, DeliveryEvent::Revoked(Revocation::ConnectionLost));
+                }
+                self.deliveries.in_flight.record_invalidated(key);
+            }
+        }
+        self.reconnect();
     }
 }
