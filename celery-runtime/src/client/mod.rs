@@ -332,7 +332,7 @@ impl Client {
             )));
         };
         let key = unique
-            .key(task, params, message, &accept, config.body_limit)
+            .key(task, params, || message.payload(&accept, config.body_limit))
             .map_err(|error| SendError::Encode {
                 task: task.clone(),
                 cause: EncodeError::new(error.to_string()),

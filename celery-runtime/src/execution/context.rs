@@ -3,12 +3,12 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use celery_protocol::{
-    Accept, DecodeError, DeliveryInfo, Headers, Map, Message, Properties, Raw, ResultDocument,
-    ResultTree, Serializer, State, TaskHeaders, Value,
+    Accept, DecodeError, DeliveryInfo, Headers, Map, Message, Payload, Properties, Raw,
+    ResultDocument, ResultTree, Serializer, State, TaskHeaders, Value,
 };
 use serde::Serialize;
 use tokio::sync::Notify;
@@ -304,6 +304,8 @@ pub(crate) struct Job {
     pub(crate) hard_limit: Option<Duration>,
     /// In the form of protocol 2, whichever it came in.
     pub(crate) message: Message,
+    /// The message without its compression, once [`payload`](Self::payload) has decompressed it.
+    pub(crate) uncompressed: OnceLock<Message>,
     pub(crate) services: Arc<WorkerContext>,
     pub(crate) control: TaskControl,
     /// What it has sent itself.
@@ -320,6 +322,34 @@ impl Job {
 
     pub(crate) fn headers(&self) -> Result<TaskHeaders<'_>, DecodeError> {
         headers_of(&self.message.headers, &self.id, &self.task)
+    }
+
+    /// Returns the decoded body of the message. A compressed body is decompressed once and then
+    /// kept, at most [`WorkerContext::body_limit`] bytes, until the job is dropped.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the worker does not accept the content type, or if the body is too large or cannot
+    /// be decompressed.
+    pub(crate) fn payload(&self) -> Result<Payload<'_>, DecodeError> {
+        let WorkerContext {
+            accept, body_limit, ..
+        } = &*self.services;
+        if let Some(message) = self.uncompressed.get() {
+            return message.payload(accept, *body_limit);
+        }
+        let payload = self.message.payload(accept, *body_limit)?;
+        // `Message::payload` borrows the bytes of a body that is not compressed.
+        if payload.bytes().as_ptr() == self.message.body.as_ptr() {
+            return Ok(payload);
+        }
+        let mut headers = self.message.headers.clone();
+        headers.remove("compression")?;
+        let body = payload.bytes().to_vec();
+        let message = Message::new(headers, self.message.properties.clone(), body);
+        self.uncompressed
+            .get_or_init(|| message)
+            .payload(accept, *body_limit)
     }
 
     /// An unfinished document of this task.

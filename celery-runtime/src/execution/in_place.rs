@@ -1,6 +1,6 @@
 //! Tasks that are called without a message: by `celery.map`, and as errbacks.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use celery_protocol::{Embed, EncodeError, Message, Raw, Serializer, TaskHeaders, encode_body};
 use serde::Serialize;
@@ -33,6 +33,7 @@ impl Job {
             soft_limit: None,
             hard_limit: None,
             message: Message::task(headers, serializer, body),
+            uncompressed: OnceLock::new(),
             services,
             control: TaskControl::default(),
             children: Mutex::default(),
@@ -47,9 +48,7 @@ impl<S> Context<S> {
         &self,
         value: &T,
     ) -> Result<Raw<'static>, EncodeError> {
-        let job = self.job();
-        let services = &job.services;
-        let payload = job.message.payload(&services.accept, services.body_limit);
+        let payload = self.job().payload();
         let serializer = payload.map_or(Serializer::Json, |payload| payload.serializer());
         Raw::encode(serializer, value)
     }

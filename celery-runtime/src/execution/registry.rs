@@ -493,10 +493,7 @@ impl Invocation {
     }
 
     fn payload(&self) -> Result<Payload<'_>, TaskError> {
-        let services = &self.job.services;
-        let message = &self.job.message;
-        let payload = message.payload(&services.accept, services.body_limit);
-        payload.map_err(|error| undecodable(&error))
+        self.job.payload().map_err(|error| undecodable(&error))
     }
 
     fn returned<R: Serialize>(&self, value: &R) -> RunResult {

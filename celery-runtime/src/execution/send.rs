@@ -114,10 +114,7 @@ impl<S> Context<S> {
 
     /// The body of the chord that this task is a part of.
     fn chord(&self) -> Option<Raw<'static>> {
-        let job = self.job();
-        let services = &job.services;
-        let payload = job.message.payload(&services.accept, services.body_limit);
-        let payload = payload.ok()?;
+        let payload = self.job().payload().ok()?;
         let chord = payload.body().ok()?.embed.chord?;
         (!chord.is_null()).then(|| chord.into_owned())
     }

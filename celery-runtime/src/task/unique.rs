@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use celery_protocol::{Accept, DecodeError, Map, Message, Serializer, Value};
+use celery_protocol::{DecodeError, Map, Payload, Serializer, Value};
 use uuid::Uuid;
 
 use crate::task::params::Params;
@@ -154,20 +154,18 @@ impl Unique {
     }
 
     /// The name of the lock for this message.
-    pub(crate) fn key(
+    pub(crate) fn key<'a>(
         &self,
         task: &str,
         params: &Params,
-        message: &Message,
-        accept: &Accept,
-        limit: usize,
+        payload: impl FnOnce() -> Result<Payload<'a>, DecodeError>,
     ) -> Result<String, DecodeError> {
         let scope = match self.scope {
             Scope::Task => return Ok(format!("unique-{task}")),
             Scope::Arguments => None,
             Scope::Parameters(names) => Some(names),
         };
-        let payload = message.payload(accept, limit)?;
+        let payload = payload()?;
         let (_, body) = payload.task()?;
         let arguments = match params.bind(body.arguments()?) {
             Ok(bound) => bound
@@ -230,7 +228,7 @@ fn in_order(value: &Value) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use celery_protocol::{Embed, TaskHeaders, encode_body};
+    use celery_protocol::{Accept, Embed, Message, TaskHeaders, encode_body};
     use serde::Serialize;
 
     use super::*;
@@ -239,7 +237,7 @@ mod tests {
         let params = Params::parse("t", ["x", "y=2"]).unwrap();
         let body = encode_body(Serializer::Json, &args, &kwargs, &Embed::default()).unwrap();
         let message = Message::task(TaskHeaders::new("t", "id"), Serializer::Json, body);
-        let key = unique.key("t", &params, &message, &Accept::json(), 1 << 20);
+        let key = unique.key("t", &params, || message.payload(&Accept::json(), 1 << 20));
         key.unwrap()
     }
 

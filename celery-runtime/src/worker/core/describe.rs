@@ -60,9 +60,7 @@ fn delivery_info(job: &Job) -> Map {
 /// The arguments as values, or as text where they are large or unreadable.
 fn arguments(job: &Job) -> (Value, Value) {
     if job.message.body.len() <= LARGE
-        && let Ok(payload) = job
-            .message
-            .payload(&job.services.accept, job.services.body_limit)
+        && let Ok(payload) = job.payload()
         && let Ok(body) = payload.body()
         && let (Ok(args), Ok(kwargs)) = (body.args.to_value(), body.kwargs.to_value())
     {
@@ -81,10 +79,7 @@ pub(crate) fn shown_arguments(job: &Job) -> (String, String) {
     });
     said.unwrap_or_else(|| {
         let shown = || -> Option<(String, String)> {
-            let payload = job
-                .message
-                .payload(&job.services.accept, job.services.body_limit)
-                .ok()?;
+            let payload = job.payload().ok()?;
             let body = payload.body().ok()?;
             Some((repr::args(&body.args), repr::kwargs(&body.kwargs)))
         };

@@ -1,7 +1,7 @@
 //! Reading a delivery: which task it is, and what is known about it. Pure.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use celery_protocol::{
@@ -113,6 +113,7 @@ impl MessageDecoder {
                     soft_limit: plan.soft_limit,
                     hard_limit: plan.hard_limit,
                     message: converted.unwrap_or(message),
+                    uncompressed: OnceLock::new(),
                     services: Arc::clone(&self.services),
                     control: TaskControl::default(),
                     children: Mutex::default(),

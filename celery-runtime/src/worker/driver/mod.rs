@@ -735,13 +735,9 @@ impl Driver {
             params, options, ..
         } = &task.declaration;
         let checks = self.decoder.checks(options, job.redelivered);
-        let services = &job.services;
         let lock = checks.unique.and_then(|unique| {
-            let (accept, limit) = (&services.accept, services.body_limit);
-            // Where the arguments cannot be read, the task fails by itself.
-            unique
-                .key(&job.task, params, &job.message, accept, limit)
-                .ok()
+            // A task whose arguments cannot be decoded fails when it runs.
+            unique.key(&job.task, params, || job.payload()).ok()
         });
         let deadline = self.executor.deadline;
         let object = format!("what task {} has to wait for", job.id);

@@ -104,10 +104,7 @@ fn describe<'a>(document: &mut ResultDocument<'a>, job: &'a Job, now: SystemTime
     let queue = &job.message.properties.delivery_info.routing_key;
     document.queue = Some(Cow::Borrowed(queue));
     document.stamped_headers = headers.stamped_headers;
-    let payload = job
-        .message
-        .payload(&job.services.accept, job.services.body_limit);
-    if let Ok(payload) = payload
+    if let Ok(payload) = job.payload()
         && let Ok(body) = payload.body()
     {
         document.args = Some(body.args.into_owned());

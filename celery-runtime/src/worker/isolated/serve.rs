@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -276,6 +276,7 @@ impl FrameListener {
             soft_limit: call.soft_limit,
             hard_limit: call.hard_limit,
             message,
+            uncompressed: OnceLock::new(),
             services,
             control: TaskControl::default(),
             children: Mutex::default(),
