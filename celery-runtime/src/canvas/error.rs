@@ -1,20 +1,20 @@
-//! What is wrong with a canvas: [`CanvasError`].
+//! Errors of canvases: [`CanvasError`].
 
 use std::fmt;
 
 use celery_protocol::EncodeError;
 
-/// A canvas that cannot be read, written or sent, and where in it the reason is.
+/// An error in decoding, encoding or sending a canvas, with its location in the canvas.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CanvasError {
-    /// From the outermost to the innermost: `tasks[3].body`.
+    /// The path from the outermost to the innermost canvas: `tasks[3].body`.
     place: String,
-    cause: Cause,
+    cause: CanvasErrorKind,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-enum Cause {
-    Shape(String),
+enum CanvasErrorKind {
+    Invalid(String),
     Encode(EncodeError),
 }
 
@@ -22,11 +22,11 @@ impl CanvasError {
     pub(crate) fn new(cause: impl Into<String>) -> Self {
         Self {
             place: String::new(),
-            cause: Cause::Shape(cause.into()),
+            cause: CanvasErrorKind::Invalid(cause.into()),
         }
     }
 
-    /// The same, found inside of `part`.
+    /// Prefixes the path of the error with `part`.
     pub(crate) fn inside(mut self, part: impl fmt::Display) -> Self {
         self.place = match self.place.as_str() {
             "" => part.to_string(),
@@ -35,15 +35,15 @@ impl CanvasError {
         self
     }
 
-    /// Where in the canvas: `tasks[3].body`; empty for the canvas itself.
+    /// Returns the path of the erroneous part, such as `tasks[3].body`; empty for the canvas itself.
     pub fn place(&self) -> &str {
         &self.place
     }
 
-    /// The argument that has no form in the serializer, if that is the reason.
+    /// Returns the encoding error, if the error is one of the canvas itself.
     pub(crate) fn into_encode_error(self) -> Result<EncodeError, Self> {
         match self.cause {
-            Cause::Encode(error) if self.place.is_empty() => Ok(error),
+            CanvasErrorKind::Encode(error) if self.place.is_empty() => Ok(error),
             _ => Err(self),
         }
     }
@@ -53,7 +53,7 @@ impl From<EncodeError> for CanvasError {
     fn from(error: EncodeError) -> Self {
         Self {
             place: String::new(),
-            cause: Cause::Encode(error),
+            cause: CanvasErrorKind::Encode(error),
         }
     }
 }
@@ -64,8 +64,8 @@ impl fmt::Display for CanvasError {
             write!(f, "at {}: ", self.place)?;
         }
         match &self.cause {
-            Cause::Shape(cause) => f.write_str(cause),
-            Cause::Encode(error) => error.fmt(f),
+            CanvasErrorKind::Invalid(cause) => f.write_str(cause),
+            CanvasErrorKind::Encode(error) => error.fmt(f),
         }
     }
 }

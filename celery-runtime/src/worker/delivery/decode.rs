@@ -9,7 +9,7 @@ use celery_protocol::{
 };
 
 use crate::boundary::Content;
-use crate::execution::{ErasedTask, Job, Registered, Registry, TaskControl, WorkerContext};
+use crate::execution::{ErasedTask, Job, Registry, RegistryEntry, TaskControl, WorkerContext};
 use crate::task::TaskOptions;
 use crate::worker::core::failure::{FailureInfo, celery_exception};
 use crate::worker::delivery::event::{
@@ -153,7 +153,7 @@ impl MessageDecoder {
         &self,
         message: &Message,
         redelivered: bool,
-    ) -> Result<(&Registered, String, ExecutionPolicy), Rejection> {
+    ) -> Result<(&RegistryEntry, String, ExecutionPolicy), Rejection> {
         let undecodable = |error: DecodeError| refuse("undecodable", &error);
         let headers = message
             .headers

@@ -135,7 +135,7 @@ impl ExecutionPolicy {
             TaskErrorKind::Retry(retry) => self.retry(retry, now),
             TaskErrorKind::Ignore => self.settled(Vec::new(), Disposition::Ack, None),
             TaskErrorKind::Replace(canvas) => {
-                if let Some(reason) = canvas.is_no_replacement() {
+                if let Some(reason) = canvas.replacement_error() {
                     return self.fail(celery_exception("ImproperlyConfigured", reason));
                 }
                 let send = Effect::Send(FollowUp::Replacement(canvas));

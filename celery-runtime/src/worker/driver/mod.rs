@@ -681,7 +681,7 @@ impl Driver {
         let Payload::Task { job, .. } = &entry.work else {
             return;
         };
-        if job.control.reach_soft_limit() {
+        if job.control.signal_soft_limit() {
             return;
         }
         entry.abort();

@@ -55,7 +55,7 @@ impl Driver {
                     self.counters.returned += 1;
                 }
                 if let Payload::Task { job, .. } = &entry.work {
-                    job.control.announce_stop();
+                    job.control.signal_shutdown();
                 }
             }
             self.event(key, DeliveryEvent::Stop(stop));

@@ -109,7 +109,10 @@ impl EffectExecutor {
         Box::pin(async move {
             let result = sending.await?;
             let until = env::instant() + deadline;
-            services.client.tell_sent(&dispatch.letters, until).await;
+            services
+                .client
+                .emit_sent_events(&dispatch.letters, until)
+                .await;
             Ok(result)
         })
     }

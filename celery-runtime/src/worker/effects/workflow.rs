@@ -13,7 +13,7 @@ use crate::boundary::{
 };
 use crate::client::no_backend;
 use crate::env;
-use crate::execution::{Job, Registered};
+use crate::execution::{Job, RegistryEntry};
 use crate::worker::delivery::event::{EffectError, Outcome};
 use crate::worker::effects::executor::{EffectExecutor, EffectResult, done};
 use crate::worker::effects::{documents, run_task};
@@ -246,11 +246,11 @@ impl EffectExecutor {
         let Some(registered) = self.services.registry.find(&signature.task) else {
             return done(Ok(Vec::new()));
         };
-        let Registered { run, name, .. } = registered;
+        let RegistryEntry { run, name, .. } = registered;
         let services = Arc::clone(&self.services);
         let args = match registered.is_errback() || signature.immutable {
             true => Ok(signature.args.clone()),
-            false => failure.before(&signature.args),
+            false => failure.prepend_to(&signature.args),
         };
         let note = Some(Arc::clone(failure));
         let (id, task) = (&failure.id, Arc::clone(name));

@@ -193,7 +193,7 @@ impl Child {
         drop(call);
         let mut soft_limit = pin!(job.control.soft_limit());
         let mut is_limited = true;
-        let mut stop = pin!(job.control.stopped());
+        let mut stop = pin!(job.control.shutdown_requested());
         let mut may_stop = true;
         loop {
             let said = tokio::select! {
@@ -223,7 +223,7 @@ impl Child {
                     continue;
                 }
                 ToWorker::Listens => {
-                    job.control.listen();
+                    job.control.subscribe_soft_limit();
                     continue;
                 }
                 ToWorker::Update { number, ref id } => {

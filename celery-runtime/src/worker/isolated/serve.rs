@@ -89,7 +89,7 @@ async fn run_one(line: &ParentChannel, run: Arc<dyn ErasedTask>, job: Arc<Job>) 
         tokio::select! {
             biased;
             outcome = &mut running => return outcome,
-            () = job.control.listened(), if is_silent => {
+            () = job.control.soft_limit_subscribed(), if is_silent => {
                 is_silent = false;
                 line.send(&Frame::new(ToWorker::Listens));
             }
@@ -238,12 +238,12 @@ impl FrameListener {
             }
             ToChild::SoftLimit => {
                 if let Some(job) = &self.running {
-                    job.control.reach_soft_limit();
+                    job.control.signal_soft_limit();
                 }
             }
             ToChild::Stop => {
                 if let Some(job) = &self.running {
-                    job.control.announce_stop();
+                    job.control.signal_shutdown();
                 }
             }
             ToChild::Updated { number, refusal } => {

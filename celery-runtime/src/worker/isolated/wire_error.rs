@@ -97,7 +97,7 @@ impl WireError {
 
     /// The error that was told.
     pub(crate) fn understand(self) -> Result<TaskError, DecodeError> {
-        Ok(TaskError::of_kind(match self {
+        Ok(TaskError::from_kind(match self {
             Self::Failed(told) => Kind::Failed(told.understand()?),
             Self::Retry {
                 when,
@@ -147,7 +147,7 @@ impl WireTold {
         Ok(Failure {
             exception: Exception::read(&Raw::json(&self.exception))?,
             source: None,
-            account: Some(RemoteFailure {
+            remote: Some(RemoteFailure {
                 traceback: self.traceback,
                 autoretried: self.autoretried,
             }),
@@ -262,7 +262,7 @@ mod tests {
             panic!("not a retry")
         };
         let changes = expected.changes.clone();
-        let Kind::Retry(retry) = cross(TaskError::of_kind(Kind::Retry(expected)), None) else {
+        let Kind::Retry(retry) = cross(TaskError::from_kind(Kind::Retry(expected)), None) else {
             panic!("not a retry")
         };
         assert_eq!(retry.changes, changes);

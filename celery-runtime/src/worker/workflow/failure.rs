@@ -348,8 +348,7 @@ impl Workflow<'_> {
             id: station.id.clone(),
             task: station.task.clone(),
             root_id: station.root_id.clone(),
-            exception: Some(failure_info.exception.clone()),
-            traceback: failure_info.traceback.clone(),
+            info: Some(failure_info.clone()),
         });
         let mut sent = Vec::new();
         for errback in &station.errbacks {

@@ -15,7 +15,7 @@ use serde::Serialize;
 use crate::boundary::{ChordClaim, ChordResults};
 use crate::canvas::options::CallOptions;
 use crate::canvas::{Canvas, CanvasError, IdSource, Plan, PlanContext, Position, plan};
-use crate::client::compose::{ComposeError, Sender, compose_letter};
+use crate::client::compose::{ComposeError, Sender, compose_task};
 use crate::env;
 use crate::execution::Registry;
 use crate::worker::workflow::effect::{
@@ -194,24 +194,25 @@ impl Workflow<'_> {
         canvas: &Canvas,
     ) -> Result<OutgoingBatch, ContinuationError> {
         let nesting = station.replaced + 1;
-        let canvas = canvas
-            .clone()
-            .standing_in(&station.callbacks, &station.errbacks, nesting)?;
+        let canvas =
+            canvas
+                .clone()
+                .into_replacement(&station.callbacks, &station.errbacks, nesting)?;
         let rest = station.chain.iter();
-        let rest = rest.map(|step| Canvas::marked_as_replaced(step, nesting));
+        let rest = rest.map(|step| Canvas::mark_replaced(step, nesting));
         let within = PlanContext {
-            over: CallOptions {
+            options: CallOptions {
                 replaced_task_nesting: nesting,
                 ..CallOptions::default()
             },
-            place: Position {
+            position: Position {
                 id: Some(station.id.clone()),
                 group_id: station.group_id.clone(),
                 group_index: station.group_index,
                 chord: station.chord.clone().map(Arc::new),
                 root_id: station.root_id.clone(),
             },
-            rest: rest.collect::<Result<_, _>>()?,
+            chain: rest.collect::<Result<_, _>>()?,
         };
         let reply_to = station.reply_to.as_deref();
         let reply_to = reply_to.unwrap_or(&self.sender.reply_to);
@@ -227,7 +228,7 @@ impl Workflow<'_> {
         values: &Raw<'_>,
     ) -> Result<OutgoingBatch, ContinuationError> {
         let body = Canvas::read(&chord.body).map_err(|error| error.inside("chord"))?;
-        let body = body.given_raw(values);
+        let body = body.prepend_arg(values);
         let reply_to = &self.sender.reply_to;
         let mut dispatch = OutgoingBatch::default();
         self.compose(
@@ -250,14 +251,14 @@ impl Workflow<'_> {
         dispatch: &mut OutgoingBatch,
     ) -> Result<(), ContinuationError> {
         let within = PlanContext {
-            over: sent_by(station),
-            place: Position::default(),
-            rest,
+            options: sent_by(station),
+            position: Position::default(),
+            chain: rest,
         };
         let reply_to = &self.sender.reply_to;
         self.compose(
             station,
-            canvas.given_raw(first),
+            canvas.prepend_arg(first),
             &within,
             reply_to,
             dispatch,
@@ -280,10 +281,10 @@ impl Workflow<'_> {
         };
         let mut planned = plan(canvas, within, ids)?;
         if self.polls_chords {
-            planned = planned.unlocked_by_tasks()?;
+            planned = planned.with_unlock_tasks()?;
         }
         let Plan {
-            letters,
+            tasks: letters,
             chords,
             mut children,
             ..
@@ -297,7 +298,7 @@ impl Workflow<'_> {
             options
                 .root_id
                 .get_or_insert_with(|| station.root().to_owned());
-            let (_, message) = compose_letter(self.sender, &letter.call, letter.options, self.now)?;
+            let (_, message) = compose_task(self.sender, &letter.call, letter.options, self.now)?;
             dispatch.letters.push(message);
         }
         dispatch.children.append(&mut children);
