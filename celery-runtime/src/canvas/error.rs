@@ -8,7 +8,7 @@ use celery_protocol::EncodeError;
 #[derive(Clone, Debug, PartialEq)]
 pub struct CanvasError {
     /// The path from the outermost to the innermost canvas: `tasks[3].body`.
-    place: String,
+    path: String,
     cause: CanvasErrorKind,
 }
 
@@ -21,29 +21,29 @@ enum CanvasErrorKind {
 impl CanvasError {
     pub(crate) fn new(cause: impl Into<String>) -> Self {
         Self {
-            place: String::new(),
+            path: String::new(),
             cause: CanvasErrorKind::Invalid(cause.into()),
         }
     }
 
     /// Prefixes the path of the error with `part`.
     pub(crate) fn inside(mut self, part: impl fmt::Display) -> Self {
-        self.place = match self.place.as_str() {
+        self.path = match self.path.as_str() {
             "" => part.to_string(),
-            place => format!("{part}.{place}"),
+            path => format!("{part}.{path}"),
         };
         self
     }
 
     /// Returns the path of the erroneous part, such as `tasks[3].body`; empty for the canvas itself.
     pub fn place(&self) -> &str {
-        &self.place
+        &self.path
     }
 
     /// Returns the encoding error, if the error is one of the canvas itself.
     pub(crate) fn into_encode_error(self) -> Result<EncodeError, Self> {
         match self.cause {
-            CanvasErrorKind::Encode(error) if self.place.is_empty() => Ok(error),
+            CanvasErrorKind::Encode(error) if self.path.is_empty() => Ok(error),
             _ => Err(self),
         }
     }
@@ -52,7 +52,7 @@ impl CanvasError {
 impl From<EncodeError> for CanvasError {
     fn from(error: EncodeError) -> Self {
         Self {
-            place: String::new(),
+            path: String::new(),
             cause: CanvasErrorKind::Encode(error),
         }
     }
@@ -60,8 +60,8 @@ impl From<EncodeError> for CanvasError {
 
 impl fmt::Display for CanvasError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.place.is_empty() {
-            write!(f, "at {}: ", self.place)?;
+        if !self.path.is_empty() {
+            write!(f, "at {}: ", self.path)?;
         }
         match &self.cause {
             CanvasErrorKind::Invalid(cause) => f.write_str(cause),

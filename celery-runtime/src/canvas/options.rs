@@ -213,8 +213,14 @@ impl CallOptions {
             ("time_limit", self.time_limit.map(in_seconds)),
             ("soft_time_limit", self.soft_time_limit.map(in_seconds)),
             ("ignore_result", self.ignore_result.map(Value::Bool)),
-            ("serializer", self.serializer.map(|one| one.name().into())),
-            ("compression", self.compression.map(|one| one.name().into())),
+            (
+                "serializer",
+                self.serializer.map(|value| value.name().into()),
+            ),
+            (
+                "compression",
+                self.compression.map(|value| value.name().into()),
+            ),
             ("headers", headers),
             ("retries", count(self.retries)),
             ("replaced_task_nesting", count(self.replaced_task_nesting)),

@@ -115,8 +115,8 @@ fn merged(old: &Map, new: &Map) -> Map {
         let before = name.as_str().and_then(|name| old.get(name));
         let value = match (before, value) {
             (Some(Value::Array(before)), Value::Array(value)) => {
-                let more = value.iter().filter(|one| !before.contains(one));
-                Value::Array(before.iter().chain(more).cloned().collect())
+                let new = value.iter().filter(|value| !before.contains(value));
+                Value::Array(before.iter().chain(new).cloned().collect())
             }
             _ => value.clone(),
         };

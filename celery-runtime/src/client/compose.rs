@@ -344,13 +344,13 @@ mod tests {
     #[test]
     fn call_overrides_route_declaration_and_default() {
         let routed = Config::new().task_routes(Routes::new().route("tasks.*", "routed"));
-        let asked = CallOptions {
-            queue: Some("asked".to_owned()),
+        let with_queue = CallOptions {
+            queue: Some("called".to_owned()),
             ..CallOptions::default()
         };
         let (none, plain) = (CallOptions::default(), Config::new());
         let key = |config, queue, options| sent(config, queue, options).routing_key;
-        assert_eq!(key(&routed, Some("declared"), &asked), "asked");
+        assert_eq!(key(&routed, Some("declared"), &with_queue), "called");
         assert_eq!(key(&routed, Some("declared"), &none), "routed");
         assert_eq!(key(&plain, Some("declared"), &none), "declared");
         assert_eq!(key(&plain, None, &none), "celery");

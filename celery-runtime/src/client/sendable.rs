@@ -14,8 +14,8 @@ use crate::client::result::{AnyResult, AsyncResult, ResultReader};
 /// sending a [`Canvas`], which has no types, an [`AnyResult`].
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be sent",
-    note = "only a `Signature`, `Group` or `Canvas` can; give a partial one the missing arguments \
-            with `.given((.., ))`"
+    note = "only a `Signature`, `Group` or `Canvas` can; supply the missing arguments of a \
+            partial one with `.given((.., ))`"
 )]
 pub trait Sendable {
     /// The type of the result.

@@ -127,3 +127,44 @@ impl Job {
         )
     }
 }
+
+#[cfg(all(test, feature = "zlib"))]
+mod tests {
+    use celery_protocol::{Accept, Compression, Serializer};
+
+    use super::*;
+    use crate::app::App;
+    use crate::execution::blocking::BlockingPool;
+
+    fn job() -> Job {
+        let services = WorkerContext {
+            store: None,
+            backend: None,
+            hostname: "celery@test".to_owned(),
+            accept: Accept::json(),
+            body_limit: 1 << 20,
+            result_serializer: Serializer::Json,
+            result_extended: false,
+            blocking: BlockingPool::new(1),
+            client: App::memory().client(),
+            registry: Arc::default(),
+            chord_retry_interval: Duration::ZERO,
+        };
+        let (args, kwargs) = (Raw::json("[1]"), Raw::json("{}"));
+        let services = Arc::new(services);
+        Job::in_place(services, "id-1", "t".into(), &args, &kwargs, None).unwrap()
+    }
+
+    #[tokio::test]
+    async fn compressed_body_is_decompressed_once() {
+        let mut job = job();
+        let plain = job.payload().unwrap().bytes().to_vec();
+        assert!(job.uncompressed.get().is_none());
+        job.message.compress(Compression::Zlib).unwrap();
+        let first = job.payload().unwrap();
+        assert_eq!(first.bytes(), plain);
+        assert_eq!(first.body().unwrap().args.as_json(), Some("[1]"));
+        let second = job.payload().unwrap();
+        assert_eq!(first.bytes().as_ptr(), second.bytes().as_ptr());
+    }
+}

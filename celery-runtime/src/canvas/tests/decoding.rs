@@ -53,9 +53,9 @@ fn invalid_signature_error_contains_path() {
             "priority",
         ),
     ];
-    for (signature, place, part) in cases {
+    for (signature, path, part) in cases {
         let error = read(&signature).unwrap_err();
-        assert_eq!(error.place(), place, "{error}");
+        assert_eq!(error.place(), path, "{error}");
         assert!(
             error.to_string().contains(part),
             "{part:?} is missing in {error}"

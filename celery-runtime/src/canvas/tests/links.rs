@@ -14,7 +14,7 @@ fn links_are_placed_as_by_celery() {
         let bodies: Vec<_> = plan
             .tasks
             .iter()
-            .map(|one| message(one)["body"][2].clone())
+            .map(|task| message(task)["body"][2].clone())
             .collect();
         json!(bodies).pointer(path).cloned().unwrap_or_default()
     };
@@ -65,7 +65,7 @@ fn links_are_placed_as_by_celery() {
         "/0/callbacks/0/immutable",
     );
     assert_eq!(first, json!(true));
-    // What is put behind a chain that has links is not called back, too.
+    // A step that is appended to a chain with links does not get its links.
     let longer = chain().link_error(&back).then(ADD.p((3,)));
     assert_eq!(
         linked(longer.into(), "/0/chain/0/options/link_error"),

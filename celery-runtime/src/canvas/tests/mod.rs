@@ -82,11 +82,11 @@ fn sent(plan: &Plan) -> Json {
     let sizes = plan
         .chords
         .iter()
-        .map(|one| json!([one.start.group_id, one.start.size]));
-    let trees = plan.chords.iter().filter_map(|one| {
-        let one = &one.start;
-        let tree = one.tree.as_ref()?;
-        Some(json!([one.group_id, {"result": tree.to_value()}]))
+        .map(|chord| json!([chord.start.group_id, chord.start.size]));
+    let trees = plan.chords.iter().filter_map(|chord| {
+        let start = &chord.start;
+        let tree = start.tree.as_ref()?;
+        Some(json!([start.group_id, {"result": tree.to_value()}]))
     });
     json!({
         "sent": plan.tasks.iter().map(message).collect::<Vec<_>>(),

@@ -26,7 +26,7 @@ fn requested_id_is_id_of_result() {
 
 #[test]
 fn nested_group_in_header_keeps_order() {
-    // Celery turns the order of the inner group round.
+    // Celery reverses the order of the inner group.
     let inner = Canvas::group([add(2, 2).into(), add(3, 3).into()]);
     let chord = Canvas::chord(
         [add(1, 1).into(), inner, add(4, 4).into()],
@@ -36,7 +36,7 @@ fn nested_group_in_header_keeps_order() {
     let args: Vec<_> = plan
         .tasks
         .iter()
-        .map(|one| message(one)["body"][0].clone())
+        .map(|task| message(task)["body"][0].clone())
         .collect();
     assert_eq!(
         args,
@@ -45,7 +45,7 @@ fn nested_group_in_header_keeps_order() {
     let indexes: Vec<_> = plan
         .tasks
         .iter()
-        .map(|one| one.options.group_index)
+        .map(|task| task.options.group_index)
         .collect();
     assert_eq!(indexes, [Some(0), Some(1), Some(2), Some(3)]);
     assert_eq!(plan.chords[0].start.size, 4);
@@ -84,7 +84,7 @@ fn chain_of_chords_has_linear_size() {
         assert_eq!(plan.result.parents.len(), 2 * chords);
         plan.tasks
             .iter()
-            .map(|one| message(one).to_string().len())
+            .map(|task| message(task).to_string().len())
             .sum::<usize>()
     };
     let (short, long) = (size(50), size(500));

@@ -1,4 +1,4 @@
-//! Canvases beside the messages that Celery sends for them.
+//! Comparison with the recorded messages that Celery sends for canvases.
 
 use std::collections::HashMap;
 
@@ -6,11 +6,11 @@ use serde_json::{Map, Value as Json, json};
 
 use super::{planned, read, sent, wire};
 
-/// Ids by the order in which they appear, entries in one order, and no empty or
-/// null ones: what is the same for every reader looks the same.
-fn normal(value: &Json) -> Json {
+/// Normalizes a message so that equivalent messages are equal: numbers ids by their first occurrence,
+/// sorts entries, and removes empty and null ones.
+fn normalized(value: &Json) -> Json {
     let mut ids = HashMap::new();
-    normal_in(&sorted(value), &mut ids)
+    number_ids(&sorted(value), &mut ids)
 }
 
 fn sorted(value: &Json) -> Json {
@@ -20,10 +20,10 @@ fn sorted(value: &Json) -> Json {
             names.sort_unstable();
             let entry = |name: &&String| {
                 let value = sorted(&entries[*name]);
-                // Of Celery's own; they mean nothing to who reads them.
-                let noise = matches!(name.as_str(), "add_to_parent" | "stamped_headers");
-                let nothing = value.is_null() || value == json!([]) || value == json!({});
-                (!noise && !nothing).then(|| ((*name).clone(), value))
+                // Internal entries of Celery, which readers do not use.
+                let internal = matches!(name.as_str(), "add_to_parent" | "stamped_headers");
+                let empty = value.is_null() || value == json!([]) || value == json!({});
+                (!internal && !empty).then(|| ((*name).clone(), value))
             };
             Json::Object(names.iter().filter_map(entry).collect())
         }
@@ -32,16 +32,16 @@ fn sorted(value: &Json) -> Json {
     }
 }
 
-fn normal_in(value: &Json, ids: &mut HashMap<String, String>) -> Json {
+fn number_ids(value: &Json, ids: &mut HashMap<String, String>) -> Json {
     match value {
         Json::String(text) if text.starts_with("id-") || text.starts_with("fresh-") => {
             let next = format!("#{}", ids.len());
             Json::String(ids.entry(text.clone()).or_insert(next).clone())
         }
-        Json::String(text) if text == "replies" => normal_in(&json!("id-replies"), ids),
-        Json::Array(all) => all.iter().map(|one| normal_in(one, ids)).collect(),
+        Json::String(text) if text == "replies" => number_ids(&json!("id-replies"), ids),
+        Json::Array(all) => all.iter().map(|value| number_ids(value, ids)).collect(),
         Json::Object(entries) => {
-            let entry = |(name, value): (&String, &Json)| (name.clone(), normal_in(value, ids));
+            let entry = |(name, value): (&String, &Json)| (name.clone(), number_ids(value, ids));
             Json::Object(entries.iter().map(entry).collect::<Map<_, _>>())
         }
         other => other.clone(),
@@ -54,9 +54,9 @@ fn cases() -> Map<String, Json> {
     fixtures["cases"].as_object().unwrap().clone()
 }
 
-/// Not the same on purpose: where the body of a chord is a chain, Celery's
-/// result forgets the steps between body and header; and a chord at the end of a
-/// chain in a header has another id there than in its message.
+/// The cases whose result differs on purpose. If the body of a chord is a chain, the result of Celery
+/// lacks the steps between body and header. The result of a chord at the end of a chain in a header
+/// has another id there than in its message.
 const OTHER_RESULTS: [&str; 4] = [
     "chord-body-chain",
     "chord-of-chains",
@@ -77,11 +77,11 @@ fn recorded_canvas_is_sent_as_by_celery() {
                 one.as_object_mut().unwrap().remove("result");
             }
         }
-        if normal(&ours) != normal(&theirs) {
+        if normalized(&ours) != normalized(&theirs) {
             wrong.push(format!(
                 "{name}\n ours {}\n celery's {}",
-                normal(&ours),
-                normal(&theirs)
+                normalized(&ours),
+                normalized(&theirs)
             ));
         }
     }

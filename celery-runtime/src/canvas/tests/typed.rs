@@ -40,7 +40,7 @@ fn typed_signatures_build_expected_canvases() {
             add(1, 1).then(group([plus(1), plus(2)])).into(),
             "chain(add(1, 1), group(add(1), add(2)))",
         ),
-        // A group stays one whatever its length: its result is a list.
+        // A group of one member stays a group, because its result is a list.
         (
             add(1, 1).then(group([plus(1)])).into(),
             "chain(add(1, 1), group(add(1)))",
@@ -105,7 +105,7 @@ fn map_and_starmap_are_tasks_with_items() {
     let items: Vec<_> = plan
         .tasks
         .iter()
-        .map(|one| message(one)["body"][1]["it"].clone())
+        .map(|task| message(task)["body"][1]["it"].clone())
         .collect();
     assert_eq!(items, [json!([[1, 2], [3, 4]]), json!([[5, 6]])]);
     assert_eq!(plan.result.members.unwrap().len(), 2);

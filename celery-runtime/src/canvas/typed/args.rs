@@ -12,9 +12,9 @@ pub struct Ignored;
 
 /// The missing arguments of a step that accepts a result of type `T`.
 #[diagnostic::on_unimplemented(
-    message = "a step that waits for `{Self}` does not take a result of type `{T}`",
-    note = "one argument must be missing, of the type that the step before returns; `()` means \
-            that none is: use `TASK.p((.., ))` with the last arguments, or `TASK.si((.., ))`"
+    message = "a step with the missing arguments `{Self}` does not accept a result of type `{T}`",
+    note = "exactly one argument must be missing, of the type that the step before returns; `()` \
+            means that none is missing: use `TASK.p((.., ))` with the last arguments, or `TASK.si((.., ))`"
 )]
 pub trait AcceptsResult<T> {}
 
@@ -26,8 +26,8 @@ impl<T> AcceptsResult<Vec<T>> for (Value,) {}
 
 /// The missing arguments of a canvas that can be sent: there are none.
 #[diagnostic::on_unimplemented(
-    message = "this canvas waits for `{Self}` and cannot be sent",
-    note = "prepend_args it the missing arguments with `.given((.., ))`"
+    message = "this canvas has the missing arguments `{Self}` and cannot be sent",
+    note = "supply them with `.given((.., ))`"
 )]
 pub trait NoMissingArgs {}
 
@@ -37,7 +37,7 @@ impl NoMissingArgs for Ignored {}
 /// The argument types of a task whose last ones are `Suffix`.
 #[diagnostic::on_unimplemented(
     message = "`{Suffix}` are not the last arguments of a task that takes `{Self}`",
-    note = "a result of a step before comes first, so that `p` takes the last arguments: of \
+    note = "the result of the step before is the first argument, so that `p` takes the last ones: for \
             `(i64, String)` these are `(String,)` or `()`"
 )]
 pub trait PartialArgs<Suffix> {

@@ -44,7 +44,7 @@ pub fn group<M: Members<Shape>, Shape>(members: M) -> Group<M::Out, M::In> {
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be a group",
     note = "use an iterator of signatures of one type, or a tuple of at most eight signatures; all \
-            of them must wait for the same"
+            of them must have the same missing arguments"
 )]
 pub trait Members<Shape> {
     /// The type of all results.

@@ -134,7 +134,7 @@ impl<A: TaskArgs, R> Task<A, R> {
         &self,
         items: impl IntoIterator<Item = A>,
     ) -> Result<(Canvas, Vec<Raw<'static>>), EncodeError> {
-        let one = |args| {
+        let encode = |args| {
             let call = TaskCall::typed(self, args, self.param_names());
             let (args, kwargs) = call.raw_arguments()?;
             match kwargs.entries() {
@@ -144,7 +144,7 @@ impl<A: TaskArgs, R> Task<A, R> {
                 )),
             }
         };
-        let items = items.into_iter().map(one).collect::<Result<_, _>>()?;
+        let items = items.into_iter().map(encode).collect::<Result<_, _>>()?;
         let task = TaskCall::typed(self, (), &[]);
         Ok((Canvas::call(task), items))
     }
@@ -394,8 +394,8 @@ impl<Out, In> Signature<Out, In> {
 /// A step that can follow a canvas with a result of type `T`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot follow a step whose result is `{T}`",
-    note = "Celery puts the result before the arguments that are there: leave room for it with \
-            `TASK.p((.., ))`, or throw it away with `TASK.si((.., ))`"
+    note = "Celery prepends the result to the arguments: omit the first argument with \
+            `TASK.p((.., ))`, or ignore the result with `TASK.si((.., ))`"
 )]
 pub trait Then<T>: Sized {
     /// The type of the step after a canvas with the missing arguments `In`.
