@@ -133,7 +133,7 @@ pub(crate) fn compose_task(
         options.priority = options.priority.or(route.priority);
     }
     let id = options.task_id.clone();
-    let id = id.unwrap_or_else(|| env::uuid());
+    let id = id.unwrap_or_else(env::uuid);
     let outgoing = Outgoing {
         task: Cow::clone(&call.task),
         queue: call.queue.as_deref(),

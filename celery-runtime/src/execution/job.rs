@@ -128,7 +128,8 @@ impl Job {
     }
 }
 
-#[cfg(all(test, feature = "zlib"))]
+#[cfg(feature = "zlib")]
+#[cfg(test)]
 mod tests {
     use celery_protocol::{Accept, Compression, Serializer};
 
