@@ -56,7 +56,8 @@ impl EncodeArguments for RawArguments {
 }
 
 impl TaskCall {
-    /// Creates a call of a declared task. `args` are the arguments of its last parameters, `params`.
+    /// Creates a call of a declared task. `args` are the arguments of its last parameters,
+    /// `params`.
     pub(crate) fn typed<A: TaskArgs, R, S: TaskArgs>(
         task: &Task<A, R>,
         args: S,

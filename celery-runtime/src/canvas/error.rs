@@ -35,7 +35,8 @@ impl CanvasError {
         self
     }
 
-    /// Returns the path of the erroneous part, such as `tasks[3].body`; empty for the canvas itself.
+    /// Returns the path of the erroneous part, such as `tasks[3].body`; empty for the canvas
+    /// itself.
     pub fn place(&self) -> &str {
         &self.path
     }

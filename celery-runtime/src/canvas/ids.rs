@@ -239,9 +239,10 @@ impl Canvas {
     }
 }
 
-/// Splices nested chains into the steps, removes empty groups, and moves the steps of a chord's body
-/// after its first one to the chain, because each task of the header contains the whole body. If
-/// steps are `linked` (protocol 1), the body keeps its steps: they fail with it if the header fails.
+/// Splices nested chains into the steps, removes empty groups, and moves the steps of a chord's
+/// body after its first one to the chain, because each task of the header contains the whole body.
+/// If steps are `linked` (protocol 1), the body keeps its steps: they fail with it if the header
+/// fails.
 fn splice_steps(steps: Vec<Canvas>, linked: bool) -> Vec<Canvas> {
     let mut pending = VecDeque::from(steps);
     let mut spliced = Vec::with_capacity(pending.len());

@@ -8,8 +8,8 @@ use crate::canvas::node::{Canvas, ChordNode, NodeKind};
 enum Nesting {
     /// The step becomes part of the body, as in Celery.
     Body,
-    /// The step becomes the next step of the chain, which is equivalent. Otherwise the nesting depth
-    /// of a chain of chords would be its length.
+    /// The step becomes the next step of the chain, which is equivalent. Otherwise the nesting
+    /// depth of a chain of chords would be its length.
     Flat,
 }
 
@@ -117,8 +117,8 @@ impl Canvas {
         Self::of(NodeKind::Chain(steps)).with_nested_depth(depth)
     }
 
-    /// Returns the steps of a chain, with its options distributed over them; any other canvas is one
-    /// step.
+    /// Returns the steps of a chain, with its options distributed over them; any other canvas is
+    /// one step.
     pub(super) fn into_steps(mut self) -> Vec<Self> {
         if !matches!(self.kind, NodeKind::Chain(_)) {
             return vec![self];

@@ -4,16 +4,16 @@ use crate::canvas::node::{Canvas, ChordNode, NodeKind};
 
 impl Canvas {
     /// Adds a callback, which is sent with the result as its first argument when the task succeeds:
-    /// the last step of a chain, or the body of a chord. A group has no result of its own; its first
-    /// member gets the callback, which is sent without the result.
+    /// the last step of a chain, or the body of a chord. A group has no result of its own; its
+    /// first member gets the callback, which is sent without the result.
     #[must_use]
     pub fn link(mut self, callback: &Self) -> Self {
         self.add_callback(callback.clone());
         self
     }
 
-    /// Adds an errback, which is sent with the id of the failed task as its first argument: any step
-    /// of a chain, any member of a group, or the header or body of a chord.
+    /// Adds an errback, which is sent with the id of the failed task as its first argument: any
+    /// step of a chain, any member of a group, or the header or body of a chord.
     #[must_use]
     pub fn link_error(mut self, errback: &Self) -> Self {
         self.add_errback(errback);
@@ -100,8 +100,8 @@ impl Canvas {
 }
 
 impl ChordNode {
-    /// Also links the errbacks of the chord to the tasks of its header, as immutable ones: only those
-    /// of the body receive the id of the failed task.
+    /// Also links the errbacks of the chord to the tasks of its header, as immutable ones: only
+    /// those of the body receive the id of the failed task.
     pub(super) fn share_errbacks(&mut self) {
         let NodeKind::Group(header) = &mut self.header.kind else {
             return;

@@ -12,8 +12,8 @@ use crate::canvas::options::CallOptions;
 /// A workflow of any shape, without types: one task, or a chain, group or chord of workflows, with
 /// the options of the call.
 ///
-/// [`Signature`](crate::Signature) and [`Group`](crate::Group) are typed wrappers of it. A signature
-/// in a message from Python is decoded to it.
+/// [`Signature`](crate::Signature) and [`Group`](crate::Group) are typed wrappers of it. A
+/// signature in a message from Python is decoded to it.
 ///
 /// ```
 /// use celery_runtime::{Canvas, Signature};
@@ -331,8 +331,8 @@ impl Canvas {
             .unwrap_or(0)
     }
 
-    /// Raises the depth for a nested canvas of depth `nested`. A canvas that is too deep is replaced
-    /// by an error, which drops it one level at a time and not recursively.
+    /// Raises the depth for a nested canvas of depth `nested`. A canvas that is too deep is
+    /// replaced by an error, which drops it one level at a time and not recursively.
     pub(super) fn with_nested_depth(mut self, nested: usize) -> Self {
         self.depth = self.depth.max(nested + 1);
         if self.depth <= MAX_DEPTH {

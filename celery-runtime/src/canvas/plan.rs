@@ -67,8 +67,8 @@ pub(crate) struct PlannedChord {
 }
 
 impl PlannedChord {
-    /// Creates the task `celery.chord_unlock`, which is retried until all members of the header have
-    /// ended.
+    /// Creates the task `celery.chord_unlock`, which is retried until all members of the header
+    /// have ended.
     ///
     /// # Errors
     ///

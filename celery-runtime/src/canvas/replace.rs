@@ -21,8 +21,8 @@ impl Canvas {
     }
 
     /// Prepares the canvas to replace a task: adds the task's callbacks and errbacks, and sets how
-    /// many replacements precede it (`nesting`). A group gets a body that returns its results as one
-    /// list.
+    /// many replacements precede it (`nesting`). A group gets a body that returns its results as
+    /// one list.
     ///
     /// # Errors
     ///

@@ -214,9 +214,9 @@ struct MessageDestination {
 }
 
 /// Determines the destination by the rules of Celery: the options of the call override the route,
-/// the route overrides the declaration, and that the default queue. Unless both exchange and routing
-/// key are set, a message to a direct queue goes through the default exchange, and a message to any
-/// other queue through the exchange of the queue.
+/// the route overrides the declaration, and that the default queue. Unless both exchange and
+/// routing key are set, a message to a direct queue goes through the default exchange, and a
+/// message to any other queue through the exchange of the queue.
 fn destination(
     queues: &Queues,
     outgoing: &Outgoing<'_>,
@@ -260,8 +260,8 @@ fn destination(
     })
 }
 
-/// Returns the milliseconds until `time` as text, as `str(int(seconds * 1000))` in Celery; `0` if it
-/// is past.
+/// Returns the milliseconds until `time` as text, as `str(int(seconds * 1000))` in Celery; `0` if
+/// it is past.
 fn milliseconds_until(time: SystemTime, now: SystemTime) -> String {
     let left = time.duration_since(now).unwrap_or_default();
     left.as_millis().to_string()

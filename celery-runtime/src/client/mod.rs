@@ -195,8 +195,8 @@ impl Client {
         self.apply(task.s(args)).await
     }
 
-    /// Sends a task by name, such as one that exists only in Python. `args` must serialize as an array
-    /// and `kwargs` as a map; `()` is an empty one.
+    /// Sends a task by name, such as one that exists only in Python. `args` must serialize as an
+    /// array and `kwargs` as a map; `()` is an empty one.
     ///
     /// # Errors
     ///
@@ -215,14 +215,14 @@ impl Client {
         self.apply(signature).await
     }
 
-    /// Sends a signature or the first tasks of a canvas: the first step of a chain, all members of a
-    /// group, or the header of a chord. Workers send the other tasks.
+    /// Sends a signature or the first tasks of a canvas: the first step of a chain, all members of
+    /// a group, or the header of a chord. Workers send the other tasks.
     ///
     /// # Errors
     ///
-    /// Returns the errors of [`send`](Self::send). Also fails if a part of the canvas is invalid, and
-    /// if it contains a chord and the result backend does not support chords. If one of several tasks
-    /// fails, the others may have been sent.
+    /// Returns the errors of [`send`](Self::send). Also fails if a part of the canvas is invalid,
+    /// and if it contains a chord and the result backend does not support chords. If one of several
+    /// tasks fails, the others may have been sent.
     ///
     /// # Cancel safety
     ///
@@ -376,8 +376,8 @@ impl Client {
         AsyncResult::new(id.into(), Arc::clone(&self.inner.reader))
     }
 
-    /// Returns the result of a group that was [saved](GroupResult::save) by this or another process,
-    /// including a Python program; `None` if it was not saved.
+    /// Returns the result of a group that was [saved](GroupResult::save) by this or another
+    /// process, including a Python program; `None` if it was not saved.
     ///
     /// # Errors
     ///
@@ -424,8 +424,8 @@ impl Client {
         answers
     }
 
-    /// Publishes one batch. Retries until the deadline while the broker is unreachable; other errors
-    /// are not retried, because the broker may have received a message.
+    /// Publishes one batch. Retries until the deadline while the broker is unreachable; other
+    /// errors are not retried, because the broker may have received a message.
     async fn publish_batch(
         &self,
         batch: &[Publication],

@@ -140,8 +140,8 @@ impl<R> AsyncResult<R> {
         Ok(self.state().await?.is_ready())
     }
 
-    /// Returns the value stored with the current state: the progress of a custom state, the returned
-    /// value, or the exception.
+    /// Returns the value stored with the current state: the progress of a custom state, the
+    /// returned value, or the exception.
     ///
     /// # Errors
     ///
@@ -193,9 +193,9 @@ impl<R> AsyncResult<R> {
         Ok(children.into_iter().map(child).collect())
     }
 
-    /// Returns the result of the step before in its chain, or of the header of its chord. It is known
-    /// only for a result that was returned by sending the workflow, not for one that was looked up by
-    /// id.
+    /// Returns the result of the step before in its chain, or of the header of its chord. It is
+    /// known only for a result that was returned by sending the workflow, not for one that was
+    /// looked up by id.
     pub fn parent(&self) -> Option<AnyResult> {
         let parent = self.tree.parent()?;
         Some(AnyResult::of(parent, Arc::clone(&self.reader)))

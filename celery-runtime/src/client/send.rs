@@ -113,8 +113,8 @@ impl Client {
         })
     }
 
-    /// Returns whether a task polls the members of chords, because the result backend does not count
-    /// them.
+    /// Returns whether a task polls the members of chords, because the result backend does not
+    /// count them.
     fn polls_chords(&self) -> bool {
         let backend = self.inner.reader.backend.as_deref();
         backend.is_some_and(polls_chords)
@@ -141,8 +141,8 @@ impl Client {
         }
     }
 
-    /// Prepares the result backend for the results, then sends all canvases in one batch. Returns one
-    /// result per canvas, in the same order.
+    /// Prepares the result backend for the results, then sends all canvases in one batch. Returns
+    /// one result per canvas, in the same order.
     pub(crate) async fn send_all(
         &self,
         canvases: Vec<Result<ComposedCanvas, SendError>>,
@@ -189,8 +189,8 @@ impl Client {
         results
     }
 
-    /// Adds the messages of a canvas to the batch, after their unique locks are taken and the chords
-    /// are registered.
+    /// Adds the messages of a canvas to the batch, after their unique locks are taken and the
+    /// chords are registered.
     async fn add_to_batch(
         &self,
         canvas: ComposedCanvas,

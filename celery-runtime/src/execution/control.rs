@@ -41,7 +41,8 @@ impl TaskControl {
     }
 
     /// Resolves when the soft time limit is reached. Unlike
-    /// [`wait_soft_limit`](Self::wait_soft_limit) this does not mark the limit as handled by the task.
+    /// [`wait_soft_limit`](Self::wait_soft_limit) this does not mark the limit as handled by the
+    /// task.
     pub(crate) async fn soft_limit(&self) {
         self.soft_limit.wait().await;
     }

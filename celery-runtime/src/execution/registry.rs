@@ -157,7 +157,7 @@ impl<S: Send + Sync + 'static> Tasks<S> {
     /// The returned value is discarded, and an error is only logged. The errback takes no slot of
     /// the worker. It may run until its hard limit ([`Task::time_limits`]), 60 s by default. A
     /// worker on which it is not registered sends it as a message with the id of the failed task,
-    /// as Celery does; therefore the worker also consumes it as a task.
+    /// as Celery does; therefore `errback` also registers it as a task.
     ///
     /// An ordinary task can be an errback too, by Celery's rule. A task that takes a single
     /// positional argument, or is [bound](Task::bound), is sent with the id of the failed task. Any
@@ -316,8 +316,8 @@ pub(crate) struct RegistryEntry {
 }
 
 impl Registry {
-    /// Creates the registry of `tasks` and of the built-in tasks. `child_runner` runs the tasks that
-    /// are placed in child processes; without it all tasks run in this process.
+    /// Creates the registry of `tasks` and of the built-in tasks. `child_runner` runs the tasks
+    /// that are placed in child processes; without it all tasks run in this process.
     ///
     /// # Errors
     ///

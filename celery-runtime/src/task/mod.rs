@@ -49,8 +49,8 @@ pub struct Task<A, R> {
 }
 
 impl<A: TaskArgs, R> Task<A, R> {
-    /// Creates the declaration of the task `name`, by convention `module.function`. Its parameters are
-    /// positional and have no names until [`params`](Self::params) sets them.
+    /// Creates the declaration of the task `name`, by convention `module.function`. Its parameters
+    /// are positional and have no names until [`params`](Self::params) sets them.
     pub const fn new(name: &'static str) -> Self {
         Self {
             name,
@@ -62,7 +62,8 @@ impl<A: TaskArgs, R> Task<A, R> {
         }
     }
 
-    /// Sets the parameters in the syntax of Python's `def`: `"x"`, `"times=1"` (the default is JSON),
+    /// Sets the parameters in the syntax of Python's `def`: `"x"`, `"times=1"` (the default is
+    /// JSON),
     /// `"*args"`, `"**kwargs"`. Parameters after `"*args"` are keyword-only.
     ///
     /// # Panics
@@ -118,8 +119,8 @@ impl<A: TaskArgs, R> Task<A, R> {
         })
     }
 
-    /// Requeues a late-acknowledged task when its child process is lost. By default such a task fails,
-    /// because it may be the cause of the loss. See [`TaskOptions::reject_on_worker_lost`].
+    /// Requeues a late-acknowledged task when its child process is lost. By default such a task
+    /// fails, because it may be the cause of the loss. See [`TaskOptions::reject_on_worker_lost`].
     #[must_use]
     pub const fn reject_on_worker_lost(self) -> Self {
         self.with(TaskOptions {
@@ -173,8 +174,8 @@ impl<A: TaskArgs, R> Task<A, R> {
         })
     }
 
-    /// Sets the time limits: after `soft` the task is asked to finish, after `hard` it is aborted. See
-    /// [`Context::soft_time_limit`](crate::Context::soft_time_limit).
+    /// Sets the time limits: after `soft` the task is asked to finish, after `hard` it is aborted.
+    /// See [`Context::soft_time_limit`](crate::Context::soft_time_limit).
     #[must_use]
     pub const fn time_limits(self, soft: Option<Duration>, hard: Option<Duration>) -> Self {
         self.with(TaskOptions {
@@ -184,8 +185,8 @@ impl<A: TaskArgs, R> Task<A, R> {
         })
     }
 
-    /// Sets the rate limit per worker: `10/s`, `5/m`, `2.5/h`. Tasks above the limit take no slot of
-    /// the worker: it holds them for at most 1 s and otherwise defers them to the broker.
+    /// Sets the rate limit per worker: `10/s`, `5/m`, `2.5/h`. Tasks above the limit take no slot
+    /// of the worker: it holds them for at most 1 s and otherwise defers them to the broker.
     #[must_use]
     pub const fn rate_limit(self, limit: &'static str) -> Self {
         self.with(TaskOptions {
@@ -212,8 +213,9 @@ impl<A: TaskArgs, R> Task<A, R> {
         })
     }
 
-    /// Declares the task as bound, as Python's `@app.task(bind=True)` does. The texts of `TypeError`s
-    /// then count `self`, and as an errback the task is sent as a message whatever its parameters.
+    /// Declares the task as bound, as Python's `@app.task(bind=True)` does. The texts of
+    /// `TypeError`s then count `self`, and as an errback the task is sent as a message whatever its
+    /// parameters.
     #[must_use]
     pub const fn bound(self) -> Self {
         Self {
@@ -243,8 +245,8 @@ impl<A: TaskArgs, R> Task<A, R> {
         self.options
     }
 
-    /// Returns the uniqueness and the parameters, if the client takes the lock; `None` if the worker
-    /// does.
+    /// Returns the uniqueness and the parameters, if the client takes the lock; `None` if the
+    /// worker does.
     pub(crate) fn uniqueness(&self) -> Option<Box<(Unique, Params)>> {
         let unique = self.options.unique.filter(Unique::begins_when_sent)?;
         let declaration = self.declaration().ok()?;

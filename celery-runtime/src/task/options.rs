@@ -20,13 +20,13 @@ pub struct TaskOptions {
     pub acks_on_timeout: Option<bool>,
     /// The rate limit per worker (`rate_limit`): `10/s`, `5/m`, `2.5/h`, or a number per second.
     pub rate_limit: Option<&'static str>,
-    /// Requeues the message when the child process of the task is lost (`reject_on_worker_lost`), for
-    /// late-acknowledged tasks in child processes
-    /// ([`with_isolated`](crate::Tasks::with_isolated)). The message is delivered at most five times
-    /// if the broker counts deliveries, and at most twice if it only flags redeliveries. Then the
-    /// task fails, so that a task which always crashes its process is not retried without end. The
-    /// late-acknowledged messages of tasks in the process of the worker are redelivered by the broker
-    /// in any case.
+    /// Requeues the message when the child process of the task is lost (`reject_on_worker_lost`),
+    /// for late-acknowledged tasks in child processes
+    /// ([`with_isolated`](crate::Tasks::with_isolated)). The message is delivered at most five
+    /// times if the broker counts deliveries, and at most twice if it only flags redeliveries. Then
+    /// the task fails, so that a task which always crashes its process is not retried without end.
+    /// The late-acknowledged messages of tasks in the process of the worker are redelivered by the
+    /// broker in any case.
     pub reject_on_worker_lost: Option<bool>,
     /// Does not store the result (`ignore_result`).
     pub ignore_result: Option<bool>,

@@ -56,12 +56,13 @@ enum ParamKind {
 }
 
 impl Params {
-    /// Parses the parameters of the task named `task`. The last component of the name is the function
-    /// in error texts.
+    /// Parses the parameters of the task named `task`. The last component of the name is the
+    /// function in error texts.
     ///
     /// # Errors
     ///
-    /// Fails if a name is not an identifier, if a default is not JSON, if `*args` is repeated, or if
+    /// Fails if a name is not an identifier, if a default is not JSON, if `*args` is repeated, or
+    /// if
     /// `**kwargs` is not the last one.
     pub fn parse<P: AsRef<str>>(
         task: &str,
@@ -92,7 +93,8 @@ impl Params {
         Self::parse(task, names).expect("generated names are names")
     }
 
-    /// Converts them to the parameters of a bound task: error texts also count `self`, as in Python.
+    /// Converts them to the parameters of a bound task: error texts also count `self`, as in
+    /// Python.
     #[must_use]
     pub fn bound(self) -> Self {
         Self {
@@ -169,9 +171,10 @@ impl Params {
         Ok(())
     }
 
-    /// Returns how many more positional arguments the task accepts if `given` positional arguments and
-    /// those with these `names` are set; `None` if there is no limit. Parameters after a named one
-    /// have to be set by name, as for Python's `partial`. If `given` is too large, it is ignored.
+    /// Returns how many more positional arguments the task accepts if `given` positional arguments
+    /// and those with these `names` are set; `None` if there is no limit. Parameters after a named
+    /// one have to be set by name, as for Python's `partial`. If `given` is too large, it is
+    /// ignored.
     pub(crate) fn open_positions(&self, given: usize, names: &[&str]) -> Option<usize> {
         if self.var_positional {
             return None;

@@ -100,9 +100,9 @@ impl Unique {
         }
     }
 
-    /// Holds the lock from sending by a Rust client (or, for a task sent by Python, from its receipt
-    /// by a worker) to the end of the task, at most for `limit`. The limit is needed because a message
-    /// may be deleted from its queue.
+    /// Holds the lock from sending by a Rust client (or, for a task sent by Python, from its
+    /// receipt by a worker) to the end of the task, at most for `limit`. The limit is needed
+    /// because a message may be deleted from its queue.
     #[must_use]
     pub const fn while_queued(self, limit: Duration) -> Self {
         Self {
@@ -111,8 +111,8 @@ impl Unique {
         }
     }
 
-    /// Holds the lock for `period` from sending by a Rust client (or, for a task sent by Python, from
-    /// its start), even if the task ends before.
+    /// Holds the lock for `period` from sending by a Rust client (or, for a task sent by Python,
+    /// from its start), even if the task ends before.
     #[must_use]
     pub const fn for_period(self, period: Duration) -> Self {
         Self {

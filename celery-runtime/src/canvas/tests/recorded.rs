@@ -6,8 +6,8 @@ use serde_json::{Map, Value as Json, json};
 
 use super::{planned, read, sent, wire};
 
-/// Normalizes a message so that equivalent messages are equal: numbers ids by their first occurrence,
-/// sorts entries, and removes empty and null ones.
+/// Normalizes a message so that equivalent messages are equal: numbers ids by their first
+/// occurrence, sorts entries, and removes empty and null ones.
 fn normalized(value: &Json) -> Json {
     let mut ids = HashMap::new();
     number_ids(&sorted(value), &mut ids)
@@ -54,9 +54,9 @@ fn cases() -> Map<String, Json> {
     fixtures["cases"].as_object().unwrap().clone()
 }
 
-/// The cases whose result differs on purpose. If the body of a chord is a chain, the result of Celery
-/// lacks the steps between body and header. The result of a chord at the end of a chain in a header
-/// has another id there than in its message.
+/// The cases whose result differs on purpose. If the body of a chord is a chain, the result of
+/// Celery lacks the steps between body and header. The result of a chord at the end of a chain in a
+/// header has another id there than in its message.
 const OTHER_RESULTS: [&str; 4] = [
     "chord-body-chain",
     "chord-of-chains",

@@ -70,8 +70,8 @@ impl<A: TaskArgs, R> Task<A, R> {
         Signature::of(TaskCall::typed(&self, args, self.param_names()))
     }
 
-    /// Creates a signature with the **last** arguments of the task. The first ones are the result of
-    /// the step before, or are supplied later by [`given`](Signature::given).
+    /// Creates a signature with the **last** arguments of the task. The first ones are the result
+    /// of the step before, or are supplied later by [`given`](Signature::given).
     ///
     /// ```
     /// # use celery_runtime::Task;
@@ -174,8 +174,8 @@ where
 
 impl Signature<Value, Ignored> {
     /// Creates a signature of a task by name, such as one written in Python. `args` must serialize
-    /// as an array and `kwargs` as a map; `()` is an empty one. After another step, the result of that
-    /// step is prepended to `args`.
+    /// as an array and `kwargs` as a map; `()` is an empty one. After another step, the result of
+    /// that step is prepended to `args`.
     pub fn named(
         task: impl Into<Cow<'static, str>>,
         args: impl Serialize,
@@ -271,8 +271,8 @@ impl<Out, In> Signature<Out, In> {
         self.with(|options| options.eta = Some(Time::At(time)))
     }
 
-    /// Sets the delay after sending at which the task expires. An expired task is revoked instead of
-    /// started.
+    /// Sets the delay after sending at which the task expires. An expired task is revoked instead
+    /// of started.
     #[must_use]
     pub fn expires_in(self, time: Duration) -> Self {
         self.with(|options| options.expires = Some(Time::In(time)))
@@ -361,8 +361,8 @@ impl<Out, In> Signature<Out, In> {
         Self::from_canvas(self.canvas.link(&callback.canvas))
     }
 
-    /// Adds an errback, which is sent with the id of the failed task as its first argument: any step
-    /// of a chain, or the header or body of a chord.
+    /// Adds an errback, which is sent with the id of the failed task as its first argument: any
+    /// step of a chain, or the header or body of a chord.
     #[must_use]
     pub fn link_error<T, I>(self, errback: &Signature<T, I>) -> Self {
         Self::from_canvas(self.canvas.link_error(&errback.canvas))

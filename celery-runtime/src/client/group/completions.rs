@@ -22,8 +22,8 @@ pub struct Completions<T> {
     reader: Arc<ResultReader>,
     /// Members that are not waited for, ordered by the time of their last poll.
     polled: VecDeque<Member>,
-    /// Members that are waited for, in tokio tasks. Each may hold a connection of the backend, whose
-    /// progress must not depend on calls of [`next`](Self::next).
+    /// Members that are waited for, in tokio tasks. Each may hold a connection of the backend,
+    /// whose progress must not depend on calls of [`next`](Self::next).
     waiting: JoinSet<MemberOutcome>,
     /// Results that were not returned yet.
     completed: VecDeque<MemberOutcome>,
@@ -56,8 +56,8 @@ impl<T> Completions<T> {
         });
     }
 
-    /// Reads the stored results of the next polled members. Those that have ended are complete; of the
-    /// others as many as possible are waited for.
+    /// Reads the stored results of the next polled members. Those that have ended are complete; of
+    /// the others as many as possible are waited for.
     async fn poll_members(&mut self) {
         let count = self.polled.len().min(BATCH_SIZE);
         let documents = match self.read(count).await {

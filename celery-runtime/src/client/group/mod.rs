@@ -16,8 +16,8 @@ use crate::client::result::{AnyResult, AsyncResult, ResultError, ResultReader, d
 
 pub use crate::client::group::completions::Completions;
 
-/// A handle to the results of a group that was sent, in the order of its members; `Out` is a `Vec` or
-/// a tuple of their types.
+/// A handle to the results of a group that was sent, in the order of its members; `Out` is a `Vec`
+/// or a tuple of their types.
 ///
 /// Dropping it does not affect the tasks.
 pub struct GroupResult<Out> {
@@ -231,8 +231,9 @@ impl<Out> GroupResult<Out> {
 }
 
 impl<Out: DeserializeOwned> GroupResult<Out> {
-    /// Waits until all members have ended, without a limit, and returns their values in their order.
-    /// Returns as soon as a member has failed. See [`get_timeout`](Self::get_timeout) for a limit.
+    /// Waits until all members have ended, without a limit, and returns their values in their
+    /// order. Returns as soon as a member has failed. See [`get_timeout`](Self::get_timeout) for a
+    /// limit.
     ///
     /// # Errors
     ///
@@ -251,7 +252,8 @@ impl<Out: DeserializeOwned> GroupResult<Out> {
         decode(&self.tree.id, &Raw::from_value(Value::Array(values)))
     }
 
-    /// Waits at most `timeout` until all members have ended, and returns their values in their order.
+    /// Waits at most `timeout` until all members have ended, and returns their values in their
+    /// order.
     ///
     /// # Errors
     ///
