@@ -1,49 +1,50 @@
-//! What is wrong with a canvas: [`CanvasError`].
+//! Errors of canvases: [`CanvasError`].
 
 use std::fmt;
 
 use celery_protocol::EncodeError;
 
-/// A canvas that cannot be read, written or sent, and where in it the reason is.
+/// An error in decoding, encoding or sending a canvas, with its location in the canvas.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CanvasError {
-    /// From the outermost to the innermost: `tasks[3].body`.
-    place: String,
-    cause: Cause,
+    /// The path from the outermost to the innermost canvas: `tasks[3].body`.
+    path: String,
+    cause: CanvasErrorKind,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-enum Cause {
-    Shape(String),
+enum CanvasErrorKind {
+    Invalid(String),
     Encode(EncodeError),
 }
 
 impl CanvasError {
     pub(crate) fn new(cause: impl Into<String>) -> Self {
         Self {
-            place: String::new(),
-            cause: Cause::Shape(cause.into()),
+            path: String::new(),
+            cause: CanvasErrorKind::Invalid(cause.into()),
         }
     }
 
-    /// The same, found inside of `part`.
+    /// Prefixes the path of the error with `part`.
     pub(crate) fn inside(mut self, part: impl fmt::Display) -> Self {
-        self.place = match self.place.as_str() {
+        self.path = match self.path.as_str() {
             "" => part.to_string(),
-            place => format!("{part}.{place}"),
+            path => format!("{part}.{path}"),
         };
         self
     }
 
-    /// Where in the canvas: `tasks[3].body`; empty for the canvas itself.
+    /// Returns the path of the erroneous part, such as `tasks[3].body`; empty for the canvas
+    /// itself.
     pub fn place(&self) -> &str {
-        &self.place
+        &self.path
     }
 
-    /// The argument that has no form in the serializer, if that is the reason.
+    /// Returns the encoding error, if the error is one of the canvas itself.
     pub(crate) fn into_encode_error(self) -> Result<EncodeError, Self> {
         match self.cause {
-            Cause::Encode(error) if self.place.is_empty() => Ok(error),
+            CanvasErrorKind::Encode(error) if self.path.is_empty() => Ok(error),
             _ => Err(self),
         }
     }
@@ -52,20 +53,20 @@ impl CanvasError {
 impl From<EncodeError> for CanvasError {
     fn from(error: EncodeError) -> Self {
         Self {
-            place: String::new(),
-            cause: Cause::Encode(error),
+            path: String::new(),
+            cause: CanvasErrorKind::Encode(error),
         }
     }
 }
 
 impl fmt::Display for CanvasError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.place.is_empty() {
-            write!(f, "at {}: ", self.place)?;
+        if !self.path.is_empty() {
+            write!(f, "at {}: ", self.path)?;
         }
         match &self.cause {
-            Cause::Shape(cause) => f.write_str(cause),
-            Cause::Encode(error) => error.fmt(f),
+            CanvasErrorKind::Invalid(cause) => f.write_str(cause),
+            CanvasErrorKind::Encode(error) => error.fmt(f),
         }
     }
 }

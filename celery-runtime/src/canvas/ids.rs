@@ -1,4 +1,4 @@
-//! Ids for all parts of a canvas, and the tree of their results.
+//! Assigning ids to all parts of a canvas, and the tree of their results.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -6,33 +6,34 @@ use std::sync::Arc;
 use celery_protocol::{Raw, ResultTree};
 
 use crate::canvas::error::CanvasError;
-use crate::canvas::node::{Canvas, Chord, Kind};
+use crate::canvas::node::{Canvas, ChordNode, NodeKind};
 use crate::config::WireStyle;
 
-/// Where ids come from.
+/// The source of ids, and the chords found while they are assigned.
 pub(crate) struct IdSource<'a> {
+    /// Creates a new id.
     pub(crate) fresh: &'a mut dyn FnMut() -> String,
-    /// The sender's queue for replies.
+    /// The reply queue of the sender.
     pub(crate) reply_to: &'a str,
-    /// The header's id of each chord that starts later.
+    /// The group ids of the chords that start later.
     pub(crate) chords: Vec<String>,
     pub(crate) wire_style: WireStyle,
 }
 
-/// What surrounds a canvas when it gets its ids.
+/// The position of a canvas in the surrounding one.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Position {
-    /// The id of its result, unless it has one.
+    /// The id of its result, if the canvas itself has none.
     pub(crate) id: Option<String>,
     pub(crate) group_id: Option<String>,
     pub(crate) group_index: Option<i64>,
-    /// The body of the chord that counts it.
+    /// The encoded body of the chord whose header contains it.
     pub(crate) chord: Option<Arc<Raw<'static>>>,
     pub(crate) root_id: Option<String>,
 }
 
 impl Position {
-    /// Of those before the last one in a chain.
+    /// Returns the position of a step before the last one of a chain, which has only the root.
     fn only_root(&self) -> Self {
         Self {
             root_id: self.root_id.clone(),
@@ -42,69 +43,73 @@ impl Position {
 }
 
 impl Canvas {
-    /// Gives ids to all parts that have none, as they are found in `place`, and
-    /// puts chains and chords into the form in which they travel.
+    /// Assigns ids to all parts that have none, and converts chains and chords to the form in which
+    /// they are sent.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a part of the canvas is invalid, and for an empty chain.
     pub(crate) fn freeze(
         &mut self,
-        place: &Position,
+        position: &Position,
         ids: &mut IdSource<'_>,
     ) -> Result<ResultTree, CanvasError> {
-        if let Some(flaw) = &self.flaw {
-            return Err(flaw.clone());
+        if let Some(error) = &self.error {
+            return Err(error.clone());
         }
         match &self.kind {
-            Kind::Task(_) => Ok(self.freeze_task(place, ids)),
-            Kind::Chain(_) => self.freeze_chain(place, ids),
-            Kind::Group(_) => self.freeze_group(place, ids),
-            Kind::Chord(_) => self.freeze_chord(place, ids),
+            NodeKind::Task(_) => Ok(self.freeze_task(position, ids)),
+            NodeKind::Chain(_) => self.freeze_chain(position, ids),
+            NodeKind::Group(_) => self.freeze_group(position, ids),
+            NodeKind::Chord(_) => self.freeze_chord(position, ids),
         }
     }
 
-    fn freeze_task(&mut self, place: &Position, ids: &mut IdSource<'_>) -> ResultTree {
+    fn freeze_task(&mut self, position: &Position, ids: &mut IdSource<'_>) -> ResultTree {
         let call = &mut self.options.call;
         let id = call
             .task_id
-            .get_or_insert_with(|| place.id.clone().unwrap_or_else(|| (ids.fresh)()));
+            .get_or_insert_with(|| position.id.clone().unwrap_or_else(|| (ids.fresh)()));
         let tree = ResultTree::task(id.clone());
         call.reply_to.get_or_insert_with(|| ids.reply_to.to_owned());
-        self.freeze_options(place);
+        self.freeze_options(position);
         tree
     }
 
-    fn freeze_options(&mut self, place: &Position) {
+    fn freeze_options(&mut self, position: &Position) {
         let call = &mut self.options.call;
-        if place.root_id.is_some() {
-            call.root_id.clone_from(&place.root_id);
+        if position.root_id.is_some() {
+            call.root_id.clone_from(&position.root_id);
         }
         if call.group_id.is_none() {
-            call.group_id.clone_from(&place.group_id);
+            call.group_id.clone_from(&position.group_id);
         }
-        if place.group_index.is_some() {
-            call.group_index = place.group_index;
+        if position.group_index.is_some() {
+            call.group_index = position.group_index;
         }
-        if place.chord.is_some() {
-            self.options.chord.clone_from(&place.chord);
+        if position.chord.is_some() {
+            self.options.chord.clone_from(&position.chord);
         }
     }
 
     fn freeze_chain(
         &mut self,
-        place: &Position,
+        position: &Position,
         ids: &mut IdSource<'_>,
     ) -> Result<ResultTree, CanvasError> {
-        let place = Position {
+        let position = Position {
             id: self
                 .options
                 .call
                 .task_id
                 .take()
-                .or_else(|| place.id.clone()),
-            ..place.clone()
+                .or_else(|| position.id.clone()),
+            ..position.clone()
         };
-        let Kind::Chain(steps) = &mut self.kind else {
-            return Err(nothing_to_run());
+        let NodeKind::Chain(steps) = &mut self.kind else {
+            return Err(empty_chain());
         };
-        let (mut prepared, tree) = prepare(std::mem::take(steps), &place, &[], ids)?;
+        let (mut prepared, tree) = prepare_steps(std::mem::take(steps), &position, &[], ids)?;
         prepared.reverse();
         *steps = prepared;
         self.options.call.task_id = Some(tree.id.clone());
@@ -113,7 +118,7 @@ impl Canvas {
 
     fn freeze_group(
         &mut self,
-        place: &Position,
+        position: &Position,
         ids: &mut IdSource<'_>,
     ) -> Result<ResultTree, CanvasError> {
         let id = self
@@ -122,43 +127,43 @@ impl Canvas {
             .task_id
             .get_or_insert_with(|| (ids.fresh)());
         let id = id.clone();
-        self.freeze_options(place);
-        let Kind::Group(group) = &mut self.kind else {
-            return Err(nothing_to_run());
+        self.freeze_options(position);
+        let NodeKind::Group(group) = &mut self.kind else {
+            return Err(empty_chain());
         };
         group.frozen = true;
-        group.tasks = flat(std::mem::take(&mut group.tasks));
+        group.tasks = flatten_groups(std::mem::take(&mut group.tasks));
         let mut members = Vec::with_capacity(group.tasks.len());
         for (index, task) in group.tasks.iter_mut().enumerate() {
-            let place = Position {
+            let position = Position {
                 id: None,
                 group_index: i64::try_from(index).ok(),
-                // It is in the group's own options, from where all members get it
-                // when they are sent. Celery writes it into each: a body that goes
-                // through several such groups grows by their product.
+                // The chord is in the options of the group, from which the members get it when they
+                // are sent. Celery copies it to each member, which multiplies the size of the body
+                // with every nested group.
                 chord: None,
-                ..place.clone()
+                ..position.clone()
             };
-            let member = task.freeze(&place, ids);
-            let within = |error: CanvasError| error.inside(format_args!("tasks[{index}]"));
-            members.push(member.map_err(within)?);
+            let member = task.freeze(&position, ids);
+            let in_task = |error: CanvasError| error.inside(format_args!("tasks[{index}]"));
+            members.push(member.map_err(in_task)?);
         }
         Ok(ResultTree::group(id, members))
     }
 
-    /// A chord that waits for its turn: the tasks of its header do not carry the
-    /// body, which is there already; who starts it puts it into them.
+    /// Freezes a chord that starts later. The tasks of its header do not contain the body; the
+    /// worker that starts the chord adds it.
     fn freeze_chord(
         &mut self,
-        place: &Position,
+        position: &Position,
         ids: &mut IdSource<'_>,
     ) -> Result<ResultTree, CanvasError> {
-        let Kind::Chord(chord) = &mut self.kind else {
-            return Err(nothing_to_run());
+        let NodeKind::Chord(chord) = &mut self.kind else {
+            return Err(empty_chain());
         };
         let call = &mut self.options.call;
-        // Until then an id that was asked for is that of the result.
-        let asked = if chord.frozen {
+        // The id of a chord that is not frozen is that of its result.
+        let requested_id = if chord.frozen {
             None
         } else {
             call.task_id.take()
@@ -167,28 +172,28 @@ impl Canvas {
         if ids.wire_style.header_errbacks {
             chord.share_errbacks();
         }
-        let header = chord.header.freeze(&place.only_root(), ids);
+        let header = chord.header.freeze(&position.only_root(), ids);
         let header = header.map_err(|error| error.inside("header"))?;
         ids.chords.push(header.id.clone());
         call.task_id = Some(header.id.clone());
-        let place = Position {
-            id: asked.or_else(|| place.id.clone()),
-            ..place.clone()
+        let position = Position {
+            id: requested_id.or_else(|| position.id.clone()),
+            ..position.clone()
         };
-        let body = chord.body.freeze(&place, ids);
+        let body = chord.body.freeze(&position, ids);
         Ok(body.map_err(|error| error.inside("body"))?.after(header))
     }
 }
 
-/// The steps of a chain as they are sent, **the last one first**, frozen, and
-/// the tree of their results.
-pub(crate) fn prepare(
+/// Freezes the steps of a chain. Returns them in the form in which they are sent, **the last one
+/// first**, and the tree of their results.
+pub(super) fn prepare_steps(
     steps: Vec<Canvas>,
-    place: &Position,
+    position: &Position,
     errbacks: &[Canvas],
     ids: &mut IdSource<'_>,
 ) -> Result<(Vec<Canvas>, ResultTree), CanvasError> {
-    let mut prepared = joined(spliced(steps, ids.wire_style.linked));
+    let mut prepared = upgrade_groups(splice_steps(steps, ids.wire_style.linked));
     let mut tree: Option<ResultTree> = None;
     let count = prepared.len();
     for (number, step) in prepared.iter_mut().enumerate() {
@@ -196,49 +201,49 @@ pub(crate) fn prepare(
             .iter()
             .for_each(|errback| step.add_errback(errback));
         let frozen = match number {
-            0 => step.freeze(place, ids),
-            _ => step.freeze(&place.only_root(), ids),
+            0 => step.freeze(position, ids),
+            _ => step.freeze(&position.only_root(), ids),
         };
-        let within =
+        let in_step =
             |error: CanvasError| error.inside(format_args!("tasks[{}]", count - number - 1));
-        let frozen = frozen.map_err(within)?;
+        let frozen = frozen.map_err(in_step)?;
         tree = Some(match tree {
             Some(tree) => tree.after(frozen),
             None => frozen,
         });
     }
-    let tree = tree.ok_or_else(nothing_to_run)?;
+    let tree = tree.ok_or_else(empty_chain)?;
     Ok((prepared, tree))
 }
 
-/// The tasks of a group, those of groups inside of it in their places. Empty
-/// chains are nothing.
-pub(crate) fn flat(tasks: Vec<Canvas>) -> Vec<Canvas> {
-    let mut flat = Vec::with_capacity(tasks.len());
+/// Replaces nested groups by their tasks and removes empty chains.
+pub(super) fn flatten_groups(tasks: Vec<Canvas>) -> Vec<Canvas> {
+    let mut flattened = Vec::with_capacity(tasks.len());
     for mut task in tasks {
         match &mut task.kind {
-            Kind::Group(_) => flat.extend(task.into_members()),
-            Kind::Chain(steps) if steps.is_empty() && task.flaw.is_none() => {}
-            _ => flat.push(task),
+            NodeKind::Group(_) => flattened.extend(task.into_members()),
+            NodeKind::Chain(steps) if steps.is_empty() && task.error.is_none() => {}
+            _ => flattened.push(task),
         }
     }
-    flat
+    flattened
 }
 
 impl Canvas {
-    /// The tasks of a group inside of a group.
+    /// Returns the tasks of a nested group.
     fn into_members(self) -> Vec<Self> {
         match self.kind {
-            Kind::Group(group) => flat(group.tasks),
+            NodeKind::Group(group) => flatten_groups(group.tasks),
             _ => vec![self],
         }
     }
 }
 
-/// No chains inside of the chain, no empty groups, and no chord whose body could
-/// as well be the next steps: each task of its header would carry them. Where
-/// steps are `linked` it has to: a failed header fails them by it.
-fn spliced(steps: Vec<Canvas>, linked: bool) -> Vec<Canvas> {
+/// Splices nested chains into the steps, removes empty groups, and moves the steps of a chord's
+/// body after its first one to the chain, because each task of the header contains the whole body.
+/// If steps are `linked` (protocol 1), the body keeps its steps: they fail with it if the header
+/// fails.
+fn splice_steps(steps: Vec<Canvas>, linked: bool) -> Vec<Canvas> {
     let mut pending = VecDeque::from(steps);
     let mut spliced = Vec::with_capacity(pending.len());
     let mut empty = None;
@@ -249,10 +254,10 @@ fn spliced(steps: Vec<Canvas>, linked: bool) -> Vec<Canvas> {
         }
         let mut step = step.unrolled();
         let inner = match &mut step.kind {
-            Kind::Chain(_) if step.flaw.is_none() => step.into_steps(),
-            Kind::Chord(chord) if !linked && chord.body.is_led_by_task() => {
-                let nothing = Canvas::of(Kind::Chain(Vec::new()));
-                let body = std::mem::replace(&mut chord.body, nothing);
+            NodeKind::Chain(_) if step.error.is_none() => step.into_steps(),
+            NodeKind::Chord(chord) if !linked && chord.body.begins_with_task() => {
+                let placeholder = Canvas::of(NodeKind::Chain(Vec::new()));
+                let body = std::mem::replace(&mut chord.body, placeholder);
                 let mut following = body.into_steps().into_iter();
                 if let Some(first) = following.next() {
                     chord.body = first;
@@ -275,42 +280,43 @@ fn spliced(steps: Vec<Canvas>, linked: bool) -> Vec<Canvas> {
     spliced
 }
 
-/// Makes a chord of each group that something follows. The last one first.
-fn joined(steps: Vec<Canvas>) -> Vec<Canvas> {
-    let mut joined: Vec<Canvas> = Vec::with_capacity(steps.len());
+/// Upgrades each group that is not the last step to a chord with the next step as its body. Returns
+/// the steps **the last one first**.
+fn upgrade_groups(steps: Vec<Canvas>) -> Vec<Canvas> {
+    let mut upgraded: Vec<Canvas> = Vec::with_capacity(steps.len());
     for mut step in steps.into_iter().rev() {
-        let body_goes_on = |chord: &Chord| !matches!(chord.body.kind, Kind::Task(_));
+        let body_is_workflow = |chord: &ChordNode| !matches!(chord.body.kind, NodeKind::Task(_));
         match &mut step.kind {
-            Kind::Group(_) => {
-                if let Some(body) = joined.pop() {
+            NodeKind::Group(_) => {
+                if let Some(body) = upgraded.pop() {
                     step = Canvas::chord_of(step, body);
                 }
             }
-            Kind::Chord(chord) if body_goes_on(chord) => {
-                if let Some(next) = joined.pop() {
+            NodeKind::Chord(chord) if body_is_workflow(chord) => {
+                if let Some(next) = upgraded.pop() {
                     chord.extend_body(next);
                     let depth = chord.body.depth();
-                    step = step.holding(depth);
+                    step = step.with_nested_depth(depth);
                 }
             }
             _ => {}
         }
-        joined.push(step);
+        upgraded.push(step);
     }
-    joined
+    upgraded
 }
 
 impl Canvas {
-    /// Whether it is a chain that begins with one task or chord.
-    fn is_led_by_task(&self) -> bool {
-        let Kind::Chain(steps) = &self.kind else {
+    /// Returns whether it is a chain that begins with a task or a chord.
+    fn begins_with_task(&self) -> bool {
+        let NodeKind::Chain(steps) = &self.kind else {
             return false;
         };
         let first = steps.first();
-        first.is_some_and(|first| !matches!(first.kind, Kind::Group(_)))
+        first.is_some_and(|first| !matches!(first.kind, NodeKind::Group(_)))
     }
 }
 
-pub(crate) fn nothing_to_run() -> CanvasError {
-    CanvasError::new("an empty chain, in which there is nothing to run")
+pub(super) fn empty_chain() -> CanvasError {
+    CanvasError::new("an empty chain cannot be sent")
 }

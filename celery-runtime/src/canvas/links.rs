@@ -1,20 +1,19 @@
-//! Callbacks and errbacks, by Celery's rules for each kind of canvas.
+//! Callbacks and errbacks, by the rules of Celery for each kind of canvas.
 
-use crate::canvas::node::{Canvas, Chord, Kind};
+use crate::canvas::node::{Canvas, ChordNode, NodeKind};
 
 impl Canvas {
-    /// Sends `callback` with the result as its first argument after a success:
-    /// of a chain's last step, of a chord's body. A group has no result of its
-    /// own: its first member gets the callback, without the result.
+    /// Adds a callback, which is sent with the result as its first argument when the task succeeds:
+    /// the last step of a chain, or the body of a chord. A group has no result of its own; its
+    /// first member gets the callback, which is sent without the result.
     #[must_use]
     pub fn link(mut self, callback: &Self) -> Self {
         self.add_callback(callback.clone());
         self
     }
 
-    /// Sends `errback` with the id of what failed as its first argument: any
-    /// step of a chain, any member of a group, or a chord whose header or body
-    /// fails.
+    /// Adds an errback, which is sent with the id of the failed task as its first argument: any
+    /// step of a chain, any member of a group, or the header or body of a chord.
     #[must_use]
     pub fn link_error(mut self, errback: &Self) -> Self {
         self.add_errback(errback);
@@ -23,61 +22,61 @@ impl Canvas {
 
     pub(super) fn add_callback(&mut self, callback: Self) {
         match &mut self.kind {
-            Kind::Task(_) | Kind::Chain(_) => self.push_link(callback),
-            Kind::Group(group) => match group.tasks.first_mut() {
+            NodeKind::Task(_) | NodeKind::Chain(_) => self.push_link(callback),
+            NodeKind::Group(group) => match group.tasks.first_mut() {
                 Some(first) => first.add_callback(callback.immutable()),
                 None => self.options.link.push(callback),
             },
-            Kind::Chord(chord) => chord.body.add_callback(callback),
+            NodeKind::Chord(chord) => chord.body.add_callback(callback),
         }
-        self.deepen(self.parts_depth());
+        self.raise_depth(self.contents_depth());
     }
 
     fn push_link(&mut self, callback: Self) {
         let depth = callback.depth();
         self.options.link.push(callback);
-        self.deepen(depth);
+        self.raise_depth(depth);
     }
 
     pub(super) fn add_errback(&mut self, errback: &Self) {
         match &mut self.kind {
-            Kind::Task(_) | Kind::Chain(_) => {
+            NodeKind::Task(_) | NodeKind::Chain(_) => {
                 self.options.link_error.push(errback.clone());
-                self.deepen(errback.depth());
+                self.raise_depth(errback.depth());
             }
-            Kind::Group(group) => {
+            NodeKind::Group(group) => {
                 group
                     .tasks
                     .iter_mut()
                     .for_each(|task| task.add_errback(errback));
             }
-            Kind::Chord(chord) => {
-                // A chord in the header sees to its own body.
-                if let Kind::Group(header) = &mut chord.header.kind {
+            NodeKind::Chord(chord) => {
+                // A chord in the header has a body of its own.
+                if let NodeKind::Group(header) = &mut chord.header.kind {
                     let inner = header.tasks.iter_mut();
                     inner
-                        .filter(|task| matches!(task.kind, Kind::Chord(_)))
+                        .filter(|task| matches!(task.kind, NodeKind::Chord(_)))
                         .for_each(|task| task.add_errback(errback));
                 }
                 chord.errbacks.push(errback.clone());
                 chord.body.add_errback(errback);
             }
         }
-        self.deepen(self.parts_depth());
+        self.raise_depth(self.contents_depth());
     }
 
-    fn parts_depth(&self) -> usize {
+    fn contents_depth(&self) -> usize {
         match &self.kind {
-            Kind::Task(_) => 0,
-            Kind::Chain(steps) => Self::depth_of(steps),
-            Kind::Group(group) => Self::depth_of(&group.tasks),
-            Kind::Chord(chord) => chord.header.depth().max(chord.body.depth()),
+            NodeKind::Task(_) => 0,
+            NodeKind::Chain(steps) => Self::depth_of(steps),
+            NodeKind::Group(group) => Self::depth_of(&group.tasks),
+            NodeKind::Chord(chord) => chord.header.depth().max(chord.body.depth()),
         }
     }
 
-    /// A chain's callbacks are its last step's, its errbacks every step's.
-    pub(super) fn settle_links(&mut self) {
-        let Kind::Chain(steps) = &mut self.kind else {
+    /// Moves the callbacks of a chain to its last step and its errbacks to every step.
+    pub(super) fn distribute_links(&mut self) {
+        let NodeKind::Chain(steps) = &mut self.kind else {
             return;
         };
         if steps.is_empty() {
@@ -93,18 +92,18 @@ impl Canvas {
         }
     }
 
-    fn deepen(&mut self, inside: usize) {
-        let empty = Self::of(Kind::Chain(Vec::new()));
+    fn raise_depth(&mut self, nested: usize) {
+        let empty = Self::of(NodeKind::Chain(Vec::new()));
         let own = std::mem::replace(self, empty);
-        *self = own.holding(inside);
+        *self = own.with_nested_depth(nested);
     }
 }
 
-impl Chord {
-    /// Links the errbacks of the chord to the tasks of its header, too, without
-    /// arguments of their own: the body's are the ones that hear of the failure.
+impl ChordNode {
+    /// Also links the errbacks of the chord to the tasks of its header, as immutable ones: only
+    /// those of the body receive the id of the failed task.
     pub(super) fn share_errbacks(&mut self) {
-        let Kind::Group(header) = &mut self.header.kind else {
+        let NodeKind::Group(header) = &mut self.header.kind else {
             return;
         };
         for errback in std::mem::take(&mut self.errbacks) {

@@ -1,13 +1,13 @@
 //! Workflows of tasks: chains, groups and chords. Pure: nothing here sends.
 //!
-//! - [`node`] is a canvas without types, what everything else works on;
-//!   [`call`] is its leaf.
-//! - [`typed`] is what users write: `Signature<Out, In>` and `Group<Out, In>`.
-//! - [`join`] has Celery's rules for putting one after another, [`links`] those
-//!   for callbacks, [`stamp`] those for stamps.
-//! - [`wire`] reads and writes signatures.
-//! - [`freeze`] gives ids; [`plan`] makes what is sent; [`replace`] puts a
-//!   canvas in the place of a task.
+//! - [`node`] is the workflow without types, on which all other modules work; [`call`] is its leaf,
+//!   with [`options`].
+//! - [`typed`] is the API of users: `Signature<Out, In>` and `Group<Out, In>`.
+//! - [`join`] contains Celery's rules for composition, [`links`] those for callbacks, [`stamp`]
+//!   those for stamps.
+//! - [`wire`] encodes and decodes signatures.
+//! - [`ids`] assigns ids; [`plan`] determines the messages to send; [`replace`] replaces a task by a
+//!   canvas.
 
 mod call;
 mod error;

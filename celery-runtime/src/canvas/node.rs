@@ -1,4 +1,4 @@
-//! A canvas without types: [`Canvas`].
+//! A workflow without types: [`Canvas`].
 
 use std::sync::Arc;
 
@@ -9,11 +9,11 @@ use crate::canvas::call::TaskCall;
 use crate::canvas::error::CanvasError;
 use crate::canvas::options::CallOptions;
 
-/// A workflow of any shape, without types: one task, or a chain, group or chord
-/// of such workflows, with the options of the call.
+/// A workflow of any shape, without types: one task, or a chain, group or chord of workflows, with
+/// the options of the call.
 ///
-/// It is what [`Signature`](crate::Signature) and [`Group`](crate::Group) are
-/// made of, and what is read from a message that a Python program has written.
+/// [`Signature`](crate::Signature) and [`Group`](crate::Group) are typed wrappers of it. A
+/// signature in a message from Python is decoded to it.
 ///
 /// ```
 /// use celery_runtime::{Canvas, Signature};
@@ -25,131 +25,132 @@ use crate::canvas::options::CallOptions;
 /// ```
 #[derive(Clone, Debug)]
 pub struct Canvas {
-    pub(super) kind: Kind,
-    /// In a box, since canvases are moved about a lot.
-    pub(super) options: Box<Options>,
-    /// Whether arguments given later are thrown away.
+    pub(super) kind: NodeKind,
+    /// Boxed, because canvases are moved often.
+    pub(super) options: Box<NodeOptions>,
+    /// Whether arguments that are added later are ignored.
     pub(super) immutable: bool,
-    /// How many levels are below, itself included.
+    /// The number of nesting levels, this one included.
     depth: usize,
-    /// What could not be built; reported when it is written or sent.
-    pub(super) flaw: Option<CanvasError>,
+    /// The first error in building the canvas, reported when it is encoded or sent.
+    pub(super) error: Option<CanvasError>,
 }
 
+/// The four shapes of a canvas.
 #[derive(Clone, Debug)]
-pub(super) enum Kind {
+pub(super) enum NodeKind {
     Task(Box<TaskCall>),
     Chain(Vec<Canvas>),
-    Group(Members),
-    Chord(Box<Chord>),
+    Group(GroupNode),
+    Chord(Box<ChordNode>),
 }
 
-/// What a group is made of.
+/// The contents of a group.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Members {
+pub(super) struct GroupNode {
     pub(super) tasks: Vec<Canvas>,
-    /// Its ids were given; Celery then writes its root and parent, null or not.
+    /// Whether the group has ids. Celery then encodes its root and parent even if they are null.
     pub(super) frozen: bool,
-    /// It stays a group although it has one member only, since its type says
-    /// that its result is a list.
-    pub(super) whole: bool,
+    /// Whether a group of one member stays a group, because its type promises a list of results.
+    pub(super) keep_group: bool,
 }
 
+/// The contents of a chord.
 #[derive(Clone, Debug)]
-pub(super) struct Chord {
-    /// Always a group.
+pub(super) struct ChordNode {
+    /// A group.
     pub(super) header: Canvas,
     pub(super) body: Canvas,
-    /// Keyword arguments for all tasks of the header.
+    /// Keyword arguments of all tasks in the header.
     pub(super) kwargs: Raw<'static>,
-    /// Those of the body's errbacks that were linked to the chord.
+    /// The errbacks of the body that were linked to the chord.
     pub(super) errbacks: Vec<Canvas>,
-    /// Where the header came as a group of its own, as in Celery's frozen ones.
+    /// Whether the header is encoded as a group, as in Celery's frozen chords, and not as a list.
     pub(super) frozen: bool,
 }
 
-/// The options of a call, with those that are signatures themselves.
+/// The options of a call, including those that are signatures.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Options {
+pub(super) struct NodeOptions {
     pub(super) call: CallOptions,
     pub(super) link: Vec<Canvas>,
     pub(super) link_error: Vec<Canvas>,
-    /// The body of the chord that it is counted for, written.
+    /// The encoded body of the chord whose header contains the canvas.
     pub(super) chord: Option<Arc<Raw<'static>>>,
-    /// What follows it in a chain, the next step last, written.
-    pub(super) rest: Vec<Raw<'static>>,
+    /// The encoded steps that follow it in a chain, the next step last.
+    pub(super) chain: Vec<Raw<'static>>,
 }
 
-/// More levels would be more than readers follow: Python stops at a thousand of
-/// JSON, and a canvas takes at least three for each of its own.
+/// The maximum number of nesting levels. Python's JSON decoder stops at 1000, and each level of a
+/// canvas takes at least three levels of JSON.
 pub(super) const MAX_DEPTH: usize = 100;
 
 impl Canvas {
     pub(crate) fn call(call: TaskCall) -> Self {
-        Self::of(Kind::Task(Box::new(call)))
+        Self::of(NodeKind::Task(Box::new(call)))
     }
 
-    pub(super) fn of(kind: Kind) -> Self {
+    pub(super) fn of(kind: NodeKind) -> Self {
         Self {
             kind,
             options: Box::default(),
             immutable: false,
             depth: 1,
-            flaw: None,
+            error: None,
         }
     }
 
-    /// One after the other: each step gets the result of the one before as its
-    /// first argument. The same as [`then`](Self::then) between all of them.
+    /// Creates a chain: each step receives the result of the step before as its first argument.
+    /// Equivalent to [`then`](Self::then) between all steps.
     pub fn chain(steps: impl IntoIterator<Item = Self>) -> Self {
-        let empty = Self::of(Kind::Chain(Vec::new()));
+        let empty = Self::of(NodeKind::Chain(Vec::new()));
         steps.into_iter().fold(empty, Self::then)
     }
 
-    /// Side by side.
+    /// Creates a group, whose tasks run in parallel.
     pub fn group(tasks: impl IntoIterator<Item = Self>) -> Self {
         let tasks: Vec<_> = tasks.into_iter().collect();
         let depth = Self::depth_of(&tasks);
-        Self::of(Kind::Group(Members {
+        Self::of(NodeKind::Group(GroupNode {
             tasks,
-            ..Members::default()
+            ..GroupNode::default()
         }))
-        .holding(depth)
+        .with_nested_depth(depth)
     }
 
-    /// Side by side, and then the body with the list of all results.
+    /// Creates a chord: the tasks of the header run in parallel, then the body with the list of
+    /// their results.
     pub fn chord(header: impl IntoIterator<Item = Self>, body: Self) -> Self {
         Self::chord_of(Self::group(header), body)
     }
 
     pub(super) fn chord_of(header: Self, body: Self) -> Self {
         let depth = header.depth.max(body.depth);
-        Self::of(Kind::Chord(Box::new(Chord {
+        Self::of(NodeKind::Chord(Box::new(ChordNode {
             header,
             body,
             kwargs: Raw::json("{}"),
             errbacks: Vec::new(),
             frozen: false,
         })))
-        .holding(depth)
+        .with_nested_depth(depth)
     }
 
-    /// One task that calls another one with each item, one after the other in
-    /// one process: Celery's `map`, and its `starmap` where each item is an
-    /// array of arguments.
+    /// Creates a task that calls another one with each item, one after the other in one process:
+    /// `celery.map`, or `celery.starmap` if each item is an array of arguments.
     pub(crate) fn mapped(name: &'static str, task: &Self, items: &[Raw<'static>]) -> Self {
         Self::over_items(name, task, items, None)
     }
 
-    /// Celery's `chunks`: groups of `n` items, each a `starmap`. On its own it
-    /// is taken apart when it is sent; the worker does it elsewhere.
+    /// Creates a task `celery.chunks`, which runs a `starmap` per `n` items. A client sends it as a
+    /// group of starmaps; inside a larger canvas the worker expands it.
     pub fn chunks<A: Serialize>(task: &Self, items: impl IntoIterator<Item = A>, n: usize) -> Self {
         let items = items
             .into_iter()
             .map(|item| Raw::encode(Serializer::Json, &item));
         match items.collect::<Result<Vec<_>, _>>() {
             Ok(items) => Self::over_items("celery.chunks", task, &items, Some(n)),
-            Err(error) => task.clone().failed(error.into()),
+            Err(error) => task.clone().with_error(error.into()),
         }
     }
 
@@ -160,63 +161,62 @@ impl Canvas {
         n: Option<usize>,
     ) -> Self {
         #[derive(Serialize)]
-        struct Kwargs<'a> {
+        struct MapKwargs<'a> {
             task: &'a Raw<'static>,
             it: &'a [Raw<'static>],
             #[serde(skip_serializing_if = "Option::is_none")]
             n: Option<usize>,
         }
-        let written = task.to_wire().and_then(|task| {
-            let kwargs = Kwargs {
+        let encoded = task.to_wire().and_then(|task| {
+            let kwargs = MapKwargs {
                 task: &task,
                 it: items,
                 n,
             };
             Ok(Raw::encode(Serializer::Json, &kwargs)?)
         });
-        let (kwargs, flaw) = match written {
+        let (kwargs, error) = match encoded {
             Ok(kwargs) => (kwargs, None),
             Err(error) => (Raw::json("{}"), Some(error.inside("task"))),
         };
         let mut call = TaskCall::untyped(name, Raw::json("[]"), kwargs);
-        if let Kind::Task(task) = &task.kind {
+        if let NodeKind::Task(task) = &task.kind {
             call.routed_as = Some(task.task.clone());
             call.queue.clone_from(&task.queue);
         }
         Self {
             immutable: true,
-            flaw,
+            error,
             ..Self::call(call)
         }
     }
 
-    /// The name of the task; `celery.chain`, `celery.group` or `celery.chord`
-    /// for those.
+    /// Returns the name of the task; `celery.chain`, `celery.group` or `celery.chord` for a chain,
+    /// group or chord.
     pub fn task(&self) -> &str {
         match &self.kind {
-            Kind::Task(call) => &call.task,
-            Kind::Chain(_) => "celery.chain",
-            Kind::Group(_) => "celery.group",
-            Kind::Chord(_) => "celery.chord",
+            NodeKind::Task(call) => &call.task,
+            NodeKind::Chain(_) => "celery.chain",
+            NodeKind::Group(_) => "celery.group",
+            NodeKind::Chord(_) => "celery.chord",
         }
     }
 
-    /// Sets an option of the call by Celery's name for it. On a group it counts
-    /// for all members, on a chain for its first step, on a chord for header and
-    /// body, as in Celery.
+    /// Sets an option of the call by its name in Celery. On a group it applies to all members, on a
+    /// chain to the first step, on a chord to header and body, as in Celery. An invalid value is
+    /// reported when the canvas is encoded or sent.
     #[must_use]
     pub fn set(mut self, name: &str, value: impl Into<Value>) -> Self {
         let value = Raw::from_value(value.into());
         if let Err(cause) = self.options.call.set(name, &value) {
             let cause = format!("cannot set option {name}: {cause}");
-            return self.failed(CanvasError::new(cause));
+            return self.with_error(CanvasError::new(cause));
         }
         self
     }
 
-    /// Throws arguments that come later away, such as the result of the step
-    /// before: the members' of a group, the header's of a chord, the first
-    /// step's of a chain.
+    /// Ignores arguments that are added later, such as the result of the step before. On a group it
+    /// applies to all members, on a chain to the first step, on a chord to the header.
     #[must_use]
     pub fn immutable(mut self) -> Self {
         self.make_immutable();
@@ -225,19 +225,18 @@ impl Canvas {
 
     fn make_immutable(&mut self) {
         match &mut self.kind {
-            Kind::Task(_) => self.immutable = true,
-            Kind::Chain(steps) => {
+            NodeKind::Task(_) => self.immutable = true,
+            NodeKind::Chain(steps) => {
                 self.immutable = true;
                 steps.iter_mut().take(1).for_each(Self::make_immutable);
             }
-            Kind::Group(group) => group.tasks.iter_mut().for_each(Self::make_immutable),
-            Kind::Chord(chord) => chord.header.make_immutable(),
+            NodeKind::Group(group) => group.tasks.iter_mut().for_each(Self::make_immutable),
+            NodeKind::Chord(chord) => chord.header.make_immutable(),
         }
     }
 
-    /// The same with these arguments before those that are there: of the task,
-    /// of a chain's first step, of all members of a group, of all tasks in the
-    /// header of a chord. Immutable ones stay as they are.
+    /// Prepends arguments to those of the task, of a chain's first step, of all members of a group,
+    /// or of all tasks in the header of a chord. Immutable tasks are not changed.
     #[must_use]
     pub fn given<A: Serialize>(mut self, args: A) -> Self {
         let raw = Raw::encode(Serializer::Json, &args).and_then(|raw| {
@@ -245,70 +244,77 @@ impl Canvas {
             own.map_err(|error| EncodeError::new(error.to_string()))
         });
         match raw {
-            Ok(args) => self.give(&args),
-            Err(error) => return self.failed(error.into()),
+            Ok(args) => self.prepend_args(&args),
+            Err(error) => return self.with_error(error.into()),
         }
         self
     }
 
-    /// The same with one argument before those that are there.
-    pub(crate) fn given_raw(mut self, first: &Raw<'_>) -> Self {
-        self.give(&[first.clone().into_owned()]);
+    /// Prepends one encoded argument; see [`given`](Self::given).
+    pub(crate) fn prepend_arg(mut self, first: &Raw<'_>) -> Self {
+        self.prepend_args(&[first.clone().into_owned()]);
         self
     }
 
-    pub(super) fn give(&mut self, args: &[Raw<'static>]) {
+    pub(super) fn prepend_args(&mut self, args: &[Raw<'static>]) {
         if args.is_empty() || self.immutable {
             return;
         }
         match &mut self.kind {
-            Kind::Task(call) => call.give(args),
-            Kind::Chain(steps) => steps.iter_mut().take(1).for_each(|step| step.give(args)),
-            Kind::Group(group) => group.tasks.iter_mut().for_each(|task| task.give(args)),
-            Kind::Chord(chord) => chord.header.give(args),
+            NodeKind::Task(call) => call.prepend_args(args),
+            NodeKind::Chain(steps) => steps
+                .iter_mut()
+                .take(1)
+                .for_each(|step| step.prepend_args(args)),
+            NodeKind::Group(group) => group
+                .tasks
+                .iter_mut()
+                .for_each(|task| task.prepend_args(args)),
+            NodeKind::Chord(chord) => chord.header.prepend_args(args),
         }
     }
 
     pub(super) fn is_empty_group(&self) -> bool {
-        matches!(&self.kind, Kind::Group(group) if group.tasks.is_empty())
+        matches!(&self.kind, NodeKind::Group(group) if group.tasks.is_empty())
     }
 
-    /// A group that is not taken apart, be it of one.
-    pub(super) fn whole(mut self) -> Self {
-        if let Kind::Group(group) = &mut self.kind {
-            group.whole = true;
+    /// Keeps a group of one member as a group.
+    pub(super) fn keep_group(mut self) -> Self {
+        if let NodeKind::Group(group) = &mut self.kind {
+            group.keep_group = true;
         }
         self
     }
 
-    /// A group of one is that one.
+    /// Replaces a group of one member by the member, unless [`keep_group`](Self::keep_group) was
+    /// called.
     pub(super) fn unrolled(mut self) -> Self {
         match &mut self.kind {
-            Kind::Group(group) if group.tasks.len() == 1 && !group.whole => {
+            NodeKind::Group(group) if group.tasks.len() == 1 && !group.keep_group => {
                 let mut only = group.tasks.remove(0);
                 only.options.call.overlay(&CallOptions {
                     task_id: None,
                     ..self.options.call
                 });
                 only.options.link_error.extend(self.options.link_error);
-                only.flaw = only.flaw.or(self.flaw);
+                only.error = only.error.or(self.error);
                 only
             }
             _ => self,
         }
     }
 
-    /// How many results a chord counts for it: of a chain those of its last
-    /// step, of a chord those of its body.
+    /// Returns the number of results that it contributes to a chord: for a chain that of its last
+    /// step, for a chord that of its body.
     pub(crate) fn size(&self) -> usize {
         match &self.kind {
-            Kind::Task(_) => 1,
-            Kind::Chain(steps) => {
+            NodeKind::Task(_) => 1,
+            NodeKind::Chain(steps) => {
                 let sizes = steps.iter().rev().map(Self::size);
                 sizes.into_iter().find(|size| *size > 0).unwrap_or(0)
             }
-            Kind::Group(group) => group.tasks.iter().map(Self::size).sum(),
-            Kind::Chord(chord) => chord.body.size(),
+            NodeKind::Group(group) => group.tasks.iter().map(Self::size).sum(),
+            NodeKind::Chord(chord) => chord.body.size(),
         }
     }
 
@@ -316,46 +322,53 @@ impl Canvas {
         self.depth
     }
 
-    pub(super) fn depth_of(parts: &[Self]) -> usize {
-        parts.iter().map(|part| part.depth).max().unwrap_or(0)
+    /// Returns the largest depth of `canvases`, 0 if there are none.
+    pub(super) fn depth_of(canvases: &[Self]) -> usize {
+        canvases
+            .iter()
+            .map(|canvas| canvas.depth)
+            .max()
+            .unwrap_or(0)
     }
 
-    /// The same with a part of this depth inside. Too deep a canvas is let go
-    /// of, one level at a time: only that it was too deep is kept.
-    pub(super) fn holding(mut self, inside: usize) -> Self {
-        self.depth = self.depth.max(inside + 1);
+    /// Raises the depth for a nested canvas of depth `nested`. A canvas that is too deep is
+    /// replaced by an error, which drops it one level at a time and not recursively.
+    pub(super) fn with_nested_depth(mut self, nested: usize) -> Self {
+        self.depth = self.depth.max(nested + 1);
         if self.depth <= MAX_DEPTH {
             return self;
         }
         let cause = format!(
-            "a canvas of more than {MAX_DEPTH} levels inside each other, which no reader follows; \
-             put steps after each other with then() instead"
+            "a canvas is nested more than {MAX_DEPTH} levels deep, which decoders reject; append the \
+             steps with then() instead"
         );
-        Self::of(Kind::Chain(Vec::new())).failed(CanvasError::new(cause))
+        Self::of(NodeKind::Chain(Vec::new())).with_error(CanvasError::new(cause))
     }
 
-    pub(super) fn failed(mut self, error: CanvasError) -> Self {
-        self.flaw.get_or_insert(error);
+    /// Records an error, unless there is one already.
+    pub(super) fn with_error(mut self, error: CanvasError) -> Self {
+        self.error.get_or_insert(error);
         self
     }
 
-    /// What could not be built, here or in a part.
+    /// Returns the first error in building the canvas or a nested one.
     pub(super) fn check(&self) -> Result<(), CanvasError> {
-        if let Some(flaw) = &self.flaw {
-            return Err(flaw.clone());
+        if let Some(error) = &self.error {
+            return Err(error.clone());
         }
-        let all = |name: &str, parts: &[Self]| {
-            let mut parts = parts.iter().enumerate();
-            parts.try_for_each(|(place, part)| {
-                part.check()
-                    .map_err(|error| error.inside(format_args!("{name}[{place}]")))
+        let all = |name: &str, canvases: &[Self]| {
+            let mut canvases = canvases.iter().enumerate();
+            canvases.try_for_each(|(index, canvas)| {
+                canvas
+                    .check()
+                    .map_err(|error| error.inside(format_args!("{name}[{index}]")))
             })
         };
         match &self.kind {
-            Kind::Task(_) => {}
-            Kind::Chain(steps) => all("tasks", steps)?,
-            Kind::Group(group) => all("tasks", &group.tasks)?,
-            Kind::Chord(chord) => {
+            NodeKind::Task(_) => {}
+            NodeKind::Chain(steps) => all("tasks", steps)?,
+            NodeKind::Group(group) => all("tasks", &group.tasks)?,
+            NodeKind::Chord(chord) => {
                 chord
                     .header
                     .check()

@@ -1,4 +1,4 @@
-//! The options of one call: Celery's `apply_async`.
+//! The options of a call, those of Celery's `apply_async`: [`CallOptions`].
 
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
@@ -7,7 +7,7 @@ use celery_protocol::{Compression, Embed, Map, Raw, Serializer, Value};
 
 use crate::env::later;
 
-/// What a call says beside task and arguments. Everything may be left out.
+/// The options of a call. All are optional.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct CallOptions {
     pub(crate) task_id: Option<String>,
@@ -27,19 +27,19 @@ pub(crate) struct CallOptions {
     pub(crate) retries: u32,
     pub(crate) root_id: Option<String>,
     pub(crate) parent_id: Option<String>,
-    /// Where its result is waited for, if not at the sender's.
+    /// The reply queue, if it is not that of the sender.
     pub(crate) reply_to: Option<String>,
     pub(crate) group_id: Option<String>,
     pub(crate) group_index: Option<i64>,
     pub(crate) replaced_task_nesting: u32,
-    /// Stamps by their names, for all to see and to revoke by.
+    /// The stamps of the task, by which it can be identified and revoked.
     pub(crate) stamps: Map,
     pub(crate) embed: Embed<'static>,
-    /// What signatures on the wire say beside, and we do not act upon.
+    /// Options of a decoded signature that this crate does not use.
     pub(crate) extra: Map,
 }
 
-/// A point in time, or one counted from when the call is sent.
+/// A point in time, or a delay after the call is sent.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Time {
     In(Duration),
@@ -47,6 +47,7 @@ pub(crate) enum Time {
 }
 
 impl Time {
+    /// Returns the point in time for a call that is sent at `now`.
     pub(crate) fn from(self, now: SystemTime) -> SystemTime {
         match self {
             Self::In(delay) => later(now, delay),
@@ -63,27 +64,27 @@ impl Time {
 }
 
 impl CallOptions {
-    /// Reads the `options` of a signature on the wire.
+    /// Decodes the `options` of a signature.
     ///
     /// # Errors
     ///
-    /// A sentence about the option that has a wrong type.
+    /// Fails if an option has the wrong type; the error names it.
     pub(crate) fn from_wire(options: &Raw<'_>) -> Result<Self, String> {
         let mut call = Self::default();
         let entries = options.entries().map_err(|error| error.to_string())?;
-        let said = || entries.iter().filter(|(_, raw)| !raw.is_null());
-        let stamped = said().find(|(name, _)| name == "stamped_headers");
+        let set_options = || entries.iter().filter(|(_, raw)| !raw.is_null());
+        let stamped = set_options().find(|(name, _)| name == "stamped_headers");
         let stamped: Vec<String> = match stamped {
-            Some((name, raw)) => read(raw).map_err(|cause| unreadable(name, &cause))?,
+            Some((name, raw)) => decode(raw).map_err(|cause| option_error(name, &cause))?,
             None => Vec::new(),
         };
-        for (name, raw) in said() {
-            let done = if stamped.iter().any(|stamp| stamp == name) {
-                read(raw).map(|value: Value| drop(call.stamps.insert(&**name, value)))
+        for (name, raw) in set_options() {
+            let result = if stamped.iter().any(|stamp| stamp == name) {
+                decode(raw).map(|value: Value| drop(call.stamps.insert(&**name, value)))
             } else {
                 call.set(name, raw)
             };
-            done.map_err(|cause| unreadable(name, &cause))?;
+            result.map_err(|cause| option_error(name, &cause))?;
         }
         Ok(call)
     }
@@ -92,49 +93,48 @@ impl CallOptions {
     ///
     /// # Errors
     ///
-    /// A sentence about its type.
+    /// Fails if the value has the wrong type.
     pub(crate) fn set(&mut self, name: &str, raw: &Raw<'_>) -> Result<(), String> {
         match name {
-            "priority" => self.priority = Some(read(raw)?),
-            "retries" => self.retries = read(raw)?,
-            "group_index" => self.group_index = Some(read(raw)?),
-            "ignore_result" => self.ignore_result = Some(read(raw)?),
+            "priority" => self.priority = Some(decode(raw)?),
+            "retries" => self.retries = decode(raw)?,
+            "group_index" => self.group_index = Some(decode(raw)?),
+            "ignore_result" => self.ignore_result = Some(decode(raw)?),
             "time_limit" => self.time_limit = Some(seconds(raw)?),
             "soft_time_limit" => self.soft_time_limit = Some(seconds(raw)?),
             "countdown" => self.eta = Some(Time::In(seconds(raw)?)),
             "eta" => self.eta = Some(Time::At(time(raw)?)),
-            "expires" => self.expires = Some(moment(raw)?),
-            "serializer" => self.serializer = Some(named(raw, Serializer::from_name)?),
-            "compression" => self.compression = Some(named(raw, Compression::from_name)?),
-            "headers" => self.headers = read(raw)?,
+            "expires" => self.expires = Some(time_or_delay(raw)?),
+            "serializer" => self.serializer = Some(by_name(raw, Serializer::from_name)?),
+            "compression" => self.compression = Some(by_name(raw, Compression::from_name)?),
+            "headers" => self.headers = decode(raw)?,
             "link" => self.embed.callbacks = list(raw)?,
             "link_error" => self.embed.errbacks = list(raw)?,
             "chain" => self.embed.chain = list(raw)?,
             "chord" => self.embed.chord = Some(raw.clone().into_owned()),
-            "replaced_task_nesting" => self.replaced_task_nesting = read(raw)?,
+            "replaced_task_nesting" => self.replaced_task_nesting = decode(raw)?,
             "stamped_headers" => {}
             name => match self.text_option(name) {
                 Some(slot) => *slot = Some(text(raw)?),
                 None => {
-                    self.extra.insert(name, read::<Value>(raw)?);
+                    self.extra.insert(name, decode::<Value>(raw)?);
                 }
             },
         }
         Ok(())
     }
 
-    /// Lays the options of a later call over these, as Celery does: what it
-    /// says counts, except for the group and for stamps that are there.
-    /// Callbacks are the caller's to merge.
+    /// Overrides these options by those that are set in `over`, as Celery does. A group and stamps
+    /// that are set already are kept. Callbacks and errbacks are not merged.
     pub(crate) fn overlay(&mut self, over: &Self) {
-        macro_rules! lay {
+        macro_rules! override_fields {
             ($($field:ident),*) => {$(
                 if over.$field.is_some() {
                     self.$field.clone_from(&over.$field);
                 }
             )*};
         }
-        lay!(
+        override_fields!(
             task_id,
             eta,
             expires,
@@ -173,7 +173,7 @@ impl CallOptions {
         }
     }
 
-    /// The options that are plain text, by name.
+    /// Returns the field of a text option by name.
     fn text_option(&mut self, name: &str) -> Option<&mut Option<String>> {
         Some(match name {
             "task_id" => &mut self.task_id,
@@ -189,7 +189,7 @@ impl CallOptions {
         })
     }
 
-    /// Writes the options by Celery's names, except those that are signatures.
+    /// Adds the options to `wire` by their names in Celery, except those that are signatures.
     pub(crate) fn write_wire(&self, wire: &mut Map) {
         let text = |text: &Option<String>| text.as_deref().map(Value::from);
         let count = |count: u32| (count > 0).then(|| Value::Int(count.into()));
@@ -213,8 +213,14 @@ impl CallOptions {
             ("time_limit", self.time_limit.map(in_seconds)),
             ("soft_time_limit", self.soft_time_limit.map(in_seconds)),
             ("ignore_result", self.ignore_result.map(Value::Bool)),
-            ("serializer", self.serializer.map(|one| one.name().into())),
-            ("compression", self.compression.map(|one| one.name().into())),
+            (
+                "serializer",
+                self.serializer.map(|value| value.name().into()),
+            ),
+            (
+                "compression",
+                self.compression.map(|value| value.name().into()),
+            ),
             ("headers", headers),
             ("retries", count(self.retries)),
             ("replaced_task_nesting", count(self.replaced_task_nesting)),
@@ -242,7 +248,7 @@ impl CallOptions {
     }
 }
 
-fn read<T: serde::de::DeserializeOwned>(raw: &Raw<'_>) -> Result<T, String> {
+fn decode<T: serde::de::DeserializeOwned>(raw: &Raw<'_>) -> Result<T, String> {
     raw.decode().map_err(|error| error.to_string())
 }
 
@@ -253,27 +259,27 @@ fn text(raw: &Raw<'_>) -> Result<String, String> {
 }
 
 fn seconds(raw: &Raw<'_>) -> Result<Duration, String> {
-    Duration::try_from_secs_f64(read(raw)?).map_err(|error| error.to_string())
+    Duration::try_from_secs_f64(decode(raw)?).map_err(|error| error.to_string())
 }
 
 fn time(raw: &Raw<'_>) -> Result<SystemTime, String> {
     celery_protocol::time::parse(&text(raw)?).map_err(|error| error.to_string())
 }
 
-/// Seconds from when the call is sent, or a point in time.
-fn moment(raw: &Raw<'_>) -> Result<Time, String> {
+/// Decodes a delay in seconds, or a point in time.
+fn time_or_delay(raw: &Raw<'_>) -> Result<Time, String> {
     match raw.decode::<f64>() {
         Ok(_) => seconds(raw).map(Time::In),
         Err(_) => time(raw).map(Time::At),
     }
 }
 
-fn named<T>(raw: &Raw<'_>, find: fn(&str) -> Option<T>) -> Result<T, String> {
+fn by_name<T>(raw: &Raw<'_>, find: fn(&str) -> Option<T>) -> Result<T, String> {
     let name = text(raw)?;
-    find(&name).ok_or_else(|| format!("there is none called {name:?}"))
+    find(&name).ok_or_else(|| format!("unknown name {name:?}"))
 }
 
-fn unreadable(name: &str, cause: &str) -> String {
+fn option_error(name: &str, cause: &str) -> String {
     format!("cannot read option {name} of a signature: {cause}")
 }
 
@@ -281,7 +287,7 @@ fn in_seconds(time: Duration) -> Value {
     Value::Float(time.as_secs_f64())
 }
 
-/// `link` is a list of signatures, or one alone.
+/// Decodes a list of signatures. A single signature is a list of one.
 fn list(raw: &Raw<'_>) -> Result<Option<Raw<'static>>, String> {
     if raw.elements().is_ok() {
         return Ok(Some(raw.clone().into_owned()));

@@ -1,45 +1,45 @@
-//! A canvas in the place of a task that has begun.
+//! Replacing a running task by a canvas.
 
 use celery_protocol::Raw;
 
 use crate::canvas::call::TaskCall;
 use crate::canvas::error::CanvasError;
-use crate::canvas::node::{Canvas, Kind};
+use crate::canvas::node::{Canvas, NodeKind};
 
 impl Canvas {
-    /// Why it cannot take the place of a task, in Celery's words.
-    pub(crate) fn is_no_replacement(&self) -> Option<&'static str> {
+    /// Returns Celery's error message if the canvas cannot replace a task.
+    pub(crate) fn replacement_error(&self) -> Option<&'static str> {
         match &self.kind {
             _ if self.options.chord.is_some() => {
                 Some("A signature replacing a task must not be part of a chord")
             }
-            Kind::Chain(steps) if steps.is_empty() && self.flaw.is_none() => {
+            NodeKind::Chain(steps) if steps.is_empty() && self.error.is_none() => {
                 Some("Cannot replace with an empty chain")
             }
             _ => None,
         }
     }
 
-    /// The same with the callbacks and errbacks of the task whose place it takes,
-    /// and marked as the replacement of a replacement that it may be. The results
-    /// of a group become one list.
+    /// Prepares the canvas to replace a task: adds the task's callbacks and errbacks, and sets how
+    /// many replacements precede it (`nesting`). A group gets a body that returns its results as
+    /// one list.
     ///
     /// # Errors
     ///
-    /// When one of the links cannot be read.
-    pub(crate) fn standing_in(
+    /// Fails if a callback or errback cannot be decoded.
+    pub(crate) fn into_replacement(
         mut self,
         callbacks: &[Raw<'static>],
         errbacks: &[Raw<'static>],
         nesting: u32,
     ) -> Result<Self, CanvasError> {
-        if matches!(&self.kind, Kind::Group(_)) {
-            self = Self::chord_of(self, accumulated());
+        if matches!(&self.kind, NodeKind::Group(_)) {
+            self = Self::chord_of(self, accumulate_task());
         }
-        if let Kind::Chain(steps) = &mut self.kind {
+        if let NodeKind::Chain(steps) = &mut self.kind {
             match steps.pop() {
-                Some(last) if matches!(last.kind, Kind::Group(_)) => {
-                    steps.push(Self::chord_of(last, accumulated()));
+                Some(last) if matches!(last.kind, NodeKind::Group(_)) => {
+                    steps.push(Self::chord_of(last, accumulate_task()));
                 }
                 last => steps.extend(last),
             }
@@ -48,21 +48,25 @@ impl Canvas {
             }
         }
         self.options.call.replaced_task_nesting = nesting;
-        for (place, callback) in callbacks.iter().enumerate() {
+        for (index, callback) in callbacks.iter().enumerate() {
             let callback = Self::read(callback);
-            let within = |error: CanvasError| error.inside(format_args!("callbacks[{place}]"));
-            self.add_callback(callback.map_err(within)?);
+            let in_link = |error: CanvasError| error.inside(format_args!("callbacks[{index}]"));
+            self.add_callback(callback.map_err(in_link)?);
         }
-        for (place, errback) in errbacks.iter().enumerate() {
+        for (index, errback) in errbacks.iter().enumerate() {
             let errback = Self::read(errback);
-            let within = |error: CanvasError| error.inside(format_args!("errbacks[{place}]"));
-            self.add_errback(&errback.map_err(within)?);
+            let in_link = |error: CanvasError| error.inside(format_args!("errbacks[{index}]"));
+            self.add_errback(&errback.map_err(in_link)?);
         }
         Ok(self)
     }
 
-    /// A step after a replacement, marked like it.
-    pub(crate) fn marked_as_replaced(
+    /// Sets the number of replacements of an encoded step that follows a replacement.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the step cannot be decoded.
+    pub(crate) fn mark_replaced(
         raw: &Raw<'static>,
         nesting: u32,
     ) -> Result<Raw<'static>, CanvasError> {
@@ -72,8 +76,8 @@ impl Canvas {
     }
 }
 
-/// The list of the results of a group.
-fn accumulated() -> Canvas {
+/// Creates the task `celery.accumulate`, which returns the results of a group as a list.
+fn accumulate_task() -> Canvas {
     let kwargs = Raw::json(r#"{"index": 0}"#);
     Canvas::call(TaskCall::untyped(
         "celery.accumulate",

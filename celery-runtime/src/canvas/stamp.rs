@@ -1,20 +1,20 @@
-//! Stamps on all parts of a canvas: [`StampingVisitor`].
+//! Stamping the parts of a canvas: [`StampingVisitor`].
 
 use celery_protocol::{Map, Value};
 
-use crate::canvas::node::{Canvas, Kind};
+use crate::canvas::node::{Canvas, NodeKind};
 
-/// What is stamped.
+/// The part of a canvas that a [`StampingVisitor`] stamps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StampTarget<'a> {
-    /// A task with this name.
+    /// The task with this name.
     Task(&'a str),
-    /// A chain; its stamps go on to its steps.
+    /// A chain; its steps inherit the stamps.
     Chain,
-    /// A group; its stamps go on to its members.
+    /// A group; its members inherit the stamps.
     Group,
-    /// The header of a chord; its stamps go on to its tasks.
+    /// The header of a chord; its tasks inherit the stamps.
     ChordHeader,
     /// The body of a chord.
     ChordBody,
@@ -24,7 +24,7 @@ pub enum StampTarget<'a> {
     Errback(&'a str),
 }
 
-/// Says which stamps the parts of a canvas get. Closures do it, too.
+/// A function that returns the stamps of each part of a canvas. Closures implement it.
 ///
 /// ```
 /// use celery_protocol::Map;
@@ -38,8 +38,8 @@ pub enum StampTarget<'a> {
 /// # let _ = stamped;
 /// ```
 pub trait StampingVisitor {
-    /// The stamps of this part, and of what is inside; those of the inside go
-    /// first where both name one.
+    /// Returns the stamps of `part`, which nested parts inherit. A stamp of a nested part overrides
+    /// an inherited one with the same name.
     fn stamps(&mut self, part: StampTarget<'_>) -> Map;
 }
 
@@ -50,8 +50,8 @@ impl<F: FnMut(StampTarget<'_>) -> Map> StampingVisitor for F {
 }
 
 impl Canvas {
-    /// Puts one stamp on all tasks in it, callbacks included, by which they can
-    /// be told apart and revoked.
+    /// Adds a stamp to all tasks, including callbacks and errbacks. Tasks can be identified and
+    /// revoked by their stamps.
     #[must_use]
     pub fn stamp(self, name: impl Into<String>, value: impl Into<Value>) -> Self {
         let stamps = Map::from([(name.into(), value.into())]);
@@ -61,8 +61,8 @@ impl Canvas {
         })
     }
 
-    /// Lets `visitor` stamp every part. A stamp that is there already gives way
-    /// to a new one; lists are joined.
+    /// Stamps every part with the stamps that `visitor` returns. A new stamp overrides an existing
+    /// one with the same name; two lists are concatenated.
     #[must_use]
     pub fn stamp_with(mut self, visitor: &mut dyn StampingVisitor) -> Self {
         self.visit(visitor, &Map::new());
@@ -79,24 +79,24 @@ impl Canvas {
             link.visit(visitor, &merged(inherited, &stamps));
         }
         match &mut self.kind {
-            Kind::Task(call) => {
+            NodeKind::Task(call) => {
                 let stamps = merged(inherited, &visitor.stamps(StampTarget::Task(&call.task)));
                 self.options.call.stamps = merged(&self.options.call.stamps, &stamps);
             }
-            Kind::Chain(steps) => {
+            NodeKind::Chain(steps) => {
                 let stamps = merged(inherited, &visitor.stamps(StampTarget::Chain));
                 steps
                     .iter_mut()
                     .for_each(|step| step.visit(visitor, &stamps));
             }
-            Kind::Group(group) => {
+            NodeKind::Group(group) => {
                 let stamps = merged(inherited, &visitor.stamps(StampTarget::Group));
                 let members = group.tasks.iter_mut();
                 members.for_each(|task| task.visit(visitor, &stamps));
             }
-            Kind::Chord(chord) => {
+            NodeKind::Chord(chord) => {
                 let stamps = merged(inherited, &visitor.stamps(StampTarget::ChordHeader));
-                if let Kind::Group(header) = &mut chord.header.kind {
+                if let NodeKind::Group(header) = &mut chord.header.kind {
                     let members = header.tasks.iter_mut();
                     members.for_each(|task| task.visit(visitor, &stamps));
                 }
@@ -107,15 +107,16 @@ impl Canvas {
     }
 }
 
-/// The new ones count; two lists become one.
+/// Merges two sets of stamps: a new one overrides the old one; two lists are concatenated without
+/// duplicates.
 fn merged(old: &Map, new: &Map) -> Map {
     let mut all = old.clone();
     for (name, value) in new.iter() {
         let before = name.as_str().and_then(|name| old.get(name));
         let value = match (before, value) {
             (Some(Value::Array(before)), Value::Array(value)) => {
-                let more = value.iter().filter(|one| !before.contains(one));
-                Value::Array(before.iter().chain(more).cloned().collect())
+                let new = value.iter().filter(|value| !before.contains(value));
+                Value::Array(before.iter().chain(new).cloned().collect())
             }
             _ => value.clone(),
         };

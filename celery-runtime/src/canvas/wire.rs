@@ -1,4 +1,4 @@
-//! Canvases as Celery writes them: signatures.
+//! Encoding and decoding canvases as signatures of Celery.
 
 use std::borrow::Cow;
 
@@ -8,44 +8,43 @@ use serde::ser::SerializeMap;
 
 use crate::canvas::call::TaskCall;
 use crate::canvas::error::CanvasError;
-use crate::canvas::node::{Canvas, Chord, Kind, MAX_DEPTH, Members, Options};
+use crate::canvas::node::{Canvas, ChordNode, GroupNode, MAX_DEPTH, NodeKind, NodeOptions};
 use crate::canvas::options::CallOptions;
 
 impl Canvas {
-    /// Reads a signature that any of Celery's clients has written, of any kind
-    /// and depth.
+    /// Decodes a signature of any kind, as Celery's clients encode it.
     ///
     /// # Errors
     ///
-    /// When it is no signature, a part of it is null or no signature, a chord
-    /// has no body, or it nests deeper than 100 levels. The error says where.
+    /// Fails if it or a part of it is not a signature, if a chord has no body, or if it is nested
+    /// more than 100 levels deep. The error contains the path of the part.
     pub fn read(raw: &Raw<'_>) -> Result<Self, CanvasError> {
-        read(raw, MAX_DEPTH)
+        decode(raw, MAX_DEPTH)
     }
 
-    /// Writes it as a signature, in JSON.
+    /// Encodes the canvas as a signature in JSON.
     ///
     /// # Errors
     ///
-    /// When something could not be built, or an argument has no form in JSON.
+    /// Fails if a part of the canvas is invalid, or if JSON cannot express an argument.
     pub fn to_wire(&self) -> Result<Raw<'static>, CanvasError> {
-        if let Some(flaw) = &self.flaw {
-            return Err(flaw.clone());
+        if let Some(error) = &self.error {
+            return Err(error.clone());
         }
         let mut signature = WireSignature::new(self.task().to_owned());
         signature.immutable = self.immutable;
         signature.options = self.wire_options()?;
         match &self.kind {
-            Kind::Task(call) => (signature.args, signature.kwargs) = call.raw_arguments()?,
-            Kind::Chain(steps) => {
+            NodeKind::Task(call) => (signature.args, signature.kwargs) = call.raw_arguments()?,
+            NodeKind::Chain(steps) => {
                 signature.subtask_type = Some(Cow::Borrowed("chain"));
-                signature.kwargs = tasks(steps)?;
+                signature.kwargs = tasks_kwargs(steps)?;
             }
-            Kind::Group(group) => {
+            NodeKind::Group(group) => {
                 signature.subtask_type = Some(Cow::Borrowed("group"));
-                signature.kwargs = tasks(&group.tasks)?;
+                signature.kwargs = tasks_kwargs(&group.tasks)?;
             }
-            Kind::Chord(chord) => {
+            NodeKind::Chord(chord) => {
                 signature.subtask_type = Some(Cow::Borrowed("chord"));
                 signature.kwargs = chord.wire_kwargs()?;
             }
@@ -55,7 +54,7 @@ impl Canvas {
 
     fn wire_options(&self) -> Result<Raw<'static>, CanvasError> {
         let mut plain = Map::new();
-        if let Kind::Task(call) = &self.kind {
+        if let NodeKind::Task(call) = &self.kind {
             let queue = call.queue.as_deref().map(Value::from);
             let priority = call.priority.map(|level| Value::Int(level.into()));
             for (name, value) in [("queue", queue), ("priority", priority)] {
@@ -65,7 +64,7 @@ impl Canvas {
             }
         }
         self.options.call.write_wire(&mut plain);
-        if matches!(&self.kind, Kind::Group(group) if group.frozen) {
+        if matches!(&self.kind, NodeKind::Group(group) if group.frozen) {
             for name in ["root_id", "parent_id"] {
                 if !plain.contains_key(name) {
                     plain.insert(name, Value::Null);
@@ -78,11 +77,11 @@ impl Canvas {
             ("link_error", &self.options.link_error),
         ] {
             if !list.is_empty() {
-                nested.push((name, written(name, list)?));
+                nested.push((name, encode_list(name, list)?));
             }
         }
-        if !self.options.rest.is_empty() {
-            nested.push(("chain", Raw::encode(Serializer::Json, &self.options.rest)?));
+        if !self.options.chain.is_empty() {
+            nested.push(("chain", Raw::encode(Serializer::Json, &self.options.chain)?));
         }
         if let Some(chord) = &self.options.chord {
             nested.push(("chord", Raw::clone(chord)));
@@ -94,10 +93,10 @@ impl Canvas {
     }
 }
 
-impl Chord {
+impl ChordNode {
     fn wire_kwargs(&self) -> Result<Raw<'static>, CanvasError> {
         let header = match (&self.header.kind, self.frozen) {
-            (Kind::Group(group), false) => written("header", &group.tasks)?,
+            (NodeKind::Group(group), false) => encode_list("header", &group.tasks)?,
             _ => self
                 .header
                 .to_wire()
@@ -109,25 +108,26 @@ impl Chord {
             ("header", &header),
             ("body", &body),
         ];
-        Ok(Raw::encode(Serializer::Json, &Entries(&kwargs))?)
+        Ok(Raw::encode(Serializer::Json, &MapEntries(&kwargs))?)
     }
 }
 
-impl Options {
-    /// All callbacks, written.
+impl NodeOptions {
+    /// Encodes the callbacks; `None` if there are none.
     pub(super) fn callbacks(&self) -> Result<Option<Raw<'static>>, CanvasError> {
-        let some = (!self.link.is_empty()).then(|| written("link", &self.link));
-        some.transpose()
+        let list = (!self.link.is_empty()).then(|| encode_list("link", &self.link));
+        list.transpose()
     }
 
-    /// All errbacks, written.
+    /// Encodes the errbacks; `None` if there are none.
     pub(super) fn errbacks(&self) -> Result<Option<Raw<'static>>, CanvasError> {
-        let some = (!self.link_error.is_empty()).then(|| written("link_error", &self.link_error));
-        some.transpose()
+        let list =
+            (!self.link_error.is_empty()).then(|| encode_list("link_error", &self.link_error));
+        list.transpose()
     }
 }
 
-/// The options of one signature.
+/// The options of a signature: plain values, and those that contain signatures.
 struct WireOptions {
     plain: Map,
     nested: Vec<(&'static str, Raw<'static>)>,
@@ -146,72 +146,79 @@ impl Serialize for WireOptions {
     }
 }
 
-struct Entries<'a>(&'a [(&'a str, &'a Raw<'static>)]);
+/// Encoded values by name, as a map.
+struct MapEntries<'a>(&'a [(&'a str, &'a Raw<'static>)]);
 
-impl Serialize for Entries<'_> {
+impl Serialize for MapEntries<'_> {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.0.iter().copied())
     }
 }
 
-fn tasks(parts: &[Canvas]) -> Result<Raw<'static>, CanvasError> {
-    let tasks = written("tasks", parts)?;
+/// Encodes the keyword arguments of a chain or group: `{"tasks": [...]}`.
+fn tasks_kwargs(parts: &[Canvas]) -> Result<Raw<'static>, CanvasError> {
+    let tasks = encode_list("tasks", parts)?;
     Ok(Raw::encode(
         Serializer::Json,
-        &Entries(&[("tasks", &tasks)]),
+        &MapEntries(&[("tasks", &tasks)]),
     )?)
 }
 
-fn written(name: &str, parts: &[Canvas]) -> Result<Raw<'static>, CanvasError> {
-    let parts = parts.iter().enumerate().map(|(place, part)| {
+/// Encodes canvases as a list. `name` is the field in error paths.
+fn encode_list(name: &str, parts: &[Canvas]) -> Result<Raw<'static>, CanvasError> {
+    let parts = parts.iter().enumerate().map(|(index, part)| {
         let wire = part.to_wire();
-        wire.map_err(|error| error.inside(format_args!("{name}[{place}]")))
+        wire.map_err(|error| error.inside(format_args!("{name}[{index}]")))
     });
     let parts = parts.collect::<Result<Vec<_>, _>>()?;
     Ok(Raw::encode(Serializer::Json, &parts)?)
 }
 
-fn read(raw: &Raw<'_>, levels: usize) -> Result<Canvas, CanvasError> {
+/// Decodes a signature with at most `levels` nesting levels.
+fn decode(raw: &Raw<'_>, levels: usize) -> Result<Canvas, CanvasError> {
     if levels == 0 {
-        let cause = format!("signatures of more than {MAX_DEPTH} levels inside each other");
+        let cause = format!("signatures are nested more than {MAX_DEPTH} levels deep");
         return Err(CanvasError::new(cause));
     }
     if raw.is_null() {
         return Err(CanvasError::new("expected a signature, found null"));
     }
-    let signature = WireSignature::read(raw).map_err(|error| not_one(&error))?;
+    let signature = WireSignature::read(raw).map_err(|error| invalid_signature(&error))?;
     let kind = match signature.subtask_type.as_deref() {
-        None => task(&signature)?,
-        Some("chain") => Kind::Chain(parts(&signature, levels)?),
-        Some("group") => Kind::Group(Members {
+        None => decode_task(&signature)?,
+        Some("chain") => NodeKind::Chain(decode_tasks(&signature, levels)?),
+        Some("group") => NodeKind::Group(GroupNode {
             frozen: option(&signature, "task_id")?.is_some(),
-            tasks: parts(&signature, levels)?,
-            whole: false,
+            tasks: decode_tasks(&signature, levels)?,
+            keep_group: false,
         }),
-        Some("chord") => Kind::Chord(Box::new(chord(&signature, levels)?)),
+        Some("chord") => NodeKind::Chord(Box::new(decode_chord(&signature, levels)?)),
         Some(other) => {
-            let cause = format!("a signature of the kind {other:?}, which Celery does not have");
+            let cause = format!("unknown subtask_type {other:?}; expected chain, group or chord");
             return Err(CanvasError::new(cause));
         }
     };
     let depth = match &kind {
-        Kind::Task(_) => 0,
-        Kind::Chain(steps) => Canvas::depth_of(steps),
-        Kind::Group(group) => Canvas::depth_of(&group.tasks),
-        Kind::Chord(chord) => chord.header.depth().max(chord.body.depth()),
+        NodeKind::Task(_) => 0,
+        NodeKind::Chain(steps) => Canvas::depth_of(steps),
+        NodeKind::Group(group) => Canvas::depth_of(&group.tasks),
+        NodeKind::Chord(chord) => chord.header.depth().max(chord.body.depth()),
     };
-    let is_leaf = matches!(kind, Kind::Task(_));
-    let mut canvas = Canvas::of(kind).holding(depth);
+    let is_leaf = matches!(kind, NodeKind::Task(_));
+    let mut canvas = Canvas::of(kind).with_nested_depth(depth);
     canvas.immutable = signature.immutable;
     if !is_leaf {
-        let args = signature.args.elements().map_err(|error| not_one(&error))?;
+        let args = signature
+            .args
+            .elements()
+            .map_err(|error| invalid_signature(&error))?;
         let args: Vec<_> = args.into_iter().map(Raw::into_owned).collect();
-        canvas.give(&args);
+        canvas.prepend_args(&args);
     }
-    read_options(canvas, &signature, levels)
+    decode_options(canvas, &signature, levels)
 }
 
-fn read_options(
+fn decode_options(
     mut canvas: Canvas,
     signature: &WireSignature<'_>,
     levels: usize,
@@ -220,30 +227,32 @@ fn read_options(
     let mut call = call.map_err(CanvasError::new)?;
     let embed = std::mem::take(&mut call.embed);
     let mut depth = 0;
-    for (name, list, to) in [
+    for (name, list, target) in [
         ("link", embed.callbacks, &mut canvas.options.link),
         ("link_error", embed.errbacks, &mut canvas.options.link_error),
     ] {
         if let Some(list) = list {
-            *to = read_list(name, &list, levels)?;
-            depth = depth.max(Canvas::depth_of(to));
+            *target = decode_list(name, &list, levels)?;
+            depth = depth.max(Canvas::depth_of(target));
         }
     }
-    if let Some(rest) = embed.chain {
-        let rest = rest.elements().map_err(|error| not_one(&error))?;
-        canvas.options.rest = rest.into_vec();
+    if let Some(chain) = embed.chain {
+        let chain = chain
+            .elements()
+            .map_err(|error| invalid_signature(&error))?;
+        canvas.options.chain = chain.into_vec();
     }
     canvas.options.chord = embed.chord.map(std::sync::Arc::new);
     canvas.options.call = call;
-    Ok(canvas.holding(depth))
+    Ok(canvas.with_nested_depth(depth))
 }
 
-fn task(signature: &WireSignature<'_>) -> Result<Kind, CanvasError> {
-    // Looked at, so that an error is told now and not by the worker.
+fn decode_task(signature: &WireSignature<'_>) -> Result<NodeKind, CanvasError> {
+    // Decoded here so that an error is reported before the task is sent.
     let args = signature.args.elements();
-    args.map_err(|error| not_one(&error.in_field("args")))?;
+    args.map_err(|error| invalid_signature(&error.in_field("args")))?;
     let kwargs = signature.kwargs.entries();
-    let kwargs = kwargs.map_err(|error| not_one(&error.in_field("kwargs")))?;
+    let kwargs = kwargs.map_err(|error| invalid_signature(&error.in_field("kwargs")))?;
     let own = |raw: &Raw<'_>| raw.clone().into_owned();
     let name = signature.task.clone().into_owned();
     let mapped = matches!(
@@ -256,28 +265,31 @@ fn task(signature: &WireSignature<'_>) -> Result<Kind, CanvasError> {
         let inner = inner.and_then(|(_, raw)| WireSignature::read(raw).ok());
         call.routed_as = inner.map(|inner| Cow::Owned(inner.task.into_owned()));
     }
-    Ok(Kind::Task(Box::new(call)))
+    Ok(NodeKind::Task(Box::new(call)))
 }
 
-fn chord(signature: &WireSignature<'_>, levels: usize) -> Result<Chord, CanvasError> {
+fn decode_chord(signature: &WireSignature<'_>, levels: usize) -> Result<ChordNode, CanvasError> {
     let header =
         entry(signature, "header")?.ok_or_else(|| CanvasError::new("a chord without a header"))?;
     let body = entry(signature, "body")?
         .ok_or_else(|| CanvasError::new("a chord without a body").inside("body"))?;
     let kwargs = entry(signature, "kwargs")?;
-    let body = read(&body, levels - 1).map_err(|error| error.inside("body"))?;
+    let body = decode(&body, levels - 1).map_err(|error| error.inside("body"))?;
     let (header, frozen) = match header.elements() {
-        Ok(_) => (Canvas::group(read_list("header", &header, levels)?), false),
+        Ok(_) => (
+            Canvas::group(decode_list("header", &header, levels)?),
+            false,
+        ),
         Err(_) => {
-            let read = read(&header, levels - 1).map_err(|error| error.inside("header"))?;
-            match read.kind {
-                Kind::Group(_) => (read, true),
-                // Celery takes the steps of a chain and a task alone.
-                _ => (Canvas::group(read.into_steps()), false),
+            let header = decode(&header, levels - 1).map_err(|error| error.inside("header"))?;
+            match header.kind {
+                NodeKind::Group(_) => (header, true),
+                // Celery accepts a chain, whose steps are the tasks, and a single task.
+                _ => (Canvas::group(header.into_steps()), false),
             }
         }
     };
-    Ok(Chord {
+    Ok(ChordNode {
         header,
         body,
         kwargs: kwargs.map_or_else(|| Raw::json("{}"), Raw::into_owned),
@@ -286,9 +298,9 @@ fn chord(signature: &WireSignature<'_>, levels: usize) -> Result<Chord, CanvasEr
     })
 }
 
-fn parts(signature: &WireSignature<'_>, levels: usize) -> Result<Vec<Canvas>, CanvasError> {
+fn decode_tasks(signature: &WireSignature<'_>, levels: usize) -> Result<Vec<Canvas>, CanvasError> {
     match entry(signature, "tasks")? {
-        Some(tasks) => read_list("tasks", &tasks, levels),
+        Some(tasks) => decode_list("tasks", &tasks, levels),
         None => {
             let cause = format!("a {} without tasks", signature.task);
             Err(CanvasError::new(cause).inside("tasks"))
@@ -296,19 +308,20 @@ fn parts(signature: &WireSignature<'_>, levels: usize) -> Result<Vec<Canvas>, Ca
     }
 }
 
-fn read_list(name: &str, list: &Raw<'_>, levels: usize) -> Result<Vec<Canvas>, CanvasError> {
+fn decode_list(name: &str, list: &Raw<'_>, levels: usize) -> Result<Vec<Canvas>, CanvasError> {
     let list = list
         .elements()
-        .map_err(|error| not_one(&error).inside(name))?;
-    let parts = list.iter().enumerate().map(|(place, part)| {
-        read(part, levels - 1).map_err(|error| error.inside(format_args!("{name}[{place}]")))
+        .map_err(|error| invalid_signature(&error).inside(name))?;
+    let parts = list.iter().enumerate().map(|(index, part)| {
+        decode(part, levels - 1).map_err(|error| error.inside(format_args!("{name}[{index}]")))
     });
     parts.collect()
 }
 
+/// Returns a keyword argument of the signature that is not null.
 fn entry<'a>(signature: &WireSignature<'a>, name: &str) -> Result<Option<Raw<'a>>, CanvasError> {
     let entries = signature.kwargs.entries();
-    let entries = entries.map_err(|error| not_one(&error.in_field("kwargs")))?;
+    let entries = entries.map_err(|error| invalid_signature(&error.in_field("kwargs")))?;
     let found = entries.into_iter().rev().find(|(key, _)| key == name);
     Ok(found
         .map(|(_, value)| value)
@@ -316,14 +329,16 @@ fn entry<'a>(signature: &WireSignature<'a>, name: &str) -> Result<Option<Raw<'a>
 }
 
 fn option<'a>(signature: &WireSignature<'a>, name: &str) -> Result<Option<Raw<'a>>, CanvasError> {
-    signature.option(name).map_err(|error| not_one(&error))
+    signature
+        .option(name)
+        .map_err(|error| invalid_signature(&error))
 }
 
-fn not_one(error: &DecodeError) -> CanvasError {
+fn invalid_signature(error: &DecodeError) -> CanvasError {
     CanvasError::new(format!("cannot read a signature: {error}"))
 }
 
-/// A canvas that was put into a message cannot fail to be read back.
-pub(super) fn unreadable(error: &DecodeError) -> EncodeError {
+/// Converts an error in decoding a part that this crate has encoded.
+pub(super) fn encode_error(error: &DecodeError) -> EncodeError {
     EncodeError::new(error.to_string())
 }

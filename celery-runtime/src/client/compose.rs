@@ -1,4 +1,4 @@
-//! From a call to its message. Pure: ids and time are arguments.
+//! Composing the message of a call. Pure: ids and time are arguments.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -15,19 +15,19 @@ use crate::queues::{QueueNotFound, Queues};
 use crate::routing::Route;
 use crate::task::{ArgumentEncoder, EncodedArguments};
 
-/// Who sends, with which settings.
+/// The identity and settings of the sender.
 #[derive(Clone, Debug)]
 pub(crate) struct Sender {
     pub(crate) config: Arc<Config>,
     pub(crate) queues: Arc<Queues>,
     /// `gen<pid>@<hostname>`.
     pub(crate) origin: String,
-    /// The queue for replies: the rpc backend's, else an id of this sender,
-    /// since Celery fills the property always.
+    /// The reply queue: that of the `rpc` backend, otherwise an id of this sender, because Celery
+    /// always sets the property.
     pub(crate) reply_to: String,
 }
 
-/// What is sent: a task's name and how to write its arguments.
+/// A call to send: the name of the task and a function that encodes the arguments.
 pub(crate) struct Outgoing<'a> {
     pub(crate) task: Cow<'static, str>,
     /// The queue and priority of the task's declaration.
@@ -37,19 +37,18 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) write: &'a dyn Fn(&ArgumentEncoder<'_>) -> Result<EncodedArguments, EncodeError>,
 }
 
-/// Why there is no message for a call.
+/// An error in composing a message.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ComposeError {
-    /// An argument has no form in the serializer, or the compression's feature
-    /// is off.
+    /// The serializer cannot express an argument, or the feature of the compression is disabled.
     #[error(transparent)]
     Encode(#[from] EncodeError),
-    /// Its queue does not exist and must not be made.
+    /// The queue is not declared and must not be created.
     #[error(transparent)]
     Queue(#[from] QueueNotFound),
 }
 
-/// Builds the message of a call and finds its way.
+/// Composes the message of a call and determines its destination.
 ///
 /// # Errors
 ///
@@ -89,7 +88,7 @@ pub(crate) fn compose(
     let reply_to = options.reply_to.as_ref().unwrap_or(&sender.reply_to);
     properties.reply_to = Some(reply_to.clone());
     properties.expiration = expires.map(|time| milliseconds_until(time, now));
-    // Celery always writes a priority; unset is 0.
+    // Celery always sets a priority; the default is 0.
     let priority = options
         .priority
         .or(route.and_then(|route| route.priority))
@@ -97,43 +96,44 @@ pub(crate) fn compose(
         .or(config.task.priority);
     properties.priority = Some(priority.unwrap_or(0));
     properties.delivery_mode = Some(config.task_default_delivery_mode);
-    let way = destination(&sender.queues, outgoing, route)?;
-    let publication = Publication::to_exchange(message, way.exchange, way.routing_key);
-    Ok(match way.queue.and_then(declarable) {
+    let destination = destination(&sender.queues, outgoing, route)?;
+    let publication =
+        Publication::to_exchange(message, destination.exchange, destination.routing_key);
+    Ok(match destination.queue.and_then(declarable) {
         Some(queue) => publication.declare_queue(queue),
         None => publication,
     })
 }
 
-/// The message of a planned task, and the task's id.
+/// Composes the message of a planned task. Also returns the id of the task.
 ///
 /// # Errors
 ///
 /// See [`ComposeError`].
-pub(crate) fn compose_letter(
+pub(crate) fn compose_task(
     sender: &Sender,
     call: &TaskCall,
     mut options: CallOptions,
     now: SystemTime,
 ) -> Result<(String, Publication), ComposeError> {
-    // What calls another task in its place takes its way.
+    // A task that calls another one in place, such as `celery.map`, uses the route of that one.
     let routes = &sender.config.task_routes;
     if let Some(inner) = &call.routed_as
         && routes.find(&call.task).is_none()
         && let Some(route) = routes.find(inner)
     {
-        let said = |call: &mut Option<String>, route: &Option<String>| {
+        let set_default = |call: &mut Option<String>, route: &Option<String>| {
             if call.is_none() {
                 call.clone_from(route);
             }
         };
-        said(&mut options.queue, &route.queue);
-        said(&mut options.exchange, &route.exchange);
-        said(&mut options.routing_key, &route.routing_key);
+        set_default(&mut options.queue, &route.queue);
+        set_default(&mut options.exchange, &route.exchange);
+        set_default(&mut options.routing_key, &route.routing_key);
         options.priority = options.priority.or(route.priority);
     }
     let id = options.task_id.clone();
-    let id = id.unwrap_or_else(|| env::uuid());
+    let id = id.unwrap_or_else(env::uuid);
     let outgoing = Outgoing {
         task: Cow::clone(&call.task),
         queue: call.queue.as_deref(),
@@ -145,8 +145,7 @@ pub(crate) fn compose_letter(
     Ok((id, publication))
 }
 
-/// The queue, where it is the sender's to declare: a broadcast queue belongs to
-/// who consumes it.
+/// Returns the queue if the sender declares it. A broadcast queue is declared by its consumers.
 pub(crate) fn declarable(queue: Arc<Queue>) -> Option<Arc<Queue>> {
     (!queue.is_broadcast()).then_some(queue)
 }
@@ -206,31 +205,31 @@ fn message(
     }
 }
 
-/// Where a message goes.
+/// The destination of a message.
 struct MessageDestination {
     exchange: String,
     routing_key: String,
-    /// Unknown where a route names an exchange and no queue.
+    /// `None` if a route names an exchange and no queue.
     queue: Option<Arc<Queue>>,
 }
 
-/// Celery's rules: the call's own word first, then the route's, then the
-/// declaration's, then the default. Where exchange or routing key is left open,
-/// a direct queue is reached through the anonymous exchange, and any other
-/// through its own.
+/// Determines the destination by the rules of Celery: the options of the call override the route,
+/// the route overrides the declaration, and that the default queue. Unless both exchange and
+/// routing key are set, a message to a direct queue goes through the default exchange, and a
+/// message to any other queue through the exchange of the queue.
 fn destination(
     queues: &Queues,
     outgoing: &Outgoing<'_>,
     route: Option<&Route>,
 ) -> Result<MessageDestination, QueueNotFound> {
     let options = outgoing.options;
-    let said = |call: &Option<String>, routed: fn(&Route) -> &Option<String>| {
+    let choose = |call: &Option<String>, routed: fn(&Route) -> &Option<String>| {
         let routed = route.and_then(|route| routed(route).clone());
         call.clone().or(routed).filter(|name| !name.is_empty())
     };
-    let exchange = said(&options.exchange, |route| &route.exchange);
-    let routing_key = said(&options.routing_key, |route| &route.routing_key);
-    let queue = said(&options.queue, |route| &route.queue);
+    let exchange = choose(&options.exchange, |route| &route.exchange);
+    let routing_key = choose(&options.routing_key, |route| &route.routing_key);
+    let queue = choose(&options.queue, |route| &route.queue);
     let queue = queue.as_deref().or(outgoing.queue);
 
     if let (Some(exchange), Some(routing_key)) = (&exchange, &routing_key) {
@@ -261,13 +260,14 @@ fn destination(
     })
 }
 
-/// `str(int(seconds * 1000))`, and `0` for what is past.
+/// Returns the milliseconds until `time` as text, as `str(int(seconds * 1000))` in Celery; `0` if
+/// it is past.
 fn milliseconds_until(time: SystemTime, now: SystemTime) -> String {
     let left = time.duration_since(now).unwrap_or_default();
     left.as_millis().to_string()
 }
 
-/// Writes arguments that are there as text of a message already.
+/// Returns a function that encodes arguments which are encoded already.
 pub(crate) fn raw_call<'a>(
     args: &'a Raw<'a>,
     kwargs: &'a Raw<'a>,
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_call_looks_like_celerys() {
+    fn call_without_options_is_composed_as_by_celery() {
         let publication = sent(&Config::new(), None, &CallOptions::default());
         assert_eq!(publication.exchange, "");
         assert_eq!(publication.routing_key, "celery");
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn countdown_and_expiry_become_times() {
+    fn countdown_and_expires_are_converted_to_times() {
         let options = CallOptions {
             eta: Some(Time::In(Duration::from_secs(10))),
             expires: Some(Time::In(Duration::from_millis(60_500))),
@@ -342,22 +342,22 @@ mod tests {
     }
 
     #[test]
-    fn the_call_goes_before_route_declaration_and_default() {
+    fn call_overrides_route_declaration_and_default() {
         let routed = Config::new().task_routes(Routes::new().route("tasks.*", "routed"));
-        let asked = CallOptions {
-            queue: Some("asked".to_owned()),
+        let with_queue = CallOptions {
+            queue: Some("called".to_owned()),
             ..CallOptions::default()
         };
         let (none, plain) = (CallOptions::default(), Config::new());
         let key = |config, queue, options| sent(config, queue, options).routing_key;
-        assert_eq!(key(&routed, Some("declared"), &asked), "asked");
+        assert_eq!(key(&routed, Some("declared"), &with_queue), "called");
         assert_eq!(key(&routed, Some("declared"), &none), "routed");
         assert_eq!(key(&plain, Some("declared"), &none), "declared");
         assert_eq!(key(&plain, None, &none), "celery");
     }
 
-    /// Exchange, routing key and the queue to declare.
-    fn way(config: &Config, options: &CallOptions) -> (String, String, Option<String>) {
+    /// Returns exchange, routing key and the queue to declare.
+    fn destination_of(config: &Config, options: &CallOptions) -> (String, String, Option<String>) {
         let sent = sent(config, None, options);
         let queue = sent.queue.map(|queue| queue.name.clone());
         (sent.exchange, sent.routing_key, queue)
@@ -372,76 +372,82 @@ mod tests {
         }
     }
 
-    fn ends(exchange: &str, key: &str, queue: Option<&str>) -> (String, String, Option<String>) {
+    fn expect(exchange: &str, key: &str, queue: Option<&str>) -> (String, String, Option<String>) {
         (exchange.into(), key.into(), queue.map(str::to_owned))
     }
 
     #[test]
-    fn a_direct_queue_is_reached_by_its_name() {
+    fn direct_queue_uses_default_exchange() {
         let config = Config::new();
         for (options, expected) in [
-            (call(None, None, None), ends("", "celery", Some("celery"))),
-            (call(Some("q"), None, None), ends("", "q", Some("q"))),
-            // As in Celery, one of the two alone says nothing.
-            (call(Some("q"), None, Some("k")), ends("", "q", Some("q"))),
-            (call(Some("q"), Some("e"), None), ends("", "q", Some("q"))),
+            (call(None, None, None), expect("", "celery", Some("celery"))),
+            (call(Some("q"), None, None), expect("", "q", Some("q"))),
+            // As in Celery, only one of exchange and routing key has no effect.
+            (call(Some("q"), None, Some("k")), expect("", "q", Some("q"))),
+            (call(Some("q"), Some("e"), None), expect("", "q", Some("q"))),
             (
                 call(Some("q"), Some("e"), Some("k")),
-                ends("e", "k", Some("q")),
+                expect("e", "k", Some("q")),
             ),
             (
                 call(None, Some("e"), Some("k")),
-                ends("e", "k", Some("celery")),
+                expect("e", "k", Some("celery")),
             ),
         ] {
-            assert_eq!(way(&config, &options), expected);
+            assert_eq!(destination_of(&config, &options), expected);
         }
     }
 
     #[test]
-    fn other_queues_are_reached_through_their_exchange() {
+    fn topic_queue_uses_its_exchange() {
         let topic = Queue::new("q").bound_to(Exchange::topic("logs"), "log.*");
         let config = Config::new().task_queues([topic]);
         for (options, expected) in [
             (
                 call(Some("q"), None, None),
-                ends("logs", "log.*", Some("q")),
+                expect("logs", "log.*", Some("q")),
             ),
             (
                 call(Some("q"), None, Some("log.a")),
-                ends("logs", "log.a", Some("q")),
+                expect("logs", "log.a", Some("q")),
             ),
             (
                 call(Some("q"), Some("e"), None),
-                ends("e", "log.*", Some("q")),
+                expect("e", "log.*", Some("q")),
             ),
-            // Once there are task_queues, the default queue is one or missing.
-            (call(None, None, None), ends("", "celery", Some("celery"))),
+            // The default queue is not one of `task_queues` and is created.
+            (call(None, None, None), expect("", "celery", Some("celery"))),
         ] {
-            assert_eq!(way(&config, &options), expected);
+            assert_eq!(destination_of(&config, &options), expected);
         }
     }
 
     #[test]
-    fn a_route_may_name_everything() {
+    fn route_sets_exchange_type_and_routing_key() {
         let route = serde_json::json!({"tasks.*": {
             "exchange": "media", "exchange_type": "topic", "routing_key": "a.b",
         }});
         let config = Config::new().set("task_routes", route).unwrap();
         let (none, keyed) = (call(None, None, None), call(Some("q"), None, Some("k")));
-        assert_eq!(way(&config, &none), ends("media", "a.b", None));
-        assert_eq!(way(&config, &keyed), ends("media", "k", Some("q")));
+        assert_eq!(destination_of(&config, &none), expect("media", "a.b", None));
+        assert_eq!(
+            destination_of(&config, &keyed),
+            expect("media", "k", Some("q"))
+        );
     }
 
     #[test]
-    fn a_broadcast_goes_to_its_exchange_and_is_not_declared() {
+    fn broadcast_queue_uses_its_exchange_and_is_not_declared() {
         let config = Config::new().task_queues([Queue::broadcast("news")]);
         let news = call(Some("news"), None, None);
-        assert_eq!(way(&config, &news), ends("news", "celery", None));
+        assert_eq!(
+            destination_of(&config, &news),
+            expect("news", "celery", None)
+        );
     }
 
     #[test]
-    fn a_queue_that_must_not_be_made_is_an_error() {
+    fn unknown_queue_is_rejected_when_creation_is_disabled() {
         let config = Config::new()
             .set("task_create_missing_queues", false)
             .unwrap();
@@ -451,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn the_delivery_mode_follows_its_setting() {
+    fn delivery_mode_follows_its_setting() {
         let mode = |value: serde_json::Value| {
             let config = Config::new().set("task_default_delivery_mode", value);
             let sent = sent(&config.unwrap(), None, &CallOptions::default());
@@ -463,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn protocol_1_has_everything_in_the_body() {
+    fn protocol_1_message_has_all_fields_in_body() {
         let config = Config::new().set("task_protocol", 1).unwrap();
         let message = sent(&config, None, &CallOptions::default()).message;
         assert!(message.headers.is_empty());

@@ -1,4 +1,4 @@
-//! The event by which a client tells that it has sent a task. Pure.
+//! The event `task-sent`, which a client emits for each task. Pure.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -7,8 +7,8 @@ use celery_protocol::{Event, Map, Message, Value};
 use crate::boundary::Publication;
 use crate::logical_clock::LogicalClock;
 
-/// The event about a task of protocol 2; there is none about others, whose
-/// headers say nothing.
+/// Creates the event for a message of protocol 2; `None` for one of protocol 1, which has no
+/// headers.
 pub(crate) fn event(
     sent: &Publication,
     origin: &str,

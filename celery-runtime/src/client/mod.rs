@@ -17,7 +17,7 @@ use crate::app::inner::AppInner;
 use crate::backoff::Backoff;
 use crate::boundary::{Broker, Publication, ResultBackend, ServiceError, ServiceErrorKind, Store};
 use crate::canvas::{Canvas, CanvasError, PlanContext, Signature};
-use crate::client::send::Sent;
+use crate::client::send::SentCanvas;
 use crate::client::sendable::ResultSource;
 use crate::env;
 use crate::env::Clock;
@@ -25,7 +25,7 @@ use crate::logical_clock::LogicalClock;
 use crate::queues::QueueNotFound;
 use crate::task::{Conflict, Params, Task, TaskArgs, Unique};
 use compose::Sender;
-use result::Reader;
+use result::ResultReader;
 
 pub use crate::client::sendable::Sendable;
 pub use group::{Completions, GroupResult};
@@ -33,9 +33,9 @@ pub use result::{AnyResult, AsyncResult, ResultError, TaskFailure};
 
 pub(crate) use crate::client::send::no_backend;
 
-/// Sends tasks to workers in any language, and reads their results.
+/// A client, which sends tasks to workers in any language and reads their results.
 ///
-/// Cloning is cheap; clones share their connections. Made by
+/// Cloning is cheap; clones share their connections. Created by
 /// [`App::client`](crate::App::client).
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -46,93 +46,93 @@ pub struct Client {
 struct ClientInner {
     broker: Arc<dyn Broker>,
     store: Option<Arc<dyn Store>>,
-    reader: Arc<Reader>,
+    reader: Arc<ResultReader>,
     clock: Clock,
     logical_clock: LogicalClock,
     sender: Sender,
 }
 
-/// A task that was not sent.
+/// An error in sending a task: it was not sent.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SendError {
-    /// Its arguments have no form in the serializer.
-    #[error("cannot write the message of task {task}: {cause}")]
+    /// The serializer cannot express the arguments.
+    #[error("cannot encode the message of task {task}: {cause}")]
     Encode {
         /// The task's name.
         task: String,
-        /// What the serializer says.
+        /// The error of the serializer.
         cause: EncodeError,
     },
-    /// Something in a canvas cannot be sent.
+    /// A canvas is invalid.
     #[error("cannot send {task}: {cause}")]
     Canvas {
-        /// The task's name, or `celery.chain` and the like.
+        /// The task's name, or `celery.chain`, `celery.group` or `celery.chord`.
         task: String,
-        /// What, and where in it.
+        /// The error and its path in the canvas.
         cause: CanvasError,
     },
-    /// The result backend cannot count the parts of a chord, or did not.
+    /// The result backend does not support chords, or could not register one.
     #[error("{task} was not sent: {cause}")]
     Chord {
-        /// The task's name, or `celery.chain` and the like.
+        /// The task's name, or `celery.chain`, `celery.group` or `celery.chord`.
         task: String,
-        /// What the backend failed at.
+        /// The error of the backend.
         cause: ServiceError,
     },
-    /// Its queue does not exist and must not be made.
+    /// The queue of the task is not declared and must not be created
+    /// (`task_create_missing_queues`).
     #[error("task {task} was not sent: {cause}")]
     Queue {
         /// The task's name.
         task: String,
-        /// Which queue, and what to do.
+        /// The error with the queue and the remedy.
         cause: QueueNotFound,
     },
-    /// The result backend is not ready for its result.
-    #[error("task {task} was not sent, since its result could not be received: {cause}")]
+    /// The result backend could not prepare for the result.
+    #[error("task {task} was not sent, because its result could not be received: {cause}")]
     Backend {
         /// The task's name.
         task: String,
-        /// What the backend failed at.
+        /// The error of the backend.
         cause: ServiceError,
     },
-    /// There must be one at a time, and there is one; see
-    /// [`Unique`](crate::Unique).
-    #[error("task {task} was not sent: task {holder} is there already")]
+    /// A unique instance of the task already exists; see [`Unique`](crate::Unique).
+    #[error("task {task} was not sent: a unique instance ({holder}) already exists")]
     NotUnique {
         /// The task's name.
         task: String,
-        /// The id of the one that is there.
+        /// The id of the existing instance.
         holder: String,
     },
-    /// It cannot be found out whether there is one already.
-    #[error("task {task} was not sent, since it must be the only one: {cause}")]
+    /// The store failed, so it is unknown whether a unique instance already exists.
+    #[error("task {task} was not sent, because its unique lock could not be taken: {cause}")]
     Store {
         /// The task's name.
         task: String,
-        /// What the store failed at.
+        /// The error of the store.
         cause: ServiceError,
     },
-    /// The broker did not take it.
+    /// The broker did not accept the message.
     #[error("task {task} was not sent: {cause}")]
     Broker {
         /// The task's name.
         task: String,
-        /// What the broker failed at.
+        /// The error of the broker.
         cause: ServiceError,
     },
 }
 
 impl SendError {
-    /// Whether sending again later may succeed. After a lost connection or a
-    /// timeout the broker may have the task already.
+    /// Returns whether sending again later may succeed. After a lost connection or a timeout the
+    /// broker may have accepted the message nevertheless.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Broker { cause, .. }
             | Self::Backend { cause, .. }
             | Self::Chord { cause, .. }
             | Self::Store { cause, .. } => cause.is_transient(),
-            // When the other one has ended.
+            // The existing instance may have ended by then.
             Self::NotUnique { .. } => true,
             Self::Encode { .. } | Self::Canvas { .. } | Self::Queue { .. } => false,
         }
@@ -154,7 +154,7 @@ impl Client {
             .as_deref()
             .and_then(ResultBackend::reply_to)
             .unwrap_or_else(env::uuid);
-        let reader = Arc::new(Reader {
+        let reader = Arc::new(ResultReader {
             backend,
             deadline: config.operation_timeout,
         });
@@ -180,9 +180,9 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// When an argument cannot be written, when the task's queue must not be
-    /// made, or when result backend and broker are not ready for the task
-    /// within the configured deadline (5 s by default).
+    /// Fails if an argument cannot be encoded, if the queue of the task must not be created, or if
+    /// result backend and broker do not accept the task within the operation timeout (5 s by
+    /// default).
     ///
     /// # Cancel safety
     ///
@@ -195,12 +195,12 @@ impl Client {
         self.apply(task.s(args)).await
     }
 
-    /// Sends a task by its name, such as one that exists in Python only.
-    /// `args` must serialize as an array, `kwargs` as a map; `()` is none.
+    /// Sends a task by name, such as one that exists only in Python. `args` must serialize as an
+    /// array and `kwargs` as a map; `()` is an empty one.
     ///
     /// # Errors
     ///
-    /// As [`send`](Self::send).
+    /// Returns the errors of [`send`](Self::send).
     ///
     /// # Cancel safety
     ///
@@ -215,28 +215,25 @@ impl Client {
         self.apply(signature).await
     }
 
-    /// Sends a prepared call, or what a whole canvas begins with: the first step
-    /// of a chain, all members of a group, the header of a chord. Workers send
-    /// the rest.
+    /// Sends a signature or the first tasks of a canvas: the first step of a chain, all members of
+    /// a group, or the header of a chord. Workers send the other tasks.
     ///
     /// # Errors
     ///
-    /// As [`send`](Self::send); when something in a canvas cannot be sent, and
-    /// when there is a chord in it and the result backend does not count its
-    /// parts. Of several tasks the others may have been sent.
+    /// Returns the errors of [`send`](Self::send). Also fails if a part of the canvas is invalid,
+    /// and if it contains a chord and the result backend does not support chords. If one of several
+    /// tasks fails, the others may have been sent.
     ///
     /// # Cancel safety
     ///
     /// A dropped future may have sent some of the tasks.
     pub async fn apply<C: Sendable>(&self, canvas: C) -> Result<C::Result, SendError> {
         let mut results = self.apply_all([canvas]).await;
-        results
-            .pop()
-            .expect("one answer for the one canvas that was sent")
+        results.pop().expect("there is one result per canvas")
     }
 
-    /// Sends many calls, a thousand in one round trip where the broker can. The
-    /// answer has one entry for each, in their order.
+    /// Sends several signatures or canvases, up to 1000 messages in one round trip if the broker
+    /// supports it. Returns one result per canvas, in the same order.
     ///
     /// # Cancel safety
     ///
@@ -247,28 +244,28 @@ impl Client {
     ) -> Vec<Result<C::Result, SendError>> {
         let until = env::instant() + self.inner.sender.config.operation_timeout;
         let canvases = canvases.into_iter().map(C::into_canvas);
-        let alone = PlanContext::default();
-        let planned = canvases.map(|canvas| self.plan(canvas, &alone)).collect();
-        let sent = self.send_all(planned, until).await;
-        let result = |sent: Sent| C::result(sent.result, self.source());
+        let context = PlanContext::default();
+        let composed = canvases.map(|canvas| self.plan(canvas, &context));
+        let sent = self.send_all(composed.collect(), until).await;
+        let result = |sent: SentCanvas| C::result(sent.result, self.source());
         sent.into_iter().map(|sent| sent.map(result)).collect()
     }
 
-    /// Sends a canvas for a task, and says what of it is sent now.
-    pub(crate) async fn apply_within<C: Sendable>(
+    /// Sends a canvas from a running task. Also returns the results of the tasks that are sent now.
+    pub(crate) async fn apply_in_context<C: Sendable>(
         &self,
         canvas: Canvas,
-        within: &PlanContext,
+        context: &PlanContext,
     ) -> Result<(C::Result, Vec<ResultTree>), SendError> {
         let until = env::instant() + self.inner.sender.config.operation_timeout;
-        let planned = self.plan(canvas, within);
-        let mut sent = self.send_all(vec![planned], until).await;
-        let sent = sent.pop().expect("one answer for one canvas")?;
+        let composed = self.plan(canvas, context);
+        let mut sent = self.send_all(vec![composed], until).await;
+        let sent = sent.pop().expect("there is one result per canvas")?;
         Ok((C::result(sent.result, self.source()), sent.children))
     }
 
-    /// Finds out what is wrong with a canvas without sending it.
-    pub(crate) fn can_send(&self, canvas: Canvas) -> Result<(), SendError> {
+    /// Checks that the messages of a canvas can be composed, without sending them.
+    pub(crate) fn check_sendable(&self, canvas: Canvas) -> Result<(), SendError> {
         self.plan(canvas, &PlanContext::default()).map(drop)
     }
 
@@ -276,9 +273,9 @@ impl Client {
         ResultSource(Arc::clone(&self.inner.reader))
     }
 
-    /// Tells those who watch that these tasks were sent, if that is wanted; that
-    /// they were does not depend on it.
-    pub(crate) async fn tell_sent(
+    /// Emits an event `task-sent` per message, if `task_send_sent_event` is set. A failure is only
+    /// logged.
+    pub(crate) async fn emit_sent_events(
         &self,
         sent: impl IntoIterator<Item = &Publication>,
         until: Instant,
@@ -299,19 +296,21 @@ impl Client {
             else {
                 continue;
             };
-            let telling = broker.broadcast(&exchange, "task.sent", &event);
-            match tokio::time::timeout_at(until, telling).await {
+            let sending = broker.broadcast(&exchange, "task.sent", &event);
+            match tokio::time::timeout_at(until, sending).await {
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => {
-                    return tracing::warn!("the event task-sent was not sent: {error}");
+                    return tracing::warn!("client/events: cannot send event task-sent: {error}");
                 }
-                Err(_) => return tracing::warn!("the event task-sent was not sent in time"),
+                Err(_) => {
+                    return tracing::warn!("client/events: sending event task-sent timed out");
+                }
             }
         }
     }
 
-    /// Takes the lock of a task that must be the only one from now on.
-    async fn lock(&self, composed: Composed, until: Instant) -> Result<UniqueCheck, SendError> {
+    /// Takes the lock of a task whose uniqueness begins when it is sent.
+    async fn lock(&self, composed: ComposedTask, until: Instant) -> Result<UniqueCheck, SendError> {
         let Some((unique, params)) = composed.unique.as_deref() else {
             return Ok(UniqueCheck::Free(Box::new(composed), None));
         };
@@ -319,30 +318,30 @@ impl Client {
         let config = &self.inner.sender.config;
         let message = &composed.publication.message;
         let accept = Accept::of([config.task_serializer, Serializer::Json]);
-        let failed = |cause| SendError::Store {
+        let store_error = |cause| SendError::Store {
             task: task.clone(),
             cause,
         };
         let Some(store) = self.inner.store.as_deref() else {
-            return Err(failed(ServiceError::new(
+            return Err(store_error(ServiceError::new(
                 ServiceErrorKind::Unsupported,
                 "lock",
                 format!("task {task}"),
-                "there is no store that clients and workers share",
+                "no store that clients and workers share is configured",
             )));
         };
         let key = unique
-            .key(task, params, message, &accept, config.body_limit)
+            .key(task, params, || message.payload(&accept, config.body_limit))
             .map_err(|error| SendError::Encode {
                 task: task.clone(),
                 cause: EncodeError::new(error.to_string()),
             })?;
         let taking = take_lock(store, &key, &composed.id, unique.first_ttl());
         let holder = match tokio::time::timeout_at(until, taking).await {
-            Ok(holder) => holder.map_err(failed)?,
+            Ok(holder) => holder.map_err(store_error)?,
             Err(_) => {
                 let object = format!("the lock of task {task}");
-                return Err(failed(ServiceError::no_answer(
+                return Err(store_error(ServiceError::no_answer(
                     "take",
                     object,
                     config.operation_timeout,
@@ -352,7 +351,10 @@ impl Client {
         match (holder, unique.conflict) {
             (None, _) => Ok(UniqueCheck::Free(Box::new(composed), Some(key))),
             (Some(_), Conflict::Wait) => Ok(UniqueCheck::Free(Box::new(composed), None)),
-            (Some(holder), Conflict::Drop) => Ok(UniqueCheck::Taken(holder)),
+            (Some(holder), Conflict::Drop) => Ok(UniqueCheck::Taken {
+                task: composed.task,
+                holder,
+            }),
             (Some(holder), Conflict::Fail) => Err(SendError::NotUnique {
                 task: composed.task,
                 holder,
@@ -360,6 +362,7 @@ impl Client {
         }
     }
 
+    /// Releases the lock of a task that was not sent.
     async fn unlock(&self, lock: Option<String>, id: &str) {
         if let (Some(key), Some(store)) = (lock, self.inner.store.as_deref())
             && let Err(error) = store.compare_and_delete(&key, id.as_bytes()).await
@@ -368,18 +371,18 @@ impl Client {
         }
     }
 
-    /// The result of a task that was sent before, by this or another process.
+    /// Returns the result of a task that was sent before, by this or another process.
     pub fn result<R>(&self, id: impl Into<String>) -> AsyncResult<R> {
         AsyncResult::new(id.into(), Arc::clone(&self.inner.reader))
     }
 
-    /// The results of a group that was [saved](GroupResult::save), by this or
-    /// another process, also by a Python program; `None` where there is none.
+    /// Returns the result of a group that was [saved](GroupResult::save) by this or another
+    /// process, including a Python program; `None` if it was not saved.
     ///
     /// # Errors
     ///
-    /// When there is no backend, it keeps no groups, or it does not answer
-    /// within the deadline.
+    /// Fails if there is no result backend, if it does not support saved groups, or if it does not
+    /// answer within the operation timeout.
     ///
     /// # Cancel safety
     ///
@@ -390,24 +393,26 @@ impl Client {
     ) -> Result<Option<GroupResult<Out>>, ResultError> {
         let reader = &self.inner.reader;
         let backend = reader.backend(id)?;
-        let saved = reader.ask("read", || backend.fetch_group(id)).await?;
+        let saved = reader
+            .with_deadline("read", || backend.fetch_group(id))
+            .await?;
         Ok(saved.map(|tree| GroupResult::of(tree, Arc::clone(reader))))
     }
 
-    /// Publishes, some at a time; many have the deadline for each part. What
-    /// comes after a part that got no answer is not tried.
+    /// Publishes messages in batches of [`BATCH_SIZE`]. If there are several batches, each has the
+    /// operation timeout of its own. After a transient error the following batches are not tried.
     async fn publish(
         &self,
         batch: &[Publication],
         until: Instant,
     ) -> Vec<Result<(), ServiceError>> {
         if batch.len() <= BATCH_SIZE {
-            return self.publish_part(batch, until).await;
+            return self.publish_batch(batch, until).await;
         }
         let deadline = self.inner.sender.config.operation_timeout;
         let mut answers = Vec::with_capacity(batch.len());
-        for part in batch.chunks(BATCH_SIZE) {
-            answers.extend(self.publish_part(part, env::instant() + deadline).await);
+        for chunk in batch.chunks(BATCH_SIZE) {
+            answers.extend(self.publish_batch(chunk, env::instant() + deadline).await);
             if let Some(Err(error)) = answers.last()
                 && error.is_transient()
             {
@@ -419,9 +424,9 @@ impl Client {
         answers
     }
 
-    /// Tries again `until` the deadline while the broker cannot be reached. Once
-    /// a message may have left, it is not sent twice.
-    async fn publish_part(
+    /// Publishes one batch. Retries until the deadline while the broker is unreachable; other
+    /// errors are not retried, because the broker may have received a message.
+    async fn publish_batch(
         &self,
         batch: &[Publication],
         until: Instant,
@@ -463,12 +468,12 @@ impl Client {
     }
 }
 
-/// How many messages are published, or results read, in one go: enough to make
-/// little of a round trip, and little enough to have in memory several times.
+/// The number of messages that are published, or results that are read, in one round trip: large
+/// enough to make the latency negligible, small enough to be in memory several times.
 const BATCH_SIZE: usize = 1_000;
 
-/// A call that is ready to be sent.
-struct Composed {
+/// A task whose message is ready to be published.
+struct ComposedTask {
     task: String,
     id: String,
     wants_result: bool,
@@ -476,15 +481,15 @@ struct Composed {
     publication: Publication,
 }
 
-/// A call that must be the only one, or one that need not.
+/// The outcome of the uniqueness check of a task.
 enum UniqueCheck {
-    /// To be sent; with the name of the lock that was taken for it.
-    Free(Box<Composed>, Option<String>),
-    /// Not to be sent, since the task with this id is there.
-    Taken(String),
+    /// The task is to be sent. Contains the key of the lock, if one was taken.
+    Free(Box<ComposedTask>, Option<String>),
+    /// The task is not to be sent, because the unique instance `holder` exists.
+    Taken { task: String, holder: String },
 }
 
-/// Takes the lock, or says who has it.
+/// Takes a lock. Returns the holder if it is another task.
 async fn take_lock(
     store: &dyn Store,
     key: &str,
@@ -495,7 +500,7 @@ async fn take_lock(
         if store.put_if_absent(key, id.as_bytes(), ttl).await? {
             return Ok(None);
         }
-        // Gone meanwhile where there is none.
+        // Without a value the lock has been released in the meantime.
         if let Some(holder) = store.get(key).await? {
             let holder = String::from_utf8_lossy(&holder).into_owned();
             return Ok((holder != id).then_some(holder));
@@ -508,6 +513,6 @@ fn no_answer() -> ServiceError {
         ServiceErrorKind::Invalid,
         "publish to",
         "the broker",
-        "it gave fewer answers than it was sent messages",
+        "the broker returned fewer results than messages",
     )
 }

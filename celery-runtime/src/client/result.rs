@@ -18,23 +18,23 @@ use crate::client::BATCH_SIZE;
 use crate::client::group::GroupResult;
 use crate::env;
 
-/// The result of a task that was sent: now, later, or never.
+/// A handle to the result of a task that was sent, which may not be available yet.
 ///
-/// Dropping it changes nothing for the task.
+/// Dropping it does not affect the task.
 pub struct AsyncResult<R> {
     tree: ResultTree,
-    reader: Arc<Reader>,
+    reader: Arc<ResultReader>,
     result: PhantomData<fn() -> R>,
 }
 
-/// What reading results needs.
+/// The result backend, and the timeout of its operations.
 #[derive(Debug)]
-pub(crate) struct Reader {
+pub(crate) struct ResultReader {
     pub(crate) backend: Option<Arc<dyn ResultBackend>>,
     pub(crate) deadline: Duration,
 }
 
-/// A task that did not succeed, in the words of the worker that ran it.
+/// The failure of a task, as stored by the worker that ran it.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct TaskFailure {
@@ -58,14 +58,14 @@ impl fmt::Display for TaskFailure {
     }
 }
 
-/// A result that could not be had.
+/// An error in reading a result.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResultError {
     /// The task failed or was revoked.
     #[error("{0}")]
     Task(Box<TaskFailure>),
-    /// The task is not done yet.
+    /// The task did not end within the timeout.
     #[error(
         "task {id} has no result after {waited:?}; is a worker consuming its queue, and does it \
          store results?"
@@ -73,7 +73,7 @@ pub enum ResultError {
     TimedOut {
         /// The task's id.
         id: String,
-        /// How long was waited.
+        /// The timeout.
         waited: Duration,
     },
     /// The app has no result backend.
@@ -82,12 +82,12 @@ pub enum ResultError {
         /// The task's id.
         id: String,
     },
-    /// The value is not of the type that was asked for.
-    #[error("cannot read the result of task {id}: {cause}")]
+    /// The value has another type.
+    #[error("cannot decode the result of task {id}: {cause}")]
     Decode {
         /// The task's id.
         id: String,
-        /// What does not fit.
+        /// The error of the decoder.
         cause: DecodeError,
     },
     /// The result backend failed.
@@ -96,11 +96,11 @@ pub enum ResultError {
 }
 
 impl<R> AsyncResult<R> {
-    pub(crate) fn new(id: String, reader: Arc<Reader>) -> Self {
+    pub(crate) fn new(id: String, reader: Arc<ResultReader>) -> Self {
         Self::of(ResultTree::task(id), reader)
     }
 
-    pub(super) fn of(tree: ResultTree, reader: Arc<Reader>) -> Self {
+    pub(super) fn of(tree: ResultTree, reader: Arc<ResultReader>) -> Self {
         Self {
             tree,
             reader,
@@ -108,16 +108,16 @@ impl<R> AsyncResult<R> {
         }
     }
 
-    /// The task's id.
+    /// Returns the id of the task.
     pub fn id(&self) -> &str {
         &self.tree.id
     }
 
-    /// The task's state. PENDING also means that nothing is known of it.
+    /// Returns the state of the task. PENDING is also returned for an unknown task.
     ///
     /// # Errors
     ///
-    /// When there is no backend, or it does not answer within the deadline.
+    /// Fails if there is no result backend, or if it does not answer within the operation timeout.
     ///
     /// # Cancel safety
     ///
@@ -127,11 +127,11 @@ impl<R> AsyncResult<R> {
         Ok(document.map_or(State::Pending, |document| document.status))
     }
 
-    /// Whether the task has ended, in whatever way.
+    /// Returns whether the task has succeeded, failed or been revoked.
     ///
     /// # Errors
     ///
-    /// As [`state`](Self::state).
+    /// Returns the errors of [`state`](Self::state).
     ///
     /// # Cancel safety
     ///
@@ -140,12 +140,12 @@ impl<R> AsyncResult<R> {
         Ok(self.state().await?.is_ready())
     }
 
-    /// What the task reported about its current state: the progress of a
-    /// custom state, the return value, the exception.
+    /// Returns the value stored with the current state: the progress of a custom state, the
+    /// returned value, or the exception.
     ///
     /// # Errors
     ///
-    /// As [`state`](Self::state), and when it cannot be read.
+    /// Returns the errors of [`state`](Self::state), and fails if the value cannot be decoded.
     ///
     /// # Cancel safety
     ///
@@ -160,11 +160,11 @@ impl<R> AsyncResult<R> {
         }
     }
 
-    /// The ids of the tasks that the task has sent.
+    /// Returns the ids of the tasks that the task has sent.
     ///
     /// # Errors
     ///
-    /// As [`state`](Self::state), and when they cannot be read.
+    /// Returns the errors of [`state`](Self::state), and fails if the ids cannot be decoded.
     ///
     /// # Cancel safety
     ///
@@ -174,12 +174,12 @@ impl<R> AsyncResult<R> {
         Ok(children.iter().map(|child| child.id().to_owned()).collect())
     }
 
-    /// The results of the tasks and groups that the task has sent: callbacks,
-    /// the next step of its chain, and what it sent itself.
+    /// Returns the results of the tasks and groups that the task has sent: its callbacks, the next
+    /// step of its chain, and those sent by its handler.
     ///
     /// # Errors
     ///
-    /// As [`state`](Self::state), and when they cannot be read.
+    /// Returns the errors of [`state`](Self::state), and fails if the results cannot be decoded.
     ///
     /// # Cancel safety
     ///
@@ -193,16 +193,16 @@ impl<R> AsyncResult<R> {
         Ok(children.into_iter().map(child).collect())
     }
 
-    /// What came before it: the step before in its chain, or the header of its
-    /// chord. Known only where the workflow was sent from, not by a result that
-    /// was looked up by its id.
+    /// Returns the result of the step before in its chain, or of the header of its chord. It is
+    /// known only for a result that was returned by sending the workflow, not for one that was
+    /// looked up by id.
     pub fn parent(&self) -> Option<AnyResult> {
         let parent = self.tree.parent()?;
         Some(AnyResult::of(parent, Arc::clone(&self.reader)))
     }
 
-    /// The ids of the task and of everything that came before it, such as to
-    /// [revoke](crate::Control::revoke) them all.
+    /// Returns the ids of the task and of all steps before it, for example to
+    /// [revoke](crate::Control::revoke) all of them.
     pub fn task_ids(&self) -> Vec<String> {
         self.tree
             .task_ids()
@@ -211,13 +211,13 @@ impl<R> AsyncResult<R> {
             .collect()
     }
 
-    /// The values of the task and of everything that it has set off, the nearest
-    /// first, each once its task has ended: Celery's `collect`.
+    /// Waits for the task and for all tasks that it has sent, directly or indirectly, and returns
+    /// their ids and values in breadth-first order (Celery's `collect`).
     ///
     /// # Errors
     ///
-    /// When one of them failed or was revoked, when there is no backend, or when
-    /// it stays away for longer than the configured deadline.
+    /// Fails if one of the tasks failed or was revoked, if there is no result backend, or if it is
+    /// unavailable for longer than the operation timeout.
     ///
     /// # Cancel safety
     ///
@@ -234,12 +234,12 @@ impl<R> AsyncResult<R> {
                 Some(members) => pending.extend(members),
                 None => {
                     let document = self.reader.wait(&tree.id).await?;
-                    let value = ended(&tree.id, &document)?;
+                    let value = value_or_failure(&tree.id, &document)?;
                     let value = value
                         .to_value()
-                        .map_err(|cause| cannot_read(&tree.id, cause))?;
+                        .map_err(|cause| decode_error(&tree.id, cause))?;
                     let children = children_of(&document);
-                    pending.extend(children.map_err(|cause| cannot_read(&tree.id, cause))?);
+                    pending.extend(children.map_err(|cause| decode_error(&tree.id, cause))?);
                     values.push((tree.id, value));
                 }
             }
@@ -247,11 +247,11 @@ impl<R> AsyncResult<R> {
         Ok(values)
     }
 
-    /// The whole document that is stored, as Celery's backends keep it.
+    /// Returns the stored result document in the format of Celery; `None` if there is none.
     ///
     /// # Errors
     ///
-    /// As [`state`](Self::state).
+    /// Returns the errors of [`state`](Self::state).
     ///
     /// # Cancel safety
     ///
@@ -259,15 +259,18 @@ impl<R> AsyncResult<R> {
     pub async fn document(&self) -> Result<Option<ResultDocument<'static>>, ResultError> {
         let backend = self.backend()?;
         let ids = [self.tree.id.clone()];
-        let mut documents = self.reader.ask("read", || backend.fetch(&ids)).await?;
+        let mut documents = self
+            .reader
+            .with_deadline("read", || backend.fetch(&ids))
+            .await?;
         Ok(documents.pop().flatten())
     }
 
-    /// Deletes what is stored of the task.
+    /// Deletes the stored result of the task.
     ///
     /// # Errors
     ///
-    /// As [`state`](Self::state).
+    /// Returns the errors of [`state`](Self::state).
     ///
     /// # Cancel safety
     ///
@@ -275,7 +278,9 @@ impl<R> AsyncResult<R> {
     pub async fn forget(&self) -> Result<(), ResultError> {
         let backend = self.backend()?;
         let ids = [self.tree.id.clone()];
-        self.reader.ask("forget", || backend.forget(&ids)).await?;
+        self.reader
+            .with_deadline("forget", || backend.forget(&ids))
+            .await?;
         Ok(())
     }
 
@@ -284,33 +289,32 @@ impl<R> AsyncResult<R> {
     }
 
     fn decode(&self, cause: DecodeError) -> ResultError {
-        cannot_read(&self.tree.id, cause)
+        decode_error(&self.tree.id, cause)
     }
 }
 
 impl<R: DeserializeOwned> AsyncResult<R> {
-    /// Waits until the task has ended and returns its value, however long that
-    /// takes; [`get_timeout`](Self::get_timeout) bounds it.
+    /// Waits until the task has ended, without a limit, and returns its value. See
+    /// [`get_timeout`](Self::get_timeout) for a limit.
     ///
     /// # Errors
     ///
-    /// When the task failed or was revoked, when its value is no `R`, when
-    /// there is no backend, or when the backend stays away for longer than
-    /// the configured deadline.
+    /// Fails if the task failed or was revoked, if its value is not an `R`, if there is no result
+    /// backend, or if it is unavailable for longer than the operation timeout.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe.
     pub async fn get(&self) -> Result<R, ResultError> {
         let document = self.reader.wait(&self.tree.id).await?;
-        decode(&self.tree.id, ended(&self.tree.id, &document)?)
+        decode(&self.tree.id, value_or_failure(&self.tree.id, &document)?)
     }
 
-    /// The same, for at most this long.
+    /// Waits at most `timeout` until the task has ended, and returns its value.
     ///
     /// # Errors
     ///
-    /// As [`get`](Self::get), and when the task has not ended by then.
+    /// Returns the errors of [`get`](Self::get), and [`ResultError::TimedOut`].
     ///
     /// # Cancel safety
     ///
@@ -326,8 +330,12 @@ impl<R: DeserializeOwned> AsyncResult<R> {
     }
 }
 
-/// The value of a task that has succeeded, undecoded.
-pub(super) fn ended<'a>(
+/// Returns the encoded value of a task that has succeeded.
+///
+/// # Errors
+///
+/// Fails if the task has failed or was revoked.
+pub(super) fn value_or_failure<'a>(
     id: &str,
     document: &'a ResultDocument<'static>,
 ) -> Result<&'a Raw<'static>, ResultError> {
@@ -336,7 +344,7 @@ pub(super) fn ended<'a>(
     }
     let exception = document
         .exception()
-        .map_err(|cause| cannot_read(id, cause))?;
+        .map_err(|cause| decode_error(id, cause))?;
     Err(ResultError::Task(Box::new(TaskFailure {
         id: id.to_owned(),
         state: document.status.clone(),
@@ -347,10 +355,10 @@ pub(super) fn ended<'a>(
 
 pub(super) fn decode<R: DeserializeOwned>(id: &str, value: &Raw<'_>) -> Result<R, ResultError> {
     let value = value.as_borrowed();
-    value.decode().map_err(|cause| cannot_read(id, cause))
+    value.decode().map_err(|cause| decode_error(id, cause))
 }
 
-fn cannot_read(id: &str, cause: DecodeError) -> ResultError {
+fn decode_error(id: &str, cause: DecodeError) -> ResultError {
     ResultError::Decode {
         id: id.to_owned(),
         cause,
@@ -365,44 +373,45 @@ fn children_of(document: &ResultDocument<'_>) -> Result<Vec<ResultTree>, DecodeE
     children.elements()?.iter().map(ResultTree::read).collect()
 }
 
-/// The value of a task, or the list of all values of a group.
-pub(super) fn value_of<'a>(
-    reader: &'a Reader,
+/// Waits for the value of a task, or for the list of all values of a group.
+pub(super) fn wait_for_value<'a>(
+    reader: &'a ResultReader,
     tree: &'a ResultTree,
 ) -> BoxFuture<'a, Result<Raw<'static>, ResultError>> {
     Box::pin(async move {
         let Some(members) = &tree.members else {
             let document = reader.wait(&tree.id).await?;
-            return ended(&tree.id, &document).cloned();
+            return value_or_failure(&tree.id, &document).cloned();
         };
         let mut values = Vec::with_capacity(members.len());
-        for some in members.chunks(BATCH_SIZE) {
-            let some = some.iter().map(|member| value_of(reader, member));
-            values.extend(futures_util::future::try_join_all(some).await?);
+        for chunk in members.chunks(BATCH_SIZE) {
+            let chunk = chunk.iter().map(|member| wait_for_value(reader, member));
+            values.extend(futures_util::future::try_join_all(chunk).await?);
         }
         let values = values
             .iter()
             .map(Raw::to_value)
             .collect::<Result<Vec<_>, _>>();
-        let values = values.map_err(|cause| cannot_read(&tree.id, cause))?;
+        let values = values.map_err(|cause| decode_error(&tree.id, cause))?;
         Ok(Raw::from_value(Value::Array(values)))
     })
 }
 
-/// As Celery writes it in what a task returns: `[[id, parent], null]`.
+/// Serializes in the form in which Celery encodes a result that a task returns:
+/// `[[id, parent], null]`.
 impl<R> Serialize for AsyncResult<R> {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.tree.to_value().serialize(serializer)
     }
 }
 
-/// The result of a task or of a group, where types do not say which.
+/// The result of a task or of a group, for a canvas without types.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum AnyResult {
-    /// Of one task.
+    /// The result of a task.
     Task(AsyncResult<Value>),
-    /// Of a group.
+    /// The result of a group.
     Group(GroupResult<Vec<Value>>),
 }
 
@@ -416,14 +425,14 @@ impl Serialize for AnyResult {
 }
 
 impl AnyResult {
-    pub(super) fn of(tree: ResultTree, reader: Arc<Reader>) -> Self {
+    pub(super) fn of(tree: ResultTree, reader: Arc<ResultReader>) -> Self {
         match tree.members {
             None => Self::Task(AsyncResult::of(tree, reader)),
             Some(_) => Self::Group(GroupResult::of(tree, reader)),
         }
     }
 
-    /// The id of the task or group.
+    /// Returns the id of the task or group.
     pub fn id(&self) -> &str {
         match self {
             Self::Task(task) => task.id(),
@@ -431,7 +440,7 @@ impl AnyResult {
         }
     }
 
-    /// What came before it.
+    /// Returns the result of the step before; see [`AsyncResult::parent`].
     pub fn parent(&self) -> Option<Self> {
         match self {
             Self::Task(task) => task.parent(),
@@ -439,7 +448,7 @@ impl AnyResult {
         }
     }
 
-    /// The ids of its tasks and of everything that came before them.
+    /// Returns the ids of its tasks and of all steps before them.
     pub fn task_ids(&self) -> Vec<String> {
         match self {
             Self::Task(task) => task.task_ids(),
@@ -447,11 +456,11 @@ impl AnyResult {
         }
     }
 
-    /// Waits for the value of the task, or the list of the group's.
+    /// Waits for the value of the task, or for the list of values of the group.
     ///
     /// # Errors
     ///
-    /// As [`AsyncResult::get`].
+    /// Returns the errors of [`AsyncResult::get`].
     ///
     /// # Cancel safety
     ///
@@ -463,11 +472,11 @@ impl AnyResult {
         }
     }
 
-    /// The same, for at most this long.
+    /// Waits at most `timeout` for the value of the task, or for the list of values of the group.
     ///
     /// # Errors
     ///
-    /// As [`AsyncResult::get_timeout`].
+    /// Returns the errors of [`AsyncResult::get_timeout`].
     ///
     /// # Cancel safety
     ///
@@ -480,10 +489,11 @@ impl AnyResult {
     }
 }
 
-/// A server that accepts connections only to end them does not count as there.
-const CONNECTED_FOR_A_WHILE: Duration = Duration::from_secs(1);
+/// The minimum duration of a connection that resets the retry deadline. A server that closes
+/// connections as soon as it has accepted them does not count as available.
+const MIN_CONNECTION_AGE: Duration = Duration::from_secs(1);
 
-impl Reader {
+impl ResultReader {
     pub(super) fn backend(&self, id: &str) -> Result<&dyn ResultBackend, ResultError> {
         self.backend
             .as_deref()
@@ -496,9 +506,9 @@ impl Reader {
         Ok(self.retry_transient(|| backend.wait(id)).await?)
     }
 
-    /// A call that answers at once when the backend is there: bounded by the
-    /// deadline in all.
-    pub(super) async fn ask<'a, T, F>(
+    /// Runs a call that does not wait for a task, retries transient errors, and fails after the
+    /// operation timeout.
+    pub(super) async fn with_deadline<'a, T, F>(
         &self,
         operation: &'static str,
         call: impl FnMut() -> F,
@@ -512,9 +522,8 @@ impl Reader {
         }
     }
 
-    /// Repeats what failed for a passing reason, until the backend has been
-    /// away for the deadline. A wait that lost its connection after a while
-    /// had one until then, and starts the time afresh.
+    /// Retries transient errors until the backend has been unavailable for the operation timeout. A
+    /// call that loses an established connection restarts the timeout.
     async fn retry_transient<'a, T, F>(
         &self,
         mut call: impl FnMut() -> F,
@@ -522,21 +531,21 @@ impl Reader {
     where
         F: Future<Output = Result<T, ServiceError>> + 'a,
     {
-        let mut away_since: Option<Instant> = None;
+        let mut unavailable_since: Option<Instant> = None;
         let mut attempt = 0;
         loop {
-            let begun = env::instant();
+            let started = env::instant();
             let error = match call().await {
                 Ok(value) => return Ok(value),
                 Err(error) if !error.is_transient() => return Err(error),
                 Err(error) => error,
             };
-            let held = begun.elapsed() > CONNECTED_FOR_A_WHILE;
-            if held && error.kind() == ServiceErrorKind::Disconnected {
-                away_since = Some(env::instant());
+            let was_connected = started.elapsed() > MIN_CONNECTION_AGE;
+            if was_connected && error.kind() == ServiceErrorKind::Disconnected {
+                unavailable_since = Some(env::instant());
                 attempt = 0;
             }
-            let since = *away_since.get_or_insert(begun);
+            let since = *unavailable_since.get_or_insert(started);
             let delay = Backoff::CONNECTION.delay(attempt, env::random());
             if since.elapsed() + delay >= self.deadline {
                 return Err(error);

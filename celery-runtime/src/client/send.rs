@@ -1,4 +1,4 @@
-//! From canvases to sent messages.
+//! Composing and publishing the messages of canvases.
 
 use celery_protocol::ResultTree;
 use tokio::time::Instant;
@@ -7,15 +7,15 @@ use crate::boundary::{
     ChordStart, Publication, ServiceError, ServiceErrorKind, no_chords, polls_chords,
 };
 use crate::canvas::{Canvas, IdSource, Plan, PlanContext, PlannedTask, plan};
-use crate::client::compose::{ComposeError, compose_letter};
-use crate::client::{Client, ClientInner, Composed, SendError, UniqueCheck, no_answer};
+use crate::client::compose::{ComposeError, compose_task};
+use crate::client::{Client, ClientInner, ComposedTask, SendError, UniqueCheck, no_answer};
 use crate::env;
 
-/// A canvas whose messages are written.
-pub(crate) struct Planned {
-    /// What errors call it.
+/// A canvas whose messages are composed.
+pub(crate) struct ComposedCanvas {
+    /// The name in errors.
     name: String,
-    composed: Vec<Composed>,
+    tasks: Vec<ComposedTask>,
     chords: Vec<ChordStart>,
     later_chords: Vec<String>,
     result: ResultTree,
@@ -23,22 +23,52 @@ pub(crate) struct Planned {
 }
 
 /// A canvas that was sent.
-pub(crate) struct Sent {
+pub(crate) struct SentCanvas {
     pub(crate) result: ResultTree,
-    /// The results of what was sent now.
+    /// The results of the tasks that were sent now.
     pub(crate) children: Vec<ResultTree>,
 }
 
-/// A canvas whose messages are in the batch, or that needs none.
-struct Batched {
-    /// Of each message the task's id and name, and the lock taken for it.
-    letters: Vec<(String, String, Option<String>)>,
-    sent: Sent,
+/// A canvas whose messages are in the batch.
+struct BatchedCanvas {
+    messages: Vec<BatchedMessage>,
+    sent: SentCanvas,
+}
+
+/// A message in the batch.
+struct BatchedMessage {
+    id: String,
+    task: String,
+    /// The key of the unique lock that the client has taken.
+    lock: Option<String>,
+}
+
+impl BatchedCanvas {
+    /// Creates the outcome of a task that is not sent because the unique instance `holder` exists.
+    fn existing(holder: String) -> Self {
+        let result = ResultTree::task(holder);
+        Self {
+            messages: Vec::new(),
+            sent: SentCanvas {
+                children: vec![result.clone()],
+                result,
+            },
+        }
+    }
 }
 
 impl Client {
-    /// Gives ids to a canvas and writes what it begins with.
-    pub(crate) fn plan(&self, canvas: Canvas, within: &PlanContext) -> Result<Planned, SendError> {
+    /// Assigns ids to a canvas and composes the messages that start it.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a part of the canvas is invalid or cannot be encoded, or if a queue must not be
+    /// created.
+    pub(crate) fn plan(
+        &self,
+        canvas: Canvas,
+        context: &PlanContext,
+    ) -> Result<ComposedCanvas, SendError> {
         let name = canvas.task().to_owned();
         let ids = IdSource {
             fresh: &mut || env::uuid(),
@@ -47,14 +77,17 @@ impl Client {
             wire_style: self.inner.sender.config.wire_style(),
         };
         let planned = canvas
-            .taken_apart()
-            .and_then(|canvas| plan(canvas, within, ids))
-            .and_then(|planned| match self.polls_chords() {
-                true => planned.unlocked_by_tasks(),
-                false => Ok(planned),
+            .expand_chunks()
+            .and_then(|canvas| plan(canvas, context, ids))
+            .and_then(|plan| {
+                if self.polls_chords() {
+                    plan.with_unlock_tasks()
+                } else {
+                    Ok(plan)
+                }
             });
         let Plan {
-            letters,
+            tasks,
             chords,
             later_chords,
             result,
@@ -69,9 +102,9 @@ impl Client {
                 cause,
             },
         })?;
-        let composed = letters.into_iter().map(|letter| self.compose(letter));
-        Ok(Planned {
-            composed: composed.collect::<Result<_, _>>()?,
+        let tasks = tasks.into_iter().map(|task| self.compose(task));
+        Ok(ComposedCanvas {
+            tasks: tasks.collect::<Result<_, _>>()?,
             name,
             chords: chords.into_iter().map(|chord| chord.start).collect(),
             later_chords,
@@ -80,24 +113,26 @@ impl Client {
         })
     }
 
-    /// Whether chords are looked after by a task, because the result backend does
-    /// not count, but every worker can read it.
+    /// Returns whether a task polls the members of chords, because the result backend does not
+    /// count them.
     fn polls_chords(&self) -> bool {
         let backend = self.inner.reader.backend.as_deref();
         backend.is_some_and(polls_chords)
     }
 
-    fn compose(&self, letter: PlannedTask) -> Result<Composed, SendError> {
+    fn compose(&self, planned: PlannedTask) -> Result<ComposedTask, SendError> {
         let ClientInner { clock, sender, .. } = &*self.inner;
-        let PlannedTask { call, options } = letter;
+        let PlannedTask { call, options } = planned;
         let task = call.task.clone().into_owned();
-        let ignores = options.ignore_result.or(call.ignore_result);
-        let ignores = ignores.or(sender.config.task.ignore_result);
-        match compose_letter(sender, &call, options, clock.now()) {
-            Ok((id, publication)) => Ok(Composed {
+        let ignore_result = options
+            .ignore_result
+            .or(call.ignore_result)
+            .or(sender.config.task.ignore_result);
+        match compose_task(sender, &call, options, clock.now()) {
+            Ok((id, publication)) => Ok(ComposedTask {
                 task,
                 id,
-                wants_result: !ignores.unwrap_or(false),
+                wants_result: !ignore_result.unwrap_or(false),
                 unique: call.unique.clone(),
                 publication,
             }),
@@ -106,39 +141,39 @@ impl Client {
         }
     }
 
-    /// Sends all of it in one batch, once the result backend is ready. The
-    /// answer has one entry for each canvas, in their order.
+    /// Prepares the result backend for the results, then sends all canvases in one batch. Returns
+    /// one result per canvas, in the same order.
     pub(crate) async fn send_all(
         &self,
-        planned: Vec<Result<Planned, SendError>>,
+        canvases: Vec<Result<ComposedCanvas, SendError>>,
         until: Instant,
-    ) -> Vec<Result<Sent, SendError>> {
-        let planned = self.expected(planned).await;
+    ) -> Vec<Result<SentCanvas, SendError>> {
+        let canvases = self.prepare_results(canvases).await;
         let mut batch = Vec::new();
-        let mut batched = Vec::with_capacity(planned.len());
-        for one in planned {
-            batched.push(match one {
-                Ok(planned) => self.batch(planned, &mut batch, until).await,
+        let mut batched = Vec::with_capacity(canvases.len());
+        for canvas in canvases {
+            batched.push(match canvas {
+                Ok(canvas) => self.add_to_batch(canvas, &mut batch, until).await,
                 Err(error) => Err(error),
             });
         }
         let mut answers = self.publish(&batch, until).await.into_iter();
         let mut publications = batch.iter();
-        let mut told = Vec::new();
+        let mut published = Vec::new();
         let mut results = Vec::with_capacity(batched.len());
-        for one in batched {
-            let one = match one {
-                Ok(one) => one,
+        for canvas in batched {
+            let canvas = match canvas {
+                Ok(canvas) => canvas,
                 Err(error) => {
                     results.push(Err(error));
                     continue;
                 }
             };
             let mut failed = None;
-            for (id, task, lock) in one.letters {
+            for BatchedMessage { id, task, lock } in canvas.messages {
                 let publication = publications.next();
                 match answers.next().unwrap_or_else(|| Err(no_answer())) {
-                    Ok(()) => told.extend(publication),
+                    Ok(()) => published.extend(publication),
                     Err(cause) => {
                         self.unlock(lock, &id).await;
                         failed.get_or_insert(SendError::Broker { task, cause });
@@ -147,81 +182,76 @@ impl Client {
             }
             results.push(match failed {
                 Some(error) => Err(error),
-                None => Ok(one.sent),
+                None => Ok(canvas.sent),
             });
         }
-        self.tell_sent(told, until).await;
+        self.emit_sent_events(published, until).await;
         results
     }
 
-    /// Puts the messages of a canvas into the batch, with the locks that they
-    /// need taken and its chords begun.
-    async fn batch(
+    /// Adds the messages of a canvas to the batch, after their unique locks are taken and the
+    /// chords are registered.
+    async fn add_to_batch(
         &self,
-        planned: Planned,
+        canvas: ComposedCanvas,
         batch: &mut Vec<Publication>,
         until: Instant,
-    ) -> Result<Batched, SendError> {
-        let alone = planned.composed.len() == 1
-            && planned
-                .composed
-                .iter()
-                .all(|one| one.id == planned.result.id);
-        let mut letters = Vec::with_capacity(planned.composed.len());
-        let mut publications = Vec::with_capacity(planned.composed.len());
-        let mut failed = None;
-        for composed in planned.composed {
-            let task = composed.task.clone();
-            match self.lock(composed, until).await {
-                Ok(UniqueCheck::Free(composed, lock)) => {
-                    publications.push(composed.publication);
-                    letters.push((composed.id, composed.task, lock));
+    ) -> Result<BatchedCanvas, SendError> {
+        let is_single_task =
+            canvas.tasks.len() == 1 && canvas.tasks.iter().all(|task| task.id == canvas.result.id);
+        let mut locked = Vec::with_capacity(canvas.tasks.len());
+        for task in canvas.tasks {
+            let error = match self.lock(task, until).await {
+                Ok(UniqueCheck::Free(task, lock)) => {
+                    locked.push((task, lock));
+                    continue;
                 }
-                // Another one stands for it.
-                Ok(UniqueCheck::Taken(holder)) if alone => {
-                    let result = ResultTree::task(holder);
-                    let children = vec![result.clone()];
-                    return Ok(Batched {
-                        letters,
-                        sent: Sent { result, children },
-                    });
+                // The existing task replaces a single one, but not a part of a workflow, which has
+                // continuations of its own.
+                Ok(UniqueCheck::Taken { holder, .. }) if is_single_task => {
+                    return Ok(BatchedCanvas::existing(holder));
                 }
-                // But not for what comes after it.
-                Ok(UniqueCheck::Taken(holder)) => {
-                    failed = Some(SendError::NotUnique { task, holder });
-                    break;
-                }
-                Err(error) => {
-                    failed = Some(error);
-                    break;
-                }
-            }
-        }
-        if failed.is_none() {
-            let begun = self.begin_chords(&planned.chords, &planned.later_chords);
-            failed = begun.await.err().map(|cause| SendError::Chord {
-                task: planned.name,
-                cause,
-            });
-        }
-        if let Some(error) = failed {
-            for (id, _, lock) in letters {
-                self.unlock(lock, &id).await;
-            }
+                Ok(UniqueCheck::Taken { task, holder }) => SendError::NotUnique { task, holder },
+                Err(error) => error,
+            };
+            self.unlock_all(locked).await;
             return Err(error);
         }
-        batch.append(&mut publications);
-        Ok(Batched {
-            letters,
-            sent: Sent {
-                result: planned.result,
-                children: planned.children,
+        let registered = self.begin_chords(&canvas.chords, &canvas.later_chords);
+        if let Err(cause) = registered.await {
+            self.unlock_all(locked).await;
+            let task = canvas.name;
+            return Err(SendError::Chord { task, cause });
+        }
+        let mut messages = Vec::with_capacity(locked.len());
+        for (composed, lock) in locked {
+            let ComposedTask {
+                id,
+                task,
+                publication,
+                ..
+            } = *composed;
+            batch.push(publication);
+            messages.push(BatchedMessage { id, task, lock });
+        }
+        Ok(BatchedCanvas {
+            messages,
+            sent: SentCanvas {
+                result: canvas.result,
+                children: canvas.children,
             },
         })
     }
 
-    /// Tells the result backend how many parts the chords have. Those that
-    /// start later are only looked at: no worker could finish them either.
+    async fn unlock_all(&self, locked: Vec<(Box<ComposedTask>, Option<String>)>) {
+        for (task, lock) in locked {
+            self.unlock(lock, &task.id).await;
+        }
+    }
+
+    /// Registers the chords and their sizes with the result backend. For the chords that start
+    /// `later` it only checks that the backend supports them, because workers could not complete
+    /// them otherwise.
     async fn begin_chords(
         &self,
         chords: &[ChordStart],
@@ -240,57 +270,64 @@ impl Client {
         }
         let store = backend.chords().ok_or_else(|| no_chords("start", first))?;
         for chord in chords {
-            reader.ask("start", || store.begin(chord)).await?;
+            reader.with_deadline("start", || store.begin(chord)).await?;
         }
         Ok(())
     }
 
-    /// What can be sent once the backend is ready for the results.
-    async fn expected(
+    /// Prepares the result backend for the results. Canvases whose results it could not receive are
+    /// replaced by the error.
+    async fn prepare_results(
         &self,
-        planned: Vec<Result<Planned, SendError>>,
-    ) -> Vec<Result<Planned, SendError>> {
+        canvases: Vec<Result<ComposedCanvas, SendError>>,
+    ) -> Vec<Result<ComposedCanvas, SendError>> {
         let Some(backend) = self.inner.reader.backend.as_deref() else {
-            return planned;
+            return canvases;
         };
-        let wanted = planned.iter().flatten().flat_map(Planned::wanted);
-        let ids: Vec<_> = wanted.map(str::to_owned).collect();
+        let ids = canvases
+            .iter()
+            .flatten()
+            .flat_map(ComposedCanvas::result_ids);
+        let ids: Vec<_> = ids.map(str::to_owned).collect();
         if ids.is_empty() {
-            return planned;
+            return canvases;
         }
-        let expecting = self.inner.reader.ask("prepare", || backend.prepare(&ids));
-        let Err(cause) = expecting.await else {
-            return planned;
+        let preparing = self
+            .inner
+            .reader
+            .with_deadline("prepare", || backend.prepare(&ids));
+        let Err(cause) = preparing.await else {
+            return canvases;
         };
-        let refuse = |one: Planned| {
-            if one.wanted().next().is_none() {
-                return Ok(one);
+        let reject = |canvas: ComposedCanvas| {
+            if canvas.result_ids().next().is_none() {
+                return Ok(canvas);
             }
             Err(SendError::Backend {
-                task: one.name,
+                task: canvas.name,
                 cause: cause.clone(),
             })
         };
-        planned
+        canvases
             .into_iter()
-            .map(|one| one.and_then(refuse))
+            .map(|canvas| canvas.and_then(reject))
             .collect()
     }
 }
 
-impl Planned {
-    /// The ids whose results somebody may ask for: what is sent now, and what
-    /// the whole returns.
-    fn wanted(&self) -> impl Iterator<Item = &str> {
-        let sent = self.composed.iter().filter(|one| one.wants_result);
-        let sent = sent.map(|one| one.id.as_str());
-        let last = (self.composed.len() != 1 || self.composed[0].id != self.result.id)
+impl ComposedCanvas {
+    /// Returns the ids of the results that a caller may read: those of the tasks that are sent now,
+    /// and that of the canvas.
+    fn result_ids(&self) -> impl Iterator<Item = &str> {
+        let sent = self.tasks.iter().filter(|task| task.wants_result);
+        let sent = sent.map(|task| task.id.as_str());
+        let last = (self.tasks.len() != 1 || self.tasks[0].id != self.result.id)
             .then_some(self.result.id.as_str());
         sent.chain(last)
     }
 }
 
-/// In Celery's words.
+/// Creates the error of a chord without a result backend, with Celery's message.
 pub(crate) fn no_backend(group_id: &str) -> ServiceError {
     const CAUSE: &str = "Starting chords requires a result backend to be configured. Note that a \
         group chained with a task is also upgraded to be a chord, as this pattern requires \

@@ -1,4 +1,4 @@
-//! What [`Client::apply`](crate::client::Client::apply) takes, and what it answers.
+//! The argument of [`Client::apply`](crate::client::Client::apply): [`Sendable`].
 
 use std::sync::Arc;
 
@@ -6,33 +6,33 @@ use celery_protocol::ResultTree;
 
 use crate::canvas::{Canvas, Group, NoMissingArgs, Signature};
 use crate::client::group::GroupResult;
-use crate::client::result::{AnyResult, AsyncResult, Reader};
+use crate::client::result::{AnyResult, AsyncResult, ResultReader};
 
-/// A canvas that can be sent: it waits for nothing.
+/// A canvas that can be sent, because it has no missing arguments.
 ///
-/// A [`Signature`] answers an [`AsyncResult`], a [`Group`] a [`GroupResult`], and
-/// a [`Canvas`], whose type says nothing, one of both.
+/// Sending a [`Signature`] returns an [`AsyncResult`], sending a [`Group`] a [`GroupResult`], and
+/// sending a [`Canvas`], which has no types, an [`AnyResult`].
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be sent",
-    note = "only a `Signature`, `Group` or `Canvas` can; give a partial one the missing arguments \
-            with `.given((.., ))`"
+    note = "only a `Signature`, `Group` or `Canvas` can; supply the missing arguments of a \
+            partial one with `.given((.., ))`"
 )]
 pub trait Sendable {
-    /// What reads its result.
+    /// The type of the result.
     type Result;
 
-    /// Without types.
+    /// Converts it to a canvas.
     #[doc(hidden)]
     fn into_canvas(self) -> Canvas;
 
-    /// The result of what was sent.
+    /// Creates the result of the sent canvas.
     #[doc(hidden)]
     fn result(tree: ResultTree, source: ResultSource) -> Self::Result;
 }
 
-/// Where results are read.
+/// The backend from which results are read.
 #[derive(Clone, Debug)]
-pub struct ResultSource(pub(crate) Arc<Reader>);
+pub struct ResultSource(pub(crate) Arc<ResultReader>);
 
 impl<R, In: NoMissingArgs> Sendable for Signature<R, In> {
     type Result = AsyncResult<R>;

@@ -1,4 +1,4 @@
-//! The threads of blocking tasks.
+//! The threads of blocking tasks: [`BlockingPool`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
@@ -8,61 +8,70 @@ use tokio::task::JoinError;
 
 use crate::env;
 
-/// So many threads as there are slots. A thread that is left behind, as at a
-/// hard limit, keeps its place until it really ends: code of a user's that never
-/// ends can take the threads of one worker, and not the machine's.
+/// A limit on the threads of blocking tasks: one per slot of the worker.
+///
+/// A thread whose task was aborted, as at a hard time limit, keeps its permit until it ends. A
+/// handler that never ends can therefore exhaust the threads of one worker, but not those of the
+/// machine.
 #[derive(Debug)]
 pub(crate) struct BlockingPool {
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     abandoned: Arc<AtomicUsize>,
 }
 
 impl BlockingPool {
-    pub(crate) fn new(places: usize) -> Self {
+    /// Creates a pool of at most `threads` threads.
+    pub(crate) fn new(threads: usize) -> Self {
         Self {
-            places: Arc::new(Semaphore::new(places)),
+            permits: Arc::new(Semaphore::new(threads)),
             abandoned: Arc::default(),
         }
     }
 
-    /// Those that go on though their task has ended.
+    /// Returns the number of threads that still run although their tasks have ended.
     pub(crate) fn abandoned(&self) -> usize {
         self.abandoned.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn grow(&self, places: usize) {
-        self.places.add_permits(places);
+    /// Adds `threads` permits.
+    pub(crate) fn grow(&self, threads: usize) {
+        self.permits.add_permits(threads);
     }
 
-    /// Takes places away that are free, and says how many.
-    pub(crate) fn shrink(&self, places: usize) -> usize {
-        self.places.forget_permits(places)
+    /// Removes up to `threads` permits that are free, and returns how many it has removed.
+    pub(crate) fn shrink(&self, threads: usize) -> usize {
+        self.permits.forget_permits(threads)
     }
 
-    /// Runs `work`, which is done for the task called `name`, on a thread of its
-    /// own, once there is a place.
+    /// Waits for a permit, then runs `work` on a thread of its own. `task` is the name of the task,
+    /// for the log.
+    ///
+    /// # Errors
+    ///
+    /// Fails if `work` panics or the runtime shuts down.
     ///
     /// # Cancel safety
     ///
-    /// A dropped future abandons the thread, which then counts as such.
+    /// A dropped future abandons the thread, which is then counted in
+    /// [`abandoned`](Self::abandoned).
     pub(crate) async fn run<T: Send + 'static>(
         &self,
-        name: &str,
+        task: &str,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, JoinError> {
-        let place = Arc::clone(&self.places).acquire_owned().await;
-        let place = place.expect("the semaphore lives as long as the worker");
-        let life = ThreadState {
+        let permit = Arc::clone(&self.permits).acquire_owned().await;
+        let permit = permit.expect("the semaphore lives as long as the worker");
+        let state = ThreadState {
             state: Arc::default(),
             abandoned: Arc::clone(&self.abandoned),
         };
-        let _here = Awaited {
-            life: life.clone(),
-            name,
+        let _waiter = WaiterGuard {
+            state: state.clone(),
+            task,
         };
         env::spawn_blocking(move || {
-            let _place = place;
-            let _life = ThreadGuard(life);
+            let _permit = permit;
+            let _thread = ThreadGuard(state);
             work()
         })
         .await
@@ -73,7 +82,7 @@ const RUNNING: u8 = 0;
 const ABANDONED: u8 = 1;
 const ENDED: u8 = 2;
 
-/// What a thread and those who wait for it know of each other.
+/// The state of a thread, shared by the thread and the future that waits for it.
 #[derive(Clone)]
 struct ThreadState {
     state: Arc<AtomicU8>,
@@ -81,8 +90,8 @@ struct ThreadState {
 }
 
 impl ThreadState {
-    /// Goes on from `RUNNING`, unless the other side was first.
-    fn becomes(&self, state: u8) -> bool {
+    /// Changes the state from `RUNNING` to `state`. Returns whether it was `RUNNING`.
+    fn leave_running(&self, state: u8) -> bool {
         let changed =
             self.state
                 .compare_exchange(RUNNING, state, Ordering::SeqCst, Ordering::SeqCst);
@@ -90,31 +99,31 @@ impl ThreadState {
     }
 }
 
-/// Held by who waits for the thread.
-struct Awaited<'a> {
-    life: ThreadState,
-    name: &'a str,
+/// Marks the thread as abandoned when the future that waits for it is dropped first.
+struct WaiterGuard<'a> {
+    state: ThreadState,
+    task: &'a str,
 }
 
-impl Drop for Awaited<'_> {
+impl Drop for WaiterGuard<'_> {
     fn drop(&mut self) {
-        if self.life.becomes(ABANDONED) {
-            let count = self.life.abandoned.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.state.leave_running(ABANDONED) {
+            let count = self.state.abandoned.fetch_add(1, Ordering::Relaxed) + 1;
             tracing::warn!(
-                "the thread of task {} goes on though the task has ended; {count} such threads \
-                 keep blocking tasks from running (an isolated task could be killed)",
-                self.name
+                "the thread of task {} still runs although the task has ended; {count} such \
+                 threads take slots from blocking tasks (an isolated task can be killed)",
+                self.task
             );
         }
     }
 }
 
-/// Held by the thread.
+/// Marks the thread as ended, and subtracts it from the abandoned ones if it was one.
 struct ThreadGuard(ThreadState);
 
 impl Drop for ThreadGuard {
     fn drop(&mut self) {
-        if !self.0.becomes(ENDED) {
+        if !self.0.leave_running(ENDED) {
             self.0.abandoned.fetch_sub(1, Ordering::Relaxed);
         }
     }
@@ -127,32 +136,32 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_thread_that_is_left_behind_is_counted_and_keeps_its_place() {
-        let threads = BlockingPool::new(1);
-        assert_eq!(threads.run("t", || 1).await.unwrap(), 1);
-        assert_eq!(threads.abandoned(), 0);
+    async fn abandoned_thread_is_counted_and_keeps_its_permit() {
+        let pool = BlockingPool::new(1);
+        assert_eq!(pool.run("t", || 1).await.unwrap(), 1);
+        assert_eq!(pool.abandoned(), 0);
         let (end, ended) = mpsc::channel::<()>();
         {
-            let mut left = Box::pin(threads.run("t", move || {
+            let mut abandoned = Box::pin(pool.run("t", move || {
                 let _ = ended.recv();
             }));
-            while threads.places.available_permits() > 0 {
+            while pool.permits.available_permits() > 0 {
                 tokio::select! {
                     biased;
-                    _ = &mut left => unreachable!("it waits for its end"),
+                    _ = &mut abandoned => unreachable!("the thread waits for `end`"),
                     () = tokio::task::yield_now() => {}
                 }
             }
         }
-        assert_eq!(threads.abandoned(), 1);
-        let mut next = Box::pin(threads.run("t", || 2));
+        assert_eq!(pool.abandoned(), 1);
+        let mut next = Box::pin(pool.run("t", || 2));
         tokio::select! {
             biased;
-            _ = &mut next => panic!("there is no place"),
+            _ = &mut next => panic!("there is no free permit"),
             () = tokio::task::yield_now() => {}
         }
         end.send(()).unwrap();
         assert_eq!(next.await.unwrap(), 2);
-        assert_eq!(threads.abandoned(), 0);
+        assert_eq!(pool.abandoned(), 0);
     }
 }

@@ -1,4 +1,4 @@
-//! The tasks that every worker of Celery's serves.
+//! The built-in tasks of Celery, which every worker serves.
 
 use std::time::Duration;
 
@@ -12,32 +12,32 @@ use crate::execution::error::{ReadyChord, TaskError};
 use crate::execution::registry::Tasks;
 use crate::task::{Kwargs, Task, TaskOptions};
 
-/// Answers `pong`, so that it can be seen whether tasks get through.
+/// Returns `pong`; a test of the path from a client to a worker.
 const PING: Task<(), String> = Task::new("celery.ping").params(&[]);
 
-/// Sent once a day by Celery's scheduler.
+/// Deletes expired results; sent once a day by Celery's scheduler.
 const BACKEND_CLEANUP: Task<(), ()> = Task::new("celery.backend_cleanup").params(&[]);
 
-/// Calls a task with each item.
+/// Calls a task with each item as its argument.
 const MAP: Task<(Value, Vec<Value>), Vec<Raw<'static>>> =
     Task::new("celery.map").params(&["task", "it"]);
 
-/// Calls a task with the arguments in each item.
+/// Calls a task with each item as its list of arguments.
 const STARMAP: Task<(Value, Vec<Vec<Value>>), Vec<Raw<'static>>> =
     Task::new("celery.starmap").params(&["task", "it"]);
 
-/// Sends a starmap for each `n` items.
+/// Sends one starmap per `n` items.
 const CHUNKS: Task<(Value, Vec<Value>, usize), Value> =
     Task::new("celery.chunks").params(&["task", "it", "n"]);
 
-/// Collects what a replacing group returned.
+/// Returns the results of a group that replaced a task: all, or the one at `index`.
 const ACCUMULATE: Task<(Vec<Value>, Option<usize>), Value> =
     Task::new("celery.accumulate").params(&["*args", "index=null"]);
 
-/// Nothing that could be run, in Celery neither.
+/// Always fails, as in Celery: a chain is not a task.
 const CHAIN: Task<(Vec<Value>, Map), ()> = Task::new("celery.chain").params(&["*args", "**kwargs"]);
 
-/// Sent by old clients.
+/// Sends the tasks of a group. Only old clients send this task.
 const GROUP: Task<Kwargs<OldGroup>, Value> = Task::new("celery.group").params(&[
     "tasks",
     "result",
@@ -54,7 +54,7 @@ struct OldGroup {
     partial_args: Vec<Value>,
 }
 
-/// Sent by old clients.
+/// Sends the header of a chord. Only old clients send this task.
 const CHORD: Task<Kwargs<OldChord>, Value> = Task::new("celery.chord").params(&[
     "header",
     "body",
@@ -73,9 +73,8 @@ struct OldChord {
     partial_args: Vec<Value>,
 }
 
-/// Looks whether the header of a chord is through, for result backends that do
-/// not count.
-const CHORD_UNLOCK: Task<Kwargs<Unlocking>, ()> = Task::new("celery.chord_unlock")
+/// Polls the members of a chord until all have ended, for result backends that do not count them.
+const CHORD_UNLOCK: Task<Kwargs<ChordToUnlock>, ()> = Task::new("celery.chord_unlock")
     .params(&[
         "group_id",
         "callback",
@@ -91,7 +90,7 @@ const CHORD_UNLOCK: Task<Kwargs<Unlocking>, ()> = Task::new("celery.chord_unlock
     });
 
 #[derive(Serialize, Deserialize)]
-struct Unlocking {
+struct ChordToUnlock {
     group_id: String,
     callback: Value,
     interval: Option<f64>,
@@ -99,11 +98,11 @@ struct Unlocking {
     result: Vec<Value>,
 }
 
-/// All of them. A worker's own task of the same name goes before.
-pub(crate) fn all() -> Tasks {
+/// Returns the built-in tasks. A task of the worker with the same name replaces one of them.
+pub(crate) fn tasks() -> Tasks {
     Tasks::new()
         .with(PING, async || Ok::<_, TaskError>("pong".to_owned()))
-        // Every backend there is lets its results expire by itself.
+        // All backends expire results automatically.
         .with(BACKEND_CLEANUP, async || Ok::<_, TaskError>(()))
         .with(MAP, map)
         .with(STARMAP, starmap)
@@ -123,14 +122,14 @@ async fn map(ctx: Context, task: Value, it: Vec<Value>) -> Result<Vec<Raw<'stati
     starmap(ctx, task, items).await
 }
 
-/// Each call in turn; an error ends it.
+/// Calls the task with each item, one after the other, until a call fails.
 async fn starmap(
     ctx: Context,
     task: Value,
     it: Vec<Vec<Value>>,
 ) -> Result<Vec<Raw<'static>>, TaskError> {
-    let task = ctx.written(&task)?;
-    let task = WireSignature::read(&task).map_err(|error| no_signature("task", &error))?;
+    let task = ctx.encode(&task)?;
+    let task = WireSignature::read(&task).map_err(|error| invalid_argument("task", &error))?;
     let mut values = Vec::with_capacity(it.len());
     for item in it {
         let args = Raw::encode(Serializer::Json, &item)?;
@@ -140,9 +139,9 @@ async fn starmap(
 }
 
 async fn chunks(ctx: Context, task: Value, it: Vec<Value>, n: usize) -> Result<Value, TaskError> {
-    let task = Canvas::read(&ctx.written(&task)?)?;
+    let task = Canvas::read(&ctx.encode(&task)?)?;
     let chunks = Canvas::chunks(&task, it, n);
-    started(&ctx, chunks).await
+    send(&ctx, chunks).await
 }
 
 async fn accumulate(args: Vec<Value>, index: Option<usize>) -> Result<Value, TaskError> {
@@ -154,22 +153,22 @@ async fn accumulate(args: Vec<Value>, index: Option<usize>) -> Result<Value, Tas
 }
 
 async fn group(ctx: Context, Kwargs(call): Kwargs<OldGroup>) -> Result<Value, TaskError> {
-    let group = Canvas::group(canvases(&ctx, &call.tasks)?).given(call.partial_args);
-    started(&ctx, group.set("task_id", call.group_id)).await?;
+    let group = Canvas::group(read_canvases(&ctx, &call.tasks)?).given(call.partial_args);
+    send(&ctx, group.set("task_id", call.group_id)).await?;
     Ok(call.result)
 }
 
 async fn chord(ctx: Context, Kwargs(call): Kwargs<OldChord>) -> Result<Value, TaskError> {
     let header = match call.header {
-        Value::Array(tasks) => Canvas::group(canvases(&ctx, &tasks)?),
-        group => Canvas::read(&ctx.written(&group)?)?,
+        Value::Array(tasks) => Canvas::group(read_canvases(&ctx, &tasks)?),
+        group => Canvas::read(&ctx.encode(&group)?)?,
     };
-    let body = Canvas::read(&ctx.written(&call.body)?)?;
-    started(&ctx, header.given(call.partial_args).then(body)).await
+    let body = Canvas::read(&ctx.encode(&call.body)?)?;
+    send(&ctx, header.given(call.partial_args).then(body)).await
 }
 
-async fn unlock_chord(ctx: Context, Kwargs(call): Kwargs<Unlocking>) -> Result<(), TaskError> {
-    let Unlocking {
+async fn unlock_chord(ctx: Context, Kwargs(call): Kwargs<ChordToUnlock>) -> Result<(), TaskError> {
+    let ChordToUnlock {
         group_id,
         callback,
         interval,
@@ -178,55 +177,55 @@ async fn unlock_chord(ctx: Context, Kwargs(call): Kwargs<Unlocking>) -> Result<(
     } = call;
     let services = &ctx.job().services;
     let backend = services.backend.as_deref().ok_or_else(|| {
-        let cause = "a chord is looked after, and the worker has no result backend";
+        let cause = "cannot poll a chord: the worker has no result backend";
         TaskError::exception("NotImplementedError", cause)
     })?;
     let members = result.iter().map(ResultTree::from_value);
     let members = members.collect::<Result<Vec<_>, _>>();
-    let members = members.map_err(|error| no_signature("result", &error))?;
+    let members = members.map_err(|error| invalid_argument("result", &error))?;
     let tree = ResultTree::group(group_id.as_str(), members);
     let ids: Vec<_> = tree.leaf_ids().into_iter().map(str::to_owned).collect();
-    let joint = |results| {
+    let ready = |results| {
         Ok::<_, TaskError>(TaskError::join(ReadyChord {
-            body: ctx.written(&callback)?,
+            body: ctx.encode(&callback)?,
             group_id: group_id.clone(),
             results,
         }))
     };
-    let found = backend.fetch(&ids).await;
-    let ended = |(id, document): (String, Option<ResultDocument<'static>>)| {
+    let documents = backend.fetch(&ids).await;
+    let ended_member = |(id, document): (String, Option<ResultDocument<'static>>)| {
         let document = document.filter(|document| document.status.is_ready())?;
         Some(MemberResult::new(id, document.status, document.result))
     };
-    let parts = found.map(|found| ids.into_iter().zip(found).map(ended).collect());
-    if let Ok(Some(parts)) = parts {
-        return Err(joint(Ok(ChordResults::new(parts, Some(tree))))?);
+    let members = documents.map(|found| ids.into_iter().zip(found).map(ended_member).collect());
+    if let Ok(Some(members)) = members {
+        return Err(ready(Ok(ChordResults::new(members, Some(tree))))?);
     }
-    if max_retries.is_some_and(|most| ctx.retries() >= most) {
+    if max_retries.is_some_and(|max| ctx.retries() >= max) {
         let mut cause = "MaxRetriesExceededError('no retries are left')".to_owned();
-        if let Err(error) = parts {
+        if let Err(error) = members {
             cause = format!("{cause} (after {error})");
         }
-        return Err(joint(Err(cause))?);
+        return Err(ready(Err(cause))?);
     }
     let interval = interval.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     let retry = TaskError::retry().after(interval.unwrap_or(services.chord_retry_interval));
     Err(match max_retries {
-        Some(most) => retry.at_most(most),
+        Some(max) => retry.at_most(max),
         None => retry,
     })
 }
 
-fn canvases(ctx: &Context, tasks: &[Value]) -> Result<Vec<Canvas>, TaskError> {
-    let read = |task| Ok(Canvas::read(&ctx.written(task)?)?);
+fn read_canvases(ctx: &Context, tasks: &[Value]) -> Result<Vec<Canvas>, TaskError> {
+    let read = |task| Ok(Canvas::read(&ctx.encode(task)?)?);
     tasks.iter().map(read).collect()
 }
 
-/// Sends a canvas; the answer is its result as Celery writes it.
-async fn started(ctx: &Context, canvas: Canvas) -> Result<Value, TaskError> {
+/// Sends a canvas and returns its result tree in the form of Celery.
+async fn send(ctx: &Context, canvas: Canvas) -> Result<Value, TaskError> {
     Ok(Value::from_serialize(&ctx.apply(canvas).await?)?)
 }
 
-fn no_signature(what: &str, error: &celery_protocol::DecodeError) -> TaskError {
+fn invalid_argument(what: &str, error: &celery_protocol::DecodeError) -> TaskError {
     TaskError::exception("TypeError", format!("cannot read {what}: {error}"))
 }

@@ -1,4 +1,4 @@
-//! What handlers fail with: [`TaskError`].
+//! The error type of handlers: [`TaskError`].
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -11,12 +11,13 @@ use crate::canvas::{Canvas, NoMissingArgs, Signature};
 use crate::execution::retry::{Changes, Retry, When};
 use crate::task::{AutoRetry, Task};
 
-/// How a task ends when it does not return a value.
+/// The outcome of a task that does not return a value: a failure, a retry, a rejection, an ignored
+/// result or a replacement.
 ///
-/// Any `std::error::Error` becomes one with `?`; Python readers of the result
-/// then see an exception named like the error's type, in a module named like
-/// its path. [`named`](Self::named) chooses both. For this reason `TaskError`
-/// itself does not implement `std::error::Error`: the two exclude each other.
+/// Any `std::error::Error` is converted to a failure by `?`. Python readers of the result see an
+/// exception named like the error's type, in a module named like its path;
+/// [`named`](Self::named) sets both. Because of this conversion `TaskError` cannot implement
+/// `std::error::Error` itself.
 ///
 /// ```
 /// use celery_runtime::TaskError;
@@ -31,6 +32,7 @@ use crate::task::{AutoRetry, Task};
 /// ```
 pub struct TaskError(Box<TaskErrorKind>);
 
+/// The variants of [`TaskError`].
 pub(crate) enum TaskErrorKind {
     Failed(Failure),
     Retry(Retry),
@@ -39,57 +41,60 @@ pub(crate) enum TaskErrorKind {
         reason: String,
     },
     Ignore,
-    /// Another workflow takes the task's place.
+    /// The task is replaced by this workflow.
     Replace(Box<Canvas>),
-    /// The header of a chord is through, and its body is next.
+    /// The header of a chord is complete: its body is to be sent. Only `celery.chord_unlock`
+    /// returns this.
     Join(Box<ReadyChord>),
 }
 
-/// A chord whose parts have all ended, found out by a task that looked.
+/// A chord whose members have all ended, found by `celery.chord_unlock`.
 pub(crate) struct ReadyChord {
     pub(crate) group_id: String,
     pub(crate) body: Raw<'static>,
-    /// Or why nobody looks any more.
+    /// The results of the members, or the reason why the task has stopped polling for them.
     pub(crate) results: Result<ChordResults, String>,
 }
 
-/// Whether a rejected message goes back to its queue.
+/// What happens to the message of a rejected task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(clippy::exhaustive_enums, reason = "it does or it does not")]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "a message is either requeued or not"
+)]
 pub enum Requeue {
-    /// Back to the queue, to be delivered again.
+    /// The message returns to its queue and is delivered again.
     Yes,
-    /// Dropped, or dead-lettered where the broker is set up to.
+    /// The message is dropped, or dead-lettered if the queue is configured for that.
     No,
 }
 
-/// An exception as Python reads it, and the Rust error behind it.
+/// An exception in the form of Python, and the Rust error that it was made from.
 pub(crate) struct Failure {
     pub(crate) exception: Exception,
     pub(crate) source: Option<Box<dyn StdError + Send + Sync>>,
-    /// What was found out about the error where it is, if that is another
-    /// process.
-    pub(crate) account: Option<RemoteFailure>,
+    /// What the child process reports about the error, if the task failed in one.
+    pub(crate) remote: Option<RemoteFailure>,
 }
 
-/// What is left of an error that stayed in the process where it happened.
+/// Information about an error in a child process, where the error itself stays.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct RemoteFailure {
     pub(crate) traceback: String,
-    /// Whether the task is retried by itself because of it.
+    /// Whether the task's [`AutoRetry`] applies to the error.
     pub(crate) autoretried: bool,
 }
 
 impl TaskError {
-    /// A failure that Python sees as the builtin exception `name`
-    /// (`"ValueError"`, `"KeyError"`, …) with one argument, `message`.
+    /// Creates a failure that Python sees as the builtin exception `name` (`"ValueError"`,
+    /// `"KeyError"`, …) with one argument, `message`.
     pub fn exception(name: impl Into<String>, message: impl Into<String>) -> Self {
         Self::named("builtins", name, message)
     }
 
-    /// A failure that Python sees as `module.name(message)`. A class that the
-    /// reader cannot import is made up for it; a name that is no exception
-    /// there (`builtins.str`) makes its reader fail.
+    /// Creates a failure that Python sees as `module.name(message)`. If the reader cannot import
+    /// the class, Celery creates one with this name. If the name is not an exception
+    /// (`builtins.str`), reading the result fails.
     pub fn named(
         module: impl Into<String>,
         name: impl Into<String>,
@@ -98,29 +103,28 @@ impl TaskError {
         Self::failed(Exception::new(module, name, message))
     }
 
-    /// A failure with this exception, for several arguments or other types.
+    /// Creates a failure with this exception, which may have several arguments of any type.
     pub fn failed(exception: Exception) -> Self {
         Self(Box::new(TaskErrorKind::Failed(Failure {
             exception,
             source: None,
-            account: None,
+            remote: None,
         })))
     }
 
-    /// A failure from an error whose type is not known here, such as
-    /// `Box<dyn Error>` or what `anyhow::Error` turns into. Python sees a
-    /// `RuntimeError`.
+    /// Creates a failure from an error of unknown type, such as a `Box<dyn Error>` or a converted
+    /// `anyhow::Error`. Python sees a `RuntimeError`.
     pub fn boxed(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         let source = error.into();
         Self(Box::new(TaskErrorKind::Failed(Failure {
             exception: Exception::new("builtins", "RuntimeError", source.to_string()),
             source: Some(source),
-            account: None,
+            remote: None,
         })))
     }
 
-    /// For a failure: shows it to Python as this exception. The error that it
-    /// was made from still decides whether the task is retried by itself.
+    /// Sets the exception of a failure that Python sees. Automatic retries still depend on the
+    /// error that the failure was made from.
     ///
     /// ```
     /// use celery_protocol::Exception;
@@ -139,80 +143,80 @@ impl TaskError {
         self
     }
 
-    /// Run the task again, after its `retry_delay` unless told otherwise by
-    /// [`after`](Self::after) or [`at`](Self::at).
+    /// Creates a request to retry the task. It runs again after its `retry_delay`, unless
+    /// [`after`](Self::after) or [`at`](Self::at) sets another time.
     pub fn retry() -> Self {
         Self(Box::new(TaskErrorKind::Retry(Retry::default())))
     }
 
-    /// For a retry: how long to wait.
+    /// Sets the delay of a retry.
     #[must_use]
     pub fn after(self, delay: Duration) -> Self {
-        self.retrying(|retry| retry.when = Some(When::After(delay)))
+        self.with_retry(|retry| retry.when = Some(When::After(delay)))
     }
 
-    /// For a retry: when to run again.
+    /// Sets the time of a retry.
     #[must_use]
     pub fn at(self, time: SystemTime) -> Self {
-        self.retrying(|retry| retry.when = Some(When::At(time)))
+        self.with_retry(|retry| retry.when = Some(When::At(time)))
     }
 
-    /// For a retry: how often at most, instead of the task's `max_retries`.
+    /// Sets the maximum number of retries, instead of the task's `max_retries`.
     #[must_use]
     pub fn at_most(self, retries: u32) -> Self {
-        self.retrying(|retry| retry.max_retries = Some(Some(retries)))
+        self.with_retry(|retry| retry.max_retries = Some(Some(retries)))
     }
 
-    /// For a retry: the error that caused it. It is what the result shows
-    /// meanwhile, and what the task fails with when no retry is left.
+    /// Sets the error that caused a retry. It is stored with the state RETRY, and the task fails
+    /// with it when no retries are left.
     #[must_use]
     pub fn because(self, error: impl Into<Self>) -> Self {
         let failure = match *error.into().0 {
             TaskErrorKind::Failed(failure) => Some(failure),
             _ => None,
         };
-        self.retrying(|retry| retry.because = failure)
+        self.with_retry(|retry| retry.because = failure)
     }
 
-    /// For a retry: the positional arguments to run with. Keyword arguments of
-    /// this run stay unless these take their place.
+    /// Sets the positional arguments of a retry. The keyword arguments of this execution are kept,
+    /// except those of parameters that the new arguments fill.
     ///
     /// ```
     /// use celery_runtime::TaskError;
     ///
-    /// // `copy(source, target, part=0)` goes on with the next part.
+    /// // `copy(source, target, part=0)` continues with the next part.
     /// # let part = 1;
     /// let error = TaskError::retry().args(["a".into(), "b".into(), (part + 1).into()]);
     /// # let _ = error;
     /// ```
     #[must_use]
     pub fn args(self, args: impl IntoIterator<Item = Value>) -> Self {
-        self.retrying(|retry| retry.changes.args = Some(args.into_iter().collect()))
+        self.with_retry(|retry| retry.changes.args = Some(args.into_iter().collect()))
     }
 
-    /// For a retry: the keyword arguments to run with, in place of all those of
-    /// this run. Positional arguments of this run stay; one that is named here
-    /// gets its new value.
+    /// Sets the keyword arguments of a retry, which replace all those of this execution. The
+    /// positional arguments of this execution are kept, except that one whose parameter is named
+    /// here gets the new value.
     #[must_use]
     pub fn kwargs(self, kwargs: impl Into<Map>) -> Self {
-        self.retrying(|retry| retry.changes.kwargs = Some(kwargs.into()))
+        self.with_retry(|retry| retry.changes.kwargs = Some(kwargs.into()))
     }
 
-    /// For a retry: a header of its message, besides those of this run's.
+    /// Adds a header to the message of a retry, besides those of this execution.
     #[must_use]
     pub fn header(self, name: impl Into<String>, value: impl Into<Value>) -> Self {
-        self.retrying(|retry| {
+        self.with_retry(|retry| {
             retry.changes.headers.insert(name.into(), value.into());
         })
     }
 
-    /// For a retry: when it is too late for it. Otherwise that stays as it was.
+    /// Sets the time after which a retry is not started any more; unchanged by default.
     #[must_use]
     pub fn expires_at(self, time: SystemTime) -> Self {
-        self.retrying(|retry| retry.changes.expires = Some(time))
+        self.with_retry(|retry| retry.changes.expires = Some(time))
     }
 
-    /// Refuse the message; see [`Requeue`].
+    /// Creates a rejection of the message; see [`Requeue`].
     pub fn reject(reason: impl Into<String>, requeue: Requeue) -> Self {
         Self(Box::new(TaskErrorKind::Reject {
             requeue,
@@ -220,13 +224,12 @@ impl TaskError {
         }))
     }
 
-    /// Let another task or workflow take this one's place: it gets this task's
-    /// id, its place in a chain, group or chord, its callbacks and errbacks. This
-    /// run stores no result; what is waited for is that of the replacement. A
-    /// group's results are a list.
+    /// Replaces this task by another task or workflow, which gets this task's id, its position in
+    /// a chain, group or chord, its callbacks and its errbacks. This execution stores no result;
+    /// the result of the replacement is stored under this task's id. The result of a group is a
+    /// list.
     ///
-    /// [`Task::replaced_by`](crate::Task::replaced_by) is the same with the type
-    /// of the result checked.
+    /// [`Task::replaced_by`](crate::Task::replaced_by) also checks the type of the result.
     ///
     /// ```
     /// use celery_runtime::{Task, TaskError};
@@ -248,30 +251,31 @@ impl TaskError {
         Self(Box::new(TaskErrorKind::Replace(Box::new(canvas.into()))))
     }
 
-    pub(crate) fn join(joint: ReadyChord) -> Self {
-        Self(Box::new(TaskErrorKind::Join(Box::new(joint))))
+    /// Creates the request to send the body of a chord.
+    pub(crate) fn join(chord: ReadyChord) -> Self {
+        Self(Box::new(TaskErrorKind::Join(Box::new(chord))))
     }
 
-    /// Be done without storing any result.
+    /// Ends the task without storing a result.
     pub fn ignore() -> Self {
         Self(Box::new(TaskErrorKind::Ignore))
     }
 
-    /// What it is to the task that has called this one as a function: a failure,
-    /// whatever it asks for. A retry is its cause, as in Celery.
-    pub(crate) fn of_a_call(self) -> Self {
-        let told = self.to_string();
+    /// Converts the error to a failure of the task that has called this one as a function. A retry
+    /// becomes its cause, as in Celery.
+    pub(crate) fn into_call_failure(self) -> Self {
+        let message = self.to_string();
         match *self.0 {
-            TaskErrorKind::Failed(failure) => Self::of_kind(TaskErrorKind::Failed(failure)),
+            TaskErrorKind::Failed(failure) => Self::from_kind(TaskErrorKind::Failed(failure)),
             TaskErrorKind::Retry(retry) => match retry.because {
-                Some(cause) => Self::of_kind(TaskErrorKind::Failed(cause)),
-                None => Self::named("celery.exceptions", "Retry", told),
+                Some(cause) => Self::from_kind(TaskErrorKind::Failed(cause)),
+                None => Self::named("celery.exceptions", "Retry", message),
             },
             TaskErrorKind::Reject { reason, .. } => {
                 Self::named("celery.exceptions", "Reject", reason)
             }
             TaskErrorKind::Ignore | TaskErrorKind::Replace(_) | TaskErrorKind::Join(_) => {
-                Self::named("celery.exceptions", "Ignore", told)
+                Self::named("celery.exceptions", "Ignore", message)
             }
         }
     }
@@ -280,11 +284,11 @@ impl TaskError {
         *self.0
     }
 
-    pub(crate) fn of_kind(kind: TaskErrorKind) -> Self {
+    pub(crate) fn from_kind(kind: TaskErrorKind) -> Self {
         Self(Box::new(kind))
     }
 
-    /// What is different in a retry, if it is one.
+    /// Returns the changes of a retry; `None` for other errors.
     pub(crate) fn changes_mut(&mut self) -> Option<&mut Changes> {
         match &mut *self.0 {
             TaskErrorKind::Retry(retry) => Some(&mut retry.changes),
@@ -292,7 +296,7 @@ impl TaskError {
         }
     }
 
-    fn retrying(mut self, change: impl FnOnce(&mut Retry)) -> Self {
+    fn with_retry(mut self, change: impl FnOnce(&mut Retry)) -> Self {
         if let TaskErrorKind::Retry(retry) = &mut *self.0 {
             change(retry);
         }
@@ -316,7 +320,7 @@ impl fmt::Debug for TaskError {
             }
             TaskErrorKind::Ignore => f.write_str("Ignore"),
             TaskErrorKind::Replace(canvas) => write!(f, "Replace({})", canvas.task()),
-            TaskErrorKind::Join(joint) => write!(f, "Join({})", joint.group_id),
+            TaskErrorKind::Join(chord) => write!(f, "Join({})", chord.group_id),
         }
     }
 }
@@ -329,7 +333,7 @@ impl fmt::Display for TaskError {
             TaskErrorKind::Reject { reason, .. } => write!(f, "rejected: {reason}"),
             TaskErrorKind::Ignore => f.write_str("result ignored"),
             TaskErrorKind::Replace(canvas) => write!(f, "replaced by {}", canvas.task()),
-            TaskErrorKind::Join(joint) => write!(f, "chord {} goes on", joint.group_id),
+            TaskErrorKind::Join(chord) => write!(f, "chord {} is ready", chord.group_id),
         }
     }
 }
@@ -340,23 +344,23 @@ impl Failure {
         Self {
             exception: Exception::new(module, name, error.to_string()),
             source: Some(Box::new(error)),
-            account: None,
+            remote: None,
         }
     }
 
-    /// Whether the task's automatic retry is meant for it.
+    /// Returns whether `auto` applies to the error.
     pub(crate) fn is_retried_by(&self, auto: &AutoRetry) -> bool {
-        match &self.account {
-            Some(account) => account.autoretried,
+        match &self.remote {
+            Some(remote) => remote.autoretried,
             None => auto.applies_to(self.source.as_deref()),
         }
     }
 
-    /// The text for the result's `traceback`: the exception and its causes,
-    /// outermost last, in the words that Python uses for chained exceptions.
+    /// Returns the text for the result's `traceback`: the exception and its causes, outermost last,
+    /// in the format of Python's chained exceptions.
     pub(crate) fn traceback(&self) -> String {
-        if let Some(account) = &self.account {
-            return account.traceback.clone();
+        if let Some(remote) = &self.remote {
+            return remote.traceback.clone();
         }
         let mut causes = Vec::new();
         let mut next = self.source.as_deref().and_then(StdError::source);
@@ -377,8 +381,8 @@ impl Failure {
     }
 }
 
-/// `std::num::error::ParseIntError` as Python would call it: module
-/// `std.num.error`, class `ParseIntError`. Type parameters are left out.
+/// Converts a Rust path to a module and a class of Python: `std::num::error::ParseIntError` becomes
+/// `std.num.error` and `ParseIntError`. Type parameters are omitted.
 fn python_name(type_name: &str) -> (String, String) {
     let path = type_name.split('<').next().unwrap_or(type_name);
     match path.rsplit_once("::") {
@@ -419,12 +423,12 @@ mod tests {
     }
 
     #[test]
-    fn any_error_keeps_its_type_and_message() {
+    fn converted_error_has_type_name_and_message() {
         let failed = failure("x".parse::<i64>().unwrap_err().into());
         assert_eq!(failed.exception.exc_type, "ParseIntError");
         assert!(
             failed.exception.exc_module.unwrap().contains("num"),
-            "the module says where it comes from"
+            "the module is the path of the type"
         );
         assert_eq!(
             failed.exception.exc_message,
@@ -433,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn causes_are_told_in_order() {
+    fn traceback_lists_causes_innermost_first() {
         #[derive(Debug, thiserror::Error)]
         #[error("outer")]
         struct OuterError(#[source] std::io::Error);
@@ -445,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn a_retry_is_described_in_one_expression() {
+    fn retry_methods_set_delay_limit_and_cause() {
         let error = TaskError::retry()
             .after(Duration::from_secs(5))
             .at_most(7)

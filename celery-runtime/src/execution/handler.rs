@@ -1,4 +1,4 @@
-//! Which functions can be handlers.
+//! The functions that can be handlers: [`Handler`] and [`BlockingHandler`].
 
 use std::future::Future;
 
@@ -9,17 +9,16 @@ use crate::task::Kwargs;
 
 /// An async function that runs a task with arguments `A` and result `R`.
 ///
-/// It takes the arguments of the declaration, with or without a
-/// [`Context<S>`](Context) before them, and returns a `Result` whose error is
-/// a [`TaskError`] or any `std::error::Error`. `M` tells the two forms apart
-/// and is always inferred.
+/// The function takes the arguments of the declaration, optionally after a
+/// [`Context<S>`](Context), and returns a `Result` whose error is a [`TaskError`] or any
+/// `std::error::Error`. The type parameter `M` distinguishes the two forms and is always inferred.
 #[diagnostic::on_unimplemented(
     message = "this function cannot handle a task with arguments `{A}` and result `{R}`",
     label = "expected an async function that takes the elements of `{A}` and returns `Result<{R}, _>`",
     note = "a `Context` may come first; the error must be a `TaskError` or implement `std::error::Error`"
 )]
 pub trait Handler<M, A, R, S>: Send + Sync + 'static {
-    /// Starts the task.
+    /// Starts the task and returns its future.
     fn call(
         &self,
         context: Context<S>,
@@ -27,8 +26,7 @@ pub trait Handler<M, A, R, S>: Send + Sync + 'static {
     ) -> impl Future<Output = Result<R, TaskError>> + Send + 'static;
 }
 
-/// An ordinary function that runs a task on a thread of its own; see
-/// [`Handler`] for its shape.
+/// A blocking function that runs a task on a thread of its own; see [`Handler`] for its signature.
 #[diagnostic::on_unimplemented(
     message = "this function cannot handle a task with arguments `{A}` and result `{R}`",
     label = "expected a function that takes the elements of `{A}` and returns `Result<{R}, _>`",
@@ -39,30 +37,30 @@ pub trait BlockingHandler<M, A, R, S>: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// Those of the task.
+    /// Returns the error of the function.
     fn call(&self, context: Context<S>, args: A) -> Result<R, TaskError>;
 }
 
-/// Marks handlers without a context.
+/// A marker of handlers without a context.
 #[derive(Debug)]
 pub struct Plain;
 
-/// Marks handlers whose first argument is the context.
+/// A marker of handlers whose first argument is the context.
 #[derive(Debug)]
 pub struct WithContext;
 
-/// Marks errbacks, whose first argument is the task that failed.
+/// A marker of errbacks, whose first argument is the failed task.
 #[derive(Debug)]
 pub struct OfFailure;
 
-async fn outcome<R, E: Into<TaskError>>(
+async fn convert_error<R, E: Into<TaskError>>(
     future: impl Future<Output = Result<R, E>>,
 ) -> Result<R, TaskError> {
     future.await.map_err(Into::into)
 }
 
-/// The implementations for one arity: async and blocking, with and without context,
-/// and errbacks.
+/// Implements the traits for one arity: async and blocking, with and without context, and
+/// errbacks.
 macro_rules! handlers {
     ($([$args:pat => $args_type:ty; $($name:ident: $type:ident),*; $($param:ident),*])*) => {$(
         impl<F, Fut, R, E, S, $($param),*> Handler<Plain, $args_type, R, S> for F
@@ -77,7 +75,7 @@ macro_rules! handlers {
                 _context: Context<S>,
                 $args: $args_type,
             ) -> impl Future<Output = Result<R, TaskError>> + Send + 'static {
-                outcome(self($($name),*))
+                convert_error(self($($name),*))
             }
         }
 
@@ -93,7 +91,7 @@ macro_rules! handlers {
                 context: Context<S>,
                 $args: $args_type,
             ) -> impl Future<Output = Result<R, TaskError>> + Send + 'static {
-                outcome(self(context, $($name),*))
+                convert_error(self(context, $($name),*))
             }
         }
 
@@ -109,7 +107,7 @@ macro_rules! handlers {
                 context: Context<S>,
                 $args: $args_type,
             ) -> impl Future<Output = Result<R, TaskError>> + Send + 'static {
-                outcome(self(FailedTask::new(context), $($name),*))
+                convert_error(self(FailedTask::new(context), $($name),*))
             }
         }
 
@@ -164,7 +162,7 @@ where
         _context: Context<S>,
         args: Kwargs<T>,
     ) -> impl Future<Output = Result<R, TaskError>> + Send + 'static {
-        outcome(self(args))
+        convert_error(self(args))
     }
 }
 
@@ -180,7 +178,7 @@ where
         context: Context<S>,
         args: Kwargs<T>,
     ) -> impl Future<Output = Result<R, TaskError>> + Send + 'static {
-        outcome(self(context, args))
+        convert_error(self(context, args))
     }
 }
 

@@ -1,26 +1,22 @@
-//! Declarations and handlers together: [`Tasks`].
+//! Declarations with their handlers, [`Tasks`], and the tasks of a worker by name, [`Registry`].
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
-use std::marker::PhantomData;
 use std::sync::{Arc, LazyLock};
 
-use celery_protocol::{Arguments, DecodeError, Payload, Raw, Value, WireSignature};
+use celery_protocol::{Value, WireSignature};
 use serde::Serialize;
 
-use crate::boundary::BoxFuture;
 use crate::execution::builtin;
-use crate::execution::context::{Context, Job};
-use crate::execution::error::TaskError;
-use crate::execution::failed::FailureContext;
+use crate::execution::erased::{AsyncTask, BlockingTask, ErasedTask, Errback};
 use crate::execution::handler::{BlockingHandler, Handler, OfFailure};
 use crate::task::{Declaration, DynArgs, DynTask, Params, ParamsError, Task, TaskArgs};
 
-/// The tasks that a worker serves.
+/// The tasks that a worker serves: declarations with their handlers.
 ///
-/// `S` is the application's state, chosen by the handlers that take a
-/// [`Context<S>`](Context). A worker takes `Tasks<()>` only, so that a state
-/// that was forgotten is an error of the compiler:
+/// `S` is the type of the application's state. The handlers that take a
+/// [`Context<S>`](crate::Context) determine it. A worker takes only `Tasks<()>`, so a missing
+/// state is a compile error:
 ///
 /// ```
 /// use celery_runtime::{Context, Task, TaskError, Tasks};
@@ -40,17 +36,18 @@ use crate::task::{Declaration, DynArgs, DynTask, Params, ParamsError, Task, Task
 /// });
 /// ```
 pub struct Tasks<S = ()> {
-    entries: Vec<RegisteredEntry<S>>,
+    entries: Vec<Registration<S>>,
 }
 
-struct RegisteredEntry<S> {
+/// A declaration and its handler before the state is known.
+struct Registration<S> {
     declaration: Result<Declaration, ParamsError>,
-    place: Placement,
-    errback: bool,
+    placement: Placement,
+    is_errback: bool,
     bind: Box<dyn FnOnce(Arc<S>) -> Arc<dyn ErasedTask> + Send>,
 }
 
-/// Where a task runs.
+/// The process that runs a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Placement {
     /// In the worker's own process.
@@ -60,14 +57,14 @@ enum Placement {
 }
 
 impl<S: Send + Sync + 'static> Tasks<S> {
-    /// No tasks yet.
+    /// Creates an empty set of tasks.
     pub fn new() -> Self {
         Self {
             entries: Vec::new(),
         }
     }
 
-    /// Adds a task and the async function that runs it.
+    /// Adds a task and its async handler.
     #[must_use]
     pub fn with<M, A, R, H>(self, task: Task<A, R>, handler: H) -> Self
     where
@@ -77,18 +74,12 @@ impl<S: Send + Sync + 'static> Tasks<S> {
         H: Handler<M, A, R, S>,
     {
         self.add(task.declaration(), Placement::InProcess, |params, state| {
-            Arc::new(AsyncTask {
-                params,
-                handler,
-                state,
-                types: PhantomData,
-            })
+            Arc::new(AsyncTask::new(params, handler, state))
         })
     }
 
-    /// Adds a task and the blocking function that runs it, on one of as many
-    /// threads as the worker's concurrency. Its time limits end what is
-    /// waited for, not the thread.
+    /// Adds a task and its blocking handler, which runs on a thread. The worker has as many
+    /// threads for these as its concurrency. A time limit ends the task, but not the thread.
     #[must_use]
     pub fn with_blocking<M, A, R, H>(self, task: Task<A, R>, handler: H) -> Self
     where
@@ -98,33 +89,27 @@ impl<S: Send + Sync + 'static> Tasks<S> {
         H: BlockingHandler<M, A, R, S>,
     {
         self.add(task.declaration(), Placement::InProcess, |params, state| {
-            Arc::new(BlockingTask {
-                params,
-                handler: Arc::new(handler),
-                state,
-                types: PhantomData,
-            })
+            Arc::new(BlockingTask::new(params, handler, state))
         })
     }
 
-    /// Adds a task and the blocking function that runs it in a child process,
-    /// so that a crash, a lack of memory or a time limit ends the child and not
-    /// the worker. A task whose child is lost fails with `WorkerLostError`; see
-    /// also [`TaskOptions::reject_on_worker_lost`](crate::TaskOptions).
+    /// Adds a task and its blocking handler, which runs in a child process. A crash, an
+    /// out-of-memory kill or a time limit then ends the child process and not the worker. A task
+    /// whose child process is lost fails with `WorkerLostError`; see also
+    /// [`TaskOptions::reject_on_worker_lost`](crate::TaskOptions).
     ///
-    /// A child is this program, started once more with the same arguments: its
-    /// `main` runs again, and its [`Worker::run_until`](crate::Worker::run_until)
-    /// serves the worker instead of a broker. So the state is made there, too,
-    /// by whatever is given to [`with_state`](Self::with_state); what `main`
-    /// does besides, it does in each child, unless it asks
-    /// [`is_isolated_child`](crate::is_isolated_child). The standard input of a
-    /// child is not for the program. Children are kept for the next task; each
-    /// runs one at a time. They need Unix, and a tokio runtime with I/O.
+    /// A child process is this program, started again with the same arguments. Its `main` runs
+    /// again, and its [`Worker::run_until`](crate::Worker::run_until) receives tasks from the
+    /// parent instead of the broker. The application's state is therefore created in each child
+    /// as well. To skip other parts of `main` in a child, check
+    /// [`is_isolated_child`](crate::is_isolated_child). The standard input of a child is reserved
+    /// for the worker. A child process runs one task at a time and is reused. Child processes need
+    /// Unix and a tokio runtime with I/O enabled.
     ///
-    /// At its hard limit a task is ended with everything it started. At its
-    /// soft limit one that asks for it
-    /// ([`Context::is_soft_time_limit_reached`]) goes on until the hard limit,
-    /// any other is ended.
+    /// At the hard time limit the task is killed together with the processes that it started. At
+    /// the soft limit it is killed unless it has called
+    /// [`Context::is_soft_time_limit_reached`](crate::Context::is_soft_time_limit_reached); then it
+    /// may run until the hard limit.
     #[must_use]
     pub fn with_isolated<M, A, R, H>(self, task: Task<A, R>, handler: H) -> Self
     where
@@ -133,11 +118,11 @@ impl<S: Send + Sync + 'static> Tasks<S> {
         R: Serialize + Send + Sync + 'static,
         H: BlockingHandler<M, A, R, S>,
     {
-        self.with_blocking(task, handler).last_isolated()
+        self.with_blocking(task, handler).isolate_last()
     }
 
-    /// Like [`with_isolated`](Self::with_isolated) with an async function,
-    /// which runs on the runtime of the child's `main`.
+    /// Adds a task and its async handler, which runs in a child process, on the runtime of its
+    /// `main`; see [`with_isolated`](Self::with_isolated).
     #[must_use]
     pub fn with_isolated_async<M, A, R, H>(self, task: Task<A, R>, handler: H) -> Self
     where
@@ -146,13 +131,12 @@ impl<S: Send + Sync + 'static> Tasks<S> {
         R: Serialize + Send + Sync + 'static,
         H: Handler<M, A, R, S>,
     {
-        self.with(task, handler).last_isolated()
+        self.with(task, handler).isolate_last()
     }
 
-    /// Adds an errback: what a worker calls, without a message, when a task fails
-    /// whose `link_error` names it. The handler takes the
-    /// [`FailedTask`](crate::FailedTask) and then the arguments that were stored
-    /// with the link, those of the declaration:
+    /// Adds an errback. The worker calls it in place, without a message, when a task fails whose
+    /// `link_error` names it. The handler takes the [`FailedTask`](crate::FailedTask), then the
+    /// arguments of the declaration, which are stored with the link:
     ///
     /// ```
     /// use celery_runtime::{FailedTask, Task, TaskError, Tasks};
@@ -170,19 +154,16 @@ impl<S: Send + Sync + 'static> Tasks<S> {
     /// # let _ = (tasks, call);
     /// ```
     ///
-    /// What it returns is thrown away, and an error of it only logged. It runs
-    /// beside the tasks of the worker, for as long as its hard limit
-    /// ([`Task::time_limits`]) or a minute. Workers
-    /// that do not know it send it on as a message with the id of the failed
-    /// task, as Celery does; so it is served, too.
+    /// The returned value is discarded, and an error is only logged. The errback takes no slot of
+    /// the worker. It may run until its hard limit ([`Task::time_limits`]), 60 s by default. A
+    /// worker on which it is not registered sends it as a message with the id of the failed task,
+    /// as Celery does; therefore `errback` also registers it as a task.
     ///
-    /// An ordinary task can be an errback as well, by Celery's rule: one that
-    /// takes a single positional argument, or is [bound](Task::bound), is sent with
-    /// the failed task's id; any
-    /// other is called in place with three arguments before the stored ones: a map
-    /// with the failed task's `id`, `task` and `root_id`, its exception as results
-    /// have it, and the traceback. Nothing is put before them if the link is
-    /// immutable.
+    /// An ordinary task can be an errback too, by Celery's rule. A task that takes a single
+    /// positional argument, or is [bound](Task::bound), is sent with the id of the failed task. Any
+    /// other is called in place, with three arguments before the stored ones: a map with the `id`,
+    /// `task` and `root_id` of the failed task, its exception in the form of a stored result, and
+    /// the traceback. An immutable link adds no arguments.
     #[must_use]
     pub fn errback<A, R, H>(self, task: Task<A, R>, handler: H) -> Self
     where
@@ -191,22 +172,17 @@ impl<S: Send + Sync + 'static> Tasks<S> {
         H: Handler<OfFailure, A, R, S>,
     {
         let mut tasks = self.add(task.declaration(), Placement::InProcess, |params, state| {
-            let positional = params.open_positions(0, &[]);
-            let run = Arc::new(AsyncTask {
-                params,
-                handler,
-                state,
-                types: PhantomData,
-            });
-            Arc::new(Errback { positional, run })
+            let max_positional = params.open_positions(0, &[]);
+            let run = Arc::new(AsyncTask::new(params, handler, state));
+            Arc::new(Errback::new(max_positional, run))
         });
-        if let Some(entry) = tasks.entries.last_mut() {
-            entry.errback = true;
+        if let Some(registration) = tasks.entries.last_mut() {
+            registration.is_errback = true;
         }
         tasks
     }
 
-    /// Adds a task known only at run time, with a handler of untyped values.
+    /// Adds a task that is declared at run time, and its handler of untyped values.
     #[must_use]
     pub fn with_dyn<M, H>(self, task: DynTask, handler: H) -> Self
     where
@@ -216,40 +192,33 @@ impl<S: Send + Sync + 'static> Tasks<S> {
         self.add(
             Ok(task.declaration),
             Placement::InProcess,
-            |params, state| {
-                Arc::new(AsyncTask {
-                    params,
-                    handler,
-                    state,
-                    types: PhantomData,
-                })
-            },
+            |params, state| Arc::new(AsyncTask::new(params, handler, state)),
         )
     }
 
-    /// Gives all handlers the application's state.
+    /// Sets the application's state, which all handlers share.
     pub fn with_state(self, state: S) -> Tasks {
         let state = Arc::new(state);
         self.with_shared(move || Arc::clone(&state))
     }
 
-    /// Gives all handlers the application's state, which is made when a worker
-    /// starts and only where it is used: not in a worker whose tasks all run in
-    /// child processes, but in each of these.
-    pub fn with_state_factory(self, make: impl FnOnce() -> S + Send + 'static) -> Tasks {
-        let state = LazyLock::new(Box::new(|| Arc::new(make())) as Box<dyn FnOnce() -> _ + Send>);
+    /// Sets the function that creates the application's state. It is called when a worker starts,
+    /// and only in a process that runs tasks: if all tasks run in child processes, it is called in
+    /// each of these and not in the worker.
+    pub fn with_state_factory(self, create: impl FnOnce() -> S + Send + 'static) -> Tasks {
+        let state = LazyLock::new(Box::new(|| Arc::new(create())) as Box<dyn FnOnce() -> _ + Send>);
         self.with_shared(move || Arc::clone(&*state))
     }
 
     fn with_shared(self, state: impl Fn() -> Arc<S> + Send + Sync + 'static) -> Tasks {
         let state = Arc::new(state);
-        let entries = self.entries.into_iter().map(|entry| {
+        let entries = self.entries.into_iter().map(|registration| {
             let state = Arc::clone(&state);
-            RegisteredEntry {
-                declaration: entry.declaration,
-                place: entry.place,
-                errback: entry.errback,
-                bind: Box::new(move |_| (entry.bind)(state())),
+            Registration {
+                declaration: registration.declaration,
+                placement: registration.placement,
+                is_errback: registration.is_errback,
+                bind: Box::new(move |_| (registration.bind)(state())),
             }
         });
         Tasks {
@@ -257,9 +226,9 @@ impl<S: Send + Sync + 'static> Tasks<S> {
         }
     }
 
-    fn last_isolated(mut self) -> Self {
-        if let Some(entry) = self.entries.last_mut() {
-            entry.place = Placement::ChildProcess;
+    fn isolate_last(mut self) -> Self {
+        if let Some(registration) = self.entries.last_mut() {
+            registration.placement = Placement::ChildProcess;
         }
         self
     }
@@ -267,16 +236,16 @@ impl<S: Send + Sync + 'static> Tasks<S> {
     fn add(
         mut self,
         declaration: Result<Declaration, ParamsError>,
-        place: Placement,
-        make: impl FnOnce(Params, Arc<S>) -> Arc<dyn ErasedTask> + Send + 'static,
+        placement: Placement,
+        create: impl FnOnce(Params, Arc<S>) -> Arc<dyn ErasedTask> + Send + 'static,
     ) -> Self {
         let params = declaration.as_ref().ok().map(|valid| valid.params.clone());
-        self.entries.push(RegisteredEntry {
+        self.entries.push(Registration {
             declaration,
-            place,
-            errback: false,
+            placement,
+            is_errback: false,
             bind: Box::new(move |state| {
-                make(params.expect("only bound for a valid declaration"), state)
+                create(params.expect("only bound for a valid declaration"), state)
             }),
         });
         self
@@ -284,20 +253,20 @@ impl<S: Send + Sync + 'static> Tasks<S> {
 }
 
 impl Tasks {
-    /// Moves all tasks into child processes.
+    /// Runs all tasks in child processes.
     pub(crate) fn isolate(&mut self) {
-        for entry in &mut self.entries {
-            entry.place = Placement::ChildProcess;
+        for registration in &mut self.entries {
+            registration.placement = Placement::ChildProcess;
         }
     }
 
-    /// Whether one of them runs in child processes.
+    /// Returns whether any task runs in a child process.
     pub(crate) fn has_isolated(&self) -> bool {
-        let mut places = self.entries.iter().map(|entry| entry.place);
-        places.any(|place| place == Placement::ChildProcess)
+        let mut placements = self.entries.iter().map(|entry| entry.placement);
+        placements.any(|placement| placement == Placement::ChildProcess)
     }
 
-    /// The names of all tasks, in the order in which they were added.
+    /// Returns the names of all tasks, in the order in which they were added.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         let declarations = self.entries.iter();
         declarations.filter_map(|entry| Some(entry.declaration.as_ref().ok()?.name.as_str()))
@@ -320,312 +289,121 @@ impl<S> fmt::Debug for Tasks<S> {
     }
 }
 
-/// Tasks that cannot be served together.
+/// An error in a set of tasks, returned when a worker starts.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegistryError {
-    /// A declaration's parameters cannot be read.
+    /// The parameters of a declaration are malformed.
     #[error(transparent)]
     Params(#[from] ParamsError),
-    /// Two declarations share a name.
+    /// Two declarations have the same name.
     #[error("cannot register task {0:?} twice")]
     Duplicate(String),
 }
 
-/// Tasks by name, ready to run.
+/// The tasks of a worker by name, ordered by it.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
-    tasks: HashMap<String, Registered>,
+    tasks: BTreeMap<String, RegistryEntry>,
 }
 
-pub(crate) struct Registered {
+/// A task that is ready to run.
+pub(crate) struct RegistryEntry {
     pub(crate) name: Arc<str>,
     pub(crate) declaration: Declaration,
     pub(crate) run: Arc<dyn ErasedTask>,
-    errback: bool,
+    is_errback: bool,
 }
 
 impl Registry {
-    /// These tasks and those of every worker. `child_runner` runs those that belong
-    /// into child processes; without it all run here.
+    /// Creates the registry of `tasks` and of the built-in tasks. `child_runner` runs the tasks
+    /// that are placed in child processes; without it all tasks run in this process.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a declaration is malformed or two have the same name.
     pub(crate) fn new(
         tasks: Tasks,
         child_runner: Option<&Arc<dyn ErasedTask>>,
     ) -> Result<Self, RegistryError> {
         let mut registry = Self::default();
-        for entry in tasks.entries {
-            let registered = Registered::new(entry, child_runner)?;
-            let name = registered.name.to_string();
+        for registration in tasks.entries {
+            let entry = RegistryEntry::new(registration, child_runner)?;
+            let name = entry.name.to_string();
             if registry.tasks.contains_key(&name) {
                 return Err(RegistryError::Duplicate(name));
             }
-            registry.tasks.insert(name, registered);
+            registry.tasks.insert(name, entry);
         }
-        for entry in builtin::all().entries {
-            let registered = Registered::new(entry, None)?;
-            let name = registered.name.to_string();
-            registry.tasks.entry(name).or_insert(registered);
+        for registration in builtin::tasks().entries {
+            let entry = RegistryEntry::new(registration, None)?;
+            let name = entry.name.to_string();
+            registry.tasks.entry(name).or_insert(entry);
         }
         Ok(registry)
     }
 
-    pub(crate) fn find(&self, name: &str) -> Option<&Registered> {
+    /// Returns the task with this name.
+    pub(crate) fn find(&self, name: &str) -> Option<&RegistryEntry> {
         self.tasks.get(name)
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Registered> {
+    /// Returns all tasks in the order of their names.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &RegistryEntry> {
         self.tasks.values()
     }
 }
 
-impl Registered {
+impl RegistryEntry {
     fn new(
-        entry: RegisteredEntry<()>,
+        registration: Registration<()>,
         child_runner: Option<&Arc<dyn ErasedTask>>,
     ) -> Result<Self, RegistryError> {
-        let declaration = entry.declaration?;
+        let declaration = registration.declaration?;
         Ok(Self {
             name: declaration.name.as_str().into(),
             declaration,
-            errback: entry.errback,
+            is_errback: registration.is_errback,
             run: match child_runner {
-                Some(child_runner) if entry.place == Placement::ChildProcess => {
+                Some(child_runner) if registration.placement == Placement::ChildProcess => {
                     Arc::clone(child_runner)
                 }
-                _ => (entry.bind)(Arc::new(())),
+                _ => (registration.bind)(Arc::new(())),
             },
         })
     }
 
-    /// Whether it takes the failure by itself, and not as arguments.
+    /// Returns whether the task was registered with [`Tasks::errback`]: its handler takes a
+    /// [`FailedTask`](crate::FailedTask).
     pub(crate) fn is_errback(&self) -> bool {
-        self.errback
+        self.is_errback
     }
 
-    /// Whether it is called in place when it is the errback with these stored
-    /// arguments. Celery asks whether it takes more than the failed task's id.
+    /// Returns whether the task is called in place as `errback`, with its stored arguments. In
+    /// Celery a task is, if it takes more arguments than the id of the failed task.
     pub(crate) fn is_called_in_place(&self, errback: &WireSignature<'_>) -> bool {
         let params = &self.declaration.params;
-        if self.errback {
+        if self.is_errback {
             return true;
         }
         if params.is_bound() {
             return false;
         }
-        let left = match errback.immutable {
-            true => params.open_positions(0, &[]),
-            false => {
-                let stored = errback.args.elements().map_or(0, |args| args.len());
-                let names = errback.kwargs.entries().unwrap_or_default();
-                let names: Vec<_> = names.iter().map(|(name, _)| &**name).collect();
-                params.open_positions(stored, &names)
-            }
+        let open = if errback.immutable {
+            params.open_positions(0, &[])
+        } else {
+            let stored = errback.args.elements().map_or(0, |args| args.len());
+            let names = errback.kwargs.entries().unwrap_or_default();
+            let names: Vec<_> = names.iter().map(|(name, _)| &**name).collect();
+            params.open_positions(stored, &names)
         };
-        left.is_none_or(|left| left > 1)
+        open.is_none_or(|open| open > 1)
     }
 }
 
-impl fmt::Debug for Registered {
+impl fmt::Debug for RegistryEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Registered").field(&self.name).finish()
-    }
-}
-
-/// What a task returned, written by the result serializer; `None` where nobody
-/// wants it.
-pub(crate) type RunResult = Result<Option<Raw<'static>>, RunError>;
-
-/// Why a task returned nothing.
-#[derive(Debug)]
-pub(crate) enum RunError {
-    Error(TaskError),
-    /// In another process; in this one the panic itself comes.
-    Panic(String),
-    Lost(ProcessLost),
-}
-
-/// What became of a child process that was to run a task.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct ProcessLost {
-    /// In Celery's words.
-    pub(crate) message: String,
-    /// Whether the task may have begun.
-    pub(crate) began: bool,
-}
-
-impl From<TaskError> for RunError {
-    fn from(error: TaskError) -> Self {
-        Self::Error(error)
-    }
-}
-
-/// A task that can be run, without its types.
-pub(crate) trait ErasedTask: Send + Sync {
-    fn run(self: Arc<Self>, invocation: Invocation) -> BoxFuture<'static, RunResult>;
-}
-
-/// One call of a task.
-pub(crate) struct Invocation {
-    pub(crate) job: Arc<Job>,
-}
-
-impl Invocation {
-    fn arguments<A: TaskArgs>(&self, params: &Params) -> Result<A, TaskError> {
-        let type_error = |error: String| TaskError::exception("TypeError", error);
-        let payload = self.payload()?;
-        let call = params.bind(arguments(&payload)?);
-        let call = call.map_err(|error| type_error(error.to_string()))?;
-        A::from_call(call).map_err(|error| type_error(error.to_string()))
-    }
-
-    /// The error as it is, but a retry with new arguments also gets those of
-    /// this call that stay.
-    fn completed(&self, mut error: TaskError, params: &Params) -> TaskError {
-        let changes = error.changes_mut();
-        let Some(changes) = changes.filter(|changes| changes.is_incomplete()) else {
-            return error;
-        };
-        let completed = self.payload().and_then(|payload| {
-            let completed = changes.complete(params, &arguments(&payload)?);
-            completed.map_err(|error| undecodable(&error))
-        });
-        completed.err().unwrap_or(error)
-    }
-
-    fn payload(&self) -> Result<Payload<'_>, TaskError> {
-        let services = &self.job.services;
-        let message = &self.job.message;
-        let payload = message.payload(&services.accept, services.body_limit);
-        payload.map_err(|error| undecodable(&error))
-    }
-
-    fn returned<R: Serialize>(&self, value: &R) -> RunResult {
-        if !self.job.wants_value {
-            return Ok(None);
-        }
-        let written = Raw::encode(self.job.services.result_serializer, value);
-        let written = written.map_err(|error| {
-            TaskError::named("kombu.exceptions", "EncodeError", error.to_string())
-        })?;
-        Ok(Some(written))
-    }
-}
-
-fn arguments<'a>(payload: &'a Payload<'_>) -> Result<Arguments<'a>, TaskError> {
-    let arguments = payload.body().and_then(|body| body.arguments());
-    arguments.map_err(|error| undecodable(&error))
-}
-
-/// The outer form was read when the message arrived; only an argument's text
-/// can still turn out to be broken.
-fn undecodable(error: &DecodeError) -> TaskError {
-    TaskError::named("kombu.exceptions", "DecodeError", error.to_string())
-}
-
-struct AsyncTask<M, A, R, S, H> {
-    params: Params,
-    handler: H,
-    state: Arc<S>,
-    types: PhantomData<fn(M, A) -> R>,
-}
-
-impl<M, A, R, S, H> ErasedTask for AsyncTask<M, A, R, S, H>
-where
-    M: Send + Sync + 'static,
-    A: TaskArgs,
-    R: Serialize + Send + Sync + 'static,
-    S: Send + Sync + 'static,
-    H: Handler<M, A, R, S>,
-{
-    fn run(self: Arc<Self>, invocation: Invocation) -> BoxFuture<'static, RunResult> {
-        Box::pin(async move {
-            let args = invocation.arguments::<A>(&self.params)?;
-            let context = Context::new(Arc::clone(&invocation.job), Arc::clone(&self.state));
-            match self.handler.call(context, args).await {
-                Ok(value) => invocation.returned(&value),
-                Err(error) => Err(invocation.completed(error, &self.params).into()),
-            }
-        })
-    }
-}
-
-/// An errback, which a message gives the failed task's id before its arguments.
-struct Errback {
-    /// How many arguments of its own it takes at most.
-    positional: Option<usize>,
-    run: Arc<dyn ErasedTask>,
-}
-
-impl ErasedTask for Errback {
-    fn run(self: Arc<Self>, mut invocation: Invocation) -> BoxFuture<'static, RunResult> {
-        Box::pin(async move {
-            if invocation.job.failure.is_none() {
-                invocation = self.told(&invocation)?;
-            }
-            Arc::clone(&self.run).run(invocation).await
-        })
-    }
-}
-
-impl Errback {
-    /// The call without the id, if that is there: to an immutable one it is not
-    /// given.
-    fn told(&self, invocation: &Invocation) -> Result<Invocation, TaskError> {
-        let job = &invocation.job;
-        let payload = invocation.payload()?;
-        let body = payload.body().map_err(|error| undecodable(&error))?;
-        let mut args = body.args.elements().map_err(|error| undecodable(&error))?;
-        let mut failed = String::new();
-        if self.positional.is_some_and(|most| args.len() > most) {
-            failed = args.remove(0).decode().unwrap_or_default();
-        }
-        let args = Raw::encode(payload.serializer(), &args[..])?;
-        let note = Arc::new(FailureContext::of_id(failed));
-        let services = Arc::clone(&job.services);
-        let task = Arc::clone(&job.task);
-        let mut told = Job::in_place(services, &job.id, task, &args, &body.kwargs, Some(note))?;
-        told.wants_value = job.wants_value;
-        Ok(Invocation {
-            job: Arc::new(told),
-        })
-    }
-}
-
-struct BlockingTask<M, A, R, S, H> {
-    params: Params,
-    handler: Arc<H>,
-    state: Arc<S>,
-    types: PhantomData<fn(M, A) -> R>,
-}
-
-impl<M, A, R, S, H> ErasedTask for BlockingTask<M, A, R, S, H>
-where
-    M: Send + Sync + 'static,
-    A: TaskArgs,
-    R: Serialize + Send + Sync + 'static,
-    S: Send + Sync + 'static,
-    H: BlockingHandler<M, A, R, S>,
-{
-    fn run(self: Arc<Self>, invocation: Invocation) -> BoxFuture<'static, RunResult> {
-        Box::pin(async move {
-            let args = invocation.arguments::<A>(&self.params)?;
-            let context = Context::new(Arc::clone(&invocation.job), Arc::clone(&self.state));
-            let handler = Arc::clone(&self.handler);
-            let job = &invocation.job;
-            let thread = job
-                .services
-                .blocking
-                .run(&job.task, move || handler.call(context, args));
-            match thread.await {
-                Ok(Ok(value)) => invocation.returned(&value),
-                Ok(Err(error)) => Err(invocation.completed(error, &self.params).into()),
-                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-                Err(_) => {
-                    let cause = "the worker's threads were shut down";
-                    Err(TaskError::exception("RuntimeError", cause).into())
-                }
-            }
-        })
+        f.debug_tuple("RegistryEntry").field(&self.name).finish()
     }
 }
 
@@ -634,47 +412,52 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+    use crate::boundary::BoxFuture;
+    use crate::execution::context::Context;
+    use crate::execution::erased::RunResult;
+    use crate::execution::error::TaskError;
+    use crate::execution::job::Job;
 
-    const HERE: Task<(), ()> = Task::new("here");
-    const THERE: Task<(), ()> = Task::new("there");
+    const IN_PROCESS: Task<(), ()> = Task::new("in_process");
+    const ISOLATED: Task<(), ()> = Task::new("isolated");
 
     #[derive(Debug)]
     struct ChildRunner;
 
     impl ErasedTask for ChildRunner {
-        fn run(self: Arc<Self>, _: Invocation) -> BoxFuture<'static, RunResult> {
+        fn run(self: Arc<Self>, _: Arc<Job>) -> BoxFuture<'static, RunResult> {
             Box::pin(std::future::ready(Ok(None)))
         }
     }
 
-    fn nothing(_: Context<u8>) -> Result<(), TaskError> {
+    fn handler(_: Context<u8>) -> Result<(), TaskError> {
         Ok(())
     }
 
     #[test]
-    fn state_is_made_once_and_only_where_tasks_run() {
+    fn state_factory_runs_only_in_processes_that_run_tasks() {
         let child_runner: Arc<dyn ErasedTask> = Arc::new(ChildRunner);
-        let made = Arc::new(AtomicUsize::new(0));
-        let tasks = |there: Tasks<u8>| {
-            let made = Arc::clone(&made);
-            there.with_state_factory(move || made.fetch_add(1, Ordering::SeqCst) as u8)
+        let calls = Arc::new(AtomicUsize::new(0));
+        let with_factory = |tasks: Tasks<u8>| {
+            let calls = Arc::clone(&calls);
+            tasks.with_state_factory(move || calls.fetch_add(1, Ordering::SeqCst) as u8)
         };
-        let isolated = || tasks(Tasks::new().with_isolated(THERE, nothing));
+        let isolated = || with_factory(Tasks::new().with_isolated(ISOLATED, handler));
         let mixed = || {
-            let there = Tasks::new().with_isolated(THERE, nothing);
-            tasks(there.with_blocking(HERE, nothing))
+            let tasks = Tasks::new().with_isolated(ISOLATED, handler);
+            with_factory(tasks.with_blocking(IN_PROCESS, handler))
         };
         assert!(mixed().has_isolated());
         Registry::new(isolated(), Some(&child_runner)).unwrap();
-        assert_eq!(made.load(Ordering::SeqCst), 0);
+        assert_eq!(calls.load(Ordering::SeqCst), 0);
         Registry::new(mixed(), Some(&child_runner)).unwrap();
-        assert_eq!(made.load(Ordering::SeqCst), 1);
+        assert_eq!(calls.load(Ordering::SeqCst), 1);
         Registry::new(mixed(), None).unwrap();
-        assert_eq!(made.load(Ordering::SeqCst), 2);
+        assert_eq!(calls.load(Ordering::SeqCst), 2);
     }
 
     #[test]
-    fn every_worker_has_the_built_in_tasks_unless_it_has_its_own() {
+    fn own_task_replaces_built_in_task() {
         let registry = Registry::new(Tasks::new(), None).unwrap();
         assert!(registry.find("celery.ping").is_some());
         let own: Task<(), ()> = Task::new("celery.ping").queue("own");
@@ -685,8 +468,10 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_worker_is_isolated_at_once() {
-        let mut tasks = Tasks::new().with_blocking(HERE, nothing).with_state(1);
+    fn isolate_moves_all_tasks_to_child_processes() {
+        let mut tasks = Tasks::new()
+            .with_blocking(IN_PROCESS, handler)
+            .with_state(1);
         assert!(!tasks.has_isolated());
         tasks.isolate();
         assert!(tasks.has_isolated());

@@ -1,4 +1,4 @@
-//! What a task that asks to be run again says about it: [`Retry`].
+//! The request of a task to be retried: [`Retry`].
 
 use std::time::{Duration, SystemTime};
 
@@ -7,7 +7,7 @@ use celery_protocol::{Arguments, DecodeError, Map, Value};
 use crate::execution::error::Failure;
 use crate::task::Params;
 
-/// A request to run the task again.
+/// A request to retry the task.
 #[derive(Default)]
 pub(crate) struct Retry {
     pub(crate) when: Option<When>,
@@ -16,16 +16,17 @@ pub(crate) struct Retry {
     pub(crate) changes: Changes,
 }
 
+/// The time of a retry.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum When {
     After(Duration),
     At(SystemTime),
 }
 
-/// In what the message of a retry differs from the one that came.
+/// The differences between the message of a retry and the received one.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Changes {
-    /// Either both or none are set once they are [complete](Self::complete).
+    /// Set if and only if `kwargs` is, after [`complete`](Self::complete).
     pub(crate) args: Option<Vec<Value>>,
     pub(crate) kwargs: Option<Map>,
     pub(crate) headers: Map,
@@ -33,33 +34,33 @@ pub(crate) struct Changes {
 }
 
 impl Changes {
-    /// Whether there are none.
+    /// Returns whether there are no changes.
     pub(crate) fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Whether arguments are given and those that came have to be asked for
-    /// the rest.
+    /// Returns whether only positional or only keyword arguments are set, so that the others come
+    /// from the received message.
     pub(crate) fn is_incomplete(&self) -> bool {
         self.args.is_some() != self.kwargs.is_some()
     }
 
-    /// Adds the arguments that came and that the new ones do not replace, as
-    /// Celery does: new positional ones take the place of the keywords that
-    /// they would repeat, new keywords that of positional ones.
+    /// Adds those of the `received` arguments that the new ones do not replace, as Celery does: new
+    /// positional arguments replace keywords for the same parameters, and new keywords replace
+    /// positional arguments.
     ///
     /// # Errors
     ///
-    /// When an argument that came cannot be read.
+    /// Fails if a received argument cannot be decoded.
     pub(crate) fn complete(
         &mut self,
         params: &Params,
-        came: &Arguments<'_>,
+        received: &Arguments<'_>,
     ) -> Result<(), DecodeError> {
         match (&mut self.args, &mut self.kwargs) {
             (Some(args), None) => {
                 let mut kwargs = Map::new();
-                for (name, value) in &came.keyword {
+                for (name, value) in &received.keyword {
                     if params
                         .position(name)
                         .is_none_or(|index| index >= args.len())
@@ -70,11 +71,11 @@ impl Changes {
                 self.kwargs = Some(kwargs);
             }
             (None, Some(kwargs)) => {
-                let mut args = Vec::with_capacity(came.positional.len());
-                for value in &came.positional {
+                let mut args = Vec::with_capacity(received.positional.len());
+                for value in &received.positional {
                     args.push(value.to_value()?);
                 }
-                // Too many as it is: let the call say so.
+                // The call fails with too many arguments: keep them for its error.
                 if params.takes_positional(args.len()) {
                     for (index, slot) in args.iter_mut().enumerate() {
                         let name = params.name_at(index);
@@ -97,7 +98,7 @@ mod tests {
 
     use super::*;
 
-    /// The arguments of the retry of a call with `args` and `kwargs`.
+    /// Returns the arguments of the retry of a call with `args` and `kwargs`.
     fn completed(mut changes: Changes, params: &[&str], args: &str, kwargs: &str) -> (String, Map) {
         let params = Params::parse("tasks.add", params).unwrap();
         let body = Body::new(Raw::json(args), Raw::json(kwargs));
@@ -110,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn new_positional_arguments_replace_the_keywords_they_would_repeat() {
+    fn new_positional_arguments_replace_keywords_of_same_parameters() {
         let changes = || Changes {
             args: Some(vec![2.into(), 3.into()]),
             ..Changes::default()
@@ -119,7 +120,7 @@ mod tests {
         let label = Map::from([("label", "kept")]);
         let (args, kept) = completed(changes(), &["x", "y", "label=null"], "[]", kwargs);
         assert_eq!((&*args, kept), ("[2,3]", label.clone()));
-        // Also those beyond the parameters with a name.
+        // A `**rest` parameter is not replaced by position.
         let (_, kept) = completed(changes(), &["x", "y", "**rest"], "[]", kwargs);
         assert_eq!(kept, label);
     }
@@ -135,13 +136,13 @@ mod tests {
         assert_eq!((&*args, kwargs), ("[7,2]", rest.clone()));
         let (args, kwargs) = completed(changes(), &["x", "*args", "**kwargs"], "[1,2,3]", "{}");
         assert_eq!((&*args, kwargs), ("[7,2,3]", rest));
-        // A call that does not fit stays as it is.
+        // A call with too many arguments is unchanged.
         let (args, kwargs) = completed(changes(), &["x"], "[1,2]", "{}");
         assert_eq!((&*args, kwargs.len()), ("[1,2]", 2));
     }
 
     #[test]
-    fn all_new_arguments_are_all_there_are() {
+    fn complete_changes_ignore_received_arguments() {
         let changes = Changes {
             args: Some(vec![5.into()]),
             kwargs: Some(Map::new()),

@@ -1,4 +1,4 @@
-//! The argument types of tasks: tuples, and structs through [`Kwargs`].
+//! The argument types of tasks: [`TaskArgs`], implemented by tuples and [`Kwargs`].
 
 use celery_protocol::{
     Embed, EncodeError, Map, Raw, Serializer, TaskHeaders, Value, encode_body, repr, v1,
@@ -8,32 +8,32 @@ use serde::de::DeserializeOwned;
 
 use crate::task::params::{ArgumentError, BoundArguments};
 
-/// The arguments of a task: `()`, a tuple of up to eight, or [`Kwargs`].
+/// The arguments of a task: `()`, a tuple of up to eight elements, or [`Kwargs`].
 ///
-/// A tuple's elements stand for the parameters of the declaration in their
-/// order. Where a parameter is `*args` the element takes an array (a `Vec`),
-/// where it is `**kwargs` a map. Those between them are sent as keywords.
+/// The elements of a tuple are the parameters of the declaration in their order. The element of
+/// `*args` is an array (a `Vec`), that of `**kwargs` a map. Parameters between them are sent as
+/// keyword arguments.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be the arguments of a task",
     note = "use a tuple of at most eight types that serde can read and write, such as `(i64, String)`, \
             or `Kwargs<T>` for a struct; one argument alone is written `(T,)`"
 )]
 pub trait TaskArgs: Sized + Send + Sync + 'static {
-    /// How many parameters the declaration must name; any number where `None`.
+    /// The number of parameters that the declaration must name; `None` for any number.
     const ARITY: Option<usize>;
 
-    /// Takes the arguments out of a call.
+    /// Decodes the arguments of a call.
     ///
     /// # Errors
     ///
-    /// When an argument has another type than its parameter.
+    /// Fails if an argument has another type than its parameter.
     fn from_call(call: BoundArguments<'_>) -> Result<Self, ArgumentError>;
 
-    /// Writes the arguments as the body of a call of a task with `params`.
+    /// Encodes the arguments as the message body of a task with the parameters `params`.
     ///
     /// # Errors
     ///
-    /// When the serializer cannot express one of them.
+    /// Fails if the serializer cannot express an argument.
     fn write_call(
         &self,
         params: &[&str],
@@ -41,8 +41,8 @@ pub trait TaskArgs: Sized + Send + Sync + 'static {
     ) -> Result<EncodedArguments, EncodeError>;
 }
 
-/// A struct whose fields are the parameters of a task, sent as keyword
-/// arguments and received from positional and keyword ones.
+/// A struct whose fields are the parameters of a task. They are sent as keyword arguments, and
+/// received from positional and keyword arguments.
 ///
 /// ```
 /// use celery_runtime::{Kwargs, Task};
@@ -60,16 +60,16 @@ pub trait TaskArgs: Sized + Send + Sync + 'static {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Kwargs<T>(pub T);
 
-/// Writes a call's arguments in the form that its message needs.
+/// An encoder of arguments for one message, with its serializer and protocol.
 #[derive(Clone, Copy, Debug)]
 pub struct ArgumentEncoder<'a> {
     serializer: Serializer,
     embed: &'a Embed<'a>,
     v1: Option<&'a TaskHeaders<'a>>,
-    represent: bool,
+    with_reprs: bool,
 }
 
-/// A call's arguments, written: the message body and their Python `repr`s.
+/// Encoded arguments: the message body, and the Python `repr`s for protocol 2.
 #[derive(Clone, Debug)]
 pub struct EncodedArguments {
     pub(crate) body: Vec<u8>,
@@ -78,31 +78,31 @@ pub struct EncodedArguments {
 }
 
 impl<'a> ArgumentEncoder<'a> {
-    /// For messages of protocol 2.
+    /// Creates an encoder for messages of protocol 2.
     pub fn new(serializer: Serializer, embed: &'a Embed<'a>) -> Self {
         Self {
             serializer,
             embed,
             v1: None,
-            represent: true,
+            with_reprs: true,
         }
     }
 
-    /// For messages of protocol 1, whose body carries the headers too.
+    /// Converts it to an encoder for messages of protocol 1, whose body also contains the headers.
     #[must_use]
     pub fn v1(self, headers: &'a TaskHeaders<'a>) -> Self {
         Self {
             v1: Some(headers),
-            represent: false,
+            with_reprs: false,
             ..self
         }
     }
 
-    /// Writes positional arguments (an array) and keyword arguments (a map).
+    /// Encodes positional arguments (an array) and keyword arguments (a map).
     ///
     /// # Errors
     ///
-    /// When the serializer cannot express one of them.
+    /// Fails if the serializer cannot express an argument.
     pub fn write<A, K>(&self, args: &A, kwargs: &K) -> Result<EncodedArguments, EncodeError>
     where
         A: Serialize + ?Sized,
@@ -114,7 +114,7 @@ impl<'a> ArgumentEncoder<'a> {
                 v1::encode_body(self.serializer, headers, args, kwargs, self.embed, true)?
             }
         };
-        let (argsrepr, kwargsrepr) = if self.represent {
+        let (argsrepr, kwargsrepr) = if self.with_reprs {
             (repr::args(args), repr::kwargs(kwargs))
         } else {
             (String::new(), String::new())
@@ -146,8 +146,8 @@ where
     }
 }
 
-/// Spreads elements over positional and keyword arguments, for parameter
-/// lists with `*args` or `**kwargs`.
+/// Encodes the elements of a tuple as positional and keyword arguments, for parameters with `*args`
+/// or `**kwargs`.
 fn write_variadic(
     params: &[&str],
     elements: Vec<Value>,
@@ -155,15 +155,15 @@ fn write_variadic(
 ) -> Result<EncodedArguments, EncodeError> {
     let mut args = Vec::new();
     let mut kwargs = Map::new();
-    let mut behind_args = false;
+    let mut after_args = false;
     for (param, element) in params.iter().zip(elements) {
         match (param.starts_with("**"), param.starts_with('*'), element) {
             (true, _, Value::Map(map)) => kwargs.extend(map),
             (_, true, Value::Array(rest)) => {
                 args.extend(rest);
-                behind_args = true;
+                after_args = true;
             }
-            (_, _, single) if behind_args => {
+            (_, _, single) if after_args => {
                 let name = param.split('=').next().unwrap_or_default();
                 kwargs.insert(name, single);
             }
@@ -215,7 +215,7 @@ tuple_args! {
     8 => (A1, A2, A3, A4, A5, A6, A7, A8),
 }
 
-/// The arguments of a call by themselves, for a signature on the wire.
+/// Returns the encoded arguments of a call, an array and a map, for a signature.
 pub(crate) fn arguments_of(
     write: &dyn Fn(&ArgumentEncoder<'_>) -> Result<EncodedArguments, EncodeError>,
 ) -> Result<(Raw<'static>, Raw<'static>), EncodeError> {

@@ -21,9 +21,10 @@ pub(crate) use args::arguments_of;
 pub(crate) use rate_limit::RateLimit;
 pub(crate) use unique::{Conflict, Span};
 
-/// The declaration of a task: what worker, client and Python agree on.
+/// The declaration of a task: its name, parameters, result type and options, shared by workers and
+/// clients.
 ///
-/// It is a constant, so that a client uses it without linking the task's code.
+/// Usually a constant, which a client can use without linking the code of the task.
 ///
 /// ```
 /// use celery_runtime::Task;
@@ -31,8 +32,7 @@ pub(crate) use unique::{Conflict, Span};
 /// pub const ADD: Task<(i64, i64), i64> = Task::new("tasks.add").params(&["x", "y"]);
 /// ```
 ///
-/// Parameters are written as in Python's `def` line. A wrong number of them
-/// does not compile:
+/// Parameters have the syntax of Python's `def`. A wrong number of parameters does not compile:
 ///
 /// ```compile_fail
 /// use celery_runtime::Task;
@@ -49,8 +49,8 @@ pub struct Task<A, R> {
 }
 
 impl<A: TaskArgs, R> Task<A, R> {
-    /// The task registered as `name` everywhere, usually `module.function`.
-    /// Its arguments are positional until [`params`](Self::params) names them.
+    /// Creates the declaration of the task `name`, by convention `module.function`. Its parameters
+    /// are positional and have no names until [`params`](Self::params) sets them.
     pub const fn new(name: &'static str) -> Self {
         Self {
             name,
@@ -62,20 +62,20 @@ impl<A: TaskArgs, R> Task<A, R> {
         }
     }
 
-    /// Names the parameters as in Python's `def` line: `"x"`, `"times=1"`
-    /// (the default is JSON), `"*args"`, `"**kwargs"`. Those behind `"*args"`
-    /// are given by keyword only.
+    /// Sets the parameters in the syntax of Python's `def`: `"x"`, `"times=1"` (the default is
+    /// JSON),
+    /// `"*args"`, `"**kwargs"`. Parameters after `"*args"` are keyword-only.
     ///
     /// # Panics
     ///
-    /// When their number is not that of the argument types; in a constant this
-    /// is a compile error.
+    /// Panics if the number of parameters differs from the number of argument types; in a constant
+    /// this is a compile error.
     #[must_use]
     pub const fn params(self, params: &'static [&'static str]) -> Self {
         if let Some(arity) = A::ARITY {
             assert!(
                 arity == params.len(),
-                "the declaration names another number of parameters than its argument types"
+                "the number of parameters differs from the number of argument types"
             );
         }
         Self {
@@ -84,8 +84,8 @@ impl<A: TaskArgs, R> Task<A, R> {
         }
     }
 
-    /// Sends it to this queue unless a route or a call says otherwise. A
-    /// worker that serves the task consumes the queue, unless it names its own.
+    /// Sets the default queue, which a route or a call overrides. A worker that serves the task
+    /// consumes the queue, unless the worker's queues are configured.
     #[must_use]
     pub const fn queue(self, queue: &'static str) -> Self {
         Self {
@@ -94,14 +94,14 @@ impl<A: TaskArgs, R> Task<A, R> {
         }
     }
 
-    /// Changes settings; see [`TaskOptions`] for each.
+    /// Sets all options; see [`TaskOptions`].
     #[must_use]
     pub const fn options(self, options: TaskOptions) -> Self {
         Self { options, ..self }
     }
 
-    /// Acknowledges after the task ran, so that it runs again when its worker
-    /// dies. It must bear running twice.
+    /// Acknowledges the message after the task has run (`acks_late`). The message is redelivered if
+    /// the worker dies, so the task must be idempotent.
     #[must_use]
     pub const fn acks_late(self) -> Self {
         self.with(TaskOptions {
@@ -110,7 +110,7 @@ impl<A: TaskArgs, R> Task<A, R> {
         })
     }
 
-    /// Acknowledges before the task runs, so that it runs at most once.
+    /// Acknowledges the message before the task runs, so that the task runs at most once.
     #[must_use]
     pub const fn acks_early(self) -> Self {
         self.with(TaskOptions {
@@ -119,9 +119,8 @@ impl<A: TaskArgs, R> Task<A, R> {
         })
     }
 
-    /// Runs again when its process is lost, which a late task in a child process
-    /// does not do by itself: it may be what kills the process. See
-    /// [`TaskOptions::reject_on_worker_lost`].
+    /// Requeues a late-acknowledged task when its child process is lost. By default such a task
+    /// fails, because it may be the cause of the loss. See [`TaskOptions::reject_on_worker_lost`].
     #[must_use]
     pub const fn reject_on_worker_lost(self) -> Self {
         self.with(TaskOptions {
@@ -130,7 +129,7 @@ impl<A: TaskArgs, R> Task<A, R> {
         })
     }
 
-    /// Stores no result.
+    /// Does not store the result.
     #[must_use]
     pub const fn ignore_result(self) -> Self {
         self.with(TaskOptions {
@@ -139,7 +138,7 @@ impl<A: TaskArgs, R> Task<A, R> {
         })
     }
 
-    /// Stores the state STARTED when it begins.
+    /// Stores the state STARTED when the task starts.
     #[must_use]
     pub const fn track_started(self) -> Self {
         self.with(TaskOptions {
@@ -148,7 +147,7 @@ impl<A: TaskArgs, R> Task<A, R> {
         })
     }
 
-    /// Fails after this many retries; 3 by default.
+    /// Sets the maximum number of retries; 3 by default.
     #[must_use]
     pub const fn max_retries(self, retries: u32) -> Self {
         self.with(TaskOptions {
@@ -157,7 +156,7 @@ impl<A: TaskArgs, R> Task<A, R> {
         })
     }
 
-    /// Waits this long before a retry that names no delay; 180 s by default.
+    /// Sets the delay of a retry that does not set its own; 180 s by default.
     #[must_use]
     pub const fn retry_delay(self, delay: Duration) -> Self {
         self.with(TaskOptions {
@@ -166,7 +165,7 @@ impl<A: TaskArgs, R> Task<A, R> {
         })
     }
 
-    /// Retries these failures by itself.
+    /// Retries the failures selected by `autoretry` automatically.
     #[must_use]
     pub const fn autoretry(self, autoretry: AutoRetry) -> Self {
         self.with(TaskOptions {
@@ -175,7 +174,8 @@ impl<A: TaskArgs, R> Task<A, R> {
         })
     }
 
-    /// Tells the task to finish after `soft`, and ends it after `hard`.
+    /// Sets the time limits: after `soft` the task is asked to finish, after `hard` it is aborted.
+    /// See [`Context::soft_time_limit`](crate::Context::soft_time_limit).
     #[must_use]
     pub const fn time_limits(self, soft: Option<Duration>, hard: Option<Duration>) -> Self {
         self.with(TaskOptions {
@@ -185,8 +185,8 @@ impl<A: TaskArgs, R> Task<A, R> {
         })
     }
 
-    /// Lets it start so often on each worker: `10/s`, `5/m`, `2.5/h`. Those
-    /// beyond wait with the broker and keep nobody else from running.
+    /// Sets the rate limit per worker: `10/s`, `5/m`, `2.5/h`. Tasks above the limit take no slot
+    /// of the worker: it holds them for at most 1 s and otherwise defers them to the broker.
     #[must_use]
     pub const fn rate_limit(self, limit: &'static str) -> Self {
         self.with(TaskOptions {
@@ -195,7 +195,7 @@ impl<A: TaskArgs, R> Task<A, R> {
         })
     }
 
-    /// Lets there be one at a time; see [`Unique`].
+    /// Prevents concurrent executions; see [`Unique`].
     #[must_use]
     pub const fn unique(self, unique: Unique) -> Self {
         self.with(TaskOptions {
@@ -204,7 +204,7 @@ impl<A: TaskArgs, R> Task<A, R> {
         })
     }
 
-    /// Gives its messages this priority, 0 to 9, unless a call says otherwise.
+    /// Sets the default priority of its messages, 0 to 9, which a route or a call overrides.
     #[must_use]
     pub const fn priority(self, priority: u8) -> Self {
         self.with(TaskOptions {
@@ -213,9 +213,9 @@ impl<A: TaskArgs, R> Task<A, R> {
         })
     }
 
-    /// The task as Python's `@app.task(bind=True)` declares it, for those who see
-    /// the difference: `TypeError`s about arguments count `self`, and as an
-    /// errback it is sent as a message, whatever its parameters.
+    /// Declares the task as bound, as Python's `@app.task(bind=True)` does. The texts of
+    /// `TypeError`s then count `self`, and as an errback the task is sent as a message whatever its
+    /// parameters.
     #[must_use]
     pub const fn bound(self) -> Self {
         Self {
@@ -224,7 +224,7 @@ impl<A: TaskArgs, R> Task<A, R> {
         }
     }
 
-    /// The registered name.
+    /// Returns the name of the task.
     pub const fn name(&self) -> &'static str {
         self.name
     }
@@ -245,15 +245,19 @@ impl<A: TaskArgs, R> Task<A, R> {
         self.options
     }
 
-    /// What a sender has to know about it; nothing where the worker sees to it
-    /// alone.
+    /// Returns the uniqueness and the parameters, if the client takes the lock; `None` if the
+    /// worker does.
     pub(crate) fn uniqueness(&self) -> Option<Box<(Unique, Params)>> {
-        let unique = self.options.unique.filter(Unique::begins_with_sending)?;
+        let unique = self.options.unique.filter(Unique::begins_when_sent)?;
         let declaration = self.declaration().ok()?;
         Some(Box::new((unique, declaration.params)))
     }
 
-    /// The owned form in which registries keep it.
+    /// Converts the declaration to the form without types that registries store.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a parameter is malformed.
     pub(crate) fn declaration(&self) -> Result<Declaration, ParamsError> {
         let params = match (self.params, A::ARITY) {
             (Some(names), _) => Params::parse(self.name, names)?,
@@ -287,24 +291,24 @@ impl<A, R> fmt::Debug for Task<A, R> {
     }
 }
 
-/// A task whose name or parameters are known only at run time; its arguments
-/// are `(Vec<Value>, Map)`, its result a [`Value`].
+/// The declaration of a task that is known only at run time. Its arguments are `(Vec<Value>, Map)`,
+/// its result is a [`Value`].
 #[derive(Clone, Debug)]
 pub struct DynTask {
     pub(crate) declaration: Declaration,
 }
 
-/// The arguments of a [`DynTask`].
+/// The positional and keyword arguments of a [`DynTask`].
 pub type DynArgs = (Vec<Value>, Map);
 
 impl DynTask {
-    /// The task `name`, taking any arguments.
+    /// Creates the declaration of the task `name`, which takes any arguments.
     pub fn new(name: impl Into<String>) -> Self {
         let name = name.into();
         Self {
             declaration: Declaration {
                 params: Params::parse(&name, ["*args", "**kwargs"])
-                    .expect("the parameters are written here"),
+                    .expect("the parameters are valid"),
                 name,
                 queue: None,
                 options: TaskOptions::default(),
@@ -312,14 +316,14 @@ impl DynTask {
         }
     }
 
-    /// Consumed from and sent to this queue by default.
+    /// Sets the default queue; see [`Task::queue`].
     #[must_use]
     pub fn queue(mut self, queue: impl Into<String>) -> Self {
         self.declaration.queue = Some(queue.into());
         self
     }
 
-    /// Changes settings.
+    /// Sets all options; see [`TaskOptions`].
     #[must_use]
     pub fn options(mut self, options: TaskOptions) -> Self {
         self.declaration.options = options;
@@ -327,7 +331,7 @@ impl DynTask {
     }
 }
 
-/// A declaration without its types.
+/// The declaration of a task without its types.
 #[derive(Clone, Debug)]
 pub(crate) struct Declaration {
     pub(crate) name: String,

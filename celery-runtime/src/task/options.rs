@@ -1,4 +1,4 @@
-//! What a declaration says beside name and parameters.
+//! The options of a task: [`TaskOptions`] and [`AutoRetry`].
 
 use std::error::Error as StdError;
 use std::time::Duration;
@@ -6,54 +6,52 @@ use std::time::Duration;
 use crate::backoff::RetryBackoff;
 use crate::task::unique::Unique;
 
-/// Settings of one task. What is `None` follows the worker's configuration.
+/// The options of a task. An option that is `None` has the value of the worker's configuration.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct TaskOptions {
-    /// Acknowledge after the task ran instead of before (`acks_late`).
+    /// Acknowledges the message after the task has run instead of before (`acks_late`).
     pub acks_late: Option<bool>,
-    /// Acknowledge a late task also when it failed
-    /// (`acks_on_failure_or_timeout`); otherwise it is rejected.
+    /// Acknowledges a late-acknowledged message also if the task failed
+    /// (`acks_on_failure_or_timeout`); otherwise the message is rejected.
     pub acks_on_failure: Option<bool>,
-    /// Acknowledge a late task also when it ran out of time; as
-    /// `acks_on_failure` where nothing is said (`task_acks_on_timeout`).
+    /// Acknowledges a late-acknowledged message also if the task exceeded its time limit
+    /// (`task_acks_on_timeout`); by default the value of `acks_on_failure`.
     pub acks_on_timeout: Option<bool>,
-    /// How often it may start, on each worker: `10/s`, `5/m`, `2.5/h`, or a
-    /// number for each second (`rate_limit`).
+    /// The rate limit per worker (`rate_limit`): `10/s`, `5/m`, `2.5/h`, or a number per second.
     pub rate_limit: Option<&'static str>,
-    /// Give the message back when the process running the task is lost
-    /// (`reject_on_worker_lost`), for late tasks in child processes
-    /// ([`with_isolated`](crate::Tasks::with_isolated)). It is given back until
-    /// it was delivered five times where the broker counts, and once where it
-    /// only tells a first delivery from others; then the task fails, so that
-    /// one which always takes its process with it does not go round for ever.
-    /// Of tasks in the worker's own process the broker gives every late
-    /// message to another worker anyway.
+    /// Requeues the message when the child process of the task is lost (`reject_on_worker_lost`),
+    /// for late-acknowledged tasks in child processes
+    /// ([`with_isolated`](crate::Tasks::with_isolated)). The message is delivered at most five
+    /// times if the broker counts deliveries, and at most twice if it only flags redeliveries. Then
+    /// the task fails, so that a task which always crashes its process is not retried without end.
+    /// The late-acknowledged messages of tasks in the process of the worker are redelivered by the
+    /// broker in any case.
     pub reject_on_worker_lost: Option<bool>,
-    /// Store no result.
+    /// Does not store the result (`ignore_result`).
     pub ignore_result: Option<bool>,
-    /// Store failures even where results are ignored.
+    /// Stores failures even if the result is ignored (`store_errors_even_if_ignored`).
     pub store_errors: Option<bool>,
-    /// Store the state STARTED when the task begins.
+    /// Stores the state STARTED when the task starts (`track_started`).
     pub track_started: Option<bool>,
-    /// Retries before the task fails; `Some(None)` is without end.
+    /// The maximum number of retries (`max_retries`); `Some(None)` for no limit.
     pub max_retries: Option<Option<u32>>,
-    /// Wait before a retry that names no delay.
+    /// The delay of a retry that does not set its own (`default_retry_delay`).
     pub retry_delay: Option<Duration>,
-    /// Time after which the task is told to finish.
+    /// The soft time limit, at which the task is asked to finish.
     pub soft_time_limit: Option<Duration>,
-    /// Time after which the task is ended.
+    /// The hard time limit, at which the task is aborted.
     pub time_limit: Option<Duration>,
-    /// Whether there is one at a time.
+    /// Prevents concurrent executions; see [`Unique`].
     pub unique: Option<Unique>,
-    /// Priority of its messages, 0 to 9.
+    /// The default priority of messages, 0 to 9.
     pub priority: Option<u8>,
-    /// Failures after which the task is retried by itself.
+    /// The failures that are retried automatically.
     pub autoretry: Option<AutoRetry>,
 }
 
 impl TaskOptions {
-    /// Nothing said, for constants; the same as the default.
+    /// The default, for constants.
     pub(crate) const NONE: Self = Self {
         acks_late: None,
         acks_on_failure: None,
@@ -73,7 +71,7 @@ impl TaskOptions {
     };
 }
 
-/// Which failures are retried without the task asking, and when.
+/// The failures of a task that are retried automatically, and the back-off.
 #[derive(Clone, Copy, Debug)]
 pub struct AutoRetry {
     matches: fn(&(dyn StdError + 'static)) -> bool,
@@ -82,7 +80,7 @@ pub struct AutoRetry {
 }
 
 impl AutoRetry {
-    /// Every failure, whatever its type.
+    /// Retries every failure.
     pub const fn any() -> Self {
         Self {
             matches: |_| true,
@@ -91,7 +89,7 @@ impl AutoRetry {
         }
     }
 
-    /// Failures made from an error of type `E`, or caused by one.
+    /// Retries failures that were made from an error of type `E`, or have one among their causes.
     pub const fn on<E: StdError + 'static>() -> Self {
         Self {
             matches: |error| error.is::<E>(),
@@ -100,7 +98,7 @@ impl AutoRetry {
         }
     }
 
-    /// Waits longer each time; without it the task's `retry_delay` applies.
+    /// Sets a back-off; by default the delay is the task's `retry_delay`.
     #[must_use]
     pub const fn backoff(self, backoff: RetryBackoff) -> Self {
         Self {
@@ -109,7 +107,7 @@ impl AutoRetry {
         }
     }
 
-    /// Whether a failure with this error behind it is retried.
+    /// Returns whether a failure made from `source` is retried.
     pub(crate) fn applies_to(
         &self,
         source: Option<&(dyn StdError + Send + Sync + 'static)>,
@@ -133,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_type_is_found_along_the_causes() {
+    fn autoretry_on_type_searches_causes() {
         #[derive(Debug, thiserror::Error)]
         #[error("outer")]
         struct Outer(#[source] std::io::Error);

@@ -1,7 +1,7 @@
-//! Parameter lists, and the binding of a call's arguments to them.
+//! Parameter lists, [`Params`], and the binding of a call's arguments to them.
 //!
-//! Binding follows CPython, down to the order of the checks and the words of
-//! its `TypeError`s, since callers in Python read them.
+//! Binding follows CPython, including the order of the checks and the texts of its `TypeError`s,
+//! because they are shown to callers in Python.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -9,57 +9,61 @@ use std::fmt::Write;
 use celery_protocol::{Arguments, DecodeError, Raw, Serializer, Value};
 use smallvec::SmallVec;
 
-/// The parameters of a task, written as in Python's `def` line: `"x"`,
-/// `"times=1"` with a default as JSON, `"*args"`, `"**kwargs"`. Those between
-/// the last two are given by keyword only.
+/// The parameters of a task, in the syntax of Python's `def`: `"x"`, `"times=1"` with a default in
+/// JSON, `"*args"`, `"**kwargs"`. Parameters after `"*args"` are keyword-only.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Params {
     function: String,
-    /// Those with a name: positional ones first.
+    /// The named parameters: positional ones first, then keyword-only ones.
     named: Vec<Param>,
-    /// How many of them are positional.
+    /// The number of positional parameters in `named`.
     positional: usize,
-    rest: bool,
-    keywords: bool,
+    /// Whether there is `*args`.
+    var_positional: bool,
+    /// Whether there is `**kwargs`.
+    var_keyword: bool,
+    /// Whether error texts count `self`.
     bound: bool,
 }
 
-/// A declaration of parameters that cannot be understood.
+/// An error in the declaration of parameters.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("cannot read parameter {param:?} of task {task:?}: {cause}")]
+#[error("invalid parameter {param:?} of task {task:?}: {cause}")]
 pub struct ParamsError {
     task: String,
     param: String,
     cause: String,
 }
 
-/// Arguments that do not fit the parameters; the text is CPython's.
+/// An error in binding arguments to parameters. The text is that of CPython's `TypeError`.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{0}")]
 pub struct CallError(String);
 
+/// A named parameter.
 #[derive(Clone, Debug, PartialEq)]
 struct Param {
     name: String,
     default: Option<Value>,
 }
 
-/// A place in a declaration.
-enum Place {
-    /// A parameter with a name, by its index among those.
+/// The kind of a parameter, as in Python's `inspect.Parameter`.
+enum ParamKind {
+    /// A named parameter, by its index in `named`.
     Named(usize),
-    Rest,
-    Keywords,
+    VarPositional,
+    VarKeyword,
 }
 
 impl Params {
-    /// Reads the parameters of the task called `task`, whose last part names
-    /// the function in error messages.
+    /// Parses the parameters of the task named `task`. The last component of the name is the
+    /// function in error texts.
     ///
     /// # Errors
     ///
-    /// When an entry is no name, a default is not JSON, `*args` is there twice,
-    /// or `**kwargs` is not at the end.
+    /// Fails if a name is not an identifier, if a default is not JSON, if `*args` is repeated, or
+    /// if
+    /// `**kwargs` is not the last one.
     pub fn parse<P: AsRef<str>>(
         task: &str,
         params: impl IntoIterator<Item = P>,
@@ -68,8 +72,8 @@ impl Params {
             function: task.rsplit('.').next().unwrap_or(task).to_owned(),
             named: Vec::new(),
             positional: 0,
-            rest: false,
-            keywords: false,
+            var_positional: false,
+            var_keyword: false,
             bound: false,
         };
         for param in params {
@@ -83,14 +87,14 @@ impl Params {
         Ok(parsed)
     }
 
-    /// Parameters without names, for a declaration that gives none: exactly
-    /// `count` positional arguments.
+    /// Creates `count` positional parameters, for a declaration without names.
     pub(crate) fn positional(task: &str, count: usize) -> Self {
         let names = (0..count).map(|index| format!("arg{index}"));
         Self::parse(task, names).expect("generated names are names")
     }
 
-    /// The same for a bound task, whose Python twin also counts `self`.
+    /// Converts them to the parameters of a bound task: error texts also count `self`, as in
+    /// Python.
     #[must_use]
     pub fn bound(self) -> Self {
         Self {
@@ -99,29 +103,28 @@ impl Params {
         }
     }
 
-    /// Whether positional or keyword arguments beyond the named ones are
-    /// accepted.
+    /// Returns whether there is `*args` or `**kwargs`.
     pub fn is_variadic(&self) -> bool {
-        self.rest || self.keywords
+        self.var_positional || self.var_keyword
     }
 
-    /// The place of the positional parameter with this name.
+    /// Returns the index of the positional parameter with this name.
     pub(crate) fn position(&self, name: &str) -> Option<usize> {
         self.find(name).filter(|index| *index < self.positional)
     }
 
-    /// The name of the parameter that takes this positional argument; `None`
-    /// for one of `*args`.
+    /// Returns the name of the parameter for this positional argument; `None` if it belongs to
+    /// `*args`.
     pub(crate) fn name_at(&self, index: usize) -> Option<&str> {
-        Some(&self.takers().get(index)?.name)
+        Some(&self.positional_params().get(index)?.name)
     }
 
-    /// Whether a call may have so many positional arguments.
+    /// Returns whether a call may have `count` positional arguments.
     pub(crate) fn takes_positional(&self, count: usize) -> bool {
-        self.rest || count <= self.positional
+        self.var_positional || count <= self.positional
     }
 
-    fn takers(&self) -> &[Param] {
+    fn positional_params(&self) -> &[Param] {
         &self.named[..self.positional]
     }
 
@@ -130,18 +133,18 @@ impl Params {
     }
 
     fn push(&mut self, param: &str) -> Result<(), String> {
-        if self.keywords {
-            return Err("nothing may follow **kwargs".to_owned());
+        if self.var_keyword {
+            return Err("no parameter may follow **kwargs".to_owned());
         }
         if let Some(name) = param.strip_prefix("**") {
-            self.keywords = true;
+            self.var_keyword = true;
             return identifier(name).map(drop);
         }
         if let Some(name) = param.strip_prefix('*') {
-            if self.rest {
-                return Err("there is one *args already".to_owned());
+            if self.var_positional {
+                return Err("there is more than one *args".to_owned());
             }
-            self.rest = true;
+            self.var_positional = true;
             return identifier(name).map(drop);
         }
         let (name, default) = match param.split_once('=') {
@@ -153,7 +156,7 @@ impl Params {
                 (name, Some(value))
             }
         };
-        let is_positional = !self.rest;
+        let is_positional = !self.var_positional;
         if is_positional
             && default.is_none()
             && self.named.iter().any(|earlier| earlier.default.is_some())
@@ -168,50 +171,55 @@ impl Params {
         Ok(())
     }
 
-    /// How many more positional arguments it takes when so many and those with
-    /// these names are there; `None` is any number. As for Python's `partial`,
-    /// what follows a named one is given by name, too. Arguments that do not fit
-    /// leave it as it is.
+    /// Returns how many more positional arguments the task accepts if `given` positional arguments
+    /// and those with these `names` are set; `None` if there is no limit. Parameters after a named
+    /// one have to be set by name, as for Python's `partial`. If `given` is too large, it is
+    /// ignored.
     pub(crate) fn open_positions(&self, given: usize, names: &[&str]) -> Option<usize> {
-        if self.rest {
+        if self.var_positional {
             return None;
         }
-        let Some(left) = self.takers().get(given..) else {
+        let Some(open) = self.positional_params().get(given..) else {
             return Some(self.positional);
         };
-        let mut left = left.iter();
-        let named = left.position(|param| names.contains(&param.name.as_str()));
+        let named = open
+            .iter()
+            .position(|param| names.contains(&param.name.as_str()));
         Some(named.unwrap_or(self.positional - given))
     }
 
+    /// Returns whether the parameters are those of a bound task.
     pub(crate) fn is_bound(&self) -> bool {
         self.bound
     }
 
-    /// Gives each parameter its argument.
+    /// Binds the arguments of a call to the parameters.
     ///
     /// # Errors
     ///
-    /// As CPython: unexpected or repeated keywords first, then too many
-    /// positional arguments, then missing ones.
+    /// Fails in the order of CPython's checks: unexpected or repeated keywords, too many positional
+    /// arguments, missing arguments.
     pub fn bind<'a>(&'a self, arguments: Arguments<'a>) -> Result<BoundArguments<'a>, CallError> {
         let given = arguments.positional.len();
         let mut positional = arguments.positional.into_iter();
-        let mut slots: SmallVec<[Option<Raw<'a>>; 8]> =
-            self.takers().iter().map(|_| positional.next()).collect();
+        let mut slots: SmallVec<[Option<Raw<'a>>; 8]> = self
+            .positional_params()
+            .iter()
+            .map(|_| positional.next())
+            .collect();
         slots.resize(self.named.len(), None);
-        let rest: Vec<_> = positional.collect();
+        let var_positional: Vec<_> = positional.collect();
 
-        let mut keywords = Vec::new();
+        let mut var_keyword = Vec::new();
         for (name, value) in arguments.keyword {
             match self.find(&name) {
-                None if self.keywords => keywords.push((name, value)),
+                None if self.var_keyword => var_keyword.push((name, value)),
                 None => return Err(self.unexpected(&name)),
                 Some(index) if slots[index].is_some() => return Err(self.repeated(&name)),
                 Some(index) => slots[index] = Some(value),
             }
         }
-        if !rest.is_empty() && !self.rest {
+        if !var_positional.is_empty() && !self.var_positional {
             return Err(self.too_many(given));
         }
         let (first, last) = self.named.split_at(self.positional);
@@ -230,21 +238,22 @@ impl Params {
         Ok(BoundArguments {
             params: self,
             slots,
-            rest,
-            keywords,
+            var_positional,
+            var_keyword,
             next: 0,
         })
     }
 
-    /// What the declaration has at this place.
-    fn at(&self, index: usize) -> Place {
-        if self.rest && index == self.positional {
-            return Place::Rest;
+    /// Returns the kind of the parameter at this index of the declaration.
+    fn kind_at(&self, index: usize) -> ParamKind {
+        if self.var_positional && index == self.positional {
+            return ParamKind::VarPositional;
         }
-        let named = index - usize::from(self.rest && index > self.positional);
-        match named < self.named.len() {
-            true => Place::Named(named),
-            false => Place::Keywords,
+        let named = index - usize::from(self.var_positional && index > self.positional);
+        if named < self.named.len() {
+            ParamKind::Named(named)
+        } else {
+            ParamKind::VarKeyword
         }
     }
 
@@ -264,17 +273,17 @@ impl Params {
 
     fn too_many(&self, given: usize) -> CallError {
         let own = usize::from(self.bound);
-        let (given, most) = (given + own, self.positional + own);
-        let least = most
+        let (given, max) = (given + own, self.positional + own);
+        let min = max
             - self
-                .takers()
+                .positional_params()
                 .iter()
                 .filter(|param| param.default.is_some())
                 .count();
-        let takes = if least == most {
-            format!("{most} positional argument{}", plural(most))
+        let takes = if min == max {
+            format!("{max} positional argument{}", plural(max))
         } else {
-            format!("from {least} to {most} positional arguments")
+            format!("from {min} to {max} positional arguments")
         };
         let were = if given == 1 { "was" } else { "were" };
         CallError(format!(
@@ -303,37 +312,37 @@ impl Params {
     }
 }
 
-/// The arguments of one call, each at its parameter, in order of declaration.
+/// The arguments of one call, bound to the parameters of the declaration.
 #[derive(Debug)]
 pub struct BoundArguments<'a> {
     params: &'a Params,
     slots: SmallVec<[Option<Raw<'a>>; 8]>,
-    rest: Vec<Raw<'a>>,
-    keywords: Vec<(Cow<'a, str>, Raw<'a>)>,
+    var_positional: Vec<Raw<'a>>,
+    var_keyword: Vec<(Cow<'a, str>, Raw<'a>)>,
     next: usize,
 }
 
 impl<'a> BoundArguments<'a> {
-    /// The argument of the next parameter, decoded straight from the message;
-    /// `*args` decodes as an array, `**kwargs` as a map.
+    /// Decodes the argument of the next parameter, or its default. `*args` is decoded as an array,
+    /// `**kwargs` as a map.
     ///
     /// # Errors
     ///
-    /// When the argument is not a `T`.
+    /// Fails if the argument is not a `T`.
     pub fn take<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, ArgumentError> {
         let index = self.next;
         self.next += 1;
         let params = self.params;
-        let decoded = match params.at(index) {
-            Place::Named(index) => match self.slots[index].take() {
+        let decoded = match params.kind_at(index) {
+            ParamKind::Named(index) => match self.slots[index].take() {
                 Some(raw) => raw.decode(),
                 None => {
                     let default = params.named[index].default.as_ref();
                     decode_value(default.unwrap_or(&Value::Null))
                 }
             },
-            Place::Rest => self.rest_value(),
-            Place::Keywords => self.keywords_value(),
+            ParamKind::VarPositional => self.var_positional_value(),
+            ParamKind::VarKeyword => self.var_keyword_value(),
         };
         decoded.map_err(|cause| ArgumentError {
             parameter: self.parameter_name(index),
@@ -341,14 +350,14 @@ impl<'a> BoundArguments<'a> {
         })
     }
 
-    /// All arguments that were given, by name: for a struct of arguments.
-    /// Defaults of the declaration fill what is missing.
+    /// Decodes all arguments as a struct, by name. The defaults of the declaration replace missing
+    /// arguments.
     ///
     /// # Errors
     ///
-    /// When they do not make up a `T`.
+    /// Fails if the arguments are not a `T`.
     pub fn into_struct<T: serde::de::DeserializeOwned>(mut self) -> Result<T, ArgumentError> {
-        let mut fields = Vec::with_capacity(self.slots.len() + self.keywords.len());
+        let mut fields = Vec::with_capacity(self.slots.len() + self.var_keyword.len());
         let named = self.params.named.iter().zip(self.slots.drain(..));
         for (param, slot) in named {
             let value = match (slot, &param.default) {
@@ -358,7 +367,7 @@ impl<'a> BoundArguments<'a> {
             };
             fields.push((param.name.as_str().into(), value));
         }
-        for (name, raw) in self.keywords.drain(..) {
+        for (name, raw) in self.var_keyword.drain(..) {
             fields.push((Value::from(&*name), raw.to_value()));
         }
         fields
@@ -372,14 +381,18 @@ impl<'a> BoundArguments<'a> {
             })
     }
 
-    fn rest_value<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, DecodeError> {
-        let values: Result<_, _> = self.rest.drain(..).map(|raw| raw.to_value()).collect();
+    fn var_positional_value<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, DecodeError> {
+        let values: Result<_, _> = self
+            .var_positional
+            .drain(..)
+            .map(|raw| raw.to_value())
+            .collect();
         decode_value(&Value::Array(values?))
     }
 
-    fn keywords_value<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, DecodeError> {
+    fn var_keyword_value<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, DecodeError> {
         let map: Result<_, DecodeError> = self
-            .keywords
+            .var_keyword
             .drain(..)
             .map(|(name, raw)| Ok((Value::from(&*name), raw.to_value()?)))
             .collect();
@@ -387,17 +400,17 @@ impl<'a> BoundArguments<'a> {
     }
 
     fn parameter_name(&self, index: usize) -> String {
-        match self.params.at(index) {
-            Place::Named(index) => self.params.named[index].name.clone(),
-            Place::Rest => "*args".to_owned(),
-            Place::Keywords => "**kwargs".to_owned(),
+        match self.params.kind_at(index) {
+            ParamKind::Named(index) => self.params.named[index].name.clone(),
+            ParamKind::VarPositional => "*args".to_owned(),
+            ParamKind::VarKeyword => "**kwargs".to_owned(),
         }
     }
 }
 
-/// An argument that has another type than the parameter.
+/// An argument whose type is not that of its parameter.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("argument '{parameter}' does not fit: {cause}")]
+#[error("argument '{parameter}' has the wrong type: {cause}")]
 pub struct ArgumentError {
     parameter: String,
     cause: DecodeError,
@@ -415,7 +428,7 @@ fn identifier(name: &str) -> Result<&str, String> {
     if starts && chars.all(|c| c.is_alphanumeric() || c == '_') {
         Ok(name)
     } else {
-        Err(format!("{name:?} is not a name"))
+        Err(format!("{name:?} is not an identifier"))
     }
 }
 
@@ -434,14 +447,16 @@ mod tests {
         let body = Body::new(Raw::json(args), Raw::json(kwargs));
         let arguments = body.arguments().unwrap();
         let mut bound = params.bind(arguments).map_err(|error| error.to_string())?;
-        let count = params.named.len() + usize::from(params.rest) + usize::from(params.keywords);
+        let count = params.named.len()
+            + usize::from(params.var_positional)
+            + usize::from(params.var_keyword);
         (0..count)
             .map(|_| bound.take().map_err(|error| error.to_string()))
             .collect()
     }
 
     #[test]
-    fn positional_keyword_and_mixed_calls_bind_alike() {
+    fn positional_and_keyword_arguments_bind_equally() {
         let expected = vec![Value::Int(1), Value::Int(2)];
         for (args, kwargs) in [
             ("[1, 2]", "{}"),
@@ -453,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn defaults_and_variadics() {
+    fn defaults_and_variadic_parameters_bind() {
         assert_eq!(call(&["times=1"], "[]", "{}").unwrap(), [Value::Int(1)]);
         assert_eq!(call(&["times=1"], "[5]", "{}").unwrap(), [Value::Int(5)]);
         let all = call(&["*args", "**kwargs"], "[1, 2]", r#"{"k": null}"#).unwrap();
@@ -465,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn parameters_behind_args_are_given_by_keyword() {
+    fn parameters_after_args_are_keyword_only() {
         let params = ["x", "*args", "y", "z=3", "**kwargs"];
         let all = call(&params, "[1, 2]", r#"{"y": 4, "k": 5}"#).unwrap();
         let rest = Value::Array(vec![Value::Int(2)]);
@@ -476,12 +491,15 @@ mod tests {
             "add() missing 1 required keyword-only argument: 'y'"
         );
         let repeated = Params::parse("tasks.add", ["*args", "*more"]).unwrap_err();
-        assert!(repeated.to_string().contains("one *args"), "{repeated}");
+        assert!(
+            repeated.to_string().contains("more than one *args"),
+            "{repeated}"
+        );
     }
 
-    /// Each text was read off CPython 3.11.
+    /// The texts are those of CPython 3.11.
     #[test]
-    fn errors_are_worded_as_python_words_them() {
+    fn binding_errors_have_texts_of_cpython() {
         for (params, args, kwargs, expected) in [
             (
                 &["x", "y"][..],
@@ -537,7 +555,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bound_task_counts_self() {
+    fn bound_task_error_counts_self() {
         let params = Params::parse("tasks.add", ["x"]).unwrap().bound();
         let body = Body::new(Raw::json("[1, 2]"), Raw::json("{}"));
         let arguments = body.arguments().unwrap();
@@ -548,7 +566,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_declaration_is_refused() {
+    fn malformed_declaration_is_rejected() {
         for bad in [
             &["x y"][..],
             &["x=nope"],

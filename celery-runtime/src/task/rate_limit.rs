@@ -1,6 +1,6 @@
-//! Celery's notation of rate limits: [`RateLimit`].
+//! Rate limits in Celery's notation: [`RateLimit`].
 
-/// A rate limit as Celery writes it: `10/s`, `5/m`, `2.5/h`, or `0` for none.
+/// A rate limit in Celery's notation: `10/s`, `5/m`, `2.5/h`, or `0` for no limit.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct RateLimit {
     /// Starts per second; `None` without a limit.
@@ -8,21 +8,21 @@ pub(crate) struct RateLimit {
 }
 
 impl RateLimit {
-    /// Reads Celery's notation. A number without a unit is per second.
+    /// Parses Celery's notation. A number without a unit is per second.
     ///
     /// # Errors
     ///
-    /// The answer of Celery's `rate_limit` command, the `repr` of the exception.
+    /// Returns the reply of Celery's `rate_limit` command: the `repr` of the exception.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let (number, unit) = match text.split_once('/') {
             Some((number, unit)) => (number, unit.trim()),
             None => (text, "s"),
         };
-        let unusable = || {
+        let value_error = || {
             let number = number.trim();
             format!("ValueError(\"could not convert string to float: '{number}'\")")
         };
-        let count: f64 = number.trim().parse().map_err(|_| unusable())?;
+        let count: f64 = number.trim().parse().map_err(|_| value_error())?;
         let seconds = match unit.to_ascii_lowercase().as_str() {
             "" | "s" => 1.0,
             "m" => 60.0,
@@ -42,7 +42,7 @@ impl RateLimit {
     ///
     /// # Errors
     ///
-    /// A sentence that names the expected notation.
+    /// Returns a message that names the expected notation.
     pub(crate) fn check(text: &str) -> Result<(), String> {
         match Self::parse(text) {
             Ok(_) => Ok(()),
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_are_read_as_by_celery() {
+    fn rate_limit_is_parsed_as_by_celery() {
         assert_eq!(per_second("10/s"), Ok(Some(10.0)));
         assert_eq!(per_second("30/m"), Ok(Some(0.5)));
         assert_eq!(per_second("1.8/h"), Ok(Some(0.0005)));

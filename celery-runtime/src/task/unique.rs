@@ -1,32 +1,33 @@
-//! Tasks of which there is one at a time: [`Unique`].
+//! Unique tasks: [`Unique`].
 
 use std::time::Duration;
 
-use celery_protocol::{Accept, DecodeError, Map, Message, Serializer, Value};
+use celery_protocol::{DecodeError, Map, Payload, Serializer, Value};
 use uuid::Uuid;
 
 use crate::task::params::Params;
 
-/// One at a time, across all workers that share a [`Store`](crate::boundary::Store).
+/// A rule that prevents concurrent executions of a task, across all workers that share a
+/// [`Store`](crate::Store).
 ///
 /// ```
 /// use std::time::Duration;
 /// use celery_runtime::{Task, Unique};
 ///
-/// // One import of each file at a time; a second one waits for its turn.
+/// // At most one import per file at a time; a second one waits.
 /// const IMPORT: Task<(String, bool), ()> = Task::new("tasks.import_file")
 ///     .params(&["path", "force=false"])
 ///     .unique(Unique::by(&["path"]).or_wait());
-/// // One mail for each day, however often it is asked for.
+/// // At most one mail per day; others are dropped.
 /// const DIGEST: Task<(), ()> = Task::new("tasks.digest")
 ///     .unique(Unique::task().for_period(Duration::from_secs(86_400)).or_drop());
 /// # let _ = (IMPORT, DIGEST);
 /// ```
 ///
-/// The worker takes a lock before the task starts, so that tasks count that
-/// Python sent. The lock is leased: it is renewed while the task runs, and is
-/// free again when its worker has been dead for as long as the lease. Where a
-/// worker is away from the store for longer than that, two may run.
+/// The worker takes a lock before the task starts; tasks sent by Python are therefore included. The
+/// lock has a lease, which the worker renews while the task runs. After the worker has died, the
+/// lock expires at the end of the lease. If a running worker loses its connection to the store for
+/// longer than the lease, two instances may run concurrently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unique {
     scope: Scope,
@@ -35,6 +36,7 @@ pub struct Unique {
     pub(crate) lease: Duration,
 }
 
+/// The part of a call that must be unique.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scope {
     Task,
@@ -42,16 +44,18 @@ enum Scope {
     Parameters(&'static [&'static str]),
 }
 
-/// From when to when there is one.
+/// The time for which the lock is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Span {
+    /// From the start of the task to its end.
     Running,
-    /// From being sent to its end, but no longer than this.
+    /// From sending to the end of the task, at most for this time.
     Queued(Duration),
+    /// For this time from sending.
     Period(Duration),
 }
 
-/// What becomes of the second one.
+/// What happens to a second instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Conflict {
     Wait,
@@ -60,7 +64,7 @@ pub(crate) enum Conflict {
 }
 
 impl Unique {
-    /// One of the task, whatever its arguments.
+    /// Allows one instance of the task, whatever its arguments.
     pub const fn task() -> Self {
         Self {
             scope: Scope::Task,
@@ -70,8 +74,8 @@ impl Unique {
         }
     }
 
-    /// One for each set of arguments. Whether they were given by position, by
-    /// name or by default makes no difference.
+    /// Allows one instance per set of arguments. Positional, keyword and default arguments are
+    /// equivalent.
     pub const fn arguments() -> Self {
         Self {
             scope: Scope::Arguments,
@@ -79,7 +83,7 @@ impl Unique {
         }
     }
 
-    /// One for each value of these parameters.
+    /// Allows one instance per value of these parameters.
     pub const fn by(parameters: &'static [&'static str]) -> Self {
         Self {
             scope: Scope::Parameters(parameters),
@@ -87,7 +91,7 @@ impl Unique {
         }
     }
 
-    /// While it runs, which is the default.
+    /// Holds the lock while the task runs; the default.
     #[must_use]
     pub const fn while_running(self) -> Self {
         Self {
@@ -96,19 +100,19 @@ impl Unique {
         }
     }
 
-    /// From being sent by our client (or, when Python sent it, from being taken
-    /// by a worker) until it has ended, and no longer than `most`, for a message
-    /// may be deleted from its queue by hand.
+    /// Holds the lock from sending by a Rust client (or, for a task sent by Python, from its
+    /// receipt by a worker) to the end of the task, at most for `limit`. The limit is needed
+    /// because a message may be deleted from its queue.
     #[must_use]
-    pub const fn while_queued(self, most: Duration) -> Self {
+    pub const fn while_queued(self, limit: Duration) -> Self {
         Self {
-            span: Span::Queued(most),
+            span: Span::Queued(limit),
             ..self
         }
     }
 
-    /// For this time from being sent by our client (or, when Python sent it,
-    /// from its start), also after it has ended.
+    /// Holds the lock for `period` from sending by a Rust client (or, for a task sent by Python,
+    /// from its start), even if the task ends before.
     #[must_use]
     pub const fn for_period(self, period: Duration) -> Self {
         Self {
@@ -117,8 +121,7 @@ impl Unique {
         }
     }
 
-    /// The second one waits for its turn, which is the default. It does not hold
-    /// a slot meanwhile.
+    /// Makes a second instance wait; the default. It takes no slot of the worker while it waits.
     #[must_use]
     pub const fn or_wait(self) -> Self {
         Self {
@@ -127,8 +130,8 @@ impl Unique {
         }
     }
 
-    /// The second one is dropped: its state is REVOKED. A client that would
-    /// send it gets the result of the first one instead.
+    /// Drops a second instance: its state is REVOKED. A client does not send it, and returns the
+    /// result of the first instance instead.
     #[must_use]
     pub const fn or_drop(self) -> Self {
         Self {
@@ -137,7 +140,7 @@ impl Unique {
         }
     }
 
-    /// The second one fails with `NotUnique`; a client that would send it gets
+    /// Fails a second instance with `NotUnique`. A client does not send it, and returns
     /// [`SendError::NotUnique`](crate::SendError::NotUnique).
     #[must_use]
     pub const fn or_fail(self) -> Self {
@@ -147,33 +150,36 @@ impl Unique {
         }
     }
 
-    /// How long the lock of a dead worker is held; 30 s by default.
+    /// Sets the lease of the lock: the time after which the lock of a dead worker expires; 30 s by
+    /// default.
     #[must_use]
     pub const fn lease(self, lease: Duration) -> Self {
         Self { lease, ..self }
     }
 
-    /// The name of the lock for this message.
-    pub(crate) fn key(
+    /// Returns the key of the lock for this call.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the payload cannot be decoded.
+    pub(crate) fn key<'a>(
         &self,
         task: &str,
         params: &Params,
-        message: &Message,
-        accept: &Accept,
-        limit: usize,
+        payload: impl FnOnce() -> Result<Payload<'a>, DecodeError>,
     ) -> Result<String, DecodeError> {
         let scope = match self.scope {
             Scope::Task => return Ok(format!("unique-{task}")),
             Scope::Arguments => None,
             Scope::Parameters(names) => Some(names),
         };
-        let payload = message.payload(accept, limit)?;
+        let payload = payload()?;
         let (_, body) = payload.task()?;
         let arguments = match params.bind(body.arguments()?) {
             Ok(bound) => bound
                 .into_struct::<Map>()
                 .map_err(|error| DecodeError::new(error.to_string()))?,
-            // Such a call fails when it runs, alone or not.
+            // Such a call fails when it runs.
             Err(_) => Map::new(),
         };
         let mut chosen: Vec<(&str, &Value)> = arguments
@@ -183,44 +189,44 @@ impl Unique {
             .collect();
         chosen.sort_by_key(|(name, _)| *name);
         let text = Serializer::Json
-            .encode(&sorted(&chosen))
+            .encode(&canonical(&chosen))
             .map_err(|error| DecodeError::new(error.to_string()))?;
         let digest = Uuid::new_v5(&Uuid::NAMESPACE_OID, &text);
         Ok(format!("unique-{task}-{digest}"))
     }
 
-    /// How long the lock is held without being renewed, when it is taken.
+    /// Returns the time to live of the lock when it is taken.
     pub(crate) fn first_ttl(&self) -> Duration {
         match self.span {
             Span::Running => self.lease,
-            Span::Queued(most) | Span::Period(most) => most,
+            Span::Queued(time) | Span::Period(time) => time,
         }
     }
 
-    /// Whether the client takes the lock already.
-    pub(crate) fn begins_with_sending(&self) -> bool {
+    /// Returns whether the client takes the lock.
+    pub(crate) fn begins_when_sent(&self) -> bool {
         !matches!(self.span, Span::Running)
     }
 }
 
-/// The values with the keys of all maps in order, so that equal arguments are
-/// equal texts.
-fn sorted(chosen: &[(&str, &Value)]) -> Value {
+/// Returns the arguments as pairs, with the keys of all maps sorted, so that equal arguments have
+/// equal encodings.
+fn canonical(chosen: &[(&str, &Value)]) -> Value {
     let pairs = chosen
         .iter()
-        .map(|(name, value)| Value::Array(vec![Value::from(*name), in_order(value)]));
+        .map(|(name, value)| Value::Array(vec![Value::from(*name), with_sorted_keys(value)]));
     Value::Array(pairs.collect())
 }
 
-fn in_order(value: &Value) -> Value {
+fn with_sorted_keys(value: &Value) -> Value {
     match value {
-        Value::Array(values) => Value::Array(values.iter().map(in_order).collect()),
+        Value::Array(values) => Value::Array(values.iter().map(with_sorted_keys).collect()),
         Value::Map(map) => {
             let mut entries: Vec<_> = map.iter().collect();
             entries.sort_by_key(|(key, _)| format!("{key:?}"));
             let mut ordered = Map::new();
             for (key, value) in entries {
-                ordered.insert(key.clone(), in_order(value));
+                ordered.insert(key.clone(), with_sorted_keys(value));
             }
             Value::Map(ordered)
         }
@@ -230,7 +236,7 @@ fn in_order(value: &Value) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use celery_protocol::{Embed, TaskHeaders, encode_body};
+    use celery_protocol::{Accept, Embed, Message, TaskHeaders, encode_body};
     use serde::Serialize;
 
     use super::*;
@@ -239,7 +245,7 @@ mod tests {
         let params = Params::parse("t", ["x", "y=2"]).unwrap();
         let body = encode_body(Serializer::Json, &args, &kwargs, &Embed::default()).unwrap();
         let message = Message::task(TaskHeaders::new("t", "id"), Serializer::Json, body);
-        let key = unique.key("t", &params, &message, &Accept::json(), 1 << 20);
+        let key = unique.key("t", &params, || message.payload(&Accept::json(), 1 << 20));
         key.unwrap()
     }
 
@@ -248,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn it_does_not_matter_how_an_argument_is_given() {
+    fn key_is_equal_for_positional_and_keyword_arguments() {
         let one = key(Unique::arguments(), (1,), ());
         assert_eq!(key(Unique::arguments(), (1, 2), ()), one);
         let by_name = json(r#"{"y": 2, "x": 1}"#);
@@ -260,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_chosen_counts() {
+    fn key_depends_only_on_scope() {
         let by_x = Unique::by(&["x"]);
         assert_eq!(key(by_x, (1, 2), ()), key(by_x, (1, 3), ()));
         assert_ne!(key(by_x, (1, 2), ()), key(by_x, (2, 2), ()));

@@ -1,60 +1,61 @@
-//! What a canvas waits for, as types.
+//! The missing arguments of a canvas, as types.
 
 use celery_protocol::Value;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Whatever comes before: it is thrown away, or nothing is known about it.
+/// The missing arguments of a canvas that ignores the result of the step before, or whose arguments
+/// are unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Ignored;
 
-/// What a step waits for, if a result of type `T` is that.
+/// The missing arguments of a step that accepts a result of type `T`.
 #[diagnostic::on_unimplemented(
-    message = "a step that waits for `{Self}` does not take a result of type `{T}`",
-    note = "one argument must be missing, of the type that the step before returns; `()` means \
-            that none is: use `TASK.p((.., ))` with the last arguments, or `TASK.si((.., ))`"
+    message = "a step with the missing arguments `{Self}` does not accept a result of type `{T}`",
+    note = "exactly one argument must be missing, of the type that the step before returns; `()` \
+            means that none is missing: use `TASK.p((.., ))` with the last arguments, or `TASK.si((.., ))`"
 )]
 pub trait AcceptsResult<T> {}
 
 impl<T> AcceptsResult<T> for (T,) {}
 impl<T> AcceptsResult<T> for Ignored {}
 
-/// What takes any value takes the results of a group, too.
+/// A step that takes any value also accepts the results of a group.
 impl<T> AcceptsResult<Vec<T>> for (Value,) {}
 
-/// What a canvas waits for, if that is nothing: it can be sent.
+/// The missing arguments of a canvas that can be sent: there are none.
 #[diagnostic::on_unimplemented(
-    message = "this canvas waits for `{Self}` and cannot be sent",
-    note = "give it the missing arguments with `.given((.., ))`"
+    message = "this canvas has the missing arguments `{Self}` and cannot be sent",
+    note = "supply them with `.given((.., ))`"
 )]
 pub trait NoMissingArgs {}
 
 impl NoMissingArgs for () {}
 impl NoMissingArgs for Ignored {}
 
-/// The arguments of a task of which the last ones, `Suffix`, are there.
+/// The argument types of a task whose last ones are `Suffix`.
 #[diagnostic::on_unimplemented(
     message = "`{Suffix}` are not the last arguments of a task that takes `{Self}`",
-    note = "a result of a step before comes first, so that `p` takes the last arguments: of \
+    note = "the result of the step before is the first argument, so that `p` takes the last ones: for \
             `(i64, String)` these are `(String,)` or `()`"
 )]
 pub trait PartialArgs<Suffix> {
-    /// Those before them.
+    /// The argument types before `Suffix`.
     type Missing;
 }
 
-/// All wire_style to cut the arguments in two, but for the one that leaves nothing out.
-macro_rules! cuts {
+/// Implements [`PartialArgs`] for all proper suffixes of a tuple.
+macro_rules! partial_args {
     ([$($missing:ident)*] []) => {
-        cuts!(@cut [$($missing)*] []);
+        partial_args!(@split [$($missing)*] []);
     };
     ([$($missing:ident)*] [$next:ident $($rest:ident)*]) => {
-        cuts!(@cut [$($missing)*] [$next $($rest)*]);
-        cuts!([$($missing)* $next] [$($rest)*]);
+        partial_args!(@split [$($missing)*] [$next $($rest)*]);
+        partial_args!([$($missing)* $next] [$($rest)*]);
     };
-    (@cut [] [$($suffix:ident)*]) => {};
-    (@cut [$($missing:ident)+] [$($suffix:ident)*]) => {
+    (@split [] [$($suffix:ident)*]) => {};
+    (@split [$($missing:ident)+] [$($suffix:ident)*]) => {
         impl<$($missing,)+ $($suffix),*> PartialArgs<($($suffix,)*)> for ($($missing,)+ $($suffix,)*)
         where
             $($missing: Serialize + DeserializeOwned + Send + Sync + 'static,)+
@@ -65,11 +66,11 @@ macro_rules! cuts {
     };
 }
 
-cuts!([][A1]);
-cuts!([] [A1 A2]);
-cuts!([] [A1 A2 A3]);
-cuts!([] [A1 A2 A3 A4]);
-cuts!([] [A1 A2 A3 A4 A5]);
-cuts!([] [A1 A2 A3 A4 A5 A6]);
-cuts!([] [A1 A2 A3 A4 A5 A6 A7]);
-cuts!([] [A1 A2 A3 A4 A5 A6 A7 A8]);
+partial_args!([][A1]);
+partial_args!([] [A1 A2]);
+partial_args!([] [A1 A2 A3]);
+partial_args!([] [A1 A2 A3 A4]);
+partial_args!([] [A1 A2 A3 A4 A5]);
+partial_args!([] [A1 A2 A3 A4 A5 A6]);
+partial_args!([] [A1 A2 A3 A4 A5 A6 A7]);
+partial_args!([] [A1 A2 A3 A4 A5 A6 A7 A8]);

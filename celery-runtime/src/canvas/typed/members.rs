@@ -1,4 +1,4 @@
-//! Canvases side by side: [`Group`].
+//! Groups of canvases: [`Group`].
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -11,19 +11,18 @@ use crate::canvas::stamp::StampingVisitor;
 use crate::canvas::typed::{AcceptsResult, Ignored, Signature, Then};
 use crate::task::TaskArgs;
 
-/// Canvases that run side by side, or a chain that ends in such: its result is
-/// one value for each member, an `Out`: a `Vec`, or a tuple for members of
-/// different types.
+/// Canvases that run in parallel, or a chain that ends in such a group.
 ///
-/// Made by [`group`]. What comes [after](Group::then) it gets all results as
-/// one list, which makes it a chord.
+/// `Out` is the type of the results: a `Vec`, or a tuple for members of different types. `In` are
+/// the missing arguments of the members, as for [`Signature`]. Created by [`group`]. A step
+/// [after](Group::then) a group receives all results as one list: they form a chord.
 pub struct Group<Out, In = ()> {
     canvas: Canvas,
     types: PhantomData<fn(In) -> Out>,
 }
 
-/// Puts canvases side by side: any number of one type, or a tuple of up to eight
-/// types. All wait for the same.
+/// Creates a group: any number of signatures of one type, or a tuple of up to eight signatures. All
+/// members have the same missing arguments.
 ///
 /// ```
 /// use celery_runtime::{Task, group};
@@ -37,32 +36,32 @@ pub struct Group<Out, In = ()> {
 /// # let _ = (ninety, both);
 /// ```
 pub fn group<M: Members<Shape>, Shape>(members: M) -> Group<M::Out, M::In> {
-    Group::over(Canvas::group(members.into_canvases()))
+    Group::from_members(Canvas::group(members.into_canvases()))
 }
 
-/// What can be a [`group`]: signatures of one type in an array, vector or any
-/// iterator, or a tuple of signatures. `Shape` tells these two apart.
+/// The members of a [`group`]: an iterator of signatures of one type, or a tuple of signatures.
+/// `Shape` distinguishes the two and is always inferred.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be a group",
     note = "use an iterator of signatures of one type, or a tuple of at most eight signatures; all \
-            of them must wait for the same"
+            of them must have the same missing arguments"
 )]
 pub trait Members<Shape> {
-    /// All results.
+    /// The type of all results.
     type Out;
-    /// What each member waits for.
+    /// The missing arguments of each member.
     type In;
 
-    /// Without types.
+    /// Converts the members to canvases.
     #[doc(hidden)]
     fn into_canvases(self) -> Vec<Canvas>;
 }
 
-/// Members of one type.
+/// A marker of members of one type.
 #[derive(Debug)]
 pub struct Alike;
 
-/// Members of different types.
+/// A marker of members of different types.
 #[derive(Debug)]
 pub struct Mixed;
 
@@ -78,6 +77,7 @@ where
     }
 }
 
+/// Implements [`Members`] for tuples.
 macro_rules! mixed {
     ($(($($name:ident)*))*) => {$(
         impl<In, $($name),*> Members<Mixed> for ($(Signature<$name, In>,)*) {
@@ -105,8 +105,8 @@ mixed! {
 }
 
 impl<Out, In> Group<Out, In> {
-    pub(super) fn over(canvas: Canvas) -> Self {
-        Self::from_canvas(canvas.whole())
+    pub(super) fn from_members(canvas: Canvas) -> Self {
+        Self::from_canvas(canvas.keep_group())
     }
 
     fn from_canvas(canvas: Canvas) -> Self {
@@ -116,13 +116,13 @@ impl<Out, In> Group<Out, In> {
         }
     }
 
-    /// This, and then `next` with the list of all results: a chord.
+    /// Appends `next`, which receives the list of all results: the body of a chord.
     #[must_use]
     pub fn then<S: Then<Out>>(self, next: S) -> S::After<In> {
         next.after(self.canvas)
     }
 
-    /// The same with the arguments that all members wait for.
+    /// Supplies the missing arguments of all members.
     ///
     /// ```
     /// # use celery_runtime::{Task, group};
@@ -139,14 +139,13 @@ impl<Out, In> Group<Out, In> {
         Group::from_canvas(self.canvas.given(args))
     }
 
-    /// The same after whatever else, whose result is thrown away.
+    /// Ignores the result of a step before: all members keep only their own arguments.
     #[must_use]
     pub fn immutable(self) -> Group<Out, Ignored> {
         Group::from_canvas(self.canvas.immutable())
     }
 
-    /// Sets options of the call, which count for all members, whatever they say
-    /// themselves:
+    /// Sets options of the call, which override those of all members:
     ///
     /// ```
     /// # use celery_runtime::{Task, group};
@@ -160,26 +159,26 @@ impl<Out, In> Group<Out, In> {
         Self::from_canvas(set(Signature::from_canvas(self.canvas)).canvas)
     }
 
-    /// The id of the group; a fresh one where none is given.
+    /// Sets the id of the group; a new UUID by default.
     #[must_use]
     pub fn group_id(self, id: impl Into<String>) -> Self {
         self.with(|group| group.task_id(id))
     }
 
-    /// Sends `errback` with the id of the failed task as its first argument for
-    /// each member that fails.
+    /// Adds an errback, which is sent for each member that fails, with the id of the member as its
+    /// first argument.
     #[must_use]
     pub fn link_error<T, I>(self, errback: &Signature<T, I>) -> Self {
         self.with(|group| group.link_error(errback))
     }
 
-    /// Puts a stamp on all members.
+    /// Adds a stamp to all members.
     #[must_use]
     pub fn stamp(self, name: impl Into<String>, value: impl Into<Value>) -> Self {
         self.with(|group| group.stamp(name, value))
     }
 
-    /// Lets `visitor` say which stamps each part gets.
+    /// Stamps every part with the stamps that `visitor` returns.
     #[must_use]
     pub fn stamp_with(self, visitor: &mut dyn StampingVisitor) -> Self {
         self.with(|group| group.stamp_with(visitor))
@@ -190,7 +189,7 @@ impl<T, Out, I: AcceptsResult<T>> Then<T> for Group<Out, I> {
     type After<In> = Group<Out, In>;
 
     fn after<In>(self, before: Canvas) -> Group<Out, In> {
-        Group::from_canvas(before.then_some(self.canvas))
+        Group::from_canvas(before.then_nonempty_group(self.canvas))
     }
 }
 

@@ -12,7 +12,7 @@ use celery_protocol::{Compression, EncodeError, Map, Raw, Serializer, Value};
 use serde::Serialize;
 
 use crate::canvas::call::TaskCall;
-use crate::canvas::node::{Canvas, Kind};
+use crate::canvas::node::{Canvas, GroupNode, NodeKind};
 use crate::canvas::options::{CallOptions, Time};
 use crate::canvas::stamp::StampingVisitor;
 use crate::task::{Task, TaskArgs, arguments_of};
@@ -20,12 +20,12 @@ use crate::task::{Task, TaskArgs, arguments_of};
 pub use crate::canvas::typed::args::{AcceptsResult, Ignored, NoMissingArgs, PartialArgs};
 pub use crate::canvas::typed::members::{Group, Members, group};
 
-/// A task with its arguments and the options of the call, or a chain or chord
-/// of such: anything that ends in one result, an `Out`.
+/// A task with its arguments and the options of the call, or a chain or chord of signatures: a
+/// workflow with one result of type `Out`.
 ///
-/// `In` is what it still waits for. `()` is nothing: it can be sent. `(T,)` is
-/// the result of a step before, a `T`, which Celery puts before the arguments
-/// that are there; [`Ignored`] is whatever it may be, since it is thrown away.
+/// `In` are its missing arguments. `()` means that there are none and the signature can be sent.
+/// `(T,)` is the result of the step before, a `T`, which Celery prepends to the other arguments.
+/// [`Ignored`] means that the result of the step before is ignored.
 ///
 /// ```
 /// use std::time::Duration;
@@ -38,7 +38,7 @@ pub use crate::canvas::typed::members::{Group, Members, group};
 /// # let _ = (later, twelve);
 /// ```
 ///
-/// Steps that do not fit each other do not compile:
+/// A step that does not accept the result before it does not compile:
 ///
 /// ```compile_fail
 /// use celery_runtime::Task;
@@ -49,7 +49,7 @@ pub use crate::canvas::typed::members::{Group, Members, group};
 /// let wrong = ADD.s((4, 4)).then(SHOUT.p(()));
 /// ```
 ///
-/// And neither does a step without room for the result before it:
+/// A step without a missing argument for the result before it does not compile either:
 ///
 /// ```compile_fail
 /// use celery_runtime::Task;
@@ -64,14 +64,14 @@ pub struct Signature<Out, In = ()> {
 }
 
 impl<A: TaskArgs, R> Task<A, R> {
-    /// The task with all of its arguments, to be sent by
+    /// Creates a signature with all arguments of the task, for
     /// [`Client::apply`](crate::Client::apply).
     pub fn s(self, args: A) -> Signature<R> {
         Signature::of(TaskCall::typed(&self, args, self.param_names()))
     }
 
-    /// The task with the **last** ones of its arguments: the others are the
-    /// result of a step before, or are [given](Signature::given) later.
+    /// Creates a signature with the **last** arguments of the task. The first ones are the result
+    /// of the step before, or are supplied later by [`given`](Signature::given).
     ///
     /// ```
     /// # use celery_runtime::Task;
@@ -91,13 +91,13 @@ impl<A: TaskArgs, R> Task<A, R> {
         Signature::of(TaskCall::typed(&self, args, &params[missing..]))
     }
 
-    /// The task with all of its arguments, after whatever else: the result of
-    /// a step before is thrown away.
+    /// Creates an immutable signature with all arguments of the task: the result of the step before
+    /// is ignored.
     pub fn si(self, args: A) -> Signature<R, Ignored> {
         self.s(args).immutable()
     }
 
-    /// One task that runs this one on each of the items, one after the other in
+    /// Creates a task that calls this one with each item as its arguments, one after the other in
     /// one process.
     ///
     /// ```
@@ -109,40 +109,42 @@ impl<A: TaskArgs, R> Task<A, R> {
     /// ```
     pub fn starmap(self, items: impl IntoIterator<Item = A>) -> Signature<Vec<R>, Ignored> {
         let items = self.items(items);
-        Signature::over(items.map(|(task, items)| Canvas::mapped("celery.starmap", &task, &items)))
+        Signature::from_result(
+            items.map(|(task, items)| Canvas::mapped("celery.starmap", &task, &items)),
+        )
     }
 
-    /// The items in groups of `n`, each a [`starmap`](Self::starmap) of its own.
+    /// Creates a group with one [`starmap`](Self::starmap) per `n` items.
     pub fn chunks(
         self,
         items: impl IntoIterator<Item = A>,
         n: usize,
     ) -> Group<Vec<Vec<R>>, Ignored> {
-        let parts = self.items(items).map(|(task, items)| {
-            let parts = items.chunks(n.max(1));
-            Canvas::group(parts.map(|part| Canvas::mapped("celery.starmap", &task, part)))
+        let group = self.items(items).map(|(task, items)| {
+            let chunks = items.chunks(n.max(1));
+            Canvas::group(chunks.map(|chunk| Canvas::mapped("celery.starmap", &task, chunk)))
         });
-        Group::over(parts.unwrap_or_else(|error| {
-            Canvas::of(Kind::Group(crate::canvas::node::Members::default())).failed(error.into())
+        Group::from_members(group.unwrap_or_else(|error| {
+            Canvas::of(NodeKind::Group(GroupNode::default())).with_error(error.into())
         }))
     }
 
-    /// The task without arguments, and the arguments of each item as an array.
+    /// Returns the task without arguments, and the encoded arguments of each item.
     fn items(
         &self,
         items: impl IntoIterator<Item = A>,
     ) -> Result<(Canvas, Vec<Raw<'static>>), EncodeError> {
-        let one = |args| {
+        let encode = |args| {
             let call = TaskCall::typed(self, args, self.param_names());
             let (args, kwargs) = call.raw_arguments()?;
             match kwargs.entries() {
                 Ok(named) if named.is_empty() => Ok(args),
                 _ => Err(EncodeError::new(
-                    "an item of a starmap has positional arguments only",
+                    "the items of a starmap cannot have keyword arguments",
                 )),
             }
         };
-        let items = items.into_iter().map(one).collect::<Result<_, _>>()?;
+        let items = items.into_iter().map(encode).collect::<Result<_, _>>()?;
         let task = TaskCall::typed(self, (), &[]);
         Ok((Canvas::call(task), items))
     }
@@ -152,41 +154,41 @@ impl<A, R> Task<(A,), R>
 where
     (A,): TaskArgs,
 {
-    /// One task that runs this one on each of the items, one after the other in
-    /// one process.
+    /// Creates a task that calls this one with each item as its only argument, one after the other
+    /// in one process.
     pub fn map(self, items: impl IntoIterator<Item = A>) -> Signature<Vec<R>, Ignored> {
         let items = self.items(items.into_iter().map(|item| (item,)));
-        Signature::over(items.and_then(|(task, items)| {
-            let alone = items.iter().map(|args| {
+        Signature::from_result(items.and_then(|(task, items)| {
+            let items = items.iter().map(|args| {
                 let mut args = args
                     .elements()
-                    .map_err(|error| crate::canvas::wire::unreadable(&error))?;
+                    .map_err(|error| crate::canvas::wire::encode_error(&error))?;
                 args.pop()
-                    .ok_or_else(|| EncodeError::new("an item without a value"))
+                    .ok_or_else(|| EncodeError::new("an item of a map has no value"))
             });
-            let alone = alone.collect::<Result<Vec<_>, _>>()?;
-            Ok(Canvas::mapped("celery.map", &task, &alone))
+            let items = items.collect::<Result<Vec<_>, _>>()?;
+            Ok(Canvas::mapped("celery.map", &task, &items))
         }))
     }
 }
 
 impl Signature<Value, Ignored> {
-    /// A task known by its name only, such as one written in Python.
-    /// `args` must serialize as an array, `kwargs` as a map; `()` is none.
-    /// After another step they come behind its result.
+    /// Creates a signature of a task by name, such as one written in Python. `args` must serialize
+    /// as an array and `kwargs` as a map; `()` is an empty one. After another step, the result of
+    /// that step is prepended to `args`.
     pub fn named(
         task: impl Into<Cow<'static, str>>,
         args: impl Serialize,
         kwargs: impl Serialize,
     ) -> Self {
-        let written = arguments_of(&|writer| writer.write(&args, &kwargs));
+        let encoded = arguments_of(&|writer| writer.write(&args, &kwargs));
         let empty = || (Raw::json("[]"), Raw::json("{}"));
-        let (written, error) = match written {
-            Ok(written) => (written, None),
+        let ((args, kwargs), error) = match encoded {
+            Ok(encoded) => (encoded, None),
             Err(error) => (empty(), Some(error)),
         };
-        let mut named = Self::of(TaskCall::untyped(task, written.0, written.1));
-        named.canvas.flaw = error.map(Into::into);
+        let mut named = Self::of(TaskCall::untyped(task, args, kwargs));
+        named.canvas.error = error.map(Into::into);
         named
     }
 }
@@ -196,10 +198,10 @@ impl<Out, In> Signature<Out, In> {
         Self::from_canvas(Canvas::call(call))
     }
 
-    fn over(canvas: Result<Canvas, EncodeError>) -> Self {
-        Self::from_canvas(
-            canvas.unwrap_or_else(|error| Canvas::of(Kind::Chain(Vec::new())).failed(error.into())),
-        )
+    fn from_result(canvas: Result<Canvas, EncodeError>) -> Self {
+        Self::from_canvas(canvas.unwrap_or_else(|error| {
+            Canvas::of(NodeKind::Chain(Vec::new())).with_error(error.into())
+        }))
     }
 
     pub(crate) fn from_canvas(canvas: Canvas) -> Self {
@@ -209,15 +211,14 @@ impl<Out, In> Signature<Out, In> {
         }
     }
 
-    /// This, and then `next` with its result as the first argument. `next` may
-    /// be a [`Group`], each member of which gets the result.
+    /// Appends `next`, which receives the result of this signature as its first argument. If `next`
+    /// is a [`Group`], each member receives the result.
     #[must_use]
     pub fn then<S: Then<Out>>(self, next: S) -> S::After<In> {
         next.after(self.canvas)
     }
 
-    /// The same with the arguments that it waits for: those of the task, or of
-    /// a chain's first step.
+    /// Supplies the missing arguments: those of the task, or of a chain's first step.
     ///
     /// ```
     /// # use celery_runtime::Task;
@@ -234,92 +235,93 @@ impl<Out, In> Signature<Out, In> {
         Signature::from_canvas(self.canvas.given(args))
     }
 
-    /// The same after whatever else, whose result is thrown away.
+    /// Ignores the result of a step before: the task keeps only its own arguments.
     #[must_use]
     pub fn immutable(self) -> Signature<Out, Ignored> {
         Signature::from_canvas(self.canvas.immutable())
     }
 
-    /// The same with the types that you know it to have, such as those of a
-    /// task written in Python. Nothing checks them but the reading of results.
+    /// Converts the signature to other types, such as the known types of a task written in Python.
+    /// They are not checked; reading the result fails if it has another type.
     #[must_use]
     pub fn cast<NewOut, NewIn>(self) -> Signature<NewOut, NewIn> {
         Signature::from_canvas(self.canvas)
     }
 
-    /// The task's name; `celery.chain` or `celery.chord` for those.
+    /// Returns the name of the task; `celery.chain` or `celery.chord` for a chain or chord.
     pub fn task(&self) -> &str {
         self.canvas.task()
     }
 
-    /// The id of the result; a fresh one where none is given.
+    /// Sets the id of the result; a new UUID by default.
     #[must_use]
     pub fn task_id(self, id: impl Into<String>) -> Self {
         self.with(|options| options.task_id = Some(id.into()))
     }
 
-    /// Not to run before this much time has passed.
+    /// Sets the minimum delay between sending and start (`countdown`).
     #[must_use]
     pub fn countdown(self, delay: Duration) -> Self {
         self.with(|options| options.eta = Some(Time::In(delay)))
     }
 
-    /// Not to run before this time.
+    /// Sets the time before which the task does not start (`eta`).
     #[must_use]
     pub fn eta(self, time: SystemTime) -> Self {
         self.with(|options| options.eta = Some(Time::At(time)))
     }
 
-    /// Not to start after this much time has passed; then it is revoked.
+    /// Sets the delay after sending at which the task expires. An expired task is revoked instead
+    /// of started.
     #[must_use]
     pub fn expires_in(self, time: Duration) -> Self {
         self.with(|options| options.expires = Some(Time::In(time)))
     }
 
-    /// Not to start after this time; then it is revoked.
+    /// Sets the time at which the task expires. An expired task is revoked instead of started.
     #[must_use]
     pub fn expires_at(self, time: SystemTime) -> Self {
         self.with(|options| options.expires = Some(Time::At(time)))
     }
 
-    /// Sends it to this queue, whatever routes and declaration say.
+    /// Sets the queue, which overrides routes and declaration.
     #[must_use]
     pub fn queue(self, queue: impl Into<String>) -> Self {
         self.with(|options| options.queue = Some(queue.into()))
     }
 
-    /// Sends it to this exchange.
+    /// Sets the exchange.
     #[must_use]
     pub fn exchange(self, exchange: impl Into<String>) -> Self {
         self.with(|options| options.exchange = Some(exchange.into()))
     }
 
-    /// Sends it with this routing key.
+    /// Sets the routing key.
     #[must_use]
     pub fn routing_key(self, key: impl Into<String>) -> Self {
         self.with(|options| options.routing_key = Some(key.into()))
     }
 
-    /// Its priority, 0 to 9. On Redis and in memory 0 goes first, on RabbitMQ
-    /// the highest number, as in Celery.
+    /// Sets the priority, 0 to 9. Redis and the memory broker deliver 0 first, RabbitMQ the highest
+    /// number, as in Celery.
     #[must_use]
     pub fn priority(self, priority: u8) -> Self {
         self.with(|options| options.priority = Some(priority))
     }
 
-    /// The serializer of its arguments.
+    /// Sets the serializer of the arguments.
     #[must_use]
     pub fn serializer(self, serializer: Serializer) -> Self {
         self.with(|options| options.serializer = Some(serializer))
     }
 
-    /// Compresses its arguments.
+    /// Sets the compression of the message body.
     #[must_use]
     pub fn compression(self, compression: Compression) -> Self {
         self.with(|options| options.compression = Some(compression))
     }
 
-    /// Adds a header of your own to the message.
+    /// Adds a custom header to the message.
     #[must_use]
     pub fn header(self, name: impl Into<String>, value: impl Into<Value>) -> Self {
         self.with(|options| {
@@ -327,59 +329,58 @@ impl<Out, In> Signature<Out, In> {
         })
     }
 
-    /// Time after which the task is told to finish.
+    /// Sets the soft time limit, at which the task is asked to finish; see
+    /// [`Context::soft_time_limit`](crate::Context::soft_time_limit).
     #[must_use]
     pub fn soft_time_limit(self, limit: Duration) -> Self {
         self.with(|options| options.soft_time_limit = Some(limit))
     }
 
-    /// Time after which the task is ended.
+    /// Sets the hard time limit, at which the task is aborted.
     #[must_use]
     pub fn time_limit(self, limit: Duration) -> Self {
         self.with(|options| options.time_limit = Some(limit))
     }
 
-    /// A name to show in logs and monitors instead of the task's.
+    /// Sets a name that logs and monitors show instead of the task's.
     #[must_use]
     pub fn shadow(self, name: impl Into<String>) -> Self {
         self.with(|options| options.shadow = Some(name.into()))
     }
 
-    /// Stores no result of this call.
+    /// Does not store the result of this call.
     #[must_use]
     pub fn ignore_result(self) -> Self {
         self.with(|options| options.ignore_result = Some(true))
     }
 
-    /// Sends `callback` with the result as its first argument when the task
-    /// has succeeded; the last step of a chain, the body of a chord.
+    /// Adds a callback, which is sent with the result as its first argument when the task succeeds:
+    /// the last step of a chain, or the body of a chord.
     #[must_use]
     pub fn link<T, I>(self, callback: &Signature<T, I>) -> Self {
         Self::from_canvas(self.canvas.link(&callback.canvas))
     }
 
-    /// Sends `errback` with the id of the failed task as its first argument
-    /// when the task has failed; any step of a chain, or a chord's header or
-    /// body.
+    /// Adds an errback, which is sent with the id of the failed task as its first argument: any
+    /// step of a chain, or the header or body of a chord.
     #[must_use]
     pub fn link_error<T, I>(self, errback: &Signature<T, I>) -> Self {
         Self::from_canvas(self.canvas.link_error(&errback.canvas))
     }
 
-    /// Puts a stamp on all tasks in it, by which they can be told apart and
-    /// revoked.
+    /// Adds a stamp to all tasks. Tasks can be identified and revoked by their stamps.
     #[must_use]
     pub fn stamp(self, name: impl Into<String>, value: impl Into<Value>) -> Self {
         Self::from_canvas(self.canvas.stamp(name, value))
     }
 
-    /// Lets `visitor` say which stamps each part gets.
+    /// Stamps every part with the stamps that `visitor` returns.
     #[must_use]
     pub fn stamp_with(self, visitor: &mut dyn StampingVisitor) -> Self {
         Self::from_canvas(self.canvas.stamp_with(visitor))
     }
 
-    /// The stamps of the task itself.
+    /// Returns the stamps of the task itself.
     pub fn stamps(&self) -> &Map {
         &self.canvas.options.call.stamps
     }
@@ -390,17 +391,17 @@ impl<Out, In> Signature<Out, In> {
     }
 }
 
-/// What can follow a canvas whose result is a `T`.
+/// A step that can follow a canvas with a result of type `T`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot follow a step whose result is `{T}`",
-    note = "Celery puts the result before the arguments that are there: leave room for it with \
-            `TASK.p((.., ))`, or throw it away with `TASK.si((.., ))`"
+    note = "Celery prepends the result to the arguments: omit the first argument with \
+            `TASK.p((.., ))`, or ignore the result with `TASK.si((.., ))`"
 )]
 pub trait Then<T>: Sized {
-    /// What it is after something that waits for `In`.
+    /// The type of the step after a canvas with the missing arguments `In`.
     type After<In>;
 
-    /// Puts it there.
+    /// Appends the step to a canvas.
     #[doc(hidden)]
     fn after<In>(self, before: Canvas) -> Self::After<In>;
 }
@@ -419,7 +420,7 @@ impl<Out, In> From<Signature<Out, In>> for Canvas {
     }
 }
 
-/// Without types, anything may follow anything.
+/// A canvas without types may follow any step.
 impl From<Canvas> for Signature<Value, Ignored> {
     fn from(canvas: Canvas) -> Self {
         Self::from_canvas(canvas)

@@ -7,26 +7,27 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use celery_protocol::{Raw, ResultTree, State, Value};
+use celery_protocol::{Raw, ResultDocument, ResultTree, State, Value};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::client::BATCH_SIZE;
-use crate::client::result::{AnyResult, AsyncResult, Reader, ResultError, decode};
+use crate::client::result::{AnyResult, AsyncResult, ResultError, ResultReader, decode};
 
 pub use crate::client::group::completions::Completions;
 
-/// The results of a group that was sent, in the order of its members; `Out` is
-/// a `Vec` or a tuple of them.
+/// A handle to the results of a group that was sent, in the order of its members; `Out` is a `Vec`
+/// or a tuple of their types.
 ///
-/// Dropping it changes nothing for the tasks.
+/// Dropping it does not affect the tasks.
 pub struct GroupResult<Out> {
     tree: ResultTree,
-    reader: Arc<Reader>,
+    reader: Arc<ResultReader>,
     result: PhantomData<fn() -> Out>,
 }
 
-/// As Celery writes it in what a task returns: `[[id, parent], members]`.
+/// Serializes in the form in which Celery encodes a group result that a task returns:
+/// `[[id, parent], members]`.
 impl<R> Serialize for GroupResult<R> {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.tree.to_value().serialize(serializer)
@@ -34,7 +35,7 @@ impl<R> Serialize for GroupResult<R> {
 }
 
 impl<Out> GroupResult<Out> {
-    pub(crate) fn of(tree: ResultTree, reader: Arc<Reader>) -> Self {
+    pub(crate) fn of(tree: ResultTree, reader: Arc<ResultReader>) -> Self {
         Self {
             tree,
             reader,
@@ -42,20 +43,19 @@ impl<Out> GroupResult<Out> {
         }
     }
 
-    /// The group's id.
+    /// Returns the id of the group.
     pub fn id(&self) -> &str {
         &self.tree.id
     }
 
-    /// What came before it in its chain, the nearest: the step whose result all
-    /// members got.
+    /// Returns the result of the step before in its chain, which all members have received.
     pub fn parent(&self) -> Option<AnyResult> {
         let parent = self.tree.parent()?;
         Some(AnyResult::of(parent, Arc::clone(&self.reader)))
     }
 
-    /// The ids of its members and of what came before them, such as to
-    /// [revoke](crate::Control::revoke) them all.
+    /// Returns the ids of its members and of all steps before them, for example to
+    /// [revoke](crate::Control::revoke) all of them.
     pub fn task_ids(&self) -> Vec<String> {
         self.tree
             .task_ids()
@@ -64,13 +64,14 @@ impl<Out> GroupResult<Out> {
             .collect()
     }
 
-    /// The results of its members, in their order.
+    /// Returns the results of its members in their order.
     pub fn members(&self) -> Vec<AnyResult> {
         let member = |tree: &ResultTree| AnyResult::of(tree.clone(), Arc::clone(&self.reader));
         self.trees().iter().map(member).collect()
     }
 
-    /// A group of one that was taken apart is that one.
+    /// Returns the result trees of the members. A group of one member may have been sent as the
+    /// member alone.
     fn trees(&self) -> &[ResultTree] {
         match &self.tree.members {
             Some(members) => members,
@@ -78,21 +79,21 @@ impl<Out> GroupResult<Out> {
         }
     }
 
-    /// How many members there are.
+    /// Returns the number of members.
     pub fn len(&self) -> usize {
         self.trees().len()
     }
 
-    /// Whether there are no members.
+    /// Returns whether there are no members.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The states of all tasks, those of groups inside included.
+    /// Returns the states of all tasks, including those of nested groups.
     ///
     /// # Errors
     ///
-    /// When there is no backend, or it does not answer within the deadline.
+    /// Fails if there is no result backend, or if it does not answer within the operation timeout.
     ///
     /// # Cancel safety
     ///
@@ -104,19 +105,24 @@ impl<Out> GroupResult<Out> {
         }
         let backend = self.reader.backend(&self.tree.id)?;
         let mut states = Vec::with_capacity(ids.len());
-        for some in ids.chunks(BATCH_SIZE) {
-            let documents = self.reader.ask("read", || backend.fetch(some)).await?;
-            let known = documents.into_iter();
-            states.extend(known.map(|document| document.map_or(State::Pending, |one| one.status)));
+        for chunk in ids.chunks(BATCH_SIZE) {
+            let documents = self
+                .reader
+                .with_deadline("read", || backend.fetch(chunk))
+                .await?;
+            let state = |document: Option<ResultDocument<'_>>| {
+                document.map_or(State::Pending, |document| document.status)
+            };
+            states.extend(documents.into_iter().map(state));
         }
         Ok(states)
     }
 
-    /// Whether all tasks have ended, in whatever way.
+    /// Returns whether all tasks have succeeded, failed or been revoked.
     ///
     /// # Errors
     ///
-    /// As [`states`](Self::states).
+    /// Returns the errors of [`states`](Self::states).
     ///
     /// # Cancel safety
     ///
@@ -125,11 +131,11 @@ impl<Out> GroupResult<Out> {
         Ok(self.states().await?.iter().all(State::is_ready))
     }
 
-    /// How many tasks have succeeded so far.
+    /// Returns the number of tasks that have succeeded so far.
     ///
     /// # Errors
     ///
-    /// As [`states`](Self::states).
+    /// Returns the errors of [`states`](Self::states).
     ///
     /// # Cancel safety
     ///
@@ -142,29 +148,31 @@ impl<Out> GroupResult<Out> {
             .count())
     }
 
-    /// Remembers on the result backend which results the group has, for
-    /// [`Client::group_result`](crate::Client::group_result) anywhere, in Python
-    /// too.
+    /// Stores the ids of the group in the result backend. Afterwards
+    /// [`Client::group_result`](crate::Client::group_result) in any process, or Python's
+    /// `GroupResult.restore`, returns the group.
     ///
     /// # Errors
     ///
-    /// When there is no backend, it keeps no groups, or it does not answer
-    /// within the deadline.
+    /// Fails if there is no result backend, if it does not support saved groups, or if it does not
+    /// answer within the operation timeout.
     ///
     /// # Cancel safety
     ///
     /// A dropped future may or may not have saved it.
     pub async fn save(&self) -> Result<(), ResultError> {
         let backend = self.reader.backend(&self.tree.id)?;
-        let saving = self.reader.ask("store", || backend.store_group(&self.tree));
+        let saving = self
+            .reader
+            .with_deadline("store", || backend.store_group(&self.tree));
         Ok(saving.await?)
     }
 
-    /// Undoes [`save`](Self::save). What the tasks returned stays.
+    /// Deletes the ids stored by [`save`](Self::save). The results of the tasks are kept.
     ///
     /// # Errors
     ///
-    /// As [`save`](Self::save).
+    /// Returns the errors of [`save`](Self::save).
     ///
     /// # Cancel safety
     ///
@@ -172,14 +180,14 @@ impl<Out> GroupResult<Out> {
     pub async fn delete(&self) -> Result<(), ResultError> {
         let backend = self.reader.backend(&self.tree.id)?;
         let deleting = || backend.forget_group(&self.tree.id);
-        Ok(self.reader.ask("forget", deleting).await?)
+        Ok(self.reader.with_deadline("forget", deleting).await?)
     }
 
-    /// Deletes what is stored of all tasks.
+    /// Deletes the stored results of all tasks.
     ///
     /// # Errors
     ///
-    /// As [`states`](Self::states).
+    /// Returns the errors of [`states`](Self::states).
     ///
     /// # Cancel safety
     ///
@@ -190,14 +198,16 @@ impl<Out> GroupResult<Out> {
             return Ok(());
         }
         let backend = self.reader.backend(&self.tree.id)?;
-        for some in ids.chunks(BATCH_SIZE) {
-            self.reader.ask("forget", || backend.forget(some)).await?;
+        for chunk in ids.chunks(BATCH_SIZE) {
+            self.reader
+                .with_deadline("forget", || backend.forget(chunk))
+                .await?;
         }
         Ok(())
     }
 
-    /// The result of each member once all have ended, however they did, in
-    /// their order.
+    /// Waits until all members have ended, and returns the value or the failure of each, in their
+    /// order.
     ///
     /// # Cancel safety
     ///
@@ -205,16 +215,15 @@ impl<Out> GroupResult<Out> {
     pub async fn outcomes<T: DeserializeOwned>(&self) -> Vec<Result<T, ResultError>> {
         let mut outcomes: Vec<Option<_>> = self.trees().iter().map(|_| None).collect();
         let mut completed = self.as_completed::<T>();
-        while let Some((place, outcome)) = completed.next().await {
-            outcomes[place] = Some(outcome);
+        while let Some((index, outcome)) = completed.next().await {
+            outcomes[index] = Some(outcome);
         }
         outcomes.into_iter().flatten().collect()
     }
 
-    /// The results of the members as they come, with their places.
+    /// Returns the results of the members in the order in which they end, with their indexes.
     ///
-    /// Of very many members a thousand are waited for at a time, and the others
-    /// are looked at every now and then.
+    /// At most 1000 members are waited for at the same time; the others are polled.
     pub fn as_completed<T: DeserializeOwned>(&self) -> Completions<T> {
         let trees = self.trees().iter().cloned();
         Completions::of(trees.enumerate().collect(), Arc::clone(&self.reader))
@@ -222,15 +231,14 @@ impl<Out> GroupResult<Out> {
 }
 
 impl<Out: DeserializeOwned> GroupResult<Out> {
-    /// Waits until all members have ended and returns their values in their
-    /// order, however long that takes; [`get_timeout`](Self::get_timeout) bounds
-    /// it. The first failure ends it.
+    /// Waits until all members have ended, without a limit, and returns their values in their
+    /// order. Returns as soon as a member has failed. See [`get_timeout`](Self::get_timeout) for a
+    /// limit.
     ///
     /// # Errors
     ///
-    /// When a member failed or was revoked, when a value has another type, when
-    /// there is no backend, or when it stays away for longer than the configured
-    /// deadline.
+    /// Fails if a member failed or was revoked, if a value has another type, if there is no result
+    /// backend, or if it is unavailable for longer than the operation timeout.
     ///
     /// # Cancel safety
     ///
@@ -238,17 +246,18 @@ impl<Out: DeserializeOwned> GroupResult<Out> {
     pub async fn get(&self) -> Result<Out, ResultError> {
         let mut values = vec![Value::Null; self.len()];
         let mut completed = self.as_completed::<Value>();
-        while let Some((place, value)) = completed.next().await {
-            values[place] = value?;
+        while let Some((index, value)) = completed.next().await {
+            values[index] = value?;
         }
         decode(&self.tree.id, &Raw::from_value(Value::Array(values)))
     }
 
-    /// The same, for at most this long.
+    /// Waits at most `timeout` until all members have ended, and returns their values in their
+    /// order.
     ///
     /// # Errors
     ///
-    /// As [`get`](Self::get), and when not all members have ended by then.
+    /// Returns the errors of [`get`](Self::get), and [`ResultError::TimedOut`].
     ///
     /// # Cancel safety
     ///
@@ -264,7 +273,7 @@ impl<Out: DeserializeOwned> GroupResult<Out> {
     }
 }
 
-/// All tasks, those of groups inside in their places.
+/// Returns all tasks in order, with nested groups replaced by their tasks.
 fn leaves(trees: &[ResultTree]) -> impl Iterator<Item = &ResultTree> {
     let mut pending: Vec<_> = trees.iter().rev().collect();
     std::iter::from_fn(move || {
@@ -279,14 +288,14 @@ fn leaves(trees: &[ResultTree]) -> impl Iterator<Item = &ResultTree> {
 }
 
 impl<Out> GroupResult<Out> {
-    /// The group as one of any results, such as to put it beside others.
+    /// Converts it to an [`AnyResult`], for example to store it together with other results.
     pub fn untyped(&self) -> AnyResult {
         AnyResult::of(self.tree.clone(), Arc::clone(&self.reader))
     }
 
-    /// One member by its place.
-    pub fn member<T>(&self, place: usize) -> Option<AsyncResult<T>> {
-        let tree = self.trees().get(place)?.clone();
+    /// Returns the result of the member with this index.
+    pub fn member<T>(&self, index: usize) -> Option<AsyncResult<T>> {
+        let tree = self.trees().get(index)?.clone();
         Some(AsyncResult::of(tree, Arc::clone(&self.reader)))
     }
 }

@@ -1,36 +1,11 @@
-//! Exceptions that the worker itself creates: [`FailureInfo`].
+//! Exceptions that the worker itself creates.
 
 use std::time::Duration;
 
 use celery_protocol::{Exception, Value};
 
-use crate::execution::{Failure, TaskError};
+use crate::execution::{FailureInfo, TaskError};
 use crate::task::Conflict;
-
-/// An exception and its traceback, ready to be stored.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct FailureInfo {
-    pub(crate) exception: Exception,
-    pub(crate) traceback: Option<String>,
-}
-
-impl FailureInfo {
-    pub(crate) fn new(exception: Exception) -> Self {
-        Self {
-            exception,
-            traceback: None,
-        }
-    }
-}
-
-impl From<Failure> for FailureInfo {
-    fn from(failure: Failure) -> Self {
-        Self {
-            traceback: Some(failure.traceback()),
-            exception: failure.exception,
-        }
-    }
-}
 
 /// Returns the error of a task that does not observe its soft time limit.
 pub(crate) fn soft_limit_exceeded() -> TaskError {

@@ -2,7 +2,7 @@
 //! for each delivery.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use celery_protocol::{
@@ -10,9 +10,11 @@ use celery_protocol::{
 };
 
 use crate::boundary::Content;
-use crate::execution::{ErasedTask, Job, Registered, Registry, TaskControl, WorkerContext};
+use crate::execution::{
+    ErasedTask, FailureInfo, Job, Registry, RegistryEntry, TaskControl, WorkerContext,
+};
 use crate::task::TaskOptions;
-use crate::worker::core::failure::{FailureInfo, celery_exception};
+use crate::worker::core::failure::celery_exception;
 use crate::worker::delivery::event::{
     AdmissionChecks, Continuations, ExecutionPolicy, RejectedTask, Rejection,
 };
@@ -126,6 +128,7 @@ impl MessageDecoder {
                     services: Arc::clone(&self.context),
                     control: TaskControl::default(),
                     children: Mutex::default(),
+                    uncompressed: OnceLock::new(),
                     failure: None,
                 };
                 Ok((job, Arc::clone(&registered.run), policy))
@@ -164,7 +167,7 @@ impl MessageDecoder {
         &self,
         message: &Message,
         redelivered: bool,
-    ) -> Result<(&Registered, String, ExecutionPolicy), Rejection> {
+    ) -> Result<(&RegistryEntry, String, ExecutionPolicy), Rejection> {
         let undecodable = |error: DecodeError| reject("undecodable", &error);
         let headers = message
             .headers

@@ -9,9 +9,8 @@ use tokio::time::Instant;
 
 use crate::boundary::{QueueEnd, ServiceError};
 use crate::canvas::Canvas;
-use crate::execution::{Changes, ProcessLost, TaskError};
+use crate::execution::{Changes, FailureInfo, ProcessLost, TaskError};
 use crate::task::{AutoRetry, Conflict, Unique};
-use crate::worker::core::failure::FailureInfo;
 use crate::worker::workflow::effect::{Completion, WorkflowEffect};
 
 /// The options that apply to one delivery, resolved from its message, its task and

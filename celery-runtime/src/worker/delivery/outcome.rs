@@ -7,9 +7,9 @@ use celery_protocol::{Exception, Raw, Value};
 use crate::boundary::QueueEnd;
 use crate::env::{Now, later};
 use crate::execution::{
-    Failure, ProcessLost, ReadyChord, Requeue, Retry, TaskError, TaskErrorKind, When,
+    Failure, FailureInfo, ProcessLost, ReadyChord, Requeue, Retry, TaskError, TaskErrorKind, When,
 };
-use crate::worker::core::failure::{FailureInfo, celery_exception, worker_lost};
+use crate::worker::core::failure::{celery_exception, worker_lost};
 use crate::worker::delivery::event::{
     Disposition, Effect, ExecutionPolicy, FollowUp, Outcome, StateUpdate, TaskEvent,
 };
@@ -145,7 +145,7 @@ impl ExecutionPolicy {
             TaskErrorKind::Retry(retry) => self.retry(retry, now),
             TaskErrorKind::Ignore => self.settled(Vec::new(), Disposition::Ack, None),
             TaskErrorKind::Replace(canvas) => {
-                if let Some(reason) = canvas.is_no_replacement() {
+                if let Some(reason) = canvas.replacement_error() {
                     return self.fail(celery_exception("ImproperlyConfigured", reason));
                 }
                 let send = Effect::Send(FollowUp::Replacement(canvas));

@@ -78,7 +78,7 @@ impl Driver {
         let Payload::Task { job, .. } = &entry.payload else {
             return;
         };
-        if job.control.reach_soft_limit() {
+        if job.control.signal_soft_limit() {
             return;
         }
         entry.abort();
@@ -135,13 +135,9 @@ impl Driver {
             params, options, ..
         } = &task.declaration;
         let checks = self.decoder.admission_checks(options, job.redelivered);
-        let services = &job.services;
         let lock = checks.unique.and_then(|unique| {
-            let (accept, limit) = (&services.accept, services.body_limit);
-            // Unreadable arguments fail the task itself.
-            unique
-                .key(&job.task, params, &job.message, accept, limit)
-                .ok()
+            // A task whose arguments cannot be decoded fails when it runs.
+            unique.key(&job.task, params, || job.payload()).ok()
         });
         let deadline = self.executor.deadline;
         let object = format!("the admission checks of task {}", job.id);

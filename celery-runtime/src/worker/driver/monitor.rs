@@ -3,11 +3,10 @@
 use celery_protocol::{Map, Value};
 use tokio::time::Instant;
 
-use crate::execution::Job;
+use crate::execution::{FailureInfo, Job};
 use crate::logical_clock::LogicalClock;
 use crate::worker::core::counters::Counters;
 use crate::worker::core::describe::{shown, shown_arguments};
-use crate::worker::core::failure::FailureInfo;
 use crate::worker::core::scheduled::Scheduled;
 use crate::worker::delivery::event::{Rejection, TaskEvent};
 use crate::worker::driver::{DeliveryKey, Driver, Payload};

@@ -77,7 +77,7 @@ impl Driver {
                     self.monitor.counters.returned += 1;
                 }
                 if let Payload::Task { job, .. } = &entry.payload {
-                    job.control.announce_stop();
+                    job.control.signal_shutdown();
                 }
             }
             self.event(key, DeliveryEvent::Stop(stop));

@@ -5,8 +5,7 @@ use std::time::SystemTime;
 
 use celery_protocol::{Exception, Raw, ResultDocument, ResultTree, Serializer, State, time};
 
-use crate::execution::{Job, WorkerContext};
-use crate::worker::core::failure::FailureInfo;
+use crate::execution::{FailureInfo, Job, WorkerContext};
 use crate::worker::delivery::event::StateUpdate;
 use crate::worker::workflow::effect::SkippedTask;
 
@@ -104,10 +103,7 @@ fn describe<'a>(document: &mut ResultDocument<'a>, job: &'a Job, now: SystemTime
     let queue = &job.message.properties.delivery_info.routing_key;
     document.queue = Some(Cow::Borrowed(queue));
     document.stamped_headers = headers.stamped_headers;
-    let payload = job
-        .message
-        .payload(&job.services.accept, job.services.body_limit);
-    if let Ok(payload) = payload
+    if let Ok(payload) = job.payload()
         && let Ok(body) = payload.body()
     {
         document.args = Some(body.args.into_owned());

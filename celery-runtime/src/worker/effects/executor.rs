@@ -109,7 +109,10 @@ impl EffectExecutor {
         Box::pin(async move {
             let result = publishing.await?;
             let until = env::instant() + deadline;
-            context.client.tell_sent(&batch.messages, until).await;
+            context
+                .client
+                .emit_sent_events(&batch.messages, until)
+                .await;
             Ok(result)
         })
     }

@@ -171,9 +171,7 @@ fn change(message: &mut Message, job: &Job, changes: &Changes) -> Result<(), Com
 }
 
 fn payload(job: &Job) -> Result<Payload<'_>, ComposeError> {
-    let services = &job.services;
-    let payload = job.message.payload(&services.accept, services.body_limit);
-    payload.map_err(|error| unreadable(&error).into())
+    job.payload().map_err(|error| unreadable(&error).into())
 }
 
 fn unreadable(error: &DecodeError) -> EncodeError {

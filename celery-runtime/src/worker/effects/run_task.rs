@@ -8,12 +8,12 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 
 use crate::env;
-use crate::execution::{ErasedTask, Invocation, Job, RunError};
+use crate::execution::{ErasedTask, Job, RunError};
 use crate::worker::delivery::event::Outcome;
 
 /// Runs a task to its end. A panic becomes its outcome.
 pub(crate) async fn run(task: Arc<dyn ErasedTask>, job: Arc<Job>) -> Outcome {
-    let returned = AssertUnwindSafe(task.run(Invocation { job })).catch_unwind();
+    let returned = AssertUnwindSafe(task.run(job)).catch_unwind();
     match returned.await {
         Ok(Ok(value)) => Outcome::Value(value),
         Ok(Err(RunError::Error(error))) => Outcome::Error {

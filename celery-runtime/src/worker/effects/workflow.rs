@@ -14,7 +14,7 @@ use crate::boundary::{
 };
 use crate::client::no_backend;
 use crate::env;
-use crate::execution::{ErasedTask, Job, Registered};
+use crate::execution::{ErasedTask, Job, RegistryEntry};
 use crate::worker::delivery::event::{EffectError, Outcome};
 use crate::worker::effects::executor::{EffectExecutor, EffectResult, ready};
 use crate::worker::effects::{documents, run_task};
@@ -259,12 +259,12 @@ impl EffectExecutor {
         let Some(registered) = self.context.registry.find(&signature.task) else {
             return ready(Ok(Vec::new()));
         };
-        let Registered { run, name, .. } = registered;
+        let RegistryEntry { run, name, .. } = registered;
         let context = Arc::clone(&self.context);
         let args = if registered.is_errback() || signature.immutable {
             Ok(signature.args.clone())
         } else {
-            failure.before(&signature.args)
+            failure.prepend_to(&signature.args)
         };
         let context_of_failure = Some(Arc::clone(failure));
         let (id, task) = (&failure.id, Arc::clone(name));

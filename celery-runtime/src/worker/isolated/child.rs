@@ -210,7 +210,7 @@ impl Child {
         drop(task);
         let mut soft_limit = pin!(job.control.soft_limit());
         let mut is_limited = true;
-        let mut stop = pin!(job.control.stopped());
+        let mut stop = pin!(job.control.shutdown_requested());
         let mut may_stop = true;
         loop {
             let frame = tokio::select! {
@@ -232,7 +232,7 @@ impl Child {
             };
             match frame.head {
                 ToWorker::Started => *began = true,
-                ToWorker::HandlesSoftLimit => job.control.listen(),
+                ToWorker::HandlesSoftLimit => job.control.subscribe_soft_limit(),
                 ToWorker::Update { number, ref id } => {
                     let error = update(job, id, &frame, deadline).await;
                     let result = Frame::new(ToChild::Updated { number, error });

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -94,7 +94,7 @@ async fn run_assignment(
         tokio::select! {
             biased;
             outcome = &mut running => return outcome,
-            () = job.control.listened(), if is_unreported => {
+            () = job.control.soft_limit_subscribed(), if is_unreported => {
                 is_unreported = false;
                 channel.send(&Frame::new(ToWorker::HandlesSoftLimit));
             }
@@ -248,12 +248,12 @@ impl FrameListener {
             }
             ToChild::SoftLimit => {
                 if let Some(job) = &self.running {
-                    job.control.reach_soft_limit();
+                    job.control.signal_soft_limit();
                 }
             }
             ToChild::Stop => {
                 if let Some(job) = &self.running {
-                    job.control.announce_stop();
+                    job.control.signal_shutdown();
                 }
             }
             ToChild::Updated { number, error } => {
@@ -293,6 +293,7 @@ impl FrameListener {
             services,
             control: TaskControl::default(),
             children: Mutex::default(),
+            uncompressed: OnceLock::new(),
             failure: None,
         });
         self.running = Some(Arc::clone(&job));

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::boundary::BoxFuture;
-use crate::execution::{ErasedTask, Invocation, RunError, RunResult};
+use crate::execution::{ErasedTask, Job, RunError, RunResult};
 use crate::worker::isolated::child;
 use crate::worker::isolated::children::Children;
 
@@ -14,15 +14,15 @@ pub(super) struct IsolatedTask {
 }
 
 impl ErasedTask for IsolatedTask {
-    fn run(self: Arc<Self>, invocation: Invocation) -> BoxFuture<'static, RunResult> {
+    fn run(self: Arc<Self>, job: Arc<Job>) -> BoxFuture<'static, RunResult> {
         Box::pin(async move {
-            match self.children.run(&invocation.job).await {
+            match self.children.run(&job).await {
                 child::ChildRun::Ended(returned) => returned,
                 child::ChildRun::Lost(loss) => {
                     tracing::error!(
                         "task {}[{}]: child process lost: {}",
-                        invocation.job.task,
-                        invocation.job.id,
+                        job.task,
+                        job.id,
                         loss.message
                     );
                     Err(RunError::Lost(loss))

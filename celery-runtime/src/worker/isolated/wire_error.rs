@@ -103,7 +103,7 @@ impl WireError {
 
     /// Converts the wire form back.
     pub(crate) fn decode(self) -> Result<TaskError, DecodeError> {
-        Ok(TaskError::of_kind(match self {
+        Ok(TaskError::from_kind(match self {
             Self::Failed(wire) => Kind::Failed(wire.decode()?),
             Self::Retry {
                 when,
@@ -153,7 +153,7 @@ impl WireFailure {
         Ok(Failure {
             exception: Exception::read(&Raw::json(&self.exception))?,
             source: None,
-            account: Some(RemoteFailure {
+            remote: Some(RemoteFailure {
                 traceback: self.traceback,
                 autoretried: self.autoretried,
             }),
@@ -268,7 +268,8 @@ mod tests {
             panic!("not a retry")
         };
         let changes = expected.changes.clone();
-        let Kind::Retry(retry) = round_trip(TaskError::of_kind(Kind::Retry(expected)), None) else {
+        let Kind::Retry(retry) = round_trip(TaskError::from_kind(Kind::Retry(expected)), None)
+        else {
             panic!("not a retry")
         };
         assert_eq!(retry.changes, changes);

@@ -11,8 +11,7 @@ use celery_protocol::{Raw, ResultTree, State, WireSignature};
 use crate::boundary::{
     Broker, ChordClaim, ChordEnd, ChordResults, ChordStart, Publication, ServiceError,
 };
-use crate::execution::FailureContext;
-use crate::worker::core::failure::FailureInfo;
+use crate::execution::{FailureContext, FailureInfo};
 
 /// How a task ended, as seen by its workflow.
 #[derive(Clone, Debug)]

@@ -10,8 +10,8 @@ use serde::Serialize;
 use crate::boundary::{ChordEnd, MemberResult};
 use crate::canvas::Canvas;
 use crate::canvas::options::CallOptions;
-use crate::execution::FailureContext;
-use crate::worker::core::failure::{FailureInfo, celery_exception};
+use crate::execution::{FailureContext, FailureInfo};
+use crate::worker::core::failure::celery_exception;
 use crate::worker::workflow::effect::{
     ClaimedChord, InPlaceErrback, OutgoingBatch, SkippedTask, TaskRequest, WorkflowEffect,
 };
@@ -379,8 +379,7 @@ impl Workflow<'_> {
             id: request.id.clone(),
             task: request.task.clone(),
             root_id: request.root_id.clone(),
-            exception: Some(failure_info.exception.clone()),
-            traceback: failure_info.traceback.clone(),
+            info: Some(failure_info.clone()),
         });
         let mut others = Vec::new();
         for errback in &request.errbacks {

@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::boundary::{ChordClaim, ChordResults};
 use crate::canvas::options::CallOptions;
 use crate::canvas::{Canvas, CanvasError, IdSource, Plan, PlanContext, Position, plan};
-use crate::client::compose::{ComposeError, Sender, compose_letter};
+use crate::client::compose::{ComposeError, Sender, compose_task};
 use crate::env;
 use crate::execution::Registry;
 use crate::worker::workflow::effect::{
@@ -198,24 +198,25 @@ impl Workflow<'_> {
         canvas: &Canvas,
     ) -> Result<OutgoingBatch, ContinuationError> {
         let nesting = request.replaced + 1;
-        let canvas = canvas
-            .clone()
-            .standing_in(&request.callbacks, &request.errbacks, nesting)?;
+        let canvas =
+            canvas
+                .clone()
+                .into_replacement(&request.callbacks, &request.errbacks, nesting)?;
         let rest = request.chain.iter();
-        let rest = rest.map(|step| Canvas::marked_as_replaced(step, nesting));
+        let rest = rest.map(|step| Canvas::mark_replaced(step, nesting));
         let context = PlanContext {
-            over: CallOptions {
+            options: CallOptions {
                 replaced_task_nesting: nesting,
                 ..CallOptions::default()
             },
-            place: Position {
+            position: Position {
                 id: Some(request.id.clone()),
                 group_id: request.group_id.clone(),
                 group_index: request.group_index,
                 chord: request.chord.clone().map(Arc::new),
                 root_id: request.root_id.clone(),
             },
-            rest: rest.collect::<Result<_, _>>()?,
+            chain: rest.collect::<Result<_, _>>()?,
         };
         let reply_to = request.reply_to.as_deref();
         let reply_to = reply_to.unwrap_or(&self.sender.reply_to);
@@ -231,7 +232,7 @@ impl Workflow<'_> {
         values: &Raw<'_>,
     ) -> Result<OutgoingBatch, ContinuationError> {
         let body = Canvas::read(&chord.body).map_err(|error| error.inside("chord"))?;
-        let body = body.given_raw(values);
+        let body = body.prepend_arg(values);
         let reply_to = &self.sender.reply_to;
         let mut batch = OutgoingBatch::default();
         self.compose(
@@ -254,12 +255,18 @@ impl Workflow<'_> {
         batch: &mut OutgoingBatch,
     ) -> Result<(), ContinuationError> {
         let context = PlanContext {
-            over: sent_from(request),
-            place: Position::default(),
-            rest,
+            options: sent_from(request),
+            position: Position::default(),
+            chain: rest,
         };
         let reply_to = &self.sender.reply_to;
-        self.compose(request, canvas.given_raw(first), &context, reply_to, batch)
+        self.compose(
+            request,
+            canvas.prepend_arg(first),
+            &context,
+            reply_to,
+            batch,
+        )
     }
 
     fn compose(
@@ -278,24 +285,24 @@ impl Workflow<'_> {
         };
         let mut planned = plan(canvas, context, ids)?;
         if self.polls_chords {
-            planned = planned.unlocked_by_tasks()?;
+            planned = planned.with_unlock_tasks()?;
         }
         let Plan {
-            letters,
+            tasks,
             chords,
             mut children,
             ..
         } = planned;
         let starts = chords.into_iter().map(|chord| chord.start);
         batch.chords.extend(starts);
-        for mut letter in letters {
-            let options = &mut letter.options;
+        for mut task in tasks {
+            let options = &mut task.options;
             // As in Celery, the task that sends a message is its parent.
             options.parent_id.get_or_insert_with(|| request.id.clone());
             options
                 .root_id
                 .get_or_insert_with(|| request.root().to_owned());
-            let (_, message) = compose_letter(self.sender, &letter.call, letter.options, self.now)?;
+            let (_, message) = compose_task(self.sender, &task.call, task.options, self.now)?;
             batch.messages.push(message);
         }
         batch.children.append(&mut children);

@@ -4,7 +4,7 @@ use celery_protocol::{Map, Serializer, Value, time};
 
 use crate::boundary::{Exchange, Queue};
 use crate::config::url::{ServiceUrl, redacted};
-use crate::execution::Registered;
+use crate::execution::RegistryEntry;
 use crate::worker::core::describe::describe;
 use crate::worker::delivery::in_flight::{DeliveryKey, InFlightDelivery, Payload};
 use crate::worker::driver::Driver;
@@ -108,7 +108,7 @@ impl Driver {
 
     /// Returns a task's name and the requested fields that are set, as in
     /// `add [rate_limit=10/m max_retries=3]`.
-    pub(crate) fn describe_task(&self, task: &Registered, items: &[&str]) -> String {
+    pub(crate) fn describe_task(&self, task: &RegistryEntry, items: &[&str]) -> String {
         let options = &task.declaration.options;
         let seconds = |time: Option<std::time::Duration>| Some(time?.as_secs_f64().to_string());
         let shown = items.iter().filter_map(|item| {
