@@ -124,6 +124,7 @@ impl Broker for MemoryBroker {
                 queues: Mutex::new(queues.collect()),
                 interrupted: AtomicBool::new(false),
                 interrupt: Notify::new(),
+                closed: AtomicBool::new(false),
             });
             Ok(consumer)
         })
@@ -299,6 +300,7 @@ struct MemoryConsumer {
     queues: Mutex<Vec<Arc<str>>>,
     interrupted: AtomicBool,
     interrupt: Notify,
+    closed: AtomicBool,
 }
 
 impl Consumer for MemoryConsumer {
@@ -339,6 +341,9 @@ impl Consumer for MemoryConsumer {
             if let Err(error) = self.shared.faults.check("settle").await {
                 return vec![Err(error); batch.len()];
             }
+            if self.closed.load(Ordering::SeqCst) {
+                return vec![Ok(Settled::Gone); batch.len()];
+            }
             let mut queues = lock(&self.shared.queues);
             let settled = batch.iter().map(|one| Ok(queues.settle(one))).collect();
             drop(queues);
@@ -351,6 +356,7 @@ impl Consumer for MemoryConsumer {
 
     fn close(&self) -> BoxFuture<'_, Result<(), ServiceError>> {
         Box::pin(async move {
+            self.closed.store(true, Ordering::SeqCst);
             self.interrupt();
             Ok(())
         })

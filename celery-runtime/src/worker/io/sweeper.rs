@@ -75,13 +75,13 @@ async fn go_on(
         results,
         ..
     } = overdue;
-    let last = results.parts.last().map(|part| part.task_id.clone());
+    let last = results.members.last().map(|part| part.task_id.clone());
     let found = match body_state(backend, &body).await {
         Ok(found) => found,
         Err(error) => return tracing::warn!("{error}"),
     };
     let is_failing = results
-        .parts
+        .members
         .iter()
         .any(|part| part.state != State::Success);
     let chord = Arc::new(ClaimedChord {

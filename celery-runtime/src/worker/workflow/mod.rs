@@ -307,7 +307,7 @@ impl Workflow<'_> {
     /// The results of a chord's header as the argument of its body; with a tree,
     /// those of its tasks in their order.
     fn joined(&self, results: &ChordResults) -> Result<Raw<'static>, EncodeError> {
-        let mut values = results.parts.iter().map(|part| &part.result);
+        let mut values = results.members.iter().map(|part| &part.result);
         match &results.tree {
             None => Raw::encode(self.serializer, &values.collect::<Vec<_>>()),
             Some(tree) => self.nested(tree, &mut values),
@@ -335,7 +335,7 @@ impl Workflow<'_> {
         chord: &Arc<ClaimedChord>,
         results: &ChordResults,
     ) -> Vec<WorkflowEffect> {
-        let mut parts = results.parts.iter();
+        let mut parts = results.members.iter();
         if let Some(failed) = parts.find(|part| part.state != State::Success) {
             let is_joined = results.tree.is_some() && chord.counted;
             return self.chord_failed(chord, Fault::of_part(failed, is_joined));
