@@ -141,7 +141,7 @@ async fn a_rate_limit_keeps_its_pace_and_holds_up_nobody() {
         assert!((5.9..6.5).contains(&gap), "{gap} s apart: {starts:?}");
     }
     worker.stop().await.unwrap();
-    assert_eq!(setup.broker.held(), 0);
+    assert_eq!(setup.broker.unsettled(), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -251,7 +251,7 @@ async fn a_task_is_revoked_before_receipt_in_line_and_before_it_is_due() {
     let finished = ["task-received", "task-started", "task-succeeded"];
     assert_eq!(watch.kinds(blocker.id()), finished);
     worker.stop().await.unwrap();
-    assert_eq!(setup.broker.held(), 0);
+    assert_eq!(setup.broker.unsettled(), 0);
     assert_eq!(setup.depth("celery").await, 0);
 }
 
@@ -279,7 +279,7 @@ async fn a_running_task_is_ended_and_its_slot_is_free() {
     }
     assert_eq!(watch.of("task-revoked").len(), 2);
     worker.stop().await.unwrap();
-    assert_eq!(setup.broker.held(), 0);
+    assert_eq!(setup.broker.unsettled(), 0);
     assert_eq!(setup.depth("celery").await, 0);
 }
 
@@ -667,7 +667,7 @@ async fn what_has_succeeded_and_is_delivered_again_runs_again_only_by_default() 
         redeliver(&setup).await;
         let second = Running::start(worker());
         until("it is settled", 5, async || {
-            setup.depth("celery").await == 0 && setup.broker.held() == 0
+            setup.depth("celery").await == 0 && setup.broker.unsettled() == 0
         })
         .await;
         assert_eq!(runs.load(Ordering::SeqCst), expected);

@@ -66,7 +66,7 @@ async fn results_are_kept_until_the_backend_is_back() {
     let result = setup.client().send(LATE, (5,)).await.unwrap();
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(
-        setup.broker.held(),
+        setup.broker.unsettled(),
         1,
         "not acknowledged without its result"
     );
@@ -92,7 +92,7 @@ async fn a_lost_acknowledgement_runs_a_late_task_again_and_loses_none() {
         within(60, result.unwrap().get()).await.unwrap();
     }
     worker.stop().await.unwrap();
-    assert_eq!(setup.broker.held(), 0);
+    assert_eq!(setup.broker.unsettled(), 0);
     assert_eq!(setup.depth("celery").await, 0);
 }
 
@@ -115,15 +115,15 @@ async fn a_late_task_goes_on_when_its_message_comes_back() {
         tokio::time::sleep(Duration::from_secs(1)).await;
         setup.broker.faults().go_down();
         tokio::time::sleep(Duration::from_secs(10)).await;
-        assert_eq!(setup.broker.held(), 0, "it went back to its queue");
+        assert_eq!(setup.broker.unsettled(), 0, "it went back to its queue");
         setup.broker.faults().come_back();
         tokio::time::sleep(Duration::from_secs(5)).await;
-        assert_eq!(setup.broker.held(), 1, "and was taken again");
+        assert_eq!(setup.broker.unsettled(), 1, "and was taken again");
     }
     assert_eq!(within(60, result.get()).await.unwrap(), 0);
     worker.stop().await.unwrap();
     assert_eq!(runs.load(Ordering::SeqCst), 1);
-    assert_eq!(setup.broker.held(), 0);
+    assert_eq!(setup.broker.unsettled(), 0);
     assert_eq!(setup.depth("celery").await, 0);
 }
 
@@ -167,7 +167,7 @@ async fn sending_to_a_broker_that_is_away_fails_within_the_deadline_every_time()
         .await
         .unwrap_err();
     assert!(error.to_string().contains("no answer within 5s"), "{error}");
-    setup.broker.faults().obstruct("the disk is full");
+    setup.broker.faults().block("the disk is full");
     let error = setup.client().send(LATE, (1,)).await.unwrap_err();
     let said = "no answer within 5s: the disk is full";
     assert!(error.to_string().contains(said), "{error}");
@@ -177,7 +177,7 @@ async fn sending_to_a_broker_that_is_away_fails_within_the_deadline_every_time()
 async fn a_task_is_not_sent_while_its_result_could_not_be_received() {
     let setup = Setup::new();
     let faults = setup.backend.faults();
-    faults.fail_next("expect", ServiceErrorKind::Denied);
+    faults.fail_next("prepare", ServiceErrorKind::Denied);
     let ignoring = LATE.s((2,)).ignore_result();
     let answers = setup.client().apply_all([LATE.s((1,)), ignoring]).await;
     let error = answers[0].as_ref().unwrap_err().to_string();
@@ -187,7 +187,7 @@ async fn a_task_is_not_sent_while_its_result_could_not_be_received() {
     assert_eq!(setup.depth("celery").await, 1);
 
     // What passes is waited for.
-    faults.fail_next("expect", ServiceErrorKind::Disconnected);
+    faults.fail_next("prepare", ServiceErrorKind::Disconnected);
     setup.client().send(LATE, (3,)).await.unwrap();
 }
 

@@ -49,7 +49,7 @@ async fn a_warm_stop_finishes_what_runs_and_returns_the_rest_in_order() {
     worker.ended().await.unwrap();
     assert_eq!(setup.elapsed().round() as u64, 10);
     assert_eq!(*log.lock().unwrap(), [0, 1]);
-    assert_eq!(setup.broker.held(), 0);
+    assert_eq!(setup.broker.unsettled(), 0);
 
     let second = Running::start(setup.app.worker(tasks(&log)).concurrency(1));
     tokio::time::sleep(Duration::from_secs(101)).await;

@@ -133,7 +133,7 @@ impl MessageFactory {
         message.properties.delivery_tag = None;
         message.properties.delivery_info = celery_protocol::DeliveryInfo::default();
         let dead = format!("{queue}{DEAD_SUFFIX}");
-        let queue = self.sender.queues.our_own(&dead);
+        let queue = self.sender.queues.internal(&dead);
         Ok(vec![
             Publication::to_queue(message, dead).declare_queue(queue),
         ])
