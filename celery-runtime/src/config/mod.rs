@@ -183,8 +183,8 @@ impl Config {
         }
     }
 
-    /// Sets the timeout of one operation of a broker or result backend; 5 s by
-    /// default.
+    /// Sets the time limit of a client's call to broker or result backend, retries
+    /// included, and of each such call in a worker; 5 s by default.
     #[must_use]
     pub fn operation_timeout(self, timeout: Duration) -> Self {
         Self {
