@@ -104,10 +104,11 @@ pub struct BrokerCapabilities {
     /// consumer of the same broker; `false` by default. Otherwise the broker
     /// redelivers unsettled deliveries when their connection ends.
     pub settles_after_reconnect: bool,
-    /// Whether each settlement is answered by [`Settled::Done`] or
-    /// [`Settled::Gone`], and never by [`Settled::Written`]; `false` by default.
+    /// Whether each settlement is answered by [`Settled::Done`](crate::Settled::Done) or
+    /// [`Settled::Gone`](crate::Settled::Gone), and never by
+    /// [`Settled::Written`](crate::Settled::Written); `false` by default.
     pub confirms_settlements: bool,
-    /// Whether deliveries carry their [count](Delivery::delivery_count), at least
+    /// Whether deliveries carry their [count](crate::Delivery::delivery_count), at least
     /// from one kind of queue; `false` by default.
     pub counts_deliveries: bool,
     /// The order in which messages of different priorities are delivered;

@@ -109,7 +109,7 @@ pub(crate) fn error(answer: &Value) -> &str {
     text.unwrap_or_else(|| panic!("not refused: {answer:?}"))
 }
 
-/// What was told to those who events.
+/// The recorded events.
 pub(crate) struct EventRecorder {
     events: Arc<Mutex<Vec<Event>>>,
     reader: JoinHandle<()>,
