@@ -17,6 +17,14 @@ use super::error::{ServiceError, ServiceErrorKind};
 /// do not retry: the worker repeats a store until it succeeds or fails
 /// permanently, the client until its operation timeout.
 ///
+/// # Errors
+///
+/// All methods fail with a [`ServiceError`]: a
+/// [transient](ServiceError::is_transient) one without a connection or an answer,
+/// [`Invalid`](ServiceErrorKind::Invalid) for a stored value that cannot be decoded,
+/// [`Unsupported`](ServiceErrorKind::Unsupported) for a missing feature, and
+/// [`Closed`](ServiceErrorKind::Closed) after [`close`](Self::close).
+///
 /// # Cancel safety
 ///
 /// All futures may be dropped at any time. A dropped [`store`](Self::store) may
@@ -86,8 +94,8 @@ pub trait ResultBackend: fmt::Debug + Send + Sync {
         None
     }
 
-    /// Closes every connection of this backend. Later calls fail with
-    /// [`ServiceErrorKind::Closed`].
+    /// Closes every connection of this backend. Later calls that need a connection fail
+    /// with [`ServiceErrorKind::Closed`].
     fn close(&self) -> BoxFuture<'_, ()>;
 }
 

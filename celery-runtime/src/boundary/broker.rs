@@ -22,6 +22,12 @@ use super::queue::{Exchange, Mailbox, Queue};
 /// connects when a connection is first needed. It does not retry: an error ends
 /// the call, and the next call starts from the beginning.
 ///
+/// # Errors
+///
+/// All methods fail with a [`ServiceError`]: a
+/// [transient](ServiceError::is_transient) one without a connection or an answer, and
+/// [`Closed`](crate::ServiceErrorKind::Closed) after [`close`](Self::close).
+///
 /// # Cancel safety
 ///
 /// Dropping the future of [`publish`](Self::publish) leaves it open whether the
@@ -35,6 +41,13 @@ pub trait Broker: fmt::Debug + Send + Sync {
     /// for each message, in their order; `Ok` means that the broker has the
     /// message. The [queue](Publication::queue) of a publication is declared first,
     /// unless it is known to exist.
+    ///
+    /// # Errors
+    ///
+    /// Each entry holds the error of its message:
+    /// [`Unroutable`](crate::ServiceErrorKind::Unroutable) if no queue would receive
+    /// it, [`Refused`](crate::ServiceErrorKind::Refused) if the broker does not accept
+    /// it now. The other messages are sent.
     fn publish<'a>(
         &'a self,
         batch: &'a [Publication],
@@ -81,8 +94,8 @@ pub trait Broker: fmt::Debug + Send + Sync {
         None
     }
 
-    /// Closes every connection of this broker. Later calls fail with
-    /// [`ServiceErrorKind::Closed`](crate::ServiceErrorKind::Closed).
+    /// Closes every connection of this broker. Later calls that need a connection fail
+    /// with [`ServiceErrorKind::Closed`](crate::ServiceErrorKind::Closed).
     fn close(&self) -> BoxFuture<'_, ()>;
 }
 

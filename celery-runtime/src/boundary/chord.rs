@@ -13,8 +13,13 @@ use super::error::ServiceError;
 /// # Contract
 ///
 /// Every method is one atomic step and may be repeated with the same arguments:
-/// the repetition gives the same answer and changes nothing more. All may be
-/// called concurrently, and their futures dropped at any time.
+/// the repetition gives the same answer and changes nothing more. All may be called
+/// concurrently.
+///
+/// # Cancel safety
+///
+/// All futures may be dropped at any time; the step may or may not have been carried
+/// out. A repetition is harmless.
 pub trait ChordStore: fmt::Debug + Send + Sync {
     /// Prepares the counting of a chord's members; called before the first task
     /// of the header is sent. State of an earlier chord with the same id is

@@ -25,6 +25,11 @@ pub trait Consumer: fmt::Debug + Send + Sync {
     /// Waits for deliveries and returns at least one and at most `max`. An empty
     /// answer means [interrupted](Self::interrupt).
     ///
+    /// # Errors
+    ///
+    /// When the connection breaks or a queue cannot be consumed. The consumer is then
+    /// broken.
+    ///
     /// # Cancel safety
     ///
     /// Not cancel safe: deliveries that a dropped future had fetched stay unsettled
@@ -40,6 +45,16 @@ pub trait Consumer: fmt::Debug + Send + Sync {
     /// entry for each settlement, in their order. After an error that is
     /// [in doubt](ServiceError::is_in_doubt) the settlement may have been carried
     /// out; a repetition is then answered by [`Settled::Gone`].
+    ///
+    /// # Errors
+    ///
+    /// Each entry holds the error of its settlement, which stays unsettled unless the
+    /// error is in doubt.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves it open whether the settlements were carried out. A
+    /// repetition is harmless.
     fn settle<'a>(
         &'a self,
         batch: &'a [Settlement],
@@ -50,7 +65,13 @@ pub trait Consumer: fmt::Debug + Send + Sync {
     fn set_prefetch(&self, _prefetch: u16) {}
 
     /// Stops consuming. Deferred deliveries that this consumer keeps return to
-    /// their queues; unsettled ones are redelivered by the broker's own rules.
+    /// their queues; unsettled ones are redelivered by the broker's own rules. A
+    /// repeated call does nothing.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: after a dropped future, deferred deliveries are redelivered by
+    /// the broker's own rules, too.
     fn close(&self) -> BoxFuture<'_, Result<(), ServiceError>>;
 }
 

@@ -18,6 +18,12 @@ use super::error::ServiceError;
 /// Each method is one atomic step, also for several clients of one key. All may
 /// be called concurrently.
 ///
+/// # Errors
+///
+/// All methods fail with a [`ServiceError`]: a
+/// [transient](ServiceError::is_transient) one without a connection or an answer,
+/// [`Invalid`](crate::ServiceErrorKind::Invalid) for a counter that holds no number.
+///
 /// # Cancel safety
 ///
 /// All futures may be dropped at any time; the step may or may not have been

@@ -292,8 +292,7 @@ mod tests {
         Wait,
     }
 
-    /// A chord with the worker that holds its claim. The first worker with a claim
-    /// crashes; the next one finishes the chord.
+    /// A chord with the worker that holds its claim.
     struct Scenario {
         chords: ChordTable,
         size: usize,
@@ -326,8 +325,8 @@ mod tests {
             }
         }
 
-        /// Checks an answer for the worker with this token, and continues with its
-        /// part.
+        /// Checks the answer to the worker with this token. The first worker with a
+        /// claim crashes; the next one finishes the chord.
         fn handle_answer(&mut self, answer: Option<Vec<MemberResult>>, token: &'static str) {
             let Some(members) = answer else { return };
             assert_eq!(members.len(), self.size);

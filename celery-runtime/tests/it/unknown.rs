@@ -62,55 +62,59 @@ async fn unknown_protocol_1_task_is_dead_lettered_unchanged() {
     assert_eq!(kept.body, body[..]);
 }
 
+const HEADERS: &str = r#"{"task": "tasks.add", "id": "a"}"#;
+
+/// Messages that a worker cannot decode: headers, content type, body, and the reason in
+/// the dead letter.
+const UNDECODABLE: &[(&str, &str, &[u8], &str)] = &[
+    (HEADERS, "application/json", b"[[1, 2], {}", "undecodable"),
+    (HEADERS, "application/json", b"\xff\xfe\x00", "undecodable"),
+    (HEADERS, "application/json", b"[1, {}, {}]", "undecodable"),
+    (HEADERS, "application/json", b"[[], [], {}]", "undecodable"),
+    (
+        HEADERS,
+        "application/x-python-serialize",
+        b"\x80\x04.",
+        "refused-content-type",
+    ),
+    (
+        r#"{"task": "tasks.add", "id": "b", "eta": "soon"}"#,
+        "application/json",
+        b"[[1, 2], {}, {}]",
+        "undecodable",
+    ),
+    (
+        r#"{"task": "tasks.add"}"#,
+        "application/json",
+        b"[[1, 2], {}, {}]",
+        "undecodable",
+    ),
+    ("{}", "application/json", b"[]", "undecodable"),
+    (
+        HEADERS,
+        "application/json",
+        br#"[[1, 2], {}, {"chord": {"args": [], "kwargs": {}, "options": {}}}]"#,
+        "undecodable",
+    ),
+    (
+        HEADERS,
+        "application/json",
+        br#"[[1, 2], {}, {"chain": [null]}]"#,
+        "undecodable",
+    ),
+];
+
 #[tokio::test(start_paused = true)]
 async fn undecodable_message_is_dead_lettered_while_others_run() {
     let setup = Setup::new();
-    let task = r#"{"task": "tasks.add", "id": "a"}"#;
-    let hostile: &[(&str, &str, &[u8], &str)] = &[
-        (task, "application/json", b"[[1, 2], {}", "undecodable"),
-        (task, "application/json", b"\xff\xfe\x00", "undecodable"),
-        (task, "application/json", b"[1, {}, {}]", "undecodable"),
-        (task, "application/json", b"[[], [], {}]", "undecodable"),
-        (
-            task,
-            "application/x-python-serialize",
-            b"\x80\x04.",
-            "refused-content-type",
-        ),
-        (
-            r#"{"task": "tasks.add", "id": "b", "eta": "soon"}"#,
-            "application/json",
-            b"[[1, 2], {}, {}]",
-            "undecodable",
-        ),
-        (
-            r#"{"task": "tasks.add"}"#,
-            "application/json",
-            b"[[1, 2], {}, {}]",
-            "undecodable",
-        ),
-        ("{}", "application/json", b"[]", "undecodable"),
-        (
-            task,
-            "application/json",
-            br#"[[1, 2], {}, {"chord": {"args": [], "kwargs": {}, "options": {}}}]"#,
-            "undecodable",
-        ),
-        (
-            task,
-            "application/json",
-            br#"[[1, 2], {}, {"chain": [null]}]"#,
-            "undecodable",
-        ),
-    ];
-    for (headers, content_type, body, _) in hostile {
+    for (headers, content_type, body, _) in UNDECODABLE {
         setup.push(headers, content_type, *body).await;
     }
     let _worker = setup.start(Tasks::new().with(ADD, add));
     let result = setup.client().send(ADD, (1, 2)).await.unwrap();
     assert_eq!(within(5, result.get()).await.unwrap(), 3);
     // A message whose failure is stored first is dead-lettered a little later.
-    let mut left: Vec<_> = hostile.iter().collect();
+    let mut left: Vec<_> = UNDECODABLE.iter().collect();
     while !left.is_empty() {
         let kept = within(5, setup.take("celery.dead")).await;
         let place = left.iter().position(|(_, content_type, body, expected)| {

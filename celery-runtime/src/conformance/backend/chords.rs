@@ -43,7 +43,7 @@ impl TestChord {
     }
 
     /// Returns a chord of `size` members that has begun.
-    async fn begun(setup: &dyn BackendSetup, size: usize) -> Option<Self> {
+    async fn started(setup: &dyn BackendSetup, size: usize) -> Option<Self> {
         let chord = Self::new(setup).await?;
         chord.begin(size).await;
         Some(chord)
@@ -54,7 +54,7 @@ impl TestChord {
         let start = ChordStart::new(self.id.as_str(), size, &header);
         wait_for("begin", self.chords(0).begin(&start))
             .await
-            .expect("begun");
+            .expect("started");
     }
 
     async fn add(&self, task_id: &str) {
@@ -145,7 +145,7 @@ async fn eventually<T>(what: &str, mut attempt: impl AsyncFnMut() -> Option<T>) 
 
 /// A member counts once, by its task id and index, however often it is delivered.
 pub async fn repeated_member_is_counted_once(setup: &dyn BackendSetup) {
-    let Some(chord) = TestChord::begun(setup, 3).await else {
+    let Some(chord) = TestChord::started(setup, 3).await else {
         return;
     };
     for token in ["a", "b", "c"] {
@@ -160,7 +160,7 @@ pub async fn repeated_member_is_counted_once(setup: &dyn BackendSetup) {
 
 /// Members are returned by index; those without an index are the last.
 pub async fn members_are_returned_in_header_order(setup: &dyn BackendSetup) {
-    let Some(chord) = TestChord::begun(setup, 13).await else {
+    let Some(chord) = TestChord::started(setup, 13).await else {
         return;
     };
     let last = format!("{}-last", chord.id);
@@ -174,7 +174,7 @@ pub async fn members_are_returned_in_header_order(setup: &dyn BackendSetup) {
 
 /// Members are returned with their task id, state and result.
 pub async fn members_are_returned_complete(setup: &dyn BackendSetup) {
-    let Some(chord) = TestChord::begun(setup, 2).await else {
+    let Some(chord) = TestChord::started(setup, 2).await else {
         return;
     };
     let body = Raw::json(BODY);
@@ -208,7 +208,7 @@ pub async fn members_are_returned_complete(setup: &dyn BackendSetup) {
 
 /// The holder of the claim gets the members again; another claim is refused.
 pub async fn only_one_claim_holds_at_a_time(setup: &dyn BackendSetup) {
-    let Some(chord) = TestChord::begun(setup, 2).await else {
+    let Some(chord) = TestChord::started(setup, 2).await else {
         return;
     };
     let (mine, other) = (claim("mine"), claim("other"));
@@ -228,7 +228,7 @@ pub async fn only_one_claim_holds_at_a_time(setup: &dyn BackendSetup) {
 
 /// A claim that is not renewed expires, and the next claim is granted.
 pub async fn expired_claim_is_taken_by_next(setup: &dyn BackendSetup) {
-    let Some(chord) = TestChord::begun(setup, 1).await else {
+    let Some(chord) = TestChord::started(setup, 1).await else {
         return;
     };
     let (dead, next) = (short_claim("dead"), claim("next"));
@@ -242,13 +242,13 @@ pub async fn expired_claim_is_taken_by_next(setup: &dyn BackendSetup) {
 
 /// An expired claim can be renewed while no other claim was granted.
 pub async fn expired_claim_without_successor_is_renewed(setup: &dyn BackendSetup) {
-    let Some(chord) = TestChord::begun(setup, 1).await else {
+    let Some(chord) = TestChord::started(setup, 1).await else {
         return;
     };
     let slow = short_claim("slow");
     assert_eq!(chord.complete(0, &slow).await, Some(vec![0]));
     // The claim of another chord, granted later, expires after this one.
-    let other = TestChord::begun(setup, 1).await.expect("a chord");
+    let other = TestChord::started(setup, 1).await.expect("a chord");
     assert_eq!(other.complete(0, &slow).await, Some(vec![0]));
     let attempt = async || other.complete(0, &claim("quick")).await;
     eventually("the end of the claim", attempt).await;
@@ -271,7 +271,7 @@ pub async fn members_count_before_chord_begins(setup: &dyn BackendSetup) {
 
 /// A chord waits for an added member; adding the same task again changes nothing.
 pub async fn added_member_is_awaited_once(setup: &dyn BackendSetup) {
-    let Some(chord) = TestChord::begun(setup, 1).await else {
+    let Some(chord) = TestChord::started(setup, 1).await else {
         return;
     };
     let added = format!("{}-1", chord.id);
@@ -286,7 +286,7 @@ pub async fn added_member_is_awaited_once(setup: &dyn BackendSetup) {
 /// A finished chord ignores late members and claims, until it begins again.
 pub async fn finished_chord_ignores_late_members(setup: &dyn BackendSetup) {
     for end in [ChordEnd::Continued, ChordEnd::Failed] {
-        let Some(chord) = TestChord::begun(setup, 2).await else {
+        let Some(chord) = TestChord::started(setup, 2).await else {
             return;
         };
         let mine = claim("mine");
@@ -320,7 +320,7 @@ pub async fn nested_header_is_returned_with_members(setup: &dyn BackendSetup) {
     let start = ChordStart::new(chord.id.as_str(), 1, &header);
     wait_for("begin", chord.chords(0).begin(&start))
         .await
-        .expect("begun");
+        .expect("started");
     let raw = Raw::json("1");
     let member = ChordMember::new(&chord.id, "member", None, &raw, &raw);
     let dead = short_claim("dead");
@@ -338,10 +338,10 @@ pub async fn nested_header_is_returned_with_members(setup: &dyn BackendSetup) {
 /// One of two workers claims a complete chord whose claim has expired, with its
 /// body.
 pub async fn stalled_chord_is_claimed_by_one_worker(setup: &dyn BackendSetup) {
-    let Some(chord) = TestChord::begun(setup, 2).await else {
+    let Some(chord) = TestChord::started(setup, 2).await else {
         return;
     };
-    let incomplete = TestChord::begun(setup, 2).await.expect("a chord");
+    let incomplete = TestChord::started(setup, 2).await.expect("a chord");
     incomplete.complete(0, &claim("x")).await;
     chord.complete(0, &short_claim("dead")).await;
     let all = chord.complete(1, &short_claim("dead")).await;
@@ -376,7 +376,7 @@ pub async fn stalled_chord_is_claimed_by_one_worker(setup: &dyn BackendSetup) {
 /// A chord with 10 000 members counts them and returns all results.
 pub async fn chord_with_many_members_completes(setup: &dyn BackendSetup) {
     const SIZE: i64 = 10_000;
-    let Some(chord) = TestChord::begun(setup, SIZE as usize).await else {
+    let Some(chord) = TestChord::started(setup, SIZE as usize).await else {
         return;
     };
     let mine = claim("mine");

@@ -48,10 +48,10 @@ pub async fn chord_header_is_stored_as_group(setup: &dyn BackendSetup) {
     let members = vec![ResultTree::task("a"), ResultTree::group("b", Vec::new())];
     let header = ResultTree::group(group.as_str(), members);
     let chord = ChordStart::new(group.as_str(), 2, &header);
-    let begun = wait_for("begin", chords.begin(&chord)).await;
-    begun.expect("begun");
+    let started = wait_for("begin", chords.begin(&chord)).await;
+    started.expect("started");
     let again = wait_for("begin", chords.begin(&chord)).await;
-    again.expect("begun again");
+    again.expect("started again");
     if !backend.capabilities().groups {
         return;
     }

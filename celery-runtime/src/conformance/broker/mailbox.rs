@@ -84,15 +84,15 @@ pub async fn direct_mailbox_receives_only_its_key(setup: &dyn BrokerSetup) {
         mailboxes.push(opened.expect("opened"));
     }
     let sender = setup.broker();
-    for (to, says) in [
+    for (key, text) in [
         ("mine", "1"),
         ("theirs", "2"),
         ("yours", "3"),
         ("mine", "4"),
     ] {
         let mut reply = message("reply");
-        reply.headers.set("key", Value::from(says)).expect("set");
-        wait_for("broadcast", sender.broadcast(&exchange, to, &reply))
+        reply.headers.set("key", Value::from(text)).expect("set");
+        wait_for("broadcast", sender.broadcast(&exchange, key, &reply))
             .await
             .expect("sent");
     }

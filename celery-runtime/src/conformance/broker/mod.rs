@@ -22,7 +22,7 @@ use crate::conformance::wait_for;
 /// A broker under test, and the properties of its queues.
 ///
 /// Only [`broker`](Self::broker) is required. The other methods describe queues
-/// that differ from what [`Broker::capabilities`] says, such as the quorum
+/// that differ from [`Broker::capabilities`], such as the quorum
 /// queues of RabbitMQ.
 pub trait BrokerSetup: Send + Sync {
     /// Returns a new client of the same server.

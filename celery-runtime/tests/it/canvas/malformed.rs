@@ -24,18 +24,20 @@ fn nested_chain(levels: usize) -> String {
     format!("{}{end}{}", open.repeat(levels), "]}}".repeat(levels))
 }
 
-#[tokio::test(start_paused = true)]
-async fn malformed_workflow_fails_only_its_task() {
-    let (setup, _, _worker) = start();
-    let chord = |body: &str| {
-        format!(
-            r#"{{"task": "celery.chord", "subtask_type": "chord", "args": [], "options": {{}},
-                "kwargs": {{"header": [{}], "body": {body}}}}}"#,
-            nested_chain(0)
-        )
-    };
+/// Returns a chord with this body.
+fn chord(body: &str) -> String {
+    format!(
+        r#"{{"task": "celery.chord", "subtask_type": "chord", "args": [], "options": {{}},
+            "kwargs": {{"header": [{}], "body": {body}}}}}"#,
+        nested_chain(0)
+    )
+}
+
+/// Returns workflows that cannot be decoded: a task id, the third part of the body, and a
+/// word of the error.
+fn malformed_workflows() -> [(&'static str, String, &'static str); 8] {
     let deep = nested_chain(10_000);
-    let cases = [
+    [
         (
             "no-map",
             r#"{"callbacks": ["tasks.add"]}"#.to_owned(),
@@ -60,7 +62,13 @@ async fn malformed_workflow_fails_only_its_task() {
         ),
         ("deep", format!(r#"{{"callbacks": [{deep}]}}"#), "levels"),
         ("deep-chain", format!(r#"{{"chain": [{deep}]}}"#), "levels"),
-    ];
+    ]
+}
+
+#[tokio::test(start_paused = true)]
+async fn malformed_workflow_fails_only_its_task() {
+    let (setup, _, _worker) = start();
+    let cases = malformed_workflows();
     for (id, embed, _) in &cases {
         push(&setup, id, format!("[[1, 2], {{}}, {embed}]")).await;
     }
