@@ -1,8 +1,9 @@
-//! Delays between attempts. Pure: the random number is an argument.
+//! Delays between attempts: [`Backoff`] and [`RetryBackoff`]. Pure: the random
+//! number is an argument.
 
 use std::time::Duration;
 
-/// Exponential delays for reconnecting, publishing and storing.
+/// An exponential back-off for reconnecting, publishing and storing.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Backoff {
     /// The first delay.
@@ -12,16 +13,17 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// For connections: quick at first, since most servers are back within a
-    /// second, and never more than 2 s apart, so that work resumes soon.
+    /// The back-off of connections: from 50 ms, since most servers are back within a
+    /// second, to 2 s, so that work resumes soon after a long outage.
     pub const CONNECTION: Self = Self {
         first: Duration::from_millis(50),
         max: Duration::from_secs(2),
     };
 
-    /// The delay before attempt number `attempt` (the first retry is 0).
-    /// `random` in `0.0..1.0` takes off up to a half, so that a fleet does
-    /// not come back in step.
+    /// Returns the delay before retry number `attempt`, counted from 0.
+    ///
+    /// `random` in `0.0..1.0` shortens the delay by up to a half, so that the workers
+    /// of a fleet do not reconnect at the same time.
     pub fn delay(&self, attempt: u32, random: f64) -> Duration {
         let doubled = self
             .first
@@ -32,20 +34,20 @@ impl Backoff {
     }
 }
 
-/// When a task that failed is tried again without being told to: Celery's
-/// `retry_backoff`, `retry_backoff_max` and `retry_jitter`.
+/// The back-off of automatic retries: Celery's `retry_backoff`,
+/// `retry_backoff_max` and `retry_jitter`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RetryBackoff {
-    /// Seconds before the first retry; doubled with each one.
+    /// The seconds before the first retry; doubled with each further one.
     pub factor: u32,
-    /// The most seconds between two attempts; 600 by default.
+    /// The maximum delay in seconds; 600 by default.
     pub max: u32,
-    /// Whether the delay is drawn from between nothing and the computed one.
+    /// Whether the delay is random between 0 and the computed one; `true` by default.
     pub jitter: bool,
 }
 
 impl RetryBackoff {
-    /// Celery's defaults with this factor: at most 600 s, with jitter.
+    /// A back-off with this factor and Celery's defaults: at most 600 s, with jitter.
     pub const fn new(factor: u32) -> Self {
         Self {
             factor,
@@ -54,8 +56,11 @@ impl RetryBackoff {
         }
     }
 
-    /// Celery's formula: `min(max, factor * 2^retries)`, with jitter a whole
-    /// number of seconds between 0 and that, both included.
+    /// Returns the delay after this number of retries, by Celery's formula:
+    /// `min(max, factor * 2^retries)` seconds, or with jitter a whole number of
+    /// seconds between 0 and that, both included.
+    ///
+    /// `random` is in `0.0..1.0`.
     pub fn countdown(&self, retries: u32, random: f64) -> Duration {
         let doubled = 1u64.checked_shl(retries).unwrap_or(u64::MAX);
         let seconds = u64::from(self.factor.max(1))
@@ -64,7 +69,7 @@ impl RetryBackoff {
         if !self.jitter {
             return Duration::from_secs(seconds);
         }
-        // Truncation is the point: 0.0..1.0 times n+1 gives 0..=n evenly.
+        // Truncating 0.0..1.0 times n + 1 gives 0..=n with equal probability.
         let drawn = (random.clamp(0.0, 1.0) * (seconds + 1) as f64) as u64;
         Duration::from_secs(drawn.min(seconds))
     }
@@ -75,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn connection_delays_double_up_to_the_limit() {
+    fn connection_delay_doubles_up_to_maximum() {
         let delays: Vec<_> = (0..8)
             .map(|attempt| Backoff::CONNECTION.delay(attempt, 0.0).as_millis())
             .collect();
@@ -85,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn retry_delays_follow_celerys_formula() {
+    fn retry_delay_follows_celerys_formula() {
         let exact = RetryBackoff {
             jitter: false,
             ..RetryBackoff::new(3)
@@ -96,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn jitter_covers_nothing_to_everything() {
+    fn jitter_covers_zero_to_full_delay() {
         let jitter = RetryBackoff::new(1);
         assert_eq!(jitter.countdown(3, 0.0).as_secs(), 0);
         assert_eq!(jitter.countdown(3, 0.999_999).as_secs(), 8);

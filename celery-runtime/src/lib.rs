@@ -1,10 +1,10 @@
-//! Workers and clients of Celery, and the boundaries to brokers and result
-//! backends.
+//! Clients and workers of Celery, and the traits of brokers and result backends.
 //!
-//! This crate knows no broker but the one in memory: Redis and RabbitMQ are
-//! crates of their own that implement [`Broker`] and [`ResultBackend`]. Most
-//! programs use the crate `celery`, which puts them together and re-exports
-//! what is here. Start reading at [`App`] and [`Task`].
+//! An [`App`] has a broker and perhaps a result backend. Its [`Client`] sends tasks
+//! and reads results, its [`Worker`] runs tasks. This crate contains an in-memory
+//! broker; Redis and RabbitMQ are crates of their own that implement [`Broker`] and
+//! [`ResultBackend`]. Most programs use the crate `celery`, which builds an app from
+//! URLs and re-exports this crate.
 //!
 //! ```
 //! use celery_runtime::{App, Task, TaskError, Tasks};
@@ -26,19 +26,53 @@
 //! # }
 //! ```
 //!
-//! What is where:
+//! # What it does, and what it does not
 //!
-//! - `task`: declarations, handlers and their arguments;
-//! - `client`: sending and reading results;
-//! - `control`, `events`: asking and watching workers from outside;
-//! - `worker`: the life of a delivery, as a pure state machine and its driver;
-//! - `broker`, `backend`, `store`: the boundaries;
-//! - `memory`: all three inside this process;
-//! - `config`, `queues`, `routing`: settings.
+//! - It reads and writes the messages of Python Celery through the crate
+//!   `celery-protocol`, so clients and workers of both languages share queues.
+//! - A worker acknowledges a message before its task starts, or with late
+//!   acknowledgement after its result is stored. It retries every transient error of
+//!   broker and backend, and reconnects.
+//! - Workflows (chains, groups, chords), retries, time limits, rate limits, unique
+//!   tasks, revocation, remote control and events work as in Celery.
+//! - It contains no network client: [`Broker`], [`ResultBackend`] and [`Store`] are
+//!   the boundaries.
+//! - It has no scheduler (Celery's beat).
+//!
+//! # Where to read on
+//!
+//! Start with [`App`] and [`Task`]. Implementers of a broker start with [`Broker`] and
+//! the `conformance` module. The modules of the crate, from the bottom up:
+//!
+//! | module | content |
+//! |---|---|
+//! | [`mod@env`] | time, ids, random numbers, tasks and threads of this process |
+//! | `boundary` | the traits [`Broker`], [`ResultBackend`], [`ChordStore`] and [`Store`] with their values |
+//! | `logical_clock`, `backoff`, `hostname` | small values: Celery's clock, delays, the machine's name |
+//! | `task` | declarations of tasks, their parameters and options |
+//! | `routing`, `queues`, `config` | [`Config`], and the routes and queues made from it |
+//! | [`memory`] | a broker, a result backend and a store inside this process |
+//! | `conformance` | the test suite for implementations of the boundary traits |
+//! | `canvas` | workflows: signatures, chains, groups and chords |
+//! | `app` | [`App`], and the services that clients and workers share |
+//! | `execution` | handlers of tasks, their [`Context`], and the registry [`Tasks`] |
+//! | `client` | sending tasks and reading results |
+//! | `control`, `events` | remote control of workers, and their events |
+//! | `revocation` | durable revocations in the store |
+//! | `worker` | consuming messages and running tasks |
+//!
+//! # Features
+//!
+//! No feature is on by default.
+//!
+//! - `msgpack`, `yaml`: these serializers, beside JSON.
+//! - `zlib`, `bzip2`, `lzma`, `brotli`, `zstd`: these compressions of message bodies.
+//! - `conformance`: the test suite for implementations of [`Broker`],
+//!   [`ResultBackend`] and [`Store`].
 
 #![cfg_attr(
     not(unix),
-    allow(dead_code, reason = "what serves child processes, which are on Unix")
+    allow(dead_code, reason = "isolated tasks run only on Unix")
 )]
 
 mod app;

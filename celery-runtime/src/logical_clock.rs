@@ -1,34 +1,35 @@
-//! Lamport's logical clock, by which Celery orders what different machines say.
+//! Lamport's logical clock, by which Celery orders the messages of different
+//! machines: [`LogicalClock`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What Python and JSON readers hold exactly. A later time is none that a clock
-/// can have come to, and is left out: one sender must not bring all clocks to
-/// their end.
-const HIGHEST: u64 = 1 << 53;
+/// The end of the integers that JSON readers represent exactly. A received time from
+/// here on is ignored, because no clock can have reached it: one sender must not
+/// drive all clocks to their maximum.
+const MAX_TIME: u64 = 1 << 53;
 
-/// The clock of one app; clones share it.
+/// The clock of one app. Clones share its value.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LogicalClock {
     value: Arc<AtomicU64>,
 }
 
 impl LogicalClock {
-    /// The value now.
+    /// Returns the current value.
     pub(crate) fn value(&self) -> u64 {
         self.value.load(Ordering::SeqCst)
     }
 
-    /// Something happened here; the new value is what to tell others.
+    /// Advances the clock for a local event, and returns the new value to send.
     pub(crate) fn forward(&self) -> u64 {
         self.adjust(0)
     }
 
-    /// Somebody whose clock shows `other` told something. Ours is past both from
-    /// now on.
+    /// Advances the clock past its own value and that of a received message, and
+    /// returns the new value.
     pub(crate) fn adjust(&self, other: u64) -> u64 {
-        let other = if other < HIGHEST { other } else { 0 };
+        let other = if other < MAX_TIME { other } else { 0 };
         let past = |value: u64| value.max(other) + 1;
         let step = |value| Some(past(value));
         match self
@@ -45,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_goes_past_what_it_hears() {
+    fn received_time_advances_clock() {
         let clock = LogicalClock::default();
         assert_eq!(clock.forward(), 1);
         assert_eq!(clock.adjust(10), 11);
@@ -55,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_that_cannot_be_does_not_move_it() {
+    fn impossible_time_is_ignored() {
         let clock = LogicalClock::default();
         assert_eq!(clock.adjust(u64::MAX), 1);
         assert_eq!(clock.forward(), 2);

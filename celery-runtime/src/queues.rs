@@ -1,43 +1,44 @@
-//! From a queue's name to the queue: [`Queues`]. Pure.
+//! The queues of an app by name: [`Queues`]. Pure.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::boundary::{Exchange, ExchangeKind, Queue};
 use crate::config::QueueType;
-use crate::config::queues::{Listed, QueueSettings};
+use crate::config::queues::{ListedQueue, QueueSettings};
 
-/// The queues of an app, as its settings describe them. Made once, so that
-/// clients and workers speak of the same ones.
+/// The queues of an app, made from its settings. Clients and workers share them, so
+/// that a broadcast queue has one name in the process.
 #[derive(Debug)]
 pub(crate) struct Queues {
-    /// By name; broadcast queues also by the name that tasks are routed to.
+    /// The configured queues by name; broadcast queues also by the name that tasks are
+    /// routed to.
     known: HashMap<String, Arc<Queue>>,
-    /// In the order of the settings.
+    /// The configured queues in the order of the settings.
     configured: Vec<Arc<Queue>>,
     default_queue: String,
     has_default_only: bool,
-    missing: Missing,
+    missing: MissingQueuePolicy,
     max_priority: Option<u8>,
 }
 
-/// How queues are made that the settings do not know.
+/// The settings of queues that are not configured (`task_create_missing_queue*`).
 #[derive(Debug)]
-struct Missing {
+struct MissingQueuePolicy {
     create: bool,
     queue_type: QueueType,
     exchange_kind: ExchangeKind,
 }
 
-/// A queue that no setting knows and that must not be made.
+/// A queue that is not configured while `task_create_missing_queues` is off.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "queue {name:?} is not among task_queues, and task_create_missing_queues is off: add it to \
-     the one or turn the other on"
+     task_queues or turn task_create_missing_queues on"
 )]
 #[non_exhaustive]
 pub struct QueueNotFound {
-    /// Its name.
+    /// The name of the queue.
     pub name: String,
 }
 
@@ -48,7 +49,7 @@ impl Queues {
             configured: Vec::new(),
             default_queue: settings.default_queue.clone(),
             has_default_only: settings.listed.is_empty(),
-            missing: Missing {
+            missing: MissingQueuePolicy {
                 create: settings.create_missing,
                 queue_type: settings.missing_type,
                 exchange_kind: settings
@@ -58,8 +59,8 @@ impl Queues {
             max_priority: settings.max_priority,
         };
         match settings.listed.as_slice() {
-            // As in Celery, the type of the default queue counts only here.
-            [] => queues.add(of_type(settings.default_type, default_queue(settings))),
+            // As in Celery, `task_default_queue_type` counts only without `task_queues`.
+            [] => queues.add(with_type(settings.default_type, default_queue(settings))),
             listed => {
                 for one in listed {
                     queues.add(complete(one, settings));
@@ -69,11 +70,12 @@ impl Queues {
         queues
     }
 
-    /// The queue of that name: as configured, else as Celery makes missing ones.
+    /// Returns the queue with this name: as configured, otherwise as Celery creates
+    /// missing queues.
     ///
     /// # Errors
     ///
-    /// When it is missing and must not be made.
+    /// When it is not configured and `task_create_missing_queues` is off.
     pub(crate) fn find(&self, name: &str) -> Result<Arc<Queue>, QueueNotFound> {
         match self.known.get(name) {
             Some(queue) => Ok(Arc::clone(queue)),
@@ -84,35 +86,35 @@ impl Queues {
         }
     }
 
-    /// Where tasks go for which nothing else is said. Once there are
-    /// `task_queues`, it has to be one of them or counts as missing.
+    /// Returns the queue of tasks without a route. If `task_queues` is set, it is one
+    /// of them or counts as missing.
     ///
     /// # Errors
     ///
-    /// As [`find`](Self::find).
+    /// The errors of [`find`](Self::find).
     pub(crate) fn default_queue(&self) -> Result<Arc<Queue>, QueueNotFound> {
         self.find(&self.default_queue)
     }
 
-    /// A queue that this library needs: the settings say how it is made, and
-    /// have no say in whether.
-    pub(crate) fn our_own(&self, name: &str) -> Arc<Queue> {
+    /// Returns a queue that this library needs, such as a dead-letter queue. It is
+    /// created even if `task_create_missing_queues` is off.
+    pub(crate) fn internal(&self, name: &str) -> Arc<Queue> {
         let known = self.known.get(name).map(Arc::clone);
         known.unwrap_or_else(|| self.create(name))
     }
 
-    /// The queue to which one worker alone listens (`worker_direct`).
+    /// Returns the queue that only this worker consumes (`worker_direct`).
     pub(crate) fn direct(&self, hostname: &str) -> Arc<Queue> {
         let queue = Queue::new(format!("{hostname}.dq2"));
         self.finish(queue.bound_to(Exchange::direct("C.dq2"), hostname))
     }
 
-    /// The `task_queues`, or the default queue where there are none.
+    /// Returns the `task_queues`, or the default queue if none are set.
     pub(crate) fn configured(&self) -> &[Arc<Queue>] {
         &self.configured
     }
 
-    /// Whether there are no `task_queues`.
+    /// Returns whether no `task_queues` are set.
     pub(crate) fn has_default_only(&self) -> bool {
         self.has_default_only
     }
@@ -128,14 +130,14 @@ impl Queues {
     fn create(&self, name: &str) -> Arc<Queue> {
         let exchange = Exchange::new(name, self.missing.exchange_kind);
         let queue = Queue::new(name).bound_to(exchange, name);
-        self.finish(of_type(self.missing.queue_type, queue))
+        self.finish(with_type(self.missing.queue_type, queue))
     }
 
-    /// What holds for every queue, however it came about.
+    /// Applies `task_queue_max_priority`, which holds for every queue.
     fn finish(&self, queue: Queue) -> Arc<Queue> {
-        let own = queue.arguments.contains_key("x-max-priority");
+        let has_own = queue.arguments.contains_key("x-max-priority");
         Arc::new(match self.max_priority {
-            Some(highest) if !own => queue.max_priority(highest),
+            Some(highest) if !has_own => queue.max_priority(highest),
             _ => queue,
         })
     }
@@ -146,13 +148,13 @@ fn default_queue(settings: &QueueSettings) -> Queue {
     Queue::new(settings.default_queue.as_str()).bound_to(default_exchange(settings), key)
 }
 
-/// A listed queue with what it takes from the defaults.
-fn complete(listed: &Listed, settings: &QueueSettings) -> Queue {
+/// Returns a listed queue, completed with the default exchange and routing key.
+fn complete(listed: &ListedQueue, settings: &QueueSettings) -> Queue {
     let mut queue = listed.queue.clone();
     if listed.on_default_exchange {
         queue.exchange = default_exchange(settings);
     }
-    // As of a broadcast; on Redis it is a part of the channel's name.
+    // A broadcast queue has none; on Redis the routing key is part of the channel name.
     if queue.routing_key.is_empty() {
         default_routing_key(settings).clone_into(&mut queue.routing_key);
     }
@@ -170,7 +172,7 @@ fn default_routing_key(settings: &QueueSettings) -> &str {
     key.unwrap_or(&settings.default_queue)
 }
 
-fn of_type(queue_type: QueueType, queue: Queue) -> Queue {
+fn with_type(queue_type: QueueType, queue: Queue) -> Queue {
     match queue_type {
         QueueType::Classic => queue,
         QueueType::Quorum => queue.quorum(),
@@ -194,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn without_settings_all_queues_are_celerys_plain_ones() {
+    fn queues_without_settings_are_plain() {
         let queues = queues(&[]);
         assert_eq!(*queues.default_queue().unwrap(), Queue::new("celery"));
         assert_eq!(*queues.find("images").unwrap(), Queue::new("images"));
@@ -203,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn the_default_queue_follows_its_settings() {
+    fn default_queue_follows_its_settings() {
         let queues = queues(&[
             ("task_default_queue", json!("tasks")),
             ("task_default_exchange_type", json!("topic")),
@@ -214,12 +216,12 @@ mod tests {
             .bound_to(Exchange::topic("tasks"), "task.default")
             .quorum();
         assert_eq!(*queues.default_queue().unwrap(), expected);
-        // The others are made by settings of their own.
+        // Missing queues have settings of their own.
         assert_eq!(*queues.find("images").unwrap(), Queue::new("images"));
     }
 
     #[test]
-    fn listed_queues_take_the_default_exchange() {
+    fn listed_queue_uses_default_exchange() {
         let queues = queues(&[
             ("task_queues", json!({"feeds": {"routing_key": "feed.#"}})),
             ("task_default_exchange", json!("tasks")),
@@ -227,12 +229,12 @@ mod tests {
         ]);
         let expected = Queue::new("feeds").bound_to(Exchange::topic("tasks"), "feed.#");
         assert_eq!(*queues.find("feeds").unwrap(), expected);
-        // Not listed, so a missing one as any other.
+        // The default queue is not listed, so it counts as missing.
         assert_eq!(*queues.default_queue().unwrap(), Queue::new("celery"));
     }
 
     #[test]
-    fn missing_queues_are_made_as_told_or_refused() {
+    fn missing_queue_is_created_by_settings_or_refused() {
         let made = queues(&[
             ("task_create_missing_queue_type", json!("quorum")),
             ("task_create_missing_queue_exchange_type", json!("topic")),
@@ -247,7 +249,7 @@ mod tests {
             ("task_create_missing_queues", json!(false)),
         ]);
         assert!(refused.find("a").is_ok());
-        assert_eq!(refused.our_own("a.dead").name, "a.dead");
+        assert_eq!(refused.internal("a.dead").name, "a.dead");
         assert!(refused.default_queue().is_err());
         let error = refused.find("b").unwrap_err().to_string();
         for word in ["\"b\"", "task_queues", "task_create_missing_queues"] {
@@ -256,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn the_highest_priority_is_for_all_that_have_none_of_their_own() {
+    fn max_priority_applies_to_queues_without_their_own() {
         let queues = queues(&[
             ("task_queues", json!({"own": {"max_priority": 3}, "a": {}})),
             ("task_queue_max_priority", json!(10)),
@@ -271,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn broadcasts_are_found_by_the_name_of_their_exchange() {
+    fn broadcast_queue_is_found_by_exchange_name() {
         let queues = queues(&[("task_queues", json!({"news": {"broadcast": true}}))]);
         let queue = queues.find("news").unwrap();
         assert_eq!(queue.exchange, Exchange::fanout("news"));
@@ -280,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_is_shared_and_not_made_anew() {
+    fn configured_queue_is_shared() {
         let queues = queues(&[]);
         let (one, two) = (queues.find("celery").unwrap(), queues.default_queue());
         assert!(Arc::ptr_eq(&one, &two.unwrap()));

@@ -1,24 +1,22 @@
-//! Durable revocations, kept in the [`Store`] for workers that start later.
+//! Durable revocations, written to the [`Store`] for workers that start later.
 
 use std::time::Duration;
 
 use crate::boundary::{ServiceError, Store};
 
-/// The mark of a task that was revoked for good.
+/// Returns the key that marks a task as revoked.
 pub(crate) fn revoked_key(id: &str) -> String {
     format!("revoked-{id}")
 }
 
-/// Writes down that these tasks are revoked, for workers that are away.
+/// Marks these tasks as revoked for this time, for workers that missed the command.
 pub(crate) async fn store_revocations(
     store: &dyn Store,
     ids: &[String],
-    remembered: Duration,
+    ttl: Duration,
 ) -> Result<(), ServiceError> {
     for id in ids {
-        store
-            .put_if_absent(&revoked_key(id), b"1", remembered)
-            .await?;
+        store.put_if_absent(&revoked_key(id), b"1", ttl).await?;
     }
     Ok(())
 }

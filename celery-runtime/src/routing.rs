@@ -1,11 +1,13 @@
-//! From a task's name to its queue: [`Routes`]. Pure.
+//! Routing of tasks to queues by name: [`Routes`]. Pure.
 
 use serde_json::Value;
 
 use crate::boundary::ExchangeKind;
 
-/// Celery's `task_routes`: the first pattern that matches a task's name gives
-/// its queue. Exact names are looked at before patterns with `*`.
+/// Routes from task names to queues: Celery's `task_routes`.
+///
+/// The first pattern that matches a task's name decides. Exact names are checked
+/// before patterns with `*`.
 ///
 /// ```
 /// use celery_runtime::Routes;
@@ -22,24 +24,25 @@ pub struct Routes {
     routers: Vec<Vec<(String, Route)>>,
 }
 
-/// Where a task goes.
+/// The destination of a task. Parts that are `None` keep the value of the task or of
+/// its queue.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Route {
-    /// The queue.
+    /// The name of the queue.
     pub queue: Option<String>,
-    /// The exchange, where not the queue's.
+    /// The exchange, if not that of the queue.
     pub exchange: Option<String>,
-    /// The kind of the exchange, where not the queue's.
+    /// The kind of the exchange, if not that of the queue.
     pub exchange_type: Option<ExchangeKind>,
-    /// The routing key, where not the queue's.
+    /// The routing key, if not that of the queue.
     pub routing_key: Option<String>,
     /// The priority of messages.
     pub priority: Option<u8>,
 }
 
 impl Route {
-    /// To that queue.
+    /// A route to the queue with this name.
     pub fn to(queue: impl Into<String>) -> Self {
         Self {
             queue: Some(queue.into()),
@@ -55,13 +58,13 @@ impl From<&str> for Route {
 }
 
 impl Routes {
-    /// No routes: every task goes to its own or the default queue.
+    /// Returns no routes: every task is sent to its own queue or the default one.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Sends tasks whose name is, or with `*` in it matches, `pattern` along
-    /// `route`. Earlier calls win.
+    /// Adds a route for tasks whose name equals `pattern`, or matches it if it
+    /// contains `*`, which stands for any text. Earlier calls take precedence.
     #[must_use]
     pub fn route(mut self, pattern: impl Into<String>, route: impl Into<Route>) -> Self {
         match self.routers.first_mut() {
@@ -71,7 +74,7 @@ impl Routes {
         self
     }
 
-    /// The route of the task called `name`.
+    /// Returns the route of the task with this name, if one matches.
     pub fn find(&self, name: &str) -> Option<&Route> {
         self.routers.iter().find_map(|router| {
             let exact = router.iter().find(|(pattern, _)| pattern == name);
@@ -84,7 +87,8 @@ impl Routes {
         })
     }
 
-    /// Reads Celery's forms: a map, or a list of maps and `[pattern, route]` pairs.
+    /// Reads the forms of Celery's setting: a map, or a list of maps and
+    /// `[pattern, route]` pairs.
     pub(crate) fn from_json(value: &Value) -> Result<Self, String> {
         let routers = match value {
             Value::Null => Vec::new(),
@@ -133,9 +137,9 @@ fn route(value: &Value) -> Result<Route, String> {
     })
 }
 
-/// Whether `name` matches `pattern`, where `*` stands for any text, as in
-/// Python's `fnmatch`. `?` and `[` have no meaning, since Celery treats a
-/// pattern as one only for its `*`.
+/// Returns whether `name` matches `pattern`, where `*` stands for any text as in
+/// Python's `fnmatch`. `?` and `[` have no special meaning, since Celery recognizes
+/// a pattern only by its `*`.
 fn matches(pattern: &str, name: &str) -> bool {
     let mut parts = pattern.split('*');
     let Some(mut rest) = parts.next().and_then(|first| name.strip_prefix(first)) else {
@@ -159,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stars_match_any_text() {
+    fn star_matches_any_text() {
         for (pattern, name, expected) in [
             ("a.*", "a.b.c", true),
             ("*.c", "a.b.c", true),
@@ -175,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn all_of_celerys_forms_are_read() {
+    fn routes_are_read_from_celerys_forms() {
         let json = serde_json::json!([
             {"feeds.*": {"queue": "feeds", "priority": 3}},
             ["mail.*", "mail"],

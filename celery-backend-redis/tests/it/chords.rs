@@ -50,7 +50,7 @@ async fn claim_stalled(backend: &RedisBackend) -> Vec<StalledChord> {
 
 fn values(results: &ChordResults) -> Vec<Option<i64>> {
     let value = |value: Value| value.as_i64();
-    let results = results.parts.iter().map(|part| part.result.to_value());
+    let results = results.members.iter().map(|part| part.result.to_value());
     results
         .map(|result| value(result.expect("readable")))
         .collect()
@@ -248,8 +248,8 @@ async fn results_and_body_have_separate_serializers() {
         let member = ChordMember::new("g", "t", None, &result, &body);
         let results = backend.complete_member(&member, &claim("x")).await.unwrap();
         let results = results.expect("a complete chord");
-        assert_eq!(results.parts[0].task_id, "t");
-        assert_eq!(results.parts[0].result.to_value(), Ok(value.clone()));
+        assert_eq!(results.members[0].task_id, "t");
+        assert_eq!(results.members[0].result.to_value(), Ok(value.clone()));
         server.command(&["DEL", &key(".c")]);
         server.command(&["ZADD", INDEX, "0", "g"]);
         let stalled = claim_stalled(&backend).await;
@@ -488,7 +488,7 @@ async fn chord_begun_by_python_is_completed_by_rust() {
     assert_eq!(complete(&backend, 2, "x").await, None);
     let results = complete(&backend, 1, "x").await.expect("a complete chord");
     assert_eq!(values(&results), [0, 1, 2, 3].map(Some));
-    let states = results.parts.iter().map(|member| &member.state);
+    let states = results.members.iter().map(|member| &member.state);
     assert!(states.into_iter().all(|state| *state == State::Success));
     // Python respects the claim, and recognizes the ended chord.
     python(&server, "part(1)");

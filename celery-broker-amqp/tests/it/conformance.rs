@@ -61,6 +61,10 @@ impl conformance::broker::BrokerSetup for Setup {
             PriorityOrder::HighestFirst
         }
     }
+
+    fn counts_deliveries(&self) -> bool {
+        self.quorum
+    }
 }
 
 mod classic {

@@ -24,7 +24,7 @@ pub(crate) struct AppInner {
 }
 
 impl AppInner {
-    /// A broker with the default settings, without results.
+    /// An app with the default settings, without result backend and store.
     pub(crate) fn new(broker: Arc<dyn Broker>) -> Self {
         let config = Config::new();
         Self {

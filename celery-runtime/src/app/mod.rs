@@ -19,8 +19,9 @@ use inner::AppInner;
 
 pub use signals::{ForceSignal, shutdown_signal};
 
-/// A broker, perhaps a result backend, and the configuration: makes clients
-/// and workers. Cloning is cheap; clones share their connections.
+/// A broker, an optional result backend and store, and the configuration, from
+/// which clients and workers are made. Cloning is cheap; clones share their
+/// connections.
 ///
 /// ```
 /// use celery_runtime::{App, Task, TaskError, Tasks};

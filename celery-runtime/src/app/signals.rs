@@ -1,30 +1,31 @@
-//! Signals that stop a worker: [`shutdown_signal`].
+//! The signals that shut a worker down: [`shutdown_signal`].
 
 use crate::boundary::BoxFuture;
 use crate::worker::ForceShutdown;
 
-/// Resolves at the first signal to stop: SIGTERM, SIGINT or SIGQUIT on Unix,
-/// Ctrl-C elsewhere. It resolves to the [`ForceShutdown`] that is lost at the second
-/// one, and a third one ends what `worker_soft_shutdown_timeout` leaves running
-/// tasks.
+/// Waits for the first shutdown signal: SIGTERM, SIGINT or SIGQUIT on Unix, Ctrl-C
+/// elsewhere. Returns a [`ForceShutdown`] that waits for the next ones.
 ///
-/// SIGQUIT is for a cold stop: patience is lost with it, as it is with SIGTERM
-/// where the environment variable `REMAP_SIGTERM` is `SIGQUIT`, as in Celery.
+/// The first signal starts a warm shutdown, the second one forces a cold shutdown,
+/// and a third one ends the time that `worker_soft_shutdown_timeout` gives to
+/// running tasks. SIGQUIT forces a cold shutdown at once, and so does SIGTERM where
+/// the environment variable `REMAP_SIGTERM` is `SIGQUIT`, as in Celery.
 ///
 /// # Cancel safety
 ///
-/// Cancel safe; once called, the signals do not end the process any more.
+/// Cancel safe. Once the future has been polled, the signals do not end the
+/// process any more.
 pub async fn shutdown_signal() -> ForceSignal {
     let mut signals = Signals::new();
     let is_cold = signals.next().await == Urgency::Cold;
     ForceSignal { signals, is_cold }
 }
 
-/// Waits for another signal to stop.
+/// Waits for another shutdown signal; made by [`shutdown_signal`].
 #[derive(Debug)]
 pub struct ForceSignal {
     signals: Signals,
-    /// The first one was urgent already.
+    /// Whether the first signal already asked for a cold shutdown.
     is_cold: bool,
 }
 
@@ -38,7 +39,7 @@ impl ForceShutdown for ForceSignal {
     }
 }
 
-/// What a signal asks for.
+/// The kind of shutdown that a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Urgency {
     Warm,
@@ -62,11 +63,11 @@ impl Signals {
             SignalKind::interrupt(),
             SignalKind::quit(),
         ];
-        let listening = || -> std::io::Result<_> {
+        let subscribe = || -> std::io::Result<_> {
             let [terminate, interrupt, quit] = all.map(signal);
             Ok([terminate?, interrupt?, quit?])
         };
-        let streams = listening()
+        let streams = subscribe()
             .inspect_err(|error| {
                 tracing::error!(
                     "cannot listen for signals, so only killing ends this process: {error}"

@@ -14,42 +14,56 @@ use super::consumer::{ConsumeOptions, Consumer};
 use super::error::ServiceError;
 use super::queue::{Exchange, Mailbox, Queue};
 
-/// Moves messages between clients and workers.
+/// Transports messages between clients and workers.
 ///
 /// # Contract
 ///
-/// All methods may be called concurrently and before any other; connections
-/// are made when first needed. Errors are final for the call: nothing is
-/// retried inside, and a method called again after an error starts anew.
-/// Dropping the future of [`publish`](Self::publish) leaves it open whether
-/// the messages were sent; all other futures may be dropped freely.
+/// All methods may be called concurrently and in any order; the implementation
+/// connects when a connection is first needed. It does not retry: an error ends
+/// the call, and the next call starts from the beginning.
+///
+/// # Errors
+///
+/// All methods fail with a [`ServiceError`]: a
+/// [transient](ServiceError::is_transient) one without a connection or an answer, and
+/// [`Closed`](crate::ServiceErrorKind::Closed) after [`close`](Self::close).
+///
+/// # Cancel safety
+///
+/// Dropping the future of [`publish`](Self::publish) leaves it open whether the
+/// messages were sent; all other futures may be dropped at any time.
 pub trait Broker: fmt::Debug + Send + Sync {
-    /// Makes sure that `queue` exists and is bound to its exchanges. Declaring
-    /// what exists with the same properties does nothing.
+    /// Declares `queue` and its bindings. A queue that exists with the same
+    /// properties does not change.
     fn declare<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<(), ServiceError>>;
 
-    /// Sends messages, all in one round trip where the broker can. The answer
-    /// has one entry for each message, in their order; `Ok` means that the
-    /// broker has the message. The queue for which a message
-    /// [is meant](Publication::queue) is declared before, unless it is known
-    /// to exist.
+    /// Sends messages, in one round trip where the broker can. Returns one entry
+    /// for each message, in their order; `Ok` means that the broker has the
+    /// message. The [queue](Publication::queue) of a publication is declared first,
+    /// unless it is known to exist.
+    ///
+    /// # Errors
+    ///
+    /// Each entry holds the error of its message:
+    /// [`Unroutable`](crate::ServiceErrorKind::Unroutable) if no queue would receive
+    /// it, [`Refused`](crate::ServiceErrorKind::Refused) if the broker does not accept
+    /// it now. The other messages are sent.
     fn publish<'a>(
         &'a self,
         batch: &'a [Publication],
     ) -> BoxFuture<'a, Vec<Result<(), ServiceError>>>;
 
-    /// Starts to consume. Messages are not taken before
-    /// [`Consumer::receive`] asks for them, or no more of them than
-    /// [`ConsumeOptions::prefetch`].
+    /// Starts a consumer. Before [`Consumer::receive`] is called it holds at most
+    /// [`ConsumeOptions::prefetch`] messages of each queue.
     fn consume<'a>(
         &'a self,
         options: &'a ConsumeOptions,
     ) -> BoxFuture<'a, Result<Arc<dyn Consumer>, ServiceError>>;
 
-    /// Sends a message to every [mailbox](Self::subscribe) that `exchange` leads
-    /// to by this routing key now. Delivery is at most once: who is away misses
-    /// it, and nothing of it stays behind. The answer is how many got it, where
-    /// the broker says so.
+    /// Sends a message to every [mailbox](Self::subscribe) that is bound to
+    /// `exchange` with a matching key now. Delivery is at most once: without a
+    /// matching mailbox the message is dropped. Returns the number of receivers if
+    /// the broker reports it.
     fn broadcast<'a>(
         &'a self,
         exchange: &'a Exchange,
@@ -57,57 +71,61 @@ pub trait Broker: fmt::Debug + Send + Sync {
         message: &'a Message,
     ) -> BoxFuture<'a, Result<Option<u64>, ServiceError>>;
 
-    /// Opens a mailbox, which only its owner reads and which disappears with
-    /// what is left in it when its owner does.
+    /// Opens a mailbox with one reader, the returned subscription. Some time after
+    /// the subscription ends the broker deletes the mailbox and the messages in it.
     fn subscribe<'a>(
         &'a self,
         mailbox: &'a Mailbox,
     ) -> BoxFuture<'a, Result<Box<dyn Subscription>, ServiceError>>;
 
-    /// How many messages wait in `queue`; those held by consumers not counted.
+    /// Returns the number of messages that wait in `queue`, without those held by
+    /// consumers.
     fn depth<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<u64, ServiceError>>;
 
-    /// Deletes the messages that wait in `queue` and says how many they were.
+    /// Deletes the messages that wait in `queue` and returns their number.
     fn purge<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<u64, ServiceError>>;
 
-    /// Features of this broker.
+    /// Returns the optional features of this broker.
     fn capabilities(&self) -> BrokerCapabilities;
 
-    /// Why messages are not taken at the moment, where the broker has said so:
-    /// for the text of an error after a deadline.
+    /// Returns the reason why the broker accepts no messages at the moment, if it
+    /// gave one; it goes into the error after a timeout. `None` by default.
     fn blocked_reason(&self) -> Option<String> {
         None
     }
 
-    /// Ends every connection of this broker. Later calls fail as closed.
+    /// Closes every connection of this broker. Later calls that need a connection fail
+    /// with [`ServiceErrorKind::Closed`](crate::ServiceErrorKind::Closed).
     fn close(&self) -> BoxFuture<'_, ()>;
 }
 
-/// Receives broadcast messages or replies; nothing is acknowledged.
+/// Receives the messages of a [`Mailbox`], which are not acknowledged.
 pub trait Subscription: fmt::Debug + Send {
-    /// Waits for the next message.
+    /// Waits for the next message and returns it.
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: a dropped future takes no message with it.
+    /// Cancel safe: a dropped future loses no message.
     fn next(&mut self) -> BoxFuture<'_, Result<Message, ServiceError>>;
 }
 
-/// Features of a broker, for the runtime and the conformance suite.
+/// The optional features of a broker, for the runtime and the conformance suite.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BrokerCapabilities {
-    /// Whether a delivery taken by a broken consumer can be settled through a
-    /// new one of the same broker. Without it the broker redelivers unsettled
-    /// deliveries when their connection ends.
+    /// Whether a delivery of a consumer that has broken can be settled by a new
+    /// consumer of the same broker; `false` by default. Otherwise the broker
+    /// redelivers unsettled deliveries when their connection ends.
     pub settles_after_reconnect: bool,
-    /// Whether settlements are answered by [`Settled::Done`] and
-    /// [`Settled::Gone`], and never by [`Settled::Written`].
+    /// Whether each settlement is answered by [`Settled::Done`](crate::Settled::Done) or
+    /// [`Settled::Gone`](crate::Settled::Gone), and never by
+    /// [`Settled::Written`](crate::Settled::Written); `false` by default.
     pub confirms_settlements: bool,
-    /// Whether deliveries carry their [count](Delivery::delivery_count), at
-    /// least on queues that the broker offers for it.
+    /// Whether deliveries carry their [count](crate::Delivery::delivery_count), at least
+    /// from one kind of queue; `false` by default.
     pub counts_deliveries: bool,
-    /// The order in which messages of different priorities are delivered.
+    /// The order in which messages of different priorities are delivered;
+    /// [`PriorityOrder::None`] by default.
     pub priorities: PriorityOrder,
 }
 
@@ -169,29 +187,29 @@ pub enum PriorityOrder {
     HighestFirst,
 }
 
-/// A message and where to send it.
+/// A message with its exchange and routing key.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Publication {
     /// The message.
     pub message: Message,
-    /// The exchange; empty for the anonymous one, which takes the routing key
-    /// as the name of a queue.
+    /// The exchange; empty for the default exchange, where the routing key is the
+    /// name of a queue.
     pub exchange: String,
     /// The routing key.
     pub routing_key: String,
-    /// The queue that is to get it. A broker without such a queue declares it
-    /// first, so that the first message is not lost.
+    /// The queue to declare before the message is sent, so that the first message
+    /// of a queue is not lost.
     pub queue: Option<Arc<Queue>>,
 }
 
 impl Publication {
-    /// `message` straight to the queue of that name.
+    /// Sends `message` to the queue with this name.
     pub fn to_queue(message: Message, queue: impl Into<String>) -> Self {
         Self::to_exchange(message, String::new(), queue)
     }
 
-    /// `message` to `exchange` with `routing_key`.
+    /// Sends `message` to `exchange` with `routing_key`.
     pub fn to_exchange(
         message: Message,
         exchange: impl Into<String>,
@@ -205,7 +223,7 @@ impl Publication {
         }
     }
 
-    /// The same, with the queue to declare first.
+    /// Sets the queue to declare before the message is sent.
     #[must_use]
     pub fn declare_queue(self, queue: Arc<Queue>) -> Self {
         Self {

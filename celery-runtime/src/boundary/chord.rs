@@ -13,8 +13,13 @@ use super::error::ServiceError;
 /// # Contract
 ///
 /// Every method is one atomic step and may be repeated with the same arguments:
-/// the repetition gives the same answer and changes nothing more. All may be
-/// called concurrently, and their futures dropped at any time.
+/// the repetition gives the same answer and changes nothing more. All may be called
+/// concurrently.
+///
+/// # Cancel safety
+///
+/// All futures may be dropped at any time; the step may or may not have been carried
+/// out. A repetition is harmless.
 pub trait ChordStore: fmt::Debug + Send + Sync {
     /// Prepares the counting of a chord's members; called before the first task
     /// of the header is sent. State of an earlier chord with the same id is
@@ -74,17 +79,17 @@ pub trait ChordStore: fmt::Debug + Send + Sync {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ChordStart {
-    /// The id of its header, by which its parts are counted.
+    /// The id of the header group, which identifies the chord.
     pub group_id: String,
-    /// How many parts there are.
+    /// The number of members.
     pub size: usize,
-    /// The results of the header, where a part of it is a group itself: then
-    /// they are more than the parts in their order.
+    /// The results of the header if it contains groups. Then the body gets the
+    /// results in this nesting instead of a flat list.
     pub tree: Option<ResultTree>,
 }
 
 impl ChordStart {
-    /// A chord of `size` parts whose results are those of `header`.
+    /// A chord of `size` members with the results of `header`.
     pub fn new(group_id: impl Into<String>, size: usize, header: &ResultTree) -> Self {
         let members = header.members.iter().flatten();
         let nested = members.into_iter().any(|member| member.members.is_some());
@@ -96,29 +101,29 @@ impl ChordStart {
     }
 }
 
-/// A part of a chord: a task of its header that has ended.
+/// A member of a chord: a finished task of its header.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ChordMember<'a> {
-    /// The id of the header.
+    /// The id of the header group.
     pub group_id: &'a str,
-    /// The task's id. Together with the index it is what a part is counted by,
-    /// once, however often it is told.
+    /// The task's id. Together with the index it identifies the member, which
+    /// counts once however often it completes.
     pub task_id: &'a str,
-    /// Its place in the header; the last one where there is none.
+    /// The position in the header; members without one are ordered last.
     pub index: Option<i64>,
-    /// How it ended.
+    /// The final state of the task.
     pub state: State,
-    /// What it returned, or the exception that it failed with, written by the
-    /// result serializer.
+    /// The return value, or the exception of a failed task, in the result
+    /// serializer.
     pub result: &'a Raw<'a>,
-    /// The body, as the task's message has it: kept for whoever has to go on
-    /// with the chord when this worker is gone.
+    /// The body, as in the task's message. It is stored for the worker that
+    /// sends the body when this one has crashed.
     pub body: &'a Raw<'a>,
 }
 
 impl<'a> ChordMember<'a> {
-    /// A part that has succeeded with `result`, of a chord with this body.
+    /// A member that returned `result`, of a chord with this body.
     pub fn new(
         group_id: &'a str,
         task_id: &'a str,
@@ -136,28 +141,30 @@ impl<'a> ChordMember<'a> {
         }
     }
 
-    /// The same, ended in this state.
+    /// Sets the final state; SUCCESS by default.
     #[must_use]
     pub fn state(self, state: State) -> Self {
         Self { state, ..self }
     }
 }
 
-/// The right to go on with a chord all of whose parts are there.
+/// A lease on a complete chord: the right to send its body.
 ///
-/// One claim at a time holds, and ends by itself, so that a chord whose worker
-/// has died is taken over by another one.
+/// At most one claim holds at a time. It expires unless it is
+/// [renewed](ChordStore::renew_claim), so that another worker can claim the chord
+/// of a crashed one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ChordClaim {
-    /// Who claims: the same for each try of one delivery, else unique.
+    /// Identifies the owner: equal for each attempt of one delivery, otherwise
+    /// unique.
     pub token: String,
-    /// How long the claim holds, in whole seconds; at least one.
+    /// The time to live in whole seconds, at least one.
     pub ttl: Duration,
 }
 
 impl ChordClaim {
-    /// A claim of whoever knows `token`.
+    /// A claim with this token and time to live.
     pub fn new(token: impl Into<String>, ttl: Duration) -> Self {
         Self {
             token: token.into(),
@@ -166,38 +173,38 @@ impl ChordClaim {
     }
 }
 
-/// All parts of a chord, for the one who has claimed it.
+/// The results of a complete chord, for the holder of its claim.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct ChordResults {
-    /// In the order of the header, where the backend keeps it.
-    pub parts: Vec<MemberResult>,
-    /// Where the header has groups inside: which results the body gets, in the
-    /// place of those of the parts.
+    /// The members in the order of their [index](ChordMember::index).
+    pub members: Vec<MemberResult>,
+    /// The results of the header if it contains groups; see
+    /// [`ChordStart::tree`].
     pub tree: Option<ResultTree>,
 }
 
 impl ChordResults {
-    /// These parts.
-    pub fn new(parts: Vec<MemberResult>, tree: Option<ResultTree>) -> Self {
-        Self { parts, tree }
+    /// The results of these members.
+    pub fn new(members: Vec<MemberResult>, tree: Option<ResultTree>) -> Self {
+        Self { members, tree }
     }
 }
 
-/// What a part of a chord has told.
+/// The result of one member of a chord.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct MemberResult {
     /// The task's id.
     pub task_id: String,
-    /// How it ended.
+    /// The final state of the task.
     pub state: State,
-    /// What it returned, or its exception.
+    /// The return value, or the exception of a failed task.
     pub result: Raw<'static>,
 }
 
 impl MemberResult {
-    /// What the task with this id has told.
+    /// The result of the task with this id.
     pub fn new(task_id: impl Into<String>, state: State, result: Raw<'static>) -> Self {
         Self {
             task_id: task_id.into(),
@@ -207,20 +214,21 @@ impl MemberResult {
     }
 }
 
-/// A chord that its worker has left behind, taken over by who asked.
+/// A complete chord whose claim expired before it was finished, for the worker
+/// that has claimed it now.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct StalledChord {
-    /// The id of its header.
+    /// The id of the header group.
     pub group_id: String,
-    /// Its body, as a part has told it.
+    /// The body, from the message of a member.
     pub body: Raw<'static>,
-    /// All its parts.
+    /// The results of all members.
     pub results: ChordResults,
 }
 
 impl StalledChord {
-    /// The chord of this header.
+    /// A stalled chord with this body and these results.
     pub fn new(group_id: impl Into<String>, body: Raw<'static>, results: ChordResults) -> Self {
         Self {
             group_id: group_id.into(),
@@ -230,14 +238,15 @@ impl StalledChord {
     }
 }
 
-/// How a worker is done with a chord.
+/// The way in which a chord is finished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ChordEnd {
-    /// The body was sent, or could not be and has failed. A part that is told
-    /// once more changes nothing, for some minutes; what was kept is deleted.
+    /// The body was sent, or could not be sent and has failed. The stored results
+    /// of the members are deleted; members that complete again are ignored for
+    /// some minutes.
     Continued,
-    /// A part has failed, and so has the body. What the parts have told stays
-    /// to be looked at until it expires.
+    /// A member has failed, and so has the body. The stored results of the
+    /// members remain until they expire.
     Failed,
 }

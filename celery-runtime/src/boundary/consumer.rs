@@ -11,96 +11,119 @@ use super::BoxFuture;
 use super::error::ServiceError;
 use super::queue::Queue;
 
-/// Takes deliveries from queues and settles them.
+/// Receives deliveries from queues and settles them.
 ///
 /// # Contract
 ///
-/// At most one [`receive`](Self::receive) runs at a time; the other methods
-/// may be called at any moment, also during it. After an error from `receive`
-/// the consumer is broken: it yields nothing more, and its owner makes a new
-/// one. Each delivery is settled once; settling it again, or after
-/// [`close`](Self::close), changes nothing.
+/// At most one [`receive`](Self::receive) runs at a time; the other methods may
+/// be called at any time, also during it. After an error from `receive` the
+/// consumer is broken: it delivers nothing more, and its owner starts a new one.
+/// The first settlement of a delivery counts. A repeated one changes nothing and
+/// is answered by [`Settled::Gone`]; one after [`close`](Self::close) changes
+/// nothing and is answered by `Gone` or an error.
 pub trait Consumer: fmt::Debug + Send + Sync {
-    /// Waits until at least one delivery is there, and takes at most `max`.
-    /// An empty answer means [interrupted](Self::interrupt).
+    /// Waits for deliveries and returns at least one and at most `max`. An empty
+    /// answer means [interrupted](Self::interrupt).
+    ///
+    /// # Errors
+    ///
+    /// When the connection breaks or a queue cannot be consumed. The consumer is then
+    /// broken.
     ///
     /// # Cancel safety
     ///
-    /// Not cancel safe: dropping the future may strand deliveries that were
-    /// already taken until the broker gives them to somebody again. Call
-    /// [`interrupt`](Self::interrupt) and let it finish.
+    /// Not cancel safe: deliveries that a dropped future had fetched stay unsettled
+    /// until the broker redelivers them. Call [`interrupt`](Self::interrupt) and
+    /// await the future instead.
     fn receive(&self, max: usize) -> BoxFuture<'_, Result<Vec<Delivery>, ServiceError>>;
 
-    /// Makes a pending `receive`, and every later one, return at once with
-    /// what it has.
+    /// Makes the pending [`receive`](Self::receive), and every later one, return at
+    /// once with the deliveries it has fetched.
     fn interrupt(&self);
 
     /// Settles deliveries, in one round trip where the broker can. Returns one
-    /// entry for each settlement, in their order. After an error the settlement
-    /// may have been carried out ([`ServiceError::is_in_doubt`]); a repetition
-    /// is harmless and then answers [`Settled::Gone`].
+    /// entry for each settlement, in their order. After an error that is
+    /// [in doubt](ServiceError::is_in_doubt) the settlement may have been carried
+    /// out; a repetition is then answered by [`Settled::Gone`].
+    ///
+    /// # Errors
+    ///
+    /// Each entry holds the error of its settlement, which stays unsettled unless the
+    /// error is in doubt.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves it open whether the settlements were carried out. A
+    /// repetition is harmless.
     fn settle<'a>(
         &'a self,
         batch: &'a [Settlement],
     ) -> BoxFuture<'a, Vec<Result<Settled, ServiceError>>>;
 
-    /// Changes [`ConsumeOptions::prefetch`] from the next `receive` on. Brokers
-    /// that are asked for each delivery have nothing to change.
+    /// Sets [`ConsumeOptions::prefetch`] from the next `receive` on. Does nothing by
+    /// default, for brokers without prefetch.
     fn set_prefetch(&self, _prefetch: u16) {}
 
-    /// Ends consumption. Deliveries that were parked go back to their queues;
-    /// those not settled stay with the broker's own rules.
+    /// Stops consuming. Deferred deliveries that this consumer keeps return to
+    /// their queues; unsettled ones are redelivered by the broker's own rules. A
+    /// repeated call does nothing.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: after a dropped future, deferred deliveries are redelivered by
+    /// the broker's own rules, too.
     fn close(&self) -> BoxFuture<'_, Result<(), ServiceError>>;
 }
 
-/// What a consumer is to read.
+/// The queues of a consumer and its prefetch.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ConsumeOptions {
     /// The queues, in the order in which they were configured.
     pub queues: Vec<Queue>,
-    /// How many unsettled deliveries of each queue the broker may push ahead
-    /// of [`Consumer::receive`]; 0 for none, so that the others get what this
-    /// consumer did not ask for. Brokers that are asked may ignore it.
+    /// The number of unsettled deliveries of each queue that the broker may push
+    /// before [`Consumer::receive`] is called. With 0 the broker pushes none, so
+    /// that other consumers get them. Brokers without prefetch ignore it.
     pub prefetch: u16,
 }
 
 impl ConsumeOptions {
-    /// Reads `queues` with up to `prefetch` deliveries pushed ahead.
+    /// Consumes `queues` with up to `prefetch` unsettled deliveries of each.
     pub fn new(queues: Vec<Queue>, prefetch: u16) -> Self {
         Self { queues, prefetch }
     }
 }
 
-/// Names one delivery of this process towards the broker that made it.
+/// Identifies a delivery to the broker that made it, within this process.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct DeliveryTag(Arc<str>);
 
 impl DeliveryTag {
-    /// A tag with the text by which the broker knows the delivery.
+    /// A tag with this text, which the broker assigns.
     pub fn new(text: impl Into<Arc<str>>) -> Self {
         Self(text.into())
     }
 
-    /// The text by which the broker knows the delivery.
+    /// Returns the text that the broker assigned.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// One message handed to a consumer, to be settled.
+/// A message delivered to a consumer, to be settled.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Delivery {
-    /// What to settle it by.
+    /// Identifies the delivery in a [`Settlement`].
     pub tag: DeliveryTag,
-    /// The queue that it was taken from.
+    /// The name of the queue that it was delivered from.
     pub queue: Arc<str>,
-    /// The message, or the bytes that should have been one.
+    /// The message, or bytes that cannot be decoded as one.
     pub content: Content,
-    /// Whether the broker says that it was handed out before.
+    /// Whether the broker reports an earlier delivery of the message.
     pub redelivered: bool,
-    /// How often it was handed out before, where the broker counts.
+    /// The number of earlier deliveries of the message; `None` if the broker does
+    /// not count, or has not counted one yet.
     pub delivery_count: Option<u32>,
 }
 
@@ -116,7 +139,7 @@ impl Delivery {
         }
     }
 
-    /// Bytes taken from `queue` that are no message.
+    /// A delivery of bytes from `queue` that cannot be decoded as a message.
     pub fn malformed(tag: DeliveryTag, queue: Arc<str>, raw: Bytes, error: DecodeError) -> Self {
         Self {
             tag,
@@ -128,7 +151,7 @@ impl Delivery {
     }
 }
 
-/// What was delivered.
+/// The content of a delivery.
 #[derive(Clone, Debug)]
 #[expect(
     clippy::exhaustive_enums,
@@ -136,39 +159,39 @@ impl Delivery {
 )]
 #[expect(clippy::large_enum_variant, reason = "the large one is the usual one")]
 pub enum Content {
-    /// A message whose outer form could be read.
+    /// A message whose envelope was decoded.
     Message(Message),
     /// Bytes that are not a message of this broker.
     Malformed {
         /// The bytes as they were in the queue.
         raw: Bytes,
-        /// Why they cannot be read.
+        /// The reason why they cannot be decoded.
         error: DecodeError,
     },
 }
 
-/// What became of a delivery.
+/// The final disposition of a delivery.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(
     clippy::exhaustive_enums,
     reason = "brokers must carry out each of them"
 )]
 pub enum Settlement {
-    /// Done with: the broker forgets it.
+    /// Acknowledges the delivery: the broker deletes the message.
     Ack(DeliveryTag),
-    /// Refused: the broker drops it, or dead-letters it where set up to.
+    /// Rejects the delivery: the broker drops the message, or dead-letters it where
+    /// the queue is configured so.
     Reject(DeliveryTag),
-    /// Given back to its queue, flagged as redelivered.
+    /// Returns the message to its queue, flagged as redelivered.
     Requeue(DeliveryTag, QueueEnd),
-    /// Not before this time: the broker takes it over, and a consumer of the
-    /// same queue (usually this one) receives it again at that time or soon
-    /// after. The window of unsettled deliveries does not count it.
+    /// Redelivers the message at this time or soon after, to a consumer of the same
+    /// queue, usually this one. Until then it does not count towards the prefetch.
     Defer(DeliveryTag, SystemTime),
 }
 
 impl Settlement {
-    /// Whether a broker carries it out by a word; the others may be messages
-    /// to send.
+    /// Returns whether a broker settles it with a single command; the others may
+    /// have to publish the message again.
     pub(crate) fn is_quick(&self) -> bool {
         matches!(
             self,
@@ -176,7 +199,7 @@ impl Settlement {
         )
     }
 
-    /// The delivery that it settles.
+    /// Returns the tag of the delivery.
     pub fn tag(&self) -> &DeliveryTag {
         match self {
             Self::Ack(tag) | Self::Reject(tag) | Self::Requeue(tag, _) | Self::Defer(tag, _) => tag,
@@ -191,22 +214,23 @@ impl Settlement {
     reason = "the worker has to decide on each of them"
 )]
 pub enum Settled {
-    /// The broker held the delivery and has settled it.
+    /// The delivery was held and is settled.
     Done,
-    /// The broker did not hold the delivery: it was settled before, or went to
-    /// another consumer. Nothing was changed.
+    /// The delivery is not held by this consumer any more: it was settled before,
+    /// was delivered to another consumer, or the consumer is closed. Nothing was
+    /// changed.
     Gone,
-    /// The settlement was written to the connection. The broker sends no answer,
-    /// so whether it arrives is not known (AMQP).
+    /// The settlement was written to the connection. The broker sends no reply, so
+    /// it is unknown whether the settlement arrives (AMQP).
     Written,
 }
 
-/// Where a requeued message goes.
+/// The end of the queue at which a message is requeued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_enums, reason = "a queue has two ends")]
 pub enum QueueEnd {
-    /// Next to be delivered.
+    /// The message is delivered next.
     Head,
-    /// Delivered after all that wait.
+    /// The message is delivered after all that wait.
     Tail,
 }

@@ -1,21 +1,39 @@
-//! What brokers, result backends and stores fail with.
+//! The error of brokers, result backends and stores: [`ServiceError`].
 
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 
-/// A broker, result backend or store could not do what it was asked.
+/// An operation of a broker, result backend or store that failed.
 ///
-/// One type serves all three boundaries, because callers ask the same two
-/// questions everywhere: what was attempted on what, and is it worth trying
-/// again ([`is_transient`](Self::is_transient)). The library underneath shows
-/// only as [`source`](StdError::source).
+/// One type serves all three boundaries, because callers need the same
+/// information everywhere: the operation and its object, whether a retry can
+/// succeed ([`is_transient`](Self::is_transient)), and whether the operation may
+/// have been carried out ([`is_in_doubt`](Self::is_in_doubt)). Errors of the client
+/// library appear only as [`source`](StdError::source).
+///
+/// ```
+/// use celery_runtime::{ServiceError, ServiceErrorKind};
+///
+/// let error = ServiceError::new(
+///     ServiceErrorKind::Unreachable,
+///     "connect to",
+///     "redis://localhost",
+///     "connection refused",
+/// );
+/// assert!(error.is_transient());
+/// assert_eq!(
+///     error.to_string(),
+///     "cannot connect to redis://localhost: connection refused \
+///      (is the server running at this address?)"
+/// );
+/// ```
 #[derive(Clone)]
 pub struct ServiceError {
-    inner: Arc<Inner>,
+    inner: Arc<ErrorInner>,
 }
 
-struct Inner {
+struct ErrorInner {
     kind: ServiceErrorKind,
     operation: &'static str,
     object: String,
@@ -25,23 +43,23 @@ struct Inner {
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
-/// Why a service failed; decides whether a retry can help.
+/// The kind of a [`ServiceError`]; decides whether a retry can succeed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ServiceErrorKind {
-    /// Nothing answers at the address, or the name does not resolve.
+    /// No server answers at the address, or the name does not resolve.
     Unreachable,
     /// The connection broke, or the server is loading, failing over or busy.
     Disconnected,
-    /// No answer within the configured time.
+    /// The server did not answer within the configured time.
     TimedOut,
-    /// The server would not take it now, as when a queue is full.
+    /// The server refused the request for now, for example because a queue is full.
     Refused,
-    /// The server refused the credentials or the permissions do not suffice.
+    /// The server refused the credentials, or permissions are missing.
     Denied,
-    /// The request itself can never succeed: wrong type of key, bad argument.
+    /// The request can never succeed: a key of the wrong type, a bad argument.
     Invalid,
-    /// No queue would have received the message.
+    /// The message matches no queue.
     Unroutable,
     /// This service does not offer the operation.
     Unsupported,
@@ -50,8 +68,8 @@ pub enum ServiceErrorKind {
 }
 
 impl ServiceError {
-    /// An error of `operation` (a verb: "publish to") on `object` (a queue, a
-    /// key, an address without its password).
+    /// An error of `operation` (a verb, such as "publish to") on `object` (a queue,
+    /// a key, an address without its password), with the remedy of its kind.
     pub fn new(
         kind: ServiceErrorKind,
         operation: &'static str,
@@ -59,7 +77,7 @@ impl ServiceError {
         cause: impl Into<String>,
     ) -> Self {
         Self {
-            inner: Arc::new(Inner {
+            inner: Arc::new(ErrorInner {
                 kind,
                 operation,
                 object: object.into(),
@@ -71,7 +89,7 @@ impl ServiceError {
         }
     }
 
-    /// Nobody answered within `deadline`.
+    /// An operation without an answer within `deadline`.
     pub fn no_answer(
         operation: &'static str,
         object: impl Into<String>,
@@ -81,7 +99,8 @@ impl ServiceError {
         Self::new(ServiceErrorKind::TimedOut, operation, object, cause)
     }
 
-    /// The same, with what the service said is in its way, if anything.
+    /// An operation without an answer within `deadline`, with the reason that the
+    /// broker gave for blocking, if any.
     pub(crate) fn no_answer_for(
         operation: &'static str,
         object: impl Into<String>,
@@ -95,12 +114,12 @@ impl ServiceError {
         Self::new(ServiceErrorKind::TimedOut, operation, object, cause)
     }
 
-    /// The same error with the library's own error as its source.
+    /// Sets the error of the client library as the source.
     #[must_use]
     pub fn with_source(self, source: impl StdError + Send + Sync + 'static) -> Self {
         let inner = &self.inner;
         Self {
-            inner: Arc::new(Inner {
+            inner: Arc::new(ErrorInner {
                 kind: inner.kind,
                 operation: inner.operation,
                 object: inner.object.clone(),
@@ -112,23 +131,23 @@ impl ServiceError {
         }
     }
 
-    /// Replaces the remedy of the error's kind.
+    /// Sets the remedy, in the place of that of the error's kind.
     #[must_use]
     pub fn with_remedy(self, remedy: &'static str) -> Self {
-        self.map(|inner| Inner { remedy, ..inner })
+        self.map(|inner| ErrorInner { remedy, ..inner })
     }
 
-    /// Marks that no byte of the request left this process, so that it cannot
-    /// have been carried out: no connection, or none free in time.
+    /// Marks the request as not sent, so that it was not carried out: no connection
+    /// could be made, or none was free in time.
     #[must_use]
     pub fn not_sent(self) -> Self {
-        self.map(|inner| Inner {
+        self.map(|inner| ErrorInner {
             is_in_doubt: false,
             ..inner
         })
     }
 
-    fn map(self, change: impl FnOnce(Inner) -> Inner) -> Self {
+    fn map(self, change: impl FnOnce(ErrorInner) -> ErrorInner) -> Self {
         match Arc::try_unwrap(self.inner) {
             Ok(inner) => Self {
                 inner: Arc::new(change(inner)),
@@ -137,36 +156,39 @@ impl ServiceError {
         }
     }
 
-    /// Why it failed.
+    /// Returns the kind of the error.
     pub fn kind(&self) -> ServiceErrorKind {
         self.inner.kind
     }
 
-    /// What was attempted, as a verb.
+    /// Returns the operation, a verb.
     pub fn operation(&self) -> &'static str {
         self.inner.operation
     }
 
-    /// What it was attempted on: a queue, a key, an address.
+    /// Returns the object of the operation: a queue, a key, an address.
     pub fn object(&self) -> &str {
         &self.inner.object
     }
 
-    /// Whether the same request may succeed later without any change.
+    /// Returns whether the same request may succeed later without any change.
     pub fn is_transient(&self) -> bool {
         self.inner.kind.is_transient()
     }
 
-    /// Whether the request may have been carried out although it failed: it was
-    /// sent, and no answer came. A refused request, or one that was
-    /// [not sent](Self::not_sent), was not carried out.
+    /// Returns whether the request may have been carried out although it failed: it
+    /// was sent, and no answer arrived. This is so for
+    /// [`Disconnected`](ServiceErrorKind::Disconnected) and
+    /// [`TimedOut`](ServiceErrorKind::TimedOut), unless the request was
+    /// [not sent](Self::not_sent). Other errors mean that nothing was carried out.
     pub fn is_in_doubt(&self) -> bool {
         self.inner.is_in_doubt
     }
 }
 
 impl ServiceErrorKind {
-    /// Whether a failure of this kind may pass without any change.
+    /// Returns whether an error of this kind may pass without any change: it is so
+    /// for `Unreachable`, `Disconnected`, `TimedOut` and `Refused`.
     pub fn is_transient(self) -> bool {
         matches!(
             self,
@@ -190,7 +212,7 @@ impl ServiceErrorKind {
 
 impl fmt::Display for ServiceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Inner {
+        let ErrorInner {
             operation,
             object,
             cause,
@@ -230,7 +252,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn says_operation_object_cause_and_remedy() {
+    fn error_text_names_operation_object_cause_and_remedy() {
         let error = ServiceError::new(
             ServiceErrorKind::Unreachable,
             "connect to",
@@ -256,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn the_source_is_kept_but_not_printed_twice() {
+    fn error_source_is_kept_and_not_printed() {
         let error = ServiceError::new(ServiceErrorKind::Invalid, "read", "key", "not a list")
             .with_source(std::io::Error::other("WRONGTYPE"));
         assert_eq!(error.to_string(), "cannot read key: not a list");

@@ -6,35 +6,36 @@ use celery_protocol::{Map, Value};
 
 use crate::env;
 
-/// A queue and its bindings, as Celery's `task_queues` describes one.
+/// A queue and its bindings: an entry of Celery's `task_queues`.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Queue {
     /// The name.
     pub name: String,
-    /// The exchange that it is bound to; by default a direct one, named like
-    /// the queue.
+    /// The exchange of the first binding; by default a direct exchange with the
+    /// name of the queue.
     pub exchange: Exchange,
-    /// The routing key of the binding; by default the queue's name.
+    /// The routing key of the first binding; by default the queue's name.
     pub routing_key: String,
-    /// Arguments of the binding, which exchanges of kind
+    /// The arguments of the first binding, which exchanges of kind
     /// [`Headers`](ExchangeKind::Headers) compare.
     pub binding_arguments: Map,
-    /// More bindings, beside the one above.
+    /// The other bindings; none by default.
     pub bindings: Vec<Binding>,
-    /// Whether the queue outlives a restart of the broker; it does by default.
+    /// Whether the queue survives a restart of the broker; `true` by default.
     pub durable: bool,
-    /// Whether the queue disappears with its last consumer.
+    /// Whether the broker deletes the queue with its last consumer; `false` by
+    /// default.
     pub auto_delete: bool,
-    /// Arguments of the declaration (`x-max-priority`, `x-queue-type`, …).
+    /// The arguments of the declaration (`x-max-priority`, `x-queue-type`, …).
     pub arguments: Map,
-    /// The name by which a broadcast queue is routed to, since its own is random.
+    /// The name for routing to a broadcast queue, whose own name is random.
     pub(crate) alias: Option<String>,
 }
 
 impl Queue {
-    /// A durable queue, bound to the direct exchange of the same name, as
-    /// Celery declares a queue that only has a name.
+    /// A durable queue, bound to the direct exchange with its name, as Celery
+    /// declares a queue of which only the name is set.
     pub fn new(name: impl Into<String>) -> Self {
         let name = name.into();
         Self {
@@ -50,11 +51,11 @@ impl Queue {
         }
     }
 
-    /// A queue of one consumer alone that gets a copy of every message sent
-    /// to the fanout exchange called `name`, as Celery's `Broadcast`. Its own
-    /// name is random; tasks are routed to it by `name`. Among the
-    /// [`task_queues`](crate::Config::task_queues) it stands for one such queue
-    /// in each worker.
+    /// A queue with one consumer, which receives a copy of every message sent to the
+    /// fanout exchange `name`: Celery's `Broadcast`. The queue has a random name;
+    /// tasks are routed to it by `name`. As one of the
+    /// [`task_queues`](crate::Config::task_queues) it means one such queue in each
+    /// worker.
     pub fn broadcast(name: impl Into<String>) -> Self {
         let name = name.into();
         Self {
@@ -64,13 +65,14 @@ impl Queue {
         }
     }
 
-    /// Whether it was made by [`broadcast`](Self::broadcast). Only who consumes
-    /// such a queue declares it.
+    /// Returns whether this is a [broadcast](Self::broadcast) queue. Only its
+    /// consumer declares it.
     pub fn is_broadcast(&self) -> bool {
         self.alias.is_some()
     }
 
-    /// The same for one more consumer: a broadcast queue gets another name.
+    /// Returns the queue for another consumer: a broadcast queue with a new random
+    /// name, any other queue unchanged.
     pub(crate) fn for_consumer(&self) -> Self {
         let mut queue = self.clone();
         if queue.is_broadcast() {
@@ -79,7 +81,7 @@ impl Queue {
         queue
     }
 
-    /// The same queue bound to `exchange` by `routing_key`.
+    /// Sets the exchange and the routing key of the first binding.
     #[must_use]
     pub fn bound_to(self, exchange: Exchange, routing_key: impl Into<String>) -> Self {
         Self {
@@ -89,33 +91,33 @@ impl Queue {
         }
     }
 
-    /// The same queue with one more binding.
+    /// Adds a binding.
     #[must_use]
     pub fn also_bound_to(mut self, binding: Binding) -> Self {
         self.bindings.push(binding);
         self
     }
 
-    /// The same queue with an argument of its declaration.
+    /// Sets an argument of the declaration.
     #[must_use]
     pub fn argument(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
         self.arguments.insert(name.into(), value);
         self
     }
 
-    /// The same queue with priorities from 0 to `highest` (`x-max-priority`).
+    /// Sets the highest priority of messages (`x-max-priority`); the lowest is 0.
     #[must_use]
     pub fn max_priority(self, highest: u8) -> Self {
         self.argument("x-max-priority", i64::from(highest))
     }
 
-    /// The same as a quorum queue of RabbitMQ (`x-queue-type`).
+    /// Makes it a quorum queue of RabbitMQ (`x-queue-type`).
     #[must_use]
     pub fn quorum(self) -> Self {
         self.argument("x-queue-type", "quorum")
     }
 
-    /// Whether it is declared as a quorum queue.
+    /// Returns whether it is declared as a quorum queue.
     pub fn is_quorum(&self) -> bool {
         self.arguments.get("x-queue-type").and_then(Value::as_str) == Some("quorum")
     }
@@ -133,21 +135,21 @@ impl From<String> for Queue {
     }
 }
 
-/// kombu's form of it.
+/// Returns a random name in the form of kombu's broadcast queues.
 fn random_name() -> String {
     format!("bcast.{}", env::uuid())
 }
 
-/// One more way to a queue.
+/// A binding of a queue or mailbox to an exchange.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Binding {
     /// The exchange.
     pub exchange: Exchange,
-    /// The routing key, or the pattern where the exchange has patterns.
+    /// The routing key; a pattern for topic exchanges.
     pub routing_key: String,
-    /// Arguments, which exchanges of kind [`Headers`](ExchangeKind::Headers)
-    /// compare.
+    /// The arguments, which exchanges of kind [`Headers`](ExchangeKind::Headers)
+    /// compare; none by default.
     pub arguments: Map,
 }
 
@@ -162,16 +164,16 @@ impl Binding {
     }
 }
 
-/// What messages are sent to, and which passes them on to queues.
+/// An exchange, which routes messages to queues.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Exchange {
-    /// The name; empty for the anonymous one, to which every queue is bound by
-    /// its name.
+    /// The name; empty for the default exchange, to which every queue is bound with
+    /// its name as routing key.
     pub name: String,
-    /// How it chooses queues.
+    /// The rule by which it chooses queues.
     pub kind: ExchangeKind,
-    /// Whether it outlives a restart of the broker; it does by default.
+    /// Whether it survives a restart of the broker; `true` by default.
     pub durable: bool,
 }
 
@@ -200,7 +202,7 @@ impl Exchange {
         Self::new(name, ExchangeKind::Fanout)
     }
 
-    /// The same, gone when the broker restarts.
+    /// Makes the exchange transient: it does not survive a restart of the broker.
     #[must_use]
     pub fn transient(self) -> Self {
         Self {
@@ -210,29 +212,30 @@ impl Exchange {
     }
 }
 
-/// How an exchange chooses queues.
+/// The rule by which an exchange chooses queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ExchangeKind {
-    /// Queues whose routing key is equal.
+    /// Queues whose binding has an equal routing key.
     Direct,
-    /// Queues whose pattern matches.
+    /// Queues whose binding pattern matches the routing key; see
+    /// [`topic_matches`](crate::topic_matches).
     Topic,
-    /// Every queue.
+    /// Every bound queue.
     Fanout,
-    /// Queues whose arguments match the message's headers.
+    /// Queues whose binding arguments match the message's headers.
     Headers,
 }
 
 impl ExchangeKind {
-    /// The kind of that name.
+    /// Returns the kind with this name, as [`name`](Self::name) returns it.
     pub fn named(name: &str) -> Option<Self> {
         [Self::Direct, Self::Topic, Self::Fanout, Self::Headers]
             .into_iter()
             .find(|kind| kind.name() == name)
     }
 
-    /// The name that brokers and settings use.
+    /// Returns the name in AMQP and in settings, such as `topic`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct",
@@ -243,32 +246,34 @@ impl ExchangeKind {
     }
 }
 
-/// A queue of one reader alone: for broadcasts, events and replies.
+/// A private queue with one reader, for broadcasts, events and replies.
 ///
-/// The properties are those by which Celery declares such queues; brokers that
-/// have no such thing leave out what they cannot do.
+/// The properties are those of Celery's declarations; a broker ignores
+/// properties that it does not support.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Mailbox {
     /// The name.
     pub name: String,
-    /// What brings messages here; without it the mailbox is reached by its name
-    /// through the anonymous exchange.
+    /// The binding to an exchange. Without one, messages are sent to the mailbox by
+    /// its name through the default exchange.
     pub binding: Option<Binding>,
-    /// Whether it outlives a restart of the broker.
+    /// Whether it survives a restart of the broker.
     pub durable: bool,
-    /// Whether the broker keeps other connections from reading it.
+    /// Whether only the declaring connection may read it.
     pub exclusive: bool,
-    /// How long it stays when nobody reads it.
+    /// The time after which the broker deletes the mailbox without a reader.
     pub expires: Duration,
-    /// How long a message waits to be read; as long as the mailbox where `None`.
+    /// The time after which the broker drops an unread message; the lifetime of the
+    /// mailbox if `None`.
     pub message_ttl: Option<Duration>,
 }
 
 impl Mailbox {
-    /// What is sent to `exchange` under routing keys that match `pattern` (`*`
-    /// one word, `#` any number; `""` or `#` everything), as Celery's event
-    /// receivers listen: under a random name, unread messages kept for 5 s.
+    /// A mailbox for messages to `exchange` with routing keys that match `pattern`
+    /// (see [`topic_matches`](crate::topic_matches)), as Celery's event receivers
+    /// declare it: with a random name, transient and exclusive. It expires after
+    /// 60 s without a reader, and an unread message after 5 s.
     pub fn of(exchange: Exchange, pattern: impl Into<String>) -> Self {
         Self {
             name: format!("{}.{}", exchange.name, env::uuid()),
@@ -280,8 +285,9 @@ impl Mailbox {
         }
     }
 
-    /// What is sent to the mailbox by its name, kept for `expires` after its
-    /// last use, as Celery's `rpc://` results are.
+    /// A mailbox that is addressed by its name, as Celery declares the reply queue
+    /// of `rpc://` results: durable, not exclusive, and deleted when `expires` has
+    /// passed since its last use.
     pub fn named(name: impl Into<String>, expires: Duration) -> Self {
         Self {
             name: name.into(),
@@ -293,8 +299,9 @@ impl Mailbox {
         }
     }
 
-    /// What remote control sends to a worker, or answers to a client: bound to
-    /// `exchange` by `routing_key`.
+    /// A mailbox of remote control, for requests to a worker or replies to a client,
+    /// bound to `exchange` with `routing_key`. It expires after 10 s without a
+    /// reader, and an unread message after 300 s.
     pub fn control(
         name: impl Into<String>,
         exchange: Exchange,

@@ -1,9 +1,10 @@
 //! Matching of AMQP topic patterns.
 
-/// Whether a routing key matches an AMQP topic pattern: words are separated by
-/// dots, `*` is one word, `#` any number of them; the empty pattern is `#`.
+/// Returns whether a routing key matches an AMQP topic pattern.
 ///
-/// The time is at most the product of both lengths, whatever the pattern.
+/// Words are separated by dots; `*` matches one word and `#` any number of them,
+/// also none. The empty pattern matches every key. The running time is at most
+/// proportional to the product of both lengths.
 ///
 /// ```
 /// use celery_runtime::topic_matches;

@@ -1,20 +1,20 @@
-//! Where settings come from: code, files, the environment.
+//! Reading settings from code, files and the environment: [`ConfigError`].
 
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use crate::config::Config;
-use crate::config::settings::{Input, Setting, find, nearest};
+use crate::config::settings::{Setting, SettingValue, find, nearest};
 
-/// A configuration that cannot be used.
+/// An error in the configuration.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// There is no setting of that name.
+    /// No setting has this name.
     #[error("cannot set {name:?}: there is no such setting; did you mean {nearest:?}?")]
     Unknown {
-        /// The name as it was given.
+        /// The given name.
         name: String,
         /// The setting with the most similar name.
         nearest: &'static str,
@@ -24,17 +24,17 @@ pub enum ConfigError {
     Value {
         /// The setting.
         name: String,
-        /// What is wrong with the value.
+        /// The reason, such as the expected form.
         cause: String,
     },
-    /// Something is asked for that workers and clients have to agree on, and
-    /// there is no place where they could.
+    /// Unique tasks or durable revocations are used without a
+    /// [`Store`](crate::Store).
     #[error(
         "unique tasks and `worker_durable_revokes` need a store that the workers share, and there \
          is none: use Redis as broker or result backend, or give one to `App::with_store`"
     )]
     NoStore,
-    /// A setting without which nothing works is not set.
+    /// A required setting is missing.
     #[error(
         "{name} is not set: give it in code, in a configuration file, or as {} in the environment",
         env_name(.name)
@@ -48,17 +48,17 @@ pub enum ConfigError {
     File {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The reason.
         cause: String,
     },
-    /// A URL is not one, or of a kind that this build does not support.
+    /// A URL cannot be parsed, or this build does not support its scheme.
     #[error("cannot use {url:?} as {setting}: {cause}")]
     Url {
-        /// What the URL was for.
+        /// The setting that has the URL.
         setting: &'static str,
         /// The URL, without its password.
         url: String,
-        /// What is wrong, and what to do.
+        /// The reason and the remedy.
         cause: String,
     },
 }
@@ -68,7 +68,7 @@ impl ConfigError {
         Self::Missing { name }
     }
 
-    /// A URL that cannot be used; its password is left out of the message.
+    /// An error of a URL, which is stored without its password.
     pub fn url(setting: &'static str, url: &str, cause: impl Into<String>) -> Self {
         Self::Url {
             setting,
@@ -83,28 +83,28 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// When there is no such setting, or the value does not fit it.
+    /// When no setting has this name, or the value has the wrong form.
     pub fn set(mut self, name: &str, value: impl Into<Value>) -> Result<Self, ConfigError> {
         self.apply(name, &value.into())?;
         Ok(self)
     }
 
-    /// Reads settings from a TOML or JSON file (by its extension), in a table
-    /// by Celery's names.
+    /// Reads a TOML or JSON file, by its extension: a table with Celery's names of
+    /// settings, on top of the defaults.
     ///
     /// # Errors
     ///
-    /// When the file cannot be read, or holds a setting that does not exist or
-    /// a value that does not fit.
+    /// When the file cannot be read, or contains a setting that does not exist or a
+    /// value of the wrong form.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
         Self::new().with_file(path)
     }
 
-    /// The same on top of what is already set.
+    /// Reads a file as [`from_file`](Self::from_file) does, on top of these settings.
     ///
     /// # Errors
     ///
-    /// As [`from_file`](Self::from_file).
+    /// The errors of [`from_file`](Self::from_file).
     pub fn with_file(mut self, path: impl AsRef<Path>) -> Result<Self, ConfigError> {
         let path = path.as_ref();
         let failed = |cause: String| ConfigError::File {
@@ -126,28 +126,32 @@ impl Config {
         Ok(self)
     }
 
-    /// Reads the environment: `CELERY_` and a setting's name in upper case.
+    /// Reads the environment variables `CELERY_` plus the name of a setting in upper
+    /// case, on top of the defaults.
+    ///
+    /// A variable with this prefix that is no setting is logged as a warning, since
+    /// other programs use the prefix, too.
     ///
     /// # Errors
     ///
-    /// When a value does not fit its setting. A name that is no setting is a
-    /// warning, since other programs use the prefix too.
+    /// When a value has the wrong form for its setting.
     pub fn from_env() -> Result<Self, ConfigError> {
         Self::new().with_env()
     }
 
-    /// The same on top of what is already set.
+    /// Reads the environment as [`from_env`](Self::from_env) does, on top of these
+    /// settings.
     ///
     /// # Errors
     ///
-    /// As [`from_env`](Self::from_env).
+    /// The errors of [`from_env`](Self::from_env).
     pub fn with_env(self) -> Result<Self, ConfigError> {
         self.with_variables(std::env::vars_os().filter_map(|(name, value)| {
             Some((name.into_string().ok()?, value.into_string().ok()?))
         }))
     }
 
-    /// The same with the variables as an argument.
+    /// Reads environment variables from an iterator.
     pub(crate) fn with_variables(
         mut self,
         variables: impl IntoIterator<Item = (String, String)>,
@@ -160,7 +164,7 @@ impl Config {
             match find(&name) {
                 Some(setting) => self.apply_setting(setting, &Value::String(text))?,
                 None => tracing::warn!(
-                    "environment variable {variable} is no setting of Celery; did you mean {}?",
+                    "config: environment variable {variable} is not a setting; did you mean {}?",
                     env_name(nearest(&name))
                 ),
             }
@@ -177,11 +181,11 @@ impl Config {
     }
 
     fn apply_setting(&mut self, setting: &Setting, value: &Value) -> Result<(), ConfigError> {
-        let Some(apply) = setting.apply else {
+        let Some(set) = setting.setter else {
             tracing::warn!("setting {} has no effect in this version", setting.name);
             return Ok(());
         };
-        apply(self, Input(value)).map_err(|cause| ConfigError::Value {
+        set(self, SettingValue(value)).map_err(|cause| ConfigError::Value {
             name: setting.name.to_owned(),
             cause,
         })
@@ -208,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_is_text() {
+    fn environment_variables_are_read_as_text() {
         let config = env(&[
             ("CELERY_BROKER_URL", "redis://h/1"),
             ("CELERY_TASK_ACKS_LATE", "1"),
@@ -222,7 +226,7 @@ mod tests {
             ("CELERY_TASK_TIME_LIMIT", "2.5"),
             ("CELERY_ON_UNKNOWN", "requeue:3"),
             ("CELERY_SOMETHING_ELSE", "ignored with a warning"),
-            ("PATH", "not ours"),
+            ("PATH", "without the prefix"),
         ])
         .unwrap();
         assert_eq!(config.broker_url.as_deref(), Some("redis://h/1"));
@@ -237,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_to_rabbitmq_have_settings() {
+    fn rabbitmq_connection_settings_have_defaults_and_are_read() {
         let plain = Config::new();
         assert_eq!(plain.broker_heartbeat(), Some(Duration::from_secs(10)));
         assert_eq!(plain.broker_connection_timeout(), Duration::from_secs(4));
@@ -275,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn children_have_settings() {
+    fn child_process_limits_are_read() {
         let plain = Config::new();
         assert_eq!(plain.worker_max_tasks_per_child(), None);
         assert_eq!(plain.worker_max_memory_per_child(), None);
@@ -291,17 +295,17 @@ mod tests {
     }
 
     #[test]
-    fn several_urls_are_one_list() {
+    fn list_of_urls_is_joined() {
         let urls = serde_json::json!(["amqp://a", "amqp://b"]);
         let config = Config::new().set("broker_url", urls).unwrap();
         assert_eq!(config.require_broker_url().unwrap(), "amqp://a;amqp://b");
     }
 
     #[test]
-    fn queues_can_be_listed_in_the_environment() {
+    fn task_queues_are_read_from_environment() {
         for text in ["a, b", r#"["a", "b"]"#, r#"{"a": {}, "b": {}}"#] {
             let config = env(&[("CELERY_TASK_QUEUES", text)]).unwrap();
-            let names = config.queues.listed.iter().map(|one| &one.queue.name);
+            let names = config.queues.listed.iter().map(|listed| &listed.queue.name);
             assert_eq!(names.collect::<Vec<_>>(), ["a", "b"], "{text}");
         }
         let error = env(&[("CELERY_TASK_QUEUES", r#"{"a": {"dureable": true}}"#)]);
@@ -313,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_misspelt_setting_names_the_nearest() {
+    fn unknown_setting_names_nearest() {
         let error = Config::new().set("broker_ulr", "x").unwrap_err();
         assert_eq!(
             error.to_string(),
@@ -322,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_does_not_fit_says_what_was_expected() {
+    fn wrong_value_names_expected_form() {
         let error = env(&[("CELERY_WORKER_CONCURRENCY", "many")]).unwrap_err();
         assert_eq!(
             error.to_string(),
@@ -331,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn files_by_extension_and_later_wins() {
+    fn file_is_read_by_extension_and_later_value_wins() {
         let folder = std::env::temp_dir().join(format!("celery-config-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let toml = folder.join("celery.toml");
@@ -355,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn chords_have_celerys_defaults_and_settings() {
+    fn chord_settings_have_celerys_defaults_and_are_read() {
         let config = Config::new();
         assert_eq!(config.result_chord_expires(), None);
         assert_eq!(
@@ -379,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_says_where_to_set_it() {
+    fn missing_setting_names_environment_variable() {
         let error = Config::new().require_broker_url().unwrap_err().to_string();
         assert!(error.contains("CELERY_BROKER_URL"), "{error}");
     }

@@ -1,14 +1,14 @@
-//! What the settings say about the mailboxes of remote control and events.
+//! The settings of the mailboxes of remote control and events.
 
 use std::time::Duration;
 
 use crate::boundary::{Exchange, Mailbox};
 use crate::env;
 
-/// Celery's `control_*`.
+/// Celery's settings `control_*`.
 #[derive(Clone, Debug)]
 pub(crate) struct ControlSettings {
-    /// `control_exchange`: what the exchanges' names begin with.
+    /// `control_exchange`, the prefix of the names of both exchanges.
     pub(crate) exchange: String,
     /// `control_queue_ttl`.
     pub(crate) ttl: Option<Duration>,
@@ -16,7 +16,7 @@ pub(crate) struct ControlSettings {
     pub(crate) expires: Duration,
 }
 
-/// Celery's `event_*`.
+/// Celery's settings `event_*`.
 #[derive(Clone, Debug)]
 pub(crate) struct EventSettings {
     /// `event_exchange`.
@@ -51,24 +51,24 @@ impl Default for EventSettings {
 }
 
 impl ControlSettings {
-    /// Where requests go.
+    /// Returns the exchange of requests.
     pub(crate) fn requests(&self) -> Exchange {
         Exchange::fanout(format!("{}.pidbox", self.exchange)).transient()
     }
 
-    /// Where replies go.
+    /// Returns the exchange of replies.
     pub(crate) fn replies(&self) -> Exchange {
         Exchange::direct(format!("reply.{}.pidbox", self.exchange)).transient()
     }
 
-    /// The mailbox of the worker that is called `node`.
+    /// Returns the mailbox of the worker with this node name.
     pub(crate) fn node_mailbox(&self, node: &str) -> Mailbox {
         let exchange = self.requests();
         let name = format!("{node}.{}", exchange.name);
         self.mailbox(name, exchange, "")
     }
 
-    /// The mailbox of a client, which is called `id` towards workers.
+    /// Returns the reply mailbox of the client with this id.
     pub(crate) fn reply_mailbox(&self, id: &str) -> Mailbox {
         let exchange = self.replies();
         let name = format!("{id}.{}", exchange.name);
@@ -84,12 +84,13 @@ impl ControlSettings {
 }
 
 impl EventSettings {
-    /// Where events go. On Redis topic and fanout exchanges are both channels.
+    /// Returns the exchange of events. On Redis, topic and fanout exchanges are both
+    /// channels.
     pub(crate) fn exchange(&self) -> Exchange {
         Exchange::topic(self.exchange.as_str())
     }
 
-    /// A mailbox for the events whose routing key matches.
+    /// Returns a mailbox for the events whose routing key matches this pattern.
     pub(crate) fn mailbox(&self, pattern: &str) -> Mailbox {
         let mut mailbox = Mailbox::of(self.exchange(), pattern);
         mailbox.name = format!("{}.{}", self.prefix, env::uuid());
@@ -104,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_names_are_celerys() {
+    fn mailbox_names_are_celerys() {
         let control = ControlSettings::default();
         let mailbox = control.reply_mailbox("oid");
         assert_eq!(mailbox.name, "oid.reply.celery.pidbox");

@@ -1,4 +1,4 @@
-//! Configuration: [`Config`], by builder, by URL, and by Celery's own names.
+//! The configuration of an app: [`Config`].
 
 mod files;
 mod mailbox;
@@ -16,7 +16,7 @@ use serde_json::Map;
 use crate::boundary::Queue;
 use crate::routing::Routes;
 use crate::task::TaskOptions;
-use queues::{Listed, QueueSettings};
+use queues::{ListedQueue, QueueSettings};
 
 pub use files::ConfigError;
 pub use queues::QueueType;
@@ -25,11 +25,12 @@ pub(crate) use crate::config::mailbox::{ControlSettings, EventSettings};
 pub(crate) use wire_style::WireStyle;
 pub(crate) use worker::WorkerSettings;
 
-/// Everything that can be set for clients and workers.
+/// The settings of clients and workers.
 ///
-/// Later wins: a file ([`from_file`](Self::from_file)), then the environment
-/// ([`with_env`](Self::with_env)), then the methods called after them. Names
-/// and defaults are Celery's where Celery has the setting.
+/// A later value replaces an earlier one, so a program typically reads a file
+/// ([`from_file`](Self::from_file)), then the environment
+/// ([`with_env`](Self::with_env)), then calls the methods. Names and defaults are
+/// Celery's where Celery has the setting.
 ///
 /// ```
 /// use celery_runtime::Config;
@@ -56,11 +57,11 @@ pub struct Config {
     pub(crate) result_backend: Option<String>,
     pub(crate) result_backend_transport_options: Map<String, serde_json::Value>,
     pub(crate) result_expires: Option<Duration>,
-    /// As long as results where `None`; for ever where zero.
+    /// The lifetime of results if `None`; unlimited if zero.
     pub(crate) result_chord_expires: Option<Duration>,
-    /// How long it may take to read the results of a header; any time where `None`.
+    /// The time limit for reading the results of a chord's header; none if `None`.
     pub(crate) result_chord_join_timeout: Option<Duration>,
-    /// Between two tries of a chord that is waited for by a task.
+    /// The interval in which the task `celery.chord_unlock` polls a header.
     pub(crate) result_chord_retry_interval: Duration,
     pub(crate) result_extended: bool,
     pub(crate) result_persistent: bool,
@@ -72,7 +73,7 @@ pub struct Config {
     pub(crate) task_default_delivery_mode: u8,
     pub(crate) queues: QueueSettings,
     pub(crate) task_routes: Routes,
-    /// What tasks inherit that do not say otherwise.
+    /// The defaults of all tasks.
     pub(crate) task: TaskOptions,
     pub(crate) worker_concurrency: usize,
     pub(crate) worker_prefetch_multiplier: usize,
@@ -85,39 +86,39 @@ pub struct Config {
     pub(crate) shutdown_grace: Duration,
     pub(crate) body_limit: usize,
     pub(crate) worker: WorkerSettings,
-    /// Overrides `task.acks_on_failure` for failures that are no timeouts.
+    /// Overrides `task.acks_on_failure` for failures other than timeouts.
     pub(crate) task_acks_on_failure: Option<bool>,
     pub(crate) task_send_sent_event: bool,
     /// Whether the errbacks of a chord's body are also those of its header.
     pub(crate) task_allow_error_cb_on_chord_header: bool,
 }
 
-/// Which message layout is written; both are always read.
+/// The layout of task messages that are sent. Both layouts are always read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_enums, reason = "Celery has two")]
 pub enum TaskProtocol {
-    /// The older layout, with everything in the body.
+    /// Protocol 1, with all fields in the body.
     V1,
-    /// The layout since Celery 4.
+    /// Protocol 2, the default since Celery 4.
     V2,
 }
 
-/// What a worker does with a message that it cannot run: a task it does not
-/// know, or bytes it cannot read.
+/// The treatment of a message that a worker cannot run, because its task is not
+/// registered or the message cannot be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnUnknown {
-    /// Moves it to the queue `<queue>.dead`, with the reason in its headers,
-    /// and stores FAILURE `NotRegistered` where an id can be read.
+    /// Moves the message to the queue `<queue>.dead` with the reason in its headers,
+    /// and stores FAILURE `NotRegistered` if it has a task id.
     Keep,
-    /// Puts it back into its queue after this delay, for a worker that knows it.
+    /// Redelivers the message after this delay, for another worker.
     Requeue(Duration),
-    /// Refuses it as Celery does: it is gone, unless the broker dead-letters.
+    /// Rejects the message, as Celery does: the broker drops or dead-letters it.
     Reject,
 }
 
 impl Config {
-    /// Celery's defaults; no broker yet.
+    /// Returns Celery's defaults, without a broker.
     pub fn new() -> Self {
         Self {
             broker_url: None,
@@ -164,7 +165,7 @@ impl Config {
         }
     }
 
-    /// Where messages go: `redis://…`, `amqp://…`, `memory://`.
+    /// Sets the URL of the broker: `redis://…`, `amqp://…`, `memory://`.
     #[must_use]
     pub fn broker_url(self, url: impl Into<String>) -> Self {
         Self {
@@ -173,7 +174,7 @@ impl Config {
         }
     }
 
-    /// Where results go. Without one, results are not stored.
+    /// Sets the URL of the result backend. Without one, results are not stored.
     #[must_use]
     pub fn result_backend(self, url: impl Into<String>) -> Self {
         Self {
@@ -182,8 +183,8 @@ impl Config {
         }
     }
 
-    /// How long a client waits for broker and backend before it gives up with
-    /// an error; 5 s by default.
+    /// Sets the time limit of a client's call to broker or result backend, retries
+    /// included, and of each such call in a worker; 5 s by default.
     #[must_use]
     pub fn operation_timeout(self, timeout: Duration) -> Self {
         Self {
@@ -192,13 +193,14 @@ impl Config {
         }
     }
 
-    /// What workers do with messages that they cannot run; kept by default.
+    /// Sets the treatment of messages that a worker cannot run;
+    /// [`OnUnknown::Keep`] by default.
     #[must_use]
     pub fn on_unknown(self, on_unknown: OnUnknown) -> Self {
         Self { on_unknown, ..self }
     }
 
-    /// Which serializers are read; JSON alone by default.
+    /// Sets the serializers that are read; only JSON by default.
     #[must_use]
     pub fn accept_content(self, accept: Accept) -> Self {
         Self {
@@ -207,21 +209,21 @@ impl Config {
         }
     }
 
-    /// The queues that exist by configuration, and that a worker consumes
-    /// which is not told otherwise. Others are still made when they are named,
-    /// unless `task_create_missing_queues` is off.
+    /// Sets the configured queues, which a worker consumes by default. Other queues
+    /// are created when a task names them, unless `task_create_missing_queues` is
+    /// off.
     ///
-    /// As a setting it is a list of entries with a `name`, or a map from names
-    /// to entries; a name alone is an entry that says nothing more. An entry
-    /// may have these keys, which are Celery's and kombu's:
+    /// The setting `task_queues` is a list of entries with a `name`, or a map from
+    /// names to entries; a name alone is an entry without further keys. An entry has
+    /// these keys of Celery and kombu:
     ///
-    /// | key | if left out |
+    /// | key | default |
     /// |---|---|
     /// | `exchange` | `task_default_exchange`, of `task_default_exchange_type` |
-    /// | `exchange_type` | `direct`; only beside `exchange` |
+    /// | `exchange_type` | `direct`; only with `exchange` |
     /// | `routing_key` | the name |
     /// | `binding_arguments` | none |
-    /// | `bindings` | no others; each has `exchange`, `exchange_type`, `routing_key`, `arguments` |
+    /// | `bindings` | none; each has `exchange`, `exchange_type`, `routing_key`, `arguments` |
     /// | `durable`, `auto_delete` | `true`, `false` |
     /// | `queue_arguments` | none |
     /// | `expires`, `message_ttl` | never; in seconds |
@@ -246,18 +248,18 @@ impl Config {
     /// ```
     #[must_use]
     pub fn task_queues(mut self, queues: impl IntoIterator<Item = impl Into<Queue>>) -> Self {
-        self.queues.listed = queues.into_iter().map(Listed::new).collect();
+        self.queues.listed = queues.into_iter().map(ListedQueue::new).collect();
         self
     }
 
-    /// Where tasks go for which nothing else is said; `celery` by default.
+    /// Sets the queue of tasks without a route; `celery` by default.
     #[must_use]
     pub fn task_default_queue(mut self, name: impl Into<String>) -> Self {
         self.queues.default_queue = name.into();
         self
     }
 
-    /// Which queue a task goes to; see [`Routes`].
+    /// Sets the routes from tasks to queues; none by default.
     #[must_use]
     pub fn task_routes(self, routes: Routes) -> Self {
         Self {
@@ -266,38 +268,39 @@ impl Config {
         }
     }
 
-    /// The broker's URL.
+    /// Returns the URL of the broker.
     ///
     /// # Errors
     ///
-    /// When none was set.
+    /// When none is set.
     pub fn require_broker_url(&self) -> Result<&str, ConfigError> {
         self.broker_url
             .as_deref()
             .ok_or_else(|| ConfigError::missing("broker_url"))
     }
 
-    /// The result backend's URL, if one was set.
+    /// Returns the URL of the result backend, if one is set.
     pub fn result_backend_url(&self) -> Option<&str> {
         self.result_backend.as_deref()
     }
 
-    /// Celery's `broker_transport_options`.
+    /// Returns `broker_transport_options`; empty by default.
     pub fn broker_transport_options(&self) -> &Map<String, serde_json::Value> {
         &self.broker_transport_options
     }
 
-    /// Celery's `result_backend_transport_options`.
+    /// Returns `result_backend_transport_options`; empty by default.
     pub fn result_backend_transport_options(&self) -> &Map<String, serde_json::Value> {
         &self.result_backend_transport_options
     }
 
-    /// How long results are kept; for ever where `None`.
+    /// Returns the time after which results expire; never if `None`. One day by
+    /// default.
     pub fn result_expires(&self) -> Option<Duration> {
         self.result_expires
     }
 
-    /// In which form canvases travel.
+    /// Returns the encoding of canvases in messages.
     pub(crate) fn wire_style(&self) -> WireStyle {
         WireStyle {
             linked: self.task_protocol == TaskProtocol::V1,
@@ -305,60 +308,61 @@ impl Config {
         }
     }
 
-    /// How long what is needed to go on with a chord is kept: as long as results
-    /// where `None`, for ever where zero.
+    /// Returns the time after which the state of a chord expires: that of results if
+    /// `None`, which is the default, and never if zero.
     pub fn result_chord_expires(&self) -> Option<Duration> {
         self.result_chord_expires
     }
 
-    /// The serializer of results.
+    /// Returns the serializer of results; JSON by default.
     pub fn result_serializer(&self) -> Serializer {
         self.result_serializer
     }
 
-    /// Whether `rpc://` results survive a restart of the broker.
+    /// Returns whether `rpc://` results survive a restart of the broker; `false` by
+    /// default.
     pub fn result_persistent(&self) -> bool {
         self.result_persistent
     }
 
-    /// How long an attempt to connect to the broker may take.
+    /// Returns the timeout of an attempt to connect to the broker; 4 s by default.
     pub fn broker_connection_timeout(&self) -> Duration {
         self.broker_connection_timeout
     }
 
-    /// How often both sides of a connection to the broker show that they live;
-    /// never where `None`. 10 s by default, where Celery has 120 s, so that a
-    /// silent broker is noticed within 20 s. The broker may ask for less time.
+    /// Returns the interval of AMQP heartbeats; none are sent if `None`. 10 s by
+    /// default instead of Celery's 120 s, so that a silent broker is detected within
+    /// 20 s. The broker may ask for a shorter interval.
     pub fn broker_heartbeat(&self) -> Option<Duration> {
         self.broker_heartbeat
     }
 
-    /// How to log in to the broker (`PLAIN`, `AMQPLAIN`, `EXTERNAL`), where not
-    /// as the broker's URL suggests.
+    /// Returns the mechanism for logging in to the broker (`PLAIN`, `AMQPLAIN`,
+    /// `EXTERNAL`), if set; otherwise the URL decides.
     pub fn broker_login_method(&self) -> Option<&str> {
         self.broker_login_method.as_deref()
     }
 
-    /// What TLS to the broker uses (`ca_certs`, `certfile`, `keyfile`, …); an
-    /// empty map is TLS with its defaults, `None` leaves it to the URL.
+    /// Returns the TLS options of the broker (`ca_certs`, `certfile`, `keyfile`, …). An
+    /// empty map is TLS with its defaults; with `None` the URL decides.
     pub fn broker_use_ssl(&self) -> Option<&Map<String, serde_json::Value>> {
         self.broker_use_ssl.as_ref()
     }
 
-    /// The resident memory in KiB above which a child process for isolated
-    /// tasks is replaced when its task has ended; any where `None`.
+    /// Returns the resident memory in KiB above which a child process of isolated
+    /// tasks is replaced after its task; no limit if `None`, which is the default.
     pub fn worker_max_memory_per_child(&self) -> Option<u32> {
         self.worker_max_memory_per_child
     }
 
-    /// How many isolated tasks a child process runs before it is replaced;
-    /// any number where `None`.
+    /// Returns the number of isolated tasks after which a child process is replaced;
+    /// no limit if `None`, which is the default.
     pub fn worker_max_tasks_per_child(&self) -> Option<u32> {
         self.worker_max_tasks_per_child
     }
 
-    /// The type of the queues in which RabbitMQ keeps messages that are not
-    /// due, as Celery's native delayed delivery does.
+    /// Returns the type of the queues in which RabbitMQ keeps messages that are not
+    /// due (Celery's native delayed delivery); quorum by default.
     pub fn broker_native_delayed_delivery_queue_type(&self) -> QueueType {
         self.broker_native_delayed_delivery_queue_type
     }

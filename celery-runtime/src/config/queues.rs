@@ -1,5 +1,4 @@
-//! What the settings say about queues. [`Queues`](crate::queues::Queues) makes
-//! them from it.
+//! The settings of queues, from which [`Queues`](crate::queues::Queues) makes them.
 
 use celery_protocol::{Map, Value};
 use serde::Deserialize;
@@ -7,18 +6,18 @@ use serde_json::Value as Json;
 
 use crate::boundary::{Binding, Exchange, ExchangeKind, Queue};
 
-/// The settings by which queues are made. The defaults are Celery's.
+/// The settings of queues, with Celery's defaults.
 #[derive(Clone, Debug)]
 pub(crate) struct QueueSettings {
     /// `task_queues`.
-    pub(crate) listed: Vec<Listed>,
+    pub(crate) listed: Vec<ListedQueue>,
     /// `task_default_queue`.
     pub(crate) default_queue: String,
-    /// `task_default_exchange`; the default queue's name where `None`.
+    /// `task_default_exchange`; the name of the default queue if `None`.
     pub(crate) default_exchange: Option<String>,
     /// `task_default_exchange_type`.
     pub(crate) default_exchange_kind: ExchangeKind,
-    /// `task_default_routing_key`; the default queue's name where `None`.
+    /// `task_default_routing_key`; the name of the default queue if `None`.
     pub(crate) default_routing_key: Option<String>,
     /// `task_default_queue_type`.
     pub(crate) default_type: QueueType,
@@ -26,27 +25,28 @@ pub(crate) struct QueueSettings {
     pub(crate) create_missing: bool,
     /// `task_create_missing_queue_type`.
     pub(crate) missing_type: QueueType,
-    /// `task_create_missing_queue_exchange_type`; direct where `None`.
+    /// `task_create_missing_queue_exchange_type`; direct if `None`.
     pub(crate) missing_exchange_kind: Option<ExchangeKind>,
     /// `task_queue_max_priority`.
     pub(crate) max_priority: Option<u8>,
 }
 
-/// How RabbitMQ keeps a queue.
+/// The type of a queue on RabbitMQ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_enums, reason = "Celery has two")]
 pub enum QueueType {
-    /// On one node, with priorities.
+    /// A queue on one node, with priorities.
     Classic,
-    /// Replicated on several nodes.
+    /// A queue that is replicated on several nodes.
     Quorum,
 }
 
-/// One of the `task_queues`.
+/// An entry of `task_queues`.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Listed {
+pub(crate) struct ListedQueue {
     pub(crate) queue: Queue,
-    /// It named no exchange, so that it is bound to the default one.
+    /// Whether the entry names no exchange, so that its queue is bound to
+    /// `task_default_exchange`.
     pub(crate) on_default_exchange: bool,
 }
 
@@ -67,8 +67,8 @@ impl Default for QueueSettings {
     }
 }
 
-impl Listed {
-    /// A queue that says itself where it is bound.
+impl ListedQueue {
+    /// An entry with a complete queue.
     pub(crate) fn new(queue: impl Into<Queue>) -> Self {
         Self {
             queue: queue.into(),
@@ -79,7 +79,7 @@ impl Listed {
 
 /// Reads `task_queues` in the forms that
 /// [`Config::task_queues`](crate::Config::task_queues) describes.
-pub(super) fn read_queues(value: &Json) -> Result<Vec<Listed>, String> {
+pub(super) fn read_queues(value: &Json) -> Result<Vec<ListedQueue>, String> {
     match value {
         Json::Array(items) => items.iter().map(|item| read_queue(None, item)).collect(),
         Json::Object(map) => map
@@ -90,17 +90,17 @@ pub(super) fn read_queues(value: &Json) -> Result<Vec<Listed>, String> {
     }
 }
 
-/// The kind of exchanges called `name`.
+/// Returns the exchange kind with this name.
 pub(super) fn exchange_kind(name: &str) -> Result<ExchangeKind, String> {
     ExchangeKind::named(name).ok_or_else(|| {
         format!("there is no exchange type {name:?}, only direct, topic, fanout and headers")
     })
 }
 
-fn read_queue(name: Option<&str>, value: &Json) -> Result<Listed, String> {
+fn read_queue(name: Option<&str>, value: &Json) -> Result<ListedQueue, String> {
     let entry = match value {
-        Json::String(_) | Json::Null => Entry::default(),
-        entry => Entry::deserialize(entry).map_err(|error| in_queue(name, value, &error))?,
+        Json::String(_) | Json::Null => QueueEntry::default(),
+        entry => QueueEntry::deserialize(entry).map_err(|error| in_queue(name, value, &error))?,
     };
     let name = name
         .or(value.as_str())
@@ -113,7 +113,7 @@ fn read_queue(name: Option<&str>, value: &Json) -> Result<Listed, String> {
         .map_err(|cause| format!("queue {name:?}: {cause}"))
 }
 
-/// An error that says which entry it is about, as far as that can be known.
+/// Returns an error text that names the queue, or shows the entry without a name.
 fn in_queue(name: Option<&str>, value: &Json, cause: &serde_json::Error) -> String {
     let name = name.or_else(|| value.get("name").and_then(Json::as_str));
     match name {
@@ -122,10 +122,10 @@ fn in_queue(name: Option<&str>, value: &Json, cause: &serde_json::Error) -> Stri
     }
 }
 
-/// An entry of `task_queues`, by Celery's and kombu's names.
+/// The keys of an entry of `task_queues`, named as in Celery and kombu.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct Entry {
+struct QueueEntry {
     name: Option<String>,
     exchange: Option<String>,
     exchange_type: Option<String>,
@@ -153,15 +153,16 @@ struct BindingEntry {
     arguments: Option<Map>,
 }
 
-impl Entry {
-    fn into_listed(self, name: &str) -> Result<Listed, String> {
+impl QueueEntry {
+    fn into_listed(self, name: &str) -> Result<ListedQueue, String> {
         let exchange = self.exchange()?;
         let on_default_exchange = exchange.is_none() && !self.broadcast;
-        let mut queue = match self.broadcast {
-            true => Queue::broadcast(name),
-            false => Queue::new(name),
+        let mut queue = if self.broadcast {
+            Queue::broadcast(name)
+        } else {
+            Queue::new(name)
         };
-        // As in kombu, an exchange of the entry's own lives as long as its queue.
+        // As in kombu, the exchange of an entry is as durable as its queue.
         let durable = self.durable.unwrap_or(true);
         queue.exchange = exchange.unwrap_or(queue.exchange);
         queue.exchange.durable = durable;
@@ -175,13 +176,13 @@ impl Entry {
             .into_iter()
             .map(BindingEntry::into_binding)
             .collect::<Result<_, _>>()?;
-        Ok(Listed {
+        Ok(ListedQueue {
             queue,
             on_default_exchange,
         })
     }
 
-    /// The exchange that it names; an empty name is none, as in Celery.
+    /// Returns the exchange that the entry names; an empty name is none, as in Celery.
     fn exchange(&self) -> Result<Option<Exchange>, String> {
         let kind = self.exchange_type.as_deref().map(exchange_kind);
         let kind = kind.transpose()?;
@@ -192,15 +193,16 @@ impl Entry {
                 kind.unwrap_or(ExchangeKind::Direct),
             ))),
             None if kind.is_some() => {
-                Err("exchange_type is given without exchange; name the exchange, too".to_owned())
+                Err("exchange_type is set without exchange; set exchange, too".to_owned())
             }
             None => Ok(None),
         }
     }
 
-    /// kombu's conveniences go before what `queue_arguments` says.
+    /// Returns the arguments of the declaration. The named keys of kombu take precedence
+    /// over `queue_arguments`.
     fn arguments(&self) -> Result<Map, String> {
-        let conveniences = [
+        let named = [
             ("x-expires", milliseconds("expires", self.expires)?),
             (
                 "x-message-ttl",
@@ -211,7 +213,7 @@ impl Entry {
             ("x-max-priority", self.max_priority.map(Value::from)),
         ];
         let mut arguments = self.queue_arguments.clone().unwrap_or_default();
-        for (name, value) in conveniences {
+        for (name, value) in named {
             if let Some(value) = value {
                 arguments.insert(name, value);
             }
@@ -225,7 +227,7 @@ impl BindingEntry {
         let kind = self.exchange_type.as_deref().map(exchange_kind);
         let kind = kind.transpose()?.unwrap_or(ExchangeKind::Direct);
         if self.exchange.is_empty() {
-            return Err("one of its bindings names no exchange".to_owned());
+            return Err("one of its bindings has no exchange".to_owned());
         }
         Ok(Binding {
             arguments: self.arguments.unwrap_or_default(),
@@ -239,7 +241,7 @@ fn milliseconds(name: &str, seconds: Option<f64>) -> Result<Option<Value>, Strin
         return Ok(None);
     };
     if !(0.0..1e12).contains(&seconds) {
-        return Err(format!("{name} is no number of seconds: {seconds}"));
+        return Err(format!("{name} is not a number of seconds: {seconds}"));
     }
     Ok(Some(Value::Int((seconds * 1000.0) as i64)))
 }
@@ -250,13 +252,13 @@ mod tests {
 
     use super::*;
 
-    fn read(value: &Json) -> Vec<Listed> {
+    fn read(value: &Json) -> Vec<ListedQueue> {
         read_queues(value).unwrap()
     }
 
     #[test]
-    fn names_maps_and_lists() {
-        let plain = Listed {
+    fn queue_list_is_read_from_names_maps_and_lists() {
+        let plain = ListedQueue {
             queue: Queue::new("a"),
             on_default_exchange: true,
         };
@@ -272,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_says_everything_about_its_queue() {
+    fn queue_entry_sets_all_properties() {
         let listed = read(&json!([{
             "name": "q", "exchange": "e", "exchange_type": "topic", "routing_key": "a.#",
             "durable": false, "auto_delete": true,
@@ -305,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broadcast_is_a_queue_of_its_own_on_a_fanout_exchange() {
+    fn broadcast_entry_is_random_queue_on_fanout_exchange() {
         let listed = read(&json!({"news": {"broadcast": true}})).remove(0);
         assert!(listed.queue.is_broadcast() && listed.queue.auto_delete);
         assert!(listed.queue.name.starts_with("bcast."));
@@ -314,8 +316,8 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_name_the_queue_and_the_key() {
-        for (value, said) in [
+    fn wrong_queue_entry_names_queue_and_key() {
+        for (value, expected) in [
             (json!([{"name": "q", "max_prio": 9}]), ["\"q\"", "max_prio"]),
             (json!({"q": {"durable": 5}}), ["\"q\"", "boolean"]),
             (
@@ -340,7 +342,7 @@ mod tests {
         ] {
             let error = read_queues(&value).unwrap_err();
             assert!(
-                said.iter().all(|word| error.contains(word)),
+                expected.iter().all(|word| error.contains(word)),
                 "{value}: {error}"
             );
         }

@@ -1,4 +1,19 @@
-//! Celery's settings by name: one row each.
+//! Celery's settings by name: one row of [`SETTINGS`] each.
+//!
+//! # How to add a setting
+//!
+//! 1. Add a field with its default to [`Config`], or to the struct of its subject:
+//!    `WorkerSettings`, `QueueSettings`, `ControlSettings`, `EventSettings`, or
+//!    `TaskOptions` for what a task can override.
+//! 2. Add a row to [`SETTINGS`] with Celery's name, in alphabetical order. Its
+//!    [`Setter`] reads the [`SettingValue`] with one of its methods and assigns the
+//!    field. A setting that was [`ignored`] becomes a `row`.
+//! 3. Files ([`Config::from_file`]), the environment ([`Config::from_env`]),
+//!    [`Config::set`] and the suggestion for a misspelt name follow from the row.
+//! 4. Read the field where it takes effect. If another crate needs it, add a public
+//!    getter to [`Config`]. A setting that most programs use gets a method that sets
+//!    it, too.
+//! 5. Test the default and the text form in the tests of `files.rs`.
 
 use std::time::Duration;
 
@@ -6,148 +21,150 @@ use celery_protocol::{Accept, Compression, Serializer};
 use serde_json::{Map, Value};
 
 use crate::boundary::ExchangeKind;
-use crate::config::queues::{QueueType, exchange_kind, read_queues};
+use crate::config::queues::{ListedQueue, QueueType, exchange_kind, read_queues};
 use crate::config::{Config, OnUnknown, TaskProtocol};
 use crate::routing::Routes;
 
-/// A setting and what setting it does. `None` marks one that Celery has and
-/// that has no effect here.
+/// A setting of Celery.
 pub(super) struct Setting {
     pub(super) name: &'static str,
-    pub(super) apply: Option<Apply>,
+    /// `None` if the setting has no effect here.
+    pub(super) setter: Option<Setter>,
 }
 
-type Apply = fn(&mut Config, Input<'_>) -> Result<(), String>;
+/// Assigns a value to the fields of a setting, or returns the expected form.
+type Setter = fn(&mut Config, SettingValue<'_>) -> Result<(), String>;
 
-const fn row(name: &'static str, apply: Apply) -> Setting {
+const fn row(name: &'static str, setter: Setter) -> Setting {
     Setting {
         name,
-        apply: Some(apply),
+        setter: Some(setter),
     }
 }
 
 const fn ignored(name: &'static str) -> Setting {
-    Setting { name, apply: None }
+    Setting { name, setter: None }
 }
 
+/// All settings: first those with an effect, then the ignored ones.
 pub(super) const SETTINGS: &[Setting] = &[
-    row("accept_content", |config, input| {
-        let names = input.texts()?;
+    row("accept_content", |config, value| {
+        let names = value.texts()?;
         config.accept_content = Accept::from_names(names).map_err(|error| error.to_string())?;
         Ok(())
     }),
-    row("broker_connection_max_retries", |config, input| {
-        input.optional_count(&mut config.broker_connection_max_retries)
+    row("broker_connection_max_retries", |config, value| {
+        value.optional_count(&mut config.broker_connection_max_retries)
     }),
-    row("broker_connection_timeout", |config, input| {
-        input.duration(&mut config.broker_connection_timeout)
+    row("broker_connection_timeout", |config, value| {
+        value.duration(&mut config.broker_connection_timeout)
     }),
-    row("broker_heartbeat", |config, input| {
-        input.optional_duration(&mut config.broker_heartbeat)?;
-        // Celery writes 0 for "off", too.
+    row("broker_heartbeat", |config, value| {
+        value.optional_duration(&mut config.broker_heartbeat)?;
+        // Celery accepts 0 for "off", too.
         config.broker_heartbeat = config.broker_heartbeat.filter(|beat| !beat.is_zero());
         Ok(())
     }),
-    row("broker_login_method", |config, input| {
-        input.optional_text(&mut config.broker_login_method)
+    row("broker_login_method", |config, value| {
+        value.optional_text(&mut config.broker_login_method)
     }),
     row(
         "broker_native_delayed_delivery_queue_type",
-        |config, input| input.queue_type(&mut config.broker_native_delayed_delivery_queue_type),
+        |config, value| value.queue_type(&mut config.broker_native_delayed_delivery_queue_type),
     ),
-    row("broker_transport_options", |config, input| {
-        input.map(&mut config.broker_transport_options)
+    row("broker_transport_options", |config, value| {
+        value.map(&mut config.broker_transport_options)
     }),
-    row("broker_url", |config, input| {
-        config.broker_url = input.nullable(Input::urls)?;
+    row("broker_url", |config, value| {
+        config.broker_url = value.nullable(SettingValue::urls)?;
         Ok(())
     }),
-    row("broker_use_ssl", |config, input| {
-        config.broker_use_ssl = input.nullable(Input::ssl)?.flatten();
+    row("broker_use_ssl", |config, value| {
+        config.broker_use_ssl = value.nullable(SettingValue::ssl)?.flatten();
         Ok(())
     }),
-    row("control_exchange", |config, input| {
-        config.control.exchange = input.text()?;
+    row("control_exchange", |config, value| {
+        config.control.exchange = value.text()?;
         Ok(())
     }),
-    row("control_queue_expires", |config, input| {
-        input.duration(&mut config.control.expires)
+    row("control_queue_expires", |config, value| {
+        value.duration(&mut config.control.expires)
     }),
-    row("control_queue_ttl", |config, input| {
-        input.optional_duration(&mut config.control.ttl)
+    row("control_queue_ttl", |config, value| {
+        value.optional_duration(&mut config.control.ttl)
     }),
-    row("deadline", |config, input| {
-        input.duration(&mut config.operation_timeout)
+    row("deadline", |config, value| {
+        value.duration(&mut config.operation_timeout)
     }),
-    row("event_exchange", |config, input| {
-        config.events.exchange = input.text()?;
+    row("event_exchange", |config, value| {
+        config.events.exchange = value.text()?;
         Ok(())
     }),
-    row("event_queue_expires", |config, input| {
-        input.duration(&mut config.events.expires)
+    row("event_queue_expires", |config, value| {
+        value.duration(&mut config.events.expires)
     }),
-    row("event_queue_prefix", |config, input| {
-        config.events.prefix = input.text()?;
+    row("event_queue_prefix", |config, value| {
+        config.events.prefix = value.text()?;
         Ok(())
     }),
-    row("event_queue_ttl", |config, input| {
-        input.optional_duration(&mut config.events.ttl)
+    row("event_queue_ttl", |config, value| {
+        value.optional_duration(&mut config.events.ttl)
     }),
-    row("on_unknown", |config, input| {
-        config.on_unknown = on_unknown(&input.text()?)?;
+    row("on_unknown", |config, value| {
+        config.on_unknown = on_unknown(&value.text()?)?;
         Ok(())
     }),
-    row("result_backend", |config, input| {
-        input.optional_text(&mut config.result_backend)
+    row("result_backend", |config, value| {
+        value.optional_text(&mut config.result_backend)
     }),
-    row("result_backend_transport_options", |config, input| {
-        input.map(&mut config.result_backend_transport_options)
+    row("result_backend_transport_options", |config, value| {
+        value.map(&mut config.result_backend_transport_options)
     }),
-    row("result_chord_expires", |config, input| {
-        input.optional_duration(&mut config.result_chord_expires)
+    row("result_chord_expires", |config, value| {
+        value.optional_duration(&mut config.result_chord_expires)
     }),
-    row("result_chord_join_timeout", |config, input| {
-        input.optional_duration(&mut config.result_chord_join_timeout)
+    row("result_chord_join_timeout", |config, value| {
+        value.optional_duration(&mut config.result_chord_join_timeout)
     }),
-    row("result_chord_retry_interval", |config, input| {
-        input.duration(&mut config.result_chord_retry_interval)
+    row("result_chord_retry_interval", |config, value| {
+        value.duration(&mut config.result_chord_retry_interval)
     }),
-    row("result_expires", |config, input| {
-        input.optional_duration(&mut config.result_expires)?;
-        // Celery writes 0 for "never", too.
+    row("result_expires", |config, value| {
+        value.optional_duration(&mut config.result_expires)?;
+        // Celery accepts 0 for "never", too.
         config.result_expires = config.result_expires.filter(|expiry| !expiry.is_zero());
         Ok(())
     }),
-    row("result_extended", |config, input| {
-        input.flag(&mut config.result_extended)
+    row("result_extended", |config, value| {
+        value.flag(&mut config.result_extended)
     }),
-    row("result_persistent", |config, input| {
-        config.result_persistent = input.nullable(Input::truth)?.unwrap_or(false);
+    row("result_persistent", |config, value| {
+        config.result_persistent = value.nullable(SettingValue::truth)?.unwrap_or(false);
         Ok(())
     }),
-    row("result_serializer", |config, input| {
-        input.serializer(&mut config.result_serializer)
+    row("result_serializer", |config, value| {
+        value.serializer(&mut config.result_serializer)
     }),
-    row("shutdown_grace", |config, input| {
-        input.duration(&mut config.shutdown_grace)
+    row("shutdown_grace", |config, value| {
+        value.duration(&mut config.shutdown_grace)
     }),
-    row("task_acks_late", |config, input| {
-        input.optional_flag(&mut config.task.acks_late)
+    row("task_acks_late", |config, value| {
+        value.optional_flag(&mut config.task.acks_late)
     }),
-    row("task_acks_on_failure", |config, input| {
-        input.optional_flag(&mut config.task_acks_on_failure)
+    row("task_acks_on_failure", |config, value| {
+        value.optional_flag(&mut config.task_acks_on_failure)
     }),
-    row("task_acks_on_failure_or_timeout", |config, input| {
-        input.optional_flag(&mut config.task.acks_on_failure)
+    row("task_acks_on_failure_or_timeout", |config, value| {
+        value.optional_flag(&mut config.task.acks_on_failure)
     }),
-    row("task_acks_on_timeout", |config, input| {
-        input.optional_flag(&mut config.task.acks_on_timeout)
+    row("task_acks_on_timeout", |config, value| {
+        value.optional_flag(&mut config.task.acks_on_timeout)
     }),
-    row("task_allow_error_cb_on_chord_header", |config, input| {
-        input.flag(&mut config.task_allow_error_cb_on_chord_header)
+    row("task_allow_error_cb_on_chord_header", |config, value| {
+        value.flag(&mut config.task_allow_error_cb_on_chord_header)
     }),
-    row("task_compression", |config, input| {
-        let name = input.nullable(Input::text)?;
+    row("task_compression", |config, value| {
+        let name = value.nullable(SettingValue::text)?;
         config.task_compression = name
             .map(|name| {
                 Compression::from_name(&name).ok_or_else(|| format!("no compression {name:?}"))
@@ -157,163 +174,163 @@ pub(super) const SETTINGS: &[Setting] = &[
     }),
     row(
         "task_create_missing_queue_exchange_type",
-        |config, input| {
-            config.queues.missing_exchange_kind = input.nullable(Input::exchange_kind)?;
+        |config, value| {
+            config.queues.missing_exchange_kind = value.nullable(SettingValue::exchange_kind)?;
             Ok(())
         },
     ),
-    row("task_create_missing_queue_type", |config, input| {
-        input.queue_type(&mut config.queues.missing_type)
+    row("task_create_missing_queue_type", |config, value| {
+        value.queue_type(&mut config.queues.missing_type)
     }),
-    row("task_create_missing_queues", |config, input| {
-        input.flag(&mut config.queues.create_missing)
+    row("task_create_missing_queues", |config, value| {
+        value.flag(&mut config.queues.create_missing)
     }),
-    row("task_default_delivery_mode", |config, input| {
-        config.task_default_delivery_mode = input.delivery_mode()?;
+    row("task_default_delivery_mode", |config, value| {
+        config.task_default_delivery_mode = value.delivery_mode()?;
         Ok(())
     }),
-    row("task_default_exchange", |config, input| {
-        input.optional_text(&mut config.queues.default_exchange)
+    row("task_default_exchange", |config, value| {
+        value.optional_text(&mut config.queues.default_exchange)
     }),
-    row("task_default_exchange_type", |config, input| {
-        config.queues.default_exchange_kind = input.exchange_kind()?;
+    row("task_default_exchange_type", |config, value| {
+        config.queues.default_exchange_kind = value.exchange_kind()?;
         Ok(())
     }),
-    row("task_default_priority", |config, input| {
-        config.task.priority = input.nullable(Input::level)?;
+    row("task_default_priority", |config, value| {
+        config.task.priority = value.nullable(SettingValue::level)?;
         Ok(())
     }),
-    row("task_default_queue", |config, input| {
-        config.queues.default_queue = input.text()?;
+    row("task_default_queue", |config, value| {
+        config.queues.default_queue = value.text()?;
         Ok(())
     }),
-    row("task_default_queue_type", |config, input| {
-        input.queue_type(&mut config.queues.default_type)
+    row("task_default_queue_type", |config, value| {
+        value.queue_type(&mut config.queues.default_type)
     }),
-    row("task_default_rate_limit", |config, input| {
-        config.worker.default_rate_limit = input.nullable(Input::rate)?;
+    row("task_default_rate_limit", |config, value| {
+        config.worker.default_rate_limit = value.nullable(SettingValue::rate)?;
         Ok(())
     }),
-    row("task_default_retry_delay", |config, input| {
-        input.optional_duration(&mut config.task.retry_delay)
+    row("task_default_retry_delay", |config, value| {
+        value.optional_duration(&mut config.task.retry_delay)
     }),
-    row("task_default_routing_key", |config, input| {
-        input.optional_text(&mut config.queues.default_routing_key)
+    row("task_default_routing_key", |config, value| {
+        value.optional_text(&mut config.queues.default_routing_key)
     }),
-    row("task_ignore_result", |config, input| {
-        input.optional_flag(&mut config.task.ignore_result)
+    row("task_ignore_result", |config, value| {
+        value.optional_flag(&mut config.task.ignore_result)
     }),
-    row("task_max_retries", |config, input| {
-        config.task.max_retries = Some(input.nullable(Input::count)?);
+    row("task_max_retries", |config, value| {
+        config.task.max_retries = Some(value.nullable(SettingValue::count)?);
         Ok(())
     }),
-    row("task_protocol", |config, input| {
-        config.task_protocol = match input.count()? {
+    row("task_protocol", |config, value| {
+        config.task_protocol = match value.count()? {
             1 => TaskProtocol::V1,
             2 => TaskProtocol::V2,
             other => return Err(format!("there is no protocol {other}, only 1 and 2")),
         };
         Ok(())
     }),
-    row("task_queue_max_priority", |config, input| {
-        config.queues.max_priority = input.nullable(Input::level)?;
+    row("task_queue_max_priority", |config, value| {
+        config.queues.max_priority = value.nullable(SettingValue::level)?;
         Ok(())
     }),
-    row("task_queues", |config, input| {
-        config.queues.listed = input.nullable(Input::queues)?.unwrap_or_default();
+    row("task_queues", |config, value| {
+        config.queues.listed = value.nullable(SettingValue::queues)?.unwrap_or_default();
         Ok(())
     }),
-    row("task_reject_on_worker_lost", |config, input| {
-        input.optional_flag(&mut config.task.reject_on_worker_lost)
+    row("task_reject_on_worker_lost", |config, value| {
+        value.optional_flag(&mut config.task.reject_on_worker_lost)
     }),
-    row("task_routes", |config, input| {
-        config.task_routes = Routes::from_json(&input.json()?)?;
+    row("task_routes", |config, value| {
+        config.task_routes = Routes::from_json(&value.json()?)?;
         Ok(())
     }),
-    row("task_send_sent_event", |config, input| {
-        input.flag(&mut config.task_send_sent_event)
+    row("task_send_sent_event", |config, value| {
+        value.flag(&mut config.task_send_sent_event)
     }),
-    row("task_serializer", |config, input| {
-        input.serializer(&mut config.task_serializer)
+    row("task_serializer", |config, value| {
+        value.serializer(&mut config.task_serializer)
     }),
-    row("task_soft_time_limit", |config, input| {
-        input.optional_duration(&mut config.task.soft_time_limit)
+    row("task_soft_time_limit", |config, value| {
+        value.optional_duration(&mut config.task.soft_time_limit)
     }),
-    row("task_store_errors_even_if_ignored", |config, input| {
-        input.optional_flag(&mut config.task.store_errors)
+    row("task_store_errors_even_if_ignored", |config, value| {
+        value.optional_flag(&mut config.task.store_errors)
     }),
-    row("task_time_limit", |config, input| {
-        input.optional_duration(&mut config.task.time_limit)
+    row("task_time_limit", |config, value| {
+        value.optional_duration(&mut config.task.time_limit)
     }),
-    row("task_track_started", |config, input| {
-        input.optional_flag(&mut config.task.track_started)
+    row("task_track_started", |config, value| {
+        value.optional_flag(&mut config.task.track_started)
     }),
     row(
         "worker_cancel_long_running_tasks_on_connection_loss",
-        |config, input| input.flag(&mut config.worker.cancel_on_connection_loss),
+        |config, value| value.flag(&mut config.worker.cancel_on_connection_loss),
     ),
-    row("worker_concurrency", |config, input| {
-        config.worker_concurrency = (input.count()? as usize).max(1);
+    row("worker_concurrency", |config, value| {
+        config.worker_concurrency = (value.count()? as usize).max(1);
         Ok(())
     }),
-    // What it asks for is always so here: prefetch is counted per consumer,
-    // which is what quorum queues need.
-    row("worker_detect_quorum_queues", |_, input| {
-        input.truth().map(drop)
+    // The value has no effect: prefetch is always counted per consumer, as quorum
+    // queues require.
+    row("worker_detect_quorum_queues", |_, value| {
+        value.truth().map(drop)
     }),
-    row("worker_deduplicate_successful_tasks", |config, input| {
-        input.flag(&mut config.worker.deduplicate)
+    row("worker_deduplicate_successful_tasks", |config, value| {
+        value.flag(&mut config.worker.deduplicate)
     }),
-    row("worker_direct", |config, input| {
-        input.flag(&mut config.worker_direct)
+    row("worker_direct", |config, value| {
+        value.flag(&mut config.worker_direct)
     }),
-    row("worker_disable_prefetch", |config, input| {
-        input.flag(&mut config.worker.disable_prefetch)
+    row("worker_disable_prefetch", |config, value| {
+        value.flag(&mut config.worker.disable_prefetch)
     }),
-    row("worker_disable_rate_limits", |config, input| {
-        input.flag(&mut config.worker.disable_rate_limits)
+    row("worker_disable_rate_limits", |config, value| {
+        value.flag(&mut config.worker.disable_rate_limits)
     }),
-    row("worker_durable_revokes", |config, input| {
-        input.optional_duration(&mut config.worker.durable_revokes)
+    row("worker_durable_revokes", |config, value| {
+        value.optional_duration(&mut config.worker.durable_revokes)
     }),
-    // What stays in hand counts against the window at any time, also after a
-    // connection was lost.
-    row("worker_enable_prefetch_count_reduction", |_, input| {
-        input.truth().map(drop)
+    // The value has no effect: unsettled deliveries always count against the
+    // prefetch, also after a connection loss.
+    row("worker_enable_prefetch_count_reduction", |_, value| {
+        value.truth().map(drop)
     }),
-    row("worker_enable_remote_control", |config, input| {
-        input.flag(&mut config.worker.remote_control)
+    row("worker_enable_remote_control", |config, value| {
+        value.flag(&mut config.worker.remote_control)
     }),
-    row("worker_enable_soft_shutdown_on_idle", |config, input| {
-        input.flag(&mut config.worker.soft_shutdown_on_idle)
+    row("worker_enable_soft_shutdown_on_idle", |config, value| {
+        value.flag(&mut config.worker.soft_shutdown_on_idle)
     }),
-    row("worker_hostname", |config, input| {
-        input.optional_text(&mut config.worker_hostname)
+    row("worker_hostname", |config, value| {
+        value.optional_text(&mut config.worker_hostname)
     }),
-    row("worker_max_memory_per_child", |config, input| {
-        input.optional_count(&mut config.worker_max_memory_per_child)?;
+    row("worker_max_memory_per_child", |config, value| {
+        value.optional_count(&mut config.worker_max_memory_per_child)?;
         config.worker_max_memory_per_child =
             config.worker_max_memory_per_child.filter(|kib| *kib > 0);
         Ok(())
     }),
-    row("worker_max_tasks_per_child", |config, input| {
-        input.optional_count(&mut config.worker_max_tasks_per_child)?;
+    row("worker_max_tasks_per_child", |config, value| {
+        value.optional_count(&mut config.worker_max_tasks_per_child)?;
         config.worker_max_tasks_per_child =
             config.worker_max_tasks_per_child.filter(|tasks| *tasks > 0);
         Ok(())
     }),
-    row("worker_prefetch_multiplier", |config, input| {
-        config.worker_prefetch_multiplier = input.count()? as usize;
+    row("worker_prefetch_multiplier", |config, value| {
+        config.worker_prefetch_multiplier = value.count()? as usize;
         Ok(())
     }),
-    row("worker_send_task_events", |config, input| {
-        input.flag(&mut config.worker.task_events)
+    row("worker_send_task_events", |config, value| {
+        value.flag(&mut config.worker.task_events)
     }),
-    row("worker_soft_shutdown_timeout", |config, input| {
-        input.duration(&mut config.worker.soft_shutdown_timeout)
+    row("worker_soft_shutdown_timeout", |config, value| {
+        value.duration(&mut config.worker.soft_shutdown_timeout)
     }),
-    row("worker_state_db", |config, input| {
-        config.worker.state_file = input.nullable(Input::text)?.map(Into::into);
+    row("worker_state_db", |config, value| {
+        config.worker.state_file = value.nullable(SettingValue::text)?.map(Into::into);
         Ok(())
     }),
     ignored("beat_schedule"),
@@ -331,28 +348,28 @@ pub(super) const SETTINGS: &[Setting] = &[
     ignored("worker_pool"),
 ];
 
-/// The setting of that name.
+/// Returns the setting with this name.
 pub(super) fn find(name: &str) -> Option<&'static Setting> {
     SETTINGS.iter().find(|setting| setting.name == name)
 }
 
-/// The setting whose name is most like `name`.
+/// Returns the name of the setting that is most similar to `name`.
 pub(super) fn nearest(name: &str) -> &'static str {
     SETTINGS
         .iter()
         .max_by(|one, other| {
-            let likeness = |setting: &Setting| strsim::jaro_winkler(setting.name, name);
-            likeness(one).total_cmp(&likeness(other))
+            let similarity = |setting: &Setting| strsim::jaro_winkler(setting.name, name);
+            similarity(one).total_cmp(&similarity(other))
         })
         .map_or("broker_url", |setting| setting.name)
 }
 
-/// The value of a setting. From the environment everything is text, so each
-/// reader understands the text form, too.
+/// The value of a setting. Values from the environment are text, so each method
+/// accepts the text form, too.
 #[derive(Clone, Copy)]
-pub(super) struct Input<'a>(pub(super) &'a Value);
+pub(super) struct SettingValue<'a>(pub(super) &'a Value);
 
-impl Input<'_> {
+impl SettingValue<'_> {
     fn text(self) -> Result<String, String> {
         match self.0 {
             Value::String(text) => Ok(text.clone()),
@@ -360,7 +377,7 @@ impl Input<'_> {
         }
     }
 
-    /// The value itself, or the JSON in its text.
+    /// Returns the value, or the JSON that its text contains.
     fn json(self) -> Result<Value, String> {
         match self.0 {
             Value::String(text) => serde_json::from_str(text)
@@ -369,7 +386,7 @@ impl Input<'_> {
         }
     }
 
-    /// A list, a JSON list, or names with commas between them.
+    /// Reads a list, a JSON list, or names separated by commas.
     fn texts(self) -> Result<Vec<String>, String> {
         let list = match self.0 {
             Value::String(text) if !text.trim_start().starts_with('[') => {
@@ -378,7 +395,7 @@ impl Input<'_> {
             _ => self.json()?,
         };
         let items = list.as_array().ok_or("expected a list of names")?;
-        items.iter().map(|item| Input(item).text()).collect()
+        items.iter().map(|item| SettingValue(item).text()).collect()
     }
 
     fn truth(self) -> Result<bool, String> {
@@ -414,7 +431,7 @@ impl Input<'_> {
         Ok(number as u32)
     }
 
-    /// `null`, or `none` and nothing in text, as `None`.
+    /// Returns `None` for `null` and for the texts `none`, `null` and "".
     fn nullable<T>(self, read: fn(Self) -> Result<T, String>) -> Result<Option<T>, String> {
         match self.0 {
             Value::Null => Ok(None),
@@ -463,7 +480,7 @@ impl Input<'_> {
         Ok(())
     }
 
-    /// A rate limit, which may be a number.
+    /// Reads a rate limit, which may be a number.
     fn rate(self) -> Result<String, String> {
         let text = match self.0 {
             Value::Number(number) => number.to_string(),
@@ -473,13 +490,13 @@ impl Input<'_> {
         Ok(text)
     }
 
-    /// A priority.
+    /// Reads a number from 0 to 255, such as a priority.
     fn level(self) -> Result<u8, String> {
         let level = self.count()?;
         u8::try_from(level).map_err(|_| format!("expected at most 255, found {level}"))
     }
 
-    /// One URL, or a list of them as the one text that stands for a list.
+    /// Reads a URL, or a list of URLs, which is joined with `;`.
     fn urls(self) -> Result<String, String> {
         match self.0 {
             Value::Array(_) => self.texts().map(|urls| urls.join(";")),
@@ -487,7 +504,7 @@ impl Input<'_> {
         }
     }
 
-    /// `true` or `false`, or what TLS shall use.
+    /// Reads `true`, `false` or a map of TLS options; `true` is the empty map.
     fn ssl(self) -> Result<Option<Map<String, Value>>, String> {
         if let Ok(on) = self.truth() {
             return Ok(on.then(Map::new));
@@ -497,8 +514,8 @@ impl Input<'_> {
         Ok(Some(options))
     }
 
-    /// A list of queues, or names with commas between them.
-    fn queues(self) -> Result<Vec<crate::config::queues::Listed>, String> {
+    /// Reads a list or map of queues, or names separated by commas.
+    fn queues(self) -> Result<Vec<ListedQueue>, String> {
         match self.0 {
             Value::String(text) if !text.trim_start().starts_with(['[', '{']) => {
                 let names = self.texts()?.into_iter().map(Value::String);
@@ -558,7 +575,7 @@ fn on_unknown(text: &str) -> Result<OnUnknown, String> {
         None if text == "requeue" => Ok(OnUnknown::Requeue(Duration::from_secs(10))),
         Some(("requeue", delay)) => {
             let delay = Value::String(delay.to_owned());
-            Input(&delay).seconds().map(OnUnknown::Requeue)
+            SettingValue(&delay).seconds().map(OnUnknown::Requeue)
         }
         _ => Err(format!(
             "expected keep, reject or requeue:<seconds>, found {text:?}"

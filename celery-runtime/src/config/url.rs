@@ -1,34 +1,46 @@
-//! URLs of brokers and result backends, taken apart. Pure.
+//! Parsing of the URLs of brokers and result backends: [`ServiceUrl`]. Pure.
 
 use std::fmt;
 
-/// One URL as Celery writes them: `scheme://user:password@host:port/path?query`.
-/// Percent-escapes are resolved.
+/// The parts of a URL in Celery's form,
+/// `scheme://user:password@host:port/path?query`, with percent-escapes decoded.
+///
+/// [`Display`](fmt::Display) and [`Debug`](fmt::Debug) leave out the password.
+///
+/// ```
+/// use celery_runtime::url::ServiceUrl;
+///
+/// let url = ServiceUrl::parse("redis://:secret@localhost:6380/1?ssl_cert_reqs=none")?;
+/// assert_eq!(url.port, Some(6380));
+/// assert_eq!(url.query("ssl_cert_reqs"), Some("none"));
+/// assert_eq!(url.to_string(), "redis://:***@localhost:6380/1");
+/// # Ok::<(), String>(())
+/// ```
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ServiceUrl {
     /// The part before `://`, in lower case.
     pub scheme: String,
-    /// The user; empty ones count as none.
+    /// The user; `None` if missing or empty.
     pub user: Option<String>,
-    /// The password.
+    /// The password; `None` if missing or empty.
     pub password: Option<String>,
-    /// The host; `None` where the path names a socket.
+    /// The host; `None` if missing or empty, as in the URL of a socket.
     pub host: Option<String>,
-    /// The port, where it is given.
+    /// The port, if given.
     pub port: Option<u16>,
-    /// What follows the host, with its leading slash; empty where nothing does.
+    /// The path with its leading slash; empty if missing.
     pub path: String,
-    /// The query's pairs in their order.
+    /// The pairs of the query in their order.
     pub query: Vec<(String, String)>,
 }
 
 impl ServiceUrl {
-    /// Takes a URL apart.
+    /// Parses a URL.
     ///
     /// # Errors
     ///
-    /// A sentence that says what is wrong with it.
+    /// A text with the reason.
     pub fn parse(url: &str) -> Result<Self, String> {
         let (scheme, rest) = url
             .split_once("://")
@@ -60,12 +72,13 @@ impl ServiceUrl {
         })
     }
 
-    /// The same for several URLs with `;` between them, in order of
-    /// preference. Parts without a scheme take the first one's.
+    /// Parses several URLs separated by `;`, in order of preference. A URL without a
+    /// scheme has the scheme of the first one.
     ///
     /// # Errors
     ///
-    /// As [`parse`](Self::parse), for the first that cannot be read.
+    /// A text with the reason, for the first URL that cannot be parsed, or if there
+    /// is none.
     pub fn parse_list(urls: &str) -> Result<Vec<Self>, String> {
         let mut list: Vec<Self> = Vec::new();
         for url in urls.split(';').map(str::trim).filter(|url| !url.is_empty()) {
@@ -83,7 +96,7 @@ impl ServiceUrl {
         Ok(list)
     }
 
-    /// The value of `key` in the query; the last one counts.
+    /// Returns the value of `key` in the query; of several the last one.
     pub fn query(&self, key: &str) -> Option<&str> {
         self.query
             .iter()
@@ -93,7 +106,7 @@ impl ServiceUrl {
     }
 }
 
-/// The URL without its password.
+/// Writes the URL without its query, and `***` for the password.
 impl fmt::Display for ServiceUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}://", self.scheme)?;
@@ -110,14 +123,14 @@ impl fmt::Display for ServiceUrl {
     }
 }
 
-/// A password must not reach a log through `{:?}` either.
+/// Writes the URL as `Display` does, so that no log shows a password.
 impl fmt::Debug for ServiceUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ServiceUrl({self})")
     }
 }
 
-/// `url` with every password replaced, for messages.
+/// Returns `url`, or several separated by `;`, with `***` for each password.
 pub fn redacted(url: &str) -> String {
     url.split(';')
         .map(|one| match (one.find("://"), one.rfind('@')) {
@@ -195,7 +208,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_parts() {
+    fn url_is_parsed_into_its_parts() {
         let url =
             ServiceUrl::parse("rediss://me:p%40ss:w@h.example:6380/2?ssl_cert_reqs=none").unwrap();
         assert_eq!(url.scheme, "rediss");
@@ -209,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn sockets_ipv6_and_empty_users() {
+    fn socket_and_ipv6_urls_are_parsed() {
         let socket = ServiceUrl::parse("redis+socket:///run/redis.sock?virtual_host=3").unwrap();
         assert_eq!(
             (socket.host, socket.path.as_str()),
@@ -221,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_share_the_first_scheme() {
+    fn url_list_shares_first_scheme() {
         let list = ServiceUrl::parse_list("sentinel://a:1;b:2; sentinel://c").unwrap();
         let hosts: Vec<_> = list.iter().filter_map(|url| url.host.as_deref()).collect();
         assert_eq!(hosts, ["a", "b", "c"]);
@@ -230,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn passwords_are_left_out_of_messages() {
+    fn password_is_redacted() {
         assert_eq!(
             redacted("redis://u:s3@cret@h/1;redis://:x@b"),
             "redis://u:***@h/1;redis://:***@b"
@@ -241,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_told_apart() {
+    fn malformed_url_is_refused_with_reason() {
         assert!(
             ServiceUrl::parse("localhost:6379")
                 .unwrap_err()

@@ -1,12 +1,12 @@
-//! Settings that change how signatures are written.
+//! The settings of the encoding of signatures: [`WireStyle`].
 
-/// Settings that say in which form a canvas travels.
+/// The settings of the encoding of a canvas in messages.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct WireStyle {
-    /// Each step of a chain is the callback of the one before, as protocol 1
-    /// has it, which knows no chains.
+    /// Whether each step of a chain is the callback of the previous one, as in
+    /// protocol 1, which has no chains.
     pub(crate) linked: bool,
-    /// Errbacks of a chord are also its header's
+    /// Whether the errbacks of a chord are also those of its header
     /// (`task_allow_error_cb_on_chord_header`).
     pub(crate) header_errbacks: bool,
 }

@@ -1,43 +1,48 @@
-//! Settings of workers.
+//! The settings of workers.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How a worker deals with those who watch and steer it, and with its end.
+/// The settings of remote control, events, rate limits, shutdown and revocation in
+/// a worker.
 #[derive(Clone, Debug)]
 pub(crate) struct WorkerSettings {
-    /// Whether it obeys and answers remote control.
+    /// `worker_enable_remote_control`.
     pub(crate) remote_control: bool,
-    /// Whether it tells what happens to tasks.
+    /// `worker_send_task_events`.
     pub(crate) task_events: bool,
-    /// Whether it asks its peers at the start what was revoked.
+    /// Whether the worker asks other workers for their revocations at its start.
     pub(crate) mingle: bool,
-    /// Time between two signs of life; none are given where `None`.
+    /// The interval of heartbeat events; none are sent if `None`.
     pub(crate) heartbeat: Option<Duration>,
-    /// Whether limits on how often a task starts are left out.
+    /// `worker_disable_rate_limits`.
     pub(crate) disable_rate_limits: bool,
-    /// Whether nothing is taken that cannot start at once.
+    /// `worker_disable_prefetch`: the worker fetches only tasks that can start at once.
     pub(crate) disable_prefetch: bool,
-    /// What a rate limit is where a task has none.
+    /// `task_default_rate_limit`.
     pub(crate) default_rate_limit: Option<String>,
-    /// How long a cold stop leaves tasks to end by themselves.
+    /// `worker_soft_shutdown_timeout`: the time that a cold shutdown gives to running
+    /// tasks.
     pub(crate) soft_shutdown_timeout: Duration,
-    /// Whether it waits as long when nothing runs.
+    /// `worker_enable_soft_shutdown_on_idle`: the worker waits for that time also if no
+    /// task runs.
     pub(crate) soft_shutdown_on_idle: bool,
-    /// Whether late tasks are ended whose connection is lost.
+    /// `worker_cancel_long_running_tasks_on_connection_loss`, for tasks that are
+    /// acknowledged late.
     pub(crate) cancel_on_connection_loss: bool,
-    /// Whether a redelivered task that has succeeded is not run again.
+    /// `worker_deduplicate_successful_tasks`: a redelivered task with a stored success
+    /// does not run again.
     pub(crate) deduplicate: bool,
-    /// Where revoked ids are kept between two runs.
+    /// `worker_state_db`: the file that keeps revoked ids over a restart.
     pub(crate) state_file: Option<PathBuf>,
-    /// Most revoked ids that are remembered.
+    /// The maximum number of revoked ids in memory.
     pub(crate) revokes_max: usize,
-    /// How long a revoked id is remembered.
+    /// The time for which a revoked id stays in memory.
     pub(crate) revoke_expires: Duration,
-    /// How long the store remembers what was revoked; it is not told where
-    /// `None`.
+    /// `worker_durable_revokes`: the time for which the store keeps revocations; none
+    /// are written if `None`.
     pub(crate) durable_revokes: Option<Duration>,
-    /// A poll of a task that takes longer is reported.
+    /// The time after which one poll of a task is reported as blocking.
     pub(crate) blocked_after: Duration,
 }
 

@@ -1,26 +1,51 @@
-//! The contract of [`Store`].
+//! The cases for [`Store`]: [`store_conformance!`](crate::store_conformance).
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::boundary::Store;
-use crate::conformance::{fresh, soon};
+use crate::conformance::{unique_name, wait_for};
 
-/// A store to test.
+/// A store under test.
 pub trait StoreSetup: Send + Sync {
-    /// A new client of the same server.
+    /// Returns a new client of the same server.
     fn store(&self) -> Arc<dyn Store>;
 }
 
-/// One test for each case of the suite.
+/// Makes a test of each case for a store.
+///
+/// The argument is an expression that makes a
+/// [`StoreSetup`](crate::conformance::store::StoreSetup); each test evaluates it.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use celery_runtime::Store;
+/// use celery_runtime::conformance::store::StoreSetup;
+/// use celery_runtime::memory::MemoryStore;
+///
+/// struct Setup(MemoryStore);
+///
+/// impl StoreSetup for Setup {
+///     fn store(&self) -> Arc<dyn Store> {
+///         Arc::new(self.0.clone())
+///     }
+/// }
+///
+/// celery_runtime::store_conformance!(Setup(MemoryStore::new()));
+/// # fn main() {}
+/// ```
+///
+/// Tests that need a server can be ignored by default, with a reason:
+/// `store_conformance!(ignore = "needs a server", Setup::start())`.
 #[macro_export]
 macro_rules! store_conformance {
     (@cases $attributes:tt $setup:expr) => {
-        $crate::__conformance_tests!(store $attributes $setup,
-            one_of_many_gets_the_key
-            only_the_owner_extends_and_deletes
-            counters_count_for_everybody
-            keys_die_in_time
+        $crate::conformance_tests!((store) $attributes $setup,
+            key_is_set_by_one_of_many
+            key_is_changed_only_with_its_value
+            counter_adds_up_over_clients
+            expired_key_is_removed
         );
     };
     (ignore = $reason:literal, $setup:expr) => {
@@ -31,82 +56,87 @@ macro_rules! store_conformance {
     };
 }
 
-const LONG: Duration = Duration::from_secs(60);
+/// The time to live of a key that does not expire within a test.
+const LONG_TTL: Duration = Duration::from_secs(60);
 
-/// Of many that want to set a key, one does.
-pub async fn one_of_many_gets_the_key(setup: &dyn StoreSetup) {
-    let key = fresh("lock");
+/// Of many clients that set a key, one succeeds.
+pub async fn key_is_set_by_one_of_many(setup: &dyn StoreSetup) {
+    let key = unique_name("lock");
     let mut winners = 0;
     for n in 0..10u8 {
         let put = setup.store();
         winners += usize::from(
-            soon("put", put.put_if_absent(&key, &[n], LONG))
+            wait_for("put", put.put_if_absent(&key, &[n], LONG_TTL))
                 .await
                 .expect("put"),
         );
     }
     assert_eq!(winners, 1);
-    let value = soon("get", setup.store().get(&key)).await.expect("got");
+    let value = wait_for("get", setup.store().get(&key)).await.expect("got");
     assert_eq!(value.as_deref(), Some(&[0][..]));
 }
 
-/// The value is the proof of ownership.
-pub async fn only_the_owner_extends_and_deletes(setup: &dyn StoreSetup) {
-    let (store, key) = (setup.store(), fresh("owner"));
+/// A key is extended and deleted only with the value that it holds.
+pub async fn key_is_changed_only_with_its_value(setup: &dyn StoreSetup) {
+    let (store, key) = (setup.store(), unique_name("owner"));
     assert!(
-        soon("put", store.put_if_absent(&key, b"me", LONG))
+        wait_for("put", store.put_if_absent(&key, b"me", LONG_TTL))
             .await
             .expect("put")
     );
     assert!(
-        !soon("extend", store.extend(&key, b"you", LONG))
+        !wait_for("extend", store.extend(&key, b"you", LONG_TTL))
             .await
             .expect("extend")
     );
     assert!(
-        soon("extend", store.extend(&key, b"me", LONG))
+        wait_for("extend", store.extend(&key, b"me", LONG_TTL))
             .await
             .expect("extend")
     );
     assert!(
-        !soon("delete", store.compare_and_delete(&key, b"you"))
+        !wait_for("delete", store.compare_and_delete(&key, b"you"))
             .await
             .expect("delete")
     );
     assert!(
-        soon("delete", store.compare_and_delete(&key, b"me"))
+        wait_for("delete", store.compare_and_delete(&key, b"me"))
             .await
             .expect("delete")
     );
     assert!(
-        !soon("extend", store.extend(&key, b"me", LONG))
+        !wait_for("extend", store.extend(&key, b"me", LONG_TTL))
             .await
             .expect("extend")
     );
-    assert_eq!(soon("get", store.get(&key)).await.expect("got"), None);
+    assert_eq!(wait_for("get", store.get(&key)).await.expect("got"), None);
 }
 
 /// Counts of several clients add up.
-pub async fn counters_count_for_everybody(setup: &dyn StoreSetup) {
-    let (one, two, key) = (setup.store(), setup.store(), fresh("counter"));
+pub async fn counter_adds_up_over_clients(setup: &dyn StoreSetup) {
+    let (one, two, key) = (setup.store(), setup.store(), unique_name("counter"));
     for expected in [1, 3, 5] {
         assert_eq!(
-            soon("count", one.count(&key, LONG)).await.expect("count"),
+            wait_for("count", one.count(&key, LONG_TTL))
+                .await
+                .expect("count"),
             expected
         );
         assert_eq!(
-            soon("count", two.count(&key, LONG)).await.expect("count"),
+            wait_for("count", two.count(&key, LONG_TTL))
+                .await
+                .expect("count"),
             expected + 1
         );
     }
 }
 
-/// What is not extended disappears.
-pub async fn keys_die_in_time(setup: &dyn StoreSetup) {
-    let (store, key) = (setup.store(), fresh("short"));
+/// A key that is not extended expires, and an expired counter starts at one.
+pub async fn expired_key_is_removed(setup: &dyn StoreSetup) {
+    let (store, key) = (setup.store(), unique_name("short"));
     let short = Duration::from_millis(300);
     assert!(
-        soon("put", store.put_if_absent(&key, b"1", short))
+        wait_for("put", store.put_if_absent(&key, b"1", short))
             .await
             .expect("put")
     );
@@ -115,10 +145,10 @@ pub async fn keys_die_in_time(setup: &dyn StoreSetup) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    soon("expiry", gone).await;
-    let counter = fresh("short-counter");
+    wait_for("expiry", gone).await;
+    let counter = unique_name("short-counter");
     assert_eq!(
-        soon("count", store.count(&counter, short))
+        wait_for("count", store.count(&counter, short))
             .await
             .expect("count"),
         1
@@ -128,5 +158,5 @@ pub async fn keys_die_in_time(setup: &dyn StoreSetup) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    soon("restart", restarted).await;
+    wait_for("restart", restarted).await;
 }

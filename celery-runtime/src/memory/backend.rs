@@ -13,54 +13,54 @@ use crate::boundary::{
     ChordStore, Record, ResultBackend, ServiceError, ServiceErrorKind, StalledChord,
 };
 use crate::env::Clock;
-use crate::memory::chords::Chords;
+use crate::memory::chords::ChordTable;
 use crate::memory::faults::Faults;
 use crate::memory::lock;
 
-/// Celery's `result_expires`.
-pub(super) const EXPIRES: Duration = Duration::from_secs(86_400);
+/// The time after which results expire: the default of Celery's `result_expires`.
+pub(super) const RESULT_TTL: Duration = Duration::from_secs(86_400);
 
-/// Results inside this process, kept for a day. Clones share them.
+/// A result backend inside this process. Clones share their results.
 ///
-/// Documents are kept as JSON, as Redis has them.
+/// Results expire after a day. Documents are stored as JSON, as on Redis.
 #[derive(Clone)]
 pub struct MemoryBackend {
-    shared: Arc<Shared>,
+    inner: Arc<BackendInner>,
 }
 
-struct Shared {
-    documents: Mutex<Documents>,
+struct BackendInner {
+    results: Mutex<StoredResults>,
     stored: Notify,
     faults: Faults,
     clock: Clock,
 }
 
 #[derive(Default)]
-struct Documents {
-    by_id: HashMap<String, Stored>,
+struct StoredResults {
+    by_id: HashMap<String, StoredDocument>,
     groups: HashMap<String, ResultTree>,
-    chords: Chords,
-    /// Ids in the order of their expiry.
+    chords: ChordTable,
+    /// Task ids in the order in which their documents expire.
     expiry: VecDeque<(SystemTime, String)>,
 }
 
-struct Stored {
+struct StoredDocument {
     state: State,
     text: Vec<u8>,
     expires: SystemTime,
 }
 
 impl MemoryBackend {
-    /// An empty backend.
+    /// Returns an empty backend.
     pub fn new() -> Self {
         Self::with_clock(Clock::system())
     }
 
-    /// An empty backend whose results expire by `clock`.
+    /// Returns an empty backend whose results expire by `clock`.
     pub fn with_clock(clock: Clock) -> Self {
         Self {
-            shared: Arc::new(Shared {
-                documents: Mutex::default(),
+            inner: Arc::new(BackendInner {
+                results: Mutex::default(),
                 stored: Notify::new(),
                 faults: Faults::default(),
                 clock,
@@ -68,14 +68,14 @@ impl MemoryBackend {
         }
     }
 
-    /// The chord that was begun with this id, to look at in tests.
+    /// Returns the chord that began with this id, for tests.
     pub fn chord(&self, group_id: &str) -> Option<ChordStart> {
-        lock(&self.shared.documents).chords.begun(group_id).cloned()
+        lock(&self.inner.results).chords.started(group_id).cloned()
     }
 
-    /// The failures to switch on.
+    /// Returns the failures that a test can switch on.
     pub fn faults(&self) -> &Faults {
-        &self.shared.faults
+        &self.inner.faults
     }
 }
 
@@ -94,21 +94,21 @@ impl fmt::Debug for MemoryBackend {
 impl ResultBackend for MemoryBackend {
     fn store<'a>(&'a self, record: Record<'a>) -> BoxFuture<'a, Result<(), ServiceError>> {
         Box::pin(async move {
-            self.shared.faults.check("store").await?;
+            self.inner.faults.check("store").await?;
             let document = record.document;
             let text = document
                 .encode(Serializer::Json)
                 .map_err(|error| invalid("store", &document.task_id, error.to_string()))?;
-            let now = self.shared.clock.now();
-            lock(&self.shared.documents).insert(document, text, now);
-            self.shared.stored.notify_waiters();
+            let now = self.inner.clock.now();
+            lock(&self.inner.results).insert(document, text, now);
+            self.inner.stored.notify_waiters();
             Ok(())
         })
     }
 
     fn prepare<'a>(&'a self, _ids: &'a [String]) -> BoxFuture<'a, Result<(), ServiceError>> {
         Box::pin(std::future::ready(
-            self.shared.faults.check_planned("expect"),
+            self.inner.faults.check_planned("prepare"),
         ))
     }
 
@@ -117,7 +117,7 @@ impl ResultBackend for MemoryBackend {
         ids: &'a [String],
     ) -> BoxFuture<'a, Result<Vec<Option<ResultDocument<'static>>>, ServiceError>> {
         Box::pin(async move {
-            self.shared.faults.check("fetch").await?;
+            self.inner.faults.check("fetch").await?;
             ids.iter().map(|id| self.find(id)).collect()
         })
     }
@@ -128,8 +128,8 @@ impl ResultBackend for MemoryBackend {
     ) -> BoxFuture<'a, Result<ResultDocument<'static>, ServiceError>> {
         Box::pin(async move {
             loop {
-                let stored = self.shared.stored.notified();
-                self.shared.faults.check("wait").await?;
+                let stored = self.inner.stored.notified();
+                self.inner.faults.check("wait").await?;
                 match self.find(id)? {
                     Some(document) if document.status.is_ready() => return Ok(document),
                     _ => {}
@@ -137,7 +137,7 @@ impl ResultBackend for MemoryBackend {
                 tokio::select! {
                     biased;
                     () = stored => {}
-                    error = self.shared.faults.broken("wait") => return Err(error),
+                    error = self.inner.faults.broken("wait") => return Err(error),
                 }
             }
         })
@@ -145,10 +145,10 @@ impl ResultBackend for MemoryBackend {
 
     fn forget<'a>(&'a self, ids: &'a [String]) -> BoxFuture<'a, Result<(), ServiceError>> {
         Box::pin(async move {
-            self.shared.faults.check("forget").await?;
-            let mut documents = lock(&self.shared.documents);
+            self.inner.faults.check("forget").await?;
+            let mut results = lock(&self.inner.results);
             for id in ids {
-                documents.by_id.remove(id);
+                results.by_id.remove(id);
             }
             Ok(())
         })
@@ -156,9 +156,9 @@ impl ResultBackend for MemoryBackend {
 
     fn store_group<'a>(&'a self, group: &'a ResultTree) -> BoxFuture<'a, Result<(), ServiceError>> {
         Box::pin(async move {
-            self.shared.faults.check("store_group").await?;
-            let mut documents = lock(&self.shared.documents);
-            documents.groups.insert(group.id.clone(), group.clone());
+            self.inner.faults.check("store_group").await?;
+            let mut results = lock(&self.inner.results);
+            results.groups.insert(group.id.clone(), group.clone());
             Ok(())
         })
     }
@@ -168,15 +168,15 @@ impl ResultBackend for MemoryBackend {
         group_id: &'a str,
     ) -> BoxFuture<'a, Result<Option<ResultTree>, ServiceError>> {
         Box::pin(async move {
-            self.shared.faults.check("fetch_group").await?;
-            Ok(lock(&self.shared.documents).groups.get(group_id).cloned())
+            self.inner.faults.check("fetch_group").await?;
+            Ok(lock(&self.inner.results).groups.get(group_id).cloned())
         })
     }
 
     fn forget_group<'a>(&'a self, group_id: &'a str) -> BoxFuture<'a, Result<(), ServiceError>> {
         Box::pin(async move {
-            self.shared.faults.check("forget_group").await?;
-            lock(&self.shared.documents).groups.remove(group_id);
+            self.inner.faults.check("forget_group").await?;
+            lock(&self.inner.results).groups.remove(group_id);
             Ok(())
         })
     }
@@ -197,14 +197,12 @@ impl ResultBackend for MemoryBackend {
 impl ChordStore for MemoryBackend {
     fn begin<'a>(&'a self, chord: &'a ChordStart) -> BoxFuture<'a, Result<(), ServiceError>> {
         Box::pin(async move {
-            self.shared.faults.check("begin").await?;
-            let mut documents = lock(&self.shared.documents);
+            self.inner.faults.check("begin").await?;
+            let mut results = lock(&self.inner.results);
             if let Some(tree) = &chord.tree {
-                documents
-                    .groups
-                    .insert(chord.group_id.clone(), tree.clone());
+                results.groups.insert(chord.group_id.clone(), tree.clone());
             }
-            documents.chords.begin(chord, self.shared.clock.now());
+            results.chords.begin(chord, self.inner.clock.now());
             Ok(())
         })
     }
@@ -215,26 +213,26 @@ impl ChordStore for MemoryBackend {
         task_id: &'a str,
     ) -> BoxFuture<'a, Result<(), ServiceError>> {
         Box::pin(async move {
-            self.shared.faults.check("add_member").await?;
-            let now = self.shared.clock.now();
-            let mut documents = lock(&self.shared.documents);
-            documents.chords.extend(group_id, task_id, now);
+            self.inner.faults.check("add_member").await?;
+            let now = self.inner.clock.now();
+            let mut results = lock(&self.inner.results);
+            results.chords.add_member(group_id, task_id, now);
             Ok(())
         })
     }
 
     fn complete_member<'a>(
         &'a self,
-        part: &'a ChordMember<'a>,
+        member: &'a ChordMember<'a>,
         claim: &'a ChordClaim,
     ) -> BoxFuture<'a, Result<Option<ChordResults>, ServiceError>> {
         Box::pin(async move {
-            self.shared.faults.check("complete_member").await?;
-            let now = self.shared.clock.now();
-            let mut documents = lock(&self.shared.documents);
-            let parts = documents.chords.count(part, claim, now);
-            let tree = documents.groups.get(part.group_id).cloned();
-            Ok(parts.map(|parts| ChordResults::new(parts, tree)))
+            self.inner.faults.check("complete_member").await?;
+            let now = self.inner.clock.now();
+            let mut results = lock(&self.inner.results);
+            let members = results.chords.complete_member(member, claim, now);
+            let tree = results.groups.get(member.group_id).cloned();
+            Ok(members.map(|members| ChordResults::new(members, tree)))
         })
     }
 
@@ -244,10 +242,10 @@ impl ChordStore for MemoryBackend {
         claim: &'a ChordClaim,
     ) -> BoxFuture<'a, Result<bool, ServiceError>> {
         Box::pin(async move {
-            self.shared.faults.check("renew_claim").await?;
-            let now = self.shared.clock.now();
-            let mut documents = lock(&self.shared.documents);
-            Ok(documents.chords.hold(group_id, claim, now))
+            self.inner.faults.check("renew_claim").await?;
+            let now = self.inner.clock.now();
+            let mut results = lock(&self.inner.results);
+            Ok(results.chords.renew_claim(group_id, claim, now))
         })
     }
 
@@ -258,10 +256,10 @@ impl ChordStore for MemoryBackend {
         end: ChordEnd,
     ) -> BoxFuture<'a, Result<bool, ServiceError>> {
         Box::pin(async move {
-            self.shared.faults.check("finish").await?;
-            let now = self.shared.clock.now();
-            let mut documents = lock(&self.shared.documents);
-            Ok(documents.chords.end(group_id, claim, end, now))
+            self.inner.faults.check("finish").await?;
+            let now = self.inner.clock.now();
+            let mut results = lock(&self.inner.results);
+            Ok(results.chords.finish(group_id, claim, end, now))
         })
     }
 
@@ -271,28 +269,24 @@ impl ChordStore for MemoryBackend {
         limit: usize,
     ) -> BoxFuture<'a, Result<Vec<StalledChord>, ServiceError>> {
         Box::pin(async move {
-            self.shared.faults.check("claim_stalled").await?;
-            let now = self.shared.clock.now();
-            let mut documents = lock(&self.shared.documents);
-            let overdue = documents.chords.overdue(claim, limit, now).into_iter();
-            let chord = |(id, body, parts)| {
-                let tree = documents.groups.get(&id).cloned();
-                StalledChord::new(id, body, ChordResults::new(parts, tree))
+            self.inner.faults.check("claim_stalled").await?;
+            let now = self.inner.clock.now();
+            let mut results = lock(&self.inner.results);
+            let stalled = results.chords.claim_stalled(claim, limit, now).into_iter();
+            let chord = |(id, body, members)| {
+                let tree = results.groups.get(&id).cloned();
+                StalledChord::new(id, body, ChordResults::new(members, tree))
             };
-            Ok(overdue.map(chord).collect())
+            Ok(stalled.map(chord).collect())
         })
     }
 }
 
 impl MemoryBackend {
     fn find(&self, id: &str) -> Result<Option<ResultDocument<'static>>, ServiceError> {
-        let now = self.shared.clock.now();
-        let documents = lock(&self.shared.documents);
-        let Some(stored) = documents
-            .by_id
-            .get(id)
-            .filter(|stored| stored.expires > now)
-        else {
+        let now = self.inner.clock.now();
+        let results = lock(&self.inner.results);
+        let Some(stored) = results.by_id.get(id).filter(|stored| stored.expires > now) else {
             return Ok(None);
         };
         ResultDocument::decode(Serializer::Json, &stored.text, usize::MAX)
@@ -301,16 +295,17 @@ impl MemoryBackend {
     }
 }
 
-impl Documents {
+impl StoredResults {
     fn insert(&mut self, document: &ResultDocument<'_>, text: Vec<u8>, now: SystemTime) {
         self.expire(now);
         let id = document.task_id.as_ref();
-        let success = |stored: &Stored| stored.state == State::Success && stored.expires > now;
+        let success =
+            |stored: &StoredDocument| stored.state == State::Success && stored.expires > now;
         if self.by_id.get(id).is_some_and(success) {
             return;
         }
-        let expires = now + EXPIRES;
-        let stored = Stored {
+        let expires = now + RESULT_TTL;
+        let stored = StoredDocument {
             state: document.status.clone(),
             text,
             expires,
@@ -323,7 +318,7 @@ impl Documents {
         while let Some((due, id)) = self.expiry.front()
             && *due <= now
         {
-            // Stored again since, it has a later entry of its own.
+            // A document that was stored again has a later entry.
             if self
                 .by_id
                 .get(id)

@@ -16,23 +16,25 @@ use crate::boundary::{
 use crate::env::Clock;
 use crate::memory::faults::Faults;
 use crate::memory::lock;
-use crate::memory::queues::Queues;
+use crate::memory::queues::MessageQueues;
 use crate::memory::subscription::{FanoutSubscription, ReplyQueue};
 
-/// Messages kept for a subscriber that does not read; then the oldest go.
+/// The number of unread messages that a subscription keeps; with more, the oldest
+/// are dropped.
 const BROADCAST_BACKLOG: usize = 1024;
 
-/// A broker inside this process, with priorities, delayed messages and
-/// redelivery. Priority 0 goes first, as on Redis.
+/// A broker inside this process, with priorities, deferred messages and
+/// redelivery. Clones share their queues.
 ///
-/// Clones share their queues.
+/// Priority 0 is delivered first, as on Redis. The unsettled deliveries of a
+/// consumer return to their queues when it is dropped.
 #[derive(Clone)]
 pub struct MemoryBroker {
-    shared: Arc<Shared>,
+    inner: Arc<BrokerInner>,
 }
 
-pub(super) struct Shared {
-    pub(super) queues: Mutex<Queues>,
+pub(super) struct BrokerInner {
+    pub(super) queues: Mutex<MessageQueues>,
     bindings: Mutex<Vec<Queue>>,
     exchanges: Mutex<HashMap<String, broadcast::Sender<(String, Message)>>>,
     pub(super) changed: Notify,
@@ -42,15 +44,15 @@ pub(super) struct Shared {
 }
 
 impl MemoryBroker {
-    /// An empty broker.
+    /// Returns an empty broker.
     pub fn new() -> Self {
         Self::with_clock(Clock::system())
     }
 
-    /// An empty broker whose delayed messages follow `clock`.
+    /// Returns an empty broker whose deferred messages follow `clock`.
     pub fn with_clock(clock: Clock) -> Self {
         Self {
-            shared: Arc::new(Shared {
+            inner: Arc::new(BrokerInner {
                 queues: Mutex::default(),
                 bindings: Mutex::default(),
                 exchanges: Mutex::default(),
@@ -62,14 +64,14 @@ impl MemoryBroker {
         }
     }
 
-    /// The failures to switch on.
+    /// Returns the failures that a test can switch on.
     pub fn faults(&self) -> &Faults {
-        &self.shared.faults
+        &self.inner.faults
     }
 
-    /// How many deliveries consumers hold that are not settled.
-    pub fn held(&self) -> usize {
-        lock(&self.shared.queues).held()
+    /// Returns the number of unsettled deliveries of all consumers.
+    pub fn unsettled(&self) -> usize {
+        lock(&self.inner.queues).unsettled()
     }
 }
 
@@ -88,8 +90,8 @@ impl fmt::Debug for MemoryBroker {
 impl Broker for MemoryBroker {
     fn declare<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<(), ServiceError>> {
         Box::pin(async move {
-            self.shared.faults.check("declare").await?;
-            self.shared.declare(queue);
+            self.inner.faults.check("declare").await?;
+            self.inner.declare(queue);
             Ok(())
         })
     }
@@ -99,11 +101,11 @@ impl Broker for MemoryBroker {
         batch: &'a [Publication],
     ) -> BoxFuture<'a, Vec<Result<(), ServiceError>>> {
         Box::pin(async move {
-            if let Err(error) = self.shared.faults.check("publish").await {
+            if let Err(error) = self.inner.faults.check("publish").await {
                 return vec![Err(error); batch.len()];
             }
-            let answers = batch.iter().map(|one| self.shared.route(one)).collect();
-            self.shared.changed.notify_waiters();
+            let answers = batch.iter().map(|one| self.inner.route(one)).collect();
+            self.inner.changed.notify_waiters();
             answers
         })
     }
@@ -113,17 +115,18 @@ impl Broker for MemoryBroker {
         options: &'a ConsumeOptions,
     ) -> BoxFuture<'a, Result<Arc<dyn Consumer>, ServiceError>> {
         Box::pin(async move {
-            self.shared.faults.check("consume").await?;
+            self.inner.faults.check("consume").await?;
             let queues = options
                 .queues
                 .iter()
                 .map(|queue| queue.name.as_str().into());
             let consumer: Arc<dyn Consumer> = Arc::new(MemoryConsumer {
-                id: self.shared.consumers.fetch_add(1, Ordering::Relaxed),
-                shared: Arc::clone(&self.shared),
+                id: self.inner.consumers.fetch_add(1, Ordering::Relaxed),
+                inner: Arc::clone(&self.inner),
                 queues: Mutex::new(queues.collect()),
                 interrupted: AtomicBool::new(false),
                 interrupt: Notify::new(),
+                closed: AtomicBool::new(false),
             });
             Ok(consumer)
         })
@@ -136,13 +139,13 @@ impl Broker for MemoryBroker {
         message: &'a Message,
     ) -> BoxFuture<'a, Result<Option<u64>, ServiceError>> {
         Box::pin(async move {
-            self.shared.faults.check("broadcast").await?;
-            let sender = self.shared.exchange(&exchange.name);
+            self.inner.faults.check("broadcast").await?;
+            let sender = self.inner.exchange(&exchange.name);
             let sent = sender.send((routing_key.to_owned(), message.clone()));
-            // Nobody listens: that is what a broadcast is like.
-            let listeners = sent.unwrap_or(0) as u64;
-            // Those who listen for some keys alone are among them.
-            Ok((exchange.kind == ExchangeKind::Fanout || listeners == 0).then_some(listeners))
+            // An error means that no mailbox is bound, and the message is dropped.
+            let receivers = sent.unwrap_or(0) as u64;
+            // The channel also counts receivers whose key does not match.
+            Ok((exchange.kind == ExchangeKind::Fanout || receivers == 0).then_some(receivers))
         })
     }
 
@@ -151,14 +154,14 @@ impl Broker for MemoryBroker {
         mailbox: &'a Mailbox,
     ) -> BoxFuture<'a, Result<Box<dyn Subscription>, ServiceError>> {
         Box::pin(async move {
-            self.shared.faults.check("subscribe").await?;
+            self.inner.faults.check("subscribe").await?;
             let subscription: Box<dyn Subscription> = match &mailbox.binding {
                 Some(binding) => Box::new(FanoutSubscription::new(
                     binding,
-                    self.shared.exchange(&binding.exchange.name).subscribe(),
-                    self.shared.faults.clone(),
+                    self.inner.exchange(&binding.exchange.name).subscribe(),
+                    self.inner.faults.clone(),
                 )),
-                None => Box::new(ReplyQueue::new(&mailbox.name, Arc::clone(&self.shared))),
+                None => Box::new(ReplyQueue::new(&mailbox.name, Arc::clone(&self.inner))),
             };
             Ok(subscription)
         })
@@ -166,15 +169,15 @@ impl Broker for MemoryBroker {
 
     fn depth<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<u64, ServiceError>> {
         Box::pin(async move {
-            self.shared.faults.check("depth").await?;
-            Ok(lock(&self.shared.queues).depth(&queue.name) as u64)
+            self.inner.faults.check("depth").await?;
+            Ok(lock(&self.inner.queues).depth(&queue.name) as u64)
         })
     }
 
     fn purge<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<u64, ServiceError>> {
         Box::pin(async move {
-            self.shared.faults.check("purge").await?;
-            Ok(lock(&self.shared.queues).purge(&queue.name) as u64)
+            self.inner.faults.check("purge").await?;
+            Ok(lock(&self.inner.queues).purge(&queue.name) as u64)
         })
     }
 
@@ -186,7 +189,7 @@ impl Broker for MemoryBroker {
     }
 
     fn blocked_reason(&self) -> Option<String> {
-        self.shared.faults.blocked_reason()
+        self.inner.faults.blocked_reason()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
@@ -195,8 +198,8 @@ impl Broker for MemoryBroker {
     }
 }
 
-impl Shared {
-    /// Bindings are only added: those of an earlier declaration stay.
+impl BrokerInner {
+    /// Adds the bindings of a queue; those of an earlier declaration remain.
     fn declare(&self, queue: &Queue) {
         let mut bindings = lock(&self.bindings);
         if !bindings.contains(queue) {
@@ -204,7 +207,7 @@ impl Shared {
         }
     }
 
-    /// The queues that get a message, each once.
+    /// Returns the queues that receive a message, each once.
     fn targets(&self, exchange: &str, routing_key: &str) -> Vec<String> {
         let mut targets = Vec::new();
         for queue in lock(&self.bindings).iter() {
@@ -222,7 +225,7 @@ impl Shared {
             ..
         } = publication;
         let message = stored(publication)?;
-        // The anonymous exchange leads to every queue without a binding.
+        // The default exchange routes to every queue by its name.
         if exchange.is_empty() {
             lock(&self.queues).push(routing_key, message);
             return Ok(());
@@ -249,7 +252,8 @@ impl Shared {
     }
 }
 
-/// The message as bytes would bring it: headers as JSON, the way noted.
+/// Returns the message as a consumer decodes it: with headers of JSON and with its
+/// exchange and routing key.
 fn stored(publication: &Publication) -> Result<Message, ServiceError> {
     let mut message = publication.message.clone();
     let mut headers = Vec::new();
@@ -292,22 +296,23 @@ fn unroutable(exchange: &str, routing_key: &str) -> ServiceError {
     )
 }
 
-/// A consumer; what it holds goes back when it is dropped.
+/// A consumer, which requeues its unsettled deliveries when it is dropped.
 struct MemoryConsumer {
     id: u64,
-    shared: Arc<Shared>,
+    inner: Arc<BrokerInner>,
     queues: Mutex<Vec<Arc<str>>>,
     interrupted: AtomicBool,
     interrupt: Notify,
+    closed: AtomicBool,
 }
 
 impl Consumer for MemoryConsumer {
     fn receive(&self, max: usize) -> BoxFuture<'_, Result<Vec<Delivery>, ServiceError>> {
         Box::pin(async move {
             loop {
-                let changed = self.shared.changed.notified();
+                let changed = self.inner.changed.notified();
                 let interrupt = self.interrupt.notified();
-                self.shared.faults.check("receive").await?;
+                self.inner.faults.check("receive").await?;
                 if self.interrupted.load(Ordering::SeqCst) {
                     return Ok(Vec::new());
                 }
@@ -320,7 +325,7 @@ impl Consumer for MemoryConsumer {
                     () = changed => {}
                     () = interrupt => {}
                     () = self.next_due() => {}
-                    error = self.shared.faults.broken("receive") => return Err(error),
+                    error = self.inner.faults.broken("receive") => return Err(error),
                 }
             }
         })
@@ -336,14 +341,17 @@ impl Consumer for MemoryConsumer {
         batch: &'a [Settlement],
     ) -> BoxFuture<'a, Vec<Result<Settled, ServiceError>>> {
         Box::pin(async move {
-            if let Err(error) = self.shared.faults.check("settle").await {
+            if let Err(error) = self.inner.faults.check("settle").await {
                 return vec![Err(error); batch.len()];
             }
-            let mut queues = lock(&self.shared.queues);
+            if self.closed.load(Ordering::SeqCst) {
+                return vec![Ok(Settled::Gone); batch.len()];
+            }
+            let mut queues = lock(&self.inner.queues);
             let settled = batch.iter().map(|one| Ok(queues.settle(one))).collect();
             drop(queues);
             if batch.iter().any(|one| !matches!(one, Settlement::Ack(_))) {
-                self.shared.changed.notify_waiters();
+                self.inner.changed.notify_waiters();
             }
             settled
         })
@@ -351,6 +359,7 @@ impl Consumer for MemoryConsumer {
 
     fn close(&self) -> BoxFuture<'_, Result<(), ServiceError>> {
         Box::pin(async move {
+            self.closed.store(true, Ordering::SeqCst);
             self.interrupt();
             Ok(())
         })
@@ -360,9 +369,9 @@ impl Consumer for MemoryConsumer {
 impl MemoryConsumer {
     fn take(&self, max: usize) -> Vec<Delivery> {
         let mut order = lock(&self.queues);
-        let now = self.shared.clock.now();
-        let taken = lock(&self.shared.queues).take(self.id, &order, max, now);
-        // Fair over queues: the next look begins with another one.
+        let now = self.inner.clock.now();
+        let taken = lock(&self.inner.queues).take(self.id, &order, max, now);
+        // Fairness: the next `receive` begins with another queue.
         if order.len() > 1 && !taken.is_empty() {
             order.rotate_left(1);
         }
@@ -370,9 +379,9 @@ impl MemoryConsumer {
     }
 
     async fn next_due(&self) {
-        let due = lock(&self.shared.queues).next_due();
+        let due = lock(&self.inner.queues).next_due();
         match due {
-            Some(due) => tokio::time::sleep(self.shared.clock.sleep_towards(due)).await,
+            Some(due) => tokio::time::sleep(self.inner.clock.sleep_towards(due)).await,
             None => std::future::pending().await,
         }
     }
@@ -380,8 +389,8 @@ impl MemoryConsumer {
 
 impl Drop for MemoryConsumer {
     fn drop(&mut self) {
-        lock(&self.shared.queues).abandon(self.id);
-        self.shared.changed.notify_waiters();
+        lock(&self.inner.queues).release(self.id);
+        self.inner.changed.notify_waiters();
     }
 }
 

@@ -1,4 +1,5 @@
-//! The chords that are under way, as Celery counts them on Redis.
+//! The chords of the in-memory backend, counted as Celery counts them on Redis.
+//! Pure: the time is an argument.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, SystemTime};
@@ -6,110 +7,114 @@ use std::time::{Duration, SystemTime};
 use celery_protocol::Raw;
 
 use crate::boundary::{ChordClaim, ChordEnd, ChordMember, ChordStart, MemberResult};
-use crate::memory::backend::EXPIRES;
+use crate::memory::backend::RESULT_TTL;
 
-/// Celery's shortest time in which parts of a chord that has ended are late.
-const LATE: Duration = Duration::from_secs(300);
+/// The shortest time for which members of a finished chord are ignored, as in the
+/// Redis backend.
+const LATE_MEMBER_PERIOD: Duration = Duration::from_secs(300);
 
-/// Chords by the ids of their headers, kept for a day after the last part.
+/// Chords by the ids of their headers. A chord expires a day after it was last
+/// changed.
 #[derive(Default)]
-pub(super) struct Chords {
-    by_id: HashMap<String, Chord>,
-    /// Those that have parts and have not ended.
-    under_way: BTreeSet<String>,
-    /// When each is to be looked at, whether it has expired.
+pub(super) struct ChordTable {
+    by_id: HashMap<String, ChordEntry>,
+    /// The chords with completed members that are not finished.
+    unfinished: BTreeSet<String>,
+    /// The times at which to check whether a chord has expired.
     expiry: BTreeSet<(SystemTime, String)>,
 }
 
 #[derive(Default)]
-struct Chord {
-    /// What was begun, also after its end.
-    begun: Option<ChordStart>,
-    /// How many parts there were at first, until it ends.
+struct ChordEntry {
+    /// The chord as it began, also after it is finished.
+    started: Option<ChordStart>,
+    /// The number of members without the added ones; `None` before the chord begins
+    /// and after it is finished.
     size: Option<usize>,
-    parts: BTreeMap<Place, MemberResult>,
-    /// The tasks that were added.
+    members: BTreeMap<MemberPosition, MemberResult>,
+    /// The ids of the added tasks.
     added: HashSet<String>,
     body: Option<Raw<'static>>,
-    phase: Phase,
+    state: ChordState,
     expires: Option<SystemTime>,
 }
 
-/// Where a part is among the others: those without an index are the last.
-type Place = (bool, i64, String);
+/// The order of members: by index, then those without an index by task id.
+type MemberPosition = (bool, i64, String);
 
 #[derive(Default)]
-enum Phase {
-    /// Parts are told.
+enum ChordState {
+    /// Members are missing, or the chord is not claimed.
     #[default]
     Counting,
-    /// Somebody goes on with it, until then.
+    /// The owner of this token holds the claim until this time.
     Claimed(String, SystemTime),
-    /// It has ended; until then, parts are late.
+    /// The chord was continued; until this time, completed members are ignored.
     Done(SystemTime),
-    /// A part has failed, and its parts are there to be looked at.
+    /// The chord has failed; the owner of this token held the claim until this
+    /// time. The results of the members remain.
     Failed(String, SystemTime),
 }
 
-impl Chords {
-    /// What was begun with this id.
-    pub(super) fn begun(&self, id: &str) -> Option<&ChordStart> {
-        self.by_id.get(id)?.begun.as_ref()
+impl ChordTable {
+    /// Returns the chord that began with this id.
+    pub(super) fn started(&self, id: &str) -> Option<&ChordStart> {
+        self.by_id.get(id)?.started.as_ref()
     }
 
     pub(super) fn begin(&mut self, start: &ChordStart, now: SystemTime) {
         let id = &start.group_id;
         let chord = self.touch(id, now);
-        if chord.is_over(now) {
-            *chord = Chord {
+        if chord.is_finished(now) {
+            *chord = ChordEntry {
                 expires: chord.expires,
-                ..Chord::default()
+                ..ChordEntry::default()
             };
         }
-        chord.phase = Phase::Counting;
+        chord.state = ChordState::Counting;
         chord.size = Some(start.size);
-        chord.begun = Some(start.clone());
+        chord.started = Some(start.clone());
     }
 
-    pub(super) fn extend(&mut self, id: &str, task_id: &str, now: SystemTime) {
+    pub(super) fn add_member(&mut self, id: &str, task_id: &str, now: SystemTime) {
         let chord = self.touch(id, now);
-        if !chord.is_over(now) {
+        if !chord.is_finished(now) {
             chord.added.insert(task_id.to_owned());
         }
     }
 
-    pub(super) fn count(
+    pub(super) fn complete_member(
         &mut self,
-        part: &ChordMember<'_>,
+        member: &ChordMember<'_>,
         claim: &ChordClaim,
         now: SystemTime,
     ) -> Option<Vec<MemberResult>> {
-        let chord = self.touch(part.group_id, now);
-        if chord.is_over(now) {
+        let chord = self.touch(member.group_id, now);
+        if chord.is_finished(now) {
             return None;
         }
-        chord.tell(part);
+        chord.add_result(member);
         let claimed = chord.is_complete() && chord.claim(claim, now);
-        let parts = claimed.then(|| chord.told());
-        self.under_way.insert(part.group_id.to_owned());
-        parts
+        let members = claimed.then(|| chord.results());
+        self.unfinished.insert(member.group_id.to_owned());
+        members
     }
 
-    pub(super) fn hold(&mut self, id: &str, claim: &ChordClaim, now: SystemTime) -> bool {
-        let chord = self.living(id, now);
+    pub(super) fn renew_claim(&mut self, id: &str, claim: &ChordClaim, now: SystemTime) -> bool {
+        let chord = self.get_mut(id, now);
         chord.is_some_and(|chord| {
-            !chord.is_over(now) && chord.size.is_some() && chord.claim(claim, now)
+            !chord.is_finished(now) && chord.size.is_some() && chord.claim(claim, now)
         })
     }
 
-    pub(super) fn end(
+    pub(super) fn finish(
         &mut self,
         id: &str,
         claim: &ChordClaim,
         end: ChordEnd,
         now: SystemTime,
     ) -> bool {
-        let Some(chord) = self.living(id, now) else {
+        let Some(chord) = self.get_mut(id, now) else {
             return false;
         };
         if !chord.is_held_by(&claim.token, now) {
@@ -117,23 +122,24 @@ impl Chords {
         }
         match end {
             ChordEnd::Failed => chord.fail(),
-            ChordEnd::Continued => chord.finish(now + LATE.max(2 * ttl(claim))),
+            ChordEnd::Continued => chord.complete(now + LATE_MEMBER_PERIOD.max(2 * ttl(claim))),
         }
-        self.under_way.remove(id);
+        self.unfinished.remove(id);
         true
     }
 
-    /// Claims chords that nobody goes on with: their ids, bodies and parts.
-    pub(super) fn overdue(
+    /// Claims complete chords without a valid claim, and returns their ids, bodies
+    /// and members.
+    pub(super) fn claim_stalled(
         &mut self,
         claim: &ChordClaim,
         limit: usize,
         now: SystemTime,
     ) -> Vec<(String, Raw<'static>, Vec<MemberResult>)> {
         self.expire(now);
-        let mut overdue = Vec::new();
-        for id in &self.under_way {
-            if overdue.len() == limit {
+        let mut stalled = Vec::new();
+        for id in &self.unfinished {
+            if stalled.len() == limit {
                 break;
             }
             let Some(chord) = self.by_id.get_mut(id) else {
@@ -145,24 +151,25 @@ impl Chords {
             {
                 let body = body.clone();
                 chord.claim(claim, now);
-                overdue.push((id.clone(), body, chord.told()));
+                stalled.push((id.clone(), body, chord.results()));
             }
         }
-        overdue
+        stalled
     }
 
-    /// The chord of this id, which lives on for a day.
-    fn touch(&mut self, id: &str, now: SystemTime) -> &mut Chord {
+    /// Returns the chord with this id, and sets its time to live to a day.
+    fn touch(&mut self, id: &str, now: SystemTime) -> &mut ChordEntry {
         self.expire(now);
         let chord = self.by_id.entry(id.to_owned()).or_default();
-        let expires = now + EXPIRES;
+        let expires = now + RESULT_TTL;
         if chord.expires.replace(expires).is_none() {
             self.expiry.insert((expires, id.to_owned()));
         }
         chord
     }
 
-    fn living(&mut self, id: &str, now: SystemTime) -> Option<&mut Chord> {
+    /// Returns the chord with this id, unless it has expired.
+    fn get_mut(&mut self, id: &str, now: SystemTime) -> Option<&mut ChordEntry> {
         self.expire(now);
         self.by_id.get_mut(id)
     }
@@ -177,87 +184,89 @@ impl Chords {
                 }
                 _ => {
                     self.by_id.remove(&id);
-                    self.under_way.remove(&id);
+                    self.unfinished.remove(&id);
                 }
             }
         }
     }
 }
 
-impl Chord {
-    fn tell(&mut self, part: &ChordMember<'_>) {
-        // Nothing is known any more of an earlier chord that has ended.
-        if matches!(self.phase, Phase::Done(_)) {
-            self.phase = Phase::Counting;
+impl ChordEntry {
+    fn add_result(&mut self, member: &ChordMember<'_>) {
+        // The period for late members is over: this is a new chord.
+        if matches!(self.state, ChordState::Done(_)) {
+            self.state = ChordState::Counting;
         }
-        let index = part.index;
-        let place = (
+        let index = member.index;
+        let position = (
             index.is_none(),
             index.unwrap_or_default(),
-            part.task_id.to_owned(),
+            member.task_id.to_owned(),
         );
-        self.parts.entry(place).or_insert_with(|| {
-            let result = part.result.clone().into_owned();
-            MemberResult::new(part.task_id, part.state.clone(), result)
+        self.members.entry(position).or_insert_with(|| {
+            let result = member.result.clone().into_owned();
+            MemberResult::new(member.task_id, member.state.clone(), result)
         });
         self.body
-            .get_or_insert_with(|| part.body.clone().into_owned());
+            .get_or_insert_with(|| member.body.clone().into_owned());
     }
 
-    fn told(&self) -> Vec<MemberResult> {
-        self.parts.values().cloned().collect()
+    fn results(&self) -> Vec<MemberResult> {
+        self.members.values().cloned().collect()
     }
 
     fn is_complete(&self) -> bool {
         self.size
-            .is_some_and(|size| self.parts.len() == size + self.added.len())
+            .is_some_and(|size| self.members.len() == size + self.added.len())
     }
 
-    fn is_over(&self, now: SystemTime) -> bool {
-        match self.phase {
-            Phase::Counting | Phase::Claimed(..) => false,
-            Phase::Done(late) => late > now,
-            Phase::Failed(..) => true,
+    fn is_finished(&self, now: SystemTime) -> bool {
+        match self.state {
+            ChordState::Counting | ChordState::Claimed(..) => false,
+            ChordState::Done(late_until) => late_until > now,
+            ChordState::Failed(..) => true,
         }
     }
 
     fn is_held(&self, now: SystemTime) -> bool {
-        matches!(&self.phase, Phase::Claimed(_, until) if *until > now)
+        matches!(&self.state, ChordState::Claimed(_, until) if *until > now)
     }
 
-    /// Also after it has failed: who tries to end it once more has ended it.
+    /// Returns whether this token holds the claim. A failed chord counts too, so
+    /// that a repeated `finish` gets the same answer.
     fn is_held_by(&self, token: &str, now: SystemTime) -> bool {
-        match &self.phase {
-            Phase::Claimed(holder, until) | Phase::Failed(holder, until) => {
+        match &self.state {
+            ChordState::Claimed(holder, until) | ChordState::Failed(holder, until) => {
                 holder == token && *until > now
             }
-            Phase::Counting | Phase::Done(_) => false,
+            ChordState::Counting | ChordState::Done(_) => false,
         }
     }
 
-    /// Whether the claim holds from now on.
+    /// Takes or renews the claim unless another one holds, and returns whether it
+    /// holds now.
     fn claim(&mut self, claim: &ChordClaim, now: SystemTime) -> bool {
-        let free = !self.is_held(now) || self.is_held_by(&claim.token, now);
-        if free {
-            self.phase = Phase::Claimed(claim.token.clone(), now + ttl(claim));
+        let is_free = !self.is_held(now) || self.is_held_by(&claim.token, now);
+        if is_free {
+            self.state = ChordState::Claimed(claim.token.clone(), now + ttl(claim));
         }
-        free
+        is_free
     }
 
     fn fail(&mut self) {
-        if let Phase::Claimed(holder, until) = std::mem::take(&mut self.phase) {
-            self.phase = Phase::Failed(holder, until);
+        if let ChordState::Claimed(holder, until) = std::mem::take(&mut self.state) {
+            self.state = ChordState::Failed(holder, until);
         }
         self.size = None;
         self.body = None;
     }
 
-    fn finish(&mut self, late: SystemTime) {
-        self.parts.clear();
+    fn complete(&mut self, late_until: SystemTime) {
+        self.members.clear();
         self.added.clear();
         self.size = None;
         self.body = None;
-        self.phase = Phase::Done(late);
+        self.state = ChordState::Done(late_until);
     }
 }
 
@@ -267,95 +276,101 @@ fn ttl(claim: &ChordClaim) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::boundary::ChordStart;
     use celery_protocol::ResultTree;
 
-    const LASTS: Duration = Duration::from_secs(6);
+    use super::*;
 
-    /// What may happen to a chord, in any order.
+    const CLAIM_TTL: Duration = Duration::from_secs(6);
+
+    /// An event in the life of a chord; any order is possible.
     #[derive(Clone, Copy, Debug)]
-    enum Event {
+    enum ChordEvent {
         Begin,
-        /// A part is told, by a worker of this name.
-        Tell(i64, &'static str),
-        /// So long that every claim ends.
+        /// The worker with this name completes the member with this index.
+        Complete(i64, &'static str),
+        /// So much time passes that every claim expires.
         Wait,
     }
 
-    /// A chord, and what those who have claimed it should be doing.
-    struct Story {
-        chords: Chords,
+    /// A chord with the worker that holds its claim.
+    struct Scenario {
+        chords: ChordTable,
         size: usize,
         now: SystemTime,
         holder: Option<(&'static str, SystemTime)>,
-        has_died: bool,
-        has_ended: bool,
+        has_crashed: bool,
+        is_finished: bool,
     }
 
-    impl Story {
+    impl Scenario {
         fn new(size: usize) -> Self {
             Self {
-                chords: Chords::default(),
+                chords: ChordTable::default(),
                 size,
                 now: SystemTime::UNIX_EPOCH,
                 holder: None,
-                has_died: false,
-                has_ended: false,
+                has_crashed: false,
+                is_finished: false,
             }
         }
 
-        fn happens(&mut self, event: Event) {
+        fn apply(&mut self, event: ChordEvent) {
             match event {
-                Event::Begin => self.chords.begin(&start(self.size), self.now),
-                Event::Wait => self.now += LASTS,
-                Event::Tell(index, token) => {
-                    let heard = tell(&mut self.chords, index, token, self.now);
-                    self.heard(heard, token);
+                ChordEvent::Begin => self.chords.begin(&start(self.size), self.now),
+                ChordEvent::Wait => self.now += CLAIM_TTL,
+                ChordEvent::Complete(index, token) => {
+                    let answer = complete(&mut self.chords, index, token, self.now);
+                    self.handle_answer(answer, token);
                 }
             }
         }
 
-        /// Who claims first dies, the next one ends the chord.
-        fn heard(&mut self, heard: Option<Vec<MemberResult>>, token: &'static str) {
-            let Some(parts) = heard else { return };
-            assert_eq!(parts.len(), self.size);
-            assert!(!self.has_ended, "{token} goes on with what has ended");
+        /// Checks the answer to the worker with this token. The first worker with a
+        /// claim crashes; the next one finishes the chord.
+        fn handle_answer(&mut self, answer: Option<Vec<MemberResult>>, token: &'static str) {
+            let Some(members) = answer else { return };
+            assert_eq!(members.len(), self.size);
+            assert!(!self.is_finished, "{token} claims a finished chord");
             if let Some((holder, until)) = self.holder {
                 assert!(until <= self.now, "{token} and {holder} both hold");
             }
-            let until = self.now + LASTS;
+            let until = self.now + CLAIM_TTL;
             if let Some((dead, _)) = self.holder.replace((token, until)) {
-                let late = claim(dead);
+                let expired = claim(dead);
                 let ended = self
                     .chords
-                    .end("chord", &late, ChordEnd::Continued, self.now);
-                assert!(!ended, "{dead} ends what {token} holds");
+                    .finish("chord", &expired, ChordEnd::Continued, self.now);
+                assert!(!ended, "{dead} finishes a chord that {token} holds");
             }
-            if std::mem::replace(&mut self.has_died, true) {
+            if std::mem::replace(&mut self.has_crashed, true) {
                 let claim = claim(token);
-                self.has_ended = self
-                    .chords
-                    .end("chord", &claim, ChordEnd::Continued, self.now);
-                assert!(self.has_ended);
+                self.is_finished =
+                    self.chords
+                        .finish("chord", &claim, ChordEnd::Continued, self.now);
+                assert!(self.is_finished);
             }
         }
 
-        /// Sweepers come until it has ended.
-        fn is_swept(&mut self) {
+        /// Claims the stalled chord until it is finished, and checks that late members
+        /// are ignored.
+        fn sweep(&mut self) {
             for sweeper in ["first", "second"] {
-                self.now += LASTS;
-                let mut overdue = self.chords.overdue(&claim(sweeper), 10, self.now);
-                let twice = self.chords.overdue(&claim("twice"), 10, self.now);
+                self.now += CLAIM_TTL;
+                let mut stalled = self.chords.claim_stalled(&claim(sweeper), 10, self.now);
+                let twice = self.chords.claim_stalled(&claim("twice"), 10, self.now);
                 assert!(twice.is_empty(), "{sweeper}");
-                let heard = overdue.pop().map(|(_, _, parts)| parts);
-                self.heard(heard, sweeper);
+                let answer = stalled.pop().map(|(_, _, members)| members);
+                self.handle_answer(answer, sweeper);
             }
-            assert!(self.has_ended);
+            assert!(self.is_finished);
             for index in 0..self.size as i64 {
-                assert!(tell(&mut self.chords, index, "late", self.now).is_none());
+                assert!(complete(&mut self.chords, index, "late", self.now).is_none());
             }
-            assert!(self.chords.overdue(&claim("late"), 10, self.now).is_empty());
+            assert!(
+                self.chords
+                    .claim_stalled(&claim("late"), 10, self.now)
+                    .is_empty()
+            );
         }
     }
 
@@ -364,22 +379,22 @@ mod tests {
     }
 
     fn claim(token: &str) -> ChordClaim {
-        ChordClaim::new(token, LASTS)
+        ChordClaim::new(token, CLAIM_TTL)
     }
 
-    fn tell(
-        chords: &mut Chords,
+    fn complete(
+        chords: &mut ChordTable,
         index: i64,
         token: &str,
         now: SystemTime,
     ) -> Option<Vec<MemberResult>> {
         let (raw, task_id) = (Raw::json("1"), index.to_string());
-        let part = ChordMember::new("chord", &task_id, Some(index), &raw, &raw);
-        chords.count(&part, &claim(token), now)
+        let member = ChordMember::new("chord", &task_id, Some(index), &raw, &raw);
+        chords.complete_member(&member, &claim(token), now)
     }
 
     /// Calls `visit` with every order of `events`.
-    fn orders(events: &mut [Event], fixed: usize, visit: &mut impl FnMut(&[Event])) {
+    fn orders(events: &mut [ChordEvent], fixed: usize, visit: &mut impl FnMut(&[ChordEvent])) {
         if fixed == events.len() {
             return visit(events);
         }
@@ -391,56 +406,60 @@ mod tests {
     }
 
     #[test]
-    fn in_every_order_one_goes_on_at_a_time_and_the_chord_ends() {
+    fn chord_events_in_any_order_leave_one_claim_and_finish_it() {
         const WORKERS: [&str; 4] = ["one", "two", "three", "four"];
-        let mut told = 0;
+        let mut orders_checked = 0;
         for size in 1..=WORKERS.len() {
             for repeated in 0..size {
-                let tells = (0..).zip(&WORKERS[..size]);
-                let mut events: Vec<_> = tells
-                    .map(|(index, worker)| Event::Tell(index, worker))
+                let members = (0..).zip(&WORKERS[..size]);
+                let mut events: Vec<_> = members
+                    .map(|(index, worker)| ChordEvent::Complete(index, worker))
                     .collect();
                 events.extend([
-                    Event::Tell(repeated as i64, "again"),
-                    Event::Begin,
-                    Event::Wait,
+                    ChordEvent::Complete(repeated as i64, "again"),
+                    ChordEvent::Begin,
+                    ChordEvent::Wait,
                 ]);
                 orders(&mut events, 0, &mut |events| {
-                    let mut story = Story::new(size);
+                    let mut scenario = Scenario::new(size);
                     for event in events {
-                        story.happens(*event);
+                        scenario.apply(*event);
                     }
-                    story.is_swept();
-                    told += 1;
+                    scenario.sweep();
+                    orders_checked += 1;
                 });
             }
         }
-        assert_eq!(told, 24 + 2 * 120 + 3 * 720 + 4 * 5040);
+        assert_eq!(orders_checked, 24 + 2 * 120 + 3 * 720 + 4 * 5040);
     }
 
     #[test]
-    fn chords_are_forgotten_after_a_day() {
-        let mut chords = Chords::default();
+    fn untouched_chord_expires_after_a_day() {
+        let mut chords = ChordTable::default();
         let start_time = SystemTime::UNIX_EPOCH;
         chords.begin(&start(2), start_time);
-        let later = start_time + EXPIRES / 2;
-        assert!(tell(&mut chords, 0, "x", later).is_none());
-        chords.expire(start_time + EXPIRES);
-        assert!(chords.begun("chord").is_some());
-        chords.expire(later + EXPIRES);
-        assert!(chords.begun("chord").is_none());
-        assert!(chords.under_way.is_empty() && chords.expiry.is_empty());
+        let later = start_time + RESULT_TTL / 2;
+        assert!(complete(&mut chords, 0, "x", later).is_none());
+        chords.expire(start_time + RESULT_TTL);
+        assert!(chords.started("chord").is_some());
+        chords.expire(later + RESULT_TTL);
+        assert!(chords.started("chord").is_none());
+        assert!(chords.unfinished.is_empty() && chords.expiry.is_empty());
     }
 
     #[test]
-    fn late_parts_are_known_for_some_minutes() {
-        let mut chords = Chords::default();
+    fn late_member_of_finished_chord_is_ignored() {
+        let mut chords = ChordTable::default();
         let now = SystemTime::UNIX_EPOCH;
         chords.begin(&start(1), now);
-        assert!(tell(&mut chords, 0, "x", now).is_some());
-        assert!(chords.end("chord", &claim("x"), ChordEnd::Continued, now));
-        assert!(tell(&mut chords, 0, "y", now + LATE).is_none());
-        // Without a size nothing comes of it.
-        assert!(chords.overdue(&claim("z"), 1, now + 2 * LATE).is_empty());
+        assert!(complete(&mut chords, 0, "x", now).is_some());
+        assert!(chords.finish("chord", &claim("x"), ChordEnd::Continued, now));
+        assert!(complete(&mut chords, 0, "y", now + LATE_MEMBER_PERIOD).is_none());
+        // Later it begins a new chord, which has no size.
+        assert!(
+            chords
+                .claim_stalled(&claim("z"), 1, now + 2 * LATE_MEMBER_PERIOD)
+                .is_empty()
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! Failures that tests switch on.
+//! Failures that tests switch on: [`Faults`].
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -8,23 +8,24 @@ use tokio::sync::watch;
 use crate::boundary::{ServiceError, ServiceErrorKind};
 use crate::memory::lock;
 
-/// Makes the in-memory broker or backend fail on demand.
+/// Makes the in-memory broker or result backend fail on demand. Clones share their
+/// state.
 ///
 /// ```
 /// use celery_runtime::memory::MemoryBroker;
 ///
 /// let broker = MemoryBroker::new();
 /// broker.faults().go_down();
-/// // … everything fails as it does when a server is away …
+/// // … every call fails as if the server were unreachable …
 /// broker.faults().come_back();
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Faults {
-    inner: Arc<Inner>,
+    inner: Arc<FaultState>,
 }
 
 #[derive(Debug, Default)]
-struct Inner {
+struct FaultState {
     planned: Mutex<VecDeque<(&'static str, ServiceErrorKind)>>,
     down: watch::Sender<bool>,
     frozen: watch::Sender<bool>,
@@ -32,7 +33,8 @@ struct Inner {
 }
 
 impl Faults {
-    /// From now on every call fails as unreachable, and pending ones break.
+    /// Makes every call fail with [`ServiceErrorKind::Unreachable`] from now on, and
+    /// the pending ones with [`ServiceErrorKind::Disconnected`].
     pub fn go_down(&self) {
         self.inner.down.send_replace(true);
     }
@@ -42,28 +44,30 @@ impl Faults {
         self.inner.down.send_replace(false);
     }
 
-    /// From now on no call gets an answer, as on a connection that is open and dead.
+    /// Makes every call wait for an answer from now on, as on an open connection to a
+    /// server that does not respond.
     pub fn freeze(&self) {
         self.inner.frozen.send_replace(true);
     }
 
-    /// The same, and the broker says why in [`Broker::blocked_reason`].
+    /// Makes every call wait for an answer, and [`Broker::blocked_reason`] return this
+    /// reason.
     ///
     /// [`Broker::blocked_reason`]: crate::boundary::Broker::blocked_reason
-    pub fn obstruct(&self, reason: impl Into<String>) {
+    pub fn block(&self, reason: impl Into<String>) {
         *lock(&self.inner.blocked_reason) = Some(reason.into());
         self.freeze();
     }
 
-    /// Ends [`freeze`](Self::freeze) and [`obstruct`](Self::obstruct).
+    /// Ends [`freeze`](Self::freeze) and [`block`](Self::block).
     pub fn thaw(&self) {
         *lock(&self.inner.blocked_reason) = None;
         self.inner.frozen.send_replace(false);
     }
 
-    /// The next call of `operation` (the name of the trait's method) fails
-    /// with this kind of error, before it has had any effect. May be called
-    /// several times; each failure counts once.
+    /// Makes the next call of `operation`, the name of a trait's method, fail with
+    /// this kind of error and without an effect. Each call of `fail_next` plans one
+    /// failure.
     pub fn fail_next(&self, operation: &'static str, kind: ServiceErrorKind) {
         self.planned().push_back((operation, kind));
     }
@@ -72,7 +76,8 @@ impl Faults {
         lock(&self.inner.blocked_reason).clone()
     }
 
-    /// Passes, fails, or waits, as was planned for `operation`.
+    /// Waits while frozen, and fails if the service is down or a failure is planned
+    /// for `operation`.
     pub(super) async fn check(&self, operation: &'static str) -> Result<(), ServiceError> {
         let mut frozen = self.inner.frozen.subscribe();
         // The sender lives in `self`.
@@ -83,7 +88,7 @@ impl Faults {
         self.check_planned(operation)
     }
 
-    /// The same for what needs no service: only a planned failure shows.
+    /// Fails if a failure is planned for `operation`, which needs no connection.
     pub(super) fn check_planned(&self, operation: &'static str) -> Result<(), ServiceError> {
         let mut planned = self.planned();
         match planned
@@ -105,7 +110,7 @@ impl Faults {
         }
     }
 
-    /// Resolves when the service goes down.
+    /// Returns an error when the service goes down.
     pub(super) async fn broken(&self, operation: &'static str) -> ServiceError {
         let mut down_now = self.inner.down.subscribe();
         let _ = down_now.wait_for(|down| *down).await;

@@ -1,9 +1,9 @@
-//! Broker, result backend and store inside this process.
+//! A broker, a result backend and a store inside this process.
 //!
-//! They are what an application embeds that needs no server, and what tests
-//! run against: [`Faults`] switches failures on, and with tokio's paused clock
-//! and [`Clock::tokio`](crate::env::Clock::tokio) days pass in no time. Messages
-//! are kept as bytes, so that what works here works on the wire.
+//! They serve applications without a server, and tests: [`Faults`] makes them
+//! fail, and with tokio's paused clock and [`Clock::tokio`](crate::env::Clock::tokio)
+//! a test controls the time. Headers of messages and result documents are encoded
+//! as they are on a server, so that encoding errors show up here too.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -20,8 +20,8 @@ pub use broker::MemoryBroker;
 pub use faults::Faults;
 pub use store::MemoryStore;
 
-/// No code panics while it holds one of these locks; if it did, what they guard
-/// would still be whole.
+/// Locks a mutex. The code under these locks does not panic, and leaves the data
+/// consistent if it did.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

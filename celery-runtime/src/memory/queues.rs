@@ -1,4 +1,4 @@
-//! The queues of the in-memory broker and what consumers hold. Pure: the time
+//! The queues of the in-memory broker and its unsettled deliveries. Pure: the time
 //! is an argument.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -9,42 +9,45 @@ use celery_protocol::Message;
 
 use crate::boundary::{Delivery, DeliveryTag, QueueEnd, Settled, Settlement};
 
-/// Celery's priorities: 0 is served first, as on Redis.
-const PRIORITIES: usize = 10;
+/// The number of priorities; 0 is delivered first, as on Redis.
+const PRIORITY_COUNT: usize = 10;
 
-/// All queues, and the deliveries that nobody has settled yet.
+/// The waiting, the unsettled and the deferred messages of all queues.
 #[derive(Debug, Default)]
-pub(super) struct Queues {
-    queues: HashMap<Arc<str>, [VecDeque<Stored>; PRIORITIES]>,
-    held: HashMap<DeliveryTag, Held>,
-    parked: BTreeMap<(SystemTime, u64), (Arc<str>, Stored)>,
-    next: u64,
+pub(super) struct MessageQueues {
+    queues: HashMap<Arc<str>, [VecDeque<QueuedMessage>; PRIORITY_COUNT]>,
+    unsettled: HashMap<DeliveryTag, UnsettledDelivery>,
+    deferred: BTreeMap<(SystemTime, u64), (Arc<str>, QueuedMessage)>,
+    /// The last number given to a tag or a deferred message.
+    last_number: u64,
 }
 
+/// A message with the number of its earlier deliveries.
 #[derive(Debug)]
-struct Stored {
+struct QueuedMessage {
     message: Message,
     deliveries: u32,
 }
 
+/// A message that a consumer holds.
 #[derive(Debug)]
-struct Held {
+struct UnsettledDelivery {
     consumer: u64,
     queue: Arc<str>,
-    stored: Stored,
+    queued: QueuedMessage,
 }
 
-impl Queues {
+impl MessageQueues {
     pub(super) fn push(&mut self, queue: &str, message: Message) {
-        let stored = Stored {
+        let queued = QueuedMessage {
             message,
             deliveries: 0,
         };
-        self.put(queue.into(), stored, QueueEnd::Tail);
+        self.insert(queue.into(), queued, QueueEnd::Tail);
     }
 
-    /// Takes up to `max` messages, those of higher priority first and within
-    /// one priority from the queues in turn, beginning with the first.
+    /// Delivers up to `max` messages, by priority and within one priority in turn
+    /// from each queue, beginning with the first.
     pub(super) fn take(
         &mut self,
         consumer: u64,
@@ -52,9 +55,9 @@ impl Queues {
         max: usize,
         now: SystemTime,
     ) -> Vec<Delivery> {
-        self.unpark(now);
+        self.requeue_due(now);
         let mut taken = Vec::new();
-        for priority in 0..PRIORITIES {
+        for priority in 0..PRIORITY_COUNT {
             let mut found = true;
             while found {
                 found = false;
@@ -63,11 +66,11 @@ impl Queues {
                         return taken;
                     }
                     let lists = self.queues.get_mut(queue);
-                    let Some(stored) = lists.and_then(|lists| lists[priority].pop_front()) else {
+                    let Some(queued) = lists.and_then(|lists| lists[priority].pop_front()) else {
                         continue;
                     };
                     found = true;
-                    taken.push(self.hold(consumer, queue, stored));
+                    taken.push(self.deliver(consumer, queue, queued));
                 }
             }
         }
@@ -75,38 +78,40 @@ impl Queues {
     }
 
     pub(super) fn settle(&mut self, settlement: &Settlement) -> Settled {
-        let Some(held) = self.held.remove(settlement.tag()) else {
+        let Some(unsettled) = self.unsettled.remove(settlement.tag()) else {
             return Settled::Gone;
         };
         match settlement {
             Settlement::Ack(_) | Settlement::Reject(_) => {}
-            Settlement::Requeue(_, end) => self.give_back(held, *end),
+            Settlement::Requeue(_, end) => self.requeue(unsettled, *end),
             Settlement::Defer(_, until) => {
-                self.next += 1;
-                self.parked
-                    .insert((*until, self.next), (held.queue, held.stored));
+                self.last_number += 1;
+                self.deferred.insert(
+                    (*until, self.last_number),
+                    (unsettled.queue, unsettled.queued),
+                );
             }
         }
         Settled::Done
     }
 
-    /// Gives back what a consumer held that is gone, in its old order.
-    pub(super) fn abandon(&mut self, consumer: u64) {
+    /// Requeues the deliveries of a dropped consumer in their old order.
+    pub(super) fn release(&mut self, consumer: u64) {
         let mut tags: Vec<_> = self
-            .held
+            .unsettled
             .iter()
-            .filter(|(_, held)| held.consumer == consumer)
+            .filter(|(_, unsettled)| unsettled.consumer == consumer)
             .map(|(tag, _)| tag.clone())
             .collect();
-        tags.sort_by_key(|tag| std::cmp::Reverse(serial(tag)));
+        tags.sort_by_key(|tag| std::cmp::Reverse(sequence_number(tag)));
         for tag in tags {
             self.settle(&Settlement::Requeue(tag, QueueEnd::Head));
         }
     }
 
-    /// When the next parked message falls due.
+    /// Returns when the next deferred message is due.
     pub(super) fn next_due(&self) -> Option<SystemTime> {
-        self.parked.first_key_value().map(|((due, _), _)| *due)
+        self.deferred.first_key_value().map(|((due, _), _)| *due)
     }
 
     pub(super) fn depth(&self, queue: &str) -> usize {
@@ -121,51 +126,56 @@ impl Queues {
         depth
     }
 
-    pub(super) fn held(&self) -> usize {
-        self.held.len()
+    pub(super) fn unsettled(&self) -> usize {
+        self.unsettled.len()
     }
 
-    fn hold(&mut self, consumer: u64, queue: &Arc<str>, stored: Stored) -> Delivery {
-        self.next += 1;
-        let tag = DeliveryTag::new(self.next.to_string());
-        let mut delivery = Delivery::new(tag.clone(), Arc::clone(queue), stored.message.clone());
-        delivery.redelivered = stored.deliveries > 0;
-        delivery.delivery_count = Some(stored.deliveries);
-        let held = Held {
+    fn deliver(&mut self, consumer: u64, queue: &Arc<str>, queued: QueuedMessage) -> Delivery {
+        self.last_number += 1;
+        let tag = DeliveryTag::new(self.last_number.to_string());
+        let mut delivery = Delivery::new(tag.clone(), Arc::clone(queue), queued.message.clone());
+        delivery.redelivered = queued.deliveries > 0;
+        delivery.delivery_count = Some(queued.deliveries);
+        let unsettled = UnsettledDelivery {
             consumer,
             queue: Arc::clone(queue),
-            stored,
+            queued,
         };
-        self.held.insert(tag, held);
+        self.unsettled.insert(tag, unsettled);
         delivery
     }
 
-    fn give_back(&mut self, mut held: Held, end: QueueEnd) {
-        held.stored.deliveries += 1;
-        held.stored.message.properties.delivery_info.redelivered = true;
-        self.put(held.queue, held.stored, end);
+    fn requeue(&mut self, mut unsettled: UnsettledDelivery, end: QueueEnd) {
+        unsettled.queued.deliveries += 1;
+        unsettled
+            .queued
+            .message
+            .properties
+            .delivery_info
+            .redelivered = true;
+        self.insert(unsettled.queue, unsettled.queued, end);
     }
 
-    fn unpark(&mut self, now: SystemTime) {
-        while let Some(entry) = self.parked.first_entry()
+    fn requeue_due(&mut self, now: SystemTime) {
+        while let Some(entry) = self.deferred.first_entry()
             && entry.key().0 <= now
         {
-            let (queue, stored) = entry.remove();
-            self.put(queue, stored, QueueEnd::Head);
+            let (queue, queued) = entry.remove();
+            self.insert(queue, queued, QueueEnd::Head);
         }
     }
 
-    fn put(&mut self, queue: Arc<str>, stored: Stored, end: QueueEnd) {
-        let priority = usize::from(stored.message.properties.priority.unwrap_or(0));
+    fn insert(&mut self, queue: Arc<str>, queued: QueuedMessage, end: QueueEnd) {
+        let priority = usize::from(queued.message.properties.priority.unwrap_or(0));
         let lists = self.queues.entry(queue).or_default();
-        let list = &mut lists[priority.min(PRIORITIES - 1)];
+        let list = &mut lists[priority.min(PRIORITY_COUNT - 1)];
         match end {
-            QueueEnd::Head => list.push_front(stored),
-            QueueEnd::Tail => list.push_back(stored),
+            QueueEnd::Head => list.push_front(queued),
+            QueueEnd::Tail => list.push_back(queued),
         }
     }
 }
 
-fn serial(tag: &DeliveryTag) -> u64 {
+fn sequence_number(tag: &DeliveryTag) -> u64 {
     tag.as_str().parse().unwrap_or_default()
 }

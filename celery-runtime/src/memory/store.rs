@@ -1,4 +1,4 @@
-//! The in-memory [`Store`].
+//! The in-memory store: [`MemoryStore`].
 
 use std::collections::HashMap;
 use std::fmt;
@@ -11,25 +11,25 @@ use crate::boundary::{BoxFuture, ServiceError, ServiceErrorKind, Store};
 use crate::env::Clock;
 use crate::memory::lock;
 
-/// Shared facts of one process. Clones share them.
+/// A store inside this process. Clones share their keys.
 #[derive(Clone, Default)]
 pub struct MemoryStore {
-    entries: Arc<Mutex<HashMap<String, Entry>>>,
+    entries: Arc<Mutex<HashMap<String, StoreEntry>>>,
     clock: Clock,
 }
 
-struct Entry {
+struct StoreEntry {
     value: Bytes,
     expires: SystemTime,
 }
 
 impl MemoryStore {
-    /// An empty store.
+    /// Returns an empty store.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// An empty store whose entries expire by `clock`.
+    /// Returns an empty store whose keys expire by `clock`.
     pub fn with_clock(clock: Clock) -> Self {
         Self {
             clock,
@@ -37,10 +37,10 @@ impl MemoryStore {
         }
     }
 
-    /// Runs one step on the entries that live.
+    /// Runs one step on the keys that have not expired.
     fn step<T: Send + 'static>(
         &self,
-        step: impl FnOnce(&mut HashMap<String, Entry>, SystemTime) -> T,
+        step: impl FnOnce(&mut HashMap<String, StoreEntry>, SystemTime) -> T,
     ) -> BoxFuture<'static, T> {
         let now = self.clock.now();
         let mut entries = lock(&self.entries);
@@ -60,7 +60,7 @@ impl Store for MemoryStore {
         self.step(|entries, now| {
             let absent = !entries.contains_key(key);
             if absent {
-                let entry = Entry {
+                let entry = StoreEntry {
                     value: Bytes::copy_from_slice(value),
                     expires: now + ttl,
                 };
@@ -109,7 +109,7 @@ impl Store for MemoryStore {
         ttl: Duration,
     ) -> BoxFuture<'a, Result<u64, ServiceError>> {
         self.step(|entries, now| {
-            let entry = entries.entry(key.to_owned()).or_insert_with(|| Entry {
+            let entry = entries.entry(key.to_owned()).or_insert_with(|| StoreEntry {
                 value: Bytes::from_static(b"0"),
                 expires: now + ttl,
             });
@@ -132,6 +132,6 @@ fn not_a_counter(key: &str) -> ServiceError {
         ServiceErrorKind::Invalid,
         "count in",
         format!("key {key}"),
-        "it holds something that is no number",
+        "its value is not a number",
     )
 }

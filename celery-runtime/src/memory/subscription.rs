@@ -1,4 +1,4 @@
-//! What the in-memory broker's subscribers hold.
+//! The subscriptions of the in-memory broker.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,11 +10,11 @@ use crate::boundary::{
     Binding, BoxFuture, Content, ExchangeKind, ServiceError, Settlement, Subscription,
     topic_matches,
 };
-use crate::memory::broker::Shared;
+use crate::memory::broker::BrokerInner;
 use crate::memory::faults::Faults;
 use crate::memory::lock;
 
-/// Receives what is broadcast to an exchange.
+/// Receives the broadcasts of an exchange whose routing key matches.
 #[derive(Debug)]
 pub(super) struct FanoutSubscription {
     kind: ExchangeKind,
@@ -33,8 +33,8 @@ impl Subscription for FanoutSubscription {
                     received = self.receiver.recv() => received,
                 };
                 match received {
-                    Ok((key, message)) if self.wants(&key) => return Ok(message),
-                    // Others' messages, or some missed by not reading.
+                    Ok((key, message)) if self.matches(&key) => return Ok(message),
+                    // The key does not match, or old messages were dropped.
                     Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
                     Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
                 }
@@ -57,7 +57,7 @@ impl FanoutSubscription {
         }
     }
 
-    fn wants(&self, routing_key: &str) -> bool {
+    fn matches(&self, routing_key: &str) -> bool {
         match self.kind {
             ExchangeKind::Direct => self.pattern == routing_key,
             _ => topic_matches(&self.pattern, routing_key),
@@ -65,25 +65,25 @@ impl FanoutSubscription {
     }
 }
 
-/// A queue for replies; it and what is left in it go with the reader.
+/// Receives the messages of a named mailbox, and purges it when dropped.
 pub(super) struct ReplyQueue {
     name: Arc<str>,
-    shared: Arc<Shared>,
+    inner: Arc<BrokerInner>,
 }
 
 impl Subscription for ReplyQueue {
     fn next(&mut self) -> BoxFuture<'_, Result<Message, ServiceError>> {
         Box::pin(async move {
             loop {
-                let changed = self.shared.changed.notified();
-                self.shared.faults.check("subscribe").await?;
+                let changed = self.inner.changed.notified();
+                self.inner.faults.check("subscribe").await?;
                 if let Some(message) = self.take() {
                     return Ok(message);
                 }
                 tokio::select! {
                     biased;
                     () = changed => {}
-                    error = self.shared.faults.broken("subscribe") => return Err(error),
+                    error = self.inner.faults.broken("subscribe") => return Err(error),
                 }
             }
         })
@@ -91,16 +91,16 @@ impl Subscription for ReplyQueue {
 }
 
 impl ReplyQueue {
-    pub(super) fn new(name: &str, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(name: &str, inner: Arc<BrokerInner>) -> Self {
         Self {
             name: name.into(),
-            shared,
+            inner,
         }
     }
 
     fn take(&self) -> Option<Message> {
-        let now = self.shared.clock.now();
-        let mut queues = lock(&self.shared.queues);
+        let now = self.inner.clock.now();
+        let mut queues = lock(&self.inner.queues);
         let names = [Arc::clone(&self.name)];
         let delivery = queues.take(u64::MAX, &names, 1, now).pop()?;
         queues.settle(&Settlement::Ack(delivery.tag));
@@ -113,7 +113,7 @@ impl ReplyQueue {
 
 impl Drop for ReplyQueue {
     fn drop(&mut self) {
-        lock(&self.shared.queues).purge(&self.name);
+        lock(&self.inner.queues).purge(&self.name);
     }
 }
 

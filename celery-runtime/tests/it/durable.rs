@@ -1,4 +1,4 @@
-//! Revocation that outlives everybody who heard of it.
+//! Durable revocation.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,9 +14,9 @@ async fn echo(x: u64) -> Result<u64, TaskError> {
     Ok(x)
 }
 
-fn remembering(remembers: bool) -> (Setup, App) {
+fn setup_with_revokes(is_durable: bool) -> (Setup, App) {
     let mut config = Config::new();
-    if remembers {
+    if is_durable {
         config = config.set("worker_durable_revokes", 3600).unwrap();
     }
     let setup = Setup::with_config(config);
@@ -30,8 +30,8 @@ fn start(app: &App) -> Running {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_task_revoked_while_no_worker_ran_does_not_run() {
-    let (_setup, app) = remembering(true);
+async fn durably_revoked_task_does_not_run_in_later_worker() {
+    let (_setup, app) = setup_with_revokes(true);
     let client = app.client();
     let revoked = client.send(ECHO, (1,)).await.unwrap();
     let later = ECHO.s((2,)).countdown(Duration::from_secs(60));
@@ -56,20 +56,20 @@ async fn a_task_revoked_while_no_worker_ran_does_not_run() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_worker_was_told_is_known_to_those_that_start_later() {
-    let (_setup, app) = remembering(true);
+async fn revocation_reaches_worker_that_starts_later() {
+    let (_setup, app) = setup_with_revokes(true);
     let first = start(&app);
     let client = app.client();
     let later = ECHO.s((2,)).countdown(Duration::from_secs(60));
     let later = client.apply(later).await.unwrap();
-    // As Python sends it: to those that listen now.
+    // A plain revocation, which only running workers receive.
     let control = app.control().limit(1);
     within(60, async {
         while control.ping().await.unwrap().is_empty() {}
     })
     .await;
-    let told = control.revoke([later.id()]).replies();
-    assert_eq!(told.await.unwrap().len(), 1);
+    let replies = control.revoke([later.id()]).replies();
+    assert_eq!(replies.await.unwrap().len(), 1);
     first.stop().await.unwrap();
 
     let _second = start(&app);
@@ -78,8 +78,8 @@ async fn what_a_worker_was_told_is_known_to_those_that_start_later() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_it_is_not_set_up_nobody_looks() {
-    let (_setup, app) = remembering(false);
+async fn durable_revocation_is_ignored_unless_configured() {
+    let (_setup, app) = setup_with_revokes(false);
     let client = app.client();
     let revoked = client.send(ECHO, (1,)).await.unwrap();
     let hour = Duration::from_secs(3600);
@@ -90,7 +90,7 @@ async fn where_it_is_not_set_up_nobody_looks() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_store_it_is_refused() {
+async fn durable_revocation_without_store_is_refused() {
     let setup = Setup::new();
     let hour = Duration::from_secs(3600);
     let control = setup.app.control();

@@ -1,10 +1,10 @@
-//! Groups of very many tasks.
+//! Large groups.
 
 use std::sync::Arc;
 
 use celery_runtime::{Task, TaskError, Tasks, group};
 
-use crate::counting::Counting;
+use crate::counting_broker::CountingBroker;
 use crate::support::{Running, Setup, within};
 
 const ADD: Task<(i64, i64), i64> = Task::new("tasks.add").params(&["x", "y"]);
@@ -14,9 +14,9 @@ fn tasks() -> Tasks {
 }
 
 #[tokio::test(start_paused = true)]
-async fn very_many_are_sent_and_read_some_at_a_time() {
+async fn large_group_is_sent_and_read_in_batches() {
     let setup = Setup::new();
-    let broker = Counting::new(&setup.broker);
+    let broker = CountingBroker::new(&setup.broker);
     let app = broker.app(&setup);
     let app = app.with_backend(Arc::new(setup.backend.clone()));
     let all = group((0..3_500).map(|number| ADD.s((number, 1))));
@@ -36,9 +36,9 @@ async fn very_many_are_sent_and_read_some_at_a_time() {
     assert_eq!(sent.completed_count().await.unwrap(), 0);
 }
 
-/// Though it is waited for others first.
+/// The completed member is not among the first that are awaited.
 #[tokio::test(start_paused = true)]
-async fn of_very_many_the_one_that_has_ended_comes_first() {
+async fn completed_member_of_large_group_is_returned_first() {
     let setup = Setup::new();
     let members = (0..3_500).map(|number| match number {
         3_210 => ADD.s((number, 1)).queue("quick"),
@@ -62,7 +62,7 @@ async fn of_very_many_the_one_that_has_ended_comes_first() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_broker_that_is_away_refuses_very_many_within_one_deadline() {
+async fn large_group_to_unreachable_broker_fails_within_timeout() {
     let setup = Setup::new();
     setup.broker.faults().go_down();
     let all = group((0..3_500).map(|number| ADD.s((number, 1))));

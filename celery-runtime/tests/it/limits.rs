@@ -21,7 +21,7 @@ fn text(error: ResultError) -> String {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_hard_limit_ends_a_task_and_frees_its_slot() {
+async fn hard_time_limit_ends_task_and_frees_slot() {
     let config = Config::new().set("task_time_limit", 5).unwrap();
     let setup = Setup::with_config(config);
     let _worker = setup.start(Tasks::new().with(SLEEP, sleep));
@@ -39,7 +39,7 @@ async fn the_hard_limit_ends_a_task_and_frees_its_slot() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_message_goes_before_the_task_and_the_configuration() {
+async fn time_limit_of_message_overrides_task_and_configuration() {
     const LIMITED: Task<(u64,), u64> = Task::new("tasks.limited")
         .params(&["seconds"])
         .time_limits(None, Some(Duration::from_secs(20)));
@@ -61,7 +61,7 @@ async fn the_message_goes_before_the_task_and_the_configuration() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_task_that_ignores_the_soft_limit_is_ended_by_it() {
+async fn soft_time_limit_ends_task_that_ignores_it() {
     let setup = Setup::new();
     let _worker = setup.start(Tasks::new().with(SLEEP, sleep));
     let call = SLEEP.s((1000,)).soft_time_limit(Duration::from_secs(3));
@@ -74,7 +74,7 @@ async fn a_task_that_ignores_the_soft_limit_is_ended_by_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_task_that_listens_may_finish_on_its_own_terms() {
+async fn task_that_awaits_soft_limit_may_finish() {
     async fn careful(ctx: Context, seconds: u64) -> Result<u64, TaskError> {
         tokio::select! {
             () = ctx.soft_time_limit() => {
@@ -93,7 +93,7 @@ async fn a_task_that_listens_may_finish_on_its_own_terms() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_task_knows_its_limits_and_its_time() {
+async fn context_reports_time_limits() {
     type Seen = (Option<Duration>, Option<Duration>, bool);
     const LIMITS: Task<(), Seen> =
         Task::new("tasks.limits").time_limits(None, Some(Duration::from_secs(20)));

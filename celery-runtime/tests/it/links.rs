@@ -1,4 +1,4 @@
-//! Messages that follow a task: callbacks, errbacks, the rest of a chain.
+//! Messages that follow a task: callbacks, errbacks and the next steps of a chain.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ fn tasks() -> Tasks {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_chain_written_by_python_runs_to_its_end() {
+async fn chain_from_python_runs_to_its_end() {
     let setup = Setup::new();
     let step = |id: &str, y: i64| {
         format!(
@@ -64,7 +64,7 @@ async fn a_chain_written_by_python_runs_to_its_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_follows_is_answered_where_its_signature_says() {
+async fn callback_result_goes_to_reply_address_of_signature() {
     let setup = Setup::new();
     let step = r#"{"task": "tasks.add", "args": [1], "kwargs": {}, "options": {"task_id": "second", "reply_to": "client", "queue": "other"}, "subtask_type": null, "immutable": false}"#;
     let body = format!(
@@ -83,7 +83,7 @@ async fn what_follows_is_answered_where_its_signature_says() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn callbacks_get_the_value_and_errbacks_the_id() {
+async fn callback_gets_value_and_errback_gets_id() {
     let setup = Setup::new();
     let _worker = setup.start(tasks());
     let client = setup.client();
@@ -109,7 +109,7 @@ async fn callbacks_get_the_value_and_errbacks_the_id() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_follows_keeps_its_own_options() {
+async fn callback_keeps_its_options() {
     let setup = Setup::new();
     let _worker = setup.start(tasks());
     let client = setup.client();

@@ -6,15 +6,15 @@ mod support;
 
 mod canvas;
 mod control;
-mod counting;
+mod counting_broker;
 mod durable;
-mod fleet;
 mod groups;
 mod limits;
 mod links;
 mod memory;
 mod outages;
 mod queues;
+mod remote_control;
 mod results;
 mod retries;
 mod shapes;

@@ -1,4 +1,4 @@
-//! The in-memory services keep the contracts of the boundaries.
+//! The conformance suite on the in-memory services.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,7 +41,7 @@ backend_conformance!(Memory::default());
 store_conformance!(Memory::default());
 
 #[tokio::test(start_paused = true)]
-async fn the_store_forgets_in_time() {
+async fn extended_key_expires_in_virtual_time() {
     let store = MemoryStore::with_clock(Clock::tokio(start_time()));
     let minute = Duration::from_secs(60);
     assert!(store.put_if_absent("lock", b"me", minute).await.unwrap());

@@ -1,4 +1,4 @@
-//! A broker or backend that goes away and comes back.
+//! Outages of the broker and the result backend.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -24,7 +24,7 @@ fn counting(runs: &Arc<AtomicU32>) -> Tasks {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_worker_resumes_after_each_of_twenty_outages() {
+async fn worker_resumes_after_each_of_twenty_outages() {
     let runs = Arc::default();
     let setup = Setup::new();
     let events = Arc::new(Mutex::new(Vec::new()));
@@ -58,7 +58,7 @@ async fn the_worker_resumes_after_each_of_twenty_outages() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn results_are_kept_until_the_backend_is_back() {
+async fn result_is_stored_after_backend_outage() {
     let runs = Arc::default();
     let setup = Setup::new();
     let _worker = setup.start(counting(&runs));
@@ -66,7 +66,7 @@ async fn results_are_kept_until_the_backend_is_back() {
     let result = setup.client().send(LATE, (5,)).await.unwrap();
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(
-        setup.broker.held(),
+        setup.broker.unsettled(),
         1,
         "not acknowledged without its result"
     );
@@ -76,7 +76,7 @@ async fn results_are_kept_until_the_backend_is_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lost_acknowledgement_runs_a_late_task_again_and_loses_none() {
+async fn lost_acknowledgement_loses_no_late_task() {
     let runs = Arc::default();
     let setup = Setup::new();
     let worker = setup.start(counting(&runs));
@@ -92,12 +92,12 @@ async fn a_lost_acknowledgement_runs_a_late_task_again_and_loses_none() {
         within(60, result.unwrap().get()).await.unwrap();
     }
     worker.stop().await.unwrap();
-    assert_eq!(setup.broker.held(), 0);
+    assert_eq!(setup.broker.unsettled(), 0);
     assert_eq!(setup.depth("celery").await, 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_late_task_goes_on_when_its_message_comes_back() {
+async fn redelivered_message_continues_running_late_task() {
     const LONG: Task<(), u32> = Task::new("tasks.long").acks_late();
     let runs = Arc::new(AtomicU32::new(0));
     let counter = Arc::clone(&runs);
@@ -115,20 +115,20 @@ async fn a_late_task_goes_on_when_its_message_comes_back() {
         tokio::time::sleep(Duration::from_secs(1)).await;
         setup.broker.faults().go_down();
         tokio::time::sleep(Duration::from_secs(10)).await;
-        assert_eq!(setup.broker.held(), 0, "it went back to its queue");
+        assert_eq!(setup.broker.unsettled(), 0, "the message is requeued");
         setup.broker.faults().come_back();
         tokio::time::sleep(Duration::from_secs(5)).await;
-        assert_eq!(setup.broker.held(), 1, "and was taken again");
+        assert_eq!(setup.broker.unsettled(), 1, "the message is redelivered");
     }
     assert_eq!(within(60, result.get()).await.unwrap(), 0);
     worker.stop().await.unwrap();
     assert_eq!(runs.load(Ordering::SeqCst), 1);
-    assert_eq!(setup.broker.held(), 0);
+    assert_eq!(setup.broker.unsettled(), 0);
     assert_eq!(setup.depth("celery").await, 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_early_task_starts_only_after_its_acknowledgement() {
+async fn early_task_starts_after_acknowledgement() {
     const EARLY: Task<(), ()> = Task::new("tasks.early");
     let runs = Arc::new(AtomicU32::new(0));
     let counter = Arc::clone(&runs);
@@ -150,7 +150,7 @@ async fn an_early_task_starts_only_after_its_acknowledgement() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn sending_to_a_broker_that_is_away_fails_within_the_deadline_every_time() {
+async fn send_to_unreachable_broker_fails_within_timeout() {
     let setup = Setup::new();
     setup.broker.faults().go_down();
     for _ in 0..3 {
@@ -167,32 +167,32 @@ async fn sending_to_a_broker_that_is_away_fails_within_the_deadline_every_time()
         .await
         .unwrap_err();
     assert!(error.to_string().contains("no answer within 5s"), "{error}");
-    setup.broker.faults().obstruct("the disk is full");
+    setup.broker.faults().block("the disk is full");
     let error = setup.client().send(LATE, (1,)).await.unwrap_err();
-    let said = "no answer within 5s: the disk is full";
-    assert!(error.to_string().contains(said), "{error}");
+    let expected = "no answer within 5s: the disk is full";
+    assert!(error.to_string().contains(expected), "{error}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_task_is_not_sent_while_its_result_could_not_be_received() {
+async fn task_is_not_sent_if_prepare_fails() {
     let setup = Setup::new();
     let faults = setup.backend.faults();
-    faults.fail_next("expect", ServiceErrorKind::Denied);
-    let ignoring = LATE.s((2,)).ignore_result();
-    let answers = setup.client().apply_all([LATE.s((1,)), ignoring]).await;
+    faults.fail_next("prepare", ServiceErrorKind::Denied);
+    let ignored = LATE.s((2,)).ignore_result();
+    let answers = setup.client().apply_all([LATE.s((1,)), ignored]).await;
     let error = answers[0].as_ref().unwrap_err().to_string();
     assert!(error.contains("tasks.late"), "{error}");
     assert!(error.contains("planned by a test"), "{error}");
     answers[1].as_ref().unwrap();
     assert_eq!(setup.depth("celery").await, 1);
 
-    // What passes is waited for.
-    faults.fail_next("expect", ServiceErrorKind::Disconnected);
+    // A transient error is retried.
+    faults.fail_next("prepare", ServiceErrorKind::Disconnected);
     setup.client().send(LATE, (3,)).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
-async fn reading_a_result_from_a_backend_that_is_away_fails_within_the_deadline() {
+async fn read_from_unreachable_backend_fails_within_timeout() {
     let setup = Setup::new();
     let result = setup.client().send(LATE, (1,)).await.unwrap();
     setup.backend.faults().go_down();
@@ -204,7 +204,7 @@ async fn reading_a_result_from_a_backend_that_is_away_fails_within_the_deadline(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_waiter_outlives_a_short_outage_of_the_backend() {
+async fn waiting_client_survives_short_backend_outage() {
     let runs = Arc::default();
     let setup = Setup::new();
     let result = setup.client().send(LATE, (1,)).await.unwrap();
@@ -221,13 +221,13 @@ async fn a_waiter_outlives_a_short_outage_of_the_backend() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_worker_gives_up_when_told_how_often_to_try() {
+async fn worker_stops_after_maximum_connection_retries() {
     let config = Config::new()
         .set("broker_connection_max_retries", 3)
         .unwrap();
     let setup = Setup::with_config(config);
     setup.broker.faults().go_down();
     let worker = setup.start(counting(&Arc::default()));
-    let error = within(60, worker.ended()).await.unwrap_err();
+    let error = within(60, worker.wait()).await.unwrap_err();
     assert!(matches!(error, WorkerError::Broker(_)), "{error}");
 }

@@ -1,4 +1,4 @@
-//! Queues that are more than a name.
+//! Queues with bindings, and their settings.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,7 +13,7 @@ use crate::support::{Running, Setup, within};
 
 const COUNT: Task<(), u32> = Task::new("tasks.count");
 
-/// Counts its runs, and wants to be retried as often as told.
+/// Returns a task that counts its runs and asks for this many retries.
 fn counting(runs: &Arc<AtomicU32>, retries: u32) -> Tasks {
     let runs = Arc::clone(runs);
     Tasks::new().with(COUNT, move || {
@@ -36,7 +36,7 @@ fn config(settings: &serde_json::Value) -> Config {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_topic_queue_is_bound_by_who_sends_first_and_retries_find_their_way() {
+async fn topic_queue_is_bound_by_first_sender_and_receives_retries() {
     let settings = json!({
         "task_queues": {"counts": {"routing_key": "count.#"}},
         "task_default_exchange": "tasks",
@@ -54,7 +54,7 @@ async fn a_topic_queue_is_bound_by_who_sends_first_and_retries_find_their_way() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_worker_gets_a_broadcast() {
+async fn broadcast_task_runs_in_every_worker() {
     let settings = json!({"task_queues": {"news": {"broadcast": true}}});
     let setup = Setup::with_config(config(&settings));
     let runs = Arc::default();
@@ -73,7 +73,7 @@ async fn every_worker_gets_a_broadcast() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_worker_may_be_spoken_to_alone() {
+async fn direct_queue_reaches_one_worker() {
     let setup = Setup::with_config(config(&json!({"worker_direct": true})));
     let (one, two) = (Arc::default(), Arc::default());
     let worker = |name: &str, runs| {
@@ -91,7 +91,7 @@ async fn a_worker_may_be_spoken_to_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn queues_that_must_not_be_made_are_errors_on_both_sides() {
+async fn missing_queue_is_refused_for_client_and_worker() {
     let settings = json!({"task_queues": ["known"], "task_create_missing_queues": false});
     let setup = Setup::with_config(config(&settings));
     let to = |queue: &str| Signature::named("tasks.count", (), ()).queue(queue);
@@ -107,7 +107,7 @@ async fn queues_that_must_not_be_made_are_errors_on_both_sides() {
     let error = within(5, worker.run()).await.unwrap_err();
     assert!(matches!(error, WorkerError::Queue(_)), "{error}");
 
-    // What cannot be run is kept all the same.
+    // The dead-letter queue is created nevertheless.
     let worker = setup.start(Tasks::new());
     tokio::time::sleep(Duration::from_secs(1)).await;
     worker.stop().await.unwrap();
@@ -115,7 +115,7 @@ async fn queues_that_must_not_be_made_are_errors_on_both_sides() {
 }
 
 #[tokio::test]
-async fn a_message_goes_once_to_a_queue_that_is_bound_twice() {
+async fn queue_bound_twice_receives_message_once() {
     let setup = Setup::new();
     let topic = |key: &str| Queue::new("q").bound_to(Exchange::topic("logs"), key);
     setup.broker.declare(&topic("#")).await.unwrap();

@@ -1,4 +1,4 @@
-//! Results: what is stored, and what is not.
+//! Storing of results.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ async fn add(x: i64, y: i64) -> Result<i64, TaskError> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn progress_is_seen_while_the_task_runs() {
+async fn progress_is_read_while_task_runs() {
     const SLOW: Task<(), u32> = Task::new("tasks.slow").track_started();
     async fn slow(ctx: Context) -> Result<u32, TaskError> {
         tokio::time::sleep(Duration::from_secs(10)).await;
@@ -46,7 +46,7 @@ async fn progress_is_seen_while_the_task_runs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn ignored_results_leave_nothing_behind() {
+async fn ignored_result_is_not_stored() {
     let setup = Setup::new();
     let _worker = setup.start(Tasks::new().with(ADD, add));
     let client = setup.client();
@@ -64,7 +64,7 @@ async fn ignored_results_leave_nothing_behind() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn extended_results_describe_the_call() {
+async fn extended_result_describes_call() {
     let config = Config::new().set("result_extended", true).unwrap();
     let setup = Setup::with_config(config);
     let worker = setup
@@ -85,7 +85,7 @@ async fn extended_results_describe_the_call() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_value_that_cannot_be_written_is_an_encode_error() {
+async fn unencodable_value_is_encode_error() {
     const ODD: Task<(), std::collections::BTreeMap<(i32, i32), i32>> = Task::new("tasks.odd");
     let setup = Setup::new();
     let _worker =
@@ -104,7 +104,7 @@ async fn a_value_that_cannot_be_written_is_an_encode_error() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_backend_tasks_run_and_results_are_an_error() {
+async fn task_without_backend_runs_and_has_no_result() {
     let setup = Setup::new();
     let app = App::new(std::sync::Arc::new(setup.broker.clone()));
     let worker = crate::support::Running::start(app.worker(Tasks::new().with(ADD, add)));
@@ -120,7 +120,7 @@ async fn without_a_backend_tasks_run_and_results_are_an_error() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn results_expire_after_a_day() {
+async fn result_expires_after_a_day() {
     let setup = Setup::new();
     let _worker = setup.start(Tasks::new().with(ADD, add));
     let result = setup.client().send(ADD, (1, 2)).await.unwrap();

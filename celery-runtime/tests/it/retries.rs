@@ -1,4 +1,4 @@
-//! Retries: asked for, automatic, exhausted.
+//! Retries: explicit, automatic and exhausted.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -21,7 +21,7 @@ fn text(error: ResultError) -> String {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_retry_waits_and_keeps_the_id() {
+async fn retry_waits_and_keeps_id() {
     const RETRY: Task<(u32,), u32> = Task::new("tasks.retry").params(&["times=1"]);
     async fn retry(ctx: Context, times: u32) -> Result<u32, TaskError> {
         if ctx.retries() < times {
@@ -40,7 +40,7 @@ async fn a_retry_waits_and_keeps_the_id() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_retries_left_the_cause_is_the_failure() {
+async fn exhausted_retries_fail_with_cause() {
     const ALWAYS: Task<(), ()> = Task::new("tasks.always")
         .max_retries(2)
         .retry_delay(Duration::from_secs(1));
@@ -59,7 +59,7 @@ async fn without_retries_left_the_cause_is_the_failure() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn chosen_errors_are_retried_with_backoff() {
+async fn configured_error_is_retried_with_backoff() {
     const FLAKY: Task<(), u32> =
         Task::new("tasks.flaky")
             .max_retries(5)
@@ -82,7 +82,7 @@ async fn chosen_errors_are_retried_with_backoff() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn other_errors_are_not_retried() {
+async fn other_error_is_not_retried() {
     const PLAIN: Task<(), ()> = Task::new("tasks.plain").autoretry(AutoRetry::on::<Flaky>());
     async fn plain() -> Result<(), TaskError> {
         Err(TaskError::exception("KeyError", "k"))
@@ -97,7 +97,7 @@ async fn other_errors_are_not_retried() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_retried_message_keeps_headers_and_gets_a_parent() {
+async fn retried_message_keeps_headers_and_gets_parent() {
     const ONCE: Task<(), (Option<String>, String)> = Task::new("tasks.once");
     async fn once(ctx: Context) -> Result<(Option<String>, String), TaskError> {
         if ctx.retries() == 0 {
@@ -121,7 +121,7 @@ async fn a_retried_message_keeps_headers_and_gets_a_parent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_retry_may_have_other_arguments() {
+async fn retry_replaces_arguments() {
     const COPY: Task<(i64, i64, String), (i64, i64, String)> =
         Task::new("tasks.copy").params(&["from", "to", "label=\"\""]);
     async fn copy(
@@ -147,13 +147,13 @@ async fn a_retry_may_have_other_arguments() {
     let client = setup.client();
     let by_name = client.send_by_name("tasks.copy", (), kwargs).await;
     let result = client.result::<(i64, i64, String)>(by_name.unwrap().id());
-    // The second retry names keywords, in place of those that came.
+    // The second retry replaces the keyword arguments.
     let expected = (2, 3, String::new());
     assert_eq!(within(5, result.get()).await.unwrap(), expected);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_retry_may_have_other_headers_and_expire() {
+async fn retry_replaces_headers_and_expiry() {
     type Seen = (Option<i64>, bool, Option<u8>);
     const ONCE: Task<(), Seen> = Task::new("tasks.once");
     async fn once(ctx: Context) -> Result<Seen, TaskError> {
@@ -177,7 +177,7 @@ async fn a_retry_may_have_other_headers_and_expire() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failure_may_be_shown_as_another_and_is_retried_all_the_same() {
+async fn renamed_failure_is_still_retried() {
     const FLAKY: Task<(), ()> = Task::new("tasks.flaky")
         .max_retries(1)
         .autoretry(AutoRetry::on::<Flaky>());

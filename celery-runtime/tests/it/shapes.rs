@@ -1,5 +1,5 @@
-//! Canvases of any shape: what comes of them is what they say, and no message on
-//! the way is larger than the canvas.
+//! Random canvases: they return the expected value, and the size of each message is
+//! bounded by the size of the canvas.
 
 use std::sync::Arc;
 
@@ -7,37 +7,38 @@ use celery_protocol::Value;
 use celery_runtime::{Canvas, Task, TaskError, Tasks};
 use proptest::prelude::*;
 
-use crate::counting::Counting;
+use crate::counting_broker::CountingBroker;
 use crate::support::{Running, Setup, within};
 
 const ADD: Task<(i64, i64), i64> = Task::new("tasks.add").params(&["x", "y"]);
 const SUM: Task<(Value,), i64> = Task::new("tasks.sum").params(&["numbers"]);
 
-/// What one task may add to a message, and what every message has.
+/// The maximum number of bytes that one task adds to a message.
 const PER_TASK: usize = 1_000;
+/// The maximum number of bytes of a message without tasks.
 const MESSAGE: usize = 2_000;
 
-/// What gets a number and gives one.
+/// A canvas that takes a number and returns a number.
 #[derive(Clone, Debug)]
 enum Shape {
-    /// Adds this to it.
+    /// Adds this number.
     Add(i64),
-    /// Twice this, whatever it got.
+    /// Returns this number doubled; the given number is ignored.
     Double(i64),
-    /// One after the other.
+    /// Runs the steps in order.
     Chain(Vec<Self>),
-    /// All get it, and the sum of all goes through the rest.
+    /// Runs the members with the number; their sum goes through the rest.
     Chord(Vec<Member>, Vec<Self>),
 }
 
-/// A part of a chord's header.
+/// A member of a chord's header.
 #[derive(Clone, Debug)]
 enum Member {
     One(Shape),
-    /// A group inside, of which the body gets a list.
+    /// A nested group, whose results are a list for the body.
     Group(Vec<Shape>),
-    /// The same behind a step.
-    Behind(Shape, Vec<Shape>),
+    /// A step followed by a group.
+    StepThenGroup(Shape, Vec<Shape>),
 }
 
 impl Shape {
@@ -83,7 +84,7 @@ impl Member {
         match self {
             Self::One(shape) => shape.canvas(),
             Self::Group(shapes) => group(shapes),
-            Self::Behind(first, shapes) => first.canvas().then(group(shapes)),
+            Self::StepThenGroup(first, shapes) => first.canvas().then(group(shapes)),
         }
     }
 
@@ -92,7 +93,7 @@ impl Member {
         match self {
             Self::One(shape) => shape.value(given),
             Self::Group(shapes) => sum(shapes, given),
-            Self::Behind(first, shapes) => sum(shapes, first.value(given)),
+            Self::StepThenGroup(first, shapes) => sum(shapes, first.value(given)),
         }
     }
 
@@ -100,7 +101,7 @@ impl Member {
         match self {
             Self::One(shape) => shape.tasks(),
             Self::Group(shapes) => tasks_of(shapes),
-            Self::Behind(first, shapes) => first.tasks() + tasks_of(shapes),
+            Self::StepThenGroup(first, shapes) => first.tasks() + tasks_of(shapes),
         }
     }
 }
@@ -118,32 +119,32 @@ fn tasks() -> Tasks {
     Tasks::new()
         .with(ADD, async |x: i64, y: i64| Ok::<_, TaskError>(x + y))
         .with(SUM, async |numbers: Value| {
-            Ok::<_, TaskError>(deep(&numbers))
+            Ok::<_, TaskError>(nested_sum(&numbers))
         })
 }
 
-/// The sum of all numbers in lists of lists.
-fn deep(value: &Value) -> i64 {
+/// Returns the sum of all numbers in nested lists.
+fn nested_sum(value: &Value) -> i64 {
     match value {
-        Value::Array(all) => all.iter().map(deep).sum(),
+        Value::Array(all) => all.iter().map(nested_sum).sum(),
         number => number.as_i64().unwrap(),
     }
 }
 
-/// What comes of a canvas, and the sizes of all messages that were sent for it.
+/// Returns the result of a canvas, and the sizes of all messages that were sent.
 async fn run(canvas: Canvas) -> (i64, Vec<usize>) {
     let setup = Setup::new();
-    let broker = Counting::new(&setup.broker);
+    let broker = CountingBroker::new(&setup.broker);
     let app = broker.app(&setup);
     let app = app.with_backend(Arc::new(setup.backend.clone()));
     let _worker = Running::start(app.worker(tasks()).concurrency(4));
     let result = app.client().apply(canvas).await.unwrap();
     let value = within(60, result.get()).await.unwrap();
-    (deep(&value), broker.sizes())
+    (nested_sum(&value), broker.sizes())
 }
 
-/// The same, where no time passes.
-fn run_at_once(canvas: Canvas) -> (i64, Vec<usize>) {
+/// Runs a canvas with a paused clock.
+fn run_paused(canvas: Canvas) -> (i64, Vec<usize>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .start_paused(true)
@@ -161,7 +162,7 @@ fn shapes() -> impl Strategy<Value = Shape> {
         let member = prop_oneof![
             6 => inner.clone().prop_map(Member::One),
             1 => several().prop_map(Member::Group),
-            1 => (inner.clone(), several()).prop_map(|(one, all)| Member::Behind(one, all)),
+            1 => (inner.clone(), several()).prop_map(|(one, all)| Member::StepThenGroup(one, all)),
         ];
         let header = proptest::collection::vec(member, 1..5);
         prop_oneof![
@@ -176,8 +177,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
 
     #[test]
-    fn a_canvas_gives_what_it_says_in_messages_that_it_fits(shape in shapes()) {
-        let (value, sizes) = run_at_once(shape.canvas().given((1,)));
+    fn random_canvas_returns_value_in_bounded_messages(shape in shapes()) {
+        let (value, sizes) = run_paused(shape.canvas().given((1,)));
         prop_assert_eq!(value, shape.value(1));
         prop_assert_eq!(sizes.len(), shape.tasks());
         let largest = sizes.iter().max().copied().unwrap_or_default();
@@ -186,7 +187,7 @@ proptest! {
     }
 }
 
-/// So many chords of ten, one after the other.
+/// Returns this many chords of ten members in a chain.
 fn chords(count: usize) -> Shape {
     let header = || (0..10).map(|number| Member::One(Shape::Add(number)));
     let chord = |_| Shape::Chord(header().collect(), Vec::new());
@@ -194,10 +195,10 @@ fn chords(count: usize) -> Shape {
 }
 
 #[test]
-fn chords_in_a_row_grow_by_what_is_added() {
+fn message_of_chained_chords_grows_linearly() {
     let largest = |count| {
         let shape = chords(count);
-        let (value, sizes) = run_at_once(shape.canvas().given((0,)));
+        let (value, sizes) = run_paused(shape.canvas().given((0,)));
         assert_eq!(value, shape.value(0));
         assert_eq!(sizes.len(), 11 * count);
         let largest = sizes.iter().max().copied().unwrap();
@@ -214,17 +215,17 @@ fn chords_in_a_row_grow_by_what_is_added() {
     assert!(steps.1 <= steps.0 * 11 / 10, "{steps:?}");
 }
 
-/// The body is in the message once, and not in each member of each group.
+/// A message contains the body once, and not in each member of each group.
 #[test]
-fn groups_behind_steps_do_not_multiply_the_body() {
+fn nested_groups_do_not_multiply_body() {
     let fan = |first: Shape, width: i64| {
         let members = (0..width).map(Shape::Add).collect();
-        Shape::Chord(vec![Member::Behind(first, members)], Vec::new())
+        Shape::Chord(vec![Member::StepThenGroup(first, members)], Vec::new())
     };
     let nested = (0..5).fold(Shape::Add(1), |inner, _| fan(inner, 5));
     let wide = Shape::Chain(vec![fan(Shape::Add(1), 20), chords(5)]);
     for shape in [nested, wide] {
-        let (value, sizes) = run_at_once(shape.canvas().given((1,)));
+        let (value, sizes) = run_paused(shape.canvas().given((1,)));
         assert_eq!(value, shape.value(1));
         let largest = sizes.iter().max().copied().unwrap();
         let most = MESSAGE + PER_TASK * shape.tasks();

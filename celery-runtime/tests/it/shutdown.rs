@@ -1,4 +1,4 @@
-//! Stops: warm, cold, and by death.
+//! Shutdown: warm, cold and killed.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::support::{Running, Setup, within};
 const EARLY: Task<(u32,), u32> = Task::new("tasks.early").params(&["number"]);
 const LATE: Task<(u32,), u32> = Task::new("tasks.late").params(&["number"]).acks_late();
 
-/// Tasks of ten seconds that write down that they ended.
+/// Returns tasks that take ten seconds and log their end.
 fn tasks(log: &Arc<Mutex<Vec<u32>>>) -> Tasks {
     let handler = || {
         let log = Arc::clone(log);
@@ -28,7 +28,7 @@ fn tasks(log: &Arc<Mutex<Vec<u32>>>) -> Tasks {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_warm_stop_finishes_what_runs_and_returns_the_rest_in_order() {
+async fn warm_shutdown_finishes_running_and_requeues_rest_in_order() {
     let log = Arc::default();
     let setup = Setup::new();
     let client = setup.client();
@@ -39,17 +39,17 @@ async fn a_warm_stop_finishes_what_runs_and_returns_the_rest_in_order() {
     }
     let mut worker = Running::start(setup.app.worker(tasks(&log)).concurrency(2));
     tokio::time::sleep(Duration::from_secs(1)).await;
-    worker.ask_to_stop();
+    worker.request_stop();
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(
         setup.depth("celery").await,
         10,
-        "prefetched ones go back at once"
+        "prefetched messages are requeued at once"
     );
-    worker.ended().await.unwrap();
+    worker.wait().await.unwrap();
     assert_eq!(setup.elapsed().round() as u64, 10);
     assert_eq!(*log.lock().unwrap(), [0, 1]);
-    assert_eq!(setup.broker.held(), 0);
+    assert_eq!(setup.broker.unsettled(), 0);
 
     let second = Running::start(setup.app.worker(tasks(&log)).concurrency(1));
     tokio::time::sleep(Duration::from_secs(101)).await;
@@ -58,17 +58,17 @@ async fn a_warm_stop_finishes_what_runs_and_returns_the_rest_in_order() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cold_stop_returns_late_tasks_and_marks_early_ones() {
+async fn cold_shutdown_requeues_late_and_marks_early_tasks() {
     let log = Arc::default();
     let setup = Setup::new();
     let early = setup.client().send(EARLY, (1,)).await.unwrap();
     let late = setup.client().send(LATE, (2,)).await.unwrap();
     let mut worker = setup.start(tasks(&log));
     tokio::time::sleep(Duration::from_secs(1)).await;
-    worker.ask_to_stop();
+    worker.request_stop();
     tokio::time::sleep(Duration::from_secs(1)).await;
-    worker.lose_patience();
-    within(1, worker.ended()).await.unwrap();
+    worker.force_shutdown();
+    within(1, worker.wait()).await.unwrap();
     assert!(log.lock().unwrap().is_empty());
     assert_eq!(early.state().await.unwrap(), State::Retry);
     assert_eq!(late.state().await.unwrap(), State::Pending);
@@ -77,7 +77,7 @@ async fn a_cold_stop_returns_late_tasks_and_marks_early_ones() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_killed_worker_loses_no_late_task() {
+async fn killed_worker_loses_no_late_task() {
     let log = Arc::default();
     let setup = Setup::new();
     let results = setup
@@ -109,7 +109,7 @@ async fn teardown_runs_after_the_last_task() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn delayed_tasks_stay_in_the_broker() {
+async fn delayed_task_survives_worker_restart() {
     let log = Arc::default();
     let setup = Setup::new();
     let later = EARLY.s((1,)).countdown(Duration::from_secs(1000));
@@ -123,7 +123,7 @@ async fn delayed_tasks_stay_in_the_broker() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_does_not_wait_for_ever_for_a_backend_that_is_away() {
+async fn shutdown_without_backend_ends_after_timeout() {
     let log = Arc::default();
     let setup = Setup::new();
     setup.client().send(LATE, (1,)).await.unwrap();
@@ -135,7 +135,7 @@ async fn a_stop_does_not_wait_for_ever_for_a_backend_that_is_away() {
         matches!(error, WorkerError::Unsettled { count: 1 }),
         "{error}"
     );
-    // Not acknowledged without its result, so it will run again.
+    // The result was not stored, so the task is not acknowledged and runs again.
     setup.backend.faults().come_back();
     assert_eq!(setup.depth("celery").await, 1);
     assert!(!ServiceErrorKind::Denied.is_transient());

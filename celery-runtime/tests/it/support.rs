@@ -1,4 +1,4 @@
-//! An app in memory whose time is virtual, and a worker on it.
+//! An in-memory app with virtual time, and a running worker.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use celery_runtime::{
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-/// A Friday in 2026.
+/// Returns the time at which each test starts, in 2026.
 pub(crate) fn start_time() -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(1_795_000_000)
 }
@@ -59,7 +59,7 @@ impl Setup {
         self.broker.depth(&Queue::new(queue)).await.unwrap()
     }
 
-    /// Puts a message as it is into the queue of tasks; its headers are JSON.
+    /// Publishes a message to the queue `celery`; its headers are JSON.
     pub(crate) async fn push(
         &self,
         headers: &str,
@@ -75,7 +75,7 @@ impl Setup {
         answers.into_iter().next().unwrap().unwrap();
     }
 
-    /// Takes a message that waits in a queue.
+    /// Receives and acknowledges the next message of a queue.
     pub(crate) async fn take(&self, queue: &str) -> Message {
         let options = ConsumeOptions::new(vec![Queue::new(queue)], 1);
         let consumer = self.broker.consume(&options).await.unwrap();
@@ -88,7 +88,7 @@ impl Setup {
         }
     }
 
-    /// Seconds that have passed since the start.
+    /// Returns the seconds since the start.
     pub(crate) fn elapsed(&self) -> f64 {
         self.clock
             .now()
@@ -98,7 +98,7 @@ impl Setup {
     }
 }
 
-/// A worker that runs until it is told to stop.
+/// A worker that runs until it is stopped.
 pub(crate) struct Running {
     stop: Option<oneshot::Sender<ForceShutdown>>,
     cold: Option<oneshot::Sender<()>>,
@@ -116,52 +116,57 @@ impl Running {
         }
     }
 
-    pub(crate) fn ask_to_stop(&mut self) {
-        let (cold, lost) = oneshot::channel();
+    pub(crate) fn request_stop(&mut self) {
+        let (cold, requested) = oneshot::channel();
         self.cold = Some(cold);
-        let _ = self.stop.take().unwrap().send(ForceShutdown(Some(lost)));
+        let _ = self
+            .stop
+            .take()
+            .unwrap()
+            .send(ForceShutdown(Some(requested)));
     }
 
-    pub(crate) fn lose_patience(&mut self) {
+    pub(crate) fn force_shutdown(&mut self) {
         let _ = self.cold.take().unwrap().send(());
     }
 
-    pub(crate) async fn ended(self) -> Result<(), WorkerError> {
+    pub(crate) async fn wait(self) -> Result<(), WorkerError> {
         self.worker.await.unwrap()
     }
 
     pub(crate) async fn stop(mut self) -> Result<(), WorkerError> {
-        self.ask_to_stop();
-        self.ended().await
+        self.request_stop();
+        self.wait().await
     }
 
-    /// As if the process were killed.
+    /// Aborts the worker, as a kill of its process would.
     pub(crate) async fn kill(self) {
         self.worker.abort();
         let _ = self.worker.await;
     }
 }
 
+/// Forces the shutdown when the sender sends.
 struct ForceShutdown(Option<oneshot::Receiver<()>>);
 
 impl celery_runtime::ForceShutdown for ForceShutdown {
     fn requested(&mut self) -> celery_runtime::BoxFuture<'_, ()> {
         Box::pin(async {
-            let asked = match self.0.take() {
-                Some(lost) => lost.await.is_ok(),
+            let is_requested = match self.0.take() {
+                Some(requested) => requested.await.is_ok(),
                 None => false,
             };
-            if !asked {
+            if !is_requested {
                 std::future::pending().await
             }
         })
     }
 }
 
-/// Fails the test instead of hanging it. With the clock paused this costs
-/// nothing, and it only passes when nothing else can happen any more.
+/// Returns the value of `future`, or fails the test after this many seconds. With a
+/// paused clock the time passes at once when nothing else can run.
 pub(crate) async fn within<T>(seconds: u64, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(seconds), future)
         .await
-        .expect("it takes longer than it should")
+        .expect("the time limit has passed")
 }

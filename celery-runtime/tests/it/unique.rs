@@ -1,4 +1,4 @@
-//! Tasks of which there is one at a time.
+//! Unique tasks.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -16,44 +16,45 @@ const PER_KEY: Task<(String, u64), u64> = Task::new("tasks.per_key")
     .params(&["key", "seconds=1"])
     .unique(Unique::by(&["key"]));
 
-/// How many run at the same time, by key.
+/// The number of running tasks by key, its maximum, and the number of runs.
 #[derive(Default)]
-struct Crowd {
-    now: HashMap<String, u32>,
-    most: HashMap<String, u32>,
+struct Concurrency {
+    running: HashMap<String, u32>,
+    max: HashMap<String, u32>,
     runs: u32,
 }
 
-type State = Arc<Mutex<Crowd>>;
+type State = Arc<Mutex<Concurrency>>;
 
 async fn work(ctx: Context<State>, key: String, seconds: u64) -> Result<u64, TaskError> {
     {
-        let mut crowd = ctx.state().lock().unwrap();
-        crowd.runs += 1;
-        let now = crowd.now.entry(key.clone()).or_default();
-        *now += 1;
-        let now = *now;
-        let most = crowd.most.entry(key.clone()).or_default();
-        *most = now.max(*most);
+        let mut concurrency = ctx.state().lock().unwrap();
+        concurrency.runs += 1;
+        let running = concurrency.running.entry(key.clone()).or_default();
+        *running += 1;
+        let running = *running;
+        let max = concurrency.max.entry(key.clone()).or_default();
+        *max = running.max(*max);
     }
     tokio::time::sleep(Duration::from_secs(seconds)).await;
-    *ctx.state().lock().unwrap().now.get_mut(&key).unwrap() -= 1;
+    *ctx.state().lock().unwrap().running.get_mut(&key).unwrap() -= 1;
     Ok(seconds)
 }
 
-struct Fleet {
-    setup: Setup,
+/// An app with a store, and the state of its tasks.
+struct UniqueSetup {
+    base: Setup,
     app: App,
     state: State,
 }
 
-impl Fleet {
+impl UniqueSetup {
     fn new() -> Self {
         let setup = Setup::new();
         let store = MemoryStore::with_clock(setup.clock.clone());
         let app = setup.app.clone().with_store(Arc::new(store));
         Self {
-            setup,
+            base: setup,
             app,
             state: State::default(),
         }
@@ -66,8 +67,8 @@ impl Fleet {
         Running::start(self.app.worker(tasks).concurrency(4))
     }
 
-    fn most(&self, key: &str) -> u32 {
-        self.state.lock().unwrap().most[key]
+    fn max_running(&self, key: &str) -> u32 {
+        self.state.lock().unwrap().max[key]
     }
 
     fn runs(&self) -> u32 {
@@ -80,26 +81,26 @@ fn call(key: &str, seconds: u64) -> (String, u64) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn those_with_the_same_key_wait_for_each_other_and_the_others_do_not() {
-    let fleet = Fleet::new();
-    let _workers = [fleet.start(PER_KEY), fleet.start(PER_KEY)];
-    let client = fleet.app.client();
+async fn tasks_with_equal_key_run_one_at_a_time() {
+    let setup = UniqueSetup::new();
+    let _workers = [setup.start(PER_KEY), setup.start(PER_KEY)];
+    let client = setup.app.client();
     let calls = (0..12).map(|n| PER_KEY.s(call(["a", "b", "c"][n % 3], 1)));
     for sent in client.apply_all(calls).await {
         within(120, sent.unwrap().get()).await.unwrap();
     }
-    assert_eq!(["a", "b", "c"].map(|key| fleet.most(key)), [1, 1, 1]);
-    assert_eq!(fleet.runs(), 12);
-    // Three keys at the same time, and not one after the other.
-    assert!(fleet.setup.elapsed() < 12.0, "{}", fleet.setup.elapsed());
+    assert_eq!(["a", "b", "c"].map(|key| setup.max_running(key)), [1, 1, 1]);
+    assert_eq!(setup.runs(), 12);
+    // Tasks with different keys run at the same time.
+    assert!(setup.base.elapsed() < 12.0, "{}", setup.base.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
-async fn python_counts_too() {
-    let fleet = Fleet::new();
-    let _worker = fleet.start(PER_KEY);
-    let client = fleet.app.client();
-    // As Python sends it: nothing was locked, and by keyword.
+async fn task_sent_by_name_observes_lock() {
+    let setup = UniqueSetup::new();
+    let _worker = setup.start(PER_KEY);
+    let client = setup.app.client();
+    // Python sends it without a lock and with keyword arguments.
     let kwargs = serde_json::json!({"key": "a", "seconds": 2});
     let by_name = client
         .send_by_name("tasks.per_key", (), kwargs)
@@ -108,11 +109,11 @@ async fn python_counts_too() {
     let typed = client.send(PER_KEY, call("a", 2)).await.unwrap();
     within(60, by_name.get()).await.unwrap();
     within(60, typed.get()).await.unwrap();
-    assert_eq!(fleet.most("a"), 1);
+    assert_eq!(setup.max_running("a"), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_second_one_may_be_dropped_or_fail() {
+async fn duplicate_task_is_dropped_or_fails() {
     const DROPPED: Task<(String, u64), u64> = Task::new("tasks.dropped")
         .params(&["key", "seconds=1"])
         .unique(Unique::by(&["key"]).or_drop());
@@ -120,9 +121,9 @@ async fn the_second_one_may_be_dropped_or_fail() {
         .params(&["key", "seconds=1"])
         .unique(Unique::by(&["key"]).or_fail());
     for (task, expected) in [(DROPPED, "TaskRevokedError"), (FAILED, "NotUnique")] {
-        let fleet = Fleet::new();
-        let _workers = [fleet.start(task), fleet.start(task)];
-        let client = fleet.app.client();
+        let setup = UniqueSetup::new();
+        let _workers = [setup.start(task), setup.start(task)];
+        let client = setup.app.client();
         let calls = [task.s(call("a", 5)), task.s(call("a", 5))];
         let sent = client.apply_all(calls).await;
         let mut ends = Vec::new();
@@ -139,37 +140,37 @@ async fn the_second_one_may_be_dropped_or_fail() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_lock_of_a_dead_worker_is_free_after_its_lease_and_that_of_a_long_task_is_not() {
+async fn lock_expires_after_crash_and_is_renewed_while_running() {
     const LEASED: Task<(String, u64), u64> = Task::new("tasks.leased")
         .params(&["key", "seconds=1"])
         .acks_late()
         .unique(Unique::task().lease(Duration::from_secs(10)));
-    let fleet = Fleet::new();
-    let first = fleet.start(LEASED);
-    let client = fleet.app.client();
+    let setup = UniqueSetup::new();
+    let first = setup.start(LEASED);
+    let client = setup.app.client();
     let long = client.send(LEASED, call("a", 100)).await.unwrap();
     let waiting = client.send(LEASED, call("b", 1)).await.unwrap();
     within(150, long.get()).await.unwrap();
     within(150, waiting.get()).await.unwrap();
-    let after = fleet.setup.elapsed();
+    let after = setup.base.elapsed();
     assert!((101.0..115.0).contains(&after), "{after}");
 
     let held = client.send(LEASED, call("c", 1000)).await.unwrap();
     within(60, async {
-        while fleet.runs() < 3 {
+        while setup.runs() < 3 {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     })
     .await;
     first.kill().await;
-    let _second = fleet.start(LEASED);
+    let _second = setup.start(LEASED);
     let next = client.send(LEASED, call("d", 1)).await.unwrap();
     within(3000, next.get()).await.unwrap();
     within(3000, held.get()).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_queued_is_not_sent_again() {
+async fn queued_task_is_not_sent_again() {
     const QUEUED: Task<(String, u64), u64> = Task::new("tasks.queued")
         .params(&["key", "seconds=1"])
         .unique(
@@ -177,19 +178,19 @@ async fn what_is_queued_is_not_sent_again() {
                 .while_queued(Duration::from_secs(3600))
                 .or_drop(),
         );
-    let fleet = Fleet::new();
-    let client = fleet.app.client();
+    let setup = UniqueSetup::new();
+    let client = setup.app.client();
     let first = client.send(QUEUED, call("a", 1)).await.unwrap();
     let second = client.send(QUEUED, call("a", 1)).await.unwrap();
     assert_eq!(first.id(), second.id());
     let other = client.send(QUEUED, call("b", 1)).await.unwrap();
-    assert_eq!(fleet.setup.depth("celery").await, 2);
-    let _worker = fleet.start(QUEUED);
+    assert_eq!(setup.base.depth("celery").await, 2);
+    let _worker = setup.start(QUEUED);
     for one in [&first, &second, &other] {
         within(60, one.get()).await.unwrap();
     }
-    assert_eq!(fleet.runs(), 2);
-    // It has ended, so there may be another one, as soon as the lock is gone.
+    assert_eq!(setup.runs(), 2);
+    // After the task has ended and its lock is released, another one is sent.
     let third = within(60, async {
         loop {
             let sent = client.send(QUEUED, call("a", 1)).await.unwrap();
@@ -201,11 +202,11 @@ async fn what_is_queued_is_not_sent_again() {
     })
     .await;
     within(60, third.get()).await.unwrap();
-    assert_eq!(fleet.runs(), 3);
+    assert_eq!(setup.runs(), 3);
 }
 
 #[tokio::test(start_paused = true)]
-async fn once_in_a_period_means_also_after_it_has_ended() {
+async fn task_unique_for_period_is_refused_after_it_ended() {
     const DAILY: Task<(String, u64), u64> = Task::new("tasks.daily")
         .params(&["key", "seconds=1"])
         .unique(
@@ -213,9 +214,9 @@ async fn once_in_a_period_means_also_after_it_has_ended() {
                 .for_period(Duration::from_secs(100))
                 .or_fail(),
         );
-    let fleet = Fleet::new();
-    let _worker = fleet.start(DAILY);
-    let client = fleet.app.client();
+    let setup = UniqueSetup::new();
+    let _worker = setup.start(DAILY);
+    let client = setup.app.client();
     let first = client.send(DAILY, call("a", 1)).await.unwrap();
     within(60, first.get()).await.unwrap();
     let error = client.send(DAILY, call("b", 1)).await.unwrap_err();
@@ -229,7 +230,7 @@ async fn once_in_a_period_means_also_after_it_has_ended() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_store_it_is_an_error_on_both_sides() {
+async fn unique_task_without_store_is_refused() {
     const QUEUED: Task<(String, u64), u64> = Task::new("tasks.queued")
         .params(&["key", "seconds=1"])
         .unique(Unique::task().while_queued(Duration::from_secs(60)));

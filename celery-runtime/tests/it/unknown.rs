@@ -1,4 +1,4 @@
-//! Messages that cannot be run: none is lost.
+//! Messages that a worker cannot run.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ fn reason(message: &Message) -> String {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unknown_task_is_kept_and_fails_for_its_sender() {
+async fn unknown_task_is_dead_lettered_and_fails() {
     let setup = Setup::new();
     let _worker = setup.start(Tasks::new().with(ADD, add));
     let result = setup.client().send(NEW, (7,)).await.unwrap();
@@ -34,7 +34,7 @@ async fn an_unknown_task_is_kept_and_fails_for_its_sender() {
     assert_eq!(reason(&kept), "unregistered");
     assert_eq!(setup.depth("celery").await, 0);
 
-    // Sent on as it is, it runs where the task is known.
+    // Published again unchanged, it runs in a worker with this task.
     setup
         .broker
         .publish(&[Publication::to_queue(kept, "new")])
@@ -48,7 +48,7 @@ async fn an_unknown_task_is_kept_and_fails_for_its_sender() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unknown_task_of_protocol_1_is_kept_as_it_came() {
+async fn unknown_protocol_1_task_is_dead_lettered_unchanged() {
     let setup = Setup::new();
     let _worker = setup.start(Tasks::new().with(ADD, add));
     let body = br#"{"task": "tasks.new", "id": "v1", "args": [7], "kwargs": {}}"#;
@@ -62,55 +62,59 @@ async fn an_unknown_task_of_protocol_1_is_kept_as_it_came() {
     assert_eq!(kept.body, body[..]);
 }
 
+const HEADERS: &str = r#"{"task": "tasks.add", "id": "a"}"#;
+
+/// Messages that a worker cannot decode: headers, content type, body, and the reason in
+/// the dead letter.
+const UNDECODABLE: &[(&str, &str, &[u8], &str)] = &[
+    (HEADERS, "application/json", b"[[1, 2], {}", "undecodable"),
+    (HEADERS, "application/json", b"\xff\xfe\x00", "undecodable"),
+    (HEADERS, "application/json", b"[1, {}, {}]", "undecodable"),
+    (HEADERS, "application/json", b"[[], [], {}]", "undecodable"),
+    (
+        HEADERS,
+        "application/x-python-serialize",
+        b"\x80\x04.",
+        "refused-content-type",
+    ),
+    (
+        r#"{"task": "tasks.add", "id": "b", "eta": "soon"}"#,
+        "application/json",
+        b"[[1, 2], {}, {}]",
+        "undecodable",
+    ),
+    (
+        r#"{"task": "tasks.add"}"#,
+        "application/json",
+        b"[[1, 2], {}, {}]",
+        "undecodable",
+    ),
+    ("{}", "application/json", b"[]", "undecodable"),
+    (
+        HEADERS,
+        "application/json",
+        br#"[[1, 2], {}, {"chord": {"args": [], "kwargs": {}, "options": {}}}]"#,
+        "undecodable",
+    ),
+    (
+        HEADERS,
+        "application/json",
+        br#"[[1, 2], {}, {"chain": [null]}]"#,
+        "undecodable",
+    ),
+];
+
 #[tokio::test(start_paused = true)]
-async fn whatever_cannot_be_read_is_kept_while_real_work_goes_on() {
+async fn undecodable_message_is_dead_lettered_while_others_run() {
     let setup = Setup::new();
-    let task = r#"{"task": "tasks.add", "id": "a"}"#;
-    let hostile: &[(&str, &str, &[u8], &str)] = &[
-        (task, "application/json", b"[[1, 2], {}", "undecodable"),
-        (task, "application/json", b"\xff\xfe\x00", "undecodable"),
-        (task, "application/json", b"[1, {}, {}]", "undecodable"),
-        (task, "application/json", b"[[], [], {}]", "undecodable"),
-        (
-            task,
-            "application/x-python-serialize",
-            b"\x80\x04.",
-            "refused-content-type",
-        ),
-        (
-            r#"{"task": "tasks.add", "id": "b", "eta": "soon"}"#,
-            "application/json",
-            b"[[1, 2], {}, {}]",
-            "undecodable",
-        ),
-        (
-            r#"{"task": "tasks.add"}"#,
-            "application/json",
-            b"[[1, 2], {}, {}]",
-            "undecodable",
-        ),
-        ("{}", "application/json", b"[]", "undecodable"),
-        (
-            task,
-            "application/json",
-            br#"[[1, 2], {}, {"chord": {"args": [], "kwargs": {}, "options": {}}}]"#,
-            "undecodable",
-        ),
-        (
-            task,
-            "application/json",
-            br#"[[1, 2], {}, {"chain": [null]}]"#,
-            "undecodable",
-        ),
-    ];
-    for (headers, content_type, body, _) in hostile {
+    for (headers, content_type, body, _) in UNDECODABLE {
         setup.push(headers, content_type, *body).await;
     }
     let _worker = setup.start(Tasks::new().with(ADD, add));
     let result = setup.client().send(ADD, (1, 2)).await.unwrap();
     assert_eq!(within(5, result.get()).await.unwrap(), 3);
-    // Those whose sender is told are kept a little later.
-    let mut left: Vec<_> = hostile.iter().collect();
+    // A message whose failure is stored first is dead-lettered a little later.
+    let mut left: Vec<_> = UNDECODABLE.iter().collect();
     while !left.is_empty() {
         let kept = within(5, setup.take("celery.dead")).await;
         let place = left.iter().position(|(_, content_type, body, expected)| {
@@ -125,7 +129,7 @@ async fn whatever_cannot_be_read_is_kept_while_real_work_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn requeued_messages_wait_for_a_worker_that_knows_them() {
+async fn requeued_unknown_task_waits_for_worker_with_it() {
     let setup = Setup::new();
     let tasks = Tasks::new().with(ADD, add);
     let worker = setup
@@ -143,7 +147,7 @@ async fn requeued_messages_wait_for_a_worker_that_knows_them() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn rejected_messages_are_gone_as_with_celery() {
+async fn rejected_unknown_task_is_dropped() {
     let setup = Setup::new();
     let worker = setup
         .app

@@ -1,4 +1,4 @@
-//! What a worker does with messages that are fine.
+//! Valid messages in a worker.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -27,7 +27,7 @@ fn failure<R: std::fmt::Debug>(result: Result<R, ResultError>) -> celery_runtime
 }
 
 #[tokio::test(start_paused = true)]
-async fn positional_and_keyword_arguments() {
+async fn positional_and_keyword_arguments_are_bound() {
     let setup = Setup::new();
     let _worker = setup.start(Tasks::new().with(ADD, add));
     let client = setup.client();
@@ -50,7 +50,7 @@ async fn positional_and_keyword_arguments() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_bad_call_fails_as_python_words_it() {
+async fn wrong_arguments_fail_with_python_text() {
     let setup = Setup::new();
     let _worker = setup.start(Tasks::new().with(ADD, add));
     let result = setup
@@ -67,7 +67,7 @@ async fn a_bad_call_fails_as_python_words_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_panic_fails_one_task_and_nothing_else() {
+async fn panic_fails_only_its_task() {
     const PANIC: Task<(), ()> = Task::new("tasks.panic");
     async fn panics() -> Result<(), TaskError> {
         panic!("oh no");
@@ -86,7 +86,7 @@ async fn a_panic_fails_one_task_and_nothing_else() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn state_context_and_structs() {
+async fn handler_receives_state_context_and_struct() {
     #[derive(Serialize, Deserialize)]
     struct Greeting {
         name: String,
@@ -123,7 +123,7 @@ async fn state_context_and_structs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn untyped_tasks() {
+async fn untyped_task_receives_raw_arguments() {
     async fn count(args: Vec<Value>, kwargs: Map) -> Result<Value, TaskError> {
         Ok(Value::from((args.len() + kwargs.len()) as i64))
     }
@@ -138,7 +138,7 @@ async fn untyped_tasks() {
 }
 
 #[tokio::test]
-async fn blocking_functions_run_on_bounded_threads() {
+async fn blocking_task_runs_on_bounded_threads() {
     const BLOCK: Task<(), usize> = Task::new("tasks.block");
     let running = Arc::new(AtomicUsize::new(0));
     let most = Arc::new(AtomicUsize::new(0));
@@ -160,7 +160,7 @@ async fn blocking_functions_run_on_bounded_threads() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn eta_countdown_and_expiry() {
+async fn eta_and_expiry_are_observed() {
     let setup = Setup::new();
     let _worker = setup.start(Tasks::new().with(ADD, add));
     let client = setup.client();
@@ -187,7 +187,7 @@ async fn eta_countdown_and_expiry() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn lower_priorities_go_first_and_queues_take_turns() {
+async fn lower_priority_number_runs_first_and_queues_alternate() {
     let order = Arc::new(Mutex::new(Vec::new()));
     let log = Arc::clone(&order);
     let push = move |number: u32| {
@@ -222,7 +222,7 @@ async fn lower_priorities_go_first_and_queues_take_turns() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn protocol_1_and_other_serializers() {
+async fn task_with_protocol_1_or_other_serializer_runs() {
     let config = Config::new().set("task_protocol", 1).unwrap();
     let setup = Setup::with_config(config);
     let _worker = setup.start(Tasks::new().with(ADD, add));
@@ -233,7 +233,7 @@ async fn protocol_1_and_other_serializers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_prefetch_multiplier_of_one_holds_nothing_back() {
+async fn prefetch_multiplier_one_fetches_only_running_tasks() {
     const WAIT: Task<(u64,), ()> = Task::new("tasks.wait").params(&["seconds"]);
     async fn wait(seconds: u64) -> Result<(), TaskError> {
         tokio::time::sleep(Duration::from_secs(seconds)).await;
@@ -263,7 +263,7 @@ async fn a_prefetch_multiplier_of_one_holds_nothing_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn named_exchanges_reach_bound_queues() {
+async fn named_exchange_reaches_bound_queue() {
     let setup = Setup::new();
     let queue = Queue::new("images").bound_to(celery_runtime::Exchange::topic("media"), "image.#");
     setup.broker.declare(&queue).await.unwrap();
@@ -282,7 +282,7 @@ async fn named_exchanges_reach_bound_queues() {
 }
 
 #[test]
-fn worker_futures_can_be_spawned() {
+fn worker_future_is_send() {
     fn spawnable<T: Send + 'static>(_: &T) {}
     let setup = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -296,7 +296,7 @@ fn worker_futures_can_be_spawned() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_worker_answers_a_ping_by_task() {
+async fn worker_answers_ping_task() {
     let setup = Setup::new();
     let _worker = setup.start(Tasks::new());
     let ping: Task<(), String> = Task::new("celery.ping");
@@ -305,7 +305,7 @@ async fn every_worker_answers_a_ping_by_task() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_runs_and_is_acknowledged_makes_room_for_others() {
+async fn early_acknowledged_task_frees_prefetch() {
     const WAIT: Task<(u64,), ()> = Task::new("tasks.wait").params(&["seconds"]);
     async fn wait(seconds: u64) -> Result<(), TaskError> {
         tokio::time::sleep(Duration::from_secs(seconds)).await;

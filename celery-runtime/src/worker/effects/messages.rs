@@ -134,7 +134,7 @@ impl MessageFactory {
         message.properties.delivery_tag = None;
         message.properties.delivery_info = celery_protocol::DeliveryInfo::default();
         let name = format!("{queue}{DEAD_SUFFIX}");
-        let queue = self.sender.queues.our_own(&name);
+        let queue = self.sender.queues.internal(&name);
         Ok(vec![
             Publication::to_queue(message, name).declare_queue(queue),
         ])

@@ -78,13 +78,13 @@ async fn resume(
         results,
         ..
     } = stalled;
-    let last = results.parts.last().map(|part| part.task_id.clone());
+    let last = results.members.last().map(|member| member.task_id.clone());
     let body_state = match body_state(backend, &body).await {
         Ok(state) => state,
         Err(error) => return tracing::warn!("{error}"),
     };
     let is_failing = results
-        .parts
+        .members
         .iter()
         .any(|part| part.state != State::Success);
     let chord = Arc::new(ClaimedChord {

@@ -312,7 +312,7 @@ impl Workflow<'_> {
     /// Encodes the results of a chord's header as the argument of its body, nested like
     /// their tree if there is one.
     fn join_values(&self, results: &ChordResults) -> Result<Raw<'static>, EncodeError> {
-        let mut values = results.parts.iter().map(|member| &member.result);
+        let mut values = results.members.iter().map(|member| &member.result);
         match &results.tree {
             None => Raw::encode(self.serializer, &values.collect::<Vec<_>>()),
             Some(tree) => self.encode_nested(tree, &mut values),
@@ -341,7 +341,7 @@ impl Workflow<'_> {
         chord: &Arc<ClaimedChord>,
         results: &ChordResults,
     ) -> Vec<WorkflowEffect> {
-        let mut members = results.parts.iter();
+        let mut members = results.members.iter();
         if let Some(failed) = members.find(|member| member.state != State::Success) {
             let is_joined = results.tree.is_some() && chord.counted;
             return self.fail_chord(chord, ChordFailure::of_member(failed, is_joined));

@@ -1,4 +1,4 @@
-//! A broker that counts.
+//! A broker that counts messages.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -14,10 +14,10 @@ use celery_runtime::{
 
 use crate::support::Setup;
 
-/// Counts the messages that are broadcast, and takes its time for each; weighs
-/// those that are published.
+/// An in-memory broker that counts broadcasts, records the sizes of published
+/// messages, and can delay broadcasts.
 #[derive(Clone, Debug)]
-pub(crate) struct Counting {
+pub(crate) struct CountingBroker {
     broker: MemoryBroker,
     delay: Duration,
     broadcasts: Arc<AtomicUsize>,
@@ -25,7 +25,7 @@ pub(crate) struct Counting {
     batches: Arc<Mutex<Vec<usize>>>,
 }
 
-impl Counting {
+impl CountingBroker {
     pub(crate) fn new(broker: &MemoryBroker) -> Self {
         Self {
             broker: broker.clone(),
@@ -36,11 +36,11 @@ impl Counting {
         }
     }
 
-    pub(crate) fn slowed_by(self, delay: Duration) -> Self {
+    pub(crate) fn with_delay(self, delay: Duration) -> Self {
         Self { delay, ..self }
     }
 
-    /// An app on it.
+    /// Returns an app with this broker.
     pub(crate) fn app(&self, setup: &Setup) -> App {
         App::new(Arc::new(self.clone())).with_clock(setup.clock.clone())
     }
@@ -49,18 +49,18 @@ impl Counting {
         self.broadcasts.load(Ordering::SeqCst)
     }
 
-    /// The bytes that each message which was published would have on Redis.
+    /// Returns the size of each published message in bytes, as on Redis.
     pub(crate) fn sizes(&self) -> Vec<usize> {
         self.sizes.lock().unwrap().clone()
     }
 
-    /// How many messages were published in one go each time.
+    /// Returns the number of messages of each publish call.
     pub(crate) fn batches(&self) -> Vec<usize> {
         self.batches.lock().unwrap().clone()
     }
 }
 
-impl Broker for Counting {
+impl Broker for CountingBroker {
     fn declare<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<(), ServiceError>> {
         self.broker.declare(queue)
     }

@@ -1,4 +1,4 @@
-//! Watching and steering workers, as Celery's tools do.
+//! Helpers for remote control and events.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,15 +12,15 @@ use crate::support::{Setup, within};
 const REPLIES: &str = "reply.celery.pidbox";
 
 impl Setup {
-    /// Sends a command once somebody listens; nobody is to answer.
-    pub(crate) async fn tell(&self, method: &str, arguments: impl Into<Arguments>) {
+    /// Sends a command without a reply address, once a worker receives commands.
+    pub(crate) async fn send_command(&self, method: &str, arguments: impl Into<Arguments>) {
         let mut request = ControlRequest::new(method);
         request.arguments = arguments.into().0;
         self.request(&request).await;
     }
 
-    /// The answer of the only worker there is.
-    pub(crate) async fn ask(&self, method: &str, arguments: impl Into<Arguments>) -> Value {
+    /// Sends a command and returns the answer of the only worker.
+    pub(crate) async fn query(&self, method: &str, arguments: impl Into<Arguments>) -> Value {
         let mut request = ControlRequest::new(method);
         request.arguments = arguments.into().0;
         request.ticket = Some("ticket".to_owned());
@@ -49,9 +49,9 @@ impl Setup {
         }
     }
 
-    /// The ids of the tasks that the worker names.
+    /// Sends a query and returns the ids of the tasks in the answer.
     pub(crate) async fn ids(&self, method: &str) -> Vec<String> {
-        let answer = self.ask(method, ()).await;
+        let answer = self.query(method, ()).await;
         let tasks = answer.as_array().unwrap().iter();
         let ids = tasks.map(|task| {
             let task = task.as_map().unwrap();
@@ -61,8 +61,8 @@ impl Setup {
         ids.map(ToOwned::to_owned).collect()
     }
 
-    /// All events from now on.
-    pub(crate) async fn watch(&self) -> Watch {
+    /// Records all events from now on.
+    pub(crate) async fn record_events(&self) -> EventRecorder {
         let mailbox = Mailbox::of(Exchange::topic("celeryev"), "#");
         let mut messages = self.broker.subscribe(&mailbox).await.unwrap();
         let events: Arc<Mutex<Vec<Event>>> = Arc::default();
@@ -73,11 +73,11 @@ impl Setup {
                 seen.lock().unwrap().extend(read);
             }
         });
-        Watch { events, reader }
+        EventRecorder { events, reader }
     }
 }
 
-/// Arguments of a command.
+/// The arguments of a command.
 pub(crate) struct Arguments(Map);
 
 impl From<()> for Arguments {
@@ -96,26 +96,26 @@ impl<const N: usize> From<[(&str, Value); N]> for Arguments {
     }
 }
 
-/// `{"ok": …}`.
+/// Returns the answer `{"ok": text}`.
 pub(crate) fn ok(text: &str) -> Value {
     let mut map = Map::new();
     map.insert("ok", text);
     Value::Map(map)
 }
 
-/// The text of `{"error": …}`.
+/// Returns the text of the answer `{"error": text}`.
 pub(crate) fn error(answer: &Value) -> &str {
     let text = answer.as_map().and_then(|map| map.get("error")?.as_str());
     text.unwrap_or_else(|| panic!("not refused: {answer:?}"))
 }
 
-/// What was told to those who watch.
-pub(crate) struct Watch {
+/// The recorded events.
+pub(crate) struct EventRecorder {
     events: Arc<Mutex<Vec<Event>>>,
     reader: JoinHandle<()>,
 }
 
-impl Watch {
+impl EventRecorder {
     pub(crate) fn all(&self) -> Vec<Event> {
         self.events.lock().unwrap().clone()
     }
@@ -125,7 +125,7 @@ impl Watch {
         all.filter(|event| event.kind == kind).collect()
     }
 
-    /// What was told of a task, in order.
+    /// Returns the kinds of the events of a task, in order.
     pub(crate) fn kinds(&self, id: &str) -> Vec<String> {
         let all = self.all().into_iter();
         all.filter(|event| event.task_id() == Some(id))
@@ -134,7 +134,7 @@ impl Watch {
     }
 }
 
-impl Drop for Watch {
+impl Drop for EventRecorder {
     fn drop(&mut self) {
         self.reader.abort();
     }
