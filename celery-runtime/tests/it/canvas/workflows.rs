@@ -124,7 +124,10 @@ async fn running_chord_waits_for_added_tasks() {
     assert_eq!(within(5, result.get()).await.unwrap(), 7 + 3 + 6);
     let alone = setup.client().apply(GROW.s((1,))).await.unwrap();
     let error = within(5, alone.get()).await.unwrap_err();
-    assert!(error.to_string().contains("not a member of a chord"), "{error}");
+    assert!(
+        error.to_string().contains("not a member of a chord"),
+        "{error}"
+    );
 }
 
 /// A worker counted the last member and crashed before it sent the body.
