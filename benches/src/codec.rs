@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use bytes::Bytes;
-use celery_protocol::kombu::{self, Route};
+use celery_protocol::kombu::{self, EnvelopeRoute};
 use celery_protocol::{
     Accept, Body, Compression, Embed, Headers, Message, Properties, Serializer, TaskHeaders, Value,
     encode_body, repr, v1,
@@ -23,7 +23,7 @@ const ETA: &str = "2009-11-17T12:30:56Z";
 /// The maximum size of a decompressed body.
 const BODY_LIMIT: usize = 1 << 20;
 
-const QUEUE: Route<'static> = Route {
+const QUEUE: EnvelopeRoute<'static> = EnvelopeRoute {
     exchange: "",
     routing_key: "celery",
 };

@@ -84,7 +84,7 @@ impl RequeuedEnvelope {
 /// Encodes a message as the envelope it came from.
 fn encode_again(message: &Message) -> Option<Bytes> {
     let properties = &message.properties;
-    let route = kombu::Route {
+    let route = kombu::EnvelopeRoute {
         exchange: &properties.delivery_info.exchange,
         routing_key: &properties.delivery_info.routing_key,
     };

@@ -75,7 +75,7 @@ impl Shared {
         exchange: &str,
         routing_key: &str,
     ) -> Result<Bytes, ServiceError> {
-        let route = kombu::Route {
+        let route = kombu::EnvelopeRoute {
             exchange,
             routing_key,
         };

@@ -12,7 +12,7 @@ use std::error::Error;
 use std::process;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use celery_protocol::kombu::{self, Route};
+use celery_protocol::kombu::{self, EnvelopeRoute};
 use celery_protocol::{Embed, Message, Serializer, TaskHeaders, encode_body, repr};
 
 const QUEUE: &str = "celery";
@@ -51,7 +51,7 @@ fn task(id: &str, x: i64, y: i64) -> Result<Message, Box<dyn Error>> {
 }
 
 fn send(connection: &mut redis::Connection, message: &Message) -> Result<(), Box<dyn Error>> {
-    let route = Route {
+    let route = EnvelopeRoute {
         exchange: "",
         routing_key: QUEUE,
     };

@@ -14,7 +14,7 @@ mod envelope;
 mod keys;
 mod properties;
 
-pub use envelope::{Route, decode, encode};
+pub use envelope::{EnvelopeRoute, decode, encode};
 pub use keys::{
     PRIORITY_STEPS, SEPARATOR, binding_key, binding_member, fanout_topic, priority_key,
     priority_step, split_binding_member, topic_pattern,

@@ -19,7 +19,7 @@
 //! // A sender.
 //! let body = encode_body(Serializer::Json, &(2, 3), &(), &Embed::default())?;
 //! let message = Message::task(TaskHeaders::new("tasks.add", "id-1"), Serializer::Json, body);
-//! let route = kombu::Route { exchange: "", routing_key: "celery" };
+//! let route = kombu::EnvelopeRoute { exchange: "", routing_key: "celery" };
 //! let envelope = kombu::encode(&message, route, "tag-1")?;
 //!
 //! // A worker.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use test_servers::paths;
 
-use crate::checks::{dependencies, environment, layers, sizes, words};
+use crate::checks::{dependencies, environment, layers, names, sizes, words};
 use crate::shell::{
     Outcome, cargo, command_line, output, run as run_command, say, stream, succeeds,
 };
@@ -65,6 +65,11 @@ const CHECKS: &[Check] = &[
         name: "environment",
         budget: 5,
         run: || status(environment::run()),
+    },
+    Check {
+        name: "names of types",
+        budget: 5,
+        run: || status(names::run()),
     },
     Check {
         name: "sizes of functions and files",

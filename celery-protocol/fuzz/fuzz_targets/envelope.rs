@@ -3,7 +3,7 @@
 #![no_main]
 
 use bytes::Bytes;
-use celery_protocol::kombu::{self, Route};
+use celery_protocol::kombu::{self, EnvelopeRoute};
 use celery_protocol::{Accept, Raw, Serializer};
 use libfuzzer_sys::fuzz_target;
 
@@ -31,7 +31,7 @@ fuzz_target!(|data: &[u8]| {
             body.embed.chord(),
         );
     }
-    let route = Route {
+    let route = EnvelopeRoute {
         exchange: &message.properties.delivery_info.exchange,
         routing_key: &message.properties.delivery_info.routing_key,
     };

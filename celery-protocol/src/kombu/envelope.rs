@@ -16,7 +16,7 @@ use crate::value::Value;
 
 /// The destination of a message.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Route<'a> {
+pub struct EnvelopeRoute<'a> {
     /// The exchange; empty for the default one.
     pub exchange: &'a str,
     /// The routing key; on the default exchange, the name of the queue.
@@ -33,7 +33,7 @@ pub struct Route<'a> {
 /// Fails if JSON cannot represent a header or property.
 pub fn encode(
     message: &Message,
-    route: Route<'_>,
+    route: EnvelopeRoute<'_>,
     delivery_tag: &str,
 ) -> Result<Vec<u8>, EncodeError> {
     let properties = &message.properties;
@@ -55,7 +55,7 @@ pub fn encode(
 fn write_properties(
     out: &mut EnvelopeWriter,
     properties: &Properties,
-    route: Route<'_>,
+    route: EnvelopeRoute<'_>,
     delivery_tag: &str,
 ) -> Result<(), EncodeError> {
     out.member(
@@ -295,7 +295,7 @@ mod tests {
     use crate::embed::Embed;
     use crate::task_headers::TaskHeaders;
 
-    const ROUTE: Route<'_> = Route {
+    const ROUTE: EnvelopeRoute<'_> = EnvelopeRoute {
         exchange: "",
         routing_key: "celery",
     };

@@ -7,7 +7,7 @@ use std::path::Path;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use celery_protocol::kombu::{self, Route};
+use celery_protocol::kombu::{self, EnvelopeRoute};
 use celery_protocol::{
     Accept, Body, Compression, DecodeError, DecodeErrorKind, DeliveryInfo, Embed, Headers, Message,
     Properties, Raw, Serializer, TaskHeaders, Value, WireSignature, encode_body, v1,
@@ -286,7 +286,7 @@ fn reencoded_envelope_is_equal() {
 
 pub(crate) fn written_envelope(message: &Message) -> Bytes {
     let info = &message.properties.delivery_info;
-    let route = Route {
+    let route = EnvelopeRoute {
         exchange: &info.exchange,
         routing_key: &info.routing_key,
     };

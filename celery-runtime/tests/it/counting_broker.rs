@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use celery_protocol::Message;
-use celery_protocol::kombu::{self, Route};
+use celery_protocol::kombu::{self, EnvelopeRoute};
 use celery_runtime::memory::MemoryBroker;
 use celery_runtime::{
     App, BoxFuture, Broker, BrokerCapabilities, ConsumeOptions, Consumer, Exchange, Mailbox,
@@ -70,7 +70,7 @@ impl Broker for CountingBroker {
         batch: &'a [Publication],
     ) -> BoxFuture<'a, Vec<Result<(), ServiceError>>> {
         let size = |publication: &Publication| {
-            let route = Route {
+            let route = EnvelopeRoute {
                 exchange: &publication.exchange,
                 routing_key: &publication.routing_key,
             };

@@ -3,12 +3,14 @@
 //! - [`dependencies`]: the crates, their libraries, and the boundary traits;
 //! - [`layers`]: the order of the modules inside a crate;
 //! - [`environment`]: clock, randomness and spawning only through `env`;
+//! - [`names`]: no two types of one folder, and no two public types, share a name;
 //! - [`sizes`]: the length of functions and files;
 //! - [`words`]: the wording of comments, errors, logs, test names and documents.
 
 pub(crate) mod dependencies;
 pub(crate) mod environment;
 pub(crate) mod layers;
+pub(crate) mod names;
 pub(crate) mod sizes;
 mod source;
 pub(crate) mod words;

@@ -263,7 +263,7 @@ fn encode_task(job: &Job) -> Result<Vec<u8>, TaskError> {
     };
     let message = &job.message;
     let info = &message.properties.delivery_info;
-    let route = kombu::Route {
+    let route = kombu::EnvelopeRoute {
         exchange: &info.exchange,
         routing_key: &info.routing_key,
     };
