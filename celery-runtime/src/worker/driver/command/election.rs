@@ -40,14 +40,14 @@ impl Driver {
         fields.insert("cver", 1_i64);
         self.monitor
             .dispatcher
-            .worker_event("worker-propose_candidate", fields, self.now.wall);
+            .worker_event("worker-elect", fields, self.now.wall);
     }
 
     /// Handles proposals, including those of this worker.
     pub(crate) fn handle_election_events(&mut self, events: &[celery_protocol::Event]) {
         for event in events {
             self.monitor.logical_clock.adjust(event.clock);
-            if event.kind == "worker-propose_candidate" {
+            if event.kind == "worker-elect" {
                 self.add_candidate(event);
             }
         }
@@ -90,7 +90,7 @@ impl Driver {
         fields.insert("id", id);
         self.monitor
             .dispatcher
-            .worker_event("worker-propose_candidate-ack", fields, self.now.wall);
+            .worker_event("worker-elect-ack", fields, self.now.wall);
     }
 
     /// Decides the elections whose quiet period is over.
