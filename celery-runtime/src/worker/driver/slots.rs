@@ -49,12 +49,12 @@ impl Driver {
     pub(crate) fn enqueue(&mut self, key: DeliveryKey) {
         if let Some(entry) = self.deliveries.in_flight.find(key)
             && let Payload::Task { job, .. } = &entry.payload
-            && let Some(turn) = self
+            && let Some(start_at) = self
                 .rates
                 .buckets
                 .reserve(&job.task, &job.id, self.now.instant)
         {
-            return self.event(key, DeliveryEvent::RateLimited(turn));
+            return self.event(key, DeliveryEvent::RateLimited(start_at));
         }
         self.slots.ready.push_back(key);
     }

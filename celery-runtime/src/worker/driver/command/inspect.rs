@@ -68,8 +68,8 @@ impl Driver {
                 continue;
             }
             let state = match &entry.state {
-                life if life.is_running() => "active",
-                life if life.is_reserved() => "reserved",
+                state if state.is_running() => "active",
+                state if state.is_reserved() => "reserved",
                 // The message is on its way to the delay queue.
                 _ if self.monitor.scheduled.find(&job.id).is_some() => "scheduled",
                 _ => "ready",

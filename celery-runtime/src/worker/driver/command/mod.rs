@@ -268,7 +268,7 @@ impl Driver {
         if !is_true(arguments.get("terminate")) {
             // Waiting tasks are checked when they start; the check of these is over.
             let starting =
-                self.deliveries_revoked_by_stamps(|life| life.is_reserved() && !life.is_waiting());
+                self.deliveries_revoked_by_stamps(|state| state.is_reserved() && !state.is_waiting());
             for key in starting {
                 self.event(key, DeliveryEvent::Revoked(Revocation::Unstarted));
             }
