@@ -1,4 +1,4 @@
-//! The parts of a consumer that receiving and settle_lock share.
+//! The state that receiving and settling share.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};

@@ -17,7 +17,7 @@ use crate::worker::ForceShutdown;
 /// process any more.
 pub async fn shutdown_signal() -> ForceSignal {
     let mut signals = Signals::new();
-    let is_cold = signals.next().await == Urgency::Cold;
+    let is_cold = signals.next().await == ShutdownKind::Cold;
     ForceSignal { signals, is_cold }
 }
 
@@ -41,7 +41,7 @@ impl ForceShutdown for ForceSignal {
 
 /// The kind of shutdown that a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Urgency {
+enum ShutdownKind {
     Warm,
     Cold,
 }
@@ -50,7 +50,7 @@ enum Urgency {
 #[derive(Debug)]
 struct Signals {
     streams: Option<[tokio::signal::unix::Signal; 3]>,
-    on_terminate: Urgency,
+    on_terminate: ShutdownKind,
 }
 
 #[cfg(unix)]
@@ -78,21 +78,21 @@ impl Signals {
         Self {
             streams,
             on_terminate: if remapped {
-                Urgency::Cold
+                ShutdownKind::Cold
             } else {
-                Urgency::Warm
+                ShutdownKind::Warm
             },
         }
     }
 
-    async fn next(&mut self) -> Urgency {
+    async fn next(&mut self) -> ShutdownKind {
         match &mut self.streams {
             Some([terminate, interrupt, quit]) => {
                 tokio::select! {
                     biased;
-                    _ = quit.recv() => Urgency::Cold,
+                    _ = quit.recv() => ShutdownKind::Cold,
                     _ = terminate.recv() => self.on_terminate,
-                    _ = interrupt.recv() => Urgency::Warm,
+                    _ = interrupt.recv() => ShutdownKind::Warm,
                 }
             }
             None => std::future::pending().await,
@@ -110,11 +110,11 @@ impl Signals {
         Self
     }
 
-    async fn next(&mut self) -> Urgency {
+    async fn next(&mut self) -> ShutdownKind {
         if let Err(error) = tokio::signal::ctrl_c().await {
             tracing::error!("cannot listen for Ctrl-C: {error}");
             std::future::pending().await
         }
-        Urgency::Warm
+        ShutdownKind::Warm
     }
 }

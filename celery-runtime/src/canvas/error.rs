@@ -37,7 +37,7 @@ impl CanvasError {
 
     /// Returns the path of the erroneous part, such as `tasks[3].body`; empty for the canvas
     /// itself.
-    pub fn place(&self) -> &str {
+    pub fn path(&self) -> &str {
         &self.path
     }
 

@@ -62,7 +62,9 @@ pub(super) const SETTINGS: &[Setting] = &[
     row("broker_heartbeat", |config, value| {
         value.optional_duration(&mut config.broker_heartbeat)?;
         // Celery accepts 0 for "off", too.
-        config.broker_heartbeat = config.broker_heartbeat.filter(|beat| !beat.is_zero());
+        config.broker_heartbeat = config
+            .broker_heartbeat
+            .filter(|heartbeat| !heartbeat.is_zero());
         Ok(())
     }),
     row("broker_login_method", |config, value| {

@@ -14,7 +14,7 @@
 //! breaks the contract of its trait. The macros make a `#[tokio::test]` of each
 //! case, so that a test report names the broken rule; the calling crate needs
 //! tokio with its features `macros` and `rt-multi-thread`. Two invocations of
-//! one macro belong into different modules.
+//! one macro must be in different modules.
 //!
 //! The suite follows what the implementation declares:
 //! [`BrokerCapabilities`](crate::BrokerCapabilities),

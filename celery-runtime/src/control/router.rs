@@ -36,10 +36,10 @@ struct RoutedCall {
     limit: usize,
     /// The size of all replies.
     bytes: usize,
-    done: Option<Done>,
+    done: Option<DoneSender>,
 }
 
-type Done = oneshot::Sender<Result<(), ServiceError>>;
+type DoneSender = oneshot::Sender<Result<(), ServiceError>>;
 
 /// The replies received until the end of a call.
 #[derive(Debug, Default)]

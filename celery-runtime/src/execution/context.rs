@@ -220,7 +220,7 @@ impl<S> Context<S> {
 
     /// Returns whether the worker is shutting down, for blocking functions; see
     /// [`shutdown_requested`](Self::shutdown_requested).
-    pub fn is_stopping(&self) -> bool {
+    pub fn is_shutdown_requested(&self) -> bool {
         self.job.control.is_shutdown_requested()
     }
 

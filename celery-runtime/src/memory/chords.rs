@@ -282,7 +282,7 @@ mod tests {
 
     const CLAIM_TTL: Duration = Duration::from_secs(6);
 
-    /// An event in the life of a chord; any order is possible.
+    /// An event of a chord; any order is possible.
     #[derive(Clone, Copy, Debug)]
     enum ChordEvent {
         Begin,

@@ -19,7 +19,7 @@ pub use unique::Unique;
 
 pub(crate) use args::arguments_of;
 pub(crate) use rate_limit::RateLimit;
-pub(crate) use unique::{Conflict, Span};
+pub(crate) use unique::{Conflict, LockPeriod};
 
 /// The declaration of a task: its name, parameters, result type and options, shared by workers and
 /// clients.

@@ -31,7 +31,7 @@ use crate::task::params::Params;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unique {
     scope: Scope,
-    pub(crate) span: Span,
+    pub(crate) span: LockPeriod,
     pub(crate) conflict: Conflict,
     pub(crate) lease: Duration,
 }
@@ -46,7 +46,7 @@ enum Scope {
 
 /// The time for which the lock is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Span {
+pub(crate) enum LockPeriod {
     /// From the start of the task to its end.
     Running,
     /// From sending to the end of the task, at most for this time.
@@ -68,7 +68,7 @@ impl Unique {
     pub const fn task() -> Self {
         Self {
             scope: Scope::Task,
-            span: Span::Running,
+            span: LockPeriod::Running,
             conflict: Conflict::Wait,
             lease: Duration::from_secs(30),
         }
@@ -95,7 +95,7 @@ impl Unique {
     #[must_use]
     pub const fn while_running(self) -> Self {
         Self {
-            span: Span::Running,
+            span: LockPeriod::Running,
             ..self
         }
     }
@@ -106,7 +106,7 @@ impl Unique {
     #[must_use]
     pub const fn while_queued(self, limit: Duration) -> Self {
         Self {
-            span: Span::Queued(limit),
+            span: LockPeriod::Queued(limit),
             ..self
         }
     }
@@ -116,7 +116,7 @@ impl Unique {
     #[must_use]
     pub const fn for_period(self, period: Duration) -> Self {
         Self {
-            span: Span::Period(period),
+            span: LockPeriod::Period(period),
             ..self
         }
     }
@@ -198,14 +198,14 @@ impl Unique {
     /// Returns the time to live of the lock when it is taken.
     pub(crate) fn first_ttl(&self) -> Duration {
         match self.span {
-            Span::Running => self.lease,
-            Span::Queued(time) | Span::Period(time) => time,
+            LockPeriod::Running => self.lease,
+            LockPeriod::Queued(time) | LockPeriod::Period(time) => time,
         }
     }
 
     /// Returns whether the client takes the lock.
     pub(crate) fn begins_when_sent(&self) -> bool {
-        !matches!(self.span, Span::Running)
+        !matches!(self.span, LockPeriod::Running)
     }
 }
 

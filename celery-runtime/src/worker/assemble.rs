@@ -20,7 +20,7 @@ use crate::worker::delivery::decode::MessageDecoder;
 use crate::worker::driver::connection::Connection;
 use crate::worker::driver::deliveries::Deliveries;
 use crate::worker::driver::monitor::Monitor;
-use crate::worker::driver::remote::Remote;
+use crate::worker::driver::remote::RemoteControl;
 use crate::worker::driver::revocations::RevocationState;
 use crate::worker::driver::slots::Slots;
 use crate::worker::driver::stop::Shutdown;
@@ -39,7 +39,7 @@ use crate::worker::io::sweeper::ChordSweeper;
 use crate::worker::io::watchdog::Watchdog;
 use crate::worker::isolated::{self, Children};
 
-/// The replies of the peers to the question that is asked at the start.
+/// The replies of the peers to `hello`.
 type Mingle = BoxFuture<'static, Vec<ControlReply>>;
 
 impl Worker {
@@ -71,7 +71,7 @@ impl Worker {
             revocations: RevocationState::new(Revocations::new(max, expires), now.instant),
             shutdown: Shutdown::default(),
             monitor: Monitor::new(events, self.app.logical_clock.clone(), heartbeat_at),
-            remote: Remote::new(control, self.commands),
+            remote: RemoteControl::new(control, self.commands),
             outcomes: Outcomes::new(),
             futures: FuturesUnordered::new(),
             settlements: Vec::new(),

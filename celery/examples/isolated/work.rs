@@ -166,7 +166,7 @@ async fn async_obey_soft_limit(ctx: Context<Phrases>) -> Result<String, Infallib
 
 fn obey_shutdown(ctx: Context<Phrases>, folder: String) -> Result<String, TaskError> {
     write_pid(&folder)?;
-    while !ctx.is_stopping() {
+    while !ctx.is_shutdown_requested() {
         thread::sleep(Duration::from_millis(5));
     }
     Ok("obeyed".to_owned())

@@ -476,7 +476,7 @@ async fn blocking_task_is_logged_and_last_line_has_counts(setup: Setup) {
     worker.signal("TERM");
     assert_eq!(running.get_timeout(TIMEOUT).await.unwrap(), "obeyed");
     eventually("the last line is logged", async || {
-        let line = "the worker has stopped: 1 tasks finished, 0 deliveries returned";
+        let line = "worker stopped: 1 tasks finished, 0 deliveries returned";
         worker.log().contains(line).then_some(())
     })
     .await;
@@ -491,7 +491,7 @@ async fn terminal_interrupt_does_not_reach_children(setup: Setup) {
     let pids = folder.wait_for_pids(1).await;
     worker.signal_group("INT");
     eventually("the worker stops", async || {
-        worker.log().contains("Warm stop").then_some(())
+        worker.log().contains("Warm shutdown").then_some(())
     })
     .await;
     folder.release();

@@ -55,7 +55,7 @@ fn invalid_signature_error_contains_path() {
     ];
     for (signature, path, part) in cases {
         let error = read(&signature).unwrap_err();
-        assert_eq!(error.place(), path, "{error}");
+        assert_eq!(error.path(), path, "{error}");
         assert!(
             error.to_string().contains(part),
             "{part:?} is missing in {error}"

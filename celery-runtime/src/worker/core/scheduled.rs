@@ -19,17 +19,17 @@ const OVERDUE_AFTER: Duration = Duration::from_secs(5);
 /// `task-received` depend on it.
 #[derive(Debug, Default)]
 pub(crate) struct Scheduled {
-    tasks: HashMap<String, ParkedTask>,
+    tasks: HashMap<String, DeferredTask>,
 }
 
 #[derive(Debug)]
-pub(crate) struct ParkedTask {
+pub(crate) struct DeferredTask {
     pub(crate) eta: SystemTime,
     /// Encoded as JSON, which takes a fraction of the memory of a [`Value`].
     request: Box<[u8]>,
 }
 
-impl ParkedTask {
+impl DeferredTask {
     /// Returns the task in the form of `inspect`.
     pub(crate) fn request(&self) -> Value {
         Serializer::Json.decode(&self.request).unwrap_or_default()
@@ -43,7 +43,7 @@ impl Scheduled {
             let request = Serializer::Json.encode(&describe(job, hostname, None, false));
             let request = request.unwrap_or_default().into_boxed_slice();
             self.tasks
-                .insert(job.id.clone(), ParkedTask { eta, request });
+                .insert(job.id.clone(), DeferredTask { eta, request });
         }
     }
 
@@ -52,12 +52,12 @@ impl Scheduled {
         !self.tasks.is_empty() && self.tasks.remove(id).is_some()
     }
 
-    pub(crate) fn find(&self, id: &str) -> Option<&ParkedTask> {
+    pub(crate) fn find(&self, id: &str) -> Option<&DeferredTask> {
         self.tasks.get(id)
     }
 
     /// Returns the tasks by ETA, and removes the overdue ones.
-    pub(crate) fn list(&mut self, now: SystemTime) -> Vec<&ParkedTask> {
+    pub(crate) fn list(&mut self, now: SystemTime) -> Vec<&DeferredTask> {
         self.tasks.retain(|_, task| task.eta + OVERDUE_AFTER > now);
         let mut tasks: Vec<_> = self.tasks.values().collect();
         tasks.sort_by_key(|task| task.eta);

@@ -36,7 +36,7 @@ impl Driver {
                 if let Some(Payload::Task { job, .. }) =
                     self.deliveries.in_flight.find(key).map(|one| &one.payload)
                 {
-                    // As in Celery, whose peers learn of the expiry this way.
+                    // As in Celery: peers receive the id by mingle.
                     self.revocations.ids.add(&job.id, self.now.wall);
                     self.rates.buckets.release(&job.id);
                     self.revocations.is_unsaved = true;

@@ -48,7 +48,7 @@ use crate::worker::delivery::in_flight::{DeliveryKey, LockGuard, Payload};
 use crate::worker::driver::connection::{Connection, QueueChange};
 use crate::worker::driver::deliveries::Deliveries;
 use crate::worker::driver::monitor::Monitor;
-use crate::worker::driver::remote::Remote;
+use crate::worker::driver::remote::RemoteControl;
 use crate::worker::driver::revocations::RevocationState;
 use crate::worker::driver::slots::Slots;
 use crate::worker::driver::stop::Shutdown;
@@ -68,11 +68,10 @@ const BATCH_SIZE: usize = 256;
 /// yet confirmed, beyond which the worker does not receive, unless the window is
 /// larger.
 ///
-/// It bounds the backlog of an unreachable backend. With tasks shorter than the
-/// storing of their results, the worker constantly holds this many: with late
-/// acknowledgement they run again if it dies, and the last one waits for all
-/// others, with thousands of them longer than a visibility timeout or a chord's
-/// claim.
+/// It bounds the backlog of an unreachable backend. If storing a result takes
+/// longer than its task, the limit is always reached; a larger one would delay the
+/// last result beyond a visibility timeout or a chord's claim, and more tasks
+/// would run again after a crash with late acknowledgement.
 const MAX_FINISHING: usize = 256;
 
 /// Most ids whose results are set to REVOKED in one request.
@@ -83,7 +82,7 @@ const SAVE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The result of a future of the driver.
 pub(crate) enum Finished {
-    /// The replies of the peers to the question at the start.
+    /// The replies of the peers to `hello` (mingle).
     Mingled(Vec<ControlReply>),
     QueuesChanged(QueueChange),
     AdmissionChecked(
@@ -145,7 +144,7 @@ pub(crate) struct Driver {
     pub(crate) revocations: RevocationState,
     pub(crate) shutdown: Shutdown,
     pub(crate) monitor: Monitor,
-    pub(crate) remote: Remote,
+    pub(crate) remote: RemoteControl,
     pub(crate) outcomes: Outcomes,
     pub(crate) futures: FuturesUnordered<BoxFuture<'static, Finished>>,
     pub(crate) settlements: Vec<(DeliveryKey, Settlement)>,
@@ -313,7 +312,11 @@ impl Driver {
             self.shutdown.soft_until = None;
             self.stop(Stop::Cold);
         }
-        if self.monitor.heartbeat_at.is_some_and(|beat| beat <= now) {
+        if self
+            .monitor
+            .heartbeat_at
+            .is_some_and(|heartbeat| heartbeat <= now)
+        {
             self.monitor.heartbeat_at = self.settings.heartbeat.map(|interval| now + interval);
             self.emit_worker_event("worker-heartbeat");
             self.scale_down();

@@ -1,4 +1,4 @@
-//! Remote control: the receiver of commands, own commands and elections.
+//! RemoteControl control: the receiver of commands, own commands and elections.
 
 use std::collections::HashMap;
 
@@ -6,8 +6,8 @@ use crate::worker::driver::command::Command;
 use crate::worker::driver::command::election::Election;
 use crate::worker::io::control_receiver::ControlReceiver;
 
-/// Remote control of a worker.
-pub(crate) struct Remote {
+/// RemoteControl control of a worker.
+pub(crate) struct RemoteControl {
     pub(crate) receiver: ControlReceiver,
     /// Whether the worker still waits for the replies of its peers.
     pub(crate) is_mingling: bool,
@@ -16,7 +16,7 @@ pub(crate) struct Remote {
     pub(crate) elections: Vec<Election>,
 }
 
-impl Remote {
+impl RemoteControl {
     pub(crate) fn new(receiver: ControlReceiver, commands: HashMap<String, Command>) -> Self {
         Self {
             receiver,

@@ -92,8 +92,10 @@ impl Driver {
             let storing = store_revocations(&*store, &ids, lifetime);
             match tokio::time::timeout(deadline, storing).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::error!("revoked tasks are not lifetime: {error}"),
-                Err(_) => tracing::error!("revoked tasks are not lifetime: no answer"),
+                Ok(Err(error)) => tracing::error!("cannot store revocations durably: {error}"),
+                Err(_) => tracing::error!(
+                    "cannot store revocations durably: no answer within {deadline:?}"
+                ),
             }
             Finished::Nothing
         }));

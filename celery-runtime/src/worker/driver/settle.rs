@@ -55,7 +55,7 @@ impl Driver {
         batches
     }
 
-    /// Hands the outcomes of a batch to its deliveries.
+    /// Passes the outcomes of a batch to its deliveries.
     pub(crate) fn settled(
         &mut self,
         consumer: &Arc<dyn Consumer>,

@@ -20,7 +20,7 @@ use crate::worker::delivery::event::Rejection;
 /// The suffix of the dead-letter queue of a queue.
 ///
 /// A dead letter is the received message with the same body and five more headers.
-/// Published again without these headers, it runs like the original message.
+/// Published again unchanged, it runs like the original message.
 const DEAD_SUFFIX: &str = ".dead";
 
 /// Headers that a retry does not copy: those that RabbitMQ adds to one message.

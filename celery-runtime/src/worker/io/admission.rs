@@ -11,7 +11,7 @@ use crate::boundary::{ServiceError, Store};
 use crate::env;
 use crate::execution::Job;
 use crate::revocation::revoked_key;
-use crate::task::{Conflict, Span, Unique};
+use crate::task::{Conflict, LockPeriod, Unique};
 use crate::worker::delivery::event::{Admission, AdmissionChecks, EffectError};
 
 /// Runs the checks, and acquires the lock of a unique task that may start.
@@ -101,7 +101,7 @@ pub(crate) struct UniqueLock {
 
 impl UniqueLock {
     fn new(store: Arc<dyn Store>, key: String, holder: String, unique: Unique) -> Self {
-        let renewal = matches!(unique.span, Span::Running).then(|| {
+        let renewal = matches!(unique.span, LockPeriod::Running).then(|| {
             let renewing = renew_periodically(
                 Arc::clone(&store),
                 key.clone(),
@@ -115,7 +115,7 @@ impl UniqueLock {
             key,
             holder,
             renewal,
-            outlives_task: matches!(unique.span, Span::Period(_)),
+            outlives_task: matches!(unique.span, LockPeriod::Period(_)),
         }
     }
 }

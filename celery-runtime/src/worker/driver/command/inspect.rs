@@ -227,7 +227,9 @@ impl Driver {
             if is_amqp { "PLAIN".into() } else { Value::Null },
         );
         broker.insert("uri_prefix", Value::Null);
-        let heartbeat = config.broker_heartbeat.map(|beat| beat.as_secs_f64());
+        let heartbeat = config
+            .broker_heartbeat
+            .map(|heartbeat| heartbeat.as_secs_f64());
         broker.insert("heartbeat", heartbeat.unwrap_or(0.0));
         broker.insert("failover_strategy", "round-robin");
         broker.insert("alternates", Value::Array(Vec::new()));

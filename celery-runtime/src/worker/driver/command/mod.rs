@@ -8,7 +8,7 @@
 //!    in `argument.rs` read, and returns the value of the reply;
 //! 3. add a method to [`Control`](crate::Control) or
 //!    [`Inspect`](crate::Inspect) for clients, and a test in
-//!    `tests/it/control.rs`.
+//!    `tests/it/control/`.
 //!
 //! Names, arguments and replies are those of Celery, so that `celery inspect`,
 //! `celery control` and Flower work.
@@ -267,8 +267,8 @@ impl Driver {
         let shown = repr::kwargs(&headers);
         if !is_true(arguments.get("terminate")) {
             // Waiting tasks are checked when they start; the check of these is over.
-            let starting =
-                self.deliveries_revoked_by_stamps(|state| state.is_reserved() && !state.is_waiting());
+            let starting = self
+                .deliveries_revoked_by_stamps(|state| state.is_reserved() && !state.is_waiting());
             for key in starting {
                 self.event(key, DeliveryEvent::Revoked(Revocation::Unstarted));
             }
