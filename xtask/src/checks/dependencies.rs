@@ -60,9 +60,8 @@ const IMPURE: &[&str] = &[
     "uuid",
 ];
 
-/// The files of the boundary traits: the folder `boundary`, or the modules that will move to it.
+/// The folder of the boundary traits.
 const BOUNDARY: &str = "celery-runtime/src/boundary";
-const BOUNDARY_BEFORE: [&str; 3] = ["broker", "backend", "store"];
 
 /// The crates and modules that the boundary may import.
 ///
@@ -225,7 +224,7 @@ pub(crate) fn pure_protocol() -> Outcome {
 /// Checks that the boundary imports only the protocol, the standard library and itself, and that
 /// the integrations use it through the exports of celery-runtime.
 pub(crate) fn boundary() -> Outcome {
-    let sources = boundary_sources()?;
+    let sources = rust_sources(BOUNDARY)?;
     if sources.is_empty() {
         return Err(format!("no file of the boundary traits in {BOUNDARY}"));
     }
@@ -235,21 +234,6 @@ pub(crate) fn boundary() -> Outcome {
         problems.extend(sources.iter().flat_map(internal_paths));
     }
     report(problems)
-}
-
-fn boundary_sources() -> Result<Vec<Source>, String> {
-    let sources = rust_sources(BOUNDARY)?;
-    if !sources.is_empty() {
-        return Ok(sources);
-    }
-    let mut sources = rust_sources("celery-runtime/src")?;
-    sources.retain(|source| {
-        BOUNDARY_BEFORE.iter().any(|name| {
-            let module = format!("celery-runtime/src/{name}");
-            source.path == format!("{module}.rs") || source.path.starts_with(&format!("{module}/"))
-        })
-    });
-    Ok(sources)
 }
 
 /// Checks that public signatures name no type of a library that is an implementation detail.
