@@ -1,5 +1,6 @@
 //! Settling deliveries on the server.
 
+use std::collections::BTreeSet;
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -43,6 +44,8 @@ enum SettleReply {
     Entry(usize),
     /// No command: a deferred malformed message stays in its quarantine hash.
     Kept,
+    /// No command: an earlier settlement of the batch has the same delivery.
+    Repeated,
 }
 
 /// The commands of a batch, and the deciding reply of each settlement.
@@ -88,6 +91,7 @@ impl Shared {
                     false
                 }
                 SettleReply::Kept => true,
+                SettleReply::Repeated => false,
             };
             if let Settlement::Defer(tag, until) = settlement
                 && is_done
@@ -132,12 +136,13 @@ impl Shared {
     fn transaction(&self, batch: &[Settlement]) -> Transaction {
         let layout = &self.client.options().layout;
         let mut transaction = Transaction::default();
-        let removed = batch.iter().filter_map(|settlement| match settlement {
-            Settlement::Ack(tag) | Settlement::Reject(tag) => {
-                (ParsedTag::parse(tag.as_str()).location == DeliveryLocation::Unacked)
-                    .then_some(tag.as_str())
-            }
-            Settlement::Requeue(..) | Settlement::Defer(..) => None,
+        let mut seen = BTreeSet::new();
+        let removed = batch.iter().filter_map(|settlement| {
+            let tag = settlement.tag().as_str();
+            let is_first = seen.insert(tag);
+            let is_removed = matches!(settlement, Settlement::Ack(_) | Settlement::Reject(_));
+            let is_indexed = ParsedTag::parse(tag).location == DeliveryLocation::Unacked;
+            (is_first && is_removed && is_indexed).then_some(tag)
         });
         let removed: Vec<_> = removed.collect();
         if !removed.is_empty() {
@@ -147,8 +152,13 @@ impl Shared {
                     .args(&removed),
             );
         }
+        let mut seen = BTreeSet::new();
         for settlement in batch {
-            let reply = self.add_settlement(&mut transaction, settlement);
+            let reply = if seen.insert(settlement.tag().as_str()) {
+                self.add_settlement(&mut transaction, settlement)
+            } else {
+                SettleReply::Repeated
+            };
             transaction.deciding.push(reply);
         }
         transaction

@@ -1,5 +1,6 @@
 //! Settling deliveries: acknowledge, reject, requeue and defer.
 
+use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
@@ -95,8 +96,14 @@ impl ConsumerInner {
         let tags = rejections.iter().map(|&(tag, _)| tag);
         let tags: Vec<u64> = tags.chain(acks.iter().copied()).collect();
         let written = self.write_settlements(rejections, acks).await;
+        if let Err(error) = &written {
+            // A copy that is published now could not be acknowledged here.
+            let unsent: Vec<u64> = republications.iter().map(|one| one.tag).collect();
+            outcomes.set(&unsent, &Err(error.clone()));
+        }
+        let is_written = written.is_ok();
         outcomes.set(&tags, &written.map(|()| Settled::Written));
-        if republications.is_empty() {
+        if republications.is_empty() || !is_written {
             return outcomes.into_results();
         }
         let RepublishOutcome {
@@ -145,9 +152,12 @@ impl ConsumerInner {
     /// consumer from now on.
     fn plan(&self, batch: &[Settlement], now: SystemTime) -> SettlementPlan {
         let mut plan = SettlementPlan::default();
+        let mut seen = BTreeSet::new();
         for settlement in batch {
-            // No tag: settled before, or lost with its connection.
+            // No tag: settled before, also in this batch, or lost with its
+            // connection.
             let tag = self.resolve_tag(settlement.tag());
+            let tag = tag.filter(|tag| seen.insert(*tag));
             plan.outcomes.0.push((tag, Ok(Settled::Gone)));
             let Some(tag) = tag else {
                 continue;

@@ -46,6 +46,7 @@ impl<'a> Operation<'a> {
     pub(super) fn unconnected(&self, client: &RedisClient, error: &RedisError) -> ServiceError {
         let limit = client.options().limits.connect;
         self.classify(client, error, limit, ServiceErrorKind::Unreachable)
+            .not_sent()
     }
 
     fn classify(

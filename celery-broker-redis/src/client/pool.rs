@@ -44,11 +44,14 @@ impl Pool {
         };
         taken.map_err(|error| match error {
             PoolError::Backend(error) => operation.unconnected(client, &error),
-            PoolError::Timeout(_) => operation.error(
-                client,
-                ServiceErrorKind::TimedOut,
-                "all connections of the pool are in use; max_connections sets how many there are",
-            ),
+            PoolError::Timeout(_) => operation
+                .error(
+                    client,
+                    ServiceErrorKind::TimedOut,
+                    "all connections of the pool are in use; max_connections sets how many there \
+                     are",
+                )
+                .not_sent(),
             PoolError::Closed => client.closed_error(operation),
             other => operation.error(client, ServiceErrorKind::Unreachable, other.to_string()),
         })

@@ -113,6 +113,18 @@ impl Job {
             .payload(accept, *body_limit)
     }
 
+    /// Returns the decoded body of the message for monitoring. Unlike
+    /// [`payload`](Self::payload) it keeps no decompressed body, so that inspecting
+    /// prefetched messages takes no memory.
+    ///
+    /// # Errors
+    ///
+    /// See [`payload`](Self::payload).
+    pub(crate) fn payload_for_monitoring(&self) -> Result<Payload<'_>, DecodeError> {
+        let message = self.uncompressed.get().unwrap_or(&self.message);
+        message.payload(&self.services.accept, self.services.body_limit)
+    }
+
     /// Creates a result document of this task without the fields that depend on its headers.
     pub(crate) fn document<'a>(&'a self, state: State, result: Raw<'a>) -> ResultDocument<'a> {
         ResultDocument::new(Cow::Borrowed(self.id.as_str()), state, result)

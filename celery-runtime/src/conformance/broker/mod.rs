@@ -120,6 +120,7 @@ macro_rules! broker_conformance {
             close_returns_deferred_messages
             confirmed_settlement_answers_done
             settlement_after_reconnect_settles_old_delivery
+            repetition_within_batch_answers_gone
             settlement_after_close_is_not_carried_out
             requeued_delivery_is_counted
         );

@@ -147,6 +147,30 @@ pub async fn confirmed_settlement_answers_done(setup: &dyn BrokerSetup) {
     assert_eq!(settle(&*consumer, &batch).await, [Settled::Done; 5]);
 }
 
+/// The first settlement of a delivery counts, also within one batch.
+pub async fn repetition_within_batch_answers_gone(setup: &dyn BrokerSetup) {
+    let broker = setup.broker();
+    let queue = setup.queue(&unique_name("repeated"));
+    let consumer = consumer(&*broker, &[&queue]).await;
+    publish(&*broker, &queue, &["a", "b"]).await;
+    let taken = take(&*consumer, 2).await;
+    let (a, b) = (&taken[0].tag, &taken[1].tag);
+    let later = SystemTime::now() + Duration::from_millis(500);
+    let batch = [
+        Settlement::Ack(a.clone()),
+        Settlement::Reject(b.clone()),
+        Settlement::Ack(a.clone()),
+        Settlement::Requeue(b.clone(), QueueEnd::Head),
+        Settlement::Defer(a.clone(), later),
+        Settlement::Reject(b.clone()),
+    ];
+    let settled = settle(&*consumer, &batch).await;
+    assert!(!settled[..2].contains(&Settled::Gone), "{settled:?}");
+    assert_eq!(settled[2..], [Settled::Gone; 4]);
+    publish(&*broker, &queue, &["c"]).await;
+    assert_eq!(ids(&take(&*consumer, 1).await), ["c"]);
+}
+
 /// With a broker that [settles after a reconnect], a delivery of a consumer that
 /// is gone is settled by another consumer of the same broker.
 ///

@@ -60,7 +60,7 @@ fn delivery_info(job: &Job) -> Map {
 /// Returns the arguments as values, or as text if they are large or cannot be decoded.
 fn arguments(job: &Job) -> (Value, Value) {
     if job.message.body.len() <= MAX_INLINE_BODY
-        && let Ok(payload) = job.payload()
+        && let Ok(payload) = job.payload_for_monitoring()
         && let Ok(body) = payload.body()
         && let (Ok(args), Ok(kwargs)) = (body.args.to_value(), body.kwargs.to_value())
     {
@@ -80,7 +80,7 @@ pub(crate) fn shown_arguments(job: &Job) -> (String, String) {
     });
     sent.unwrap_or_else(|| {
         let shown = || -> Option<(String, String)> {
-            let payload = job.payload().ok()?;
+            let payload = job.payload_for_monitoring().ok()?;
             let body = payload.body().ok()?;
             Some((repr::args(&body.args), repr::kwargs(&body.kwargs)))
         };

@@ -69,10 +69,16 @@ impl Driver {
                 self.invalidate_deliveries_of(consumer);
             }
         }
-        for (key, outcome) in keys.into_iter().zip(outcomes) {
-            let event = match outcome {
-                Ok(_) => DeliveryEvent::Done,
-                Err(error) => DeliveryEvent::Failed(EffectError::from(&error)),
+        if outcomes.len() < keys.len() {
+            let missing = keys.len() - outcomes.len();
+            tracing::error!("the broker left {missing} settlements unanswered");
+        }
+        let mut outcomes = outcomes.into_iter();
+        for key in keys {
+            let event = match outcomes.next() {
+                Some(Ok(_)) => DeliveryEvent::Done,
+                Some(Err(error)) => DeliveryEvent::Failed(EffectError::from(&error)),
+                None => DeliveryEvent::Failed(EffectError::Unknown),
             };
             self.event(key, event);
         }

@@ -103,3 +103,24 @@ async fn client_sends_task_sent_event_if_enabled() {
     run_pending().await;
     assert!(events.all().is_empty());
 }
+
+/// The names are Celery's: Python's gossip reads them.
+#[tokio::test(start_paused = true)]
+async fn election_events_have_names_of_celery() {
+    let setup = Setup::new();
+    let events = setup.record_events().await;
+    let worker = Running::start(setup.app.worker(tasks()));
+    run_pending().await;
+    let arguments = [("id", "election-1"), ("topic", "none"), ("action", "none")];
+    let arguments = arguments.map(|(name, value)| (name, Value::from(value)));
+    setup.query("election", arguments).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let kinds: Vec<_> = events
+        .all()
+        .into_iter()
+        .map(|event| event.kind)
+        .filter(|kind| kind.contains("elect"))
+        .collect();
+    assert_eq!(kinds, ["worker-elect", "worker-elect-ack"]);
+    worker.stop().await.unwrap();
+}
