@@ -10,7 +10,7 @@ use celery_broker_redis::client::{Command, Operation, RedisClient, RedisReply, S
 use celery_protocol::{ResultDocument, ResultTree, Serializer, State, Value, decompress_document};
 use celery_runtime::{
     BackendCapabilities, BoxFuture, ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart,
-    ChordStore, Record, ResultBackend, ServiceError, ServiceErrorKind, StalledChord,
+    ChordStore, ResultBackend, ResultRecord, ServiceError, ServiceErrorKind, StalledChord,
 };
 
 use crate::keys::Keys;
@@ -292,7 +292,7 @@ impl RedisBackend {
 }
 
 impl ResultBackend for RedisBackend {
-    fn store<'a>(&'a self, record: Record<'a>) -> BoxFuture<'a, Result<(), ServiceError>> {
+    fn store<'a>(&'a self, record: ResultRecord<'a>) -> BoxFuture<'a, Result<(), ServiceError>> {
         Box::pin(self.store_document(record.document))
     }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use celery_protocol::{Headers, Message, Properties, ResultDocument, ResultTree, Serializer};
 use celery_runtime::{
-    BackendCapabilities, BoxFuture, Broker, Mailbox, Publication, Record, ResultBackend,
+    BackendCapabilities, BoxFuture, Broker, Mailbox, Publication, ResultBackend, ResultRecord,
     ServiceError, ServiceErrorKind, Subscription,
 };
 use tokio::sync::oneshot;
@@ -138,7 +138,7 @@ impl RpcBackend {
 }
 
 impl ResultBackend for RpcBackend {
-    fn store<'a>(&'a self, record: Record<'a>) -> BoxFuture<'a, Result<(), ServiceError>> {
+    fn store<'a>(&'a self, record: ResultRecord<'a>) -> BoxFuture<'a, Result<(), ServiceError>> {
         Box::pin(self.send_reply(record))
     }
 
@@ -217,7 +217,7 @@ impl fmt::Debug for RpcBackend {
 
 impl RpcBackend {
     /// Publishes a document to the reply queue of the client.
-    async fn send_reply(&self, record: Record<'_>) -> Result<(), ServiceError> {
+    async fn send_reply(&self, record: ResultRecord<'_>) -> Result<(), ServiceError> {
         let Some(reply_to) = record.reply_to else {
             return Ok(());
         };

@@ -102,7 +102,7 @@ pub use boundary::{
     BackendCapabilities, Binding, BoxFuture, Broker, BrokerCapabilities, ChordClaim, ChordEnd,
     ChordMember, ChordResults, ChordStart, ChordStore, ConsumeOptions, Consumer, Content, Delivery,
     DeliveryTag, Exchange, ExchangeKind, Mailbox, MemberResult, PriorityOrder, Publication, Queue,
-    QueueEnd, Record, ResultBackend, ServiceError, ServiceErrorKind, Settled, Settlement,
+    QueueEnd, ResultBackend, ResultRecord, ServiceError, ServiceErrorKind, Settled, Settlement,
     StalledChord, Store, Subscription, topic_matches,
 };
 pub use canvas::{

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use celery_backend_redis::RedisBackend;
 use celery_broker_redis::RedisOptions;
 use celery_protocol::State;
-use celery_runtime::{Record, ResultBackend, ServiceErrorKind};
+use celery_runtime::{ResultBackend, ResultRecord, ServiceErrorKind};
 use serde_json::{Map, json};
 use test_servers::RedisServer;
 use tokio::time::timeout;
@@ -26,7 +26,7 @@ async fn wait_continues_after_a_server_restart() {
     wait_until("it is subscribed", async || channels(&server) == 1).await;
     server.kill();
     let stored = document("1", State::Success, "null");
-    let error = backend.store(Record::new(&stored)).await.unwrap_err();
+    let error = backend.store(ResultRecord::new(&stored)).await.unwrap_err();
     assert!(error.is_transient(), "{error}");
     server.restart();
     store(&backend, "1", State::Success, "null").await;

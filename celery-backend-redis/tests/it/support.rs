@@ -5,7 +5,7 @@ use std::sync::Arc;
 use celery_backend_redis::{RedisBackend, RedisStore};
 use celery_broker_redis::RedisOptions;
 use celery_protocol::{Raw, ResultDocument, State};
-use celery_runtime::{Record, ResultBackend, Store, conformance};
+use celery_runtime::{ResultBackend, ResultRecord, Store, conformance};
 use serde_json::{Value, json};
 use test_servers::RedisServer;
 
@@ -60,7 +60,10 @@ pub(crate) fn success(id: &str, result: &'static str) -> ResultDocument<'static>
 }
 
 pub(crate) async fn store_it(backend: &RedisBackend, document: &ResultDocument<'_>) {
-    backend.store(Record::new(document)).await.expect("stored");
+    backend
+        .store(ResultRecord::new(document))
+        .await
+        .expect("stored");
 }
 
 pub(crate) fn options(server: &RedisServer, options: &Value) -> RedisOptions {

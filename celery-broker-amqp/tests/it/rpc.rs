@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use celery_broker_amqp::RpcBackend;
 use celery_protocol::{Raw, ResultDocument, State};
-use celery_runtime::{Broker, Record, ResultBackend};
+use celery_runtime::{Broker, ResultBackend, ResultRecord};
 
 use crate::support::{TestVhost, wait_until, within};
 
@@ -14,7 +14,7 @@ fn document(id: &str, state: State) -> ResultDocument<'static> {
 }
 
 async fn store(worker: &RpcBackend, document: &ResultDocument<'_>, reply_to: &str) {
-    let record = Record::new(document).reply(Some(reply_to), Some(&document.task_id));
+    let record = ResultRecord::new(document).reply(Some(reply_to), Some(&document.task_id));
     within("store", worker.store(record)).await.unwrap();
 }
 

@@ -32,7 +32,7 @@ use super::error::{ServiceError, ServiceErrorKind};
 pub trait ResultBackend: fmt::Debug + Send + Sync {
     /// Stores a document under its task id and wakes pending calls of
     /// [`wait`](Self::wait).
-    fn store<'a>(&'a self, record: Record<'a>) -> BoxFuture<'a, Result<(), ServiceError>>;
+    fn store<'a>(&'a self, record: ResultRecord<'a>) -> BoxFuture<'a, Result<(), ServiceError>>;
 
     /// Prepares for the results of `ids`; called before their tasks are sent. A
     /// backend that receives results as messages subscribes to them here. Does
@@ -102,7 +102,7 @@ pub trait ResultBackend: fmt::Debug + Send + Sync {
 /// A document to store, with the reply address of the task's sender.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
-pub struct Record<'a> {
+pub struct ResultRecord<'a> {
     /// The document.
     pub document: &'a ResultDocument<'a>,
     /// The sender's reply queue, from the task message.
@@ -111,7 +111,7 @@ pub struct Record<'a> {
     pub correlation_id: Option<&'a str>,
 }
 
-impl<'a> Record<'a> {
+impl<'a> ResultRecord<'a> {
     /// A document without a reply address.
     pub fn new(document: &'a ResultDocument<'a>) -> Self {
         Self {

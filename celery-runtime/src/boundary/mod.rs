@@ -16,7 +16,7 @@ mod topic;
 use std::future::Future;
 use std::pin::Pin;
 
-pub use backend::{BackendCapabilities, Record, ResultBackend};
+pub use backend::{BackendCapabilities, ResultBackend, ResultRecord};
 pub use broker::{Broker, BrokerCapabilities, PriorityOrder, Publication, Subscription};
 pub use chord::{
     ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart, ChordStore, MemberResult,

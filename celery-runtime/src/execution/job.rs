@@ -9,7 +9,7 @@ use celery_protocol::{
     TaskHeaders, encode_body,
 };
 
-use crate::boundary::Record;
+use crate::boundary::ResultRecord;
 use crate::execution::control::TaskControl;
 use crate::execution::failed::FailureContext;
 use crate::execution::worker_context::WorkerContext;
@@ -131,9 +131,9 @@ impl Job {
     }
 
     /// Returns what the backend stores: `document`, and the reply queue of the message.
-    pub(crate) fn record<'a>(&'a self, document: &'a ResultDocument<'a>) -> Record<'a> {
+    pub(crate) fn record<'a>(&'a self, document: &'a ResultDocument<'a>) -> ResultRecord<'a> {
         let properties = &self.message.properties;
-        Record::new(document).reply(
+        ResultRecord::new(document).reply(
             properties.reply_to.as_deref(),
             properties.correlation_id.as_deref(),
         )

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use crate::boundary::{
     BackendCapabilities, BoxFuture, ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart,
-    ChordStore, Record, ResultBackend, ServiceError, ServiceErrorKind, StalledChord,
+    ChordStore, ResultBackend, ResultRecord, ServiceError, ServiceErrorKind, StalledChord,
 };
 use crate::env::Clock;
 use crate::memory::chords::ChordTable;
@@ -92,7 +92,7 @@ impl fmt::Debug for MemoryBackend {
 }
 
 impl ResultBackend for MemoryBackend {
-    fn store<'a>(&'a self, record: Record<'a>) -> BoxFuture<'a, Result<(), ServiceError>> {
+    fn store<'a>(&'a self, record: ResultRecord<'a>) -> BoxFuture<'a, Result<(), ServiceError>> {
         Box::pin(async move {
             self.inner.faults.check("store").await?;
             let document = record.document;

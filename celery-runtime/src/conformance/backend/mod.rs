@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use celery_protocol::{Raw, ResultDocument, State};
 
-use crate::boundary::{Record, ResultBackend};
+use crate::boundary::{ResultBackend, ResultRecord};
 use crate::conformance::{unique_name, wait_for};
 
 /// A result backend under test.
@@ -124,7 +124,8 @@ impl Pair {
 
     async fn store(&self, document: &ResultDocument<'_>) {
         let reply_to = self.reader.reply_to();
-        let record = Record::new(document).reply(reply_to.as_deref(), Some(&document.task_id));
+        let record =
+            ResultRecord::new(document).reply(reply_to.as_deref(), Some(&document.task_id));
         wait_for("store", self.writer.store(record))
             .await
             .expect("stored");

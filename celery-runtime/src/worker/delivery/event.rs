@@ -88,7 +88,7 @@ pub(crate) enum DeliveryEvent {
     /// The last requested effect is done.
     Done,
     /// The last requested effect is done, and these effects come next.
-    FollowUps(Vec<WorkflowEffect>),
+    DoneWith(Vec<WorkflowEffect>),
     /// The last requested effect failed.
     Failed(EffectError),
     /// The task ended.
@@ -223,7 +223,7 @@ pub(crate) enum Action {
     Abort,
     /// Release the slot.
     FreeSlot,
-    /// Carry out an effect and report `Done`, `FollowUps`, `AdmissionChecked` or
+    /// Carry out an effect and report `Done`, `DoneWith`, `AdmissionChecked` or
     /// `Failed`.
     Effect(Effect),
     /// Emit a monitoring event.

@@ -112,7 +112,7 @@ impl Driver {
         let Some(entry) = self.deliveries.in_flight.find_mut(key) else {
             return;
         };
-        if matches!(event, DeliveryEvent::Done | DeliveryEvent::FollowUps(_)) {
+        if matches!(event, DeliveryEvent::Done | DeliveryEvent::DoneWith(_)) {
             entry.outgoing = None;
         }
         let was_pending = entry.state.is_pending();

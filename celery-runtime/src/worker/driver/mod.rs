@@ -290,7 +290,7 @@ impl Driver {
                 self.event(key, DeliveryEvent::Done)
             }
             Finished::EffectPerformed(key, Ok(effects)) => {
-                self.event(key, DeliveryEvent::FollowUps(effects))
+                self.event(key, DeliveryEvent::DoneWith(effects))
             }
             Finished::EffectPerformed(key, Err(error)) => {
                 self.event(key, DeliveryEvent::Failed(error))

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use celery_protocol::{ResultTree, State};
 
 use crate::boundary::{
-    BoxFuture, Broker, Content, Publication, Record, ServiceError, no_chords, polls_chords,
+    BoxFuture, Broker, Content, Publication, ResultRecord, ServiceError, no_chords, polls_chords,
 };
 use crate::client::compose::ComposeError;
 use crate::client::no_backend;
@@ -334,7 +334,7 @@ async fn store_revoked(
         });
         if may_overwrite {
             let document = documents::revoked_unstarted(id, context.result_serializer, now);
-            backend.store(Record::new(&document)).await?;
+            backend.store(ResultRecord::new(&document)).await?;
         }
     }
     Ok(())
@@ -350,6 +350,6 @@ async fn store_rejected(
     };
     let document =
         documents::rejected(&task.id, &task.failure_info, context.result_serializer, now);
-    let record = Record::new(&document).reply(task.reply_to.as_deref(), Some(&task.id));
+    let record = ResultRecord::new(&document).reply(task.reply_to.as_deref(), Some(&task.id));
     backend.store(record).await
 }

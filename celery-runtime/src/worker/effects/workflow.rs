@@ -9,8 +9,8 @@ use tokio::task::JoinSet;
 use tokio::time::timeout_at;
 
 use crate::boundary::{
-    BoxFuture, ChordEnd, ChordMember, ChordResults, ChordStore, MemberResult, Record,
-    ResultBackend, ServiceError, no_chords,
+    BoxFuture, ChordEnd, ChordMember, ChordResults, ChordStore, MemberResult, ResultBackend,
+    ResultRecord, ServiceError, no_chords,
 };
 use crate::client::no_backend;
 use crate::env;
@@ -246,7 +246,8 @@ impl EffectExecutor {
                 return Ok(Vec::new());
             };
             let document = documents::skipped(&task, &context, now);
-            let record = Record::new(&document).reply(task.reply_to.as_deref(), Some(&task.id));
+            let record =
+                ResultRecord::new(&document).reply(task.reply_to.as_deref(), Some(&task.id));
             backend.store(record).await?;
             Ok(Vec::new())
         })

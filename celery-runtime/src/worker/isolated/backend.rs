@@ -5,7 +5,7 @@ use std::sync::Arc;
 use celery_protocol::{ResultDocument, ResultTree, Serializer};
 
 use crate::boundary::{
-    BackendCapabilities, BoxFuture, Record, ResultBackend, ServiceError, ServiceErrorKind,
+    BackendCapabilities, BoxFuture, ResultBackend, ResultRecord, ServiceError, ServiceErrorKind,
 };
 use crate::worker::isolated::serve::ParentChannel;
 
@@ -22,7 +22,7 @@ impl ChannelBackend {
 }
 
 impl ResultBackend for ChannelBackend {
-    fn store<'a>(&'a self, record: Record<'a>) -> BoxFuture<'a, Result<(), ServiceError>> {
+    fn store<'a>(&'a self, record: ResultRecord<'a>) -> BoxFuture<'a, Result<(), ServiceError>> {
         Box::pin(async move {
             let id = &record.document.task_id;
             // The parent's backend copies values that are in JSON unchanged, and

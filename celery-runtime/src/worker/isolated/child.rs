@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::runtime::Handle;
 
-use crate::boundary::{Record, ServiceError};
+use crate::boundary::{ResultRecord, ServiceError};
 use crate::env;
 use crate::execution::{Job, ProcessLost, RunError, RunResult, TaskError};
 use crate::worker::isolated::frame::{Frame, FrameError};
@@ -326,7 +326,7 @@ async fn update(
         let document = ResultDocument::decode(Serializer::Json, bytes, usize::MAX)
             .map_err(|error| invalid(id, &error))?;
         let properties = &job.message.properties;
-        let record = Record::new(&document).reply(
+        let record = ResultRecord::new(&document).reply(
             properties.reply_to.as_deref(),
             properties.correlation_id.as_deref(),
         );

@@ -8,7 +8,7 @@ use std::time::Duration;
 use celery_protocol::{ResultDocument, ResultTree, Value};
 use celery_runtime::memory::MemoryBackend;
 use celery_runtime::{
-    BackendCapabilities, BoxFuture, Canvas, Record, ResultBackend, ServiceError, group,
+    BackendCapabilities, BoxFuture, Canvas, ResultBackend, ResultRecord, ServiceError, group,
 };
 
 use super::{ADD, FAIL, NOTE, Notes, SUM, start, tasks};
@@ -19,7 +19,7 @@ use crate::support::{Running, Setup, within};
 struct NoChordStore(MemoryBackend);
 
 impl ResultBackend for NoChordStore {
-    fn store<'a>(&'a self, record: Record<'a>) -> BoxFuture<'a, Result<(), ServiceError>> {
+    fn store<'a>(&'a self, record: ResultRecord<'a>) -> BoxFuture<'a, Result<(), ServiceError>> {
         self.0.store(record)
     }
 

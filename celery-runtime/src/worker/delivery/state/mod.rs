@@ -162,7 +162,7 @@ impl DeliveryState {
             DeliveryEvent::RateLimited(_)
             | DeliveryEvent::AdmissionChecked(_)
             | DeliveryEvent::Returned(_) => {}
-            DeliveryEvent::Done | DeliveryEvent::FollowUps(_) | DeliveryEvent::Failed(_) => {
+            DeliveryEvent::Done | DeliveryEvent::DoneWith(_) | DeliveryEvent::Failed(_) => {
                 self.effect_reported(event, now, actions);
             }
             DeliveryEvent::Revoked(revocation) => self.revoke(revocation, actions),
@@ -192,7 +192,7 @@ impl DeliveryState {
                 self.next_effect(actions);
             }
             (DeliveryEvent::Done, Phase::Finishing) => self.effect_done(Vec::new(), actions),
-            (DeliveryEvent::FollowUps(follow_ups), Phase::Finishing) => {
+            (DeliveryEvent::DoneWith(follow_ups), Phase::Finishing) => {
                 self.effect_done(follow_ups, actions);
             }
             (DeliveryEvent::Failed(error), Phase::Finishing) => {

@@ -96,11 +96,11 @@ fn workflow_effects_are_done_before_settlement() {
             (value(), &["FreeSlot", "store SUCCESS"]),
             (DeliveryEvent::Done, &["continue on success"]),
             (
-                DeliveryEvent::FollowUps(vec![follow_up(), follow_up()]),
+                DeliveryEvent::DoneWith(vec![follow_up(), follow_up()]),
                 &["send workflow"],
             ),
             (
-                DeliveryEvent::FollowUps(vec![follow_up()]),
+                DeliveryEvent::DoneWith(vec![follow_up()]),
                 &["send workflow"],
             ),
             (DeliveryEvent::Done, &["send workflow"]),
