@@ -104,10 +104,11 @@ impl Shared {
         let mut messages = Vec::with_capacity(batch.len());
         let now = SystemTime::now();
         for publication in batch {
-            let message = match self.ensure_target(connection, publication).await {
-                Ok(()) => self.outgoing_message(publication, now),
+            let checked = match publication.check_address() {
+                Ok(()) => self.ensure_target(connection, publication).await,
                 Err(error) => Err(error),
             };
+            let message = checked.and_then(|()| self.outgoing_message(publication, now));
             results.push(message.map(|message| messages.push(message)));
         }
         let published = self.publish_messages(connection, messages).await;

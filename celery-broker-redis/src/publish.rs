@@ -104,6 +104,7 @@ impl Shared {
             routing_key,
             ..
         } = publication;
+        publication.check_address()?;
         let envelope = self.envelope(message, exchange, routing_key)?;
         let priority = message.properties.priority;
         let list = |queue: &str| self.client.options().layout.list_for(queue, priority);

@@ -11,7 +11,7 @@ use celery_protocol::Message;
 
 use super::BoxFuture;
 use super::consumer::{ConsumeOptions, Consumer};
-use super::error::ServiceError;
+use super::error::{ServiceError, ServiceErrorKind};
 use super::queue::{Exchange, Mailbox, Queue};
 
 /// Transports messages between clients and workers.
@@ -204,6 +204,24 @@ pub struct Publication {
 }
 
 impl Publication {
+    /// Checks that the message has an address: an exchange, or the name of a queue.
+    /// Brokers call it for each message before they publish it.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceErrorKind::Invalid`] when exchange and routing key are both empty. No
+    /// consumer receives messages from a queue without a name.
+    pub fn check_address(&self) -> Result<(), ServiceError> {
+        if !self.exchange.is_empty() || !self.routing_key.is_empty() {
+            return Ok(());
+        }
+        let cause = "the name of the queue is empty";
+        Err(
+            ServiceError::new(ServiceErrorKind::Invalid, "publish to", "a queue", cause)
+                .with_remedy("name an exchange, or the queue as routing key"),
+        )
+    }
+
     /// Sends `message` to the queue with this name.
     pub fn to_queue(message: Message, queue: impl Into<String>) -> Self {
         Self::to_exchange(message, String::new(), queue)

@@ -224,6 +224,7 @@ impl BrokerInner {
             routing_key,
             ..
         } = publication;
+        publication.check_address()?;
         let message = stored(publication)?;
         // The default exchange routes to every queue by its name.
         if exchange.is_empty() {

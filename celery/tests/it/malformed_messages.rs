@@ -19,6 +19,7 @@ for_each_broker! {
     malformed_messages_are_dead_lettered_and_worker_continues: redis, rabbitmq;
     messages_with_minimal_headers_run: redis, rabbitmq;
     null_headers_equal_missing_headers: redis, rabbitmq;
+    retry_without_delivery_info_returns_to_its_queue: redis, rabbitmq;
 }
 
 #[cfg(feature = "zlib")]
@@ -318,6 +319,23 @@ async fn messages_with_minimal_headers_run(setup: Setup) {
         let value = result.get_timeout(TIMEOUT).await;
         assert_eq!(value.unwrap(), 5.into(), "{producer}");
     }
+    worker.stop().await;
+    setup.assert_drained().await;
+}
+
+/// The old Rust crate and other producers write no `delivery_info`. The retry goes to
+/// the queue that delivered the message, and not to a list with an empty name.
+async fn retry_without_delivery_info_returns_to_its_queue(setup: Setup) {
+    let worker = setup.worker().await;
+    let mut message = valid();
+    message["headers"]["id"] = "no-delivery-info".into();
+    message["headers"]["task"] = "tasks.retry".into();
+    message["body"] = "[[2], {}, {}]".into();
+    let properties = message["properties"].as_object_mut().unwrap();
+    properties.remove("delivery_info").unwrap();
+    setup.push(message.to_string().as_bytes()).await;
+    let result = setup.client().result::<Value>("no-delivery-info");
+    assert_eq!(result.get_timeout(TIMEOUT).await.unwrap(), 2.into());
     worker.stop().await;
     setup.assert_drained().await;
 }

@@ -94,6 +94,7 @@ macro_rules! broker_conformance {
     (@cases $attributes:tt $setup:expr) => {
         $crate::conformance_tests!((broker::publish) $attributes $setup,
             published_messages_arrive_complete_in_order
+            message_without_address_is_refused
             publication_with_queue_declares_queue
             publication_with_queue_declares_bindings
             batch_publish_answers_each_message

@@ -42,6 +42,20 @@ fn headers_by_name(headers: &Headers) -> BTreeMap<String, Value> {
         .collect()
 }
 
+/// A message without exchange and queue name is refused; the others of its batch are
+/// published.
+pub async fn message_without_address_is_refused(setup: &dyn BrokerSetup) {
+    let broker = setup.broker();
+    let queue = setup.queue(&unique_name("addressed"));
+    let consumer = consumer(&*broker, &[&queue]).await;
+    let batch = ["", queue.name.as_str()].map(|name| Publication::to_queue(message("a"), name));
+    let answers = wait_for("publish", broker.publish(&batch)).await;
+    let error = answers[0].as_ref().expect_err("an empty name");
+    assert_eq!(error.kind(), ServiceErrorKind::Invalid, "{error}");
+    assert!(answers[1].is_ok(), "{answers:?}");
+    assert_eq!(ids(&take(&*consumer, 1).await), ["a"]);
+}
+
 /// A publication declares its queue, so that the first message of a queue is not
 /// lost.
 pub async fn publication_with_queue_declares_queue(setup: &dyn BrokerSetup) {

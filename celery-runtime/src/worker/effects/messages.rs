@@ -68,13 +68,13 @@ impl MessageFactory {
             .retain(|(name, _)| !NOT_COPIED.contains(&&**name));
 
         let mut properties = job.message.properties.clone();
-        let route = std::mem::take(&mut properties.delivery_info);
+        let (exchange, routing_key) = return_address(&mut properties, queue);
         properties.delivery_tag = None;
         let mut message = Message::new(headers.into(), properties, job.message.body.clone());
         if let Some(changes) = changes {
             change(&mut message, job, changes)?;
         }
-        let retry = Publication::to_exchange(message, route.exchange, route.routing_key);
+        let retry = Publication::to_exchange(message, exchange, routing_key);
         let consumed = self.queues.iter().find(|one| one.name == queue).cloned();
         Ok(vec![match consumed.and_then(declarable) {
             Some(queue) => retry.declare_queue(queue),
@@ -139,6 +139,17 @@ impl MessageFactory {
             Publication::to_queue(message, name).declare_queue(queue),
         ])
     }
+}
+
+/// Takes the exchange and the routing key out of a message's properties, by which it
+/// reaches `queue` again. The consumer knows the queue; the message is asked only for
+/// the exchange, and a producer that is not kombu may write none of both.
+fn return_address(properties: &mut Properties, queue: &str) -> (String, String) {
+    let info = std::mem::take(&mut properties.delivery_info);
+    if info.exchange.is_empty() && info.routing_key.is_empty() {
+        return (String::new(), queue.to_owned());
+    }
+    (info.exchange, info.routing_key)
 }
 
 /// Applies changes to the message of a retry.
