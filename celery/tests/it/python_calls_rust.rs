@@ -310,7 +310,11 @@ async fn workflows_of_every_shape_return_expected_values(setup: Setup) {
 add, mul, xsum, fail = (app.tasks[f"tasks.{name}"] for name in ("add", "mul", "xsum", "fail"))
 for app.conf.task_protocol in (2, 1):
     def value(canvas):
-        return canvas.apply_async().get(timeout=TIMEOUT)
+        result = canvas.apply_async()
+        try:
+            return result.get(timeout=TIMEOUT)
+        except TimeoutError as error:
+            raise AssertionError(stored(result)) from error
 
     ten = group(add.s(n, n) for n in range(10))
     same(value(ten), [2 * n for n in range(10)])
@@ -329,6 +333,16 @@ for app.conf.task_protocol in (2, 1):
 same(app.backend.client.keys("celery-taskset-meta-*.[jtsd]") != [], True)
 "#;
     let raises = r#"
+from celery.exceptions import TimeoutError
+
+# Whether the result was stored tells a lost notification from a lost task.
+def stored(result):
+    client, header = app.backend.client, getattr(result, "parent", None)
+    return f"""{result!r} is not ready
+protocol {app.conf.task_protocol}, stored: {[client.get(app.backend.get_key_for_task(r.id)) for r in getattr(result, "results", [result])]}
+header: {header and [r.state for r in getattr(header, "results", [header])]}
+keys of chords: {client.keys("celery-taskset-meta-*.[jtsdc]")}, channels: {client.pubsub_channels()}"""
+
 def raises(names, result):
     try:
         result.get(timeout=TIMEOUT)
