@@ -16,7 +16,7 @@ use crate::resp::{Reply, RespConnection};
 use crate::settings::RedisServerBuilder;
 use crate::tls::Certificates;
 
-/// The time limit for a server to become ready, and for an orderly stop.
+/// The time limit for a server to become ready.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The timeout of a command.
@@ -171,22 +171,6 @@ impl RedisServer {
     pub fn kill(&self) {
         // Dropping the process kills it.
         self.process().take();
-    }
-
-    /// Shuts the server down with SIGTERM; pending writes reach the disk.
-    ///
-    /// # Panics
-    ///
-    /// Panics if the server has not exited after ten seconds.
-    pub fn stop(&self) {
-        if let Some(mut running) = self.process().take() {
-            running.signal("TERM");
-            assert!(
-                running.wait(START_TIMEOUT).is_some(),
-                "redis on port {} did not exit after SIGTERM",
-                self.port
-            );
-        }
     }
 
     /// Restarts the server on the same port with the same folder.

@@ -141,9 +141,9 @@ impl MessageFactory {
     }
 }
 
-/// Takes the exchange and the routing key out of a message's properties, by which it
-/// reaches `queue` again. The consumer knows the queue; the message is asked only for
-/// the exchange, and a producer that is not kombu may write none of both.
+/// Takes `delivery_info` out of a message's properties and returns the exchange and the
+/// routing key with which the message reaches `queue` again. A producer other than kombu may
+/// omit `delivery_info`; the message then returns to `queue` through the default exchange.
 fn return_address(properties: &mut Properties, queue: &str) -> (String, String) {
     let info = std::mem::take(&mut properties.delivery_info);
     if info.exchange.is_empty() && info.routing_key.is_empty() {
