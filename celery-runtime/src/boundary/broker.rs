@@ -121,6 +121,9 @@ pub struct BrokerCapabilities {
     /// [`Settled::Gone`](crate::Settled::Gone), and never by
     /// [`Settled::Written`](crate::Settled::Written); `false` by default.
     pub confirms_settlements: bool,
+    /// Whether [`Consumer::restore`](crate::Consumer::restore) returns messages that are
+    /// acknowledged; `false` by default.
+    pub restores_acknowledged: bool,
     /// Whether deliveries carry their [count](crate::Delivery::delivery_count), at least
     /// from one kind of queue; `false` by default.
     pub counts_deliveries: bool,
@@ -135,6 +138,7 @@ impl BrokerCapabilities {
         Self {
             settles_after_reconnect: false,
             confirms_settlements: false,
+            restores_acknowledged: false,
             counts_deliveries: false,
             priorities: PriorityOrder::None,
         }
@@ -154,6 +158,15 @@ impl BrokerCapabilities {
     pub const fn confirms_settlements(self, confirms_settlements: bool) -> Self {
         Self {
             confirms_settlements,
+            ..self
+        }
+    }
+
+    /// Sets [`restores_acknowledged`](Self::restores_acknowledged).
+    #[must_use]
+    pub const fn restores_acknowledged(self, restores_acknowledged: bool) -> Self {
+        Self {
+            restores_acknowledged,
             ..self
         }
     }

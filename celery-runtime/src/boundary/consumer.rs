@@ -8,7 +8,7 @@ use bytes::Bytes;
 use celery_protocol::{DecodeError, Message};
 
 use super::BoxFuture;
-use super::error::ServiceError;
+use super::error::{ServiceError, ServiceErrorKind};
 use super::queue::Queue;
 
 /// Receives deliveries from queues and settles them.
@@ -59,6 +59,47 @@ pub trait Consumer: fmt::Debug + Send + Sync {
         &'a self,
         batch: &'a [Settlement],
     ) -> BoxFuture<'a, Vec<Result<Settled, ServiceError>>>;
+
+    /// Returns a message whose acknowledgement may have been carried out to the head of
+    /// its queue, because its task will not run here. If the broker still holds the
+    /// delivery, it moves the message; otherwise it takes `message`, the copy in memory.
+    /// Either way the queue has the message once. Brokers with the capability
+    /// [`restores_acknowledged`](super::BrokerCapabilities::restores_acknowledged)
+    /// implement it.
+    ///
+    /// # Errors
+    ///
+    /// After an error that is [in doubt](ServiceError::is_in_doubt) the message may have
+    /// been returned. A repetition could then return it twice.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves it open whether the message was returned.
+    fn restore<'a>(
+        &'a self,
+        _tag: &'a DeliveryTag,
+        queue: &'a str,
+        _message: &'a Message,
+    ) -> BoxFuture<'a, Result<(), ServiceError>> {
+        let error = ServiceError::new(
+            ServiceErrorKind::Unsupported,
+            "restore",
+            format!("a message of queue {queue}"),
+            "this broker keeps no copies of acknowledged messages",
+        );
+        Box::pin(std::future::ready(Err(error)))
+    }
+
+    /// Waits until the broker has taken unsettled deliveries back from this consumer,
+    /// because their lease was not renewed in time, and returns their tags. Never
+    /// returns by default, for brokers that bind a delivery to its connection.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    fn lost(&self) -> BoxFuture<'_, Vec<DeliveryTag>> {
+        Box::pin(std::future::pending())
+    }
 
     /// Sets [`ConsumeOptions::prefetch`] from the next `receive` on. Does nothing by
     /// default, for brokers without prefetch.

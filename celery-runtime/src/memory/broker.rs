@@ -9,9 +9,9 @@ use celery_protocol::{Headers, Message};
 use tokio::sync::{Notify, broadcast};
 
 use crate::boundary::{
-    BoxFuture, Broker, BrokerCapabilities, ConsumeOptions, Consumer, Delivery, Exchange,
-    ExchangeKind, Mailbox, PriorityOrder, Publication, Queue, ServiceError, ServiceErrorKind,
-    Settled, Settlement, Subscription, topic_matches,
+    BoxFuture, Broker, BrokerCapabilities, ConsumeOptions, Consumer, Delivery, DeliveryTag,
+    Exchange, ExchangeKind, Mailbox, PriorityOrder, Publication, Queue, ServiceError,
+    ServiceErrorKind, Settled, Settlement, Subscription, topic_matches,
 };
 use crate::env::Clock;
 use crate::memory::faults::Faults;
@@ -184,6 +184,7 @@ impl Broker for MemoryBroker {
     fn capabilities(&self) -> BrokerCapabilities {
         BrokerCapabilities::new()
             .confirms_settlements(true)
+            .restores_acknowledged(true)
             .counts_deliveries(true)
             .priorities(PriorityOrder::LowestFirst)
     }
@@ -355,6 +356,20 @@ impl Consumer for MemoryConsumer {
                 self.inner.changed.notify_waiters();
             }
             settled
+        })
+    }
+
+    fn restore<'a>(
+        &'a self,
+        tag: &'a DeliveryTag,
+        queue: &'a str,
+        message: &'a Message,
+    ) -> BoxFuture<'a, Result<(), ServiceError>> {
+        Box::pin(async move {
+            self.inner.faults.check("restore").await?;
+            lock(&self.inner.queues).restore(tag, queue, message);
+            self.inner.changed.notify_waiters();
+            Ok(())
         })
     }
 

@@ -95,6 +95,22 @@ impl MessageQueues {
         Settled::Done
     }
 
+    /// Returns a message to the head of its queue: that of the delivery if it is
+    /// unsettled, otherwise the copy.
+    pub(super) fn restore(&mut self, tag: &DeliveryTag, queue: &str, copy: &Message) {
+        let requeue = Settlement::Requeue(tag.clone(), QueueEnd::Head);
+        if self.settle(&requeue) == Settled::Done {
+            return;
+        }
+        let mut message = copy.clone();
+        message.properties.delivery_info.redelivered = true;
+        let queued = QueuedMessage {
+            message,
+            deliveries: 1,
+        };
+        self.insert(queue.into(), queued, QueueEnd::Head);
+    }
+
     /// Requeues the deliveries of a dropped consumer in their old order.
     pub(super) fn release(&mut self, consumer: u64) {
         let mut tags: Vec<_> = self

@@ -124,6 +124,7 @@ macro_rules! broker_conformance {
             repetition_within_batch_answers_gone
             settlement_after_close_is_not_carried_out
             requeued_delivery_is_counted
+            restored_message_is_delivered_once
         );
         $crate::conformance_tests!((broker::mailbox) $attributes $setup,
             broadcast_reaches_matching_subscribers

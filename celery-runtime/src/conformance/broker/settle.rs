@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use super::{BrokerSetup, consumer, id, ids, publish, settle, take};
-use crate::boundary::{QueueEnd, Settled, Settlement};
+use crate::boundary::{Content, QueueEnd, Settled, Settlement};
 use crate::conformance::{unique_name, wait_for};
 
 /// Acknowledged and rejected messages are not delivered again.
@@ -232,4 +232,35 @@ pub async fn requeued_delivery_is_counted(setup: &dyn BrokerSetup) {
         let requeue = Settlement::Requeue(delivery.tag, QueueEnd::Head);
         settle(&*consumer, &[requeue]).await;
     }
+}
+
+/// With [`restores_acknowledged`](crate::BrokerCapabilities::restores_acknowledged), a
+/// restored message is at the head of its queue once, whether its acknowledgement was
+/// carried out or not.
+pub async fn restored_message_is_delivered_once(setup: &dyn BrokerSetup) {
+    let broker = setup.broker();
+    if !broker.capabilities().restores_acknowledged {
+        return;
+    }
+    let queue = setup.queue(&unique_name("restore"));
+    let consumer = consumer(&*broker, &[&queue]).await;
+    publish(&*broker, &queue, &["a", "b", "c"]).await;
+    let taken = take(&*consumer, 2).await;
+    let ack = [Settlement::Ack(taken[0].tag.clone())];
+    settle(&*consumer, &ack).await;
+    for delivery in taken.iter().rev() {
+        let Content::Message(message) = &delivery.content else {
+            panic!("delivered as malformed");
+        };
+        let restored = consumer.restore(&delivery.tag, &queue.name, message);
+        wait_for("restore", restored).await.expect("restored");
+    }
+    // A late acknowledgement finds nothing.
+    let late = [Settlement::Ack(taken[1].tag.clone())];
+    assert_eq!(settle(&*consumer, &late).await, [Settled::Gone]);
+    let again = take(&*consumer, 3).await;
+    assert_eq!(ids(&again), ["a", "b", "c"]);
+    assert!(again[0].redelivered && again[1].redelivered && !again[2].redelivered);
+    let depth = wait_for("depth", broker.depth(&queue)).await;
+    assert_eq!(depth.expect("depth"), 0);
 }

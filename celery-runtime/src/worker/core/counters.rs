@@ -17,6 +17,9 @@ pub(crate) struct Counters {
     pub(crate) processed: u64,
     /// Deliveries that the shutdown requeued.
     pub(crate) returned: u64,
+    /// Deliveries with which the worker ended while it was unknown whether their message
+    /// is still on the broker.
+    pub(crate) in_doubt: u64,
     /// Tasks that ended after the shutdown began.
     pub(crate) drained: u64,
 }
@@ -28,6 +31,7 @@ impl Counters {
             by_task: BTreeMap::new(),
             processed: 0,
             returned: 0,
+            in_doubt: 0,
             drained: 0,
         }
     }

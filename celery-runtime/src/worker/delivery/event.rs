@@ -89,8 +89,13 @@ pub(crate) enum DeliveryEvent {
     Done,
     /// The last requested effect is done, and these effects come next.
     DoneWith(Vec<WorkflowEffect>),
+    /// The last requested settlement changed nothing: the broker does not hold the
+    /// delivery any more.
+    Gone,
     /// The last requested effect failed.
     Failed(EffectError),
+    /// The outcome of [`Effect::Restore`].
+    Restored(Result<(), EffectError>),
     /// The task ended.
     Returned(Outcome),
     /// The deadline of
@@ -99,8 +104,13 @@ pub(crate) enum DeliveryEvent {
     Tick,
     /// The worker shuts down.
     Stop(Stop),
+    /// The time to wait for effects at a shutdown is over.
+    GiveUp,
     /// The connection of the delivery is lost, so the broker requeues the message.
     ConnectionLost,
+    /// The broker has returned the message to its queue, because the delivery was not
+    /// renewed in time.
+    LeaseLost,
     /// The broker delivered the message to this worker again, so that it can be
     /// settled.
     Redelivered,
@@ -149,7 +159,7 @@ pub(crate) enum Revocation {
     ConnectionLost,
 }
 
-/// Why an effect failed.
+/// Why an effect has no result.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum EffectError {
     /// The effect can never be carried out, for this reason.
@@ -230,6 +240,9 @@ pub(crate) enum Action {
     Emit(TaskEvent),
     /// Add the expired task to the revoked ones.
     RecordExpiry,
+    /// Report the delivery as in doubt: whether its message is still on the broker is
+    /// unknown, and its task does not run here.
+    ReportInDoubt,
     /// Remove the delivery from the table of deliveries in flight.
     Remove,
 }
@@ -250,6 +263,10 @@ pub(crate) enum Effect {
     Workflow(WorkflowEffect),
     /// Run the admission checks.
     CheckAdmission,
+    /// Return the message to the head of its queue, from the copy in memory if the
+    /// broker does not hold the delivery any more. It is not idempotent, so it is
+    /// requested again only after [`EffectError::NotSent`].
+    Restore,
     /// Emit a monitoring event. The state machine turns it into [`Action::Emit`],
     /// which needs no report.
     Emit(TaskEvent),

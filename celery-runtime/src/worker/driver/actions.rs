@@ -42,6 +42,7 @@ impl Driver {
                     self.revocations.is_unsaved = true;
                 }
             }
+            Action::ReportInDoubt => self.report_in_doubt(key),
             Action::Remove => {
                 self.deliveries.in_flight.remove(key);
                 self.drop_drained_consumers();
@@ -113,6 +114,7 @@ impl Driver {
                 let job = Arc::clone(job);
                 return self.check_admission(key, job);
             }
+            Effect::Restore => return self.restore(key),
             Effect::Store(update) => self.executor.store(entry, update, now),
             Effect::Send(follow_up) => self.executor.send(entry, &follow_up, now),
             Effect::Continue(completion) => {

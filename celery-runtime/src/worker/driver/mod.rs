@@ -99,6 +99,7 @@ pub(crate) enum Finished {
         Vec<Result<Settled, ServiceError>>,
     ),
     EffectPerformed(DeliveryKey, EffectResult),
+    Restored(DeliveryKey, Result<(), EffectError>),
 }
 
 /// Limits of a worker that do not change while it runs.
@@ -286,6 +287,9 @@ impl Driver {
             }
             Finished::Received(consumer, received) => self.received(&consumer, received),
             Finished::Settled(consumer, keys, settled) => self.settled(&consumer, keys, settled),
+            Finished::Restored(key, outcome) => {
+                self.event(key, DeliveryEvent::Restored(outcome));
+            }
             Finished::EffectPerformed(key, Ok(effects)) if effects.is_empty() => {
                 self.event(key, DeliveryEvent::Done)
             }

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use futures_util::FutureExt;
+
 use crate::boundary::{Consumer, ServiceError, Settled, Settlement};
-use crate::worker::driver::{DeliveryEvent, DeliveryKey, Driver, EffectError, Finished};
+use crate::worker::driver::{DeliveryEvent, DeliveryKey, Driver, EffectError, Finished, Payload};
 
 /// Settlements of one request.
 type Batch = Vec<(DeliveryKey, Settlement)>;
@@ -76,7 +78,8 @@ impl Driver {
         let mut outcomes = outcomes.into_iter();
         for key in keys {
             let event = match outcomes.next() {
-                Some(Ok(_)) => DeliveryEvent::Done,
+                Some(Ok(Settled::Done | Settled::Written)) => DeliveryEvent::Done,
+                Some(Ok(Settled::Gone)) => DeliveryEvent::Gone,
                 Some(Err(error)) => DeliveryEvent::Failed(EffectError::from(&error)),
                 None => DeliveryEvent::Failed(EffectError::Unknown),
             };
@@ -97,5 +100,43 @@ impl Driver {
             };
             Finished::Settled(consumer, keys, settled)
         }));
+    }
+
+    /// Returns the message of a delivery to its queue, from the copy in memory if the
+    /// broker does not hold it any more.
+    pub(crate) fn restore(&mut self, key: DeliveryKey) {
+        let Some(entry) = self.deliveries.in_flight.find(key) else {
+            return;
+        };
+        let Payload::Task { job, .. } = &entry.payload else {
+            return;
+        };
+        let consumer = self.connection.consumer.clone();
+        let Some(consumer) = consumer.or_else(|| entry.consumer.upgrade()) else {
+            return self.event(key, DeliveryEvent::Restored(Err(EffectError::NotSent)));
+        };
+        let (tag, queue, job) = (entry.tag.clone(), Arc::clone(&entry.queue), Arc::clone(job));
+        let object = format!("the message of task {}", job.id);
+        let restoring = self.executor.with_timeout("restore", object, async move {
+            consumer.restore(&tag, &queue, &job.message).await
+        });
+        let restored = restoring.map(move |outcome| Finished::Restored(key, outcome));
+        self.futures.push(Box::pin(restored));
+    }
+
+    /// Reports a delivery of which it is unknown whether its message is still on the
+    /// broker.
+    pub(crate) fn report_in_doubt(&mut self, key: DeliveryKey) {
+        self.monitor.counters.in_doubt += 1;
+        if let Some(entry) = self.deliveries.in_flight.find(key)
+            && let Payload::Task { job, .. } = &entry.payload
+        {
+            tracing::error!(
+                "task {} of queue {} may be lost or may run again: its acknowledgement is in \
+                 doubt, and the broker did not answer when its message was returned",
+                job.id,
+                entry.queue
+            );
+        }
     }
 }

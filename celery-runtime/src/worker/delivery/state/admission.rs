@@ -2,31 +2,20 @@
 
 use tokio::time::Instant;
 
-use crate::boundary::QueueEnd;
-use crate::config::OnUnknown;
 use crate::env::Now;
 use crate::task::Conflict;
 use crate::worker::core::failure::not_unique;
 use crate::worker::core::rate_limits::{MAX_DEFER, MAX_LOCAL_WAIT};
 use crate::worker::delivery::event::{
-    Action, Admission, Disposition, Effect, EffectError, ExecutionPolicy, FollowUp, Rejection,
+    Action, Admission, DeliveryEvent, Disposition, Effect, EffectError, ExecutionPolicy,
     StateUpdate, Stop, TaskEvent,
 };
-use crate::worker::delivery::state::{DeliveryKind, DeliveryState, Phase};
+use crate::worker::delivery::state::task::{Phase, TaskDelivery};
 use crate::worker::workflow::effect::Completion;
 
-impl DeliveryState {
+impl TaskDelivery {
     pub(super) fn arrive(&mut self, now: Now, actions: &mut Vec<Action>) {
-        let policy = match &self.kind {
-            DeliveryKind::Task(policy) => policy,
-            DeliveryKind::Rejected {
-                rejection,
-                on_unknown,
-            } => {
-                let (failure, on_unknown) = (failure_effects(rejection), *on_unknown);
-                return self.arrive_rejected(failure, on_unknown, now, actions);
-            }
-        };
+        let policy = &self.policy;
         if is_expired(policy, now) {
             return self.expire(actions);
         }
@@ -43,39 +32,9 @@ impl DeliveryState {
         }
     }
 
-    fn arrive_rejected(
-        &mut self,
-        failure: Vec<Effect>,
-        on_unknown: OnUnknown,
-        now: Now,
-        actions: &mut Vec<Action>,
-    ) {
-        match on_unknown {
-            OnUnknown::Keep => {
-                let keep = [
-                    Effect::Send(FollowUp::DeadLetter),
-                    Effect::Settle(Disposition::Ack),
-                ];
-                self.finish_with(failure.into_iter().chain(keep), actions);
-            }
-            OnUnknown::Reject => {
-                let reject = [Effect::Settle(Disposition::Reject)];
-                self.finish_with(failure.into_iter().chain(reject), actions);
-            }
-            OnUnknown::Requeue(delay) => {
-                self.effects
-                    .push_back(Effect::Settle(Disposition::Requeue(QueueEnd::Tail)));
-                self.phase = Phase::BackingOff {
-                    until: now.instant + delay,
-                };
-            }
-        }
-    }
-
     pub(super) fn take_slot(&mut self, now: Now, actions: &mut Vec<Action>) {
-        let policy = self.policy();
+        let policy = &self.policy;
         if is_expired(policy, now) {
-            actions.push(Action::FreeSlot);
             self.expire(actions);
         } else if policy.checks_admission {
             self.phase = Phase::Admitting;
@@ -91,12 +50,11 @@ impl DeliveryState {
         now: Now,
         actions: &mut Vec<Action>,
     ) {
-        let attempt = std::mem::take(&mut self.attempt);
-        let may_start = self.stopping.is_none() && !self.invalidated;
+        let attempt = self.effects.reset_delay();
+        let may_start = self.stopping.is_none() && !self.effects.is_taken_back;
         if *admission == Admission::Start && may_start {
             return self.acknowledge(now, actions);
         }
-        actions.push(Action::FreeSlot);
         match admission {
             Admission::Start if self.stopping.is_some() => self.requeue(actions),
             Admission::Start => self.close(actions),
@@ -105,15 +63,15 @@ impl DeliveryState {
                 // The earlier run published its messages before it stored the
                 // result, but it reports to a chord only afterwards, so that may be
                 // left to do.
-                let in_chord = self.policy().continuations.in_chord;
+                let in_chord = self.policy.continuations.in_chord;
                 let completion = Completion::Succeeded(value.clone());
                 let report = in_chord.then_some(Effect::Continue(completion));
                 let effects = report.into_iter().chain([Effect::Settle(Disposition::Ack)]);
                 self.finish_with(effects, actions);
             }
             Admission::Taken(Conflict::Wait) if may_start => {
-                self.attempt = attempt;
-                let until = now.instant + self.next_delay();
+                self.effects.set_attempt(attempt);
+                let until = now.instant + self.effects.next_delay();
                 self.postpone(until, now, actions);
             }
             Admission::Taken(Conflict::Wait) => self.requeue(actions),
@@ -123,11 +81,11 @@ impl DeliveryState {
                     terminated: false,
                     expired: false,
                 };
-                let effects = self.policy().revoke(Conflict::REASON, event);
+                let effects = self.policy.revoke(Conflict::REASON, event);
                 self.finish_with(effects, actions);
             }
             Admission::Taken(Conflict::Fail) => {
-                let effects = self.policy().fail_unstarted(not_unique());
+                let effects = self.policy.fail_unstarted(not_unique());
                 self.finish_with(effects, actions);
             }
         }
@@ -144,8 +102,7 @@ impl DeliveryState {
         if !error.is_transient() {
             return self.admission_checked(&Admission::Start, now, actions);
         }
-        actions.push(Action::FreeSlot);
-        if self.invalidated {
+        if self.effects.is_taken_back {
             self.close(actions);
         } else if self.stopping.is_some() {
             self.requeue(actions);
@@ -156,30 +113,55 @@ impl DeliveryState {
 
     /// Sends an early acknowledgement; a late one is left for the end.
     fn acknowledge(&mut self, now: Now, actions: &mut Vec<Action>) {
-        if self.policy().acks_late {
+        if self.policy.acks_late {
             self.store_started(now, actions);
         } else {
-            self.phase = Phase::Acknowledging;
-            actions.push(Action::Effect(Effect::Settle(Disposition::Ack)));
+            self.request_ack(actions);
         }
     }
 
-    /// Prevents the start of the task when its early acknowledgement failed: the
-    /// broker may deliver the message to another worker.
-    pub(super) fn ack_failed(&mut self, error: &EffectError, now: Now, actions: &mut Vec<Action>) {
-        // The connection was lost during the acknowledgement, see `invalidate`.
-        if self.policy().acks_late {
+    pub(super) fn request_ack(&mut self, actions: &mut Vec<Action>) {
+        self.phase = Phase::Acknowledging;
+        actions.push(Action::Effect(Effect::Settle(Disposition::Ack)));
+    }
+
+    /// Applies the report about an early acknowledgement. The task starts once the
+    /// message is acknowledged by this worker. Another worker may have a message that
+    /// the broker does not hold for this one any more, unless an earlier attempt
+    /// without an answer explains that.
+    pub(super) fn ack_reported(
+        &mut self,
+        report: &DeliveryEvent,
+        now: Now,
+        actions: &mut Vec<Action>,
+    ) {
+        // The connection was lost during the acknowledgement, see `connection_lost`.
+        if self.policy.acks_late {
             return self.store_started(now, actions);
         }
-        actions.push(Action::FreeSlot);
-        if !error.is_transient() {
-            self.close(actions);
-        } else if self.stopping.is_some() {
-            // If the broker has the acknowledgement after all, this does nothing.
-            self.requeue(actions);
-        } else {
-            self.back_off(now);
+        if std::mem::take(&mut self.effects.is_stale) {
+            return self.request_ack(actions);
         }
+        match report {
+            DeliveryEvent::Gone if !self.is_ack_in_doubt => self.close(actions),
+            DeliveryEvent::Failed(EffectError::Unknown) => {
+                self.is_ack_in_doubt = true;
+                self.resolve_later(now);
+            }
+            DeliveryEvent::Failed(_) if self.is_ack_in_doubt => self.resolve_later(now),
+            DeliveryEvent::Failed(_) if self.stopping.is_some() => self.requeue(actions),
+            DeliveryEvent::Failed(_) => self.back_off(now),
+            _ => {
+                self.is_ack_in_doubt = false;
+                self.store_started(now, actions);
+            }
+        }
+    }
+
+    fn resolve_later(&mut self, now: Now) {
+        self.phase = Phase::Resolving {
+            until: now.instant + self.effects.next_delay(),
+        };
     }
 
     /// Waits until `until`: in this worker if that is soon, otherwise with the
@@ -196,7 +178,7 @@ impl DeliveryState {
     /// Stores the state STARTED if the task tracks it. The task starts when that is
     /// done, so that STARTED cannot overwrite its result.
     pub(super) fn store_started(&mut self, now: Now, actions: &mut Vec<Action>) {
-        let policy = self.policy();
+        let policy = &self.policy;
         if policy.track_started && policy.stores_result {
             self.phase = Phase::StoringStarted;
             actions.push(Action::Effect(Effect::Store(StateUpdate::Started)));
@@ -206,17 +188,14 @@ impl DeliveryState {
     }
 
     pub(super) fn start(&mut self, now: Now, actions: &mut Vec<Action>) {
-        self.attempt = 0;
-        if self.stopping == Some(Stop::Cold) {
-            actions.push(Action::FreeSlot);
-            let effects = self.policy().cancel();
-            return self.finish_with(effects, actions);
-        }
+        self.effects.reset_delay();
         if let Some(revocation) = self.revoked.take() {
-            actions.push(Action::FreeSlot);
             return self.revoke_with_slot(&revocation, actions);
         }
-        let policy = self.policy();
+        if self.stopping == Some(Stop::Cold) {
+            return self.finish_with(self.unstarted_effects(), actions);
+        }
+        let policy = &self.policy;
         let started = Action::Emit(TaskEvent::Started);
         actions.extend(policy.emits_events.then_some(started));
         actions.push(Action::Start);
@@ -225,19 +204,15 @@ impl DeliveryState {
             hard: policy.hard_limit.map(|limit| now.instant + limit),
         };
     }
-}
 
-/// Returns the effects that fail the task of a rejected message, if it has one.
-fn failure_effects(rejection: &Rejection) -> Vec<Effect> {
-    let Some(task) = rejection.task.as_deref() else {
-        return Vec::new();
-    };
-    let failure_info = task.failure_info.clone();
-    let mut effects = vec![Effect::Store(StateUpdate::Failure(failure_info.clone()))];
-    if task.is_linked {
-        effects.push(Effect::Continue(Completion::Failed(failure_info)));
+    /// Returns the effects of a cold shutdown for a task that was about to start.
+    fn unstarted_effects(&self) -> Vec<Effect> {
+        if self.policy.acks_late {
+            self.policy.cancel()
+        } else {
+            vec![Effect::Restore]
+        }
     }
-    effects
 }
 
 /// Returns whether the task is expired: as in Celery, strictly after the time.

@@ -1,15 +1,14 @@
 //! Transitions of a delivery that carries out its remaining effects.
 
-use crate::boundary::QueueEnd;
 use crate::env::Now;
 use crate::worker::core::failure::celery_exception;
 use crate::worker::delivery::event::{
-    Action, Disposition, Effect, EffectError, FollowUp, StateUpdate,
+    Action, DeliveryEvent, Effect, EffectError, FollowUp, StateUpdate,
 };
-use crate::worker::delivery::state::{DeliveryState, Phase};
-use crate::worker::workflow::effect::WorkflowEffect;
+use crate::worker::delivery::state::effects::NextEffect;
+use crate::worker::delivery::state::task::{Phase, TaskDelivery};
 
-impl DeliveryState {
+impl TaskDelivery {
     pub(super) fn finish_with(
         &mut self,
         effects: impl IntoIterator<Item = Effect>,
@@ -19,81 +18,99 @@ impl DeliveryState {
         self.next_effect(actions);
     }
 
-    /// Requests the first effect that is left. It stays in the list until it is
-    /// done, so that a failure loses nothing.
+    /// Requests the first effect that is left.
     pub(super) fn next_effect(&mut self, actions: &mut Vec<Action>) {
         self.phase = Phase::Finishing;
-        while let Some(effect) = self.effects.front() {
-            if let Effect::Emit(event) = effect {
-                actions.push(Action::Emit(event.clone()));
-                self.effects.pop_front();
-                continue;
-            }
-            if self.invalidated && matches!(effect, Effect::Settle(_)) {
-                let waits = self.stopping.is_none() && self.acks_late();
-                if let Some(until) = self.redelivery_deadline.filter(|_| waits) {
-                    // Without its late acknowledgement the task would run again.
-                    self.phase = Phase::AwaitingRedelivery { until };
-                    return;
+        loop {
+            match self.effects.request(actions) {
+                NextEffect::Requested => return,
+                NextEffect::Unsettleable => {
+                    let waits = self.stopping.is_none() && self.policy.acks_late;
+                    if let Some(until) = self.redelivery_deadline.filter(|_| waits) {
+                        // Without its late acknowledgement the task would run again.
+                        self.phase = Phase::AwaitingRedelivery { until };
+                        return;
+                    }
+                    self.effects.advance(Vec::new());
                 }
-                self.effects.pop_front();
-                continue;
+                NextEffect::Nothing => return self.close(actions),
             }
-            return actions.push(Action::Effect(effect.clone()));
         }
-        self.close(actions);
     }
 
-    /// Continues with the effects that the last one led to, then with the others.
-    pub(super) fn effect_done(
+    /// Applies the report about the first effect.
+    pub(super) fn finishing_reported(
         &mut self,
-        follow_ups: Vec<WorkflowEffect>,
-        actions: &mut Vec<Action>,
-    ) {
-        self.attempt = 0;
-        self.effects.pop_front();
-        for effect in follow_ups.into_iter().rev() {
-            self.effects.push_front(Effect::Workflow(effect));
-        }
-        self.next_effect(actions);
-    }
-
-    pub(super) fn effect_failed(
-        &mut self,
-        error: EffectError,
+        report: DeliveryEvent,
         now: Now,
         actions: &mut Vec<Action>,
     ) {
-        match error {
-            EffectError::NotSent | EffectError::Unknown => self.back_off(now),
-            EffectError::Refused(cause) => {
-                let effect = self.effects.pop_front();
-                self.replace_failed(effect.as_ref(), &cause);
+        // An effect that was under way when the worker gave up.
+        if self.effects.restores_next() {
+            return;
+        }
+        if std::mem::take(&mut self.effects.is_stale) {
+            return self.next_effect(actions);
+        }
+        match report {
+            DeliveryEvent::Failed(error) => self.effect_failed(error, now, actions),
+            DeliveryEvent::DoneWith(follow_ups) => {
+                self.effects.advance(follow_ups);
+                self.next_effect(actions);
+            }
+            _ => {
+                self.effects.advance(Vec::new());
                 self.next_effect(actions);
             }
         }
     }
 
-    /// Replaces the remaining effects if the one that failed permanently must not be
-    /// skipped.
-    fn replace_failed(&mut self, effect: Option<&Effect>, cause: &str) {
-        match effect {
+    /// Repeats a failed effect after a back-off. A refused one is replaced or skipped,
+    /// except for a settlement: without it the message would stay with this worker.
+    fn effect_failed(&mut self, error: EffectError, now: Now, actions: &mut Vec<Action>) {
+        match error {
+            EffectError::Refused(cause) if !self.effects.settles_next() => {
+                let refused = self.effects.advance(Vec::new());
+                self.replace_refused(refused.as_ref(), &cause);
+                self.next_effect(actions);
+            }
+            _ => self.back_off(now),
+        }
+    }
+
+    /// Replaces the remaining effects if the one that was refused must not be skipped.
+    fn replace_refused(&mut self, effect: Option<&Effect>, cause: &str) {
+        let exception = match effect {
             // The continuation cannot be sent: the task fails, whatever it returned.
             Some(Effect::Send(
                 FollowUp::Success(_) | FollowUp::Retry { .. } | FollowUp::Replacement(_),
-            )) => {
-                let failure_info = celery_exception("OperationalError", cause);
-                self.effects = self.policy().fail(failure_info).into();
-            }
-            // A message that is not in the dead-letter queue is never acknowledged.
-            Some(Effect::Send(FollowUp::DeadLetter)) => {
-                self.effects = [Effect::Settle(Disposition::Requeue(QueueEnd::Tail))].into();
-            }
-            Some(Effect::Store(StateUpdate::Success(_))) => {
-                let failure_info = celery_exception("BackendStoreError", cause);
-                self.effects = self.policy().fail(failure_info).into();
-            }
-            _ => {}
+            )) => "OperationalError",
+            Some(Effect::Store(StateUpdate::Success(_))) => "BackendStoreError",
+            _ => return,
+        };
+        let failure_info = celery_exception(exception, cause);
+        self.effects.replace(self.policy.fail(failure_info));
+    }
+
+    /// Applies the outcome of [`Effect::Restore`]. Only an attempt that was not sent is
+    /// repeated: a second one could push the message twice.
+    pub(super) fn restored(
+        &mut self,
+        outcome: Result<(), EffectError>,
+        now: Now,
+        actions: &mut Vec<Action>,
+    ) {
+        if self.phase != Phase::Finishing || !self.effects.restores_next() {
+            return;
         }
+        match outcome {
+            Ok(()) => {}
+            Err(EffectError::NotSent) => return self.back_off(now),
+            Err(EffectError::Unknown | EffectError::Refused(_)) => {
+                actions.push(Action::ReportInDoubt);
+            }
+        }
+        self.effects.advance(Vec::new());
+        self.next_effect(actions);
     }
 }

@@ -1,13 +1,10 @@
 //! Transitions of a delivery whose task is revoked or expired.
 
 use crate::worker::delivery::event::{Action, Effect, Revocation, TaskEvent};
-use crate::worker::delivery::state::{DeliveryKind, DeliveryState, Phase};
+use crate::worker::delivery::state::task::{Phase, TaskDelivery};
 
-impl DeliveryState {
+impl TaskDelivery {
     pub(super) fn revoke(&mut self, revocation: Revocation, actions: &mut Vec<Action>) {
-        if matches!(self.kind, DeliveryKind::Rejected { .. }) {
-            return;
-        }
         if revocation == Revocation::ConnectionLost {
             return self.cancel_after_connection_loss(actions);
         }
@@ -16,12 +13,17 @@ impl DeliveryState {
             (Phase::BackingOff { .. }, _) if self.effects.is_empty() => {
                 self.revoke_unstarted(actions);
             }
-            (Phase::Admitting | Phase::Acknowledging | Phase::StoringStarted, _) => {
+            (
+                Phase::Admitting
+                | Phase::Acknowledging
+                | Phase::Resolving { .. }
+                | Phase::StoringStarted,
+                _,
+            ) => {
                 self.revoked = Some(revocation);
             }
             (Phase::Running { .. }, Revocation::Terminate(_)) => {
                 actions.push(Action::Abort);
-                actions.push(Action::FreeSlot);
                 self.revoke_with_slot(&revocation, actions);
             }
             _ => {}
@@ -35,9 +37,8 @@ impl DeliveryState {
             return;
         }
         actions.push(Action::Abort);
-        actions.push(Action::FreeSlot);
         let cancelled = Action::Emit(TaskEvent::Cancelled);
-        actions.extend(self.policy().emits_events.then_some(cancelled));
+        actions.extend(self.policy.emits_events.then_some(cancelled));
         self.close(actions);
     }
 
@@ -48,7 +49,7 @@ impl DeliveryState {
             terminated: false,
             expired: false,
         };
-        let effects = self.policy().revoke("revoked", event);
+        let effects = self.policy.revoke("revoked", event);
         self.finish_with(effects, actions);
     }
 
@@ -68,7 +69,7 @@ impl DeliveryState {
         } else {
             "revoked"
         };
-        let policy = self.policy();
+        let policy = &self.policy;
         let mut effects = policy.revoke(reason, event);
         if !policy.acks_late {
             effects.retain(|effect| !matches!(effect, Effect::Settle(_)));
@@ -82,7 +83,7 @@ impl DeliveryState {
             terminated: false,
             expired: true,
         };
-        let effects = self.policy().revoke("expired", event);
+        let effects = self.policy.revoke("expired", event);
         actions.push(Action::RecordExpiry);
         self.finish_with(effects, actions);
     }

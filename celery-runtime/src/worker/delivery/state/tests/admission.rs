@@ -88,7 +88,7 @@ fn running_task_is_aborted_only_by_terminate() {
             (DeliveryEvent::Revoked(Revocation::Unstarted), &[]),
             (
                 DeliveryEvent::Revoked(Revocation::Terminate(9)),
-                &["Abort", "FreeSlot", "store REVOKED terminated"],
+                &["FreeSlot", "Abort", "store REVOKED terminated"],
             ),
             (DeliveryEvent::Done, &["Ack"]),
             (

@@ -1,10 +1,10 @@
 //! Tests of the state machine without a driver: single sequences of events, by
-//! subject, and a property test of random ones.
+//! subject, and random stories.
 
 mod admission;
 mod connection;
 mod outcomes;
-mod property;
+mod stories;
 
 use std::time::{Duration, UNIX_EPOCH};
 

@@ -8,10 +8,10 @@ use crate::execution::TaskError;
 use crate::worker::delivery::event::{
     Continuations, DeliveryEvent, EffectError, ExecutionPolicy, Rejection,
 };
+use crate::worker::delivery::state::DeliveryState;
 use crate::worker::delivery::state::tests::{
     Time, check_sequence, error, handle, late, lost, policy, value,
 };
-use crate::worker::delivery::state::{DeliveryState, Phase};
 use crate::worker::workflow::effect::WorkflowEffect;
 
 #[test]
@@ -209,7 +209,7 @@ fn task_of_lost_process_fails_or_is_requeued() {
         let time = Time::new();
         let mut state = DeliveryState::of_task(policy);
         handle(&mut state, DeliveryEvent::Arrived, time);
-        while !matches!(state.phase, Phase::Running { .. }) {
+        while !state.is_running() {
             handle(&mut state, DeliveryEvent::SlotGranted, time);
             handle(&mut state, DeliveryEvent::Done, time);
         }
@@ -299,7 +299,7 @@ fn time_limits_signal_then_abort() {
     time.pass(Duration::from_secs(2));
     assert_eq!(
         handle(&mut state, DeliveryEvent::Tick, time),
-        ["Abort", "FreeSlot", "store FAILURE TimeLimitExceeded"]
+        ["FreeSlot", "Abort", "store FAILURE TimeLimitExceeded"]
     );
     assert!(
         handle(&mut state, value(), time).is_empty(),
