@@ -70,7 +70,12 @@ impl Worker {
             rates: RateLimiter::default(),
             revocations: RevocationState::new(Revocations::new(max, expires), now.instant),
             shutdown: Shutdown::default(),
-            monitor: Monitor::new(events, self.app.logical_clock.clone(), heartbeat_at),
+            monitor: Monitor::new(
+                events,
+                self.app.logical_clock.clone(),
+                heartbeat_at,
+                now.instant,
+            ),
             remote: RemoteControl::new(control, self.commands),
             outcomes: Outcomes::new(),
             futures: FuturesUnordered::new(),

@@ -1,11 +1,7 @@
 //! Rate limits of tasks: [`RateLimits`]. Pure.
 
 use std::collections::{BTreeSet, HashMap};
-use std::time::Duration;
-
-use tokio::time::Instant;
-
-use crate::env;
+use std::time::{Duration, Instant};
 
 /// The maximum wait for which the worker holds a rate-limited task and reserves its
 /// start time. Tasks with a longer wait are deferred to the broker.
@@ -44,7 +40,7 @@ struct TaskBucket {
 impl RateLimits {
     /// Sets the limit of a task, in starts per second, or removes it. Reservations are
     /// dropped: the waiting tasks queue again.
-    pub(crate) fn set(&mut self, task: &str, rate: Option<f64>) {
+    pub(crate) fn set(&mut self, task: &str, rate: Option<f64>, now: Instant) {
         match rate {
             None => {
                 self.buckets.remove(task);
@@ -54,7 +50,7 @@ impl RateLimits {
                 let next = self.buckets.get(task).and_then(|bucket| bucket.next);
                 let bucket = TaskBucket {
                     interval,
-                    next: next.map(|next| next.min(env::instant() + interval)),
+                    next: next.map(|next| next.min(now + interval)),
                     last_deferred: None,
                     reserved: HashMap::new(),
                     free: BTreeSet::new(),
@@ -132,7 +128,7 @@ mod tests {
         let mut limits = RateLimits::default();
         let now = Instant::now();
         assert_eq!(limits.reserve("t", "a", now), None);
-        limits.set("t", Some(10.0));
+        limits.set("t", Some(10.0), now);
         assert_eq!(limits.reserve("t", "a", now), None);
         let tenth = Duration::from_millis(100);
         assert_eq!(limits.reserve("t", "b", now), Some(now + tenth));
@@ -148,7 +144,7 @@ mod tests {
             "unused starts do not accumulate"
         );
         assert!(limits.reserve("t", "e", later).is_some());
-        limits.set("t", None);
+        limits.set("t", None, later);
         assert_eq!(limits.reserve("t", "f", later), None);
     }
 
@@ -157,7 +153,7 @@ mod tests {
         let mut limits = RateLimits::default();
         let now = Instant::now();
         let tenth = Duration::from_millis(100);
-        limits.set("t", Some(10.0));
+        limits.set("t", Some(10.0), now);
         assert_eq!(limits.reserve("t", "a", now), None);
         for (start, id) in (1..).zip(["b", "c", "d"]) {
             assert_eq!(limits.reserve("t", id, now), Some(now + tenth * start));
@@ -177,7 +173,7 @@ mod tests {
         let mut limits = RateLimits::default();
         let now = Instant::now();
         let six = Duration::from_secs(6);
-        limits.set("t", Some(1.0 / 6.0));
+        limits.set("t", Some(1.0 / 6.0), now);
         assert_eq!(limits.reserve("t", "a", now), None);
         for start in 1..=5 {
             assert_eq!(limits.reserve("t", "away", now), Some(now + six * start));

@@ -6,10 +6,9 @@ use std::sync::{Arc, Weak};
 
 use celery_protocol::ResultTree;
 use slab::Slab;
-use tokio::task::AbortHandle;
 
 use crate::boundary::{Consumer, Content, DeliveryTag};
-use crate::env::Now;
+use crate::env::{AbortOnDrop, Now};
 use crate::execution::{ErasedTask, Job};
 use crate::worker::delivery::state::DeliveryState;
 use crate::worker::workflow::effect::OutgoingBatch;
@@ -41,8 +40,8 @@ pub(crate) struct InFlightDelivery {
     pub(crate) was_scheduled: bool,
     /// When the task started.
     pub(crate) started: Option<Now>,
-    /// Aborts the running task.
-    pub(crate) running: Option<AbortHandle>,
+    /// The running task; none outlives its delivery and so its worker.
+    pub(crate) running: Option<AbortOnDrop>,
     /// The messages of the current effect. They are kept until they are published, so
     /// that a repeated attempt sends tasks with the same ids.
     pub(crate) outgoing: Option<Arc<OutgoingBatch>>,
@@ -102,13 +101,6 @@ impl InFlightDelivery {
         };
         children.extend_from_slice(&self.children);
         children
-    }
-
-    /// Aborts the task if it runs.
-    pub(crate) fn abort(&mut self) {
-        if let Some(running) = self.running.take() {
-            running.abort();
-        }
     }
 }
 
@@ -198,15 +190,6 @@ impl InFlight {
             .collect();
         keys.sort_unstable();
         keys
-    }
-}
-
-/// Aborts the tasks, so that none outlives its worker.
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        for (_, (_, delivery)) in &mut self.slab {
-            delivery.abort();
-        }
     }
 }
 

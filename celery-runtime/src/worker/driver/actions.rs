@@ -27,7 +27,7 @@ impl Driver {
             Action::SignalSoftLimit => self.warn_soft_limit(key),
             Action::Abort => {
                 if let Some(entry) = self.deliveries.in_flight.find_mut(key) {
-                    entry.abort();
+                    entry.running = None;
                 }
             }
             Action::Effect(effect) => self.perform_effect(key, effect),
@@ -61,12 +61,11 @@ impl Driver {
         self.monitor.counters.start(&job.task);
         let task = run_task::run(Arc::clone(run), Arc::clone(job));
         let task = self.watchdog.watch(job, task);
-        // The delivery owns the task and aborts it when it is dropped.
         let running = env::spawn(async move {
             // The receiver exists as long as the driver.
             let _ = outcomes.send((key, task.await));
         });
-        entry.running = Some(running.abort_handle());
+        entry.running = Some(running.into());
         entry.started = Some(self.now);
     }
 
@@ -81,7 +80,7 @@ impl Driver {
         if job.control.signal_soft_limit() {
             return;
         }
-        entry.abort();
+        entry.running = None;
         let outcome = Outcome::Error {
             error: soft_limit_exceeded(),
             random: env::random(),

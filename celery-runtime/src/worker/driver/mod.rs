@@ -27,17 +27,15 @@ pub(crate) mod stop;
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use celery_protocol::ControlReply;
 use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 
 use crate::boundary::{BoxFuture, Consumer, Delivery, ServiceError, Settled, Settlement};
 use crate::config::{OnUnknown, WorkerSettings};
-use crate::env;
 use crate::env::{Clock, Now};
 use crate::worker::core::rate_limits::RateLimits;
 use crate::worker::delivery::decode::MessageDecoder;
@@ -257,7 +255,7 @@ impl Driver {
             && self.shutdown.give_up_at.is_none()
             && self.slots.busy == 0
         {
-            self.shutdown.give_up_at = Some(env::instant() + self.limits.grace);
+            self.shutdown.give_up_at = Some(self.now.instant + self.limits.grace);
         }
     }
 
@@ -358,7 +356,7 @@ impl Driver {
 
 async fn sleep_until(time: Option<Instant>) {
     match time {
-        Some(time) => tokio::time::sleep_until(time).await,
+        Some(time) => tokio::time::sleep_until(time.into()).await,
         None => std::future::pending().await,
     }
 }

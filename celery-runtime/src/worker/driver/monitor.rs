@@ -1,7 +1,8 @@
 //! Monitoring: task and worker events, heartbeats, counters.
 
+use std::time::Instant;
+
 use celery_protocol::{Map, Value};
-use tokio::time::Instant;
 
 use crate::execution::{FailureInfo, Job};
 use crate::logical_clock::LogicalClock;
@@ -28,11 +29,12 @@ impl Monitor {
         dispatcher: EventDispatcher,
         logical_clock: LogicalClock,
         heartbeat_at: Option<Instant>,
+        now: Instant,
     ) -> Self {
         Self {
             dispatcher,
             logical_clock,
-            counters: Counters::new(),
+            counters: Counters::new(now),
             scheduled: Scheduled::default(),
             heartbeat_at,
         }

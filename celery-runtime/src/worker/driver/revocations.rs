@@ -2,11 +2,10 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use celery_protocol::ControlReply;
 use futures_util::FutureExt;
-use tokio::time::Instant;
 
 use crate::boundary::ResultBackend;
 use crate::revocation::store_revocations;

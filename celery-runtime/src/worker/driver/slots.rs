@@ -79,7 +79,9 @@ impl Driver {
             match RateLimit::parse(limit) {
                 Ok(RateLimit { per_second: None }) => {}
                 Ok(RateLimit { per_second }) => {
-                    self.rates.buckets.set(&task.name, per_second);
+                    self.rates
+                        .buckets
+                        .set(&task.name, per_second, self.now.instant);
                     self.rates
                         .texts
                         .insert(task.name.to_string(), limit.to_owned());

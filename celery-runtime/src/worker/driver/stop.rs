@@ -1,9 +1,8 @@
 //! Shutdown: its stages and the end of the driver.
 
-use tokio::time::Instant;
+use std::time::Instant;
 
 use crate::boundary::ServiceError;
-use crate::env;
 use crate::worker::driver::{DeliveryEvent, Driver, Payload, Stop};
 use crate::worker::error::WorkerError;
 
@@ -26,7 +25,7 @@ impl Driver {
         let given_up = self
             .shutdown
             .give_up_at
-            .is_some_and(|time| time <= env::instant());
+            .is_some_and(|time| time <= self.now.instant);
         // `worker_enable_soft_shutdown_on_idle` waits also without a running task.
         if self.shutdown.soft_until.is_some() && self.settings.soft_shutdown_on_idle {
             return false;

@@ -36,9 +36,7 @@ mod finish;
 mod revocation;
 
 use std::collections::VecDeque;
-use std::time::Duration;
-
-use tokio::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
 use crate::boundary::QueueEnd;

@@ -6,10 +6,9 @@
 //! proposal has arrived for [`QUIET_PERIOD`]. The candidate with the lowest
 //! logical clock wins; among equal clocks, the lowest name.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use celery_protocol::{Map, Raw, Serializer, Value, WireSignature};
-use tokio::time::Instant;
 
 use crate::worker::driver::{Driver, Finished};
 

@@ -317,7 +317,7 @@ impl Driver {
         if self.decoder.registry.find(&task).is_none() {
             return Err("unknown task".to_owned());
         }
-        self.rates.buckets.set(&task, rate);
+        self.rates.buckets.set(&task, rate, self.now.instant);
         let done = match rate {
             Some(_) => {
                 self.rates.texts.insert(task, limit);
