@@ -16,15 +16,16 @@ use crate::execution::{BlockingPool, Registry, WorkerContext};
 use crate::worker::Worker;
 use crate::worker::core::queue_selection::select_queues;
 use crate::worker::core::revocations::Revocations;
+use crate::worker::core::slots::Slots;
 use crate::worker::delivery::decode::MessageDecoder;
 use crate::worker::driver::connection::Connection;
 use crate::worker::driver::deliveries::Deliveries;
 use crate::worker::driver::monitor::Monitor;
+use crate::worker::driver::pool::Pool;
 use crate::worker::driver::remote::RemoteControl;
 use crate::worker::driver::revocations::RevocationState;
-use crate::worker::driver::slots::Slots;
 use crate::worker::driver::stop::Shutdown;
-use crate::worker::driver::{Driver, Outcomes, RateLimiter, WorkerLimits, prefetch, window};
+use crate::worker::driver::{Driver, RateLimiter, WorkerLimits, prefetch, window};
 use crate::worker::effects::executor::EffectExecutor;
 use crate::worker::effects::messages::MessageFactory;
 use crate::worker::error::WorkerError;
@@ -36,7 +37,6 @@ use crate::worker::io::event_publisher::EventPublisher;
 use crate::worker::io::mingle;
 use crate::worker::io::supervisor::Supervisor;
 use crate::worker::io::sweeper::ChordSweeper;
-use crate::worker::io::watchdog::Watchdog;
 use crate::worker::isolated::{self, Children};
 
 /// The replies of the peers to `hello`.
@@ -53,6 +53,12 @@ impl Worker {
         self.require_store(&registry)?;
         let context = self.context(&config, &registry);
         let executor = Arc::new(self.executor(&config, &context, &queues));
+        let pool = Pool::start(
+            self.settings.blocked_after,
+            Arc::clone(&context),
+            children.cloned(),
+            self.concurrency,
+        );
         let events = self.event_dispatcher(&config);
         let (control, mingle) = self.control_receiver(&config);
         let now = self.app.clock.moment();
@@ -66,7 +72,7 @@ impl Worker {
             decoder: self.decoder(&config, registry, context),
             connection: Connection::new(self.supervisor(&config, &queues)),
             deliveries: Deliveries::default(),
-            slots: Slots::new(self.concurrency, self.autoscale, children.cloned()),
+            slots: Slots::new(self.concurrency, self.autoscale),
             rates: RateLimiter::default(),
             revocations: RevocationState::new(Revocations::new(max, expires), now.instant),
             shutdown: Shutdown::default(),
@@ -77,10 +83,9 @@ impl Worker {
                 now.instant,
             ),
             remote: RemoteControl::new(control, self.commands),
-            outcomes: Outcomes::new(),
+            pool,
             futures: FuturesUnordered::new(),
             settlements: Vec::new(),
-            watchdog: Watchdog::start(self.settings.blocked_after),
             _sweeper: ChordSweeper::start(&executor),
             executor,
             settings: Arc::new(self.settings),
@@ -191,20 +196,15 @@ impl Worker {
             self.prefetch_multiplier
         };
         WorkerLimits {
-            concurrency: self.concurrency,
             multiplier,
             grace: self.grace,
         }
     }
 
     fn supervisor(&mut self, config: &Config, queues: &[Arc<Queue>]) -> Supervisor {
-        let WorkerLimits {
-            concurrency,
-            multiplier,
-            ..
-        } = self.limits();
+        let multiplier = self.limits().multiplier;
         let queues = queues.iter().map(|queue| (**queue).clone());
-        let prefetch = prefetch(window(concurrency, multiplier), multiplier);
+        let prefetch = prefetch(window(self.concurrency, multiplier), multiplier);
         Supervisor {
             broker: Arc::clone(&self.app.broker),
             options: ConsumeOptions::new(queues.collect(), prefetch),

@@ -8,3 +8,4 @@ pub(crate) mod queue_selection;
 pub(crate) mod rate_limits;
 pub(crate) mod revocations;
 pub(crate) mod scheduled;
+pub(crate) mod slots;

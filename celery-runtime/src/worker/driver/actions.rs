@@ -14,7 +14,6 @@ use crate::worker::delivery::event::{
 };
 use crate::worker::delivery::in_flight::{DeliveryKey, Payload};
 use crate::worker::driver::{Driver, Finished};
-use crate::worker::effects::run_task;
 use crate::worker::io::admission;
 
 impl Driver {
@@ -51,7 +50,6 @@ impl Driver {
 
     /// Runs a task in the slot that was granted.
     pub(crate) fn start_task(&mut self, key: DeliveryKey) {
-        let outcomes = self.outcomes.sender.clone();
         let Some(entry) = self.deliveries.in_flight.find_mut(key) else {
             return;
         };
@@ -59,13 +57,7 @@ impl Driver {
             return;
         };
         self.monitor.counters.start(&job.task);
-        let task = run_task::run(Arc::clone(run), Arc::clone(job));
-        let task = self.watchdog.watch(job, task);
-        let running = env::spawn(async move {
-            // The receiver exists as long as the driver.
-            let _ = outcomes.send((key, task.await));
-        });
-        entry.running = Some(running.into());
+        entry.running = Some(self.pool.run(key, job, run));
         entry.started = Some(self.now);
     }
 

@@ -17,11 +17,12 @@ pub(crate) mod command;
 pub(crate) mod connection;
 pub(crate) mod deliveries;
 pub(crate) mod monitor;
+pub(crate) mod pool;
 pub(crate) mod remote;
 pub(crate) mod revocations;
 mod scale;
 mod settle;
-pub(crate) mod slots;
+mod slots;
 pub(crate) mod stop;
 
 use std::cmp::Reverse;
@@ -32,29 +33,26 @@ use std::time::{Duration, Instant};
 use celery_protocol::ControlReply;
 use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use tokio::sync::mpsc;
 
 use crate::boundary::{BoxFuture, Consumer, Delivery, ServiceError, Settled, Settlement};
 use crate::config::{OnUnknown, WorkerSettings};
 use crate::env::{Clock, Now};
 use crate::worker::core::rate_limits::RateLimits;
+use crate::worker::core::slots::Slots;
 use crate::worker::delivery::decode::MessageDecoder;
-use crate::worker::delivery::event::{
-    Admission, DeliveryEvent, EffectError, Outcome, Revocation, Stop,
-};
+use crate::worker::delivery::event::{Admission, DeliveryEvent, EffectError, Stop};
 use crate::worker::delivery::in_flight::{DeliveryKey, LockGuard, Payload};
 use crate::worker::driver::connection::{Connection, QueueChange};
 use crate::worker::driver::deliveries::Deliveries;
 use crate::worker::driver::monitor::Monitor;
+use crate::worker::driver::pool::Pool;
 use crate::worker::driver::remote::RemoteControl;
 use crate::worker::driver::revocations::RevocationState;
-use crate::worker::driver::slots::Slots;
 use crate::worker::driver::stop::Shutdown;
 use crate::worker::effects::executor::{EffectExecutor, EffectResult};
 use crate::worker::error::WorkerError;
 use crate::worker::io::admission::UniqueLock;
 use crate::worker::io::sweeper::ChordSweeper;
-use crate::worker::io::watchdog::Watchdog;
 
 pub(crate) use crate::worker::driver::scale::{prefetch, window};
 
@@ -102,27 +100,11 @@ pub(crate) enum Finished {
 /// Limits of a worker that do not change while it runs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WorkerLimits {
-    /// The initial concurrency.
-    pub(crate) concurrency: usize,
     /// Prefetched messages for each concurrent task; 0 is without limit.
     pub(crate) multiplier: usize,
     /// How long a shutdown waits for results and acknowledgements after the last
     /// task has ended.
     pub(crate) grace: Duration,
-}
-
-/// The outcomes of tasks. The channel is unbounded in type only: each delivery in
-/// flight sends one message.
-pub(crate) struct Outcomes {
-    pub(crate) sender: mpsc::UnboundedSender<(DeliveryKey, Outcome)>,
-    pub(crate) receiver: mpsc::UnboundedReceiver<(DeliveryKey, Outcome)>,
-}
-
-impl Outcomes {
-    pub(crate) fn new() -> Self {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        Self { sender, receiver }
-    }
 }
 
 /// The running worker: one task that owns its components.
@@ -137,16 +119,15 @@ pub(crate) struct Driver {
     pub(crate) executor: Arc<EffectExecutor>,
     pub(crate) connection: Connection,
     pub(crate) deliveries: Deliveries,
-    pub(crate) slots: Slots,
+    pub(crate) slots: Slots<DeliveryKey>,
     pub(crate) rates: RateLimiter,
     pub(crate) revocations: RevocationState,
     pub(crate) shutdown: Shutdown,
     pub(crate) monitor: Monitor,
     pub(crate) remote: RemoteControl,
-    pub(crate) outcomes: Outcomes,
+    pub(crate) pool: Pool,
     pub(crate) futures: FuturesUnordered<BoxFuture<'static, Finished>>,
     pub(crate) settlements: Vec<(DeliveryKey, Settlement)>,
-    pub(crate) watchdog: Watchdog,
     /// Sweeps stalled chords until it is dropped.
     pub(crate) _sweeper: Option<ChordSweeper>,
 }
@@ -194,7 +175,7 @@ impl Driver {
                     self.stop(kind);
                     stop = stops();
                 }
-                _ = self.outcomes.receiver.recv_many(&mut ended, BATCH_SIZE) => {
+                () = self.pool.ended(&mut ended, BATCH_SIZE) => {
                     self.now = self.clock.moment();
                     for (key, outcome) in ended.drain(..) {
                         self.event(key, DeliveryEvent::Returned(outcome));
@@ -225,35 +206,14 @@ impl Driver {
 
     /// Grants free slots, sends collected events and settlements, and receives.
     pub(crate) fn flush(&mut self) {
-        while self.slots.busy < self.slots.concurrency {
-            let Some(key) = self.slots.ready.pop_front() else {
-                break;
-            };
-            // It no longer waits, as during a shutdown.
-            let Some(entry) = self
-                .deliveries
-                .in_flight
-                .find(key)
-                .filter(|one| one.state.is_waiting())
-            else {
-                continue;
-            };
-            if let Payload::Task { job, .. } = &entry.payload
-                && self.revocations.ids.covers(job)
-            {
-                self.event(key, DeliveryEvent::Revoked(Revocation::Unstarted));
-                continue;
-            }
-            self.slots.busy += 1;
-            self.event(key, DeliveryEvent::SlotGranted);
-        }
+        self.grant_slots();
         self.monitor.dispatcher.flush();
         self.write_revocations();
         self.send_settlements();
         self.receive();
         if self.shutdown.stage.is_some()
             && self.shutdown.give_up_at.is_none()
-            && self.slots.busy == 0
+            && self.slots.busy() == 0
         {
             self.shutdown.give_up_at = Some(self.now.instant + self.limits.grace);
         }

@@ -124,7 +124,7 @@ impl Driver {
         };
         let mut fields = Map::new();
         fields.insert("freq", interval.as_secs_f64());
-        fields.insert("active", self.slots.busy as u64);
+        fields.insert("active", self.slots.busy() as u64);
         fields.insert("processed", self.monitor.counters.processed);
         let load = load_average().map(|load| load.map(Value::Float).to_vec());
         fields.insert("loadavg", Value::Array(load.unwrap_or_default()));

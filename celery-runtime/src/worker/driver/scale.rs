@@ -19,22 +19,12 @@ impl Driver {
     }
 
     pub(crate) fn set_concurrency(&mut self, size: usize) {
-        if size == self.slots.concurrency {
+        let Some(threads) = self.slots.resize(size) else {
             return;
-        }
+        };
         tracing::info!("concurrency is now {size}");
-        let threads = &self.executor.context.blocking;
-        if size > self.slots.threads {
-            threads.grow(size - self.slots.threads);
-            self.slots.threads = size;
-        } else {
-            // Threads in use finish their task; their slots are not reused.
-            self.slots.threads -= threads.shrink(self.slots.threads - size);
-        }
-        self.slots.concurrency = size;
-        if let Some(children) = &self.slots.children {
-            children.resize(size);
-        }
+        let kept = self.pool.resize(size, threads);
+        self.slots.keep_threads(kept);
         self.set_prefetch();
     }
 
@@ -48,20 +38,15 @@ impl Driver {
 
     /// Raises the concurrency to the backlog, with autoscaling.
     pub(crate) fn scale_up(&mut self) {
-        if let Some((most, _)) = self.slots.autoscale
-            && self.deliveries.pending > self.slots.concurrency
-            && self.slots.concurrency < most
-        {
-            self.set_concurrency(self.deliveries.pending.min(most));
+        if let Some(size) = self.slots.scale_up(self.deliveries.pending) {
+            self.set_concurrency(size);
         }
     }
 
     /// Lowers the concurrency to the backlog, with autoscaling.
     pub(crate) fn scale_down(&mut self) {
-        if let Some((_, least)) = self.slots.autoscale
-            && self.deliveries.pending < self.slots.concurrency
-        {
-            self.set_concurrency(self.deliveries.pending.max(least));
+        if let Some(size) = self.slots.scale_down(self.deliveries.pending) {
+            self.set_concurrency(size);
         }
     }
 }

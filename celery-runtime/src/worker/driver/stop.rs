@@ -87,7 +87,7 @@ impl Driver {
     /// set.
     pub(crate) fn apply_soft_shutdown(&mut self, stop: Stop) -> Stop {
         let timeout = self.settings.soft_shutdown_timeout;
-        let has_work = self.slots.busy > 0 || self.settings.soft_shutdown_on_idle;
+        let has_work = self.slots.busy() > 0 || self.settings.soft_shutdown_on_idle;
         let is_new = self.shutdown.soft_until.is_none() && self.shutdown.stage != Some(Stop::Soft);
         if stop == Stop::Cold && !timeout.is_zero() && has_work && is_new {
             self.shutdown.soft_until = Some(self.now.instant + timeout);

@@ -160,11 +160,11 @@ impl Driver {
         stats.insert("broker", Value::Map(self.broker()));
         stats.insert("prefetch_count", self.window() as u64);
         stats.insert("rusage", Value::Map(resource_usage()));
-        if let Some((max, min)) = self.slots.autoscale {
+        if let Some((max, min)) = self.slots.autoscale() {
             let mut scale = Map::new();
             scale.insert("max", max as u64);
             scale.insert("min", min as u64);
-            scale.insert("current", self.slots.concurrency as u64);
+            scale.insert("current", self.slots.concurrency() as u64);
             scale.insert("qty", self.deliveries.pending as u64);
             stats.insert("autoscaler", Value::Map(scale));
         }
@@ -175,7 +175,7 @@ impl Driver {
     pub(crate) fn pool(&self) -> Map {
         let pid = i64::from(std::process::id());
         let mut pool = Map::new();
-        let children = self.slots.children.as_deref();
+        let children = self.pool.children();
         let children = children.map(Children::stats);
         let mut pids: Vec<i64> = Vec::new();
         let mut implementation = "celery_runtime:tokio";
@@ -186,15 +186,15 @@ impl Driver {
             pids.extend(children.tasks.iter().map(|(pid, _)| i64::from(*pid)));
         }
         // A slot without a child process runs in this process.
-        pids.truncate(self.slots.concurrency);
-        pids.resize(self.slots.concurrency, pid);
+        pids.truncate(self.slots.concurrency());
+        pids.resize(self.slots.concurrency(), pid);
         pool.insert("implementation", implementation);
-        pool.insert("max-concurrency", self.limits.concurrency as u64);
+        pool.insert("max-concurrency", self.pool.initial_size() as u64);
         let slots = pids.into_iter().map(Value::Int);
         pool.insert("processes", Value::Array(slots.collect()));
         let max_tasks = max_tasks.map_or(Value::from("N/A"), |limit| i64::from(limit).into());
         pool.insert("max-tasks-per-child", max_tasks);
-        let abandoned = self.executor.context.blocking.abandoned();
+        let abandoned = self.pool.abandoned_threads();
         pool.insert("abandoned-threads", abandoned as u64);
         pool.insert("put-guarded-by-semaphore", true);
         let seconds = |limit: Option<std::time::Duration>| {
@@ -294,7 +294,7 @@ impl Driver {
 
     fn worker_settings(&self, shown: &mut Map) {
         let config = &self.executor.messages.sender.config;
-        shown.insert("worker_concurrency", self.slots.concurrency as u64);
+        shown.insert("worker_concurrency", self.slots.concurrency() as u64);
         let multiplier = config.worker_prefetch_multiplier;
         shown.insert("worker_prefetch_multiplier", multiplier as u64);
         shown.insert("worker_disable_prefetch", self.settings.disable_prefetch);

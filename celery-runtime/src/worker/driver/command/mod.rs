@@ -358,13 +358,13 @@ impl Driver {
                 .filter(|n| *n >= 0.0 && n.fract() == 0.0 && *n <= 65_535.0)
                 .ok_or("ValueError('n must be a whole number')")? as i64,
         };
-        if self.slots.autoscale.is_some() {
+        if self.slots.autoscale().is_some() {
             let name = if direction > 0 { "grow" } else { "shrink" };
             return Err(format!(
                 "pool_{name} is not supported with autoscale. Adjust autoscale range instead."
             ));
         }
-        let size = self.slots.concurrency as i64 + direction * by;
+        let size = self.slots.concurrency() as i64 + direction * by;
         if size < 1 {
             return Err("ValueError('the pool must keep a slot')".to_owned());
         }
@@ -378,7 +378,7 @@ impl Driver {
     }
 
     pub(crate) fn set_autoscale(&mut self, arguments: &Map) -> Result<Value, String> {
-        let Some((max, min)) = self.slots.autoscale else {
+        let Some((max, min)) = self.slots.autoscale() else {
             return Err("ValueError('Autoscale not enabled')".to_owned());
         };
         let size = |name: &str, default: usize| match arguments.get(name).and_then(number) {
@@ -387,8 +387,8 @@ impl Driver {
         };
         let max = size("max", max).max(1);
         let min = size("min", min).clamp(1, max);
-        self.slots.autoscale = Some((max, min));
-        self.set_concurrency(self.slots.concurrency.clamp(min, max));
+        let size = self.slots.set_autoscale(max, min);
+        self.set_concurrency(size);
         self.set_prefetch();
         self.scale_up();
         Ok(entry("ok", format!("autoscale now max={max} min={min}")))
