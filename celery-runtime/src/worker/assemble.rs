@@ -17,15 +17,16 @@ use crate::worker::Worker;
 use crate::worker::core::queue_selection::select_queues;
 use crate::worker::core::revocations::Revocations;
 use crate::worker::core::slots::Slots;
+use crate::worker::core::window::Window;
 use crate::worker::delivery::decode::MessageDecoder;
+use crate::worker::delivery::in_flight::InFlight;
 use crate::worker::driver::connection::Connection;
-use crate::worker::driver::deliveries::Deliveries;
 use crate::worker::driver::monitor::Monitor;
 use crate::worker::driver::pool::Pool;
 use crate::worker::driver::remote::RemoteControl;
 use crate::worker::driver::revocations::RevocationState;
 use crate::worker::driver::stop::Shutdown;
-use crate::worker::driver::{Driver, RateLimiter, WorkerLimits, prefetch, window};
+use crate::worker::driver::{Driver, RateLimiter};
 use crate::worker::effects::executor::EffectExecutor;
 use crate::worker::effects::messages::MessageFactory;
 use crate::worker::error::WorkerError;
@@ -65,13 +66,14 @@ impl Worker {
         let (max, expires) = (self.settings.revokes_max, self.settings.revoke_expires);
         let heartbeat_at = self.settings.heartbeat.map(|_| now.instant);
         let mut driver = Driver {
-            limits: self.limits(),
+            grace: self.grace,
             on_unknown: config.on_unknown,
             clock: self.app.clock.clone(),
             now,
             decoder: self.decoder(&config, registry, context),
             connection: Connection::new(self.supervisor(&config, &queues)),
-            deliveries: Deliveries::default(),
+            in_flight: InFlight::default(),
+            window: self.window(),
             slots: Slots::new(self.concurrency, self.autoscale),
             rates: RateLimiter::default(),
             revocations: RevocationState::new(Revocations::new(max, expires), now.instant),
@@ -189,25 +191,19 @@ impl Worker {
         }
     }
 
-    fn limits(&self) -> WorkerLimits {
-        let multiplier = if self.settings.disable_prefetch {
+    fn window(&self) -> Window {
+        Window::new(if self.settings.disable_prefetch {
             1
         } else {
             self.prefetch_multiplier
-        };
-        WorkerLimits {
-            multiplier,
-            grace: self.grace,
-        }
+        })
     }
 
     fn supervisor(&mut self, config: &Config, queues: &[Arc<Queue>]) -> Supervisor {
-        let multiplier = self.limits().multiplier;
         let queues = queues.iter().map(|queue| (**queue).clone());
-        let prefetch = prefetch(window(self.concurrency, multiplier), multiplier);
         Supervisor {
             broker: Arc::clone(&self.app.broker),
-            options: ConsumeOptions::new(queues.collect(), prefetch),
+            options: ConsumeOptions::new(queues.collect(), 0),
             max_retries: config.broker_connection_max_retries,
             hook: self.hook.take(),
         }

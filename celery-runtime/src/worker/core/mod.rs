@@ -9,3 +9,4 @@ pub(crate) mod rate_limits;
 pub(crate) mod revocations;
 pub(crate) mod scheduled;
 pub(crate) mod slots;
+pub(crate) mod window;

@@ -25,7 +25,7 @@ impl Driver {
             Action::Start => self.start_task(key),
             Action::SignalSoftLimit => self.warn_soft_limit(key),
             Action::Abort => {
-                if let Some(entry) = self.deliveries.in_flight.find_mut(key) {
+                if let Some(entry) = self.in_flight.find_mut(key) {
                     entry.running = None;
                 }
             }
@@ -33,7 +33,7 @@ impl Driver {
             Action::Emit(event) => self.emit(key, event),
             Action::RecordExpiry => {
                 if let Some(Payload::Task { job, .. }) =
-                    self.deliveries.in_flight.find(key).map(|one| &one.payload)
+                    self.in_flight.find(key).map(|one| &one.payload)
                 {
                     // As in Celery: peers receive the id by mingle.
                     self.revocations.ids.add(&job.id, self.now.wall);
@@ -42,7 +42,7 @@ impl Driver {
                 }
             }
             Action::Remove => {
-                self.deliveries.in_flight.remove(key);
+                self.in_flight.remove(key);
                 self.drop_drained_consumers();
             }
         }
@@ -50,7 +50,7 @@ impl Driver {
 
     /// Runs a task in the slot that was granted.
     pub(crate) fn start_task(&mut self, key: DeliveryKey) {
-        let Some(entry) = self.deliveries.in_flight.find_mut(key) else {
+        let Some(entry) = self.in_flight.find_mut(key) else {
             return;
         };
         let Payload::Task { job, run } = &entry.payload else {
@@ -63,7 +63,7 @@ impl Driver {
 
     /// Signals the soft time limit, or ends a task that does not handle it.
     pub(crate) fn warn_soft_limit(&mut self, key: DeliveryKey) {
-        let Some(entry) = self.deliveries.in_flight.find_mut(key) else {
+        let Some(entry) = self.in_flight.find_mut(key) else {
             return;
         };
         let Payload::Task { job, .. } = &entry.payload else {
@@ -82,7 +82,7 @@ impl Driver {
 
     /// Starts an effect of a delivery; its end is a [`Finished`].
     pub(crate) fn perform_effect(&mut self, key: DeliveryKey, effect: Effect) {
-        let Some(entry) = self.deliveries.in_flight.find_mut(key) else {
+        let Some(entry) = self.in_flight.find_mut(key) else {
             return;
         };
         let now = self.now.wall;

@@ -15,7 +15,7 @@
 mod actions;
 pub(crate) mod command;
 pub(crate) mod connection;
-pub(crate) mod deliveries;
+mod deliveries;
 pub(crate) mod monitor;
 pub(crate) mod pool;
 pub(crate) mod remote;
@@ -25,7 +25,6 @@ mod settle;
 mod slots;
 pub(crate) mod stop;
 
-use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -39,11 +38,11 @@ use crate::config::{OnUnknown, WorkerSettings};
 use crate::env::{Clock, Now};
 use crate::worker::core::rate_limits::RateLimits;
 use crate::worker::core::slots::Slots;
+use crate::worker::core::window::Window;
 use crate::worker::delivery::decode::MessageDecoder;
 use crate::worker::delivery::event::{Admission, DeliveryEvent, EffectError, Stop};
-use crate::worker::delivery::in_flight::{DeliveryKey, LockGuard, Payload};
+use crate::worker::delivery::in_flight::{DeliveryKey, InFlight, LockGuard, Payload};
 use crate::worker::driver::connection::{Connection, QueueChange};
-use crate::worker::driver::deliveries::Deliveries;
 use crate::worker::driver::monitor::Monitor;
 use crate::worker::driver::pool::Pool;
 use crate::worker::driver::remote::RemoteControl;
@@ -54,21 +53,9 @@ use crate::worker::error::WorkerError;
 use crate::worker::io::admission::UniqueLock;
 use crate::worker::io::sweeper::ChordSweeper;
 
-pub(crate) use crate::worker::driver::scale::{prefetch, window};
-
 /// Most deliveries received at once, and most outcomes handled between two turns
 /// of the loop.
 const BATCH_SIZE: usize = 256;
-
-/// Most deliveries whose task has ended and whose result or acknowledgement is not
-/// yet confirmed, beyond which the worker does not receive, unless the window is
-/// larger.
-///
-/// It bounds the backlog of an unreachable backend. If storing a result takes
-/// longer than its task, the limit is always reached; a larger one would delay the
-/// last result beyond a visibility timeout or a chord's claim, and more tasks
-/// would run again after a crash with late acknowledgement.
-const MAX_FINISHING: usize = 256;
 
 /// Most ids whose results are set to REVOKED in one request.
 const REVOCATION_BATCH: usize = 256;
@@ -97,20 +84,12 @@ pub(crate) enum Finished {
     EffectPerformed(DeliveryKey, EffectResult),
 }
 
-/// Limits of a worker that do not change while it runs.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct WorkerLimits {
-    /// Prefetched messages for each concurrent task; 0 is without limit.
-    pub(crate) multiplier: usize,
-    /// How long a shutdown waits for results and acknowledgements after the last
-    /// task has ended.
-    pub(crate) grace: Duration,
-}
-
 /// The running worker: one task that owns its components.
 pub(crate) struct Driver {
     pub(crate) settings: Arc<WorkerSettings>,
-    pub(crate) limits: WorkerLimits,
+    /// How long a shutdown waits for results and acknowledgements after the last
+    /// task has ended.
+    pub(crate) grace: Duration,
     pub(crate) on_unknown: OnUnknown,
     pub(crate) clock: Clock,
     /// The time of the current turn of the loop.
@@ -118,7 +97,8 @@ pub(crate) struct Driver {
     pub(crate) decoder: MessageDecoder,
     pub(crate) executor: Arc<EffectExecutor>,
     pub(crate) connection: Connection,
-    pub(crate) deliveries: Deliveries,
+    pub(crate) in_flight: InFlight,
+    pub(crate) window: Window,
     pub(crate) slots: Slots<DeliveryKey>,
     pub(crate) rates: RateLimiter,
     pub(crate) revocations: RevocationState,
@@ -215,7 +195,7 @@ impl Driver {
             && self.shutdown.give_up_at.is_none()
             && self.slots.busy() == 0
         {
-            self.shutdown.give_up_at = Some(self.now.instant + self.limits.grace);
+            self.shutdown.give_up_at = Some(self.now.instant + self.grace);
         }
     }
 
@@ -228,7 +208,7 @@ impl Driver {
             }
             Finished::QueuesChanged(change) => self.changed(change),
             Finished::AdmissionChecked(key, Ok((admission, lock))) => {
-                if let Some(entry) = self.deliveries.in_flight.find_mut(key) {
+                if let Some(entry) = self.in_flight.find_mut(key) {
                     entry.lock = lock.map(|lock| Box::new(lock) as LockGuard);
                 }
                 self.event(key, DeliveryEvent::AdmissionChecked(admission));
@@ -259,11 +239,7 @@ impl Driver {
     /// Handles all timers that are due.
     pub(crate) fn tick(&mut self) {
         let now = self.now.instant;
-        while let Some(Reverse((time, key))) = self.deliveries.timers.peek().copied() {
-            if time > now {
-                break;
-            }
-            self.deliveries.timers.pop();
+        while let Some(key) = self.in_flight.take_due(now) {
             self.event(key, DeliveryEvent::Tick);
         }
         if self.shutdown.soft_until.is_some_and(|until| until <= now) {
@@ -287,11 +263,6 @@ impl Driver {
 
     /// Returns when the next timer is due.
     pub(crate) fn wake_at(&self) -> Option<Instant> {
-        let timer = self
-            .deliveries
-            .timers
-            .peek()
-            .map(|Reverse((time, _))| *time);
         let election = self
             .remote
             .elections
@@ -299,6 +270,7 @@ impl Driver {
             .map(|election| election.decided_at);
         let save = (self.revocations.is_unsaved && self.settings.state_file.is_some())
             .then(|| self.revocations.saved_at + SAVE_INTERVAL);
+        let timer = self.in_flight.next_timeout();
         timer
             .into_iter()
             .chain(self.shutdown.give_up_at)

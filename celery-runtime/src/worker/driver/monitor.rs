@@ -47,7 +47,7 @@ const SOFTWARE: &str = "rust-celery";
 impl Driver {
     /// Emits an event of a task.
     pub(crate) fn emit(&mut self, key: DeliveryKey, event: TaskEvent) {
-        let Some(entry) = self.deliveries.in_flight.find(key) else {
+        let Some(entry) = self.in_flight.find(key) else {
             return;
         };
         let Payload::Task { job, .. } = &entry.payload else {

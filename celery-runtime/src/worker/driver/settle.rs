@@ -31,7 +31,7 @@ impl Driver {
     ) -> Vec<(Arc<dyn Consumer>, Batch)> {
         let mut batches: Vec<(Arc<dyn Consumer>, Batch)> = Vec::new();
         for (key, settlement) in settlements {
-            let Some(entry) = self.deliveries.in_flight.find(key) else {
+            let Some(entry) = self.in_flight.find(key) else {
                 continue;
             };
             let by = match &self.connection.consumer {

@@ -9,7 +9,6 @@ impl Driver {
     pub(crate) fn grant_slots(&mut self) {
         while let Some(key) = self.slots.grant() {
             let Some(entry) = self
-                .deliveries
                 .in_flight
                 .find(key)
                 .filter(|entry| entry.state.is_waiting())
@@ -31,7 +30,7 @@ impl Driver {
 
     /// Queues a delivery for a slot, or defers it under a rate limit.
     pub(crate) fn enqueue(&mut self, key: DeliveryKey) {
-        if let Some(entry) = self.deliveries.in_flight.find(key)
+        if let Some(entry) = self.in_flight.find(key)
             && let Payload::Task { job, .. } = &entry.payload
             && let Some(start_at) = self
                 .rates

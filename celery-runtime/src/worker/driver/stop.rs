@@ -21,7 +21,7 @@ pub(crate) struct Shutdown {
 
 impl Driver {
     pub(crate) fn is_over(&self) -> bool {
-        let settled = self.deliveries.in_flight.is_empty() && !self.connection.is_receiving;
+        let settled = self.in_flight.is_empty() && !self.connection.is_receiving;
         let given_up = self
             .shutdown
             .give_up_at
@@ -50,7 +50,7 @@ impl Driver {
                 tracing::warn!("{error}");
             }
         }
-        match (self.shutdown.error.clone(), self.deliveries.in_flight.len()) {
+        match (self.shutdown.error.clone(), self.in_flight.len()) {
             (Some(error), _) => Err(WorkerError::Broker(error)),
             (None, 0) => Ok(()),
             (None, count) => Err(WorkerError::Unsettled { count }),
@@ -61,7 +61,7 @@ impl Driver {
         let stop = self.apply_soft_shutdown(stop);
         tracing::info!(
             "{stop:?} shutdown: {} deliveries in flight",
-            self.deliveries.in_flight.len()
+            self.in_flight.len()
         );
         let is_first = self.shutdown.stage.is_none();
         self.shutdown.stage = Some(stop);
@@ -70,8 +70,8 @@ impl Driver {
         }
         // The newest delivery returns first, so that the head of the queue keeps
         // the order in which they were received.
-        for key in self.deliveries.in_flight.keys().into_iter().rev() {
-            if let Some(entry) = self.deliveries.in_flight.find(key) {
+        for key in self.in_flight.keys().into_iter().rev() {
+            if let Some(entry) = self.in_flight.find(key) {
                 if is_first && entry.state.is_reserved() {
                     self.monitor.counters.returned += 1;
                 }

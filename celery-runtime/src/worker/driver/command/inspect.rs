@@ -24,15 +24,15 @@ impl Driver {
     }
 
     pub(crate) fn requests(&self, wanted: impl Fn(&InFlightDelivery) -> bool) -> Value {
-        let found = self.deliveries.in_flight.keys().into_iter().filter(|key| {
-            let entry = self.deliveries.in_flight.find(*key);
+        let found = self.in_flight.keys().into_iter().filter(|key| {
+            let entry = self.in_flight.find(*key);
             entry.is_some_and(&wanted)
         });
         Value::Array(found.filter_map(|key| self.request(key)).collect())
     }
 
     pub(crate) fn request(&self, key: DeliveryKey) -> Option<Value> {
-        let entry = self.deliveries.in_flight.find(key)?;
+        let entry = self.in_flight.find(key)?;
         let Payload::Task { job, .. } = &entry.payload else {
             return None;
         };
@@ -57,8 +57,8 @@ impl Driver {
 
     pub(crate) fn query_tasks(&self, ids: &[String]) -> Value {
         let mut found = Map::new();
-        for key in self.deliveries.in_flight.keys() {
-            let Some(entry) = self.deliveries.in_flight.find(key) else {
+        for key in self.in_flight.keys() {
+            let Some(entry) = self.in_flight.find(key) else {
                 continue;
             };
             let Payload::Task { job, .. } = &entry.payload else {
@@ -158,14 +158,17 @@ impl Driver {
         stats.insert("uptime", uptime.as_secs());
         stats.insert("pool", Value::Map(self.pool()));
         stats.insert("broker", Value::Map(self.broker()));
-        stats.insert("prefetch_count", self.window() as u64);
+        stats.insert(
+            "prefetch_count",
+            self.window.size(self.slots.max_concurrency()) as u64,
+        );
         stats.insert("rusage", Value::Map(resource_usage()));
         if let Some((max, min)) = self.slots.autoscale() {
             let mut scale = Map::new();
             scale.insert("max", max as u64);
             scale.insert("min", min as u64);
             scale.insert("current", self.slots.concurrency() as u64);
-            scale.insert("qty", self.deliveries.pending as u64);
+            scale.insert("qty", self.window.pending() as u64);
             stats.insert("autoscaler", Value::Map(scale));
         }
         Value::Map(stats)

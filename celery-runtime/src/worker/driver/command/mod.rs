@@ -197,12 +197,11 @@ impl Driver {
         self.store_revocations(ids);
         let revoked: HashSet<&str> = ids.iter().map(String::as_str).collect();
         let found: Vec<_> = self
-            .deliveries
             .in_flight
             .keys()
             .into_iter()
             .filter_map(|key| {
-                let entry = self.deliveries.in_flight.find(key)?;
+                let entry = self.in_flight.find(key)?;
                 let Payload::Task { job, .. } = &entry.payload else {
                     return None;
                 };
@@ -236,11 +235,8 @@ impl Driver {
     }
 
     pub(crate) fn terminate_delivery(&mut self, key: DeliveryKey, signal: i32) {
-        if let Some(Payload::Task { job, .. }) = self
-            .deliveries
-            .in_flight
-            .find(key)
-            .map(|entry| &entry.payload)
+        if let Some(Payload::Task { job, .. }) =
+            self.in_flight.find(key).map(|entry| &entry.payload)
         {
             job.control.set_signal(signal);
         }
@@ -292,8 +288,8 @@ impl Driver {
         &self,
         matches: impl Fn(&DeliveryState) -> bool,
     ) -> Vec<DeliveryKey> {
-        let revoked = self.deliveries.in_flight.keys().into_iter().filter(|key| {
-            let entry = self.deliveries.in_flight.find(*key);
+        let revoked = self.in_flight.keys().into_iter().filter(|key| {
+            let entry = self.in_flight.find(*key);
             entry.is_some_and(|entry| match &entry.payload {
                 Payload::Task { job, .. } => {
                     matches(&entry.state) && self.revocations.ids.covers(job)
