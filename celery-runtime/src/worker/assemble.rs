@@ -16,6 +16,7 @@ use crate::execution::{BlockingPool, Registry, WorkerContext};
 use crate::worker::Worker;
 use crate::worker::core::queue_selection::select_queues;
 use crate::worker::core::revocations::Revocations;
+use crate::worker::core::shutdown::{Shutdown, ShutdownOptions};
 use crate::worker::core::slots::Slots;
 use crate::worker::core::window::Window;
 use crate::worker::delivery::decode::MessageDecoder;
@@ -25,7 +26,6 @@ use crate::worker::driver::monitor::Monitor;
 use crate::worker::driver::pool::Pool;
 use crate::worker::driver::remote::RemoteControl;
 use crate::worker::driver::revocations::RevocationState;
-use crate::worker::driver::stop::Shutdown;
 use crate::worker::driver::{Driver, RateLimiter};
 use crate::worker::effects::executor::EffectExecutor;
 use crate::worker::effects::messages::MessageFactory;
@@ -66,7 +66,6 @@ impl Worker {
         let (max, expires) = (self.settings.revokes_max, self.settings.revoke_expires);
         let heartbeat_at = self.settings.heartbeat.map(|_| now.instant);
         let mut driver = Driver {
-            grace: self.grace,
             on_unknown: config.on_unknown,
             clock: self.app.clock.clone(),
             now,
@@ -77,7 +76,7 @@ impl Worker {
             slots: Slots::new(self.concurrency, self.autoscale),
             rates: RateLimiter::default(),
             revocations: RevocationState::new(Revocations::new(max, expires), now.instant),
-            shutdown: Shutdown::default(),
+            shutdown: self.shutdown(),
             monitor: Monitor::new(
                 events,
                 self.app.logical_clock.clone(),
@@ -189,6 +188,14 @@ impl Worker {
             durable_revokes: self.settings.durable_revokes.is_some(),
             time_limits: HashMap::new(),
         }
+    }
+
+    fn shutdown(&self) -> Shutdown {
+        Shutdown::new(ShutdownOptions {
+            grace: self.grace,
+            soft_timeout: self.settings.soft_shutdown_timeout,
+            soft_on_idle: self.settings.soft_shutdown_on_idle,
+        })
     }
 
     fn window(&self) -> Window {

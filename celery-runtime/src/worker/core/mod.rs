@@ -8,5 +8,6 @@ pub(crate) mod queue_selection;
 pub(crate) mod rate_limits;
 pub(crate) mod revocations;
 pub(crate) mod scheduled;
+pub(crate) mod shutdown;
 pub(crate) mod slots;
 pub(crate) mod window;

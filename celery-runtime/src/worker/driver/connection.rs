@@ -120,7 +120,7 @@ impl Driver {
     }
 
     fn replace_consumer(&mut self, consumer: Arc<dyn Consumer>) {
-        if self.shutdown.stage.is_some() {
+        if self.shutdown.is_requested() {
             consumer.interrupt();
         }
         if let Some(old) = self.connection.consumer.replace(consumer) {
@@ -217,7 +217,7 @@ impl Driver {
         let has_queues = !self.connection.supervisor.options.queues.is_empty();
         let blocked = self.connection.is_receiving
             || self.remote.is_mingling
-            || self.shutdown.stage.is_some()
+            || self.shutdown.is_requested()
             || !has_queues;
         if blocked || room == 0 {
             return;
@@ -237,14 +237,14 @@ impl Driver {
                 self.reconnect()
             }
             Ok(consumer) => {
-                if self.shutdown.stage.is_some() {
+                if self.shutdown.is_requested() {
                     consumer.interrupt();
                 }
                 self.connection.consumer = Some(consumer);
             }
             Err(error) => {
                 tracing::error!("shutting down: {error}");
-                self.shutdown.error = Some(error);
+                self.shutdown.fail(error);
                 self.stop(Stop::Warm);
             }
         }

@@ -61,7 +61,7 @@ impl Driver {
         let key = self.in_flight.insert(entry);
         self.event(key, first);
         self.scale_up();
-        if let Some(stop) = self.shutdown.stage {
+        if let Some(stop) = self.shutdown.stage() {
             self.event(key, DeliveryEvent::Stop(stop));
         }
     }

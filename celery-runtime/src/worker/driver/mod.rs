@@ -23,7 +23,7 @@ pub(crate) mod revocations;
 mod scale;
 mod settle;
 mod slots;
-pub(crate) mod stop;
+mod stop;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -37,6 +37,7 @@ use crate::boundary::{BoxFuture, Consumer, Delivery, ServiceError, Settled, Sett
 use crate::config::{OnUnknown, WorkerSettings};
 use crate::env::{Clock, Now};
 use crate::worker::core::rate_limits::RateLimits;
+use crate::worker::core::shutdown::Shutdown;
 use crate::worker::core::slots::Slots;
 use crate::worker::core::window::Window;
 use crate::worker::delivery::decode::MessageDecoder;
@@ -47,7 +48,6 @@ use crate::worker::driver::monitor::Monitor;
 use crate::worker::driver::pool::Pool;
 use crate::worker::driver::remote::RemoteControl;
 use crate::worker::driver::revocations::RevocationState;
-use crate::worker::driver::stop::Shutdown;
 use crate::worker::effects::executor::{EffectExecutor, EffectResult};
 use crate::worker::error::WorkerError;
 use crate::worker::io::admission::UniqueLock;
@@ -87,9 +87,6 @@ pub(crate) enum Finished {
 /// The running worker: one task that owns its components.
 pub(crate) struct Driver {
     pub(crate) settings: Arc<WorkerSettings>,
-    /// How long a shutdown waits for results and acknowledgements after the last
-    /// task has ended.
-    pub(crate) grace: Duration,
     pub(crate) on_unknown: OnUnknown,
     pub(crate) clock: Clock,
     /// The time of the current turn of the loop.
@@ -191,11 +188,8 @@ impl Driver {
         self.write_revocations();
         self.send_settlements();
         self.receive();
-        if self.shutdown.stage.is_some()
-            && self.shutdown.give_up_at.is_none()
-            && self.slots.busy() == 0
-        {
-            self.shutdown.give_up_at = Some(self.now.instant + self.grace);
+        if self.slots.busy() == 0 {
+            self.shutdown.start_grace(self.now.instant);
         }
     }
 
@@ -242,8 +236,7 @@ impl Driver {
         while let Some(key) = self.in_flight.take_due(now) {
             self.event(key, DeliveryEvent::Tick);
         }
-        if self.shutdown.soft_until.is_some_and(|until| until <= now) {
-            self.shutdown.soft_until = None;
+        if self.shutdown.end_soft_stage(now) {
             self.stop(Stop::Cold);
         }
         if self
@@ -273,8 +266,7 @@ impl Driver {
         let timer = self.in_flight.next_timeout();
         timer
             .into_iter()
-            .chain(self.shutdown.give_up_at)
-            .chain(self.shutdown.soft_until)
+            .chain(self.shutdown.deadline())
             .chain(self.monitor.heartbeat_at)
             .chain(election)
             .chain(save)

@@ -44,7 +44,7 @@ impl Driver {
 
     pub(crate) fn release_slot(&mut self) {
         self.slots.release();
-        if self.shutdown.stage.is_some() {
+        if self.shutdown.is_requested() {
             self.monitor.counters.drained += 1;
         }
     }

@@ -134,7 +134,7 @@ impl Driver {
             "shutdown" => {
                 tracing::info!("shutdown requested by remote control");
                 // A later stage that is under way must not go back to warm.
-                if self.shutdown.stage.is_none() {
+                if !self.shutdown.is_requested() {
                     self.stop(Stop::Warm);
                 }
                 return Reply::Omitted;
