@@ -25,7 +25,6 @@ use crate::worker::driver::connection::Connection;
 use crate::worker::driver::monitor::Monitor;
 use crate::worker::driver::pool::Pool;
 use crate::worker::driver::remote::RemoteControl;
-use crate::worker::driver::revocations::RevocationState;
 use crate::worker::driver::{Driver, RateLimiter};
 use crate::worker::effects::executor::EffectExecutor;
 use crate::worker::effects::messages::MessageFactory;
@@ -75,7 +74,7 @@ impl Worker {
             window: self.window(),
             slots: Slots::new(self.concurrency, self.autoscale),
             rates: RateLimiter::default(),
-            revocations: RevocationState::new(Revocations::new(max, expires), now.instant),
+            revocations: Revocations::new(max, expires, now.instant),
             shutdown: self.shutdown(),
             monitor: Monitor::new(
                 events,

@@ -36,9 +36,8 @@ impl Driver {
                     self.in_flight.find(key).map(|one| &one.payload)
                 {
                     // As in Celery: peers receive the id by mingle.
-                    self.revocations.ids.add(&job.id, self.now.wall);
+                    self.revocations.add(&job.id, self.now.wall);
                     self.rates.buckets.release(&job.id);
-                    self.revocations.is_unsaved = true;
                 }
             }
             Action::Remove => {

@@ -53,7 +53,7 @@ impl Driver {
         let mut first = DeliveryEvent::Arrived;
         if let Payload::Task { job, .. } = &entry.payload {
             entry.was_scheduled = self.monitor.scheduled.remove(&job.id);
-            if self.revocations.ids.contains(&job.id) {
+            if self.revocations.contains(&job.id) {
                 tracing::info!("task {} is revoked", job.id);
                 first = DeliveryEvent::Revoked(Revocation::Unstarted);
             }

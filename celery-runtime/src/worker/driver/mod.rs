@@ -19,7 +19,7 @@ mod deliveries;
 pub(crate) mod monitor;
 pub(crate) mod pool;
 pub(crate) mod remote;
-pub(crate) mod revocations;
+mod revocations;
 mod scale;
 mod settle;
 mod slots;
@@ -27,7 +27,7 @@ mod stop;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use celery_protocol::ControlReply;
 use futures_util::FutureExt;
@@ -37,6 +37,7 @@ use crate::boundary::{BoxFuture, Consumer, Delivery, ServiceError, Settled, Sett
 use crate::config::{OnUnknown, WorkerSettings};
 use crate::env::{Clock, Now};
 use crate::worker::core::rate_limits::RateLimits;
+use crate::worker::core::revocations::Revocations;
 use crate::worker::core::shutdown::Shutdown;
 use crate::worker::core::slots::Slots;
 use crate::worker::core::window::Window;
@@ -47,7 +48,6 @@ use crate::worker::driver::connection::{Connection, QueueChange};
 use crate::worker::driver::monitor::Monitor;
 use crate::worker::driver::pool::Pool;
 use crate::worker::driver::remote::RemoteControl;
-use crate::worker::driver::revocations::RevocationState;
 use crate::worker::effects::executor::{EffectExecutor, EffectResult};
 use crate::worker::error::WorkerError;
 use crate::worker::io::admission::UniqueLock;
@@ -56,12 +56,6 @@ use crate::worker::io::sweeper::ChordSweeper;
 /// Most deliveries received at once, and most outcomes handled between two turns
 /// of the loop.
 const BATCH_SIZE: usize = 256;
-
-/// Most ids whose results are set to REVOKED in one request.
-const REVOCATION_BATCH: usize = 256;
-
-/// The interval at which a changed state file is written.
-const SAVE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The result of a future of the driver.
 pub(crate) enum Finished {
@@ -98,7 +92,7 @@ pub(crate) struct Driver {
     pub(crate) window: Window,
     pub(crate) slots: Slots<DeliveryKey>,
     pub(crate) rates: RateLimiter,
-    pub(crate) revocations: RevocationState,
+    pub(crate) revocations: Revocations,
     pub(crate) shutdown: Shutdown,
     pub(crate) monitor: Monitor,
     pub(crate) remote: RemoteControl,
@@ -210,7 +204,7 @@ impl Driver {
             Finished::AdmissionChecked(key, Err(error)) => {
                 self.event(key, DeliveryEvent::Failed(error))
             }
-            Finished::RevocationsWritten => self.revocations.is_writing = false,
+            Finished::RevocationsWritten => self.revocations.written(),
             Finished::Nothing => {}
             Finished::Connected(connected) => {
                 self.connection.is_connecting = false;
@@ -249,7 +243,7 @@ impl Driver {
             self.scale_down();
         }
         self.decide_elections();
-        if self.revocations.is_unsaved && self.revocations.saved_at + SAVE_INTERVAL <= now {
+        if self.next_save().is_some_and(|time| time <= now) {
             self.save_state();
         }
     }
@@ -261,15 +255,13 @@ impl Driver {
             .elections
             .iter()
             .map(|election| election.decided_at);
-        let save = (self.revocations.is_unsaved && self.settings.state_file.is_some())
-            .then(|| self.revocations.saved_at + SAVE_INTERVAL);
         let timer = self.in_flight.next_timeout();
         timer
             .into_iter()
             .chain(self.shutdown.deadline())
             .chain(self.monitor.heartbeat_at)
             .chain(election)
-            .chain(save)
+            .chain(self.next_save())
             .min()
     }
 

@@ -18,7 +18,7 @@ impl Driver {
                 continue;
             };
             if let Payload::Task { job, .. } = &entry.payload
-                && self.revocations.ids.covers(job)
+                && self.revocations.covers(job)
             {
                 self.slots.release();
                 self.event(key, DeliveryEvent::Revoked(Revocation::Unstarted));

@@ -99,7 +99,7 @@ impl Driver {
             "active" | "dump_active" => Ok(self.active()),
             "reserved" | "dump_reserved" => Ok(self.reserved()),
             "scheduled" | "dump_schedule" => Ok(self.scheduled()),
-            "revoked" | "dump_revoked" => Ok(list(self.revocations.ids.ids())),
+            "revoked" | "dump_revoked" => Ok(list(self.revocations.ids())),
             "registered" | "dump_tasks" => Ok(self.registered(arguments)),
             "stats" => Ok(self.stats()),
             "conf" | "dump_conf" => Ok(self.configuration()),
@@ -160,12 +160,11 @@ impl Driver {
             Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_str).collect(),
             _ => Vec::new(),
         };
-        self.revocations.is_unsaved |= !ids.is_empty();
         for id in ids {
-            self.revocations.ids.add(id, self.now.wall);
+            self.revocations.add(id, self.now.wall);
         }
         let mut reply = Map::new();
-        reply.insert("revoked", list(self.revocations.ids.ids()));
+        reply.insert("revoked", list(self.revocations.ids()));
         reply.insert("clock", self.monitor.logical_clock.forward());
         Value::Map(reply)
     }
@@ -190,10 +189,9 @@ impl Driver {
         signal: Option<i32>,
     ) -> Result<Value, String> {
         for id in ids {
-            self.revocations.ids.add(id, self.now.wall);
+            self.revocations.add(id, self.now.wall);
             self.rates.buckets.release(id);
         }
-        self.revocations.is_unsaved = true;
         self.store_revocations(ids);
         let revoked: HashSet<&str> = ids.iter().map(String::as_str).collect();
         let found: Vec<_> = self
@@ -257,7 +255,6 @@ impl Driver {
         for (name, values) in headers.iter() {
             let name = name.as_str().unwrap_or_default();
             self.revocations
-                .ids
                 .add_stamps(name, revocations::stamp_values(values));
         }
         let shown = repr::kwargs(&headers);
@@ -291,9 +288,7 @@ impl Driver {
         let revoked = self.in_flight.keys().into_iter().filter(|key| {
             let entry = self.in_flight.find(*key);
             entry.is_some_and(|entry| match &entry.payload {
-                Payload::Task { job, .. } => {
-                    matches(&entry.state) && self.revocations.ids.covers(job)
-                }
+                Payload::Task { job, .. } => matches(&entry.state) && self.revocations.covers(job),
                 Payload::Rejected(_) => false,
             })
         });
