@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use celery_protocol::ControlReply;
 use futures_util::stream::FuturesUnordered;
@@ -13,19 +14,21 @@ use crate::client::compose::Sender;
 use crate::config::{Config, ConfigError};
 use crate::env;
 use crate::execution::{BlockingPool, Registry, WorkerContext};
+use crate::task::RateLimit;
 use crate::worker::Worker;
 use crate::worker::core::queue_selection::select_queues;
+use crate::worker::core::rate_limits::RateLimits;
 use crate::worker::core::revocations::Revocations;
 use crate::worker::core::shutdown::{Shutdown, ShutdownOptions};
 use crate::worker::core::slots::Slots;
 use crate::worker::core::window::Window;
 use crate::worker::delivery::decode::MessageDecoder;
 use crate::worker::delivery::in_flight::InFlight;
+use crate::worker::driver::Driver;
 use crate::worker::driver::connection::Connection;
 use crate::worker::driver::monitor::Monitor;
 use crate::worker::driver::pool::Pool;
 use crate::worker::driver::remote::RemoteControl;
-use crate::worker::driver::{Driver, RateLimiter};
 use crate::worker::effects::executor::EffectExecutor;
 use crate::worker::effects::messages::MessageFactory;
 use crate::worker::error::WorkerError;
@@ -63,6 +66,7 @@ impl Worker {
         let (control, mingle) = self.control_receiver(&config);
         let now = self.app.clock.moment();
         let (max, expires) = (self.settings.revokes_max, self.settings.revoke_expires);
+        let rates = self.rate_limits(&registry, now.instant);
         let heartbeat_at = self.settings.heartbeat.map(|_| now.instant);
         let mut driver = Driver {
             on_unknown: config.on_unknown,
@@ -73,7 +77,7 @@ impl Worker {
             in_flight: InFlight::default(),
             window: self.window(),
             slots: Slots::new(self.concurrency, self.autoscale),
-            rates: RateLimiter::default(),
+            rates,
             revocations: Revocations::new(max, expires, now.instant),
             shutdown: self.shutdown(),
             monitor: Monitor::new(
@@ -187,6 +191,28 @@ impl Worker {
             durable_revokes: self.settings.durable_revokes.is_some(),
             time_limits: HashMap::new(),
         }
+    }
+
+    /// The rate limits of declarations and settings.
+    fn rate_limits(&self, registry: &Registry, now: Instant) -> RateLimits {
+        let mut limits = RateLimits::default();
+        if self.settings.disable_rate_limits {
+            return limits;
+        }
+        let default = self.settings.default_rate_limit.as_deref();
+        for task in registry.iter() {
+            let Some(text) = task.declaration.options.rate_limit.or(default) else {
+                continue;
+            };
+            match RateLimit::parse(text) {
+                Ok(limit) => limits.set(&task.name, text, limit, now),
+                Err(cause) => tracing::error!(
+                    "task {} has no rate limit: cannot read {text:?}: {cause}",
+                    task.name
+                ),
+            }
+        }
+        limits
     }
 
     fn shutdown(&self) -> Shutdown {

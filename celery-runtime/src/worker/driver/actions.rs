@@ -37,7 +37,7 @@ impl Driver {
                 {
                     // As in Celery: peers receive the id by mingle.
                     self.revocations.add(&job.id, self.now.wall);
-                    self.rates.buckets.release(&job.id);
+                    self.rates.release(&job.id);
                 }
             }
             Action::Remove => {

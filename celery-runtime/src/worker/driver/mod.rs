@@ -25,7 +25,6 @@ mod settle;
 mod slots;
 mod stop;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -91,7 +90,7 @@ pub(crate) struct Driver {
     pub(crate) in_flight: InFlight,
     pub(crate) window: Window,
     pub(crate) slots: Slots<DeliveryKey>,
-    pub(crate) rates: RateLimiter,
+    pub(crate) rates: RateLimits,
     pub(crate) revocations: Revocations,
     pub(crate) shutdown: Shutdown,
     pub(crate) monitor: Monitor,
@@ -103,19 +102,10 @@ pub(crate) struct Driver {
     pub(crate) _sweeper: Option<ChordSweeper>,
 }
 
-/// The rate limits of tasks, and their texts for `inspect`.
-#[derive(Default)]
-pub(crate) struct RateLimiter {
-    pub(crate) buckets: RateLimits,
-    /// The limits as they were written, by task.
-    pub(crate) texts: HashMap<String, String>,
-}
-
 impl Driver {
-    /// Prepares the loop: prefetch, rate limits, state file, mingle.
+    /// Prepares the loop: prefetch, state file, mingle.
     pub(crate) fn prepare(&mut self, mingle: Option<BoxFuture<'static, Vec<ControlReply>>>) {
         self.set_prefetch();
-        self.load_rate_limits();
         self.load_state();
         if let Some(mingle) = mingle {
             self.remote.is_mingling = true;

@@ -1,6 +1,5 @@
-//! Concurrency slots: waiting deliveries, rate limits, autoscaling.
+//! Concurrency slots: waiting deliveries and rate limits.
 
-use crate::task::RateLimit;
 use crate::worker::delivery::event::Revocation;
 use crate::worker::driver::{DeliveryEvent, DeliveryKey, Driver, Payload};
 
@@ -32,10 +31,7 @@ impl Driver {
     pub(crate) fn enqueue(&mut self, key: DeliveryKey) {
         if let Some(entry) = self.in_flight.find(key)
             && let Payload::Task { job, .. } = &entry.payload
-            && let Some(start_at) = self
-                .rates
-                .buckets
-                .reserve(&job.task, &job.id, self.now.instant)
+            && let Some(start_at) = self.rates.reserve(&job.task, &job.id, self.now.instant)
         {
             return self.event(key, DeliveryEvent::RateLimited(start_at));
         }
@@ -46,34 +42,6 @@ impl Driver {
         self.slots.release();
         if self.shutdown.is_requested() {
             self.monitor.counters.drained += 1;
-        }
-    }
-
-    /// Loads the rate limits of declarations and settings.
-    pub(crate) fn load_rate_limits(&mut self) {
-        if self.settings.disable_rate_limits {
-            return;
-        }
-        let default = self.settings.default_rate_limit.as_deref();
-        for task in self.decoder.registry.iter() {
-            let Some(limit) = task.declaration.options.rate_limit.or(default) else {
-                continue;
-            };
-            match RateLimit::parse(limit) {
-                Ok(RateLimit { per_second: None }) => {}
-                Ok(RateLimit { per_second }) => {
-                    self.rates
-                        .buckets
-                        .set(&task.name, per_second, self.now.instant);
-                    self.rates
-                        .texts
-                        .insert(task.name.to_string(), limit.to_owned());
-                }
-                Err(cause) => tracing::error!(
-                    "task {} has no rate limit: cannot read {limit:?}: {cause}",
-                    task.name
-                ),
-            }
         }
     }
 }

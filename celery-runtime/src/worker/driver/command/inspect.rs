@@ -114,7 +114,7 @@ impl Driver {
         let shown = items.iter().filter_map(|item| {
             let value = match *item {
                 "name" => Some(task.name.to_string()),
-                "rate_limit" => self.rates.texts.get(&*task.name).cloned(),
+                "rate_limit" => self.rates.show(&task.name).map(ToOwned::to_owned),
                 "max_retries" => match options.max_retries.unwrap_or(Some(3)) {
                     Some(limit) => Some(limit.to_string()),
                     None => Some("None".to_owned()),

@@ -190,7 +190,7 @@ impl Driver {
     ) -> Result<Value, String> {
         for id in ids {
             self.revocations.add(id, self.now.wall);
-            self.rates.buckets.release(id);
+            self.rates.release(id);
         }
         self.store_revocations(ids);
         let revoked: HashSet<&str> = ids.iter().map(String::as_str).collect();
@@ -303,21 +303,15 @@ impl Driver {
             Some(limit) => scalar(limit).ok_or_else(|| missing("rate_limit"))?,
         };
         let rate = RateLimit::parse(&limit)
-            .map_err(|error| format!("Invalid rate limit string: {error}"))?
-            .per_second;
+            .map_err(|error| format!("Invalid rate limit string: {error}"))?;
         if self.decoder.registry.find(&task).is_none() {
             return Err("unknown task".to_owned());
         }
-        self.rates.buckets.set(&task, rate, self.now.instant);
-        let done = match rate {
-            Some(_) => {
-                self.rates.texts.insert(task, limit);
-                "new rate limit set successfully"
-            }
-            None => {
-                self.rates.texts.remove(&task);
-                "rate limit disabled successfully"
-            }
+        self.rates.set(&task, &limit, rate, self.now.instant);
+        let done = if rate.per_second.is_some() {
+            "new rate limit set successfully"
+        } else {
+            "rate limit disabled successfully"
         };
         Ok(entry("ok", done))
     }
