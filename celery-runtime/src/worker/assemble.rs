@@ -16,6 +16,7 @@ use crate::env;
 use crate::execution::{BlockingPool, Registry, WorkerContext};
 use crate::task::RateLimit;
 use crate::worker::Worker;
+use crate::worker::core::elections::Elections;
 use crate::worker::core::queue_selection::select_queues;
 use crate::worker::core::rate_limits::RateLimits;
 use crate::worker::core::revocations::Revocations;
@@ -67,6 +68,7 @@ impl Worker {
         let now = self.app.clock.moment();
         let (max, expires) = (self.settings.revokes_max, self.settings.revoke_expires);
         let rates = self.rate_limits(&registry, now.instant);
+        let elections = Elections::new(&self.hostname, std::process::id());
         let heartbeat_at = self.settings.heartbeat.map(|_| now.instant);
         let mut driver = Driver {
             on_unknown: config.on_unknown,
@@ -86,7 +88,7 @@ impl Worker {
                 heartbeat_at,
                 now.instant,
             ),
-            remote: RemoteControl::new(control, self.commands),
+            remote: RemoteControl::new(control, self.commands, elections),
             pool,
             futures: FuturesUnordered::new(),
             settlements: Vec::new(),

@@ -3,6 +3,7 @@
 pub(crate) mod counters;
 pub(crate) mod describe;
 pub(crate) mod destination;
+pub(crate) mod elections;
 pub(crate) mod failure;
 pub(crate) mod queue_selection;
 pub(crate) mod rate_limits;

@@ -240,17 +240,12 @@ impl Driver {
 
     /// Returns when the next timer is due.
     pub(crate) fn wake_at(&self) -> Option<Instant> {
-        let election = self
-            .remote
-            .elections
-            .iter()
-            .map(|election| election.decided_at);
         let timer = self.in_flight.next_timeout();
         timer
             .into_iter()
             .chain(self.shutdown.deadline())
             .chain(self.monitor.heartbeat_at)
-            .chain(election)
+            .chain(self.remote.elections.next_decision())
             .chain(self.next_save())
             .min()
     }

@@ -14,7 +14,7 @@
 //! `celery control` and Flower work.
 
 pub(crate) mod argument;
-pub(crate) mod election;
+mod election;
 mod inspect;
 
 use std::collections::HashSet;
