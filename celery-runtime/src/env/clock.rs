@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use tokio::time::Instant;
+use tokio::time;
 
 /// The source of wall-clock time for clients, workers and the in-memory
 /// services. Clones share one clock.
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 /// also decides when a task's ETA falls due.
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
-    virtual_origin: Option<Arc<(SystemTime, Instant)>>,
+    virtual_origin: Option<Arc<(SystemTime, time::Instant)>>,
     /// Milliseconds added to the wall-clock time.
     offset: Arc<AtomicI64>,
 }
@@ -33,7 +33,7 @@ impl Clock {
     /// clock does.
     pub fn tokio(start: SystemTime) -> Self {
         Self {
-            virtual_origin: Some(Arc::new((start, Instant::now()))),
+            virtual_origin: Some(Arc::new((start, time::Instant::now()))),
             offset: Arc::default(),
         }
     }
@@ -59,7 +59,7 @@ impl Clock {
     pub fn moment(&self) -> Now {
         Now {
             wall: self.now(),
-            instant: Instant::now(),
+            instant: time::Instant::now().into_std(),
         }
     }
 
@@ -85,7 +85,7 @@ impl Clock {
 pub struct Now {
     /// The wall-clock time.
     pub wall: SystemTime,
-    /// The monotonic time.
+    /// The monotonic time, on tokio's clock.
     pub instant: Instant,
 }
 

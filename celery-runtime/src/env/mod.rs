@@ -60,6 +60,22 @@ where
     tokio::spawn(task)
 }
 
+/// Aborts a spawned task when it is dropped.
+#[derive(Debug)]
+pub(crate) struct AbortOnDrop(AbortHandle);
+
+impl<T> From<JoinHandle<T>> for AbortOnDrop {
+    fn from(task: JoinHandle<T>) -> Self {
+        Self(task.abort_handle())
+    }
+}
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// Spawns a task into a set, which aborts it when the set is dropped.
 ///
 /// # Panics

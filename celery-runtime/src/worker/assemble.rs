@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use celery_protocol::ControlReply;
 use futures_util::stream::FuturesUnordered;
@@ -13,18 +14,22 @@ use crate::client::compose::Sender;
 use crate::config::{Config, ConfigError};
 use crate::env;
 use crate::execution::{BlockingPool, Registry, WorkerContext};
+use crate::task::RateLimit;
 use crate::worker::Worker;
+use crate::worker::core::elections::Elections;
 use crate::worker::core::queue_selection::select_queues;
+use crate::worker::core::rate_limits::RateLimits;
 use crate::worker::core::revocations::Revocations;
+use crate::worker::core::shutdown::{Shutdown, ShutdownOptions};
+use crate::worker::core::slots::Slots;
+use crate::worker::core::window::Window;
 use crate::worker::delivery::decode::MessageDecoder;
+use crate::worker::delivery::in_flight::InFlight;
+use crate::worker::driver::Driver;
 use crate::worker::driver::connection::Connection;
-use crate::worker::driver::deliveries::Deliveries;
 use crate::worker::driver::monitor::Monitor;
+use crate::worker::driver::pool::Pool;
 use crate::worker::driver::remote::RemoteControl;
-use crate::worker::driver::revocations::RevocationState;
-use crate::worker::driver::slots::Slots;
-use crate::worker::driver::stop::Shutdown;
-use crate::worker::driver::{Driver, Outcomes, RateLimiter, WorkerLimits, prefetch, window};
 use crate::worker::effects::executor::EffectExecutor;
 use crate::worker::effects::messages::MessageFactory;
 use crate::worker::error::WorkerError;
@@ -36,7 +41,6 @@ use crate::worker::io::event_publisher::EventPublisher;
 use crate::worker::io::mingle;
 use crate::worker::io::supervisor::Supervisor;
 use crate::worker::io::sweeper::ChordSweeper;
-use crate::worker::io::watchdog::Watchdog;
 use crate::worker::isolated::{self, Children};
 
 /// The replies of the peers to `hello`.
@@ -53,29 +57,41 @@ impl Worker {
         self.require_store(&registry)?;
         let context = self.context(&config, &registry);
         let executor = Arc::new(self.executor(&config, &context, &queues));
+        let pool = Pool::start(
+            self.settings.blocked_after,
+            Arc::clone(&context),
+            children.cloned(),
+            self.concurrency,
+        );
         let events = self.event_dispatcher(&config);
         let (control, mingle) = self.control_receiver(&config);
         let now = self.app.clock.moment();
         let (max, expires) = (self.settings.revokes_max, self.settings.revoke_expires);
+        let rates = self.rate_limits(&registry, now.instant);
+        let elections = Elections::new(&self.hostname, std::process::id());
         let heartbeat_at = self.settings.heartbeat.map(|_| now.instant);
         let mut driver = Driver {
-            limits: self.limits(),
             on_unknown: config.on_unknown,
             clock: self.app.clock.clone(),
             now,
             decoder: self.decoder(&config, registry, context),
             connection: Connection::new(self.supervisor(&config, &queues)),
-            deliveries: Deliveries::default(),
-            slots: Slots::new(self.concurrency, self.autoscale, children.cloned()),
-            rates: RateLimiter::default(),
-            revocations: RevocationState::new(Revocations::new(max, expires), now.instant),
-            shutdown: Shutdown::default(),
-            monitor: Monitor::new(events, self.app.logical_clock.clone(), heartbeat_at),
-            remote: RemoteControl::new(control, self.commands),
-            outcomes: Outcomes::new(),
+            in_flight: InFlight::default(),
+            window: self.window(),
+            slots: Slots::new(self.concurrency, self.autoscale),
+            rates,
+            revocations: Revocations::new(max, expires, now.instant),
+            shutdown: self.shutdown(),
+            monitor: Monitor::new(
+                events,
+                self.app.logical_clock.clone(),
+                heartbeat_at,
+                now.instant,
+            ),
+            remote: RemoteControl::new(control, self.commands, elections),
+            pool,
             futures: FuturesUnordered::new(),
             settlements: Vec::new(),
-            watchdog: Watchdog::start(self.settings.blocked_after),
             _sweeper: ChordSweeper::start(&executor),
             executor,
             settings: Arc::new(self.settings),
@@ -179,30 +195,49 @@ impl Worker {
         }
     }
 
-    fn limits(&self) -> WorkerLimits {
-        let multiplier = if self.settings.disable_prefetch {
+    /// The rate limits of declarations and settings.
+    fn rate_limits(&self, registry: &Registry, now: Instant) -> RateLimits {
+        let mut limits = RateLimits::default();
+        if self.settings.disable_rate_limits {
+            return limits;
+        }
+        let default = self.settings.default_rate_limit.as_deref();
+        for task in registry.iter() {
+            let Some(text) = task.declaration.options.rate_limit.or(default) else {
+                continue;
+            };
+            match RateLimit::parse(text) {
+                Ok(limit) => limits.set(&task.name, text, limit, now),
+                Err(cause) => tracing::error!(
+                    "task {} has no rate limit: cannot read {text:?}: {cause}",
+                    task.name
+                ),
+            }
+        }
+        limits
+    }
+
+    fn shutdown(&self) -> Shutdown {
+        Shutdown::new(ShutdownOptions {
+            grace: self.grace,
+            soft_timeout: self.settings.soft_shutdown_timeout,
+            soft_on_idle: self.settings.soft_shutdown_on_idle,
+        })
+    }
+
+    fn window(&self) -> Window {
+        Window::new(if self.settings.disable_prefetch {
             1
         } else {
             self.prefetch_multiplier
-        };
-        WorkerLimits {
-            concurrency: self.concurrency,
-            multiplier,
-            grace: self.grace,
-        }
+        })
     }
 
     fn supervisor(&mut self, config: &Config, queues: &[Arc<Queue>]) -> Supervisor {
-        let WorkerLimits {
-            concurrency,
-            multiplier,
-            ..
-        } = self.limits();
         let queues = queues.iter().map(|queue| (**queue).clone());
-        let prefetch = prefetch(window(concurrency, multiplier), multiplier);
         Supervisor {
             broker: Arc::clone(&self.app.broker),
-            options: ConsumeOptions::new(queues.collect(), prefetch),
+            options: ConsumeOptions::new(queues.collect(), 0),
             max_retries: config.broker_connection_max_retries,
             hook: self.hook.take(),
         }

@@ -2,7 +2,8 @@
 //!
 //! A simulation replaces `env`, so that a run depends on its seed alone. Code that reads the clock
 //! or spawns a task elsewhere is outside the simulation. `tokio::select!` polls its branches in a
-//! random order unless it is `biased`.
+//! random order unless it is `biased`. The modules that decide what a worker does run without tokio
+//! and get the time as an argument.
 
 use super::source::{Source, item_end};
 use super::{Exception, Problem, is_allowed, report, rust_sources};
@@ -17,6 +18,16 @@ const CRATES: [&str; 3] = [
 
 /// The module that provides clock, randomness and spawning.
 const ENV: [&str; 2] = ["celery-runtime/src/env.rs", "celery-runtime/src/env/"];
+
+/// The modules that run without a runtime.
+const PURE: [&str; 3] = [
+    "celery-runtime/src/worker/core/",
+    "celery-runtime/src/worker/delivery/",
+    "celery-runtime/src/worker/workflow/",
+];
+
+/// What [`PURE`] modules must not name.
+const RUNTIME: &str = "tokio";
 
 const FORBIDDEN: [&str; 8] = [
     "Uuid::new_v4",
@@ -69,8 +80,12 @@ fn check(source: &Source) -> Vec<Problem> {
     let text = "select! does not begin with `biased;`, and no comment `unbiased:` gives a reason";
     let selects = unbiased_selects(source);
     let selects = selects.map(|at| (at, UNBIASED, text.to_owned()));
+    let is_pure = PURE.iter().any(|path| source.path.starts_with(path));
+    let runtime = source.find(RUNTIME).filter(|_| is_pure);
+    let runtime = runtime.map(|at| (at, RUNTIME, format!("a pure module names {RUNTIME}")));
     calls
         .chain(selects)
+        .chain(runtime)
         .filter(|(at, needle, _)| {
             !source.is_test(*at) && !is_allowed(EXCEPTIONS, &source.path, needle)
         })
@@ -133,6 +148,13 @@ mod tests {
         assert!(lines("celery-runtime/src/env/clock.rs", BAD).is_empty());
         assert!(lines("celery-runtime/src/worker/tests.rs", BAD).is_empty());
         assert!(lines("celery-runtime/src/conformance/broker.rs", BAD).is_empty());
+    }
+
+    #[test]
+    fn runtime_in_pure_module_is_problem() {
+        let text = "use std::time::Instant;\nuse tokio::time::sleep;\n";
+        assert_eq!(lines("celery-runtime/src/worker/core/slots.rs", text), [2]);
+        assert!(lines("celery-runtime/src/worker/io/monitor.rs", text).is_empty());
     }
 
     #[test]

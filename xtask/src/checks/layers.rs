@@ -27,6 +27,7 @@ const LAYERS: &[&[&str]] = &[
     &["worker::core", "worker::error"],
     &["worker::workflow"],
     &["worker::delivery"],
+    &["worker::core::shutdown"],
     &["worker::effects"],
     &["worker::io"],
     &["worker::isolated"],
@@ -40,6 +41,9 @@ const RESTRICTED: &[(&str, &[&str])] = &[
     ("memory", &["env", "boundary"]),
     ("conformance", &["env", "boundary"]),
 ];
+
+/// The number of names of the longest path in [`LAYERS`].
+const MAX_NAMES: usize = 3;
 
 /// Imports that the checks ignore: from, to, and the reason.
 const ACCEPTED: &[Accepted] = &[];
@@ -177,16 +181,17 @@ fn module_path(root: &str, path: &str) -> Vec<String> {
     path.split('/').map(str::to_owned).collect()
 }
 
-/// Returns the name under which the table of layers knows a module: its first two names if the
-/// table lists them, otherwise the first one.
+/// Returns the name under which the table of layers knows a module: the longest beginning of its
+/// path that the table lists, otherwise the first name.
 fn listed_name(path: &[String]) -> Option<String> {
     let first = path.first()?;
-    let nested = path.get(1).map(|second| format!("{first}::{second}"));
-    let nested = nested.filter(|nested| layer(LAYERS, nested).is_some());
-    Some(nested.unwrap_or_else(|| first.clone()))
+    let longest_first = (2..=path.len().min(MAX_NAMES)).rev();
+    let mut names = longest_first.map(|length| path[..length].join("::"));
+    let listed = names.find(|name| layer(LAYERS, name).is_some());
+    Some(listed.unwrap_or_else(|| first.clone()))
 }
 
-/// Returns the first two names that follow the crate's root in paths, with their offsets.
+/// Returns the first names that follow the crate's root in paths, with their offsets.
 fn root_names(source: &Source, depth: usize) -> Vec<(usize, Vec<String>)> {
     let code = &source.code;
     let absolute = source.find("crate::").map(|at| (at, at + "crate::".len()));
@@ -206,10 +211,10 @@ fn root_names(source: &Source, depth: usize) -> Vec<(usize, Vec<String>)> {
         .collect()
 }
 
-/// Returns the first two names of a path; of several if it begins with a group, `{a::b, c}`.
+/// Returns the first names of a path; of several if it begins with a group, `{a::b, c}`.
 fn first_names(path: &str) -> Vec<Vec<String>> {
     let Some(group) = path.strip_prefix('{') else {
-        let names = two_names(path);
+        let names = leading_names(path);
         return (!names.is_empty()).then_some(names).into_iter().collect();
     };
     let (mut names, mut depth, mut expected) = (Vec::new(), 1_usize, true);
@@ -219,7 +224,7 @@ fn first_names(path: &str) -> Vec<Vec<String>> {
             '}' => depth -= 1,
             ',' if depth == 1 => expected = true,
             c if expected && (c.is_alphabetic() || c == '_') => {
-                names.push(two_names(&group[at..]));
+                names.push(leading_names(&group[at..]));
                 expected = false;
             }
             _ => {}
@@ -231,19 +236,19 @@ fn first_names(path: &str) -> Vec<Vec<String>> {
     names
 }
 
-/// Returns the first two names of a path without a group.
-fn two_names(path: &str) -> Vec<String> {
-    let first = name_at(path, 0);
-    if first.is_empty() {
-        return Vec::new();
+/// Returns the first names of a path without a group.
+fn leading_names(path: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut rest = Some(path);
+    while let Some(path) = rest.filter(|_| names.len() < MAX_NAMES) {
+        let name = name_at(path, 0);
+        if name.is_empty() {
+            break;
+        }
+        names.push(name.to_owned());
+        rest = path[name.len()..].strip_prefix("::");
     }
-    let rest = path[first.len()..].strip_prefix("::");
-    let second = rest.map(|rest| name_at(rest, 0));
-    let second = second.filter(|second| !second.is_empty());
-    std::iter::once(first)
-        .chain(second)
-        .map(str::to_owned)
-        .collect()
+    names
 }
 
 /// Returns the modules of the items that `lib.rs` re-exports, by item.
@@ -412,6 +417,31 @@ mod tests {
         assert_eq!(
             places(&layer_problems(&modules)),
             [("x/src/client.rs", 2), ("x/src/config.rs", 1)]
+        );
+    }
+
+    #[test]
+    fn module_of_third_level_has_a_layer_of_its_own() {
+        let modules = modules(&[
+            (
+                "worker/core/shutdown.rs",
+                "use crate::worker::delivery::D;\n",
+            ),
+            (
+                "worker/core/slots.rs",
+                "use crate::worker::core::shutdown::S;\nuse crate::worker::delivery::D;\n",
+            ),
+            (
+                "worker/delivery/state.rs",
+                "use crate::worker::core::slots::S;\n",
+            ),
+        ]);
+        assert_eq!(
+            places(&layer_problems(&modules)),
+            [
+                ("x/src/worker/core/slots.rs", 1),
+                ("x/src/worker/core/slots.rs", 2)
+            ]
         );
     }
 

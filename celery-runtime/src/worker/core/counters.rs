@@ -2,10 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-
-use tokio::time::Instant;
-
-use crate::env;
+use std::time::Instant;
 
 /// Counters for `inspect stats`, heartbeats and the log message at the end.
 #[derive(Debug)]
@@ -25,9 +22,9 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         Self {
-            started_at: env::instant(),
+            started_at: now,
             by_task: BTreeMap::new(),
             processed: 0,
             returned: 0,

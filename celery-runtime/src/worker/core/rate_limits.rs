@@ -1,11 +1,9 @@
 //! Rate limits of tasks: [`RateLimits`]. Pure.
 
 use std::collections::{BTreeSet, HashMap};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tokio::time::Instant;
-
-use crate::env;
+use crate::task::RateLimit;
 
 /// The maximum wait for which the worker holds a rate-limited task and reserves its
 /// start time. Tasks with a longer wait are deferred to the broker.
@@ -29,6 +27,8 @@ pub(crate) struct RateLimits {
 /// The rate limit of one task.
 #[derive(Debug)]
 struct TaskBucket {
+    /// The limit in Celery's notation, as it was set.
+    text: String,
     /// The time between two starts.
     interval: Duration,
     /// The first start time that was never reserved.
@@ -42,10 +42,10 @@ struct TaskBucket {
 }
 
 impl RateLimits {
-    /// Sets the limit of a task, in starts per second, or removes it. Reservations are
-    /// dropped: the waiting tasks queue again.
-    pub(crate) fn set(&mut self, task: &str, rate: Option<f64>) {
-        match rate {
+    /// Sets the limit of a task, or removes it. `text` is the limit in Celery's
+    /// notation. Reservations are dropped: the waiting tasks queue again.
+    pub(crate) fn set(&mut self, task: &str, text: &str, limit: RateLimit, now: Instant) {
+        match limit.per_second {
             None => {
                 self.buckets.remove(task);
             }
@@ -53,8 +53,9 @@ impl RateLimits {
                 let interval = Duration::try_from_secs_f64(1.0 / rate).unwrap_or(Duration::MAX);
                 let next = self.buckets.get(task).and_then(|bucket| bucket.next);
                 let bucket = TaskBucket {
+                    text: text.to_owned(),
                     interval,
-                    next: next.map(|next| next.min(env::instant() + interval)),
+                    next: next.map(|next| next.min(now + interval)),
                     last_deferred: None,
                     reserved: HashMap::new(),
                     free: BTreeSet::new(),
@@ -62,6 +63,11 @@ impl RateLimits {
                 self.buckets.insert(task.to_owned(), bucket);
             }
         }
+    }
+
+    /// Returns the limit of a task in Celery's notation, as it was set.
+    pub(crate) fn show(&self, task: &str) -> Option<&str> {
+        self.buckets.get(task).map(|bucket| &*bucket.text)
     }
 
     /// Returns `None` if the task with this id may start now. Otherwise returns when to
@@ -127,12 +133,26 @@ impl TaskBucket {
 mod tests {
     use super::*;
 
+    fn set(limits: &mut RateLimits, text: &str, now: Instant) {
+        limits.set("t", text, RateLimit::parse(text).unwrap(), now);
+    }
+
+    #[test]
+    fn limit_is_shown_as_it_was_set() {
+        let mut limits = RateLimits::default();
+        assert_eq!(limits.show("t"), None);
+        set(&mut limits, "2.50/m", Instant::now());
+        assert_eq!(limits.show("t"), Some("2.50/m"));
+        set(&mut limits, "0", Instant::now());
+        assert_eq!(limits.show("t"), None);
+    }
+
     #[test]
     fn starts_are_one_interval_apart() {
         let mut limits = RateLimits::default();
         let now = Instant::now();
         assert_eq!(limits.reserve("t", "a", now), None);
-        limits.set("t", Some(10.0));
+        set(&mut limits, "10/s", now);
         assert_eq!(limits.reserve("t", "a", now), None);
         let tenth = Duration::from_millis(100);
         assert_eq!(limits.reserve("t", "b", now), Some(now + tenth));
@@ -148,7 +168,7 @@ mod tests {
             "unused starts do not accumulate"
         );
         assert!(limits.reserve("t", "e", later).is_some());
-        limits.set("t", None);
+        set(&mut limits, "0", later);
         assert_eq!(limits.reserve("t", "f", later), None);
     }
 
@@ -157,7 +177,7 @@ mod tests {
         let mut limits = RateLimits::default();
         let now = Instant::now();
         let tenth = Duration::from_millis(100);
-        limits.set("t", Some(10.0));
+        set(&mut limits, "10/s", now);
         assert_eq!(limits.reserve("t", "a", now), None);
         for (start, id) in (1..).zip(["b", "c", "d"]) {
             assert_eq!(limits.reserve("t", id, now), Some(now + tenth * start));
@@ -177,7 +197,7 @@ mod tests {
         let mut limits = RateLimits::default();
         let now = Instant::now();
         let six = Duration::from_secs(6);
-        limits.set("t", Some(1.0 / 6.0));
+        set(&mut limits, "10/m", now);
         assert_eq!(limits.reserve("t", "a", now), None);
         for start in 1..=5 {
             assert_eq!(limits.reserve("t", "away", now), Some(now + six * start));

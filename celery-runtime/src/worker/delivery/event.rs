@@ -2,10 +2,9 @@
 //! [`state`](crate::worker::delivery::state): events, actions, effects, and the
 //! result states and messages that effects store and send.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use celery_protocol::{DecodeError, Embed, Raw};
-use tokio::time::Instant;
 
 use crate::boundary::{QueueEnd, ServiceError};
 use crate::canvas::Canvas;

@@ -1,16 +1,20 @@
-//! The table of a worker's deliveries in flight, owned by the driver.
+//! The table of a worker's deliveries in flight, with their timers: [`InFlight`].
+//! Pure.
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
 use std::fmt;
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use celery_protocol::ResultTree;
 use slab::Slab;
-use tokio::task::AbortHandle;
 
 use crate::boundary::{Consumer, Content, DeliveryTag};
-use crate::env::Now;
+use crate::env::{AbortOnDrop, Now};
 use crate::execution::{ErasedTask, Job};
+use crate::worker::core::window::{Load, Window};
+use crate::worker::delivery::event::{Action, DeliveryEvent};
 use crate::worker::delivery::state::DeliveryState;
 use crate::worker::workflow::effect::OutgoingBatch;
 
@@ -41,8 +45,8 @@ pub(crate) struct InFlightDelivery {
     pub(crate) was_scheduled: bool,
     /// When the task started.
     pub(crate) started: Option<Now>,
-    /// Aborts the running task.
-    pub(crate) running: Option<AbortHandle>,
+    /// The running task; none outlives its delivery and so its worker.
+    pub(crate) running: Option<AbortOnDrop>,
     /// The messages of the current effect. They are kept until they are published, so
     /// that a repeated attempt sends tasks with the same ids.
     pub(crate) outgoing: Option<Arc<OutgoingBatch>>,
@@ -68,6 +72,11 @@ pub(crate) struct InFlight {
     /// Deliveries whose connection is lost and whose task continues, by task id. Of two
     /// with the same id, the last one is known.
     invalidated: HashMap<String, DeliveryKey>,
+    /// When deliveries need a [`DeliveryEvent::Tick`]. Superseded times stay: a tick
+    /// before the current deadline has no effect.
+    timers: BinaryHeap<Reverse<(Instant, DeliveryKey)>>,
+    /// A buffer that is reused for each event.
+    actions: Vec<Action>,
 }
 
 impl InFlightDelivery {
@@ -93,6 +102,13 @@ impl InFlightDelivery {
         }
     }
 
+    fn load(&self) -> Load {
+        Load {
+            is_pending: self.state.is_pending(),
+            is_unsettled: self.state.is_unsettled(),
+        }
+    }
+
     /// Returns the results of the tasks that the task sent itself, and of those sent
     /// after its end.
     pub(crate) fn all_children(&self) -> Vec<ResultTree> {
@@ -102,13 +118,6 @@ impl InFlightDelivery {
         };
         children.extend_from_slice(&self.children);
         children
-    }
-
-    /// Aborts the task if it runs.
-    pub(crate) fn abort(&mut self) {
-        if let Some(running) = self.running.take() {
-            running.abort();
-        }
     }
 }
 
@@ -128,6 +137,50 @@ impl InFlight {
     pub(crate) fn find_mut(&mut self, key: DeliveryKey) -> Option<&mut InFlightDelivery> {
         let (serial, delivery) = self.slab.get_mut(key.index)?;
         (*serial == key.serial).then_some(delivery)
+    }
+
+    /// Passes an event to the state machine of a delivery, and counts the delivery
+    /// anew in `window`. Returns the actions to carry out; none for a delivery that
+    /// was removed.
+    pub(crate) fn handle(
+        &mut self,
+        key: DeliveryKey,
+        event: DeliveryEvent,
+        now: Now,
+        window: &mut Window,
+    ) -> Vec<Action> {
+        let mut actions = std::mem::take(&mut self.actions);
+        let Some(delivery) = self.find_mut(key) else {
+            return actions;
+        };
+        if matches!(event, DeliveryEvent::Done | DeliveryEvent::DoneWith(_)) {
+            delivery.outgoing = None;
+        }
+        let before = delivery.load();
+        delivery.state.handle(event, now, &mut actions);
+        window.changed(before, delivery.load());
+        if let Some(time) = delivery.state.timeout() {
+            self.timers.push(Reverse((time, key)));
+        }
+        actions
+    }
+
+    /// Takes back the buffer of carried out actions.
+    pub(crate) fn reuse(&mut self, actions: Vec<Action>) {
+        self.actions = actions;
+        self.actions.clear();
+    }
+
+    /// Returns when the next timer is due.
+    pub(crate) fn next_timeout(&self) -> Option<Instant> {
+        self.timers.peek().map(|Reverse((time, _))| *time)
+    }
+
+    /// Removes a timer that is due, and returns the delivery that needs a
+    /// [`DeliveryEvent::Tick`].
+    pub(crate) fn take_due(&mut self, now: Instant) -> Option<DeliveryKey> {
+        self.next_timeout().filter(|time| *time <= now)?;
+        self.timers.pop().map(|Reverse((_, key))| key)
     }
 
     pub(crate) fn remove(&mut self, key: DeliveryKey) {
@@ -156,19 +209,29 @@ impl InFlight {
         }
     }
 
-    /// Finds the recorded delivery that a redelivery belongs to: that of the same
-    /// attempt of the same task in the same queue. It is returned once.
-    pub(crate) fn take_redelivered(&mut self, job: &Job, queue: &str) -> Option<DeliveryKey> {
+    /// Gives tag and consumer of a redelivery to the recorded delivery that it belongs
+    /// to: that of the same attempt of the same task in the same queue. Returns its
+    /// key.
+    pub(crate) fn reattach(
+        &mut self,
+        job: &Job,
+        queue: &str,
+        tag: &DeliveryTag,
+        consumer: &Weak<dyn Consumer>,
+    ) -> Option<DeliveryKey> {
         let key = *self.invalidated.get(&job.id)?;
-        let delivery = self.find(key)?;
+        let delivery = self.find_mut(key)?;
         let Payload::Task { job: held, .. } = &delivery.payload else {
             return None;
         };
         let is_same = held.retries == job.retries && *delivery.queue == *queue;
-        (is_same && delivery.state.awaits_redelivery()).then(|| {
-            self.invalidated.remove(&job.id);
-            key
-        })
+        if !is_same || !delivery.state.awaits_redelivery() {
+            return None;
+        }
+        delivery.tag = tag.clone();
+        delivery.consumer = consumer.clone();
+        self.invalidated.remove(&job.id);
+        Some(key)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -201,20 +264,182 @@ impl InFlight {
     }
 }
 
-/// Aborts the tasks, so that none outlives its worker.
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        for (_, (_, delivery)) in &mut self.slab {
-            delivery.abort();
-        }
-    }
-}
-
 impl fmt::Debug for Payload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Task { job, .. } => write!(f, "Task({})", job.id),
             Self::Rejected(_) => f.write_str("Rejected"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use celery_protocol::Message;
+
+    use super::*;
+    use crate::boundary::{BoxFuture, Delivery, ServiceError, Settled, Settlement};
+    use crate::worker::delivery::event::{
+        Continuations, EffectError, ExecutionPolicy, Outcome, Revocation,
+    };
+
+    #[derive(Debug)]
+    struct NoConsumer;
+
+    impl Consumer for NoConsumer {
+        fn receive(&self, _: usize) -> BoxFuture<'_, Result<Vec<Delivery>, ServiceError>> {
+            Box::pin(std::future::pending())
+        }
+
+        fn interrupt(&self) {}
+
+        fn settle<'a>(
+            &'a self,
+            _: &'a [Settlement],
+        ) -> BoxFuture<'a, Vec<Result<Settled, ServiceError>>> {
+            Box::pin(std::future::pending())
+        }
+
+        fn close(&self) -> BoxFuture<'_, Result<(), ServiceError>> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    fn policy() -> ExecutionPolicy {
+        ExecutionPolicy {
+            acks_late: false,
+            acks_on_failure: true,
+            acks_on_timeout: true,
+            requeued_when_lost: false,
+            stores_result: false,
+            stores_errors: false,
+            track_started: false,
+            emits_events: false,
+            checks_admission: false,
+            continuations: Continuations::default(),
+            eta: None,
+            expires: None,
+            soft_limit: None,
+            hard_limit: Some(Duration::from_secs(10)),
+            retries: 0,
+            max_retries: None,
+            retry_delay: Duration::ZERO,
+            autoretry: None,
+        }
+    }
+
+    struct Table {
+        in_flight: InFlight,
+        window: Window,
+        now: Now,
+    }
+
+    impl Table {
+        fn new() -> Self {
+            Self {
+                in_flight: InFlight::default(),
+                window: Window::new(2),
+                now: Now {
+                    wall: UNIX_EPOCH,
+                    instant: Instant::now(),
+                },
+            }
+        }
+
+        fn insert(&mut self) -> DeliveryKey {
+            let delivery = InFlightDelivery::new(
+                DeliveryState::of_task(policy()),
+                DeliveryTag::new("tag"),
+                Weak::<NoConsumer>::new(),
+                "celery".into(),
+                Payload::Rejected(Box::new(Content::Message(Message::default()))),
+            );
+            self.in_flight.insert(delivery)
+        }
+
+        /// Returns the number of actions.
+        fn handle(&mut self, key: DeliveryKey, event: DeliveryEvent) -> usize {
+            let actions = self
+                .in_flight
+                .handle(key, event, self.now, &mut self.window);
+            let count = actions.len();
+            self.in_flight.reuse(actions);
+            count
+        }
+
+        /// Returns the pending deliveries and the room for others with four slots.
+        fn counts(&self) -> (usize, usize) {
+            let room = self.window.room(4, self.in_flight.len());
+            (self.window.pending(), room)
+        }
+    }
+
+    #[test]
+    fn delivery_is_counted_until_it_is_acknowledged_and_ends() {
+        let mut table = Table::new();
+        let key = table.insert();
+        assert_eq!(table.counts(), (0, 8));
+        table.handle(key, DeliveryEvent::Arrived);
+        table.handle(key, DeliveryEvent::SlotGranted);
+        assert_eq!(table.counts(), (1, 7));
+        table.handle(key, DeliveryEvent::Done);
+        assert_eq!(table.counts(), (1, 8));
+        table.handle(key, DeliveryEvent::Returned(Outcome::Value(None)));
+        assert_eq!(table.counts(), (0, 8));
+    }
+
+    #[test]
+    fn event_of_removed_delivery_has_no_effect() {
+        let mut table = Table::new();
+        let removed = table.insert();
+        table.in_flight.remove(removed);
+        let later = table.insert();
+        assert_ne!(removed, later);
+        assert_eq!(table.handle(removed, DeliveryEvent::Arrived), 0);
+        assert_eq!(table.counts(), (0, 8));
+        assert!(table.in_flight.find(later).is_some());
+    }
+
+    #[test]
+    fn timers_are_due_in_order() {
+        let mut table = Table::new();
+        let begin = table.now.instant;
+        let keys = [table.insert(), table.insert()];
+        for key in keys {
+            table.handle(key, DeliveryEvent::Arrived);
+            table.handle(key, DeliveryEvent::SlotGranted);
+            table.handle(key, DeliveryEvent::Done);
+            table.now.instant += Duration::from_secs(1);
+        }
+        let due = |seconds| begin + Duration::from_secs(seconds);
+        assert_eq!(table.in_flight.next_timeout(), Some(due(10)));
+        assert_eq!(table.in_flight.take_due(due(9)), None);
+        assert_eq!(table.in_flight.take_due(due(10)), Some(keys[0]));
+        assert_eq!(table.in_flight.take_due(due(10)), None);
+        assert_eq!(table.in_flight.take_due(due(11)), Some(keys[1]));
+        assert_eq!(table.in_flight.next_timeout(), None);
+    }
+
+    #[test]
+    fn keys_are_in_order_of_receipt() {
+        let mut table = Table::new();
+        let first = table.insert();
+        let second = table.insert();
+        table.in_flight.remove(first);
+        let third = table.insert();
+        assert_eq!(table.in_flight.keys(), [second, third]);
+    }
+
+    #[test]
+    fn failed_acknowledgement_sets_a_timer() {
+        let mut table = Table::new();
+        let key = table.insert();
+        table.handle(key, DeliveryEvent::Arrived);
+        table.handle(key, DeliveryEvent::Revoked(Revocation::Unstarted));
+        assert_eq!(table.counts().0, 0);
+        table.handle(key, DeliveryEvent::Failed(EffectError::NotSent));
+        assert!(table.in_flight.next_timeout() > Some(table.now.instant));
     }
 }

@@ -14,7 +14,6 @@ use crate::worker::delivery::event::{
 };
 use crate::worker::delivery::in_flight::{DeliveryKey, Payload};
 use crate::worker::driver::{Driver, Finished};
-use crate::worker::effects::run_task;
 use crate::worker::io::admission;
 
 impl Driver {
@@ -26,25 +25,24 @@ impl Driver {
             Action::Start => self.start_task(key),
             Action::SignalSoftLimit => self.warn_soft_limit(key),
             Action::Abort => {
-                if let Some(entry) = self.deliveries.in_flight.find_mut(key) {
-                    entry.abort();
+                if let Some(entry) = self.in_flight.find_mut(key) {
+                    entry.running = None;
                 }
             }
             Action::Effect(effect) => self.perform_effect(key, effect),
             Action::Emit(event) => self.emit(key, event),
             Action::RecordExpiry => {
                 if let Some(Payload::Task { job, .. }) =
-                    self.deliveries.in_flight.find(key).map(|one| &one.payload)
+                    self.in_flight.find(key).map(|one| &one.payload)
                 {
                     // As in Celery: peers receive the id by mingle.
-                    self.revocations.ids.add(&job.id, self.now.wall);
-                    self.rates.buckets.release(&job.id);
-                    self.revocations.is_unsaved = true;
+                    self.revocations.add(&job.id, self.now.wall);
+                    self.rates.release(&job.id);
                 }
             }
             Action::ReportInDoubt => self.report_in_doubt(key),
             Action::Remove => {
-                self.deliveries.in_flight.remove(key);
+                self.in_flight.remove(key);
                 self.drop_drained_consumers();
             }
         }
@@ -52,28 +50,20 @@ impl Driver {
 
     /// Runs a task in the slot that was granted.
     pub(crate) fn start_task(&mut self, key: DeliveryKey) {
-        let outcomes = self.outcomes.sender.clone();
-        let Some(entry) = self.deliveries.in_flight.find_mut(key) else {
+        let Some(entry) = self.in_flight.find_mut(key) else {
             return;
         };
         let Payload::Task { job, run } = &entry.payload else {
             return;
         };
         self.monitor.counters.start(&job.task);
-        let task = run_task::run(Arc::clone(run), Arc::clone(job));
-        let task = self.watchdog.watch(job, task);
-        // The delivery owns the task and aborts it when it is dropped.
-        let running = env::spawn(async move {
-            // The receiver exists as long as the driver.
-            let _ = outcomes.send((key, task.await));
-        });
-        entry.running = Some(running.abort_handle());
+        entry.running = Some(self.pool.run(key, job, run));
         entry.started = Some(self.now);
     }
 
     /// Signals the soft time limit, or ends a task that does not handle it.
     pub(crate) fn warn_soft_limit(&mut self, key: DeliveryKey) {
-        let Some(entry) = self.deliveries.in_flight.find_mut(key) else {
+        let Some(entry) = self.in_flight.find_mut(key) else {
             return;
         };
         let Payload::Task { job, .. } = &entry.payload else {
@@ -82,7 +72,7 @@ impl Driver {
         if job.control.signal_soft_limit() {
             return;
         }
-        entry.abort();
+        entry.running = None;
         let outcome = Outcome::Error {
             error: soft_limit_exceeded(),
             random: env::random(),
@@ -92,7 +82,7 @@ impl Driver {
 
     /// Starts an effect of a delivery; its end is a [`Finished`].
     pub(crate) fn perform_effect(&mut self, key: DeliveryKey, effect: Effect) {
-        let Some(entry) = self.deliveries.in_flight.find_mut(key) else {
+        let Some(entry) = self.in_flight.find_mut(key) else {
             return;
         };
         let now = self.now.wall;

@@ -10,7 +10,7 @@ use celery_protocol::{ControlRequest, Value};
 
 use crate::boundary::{Consumer, Delivery, ServiceError};
 use crate::worker::delivery::event::{DeliveryEvent, Revocation, Stop};
-use crate::worker::driver::{BATCH_SIZE, Driver, Finished, MAX_FINISHING};
+use crate::worker::driver::{BATCH_SIZE, Driver, Finished};
 use crate::worker::io::supervisor::Supervisor;
 
 /// The consumers of a worker.
@@ -120,7 +120,7 @@ impl Driver {
     }
 
     fn replace_consumer(&mut self, consumer: Arc<dyn Consumer>) {
-        if self.shutdown.stage.is_some() {
+        if self.shutdown.is_requested() {
             consumer.interrupt();
         }
         if let Some(old) = self.connection.consumer.replace(consumer) {
@@ -134,7 +134,7 @@ impl Driver {
     /// Drops replaced consumers without deliveries in flight.
     pub(crate) fn drop_drained_consumers(&mut self) {
         if !self.connection.retired.is_empty() {
-            let entries = &self.deliveries.in_flight;
+            let entries = &self.in_flight;
             self.connection
                 .retired
                 .retain(|consumer| entries.any_of(consumer));
@@ -176,15 +176,14 @@ impl Driver {
         if self.connection.settles_after_reconnect() {
             return;
         }
-        for key in self.deliveries.in_flight.keys() {
+        for key in self.in_flight.keys() {
             let is_its = self
-                .deliveries
                 .in_flight
                 .find(key)
                 .is_some_and(|entry| Weak::ptr_eq(&entry.consumer, &Arc::downgrade(consumer)));
             if is_its {
                 self.event(key, DeliveryEvent::ConnectionLost);
-                self.deliveries.in_flight.record_invalidated(key);
+                self.in_flight.record_invalidated(key);
             }
         }
     }
@@ -208,20 +207,17 @@ impl Driver {
         let Some(consumer) = self.connection.consumer.clone() else {
             return;
         };
-        let finishing = self.deliveries.in_flight.len() - self.deliveries.pending;
-        // With prefetch, an acknowledged running task no longer counts in the
-        // broker's window, so its place is already taken by another delivery.
-        let held = match self.multiplier() {
-            1 => self.deliveries.pending,
-            _ => self.deliveries.unsettled,
-        };
-        let room = self.window().saturating_sub(held).min(BATCH_SIZE);
+        // With autoscaling the backlog has to exceed the current slots to be seen.
+        let slots = self.slots.max_concurrency();
+        let room = self
+            .window
+            .room(slots, self.in_flight.len())
+            .min(BATCH_SIZE);
         // A consumer whose queues were all cancelled answers at once, without end.
         let has_queues = !self.connection.supervisor.options.queues.is_empty();
         let blocked = self.connection.is_receiving
             || self.remote.is_mingling
-            || self.shutdown.stage.is_some()
-            || finishing >= MAX_FINISHING.max(self.window())
+            || self.shutdown.is_requested()
             || !has_queues;
         if blocked || room == 0 {
             return;
@@ -241,14 +237,14 @@ impl Driver {
                 self.reconnect()
             }
             Ok(consumer) => {
-                if self.shutdown.stage.is_some() {
+                if self.shutdown.is_requested() {
                     consumer.interrupt();
                 }
                 self.connection.consumer = Some(consumer);
             }
             Err(error) => {
                 tracing::error!("shutting down: {error}");
-                self.shutdown.error = Some(error);
+                self.shutdown.fail(error);
                 self.stop(Stop::Warm);
             }
         }
@@ -262,12 +258,12 @@ impl Driver {
         if !survives {
             // Replaced consumers share the connection.
             self.connection.retired.clear();
-            for key in self.deliveries.in_flight.keys() {
+            for key in self.in_flight.keys() {
                 self.event(key, DeliveryEvent::ConnectionLost);
                 if self.settings.cancel_on_connection_loss {
                     self.event(key, DeliveryEvent::Revoked(Revocation::ConnectionLost));
                 }
-                self.deliveries.in_flight.record_invalidated(key);
+                self.in_flight.record_invalidated(key);
             }
         }
         self.reconnect();

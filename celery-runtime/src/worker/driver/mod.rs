@@ -15,70 +15,46 @@
 mod actions;
 pub(crate) mod command;
 pub(crate) mod connection;
-pub(crate) mod deliveries;
+mod deliveries;
 pub(crate) mod monitor;
+pub(crate) mod pool;
 pub(crate) mod remote;
-pub(crate) mod revocations;
+mod revocations;
 mod scale;
 mod settle;
-pub(crate) mod slots;
-pub(crate) mod stop;
+mod slots;
+mod stop;
 
-use std::cmp::Reverse;
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 use celery_protocol::ControlReply;
 use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use tokio::sync::mpsc;
-use tokio::time::Instant;
 
 use crate::boundary::{BoxFuture, Consumer, Delivery, ServiceError, Settled, Settlement};
 use crate::config::{OnUnknown, WorkerSettings};
-use crate::env;
 use crate::env::{Clock, Now};
 use crate::worker::core::rate_limits::RateLimits;
+use crate::worker::core::revocations::Revocations;
+use crate::worker::core::shutdown::Shutdown;
+use crate::worker::core::slots::Slots;
+use crate::worker::core::window::Window;
 use crate::worker::delivery::decode::MessageDecoder;
-use crate::worker::delivery::event::{
-    Admission, DeliveryEvent, EffectError, Outcome, Revocation, Stop,
-};
-use crate::worker::delivery::in_flight::{DeliveryKey, LockGuard, Payload};
+use crate::worker::delivery::event::{Admission, DeliveryEvent, EffectError, Stop};
+use crate::worker::delivery::in_flight::{DeliveryKey, InFlight, LockGuard, Payload};
 use crate::worker::driver::connection::{Connection, QueueChange};
-use crate::worker::driver::deliveries::Deliveries;
 use crate::worker::driver::monitor::Monitor;
+use crate::worker::driver::pool::Pool;
 use crate::worker::driver::remote::RemoteControl;
-use crate::worker::driver::revocations::RevocationState;
-use crate::worker::driver::slots::Slots;
-use crate::worker::driver::stop::Shutdown;
 use crate::worker::effects::executor::{EffectExecutor, EffectResult};
 use crate::worker::error::WorkerError;
 use crate::worker::io::admission::UniqueLock;
 use crate::worker::io::sweeper::ChordSweeper;
-use crate::worker::io::watchdog::Watchdog;
-
-pub(crate) use crate::worker::driver::scale::{prefetch, window};
 
 /// Most deliveries received at once, and most outcomes handled between two turns
 /// of the loop.
 const BATCH_SIZE: usize = 256;
-
-/// Most deliveries whose task has ended and whose result or acknowledgement is not
-/// yet confirmed, beyond which the worker does not receive, unless the window is
-/// larger.
-///
-/// It bounds the backlog of an unreachable backend. If storing a result takes
-/// longer than its task, the limit is always reached; a larger one would delay the
-/// last result beyond a visibility timeout or a chord's claim, and more tasks
-/// would run again after a crash with late acknowledgement.
-const MAX_FINISHING: usize = 256;
-
-/// Most ids whose results are set to REVOKED in one request.
-const REVOCATION_BATCH: usize = 256;
-
-/// The interval at which a changed state file is written.
-const SAVE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The result of a future of the driver.
 pub(crate) enum Finished {
@@ -102,36 +78,9 @@ pub(crate) enum Finished {
     Restored(DeliveryKey, Result<(), EffectError>),
 }
 
-/// Limits of a worker that do not change while it runs.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct WorkerLimits {
-    /// The initial concurrency.
-    pub(crate) concurrency: usize,
-    /// Prefetched messages for each concurrent task; 0 is without limit.
-    pub(crate) multiplier: usize,
-    /// How long a shutdown waits for results and acknowledgements after the last
-    /// task has ended.
-    pub(crate) grace: Duration,
-}
-
-/// The outcomes of tasks. The channel is unbounded in type only: each delivery in
-/// flight sends one message.
-pub(crate) struct Outcomes {
-    pub(crate) sender: mpsc::UnboundedSender<(DeliveryKey, Outcome)>,
-    pub(crate) receiver: mpsc::UnboundedReceiver<(DeliveryKey, Outcome)>,
-}
-
-impl Outcomes {
-    pub(crate) fn new() -> Self {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        Self { sender, receiver }
-    }
-}
-
 /// The running worker: one task that owns its components.
 pub(crate) struct Driver {
     pub(crate) settings: Arc<WorkerSettings>,
-    pub(crate) limits: WorkerLimits,
     pub(crate) on_unknown: OnUnknown,
     pub(crate) clock: Clock,
     /// The time of the current turn of the loop.
@@ -139,34 +88,25 @@ pub(crate) struct Driver {
     pub(crate) decoder: MessageDecoder,
     pub(crate) executor: Arc<EffectExecutor>,
     pub(crate) connection: Connection,
-    pub(crate) deliveries: Deliveries,
-    pub(crate) slots: Slots,
-    pub(crate) rates: RateLimiter,
-    pub(crate) revocations: RevocationState,
+    pub(crate) in_flight: InFlight,
+    pub(crate) window: Window,
+    pub(crate) slots: Slots<DeliveryKey>,
+    pub(crate) rates: RateLimits,
+    pub(crate) revocations: Revocations,
     pub(crate) shutdown: Shutdown,
     pub(crate) monitor: Monitor,
     pub(crate) remote: RemoteControl,
-    pub(crate) outcomes: Outcomes,
+    pub(crate) pool: Pool,
     pub(crate) futures: FuturesUnordered<BoxFuture<'static, Finished>>,
     pub(crate) settlements: Vec<(DeliveryKey, Settlement)>,
-    pub(crate) watchdog: Watchdog,
     /// Sweeps stalled chords until it is dropped.
     pub(crate) _sweeper: Option<ChordSweeper>,
 }
 
-/// The rate limits of tasks, and their texts for `inspect`.
-#[derive(Default)]
-pub(crate) struct RateLimiter {
-    pub(crate) buckets: RateLimits,
-    /// The limits as they were written, by task.
-    pub(crate) texts: HashMap<String, String>,
-}
-
 impl Driver {
-    /// Prepares the loop: prefetch, rate limits, state file, mingle.
+    /// Prepares the loop: prefetch, state file, mingle.
     pub(crate) fn prepare(&mut self, mingle: Option<BoxFuture<'static, Vec<ControlReply>>>) {
         self.set_prefetch();
-        self.load_rate_limits();
         self.load_state();
         if let Some(mingle) = mingle {
             self.remote.is_mingling = true;
@@ -197,7 +137,7 @@ impl Driver {
                     self.stop(kind);
                     stop = stops();
                 }
-                _ = self.outcomes.receiver.recv_many(&mut ended, BATCH_SIZE) => {
+                () = self.pool.ended(&mut ended, BATCH_SIZE) => {
                     self.now = self.clock.moment();
                     for (key, outcome) in ended.drain(..) {
                         self.event(key, DeliveryEvent::Returned(outcome));
@@ -228,37 +168,13 @@ impl Driver {
 
     /// Grants free slots, sends collected events and settlements, and receives.
     pub(crate) fn flush(&mut self) {
-        while self.slots.busy < self.slots.concurrency {
-            let Some(key) = self.slots.ready.pop_front() else {
-                break;
-            };
-            // It no longer waits, as during a shutdown.
-            let Some(entry) = self
-                .deliveries
-                .in_flight
-                .find(key)
-                .filter(|one| one.state.is_waiting())
-            else {
-                continue;
-            };
-            if let Payload::Task { job, .. } = &entry.payload
-                && self.revocations.ids.covers(job)
-            {
-                self.event(key, DeliveryEvent::Revoked(Revocation::Unstarted));
-                continue;
-            }
-            self.slots.busy += 1;
-            self.event(key, DeliveryEvent::SlotGranted);
-        }
+        self.grant_slots();
         self.monitor.dispatcher.flush();
         self.write_revocations();
         self.send_settlements();
         self.receive();
-        if self.shutdown.stage.is_some()
-            && self.shutdown.give_up_at.is_none()
-            && self.slots.busy == 0
-        {
-            self.shutdown.give_up_at = Some(env::instant() + self.limits.grace);
+        if self.slots.busy() == 0 {
+            self.shutdown.start_grace(self.now.instant);
         }
     }
 
@@ -271,7 +187,7 @@ impl Driver {
             }
             Finished::QueuesChanged(change) => self.changed(change),
             Finished::AdmissionChecked(key, Ok((admission, lock))) => {
-                if let Some(entry) = self.deliveries.in_flight.find_mut(key) {
+                if let Some(entry) = self.in_flight.find_mut(key) {
                     entry.lock = lock.map(|lock| Box::new(lock) as LockGuard);
                 }
                 self.event(key, DeliveryEvent::AdmissionChecked(admission));
@@ -279,7 +195,7 @@ impl Driver {
             Finished::AdmissionChecked(key, Err(error)) => {
                 self.event(key, DeliveryEvent::Failed(error))
             }
-            Finished::RevocationsWritten => self.revocations.is_writing = false,
+            Finished::RevocationsWritten => self.revocations.written(),
             Finished::Nothing => {}
             Finished::Connected(connected) => {
                 self.connection.is_connecting = false;
@@ -305,15 +221,10 @@ impl Driver {
     /// Handles all timers that are due.
     pub(crate) fn tick(&mut self) {
         let now = self.now.instant;
-        while let Some(Reverse((time, key))) = self.deliveries.timers.peek().copied() {
-            if time > now {
-                break;
-            }
-            self.deliveries.timers.pop();
+        while let Some(key) = self.in_flight.take_due(now) {
             self.event(key, DeliveryEvent::Tick);
         }
-        if self.shutdown.soft_until.is_some_and(|until| until <= now) {
-            self.shutdown.soft_until = None;
+        if self.shutdown.end_soft_stage(now) {
             self.stop(Stop::Cold);
         }
         if self
@@ -326,32 +237,20 @@ impl Driver {
             self.scale_down();
         }
         self.decide_elections();
-        if self.revocations.is_unsaved && self.revocations.saved_at + SAVE_INTERVAL <= now {
+        if self.next_save().is_some_and(|time| time <= now) {
             self.save_state();
         }
     }
 
     /// Returns when the next timer is due.
     pub(crate) fn wake_at(&self) -> Option<Instant> {
-        let timer = self
-            .deliveries
-            .timers
-            .peek()
-            .map(|Reverse((time, _))| *time);
-        let election = self
-            .remote
-            .elections
-            .iter()
-            .map(|election| election.decided_at);
-        let save = (self.revocations.is_unsaved && self.settings.state_file.is_some())
-            .then(|| self.revocations.saved_at + SAVE_INTERVAL);
+        let timer = self.in_flight.next_timeout();
         timer
             .into_iter()
-            .chain(self.shutdown.give_up_at)
-            .chain(self.shutdown.soft_until)
+            .chain(self.shutdown.deadline())
             .chain(self.monitor.heartbeat_at)
-            .chain(election)
-            .chain(save)
+            .chain(self.remote.elections.next_decision())
+            .chain(self.next_save())
             .min()
     }
 
@@ -362,7 +261,7 @@ impl Driver {
 
 async fn sleep_until(time: Option<Instant>) {
     match time {
-        Some(time) => tokio::time::sleep_until(time).await,
+        Some(time) => tokio::time::sleep_until(time.into()).await,
         None => std::future::pending().await,
     }
 }

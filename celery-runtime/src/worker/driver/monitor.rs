@@ -1,7 +1,8 @@
 //! Monitoring: task and worker events, heartbeats, counters.
 
+use std::time::Instant;
+
 use celery_protocol::{Map, Value};
-use tokio::time::Instant;
 
 use crate::execution::{FailureInfo, Job};
 use crate::logical_clock::LogicalClock;
@@ -28,11 +29,12 @@ impl Monitor {
         dispatcher: EventDispatcher,
         logical_clock: LogicalClock,
         heartbeat_at: Option<Instant>,
+        now: Instant,
     ) -> Self {
         Self {
             dispatcher,
             logical_clock,
-            counters: Counters::new(),
+            counters: Counters::new(now),
             scheduled: Scheduled::default(),
             heartbeat_at,
         }
@@ -45,7 +47,7 @@ const SOFTWARE: &str = "rust-celery";
 impl Driver {
     /// Emits an event of a task.
     pub(crate) fn emit(&mut self, key: DeliveryKey, event: TaskEvent) {
-        let Some(entry) = self.deliveries.in_flight.find(key) else {
+        let Some(entry) = self.in_flight.find(key) else {
             return;
         };
         let Payload::Task { job, .. } = &entry.payload else {
@@ -122,7 +124,7 @@ impl Driver {
         };
         let mut fields = Map::new();
         fields.insert("freq", interval.as_secs_f64());
-        fields.insert("active", self.slots.busy as u64);
+        fields.insert("active", self.slots.busy() as u64);
         fields.insert("processed", self.monitor.counters.processed);
         let load = load_average().map(|load| load.map(Value::Float).to_vec());
         fields.insert("loadavg", Value::Array(load.unwrap_or_default()));

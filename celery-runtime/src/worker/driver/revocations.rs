@@ -1,42 +1,16 @@
 //! Revocations: exchange with peers, durable copies, REVOKED results, state file.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Instant;
 
 use celery_protocol::ControlReply;
 use futures_util::FutureExt;
-use tokio::time::Instant;
 
 use crate::boundary::ResultBackend;
 use crate::revocation::store_revocations;
-use crate::worker::core::revocations::Revocations;
 use crate::worker::driver::command::argument;
-use crate::worker::driver::{Driver, Finished, REVOCATION_BATCH};
+use crate::worker::driver::{Driver, Finished};
 use crate::worker::io::state_file::SavedState;
-
-/// The revocations of a worker and what is pending for them.
-pub(crate) struct RevocationState {
-    pub(crate) ids: Revocations,
-    /// Ids whose results are to be set to REVOKED.
-    pub(crate) pending_writes: VecDeque<String>,
-    pub(crate) is_writing: bool,
-    /// Whether the state file is out of date.
-    pub(crate) is_unsaved: bool,
-    pub(crate) saved_at: Instant,
-}
-
-impl RevocationState {
-    pub(crate) fn new(ids: Revocations, now: Instant) -> Self {
-        Self {
-            ids,
-            pending_writes: VecDeque::new(),
-            is_writing: false,
-            is_unsaved: false,
-            saved_at: now,
-        }
-    }
-}
 
 impl Driver {
     /// Adds the revocations and logical clocks of the peers.
@@ -53,8 +27,7 @@ impl Driver {
             }
             let revoked = fields.and_then(|map| map.get("revoked"));
             for id in argument::texts(revoked) {
-                self.revocations.ids.add(&id, self.now.wall);
-                self.revocations.is_unsaved = true;
+                self.revocations.add(&id, self.now.wall);
             }
         }
     }
@@ -66,16 +39,7 @@ impl Driver {
         if !self.executor.context.backend.as_ref().is_some_and(shared) {
             return;
         }
-        self.revocations.pending_writes.extend(ids);
-        let excess = self
-            .revocations
-            .pending_writes
-            .len()
-            .saturating_sub(self.settings.revokes_max);
-        if excess > 0 {
-            tracing::warn!("dropped {excess} pending REVOKED result writes");
-            self.revocations.pending_writes.drain(..excess);
-        }
+        self.revocations.queue_writes(ids);
     }
 
     /// Stores revocations for workers that start later, with
@@ -103,12 +67,9 @@ impl Driver {
 
     /// Sets the results of the next batch of ids to REVOKED.
     pub(crate) fn write_revocations(&mut self) {
-        if self.revocations.is_writing || self.revocations.pending_writes.is_empty() {
+        let Some(ids) = self.revocations.next_write() else {
             return;
-        }
-        self.revocations.is_writing = true;
-        let batch = self.revocations.pending_writes.len().min(REVOCATION_BATCH);
-        let ids: Vec<_> = self.revocations.pending_writes.drain(..batch).collect();
+        };
         let written = self.executor.store_revoked(ids, self.now.wall);
         self.futures
             .push(Box::pin(written.map(|()| Finished::RevocationsWritten)));
@@ -121,10 +82,7 @@ impl Driver {
         match SavedState::load(path) {
             Ok(state) => {
                 self.monitor.logical_clock.adjust(state.clock);
-                for (id, time) in state.revoked {
-                    let since = Duration::try_from_secs_f64(time).unwrap_or_default();
-                    self.revocations.ids.add(&id, UNIX_EPOCH + since);
-                }
+                self.revocations.restore(&state.revoked);
             }
             Err(error) => tracing::error!(
                 "cannot read the state file {}, earlier revocations are unknown: {error}",
@@ -133,14 +91,19 @@ impl Driver {
         }
     }
 
+    /// Returns when the state file is to be written, if it is out of date.
+    pub(crate) fn next_save(&self) -> Option<Instant> {
+        self.settings.state_file.as_ref()?;
+        self.revocations.next_save()
+    }
+
     pub(crate) fn save_state(&mut self) {
-        self.revocations.is_unsaved = false;
-        self.revocations.saved_at = self.now.instant;
+        self.revocations.saved(self.now.instant);
         let Some(path) = &self.settings.state_file else {
             return;
         };
         let state = SavedState {
-            revoked: self.revocations.ids.timed(),
+            revoked: self.revocations.timed(),
             clock: self.monitor.logical_clock.value(),
         };
         if let Err(error) = state.save(path) {

@@ -33,7 +33,7 @@ impl Driver {
     ) -> Vec<(Arc<dyn Consumer>, Batch)> {
         let mut batches: Vec<(Arc<dyn Consumer>, Batch)> = Vec::new();
         for (key, settlement) in settlements {
-            let Some(entry) = self.deliveries.in_flight.find(key) else {
+            let Some(entry) = self.in_flight.find(key) else {
                 continue;
             };
             let by = match &self.connection.consumer {
@@ -105,7 +105,7 @@ impl Driver {
     /// Returns the message of a delivery to its queue, from the copy in memory if the
     /// broker does not hold it any more.
     pub(crate) fn restore(&mut self, key: DeliveryKey) {
-        let Some(entry) = self.deliveries.in_flight.find(key) else {
+        let Some(entry) = self.in_flight.find(key) else {
             return;
         };
         let Payload::Task { job, .. } = &entry.payload else {
@@ -128,7 +128,7 @@ impl Driver {
     /// broker.
     pub(crate) fn report_in_doubt(&mut self, key: DeliveryKey) {
         self.monitor.counters.in_doubt += 1;
-        if let Some(entry) = self.deliveries.in_flight.find(key)
+        if let Some(entry) = self.in_flight.find(key)
             && let Payload::Task { job, .. } = &entry.payload
         {
             tracing::error!(

@@ -5,11 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use celery_protocol::{Raw, State, WireSignature};
-use tokio::task::AbortHandle;
 
 use crate::boundary::{ChordClaim, ChordEnd, ResultBackend, ServiceError, StalledChord};
 use crate::canvas::options::CallOptions;
-use crate::env;
+use crate::env::{self, AbortOnDrop};
 use crate::worker::delivery::event::EffectError;
 use crate::worker::effects::executor::EffectExecutor;
 use crate::worker::workflow::effect::{ClaimedChord, TaskRequest, WorkflowEffect};
@@ -24,7 +23,9 @@ const SWEEP_BATCH: usize = 16;
 
 /// Periodically claims and resumes stalled chords until it is dropped.
 #[derive(Debug)]
-pub(crate) struct ChordSweeper(AbortHandle);
+pub(crate) struct ChordSweeper {
+    _task: AbortOnDrop,
+}
 
 impl ChordSweeper {
     /// Starts the sweeper; `None` if the result backend stores no chords.
@@ -38,13 +39,9 @@ impl ChordSweeper {
                 sweep(&executor, &*backend).await;
             }
         });
-        Some(Self(sweeping.abort_handle()))
-    }
-}
-
-impl Drop for ChordSweeper {
-    fn drop(&mut self) {
-        self.0.abort();
+        Some(Self {
+            _task: sweeping.into(),
+        })
     }
 }
 

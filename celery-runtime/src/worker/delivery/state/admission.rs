@@ -1,6 +1,6 @@
 //! Transitions of a delivery from its arrival to the start of its task.
 
-use tokio::time::Instant;
+use std::time::Instant;
 
 use crate::env::Now;
 use crate::task::Conflict;

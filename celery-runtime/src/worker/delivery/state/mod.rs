@@ -49,7 +49,7 @@ mod rejected;
 mod revocation;
 mod task;
 
-use tokio::time::Instant;
+use std::time::Instant;
 
 use crate::config::OnUnknown;
 use crate::env::Now;

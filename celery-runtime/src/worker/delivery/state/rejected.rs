@@ -1,6 +1,6 @@
 //! The state machine of a message that this worker cannot run: [`RejectedDelivery`].
 
-use tokio::time::Instant;
+use std::time::Instant;
 
 use crate::boundary::QueueEnd;
 use crate::config::OnUnknown;

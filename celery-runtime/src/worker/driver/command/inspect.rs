@@ -24,15 +24,15 @@ impl Driver {
     }
 
     pub(crate) fn requests(&self, wanted: impl Fn(&InFlightDelivery) -> bool) -> Value {
-        let found = self.deliveries.in_flight.keys().into_iter().filter(|key| {
-            let entry = self.deliveries.in_flight.find(*key);
+        let found = self.in_flight.keys().into_iter().filter(|key| {
+            let entry = self.in_flight.find(*key);
             entry.is_some_and(&wanted)
         });
         Value::Array(found.filter_map(|key| self.request(key)).collect())
     }
 
     pub(crate) fn request(&self, key: DeliveryKey) -> Option<Value> {
-        let entry = self.deliveries.in_flight.find(key)?;
+        let entry = self.in_flight.find(key)?;
         let Payload::Task { job, .. } = &entry.payload else {
             return None;
         };
@@ -57,8 +57,8 @@ impl Driver {
 
     pub(crate) fn query_tasks(&self, ids: &[String]) -> Value {
         let mut found = Map::new();
-        for key in self.deliveries.in_flight.keys() {
-            let Some(entry) = self.deliveries.in_flight.find(key) else {
+        for key in self.in_flight.keys() {
+            let Some(entry) = self.in_flight.find(key) else {
                 continue;
             };
             let Payload::Task { job, .. } = &entry.payload else {
@@ -114,7 +114,7 @@ impl Driver {
         let shown = items.iter().filter_map(|item| {
             let value = match *item {
                 "name" => Some(task.name.to_string()),
-                "rate_limit" => self.rates.texts.get(&*task.name).cloned(),
+                "rate_limit" => self.rates.show(&task.name).map(ToOwned::to_owned),
                 "max_retries" => match options.max_retries.unwrap_or(Some(3)) {
                     Some(limit) => Some(limit.to_string()),
                     None => Some("None".to_owned()),
@@ -158,14 +158,17 @@ impl Driver {
         stats.insert("uptime", uptime.as_secs());
         stats.insert("pool", Value::Map(self.pool()));
         stats.insert("broker", Value::Map(self.broker()));
-        stats.insert("prefetch_count", self.window() as u64);
+        stats.insert(
+            "prefetch_count",
+            self.window.size(self.slots.max_concurrency()) as u64,
+        );
         stats.insert("rusage", Value::Map(resource_usage()));
-        if let Some((max, min)) = self.slots.autoscale {
+        if let Some((max, min)) = self.slots.autoscale() {
             let mut scale = Map::new();
             scale.insert("max", max as u64);
             scale.insert("min", min as u64);
-            scale.insert("current", self.slots.concurrency as u64);
-            scale.insert("qty", self.deliveries.pending as u64);
+            scale.insert("current", self.slots.concurrency() as u64);
+            scale.insert("qty", self.window.pending() as u64);
             stats.insert("autoscaler", Value::Map(scale));
         }
         Value::Map(stats)
@@ -175,7 +178,7 @@ impl Driver {
     pub(crate) fn pool(&self) -> Map {
         let pid = i64::from(std::process::id());
         let mut pool = Map::new();
-        let children = self.slots.children.as_deref();
+        let children = self.pool.children();
         let children = children.map(Children::stats);
         let mut pids: Vec<i64> = Vec::new();
         let mut implementation = "celery_runtime:tokio";
@@ -186,15 +189,15 @@ impl Driver {
             pids.extend(children.tasks.iter().map(|(pid, _)| i64::from(*pid)));
         }
         // A slot without a child process runs in this process.
-        pids.truncate(self.slots.concurrency);
-        pids.resize(self.slots.concurrency, pid);
+        pids.truncate(self.slots.concurrency());
+        pids.resize(self.slots.concurrency(), pid);
         pool.insert("implementation", implementation);
-        pool.insert("max-concurrency", self.limits.concurrency as u64);
+        pool.insert("max-concurrency", self.pool.initial_size() as u64);
         let slots = pids.into_iter().map(Value::Int);
         pool.insert("processes", Value::Array(slots.collect()));
         let max_tasks = max_tasks.map_or(Value::from("N/A"), |limit| i64::from(limit).into());
         pool.insert("max-tasks-per-child", max_tasks);
-        let abandoned = self.executor.context.blocking.abandoned();
+        let abandoned = self.pool.abandoned_threads();
         pool.insert("abandoned-threads", abandoned as u64);
         pool.insert("put-guarded-by-semaphore", true);
         let seconds = |limit: Option<std::time::Duration>| {
@@ -294,7 +297,7 @@ impl Driver {
 
     fn worker_settings(&self, shown: &mut Map) {
         let config = &self.executor.messages.sender.config;
-        shown.insert("worker_concurrency", self.slots.concurrency as u64);
+        shown.insert("worker_concurrency", self.slots.concurrency() as u64);
         let multiplier = config.worker_prefetch_multiplier;
         shown.insert("worker_prefetch_multiplier", multiplier as u64);
         shown.insert("worker_disable_prefetch", self.settings.disable_prefetch);

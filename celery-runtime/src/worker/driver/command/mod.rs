@@ -14,7 +14,7 @@
 //! `celery control` and Flower work.
 
 pub(crate) mod argument;
-pub(crate) mod election;
+mod election;
 mod inspect;
 
 use std::collections::HashSet;
@@ -99,7 +99,7 @@ impl Driver {
             "active" | "dump_active" => Ok(self.active()),
             "reserved" | "dump_reserved" => Ok(self.reserved()),
             "scheduled" | "dump_schedule" => Ok(self.scheduled()),
-            "revoked" | "dump_revoked" => Ok(list(self.revocations.ids.ids())),
+            "revoked" | "dump_revoked" => Ok(list(self.revocations.ids())),
             "registered" | "dump_tasks" => Ok(self.registered(arguments)),
             "stats" => Ok(self.stats()),
             "conf" | "dump_conf" => Ok(self.configuration()),
@@ -134,7 +134,7 @@ impl Driver {
             "shutdown" => {
                 tracing::info!("shutdown requested by remote control");
                 // A later stage that is under way must not go back to warm.
-                if self.shutdown.stage.is_none() {
+                if !self.shutdown.is_requested() {
                     self.stop(Stop::Warm);
                 }
                 return Reply::Omitted;
@@ -160,12 +160,11 @@ impl Driver {
             Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_str).collect(),
             _ => Vec::new(),
         };
-        self.revocations.is_unsaved |= !ids.is_empty();
         for id in ids {
-            self.revocations.ids.add(id, self.now.wall);
+            self.revocations.add(id, self.now.wall);
         }
         let mut reply = Map::new();
-        reply.insert("revoked", list(self.revocations.ids.ids()));
+        reply.insert("revoked", list(self.revocations.ids()));
         reply.insert("clock", self.monitor.logical_clock.forward());
         Value::Map(reply)
     }
@@ -190,19 +189,17 @@ impl Driver {
         signal: Option<i32>,
     ) -> Result<Value, String> {
         for id in ids {
-            self.revocations.ids.add(id, self.now.wall);
-            self.rates.buckets.release(id);
+            self.revocations.add(id, self.now.wall);
+            self.rates.release(id);
         }
-        self.revocations.is_unsaved = true;
         self.store_revocations(ids);
         let revoked: HashSet<&str> = ids.iter().map(String::as_str).collect();
         let found: Vec<_> = self
-            .deliveries
             .in_flight
             .keys()
             .into_iter()
             .filter_map(|key| {
-                let entry = self.deliveries.in_flight.find(key)?;
+                let entry = self.in_flight.find(key)?;
                 let Payload::Task { job, .. } = &entry.payload else {
                     return None;
                 };
@@ -236,11 +233,8 @@ impl Driver {
     }
 
     pub(crate) fn terminate_delivery(&mut self, key: DeliveryKey, signal: i32) {
-        if let Some(Payload::Task { job, .. }) = self
-            .deliveries
-            .in_flight
-            .find(key)
-            .map(|entry| &entry.payload)
+        if let Some(Payload::Task { job, .. }) =
+            self.in_flight.find(key).map(|entry| &entry.payload)
         {
             job.control.set_signal(signal);
         }
@@ -261,7 +255,6 @@ impl Driver {
         for (name, values) in headers.iter() {
             let name = name.as_str().unwrap_or_default();
             self.revocations
-                .ids
                 .add_stamps(name, revocations::stamp_values(values));
         }
         let shown = repr::kwargs(&headers);
@@ -292,12 +285,10 @@ impl Driver {
         &self,
         matches: impl Fn(&DeliveryState) -> bool,
     ) -> Vec<DeliveryKey> {
-        let revoked = self.deliveries.in_flight.keys().into_iter().filter(|key| {
-            let entry = self.deliveries.in_flight.find(*key);
+        let revoked = self.in_flight.keys().into_iter().filter(|key| {
+            let entry = self.in_flight.find(*key);
             entry.is_some_and(|entry| match &entry.payload {
-                Payload::Task { job, .. } => {
-                    matches(&entry.state) && self.revocations.ids.covers(job)
-                }
+                Payload::Task { job, .. } => matches(&entry.state) && self.revocations.covers(job),
                 Payload::Rejected(_) => false,
             })
         });
@@ -312,21 +303,15 @@ impl Driver {
             Some(limit) => scalar(limit).ok_or_else(|| missing("rate_limit"))?,
         };
         let rate = RateLimit::parse(&limit)
-            .map_err(|error| format!("Invalid rate limit string: {error}"))?
-            .per_second;
+            .map_err(|error| format!("Invalid rate limit string: {error}"))?;
         if self.decoder.registry.find(&task).is_none() {
             return Err("unknown task".to_owned());
         }
-        self.rates.buckets.set(&task, rate);
-        let done = match rate {
-            Some(_) => {
-                self.rates.texts.insert(task, limit);
-                "new rate limit set successfully"
-            }
-            None => {
-                self.rates.texts.remove(&task);
-                "rate limit disabled successfully"
-            }
+        self.rates.set(&task, &limit, rate, self.now.instant);
+        let done = if rate.per_second.is_some() {
+            "new rate limit set successfully"
+        } else {
+            "rate limit disabled successfully"
         };
         Ok(entry("ok", done))
     }
@@ -358,13 +343,13 @@ impl Driver {
                 .filter(|n| *n >= 0.0 && n.fract() == 0.0 && *n <= 65_535.0)
                 .ok_or("ValueError('n must be a whole number')")? as i64,
         };
-        if self.slots.autoscale.is_some() {
+        if self.slots.autoscale().is_some() {
             let name = if direction > 0 { "grow" } else { "shrink" };
             return Err(format!(
                 "pool_{name} is not supported with autoscale. Adjust autoscale range instead."
             ));
         }
-        let size = self.slots.concurrency as i64 + direction * by;
+        let size = self.slots.concurrency() as i64 + direction * by;
         if size < 1 {
             return Err("ValueError('the pool must keep a slot')".to_owned());
         }
@@ -378,7 +363,7 @@ impl Driver {
     }
 
     pub(crate) fn set_autoscale(&mut self, arguments: &Map) -> Result<Value, String> {
-        let Some((max, min)) = self.slots.autoscale else {
+        let Some((max, min)) = self.slots.autoscale() else {
             return Err("ValueError('Autoscale not enabled')".to_owned());
         };
         let size = |name: &str, default: usize| match arguments.get(name).and_then(number) {
@@ -387,8 +372,8 @@ impl Driver {
         };
         let max = size("max", max).max(1);
         let min = size("min", min).clamp(1, max);
-        self.slots.autoscale = Some((max, min));
-        self.set_concurrency(self.slots.concurrency.clamp(min, max));
+        let size = self.slots.set_autoscale(max, min);
+        self.set_concurrency(size);
         self.set_prefetch();
         self.scale_up();
         Ok(entry("ok", format!("autoscale now max={max} min={min}")))

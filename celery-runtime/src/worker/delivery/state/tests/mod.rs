@@ -6,10 +6,9 @@ mod connection;
 mod outcomes;
 mod stories;
 
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use celery_protocol::Raw;
-use tokio::time::Instant;
 
 use crate::env::Now;
 use crate::execution::{ProcessLost, TaskError};
