@@ -220,6 +220,7 @@ impl Worker {
     fn shutdown(&self) -> Shutdown {
         Shutdown::new(ShutdownOptions {
             grace: self.grace,
+            restore: self.app.config.operation_timeout,
             soft_timeout: self.settings.soft_shutdown_timeout,
             soft_on_idle: self.settings.soft_shutdown_on_idle,
         })

@@ -132,7 +132,7 @@ async fn shutdown_without_backend_ends_after_timeout() {
     setup.backend.faults().go_down();
     let error = within(60, worker.stop()).await.unwrap_err();
     assert!(
-        matches!(error, WorkerError::Unsettled { count: 1 }),
+        matches!(error, WorkerError::Unsettled { count: 1, .. }),
         "{error}"
     );
     // The result was not stored, so the task is not acknowledged and runs again.

@@ -12,11 +12,11 @@ pub(crate) struct Counters {
     pub(crate) by_task: BTreeMap<Arc<str>, u64>,
     /// Started tasks.
     pub(crate) processed: u64,
-    /// Deliveries that the shutdown requeued.
+    /// Deliveries that the shutdown returned to their queues.
     pub(crate) returned: u64,
     /// Deliveries with which the worker ended while it was unknown whether their message
     /// is still on the broker.
-    pub(crate) in_doubt: u64,
+    pub(crate) in_doubt: usize,
     /// Tasks that ended after the shutdown began.
     pub(crate) drained: u64,
 }

@@ -13,8 +13,10 @@ pub(crate) struct Shutdown {
     stage: Option<Stop>,
     /// When a soft shutdown becomes a cold one.
     soft_until: Option<Instant>,
-    /// When the worker ends with unsettled deliveries; set once no task runs.
+    /// When the worker gives up waiting for effects; set while no task runs.
     give_up_at: Option<Instant>,
+    /// When the worker ends, once it has given up.
+    end_at: Option<Instant>,
     /// The error that caused the shutdown.
     error: Option<ServiceError>,
 }
@@ -25,6 +27,9 @@ pub(crate) struct ShutdownOptions {
     /// How long a shutdown waits for results and acknowledgements after the last task
     /// has ended.
     pub(crate) grace: Duration,
+    /// How long it then waits until messages are restored whose acknowledgement is in
+    /// doubt.
+    pub(crate) restore: Duration,
     /// `worker_soft_shutdown_timeout`: how long a cold shutdown waits for running
     /// tasks; zero for no soft shutdown.
     pub(crate) soft_timeout: Duration,
@@ -40,6 +45,7 @@ impl Shutdown {
             stage: None,
             soft_until: None,
             give_up_at: None,
+            end_at: None,
             error: None,
         }
     }
@@ -93,24 +99,39 @@ impl Shutdown {
         self.soft_until.take_if(|until| *until <= now).is_some()
     }
 
-    /// Starts the grace period of a shutdown: no task runs.
-    pub(crate) fn start_grace(&mut self, now: Instant) {
-        if self.is_requested() {
+    /// Starts the grace period of a shutdown while no task runs. A task that starts
+    /// after that, because its acknowledgement was in doubt, ends the period.
+    pub(crate) fn set_idle(&mut self, is_idle: bool, now: Instant) {
+        if !is_idle {
+            self.give_up_at = None;
+        } else if self.is_requested() {
             self.give_up_at.get_or_insert(now + self.options.grace);
         }
     }
 
-    /// Returns when the next stage begins.
-    pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.give_up_at.into_iter().chain(self.soft_until).min()
+    /// Gives up waiting for effects if the grace period is over. Returns true once.
+    pub(crate) fn give_up(&mut self, now: Instant) -> bool {
+        let is_over = self.give_up_at.is_some_and(|time| time <= now);
+        let gives_up = is_over && self.end_at.is_none();
+        if gives_up {
+            self.end_at = Some(now + self.options.restore);
+        }
+        gives_up
     }
 
-    /// Returns whether the worker ends. `is_settled` says that no deliveries are left.
-    pub(crate) fn is_over(&self, is_settled: bool, now: Instant) -> bool {
+    /// Returns when the next stage begins.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let last = self.end_at.or(self.give_up_at);
+        last.into_iter().chain(self.soft_until).min()
+    }
+
+    /// Returns whether the worker ends. `is_settled` says that no deliveries are left,
+    /// `is_restoring` that messages are being restored.
+    pub(crate) fn is_over(&self, is_settled: bool, is_restoring: bool, now: Instant) -> bool {
         if self.soft_until.is_some() && self.options.soft_on_idle {
             return false;
         }
-        let is_given_up = self.give_up_at.is_some_and(|time| time <= now);
+        let is_given_up = self.end_at.is_some_and(|time| time <= now || !is_restoring);
         self.is_requested() && (is_settled || is_given_up)
     }
 }
@@ -120,12 +141,14 @@ mod tests {
     use super::*;
 
     const GRACE: Duration = Duration::from_secs(5);
+    const RESTORE: Duration = Duration::from_secs(2);
     const SOFT: Duration = Duration::from_secs(10);
 
     fn shutdown(soft_timeout: Duration, soft_on_idle: bool) -> Shutdown {
         Shutdown::new(ShutdownOptions {
             grace: GRACE,
             soft_timeout,
+            restore: RESTORE,
             soft_on_idle,
         })
     }
@@ -134,16 +157,45 @@ mod tests {
     fn shutdown_ends_when_settled_or_after_grace() {
         let now = Instant::now();
         let mut shutdown = shutdown(Duration::ZERO, false);
-        shutdown.start_grace(now);
-        assert!(!shutdown.is_over(true, now + GRACE));
+        shutdown.set_idle(true, now);
+        assert!(!shutdown.give_up(now + GRACE));
+        assert!(!shutdown.is_over(true, false, now + GRACE));
         assert_eq!(shutdown.request(Stop::Warm, true, now), Stop::Warm);
-        assert!(shutdown.is_over(true, now));
-        assert!(!shutdown.is_over(false, now + GRACE));
-        shutdown.start_grace(now);
-        shutdown.start_grace(now + GRACE);
+        assert!(shutdown.is_over(true, false, now));
+        shutdown.set_idle(true, now);
+        shutdown.set_idle(true, now + GRACE);
         assert_eq!(shutdown.deadline(), Some(now + GRACE));
-        assert!(!shutdown.is_over(false, now + GRACE / 2));
-        assert!(shutdown.is_over(false, now + GRACE));
+        assert!(!shutdown.give_up(now + GRACE / 2));
+        assert!(!shutdown.is_over(false, false, now + GRACE));
+        assert!(shutdown.give_up(now + GRACE));
+        assert!(shutdown.is_over(false, false, now + GRACE));
+    }
+
+    #[test]
+    fn given_up_shutdown_waits_for_restored_messages() {
+        let now = Instant::now();
+        let mut shutdown = shutdown(Duration::ZERO, false);
+        shutdown.request(Stop::Warm, false, now);
+        shutdown.set_idle(true, now);
+        assert!(shutdown.give_up(now + GRACE));
+        assert!(!shutdown.give_up(now + GRACE));
+        let end = now + GRACE + RESTORE;
+        assert_eq!(shutdown.deadline(), Some(end));
+        assert!(!shutdown.is_over(false, true, now + GRACE));
+        assert!(shutdown.is_over(false, true, end));
+    }
+
+    #[test]
+    fn task_that_starts_during_shutdown_ends_the_grace() {
+        let now = Instant::now();
+        let mut shutdown = shutdown(Duration::ZERO, false);
+        shutdown.request(Stop::Warm, false, now);
+        shutdown.set_idle(true, now);
+        shutdown.set_idle(false, now + GRACE / 2);
+        assert_eq!(shutdown.deadline(), None);
+        assert!(!shutdown.give_up(now + GRACE));
+        shutdown.set_idle(true, now + GRACE);
+        assert_eq!(shutdown.deadline(), Some(now + GRACE * 2));
     }
 
     #[test]
@@ -177,9 +229,9 @@ mod tests {
         );
         let mut waiting = shutdown(SOFT, true);
         assert_eq!(waiting.request(Stop::Cold, false, now), Stop::Soft);
-        assert!(!waiting.is_over(true, now));
+        assert!(!waiting.is_over(true, false, now));
         assert!(waiting.end_soft_stage(now + SOFT));
         assert_eq!(waiting.request(Stop::Cold, false, now), Stop::Cold);
-        assert!(waiting.is_over(true, now));
+        assert!(waiting.is_over(true, false, now));
     }
 }

@@ -19,6 +19,8 @@ pub(crate) struct Window {
     pending: usize,
     /// Pending deliveries that are not acknowledged.
     unsettled: usize,
+    /// Deliveries whose task runs.
+    running: usize,
 }
 
 /// How a delivery counts in the window.
@@ -26,6 +28,7 @@ pub(crate) struct Window {
 pub(crate) struct Load {
     pub(crate) is_pending: bool,
     pub(crate) is_unsettled: bool,
+    pub(crate) is_running: bool,
 }
 
 impl Window {
@@ -35,11 +38,16 @@ impl Window {
             multiplier,
             pending: 0,
             unsettled: 0,
+            running: 0,
         }
     }
 
     pub(crate) fn pending(&self) -> usize {
         self.pending
+    }
+
+    pub(crate) fn running(&self) -> usize {
+        self.running
     }
 
     /// Returns how many deliveries the worker may hold for running and waiting tasks,
@@ -83,6 +91,8 @@ impl Window {
             self.pending + usize::from(after.is_pending) - usize::from(before.is_pending);
         self.unsettled =
             self.unsettled + usize::from(after.is_unsettled) - usize::from(before.is_unsettled);
+        self.running =
+            self.running + usize::from(after.is_running) - usize::from(before.is_running);
     }
 }
 
@@ -93,14 +103,17 @@ mod tests {
     const NONE: Load = Load {
         is_pending: false,
         is_unsettled: false,
+        is_running: false,
     };
     const WAITING: Load = Load {
         is_pending: true,
         is_unsettled: true,
+        is_running: false,
     };
     const ACKNOWLEDGED: Load = Load {
         is_pending: true,
         is_unsettled: false,
+        is_running: false,
     };
 
     fn window(multiplier: usize, waiting: usize, acknowledged: usize) -> Window {

@@ -106,6 +106,7 @@ impl InFlightDelivery {
         Load {
             is_pending: self.state.is_pending(),
             is_unsettled: self.state.is_unsettled(),
+            is_running: self.state.is_running(),
         }
     }
 
@@ -247,6 +248,11 @@ impl InFlight {
         let consumer = Arc::downgrade(consumer);
         let mut deliveries = self.slab.iter();
         deliveries.any(|(_, (_, delivery))| Weak::ptr_eq(&delivery.consumer, &consumer))
+    }
+
+    /// Returns all deliveries in flight.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &InFlightDelivery> {
+        self.slab.iter().map(|(_, (_, delivery))| delivery)
     }
 
     /// Returns all keys, in the order in which the deliveries were received.

@@ -173,9 +173,8 @@ impl Driver {
         self.write_revocations();
         self.send_settlements();
         self.receive();
-        if self.slots.busy() == 0 {
-            self.shutdown.start_grace(self.now.instant);
-        }
+        let is_idle = self.window.running() == 0;
+        self.shutdown.set_idle(is_idle, self.now.instant);
     }
 
     /// Handles the result of a future.
@@ -204,6 +203,7 @@ impl Driver {
             Finished::Received(consumer, received) => self.received(&consumer, received),
             Finished::Settled(consumer, keys, settled) => self.settled(&consumer, keys, settled),
             Finished::Restored(key, outcome) => {
+                self.monitor.counters.returned += u64::from(outcome.is_ok());
                 self.event(key, DeliveryEvent::Restored(outcome));
             }
             Finished::EffectPerformed(key, Ok(effects)) if effects.is_empty() => {
@@ -226,6 +226,9 @@ impl Driver {
         }
         if self.shutdown.end_soft_stage(now) {
             self.stop(Stop::Cold);
+        }
+        if self.shutdown.give_up(now) {
+            self.give_up();
         }
         if self
             .monitor

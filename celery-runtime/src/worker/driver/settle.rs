@@ -77,7 +77,14 @@ impl Driver {
         }
         let mut outcomes = outcomes.into_iter();
         for key in keys {
-            let event = match outcomes.next() {
+            let outcome = outcomes.next();
+            if self.shutdown.is_requested()
+                && matches!(outcome, Some(Ok(Settled::Done | Settled::Written)))
+                && let Some(entry) = self.in_flight.find(key)
+            {
+                self.monitor.counters.returned += u64::from(entry.state.is_returning());
+            }
+            let event = match outcome {
                 Some(Ok(Settled::Done | Settled::Written)) => DeliveryEvent::Done,
                 Some(Ok(Settled::Gone)) => DeliveryEvent::Gone,
                 Some(Err(error)) => DeliveryEvent::Failed(EffectError::from(&error)),

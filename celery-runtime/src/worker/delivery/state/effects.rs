@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::backoff::Backoff;
-use crate::worker::delivery::event::{Action, Effect};
+use crate::boundary::QueueEnd;
+use crate::worker::delivery::event::{Action, Disposition, Effect};
 use crate::worker::workflow::effect::WorkflowEffect;
 
 /// The effects that are left, in order. They are carried out one at a time, and the
@@ -56,6 +57,12 @@ impl EffectQueue {
     /// Returns whether the first effect is a settlement.
     pub(super) fn settles_next(&self) -> bool {
         matches!(self.effects.front(), Some(Effect::Settle(_)))
+    }
+
+    /// Returns whether the first effect requeues the message at the head of its queue.
+    pub(super) fn requeues_next(&self) -> bool {
+        let requeue = Disposition::Requeue(QueueEnd::Head);
+        matches!(self.effects.front(), Some(Effect::Settle(one)) if *one == requeue)
     }
 
     /// Returns whether the first effect restores the message.

@@ -149,6 +149,16 @@ impl DeliveryState {
         self.task().is_some_and(TaskDelivery::is_settled_later)
     }
 
+    /// Returns whether the message is being returned to the head of its queue.
+    pub(crate) fn is_returning(&self) -> bool {
+        self.task().is_some_and(TaskDelivery::is_returning)
+    }
+
+    /// Returns whether the message is being restored from the copy in memory.
+    pub(crate) fn is_restoring(&self) -> bool {
+        self.task().is_some_and(TaskDelivery::is_restoring)
+    }
+
     /// Returns whether the worker stores the failures of tasks that cannot run
     /// because this one failed.
     pub(crate) fn stores_failures(&self) -> bool {

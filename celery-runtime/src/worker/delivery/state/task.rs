@@ -207,6 +207,14 @@ impl TaskDelivery {
         }
     }
 
+    pub(super) fn is_returning(&self) -> bool {
+        self.phase == Phase::Finishing && self.effects.requeues_next()
+    }
+
+    pub(super) fn is_restoring(&self) -> bool {
+        self.phase != Phase::Closed && self.effects.restores_next()
+    }
+
     pub(super) fn stores_failures(&self) -> bool {
         self.policy.stores_result || self.policy.stores_errors
     }
