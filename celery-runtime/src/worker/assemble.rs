@@ -26,13 +26,13 @@ use crate::worker::core::window::Window;
 use crate::worker::delivery::decode::MessageDecoder;
 use crate::worker::delivery::in_flight::InFlight;
 use crate::worker::driver::Driver;
-use crate::worker::driver::connection::Connection;
 use crate::worker::driver::monitor::Monitor;
 use crate::worker::driver::pool::Pool;
 use crate::worker::driver::remote::RemoteControl;
 use crate::worker::effects::executor::EffectExecutor;
 use crate::worker::effects::messages::MessageFactory;
 use crate::worker::error::WorkerError;
+use crate::worker::io::connection::Connection;
 use crate::worker::io::control_receiver::{
     ControlReceiver, MessageReader, read_events, read_request,
 };

@@ -42,7 +42,7 @@ impl Driver {
             }
             Action::Remove => {
                 self.in_flight.remove(key);
-                self.drop_drained_consumers();
+                self.connection.drop_drained(&self.in_flight);
             }
         }
     }

@@ -14,7 +14,7 @@
 
 mod actions;
 pub(crate) mod command;
-pub(crate) mod connection;
+mod connection;
 mod deliveries;
 pub(crate) mod monitor;
 pub(crate) mod pool;
@@ -32,7 +32,7 @@ use celery_protocol::ControlReply;
 use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
-use crate::boundary::{BoxFuture, Consumer, Delivery, ServiceError, Settled, Settlement};
+use crate::boundary::{BoxFuture, Consumer, ServiceError, Settled, Settlement};
 use crate::config::{OnUnknown, WorkerSettings};
 use crate::env::{Clock, Now};
 use crate::worker::core::rate_limits::RateLimits;
@@ -43,13 +43,14 @@ use crate::worker::core::window::Window;
 use crate::worker::delivery::decode::MessageDecoder;
 use crate::worker::delivery::event::{Admission, DeliveryEvent, EffectError, Stop};
 use crate::worker::delivery::in_flight::{DeliveryKey, InFlight, LockGuard, Payload};
-use crate::worker::driver::connection::{Connection, QueueChange};
+use crate::worker::driver::connection::ChangedQueues;
 use crate::worker::driver::monitor::Monitor;
 use crate::worker::driver::pool::Pool;
 use crate::worker::driver::remote::RemoteControl;
 use crate::worker::effects::executor::{EffectExecutor, EffectResult};
 use crate::worker::error::WorkerError;
 use crate::worker::io::admission::UniqueLock;
+use crate::worker::io::connection::{Connection, Received};
 use crate::worker::io::sweeper::ChordSweeper;
 
 /// Most deliveries received at once, and most outcomes handled between two turns
@@ -60,7 +61,7 @@ const BATCH_SIZE: usize = 256;
 pub(crate) enum Finished {
     /// The replies of the peers to `hello` (mingle).
     Mingled(Vec<ControlReply>),
-    QueuesChanged(QueueChange),
+    QueuesChanged(ChangedQueues),
     AdmissionChecked(
         DeliveryKey,
         Result<(Admission, Option<UniqueLock>), EffectError>,
@@ -68,7 +69,7 @@ pub(crate) enum Finished {
     RevocationsWritten,
     Nothing,
     Connected(Result<Arc<dyn Consumer>, ServiceError>),
-    Received(Arc<dyn Consumer>, Result<Vec<Delivery>, ServiceError>),
+    Received(Received),
     Settled(
         Arc<dyn Consumer>,
         Vec<DeliveryKey>,
@@ -119,7 +120,7 @@ impl Driver {
         mut self,
         mut stops: impl FnMut() -> BoxFuture<'static, Stop>,
     ) -> Result<(), WorkerError> {
-        self.reconnect();
+        self.connect();
         self.emit_worker_event("worker-online");
         let mut stop = stops();
         let mut ended = Vec::with_capacity(BATCH_SIZE);
@@ -184,7 +185,7 @@ impl Driver {
                 self.remote.is_mingling = false;
                 self.merge_peer_state(replies);
             }
-            Finished::QueuesChanged(change) => self.changed(change),
+            Finished::QueuesChanged(changed) => self.queues_changed(changed),
             Finished::AdmissionChecked(key, Ok((admission, lock))) => {
                 if let Some(entry) = self.in_flight.find_mut(key) {
                     entry.lock = lock.map(|lock| Box::new(lock) as LockGuard);
@@ -196,11 +197,8 @@ impl Driver {
             }
             Finished::RevocationsWritten => self.revocations.written(),
             Finished::Nothing => {}
-            Finished::Connected(connected) => {
-                self.connection.is_connecting = false;
-                self.connected(connected);
-            }
-            Finished::Received(consumer, received) => self.received(&consumer, received),
+            Finished::Connected(connected) => self.connected(connected),
+            Finished::Received(received) => self.received(received),
             Finished::Settled(consumer, keys, settled) => self.settled(&consumer, keys, settled),
             Finished::EffectPerformed(key, Ok(effects)) if effects.is_empty() => {
                 self.event(key, DeliveryEvent::Done)

@@ -5,7 +5,7 @@ use crate::worker::error::WorkerError;
 
 impl Driver {
     pub(crate) fn is_over(&self) -> bool {
-        let is_settled = self.in_flight.is_empty() && !self.connection.is_receiving;
+        let is_settled = self.in_flight.is_empty() && !self.connection.is_receiving();
         self.shutdown.is_over(is_settled, self.now.instant)
     }
 
@@ -20,12 +20,7 @@ impl Driver {
         );
         let deadline = self.executor.deadline;
         self.monitor.dispatcher.close(deadline).await;
-        if let Some(consumer) = &self.connection.consumer {
-            let closed = tokio::time::timeout(self.executor.deadline, consumer.close()).await;
-            if let Ok(Err(error)) = closed {
-                tracing::warn!("{error}");
-            }
-        }
+        self.connection.close(deadline).await;
         match (self.shutdown.error().cloned(), self.in_flight.len()) {
             (Some(error), _) => Err(WorkerError::Broker(error)),
             (None, 0) => Ok(()),
@@ -41,9 +36,7 @@ impl Driver {
             "{stop:?} shutdown: {} deliveries in flight",
             self.in_flight.len()
         );
-        if let Some(consumer) = &self.connection.consumer {
-            consumer.interrupt();
-        }
+        self.connection.interrupt();
         // The newest delivery returns first, so that the head of the queue keeps
         // the order in which they were received.
         for key in self.in_flight.keys().into_iter().rev() {

@@ -1,6 +1,7 @@
 //! Parts of a worker that own connections, tasks, threads or files.
 
 pub(crate) mod admission;
+pub(crate) mod connection;
 pub(crate) mod control_receiver;
 pub(crate) mod event_dispatcher;
 pub(crate) mod event_publisher;

@@ -62,7 +62,7 @@ impl Driver {
         });
         match publication {
             Ok(publication) => {
-                let broker = Arc::clone(&self.connection.supervisor.broker);
+                let broker = Arc::clone(self.connection.broker());
                 self.futures.push(Box::pin(async move {
                     for sent in broker.publish(&[publication]).await {
                         if let Err(error) = sent {

@@ -391,13 +391,13 @@ impl Driver {
             return Reply::Immediate(Err(missing("queue")));
         };
         let done = entry("ok", format!("add consumer {name}"));
-        let queues = &self.connection.supervisor.options.queues;
-        if queues.iter().any(|known| known.name == name) {
+        let mut queues = self.connection.queues().iter();
+        if queues.any(|known| known.name == name) {
             return Reply::Immediate(Ok(done));
         }
         match self.queue_of(&name, arguments) {
             Ok(queue) => {
-                self.connection.supervisor.options.queues.push(queue);
+                self.connection.add_queue(queue);
                 Reply::AfterQueueChange(done)
             }
             Err(error) => Reply::Immediate(Err(error)),
@@ -426,13 +426,10 @@ impl Driver {
             return Reply::Immediate(Err(missing("queue")));
         };
         let done = entry("ok", format!("no longer consuming from {name}"));
-        let queues = &mut self.connection.supervisor.options.queues;
-        let before = queues.len();
-        queues.retain(|queue| queue.name != name);
-        if queues.len() == before {
-            Reply::Immediate(Ok(done))
-        } else {
+        if self.connection.remove_queue(&name) {
             Reply::AfterQueueChange(done)
+        } else {
+            Reply::Immediate(Ok(done))
         }
     }
 }
