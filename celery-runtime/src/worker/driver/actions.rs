@@ -30,7 +30,11 @@ impl Driver {
                 }
             }
             Action::Effect(effect) => self.perform_effect(key, effect),
-            Action::Emit(event) => self.emit(key, event),
+            Action::Emit(event) => {
+                if let Some(entry) = self.in_flight.find(key) {
+                    self.monitor.task_event(entry, event, self.now);
+                }
+            }
             Action::RecordExpiry => {
                 if let Some(Payload::Task { job, .. }) =
                     self.in_flight.find(key).map(|one| &one.payload)

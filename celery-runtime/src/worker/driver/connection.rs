@@ -46,7 +46,7 @@ impl Driver {
 
     /// Requests deliveries if the window has room.
     pub(crate) fn receive(&mut self) {
-        if self.remote.is_mingling {
+        if self.remote.is_mingling() {
             return;
         }
         // With autoscaling the backlog has to exceed the current slots to be seen.

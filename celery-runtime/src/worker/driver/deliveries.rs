@@ -36,7 +36,9 @@ impl Driver {
                     delivery.queue,
                     rejection.detail
                 );
-                self.emit_rejected(&rejection);
+                if self.decoder.emits_events {
+                    self.monitor.rejected(&rejection, self.now.wall);
+                }
                 (
                     DeliveryState::of_rejected(rejection, self.on_unknown),
                     Payload::Rejected(content),

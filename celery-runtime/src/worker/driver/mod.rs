@@ -16,9 +16,7 @@ mod actions;
 pub(crate) mod command;
 mod connection;
 mod deliveries;
-pub(crate) mod monitor;
 pub(crate) mod pool;
-pub(crate) mod remote;
 mod revocations;
 mod scale;
 mod settle;
@@ -44,13 +42,13 @@ use crate::worker::delivery::decode::MessageDecoder;
 use crate::worker::delivery::event::{Admission, DeliveryEvent, EffectError, Stop};
 use crate::worker::delivery::in_flight::{DeliveryKey, InFlight, LockGuard, Payload};
 use crate::worker::driver::connection::ChangedQueues;
-use crate::worker::driver::monitor::Monitor;
 use crate::worker::driver::pool::Pool;
-use crate::worker::driver::remote::RemoteControl;
 use crate::worker::effects::executor::{EffectExecutor, EffectResult};
 use crate::worker::error::WorkerError;
 use crate::worker::io::admission::UniqueLock;
 use crate::worker::io::connection::{Connection, Received};
+use crate::worker::io::monitor::Monitor;
+use crate::worker::io::remote::Remote;
 use crate::worker::io::sweeper::ChordSweeper;
 
 /// Most deliveries received at once, and most outcomes handled between two turns
@@ -95,7 +93,7 @@ pub(crate) struct Driver {
     pub(crate) revocations: Revocations,
     pub(crate) shutdown: Shutdown,
     pub(crate) monitor: Monitor,
-    pub(crate) remote: RemoteControl,
+    pub(crate) remote: Remote,
     pub(crate) pool: Pool,
     pub(crate) futures: FuturesUnordered<BoxFuture<'static, Finished>>,
     pub(crate) settlements: Vec<(DeliveryKey, Settlement)>,
@@ -105,13 +103,11 @@ pub(crate) struct Driver {
 
 impl Driver {
     /// Prepares the loop: prefetch, state file, mingle.
-    pub(crate) fn prepare(&mut self, mingle: Option<BoxFuture<'static, Vec<ControlReply>>>) {
+    pub(crate) fn prepare(&mut self) {
         self.set_prefetch();
         self.load_state();
-        if let Some(mingle) = mingle {
-            self.remote.is_mingling = true;
-            self.futures
-                .push(Box::pin(async { Finished::Mingled(mingle.await) }));
+        if let Some(mingle) = self.remote.mingle() {
+            self.futures.push(Box::pin(mingle.map(Finished::Mingled)));
         }
     }
 
@@ -147,7 +143,7 @@ impl Driver {
                     self.now = self.clock.moment();
                     self.finish(finished);
                 }
-                incoming = self.remote.receiver.next() => {
+                incoming = self.remote.next() => {
                     self.now = self.clock.moment();
                     self.handle_incoming(incoming);
                 }
@@ -159,7 +155,7 @@ impl Driver {
             }
             // Commands are read in each turn, so that a revocation sent before its
             // task prevents the start.
-            if let Some(incoming) = self.remote.receiver.next().now_or_never() {
+            if let Some(incoming) = self.remote.try_next() {
                 self.handle_incoming(incoming);
             }
         }
@@ -169,7 +165,7 @@ impl Driver {
     /// Grants free slots, sends collected events and settlements, and receives.
     pub(crate) fn flush(&mut self) {
         self.grant_slots();
-        self.monitor.dispatcher.flush();
+        self.monitor.flush();
         self.write_revocations();
         self.send_settlements();
         self.receive();
@@ -182,7 +178,7 @@ impl Driver {
     pub(crate) fn finish(&mut self, finished: Finished) {
         match finished {
             Finished::Mingled(replies) => {
-                self.remote.is_mingling = false;
+                self.remote.mingled();
                 self.merge_peer_state(replies);
             }
             Finished::QueuesChanged(changed) => self.queues_changed(changed),
@@ -221,12 +217,7 @@ impl Driver {
         if self.shutdown.end_soft_stage(now) {
             self.stop(Stop::Cold);
         }
-        if self
-            .monitor
-            .heartbeat_at
-            .is_some_and(|heartbeat| heartbeat <= now)
-        {
-            self.monitor.heartbeat_at = self.settings.heartbeat.map(|interval| now + interval);
+        if self.monitor.take_heartbeat(now) {
             self.emit_worker_event("worker-heartbeat");
             self.scale_down();
         }
@@ -242,10 +233,16 @@ impl Driver {
         timer
             .into_iter()
             .chain(self.shutdown.deadline())
-            .chain(self.monitor.heartbeat_at)
+            .chain(self.monitor.next_heartbeat())
             .chain(self.remote.elections.next_decision())
             .chain(self.next_save())
             .min()
+    }
+
+    /// Emits an event of the worker.
+    pub(crate) fn emit_worker_event(&mut self, kind: &str) {
+        self.monitor
+            .worker_event(kind, self.slots.busy(), self.now.wall);
     }
 
     pub(crate) fn hostname(&self) -> &str {

@@ -19,7 +19,7 @@ impl Driver {
             self.monitor.counters.returned
         );
         let deadline = self.executor.deadline;
-        self.monitor.dispatcher.close(deadline).await;
+        self.monitor.close(deadline).await;
         self.connection.close(deadline).await;
         match (self.shutdown.error().cloned(), self.in_flight.len()) {
             (Some(error), _) => Err(WorkerError::Broker(error)),

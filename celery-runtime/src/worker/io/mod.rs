@@ -6,6 +6,8 @@ pub(crate) mod control_receiver;
 pub(crate) mod event_dispatcher;
 pub(crate) mod event_publisher;
 pub(crate) mod mingle;
+pub(crate) mod monitor;
+pub(crate) mod remote;
 pub(crate) mod shutdown;
 pub(crate) mod state_file;
 pub(crate) mod supervisor;
