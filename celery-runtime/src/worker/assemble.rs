@@ -4,11 +4,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use celery_protocol::ControlReply;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::oneshot;
 
-use crate::boundary::{BoxFuture, ConsumeOptions, Mailbox, Queue};
+use crate::boundary::{ConsumeOptions, Mailbox, Queue};
 use crate::client::Client;
 use crate::client::compose::Sender;
 use crate::config::{Config, ConfigError};
@@ -26,25 +25,22 @@ use crate::worker::core::window::Window;
 use crate::worker::delivery::decode::MessageDecoder;
 use crate::worker::delivery::in_flight::InFlight;
 use crate::worker::driver::Driver;
-use crate::worker::driver::connection::Connection;
-use crate::worker::driver::monitor::Monitor;
 use crate::worker::driver::pool::Pool;
-use crate::worker::driver::remote::RemoteControl;
 use crate::worker::effects::executor::EffectExecutor;
 use crate::worker::effects::messages::MessageFactory;
 use crate::worker::error::WorkerError;
+use crate::worker::io::connection::Connection;
 use crate::worker::io::control_receiver::{
     ControlReceiver, MessageReader, read_events, read_request,
 };
 use crate::worker::io::event_dispatcher::EventDispatcher;
 use crate::worker::io::event_publisher::EventPublisher;
 use crate::worker::io::mingle;
+use crate::worker::io::monitor::Monitor;
+use crate::worker::io::remote::{Mingle, Remote};
 use crate::worker::io::supervisor::Supervisor;
 use crate::worker::io::sweeper::ChordSweeper;
 use crate::worker::isolated::{self, Children};
-
-/// The replies of the peers to `hello`.
-type Mingle = BoxFuture<'static, Vec<ControlReply>>;
 
 impl Worker {
     /// Starts the components and returns the driver that owns them.
@@ -69,7 +65,6 @@ impl Worker {
         let (max, expires) = (self.settings.revokes_max, self.settings.revoke_expires);
         let rates = self.rate_limits(&registry, now.instant);
         let elections = Elections::new(&self.hostname, std::process::id());
-        let heartbeat_at = self.settings.heartbeat.map(|_| now.instant);
         let mut driver = Driver {
             on_unknown: config.on_unknown,
             clock: self.app.clock.clone(),
@@ -85,10 +80,10 @@ impl Worker {
             monitor: Monitor::new(
                 events,
                 self.app.logical_clock.clone(),
-                heartbeat_at,
+                self.settings.heartbeat,
                 now.instant,
             ),
-            remote: RemoteControl::new(control, self.commands, elections),
+            remote: Remote::new(control, mingle, self.commands, elections),
             pool,
             futures: FuturesUnordered::new(),
             settlements: Vec::new(),
@@ -96,7 +91,7 @@ impl Worker {
             executor,
             settings: Arc::new(self.settings),
         };
-        driver.prepare(mingle);
+        driver.prepare();
         Ok(driver)
     }
 

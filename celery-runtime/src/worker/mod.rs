@@ -25,7 +25,7 @@ use crate::app::inner::AppInner;
 use crate::boundary::BoxFuture;
 use crate::config::{OnUnknown, WorkerSettings};
 use crate::execution::Tasks;
-use crate::worker::driver::command::Command;
+use crate::worker::io::remote::Command;
 use crate::worker::io::shutdown::shutdown_stages;
 use crate::worker::io::supervisor::ConnectionHook;
 use crate::worker::isolated::WorkerProfile;

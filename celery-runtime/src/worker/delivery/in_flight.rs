@@ -4,6 +4,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::fmt;
+use std::hash::BuildHasher as _;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -69,9 +70,9 @@ pub(crate) enum Payload {
 pub(crate) struct InFlight {
     slab: Slab<(u64, InFlightDelivery)>,
     next_serial: u64,
-    /// Deliveries whose connection is lost and whose task continues, by task id. Of two
-    /// with the same id, the last one is known.
-    invalidated: HashMap<String, DeliveryKey>,
+    /// Deliveries by the hash of their task's id and retries. Of two with the same
+    /// hash, the last one is known.
+    by_attempt: HashMap<u64, DeliveryKey>,
     /// When deliveries need a [`DeliveryEvent::Tick`]. Superseded times stay: a tick
     /// before the current deadline has no effect.
     timers: BinaryHeap<Reverse<(Instant, DeliveryKey)>>,
@@ -102,6 +103,13 @@ impl InFlightDelivery {
         }
     }
 
+    fn job(&self) -> Option<&Arc<Job>> {
+        match &self.payload {
+            Payload::Task { job, .. } => Some(job),
+            Payload::Rejected(_) => None,
+        }
+    }
+
     fn load(&self) -> Load {
         Load {
             is_pending: self.state.is_pending(),
@@ -126,8 +134,17 @@ impl InFlight {
     pub(crate) fn insert(&mut self, delivery: InFlightDelivery) -> DeliveryKey {
         let serial = self.next_serial;
         self.next_serial += 1;
+        let attempt = delivery.job().map(|job| self.attempt(job));
         let index = self.slab.insert((serial, delivery));
-        DeliveryKey { serial, index }
+        let key = DeliveryKey { serial, index };
+        if let Some(attempt) = attempt {
+            self.by_attempt.insert(attempt, key);
+        }
+        key
+    }
+
+    fn attempt(&self, job: &Job) -> u64 {
+        self.by_attempt.hasher().hash_one((&*job.id, job.retries))
     }
 
     pub(crate) fn find(&self, key: DeliveryKey) -> Option<&InFlightDelivery> {
@@ -189,49 +206,42 @@ impl InFlight {
             return;
         }
         let (_, delivery) = self.slab.remove(key.index);
-        if let Payload::Task { job, .. } = &delivery.payload
-            && self.invalidated.get(&job.id) == Some(&key)
+        if let Some(attempt) = delivery.job().map(|job| self.attempt(job))
+            && self.by_attempt.get(&attempt) == Some(&key)
         {
-            self.invalidated.remove(&job.id);
+            self.by_attempt.remove(&attempt);
         }
     }
 
-    /// Records a delivery whose connection is lost, if its task continues.
-    pub(crate) fn record_invalidated(&mut self, key: DeliveryKey) {
-        let Some(delivery) = self
-            .find(key)
-            .filter(|delivery| delivery.state.awaits_redelivery())
-        else {
-            return;
-        };
-        if let Payload::Task { job, .. } = &delivery.payload {
-            let id = job.id.clone();
-            self.invalidated.insert(id, key);
-        }
-    }
-
-    /// Gives tag and consumer of a redelivery to the recorded delivery that it belongs
-    /// to: that of the same attempt of the same task in the same queue. Returns its
-    /// key.
+    /// Gives tag and consumer of a redelivery to the delivery of the same message, if
+    /// that is in flight and not settled yet. It is the same message if id, attempt,
+    /// body and queue are equal: an id alone says nothing, since a retry and a message
+    /// that was sent twice have the same one. Returns the key of the delivery.
+    ///
+    /// With `leased`, the delivery may not know yet that the broker has taken its
+    /// message back.
     pub(crate) fn reattach(
         &mut self,
         job: &Job,
         queue: &str,
         tag: &DeliveryTag,
         consumer: &Weak<dyn Consumer>,
+        leased: bool,
     ) -> Option<DeliveryKey> {
-        let key = *self.invalidated.get(&job.id)?;
+        let key = *self.by_attempt.get(&self.attempt(job))?;
         let delivery = self.find_mut(key)?;
-        let Payload::Task { job: held, .. } = &delivery.payload else {
-            return None;
-        };
-        let is_same = held.retries == job.retries && *delivery.queue == *queue;
-        if !is_same || !delivery.state.awaits_redelivery() {
+        let held = delivery.job()?;
+        let is_same = held.id == job.id
+            && held.retries == job.retries
+            && held.message.body == job.message.body
+            && *delivery.queue == *queue;
+        let is_open =
+            delivery.state.awaits_redelivery() || leased && delivery.state.is_settled_later();
+        if !is_same || !is_open {
             return None;
         }
         delivery.tag = tag.clone();
         delivery.consumer = consumer.clone();
-        self.invalidated.remove(&job.id);
         Some(key)
     }
 

@@ -30,7 +30,11 @@ impl Driver {
                 }
             }
             Action::Effect(effect) => self.perform_effect(key, effect),
-            Action::Emit(event) => self.emit(key, event),
+            Action::Emit(event) => {
+                if let Some(entry) = self.in_flight.find(key) {
+                    self.monitor.task_event(entry, event, self.now);
+                }
+            }
             Action::RecordExpiry => {
                 if let Some(Payload::Task { job, .. }) =
                     self.in_flight.find(key).map(|one| &one.payload)
@@ -43,7 +47,7 @@ impl Driver {
             Action::ReportInDoubt => self.report_in_doubt(key),
             Action::Remove => {
                 self.in_flight.remove(key);
-                self.drop_drained_consumers();
+                self.connection.drop_drained(&self.in_flight);
             }
         }
     }

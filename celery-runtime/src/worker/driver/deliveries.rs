@@ -36,7 +36,9 @@ impl Driver {
                     delivery.queue,
                     rejection.detail
                 );
-                self.emit_rejected(&rejection);
+                if self.decoder.emits_events {
+                    self.monitor.rejected(&rejection, self.now.wall);
+                }
                 (
                     DeliveryState::of_rejected(rejection, self.on_unknown),
                     Payload::Rejected(content),
@@ -66,8 +68,8 @@ impl Driver {
         }
     }
 
-    /// Assigns a redelivery to the delivery that lost its connection. Returns whether
-    /// there is one.
+    /// Assigns a redelivery to the delivery of the same message in flight. Returns
+    /// whether there is one.
     fn reattach(
         &mut self,
         job: &Job,
@@ -76,9 +78,9 @@ impl Driver {
         consumer: &Arc<dyn Consumer>,
     ) -> bool {
         let consumer = Arc::downgrade(consumer);
-        let Some(key) = self.in_flight.reattach(job, queue, tag, &consumer) else {
-            return false;
-        };
+        let leased = self.connection.settles_after_reconnect();
+        let reattached = self.in_flight.reattach(job, queue, tag, &consumer, leased);
+        let Some(key) = reattached else { return false };
         tracing::info!("task {} is redelivered while in flight", job.id);
         self.event(key, DeliveryEvent::Redelivered);
         true

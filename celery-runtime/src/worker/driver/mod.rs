@@ -14,11 +14,9 @@
 
 mod actions;
 pub(crate) mod command;
-pub(crate) mod connection;
+mod connection;
 mod deliveries;
-pub(crate) mod monitor;
 pub(crate) mod pool;
-pub(crate) mod remote;
 mod revocations;
 mod scale;
 mod settle;
@@ -32,7 +30,7 @@ use celery_protocol::ControlReply;
 use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
-use crate::boundary::{BoxFuture, Consumer, Delivery, ServiceError, Settled, Settlement};
+use crate::boundary::{BoxFuture, Consumer, ServiceError, Settled, Settlement};
 use crate::config::{OnUnknown, WorkerSettings};
 use crate::env::{Clock, Now};
 use crate::worker::core::rate_limits::RateLimits;
@@ -43,13 +41,14 @@ use crate::worker::core::window::Window;
 use crate::worker::delivery::decode::MessageDecoder;
 use crate::worker::delivery::event::{Admission, DeliveryEvent, EffectError, Stop};
 use crate::worker::delivery::in_flight::{DeliveryKey, InFlight, LockGuard, Payload};
-use crate::worker::driver::connection::{Connection, QueueChange};
-use crate::worker::driver::monitor::Monitor;
+use crate::worker::driver::connection::ChangedQueues;
 use crate::worker::driver::pool::Pool;
-use crate::worker::driver::remote::RemoteControl;
 use crate::worker::effects::executor::{EffectExecutor, EffectResult};
 use crate::worker::error::WorkerError;
 use crate::worker::io::admission::UniqueLock;
+use crate::worker::io::connection::{Connection, Received};
+use crate::worker::io::monitor::Monitor;
+use crate::worker::io::remote::Remote;
 use crate::worker::io::sweeper::ChordSweeper;
 
 /// Most deliveries received at once, and most outcomes handled between two turns
@@ -60,7 +59,7 @@ const BATCH_SIZE: usize = 256;
 pub(crate) enum Finished {
     /// The replies of the peers to `hello` (mingle).
     Mingled(Vec<ControlReply>),
-    QueuesChanged(QueueChange),
+    QueuesChanged(ChangedQueues),
     AdmissionChecked(
         DeliveryKey,
         Result<(Admission, Option<UniqueLock>), EffectError>,
@@ -68,7 +67,7 @@ pub(crate) enum Finished {
     RevocationsWritten,
     Nothing,
     Connected(Result<Arc<dyn Consumer>, ServiceError>),
-    Received(Arc<dyn Consumer>, Result<Vec<Delivery>, ServiceError>),
+    Received(Received),
     Settled(
         Arc<dyn Consumer>,
         Vec<DeliveryKey>,
@@ -95,7 +94,7 @@ pub(crate) struct Driver {
     pub(crate) revocations: Revocations,
     pub(crate) shutdown: Shutdown,
     pub(crate) monitor: Monitor,
-    pub(crate) remote: RemoteControl,
+    pub(crate) remote: Remote,
     pub(crate) pool: Pool,
     pub(crate) futures: FuturesUnordered<BoxFuture<'static, Finished>>,
     pub(crate) settlements: Vec<(DeliveryKey, Settlement)>,
@@ -105,13 +104,11 @@ pub(crate) struct Driver {
 
 impl Driver {
     /// Prepares the loop: prefetch, state file, mingle.
-    pub(crate) fn prepare(&mut self, mingle: Option<BoxFuture<'static, Vec<ControlReply>>>) {
+    pub(crate) fn prepare(&mut self) {
         self.set_prefetch();
         self.load_state();
-        if let Some(mingle) = mingle {
-            self.remote.is_mingling = true;
-            self.futures
-                .push(Box::pin(async { Finished::Mingled(mingle.await) }));
+        if let Some(mingle) = self.remote.mingle() {
+            self.futures.push(Box::pin(mingle.map(Finished::Mingled)));
         }
     }
 
@@ -120,7 +117,7 @@ impl Driver {
         mut self,
         mut stops: impl FnMut() -> BoxFuture<'static, Stop>,
     ) -> Result<(), WorkerError> {
-        self.reconnect();
+        self.connect();
         self.emit_worker_event("worker-online");
         let mut stop = stops();
         let mut ended = Vec::with_capacity(BATCH_SIZE);
@@ -143,11 +140,15 @@ impl Driver {
                         self.event(key, DeliveryEvent::Returned(outcome));
                     }
                 }
+                tags = self.connection.lost_leases() => {
+                    self.now = self.clock.moment();
+                    self.leases_lost(&tags);
+                }
                 Some(finished) = self.futures.next() => {
                     self.now = self.clock.moment();
                     self.finish(finished);
                 }
-                incoming = self.remote.receiver.next() => {
+                incoming = self.remote.next() => {
                     self.now = self.clock.moment();
                     self.handle_incoming(incoming);
                 }
@@ -159,7 +160,7 @@ impl Driver {
             }
             // Commands are read in each turn, so that a revocation sent before its
             // task prevents the start.
-            if let Some(incoming) = self.remote.receiver.next().now_or_never() {
+            if let Some(incoming) = self.remote.try_next() {
                 self.handle_incoming(incoming);
             }
         }
@@ -169,7 +170,7 @@ impl Driver {
     /// Grants free slots, sends collected events and settlements, and receives.
     pub(crate) fn flush(&mut self) {
         self.grant_slots();
-        self.monitor.dispatcher.flush();
+        self.monitor.flush();
         self.write_revocations();
         self.send_settlements();
         self.receive();
@@ -181,10 +182,10 @@ impl Driver {
     pub(crate) fn finish(&mut self, finished: Finished) {
         match finished {
             Finished::Mingled(replies) => {
-                self.remote.is_mingling = false;
+                self.remote.mingled();
                 self.merge_peer_state(replies);
             }
-            Finished::QueuesChanged(change) => self.changed(change),
+            Finished::QueuesChanged(changed) => self.queues_changed(changed),
             Finished::AdmissionChecked(key, Ok((admission, lock))) => {
                 if let Some(entry) = self.in_flight.find_mut(key) {
                     entry.lock = lock.map(|lock| Box::new(lock) as LockGuard);
@@ -196,11 +197,8 @@ impl Driver {
             }
             Finished::RevocationsWritten => self.revocations.written(),
             Finished::Nothing => {}
-            Finished::Connected(connected) => {
-                self.connection.is_connecting = false;
-                self.connected(connected);
-            }
-            Finished::Received(consumer, received) => self.received(&consumer, received),
+            Finished::Connected(connected) => self.connected(connected),
+            Finished::Received(received) => self.received(received),
             Finished::Settled(consumer, keys, settled) => self.settled(&consumer, keys, settled),
             Finished::Restored(key, outcome) => {
                 self.monitor.counters.returned += u64::from(outcome.is_ok());
@@ -230,12 +228,7 @@ impl Driver {
         if self.shutdown.give_up(now) {
             self.give_up();
         }
-        if self
-            .monitor
-            .heartbeat_at
-            .is_some_and(|heartbeat| heartbeat <= now)
-        {
-            self.monitor.heartbeat_at = self.settings.heartbeat.map(|interval| now + interval);
+        if self.monitor.take_heartbeat(now) {
             self.emit_worker_event("worker-heartbeat");
             self.scale_down();
         }
@@ -251,10 +244,16 @@ impl Driver {
         timer
             .into_iter()
             .chain(self.shutdown.deadline())
-            .chain(self.monitor.heartbeat_at)
+            .chain(self.monitor.next_heartbeat())
             .chain(self.remote.elections.next_decision())
             .chain(self.next_save())
             .min()
+    }
+
+    /// Emits an event of the worker.
+    pub(crate) fn emit_worker_event(&mut self, kind: &str) {
+        self.monitor
+            .worker_event(kind, self.slots.busy(), self.now.wall);
     }
 
     pub(crate) fn hostname(&self) -> &str {

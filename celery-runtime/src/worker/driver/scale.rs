@@ -15,10 +15,7 @@ impl Driver {
 
     pub(crate) fn set_prefetch(&mut self) {
         let prefetch = self.window.prefetch(self.slots.max_concurrency());
-        self.connection.supervisor.options.prefetch = prefetch;
-        if let Some(consumer) = &self.connection.consumer {
-            consumer.set_prefetch(prefetch);
-        }
+        self.connection.set_prefetch(prefetch);
     }
 
     /// Raises the concurrency to the backlog, with autoscaling.

@@ -36,12 +36,7 @@ impl Driver {
             let Some(entry) = self.in_flight.find(key) else {
                 continue;
             };
-            let by = match &self.connection.consumer {
-                Some(current) if self.connection.settles_after_reconnect() => {
-                    Some(Arc::clone(current))
-                }
-                _ => entry.consumer.upgrade(),
-            };
+            let by = self.connection.settling_consumer(&entry.consumer);
             let Some(by) = by else {
                 self.event(key, DeliveryEvent::Failed(EffectError::NotSent));
                 continue;
@@ -67,7 +62,7 @@ impl Driver {
         if let Some(error) = outcomes.iter().find_map(|outcome| outcome.as_ref().err()) {
             tracing::warn!("{error}");
             // A replaced consumer reports a broken connection only here.
-            if self.connection.consumer.is_some() && !self.connection.is_current(consumer) {
+            if self.connection.is_replaced(consumer) {
                 self.invalidate_deliveries_of(consumer);
             }
         }
@@ -118,8 +113,7 @@ impl Driver {
         let Payload::Task { job, .. } = &entry.payload else {
             return;
         };
-        let consumer = self.connection.consumer.clone();
-        let Some(consumer) = consumer.or_else(|| entry.consumer.upgrade()) else {
+        let Some(consumer) = self.connection.settling_consumer(&entry.consumer) else {
             return self.event(key, DeliveryEvent::Restored(Err(EffectError::NotSent)));
         };
         let (tag, queue, job) = (entry.tag.clone(), Arc::clone(&entry.queue), Arc::clone(job));

@@ -6,7 +6,7 @@ use crate::worker::error::WorkerError;
 
 impl Driver {
     pub(crate) fn is_over(&self) -> bool {
-        let is_settled = self.in_flight.is_empty() && !self.connection.is_receiving;
+        let is_settled = self.in_flight.is_empty() && !self.connection.is_receiving();
         let is_restoring = || self.in_flight.iter().any(|one| one.state.is_restoring());
         let now = self.now.instant;
         self.shutdown.is_over(is_settled, is_restoring(), now)
@@ -36,13 +36,8 @@ impl Driver {
              settled, {in_doubt} in doubt"
         );
         let deadline = self.executor.deadline;
-        self.monitor.dispatcher.close(deadline).await;
-        if let Some(consumer) = &self.connection.consumer {
-            let closed = tokio::time::timeout(self.executor.deadline, consumer.close()).await;
-            if let Ok(Err(error)) = closed {
-                tracing::warn!("{error}");
-            }
-        }
+        self.monitor.close(deadline).await;
+        self.connection.close(deadline).await;
         match self.shutdown.error().cloned() {
             error if count > 0 || in_doubt > 0 => Err(WorkerError::Unsettled {
                 count,
@@ -83,9 +78,7 @@ impl Driver {
             "{stop:?} shutdown: {} deliveries in flight",
             self.in_flight.len()
         );
-        if let Some(consumer) = &self.connection.consumer {
-            consumer.interrupt();
-        }
+        self.connection.interrupt();
         // The newest delivery returns first, so that the head of the queue keeps
         // the order in which they were received.
         for key in self.in_flight.keys().into_iter().rev() {

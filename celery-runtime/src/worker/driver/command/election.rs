@@ -16,8 +16,7 @@ impl Driver {
         }
         fields.insert("cver", 1_i64);
         self.monitor
-            .dispatcher
-            .worker_event("worker-elect", fields, self.now.wall);
+            .election_event("worker-elect", fields, self.now.wall);
     }
 
     /// Handles proposals, including those of this worker.
@@ -31,8 +30,7 @@ impl Driver {
                 let mut fields = Map::new();
                 fields.insert("id", id);
                 self.monitor
-                    .dispatcher
-                    .worker_event("worker-elect-ack", fields, self.now.wall);
+                    .election_event("worker-elect-ack", fields, self.now.wall);
             }
         }
     }
@@ -62,7 +60,7 @@ impl Driver {
         });
         match publication {
             Ok(publication) => {
-                let broker = Arc::clone(&self.connection.supervisor.broker);
+                let broker = Arc::clone(self.connection.broker());
                 self.futures.push(Box::pin(async move {
                     for sent in broker.publish(&[publication]).await {
                         if let Err(error) = sent {

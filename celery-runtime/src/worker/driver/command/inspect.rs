@@ -137,7 +137,7 @@ impl Driver {
     }
 
     pub(crate) fn active_queues(&self) -> Value {
-        let queues = self.connection.supervisor.options.queues.iter();
+        let queues = self.connection.queues().iter();
         Value::Array(queues.map(describe_queue).collect())
     }
 

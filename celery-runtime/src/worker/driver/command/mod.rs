@@ -33,10 +33,6 @@ use crate::worker::driver::command::argument::{
 };
 use crate::worker::io::control_receiver::Incoming;
 
-/// A command that the application adds with
-/// [`Worker::command`](crate::Worker::command).
-pub(crate) type Command = Box<dyn Fn(&Map) -> Result<Value, String> + Send>;
-
 /// When and with what a command is replied to.
 pub(crate) enum Reply {
     /// At once: the value, or the text of an error.
@@ -84,9 +80,7 @@ impl Driver {
         }
         let value = answer.unwrap_or_else(|error| entry("error", error));
         if let Some(address) = &request.reply_to {
-            self.monitor
-                .dispatcher
-                .reply(address, request.ticket.clone(), value);
+            self.monitor.reply(address, request.ticket.clone(), value);
         }
     }
 
@@ -122,7 +116,7 @@ impl Driver {
             "enable_events" => Ok(self.set_task_events(true)),
             "disable_events" => Ok(self.set_task_events(false)),
             "heartbeat" => {
-                self.send_heartbeat();
+                self.monitor.requested_heartbeat(self.now.wall);
                 Ok(Value::Null)
             }
             "add_consumer" => return self.add_consumer(arguments),
@@ -139,10 +133,10 @@ impl Driver {
                 }
                 return Reply::Omitted;
             }
-            other => match self.remote.commands.get(other) {
-                Some(custom) => custom(arguments),
-                None => Err(format!("KeyError({})", quoted(other))),
-            },
+            other => {
+                let answer = self.remote.run(other, arguments);
+                answer.unwrap_or_else(|| Err(format!("KeyError({})", quoted(other))))
+            }
         };
         Reply::Immediate(answer)
     }
@@ -391,13 +385,13 @@ impl Driver {
             return Reply::Immediate(Err(missing("queue")));
         };
         let done = entry("ok", format!("add consumer {name}"));
-        let queues = &self.connection.supervisor.options.queues;
-        if queues.iter().any(|known| known.name == name) {
+        let mut queues = self.connection.queues().iter();
+        if queues.any(|known| known.name == name) {
             return Reply::Immediate(Ok(done));
         }
         match self.queue_of(&name, arguments) {
             Ok(queue) => {
-                self.connection.supervisor.options.queues.push(queue);
+                self.connection.add_queue(queue);
                 Reply::AfterQueueChange(done)
             }
             Err(error) => Reply::Immediate(Err(error)),
@@ -426,13 +420,10 @@ impl Driver {
             return Reply::Immediate(Err(missing("queue")));
         };
         let done = entry("ok", format!("no longer consuming from {name}"));
-        let queues = &mut self.connection.supervisor.options.queues;
-        let before = queues.len();
-        queues.retain(|queue| queue.name != name);
-        if queues.len() == before {
-            Reply::Immediate(Ok(done))
-        } else {
+        if self.connection.remove_queue(&name) {
             Reply::AfterQueueChange(done)
+        } else {
+            Reply::Immediate(Ok(done))
         }
     }
 }

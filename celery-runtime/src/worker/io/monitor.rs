@@ -1,34 +1,43 @@
-//! Monitoring: task and worker events, heartbeats, counters.
+//! What monitors see of a worker: [`Monitor`].
 
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
-use celery_protocol::{Map, Value};
+use celery_protocol::{Map, ReplyAddress, Value};
 
+use crate::env::Now;
 use crate::execution::{FailureInfo, Job};
 use crate::logical_clock::LogicalClock;
 use crate::worker::core::counters::Counters;
 use crate::worker::core::describe::{shown, shown_arguments};
 use crate::worker::core::scheduled::Scheduled;
 use crate::worker::delivery::event::{Rejection, TaskEvent};
-use crate::worker::driver::{DeliveryKey, Driver, Payload};
+use crate::worker::delivery::in_flight::{InFlightDelivery, Payload};
 use crate::worker::io::event_dispatcher::EventDispatcher;
 
-/// What monitors see of a worker.
+/// The events, heartbeats and replies of a worker, and the numbers and tasks that
+/// `inspect` shows.
 pub(crate) struct Monitor {
-    pub(crate) dispatcher: EventDispatcher,
+    dispatcher: EventDispatcher,
     pub(crate) logical_clock: LogicalClock,
     pub(crate) counters: Counters,
     /// Deferred tasks, for `inspect scheduled`.
     pub(crate) scheduled: Scheduled,
-    /// When the next heartbeat is due; `None` without heartbeats.
-    pub(crate) heartbeat_at: Option<Instant>,
+    /// The interval of heartbeats; without one the worker sends no events about
+    /// itself.
+    heartbeat: Option<Duration>,
+    /// When the next heartbeat is due.
+    heartbeat_at: Option<Instant>,
 }
 
+/// The name of this software in events (`sw_ident`).
+const SOFTWARE: &str = "rust-celery";
+
 impl Monitor {
+    /// `heartbeat` is the interval of heartbeats, of which the first is due now.
     pub(crate) fn new(
         dispatcher: EventDispatcher,
         logical_clock: LogicalClock,
-        heartbeat_at: Option<Instant>,
+        heartbeat: Option<Duration>,
         now: Instant,
     ) -> Self {
         Self {
@@ -36,25 +45,47 @@ impl Monitor {
             logical_clock,
             counters: Counters::new(now),
             scheduled: Scheduled::default(),
-            heartbeat_at,
+            heartbeat,
+            heartbeat_at: heartbeat.map(|_| now),
         }
     }
-}
 
-/// The name of this software in events (`sw_ident`).
-const SOFTWARE: &str = "rust-celery";
+    /// Returns when the next heartbeat is due.
+    pub(crate) fn next_heartbeat(&self) -> Option<Instant> {
+        self.heartbeat_at
+    }
 
-impl Driver {
-    /// Emits an event of a task.
-    pub(crate) fn emit(&mut self, key: DeliveryKey, event: TaskEvent) {
-        let Some(entry) = self.in_flight.find(key) else {
-            return;
-        };
+    /// Returns whether a heartbeat is due, and if so, sets the time of the next one.
+    pub(crate) fn take_heartbeat(&mut self, now: Instant) -> bool {
+        let is_due = self.heartbeat_at.is_some_and(|time| time <= now);
+        if is_due {
+            self.heartbeat_at = self.heartbeat.map(|interval| now + interval);
+        }
+        is_due
+    }
+
+    /// Sends collected task events.
+    pub(crate) fn flush(&mut self) {
+        self.dispatcher.flush();
+    }
+
+    /// Replies to a control command.
+    pub(crate) fn reply(&mut self, address: &ReplyAddress, ticket: Option<String>, value: Value) {
+        self.dispatcher.reply(address, ticket, value);
+    }
+
+    /// Waits at most `deadline` until all events and replies are published.
+    pub(crate) async fn close(self, deadline: Duration) {
+        self.dispatcher.close(deadline).await;
+    }
+
+    /// Emits an event of the task of a delivery.
+    pub(crate) fn task_event(&mut self, entry: &InFlightDelivery, event: TaskEvent, now: Now) {
         let Payload::Task { job, .. } = &entry.payload else {
             return;
         };
         let runtime = entry.started.map(|started| {
-            let runtime = self.now.instant.saturating_duration_since(started.instant);
+            let runtime = now.instant.saturating_duration_since(started.instant);
             runtime.as_secs_f64()
         });
         let mut fields = of_task(&job.id);
@@ -96,52 +127,47 @@ impl Driver {
             }
             TaskEvent::Cancelled => "task-cancelled",
         };
-        self.monitor
-            .dispatcher
-            .task_event(kind, fields, self.now.wall);
+        self.dispatcher.task_event(kind, fields, now.wall);
     }
 
     /// Emits the failure of a task that this worker cannot run.
-    pub(crate) fn emit_rejected(&mut self, rejection: &Rejection) {
-        let Some(task) = rejection
-            .task
-            .as_deref()
-            .filter(|_| self.decoder.emits_events)
-        else {
+    pub(crate) fn rejected(&mut self, rejection: &Rejection, now: SystemTime) {
+        let Some(task) = rejection.task.as_deref() else {
             return;
         };
         let mut fields = of_task(&task.id);
         fields.insert("exception", task.failure_info.exception.to_string());
-        self.monitor
-            .dispatcher
-            .task_event("task-failed", fields, self.now.wall);
+        self.dispatcher.task_event("task-failed", fields, now);
     }
 
-    /// Emits an event of the worker, with the numbers that monitors show.
-    pub(crate) fn emit_worker_event(&mut self, kind: &str) {
-        let Some(interval) = self.settings.heartbeat else {
+    /// Emits an event of the worker, with the numbers that monitors show. `active` is
+    /// the number of running tasks.
+    pub(crate) fn worker_event(&mut self, kind: &str, active: usize, now: SystemTime) {
+        let Some(interval) = self.heartbeat else {
             return;
         };
         let mut fields = Map::new();
         fields.insert("freq", interval.as_secs_f64());
-        fields.insert("active", self.slots.busy() as u64);
-        fields.insert("processed", self.monitor.counters.processed);
+        fields.insert("active", active as u64);
+        fields.insert("processed", self.counters.processed);
         let load = load_average().map(|load| load.map(Value::Float).to_vec());
         fields.insert("loadavg", Value::Array(load.unwrap_or_default()));
         describe_software(&mut fields);
-        self.monitor
-            .dispatcher
-            .worker_event(kind, fields, self.now.wall);
+        self.dispatcher.worker_event(kind, fields, now);
     }
 
     /// Emits the heartbeat that remote control requested.
-    pub(crate) fn send_heartbeat(&mut self) {
+    pub(crate) fn requested_heartbeat(&mut self, now: SystemTime) {
         let mut fields = Map::new();
         fields.insert("freq", 5_i64);
         describe_software(&mut fields);
-        self.monitor
-            .dispatcher
-            .worker_event("worker-heartbeat", fields, self.now.wall);
+        self.dispatcher
+            .worker_event("worker-heartbeat", fields, now);
+    }
+
+    /// Emits an event about an election.
+    pub(crate) fn election_event(&mut self, kind: &str, fields: Map, now: SystemTime) {
+        self.dispatcher.worker_event(kind, fields, now);
     }
 }
 

@@ -1,0 +1,291 @@
+//! The connection to the broker: consumers, and changes of the consumed queues:
+//! [`Connection`].
+//!
+//! A consumer's queues are fixed. Another set of queues is another consumer: the
+//! old one is interrupted, which makes it return prefetched deliveries, and lives
+//! until its last delivery is settled.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use crate::boundary::{BoxFuture, Broker, Consumer, Delivery, DeliveryTag, Queue, ServiceError};
+use crate::worker::delivery::in_flight::InFlight;
+use crate::worker::io::supervisor::Supervisor;
+
+/// The consumers of a worker.
+pub(crate) struct Connection {
+    supervisor: Supervisor,
+    consumer: Option<Arc<dyn Consumer>>,
+    /// Waits until the broker has taken deliveries back from the consumer.
+    lost_leases: BoxFuture<'static, Vec<DeliveryTag>>,
+    /// Replaced consumers that still have deliveries in flight.
+    retired: Vec<Arc<dyn Consumer>>,
+    is_receiving: bool,
+    is_connecting: bool,
+    /// Whether consumers receive no more.
+    is_interrupted: bool,
+    /// The number of changes of the consumed queues.
+    queue_generation: u64,
+    /// The generation that the connection attempt in progress is for.
+    connected_generation: u64,
+}
+
+/// An attempt to connect. Its end is passed to [`Connection::connected`].
+pub(crate) type Connecting = BoxFuture<'static, Result<Arc<dyn Consumer>, ServiceError>>;
+
+/// What a change of the consumed queues takes.
+pub(crate) enum QueueChange {
+    /// It has taken effect, or will with the next connection.
+    Done,
+    /// An attempt to connect.
+    Connect(Connecting),
+    /// Another consumer, for [`Connection::replace`] together with the generation of
+    /// the change.
+    Replace(u64, Connecting),
+}
+
+/// The end of a receive. It is passed to [`Connection::received`].
+pub(crate) struct Received {
+    pub(crate) consumer: Arc<dyn Consumer>,
+    pub(crate) deliveries: Result<Vec<Delivery>, ServiceError>,
+}
+
+impl Connection {
+    pub(crate) fn new(supervisor: Supervisor) -> Self {
+        Self {
+            supervisor,
+            consumer: None,
+            lost_leases: Box::pin(std::future::pending()),
+            retired: Vec::new(),
+            is_receiving: false,
+            is_connecting: false,
+            is_interrupted: false,
+            queue_generation: 0,
+            connected_generation: 0,
+        }
+    }
+
+    pub(crate) fn broker(&self) -> &Arc<dyn Broker> {
+        &self.supervisor.broker
+    }
+
+    /// Returns the consumed queues.
+    pub(crate) fn queues(&self) -> &[Queue] {
+        &self.supervisor.options.queues
+    }
+
+    /// Returns whether a receive is in progress.
+    pub(crate) fn is_receiving(&self) -> bool {
+        self.is_receiving
+    }
+
+    /// Returns whether a consumer is replaced by another one that is connected.
+    pub(crate) fn is_replaced(&self, consumer: &Arc<dyn Consumer>) -> bool {
+        self.consumer.is_some() && !self.is_current(consumer)
+    }
+
+    fn is_current(&self, consumer: &Arc<dyn Consumer>) -> bool {
+        let current = self.consumer.as_ref();
+        current.is_some_and(|current| Arc::ptr_eq(current, consumer))
+    }
+
+    /// Returns whether a new consumer can settle the deliveries of an old one.
+    pub(crate) fn settles_after_reconnect(&self) -> bool {
+        self.broker().capabilities().settles_after_reconnect
+    }
+
+    /// Connects to the consumed queues, with the supervisor's back-off. Returns `None`
+    /// if there are no queues.
+    pub(crate) fn connect(&mut self) -> Option<Connecting> {
+        self.connected_generation = self.queue_generation;
+        if self.queues().is_empty() {
+            return None;
+        }
+        self.is_connecting = true;
+        Some(self.supervisor.connect())
+    }
+
+    /// Uses the consumer of a connection attempt. Returns a new attempt if the queues
+    /// have changed since this one began.
+    ///
+    /// # Errors
+    ///
+    /// The error of the attempt, after which the worker cannot continue.
+    pub(crate) fn connected(
+        &mut self,
+        connected: Result<Arc<dyn Consumer>, ServiceError>,
+    ) -> Result<Option<Connecting>, ServiceError> {
+        self.is_connecting = false;
+        let consumer = connected?;
+        if self.connected_generation != self.queue_generation {
+            return Ok(self.connect());
+        }
+        self.set_consumer(consumer);
+        Ok(None)
+    }
+
+    /// Returns the consumer that was used before.
+    fn set_consumer(&mut self, consumer: Arc<dyn Consumer>) -> Option<Arc<dyn Consumer>> {
+        if self.is_interrupted {
+            consumer.interrupt();
+        }
+        self.watch_leases(&consumer);
+        self.consumer.replace(consumer)
+    }
+
+    fn watch_leases(&mut self, consumer: &Arc<dyn Consumer>) {
+        let consumer = Arc::clone(consumer);
+        self.lost_leases = Box::pin(async move { consumer.lost().await });
+    }
+
+    /// Waits until the broker has taken deliveries back, and returns their tags.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub(crate) async fn lost_leases(&mut self) -> Vec<DeliveryTag> {
+        let tags = (&mut self.lost_leases).await;
+        if let Some(consumer) = self.consumer.clone() {
+            self.watch_leases(&consumer);
+        }
+        tags
+    }
+
+    /// Drops the consumer of a lost connection. Returns whether its deliveries can
+    /// still be settled.
+    pub(crate) fn lost(&mut self, error: ServiceError) -> bool {
+        let survives = self.consumer.take().is_some() && self.settles_after_reconnect();
+        self.lost_leases = Box::pin(std::future::pending());
+        self.supervisor.lost(error);
+        if !survives {
+            // Replaced consumers share the connection.
+            self.retired.clear();
+        }
+        survives
+    }
+
+    /// Requests at most `room` deliveries, unless a receive is in progress or nothing
+    /// can be received.
+    pub(crate) fn receive(&mut self, room: usize) -> Option<BoxFuture<'static, Received>> {
+        // A consumer whose queues were all cancelled answers at once, without end.
+        let is_idle = self.is_interrupted || self.queues().is_empty() || room == 0;
+        if self.is_receiving || is_idle {
+            return None;
+        }
+        let consumer = self.consumer.clone()?;
+        self.is_receiving = true;
+        Some(Box::pin(async move {
+            let deliveries = consumer.receive(room).await;
+            Received {
+                consumer,
+                deliveries,
+            }
+        }))
+    }
+
+    /// Records the end of a receive. Returns whether its consumer is the current one,
+    /// and not a replaced one.
+    pub(crate) fn received(&mut self, consumer: &Arc<dyn Consumer>) -> bool {
+        let is_current = self.is_current(consumer);
+        if is_current {
+            self.is_receiving = false;
+        }
+        is_current
+    }
+
+    /// Keeps a replaced consumer until its deliveries are settled.
+    pub(crate) fn retire(&mut self, consumer: Arc<dyn Consumer>) {
+        self.retired.push(consumer);
+    }
+
+    /// Drops replaced consumers without deliveries in flight.
+    pub(crate) fn drop_drained(&mut self, in_flight: &InFlight) {
+        self.retired.retain(|consumer| in_flight.any_of(consumer));
+    }
+
+    /// Ends receiving, with this and every later consumer.
+    pub(crate) fn interrupt(&mut self) {
+        self.is_interrupted = true;
+        if let Some(consumer) = &self.consumer {
+            consumer.interrupt();
+        }
+    }
+
+    pub(crate) fn set_prefetch(&mut self, prefetch: u16) {
+        self.supervisor.options.prefetch = prefetch;
+        if let Some(consumer) = &self.consumer {
+            consumer.set_prefetch(prefetch);
+        }
+    }
+
+    /// Adds a queue. It is consumed after [`change_queues`](Self::change_queues).
+    pub(crate) fn add_queue(&mut self, queue: Queue) {
+        self.supervisor.options.queues.push(queue);
+    }
+
+    /// Removes a queue; see [`add_queue`](Self::add_queue). Returns whether it was
+    /// consumed.
+    pub(crate) fn remove_queue(&mut self, name: &str) -> bool {
+        let queues = &mut self.supervisor.options.queues;
+        let before = queues.len();
+        queues.retain(|queue| queue.name != name);
+        queues.len() < before
+    }
+
+    /// Begins to consume a changed set of queues.
+    pub(crate) fn change_queues(&mut self) -> QueueChange {
+        self.queue_generation += 1;
+        let Some(consumer) = &self.consumer else {
+            // The next connection consumes the new queues.
+            let attempt = if self.is_connecting {
+                None
+            } else {
+                self.connect()
+            };
+            return attempt.map_or(QueueChange::Done, QueueChange::Connect);
+        };
+        if self.queues().is_empty() {
+            // The consumer still settles deliveries in flight.
+            consumer.interrupt();
+            return QueueChange::Done;
+        }
+        let supervisor = self.supervisor.clone();
+        let attempt = async move { supervisor.attempt().await };
+        QueueChange::Replace(self.queue_generation, Box::pin(attempt))
+    }
+
+    /// Replaces the consumer by one for changed queues, unless a newer change is in
+    /// progress.
+    pub(crate) fn replace(&mut self, generation: u64, consumer: Arc<dyn Consumer>) {
+        if generation != self.queue_generation {
+            return;
+        }
+        if let Some(old) = self.set_consumer(consumer) {
+            old.interrupt();
+            self.retire(old);
+        }
+        self.is_receiving = false;
+    }
+
+    /// Returns the consumer that settles the deliveries which `receiver` received, or
+    /// `None` if they cannot be settled.
+    pub(crate) fn settling_consumer(
+        &self,
+        receiver: &Weak<dyn Consumer>,
+    ) -> Option<Arc<dyn Consumer>> {
+        match &self.consumer {
+            Some(current) if self.settles_after_reconnect() => Some(Arc::clone(current)),
+            _ => receiver.upgrade(),
+        }
+    }
+
+    /// Closes the consumer, within `deadline`.
+    pub(crate) async fn close(&mut self, deadline: Duration) {
+        if let Some(consumer) = &self.consumer {
+            let closed = tokio::time::timeout(deadline, consumer.close()).await;
+            if let Ok(Err(error)) = closed {
+                tracing::warn!("{error}");
+            }
+        }
+    }
+}
