@@ -17,6 +17,7 @@ use redis::{
 };
 use tokio::time::timeout;
 
+use super::lost::ConnectionId;
 use crate::config::{Limits, Node, NodeAddress, RedisOptions, Sentinel, Tls};
 
 /// Opens connections to the first configured server that answers.
@@ -43,6 +44,8 @@ pub(super) struct OpenedConnection {
     pub(super) connection: MultiplexedConnection,
     /// Whether the server can push, which requires RESP3.
     pub(super) pushes: bool,
+    /// Identifies the connection for `CLIENT KILL`, if the server tells.
+    pub(super) id: Option<ConnectionId>,
 }
 
 impl Connector {
@@ -150,7 +153,12 @@ impl Connector {
             command.arg("SETNAME").arg(name);
             command.exec_async(&mut connection).await?;
         }
-        Ok(OpenedConnection { connection, pushes })
+        let id = ConnectionId::read(&mut connection).await?;
+        Ok(OpenedConnection {
+            connection,
+            pushes,
+            id,
+        })
     }
 
     async fn client(&self, node: usize, protocol: ProtocolVersion) -> RedisResult<Client> {

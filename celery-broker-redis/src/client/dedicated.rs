@@ -8,6 +8,8 @@ use redis::aio::MultiplexedConnection;
 use redis::{PushInfo, PushKind};
 use tokio::sync::Notify;
 
+use super::error::is_rejection;
+use super::lost::ConnectionId;
 use super::{Command, Operation, RedisClient, RedisReply, Script, single};
 
 impl RedisClient {
@@ -33,8 +35,14 @@ impl RedisClient {
         let opened = opened
             .await
             .map_err(|error| operation.unconnected(self, &error))?;
+        let mut connection = opened.connection;
+        if let Err(error) = self.inner.lost.kill(&mut connection).await {
+            self.inner.lost.add(opened.id.as_ref());
+            return Err(operation.unconnected(self, &error));
+        }
         Ok(DedicatedConnection {
-            connection: opened.connection,
+            connection,
+            id: opened.id,
             client: self.clone(),
             pushed: opened.pushes.then_some(pushed),
         })
@@ -44,6 +52,7 @@ impl RedisClient {
 /// A connection with a single owner.
 pub struct DedicatedConnection {
     connection: MultiplexedConnection,
+    id: Option<ConnectionId>,
     client: RedisClient,
     pushed: Option<Arc<Notify>>,
 }
@@ -114,10 +123,35 @@ impl DedicatedConnection {
         command: Command,
     ) -> Result<redis::Value, ServiceError> {
         let pipeline = single(command);
+        let mut request = DedicatedRequest {
+            client: &self.client,
+            id: self.id.as_ref(),
+            is_answered: false,
+        };
         let answer = self.connection.send_packed_commands(&pipeline, 0, 1).await;
+        request.is_answered = match &answer {
+            Ok(_) => true,
+            Err(error) => is_rejection(error),
+        };
         match answer {
             Ok(mut values) => Ok(values.pop().unwrap_or(redis::Value::Nil)),
             Err(error) => Err(operation.failed(&self.client, &error)),
+        }
+    }
+}
+
+/// A request on a dedicated connection. Without an answer, also where its future is
+/// dropped, the connection is killed before the next request on another one.
+struct DedicatedRequest<'a> {
+    client: &'a RedisClient,
+    id: Option<&'a ConnectionId>,
+    is_answered: bool,
+}
+
+impl Drop for DedicatedRequest<'_> {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            self.client.inner.lost.add(self.id);
         }
     }
 }

@@ -7,6 +7,7 @@ mod command;
 mod connect;
 mod dedicated;
 mod error;
+mod lost;
 mod pool;
 mod pubsub;
 
@@ -19,7 +20,8 @@ use tokio::sync::watch;
 
 use crate::config::RedisOptions;
 use connect::Connector;
-use pool::Pool;
+use lost::LostConnections;
+use pool::{Pool, PooledConnection};
 
 pub use command::{COMPARE_AND_DELETE, Command, RedisReply, Script};
 pub use dedicated::DedicatedConnection;
@@ -37,6 +39,7 @@ struct ClientInner {
     options: RedisOptions,
     connector: Connector,
     pool: Pool,
+    lost: LostConnections,
     closed: watch::Sender<bool>,
 }
 
@@ -59,6 +62,7 @@ impl RedisClient {
             options,
             connector,
             pool,
+            lost: LostConnections::default(),
             closed: watch::Sender::new(false),
         };
         Self {
@@ -179,8 +183,15 @@ impl RedisClient {
         )
     }
 
+    /// Returns whether a request without an answer cannot be carried out after a later
+    /// one: the connection that it was sent on is killed first. Where the server does
+    /// not permit that, such a request may still arrive within the response timeout.
+    pub fn discards_lost_requests(&self) -> bool {
+        self.inner.lost.can_kill()
+    }
+
     /// Sends a pipeline on a pooled connection. Errors of single commands are
-    /// among the values. A broken connection does not return to the pool.
+    /// among the values.
     async fn run(
         &self,
         operation: Operation<'_>,
@@ -189,9 +200,18 @@ impl RedisClient {
         if self.is_closed() {
             return Err(self.closed_error(operation));
         }
-        let mut connection = self.inner.pool.take(self, operation).await?;
+        let connection = self.inner.pool.take(self, operation).await?;
         let mut shared: MultiplexedConnection = connection.shared();
         shared.set_response_timeout(self.options().limits.response);
+        let mut request = PooledRequest {
+            client: self,
+            connection,
+            is_answered: false,
+        };
+        let killed = self.inner.lost.kill(&mut shared).await;
+        if let Err(error) = killed {
+            return Err(operation.failed(self, &error).not_sent());
+        }
         let answer = if pipeline.is_transaction() {
             transaction(&mut shared, pipeline).await
         } else {
@@ -199,12 +219,28 @@ impl RedisClient {
                 .send_packed_commands(pipeline, 0, pipeline.len())
                 .await
         };
-        answer.map_err(|error| {
-            if !error::is_rejection(&error) {
-                connection.discard();
-            }
-            operation.failed(self, &error)
-        })
+        request.is_answered = match &answer {
+            Ok(_) => true,
+            Err(error) => error::is_rejection(error),
+        };
+        answer.map_err(|error| operation.failed(self, &error))
+    }
+}
+
+/// A request on a pooled connection. Without an answer, also where its future is
+/// dropped, the connection is not used again and is killed before the next request.
+struct PooledRequest<'a> {
+    client: &'a RedisClient,
+    connection: PooledConnection,
+    is_answered: bool,
+}
+
+impl Drop for PooledRequest<'_> {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            self.client.inner.lost.add(self.connection.id());
+            self.connection.discard();
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use redis::RedisError;
 use redis::aio::MultiplexedConnection;
 
 use super::connect::Connector;
+use super::lost::ConnectionId;
 use super::{Operation, RedisClient};
 use crate::config::Limits;
 
@@ -80,6 +81,15 @@ impl PooledConnection {
         }
     }
 
+    /// Returns what identifies the connection for `CLIENT KILL`; `None` in a pool of the
+    /// application.
+    pub(super) fn id(&self) -> Option<&ConnectionId> {
+        match self {
+            Self::Owned(object) => object.id.as_ref(),
+            Self::External(_) => None,
+        }
+    }
+
     /// Keeps the connection from being reused.
     pub(super) fn discard(&mut self) {
         if let Self::Owned(object) = self {
@@ -102,6 +112,7 @@ const MAX_UNCHECKED_IDLE: Duration = Duration::from_millis(100);
 pub(super) struct ManagedConnection {
     connection: MultiplexedConnection,
     broken: Arc<AtomicBool>,
+    id: Option<ConnectionId>,
     /// Whether the library reports the end of the connection immediately, which
     /// requires RESP3. Otherwise a ping has to check it.
     pushes: bool,
@@ -125,6 +136,7 @@ impl managed::Manager for ConnectionManager {
         Ok(ManagedConnection {
             connection: opened.connection,
             broken,
+            id: opened.id,
             pushes: opened.pushes,
         })
     }
