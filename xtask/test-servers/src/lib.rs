@@ -27,7 +27,7 @@ mod tls;
 
 pub use process::{Leak, kill_leaks};
 pub use process_group::{ProcessGroup, poll_until};
-pub use proxy::Proxy;
+pub use proxy::{Fault, InjectedFault, Proxy};
 pub use python::{Python, PythonWorker, PythonWorkerBuilder};
 pub use rabbit::{RabbitServer, RabbitServerBuilder};
 pub use redis::RedisServer;
