@@ -91,7 +91,8 @@ pub trait Consumer: fmt::Debug + Send + Sync {
     }
 
     /// Waits until the broker has taken unsettled deliveries back from this consumer,
-    /// because their lease was not renewed in time, and returns their tags. Never
+    /// because their lease was not renewed in time, and returns their tags. Returns no
+    /// tags when [`has_current_leases`](Self::has_current_leases) has become true. Never
     /// returns by default, for brokers that bind a delivery to its connection.
     ///
     /// # Cancel safety
@@ -99,6 +100,13 @@ pub trait Consumer: fmt::Debug + Send + Sync {
     /// Cancel safe.
     fn lost(&self) -> BoxFuture<'_, Vec<DeliveryTag>> {
         Box::pin(std::future::pending())
+    }
+
+    /// Returns whether the broker certainly gives the unsettled deliveries of this
+    /// consumer to no other one for now; `true` by default. A process that was frozen, or
+    /// cut off from the broker for long, starts no task until this is so again.
+    fn has_current_leases(&self) -> bool {
+        true
     }
 
     /// Sets [`ConsumeOptions::prefetch`] from the next `receive` on. Does nothing by

@@ -39,7 +39,6 @@ use crate::worker::io::mingle;
 use crate::worker::io::monitor::Monitor;
 use crate::worker::io::remote::{Mingle, Remote};
 use crate::worker::io::supervisor::Supervisor;
-use crate::worker::io::sweeper::ChordSweeper;
 use crate::worker::isolated::{self, Children};
 
 impl Worker {
@@ -66,8 +65,6 @@ impl Worker {
         let rates = self.rate_limits(&registry, now.instant);
         let elections = Elections::new(&self.hostname, std::process::id());
         let mut driver = Driver {
-            on_unknown: config.on_unknown,
-            clock: self.app.clock.clone(),
             now,
             decoder: self.decoder(&config, registry, context),
             connection: Connection::new(self.supervisor(&config, &queues)),
@@ -87,7 +84,6 @@ impl Worker {
             pool,
             futures: FuturesUnordered::new(),
             settlements: Vec::new(),
-            _sweeper: ChordSweeper::start(&executor),
             executor,
             settings: Arc::new(self.settings),
         };

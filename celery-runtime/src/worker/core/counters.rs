@@ -43,3 +43,23 @@ impl Counters {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn started_tasks_are_counted_by_name() {
+        let mut counters = Counters::new(Instant::now());
+        for task in ["a", "b", "a"] {
+            counters.start(&task.into());
+        }
+        let by_task: Vec<_> = counters
+            .by_task
+            .iter()
+            .map(|(task, n)| (&**task, *n))
+            .collect();
+        assert_eq!(by_task, [("a", 2), ("b", 1)]);
+        assert_eq!(counters.processed, 3);
+    }
+}

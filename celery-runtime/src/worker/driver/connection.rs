@@ -102,10 +102,10 @@ impl Driver {
 
     /// Handles deliveries that the broker has taken back.
     pub(crate) fn leases_lost(&mut self, tags: &[DeliveryTag]) {
-        tracing::warn!(
-            "{} deliveries were not renewed in time and are delivered again",
-            tags.len()
-        );
+        if !tags.is_empty() {
+            let count = tags.len();
+            tracing::warn!("{count} deliveries were not renewed in time and are delivered again");
+        }
         let tags: HashSet<_> = tags.iter().collect();
         for key in self.in_flight.keys() {
             let is_lost = |one: &InFlightDelivery| tags.contains(&one.tag);

@@ -40,7 +40,10 @@ impl Driver {
                     self.monitor.rejected(&rejection, self.now.wall);
                 }
                 (
-                    DeliveryState::of_rejected(rejection, self.on_unknown),
+                    DeliveryState::of_rejected(
+                        rejection,
+                        self.executor.messages.sender.config.on_unknown,
+                    ),
                     Payload::Rejected(content),
                 )
             }

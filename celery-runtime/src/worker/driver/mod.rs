@@ -1,16 +1,17 @@
-//! The worker's loop: one task that owns all components.
+//! The worker's loop: one task that owns the parts of a worker.
 //!
-//! It waits for the next input, passes it to the delivery concerned and performs
-//! the resulting actions. What happens to a delivery is decided by its state
-//! machine ([`delivery`](crate::worker::delivery)). Settlements that are ready
-//! together are sent together.
+//! It waits for the next input, passes it to the part concerned and carries out what
+//! that part returns. The decisions are made in the pure types of
+//! [`core`](crate::worker::core) and [`delivery`](crate::worker::delivery), and the
+//! parts in [`io`](crate::worker::io) own connections and tasks. The files here have
+//! the steps in which several parts take part. Settlements that are ready together
+//! are sent together.
 //!
-//! - [`connection`]: consumers, reconnecting, receiving, changed queues;
-//! - [`deliveries`]: deliveries in flight and their events; [`actions`]: tasks and
+//! - [`connection`]: connecting, receiving, changed queues;
+//! - [`deliveries`]: received deliveries and their events; [`actions`]: tasks and
 //!   effects; [`settle`]: settlements;
-//! - [`slots`], [`scale`]: concurrency; [`stop`]: shutdown;
-//! - [`command`], [`remote`]: remote control; [`monitor`]: events;
-//!   [`revocations`].
+//! - [`slots`]: concurrency; [`pool`]: running tasks; [`stop`]: shutdown;
+//! - [`command`]: remote control; [`revocations`].
 
 mod actions;
 pub(crate) mod command;
@@ -18,7 +19,6 @@ mod connection;
 mod deliveries;
 pub(crate) mod pool;
 mod revocations;
-mod scale;
 mod settle;
 mod slots;
 mod stop;
@@ -30,16 +30,16 @@ use celery_protocol::ControlReply;
 use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
-use crate::boundary::{BoxFuture, Consumer, ServiceError, Settled, Settlement};
-use crate::config::{OnUnknown, WorkerSettings};
-use crate::env::{Clock, Now};
+use crate::boundary::{BoxFuture, Consumer, DeliveryTag, ServiceError, Settled, Settlement};
+use crate::config::WorkerSettings;
+use crate::env::Now;
 use crate::worker::core::rate_limits::RateLimits;
 use crate::worker::core::revocations::Revocations;
 use crate::worker::core::shutdown::Shutdown;
 use crate::worker::core::slots::Slots;
 use crate::worker::core::window::Window;
 use crate::worker::delivery::decode::MessageDecoder;
-use crate::worker::delivery::event::{Admission, DeliveryEvent, EffectError, Stop};
+use crate::worker::delivery::event::{Admission, DeliveryEvent, EffectError, Outcome, Stop};
 use crate::worker::delivery::in_flight::{DeliveryKey, InFlight, LockGuard, Payload};
 use crate::worker::driver::connection::ChangedQueues;
 use crate::worker::driver::pool::Pool;
@@ -47,6 +47,7 @@ use crate::worker::effects::executor::{EffectExecutor, EffectResult};
 use crate::worker::error::WorkerError;
 use crate::worker::io::admission::UniqueLock;
 use crate::worker::io::connection::{Connection, Received};
+use crate::worker::io::control_receiver::Incoming;
 use crate::worker::io::monitor::Monitor;
 use crate::worker::io::remote::Remote;
 use crate::worker::io::sweeper::ChordSweeper;
@@ -77,11 +78,19 @@ pub(crate) enum Finished {
     Restored(DeliveryKey, Result<(), EffectError>),
 }
 
+/// What the loop waits for.
+enum Input {
+    Stop(Stop),
+    Outcomes,
+    LeasesLost(Vec<DeliveryTag>),
+    Finished(Finished),
+    Remote(Incoming),
+    Timeout,
+}
+
 /// The running worker: one task that owns its components.
 pub(crate) struct Driver {
     pub(crate) settings: Arc<WorkerSettings>,
-    pub(crate) on_unknown: OnUnknown,
-    pub(crate) clock: Clock,
     /// The time of the current turn of the loop.
     pub(crate) now: Now,
     pub(crate) decoder: MessageDecoder,
@@ -98,8 +107,6 @@ pub(crate) struct Driver {
     pub(crate) pool: Pool,
     pub(crate) futures: FuturesUnordered<BoxFuture<'static, Finished>>,
     pub(crate) settlements: Vec<(DeliveryKey, Settlement)>,
-    /// Sweeps stalled chords until it is dropped.
-    pub(crate) _sweeper: Option<ChordSweeper>,
 }
 
 impl Driver {
@@ -117,69 +124,73 @@ impl Driver {
         mut self,
         mut stops: impl FnMut() -> BoxFuture<'static, Stop>,
     ) -> Result<(), WorkerError> {
+        let _sweeper = ChordSweeper::start(&self.executor);
         self.connect();
         self.emit_worker_event("worker-online");
         let mut stop = stops();
-        let mut ended = Vec::with_capacity(BATCH_SIZE);
+        let mut outcomes = Vec::with_capacity(BATCH_SIZE);
         loop {
             self.flush();
+            self.receive();
             if self.is_over() {
-                break;
+                return self.close().await;
             }
-            let wake = self.wake_at();
-            tokio::select! {
+            let timeout = self.next_timeout();
+            let input = tokio::select! {
                 biased;
-                kind = &mut stop => {
-                    self.now = self.clock.moment();
+                kind = &mut stop => Input::Stop(kind),
+                () = self.pool.ended(&mut outcomes, BATCH_SIZE) => Input::Outcomes,
+                tags = self.connection.lost_leases() => Input::LeasesLost(tags),
+                Some(finished) = self.futures.next() => Input::Finished(finished),
+                incoming = self.remote.next() => Input::Remote(incoming),
+                () = sleep_until(timeout), if timeout.is_some() => Input::Timeout,
+            };
+            self.now = self.executor.clock.moment();
+            match input {
+                Input::Stop(kind) => {
                     self.stop(kind);
                     stop = stops();
                 }
-                () = self.pool.ended(&mut ended, BATCH_SIZE) => {
-                    self.now = self.clock.moment();
-                    for (key, outcome) in ended.drain(..) {
-                        self.event(key, DeliveryEvent::Returned(outcome));
-                    }
-                }
-                tags = self.connection.lost_leases() => {
-                    self.now = self.clock.moment();
-                    self.leases_lost(&tags);
-                }
-                Some(finished) = self.futures.next() => {
-                    self.now = self.clock.moment();
-                    self.finish(finished);
-                }
-                incoming = self.remote.next() => {
-                    self.now = self.clock.moment();
-                    self.handle_incoming(incoming);
-                }
-                () = sleep_until(wake), if wake.is_some() => self.now = self.clock.moment(),
+                Input::Outcomes => self.handle_outcomes(&mut outcomes),
+                Input::LeasesLost(tags) => self.leases_lost(&tags),
+                Input::Finished(finished) => self.handle_effects(finished),
+                Input::Remote(incoming) => self.handle_remote(incoming),
+                Input::Timeout => {}
             }
             // The branches above are biased; timers must not starve.
-            if wake.is_some_and(|wake| wake <= self.now.instant) {
-                self.tick();
+            if timeout.is_some_and(|time| time <= self.now.instant) {
+                self.handle_timers();
             }
             // Commands are read in each turn, so that a revocation sent before its
             // task prevents the start.
             if let Some(incoming) = self.remote.try_next() {
-                self.handle_incoming(incoming);
+                self.handle_remote(incoming);
             }
         }
-        self.close().await
     }
 
-    /// Grants free slots, sends collected events and settlements, and receives.
-    pub(crate) fn flush(&mut self) {
-        self.grant_slots();
+    /// Grants free slots, and sends collected events and settlements.
+    fn flush(&mut self) {
+        // Another worker may have a delivery whose lease is not current.
+        if self.connection.has_current_leases() {
+            self.grant_slots();
+        }
         self.monitor.flush();
         self.write_revocations();
         self.send_settlements();
-        self.receive();
         let is_idle = self.window.running() == 0;
         self.shutdown.set_idle(is_idle, self.now.instant);
     }
 
+    /// Passes the outcomes of tasks to their deliveries.
+    fn handle_outcomes(&mut self, outcomes: &mut Vec<(DeliveryKey, Outcome)>) {
+        for (key, outcome) in outcomes.drain(..) {
+            self.event(key, DeliveryEvent::Returned(outcome));
+        }
+    }
+
     /// Handles the result of a future.
-    pub(crate) fn finish(&mut self, finished: Finished) {
+    fn handle_effects(&mut self, finished: Finished) {
         match finished {
             Finished::Mingled(replies) => {
                 self.remote.mingled();
@@ -217,7 +228,7 @@ impl Driver {
     }
 
     /// Handles all timers that are due.
-    pub(crate) fn tick(&mut self) {
+    fn handle_timers(&mut self) {
         let now = self.now.instant;
         while let Some(key) = self.in_flight.take_due(now) {
             self.event(key, DeliveryEvent::Tick);
@@ -239,7 +250,7 @@ impl Driver {
     }
 
     /// Returns when the next timer is due.
-    pub(crate) fn wake_at(&self) -> Option<Instant> {
+    fn next_timeout(&self) -> Option<Instant> {
         let timer = self.in_flight.next_timeout();
         timer
             .into_iter()

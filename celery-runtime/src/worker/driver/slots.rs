@@ -1,4 +1,5 @@
-//! Concurrency slots: waiting deliveries and rate limits.
+//! Concurrency slots: waiting deliveries, rate limits, changes of the concurrency
+//! and of the prefetch.
 
 use crate::worker::delivery::event::Revocation;
 use crate::worker::driver::{DeliveryEvent, DeliveryKey, Driver, Payload};
@@ -42,6 +43,35 @@ impl Driver {
         self.slots.release();
         if self.shutdown.is_requested() {
             self.monitor.counters.drained += 1;
+        }
+    }
+
+    pub(crate) fn set_concurrency(&mut self, size: usize) {
+        let Some(threads) = self.slots.resize(size) else {
+            return;
+        };
+        tracing::info!("concurrency is now {size}");
+        let kept = self.pool.resize(size, threads);
+        self.slots.keep_threads(kept);
+        self.set_prefetch();
+    }
+
+    pub(crate) fn set_prefetch(&mut self) {
+        let prefetch = self.window.prefetch(self.slots.max_concurrency());
+        self.connection.set_prefetch(prefetch);
+    }
+
+    /// Raises the concurrency to the backlog, with autoscaling.
+    pub(crate) fn scale_up(&mut self) {
+        if let Some(size) = self.slots.scale_up(self.window.pending()) {
+            self.set_concurrency(size);
+        }
+    }
+
+    /// Lowers the concurrency to the backlog, with autoscaling.
+    pub(crate) fn scale_down(&mut self) {
+        if let Some(size) = self.slots.scale_down(self.window.pending()) {
+            self.set_concurrency(size);
         }
     }
 }

@@ -20,7 +20,7 @@ impl Driver {
     }
 
     pub(crate) async fn close(mut self) -> Result<(), WorkerError> {
-        self.now = self.clock.moment();
+        self.now = self.executor.clock.moment();
         self.emit_worker_event("worker-offline");
         self.save_state();
         self.report_unsettled();

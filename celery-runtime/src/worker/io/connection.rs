@@ -16,6 +16,9 @@ use crate::worker::io::supervisor::Supervisor;
 pub(crate) struct Connection {
     supervisor: Supervisor,
     consumer: Option<Arc<dyn Consumer>>,
+    /// The consumer of a lost connection whose deliveries can still be settled, until
+    /// there is another one.
+    broken: Option<Arc<dyn Consumer>>,
     /// Waits until the broker has taken deliveries back from the consumer.
     lost_leases: BoxFuture<'static, Vec<DeliveryTag>>,
     /// Replaced consumers that still have deliveries in flight.
@@ -55,6 +58,7 @@ impl Connection {
         Self {
             supervisor,
             consumer: None,
+            broken: None,
             lost_leases: Box::pin(std::future::pending()),
             retired: Vec::new(),
             is_receiving: false,
@@ -130,7 +134,14 @@ impl Connection {
             consumer.interrupt();
         }
         self.watch_leases(&consumer);
+        self.broken = None;
         self.consumer.replace(consumer)
+    }
+
+    /// Returns whether no other worker can have the deliveries in hand.
+    pub(crate) fn has_current_leases(&self) -> bool {
+        let consumer = self.consumer.as_ref().or(self.broken.as_ref());
+        consumer.is_none_or(|consumer| consumer.has_current_leases())
     }
 
     fn watch_leases(&mut self, consumer: &Arc<dyn Consumer>) {
@@ -154,7 +165,9 @@ impl Connection {
     /// Drops the consumer of a lost connection. Returns whether its deliveries can
     /// still be settled.
     pub(crate) fn lost(&mut self, error: ServiceError) -> bool {
-        let survives = self.consumer.take().is_some() && self.settles_after_reconnect();
+        let consumer = self.consumer.take();
+        self.broken = consumer.filter(|_| self.settles_after_reconnect());
+        let survives = self.broken.is_some();
         self.lost_leases = Box::pin(std::future::pending());
         self.supervisor.lost(error);
         if !survives {
@@ -275,13 +288,13 @@ impl Connection {
     ) -> Option<Arc<dyn Consumer>> {
         match &self.consumer {
             Some(current) if self.settles_after_reconnect() => Some(Arc::clone(current)),
-            _ => receiver.upgrade(),
+            _ => receiver.upgrade().or_else(|| self.broken.clone()),
         }
     }
 
     /// Closes the consumer, within `deadline`.
     pub(crate) async fn close(&mut self, deadline: Duration) {
-        if let Some(consumer) = &self.consumer {
+        if let Some(consumer) = self.consumer.as_ref().or(self.broken.as_ref()) {
             let closed = tokio::time::timeout(deadline, consumer.close()).await;
             if let Ok(Err(error)) = closed {
                 tracing::warn!("{error}");

@@ -45,7 +45,7 @@ pub(crate) enum Reply {
 }
 
 impl Driver {
-    pub(crate) fn handle_incoming(&mut self, incoming: Incoming) {
+    pub(crate) fn handle_remote(&mut self, incoming: Incoming) {
         match incoming {
             Incoming::Request(request) => self.handle_command(request),
             Incoming::Events(events) => self.handle_election_events(&events),
