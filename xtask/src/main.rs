@@ -12,6 +12,7 @@ mod fuzz;
 mod interop;
 mod setup;
 mod shell;
+mod stories;
 mod test;
 mod test_summary;
 
@@ -36,6 +37,10 @@ The project's commands:
   cargo xtask fuzz [--seconds N] [--install]
       Run every fuzz target, N seconds for all together (60). Without cargo-fuzz nothing runs;
       --install installs it below target/.
+  cargo xtask stories [COUNT]
+      Run random stories of a worker's deliveries, with faults of broker and result backend at any
+      point (60000; the tests run 2000). STORY_SEED=N cargo test -p celery-runtime
+      every_story_ends_well -- --nocapture prints one.
   cargo xtask interop [--broker redis|amqp] [--backend redis|rpc] [--mixed] [--concurrency N]
                       [--only ours|reference] [--times N] [--wait SECONDS] [--fast]
                       [-- PYTEST ARGUMENTS]                                     (alias: judge)
@@ -65,6 +70,7 @@ fn main() -> ExitCode {
         ["fixtures"] => fixtures::run(),
         ["fuzz", ref options @ ..] => fuzz::run(options),
         ["interop" | "judge", ref options @ ..] => interop::run(options),
+        ["stories", ref options @ ..] => stories::run(options),
         ["bench", ref options @ ..] => bench::run(options),
         [] | ["help" | "--help" | "-h"] => {
             print!("{HELP}");
