@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use celery_runtime::ServiceError;
 use redis::aio::MultiplexedConnection;
@@ -35,6 +36,7 @@ impl RedisClient {
             .map_err(|error| operation.unconnected(self, &error))?;
         Ok(DedicatedConnection {
             connection: opened.connection,
+            response_timeout: self.options().limits.response,
             client: self.clone(),
             pushed: opened.pushes.then_some(pushed),
         })
@@ -44,6 +46,7 @@ impl RedisClient {
 /// A connection with a single owner.
 pub struct DedicatedConnection {
     connection: MultiplexedConnection,
+    response_timeout: Duration,
     client: RedisClient,
     pushed: Option<Arc<Notify>>,
 }
@@ -66,6 +69,13 @@ impl DedicatedConnection {
             Some(pushed) => pushed.notified().await,
             None => std::future::pending().await,
         }
+    }
+
+    /// Sets the time within which the server has to answer; by default that of
+    /// the options.
+    pub fn set_response_timeout(&mut self, limit: Duration) {
+        self.response_timeout = limit;
+        self.connection.set_response_timeout(limit);
     }
 
     /// Runs one command.
@@ -117,7 +127,7 @@ impl DedicatedConnection {
         let answer = self.connection.send_packed_commands(&pipeline, 0, 1).await;
         match answer {
             Ok(mut values) => Ok(values.pop().unwrap_or(redis::Value::Nil)),
-            Err(error) => Err(operation.failed(&self.client, &error)),
+            Err(error) => Err(operation.failed_within(&self.client, &error, self.response_timeout)),
         }
     }
 }
