@@ -1,39 +1,33 @@
 -- Moves messages from queues to the unacked deliveries in one atomic step, so that
--- every message is in a key at all times. A message that is not a valid envelope moves
--- to the quarantine hash of its queue.
+-- every message is in a key at all times. A message that is not a valid envelope stays
+-- at the end of its list.
 --
 -- KEYS[1]      unacked_index  zset  tag -> time of delivery, in seconds
 -- KEYS[2]      unacked        hash  tag -> entry `[envelope, exchange, routing_key]`
 -- KEYS[3...]   lists          list  one list per queue of the first priority step, then of the next
--- KEYS[...]    quarantine     hash  tag -> raw bytes: one hash per queue, after all lists
 -- ARGV[1]      max            count of messages to take
--- ARGV[2]      round_robin    "1" takes one message per queue in turn; "0" empties them in order
--- ARGV[3]      tag_prefix     text at the start of each new delivery tag
--- ARGV[4]      number         number after the prefix in the first new tag; the next tags count up
--- ARGV[5]      queue_count    count of queues
--- ARGV[6...]   name, suffix   per queue: its name, and the end of its entries after the envelope
--- Returns {tag, queue, message, tag, queue, message, ...}: `queue` counts from 1.
+-- ARGV[2]      max_bytes      size of the reply; a single message may be larger
+-- ARGV[3]      round_robin    "1" takes one message per queue in turn; "0" empties them in order
+-- ARGV[4]      tag_prefix     text at the start of each new delivery tag
+-- ARGV[5]      number         number after the prefix in the first new tag; the next tags count up
+-- ARGV[6]      queue_count    count of queues
+-- ARGV[7...]   name, suffix   per queue: its name, and the end of its entries after the envelope
+-- Returns {{tag, queue, message, tag, queue, message, ...}, {key, digest, ...}}: `queue`
+-- counts from 1; `key` is the number of a list with a malformed message at its end, and
+-- `digest` the SHA-1 of that message.
 
 local unacked_index, unacked = KEYS[1], KEYS[2]
-local max, round_robin = tonumber(ARGV[1]), ARGV[2] == '1'
-local tag_prefix, number = ARGV[3], tonumber(ARGV[4])
-local queue_count = tonumber(ARGV[5])
-local step_count = (#KEYS - 2 - queue_count) / queue_count
-
-local function list_key(step, queue) return KEYS[2 + (step - 1) * queue_count + queue] end
-local function quarantine_key(queue) return KEYS[2 + step_count * queue_count + queue] end
-local function queue_name(queue) return ARGV[4 + 2 * queue] end
-local function entry_suffix(queue) return ARGV[5 + 2 * queue] end
-
--- Server and client each hold a reply in memory as a whole, so its size in bytes is
--- bounded.
-local room = 16 * 1024 * 1024
+local max, room, round_robin = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3] == '1'
+local tag_prefix, number = ARGV[4], tonumber(ARGV[5])
+local queue_count = tonumber(ARGV[6])
 
 -- Envelopes above this size are not parsed, see `is_envelope`.
 local max_parsed = 4 * 1024 * 1024
 
-local reply, index, entries = {}, {}, {}
+local reply, malformed, index, entries, tags = {}, {}, {}, {}, {}
+local opened, seen = {}, {}
 local failure
+local is_full = false
 local time = redis.call('TIME')
 local now = time[1] .. '.' .. string.format('%06d', time[2])
 
@@ -64,77 +58,100 @@ local function is_envelope(raw)
       or is_map(raw, 'delivery_info', envelope.properties.delivery_info))
 end
 
--- No command may fail between a pop and its record, so the types of the target keys are
--- checked first.
-local function can_record(queue)
-  local quarantine = quarantine_key(queue)
-  local checks = { { 'ZCARD', unacked_index }, { 'HLEN', unacked }, { 'HLEN', quarantine } }
-  for _, check in ipairs(checks) do
-    local checked = redis.pcall(check[1], check[2])
-    if type(checked) == 'table' then
-      failure = checked
-      return false
-    end
+-- Returns a list from which messages can be taken, or nil.
+local function open(key, queue)
+  -- Messages leave their list at the end, so no list may be read twice.
+  if seen[KEYS[key]] then return end
+  seen[KEYS[key]] = true
+  -- LLEN also registers the list for client-side caching: the server then notifies this
+  -- connection of changes.
+  local length
+  length, failure = try('LLEN', KEYS[key])
+  if failure or length == 0 then return end
+  if #opened == 0 then
+    failure = check_removal(unacked, unacked_index)
   end
-  return true
+  local _
+  -- Removes nothing, but fails like a removal.
+  if not failure then _, failure = try('LTRIM', KEYS[key], 0, -1) end
+  if failure then return end
+  local list = {
+    key = key, queue = queue, length = length, taken = 0,
+    name = ARGV[5 + 2 * queue], suffix = ARGV[6 + 2 * queue],
+  }
+  opened[#opened + 1] = list
+  return list
 end
 
-local function take(key, queue)
-  local raw = redis.call('RPOP', key)
-  local tag = tag_prefix .. string.format('%d', number) .. ':' .. queue_name(queue)
-  number = number + 1
+-- Adds the next message of a list to the reply.
+local function take(list)
+  local raw
+  raw, failure = try('LINDEX', KEYS[list.key], -1 - list.taken)
+  if failure or (#raw > room and #reply > 0) then
+    is_full = true
+    return
+  end
   if is_envelope(raw) then
+    local tag = tag_prefix .. string.format('%d', number) .. ':' .. list.name
+    number = number + 1
+    tags[#tags + 1] = tag
     index[#index + 1] = now
     index[#index + 1] = tag
     entries[#entries + 1] = tag
-    entries[#entries + 1] = '[' .. raw .. entry_suffix(queue)
+    entries[#entries + 1] = '[' .. raw .. list.suffix
+    reply[#reply + 1] = tag
+    reply[#reply + 1] = list.queue
+    reply[#reply + 1] = raw
+    list.taken = list.taken + 1
+    room = room - #raw
   else
-    tag = 'raw:' .. tag
-    redis.call('HSET', quarantine_key(queue), tag, raw)
+    malformed[#malformed + 1] = list.key
+    malformed[#malformed + 1] = redis.sha1hex(raw)
+    list.length = list.taken
   end
-  reply[#reply + 1] = tag
-  reply[#reply + 1] = queue
-  reply[#reply + 1] = raw
   max = max - 1
-  room = room - #raw
+  is_full = max <= 0 or room <= 0
 end
 
-local function is_full()
-  return failure or max <= 0 or room <= 0
+local function take_from(lists)
+  while #lists > 0 and not is_full do
+    local remaining = {}
+    for _, list in ipairs(lists) do
+      repeat
+        if is_full then return end
+        take(list)
+      until round_robin or list.taken == list.length
+      if list.taken < list.length then remaining[#remaining + 1] = list end
+    end
+    lists = remaining
+  end
 end
 
-for step = 1, step_count do
-  -- LLEN also registers the list for client-side caching: the server then notifies this
-  -- connection of changes.
+for first = 3, #KEYS, queue_count do
   local nonempty = {}
   for queue = 1, queue_count do
-    local key = list_key(step, queue)
-    local length = redis.pcall('LLEN', key)
-    if type(length) == 'table' then
-      failure = length
-    elseif length > 0 and can_record(queue) then
-      nonempty[#nonempty + 1] = { key = key, queue = queue, length = length }
-    end
+    local list = open(first + queue - 1, queue)
+    if failure then break end
+    nonempty[#nonempty + 1] = list
   end
-  while #nonempty > 0 and not is_full() do
-    local remaining = {}
-    for _, list in ipairs(nonempty) do
-      repeat
-        if is_full() then break end
-        take(list.key, list.queue)
-        list.length = list.length - 1
-      until round_robin or list.length == 0
-      if list.length > 0 then remaining[#remaining + 1] = list end
-    end
-    nonempty = remaining
-  end
-  if is_full() then break end
+  take_from(nonempty)
+  if failure or is_full then break end
 end
 
-if #index > 0 then
-  redis.call('ZADD', unacked_index, unpack(index))
-  redis.call('HSET', unacked, unpack(entries))
+-- Messages that were found before a failure are returned first; the next call fails with
+-- the same error.
+if failure and #reply + #malformed == 0 then return failure end
+if #tags > 0 then
+  local _
+  _, failure = try('ZADD', unacked_index, unpack(index))
+  if failure then return failure end
+  _, failure = try('HSET', unacked, unpack(entries))
+  if failure then
+    redis.call('ZREM', unacked_index, unpack(tags))
+    return failure
+  end
 end
--- Messages that were taken are returned first; the next call fails with the same error.
-if failure and #reply == 0 then return failure end
-return reply
+for _, list in ipairs(opened) do
+  if list.taken > 0 then redis.call('LTRIM', KEYS[list.key], 0, -1 - list.taken) end
+end
+return { reply, malformed }

@@ -11,9 +11,13 @@
 local unacked, unacked_index, quarantine = KEYS[1], KEYS[2], KEYS[3]
 local tag, quarantine_tag = ARGV[1], ARGV[2]
 
+local failure = check_removal(unacked, unacked_index)
+if failure then return failure end
 local entry = redis.call('HGET', unacked, tag)
+if entry then
+  local _, failure = try('HSET', quarantine, quarantine_tag, entry)
+  if failure then return failure end
+end
 redis.call('ZREM', unacked_index, tag)
-if not entry then return 0 end
-redis.call('HSET', quarantine, quarantine_tag, entry)
 redis.call('HDEL', unacked, tag)
-return 1
+return entry and 1 or 0

@@ -13,6 +13,7 @@
 local deliveries, unacked_index = KEYS[1], KEYS[2]
 local lists = { unpack(KEYS, 3) }
 local tag, push, message, latest = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local undo = push == 'RPUSH' and 'RPOP' or 'LPOP'
 
 if latest then
   -- A higher score means that the delivery was fetched again, deferred or extended
@@ -20,9 +21,18 @@ if latest then
   local score = redis.call('ZSCORE', unacked_index, tag)
   if score and tonumber(score) > latest then return 0 end
 end
-redis.call('ZREM', unacked_index, tag)
-if redis.call('HDEL', deliveries, tag) == 0 then return 0 end
-for _, list in ipairs(lists) do
-  redis.call(push, list, message)
+local failure = check_removal(deliveries, unacked_index)
+if failure then return failure end
+local exists = redis.call('HEXISTS', deliveries, tag) == 1
+if exists then
+  for position, list in ipairs(lists) do
+    local _, failure = try(push, list, message)
+    if failure then
+      for pushed = 1, position - 1 do redis.pcall(undo, lists[pushed]) end
+      return failure
+    end
+  end
 end
-return 1
+redis.call('ZREM', unacked_index, tag)
+redis.call('HDEL', deliveries, tag)
+return exists and 1 or 0

@@ -9,9 +9,11 @@
 local quarantine = KEYS[1]
 local old_tag, new_tag = ARGV[1], ARGV[2]
 
-local raw = redis.call('HGET', quarantine, old_tag)
-if raw then
-  redis.call('HSET', quarantine, new_tag, raw)
-  redis.call('HDEL', quarantine, old_tag)
-end
+local raw, failure = try('HGET', quarantine, old_tag)
+if not raw then return failure or false end
+local _
+_, failure = try('HDEL', quarantine, new_tag)
+if not failure then _, failure = try('HSET', quarantine, new_tag, raw) end
+if failure then return failure end
+redis.call('HDEL', quarantine, old_tag)
 return raw

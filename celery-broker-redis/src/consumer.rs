@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
+use bytes::Bytes;
 use celery_runtime::{
     BoxFuture, ConsumeOptions, Consumer, Delivery, ExchangeKind, Queue, ServiceError,
     ServiceErrorKind, Settled, Settlement, env,
@@ -11,16 +12,15 @@ use celery_runtime::{
 use tokio::sync::{Mutex, Notify};
 
 use crate::binding::routes;
-use crate::client::{Command, Operation, Script};
+use crate::client::{Operation, Script};
 use crate::delivery::{delivery, redelivery};
 use crate::fetch::Fetcher;
 use crate::keys::ParsedTag;
 use crate::restore::RestoreSchedule;
-use crate::settle::score;
 use crate::shared::Shared;
 
-static RETAG: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("../scripts/retag.lua")));
+static DUE: LazyLock<Script> = LazyLock::new(|| script!("due.lua"));
+static RETAG: LazyLock<Script> = LazyLock::new(|| script!("retag.lua"));
 
 /// The limit of deliveries per call. Lua unpacks a limited number of values,
 /// and one reply has to fit into memory.
@@ -81,7 +81,7 @@ impl RedisConsumer {
             let error = operation.error(&shared.client, ServiceErrorKind::Unsupported, cause);
             return Err(error.with_remedy("broadcast tasks need RabbitMQ"));
         }
-        let fetcher = Fetcher::connect(&shared.client, operation, &queues).await?;
+        let fetcher = Fetcher::connect(&shared, operation, &queues).await?;
         let quarantined = shared.quarantined_tags(operation, &queues).await?;
         shared.recover_unconfirmed(operation, &queues).await?;
         let restore_schedule = RestoreSchedule::start(Arc::clone(&shared));
@@ -152,11 +152,11 @@ impl RedisConsumer {
         state: &mut ReceiveState,
         max: usize,
     ) -> Result<Vec<Delivery>, ServiceError> {
-        let quarantined = self.retag_quarantined(&mut state.quarantined, max).await?;
+        let quarantined = self.retag_quarantined(state, max).await?;
         if !quarantined.is_empty() {
             return Ok(quarantined);
         }
-        let due = self.due_deliveries(max).await?;
+        let due = self.due_deliveries(&mut state.fetcher, max).await?;
         if !due.is_empty() {
             return Ok(due);
         }
@@ -177,58 +177,69 @@ impl RedisConsumer {
     }
 
     /// Returns deferred deliveries that are due and still unacked.
-    async fn due_deliveries(&self, max: usize) -> Result<Vec<Delivery>, ServiceError> {
-        let now = env::system_time();
-        let tags = self.shared.delayed.take_due(&self.queues, now, max);
-        if tags.is_empty() {
-            return Ok(Vec::new());
+    async fn due_deliveries(
+        &self,
+        fetcher: &mut Fetcher,
+        max: usize,
+    ) -> Result<Vec<Delivery>, ServiceError> {
+        let delayed = &self.shared.delayed;
+        let mut due = delayed.take_due(&self.queues, env::system_time(), max);
+        let mut deliveries = Vec::new();
+        // All of these may be gone: another worker has settled or restored them.
+        while deliveries.is_empty()
+            && let Some(first) = due.first()
+        {
+            let hash = self.shared.hash_of(first);
+            let index = self.shared.client.options().layout.unacked_index();
+            let limits = fetcher.limits();
+            let bytes = limits.bytes.to_string();
+            let tags = due
+                .iter()
+                .take_while(|tag| self.shared.hash_of(tag) == hash);
+            let tags = tags.map(str::as_bytes);
+            let arguments: Vec<&[u8]> = std::iter::once(bytes.as_bytes()).chain(tags).collect();
+            let keys = [hash.as_str(), index.as_str()];
+            let entries = fetcher
+                .bounded(self.operation(), limits, &DUE, &keys, &arguments)
+                .await?
+                .list();
+            let tags = due.done(entries.len().max(1));
+            let read = tags.into_iter().zip(entries);
+            deliveries.extend(read.filter_map(|(tag, entry)| redelivery(tag, entry.data()?)));
         }
-        let index = self.shared.client.options().layout.unacked_index();
-        let mut commands = Vec::with_capacity(tags.len() * 2);
-        for tag in &tags {
-            commands.push(Command::new("HGET").arg(self.shared.hash_of(tag)).arg(tag));
-            // The visibility timeout starts again.
-            let again = Command::new("ZADD").arg(&index).arg("XX");
-            commands.push(again.arg(score(now)).arg(tag));
-        }
-        let answers = match self.shared.client.atomic(self.operation(), commands).await {
-            Ok(answers) => answers,
-            Err(error) => {
-                // They stay due for the next consumer.
-                tags.iter()
-                    .for_each(|tag| self.shared.delayed.add(tag, now));
-                return Err(error);
-            }
-        };
-        let entries = answers.into_iter().step_by(2);
-        let due = tags.into_iter().zip(entries);
-        Ok(due
-            .filter_map(|(tag, entry)| redelivery(tag, entry.data()?))
-            .collect())
+        Ok(deliveries)
     }
 
     /// Gives quarantined messages of earlier consumers new tags and returns
     /// them.
     async fn retag_quarantined(
         &self,
-        quarantined: &mut Vec<String>,
+        state: &mut ReceiveState,
         max: usize,
     ) -> Result<Vec<Delivery>, ServiceError> {
         let mut retagged = Vec::new();
+        let limits = state.fetcher.limits();
+        let mut size = 0;
         while retagged.len() < max
-            && let Some(old) = quarantined.last()
+            && size < limits.bytes
+            && let Some(old) = state.quarantined.last()
         {
             let number = self.next_tag_number.fetch_add(1, Ordering::Relaxed);
             let queue = ParsedTag::parse(old).queue;
             let new = crate::keys::quarantine_tag(&format!("{}-{number}", self.consumer_id), queue);
             let quarantine = self.shared.hash_of(old);
             let arguments = [old.as_bytes(), new.as_bytes()];
-            let client = &self.shared.client;
-            let raw = client
-                .script(self.operation(), &RETAG, &[&quarantine], &arguments)
-                .await?;
-            quarantined.pop();
-            retagged.extend(raw.data().map(|raw| delivery(new, raw)));
+            let keys = [quarantine.as_str()];
+            let fetcher = &mut state.fetcher;
+            let raw = fetcher.bounded(self.operation(), limits, &RETAG, &keys, &arguments);
+            let raw = match raw.await {
+                Ok(raw) => raw.data(),
+                Err(error) if retagged.is_empty() => return Err(error),
+                Err(_) => break,
+            };
+            state.quarantined.pop();
+            size += raw.as_ref().map_or(0, Bytes::len);
+            retagged.extend(raw.map(|raw| delivery(new, raw)));
         }
         Ok(retagged)
     }
@@ -239,10 +250,7 @@ impl RedisConsumer {
         }
         self.wake.notify_one();
         self.restore_schedule.stop().await;
-        let delayed = self.shared.delayed.take_all(&self.queues);
-        // The tag returned last is delivered first.
-        let delayed: Vec<String> = delayed.into_iter().rev().collect();
-        self.shared.return_unchanged(&delayed).await
+        self.shared.return_deferred(&self.queues).await
     }
 }
 

@@ -55,6 +55,11 @@ impl KeyWatcher {
         })
     }
 
+    /// Sets the time within which the server has to answer.
+    pub(crate) fn set_response_timeout(&mut self, limit: Duration) {
+        self.connection.set_response_timeout(limit);
+    }
+
     /// Runs a script that reads the keys to watch.
     pub(crate) async fn script(
         &mut self,

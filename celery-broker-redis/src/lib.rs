@@ -24,8 +24,10 @@
 //!
 //! - A message is fetched and recorded as unacked in one step on the server, so
 //!   it is in a key at all times. A message that is not a valid envelope moves
-//!   to the quarantine hash `<queue>.dead.raw` in the same step, and is
+//!   to the quarantine hash `<queue>.dead.raw` in a step of its own, and is
 //!   delivered as malformed.
+//! - Answers with messages are bounded: by 16 MiB, and by less after an answer
+//!   did not arrive in time. A single message may take up to five minutes.
 //! - A consumer waits on one connection for any number of queues: the server
 //!   notifies it when a list has changed. On servers or proxies without
 //!   `CLIENT TRACKING` it polls every 5 to 250 milliseconds.
@@ -56,6 +58,17 @@
 //! `tls-rustls` (rustls with ring) or `tls-native-tls` (the system's library),
 //! for `rediss://`.
 
+/// Returns a script of this crate with the helpers that all scripts share.
+macro_rules! script {
+    ($file:literal) => {
+        crate::client::Script::new(concat!(
+            include_str!("../scripts/prelude.lua"),
+            include_str!(concat!("../scripts/", $file))
+        ))
+    };
+}
+
+mod answer_budget;
 mod binding;
 mod broadcast;
 mod broker;
@@ -75,6 +88,7 @@ mod publish;
 mod recover;
 mod reply;
 mod restore;
+mod return_deferred;
 mod settle;
 mod shared;
 mod topic;

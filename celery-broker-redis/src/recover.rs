@@ -1,6 +1,6 @@
 //! Recovery of deliveries that earlier consumers fetched and did not settle.
 
-use celery_runtime::{ServiceError, env};
+use celery_runtime::{ServiceError, ServiceErrorKind, env};
 
 use crate::client::{Command, Operation, RedisReply};
 use crate::shared::Shared;
@@ -63,7 +63,16 @@ impl Shared {
         let answers = self.client.pipeline(operation, commands.collect()).await?;
         let mut tags = Vec::new();
         for answer in answers {
-            tags.extend(answer?.list().into_iter().filter_map(RedisReply::text));
+            let keys = match answer {
+                Ok(keys) => keys,
+                // Permissions for kombu's keys suffice while all messages are valid.
+                Err(error) if error.kind() == ServiceErrorKind::Denied => {
+                    tracing::debug!(%error, "cannot look for quarantined messages");
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            tags.extend(keys.list().into_iter().filter_map(RedisReply::text));
         }
         Ok(tags)
     }

@@ -16,10 +16,8 @@ use crate::keys::{ParsedTag, quarantine_tag};
 use crate::settle::REQUEUE;
 use crate::shared::Shared;
 
-static EXPIRED: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("../scripts/expired.lua")));
-static QUARANTINE: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("../scripts/quarantine.lua")));
+static EXPIRED: LazyLock<Script> = LazyLock::new(|| script!("expired.lua"));
+static QUARANTINE: LazyLock<Script> = LazyLock::new(|| script!("quarantine.lua"));
 
 const OPERATION: Operation<'static> = Operation::new("restore", "deliveries of dead workers");
 

@@ -12,8 +12,7 @@ use crate::entry::{RequeuedEnvelope, UnackedEntry};
 use crate::keys::{DeliveryLocation, ParsedTag};
 use crate::shared::Shared;
 
-pub(crate) static REQUEUE: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("../scripts/requeue.lua")));
+pub(crate) static REQUEUE: LazyLock<Script> = LazyLock::new(|| script!("requeue.lua"));
 
 const OPERATION: Operation<'static> = Operation::new("settle", "deliveries");
 
@@ -114,20 +113,16 @@ impl Shared {
         settled
     }
 
-    /// Returns deliveries to the heads of their queues without the redelivered
-    /// flags. The delivery of the last tag is delivered first.
-    pub(crate) async fn return_unchanged(&self, tags: &[String]) -> Result<(), ServiceError> {
-        if tags.is_empty() {
-            return Ok(());
-        }
-        let requeues = tags.iter().map(|tag| Requeue {
+    /// Returns a delivery to the head of its queue without the redelivered
+    /// flags.
+    pub(crate) async fn return_unchanged(&self, tag: &str) -> Result<(), ServiceError> {
+        let entry = self.client.call(OPERATION, self.read_command(tag)).await?;
+        let requeue = Requeue {
             tag,
             end: QueueEnd::Head,
             flag: RedeliveredFlag::Unchanged,
-        });
-        let commands = tags.iter().map(|tag| self.read_command(tag)).collect();
-        let entries = self.client.atomic(OPERATION, commands).await?;
-        let requeued = self.push_back(requeues.zip(entries).collect()).await;
+        };
+        let requeued = self.push_back(vec![(requeue, entry)]).await;
         requeued.into_iter().try_for_each(|one| one.map(drop))
     }
 

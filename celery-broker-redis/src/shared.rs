@@ -1,10 +1,11 @@
 //! State that a broker, its consumers and its subscriptions share.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use celery_runtime::{ExchangeKind, Queue};
 
+use crate::answer_budget::AnswerBudget;
 use crate::binding::routes;
 use crate::client::{Command, RedisClient};
 use crate::delayed::DelayedDeliveries;
@@ -15,6 +16,8 @@ pub(crate) struct Shared {
     pub(crate) client: RedisClient,
     pub(crate) delayed: DelayedDeliveries,
     pub(crate) unconfirmed: UnconfirmedFetches,
+    /// Outlives the consumer that an unanswered fetch ends.
+    pub(crate) answer_budget: Arc<AnswerBudget>,
     /// The types of exchanges that this process has declared. Redis does not
     /// store them: as in kombu, an undeclared exchange counts as direct.
     exchanges: Mutex<HashMap<String, ExchangeKind>>,
@@ -24,8 +27,10 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(client: RedisClient) -> Self {
+        let answer_budget = Arc::new(AnswerBudget::new(client.options().limits.response));
         Self {
             client,
+            answer_budget,
             delayed: DelayedDeliveries::default(),
             unconfirmed: UnconfirmedFetches::default(),
             exchanges: Mutex::default(),

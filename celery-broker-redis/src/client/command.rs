@@ -129,6 +129,15 @@ impl RedisReply {
         Some(String::from_utf8_lossy(&bytes).into_owned())
     }
 
+    /// Returns the number of bytes of all data in the reply.
+    pub fn size(&self) -> usize {
+        match self {
+            Self::Data(bytes) => bytes.len(),
+            Self::List(replies) => replies.iter().map(Self::size).sum(),
+            Self::Nil | Self::Number(_) => 0,
+        }
+    }
+
     /// Returns the replies of a list, or none for any other reply.
     pub fn list(self) -> Vec<Self> {
         match self {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use celery_runtime::ServiceError;
 use redis::aio::MultiplexedConnection;
@@ -43,6 +44,7 @@ impl RedisClient {
         Ok(DedicatedConnection {
             connection,
             id: opened.id,
+            response_timeout: self.options().limits.response,
             client: self.clone(),
             pushed: opened.pushes.then_some(pushed),
         })
@@ -53,6 +55,7 @@ impl RedisClient {
 pub struct DedicatedConnection {
     connection: MultiplexedConnection,
     id: Option<ConnectionId>,
+    response_timeout: Duration,
     client: RedisClient,
     pushed: Option<Arc<Notify>>,
 }
@@ -75,6 +78,13 @@ impl DedicatedConnection {
             Some(pushed) => pushed.notified().await,
             None => std::future::pending().await,
         }
+    }
+
+    /// Sets the time within which the server has to answer; by default that of
+    /// the options.
+    pub fn set_response_timeout(&mut self, limit: Duration) {
+        self.response_timeout = limit;
+        self.connection.set_response_timeout(limit);
     }
 
     /// Runs one command.
@@ -135,7 +145,7 @@ impl DedicatedConnection {
         };
         match answer {
             Ok(mut values) => Ok(values.pop().unwrap_or(redis::Value::Nil)),
-            Err(error) => Err(operation.failed(&self.client, &error)),
+            Err(error) => Err(operation.failed_within(&self.client, &error, self.response_timeout)),
         }
     }
 }

@@ -38,7 +38,17 @@ impl<'a> Operation<'a> {
 
     /// Returns the error of a call that failed on an open connection.
     pub(super) fn failed(&self, client: &RedisClient, error: &RedisError) -> ServiceError {
-        let limit = client.options().limits.response;
+        self.failed_within(client, error, client.options().limits.response)
+    }
+
+    /// Returns the error of a call with this time limit that failed on an open
+    /// connection.
+    pub(super) fn failed_within(
+        &self,
+        client: &RedisClient,
+        error: &RedisError,
+        limit: Duration,
+    ) -> ServiceError {
         self.classify(client, error, limit, ServiceErrorKind::Disconnected)
     }
 

@@ -6,6 +6,7 @@ mod consume;
 mod fanout;
 mod faults;
 mod publish;
+mod refused;
 mod restore;
 mod settle;
 mod support;
