@@ -11,7 +11,11 @@
 local unacked, unacked_index, list = KEYS[1], KEYS[2], KEYS[3]
 local tag, message = ARGV[1], ARGV[2]
 
-redis.call('RPUSH', list, message)
+local failure = check_removal(unacked, unacked_index)
+if failure then return failure end
+local _
+_, failure = try('RPUSH', list, message)
+if failure then return failure end
 redis.call('HDEL', unacked, tag)
 redis.call('ZREM', unacked_index, tag)
 return 1

@@ -133,6 +133,7 @@ impl Broker for RedisBroker {
         BrokerCapabilities::new()
             .settles_after_reconnect(true)
             .confirms_settlements(true)
+            .restores_acknowledged(true)
             .priorities(PriorityOrder::LowestFirst)
     }
 

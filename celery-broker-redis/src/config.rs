@@ -84,12 +84,18 @@ pub(crate) struct Layout {
     pub(crate) restore_limit: usize,
     pub(crate) restore_interval: Duration,
     pub(crate) visibility_timeout: Duration,
+    /// The time without renewal after which a process counts as dead; zero if its
+    /// deliveries wait for the visibility timeout.
+    pub(crate) rescue_after: Duration,
     pub(crate) order: QueueOrder,
     /// The text before the exchange's name in channels; `{db}` stands for the
     /// database.
     pub(crate) fanout_prefix: String,
     pub(crate) fanout_patterns: bool,
 }
+
+/// The shortest interval of renewals.
+const MIN_RENEWAL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The order in which a consumer reads its queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +116,18 @@ pub(crate) struct Limits {
     /// The interval of pings on a connection that only receives.
     pub(crate) health_check: Duration,
     pub(crate) connections: usize,
+}
+
+impl Layout {
+    /// Returns the interval at which a process renews what it holds.
+    pub(crate) fn renewal_interval(&self) -> Duration {
+        let held = self.visibility_timeout / 3;
+        let owner = match self.rescue_after {
+            Duration::ZERO => held,
+            rescue_after => rescue_after / 5,
+        };
+        held.min(owner).max(MIN_RENEWAL_INTERVAL)
+    }
 }
 
 impl RedisOptions {
@@ -159,6 +177,7 @@ impl Default for Layout {
             restore_limit: 1000,
             restore_interval: Duration::from_secs(10),
             visibility_timeout: Duration::from_secs(3600),
+            rescue_after: Duration::from_secs(24),
             order: QueueOrder::RoundRobin,
             fanout_prefix: "/{db}.".to_owned(),
             fanout_patterns: true,

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
+use celery_protocol::Message;
 use celery_runtime::{
-    BoxFuture, ConsumeOptions, Consumer, Delivery, ExchangeKind, Queue, ServiceError,
+    BoxFuture, ConsumeOptions, Consumer, Delivery, DeliveryTag, ExchangeKind, Queue, ServiceError,
     ServiceErrorKind, Settled, Settlement, env,
 };
 use tokio::sync::{Mutex, Notify};
@@ -16,6 +17,7 @@ use crate::client::{Operation, Script};
 use crate::delivery::{delivery, redelivery};
 use crate::fetch::Fetcher;
 use crate::keys::ParsedTag;
+use crate::lease::OpenConsumer;
 use crate::restore::RestoreSchedule;
 use crate::shared::Shared;
 
@@ -34,8 +36,8 @@ pub(crate) struct RedisConsumer {
     shared: Arc<Shared>,
     queues: Vec<String>,
     state: Mutex<ReceiveState>,
-    /// Makes the tags of this consumer unique.
-    consumer_id: String,
+    /// Keeps the deliveries in hand renewed.
+    open: OpenConsumer,
     next_tag_number: AtomicU64,
     interrupted: AtomicBool,
     closed: AtomicBool,
@@ -81,6 +83,7 @@ impl RedisConsumer {
             let error = operation.error(&shared.client, ServiceErrorKind::Unsupported, cause);
             return Err(error.with_remedy("broadcast tasks need RabbitMQ"));
         }
+        let open = shared.open_consumer().await?;
         let fetcher = Fetcher::connect(&shared, operation, &queues).await?;
         let quarantined = shared.quarantined_tags(operation, &queues).await?;
         shared.recover_unconfirmed(operation, &queues).await?;
@@ -90,7 +93,7 @@ impl RedisConsumer {
                 fetcher,
                 quarantined,
             }),
-            consumer_id: env::uuid_simple(),
+            open,
             next_tag_number: AtomicU64::new(0),
             interrupted: AtomicBool::new(false),
             closed: AtomicBool::new(false),
@@ -163,15 +166,16 @@ impl RedisConsumer {
         let first = self
             .next_tag_number
             .fetch_add(max as u64, Ordering::Relaxed);
-        let prefix = format!("{}-", self.consumer_id);
+        let prefix = &self.open.tag_prefix;
         let guard = self
             .shared
             .unconfirmed
-            .begin(&prefix, first, max, &self.queues);
+            .begin(prefix, first, max, &self.queues);
         let fetched = state
             .fetcher
-            .fetch(self.operation(), max, &prefix, first)
+            .fetch(self.operation(), max, prefix, first)
             .await?;
+        self.hold(&fetched);
         guard.confirm();
         Ok(fetched)
     }
@@ -207,7 +211,13 @@ impl RedisConsumer {
             let read = tags.into_iter().zip(entries);
             deliveries.extend(read.filter_map(|(tag, entry)| redelivery(tag, entry.data()?)));
         }
+        self.hold(&deliveries);
         Ok(deliveries)
+    }
+
+    fn hold(&self, deliveries: &[Delivery]) {
+        let tags = deliveries.iter().map(|delivery| delivery.tag.as_str());
+        self.shared.leases.hold(tags);
     }
 
     /// Gives quarantined messages of earlier consumers new tags and returns
@@ -226,7 +236,8 @@ impl RedisConsumer {
         {
             let number = self.next_tag_number.fetch_add(1, Ordering::Relaxed);
             let queue = ParsedTag::parse(old).queue;
-            let new = crate::keys::quarantine_tag(&format!("{}-{number}", self.consumer_id), queue);
+            let new =
+                crate::keys::quarantine_tag(&format!("{}{number}", self.open.tag_prefix), queue);
             let quarantine = self.shared.hash_of(old);
             let arguments = [old.as_bytes(), new.as_bytes()];
             let keys = [quarantine.as_str()];
@@ -250,7 +261,14 @@ impl RedisConsumer {
         }
         self.wake.notify_one();
         self.restore_schedule.stop().await;
-        self.shared.return_deferred(&self.queues).await
+        // A fetch without an answer may have taken messages.
+        let recovered = self
+            .shared
+            .recover_unconfirmed(self.operation(), &self.queues)
+            .await;
+        let returned = self.shared.return_deferred(&self.queues).await;
+        let left = self.shared.end_ownership().await;
+        recovered.and(returned).and(left)
     }
 }
 
@@ -278,6 +296,24 @@ impl Consumer for RedisConsumer {
             }
             settled
         })
+    }
+
+    fn restore<'a>(
+        &'a self,
+        tag: &'a DeliveryTag,
+        queue: &'a str,
+        message: &'a Message,
+    ) -> BoxFuture<'a, Result<(), ServiceError>> {
+        Box::pin(self.shared.restore_copy(tag.as_str(), queue, message))
+    }
+
+    fn lost(&self) -> BoxFuture<'_, Vec<DeliveryTag>> {
+        Box::pin(self.open.lost.next())
+    }
+
+    fn has_current_leases(&self) -> bool {
+        let layout = &self.shared.client.options().layout;
+        self.shared.leases.are_current(layout.rescue_after)
     }
 
     fn close(&self) -> BoxFuture<'_, Result<(), ServiceError>> {

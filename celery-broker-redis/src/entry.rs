@@ -57,18 +57,28 @@ impl RequeuedEnvelope {
     /// Returns the envelope with both of kombu's redelivered flags set. An
     /// envelope that cannot be decoded or encoded again stays unchanged.
     pub(crate) fn redelivered(envelope: &Bytes) -> Self {
-        let Ok(mut message) = kombu::decode(envelope) else {
-            return Self::unchanged(envelope);
-        };
-        let priority = message.properties.priority;
-        message.properties.delivery_info.redelivered = true;
-        match message.headers.set("redelivered", true.into()) {
-            Ok(()) => Self {
-                envelope: encode_again(&message).unwrap_or_else(|| envelope.clone()),
-                priority,
-            },
-            Err(_) => Self::unchanged(envelope),
+        let flagged = kombu::decode(envelope).ok().and_then(Self::flagged);
+        flagged.unwrap_or_else(|| Self::unchanged(envelope))
+    }
+
+    /// Returns the envelope of a message from `queue` with both flags set; `None` if it
+    /// cannot be encoded.
+    pub(crate) fn of_message(message: &Message, queue: &str) -> Option<Self> {
+        let mut message = message.clone();
+        let info = &mut message.properties.delivery_info;
+        if info.exchange.is_empty() && info.routing_key.is_empty() {
+            queue.clone_into(&mut info.routing_key);
         }
+        Self::flagged(message)
+    }
+
+    fn flagged(mut message: Message) -> Option<Self> {
+        message.properties.delivery_info.redelivered = true;
+        message.headers.set("redelivered", true.into()).ok()?;
+        Some(Self {
+            envelope: encode_again(&message)?,
+            priority: message.properties.priority,
+        })
     }
 
     /// Returns the envelope as it is.

@@ -18,6 +18,11 @@ impl Layout {
         self.key(&self.unacked_index)
     }
 
+    /// Returns the sorted set of the owners of deliveries by their last renewal.
+    pub(crate) fn owners(&self) -> String {
+        format!("{}.owners", self.unacked())
+    }
+
     /// Returns the lock of the restore.
     pub(crate) fn unacked_mutex(&self) -> String {
         self.key(&self.unacked_mutex)

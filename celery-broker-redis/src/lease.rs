@@ -17,15 +17,13 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::client::{DedicatedConnection, Operation, RedisReply, Script};
+use crate::client::{Command, DedicatedConnection, Operation, RedisReply, Script};
 use crate::keys::{DeliveryLocation, ParsedTag};
 use crate::rescue::DeadOwner;
 use crate::shared::Shared;
 
-static RENEW: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("../scripts/renew.lua")));
-static OWNER_RENEW: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("../scripts/owner_renew.lua")));
+static RENEW: LazyLock<Script> = LazyLock::new(|| script!("renew.lua"));
+static OWNER_RENEW: LazyLock<Script> = LazyLock::new(|| script!("owner_renew.lua"));
 
 const OPERATION: Operation<'static> = Operation::new("renew", "deliveries");
 const OWNER_OPERATION: Operation<'static> = Operation::new("renew", "the owner of deliveries");
@@ -250,6 +248,13 @@ impl Shared {
         Ok(dead)
     }
 
+    /// Returns the command that renews one delivery.
+    pub(crate) fn renew_command(&self, tag: &str) -> Command {
+        let layout = &self.client.options().layout;
+        let keys = [layout.unacked_index(), layout.unacked()];
+        RENEW.by_text(&keys.each_ref().map(String::as_str), &[tag.as_bytes()])
+    }
+
     /// Renews the deliveries in hand, and reports those that are not unacked any more.
     async fn renew_held(&self, connection: &mut DedicatedConnection) -> Result<(), ServiceError> {
         let layout = &self.client.options().layout;
@@ -284,7 +289,9 @@ async fn renew(shared: Arc<Shared>, connection: DedicatedConnection) {
         if shared.leases.lock().open == 0 {
             return;
         }
-        let is_current = shared.leases.are_current(shared.client.options().layout.rescue_after);
+        let is_current = shared
+            .leases
+            .are_current(shared.client.options().layout.rescue_after);
         let renews_held = !is_current || held_renewed_at.elapsed() + interval > held_interval;
         let started = env::instant();
         match shared.renew_once(&mut connection, renews_held).await {

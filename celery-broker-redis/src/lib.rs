@@ -31,9 +31,11 @@
 //! - A consumer waits on one connection for any number of queues: the server
 //!   notifies it when a list has changed. On servers or proxies without
 //!   `CLIENT TRACKING` it polls every 5 to 250 milliseconds.
-//! - The unsettled deliveries of a dead worker are restored to their queues
-//!   after the visibility timeout, an hour unless the transport options say
-//!   otherwise.
+//! - A worker renews the deliveries that it holds, so that neither a long task nor a
+//!   long wait makes a message run twice. The deliveries of a worker of this crate that
+//!   died are restored to their queues within 30 seconds (`rescue_after`, a transport
+//!   option of this crate, 24 seconds; 0 turns it off), those of other workers after the
+//!   visibility timeout, an hour unless the transport options say otherwise.
 //! - It does not reconnect. A broken connection is a transient error; the caller
 //!   then starts a new consumer, which can settle the deliveries of the old one.
 //! - Redis Cluster is not supported, as it distributes a queue's keys over nodes.
@@ -84,9 +86,11 @@ mod fanout;
 mod fetch;
 mod key_watcher;
 mod keys;
+mod lease;
 mod publish;
 mod recover;
 mod reply;
+mod rescue;
 mod restore;
 mod return_deferred;
 mod settle;

@@ -13,8 +13,7 @@ use crate::client::{Command, Operation, RedisReply, Script};
 use crate::restore::BindingCache;
 use crate::shared::Shared;
 
-static OWNER_FORGET: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("../scripts/owner_forget.lua")));
+static OWNER_FORGET: LazyLock<Script> = LazyLock::new(|| script!("owner_forget.lua"));
 
 const OPERATION: Operation<'static> = Operation::new("restore", "deliveries of a dead worker");
 
@@ -39,7 +38,11 @@ impl Shared {
         match self.with_restore_mutex(self.rescue_owner(dead)).await {
             Ok(None | Some(0)) => {}
             Ok(Some(count)) => {
-                tracing::warn!(count, owner = dead.owner, "restored deliveries of a dead worker");
+                tracing::warn!(
+                    count,
+                    owner = dead.owner,
+                    "restored deliveries of a dead worker"
+                );
             }
             Err(error) => tracing::warn!(%error, "cannot restore deliveries of a dead worker"),
         }
@@ -55,7 +58,10 @@ impl Shared {
             let mut commands = Vec::with_capacity(chunk.len());
             for ((tag, score), entry) in chunk.iter().zip(entries) {
                 if let Some(entry) = entry {
-                    commands.push(self.restore_command(&mut bindings, tag, &entry, score).await?);
+                    commands.push(
+                        self.restore_command(&mut bindings, tag, &entry, score)
+                            .await?,
+                    );
                 }
             }
             for answer in self.client.pipeline(OPERATION, commands).await? {
@@ -84,7 +90,11 @@ impl Shared {
                 .number(SCAN_COUNT as i64);
             let mut reply = self.client.call(OPERATION, scan).await?.list().into_iter();
             cursor = reply.next().and_then(RedisReply::text).unwrap_or_default();
-            let mut found = reply.next().map(RedisReply::list).unwrap_or_default().into_iter();
+            let mut found = reply
+                .next()
+                .map(RedisReply::list)
+                .unwrap_or_default()
+                .into_iter();
             while let (Some(tag), Some(score)) = (found.next(), found.next()) {
                 if let (Some(tag), Some(score)) = (tag.text(), score.text()) {
                     tags.push((tag, score));
@@ -96,10 +106,7 @@ impl Shared {
         }
     }
 
-    async fn entries(
-        &self,
-        tags: &[(String, String)],
-    ) -> Result<Vec<Option<Bytes>>, ServiceError> {
+    async fn entries(&self, tags: &[(String, String)]) -> Result<Vec<Option<Bytes>>, ServiceError> {
         let unacked = self.client.options().layout.unacked();
         let command = Command::new("HMGET")
             .arg(unacked)
@@ -112,7 +119,11 @@ impl Shared {
     pub(crate) async fn leave(&self, owner: &str, holds: bool) -> Result<(), ServiceError> {
         let owners = self.client.options().layout.owners();
         let command = match holds {
-            true => Command::new("ZADD").arg(owners).arg("XX").arg("0").arg(owner),
+            true => Command::new("ZADD")
+                .arg(owners)
+                .arg("XX")
+                .arg("0")
+                .arg(owner),
             false => Command::new("ZREM").arg(owners).arg(owner),
         };
         self.client.call(OPERATION, command).await.map(drop)
@@ -122,7 +133,9 @@ impl Shared {
 /// Returns the number of a tag of this crate, which grows with time.
 fn tag_number(tag: &str) -> (u64, u64) {
     let unique = tag.split(':').next().unwrap_or_default();
-    let mut parts = unique.rsplit('-').map(|part| part.parse().unwrap_or_default());
+    let mut parts = unique
+        .rsplit('-')
+        .map(|part| part.parse().unwrap_or_default());
     let number = parts.next().unwrap_or_default();
     (parts.next().unwrap_or_default(), number)
 }

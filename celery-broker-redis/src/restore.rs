@@ -103,6 +103,16 @@ impl Shared {
     /// `unacked_restore_limit`, and returns their number. Returns 0 while
     /// another worker holds the lock.
     pub(crate) async fn restore(&self) -> Result<usize, ServiceError> {
+        let restored = self.with_restore_mutex(self.restore_expired()).await?;
+        Ok(restored.unwrap_or_default())
+    }
+
+    /// Runs a restore while holding the lock; returns `None` while another worker
+    /// holds it.
+    pub(crate) async fn with_restore_mutex(
+        &self,
+        restoring: impl Future<Output = Result<usize, ServiceError>>,
+    ) -> Result<Option<usize>, ServiceError> {
         let layout = &self.client.options().layout;
         let mutex = layout.unacked_mutex();
         let token = env::uuid();
@@ -112,16 +122,11 @@ impl Shared {
             .arg("NX")
             .arg("PX");
         let expire = layout.unacked_mutex_expire.min(MAX_MUTEX_TTL).as_millis() as i64;
-        if self
-            .client
-            .call(OPERATION, lock.number(expire.max(1)))
-            .await?
-            .data()
-            .is_none()
-        {
-            return Ok(0);
+        let locked = self.client.call(OPERATION, lock.number(expire.max(1)));
+        if locked.await?.data().is_none() {
+            return Ok(None);
         }
-        let restored = self.restore_expired().await;
+        let restored = restoring.await;
         let (keys, arguments) = ([mutex.as_str()], [token.as_bytes()]);
         let unlocked = self
             .client
@@ -129,7 +134,7 @@ impl Shared {
             .await;
         let count = restored?;
         unlocked?;
-        Ok(count)
+        Ok(Some(count))
     }
 
     /// Restores expired deliveries while holding the lock.
@@ -142,13 +147,17 @@ impl Shared {
             if expired.is_empty() {
                 break;
             }
-            count += expired.len();
             let mut commands = Vec::with_capacity(expired.len());
             for (tag, entry) in &expired {
-                commands.push(
+                // A process that was frozen still holds its deliveries.
+                let command = if self.leases.holds(tag) {
+                    self.renew_command(tag)
+                } else {
+                    count += 1;
                     self.restore_command(&mut bindings, tag, entry, &latest)
-                        .await?,
-                );
+                        .await?
+                };
+                commands.push(command);
             }
             for answer in self.client.pipeline(OPERATION, commands).await? {
                 answer?;
@@ -186,7 +195,7 @@ impl Shared {
     }
 
     /// Returns the command that restores one delivery.
-    async fn restore_command(
+    pub(crate) async fn restore_command(
         &self,
         bindings: &mut BindingCache,
         tag: &str,
@@ -241,7 +250,7 @@ impl Shared {
 
 /// The bindings of exchanges that one restore has read.
 #[derive(Default)]
-struct BindingCache {
+pub(crate) struct BindingCache {
     known: HashMap<String, Vec<StoredBinding>>,
 }
 

@@ -5,7 +5,8 @@ use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use celery_runtime::{QueueEnd, ServiceError, Settled, Settlement};
+use celery_protocol::Message;
+use celery_runtime::{QueueEnd, ServiceError, ServiceErrorKind, Settled, Settlement};
 
 use crate::client::{Command, Operation, RedisReply, Script};
 use crate::entry::{RequeuedEnvelope, UnackedEntry};
@@ -13,6 +14,7 @@ use crate::keys::{DeliveryLocation, ParsedTag};
 use crate::shared::Shared;
 
 pub(crate) static REQUEUE: LazyLock<Script> = LazyLock::new(|| script!("requeue.lua"));
+static RESTORE_COPY: LazyLock<Script> = LazyLock::new(|| script!("restore_copy.lua"));
 
 const OPERATION: Operation<'static> = Operation::new("settle", "deliveries");
 
@@ -65,6 +67,17 @@ impl Transaction {
 impl Shared {
     /// Settles a batch in one round trip, plus one if it requeues deliveries.
     pub(crate) async fn settle(&self, batch: &[Settlement]) -> Vec<Result<Settled, ServiceError>> {
+        let settled = self.settle_on_server(batch).await;
+        // Without an answer the delivery may still be in hand.
+        for (settlement, settled) in batch.iter().zip(&settled) {
+            if settled.is_ok() {
+                self.leases.release(settlement.tag().as_str());
+            }
+        }
+        settled
+    }
+
+    async fn settle_on_server(&self, batch: &[Settlement]) -> Vec<Result<Settled, ServiceError>> {
         if batch.is_empty() {
             return Vec::new();
         }
@@ -111,6 +124,32 @@ impl Shared {
             settled[position] = outcome;
         }
         settled
+    }
+
+    /// Returns a message to the head of its queue, from this copy if its delivery is not
+    /// unacked any more.
+    pub(crate) async fn restore_copy(
+        &self,
+        tag: &str,
+        queue: &str,
+        message: &Message,
+    ) -> Result<(), ServiceError> {
+        let layout = &self.client.options().layout;
+        let object = format!("a message of queue {queue}");
+        let operation = Operation::new("restore", &object);
+        let Some(returned) = RequeuedEnvelope::of_message(message, queue) else {
+            let cause = "the message cannot be encoded again";
+            return Err(operation.error(&self.client, ServiceErrorKind::Invalid, cause));
+        };
+        let list = layout.list_for(queue, returned.priority);
+        let keys = [layout.unacked(), layout.unacked_index(), list];
+        let keys = keys.each_ref().map(String::as_str);
+        let arguments = [tag.as_bytes(), &returned.envelope];
+        self.client
+            .script(operation, &RESTORE_COPY, &keys, &arguments)
+            .await?;
+        self.leases.release(tag);
+        Ok(())
     }
 
     /// Returns a delivery to the head of its queue without the redelivered

@@ -9,6 +9,7 @@ use crate::answer_budget::AnswerBudget;
 use crate::binding::routes;
 use crate::client::{Command, RedisClient};
 use crate::delayed::DelayedDeliveries;
+use crate::lease::Leases;
 use crate::unconfirmed::UnconfirmedFetches;
 
 /// The connections and in-process state of one broker.
@@ -16,6 +17,7 @@ pub(crate) struct Shared {
     pub(crate) client: RedisClient,
     pub(crate) delayed: DelayedDeliveries,
     pub(crate) unconfirmed: UnconfirmedFetches,
+    pub(crate) leases: Arc<Leases>,
     /// Outlives the consumer that an unanswered fetch ends.
     pub(crate) answer_budget: Arc<AnswerBudget>,
     /// The types of exchanges that this process has declared. Redis does not
@@ -33,6 +35,7 @@ impl Shared {
             answer_budget,
             delayed: DelayedDeliveries::default(),
             unconfirmed: UnconfirmedFetches::default(),
+            leases: Arc::new(Leases::new()),
             exchanges: Mutex::default(),
             declared: Mutex::default(),
         }

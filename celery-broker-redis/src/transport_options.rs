@@ -72,6 +72,10 @@ const OPTIONS: &[(&str, Setter)] = &[
     ("queue_order_strategy", |o, v| {
         put(&mut o.layout.order, order(v))
     }),
+    // Of this crate.
+    ("rescue_after", |o, v| {
+        put(&mut o.layout.rescue_after, seconds(v))
+    }),
     ("sentinel_kwargs", |o, v| sentinel_kwargs(o, v)),
     ("sep", |o, v| put(&mut o.layout.separator, text(v))),
     ("socket_connect_timeout", |o, v| {
@@ -149,11 +153,16 @@ fn count(value: &Value) -> Result<usize, Expected> {
         .ok_or("a number above 0")
 }
 
-fn positive(value: &Value) -> Result<Duration, Expected> {
+fn seconds(value: &Value) -> Result<Duration, Expected> {
     let seconds = value
         .as_f64()
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    seconds
+    seconds.ok_or("a number of seconds, 0 or more")
+}
+
+fn positive(value: &Value) -> Result<Duration, Expected> {
+    seconds(value)
+        .ok()
         .filter(|time| !time.is_zero())
         .ok_or("a number of seconds above 0")
 }

@@ -96,7 +96,7 @@ impl TaskDelivery {
     /// repeated: a second one could push the message twice.
     pub(super) fn restored(
         &mut self,
-        outcome: Result<(), EffectError>,
+        outcome: &Result<(), EffectError>,
         now: Now,
         actions: &mut Vec<Action>,
     ) {

@@ -62,7 +62,6 @@ use crate::worker::delivery::event::Effect;
 
 /// The state of one delivery in flight.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "the large one is the usual one")]
 pub(crate) enum DeliveryState {
     /// The task of the message is registered.
     Task(TaskDelivery),

@@ -126,7 +126,7 @@ impl TaskDelivery {
             | DeliveryEvent::DoneWith(_)
             | DeliveryEvent::Gone
             | DeliveryEvent::Failed(_) => self.effect_reported(event, now, actions),
-            DeliveryEvent::Restored(outcome) => self.restored(outcome, now, actions),
+            DeliveryEvent::Restored(outcome) => self.restored(&outcome, now, actions),
             DeliveryEvent::Revoked(revocation) => self.revoke(revocation, actions),
             DeliveryEvent::Tick => self.tick(now, actions),
             DeliveryEvent::Stop(stop) => self.stop(stop, actions),

@@ -86,6 +86,10 @@ impl Story {
         self.events.push(event.into());
     }
 
+    fn note_all(&mut self, events: Option<String>) {
+        self.events.extend(events);
+    }
+
     /// Runs the story. The error says what is wrong at the end.
     fn run(&mut self) -> Result<(), String> {
         let count = self.random.below(MAX_EVENTS);
@@ -168,20 +172,22 @@ impl Story {
     fn grant(&mut self) -> Result<(), String> {
         if self.has(Fault::RateLimit) && self.random.chance(20) {
             let wait = self.random.below(3000);
-            return match self.worker.limit_rate(&self.server, wait)? {
-                true => Ok(self.note(format!("a rate limit of {wait} ms"))),
-                false => Ok(()),
-            };
+            if self.worker.limit_rate(&self.server, wait)? {
+                self.note(format!("a rate limit of {wait} ms"));
+            }
+            return Ok(());
         }
         let granted = self.worker.grant(&self.server)?;
-        Ok(granted.into_iter().for_each(|event| self.note(event)))
+        self.note_all(granted);
+        Ok(())
     }
 
     fn report(&mut self, fate: Fate) -> Result<(), String> {
         let any = self.has(Fault::Return);
         let admission = policy::admission(&mut self.random, any);
         let reported = self.worker.report(&mut self.server, fate, admission)?;
-        Ok(reported.into_iter().for_each(|event| self.note(event)))
+        self.note_all(reported);
+        Ok(())
     }
 
     fn return_task(&mut self) -> Result<(), String> {
@@ -191,7 +197,8 @@ impl Story {
         };
         let outcome = || -> Outcome { policy::outcome(kind) };
         let returned = self.worker.return_task(&self.server, outcome)?;
-        Ok(returned.into_iter().for_each(|event| self.note(event)))
+        self.note_all(returned);
+        Ok(())
     }
 
     fn pass(&mut self) -> Result<(), String> {
@@ -213,7 +220,8 @@ impl Story {
             }
             let notices = !self.has(Fault::UnnoticedLeaseLoss) || self.random.chance(50);
             let lost = self.worker.lose_lease(&mut self.server, notices)?;
-            return Ok(lost.into_iter().for_each(|event| self.note(event)));
+            self.note_all(lost);
+            return Ok(());
         }
         if self.has(Fault::ConnectionLost) {
             self.note("the connection is lost");
@@ -231,7 +239,7 @@ impl Story {
             false => Revocation::Terminate(15),
         };
         self.note(format!("{revocation:?}"));
-        self.worker.revoke(&self.server, revocation)
+        self.worker.revoke(&self.server, &revocation)
     }
 
     fn stop(&mut self) -> Result<(), String> {

@@ -306,7 +306,7 @@ impl StoryWorker {
         Ok(())
     }
 
-    pub(super) fn revoke(&mut self, server: &Server, revocation: Revocation) -> Checked {
+    pub(super) fn revoke(&mut self, server: &Server, revocation: &Revocation) -> Checked {
         for index in 0..self.deliveries.len() {
             if !self.deliveries[index].is_removed {
                 self.decide(index);
