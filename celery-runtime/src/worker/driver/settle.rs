@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use futures_util::FutureExt;
+
 use crate::boundary::{Consumer, ServiceError, Settled, Settlement};
 use crate::worker::driver::{DeliveryEvent, DeliveryKey, Driver, EffectError, Finished};
 
@@ -81,16 +83,8 @@ impl Driver {
 
     pub(crate) fn send_batch(&mut self, consumer: Arc<dyn Consumer>, batch: Batch) {
         let (keys, batch): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
-        let deadline = self.executor.deadline;
-        self.futures.push(Box::pin(async move {
-            let settled = match tokio::time::timeout(deadline, consumer.settle(&batch)).await {
-                Ok(settled) => settled,
-                Err(_) => {
-                    let error = ServiceError::no_answer("settle", "deliveries", deadline);
-                    vec![Err(error); batch.len()]
-                }
-            };
-            Finished::Settled(consumer, keys, settled)
-        }));
+        let settling = self.connection.settle(Arc::clone(&consumer), batch);
+        let settled = settling.map(|settled| Finished::Settled(consumer, keys, settled));
+        self.futures.push(Box::pin(settled));
     }
 }

@@ -20,7 +20,7 @@ impl Driver {
         );
         let deadline = self.executor.deadline;
         self.monitor.close(deadline).await;
-        self.connection.close(deadline).await;
+        self.connection.close().await;
         match (self.shutdown.error().cloned(), self.in_flight.len()) {
             (Some(error), _) => Err(WorkerError::Broker(error)),
             (None, 0) => Ok(()),
