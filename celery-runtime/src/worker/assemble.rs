@@ -67,7 +67,10 @@ impl Worker {
         let mut driver = Driver {
             now,
             decoder: self.decoder(&config, registry, context),
-            connection: Connection::new(self.supervisor(&config, &queues)),
+            connection: Connection::new(
+                self.supervisor(&config, &queues),
+                config.operation_timeout,
+            ),
             in_flight: InFlight::default(),
             window: self.window(),
             slots: Slots::new(self.concurrency, self.autoscale),

@@ -91,17 +91,9 @@ impl Driver {
 
     pub(crate) fn send_batch(&mut self, consumer: Arc<dyn Consumer>, batch: Batch) {
         let (keys, batch): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
-        let deadline = self.executor.deadline;
-        self.futures.push(Box::pin(async move {
-            let settled = match tokio::time::timeout(deadline, consumer.settle(&batch)).await {
-                Ok(settled) => settled,
-                Err(_) => {
-                    let error = ServiceError::no_answer("settle", "deliveries", deadline);
-                    vec![Err(error); batch.len()]
-                }
-            };
-            Finished::Settled(consumer, keys, settled)
-        }));
+        let settling = self.connection.settle(Arc::clone(&consumer), batch);
+        let settled = settling.map(|settled| Finished::Settled(consumer, keys, settled));
+        self.futures.push(Box::pin(settled));
     }
 
     /// Returns the message of a delivery to its queue, from the copy in memory if the

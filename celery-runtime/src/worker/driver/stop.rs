@@ -37,7 +37,7 @@ impl Driver {
         );
         let deadline = self.executor.deadline;
         self.monitor.close(deadline).await;
-        self.connection.close(deadline).await;
+        self.connection.close().await;
         match self.shutdown.error().cloned() {
             error if count > 0 || in_doubt > 0 => Err(WorkerError::Unsettled {
                 count,

@@ -8,13 +8,17 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use crate::boundary::{BoxFuture, Broker, Consumer, Delivery, DeliveryTag, Queue, ServiceError};
+use crate::boundary::{
+    BoxFuture, Broker, Consumer, Delivery, DeliveryTag, Queue, ServiceError, Settled, Settlement,
+};
 use crate::worker::delivery::in_flight::InFlight;
 use crate::worker::io::supervisor::Supervisor;
 
 /// The consumers of a worker.
 pub(crate) struct Connection {
     supervisor: Supervisor,
+    /// How long the broker may take to settle deliveries and to close the consumer.
+    deadline: Duration,
     consumer: Option<Arc<dyn Consumer>>,
     /// The consumer of a lost connection whose deliveries can still be settled, until
     /// there is another one.
@@ -54,9 +58,12 @@ pub(crate) struct Received {
 }
 
 impl Connection {
-    pub(crate) fn new(supervisor: Supervisor) -> Self {
+    /// `deadline` is how long the broker may take to settle deliveries and to close the
+    /// consumer.
+    pub(crate) fn new(supervisor: Supervisor, deadline: Duration) -> Self {
         Self {
             supervisor,
+            deadline,
             consumer: None,
             broken: None,
             lost_leases: Box::pin(std::future::pending()),
@@ -292,10 +299,29 @@ impl Connection {
         }
     }
 
-    /// Closes the consumer, within `deadline`.
-    pub(crate) async fn close(&mut self, deadline: Duration) {
+    /// Settles deliveries by their [`settling_consumer`](Self::settling_consumer).
+    /// Returns one result for each settlement.
+    pub(crate) fn settle(
+        &self,
+        consumer: Arc<dyn Consumer>,
+        batch: Vec<Settlement>,
+    ) -> BoxFuture<'static, Vec<Result<Settled, ServiceError>>> {
+        let deadline = self.deadline;
+        Box::pin(async move {
+            match tokio::time::timeout(deadline, consumer.settle(&batch)).await {
+                Ok(settled) => settled,
+                Err(_) => {
+                    let error = ServiceError::no_answer("settle", "deliveries", deadline);
+                    vec![Err(error); batch.len()]
+                }
+            }
+        })
+    }
+
+    /// Closes the consumer.
+    pub(crate) async fn close(&mut self) {
         if let Some(consumer) = self.consumer.as_ref().or(self.broken.as_ref()) {
-            let closed = tokio::time::timeout(deadline, consumer.close()).await;
+            let closed = tokio::time::timeout(self.deadline, consumer.close()).await;
             if let Ok(Err(error)) = closed {
                 tracing::warn!("{error}");
             }
