@@ -135,6 +135,8 @@ async fn requeue_to_a_key_of_another_type_leaves_the_message_unacked() {
     assert_eq!(error.kind(), ServiceErrorKind::Invalid, "{error}");
     assert!(error.to_string().contains("(RPUSH q)"), "{error}");
     assert_eq!(unacked_count(&server), 1);
+    // Its first restore has then ended.
+    consumer.close().await.unwrap();
     server.command(&["ZADD", "unacked_index", "1000", tag.as_str()]);
     let error = broker.restore_abandoned().await.unwrap_err();
     assert!(error.to_string().contains("(RPUSH q)"), "{error}");
