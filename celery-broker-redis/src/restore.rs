@@ -164,13 +164,15 @@ impl Shared {
         let layout = &self.client.options().layout;
         let keys = [layout.unacked_index(), layout.unacked()];
         let timeout = format!("{:.6}", layout.visibility_timeout.as_secs_f64());
-        let most = most.to_string();
-        let arguments = [timeout.as_bytes(), most.as_bytes()];
+        let limits = self.answer_budget.limits();
+        let (most, bytes) = (most.to_string(), limits.bytes.to_string());
+        let arguments = [timeout.as_bytes(), most.as_bytes(), bytes.as_bytes()];
         let keys = keys.each_ref().map(String::as_str);
         let mut replies = self
             .client
             .script(OPERATION, &EXPIRED, &keys, &arguments)
-            .await?
+            .await
+            .inspect_err(|error| self.answer_budget.failed(error, limits))?
             .list()
             .into_iter();
         let latest = replies

@@ -112,6 +112,34 @@ async fn due_deliveries_are_read_in_bounded_answers() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
+async fn expired_deliveries_are_read_in_bounded_answers() {
+    let (server, proxy, broker) = behind_proxy();
+    send_large(&broker, 0..20, 50_000).await;
+    let dead = consumer(&broker, &["q"]).await;
+    let received = receive(&*dead, 20).await;
+    dead.close().await.unwrap();
+    for delivery in received {
+        server.command(&["ZADD", "unacked_index", "1000", delivery.tag.as_str()]);
+    }
+    proxy.throttle(500_000);
+
+    let mut errors = 0;
+    while let Err(error) = broker.restore_abandoned().await {
+        assert_eq!(error.kind(), ServiceErrorKind::TimedOut, "{error}");
+        errors += 1;
+        // Another worker's lock would make the next restore do nothing.
+        server.command(&["DEL", "unacked_mutex"]);
+    }
+
+    assert!((1..=3).contains(&errors), "{errors} timeouts");
+    assert_eq!(
+        (queued_count(&server, "q"), unacked_count(&server)),
+        (20, 0)
+    );
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
 async fn due_delivery_is_visible_again_by_the_clock_of_the_server() {
     let server = RedisServer::start();
     let broker = crate::support::broker(&server);
