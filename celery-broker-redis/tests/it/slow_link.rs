@@ -127,15 +127,12 @@ async fn expired_deliveries_are_read_in_bounded_answers() {
     while let Err(error) = broker.restore_abandoned().await {
         assert_eq!(error.kind(), ServiceErrorKind::TimedOut, "{error}");
         errors += 1;
-        // Another worker's lock would make the next restore do nothing.
-        server.command(&["DEL", "unacked_mutex"]);
+        assert!(errors <= 3, "{errors} timeouts");
     }
 
-    assert!((1..=3).contains(&errors), "{errors} timeouts");
-    assert_eq!(
-        (queued_count(&server, "q"), unacked_count(&server)),
-        (20, 0)
-    );
+    assert!(errors > 0, "the link was not slow");
+    let counts = (queued_count(&server, "q"), unacked_count(&server));
+    assert_eq!(counts, (20, 0));
 }
 
 #[tokio::test]
