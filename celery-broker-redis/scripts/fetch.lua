@@ -24,9 +24,14 @@ local queue_count = tonumber(ARGV[6])
 -- Envelopes above this size are not parsed, see `is_envelope`.
 local max_parsed = 4 * 1024 * 1024
 
+-- The count of messages that are read before they are recorded and removed. Reading an
+-- element far from the end of a list takes longer.
+local batch_size = 64
+
 local reply, malformed, index, entries, tags = {}, {}, {}, {}, {}
 local opened, seen = {}, {}
-local failure
+-- The error of reading a list, and that of recording messages.
+local failure, unrecorded
 local is_full = false
 local time = redis.call('TIME')
 local now = time[1] .. '.' .. string.format('%06d', time[2])
@@ -83,6 +88,27 @@ local function open(key, queue)
   return list
 end
 
+-- Records the messages that were read, and removes them from their lists. Only the first
+-- call can fail.
+local function record()
+  if #tags == 0 or unrecorded then return end
+  local _
+  _, unrecorded = try('ZADD', unacked_index, unpack(index))
+  if unrecorded then return end
+  _, unrecorded = try('HSET', unacked, unpack(entries))
+  if unrecorded then
+    redis.call('ZREM', unacked_index, unpack(tags))
+    return
+  end
+  for _, list in ipairs(opened) do
+    if list.taken > 0 then
+      redis.call('LTRIM', KEYS[list.key], 0, -1 - list.taken)
+      list.length, list.taken = list.length - list.taken, 0
+    end
+  end
+  index, entries, tags = {}, {}, {}
+end
+
 -- Adds the next message of a list to the reply.
 local function take(list)
   local raw
@@ -104,13 +130,14 @@ local function take(list)
     reply[#reply + 1] = raw
     list.taken = list.taken + 1
     room = room - #raw
+    if #tags == batch_size then record() end
   else
     malformed[#malformed + 1] = list.key
     malformed[#malformed + 1] = redis.sha1hex(raw)
     list.length = list.taken
   end
   max = max - 1
-  is_full = max <= 0 or room <= 0
+  is_full = max <= 0 or room <= 0 or unrecorded
 end
 
 local function take_from(lists)
@@ -138,20 +165,9 @@ for first = 3, #KEYS, queue_count do
   if failure or is_full then break end
 end
 
+record()
+if unrecorded then return unrecorded end
 -- Messages that were found before a failure are returned first; the next call fails with
 -- the same error.
 if failure and #reply + #malformed == 0 then return failure end
-if #tags > 0 then
-  local _
-  _, failure = try('ZADD', unacked_index, unpack(index))
-  if failure then return failure end
-  _, failure = try('HSET', unacked, unpack(entries))
-  if failure then
-    redis.call('ZREM', unacked_index, unpack(tags))
-    return failure
-  end
-end
-for _, list in ipairs(opened) do
-  if list.taken > 0 then redis.call('LTRIM', KEYS[list.key], 0, -1 - list.taken) end
-end
 return { reply, malformed }

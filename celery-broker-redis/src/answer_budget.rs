@@ -6,6 +6,8 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use celery_runtime::{ServiceError, ServiceErrorKind};
+
 /// The size of an answer. Server and client each hold it in memory as a whole.
 const MAX_BYTES: usize = 16 * 1024 * 1024;
 
@@ -59,11 +61,11 @@ impl AnswerBudget {
         limits.timeout = (limits.timeout / 2).max(self.response_timeout);
     }
 
-    /// Records that an answer with these limits did not arrive. Of several such
-    /// answers only the first counts.
-    pub(crate) fn timed_out(&self, tried: AnswerLimits) {
+    /// Records the error of a call with these limits. Of several such calls
+    /// without an answer only the first counts.
+    pub(crate) fn failed(&self, error: &ServiceError, tried: AnswerLimits) {
         let mut limits = self.lock();
-        if *limits == tried {
+        if error.kind() == ServiceErrorKind::TimedOut && *limits == tried {
             limits.bytes = (tried.bytes / SHRINK_DIVISOR).max(1);
             limits.timeout = (tried.timeout * 2).min(MAX_TIMEOUT.max(self.response_timeout));
         }
@@ -80,8 +82,12 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
+    fn error(kind: ServiceErrorKind) -> ServiceError {
+        ServiceError::new(kind, "consume", "queue q", "cause")
+    }
+
     fn time_out(budget: &AnswerBudget) {
-        budget.timed_out(budget.limits());
+        budget.failed(&error(ServiceErrorKind::TimedOut), budget.limits());
     }
 
     #[test]
@@ -128,8 +134,11 @@ mod tests {
     fn simultaneous_timeouts_count_once() {
         let budget = AnswerBudget::new(SECOND);
         let tried = budget.limits();
-        budget.timed_out(tried);
-        budget.timed_out(tried);
+        budget.failed(&error(ServiceErrorKind::Disconnected), tried);
+        assert_eq!(budget.limits(), tried, "only a timeout counts");
+        for _ in 0..2 {
+            budget.failed(&error(ServiceErrorKind::TimedOut), tried);
+        }
         assert_eq!(budget.limits().bytes, MAX_BYTES / SHRINK_DIVISOR);
         assert_eq!(budget.limits().timeout, 2 * SECOND);
     }

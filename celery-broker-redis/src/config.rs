@@ -83,6 +83,8 @@ pub(crate) struct Layout {
     pub(crate) unacked_mutex_expire: Duration,
     pub(crate) restore_limit: usize,
     pub(crate) restore_interval: Duration,
+    /// One of so many restores, at `restore_interval`, reads the index.
+    pub(crate) restore_throttle: u32,
     pub(crate) visibility_timeout: Duration,
     /// The time without renewal after which a process counts as dead; zero if its
     /// deliveries wait for the visibility timeout.
@@ -163,6 +165,20 @@ impl fmt::Debug for RedisOptions {
     }
 }
 
+/// kombu's interval also where the option is 0 or less.
+pub(crate) const DEFAULT_RESTORE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The maximum period of restores; a clock cannot add any longer one.
+const MAX_RESTORE_PERIOD: Duration = Duration::from_secs(365 * 24 * 3600);
+
+impl Layout {
+    /// Returns the time between two restores of one consumer.
+    pub(crate) fn restore_period(&self) -> Duration {
+        let period = self.restore_interval.saturating_mul(self.restore_throttle);
+        period.min(MAX_RESTORE_PERIOD)
+    }
+}
+
 /// The defaults of kombu.
 impl Default for Layout {
     fn default() -> Self {
@@ -174,8 +190,9 @@ impl Default for Layout {
             unacked_index: "unacked_index".to_owned(),
             unacked_mutex: "unacked_mutex".to_owned(),
             unacked_mutex_expire: Duration::from_secs(300),
-            restore_limit: 1000,
-            restore_interval: Duration::from_secs(10),
+            restore_limit: usize::MAX,
+            restore_interval: DEFAULT_RESTORE_INTERVAL,
+            restore_throttle: 10,
             visibility_timeout: Duration::from_secs(3600),
             rescue_after: Duration::from_secs(24),
             order: QueueOrder::RoundRobin,

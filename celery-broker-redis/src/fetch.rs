@@ -4,7 +4,7 @@
 use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
-use celery_runtime::{Delivery, ServiceError, ServiceErrorKind, env};
+use celery_runtime::{Delivery, ServiceError, env};
 
 use crate::answer_budget::{AnswerBudget, AnswerLimits};
 use crate::client::{Operation, RedisReply, Script};
@@ -142,10 +142,7 @@ impl Fetcher {
         let reply = reply.await;
         match &reply {
             Ok(reply) => self.budget.answered(reply.size(), begun.elapsed()),
-            Err(error) if error.kind() == ServiceErrorKind::TimedOut => {
-                self.budget.timed_out(limits);
-            }
-            Err(_) => {}
+            Err(error) => self.budget.failed(error, limits),
         }
         reply
     }

@@ -35,7 +35,8 @@ const MAX_MUTEX_TTL: Duration = Duration::from_secs(10);
 /// aborts it.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The task that restores deliveries when a consumer starts and at each
+/// The task that restores deliveries when a consumer starts, and then as often
+/// as kombu does: once per `unacked_restore_throttle` intervals of
 /// `unacked_restore_interval`.
 #[derive(Debug)]
 pub(crate) struct RestoreSchedule {
@@ -81,7 +82,7 @@ impl Drop for RestoreSchedule {
 /// Runs the restores. An error ends only one restore: the consumer reports lost
 /// connections on its own, and the next restore may succeed.
 async fn run(shared: Arc<Shared>, stop: Arc<Notify>) {
-    let mut ticks = tokio::time::interval(shared.client.options().layout.restore_interval);
+    let mut ticks = tokio::time::interval(shared.client.options().layout.restore_period());
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
@@ -172,13 +173,15 @@ impl Shared {
         let layout = &self.client.options().layout;
         let keys = [layout.unacked_index(), layout.unacked()];
         let timeout = format!("{:.6}", layout.visibility_timeout.as_secs_f64());
-        let most = most.to_string();
-        let arguments = [timeout.as_bytes(), most.as_bytes()];
+        let limits = self.answer_budget.limits();
+        let (most, bytes) = (most.to_string(), limits.bytes.to_string());
+        let arguments = [timeout.as_bytes(), most.as_bytes(), bytes.as_bytes()];
         let keys = keys.each_ref().map(String::as_str);
         let mut replies = self
             .client
             .script(OPERATION, &EXPIRED, &keys, &arguments)
-            .await?
+            .await
+            .inspect_err(|error| self.answer_budget.failed(error, limits))?
             .list()
             .into_iter();
         let latest = replies

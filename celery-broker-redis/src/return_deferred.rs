@@ -29,15 +29,27 @@ impl Shared {
     ///
     /// If the server is unreachable or refuses a command. The error names the
     /// number of deliveries that were not returned; they stay deferred.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped future logs that number.
     pub(crate) async fn return_deferred(&self, queues: &[String]) -> Result<(), ServiceError> {
-        let mut taken = self.delayed.take_all(queues);
+        let mut returning = Returning {
+            taken: self.delayed.take_all(queues),
+            is_reported: false,
+        };
+        let taken = &mut returning.taken;
         taken.sort_for_return();
         while let Some(first) = taken.first() {
             let returned = match ParsedTag::parse(first).location {
-                DeliveryLocation::Unacked => self.return_chunk(&mut taken).await,
-                DeliveryLocation::Quarantine => self.return_first(&mut taken).await,
+                DeliveryLocation::Unacked => self.return_chunk(taken).await,
+                DeliveryLocation::Quarantine => self.return_first(taken).await,
             };
-            returned.map_err(|error| not_returned(error, taken.len()))?;
+            if let Err(error) = returned {
+                let error = not_returned(error, taken.len());
+                returning.is_reported = true;
+                return Err(error);
+            }
         }
         Ok(())
     }
@@ -77,10 +89,28 @@ impl Shared {
     }
 }
 
+/// A return in progress. A stop has a time limit, and drops the future at its
+/// end.
+struct Returning<'a> {
+    taken: TakenTags<'a>,
+    is_reported: bool,
+}
+
+impl Drop for Returning<'_> {
+    fn drop(&mut self) {
+        let count = self.taken.len();
+        if count > 0 && !self.is_reported {
+            tracing::warn!(count, "no time to return all deferred deliveries: {REMEDY}");
+        }
+    }
+}
+
+const REMEDY: &str = "they stay unacked; a worker restores each when it is due";
+
 /// Returns the error of a stop that left deliveries unacked.
 fn not_returned(error: ServiceError, count: usize) -> ServiceError {
     let object = format!("{count} deferred deliveries");
     ServiceError::new(error.kind(), "return", object, error.to_string())
         .with_source(error)
-        .with_remedy("they stay unacked; a worker restores each when it is due")
+        .with_remedy(REMEDY)
 }

@@ -315,7 +315,7 @@ const RESTORE_GRACE_PERIOD: Duration = Duration::from_secs(10);
 /// Returns the time of delivery to record for a delivery that is deferred until
 /// a time. With it the visibility timeout passes shortly after that time for
 /// every worker: no worker restores the delivery before it is due, and a dead
-/// worker delays it by seconds instead of by the whole timeout.
+/// worker delays it until the next restore instead of by the whole timeout.
 fn delivered_at(until: SystemTime, visibility_timeout: Duration) -> SystemTime {
     until
         .checked_sub(visibility_timeout)

@@ -5,7 +5,7 @@ use std::time::Duration;
 use celery_runtime::{ServiceError, ServiceErrorKind};
 use serde_json::{Map, Value};
 
-use crate::config::{QueueOrder, RedisOptions, Sentinel};
+use crate::config::{DEFAULT_RESTORE_INTERVAL, QueueOrder, RedisOptions, Sentinel};
 
 /// Applies `given` to `options`. Null selects the default of any option.
 pub(crate) fn apply(
@@ -95,10 +95,13 @@ const OPTIONS: &[(&str, Setter)] = &[
         put(&mut o.layout.unacked_mutex, text(v))
     }),
     ("unacked_restore_interval", |o, v| {
-        put(&mut o.layout.restore_interval, positive(v))
+        put(&mut o.layout.restore_interval, restore_interval(v))
     }),
     ("unacked_restore_limit", |o, v| {
         put(&mut o.layout.restore_limit, count(v))
+    }),
+    ("unacked_restore_throttle", |o, v| {
+        put(&mut o.layout.restore_throttle, restore_throttle(v))
     }),
     ("visibility_timeout", |o, v| {
         put(&mut o.layout.visibility_timeout, positive(v))
@@ -124,7 +127,6 @@ const OPTIONS: &[(&str, Setter)] = &[
     ("sentinel_fanout_compat", ignored),
     ("socket_keepalive", ignored),
     ("socket_keepalive_options", ignored),
-    ("unacked_restore_throttle", ignored),
 ];
 
 fn ignored(_: &mut RedisOptions, _: &Value) -> Result<(), Expected> {
@@ -165,6 +167,21 @@ fn positive(value: &Value) -> Result<Duration, Expected> {
         .ok()
         .filter(|time| !time.is_zero())
         .ok_or("a number of seconds above 0")
+}
+
+fn restore_interval(value: &Value) -> Result<Duration, Expected> {
+    match value.as_f64() {
+        Some(seconds) if seconds <= 0.0 => Ok(DEFAULT_RESTORE_INTERVAL),
+        _ => positive(value),
+    }
+}
+
+/// kombu reads 0 as 1: each call restores.
+fn restore_throttle(value: &Value) -> Result<u32, Expected> {
+    let number = value.as_u64().and_then(|number| number.try_into().ok());
+    number
+        .map(|number: u32| number.max(1))
+        .ok_or("a number from 0 to 4294967295")
 }
 
 fn steps(value: &Value) -> Result<Vec<u8>, Expected> {
@@ -284,6 +301,26 @@ mod tests {
     }
 
     #[test]
+    fn restore_period_is_interval_times_throttle_as_in_kombu() {
+        for (given, seconds) in [
+            (json!({}), 100.0),
+            (json!({"unacked_restore_interval": 0.5}), 5.0),
+            (
+                json!({"unacked_restore_interval": 2, "unacked_restore_throttle": 3}),
+                6.0,
+            ),
+            (json!({"unacked_restore_throttle": 0}), 10.0),
+            (
+                json!({"unacked_restore_interval": -1, "unacked_restore_throttle": 1}),
+                10.0,
+            ),
+        ] {
+            let period = parse(&given).unwrap().layout.restore_period();
+            assert_eq!(period, Duration::from_secs_f64(seconds), "{given}");
+        }
+    }
+
+    #[test]
     fn unknown_option_suggests_the_nearest_name() {
         let error = parse(&json!({"visibilty_timeout": 5})).unwrap_err();
         assert!(
@@ -306,6 +343,7 @@ mod tests {
             ("priority_steps", json!([10])),
             ("queue_order_strategy", json!("random")),
             ("max_connections", json!(0)),
+            ("unacked_restore_throttle", json!(-1)),
             ("ack_emulation", json!(false)),
             ("sentinel_kwargs", json!("password")),
         ] {

@@ -9,4 +9,6 @@ mod publish;
 mod refused;
 mod restore;
 mod settle;
+mod slow_link;
+mod stop;
 mod support;

@@ -161,7 +161,7 @@ async fn locked_restore_does_nothing() {
 #[ignore = "needs redis-server; run cargo xtask test"]
 async fn restore_schedule_stops_with_its_consumer() {
     let server = RedisServer::start();
-    let options = json!({"unacked_restore_interval": 0.05});
+    let options = json!({"unacked_restore_interval": 0.05, "unacked_restore_throttle": 1});
     let broker = broker_with(&server, &options);
     let restoring = consumer(&broker, &["q"]).await;
     add_expired_entry(&server, "first", &kombu_entry("", "q"));
