@@ -34,6 +34,9 @@ const CHUNK_SIZE: usize = 1000;
 /// The number of dead owners that one renewal lists.
 const MAX_DEAD_OWNERS: usize = 10;
 
+/// The time after which the owners are forgotten if no process renews any.
+const OWNERS_EXPIRE: Duration = Duration::from_secs(24 * 3600);
+
 /// The time without a consumer, and without an attempt to start one, after which the
 /// deliveries in hand are forgotten: their worker is gone.
 const ABANDONED_AFTER: Duration = Duration::from_secs(60);
@@ -217,10 +220,12 @@ impl Shared {
         let owners = layout.owners();
         let rescue_after = format!("{:.6}", layout.rescue_after.as_secs_f64());
         let most = MAX_DEAD_OWNERS.to_string();
+        let expire = OWNERS_EXPIRE.as_secs().to_string();
         let arguments = [
             self.leases.owner.as_bytes(),
             rescue_after.as_bytes(),
             most.as_bytes(),
+            expire.as_bytes(),
         ];
         let answer = connection
             .script(OWNER_OPERATION, &OWNER_RENEW, &[&owners], &arguments)
