@@ -326,7 +326,11 @@ impl Shared {
         for dead in self.renew_owner(connection).await? {
             self.rescue(&dead).await;
         }
-        Ok(())
+        let queues = self.unconfirmed.queues();
+        if queues.is_empty() {
+            return Ok(());
+        }
+        self.recover_unconfirmed(OPERATION, &queues).await
     }
 
     /// Ends the ownership of a process that stops consuming: what it still holds is

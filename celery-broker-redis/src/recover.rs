@@ -11,26 +11,35 @@ const LOOKUP_BATCH_SIZE: usize = 1000;
 
 impl Shared {
     /// Finds the deliveries of unconfirmed fetches from these queues, and makes
-    /// them due immediately.
+    /// them due immediately. A fetch whose request may still arrive is looked up again
+    /// later.
     pub(crate) async fn recover_unconfirmed(
         &self,
         operation: Operation<'_>,
         queues: &[String],
     ) -> Result<(), ServiceError> {
         let fetches = self.unconfirmed.take(queues);
+        let response_timeout = self.client.options().limits.response;
+        let may_arrive = |fetch: &UnconfirmedFetch| {
+            !self.client.discards_lost_requests() && fetch.may_arrive(response_timeout)
+        };
+        let again: Vec<_> = fetches
+            .iter()
+            .filter(|one| may_arrive(one))
+            .cloned()
+            .collect();
         let tags: Vec<String> = fetches.iter().flat_map(UnconfirmedFetch::tags).collect();
         for chunk in tags.chunks(LOOKUP_BATCH_SIZE) {
             if let Err(error) = self.make_due_if_unacked(operation, chunk).await {
-                fetches
-                    .into_iter()
-                    .for_each(|fetch| self.unconfirmed.add(fetch));
+                self.unconfirmed.extend(fetches);
                 return Err(error);
             }
         }
+        self.unconfirmed.extend(again);
         Ok(())
     }
 
-    /// Makes those tags due that are unacked on the server.
+    /// Makes those tags due that are unacked on the server and not in hand yet.
     async fn make_due_if_unacked(
         &self,
         operation: Operation<'_>,
@@ -43,7 +52,8 @@ impl Shared {
         let found = self.client.atomic(operation, commands.collect()).await?;
         let now = env::system_time();
         for (tag, found) in tags.iter().zip(found) {
-            if found.number() == 1 {
+            if found.number() == 1 && !self.leases.holds(tag) {
+                self.leases.hold([tag.as_str()]);
                 self.delayed.add(tag, now);
             }
         }

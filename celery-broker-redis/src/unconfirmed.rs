@@ -6,6 +6,10 @@
 //! default. The tags follow from the fetch, so the next consumer looks them up.
 
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use celery_runtime::env;
+use tokio::time::Instant;
 
 /// The limit of recorded fetches. While a server is unreachable, each failed
 /// `receive` adds at most one.
@@ -24,6 +28,8 @@ pub(crate) struct UnconfirmedFetch {
     first: u64,
     max: usize,
     queues: Vec<String>,
+    /// When the answer was given up.
+    lost_at: Instant,
 }
 
 impl UnconfirmedFetches {
@@ -42,6 +48,7 @@ impl UnconfirmedFetches {
             first,
             max,
             queues: queues.to_vec(),
+            lost_at: env::instant(),
         };
         FetchGuard {
             fetches: self,
@@ -55,6 +62,16 @@ impl UnconfirmedFetches {
         if fetches.len() < MAX_UNCONFIRMED {
             fetches.push(fetch);
         }
+    }
+
+    pub(crate) fn extend(&self, fetches: impl IntoIterator<Item = UnconfirmedFetch>) {
+        fetches.into_iter().for_each(|fetch| self.add(fetch));
+    }
+
+    /// Returns the queues of the recorded fetches.
+    pub(crate) fn queues(&self) -> Vec<String> {
+        let fetches = self.fetches.lock().unwrap_or_else(PoisonError::into_inner);
+        fetches.iter().flat_map(|one| one.queues.clone()).collect()
     }
 
     /// Removes and returns the fetches from these queues.
@@ -84,13 +101,20 @@ impl FetchGuard<'_> {
 
 impl Drop for FetchGuard<'_> {
     fn drop(&mut self) {
-        if let Some(fetch) = self.fetch.take() {
+        if let Some(mut fetch) = self.fetch.take() {
+            fetch.lost_at = env::instant();
             self.fetches.add(fetch);
         }
     }
 }
 
 impl UnconfirmedFetch {
+    /// Returns whether the request may still reach the server, where the connection
+    /// that it was sent on cannot be killed.
+    pub(crate) fn may_arrive(&self, response_timeout: Duration) -> bool {
+        self.lost_at.elapsed() <= response_timeout
+    }
+
     /// Returns every tag that the fetch may have assigned.
     pub(crate) fn tags(&self) -> impl Iterator<Item = String> + '_ {
         let numbers = self.first..self.first + self.max as u64;

@@ -5,6 +5,7 @@ mod connections;
 mod consume;
 mod fanout;
 mod faults;
+mod leases;
 mod publish;
 mod refused;
 mod restore;

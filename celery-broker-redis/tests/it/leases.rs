@@ -1,0 +1,350 @@
+//! Leases: deliveries in hand are renewed, those of dead processes are restored, and
+//! requests without an answer change nothing later.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use celery_broker_redis::RedisBroker;
+use celery_runtime::{Consumer, DeliveryTag, ServiceErrorKind, Settled, Settlement};
+use serde_json::{Value, json};
+use test_servers::{Fault, InjectedFault, Proxy, RedisServer};
+
+use crate::support::{
+    TIMEOUT, ack, all, broker_at, broker_with, consumer, count, id, ids, message_id, queued_count,
+    receive, receive_one, send, unacked_count, wait_until,
+};
+
+/// The end of the entries of queue `q`, an argument of the script that fetches.
+const FETCH: &str = r#","","q"]"#;
+
+/// The command of an acknowledgement, which no script contains.
+const ACK: &str = "$4\r\nHDEL\r\n$7\r\nunacked\r\n";
+
+/// Returns a server, a proxy to it and a broker behind the proxy.
+fn behind_proxy(mut options: Value) -> (RedisServer, Proxy, RedisBroker) {
+    let server = RedisServer::start();
+    let proxy = Proxy::to(server.port());
+    options["socket_timeout"] = json!(0.5);
+    let broker = broker_at(&format!("redis://127.0.0.1:{}", proxy.port()), &options);
+    (server, proxy, broker)
+}
+
+/// Returns the scores of the index, by tag.
+fn scores(server: &RedisServer) -> BTreeMap<String, String> {
+    let range = ["ZRANGE", "unacked_index", "0", "-1", "WITHSCORES"];
+    let mut texts = server.command(&range).texts().into_iter();
+    let mut scores = BTreeMap::new();
+    while let (Some(tag), Some(score)) = (texts.next(), texts.next()) {
+        scores.insert(tag, score);
+    }
+    scores
+}
+
+/// Waits until all deliveries in the index were renewed.
+async fn wait_for_renewal(server: &RedisServer) {
+    let before = scores(server);
+    wait_until("a renewal", async || {
+        let now = scores(server);
+        !now.is_empty()
+            && now
+                .iter()
+                .all(|(tag, score)| before.get(tag) != Some(score))
+    })
+    .await;
+}
+
+async fn wait_for_request(fault: &InjectedFault) {
+    wait_until("the request", async || fault.has_request()).await;
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn delivery_in_hand_is_not_restored_after_the_visibility_timeout() {
+    let server = RedisServer::start();
+    let options = json!({"visibility_timeout": 0.6, "rescue_after": 0});
+    let broker = broker_with(&server, &options);
+    let other = broker_with(&server, &options);
+    let consumer = consumer(&broker, &["q"]).await;
+    send(&broker, "q", &["1"]).await;
+    let held = receive_one(&*consumer).await;
+    // Four times the visibility timeout.
+    for _ in 0..12 {
+        wait_for_renewal(&server).await;
+        assert_eq!(other.restore_abandoned().await.unwrap(), 0);
+    }
+    assert_eq!((queued_count(&server, "q"), unacked_count(&server)), (0, 1));
+    ack(&*consumer, &held).await;
+    assert_eq!(unacked_count(&server), 0);
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn delivery_that_was_taken_back_is_reported() {
+    let server = RedisServer::start();
+    let options = json!({"visibility_timeout": 0.6});
+    let broker = broker_with(&server, &options);
+    let consumer = consumer(&broker, &["q"]).await;
+    send(&broker, "q", &["1", "2"]).await;
+    let held = receive(&*consumer, 2).await;
+    let lost = held[0].tag.clone();
+    server.command(&["HDEL", "unacked", lost.as_str()]);
+    server.command(&["ZREM", "unacked_index", lost.as_str()]);
+    let reported = tokio::time::timeout(TIMEOUT, consumer.lost()).await;
+    assert_eq!(reported.expect("in time"), std::slice::from_ref(&lost));
+    let settled = consumer.settle(&[Settlement::Ack(lost)]).await;
+    assert_eq!(all(settled).unwrap(), [Settled::Gone]);
+    ack(&*consumer, &held[1]).await;
+}
+
+/// Settles with an acknowledgement that gets no answer.
+async fn ack_without_answer(consumer: &dyn Consumer, tag: &DeliveryTag) {
+    let settled = consumer.settle(&[Settlement::Ack(tag.clone())]).await;
+    let error = all(settled).expect_err("no answer");
+    assert_eq!(error.kind(), ServiceErrorKind::TimedOut, "{error}");
+    assert!(error.is_in_doubt());
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn repeated_ack_tells_whether_the_first_was_carried_out() {
+    for (fault, expected) in [
+        (Fault::SwallowAnswer, Settled::Gone),
+        (Fault::HoldRequest, Settled::Done),
+    ] {
+        let (server, proxy, broker) = behind_proxy(json!({}));
+        let consumer = consumer(&broker, &["q"]).await;
+        send(&broker, "q", &["1"]).await;
+        let held = receive_one(&*consumer).await;
+        let fault = proxy.on_request(ACK, fault);
+        ack_without_answer(&*consumer, &held.tag).await;
+        wait_for_request(&fault).await;
+        let again = consumer.settle(&[Settlement::Ack(held.tag.clone())]).await;
+        assert_eq!(all(again).unwrap(), [expected]);
+        fault.release();
+        assert_eq!((queued_count(&server, "q"), unacked_count(&server)), (0, 0));
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn renewal_after_a_late_ack_leaves_nothing() {
+    let (server, proxy, broker) = behind_proxy(json!({"visibility_timeout": 0.6}));
+    let consumer = consumer(&broker, &["q"]).await;
+    send(&broker, "q", &["1", "2"]).await;
+    let held = receive(&*consumer, 2).await;
+    let swallowed = proxy.on_request(ACK, Fault::SwallowAnswer);
+    ack_without_answer(&*consumer, &held[0].tag).await;
+    wait_for_request(&swallowed).await;
+    // The first delivery is not renewed any more, and does not come back.
+    wait_for_renewal(&server).await;
+    wait_for_renewal(&server).await;
+    assert_eq!(unacked_count(&server), 1);
+    ack(&*consumer, &held[1]).await;
+    assert_eq!((queued_count(&server, "q"), unacked_count(&server)), (0, 0));
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn renewal_that_comes_late_reports_what_others_have_restored() {
+    let (server, proxy, broker) = behind_proxy(json!({"visibility_timeout": 0.6}));
+    let other = broker_with(&server, &json!({"visibility_timeout": 0.6}));
+    let consumer = consumer(&broker, &["q"]).await;
+    send(&broker, "q", &["1"]).await;
+    let held = receive_one(&*consumer).await;
+    proxy.silence();
+    let mut restored = 0;
+    while restored == 0 {
+        restored = other.restore_abandoned().await.unwrap();
+    }
+    assert_eq!(queued_count(&server, "q"), 1);
+    proxy.reset();
+    proxy.heal();
+    let lost = tokio::time::timeout(TIMEOUT, consumer.lost()).await;
+    assert_eq!(lost.expect("in time"), [held.tag]);
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn late_fetch_is_discarded_with_its_connection() {
+    let (server, proxy, broker) = behind_proxy(json!({}));
+    let first = consumer(&broker, &["q"]).await;
+    send(&broker, "q", &["1"]).await;
+    ack(&*first, &receive_one(&*first).await).await;
+
+    let late = proxy.on_request(FETCH, Fault::HoldRequest);
+    let error = first.receive(8).await.unwrap_err();
+    assert_eq!(error.kind(), ServiceErrorKind::TimedOut, "{error}");
+    wait_for_request(&late).await;
+    let second = consumer(&broker, &["q"]).await;
+    send(&broker, "q", &["2"]).await;
+    late.release();
+    let received = receive_one(&*second).await;
+    assert_eq!(id(&received), "2");
+    ack(&*second, &received).await;
+    assert_eq!((queued_count(&server, "q"), unacked_count(&server)), (0, 0));
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn late_fetch_is_found_where_connections_cannot_be_killed() {
+    let (server, proxy, broker) = behind_proxy(json!({"rescue_after": 1}));
+    server.command(&["ACL", "SETUSER", "default", "-client|kill"]);
+    let first = consumer(&broker, &["q"]).await;
+    send(&broker, "q", &["1"]).await;
+    ack(&*first, &receive_one(&*first).await).await;
+
+    let late = proxy.on_request(FETCH, Fault::HoldRequest);
+    first.receive(8).await.unwrap_err();
+    wait_for_request(&late).await;
+    let second = consumer(&broker, &["q"]).await;
+    // The late request takes the message, under a tag that no consumer knows.
+    send(&broker, "q", &["2"]).await;
+    late.release();
+    let received = receive_one(&*second).await;
+    assert_eq!(id(&received), "2");
+    ack(&*second, &received).await;
+    assert_eq!((queued_count(&server, "q"), unacked_count(&server)), (0, 0));
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn late_fetch_is_looked_up_when_the_consumer_closes() {
+    let (server, proxy, broker) = behind_proxy(json!({}));
+    let consumer = consumer(&broker, &["q"]).await;
+    send(&broker, "q", &["1"]).await;
+    ack(&*consumer, &receive_one(&*consumer).await).await;
+
+    let swallowed = proxy.on_request(FETCH, Fault::SwallowAnswer);
+    send(&broker, "q", &["2"]).await;
+    consumer.receive(8).await.unwrap_err();
+    wait_for_request(&swallowed).await;
+    assert_eq!(unacked_count(&server), 1);
+    consumer.close().await.unwrap();
+    assert_eq!((queued_count(&server, "q"), unacked_count(&server)), (1, 0));
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn deliveries_of_a_dead_process_are_restored_before_the_visibility_timeout() {
+    let server = RedisServer::start();
+    let options = json!({"rescue_after": 1});
+    let dead = broker_with(&server, &options);
+    let consumer_of_dead = consumer(&dead, &["q"]).await;
+    let sent: Vec<String> = (0..100).map(|number| number.to_string()).collect();
+    let sent: Vec<&str> = sent.iter().map(String::as_str).collect();
+    send(&dead, "q", &sent).await;
+    assert_eq!(receive(&*consumer_of_dead, 100).await.len(), 100);
+    // A delivery of kombu has another tag.
+    let kombus = "6b29fc40-ca47-1067-b31d-00dd010662da";
+    server.command(&["HSET", "unacked", kombus, r#"[{"body": ""}, "", "q"]"#]);
+    server.command(&["ZADD", "unacked_index", "9999999999", kombus]);
+    drop(consumer_of_dead);
+    drop(dead);
+
+    let broker = broker_with(&server, &options);
+    let consumer = consumer(&broker, &["q"]).await;
+    let mut restored = Vec::new();
+    while restored.len() < 100 {
+        restored.extend(receive(&*consumer, 100 - restored.len()).await);
+    }
+    // The consumer receives while others are still being restored.
+    let restored_ids: BTreeSet<_> = ids(&restored).into_iter().collect();
+    assert_eq!(restored_ids, sent.iter().map(ToString::to_string).collect());
+    assert!(restored.iter().all(|delivery| delivery.redelivered));
+    assert_eq!(unacked_count(&server), 101);
+    let owners = || count(&server, &["ZCARD", "unacked.owners"]);
+    wait_until("the dead owner is removed", async || owners() == 1).await;
+    assert_eq!(count(&server, &["HEXISTS", "unacked", kombus]), 1);
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn unsettled_deliveries_of_a_closed_consumer_are_restored_at_once() {
+    let server = RedisServer::start();
+    // Far longer than the test.
+    let options = json!({"rescue_after": 600});
+    let first = broker_with(&server, &options);
+    let consumer_of_first = consumer(&first, &["q"]).await;
+    send(&first, "q", &["1"]).await;
+    receive_one(&*consumer_of_first).await;
+    consumer_of_first.close().await.unwrap();
+    assert_eq!(unacked_count(&server), 1);
+
+    let other = broker_with(&server, &json!({"rescue_after": 1}));
+    let consumer = consumer(&other, &["q"]).await;
+    assert_eq!(id(&receive_one(&*consumer).await), "1");
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn leases_are_not_current_after_a_long_partition() {
+    let (_server, proxy, broker) = behind_proxy(json!({"rescue_after": 1}));
+    let first = consumer(&broker, &["q"]).await;
+    assert!(first.has_current_leases());
+    proxy.silence();
+    wait_until("the leases are old", async || !first.has_current_leases()).await;
+    proxy.reset();
+    proxy.heal();
+    // The renewal tells when the leases are current again.
+    let woken = tokio::time::timeout(TIMEOUT, first.lost()).await;
+    assert_eq!(woken.expect("in time"), []);
+    assert!(first.has_current_leases());
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn restored_copy_is_in_its_queue_once() {
+    for is_acknowledged in [true, false] {
+        let (server, proxy, broker) = behind_proxy(json!({}));
+        let consumer = consumer(&broker, &["q"]).await;
+        send(&broker, "q", &["1"]).await;
+        let held = receive_one(&*consumer).await;
+        let fault = match is_acknowledged {
+            true => Fault::SwallowAnswer,
+            false => Fault::HoldRequest,
+        };
+        let fault = proxy.on_request(ACK, fault);
+        ack_without_answer(&*consumer, &held.tag).await;
+        wait_for_request(&fault).await;
+        let celery_runtime::Content::Message(message) = &held.content else {
+            panic!("malformed");
+        };
+        let restored = consumer.restore(&held.tag, "q", message).await;
+        restored.unwrap();
+        fault.release();
+        assert_eq!((queued_count(&server, "q"), unacked_count(&server)), (1, 0));
+        let again = receive_one(&*consumer).await;
+        assert!(again.redelivered);
+        assert_eq!(id(&again), message_id(message));
+    }
+}
+
+/// Returns the resident memory of this process.
+fn resident_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let number = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
+    number.unwrap_or_default()
+}
+
+/// The memory is printed.
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn ten_thousand_deliveries_are_renewed() {
+    let server = RedisServer::start();
+    let broker = broker_with(&server, &json!({"visibility_timeout": 3}));
+    let consumer = consumer(&broker, &["q"]).await;
+    let numbers: Vec<String> = (0..10_000).map(|number| number.to_string()).collect();
+    for chunk in numbers.chunks(1000) {
+        let chunk: Vec<&str> = chunk.iter().map(String::as_str).collect();
+        send(&broker, "q", &chunk).await;
+    }
+    let before = resident_kib();
+    let mut held = Vec::new();
+    while held.len() < 10_000 {
+        held.extend(receive(&*consumer, 10_000 - held.len()).await);
+    }
+    wait_for_renewal(&server).await;
+    let after = resident_kib();
+    println!("10,000 deliveries in hand: {before} KiB before, {after} KiB with their messages");
+    assert_eq!(unacked_count(&server), 10_000);
+}
