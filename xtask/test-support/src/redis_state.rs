@@ -39,7 +39,9 @@ impl RedisState for RedisServer {
     }
 
     fn assert_no_unacked(&self) {
-        let keys = self.command(&["KEYS", "unacked*"]).texts();
+        let mut keys = self.command(&["KEYS", "unacked*"]).texts();
+        // A killed worker is among the owners until another one has restored its deliveries.
+        keys.retain(|key| key != "unacked.owners");
         let raw = self.command(&["KEYS", "*.dead.raw"]).texts();
         assert!(
             keys.is_empty() && raw.is_empty(),

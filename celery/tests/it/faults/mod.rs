@@ -10,6 +10,8 @@ mod rabbitmq_memory;
 mod rabbitmq_outage;
 #[cfg(feature = "amqp")]
 mod rabbitmq_server;
+mod redis_doubt;
+mod redis_leases;
 mod redis_outage;
 
 use crate::support::{Accepted, RunLog, eventually};

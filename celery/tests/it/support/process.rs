@@ -73,6 +73,11 @@ impl WorkerProcess {
         pages.parse::<usize>().unwrap() * PAGE
     }
 
+    /// Returns the path of the log.
+    pub(crate) fn log_path(&self) -> PathBuf {
+        self.log.clone()
+    }
+
     /// Sends a signal, by its name without `SIG`.
     pub(crate) fn signal(&self, name: &str) {
         send_signal(name, &self.group.id().to_string());

@@ -1,0 +1,129 @@
+//! Redis stops answering while acknowledgements are under way and the worker shuts
+//! down: each accepted task has run, or its message is on the server.
+
+use std::time::Duration;
+
+use celery::WorkerError;
+use serde_json::json;
+
+use super::{assert_all_ran, wait_for_runs};
+use crate::support::{
+    Accepted, Producer, RedisState, RunLog, RunningWorker, Setup, eventually, within,
+};
+
+/// Longer than the response timeout of 5 s, and shorter than a shutdown's grace period.
+const STALL: Duration = Duration::from_secs(7);
+
+/// How long after the beginning of a stall the worker is stopped.
+const STOP_AFTER: Duration = Duration::from_millis(500);
+
+/// Starts a worker with eight slots and a load of short tasks.
+async fn under_load(setup: &Setup, runs: &RunLog) -> (RunningWorker, Producer) {
+    let worker = setup.app().worker(runs.tasks()).concurrency(8);
+    let worker = RunningWorker::start(worker).await;
+    let producer = Producer::start(setup.client());
+    wait_for_runs(runs, 50).await;
+    (worker, producer)
+}
+
+/// Runs what is left on the server, and checks that nothing else is left.
+async fn assert_nothing_is_lost(setup: &Setup, runs: &RunLog, accepted: &Accepted) {
+    let worker = setup.serve(runs.tasks()).await;
+    assert_all_ran(runs, accepted).await;
+    eventually("the queue is empty", async || {
+        (setup.redis.depth("celery") == 0 && setup.redis.unacked() == 0).then_some(())
+    })
+    .await;
+    worker.stop().await;
+    setup.redis.assert_no_unacked();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn warm_shutdown_during_a_stall_loses_no_task() {
+    let setup = Setup::redis();
+    let runs = RunLog::default();
+    let (mut worker, producer) = under_load(&setup, &runs).await;
+
+    setup.redis.pause();
+    tokio::time::sleep(STOP_AFTER).await;
+    worker.request_shutdown();
+    tokio::time::sleep(STALL - STOP_AFTER).await;
+    setup.redis.resume();
+    within("the worker stops", worker.ended()).await.unwrap();
+
+    let accepted = producer.stop().await;
+    assert_nothing_is_lost(&setup, &runs, &accepted).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn cold_shutdown_during_a_stall_loses_no_task_that_has_not_started() {
+    let setup = Setup::redis();
+    let runs = RunLog::default();
+    let (mut worker, producer) = under_load(&setup, &runs).await;
+
+    setup.redis.pause();
+    tokio::time::sleep(STOP_AFTER).await;
+    worker.request_shutdown();
+    worker.force_shutdown();
+    tokio::time::sleep(STALL - STOP_AFTER).await;
+    setup.redis.resume();
+    within("the worker stops", worker.ended()).await.unwrap();
+
+    let accepted = producer.stop().await;
+    assert_nothing_is_lost(&setup, &runs, &accepted).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn stall_without_shutdown_runs_each_task_once() {
+    let setup = Setup::redis();
+    let runs = RunLog::default();
+    let (worker, producer) = under_load(&setup, &runs).await;
+
+    setup.redis.pause();
+    tokio::time::sleep(STALL).await;
+    setup.redis.resume();
+    wait_for_runs(&runs, 50).await;
+
+    let accepted = producer.stop().await;
+    assert_all_ran(&runs, &accepted).await;
+    let numbers = runs.numbers();
+    let repeated = accepted.keys().filter(|number| {
+        let runs = numbers.iter().filter(|ran| ran == number);
+        runs.count() > 1
+    });
+    assert_eq!(repeated.count(), 0, "a task ran twice");
+    worker.stop().await;
+    setup.redis.assert_no_unacked();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn shutdown_without_an_answer_is_an_error_with_its_exit_code() {
+    let setup = Setup::redis()
+        .set("deadline", 1)
+        .set("broker_transport_options", json!({"socket_timeout": 1}));
+    let runs = RunLog::default();
+    let worker = setup.app().worker(runs.tasks()).concurrency(8);
+    let worker = worker.shutdown_grace(Duration::from_secs(3));
+    let mut worker = RunningWorker::start(worker).await;
+    let producer = Producer::start(setup.client());
+    wait_for_runs(&runs, 50).await;
+
+    setup.redis.pause();
+    tokio::time::sleep(STOP_AFTER).await;
+    worker.request_shutdown();
+    let error = within("the worker stops", worker.ended())
+        .await
+        .unwrap_err();
+    println!("{error}");
+    assert!(
+        matches!(error, WorkerError::Unsettled { in_doubt: 1.., .. }),
+        "{error}"
+    );
+    assert_eq!(error.exit_code(), 3);
+    setup.redis.resume();
+    producer.stop().await;
+}

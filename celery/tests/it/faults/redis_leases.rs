@@ -1,0 +1,176 @@
+//! Tasks that are held longer than the visibility timeout of Redis, and workers that
+//! die with many deliveries in hand, beside Python workers.
+
+use std::time::Instant;
+
+use serde_json::{Value as Json, json};
+
+use crate::support::{
+    RECORD, RedisState, RunLog, RunningWorker, Setup, TIMEOUT, WorkerProcess, count_done,
+    eventually, send_sleeps, start_python,
+};
+
+/// A visibility timeout of 3 s, and workers of both languages that look for expired
+/// deliveries all the time.
+fn short_timeout() -> Json {
+    json!({
+        "visibility_timeout": 3,
+        "unacked_restore_interval": 0.2,
+        "unacked_restore_throttle": 1,
+        "unacked_mutex_expire": 1,
+    })
+}
+
+/// Starts a Python worker that restores expired deliveries, and serves another queue.
+async fn sweeping_python(setup: &Setup) -> test_servers::PythonWorker {
+    let python = setup
+        .python_worker()
+        .environment("TEST_TRANSPORT_OPTIONS", short_timeout().to_string())
+        .queues(&["python"]);
+    start_python(python).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
+async fn late_task_longer_than_the_visibility_timeout_runs_once() {
+    let setup = Setup::redis()
+        .set("broker_transport_options", short_timeout())
+        .set("task_acks_late", true);
+    let python = sweeping_python(&setup).await;
+    let runs = RunLog::default();
+    let first = setup.serve(runs.tasks()).await;
+    let second = setup.serve(runs.tasks()).await;
+    let client = setup.client();
+    let sent = client.apply_all((0..8).map(|number| RECORD.s((number, 10_000))));
+    for (number, sent) in (0..).zip(sent.await) {
+        assert_eq!(sent.unwrap().get_timeout(TIMEOUT).await.unwrap(), number);
+    }
+    first.stop().await;
+    second.stop().await;
+    python.terminate();
+    let mut ran = runs.numbers();
+    ran.sort_unstable();
+    assert!(ran.iter().copied().eq(0..8), "{ran:?}");
+    assert_eq!(setup.redis.depth("celery"), 0);
+    setup.redis.assert_no_unacked();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
+async fn prefetched_tasks_that_wait_longer_than_the_visibility_timeout_run_once() {
+    let setup = Setup::redis().set("broker_transport_options", short_timeout());
+    let python = sweeping_python(&setup).await;
+    let runs = RunLog::default();
+    let worker = setup.app().worker(runs.tasks()).concurrency(1);
+    let worker = RunningWorker::start(worker).await;
+    let other = setup.app().worker(runs.tasks()).concurrency(1);
+    let other = RunningWorker::start(other).await;
+    let client = setup.client();
+    let sent = client.apply_all((0..8).map(|number| RECORD.s((number, 2000))));
+    for (number, sent) in (0..).zip(sent.await) {
+        assert_eq!(sent.unwrap().get_timeout(TIMEOUT).await.unwrap(), number);
+    }
+    worker.stop().await;
+    other.stop().await;
+    python.terminate();
+    let mut ran = runs.numbers();
+    ran.sort_unstable();
+    assert!(ran.iter().copied().eq(0..8), "{ran:?}");
+    setup.redis.assert_no_unacked();
+}
+
+/// The visibility timeout is an hour. By default a dead worker is noticed within
+/// 30 seconds; here within ten.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server and Python Celery; run cargo xtask test"]
+async fn tasks_of_a_killed_worker_run_long_before_the_visibility_timeout() {
+    let options = json!({"rescue_after": 8});
+    let setup = Setup::redis().set("broker_transport_options", options.clone());
+    let client = setup.client();
+    let results = send_sleeps(&client, 100, 0.05).await;
+    let options = options.to_string();
+    let settings = [
+        ("CELERY_TASK_ACKS_LATE", "1"),
+        ("CELERY_WORKER_CONCURRENCY", "1"),
+        ("CELERY_WORKER_PREFETCH_MULTIPLIER", "100"),
+        ("CELERY_BROKER_TRANSPORT_OPTIONS", &options),
+    ];
+    let first = WorkerProcess::start(&setup, &settings).await;
+    eventually("the worker holds all tasks", async || {
+        (setup.redis.depth("celery") == 0 && count_done(&results).await > 0).then_some(())
+    })
+    .await;
+    let killed = Instant::now();
+    first.kill().await;
+    let held = setup.redis.unacked();
+    assert!(held > 50, "the worker held {held} deliveries");
+
+    let python = start_python(setup.python_worker()).await;
+    let second = setup.worker().await;
+    for result in &results {
+        assert_eq!(result.get_timeout(TIMEOUT).await.unwrap(), 0.05);
+    }
+    println!(
+        "{held} tasks of a killed worker had run {:?} after its end",
+        killed.elapsed()
+    );
+    second.stop().await;
+    python.terminate();
+    assert_eq!(setup.redis.depth("celery"), 0);
+    setup.redis.assert_no_unacked();
+}
+
+/// A worker that was frozen for longer than the time after which it counts as dead
+/// starts nothing that another worker has.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn frozen_worker_starts_no_task_that_another_worker_has() {
+    let options = json!({"rescue_after": 2});
+    let setup = Setup::redis()
+        .set("broker_transport_options", options.clone())
+        .set("task_acks_late", true);
+    let client = setup.client();
+    let results = send_sleeps(&client, 20, 0.4).await;
+    let options = options.to_string();
+    let settings = [
+        ("CELERY_TASK_ACKS_LATE", "1"),
+        ("CELERY_WORKER_CONCURRENCY", "1"),
+        ("CELERY_WORKER_PREFETCH_MULTIPLIER", "20"),
+        ("CELERY_BROKER_TRANSPORT_OPTIONS", &options),
+        ("CELERY_WORKER_HOSTNAME", "frozen@test"),
+    ];
+    let frozen = WorkerProcess::start(&setup, &settings).await;
+    eventually("the worker holds all tasks", async || {
+        (setup.redis.depth("celery") == 0 && count_done(&results).await > 0).then_some(())
+    })
+    .await;
+    frozen.signal("STOP");
+    let second = WorkerProcess::start(&setup, &settings[..4]).await;
+    eventually("the deliveries are restored", async || {
+        (count_done(&results).await > 10).then_some(())
+    })
+    .await;
+    frozen.signal("CONT");
+    for result in &results {
+        assert_eq!(result.get_timeout(TIMEOUT).await.unwrap(), 0.4);
+    }
+    let mut runs = 0;
+    for worker in [frozen, second] {
+        worker.signal("TERM");
+        runs += runs_until_the_end(worker).await;
+    }
+    // The task that ran when the worker was frozen runs again elsewhere.
+    assert!((20..=21).contains(&runs), "{runs} runs of 20 tasks");
+    assert_eq!(setup.redis.depth("celery"), 0);
+    setup.redis.assert_no_unacked();
+}
+
+/// Waits for the end of a worker and returns how many tasks it has run.
+async fn runs_until_the_end(worker: WorkerProcess) -> u64 {
+    let log = worker.log_path();
+    assert_eq!(worker.wait().await, Some(0));
+    let log = std::fs::read_to_string(log).unwrap_or_default();
+    let (_, end) = log.split_once("worker stopped: ").expect("the last line");
+    let count = end.split(' ').next().and_then(|count| count.parse().ok());
+    count.expect("a number of tasks")
+}
