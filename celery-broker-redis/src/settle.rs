@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use celery_protocol::Message;
-use celery_runtime::{QueueEnd, ServiceError, ServiceErrorKind, Settled, Settlement};
+use celery_runtime::{QueueEnd, ServiceError, ServiceErrorKind, Settled, Settlement, env};
 
 use crate::client::{Command, Operation, RedisReply, Script};
 use crate::entry::{RequeuedEnvelope, UnackedEntry};
@@ -14,6 +14,7 @@ use crate::keys::{DeliveryLocation, ParsedTag};
 use crate::shared::Shared;
 
 pub(crate) static REQUEUE: LazyLock<Script> = LazyLock::new(|| script!("requeue.lua"));
+static DEFER: LazyLock<Script> = LazyLock::new(|| script!("defer.lua"));
 static RESTORE_COPY: LazyLock<Script> = LazyLock::new(|| script!("restore_copy.lua"));
 
 const OPERATION: Operation<'static> = Operation::new("settle", "deliveries");
@@ -33,40 +34,36 @@ struct Requeue<'a> {
     flag: RedeliveredFlag,
 }
 
-/// The reply that decides the outcome of a settlement, by its position in the
-/// transaction.
+/// The command that decides the outcome of a settlement, by its position in the
+/// pipeline.
 #[derive(Clone, Copy, Debug)]
-enum SettleReply {
+enum Deciding {
     /// `HDEL` of an acknowledged delivery: 0 if it no longer exists.
     Removed(usize),
-    /// `ZSCORE` of a deferred delivery: nil if it no longer exists.
-    Score(usize),
     /// `HGET` of the entry to requeue: nil if it no longer exists.
-    Entry(usize),
+    Entry(usize, QueueEnd),
+    /// No command of the pipeline: the delivery is deferred by a script.
+    Deferred(SystemTime),
     /// No command: a deferred malformed message stays in its quarantine hash.
-    Kept,
+    Kept(SystemTime),
     /// No command: an earlier settlement of the batch has the same delivery.
     Repeated,
 }
 
-/// The commands of a batch, and the deciding reply of each settlement.
+/// The commands of a batch, and what decides each settlement.
 #[derive(Debug, Default)]
-struct Transaction {
+struct SettleCommands {
     commands: Vec<Command>,
-    deciding: Vec<SettleReply>,
+    deciding: Vec<Deciding>,
 }
 
-impl Transaction {
-    /// Adds a command and returns the position of its reply.
-    fn push(&mut self, command: Command) -> usize {
-        self.commands.push(command);
-        self.commands.len() - 1
-    }
-}
+/// The outcome of one settlement.
+type Outcome = Result<Settled, ServiceError>;
 
 impl Shared {
-    /// Settles a batch in one round trip, plus one if it requeues deliveries.
-    pub(crate) async fn settle(&self, batch: &[Settlement]) -> Vec<Result<Settled, ServiceError>> {
+    /// Settles a batch in one round trip, plus one if it requeues and one if it defers
+    /// deliveries.
+    pub(crate) async fn settle(&self, batch: &[Settlement]) -> Vec<Outcome> {
         let settled = self.settle_on_server(batch).await;
         // Without an answer the delivery may still be in hand.
         for (settlement, settled) in batch.iter().zip(&settled) {
@@ -77,45 +74,50 @@ impl Shared {
         settled
     }
 
-    async fn settle_on_server(&self, batch: &[Settlement]) -> Vec<Result<Settled, ServiceError>> {
-        if batch.is_empty() {
-            return Vec::new();
-        }
-        let Transaction { commands, deciding } = self.transaction(batch);
-        let replies = match self.client.atomic(OPERATION, commands).await {
-            Ok(replies) => replies,
-            Err(error) => return vec![Err(error); batch.len()],
-        };
-        let mut settled = Vec::with_capacity(batch.len());
-        let mut requeues = Vec::new();
-        for (position, (settlement, decides)) in batch.iter().zip(deciding).enumerate() {
-            let reply = |at: usize| replies.get(at).cloned().unwrap_or(RedisReply::Nil);
-            let is_done = match decides {
-                SettleReply::Removed(at) => reply(at).number() > 0,
-                SettleReply::Score(at) => reply(at).data().is_some(),
-                SettleReply::Entry(at) => {
-                    let (tag, end) = match settlement {
-                        Settlement::Requeue(tag, end) => (tag.as_str(), *end),
-                        other => (other.tag().as_str(), QueueEnd::Head),
-                    };
-                    let flag = RedeliveredFlag::Set;
-                    requeues.push((position, Requeue { tag, end, flag }, reply(at)));
-                    false
-                }
-                SettleReply::Kept => true,
-                SettleReply::Repeated => false,
+    async fn settle_on_server(&self, batch: &[Settlement]) -> Vec<Outcome> {
+        let SettleCommands { commands, deciding } = self.commands(batch);
+        let mut replies = Vec::new();
+        if !commands.is_empty() {
+            replies = match self.client.pipeline(OPERATION, commands).await {
+                Ok(replies) => replies,
+                Err(error) => return vec![Err(error); batch.len()],
             };
-            if let Settlement::Defer(tag, until) = settlement
-                && is_done
-            {
-                self.delayed.add(tag.as_str(), *until);
-            }
-            settled.push(Ok(if is_done {
-                Settled::Done
-            } else {
-                Settled::Gone
-            }));
         }
+        let mut settled = vec![Ok(Settled::Gone); batch.len()];
+        let (mut requeues, mut deferred) = (Vec::new(), Vec::new());
+        for (position, (settlement, deciding)) in batch.iter().zip(deciding).enumerate() {
+            let tag = settlement.tag().as_str();
+            let reply = |at: usize| replies.get(at).cloned().unwrap_or(Ok(RedisReply::Nil));
+            match deciding {
+                Deciding::Removed(at) => {
+                    settled[position] = reply(at).map(|removed| outcome(removed.number() > 0));
+                }
+                Deciding::Entry(at, end) => match reply(at) {
+                    Ok(entry) => {
+                        let flag = RedeliveredFlag::Set;
+                        requeues.push((position, Requeue { tag, end, flag }, entry));
+                    }
+                    Err(error) => settled[position] = Err(error),
+                },
+                Deciding::Deferred(until) => deferred.push((position, tag, until)),
+                Deciding::Kept(until) => {
+                    self.delayed.add(tag, until);
+                    settled[position] = Ok(Settled::Done);
+                }
+                Deciding::Repeated => {}
+            }
+        }
+        self.requeue(requeues, &mut settled).await;
+        self.defer(&deferred, &mut settled).await;
+        settled
+    }
+
+    /// Requeues deliveries whose entries were read.
+    async fn requeue(
+        &self,
+        requeues: Vec<(usize, Requeue<'_>, RedisReply)>,
+        settled: &mut [Outcome],
+    ) {
         let (positions, requeues): (Vec<_>, Vec<_>) = requeues
             .into_iter()
             .map(|(position, requeue, entry)| (position, (requeue, entry)))
@@ -123,7 +125,46 @@ impl Shared {
         for (position, outcome) in positions.into_iter().zip(self.push_back(requeues).await) {
             settled[position] = outcome;
         }
-        settled
+    }
+
+    /// Defers deliveries. A delivery that another worker has settled or restored does
+    /// not return to the index.
+    async fn defer(&self, deferred: &[(usize, &str, SystemTime)], settled: &mut [Outcome]) {
+        if deferred.is_empty() {
+            return;
+        }
+        let layout = &self.client.options().layout;
+        let now = env::system_time();
+        let visible = layout.visibility_timeout.as_secs_f64();
+        let delays: Vec<String> = deferred
+            .iter()
+            .map(|(_, _, until)| delivered_after(*until, now, visible).to_string())
+            .collect();
+        let tags = deferred.iter().map(|(_, tag, _)| tag.as_bytes());
+        let delays = delays.iter().map(String::as_bytes);
+        let arguments: Vec<&[u8]> = tags
+            .zip(delays)
+            .flat_map(|(tag, delay)| [tag, delay])
+            .collect();
+        let keys = [layout.unacked_index()];
+        let keys = keys.each_ref().map(String::as_str);
+        let answer = self
+            .client
+            .script(OPERATION, &DEFER, &keys, &arguments)
+            .await;
+        let mut answers = answer.map(|answer| answer.list().into_iter());
+        for (position, tag, until) in deferred {
+            settled[*position] = match &mut answers {
+                Ok(answers) => {
+                    let is_done = answers.next().is_some_and(|answer| answer.number() > 0);
+                    if is_done {
+                        self.delayed.add(tag, *until);
+                    }
+                    Ok(outcome(is_done))
+                }
+                Err(error) => Err(error.clone()),
+            };
+        }
     }
 
     /// Returns a message to the head of its queue, from this copy if its delivery is not
@@ -165,71 +206,41 @@ impl Shared {
         requeued.into_iter().try_for_each(|one| one.map(drop))
     }
 
-    /// Returns the commands for a batch. A delivery leaves the index before its
-    /// hash, so that no restore finds it in between.
-    fn transaction(&self, batch: &[Settlement]) -> Transaction {
-        let layout = &self.client.options().layout;
-        let mut transaction = Transaction::default();
+    /// Returns the commands for a batch. They are no transaction: a server whose memory
+    /// is full would refuse it as a whole, and could then never free any. A delivery
+    /// leaves the hash first: a tag that is only in the index is harmless, and is removed
+    /// by the next restore.
+    fn commands(&self, batch: &[Settlement]) -> SettleCommands {
+        let mut settle = SettleCommands::default();
         let mut seen = BTreeSet::new();
-        let removed = batch.iter().filter_map(|settlement| {
-            let tag = settlement.tag().as_str();
-            let is_first = seen.insert(tag);
-            let is_removed = matches!(settlement, Settlement::Ack(_) | Settlement::Reject(_));
-            let is_indexed = ParsedTag::parse(tag).location == DeliveryLocation::Unacked;
-            (is_first && is_removed && is_indexed).then_some(tag)
-        });
-        let removed: Vec<_> = removed.collect();
-        if !removed.is_empty() {
-            transaction.push(
-                Command::new("ZREM")
-                    .arg(layout.unacked_index())
-                    .args(&removed),
-            );
-        }
-        let mut seen = BTreeSet::new();
+        let mut removed = Vec::new();
         for settlement in batch {
-            let reply = if seen.insert(settlement.tag().as_str()) {
-                self.add_settlement(&mut transaction, settlement)
-            } else {
-                SettleReply::Repeated
+            let tag = settlement.tag().as_str();
+            let is_unacked = ParsedTag::parse(tag).location == DeliveryLocation::Unacked;
+            let position = settle.commands.len();
+            let deciding = match settlement {
+                _ if !seen.insert(tag) => Deciding::Repeated,
+                Settlement::Ack(_) | Settlement::Reject(_) => {
+                    let command = Command::new("HDEL").arg(self.hash_of(tag)).arg(tag);
+                    settle.commands.push(command);
+                    removed.extend(is_unacked.then_some(tag));
+                    Deciding::Removed(position)
+                }
+                Settlement::Requeue(_, end) => {
+                    settle.commands.push(self.read_command(tag));
+                    Deciding::Entry(position, *end)
+                }
+                Settlement::Defer(_, until) if is_unacked => Deciding::Deferred(*until),
+                Settlement::Defer(_, until) => Deciding::Kept(*until),
             };
-            transaction.deciding.push(reply);
+            settle.deciding.push(deciding);
         }
-        transaction
-    }
-
-    /// Adds the commands of one settlement, and returns the reply that decides
-    /// its outcome.
-    fn add_settlement(
-        &self,
-        transaction: &mut Transaction,
-        settlement: &Settlement,
-    ) -> SettleReply {
-        let layout = &self.client.options().layout;
-        let tag = settlement.tag().as_str();
-        let location = ParsedTag::parse(tag).location;
-        match settlement {
-            Settlement::Ack(_) | Settlement::Reject(_) => {
-                let command = Command::new("HDEL").arg(self.hash_of(tag)).arg(tag);
-                SettleReply::Removed(transaction.push(command))
-            }
-            Settlement::Requeue(..) => SettleReply::Entry(transaction.push(self.read_command(tag))),
-            Settlement::Defer(..) if location == DeliveryLocation::Quarantine => SettleReply::Kept,
-            Settlement::Defer(_, until) => {
-                // XX: a delivery that another worker has settled or restored must
-                // not return to the index.
-                let delivered_at = delivered_at(*until, layout.visibility_timeout);
-                transaction.push(
-                    Command::new("ZADD")
-                        .arg(layout.unacked_index())
-                        .arg("XX")
-                        .arg(score(delivered_at))
-                        .arg(tag),
-                );
-                let command = Command::new("ZSCORE").arg(layout.unacked_index()).arg(tag);
-                SettleReply::Score(transaction.push(command))
-            }
+        if !removed.is_empty() {
+            let index = self.client.options().layout.unacked_index();
+            let command = Command::new("ZREM").arg(index).args(&removed);
+            settle.commands.push(command);
         }
+        settle
     }
 
     /// Returns the command that reads the hash value of a delivery.
@@ -312,18 +323,19 @@ impl Shared {
 /// deferred it. It covers clock differences between hosts and a restart.
 const RESTORE_GRACE_PERIOD: Duration = Duration::from_secs(10);
 
-/// Returns the time of delivery to record for a delivery that is deferred until
-/// a time. With it the visibility timeout passes shortly after that time for
-/// every worker: no worker restores the delivery before it is due, and a dead
-/// worker delays it until the next restore instead of by the whole timeout.
-fn delivered_at(until: SystemTime, visibility_timeout: Duration) -> SystemTime {
-    until
-        .checked_sub(visibility_timeout)
-        .map_or(until, |since| since + RESTORE_GRACE_PERIOD)
+/// Returns how many seconds from now the time of delivery is that is recorded for a
+/// deferred delivery. With it the visibility timeout passes shortly after `until` for
+/// every worker: no worker restores the delivery before it is due, and a dead worker
+/// delays it by seconds instead of by the whole timeout.
+fn delivered_after(until: SystemTime, now: SystemTime, visibility_timeout: f64) -> f64 {
+    let delay = until.duration_since(now).unwrap_or_default();
+    (delay + RESTORE_GRACE_PERIOD).as_secs_f64() - visibility_timeout
 }
 
-/// Formats a time as a score of kombu: seconds since 1970.
-pub(crate) fn score(time: SystemTime) -> String {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    format!("{}.{:06}", since.as_secs(), since.subsec_micros())
+fn outcome(is_done: bool) -> Settled {
+    if is_done {
+        Settled::Done
+    } else {
+        Settled::Gone
+    }
 }

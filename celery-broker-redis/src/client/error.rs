@@ -81,9 +81,14 @@ impl<'a> Operation<'a> {
         let failure = self
             .error(client, kind, cause(error, &text))
             .with_source(error.clone());
-        match remedy {
+        let failure = match remedy {
             "" => failure,
             remedy => failure.with_remedy(remedy),
+        };
+        match error.kind() {
+            // The server has refused the command.
+            ErrorKind::Server(_) | ErrorKind::Extension => failure.not_sent(),
+            _ => failure,
         }
     }
 
@@ -259,7 +264,9 @@ mod tests {
             ("MASTERDOWN", ServiceErrorKind::Disconnected),
             ("WHATEVER", ServiceErrorKind::Invalid),
         ] {
-            assert_eq!(convert(&code(name, "text")).kind(), kind, "{name}");
+            let error = convert(&code(name, "text"));
+            assert_eq!(error.kind(), kind, "{name}");
+            assert!(!error.is_in_doubt(), "{name}");
         }
     }
 

@@ -1,5 +1,7 @@
 //! Commands that the server refuses: no step of a script loses a message.
 
+use std::time::SystemTime;
+
 use celery_broker_redis::RedisBroker;
 use celery_runtime::{
     Broker, Consumer, Content, Exchange, Queue, QueueEnd, ServiceErrorKind, Settled, Settlement,
@@ -8,7 +10,8 @@ use serde_json::json;
 use test_servers::RedisServer;
 
 use crate::support::{
-    ack, all, broker_at, consumer, count, id, queued_count, receive_one, send, unacked_count,
+    TIMEOUT, ack, all, broker_at, consumer, count, id, queued_count, receive_one, send,
+    unacked_count,
 };
 
 /// The keys of kombu's transport for the queue `celery`.
@@ -204,14 +207,20 @@ async fn full_memory_loses_no_message() {
     let delivery = receive_one(&*consumer).await;
 
     assert_eq!((queued_count(&server, "q"), unacked_count(&server)), (0, 1));
-    let requeue = [Settlement::Requeue(delivery.tag, QueueEnd::Head)];
-    // A server without memory queues no command of a transaction.
-    let error = all(consumer.settle(&requeue).await).unwrap_err();
+    let defer = [Settlement::Defer(
+        delivery.tag.clone(),
+        SystemTime::now() + TIMEOUT,
+    )];
+    let error = all(consumer.settle(&defer).await).unwrap_err();
     assert!(error.is_transient(), "{error}");
+    assert!(!error.is_in_doubt(), "{error}");
     assert_eq!((queued_count(&server, "q"), unacked_count(&server)), (0, 1));
-    server.command(&["CONFIG", "SET", "maxmemory", "0"]);
+    let requeue = [Settlement::Requeue(delivery.tag, QueueEnd::Head)];
     all(consumer.settle(&requeue).await).unwrap();
     assert_eq!((queued_count(&server, "q"), unacked_count(&server)), (1, 0));
+    // Acknowledging frees memory.
+    ack(&*consumer, &receive_one(&*consumer).await).await;
+    assert_eq!((queued_count(&server, "q"), unacked_count(&server)), (0, 0));
 }
 
 #[tokio::test]

@@ -137,8 +137,8 @@ impl ServiceError {
         self.map(|inner| ErrorInner { remedy, ..inner })
     }
 
-    /// Marks the request as not sent, so that it was not carried out: no connection
-    /// could be made, or none was free in time.
+    /// Marks the request as not carried out: no connection could be made, none was free
+    /// in time, or the server has answered that it refuses the request for now.
     #[must_use]
     pub fn not_sent(self) -> Self {
         self.map(|inner| ErrorInner {
