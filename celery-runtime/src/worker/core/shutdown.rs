@@ -59,6 +59,11 @@ impl Shutdown {
         self.stage.is_some()
     }
 
+    /// Returns how long a shutdown waits for results and acknowledgements.
+    pub(crate) fn grace(&self) -> Duration {
+        self.options.grace
+    }
+
     /// Returns the error that caused the shutdown.
     pub(crate) fn error(&self) -> Option<&ServiceError> {
         self.error.as_ref()

@@ -35,6 +35,9 @@ pub(crate) struct DeliveryKey {
 pub(crate) struct InFlightDelivery {
     pub(crate) state: DeliveryState,
     pub(crate) tag: DeliveryTag,
+    /// The tags of earlier deliveries of the message. The broker has taken these back, or
+    /// it had the message twice.
+    pub(crate) replaced: Vec<DeliveryTag>,
     /// The consumer that received the delivery, to settle it while that is open.
     pub(crate) consumer: Weak<dyn Consumer>,
     pub(crate) queue: Arc<str>,
@@ -91,6 +94,7 @@ impl InFlightDelivery {
         Self {
             state,
             tag,
+            replaced: Vec::new(),
             consumer,
             queue,
             payload,
@@ -201,16 +205,16 @@ impl InFlight {
         self.timers.pop().map(|Reverse((_, key))| key)
     }
 
-    pub(crate) fn remove(&mut self, key: DeliveryKey) {
-        if self.find(key).is_none() {
-            return;
-        }
+    /// Removes and returns a delivery.
+    pub(crate) fn remove(&mut self, key: DeliveryKey) -> Option<InFlightDelivery> {
+        self.find(key)?;
         let (_, delivery) = self.slab.remove(key.index);
         if let Some(attempt) = delivery.job().map(|job| self.attempt(job))
             && self.by_attempt.get(&attempt) == Some(&key)
         {
             self.by_attempt.remove(&attempt);
         }
+        Some(delivery)
     }
 
     /// Gives tag and consumer of a redelivery to the delivery of the same message, if
@@ -240,7 +244,8 @@ impl InFlight {
         if !is_same || !is_open {
             return None;
         }
-        delivery.tag = tag.clone();
+        let replaced = std::mem::replace(&mut delivery.tag, tag.clone());
+        delivery.replaced.extend(leased.then_some(replaced));
         delivery.consumer = consumer.clone();
         Some(key)
     }

@@ -46,7 +46,9 @@ impl Driver {
             }
             Action::ReportInDoubt => self.report_in_doubt(key),
             Action::Remove => {
-                self.in_flight.remove(key);
+                if let Some(removed) = self.in_flight.remove(key) {
+                    self.return_replaced(removed);
+                }
                 self.connection.drop_drained(&self.in_flight);
             }
         }

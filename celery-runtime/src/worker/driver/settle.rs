@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 
-use crate::boundary::{Consumer, ServiceError, Settled, Settlement};
+use crate::boundary::{Consumer, QueueEnd, ServiceError, Settled, Settlement};
+use crate::worker::delivery::in_flight::InFlightDelivery;
 use crate::worker::driver::{DeliveryEvent, DeliveryKey, Driver, EffectError, Finished, Payload};
 
 /// Settlements of one request.
@@ -115,6 +116,26 @@ impl Driver {
         });
         let restored = restoring.map(move |outcome| Finished::Restored(key, outcome));
         self.futures.push(Box::pin(restored));
+    }
+
+    /// Requeues what the broker may still hold of a message that was delivered again while
+    /// its task was in flight. That is nothing, unless the message was sent twice.
+    pub(crate) fn return_replaced(&mut self, delivery: InFlightDelivery) {
+        if delivery.replaced.is_empty() {
+            return;
+        }
+        let Some(consumer) = self.connection.settling_consumer(&delivery.consumer) else {
+            return;
+        };
+        let requeue = |tag| Settlement::Requeue(tag, QueueEnd::Tail);
+        let batch = delivery.replaced.into_iter().map(requeue).collect();
+        let settling = self.connection.settle(consumer, batch);
+        self.futures.push(Box::pin(settling.map(|settled| {
+            for error in settled.into_iter().filter_map(Result::err) {
+                tracing::warn!("{error}");
+            }
+            Finished::Nothing
+        })));
     }
 
     /// Reports a delivery of which it is unknown whether its message is still on the

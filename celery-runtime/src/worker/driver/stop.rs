@@ -37,9 +37,10 @@ impl Driver {
         );
         let deadline = self.executor.deadline;
         self.monitor.close(deadline).await;
-        self.connection.close().await;
-        match self.shutdown.error().cloned() {
-            error if count > 0 || in_doubt > 0 => Err(WorkerError::Unsettled {
+        let closed = self.connection.close(self.shutdown.grace()).await;
+        let failed = closed.is_err();
+        match self.shutdown.error().cloned().or(closed.err()) {
+            error if failed || count > 0 || in_doubt > 0 => Err(WorkerError::Unsettled {
                 count,
                 in_doubt,
                 error,

@@ -318,13 +318,28 @@ impl Connection {
         })
     }
 
-    /// Closes the consumer.
-    pub(crate) async fn close(&mut self) {
-        if let Some(consumer) = self.consumer.as_ref().or(self.broken.as_ref()) {
-            let closed = tokio::time::timeout(self.deadline, consumer.close()).await;
-            if let Ok(Err(error)) = closed {
-                tracing::warn!("{error}");
-            }
+    /// Closes the consumer, which returns its deferred deliveries, within `limit` or the
+    /// deadline.
+    ///
+    /// # Errors
+    ///
+    /// If deliveries that outlive the connection were not returned.
+    pub(crate) async fn close(&mut self, limit: Duration) -> Result<(), ServiceError> {
+        let Some(consumer) = self.consumer.as_ref().or(self.broken.as_ref()) else {
+            return Ok(());
+        };
+        let limit = limit.max(self.deadline);
+        let closed = match tokio::time::timeout(limit, consumer.close()).await {
+            Ok(closed) => closed,
+            Err(_) => Err(ServiceError::no_answer("close", "the consumer", limit)),
+        };
+        if let Err(error) = &closed {
+            tracing::error!("{error}");
         }
+        closed.or_else(|error| match self.settles_after_reconnect() {
+            true => Err(error),
+            // The broker requeues what a connection leaves.
+            false => Ok(()),
+        })
     }
 }

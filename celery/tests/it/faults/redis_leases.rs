@@ -174,3 +174,73 @@ async fn runs_until_the_end(worker: WorkerProcess) -> u64 {
     let count = end.split(' ').next().and_then(|count| count.parse().ok());
     count.expect("a number of tasks")
 }
+
+/// How a test returns the message of a running task to its queue.
+#[derive(Clone, Copy, PartialEq)]
+enum Redelivery {
+    /// As kombu restores an expired delivery.
+    Restored,
+    /// The delivery stays unacknowledged: the queue has the message a second time.
+    Doubled,
+    /// As `Restored`, but with the body of another message.
+    OtherBody,
+}
+
+/// Returns the message of the only unacknowledged delivery to the queue, flagged as
+/// redelivered.
+fn redeliver(setup: &Setup, redelivery: Redelivery) {
+    let tags = setup.redis.command(&["HKEYS", "unacked"]).texts();
+    let [tag] = tags.as_slice() else {
+        panic!("one delivery: {tags:?}");
+    };
+    let entry = setup.redis.command(&["HGET", "unacked", tag]).text();
+    let mut entry: Json = serde_json::from_str(&entry).unwrap();
+    let envelope = &mut entry[0];
+    envelope["headers"]["redelivered"] = json!(true);
+    envelope["properties"]["delivery_info"]["redelivered"] = json!(true);
+    if redelivery == Redelivery::OtherBody {
+        // `[[2, 0], {}, {}]` in base64.
+        envelope["body"] = json!("W1syLCAwXSwge30sIHt9XQ==");
+    }
+    if redelivery != Redelivery::Doubled {
+        setup.redis.command(&["HDEL", "unacked", tag]);
+        setup.redis.command(&["ZREM", "unacked_index", tag]);
+    }
+    let envelope = envelope.to_string();
+    setup.redis.command(&["RPUSH", "celery", &envelope]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn redelivery_of_a_running_task_is_adopted_by_identity() {
+    for (redelivery, expected) in [
+        (Redelivery::Restored, vec![1]),
+        (Redelivery::Doubled, vec![1, 1]),
+        (Redelivery::OtherBody, vec![1, 2]),
+    ] {
+        let setup = Setup::redis().set("task_acks_late", true);
+        let runs = RunLog::default();
+        let worker = setup.serve(runs.tasks()).await;
+        let sent = setup.client().send(RECORD, (1, 2000)).await.unwrap();
+        eventually("the task has started", async || {
+            (setup.redis.unacked() == 1 && setup.redis.depth("celery") == 0).then_some(())
+        })
+        .await;
+        redeliver(&setup, redelivery);
+        eventually("the worker has taken the message", async || {
+            (setup.redis.depth("celery") == 0).then_some(())
+        })
+        .await;
+        sent.get_timeout(TIMEOUT).await.unwrap();
+        eventually("all messages are settled", async || {
+            let is_settled = setup.redis.depth("celery") == 0 && setup.redis.unacked() == 0;
+            (is_settled && runs.count() == expected.len()).then_some(())
+        })
+        .await;
+        worker.stop().await;
+        let mut ran = runs.numbers();
+        ran.sort_unstable();
+        assert_eq!(ran, expected);
+        setup.redis.assert_no_unacked();
+    }
+}
