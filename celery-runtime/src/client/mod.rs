@@ -3,6 +3,7 @@
 pub(crate) mod compose;
 mod event;
 mod group;
+mod reader;
 mod result;
 mod send;
 mod sendable;
@@ -25,7 +26,7 @@ use crate::logical_clock::LogicalClock;
 use crate::queues::QueueNotFound;
 use crate::task::{Conflict, Params, Task, TaskArgs, Unique};
 use compose::Sender;
-use result::ResultReader;
+use reader::ResultReader;
 
 pub use crate::client::sendable::Sendable;
 pub use group::{Completions, GroupResult};
@@ -154,10 +155,7 @@ impl Client {
             .as_deref()
             .and_then(ResultBackend::reply_to)
             .unwrap_or_else(env::uuid);
-        let reader = Arc::new(ResultReader {
-            backend,
-            deadline: config.operation_timeout,
-        });
+        let reader = Arc::new(ResultReader::new(backend, config.operation_timeout));
         let sender = Sender {
             config,
             queues,

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use celery_runtime::{
-    Config, ConnectionEvent, ServiceErrorKind, Task, TaskError, Tasks, WorkerError,
+    Config, ConnectionEvent, ResultError, ServiceErrorKind, Task, TaskError, Tasks, WorkerError,
+    group,
 };
 
 use crate::support::{Running, Setup, within};
@@ -196,11 +197,53 @@ async fn read_from_unreachable_backend_fails_within_timeout() {
     let setup = Setup::new();
     let result = setup.client().send(LATE, (1,)).await.unwrap();
     setup.backend.faults().go_down();
-    within(6, result.get()).await.unwrap_err();
     within(6, result.state()).await.unwrap_err();
     setup.backend.faults().come_back();
     setup.backend.faults().freeze();
     within(6, result.state()).await.unwrap_err();
+}
+
+#[tokio::test(start_paused = true)]
+async fn wait_during_outage_ends_only_with_the_callers_deadline() {
+    let setup = Setup::new();
+    let result = setup.client().send(LATE, (1,)).await.unwrap();
+    let group = group((0..3).map(|number| LATE.s((number,))));
+    let group = setup.client().apply(group).await.unwrap();
+    setup.backend.faults().go_down();
+    let limit = Duration::from_secs(600);
+    let error = result.get_timeout(limit).await.unwrap_err();
+    assert!(matches!(error, ResultError::TimedOut { .. }), "{error}");
+    let error = group.get_timeout(limit).await.unwrap_err();
+    assert!(matches!(error, ResultError::TimedOut { .. }), "{error}");
+
+    let waiter = tokio::spawn(async move {
+        let mut completed = group.as_completed::<u32>();
+        let mut count = 0;
+        while let Some((_, number)) = completed.next().await {
+            number.unwrap();
+            count += 1;
+        }
+        (result.get().await.unwrap(), count)
+    });
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    setup.backend.faults().come_back();
+    let _worker = setup.start(counting(&Arc::default()));
+    assert_eq!(within(10, waiter).await.unwrap(), (1, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn permanent_error_ends_a_wait() {
+    let setup = Setup::new();
+    let result = setup.client().send(LATE, (1,)).await.unwrap();
+    setup
+        .backend
+        .faults()
+        .fail_next("wait", ServiceErrorKind::Denied);
+    let error = within(1, result.get()).await.unwrap_err();
+    let ResultError::Backend(cause) = error else {
+        panic!("{error}");
+    };
+    assert_eq!(cause.kind(), ServiceErrorKind::Denied);
 }
 
 #[tokio::test(start_paused = true)]
