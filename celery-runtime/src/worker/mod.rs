@@ -95,6 +95,9 @@ impl Worker {
 
     /// Sets how many tasks run at the same time; the number of cores by default,
     /// at least 1.
+    ///
+    /// With 1, the result of a task is stored before the next one starts, as in Celery.
+    /// With more, tasks may start while the results of earlier ones are being stored.
     #[must_use]
     pub fn concurrency(self, tasks: usize) -> Self {
         Self {

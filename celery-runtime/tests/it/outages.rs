@@ -77,6 +77,36 @@ async fn result_is_stored_after_backend_outage() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn worker_with_one_slot_starts_next_task_after_result_is_stored() {
+    const EARLY: Task<(), ()> = Task::new("tasks.early");
+    for (concurrency, runs_before) in [(1, 1), (2, 2)] {
+        let runs = Arc::new(AtomicU32::new(0));
+        let counter = Arc::clone(&runs);
+        let tasks = Tasks::new().with(EARLY, move || {
+            counter.fetch_add(1, Ordering::SeqCst);
+            std::future::ready(Ok::<_, TaskError>(()))
+        });
+        let setup = Setup::new();
+        let calls = (0..2).map(|_| EARLY.s(()));
+        let results = setup.client().apply_all(calls).await;
+        setup.backend.faults().freeze();
+        let _worker = Running::start(setup.app.worker(tasks).concurrency(concurrency));
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(runs.load(Ordering::SeqCst), runs_before);
+        setup.backend.faults().thaw();
+        // A result that is refused for ever is not waited for.
+        setup
+            .backend
+            .faults()
+            .fail_next("store", ServiceErrorKind::Denied);
+        for result in results {
+            let _ = within(60, result.unwrap().get()).await;
+        }
+        assert_eq!(runs.load(Ordering::SeqCst), 2);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn lost_acknowledgement_loses_no_late_task() {
     let runs = Arc::default();
     let setup = Setup::new();
