@@ -268,6 +268,10 @@ impl Worker {
     /// See [`WorkerError`]. While the broker is unreachable, at the start or
     /// later, the worker retries `broker_connection_max_retries` times.
     ///
+    /// [`WorkerError::exit_code`] is the exit code for a program: 2 for a
+    /// configuration that cannot be used, 3 if deliveries are in doubt or not settled,
+    /// 1 for other errors; 0 stands for a clean end.
+    ///
     /// # Cancel safety
     ///
     /// Dropping the future ends running tasks at their next await; the broker
