@@ -336,13 +336,10 @@ async fn broken_chords_are_postponed_and_do_not_block_others() {
 async fn stall(server: &RedisServer, backend: &RedisBackend, id: &str) {
     let raw = Raw::json("1");
     let chord = ChordStart::new(id, 1, &ResultTree::group(id, Vec::new()));
-    backend.begin(&chord).await.unwrap();
+    backend.begin(&chord).await.expect("begun");
     let member = ChordMember::new(id, "t", Some(0), &raw, &raw);
-    let claimed = backend
-        .complete_member(&member, &claim("dead"))
-        .await
-        .unwrap();
-    assert!(claimed.is_some());
+    let claimed = backend.complete_member(&member, &claim("dead")).await;
+    assert!(claimed.expect("counted").is_some());
     server.command(&["DEL", &format!("celery-taskset-meta-{id}.c")]);
     server.command(&["ZADD", INDEX, "0", id]);
 }
