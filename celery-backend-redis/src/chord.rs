@@ -13,7 +13,7 @@ use celery_broker_redis::client::{Command, Operation, RedisReply, Script};
 use celery_protocol::{DecodeError, Raw, Serializer, State, decompress_document};
 use celery_runtime::{
     ChordClaim, ChordEnd, ChordMember, ChordResults, ChordStart, MemberResult, ServiceError,
-    StalledChord,
+    ServiceErrorKind, StalledChord,
 };
 
 use crate::backend::{ChordOrder, MAX_VALUE_SIZE, RedisBackend, seconds};
@@ -183,13 +183,21 @@ impl RedisBackend {
             if stalled.len() >= limit {
                 break;
             }
-            stalled.extend(self.claim_if_complete(id, claim).await?);
+            match self.claim_if_complete(id, claim).await {
+                Ok(chord) => stalled.extend(chord),
+                Err(error) if error.kind() == ServiceErrorKind::Invalid => {
+                    tracing::warn!("{error}; checking it again in {MAX_RECHECK_INTERVAL:?}");
+                }
+                Err(error) if stalled.is_empty() => return Err(error),
+                // The chords that are claimed can be resumed.
+                Err(_) => break,
+            }
         }
         Ok(stalled)
     }
 
-    /// Claims a stalled chord. A chord that cannot be decoded is postponed, so
-    /// that it does not block the others.
+    /// Claims a stalled chord. The next check of a chord whose keys or results are
+    /// broken is postponed, so that it does not block the others.
     async fn claim_if_complete(
         &self,
         group_id: String,
@@ -223,8 +231,8 @@ impl RedisBackend {
         match self.stalled_chord(operation, &group_id, claimed) {
             Ok(chord) => Ok(Some(chord)),
             Err(error) => {
-                tracing::warn!(%error, "cannot decode a stalled chord; postponing it");
-                self.postpone(operation, &group_id).await.map(|()| None)
+                self.postpone(operation, &group_id).await?;
+                Err(error)
             }
         }
     }

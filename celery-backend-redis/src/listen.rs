@@ -1,6 +1,7 @@
 //! Waiting for published results on one pub/sub connection.
 
 use std::collections::HashMap;
+use std::future::ready;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,6 +23,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The limit of requests that are processed together.
 const MAX_REQUEST_BATCH: usize = 1000;
+
+/// The limit of messages that are passed on before the requests that wait.
+const MAX_MESSAGE_RUN: usize = 1000;
 
 /// Subscribes to keys for any number of waiting calls. It connects for the
 /// first subscription. When the connection breaks, all subscriptions fail, and
@@ -194,15 +198,25 @@ impl ListenerTask {
         let mut heartbeat = interval(HEARTBEAT_INTERVAL);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut batch = Vec::new();
+        let mut passed_on = 0;
         loop {
             // Messages come before requests: passing one on takes no I/O, while a
-            // steady flow of requests would delay results. Pings come last, since
-            // the other branches also detect a broken connection.
+            // steady flow of requests would delay results. After a run of messages
+            // it is the turn of the requests, which a steady flow of messages would
+            // delay. Pings come last, since the other branches also detect a broken
+            // connection.
             let outcome = tokio::select! {
                 biased;
                 () = self.client.closed() => return,
+                () = ready(()), if passed_on >= MAX_MESSAGE_RUN => {
+                    passed_on = 0;
+                    let waiting = std::iter::from_fn(|| self.requests.try_recv().ok());
+                    batch.extend(waiting.take(MAX_REQUEST_BATCH));
+                    self.update_subscriptions(&mut channels, std::mem::take(&mut batch)).await
+                }
                 message = messages.next() => match message {
                     Some(message) => {
+                        passed_on += 1;
                         self.dispatch(message);
                         Ok(())
                     }

@@ -281,8 +281,16 @@ impl RpcBackend {
         properties.correlation_id = Some(id);
         properties.delivery_mode = Some(1);
         let marker = Message::new(Headers::empty(), properties, Vec::new());
-        self.publish(marker, &self.queue).await?;
-        self.receive_reply(marker_received).await
+        match self.publish(marker, &self.queue).await {
+            // A restarted server has lost the queue; it is declared again once the
+            // reader has seen that.
+            Err(error) if error.kind() == ServiceErrorKind::Unroutable => {
+                let cause = "the reply queue does not exist any more";
+                Err(self.error(ServiceErrorKind::Disconnected, cause.to_owned()))
+            }
+            Err(error) => Err(error),
+            Ok(()) => self.receive_reply(marker_received).await,
+        }
     }
 
     /// Waits for a reply, or for the error that stopped the reading.

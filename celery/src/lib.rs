@@ -11,12 +11,14 @@
 //! }
 //!
 //! #[tokio::main]
-//! async fn main() -> Result<(), celery::Error> {
+//! async fn main() -> std::process::ExitCode {
+//!     celery::exit(work().await)
+//! }
+//!
+//! async fn work() -> Result<(), celery::Error> {
 //!     let app = celery::connect("redis://localhost")?;
-//!     app.worker(Tasks::new().with(ADD, add))
-//!         .run_until(celery::shutdown_signal())
-//!         .await?;
-//!     Ok(())
+//!     let worker = app.worker(Tasks::new().with(ADD, add));
+//!     Ok(worker.run_until(celery::shutdown_signal()).await?)
 //! }
 //! ```
 //!
@@ -41,6 +43,7 @@
 //! Periodic tasks are not supported yet.
 
 mod connect;
+mod exit;
 
 /// Compiles the code blocks of the README.
 #[cfg(doctest)]
@@ -65,3 +68,4 @@ pub use celery_runtime::{
     UpdateError, Worker, WorkerError, WorkerRecord, group, is_isolated_child, shutdown_signal,
 };
 pub use connect::{Error, connect};
+pub use exit::exit;

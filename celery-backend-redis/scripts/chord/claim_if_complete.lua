@@ -23,6 +23,10 @@ local function check_again_in(interval)
   redis.call('ZADD', index_key, now() + interval, chord_id)
 end
 
+-- Redis keeps what a failed script has written: a chord whose keys cannot be read is
+-- postponed.
+check_again_in(max_interval)
+
 local stored = redis.call('HMGET', body_key, 'body', 'serializer', 'since')
 local body, serializer, since = stored[1], stored[2], stored[3]
 if not body or is_over() then return forget() end

@@ -171,3 +171,23 @@ async fn wait_that_starts_while_the_connection_breaks_does_not_hang() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn read_without_the_reply_queue_fails_transiently() {
+    let test_vhost = TestVhost::create();
+    let raw = test_vhost.raw().await;
+    let client = RpcBackend::new(Arc::new(test_vhost.broker()));
+    let name = client.reply_to().unwrap();
+    let ids = ["a".to_owned()];
+    let mut failures = 0;
+    for _ in 0..200 {
+        within("prepare", client.prepare(&[])).await.unwrap();
+        let (_, read) = tokio::join!(raw.delete(&name), client.fetch(&ids));
+        if let Err(error) = read {
+            assert!(error.is_transient(), "{error}");
+            failures += 1;
+        }
+    }
+    assert!(failures > 0, "no read has met the missing queue");
+}

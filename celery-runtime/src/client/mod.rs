@@ -3,6 +3,7 @@
 pub(crate) mod compose;
 mod event;
 mod group;
+mod reader;
 mod result;
 mod send;
 mod sendable;
@@ -23,9 +24,9 @@ use crate::env;
 use crate::env::Clock;
 use crate::logical_clock::LogicalClock;
 use crate::queues::QueueNotFound;
-use crate::task::{Conflict, Params, Task, TaskArgs, Unique};
+use crate::task::{Conflict, Params, Task, TaskArgs, Unique, take_lock};
 use compose::Sender;
-use result::ResultReader;
+use reader::ResultReader;
 
 pub use crate::client::sendable::Sendable;
 pub use group::{Completions, GroupResult};
@@ -154,10 +155,7 @@ impl Client {
             .as_deref()
             .and_then(ResultBackend::reply_to)
             .unwrap_or_else(env::uuid);
-        let reader = Arc::new(ResultReader {
-            backend,
-            deadline: config.operation_timeout,
-        });
+        let reader = Arc::new(ResultReader::new(backend, config.operation_timeout));
         let sender = Sender {
             config,
             queues,
@@ -336,7 +334,8 @@ impl Client {
                 task: task.clone(),
                 cause: EncodeError::new(error.to_string()),
             })?;
-        let taking = take_lock(store, &key, &composed.id, unique.first_ttl());
+        let backend = self.inner.reader.backend.as_deref();
+        let taking = take_lock(store, backend, &key, &composed.id, *unique);
         let holder = match tokio::time::timeout_at(until, taking).await {
             Ok(holder) => holder.map_err(store_error)?,
             Err(_) => {
@@ -487,25 +486,6 @@ enum UniqueCheck {
     Free(Box<ComposedTask>, Option<String>),
     /// The task is not to be sent, because the unique instance `holder` exists.
     Taken { task: String, holder: String },
-}
-
-/// Takes a lock. Returns the holder if it is another task.
-async fn take_lock(
-    store: &dyn Store,
-    key: &str,
-    id: &str,
-    ttl: std::time::Duration,
-) -> Result<Option<String>, ServiceError> {
-    loop {
-        if store.put_if_absent(key, id.as_bytes(), ttl).await? {
-            return Ok(None);
-        }
-        // Without a value the lock has been released in the meantime.
-        if let Some(holder) = store.get(key).await? {
-            let holder = String::from_utf8_lossy(&holder).into_owned();
-            return Ok((holder != id).then_some(holder));
-        }
-    }
 }
 
 fn no_answer() -> ServiceError {

@@ -2,7 +2,6 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
-use std::future::Future;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,13 +9,11 @@ use std::time::Duration;
 use celery_protocol::{DecodeError, Exception, Raw, ResultDocument, ResultTree, State, Value};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::time::Instant;
 
-use crate::backoff::Backoff;
-use crate::boundary::{BoxFuture, ResultBackend, ServiceError, ServiceErrorKind};
+use crate::boundary::{BoxFuture, ResultBackend, ServiceError};
 use crate::client::BATCH_SIZE;
 use crate::client::group::GroupResult;
-use crate::env;
+use crate::client::reader::ResultReader;
 
 /// A handle to the result of a task that was sent, which may not be available yet.
 ///
@@ -25,13 +22,6 @@ pub struct AsyncResult<R> {
     tree: ResultTree,
     reader: Arc<ResultReader>,
     result: PhantomData<fn() -> R>,
-}
-
-/// The result backend, and the timeout of its operations.
-#[derive(Debug)]
-pub(crate) struct ResultReader {
-    pub(crate) backend: Option<Arc<dyn ResultBackend>>,
-    pub(crate) deadline: Duration,
 }
 
 /// The failure of a task, as stored by the worker that ran it.
@@ -67,8 +57,8 @@ pub enum ResultError {
     Task(Box<TaskFailure>),
     /// The task did not end within the timeout.
     #[error(
-        "task {id} has no result after {waited:?}; is a worker consuming its queue, and does it \
-         store results?"
+        "task {id} has no result after {waited:?}; is a worker consuming its queue, does it store \
+         results, and is the result backend available?"
     )]
     TimedOut {
         /// The task's id.
@@ -216,8 +206,8 @@ impl<R> AsyncResult<R> {
     ///
     /// # Errors
     ///
-    /// Fails if one of the tasks failed or was revoked, if there is no result backend, or if it is
-    /// unavailable for longer than the operation timeout.
+    /// Fails if one of the tasks failed or was revoked, if there is no result backend, or if it
+    /// refuses a request permanently.
     ///
     /// # Cancel safety
     ///
@@ -297,10 +287,12 @@ impl<R: DeserializeOwned> AsyncResult<R> {
     /// Waits until the task has ended, without a limit, and returns its value. See
     /// [`get_timeout`](Self::get_timeout) for a limit.
     ///
+    /// It reconnects with a back-off while the result backend is unavailable, however long that is.
+    ///
     /// # Errors
     ///
     /// Fails if the task failed or was revoked, if its value is not an `R`, if there is no result
-    /// backend, or if it is unavailable for longer than the operation timeout.
+    /// backend, or if it refuses the request permanently, as after a wrong password.
     ///
     /// # Cancel safety
     ///
@@ -485,73 +477,6 @@ impl AnyResult {
         match self {
             Self::Task(task) => task.get_timeout(timeout).await,
             Self::Group(group) => group.get_timeout(timeout).await.map(Value::Array),
-        }
-    }
-}
-
-/// The minimum duration of a connection that resets the retry deadline. A server that closes
-/// connections as soon as it has accepted them does not count as available.
-const MIN_CONNECTION_AGE: Duration = Duration::from_secs(1);
-
-impl ResultReader {
-    pub(super) fn backend(&self, id: &str) -> Result<&dyn ResultBackend, ResultError> {
-        self.backend
-            .as_deref()
-            .ok_or_else(|| ResultError::NoBackend { id: id.to_owned() })
-    }
-
-    /// Waits until a task has ended.
-    pub(super) async fn wait(&self, id: &str) -> Result<ResultDocument<'static>, ResultError> {
-        let backend = self.backend(id)?;
-        Ok(self.retry_transient(|| backend.wait(id)).await?)
-    }
-
-    /// Runs a call that does not wait for a task, retries transient errors, and fails after the
-    /// operation timeout.
-    pub(super) async fn with_deadline<'a, T, F>(
-        &self,
-        operation: &'static str,
-        call: impl FnMut() -> F,
-    ) -> Result<T, ServiceError>
-    where
-        F: Future<Output = Result<T, ServiceError>> + 'a,
-    {
-        match tokio::time::timeout(self.deadline, self.retry_transient(call)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(ServiceError::no_answer(operation, "results", self.deadline)),
-        }
-    }
-
-    /// Retries transient errors until the backend has been unavailable for the operation timeout. A
-    /// call that loses an established connection restarts the timeout.
-    async fn retry_transient<'a, T, F>(
-        &self,
-        mut call: impl FnMut() -> F,
-    ) -> Result<T, ServiceError>
-    where
-        F: Future<Output = Result<T, ServiceError>> + 'a,
-    {
-        let mut unavailable_since: Option<Instant> = None;
-        let mut attempt = 0;
-        loop {
-            let started = env::instant();
-            let error = match call().await {
-                Ok(value) => return Ok(value),
-                Err(error) if !error.is_transient() => return Err(error),
-                Err(error) => error,
-            };
-            let was_connected = started.elapsed() > MIN_CONNECTION_AGE;
-            if was_connected && error.kind() == ServiceErrorKind::Disconnected {
-                unavailable_since = Some(env::instant());
-                attempt = 0;
-            }
-            let since = *unavailable_since.get_or_insert(started);
-            let delay = Backoff::CONNECTION.delay(attempt, env::random());
-            if since.elapsed() + delay >= self.deadline {
-                return Err(error);
-            }
-            attempt += 1;
-            tokio::time::sleep(delay).await;
         }
     }
 }

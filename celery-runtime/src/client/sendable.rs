@@ -6,7 +6,8 @@ use celery_protocol::ResultTree;
 
 use crate::canvas::{Canvas, Group, NoMissingArgs, Signature};
 use crate::client::group::GroupResult;
-use crate::client::result::{AnyResult, AsyncResult, ResultReader};
+use crate::client::reader::ResultReader;
+use crate::client::result::{AnyResult, AsyncResult};
 
 /// A canvas that can be sent, because it has no missing arguments.
 ///

@@ -5,6 +5,7 @@ mod options;
 mod params;
 mod rate_limit;
 mod unique;
+mod unique_lock;
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -20,6 +21,7 @@ pub use unique::Unique;
 pub(crate) use args::arguments_of;
 pub(crate) use rate_limit::RateLimit;
 pub(crate) use unique::{Conflict, LockPeriod};
+pub(crate) use unique_lock::take_lock;
 
 /// The declaration of a task: its name, parameters, result type and options, shared by workers and
 /// clients.

@@ -103,6 +103,12 @@ impl Unique {
     /// Holds the lock from sending by a Rust client (or, for a task sent by Python, from its
     /// receipt by a worker) to the end of the task, at most for `limit`. The limit is needed
     /// because a message may be deleted from its queue.
+    ///
+    /// A Python worker does not release the lock of a task that a Rust client has sent. Therefore
+    /// the next client or worker that finds the lock taken reads the result of its holder, and
+    /// takes the lock over if the holder has ended: if its state is SUCCESS, FAILURE or REVOKED.
+    /// This needs a result backend that all processes share, which `rpc://` is not; the lock of a
+    /// task that ignores its result is held for all of `limit` after it ran in a Python worker.
     #[must_use]
     pub const fn while_queued(self, limit: Duration) -> Self {
         Self {

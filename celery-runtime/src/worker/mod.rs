@@ -95,6 +95,9 @@ impl Worker {
 
     /// Sets how many tasks run at the same time; the number of cores by default,
     /// at least 1.
+    ///
+    /// With 1, the result of a task is stored before the next one starts, as in Celery.
+    /// With more, tasks may start while the results of earlier ones are being stored.
     #[must_use]
     pub fn concurrency(self, tasks: usize) -> Self {
         Self {
@@ -264,6 +267,10 @@ impl Worker {
     ///
     /// See [`WorkerError`]. While the broker is unreachable, at the start or
     /// later, the worker retries `broker_connection_max_retries` times.
+    ///
+    /// [`WorkerError::exit_code`] is the exit code for a program: 2 for a
+    /// configuration that cannot be used, 3 if deliveries are in doubt or not settled,
+    /// 1 for other errors; 0 stands for a clean end.
     ///
     /// # Cancel safety
     ///

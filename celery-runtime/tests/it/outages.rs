@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use celery_runtime::{
-    Config, ConnectionEvent, ServiceErrorKind, Task, TaskError, Tasks, WorkerError,
+    Config, ConnectionEvent, ResultError, ServiceErrorKind, Task, TaskError, Tasks, WorkerError,
+    group,
 };
 
 use crate::support::{Running, Setup, within};
@@ -73,6 +74,36 @@ async fn result_is_stored_after_backend_outage() {
     setup.backend.faults().come_back();
     assert_eq!(within(5, result.get()).await.unwrap(), 5);
     assert_eq!(runs.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn worker_with_one_slot_starts_next_task_after_result_is_stored() {
+    const EARLY: Task<(), ()> = Task::new("tasks.early");
+    for (concurrency, runs_before) in [(1, 1), (2, 2)] {
+        let runs = Arc::new(AtomicU32::new(0));
+        let counter = Arc::clone(&runs);
+        let tasks = Tasks::new().with(EARLY, move || {
+            counter.fetch_add(1, Ordering::SeqCst);
+            std::future::ready(Ok::<_, TaskError>(()))
+        });
+        let setup = Setup::new();
+        let calls = (0..2).map(|_| EARLY.s(()));
+        let results = setup.client().apply_all(calls).await;
+        setup.backend.faults().freeze();
+        let _worker = Running::start(setup.app.worker(tasks).concurrency(concurrency));
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(runs.load(Ordering::SeqCst), runs_before);
+        setup.backend.faults().thaw();
+        // A result that is refused for ever is not waited for.
+        setup
+            .backend
+            .faults()
+            .fail_next("store", ServiceErrorKind::Denied);
+        for result in results {
+            let _ = within(60, result.unwrap().get()).await;
+        }
+        assert_eq!(runs.load(Ordering::SeqCst), 2);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -196,11 +227,53 @@ async fn read_from_unreachable_backend_fails_within_timeout() {
     let setup = Setup::new();
     let result = setup.client().send(LATE, (1,)).await.unwrap();
     setup.backend.faults().go_down();
-    within(6, result.get()).await.unwrap_err();
     within(6, result.state()).await.unwrap_err();
     setup.backend.faults().come_back();
     setup.backend.faults().freeze();
     within(6, result.state()).await.unwrap_err();
+}
+
+#[tokio::test(start_paused = true)]
+async fn wait_during_outage_ends_only_with_the_callers_deadline() {
+    let setup = Setup::new();
+    let result = setup.client().send(LATE, (1,)).await.unwrap();
+    let group = group((0..3).map(|number| LATE.s((number,))));
+    let group = setup.client().apply(group).await.unwrap();
+    setup.backend.faults().go_down();
+    let limit = Duration::from_secs(600);
+    let error = result.get_timeout(limit).await.unwrap_err();
+    assert!(matches!(error, ResultError::TimedOut { .. }), "{error}");
+    let error = group.get_timeout(limit).await.unwrap_err();
+    assert!(matches!(error, ResultError::TimedOut { .. }), "{error}");
+
+    let waiter = tokio::spawn(async move {
+        let mut completed = group.as_completed::<u32>();
+        let mut count = 0;
+        while let Some((_, number)) = completed.next().await {
+            number.unwrap();
+            count += 1;
+        }
+        (result.get().await.unwrap(), count)
+    });
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    setup.backend.faults().come_back();
+    let _worker = setup.start(counting(&Arc::default()));
+    assert_eq!(within(10, waiter).await.unwrap(), (1, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn permanent_error_ends_a_wait() {
+    let setup = Setup::new();
+    let result = setup.client().send(LATE, (1,)).await.unwrap();
+    setup
+        .backend
+        .faults()
+        .fail_next("wait", ServiceErrorKind::Denied);
+    let error = within(1, result.get()).await.unwrap_err();
+    let ResultError::Backend(cause) = error else {
+        panic!("{error}");
+    };
+    assert_eq!(cause.kind(), ServiceErrorKind::Denied);
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use celery_protocol::{Raw, ResultDocument, State};
 use celery_runtime::memory::MemoryStore;
 use celery_runtime::{
-    App, Config, ConfigError, Context, ResultError, SendError, Task, TaskError, Tasks, Unique,
-    WorkerError,
+    App, Config, ConfigError, Context, ResultBackend, ResultError, ResultRecord, SendError,
+    ServiceErrorKind, Task, TaskError, Tasks, Unique, WorkerError,
 };
 
 use crate::support::{Running, Setup, within};
@@ -24,9 +25,9 @@ struct Concurrency {
     runs: u32,
 }
 
-type State = Arc<Mutex<Concurrency>>;
+type Shared = Arc<Mutex<Concurrency>>;
 
-async fn work(ctx: Context<State>, key: String, seconds: u64) -> Result<u64, TaskError> {
+async fn work(ctx: Context<Shared>, key: String, seconds: u64) -> Result<u64, TaskError> {
     {
         let mut concurrency = ctx.state().lock().unwrap();
         concurrency.runs += 1;
@@ -45,7 +46,7 @@ async fn work(ctx: Context<State>, key: String, seconds: u64) -> Result<u64, Tas
 struct UniqueSetup {
     base: Setup,
     app: App,
-    state: State,
+    state: Shared,
 }
 
 impl UniqueSetup {
@@ -56,7 +57,7 @@ impl UniqueSetup {
         Self {
             base: setup,
             app,
-            state: State::default(),
+            state: Shared::default(),
         }
     }
 
@@ -205,15 +206,102 @@ async fn queued_task_is_not_sent_again() {
     assert_eq!(setup.runs(), 3);
 }
 
+const QUEUED: Task<(String, u64), u64> = Task::new("tasks.queued_once")
+    .params(&["key", "seconds=1"])
+    .unique(
+        Unique::by(&["key"])
+            .while_queued(Duration::from_secs(3600))
+            .or_fail(),
+    );
+
+const DAILY: Task<(String, u64), u64> = Task::new("tasks.daily")
+    .params(&["key", "seconds=1"])
+    .unique(
+        Unique::task()
+            .for_period(Duration::from_secs(100))
+            .or_fail(),
+    );
+
+impl UniqueSetup {
+    /// Sends a task that another program receives, which stores this state and does not release
+    /// the lock, as a Python worker does.
+    async fn run_elsewhere(&self, task: Task<(String, u64), u64>, state: State) -> String {
+        let sent = self.app.client().send(task, call("a", 1)).await.unwrap();
+        self.base.take("celery").await;
+        let document = ResultDocument::new(sent.id().to_owned(), state, Raw::json("null"));
+        let stored = self.base.backend.store(ResultRecord::new(&document));
+        stored.await.unwrap();
+        sent.id().to_owned()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn client_takes_over_lock_of_task_that_ended_elsewhere() {
+    for (task, state, is_taken_over) in [
+        (QUEUED, State::Success, true),
+        (QUEUED, State::Failure, true),
+        (QUEUED, State::Revoked, true),
+        (QUEUED, State::Started, false),
+        (QUEUED, State::Retry, false),
+        (DAILY, State::Success, false),
+    ] {
+        let setup = UniqueSetup::new();
+        let first = setup.run_elsewhere(task, state.clone()).await;
+        match setup.app.client().send(task, call("a", 1)).await {
+            Ok(_) => assert!(is_taken_over, "{state}"),
+            Err(SendError::NotUnique { holder, .. }) => {
+                assert!(!is_taken_over, "{state}");
+                assert_eq!(holder, first);
+            }
+            Err(error) => panic!("{error}"),
+        }
+        // The new holder has no state.
+        let error = setup.app.client().send(task, call("a", 1)).await;
+        assert!(matches!(error, Err(SendError::NotUnique { .. })));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn worker_takes_over_lock_of_task_that_ended_elsewhere() {
+    for (state, expected) in [(State::Failure, "1"), (State::Started, "NotUnique")] {
+        let setup = UniqueSetup::new();
+        setup.run_elsewhere(QUEUED, state).await;
+        let client = setup.app.client();
+        let by_name = client.send_by_name(QUEUED.name(), call("a", 1), ());
+        let by_name = by_name.await.unwrap();
+        let _worker = setup.start(QUEUED);
+        let end = match within(60, by_name.get()).await {
+            Ok(value) => value.as_i64().unwrap().to_string(),
+            Err(ResultError::Task(failure)) => failure.exception.exc_type,
+            Err(other) => panic!("{other}"),
+        };
+        assert_eq!(end, expected);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn unreadable_state_of_holder_keeps_its_lock() {
+    let setup = UniqueSetup::new();
+    setup.run_elsewhere(QUEUED, State::Success).await;
+    let faults = setup.base.backend.faults();
+    for kind in [ServiceErrorKind::Invalid, ServiceErrorKind::Disconnected] {
+        faults.fail_next("fetch", kind);
+        let error = setup
+            .app
+            .client()
+            .send(QUEUED, call("a", 1))
+            .await
+            .unwrap_err();
+        match kind {
+            ServiceErrorKind::Invalid => assert!(matches!(error, SendError::NotUnique { .. })),
+            _ => assert!(matches!(error, SendError::Store { .. })),
+        }
+    }
+    setup.app.client().send(QUEUED, call("a", 1)).await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn task_unique_for_period_is_refused_after_it_ended() {
-    const DAILY: Task<(String, u64), u64> = Task::new("tasks.daily")
-        .params(&["key", "seconds=1"])
-        .unique(
-            Unique::task()
-                .for_period(Duration::from_secs(100))
-                .or_fail(),
-        );
     let setup = UniqueSetup::new();
     let _worker = setup.start(DAILY);
     let client = setup.app.client();
@@ -235,7 +323,9 @@ async fn unique_task_without_store_is_refused() {
         .params(&["key", "seconds=1"])
         .unique(Unique::task().while_queued(Duration::from_secs(60)));
     let setup = Setup::new();
-    let tasks = Tasks::new().with(QUEUED, work).with_state(State::default());
+    let tasks = Tasks::new()
+        .with(QUEUED, work)
+        .with_state(Shared::default());
     let error = setup.app.worker(tasks).run().await.unwrap_err();
     assert!(
         matches!(error, WorkerError::Config(ConfigError::NoStore)),

@@ -41,13 +41,7 @@ async fn main() -> std::process::ExitCode {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
-    match run_worker().await {
-        Ok(()) => std::process::ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            std::process::ExitCode::FAILURE
-        }
-    }
+    celery::exit(run_worker().await)
 }
 
 async fn run_worker() -> Result<(), Box<dyn std::error::Error>> {

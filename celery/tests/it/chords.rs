@@ -4,11 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use celery::{AsyncResult, Client, ResultError, group};
+use celery::{AsyncResult, Client, ResultError, State, group};
 use serde_json::{Value as Json, json};
 
 use crate::chord_work::{BODY, ERRBACK, Entry, MEMBER, RUNS_KEY};
-use crate::support::{RedisState, Setup, WorkerProcess, eventually, fast_restore};
+use crate::support::{RedisState, Setup, TIMEOUT, WorkerProcess, eventually, fast_restore};
+use crate::tasks::Number::Int;
+use crate::tasks::{ADD, XSUM};
 
 const MEMBERS: u32 = 100;
 
@@ -85,6 +87,43 @@ async fn chords_run_their_body_once_despite_crashes() {
         assert_eq!(worker.wait().await, Some(0));
     }
     setup.redis.assert_no_unacked();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn broken_chord_does_not_keep_another_from_being_resumed() {
+    let setup = Setup::redis();
+    let client = setup.client();
+    let add = |x| ADD.s((Int(x), Int(1)));
+    let chord = group([1, 2].map(add)).then(XSUM.p(()));
+    let broken = client.apply(chord.clone()).await.unwrap();
+    let stalled = client.apply(chord).await.unwrap();
+    let group_id = |chord: &AsyncResult<_>| chord.parent().unwrap().id().to_owned();
+    let ids = [group_id(&broken), group_id(&stalled)];
+    let key = |id: &str, ending: &str| format!("celery-taskset-meta-{id}{ending}");
+    // A worker that has died holds the claims.
+    for id in &ids {
+        let claim = key(id, ".c");
+        setup.redis.command(&["SET", &claim, "dead", "EX", "600"]);
+    }
+    let worker = setup.worker().await;
+    for id in &ids {
+        eventually("all members are counted", async || {
+            let counted = setup.redis.command(&["SCARD", &key(id, ".d")]);
+            (counted.integer() == 2).then_some(())
+        })
+        .await;
+    }
+    let added = key(&ids[0], ".t");
+    setup.redis.command(&["RPUSH", &added, "not a counter"]);
+    for (id, due) in ids.iter().zip(["0", "1"]) {
+        setup.redis.command(&["DEL", &key(id, ".c")]);
+        let index = "celery-rs-chords";
+        setup.redis.command(&["ZADD", index, due, id]);
+    }
+    assert_eq!(stalled.get_timeout(TIMEOUT).await.unwrap(), Int(5));
+    assert_eq!(broken.state().await.unwrap(), State::Pending);
+    worker.stop().await;
 }
 
 async fn worker(setup: &Setup) -> WorkerProcess {

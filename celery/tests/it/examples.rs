@@ -1,10 +1,13 @@
 //! The example programs, on every broker.
 
-use std::process::Command;
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
 
 use test_servers::paths;
 
-use crate::support::{Setup, WorkerProcess, blocking, example, for_each_broker, start_python};
+use crate::support::{
+    Setup, WorkerProcess, blocking, example, for_each_broker, start_python, within,
+};
 
 for_each_broker! {
     worker_example_serves_both_clients: redis, rabbitmq, rpc;
@@ -37,6 +40,39 @@ async fn canvas_example_prints_expected_results(setup: Setup) {
 #[ignore = "needs the example programs; run cargo xtask test"]
 async fn canvas_example_runs_in_memory() {
     assert_eq!(output("canvas", &[]).await, CANVAS);
+}
+
+#[tokio::test]
+#[ignore = "needs the example programs; run cargo xtask test"]
+async fn worker_examples_exit_with_the_code_of_their_error() {
+    let unused = TcpListener::bind("127.0.0.1:0").unwrap();
+    let unreachable = format!("redis://{}", unused.local_addr().unwrap());
+    drop(unused);
+    for program in ["worker", "chords", "isolated", "interop"] {
+        let wrong_setting = [("CELERY_WORKER_CONCURRENCY", "many")];
+        let (code, errors) = failure(program, &unreachable, &wrong_setting).await;
+        assert_eq!(code, Some(2), "{program}: {errors}");
+        assert!(errors.contains("worker_concurrency"), "{program}: {errors}");
+
+        let no_retries = [("CELERY_BROKER_CONNECTION_MAX_RETRIES", "0")];
+        let (code, errors) = failure(program, &unreachable, &no_retries).await;
+        assert_eq!(code, Some(1), "{program}: {errors}");
+        assert!(errors.contains("refused"), "{program}: {errors}");
+    }
+}
+
+/// Runs an example that fails, and returns its exit code and its standard error.
+async fn failure(name: &str, url: &str, settings: &[(&str, &str)]) -> (Option<i32>, String) {
+    let mut command = Command::new(example(name));
+    command
+        .env("CELERY_BROKER_URL", url)
+        .env("CELERY_RESULT_BACKEND", url)
+        .envs(settings.iter().copied())
+        .stdin(Stdio::null());
+    let output = blocking(move || command.output().unwrap());
+    let output = within("the example fails", output).await;
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.code(), errors)
 }
 
 fn urls(setup: &Setup) -> [&str; 2] {

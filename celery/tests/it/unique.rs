@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use celery::{SendError, Task, TaskError, Tasks, Unique};
 
-use crate::support::{Setup, for_each_broker, within};
+use crate::support::{RECORD, Setup, TIMEOUT, for_each_broker, start_python, within};
+use crate::tasks::FAIL;
 
 for_each_broker! {
     unique_task_runs_one_at_a_time_on_two_workers: redis, rabbitmq;
     second_send_of_queued_unique_task_fails: redis, rabbitmq;
+    queued_unique_task_is_sent_again_after_it_ran_in_python: redis, rabbitmq;
 }
 
 const ALONE: Task<(String, u64), u32> = Task::new("tasks.alone")
@@ -76,4 +78,32 @@ async fn second_send_of_queued_unique_task_fails(setup: Setup) {
     assert_eq!(within("the first task", first.get()).await.unwrap(), 1);
     worker.stop().await;
     setup.assert_drained().await;
+}
+
+async fn queued_unique_task_is_sent_again_after_it_ran_in_python(setup: Setup) {
+    let unique = Unique::arguments().while_queued(Duration::from_secs(3600));
+    let record = RECORD.unique(unique.or_fail());
+    let fail = FAIL.unique(unique.or_fail());
+    let (number, message) = (|| (7, 0), || ("as asked".to_owned(),));
+    let client = setup.client();
+    let succeeding = client.send(record, number()).await.unwrap();
+    let failing = client.send(fail, message()).await.unwrap();
+    let taken = [
+        client.send(record, number()).await.err(),
+        client.send(fail, message()).await.err(),
+    ];
+    for (error, first) in taken.iter().zip([succeeding.id(), failing.id()]) {
+        assert!(
+            matches!(error, Some(SendError::NotUnique { holder, .. }) if holder == first),
+            "{error:?}"
+        );
+    }
+    let python = start_python(setup.python_worker()).await;
+    assert_eq!(succeeding.get_timeout(TIMEOUT).await.unwrap(), 7);
+    failing.get_timeout(TIMEOUT).await.unwrap_err();
+    let succeeding = client.send(record, number()).await.unwrap();
+    let failing = client.send(fail, message()).await.unwrap();
+    assert_eq!(succeeding.get_timeout(TIMEOUT).await.unwrap(), 7);
+    failing.get_timeout(TIMEOUT).await.unwrap_err();
+    python.terminate();
 }

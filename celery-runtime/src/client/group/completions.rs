@@ -11,7 +11,8 @@ use serde::de::DeserializeOwned;
 use tokio::task::{JoinError, JoinSet};
 
 use crate::client::BATCH_SIZE;
-use crate::client::result::{ResultError, ResultReader, decode, value_or_failure, wait_for_value};
+use crate::client::reader::ResultReader;
+use crate::client::result::{ResultError, decode, value_or_failure, wait_for_value};
 use crate::env;
 
 /// The interval at which members that are not waited for are polled.
@@ -101,10 +102,7 @@ impl<T> Completions<T> {
             return Ok(Vec::new());
         };
         let backend = self.reader.backend(first)?;
-        Ok(self
-            .reader
-            .with_deadline("read", || backend.fetch(&ids))
-            .await?)
+        Ok(self.reader.without_deadline(|| backend.fetch(&ids)).await?)
     }
 }
 

@@ -12,7 +12,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::client::BATCH_SIZE;
-use crate::client::result::{AnyResult, AsyncResult, ResultError, ResultReader, decode};
+use crate::client::reader::ResultReader;
+use crate::client::result::{AnyResult, AsyncResult, ResultError, decode};
 
 pub use crate::client::group::completions::Completions;
 
@@ -238,7 +239,8 @@ impl<Out: DeserializeOwned> GroupResult<Out> {
     /// # Errors
     ///
     /// Fails if a member failed or was revoked, if a value has another type, if there is no result
-    /// backend, or if it is unavailable for longer than the operation timeout.
+    /// backend, or if it refuses a request permanently. While the backend is unavailable, the call
+    /// waits.
     ///
     /// # Cancel safety
     ///

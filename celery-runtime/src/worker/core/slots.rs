@@ -60,8 +60,12 @@ impl<K> Slots<K> {
     }
 
     /// Assigns a free slot to the delivery that has waited longest, and returns its key.
-    pub(crate) fn grant(&mut self) -> Option<K> {
-        if self.busy >= self.concurrency {
+    ///
+    /// `storing` is the number of ended tasks whose result is not stored yet. As in Celery, a
+    /// worker with one slot stores a result before it starts the next task, so that its tasks take
+    /// effect in order.
+    pub(crate) fn grant(&mut self, storing: usize) -> Option<K> {
+        if self.busy >= self.concurrency || self.concurrency == 1 && storing > 0 {
             return None;
         }
         let key = self.waiting.pop_front()?;
@@ -126,10 +130,10 @@ mod tests {
         for key in ["a", "b", "c"] {
             slots.enqueue(key);
         }
-        assert_eq!([slots.grant(), slots.grant()], [Some("a"), Some("b")]);
-        assert_eq!((slots.grant(), slots.busy()), (None, 2));
+        assert_eq!([slots.grant(0), slots.grant(0)], [Some("a"), Some("b")]);
+        assert_eq!((slots.grant(0), slots.busy()), (None, 2));
         slots.release();
-        assert_eq!((slots.grant(), slots.grant()), (Some("c"), None));
+        assert_eq!((slots.grant(0), slots.grant(0)), (Some("c"), None));
     }
 
     #[test]
@@ -138,12 +142,22 @@ mod tests {
         for key in 1..=3 {
             slots.enqueue(key);
         }
-        while slots.grant().is_some() {}
+        while slots.grant(0).is_some() {}
         slots.resize(1);
         slots.release();
-        assert_eq!(slots.grant(), None);
+        assert_eq!(slots.grant(0), None);
         slots.release();
-        assert_eq!(slots.grant(), Some(3));
+        assert_eq!(slots.grant(0), Some(3));
+    }
+
+    #[test]
+    fn single_slot_is_granted_after_results_are_stored() {
+        let mut slots = Slots::new(1, None);
+        slots.enqueue("a");
+        slots.enqueue("b");
+        assert_eq!((slots.grant(1), slots.grant(0)), (None, Some("a")));
+        slots.resize(2);
+        assert_eq!(slots.grant(1), Some("b"));
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub(crate) struct Window {
     unsettled: usize,
     /// Deliveries whose task runs.
     running: usize,
+    /// Deliveries whose task has ended and whose result is not stored.
+    storing: usize,
 }
 
 /// How a delivery counts in the window.
@@ -29,6 +31,7 @@ pub(crate) struct Load {
     pub(crate) is_pending: bool,
     pub(crate) is_unsettled: bool,
     pub(crate) is_running: bool,
+    pub(crate) is_storing: bool,
 }
 
 impl Window {
@@ -39,6 +42,7 @@ impl Window {
             pending: 0,
             unsettled: 0,
             running: 0,
+            storing: 0,
         }
     }
 
@@ -48,6 +52,10 @@ impl Window {
 
     pub(crate) fn running(&self) -> usize {
         self.running
+    }
+
+    pub(crate) fn storing(&self) -> usize {
+        self.storing
     }
 
     /// Returns how many deliveries the worker may hold for running and waiting tasks,
@@ -93,6 +101,8 @@ impl Window {
             self.unsettled + usize::from(after.is_unsettled) - usize::from(before.is_unsettled);
         self.running =
             self.running + usize::from(after.is_running) - usize::from(before.is_running);
+        self.storing =
+            self.storing + usize::from(after.is_storing) - usize::from(before.is_storing);
     }
 }
 
@@ -104,16 +114,19 @@ mod tests {
         is_pending: false,
         is_unsettled: false,
         is_running: false,
+        is_storing: false,
     };
     const WAITING: Load = Load {
         is_pending: true,
         is_unsettled: true,
         is_running: false,
+        is_storing: false,
     };
     const ACKNOWLEDGED: Load = Load {
         is_pending: true,
         is_unsettled: false,
         is_running: false,
+        is_storing: false,
     };
 
     fn window(multiplier: usize, waiting: usize, acknowledged: usize) -> Window {

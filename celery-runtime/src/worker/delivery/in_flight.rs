@@ -119,6 +119,7 @@ impl InFlightDelivery {
             is_pending: self.state.is_pending(),
             is_unsettled: self.state.is_unsettled(),
             is_running: self.state.is_running(),
+            is_storing: self.state.is_storing(),
         }
     }
 

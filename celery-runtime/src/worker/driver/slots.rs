@@ -7,7 +7,7 @@ use crate::worker::driver::{DeliveryEvent, DeliveryKey, Driver, Payload};
 impl Driver {
     /// Assigns free slots to waiting deliveries.
     pub(crate) fn grant_slots(&mut self) {
-        while let Some(key) = self.slots.grant() {
+        while let Some(key) = self.slots.grant(self.window.storing()) {
             let Some(entry) = self
                 .in_flight
                 .find(key)

@@ -11,7 +11,7 @@ use crate::boundary::{ServiceError, Store};
 use crate::env;
 use crate::execution::Job;
 use crate::revocation::revoked_key;
-use crate::task::{Conflict, LockPeriod, Unique};
+use crate::task::{Conflict, LockPeriod, Unique, take_lock};
 use crate::worker::delivery::event::{Admission, AdmissionChecks, EffectError};
 
 /// Runs the checks, and acquires the lock of a unique task that may start.
@@ -70,17 +70,9 @@ async fn acquire(
     job: &Job,
     unique: Unique,
 ) -> Result<(Admission, Option<UniqueLock>), ServiceError> {
-    let holder = job.id.as_bytes();
-    let ttl = unique.first_ttl();
-    let acquired = store.put_if_absent(&key, holder, ttl).await?;
-    // This task already holds the lock if the client acquired it while sending,
-    // or if an earlier delivery of the message did.
-    let is_held = !acquired
-        && store
-            .get(&key)
-            .await?
-            .is_some_and(|other| *other == *holder);
-    if !acquired && !is_held {
+    let backend = job.services.backend.as_deref();
+    let holder = take_lock(&*store, backend, &key, &job.id, unique).await?;
+    if holder.is_some() {
         return Ok((Admission::Taken(unique.conflict), None));
     }
     let lock = UniqueLock::new(store, key, job.id.clone(), unique);

@@ -17,6 +17,9 @@ use crate::worker::workflow::effect::{ClaimedChord, TaskRequest, WorkflowEffect}
 /// and a half of it, so that workers do not sweep at the same time.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Mean time until the next sweep after the backend has refused one permanently.
+const REFUSED_SWEEP_INTERVAL: Duration = Duration::from_secs(300);
+
 /// Most chords that are claimed by one sweep, so that each can be resumed before
 /// its claim expires.
 const SWEEP_BATCH: usize = 16;
@@ -34,9 +37,20 @@ impl ChordSweeper {
         backend.chords()?;
         let executor = Arc::clone(executor);
         let sweeping = env::spawn(async move {
+            let mut interval = SWEEP_INTERVAL;
             loop {
-                tokio::time::sleep(SWEEP_INTERVAL.mul_f64(0.5 + env::random())).await;
-                sweep(&executor, &*backend).await;
+                tokio::time::sleep(interval.mul_f64(0.5 + env::random())).await;
+                interval = match sweep(&executor, &*backend).await {
+                    Err(error) if !error.is_transient() => {
+                        tracing::warn!("{error}; stalled chords are not resumed");
+                        REFUSED_SWEEP_INTERVAL
+                    }
+                    Err(error) => {
+                        tracing::debug!("{error}");
+                        SWEEP_INTERVAL
+                    }
+                    Ok(()) => SWEEP_INTERVAL,
+                };
             }
         });
         Some(Self {
@@ -45,20 +59,20 @@ impl ChordSweeper {
     }
 }
 
-async fn sweep(executor: &Arc<EffectExecutor>, backend: &dyn ResultBackend) {
+async fn sweep(
+    executor: &Arc<EffectExecutor>,
+    backend: &dyn ResultBackend,
+) -> Result<(), ServiceError> {
     let token = env::uuid_simple();
     let claim = ChordClaim::new(token, executor.claim_ttl());
     let Some(chords) = backend.chords() else {
-        return;
+        return Ok(());
     };
-    let stalled = match chords.claim_stalled(&claim, SWEEP_BATCH).await {
-        Ok(stalled) => stalled,
-        Err(error) => return tracing::debug!("{error}"),
-    };
-    for chord in stalled {
+    for chord in chords.claim_stalled(&claim, SWEEP_BATCH).await? {
         tracing::warn!("resuming stalled chord {}", chord.group_id);
         resume(executor, backend, &claim, chord).await;
     }
+    Ok(())
 }
 
 /// Runs the remaining effects of a chord. After a transient failure, a later

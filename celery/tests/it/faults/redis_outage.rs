@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use celery::{ResultError, State};
+use celery::{ResultError, State, group};
 use test_servers::RedisServer;
 
 use super::{assert_all_ran, wait_for_runs};
@@ -91,6 +91,45 @@ async fn unresponsive_redis_times_out_and_worker_resumes() {
     .await;
     worker.stop().await;
     setup.redis.assert_no_unacked();
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn waits_outlast_a_result_server_that_is_silent_for_longer_than_the_response_timeout() {
+    const WAITERS: i64 = 50;
+    const SILENCE: Duration = Duration::from_secs(12);
+    let backend = RedisServer::start();
+    let setup = Setup::redis().set("result_backend", backend.url());
+    let client = setup.client();
+    let calls = group((0..WAITERS).map(|number| RECORD.s((number, 0))));
+    let group = client.apply(calls).await.unwrap();
+    let waiters: Vec<_> = (0..group.len())
+        .map(|index| {
+            let member = group.member::<i64>(index).unwrap();
+            tokio::spawn(async move { member.get_timeout(TIMEOUT).await })
+        })
+        .collect();
+    let values = tokio::spawn(async move { group.get_timeout(TIMEOUT).await });
+    eventually("all waiters are subscribed", async || {
+        let channels = backend.command(&["PUBSUB", "CHANNELS"]).texts();
+        (channels.len() == waiters.len()).then_some(())
+    })
+    .await;
+
+    backend.pause();
+    let paused = Instant::now();
+    while paused.elapsed() < SILENCE {
+        client.result::<i64>("any").state().await.unwrap_err();
+    }
+    backend.resume();
+
+    let worker = setup.serve(RunLog::default().tasks()).await;
+    for (number, waiter) in (0..).zip(waiters) {
+        assert_eq!(waiter.await.unwrap().unwrap(), number);
+    }
+    assert_eq!(values.await.unwrap().unwrap(), Vec::from_iter(0..WAITERS));
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -54,6 +54,12 @@ impl EffectQueue {
         effects.any(|effect| matches!(effect, Effect::Settle(_)))
     }
 
+    /// Returns whether storing a result is left.
+    pub(super) fn stores(&self) -> bool {
+        let mut effects = self.effects.iter();
+        effects.any(|effect| matches!(effect, Effect::Store(_)))
+    }
+
     /// Returns whether the first effect is a settlement.
     pub(super) fn settles_next(&self) -> bool {
         matches!(self.effects.front(), Some(Effect::Settle(_)))

@@ -115,6 +115,11 @@ impl DeliveryState {
         self.task().is_some_and(TaskDelivery::is_running)
     }
 
+    /// Returns whether the task has ended and its result is not stored yet.
+    pub(crate) fn is_storing(&self) -> bool {
+        self.task().is_some_and(TaskDelivery::is_storing)
+    }
+
     /// Returns whether the worker holds the delivery for a task that has not started.
     pub(crate) fn is_reserved(&self) -> bool {
         self.task().is_some_and(TaskDelivery::is_reserved)

@@ -172,6 +172,10 @@ impl TaskDelivery {
         matches!(self.phase, Phase::Running { .. })
     }
 
+    pub(super) fn is_storing(&self) -> bool {
+        matches!(self.phase, Phase::Finishing | Phase::BackingOff { .. }) && self.effects.stores()
+    }
+
     pub(super) fn is_reserved(&self) -> bool {
         let postponed = matches!(self.phase, Phase::BackingOff { .. }) && self.effects.is_empty();
         postponed || self.is_pending() && !self.is_running()
