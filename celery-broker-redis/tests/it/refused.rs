@@ -119,7 +119,7 @@ async fn due_delivery_with_a_refused_command_stays_due() {
 
 async fn defer_to_now(consumer: &dyn Consumer) {
     let tag = receive_one(consumer).await.tag;
-    let defer = [Settlement::Defer(tag, std::time::SystemTime::now())];
+    let defer = [Settlement::Defer(tag, SystemTime::now())];
     all(consumer.settle(&defer).await).expect("deferred");
 }
 
