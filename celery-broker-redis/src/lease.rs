@@ -63,6 +63,8 @@ struct LeaseState {
     used_at: Option<Instant>,
     /// The last renewal of the owner, while that is supported.
     owner_renewed_at: Option<Instant>,
+    /// Since when the owner has been renewed without a pause.
+    renewed_since: Option<Instant>,
     /// Whether the server refuses the owner's entry.
     is_owner_refused: bool,
     renewal: Option<JoinHandle<()>>,
@@ -159,12 +161,24 @@ impl Leases {
     fn owner_renewed(&self, rescue_after: Duration) {
         let was_current = self.are_current(rescue_after);
         let mut state = self.lock();
-        state.owner_renewed_at = Some(env::instant());
+        let now = env::instant();
+        let last = state.owner_renewed_at.replace(now);
+        if last.is_none_or(|last| now - last > rescue_after / 2) {
+            state.renewed_since = Some(now);
+        }
         if !was_current {
             for consumer in state.consumers.iter().filter_map(Weak::upgrade) {
                 consumer.changed.notify_one();
             }
         }
+    }
+
+    /// Returns whether owners that are not renewed are dead: this process has renewed its
+    /// own for as long. After a pause of the server, or of this process, the others need
+    /// time to renew theirs.
+    fn tells_dead_owners(&self, rescue_after: Duration) -> bool {
+        let since = self.lock().renewed_since;
+        since.is_some_and(|since| since.elapsed() >= rescue_after)
     }
 
     /// Begins the start of a consumer. Deliveries of a worker that is gone are
@@ -243,6 +257,9 @@ impl Shared {
             }
         };
         self.leases.owner_renewed(layout.rescue_after);
+        if !self.leases.tells_dead_owners(layout.rescue_after) {
+            return Ok(Vec::new());
+        }
         let mut replies = reply.list().into_iter();
         let mut dead = Vec::new();
         while let (Some(owner), Some(time)) = (replies.next(), replies.next()) {
@@ -396,6 +413,25 @@ mod tests {
         tokio::time::advance(ABANDONED_AFTER + Duration::from_secs(1)).await;
         leases.begin();
         assert!(!leases.holds("a-0:q"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn dead_owners_are_told_after_renewals_without_a_pause() {
+        let after = Duration::from_secs(20);
+        let leases = Leases::new();
+        let renew_for = async |steps: u32| {
+            for _ in 0..steps {
+                tokio::time::advance(Duration::from_secs(5)).await;
+                leases.owner_renewed(after);
+            }
+        };
+        renew_for(4).await;
+        assert!(!leases.tells_dead_owners(after));
+        renew_for(1).await;
+        assert!(leases.tells_dead_owners(after));
+        tokio::time::advance(Duration::from_secs(6)).await;
+        renew_for(1).await;
+        assert!(!leases.tells_dead_owners(after));
     }
 
     #[tokio::test(start_paused = true)]

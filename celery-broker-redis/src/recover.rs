@@ -19,10 +19,8 @@ impl Shared {
         queues: &[String],
     ) -> Result<(), ServiceError> {
         let fetches = self.unconfirmed.take(queues);
-        let response_timeout = self.client.options().limits.response;
-        let may_arrive = |fetch: &UnconfirmedFetch| {
-            !self.client.discards_lost_requests() && fetch.may_arrive(response_timeout)
-        };
+        let may_arrive =
+            |fetch: &UnconfirmedFetch| !self.client.discards_lost_requests() && fetch.may_arrive();
         let again: Vec<_> = fetches
             .iter()
             .filter(|one| may_arrive(one))

@@ -15,6 +15,9 @@ use tokio::time::Instant;
 /// `receive` adds at most one.
 const MAX_UNCONFIRMED: usize = 100;
 
+/// How late a request may reach the server, from a network or a proxy that holds it back.
+const MAX_LATENESS: Duration = Duration::from_secs(120);
+
 /// The unconfirmed fetches of all consumers of one broker.
 #[derive(Debug, Default)]
 pub(crate) struct UnconfirmedFetches {
@@ -111,8 +114,8 @@ impl Drop for FetchGuard<'_> {
 impl UnconfirmedFetch {
     /// Returns whether the request may still reach the server, where the connection
     /// that it was sent on cannot be killed.
-    pub(crate) fn may_arrive(&self, response_timeout: Duration) -> bool {
-        self.lost_at.elapsed() <= response_timeout
+    pub(crate) fn may_arrive(&self) -> bool {
+        self.lost_at.elapsed() <= MAX_LATENESS
     }
 
     /// Returns every tag that the fetch may have assigned.

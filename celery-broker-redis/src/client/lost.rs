@@ -117,7 +117,7 @@ impl LostConnections {
             tracing::info!(
                 %error,
                 "the server does not permit CLIENT KILL; deliveries of requests without an \
-                 answer are looked up again after the response timeout"
+                 answer are looked up for two minutes"
             );
         }
     }

@@ -185,7 +185,7 @@ impl RedisClient {
 
     /// Returns whether a request without an answer cannot be carried out after a later
     /// one: the connection that it was sent on is killed first. Where the server does
-    /// not permit that, such a request may still arrive within the response timeout.
+    /// not permit that, such a request may still arrive.
     pub fn discards_lost_requests(&self) -> bool {
         self.inner.lost.can_kill()
     }

@@ -2,6 +2,7 @@
 //! requests without an answer change nothing later.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use celery_broker_redis::RedisBroker;
 use celery_runtime::{Consumer, DeliveryTag, ServiceErrorKind, Settled, Settlement};
@@ -254,6 +255,45 @@ async fn deliveries_of_a_dead_process_are_restored_before_the_visibility_timeout
     let owners = || count(&server, &["ZCARD", "unacked.owners"]);
     wait_until("the dead owner is removed", async || owners() == 1).await;
     assert_eq!(count(&server, &["HEXISTS", "unacked", kombus]), 1);
+}
+
+/// Waits until each owner was renewed this many times.
+async fn wait_for_owners(server: &RedisServer, times: usize) {
+    let owners = || {
+        let range = ["ZRANGE", "unacked.owners", "0", "-1", "WITHSCORES"];
+        server.command(&range).texts()
+    };
+    for _ in 0..times {
+        let before = owners();
+        wait_until("the owners are renewed", async || {
+            let now = owners();
+            // Of each owner, the name stays and the score changes.
+            now.iter().filter(|one| !before.contains(one)).count() * 2 == before.len()
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn paused_server_makes_no_process_look_dead() {
+    let server = RedisServer::start();
+    let options = json!({"rescue_after": 1, "socket_timeout": 0.5});
+    let brokers = [(); 4].map(|()| broker_with(&server, &options));
+    let mut consumers = Vec::new();
+    for (number, broker) in brokers.iter().enumerate() {
+        let consumer = consumer(broker, &["q"]).await;
+        send(broker, "q", &[&number.to_string()]).await;
+        receive_one(&*consumer).await;
+        consumers.push(consumer);
+    }
+    // All of them are able to tell dead owners.
+    wait_for_owners(&server, 8).await;
+    server.pause();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    server.resume();
+    wait_for_owners(&server, 8).await;
+    assert_eq!((queued_count(&server, "q"), unacked_count(&server)), (0, 4));
 }
 
 #[tokio::test]
