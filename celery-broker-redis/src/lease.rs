@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use celery_runtime::{DeliveryTag, ServiceError, env};
 use tokio::sync::Notify;
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::client::{Command, DedicatedConnection, Operation, RedisReply, Script};
@@ -67,7 +66,8 @@ struct LeaseState {
     renewed_since: Option<Instant>,
     /// Whether the server refuses the owner's entry.
     is_owner_refused: bool,
-    renewal: Option<JoinHandle<()>>,
+    /// Whether a task renews what this process holds.
+    is_renewing: bool,
 }
 
 /// Deliveries that were taken back from one consumer.
@@ -181,6 +181,13 @@ impl Leases {
         since.is_some_and(|since| since.elapsed() >= rescue_after)
     }
 
+    /// Returns whether the renewal ends, because no consumer is open.
+    fn ends_renewal(&self) -> bool {
+        let mut state = self.lock();
+        state.is_renewing = state.open > 0;
+        !state.is_renewing
+    }
+
     /// Begins the start of a consumer. Deliveries of a worker that is gone are
     /// forgotten.
     fn begin(&self) {
@@ -210,11 +217,11 @@ impl Shared {
         let mut state = leases.lock();
         state.open += 1;
         state.consumers.push(Arc::downgrade(&lost));
-        if state.renewal.as_ref().is_none_or(JoinHandle::is_finished) {
-            let renewal = renew(Arc::clone(self), connection);
-            state.renewal = Some(env::spawn(renewal));
-        }
+        let starts_renewal = !std::mem::replace(&mut state.is_renewing, true);
         drop(state);
+        if starts_renewal {
+            env::spawn(renew(Arc::clone(self), connection));
+        }
         Ok(OpenConsumer {
             leases: Arc::clone(leases),
             tag_prefix: format!("{}-{number}-", leases.owner),
@@ -305,10 +312,10 @@ async fn renew(shared: Arc<Shared>, connection: DedicatedConnection) {
         tokio::select! {
             biased;
             () = shared.leases.stop.notified() => {}
-            () = shared.client.closed() => return,
+            () = shared.client.closed() => {}
             _ = ticks.tick() => {}
         }
-        if shared.leases.lock().open == 0 {
+        if shared.client.is_closed() || shared.leases.ends_renewal() {
             return;
         }
         let is_current = shared

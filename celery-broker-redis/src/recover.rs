@@ -18,22 +18,16 @@ impl Shared {
         operation: Operation<'_>,
         queues: &[String],
     ) -> Result<(), ServiceError> {
-        let fetches = self.unconfirmed.take(queues);
-        let may_arrive =
-            |fetch: &UnconfirmedFetch| !self.client.discards_lost_requests() && fetch.may_arrive();
-        let again: Vec<_> = fetches
-            .iter()
-            .filter(|one| may_arrive(one))
-            .cloned()
-            .collect();
+        let fetches = self.unconfirmed.of(queues);
         let tags: Vec<String> = fetches.iter().flat_map(UnconfirmedFetch::tags).collect();
         for chunk in tags.chunks(LOOKUP_BATCH_SIZE) {
-            if let Err(error) = self.make_due_if_unacked(operation, chunk).await {
-                self.unconfirmed.extend(fetches);
-                return Err(error);
-            }
+            self.make_due_if_unacked(operation, chunk).await?;
         }
-        self.unconfirmed.extend(again);
+        // The first request after a lost one shows whether connections can be killed.
+        let is_final =
+            |fetch: &UnconfirmedFetch| self.client.discards_lost_requests() || !fetch.may_arrive();
+        self.unconfirmed
+            .remove(|fetch| fetches.contains(fetch) && is_final(fetch));
         Ok(())
     }
 

@@ -67,24 +67,23 @@ impl UnconfirmedFetches {
         }
     }
 
-    pub(crate) fn extend(&self, fetches: impl IntoIterator<Item = UnconfirmedFetch>) {
-        fetches.into_iter().for_each(|fetch| self.add(fetch));
-    }
-
     /// Returns the queues of the recorded fetches.
     pub(crate) fn queues(&self) -> Vec<String> {
         let fetches = self.fetches.lock().unwrap_or_else(PoisonError::into_inner);
         fetches.iter().flat_map(|one| one.queues.clone()).collect()
     }
 
-    /// Removes and returns the fetches from these queues.
-    pub(crate) fn take(&self, queues: &[String]) -> Vec<UnconfirmedFetch> {
+    /// Returns the fetches from these queues.
+    pub(crate) fn of(&self, queues: &[String]) -> Vec<UnconfirmedFetch> {
+        let fetches = self.fetches.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_of = |fetch: &&UnconfirmedFetch| fetch.queues.iter().all(|one| queues.contains(one));
+        fetches.iter().filter(is_of).cloned().collect()
+    }
+
+    /// Removes the fetches that are looked up for good.
+    pub(crate) fn remove(&self, is_final: impl Fn(&UnconfirmedFetch) -> bool) {
         let mut fetches = self.fetches.lock().unwrap_or_else(PoisonError::into_inner);
-        let (matching, others) = std::mem::take(&mut *fetches)
-            .into_iter()
-            .partition(|fetch| fetch.queues.iter().all(|queue| queues.contains(queue)));
-        *fetches = others;
-        matching
+        fetches.retain(|fetch| !is_final(fetch));
     }
 }
 
@@ -137,15 +136,16 @@ mod tests {
         let fetches = UnconfirmedFetches::default();
         let queues = ["a".to_owned(), "b".to_owned()];
         fetches.begin("u-", 0, 2, &queues).confirm();
-        assert!(fetches.take(&queues).is_empty());
+        assert!(fetches.of(&queues).is_empty());
         drop(fetches.begin("u-", 7, 2, &queues));
         assert!(
-            fetches.take(&queues[..1]).is_empty(),
+            fetches.of(&queues[..1]).is_empty(),
             "the fetch was from both queues"
         );
-        let taken = fetches.take(&queues);
+        let taken = fetches.of(&queues);
         let tags: Vec<String> = taken.iter().flat_map(UnconfirmedFetch::tags).collect();
         assert_eq!(tags, ["u-7:a", "u-7:b", "u-8:a", "u-8:b"]);
-        assert!(fetches.take(&queues).is_empty());
+        fetches.remove(|fetch| taken.contains(fetch));
+        assert!(fetches.of(&queues).is_empty());
     }
 }

@@ -74,12 +74,7 @@ impl Driver {
         let mut outcomes = outcomes.into_iter();
         for key in keys {
             let outcome = outcomes.next();
-            if self.shutdown.is_requested()
-                && matches!(outcome, Some(Ok(Settled::Done | Settled::Written)))
-                && let Some(entry) = self.in_flight.find(key)
-            {
-                self.monitor.counters.returned += u64::from(entry.state.is_returning());
-            }
+            self.note_settled(key, outcome.as_ref());
             let event = match outcome {
                 Some(Ok(Settled::Done | Settled::Written)) => DeliveryEvent::Done,
                 Some(Ok(Settled::Gone)) => DeliveryEvent::Gone,
@@ -87,6 +82,27 @@ impl Driver {
                 None => DeliveryEvent::Failed(EffectError::Unknown),
             };
             self.event(key, event);
+        }
+    }
+
+    /// Counts a delivery that the shutdown has returned, and logs one that the broker does
+    /// not hold any more.
+    fn note_settled(&mut self, key: DeliveryKey, outcome: Option<&Result<Settled, ServiceError>>) {
+        let Some(Ok(settled)) = outcome else { return };
+        let Some(entry) = self.in_flight.find(key) else {
+            return;
+        };
+        match (settled, &entry.payload) {
+            (Settled::Gone, Payload::Task { job, .. }) => tracing::warn!(
+                "task {} of queue {}: the broker does not hold its delivery any more",
+                job.id,
+                entry.queue
+            ),
+            (Settled::Gone, Payload::Rejected(_)) => {}
+            (Settled::Done | Settled::Written, _) => {
+                let is_returned = self.shutdown.is_requested() && entry.state.is_returning();
+                self.monitor.counters.returned += u64::from(is_returned);
+            }
         }
     }
 
