@@ -6,35 +6,19 @@
 //! twice. The owner of all these deliveries, which is this process, has an entry of its
 //! own, which is renewed within seconds: other workers of this crate restore the
 //! deliveries of an owner that stopped renewing it, long before the visibility timeout.
+//!
+//! This module has the state in memory; `renewal` talks to the server.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use celery_runtime::{DeliveryTag, ServiceError, env};
+use celery_runtime::{DeliveryTag, env};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::client::{Command, DedicatedConnection, Operation, RedisReply, Script};
 use crate::keys::{DeliveryLocation, ParsedTag};
-use crate::rescue::DeadOwner;
-use crate::shared::Shared;
-
-static RENEW: LazyLock<Script> = LazyLock::new(|| script!("renew.lua"));
-static OWNER_RENEW: LazyLock<Script> = LazyLock::new(|| script!("owner_renew.lua"));
-
-const OPERATION: Operation<'static> = Operation::new("renew", "deliveries");
-const OWNER_OPERATION: Operation<'static> = Operation::new("renew", "the owner of deliveries");
-
-/// The number of tags in one request.
-const CHUNK_SIZE: usize = 1000;
-
-/// The number of dead owners that one renewal lists.
-const MAX_DEAD_OWNERS: usize = 10;
-
-/// The time after which the owners are forgotten if no process renews any.
-const OWNERS_EXPIRE: Duration = Duration::from_secs(24 * 3600);
 
 /// The time without a consumer, and without an attempt to start one, after which the
 /// deliveries in hand are forgotten: their worker is gone.
@@ -132,7 +116,12 @@ impl Leases {
             || renewed.is_some_and(|time| time.elapsed() < rescue_after)
     }
 
-    fn held(&self) -> Vec<String> {
+    /// Returns the text at the start of each tag of this process.
+    pub(crate) fn owner(&self) -> &str {
+        &self.owner
+    }
+
+    pub(crate) fn held(&self) -> Vec<String> {
         self.lock().held.iter().cloned().collect()
     }
 
@@ -141,7 +130,7 @@ impl Leases {
     }
 
     /// Reports deliveries that the server does not have any more to all consumers.
-    fn report(&self, missing: Vec<String>) {
+    pub(crate) fn report(&self, missing: Vec<String>) {
         let mut state = self.lock();
         let lost: Vec<_> = missing
             .into_iter()
@@ -158,7 +147,7 @@ impl Leases {
     }
 
     /// Records a renewal of the owner. After a pause it wakes the consumers.
-    fn owner_renewed(&self, rescue_after: Duration) {
+    pub(crate) fn owner_renewed(&self, rescue_after: Duration) {
         let was_current = self.are_current(rescue_after);
         let mut state = self.lock();
         let now = env::instant();
@@ -176,13 +165,55 @@ impl Leases {
     /// Returns whether owners that are not renewed are dead: this process has renewed its
     /// own for as long. After a pause of the server, or of this process, the others need
     /// time to renew theirs.
-    fn tells_dead_owners(&self, rescue_after: Duration) -> bool {
+    pub(crate) fn knows_dead_owners(&self, rescue_after: Duration) -> bool {
         let since = self.lock().renewed_since;
         since.is_some_and(|since| since.elapsed() >= rescue_after)
     }
 
+    /// Records that the server refuses the owner's entry.
+    pub(crate) fn refuse_owner(&self) {
+        self.lock().is_owner_refused = true;
+    }
+
+    pub(crate) fn is_owner_refused(&self) -> bool {
+        self.lock().is_owner_refused
+    }
+
+    /// Opens a consumer. Returns it, and whether a renewal has to be started for it.
+    pub(crate) fn open(self: &Arc<Self>) -> (OpenConsumer, bool) {
+        let number = self.next_consumer.fetch_add(1, Ordering::Relaxed);
+        let lost = Arc::new(LostLeases::default());
+        let mut state = self.lock();
+        state.open += 1;
+        state.consumers.push(Arc::downgrade(&lost));
+        let starts_renewal = !std::mem::replace(&mut state.is_renewing, true);
+        let consumer = OpenConsumer {
+            leases: Arc::clone(self),
+            tag_prefix: format!("{}-{number}-", self.owner),
+            lost,
+        };
+        (consumer, starts_renewal)
+    }
+
+    /// Forgets what this process holds if its last consumer closes. Returns then whether
+    /// it still held deliveries.
+    pub(crate) fn close_last(&self) -> Option<bool> {
+        let mut state = self.lock();
+        if state.open > 1 {
+            return None;
+        }
+        state.owner_renewed_at = None;
+        let held = std::mem::take(&mut state.held);
+        Some(!held.is_empty())
+    }
+
+    /// Waits until the last consumer has ended.
+    pub(crate) async fn stopped(&self) {
+        self.stop.notified().await;
+    }
+
     /// Returns whether the renewal ends, because no consumer is open.
-    fn ends_renewal(&self) -> bool {
+    pub(crate) fn ends_renewal(&self) -> bool {
         let mut state = self.lock();
         state.is_renewing = state.open > 0;
         !state.is_renewing
@@ -190,190 +221,13 @@ impl Leases {
 
     /// Begins the start of a consumer. Deliveries of a worker that is gone are
     /// forgotten.
-    fn begin(&self) {
+    pub(crate) fn begin(&self) {
         let mut state = self.lock();
         let is_abandoned = |time: Instant| time.elapsed() > ABANDONED_AFTER;
         if state.open == 0 && state.used_at.is_some_and(is_abandoned) {
             state.held.clear();
         }
         state.used_at = Some(env::instant());
-    }
-}
-
-impl Shared {
-    /// Renews what this process holds and opens a consumer, which keeps it renewed.
-    ///
-    /// # Errors
-    ///
-    /// If the server does not answer.
-    pub(crate) async fn open_consumer(self: &Arc<Self>) -> Result<OpenConsumer, ServiceError> {
-        self.leases.begin();
-        let mut connection = self.client.dedicated(OPERATION).await?;
-        self.renew_owner(&mut connection).await?;
-        self.renew_held(&mut connection).await?;
-        let leases = &self.leases;
-        let number = leases.next_consumer.fetch_add(1, Ordering::Relaxed);
-        let lost = Arc::new(LostLeases::default());
-        let mut state = leases.lock();
-        state.open += 1;
-        state.consumers.push(Arc::downgrade(&lost));
-        let starts_renewal = !std::mem::replace(&mut state.is_renewing, true);
-        drop(state);
-        if starts_renewal {
-            env::spawn(renew(Arc::clone(self), connection));
-        }
-        Ok(OpenConsumer {
-            leases: Arc::clone(leases),
-            tag_prefix: format!("{}-{number}-", leases.owner),
-            lost,
-        })
-    }
-
-    /// Renews the entry of this process, and returns the owners that are dead.
-    async fn renew_owner(
-        &self,
-        connection: &mut DedicatedConnection,
-    ) -> Result<Vec<DeadOwner>, ServiceError> {
-        let layout = &self.client.options().layout;
-        if layout.rescue_after.is_zero() || self.leases.lock().is_owner_refused {
-            return Ok(Vec::new());
-        }
-        let owners = layout.owners();
-        let rescue_after = format!("{:.6}", layout.rescue_after.as_secs_f64());
-        let most = MAX_DEAD_OWNERS.to_string();
-        let expire = OWNERS_EXPIRE.as_secs().to_string();
-        let arguments = [
-            self.leases.owner.as_bytes(),
-            rescue_after.as_bytes(),
-            most.as_bytes(),
-            expire.as_bytes(),
-        ];
-        let answer = connection
-            .script(OWNER_OPERATION, &OWNER_RENEW, &[&owners], &arguments)
-            .await;
-        let reply = match answer {
-            Ok(reply) => reply,
-            Err(error) if error.is_transient() => return Err(error),
-            Err(error) => {
-                self.leases.lock().is_owner_refused = true;
-                tracing::warn!(
-                    "deliveries of dead workers are restored after the visibility timeout only: \
-                     {error}"
-                );
-                return Ok(Vec::new());
-            }
-        };
-        self.leases.owner_renewed(layout.rescue_after);
-        if !self.leases.tells_dead_owners(layout.rescue_after) {
-            return Ok(Vec::new());
-        }
-        let mut replies = reply.list().into_iter();
-        let mut dead = Vec::new();
-        while let (Some(owner), Some(time)) = (replies.next(), replies.next()) {
-            if let (Some(owner), Some(renewed_at)) = (owner.text(), time.text()) {
-                dead.push(DeadOwner { owner, renewed_at });
-            }
-        }
-        Ok(dead)
-    }
-
-    /// Returns the command that renews one delivery.
-    pub(crate) fn renew_command(&self, tag: &str) -> Command {
-        let layout = &self.client.options().layout;
-        let keys = [layout.unacked_index(), layout.unacked()];
-        RENEW.by_text(&keys.each_ref().map(String::as_str), &[tag.as_bytes()])
-    }
-
-    /// Renews the deliveries in hand, and reports those that are not unacked any more.
-    async fn renew_held(&self, connection: &mut DedicatedConnection) -> Result<(), ServiceError> {
-        let layout = &self.client.options().layout;
-        let keys = [layout.unacked_index(), layout.unacked()];
-        let keys = keys.each_ref().map(String::as_str);
-        for chunk in self.leases.held().chunks(CHUNK_SIZE) {
-            let tags: Vec<_> = chunk.iter().map(String::as_bytes).collect();
-            let reply = connection.script(OPERATION, &RENEW, &keys, &tags).await?;
-            let missing = reply.list().into_iter().filter_map(RedisReply::text);
-            self.leases.report(missing.collect());
-        }
-        Ok(())
-    }
-}
-
-/// Renews the owner and the deliveries in hand while consumers are open, on a connection
-/// of its own, so that neither a full pool nor a long answer delays it.
-async fn renew(shared: Arc<Shared>, connection: DedicatedConnection) {
-    let mut connection = Some(connection);
-    let interval = shared.client.options().layout.renewal_interval();
-    let held_interval = shared.client.options().layout.visibility_timeout / 3;
-    let mut held_renewed_at = env::instant();
-    let mut ticks = tokio::time::interval(interval);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            biased;
-            () = shared.leases.stop.notified() => {}
-            () = shared.client.closed() => {}
-            _ = ticks.tick() => {}
-        }
-        if shared.client.is_closed() || shared.leases.ends_renewal() {
-            return;
-        }
-        let is_current = shared
-            .leases
-            .are_current(shared.client.options().layout.rescue_after);
-        let renews_held = !is_current || held_renewed_at.elapsed() + interval > held_interval;
-        let started = env::instant();
-        match shared.renew_once(&mut connection, renews_held).await {
-            Ok(()) if renews_held => held_renewed_at = started,
-            Ok(()) => {}
-            Err(error) => {
-                connection = None;
-                tracing::warn!("{error}");
-            }
-        }
-    }
-}
-
-impl Shared {
-    async fn renew_once(
-        &self,
-        connection: &mut Option<DedicatedConnection>,
-        renews_held: bool,
-    ) -> Result<(), ServiceError> {
-        let connection = match connection {
-            Some(connection) => connection,
-            None => connection.insert(self.client.dedicated(OPERATION).await?),
-        };
-        if renews_held {
-            self.renew_held(connection).await?;
-        }
-        for dead in self.renew_owner(connection).await? {
-            self.rescue(&dead).await;
-        }
-        let queues = self.unconfirmed.queues();
-        if queues.is_empty() {
-            return Ok(());
-        }
-        self.recover_unconfirmed(OPERATION, &queues).await
-    }
-
-    /// Ends the ownership of a process that stops consuming: what it still holds is
-    /// restored by others at once.
-    pub(crate) async fn end_ownership(&self) -> Result<(), ServiceError> {
-        let (is_last, holds) = {
-            let mut state = self.leases.lock();
-            let is_last = state.open <= 1;
-            let holds = !state.held.is_empty();
-            if is_last {
-                state.held.clear();
-                state.owner_renewed_at = None;
-            }
-            (is_last, holds)
-        };
-        if !is_last {
-            return Ok(());
-        }
-        self.leave(&self.leases.owner, holds).await
     }
 }
 
@@ -423,7 +277,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn dead_owners_are_told_after_renewals_without_a_pause() {
+    async fn dead_owners_are_known_after_renewals_without_a_pause() {
         let after = Duration::from_secs(20);
         let leases = Leases::new();
         let renew_for = async |steps: u32| {
@@ -433,12 +287,12 @@ mod tests {
             }
         };
         renew_for(4).await;
-        assert!(!leases.tells_dead_owners(after));
+        assert!(!leases.knows_dead_owners(after));
         renew_for(1).await;
-        assert!(leases.tells_dead_owners(after));
+        assert!(leases.knows_dead_owners(after));
         tokio::time::advance(Duration::from_secs(6)).await;
         renew_for(1).await;
-        assert!(!leases.tells_dead_owners(after));
+        assert!(!leases.knows_dead_owners(after));
     }
 
     #[tokio::test(start_paused = true)]

@@ -89,6 +89,7 @@ mod keys;
 mod lease;
 mod publish;
 mod recover;
+mod renewal;
 mod reply;
 mod rescue;
 mod restore;

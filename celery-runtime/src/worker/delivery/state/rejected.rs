@@ -17,12 +17,12 @@ use crate::worker::workflow::effect::{Completion, WorkflowEffect};
 pub(crate) struct RejectedDelivery {
     rejection: Rejection,
     on_unknown: OnUnknown,
-    phase: Phase,
+    phase: RejectedPhase,
     effects: EffectQueue,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Phase {
+enum RejectedPhase {
     /// Carries out effects, one at a time.
     Finishing,
     BackingOff {
@@ -36,7 +36,7 @@ impl RejectedDelivery {
         Self {
             rejection,
             on_unknown,
-            phase: Phase::Finishing,
+            phase: RejectedPhase::Finishing,
             effects: EffectQueue::default(),
         }
     }
@@ -47,26 +47,28 @@ impl RejectedDelivery {
 
     pub(super) fn timeout(&self) -> Option<Instant> {
         match self.phase {
-            Phase::BackingOff { until } => Some(until),
-            Phase::Finishing | Phase::Closed => None,
+            RejectedPhase::BackingOff { until } => Some(until),
+            RejectedPhase::Finishing | RejectedPhase::Closed => None,
         }
     }
 
     pub(super) fn handle(&mut self, event: DeliveryEvent, now: Now, actions: &mut Vec<Action>) {
         match (event, self.phase) {
-            (_, Phase::Closed) => {}
+            (_, RejectedPhase::Closed) => {}
             (DeliveryEvent::Arrived, _) => self.arrive(now, actions),
-            (DeliveryEvent::Done | DeliveryEvent::Gone, Phase::Finishing) => {
+            (DeliveryEvent::Done | DeliveryEvent::Gone, RejectedPhase::Finishing) => {
                 self.advance(Vec::new(), actions);
             }
-            (DeliveryEvent::DoneWith(follow_ups), Phase::Finishing) => {
+            (DeliveryEvent::DoneWith(follow_ups), RejectedPhase::Finishing) => {
                 self.advance(follow_ups, actions);
             }
-            (DeliveryEvent::Failed(error), Phase::Finishing) => self.failed(&error, now, actions),
-            (DeliveryEvent::Tick, Phase::BackingOff { until }) if until <= now.instant => {
+            (DeliveryEvent::Failed(error), RejectedPhase::Finishing) => {
+                self.failed(&error, now, actions)
+            }
+            (DeliveryEvent::Tick, RejectedPhase::BackingOff { until }) if until <= now.instant => {
                 self.next_effect(actions);
             }
-            (DeliveryEvent::Stop(_), Phase::BackingOff { .. }) => self.next_effect(actions),
+            (DeliveryEvent::Stop(_), RejectedPhase::BackingOff { .. }) => self.next_effect(actions),
             (DeliveryEvent::ConnectionLost | DeliveryEvent::LeaseLost, _) => {
                 self.effects.is_taken_back = true;
             }
@@ -89,7 +91,7 @@ impl RejectedDelivery {
             }
             OnUnknown::Requeue(delay) => {
                 self.effects.extend([requeue()]);
-                self.phase = Phase::BackingOff {
+                self.phase = RejectedPhase::BackingOff {
                     until: now.instant + delay,
                 };
                 return;
@@ -107,7 +109,7 @@ impl RejectedDelivery {
     /// refuses is requeued, never acknowledged; another refused effect is skipped.
     fn failed(&mut self, error: &EffectError, now: Now, actions: &mut Vec<Action>) {
         if error.is_transient() || self.effects.settles_next() {
-            self.phase = Phase::BackingOff {
+            self.phase = RejectedPhase::BackingOff {
                 until: now.instant + self.effects.next_delay(),
             };
             return;
@@ -120,7 +122,7 @@ impl RejectedDelivery {
     }
 
     fn next_effect(&mut self, actions: &mut Vec<Action>) {
-        self.phase = Phase::Finishing;
+        self.phase = RejectedPhase::Finishing;
         loop {
             match self.effects.request(actions) {
                 NextEffect::Requested => return,
@@ -128,7 +130,7 @@ impl RejectedDelivery {
                     self.effects.advance(Vec::new());
                 }
                 NextEffect::Nothing => {
-                    self.phase = Phase::Closed;
+                    self.phase = RejectedPhase::Closed;
                     return actions.push(Action::Remove);
                 }
             }
