@@ -59,6 +59,8 @@
 //!
 //! `tls-rustls` (rustls with ring) or `tls-native-tls` (the system's library),
 //! for `rediss://`.
+//!
+#![doc = include_str!("permissions.md")]
 
 /// Returns a script of this crate with the helpers that all scripts share.
 macro_rules! script {
