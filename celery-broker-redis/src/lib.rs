@@ -52,8 +52,8 @@
 //! # Where to read on
 //!
 //! [`RedisBroker`] and [`RedisOptions`]; inside, `fetch` and its script take
-//! messages, `settle` settles deliveries, `restore` restores those of dead
-//! workers.
+//! messages, `settle` settles deliveries, `lease` renews them, `rescue` and
+//! `restore` restore those of dead workers.
 //!
 //! # Features
 //!
