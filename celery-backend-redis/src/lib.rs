@@ -15,6 +15,8 @@
 //! ```
 //!
 //! The types to read first are [`RedisBackend`] and [`RedisStore`].
+//!
+#![doc = include_str!("permissions.md")]
 
 mod backend;
 mod chord;

@@ -52,13 +52,15 @@
 //! # Where to read on
 //!
 //! [`RedisBroker`] and [`RedisOptions`]; inside, `fetch` and its script take
-//! messages, `settle` settles deliveries, `restore` restores those of dead
-//! workers.
+//! messages, `settle` settles deliveries, `lease` renews them, `rescue` and
+//! `restore` restore those of dead workers.
 //!
 //! # Features
 //!
 //! `tls-rustls` (rustls with ring) or `tls-native-tls` (the system's library),
 //! for `rediss://`.
+//!
+#![doc = include_str!("permissions.md")]
 
 /// Returns a script of this crate with the helpers that all scripts share.
 macro_rules! script {

@@ -55,6 +55,7 @@ mod prefetch;
 mod python_calls_rust;
 #[cfg(feature = "amqp")]
 mod queues;
+mod redis_permissions;
 mod results;
 mod revocation;
 #[cfg(feature = "rpc")]
