@@ -127,20 +127,31 @@ async fn repeated_ack_tells_whether_the_first_was_carried_out() {
 
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
-async fn renewal_after_a_late_ack_leaves_nothing() {
-    let (server, proxy, broker) = behind_proxy(json!({"visibility_timeout": 0.6}));
-    let consumer = consumer(&broker, &["q"]).await;
-    send(&broker, "q", &["1", "2"]).await;
-    let held = receive(&*consumer, 2).await;
-    let swallowed = proxy.on_request(ACK, Fault::SwallowAnswer);
-    ack_without_answer(&*consumer, &held[0].tag).await;
-    wait_for_request(&swallowed).await;
-    // The first delivery is not renewed any more, and does not come back.
-    wait_for_renewal(&server).await;
-    wait_for_renewal(&server).await;
-    assert_eq!(unacked_count(&server), 1);
-    ack(&*consumer, &held[1]).await;
-    assert_eq!((queued_count(&server, "q"), unacked_count(&server)), (0, 0));
+async fn renewal_between_an_ack_and_its_repetition_leaves_nothing() {
+    for (fault, left, expected) in [
+        // The first delivery is not renewed any more, and does not come back.
+        (Fault::SwallowAnswer, 1, Settled::Gone),
+        // It is renewed, since it is still in hand.
+        (Fault::HoldRequest, 2, Settled::Done),
+    ] {
+        let (server, proxy, broker) = behind_proxy(json!({"visibility_timeout": 0.6}));
+        let consumer = consumer(&broker, &["q"]).await;
+        send(&broker, "q", &["1", "2"]).await;
+        let held = receive(&*consumer, 2).await;
+        let fault = proxy.on_request(ACK, fault);
+        ack_without_answer(&*consumer, &held[0].tag).await;
+        wait_for_request(&fault).await;
+        wait_for_renewal(&server).await;
+        wait_for_renewal(&server).await;
+        assert_eq!(unacked_count(&server), left);
+        let again = consumer
+            .settle(&[Settlement::Ack(held[0].tag.clone())])
+            .await;
+        assert_eq!(all(again).unwrap(), [expected]);
+        fault.release();
+        ack(&*consumer, &held[1]).await;
+        assert_eq!((queued_count(&server, "q"), unacked_count(&server)), (0, 0));
+    }
 }
 
 #[tokio::test]
