@@ -26,6 +26,8 @@ const ROLES: [(&str, &str); 5] = [
 
 const UNKNOWN: Task<(), ()> = Task::new("tasks.unknown");
 
+const LOCKED: Task<(), i64> = Task::new("tasks.locked").unique(Unique::arguments());
+
 const ALONE: Task<(), i64> =
     Task::new("tasks.alone").unique(Unique::arguments().while_queued(Duration::from_secs(600)));
 
@@ -125,7 +127,8 @@ fn refused(setup: &Setup) -> Vec<String> {
 }
 
 async fn worker(setup: &Setup) -> RunningWorker {
-    let tasks: Tasks = test_tasks().with(ALONE, async || Ok::<_, TaskError>(1));
+    let one = async || Ok::<_, TaskError>(1);
+    let tasks: Tasks = test_tasks().with(LOCKED, one).with(ALONE, one);
     let setup = of(setup, "worker").set("worker_send_task_events", true);
     setup.serve(tasks).await
 }
@@ -160,6 +163,15 @@ async fn run_tasks(setup: &Setup) {
         .apply(ADD.s((Int(0), Int(0))).countdown(hour))
         .await
         .unwrap();
+    let exchanged = ADD
+        .s((Int(1), Int(1)))
+        .exchange("celery")
+        .routing_key("celery");
+    sender.apply(exchanged.task_id("exchanged")).await.unwrap();
+    let exchanged = waiter.result::<i64>("exchanged");
+    assert_eq!(exchanged.get_timeout(TIMEOUT).await.unwrap(), 2);
+    let locked = waiter.send(LOCKED, ()).await.unwrap();
+    assert_eq!(locked.get_timeout(TIMEOUT).await.unwrap(), 1);
     let late = waiter.send(REJECT, (true,)).await.unwrap();
     let retried = waiter.send(RETRY_TIMES, (2, 0.1)).await.unwrap();
     let soon = HOP.s((Vec::new(),)).countdown(Duration::from_secs(1));
@@ -255,6 +267,7 @@ async fn needed_permissions_suffice_for_tasks_control_and_events() {
         while events.next().await.unwrap().kind != "task-succeeded" {}
     })
     .await;
+    assert!(of(&setup, "waiter").client().send(ALONE, ()).await.is_err());
     worker.stop().await;
     assert_eq!(setup.redis.depth("celery"), 1);
     setup.redis.assert_no_unacked();
