@@ -68,7 +68,7 @@ impl Shared {
         connection: &mut DedicatedConnection,
     ) -> Result<Vec<DeadOwner>, ServiceError> {
         let layout = &self.client.options().layout;
-        if layout.rescue_after.is_zero() || self.leases.is_owner_refused() {
+        if !self.has_owner() {
             return Ok(Vec::new());
         }
         let owners = layout.owners();
@@ -202,8 +202,14 @@ impl Shared {
     /// restored by others at once.
     pub(crate) async fn end_ownership(&self) -> Result<(), ServiceError> {
         match self.leases.close_last() {
-            Some(holds) => self.leave(self.leases.owner(), holds).await,
-            None => Ok(()),
+            Some(holds) if self.has_owner() => self.leave(self.leases.owner(), holds).await,
+            _ => Ok(()),
         }
+    }
+
+    /// Returns whether this process has an entry of its own.
+    fn has_owner(&self) -> bool {
+        let is_rescued = !self.client.options().layout.rescue_after.is_zero();
+        is_rescued && !self.leases.is_owner_refused()
     }
 }

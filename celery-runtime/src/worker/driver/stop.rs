@@ -31,14 +31,14 @@ impl Driver {
             ..
         } = self.monitor.counters;
         let count = self.in_flight.len();
-        tracing::info!(
-            "worker stopped: {processed} tasks run, {returned} deliveries returned, {count} not \
-             settled, {in_doubt} in doubt"
-        );
         let deadline = self.executor.deadline;
         self.monitor.close(deadline).await;
         let closed = self.connection.close(self.shutdown.grace()).await;
         let failed = closed.is_err();
+        tracing::info!(
+            "worker stopped: {processed} tasks run, {returned} deliveries returned, {count} not \
+             settled, {in_doubt} in doubt"
+        );
         match self.shutdown.error().cloned().or(closed.err()) {
             error if failed || count > 0 || in_doubt > 0 => Err(WorkerError::Unsettled {
                 count,
