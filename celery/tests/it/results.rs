@@ -68,8 +68,8 @@ async fn break_subscriptions(redis: &RedisServer) {
 async fn waiters_leave_no_subscriptions_or_connections() {
     // One pool for each of broker and backend, in worker and client.
     const POOLED: usize = 2 * 2 * 2;
-    // The worker's consumer, the subscription to results, and the test's own.
-    const OTHERS: usize = 3;
+    // The worker's consumer and its renewal, the subscription to results, the test's own.
+    const OTHERS: usize = 4;
     let small = serde_json::json!({"max_connections": 2});
     let setup = Setup::redis()
         .set("broker_transport_options", small.clone())

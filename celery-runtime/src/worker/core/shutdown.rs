@@ -59,9 +59,13 @@ impl Shutdown {
         self.stage.is_some()
     }
 
-    /// Returns how long a shutdown waits for results and acknowledgements.
-    pub(crate) fn grace(&self) -> Duration {
-        self.options.grace
+    /// Returns how long the broker may take to return deferred deliveries: as long as for
+    /// results, unless it has not answered for that time already.
+    pub(crate) fn time_to_close(&self) -> Duration {
+        match self.end_at {
+            None => self.options.grace,
+            Some(_) => Duration::ZERO,
+        }
     }
 
     /// Returns the error that caused the shutdown.

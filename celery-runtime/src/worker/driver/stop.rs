@@ -1,6 +1,7 @@
 //! Shutdown: its stages and the end of the driver.
 
 use crate::worker::core::counters::Counters;
+use crate::worker::delivery::in_flight::InFlightDelivery;
 use crate::worker::driver::{DeliveryEvent, Driver, Payload, Stop};
 use crate::worker::error::WorkerError;
 
@@ -23,7 +24,7 @@ impl Driver {
         self.now = self.executor.clock.moment();
         self.emit_worker_event("worker-offline");
         self.save_state();
-        self.report_unsettled();
+        self.report_left();
         let Counters {
             processed,
             returned,
@@ -33,7 +34,7 @@ impl Driver {
         let count = self.in_flight.len();
         let deadline = self.executor.deadline;
         self.monitor.close(deadline).await;
-        let closed = self.connection.close(self.shutdown.grace()).await;
+        let closed = self.connection.close(self.shutdown.time_to_close()).await;
         let failed = closed.is_err();
         tracing::info!(
             "worker stopped: {processed} tasks run, {returned} deliveries returned, {count} not \
@@ -50,8 +51,16 @@ impl Driver {
         }
     }
 
-    /// Logs each delivery that is left.
-    fn report_unsettled(&self) {
+    /// Logs each delivery that is left. Those whose message is still being restored are in
+    /// doubt.
+    fn report_left(&mut self) {
+        for key in self.in_flight.keys() {
+            let is_restoring = |one: &InFlightDelivery| one.state.is_restoring();
+            if self.in_flight.find(key).is_some_and(is_restoring) {
+                self.report_in_doubt(key);
+                self.in_flight.remove(key);
+            }
+        }
         for delivery in self.in_flight.iter() {
             let queue = &delivery.queue;
             match &delivery.payload {

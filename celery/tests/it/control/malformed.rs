@@ -103,7 +103,7 @@ assert node.inspect("clock")["clock"] < 2**63
 async fn ten_thousand_revocations_do_not_delay_tasks(setup: Setup) {
     let worker = start(&setup).await;
     let program = r#"
-later = [send("tasks.add", (n, n), countdown=3) for n in range(20)]
+later = [send("tasks.add", (n, n), countdown=60) for n in range(20)]
 sent = [send("tasks.add", (n, n)) for n in range(500)]
 victims = [result.id for result in later] + [str(uuid.uuid4()) for _ in range(9_980)]
 for victim in victims:
