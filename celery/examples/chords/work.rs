@@ -8,6 +8,7 @@
 )]
 
 use std::fmt;
+use std::time::Duration;
 
 use celery::{Context, FailedTask, Task, TaskError, Tasks};
 use redis::AsyncCommands;
@@ -23,7 +24,12 @@ pub const MEMBER: Task<(u32, u32, bool), u32> =
 pub const BODY: Task<(Vec<u32>, u32), u32> = Task::new("chords.body").params(&["places", "chord"]);
 
 /// The errback of the chord with this number.
-pub const ERRBACK: Task<(u32,), ()> = Task::new("chords.errback").params(&["chord"]);
+///
+/// The worker that calls it holds the chord's claim for at most its time limit: another
+/// worker resumes the chord soon after a crash.
+pub const ERRBACK: Task<(u32,), ()> = Task::new("chords.errback")
+    .params(&["chord"])
+    .time_limits(None, Some(Duration::from_secs(5)));
 
 /// The list in Redis with one [`Entry`] for each run of a body or an errback.
 pub const RUNS_KEY: &str = "runs";

@@ -8,22 +8,31 @@ use serde_json::json;
 
 use super::{assert_all_ran, wait_for_runs};
 use crate::support::{
-    Accepted, Producer, RedisState, RunLog, RunningWorker, Setup, eventually, within,
+    Accepted, RECORD, RedisState, RunLog, RunningWorker, Setup, eventually, within,
 };
 
-/// Longer than the response timeout of 5 s, and shorter than a shutdown's grace period.
+/// Longer than the response timeout of 5 s, and shorter than the grace period.
 const STALL: Duration = Duration::from_secs(7);
+
+/// The grace period of the shutdowns.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// How long after the beginning of a stall the worker is stopped.
 const STOP_AFTER: Duration = Duration::from_millis(500);
 
-/// Starts a worker with eight slots and a load of short tasks.
-async fn under_load(setup: &Setup, runs: &RunLog) -> (RunningWorker, Producer) {
+/// Starts a worker with eight slots, whose prefetched tasks are acknowledged one after
+/// the other, and waits until it works.
+async fn under_load(setup: &Setup, runs: &RunLog) -> (RunningWorker, Accepted) {
     let worker = setup.app().worker(runs.tasks()).concurrency(8);
+    let worker = worker.shutdown_grace(GRACE);
     let worker = RunningWorker::start(worker).await;
-    let producer = Producer::start(setup.client());
+    let client = setup.client();
+    let sent = client.apply_all((0..400).map(|number| RECORD.s((number, 20))));
+    let accepted = (0..)
+        .zip(sent.await.into_iter().map(Result::unwrap))
+        .collect();
     wait_for_runs(runs, 50).await;
-    (worker, producer)
+    (worker, accepted)
 }
 
 /// Runs what is left on the server, and checks that nothing else is left.
@@ -43,7 +52,7 @@ async fn assert_nothing_is_lost(setup: &Setup, runs: &RunLog, accepted: &Accepte
 async fn warm_shutdown_during_a_stall_loses_no_task() {
     let setup = Setup::redis();
     let runs = RunLog::default();
-    let (mut worker, producer) = under_load(&setup, &runs).await;
+    let (mut worker, accepted) = under_load(&setup, &runs).await;
 
     setup.redis.pause();
     tokio::time::sleep(STOP_AFTER).await;
@@ -52,7 +61,6 @@ async fn warm_shutdown_during_a_stall_loses_no_task() {
     setup.redis.resume();
     within("the worker stops", worker.ended()).await.unwrap();
 
-    let accepted = producer.stop().await;
     assert_nothing_is_lost(&setup, &runs, &accepted).await;
 }
 
@@ -61,7 +69,7 @@ async fn warm_shutdown_during_a_stall_loses_no_task() {
 async fn cold_shutdown_during_a_stall_loses_no_task_that_has_not_started() {
     let setup = Setup::redis();
     let runs = RunLog::default();
-    let (mut worker, producer) = under_load(&setup, &runs).await;
+    let (mut worker, accepted) = under_load(&setup, &runs).await;
 
     setup.redis.pause();
     tokio::time::sleep(STOP_AFTER).await;
@@ -71,7 +79,6 @@ async fn cold_shutdown_during_a_stall_loses_no_task_that_has_not_started() {
     setup.redis.resume();
     within("the worker stops", worker.ended()).await.unwrap();
 
-    let accepted = producer.stop().await;
     assert_nothing_is_lost(&setup, &runs, &accepted).await;
 }
 
@@ -80,14 +87,12 @@ async fn cold_shutdown_during_a_stall_loses_no_task_that_has_not_started() {
 async fn stall_without_shutdown_runs_each_task_once() {
     let setup = Setup::redis();
     let runs = RunLog::default();
-    let (worker, producer) = under_load(&setup, &runs).await;
+    let (worker, accepted) = under_load(&setup, &runs).await;
 
     setup.redis.pause();
     tokio::time::sleep(STALL).await;
     setup.redis.resume();
-    wait_for_runs(&runs, 50).await;
 
-    let accepted = producer.stop().await;
     assert_all_ran(&runs, &accepted).await;
     let numbers = runs.numbers();
     let repeated = accepted.keys().filter(|number| {
@@ -106,11 +111,7 @@ async fn shutdown_without_an_answer_is_an_error_with_its_exit_code() {
         .set("deadline", 1)
         .set("broker_transport_options", json!({"socket_timeout": 1}));
     let runs = RunLog::default();
-    let worker = setup.app().worker(runs.tasks()).concurrency(8);
-    let worker = worker.shutdown_grace(Duration::from_secs(3));
-    let mut worker = RunningWorker::start(worker).await;
-    let producer = Producer::start(setup.client());
-    wait_for_runs(&runs, 50).await;
+    let (mut worker, _) = under_load(&setup, &runs).await;
 
     setup.redis.pause();
     tokio::time::sleep(STOP_AFTER).await;
@@ -125,5 +126,4 @@ async fn shutdown_without_an_answer_is_an_error_with_its_exit_code() {
     );
     assert_eq!(error.exit_code(), 3);
     setup.redis.resume();
-    producer.stop().await;
 }
