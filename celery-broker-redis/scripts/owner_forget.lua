@@ -1,8 +1,8 @@
 -- Removes a dead owner of which all deliveries are restored, unless it was renewed.
 --
--- KEYS[1]  owners  zset  owner -> time of its last renewal, in seconds
+-- KEYS[1]  owners  zset  owner -> time until which it counts as alive
 -- ARGV[1]  owner   the owner
--- ARGV[2]  time    its last renewal when its deliveries were listed
+-- ARGV[2]  time    its score when its deliveries were listed
 -- Returns 1 if the owner was removed, else 0.
 
 local owners = KEYS[1]

@@ -121,12 +121,12 @@ pub(crate) struct Limits {
 }
 
 impl Layout {
-    /// Returns the interval at which a process renews what it holds.
+    /// Returns the interval at which a worker renews what it holds.
     pub(crate) fn renewal_interval(&self) -> Duration {
         let held = self.visibility_timeout / 3;
         let owner = match self.rescue_after {
             Duration::ZERO => held,
-            rescue_after => rescue_after / 5,
+            rescue_after => rescue_after / 16,
         };
         held.min(owner).max(MIN_RENEWAL_INTERVAL)
     }

@@ -83,10 +83,10 @@ impl RedisConsumer {
             let error = operation.error(&shared.client, ServiceErrorKind::Unsupported, cause);
             return Err(error.with_remedy("broadcast tasks need RabbitMQ"));
         }
-        let open = shared.open_consumer().await?;
+        let open = shared.open_consumer(&options.owner, &queues).await?;
         let fetcher = Fetcher::connect(&shared, operation, &queues).await?;
         let quarantined = shared.quarantined_tags(operation, &queues).await?;
-        shared.recover_unconfirmed(operation, &queues).await?;
+        shared.recover_unconfirmed(operation, &open.leases).await?;
         let restore_schedule = RestoreSchedule::start(Arc::clone(&shared));
         Ok(Self {
             state: Mutex::new(ReceiveState {
@@ -264,10 +264,10 @@ impl RedisConsumer {
         // A fetch without an answer may have taken messages.
         let recovered = self
             .shared
-            .recover_unconfirmed(self.operation(), &self.queues)
+            .recover_unconfirmed(self.operation(), &self.open.leases)
             .await;
         let returned = self.shared.return_deferred(&self.queues).await;
-        let left = self.shared.end_ownership().await;
+        let left = self.shared.end_ownership(&self.open.leases).await;
         recovered.and(returned).and(left)
     }
 }
@@ -308,12 +308,12 @@ impl Consumer for RedisConsumer {
     }
 
     fn lost(&self) -> BoxFuture<'_, Vec<DeliveryTag>> {
-        Box::pin(self.open.lost.next())
+        Box::pin(self.open.leases.lost())
     }
 
     fn has_current_leases(&self) -> bool {
         let layout = &self.shared.client.options().layout;
-        self.shared.leases.are_current(layout.rescue_after)
+        self.open.leases.are_current(layout.rescue_after)
     }
 
     fn close(&self) -> BoxFuture<'_, Result<(), ServiceError>> {

@@ -44,6 +44,11 @@ impl DelayedDeliveries {
         self.take(queues, usize::MAX, |_| true)
     }
 
+    /// Removes the tags that begin with this text.
+    pub(crate) fn forget(&self, prefix: &str) {
+        self.lock().due.retain(|_, tag| !tag.starts_with(prefix));
+    }
+
     /// Returns the time until the next tag of `queues` is due.
     pub(crate) fn next_due(&self, queues: &[String], now: SystemTime) -> Option<Duration> {
         let state = self.lock();

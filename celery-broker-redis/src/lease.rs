@@ -1,9 +1,10 @@
-//! Leases: the deliveries that this process holds, which it renews while it lives.
+//! Leases: the deliveries that a worker of this process holds, which it renews while it
+//! lives.
 //!
 //! kombu restores a delivery whose score in `unacked_index` is older than the
 //! visibility timeout. A worker renews the scores of what it holds at a third of that
 //! time, so that neither a long task nor a long wait for a slot makes its message run
-//! twice. The owner of all these deliveries, which is this process, has an entry of its
+//! twice. The owner of all these deliveries, which is one worker, has an entry of its
 //! own, which is renewed within seconds: other workers of this crate restore the
 //! deliveries of an owner that stopped renewing it, long before the visibility timeout.
 //!
@@ -14,96 +15,153 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use celery_runtime::{DeliveryTag, env};
+use celery_runtime::{DeliveryOwner, DeliveryTag, env};
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::keys::{DeliveryLocation, ParsedTag};
 
-/// The time without a consumer, and without an attempt to start one, after which the
-/// deliveries in hand are forgotten: their worker is gone.
-const ABANDONED_AFTER: Duration = Duration::from_secs(60);
+/// The leases of all workers that consume with one broker.
+#[derive(Debug, Default)]
+pub(crate) struct LeaseRegistry {
+    all: Mutex<Vec<Arc<Leases>>>,
+}
 
-/// The deliveries that this process holds, on one server.
+/// The deliveries that one worker holds.
 #[derive(Debug)]
 pub(crate) struct Leases {
-    /// The unique text at the start of each tag of this process.
+    /// The unique text at the start of each tag of the worker.
     owner: String,
+    /// Whether the worker exists.
+    worker: Weak<DeliveryOwner>,
     next_consumer: AtomicU64,
     state: Mutex<LeaseState>,
-    /// Wakes the renewal when the last consumer ends.
-    stop: Notify,
+    /// Wakes the renewal when a consumer ends.
+    ended: Notify,
+    /// Wakes the worker after deliveries were taken back, or when its leases are current
+    /// again.
+    changed: Notify,
 }
 
 #[derive(Debug, Default)]
 struct LeaseState {
     held: BTreeSet<String>,
-    /// Where the consumers wait for deliveries that were taken back.
-    consumers: Vec<Weak<LostLeases>>,
-    /// The number of consumers that are open.
-    open: usize,
-    /// The last time at which a consumer was open or was to be started.
-    used_at: Option<Instant>,
+    /// Deliveries that were taken back, until the worker has read them.
+    lost: Vec<DeliveryTag>,
+    /// The queues of each open consumer.
+    open: Vec<Vec<String>>,
+    /// Whether the last consumer was closed.
+    is_closed: bool,
     /// The last renewal of the owner, while that is supported.
     owner_renewed_at: Option<Instant>,
     /// Since when the owner has been renewed without a pause.
     renewed_since: Option<Instant>,
     /// Whether the server refuses the owner's entry.
     is_owner_refused: bool,
-    /// Whether a task renews what this process holds.
-    is_renewing: bool,
+    /// The task that renews what the worker holds.
+    renewal: Option<JoinHandle<()>>,
 }
 
-/// Deliveries that were taken back from one consumer.
-#[derive(Debug, Default)]
-pub(crate) struct LostLeases {
-    tags: Mutex<Vec<DeliveryTag>>,
-    changed: Notify,
-}
-
-impl LostLeases {
-    /// Waits until deliveries were taken back, or until the leases are current again
-    /// after a pause.
-    pub(crate) async fn next(&self) -> Vec<DeliveryTag> {
-        self.changed.notified().await;
-        std::mem::take(&mut lock(&self.tags))
-    }
-}
-
-/// An open consumer, which keeps the renewal alive.
+/// An open consumer of a worker.
 #[derive(Debug)]
 pub(crate) struct OpenConsumer {
-    leases: Arc<Leases>,
+    pub(crate) leases: Arc<Leases>,
     /// The text at the start of the consumer's tags.
     pub(crate) tag_prefix: String,
-    pub(crate) lost: Arc<LostLeases>,
+    queues: Vec<String>,
+    /// A consumer keeps the leases of its worker alive.
+    _worker: Arc<DeliveryOwner>,
 }
 
-impl Leases {
-    pub(crate) fn new() -> Self {
-        Self {
-            owner: env::uuid_simple(),
-            next_consumer: AtomicU64::new(0),
-            state: Mutex::default(),
-            stop: Notify::new(),
+impl LeaseRegistry {
+    /// Returns the leases of a worker.
+    pub(crate) fn of(&self, worker: &Arc<DeliveryOwner>) -> Arc<Leases> {
+        let mut all = lock(&self.all);
+        let is_its = |one: &&Arc<Leases>| Weak::ptr_eq(&one.worker, &Arc::downgrade(worker));
+        if let Some(leases) = all.iter().find(is_its) {
+            return Arc::clone(leases);
         }
+        let leases = Arc::new(Leases::new(Arc::downgrade(worker)));
+        all.push(Arc::clone(&leases));
+        leases
     }
 
-    /// Adds deliveries that were received.
+    /// Adds deliveries that were received or found. Those of a worker that is gone are
+    /// not added.
     pub(crate) fn hold<'a>(&self, tags: impl IntoIterator<Item = &'a str>) {
-        let is_unacked = |tag: &&str| ParsedTag::parse(tag).location == DeliveryLocation::Unacked;
-        let tags = tags.into_iter().filter(is_unacked).map(ToOwned::to_owned);
-        self.lock().held.extend(tags);
+        for tag in tags {
+            if let Some(leases) = self.find(tag) {
+                leases.hold(tag);
+            }
+        }
     }
 
     /// Removes a delivery that is settled or deferred.
     pub(crate) fn release(&self, tag: &str) {
-        self.lock().held.remove(tag);
+        if let Some(leases) = self.find(tag) {
+            leases.lock().held.remove(tag);
+        }
     }
 
-    /// Returns whether this process holds a delivery.
+    /// Returns whether a worker of this process holds a delivery.
+    pub(crate) fn holds(&self, tag: &str) -> bool {
+        self.find(tag).is_some_and(|leases| leases.holds(tag))
+    }
+
+    /// Removes the leases of a worker that is gone.
+    pub(crate) fn remove(&self, leases: &Arc<Leases>) {
+        lock(&self.all).retain(|one| !Arc::ptr_eq(one, leases));
+    }
+
+    fn find(&self, tag: &str) -> Option<Arc<Leases>> {
+        let all = lock(&self.all);
+        let is_its = |one: &&Arc<Leases>| tag.starts_with(&*one.owner);
+        all.iter().find(is_its).map(Arc::clone)
+    }
+}
+
+impl Leases {
+    fn new(worker: Weak<DeliveryOwner>) -> Self {
+        Self {
+            owner: env::uuid_simple(),
+            worker,
+            next_consumer: AtomicU64::new(0),
+            state: Mutex::default(),
+            ended: Notify::new(),
+            changed: Notify::new(),
+        }
+    }
+
+    /// Returns the text at the start of each tag of the worker.
+    pub(crate) fn owner(&self) -> &str {
+        &self.owner
+    }
+
+    /// Returns whether the worker holds a delivery.
     pub(crate) fn holds(&self, tag: &str) -> bool {
         self.lock().held.contains(tag)
+    }
+
+    /// Returns whether an open consumer of the worker has the queue.
+    pub(crate) fn consumes(&self, queue: &str) -> bool {
+        let has_queue = |queues: &Vec<String>| queues.iter().any(|one| one == queue);
+        self.lock().open.iter().any(has_queue)
+    }
+
+    /// Returns whether the worker has an open consumer.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.lock().open.is_empty()
+    }
+
+    pub(crate) fn hold(&self, tag: &str) {
+        if ParsedTag::parse(tag).location == DeliveryLocation::Unacked {
+            self.lock().held.insert(tag.to_owned());
+        }
+    }
+
+    pub(crate) fn held(&self) -> Vec<String> {
+        self.lock().held.iter().cloned().collect()
     }
 
     /// Returns whether no other worker may have restored the deliveries in hand: the
@@ -116,53 +174,45 @@ impl Leases {
             || renewed.is_some_and(|time| time.elapsed() < rescue_after)
     }
 
-    /// Returns the text at the start of each tag of this process.
-    pub(crate) fn owner(&self) -> &str {
-        &self.owner
-    }
-
-    pub(crate) fn held(&self) -> Vec<String> {
-        self.lock().held.iter().cloned().collect()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, LeaseState> {
-        lock(&self.state)
-    }
-
-    /// Reports deliveries that the server does not have any more to all consumers.
+    /// Records that the server does not have these deliveries any more.
     pub(crate) fn report(&self, missing: Vec<String>) {
         let mut state = self.lock();
-        let lost: Vec<_> = missing
-            .into_iter()
-            .filter(|tag| state.held.remove(tag))
-            .map(DeliveryTag::new)
-            .collect();
-        state.consumers.retain(|one| one.strong_count() > 0);
-        for consumer in state.consumers.iter().filter_map(Weak::upgrade) {
-            lock(&consumer.tags).extend_from_slice(&lost);
-            if !lost.is_empty() {
-                consumer.changed.notify_one();
+        let before = state.lost.len();
+        for tag in missing {
+            if state.held.remove(&tag) {
+                state.lost.push(DeliveryTag::new(tag));
             }
+        }
+        if state.lost.len() > before {
+            self.changed.notify_one();
         }
     }
 
-    /// Records a renewal of the owner. After a pause it wakes the consumers.
-    pub(crate) fn owner_renewed(&self, rescue_after: Duration) {
+    /// Waits until deliveries were taken back, or until the leases are current again after
+    /// a pause. Returns the deliveries.
+    pub(crate) async fn lost(&self) -> Vec<DeliveryTag> {
+        self.changed.notified().await;
+        std::mem::take(&mut self.lock().lost)
+    }
+
+    /// Records a renewal of the owner that was requested at this time. `is_written` is
+    /// false if the server has kept the entry as it was.
+    pub(crate) fn owner_renewed(&self, at: Instant, rescue_after: Duration, is_written: bool) {
         let was_current = self.are_current(rescue_after);
         let mut state = self.lock();
-        let now = env::instant();
-        let last = state.owner_renewed_at.replace(now);
-        if last.is_none_or(|last| now - last > rescue_after / 2) {
-            state.renewed_since = Some(now);
+        let last = state.owner_renewed_at.replace(at);
+        let has_paused = last.is_none_or(|last| at - last > rescue_after / 2);
+        if !is_written {
+            state.renewed_since = None;
+        } else if has_paused || state.renewed_since.is_none() {
+            state.renewed_since = Some(at);
         }
-        if !was_current {
-            for consumer in state.consumers.iter().filter_map(Weak::upgrade) {
-                consumer.changed.notify_one();
-            }
+        if !was_current && last.is_some() {
+            self.changed.notify_one();
         }
     }
 
-    /// Returns whether owners that are not renewed are dead: this process has renewed its
+    /// Returns whether owners that are not renewed are dead: this worker has renewed its
     /// own for as long. After a pause of the server, or of this process, the others need
     /// time to renew theirs.
     pub(crate) fn knows_dead_owners(&self, rescue_after: Duration) -> bool {
@@ -170,75 +220,86 @@ impl Leases {
         since.is_some_and(|since| since.elapsed() >= rescue_after)
     }
 
-    /// Records that the server refuses the owner's entry.
-    pub(crate) fn refuse_owner(&self) {
-        self.lock().is_owner_refused = true;
+    /// Records that the server refuses the owner's entry. Returns whether it has refused
+    /// it from the beginning, so that no other worker takes the owner for dead.
+    pub(crate) fn refuse_owner(&self) -> bool {
+        let mut state = self.lock();
+        state.is_owner_refused |= state.owner_renewed_at.is_none();
+        state.is_owner_refused
     }
 
     pub(crate) fn is_owner_refused(&self) -> bool {
         self.lock().is_owner_refused
     }
 
-    /// Opens a consumer. Returns it, and whether a renewal has to be started for it.
-    pub(crate) fn open(self: &Arc<Self>) -> (OpenConsumer, bool) {
+    /// Opens a consumer of the worker.
+    pub(crate) fn open(
+        self: &Arc<Self>,
+        worker: &Arc<DeliveryOwner>,
+        queues: &[String],
+    ) -> OpenConsumer {
         let number = self.next_consumer.fetch_add(1, Ordering::Relaxed);
-        let lost = Arc::new(LostLeases::default());
         let mut state = self.lock();
-        state.open += 1;
-        state.consumers.push(Arc::downgrade(&lost));
-        let starts_renewal = !std::mem::replace(&mut state.is_renewing, true);
-        let consumer = OpenConsumer {
+        state.open.push(queues.to_vec());
+        state.is_closed = false;
+        OpenConsumer {
             leases: Arc::clone(self),
             tag_prefix: format!("{}-{number}-", self.owner),
-            lost,
-        };
-        (consumer, starts_renewal)
+            queues: queues.to_vec(),
+            _worker: Arc::clone(worker),
+        }
     }
 
-    /// Forgets what this process holds if its last consumer closes. Returns then whether
-    /// it still held deliveries.
+    /// Starts the renewal, unless it runs. It ends with its runtime.
+    pub(crate) fn start_renewal(&self, start: impl FnOnce() -> JoinHandle<()>) {
+        let mut state = self.lock();
+        if state.renewal.as_ref().is_none_or(JoinHandle::is_finished) {
+            state.renewal = Some(start());
+        }
+    }
+
+    /// Forgets what the worker holds if its last consumer closes. Returns then whether it
+    /// still held deliveries.
     pub(crate) fn close_last(&self) -> Option<bool> {
         let mut state = self.lock();
-        if state.open > 1 {
+        if state.open.len() > 1 {
             return None;
         }
+        state.is_closed = true;
         state.owner_renewed_at = None;
+        state.renewed_since = None;
         let held = std::mem::take(&mut state.held);
         Some(!held.is_empty())
     }
 
-    /// Waits until the last consumer has ended.
-    pub(crate) async fn stopped(&self) {
-        self.stop.notified().await;
+    /// Waits until a consumer has ended.
+    pub(crate) async fn consumer_ended(&self) {
+        self.ended.notified().await;
     }
 
-    /// Returns whether the renewal ends, because no consumer is open.
-    pub(crate) fn ends_renewal(&self) -> bool {
-        let mut state = self.lock();
-        state.is_renewing = state.open > 0;
-        !state.is_renewing
+    /// Returns whether the worker is gone.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.worker.strong_count() == 0
     }
 
-    /// Begins the start of a consumer. Deliveries of a worker that is gone are
-    /// forgotten.
-    pub(crate) fn begin(&self) {
-        let mut state = self.lock();
-        let is_abandoned = |time: Instant| time.elapsed() > ABANDONED_AFTER;
-        if state.open == 0 && state.used_at.is_some_and(is_abandoned) {
-            state.held.clear();
-        }
-        state.used_at = Some(env::instant());
+    /// Returns whether the worker has closed its last consumer.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().is_closed
+    }
+
+    fn lock(&self) -> MutexGuard<'_, LeaseState> {
+        lock(&self.state)
     }
 }
 
 impl Drop for OpenConsumer {
     fn drop(&mut self) {
         let mut state = self.leases.lock();
-        state.open = state.open.saturating_sub(1);
-        state.used_at = Some(env::instant());
-        if state.open == 0 {
-            self.leases.stop.notify_one();
+        if let Some(index) = state.open.iter().position(|one| *one == self.queues) {
+            state.open.swap_remove(index);
         }
+        drop(state);
+        self.leases.ended.notify_one();
     }
 }
 
@@ -250,59 +311,72 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
+    const AFTER: Duration = Duration::from_secs(20);
+
     #[tokio::test]
     async fn missing_delivery_is_reported_unless_it_was_released() {
-        let leases = Leases::new();
-        let lost = Arc::new(LostLeases::default());
-        leases.lock().consumers.push(Arc::downgrade(&lost));
-        leases.hold(["a-0:q", "a-1:q", "raw:a-2:q"]);
-        assert_eq!(leases.held(), ["a-0:q", "a-1:q"]);
-        leases.release("a-0:q");
-        leases.report(vec!["a-0:q".to_owned(), "a-1:q".to_owned()]);
-        assert_eq!(lost.next().await, [DeliveryTag::new("a-1:q")]);
-        assert!(!leases.holds("a-1:q"));
+        let (registry, worker) = (LeaseRegistry::default(), Arc::default());
+        let leases = registry.of(&worker);
+        let tag = |number| format!("{}-0-{number}:q", leases.owner());
+        let [first, second] = [tag(0), tag(1)];
+        registry.hold([&*first, &*second, "other-0-0:q", "raw:a-2:q"]);
+        assert_eq!(leases.held(), [first.clone(), second.clone()]);
+        registry.release(&first);
+        leases.report(vec![first, second.clone()]);
+        assert!(!registry.holds(&second));
+        assert_eq!(leases.lost().await, [DeliveryTag::new(second)]);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn deliveries_of_a_worker_that_is_gone_are_forgotten() {
-        let leases = Leases::new();
-        leases.begin();
-        leases.hold(["a-0:q"]);
-        tokio::time::advance(ABANDONED_AFTER).await;
-        leases.begin();
-        assert!(leases.holds("a-0:q"));
-        tokio::time::advance(ABANDONED_AFTER + Duration::from_secs(1)).await;
-        leases.begin();
-        assert!(!leases.holds("a-0:q"));
+    #[test]
+    fn leases_belong_to_one_worker() {
+        let (registry, worker) = (LeaseRegistry::default(), Arc::default());
+        let leases = registry.of(&worker);
+        assert!(Arc::ptr_eq(&leases, &registry.of(&worker)));
+        assert!(!Arc::ptr_eq(&leases, &registry.of(&Arc::default())));
+        let consumer = leases.open(&worker, &["q".to_owned()]);
+        assert!(leases.consumes("q") && !leases.consumes("other"));
+        drop(worker);
+        assert!(!leases.is_abandoned());
+        drop(consumer);
+        assert!(leases.is_abandoned() && !leases.is_open());
     }
 
     #[tokio::test(start_paused = true)]
     async fn dead_owners_are_known_after_renewals_without_a_pause() {
-        let after = Duration::from_secs(20);
-        let leases = Leases::new();
+        let leases = Leases::new(Weak::new());
         let renew_for = async |steps: u32| {
             for _ in 0..steps {
                 tokio::time::advance(Duration::from_secs(5)).await;
-                leases.owner_renewed(after);
+                leases.owner_renewed(env::instant(), AFTER, true);
             }
         };
         renew_for(4).await;
-        assert!(!leases.knows_dead_owners(after));
+        assert!(!leases.knows_dead_owners(AFTER));
         renew_for(1).await;
-        assert!(leases.knows_dead_owners(after));
+        assert!(leases.knows_dead_owners(AFTER));
         tokio::time::advance(Duration::from_secs(6)).await;
         renew_for(1).await;
-        assert!(!leases.knows_dead_owners(after));
+        assert!(!leases.knows_dead_owners(AFTER));
+        renew_for(4).await;
+        assert!(leases.knows_dead_owners(AFTER));
+        leases.owner_renewed(env::instant(), AFTER, false);
+        assert!(!leases.knows_dead_owners(AFTER));
     }
 
     #[tokio::test(start_paused = true)]
     async fn leases_are_current_until_the_owner_counts_as_dead() {
-        let after = Duration::from_secs(24);
-        let leases = Leases::new();
-        assert!(!leases.are_current(after) && leases.are_current(Duration::ZERO));
-        leases.owner_renewed(after);
-        assert!(leases.are_current(after));
-        tokio::time::advance(after).await;
-        assert!(!leases.are_current(after));
+        let leases = Leases::new(Weak::new());
+        assert!(!leases.are_current(AFTER) && leases.are_current(Duration::ZERO));
+        leases.owner_renewed(env::instant(), AFTER, true);
+        assert!(leases.are_current(AFTER));
+        assert!(!leases.refuse_owner(), "others know the owner");
+        tokio::time::advance(AFTER).await;
+        assert!(!leases.are_current(AFTER));
+    }
+
+    #[test]
+    fn owner_that_was_never_written_needs_no_renewal() {
+        let leases = Leases::new(Weak::new());
+        assert!(leases.refuse_owner() && leases.are_current(AFTER));
     }
 }

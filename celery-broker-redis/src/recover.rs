@@ -3,6 +3,8 @@
 use celery_runtime::{ServiceError, ServiceErrorKind, env};
 
 use crate::client::{Command, Operation, RedisReply};
+use crate::keys::ParsedTag;
+use crate::lease::Leases;
 use crate::shared::Shared;
 use crate::unconfirmed::UnconfirmedFetch;
 
@@ -10,18 +12,18 @@ use crate::unconfirmed::UnconfirmedFetch;
 const LOOKUP_BATCH_SIZE: usize = 1000;
 
 impl Shared {
-    /// Finds the deliveries of unconfirmed fetches from these queues, and makes
-    /// them due immediately. A fetch whose request may still arrive is looked up again
-    /// later.
+    /// Finds the deliveries of a worker's unconfirmed fetches, and makes them due
+    /// immediately. Those of a queue that it consumes no more return to it. A fetch whose
+    /// request may still arrive is looked up again later.
     pub(crate) async fn recover_unconfirmed(
         &self,
         operation: Operation<'_>,
-        queues: &[String],
+        leases: &Leases,
     ) -> Result<(), ServiceError> {
-        let fetches = self.unconfirmed.of(queues);
+        let fetches = self.unconfirmed.of(leases.owner());
         let tags: Vec<String> = fetches.iter().flat_map(UnconfirmedFetch::tags).collect();
         for chunk in tags.chunks(LOOKUP_BATCH_SIZE) {
-            self.make_due_if_unacked(operation, chunk).await?;
+            self.make_due_if_unacked(operation, leases, chunk).await?;
         }
         // The first request after a lost one shows whether connections can be killed.
         let is_final =
@@ -35,6 +37,7 @@ impl Shared {
     async fn make_due_if_unacked(
         &self,
         operation: Operation<'_>,
+        leases: &Leases,
         tags: &[String],
     ) -> Result<(), ServiceError> {
         let unacked = self.client.options().layout.unacked();
@@ -44,9 +47,14 @@ impl Shared {
         let found = self.client.atomic(operation, commands.collect()).await?;
         let now = env::system_time();
         for (tag, found) in tags.iter().zip(found) {
-            if found.number() == 1 && !self.leases.holds(tag) {
-                self.leases.hold([tag.as_str()]);
+            if found.number() == 0 || leases.holds(tag) {
+                continue;
+            }
+            if leases.consumes(ParsedTag::parse(tag).queue) {
+                leases.hold(tag);
                 self.delayed.add(tag, now);
+            } else {
+                self.return_unchanged(tag).await?;
             }
         }
         Ok(())

@@ -17,6 +17,8 @@ static OWNER_FORGET: LazyLock<Script> = LazyLock::new(|| script!("owner_forget.l
 
 const OPERATION: Operation<'static> = Operation::new("restore", "deliveries of a dead worker");
 
+const LEAVE: Operation<'static> = Operation::new("remove", "the owner of deliveries");
+
 /// The number of tags that one step of the scan reads.
 const SCAN_COUNT: usize = 1000;
 
@@ -27,8 +29,8 @@ const BATCH_SIZE: usize = 20;
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct DeadOwner {
     pub(crate) owner: String,
-    /// The time of its last renewal, as the server has written it.
-    pub(crate) renewed_at: String,
+    /// The time until which it counted as alive, as the server has written it.
+    pub(crate) alive_until: String,
 }
 
 impl Shared {
@@ -69,7 +71,7 @@ impl Shared {
             }
         }
         let owners = self.client.options().layout.owners();
-        let arguments = [dead.owner.as_bytes(), dead.renewed_at.as_bytes()];
+        let arguments = [dead.owner.as_bytes(), dead.alive_until.as_bytes()];
         self.client
             .script(OPERATION, &OWNER_FORGET, &[&owners], &arguments)
             .await?;
@@ -126,7 +128,7 @@ impl Shared {
                 .arg(owner),
             false => Command::new("ZREM").arg(owners).arg(owner),
         };
-        self.client.call(OPERATION, command).await.map(drop)
+        self.client.call(LEAVE, command).await.map(drop)
     }
 }
 

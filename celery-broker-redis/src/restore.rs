@@ -148,6 +148,7 @@ impl Shared {
             if expired.is_empty() {
                 break;
             }
+            let before = count;
             let mut commands = Vec::with_capacity(expired.len());
             for (tag, entry) in &expired {
                 // A process that was frozen still holds its deliveries.
@@ -162,6 +163,10 @@ impl Shared {
             }
             for answer in self.client.pipeline(OPERATION, commands).await? {
                 answer?;
+            }
+            // What was renewed expires again only later.
+            if count == before {
+                break;
             }
         }
         Ok(count)

@@ -9,7 +9,7 @@ use crate::answer_budget::AnswerBudget;
 use crate::binding::routes;
 use crate::client::{Command, RedisClient};
 use crate::delayed::DelayedDeliveries;
-use crate::lease::Leases;
+use crate::lease::LeaseRegistry;
 use crate::unconfirmed::UnconfirmedFetches;
 
 /// The connections and in-process state of one broker.
@@ -17,7 +17,7 @@ pub(crate) struct Shared {
     pub(crate) client: RedisClient,
     pub(crate) delayed: DelayedDeliveries,
     pub(crate) unconfirmed: UnconfirmedFetches,
-    pub(crate) leases: Arc<Leases>,
+    pub(crate) leases: LeaseRegistry,
     /// Outlives the consumer that an unanswered fetch ends.
     pub(crate) answer_budget: Arc<AnswerBudget>,
     /// The types of exchanges that this process has declared. Redis does not
@@ -35,7 +35,7 @@ impl Shared {
             answer_budget,
             delayed: DelayedDeliveries::default(),
             unconfirmed: UnconfirmedFetches::default(),
-            leases: Arc::new(Leases::new()),
+            leases: LeaseRegistry::default(),
             exchanges: Mutex::default(),
             declared: Mutex::default(),
         }

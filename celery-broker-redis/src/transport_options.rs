@@ -74,7 +74,7 @@ const OPTIONS: &[(&str, Setter)] = &[
     }),
     // Of this crate.
     ("rescue_after", |o, v| {
-        put(&mut o.layout.rescue_after, seconds(v))
+        put(&mut o.layout.rescue_after, rescue_after(v))
     }),
     ("sentinel_kwargs", |o, v| sentinel_kwargs(o, v)),
     ("sep", |o, v| put(&mut o.layout.separator, text(v))),
@@ -104,7 +104,7 @@ const OPTIONS: &[(&str, Setter)] = &[
         put(&mut o.layout.restore_throttle, restore_throttle(v))
     }),
     ("visibility_timeout", |o, v| {
-        put(&mut o.layout.visibility_timeout, positive(v))
+        put(&mut o.layout.visibility_timeout, visibility_timeout(v))
     }),
     // Without unacked entries a worker's deliveries would be lost with it.
     ("ack_emulation", |_, v| {
@@ -160,6 +160,21 @@ fn seconds(value: &Value) -> Result<Duration, Expected> {
         .as_f64()
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     seconds.ok_or("a number of seconds, 0 or more")
+}
+
+/// A shorter one cannot be kept: deliveries are renewed at most ten times a second.
+fn visibility_timeout(value: &Value) -> Result<Duration, Expected> {
+    seconds(value)
+        .ok()
+        .filter(|time| *time >= Duration::from_millis(500))
+        .ok_or("a number of seconds, at least 0.5")
+}
+
+fn rescue_after(value: &Value) -> Result<Duration, Expected> {
+    seconds(value)
+        .ok()
+        .filter(|time| time.is_zero() || *time >= Duration::from_secs(1))
+        .ok_or("0 or a number of seconds, at least 1")
 }
 
 fn positive(value: &Value) -> Result<Duration, Expected> {

@@ -67,17 +67,11 @@ impl UnconfirmedFetches {
         }
     }
 
-    /// Returns the queues of the recorded fetches.
-    pub(crate) fn queues(&self) -> Vec<String> {
+    /// Returns the fetches of an owner.
+    pub(crate) fn of(&self, owner: &str) -> Vec<UnconfirmedFetch> {
         let fetches = self.fetches.lock().unwrap_or_else(PoisonError::into_inner);
-        fetches.iter().flat_map(|one| one.queues.clone()).collect()
-    }
-
-    /// Returns the fetches from these queues.
-    pub(crate) fn of(&self, queues: &[String]) -> Vec<UnconfirmedFetch> {
-        let fetches = self.fetches.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_of = |fetch: &&UnconfirmedFetch| fetch.queues.iter().all(|one| queues.contains(one));
-        fetches.iter().filter(is_of).cloned().collect()
+        let is_its = |fetch: &&UnconfirmedFetch| fetch.is_of(owner);
+        fetches.iter().filter(is_its).cloned().collect()
     }
 
     /// Removes the fetches that are looked up for good.
@@ -111,6 +105,10 @@ impl Drop for FetchGuard<'_> {
 }
 
 impl UnconfirmedFetch {
+    pub(crate) fn is_of(&self, owner: &str) -> bool {
+        self.prefix.starts_with(owner)
+    }
+
     /// Returns whether the request may still reach the server, where the connection
     /// that it was sent on cannot be killed.
     pub(crate) fn may_arrive(&self) -> bool {
@@ -136,16 +134,13 @@ mod tests {
         let fetches = UnconfirmedFetches::default();
         let queues = ["a".to_owned(), "b".to_owned()];
         fetches.begin("u-", 0, 2, &queues).confirm();
-        assert!(fetches.of(&queues).is_empty());
+        assert!(fetches.of("u").is_empty());
         drop(fetches.begin("u-", 7, 2, &queues));
-        assert!(
-            fetches.of(&queues[..1]).is_empty(),
-            "the fetch was from both queues"
-        );
-        let taken = fetches.of(&queues);
+        assert!(fetches.of("other").is_empty());
+        let taken = fetches.of("u");
         let tags: Vec<String> = taken.iter().flat_map(UnconfirmedFetch::tags).collect();
         assert_eq!(tags, ["u-7:a", "u-7:b", "u-8:a", "u-8:b"]);
         fetches.remove(|fetch| taken.contains(fetch));
-        assert!(fetches.of(&queues).is_empty());
+        assert!(fetches.of("u").is_empty());
     }
 }

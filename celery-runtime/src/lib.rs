@@ -101,9 +101,9 @@ pub use backoff::{Backoff, RetryBackoff};
 pub use boundary::{
     BackendCapabilities, Binding, BoxFuture, Broker, BrokerCapabilities, ChordClaim, ChordEnd,
     ChordMember, ChordResults, ChordStart, ChordStore, ConsumeOptions, Consumer, Content, Delivery,
-    DeliveryTag, Exchange, ExchangeKind, Mailbox, MemberResult, PriorityOrder, Publication, Queue,
-    QueueEnd, ResultBackend, ResultRecord, ServiceError, ServiceErrorKind, Settled, Settlement,
-    StalledChord, Store, Subscription, topic_matches,
+    DeliveryOwner, DeliveryTag, Exchange, ExchangeKind, Mailbox, MemberResult, PriorityOrder,
+    Publication, Queue, QueueEnd, ResultBackend, ResultRecord, ServiceError, ServiceErrorKind,
+    Settled, Settlement, StalledChord, Store, Subscription, topic_matches,
 };
 pub use canvas::{
     AcceptsResult, Canvas, CanvasError, Group, Ignored, Members, NoMissingArgs, PartialArgs,

@@ -9,8 +9,8 @@ use serde_json::json;
 use test_servers::RedisServer;
 
 use crate::support::{
-    TIMEOUT, ack, all, broker, broker_with, consumer, id, queued_count, receive_one, send, task,
-    unacked_count,
+    TIMEOUT, ack, all, broker, broker_with, consumer, consumer_of, id, queued_count, receive_one,
+    send, task, unacked_count, worker,
 };
 
 #[tokio::test]
@@ -171,7 +171,8 @@ async fn broken_connection_fails_a_waiting_consumer() {
 async fn unconfirmed_fetch_is_recovered_by_the_next_consumer() {
     let server = RedisServer::start();
     let broker = broker_with(&server, &json!({"socket_timeout": 0.5}));
-    let late = consumer(&broker, &["q", "r"]).await;
+    let worker = worker(&["q", "r"]);
+    let late = consumer_of(&broker, &worker).await;
     // Load the script, so that the paused server executes the fetch later.
     send(&broker, "q", &["0"]).await;
     ack(&*late, &receive_one(&*late).await).await;
@@ -187,7 +188,7 @@ async fn unconfirmed_fetch_is_recovered_by_the_next_consumer() {
     .await;
     drop(late);
 
-    let next = consumer(&broker, &["q", "r"]).await;
+    let next = consumer_of(&broker, &worker).await;
 
     let received = crate::support::receive(&*next, 3).await;
     assert_eq!(crate::support::ids(&received), ["1", "2", "3"]);

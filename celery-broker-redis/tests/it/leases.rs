@@ -2,6 +2,7 @@
 //! requests without an answer change nothing later.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use celery_broker_redis::RedisBroker;
@@ -10,8 +11,8 @@ use serde_json::{Value, json};
 use test_servers::{Fault, InjectedFault, Proxy, RedisServer};
 
 use crate::support::{
-    TIMEOUT, ack, all, broker_at, broker_with, consumer, count, id, ids, message_id, queued_count,
-    receive, receive_one, send, unacked_count, wait_until,
+    TIMEOUT, ack, all, broker_at, broker_with, consumer, consumer_of, count, id, ids, message_id,
+    queued_count, receive, receive_one, send, unacked_count, wait_until, worker,
 };
 
 /// The end of the entries of queue `q`, an argument of the script that fetches.
@@ -234,25 +235,39 @@ async fn late_fetch_is_looked_up_when_the_consumer_closes() {
     assert_eq!((queued_count(&server, "q"), unacked_count(&server)), (1, 0));
 }
 
+/// Receives all messages of queue `q` in a runtime that then ends, as with a killed
+/// process: nothing is dropped, and no task runs any more.
+fn receive_and_die(server: &RedisServer, options: &Value, count: usize) {
+    let broker = broker_with(server, options);
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let consumer = consumer(&broker, &["q"]).await;
+        let mut received = 0;
+        while received < count {
+            received += receive(&*consumer, count - received).await.len();
+        }
+        std::mem::forget(consumer);
+    });
+    runtime.shutdown_background();
+}
+
 #[tokio::test]
 #[ignore = "needs redis-server; run cargo xtask test"]
 async fn deliveries_of_a_dead_process_are_restored_before_the_visibility_timeout() {
-    let server = RedisServer::start();
+    let server = Arc::new(RedisServer::start());
     let options = json!({"rescue_after": 1});
-    let dead = broker_with(&server, &options);
-    let consumer_of_dead = consumer(&dead, &["q"]).await;
     let sent: Vec<String> = (0..100).map(|number| number.to_string()).collect();
     let sent: Vec<&str> = sent.iter().map(String::as_str).collect();
-    send(&dead, "q", &sent).await;
-    assert_eq!(receive(&*consumer_of_dead, 100).await.len(), 100);
+    let broker = broker_with(&server, &options);
+    send(&broker, "q", &sent).await;
+    let (dying, its_options) = (Arc::clone(&server), options.clone());
+    let died = std::thread::spawn(move || receive_and_die(&dying, &its_options, 100));
+    wait_until("the process ends", async || died.is_finished()).await;
+    died.join().expect("it has received");
     // A delivery of kombu has another tag.
     let kombus = "6b29fc40-ca47-1067-b31d-00dd010662da";
     server.command(&["HSET", "unacked", kombus, r#"[{"body": ""}, "", "q"]"#]);
     server.command(&["ZADD", "unacked_index", "9999999999", kombus]);
-    drop(consumer_of_dead);
-    drop(dead);
-
-    let broker = broker_with(&server, &options);
     let consumer = consumer(&broker, &["q"]).await;
     let mut restored = Vec::new();
     while restored.len() < 100 {
@@ -323,6 +338,147 @@ async fn unsettled_deliveries_of_a_closed_consumer_are_restored_at_once() {
     let other = broker_with(&server, &json!({"rescue_after": 1}));
     let consumer = consumer(&other, &["q"]).await;
     assert_eq!(id(&receive_one(&*consumer).await), "1");
+}
+
+/// Each consumer belongs to a worker of its own, and all are in one process.
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn deliveries_of_a_worker_that_is_gone_are_restored_while_its_process_lives() {
+    for closes in [true, false] {
+        let server = RedisServer::start();
+        let broker = broker_with(&server, &json!({"rescue_after": 1}));
+        let staying = consumer(&broker, &["other"]).await;
+        let ending = consumer(&broker, &["q"]).await;
+        send(&broker, "q", &["1"]).await;
+        receive_one(&*ending).await;
+        if closes {
+            ending.close().await.unwrap();
+        }
+        drop(ending);
+        let next = consumer(&broker, &["q"]).await;
+        assert_eq!(id(&receive_one(&*next).await), "1");
+        drop(staying);
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn workers_with_different_rescue_times_leave_each_other_alone() {
+    let server = RedisServer::start();
+    let slow = broker_with(&server, &json!({"rescue_after": 60}));
+    let holding = consumer(&slow, &["q"]).await;
+    send(&slow, "q", &["1"]).await;
+    let held = receive_one(&*holding).await;
+    let quick = broker_with(&server, &json!({"rescue_after": 1}));
+    let watching = consumer(&quick, &["other"]).await;
+    // Longer than the quick one needs to rescue.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!((queued_count(&server, "q"), unacked_count(&server)), (0, 1));
+    ack(&*holding, &held).await;
+    drop(watching);
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn step_of_the_servers_clock_makes_no_worker_look_dead() {
+    let server = RedisServer::start();
+    let options = json!({"rescue_after": 2});
+    let (first, second) = (
+        broker_with(&server, &options),
+        broker_with(&server, &options),
+    );
+    let holding = consumer(&first, &["q"]).await;
+    send(&first, "q", &["1"]).await;
+    let held = receive_one(&*holding).await;
+    let watching = consumer(&second, &["other"]).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let owners = server
+        .command(&["ZRANGE", "unacked.owners", "0", "-1"])
+        .texts();
+    for owner in owners {
+        server.command(&["ZINCRBY", "unacked.owners", "-100", &owner]);
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!((queued_count(&server, "q"), unacked_count(&server)), (0, 1));
+    ack(&*holding, &held).await;
+    drop(watching);
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn owner_that_is_refused_for_a_while_is_renewed_again() {
+    let server = RedisServer::start();
+    let broker = broker_with(&server, &json!({"rescue_after": 1}));
+    let consumer = consumer(&broker, &["q"]).await;
+    server.command(&[
+        "ACL",
+        "SETUSER",
+        "default",
+        "resetkeys",
+        "~q*",
+        "~unacked",
+        "~unacked_*",
+    ]);
+    wait_until("the leases expire", async || !consumer.has_current_leases()).await;
+    server.command(&["ACL", "SETUSER", "default", "allkeys"]);
+    wait_until("the leases are renewed", async || {
+        consumer.has_current_leases()
+    })
+    .await;
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn full_memory_does_not_end_the_leases() {
+    let server = RedisServer::start();
+    let broker = broker_with(&server, &json!({"rescue_after": 1}));
+    let consumer = consumer(&broker, &["q"]).await;
+    server.command(&["CONFIG", "SET", "maxmemory", "1"]);
+    for _ in 0..30 {
+        assert!(consumer.has_current_leases());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn loss_during_a_broken_connection_is_reported_to_the_next_consumer() {
+    let (server, proxy, broker) = behind_proxy(json!({"visibility_timeout": 0.6}));
+    let worker = worker(&["q"]);
+    let first = consumer_of(&broker, &worker).await;
+    send(&broker, "q", &["1"]).await;
+    let held = receive_one(&*first).await;
+    proxy.silence();
+    let tag = held.tag.as_str();
+    server.command(&["HDEL", "unacked", tag]);
+    server.command(&["ZREM", "unacked_index", tag]);
+    proxy.reset();
+    proxy.heal();
+    let second = consumer_of(&broker, &worker).await;
+    let lost = tokio::time::timeout(TIMEOUT, second.lost()).await;
+    assert_eq!(lost.expect("in time"), [held.tag]);
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn delivery_of_a_cancelled_queue_returns_when_its_fetch_is_looked_up() {
+    let (server, proxy, broker) = behind_proxy(json!({"rescue_after": 1}));
+    let mut worker = worker(&["p", "q"]);
+    let both = consumer_of(&broker, &worker).await;
+    send(&broker, "q", &["1"]).await;
+    ack(&*both, &receive_one(&*both).await).await;
+    let swallowed = proxy.on_request(FETCH, Fault::SwallowAnswer);
+    send(&broker, "q", &["2"]).await;
+    both.receive(8).await.unwrap_err();
+    wait_for_request(&swallowed).await;
+    drop(both);
+    worker.queues.pop();
+    let one = consumer_of(&broker, &worker).await;
+    wait_until("the message is in its queue", async || {
+        queued_count(&server, "q") == 1 && unacked_count(&server) == 0
+    })
+    .await;
+    drop(one);
 }
 
 #[tokio::test]

@@ -8,8 +8,8 @@ use serde_json::json;
 use test_servers::{Fault, Proxy, RedisServer};
 
 use crate::support::{
-    TIMEOUT, ack, all, broker_at, consumer, id, queued_count, receive, receive_one, send, tags,
-    task, unacked_count,
+    TIMEOUT, ack, all, broker_at, consumer, consumer_of, id, queued_count, receive, receive_one,
+    send, tags, task, unacked_count, worker,
 };
 
 /// Returns a server, a proxy to it and a broker behind the proxy.
@@ -32,11 +32,14 @@ async fn send_large(broker: &RedisBroker, ids: std::ops::Range<usize>, bytes: us
 
 /// Receives `count` messages with a new consumer after each error, as a worker
 /// does. Returns them and the number of errors.
-async fn receive_until(broker: &RedisBroker, count: usize) -> (Vec<Delivery>, usize) {
+async fn receive_until(
+    broker: &RedisBroker,
+    worker: &ConsumeOptions,
+    count: usize,
+) -> (Vec<Delivery>, usize) {
     let (mut received, mut errors) = (Vec::new(), 0);
-    let options = ConsumeOptions::new(vec!["q".into()], 8);
     while received.len() < count {
-        let consumer = broker.consume(&options).await.expect("a consumer");
+        let consumer = consumer_of(broker, worker).await;
         while received.len() < count {
             match consumer.receive(100).await {
                 Ok(deliveries) => received.extend(deliveries),
@@ -58,7 +61,8 @@ async fn answer_that_takes_too_long_is_requested_in_smaller_parts() {
     send_large(&broker, 0..20, 50_000).await;
     proxy.throttle(500_000);
 
-    let all_received = tokio::time::timeout(TIMEOUT, receive_until(&broker, 20));
+    let worker = worker(&["q"]);
+    let all_received = tokio::time::timeout(TIMEOUT, receive_until(&broker, &worker, 20));
     let (received, errors) = all_received.await.expect("in time");
 
     let ids: Vec<_> = received.iter().map(id).collect();
@@ -70,7 +74,7 @@ async fn answer_that_takes_too_long_is_requested_in_smaller_parts() {
     );
     // The next answers have the proven size.
     send_large(&broker, 20..30, 50_000).await;
-    assert_eq!(receive_until(&broker, 10).await.1, 0);
+    assert_eq!(receive_until(&broker, &worker, 10).await.1, 0);
 }
 
 #[tokio::test]
@@ -80,7 +84,8 @@ async fn message_that_takes_too_long_gets_more_time() {
     send_large(&broker, 0..1, 500_000).await;
     proxy.throttle(500_000);
 
-    let all_received = tokio::time::timeout(TIMEOUT, receive_until(&broker, 1));
+    let worker = worker(&["q"]);
+    let all_received = tokio::time::timeout(TIMEOUT, receive_until(&broker, &worker, 1));
     let (received, errors) = all_received.await.expect("in time");
 
     assert_eq!(id(&received[0]), "0");
@@ -93,7 +98,8 @@ async fn message_that_takes_too_long_gets_more_time() {
 async fn due_deliveries_are_read_in_bounded_answers() {
     let (server, proxy, broker) = behind_proxy();
     send_large(&broker, 0..20, 50_000).await;
-    let first = consumer(&broker, &["q"]).await;
+    let worker = worker(&["q"]);
+    let first = consumer_of(&broker, &worker).await;
     let now = SystemTime::now();
     let defer = tags(&receive(&*first, 20).await).into_iter();
     let defer: Vec<_> = defer.map(|tag| Settlement::Defer(tag, now)).collect();
@@ -101,7 +107,7 @@ async fn due_deliveries_are_read_in_bounded_answers() {
     drop(first);
     proxy.throttle(500_000);
 
-    let all_received = tokio::time::timeout(TIMEOUT, receive_until(&broker, 20));
+    let all_received = tokio::time::timeout(TIMEOUT, receive_until(&broker, &worker, 20));
     let (received, errors) = all_received.await.expect("in time");
 
     let ids: Vec<_> = received.iter().map(id).collect();
@@ -159,7 +165,8 @@ async fn due_delivery_is_visible_again_by_the_clock_of_the_server() {
 async fn fetch_whose_answer_is_lost_is_recovered() {
     for fault in [Fault::Cut, Fault::SwallowAnswer] {
         let (server, proxy, broker) = behind_proxy();
-        let first = consumer(&broker, &["q"]).await;
+        let worker = worker(&["q"]);
+        let first = consumer_of(&broker, &worker).await;
         // The server then knows the script.
         send(&broker, "q", &["0"]).await;
         ack(&*first, &receive_one(&*first).await).await;
@@ -171,7 +178,7 @@ async fn fetch_whose_answer_is_lost_is_recovered() {
         assert_eq!((queued_count(&server, "q"), unacked_count(&server)), (0, 2));
         drop(first);
 
-        let next = consumer(&broker, &["q"]).await;
+        let next = consumer_of(&broker, &worker).await;
         for expected in ["1", "2"] {
             let delivery = receive_one(&*next).await;
             assert_eq!(id(&delivery), expected);

@@ -53,12 +53,22 @@ pub(crate) async fn send(broker: &RedisBroker, queue: &str, ids: &[&str]) {
     }
 }
 
-pub(crate) async fn consumer(broker: &RedisBroker, queues: &[&str]) -> Arc<dyn Consumer> {
+/// Returns the options of a worker, for consumers that follow each other.
+pub(crate) fn worker(queues: &[&str]) -> ConsumeOptions {
     let queues = queues.iter().map(|queue| Queue::from(*queue)).collect();
-    broker
-        .consume(&ConsumeOptions::new(queues, 8))
-        .await
-        .expect("a consumer")
+    ConsumeOptions::new(queues, 8)
+}
+
+/// Starts the consumer of a worker of its own.
+pub(crate) async fn consumer(broker: &RedisBroker, queues: &[&str]) -> Arc<dyn Consumer> {
+    consumer_of(broker, &worker(queues)).await
+}
+
+pub(crate) async fn consumer_of(
+    broker: &RedisBroker,
+    worker: &ConsumeOptions,
+) -> Arc<dyn Consumer> {
+    broker.consume(worker).await.expect("a consumer")
 }
 
 pub(crate) async fn ack(consumer: &dyn Consumer, delivery: &Delivery) {

@@ -134,14 +134,31 @@ pub struct ConsumeOptions {
     /// before [`Consumer::receive`] is called. With 0 the broker pushes none, so
     /// that other consumers get them. Brokers without prefetch ignore it.
     pub prefetch: u16,
+    /// The owner of the deliveries. Consumers with clones of these options have the same
+    /// one, others another one.
+    pub owner: Arc<DeliveryOwner>,
 }
 
 impl ConsumeOptions {
-    /// Consumes `queues` with up to `prefetch` unsettled deliveries of each.
+    /// Consumes `queues` with up to `prefetch` unsettled deliveries of each, for a new
+    /// owner.
     pub fn new(queues: Vec<Queue>, prefetch: u16) -> Self {
-        Self { queues, prefetch }
+        Self {
+            queues,
+            prefetch,
+            owner: Arc::default(),
+        }
     }
 }
+
+/// The owner of the deliveries of consumers that follow each other, such as one worker.
+///
+/// On a broker that [`settles_after_reconnect`](super::BrokerCapabilities), deliveries
+/// outlive a consumer. They are kept for their owner as long as it exists, and are given
+/// to others when the last reference to it is dropped.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct DeliveryOwner {}
 
 /// Identifies a delivery to the broker that made it, within this process.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

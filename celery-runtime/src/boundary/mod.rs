@@ -23,7 +23,8 @@ pub use chord::{
     StalledChord,
 };
 pub use consumer::{
-    ConsumeOptions, Consumer, Content, Delivery, DeliveryTag, QueueEnd, Settled, Settlement,
+    ConsumeOptions, Consumer, Content, Delivery, DeliveryOwner, DeliveryTag, QueueEnd, Settled,
+    Settlement,
 };
 pub use error::{ServiceError, ServiceErrorKind};
 pub use queue::{Binding, Exchange, ExchangeKind, Mailbox, Queue};

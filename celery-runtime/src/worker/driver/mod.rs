@@ -171,6 +171,9 @@ impl Driver {
 
     /// Grants free slots, and sends collected events and settlements.
     fn flush(&mut self) {
+        while let Some(tags) = self.connection.lost_leases().now_or_never() {
+            self.leases_lost(&tags);
+        }
         // Another worker may have a delivery whose lease is not current.
         if self.connection.has_current_leases() {
             self.grant_slots();

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 
+use crate::backoff::Backoff;
 use crate::boundary::{Consumer, QueueEnd, ServiceError, Settled, Settlement};
+use crate::env;
 use crate::worker::delivery::in_flight::InFlightDelivery;
 use crate::worker::driver::{DeliveryEvent, DeliveryKey, Driver, EffectError, Finished, Payload};
 
@@ -144,14 +146,19 @@ impl Driver {
             return;
         };
         let requeue = |tag| Settlement::Requeue(tag, QueueEnd::Tail);
-        let batch = delivery.replaced.into_iter().map(requeue).collect();
-        let settling = self.connection.settle(consumer, batch);
-        self.futures.push(Box::pin(settling.map(|settled| {
-            for error in settled.into_iter().filter_map(Result::err) {
-                tracing::warn!("{error}");
+        let mut batch: Vec<_> = delivery.replaced.into_iter().map(requeue).collect();
+        self.futures.push(Box::pin(async move {
+            for attempt in 0.. {
+                let settled = consumer.settle(&batch).await;
+                let mut outcomes = settled.into_iter();
+                batch.retain(|_| outcomes.next().is_none_or(|outcome| outcome.is_err()));
+                if batch.is_empty() {
+                    break;
+                }
+                tokio::time::sleep(Backoff::CONNECTION.delay(attempt, env::random())).await;
             }
             Finished::Nothing
-        })));
+        }));
     }
 
     /// Reports a delivery of which it is unknown whether its message is still on the

@@ -31,6 +31,8 @@ pub(crate) struct Connection {
     is_connecting: bool,
     /// Whether consumers receive no more.
     is_interrupted: bool,
+    /// Whether the current consumer receives no more, because its queues were cancelled.
+    is_drained: bool,
     /// The number of changes of the consumed queues.
     queue_generation: u64,
     /// The generation that the connection attempt in progress is for.
@@ -71,6 +73,7 @@ impl Connection {
             is_receiving: false,
             is_connecting: false,
             is_interrupted: false,
+            is_drained: false,
             queue_generation: 0,
             connected_generation: 0,
         }
@@ -142,6 +145,7 @@ impl Connection {
         }
         self.watch_leases(&consumer);
         self.broken = None;
+        self.is_drained = false;
         self.consumer.replace(consumer)
     }
 
@@ -163,7 +167,7 @@ impl Connection {
     /// Cancel safe.
     pub(crate) async fn lost_leases(&mut self) -> Vec<DeliveryTag> {
         let tags = (&mut self.lost_leases).await;
-        if let Some(consumer) = self.consumer.clone() {
+        if let Some(consumer) = self.consumer.clone().or_else(|| self.broken.clone()) {
             self.watch_leases(&consumer);
         }
         tags
@@ -175,7 +179,9 @@ impl Connection {
         let consumer = self.consumer.take();
         self.broken = consumer.filter(|_| self.settles_after_reconnect());
         let survives = self.broken.is_some();
-        self.lost_leases = Box::pin(std::future::pending());
+        if !survives {
+            self.lost_leases = Box::pin(std::future::pending());
+        }
         self.supervisor.lost(error);
         if !survives {
             // Replaced consumers share the connection.
@@ -187,8 +193,8 @@ impl Connection {
     /// Requests at most `room` deliveries, unless a receive is in progress or nothing
     /// can be received.
     pub(crate) fn receive(&mut self, room: usize) -> Option<BoxFuture<'static, Received>> {
-        // A consumer whose queues were all cancelled answers at once, without end.
-        let is_idle = self.is_interrupted || self.queues().is_empty() || room == 0;
+        // An interrupted consumer answers at once, without end.
+        let is_idle = self.is_interrupted || self.is_drained || room == 0;
         if self.is_receiving || is_idle {
             return None;
         }
@@ -267,6 +273,7 @@ impl Connection {
         if self.queues().is_empty() {
             // The consumer still settles deliveries in flight.
             consumer.interrupt();
+            self.is_drained = true;
             return QueueChange::Done;
         }
         let supervisor = self.supervisor.clone();
