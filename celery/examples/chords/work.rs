@@ -103,7 +103,7 @@ async fn member(
     fails: bool,
 ) -> Result<u32, TaskError> {
     if (chord + place).is_multiple_of(20) && ctx.retries() == 0 {
-        return Err(TaskError::retry().after(std::time::Duration::ZERO));
+        return Err(TaskError::retry().after(Duration::ZERO));
     }
     if fails {
         return Err(TaskError::exception("ValueError", format!("chord {chord}")));

@@ -4,6 +4,7 @@
 use std::time::Instant;
 
 use serde_json::{Value as Json, json};
+use test_servers::Proxy;
 
 use crate::support::{
     RECORD, RedisState, RunLog, RunningWorker, Setup, TIMEOUT, WorkerProcess, count_done,
@@ -246,4 +247,73 @@ async fn redelivery_of_a_running_task_is_adopted_by_identity() {
         assert_eq!(ran, expected);
         setup.redis.assert_no_unacked();
     }
+}
+
+/// The worker learns of the loss from the connection that it opens after the partition.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn waiting_tasks_that_were_lost_in_a_partition_run_once() {
+    let options = json!({"rescue_after": 2, "socket_timeout": 0.5});
+    let setup = Setup::redis()
+        .set("broker_transport_options", options)
+        .set("task_acks_late", true)
+        .set("worker_prefetch_multiplier", 10);
+    let proxy = Proxy::to(setup.redis.port());
+    let url = format!("redis://127.0.0.1:{}", proxy.port());
+    let (cut_off_runs, other_runs) = (RunLog::default(), RunLog::default());
+    let cut_off = setup.set("broker_url", url).app();
+    let cut_off = cut_off.worker(cut_off_runs.tasks()).concurrency(1);
+    let cut_off = RunningWorker::start(cut_off).await;
+    let client = setup.client();
+    client.send(RECORD, (0, 9000)).await.unwrap();
+    for number in 1..=5 {
+        client.send(RECORD, (number, 0)).await.unwrap();
+    }
+    eventually("the worker holds all tasks", async || {
+        (setup.redis.unacked() == 6).then_some(())
+    })
+    .await;
+    let other = setup.serve(other_runs.tasks()).await;
+    proxy.silence();
+    eventually("the other worker has run the waiting ones", async || {
+        (other_runs.count() >= 5).then_some(())
+    })
+    .await;
+    proxy.reset();
+    proxy.heal();
+    eventually("all tasks have ended", async || {
+        let is_settled = setup.redis.depth("celery") == 0 && setup.redis.unacked() == 0;
+        (is_settled && cut_off_runs.count() > 0).then_some(())
+    })
+    .await;
+    cut_off.stop().await;
+    other.stop().await;
+    assert_eq!(cut_off_runs.numbers(), [0]);
+    setup.redis.assert_no_unacked();
+}
+
+/// The visibility timeout is an hour.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn task_of_a_dropped_worker_runs_on_the_next_one_of_its_app() {
+    let setup = Setup::redis()
+        .set("broker_transport_options", json!({"rescue_after": 2}))
+        .set("task_acks_late", true);
+    let app = setup.app();
+    let (first_runs, next_runs) = (RunLog::default(), RunLog::default());
+    let first = RunningWorker::start(app.worker(first_runs.tasks()).concurrency(1)).await;
+    setup.client().send(RECORD, (1, 60_000)).await.unwrap();
+    setup.client().send(RECORD, (2, 0)).await.unwrap();
+    eventually("the worker holds both tasks", async || {
+        (setup.redis.unacked() == 2).then_some(())
+    })
+    .await;
+    first.kill().await;
+    let next = RunningWorker::start(app.worker(next_runs.tasks()).concurrency(2)).await;
+    eventually("the waiting task runs", async || {
+        next_runs.numbers().contains(&2).then_some(())
+    })
+    .await;
+    assert_eq!(first_runs.count(), 0);
+    next.kill().await;
 }
