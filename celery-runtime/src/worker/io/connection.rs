@@ -167,8 +167,9 @@ impl Connection {
     /// Cancel safe.
     pub(crate) async fn lost_leases(&mut self) -> Vec<DeliveryTag> {
         let tags = (&mut self.lost_leases).await;
-        if let Some(consumer) = self.consumer.clone().or_else(|| self.broken.clone()) {
-            self.watch_leases(&consumer);
+        match self.consumer.clone().or_else(|| self.broken.clone()) {
+            Some(consumer) => self.watch_leases(&consumer),
+            None => self.lost_leases = Box::pin(std::future::pending()),
         }
         tags
     }
