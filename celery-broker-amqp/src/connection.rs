@@ -2,21 +2,26 @@
 
 use std::fmt;
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use lapin::{Channel, Connection, Event};
+use lapin::{Channel, Connection, ErrorKind, Event};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::channel_pool::ConfirmChannelPool;
 use crate::declaration_cache::DeclarationCache;
-use crate::error::{is_timeout, with_timeout};
+use crate::error::{is_timeout, reply_code, with_timeout};
+use crate::options::PublisherConfirms;
+use crate::publish::{Lanes, QueueLookups};
 
 /// The timeout of the probe that checks a suspect connection.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The number of channels that the server closes before the connection is replaced.
+const MAX_REFUSED_CHANNELS: usize = 64;
 
 /// One established connection with its channels and known declarations. It does
 /// not reconnect.
@@ -34,12 +39,24 @@ pub(crate) struct AmqpConnection {
     pub(crate) runtime: Handle,
     /// The queues and exchanges that are known to exist on the server.
     pub(crate) declarations: DeclarationCache,
+    /// The look-ups of queues in flight.
+    pub(crate) lookups: QueueLookups,
     /// The channels for publishing.
-    pub(crate) confirm_channels: ConfirmChannelPool,
+    pub(crate) lanes: Lanes,
+    /// The channel for declarations: there is one at a time. Requests are sent in
+    /// series, so that an error of the channel belongs to its request.
+    pub(crate) declaring: Arc<tokio::sync::Mutex<()>>,
+    /// The number of channels that the server has closed. lapin does not use their
+    /// numbers again.
+    refused_channels: AtomicUsize,
 }
 
 impl AmqpConnection {
-    pub(crate) fn new(connection: Connection, response_timeout: Duration) -> Self {
+    pub(crate) fn new(
+        connection: Connection,
+        response_timeout: Duration,
+        confirms: PublisherConfirms,
+    ) -> Self {
         let (notice, blocked) = watch::channel(None);
         let event_task = tokio::spawn(watch_events(connection.events_listener(), notice));
         Self {
@@ -50,13 +67,35 @@ impl AmqpConnection {
             event_task,
             runtime: Handle::current(),
             declarations: DeclarationCache::default(),
-            confirm_channels: ConfirmChannelPool::default(),
+            lookups: QueueLookups::default(),
+            lanes: Lanes::new(confirms),
+            declaring: Arc::default(),
+            refused_channels: AtomicUsize::new(0),
         }
     }
 
     /// Opens a channel.
     pub(crate) async fn open_channel(&self) -> lapin::Result<Channel> {
-        self.await_response(self.connection.create_channel()).await
+        let opened = self.await_response(self.connection.create_channel()).await;
+        if matches!(&opened, Err(error) if matches!(error.kind(), ErrorKind::ChannelsLimitReached)) {
+            self.refused_channels.fetch_max(usize::MAX / 2, Ordering::Relaxed);
+        }
+        opened
+    }
+
+    /// Counts the channel that the server has closed with this error.
+    pub(crate) fn note_failure(&self, error: &lapin::Error) {
+        if reply_code(error).is_some() && self.is_connected() {
+            self.refused_channels.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Reports whether the connection is to be replaced, before its channel numbers
+    /// run out. The channels that are open stay open.
+    fn is_worn(&self) -> bool {
+        let channel_max = usize::from(self.connection.configuration().channel_max());
+        let limit = MAX_REFUSED_CHANNELS.min(channel_max / 2).max(1);
+        self.refused_channels.load(Ordering::Relaxed) >= limit
     }
 
     /// Waits for a response of the server. After a timeout the connection is probed
@@ -97,17 +136,9 @@ impl AmqpConnection {
         self.blocked.borrow().clone()
     }
 
-    /// Waits while the server blocks publishing. A message that is sent meanwhile
-    /// would be accepted later, when its sender may have given up or sent it again.
-    pub(crate) async fn wait_until_unblocked(&self) {
-        let mut blocked = self.blocked.clone();
-        // An error means that the connection is closed; the next request reports it.
-        let _ = blocked.wait_for(Option::is_none).await;
-    }
-
     /// Reports whether the connection is open, and probes it if it is suspect.
     pub(crate) async fn is_usable(&self) -> bool {
-        if !self.is_connected() {
+        if !self.is_connected() || self.is_worn() {
             return false;
         }
         // A server that blocks publishers is alive and sends no responses.

@@ -117,6 +117,7 @@ impl ConnectionManager {
                     return Ok(AmqpConnection::new(
                         connection,
                         self.options.response_timeout,
+                        self.options.confirms,
                     ));
                 }
                 Err(error) => {

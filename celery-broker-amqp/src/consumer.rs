@@ -51,6 +51,7 @@ impl AmqpConsumer {
         let connection = shared.consuming.connection(context).await?;
         let mut declarer = Declarer::new(&connection, context);
         let is_bound = delay::rebind_deferred(&mut declarer, &options.queues).await?;
+        drop(declarer);
         let deferred_bindings = if is_bound {
             (0..options.queues.len()).collect()
         } else {

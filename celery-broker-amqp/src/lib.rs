@@ -74,8 +74,6 @@
 //!   library): `amqps://` URLs.
 
 mod broker;
-mod channel_pool;
-mod confirm_channel;
 mod connection;
 mod connection_manager;
 mod consumer;

@@ -293,10 +293,10 @@ impl ConsumerInner {
         route.declare(&mut declarer, queue_type).await
     }
 
-    fn republished_message<'a>(
+    fn republished_message(
         &self,
-        republication: &'a Republication,
-    ) -> Result<OutgoingMessage<'a>, String> {
+        republication: &Republication,
+    ) -> Result<OutgoingMessage, String> {
         let unacked = &republication.unacked;
         let (exchange, routing_key, properties) = match &republication.target {
             RepublishTarget::QueueTail => (
@@ -314,7 +314,8 @@ impl ConsumerInner {
             exchange,
             routing_key,
             properties,
-            body: &unacked.body,
+            body: unacked.body.clone(),
+            mandatory: true,
         })
     }
 
