@@ -3,19 +3,23 @@
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use lapin::options::ConfirmSelectOptions;
 use lapin::{Channel, Connection, ErrorKind, Event};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::declaration_cache::DeclarationCache;
 use crate::error::{is_timeout, reply_code, with_timeout};
+use crate::lanes::{LaneConnection, Lanes};
 use crate::options::PublisherConfirms;
-use crate::publish::{Lanes, QueueLookups};
+use crate::queue_lookups::QueueLookups;
 
 /// The timeout of the probe that checks a suspect connection.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -33,6 +37,9 @@ pub(crate) struct AmqpConnection {
     blocked: watch::Receiver<Option<String>>,
     /// A response timed out, so that the connection is probed before its next use.
     suspect: AtomicBool,
+    opened_at: Instant,
+    /// The time of the server's last answer, in microseconds after `opened_at`.
+    last_response: AtomicU64,
     /// Runs `watch_events`. Aborted on drop.
     event_task: JoinHandle<()>,
     /// Runs the work that must finish when its caller is cancelled.
@@ -64,6 +71,8 @@ impl AmqpConnection {
             response_timeout,
             blocked,
             suspect: AtomicBool::new(false),
+            opened_at: Instant::now(),
+            last_response: AtomicU64::new(0),
             event_task,
             runtime: Handle::current(),
             declarations: DeclarationCache::default(),
@@ -77,17 +86,12 @@ impl AmqpConnection {
     /// Opens a channel.
     pub(crate) async fn open_channel(&self) -> lapin::Result<Channel> {
         let opened = self.await_response(self.connection.create_channel()).await;
-        if matches!(&opened, Err(error) if matches!(error.kind(), ErrorKind::ChannelsLimitReached)) {
-            self.refused_channels.fetch_max(usize::MAX / 2, Ordering::Relaxed);
+        if matches!(&opened, Err(error) if matches!(error.kind(), ErrorKind::ChannelsLimitReached))
+        {
+            self.refused_channels
+                .fetch_max(usize::MAX / 2, Ordering::Relaxed);
         }
         opened
-    }
-
-    /// Counts the channel that the server has closed with this error.
-    pub(crate) fn note_failure(&self, error: &lapin::Error) {
-        if reply_code(error).is_some() && self.is_connected() {
-            self.refused_channels.fetch_add(1, Ordering::Relaxed);
-        }
     }
 
     /// Reports whether the connection is to be replaced, before its channel numbers
@@ -105,10 +109,18 @@ impl AmqpConnection {
         response: impl Future<Output = lapin::Result<T>>,
     ) -> lapin::Result<T> {
         let response = with_timeout(self.response_timeout, response).await;
-        if matches!(&response, Err(error) if is_timeout(error)) {
-            self.mark_suspect();
+        match &response {
+            Ok(_) => self.note_response(),
+            Err(error) if is_timeout(error) => self.mark_suspect(),
+            Err(_) => {}
         }
         response
+    }
+
+    /// Reports whether the server has answered after this time.
+    pub(crate) fn has_responded_since(&self, time: Instant) -> bool {
+        let last = Duration::from_micros(self.last_response.load(Ordering::Relaxed));
+        self.opened_at + last > time
     }
 
     /// Makes the next use of the connection probe it first.
@@ -121,11 +133,6 @@ impl AmqpConnection {
         let _ = self
             .await_response(self.connection.close(200, "".into()))
             .await;
-    }
-
-    /// Returns a receiver of the reason why the server has blocked publishing.
-    pub(crate) fn watch_blocked(&self) -> watch::Receiver<Option<String>> {
-        self.blocked.clone()
     }
 
     pub(crate) fn is_connected(&self) -> bool {
@@ -151,6 +158,39 @@ impl AmqpConnection {
             self.suspect.store(false, Ordering::Relaxed);
         }
         is_alive
+    }
+}
+
+impl LaneConnection for AmqpConnection {
+    fn open_channel(&self, confirms: PublisherConfirms) -> BoxFuture<'_, lapin::Result<Channel>> {
+        Box::pin(async move {
+            let channel = self.open_channel().await?;
+            if confirms == PublisherConfirms::On {
+                let confirm = channel.confirm_select(ConfirmSelectOptions::default());
+                self.await_response(confirm).await?;
+            }
+            Ok(channel)
+        })
+    }
+
+    fn note_response(&self) {
+        let elapsed = self.opened_at.elapsed().as_micros();
+        let elapsed = u64::try_from(elapsed).unwrap_or(u64::MAX);
+        self.last_response.store(elapsed, Ordering::Relaxed);
+    }
+
+    fn note_failure(&self, error: &lapin::Error) {
+        if reply_code(error).is_some() && self.is_connected() {
+            self.refused_channels.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn watch_blocked(&self) -> watch::Receiver<Option<String>> {
+        self.blocked.clone()
+    }
+
+    fn spawn(&self, lane: BoxFuture<'static, ()>) {
+        self.runtime.spawn(lane);
     }
 }
 

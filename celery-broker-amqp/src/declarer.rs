@@ -18,6 +18,7 @@ use tokio::sync::OwnedMutexGuard;
 use crate::connection::AmqpConnection;
 use crate::declaration_cache::DeclarationCache;
 use crate::error::{ErrorContext, reply_code};
+use crate::lanes::LaneConnection;
 use crate::table::{encode_table, short_string};
 
 /// Sends one request after the other, on the connection's channel for declarations,

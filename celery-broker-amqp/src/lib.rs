@@ -81,9 +81,11 @@ mod declaration_cache;
 mod declarer;
 mod delay;
 mod error;
+mod lanes;
 mod message;
 mod options;
 mod publish;
+mod queue_lookups;
 #[cfg(feature = "rpc")]
 mod rpc;
 mod shared;

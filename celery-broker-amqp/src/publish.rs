@@ -8,12 +8,6 @@
 //! the queue is declared if the server returns the message. One sender at a time does
 //! that for each queue, with its first message, and the others wait for the outcome.
 
-mod lane;
-mod lanes;
-mod lookups;
-mod outgoing;
-mod returns;
-
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -22,20 +16,17 @@ use celery_protocol::Message;
 use celery_runtime::{Exchange, Publication, Queue, ServiceError, ServiceErrorKind};
 use futures_util::future::join_all;
 use lapin::types::ShortString;
+use tokio::time::Instant;
 
 use crate::connection::AmqpConnection;
 use crate::declaration_cache::EntityKind;
 use crate::declarer::Declarer;
 use crate::delay;
+use crate::lanes::{OutgoingMessage, PublishFailure};
 use crate::message;
 use crate::options::PublisherConfirms;
 use crate::shared::Shared;
 use crate::table::short_string;
-use lane::PublishFailure;
-pub(crate) use lanes::Lanes;
-pub(crate) use lookups::QueueLookups;
-pub(crate) use outgoing::OutgoingMessage;
-use outgoing::describe_target;
 
 type Outcome = Result<(), ServiceError>;
 
@@ -270,18 +261,26 @@ impl Shared {
         if messages.is_empty() {
             return Vec::new();
         }
-        let unanswered = UnansweredCall(connection);
+        let unanswered = UnansweredCall::new(connection);
+        let declarations = &connection.declarations;
         let mut replies = Vec::with_capacity(messages.len());
         for mut message in messages {
             message.mandatory &= self.options.confirms == PublisherConfirms::On;
             let target = (message.exchange.clone(), message.routing_key.clone());
-            let reply = connection.lanes.send(connection, message).await;
-            replies.push((target, reply));
+            let is_proven = message.exchange.as_str().is_empty()
+                || declarations.contains(EntityKind::Exchange, message.exchange.as_str());
+            let reply = connection.lanes.send(connection, message, is_proven).await;
+            replies.push((target, is_proven, reply));
         }
         let mut outcomes = Vec::with_capacity(replies.len());
-        for (target, reply) in replies {
+        for (target, is_proven, reply) in replies {
             outcomes.push(match reply.await {
-                Ok(Ok(())) => Ok(()),
+                Ok(Ok(())) => {
+                    if !is_proven {
+                        declarations.insert(EntityKind::Exchange, target.0.as_str());
+                    }
+                    Ok(())
+                }
                 Ok(Err(failure)) => Err(self.publish_error(&target, failure)),
                 // The runtime of the lane was shut down.
                 Err(_) => Err(self.publish_error(
@@ -305,12 +304,9 @@ impl Shared {
         let context = self.context("publish to", &target);
         match failure {
             PublishFailure::NoChannel(error) => context.wrap(error).not_sent(),
-            PublishFailure::Returned(reason) => {
-                context.error(ServiceErrorKind::Unroutable, reason)
-            }
+            PublishFailure::Returned(reason) => context.error(ServiceErrorKind::Unroutable, reason),
             PublishFailure::Refused => {
-                let cause =
-                    "RabbitMQ rejected the message, for example because the queue is full";
+                let cause = "RabbitMQ rejected the message, for example because the queue is full";
                 context.error(ServiceErrorKind::Refused, cause)
             }
             PublishFailure::Unconfirmed(error) => {
@@ -336,11 +332,32 @@ enum Attempt {
 
 /// A call whose messages have no outcome yet. If it is dropped, the server may be
 /// silent, and the next use of the connection probes it.
-struct UnansweredCall<'a>(&'a AmqpConnection);
+struct UnansweredCall<'a> {
+    connection: &'a AmqpConnection,
+    begun_at: Instant,
+}
+
+impl<'a> UnansweredCall<'a> {
+    fn new(connection: &'a AmqpConnection) -> Self {
+        Self {
+            connection,
+            begun_at: Instant::now(),
+        }
+    }
+}
 
 impl Drop for UnansweredCall<'_> {
     fn drop(&mut self) {
-        self.0.mark_suspect();
+        if !self.connection.has_responded_since(self.begun_at) {
+            self.connection.mark_suspect();
+        }
+    }
+}
+
+fn describe_target(exchange: &str, routing_key: &str) -> String {
+    match exchange {
+        "" => format!("queue {routing_key}"),
+        exchange => format!("exchange {exchange:?} with routing key {routing_key:?}"),
     }
 }
 

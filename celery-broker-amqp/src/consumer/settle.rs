@@ -16,8 +16,8 @@ use super::unacked::{Ack, UnackedDelivery};
 use crate::connection::AmqpConnection;
 use crate::declarer::Declarer;
 use crate::delay::{self, DelayRoute};
+use crate::lanes::OutgoingMessage;
 use crate::message;
-use crate::publish::OutgoingMessage;
 use crate::sync::lock;
 use crate::table::short_string;
 

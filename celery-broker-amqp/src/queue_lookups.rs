@@ -32,7 +32,7 @@ impl QueueLookups {
     /// # Cancel safety
     ///
     /// Cancel safe: the next call that waits runs its own `look_up`.
-    pub(super) async fn run<T>(
+    pub(crate) async fn run<T>(
         &self,
         queue: &str,
         look_up: impl Future<Output = Result<T, ServiceError>>,

@@ -1,16 +1,22 @@
-//! The lanes of one connection.
+//! The lanes of one connection: the channels that messages are published on.
+
+mod lane;
+mod outgoing;
+mod returns;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
+use futures_util::future::BoxFuture;
+use lapin::Channel;
 use lapin::types::ShortString;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-use super::lane::{Lane, LaneRequest, PublishFailure};
-use super::outgoing::OutgoingMessage;
-use crate::connection::AmqpConnection;
 use crate::options::PublisherConfirms;
 use crate::sync::lock;
+pub(crate) use lane::PublishFailure;
+use lane::{Lane, LaneRequest};
+pub(crate) use outgoing::OutgoingMessage;
 
 /// The maximum number of messages for one target that are not confirmed. A queue that
 /// confirms nothing holds up no messages for other queues.
@@ -24,10 +30,29 @@ const LARGE_BODY: usize = 4 << 20;
 /// The number of known targets from which the unused ones are forgotten.
 const MANY_TARGETS: usize = 1024;
 
-/// A lane for the default exchange, and one for each other exchange while messages are
-/// sent to it. RabbitMQ closes the channel of a message that it refuses, for example
-/// because its exchange does not exist, and all other messages of the channel stay
-/// unconfirmed.
+/// What the lanes need of their connection.
+pub(crate) trait LaneConnection: Send + Sync + 'static {
+    /// Opens a channel, and asks for confirms on it.
+    fn open_channel(&self, confirms: PublisherConfirms) -> BoxFuture<'_, lapin::Result<Channel>>;
+
+    /// Records that the server has answered.
+    fn note_response(&self);
+
+    /// Counts the channel that the server has closed with this error.
+    fn note_failure(&self, error: &lapin::Error);
+
+    /// Returns a receiver of the reason why the server has blocked publishing.
+    fn watch_blocked(&self) -> watch::Receiver<Option<String>>;
+
+    /// Runs a lane.
+    fn spawn(&self, lane: BoxFuture<'static, ()>);
+}
+
+/// One lane for all exchanges that are proven to exist, and one for each other exchange
+/// while messages are sent to it.
+///
+/// RabbitMQ closes the channel of a message that it refuses, for example because its
+/// exchange does not exist, and all other messages of the channel stay unconfirmed.
 #[derive(Debug)]
 pub(crate) struct Lanes {
     confirms: PublisherConfirms,
@@ -37,7 +62,8 @@ pub(crate) struct Lanes {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct LaneKey {
-    exchange: ShortString,
+    /// The exchange that is not proven to exist.
+    unproven: Option<ShortString>,
     is_large: bool,
 }
 
@@ -45,7 +71,7 @@ struct LaneKey {
 type Target = (ShortString, ShortString);
 
 /// The pending outcome of a message.
-pub(super) type Reply = oneshot::Receiver<Result<(), PublishFailure>>;
+pub(crate) type Reply = oneshot::Receiver<Result<(), PublishFailure>>;
 
 impl Lanes {
     pub(crate) fn new(confirms: PublisherConfirms) -> Self {
@@ -56,22 +82,24 @@ impl Lanes {
         }
     }
 
-    /// Hands a message to its lane once the target has room for it.
+    /// Hands a message to its lane once the target has room for it. `is_proven` tells
+    /// whether its exchange is known to exist.
     ///
     /// # Cancel safety
     ///
     /// After a dropped future the message is not sent.
-    pub(super) async fn send(
+    pub(crate) async fn send(
         &self,
-        connection: &Arc<AmqpConnection>,
+        connection: &Arc<impl LaneConnection>,
         message: OutgoingMessage,
+        is_proven: bool,
     ) -> Reply {
         let room = self.room(&message);
         let permit = room.acquire_owned().await;
         let permit = permit.expect("the semaphore is never closed");
         let (reply, outcome) = oneshot::channel();
         let key = LaneKey {
-            exchange: message.exchange.clone(),
+            unproven: (!is_proven).then(|| message.exchange.clone()),
             is_large: message.body.len() >= LARGE_BODY,
         };
         let mut request = LaneRequest {
@@ -91,13 +119,9 @@ impl Lanes {
         let _ = sender.send(request);
         lanes.retain(|_, lane| !lane.is_closed());
         lanes.insert(key, sender);
-        let lane = Lane::new(
-            Arc::downgrade(connection),
-            self.confirms,
-            requests,
-            connection.watch_blocked(),
-        );
-        connection.runtime.spawn(lane.run());
+        let weak = Arc::downgrade(connection);
+        let lane = Lane::new(weak, self.confirms, requests, connection.watch_blocked());
+        connection.spawn(Box::pin(lane.run()));
         outcome
     }
 

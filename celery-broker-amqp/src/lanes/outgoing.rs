@@ -17,10 +17,10 @@ pub(crate) struct OutgoingMessage {
     pub(crate) mandatory: bool,
 }
 
-/// The parts of a sent message that identify it when the server returns it. The
-/// exchange is that of its lane.
+/// The parts of a sent message that identify it when the server returns it.
 #[derive(Debug)]
 pub(super) struct MessageIdentity {
+    exchange: ShortString,
     routing_key: ShortString,
     correlation_id: Option<ShortString>,
     body: Bytes,
@@ -29,6 +29,7 @@ pub(super) struct MessageIdentity {
 impl OutgoingMessage {
     pub(super) fn identity(&self) -> MessageIdentity {
         MessageIdentity {
+            exchange: self.exchange.clone(),
             routing_key: self.routing_key.clone(),
             correlation_id: self.properties.correlation_id().clone(),
             body: self.body.clone(),
@@ -38,19 +39,13 @@ impl OutgoingMessage {
 
 impl Returned<MessageIdentity> for BasicReturnMessage {
     fn is_same(&self, sent: &MessageIdentity) -> bool {
-        self.routing_key == sent.routing_key
+        self.exchange == sent.exchange
+            && self.routing_key == sent.routing_key
             && *self.properties.correlation_id() == sent.correlation_id
             && self.data == sent.body
     }
 
     fn reason(&self) -> &str {
         self.reply_text.as_str()
-    }
-}
-
-pub(super) fn describe_target(exchange: &str, routing_key: &str) -> String {
-    match exchange {
-        "" => format!("queue {routing_key}"),
-        exchange => format!("exchange {exchange:?} with routing key {routing_key:?}"),
     }
 }

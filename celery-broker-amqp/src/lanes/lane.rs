@@ -15,13 +15,13 @@ use std::time::Duration;
 use futures_util::future::{BoxFuture, FutureExt};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use lapin::message::BasicReturnMessage;
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::options::BasicPublishOptions;
 use lapin::{Channel, Confirmation};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
+use super::LaneConnection;
 use super::outgoing::{MessageIdentity, OutgoingMessage};
 use super::returns::{Outcome, UnconfirmedMessages};
-use crate::connection::AmqpConnection;
 use crate::options::PublisherConfirms;
 
 /// The time after which an unused lane closes its channel.
@@ -41,7 +41,7 @@ pub(super) struct LaneRequest {
 
 /// The reason why a message is not in a queue, or not known to be in one.
 #[derive(Clone, Debug)]
-pub(super) enum PublishFailure {
+pub(crate) enum PublishFailure {
     /// No channel could be opened; nothing was written.
     NoChannel(lapin::Error),
     /// The channel failed before the confirm.
@@ -67,7 +67,7 @@ impl Caller {
 
 /// The state of a lane.
 pub(super) struct Lane {
-    connection: Weak<AmqpConnection>,
+    connection: Weak<dyn LaneConnection>,
     confirms: PublisherConfirms,
     requests: mpsc::UnboundedReceiver<LaneRequest>,
     /// The reason why the server has blocked publishing, while it does.
@@ -79,7 +79,7 @@ pub(super) struct Lane {
 
 impl Lane {
     pub(super) fn new(
-        connection: Weak<AmqpConnection>,
+        connection: Weak<dyn LaneConnection>,
         confirms: PublisherConfirms,
         requests: mpsc::UnboundedReceiver<LaneRequest>,
         blocked: watch::Receiver<Option<String>>,
@@ -189,11 +189,7 @@ impl Lane {
         }
         let closed = || lapin::Error::from(io::Error::from(io::ErrorKind::NotConnected));
         let connection = self.connection.upgrade().ok_or_else(closed)?;
-        let channel = connection.open_channel().await?;
-        if self.confirms == PublisherConfirms::On {
-            let confirm = channel.confirm_select(ConfirmSelectOptions::default());
-            connection.await_response(confirm).await?;
-        }
+        let channel = connection.open_channel(self.confirms).await?;
         self.channel = Some(channel.clone());
         Ok(channel)
     }
@@ -211,6 +207,9 @@ impl Lane {
                 }
                 None => empty_reads += 1,
             }
+        }
+        if let Some(connection) = self.connection.upgrade() {
+            connection.note_response();
         }
         for (caller, outcome) in self.unconfirmed.decide() {
             caller.reply(match outcome {

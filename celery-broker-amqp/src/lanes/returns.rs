@@ -160,7 +160,11 @@ impl<I, R: Returned<I>, T> UnconfirmedMessages<I, R, T> {
                 }
                 (Confirm::Foreign(_) | Confirm::Missing, None) => return true,
             };
-            decided.extend(messages.remove(number).map(|message| (message.target, outcome)));
+            decided.extend(
+                messages
+                    .remove(number)
+                    .map(|message| (message.target, outcome)),
+            );
             false
         });
         if self.messages.is_empty() {
@@ -219,8 +223,8 @@ mod tests {
         },
     }
 
-    impl Returned<usize> for usize {
-        fn is_same(&self, sent: &usize) -> bool {
+    impl Returned<Self> for usize {
+        fn is_same(&self, sent: &Self) -> bool {
             self == sent
         }
 
@@ -305,12 +309,7 @@ mod tests {
                 check(events);
             }
         }
-        extend(
-            unroutable,
-            &mut [0; MESSAGES],
-            &mut Vec::new(),
-            check,
-        );
+        extend(unroutable, &mut [0; MESSAGES], &mut Vec::new(), check);
     }
 
     #[test]
