@@ -74,6 +74,18 @@ fn vhost_rows(listing: &str, vhost: &str, columns: &[&str]) -> Vec<Vec<String>> 
         .collect()
 }
 
+/// Removes the type `classic`, which RabbitMQ 4 adds to the arguments of queues without a type.
+pub(crate) fn without_default_type(mut queues: Vec<Vec<String>>) -> Vec<Vec<String>> {
+    let argument = "{\"x-queue-type\",\"classic\"}";
+    for cell in queues.iter_mut().flatten() {
+        *cell = cell
+            .replace(&format!(", {argument}"), "")
+            .replace(&format!(",{argument}"), "")
+            .replace(argument, "");
+    }
+    queues
+}
+
 pub(crate) fn sorted(server: &RabbitServer, words: &[&str]) -> Vec<Vec<String>> {
     let mut rows = blocking(|| server.list(words));
     rows.sort();
