@@ -7,14 +7,18 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use test_servers::paths::{self, on_path};
 
 use crate::setup::{install, is_root};
-use crate::shell::{Outcome, output, run, say};
+use crate::shell::{Outcome, output, say, stream};
 
 /// The Debian release with RabbitMQ 4.0.
 const SUITE: &str = "trixie";
+
+/// The time limit of debootstrap; it takes a minute.
+const INSTALL_TIMEOUT: Duration = Duration::from_secs(900);
 
 /// The script that runs the program of its own name in the chroot as the same process, so that
 /// signals to its process id reach the Erlang VM. `ROOT` is the chroot; the folder `SHARED`, below
@@ -85,10 +89,21 @@ fn install_system(root: &Path) -> Outcome {
     let mut command = Command::new("unshare");
     command.args(["--mount", "debootstrap", "--variant=minbase"]);
     command.args(["--include=rabbitmq-server", SUITE]);
-    run(command.arg(&incomplete).args(mirror()))?;
+    debootstrap(command.arg(&incomplete).args(mirror()))?;
     // The downloaded packages.
     let _ = fs::remove_dir_all(incomplete.join("var/cache/apt/archives"));
     fs::rename(&incomplete, root).map_err(|error| format!("cannot rename it: {error}"))
+}
+
+/// Runs debootstrap; the error contains its last line.
+fn debootstrap(command: &mut Command) -> Outcome {
+    let mut last = String::new();
+    let status = stream(command, INSTALL_TIMEOUT, |line| line.clone_into(&mut last))?;
+    match status {
+        Some(status) if status.success() => Ok(()),
+        Some(_) => Err(format!("debootstrap failed: {last}")),
+        None => Err(format!("debootstrap was not ready in time: {last}")),
+    }
 }
 
 /// Returns the mirror of Debian that apt uses; `None` on other systems, where debootstrap chooses
