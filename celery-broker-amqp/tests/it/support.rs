@@ -20,7 +20,7 @@ pub(crate) use test_support::{
 /// A new virtual host on the server that the tests share.
 pub(crate) struct TestVhost {
     pub(crate) url: String,
-    vhost: String,
+    pub(crate) vhost: String,
 }
 
 impl TestVhost {
