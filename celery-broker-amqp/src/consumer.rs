@@ -10,6 +10,7 @@
 
 mod due_queue;
 mod inner;
+mod pending_frames;
 mod receive;
 mod receive_state;
 mod settle;

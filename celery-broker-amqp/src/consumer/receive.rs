@@ -10,7 +10,7 @@ use futures_util::stream::StreamExt;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 
-use super::inner::ConsumerInner;
+use super::inner::{ConsumerInner, TagState};
 use super::receive_state::{ConsumerEvent, ReceiveState, consumer_stream};
 use super::unacked::UnackedDelivery;
 use crate::sync::lock;
@@ -169,14 +169,14 @@ impl ConsumerInner {
 
     /// Requeues the buffered deliveries.
     async fn requeue_buffered(&self, state: &mut ReceiveState) -> Result<(), ServiceError> {
-        let tags: Vec<_> = state
-            .buffer
-            .drain(..)
-            .filter_map(|delivery| self.resolve_tag(&delivery.tag))
-            .collect();
-        let _guard = self.settle_lock.lock().await;
-        self.reject(tags.into_iter().map(|tag| (tag, true)).collect())
-            .await
+        let unsettled = |delivery: Delivery| match self.tag_state(&delivery.tag) {
+            TagState::Unsettled(tag) => Some((tag, true)),
+            TagState::Pending(..) | TagState::Gone => None,
+        };
+        let returned = state.buffer.drain(..).filter_map(unsettled).collect();
+        let frames = self.queue_frames(returned, Vec::new());
+        self.await_writes(&frames).await;
+        frames.iter().try_for_each(|frame| self.written(frame))
     }
 
     /// Records a delivery, or returns the error that ended the consumer.
