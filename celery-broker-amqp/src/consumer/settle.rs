@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use celery_runtime::{QueueEnd, ServiceError, ServiceErrorKind, Settled, Settlement};
 use futures_util::future::{FutureExt, join_all};
-use lapin::options::{BasicAckOptions, BasicRejectOptions};
+use lapin::options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions};
 use lapin::types::ShortString;
 use tokio::time::Instant;
 
@@ -342,9 +342,20 @@ impl ConsumerInner {
         let mut frames = Vec::with_capacity(rejections.len() + 1);
         for (tag, requeue) in rejections {
             let channel = self.channel.clone();
-            let options = BasicRejectOptions { requeue };
-            let write = async move { channel.basic_reject(tag, options).await };
-            frames.push(SettlementFrame::queue(vec![tag], write));
+            frames.push(SettlementFrame::queue(vec![tag], async move {
+                if requeue {
+                    // From RabbitMQ 4.3 on `basic.nack` does not count towards the
+                    // delivery limit, and `basic.reject` does.
+                    let options = BasicNackOptions {
+                        requeue,
+                        ..BasicNackOptions::default()
+                    };
+                    channel.basic_nack(tag, options).await
+                } else {
+                    let options = BasicRejectOptions { requeue };
+                    channel.basic_reject(tag, options).await
+                }
+            }));
         }
         for Ack(tags) in unacked.acks(acks) {
             let Some(&last) = tags.last() else { continue };
