@@ -6,10 +6,14 @@
 //! With a prefetch of 0, RabbitMQ pushes nothing that was not requested: ready
 //! messages are fetched one by one with `basic.get`. Only if there is none does a
 //! `basic.consume` start, with a prefetch of as many messages as were requested,
-//! and it is cancelled with the first delivery.
+//! and it is cancelled with the first delivery. Each queue may push meanwhile. What
+//! was not requested returns to its queue, unless it was returned before: quorum
+//! queues count deliveries, so the consumer keeps it for the next `receive`. On quorum
+//! queues with a small delivery limit it keeps all of them.
 
 mod due_queue;
 mod inner;
+mod pending_frames;
 mod receive;
 mod receive_state;
 mod settle;
@@ -29,7 +33,7 @@ use crate::declarer::Declarer;
 use crate::delay;
 use crate::shared::Shared;
 use inner::ConsumerInner;
-use receive::requeue_when_interrupted;
+use receive::{ConsumerOrder, requeue_when_interrupted};
 
 /// A consumer of one or more queues.
 pub(crate) struct AmqpConsumer {
@@ -68,7 +72,9 @@ impl AmqpConsumer {
         let inner = Arc::new(inner);
         if options.prefetch > 0 {
             let mut state = inner.receiving.lock().await;
-            inner.start_consuming(&mut state, options.prefetch).await?;
+            inner
+                .start_consuming(&mut state, options.prefetch, ConsumerOrder::RoundRobin)
+                .await?;
         }
         let requeue_task = tokio::spawn(requeue_when_interrupted(Arc::clone(&inner)));
         Ok(Self {
@@ -102,6 +108,7 @@ impl Consumer for AmqpConsumer {
     fn close(&self) -> BoxFuture<'_, Result<(), ServiceError>> {
         Box::pin(async move {
             self.interrupt();
+            self.inner.requeue_unreceived().await;
             let context = self.inner.context("stop consuming from");
             // RabbitMQ requeues the unsettled deliveries of a closed channel.
             let closed = self.inner.channel.close(200, "".into());

@@ -44,11 +44,16 @@
 //!
 //! # Quorum queues with a delivery limit
 //!
-//! A message that a worker requeues when it shuts down counts as delivered. Quorum
-//! queues with an `x-delivery-limit` (20 by default since RabbitMQ 4) drop or
-//! dead-letter a message that was requeued that often. If workers restart often,
-//! set a dead-letter exchange or a higher limit. Deferred messages are published
-//! again and do not count.
+//! RabbitMQ counts how often a message of a quorum queue was returned, and drops or
+//! dead-letters it when it exceeds `x-delivery-limit` (20 by default since RabbitMQ
+//! 4). A message counts as returned when a worker requeues it at its shutdown, when a
+//! connection is lost, and with a prefetch of 0 when an idle worker gets more than it
+//! has requested. Workers keep the number of the latter small: a message that was
+//! returned twice stays with the worker that gets it, and on a queue that is declared
+//! with a limit below 20 all do, one for each queue. If workers restart often, set a
+//! dead-letter exchange or a higher limit. Deferred messages are published again and
+//! do not count. The delivery count that tasks see is the larger one of
+//! `x-delivery-count` and `x-acquired-count`.
 //!
 //! # Delayed messages in quorum queues
 //!

@@ -9,7 +9,8 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 
 use crate::table::{EncodeError, decode_table, encode_table, short_string};
 
-/// The headers that RabbitMQ adds to the messages of a quorum queue.
+/// The headers that RabbitMQ adds to the messages of a quorum queue: how often a
+/// consumer has failed with it, and, from RabbitMQ 4 on, how often it was delivered.
 const DELIVERY_COUNT_HEADERS: [&str; 2] = ["x-delivery-count", "x-acquired-count"];
 
 /// The header that marks a message as published again to the end of its queue,
@@ -75,7 +76,7 @@ fn encode_extra(
 }
 
 /// Decodes a received message. Also returns how often RabbitMQ has delivered it
-/// before, which only quorum queues count.
+/// before, which only quorum queues count: the larger one of both counts.
 pub(crate) fn decode(
     properties: &BasicProperties,
     mut info: DeliveryInfo,
@@ -84,8 +85,8 @@ pub(crate) fn decode(
     let string = |text: &Option<ShortString>| text.as_ref().map(|text| text.as_str().to_owned());
     let empty = FieldTable::default();
     let mut headers = decode_table(properties.headers().as_ref().unwrap_or(&empty));
-    let [count, _] = DELIVERY_COUNT_HEADERS.map(|name| headers.remove(name));
-    let count = count.as_ref().and_then(Value::as_u64);
+    let counts = DELIVERY_COUNT_HEADERS.map(|name| headers.remove(name));
+    let count = counts.iter().flatten().filter_map(Value::as_u64).max();
     info.redelivered |= headers.remove(REQUEUED_HEADER).is_some();
 
     let mut target = Properties::default();
@@ -229,13 +230,25 @@ mod tests {
     }
 
     #[test]
-    fn delivery_count_is_not_a_task_header() {
-        let mut sent = message();
-        sent.headers.set("x-delivery-count", Value::Int(2)).unwrap();
-        let encoded = encode(&sent).unwrap();
-        let (decoded, count) = decode(&encoded, DeliveryInfo::default(), Bytes::new());
-        assert_eq!(count, Some(2));
-        assert_eq!(by_name(&decoded), by_name(&message()));
+    fn delivery_count_is_the_larger_header_and_no_task_header() {
+        for (delivered, acquired, expected) in [
+            (Some(2), None, Some(2)),
+            (Some(1), Some(3), Some(3)),
+            (Some(4), Some(3), Some(4)),
+            (None, Some(1), Some(1)),
+            (None, None, None),
+        ] {
+            let mut sent = message();
+            for (name, count) in DELIVERY_COUNT_HEADERS.iter().zip([delivered, acquired]) {
+                if let Some(count) = count {
+                    sent.headers.set(name, Value::Int(count)).unwrap();
+                }
+            }
+            let encoded = encode(&sent).unwrap();
+            let (decoded, count) = decode(&encoded, DeliveryInfo::default(), Bytes::new());
+            assert_eq!(count, expected);
+            assert_eq!(by_name(&decoded), by_name(&message()));
+        }
     }
 
     #[test]

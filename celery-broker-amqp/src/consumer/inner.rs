@@ -13,6 +13,7 @@ use lapin::types::ShortString;
 use tokio::sync::Notify;
 
 use super::due_queue::DueQueue;
+use super::pending_frames::{FrameWrite, PendingFrames};
 use super::receive_state::ReceiveState;
 use super::unacked::{UnackedDeliveries, UnackedDelivery};
 use crate::connection::AmqpConnection;
@@ -22,6 +23,16 @@ use crate::message;
 use crate::shared::Shared;
 use crate::sync::lock;
 use crate::table::short_string;
+
+/// What a consumer knows about a delivery, with the server's tag.
+pub(super) enum TagState {
+    /// It is not settled.
+    Unsettled(u64),
+    /// The settlement was begun, and is not known to be written.
+    Pending(u64, FrameWrite),
+    /// The settlement was written, or the delivery is not one of this consumer.
+    Gone,
+}
 
 /// The state of a consumer, shared with its requeue task.
 pub(super) struct ConsumerInner {
@@ -40,9 +51,9 @@ pub(super) struct ConsumerInner {
     pub(super) due_queue: DueQueue,
     /// The indexes of the queues that are bound for deferred messages.
     pub(super) deferred_bindings: Mutex<BTreeSet<usize>>,
-    /// Serializes the writing of settlements: a `basic.ack` of several tags must
-    /// not overtake the rejection of one of them.
-    pub(super) settle_lock: tokio::sync::Mutex<()>,
+    /// The settlements that are not known to be written. Locked after `unacked`
+    /// where both are.
+    pub(super) pending_frames: Mutex<PendingFrames>,
     pub(super) interrupted: AtomicBool,
     pub(super) interrupt: Notify,
 }
@@ -71,7 +82,7 @@ impl ConsumerInner {
             unacked: Mutex::default(),
             due_queue: DueQueue::default(),
             deferred_bindings: Mutex::new(deferred_bindings),
-            settle_lock: tokio::sync::Mutex::default(),
+            pending_frames: Mutex::default(),
             interrupted: AtomicBool::new(false),
             interrupt: Notify::new(),
         }
@@ -106,11 +117,22 @@ impl ConsumerInner {
         delivery
     }
 
-    /// Returns the server's tag, if this consumer holds the delivery unsettled.
-    pub(super) fn resolve_tag(&self, tag: &DeliveryTag) -> Option<u64> {
-        let (id, tag) = tag.as_str().split_once('-')?;
-        let (id, tag): (u64, u64) = (id.parse().ok()?, tag.parse().ok()?);
-        (id == self.id && lock(&self.unacked).contains(tag)).then_some(tag)
+    /// Returns the state of a delivery.
+    pub(super) fn tag_state(&self, tag: &DeliveryTag) -> TagState {
+        let parse = |tag: &DeliveryTag| {
+            let (id, tag) = tag.as_str().split_once('-')?;
+            Some((id.parse::<u64>().ok()?, tag.parse::<u64>().ok()?))
+        };
+        let Some((_, tag)) = parse(tag).filter(|(id, _)| *id == self.id) else {
+            return TagState::Gone;
+        };
+        if lock(&self.unacked).contains(tag) {
+            return TagState::Unsettled(tag);
+        }
+        match lock(&self.pending_frames).get(tag) {
+            Some(write) => TagState::Pending(tag, write),
+            None => TagState::Gone,
+        }
     }
 
     /// Returns the name of the queue that a delivery came from.

@@ -1,19 +1,42 @@
 //! Receiving deliveries.
 
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use celery_runtime::{Delivery, ServiceError, ServiceErrorKind};
-use futures_util::future::{FutureExt, try_join_all};
+use celery_protocol::Value;
+use celery_runtime::{Delivery, Queue, ServiceError, ServiceErrorKind};
+use futures_util::future::{FutureExt, TryFutureExt, try_join_all};
 use futures_util::stream::StreamExt;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions};
-use lapin::types::FieldTable;
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use uuid::Uuid;
 
-use super::inner::ConsumerInner;
+use super::inner::{ConsumerInner, TagState};
 use super::receive_state::{ConsumerEvent, ReceiveState, consumer_stream};
 use super::unacked::UnackedDelivery;
 use crate::sync::lock;
+
+/// How often a message may have been delivered before a surplus delivery of it stays
+/// in the consumer. Quorum queues count each return towards their delivery limit, 20
+/// by default, of which the task's own redeliveries need most. Messages of classic
+/// queues have no count.
+const MAX_RETURNS: u32 = 2;
+
+/// The smallest delivery limit of a quorum queue that returns its surplus.
+const MIN_RETURNING_LIMIT: u64 = 20;
+
+/// Reports whether surplus deliveries of a queue always stay in the consumer, at most
+/// one for each that was requested, as Python's workers do on every quorum queue.
+///
+/// Its consumer stays, too: a quorum queue also returns and counts the messages that
+/// it has sent before it reads a `basic.cancel`.
+fn keeps_surplus(queue: &Queue) -> bool {
+    let limit = queue.arguments.get("x-delivery-limit");
+    let limit = limit.and_then(Value::as_u64);
+    queue.is_quorum() && limit.is_some_and(|limit| limit < MIN_RETURNING_LIMIT)
+}
 
 impl ConsumerInner {
     /// Waits for deliveries and returns at most `max`, or none if the consumer is
@@ -28,7 +51,8 @@ impl ConsumerInner {
             self.stop_consuming(&mut state).await?;
         }
         if prefetch > 0 && state.prefetch == 0 {
-            self.start_consuming(&mut state, prefetch).await?;
+            self.start_consuming(&mut state, prefetch, ConsumerOrder::RoundRobin)
+                .await?;
         }
         self.buffer_ready(&mut state, max)?;
         if state.buffer.is_empty() && prefetch == 0 {
@@ -40,7 +64,7 @@ impl ConsumerInner {
         let count = state.buffer.len().min(max);
         let taken = state.buffer.drain(..count).collect();
         if prefetch == 0 {
-            self.requeue_buffered(&mut state).await?;
+            self.return_surplus(&mut state).await?;
         }
         Ok(taken)
     }
@@ -56,7 +80,8 @@ impl ConsumerInner {
         if prefetch == 0 {
             let per_queue = (max / self.queues.len().max(1)).max(1);
             let limit = u16::try_from(per_queue).unwrap_or(u16::MAX);
-            self.start_consuming(state, limit).await?;
+            self.start_consuming(state, limit, ConsumerOrder::Random)
+                .await?;
         }
         // The order cannot starve deferred deliveries: `buffer_ready` takes those
         // that are due before anything that the server pushed.
@@ -71,7 +96,7 @@ impl ConsumerInner {
         }
         self.buffer_ready(state, max)?;
         if prefetch == 0 {
-            self.stop_consuming(state).await?;
+            self.stop_surplus(state).await?;
         }
         Ok(())
     }
@@ -118,26 +143,36 @@ impl ConsumerInner {
         Ok(())
     }
 
-    /// Starts a consumer on each queue, with this prefetch for each of them.
+    /// Starts a consumer on each queue that has none, with this prefetch for each of
+    /// them. All are requested at once: what the server pushes meanwhile on the other
+    /// queues is surplus.
     pub(super) async fn start_consuming(
         &self,
         state: &mut ReceiveState,
         prefetch: u16,
+        order: ConsumerOrder,
     ) -> Result<(), ServiceError> {
         let context = self.context("consume");
         let qos = self.channel.basic_qos(prefetch, BasicQosOptions::default());
         let qos = self.connection.await_response(qos).await;
         qos.map_err(|error| context.wrap(error))?;
-        for (queue_index, (name, _)) in self.queues.iter().enumerate() {
+        let mut requests = Vec::with_capacity(self.queues.len());
+        for (queue_index, (name, queue)) in self.queues.iter().enumerate() {
+            if state.is_consuming(queue_index) {
+                continue;
+            }
             let consuming = self.channel.basic_consume(
                 self.short_string(name)?,
                 "".into(),
                 BasicConsumeOptions::default(),
-                FieldTable::default(),
+                order.arguments(queue),
             );
-            let consuming = self.connection.await_response(consuming).await;
-            let consumer = consuming.map_err(|error| context.wrap(error))?;
-            state.consumers.push(consumer.tag());
+            requests.push(consuming.map_ok(move |consumer| (queue_index, consumer)));
+        }
+        let started = try_join_all(requests);
+        let started = self.connection.await_response(started).await;
+        for (queue_index, consumer) in started.map_err(|error| context.wrap(error))? {
+            state.consumers.push((queue_index, consumer.tag()));
             state.streams.push(consumer_stream(queue_index, consumer));
         }
         state.prefetch = prefetch;
@@ -146,22 +181,45 @@ impl ConsumerInner {
 
     /// Cancels the consumers and buffers the deliveries that they have pushed.
     async fn stop_consuming(&self, state: &mut ReceiveState) -> Result<(), ServiceError> {
+        let consumers = std::mem::take(&mut state.consumers);
+        self.cancel(state, consumers).await
+    }
+
+    /// Cancels the consumers that may push more than was requested, except on queues
+    /// that [keep](keeps_surplus) their surplus.
+    async fn stop_surplus(&self, state: &mut ReceiveState) -> Result<(), ServiceError> {
+        let consumers = std::mem::take(&mut state.consumers).into_iter();
+        let (kept, cancelled) =
+            consumers.partition(|(queue_index, _)| keeps_surplus(&self.queues[*queue_index].1));
+        state.consumers = kept;
+        self.cancel(state, cancelled).await
+    }
+
+    async fn cancel(
+        &self,
+        state: &mut ReceiveState,
+        consumers: Vec<(usize, ShortString)>,
+    ) -> Result<(), ServiceError> {
         let context = self.context("stop consuming from");
-        let cancels = state.consumers.drain(..).map(|tag| {
+        let mut cancelled = BTreeSet::new();
+        let cancels = consumers.into_iter().map(|(queue_index, tag)| {
+            cancelled.insert(queue_index);
             self.channel
                 .basic_cancel(tag, BasicCancelOptions::default())
         });
-        let cancelled = self.connection.await_response(try_join_all(cancels)).await;
-        cancelled.map_err(|error| context.wrap(error))?;
+        let cancels = try_join_all(cancels);
+        let ended = self.connection.await_response(cancels).await;
+        ended.map_err(|error| context.wrap(error))?;
         state.prefetch = 0;
         // The stream of a cancelled consumer ends after its last delivery.
-        while let Some(event) = state.streams.next().await {
-            match event {
-                ConsumerEvent::Ended(_, None) => {}
-                event => {
+        while !cancelled.is_empty() {
+            match state.streams.next().await {
+                Some(ConsumerEvent::Ended(index, None)) if cancelled.remove(&index) => {}
+                Some(event) => {
                     let delivery = self.handle_event(event)?;
                     state.buffer.push_back(delivery);
                 }
+                None => break,
             }
         }
         Ok(())
@@ -169,14 +227,33 @@ impl ConsumerInner {
 
     /// Requeues the buffered deliveries.
     async fn requeue_buffered(&self, state: &mut ReceiveState) -> Result<(), ServiceError> {
-        let tags: Vec<_> = state
-            .buffer
-            .drain(..)
-            .filter_map(|delivery| self.resolve_tag(&delivery.tag))
-            .collect();
-        let _guard = self.settle_lock.lock().await;
-        self.reject(tags.into_iter().map(|tag| (tag, true)).collect())
-            .await
+        let returned = std::mem::take(&mut state.buffer);
+        self.requeue(returned).await
+    }
+
+    /// Requeues the buffered deliveries, except those that were returned so often
+    /// that they could reach a delivery limit: the next `receive` returns them.
+    async fn return_surplus(&self, state: &mut ReceiveState) -> Result<(), ServiceError> {
+        let is_returned = |delivery: &Delivery| {
+            let queue = self.queues.iter().find(|(name, _)| *name == delivery.queue);
+            let is_kept = queue.is_some_and(|(_, queue)| keeps_surplus(queue));
+            !is_kept && delivery.delivery_count.unwrap_or(0) < MAX_RETURNS
+        };
+        let buffered = std::mem::take(&mut state.buffer).into_iter();
+        let (returned, kept) = buffered.partition(is_returned);
+        state.buffer = kept;
+        self.requeue(returned).await
+    }
+
+    async fn requeue(&self, deliveries: VecDeque<Delivery>) -> Result<(), ServiceError> {
+        let unsettled = |delivery: Delivery| match self.tag_state(&delivery.tag) {
+            TagState::Unsettled(tag) => Some((tag, true)),
+            TagState::Pending(..) | TagState::Gone => None,
+        };
+        let requeues = deliveries.into_iter().filter_map(unsettled).collect();
+        let frames = self.queue_frames(requeues, Vec::new());
+        self.await_writes(&frames).await;
+        frames.iter().try_for_each(|frame| self.written(frame))
     }
 
     /// Records a delivery, or returns the error that ended the consumer.
@@ -220,13 +297,49 @@ impl ConsumerInner {
 /// other consumers receive them.
 pub(super) async fn requeue_when_interrupted(inner: Arc<ConsumerInner>) {
     inner.wait_for_interrupt().await;
-    let mut state = inner.receiving.lock().await;
-    let requeued = match inner.stop_consuming(&mut state).await {
-        Ok(()) => inner.requeue_buffered(&mut state).await,
-        Err(error) => Err(error),
-    };
-    if let Err(error) = requeued {
-        // RabbitMQ requeues them when the channel closes.
-        tracing::debug!("consumer/requeue: {error}");
+    inner.requeue_unreceived().await;
+}
+
+impl ConsumerInner {
+    /// Stops consuming and requeues the deliveries that were not handed out.
+    pub(super) async fn requeue_unreceived(&self) {
+        let mut state = self.receiving.lock().await;
+        let requeued = match self.stop_consuming(&mut state).await {
+            Ok(()) => self.requeue_buffered(&mut state).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = requeued {
+            // RabbitMQ requeues them when the channel closes.
+            tracing::debug!("consumer/requeue: {error}");
+        }
+    }
+}
+
+/// The order in which the server chooses among the waiting consumers of a queue.
+#[derive(Clone, Copy)]
+pub(super) enum ConsumerOrder {
+    RoundRobin,
+    /// At random, by consumer priorities. The consumer that has waited for longest is
+    /// the next one of every queue, and a burst of one message per queue would reach
+    /// it alone. Other consumers, such as those of Python workers, have priority 0.
+    Random,
+}
+
+impl ConsumerOrder {
+    /// The largest absolute value of a random priority.
+    const MAX_PRIORITY: i32 = 1_000;
+
+    /// Returns the arguments of a `basic.consume`.
+    fn arguments(self, queue: &Queue) -> FieldTable {
+        let mut arguments = FieldTable::default();
+        // A priority would take the role of the active consumer from another one.
+        let has_active = queue.arguments.get("x-single-active-consumer").is_some();
+        if matches!(self, Self::Random) && !has_active {
+            let range = 2 * Self::MAX_PRIORITY as u128 + 1;
+            let random = (Uuid::new_v4().as_u128() % range) as i32;
+            let priority = AMQPValue::LongInt(random - Self::MAX_PRIORITY);
+            arguments.insert("x-priority".into(), priority);
+        }
+        arguments
     }
 }

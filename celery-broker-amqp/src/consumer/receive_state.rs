@@ -12,14 +12,23 @@ use lapin::types::ShortString;
 pub(super) struct ReceiveState {
     /// The deliveries of all consumers.
     pub(super) streams: SelectAll<ConsumerStream>,
-    /// The consumer tags.
-    pub(super) consumers: Vec<ShortString>,
-    /// The prefetch of each consumer, or 0 if there is none.
+    /// The consumer tags, with the indexes of the queues.
+    pub(super) consumers: Vec<(usize, ShortString)>,
+    /// The prefetch of each consumer, or 0 if there is none or only those that keep
+    /// their surplus.
     pub(super) prefetch: u16,
     /// Deliveries that were received and not handed out yet.
     pub(super) buffer: VecDeque<Delivery>,
     /// The index of the queue that the next `basic.get` fetches from.
     pub(super) next_queue: usize,
+}
+
+impl ReceiveState {
+    pub(super) fn is_consuming(&self, queue_index: usize) -> bool {
+        self.consumers
+            .iter()
+            .any(|(index, _)| *index == queue_index)
+    }
 }
 
 /// The deliveries of one consumer, and then its end.

@@ -1,17 +1,16 @@
 //! Settling deliveries: acknowledge, reject, requeue and defer.
 
 use std::collections::BTreeSet;
-use std::future::{Future, poll_fn};
-use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use celery_runtime::{QueueEnd, ServiceError, ServiceErrorKind, Settled, Settlement};
-use futures_util::future::{FusedFuture, FutureExt, try_join_all};
-use lapin::options::{BasicAckOptions, BasicRejectOptions};
+use futures_util::future::{FutureExt, join_all};
+use lapin::options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions};
 use lapin::types::ShortString;
 use tokio::time::Instant;
 
-use super::inner::ConsumerInner;
+use super::inner::{ConsumerInner, TagState};
+use super::pending_frames::SettlementFrame;
 use super::unacked::{Ack, UnackedDelivery};
 use crate::connection::AmqpConnection;
 use crate::declarer::Declarer;
@@ -33,6 +32,8 @@ struct SettlementPlan {
     rejections: Vec<(u64, bool)>,
     /// The deliveries to publish again before they are acknowledged.
     republications: Vec<Republication>,
+    /// The frames of earlier settlements that are repeated.
+    repeated: Vec<SettlementFrame>,
     /// The outcome of each settlement, as far as it is known.
     outcomes: Outcomes,
 }
@@ -91,19 +92,20 @@ impl ConsumerInner {
             acks,
             rejections,
             republications,
+            repeated,
             mut outcomes,
         } = self.plan(batch, SystemTime::now());
-        let tags = rejections.iter().map(|&(tag, _)| tag);
-        let tags: Vec<u64> = tags.chain(acks.iter().copied()).collect();
-        let written = self.write_settlements(rejections, acks).await;
-        if let Err(error) = &written {
+        let frames = self.queue_frames(rejections, acks);
+        tokio::join!(self.await_writes(&frames), self.await_writes(&repeated));
+        self.set_outcomes(&mut outcomes, &repeated, Settled::Gone);
+        let failed = self.set_outcomes(&mut outcomes, &frames, Settled::Written);
+        if let Some(error) = failed {
             // A copy that is published now could not be acknowledged here.
             let unsent: Vec<u64> = republications.iter().map(|one| one.tag).collect();
-            outcomes.set(&unsent, &Err(error.clone()));
+            outcomes.set(&unsent, &Err(error));
+            return outcomes.into_results();
         }
-        let is_written = written.is_ok();
-        outcomes.set(&tags, &written.map(|()| Settled::Written));
-        if republications.is_empty() || !is_written {
+        if republications.is_empty() {
             return outcomes.into_results();
         }
         let RepublishOutcome {
@@ -114,15 +116,11 @@ impl ConsumerInner {
         for (tag, error) in failed {
             outcomes.set(&[tag], &Err(error));
         }
-        let mut tags = confirmed.clone();
         let mut requeues = Vec::new();
         for republication in rejected {
             let tag = republication.tag;
             match republication.target {
-                RepublishTarget::QueueTail => {
-                    tags.push(tag);
-                    requeues.push((tag, true));
-                }
+                RepublishTarget::QueueTail => requeues.push((tag, true)),
                 // The server cannot delay it, so it waits in the consumer.
                 RepublishTarget::Delayed { due, .. } => {
                     self.due_queue.insert(due, tag);
@@ -130,22 +128,26 @@ impl ConsumerInner {
                 }
             }
         }
-        let written = self.write_settlements(requeues, confirmed).await;
-        outcomes.set(&tags, &written.map(|()| Settled::Written));
+        let frames = self.queue_frames(requeues, confirmed);
+        self.await_writes(&frames).await;
+        self.set_outcomes(&mut outcomes, &frames, Settled::Written);
         outcomes.into_results()
     }
 
-    /// Writes the rejections, then the acknowledgements.
-    async fn write_settlements(
+    /// Sets the outcome of each frame's deliveries, and returns the first error.
+    fn set_outcomes(
         &self,
-        rejections: Vec<(u64, bool)>,
-        acks: Vec<u64>,
-    ) -> Result<(), ServiceError> {
-        let _guard = self.settle_lock.lock().await;
-        if !rejections.is_empty() {
-            self.reject(rejections).await?;
+        outcomes: &mut Outcomes,
+        frames: &[SettlementFrame],
+        settled: Settled,
+    ) -> Option<ServiceError> {
+        let mut first_error = None;
+        for frame in frames {
+            let written = self.written(frame);
+            outcomes.set(&frame.tags, &written.clone().map(|()| settled));
+            first_error = first_error.or(written.err());
         }
-        self.acknowledge(acks).await
+        first_error
     }
 
     /// Sorts a batch by operation. Deliveries that are due soon wait in the
@@ -154,10 +156,17 @@ impl ConsumerInner {
         let mut plan = SettlementPlan::default();
         let mut seen = BTreeSet::new();
         for settlement in batch {
-            // No tag: settled before, also in this batch, or lost with its
-            // connection.
-            let tag = self.resolve_tag(settlement.tag());
-            let tag = tag.filter(|tag| seen.insert(*tag));
+            // Gone: settled before, also in this batch, or lost with its connection.
+            let tag = match self.tag_state(settlement.tag()) {
+                TagState::Unsettled(tag) => seen.insert(tag).then_some(tag),
+                TagState::Pending(tag, write) => {
+                    let tags = vec![tag];
+                    plan.repeated.push(SettlementFrame { tags, write });
+                    plan.outcomes.0.push((Some(tag), Ok(Settled::Gone)));
+                    continue;
+                }
+                TagState::Gone => None,
+            };
             plan.outcomes.0.push((tag, Ok(Settled::Gone)));
             let Some(tag) = tag else {
                 continue;
@@ -319,63 +328,77 @@ impl ConsumerInner {
         })
     }
 
-    async fn acknowledge(&self, tags: Vec<u64>) -> Result<(), ServiceError> {
-        let acks = lock(&self.unacked).acks(tags.clone());
-        let frames = acks.into_iter().map(|ack| {
-            let (tag, multiple) = match ack {
-                Ack::One(tag) => (tag, false),
-                Ack::UpTo(tag) => (tag, true),
-            };
-            self.channel.basic_ack(tag, BasicAckOptions { multiple })
-        });
-        self.write(frames, tags).await
-    }
-
-    /// Rejects deliveries, and requeues those with the flag. The caller holds the
-    /// lock `settle_lock`.
-    pub(super) async fn reject(&self, mut tags: Vec<(u64, bool)>) -> Result<(), ServiceError> {
-        tags.sort_unstable();
-        let rejections = tags.iter().map(|&(tag, requeue)| {
-            self.channel
-                .basic_reject(tag, BasicRejectOptions { requeue })
-        });
-        let settled = tags.iter().map(|&(tag, _)| tag).collect();
-        self.write(rejections, settled).await
-    }
-
-    /// Writes settlement frames and forgets their deliveries.
-    ///
-    /// lapin sends a frame once its future has been polled, even if this call is
-    /// cancelled then. RabbitMQ closes the channel when a delivery is settled
-    /// twice, so the deliveries are forgotten right after the first poll.
-    async fn write<F>(
+    /// Queues the frames of rejections, with a flag for those to requeue, and then
+    /// those of acknowledgements: one that covers several deliveries must not
+    /// overtake the rejection of one of them. From now on these deliveries are in
+    /// doubt, until [`written`](Self::written) says otherwise.
+    pub(super) fn queue_frames(
         &self,
-        frames: impl Iterator<Item = F>,
-        tags: Vec<u64>,
-    ) -> Result<(), ServiceError>
-    where
-        F: Future<Output = lapin::Result<()>> + Send,
-    {
-        let mut frames: Vec<_> = frames.map(|frame| Box::pin(frame).fuse()).collect();
-        let first_poll = poll_fn(|cx| {
-            let polled = frames.iter_mut().map(|frame| frame.poll_unpin(cx));
-            // Every frame is polled, even after one that failed.
-            let polled: Vec<_> = polled.collect();
-            Poll::Ready(polled.into_iter().find_map(|poll| match poll {
-                Poll::Ready(Err(error)) => Some(error),
-                _ => None,
-            }))
-        });
-        let failure = first_poll.await;
-        lock(&self.unacked).remove(tags);
-        let pending = frames.into_iter().filter(|frame| !frame.is_terminated());
-        let written = match failure {
-            None => {
-                let pending = self.connection.await_response(try_join_all(pending)).await;
-                pending.map(drop)
+        mut rejections: Vec<(u64, bool)>,
+        acks: Vec<u64>,
+    ) -> Vec<SettlementFrame> {
+        let mut unacked = lock(&self.unacked);
+        rejections.sort_unstable();
+        rejections.retain(|(tag, _)| unacked.remove(*tag));
+        let mut frames = Vec::with_capacity(rejections.len() + 1);
+        for (tag, requeue) in rejections {
+            let channel = self.channel.clone();
+            frames.push(SettlementFrame::queue(vec![tag], async move {
+                if requeue {
+                    // From RabbitMQ 4.3 on `basic.nack` does not count towards the
+                    // delivery limit, and `basic.reject` does.
+                    let options = BasicNackOptions {
+                        requeue,
+                        ..BasicNackOptions::default()
+                    };
+                    channel.basic_nack(tag, options).await
+                } else {
+                    let options = BasicRejectOptions { requeue };
+                    channel.basic_reject(tag, options).await
+                }
+            }));
+        }
+        for Ack(tags) in unacked.acks(acks) {
+            let Some(&last) = tags.last() else { continue };
+            for tag in &tags {
+                unacked.remove(*tag);
             }
-            Some(error) => Err(error),
+            let multiple = tags.len() > 1;
+            let channel = self.channel.clone();
+            let write = async move { channel.basic_ack(last, BasicAckOptions { multiple }).await };
+            frames.push(SettlementFrame::queue(tags, write));
+        }
+        lock(&self.pending_frames).insert(&frames);
+        frames
+    }
+
+    /// Waits until the frames are written, have failed, or the time for a response
+    /// has passed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: the frames are written without this call, too.
+    pub(super) async fn await_writes(&self, frames: &[SettlementFrame]) {
+        let writes = join_all(frames.iter().map(|frame| frame.write.clone()));
+        let _ = self.connection.await_response(writes.map(Ok)).await;
+    }
+
+    /// Forgets the deliveries of a written frame. Otherwise returns an error that is
+    /// in doubt: lapin may still write the frame.
+    pub(super) fn written(&self, frame: &SettlementFrame) -> Result<(), ServiceError> {
+        let context = self.context("settle messages of");
+        let error = match frame.write.peek() {
+            Some(Ok(())) => {
+                lock(&self.pending_frames).remove(&frame.tags);
+                return Ok(());
+            }
+            Some(Err(error)) => context.wrap(error.clone()),
+            None => context.error(ServiceErrorKind::TimedOut, "the socket accepts no data"),
         };
-        written.map_err(|error| self.context("settle messages of").wrap(error))
+        if error.is_in_doubt() {
+            return Err(error);
+        }
+        let error = context.error(ServiceErrorKind::Disconnected, error.to_string());
+        Err(error)
     }
 }

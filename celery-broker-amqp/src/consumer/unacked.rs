@@ -30,14 +30,11 @@ pub(super) struct UnackedDelivery {
     pub(super) body: Bytes,
 }
 
-/// A `basic.ack` frame to send.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ack {
-    /// Acknowledges this tag only.
-    One(u64),
-    /// Acknowledges this tag and all before it (`multiple`).
-    UpTo(u64),
-}
+/// A `basic.ack` frame to send, with the tags that it acknowledges in ascending
+/// order. With several tags it acknowledges the last one and all before it
+/// (`multiple`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Ack(pub(super) Vec<u64>);
 
 impl UnackedDeliveries {
     pub(super) fn insert(&mut self, tag: u64, delivery: UnackedDelivery) {
@@ -56,10 +53,9 @@ impl UnackedDeliveries {
         self.deliveries.contains_key(&tag)
     }
 
-    pub(super) fn remove(&mut self, tags: impl IntoIterator<Item = u64>) {
-        for tag in tags {
-            self.deliveries.remove(&tag);
-        }
+    /// Removes a delivery, and returns whether it was there.
+    pub(super) fn remove(&mut self, tag: u64) -> bool {
+        self.deliveries.remove(&tag).is_some()
     }
 
     /// Returns the fewest frames that acknowledge exactly `tags`: one for all tags
@@ -74,15 +70,9 @@ impl UnackedDeliveries {
         let oldest = oldest.unwrap_or(u64::MAX).min(self.contiguous + 1);
         let count = tags.partition_point(|tag| *tag < oldest);
         let (first, rest) = tags.split_at(count);
-        let first = match first {
-            [] => None,
-            [one] => Some(Ack::One(*one)),
-            [.., last] => Some(Ack::UpTo(*last)),
-        };
-        first
-            .into_iter()
-            .chain(rest.iter().map(|tag| Ack::One(*tag)))
-            .collect()
+        let first = (!first.is_empty()).then(|| Ack(first.to_vec()));
+        let rest = rest.iter().map(|tag| Ack(vec![*tag]));
+        first.into_iter().chain(rest).collect()
     }
 }
 
@@ -109,14 +99,15 @@ mod tests {
     #[test]
     fn tags_before_the_oldest_unsettled_share_one_ack() {
         for (held, tags, expected) in [
-            (&[1, 2, 3][..], &[3, 1, 2][..], &[Ack::UpTo(3)][..]),
-            (&[1, 2, 3, 4], &[1, 2, 4], &[Ack::UpTo(2), Ack::One(4)]),
-            (&[1, 2, 3], &[2, 3], &[Ack::One(2), Ack::One(3)]),
-            (&[1, 2], &[1], &[Ack::One(1)]),
-            (&[5, 9], &[5, 9], &[Ack::One(5), Ack::One(9)]),
-            (&[2, 1, 4], &[1, 2, 4], &[Ack::UpTo(2), Ack::One(4)]),
+            (&[1, 2, 3][..], &[3, 1, 2][..], &[&[1, 2, 3][..]][..]),
+            (&[1, 2, 3, 4], &[1, 2, 4], &[&[1, 2], &[4]]),
+            (&[1, 2, 3], &[2, 3], &[&[2], &[3]]),
+            (&[1, 2], &[1], &[&[1]]),
+            (&[5, 9], &[5, 9], &[&[5], &[9]]),
+            (&[2, 1, 4], &[1, 2, 4], &[&[1, 2], &[4]]),
             (&[1], &[7], &[]),
         ] {
+            let expected: Vec<_> = expected.iter().map(|tags| Ack(tags.to_vec())).collect();
             assert_eq!(
                 unacked(held).acks(tags.to_vec()),
                 expected,
@@ -135,10 +126,11 @@ mod tests {
                 .filter(|tag| mask >> (tag - 1) & 1 == 1)
                 .collect();
             let mut acknowledged: Vec<u64> = Vec::new();
-            for ack in unacked(&held).acks(requested.clone()) {
-                match ack {
-                    Ack::One(tag) => acknowledged.push(tag),
-                    Ack::UpTo(last) => acknowledged.extend(held.iter().filter(|tag| **tag <= last)),
+            for Ack(tags) in unacked(&held).acks(requested.clone()) {
+                match tags[..] {
+                    [one] => acknowledged.push(one),
+                    [.., last] => acknowledged.extend(held.iter().filter(|tag| **tag <= last)),
+                    [] => panic!("an acknowledgement of nothing"),
                 }
             }
             assert_eq!(acknowledged, requested);

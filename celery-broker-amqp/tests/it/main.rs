@@ -14,4 +14,5 @@ mod rpc;
 mod settle;
 mod subscription;
 mod support;
+mod surplus;
 mod topology;

@@ -7,10 +7,11 @@ use celery_protocol::Value;
 use celery_runtime::{Broker, Delivery, Exchange, Queue, QueueEnd, Settlement};
 
 use futures_util::future::FutureExt;
+use test_servers::{Proxy, RabbitServer};
 
 use crate::support::{
-    TestRng, TestVhost, ack_all, all, consumer, id, message, numbers, receive, receive_one, send,
-    settle, wait_until, within,
+    TestRng, TestVhost, ack_all, all, broker_at, consumer, id, message, numbers, receive,
+    receive_one, send, settle, wait_until, within,
 };
 
 /// Returns the queue and the id of a delivery.
@@ -224,4 +225,39 @@ async fn cancelled_settlement_can_be_repeated() {
         test_vhost.counts("q") == (0, 1)
     })
     .await;
+}
+
+/// RabbitMQ gives the messages to another consumer, so an early task must not take
+/// the answer to the repetition for a proof that it was acknowledged.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn settlement_on_lost_connection_is_in_doubt_also_when_repeated() {
+    let test_vhost = TestVhost::create();
+    let port = RabbitServer::shared().port();
+    let network = Proxy::to(port);
+    let url = test_vhost
+        .url
+        .replace(&port.to_string(), &network.port().to_string());
+    let (broker, queue) = (broker_at(&url), Queue::new("q"));
+    send(&broker, &queue, &numbers(0..3)).await;
+    let first = consumer(&broker, &[&queue], 4).await;
+    let taken = receive(&*first, 3).await;
+    network.reset();
+    within("the end", first.receive(1)).await.unwrap_err();
+
+    let tag = |number: usize| taken[number].tag.clone();
+    for batch in [
+        [Settlement::Ack(tag(0)), Settlement::Reject(tag(1))],
+        [Settlement::Ack(tag(0)), Settlement::Reject(tag(1))],
+        [Settlement::Reject(tag(0)), Settlement::Ack(tag(2))],
+    ] {
+        for settled in within("settle", first.settle(&batch)).await {
+            let error = settled.expect_err("nothing was written");
+            assert!(error.is_in_doubt() && error.is_transient(), "{error}");
+        }
+    }
+
+    let second = consumer(&broker, &[&queue], 4).await;
+    let again = receive(&*second, 3).await;
+    assert!(again.iter().all(|one| one.redelivered));
 }

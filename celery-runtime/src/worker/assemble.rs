@@ -38,7 +38,7 @@ use crate::worker::io::event_publisher::EventPublisher;
 use crate::worker::io::mingle;
 use crate::worker::io::monitor::Monitor;
 use crate::worker::io::remote::{Mingle, Remote};
-use crate::worker::io::supervisor::Supervisor;
+use crate::worker::io::supervisor::{Failures, Supervisor};
 use crate::worker::isolated::{self, Children};
 
 impl Worker {
@@ -235,6 +235,7 @@ impl Worker {
             options: ConsumeOptions::new(queues.collect(), 0),
             max_retries: config.broker_connection_max_retries,
             hook: self.hook.take(),
+            failures: Failures::default(),
         }
     }
 

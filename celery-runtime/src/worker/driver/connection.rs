@@ -62,11 +62,11 @@ impl Driver {
 
     /// Handles the end of a receive; the consumer may be a replaced one.
     pub(crate) fn received(&mut self, received: Received) {
+        let is_current = self.connection.received(&received);
         let Received {
             consumer,
             deliveries,
         } = received;
-        let is_current = self.connection.received(&consumer);
         match deliveries {
             Ok(deliveries) => {
                 for delivery in deliveries {

@@ -8,9 +8,12 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::boundary::{
     BoxFuture, Broker, Consumer, Delivery, DeliveryTag, Queue, ServiceError, Settled, Settlement,
 };
+use crate::env;
 use crate::worker::delivery::in_flight::InFlight;
 use crate::worker::io::supervisor::Supervisor;
 
@@ -20,6 +23,10 @@ pub(crate) struct Connection {
     /// How long the broker may take to settle deliveries and to close the consumer.
     deadline: Duration,
     consumer: Option<Arc<dyn Consumer>>,
+    /// Since when there is this consumer.
+    connected_at: Instant,
+    /// Whether this consumer has received a delivery.
+    has_received: bool,
     /// The consumer of a lost connection whose deliveries can still be settled, until
     /// there is another one.
     broken: Option<Arc<dyn Consumer>>,
@@ -67,6 +74,8 @@ impl Connection {
             supervisor,
             deadline,
             consumer: None,
+            connected_at: env::instant(),
+            has_received: false,
             broken: None,
             lost_leases: Box::pin(std::future::pending()),
             retired: Vec::new(),
@@ -146,6 +155,8 @@ impl Connection {
         self.watch_leases(&consumer);
         self.broken = None;
         self.is_drained = false;
+        self.connected_at = env::instant();
+        self.has_received = false;
         self.consumer.replace(consumer)
     }
 
@@ -183,7 +194,8 @@ impl Connection {
         if !survives {
             self.lost_leases = Box::pin(std::future::pending());
         }
-        self.supervisor.lost(error);
+        self.supervisor
+            .lost(error, self.connected_at, self.has_received);
         if !survives {
             // Replaced consumers share the connection.
             self.retired.clear();
@@ -212,10 +224,18 @@ impl Connection {
 
     /// Records the end of a receive. Returns whether its consumer is the current one,
     /// and not a replaced one.
-    pub(crate) fn received(&mut self, consumer: &Arc<dyn Consumer>) -> bool {
-        let is_current = self.is_current(consumer);
+    pub(crate) fn received(&mut self, received: &Received) -> bool {
+        let is_current = self.is_current(&received.consumer);
         if is_current {
             self.is_receiving = false;
+            if received
+                .deliveries
+                .as_ref()
+                .is_ok_and(|all| !all.is_empty())
+            {
+                self.has_received = true;
+                self.supervisor.received();
+            }
         }
         is_current
     }
@@ -349,5 +369,82 @@ impl Connection {
             // The broker requeues what a connection leaves.
             false => Ok(()),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::boundary::{ConsumeOptions, ServiceErrorKind};
+    use crate::memory::MemoryBroker;
+    use crate::worker::io::supervisor::Failures;
+
+    use super::*;
+
+    fn connection() -> Connection {
+        let supervisor = Supervisor {
+            broker: Arc::new(MemoryBroker::new()),
+            options: ConsumeOptions::new(vec![Queue::new("q")], 0),
+            max_retries: None,
+            hook: None,
+            failures: Failures::default(),
+        };
+        Connection::new(supervisor, Duration::from_secs(5))
+    }
+
+    /// Connects, and returns how long that took.
+    async fn connect(connection: &mut Connection) -> Duration {
+        let started = env::instant();
+        let connected = connection.connect().expect("there are queues").await;
+        assert!(connection.connected(connected).unwrap().is_none());
+        started.elapsed()
+    }
+
+    fn lose(connection: &mut Connection) {
+        let kind = ServiceErrorKind::Disconnected;
+        connection.lost(ServiceError::new(kind, "consume", "queue q", "cancelled"));
+    }
+
+    fn receive_one(connection: &mut Connection) {
+        let message = celery_protocol::Message::new(
+            celery_protocol::Headers::default(),
+            celery_protocol::Properties::default(),
+            Vec::new(),
+        );
+        let delivery = Delivery::new(DeliveryTag::new("1"), "q".into(), message);
+        let consumer = connection.consumer.clone().expect("it is connected");
+        connection.received(&Received {
+            consumer,
+            deliveries: Ok(vec![delivery]),
+        });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn consumers_that_fail_without_a_delivery_are_replaced_ever_more_slowly() {
+        let mut connection = connection();
+        assert_eq!(connect(&mut connection).await, Duration::ZERO);
+        let mut longest = Duration::ZERO;
+        for _ in 0..10 {
+            lose(&mut connection);
+            let delay = connect(&mut connection).await;
+            assert!(delay >= Duration::from_millis(25), "{delay:?}");
+            longest = longest.max(delay);
+        }
+        assert!(longest >= Duration::from_secs(1), "{longest:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn consumer_that_has_received_or_lasted_is_replaced_at_once() {
+        let mut connection = connection();
+        connect(&mut connection).await;
+        for is_received in [true, false] {
+            lose(&mut connection);
+            assert!(connect(&mut connection).await > Duration::ZERO);
+            match is_received {
+                true => receive_one(&mut connection),
+                false => tokio::time::advance(Duration::from_secs(60)).await,
+            }
+            lose(&mut connection);
+            assert_eq!(connect(&mut connection).await, Duration::ZERO);
+        }
     }
 }

@@ -2,6 +2,10 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::backoff::Backoff;
 use crate::boundary::{BoxFuture, Broker, ConsumeOptions, Consumer, ServiceError};
@@ -20,7 +24,14 @@ pub enum ConnectionEvent {
 /// Called with every [`ConnectionEvent`].
 pub(crate) type ConnectionHook = Arc<dyn Fn(&ConnectionEvent) + Send + Sync>;
 
+/// The time after which a consumer that has received nothing counts as one that works.
+const PROBATION: Duration = Duration::from_secs(60);
+
 /// Creates consumers, with exponential back-off between attempts.
+///
+/// A consumer may start although its queues cannot be consumed, and fail when it
+/// receives. The back-off therefore continues until a consumer has received a delivery
+/// or has lasted for a minute.
 #[derive(Clone)]
 pub(crate) struct Supervisor {
     pub(crate) broker: Arc<dyn Broker>,
@@ -28,6 +39,30 @@ pub(crate) struct Supervisor {
     /// Retries before the worker gives up; unlimited if `None`.
     pub(crate) max_retries: Option<u32>,
     pub(crate) hook: Option<ConnectionHook>,
+    pub(crate) failures: Failures,
+}
+
+/// The attempts since a consumer worked: those that failed, and consumers that failed.
+/// Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Failures(Arc<AtomicU32>);
+
+impl Failures {
+    fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn reset(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    /// Returns how long to wait before the next attempt.
+    fn delay(&self) -> Duration {
+        match self.0.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            failures => Backoff::CONNECTION.delay(failures - 1, env::random()),
+        }
+    }
 }
 
 impl Supervisor {
@@ -40,6 +75,7 @@ impl Supervisor {
         let supervisor = self.clone();
         Box::pin(async move {
             let mut attempt = 0;
+            tokio::time::sleep(supervisor.failures.delay()).await;
             loop {
                 let error = match supervisor.attempt().await {
                     Ok(consumer) => {
@@ -52,7 +88,8 @@ impl Supervisor {
                 if !error.is_transient() || exhausted {
                     return Err(error);
                 }
-                let delay = Backoff::CONNECTION.delay(attempt, env::random());
+                supervisor.failures.add();
+                let delay = supervisor.failures.delay();
                 tracing::warn!("{error}; reconnecting in {delay:?}");
                 tokio::time::sleep(delay).await;
                 attempt += 1;
@@ -60,9 +97,20 @@ impl Supervisor {
         })
     }
 
-    /// Reports that the consumer's connection is lost.
-    pub(crate) fn lost(&self, error: ServiceError) {
+    /// Ends the back-off: a consumer has received a delivery.
+    pub(crate) fn received(&self) {
+        self.failures.reset();
+    }
+
+    /// Reports that the connection of a consumer that was made at `connected_at` is
+    /// lost.
+    pub(crate) fn lost(&self, error: ServiceError, connected_at: Instant, has_received: bool) {
         tracing::warn!("connection to the broker lost: {error}");
+        if connected_at.elapsed() >= PROBATION {
+            self.failures.reset();
+        } else if !has_received {
+            self.failures.add();
+        }
         self.report(&ConnectionEvent::Lost(error));
     }
 
