@@ -19,10 +19,10 @@
 //!
 //! # What the broker does, and what it does not
 //!
-//! - Publishing is confirmed and mandatory unless the transport option
-//!   `confirm_publish` is off: `Ok` means that RabbitMQ has the message in a
-//!   queue. The messages of a batch are in flight together. A message that
-//!   reaches no queue is an error that names its exchange and routing key.
+//! - Publishing is confirmed unless the transport option `confirm_publish` is off:
+//!   `Ok` means that RabbitMQ has the message in a queue. Tasks are published as
+//!   mandatory: one that reaches no queue is an error that names its exchange and
+//!   routing key. Events, broadcasts and results of `rpc://` are not.
 //! - A message that is not due yet does not stay with the worker. It waits in the
 //!   queues of Celery's native delayed delivery, whatever the type of its own
 //!   queue, and returns to that queue through a binding of this crate.
@@ -31,6 +31,42 @@
 //! - The broker does not reconnect a consumer. A broken connection is an error
 //!   that says whether it is transient, and the worker starts a new consumer.
 //!   RabbitMQ redelivers the unsettled deliveries of the old one.
+//!
+//! # Sending
+//!
+//! The messages of all calls share one channel and are in flight together; a call
+//! returns when its own messages are confirmed. A queue is declared when RabbitMQ
+//! returns the first message for it, once for all calls that wait for it.
+//!
+//! RabbitMQ closes a channel on which it refuses a message: because the exchange does
+//! not exist or the user must not write to it, or because the message is larger than
+//! `max_message_size`. The other messages in flight on the channel fail in doubt then.
+//! This happens at most once for each such exchange or size: later messages like the
+//! refused one have a channel of their own.
+//!
+//! A queue that confirms nothing, for example a quorum queue without a majority, makes
+//! RabbitMQ stop reading from the whole connection after some hundred messages. A
+//! message that is not confirmed within a second therefore makes its queue slow: until
+//! it confirms a message, 16 are in flight for it, on a channel of their own. If nothing
+//! is confirmed on the connection, it is probed, and replaced if it does not answer
+//! within a second. Messages for other queues that are under way at that moment may stay
+//! unconfirmed; later ones do not notice.
+//!
+//! # Channels and connections
+//!
+//! A worker has one connection for publishing and one for everything else, with 4
+//! channels: for its queues, for control commands, for publishing, and for declarations,
+//! which is open for their duration. There is one more for each exchange that is not
+//! known to exist (for 5 seconds) and for each slow queue. A user limit of 4
+//! (`rabbitmqctl set_user_limits`) is enough for a worker whose exchanges and queues
+//! are in order.
+//!
+//! # Logs
+//!
+//! lapin logs each returned message with its body at WARN, and each channel that the
+//! server closes at ERROR, under its own target. Returned messages are part of the
+//! normal operation (see above), and the errors that matter are reported by this crate:
+//! exclude the target with a filter such as `info,lapin=off`.
 //!
 //! # Long tasks that are acknowledged late
 //!

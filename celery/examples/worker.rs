@@ -17,7 +17,9 @@ use tracing_subscriber::EnvFilter;
 
 #[tokio::main]
 async fn main() -> std::process::ExitCode {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    // lapin logs each message that RabbitMQ returns, with its arguments.
+    let default = |_| EnvFilter::new("info,lapin=off");
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(default);
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

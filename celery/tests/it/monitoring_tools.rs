@@ -1,10 +1,15 @@
-//! Monitoring programs: `celery events` and Flower.
+//! What operators see: `celery events`, Flower and the worker's log.
 
-use crate::support::{RunningWorker, Setup, WorkerProcess, for_each_broker, test_tasks};
+use std::time::Duration;
+
+use celery::{Signature, Value};
+
+use crate::support::{RunningWorker, Setup, TIMEOUT, WorkerProcess, for_each_broker, test_tasks};
 
 for_each_broker! {
     celery_events_prints_task_and_worker_events: redis, rabbitmq;
     flower_monitors_and_controls_worker: redis, rabbitmq;
+    worker_without_faults_logs_no_warnings: redis, rabbitmq, quorum, rpc;
 }
 
 async fn celery_events_prints_task_and_worker_events(setup: Setup) {
@@ -112,4 +117,26 @@ with Flower() as flower:
     setup.python(program).await;
     assert_eq!(worker.wait().await, Some(0));
     setup.assert_drained().await;
+}
+
+/// Also the libraries log nothing: lapin logs each returned message with its body.
+async fn worker_without_faults_logs_no_warnings(setup: Setup) {
+    let settings = [
+        ("CELERY_WORKER_SEND_TASK_EVENTS", "1"),
+        ("CELERY_TASK_SEND_SENT_EVENT", "1"),
+        ("RUST_LOG", "warn"),
+    ];
+    let worker = WorkerProcess::start(&setup, &settings).await;
+    let add = Signature::named("tasks.add", (1, 2), ());
+    let sum = setup.client().apply(add).await.unwrap();
+    assert_eq!(sum.get_timeout(TIMEOUT).await.unwrap(), Value::Int(3));
+    // Several heartbeats. The time itself is the subject.
+    let idle = match std::env::var_os("CELERY_TEST_LONG") {
+        Some(_) => Duration::from_secs(60),
+        None => Duration::from_secs(8),
+    };
+    tokio::time::sleep(idle).await;
+    assert_eq!(worker.log(), "");
+    worker.signal("TERM");
+    assert_eq!(worker.wait().await, Some(0));
 }
