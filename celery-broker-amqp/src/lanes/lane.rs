@@ -118,6 +118,9 @@ impl Lane {
             let is_blocked = self.is_blocked();
             tokio::select! {
                 biased;
+                _ = checks.tick(), if !is_blocked && !self.confirming.is_empty() => {
+                    self.check_progress();
+                }
                 Some((number, confirmation)) = self.confirming.next() => {
                     self.handle_confirmation(number, confirmation);
                     self.read_confirmations();
@@ -127,9 +130,6 @@ impl Lane {
                     Some(request) => self.publish_ready(request).await,
                     None => is_open = false,
                 },
-                _ = checks.tick(), if !is_blocked && !self.confirming.is_empty() => {
-                    self.check_progress();
-                }
                 () = tokio::time::sleep(IDLE_TIME), if is_open && self.confirming.is_empty() => {
                     // The requests that were queued before are published; later calls
                     // start another lane.
