@@ -17,34 +17,36 @@ mod pending_frames;
 mod receive;
 mod receive_state;
 mod settle;
+mod takeover;
 mod unacked;
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use celery_runtime::{
-    BoxFuture, ConsumeOptions, Consumer, Delivery, ServiceError, Settled, Settlement,
+    BoxFuture, ConsumeOptions, Consumer, Delivery, Queue, ServiceError, Settled, Settlement,
 };
 use tokio::task::JoinHandle;
 
+use crate::connection::AmqpConnection;
 use crate::declarer::Declarer;
 use crate::delay;
+use crate::error::ErrorContext;
 use crate::shared::Shared;
-use inner::ConsumerInner;
-use receive::{ConsumerOrder, requeue_when_interrupted};
+use inner::{ConsumerInner, ReturnPath};
+use receive::ConsumerOrder;
 
 /// A consumer of one or more queues.
 pub(crate) struct AmqpConsumer {
     inner: Arc<ConsumerInner>,
-    /// Requeues the buffered deliveries once the consumer is interrupted. Aborted
-    /// on drop.
-    requeue_task: JoinHandle<()>,
+    /// Runs `run_in_background`. Aborted on drop.
+    background_task: JoinHandle<()>,
 }
 
 impl AmqpConsumer {
-    /// Declares the bindings for delays, opens a channel and starts to consume.
+    /// Declares the queues and bindings for delays, opens a channel and starts to
+    /// consume.
     pub(crate) async fn start(
         shared: &Arc<Shared>,
         options: &ConsumeOptions,
@@ -53,13 +55,7 @@ impl AmqpConsumer {
         let object = format!("queues {}", names.join(", "));
         let context = shared.context("consume", &object);
         let connection = shared.consuming.connection(context).await?;
-        let mut declarer = Declarer::new(&connection, context);
-        let is_bound = delay::rebind_deferred(&mut declarer, &options.queues).await?;
-        let deferred_bindings = if is_bound {
-            (0..options.queues.len()).collect()
-        } else {
-            BTreeSet::new()
-        };
+        let return_paths = bind_deferred(&connection, &options.queues, context).await?;
         shared
             .bind_native_delays(&connection, &options.queues, context)
             .await?;
@@ -67,7 +63,7 @@ impl AmqpConsumer {
             .open_channel()
             .await
             .map_err(|error| context.wrap(error))?;
-        let inner = ConsumerInner::new(shared, connection, channel, options, deferred_bindings);
+        let inner = ConsumerInner::new(shared, connection, channel, options, return_paths);
         let inner = Arc::new(inner);
         if options.prefetch > 0 {
             let mut state = inner.receiving.lock().await;
@@ -75,12 +71,54 @@ impl AmqpConsumer {
                 .start_consuming(&mut state, options.prefetch, ConsumerOrder::RoundRobin)
                 .await?;
         }
-        let requeue_task = tokio::spawn(requeue_when_interrupted(Arc::clone(&inner)));
+        let background_task = tokio::spawn(run_in_background(Arc::clone(&inner)));
         Ok(Self {
             inner,
-            requeue_task,
+            background_task,
         })
     }
+}
+
+/// Declares the due queues, and returns for each task queue whether that succeeded. A
+/// worker without the permission consumes its task queues all the same.
+async fn bind_deferred(
+    connection: &AmqpConnection,
+    queues: &[Queue],
+    context: ErrorContext<'_>,
+) -> Result<Vec<ReturnPath>, ServiceError> {
+    let mut declarer = Declarer::new(connection, context);
+    let mut paths = Vec::with_capacity(queues.len());
+    let mut refusal = None;
+    for queue in queues {
+        paths.push(match delay::bind_deferred(&mut declarer, queue).await {
+            Ok(()) => ReturnPath::Bound,
+            Err(error) if error.is_transient() => return Err(error),
+            Err(error) => {
+                refusal = refusal.or(Some(error));
+                ReturnPath::Refused
+            }
+        });
+    }
+    if let Some(error) = refusal {
+        tracing::warn!(
+            "consumer: delayed tasks wait in this worker and count towards its prefetch, since \
+             their queues cannot be declared: {error}; grant the user the permissions to \
+             configure, write and read celery_due.* and celery_delayed_.*"
+        );
+    }
+    Ok(paths)
+}
+
+/// Moves due messages that other workers have room for, until the consumer is
+/// interrupted. Then requeues what it has not handed out, and moves the due messages
+/// that nobody reads any more.
+async fn run_in_background(inner: Arc<ConsumerInner>) {
+    tokio::select! {
+        biased;
+        () = inner.wait_for_interrupt() => {}
+        () = inner.move_to_other_workers() => {}
+    }
+    inner.stop().await;
 }
 
 impl Consumer for AmqpConsumer {
@@ -107,7 +145,7 @@ impl Consumer for AmqpConsumer {
     fn close(&self) -> BoxFuture<'_, Result<(), ServiceError>> {
         Box::pin(async move {
             self.interrupt();
-            self.inner.requeue_unreceived().await;
+            self.inner.stop().await;
             let context = self.inner.context("stop consuming from");
             // RabbitMQ requeues the unsettled deliveries of a closed channel.
             let closed = self.inner.channel.close(200, "".into());
@@ -121,7 +159,7 @@ impl Consumer for AmqpConsumer {
 
 impl Drop for AmqpConsumer {
     fn drop(&mut self) {
-        self.requeue_task.abort();
+        self.background_task.abort();
     }
 }
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use celery_protocol::Value;
 use celery_runtime::{Delivery, Queue, ServiceError, ServiceErrorKind};
 use futures_util::future::{FutureExt, TryFutureExt, try_join_all};
 use futures_util::stream::StreamExt;
@@ -23,20 +22,6 @@ use crate::sync::lock;
 /// by default, of which the task's own redeliveries need most. Messages of classic
 /// queues have no count.
 const MAX_RETURNS: u32 = 2;
-
-/// The smallest delivery limit of a quorum queue that returns its surplus.
-const MIN_RETURNING_LIMIT: u64 = 20;
-
-/// Reports whether surplus deliveries of a queue always stay in the consumer, at most
-/// one for each that was requested, as Python's workers do on every quorum queue.
-///
-/// Its consumer stays, too: a quorum queue also returns and counts the messages that
-/// it has sent before it reads a `basic.cancel`.
-fn keeps_surplus(queue: &Queue) -> bool {
-    let limit = queue.arguments.get("x-delivery-limit");
-    let limit = limit.and_then(Value::as_u64);
-    queue.is_quorum() && limit.is_some_and(|limit| limit < MIN_RETURNING_LIMIT)
-}
 
 impl ConsumerInner {
     /// Waits for deliveries and returns at most `max`, or none if the consumer is
@@ -78,7 +63,7 @@ impl ConsumerInner {
         max: usize,
     ) -> Result<(), ServiceError> {
         if prefetch == 0 {
-            let per_queue = (max / self.queues.len().max(1)).max(1);
+            let per_queue = (max / self.sources.len().max(1)).max(1);
             let limit = u16::try_from(per_queue).unwrap_or(u16::MAX);
             self.start_consuming(state, limit, ConsumerOrder::Random)
                 .await?;
@@ -125,16 +110,16 @@ impl ConsumerInner {
     async fn fetch(&self, state: &mut ReceiveState, max: usize) -> Result<(), ServiceError> {
         let context = self.context("fetch from");
         let mut empty = 0;
-        while state.buffer.len() < max && empty < self.queues.len() && !self.is_interrupted() {
-            let queue_index = state.next_queue % self.queues.len();
-            state.next_queue = queue_index + 1;
-            let name = self.short_string(&self.queues[queue_index].0)?;
+        while state.buffer.len() < max && empty < self.sources.len() && !self.is_interrupted() {
+            let source = state.next_source % self.sources.len();
+            state.next_source = source + 1;
+            let name = self.short_string(&self.sources[source].name)?;
             let fetched = self.channel.basic_get(name, BasicGetOptions::default());
             let fetched = self.connection.await_response(fetched).await;
             match fetched.map_err(|error| context.wrap(error))? {
                 Some(message) => {
                     empty = 0;
-                    let delivery = self.track(queue_index, message.delivery);
+                    let delivery = self.track(source, message.delivery);
                     state.buffer.push_back(delivery);
                 }
                 None => empty += 1,
@@ -156,24 +141,24 @@ impl ConsumerInner {
         let qos = self.channel.basic_qos(prefetch, BasicQosOptions::default());
         let qos = self.connection.await_response(qos).await;
         qos.map_err(|error| context.wrap(error))?;
-        let mut requests = Vec::with_capacity(self.queues.len());
-        for (queue_index, (name, queue)) in self.queues.iter().enumerate() {
-            if state.is_consuming(queue_index) {
+        let mut requests = Vec::with_capacity(self.sources.len());
+        for (index, source) in self.sources.iter().enumerate() {
+            if state.is_consuming(index) {
                 continue;
             }
             let consuming = self.channel.basic_consume(
-                self.short_string(name)?,
+                self.short_string(&source.name)?,
                 "".into(),
                 BasicConsumeOptions::default(),
-                order.arguments(queue),
+                order.arguments(&self.queues[source.queue_index].1),
             );
-            requests.push(consuming.map_ok(move |consumer| (queue_index, consumer)));
+            requests.push(consuming.map_ok(move |consumer| (index, consumer)));
         }
         let started = try_join_all(requests);
         let started = self.connection.await_response(started).await;
-        for (queue_index, consumer) in started.map_err(|error| context.wrap(error))? {
-            state.consumers.push((queue_index, consumer.tag()));
-            state.streams.push(consumer_stream(queue_index, consumer));
+        for (source, consumer) in started.map_err(|error| context.wrap(error))? {
+            state.consumers.push((source, consumer.tag()));
+            state.streams.push(consumer_stream(source, consumer));
         }
         state.prefetch = prefetch;
         Ok(())
@@ -186,11 +171,11 @@ impl ConsumerInner {
     }
 
     /// Cancels the consumers that may push more than was requested, except on queues
-    /// that [keep](keeps_surplus) their surplus.
+    /// that [keep](super::inner::Source::keeps_surplus) their surplus.
     async fn stop_surplus(&self, state: &mut ReceiveState) -> Result<(), ServiceError> {
         let consumers = std::mem::take(&mut state.consumers).into_iter();
         let (kept, cancelled) =
-            consumers.partition(|(queue_index, _)| keeps_surplus(&self.queues[*queue_index].1));
+            consumers.partition(|(source, _)| self.sources[*source].keeps_surplus);
         state.consumers = kept;
         self.cancel(state, cancelled).await
     }
@@ -202,8 +187,8 @@ impl ConsumerInner {
     ) -> Result<(), ServiceError> {
         let context = self.context("stop consuming from");
         let mut cancelled = BTreeSet::new();
-        let cancels = consumers.into_iter().map(|(queue_index, tag)| {
-            cancelled.insert(queue_index);
+        let cancels = consumers.into_iter().map(|(source, tag)| {
+            cancelled.insert(source);
             self.channel
                 .basic_cancel(tag, BasicCancelOptions::default())
         });
@@ -235,8 +220,11 @@ impl ConsumerInner {
     /// that they could reach a delivery limit: the next `receive` returns them.
     async fn return_surplus(&self, state: &mut ReceiveState) -> Result<(), ServiceError> {
         let is_returned = |delivery: &Delivery| {
-            let queue = self.queues.iter().find(|(name, _)| *name == delivery.queue);
-            let is_kept = queue.is_some_and(|(_, queue)| keeps_surplus(queue));
+            let TagState::Unsettled(tag) = self.tag_state(&delivery.tag) else {
+                return true;
+            };
+            let source = lock(&self.unacked).get(tag).map(|unacked| unacked.source);
+            let is_kept = source.is_some_and(|source| self.sources[source].keeps_surplus);
             !is_kept && delivery.delivery_count.unwrap_or(0) < MAX_RETURNS
         };
         let buffered = std::mem::take(&mut state.buffer).into_iter();
@@ -259,11 +247,9 @@ impl ConsumerInner {
     /// Records a delivery, or returns the error that ended the consumer.
     fn handle_event(&self, event: ConsumerEvent) -> Result<Delivery, ServiceError> {
         match event {
-            ConsumerEvent::Delivery(queue_index, delivery) => {
-                Ok(self.track(queue_index, *delivery))
-            }
-            ConsumerEvent::Ended(queue_index, error) => {
-                let object = format!("queue {}", self.queues[queue_index].0);
+            ConsumerEvent::Delivery(source, delivery) => Ok(self.track(source, *delivery)),
+            ConsumerEvent::Ended(source, error) => {
+                let object = format!("queue {}", self.sources[source].name);
                 let context = self.shared.context("consume", &object);
                 Err(match error {
                     Some(error) => context.wrap(error),
@@ -277,10 +263,10 @@ impl ConsumerInner {
     }
 
     /// Records a delivery as unsettled.
-    fn track(&self, queue_index: usize, delivery: lapin::message::Delivery) -> Delivery {
+    fn track(&self, source: usize, delivery: lapin::message::Delivery) -> Delivery {
         let tag = delivery.delivery_tag;
         let unacked = UnackedDelivery {
-            queue_index,
+            source,
             exchange: delivery.exchange,
             routing_key: delivery.routing_key,
             redelivered: delivery.redelivered,
@@ -293,25 +279,13 @@ impl ConsumerInner {
     }
 }
 
-/// Requeues the deliveries that an interrupted consumer does not hand out, so that
-/// other consumers receive them.
-pub(super) async fn requeue_when_interrupted(inner: Arc<ConsumerInner>) {
-    inner.wait_for_interrupt().await;
-    inner.requeue_unreceived().await;
-}
-
 impl ConsumerInner {
-    /// Stops consuming and requeues the deliveries that were not handed out.
-    pub(super) async fn requeue_unreceived(&self) {
+    /// Stops consuming and requeues the deliveries that were not handed out, so that
+    /// other consumers receive them.
+    pub(super) async fn requeue_unreceived(&self) -> Result<(), ServiceError> {
         let mut state = self.receiving.lock().await;
-        let requeued = match self.stop_consuming(&mut state).await {
-            Ok(()) => self.requeue_buffered(&mut state).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = requeued {
-            // RabbitMQ requeues them when the channel closes.
-            tracing::debug!("consumer/requeue: {error}");
-        }
+        self.stop_consuming(&mut state).await?;
+        self.requeue_buffered(&mut state).await
     }
 }
 
