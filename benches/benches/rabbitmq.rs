@@ -34,6 +34,17 @@ const MESSAGES: usize = 10_000;
 /// The number of messages of a round with aio-celery, as in the first example of its README.
 const AIO_MESSAGES: usize = 50_000;
 
+/// The environment variable with the number of single sends of a round. If it is set,
+/// nothing else is measured.
+const SENDS: &str = "CELERY_BENCH_SENDS";
+
+const DEFAULT_SENDS: usize = 20_000;
+
+const SEND_ROUNDS: usize = 5;
+
+/// The number of sends whose times are measured one at a time.
+const LONE_SENDS: usize = 1_000;
+
 const ROUNDS: usize = 7;
 
 const AIO_ROUNDS: usize = 3;
@@ -65,6 +76,10 @@ async fn main() {
         url: server.url(),
         queue: QueueMonitor::open(&server.url()).await,
     };
+    bench.compare_single_sends().await;
+    if env::var_os(SENDS).is_some() {
+        return;
+    }
     bench.compare_publishing().await;
     bench.compare_consuming().await;
     bench.compare_aio_celery().await;
@@ -76,12 +91,93 @@ struct Bench {
 }
 
 impl Bench {
+    /// Compares calls of a task, with [`WINDOW`] of them in flight, and one at a time.
+    async fn compare_single_sends(&self) {
+        let sends = env::var(SENDS).ok().and_then(|sends| sends.parse().ok());
+        let sends = sends.unwrap_or(DEFAULT_SENDS);
+        let mut plain = Rates::new("plain lapin");
+        let mut ours = Rates::new("this library");
+        for _ in 0..SEND_ROUNDS {
+            plain.add(sends, self.publish_plain(sends, true).await);
+            ours.add(sends, self.send_singles(sends).await);
+        }
+        let title = format!("{sends} single sends, {WINDOW} in flight, with confirms");
+        print_table(&title, &[plain, ours]);
+        let mut plain = Rates::new("plain lapin");
+        let mut ours = Rates::new("this library");
+        for _ in 0..SEND_ROUNDS {
+            plain.add(1, self.publish_plain_alone().await);
+            ours.add(1, self.send_alone().await);
+        }
+        print_table("one send at a time, by the median time", &[plain, ours]);
+    }
+
+    async fn send_singles(&self, sends: usize) -> Duration {
+        self.queue.recreate().await;
+        let app = App::new(Arc::new(self.broker(true))).with_config(Config::new());
+        let client = app.client();
+        client.apply(ADD.s((0, 0))).await.expect("accepted");
+        let start = Instant::now();
+        let calls = (1..sends as i64).map(|number| {
+            let client = client.clone();
+            async move { client.apply(ADD.s((number, number))).await }
+        });
+        let mut sent = futures_util::stream::iter(calls).buffer_unordered(WINDOW);
+        while let Some(sent) = sent.next().await {
+            sent.expect("accepted");
+        }
+        self.queue.wait_for(sends).await;
+        let time = start.elapsed();
+        app.close().await;
+        time
+    }
+
+    /// Returns the median time of a send.
+    async fn send_alone(&self) -> Duration {
+        self.queue.recreate().await;
+        let app = App::new(Arc::new(self.broker(true))).with_config(Config::new());
+        let client = app.client();
+        let mut times = Vec::with_capacity(LONE_SENDS);
+        for number in 0..LONE_SENDS as i64 {
+            let start = Instant::now();
+            client
+                .apply(ADD.s((number, number)))
+                .await
+                .expect("accepted");
+            times.push(start.elapsed());
+        }
+        app.close().await;
+        median(times)
+    }
+
+    /// Returns the median time of a publication.
+    async fn publish_plain_alone(&self) -> Duration {
+        self.queue.recreate().await;
+        let channel = channel(&self.url).await;
+        let options = ConfirmSelectOptions::default();
+        channel.confirm_select(options).await.expect("confirms");
+        let options = BasicPublishOptions {
+            mandatory: true,
+            ..BasicPublishOptions::default()
+        };
+        let (properties, body) = (plain_properties(), vec![b'x'; BODY_SIZE]);
+        let mut times = Vec::with_capacity(LONE_SENDS);
+        for _ in 0..LONE_SENDS {
+            let start = Instant::now();
+            let sent =
+                channel.basic_publish("".into(), QUEUE.into(), options, &body, properties.clone());
+            sent.await.expect("sent").await.expect("confirmed");
+            times.push(start.elapsed());
+        }
+        median(times)
+    }
+
     async fn compare_publishing(&self) {
         for (mode, confirms) in [("with confirms", true), ("without confirms", false)] {
             let mut plain = Rates::new("plain lapin");
             let mut ours = Rates::new("this library");
             for _ in 0..ROUNDS {
-                plain.add(MESSAGES, self.publish_plain(confirms).await);
+                plain.add(MESSAGES, self.publish_plain(MESSAGES, confirms).await);
                 ours.add(MESSAGES, self.publish_ours(confirms).await);
             }
             let title = format!("publish {MESSAGES} messages of {BODY_SIZE} bytes, {mode}");
@@ -119,7 +215,7 @@ impl Bench {
         print_table(&title, &[theirs, confirmed, unconfirmed]);
     }
 
-    async fn publish_plain(&self, confirms: bool) -> Duration {
+    async fn publish_plain(&self, messages: usize, confirms: bool) -> Duration {
         self.queue.recreate().await;
         let channel = channel(&self.url).await;
         if confirms {
@@ -133,7 +229,7 @@ impl Bench {
         let (properties, body) = (plain_properties(), vec![b'x'; BODY_SIZE]);
         let mut unconfirmed = std::collections::VecDeque::new();
         let start = Instant::now();
-        for _ in 0..MESSAGES {
+        for _ in 0..messages {
             let confirm = channel
                 .basic_publish("".into(), QUEUE.into(), options, &body, properties.clone())
                 .await
@@ -152,7 +248,7 @@ impl Bench {
         for confirm in unconfirmed {
             confirm.await.expect("confirmed");
         }
-        self.queue.wait_for(MESSAGES).await;
+        self.queue.wait_for(messages).await;
         start.elapsed()
     }
 
@@ -261,6 +357,11 @@ impl Bench {
         });
         AmqpBroker::new(options.expect("the URL is valid"))
     }
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times[times.len() / 2]
 }
 
 /// Counts the messages in the queue.

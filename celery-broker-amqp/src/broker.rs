@@ -68,7 +68,11 @@ impl Broker for AmqpBroker {
         routing_key: &'a str,
         message: &'a Message,
     ) -> BoxFuture<'a, Result<Option<u64>, ServiceError>> {
-        Box::pin(self.shared.broadcast(exchange, routing_key, message))
+        Box::pin(async move {
+            let sent = self.shared.broadcast(exchange, routing_key, message);
+            // RabbitMQ does not report the number of receivers.
+            sent.await.map(|()| None)
+        })
     }
 
     fn subscribe<'a>(

@@ -2,21 +2,30 @@
 
 use std::fmt;
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use lapin::{Channel, Connection, Event};
+use futures_util::future::BoxFuture;
+use lapin::options::ConfirmSelectOptions;
+use lapin::{Channel, Connection, ErrorKind, Event};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
-use crate::channel_pool::ConfirmChannelPool;
 use crate::declaration_cache::DeclarationCache;
-use crate::error::{is_timeout, with_timeout};
+use crate::error::{is_timeout, reply_code, with_timeout};
+use crate::lanes::{LaneConnection, Lanes};
+use crate::options::PublisherConfirms;
+use crate::queue_lookups::QueueLookups;
 
 /// The timeout of the probe that checks a suspect connection.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The number of channels that the server closes before the connection is replaced.
+const MAX_REFUSED_CHANNELS: usize = 64;
 
 /// One established connection with its channels and known declarations. It does
 /// not reconnect.
@@ -28,18 +37,33 @@ pub(crate) struct AmqpConnection {
     blocked: watch::Receiver<Option<String>>,
     /// A response timed out, so that the connection is probed before its next use.
     suspect: AtomicBool,
+    opened_at: Instant,
+    /// The time of the server's last answer, in microseconds after `opened_at`.
+    last_response: AtomicU64,
     /// Runs `watch_events`. Aborted on drop.
     event_task: JoinHandle<()>,
     /// Runs the work that must finish when its caller is cancelled.
     pub(crate) runtime: Handle,
     /// The queues and exchanges that are known to exist on the server.
     pub(crate) declarations: DeclarationCache,
+    /// The look-ups of queues in flight.
+    pub(crate) lookups: QueueLookups,
     /// The channels for publishing.
-    pub(crate) confirm_channels: ConfirmChannelPool,
+    pub(crate) lanes: Lanes,
+    /// The channel for declarations: there is one at a time. Requests are sent in
+    /// series, so that an error of the channel belongs to its request.
+    pub(crate) declaring: Arc<tokio::sync::Mutex<()>>,
+    /// The number of channels that the server has closed. lapin does not use their
+    /// numbers again.
+    refused_channels: AtomicUsize,
 }
 
 impl AmqpConnection {
-    pub(crate) fn new(connection: Connection, response_timeout: Duration) -> Self {
+    pub(crate) fn new(
+        connection: Connection,
+        response_timeout: Duration,
+        confirms: PublisherConfirms,
+    ) -> Self {
         let (notice, blocked) = watch::channel(None);
         let event_task = tokio::spawn(watch_events(connection.events_listener(), notice));
         Self {
@@ -47,16 +71,35 @@ impl AmqpConnection {
             response_timeout,
             blocked,
             suspect: AtomicBool::new(false),
+            opened_at: Instant::now(),
+            last_response: AtomicU64::new(0),
             event_task,
             runtime: Handle::current(),
             declarations: DeclarationCache::default(),
-            confirm_channels: ConfirmChannelPool::default(),
+            lookups: QueueLookups::default(),
+            lanes: Lanes::new(confirms),
+            declaring: Arc::default(),
+            refused_channels: AtomicUsize::new(0),
         }
     }
 
     /// Opens a channel.
     pub(crate) async fn open_channel(&self) -> lapin::Result<Channel> {
-        self.await_response(self.connection.create_channel()).await
+        let opened = self.await_response(self.connection.create_channel()).await;
+        if matches!(&opened, Err(error) if matches!(error.kind(), ErrorKind::ChannelsLimitReached))
+        {
+            self.refused_channels
+                .fetch_max(usize::MAX / 2, Ordering::Relaxed);
+        }
+        opened
+    }
+
+    /// Reports whether the connection is to be replaced, before its channel numbers
+    /// run out. The channels that are open stay open.
+    fn is_worn(&self) -> bool {
+        let channel_max = usize::from(self.connection.configuration().channel_max());
+        let limit = MAX_REFUSED_CHANNELS.min(channel_max / 2).max(1);
+        self.refused_channels.load(Ordering::Relaxed) >= limit
     }
 
     /// Waits for a response of the server. After a timeout the connection is probed
@@ -66,10 +109,18 @@ impl AmqpConnection {
         response: impl Future<Output = lapin::Result<T>>,
     ) -> lapin::Result<T> {
         let response = with_timeout(self.response_timeout, response).await;
-        if matches!(&response, Err(error) if is_timeout(error)) {
-            self.mark_suspect();
+        match &response {
+            Ok(_) => self.note_response(),
+            Err(error) if is_timeout(error) => self.mark_suspect(),
+            Err(_) => {}
         }
         response
+    }
+
+    /// Reports whether the server has answered after this time.
+    pub(crate) fn has_responded_since(&self, time: Instant) -> bool {
+        let last = Duration::from_micros(self.last_response.load(Ordering::Relaxed));
+        self.opened_at + last > time
     }
 
     /// Makes the next use of the connection probe it first.
@@ -84,11 +135,6 @@ impl AmqpConnection {
             .await;
     }
 
-    /// Returns a receiver of the reason why the server has blocked publishing.
-    pub(crate) fn watch_blocked(&self) -> watch::Receiver<Option<String>> {
-        self.blocked.clone()
-    }
-
     pub(crate) fn is_connected(&self) -> bool {
         self.connection.status().connected()
     }
@@ -97,17 +143,9 @@ impl AmqpConnection {
         self.blocked.borrow().clone()
     }
 
-    /// Waits while the server blocks publishing. A message that is sent meanwhile
-    /// would be accepted later, when its sender may have given up or sent it again.
-    pub(crate) async fn wait_until_unblocked(&self) {
-        let mut blocked = self.blocked.clone();
-        // An error means that the connection is closed; the next request reports it.
-        let _ = blocked.wait_for(Option::is_none).await;
-    }
-
     /// Reports whether the connection is open, and probes it if it is suspect.
     pub(crate) async fn is_usable(&self) -> bool {
-        if !self.is_connected() {
+        if !self.is_connected() || self.is_worn() {
             return false;
         }
         // A server that blocks publishers is alive and sends no responses.
@@ -120,6 +158,39 @@ impl AmqpConnection {
             self.suspect.store(false, Ordering::Relaxed);
         }
         is_alive
+    }
+}
+
+impl LaneConnection for AmqpConnection {
+    fn open_channel(&self, confirms: PublisherConfirms) -> BoxFuture<'_, lapin::Result<Channel>> {
+        Box::pin(async move {
+            let channel = self.open_channel().await?;
+            if confirms == PublisherConfirms::On {
+                let confirm = channel.confirm_select(ConfirmSelectOptions::default());
+                self.await_response(confirm).await?;
+            }
+            Ok(channel)
+        })
+    }
+
+    fn note_response(&self) {
+        let elapsed = self.opened_at.elapsed().as_micros();
+        let elapsed = u64::try_from(elapsed).unwrap_or(u64::MAX);
+        self.last_response.store(elapsed, Ordering::Relaxed);
+    }
+
+    fn note_failure(&self, error: &lapin::Error) {
+        if reply_code(error).is_some() && self.is_connected() {
+            self.refused_channels.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn watch_blocked(&self) -> watch::Receiver<Option<String>> {
+        self.blocked.clone()
+    }
+
+    fn spawn(&self, lane: BoxFuture<'static, ()>) {
+        self.runtime.spawn(lane);
     }
 }
 

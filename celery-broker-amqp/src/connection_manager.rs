@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::connection::AmqpConnection;
 use crate::error::{ErrorContext, with_timeout};
+use crate::lanes::LaneConnection;
 use crate::options::{AmqpOptions, LoginMethod, Node, TlsOptions};
 use crate::sync::lock;
 
@@ -117,6 +118,7 @@ impl ConnectionManager {
                     return Ok(AmqpConnection::new(
                         connection,
                         self.options.response_timeout,
+                        self.options.confirms,
                     ));
                 }
                 Err(error) => {

@@ -1,6 +1,8 @@
 //! Requests that declare, inspect and purge queues and exchanges.
 
 use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
 
 use celery_protocol::{Map, Value};
 use celery_runtime::{Exchange, ExchangeKind, Queue, ServiceError, ServiceErrorKind};
@@ -10,19 +12,48 @@ use lapin::options::{
     QueuePurgeOptions,
 };
 use lapin::types::{FieldTable, ShortString};
+use tokio::runtime::Handle;
+use tokio::sync::OwnedMutexGuard;
 
 use crate::connection::AmqpConnection;
 use crate::declaration_cache::DeclarationCache;
 use crate::error::{ErrorContext, reply_code};
+use crate::lanes::LaneConnection;
 use crate::table::{encode_table, short_string};
 
-/// Sends one request after the other. RabbitMQ closes the channel when it rejects
-/// a request, so a channel is opened when there is none.
+/// Sends one request after the other, on the connection's channel for declarations,
+/// which it holds from its first request until it is dropped. Two declarers in one
+/// task would wait for each other.
 pub(crate) struct Declarer<'a> {
     connection: &'a AmqpConnection,
     context: ErrorContext<'a>,
-    channel: Option<Channel>,
+    channel: Option<DeclaringChannel>,
 }
+
+/// The channel for declarations, and the lock that makes it the only one. Closed on
+/// drop, before the lock is released.
+struct DeclaringChannel {
+    channel: Channel,
+    lock: Option<OwnedMutexGuard<()>>,
+    runtime: Handle,
+}
+
+impl Drop for DeclaringChannel {
+    fn drop(&mut self) {
+        let (channel, lock) = (self.channel.clone(), self.lock.take());
+        if channel.status().connected() {
+            self.runtime.spawn(async move {
+                // A server that does not answer must not block later declarations.
+                let closed = channel.close(200, "".into());
+                let _ = tokio::time::timeout(CLOSE_TIMEOUT, closed).await;
+                drop(lock);
+            });
+        }
+    }
+}
+
+/// The timeout of closing the channel for declarations.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl<'a> Declarer<'a> {
     pub(crate) fn new(connection: &'a AmqpConnection, context: ErrorContext<'a>) -> Self {
@@ -177,22 +208,36 @@ impl<'a> Declarer<'a> {
         self.found_or_none(purged)
     }
 
-    /// Sends one request on the channel. The channel is not used again after an
-    /// error.
+    /// Sends one request. RabbitMQ closes the channel when it refuses a request, and the
+    /// next request opens another one.
     async fn request<T, F>(&mut self, send: impl FnOnce(Channel) -> F) -> lapin::Result<T>
     where
         F: Future<Output = lapin::Result<T>>,
     {
-        let channel = match self.channel.take() {
-            Some(channel) => channel,
-            None => self.connection.open_channel().await?,
+        let connection = self.connection;
+        let declaring = match self.channel.take() {
+            Some(declaring) => declaring,
+            None => {
+                let lock = Arc::clone(&connection.declaring).lock_owned().await;
+                DeclaringChannel {
+                    channel: connection.open_channel().await?,
+                    lock: Some(lock),
+                    runtime: connection.runtime.clone(),
+                }
+            }
         };
-        let answer = self
-            .connection
-            .await_response(send(channel.clone()))
-            .await?;
-        self.channel = Some(channel);
-        Ok(answer)
+        let answer = send(declaring.channel.clone());
+        let answer = connection.await_response(answer).await;
+        match answer {
+            Ok(answer) => {
+                self.channel = Some(declaring);
+                Ok(answer)
+            }
+            Err(error) => {
+                connection.note_failure(&error);
+                Err(error)
+            }
+        }
     }
 
     /// Converts the error of a declaration. If the existing object differs, the

@@ -1,5 +1,7 @@
 //! Conversion of lapin's and RabbitMQ's errors to the runtime's `ServiceError`.
 
+mod refusals;
+
 use std::error::Error as StdError;
 use std::future::Future;
 use std::io;
@@ -15,6 +17,8 @@ pub(crate) struct ErrorContext<'a> {
     object: &'a str,
     /// The URLs of the server, without their passwords.
     address: &'a str,
+    /// The client has connected, or declared the object, before.
+    connected: bool,
 }
 
 impl<'a> ErrorContext<'a> {
@@ -23,6 +27,18 @@ impl<'a> ErrorContext<'a> {
             operation,
             object,
             address,
+            connected: false,
+        }
+    }
+
+    /// Makes the errors of missing virtual hosts, queues and exchanges transient: the
+    /// client has connected, or declared the object, before, so that the object may
+    /// exist again soon.
+    #[cfg_attr(not(test), allow(dead_code, reason = "for reconnecting callers"))]
+    pub(crate) fn after_connect(self) -> Self {
+        Self {
+            connected: true,
+            ..self
         }
     }
 
@@ -32,6 +48,7 @@ impl<'a> ErrorContext<'a> {
             operation,
             object,
             address,
+            ..
         } = self;
         let target = match object {
             "" => address.to_owned(),
@@ -42,30 +59,73 @@ impl<'a> ErrorContext<'a> {
 
     /// Converts an error of lapin.
     pub(crate) fn wrap(self, error: lapin::Error) -> ServiceError {
-        let cause = classify(&error).1;
-        self.wrap_with_cause(&cause, error)
+        let failure = self.classify(&error);
+        self.failed(failure, error)
     }
 
     /// Converts an error of lapin and replaces the server's text by `cause`.
     pub(crate) fn wrap_with_cause(self, cause: &str, error: lapin::Error) -> ServiceError {
-        let (kind, text) = classify(&error);
-        let converted = self.error(kind, cause).with_source(error);
-        match remedy(&text) {
-            Some(remedy) => converted.with_remedy(remedy),
-            None => converted,
-        }
+        let failure = Failure {
+            cause: cause.to_owned(),
+            ..self.classify(&error)
+        };
+        self.failed(failure, error)
     }
 
     /// Converts an error of establishing a connection. Nothing was sent on it, so
     /// a transient failure means that the server was unreachable.
     pub(crate) fn connect_error(self, error: lapin::Error) -> ServiceError {
-        let (kind, cause) = classify(&error);
-        if !kind.is_transient() {
-            return self.wrap(error);
+        let mut failure = self.classify(&error);
+        if failure.kind.is_transient() {
+            failure.kind = ServiceErrorKind::Unreachable;
         }
-        self.error(ServiceErrorKind::Unreachable, cause)
-            .with_source(error)
+        self.failed(failure, error)
     }
+
+    fn failed(self, failure: Failure, source: lapin::Error) -> ServiceError {
+        let error = self.error(failure.kind, failure.cause).with_source(source);
+        match failure.remedy {
+            "" => error,
+            remedy => error.with_remedy(remedy),
+        }
+    }
+
+    fn classify(self, error: &lapin::Error) -> Failure {
+        let disconnected = |cause: &str| Failure {
+            kind: ServiceErrorKind::Disconnected,
+            cause: cause.to_owned(),
+            remedy: "",
+        };
+        match error.kind() {
+            ErrorKind::ProtocolError(error) => {
+                let text = error.get_message().as_str();
+                let refusal = refusals::find(error.get_id(), text, self.connected);
+                Failure {
+                    kind: refusal.kind,
+                    cause: text.to_owned(),
+                    remedy: refusal.remedy,
+                }
+            }
+            ErrorKind::IOError(error) => Failure {
+                kind: io_error_kind(error),
+                cause: io_error_text(error),
+                remedy: io_error_remedy(error),
+            },
+            ErrorKind::InvalidChannel(_)
+            | ErrorKind::InvalidChannelState(..)
+            | ErrorKind::InvalidConnectionState(_) => disconnected("the connection is closed"),
+            ErrorKind::MissingHeartbeatError => disconnected("the server sent no heartbeats"),
+            _ => disconnected(&error.to_string()),
+        }
+    }
+}
+
+/// What an error of lapin means.
+struct Failure {
+    kind: ServiceErrorKind,
+    cause: String,
+    /// Empty for the remedy of the kind.
+    remedy: &'static str,
 }
 
 /// Waits for a response until `limit` has passed.
@@ -89,89 +149,36 @@ pub(crate) fn is_timeout(error: &lapin::Error) -> bool {
 
 /// Returns the reply code that the server closed a channel or connection with.
 pub(crate) fn reply_code(error: &lapin::Error) -> Option<u16> {
+    refusal_text(error).map(|(code, _)| code)
+}
+
+/// Reports whether the server refused a request because the exchange does not exist.
+#[cfg_attr(not(test), allow(dead_code, reason = "for publishers"))]
+pub(crate) fn is_missing_exchange(error: &lapin::Error) -> bool {
+    refusal_text(error).is_some_and(|(code, text)| refusals::is_missing_exchange(code, text))
+}
+
+/// Reports whether the server refused a request because the queue or exchange does not
+/// exist. A queue whose node is down exists.
+#[cfg_attr(not(test), allow(dead_code, reason = "for passive declarations"))]
+pub(crate) fn is_missing(error: &lapin::Error) -> bool {
+    refusal_text(error).is_some_and(|(code, text)| refusals::is_missing(code, text))
+}
+
+/// Returns the cause for the error of a declaration that differs from the existing
+/// object, for example `it exists with x-max-priority 10, and not none`.
+#[cfg_attr(not(test), allow(dead_code, reason = "for declarations"))]
+pub(crate) fn inequivalent_argument(error: &lapin::Error) -> Option<String> {
+    refusals::inequivalent_argument(refusal_text(error)?.1)
+}
+
+/// Returns the reply code and the text that the server closed a channel or connection
+/// with.
+fn refusal_text(error: &lapin::Error) -> Option<(u16, &str)> {
     match error.kind() {
-        ErrorKind::ProtocolError(error) => Some(error.get_id()),
+        ErrorKind::ProtocolError(error) => Some((error.get_id(), error.get_message().as_str())),
         _ => None,
     }
-}
-
-/// Returns the kind of the error and its text.
-fn classify(error: &lapin::Error) -> (ServiceErrorKind, String) {
-    match error.kind() {
-        ErrorKind::ProtocolError(error) => {
-            let text = error.get_message().as_str().to_owned();
-            (reply_code_kind(error.get_id(), &text), text)
-        }
-        ErrorKind::IOError(error) => (io_error_kind(error), io_error_text(error)),
-        ErrorKind::InvalidChannel(_)
-        | ErrorKind::InvalidChannelState(..)
-        | ErrorKind::InvalidConnectionState(_) => (
-            ServiceErrorKind::Disconnected,
-            "the connection is closed".to_owned(),
-        ),
-        ErrorKind::MissingHeartbeatError => (
-            ServiceErrorKind::Disconnected,
-            "the server sent no heartbeats".to_owned(),
-        ),
-        _ => (ServiceErrorKind::Disconnected, error.to_string()),
-    }
-}
-
-/// Maps AMQP's reply codes. A server that closes for a reason of its own may be
-/// available again soon; a request that it rejects will be rejected again.
-fn reply_code_kind(code: u16, text: &str) -> ServiceErrorKind {
-    match code {
-        403 => ServiceErrorKind::Denied,
-        // The consumer_timeout of RabbitMQ passed, see `REMEDIES`.
-        406 if text.contains(ACK_TIMEOUT) => ServiceErrorKind::Disconnected,
-        // The queue may be locked by a lost connection of this client that the
-        // server has not detected yet.
-        405 if text.contains(LOCKED) => ServiceErrorKind::Disconnected,
-        402 | 404..=406 | 530 => ServiceErrorKind::Invalid,
-        540 => ServiceErrorKind::Unsupported,
-        _ => ServiceErrorKind::Disconnected,
-    }
-}
-
-/// Part of RabbitMQ's text when its consumer_timeout has passed.
-const ACK_TIMEOUT: &str = "delivery acknowledgement on channel";
-
-/// Part of RabbitMQ's text when another connection owns an exclusive queue.
-const LOCKED: &str = "exclusive access to locked queue";
-
-/// The remedies, by a part of the server's text.
-const REMEDIES: [(&str, &str); 5] = [
-    (
-        LOCKED,
-        "another connection consumes this mailbox: RabbitMQ releases it when it detects that a \
-         lost connection is dead; if the error persists, another worker runs under this name",
-    ),
-    (
-        ACK_TIMEOUT,
-        "a task ran for longer than RabbitMQ's consumer_timeout before it was acknowledged: raise \
-         consumer_timeout, or do not acknowledge this task late",
-    ),
-    (
-        "inequivalent arg",
-        "make the settings agree (task_queues, task_queue_max_priority, task_default_queue_type), \
-         or delete the existing queue or exchange",
-    ),
-    (
-        "NOT_ALLOWED - ",
-        "check the virtual host in the URL; `rabbitmqctl add_vhost` creates one",
-    ),
-    (
-        "peer certificate",
-        "set ca_certs to the certificate of its authority (in a URL: cacertfile), and \
-         server_hostname to the name in the certificate (server_name_indication)",
-    ),
-];
-
-fn remedy(cause: &str) -> Option<&'static str> {
-    REMEDIES
-        .iter()
-        .find(|(pattern, _)| cause.contains(pattern))
-        .map(|(_, remedy)| *remedy)
 }
 
 fn io_error_kind(error: &io::Error) -> ServiceErrorKind {
@@ -184,6 +191,15 @@ fn io_error_kind(error: &io::Error) -> ServiceErrorKind {
         io::ErrorKind::TimedOut => ServiceErrorKind::TimedOut,
         io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => ServiceErrorKind::Invalid,
         _ => ServiceErrorKind::Disconnected,
+    }
+}
+
+fn io_error_remedy(error: &io::Error) -> &'static str {
+    if io_error_text(error).contains("peer certificate") {
+        "set ca_certs to the certificate of its authority (in a URL: cacertfile), and \
+         server_hostname to the name in the certificate (server_name_indication)"
+    } else {
+        ""
     }
 }
 
@@ -205,27 +221,73 @@ fn io_error_text(error: &io::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use lapin::protocol::{AMQPError, AMQPErrorKind};
+
     use super::*;
 
+    fn refused(code: u16, text: &str) -> lapin::Error {
+        let kind = AMQPErrorKind::from_id(code).expect("a reply code");
+        ErrorKind::ProtocolError(AMQPError::new(kind, text.into())).into()
+    }
+
     #[test]
-    fn rejected_request_is_permanent_and_lost_connection_is_transient() {
-        for (code, kind) in [
-            (403, ServiceErrorKind::Denied),
-            (405, ServiceErrorKind::Invalid),
-            (404, ServiceErrorKind::Invalid),
-            (406, ServiceErrorKind::Invalid),
-            (530, ServiceErrorKind::Invalid),
-            (540, ServiceErrorKind::Unsupported),
-            (320, ServiceErrorKind::Disconnected),
-            (541, ServiceErrorKind::Disconnected),
+    fn refused_connection_is_unreachable_with_the_remedy_of_the_refusal() {
+        let context = ErrorContext::new("connect to", "", "amqp://h:1/v");
+        let text = "NOT_ALLOWED - access to vhost 'v' refused for user 'u': connection limit (1) is \
+                    reached";
+        let error = context.connect_error(refused(530, text));
+        assert_eq!(error.kind(), ServiceErrorKind::Unreachable);
+        assert!(error.to_string().contains("set_vhost_limits"), "{error}");
+    }
+
+    #[test]
+    fn missing_object_is_permanent_at_first_and_transient_after_connect() {
+        let context = ErrorContext::new("consume", "queue q", "amqp://h:1/v");
+        for (code, text) in [
+            (530, "NOT_ALLOWED - vhost v not found"),
+            (404, "NOT_FOUND - no queue 'q' in vhost 'v'"),
         ] {
-            assert_eq!(reply_code_kind(code, ""), kind, "{code}");
+            let first = context.wrap(refused(code, text));
+            assert_eq!(first.kind(), ServiceErrorKind::Invalid);
+            assert_eq!(
+                context.connect_error(refused(code, text)).kind(),
+                first.kind()
+            );
+            let later = context.after_connect();
+            assert_eq!(
+                later.wrap(refused(code, text)).kind(),
+                ServiceErrorKind::Disconnected
+            );
+            assert_eq!(
+                later.connect_error(refused(code, text)).kind(),
+                ServiceErrorKind::Unreachable
+            );
         }
-        let text = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out";
-        assert_eq!(reply_code_kind(406, text), ServiceErrorKind::Disconnected);
-        assert!(remedy(text).unwrap().contains("consumer_timeout"));
-        let text = "RESOURCE_LOCKED - cannot obtain exclusive access to locked queue 'q'";
-        assert_eq!(reply_code_kind(405, text), ServiceErrorKind::Disconnected);
+    }
+
+    #[test]
+    fn replaced_cause_keeps_kind_and_remedy() {
+        let context = ErrorContext::new("declare", "queue q", "amqp://h:1/v");
+        let text = "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'q' in vhost 'v': \
+                    received 'true' but current is 'false'";
+        let cause = inequivalent_argument(&refused(406, text)).unwrap();
+        let error = context.wrap_with_cause(&cause, refused(406, text));
+        assert_eq!(error.kind(), ServiceErrorKind::Invalid);
+        let shown = error.to_string();
+        assert!(shown.contains("durable false, and not true"), "{shown}");
+        assert!(shown.contains("task_default_queue_type"), "{shown}");
+    }
+
+    #[test]
+    fn missing_objects_are_recognized_by_code_and_text() {
+        let exchange = refused(404, "NOT_FOUND - no exchange 'x' in vhost 'v'");
+        assert!(is_missing_exchange(&exchange) && is_missing(&exchange));
+        let queue = refused(404, "NOT_FOUND - no queue 'q' in vhost 'v'");
+        assert!(!is_missing_exchange(&queue) && is_missing(&queue));
+        assert!(!is_missing(
+            &io::Error::from(io::ErrorKind::NotFound).into()
+        ));
+        assert_eq!(reply_code(&queue), Some(404));
     }
 
     #[test]

@@ -79,8 +79,6 @@
 //!   library): `amqps://` URLs.
 
 mod broker;
-mod channel_pool;
-mod confirm_channel;
 mod connection;
 mod connection_manager;
 mod consumer;
@@ -88,9 +86,11 @@ mod declaration_cache;
 mod declarer;
 mod delay;
 mod error;
+mod lanes;
 mod message;
 mod options;
 mod publish;
+mod queue_lookups;
 #[cfg(feature = "rpc")]
 mod rpc;
 mod shared;

@@ -1,163 +1,232 @@
-//! Publishing, with the broker's confirm for every message.
+//! Publishing, with the server's confirm for every message.
 //!
-//! A batch is published on one channel in confirm mode, with many messages in
-//! flight, and the call returns once the broker has confirmed or rejected all of
-//! them. RabbitMQ may confirm several messages at once without saying which of
-//! them it has returned as unroutable. A channel carries one batch at a time and
-//! all of its confirms are awaited, so a returned message is found by comparing it
-//! with the messages of the batch.
+//! The messages of all calls are in flight together, on the lanes of the publishing
+//! connection. A call returns once the server has confirmed or refused each of its
+//! messages.
+//!
+//! A message for a queue that is known by its name only is published as mandatory, and
+//! the queue is declared if the server returns the message. One sender at a time does
+//! that for each queue, with its first message, and the others wait for the outcome.
 
+use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use celery_protocol::Message;
-use celery_runtime::{Exchange, Publication, ServiceError, ServiceErrorKind};
-use futures_util::stream::{self, StreamExt};
-use lapin::message::BasicReturnMessage;
-use lapin::options::BasicPublishOptions;
+use celery_runtime::{Exchange, Publication, Queue, ServiceError, ServiceErrorKind};
+use futures_util::future::join_all;
 use lapin::types::ShortString;
-use lapin::{BasicProperties, Channel, Confirmation};
+use tokio::time::Instant;
 
-use crate::confirm_channel::ConfirmChannel;
 use crate::connection::AmqpConnection;
 use crate::declaration_cache::EntityKind;
 use crate::declarer::Declarer;
 use crate::delay;
+use crate::lanes::{OutgoingMessage, PublishFailure};
 use crate::message;
 use crate::options::PublisherConfirms;
 use crate::shared::Shared;
 use crate::table::short_string;
 
-/// The maximum number of unconfirmed messages of one batch.
-const MAX_UNCONFIRMED: usize = 1024;
-
-/// A message, encoded for `basic.publish`.
-pub(crate) struct OutgoingMessage<'a> {
-    pub(crate) exchange: ShortString,
-    pub(crate) routing_key: ShortString,
-    pub(crate) properties: BasicProperties,
-    pub(crate) body: &'a [u8],
-}
+type Outcome = Result<(), ServiceError>;
 
 impl Shared {
     /// Publishes a batch and returns the outcome of each message.
-    pub(crate) async fn publish(&self, batch: &[Publication]) -> Vec<Result<(), ServiceError>> {
+    pub(crate) async fn publish(&self, batch: &[Publication]) -> Vec<Outcome> {
         let context = self.context("publish to", "");
         let connection = match self.publishing.connection(context).await {
             Ok(connection) => connection,
             Err(error) => return vec![Err(error); batch.len()],
         };
-        let mut results = self.publish_once(&connection, batch).await;
-        // A queue of the declaration cache may have been deleted on the server.
-        let retried: Vec<_> = (0..batch.len())
-            .filter(|&index| is_unroutable(&results[index]))
+        let all: Vec<usize> = (0..batch.len()).collect();
+        let mut outcomes = vec![None; batch.len()];
+        let first = Attempt::First;
+        self.attempt(&connection, batch, &all, first, &mut outcomes)
+            .await;
+        // A queue that was known may have been deleted on the server.
+        let retried: Vec<usize> = all
+            .into_iter()
+            .filter(|&index| outcomes[index].as_ref().is_some_and(is_unroutable))
             .filter(|&index| forget_declarations(&connection, &batch[index]))
             .collect();
-        if !retried.is_empty() {
-            let retry: Vec<_> = retried.iter().map(|&index| batch[index].clone()).collect();
-            let second_results = self.publish_once(&connection, &retry).await;
-            for (index, result) in retried.into_iter().zip(second_results) {
-                results[index] = result;
-            }
+        for &index in &retried {
+            outcomes[index] = None;
         }
-        results
+        let second = Attempt::Second;
+        self.attempt(&connection, batch, &retried, second, &mut outcomes)
+            .await;
+        outcomes
+            .into_iter()
+            .map(|outcome| outcome.unwrap_or(Ok(())))
+            .collect()
     }
 
-    /// Publishes a message to every queue that is bound to the exchange. Returns
-    /// `Some(0)` if there is none, and otherwise `None`, because RabbitMQ does not
-    /// report their number.
+    /// Publishes a message to every queue that is bound to the exchange.
     pub(crate) async fn broadcast(
         &self,
         exchange: &Exchange,
         routing_key: &str,
         message: &Message,
-    ) -> Result<Option<u64>, ServiceError> {
+    ) -> Result<(), ServiceError> {
         let object = format!("exchange {}", exchange.name);
         let context = self.context("broadcast to", &object);
         let connection = self.publishing.connection(context).await?;
-        let declarations = &connection.declarations;
-        if !declarations.contains(EntityKind::Exchange, &exchange.name) {
-            let mut declarer = Declarer::new(&connection, context);
-            declarer.declare_exchange(exchange).await?;
-            declarations.insert(EntityKind::Exchange, &exchange.name);
-        }
-        let invalid = |cause| context.error(ServiceErrorKind::Invalid, cause);
-        let outgoing = OutgoingMessage {
-            exchange: short_string(&exchange.name).map_err(invalid)?,
-            routing_key: short_string(routing_key).map_err(invalid)?,
-            properties: message::encode(message).map_err(invalid)?,
-            body: &message.body,
-        };
-        let mut results = self.publish_messages(&connection, vec![outgoing]).await;
-        match results.pop() {
-            // A broadcast without subscribers is not an error.
-            Some(Err(error)) if error.kind() == ServiceErrorKind::Unroutable => Ok(Some(0)),
-            result => result.unwrap_or(Ok(())).map(|()| None),
-        }
-    }
-
-    async fn publish_once(
-        &self,
-        connection: &AmqpConnection,
-        batch: &[Publication],
-    ) -> Vec<Result<(), ServiceError>> {
-        let mut results: Vec<Result<(), ServiceError>> = Vec::with_capacity(batch.len());
-        let mut messages = Vec::with_capacity(batch.len());
-        let now = SystemTime::now();
-        for publication in batch {
-            let checked = match publication.check_address() {
-                Ok(()) => self.ensure_target(connection, publication).await,
-                Err(error) => Err(error),
-            };
-            let message = checked.and_then(|()| self.outgoing_message(publication, now));
-            results.push(message.map(|message| messages.push(message)));
-        }
-        let published = self.publish_messages(connection, messages).await;
-        let mut published = published.into_iter();
-        for result in results.iter_mut().filter(|result| result.is_ok()) {
-            *result = published.next().unwrap_or(Ok(()));
-        }
-        results
-    }
-
-    /// Ensures that the exchange and the queue of a message exist. RabbitMQ closes
-    /// the channel of a message whose exchange does not exist, and the other
-    /// messages on the channel stay unconfirmed.
-    async fn ensure_target(
-        &self,
-        connection: &AmqpConnection,
-        publication: &Publication,
-    ) -> Result<(), ServiceError> {
-        let Publication {
-            exchange, queue, ..
-        } = publication;
-        let declarations = &connection.declarations;
-        match queue.as_deref() {
-            Some(queue) if declarations.contains(EntityKind::Queue, &queue.name) => {}
-            Some(queue) if exchange.is_empty() => {
-                return self.find_or_declare(connection, queue).await;
+        for attempt in [Attempt::First, Attempt::Second] {
+            let declarations = &connection.declarations;
+            if !declarations.contains(EntityKind::Exchange, &exchange.name) {
+                let mut declarer = Declarer::new(&connection, context);
+                declarer.declare_exchange(exchange).await?;
+                declarations.insert(EntityKind::Exchange, &exchange.name);
             }
-            Some(queue) => self.declare(connection, queue).await?,
-            None => {}
+            let invalid = |cause| context.error(ServiceErrorKind::Invalid, cause);
+            let outgoing = OutgoingMessage {
+                exchange: short_string(&exchange.name).map_err(invalid)?,
+                routing_key: short_string(routing_key).map_err(invalid)?,
+                properties: message::encode(message).map_err(invalid)?,
+                body: message.body.clone(),
+                mandatory: false,
+            };
+            let mut outcomes = self.publish_messages(&connection, vec![outgoing]).await;
+            let outcome = outcomes.pop().unwrap_or(Ok(()));
+            if attempt == Attempt::First && is_unroutable(&outcome) {
+                // The exchange was deleted on the server.
+                declarations.remove(EntityKind::Exchange, &exchange.name);
+                continue;
+            }
+            return outcome;
         }
-        if exchange.is_empty() || declarations.contains(EntityKind::Exchange, exchange) {
-            return Ok(());
-        }
-        let object = target_of(publication);
-        let context = self.context("publish to", &object);
-        let mut declarer = Declarer::new(connection, context);
-        if !declarer.exchange_exists(exchange).await? {
-            let cause = "the exchange does not exist";
-            return Err(context.error(ServiceErrorKind::Unroutable, cause));
-        }
-        declarations.insert(EntityKind::Exchange, exchange);
         Ok(())
     }
 
-    fn outgoing_message<'a>(
+    /// Publishes the messages with these indexes, after their queues are known to exist.
+    async fn attempt(
         &self,
-        publication: &'a Publication,
+        connection: &Arc<AmqpConnection>,
+        batch: &[Publication],
+        indexes: &[usize],
+        attempt: Attempt,
+        outcomes: &mut [Option<Outcome>],
+    ) {
+        for &index in indexes {
+            if let Err(error) = batch[index].check_address() {
+                outcomes[index] = Some(Err(error));
+            }
+        }
+        self.find_queues(connection, batch, indexes, attempt, outcomes)
+            .await;
+        let (mut sent, mut messages) = (Vec::new(), Vec::new());
+        let now = SystemTime::now();
+        for &index in indexes {
+            if outcomes[index].is_some() {
+                continue;
+            }
+            match self.outgoing_message(&batch[index], now) {
+                Ok(message) => {
+                    sent.push(index);
+                    messages.push(message);
+                }
+                Err(error) => outcomes[index] = Some(Err(error)),
+            }
+        }
+        let published = self.publish_messages(connection, messages).await;
+        for (index, outcome) in sent.into_iter().zip(published) {
+            outcomes[index] = Some(outcome);
+        }
+    }
+
+    /// Finds or declares the queues of the messages that are not known to exist. The
+    /// first message of a queue may be published by that.
+    async fn find_queues(
+        &self,
+        connection: &Arc<AmqpConnection>,
+        batch: &[Publication],
+        indexes: &[usize],
+        attempt: Attempt,
+        outcomes: &mut [Option<Outcome>],
+    ) {
+        let mut names = HashSet::new();
+        let first_of_queue = indexes.iter().filter_map(|&index| {
+            let queue = batch[index].queue.as_deref()?;
+            let is_wanted = outcomes[index].is_none()
+                && !is_known(connection, queue)
+                && names.insert(queue.name.as_str());
+            is_wanted.then_some((index, queue))
+        });
+        let first_of_queue: Vec<_> = first_of_queue.collect();
+        let lookups = first_of_queue.iter().map(|&(index, queue)| {
+            let look_up = self.look_up(connection, queue, &batch[index], attempt);
+            connection.lookups.run(&queue.name, look_up)
+        });
+        for (found, (index, queue)) in join_all(lookups).await.into_iter().zip(first_of_queue) {
+            match found {
+                Ok(published) => outcomes[index] = published,
+                Err(error) => {
+                    for &index in indexes {
+                        let its_queue = batch[index].queue.as_deref();
+                        if its_queue.is_some_and(|its_queue| its_queue.name == queue.name) {
+                            outcomes[index].get_or_insert(Err(error.clone()));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ensures that a queue exists. Returns the outcome of the message if it was
+    /// published for that.
+    async fn look_up(
+        &self,
+        connection: &Arc<AmqpConnection>,
+        queue: &Queue,
+        publication: &Publication,
+        attempt: Attempt,
+    ) -> Result<Option<Outcome>, ServiceError> {
+        if is_known(connection, queue) {
+            return Ok(None);
+        }
+        let is_named_only = publication.exchange.is_empty();
+        let is_probed = is_named_only
+            && attempt == Attempt::First
+            && publication.mandatory
+            && self.options.confirms == PublisherConfirms::On;
+        if is_probed {
+            let published = self.publish_one(connection, publication).await;
+            match &published {
+                Err(error) if error.kind() == ServiceErrorKind::Unroutable => {}
+                // A queue that refuses a message exists.
+                Err(error) if error.kind() != ServiceErrorKind::Refused => {
+                    return Ok(Some(published));
+                }
+                _ => {
+                    let declarations = &connection.declarations;
+                    declarations.insert(EntityKind::Queue, &queue.name);
+                    return Ok(Some(published));
+                }
+            }
+        }
+        if is_named_only {
+            self.declare_by_name(connection, queue).await?;
+        } else {
+            self.declare(connection, queue).await?;
+        }
+        Ok(None)
+    }
+
+    async fn publish_one(
+        &self,
+        connection: &Arc<AmqpConnection>,
+        publication: &Publication,
+    ) -> Outcome {
+        let message = self.outgoing_message(publication, SystemTime::now())?;
+        let mut published = self.publish_messages(connection, vec![message]).await;
+        published.pop().unwrap_or(Ok(()))
+    }
+
+    fn outgoing_message(
+        &self,
+        publication: &Publication,
         now: SystemTime,
-    ) -> Result<OutgoingMessage<'a>, ServiceError> {
+    ) -> Result<OutgoingMessage, ServiceError> {
         let route = delay::native_route(publication, now);
         let (exchange, routing_key) = match &route {
             Some(route) => (&route.exchange, &route.routing_key),
@@ -168,180 +237,121 @@ impl Shared {
                 exchange: short_string(exchange)?,
                 routing_key: short_string(routing_key)?,
                 properties: message::encode(&publication.message)?,
-                body: &publication.message.body,
+                body: publication.message.body.clone(),
+                mandatory: publication.mandatory,
             })
         };
         encode().map_err(|cause: String| {
-            self.context("publish to", &target_of(publication))
+            let target = describe_target(&publication.exchange, &publication.routing_key);
+            self.context("publish to", &target)
                 .error(ServiceErrorKind::Invalid, cause)
         })
     }
 
-    /// Publishes messages, those to the same exchange together on one channel.
-    /// RabbitMQ closes the channel of a message whose exchange was deleted, and the
-    /// other messages on the channel stay unconfirmed.
+    /// Publishes messages and returns the outcome of each.
+    ///
+    /// # Cancel safety
+    ///
+    /// After a dropped future the messages that were written stay in flight.
     pub(crate) async fn publish_messages(
         &self,
-        connection: &AmqpConnection,
-        messages: Vec<OutgoingMessage<'_>>,
-    ) -> Vec<Result<(), ServiceError>> {
-        let mut results: Vec<_> = messages.iter().map(|_| Ok(())).collect();
-        let mut rest: Vec<_> = messages.into_iter().enumerate().collect();
-        while let Some((_, first)) = rest.first() {
-            let exchange = first.exchange.clone();
-            let is_same =
-                |(_, message): &(usize, OutgoingMessage<'_>)| message.exchange == exchange;
-            let (current, later): (Vec<_>, Vec<_>) = rest.into_iter().partition(is_same);
-            let (indexes, messages): (Vec<_>, Vec<_>) = current.into_iter().unzip();
-            let published = self.publish_to_exchange(connection, messages).await;
-            for (index, result) in indexes.into_iter().zip(published) {
-                results[index] = result;
-            }
-            rest = later;
+        connection: &Arc<AmqpConnection>,
+        messages: Vec<OutgoingMessage>,
+    ) -> Vec<Outcome> {
+        if messages.is_empty() {
+            return Vec::new();
         }
-        results
-    }
-
-    async fn publish_to_exchange(
-        &self,
-        connection: &AmqpConnection,
-        messages: Vec<OutgoingMessage<'_>>,
-    ) -> Vec<Result<(), ServiceError>> {
-        connection.wait_until_unblocked().await;
-        let confirms = self.options.confirms;
-        let channel = match ConfirmChannel::acquire(connection, confirms).await {
-            Ok(channel) => channel,
-            Err(error) => {
-                let error = self.context("publish to", "").wrap(error);
-                return vec![Err(error); messages.len()];
-            }
-        };
-        let options = BasicPublishOptions {
-            mandatory: confirms == PublisherConfirms::On,
-            ..BasicPublishOptions::default()
-        };
-        let mut sent = Vec::with_capacity(messages.len());
-        let mut publishing = Vec::with_capacity(messages.len());
-        for message in messages {
-            sent.push(message.to_sent());
-            publishing.push(publish_and_confirm(&channel.channel, message, options));
+        let unanswered = UnansweredCall::new(connection);
+        let declarations = &connection.declarations;
+        let mut replies = Vec::with_capacity(messages.len());
+        for mut message in messages {
+            message.mandatory &= self.options.confirms == PublisherConfirms::On;
+            let target = (message.exchange.clone(), message.routing_key.clone());
+            let is_proven = message.exchange.as_str().is_empty()
+                || declarations.contains(EntityKind::Exchange, message.exchange.as_str());
+            let reply = connection.lanes.send(connection, message, is_proven).await;
+            replies.push((target, is_proven, reply));
         }
-        let confirmations = stream::iter(publishing).buffered(MAX_UNCONFIRMED);
-        let confirmations = confirmations.collect().await;
-        channel.release();
-        self.confirmed_results(&sent, confirmations)
-    }
-
-    /// Returns the outcome of each message, after assigning the returned messages.
-    fn confirmed_results(
-        &self,
-        sent: &[SentMessage<'_>],
-        confirmations: Vec<lapin::Result<Confirmation>>,
-    ) -> Vec<Result<(), ServiceError>> {
-        let mut returned_messages = Vec::new();
-        let mut results: Vec<_> = sent
-            .iter()
-            .zip(confirmations)
-            .map(|(message, confirmation)| match confirmation {
-                Ok(Confirmation::NotRequested) => Ok(()),
-                Ok(Confirmation::Ack(returned)) => {
-                    returned_messages.extend(returned);
+        let mut outcomes = Vec::with_capacity(replies.len());
+        for (target, is_proven, reply) in replies {
+            outcomes.push(match reply.await {
+                Ok(Ok(())) => {
+                    if !is_proven {
+                        declarations.insert(EntityKind::Exchange, target.0.as_str());
+                    }
                     Ok(())
                 }
-                Ok(Confirmation::Nack(returned)) => {
-                    returned_messages.extend(returned);
-                    let cause =
-                        "RabbitMQ rejected the message, for example because the queue is full";
-                    Err(self.publish_error(message, ServiceErrorKind::Refused, cause))
-                }
-                Err(error) => Err(self.unconfirmed_error(message, error)),
-            })
-            .collect();
-        for returned in returned_messages {
-            let mut candidates = sent.iter().zip(&mut results);
-            let found =
-                candidates.find(|(message, result)| result.is_ok() && message.matches(&returned));
-            if let Some((message, result)) = found {
-                let cause = returned.reply_text.as_str();
-                *result = Err(self.publish_error(message, ServiceErrorKind::Unroutable, cause));
-            }
+                Ok(Err(failure)) => Err(self.publish_error(&target, failure)),
+                // The runtime of the lane was shut down.
+                Err(_) => Err(self.publish_error(
+                    &target,
+                    PublishFailure::Unconfirmed(
+                        std::io::Error::from(std::io::ErrorKind::NotConnected).into(),
+                    ),
+                )),
+            });
         }
-        results
+        std::mem::forget(unanswered);
+        outcomes
     }
 
     fn publish_error(
         &self,
-        message: &SentMessage<'_>,
-        kind: ServiceErrorKind,
-        cause: &str,
+        (exchange, routing_key): &(ShortString, ShortString),
+        failure: PublishFailure,
     ) -> ServiceError {
-        let object = describe_target(message.exchange.as_str(), message.routing_key.as_str());
-        self.context("publish to", &object).error(kind, cause)
-    }
-
-    /// Returns the error of a message whose channel closed before its confirm.
-    fn unconfirmed_error(&self, message: &SentMessage<'_>, error: lapin::Error) -> ServiceError {
-        let object = describe_target(message.exchange.as_str(), message.routing_key.as_str());
-        let error = self.context("publish to", &object).wrap(error);
-        if error.to_string().contains("no exchange '") {
-            let cause = "the exchange does not exist";
-            self.publish_error(message, ServiceErrorKind::Unroutable, cause)
-        } else {
-            error
+        let target = describe_target(exchange.as_str(), routing_key.as_str());
+        let context = self.context("publish to", &target);
+        match failure {
+            PublishFailure::NoChannel(error) => context.wrap(error).not_sent(),
+            PublishFailure::Returned(reason) => context.error(ServiceErrorKind::Unroutable, reason),
+            PublishFailure::Refused => {
+                let cause = "RabbitMQ rejected the message, for example because the queue is full";
+                context.error(ServiceErrorKind::Refused, cause)
+            }
+            PublishFailure::Unconfirmed(error) => {
+                let error = context.wrap(error);
+                if error.to_string().contains("no exchange '") {
+                    let cause = "the exchange does not exist";
+                    context.error(ServiceErrorKind::Unroutable, cause)
+                } else {
+                    error
+                }
+            }
         }
     }
 }
 
-/// Publishes one message and waits for its confirm.
-async fn publish_and_confirm(
-    channel: &Channel,
-    message: OutgoingMessage<'_>,
-    options: BasicPublishOptions,
-) -> lapin::Result<Confirmation> {
-    let OutgoingMessage {
-        exchange,
-        routing_key,
-        properties,
-        body,
-    } = message;
-    let confirm = channel
-        .basic_publish(exchange, routing_key, options, body, properties)
-        .await?;
-    confirm.await
+/// The attempts to publish a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Attempt {
+    First,
+    /// After the server has returned the message.
+    Second,
 }
 
-/// The parts of a sent message that identify it when the broker returns it.
-struct SentMessage<'a> {
-    exchange: ShortString,
-    routing_key: ShortString,
-    correlation_id: Option<ShortString>,
-    body: &'a [u8],
+/// A call whose messages have no outcome yet. If it is dropped, the server may be
+/// silent, and the next use of the connection probes it.
+struct UnansweredCall<'a> {
+    connection: &'a AmqpConnection,
+    begun_at: Instant,
 }
 
-impl<'a> OutgoingMessage<'a> {
-    fn to_sent(&self) -> SentMessage<'a> {
-        SentMessage {
-            exchange: self.exchange.clone(),
-            routing_key: self.routing_key.clone(),
-            correlation_id: self.properties.correlation_id().clone(),
-            body: self.body,
+impl<'a> UnansweredCall<'a> {
+    fn new(connection: &'a AmqpConnection) -> Self {
+        Self {
+            connection,
+            begun_at: Instant::now(),
         }
     }
 }
 
-impl SentMessage<'_> {
-    /// Reports whether the broker has returned this message.
-    fn matches(&self, returned: &BasicReturnMessage) -> bool {
-        returned.exchange == self.exchange
-            && returned.routing_key == self.routing_key
-            && *returned.properties.correlation_id() == self.correlation_id
-            && returned.data == self.body
+impl Drop for UnansweredCall<'_> {
+    fn drop(&mut self) {
+        if !self.connection.has_responded_since(self.begun_at) {
+            self.connection.mark_suspect();
+        }
     }
-}
-
-/// Names the target of a publication, for errors.
-fn target_of(publication: &Publication) -> String {
-    describe_target(&publication.exchange, &publication.routing_key)
 }
 
 fn describe_target(exchange: &str, routing_key: &str) -> String {
@@ -351,8 +361,13 @@ fn describe_target(exchange: &str, routing_key: &str) -> String {
     }
 }
 
-fn is_unroutable(result: &Result<(), ServiceError>) -> bool {
-    matches!(result, Err(error) if error.kind() == ServiceErrorKind::Unroutable)
+fn is_unroutable(outcome: &Outcome) -> bool {
+    matches!(outcome, Err(error) if error.kind() == ServiceErrorKind::Unroutable)
+}
+
+fn is_known(connection: &AmqpConnection, queue: &Queue) -> bool {
+    let declarations = &connection.declarations;
+    declarations.contains(EntityKind::Queue, &queue.name)
 }
 
 /// Removes the queue and the exchange of a message from the declaration cache.

@@ -5,7 +5,6 @@ mod inbox;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use celery_protocol::{Headers, Message, Properties, ResultDocument, ResultTree, Serializer};
@@ -47,8 +46,6 @@ pub struct RpcBackend {
 struct RpcInner {
     inbox: Arc<Inbox>,
     reader: tokio::sync::Mutex<Option<ReaderTask>>,
-    /// Results whose reply queue did not exist any more.
-    undelivered: AtomicU64,
 }
 
 /// Celery's default of `result_expires`.
@@ -61,7 +58,6 @@ impl RpcInner {
         Self {
             inbox: Arc::new(Inbox::new(unread_limit)),
             reader: tokio::sync::Mutex::default(),
-            undelivered: AtomicU64::new(0),
         }
     }
 }
@@ -126,14 +122,10 @@ impl RpcBackend {
         }
     }
 
-    /// Returns the number of dropped results: those that were evicted unread,
-    /// could not be decoded, or were published to a reply queue that did not
-    /// exist any more.
+    /// Returns the number of received results that were evicted unread or could not be
+    /// decoded.
     pub fn dropped(&self) -> u64 {
-        let RpcInner {
-            inbox, undelivered, ..
-        } = &*self.shared;
-        inbox.dropped() + undelivered.load(Ordering::Relaxed)
+        self.shared.inbox.dropped()
     }
 }
 
@@ -236,21 +228,13 @@ impl RpcBackend {
         properties.priority = Some(0);
         properties.delivery_mode = Some(self.delivery_mode);
         let message = Message::new(Headers::empty(), properties, body);
-        match self.publish(message, reply_to).await {
-            Err(error) if error.kind() == ServiceErrorKind::Unroutable => {
-                self.shared.undelivered.fetch_add(1, Ordering::Relaxed);
-                tracing::debug!(
-                    "rpc/store: dropped the result of task {}: the reply queue does not exist",
-                    document.task_id
-                );
-                Ok(())
-            }
-            sent => sent,
-        }
+        // The server drops the result of a client that is gone, as with Celery's workers.
+        self.publish(Publication::to_queue(message, reply_to).not_mandatory())
+            .await
     }
 
-    async fn publish(&self, message: Message, queue: &str) -> Result<(), ServiceError> {
-        let batch = [Publication::to_queue(message, queue)];
+    async fn publish(&self, publication: Publication) -> Result<(), ServiceError> {
+        let batch = [publication];
         self.broker.publish(&batch).await.pop().unwrap_or(Ok(()))
     }
 
@@ -281,7 +265,10 @@ impl RpcBackend {
         properties.correlation_id = Some(id);
         properties.delivery_mode = Some(1);
         let marker = Message::new(Headers::empty(), properties, Vec::new());
-        match self.publish(marker, &self.queue).await {
+        match self
+            .publish(Publication::to_queue(marker, &*self.queue))
+            .await
+        {
             // A restarted server has lost the queue; it is declared again once the
             // reader has seen that.
             Err(error) if error.kind() == ServiceErrorKind::Unroutable => {

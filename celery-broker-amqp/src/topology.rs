@@ -65,22 +65,20 @@ impl Shared {
         Ok(())
     }
 
-    /// Ensures that a queue exists for a producer that only knows its name: an
-    /// existing queue is used as it is, with any arguments.
-    pub(crate) async fn find_or_declare(
+    /// Declares a queue for a producer that only knows its name. A queue that another
+    /// program has declared meanwhile is used as it is, with any arguments.
+    pub(crate) async fn declare_by_name(
         &self,
         connection: &AmqpConnection,
         queue: &Queue,
     ) -> Result<(), ServiceError> {
         let object = format!("queue {}", queue.name);
-        let mut declarer = Declarer::new(connection, self.context("look for", &object));
-        if declarer.message_count(&queue.name).await?.is_some() {
-            connection
-                .declarations
-                .insert(EntityKind::Queue, &queue.name);
-            return Ok(());
-        }
-        self.declare(connection, queue).await
+        let mut declarer = Declarer::new(connection, self.context("declare", &object));
+        declarer.declare_queue_with_any_arguments(queue).await?;
+        connection
+            .declarations
+            .insert(EntityKind::Queue, &queue.name);
+        Ok(())
     }
 }
 

@@ -10,6 +10,7 @@ mod comparison;
 mod fixtures;
 mod fuzz;
 mod interop;
+mod rabbitmq_4;
 mod setup;
 mod shell;
 mod stories;
@@ -29,6 +30,10 @@ The project's commands:
       on Debian and Ubuntu as root; elsewhere it lists the missing programs.
       CELERY_TEST_REDIS_SERVER, CELERY_TEST_RABBITMQ_SERVER and CELERY_TEST_PYTHON name a
       redis-server, a rabbitmq-server and a Python interpreter with Celery to use instead.
+  cargo xtask test --rabbitmq-4 [FILTER]
+      Run the tests of celery-broker-amqp that need a server against RabbitMQ 4, which is installed
+      below target/ from the packages of Debian 13 (debootstrap, as root, 400 MB, a minute) by the
+      first run. Where that is impossible it prints `skipped: RabbitMQ 4: REASON` and succeeds.
   cargo xtask ci [FILTER]
       Run the checks besides the tests whose name contains FILTER: format, lints, docs, each
       feature alone, dependencies, layers, environment, sizes, words. Lists skipped checks.
@@ -64,6 +69,8 @@ fn main() -> ExitCode {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match arguments[..] {
         ["test"] => test::run(None),
+        ["test", "--rabbitmq-4"] => test::run_on_rabbitmq_4(None),
+        ["test", "--rabbitmq-4", filter] => test::run_on_rabbitmq_4(Some(filter)),
         ["test", filter] => test::run(Some(filter)),
         ["ci"] => ci::run(""),
         ["ci", filter] => ci::run(filter),

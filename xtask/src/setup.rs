@@ -39,10 +39,7 @@ impl Programs {
     pub(crate) fn find_or_install() -> Result<Self, String> {
         let redis_server = redis_server()?;
         let rabbitmq_server = rabbitmq_server()?;
-        // The TLS tests create their certificates with it.
-        if on_path("openssl").is_none() {
-            install(&["openssl"], "openssl is not on PATH")?;
-        }
+        openssl()?;
         let python = python()?;
         Ok(Self {
             redis_server,
@@ -82,6 +79,14 @@ pub(crate) fn rabbitmq_server() -> Result<PathBuf, String> {
     let path = server("rabbitmq-server", RabbitServer::program)?;
     say(&format!("rabbitmq-server: {}", path.display()));
     Ok(path)
+}
+
+/// Finds or installs `openssl`, with which the TLS tests create their certificates.
+pub(crate) fn openssl() -> Outcome {
+    match on_path("openssl") {
+        Some(_) => Ok(()),
+        None => install(&["openssl"], "openssl is not on PATH"),
+    }
 }
 
 /// Finds a server, or installs the Debian package of the same name.
@@ -200,7 +205,7 @@ fn system_python() -> Result<PathBuf, String> {
 }
 
 /// Installs Debian packages; otherwise returns an error with the reason and a remedy.
-fn install(packages: &[&str], reason: &str) -> Outcome {
+pub(crate) fn install(packages: &[&str], reason: &str) -> Outcome {
     let packages = packages.join(" ");
     if on_path("apt-get").is_none() {
         return Err(format!(
@@ -232,6 +237,6 @@ fn apt_get(arguments: &[&str]) -> Outcome {
     run(&mut command)
 }
 
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0")
 }

@@ -1,13 +1,15 @@
-//! `cargo xtask test`: sets up the environment and runs every test of the workspace.
+//! `cargo xtask test`: sets up the environment and runs every test of the workspace, or the tests
+//! of the AMQP broker against RabbitMQ 4.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
-use test_servers::paths;
+use test_servers::{RABBITMQ_SERVER, paths};
 
-use crate::setup::Programs;
+use crate::rabbitmq_4;
+use crate::setup::{self, Programs};
 use crate::shell::{Outcome, cargo, output, say, stream};
 use crate::test_summary::{OutputReader, TestSummary};
 
@@ -20,10 +22,35 @@ const BUILD_TIMEOUT: Duration = Duration::from_secs(1800);
 /// The arguments of cargo that select all packages and features.
 const SCOPE: [&str; 2] = ["--workspace", "--all-features"];
 
+/// The arguments of cargo that select the tests of the AMQP broker that need a server.
+const AMQP_BROKER: [&str; 5] = [
+    "--package",
+    "celery-broker-amqp",
+    "--all-features",
+    "--test",
+    "it",
+];
+
+/// The environment variables with which the tests find their programs.
+type Environment = [(&'static str, PathBuf)];
+
 /// Sets up, runs the tests whose names contain `filter`, cleans up and prints the summary.
 pub(crate) fn run(filter: Option<&str>) -> Outcome {
+    run_and_report(filter, run_all)
+}
+
+/// Runs the tests of the AMQP broker whose names contain `filter` against RabbitMQ 4, cleans up
+/// and prints the summary. Skips them where RabbitMQ 4 cannot be installed.
+pub(crate) fn run_on_rabbitmq_4(filter: Option<&str>) -> Outcome {
+    run_and_report(filter, run_amqp_broker)
+}
+
+fn run_and_report(
+    filter: Option<&str>,
+    run: impl FnOnce(Option<&str>, &mut TestSummary) -> Outcome,
+) -> Outcome {
     let mut summary = TestSummary::default();
-    if let Err(problem) = run_all(filter, &mut summary) {
+    if let Err(problem) = run(filter, &mut summary) {
         println!("{problem}");
         summary.add_failure(problem.lines().next().unwrap_or_default().to_owned());
     }
@@ -40,7 +67,7 @@ pub(crate) fn run(filter: Option<&str>) -> Outcome {
             println!("{kind}: {line}");
         }
     }
-    let no_test_ran = summary.passed == 0 && summary.failures.is_empty();
+    let no_test_ran = summary == TestSummary::default();
     if no_test_ran {
         println!(
             "failed: the name of no test contains {:?}",
@@ -57,24 +84,52 @@ pub(crate) fn run(filter: Option<&str>) -> Outcome {
 
 fn run_all(filter: Option<&str>, summary: &mut TestSummary) -> Outcome {
     clean_up()?;
-    let programs = Programs::find_or_install()?;
+    let environment = Programs::find_or_install()?.environment();
+    run_binaries(&SCOPE, filter, &environment, summary)?;
+
+    let mut doc = cargo(&["test", "--doc"]);
+    doc.args(SCOPE).args(filter.map(|_| "--")).args(filter);
+    summary.add(run_program("doc tests", &mut doc, &environment)?);
+
+    if filter.is_none_or(|filter| "quickstart".contains(filter)) {
+        summary.add(quickstart()?);
+    }
+    Ok(())
+}
+
+fn run_amqp_broker(filter: Option<&str>, summary: &mut TestSummary) -> Outcome {
+    clean_up()?;
+    let rabbitmq_server = match rabbitmq_4::find_or_install() {
+        Ok(path) => path,
+        Err(reason) => {
+            summary.skips.push(format!("RabbitMQ 4: {reason}"));
+            return Ok(());
+        }
+    };
+    setup::openssl()?;
+    let environment = [
+        (RABBITMQ_SERVER, rabbitmq_server),
+        ("CARGO_TARGET_DIR", paths::target()),
+    ];
+    run_binaries(&AMQP_BROKER, filter, &environment, summary)
+}
+
+/// Builds the test programs in this scope of cargo and runs their tests.
+fn run_binaries(
+    scope: &[&str],
+    filter: Option<&str>,
+    environment: &Environment,
+    summary: &mut TestSummary,
+) -> Outcome {
     say("building the tests");
-    for binary in build()? {
+    for binary in build(scope)? {
         let mut command = Command::new(&binary.executable);
         command
             .args(filter)
             .arg("--include-ignored")
             .current_dir(&binary.folder)
             .env("CARGO_MANIFEST_DIR", &binary.folder);
-        summary.add(run_program(&binary.name, &mut command, &programs)?);
-    }
-
-    let mut doc = cargo(&["test", "--doc"]);
-    doc.args(SCOPE).args(filter.map(|_| "--")).args(filter);
-    summary.add(run_program("doc tests", &mut doc, &programs)?);
-
-    if filter.is_none_or(|filter| "quickstart".contains(filter)) {
-        summary.add(quickstart()?);
+        summary.add(run_program(&binary.name, &mut command, environment)?);
     }
     Ok(())
 }
@@ -99,18 +154,15 @@ fn clean_up() -> Outcome {
 fn run_program(
     name: &str,
     command: &mut Command,
-    programs: &Programs,
+    environment: &Environment,
 ) -> Result<TestSummary, String> {
     say(name);
     let mut reader = OutputReader::new(name);
-    let status = stream(
-        command.envs(programs.environment()),
-        PROGRAM_TIMEOUT,
-        |line| {
-            println!("{line}");
-            reader.line(line);
-        },
-    )?;
+    let environment = environment.iter().map(|(name, value)| (name, value));
+    let status = stream(command.envs(environment), PROGRAM_TIMEOUT, |line| {
+        println!("{line}");
+        reader.line(line);
+    })?;
     let problem = match status {
         Some(status) if status.success() => None,
         Some(status) => Some(status.to_string()),
@@ -142,14 +194,14 @@ struct TestBinary {
     folder: PathBuf,
 }
 
-/// Builds every test program.
+/// Builds the test programs in this scope of cargo.
 ///
 /// The programs run one by one instead of by `cargo test`, so that a program that hangs is killed
 /// and named in the summary.
-fn build() -> Result<Vec<TestBinary>, String> {
+fn build(scope: &[&str]) -> Result<Vec<TestBinary>, String> {
     let mut command = cargo(&["test", "--no-run"]);
     command
-        .args(SCOPE)
+        .args(scope)
         .arg("--message-format=json-render-diagnostics");
     let mut binaries = Vec::new();
     let status = stream(&mut command, BUILD_TIMEOUT, |line| {

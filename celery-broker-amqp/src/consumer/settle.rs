@@ -15,8 +15,8 @@ use super::unacked::{Ack, UnackedDelivery};
 use crate::connection::AmqpConnection;
 use crate::declarer::Declarer;
 use crate::delay::{self, DelayRoute};
+use crate::lanes::OutgoingMessage;
 use crate::message;
-use crate::publish::OutgoingMessage;
 use crate::sync::lock;
 use crate::table::short_string;
 
@@ -311,10 +311,10 @@ impl ConsumerInner {
         route.declare(&mut declarer, queue_type).await
     }
 
-    fn republished_message<'a>(
+    fn republished_message(
         &self,
-        republication: &'a Republication,
-    ) -> Result<OutgoingMessage<'a>, String> {
+        republication: &Republication,
+    ) -> Result<OutgoingMessage, String> {
         let unacked = &republication.unacked;
         let (exchange, routing_key, properties) = match &republication.target {
             RepublishTarget::QueueTail => (
@@ -332,7 +332,8 @@ impl ConsumerInner {
             exchange,
             routing_key,
             properties,
-            body: &unacked.body,
+            body: unacked.body.clone(),
+            mandatory: true,
         })
     }
 

@@ -62,6 +62,15 @@ impl conformance::broker::BrokerSetup for Setup {
         }
     }
 
+    fn delivered_priorities(&self) -> [u8; 4] {
+        match (self.quorum, RabbitServer::shared().major_version()) {
+            (false, _) => [9, 6, 3, 0],
+            (true, ..4) => [9, 0, 3, 6],
+            // Two priorities, above 4 and other ones, in the ratio of two to one.
+            (true, 4..) => [9, 6, 0, 3],
+        }
+    }
+
     fn counts_deliveries(&self) -> bool {
         self.quorum
     }

@@ -8,6 +8,7 @@ mod consumer;
 mod delay;
 mod faults;
 mod publish;
+mod refusals;
 #[cfg(feature = "rpc")]
 mod rpc;
 mod settle;

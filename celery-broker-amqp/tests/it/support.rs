@@ -20,7 +20,7 @@ pub(crate) use test_support::{
 /// A new virtual host on the server that the tests share.
 pub(crate) struct TestVhost {
     pub(crate) url: String,
-    vhost: String,
+    pub(crate) vhost: String,
 }
 
 impl TestVhost {
@@ -72,6 +72,18 @@ fn vhost_rows(listing: &str, vhost: &str, columns: &[&str]) -> Vec<Vec<String>> 
         .filter(|row| row[0] == vhost)
         .map(|row| row[1..].to_vec())
         .collect()
+}
+
+/// Removes the type `classic`, which RabbitMQ 4 adds to the arguments of queues without a type.
+pub(crate) fn without_default_type(mut queues: Vec<Vec<String>>) -> Vec<Vec<String>> {
+    let argument = "{\"x-queue-type\",\"classic\"}";
+    for cell in queues.iter_mut().flatten() {
+        *cell = cell
+            .replace(&format!(", {argument}"), "")
+            .replace(&format!(",{argument}"), "")
+            .replace(argument, "");
+    }
+    queues
 }
 
 pub(crate) fn sorted(server: &RabbitServer, words: &[&str]) -> Vec<Vec<String>> {

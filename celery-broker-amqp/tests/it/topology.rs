@@ -8,7 +8,9 @@ use celery_protocol::{Map, Value};
 use celery_runtime::{Binding, Broker, Exchange, ExchangeKind, Queue, QueueType, ServiceErrorKind};
 use lapin::types::AMQPValue;
 
-use crate::support::{RawClient, TestVhost, broker_at, publish_one, table, to_declared, within};
+use crate::support::{
+    RawClient, TestVhost, broker_at, publish_one, table, to_declared, within, without_default_type,
+};
 
 fn row(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
@@ -49,6 +51,7 @@ async fn queue_with_only_a_name_is_declared_as_in_celery() {
     .await
     .unwrap();
     let [queues, exchanges, bindings] = declared_topology(&test_vhost);
+    let queues = without_default_type(queues);
     assert_eq!(queues, [row(&["celery", "true", "false", "[]"])]);
     assert_eq!(exchanges, [row(&["celery", "direct", "true", "false"])]);
     assert_eq!(
@@ -97,6 +100,7 @@ async fn queue_is_declared_with_arguments_exchanges_and_bindings() {
 
     let [queues, exchanges, bindings] = declared_topology(&test_vhost);
 
+    let queues = without_default_type(queues);
     let limits = "[{\"x-message-ttl\",60000}, {\"x-dead-letter-exchange\",\"dead\"}, \
                   {\"x-dead-letter-routing-key\",\"limited.dead\"}, {\"x-max-length\",5000000000}, \
                   {\"x-overflow\",\"reject-publish\"}, {\"x-max-priority\",9}]";

@@ -214,6 +214,9 @@ pub struct Publication {
     /// The queue to declare before the message is sent, so that the first message
     /// of a queue is not lost.
     pub queue: Option<Arc<Queue>>,
+    /// Whether it is an error if no queue receives the message; `true` by default.
+    /// RabbitMQ returns such a message to its sender (`mandatory`).
+    pub mandatory: bool,
 }
 
 impl Publication {
@@ -251,6 +254,17 @@ impl Publication {
             exchange: exchange.into(),
             routing_key: routing_key.into(),
             queue: None,
+            mandatory: true,
+        }
+    }
+
+    /// Drops the message if no queue receives it, as for replies whose reader may be
+    /// gone.
+    #[must_use]
+    pub fn not_mandatory(self) -> Self {
+        Self {
+            mandatory: false,
+            ..self
         }
     }
 

@@ -7,6 +7,7 @@ mod reader;
 mod result;
 mod send;
 mod sendable;
+mod window;
 
 use std::sync::Arc;
 
@@ -27,6 +28,7 @@ use crate::queues::QueueNotFound;
 use crate::task::{Conflict, Params, Task, TaskArgs, Unique, take_lock};
 use compose::Sender;
 use reader::ResultReader;
+use window::SendWindow;
 
 pub use crate::client::sendable::Sendable;
 pub use group::{Completions, GroupResult};
@@ -51,6 +53,7 @@ struct ClientInner {
     clock: Clock,
     logical_clock: LogicalClock,
     sender: Sender,
+    window: SendWindow,
 }
 
 /// An error in sending a task: it was not sent.
@@ -156,6 +159,7 @@ impl Client {
             .and_then(ResultBackend::reply_to)
             .unwrap_or_else(env::uuid);
         let reader = Arc::new(ResultReader::new(backend, config.operation_timeout));
+        let window = SendWindow::new(BATCH_SIZE, config.publish_wait);
         let sender = Sender {
             config,
             queues,
@@ -170,6 +174,7 @@ impl Client {
                 clock,
                 logical_clock,
                 sender,
+                window,
             }),
         }
     }
@@ -180,7 +185,8 @@ impl Client {
     ///
     /// Fails if an argument cannot be encoded, if the queue of the task must not be created, or if
     /// result backend and broker do not accept the task within the operation timeout (5 s by
-    /// default).
+    /// default). A client has 1000 messages for one queue in flight; further sends wait for at most
+    /// [`Config::publish_wait`](crate::Config::publish_wait) before that timeout begins.
     ///
     /// # Cancel safety
     ///
@@ -240,11 +246,10 @@ impl Client {
         &self,
         canvases: impl IntoIterator<Item = C>,
     ) -> Vec<Result<C::Result, SendError>> {
-        let until = env::instant() + self.inner.sender.config.operation_timeout;
         let canvases = canvases.into_iter().map(C::into_canvas);
         let context = PlanContext::default();
         let composed = canvases.map(|canvas| self.plan(canvas, &context));
-        let sent = self.send_all(composed.collect(), until).await;
+        let sent = self.send_all(composed.collect()).await;
         let result = |sent: SentCanvas| C::result(sent.result, self.source());
         sent.into_iter().map(|sent| sent.map(result)).collect()
     }
@@ -255,9 +260,8 @@ impl Client {
         canvas: Canvas,
         context: &PlanContext,
     ) -> Result<(C::Result, Vec<ResultTree>), SendError> {
-        let until = env::instant() + self.inner.sender.config.operation_timeout;
         let composed = self.plan(canvas, context);
-        let mut sent = self.send_all(vec![composed], until).await;
+        let mut sent = self.send_all(vec![composed]).await;
         let sent = sent.pop().expect("there is one result per canvas")?;
         Ok((C::result(sent.result, self.source()), sent.children))
     }
@@ -411,7 +415,14 @@ impl Client {
         let deadline = self.inner.sender.config.operation_timeout;
         let mut answers = Vec::with_capacity(batch.len());
         for chunk in batch.chunks(BATCH_SIZE) {
-            answers.extend(self.publish_batch(chunk, env::instant() + deadline).await);
+            let answered = match self.inner.window.enter(chunk.iter()).await {
+                Ok(_in_flight) => {
+                    let until = env::instant() + deadline;
+                    self.publish_batch(chunk, until).await
+                }
+                Err(error) => vec![Err(error); chunk.len()],
+            };
+            answers.extend(answered);
             if let Some(Err(error)) = answers.last()
                 && error.is_transient()
             {

@@ -8,7 +8,9 @@ use crate::boundary::{
 };
 use crate::canvas::{Canvas, IdSource, Plan, PlanContext, PlannedTask, plan};
 use crate::client::compose::{ComposeError, compose_task};
-use crate::client::{Client, ClientInner, ComposedTask, SendError, UniqueCheck, no_answer};
+use crate::client::{
+    BATCH_SIZE, Client, ClientInner, ComposedTask, SendError, UniqueCheck, no_answer,
+};
 use crate::env;
 
 /// A canvas whose messages are composed.
@@ -141,13 +143,25 @@ impl Client {
         }
     }
 
-    /// Prepares the result backend for the results, then sends all canvases in one batch. Returns
-    /// one result per canvas, in the same order.
+    /// Waits for room, prepares the result backend for the results, then sends all canvases in one
+    /// batch. Returns one result per canvas, in the same order.
     pub(crate) async fn send_all(
         &self,
         canvases: Vec<Result<ComposedCanvas, SendError>>,
-        until: Instant,
     ) -> Vec<Result<SentCanvas, SendError>> {
+        let composed = canvases.iter().flatten();
+        let messages = || composed.clone().flat_map(ComposedCanvas::publications);
+        // A larger batch waits for room for each of its parts.
+        let _in_flight = if messages().count() <= BATCH_SIZE {
+            match self.inner.window.enter(messages()).await {
+                Ok(in_flight) => Some(in_flight),
+                Err(cause) => return reject_all(canvases, &cause),
+            }
+        } else {
+            None
+        };
+        let deadline = self.inner.sender.config.operation_timeout;
+        let until = env::instant() + deadline;
         let canvases = self.prepare_results(canvases).await;
         let mut batch = Vec::new();
         let mut batched = Vec::with_capacity(canvases.len());
@@ -185,7 +199,8 @@ impl Client {
                 None => Ok(canvas.sent),
             });
         }
-        self.emit_sent_events(published, until).await;
+        self.emit_sent_events(published, env::instant() + deadline)
+            .await;
         results
     }
 
@@ -315,7 +330,29 @@ impl Client {
     }
 }
 
+/// Replaces the canvases by the error of the broker.
+fn reject_all(
+    canvases: Vec<Result<ComposedCanvas, SendError>>,
+    cause: &ServiceError,
+) -> Vec<Result<SentCanvas, SendError>> {
+    let reject = |canvas: ComposedCanvas| {
+        Err(SendError::Broker {
+            task: canvas.name,
+            cause: cause.clone(),
+        })
+    };
+    canvases
+        .into_iter()
+        .map(|canvas| canvas.and_then(reject))
+        .collect()
+}
+
 impl ComposedCanvas {
+    /// Returns the messages that start the canvas.
+    fn publications(&self) -> impl Iterator<Item = &Publication> {
+        self.tasks.iter().map(|task| &task.publication)
+    }
+
     /// Returns the ids of the results that a caller may read: those of the tasks that are sent now,
     /// and that of the canvas.
     fn result_ids(&self) -> impl Iterator<Item = &str> {

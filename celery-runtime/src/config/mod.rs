@@ -83,6 +83,7 @@ pub struct Config {
     pub(crate) worker_max_tasks_per_child: Option<u32>,
     pub(crate) on_unknown: OnUnknown,
     pub(crate) operation_timeout: Duration,
+    pub(crate) publish_wait: Duration,
     pub(crate) shutdown_grace: Duration,
     pub(crate) body_limit: usize,
     pub(crate) worker: WorkerSettings,
@@ -156,6 +157,7 @@ impl Config {
             worker_max_tasks_per_child: None,
             on_unknown: OnUnknown::Keep,
             operation_timeout: Duration::from_secs(5),
+            publish_wait: Duration::from_secs(60),
             shutdown_grace: Duration::from_secs(10),
             body_limit: 64 << 20,
             worker: WorkerSettings::default(),
@@ -189,6 +191,17 @@ impl Config {
     pub fn operation_timeout(self, timeout: Duration) -> Self {
         Self {
             operation_timeout: timeout,
+            ..self
+        }
+    }
+
+    /// Sets the longest time that a send waits while 1000 messages of its client are in
+    /// flight for the same queue; 60 s by default. The [operation
+    /// timeout](Self::operation_timeout) begins after that.
+    #[must_use]
+    pub fn publish_wait(self, wait: Duration) -> Self {
+        Self {
+            publish_wait: wait,
             ..self
         }
     }

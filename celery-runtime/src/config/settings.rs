@@ -116,6 +116,9 @@ pub(super) const SETTINGS: &[Setting] = &[
         config.on_unknown = on_unknown(&value.text()?)?;
         Ok(())
     }),
+    row("publish_wait", |config, value| {
+        value.duration(&mut config.publish_wait)
+    }),
     row("result_backend", |config, value| {
         value.optional_text(&mut config.result_backend)
     }),

@@ -236,7 +236,7 @@ impl BrokerInner {
             self.declare(queue);
         }
         let targets = self.targets(exchange, routing_key);
-        if targets.is_empty() {
+        if targets.is_empty() && publication.mandatory {
             return Err(unroutable(exchange, routing_key));
         }
         let mut queues = lock(&self.queues);

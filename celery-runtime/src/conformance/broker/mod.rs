@@ -53,6 +53,17 @@ pub trait BrokerSetup: Send + Sync {
         self.broker().capabilities().priorities
     }
 
+    /// Returns the order in which messages with the priorities 9, 0, 3 and 6, sent in
+    /// this order, leave the [`priority_queue`](Self::priority_queue); by default that
+    /// of [`priorities`](Self::priorities). A queue may know fewer priorities.
+    fn delivered_priorities(&self) -> [u8; 4] {
+        match self.priorities() {
+            PriorityOrder::LowestFirst => [0, 3, 6, 9],
+            PriorityOrder::HighestFirst => [9, 6, 3, 0],
+            PriorityOrder::None => [9, 0, 3, 6],
+        }
+    }
+
     /// Returns whether deliveries from [`queue`](Self::queue) carry their
     /// [count](Delivery::delivery_count); by default as the broker's
     /// capabilities say. A broker may count on some kinds of queues only.

@@ -47,6 +47,19 @@ impl RabbitServer {
         }
     }
 
+    /// Returns the major version of the installed RabbitMQ, such as 3.
+    ///
+    /// # Panics
+    ///
+    /// Panics like [`control`](Self::control), or if the version is not a number.
+    #[must_use]
+    pub fn major_version(&self) -> u32 {
+        let version = self.control(&["version"]);
+        let major = version.split('.').next().unwrap_or_default().trim();
+        let parsed = major.parse();
+        parsed.unwrap_or_else(|_| panic!("not a version of RabbitMQ: {version:?}"))
+    }
+
     /// Starts the process and waits until the node is ready.
     pub(super) fn launch(&self) -> Result<(), StartError> {
         self.write_configuration();

@@ -1,0 +1,285 @@
+//! A lane: one channel and the tokio task that publishes on it.
+//!
+//! Calls hand their messages to the lane. It writes each at once and reports the
+//! outcome when the server has confirmed the message, so that the messages of all
+//! calls are in flight together. A call that is dropped changes nothing for a message
+//! that is written; one that is not written yet is not sent.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Weak;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use lapin::message::BasicReturnMessage;
+use lapin::options::BasicPublishOptions;
+use lapin::{Channel, Confirmation};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+
+use super::LaneConnection;
+use super::outgoing::{MessageIdentity, OutgoingMessage};
+use super::returns::{Outcome, UnconfirmedMessages};
+use crate::options::PublisherConfirms;
+
+/// The time after which an unused lane closes its channel.
+const IDLE_TIME: Duration = Duration::from_secs(5);
+
+/// The number of messages that are written before the lane reads confirms again.
+const MAX_WRITES: usize = 256;
+
+/// A message for a lane.
+pub(super) struct LaneRequest {
+    pub(super) message: OutgoingMessage,
+    pub(super) reply: oneshot::Sender<Result<(), PublishFailure>>,
+    /// The room that the message takes among those of its target, until the server has
+    /// confirmed it.
+    pub(super) permit: OwnedSemaphorePermit,
+}
+
+/// The reason why a message is not in a queue, or not known to be in one.
+#[derive(Clone, Debug)]
+pub(crate) enum PublishFailure {
+    /// No channel could be opened; nothing was written.
+    NoChannel(lapin::Error),
+    /// The channel failed before the confirm.
+    Unconfirmed(lapin::Error),
+    /// No queue receives the message, for this reason.
+    Returned(String),
+    /// The server refused the message.
+    Refused,
+}
+
+/// The sender of a message and the room that it takes.
+struct Caller {
+    reply: oneshot::Sender<Result<(), PublishFailure>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Caller {
+    fn reply(self, outcome: Result<(), PublishFailure>) {
+        // A dropped call has no receiver.
+        let _ = self.reply.send(outcome);
+    }
+}
+
+/// The state of a lane.
+pub(super) struct Lane {
+    connection: Weak<dyn LaneConnection>,
+    confirms: PublisherConfirms,
+    requests: mpsc::UnboundedReceiver<LaneRequest>,
+    /// The reason why the server has blocked publishing, while it does.
+    blocked: watch::Receiver<Option<String>>,
+    channel: Option<Channel>,
+    confirming: FuturesUnordered<Confirming>,
+    unconfirmed: UnconfirmedMessages<MessageIdentity, BasicReturnMessage, Caller>,
+}
+
+impl Lane {
+    pub(super) fn new(
+        connection: Weak<dyn LaneConnection>,
+        confirms: PublisherConfirms,
+        requests: mpsc::UnboundedReceiver<LaneRequest>,
+        blocked: watch::Receiver<Option<String>>,
+    ) -> Self {
+        Self {
+            connection,
+            confirms,
+            requests,
+            blocked,
+            channel: None,
+            confirming: FuturesUnordered::new(),
+            unconfirmed: UnconfirmedMessages::default(),
+        }
+    }
+
+    /// Publishes until the lane is unused for [`IDLE_TIME`], or its connection is
+    /// dropped.
+    pub(super) async fn run(mut self) {
+        let mut is_open = true;
+        while is_open || !self.confirming.is_empty() {
+            // A message that is written while the server blocks publishing would be
+            // accepted later, when its sender may have given up or sent it again.
+            let is_blocked = self.is_blocked();
+            tokio::select! {
+                biased;
+                Some((number, confirmation)) = self.confirming.next() => {
+                    self.handle_confirmation(number, confirmation);
+                    self.read_confirmations();
+                }
+                Ok(()) = self.blocked.changed() => {}
+                request = self.requests.recv(), if is_open && !is_blocked => match request {
+                    Some(request) => self.publish_ready(request).await,
+                    None => is_open = false,
+                },
+                () = tokio::time::sleep(IDLE_TIME), if is_open && self.confirming.is_empty() => {
+                    // The requests that were queued before are published; later calls
+                    // start another lane.
+                    self.requests.close();
+                }
+            }
+        }
+    }
+
+    /// Reports whether the server has blocked publishing. A connection that is dropped
+    /// is not blocked.
+    fn is_blocked(&self) -> bool {
+        self.blocked.has_changed().is_ok() && self.blocked.borrow().is_some()
+    }
+
+    /// Writes this message and some of those that wait.
+    async fn publish_ready(&mut self, first: LaneRequest) {
+        self.publish(first).await;
+        for _ in 1..MAX_WRITES {
+            match self.requests.try_recv() {
+                Ok(request) => self.publish(request).await,
+                Err(_) => break,
+            }
+        }
+    }
+
+    /// Writes a message.
+    async fn publish(&mut self, request: LaneRequest) {
+        let LaneRequest {
+            message,
+            reply,
+            permit,
+        } = request;
+        if reply.is_closed() {
+            return;
+        }
+        let caller = Caller {
+            reply,
+            _permit: permit,
+        };
+        let channel = match self.channel().await {
+            Ok(channel) => channel,
+            Err(error) => {
+                let failure = PublishFailure::NoChannel(error);
+                // Those that wait for the channel would fail one after the other.
+                while let Ok(waiting) = self.requests.try_recv() {
+                    let _ = waiting.reply.send(Err(failure.clone()));
+                }
+                return caller.reply(Err(failure));
+            }
+        };
+        let number = self.unconfirmed.insert(message.identity(), caller);
+        let mut confirming = Confirming {
+            number,
+            confirmation: publish_and_confirm(channel, message).boxed(),
+        };
+        // lapin queues the frames when the future is polled first.
+        match (&mut confirming).now_or_never() {
+            None => self.confirming.push(confirming),
+            Some((number, confirmation)) => {
+                self.handle_confirmation(number, confirmation);
+                self.read_confirmations();
+            }
+        }
+    }
+
+    /// Returns the open channel, or opens one.
+    async fn channel(&mut self) -> lapin::Result<Channel> {
+        if let Some(channel) = &self.channel
+            && channel.status().connected()
+        {
+            return Ok(channel.clone());
+        }
+        let closed = || lapin::Error::from(io::Error::from(io::ErrorKind::NotConnected));
+        let connection = self.connection.upgrade().ok_or_else(closed)?;
+        let channel = connection.open_channel(self.confirms).await?;
+        self.channel = Some(channel.clone());
+        Ok(channel)
+    }
+
+    /// Reads the confirms that are resolved, then reports what is known by them.
+    fn read_confirmations(&mut self) {
+        // lapin resolves confirms one after the other. Two empty reads in a row mean
+        // that none which was resolved before the last one read is unread.
+        let mut empty_reads = 0;
+        while empty_reads < 2 {
+            match self.confirming.next().now_or_never().flatten() {
+                Some((number, confirmation)) => {
+                    empty_reads = 0;
+                    self.handle_confirmation(number, confirmation);
+                }
+                None => empty_reads += 1,
+            }
+        }
+        if let Some(connection) = self.connection.upgrade() {
+            connection.note_response();
+        }
+        for (caller, outcome) in self.unconfirmed.decide() {
+            caller.reply(match outcome {
+                Outcome::Accepted => Ok(()),
+                Outcome::Returned(reason) => Err(PublishFailure::Returned(reason)),
+                Outcome::Refused => Err(PublishFailure::Refused),
+            });
+        }
+    }
+
+    /// Forgets a channel that the server has closed. The next message opens another one.
+    fn drop_failed_channel(&mut self, error: &lapin::Error) {
+        let is_failed = |channel: &mut Channel| !channel.status().connected();
+        if self.channel.take_if(is_failed).is_some()
+            && let Some(connection) = self.connection.upgrade()
+        {
+            connection.note_failure(error);
+        }
+    }
+
+    fn handle_confirmation(&mut self, number: u64, confirmation: lapin::Result<Confirmation>) {
+        match confirmation {
+            Ok(Confirmation::Ack(returned)) => self.unconfirmed.confirm(number, true, returned),
+            Ok(Confirmation::Nack(returned)) => self.unconfirmed.confirm(number, false, returned),
+            Ok(Confirmation::NotRequested) => self.unconfirmed.confirm(number, true, None),
+            Err(error) => {
+                self.drop_failed_channel(&error);
+                if let Some(caller) = self.unconfirmed.remove(number) {
+                    caller.reply(Err(PublishFailure::Unconfirmed(error)));
+                }
+            }
+        }
+    }
+}
+
+/// Publishes one message and waits for its confirm.
+async fn publish_and_confirm(
+    channel: Channel,
+    message: OutgoingMessage,
+) -> lapin::Result<Confirmation> {
+    let OutgoingMessage {
+        exchange,
+        routing_key,
+        properties,
+        body,
+        mandatory,
+    } = message;
+    let options = BasicPublishOptions {
+        mandatory,
+        ..BasicPublishOptions::default()
+    };
+    let confirm = channel
+        .basic_publish(exchange, routing_key, options, &body, properties)
+        .await?;
+    confirm.await
+}
+
+/// The confirm of the message with this number.
+struct Confirming {
+    number: u64,
+    confirmation: BoxFuture<'static, lapin::Result<Confirmation>>,
+}
+
+impl Future for Confirming {
+    type Output = (u64, lapin::Result<Confirmation>);
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let number = self.number;
+        self.confirmation
+            .poll_unpin(cx)
+            .map(|confirmation| (number, confirmation))
+    }
+}

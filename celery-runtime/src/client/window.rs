@@ -1,0 +1,217 @@
+//! The back-pressure of a client: the number of its messages in flight, per target.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::boundary::{Publication, ServiceError, ServiceErrorKind};
+
+/// The number of known targets from which the unused ones are forgotten.
+const MANY_TARGETS: usize = 1_024;
+
+/// Lets a limited number of messages for one target in flight. A queue that accepts no
+/// messages holds up only what is sent to it.
+#[derive(Debug)]
+pub(super) struct SendWindow {
+    /// The maximum number of messages in flight for one target.
+    size: usize,
+    /// The maximum time that a call waits for room.
+    max_wait: Duration,
+    hasher: RandomState,
+    /// The room of each target, by the hash of exchange and routing key.
+    targets: Mutex<HashMap<u64, Arc<Semaphore>>>,
+    /// The number of calls that wait for room.
+    waiting: AtomicUsize,
+}
+
+/// The room that the messages of a call take until it is dropped.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    _permits: Vec<OwnedSemaphorePermit>,
+}
+
+impl SendWindow {
+    pub(super) fn new(size: usize, max_wait: Duration) -> Self {
+        Self {
+            size,
+            max_wait,
+            hasher: RandomState::new(),
+            targets: Mutex::default(),
+            waiting: AtomicUsize::new(0),
+        }
+    }
+
+    /// Waits for room for these messages. More messages for one target than the window
+    /// has room for take all of it.
+    ///
+    /// # Errors
+    ///
+    /// [`TimedOut`](ServiceErrorKind::TimedOut) if there is no room within the maximum
+    /// time. Nothing was sent then.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub(super) async fn enter<'a>(
+        &self,
+        messages: impl Iterator<Item = &'a Publication>,
+    ) -> Result<InFlight, ServiceError> {
+        let mut counts: Vec<(u64, usize, &Publication)> = Vec::new();
+        for message in messages {
+            let target = (&message.exchange, &message.routing_key);
+            let target = self.hasher.hash_one(target);
+            match counts.iter_mut().find(|(known, ..)| *known == target) {
+                Some((_, count, _)) => *count += 1,
+                None => counts.push((target, 1, message)),
+            }
+        }
+        // All calls take their permits in the same order, so that none waits for a call
+        // that waits for it.
+        counts.sort_unstable_by_key(|(target, ..)| *target);
+        let mut permits = Vec::with_capacity(counts.len());
+        for (target, count, message) in counts {
+            let count = u32::try_from(count.min(self.size)).unwrap_or(u32::MAX);
+            permits.push(self.acquire(self.room(target), count, message).await?);
+        }
+        Ok(InFlight { _permits: permits })
+    }
+
+    async fn acquire(
+        &self,
+        room: Arc<Semaphore>,
+        count: u32,
+        message: &Publication,
+    ) -> Result<OwnedSemaphorePermit, ServiceError> {
+        if let Ok(permit) = Arc::clone(&room).try_acquire_many_owned(count) {
+            return Ok(permit);
+        }
+        let waiting = WaitingCall::count(&self.waiting);
+        match tokio::time::timeout(self.max_wait, room.acquire_many_owned(count)).await {
+            Ok(permit) => Ok(permit.expect("the semaphore is never closed")),
+            Err(_) => Err(self.no_room(message, waiting.0.load(Ordering::Relaxed))),
+        }
+    }
+
+    fn no_room(&self, message: &Publication, waiting: usize) -> ServiceError {
+        let cause = format!(
+            "the broker has not accepted {} earlier messages; {waiting} sends waited, this one \
+             for {:?}",
+            self.size, self.max_wait
+        );
+        let object = match message.exchange.as_str() {
+            "" => format!("queue {}", message.routing_key),
+            exchange => format!("exchange {exchange}"),
+        };
+        ServiceError::new(ServiceErrorKind::TimedOut, "publish to", object, cause).not_sent()
+    }
+
+    fn room(&self, target: u64) -> Arc<Semaphore> {
+        let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+        if targets.len() >= MANY_TARGETS && !targets.contains_key(&target) {
+            targets.retain(|_, room| {
+                Arc::strong_count(room) > 1 || room.available_permits() < self.size
+            });
+        }
+        let room = targets
+            .entry(target)
+            .or_insert_with(|| Arc::new(Semaphore::new(self.size)));
+        Arc::clone(room)
+    }
+}
+
+/// Counts a call as waiting until it is dropped.
+struct WaitingCall<'a>(&'a AtomicUsize);
+
+impl<'a> WaitingCall<'a> {
+    fn count(waiting: &'a AtomicUsize) -> Self {
+        waiting.fetch_add(1, Ordering::Relaxed);
+        Self(waiting)
+    }
+}
+
+impl Drop for WaitingCall<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use celery_protocol::{Headers, Message, Properties};
+    use futures_util::future::FutureExt;
+
+    use super::*;
+
+    fn messages(queue: &str, count: usize) -> Vec<Publication> {
+        let message = Message::new(Headers::empty(), Properties::default(), Vec::new());
+        vec![Publication::to_queue(message, queue); count]
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn full_target_holds_up_no_other_target() {
+        let window = SendWindow::new(3, Duration::from_secs(60));
+        let one = messages("slow", 1);
+        let held = window.enter(messages("slow", 3).iter()).await.unwrap();
+        assert!(window.enter(one.iter()).now_or_never().is_none());
+        let others = messages("other", 3);
+        let other = window.enter(others.iter());
+        other.now_or_never().unwrap().unwrap();
+        drop(held);
+        let entered = window.enter(one.iter());
+        entered.now_or_never().unwrap().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn wait_without_room_ends_with_the_number_of_waiting_sends() {
+        let window = SendWindow::new(2, Duration::from_secs(60));
+        let _held = window.enter(messages("q", 2).iter()).await.unwrap();
+        let one = messages("q", 1);
+        let calls = (0..5).map(|_| window.enter(one.iter()));
+        let outcomes = futures_util::future::join_all(calls).await;
+        let error = outcomes[0].as_ref().unwrap_err();
+        assert!(!error.is_in_doubt() && error.is_transient(), "{error}");
+        assert_eq!(
+            error.to_string(),
+            "cannot publish to queue q: the broker has not accepted 2 earlier messages; 5 sends \
+             waited, this one for 60s"
+        );
+        assert_eq!(window.waiting.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn call_with_more_messages_than_room_takes_all_of_it() {
+        let window = SendWindow::new(2, Duration::from_secs(60));
+        let large = window.enter(messages("q", 5).iter()).await.unwrap();
+        assert!(
+            window
+                .enter(messages("q", 1).iter())
+                .now_or_never()
+                .is_none()
+        );
+        drop(large);
+        window.enter(messages("q", 1).iter()).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unused_targets_are_forgotten() {
+        let window = SendWindow::new(2, Duration::from_secs(60));
+        let _held = window.enter(messages("held", 1).iter()).await.unwrap();
+        for number in 0..3 * MANY_TARGETS {
+            window
+                .enter(messages(&number.to_string(), 1).iter())
+                .await
+                .unwrap();
+        }
+        assert!(window.targets.lock().unwrap().len() <= MANY_TARGETS);
+        assert!(
+            window
+                .enter(messages("held", 2).iter())
+                .now_or_never()
+                .is_none()
+        );
+    }
+}
