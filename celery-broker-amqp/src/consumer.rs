@@ -11,13 +11,13 @@
 //! queues count deliveries, so the consumer keeps it for the next `receive`. On quorum
 //! queues with a small delivery limit it keeps all of them.
 
-mod due_queue;
 mod inner;
+mod local_delays;
+mod move_due;
 mod pending_frames;
 mod receive;
 mod receive_state;
 mod settle;
-mod takeover;
 mod unacked;
 
 use std::fmt;
@@ -25,9 +25,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use celery_runtime::{
-    BoxFuture, ConsumeOptions, Consumer, Delivery, Queue, ServiceError, Settled, Settlement,
+    BoxFuture, ConsumeOptions, Consumer, Delivery, Queue, ServiceError, ServiceErrorKind, Settled,
+    Settlement,
 };
-use tokio::task::JoinHandle;
 
 use crate::connection::AmqpConnection;
 use crate::declarer::Declarer;
@@ -40,8 +40,6 @@ use receive::ConsumerOrder;
 /// A consumer of one or more queues.
 pub(crate) struct AmqpConsumer {
     inner: Arc<ConsumerInner>,
-    /// Runs `run_in_background`. Aborted on drop.
-    background_task: JoinHandle<()>,
 }
 
 impl AmqpConsumer {
@@ -71,16 +69,15 @@ impl AmqpConsumer {
                 .start_consuming(&mut state, options.prefetch, ConsumerOrder::RoundRobin)
                 .await?;
         }
-        let background_task = tokio::spawn(run_in_background(Arc::clone(&inner)));
-        Ok(Self {
-            inner,
-            background_task,
-        })
+        // It ends when the consumer is closed or dropped.
+        tokio::spawn(run_in_background(Arc::clone(&inner)));
+        Ok(Self { inner })
     }
 }
 
 /// Declares the due queues, and returns for each task queue whether that succeeded. A
-/// worker without the permission consumes its task queues all the same.
+/// worker that may not declare them, or cannot for now, consumes its task queues all the
+/// same.
 async fn bind_deferred(
     connection: &AmqpConnection,
     queues: &[Queue],
@@ -92,33 +89,40 @@ async fn bind_deferred(
     for queue in queues {
         paths.push(match delay::bind_deferred(&mut declarer, queue).await {
             Ok(()) => ReturnPath::Bound,
-            Err(error) if error.is_transient() => return Err(error),
+            Err(error)
+                if error.kind() == ServiceErrorKind::TimedOut || !connection.is_connected() =>
+            {
+                return Err(error);
+            }
+            // The server refuses the request, for example because a node is down.
             Err(error) => {
+                let is_transient = error.is_transient();
                 refusal = refusal.or(Some(error));
-                ReturnPath::Refused
+                match is_transient {
+                    true => ReturnPath::Unavailable,
+                    false => ReturnPath::Refused,
+                }
             }
         });
     }
     if let Some(error) = refusal {
         tracing::warn!(
             "consumer: delayed tasks wait in this worker and count towards its prefetch, since \
-             their queues cannot be declared: {error}; grant the user the permissions to \
+             their queues cannot be declared: {error}; a worker needs the permissions to \
              configure, write and read celery_due.* and celery_delayed_.*"
         );
     }
     Ok(paths)
 }
 
-/// Moves due messages that other workers have room for, until the consumer is
-/// interrupted. Then requeues what it has not handed out, and moves the due messages
-/// that nobody reads any more.
+/// Requeues what an interrupted consumer has not handed out, and moves due messages that
+/// only other workers have room for. Ends with the consumer.
 async fn run_in_background(inner: Arc<ConsumerInner>) {
-    tokio::select! {
-        biased;
-        () = inner.wait_for_interrupt() => {}
-        () = inner.move_to_other_workers() => {}
+    tokio::join!(inner.requeue_when_interrupted(), inner.move_periodically());
+    inner.wait_for_finish().await;
+    if let Err(error) = inner.finish().await {
+        tracing::debug!("consumer: {error}");
     }
-    inner.stop().await;
 }
 
 impl Consumer for AmqpConsumer {
@@ -127,8 +131,7 @@ impl Consumer for AmqpConsumer {
     }
 
     fn interrupt(&self) {
-        self.inner.interrupted.store(true, Ordering::SeqCst);
-        self.inner.interrupt.notify_waiters();
+        self.inner.interrupt();
     }
 
     fn settle<'a>(
@@ -143,23 +146,13 @@ impl Consumer for AmqpConsumer {
     }
 
     fn close(&self) -> BoxFuture<'_, Result<(), ServiceError>> {
-        Box::pin(async move {
-            self.interrupt();
-            self.inner.stop().await;
-            let context = self.inner.context("stop consuming from");
-            // RabbitMQ requeues the unsettled deliveries of a closed channel.
-            let closed = self.inner.channel.close(200, "".into());
-            match self.inner.connection.await_response(closed).await {
-                Err(error) if self.inner.channel.status().connected() => Err(context.wrap(error)),
-                _ => Ok(()),
-            }
-        })
+        Box::pin(self.inner.finish())
     }
 }
 
 impl Drop for AmqpConsumer {
     fn drop(&mut self) {
-        self.background_task.abort();
+        self.inner.request_finish();
     }
 }
 

@@ -46,6 +46,10 @@ const DEFERRED_EXCHANGE: &str = "celery_due";
 /// The word of the routing keys of messages that earlier versions have deferred.
 const EARLIER_WORD: &str = "celery_parked";
 
+/// The arguments that a due queue has in common with its task queue: those that tell in
+/// which order and by whom it is read, and how long it exists without a reader.
+const DUE_QUEUE_ARGUMENTS: [&str; 3] = ["x-max-priority", "x-single-active-consumer", "x-expires"];
+
 /// The prefix of the names of the levels.
 const LEVEL_PREFIX: &str = "celery_delayed_";
 
@@ -182,8 +186,10 @@ pub(crate) async fn bind_deferred(
     let due_queue = due_queue_name(queue);
     if let Some(name) = &due_queue {
         let mut due_queue = Queue::new(name.as_str()).argument("x-queue-type", "classic");
-        if let Some(highest) = queue.arguments.get("x-max-priority") {
-            due_queue = due_queue.argument("x-max-priority", highest.clone());
+        for argument in DUE_QUEUE_ARGUMENTS {
+            if let Some(value) = queue.arguments.get(argument) {
+                due_queue = due_queue.argument(argument, value.clone());
+            }
         }
         declarer
             .declare_queue_with_any_arguments(&due_queue)

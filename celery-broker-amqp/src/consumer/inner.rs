@@ -11,7 +11,7 @@ use lapin::Channel;
 use lapin::types::ShortString;
 use tokio::sync::Notify;
 
-use super::due_queue::DueQueue;
+use super::local_delays::LocalDelays;
 use super::pending_frames::{FrameWrite, PendingFrames};
 use super::receive_state::ReceiveState;
 use super::unacked::{UnackedDeliveries, UnackedDelivery};
@@ -43,6 +43,16 @@ pub(super) enum ReturnPath {
     Unknown,
     /// The server refuses the bindings: deferred messages wait in the consumer.
     Refused,
+    /// The server refuses the bindings for now: deferred messages wait in the consumer
+    /// until a later attempt succeeds.
+    Unavailable,
+}
+
+impl ReturnPath {
+    /// Reports whether messages can be deferred in the server.
+    pub(super) fn is_usable(self) -> bool {
+        matches!(self, Self::Bound | Self::Unknown)
+    }
 }
 
 /// Returns the task queues and then their due queues.
@@ -107,17 +117,22 @@ pub(super) struct ConsumerInner {
     pub(super) prefetch: AtomicU16,
     pub(super) receiving: tokio::sync::Mutex<ReceiveState>,
     pub(super) unacked: Mutex<UnackedDeliveries>,
-    /// Deferred deliveries that are due soon and wait in the consumer.
-    pub(super) due_queue: DueQueue,
+    /// Deferred deliveries that wait in the consumer.
+    pub(super) local_delays: LocalDelays,
     /// How deferred messages return to each task queue.
     pub(super) return_paths: Mutex<Vec<ReturnPath>>,
     /// Held while due messages are moved.
     pub(super) moving: tokio::sync::Mutex<()>,
+    /// Whether the channel is closed and due messages were moved.
+    pub(super) finished: tokio::sync::Mutex<bool>,
     /// The settlements that are not known to be written. Locked after `unacked`
     /// where both are.
     pub(super) pending_frames: Mutex<PendingFrames>,
     pub(super) interrupted: AtomicBool,
     pub(super) interrupt: Notify,
+    /// Whether the consumer is closed or dropped.
+    pub(super) finish_requested: AtomicBool,
+    pub(super) finish: Notify,
 }
 
 impl ConsumerInner {
@@ -142,13 +157,16 @@ impl ConsumerInner {
             prefetch: AtomicU16::new(options.prefetch),
             receiving: tokio::sync::Mutex::default(),
             unacked: Mutex::default(),
-            due_queue: DueQueue::default(),
+            local_delays: LocalDelays::default(),
             sources: sources(&options.queues, &return_paths),
             return_paths: Mutex::new(return_paths),
             moving: tokio::sync::Mutex::default(),
+            finished: tokio::sync::Mutex::default(),
             pending_frames: Mutex::default(),
             interrupted: AtomicBool::new(false),
             interrupt: Notify::new(),
+            finish_requested: AtomicBool::new(false),
+            finish: Notify::new(),
         }
     }
 
@@ -226,14 +244,35 @@ impl ConsumerInner {
         self.interrupted.load(Ordering::SeqCst)
     }
 
+    pub(super) fn interrupt(&self) {
+        self.interrupted.store(true, Ordering::SeqCst);
+        self.interrupt.notify_waiters();
+    }
+
     /// Waits until the consumer is interrupted.
     pub(super) async fn wait_for_interrupt(&self) {
-        loop {
-            let interrupt = self.interrupt.notified();
-            if self.is_interrupted() {
-                return;
-            }
-            interrupt.await;
+        wait_for(&self.interrupted, &self.interrupt).await;
+    }
+
+    /// Interrupts the consumer, and ends its work in the background.
+    pub(super) fn request_finish(&self) {
+        self.interrupt();
+        self.finish_requested.store(true, Ordering::SeqCst);
+        self.finish.notify_waiters();
+    }
+
+    /// Waits until the consumer is closed or dropped.
+    pub(super) async fn wait_for_finish(&self) {
+        wait_for(&self.finish_requested, &self.finish).await;
+    }
+}
+
+async fn wait_for(flag: &AtomicBool, notify: &Notify) {
+    loop {
+        let notified = notify.notified();
+        if flag.load(Ordering::SeqCst) {
+            return;
         }
+        notified.await;
     }
 }

@@ -1,8 +1,8 @@
 //! Receiving deliveries.
 
-use std::collections::{BTreeSet, VecDeque};
-use std::sync::Arc;
+use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use celery_runtime::{Delivery, Queue, ServiceError, ServiceErrorKind};
@@ -22,6 +22,9 @@ use crate::sync::lock;
 /// by default, of which the task's own redeliveries need most. Messages of classic
 /// queues have no count.
 const MAX_RETURNS: u32 = 2;
+
+/// The pause before an interrupted consumer tries again to requeue its deliveries.
+const REQUEUE_PAUSE: Duration = Duration::from_secs(1);
 
 impl ConsumerInner {
     /// Waits for deliveries and returns at most `max`, or none if the consumer is
@@ -47,11 +50,16 @@ impl ConsumerInner {
             self.wait_for_delivery(&mut state, prefetch, max).await?;
         }
         let count = state.buffer.len().min(max);
-        let taken = state.buffer.drain(..count).collect();
-        if prefetch == 0 {
-            self.return_surplus(&mut state).await?;
+        let surplus = state.buffer.split_off(count);
+        let taken = std::mem::replace(&mut state.buffer, surplus);
+        if prefetch == 0
+            && let Err(error) = self.return_surplus(&mut state).await
+        {
+            // What was taken would be held until the channel closes. A broken channel
+            // fails the next `receive`.
+            tracing::debug!("consumer/receive: {error}");
         }
-        Ok(taken)
+        Ok(taken.into())
     }
 
     /// Waits for the next delivery or for an interrupt. Without a prefetch the
@@ -77,7 +85,7 @@ impl ConsumerInner {
                 let delivery = self.handle_event(event)?;
                 state.buffer.push_back(delivery);
             }
-            () = self.due_queue.wait_due() => {}
+            () = self.local_delays.wait_due() => {}
         }
         self.buffer_ready(state, max)?;
         if prefetch == 0 {
@@ -90,7 +98,7 @@ impl ConsumerInner {
     /// that are due, then those that the server has pushed.
     fn buffer_ready(&self, state: &mut ReceiveState, max: usize) -> Result<(), ServiceError> {
         while state.buffer.len() < max {
-            if let Some(tag) = self.due_queue.pop_due() {
+            if let Some(tag) = self.local_delays.pop_due() {
                 state.buffer.extend(self.redelivery(tag));
                 continue;
             }
@@ -166,40 +174,38 @@ impl ConsumerInner {
 
     /// Cancels the consumers and buffers the deliveries that they have pushed.
     async fn stop_consuming(&self, state: &mut ReceiveState) -> Result<(), ServiceError> {
-        let consumers = std::mem::take(&mut state.consumers);
-        self.cancel(state, consumers).await
+        self.cancel(state, |_| true).await
     }
 
     /// Cancels the consumers that may push more than was requested, except on queues
     /// that [keep](super::inner::Source::keeps_surplus) their surplus.
     async fn stop_surplus(&self, state: &mut ReceiveState) -> Result<(), ServiceError> {
-        let consumers = std::mem::take(&mut state.consumers).into_iter();
-        let (kept, cancelled) =
-            consumers.partition(|(source, _)| self.sources[*source].keeps_surplus);
-        state.consumers = kept;
-        self.cancel(state, cancelled).await
+        self.cancel(state, |source| !self.sources[source].keeps_surplus)
+            .await
     }
 
+    /// Cancels the consumers of some sources. After an error it may be called again.
     async fn cancel(
         &self,
         state: &mut ReceiveState,
-        consumers: Vec<(usize, ShortString)>,
+        is_cancelled: impl Fn(usize) -> bool,
     ) -> Result<(), ServiceError> {
         let context = self.context("stop consuming from");
-        let mut cancelled = BTreeSet::new();
-        let cancels = consumers.into_iter().map(|(source, tag)| {
-            cancelled.insert(source);
+        let cancelled = |(source, _): &&(usize, ShortString)| is_cancelled(*source);
+        let cancels = state.consumers.iter().filter(cancelled).map(|(_, tag)| {
             self.channel
-                .basic_cancel(tag, BasicCancelOptions::default())
+                .basic_cancel(tag.clone(), BasicCancelOptions::default())
         });
         let cancels = try_join_all(cancels);
         let ended = self.connection.await_response(cancels).await;
         ended.map_err(|error| context.wrap(error))?;
         state.prefetch = 0;
         // The stream of a cancelled consumer ends after its last delivery.
-        while !cancelled.is_empty() {
+        while state.consumers.iter().any(|one| cancelled(&one)) {
             match state.streams.next().await {
-                Some(ConsumerEvent::Ended(index, None)) if cancelled.remove(&index) => {}
+                Some(ConsumerEvent::Ended(index, None)) if is_cancelled(index) => {
+                    state.consumers.retain(|(source, _)| *source != index);
+                }
                 Some(event) => {
                     let delivery = self.handle_event(event)?;
                     state.buffer.push_back(delivery);
@@ -280,12 +286,36 @@ impl ConsumerInner {
 }
 
 impl ConsumerInner {
-    /// Stops consuming and requeues the deliveries that were not handed out, so that
-    /// other consumers receive them.
+    /// Requeues what the consumer has not handed out, once it is interrupted, until that
+    /// succeeds or the consumer is finished.
+    pub(super) async fn requeue_when_interrupted(&self) {
+        self.wait_for_interrupt().await;
+        while let Err(error) = self.requeue_unreceived().await {
+            tracing::debug!("consumer/requeue: {error}");
+            if !self.channel.status().connected() {
+                // RabbitMQ requeues the deliveries of a closed channel.
+                return;
+            }
+            tokio::select! {
+                biased;
+                () = self.wait_for_finish() => return,
+                () = tokio::time::sleep(REQUEUE_PAUSE) => {}
+            }
+        }
+    }
+
+    /// Stops consuming and requeues the deliveries that were not handed out, and those
+    /// that wait in the consumer, so that other consumers receive them.
     pub(super) async fn requeue_unreceived(&self) -> Result<(), ServiceError> {
         let mut state = self.receiving.lock().await;
-        self.stop_consuming(&mut state).await?;
-        self.requeue_buffered(&mut state).await
+        let waiting = self.local_delays.close();
+        let requeues = waiting.into_iter().map(|tag| (tag, true)).collect();
+        let frames = self.queue_frames(requeues, Vec::new());
+        let stopped = self.stop_consuming(&mut state).await;
+        self.requeue_buffered(&mut state).await?;
+        self.await_writes(&frames).await;
+        frames.iter().try_for_each(|frame| self.written(frame))?;
+        stopped
     }
 }
 

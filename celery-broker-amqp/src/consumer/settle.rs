@@ -123,8 +123,11 @@ impl ConsumerInner {
                 RepublishTarget::QueueTail => requeues.push((tag, true)),
                 // The server cannot delay it, so it waits in the consumer.
                 RepublishTarget::Delayed { due, .. } => {
-                    self.due_queue.insert(due, tag);
-                    outcomes.set(&[tag], &Ok(Settled::Done));
+                    if self.local_delays.insert(due, tag) {
+                        outcomes.set(&[tag], &Ok(Settled::Done));
+                    } else {
+                        requeues.push((tag, true));
+                    }
                 }
             }
         }
@@ -183,8 +186,12 @@ impl ConsumerInner {
                     let delay = until.duration_since(now).unwrap_or_default();
                     let due = Instant::now() + delay;
                     if delay <= MAX_LOCAL_DELAY || !self.can_defer(tag) {
-                        self.due_queue.insert(due, tag);
-                        plan.outcomes.set(&[tag], &Ok(Settled::Done));
+                        if self.local_delays.insert(due, tag) {
+                            plan.outcomes.set(&[tag], &Ok(Settled::Done));
+                        } else {
+                            // An interrupted consumer hands out nothing more.
+                            plan.rejections.push((tag, true));
+                        }
                         continue;
                     }
                     let target = |queue: &str| RepublishTarget::Delayed {
@@ -202,7 +209,7 @@ impl ConsumerInner {
     fn can_defer(&self, tag: u64) -> bool {
         let unacked = lock(&self.unacked);
         let index = unacked.get(tag).map(|unacked| self.queue_index(unacked));
-        index.is_none_or(|index| lock(&self.return_paths)[index] != ReturnPath::Refused)
+        index.is_none_or(|index| lock(&self.return_paths)[index].is_usable())
     }
 
     fn republication(
