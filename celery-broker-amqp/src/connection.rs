@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::declaration_cache::DeclarationCache;
 use crate::error::{is_timeout, reply_code, with_timeout};
-use crate::lanes::{LaneConnection, Lanes};
+use crate::lanes::{LaneConnection, Lanes, Rooms};
 use crate::options::PublisherConfirms;
 use crate::queue_lookups::QueueLookups;
 
@@ -63,6 +63,7 @@ impl AmqpConnection {
         connection: Connection,
         response_timeout: Duration,
         confirms: PublisherConfirms,
+        rooms: Arc<Rooms>,
     ) -> Self {
         let (notice, blocked) = watch::channel(None);
         let event_task = tokio::spawn(watch_events(connection.events_listener(), notice));
@@ -77,7 +78,7 @@ impl AmqpConnection {
             runtime: Handle::current(),
             declarations: DeclarationCache::default(),
             lookups: QueueLookups::default(),
-            lanes: Lanes::new(confirms),
+            lanes: Lanes::new(confirms, rooms),
             declaring: Arc::default(),
             refused_channels: AtomicUsize::new(0),
         }
@@ -121,11 +122,6 @@ impl AmqpConnection {
     pub(crate) fn has_responded_since(&self, time: Instant) -> bool {
         let last = Duration::from_micros(self.last_response.load(Ordering::Relaxed));
         self.opened_at + last > time
-    }
-
-    /// Makes the next use of the connection probe it first.
-    pub(crate) fn mark_suspect(&self) {
-        self.suspect.store(true, Ordering::Relaxed);
     }
 
     /// Closes the connection, and ignores a server that does not respond.
@@ -183,6 +179,10 @@ impl LaneConnection for AmqpConnection {
         if reply_code(error).is_some() && self.is_connected() {
             self.refused_channels.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    fn mark_suspect(&self) {
+        self.suspect.store(true, Ordering::Relaxed);
     }
 
     fn watch_blocked(&self) -> watch::Receiver<Option<String>> {

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::connection::AmqpConnection;
 use crate::error::{ErrorContext, with_timeout};
-use crate::lanes::LaneConnection;
+use crate::lanes::{LaneConnection, Rooms};
 use crate::options::{AmqpOptions, LoginMethod, Node, TlsOptions};
 use crate::sync::lock;
 
@@ -28,6 +28,7 @@ pub(crate) struct ConnectionManager {
     /// Why the server has blocked publishing on the newest connection. Outside of
     /// `state`, so that it can be read while a connection is being opened.
     blocked: Mutex<Option<watch::Receiver<Option<String>>>>,
+    rooms: Arc<Rooms>,
     /// The index of the node that was connected last.
     last_node: AtomicUsize,
     closed: AtomicBool,
@@ -36,6 +37,8 @@ pub(crate) struct ConnectionManager {
 #[derive(Debug, Default)]
 struct ConnectionState {
     connection: Option<Arc<AmqpConnection>>,
+    /// A connection was opened before.
+    has_connected: bool,
     /// When the last attempt to connect failed, and why.
     last_failure: Option<(Instant, lapin::Error)>,
 }
@@ -47,6 +50,7 @@ impl ConnectionManager {
             purpose,
             state: tokio::sync::Mutex::default(),
             blocked: Mutex::default(),
+            rooms: Arc::default(),
             last_node: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
         }
@@ -59,6 +63,10 @@ impl ConnectionManager {
     ) -> Result<Arc<AmqpConnection>, ServiceError> {
         let requested_at = Instant::now();
         let mut state = self.state.lock().await;
+        let context = match state.has_connected {
+            true => context.after_connect(),
+            false => context,
+        };
         if self.closed.load(Ordering::SeqCst) {
             return Err(context.error(ServiceErrorKind::Closed, "the broker was closed"));
         }
@@ -79,6 +87,7 @@ impl ConnectionManager {
                 let connection = Arc::new(connection);
                 *lock(&self.blocked) = Some(connection.watch_blocked());
                 state.connection = Some(Arc::clone(&connection));
+                state.has_connected = true;
                 Ok(connection)
             }
             Err(ConnectError::Lapin(error)) => {
@@ -119,6 +128,7 @@ impl ConnectionManager {
                         connection,
                         self.options.response_timeout,
                         self.options.confirms,
+                        Arc::clone(&self.rooms),
                     ));
                 }
                 Err(error) => {

@@ -17,7 +17,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::connection::AmqpConnection;
 use crate::declaration_cache::DeclarationCache;
-use crate::error::{ErrorContext, reply_code};
+use crate::error::{ErrorContext, inequivalent_argument, is_missing};
 use crate::lanes::LaneConnection;
 use crate::table::{encode_table, short_string};
 
@@ -250,7 +250,7 @@ impl<'a> Declarer<'a> {
     fn found_or_none<T>(&self, answer: lapin::Result<T>) -> Result<Option<T>, ServiceError> {
         match answer {
             Ok(found) => Ok(Some(found)),
-            Err(error) if reply_code(&error) == Some(NOT_FOUND) => Ok(None),
+            Err(error) if is_missing(&error) => Ok(None),
             Err(error) => Err(self.context.wrap(error)),
         }
     }
@@ -264,9 +264,6 @@ impl<'a> Declarer<'a> {
     }
 }
 
-/// AMQP's reply code for an object that does not exist.
-const NOT_FOUND: u16 = 404;
-
 fn exchange_kind(kind: ExchangeKind) -> lapin::ExchangeKind {
     match kind {
         ExchangeKind::Topic => lapin::ExchangeKind::Topic,
@@ -274,34 +271,6 @@ fn exchange_kind(kind: ExchangeKind) -> lapin::ExchangeKind {
         ExchangeKind::Headers => lapin::ExchangeKind::Headers,
         _ => lapin::ExchangeKind::Direct,
     }
-}
-
-/// Returns the cause for the error of a declaration that differs from the existing
-/// object, for example `received none but current is the value '10' of type
-/// 'signedint'`.
-fn inequivalent_argument(error: &lapin::Error) -> Option<String> {
-    let lapin::ErrorKind::ProtocolError(error) = error.kind() else {
-        return None;
-    };
-    parse_inequivalent_argument(error.get_message().as_str())
-}
-
-fn parse_inequivalent_argument(text: &str) -> Option<String> {
-    let (_, text) = text.split_once("inequivalent arg '")?;
-    let (argument, text) = text.split_once('\'')?;
-    let (_, text) = text.split_once(": received ")?;
-    let (declared, existing) = text.split_once(" but current is ")?;
-    Some(format!(
-        "it exists with {argument} {}, and not {}",
-        argument_value(existing),
-        argument_value(declared)
-    ))
-}
-
-/// Extracts the value from `the value '10' of type 'signedint'`, `none` or
-/// `'true'`.
-fn argument_value(text: &str) -> &str {
-    text.split('\'').nth(1).unwrap_or(text)
 }
 
 fn describe_exchange(exchange: &Exchange) -> String {
@@ -333,28 +302,6 @@ fn describe_queue(queue: &Queue) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn inequivalent_argument_is_reported_with_both_values() {
-        for (text, expected) in [
-            (
-                "PRECONDITION_FAILED - inequivalent arg 'x-max-priority' for queue 'q' in vhost \
-                 '/': received none but current is the value '10' of type 'signedint'",
-                "it exists with x-max-priority 10, and not none",
-            ),
-            (
-                "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'q' in vhost '/': \
-                 received 'true' but current is 'false'",
-                "it exists with durable false, and not true",
-            ),
-        ] {
-            assert_eq!(parse_inequivalent_argument(text).as_deref(), Some(expected));
-        }
-        assert_eq!(
-            parse_inequivalent_argument("NOT_FOUND - no queue 'q'"),
-            None
-        );
-    }
 
     #[test]
     fn queue_description_has_its_arguments() {

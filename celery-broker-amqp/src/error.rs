@@ -34,7 +34,6 @@ impl<'a> ErrorContext<'a> {
     /// Makes the errors of missing virtual hosts, queues and exchanges transient: the
     /// client has connected, or declared the object, before, so that the object may
     /// exist again soon.
-    #[cfg_attr(not(test), allow(dead_code, reason = "for reconnecting callers"))]
     pub(crate) fn after_connect(self) -> Self {
         Self {
             connected: true,
@@ -153,21 +152,18 @@ pub(crate) fn reply_code(error: &lapin::Error) -> Option<u16> {
 }
 
 /// Reports whether the server refused a request because the exchange does not exist.
-#[cfg_attr(not(test), allow(dead_code, reason = "for publishers"))]
 pub(crate) fn is_missing_exchange(error: &lapin::Error) -> bool {
     refusal_text(error).is_some_and(|(code, text)| refusals::is_missing_exchange(code, text))
 }
 
 /// Reports whether the server refused a request because the queue or exchange does not
 /// exist. A queue whose node is down exists.
-#[cfg_attr(not(test), allow(dead_code, reason = "for passive declarations"))]
 pub(crate) fn is_missing(error: &lapin::Error) -> bool {
     refusal_text(error).is_some_and(|(code, text)| refusals::is_missing(code, text))
 }
 
 /// Returns the cause for the error of a declaration that differs from the existing
 /// object, for example `it exists with x-max-priority 10, and not none`.
-#[cfg_attr(not(test), allow(dead_code, reason = "for declarations"))]
 pub(crate) fn inequivalent_argument(error: &lapin::Error) -> Option<String> {
     refusals::inequivalent_argument(refusal_text(error)?.1)
 }

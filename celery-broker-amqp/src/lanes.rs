@@ -3,6 +3,7 @@
 mod lane;
 mod outgoing;
 mod returns;
+mod rooms;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -10,25 +11,19 @@ use std::sync::{Arc, Mutex};
 use futures_util::future::BoxFuture;
 use lapin::Channel;
 use lapin::types::ShortString;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::options::PublisherConfirms;
 use crate::sync::lock;
 pub(crate) use lane::PublishFailure;
 use lane::{Lane, LaneRequest};
 pub(crate) use outgoing::OutgoingMessage;
-
-/// The maximum number of messages for one target that are not confirmed. A queue that
-/// confirms nothing holds up no messages for other queues.
-const MAX_UNCONFIRMED: usize = 2048;
+pub(crate) use rooms::Rooms;
 
 /// The size of a body in bytes from which a message has a lane of its own, because
 /// RabbitMQ closes the channel of a message that is larger than its limit (16 MiB by
 /// default since RabbitMQ 4).
 const LARGE_BODY: usize = 4 << 20;
-
-/// The number of known targets from which the unused ones are forgotten.
-const MANY_TARGETS: usize = 1024;
 
 /// What the lanes need of their connection.
 pub(crate) trait LaneConnection: Send + Sync + 'static {
@@ -40,6 +35,9 @@ pub(crate) trait LaneConnection: Send + Sync + 'static {
 
     /// Counts the channel that the server has closed with this error.
     fn note_failure(&self, error: &lapin::Error);
+
+    /// Makes the next use of the connection probe it first.
+    fn mark_suspect(&self);
 
     /// Returns a receiver of the reason why the server has blocked publishing.
     fn watch_blocked(&self) -> watch::Receiver<Option<String>>;
@@ -57,28 +55,31 @@ pub(crate) trait LaneConnection: Send + Sync + 'static {
 pub(crate) struct Lanes {
     confirms: PublisherConfirms,
     lanes: Mutex<HashMap<LaneKey, mpsc::UnboundedSender<LaneRequest>>>,
-    targets: Mutex<HashMap<Target, Arc<Semaphore>>>,
+    rooms: Arc<Rooms>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct LaneKey {
-    /// The exchange that is not proven to exist.
-    unproven: Option<ShortString>,
-    is_large: bool,
+enum LaneKey {
+    /// Messages for exchanges that are proven to exist.
+    Main,
+    /// Messages for an exchange that is not.
+    Exchange(ShortString),
+    /// Large messages for an exchange.
+    Large(ShortString),
+    /// Messages for an exchange and routing key that confirm nothing. RabbitMQ stops a
+    /// channel with its first message for a quorum queue whose leader does not answer.
+    Slow(ShortString, ShortString),
 }
-
-/// The exchange and routing key of a message.
-type Target = (ShortString, ShortString);
 
 /// The pending outcome of a message.
 pub(crate) type Reply = oneshot::Receiver<Result<(), PublishFailure>>;
 
 impl Lanes {
-    pub(crate) fn new(confirms: PublisherConfirms) -> Self {
+    pub(crate) fn new(confirms: PublisherConfirms, rooms: Arc<Rooms>) -> Self {
         Self {
             confirms,
             lanes: Mutex::default(),
-            targets: Mutex::default(),
+            rooms,
         }
     }
 
@@ -94,18 +95,21 @@ impl Lanes {
         message: OutgoingMessage,
         is_proven: bool,
     ) -> Reply {
-        let room = self.room(&message);
-        let permit = room.acquire_owned().await;
-        let permit = permit.expect("the semaphore is never closed");
+        let rooms = &self.rooms;
+        let place = rooms.enter(&message.exchange, &message.routing_key).await;
         let (reply, outcome) = oneshot::channel();
-        let key = LaneKey {
-            unproven: (!is_proven).then(|| message.exchange.clone()),
-            is_large: message.body.len() >= LARGE_BODY,
+        let key = match &message.exchange {
+            exchange if place.is_slow => {
+                LaneKey::Slow(exchange.clone(), message.routing_key.clone())
+            }
+            exchange if message.body.len() >= LARGE_BODY => LaneKey::Large(exchange.clone()),
+            _ if is_proven => LaneKey::Main,
+            exchange => LaneKey::Exchange(exchange.clone()),
         };
         let mut request = LaneRequest {
             message,
             reply,
-            permit,
+            place,
         };
         let mut lanes = lock(&self.lanes);
         // A lane that has ended returns the request.
@@ -123,20 +127,5 @@ impl Lanes {
         let lane = Lane::new(weak, self.confirms, requests, connection.watch_blocked());
         connection.spawn(Box::pin(lane.run()));
         outcome
-    }
-
-    /// Returns the semaphore of the message's target.
-    fn room(&self, message: &OutgoingMessage) -> Arc<Semaphore> {
-        let target = (message.exchange.clone(), message.routing_key.clone());
-        let mut targets = lock(&self.targets);
-        if targets.len() >= MANY_TARGETS && !targets.contains_key(&target) {
-            targets.retain(|_, room| {
-                Arc::strong_count(room) > 1 || room.available_permits() < MAX_UNCONFIRMED
-            });
-        }
-        let room = targets
-            .entry(target)
-            .or_insert_with(|| Arc::new(Semaphore::new(MAX_UNCONFIRMED)));
-        Arc::clone(room)
     }
 }

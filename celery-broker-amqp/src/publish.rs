@@ -22,7 +22,8 @@ use crate::connection::AmqpConnection;
 use crate::declaration_cache::EntityKind;
 use crate::declarer::Declarer;
 use crate::delay;
-use crate::lanes::{OutgoingMessage, PublishFailure};
+use crate::error::is_missing_exchange;
+use crate::lanes::{LaneConnection, OutgoingMessage, PublishFailure};
 use crate::message;
 use crate::options::PublisherConfirms;
 use crate::shared::Shared;
@@ -310,12 +311,11 @@ impl Shared {
                 context.error(ServiceErrorKind::Refused, cause)
             }
             PublishFailure::Unconfirmed(error) => {
-                let error = context.wrap(error);
-                if error.to_string().contains("no exchange '") {
+                if is_missing_exchange(&error) {
                     let cause = "the exchange does not exist";
                     context.error(ServiceErrorKind::Unroutable, cause)
                 } else {
-                    error
+                    context.wrap(error)
                 }
             }
         }

@@ -17,15 +17,23 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use lapin::message::BasicReturnMessage;
 use lapin::options::BasicPublishOptions;
 use lapin::{Channel, Confirmation};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::LaneConnection;
 use super::outgoing::{MessageIdentity, OutgoingMessage};
 use super::returns::{Outcome, UnconfirmedMessages};
+use super::rooms::Place;
 use crate::options::PublisherConfirms;
 
 /// The time after which an unused lane closes its channel.
 const IDLE_TIME: Duration = Duration::from_secs(5);
+
+/// The time without a confirm after which a target is slow, and the connection suspect.
+const SLOW_TIME: Duration = Duration::from_secs(1);
+
+/// How often a lane with unconfirmed messages looks for slow targets.
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The number of messages that are written before the lane reads confirms again.
 const MAX_WRITES: usize = 256;
@@ -34,9 +42,8 @@ const MAX_WRITES: usize = 256;
 pub(super) struct LaneRequest {
     pub(super) message: OutgoingMessage,
     pub(super) reply: oneshot::Sender<Result<(), PublishFailure>>,
-    /// The room that the message takes among those of its target, until the server has
-    /// confirmed it.
-    pub(super) permit: OwnedSemaphorePermit,
+    /// The place of the message until the server has confirmed it.
+    pub(super) place: Place,
 }
 
 /// The reason why a message is not in a queue, or not known to be in one.
@@ -52,10 +59,11 @@ pub(crate) enum PublishFailure {
     Refused,
 }
 
-/// The sender of a message and the room that it takes.
+/// The sender of a message that is written.
 struct Caller {
     reply: oneshot::Sender<Result<(), PublishFailure>>,
-    _permit: OwnedSemaphorePermit,
+    place: Place,
+    written_at: Instant,
 }
 
 impl Caller {
@@ -75,6 +83,8 @@ pub(super) struct Lane {
     channel: Option<Channel>,
     confirming: FuturesUnordered<Confirming>,
     unconfirmed: UnconfirmedMessages<MessageIdentity, BasicReturnMessage, Caller>,
+    /// The time of the last confirm, or when the server has ended a block.
+    progress_at: Instant,
 }
 
 impl Lane {
@@ -92,6 +102,7 @@ impl Lane {
             channel: None,
             confirming: FuturesUnordered::new(),
             unconfirmed: UnconfirmedMessages::default(),
+            progress_at: Instant::now(),
         }
     }
 
@@ -99,6 +110,8 @@ impl Lane {
     /// dropped.
     pub(super) async fn run(mut self) {
         let mut is_open = true;
+        let mut checks = tokio::time::interval(CHECK_INTERVAL);
+        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while is_open || !self.confirming.is_empty() {
             // A message that is written while the server blocks publishing would be
             // accepted later, when its sender may have given up or sent it again.
@@ -109,11 +122,14 @@ impl Lane {
                     self.handle_confirmation(number, confirmation);
                     self.read_confirmations();
                 }
-                Ok(()) = self.blocked.changed() => {}
+                Ok(()) = self.blocked.changed() => self.progress_at = Instant::now(),
                 request = self.requests.recv(), if is_open && !is_blocked => match request {
                     Some(request) => self.publish_ready(request).await,
                     None => is_open = false,
                 },
+                _ = checks.tick(), if !is_blocked && !self.confirming.is_empty() => {
+                    self.check_progress();
+                }
                 () = tokio::time::sleep(IDLE_TIME), if is_open && self.confirming.is_empty() => {
                     // The requests that were queued before are published; later calls
                     // start another lane.
@@ -145,14 +161,15 @@ impl Lane {
         let LaneRequest {
             message,
             reply,
-            permit,
+            place,
         } = request;
         if reply.is_closed() {
             return;
         }
         let caller = Caller {
             reply,
-            _permit: permit,
+            place,
+            written_at: Instant::now(),
         };
         let channel = match self.channel().await {
             Ok(channel) => channel,
@@ -211,12 +228,36 @@ impl Lane {
         if let Some(connection) = self.connection.upgrade() {
             connection.note_response();
         }
+        self.progress_at = Instant::now();
         for (caller, outcome) in self.unconfirmed.decide() {
+            caller.place.mark_confirmed();
             caller.reply(match outcome {
                 Outcome::Accepted => Ok(()),
                 Outcome::Returned(reason) => Err(PublishFailure::Returned(reason)),
                 Outcome::Refused => Err(PublishFailure::Refused),
             });
+        }
+    }
+
+    /// Leaves few places for the targets that confirm nothing. If no target does, then the
+    /// first unconfirmed message is the reason, and the next call probes the connection:
+    /// RabbitMQ may have stopped reading from it because of one queue.
+    fn check_progress(&self) {
+        let now = Instant::now();
+        let is_late = |time: Instant| now.duration_since(time) >= SLOW_TIME;
+        let mut late = self.unconfirmed.iter();
+        let late = late
+            .by_ref()
+            .take_while(|caller| is_late(caller.written_at));
+        if !is_late(self.progress_at) {
+            late.for_each(|caller| caller.place.mark_slow());
+            return;
+        }
+        for caller in late.take(1) {
+            caller.place.mark_slow();
+            if let Some(connection) = self.connection.upgrade() {
+                connection.mark_suspect();
+            }
         }
     }
 

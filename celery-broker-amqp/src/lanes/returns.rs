@@ -112,6 +112,12 @@ impl<I, R: Returned<I>, T> UnconfirmedMessages<I, R, T> {
         Some(removed.target)
     }
 
+    /// Returns the targets of the messages that are not decided yet, the first sent one
+    /// first.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.messages.values().map(|message| &message.target)
+    }
+
     /// Records a confirm and the returned message that it carries.
     pub(super) fn confirm(&mut self, number: u64, is_accepted: bool, returned: Option<R>) {
         if returned.is_none() {

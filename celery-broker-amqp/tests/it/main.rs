@@ -12,6 +12,7 @@ mod publish;
 mod refusals;
 #[cfg(feature = "rpc")]
 mod rpc;
+mod sends;
 mod settle;
 mod subscription;
 mod support;

@@ -119,11 +119,12 @@ pub(crate) fn plan(
 ) -> Result<Plan, CanvasError> {
     canvas.check()?;
     let canvas = canvas.followed_by(&context.chain)?;
+    // Most canvases are single tasks, of which thousands may wait at the same time.
     let mut planner = Planner {
         ids: &mut ids,
-        tasks: Vec::new(),
+        tasks: Vec::with_capacity(1),
         chords: Vec::new(),
-        children: Vec::new(),
+        children: Vec::with_capacity(1),
         group_depth: 0,
     };
     let result = planner.start(canvas, &context.position, &context.options)?;

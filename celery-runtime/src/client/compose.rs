@@ -7,8 +7,8 @@ use std::time::SystemTime;
 use celery_protocol::{EncodeError, Headers, Message, Raw, Serializer, TaskHeaders, time};
 
 use crate::boundary::{ExchangeKind, Publication, Queue};
-use crate::canvas::TaskCall;
 use crate::canvas::options::{CallOptions, Time};
+use crate::canvas::{PlannedTask, TaskCall};
 use crate::config::{Config, TaskProtocol};
 use crate::env;
 use crate::queues::{QueueNotFound, Queues};
@@ -59,6 +59,18 @@ pub(crate) fn compose(
     id: String,
     now: SystemTime,
 ) -> Result<Publication, ComposeError> {
+    let route = sender.config.task_routes.find(&outgoing.task);
+    let destination = destination(&sender.queues, outgoing.queue, outgoing.options, route)?;
+    Ok(compose_for(sender, outgoing, destination, id, now)?)
+}
+
+fn compose_for(
+    sender: &Sender,
+    outgoing: &Outgoing<'_>,
+    destination: MessageDestination,
+    id: String,
+    now: SystemTime,
+) -> Result<Publication, EncodeError> {
     let (config, options) = (&*sender.config, outgoing.options);
     let route = config.task_routes.find(&outgoing.task);
     let serializer = options.serializer.unwrap_or(config.task_serializer);
@@ -96,7 +108,6 @@ pub(crate) fn compose(
         .or(config.task.priority);
     properties.priority = Some(priority.unwrap_or(0));
     properties.delivery_mode = Some(config.task_default_delivery_mode);
-    let destination = destination(&sender.queues, outgoing, route)?;
     let publication =
         Publication::to_exchange(message, destination.exchange, destination.routing_key);
     Ok(match destination.queue.and_then(declarable) {
@@ -105,44 +116,76 @@ pub(crate) fn compose(
     })
 }
 
-/// Composes the message of a planned task. Also returns the id of the task.
-///
-/// # Errors
-///
-/// See [`ComposeError`].
-pub(crate) fn compose_task(
-    sender: &Sender,
-    call: &TaskCall,
-    mut options: CallOptions,
-    now: SystemTime,
-) -> Result<(String, Publication), ComposeError> {
-    // A task that calls another one in place, such as `celery.map`, uses the route of that one.
-    let routes = &sender.config.task_routes;
-    if let Some(inner) = &call.routed_as
-        && routes.find(&call.task).is_none()
-        && let Some(route) = routes.find(inner)
-    {
-        let set_default = |call: &mut Option<String>, route: &Option<String>| {
-            if call.is_none() {
-                call.clone_from(route);
-            }
-        };
-        set_default(&mut options.queue, &route.queue);
-        set_default(&mut options.exchange, &route.exchange);
-        set_default(&mut options.routing_key, &route.routing_key);
-        options.priority = options.priority.or(route.priority);
+/// A planned task with the destination of its message.
+pub(crate) struct RoutedTask {
+    pub(crate) call: Box<TaskCall>,
+    pub(crate) options: CallOptions,
+    destination: MessageDestination,
+}
+
+impl RoutedTask {
+    /// Determines the destination.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the queue is not declared and must not be created.
+    pub(crate) fn new(sender: &Sender, task: PlannedTask) -> Result<Self, QueueNotFound> {
+        let PlannedTask { call, mut options } = task;
+        // A task that calls another one in place, such as `celery.map`, uses the route of that one.
+        let routes = &sender.config.task_routes;
+        if let Some(inner) = &call.routed_as
+            && routes.find(&call.task).is_none()
+            && let Some(route) = routes.find(inner)
+        {
+            let set_default = |call: &mut Option<String>, route: &Option<String>| {
+                if call.is_none() {
+                    call.clone_from(route);
+                }
+            };
+            set_default(&mut options.queue, &route.queue);
+            set_default(&mut options.exchange, &route.exchange);
+            set_default(&mut options.routing_key, &route.routing_key);
+            options.priority = options.priority.or(route.priority);
+        }
+        let route = routes.find(&call.task);
+        let queue = call.queue.as_deref();
+        let destination = destination(&sender.queues, queue, &options, route)?;
+        Ok(Self {
+            call,
+            options,
+            destination,
+        })
     }
-    let id = options.task_id.clone();
-    let id = id.unwrap_or_else(env::uuid);
-    let outgoing = Outgoing {
-        task: Cow::clone(&call.task),
-        queue: call.queue.as_deref(),
-        priority: call.priority,
-        options: &options,
-        write: &|writer| call.write(writer),
-    };
-    let publication = compose(sender, &outgoing, id.clone(), now)?;
-    Ok((id, publication))
+
+    /// Returns the exchange and the routing key.
+    pub(crate) fn target(&self) -> (&str, &str) {
+        let destination = &self.destination;
+        (&destination.exchange, &destination.routing_key)
+    }
+
+    /// Composes the message. Also returns the id of the task.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the serializer cannot express an argument, or if the feature of the compression is
+    /// disabled.
+    pub(crate) fn compose(
+        mut self,
+        sender: &Sender,
+        now: SystemTime,
+    ) -> Result<(String, Publication), EncodeError> {
+        let id = self.options.task_id.take().unwrap_or_else(env::uuid);
+        let call = &self.call;
+        let outgoing = Outgoing {
+            task: Cow::clone(&call.task),
+            queue: call.queue.as_deref(),
+            priority: call.priority,
+            options: &self.options,
+            write: &|writer| call.write(writer),
+        };
+        let publication = compose_for(sender, &outgoing, self.destination, id.clone(), now)?;
+        Ok((id, publication))
+    }
 }
 
 /// Returns the queue if the sender declares it. A broadcast queue is declared by its consumers.
@@ -219,10 +262,10 @@ struct MessageDestination {
 /// message to any other queue through the exchange of the queue.
 fn destination(
     queues: &Queues,
-    outgoing: &Outgoing<'_>,
+    declared_queue: Option<&str>,
+    options: &CallOptions,
     route: Option<&Route>,
 ) -> Result<MessageDestination, QueueNotFound> {
-    let options = outgoing.options;
     let choose = |call: &Option<String>, routed: fn(&Route) -> &Option<String>| {
         let routed = route.and_then(|route| routed(route).clone());
         call.clone().or(routed).filter(|name| !name.is_empty())
@@ -230,7 +273,7 @@ fn destination(
     let exchange = choose(&options.exchange, |route| &route.exchange);
     let routing_key = choose(&options.routing_key, |route| &route.routing_key);
     let queue = choose(&options.queue, |route| &route.queue);
-    let queue = queue.as_deref().or(outgoing.queue);
+    let queue = queue.as_deref().or(declared_queue);
 
     if let (Some(exchange), Some(routing_key)) = (&exchange, &routing_key) {
         let queue = match queue {

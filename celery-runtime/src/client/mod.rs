@@ -196,7 +196,10 @@ impl Client {
         task: Task<A, R>,
         args: A,
     ) -> Result<AsyncResult<R>, SendError> {
-        self.apply(task.s(args)).await
+        let canvas = task.s(args).into_canvas();
+        let sent = self.send_one(self.plan(canvas, &PlanContext::default()));
+        let result = sent.await?.result;
+        Ok(AsyncResult::of(result, Arc::clone(&self.inner.reader)))
     }
 
     /// Sends a task by name, such as one that exists only in Python. `args` must serialize as an
@@ -232,8 +235,10 @@ impl Client {
     ///
     /// A dropped future may have sent some of the tasks.
     pub async fn apply<C: Sendable>(&self, canvas: C) -> Result<C::Result, SendError> {
-        let mut results = self.apply_all([canvas]).await;
-        results.pop().expect("there is one result per canvas")
+        let canvas = canvas.into_canvas();
+        let sent = self.send_one(self.plan(canvas, &PlanContext::default()));
+        let result = sent.await?.result;
+        Ok(C::result(result, self.source()))
     }
 
     /// Sends several signatures or canvases, up to 1000 messages in one round trip if the broker
@@ -248,8 +253,8 @@ impl Client {
     ) -> Vec<Result<C::Result, SendError>> {
         let canvases = canvases.into_iter().map(C::into_canvas);
         let context = PlanContext::default();
-        let composed = canvases.map(|canvas| self.plan(canvas, &context));
-        let sent = self.send_all(composed.collect()).await;
+        let planned = canvases.map(|canvas| self.plan(canvas, &context));
+        let sent = self.send_all(planned.collect()).await;
         let result = |sent: SentCanvas| C::result(sent.result, self.source());
         sent.into_iter().map(|sent| sent.map(result)).collect()
     }
@@ -260,15 +265,14 @@ impl Client {
         canvas: Canvas,
         context: &PlanContext,
     ) -> Result<(C::Result, Vec<ResultTree>), SendError> {
-        let composed = self.plan(canvas, context);
-        let mut sent = self.send_all(vec![composed]).await;
-        let sent = sent.pop().expect("there is one result per canvas")?;
+        let sent = self.send_one(self.plan(canvas, context)).await?;
         Ok((C::result(sent.result, self.source()), sent.children))
     }
 
     /// Checks that the messages of a canvas can be composed, without sending them.
     pub(crate) fn check_sendable(&self, canvas: Canvas) -> Result<(), SendError> {
-        self.plan(canvas, &PlanContext::default()).map(drop)
+        let planned = self.plan(canvas, &PlanContext::default())?;
+        self.compose(planned).map(drop)
     }
 
     fn source(&self) -> ResultSource {
@@ -415,7 +419,9 @@ impl Client {
         let deadline = self.inner.sender.config.operation_timeout;
         let mut answers = Vec::with_capacity(batch.len());
         for chunk in batch.chunks(BATCH_SIZE) {
-            let answered = match self.inner.window.enter(chunk.iter()).await {
+            let targets = chunk.iter();
+            let targets = targets.map(|one| (one.exchange.as_str(), one.routing_key.as_str()));
+            let answered = match self.inner.window.enter(targets).await {
                 Ok(_in_flight) => {
                     let until = env::instant() + deadline;
                     self.publish_batch(chunk, until).await

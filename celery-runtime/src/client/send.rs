@@ -1,17 +1,30 @@
 //! Composing and publishing the messages of canvases.
 
+use std::borrow::Cow;
+
 use celery_protocol::ResultTree;
 use tokio::time::Instant;
 
 use crate::boundary::{
-    ChordStart, Publication, ServiceError, ServiceErrorKind, no_chords, polls_chords,
+    BoxFuture, ChordStart, Publication, ServiceError, ServiceErrorKind, no_chords, polls_chords,
 };
-use crate::canvas::{Canvas, IdSource, Plan, PlanContext, PlannedTask, plan};
-use crate::client::compose::{ComposeError, compose_task};
+use crate::canvas::{Canvas, IdSource, Plan, PlanContext, plan};
+use crate::client::compose::RoutedTask;
 use crate::client::{
     BATCH_SIZE, Client, ClientInner, ComposedTask, SendError, UniqueCheck, no_answer,
 };
 use crate::env;
+
+/// A canvas whose first tasks are known, with their destinations.
+pub(crate) struct PlannedCanvas {
+    /// The name in errors.
+    name: String,
+    tasks: Vec<RoutedTask>,
+    chords: Vec<ChordStart>,
+    later_chords: Vec<String>,
+    result: ResultTree,
+    children: Vec<ResultTree>,
+}
 
 /// A canvas whose messages are composed.
 pub(crate) struct ComposedCanvas {
@@ -60,17 +73,16 @@ impl BatchedCanvas {
 }
 
 impl Client {
-    /// Assigns ids to a canvas and composes the messages that start it.
+    /// Assigns ids to a canvas and determines the tasks that start it.
     ///
     /// # Errors
     ///
-    /// Fails if a part of the canvas is invalid or cannot be encoded, or if a queue must not be
-    /// created.
+    /// Fails if a part of the canvas is invalid, or if a queue must not be created.
     pub(crate) fn plan(
         &self,
         canvas: Canvas,
         context: &PlanContext,
-    ) -> Result<ComposedCanvas, SendError> {
+    ) -> Result<PlannedCanvas, SendError> {
         let name = canvas.task().to_owned();
         let ids = IdSource {
             fresh: &mut || env::uuid(),
@@ -104,14 +116,41 @@ impl Client {
                 cause,
             },
         })?;
-        let tasks = tasks.into_iter().map(|task| self.compose(task));
-        Ok(ComposedCanvas {
-            tasks: tasks.collect::<Result<_, _>>()?,
+        // Collecting results allocates room for four tasks; most canvases have one.
+        let mut routed = Vec::with_capacity(tasks.len());
+        for task in tasks {
+            let name = Cow::clone(&task.call.task);
+            let task = RoutedTask::new(&self.inner.sender, task);
+            routed.push(task.map_err(|cause| SendError::Queue {
+                task: name.into_owned(),
+                cause,
+            })?);
+        }
+        Ok(PlannedCanvas {
+            tasks: routed,
             name,
             chords: chords.into_iter().map(|chord| chord.start).collect(),
             later_chords,
             result,
             children,
+        })
+    }
+
+    /// Composes the messages that start a canvas.
+    ///
+    /// # Errors
+    ///
+    /// Fails if an argument cannot be encoded.
+    pub(crate) fn compose(&self, planned: PlannedCanvas) -> Result<ComposedCanvas, SendError> {
+        let tasks = planned.tasks.into_iter();
+        let tasks = tasks.map(|task| self.compose_task(task));
+        Ok(ComposedCanvas {
+            tasks: tasks.collect::<Result<_, _>>()?,
+            name: planned.name,
+            chords: planned.chords,
+            later_chords: planned.later_chords,
+            result: planned.result,
+            children: planned.children,
         })
     }
 
@@ -122,44 +161,69 @@ impl Client {
         backend.is_some_and(polls_chords)
     }
 
-    fn compose(&self, planned: PlannedTask) -> Result<ComposedTask, SendError> {
+    fn compose_task(&self, routed: RoutedTask) -> Result<ComposedTask, SendError> {
         let ClientInner { clock, sender, .. } = &*self.inner;
-        let PlannedTask { call, options } = planned;
+        let call = &routed.call;
         let task = call.task.clone().into_owned();
-        let ignore_result = options
+        let ignore_result = routed
+            .options
             .ignore_result
             .or(call.ignore_result)
             .or(sender.config.task.ignore_result);
-        match compose_task(sender, &call, options, clock.now()) {
+        let unique = call.unique.clone();
+        match routed.compose(sender, clock.now()) {
             Ok((id, publication)) => Ok(ComposedTask {
                 task,
                 id,
                 wants_result: !ignore_result.unwrap_or(false),
-                unique: call.unique.clone(),
+                unique,
                 publication,
             }),
-            Err(ComposeError::Encode(cause)) => Err(SendError::Encode { task, cause }),
-            Err(ComposeError::Queue(cause)) => Err(SendError::Queue { task, cause }),
+            Err(cause) => Err(SendError::Encode { task, cause }),
         }
     }
 
-    /// Waits for room, prepares the result backend for the results, then sends all canvases in one
-    /// batch. Returns one result per canvas, in the same order.
-    pub(crate) async fn send_all(
+    /// Sends one canvas. See [`send_all`](Self::send_all).
+    pub(crate) async fn send_one(
         &self,
-        canvases: Vec<Result<ComposedCanvas, SendError>>,
+        canvas: Result<PlannedCanvas, SendError>,
+    ) -> Result<SentCanvas, SendError> {
+        let mut sent = self.send_all(vec![canvas]).await;
+        sent.pop().expect("there is one result per canvas")
+    }
+
+    /// Waits for room, then composes the messages and sends all canvases in one batch. Returns one
+    /// result per canvas, in the same order.
+    ///
+    /// The futures are on the heap, because thousands of sends may wait at the same time: a send
+    /// that waits has no message yet, and not the state of one that is being sent.
+    pub(crate) fn send_all(
+        &self,
+        canvases: Vec<Result<PlannedCanvas, SendError>>,
+    ) -> BoxFuture<'_, Vec<Result<SentCanvas, SendError>>> {
+        Box::pin(async move {
+            let tasks = canvases.iter().flatten().flat_map(|canvas| &canvas.tasks);
+            // A larger batch waits for room for each of its parts.
+            let _in_flight = if tasks.clone().count() <= BATCH_SIZE {
+                match self.inner.window.enter(tasks.map(RoutedTask::target)).await {
+                    Ok(in_flight) => Some(in_flight),
+                    Err(cause) => return reject_all(canvases, &cause),
+                }
+            } else {
+                None
+            };
+            Box::pin(self.send_in_flight(canvases)).await
+        })
+    }
+
+    /// Composes the messages, prepares the result backend for the results, and publishes.
+    async fn send_in_flight(
+        &self,
+        canvases: Vec<Result<PlannedCanvas, SendError>>,
     ) -> Vec<Result<SentCanvas, SendError>> {
-        let composed = canvases.iter().flatten();
-        let messages = || composed.clone().flat_map(ComposedCanvas::publications);
-        // A larger batch waits for room for each of its parts.
-        let _in_flight = if messages().count() <= BATCH_SIZE {
-            match self.inner.window.enter(messages()).await {
-                Ok(in_flight) => Some(in_flight),
-                Err(cause) => return reject_all(canvases, &cause),
-            }
-        } else {
-            None
-        };
+        let canvases = canvases.into_iter();
+        let canvases = canvases.map(|canvas| canvas.and_then(|canvas| self.compose(canvas)));
+        let canvases = canvases.collect();
         let deadline = self.inner.sender.config.operation_timeout;
         let until = env::instant() + deadline;
         let canvases = self.prepare_results(canvases).await;
@@ -332,10 +396,10 @@ impl Client {
 
 /// Replaces the canvases by the error of the broker.
 fn reject_all(
-    canvases: Vec<Result<ComposedCanvas, SendError>>,
+    canvases: Vec<Result<PlannedCanvas, SendError>>,
     cause: &ServiceError,
 ) -> Vec<Result<SentCanvas, SendError>> {
-    let reject = |canvas: ComposedCanvas| {
+    let reject = |canvas: PlannedCanvas| {
         Err(SendError::Broker {
             task: canvas.name,
             cause: cause.clone(),
@@ -348,11 +412,6 @@ fn reject_all(
 }
 
 impl ComposedCanvas {
-    /// Returns the messages that start the canvas.
-    fn publications(&self) -> impl Iterator<Item = &Publication> {
-        self.tasks.iter().map(|task| &task.publication)
-    }
-
     /// Returns the ids of the results that a caller may read: those of the tasks that are sent now,
     /// and that of the canvas.
     fn result_ids(&self) -> impl Iterator<Item = &str> {

@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::boundary::{Publication, ServiceError, ServiceErrorKind};
+use crate::boundary::{ServiceError, ServiceErrorKind};
+
+/// The exchange and routing key of a message.
+type Target<'a> = (&'a str, &'a str);
 
 /// The number of known targets from which the unused ones are forgotten.
 const MANY_TARGETS: usize = 1_024;
@@ -45,7 +48,7 @@ impl SendWindow {
         }
     }
 
-    /// Waits for room for these messages. More messages for one target than the window
+    /// Waits for room for one message for each of these targets. More messages for one target than the window
     /// has room for take all of it.
     ///
     /// # Errors
@@ -58,24 +61,23 @@ impl SendWindow {
     /// Cancel safe.
     pub(super) async fn enter<'a>(
         &self,
-        messages: impl Iterator<Item = &'a Publication>,
+        targets: impl Iterator<Item = Target<'a>>,
     ) -> Result<InFlight, ServiceError> {
-        let mut counts: Vec<(u64, usize, &Publication)> = Vec::new();
-        for message in messages {
-            let target = (&message.exchange, &message.routing_key);
-            let target = self.hasher.hash_one(target);
-            match counts.iter_mut().find(|(known, ..)| *known == target) {
+        let mut counts: Vec<(u64, usize, Target<'a>)> = Vec::with_capacity(1);
+        for target in targets {
+            let hash = self.hasher.hash_one(target);
+            match counts.iter_mut().find(|(known, ..)| *known == hash) {
                 Some((_, count, _)) => *count += 1,
-                None => counts.push((target, 1, message)),
+                None => counts.push((hash, 1, target)),
             }
         }
         // All calls take their permits in the same order, so that none waits for a call
         // that waits for it.
-        counts.sort_unstable_by_key(|(target, ..)| *target);
+        counts.sort_unstable_by_key(|(hash, ..)| *hash);
         let mut permits = Vec::with_capacity(counts.len());
-        for (target, count, message) in counts {
+        for (hash, count, target) in counts {
             let count = u32::try_from(count.min(self.size)).unwrap_or(u32::MAX);
-            permits.push(self.acquire(self.room(target), count, message).await?);
+            permits.push(self.acquire(self.room(hash), count, target).await?);
         }
         Ok(InFlight { _permits: permits })
     }
@@ -84,7 +86,7 @@ impl SendWindow {
         &self,
         room: Arc<Semaphore>,
         count: u32,
-        message: &Publication,
+        target: Target<'_>,
     ) -> Result<OwnedSemaphorePermit, ServiceError> {
         if let Ok(permit) = Arc::clone(&room).try_acquire_many_owned(count) {
             return Ok(permit);
@@ -92,23 +94,24 @@ impl SendWindow {
         let waiting = WaitingCall::count(&self.waiting);
         match tokio::time::timeout(self.max_wait, room.acquire_many_owned(count)).await {
             Ok(permit) => Ok(permit.expect("the semaphore is never closed")),
-            Err(_) => Err(self.no_room(message, waiting.0.load(Ordering::Relaxed))),
+            Err(_) => Err(self.no_room(target, waiting.0.load(Ordering::Relaxed))),
         }
     }
 
-    fn no_room(&self, message: &Publication, waiting: usize) -> ServiceError {
+    fn no_room(&self, target: Target<'_>, waiting: usize) -> ServiceError {
         let cause = format!(
             "the broker has not accepted {} earlier messages; {waiting} sends waited, this one \
              for {:?}",
             self.size, self.max_wait
         );
-        let object = match message.exchange.as_str() {
-            "" => format!("queue {}", message.routing_key),
-            exchange => format!("exchange {exchange}"),
+        let object = match target {
+            ("", queue) => format!("queue {queue}"),
+            (exchange, _) => format!("exchange {exchange}"),
         };
         ServiceError::new(ServiceErrorKind::TimedOut, "publish to", object, cause).not_sent()
     }
 
+    /// Returns the room of the target with this hash.
     fn room(&self, target: u64) -> Arc<Semaphore> {
         let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
         if targets.len() >= MANY_TARGETS && !targets.contains_key(&target) {
@@ -141,36 +144,31 @@ impl Drop for WaitingCall<'_> {
 
 #[cfg(test)]
 mod tests {
-    use celery_protocol::{Headers, Message, Properties};
     use futures_util::future::FutureExt;
 
     use super::*;
 
-    fn messages(queue: &str, count: usize) -> Vec<Publication> {
-        let message = Message::new(Headers::empty(), Properties::default(), Vec::new());
-        vec![Publication::to_queue(message, queue); count]
+    fn messages(queue: &str, count: usize) -> impl Iterator<Item = Target<'_>> {
+        std::iter::repeat_n(("", queue), count)
     }
 
     #[tokio::test(start_paused = true)]
     async fn full_target_holds_up_no_other_target() {
         let window = SendWindow::new(3, Duration::from_secs(60));
-        let one = messages("slow", 1);
-        let held = window.enter(messages("slow", 3).iter()).await.unwrap();
-        assert!(window.enter(one.iter()).now_or_never().is_none());
-        let others = messages("other", 3);
-        let other = window.enter(others.iter());
+        let held = window.enter(messages("slow", 3)).await.unwrap();
+        assert!(window.enter(messages("slow", 1)).now_or_never().is_none());
+        let other = window.enter(messages("other", 3));
         other.now_or_never().unwrap().unwrap();
         drop(held);
-        let entered = window.enter(one.iter());
+        let entered = window.enter(messages("slow", 1));
         entered.now_or_never().unwrap().unwrap();
     }
 
     #[tokio::test(start_paused = true)]
     async fn wait_without_room_ends_with_the_number_of_waiting_sends() {
         let window = SendWindow::new(2, Duration::from_secs(60));
-        let _held = window.enter(messages("q", 2).iter()).await.unwrap();
-        let one = messages("q", 1);
-        let calls = (0..5).map(|_| window.enter(one.iter()));
+        let _held = window.enter(messages("q", 2)).await.unwrap();
+        let calls = (0..5).map(|_| window.enter(messages("q", 1)));
         let outcomes = futures_util::future::join_all(calls).await;
         let error = outcomes[0].as_ref().unwrap_err();
         assert!(!error.is_in_doubt() && error.is_transient(), "{error}");
@@ -185,33 +183,23 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn call_with_more_messages_than_room_takes_all_of_it() {
         let window = SendWindow::new(2, Duration::from_secs(60));
-        let large = window.enter(messages("q", 5).iter()).await.unwrap();
-        assert!(
-            window
-                .enter(messages("q", 1).iter())
-                .now_or_never()
-                .is_none()
-        );
+        let large = window.enter(messages("q", 5)).await.unwrap();
+        assert!(window.enter(messages("q", 1)).now_or_never().is_none());
         drop(large);
-        window.enter(messages("q", 1).iter()).await.unwrap();
+        window.enter(messages("q", 1)).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
     async fn unused_targets_are_forgotten() {
         let window = SendWindow::new(2, Duration::from_secs(60));
-        let _held = window.enter(messages("held", 1).iter()).await.unwrap();
+        let _held = window.enter(messages("held", 1)).await.unwrap();
         for number in 0..3 * MANY_TARGETS {
             window
-                .enter(messages(&number.to_string(), 1).iter())
+                .enter(messages(&number.to_string(), 1))
                 .await
                 .unwrap();
         }
         assert!(window.targets.lock().unwrap().len() <= MANY_TARGETS);
-        assert!(
-            window
-                .enter(messages("held", 2).iter())
-                .now_or_never()
-                .is_none()
-        );
+        assert!(window.enter(messages("held", 2)).now_or_never().is_none());
     }
 }

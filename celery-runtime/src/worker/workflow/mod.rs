@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::boundary::{ChordClaim, ChordResults};
 use crate::canvas::options::CallOptions;
 use crate::canvas::{Canvas, CanvasError, IdSource, Plan, PlanContext, Position, plan};
-use crate::client::compose::{ComposeError, Sender, compose_task};
+use crate::client::compose::{ComposeError, RoutedTask, Sender};
 use crate::env;
 use crate::execution::Registry;
 use crate::worker::workflow::effect::{
@@ -302,7 +302,8 @@ impl Workflow<'_> {
             options
                 .root_id
                 .get_or_insert_with(|| request.root().to_owned());
-            let (_, message) = compose_task(self.sender, &task.call, task.options, self.now)?;
+            let task = RoutedTask::new(self.sender, task).map_err(ComposeError::from)?;
+            let (_, message) = task.compose(self.sender, self.now)?;
             batch.messages.push(message);
         }
         batch.children.append(&mut children);
