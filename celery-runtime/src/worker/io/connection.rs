@@ -128,8 +128,8 @@ impl Connection {
         Some(self.supervisor.connect())
     }
 
-    /// Uses the consumer of a connection attempt. Returns a new attempt if the queues
-    /// have changed since this one began.
+    /// Uses the consumer of a connection attempt, unless there is one by now. Returns a
+    /// new attempt if the queues have changed since this one began.
     ///
     /// # Errors
     ///
@@ -140,6 +140,10 @@ impl Connection {
     ) -> Result<Option<Connecting>, ServiceError> {
         self.is_connecting = false;
         let consumer = connected?;
+        if self.consumer.is_some() {
+            // A change of the queues has replaced the lost consumer meanwhile.
+            return Ok(None);
+        }
         if self.connected_generation != self.queue_generation {
             return Ok(self.connect());
         }
@@ -430,6 +434,31 @@ mod tests {
             longest = longest.max(delay);
         }
         assert!(longest >= Duration::from_secs(1), "{longest:?}");
+    }
+
+    /// Two consumers would be started, and the second one would not receive while the
+    /// first one does.
+    #[tokio::test(start_paused = true)]
+    async fn reconnection_after_replacement_keeps_the_replacing_consumer() {
+        let mut connection = connection();
+        connect(&mut connection).await;
+        connection.add_queue(Queue::new("new"));
+        let QueueChange::Replace(generation, replacing) = connection.change_queues() else {
+            panic!("there is a consumer");
+        };
+        lose(&mut connection);
+        let reconnecting = connection.connect().expect("there are queues");
+        let replacing = replacing.await.unwrap();
+        connection.replace(generation, Arc::clone(&replacing));
+        let receiving = connection.receive(1).expect("it receives");
+
+        let reconnected = reconnecting.await;
+        assert!(connection.connected(reconnected).unwrap().is_none());
+
+        assert!(connection.is_current(&replacing));
+        replacing.interrupt();
+        assert!(connection.received(&receiving.await));
+        assert!(connection.receive(1).is_some());
     }
 
     #[tokio::test(start_paused = true)]
