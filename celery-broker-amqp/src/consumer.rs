@@ -10,6 +10,8 @@
 //! was not requested returns to its queue, unless it was returned before: quorum
 //! queues count deliveries, so the consumer keeps it for the next `receive`. On quorum
 //! queues with a small delivery limit it keeps all of them.
+//!
+//! Beside each task queue, the consumer reads its due queue (see [`delay`]).
 
 mod inner;
 mod local_delays;

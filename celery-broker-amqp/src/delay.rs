@@ -16,8 +16,8 @@
 //! spent in one of nine queues `celery_due_<n>00ms`.
 //!
 //! RabbitMQ drops a dead-lettered message that the next queue refuses. A task queue
-//! may be full or deleted when the message is due; a due queue has no limits, and only
-//! an operator deletes it. Workers consume it beside the task queue. Earlier versions
+//! may be full or deleted when the message is due; a due queue has no limits, and is not
+//! deleted with its task queue. Workers consume it beside the task queue. Earlier versions
 //! routed to the task queue itself, with the word `celery_parked`; messages that they
 //! have deferred return there.
 

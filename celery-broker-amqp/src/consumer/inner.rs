@@ -261,6 +261,10 @@ impl ConsumerInner {
         self.finish.notify_waiters();
     }
 
+    pub(super) fn is_finish_requested(&self) -> bool {
+        self.finish_requested.load(Ordering::SeqCst)
+    }
+
     /// Waits until the consumer is closed or dropped.
     pub(super) async fn wait_for_finish(&self) {
         wait_for(&self.finish_requested, &self.finish).await;

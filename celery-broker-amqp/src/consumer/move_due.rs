@@ -186,7 +186,7 @@ impl<'a> DueMover<'a> {
             }
             let moved = match self.wanted(&due_queue, readers).await {
                 Ok(0) => continue,
-                Ok(count) => self.move_messages(&due_queue, count).await,
+                Ok(count) => self.move_messages(&due_queue, count, readers).await,
                 Err(error) => Err(error),
             };
             if let Err(error) = moved {
@@ -274,33 +274,49 @@ impl<'a> DueMover<'a> {
     }
 
     /// Moves at most `count` messages. Stops at the first one that the task queue does
-    /// not accept, which stays in the due queue.
+    /// not accept, which stays in the due queue, and when the consumer ends.
     async fn move_messages(
         &mut self,
         due_queue: &DueQueue,
         count: usize,
+        readers: Readers,
     ) -> Result<(), ServiceError> {
+        let mut left = count;
+        // The first message shows whether the task queue accepts messages.
+        let mut batch_size = 1;
+        while left > 0 {
+            let moved = self.move_batch(due_queue, left.min(batch_size)).await?;
+            let is_ending = readers != Readers::None && self.consumer.is_finish_requested();
+            if moved == 0 || is_ending {
+                break;
+            }
+            left -= moved;
+            batch_size = BATCH_SIZE;
+        }
+        Ok(())
+    }
+
+    /// Moves at most `max` messages, and returns their number.
+    async fn move_batch(
+        &mut self,
+        due_queue: &DueQueue,
+        max: usize,
+    ) -> Result<usize, ServiceError> {
         self.transient().await?;
         let context = self.consumer.context("move due messages of");
         let publishing = self.consumer.shared.publishing.connection(context).await?;
         // A worker has one transient channel at a time, also on both connections.
         let _declaring = Arc::clone(&publishing.declaring).lock_owned().await;
-        let mut left = count;
-        // The first message shows whether the task queue accepts messages.
-        let mut batch_size = 1;
-        while left > 0 {
-            let batch = self.fetch(due_queue, left.min(batch_size)).await?;
-            if batch.is_empty() {
-                break;
-            }
-            left -= batch.len();
+        let batch = self.fetch(due_queue, max).await?;
+        if !batch.is_empty() {
             let outcomes = self.publish(due_queue, &batch).await?;
             self.settle(&batch, &outcomes).await?;
             outcomes.into_iter().collect::<Result<(), _>>()?;
             self.doubts.remove(&due_queue.queue_index);
-            batch_size = BATCH_SIZE;
         }
-        Ok(())
+        // Declarations that wait come first.
+        self.transient = None;
+        Ok(batch.len())
     }
 
     async fn fetch(
