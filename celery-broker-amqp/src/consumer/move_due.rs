@@ -65,6 +65,21 @@ struct Doubts {
     skipped: u32,
 }
 
+impl Doubts {
+    fn add(&mut self) {
+        self.count += 1;
+        let skipped = 1u32.checked_shl(self.count).unwrap_or(u32::MAX);
+        self.skipped = skipped.min(MAX_SKIPPED_CHECKS);
+    }
+
+    /// Reports whether the next check is skipped.
+    fn skips(&mut self) -> bool {
+        let skips = self.skipped > 0;
+        self.skipped = self.skipped.saturating_sub(1);
+        skips
+    }
+}
+
 impl ConsumerInner {
     /// Checks periodically whether due messages wait while the task queue has consumers
     /// that do not read them, such as Python's workers, and moves them. Returns when the
@@ -181,7 +196,9 @@ impl<'a> DueMover<'a> {
             if shared.publishing.blocked_reason().is_some() {
                 break;
             }
-            if self.skips(due_queue.queue_index) {
+            // A message whose confirm does not arrive is published again by each move.
+            let doubts = self.doubts.entry(due_queue.queue_index).or_default();
+            if doubts.skips() {
                 continue;
             }
             let moved = match self.wanted(&due_queue, readers).await {
@@ -196,24 +213,6 @@ impl<'a> DueMover<'a> {
             }
         }
         self.transient = None;
-    }
-
-    /// Reports whether the check of a task queue is skipped. A message whose confirm
-    /// does not arrive is published again by each move.
-    fn skips(&mut self, queue_index: usize) -> bool {
-        let doubts = self.doubts.entry(queue_index).or_default();
-        let skips = doubts.skipped > 0;
-        doubts.skipped = doubts.skipped.saturating_sub(1);
-        skips
-    }
-
-    fn note_doubt(&mut self, queue_index: usize) {
-        let doubts = self.doubts.entry(queue_index).or_default();
-        doubts.count += 1;
-        doubts.skipped = 1u32
-            .checked_shl(doubts.count)
-            .unwrap_or(u32::MAX)
-            .min(MAX_SKIPPED_CHECKS);
     }
 
     /// Returns how many messages of a due queue are to be moved.
@@ -374,7 +373,8 @@ impl<'a> DueMover<'a> {
             errors.into_iter().any(ServiceError::is_in_doubt)
         });
         if is_in_doubt {
-            self.note_doubt(due_queue.queue_index);
+            let doubts = self.doubts.entry(due_queue.queue_index).or_default();
+            doubts.add();
         }
         outcomes
     }
@@ -452,6 +452,21 @@ fn room(queue: &Queue, ready: u32) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn checks_after_unconfirmed_batches_are_skipped_ever_longer() {
+        let mut doubts = Doubts::default();
+        assert!(!doubts.skips());
+        for expected in [2, 4, 8, 16] {
+            doubts.add();
+            let skipped = (0..).take_while(|_| doubts.skips()).count();
+            assert_eq!(skipped, expected);
+        }
+        for _ in 0..40 {
+            doubts.add();
+        }
+        assert_eq!(doubts.skipped, MAX_SKIPPED_CHECKS);
+    }
 
     #[test]
     fn room_of_a_queue_depends_on_its_limits() {

@@ -14,7 +14,7 @@ use lapin::options::{
     BasicConsumeOptions, BasicPublishOptions, ExchangeDeclareOptions, QueueBindOptions,
 };
 use lapin::types::FieldTable;
-use test_servers::RabbitServer;
+use test_servers::{Fault, Proxy, RabbitServer};
 
 use crate::support::{
     RawClient, TestVhost, ack_all, block_publishing, blocking, broker_at, consumer, create_user,
@@ -525,6 +525,41 @@ async fn close_while_publishing_is_blocked_leaves_due_messages() {
     })
     .await;
     set_memory_alarm(&server, false).await;
+}
+
+/// The message is published, and its confirm does not arrive; or it arrives late.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn due_message_without_confirm_stays_in_the_due_queue() {
+    let port = RabbitServer::shared().port();
+    for (fault, is_copied) in [
+        (Fault::HoldRequest, false),
+        (Fault::SwallowAnswer, true),
+        (Fault::Cut, true),
+    ] {
+        let test_vhost = TestVhost::create();
+        let network = Proxy::to(port);
+        let url = test_vhost
+            .url
+            .replace(&port.to_string(), &network.port().to_string());
+        let (broker, queue) = (broker_at(&url), Queue::new("q"));
+        send(&broker, &queue, &["moved-task"]).await;
+        let consumer = consumer(&broker, &[&queue], 1).await;
+        let taken = receive_one(&*consumer).await;
+        defer(&*consumer, &[taken], DELAY).await;
+        wait_until("it is due", async || test_vhost.counts(DUE_QUEUE) == (0, 1)).await;
+        let injected = network.on_request("moved-task", fault);
+
+        within("close", consumer.close()).await.unwrap();
+
+        assert!(injected.has_request(), "{fault:?}");
+        wait_until("it stays", async || {
+            test_vhost.counts(DUE_QUEUE) == (1, 0)
+                && test_vhost.counts("q") == (u64::from(is_copied), 0)
+        })
+        .await;
+        injected.release();
+    }
 }
 
 /// A worker with changed queues interrupts its consumer and keeps it until the tasks of

@@ -156,6 +156,8 @@ impl Connection {
         if self.is_interrupted {
             consumer.interrupt();
         }
+        // It may have changed during the attempt to connect.
+        consumer.set_prefetch(self.supervisor.options.prefetch);
         self.watch_leases(&consumer);
         self.broken = None;
         self.is_drained = false;
