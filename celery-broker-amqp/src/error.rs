@@ -156,6 +156,12 @@ pub(crate) fn is_missing_exchange(error: &lapin::Error) -> bool {
     refusal_text(error).is_some_and(|(code, text)| refusals::is_missing_exchange(code, text))
 }
 
+/// Returns the exchange because of which the server refused a message; empty for the
+/// default exchange.
+pub(crate) fn refused_exchange(error: &lapin::Error) -> Option<&str> {
+    refusals::refused_exchange(refusal_text(error)?.1)
+}
+
 /// Reports whether the server refused a request because the queue or exchange does not
 /// exist. A queue whose node is down exists.
 pub(crate) fn is_missing(error: &lapin::Error) -> bool {
@@ -278,6 +284,7 @@ mod tests {
     fn missing_objects_are_recognized_by_code_and_text() {
         let exchange = refused(404, "NOT_FOUND - no exchange 'x' in vhost 'v'");
         assert!(is_missing_exchange(&exchange) && is_missing(&exchange));
+        assert_eq!(refused_exchange(&exchange), Some("x"));
         let queue = refused(404, "NOT_FOUND - no queue 'q' in vhost 'v'");
         assert!(!is_missing_exchange(&queue) && is_missing(&queue));
         assert!(!is_missing(

@@ -46,23 +46,27 @@ pub(crate) trait LaneConnection: Send + Sync + 'static {
     fn spawn(&self, lane: BoxFuture<'static, ()>);
 }
 
-/// One lane for all exchanges that are proven to exist, and one for each other exchange
-/// while messages are sent to it.
+/// One lane for all exchanges that have accepted a message, and one for each other
+/// exchange while messages are sent to it.
 ///
 /// RabbitMQ closes the channel of a message that it refuses, for example because its
-/// exchange does not exist, and all other messages of the channel stay unconfirmed.
+/// exchange does not exist, and all other messages of the channel stay unconfirmed. An
+/// exchange to which that happened does not share a channel again.
 #[derive(Debug)]
 pub(crate) struct Lanes {
     confirms: PublisherConfirms,
     lanes: Mutex<HashMap<LaneKey, mpsc::UnboundedSender<LaneRequest>>>,
     rooms: Arc<Rooms>,
+    /// The exchanges that have accepted messages (`true`), or to which the server has
+    /// refused one.
+    exchanges: Mutex<HashMap<ShortString, bool>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum LaneKey {
-    /// Messages for exchanges that are proven to exist.
+    /// Messages for exchanges that have accepted a message.
     Main,
-    /// Messages for an exchange that is not.
+    /// Messages for another exchange.
     Exchange(ShortString),
     /// Large messages for an exchange.
     Large(ShortString),
@@ -80,11 +84,29 @@ impl Lanes {
             confirms,
             lanes: Mutex::default(),
             rooms,
+            exchanges: Mutex::default(),
         }
     }
 
-    /// Hands a message to its lane once the target has room for it. `is_proven` tells
-    /// whether its exchange is known to exist.
+    fn is_proven(&self, exchange: &ShortString) -> bool {
+        exchange.as_str().is_empty() || lock(&self.exchanges).get(exchange) == Some(&true)
+    }
+
+    /// Records that an exchange has accepted a message.
+    pub(crate) fn prove(&self, exchange: &ShortString) {
+        if !self.is_proven(exchange) {
+            lock(&self.exchanges)
+                .entry(exchange.clone())
+                .or_insert(true);
+        }
+    }
+
+    /// Records that the server has refused a message to an exchange.
+    pub(crate) fn separate(&self, exchange: &ShortString) {
+        lock(&self.exchanges).insert(exchange.clone(), false);
+    }
+
+    /// Hands a message to its lane once the target has room for it.
     ///
     /// # Cancel safety
     ///
@@ -93,7 +115,6 @@ impl Lanes {
         &self,
         connection: &Arc<impl LaneConnection>,
         message: OutgoingMessage,
-        is_proven: bool,
     ) -> Reply {
         let rooms = &self.rooms;
         let place = rooms.enter(&message.exchange, &message.routing_key).await;
@@ -103,7 +124,7 @@ impl Lanes {
                 LaneKey::Slow(exchange.clone(), message.routing_key.clone())
             }
             exchange if message.body.len() >= LARGE_BODY => LaneKey::Large(exchange.clone()),
-            _ if is_proven => LaneKey::Main,
+            exchange if self.is_proven(exchange) => LaneKey::Main,
             exchange => LaneKey::Exchange(exchange.clone()),
         };
         let mut request = LaneRequest {

@@ -22,7 +22,7 @@ use crate::connection::AmqpConnection;
 use crate::declaration_cache::EntityKind;
 use crate::declarer::Declarer;
 use crate::delay;
-use crate::error::is_missing_exchange;
+use crate::error::{is_missing_exchange, refused_exchange};
 use crate::lanes::{LaneConnection, OutgoingMessage, PublishFailure};
 use crate::message;
 use crate::options::PublisherConfirms;
@@ -263,26 +263,26 @@ impl Shared {
             return Vec::new();
         }
         let unanswered = UnansweredCall::new(connection);
-        let declarations = &connection.declarations;
+        let lanes = &connection.lanes;
         let mut replies = Vec::with_capacity(messages.len());
         for mut message in messages {
             message.mandatory &= self.options.confirms == PublisherConfirms::On;
             let target = (message.exchange.clone(), message.routing_key.clone());
-            let is_proven = message.exchange.as_str().is_empty()
-                || declarations.contains(EntityKind::Exchange, message.exchange.as_str());
-            let reply = connection.lanes.send(connection, message, is_proven).await;
-            replies.push((target, is_proven, reply));
+            replies.push((target, lanes.send(connection, message).await));
         }
         let mut outcomes = Vec::with_capacity(replies.len());
-        for (target, is_proven, reply) in replies {
+        for (target, reply) in replies {
             outcomes.push(match reply.await {
                 Ok(Ok(())) => {
-                    if !is_proven {
-                        declarations.insert(EntityKind::Exchange, target.0.as_str());
-                    }
+                    lanes.prove(&target.0);
                     Ok(())
                 }
-                Ok(Err(failure)) => Err(self.publish_error(&target, failure)),
+                Ok(Err(failure)) => {
+                    if failure.is_refusal_of(&target.0) {
+                        lanes.separate(&target.0);
+                    }
+                    Err(self.publish_error(&target, failure))
+                }
                 // The runtime of the lane was shut down.
                 Err(_) => Err(self.publish_error(
                     &target,
@@ -310,14 +310,20 @@ impl Shared {
                 let cause = "RabbitMQ rejected the message, for example because the queue is full";
                 context.error(ServiceErrorKind::Refused, cause)
             }
-            PublishFailure::Unconfirmed(error) => {
-                if is_missing_exchange(&error) {
+            PublishFailure::Unconfirmed(error) => match refused_exchange(&error) {
+                Some(other) if other != exchange.as_str() => {
+                    let cause = format!(
+                        "RabbitMQ has closed the channel because of a message for exchange \
+                         {other:?}"
+                    );
+                    context.error(ServiceErrorKind::Disconnected, cause)
+                }
+                _ if is_missing_exchange(&error) => {
                     let cause = "the exchange does not exist";
                     context.error(ServiceErrorKind::Unroutable, cause)
-                } else {
-                    context.wrap(error)
                 }
-            }
+                _ => context.wrap(error),
+            },
         }
     }
 }

@@ -150,6 +150,16 @@ pub(super) fn is_missing_exchange(code: u16, text: &str) -> bool {
     code == 404 && text.contains("no exchange '")
 }
 
+/// Returns the exchange that a refusal is about; empty for the default exchange.
+pub(super) fn refused_exchange(text: &str) -> Option<&str> {
+    let (_, text) = text.split_once("exchange '")?;
+    let (exchange, _) = text.split_once('\'')?;
+    Some(match exchange {
+        "amq.default" => "",
+        exchange => exchange,
+    })
+}
+
 /// Reports whether the queue or exchange does not exist: a queue that is not available for now has
 /// the same reply code.
 pub(super) fn is_missing(code: u16, text: &str) -> bool {
@@ -451,6 +461,21 @@ mod tests {
         );
         let stopped = "NOT_FOUND - queue 'q' in vhost '/' process is stopped by supervisor";
         assert_eq!(missing(stopped), (false, false));
+    }
+
+    #[test]
+    fn refused_exchange_is_found_in_the_text() {
+        for (text, expected) in [
+            ("NOT_FOUND - no exchange 'x' in vhost '/'", Some("x")),
+            (
+                "ACCESS_REFUSED - access to exchange 'amq.default' in vhost '/' refused for user \
+                 'u'",
+                Some(""),
+            ),
+            ("NOT_FOUND - no queue 'q' in vhost '/'", None),
+        ] {
+            assert_eq!(refused_exchange(text), expected, "{text}");
+        }
     }
 
     #[test]

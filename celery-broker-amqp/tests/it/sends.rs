@@ -146,6 +146,27 @@ async fn refusals_cost_the_valid_sends_nothing() {
     .await;
 }
 
+/// The exchange exists, and the user must not write to it.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn denied_exchange_costs_other_sends_nothing() {
+    let server = blocking(|| RabbitServer::builder().user("u", "u").start());
+    blocking(|| server.control(&["set_permissions", "u", ".*", "^(?!feeds).*", ".*"]));
+    let broker = broker_at(&server.url().replace("guest:guest", "u:u"));
+    let queue = Queue::new("q");
+    within("declare", broker.declare(&queue)).await.unwrap();
+    let feeds = Exchange::topic("feeds");
+    for round in 0..100 {
+        let id = round.to_string();
+        let denied = async { broker.broadcast(&feeds, "feed", &task(&id)).await };
+        let (denied, sent) = tokio::join!(denied, publish_one(&broker, to("q", &id)));
+        let error = denied.unwrap_err();
+        assert_eq!(error.kind(), ServiceErrorKind::Denied, "{error}");
+        sent.unwrap();
+    }
+    assert_eq!(broker.depth(&queue).await.unwrap(), 100);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]
 async fn first_sends_to_many_new_queues_declare_each() {
