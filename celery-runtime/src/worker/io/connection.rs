@@ -251,6 +251,11 @@ impl Connection {
         self.retired.push(consumer);
     }
 
+    /// Drops a replaced consumer.
+    pub(crate) fn drop_replaced(&mut self, consumer: &Arc<dyn Consumer>) {
+        self.retired.retain(|one| !Arc::ptr_eq(one, consumer));
+    }
+
     /// Drops replaced consumers without deliveries in flight.
     pub(crate) fn drop_drained(&mut self, in_flight: &InFlight) {
         self.retired.retain(|consumer| in_flight.any_of(consumer));
@@ -436,6 +441,24 @@ mod tests {
             longest = longest.max(delay);
         }
         assert!(longest >= Duration::from_secs(1), "{longest:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn dropped_replaced_consumer_ends_beside_others() {
+        let mut connection = connection();
+        connect(&mut connection).await;
+        let mut replaced = Vec::new();
+        for _ in 0..2 {
+            let QueueChange::Replace(generation, replacing) = connection.change_queues() else {
+                panic!("there is a consumer");
+            };
+            replaced.push(connection.consumer.clone().expect("it is connected"));
+            connection.replace(generation, replacing.await.unwrap());
+        }
+        connection.drop_replaced(&replaced[0]);
+        let ended: Vec<_> = replaced.iter().map(Arc::downgrade).collect();
+        drop(replaced);
+        assert!(ended[0].upgrade().is_none() && ended[1].upgrade().is_some());
     }
 
     /// Two consumers would be started, and the second one would not receive while the
