@@ -92,7 +92,7 @@ impl Lanes {
         exchange.as_str().is_empty() || lock(&self.exchanges).get(exchange) == Some(&true)
     }
 
-    /// Records that an exchange has accepted a message.
+    /// Records that an exchange has accepted a message, or was declared for one.
     pub(crate) fn prove(&self, exchange: &ShortString) {
         if !self.is_proven(exchange) {
             lock(&self.exchanges)

@@ -315,7 +315,12 @@ impl ConsumerInner {
             lock(&self.return_paths)[index] = ReturnPath::Bound;
         }
         let queue_type = self.shared.options.delayed_queue_type;
-        route.declare(&mut declarer, queue_type).await
+        route.declare(&mut declarer, queue_type).await?;
+        // It exists, so its messages need no channel of their own.
+        if let Ok(exchange) = short_string(&route.exchange) {
+            connection.lanes.prove(&exchange);
+        }
+        Ok(())
     }
 
     fn republished_message(
