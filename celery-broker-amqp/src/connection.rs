@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::declaration_cache::DeclarationCache;
 use crate::error::{is_timeout, reply_code, with_timeout};
-use crate::lanes::{LaneConnection, Lanes, Rooms};
+use crate::lanes::{LaneConnection, Lanes, Targets};
 use crate::options::PublisherConfirms;
 use crate::queue_lookups::QueueLookups;
 
@@ -63,7 +63,7 @@ impl AmqpConnection {
         connection: Connection,
         response_timeout: Duration,
         confirms: PublisherConfirms,
-        rooms: Arc<Rooms>,
+        targets: Arc<Targets>,
     ) -> Self {
         let (notice, blocked) = watch::channel(None);
         let event_task = tokio::spawn(watch_events(connection.events_listener(), notice));
@@ -78,7 +78,7 @@ impl AmqpConnection {
             runtime: Handle::current(),
             declarations: DeclarationCache::default(),
             lookups: QueueLookups::default(),
-            lanes: Lanes::new(confirms, rooms),
+            lanes: Lanes::new(confirms, targets),
             declaring: Arc::default(),
             refused_channels: AtomicUsize::new(0),
         }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::connection::AmqpConnection;
 use crate::error::{ErrorContext, with_timeout};
-use crate::lanes::{LaneConnection, Rooms};
+use crate::lanes::{LaneConnection, Targets};
 use crate::options::{AmqpOptions, LoginMethod, Node, TlsOptions};
 use crate::sync::lock;
 
@@ -28,7 +28,7 @@ pub(crate) struct ConnectionManager {
     /// Why the server has blocked publishing on the newest connection. Outside of
     /// `state`, so that it can be read while a connection is being opened.
     blocked: Mutex<Option<watch::Receiver<Option<String>>>>,
-    rooms: Arc<Rooms>,
+    targets: Arc<Targets>,
     /// The index of the node that was connected last.
     last_node: AtomicUsize,
     closed: AtomicBool,
@@ -50,7 +50,7 @@ impl ConnectionManager {
             purpose,
             state: tokio::sync::Mutex::default(),
             blocked: Mutex::default(),
-            rooms: Arc::default(),
+            targets: Arc::default(),
             last_node: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
         }
@@ -128,7 +128,7 @@ impl ConnectionManager {
                         connection,
                         self.options.response_timeout,
                         self.options.confirms,
-                        Arc::clone(&self.rooms),
+                        Arc::clone(&self.targets),
                     ));
                 }
                 Err(error) => {

@@ -10,6 +10,8 @@ use std::time::Duration;
 use celery_runtime::{ServiceError, ServiceErrorKind};
 use lapin::ErrorKind;
 
+pub(crate) use refusals::RefusedMessage;
+
 /// The operation that an error belongs to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ErrorContext<'a> {
@@ -156,10 +158,9 @@ pub(crate) fn is_missing_exchange(error: &lapin::Error) -> bool {
     refusal_text(error).is_some_and(|(code, text)| refusals::is_missing_exchange(code, text))
 }
 
-/// Returns the exchange because of which the server refused a message; empty for the
-/// default exchange.
-pub(crate) fn refused_exchange(error: &lapin::Error) -> Option<&str> {
-    refusals::refused_exchange(refusal_text(error)?.1)
+/// Returns the messages that the server closed a channel because of, if its text tells.
+pub(crate) fn refused_message(error: &lapin::Error) -> Option<RefusedMessage<'_>> {
+    refusals::refused_message(refusal_text(error)?.1)
 }
 
 /// Reports whether the server refused a request because the queue or exchange does not
@@ -284,7 +285,8 @@ mod tests {
     fn missing_objects_are_recognized_by_code_and_text() {
         let exchange = refused(404, "NOT_FOUND - no exchange 'x' in vhost 'v'");
         assert!(is_missing_exchange(&exchange) && is_missing(&exchange));
-        assert_eq!(refused_exchange(&exchange), Some("x"));
+        let expected = RefusedMessage::OfExchange("x");
+        assert_eq!(refused_message(&exchange), Some(expected));
         let queue = refused(404, "NOT_FOUND - no queue 'q' in vhost 'v'");
         assert!(!is_missing_exchange(&queue) && is_missing(&queue));
         assert!(!is_missing(

@@ -3,9 +3,9 @@
 mod lane;
 mod outgoing;
 mod returns;
-mod rooms;
+mod targets;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use futures_util::future::BoxFuture;
@@ -13,17 +13,14 @@ use lapin::Channel;
 use lapin::types::ShortString;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::error::RefusedMessage;
 use crate::options::PublisherConfirms;
 use crate::sync::lock;
 pub(crate) use lane::PublishFailure;
 use lane::{Lane, LaneRequest};
 pub(crate) use outgoing::OutgoingMessage;
-pub(crate) use rooms::Rooms;
-
-/// The size of a body in bytes from which a message has a lane of its own, because
-/// RabbitMQ closes the channel of a message that is larger than its limit (16 MiB by
-/// default since RabbitMQ 4).
-const LARGE_BODY: usize = 4 << 20;
+use targets::Place;
+pub(crate) use targets::Targets;
 
 /// What the lanes need of their connection.
 pub(crate) trait LaneConnection: Send + Sync + 'static {
@@ -46,25 +43,24 @@ pub(crate) trait LaneConnection: Send + Sync + 'static {
     fn spawn(&self, lane: BoxFuture<'static, ()>);
 }
 
-/// One lane for all exchanges that have accepted a message, and one for each other
-/// exchange while messages are sent to it.
+/// One lane for all exchanges that are known to exist, and one for each other exchange
+/// while messages are sent to it.
 ///
 /// RabbitMQ closes the channel of a message that it refuses, for example because its
-/// exchange does not exist, and all other messages of the channel stay unconfirmed. An
-/// exchange to which that happened does not share a channel again.
+/// exchange does not exist, and all other messages of the channel stay unconfirmed.
+/// Messages like one to which that has happened do not share the channel again.
 #[derive(Debug)]
 pub(crate) struct Lanes {
     confirms: PublisherConfirms,
     lanes: Mutex<HashMap<LaneKey, mpsc::UnboundedSender<LaneRequest>>>,
-    rooms: Arc<Rooms>,
-    /// The exchanges that have accepted messages (`true`), or to which the server has
-    /// refused one.
-    exchanges: Mutex<HashMap<ShortString, bool>>,
+    targets: Arc<Targets>,
+    /// The exchanges that exist.
+    exchanges: Mutex<HashSet<String>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum LaneKey {
-    /// Messages for exchanges that have accepted a message.
+    /// Messages for exchanges that are known to exist.
     Main,
     /// Messages for another exchange.
     Exchange(ShortString),
@@ -79,31 +75,44 @@ enum LaneKey {
 pub(crate) type Reply = oneshot::Receiver<Result<(), PublishFailure>>;
 
 impl Lanes {
-    pub(crate) fn new(confirms: PublisherConfirms, rooms: Arc<Rooms>) -> Self {
+    pub(crate) fn new(confirms: PublisherConfirms, targets: Arc<Targets>) -> Self {
         Self {
             confirms,
             lanes: Mutex::default(),
-            rooms,
+            targets,
             exchanges: Mutex::default(),
         }
     }
 
-    fn is_proven(&self, exchange: &ShortString) -> bool {
-        exchange.as_str().is_empty() || lock(&self.exchanges).get(exchange) == Some(&true)
-    }
-
-    /// Records that an exchange has accepted a message, or was declared for one.
-    pub(crate) fn prove(&self, exchange: &ShortString) {
-        if !self.is_proven(exchange) {
-            lock(&self.exchanges)
-                .entry(exchange.clone())
-                .or_insert(true);
+    /// Records that an exchange exists.
+    pub(crate) fn add_exchange(&self, exchange: &str) {
+        let mut exchanges = lock(&self.exchanges);
+        if !exchanges.contains(exchange) {
+            exchanges.insert(exchange.to_owned());
         }
     }
 
-    /// Records that the server has refused a message to an exchange.
-    pub(crate) fn separate(&self, exchange: &ShortString) {
-        lock(&self.exchanges).insert(exchange.clone(), false);
+    /// Records that the server has closed a channel because of a message.
+    pub(crate) fn separate(&self, refused: RefusedMessage<'_>) {
+        self.targets.separate(refused);
+    }
+
+    fn key(&self, message: &OutgoingMessage, place: &Place) -> LaneKey {
+        let exchange = &message.exchange;
+        if place.is_slow {
+            LaneKey::Slow(exchange.clone(), message.routing_key.clone())
+        } else if message.body.len() > self.targets.max_size() {
+            LaneKey::Large(exchange.clone())
+        } else if self.is_trusted(exchange.as_str()) {
+            LaneKey::Main
+        } else {
+            LaneKey::Exchange(exchange.clone())
+        }
+    }
+
+    fn is_trusted(&self, exchange: &str) -> bool {
+        let exists = exchange.is_empty() || lock(&self.exchanges).contains(exchange);
+        exists && !self.targets.has_refused_exchange(exchange)
     }
 
     /// Hands a message to its lane once the target has room for it.
@@ -116,17 +125,10 @@ impl Lanes {
         connection: &Arc<impl LaneConnection>,
         message: OutgoingMessage,
     ) -> Reply {
-        let rooms = &self.rooms;
-        let place = rooms.enter(&message.exchange, &message.routing_key).await;
+        let targets = &self.targets;
+        let place = targets.enter(&message.exchange, &message.routing_key).await;
         let (reply, outcome) = oneshot::channel();
-        let key = match &message.exchange {
-            exchange if place.is_slow => {
-                LaneKey::Slow(exchange.clone(), message.routing_key.clone())
-            }
-            exchange if message.body.len() >= LARGE_BODY => LaneKey::Large(exchange.clone()),
-            exchange if self.is_proven(exchange) => LaneKey::Main,
-            exchange => LaneKey::Exchange(exchange.clone()),
-        };
+        let key = self.key(&message, &place);
         let mut request = LaneRequest {
             message,
             reply,

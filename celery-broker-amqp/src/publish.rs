@@ -22,7 +22,7 @@ use crate::connection::AmqpConnection;
 use crate::declaration_cache::EntityKind;
 use crate::declarer::Declarer;
 use crate::delay;
-use crate::error::{is_missing_exchange, refused_exchange};
+use crate::error::{is_missing_exchange, refused_message};
 use crate::lanes::{LaneConnection, OutgoingMessage, PublishFailure};
 use crate::message;
 use crate::options::PublisherConfirms;
@@ -78,6 +78,7 @@ impl Shared {
                 let mut declarer = Declarer::new(&connection, context);
                 declarer.declare_exchange(exchange).await?;
                 declarations.insert(EntityKind::Exchange, &exchange.name);
+                connection.lanes.add_exchange(&exchange.name);
             }
             let invalid = |cause| context.error(ServiceErrorKind::Invalid, cause);
             let outgoing = OutgoingMessage {
@@ -267,41 +268,39 @@ impl Shared {
         let mut replies = Vec::with_capacity(messages.len());
         for mut message in messages {
             message.mandatory &= self.options.confirms == PublisherConfirms::On;
-            let target = (message.exchange.clone(), message.routing_key.clone());
-            replies.push((target, lanes.send(connection, message).await));
+            let address = Address::of(&message);
+            replies.push((address, lanes.send(connection, message).await));
         }
         let mut outcomes = Vec::with_capacity(replies.len());
-        for (target, reply) in replies {
-            outcomes.push(match reply.await {
+        for (address, reply) in replies {
+            let failure = match reply.await {
                 Ok(Ok(())) => {
-                    lanes.prove(&target.0);
-                    Ok(())
-                }
-                Ok(Err(failure)) => {
-                    if failure.is_refusal_of(&target.0) {
-                        lanes.separate(&target.0);
+                    if !address.exchange.as_str().is_empty() {
+                        lanes.add_exchange(address.exchange.as_str());
                     }
-                    Err(self.publish_error(&target, failure))
+                    outcomes.push(Ok(()));
+                    continue;
                 }
+                Ok(Err(failure)) => failure,
                 // The runtime of the lane was shut down.
-                Err(_) => Err(self.publish_error(
-                    &target,
-                    PublishFailure::Unconfirmed(
-                        std::io::Error::from(std::io::ErrorKind::NotConnected).into(),
-                    ),
-                )),
-            });
+                Err(_) => PublishFailure::Unconfirmed(
+                    std::io::Error::from(std::io::ErrorKind::NotConnected).into(),
+                ),
+            };
+            if let PublishFailure::Unconfirmed(error) = &failure
+                && let Some(refused) = refused_message(error)
+            {
+                lanes.separate(refused);
+            }
+            outcomes.push(Err(self.publish_error(&address, failure)));
         }
         std::mem::forget(unanswered);
         outcomes
     }
 
-    fn publish_error(
-        &self,
-        (exchange, routing_key): &(ShortString, ShortString),
-        failure: PublishFailure,
-    ) -> ServiceError {
-        let target = describe_target(exchange.as_str(), routing_key.as_str());
+    fn publish_error(&self, address: &Address, failure: PublishFailure) -> ServiceError {
+        let exchange = address.exchange.as_str();
+        let target = describe_target(exchange, address.routing_key.as_str());
         let context = self.context("publish to", &target);
         match failure {
             PublishFailure::NoChannel(error) => context.wrap(error).not_sent(),
@@ -310,12 +309,10 @@ impl Shared {
                 let cause = "RabbitMQ rejected the message, for example because the queue is full";
                 context.error(ServiceErrorKind::Refused, cause)
             }
-            PublishFailure::Unconfirmed(error) => match refused_exchange(&error) {
-                Some(other) if other != exchange.as_str() => {
-                    let cause = format!(
-                        "RabbitMQ has closed the channel because of a message for exchange \
-                         {other:?}"
-                    );
+            PublishFailure::Unconfirmed(error) => match refused_message(&error) {
+                Some(refused) if !refused.includes(exchange, address.size) => {
+                    let cause =
+                        format!("RabbitMQ closed the channel because of another message: {error}");
                     context.error(ServiceErrorKind::Disconnected, cause)
                 }
                 _ if is_missing_exchange(&error) => {
@@ -324,6 +321,24 @@ impl Shared {
                 }
                 _ => context.wrap(error),
             },
+        }
+    }
+}
+
+/// What errors need of a message.
+struct Address {
+    exchange: ShortString,
+    routing_key: ShortString,
+    /// The size of the body in bytes.
+    size: usize,
+}
+
+impl Address {
+    fn of(message: &OutgoingMessage) -> Self {
+        Self {
+            exchange: message.exchange.clone(),
+            routing_key: message.routing_key.clone(),
+            size: message.body.len(),
         }
     }
 }

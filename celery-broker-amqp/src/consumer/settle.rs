@@ -317,9 +317,7 @@ impl ConsumerInner {
         let queue_type = self.shared.options.delayed_queue_type;
         route.declare(&mut declarer, queue_type).await?;
         // It exists, so its messages need no channel of their own.
-        if let Ok(exchange) = short_string(&route.exchange) {
-            connection.lanes.prove(&exchange);
-        }
+        connection.lanes.add_exchange(&route.exchange);
         Ok(())
     }
 

@@ -150,14 +150,38 @@ pub(super) fn is_missing_exchange(code: u16, text: &str) -> bool {
     code == 404 && text.contains("no exchange '")
 }
 
-/// Returns the exchange that a refusal is about; empty for the default exchange.
-pub(super) fn refused_exchange(text: &str) -> Option<&str> {
-    let (_, text) = text.split_once("exchange '")?;
-    let (exchange, _) = text.split_once('\'')?;
-    Some(match exchange {
-        "amq.default" => "",
-        exchange => exchange,
-    })
+/// The messages that a refusal is about. Others of the same channel are not refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RefusedMessage<'a> {
+    /// Those for this exchange; empty for the default exchange.
+    OfExchange(&'a str),
+    /// Those with a larger body than so many bytes.
+    LargerThan(usize),
+}
+
+impl RefusedMessage<'_> {
+    /// Reports whether a message for this exchange and with a body of so many bytes is one of
+    /// them.
+    pub(crate) fn includes(self, exchange: &str, size: usize) -> bool {
+        match self {
+            Self::OfExchange(refused) => exchange == refused,
+            Self::LargerThan(limit) => size > limit,
+        }
+    }
+}
+
+/// Returns the messages that a refusal is about, if its text tells.
+pub(super) fn refused_message(text: &str) -> Option<RefusedMessage<'_>> {
+    if let Some((_, text)) = text.split_once("exchange '") {
+        let (exchange, _) = text.split_once('\'')?;
+        return Some(RefusedMessage::OfExchange(match exchange {
+            "amq.default" => "",
+            exchange => exchange,
+        }));
+    }
+    let (_, limit) = text.split_once(" is larger than ")?;
+    let limit = limit.rsplit(' ').next()?;
+    limit.parse().ok().map(RefusedMessage::LargerThan)
 }
 
 /// Reports whether the queue or exchange does not exist: a queue that is not available for now has
@@ -464,18 +488,29 @@ mod tests {
     }
 
     #[test]
-    fn refused_exchange_is_found_in_the_text() {
+    fn refused_message_is_found_in_the_text() {
+        use RefusedMessage::{LargerThan, OfExchange};
         for (text, expected) in [
-            ("NOT_FOUND - no exchange 'x' in vhost '/'", Some("x")),
+            (
+                "NOT_FOUND - no exchange 'x' in vhost '/'",
+                Some(OfExchange("x")),
+            ),
             (
                 "ACCESS_REFUSED - access to exchange 'amq.default' in vhost '/' refused for user \
                  'u'",
-                Some(""),
+                Some(OfExchange("")),
+            ),
+            (
+                "PRECONDITION_FAILED - message size 16777217 is larger than configured max size \
+                 16777216",
+                Some(LargerThan(16_777_216)),
             ),
             ("NOT_FOUND - no queue 'q' in vhost '/'", None),
         ] {
-            assert_eq!(refused_exchange(text), expected, "{text}");
+            assert_eq!(refused_message(text), expected, "{text}");
         }
+        assert!(OfExchange("x").includes("x", 1) && !OfExchange("x").includes("", 1));
+        assert!(LargerThan(4).includes("x", 5) && !LargerThan(4).includes("x", 4));
     }
 
     #[test]

@@ -16,7 +16,6 @@ use futures_util::future::{BoxFuture, FutureExt};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use lapin::message::BasicReturnMessage;
 use lapin::options::BasicPublishOptions;
-use lapin::types::ShortString;
 use lapin::{Channel, Confirmation};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -24,8 +23,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::LaneConnection;
 use super::outgoing::{MessageIdentity, OutgoingMessage};
 use super::returns::{Outcome, UnconfirmedMessages};
-use super::rooms::Place;
-use crate::error::refused_exchange;
+use super::targets::Place;
 use crate::options::PublisherConfirms;
 
 /// The time after which an unused lane closes its channel.
@@ -59,17 +57,6 @@ pub(crate) enum PublishFailure {
     Returned(String),
     /// The server refused the message.
     Refused,
-}
-
-impl PublishFailure {
-    /// Reports whether the server has closed the channel because of a message for this
-    /// exchange.
-    pub(crate) fn is_refusal_of(&self, exchange: &ShortString) -> bool {
-        match self {
-            Self::Unconfirmed(error) => refused_exchange(error) == Some(exchange.as_str()),
-            _ => false,
-        }
-    }
 }
 
 /// The sender of a message that is written.

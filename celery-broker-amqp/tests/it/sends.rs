@@ -156,15 +156,51 @@ async fn denied_exchange_costs_other_sends_nothing() {
     let queue = Queue::new("q");
     within("declare", broker.declare(&queue)).await.unwrap();
     let feeds = Exchange::topic("feeds");
+    let mut confirmed = 0;
     for round in 0..100 {
         let id = round.to_string();
         let denied = async { broker.broadcast(&feeds, "feed", &task(&id)).await };
         let (denied, sent) = tokio::join!(denied, publish_one(&broker, to("q", &id)));
         let error = denied.unwrap_err();
         assert_eq!(error.kind(), ServiceErrorKind::Denied, "{error}");
-        sent.unwrap();
+        match sent {
+            Ok(()) => confirmed += 1,
+            // The server closes the channel of the first message that it refuses.
+            Err(error) if round == 0 => assert!(error.is_in_doubt(), "{error}"),
+            Err(error) => panic!("{round}: {error}"),
+        }
     }
-    assert_eq!(broker.depth(&queue).await.unwrap(), 100);
+    assert!(broker.depth(&queue).await.unwrap() >= confirmed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn message_above_the_limit_of_the_server_costs_other_sends_nothing() {
+    const LIMIT: usize = 100_000;
+    let limit = LIMIT.to_string();
+    let builder = RabbitServer::builder().setting("max_message_size", &limit);
+    let server = blocking(|| builder.start());
+    let broker = broker_at(&server.url());
+    let queue = Queue::new("q");
+    within("declare", broker.declare(&queue)).await.unwrap();
+    let mut confirmed = 0;
+    for round in 0..20 {
+        let mut large = to("q", "large");
+        large.message.body = vec![b'x'; LIMIT + 1].into();
+        let batch = [to("q", "small"), large, to("q", "small")];
+        let outcomes = broker.publish(&batch).await;
+        let error = outcomes[1].as_ref().unwrap_err();
+        assert_eq!(error.kind(), ServiceErrorKind::Invalid, "{error}");
+        assert!(error.to_string().contains("max_message_size"), "{error}");
+        for outcome in [&outcomes[0], &outcomes[2]] {
+            match outcome {
+                Ok(()) => confirmed += 1,
+                Err(error) if round == 0 => assert!(error.is_in_doubt(), "{error}"),
+                Err(error) => panic!("{round}: {error}"),
+            }
+        }
+    }
+    assert!(broker.depth(&queue).await.unwrap() >= confirmed);
 }
 
 #[tokio::test(flavor = "multi_thread")]

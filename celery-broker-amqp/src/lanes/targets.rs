@@ -1,12 +1,13 @@
-//! The number of unconfirmed messages for each target.
+//! What is known of the targets of messages.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use lapin::types::ShortString;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::error::RefusedMessage;
 use crate::sync::lock;
 
 /// The maximum number of unconfirmed messages for one target.
@@ -20,10 +21,19 @@ const MAX_UNCONFIRMED_SLOW: usize = 16;
 /// The number of known targets from which the unused ones are forgotten.
 const MANY_TARGETS: usize = 1024;
 
-/// The rooms of all targets. They are kept when the connection is replaced.
-#[derive(Debug, Default)]
-pub(crate) struct Rooms {
+/// The size in bytes of the largest body that RabbitMQ accepts by default, since its
+/// version 4.
+const MAX_MESSAGE_SIZE: usize = 16 << 20;
+
+/// The rooms of all targets, and what the server has refused. Kept when the connection
+/// is replaced.
+#[derive(Debug)]
+pub(crate) struct Targets {
     rooms: Mutex<HashMap<Target, Arc<Room>>>,
+    /// The exchanges of refused messages.
+    refused_exchanges: Mutex<HashSet<String>>,
+    /// The size in bytes of the largest body that the server accepts.
+    max_size: AtomicUsize,
 }
 
 /// The exchange and routing key of a message.
@@ -46,7 +56,37 @@ pub(super) struct Place {
     _permit: OwnedSemaphorePermit,
 }
 
-impl Rooms {
+impl Default for Targets {
+    fn default() -> Self {
+        Self {
+            rooms: Mutex::default(),
+            refused_exchanges: Mutex::default(),
+            max_size: AtomicUsize::new(MAX_MESSAGE_SIZE),
+        }
+    }
+}
+
+impl Targets {
+    /// Records that the server has closed a channel because of a message.
+    pub(super) fn separate(&self, refused: RefusedMessage<'_>) {
+        match refused {
+            // Those for queues always share a channel.
+            RefusedMessage::OfExchange("") => {}
+            RefusedMessage::OfExchange(exchange) => {
+                lock(&self.refused_exchanges).insert(exchange.to_owned());
+            }
+            RefusedMessage::LargerThan(size) => self.max_size.store(size, Ordering::Relaxed),
+        }
+    }
+
+    pub(super) fn has_refused_exchange(&self, exchange: &str) -> bool {
+        lock(&self.refused_exchanges).contains(exchange)
+    }
+
+    pub(super) fn max_size(&self) -> usize {
+        self.max_size.load(Ordering::Relaxed)
+    }
+
     /// Waits for a place.
     ///
     /// # Cancel safety
@@ -114,38 +154,38 @@ mod tests {
 
     use super::*;
 
-    fn enter(rooms: &Rooms, queue: &str) -> Option<Place> {
+    fn enter(targets: &Targets, queue: &str) -> Option<Place> {
         let (exchange, queue) = (ShortString::default(), queue.into());
-        rooms.enter(&exchange, &queue).now_or_never()
+        targets.enter(&exchange, &queue).now_or_never()
     }
 
-    fn enter_all(rooms: &Rooms, queue: &str) -> Vec<Place> {
-        std::iter::from_fn(|| enter(rooms, queue)).collect()
+    fn enter_all(targets: &Targets, queue: &str) -> Vec<Place> {
+        std::iter::from_fn(|| enter(targets, queue)).collect()
     }
 
     #[test]
     fn slow_target_has_few_places_until_it_confirms() {
-        let rooms = Rooms::default();
-        let place = enter(&rooms, "q").unwrap();
+        let targets = Targets::default();
+        let place = enter(&targets, "q").unwrap();
         place.mark_slow();
-        let slow = enter_all(&rooms, "q");
+        let slow = enter_all(&targets, "q");
         assert_eq!(slow.len(), MAX_UNCONFIRMED_SLOW);
-        assert_eq!(enter_all(&rooms, "other").len(), MAX_UNCONFIRMED);
+        assert_eq!(enter_all(&targets, "other").len(), MAX_UNCONFIRMED);
         place.mark_confirmed();
-        assert_eq!(enter_all(&rooms, "q").len(), MAX_UNCONFIRMED - 1);
+        assert_eq!(enter_all(&targets, "q").len(), MAX_UNCONFIRMED - 1);
     }
 
     #[test]
     fn unused_targets_are_forgotten_except_slow_ones() {
-        let rooms = Rooms::default();
-        let held = enter(&rooms, "held").unwrap();
-        enter(&rooms, "slow").unwrap().mark_slow();
+        let targets = Targets::default();
+        let held = enter(&targets, "held").unwrap();
+        enter(&targets, "slow").unwrap().mark_slow();
         for number in 0..3 * MANY_TARGETS {
-            enter(&rooms, &number.to_string()).unwrap();
+            enter(&targets, &number.to_string()).unwrap();
         }
-        assert!(lock(&rooms.rooms).len() <= MANY_TARGETS);
-        assert_eq!(enter_all(&rooms, "slow").len(), MAX_UNCONFIRMED_SLOW);
-        assert_eq!(enter_all(&rooms, "held").len(), MAX_UNCONFIRMED - 1);
+        assert!(lock(&targets.rooms).len() <= MANY_TARGETS);
+        assert_eq!(enter_all(&targets, "slow").len(), MAX_UNCONFIRMED_SLOW);
+        assert_eq!(enter_all(&targets, "held").len(), MAX_UNCONFIRMED - 1);
         drop(held);
     }
 }
