@@ -10,41 +10,43 @@
 //! was not requested returns to its queue, unless it was returned before: quorum
 //! queues count deliveries, so the consumer keeps it for the next `receive`. On quorum
 //! queues with a small delivery limit it keeps all of them.
+//!
+//! Beside each task queue, the consumer reads its due queue (see [`delay`]).
 
-mod due_queue;
 mod inner;
+mod local_delays;
+mod move_due;
 mod pending_frames;
 mod receive;
 mod receive_state;
 mod settle;
 mod unacked;
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use celery_runtime::{
-    BoxFuture, ConsumeOptions, Consumer, Delivery, ServiceError, Settled, Settlement,
+    BoxFuture, ConsumeOptions, Consumer, Delivery, Queue, ServiceError, ServiceErrorKind, Settled,
+    Settlement,
 };
-use tokio::task::JoinHandle;
 
+use crate::connection::AmqpConnection;
 use crate::declarer::Declarer;
 use crate::delay;
+use crate::error::ErrorContext;
 use crate::shared::Shared;
-use inner::ConsumerInner;
-use receive::{ConsumerOrder, requeue_when_interrupted};
+use inner::{ConsumerInner, ReturnPath};
+use receive::ConsumerOrder;
 
 /// A consumer of one or more queues.
 pub(crate) struct AmqpConsumer {
     inner: Arc<ConsumerInner>,
-    /// Requeues the buffered deliveries once the consumer is interrupted. Aborted
-    /// on drop.
-    requeue_task: JoinHandle<()>,
 }
 
 impl AmqpConsumer {
-    /// Declares the bindings for delays, opens a channel and starts to consume.
+    /// Declares the queues and bindings for delays, opens a channel and starts to
+    /// consume.
     pub(crate) async fn start(
         shared: &Arc<Shared>,
         options: &ConsumeOptions,
@@ -53,22 +55,16 @@ impl AmqpConsumer {
         let object = format!("queues {}", names.join(", "));
         let context = shared.context("consume", &object);
         let connection = shared.consuming.connection(context).await?;
-        let mut declarer = Declarer::new(&connection, context);
-        let is_bound = delay::rebind_deferred(&mut declarer, &options.queues).await?;
-        drop(declarer);
-        let deferred_bindings = if is_bound {
-            (0..options.queues.len()).collect()
-        } else {
-            BTreeSet::new()
-        };
+        let return_paths = bind_deferred(&connection, &options.queues, context).await?;
         shared
             .bind_native_delays(&connection, &options.queues, context)
             .await?;
-        let channel = connection
-            .open_channel()
-            .await
-            .map_err(|error| context.wrap(error))?;
-        let inner = ConsumerInner::new(shared, connection, channel, options, deferred_bindings);
+        // After the channel for declarations is closed, because users may have a limit.
+        let declaring = connection.declaring.lock().await;
+        let channel = connection.open_channel().await;
+        drop(declaring);
+        let channel = channel.map_err(|error| context.wrap(error))?;
+        let inner = ConsumerInner::new(shared, connection, channel, options, return_paths);
         let inner = Arc::new(inner);
         if options.prefetch > 0 {
             let mut state = inner.receiving.lock().await;
@@ -76,11 +72,59 @@ impl AmqpConsumer {
                 .start_consuming(&mut state, options.prefetch, ConsumerOrder::RoundRobin)
                 .await?;
         }
-        let requeue_task = tokio::spawn(requeue_when_interrupted(Arc::clone(&inner)));
-        Ok(Self {
-            inner,
-            requeue_task,
-        })
+        // It ends when the consumer is closed or dropped.
+        tokio::spawn(run_in_background(Arc::clone(&inner)));
+        Ok(Self { inner })
+    }
+}
+
+/// Declares the due queues, and returns for each task queue whether that succeeded. A
+/// worker that may not declare them, or cannot for now, consumes its task queues all the
+/// same.
+async fn bind_deferred(
+    connection: &AmqpConnection,
+    queues: &[Queue],
+    context: ErrorContext<'_>,
+) -> Result<Vec<ReturnPath>, ServiceError> {
+    let mut declarer = Declarer::new(connection, context);
+    let mut paths = Vec::with_capacity(queues.len());
+    let mut refusal = None;
+    for queue in queues {
+        paths.push(match delay::bind_deferred(&mut declarer, queue).await {
+            Ok(()) => ReturnPath::Bound,
+            Err(error)
+                if error.kind() == ServiceErrorKind::TimedOut || !connection.is_connected() =>
+            {
+                return Err(error);
+            }
+            // The server refuses the request, for example because a node is down.
+            Err(error) => {
+                let is_transient = error.is_transient();
+                refusal = refusal.or(Some(error));
+                match is_transient {
+                    true => ReturnPath::Unavailable,
+                    false => ReturnPath::Refused,
+                }
+            }
+        });
+    }
+    if let Some(error) = refusal {
+        tracing::warn!(
+            "consumer: delayed tasks wait in this worker and count towards its prefetch, since \
+             their queues cannot be declared: {error}; a worker needs the permissions to \
+             configure, write and read celery_due.* and celery_delayed_.*"
+        );
+    }
+    Ok(paths)
+}
+
+/// Requeues what an interrupted consumer has not handed out, and moves due messages that
+/// only other workers have room for. Ends with the consumer.
+async fn run_in_background(inner: Arc<ConsumerInner>) {
+    tokio::join!(inner.requeue_when_interrupted(), inner.move_periodically());
+    inner.wait_for_finish().await;
+    if let Err(error) = inner.finish().await {
+        tracing::debug!("consumer: {error}");
     }
 }
 
@@ -90,8 +134,7 @@ impl Consumer for AmqpConsumer {
     }
 
     fn interrupt(&self) {
-        self.inner.interrupted.store(true, Ordering::SeqCst);
-        self.inner.interrupt.notify_waiters();
+        self.inner.interrupt();
     }
 
     fn settle<'a>(
@@ -106,23 +149,13 @@ impl Consumer for AmqpConsumer {
     }
 
     fn close(&self) -> BoxFuture<'_, Result<(), ServiceError>> {
-        Box::pin(async move {
-            self.interrupt();
-            self.inner.requeue_unreceived().await;
-            let context = self.inner.context("stop consuming from");
-            // RabbitMQ requeues the unsettled deliveries of a closed channel.
-            let closed = self.inner.channel.close(200, "".into());
-            match self.inner.connection.await_response(closed).await {
-                Err(error) if self.inner.channel.status().connected() => Err(context.wrap(error)),
-                _ => Ok(()),
-            }
-        })
+        Box::pin(self.inner.finish())
     }
 }
 
 impl Drop for AmqpConsumer {
     fn drop(&mut self) {
-        self.requeue_task.abort();
+        self.inner.request_finish();
     }
 }
 

@@ -27,18 +27,30 @@ use crate::table::{encode_table, short_string};
 pub(crate) struct Declarer<'a> {
     connection: &'a AmqpConnection,
     context: ErrorContext<'a>,
-    channel: Option<DeclaringChannel>,
+    channel: Option<TransientChannel>,
 }
 
 /// The channel for declarations, and the lock that makes it the only one. Closed on
 /// drop, before the lock is released.
-struct DeclaringChannel {
-    channel: Channel,
+pub(crate) struct TransientChannel {
+    pub(crate) channel: Channel,
     lock: Option<OwnedMutexGuard<()>>,
     runtime: Handle,
 }
 
-impl Drop for DeclaringChannel {
+impl TransientChannel {
+    /// Waits until the connection has no other one, and opens it.
+    pub(crate) async fn open(connection: &AmqpConnection) -> lapin::Result<Self> {
+        let lock = Arc::clone(&connection.declaring).lock_owned().await;
+        Ok(Self {
+            channel: connection.open_channel().await?,
+            lock: Some(lock),
+            runtime: connection.runtime.clone(),
+        })
+    }
+}
+
+impl Drop for TransientChannel {
     fn drop(&mut self) {
         let (channel, lock) = (self.channel.clone(), self.lock.take());
         if channel.status().connected() {
@@ -52,7 +64,7 @@ impl Drop for DeclaringChannel {
     }
 }
 
-/// The timeout of closing the channel for declarations.
+/// The timeout of closing a transient channel.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl<'a> Declarer<'a> {
@@ -143,21 +155,6 @@ impl<'a> Declarer<'a> {
         self.found_or_none(found)
     }
 
-    /// Reports whether an exchange exists.
-    pub(crate) async fn exchange_exists(&mut self, exchange: &str) -> Result<bool, ServiceError> {
-        let options = ExchangeDeclareOptions {
-            passive: true,
-            ..ExchangeDeclareOptions::default()
-        };
-        let name = self.short_string(exchange)?;
-        let found = self.request(|channel| async move {
-            let (kind, none) = (lapin::ExchangeKind::Direct, FieldTable::default());
-            channel.exchange_declare(name, kind, options, none).await
-        });
-        let found = found.await;
-        Ok(self.found_or_none(found)?.is_some())
-    }
-
     /// Binds a queue to an exchange.
     pub(crate) async fn bind_queue(
         &mut self,
@@ -217,14 +214,7 @@ impl<'a> Declarer<'a> {
         let connection = self.connection;
         let declaring = match self.channel.take() {
             Some(declaring) => declaring,
-            None => {
-                let lock = Arc::clone(&connection.declaring).lock_owned().await;
-                DeclaringChannel {
-                    channel: connection.open_channel().await?,
-                    lock: Some(lock),
-                    runtime: connection.runtime.clone(),
-                }
-            }
+            None => TransientChannel::open(connection).await?,
         };
         let answer = send(declaring.channel.clone());
         let answer = connection.await_response(answer).await;

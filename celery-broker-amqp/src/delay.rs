@@ -9,10 +9,17 @@
 //!
 //! Celery uses the cascade for quorum queues whose exchange is not direct. This
 //! crate routes *every* message through it that a worker cannot run yet, from
-//! any queue, so that no worker holds messages that are not due. For that, the
-//! task's queue itself is bound to the end of the cascade, with a key of this
-//! crate: `<28 digits>.<queue>.celery_parked.f<tenths>`. The remaining tenths of a
-//! second are spent in one of nine queues `celery_parked_<n>00ms`.
+//! any queue, so that no worker holds messages that are not due. At the end of the
+//! cascade such a message goes to the due queue of its task queue,
+//! `celery_due.<queue>`, with a key of this crate:
+//! `<28 digits>.<queue>.celery_due.f<tenths>`. The remaining tenths of a second are
+//! spent in one of nine queues `celery_due_<n>00ms`.
+//!
+//! RabbitMQ drops a dead-lettered message that the next queue refuses. A task queue
+//! may be full or deleted when the message is due; a due queue has no limits, and is not
+//! deleted with its task queue. Workers consume it beside the task queue. Earlier versions
+//! routed to the task queue itself, with the word `celery_parked`; messages that they
+//! have deferred return there.
 
 use std::ops::Range;
 use std::time::{Duration, SystemTime};
@@ -32,9 +39,16 @@ const MAX_DELAY_SECONDS: u32 = (1 << LEVELS) - 1;
 /// The exchange at the end of the cascade.
 const DELIVERY_EXCHANGE: &str = "celery_delayed_delivery";
 
-/// The exchange at the end of the queues for tenths of a second, and the word of
-/// the routing keys of deferred messages.
-const DEFERRED_EXCHANGE: &str = "celery_parked";
+/// The exchange at the end of the queues for tenths of a second, the word of the
+/// routing keys of deferred messages, and the prefix of the names of queues.
+const DEFERRED_EXCHANGE: &str = "celery_due";
+
+/// The word of the routing keys of messages that earlier versions have deferred.
+const EARLIER_WORD: &str = "celery_parked";
+
+/// The arguments that a due queue has in common with its task queue: those that tell in
+/// which order and by whom it is read, and how long it exists without a reader.
+const DUE_QUEUE_ARGUMENTS: [&str; 3] = ["x-max-priority", "x-single-active-consumer", "x-expires"];
 
 /// The prefix of the names of the levels.
 const LEVEL_PREFIX: &str = "celery_delayed_";
@@ -65,7 +79,11 @@ pub(crate) fn deferred_route(queue: &str, delay: Duration) -> DelayRoute {
     };
     DelayRoute {
         exchange,
-        routing_key: format!("{}{}.f{tenths}", delay_prefix(seconds), return_key(queue)),
+        routing_key: format!(
+            "{}{}.f{tenths}",
+            delay_prefix(seconds),
+            return_key(queue, DEFERRED_EXCHANGE)
+        ),
         seconds,
         tenths,
     }
@@ -75,7 +93,10 @@ pub(crate) fn deferred_route(queue: &str, delay: Duration) -> DelayRoute {
 pub(crate) fn is_deferred_for(queue: &str, routing_key: &str) -> bool {
     strip_delay_prefix(routing_key)
         .and_then(|rest| rest.rsplit_once(".f"))
-        .is_some_and(|(key, tenths)| tenths.len() == 1 && key == return_key(queue))
+        .is_some_and(|(key, tenths)| {
+            let is_key = |word| key == return_key(queue, word);
+            tenths.len() == 1 && [DEFERRED_EXCHANGE, EARLIER_WORD].into_iter().any(is_key)
+        })
 }
 
 /// Returns the routing key that a message had before Celery's native delay.
@@ -139,38 +160,50 @@ pub(crate) async fn bind_native(
     }
 }
 
-/// Binds a queue to the exchanges that deferred messages return through.
+/// Returns the name of the queue that holds the deferred messages of a queue when
+/// they are due. A queue that the server deletes has none: its messages return to it
+/// directly, and are dropped with it.
+pub(crate) fn due_queue_name(queue: &Queue) -> Option<String> {
+    let name = &queue.name;
+    let words = match name.len() {
+        ..=MAX_QUEUE_NAME_LEN => name.clone(),
+        _ => hashed(name),
+    };
+    (!queue.auto_delete).then(|| format!("{DEFERRED_EXCHANGE}.{words}"))
+}
+
+/// Declares the due queue of a queue, and binds it to the exchanges that deferred
+/// messages return through.
 pub(crate) async fn bind_deferred(
     declarer: &mut Declarer<'_>,
-    queue: &str,
+    queue: &Queue,
 ) -> Result<(), ServiceError> {
     for exchange in [DELIVERY_EXCHANGE, DEFERRED_EXCHANGE] {
         declarer
             .declare_exchange(&Exchange::topic(exchange))
             .await?;
     }
-    let pattern = |tenths: &str| format!("{}{}.{tenths}", wildcards(LEVELS), return_key(queue));
+    let due_queue = due_queue_name(queue);
+    if let Some(name) = &due_queue {
+        let mut due_queue = Queue::new(name.as_str()).argument("x-queue-type", "classic");
+        for argument in DUE_QUEUE_ARGUMENTS {
+            if let Some(value) = queue.arguments.get(argument) {
+                due_queue = due_queue.argument(argument, value.clone());
+            }
+        }
+        declarer
+            .declare_queue_with_any_arguments(&due_queue)
+            .await?;
+    }
+    let target = due_queue.as_ref().unwrap_or(&queue.name);
+    let key = return_key(&queue.name, DEFERRED_EXCHANGE);
+    let pattern = |tenths: &str| format!("{}{key}.{tenths}", wildcards(LEVELS));
     declarer
-        .bind_queue(queue, DELIVERY_EXCHANGE, &pattern("f0"), &Map::new())
+        .bind_queue(target, DELIVERY_EXCHANGE, &pattern("f0"), &Map::new())
         .await?;
     declarer
-        .bind_queue(queue, DEFERRED_EXCHANGE, &pattern("*"), &Map::new())
+        .bind_queue(target, DEFERRED_EXCHANGE, &pattern("*"), &Map::new())
         .await
-}
-
-/// Binds queues again if deferred messages may be waiting for them, because a
-/// deleted queue loses its bindings. Returns whether it has bound them.
-pub(crate) async fn rebind_deferred(
-    declarer: &mut Declarer<'_>,
-    queues: &[Queue],
-) -> Result<bool, ServiceError> {
-    if !declarer.exchange_exists(DEFERRED_EXCHANGE).await? {
-        return Ok(false);
-    }
-    for queue in queues {
-        bind_deferred(declarer, &queue.name).await?;
-    }
-    Ok(true)
 }
 
 impl DelayRoute {
@@ -289,17 +322,22 @@ fn level_name(level: u32) -> String {
 }
 
 /// Returns the words of a routing key that route to `queue` and to no other: its
-/// name, or a hash if the name is too long or contains wildcards.
-fn return_key(queue: &str) -> String {
+/// name, or a hash if the name is too long or contains wildcards, and `word`.
+fn return_key(queue: &str, word: &str) -> String {
     if queue.len() <= MAX_QUEUE_NAME_LEN && !queue.contains(['*', '#']) {
-        return format!("{queue}.{DEFERRED_EXCHANGE}");
+        return format!("{queue}.{word}");
     }
-    // FNV-1a, because the hash must be the same in every version of this library.
+    format!("{}.{word}", hashed(queue))
+}
+
+/// Returns a hash of a queue's name. FNV-1a, because the hash must be the same in
+/// every version of this library.
+fn hashed(queue: &str) -> String {
     let hash = queue.bytes().fold(
         0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128,
         |hash, byte| (hash ^ u128::from(byte)).wrapping_mul(0x0100_0000_0000_0000_0000_013b),
     );
-    format!("{hash:032x}.{DEFERRED_EXCHANGE}")
+    format!("{hash:032x}")
 }
 
 /// Returns the levels that a delay of so many seconds may pass, lowest first.
@@ -355,7 +393,7 @@ mod tests {
         ] {
             let route = deferred_route("q.high", Duration::from_millis(milliseconds));
             assert_eq!(route.exchange, exchange, "{milliseconds}");
-            let expected = format!("{}q.high.celery_parked.{tenths}", delay_prefix(seconds));
+            let expected = format!("{}q.high.celery_due.{tenths}", delay_prefix(seconds));
             assert_eq!(route.routing_key, expected);
             assert!(is_deferred_for("q.high", &route.routing_key));
             assert!(!is_deferred_for("high", &route.routing_key));
@@ -376,12 +414,19 @@ mod tests {
             let has_pattern = route.routing_key.contains(['*', '#']);
             assert!(!has_pattern && route.routing_key.len() < 255, "{route:?}");
         }
-        assert_ne!(return_key("jobs.*"), return_key("jobs.#"));
+        let keys = ["jobs.*", "jobs.#"].map(|name| return_key(name, DEFERRED_EXCHANGE));
+        assert_ne!(keys[0], keys[1]);
     }
 
     #[test]
     fn unrelated_routing_key_is_not_stripped() {
-        for key in ["celery", "a.celery_parked.f0", "", "0.1.0"] {
+        for key in [
+            "celery",
+            "a.celery_due.f0",
+            "a.celery_parked.f0",
+            "",
+            "0.1.0",
+        ] {
             assert!(!is_deferred_for("a", key), "{key}");
         }
         let delayed = format!("{}feed.import", delay_prefix(7));
@@ -392,6 +437,23 @@ mod tests {
             );
         }
         assert_eq!(original_routing_key("feeds", &delayed), None);
+    }
+
+    #[test]
+    fn message_deferred_by_earlier_version_is_recognized() {
+        let key = format!("{}q.high.celery_parked.f3", delay_prefix(2));
+        assert!(is_deferred_for("q.high", &key));
+        assert!(!is_deferred_for("high", &key));
+    }
+
+    #[test]
+    fn due_queue_has_a_name_of_its_own_unless_the_server_deletes_its_queue() {
+        let name = |queue: &Queue| due_queue_name(queue);
+        assert_eq!(name(&Queue::new("q")).as_deref(), Some("celery_due.q"));
+        assert_eq!(name(&Queue::new("a.*")).as_deref(), Some("celery_due.a.*"));
+        let long = name(&Queue::new("q".repeat(255))).expect("it has one");
+        assert_eq!(long.len(), "celery_due.".len() + 32);
+        assert_eq!(name(&Queue::broadcast("news")), None);
     }
 
     #[test]

@@ -25,9 +25,10 @@
 //!   routing key. Events, broadcasts and results of `rpc://` are not.
 //! - A message that is not due yet does not stay with the worker. It waits in the
 //!   queues of Celery's native delayed delivery, whatever the type of its own
-//!   queue, and returns to that queue through a binding of this crate.
+//!   queue, and then in the due queue of that queue: see below.
 //! - The prefetch applies to each consumer, which both classic and quorum queues
-//!   support. With a prefetch of 0, RabbitMQ pushes only what was requested.
+//!   support: to each queue and to its due queue. With a prefetch of 0, RabbitMQ
+//!   pushes only what was requested.
 //! - The broker does not reconnect a consumer. A broken connection is an error
 //!   that says whether it is transient, and the worker starts a new consumer.
 //!   RabbitMQ redelivers the unsettled deliveries of the old one.
@@ -86,21 +87,55 @@
 //! connection is lost, and with a prefetch of 0 when an idle worker gets more than it
 //! has requested. Workers keep the number of the latter small: a message that was
 //! returned twice stays with the worker that gets it, and on a queue that is declared
-//! with a limit below 20 all do, one for each queue. If workers restart often, set a
-//! dead-letter exchange or a higher limit. Deferred messages are published again and
+//! with a limit below 20 all do, one for each queue. If workers restart often, declare
+//! the queue with [`Queue::dead_letter`](celery_runtime::Queue::dead_letter), which keeps
+//! such messages in `<queue>.dead`, or with a higher limit. Deferred messages are published again and
 //! do not count. The delivery count that tasks see is the larger one of
 //! `x-delivery-count` and `x-acquired-count`.
 //!
-//! # Delayed messages in quorum queues
+//! # Delayed messages
 //!
-//! The queues that hold messages for whole seconds are quorum queues, as in
-//! Celery, unless `broker_native_delayed_delivery_queue_type` is `classic`. Those
-//! for tenths of a second are always classic. A quorum queue dead-letters a
-//! message to the next queue only when that queue has confirmed it, so that no
-//! message is lost, and RabbitMQ does that for few messages at a time: a thousand
-//! messages that are due at the same moment take seconds to return. Classic queues
-//! are faster, and may lose messages that are moving between queues when the
-//! server is killed.
+//! RabbitMQ drops a message that leaves a delay queue when the next queue refuses it.
+//! A queue of tasks may be full (`x-max-length`), or deleted, when a message becomes
+//! due. Therefore the delay queues do not return a message to the queue itself, but to
+//! its due queue `celery_due.<queue>` (with a hash for a name over 180 bytes): durable,
+//! classic, and without limits. Workers declare it when they start, and consume it beside
+//! the queue. Its messages are deliveries of the queue, and one full queue does not hold
+//! up the messages of another one. Arguments of existing queues do not change. A policy
+//! that limits every queue must not match `celery_due.*`, or it drops due messages.
+//!
+//! - *Python workers do not read due queues.* While a queue has more consumers than its
+//!   due queue, a worker moves due messages to the queue every 30 seconds
+//!   ([`AmqpOptions::due_check_interval`]), and the last worker that reads a due queue
+//!   moves them when it stops. A message is removed from the due queue after RabbitMQ has
+//!   confirmed it in the other one. If the confirm is lost or takes longer than 5 seconds,
+//!   it stays, and a copy of it may be in the queue; such a move is repeated at growing
+//!   intervals.
+//! - *What a queue does not accept stays in its due queue*, until a worker of this crate
+//!   reads it. A queue that drops its oldest messages when it is full gets only as many
+//!   as its declared arguments leave room for. A limit that only a policy sets is not
+//!   known to the worker.
+//! - *Nothing is moved* with `confirm_publish` off, while RabbitMQ blocks publishing, when
+//!   the last worker is killed, or when messages become due after it has stopped. They
+//!   wait in `celery_due.<queue>` until a worker of this crate starts.
+//! - *A deleted queue leaves `celery_due.<queue>`* with the messages that were or became
+//!   due. A new worker of the queue runs them. Delete both to discard them; purging or
+//!   counting the queue does not include its due queue. Only the due queue of a queue with
+//!   `x-expires` expires, like the queue. An auto-delete queue has no due queue: its
+//!   deferred messages return to it directly, and are dropped if it is full or deleted.
+//! - *A worker that may not declare due queues* logs a warning. Its deferred messages wait
+//!   in the worker and count towards its prefetch. The same applies while a due queue
+//!   cannot be declared, for example because its node is down.
+//!
+//! *What a killed server loses* is what Celery's native delayed delivery loses, too. A
+//! message is published to the delay queues with a confirm before its delivery is
+//! acknowledged, and each queue is durable. The queues for whole seconds are quorum
+//! queues, as in Celery, unless `broker_native_delayed_delivery_queue_type` is `classic`;
+//! those for tenths of a second are always classic. A quorum queue dead-letters a message
+//! to the next queue only when that queue has confirmed it, so that no message is lost, and
+//! RabbitMQ does that for few messages at a time: a thousand messages that are due at the
+//! same moment take seconds to return. Classic queues are faster, and may lose messages
+//! that are moving between queues when the server is killed.
 //!
 //! # Where to read on
 //!

@@ -32,6 +32,7 @@ pub struct AmqpOptions {
     pub(crate) confirms: PublisherConfirms,
     pub(crate) delayed_queue_type: QueueType,
     pub(crate) connection_name: Option<String>,
+    pub(crate) due_check_interval: Duration,
 }
 
 /// One node of a cluster.
@@ -112,6 +113,7 @@ impl AmqpOptions {
             confirms: PublisherConfirms::On,
             delayed_queue_type: QueueType::Quorum,
             connection_name: None,
+            due_check_interval: Duration::from_secs(30),
         };
         for (name, value) in parsed.iter().flat_map(|url| &url.query) {
             options.read_query(name, value).map_err(invalid)?;
@@ -163,6 +165,16 @@ impl AmqpOptions {
     pub fn delayed_queue_type(self, delayed_queue_type: QueueType) -> Self {
         Self {
             delayed_queue_type,
+            ..self
+        }
+    }
+
+    /// Sets how often a consumer checks whether due messages wait that only other
+    /// workers, such as Python's, have room for. Defaults to 30 s.
+    #[must_use]
+    pub fn due_check_interval(self, due_check_interval: Duration) -> Self {
+        Self {
+            due_check_interval,
             ..self
         }
     }

@@ -11,7 +11,7 @@ use crate::error::ErrorContext;
 use crate::shared::Shared;
 
 impl Shared {
-    /// Declares a queue with its exchanges and bindings.
+    /// Declares a queue with its exchanges and bindings, and its dead-letter queue.
     pub(crate) async fn declare(
         &self,
         connection: &AmqpConnection,
@@ -22,6 +22,12 @@ impl Shared {
         let mut declarer = Declarer::new(connection, context);
         for (exchange, ..) in bindings(queue) {
             declarer.declare_exchange(exchange).await?;
+        }
+        if let Some(name) = queue.dead_letter_queue() {
+            // Before the queue, which drops what has no other queue.
+            declarer
+                .declare_queue_with_any_arguments(&Queue::new(name))
+                .await?;
         }
         declarer.declare_queue(queue).await?;
         for (exchange, routing_key, arguments) in bindings(queue) {

@@ -1,10 +1,9 @@
 //! The state that receiving and settling share.
 
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use celery_protocol::DeliveryInfo;
+use celery_protocol::{DeliveryInfo, Value};
 use celery_runtime::{
     ConsumeOptions, Delivery, DeliveryTag, Queue, ServiceError, ServiceErrorKind,
 };
@@ -12,7 +11,7 @@ use lapin::Channel;
 use lapin::types::ShortString;
 use tokio::sync::Notify;
 
-use super::due_queue::DueQueue;
+use super::local_delays::LocalDelays;
 use super::pending_frames::{FrameWrite, PendingFrames};
 use super::receive_state::ReceiveState;
 use super::unacked::{UnackedDeliveries, UnackedDelivery};
@@ -23,6 +22,75 @@ use crate::message;
 use crate::shared::Shared;
 use crate::sync::lock;
 use crate::table::short_string;
+
+/// A queue on the server that a consumer reads: a task queue, or its due queue.
+pub(super) struct Source {
+    pub(super) name: String,
+    /// The index of the task queue.
+    pub(super) queue_index: usize,
+    /// Whether it is a due queue.
+    pub(super) is_due: bool,
+    /// Whether surplus deliveries of it always stay in the consumer.
+    pub(super) keeps_surplus: bool,
+}
+
+/// How the deferred messages of a task queue return.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ReturnPath {
+    /// Through bindings that were made.
+    Bound,
+    /// The bindings may have been deleted, and are made again.
+    Unknown,
+    /// The server refuses the bindings: deferred messages wait in the consumer.
+    Refused,
+    /// The server refuses the bindings for now: deferred messages wait in the consumer
+    /// until a later attempt succeeds.
+    Unavailable,
+}
+
+impl ReturnPath {
+    /// Reports whether messages can be deferred in the server.
+    pub(super) fn is_usable(self) -> bool {
+        matches!(self, Self::Bound | Self::Unknown)
+    }
+}
+
+/// Returns the task queues and then their due queues.
+fn sources(queues: &[Queue], return_paths: &[ReturnPath]) -> Vec<Source> {
+    let task_queues = queues
+        .iter()
+        .enumerate()
+        .map(|(queue_index, queue)| Source {
+            name: queue.name.clone(),
+            queue_index,
+            is_due: false,
+            keeps_surplus: keeps_surplus(queue),
+        });
+    let indexes = (0..queues.len()).filter(|index| return_paths[*index] == ReturnPath::Bound);
+    let due_queues = indexes.filter_map(|queue_index| {
+        Some(Source {
+            name: delay::due_queue_name(&queues[queue_index])?,
+            queue_index,
+            is_due: true,
+            keeps_surplus: false,
+        })
+    });
+    task_queues.chain(due_queues).collect()
+}
+
+/// The smallest delivery limit of a quorum queue that returns its surplus.
+const MIN_RETURNING_LIMIT: u64 = 20;
+
+/// Reports whether surplus deliveries of a queue always stay in the consumer, at most
+/// one for each that was requested, as Python's workers do on every quorum queue.
+///
+/// Its consumer stays, too: a quorum queue also returns and counts the messages that
+/// it has sent before it reads a `basic.cancel`.
+fn keeps_surplus(queue: &Queue) -> bool {
+    let limit = queue.arguments.get("x-delivery-limit");
+    let limit = limit.and_then(Value::as_u64);
+    queue.is_quorum() && limit.is_some_and(|limit| limit < MIN_RETURNING_LIMIT)
+}
 
 /// What a consumer knows about a delivery, with the server's tag.
 pub(super) enum TagState {
@@ -41,21 +109,30 @@ pub(super) struct ConsumerInner {
     pub(super) channel: Channel,
     /// Part of the delivery tags, to distinguish them from those of other consumers.
     pub(super) id: u64,
-    /// The queues, and their names for the deliveries.
+    /// The task queues, and their names for the deliveries.
     pub(super) queues: Vec<(Arc<str>, Queue)>,
+    /// The queues that are consumed.
+    pub(super) sources: Vec<Source>,
     /// The prefetch that the next `receive` applies.
     pub(super) prefetch: AtomicU16,
     pub(super) receiving: tokio::sync::Mutex<ReceiveState>,
     pub(super) unacked: Mutex<UnackedDeliveries>,
-    /// Deferred deliveries that are due soon and wait in the consumer.
-    pub(super) due_queue: DueQueue,
-    /// The indexes of the queues that are bound for deferred messages.
-    pub(super) deferred_bindings: Mutex<BTreeSet<usize>>,
+    /// Deferred deliveries that wait in the consumer.
+    pub(super) local_delays: LocalDelays,
+    /// How deferred messages return to each task queue.
+    pub(super) return_paths: Mutex<Vec<ReturnPath>>,
+    /// Held while due messages are moved.
+    pub(super) moving: tokio::sync::Mutex<()>,
+    /// Whether the channel is closed and due messages were moved.
+    pub(super) finished: tokio::sync::Mutex<bool>,
     /// The settlements that are not known to be written. Locked after `unacked`
     /// where both are.
     pub(super) pending_frames: Mutex<PendingFrames>,
     pub(super) interrupted: AtomicBool,
     pub(super) interrupt: Notify,
+    /// Whether the consumer is closed or dropped.
+    pub(super) finish_requested: AtomicBool,
+    pub(super) finish: Notify,
 }
 
 impl ConsumerInner {
@@ -64,7 +141,7 @@ impl ConsumerInner {
         connection: Arc<AmqpConnection>,
         channel: Channel,
         options: &ConsumeOptions,
-        deferred_bindings: BTreeSet<usize>,
+        return_paths: Vec<ReturnPath>,
     ) -> Self {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         Self {
@@ -80,11 +157,16 @@ impl ConsumerInner {
             prefetch: AtomicU16::new(options.prefetch),
             receiving: tokio::sync::Mutex::default(),
             unacked: Mutex::default(),
-            due_queue: DueQueue::default(),
-            deferred_bindings: Mutex::new(deferred_bindings),
+            local_delays: LocalDelays::default(),
+            sources: sources(&options.queues, &return_paths),
+            return_paths: Mutex::new(return_paths),
+            moving: tokio::sync::Mutex::default(),
+            finished: tokio::sync::Mutex::default(),
             pending_frames: Mutex::default(),
             interrupted: AtomicBool::new(false),
             interrupt: Notify::new(),
+            finish_requested: AtomicBool::new(false),
+            finish: Notify::new(),
         }
     }
 
@@ -98,11 +180,12 @@ impl ConsumerInner {
 
     /// Converts a delivery for the runtime.
     pub(super) fn to_delivery(&self, tag: u64, unacked: &UnackedDelivery) -> Delivery {
-        let (name, queue) = &self.queues[unacked.queue_index];
+        let source = &self.sources[unacked.source];
+        let (name, queue) = &self.queues[source.queue_index];
         let (exchange, routing_key) = (unacked.exchange.as_str(), unacked.routing_key.as_str());
         // A delay is not visible: the message has the exchange and routing key of
         // one that was not delayed.
-        let mut info = if delay::is_deferred_for(name, routing_key) {
+        let mut info = if source.is_due || delay::is_deferred_for(name, routing_key) {
             DeliveryInfo::new("", &**name)
         } else if let Some(key) = delay::original_routing_key(exchange, routing_key) {
             DeliveryInfo::new(queue.exchange.name.as_str(), key)
@@ -135,9 +218,14 @@ impl ConsumerInner {
         }
     }
 
-    /// Returns the name of the queue that a delivery came from.
+    /// Returns the index of the task queue of a delivery.
+    pub(super) fn queue_index(&self, unacked: &UnackedDelivery) -> usize {
+        self.sources[unacked.source].queue_index
+    }
+
+    /// Returns the name of the task queue of a delivery.
     pub(super) fn queue_name(&self, unacked: &UnackedDelivery) -> &str {
-        &self.queues[unacked.queue_index].0
+        &self.queues[self.queue_index(unacked)].0
     }
 
     /// Returns the context for the errors of an operation.
@@ -156,14 +244,39 @@ impl ConsumerInner {
         self.interrupted.load(Ordering::SeqCst)
     }
 
+    pub(super) fn interrupt(&self) {
+        self.interrupted.store(true, Ordering::SeqCst);
+        self.interrupt.notify_waiters();
+    }
+
     /// Waits until the consumer is interrupted.
     pub(super) async fn wait_for_interrupt(&self) {
-        loop {
-            let interrupt = self.interrupt.notified();
-            if self.is_interrupted() {
-                return;
-            }
-            interrupt.await;
+        wait_for(&self.interrupted, &self.interrupt).await;
+    }
+
+    /// Interrupts the consumer, and ends its work in the background.
+    pub(super) fn request_finish(&self) {
+        self.interrupt();
+        self.finish_requested.store(true, Ordering::SeqCst);
+        self.finish.notify_waiters();
+    }
+
+    pub(super) fn is_finish_requested(&self) -> bool {
+        self.finish_requested.load(Ordering::SeqCst)
+    }
+
+    /// Waits until the consumer is closed or dropped.
+    pub(super) async fn wait_for_finish(&self) {
+        wait_for(&self.finish_requested, &self.finish).await;
+    }
+}
+
+async fn wait_for(flag: &AtomicBool, notify: &Notify) {
+    loop {
+        let notified = notify.notified();
+        if flag.load(Ordering::SeqCst) {
+            return;
         }
+        notified.await;
     }
 }

@@ -1,11 +1,10 @@
 //! Receiving deliveries.
 
-use std::collections::{BTreeSet, VecDeque};
-use std::sync::Arc;
+use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
-use celery_protocol::Value;
 use celery_runtime::{Delivery, Queue, ServiceError, ServiceErrorKind};
 use futures_util::future::{FutureExt, TryFutureExt, try_join_all};
 use futures_util::stream::StreamExt;
@@ -24,19 +23,8 @@ use crate::sync::lock;
 /// queues have no count.
 const MAX_RETURNS: u32 = 2;
 
-/// The smallest delivery limit of a quorum queue that returns its surplus.
-const MIN_RETURNING_LIMIT: u64 = 20;
-
-/// Reports whether surplus deliveries of a queue always stay in the consumer, at most
-/// one for each that was requested, as Python's workers do on every quorum queue.
-///
-/// Its consumer stays, too: a quorum queue also returns and counts the messages that
-/// it has sent before it reads a `basic.cancel`.
-fn keeps_surplus(queue: &Queue) -> bool {
-    let limit = queue.arguments.get("x-delivery-limit");
-    let limit = limit.and_then(Value::as_u64);
-    queue.is_quorum() && limit.is_some_and(|limit| limit < MIN_RETURNING_LIMIT)
-}
+/// The pause before an interrupted consumer tries again to requeue its deliveries.
+const REQUEUE_PAUSE: Duration = Duration::from_secs(1);
 
 impl ConsumerInner {
     /// Waits for deliveries and returns at most `max`, or none if the consumer is
@@ -62,11 +50,16 @@ impl ConsumerInner {
             self.wait_for_delivery(&mut state, prefetch, max).await?;
         }
         let count = state.buffer.len().min(max);
-        let taken = state.buffer.drain(..count).collect();
-        if prefetch == 0 {
-            self.return_surplus(&mut state).await?;
+        let surplus = state.buffer.split_off(count);
+        let taken = std::mem::replace(&mut state.buffer, surplus);
+        if prefetch == 0
+            && let Err(error) = self.return_surplus(&mut state).await
+        {
+            // What was taken would be held until the channel closes. A broken channel
+            // fails the next `receive`.
+            tracing::debug!("consumer/receive: {error}");
         }
-        Ok(taken)
+        Ok(taken.into())
     }
 
     /// Waits for the next delivery or for an interrupt. Without a prefetch the
@@ -78,7 +71,7 @@ impl ConsumerInner {
         max: usize,
     ) -> Result<(), ServiceError> {
         if prefetch == 0 {
-            let per_queue = (max / self.queues.len().max(1)).max(1);
+            let per_queue = (max / self.sources.len().max(1)).max(1);
             let limit = u16::try_from(per_queue).unwrap_or(u16::MAX);
             self.start_consuming(state, limit, ConsumerOrder::Random)
                 .await?;
@@ -92,7 +85,7 @@ impl ConsumerInner {
                 let delivery = self.handle_event(event)?;
                 state.buffer.push_back(delivery);
             }
-            () = self.due_queue.wait_due() => {}
+            () = self.local_delays.wait_due() => {}
         }
         self.buffer_ready(state, max)?;
         if prefetch == 0 {
@@ -105,7 +98,7 @@ impl ConsumerInner {
     /// that are due, then those that the server has pushed.
     fn buffer_ready(&self, state: &mut ReceiveState, max: usize) -> Result<(), ServiceError> {
         while state.buffer.len() < max {
-            if let Some(tag) = self.due_queue.pop_due() {
+            if let Some(tag) = self.local_delays.pop_due() {
                 state.buffer.extend(self.redelivery(tag));
                 continue;
             }
@@ -125,16 +118,16 @@ impl ConsumerInner {
     async fn fetch(&self, state: &mut ReceiveState, max: usize) -> Result<(), ServiceError> {
         let context = self.context("fetch from");
         let mut empty = 0;
-        while state.buffer.len() < max && empty < self.queues.len() && !self.is_interrupted() {
-            let queue_index = state.next_queue % self.queues.len();
-            state.next_queue = queue_index + 1;
-            let name = self.short_string(&self.queues[queue_index].0)?;
+        while state.buffer.len() < max && empty < self.sources.len() && !self.is_interrupted() {
+            let source = state.next_source % self.sources.len();
+            state.next_source = source + 1;
+            let name = self.short_string(&self.sources[source].name)?;
             let fetched = self.channel.basic_get(name, BasicGetOptions::default());
             let fetched = self.connection.await_response(fetched).await;
             match fetched.map_err(|error| context.wrap(error))? {
                 Some(message) => {
                     empty = 0;
-                    let delivery = self.track(queue_index, message.delivery);
+                    let delivery = self.track(source, message.delivery);
                     state.buffer.push_back(delivery);
                 }
                 None => empty += 1,
@@ -156,24 +149,24 @@ impl ConsumerInner {
         let qos = self.channel.basic_qos(prefetch, BasicQosOptions::default());
         let qos = self.connection.await_response(qos).await;
         qos.map_err(|error| context.wrap(error))?;
-        let mut requests = Vec::with_capacity(self.queues.len());
-        for (queue_index, (name, queue)) in self.queues.iter().enumerate() {
-            if state.is_consuming(queue_index) {
+        let mut requests = Vec::with_capacity(self.sources.len());
+        for (index, source) in self.sources.iter().enumerate() {
+            if state.is_consuming(index) {
                 continue;
             }
             let consuming = self.channel.basic_consume(
-                self.short_string(name)?,
+                self.short_string(&source.name)?,
                 "".into(),
                 BasicConsumeOptions::default(),
-                order.arguments(queue),
+                order.arguments(&self.queues[source.queue_index].1),
             );
-            requests.push(consuming.map_ok(move |consumer| (queue_index, consumer)));
+            requests.push(consuming.map_ok(move |consumer| (index, consumer)));
         }
         let started = try_join_all(requests);
         let started = self.connection.await_response(started).await;
-        for (queue_index, consumer) in started.map_err(|error| context.wrap(error))? {
-            state.consumers.push((queue_index, consumer.tag()));
-            state.streams.push(consumer_stream(queue_index, consumer));
+        for (source, consumer) in started.map_err(|error| context.wrap(error))? {
+            state.consumers.push((source, consumer.tag()));
+            state.streams.push(consumer_stream(source, consumer));
         }
         state.prefetch = prefetch;
         Ok(())
@@ -181,40 +174,38 @@ impl ConsumerInner {
 
     /// Cancels the consumers and buffers the deliveries that they have pushed.
     async fn stop_consuming(&self, state: &mut ReceiveState) -> Result<(), ServiceError> {
-        let consumers = std::mem::take(&mut state.consumers);
-        self.cancel(state, consumers).await
+        self.cancel(state, |_| true).await
     }
 
     /// Cancels the consumers that may push more than was requested, except on queues
-    /// that [keep](keeps_surplus) their surplus.
+    /// that [keep](super::inner::Source::keeps_surplus) their surplus.
     async fn stop_surplus(&self, state: &mut ReceiveState) -> Result<(), ServiceError> {
-        let consumers = std::mem::take(&mut state.consumers).into_iter();
-        let (kept, cancelled) =
-            consumers.partition(|(queue_index, _)| keeps_surplus(&self.queues[*queue_index].1));
-        state.consumers = kept;
-        self.cancel(state, cancelled).await
+        self.cancel(state, |source| !self.sources[source].keeps_surplus)
+            .await
     }
 
+    /// Cancels the consumers of some sources. After an error it may be called again.
     async fn cancel(
         &self,
         state: &mut ReceiveState,
-        consumers: Vec<(usize, ShortString)>,
+        is_cancelled: impl Fn(usize) -> bool,
     ) -> Result<(), ServiceError> {
         let context = self.context("stop consuming from");
-        let mut cancelled = BTreeSet::new();
-        let cancels = consumers.into_iter().map(|(queue_index, tag)| {
-            cancelled.insert(queue_index);
+        let cancelled = |(source, _): &&(usize, ShortString)| is_cancelled(*source);
+        let cancels = state.consumers.iter().filter(cancelled).map(|(_, tag)| {
             self.channel
-                .basic_cancel(tag, BasicCancelOptions::default())
+                .basic_cancel(tag.clone(), BasicCancelOptions::default())
         });
         let cancels = try_join_all(cancels);
         let ended = self.connection.await_response(cancels).await;
         ended.map_err(|error| context.wrap(error))?;
         state.prefetch = 0;
         // The stream of a cancelled consumer ends after its last delivery.
-        while !cancelled.is_empty() {
+        while state.consumers.iter().any(|one| cancelled(&one)) {
             match state.streams.next().await {
-                Some(ConsumerEvent::Ended(index, None)) if cancelled.remove(&index) => {}
+                Some(ConsumerEvent::Ended(index, None)) if is_cancelled(index) => {
+                    state.consumers.retain(|(source, _)| *source != index);
+                }
                 Some(event) => {
                     let delivery = self.handle_event(event)?;
                     state.buffer.push_back(delivery);
@@ -235,8 +226,11 @@ impl ConsumerInner {
     /// that they could reach a delivery limit: the next `receive` returns them.
     async fn return_surplus(&self, state: &mut ReceiveState) -> Result<(), ServiceError> {
         let is_returned = |delivery: &Delivery| {
-            let queue = self.queues.iter().find(|(name, _)| *name == delivery.queue);
-            let is_kept = queue.is_some_and(|(_, queue)| keeps_surplus(queue));
+            let TagState::Unsettled(tag) = self.tag_state(&delivery.tag) else {
+                return true;
+            };
+            let source = lock(&self.unacked).get(tag).map(|unacked| unacked.source);
+            let is_kept = source.is_some_and(|source| self.sources[source].keeps_surplus);
             !is_kept && delivery.delivery_count.unwrap_or(0) < MAX_RETURNS
         };
         let buffered = std::mem::take(&mut state.buffer).into_iter();
@@ -259,11 +253,9 @@ impl ConsumerInner {
     /// Records a delivery, or returns the error that ended the consumer.
     fn handle_event(&self, event: ConsumerEvent) -> Result<Delivery, ServiceError> {
         match event {
-            ConsumerEvent::Delivery(queue_index, delivery) => {
-                Ok(self.track(queue_index, *delivery))
-            }
-            ConsumerEvent::Ended(queue_index, error) => {
-                let object = format!("queue {}", self.queues[queue_index].0);
+            ConsumerEvent::Delivery(source, delivery) => Ok(self.track(source, *delivery)),
+            ConsumerEvent::Ended(source, error) => {
+                let object = format!("queue {}", self.sources[source].name);
                 let context = self.shared.context("consume", &object);
                 Err(match error {
                     Some(error) => context.wrap(error),
@@ -277,10 +269,10 @@ impl ConsumerInner {
     }
 
     /// Records a delivery as unsettled.
-    fn track(&self, queue_index: usize, delivery: lapin::message::Delivery) -> Delivery {
+    fn track(&self, source: usize, delivery: lapin::message::Delivery) -> Delivery {
         let tag = delivery.delivery_tag;
         let unacked = UnackedDelivery {
-            queue_index,
+            source,
             exchange: delivery.exchange,
             routing_key: delivery.routing_key,
             redelivered: delivery.redelivered,
@@ -293,25 +285,37 @@ impl ConsumerInner {
     }
 }
 
-/// Requeues the deliveries that an interrupted consumer does not hand out, so that
-/// other consumers receive them.
-pub(super) async fn requeue_when_interrupted(inner: Arc<ConsumerInner>) {
-    inner.wait_for_interrupt().await;
-    inner.requeue_unreceived().await;
-}
-
 impl ConsumerInner {
-    /// Stops consuming and requeues the deliveries that were not handed out.
-    pub(super) async fn requeue_unreceived(&self) {
-        let mut state = self.receiving.lock().await;
-        let requeued = match self.stop_consuming(&mut state).await {
-            Ok(()) => self.requeue_buffered(&mut state).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = requeued {
-            // RabbitMQ requeues them when the channel closes.
+    /// Requeues what the consumer has not handed out, once it is interrupted, until that
+    /// succeeds or the consumer is finished.
+    pub(super) async fn requeue_when_interrupted(&self) {
+        self.wait_for_interrupt().await;
+        while let Err(error) = self.requeue_unreceived().await {
             tracing::debug!("consumer/requeue: {error}");
+            if !self.channel.status().connected() {
+                // RabbitMQ requeues the deliveries of a closed channel.
+                return;
+            }
+            tokio::select! {
+                biased;
+                () = self.wait_for_finish() => return,
+                () = tokio::time::sleep(REQUEUE_PAUSE) => {}
+            }
         }
+    }
+
+    /// Stops consuming and requeues the deliveries that were not handed out, and those
+    /// that wait in the consumer, so that other consumers receive them.
+    pub(super) async fn requeue_unreceived(&self) -> Result<(), ServiceError> {
+        let mut state = self.receiving.lock().await;
+        let waiting = self.local_delays.close();
+        let requeues = waiting.into_iter().map(|tag| (tag, true)).collect();
+        let frames = self.queue_frames(requeues, Vec::new());
+        let stopped = self.stop_consuming(&mut state).await;
+        self.requeue_buffered(&mut state).await?;
+        self.await_writes(&frames).await;
+        frames.iter().try_for_each(|frame| self.written(frame))?;
+        stopped
     }
 }
 

@@ -9,7 +9,7 @@ use lapin::options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions};
 use lapin::types::ShortString;
 use tokio::time::Instant;
 
-use super::inner::{ConsumerInner, TagState};
+use super::inner::{ConsumerInner, ReturnPath, TagState};
 use super::pending_frames::SettlementFrame;
 use super::unacked::{Ack, UnackedDelivery};
 use crate::connection::AmqpConnection;
@@ -123,8 +123,11 @@ impl ConsumerInner {
                 RepublishTarget::QueueTail => requeues.push((tag, true)),
                 // The server cannot delay it, so it waits in the consumer.
                 RepublishTarget::Delayed { due, .. } => {
-                    self.due_queue.insert(due, tag);
-                    outcomes.set(&[tag], &Ok(Settled::Done));
+                    if self.local_delays.insert(due, tag) {
+                        outcomes.set(&[tag], &Ok(Settled::Done));
+                    } else {
+                        requeues.push((tag, true));
+                    }
                 }
             }
         }
@@ -182,9 +185,13 @@ impl ConsumerInner {
                 Settlement::Defer(_, until) => {
                     let delay = until.duration_since(now).unwrap_or_default();
                     let due = Instant::now() + delay;
-                    if delay <= MAX_LOCAL_DELAY {
-                        self.due_queue.insert(due, tag);
-                        plan.outcomes.set(&[tag], &Ok(Settled::Done));
+                    if delay <= MAX_LOCAL_DELAY || !self.can_defer(tag) {
+                        if self.local_delays.insert(due, tag) {
+                            plan.outcomes.set(&[tag], &Ok(Settled::Done));
+                        } else {
+                            // An interrupted consumer hands out nothing more.
+                            plan.rejections.push((tag, true));
+                        }
                         continue;
                     }
                     let target = |queue: &str| RepublishTarget::Delayed {
@@ -196,6 +203,13 @@ impl ConsumerInner {
             }
         }
         plan
+    }
+
+    /// Reports whether the server can hold a deferred delivery.
+    fn can_defer(&self, tag: u64) -> bool {
+        let unacked = lock(&self.unacked);
+        let index = unacked.get(tag).map(|unacked| self.queue_index(unacked));
+        index.is_none_or(|index| lock(&self.return_paths)[index].is_usable())
     }
 
     fn republication(
@@ -276,13 +290,14 @@ impl ConsumerInner {
             {
                 // A part of the route may have been deleted on the server.
                 route.forget_declarations(&connection.declarations);
-                lock(&self.deferred_bindings).remove(&republication.unacked.queue_index);
+                let index = self.queue_index(&republication.unacked);
+                lock(&self.return_paths)[index] = ReturnPath::Unknown;
             }
         }
         results
     }
 
-    /// Declares the route of a deferred message and binds its queue to the end of
+    /// Declares the route of a deferred message and binds its due queue to the end of
     /// the route.
     async fn declare_route(
         &self,
@@ -290,16 +305,20 @@ impl ConsumerInner {
         route: &DelayRoute,
         unacked: &UnackedDelivery,
     ) -> Result<(), ServiceError> {
-        let queue = self.queue_name(unacked);
-        let object = format!("the delayed messages of queue {queue}");
+        let index = self.queue_index(unacked);
+        let (name, queue) = &self.queues[index];
+        let object = format!("the delayed messages of queue {name}");
         let mut declarer = Declarer::new(connection, self.shared.context("prepare", &object));
-        let is_bound = lock(&self.deferred_bindings).contains(&unacked.queue_index);
+        let is_bound = lock(&self.return_paths)[index] == ReturnPath::Bound;
         if !is_bound {
             delay::bind_deferred(&mut declarer, queue).await?;
-            lock(&self.deferred_bindings).insert(unacked.queue_index);
+            lock(&self.return_paths)[index] = ReturnPath::Bound;
         }
         let queue_type = self.shared.options.delayed_queue_type;
-        route.declare(&mut declarer, queue_type).await
+        route.declare(&mut declarer, queue_type).await?;
+        // It exists, so its messages need no channel of their own.
+        connection.lanes.add_exchange(&route.exchange);
+        Ok(())
     }
 
     fn republished_message(

@@ -21,8 +21,8 @@ pub(super) struct UnackedDeliveries {
 /// A delivery as it was received, kept so that it can be published again.
 #[derive(Clone, Debug)]
 pub(super) struct UnackedDelivery {
-    /// The index of its queue among the consumer's queues.
-    pub(super) queue_index: usize,
+    /// The index of its queue among the consumer's sources.
+    pub(super) source: usize,
     pub(super) exchange: ShortString,
     pub(super) routing_key: ShortString,
     pub(super) redelivered: bool,
@@ -84,7 +84,7 @@ mod tests {
         let mut unacked = UnackedDeliveries::default();
         for tag in tags {
             let delivery = UnackedDelivery {
-                queue_index: 0,
+                source: 0,
                 exchange: "".into(),
                 routing_key: "q".into(),
                 redelivered: false,

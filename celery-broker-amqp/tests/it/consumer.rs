@@ -31,10 +31,7 @@ async fn prefetch_applies_to_each_queue() {
         })
         .await;
     }
-    let consumers = test_vhost.rows(
-        "list_consumers",
-        &["queue_name", "prefetch_count", "ack_required"],
-    );
+    let consumers = test_vhost.consumers(&["queue_name", "prefetch_count", "ack_required"]);
     assert_eq!(consumers, [["one", "true", "7"], ["two", "true", "7"]]);
     // RabbitMQ 4 lists no prefetch of a whole channel.
     if blocking(|| RabbitServer::shared().major_version()) < 4 {
@@ -101,10 +98,10 @@ async fn changed_prefetch_applies_on_next_receive() {
     for prefetch in [20, 2, 0, 6] {
         consumer.set_prefetch(prefetch);
         taken.extend(receive(&*consumer, 1).await);
-        let prefetches = test_vhost.rows("list_consumers", &["prefetch_count"]);
+        let prefetches = test_vhost.consumers(&["queue_name", "prefetch_count"]);
         match prefetch {
             0 => assert!(prefetches.is_empty(), "{prefetches:?}"),
-            prefetch => assert_eq!(prefetches, [[prefetch.to_string()]]),
+            prefetch => assert_eq!(prefetches, [["q", &prefetch.to_string()]]),
         }
     }
     while taken.len() < 50 {

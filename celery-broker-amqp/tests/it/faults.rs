@@ -12,8 +12,9 @@ use futures_util::future::join_all;
 use test_servers::RabbitServer;
 
 use crate::support::{
-    TIMEOUT, ack_all, all, blocking, broker_at, consumer, id, ids, numbers, publish_one, receive,
-    receive_one, send, settle, sorted, to, to_declared, wait_until, within,
+    TIMEOUT, ack_all, all, block_publishing, blocking, broker_at, consumer, id, ids, numbers,
+    publish_one, receive, receive_one, send, set_memory_alarm, settle, sorted, to, to_declared,
+    wait_until, within,
 };
 
 /// Starts a server for one test, which may break it.
@@ -277,28 +278,6 @@ async fn defer_during_memory_alarm_delays_no_ack_and_is_not_duplicated() {
         ("written", 2),
         "the acknowledgement, and the number of deferred messages"
     );
-}
-
-/// Publishes a message, and waits until the broker knows that publishing is
-/// blocked.
-async fn block_publishing(broker: &AmqpBroker) {
-    let publication = [to("missing", "blocked")];
-    let _ = tokio::time::timeout(Duration::from_millis(100), broker.publish(&publication)).await;
-    wait_until("the reason is known", async || {
-        broker.blocked_reason().is_some()
-    })
-    .await;
-}
-
-async fn set_memory_alarm(server: &RabbitServer, raised: bool) {
-    let limit = if raised { "0.00001" } else { "0.6" };
-    blocking(|| server.control(&["set_vm_memory_high_watermark", limit]));
-    // The server checks its memory periodically.
-    wait_until("the server notices", async || {
-        let alarms = blocking(|| server.control(&["eval", "rabbit_alarm:get_alarms()."]));
-        alarms.contains("memory") == raised
-    })
-    .await;
 }
 
 fn channels(server: &RabbitServer) -> usize {

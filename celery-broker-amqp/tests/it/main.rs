@@ -6,6 +6,7 @@ mod conformance;
 mod connection;
 mod consumer;
 mod delay;
+mod due;
 mod faults;
 mod publish;
 mod refusals;

@@ -6,8 +6,8 @@ use lapin::types::{AMQPValue, FieldTable};
 use test_servers::RabbitServer;
 
 use crate::support::{
-    RawClient, TestVhost, blocking, broker_at, consumer, id, publish_one, receive_one, send, table,
-    to, wait_until, within,
+    RawClient, TestVhost, blocking, broker_at, consumer, create_user, id, publish_one, receive_one,
+    send, table, to, wait_until, within,
 };
 
 fn control(words: &[&str]) {
@@ -21,15 +21,6 @@ fn limit_vhost(test_vhost: &TestVhost, limit: &str) {
 
 fn lift_vhost_limits(test_vhost: &TestVhost) {
     control(&["clear_vhost_limits", "-p", &test_vhost.vhost]);
-}
-
-/// Creates a user with all permissions in the virtual host and returns its URL.
-fn create_user(test_vhost: &TestVhost, name: &str) -> String {
-    control(&["add_user", name, "word"]);
-    let vhost = &test_vhost.vhost;
-    control(&["set_permissions", "-p", vhost, name, ".*", ".*", ".*"]);
-    let login = format!("{name}:word@");
-    test_vhost.url.replace("guest:guest@", &login)
 }
 
 #[track_caller]

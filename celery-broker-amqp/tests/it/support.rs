@@ -1,6 +1,7 @@
 //! Helpers of the tests.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use celery_broker_amqp::{AmqpBroker, AmqpOptions};
 use celery_protocol::{Embed, Message, Serializer, TaskHeaders, encode_body};
@@ -48,6 +49,14 @@ impl TestVhost {
     /// Returns these columns of the channels in this virtual host.
     pub(crate) fn channels(&self, columns: &[&str]) -> Vec<Vec<String>> {
         vhost_rows("list_channels", &self.vhost, columns)
+    }
+
+    /// Returns the consumers of queues other than due queues, whose name is the first of
+    /// the columns.
+    pub(crate) fn consumers(&self, columns: &[&str]) -> Vec<Vec<String>> {
+        let mut rows = self.rows("list_consumers", columns);
+        rows.retain(|row| !row[0].starts_with("celery_due."));
+        rows
     }
 
     /// Returns the numbers of ready and unacknowledged messages of a queue.
@@ -220,6 +229,39 @@ pub(crate) fn table(pairs: &[(&str, lapin::types::AMQPValue)]) -> FieldTable {
         table.insert((*name).into(), value.clone());
     }
     table
+}
+
+/// Creates a user with all permissions in the virtual host and returns its URL.
+pub(crate) fn create_user(test_vhost: &TestVhost, name: &str) -> String {
+    let control = |words: &[&str]| blocking(|| RabbitServer::shared().control(words));
+    control(&["add_user", name, "word"]);
+    let vhost = &test_vhost.vhost;
+    control(&["set_permissions", "-p", vhost, name, ".*", ".*", ".*"]);
+    let login = format!("{name}:word@");
+    test_vhost.url.replace("guest:guest@", &login)
+}
+
+/// Publishes a message, and waits until the broker knows that publishing is
+/// blocked.
+pub(crate) async fn block_publishing(broker: &AmqpBroker) {
+    let publication = [to("missing", "blocked")];
+    let _ = tokio::time::timeout(Duration::from_millis(100), broker.publish(&publication)).await;
+    wait_until("the reason is known", async || {
+        broker.blocked_reason().is_some()
+    })
+    .await;
+}
+
+/// Raises or clears the memory alarm of a server.
+pub(crate) async fn set_memory_alarm(server: &RabbitServer, raised: bool) {
+    let limit = if raised { "0.00001" } else { "0.6" };
+    blocking(|| server.control(&["set_vm_memory_high_watermark", limit]));
+    // The server checks its memory periodically.
+    wait_until("the server notices", async || {
+        let alarms = blocking(|| server.control(&["eval", "rabbit_alarm:get_alarms()."]));
+        alarms.contains("memory") == raised
+    })
+    .await;
 }
 
 /// A random number generator with a fixed seed.

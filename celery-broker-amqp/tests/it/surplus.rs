@@ -103,7 +103,7 @@ async fn surplus_of_queue_with_small_delivery_limit_is_kept_until_interrupt() {
         tokio::spawn(async move { first.receive(1).await })
     };
     wait_until("the consumer waits", async || {
-        let waiting = test_vhost.rows("list_consumers", &["queue_name"]);
+        let waiting = test_vhost.consumers(&["queue_name"]);
         waiting.len() == QUEUES
     })
     .await;
@@ -143,7 +143,7 @@ async fn message_for_idle_consumer_is_pushed_from_any_queue() {
             tokio::spawn(async move { consumer.receive(1).await })
         };
         wait_until("the consumer waits on every queue", async || {
-            let waiting = test_vhost.rows("list_consumers", &["queue_name"]);
+            let waiting = test_vhost.consumers(&["queue_name"]);
             waiting.len() == all_queues.len()
         })
         .await;

@@ -5,11 +5,15 @@ use std::sync::Arc;
 
 use celery_broker_amqp::{AmqpBroker, AmqpOptions};
 use celery_protocol::{Map, Value};
-use celery_runtime::{Binding, Broker, Exchange, ExchangeKind, Queue, QueueType, ServiceErrorKind};
+use celery_runtime::{
+    Binding, Broker, Exchange, ExchangeKind, Queue, QueueType, ServiceErrorKind, Settlement,
+};
+use lapin::options::{BasicGetOptions, BasicRejectOptions};
 use lapin::types::AMQPValue;
 
 use crate::support::{
-    RawClient, TestVhost, broker_at, publish_one, table, to_declared, within, without_default_type,
+    RawClient, TestVhost, broker_at, consumer, publish_one, receive_one, send, settle, table,
+    to_declared, wait_until, within, without_default_type,
 };
 
 fn row(words: &[&str]) -> Vec<String> {
@@ -371,8 +375,56 @@ async fn declare_closes_its_channels() {
             .await
             .unwrap();
     }
-    crate::support::wait_until("the channels are closed", async || {
+    wait_until("the channels are closed", async || {
         test_vhost.channels(&["number"]).is_empty()
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn message_returned_too_often_moves_to_the_dead_letter_queue() {
+    let test_vhost = TestVhost::create();
+    let (broker, raw) = (test_vhost.broker(), test_vhost.raw().await);
+    let queue = Queue::new("q").quorum().argument("x-delivery-limit", 2i64);
+    send(&broker, &queue.dead_letter(), &["1"]).await;
+    let rows = test_vhost.rows("list_queues", &["name", "durable"]);
+    assert_eq!(rows, [["q", "true"], ["q.dead", "true"]]);
+
+    wait_until("it is dead", async || {
+        let options = BasicGetOptions::default();
+        let fetched = raw.channel.basic_get("q".into(), options).await.unwrap();
+        if let Some(fetched) = fetched {
+            let requeue = BasicRejectOptions { requeue: true };
+            let tag = fetched.delivery.delivery_tag;
+            raw.channel.basic_reject(tag, requeue).await.unwrap();
+        }
+        test_vhost.counts("q.dead") == (1, 0)
+    })
+    .await;
+
+    assert_eq!(test_vhost.counts("q"), (0, 0));
+    let dead = raw.take("q.dead").await.expect("it is kept");
+    let headers = dead.properties.headers().clone().unwrap();
+    let reason = headers.inner()["x-first-death-reason"].as_long_string();
+    assert_eq!(reason.unwrap().to_string(), "delivery_limit");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn existing_dead_letter_queue_with_other_arguments_is_used() {
+    let test_vhost = TestVhost::create();
+    let raw = test_vhost.raw().await;
+    let limit = AMQPValue::LongInt(10);
+    raw.declare("q.dead", table(&[("x-max-length", limit)]))
+        .await;
+    let queue = Queue::new("q").dead_letter();
+    let broker = test_vhost.broker();
+    send(&broker, &queue, &["1"]).await;
+    let consumer = consumer(&broker, &[&queue], 1).await;
+    let taken = receive_one(&*consumer).await;
+
+    settle(&*consumer, &[Settlement::Reject(taken.tag)]).await;
+
+    wait_until("it is dead", async || test_vhost.counts("q.dead") == (1, 0)).await;
 }

@@ -27,6 +27,7 @@ pub use consumer::{
     Settlement,
 };
 pub use error::{ServiceError, ServiceErrorKind};
+pub(crate) use queue::DEAD_SUFFIX;
 pub use queue::{Binding, Exchange, ExchangeKind, Mailbox, Queue};
 pub use store::Store;
 pub use topic::topic_matches;

@@ -117,11 +117,65 @@ impl Queue {
         self.argument("x-queue-type", "quorum")
     }
 
+    /// Keeps what RabbitMQ would drop: messages that were rejected, have expired or have
+    /// exceeded the delivery limit of a quorum queue (`x-delivery-limit`; 20 by default
+    /// since RabbitMQ 4) move to the queue `<queue>.dead`, which is declared before this
+    /// one. Sets `x-dead-letter-exchange` to the default exchange and
+    /// `x-dead-letter-routing-key`. Off by default, and without an effect on other
+    /// brokers.
+    ///
+    /// RabbitMQ refuses every declaration with other arguments (`PRECONDITION_FAILED`),
+    /// so an existing queue has to be deleted first, and Python workers have to declare
+    /// the same arguments. A policy has the same effect for all programs and leaves the
+    /// arguments as they are; the queue `celery.dead` must exist:
+    ///
+    /// ```text
+    /// rabbitmqctl set_policy celery-dead '^celery$' \
+    ///   '{"dead-letter-exchange": "", "dead-letter-routing-key": "celery.dead"}' \
+    ///   --apply-to queues
+    /// ```
+    ///
+    /// ```
+    /// use celery_runtime::Queue;
+    ///
+    /// let queue = Queue::new("celery").quorum().dead_letter();
+    /// assert_eq!(queue.dead_letter_queue().as_deref(), Some("celery.dead"));
+    /// ```
+    #[must_use]
+    pub fn dead_letter(self) -> Self {
+        let target = self.dead_name();
+        self.argument(DEAD_LETTER_EXCHANGE, "")
+            .argument(DEAD_LETTER_ROUTING_KEY, target)
+    }
+
+    /// Returns the name of the queue `<queue>.dead` if the arguments of the declaration
+    /// [route](Self::dead_letter) messages to it.
+    pub fn dead_letter_queue(&self) -> Option<String> {
+        let argument = |name| self.arguments.get(name).and_then(Value::as_str);
+        let is_default = argument(DEAD_LETTER_EXCHANGE) == Some("");
+        let target = argument(DEAD_LETTER_ROUTING_KEY)?;
+        (is_default && target == self.dead_name()).then(|| target.to_owned())
+    }
+
+    fn dead_name(&self) -> String {
+        format!("{}{DEAD_SUFFIX}", self.name)
+    }
+
     /// Returns whether it is declared as a quorum queue.
     pub fn is_quorum(&self) -> bool {
         self.arguments.get("x-queue-type").and_then(Value::as_str) == Some("quorum")
     }
 }
+
+/// The suffix of the dead-letter queue of a queue.
+///
+/// The dead letter of a worker is the received message with the same body and five more
+/// headers. Published again unchanged, it runs like the original message.
+pub(crate) const DEAD_SUFFIX: &str = ".dead";
+
+const DEAD_LETTER_EXCHANGE: &str = "x-dead-letter-exchange";
+
+const DEAD_LETTER_ROUTING_KEY: &str = "x-dead-letter-routing-key";
 
 impl From<&str> for Queue {
     fn from(name: &str) -> Self {

@@ -73,7 +73,7 @@ async fn wait_until_broker_delays(setup: &Setup) {
         let mut queues = setup.vhost().queues().await;
         queues.retain(|_, content| content.unacked > 0 || content.ready > 0);
         let is_delay_queue = |queue: &String| {
-            queue.starts_with("celery_delayed_") || queue.starts_with("celery_parked_")
+            queue.starts_with("celery_delayed_") || queue.starts_with("celery_due_")
         };
         (!queues.is_empty() && queues.keys().all(is_delay_queue)).then_some(())
     })

@@ -115,11 +115,13 @@ impl Driver {
         }
     }
 
-    /// Marks the deliveries of a broken consumer as no longer settleable.
+    /// Marks the deliveries of a broken consumer as no longer settleable, and drops it:
+    /// the broker redelivers what an open consumer holds only after it has ended.
     pub(crate) fn invalidate_deliveries_of(&mut self, consumer: &Arc<dyn Consumer>) {
         if self.connection.settles_after_reconnect() {
             return;
         }
+        self.connection.drop_replaced(consumer);
         for key in self.in_flight.keys() {
             let is_its = self
                 .in_flight

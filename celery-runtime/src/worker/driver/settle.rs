@@ -85,6 +85,7 @@ impl Driver {
             };
             self.event(key, event);
         }
+        self.connection.drop_drained(&self.in_flight);
     }
 
     /// Counts a delivery that the shutdown has returned, and logs one that the broker does

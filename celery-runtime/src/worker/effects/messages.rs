@@ -10,18 +10,12 @@ use celery_protocol::{
     encode_body, repr, time,
 };
 
-use crate::boundary::{Content, Publication, Queue};
+use crate::boundary::{Content, DEAD_SUFFIX, Publication, Queue};
 use crate::canvas::options::CallOptions;
 use crate::client::compose::{ComposeError, Outgoing, Sender, compose, declarable, raw_call};
 use crate::env;
 use crate::execution::{Changes, Job};
 use crate::worker::delivery::event::Rejection;
-
-/// The suffix of the dead-letter queue of a queue.
-///
-/// A dead letter is the received message with the same body and five more headers.
-/// Published again unchanged, it runs like the original message.
-const DEAD_SUFFIX: &str = ".dead";
 
 /// Headers that a retry does not copy: those that RabbitMQ adds to one message.
 const NOT_COPIED: &[&str] = &[

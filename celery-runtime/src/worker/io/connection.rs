@@ -128,8 +128,8 @@ impl Connection {
         Some(self.supervisor.connect())
     }
 
-    /// Uses the consumer of a connection attempt. Returns a new attempt if the queues
-    /// have changed since this one began.
+    /// Uses the consumer of a connection attempt, unless there is one by now. Returns a
+    /// new attempt if the queues have changed since this one began.
     ///
     /// # Errors
     ///
@@ -140,6 +140,10 @@ impl Connection {
     ) -> Result<Option<Connecting>, ServiceError> {
         self.is_connecting = false;
         let consumer = connected?;
+        if self.consumer.is_some() {
+            // A change of the queues has replaced the lost consumer meanwhile.
+            return Ok(None);
+        }
         if self.connected_generation != self.queue_generation {
             return Ok(self.connect());
         }
@@ -152,6 +156,8 @@ impl Connection {
         if self.is_interrupted {
             consumer.interrupt();
         }
+        // It may have changed during the attempt to connect.
+        consumer.set_prefetch(self.supervisor.options.prefetch);
         self.watch_leases(&consumer);
         self.broken = None;
         self.is_drained = false;
@@ -243,6 +249,11 @@ impl Connection {
     /// Keeps a replaced consumer until its deliveries are settled.
     pub(crate) fn retire(&mut self, consumer: Arc<dyn Consumer>) {
         self.retired.push(consumer);
+    }
+
+    /// Drops a replaced consumer.
+    pub(crate) fn drop_replaced(&mut self, consumer: &Arc<dyn Consumer>) {
+        self.retired.retain(|one| !Arc::ptr_eq(one, consumer));
     }
 
     /// Drops replaced consumers without deliveries in flight.
@@ -430,6 +441,49 @@ mod tests {
             longest = longest.max(delay);
         }
         assert!(longest >= Duration::from_secs(1), "{longest:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn dropped_replaced_consumer_ends_beside_others() {
+        let mut connection = connection();
+        connect(&mut connection).await;
+        let mut replaced = Vec::new();
+        for _ in 0..2 {
+            let QueueChange::Replace(generation, replacing) = connection.change_queues() else {
+                panic!("there is a consumer");
+            };
+            replaced.push(connection.consumer.clone().expect("it is connected"));
+            connection.replace(generation, replacing.await.unwrap());
+        }
+        connection.drop_replaced(&replaced[0]);
+        let ended: Vec<_> = replaced.iter().map(Arc::downgrade).collect();
+        drop(replaced);
+        assert!(ended[0].upgrade().is_none() && ended[1].upgrade().is_some());
+    }
+
+    /// Two consumers would be started, and the second one would not receive while the
+    /// first one does.
+    #[tokio::test(start_paused = true)]
+    async fn reconnection_after_replacement_keeps_the_replacing_consumer() {
+        let mut connection = connection();
+        connect(&mut connection).await;
+        connection.add_queue(Queue::new("new"));
+        let QueueChange::Replace(generation, replacing) = connection.change_queues() else {
+            panic!("there is a consumer");
+        };
+        lose(&mut connection);
+        let reconnecting = connection.connect().expect("there are queues");
+        let replacing = replacing.await.unwrap();
+        connection.replace(generation, Arc::clone(&replacing));
+        let receiving = connection.receive(1).expect("it receives");
+
+        let reconnected = reconnecting.await;
+        assert!(connection.connected(reconnected).unwrap().is_none());
+
+        assert!(connection.is_current(&replacing));
+        replacing.interrupt();
+        assert!(connection.received(&receiving.await));
+        assert!(connection.receive(1).is_some());
     }
 
     #[tokio::test(start_paused = true)]

@@ -63,7 +63,7 @@ impl Vhost {
     /// Returns the number of delayed messages.
     pub(crate) async fn delayed(&self) -> usize {
         let levels = (0..28).map(|level| format!("celery_delayed_{level}"));
-        let tenths = (1..10).map(|tenth| format!("celery_parked_{tenth}00ms"));
+        let tenths = (1..10).map(|tenth| format!("celery_due_{tenth}00ms"));
         let mut delayed = 0;
         for queue in levels.chain(tenths) {
             delayed += self.depth(&queue).await;
