@@ -20,6 +20,7 @@ use crate::error::{is_timeout, reply_code, with_timeout};
 use crate::lanes::{LaneConnection, Lanes, Targets};
 use crate::options::PublisherConfirms;
 use crate::queue_lookups::QueueLookups;
+use crate::transient_slot::SharedTransientSlot;
 
 /// The timeout of the probe that checks a suspect connection.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -50,9 +51,11 @@ pub(crate) struct AmqpConnection {
     pub(crate) lookups: QueueLookups,
     /// The channels for publishing.
     pub(crate) lanes: Lanes,
-    /// The channel for declarations: there is one at a time. Requests are sent in
-    /// series, so that an error of the channel belongs to its request.
-    pub(crate) declaring: Arc<tokio::sync::Mutex<()>>,
+    /// The channel for requests that the server may refuse. Requests are sent in series,
+    /// so that an error of the channel belongs to its request.
+    pub(crate) transient: SharedTransientSlot,
+    /// Identifies the connection.
+    pub(crate) number: u64,
     /// The number of channels that the server has closed. lapin does not use their
     /// numbers again.
     refused_channels: AtomicUsize,
@@ -64,7 +67,9 @@ impl AmqpConnection {
         response_timeout: Duration,
         confirms: PublisherConfirms,
         targets: Arc<Targets>,
+        transient: SharedTransientSlot,
     ) -> Self {
+        static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
         let (notice, blocked) = watch::channel(None);
         let event_task = tokio::spawn(watch_events(connection.events_listener(), notice));
         Self {
@@ -79,7 +84,8 @@ impl AmqpConnection {
             declarations: DeclarationCache::default(),
             lookups: QueueLookups::default(),
             lanes: Lanes::new(confirms, targets),
-            declaring: Arc::default(),
+            transient,
+            number: NEXT_NUMBER.fetch_add(1, Ordering::Relaxed),
             refused_channels: AtomicUsize::new(0),
         }
     }

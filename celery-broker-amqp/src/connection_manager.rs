@@ -17,6 +17,7 @@ use crate::error::{ErrorContext, with_timeout};
 use crate::lanes::{LaneConnection, Targets};
 use crate::options::{AmqpOptions, LoginMethod, Node, TlsOptions};
 use crate::sync::lock;
+use crate::transient_slot::SharedTransientSlot;
 
 /// Owns one connection, and replaces a broken one on the next request for it.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub(crate) struct ConnectionManager {
     /// `state`, so that it can be read while a connection is being opened.
     blocked: Mutex<Option<watch::Receiver<Option<String>>>>,
     targets: Arc<Targets>,
+    /// Shared by the two connections of a broker.
+    transient: SharedTransientSlot,
     /// The index of the node that was connected last.
     last_node: AtomicUsize,
     closed: AtomicBool,
@@ -44,13 +47,18 @@ struct ConnectionState {
 }
 
 impl ConnectionManager {
-    pub(crate) fn new(options: Arc<AmqpOptions>, purpose: &'static str) -> Self {
+    pub(crate) fn new(
+        options: Arc<AmqpOptions>,
+        purpose: &'static str,
+        transient: SharedTransientSlot,
+    ) -> Self {
         Self {
             options,
             purpose,
             state: tokio::sync::Mutex::default(),
             blocked: Mutex::default(),
             targets: Arc::default(),
+            transient,
             last_node: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
         }
@@ -129,6 +137,7 @@ impl ConnectionManager {
                         self.options.response_timeout,
                         self.options.confirms,
                         Arc::clone(&self.targets),
+                        Arc::clone(&self.transient),
                     ));
                 }
                 Err(error) => {

@@ -59,10 +59,7 @@ impl AmqpConsumer {
         shared
             .bind_native_delays(&connection, &options.queues, context)
             .await?;
-        // After the channel for declarations is closed, because users may have a limit.
-        let declaring = connection.declaring.lock().await;
         let channel = connection.open_channel().await;
-        drop(declaring);
         let channel = channel.map_err(|error| context.wrap(error))?;
         let inner = ConsumerInner::new(shared, connection, channel, options, return_paths);
         let inner = Arc::new(inner);

@@ -1,8 +1,6 @@
 //! Requests that declare, inspect and purge queues and exchanges.
 
 use std::future::Future;
-use std::sync::Arc;
-use std::time::Duration;
 
 use celery_protocol::{Map, Value};
 use celery_runtime::{Exchange, ExchangeKind, Queue, ServiceError, ServiceErrorKind};
@@ -12,60 +10,22 @@ use lapin::options::{
     QueuePurgeOptions,
 };
 use lapin::types::{FieldTable, ShortString};
-use tokio::runtime::Handle;
-use tokio::sync::OwnedMutexGuard;
 
 use crate::connection::AmqpConnection;
 use crate::declaration_cache::DeclarationCache;
 use crate::error::{ErrorContext, inequivalent_argument, is_missing};
 use crate::lanes::LaneConnection;
 use crate::table::{encode_table, short_string};
+use crate::transient_channel::TransientChannel;
 
-/// Sends one request after the other, on the connection's channel for declarations,
-/// which it holds from its first request until it is dropped. Two declarers in one
-/// task would wait for each other.
+/// Sends one request after the other on the transient channel, which it holds from its
+/// first request until it is dropped. Two declarers in one task would wait for each
+/// other.
 pub(crate) struct Declarer<'a> {
     connection: &'a AmqpConnection,
     context: ErrorContext<'a>,
     channel: Option<TransientChannel>,
 }
-
-/// The channel for declarations, and the lock that makes it the only one. Closed on
-/// drop, before the lock is released.
-pub(crate) struct TransientChannel {
-    pub(crate) channel: Channel,
-    lock: Option<OwnedMutexGuard<()>>,
-    runtime: Handle,
-}
-
-impl TransientChannel {
-    /// Waits until the connection has no other one, and opens it.
-    pub(crate) async fn open(connection: &AmqpConnection) -> lapin::Result<Self> {
-        let lock = Arc::clone(&connection.declaring).lock_owned().await;
-        Ok(Self {
-            channel: connection.open_channel().await?,
-            lock: Some(lock),
-            runtime: connection.runtime.clone(),
-        })
-    }
-}
-
-impl Drop for TransientChannel {
-    fn drop(&mut self) {
-        let (channel, lock) = (self.channel.clone(), self.lock.take());
-        if channel.status().connected() {
-            self.runtime.spawn(async move {
-                // A server that does not answer must not block later declarations.
-                let closed = channel.close(200, "".into());
-                let _ = tokio::time::timeout(CLOSE_TIMEOUT, closed).await;
-                drop(lock);
-            });
-        }
-    }
-}
-
-/// The timeout of closing a transient channel.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl<'a> Declarer<'a> {
     pub(crate) fn new(connection: &'a AmqpConnection, context: ErrorContext<'a>) -> Self {

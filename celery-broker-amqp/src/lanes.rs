@@ -129,6 +129,7 @@ impl Lanes {
         let place = targets.enter(&message.exchange, &message.routing_key).await;
         let (reply, outcome) = oneshot::channel();
         let key = self.key(&message, &place);
+        let is_main = key == LaneKey::Main;
         let mut request = LaneRequest {
             message,
             reply,
@@ -147,7 +148,10 @@ impl Lanes {
         lanes.retain(|_, lane| !lane.is_closed());
         lanes.insert(key, sender);
         let weak = Arc::downgrade(connection);
-        let lane = Lane::new(weak, self.confirms, requests, connection.watch_blocked());
+        let mut lane = Lane::new(weak, self.confirms, requests, connection.watch_blocked());
+        if is_main {
+            lane = lane.kept_while_idle();
+        }
         connection.spawn(Box::pin(lane.run()));
         outcome
     }

@@ -169,6 +169,8 @@ mod subscription;
 mod sync;
 mod table;
 mod topology;
+mod transient_channel;
+mod transient_slot;
 
 pub use broker::AmqpBroker;
 pub use options::AmqpOptions;

@@ -8,6 +8,7 @@ use crate::connection::AmqpConnection;
 use crate::connection_manager::ConnectionManager;
 use crate::error::ErrorContext;
 use crate::options::AmqpOptions;
+use crate::transient_slot::SharedTransientSlot;
 
 /// The options of a broker and its two connections.
 ///
@@ -23,9 +24,12 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn new(options: AmqpOptions) -> Self {
         let options = Arc::new(options);
+        let transient = SharedTransientSlot::default();
+        let manager =
+            |purpose| ConnectionManager::new(Arc::clone(&options), purpose, Arc::clone(&transient));
         Self {
-            publishing: ConnectionManager::new(Arc::clone(&options), "publishes"),
-            consuming: ConnectionManager::new(Arc::clone(&options), "consumes"),
+            publishing: manager("publishes"),
+            consuming: manager("consumes"),
             options,
         }
     }

@@ -13,12 +13,13 @@ use lapin::types::{FieldTable, ShortString};
 use uuid::Uuid;
 
 use super::inner::{ConsumerInner, ReturnPath};
-use crate::declarer::{Declarer, TransientChannel};
+use crate::declarer::Declarer;
 use crate::delay;
 use crate::lanes::{LaneConnection, OutgoingMessage};
 use crate::message;
 use crate::options::PublisherConfirms;
 use crate::sync::lock;
+use crate::transient_channel::TransientChannel;
 
 /// The number of messages that are moved together, after the first one.
 const BATCH_SIZE: usize = 100;
@@ -266,7 +267,9 @@ impl<'a> DueMover<'a> {
         if self.transient.is_none() {
             let opened = TransientChannel::open(&self.consumer.connection).await;
             let context = self.consumer.context("move due messages of");
-            self.transient = Some(opened.map_err(|error| context.wrap(error))?);
+            let mut opened = opened.map_err(|error| context.wrap(error))?;
+            opened.is_reusable = false;
+            self.transient = Some(opened);
         }
         let opened = self.transient.as_ref();
         Ok(opened.expect("it was opened"))
@@ -302,10 +305,6 @@ impl<'a> DueMover<'a> {
         max: usize,
     ) -> Result<usize, ServiceError> {
         self.transient().await?;
-        let context = self.consumer.context("move due messages of");
-        let publishing = self.consumer.shared.publishing.connection(context).await?;
-        // A worker has one transient channel at a time, also on both connections.
-        let _declaring = Arc::clone(&publishing.declaring).lock_owned().await;
         let batch = self.fetch(due_queue, max).await?;
         if !batch.is_empty() {
             let outcomes = self.publish(due_queue, &batch).await?;
@@ -314,7 +313,9 @@ impl<'a> DueMover<'a> {
             self.doubts.remove(&due_queue.queue_index);
         }
         // Declarations that wait come first.
-        self.transient = None;
+        if let Some(mut transient) = self.transient.take() {
+            transient.is_reusable = true;
+        }
         Ok(batch.len())
     }
 

@@ -85,6 +85,7 @@ pub(super) struct Lane {
     unconfirmed: UnconfirmedMessages<MessageIdentity, BasicReturnMessage, Caller>,
     /// The time of the last confirm, or when the server has ended a block.
     progress_at: Instant,
+    is_kept: bool,
 }
 
 impl Lane {
@@ -103,6 +104,15 @@ impl Lane {
             confirming: FuturesUnordered::new(),
             unconfirmed: UnconfirmedMessages::default(),
             progress_at: Instant::now(),
+            is_kept: false,
+        }
+    }
+
+    /// Keeps the channel open while there is nothing to publish.
+    pub(super) fn kept_while_idle(self) -> Self {
+        Self {
+            is_kept: true,
+            ..self
         }
     }
 
@@ -116,6 +126,7 @@ impl Lane {
             // A message that is written while the server blocks publishing would be
             // accepted later, when its sender may have given up or sent it again.
             let is_blocked = self.is_blocked();
+            let ends_idle = is_open && !self.is_kept;
             tokio::select! {
                 biased;
                 _ = checks.tick(), if !is_blocked && !self.confirming.is_empty() => {
@@ -130,7 +141,7 @@ impl Lane {
                     Some(request) => self.publish_ready(request).await,
                     None => is_open = false,
                 },
-                () = tokio::time::sleep(IDLE_TIME), if is_open && self.confirming.is_empty() => {
+                () = tokio::time::sleep(IDLE_TIME), if ends_idle && self.confirming.is_empty() => {
                     // The requests that were queued before are published; later calls
                     // start another lane.
                     self.requests.close();
