@@ -46,8 +46,8 @@ const DEFERRED_EXCHANGE: &str = "celery_due";
 /// The word of the routing keys of messages that earlier versions have deferred.
 const EARLIER_WORD: &str = "celery_parked";
 
-/// The arguments that a due queue has in common with its task queue: those that tell in
-/// which order and by whom it is read, and how long it exists without a reader.
+/// The arguments that a due queue has in common with its task queue: the order of its
+/// messages, the number of its readers, and how long it exists without one.
 const DUE_QUEUE_ARGUMENTS: [&str; 3] = ["x-max-priority", "x-single-active-consumer", "x-expires"];
 
 /// The prefix of the names of the levels.

@@ -16,6 +16,7 @@ use super::pending_frames::{FrameWrite, PendingFrames};
 use super::receive_state::ReceiveState;
 use super::unacked::{UnackedDeliveries, UnackedDelivery};
 use crate::connection::AmqpConnection;
+use crate::declaration_cache::EntityKind;
 use crate::delay;
 use crate::error::ErrorContext;
 use crate::message;
@@ -230,7 +231,15 @@ impl ConsumerInner {
 
     /// Returns the context for the errors of an operation.
     pub(super) fn context(&self, operation: &'static str) -> ErrorContext<'_> {
-        self.shared.context(operation, "the worker's queues")
+        let context = self.shared.context(operation, "the worker's queues");
+        // A queue that this connection has declared may have been deleted meanwhile.
+        let declarations = &self.connection.declarations;
+        let is_known =
+            |(_, queue): &(_, Queue)| declarations.contains(EntityKind::Queue, &queue.name);
+        match self.queues.iter().all(is_known) {
+            true => context.after_connect(),
+            false => context,
+        }
     }
 
     pub(super) fn short_string(&self, name: &str) -> Result<ShortString, ServiceError> {

@@ -122,7 +122,7 @@ impl ConsumerInner {
     }
 
     /// Requeues what the consumer has not handed out, closes its channel, which returns
-    /// its unsettled deliveries, and moves the due messages that nobody reads any more.
+    /// its unsettled deliveries, and moves the due messages that have no reader any more.
     pub(super) async fn finish(&self) -> Result<(), ServiceError> {
         self.request_finish();
         let mut finished = self.finished.lock().await;

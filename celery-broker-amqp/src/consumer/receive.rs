@@ -256,7 +256,7 @@ impl ConsumerInner {
             ConsumerEvent::Delivery(source, delivery) => Ok(self.track(source, *delivery)),
             ConsumerEvent::Ended(source, error) => {
                 let object = format!("queue {}", self.sources[source].name);
-                let context = self.shared.context("consume", &object);
+                let context = self.shared.context("consume", &object).after_connect();
                 Err(match error {
                     Some(error) => context.wrap(error),
                     None => context.error(

@@ -1,7 +1,7 @@
 //! Tests of requests that RabbitMQ refuses: which errors are transient, and their remedies.
 
 use celery_runtime::{Broker, ConsumeOptions, Queue, ServiceError, ServiceErrorKind};
-use lapin::options::{BasicCancelOptions, BasicConsumeOptions};
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use test_servers::RabbitServer;
 
@@ -131,6 +131,50 @@ async fn consume_and_receive(broker: &dyn Broker, queue: &Queue, prefetch: u16) 
         Err(error) => return error,
     };
     within("receive", consumer.receive(1)).await.unwrap_err()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn queue_that_is_deleted_after_its_declaration_is_transient() {
+    let test_vhost = TestVhost::create();
+    let (broker, queue) = (test_vhost.broker(), Queue::new("q"));
+    let error = consume_and_receive(&broker, &queue, 1).await;
+    assert_eq!(error.kind(), ServiceErrorKind::Invalid, "{error}");
+
+    within("declare", broker.declare(&queue)).await.unwrap();
+    let raw = test_vhost.raw().await;
+    let deleted = raw
+        .channel
+        .queue_delete("q".into(), QueueDeleteOptions::default());
+    deleted.await.unwrap();
+    for prefetch in [0, 1] {
+        let error = consume_and_receive(&broker, &queue, prefetch).await;
+        assert_transient(&error, "next declaration");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn virtual_host_that_is_deleted_after_connecting_is_transient() {
+    let test_vhost = TestVhost::create();
+    let (broker, queue) = (test_vhost.broker(), Queue::new("q"));
+    within("declare", broker.declare(&queue)).await.unwrap();
+    control(&["delete_vhost", &test_vhost.vhost]);
+    let new_client = test_vhost.broker();
+    let error = new_client.declare(&queue).await.unwrap_err();
+    assert_eq!(error.kind(), ServiceErrorKind::Invalid, "{error}");
+    wait_until("the server has closed the connection", async || {
+        let error = broker.declare(&queue).await.unwrap_err();
+        assert!(error.is_transient(), "{error}");
+        error.to_string().contains("add_vhost")
+    })
+    .await;
+
+    let vhost = &test_vhost.vhost;
+    control(&["add_vhost", vhost]);
+    control(&["set_permissions", "-p", vhost, "guest", ".*", ".*", ".*"]);
+
+    within("declare", broker.declare(&queue)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use celery_protocol::kombu;
 use celery_runtime::{
-    Binding, Broker, Exchange, ExchangeKind, Publication, Queue, ServiceErrorKind,
+    App, Binding, Broker, Config, Exchange, ExchangeKind, Publication, Queue, ServiceErrorKind,
+    Task,
 };
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 use test_servers::RedisServer;
 
@@ -215,4 +217,22 @@ async fn failed_declaration_fails_only_its_own_messages() {
     let error = outcomes[0].as_ref().unwrap_err();
     assert_eq!(error.kind(), ServiceErrorKind::Unsupported, "{error}");
     assert!(outcomes[1].is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server; run cargo xtask test"]
+async fn fifty_thousand_concurrent_sends_are_all_sent() {
+    const ADD: Task<(i64, i64), i64> = Task::new("tasks.add").queue("new").ignore_result();
+    let server = RedisServer::start();
+    let client = App::new(Arc::new(broker(&server)))
+        .with_config(Config::new())
+        .client();
+    let sends = (0..50_000).map(|number| client.send(ADD, (number, number)));
+    let failed: Vec<_> = join_all(sends)
+        .await
+        .into_iter()
+        .filter_map(Result::err)
+        .collect();
+    assert!(failed.is_empty(), "{} failed: {}", failed.len(), failed[0]);
+    assert_eq!(queued_count(&server, "new"), 50_000);
 }
