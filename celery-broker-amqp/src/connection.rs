@@ -22,9 +22,6 @@ use crate::options::PublisherConfirms;
 use crate::queue_lookups::QueueLookups;
 use crate::transient_slot::SharedTransientSlot;
 
-/// The timeout of the probe that checks a suspect connection.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
-
 /// The number of channels that the server closes before the connection is replaced.
 const MAX_REFUSED_CHANNELS: usize = 64;
 
@@ -33,7 +30,7 @@ const MAX_REFUSED_CHANNELS: usize = 64;
 pub(crate) struct AmqpConnection {
     connection: Connection,
     /// The timeout of the server's responses.
-    response_timeout: Duration,
+    pub(crate) response_timeout: Duration,
     /// Why the server has blocked publishing, while it does.
     blocked: watch::Receiver<Option<String>>,
     /// A response timed out, so that the connection is probed before its next use.
@@ -56,8 +53,8 @@ pub(crate) struct AmqpConnection {
     pub(crate) transient: SharedTransientSlot,
     /// Identifies the connection.
     pub(crate) number: u64,
-    /// The number of channels that the server has closed. lapin does not use their
-    /// numbers again.
+    /// The number of failures of channels that the server has closed. lapin gives the
+    /// error of such a channel to the next one with its number.
     refused_channels: AtomicUsize,
 }
 
@@ -92,13 +89,24 @@ impl AmqpConnection {
 
     /// Opens a channel.
     pub(crate) async fn open_channel(&self) -> lapin::Result<Channel> {
-        let opened = self.await_response(self.connection.create_channel()).await;
-        if matches!(&opened, Err(error) if matches!(error.kind(), ErrorKind::ChannelsLimitReached))
-        {
-            self.refused_channels
-                .fetch_max(usize::MAX / 2, Ordering::Relaxed);
+        loop {
+            let opened = self.await_response(self.connection.create_channel()).await;
+            match &opened {
+                Err(error) if matches!(error.kind(), ErrorKind::ChannelsLimitReached) => {
+                    self.refused_channels
+                        .fetch_max(usize::MAX / 2, Ordering::Relaxed);
+                }
+                // RabbitMQ refuses no channel without closing the connection: the error is
+                // that of an earlier channel with the same number.
+                Err(error)
+                    if reply_code(error).is_some() && self.is_connected() && !self.is_worn() =>
+                {
+                    continue;
+                }
+                _ => {}
+            }
+            return opened;
         }
-        opened
     }
 
     /// Reports whether the connection is to be replaced, before its channel numbers
@@ -119,7 +127,7 @@ impl AmqpConnection {
         match &response {
             Ok(_) => self.note_response(),
             Err(error) if is_timeout(error) => self.mark_suspect(),
-            Err(_) => {}
+            Err(error) => self.note_failure(error),
         }
         response
     }
@@ -145,21 +153,20 @@ impl AmqpConnection {
         self.blocked.borrow().clone()
     }
 
-    /// Reports whether the connection is open, and probes it if it is suspect.
-    pub(crate) async fn is_usable(&self) -> bool {
-        if !self.is_connected() || self.is_worn() {
-            return false;
-        }
-        // A server that blocks publishers is alive and sends no responses.
-        if !self.suspect.load(Ordering::Relaxed) || self.blocked_reason().is_some() {
-            return true;
-        }
-        let probe = tokio::time::timeout(PROBE_TIMEOUT, self.connection.create_channel()).await;
-        let is_alive = matches!(probe, Ok(Ok(_)));
-        if is_alive {
-            self.suspect.store(false, Ordering::Relaxed);
-        }
-        is_alive
+    /// Reports whether the connection can be used, if it answers.
+    pub(crate) fn is_usable(&self) -> bool {
+        self.is_connected() && !self.is_worn()
+    }
+
+    /// Reports whether the connection is to be probed before its next use. A server that
+    /// blocks publishers is alive and sends no responses.
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.suspect.load(Ordering::Relaxed) && self.blocked_reason().is_none()
+    }
+
+    /// Records that the connection has answered a probe.
+    pub(crate) fn clear_suspect(&self) {
+        self.suspect.store(false, Ordering::Relaxed);
     }
 }
 

@@ -17,6 +17,7 @@ use crate::error::{ErrorContext, with_timeout};
 use crate::lanes::{LaneConnection, Targets};
 use crate::options::{AmqpOptions, LoginMethod, Node, TlsOptions};
 use crate::sync::lock;
+use crate::transient_channel::TransientChannel;
 use crate::transient_slot::SharedTransientSlot;
 
 /// Owns one connection, and replaces a broken one on the next request for it.
@@ -29,10 +30,11 @@ pub(crate) struct ConnectionManager {
     /// Why the server has blocked publishing on the newest connection. Outside of
     /// `state`, so that it can be read while a connection is being opened.
     blocked: Mutex<Option<watch::Receiver<Option<String>>>>,
+    /// Shared by the two connections of a broker, like `transient`.
     targets: Arc<Targets>,
-    /// Shared by the two connections of a broker.
     transient: SharedTransientSlot,
-    /// The index of the node that was connected last.
+    /// The index of the node that is tried first: the one that was connected last, or
+    /// the one after the last that was tried.
     last_node: AtomicUsize,
     closed: AtomicBool,
 }
@@ -50,6 +52,7 @@ impl ConnectionManager {
     pub(crate) fn new(
         options: Arc<AmqpOptions>,
         purpose: &'static str,
+        targets: Arc<Targets>,
         transient: SharedTransientSlot,
     ) -> Self {
         Self {
@@ -57,7 +60,7 @@ impl ConnectionManager {
             purpose,
             state: tokio::sync::Mutex::default(),
             blocked: Mutex::default(),
-            targets: Arc::default(),
+            targets,
             transient,
             last_node: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
@@ -79,7 +82,8 @@ impl ConnectionManager {
             return Err(context.error(ServiceErrorKind::Closed, "the broker was closed"));
         }
         if let Some(connection) = &state.connection
-            && connection.is_usable().await
+            && connection.is_usable()
+            && (!connection.is_suspect() || TransientChannel::probe(connection).await)
         {
             return Ok(Arc::clone(connection));
         }
@@ -129,6 +133,9 @@ impl ConnectionManager {
         let first = self.last_node.load(Ordering::Relaxed);
         let mut failure = ConnectError::Invalid("the URL names no server".to_owned());
         for index in (0..nodes.len()).map(|offset| (first + offset) % nodes.len()) {
+            // A call that is dropped leaves the next node to the next call.
+            let next = (index + 1) % nodes.len();
+            self.last_node.store(next, Ordering::Relaxed);
             match self.connect_to(&nodes[index]).await {
                 Ok(connection) => {
                     self.last_node.store(index, Ordering::Relaxed);

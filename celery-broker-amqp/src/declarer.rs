@@ -14,7 +14,6 @@ use lapin::types::{FieldTable, ShortString};
 use crate::connection::AmqpConnection;
 use crate::declaration_cache::DeclarationCache;
 use crate::error::{ErrorContext, inequivalent_argument, is_missing};
-use crate::lanes::LaneConnection;
 use crate::table::{encode_table, short_string};
 use crate::transient_channel::TransientChannel;
 
@@ -172,22 +171,17 @@ impl<'a> Declarer<'a> {
         F: Future<Output = lapin::Result<T>>,
     {
         let connection = self.connection;
-        let declaring = match self.channel.take() {
+        let mut declaring = match self.channel.take() {
             Some(declaring) => declaring,
             None => TransientChannel::open(connection).await?,
         };
+        // A late answer would be taken for that of the next request.
+        declaring.is_reusable = false;
         let answer = send(declaring.channel.clone());
-        let answer = connection.await_response(answer).await;
-        match answer {
-            Ok(answer) => {
-                self.channel = Some(declaring);
-                Ok(answer)
-            }
-            Err(error) => {
-                connection.note_failure(&error);
-                Err(error)
-            }
-        }
+        let answer = connection.await_response(answer).await?;
+        declaring.is_reusable = true;
+        self.channel = Some(declaring);
+        Ok(answer)
     }
 
     /// Converts the error of a declaration. If the existing object differs, the

@@ -60,7 +60,11 @@ impl<'a> ErrorContext<'a> {
 
     /// Converts an error of lapin.
     pub(crate) fn wrap(self, error: lapin::Error) -> ServiceError {
-        let failure = self.classify(&error);
+        let mut failure = self.classify(&error);
+        // The connection existed, so that the request may have been sent.
+        if failure.kind == ServiceErrorKind::Unreachable {
+            failure.kind = ServiceErrorKind::Disconnected;
+        }
         self.failed(failure, error)
     }
 
@@ -298,11 +302,14 @@ mod tests {
     #[test]
     fn error_names_operation_object_and_server() {
         let context = ErrorContext::new("declare", "queue q", "amqp://h:1//");
-        let error = context.wrap(io::Error::from(io::ErrorKind::ConnectionRefused).into());
+        let refused = || io::Error::from(io::ErrorKind::ConnectionRefused).into();
+        let error = context.connect_error(refused());
         assert_eq!(
             error.to_string(),
             "cannot declare queue q on amqp://h:1//: connection refused \
              (is the server running at this address?)"
         );
+        // On an established connection, the request may have been sent.
+        assert!(context.wrap(refused()).is_in_doubt());
     }
 }

@@ -5,7 +5,7 @@ mod outgoing;
 mod returns;
 mod targets;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use futures_util::future::BoxFuture;
@@ -52,10 +52,8 @@ pub(crate) trait LaneConnection: Send + Sync + 'static {
 #[derive(Debug)]
 pub(crate) struct Lanes {
     confirms: PublisherConfirms,
-    lanes: Mutex<HashMap<LaneKey, mpsc::UnboundedSender<LaneRequest>>>,
+    lanes: Mutex<LaneMap>,
     targets: Arc<Targets>,
-    /// The exchanges that exist.
-    exchanges: Mutex<HashSet<String>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -69,7 +67,14 @@ enum LaneKey {
     /// Messages for an exchange and routing key that confirm nothing. RabbitMQ stops a
     /// channel with its first message for a quorum queue whose leader does not answer.
     Slow(ShortString, ShortString),
+    /// Messages for further such targets.
+    OtherSlow,
 }
+
+type LaneMap = HashMap<LaneKey, mpsc::UnboundedSender<LaneRequest>>;
+
+/// The maximum number of slow targets with a lane of their own.
+const MAX_SLOW: usize = 8;
 
 /// The pending outcome of a message.
 pub(crate) type Reply = oneshot::Receiver<Result<(), PublishFailure>>;
@@ -80,16 +85,12 @@ impl Lanes {
             confirms,
             lanes: Mutex::default(),
             targets,
-            exchanges: Mutex::default(),
         }
     }
 
     /// Records that an exchange exists.
     pub(crate) fn add_exchange(&self, exchange: &str) {
-        let mut exchanges = lock(&self.exchanges);
-        if !exchanges.contains(exchange) {
-            exchanges.insert(exchange.to_owned());
-        }
+        self.targets.add_exchange(exchange);
     }
 
     /// Records that the server has closed a channel because of a message.
@@ -97,22 +98,22 @@ impl Lanes {
         self.targets.separate(refused);
     }
 
-    fn key(&self, message: &OutgoingMessage, place: &Place) -> LaneKey {
+    fn key(&self, message: &OutgoingMessage, place: &Place, lanes: &LaneMap) -> LaneKey {
         let exchange = &message.exchange;
         if place.is_slow {
-            LaneKey::Slow(exchange.clone(), message.routing_key.clone())
+            let own = LaneKey::Slow(exchange.clone(), message.routing_key.clone());
+            let is_slow = |key: &&LaneKey| matches!(key, LaneKey::Slow(..));
+            match lanes.contains_key(&own) || lanes.keys().filter(is_slow).count() < MAX_SLOW {
+                true => own,
+                false => LaneKey::OtherSlow,
+            }
         } else if message.body.len() > self.targets.max_size() {
             LaneKey::Large(exchange.clone())
-        } else if self.is_trusted(exchange.as_str()) {
+        } else if self.targets.is_trusted(exchange.as_str()) {
             LaneKey::Main
         } else {
             LaneKey::Exchange(exchange.clone())
         }
-    }
-
-    fn is_trusted(&self, exchange: &str) -> bool {
-        let exists = exchange.is_empty() || lock(&self.exchanges).contains(exchange);
-        exists && !self.targets.has_refused_exchange(exchange)
     }
 
     /// Hands a message to its lane once the target has room for it.
@@ -128,14 +129,16 @@ impl Lanes {
         let targets = &self.targets;
         let place = targets.enter(&message.exchange, &message.routing_key).await;
         let (reply, outcome) = oneshot::channel();
-        let key = self.key(&message, &place);
-        let is_main = key == LaneKey::Main;
         let mut request = LaneRequest {
             message,
             reply,
             place,
         };
         let mut lanes = lock(&self.lanes);
+        if lanes.len() > 1 {
+            lanes.retain(|_, lane| !lane.is_closed());
+        }
+        let key = self.key(&request.message, &request.place, &lanes);
         // A lane that has ended returns the request.
         if let Some(lane) = lanes.get(&key) {
             match lane.send(request) {
@@ -145,12 +148,12 @@ impl Lanes {
         }
         let (sender, requests) = mpsc::unbounded_channel();
         let _ = sender.send(request);
-        lanes.retain(|_, lane| !lane.is_closed());
+        let is_main = key == LaneKey::Main;
         lanes.insert(key, sender);
         let weak = Arc::downgrade(connection);
         let mut lane = Lane::new(weak, self.confirms, requests, connection.watch_blocked());
         if is_main {
-            lane = lane.kept_while_idle();
+            lane = lane.main();
         }
         connection.spawn(Box::pin(lane.run()));
         outcome

@@ -40,10 +40,10 @@
 //! returns the first message for it, once for all calls that wait for it.
 //!
 //! RabbitMQ closes a channel on which it refuses a message: because the exchange does
-//! not exist or the user must not write to it, or because the message is larger than
-//! `max_message_size`. The other messages in flight on the channel fail in doubt then.
-//! This happens at most once for each such exchange or size: later messages like the
-//! refused one have a channel of their own.
+//! not exist or the user must not write to it, because the message is larger than
+//! `max_message_size`, or, rarely, because of one of its properties. The other messages in
+//! flight on the channel fail in doubt then. After a refused exchange or size this does
+//! not happen again: later messages like the refused one have a channel of their own.
 //!
 //! A queue that confirms nothing, for example a quorum queue without a majority, makes
 //! RabbitMQ stop reading from the whole connection after some hundred messages. A
@@ -56,11 +56,13 @@
 //! # Channels and connections
 //!
 //! A worker has one connection for publishing and one for everything else, with 4
-//! channels: for its queues, for control commands, for publishing, and for declarations,
-//! which is open for their duration. There is one more for each exchange that is not
-//! known to exist (for 5 seconds) and for each slow queue. A user limit of 4
-//! (`rabbitmqctl set_user_limits`) is enough for a worker whose exchanges and queues
-//! are in order.
+//! channels: for its queues, for control commands, for publishing, and for declarations.
+//! A user limit of 4 (`rabbitmqctl set_user_limits`) is enough for its normal operation.
+//! There is one more channel for each exchange that is not known to exist (for 5
+//! seconds), for each slow queue (at most 9), while queues are added to a worker whose
+//! tasks run, and for a check of a silent connection during a declaration. If the limit is
+//! exceeded, RabbitMQ closes the connection, and the worker connects again: allow 8 channels
+//! where possible.
 //!
 //! # Logs
 //!

@@ -17,6 +17,9 @@ const DELIVERY_COUNT_HEADERS: [&str; 2] = ["x-delivery-count", "x-acquired-count
 /// which the server counts as a new message.
 const REQUEUED_HEADER: &str = "x-celery-requeued";
 
+/// The longest expiration in milliseconds that RabbitMQ accepts, 49.7 days.
+const MAX_EXPIRATION: u64 = u32::MAX as u64;
+
 /// Encodes the properties and headers of a message.
 ///
 /// # Errors
@@ -42,7 +45,10 @@ pub(crate) fn encode(message: &Message) -> Result<BasicProperties, EncodeError> 
     if let Some(queue) = &source.reply_to {
         properties = properties.with_reply_to(short_string(queue)?);
     }
-    if let Some(milliseconds) = &source.expiration {
+    // RabbitMQ refuses longer ones and closes the channel. Workers discard the expired
+    // task by its header.
+    let is_accepted = |text: &&String| text.parse::<u64>().is_ok_and(|time| time <= MAX_EXPIRATION);
+    if let Some(milliseconds) = source.expiration.as_ref().filter(is_accepted) {
         properties = properties.with_expiration(short_string(milliseconds)?);
     }
     encode_extra(properties, &source.extra)

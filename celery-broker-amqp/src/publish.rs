@@ -22,7 +22,7 @@ use crate::connection::AmqpConnection;
 use crate::declaration_cache::EntityKind;
 use crate::declarer::Declarer;
 use crate::delay;
-use crate::error::{is_missing_exchange, refused_message};
+use crate::error::{is_missing_exchange, refused_message, reply_code};
 use crate::lanes::{LaneConnection, OutgoingMessage, PublishFailure};
 use crate::message;
 use crate::options::PublisherConfirms;
@@ -283,11 +283,15 @@ impl Shared {
                 }
                 Ok(Err(failure)) => failure,
                 // The runtime of the lane was shut down.
-                Err(_) => PublishFailure::Unconfirmed(
-                    std::io::Error::from(std::io::ErrorKind::NotConnected).into(),
-                ),
+                Err(_) => {
+                    connection.mark_suspect();
+                    PublishFailure::Unconfirmed {
+                        error: std::io::Error::from(std::io::ErrorKind::NotConnected).into(),
+                        is_culprit: false,
+                    }
+                }
             };
-            if let PublishFailure::Unconfirmed(error) = &failure
+            if let PublishFailure::Unconfirmed { error, .. } = &failure
                 && let Some(refused) = refused_message(error)
             {
                 lanes.separate(refused);
@@ -309,10 +313,18 @@ impl Shared {
                 let cause = "RabbitMQ rejected the message, for example because the queue is full";
                 context.error(ServiceErrorKind::Refused, cause)
             }
-            PublishFailure::Unconfirmed(error) => match refused_message(&error) {
+            PublishFailure::Unconfirmed { error, is_culprit } => match refused_message(&error) {
                 Some(refused) if !refused.includes(exchange, address.size) => {
                     let cause =
                         format!("RabbitMQ closed the channel because of another message: {error}");
+                    context.error(ServiceErrorKind::Disconnected, cause)
+                }
+                // It may have been accepted before the refused one.
+                _ if !is_culprit && reply_code(&error).is_some() => {
+                    let cause = format!(
+                        "RabbitMQ closed the channel because of this message or another one: \
+                         {error}"
+                    );
                     context.error(ServiceErrorKind::Disconnected, cause)
                 }
                 _ if is_missing_exchange(&error) => {

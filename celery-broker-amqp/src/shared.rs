@@ -24,9 +24,11 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn new(options: AmqpOptions) -> Self {
         let options = Arc::new(options);
-        let transient = SharedTransientSlot::default();
-        let manager =
-            |purpose| ConnectionManager::new(Arc::clone(&options), purpose, Arc::clone(&transient));
+        let (targets, transient) = (Arc::default(), SharedTransientSlot::default());
+        let manager = |purpose| {
+            let (targets, transient) = (Arc::clone(&targets), Arc::clone(&transient));
+            ConnectionManager::new(Arc::clone(&options), purpose, targets, transient)
+        };
         Self {
             publishing: manager("publishes"),
             consuming: manager("consumes"),

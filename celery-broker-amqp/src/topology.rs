@@ -39,6 +39,7 @@ impl Shared {
             delay::bind_native(&mut declarer, queue, self.options.delayed_queue_type).await?;
         }
         for (exchange, ..) in bindings(queue) {
+            connection.lanes.add_exchange(&exchange.name);
             connection
                 .declarations
                 .insert(EntityKind::Exchange, &exchange.name);

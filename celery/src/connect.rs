@@ -16,7 +16,7 @@ pub enum Error {
     /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A task was not sent.
+    /// A task was not sent, or may not have been sent.
     #[error(transparent)]
     Send(#[from] SendError),
     /// A result was not received, or the task has failed.

@@ -13,6 +13,7 @@ use lapin::types::{FieldTable, ShortString};
 use uuid::Uuid;
 
 use super::inner::{ConsumerInner, ReturnPath};
+use crate::connection::AmqpConnection;
 use crate::declarer::Declarer;
 use crate::delay;
 use crate::lanes::{LaneConnection, OutgoingMessage};
@@ -304,10 +305,13 @@ impl<'a> DueMover<'a> {
         due_queue: &DueQueue,
         max: usize,
     ) -> Result<usize, ServiceError> {
+        // Before the transient channel, for which declarations wait.
+        let context = self.consumer.context("move due messages of");
+        let publishing = self.consumer.shared.publishing.connection(context).await?;
         self.transient().await?;
         let batch = self.fetch(due_queue, max).await?;
         if !batch.is_empty() {
-            let outcomes = self.publish(due_queue, &batch).await?;
+            let outcomes = self.publish(&publishing, due_queue, &batch).await?;
             self.settle(&batch, &outcomes).await?;
             outcomes.into_iter().collect::<Result<(), _>>()?;
             self.doubts.remove(&due_queue.queue_index);
@@ -344,12 +348,12 @@ impl<'a> DueMover<'a> {
     /// Returns the outcome of each.
     async fn publish(
         &mut self,
+        publishing: &Arc<AmqpConnection>,
         due_queue: &DueQueue,
         batch: &[Delivery],
     ) -> Result<Vec<Result<(), ServiceError>>, ServiceError> {
         let consumer = self.consumer;
         let context = consumer.context("move due messages of");
-        let connection = consumer.shared.publishing.connection(context).await?;
         let routing_key = consumer.short_string(&consumer.queues[due_queue.queue_index].0)?;
         let outgoing = batch.iter().map(|delivery| OutgoingMessage {
             exchange: ShortString::default(),
@@ -359,7 +363,7 @@ impl<'a> DueMover<'a> {
             mandatory: true,
         });
         let outgoing = outgoing.collect();
-        let publishing = consumer.shared.publish_messages(&connection, outgoing);
+        let publishing = consumer.shared.publish_messages(publishing, outgoing);
         // Dropping the call cancels the messages that are not written, for example
         // because the server has blocked publishing.
         let outcomes = tokio::time::timeout(CONFIRM_TIMEOUT, publishing).await;

@@ -24,6 +24,7 @@ use super::LaneConnection;
 use super::outgoing::{MessageIdentity, OutgoingMessage};
 use super::returns::{Outcome, UnconfirmedMessages};
 use super::targets::Place;
+use crate::error::{RefusedMessage, refused_message};
 use crate::options::PublisherConfirms;
 
 /// The time after which an unused lane closes its channel.
@@ -52,11 +53,30 @@ pub(crate) enum PublishFailure {
     /// No channel could be opened; nothing was written.
     NoChannel(lapin::Error),
     /// The channel failed before the confirm.
-    Unconfirmed(lapin::Error),
+    Unconfirmed {
+        error: lapin::Error,
+        /// If the server has refused a message, then it is this one.
+        is_culprit: bool,
+    },
     /// No queue receives the message, for this reason.
     Returned(String),
     /// The server refused the message.
     Refused,
+}
+
+/// Reports whether the refusal by which a channel has failed is known to be about each
+/// message that it [includes](RefusedMessage::includes): others may have been accepted
+/// before it. A message for an exchange that is not known to exist was not.
+fn suspects(unconfirmed: &Unconfirmed, error: &lapin::Error, is_main: bool) -> bool {
+    match refused_message(error) {
+        Some(RefusedMessage::LargerThan(_)) => true,
+        Some(RefusedMessage::OfExchange(_)) if !is_main => true,
+        Some(RefusedMessage::OfExchange(exchange)) => {
+            let identities = unconfirmed.identities();
+            identities.filter(|one| one.is_for(exchange)).count() <= 1
+        }
+        None => unconfirmed.identities().count() <= 1,
+    }
 }
 
 /// The sender of a message that is written.
@@ -73,19 +93,27 @@ impl Caller {
     }
 }
 
+type Unconfirmed = UnconfirmedMessages<MessageIdentity, BasicReturnMessage, Caller>;
+
 /// The state of a lane.
 pub(super) struct Lane {
     connection: Weak<dyn LaneConnection>,
     confirms: PublisherConfirms,
     requests: mpsc::UnboundedReceiver<LaneRequest>,
+    /// A request that was taken while the server began to block publishing.
+    next_request: Option<LaneRequest>,
     /// The reason why the server has blocked publishing, while it does.
     blocked: watch::Receiver<Option<String>>,
     channel: Option<Channel>,
     confirming: FuturesUnordered<Confirming>,
-    unconfirmed: UnconfirmedMessages<MessageIdentity, BasicReturnMessage, Caller>,
+    unconfirmed: Unconfirmed,
     /// The time of the last confirm, or when the server has ended a block.
     progress_at: Instant,
-    is_kept: bool,
+    /// Whether it is the lane of all exchanges that are known to exist, whose channel
+    /// stays open.
+    is_main: bool,
+    /// While the failures of a channel are read: whether the refusal identifies a message.
+    has_one_suspect: Option<bool>,
 }
 
 impl Lane {
@@ -99,19 +127,21 @@ impl Lane {
             connection,
             confirms,
             requests,
+            next_request: None,
             blocked,
             channel: None,
             confirming: FuturesUnordered::new(),
             unconfirmed: UnconfirmedMessages::default(),
             progress_at: Instant::now(),
-            is_kept: false,
+            is_main: false,
+            has_one_suspect: None,
         }
     }
 
-    /// Keeps the channel open while there is nothing to publish.
-    pub(super) fn kept_while_idle(self) -> Self {
+    /// Makes it the lane of all exchanges that are known to exist.
+    pub(super) fn main(self) -> Self {
         Self {
-            is_kept: true,
+            is_main: true,
             ..self
         }
     }
@@ -126,7 +156,7 @@ impl Lane {
             // A message that is written while the server blocks publishing would be
             // accepted later, when its sender may have given up or sent it again.
             let is_blocked = self.is_blocked();
-            let ends_idle = is_open && !self.is_kept;
+            let ends_idle = is_open && !self.is_main;
             tokio::select! {
                 biased;
                 _ = checks.tick(), if !is_blocked && !self.confirming.is_empty() => {
@@ -137,15 +167,18 @@ impl Lane {
                     self.read_confirmations();
                 }
                 Ok(()) = self.blocked.changed() => self.progress_at = Instant::now(),
-                request = self.requests.recv(), if is_open && !is_blocked => match request {
-                    Some(request) => self.publish_ready(request).await,
-                    None => is_open = false,
-                },
+                request = next(&mut self.next_request, &mut self.requests),
+                    if is_open && !is_blocked => match request {
+                        Some(request) => self.publish_ready(request).await,
+                        None => is_open = false,
+                    },
                 () = tokio::time::sleep(IDLE_TIME), if ends_idle && self.confirming.is_empty() => {
                     // The requests that were queued before are published; later calls
                     // start another lane.
                     self.requests.close();
                 }
+                // The connection was dropped while the server blocked it.
+                else => {}
             }
         }
     }
@@ -161,7 +194,11 @@ impl Lane {
         self.publish(first).await;
         for _ in 1..MAX_WRITES {
             match self.requests.try_recv() {
-                Ok(request) => self.publish(request).await,
+                Ok(request) if !self.is_blocked() => self.publish(request).await,
+                Ok(request) => {
+                    self.next_request = Some(request);
+                    break;
+                }
                 Err(_) => break,
             }
         }
@@ -177,11 +214,6 @@ impl Lane {
         if reply.is_closed() {
             return;
         }
-        let caller = Caller {
-            reply,
-            place,
-            written_at: Instant::now(),
-        };
         let channel = match self.channel().await {
             Ok(channel) => channel,
             Err(error) => {
@@ -190,8 +222,18 @@ impl Lane {
                 while let Ok(waiting) = self.requests.try_recv() {
                     let _ = waiting.reply.send(Err(failure.clone()));
                 }
-                return caller.reply(Err(failure));
+                let _ = reply.send(Err(failure));
+                return;
             }
+        };
+        // Opening a channel takes time, in which the caller may have given up.
+        if reply.is_closed() {
+            return;
+        }
+        let caller = Caller {
+            reply,
+            place,
+            written_at: Instant::now(),
         };
         let number = self.unconfirmed.insert(message.identity(), caller);
         let mut confirming = Confirming {
@@ -236,6 +278,8 @@ impl Lane {
                 None => empty_reads += 1,
             }
         }
+        // The failures of a channel are resolved at the same time.
+        self.has_one_suspect = None;
         if let Some(connection) = self.connection.upgrade() {
             connection.note_response();
         }
@@ -289,11 +333,25 @@ impl Lane {
             Ok(Confirmation::NotRequested) => self.unconfirmed.confirm(number, true, None),
             Err(error) => {
                 self.drop_failed_channel(&error);
+                let is_culprit = *self
+                    .has_one_suspect
+                    .get_or_insert_with(|| suspects(&self.unconfirmed, &error, self.is_main));
                 if let Some(caller) = self.unconfirmed.remove(number) {
-                    caller.reply(Err(PublishFailure::Unconfirmed(error)));
+                    caller.reply(Err(PublishFailure::Unconfirmed { error, is_culprit }));
                 }
             }
         }
+    }
+}
+
+/// Returns the request that was put back, or the next one.
+async fn next(
+    first: &mut Option<LaneRequest>,
+    requests: &mut mpsc::UnboundedReceiver<LaneRequest>,
+) -> Option<LaneRequest> {
+    match first.take() {
+        Some(request) => Some(request),
+        None => requests.recv().await,
     }
 }
 
@@ -333,5 +391,45 @@ impl Future for Confirming {
         self.confirmation
             .poll_unpin(cx)
             .map(|confirmation| (number, confirmation))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A connection that was dropped.
+    struct Dropped;
+
+    impl LaneConnection for Dropped {
+        fn open_channel(&self, _: PublisherConfirms) -> BoxFuture<'_, lapin::Result<Channel>> {
+            unreachable!("it was dropped")
+        }
+
+        fn note_response(&self) {}
+
+        fn note_failure(&self, _: &lapin::Error) {}
+
+        fn mark_suspect(&self) {}
+
+        fn watch_blocked(&self) -> watch::Receiver<Option<String>> {
+            unreachable!("it was dropped")
+        }
+
+        fn spawn(&self, _: BoxFuture<'static, ()>) {}
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lane_ends_when_its_connection_is_dropped_while_blocked() {
+        let (sender, blocked) = watch::channel(Some("memory".to_owned()));
+        let (requests, receiver) = mpsc::unbounded_channel();
+        let connection = Weak::<Dropped>::new();
+        let lane = Lane::new(connection, PublisherConfirms::On, receiver, blocked);
+        let lane = tokio::spawn(lane.main().run());
+        tokio::task::yield_now().await;
+        drop(sender);
+        tokio::task::yield_now().await;
+        drop(requests);
+        lane.await.unwrap();
     }
 }

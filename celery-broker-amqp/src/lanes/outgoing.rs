@@ -37,6 +37,12 @@ impl OutgoingMessage {
     }
 }
 
+impl MessageIdentity {
+    pub(super) fn is_for(&self, exchange: &str) -> bool {
+        self.exchange.as_str() == exchange
+    }
+}
+
 impl Returned<MessageIdentity> for BasicReturnMessage {
     fn is_same(&self, sent: &MessageIdentity) -> bool {
         self.exchange == sent.exchange

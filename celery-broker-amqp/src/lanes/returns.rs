@@ -118,6 +118,11 @@ impl<I, R: Returned<I>, T> UnconfirmedMessages<I, R, T> {
         self.messages.values().map(|message| &message.target)
     }
 
+    /// Returns the identities of the messages that are not decided yet.
+    pub(super) fn identities(&self) -> impl Iterator<Item = &I> {
+        self.messages.values().map(|message| &message.identity)
+    }
+
     /// Records a confirm and the returned message that it carries.
     pub(super) fn confirm(&mut self, number: u64, is_accepted: bool, returned: Option<R>) {
         if returned.is_none() {

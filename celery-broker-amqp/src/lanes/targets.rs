@@ -25,11 +25,13 @@ const MANY_TARGETS: usize = 1024;
 /// version 4.
 const MAX_MESSAGE_SIZE: usize = 16 << 20;
 
-/// The rooms of all targets, and what the server has refused. Kept when the connection
-/// is replaced.
+/// The rooms of all targets, and what the server has accepted and refused. Shared by the
+/// connections of a broker, and kept when they are replaced.
 #[derive(Debug)]
 pub(crate) struct Targets {
     rooms: Mutex<HashMap<Target, Arc<Room>>>,
+    /// The exchanges that exist.
+    exchanges: Mutex<HashSet<String>>,
     /// The exchanges of refused messages.
     refused_exchanges: Mutex<HashSet<String>>,
     /// The size in bytes of the largest body that the server accepts.
@@ -60,6 +62,7 @@ impl Default for Targets {
     fn default() -> Self {
         Self {
             rooms: Mutex::default(),
+            exchanges: Mutex::default(),
             refused_exchanges: Mutex::default(),
             max_size: AtomicUsize::new(MAX_MESSAGE_SIZE),
         }
@@ -79,8 +82,19 @@ impl Targets {
         }
     }
 
-    pub(super) fn has_refused_exchange(&self, exchange: &str) -> bool {
-        lock(&self.refused_exchanges).contains(exchange)
+    /// Records that an exchange exists.
+    pub(crate) fn add_exchange(&self, exchange: &str) {
+        let mut exchanges = lock(&self.exchanges);
+        if !exchanges.contains(exchange) {
+            exchanges.insert(exchange.to_owned());
+        }
+    }
+
+    /// Reports whether the exchange exists and has refused no message.
+    pub(super) fn is_trusted(&self, exchange: &str) -> bool {
+        exchange.is_empty()
+            || (lock(&self.exchanges).contains(exchange)
+                && !lock(&self.refused_exchanges).contains(exchange))
     }
 
     pub(super) fn max_size(&self) -> usize {

@@ -146,6 +146,65 @@ async fn refusals_cost_the_valid_sends_nothing() {
     .await;
 }
 
+/// RabbitMQ refuses the type of this header, and its error names no message.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn refusal_that_names_no_message_leaves_all_in_flight_in_doubt() {
+    let test_vhost = TestVhost::create();
+    let (broker, queue) = (test_vhost.broker(), Queue::new("q"));
+    within("declare", broker.declare(&queue)).await.unwrap();
+    let mut refused = to("q", "refused");
+    refused
+        .message
+        .headers
+        .set("CC", "not a list".into())
+        .unwrap();
+    let batch = [to("q", "1"), refused.clone(), to("q", "2")];
+    for outcome in broker.publish(&batch).await {
+        if let Err(error) = outcome {
+            assert!(error.is_in_doubt(), "{error}");
+        }
+    }
+
+    let error = publish_one(&broker, refused).await.unwrap_err();
+
+    assert_eq!(error.kind(), ServiceErrorKind::Invalid, "{error}");
+    publish_one(&broker, to("q", "3")).await.unwrap();
+}
+
+/// The server answers a declaration after its caller has given up.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn late_refusal_is_not_taken_for_the_next_answer() {
+    let server = blocking(RabbitServer::start);
+    let broker = broker_at(&server.url());
+    within("declare", broker.declare(&Queue::new("q")))
+        .await
+        .unwrap();
+    let other = Queue::new("q").max_priority(3);
+    for round in 0..3 {
+        server.pause();
+        let declared = tokio::time::timeout(Duration::from_millis(300), broker.declare(&other));
+        assert!(declared.await.is_err(), "the server has answered");
+        server.resume();
+
+        let fresh = Queue::new(format!("fresh{round}"));
+        within("declare", broker.declare(&fresh)).await.unwrap();
+
+        publish_one(&broker, to(&fresh.name, "1")).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs rabbitmq-server; run cargo xtask test"]
+async fn task_with_a_distant_expiry_is_sent() {
+    let test_vhost = TestVhost::create();
+    let broker = test_vhost.broker();
+    let call = ADD.s((1, 2)).expires_in(Duration::from_secs(100 * 86_400));
+    client_of(&broker).apply(call).await.unwrap();
+    assert_eq!(broker.depth(&Queue::new("new")).await.unwrap(), 1);
+}
+
 /// The exchange exists, and the user must not write to it.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs rabbitmq-server; run cargo xtask test"]

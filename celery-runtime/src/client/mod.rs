@@ -56,7 +56,8 @@ struct ClientInner {
     window: SendWindow,
 }
 
-/// An error in sending a task: it was not sent.
+/// An error in sending a task. It was not sent, unless the error is
+/// [in doubt](Self::is_in_doubt).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SendError {
@@ -117,8 +118,8 @@ pub enum SendError {
         /// The error of the store.
         cause: ServiceError,
     },
-    /// The broker did not accept the message.
-    #[error("task {task} was not sent: {cause}")]
+    /// The broker did not accept the message, or did not answer.
+    #[error("task {task} {}: {cause}", outcome(cause))]
     Broker {
         /// The task's name.
         task: String,
@@ -127,7 +128,21 @@ pub enum SendError {
     },
 }
 
+/// What an error of the broker means for the task.
+fn outcome(cause: &ServiceError) -> &'static str {
+    match cause.is_in_doubt() {
+        true => "may not have been sent",
+        false => "was not sent",
+    }
+}
+
 impl SendError {
+    /// Returns whether the task may have been sent, because the broker has not answered. Sending
+    /// it again may then run it twice.
+    pub fn is_in_doubt(&self) -> bool {
+        matches!(self, Self::Broker { cause, .. } if cause.is_in_doubt())
+    }
+
     /// Returns whether sending again later may succeed. After a lost connection or a timeout the
     /// broker may have accepted the message nevertheless.
     pub fn is_transient(&self) -> bool {
@@ -450,6 +465,8 @@ impl Client {
         let mut unreachable = None;
         let attempts = async {
             for attempt in 0.. {
+                // Without an answer, this attempt is in doubt.
+                unreachable = None;
                 let answers = self.inner.broker.publish(batch).await;
                 match answers.iter().find_map(|answer| answer.as_ref().err()) {
                     Some(error) if error.kind() == ServiceErrorKind::Unreachable => {

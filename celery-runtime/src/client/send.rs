@@ -253,7 +253,10 @@ impl Client {
                 match answers.next().unwrap_or_else(|| Err(no_answer())) {
                     Ok(()) => published.extend(publication),
                     Err(cause) => {
-                        self.unlock(lock, &id).await;
+                        // A task that may have been sent keeps its lock.
+                        if !cause.is_in_doubt() {
+                            self.unlock(lock, &id).await;
+                        }
                         failed.get_or_insert(SendError::Broker { task, cause });
                     }
                 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 use crate::boundary::{ServiceError, ServiceErrorKind};
 
@@ -71,28 +72,53 @@ impl SendWindow {
                 None => counts.push((hash, 1, target)),
             }
         }
-        // All calls take their permits in the same order, so that none waits for a call
-        // that waits for it.
         counts.sort_unstable_by_key(|(hash, ..)| *hash);
+        let until = Instant::now() + self.max_wait;
         let mut permits = Vec::with_capacity(counts.len());
-        for (hash, count, target) in counts {
-            let count = u32::try_from(count.min(self.size)).unwrap_or(u32::MAX);
-            permits.push(self.acquire(self.room(hash), count, target).await?);
+        // A call waits for one target at a time and takes no room of others meanwhile.
+        let mut awaited = None;
+        while permits.len() < counts.len() {
+            permits.clear();
+            let mut full = None;
+            for (index, (hash, count, _)) in counts.iter().enumerate() {
+                let permit = match awaited.take_if(|(awaited, _)| *awaited == index) {
+                    Some((_, permit)) => Ok(permit),
+                    None => self.room(*hash).try_acquire_many_owned(self.places(*count)),
+                };
+                match permit {
+                    Ok(permit) => permits.push(permit),
+                    Err(_) => {
+                        full = Some(index);
+                        break;
+                    }
+                }
+            }
+            if let Some(index) = full {
+                permits.clear();
+                drop(awaited.take());
+                let (hash, count, target) = counts[index];
+                let permit = self.acquire(hash, count, target, until).await?;
+                awaited = Some((index, permit));
+            }
         }
         Ok(InFlight { _permits: permits })
     }
 
+    /// Returns the room that so many messages for one target take.
+    fn places(&self, count: usize) -> u32 {
+        u32::try_from(count.min(self.size)).unwrap_or(u32::MAX)
+    }
+
     async fn acquire(
         &self,
-        room: Arc<Semaphore>,
-        count: u32,
+        hash: u64,
+        count: usize,
         target: Target<'_>,
+        until: Instant,
     ) -> Result<OwnedSemaphorePermit, ServiceError> {
-        if let Ok(permit) = Arc::clone(&room).try_acquire_many_owned(count) {
-            return Ok(permit);
-        }
         let waiting = WaitingCall::count(&self.waiting);
-        match tokio::time::timeout(self.max_wait, room.acquire_many_owned(count)).await {
+        let permit = self.room(hash).acquire_many_owned(self.places(count));
+        match tokio::time::timeout_at(until, permit).await {
             Ok(permit) => Ok(permit.expect("the semaphore is never closed")),
             Err(_) => Err(self.no_room(target, waiting.0.load(Ordering::Relaxed))),
         }
@@ -178,6 +204,29 @@ mod tests {
              waited, this one for 60s"
         );
         assert_eq!(window.waiting.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn call_that_waits_for_full_targets_takes_no_room_of_others() {
+        let window = SendWindow::new(2, Duration::from_secs(60));
+        let full = ["a", "b", "c"];
+        let mut held = Vec::new();
+        for queue in full {
+            held.push(window.enter(messages(queue, 2)).await.unwrap());
+        }
+        let targets = || full.into_iter().chain(["free"]).map(|queue| ("", queue));
+        let began = Instant::now();
+        let call = window.enter(targets());
+        let others = async {
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            let free = window.enter(messages("free", 2)).now_or_never();
+            assert!(free.unwrap().is_ok());
+        };
+        let (call, ()) = tokio::join!(call, others);
+        call.unwrap_err();
+        assert_eq!(began.elapsed(), Duration::from_secs(60));
+        held.clear();
+        window.enter(targets()).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]

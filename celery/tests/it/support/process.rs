@@ -35,6 +35,11 @@ impl WorkerProcess {
         let mut command = Command::new(example(program[0]));
         command
             .args(&program[1..])
+            // Variables of the tests are no settings, about which the worker would warn.
+            .env_remove("CELERY_TEST_PYTHON")
+            .env_remove("CELERY_TEST_REDIS_SERVER")
+            .env_remove("CELERY_TEST_RABBITMQ_SERVER")
+            .env_remove("CELERY_TEST_LONG")
             .envs(setup.environment())
             .envs(settings.iter().copied())
             .stdin(Stdio::null())
