@@ -323,14 +323,16 @@ impl ConsumerInner {
 #[derive(Clone, Copy)]
 pub(super) enum ConsumerOrder {
     RoundRobin,
-    /// At random, by consumer priorities. The consumer that has waited for longest is
-    /// the next one of every queue, and a burst of one message per queue would reach
-    /// it alone. Other consumers, such as those of Python workers, have priority 0.
+    /// On quorum queues at random, by consumer priorities. The consumer that has waited
+    /// for longest is the next one of every queue: a burst of one message per queue would
+    /// reach it alone, and the queues would count what it returns. Other consumers, such
+    /// as those of Python workers, have priority 0; a lower one could get no message as
+    /// long as they have room.
     Random,
 }
 
 impl ConsumerOrder {
-    /// The largest absolute value of a random priority.
+    /// The largest random priority.
     const MAX_PRIORITY: i32 = 1_000;
 
     /// Returns the arguments of a `basic.consume`.
@@ -338,10 +340,10 @@ impl ConsumerOrder {
         let mut arguments = FieldTable::default();
         // A priority would take the role of the active consumer from another one.
         let has_active = queue.arguments.get("x-single-active-consumer").is_some();
-        if matches!(self, Self::Random) && !has_active {
-            let range = 2 * Self::MAX_PRIORITY as u128 + 1;
+        if matches!(self, Self::Random) && queue.is_quorum() && !has_active {
+            let range = Self::MAX_PRIORITY as u128 + 1;
             let random = (Uuid::new_v4().as_u128() % range) as i32;
-            let priority = AMQPValue::LongInt(random - Self::MAX_PRIORITY);
+            let priority = AMQPValue::LongInt(random);
             arguments.insert("x-priority".into(), priority);
         }
         arguments

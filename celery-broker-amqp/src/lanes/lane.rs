@@ -67,7 +67,7 @@ pub(crate) enum PublishFailure {
 /// Reports whether the refusal by which a channel has failed is known to be about each
 /// message that it [includes](RefusedMessage::includes): others may have been accepted
 /// before it. A message for an exchange that is not known to exist was not.
-fn suspects(unconfirmed: &Unconfirmed, error: &lapin::Error, is_main: bool) -> bool {
+fn suspects(unconfirmed: &LaneMessages, error: &lapin::Error, is_main: bool) -> bool {
     match refused_message(error) {
         Some(RefusedMessage::LargerThan(_)) => true,
         Some(RefusedMessage::OfExchange(_)) if !is_main => true,
@@ -93,7 +93,7 @@ impl Caller {
     }
 }
 
-type Unconfirmed = UnconfirmedMessages<MessageIdentity, BasicReturnMessage, Caller>;
+type LaneMessages = UnconfirmedMessages<MessageIdentity, BasicReturnMessage, Caller>;
 
 /// The state of a lane.
 pub(super) struct Lane {
@@ -106,7 +106,7 @@ pub(super) struct Lane {
     blocked: watch::Receiver<Option<String>>,
     channel: Option<Channel>,
     confirming: FuturesUnordered<Confirming>,
-    unconfirmed: Unconfirmed,
+    unconfirmed: LaneMessages,
     /// The time of the last confirm, or when the server has ended a block.
     progress_at: Instant,
     /// Whether it is the lane of all exchanges that are known to exist, whose channel

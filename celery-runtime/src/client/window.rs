@@ -10,6 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::boundary::{ServiceError, ServiceErrorKind};
+use crate::env;
 
 /// The exchange and routing key of a message.
 type Target<'a> = (&'a str, &'a str);
@@ -73,7 +74,7 @@ impl SendWindow {
             }
         }
         counts.sort_unstable_by_key(|(hash, ..)| *hash);
-        let until = Instant::now() + self.max_wait;
+        let until = env::instant() + self.max_wait;
         let mut permits = Vec::with_capacity(counts.len());
         // A call waits for one target at a time and takes no room of others meanwhile.
         let mut awaited = None;

@@ -145,8 +145,7 @@ impl Worker {
 
     /// Enables mingle: before its first message the worker asks its peers for
     /// revoked tasks; on by default, and off without remote control. RabbitMQ does
-    /// not return the number of peers, so there it takes 1 s if at least one
-    /// exists.
+    /// not return the number of peers, so there it takes 1 s, as in Celery.
     #[must_use]
     pub fn mingle(mut self, enabled: bool) -> Self {
         self.settings.mingle = enabled;

@@ -17,7 +17,7 @@ for_each_broker! {
 
 async fn rust_and_python_workers_share_a_queue(setup: Setup) {
     let worker = setup.app().worker(test_tasks()).concurrency(2);
-    let worker = RunningWorker::start(worker.prefetch_multiplier(1)).await;
+    let worker = RunningWorker::start(worker.prefetch_multiplier(1).mingle(false)).await;
     let python = start_python(setup.python_worker().argument("--prefetch-multiplier=1")).await;
 
     let client = setup.client();
@@ -60,7 +60,7 @@ print(json.dumps({language: done_by.count(language) for language in set(done_by)
 
 async fn retries_and_chains_cross_languages(setup: Setup) {
     let worker = setup.app().worker(test_tasks()).concurrency(1);
-    let worker = RunningWorker::start(worker.prefetch_multiplier(1)).await;
+    let worker = RunningWorker::start(worker.prefetch_multiplier(1).mingle(false)).await;
     let python = start_python(setup.python_worker()).await;
     let program = r#"
 hop = app.signature("test.hop")
@@ -102,7 +102,7 @@ same([get(one) for one in retried], [4] * 10)
 /// The worker of either language that stores the last member sends the body.
 async fn chord_members_are_counted_across_languages(setup: Setup) {
     let worker = setup.app().worker(test_tasks()).concurrency(2);
-    let worker = RunningWorker::start(worker.prefetch_multiplier(1)).await;
+    let worker = RunningWorker::start(worker.prefetch_multiplier(1).mingle(false)).await;
     let python = start_python(setup.python_worker().argument("--prefetch-multiplier=1")).await;
     let theirs = setup.python(
         r#"
