@@ -29,7 +29,7 @@ async fn rust_worker_runs_delayed_tasks_of_python_client_when_due(setup: Setup) 
     let worker = setup.serve(test_tasks()).await;
     // With native delayed delivery, Python rounds to whole seconds.
     let program = r#"
-for delay in (1, 2.5, 5):
+for delay in (1, 2.5, 9):
     due = time.time() + delay
     print(json.dumps([send("test.now", countdown=delay).id, due]))
 eta = datetime.datetime.now(timezone.utc) + timedelta(seconds=2)
@@ -73,7 +73,7 @@ async fn wait_until_broker_delays(setup: &Setup) {
         let mut queues = setup.vhost().queues().await;
         queues.retain(|_, content| content.unacked > 0 || content.ready > 0);
         let is_delay_queue = |queue: &String| {
-            queue.starts_with("celery_delayed_") || queue.starts_with("celery_due_")
+            queue.starts_with("celery_delayed_") || queue.starts_with("celery_due")
         };
         (!queues.is_empty() && queues.keys().all(is_delay_queue)).then_some(())
     })

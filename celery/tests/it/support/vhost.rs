@@ -121,8 +121,11 @@ const QUEUES: &str = r#"
     Unacked = case amqqueue:get_type(Q) of
         rabbit_quorum_queue ->
             Query = fun rabbit_fifo:query_messages_checked_out/1,
-            {ok, {_, Messages}, _} = ra:local_query(amqqueue:get_pid(Q), Query),
-            Messages;
+            case ra:local_query(amqqueue:get_pid(Q), Query) of
+                {ok, {_, Messages}, _} -> Messages;
+                % The queue is being created, so that it is not known to be empty.
+                _ -> 1
+            end;
         _ ->
             [{_, Messages}] = rabbit_amqqueue:info(Q, [messages_unacknowledged]),
             Messages
