@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use celery_runtime::{Delivery, Queue, ServiceError, ServiceErrorKind};
-use futures_util::future::{FutureExt, TryFutureExt, try_join_all};
+use futures_util::future::{FutureExt, TryFutureExt, join_all, try_join_all};
 use futures_util::stream::StreamExt;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::inner::{ConsumerInner, TagState};
 use super::receive_state::{ConsumerEvent, ReceiveState, consumer_stream};
 use super::unacked::UnackedDelivery;
+use crate::error::reply_code;
 use crate::sync::lock;
 
 /// How often a message may have been delivered before a surplus delivery of it stays
@@ -162,8 +163,7 @@ impl ConsumerInner {
             );
             requests.push(consuming.map_ok(move |consumer| (index, consumer)));
         }
-        let started = try_join_all(requests);
-        let started = self.connection.await_response(started).await;
+        let started = self.connection.await_response(all(requests)).await;
         for (source, consumer) in started.map_err(|error| context.wrap(error))? {
             state.consumers.push((source, consumer.tag()));
             state.streams.push(consumer_stream(source, consumer));
@@ -317,6 +317,20 @@ impl ConsumerInner {
         frames.iter().try_for_each(|frame| self.written(frame))?;
         stopped
     }
+}
+
+/// Waits for all requests. If the server refuses one, its error is returned, and not that
+/// of another request on the channel that is closed by then.
+async fn all<T>(requests: Vec<impl Future<Output = lapin::Result<T>>>) -> lapin::Result<Vec<T>> {
+    let mut answers = join_all(requests).await;
+    let is_refusal = |answer: &lapin::Result<T>| {
+        let error = answer.as_ref().err();
+        error.is_some_and(|error| reply_code(error).is_some())
+    };
+    if let Some(refused) = answers.iter().position(is_refusal) {
+        answers.swap(0, refused);
+    }
+    answers.into_iter().collect()
 }
 
 /// The order in which the server chooses among the waiting consumers of a queue.
