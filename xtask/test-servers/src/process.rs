@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::paths;
 use crate::process_group::{ProcessGroup, poll_until, send_signal};
@@ -70,6 +70,31 @@ impl Process {
             "cannot send SIG{name} to process {}",
             self.id()
         );
+        if name == "STOP" {
+            self.wait_until_stopped();
+        }
+    }
+
+    /// Waits until no thread runs: on a busy machine a stopped process replies for a
+    /// moment. Only where `/proc` tells.
+    fn wait_until_stopped(&self) {
+        let until = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < until {
+            let Ok(threads) = fs::read_dir(format!("/proc/{}/task", self.id())) else {
+                return;
+            };
+            let is_stopped = |stat: &str| {
+                let state = stat.rsplit(") ").next();
+                state.is_some_and(|state| state.starts_with('T'))
+            };
+            let mut stats = threads
+                .flatten()
+                .filter_map(|thread| fs::read_to_string(thread.path().join("stat")).ok());
+            if stats.all(|stat| is_stopped(&stat)) {
+                return;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Kills the program and all of its children, and waits until the program has exited.
