@@ -13,7 +13,6 @@ use lapin::{Channel, Connection, ErrorKind, Event};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 
 use crate::declaration_cache::DeclarationCache;
 use crate::error::{is_timeout, reply_code, with_timeout};
@@ -35,9 +34,6 @@ pub(crate) struct AmqpConnection {
     blocked: watch::Receiver<Option<String>>,
     /// A response timed out, so that the connection is probed before its next use.
     suspect: AtomicBool,
-    opened_at: Instant,
-    /// The time of the server's last answer, in microseconds after `opened_at`.
-    last_response: AtomicU64,
     /// Runs `watch_events`. Aborted on drop.
     event_task: JoinHandle<()>,
     /// Runs the work that must finish when its caller is cancelled.
@@ -74,8 +70,6 @@ impl AmqpConnection {
             response_timeout,
             blocked,
             suspect: AtomicBool::new(false),
-            opened_at: Instant::now(),
-            last_response: AtomicU64::new(0),
             event_task,
             runtime: Handle::current(),
             declarations: DeclarationCache::default(),
@@ -125,17 +119,11 @@ impl AmqpConnection {
     ) -> lapin::Result<T> {
         let response = with_timeout(self.response_timeout, response).await;
         match &response {
-            Ok(_) => self.note_response(),
+            Ok(_) => {}
             Err(error) if is_timeout(error) => self.mark_suspect(),
             Err(error) => self.note_failure(error),
         }
         response
-    }
-
-    /// Reports whether the server has answered after this time.
-    pub(crate) fn has_responded_since(&self, time: Instant) -> bool {
-        let last = Duration::from_micros(self.last_response.load(Ordering::Relaxed));
-        self.opened_at + last > time
     }
 
     /// Closes the connection, and ignores a server that does not respond.
@@ -180,12 +168,6 @@ impl LaneConnection for AmqpConnection {
             }
             Ok(channel)
         })
-    }
-
-    fn note_response(&self) {
-        let elapsed = self.opened_at.elapsed().as_micros();
-        let elapsed = u64::try_from(elapsed).unwrap_or(u64::MAX);
-        self.last_response.store(elapsed, Ordering::Relaxed);
     }
 
     fn note_failure(&self, error: &lapin::Error) {

@@ -27,9 +27,6 @@ pub(crate) trait LaneConnection: Send + Sync + 'static {
     /// Opens a channel, and asks for confirms on it.
     fn open_channel(&self, confirms: PublisherConfirms) -> BoxFuture<'_, lapin::Result<Channel>>;
 
-    /// Records that the server has answered.
-    fn note_response(&self);
-
     /// Counts the channel that the server has closed with this error.
     fn note_failure(&self, error: &lapin::Error);
 

@@ -16,7 +16,6 @@ use celery_protocol::Message;
 use celery_runtime::{Exchange, Publication, Queue, ServiceError, ServiceErrorKind};
 use futures_util::future::join_all;
 use lapin::types::ShortString;
-use tokio::time::Instant;
 
 use crate::connection::AmqpConnection;
 use crate::declaration_cache::EntityKind;
@@ -263,7 +262,6 @@ impl Shared {
         if messages.is_empty() {
             return Vec::new();
         }
-        let unanswered = UnansweredCall::new(connection);
         let lanes = &connection.lanes;
         let mut replies = Vec::with_capacity(messages.len());
         for mut message in messages {
@@ -298,7 +296,6 @@ impl Shared {
             }
             outcomes.push(Err(self.publish_error(&address, failure)));
         }
-        std::mem::forget(unanswered);
         outcomes
     }
 
@@ -361,30 +358,6 @@ enum Attempt {
     First,
     /// After the server has returned the message.
     Second,
-}
-
-/// A call whose messages have no outcome yet. If it is dropped, the server may be
-/// silent, and the next use of the connection probes it.
-struct UnansweredCall<'a> {
-    connection: &'a AmqpConnection,
-    begun_at: Instant,
-}
-
-impl<'a> UnansweredCall<'a> {
-    fn new(connection: &'a AmqpConnection) -> Self {
-        Self {
-            connection,
-            begun_at: Instant::now(),
-        }
-    }
-}
-
-impl Drop for UnansweredCall<'_> {
-    fn drop(&mut self) {
-        if !self.connection.has_responded_since(self.begun_at) {
-            self.connection.mark_suspect();
-        }
-    }
 }
 
 fn describe_target(exchange: &str, routing_key: &str) -> String {

@@ -280,9 +280,6 @@ impl Lane {
         }
         // The failures of a channel are resolved at the same time.
         self.has_one_suspect = None;
-        if let Some(connection) = self.connection.upgrade() {
-            connection.note_response();
-        }
         self.progress_at = Instant::now();
         for (caller, outcome) in self.unconfirmed.decide() {
             caller.place.mark_confirmed();
@@ -405,8 +402,6 @@ mod tests {
         fn open_channel(&self, _: PublisherConfirms) -> BoxFuture<'_, lapin::Result<Channel>> {
             unreachable!("it was dropped")
         }
-
-        fn note_response(&self) {}
 
         fn note_failure(&self, _: &lapin::Error) {}
 
